@@ -1,0 +1,51 @@
+# `make demo` and `make test` set up by themselves all they need; `make help` lists the rest.
+# STACK=modern (or petastorm), PYTHON=/path/to/python and VENV=folder override what tools/setup.sh would choose.
+VENV   ?= .venv
+CONFIG ?= conf/bikeshare.yaml
+ARGS   ?=
+
+# Everything runs on the environment's own Spark and Python, on this machine, whatever else the shell is set up for.
+unexport SPARK_HOME PYTHONPATH PYTHONHOME HADOOP_CONF_DIR YARN_CONF_DIR PYSPARK_SUBMIT_ARGS MASTER
+export VENV STACK PYTHON
+export SPARK_CONF_DIR        := $(CURDIR)/conf
+export PYSPARK_PYTHON        := $(abspath $(VENV))/bin/python
+export PYSPARK_DRIVER_PYTHON := $(PYSPARK_PYTHON)
+RUN = "$(VENV)/bin/python" -m
+# Spark's own search for its home breaks on a space in the path.
+FIND_SPARK = import importlib.util; print(importlib.util.find_spec('pyspark').submodule_search_locations[0])
+
+.PHONY: help demo test quick lint format setup clean distclean
+
+help:                   ## this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile
+
+demo:                   ## fine-tune the bike-sharing pipeline (CONFIG=conf/digits.yaml, ARGS="fineTuner.maxEpochs=50")
+	@bash tools/setup.sh java demo
+	@SPARK_HOME="$$("$(VENV)/bin/python" -c "$(FIND_SPARK)")" "$(VENV)/bin/spark-submit" jobs/finetune.py --config "$(CONFIG)" $(ARGS)
+
+test: lint              ## lint, then all tests
+	@bash tools/setup.sh java dev
+	$(RUN) pytest $(ARGS)
+
+quick:                  ## the tests that aren't marked slow
+	@bash tools/setup.sh java dev
+	$(RUN) pytest -m "not slow" $(ARGS)
+
+lint: setup             ## ruff (rules and format) and mypy
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy
+
+format: setup           ## let ruff format the code and fix what it can
+	$(RUN) ruff format .
+	$(RUN) ruff check --fix .
+
+setup:                  ## the environment for developers
+	@bash tools/setup.sh dev
+
+clean:                  ## delete caches and what Spark drops; runs/ holds models and stays
+	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist *.egg-info spark-warehouse metastore_db derby.log
+	find . -name __pycache__ -type d -not -path "./.venv*" -prune -exec rm -rf {} +
+
+distclean: clean        ## delete the environment, too
+	rm -rf "$(VENV)"

@@ -1,0 +1,54 @@
+"""The pipelines of the shipped configs: functions of the training DataFrame that return an unfitted Pipeline."""
+
+from pyspark.ml import Pipeline
+from pyspark.ml.classification import LogisticRegression
+from pyspark.ml.feature import PCA, OneHotEncoder, StandardScaler, StringIndexer, VectorAssembler
+from pyspark.ml.regression import GeneralizedLinearRegression
+from pyspark.sql import DataFrame
+
+CALENDAR = ["season", "mnth", "hr", "holiday", "weekday", "workingday"]
+WEATHER = ["weathersit"]
+NUMERIC = ["temp", "atemp", "hum", "windspeed"]
+
+
+def bikeshare(train: DataFrame) -> Pipeline:
+    """Riders per hour from calendar and weather: ten principal components in front of a Poisson regression.
+
+    The weather may show a level that the training rows don't have (the year has one hour of heavy rain): `keep`
+    counts unseen levels as one more level, the last, and OneHotEncoder drops the last one, so that such a row gets
+    all zeros instead of an error. The calendar's levels are all there; its indexer stays with `error`, because `keep`
+    leaves a column for every level that was seen, they add up to 1, and with several such groups the covariance is
+    so singular that Spark's PCA fails on some splits and on others returns wrong components without saying so.
+    """
+    categorical = [*CALENDAR, *WEATHER]
+    return Pipeline(
+        stages=[
+            StringIndexer(inputCols=CALENDAR, outputCols=[f"{column}_index" for column in CALENDAR]),
+            StringIndexer(
+                inputCols=WEATHER, outputCols=[f"{column}_index" for column in WEATHER], handleInvalid="keep"
+            ),
+            OneHotEncoder(
+                inputCols=[f"{column}_index" for column in categorical],
+                outputCols=[f"{column}_onehot" for column in categorical],
+            ),
+            VectorAssembler(
+                inputCols=[*(f"{column}_onehot" for column in categorical), *NUMERIC], outputCol="assembled"
+            ),
+            StandardScaler(inputCol="assembled", outputCol="scaled", withMean=True),
+            PCA(inputCol="scaled", outputCol="components", k=10),
+            GeneralizedLinearRegression(featuresCol="components", labelCol="bikers", family="poisson", link="log"),
+        ]
+    )
+
+
+def digits(train: DataFrame) -> Pipeline:
+    """The digit on an 8x8 image: ten principal components of 64 pixels in front of a softmax."""
+    pixels = [column for column in train.columns if column not in ("id", "label")]
+    return Pipeline(
+        stages=[
+            VectorAssembler(inputCols=pixels, outputCol="assembled"),
+            StandardScaler(inputCol="assembled", outputCol="scaled", withMean=True),
+            PCA(inputCol="scaled", outputCol="components", k=10),
+            LogisticRegression(featuresCol="components", labelCol="label", family="multinomial"),
+        ]
+    )

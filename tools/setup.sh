@@ -1,0 +1,110 @@
+#!/usr/bin/env bash
+# Makes the virtual environment, once:  tools/setup.sh [java] demo|dev
+#   java   first checks that Spark will find a Java it can run on
+#   demo   what `make demo` needs (Petastorm included, where its stack can be had)
+#   dev    demo, and what linting, tests and benchmarks need
+# Reads VENV (default .venv), STACK (petastorm or modern) and PYTHON (an interpreter); the last two are found if not given.
+# What was installed is stamped with all that it was made from; the stamp is written last, so that a broken-off
+# installation is done again, from the start. pip's own settings apply (PIP_INDEX_URL, PIP_FIND_LINKS, ... choose the build of torch).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+VENV=${VENV:-.venv}
+WANTED=${STACK:-}
+case $WANTED in "" | petastorm | modern) ;; *) echo "sparkdiff: STACK must be petastorm or modern, got '$WANTED'" >&2; exit 1 ;; esac
+
+say() { printf 'sparkdiff: %s\n' "$*" >&2; }
+die() { say "$@"; exit 1; }
+
+check_java() {
+    local java=java version major
+    if [ -n "${JAVA_HOME:-}" ]; then java=$JAVA_HOME/bin/java; fi          # as Spark chooses
+    version=$("$java" -version 2>&1) \
+        || die "no Java found${JAVA_HOME:+ in JAVA_HOME=$JAVA_HOME}. Install Java 17, e.g. 'apt install openjdk-17-jre-headless' or 'brew install openjdk@17'."
+    major=$(printf '%s\n' "$version" | sed -n 's/.* version "\(1\.\)\{0,1\}\([0-9]*\).*/\2/p' | head -n 1)
+    [ "${major:-0}" -ge 17 ] \
+        || die "Java ${major:-of an unknown version} found ($java), Spark 4 needs 17 or newer. Install Java 17 and point JAVA_HOME at it."
+    if [ "$major" -gt 21 ]; then say "note: Java $major found; Spark 4.0 is documented for 17 and 21 (if it fails, point JAVA_HOME at one of them)"; fi
+}
+
+# The stack that an interpreter gets, or nothing where it is too old, broken or without venv.
+stack_for() {
+    "$1" - 2>/dev/null <<'PYTHON' || true
+import ensurepip, sys, venv
+v = sys.version_info[:2]
+print("petastorm" if (3, 10) <= v <= (3, 11) else "modern" if v > (3, 11) else "")
+PYTHON
+}
+
+# Sets BASE and STACK. Petastorm first: Python 3.11 or 3.10, under whatever name; then the modern stack on 3.11 or newer.
+find_python() {
+    local candidate stack wanted candidates=(python3.11 python3.10 python3 python python3.12 python3.13 python3.14)
+    if [ -n "${PYTHON:-}" ]; then candidates=("$PYTHON"); fi
+    for wanted in ${WANTED:-petastorm modern}; do
+        for candidate in "${candidates[@]}"; do
+            stack=$(stack_for "$candidate")
+            if [ "$wanted" = modern ] && [ "$stack" = petastorm ] && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+                stack=modern                                                # Python 3.11 can have either
+            fi
+            if [ -n "$stack" ] && [ "$stack" = "$wanted" ]; then BASE=$candidate STACK=$stack; return; fi
+        done
+    done
+    die "no usable Python found${WANTED:+ for STACK=$WANTED} (tried ${candidates[*]}). Install Python 3.11 with venv, e.g. 'apt install python3.11-venv' or 'brew install python@3.11'."
+}
+
+# What an installation depends on; VENV's place too, because its scripts and the editable install hold absolute paths.
+ingredients() {
+    printf '%s %s %s\n' "$PWD/$VENV" "$STACK" "$1"
+    "$VENV/bin/python" -c 'import sys; print(sys.version)'
+    cat pyproject.toml "constraints/$STACK.txt" tools/setup.sh
+}
+
+up_to_date() {
+    [ -f "$VENV/sparkdiff-$1.stamp" ] && ingredients "$1" | cmp -s - "$VENV/sparkdiff-$1.stamp"
+}
+
+make_venv() {
+    local clear=""
+    find_python
+    if [ -e "$VENV/pyvenv.cfg" ]; then
+        say "replacing $VENV, which is unfinished, broken or of another stack"
+        clear=--clear
+    elif [ -n "$(ls -A "$VENV" 2>/dev/null)" ]; then
+        die "$VENV exists and is no virtual environment: move it away, or choose another place by VENV=."
+    fi
+    "$BASE" -m venv --without-pip $clear "$VENV" || die "'$BASE -m venv $VENV' failed (see above)."
+    printf '%s\n' "$STACK" > "$VENV/sparkdiff-stack"
+}
+
+setup() {
+    local level=$1 extras=dev,benchmarks found pins
+    found=$(stack_for "$VENV/bin/python")
+    if [ -n "$found" ] && [ -f "$VENV/sparkdiff-stack" ]; then found=$(cat "$VENV/sparkdiff-stack"); fi
+    if [ -n "$found" ] && [ "${WANTED:-$found}" = "$found" ] && [ ! -e "$VENV/sparkdiff-installing" ]; then
+        STACK=$found
+    else
+        make_venv
+    fi
+    pins=$(grep -E '^(pyspark|petastorm|torch)==' "constraints/$STACK.txt" | tr '\n' ' ')
+    say "$STACK stack (${pins% }) on $("$VENV/bin/python" -V) in $VENV"
+    if up_to_date dev || { [ "$level" = demo ] && up_to_date demo; }; then return; fi
+
+    if [ "$level" = demo ]; then extras=""; fi
+    if [ "$STACK" = petastorm ]; then extras=petastorm${extras:+,$extras}; fi
+    say "installing sparkdiff${extras:+[$extras]}: some minutes, only this once"
+    rm -f "$VENV"/sparkdiff-*.stamp
+    touch "$VENV/sparkdiff-installing"          # pip takes a package that it had half copied for an installed one
+    "$VENV/bin/python" -m pip --version > /dev/null 2>&1 || "$VENV/bin/python" -m ensurepip --default-pip
+    "$VENV/bin/python" -m pip install --no-input --disable-pip-version-check \
+        --constraint "constraints/$STACK.txt" --editable ".${extras:+[$extras]}" \
+        || die "the installation failed (see above); the next call starts it again."
+    rm "$VENV/sparkdiff-installing"
+    ingredients "$level" > "$VENV/sparkdiff-$level.stamp"
+}
+
+for task in "$@"; do
+    case $task in
+        java) check_java ;;
+        demo | dev) setup "$task" ;;
+        *) die "tools/setup.sh [java] demo|dev, got '$task'." ;;
+    esac
+done
