@@ -1,0 +1,38 @@
+"""Fine-tune the Spark ML pipeline you already have; get a plain Spark ML pipeline back."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sparkdiff.errors import InputError, ParityError, SparkdiffError
+    from sparkdiff.network import Network, translate, write_back
+    from sparkdiff.parity import Parity, verify
+    from sparkdiff.planning import Plan, plan
+    from sparkdiff.stages.base import StageModule, register
+    from sparkdiff.summary import FineTuningSummary
+    from sparkdiff.tuner import FineTuner, FineTunerModel, plain
+
+_HOME = {
+    "FineTuner": "tuner", "FineTunerModel": "tuner", "FineTuningSummary": "summary", "InputError": "errors",
+    "Network": "network", "Parity": "parity", "ParityError": "errors", "Plan": "planning", "SparkdiffError": "errors",
+    "StageModule": "stages.base", "plain": "tuner", "plan": "planning", "register": "stages.base", "translate": "network",
+    "verify": "parity", "write_back": "network",
+}  # fmt: skip
+
+__version__ = "0.1.0"
+__all__ = [  # noqa: RUF022 - by what a reader meets first
+    "plan", "translate", "write_back", "verify", "FineTuner", "FineTunerModel", "FineTuningSummary", "plain", "Plan", "Network",
+    "Parity", "StageModule", "register", "SparkdiffError", "InputError", "ParityError",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    # Lazily (PEP 562), so that importing sparkdiff is cheap and needs neither torch nor Spark. No module may bear a
+    # public name: importing it would put the module in the name's place.
+    if name not in _HOME:
+        raise AttributeError(f"module 'sparkdiff' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"sparkdiff.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value

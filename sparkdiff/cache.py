@@ -1,0 +1,450 @@
+"""What Spark computes once: the columns that training reads, as fingerprinted Parquet files dealt into virtual shards."""
+
+from __future__ import annotations
+
+import atexit
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+import uuid
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pyspark.ml import PipelineModel
+from pyspark.ml.functions import vector_to_array
+from pyspark.ml.linalg import VectorUDT
+from pyspark.sql import Column, DataFrame, Window
+from pyspark.sql import functions as F
+from pyspark.sql.types import ArrayType, BooleanType, DataType, NumericType
+
+from sparkdiff import jvm, splits
+from sparkdiff.errors import InputError, did_you_mean
+from sparkdiff.options import Options
+from sparkdiff.planning import Graph, Version
+from sparkdiff.planning import check_columns as check_stage_columns
+from sparkdiff.splits import BLOCK, SPLIT, SPLITS, TIME, Source
+from sparkdiff.stream import DamagedCacheError, Stream
+
+FORMAT = 1
+SHARDS = 8
+PIECE_BYTES = 1 << 26
+SPARSE_WIDTH, SPARSE_FILL = 128, 0.25
+
+
+class DamagedCache(UserWarning):
+    """A cache on disk did not match its manifest and was built again."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What to cache: the cut of a graph, the roles of the label and weight columns, the rows, and how they split."""
+
+    graph: Graph
+    sources: list[Source]
+    options: Options
+    labelCol: str
+    weightCol: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """A complete cache on disk."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    hit: bool
+
+    @property
+    def fingerprint(self) -> str:
+        return str(self.manifest["fingerprint"])
+
+    def columns(self, graph: Graph) -> dict[Version, str]:
+        """Which cached column holds which column version of the cut."""
+        return {version: f"c{i}" for i, version in enumerate(graph.cut())}
+
+    def rows(self, split: str) -> int:
+        return sum(p["rows"] for shard in self.manifest["splits"][split] for p in shard)
+
+
+def root(options: Options) -> Path:
+    """The folder of the caches: the option, the session's conf `spark.sparkdiff.cacheDir`, or a temporary folder.
+
+    Raises:
+        InputError: neither is set and Spark's master is not local, so that a temporary folder would be seen by one machine.
+    """
+    spark = jvm.session()
+    given = options.cacheDir or spark.conf.get("spark.sparkdiff.cacheDir", None)
+    if given is None:
+        master = spark.sparkContext.master or ""
+        if not master.startswith("local"):
+            raise InputError(
+                f"cacheDir is unset and the master is {master}: set cacheDir (or conf spark.sparkdiff.cacheDir) to a folder "
+                "that Spark and this process both see as files"
+            )
+        return _temporary()
+    path = Path(given.removeprefix("file://")).absolute()
+    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return path
+
+
+_made: list[Path] = []
+
+
+def _temporary() -> Path:
+    if not _made:
+        _made.append(Path(tempfile.mkdtemp(prefix="sparkdiff-")))
+        atexit.register(shutil.rmtree, _made[0], ignore_errors=True)
+    return _made[0]
+
+
+def open_cache(request: Request) -> Cache:
+    """The cache of a request: the one on disk where its fingerprint is known and its files are whole, else a new one.
+
+    Raises:
+        InputError: a column is missing, a label, weight, time or group is null or NaN, or Spark failed on the rows.
+    """
+    _check(request)
+    fingerprint = _fingerprint(request)
+    folder = root(request.options) / fingerprint[:16]
+    if (folder / "manifest.json").exists():
+        try:
+            manifest = json.loads((folder / "manifest.json").read_text())
+            with Stream(folder, backend="arrow") as stream:
+                stream.check()
+            return Cache(folder, manifest, hit=True)
+        except (DamagedCacheError, json.JSONDecodeError) as e:
+            warnings.warn(f"the cache {folder} is damaged and is built again: {e}", DamagedCache, stacklevel=2)
+    temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        manifest = _build(request, fingerprint, temporary)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.rename(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return Cache(folder, manifest, hit=False)
+
+
+def _check(request: Request) -> None:
+    for source in request.sources:
+        splits.check_columns(source.df, request.options)
+        check_stage_columns(request.graph, source.df.schema)
+        names = _after(request.graph, source.df)
+        for option, column in (("labelCol", request.labelCol), ("weightCol", request.weightCol)):
+            if column is not None and column.lower() not in names:
+                raise InputError(
+                    f"{option}={column!r} names no column of the data. {did_you_mean(column, source.df.columns)}"
+                )
+
+
+def _after(graph: Graph, df: DataFrame) -> set[str]:
+    """Folded names of the columns once Spark's part has run (of those that can be told)."""
+    made = {c for i in graph.cached for c in graph.leaves[i].outputs}
+    return {c.lower() for c in (*df.columns, *made)}
+
+
+# Fingerprint ----------------------------------------------------------------------------------------------------------
+
+
+def _fingerprint(request: Request) -> str:
+    """Hash of all that decides the cache's content; runs no job over file-based, deterministic sources."""
+    spark, o = jvm.session(), request.options
+    parts: dict[str, Any] = {
+        "format": FORMAT,
+        "shards": SHARDS,
+        "stages": _saved_bytes(request.graph),
+        "cut": [request.graph.name(v) for v in request.graph.cut()],
+        "columns": [request.labelCol, request.weightCol],
+        "split": [o.validationIndicatorCol, o.validationFraction, o.groupCol, o.timeCol, o.seed],
+        "conf": {
+            k: spark.conf.get(k)
+            for k in ("spark.sql.session.timeZone", "spark.sql.ansi.enabled", "spark.sql.caseSensitive")
+        },
+        "sources": [[s.split, source_facts(s.df)] for s in request.sources],
+    }
+    if parts["stages"] is None:  # a stage that can't be saved can't be told apart: the rows that it makes decide
+        parts["stages"] = [_content(_run(request.graph, s.df)) for s in request.sources]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def source_facts(df: DataFrame) -> Any:
+    """What decides a DataFrame's rows: its plan and files where that tells all, else count and hash sum of its content."""
+    return jvm.plan_facts(df) or _content(df)
+
+
+def _content(df: DataFrame) -> Any:
+    h = splits.row_hash(df).cast("decimal(20,0)")  # a sum of longs overflows, and raises under ANSI
+    row = df.agg(F.count(F.lit(1)), F.sum(h)).first()
+    return [df.schema.json(), [str(v) for v in row or ()]]
+
+
+def _saved_bytes(graph: Graph) -> list[str] | None:
+    """Digest of the saved stages that run before the cache; None where one can't be saved."""
+    stages = [graph.leaves[i].stage for i in sorted(graph.cached)]
+    return digest_of(PipelineModel(stages)) if stages else []
+
+
+def params_of(pipeline: Any) -> str | None:
+    """Classes and Params of an unfitted pipeline, free of uids; None where they don't tell it whole (a stage not of Spark's)."""
+    stages = pipeline.getStages() if hasattr(pipeline, "getStages") else [pipeline]
+    parts: list[Any] = []
+    for stage in stages:
+        if hasattr(stage, "getStages"):
+            parts.append(params_of(stage))
+            continue
+        params = jvm.defined_params(stage)
+        params["default"].pop("seed", None)  # differs between two Python processes
+        values = {k: v.toArray().tolist() if hasattr(v, "toArray") else v for k, v in {**params["default"], **params["set"]}.items()}
+        simple = all(isinstance(v, (str, int, float, list, type(None))) for v in values.values())
+        parts.append([type(stage).__name__, values] if simple and type(stage).__module__.startswith("pyspark.ml.") else None)
+    if None in parts:
+        return None
+    text = json.dumps(parts, sort_keys=True)
+    for i, stage in enumerate(stages):
+        text = text.replace(stage.uid, f"uid{i}")
+    return text
+
+
+def digest_of(model: Any) -> list[str] | None:
+    """Digests of the files of a saved model or pipeline, without what differs between two savings of the same (uids, file names, time).
+
+    None where it can't be saved.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="stages-", dir=_temporary()))
+    try:
+        model.write().overwrite().save(folder.as_uri())
+    except (*jvm.SparkError, AttributeError, ValueError, TypeError, NotImplementedError):
+        return None
+    else:
+        metas = {p: json.loads(p.read_text()) for p in sorted(folder.rglob("metadata/part-*"))}
+        uids = {meta["uid"]: f"uid{i}" for i, meta in enumerate(metas.values())}
+
+        def anonymous(text: str) -> str:
+            for uid, name in uids.items():
+                text = text.replace(uid, name)
+            # A loaded stage's default outputCol holds the random uid of the moment it was loaded.
+            return re.sub(r"_[0-9a-f]{12}__output", "__output", text)
+
+        out = []
+        for path in sorted(p for p in folder.rglob("part-*") if p.is_file()):
+            meta = metas.get(path)
+            if meta is not None:
+                del meta["timestamp"]
+                content: Any = anonymous(json.dumps(meta, sort_keys=True)).encode()
+            elif path.suffix == ".parquet":  # Spark orders a file's key-value metadata anyhow; the table is what counts
+                table = pq.read_table(path, partitioning=None).replace_schema_metadata().combine_chunks()
+                sink = pa.BufferOutputStream()
+                with pa.ipc.new_stream(sink, table.schema) as out_stream:
+                    out_stream.write_table(table)
+                content = sink.getvalue()
+            else:
+                content = path.read_bytes()
+            where = anonymous(path.parent.relative_to(folder).as_posix())
+            out.append(f"{where}:{hashlib.sha256(content).hexdigest()}")
+        return sorted(out)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+# Building -------------------------------------------------------------------------------------------------------------
+
+
+def _run(graph: Graph, df: DataFrame) -> DataFrame:
+    for i in sorted(graph.cached):
+        df = graph.leaves[i].stage.transform(df)
+    return df
+
+
+def _build(request: Request, fingerprint: str, folder: Path) -> dict[str, Any]:
+    try:
+        frames = [_run(request.graph, df) for df in splits.with_splits(request.sources, request.options)]
+        columns = _layout(request, frames[0])
+        _write(request, frames, columns, folder)
+    except jvm.SparkError as e:
+        ran = ", ".join(request.graph.leaves[i].uid for i in sorted(request.graph.cached)) or "reading the data"
+        raise InputError(f"Spark failed while it ran what comes before training ({ran}): {jvm.cause(e)}") from e
+    manifest: dict[str, Any] = {
+        "format": FORMAT, "fingerprint": fingerprint, "virtualShards": SHARDS, "columns": columns,
+        "splits": {s: _shards(folder, s) for s in SPLITS},
+    }  # fmt: skip
+    manifest["stats"] = {s: _stats(folder, manifest["splits"][s], request, s) for s in SPLITS}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return manifest
+
+
+def _layout(request: Request, df: DataFrame) -> list[dict[str, Any]]:
+    """How each column of the cut lies in the files. Vectors of unknown width cost a small job over the first rows."""
+    graph = request.graph
+    out: list[dict[str, Any]] = []
+    fields = {f.name.lower(): f for f in df.schema.fields}
+    for i, version in enumerate(graph.cut()):
+        field = fields.get(version[0].lower())
+        if field is None:
+            raise InputError(
+                f"column {graph.name(version)!r} is gone when the cache is written: a stage before drops it"
+            )
+        column: dict[str, Any] = {"name": f"c{i}", "column": graph.name(version), "metadata": field.metadata}
+        if isinstance(field.dataType, (VectorUDT, ArrayType)):
+            width, fill = _width(df, field.name, field.dataType)
+            sparse = isinstance(field.dataType, VectorUDT) and width >= SPARSE_WIDTH and fill < SPARSE_FILL
+            column |= {"kind": "sparse" if sparse else "dense", "width": width}
+        elif isinstance(field.dataType, (NumericType, BooleanType)):
+            column |= {"kind": "scalar", "width": 1}
+        else:
+            raise InputError(
+                f"column {field.name!r} is {field.dataType.simpleString()}; torch takes numbers, vectors and arrays of numbers"
+            )
+        out.append(column)
+    for name, dtype in (("label", "float64"), ("weight", "float64"), ("block", "int64"), ("time", "float64")):
+        out.append({"name": name, "column": name, "kind": "scalar", "width": 1, "dtype": dtype})
+    return out
+
+
+def _width(df: DataFrame, name: str, kind: DataType) -> tuple[int, float]:
+    """Width of a vector column and the share of its entries that is stored, from its first rows."""
+    c = splits.quoted(name)
+    if isinstance(kind, ArrayType):
+        size, stored = F.size(c), F.size(c)
+    else:
+        v = F.unwrap_udt(c)
+        stored = F.size(v["values"])
+        size = F.coalesce(v["size"], stored)
+    row = df.where(c.isNotNull()).limit(256).agg(F.max(size), F.sum(stored), F.sum(size)).first()
+    if row is None or not row[0]:
+        raise InputError(f"column {name!r} holds no vector")
+    return int(row[0]), row[1] / row[2]
+
+
+def _physical(column: dict[str, Any], field_type: DataType, c: Column) -> list[Column]:
+    name = column["name"]
+    if column["kind"] == "scalar":
+        return [c.cast("double").alias(name)]
+    if column["kind"] == "dense":
+        array = vector_to_array(c) if isinstance(field_type, VectorUDT) else c.cast("array<double>")
+        return [array.alias(name)]
+    v = F.unwrap_udt(c)
+    full = v["indices"].isNull()
+    indices = F.when(full, F.sequence(F.lit(0), F.size(v["values"]) - 1)).otherwise(v["indices"])
+    return [indices.alias(f"{name}_i"), v["values"].alias(f"{name}_v")]
+
+
+def _write(request: Request, frames: list[DataFrame], columns: list[dict[str, Any]], folder: Path) -> None:
+    union: DataFrame | None = None
+    for df in frames:
+        selected: list[Column] = []
+        fields = {f.name.lower(): f for f in df.schema.fields}
+        for lost in (SPLIT, BLOCK, TIME, request.labelCol, request.weightCol):
+            if lost is not None and lost.lower() not in fields:
+                cut = ", ".join(
+                    request.graph.leaves[i].uid for i in sorted(request.graph.cached) if request.graph.leaves[i].opaque
+                )
+                raise InputError(
+                    f"{cut or 'a stage'} drops column {lost!r}, which training needs; let it keep all columns (SELECT *, ...)"
+                )
+        for column in columns[:-4]:
+            f = fields[column["column"].lower()]
+            selected += _physical(column, f.dataType, splits.quoted(f.name))
+        weight = splits.quoted(request.weightCol).cast("double") if request.weightCol else F.lit(1.0)
+        selected += [splits.quoted(request.labelCol).cast("double").alias("label"), weight.alias("weight")]
+        selected += [F.col(BLOCK).alias("block"), F.col(TIME).alias("time"), F.col(SPLIT).alias("split")]
+        part = df.select(*selected)
+        union = part if union is None else union.unionByName(part)
+    assert union is not None
+    # Equal rows are dealt by their occurrence number too, so that the files depend on the rows alone, not on partitions.
+    hashed = union.withColumn("hash", splits.row_hash(union))
+    occurrence = F.row_number().over(Window.partitionBy("hash").orderBy("hash"))
+    keyed = hashed.withColumn("key", F.xxhash64("hash", occurrence)).withColumn(
+        "shard", F.pmod(F.col("key"), F.lit(SHARDS))
+    )
+    dealt = (
+        keyed.repartition(SHARDS, "split", "shard").sortWithinPartitions("split", "shard", "key").drop("hash", "key")
+    )
+    width = sum(c["width"] if c["kind"] == "dense" else 1 for c in columns)
+    piece = max(1024, min(65536, PIECE_BYTES // (8 * width)))
+    dealt.write.option("maxRecordsPerFile", piece).partitionBy("split", "shard").parquet(folder.as_uri())
+
+
+def _shards(folder: Path, split: str) -> list[list[dict[str, Any]]]:
+    """Rename Spark's files of one split and describe them."""
+    out = []
+    for shard in range(SHARDS):
+        pieces: list[dict[str, Any]] = []
+        written = folder / f"split={split}" / f"shard={shard}"
+        for i, path in enumerate(sorted(written.glob("part-*.parquet"), key=lambda p: p.name.rsplit("-c", 1)[-1])):
+            name = f"{split}/shard-{shard:03d}-{i:03d}.parquet"
+            (folder / split).mkdir(exist_ok=True)
+            os.rename(path, folder / name)
+            content = (folder / name).read_bytes()
+            rows = pq.read_metadata(folder / name).num_rows
+            pieces.append(
+                {"path": name, "rows": rows, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            )
+        out.append(pieces)
+    shutil.rmtree(folder / f"split={split}", ignore_errors=True)
+    return out
+
+
+def _stats(folder: Path, shards: list[list[dict[str, Any]]], request: Request, split: str) -> dict[str, Any]:
+    """Label and weight statistics of one split, and the refusal of rows that can't be used."""
+    if (folder / "split=__HIVE_DEFAULT_PARTITION__").exists():
+        o = request.options
+        raise InputError(
+            f"{'validationIndicatorCol' if o.validationIndicatorCol else 'timeCol'}="
+            f"{o.validationIndicatorCol or o.timeCol!r} holds null, so that a row is on neither side; fill it or drop such rows"
+        )
+    n = total = mean = m2 = 0.0
+    low, high = float("inf"), float("-inf")
+    counts: dict[float, int] = {}
+    for table in _tables(folder, shards, ["label", "weight", "block"]):
+        label, weight = table["label"], table["weight"]
+        _refuse(label, "labelCol", request.labelCol, "label", lambda c: pc.is_finite(c), "a finite number")
+        _refuse(
+            weight,
+            "weightCol",
+            request.weightCol,
+            "weight",
+            lambda c: pc.and_(pc.is_finite(c), pc.greater_equal(c, 0.0)),
+            ">= 0",
+        )
+        if table["block"].null_count:
+            raise InputError(f"groupCol={request.options.groupCol!r} holds null; fill it or drop such rows")
+        used = label.filter(pc.greater(weight, 0.0))
+        if not len(used):
+            continue
+        n, total = n + len(used), total + pc.sum(weight).as_py()
+        size, there = len(used), pc.mean(used).as_py()
+        delta = there - mean
+        mean += delta * size / n
+        m2 += pc.variance(used).as_py() * size + delta**2 * size * (n - size) / n
+        low, high = min(low, pc.min(used).as_py()), max(high, pc.max(used).as_py())
+        if len(counts) <= 1000:
+            for entry in pc.value_counts(used).to_pylist():  # at most a thousand distinct labels are counted
+                counts[entry["values"]] = counts.get(entry["values"], 0) + entry["counts"]
+                if len(counts) > 1000:
+                    break
+    whole = len(counts) <= 1000 and all(v >= 0 and float(v).is_integer() for v in counts)
+    classes = [counts.get(float(k), 0) for k in range(int(high) + 1)] if n and whole and high <= 1000 else []
+    return {"rows": int(n), "weight": total, "mean": mean, "std": (m2 / (n - 1)) ** 0.5 if n > 1 else 0.0,
+            "low": low if n else None, "high": high if n else None, "classes": classes}  # fmt: skip
+
+
+def _refuse(column: pa.ChunkedArray, option: str, name: str | None, what: str, good: Any, rule: str) -> None:
+    bad = column.filter(pc.invert(pc.fill_null(good(column), False)))
+    if len(bad):
+        raise InputError(
+            f"{option}={name!r} holds {bad[0].as_py()!r} in {len(bad)} or more rows; a {what} must be {rule}: drop or fill such rows"
+        )
+
+
+def _tables(folder: Path, shards: list[list[dict[str, Any]]], columns: list[str]) -> Iterator[pa.Table]:
+    for shard in shards:
+        for piece in shard:
+            yield pq.read_table(folder / piece["path"], columns=columns, partitioning=None)

@@ -1,0 +1,93 @@
+"""The `sparkdiff` command: plan, finetune, verify."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from sparkdiff import run
+from sparkdiff.errors import InputError, SparkdiffError
+from sparkdiff.parity import verify as verify_parity
+from sparkdiff.planning import plan as make_plan
+
+DONE, FAILED, WRONG_INPUT, NOT_STRICT = 0, 1, 2, 3
+
+app = typer.Typer(
+    help="Fine-tune fitted Spark ML pipelines; get plain Spark ML back.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+Model = Annotated[str, typer.Argument(help="Folder of a saved PipelineModel or stage.")]
+Names = Annotated[Optional[list[str]], typer.Option(help="uid, class name or output column; may be repeated.")]  # noqa: UP045 - typer reads it at run time
+
+
+@app.command()
+def plan(
+    model: Model, freeze: Names = None, reference: Names = None, target: Names = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    strict: Annotated[bool, typer.Option(help="Exit with 3 unless every stage is translated.")] = False,
+) -> None:  # fmt: skip
+    """What would be trained, and why not the rest. Runs no job."""
+    fitted = run.load_model(run.start_session({}), run.located(model, Path.cwd()))
+    found = make_plan(fitted, freeze=freeze or (), reference=reference or (), target=target or ())
+    print(found.toJSON() if as_json else found)
+    if strict and any(s.role == "referenced" for s in found.stages):
+        raise typer.Exit(NOT_STRICT)
+
+
+@app.command()
+def finetune(
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="section.key=value, such as fineTuner.maxEpochs=50.")
+    ] = None,
+    config: Annotated[Optional[Path], typer.Option(help="The job's YAML file.")] = None,  # noqa: UP045
+) -> None:
+    """Fine-tune a pipeline as a YAML file says, and write a run folder."""
+    job = run.load_config(config, overrides or [])
+    outcome = run.run(job)
+    print(f"\n{outcome.summary}\nsaved {job.output / 'model'} (plain Spark ML)")
+
+
+@app.command()
+def verify(
+    model: Model,
+    data: Annotated[str, typer.Option(help="Path of the rows to compare on.")],
+    format: Annotated[str, typer.Option(help="Their format.")] = "parquet",
+    options: Annotated[str, typer.Option(help="Reader options and schema as JSON.")] = "{}",
+) -> None:
+    """Compare Spark's transform with the translated network, column by column; exits with 1 on a mismatch."""
+    spark = run.start_session({})
+    fitted = run.load_model(spark, run.located(model, Path.cwd()))
+    given = json.loads(options)
+    rows = {"path": data, "format": format, "schema": given.pop("schema", None), "options": given}
+    parity = verify_parity(fitted, run.load_data(spark, rows, Path.cwd(), "verify"))
+    for column, difference in parity.maxRelDiff.items():
+        print(f"{column:<30} {difference:.3e}")
+    print(parity)
+    if not parity.ok:
+        raise typer.Exit(FAILED)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code: 0 done, 1 failed while running, 2 wrong usage or input, 3 `plan --strict`."""
+    try:
+        app(list(sys.argv[1:] if argv is None else argv))
+    except SystemExit as e:  # typer ends every command this way; wrong usage is 2
+        return e.code if isinstance(e.code, int) else DONE if e.code is None else FAILED
+    except InputError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return WRONG_INPUT
+    except SparkdiffError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return FAILED
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

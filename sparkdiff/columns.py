@@ -1,0 +1,119 @@
+"""Spark's columns as tensors and back, through Parquet files in the layout that Spark gives vectors (no Python loop over rows)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from pyspark.ml.linalg import VectorUDT
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql.types import ArrayType, DoubleType, StructField, StructType
+
+from sparkdiff.errors import InputError
+from sparkdiff.sparse import SparseRows
+from sparkdiff.stages.base import Rows
+
+VECTOR = pa.struct(
+    [("type", pa.int8()), ("size", pa.int32()), ("indices", pa.list_(pa.int32())), ("values", pa.list_(pa.float64()))]
+)
+
+
+def physical(field: StructField, column: Column) -> Column:
+    """A column as plain types: vectors as Spark stores them, arrays as doubles, scalars as double."""
+    if isinstance(field.dataType, VectorUDT):
+        return F.unwrap_udt(column)
+    return column.cast("array<double>" if isinstance(field.dataType, ArrayType) else "double")
+
+
+def write_plain(df: DataFrame, names: Sequence[str], folder: Path) -> None:
+    """Write these columns of a DataFrame to Parquet, in plain types, under the names v0, v1, ..."""
+    fields = {f.name: f for f in df.schema.fields}
+    df.select(*(physical(fields[n], F.col(n)).alias(f"v{i}") for i, n in enumerate(names))).write.parquet(
+        folder.as_uri()
+    )
+
+
+def read_plain(folder: Path, rows: int) -> Iterator[dict[str, Rows]]:
+    """The columns written by `write_plain`, at most `rows` rows at a time."""
+    for path in sorted(folder.glob("part-*.parquet")):
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(rows):
+                yield {name: from_arrow(batch.column(name)) for name in batch.schema.names}
+
+
+def from_arrow(column: pa.Array) -> Rows:
+    """A column as tensor: (n,) for numbers, (n, d) for lists, and for vectors SparseRows where every row is sparse."""
+    if pa.types.is_struct(column.type):
+        return _vectors(column)
+    if pa.types.is_list(column.type):
+        values = _numbers(column.flatten())
+        if not len(column) or column.null_count or len(values) % len(column):
+            raise InputError("an array column holds nulls or arrays of unequal length")
+        return values.view(len(column), -1)
+    return _numbers(column)
+
+
+def _numbers(column: pa.Array) -> torch.Tensor:
+    return torch.from_numpy(np.array(column.cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64))
+
+
+def _vectors(column: pa.StructArray) -> Rows:
+    kind, size, indices, values = (pa.StructArray.field(column, i) for i in range(4))
+    n = len(column)
+    lengths = np.asarray(values.value_lengths().fill_null(0))
+    sparse = np.asarray(kind.fill_null(0)) == 0
+    null = np.asarray(column.is_null())
+    widths = np.where(sparse, np.asarray(size.fill_null(0)), lengths)[~null]
+    width = int(widths.max(initial=0))
+    if len(widths) and widths.min() != width:
+        raise InputError(f"a vector column holds vectors of {widths.min()} and of {width} entries")
+    flat, offsets = _numbers(values.flatten()), torch.zeros(n + 1, dtype=torch.int64)
+    torch.cumsum(torch.from_numpy(lengths.astype(np.int64)), 0, out=offsets[1:])
+    if (sparse & ~null).all() and not null.any():
+        return SparseRows(torch.from_numpy(np.array(indices.flatten(), dtype=np.int64)), flat, offsets, width)
+    # Rows of both kinds: a dense row's indices are 0 .. width-1, a null row is NaN throughout.
+    index = np.arange(len(flat)) - np.repeat(offsets[:-1].numpy(), lengths)
+    index[np.repeat(sparse, lengths)] = np.asarray(indices.flatten())
+    out = torch.zeros(n, width, dtype=torch.float64)
+    out[torch.from_numpy(np.repeat(np.arange(n), lengths)), torch.from_numpy(index)] = flat
+    out[torch.from_numpy(null)] = torch.nan
+    return out
+
+
+def to_arrow(column: Rows) -> pa.Array:
+    """A tensor as the column that Spark reads back as number or vector."""
+    if isinstance(column, SparseRows):
+        n = len(column)
+        offsets = pa.array(column.offsets.numpy().astype(np.int32))
+        indices = pa.ListArray.from_arrays(offsets, pa.array(column.indices.numpy().astype(np.int32)))
+        values = pa.ListArray.from_arrays(offsets, pa.array(column.values.numpy()))
+        sizes = pa.array(np.full(n, column.width, dtype=np.int32))
+        return pa.StructArray.from_arrays(
+            [pa.array(np.zeros(n, dtype=np.int8)), sizes, indices, values], fields=list(VECTOR)
+        )
+    if column.ndim == 1:
+        return pa.array(column.numpy())
+    n, width = column.shape
+    offsets = pa.array(np.arange(0, n * width + 1, width, dtype=np.int32) if width else np.zeros(n + 1, dtype=np.int32))
+    values = pa.ListArray.from_arrays(offsets, pa.array(column.contiguous().view(-1).numpy()))
+    none = [pa.nulls(n, pa.int32()), pa.nulls(n, pa.list_(pa.int32()))]
+    return pa.StructArray.from_arrays([pa.array(np.ones(n, dtype=np.int8)), *none, values], fields=list(VECTOR))
+
+
+def write_columns(columns: Mapping[str, Rows], path: Path) -> None:
+    """Write tensors as one Parquet file that `schema_of` describes to Spark."""
+    pq.write_table(pa.table({name: to_arrow(c) for name, c in columns.items()}), path)
+
+
+def schema_of(columns: Mapping[str, Rows], metadata: Mapping[str, dict[str, Any]]) -> StructType:
+    """Spark's schema for `write_columns`: vectors with their attributes, numbers as double."""
+    return StructType([
+        StructField(name, DoubleType() if isinstance(c, torch.Tensor) and c.ndim == 1 else VectorUDT(), True, metadata.get(name) or {})
+        for name, c in columns.items()
+    ])  # fmt: skip

@@ -1,0 +1,314 @@
+"""The way of the data, once through: plan, cache, verify, train, guard, write back, verify."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparkdiff import cache as caches
+from sparkdiff import guard, jvm, train
+from sparkdiff.cache import Cache, Request
+from sparkdiff.columns import schema_of, write_columns
+from sparkdiff.errors import InputError, ParityError
+from sparkdiff.losses import Objective, check_label, resolve
+from sparkdiff.network import Network, write_back
+from sparkdiff.options import Options, callable_name
+from sparkdiff.parity import Parity, compare
+from sparkdiff.planning import Graph, Plan, Version, flatten
+from sparkdiff.report import Phases
+from sparkdiff.sparse import SparseRows
+from sparkdiff.splits import SPLITS, TEST, TRAIN, VALIDATION, Source
+from sparkdiff.stages.base import LabelStats, Rows, columns_of
+from sparkdiff.stream import Stream
+from sparkdiff.summary import FineTuningSummary
+from sparkdiff.train import Data, Score, Trained
+
+PARITY_ROWS = 10_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """A run's result: `model` is the original object itself where the decision is to keep it."""
+
+    model: Any
+    plan: Plan
+    summary: FineTuningSummary
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What is trained: the analysed pipeline with its roles resolved."""
+
+    model: Any
+    graph: Graph
+    plan: Plan
+    options: Options
+    labelCol: str
+    weightCol: str | None
+
+
+def prepare(model: Any, options: Options) -> Task:
+    """Plan the pipeline and resolve the predictor, the label and the weight.
+
+    Raises:
+        InputError: not fitted, several predictors, nothing to train, or a stage name that matches none.
+    """
+    graph = Graph(model, reference=options.reference, predictionCol=options.predictionCol)
+    several = graph.predictors()
+    if options.predictionCol is None and len(several) > 1:
+        found = "; ".join(f"{graph.leaves[i].uid} ({', '.join(graph.leaves[i].outputs)})" for i in several)
+        raise InputError(
+            f"several predictors could be trained for: {found}. Set predictionCol to the prediction column of one"
+        )
+    frozen = graph.restrict(options.freeze, options.target)
+    plan = graph.plan(frozen)
+    if not any(s.trainable for s in plan.stages):
+        reasons = "; ".join(f"{s.uid}: {s.reason}" for s in plan.stages)
+        raise InputError(f"nothing to train in {model.uid}: {reasons}")
+    head = graph.leaves[graph.head].stage  # type: ignore[index]
+    label = options.labelCol or next(iter(columns_of(head, ("labelCol",))), None)
+    if label is None:
+        raise InputError(f"{head.uid} names no label column; set labelCol")
+    weight = options.weightCol or next(iter(columns_of(head, ("weightCol",))), None)
+    return Task(model, graph, plan, options, label, weight)
+
+
+def fine_tune(task: Task, sources: Sequence[Source], phases: Phases) -> Outcome:
+    """Train what the plan says on these rows, and return the pipeline that held-out rows decide for.
+
+    Raises:
+        InputError: the data or options can't be used (nothing has been written but, perhaps, a complete cache).
+        ParityError: the network and Spark disagree.
+    """
+    graph, options = task.graph, task.options
+    with phases.phase("cache") as say:
+        cache = caches.open_cache(Request(graph, list(sources), options, task.labelCol, task.weightCol))
+        counts = ", ".join(f"{cache.rows(s):,} {s}" for s in SPLITS if cache.rows(s))
+        say(f"{'reused' if cache.hit else 'written'}: {counts} rows, {len(task.plan.cacheCols)} columns")
+    network = Network(graph, graph.live)
+    with Stream(cache.folder, backend=options.stream, inMemory=options.cacheInMemory, seed=options.seed) as stream:
+        data = Data(stream, cache.columns(graph))
+        label = _label(task, cache, network)
+        leaf = graph.leaves[graph.head]  # type: ignore[index]
+        objective = resolve(options.loss, options.lossParams, network.head, leaf.outputs, label)
+        metric = objective
+        if options.metric is not None:
+            metric = resolve(
+                options.metric,
+                options.lossParams if options.metric == options.loss else {},
+                network.head,
+                leaf.outputs,
+                label,
+            )
+        for o in (objective, metric):
+            check_label(o, network.head, _all_labels(cache), task.labelCol)
+        with phases.phase("verify") as say:
+            before = {s: train.score(network, data, s, metric) for s in SPLITS if cache.rows(s)}
+            parity = {"before": _parity(task, task.model, network, data, cache)}
+            say(f"the network reproduces Spark: {parity['before']}")
+        with phases.phase("train") as say:
+            found = train.train(
+                network, data, objective=objective, metric=metric, original=before[VALIDATION], label=label,
+                recipes=train.candidates(options, cache.rows(VALIDATION)), options=options, progress=say,
+            )  # fmt: skip
+        verdict = _decide(task, data, metric, network, found)
+        model, after = task.model, before
+        if verdict.accepted:
+            with phases.phase("write back") as say:
+                model = write_back(task.model, found.network)
+                parity["after"] = _parity(task, model, found.network, data, cache)
+                say(f"Spark reproduces the network: {parity['after']}")
+            after = {s: train.score(found.network, data, s, metric) for s in before}
+        summary = _summary(task, cache, stream, metric, found, verdict, (before, after), parity, phases)
+        return Outcome(model, task.plan, summary)
+
+
+def _label(task: Task, cache: Cache, network: Network) -> LabelStats:
+    for split, least in ((TRAIN, 1), (VALIDATION, guard.MIN_UNITS)):
+        rows = cache.manifest["stats"][split]["rows"]
+        if rows < least:
+            raise InputError(
+                f"{rows} {split} rows of weight > 0, at least {least} are needed: add rows, or change "
+                "validationFraction or validationIndicatorCol"
+            )
+    return _stats(cache.manifest["stats"][TRAIN])
+
+
+def _stats(s: dict[str, Any]) -> LabelStats:
+    return LabelStats(s["mean"], s["std"], s["low"], s["high"], torch.tensor(s["classes"], dtype=torch.int64))
+
+
+def _all_labels(cache: Cache) -> LabelStats:
+    """The range of the labels over all splits."""
+    parts = [s for s in cache.manifest["stats"].values() if s["rows"]]
+    whole = all(s["classes"] for s in parts)
+    classes = torch.ones(1 if whole else 0, dtype=torch.int64)
+    return LabelStats(0.0, 0.0, min(s["low"] for s in parts), max(s["high"] for s in parts), classes)
+
+
+def _decide(task: Task, data: Data, metric: Objective, network: Network, found: Trained) -> guard.Verdict:
+    o = task.options
+    unit: Any = "groups" if o.groupCol else "blocks" if o.timeCol else "rows"
+    blocks = torch.cat([train.scalar(b, "block")[weight > 0] for b, _, weight, _ in data.batches(VALIDATION)])
+    units = len(blocks) if unit == "rows" else len(blocks.unique())
+    correlation = None
+    if o.timeCol:
+        correlation = guard.correlation_time(_differences(data, metric, network, found.network))
+    return guard.decide(
+        found.gains, found.weights, level=o.guard, unit=unit, units=units, blockRows=len(blocks) / max(units, 1),
+        correlationTime=correlation, seed=o.seed,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def _differences(data: Data, metric: Objective, one: Network, other: Network) -> Tensor:
+    """Loss of `one` minus loss of `other` per validation row, in time order."""
+    times, differences = [], []
+    for batch, label, weight, _ in data.batches(VALIDATION):
+        first, second = (metric.rows(n.margin(data.values(batch)), label, weight) for n in (one, other))
+        times.append(train.scalar(batch, "time"))
+        differences.append((first - second) * weight)
+    return torch.cat(differences)[torch.cat(times).argsort(stable=True)]
+
+
+# Parity on cached rows ------------------------------------------------------------------------------------------------
+
+
+def _parity(task: Task, model: Any, network: Network, data: Data, cache: Cache) -> Parity:
+    """Spark's trained stages against the network, on cached rows and on rows built at the edges of their inputs.
+
+    Raises:
+        ParityError: they disagree.
+    """
+    spark, graph = jvm.session(), task.graph
+    sample = _sample(data)
+    edges = _edges(
+        network, {v: c[:1] if isinstance(c, Tensor) else c.take(torch.tensor([0])) for v, c in sample.items()}, sample
+    )
+    named: dict[str, Rows] = {}
+    for v, c in sample.items():
+        named[graph.name(v)] = _below(c, edges[v])
+    metadata = {c["column"]: c.get("metadata") or {} for c in cache.manifest["columns"]}
+    stages = [stage for _, stage in flatten(model)]
+    with tempfile.TemporaryDirectory(prefix=".parity-", dir=cache.folder.parent) as folder:
+        write_columns(named, Path(folder) / "sample.parquet")
+        df = spark.read.schema(schema_of(named, metadata)).parquet(Path(folder, "sample.parquet").as_uri())
+        parity = compare(df, {i: stages[i] for i in graph.live}, network, Path(folder))
+    if not parity.ok:
+        worst = sorted(parity.maxRelDiff.items(), key=lambda item: -item[1])
+        raise ParityError(
+            f"{model.uid}: Spark and the network disagree on {parity.rows} rows, so nothing was changed: "
+            + ", ".join(f"{c} by {d:.1e}" for c, d in worst if d > 0)
+            + f", {parity.labelDisagreements} labels. Leave the stage in Spark (reference=...) and report it"
+        )
+    return parity
+
+
+def _sample(data: Data) -> dict[Version, Rows]:
+    parts: list[dict[Version, Rows]] = []
+    rows = 0
+    for split in (TRAIN, VALIDATION):
+        for batch in data.stream.batches(split, batchSize=1000):
+            if rows < PARITY_ROWS // (2 if split == TRAIN else 1):
+                parts.append(data.values(batch))
+                rows += len(batch["label"])
+    out: dict[Version, Rows] = {}
+    for v in data.columns:
+        out[v] = _below(*(p[v] for p in parts))
+    return out
+
+
+def _below(*parts: Rows) -> Rows:
+    sparse = [p for p in parts if isinstance(p, SparseRows)]
+    return SparseRows.cat(sparse) if sparse else torch.cat([p for p in parts if isinstance(p, Tensor)])
+
+
+def _edges(network: Network, row: dict[Version, Rows], sample: dict[Version, Rows]) -> dict[Version, Rows]:
+    """Rows like `row` with one column each at zero, at its extremes and beyond, and at its stage's own edges."""
+    graph = network.graph
+    changes: list[tuple[Version, Rows]] = []
+    for v, column in sample.items():
+        if isinstance(column, SparseRows):
+            nothing = torch.zeros(0, dtype=torch.int64)
+            changes.append((v, SparseRows(nothing, column.values[:0], torch.zeros(2, dtype=torch.int64), column.width)))
+            continue
+        own = [
+            module.edges()[k]
+            for i in network.positions
+            for k, read in enumerate(graph.leaves[i].reads)
+            if read == v and k < len((module := network.module(i)).edges())
+        ]
+        if own:
+            changes += [(v, torch.tensor([e], dtype=torch.float64)) for e in own[0]]
+        else:
+            low, high = column.amin(0, keepdim=True), column.amax(0, keepdim=True)
+            changes += [(v, e) for e in (torch.zeros_like(low), low, high, 10 * low, 10 * high)]
+    out: dict[Version, Rows] = {}
+    for v in sample:
+        out[v] = _below(*(value if changed == v else row[v] for changed, value in changes))
+    return out
+
+
+# Summary --------------------------------------------------------------------------------------------------------------
+
+
+def _summary(
+    task: Task, cache: Cache, stream: Stream, metric: Objective, found: Trained, verdict: guard.Verdict,
+    scores: tuple[dict[str, Score], dict[str, Score]], parity: dict[str, Parity], phases: Phases,
+) -> FineTuningSummary:  # fmt: skip
+    before, after = scores
+    metrics = {s: {"before": before[s].mean, "after": after[s].mean} if s in before else None for s in SPLITS}
+    held = metrics[VALIDATION]
+    assert held is not None
+    scale = max(abs(held["before"]), 1e-12)
+    warnings = list(verdict.warnings)
+    for name, n in found.frozen.items():
+        warnings.append(f"{n} entries of {name} stayed as they were: fewer than 5 training rows speak for them")
+    below = after[VALIDATION].below
+    if below:
+        warnings.append(
+            f"{below} validation rows are predicted below {metric.floor:.3g}, where {metric.name} goes on as a parabola"
+        )
+    return FineTuningSummary(
+        decision="tuned" if verdict.accepted else "kept original", reason=_reason(metric, verdict, scale, metrics.get(TEST) is not None),
+        metric=metric.name, metricDirection="smaller", metrics=metrics, gain=(held["before"] - held["after"]) / scale,
+        z=verdict.z, p=verdict.p, records=found.history,
+        parity={k: dataclasses.asdict(p) for k, p in parity.items()},
+        stages={k: {"largest": a, "rootMeanSquare": b} for k, (a, b) in found.moved.items()} if verdict.accepted else {},
+        timings={k: round(v, 3) for k, v in phases.timings.items()}, stream=stream.backend,
+        cache={"hit": cache.hit, "fingerprint": cache.fingerprint},
+        options=task.options.asdict() | {
+            "labelCol": task.labelCol, "weightCol": task.weightCol,
+            "metric": task.options.metric or metric.name,
+            "loss": task.options.loss if isinstance(task.options.loss, str) else callable_name(task.options.loss),
+        },
+        versions=versions(), warnings=warnings,
+    )  # fmt: skip
+
+
+def _reason(metric: Objective, verdict: guard.Verdict, scale: float, tested: bool) -> str:
+    if verdict.best < 0:
+        return f"no epoch of any candidate had a smaller {metric.name} on the validation rows: the original is as good as it gets here"
+    gain = f"the best epoch's gain of {verdict.gain / scale:.2%} on the validation rows"
+    if verdict.accepted:
+        return f"{gain} is larger than chance explains (p {verdict.p:.2g} < {verdict.level:g})"
+    return f"{gain} is within what chance explains (p {verdict.p:.2g}, needed < {verdict.level:g}): more validation rows can show smaller gains"
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the result depends on; a package that isn't installed is left out."""
+    out = {"python": sys.version.split()[0]}
+    for name in ("sparkdiff", "pyspark", "torch", "numpy", "pyarrow", "petastorm"):
+        try:
+            out[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return out

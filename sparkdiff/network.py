@@ -1,0 +1,209 @@
+"""The translated part of a pipeline as one torch module, and the way back into plain Spark ML."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from pyspark.ml import PipelineModel
+from torch import Tensor, nn
+
+from sparkdiff import jvm
+from sparkdiff.errors import InputError, did_you_mean
+from sparkdiff.planning import Graph, Version, flatten
+from sparkdiff.sparse import SparseRows
+from sparkdiff.stages.base import Rows, StageModule
+from sparkdiff.stages.linear import Predictor
+
+
+class Network(nn.Module):
+    """The translated stages of a pipeline, float64, keyed by Spark's column names.
+
+    `network(columns)` takes the `inputCols` and returns the `outputCols`. A numeric or boolean scalar column is `(n,)`, a
+    vector `(n, d)`, sparse vectors `torch.sparse_csr`; null is NaN.
+
+    Attributes:
+        inputCols: columns that a call needs (only those that the wished outputs depend on).
+        outputCols: columns that the translated stages write.
+        reference: PipelineModel that makes the inputs from the source columns, or None where the source has them all.
+    """
+
+    def __init__(self, graph: Graph, positions: Sequence[int]):
+        super().__init__()
+        self.graph, self.positions = graph, tuple(positions)
+        self.stages = nn.ModuleDict({str(i): m for i in positions if (m := graph.leaves[i].module) is not None})
+        self._schedules: dict[tuple[tuple[Version, ...], frozenset[Version]], list[int]] = {}
+        inside = set(positions)
+        self.reads = list(dict.fromkeys(v for i in positions for v in graph.leaves[i].reads if v[1] not in inside))
+        self.writes: dict[str, Version] = {}  # folded name -> its last version
+        for i in positions:
+            self.writes.update({graph.fold(c): (graph.fold(c), i) for c in graph.leaves[i].outputs})
+        self.inputCols = tuple(dict.fromkeys(graph.name(v) for v in self.reads))
+        self.outputCols = tuple(graph.name(v) for v in self.writes.values())
+
+    @property
+    def reference(self) -> PipelineModel | None:
+        stages = [self.graph.leaves[i].stage for i in self.graph.reference()]
+        return PipelineModel(stages) if stages else None
+
+    def module(self, position: int) -> StageModule:
+        return self.stages[str(position)]  # type: ignore[return-value]
+
+    @property
+    def head(self) -> Predictor:
+        """The predictor that the loss is attached to."""
+        return self.module(self.graph.head)  # type: ignore[arg-type, return-value]
+
+    def forward(self, columns: Mapping[str, Tensor], outputCols: Iterable[str] | None = None) -> dict[str, Tensor]:
+        wanted = self._wanted(outputCols)
+        values = self.given(columns)
+        self.run(values, wanted)
+        return {self.graph.name(v): _outside(values[v]) for v in wanted}
+
+    def given(self, columns: Mapping[str, Any]) -> dict[Version, Rows]:
+        """The columns of a call as versions; keys that no stage reads are left out."""
+        fold, named = self.graph.fold, {}
+        for name, column in columns.items():
+            named[fold(name)] = column
+        return {v: _inside(named[v[0]], v[0]) for v in self.reads if v[0] in named}
+
+    def run(self, values: dict[Version, Rows], wanted: Iterable[Version]) -> None:
+        """Compute the wanted versions and all that they depend on, into `values`.
+
+        Raises:
+            InputError: an input is missing; names the stage that wants it.
+        """
+        for i in self._schedule(tuple(wanted), frozenset(values)):
+            leaf = self.graph.leaves[i]
+            missing = [v for v in leaf.reads if v not in values]
+            if missing:
+                name = self.graph.name(missing[0])
+                raise InputError(
+                    f"{leaf.uid} wants column {name!r}, which the call lacks. {did_you_mean(name, self.inputCols)}"
+                )
+            out = self.module(i)(*(values[v] for v in leaf.reads))
+            out = out if isinstance(out, tuple) else (out,)
+            values.update(zip(((self.graph.fold(c), i) for c in leaf.outputs), out, strict=True))
+
+    def _schedule(self, wanted: tuple[Version, ...], given: frozenset[Version]) -> list[int]:
+        """Positions to compute, in order; the same for every batch, so it is remembered."""
+        key = (wanted, given)
+        if key not in self._schedules:
+            needed: set[int] = set()
+            stack = [v for v in wanted if v not in given]
+            while stack:
+                _, i = stack.pop()
+                if i in self.positions and i not in needed:
+                    needed.add(i)
+                    stack += [v for v in self.graph.leaves[i].reads if v not in given]
+            self._schedules[key] = sorted(needed)
+        return self._schedules[key]
+
+    def clone(self) -> Network:
+        """The same network with parameters of its own; the Spark stages are shared."""
+        other = Network(self.graph, self.positions)
+        other.stages = copy.deepcopy(self.stages)
+        return other
+
+    def margin(self, values: dict[Version, Rows]) -> Tensor:
+        """The head's margin from column versions; what training computes."""
+        reads = self.graph.leaves[self.graph.head].reads  # type: ignore[index]
+        self.run(values, [v for v in reads if v not in values])
+        return self.head.margin(*(values[v] for v in reads))
+
+    def _wanted(self, outputCols: Iterable[str] | None) -> list[Version]:
+        if outputCols is None:
+            return list(self.writes.values())
+        wanted = []
+        for c in outputCols:
+            if self.graph.fold(c) not in self.writes:
+                raise InputError(f"no translated stage writes column {c!r}. {did_you_mean(c, self.outputCols)}")
+            wanted.append(self.writes[self.graph.fold(c)])
+        return wanted
+
+
+def _inside(column: Any, name: str) -> Rows:
+    if isinstance(column, SparseRows):
+        return column
+    if not isinstance(column, Tensor):
+        raise InputError(f"column {name!r} must be a torch tensor, got {type(column).__name__}")
+    if column.layout == torch.sparse_csr:
+        return SparseRows.from_csr(column.to(torch.float64))
+    if column.ndim not in (1, 2):
+        raise InputError(f"column {name!r} must be (n,) or (n, d), got shape {tuple(column.shape)}")
+    return column.to(torch.float64)
+
+
+def _outside(column: Rows) -> Tensor:
+    return column.to_csr() if isinstance(column, SparseRows) else column
+
+
+def translate(model: Any) -> Network:
+    """The translated stages of a fitted pipeline (or of one fitted stage) as a torch module with Spark's own parameters.
+
+    `requires_grad` is set exactly where `plan(model)` says trainable.
+
+    Raises:
+        InputError: the pipeline isn't fitted.
+    """
+    graph = Graph(model)
+    for i in graph.translated():
+        if i not in graph.trainable:
+            graph.leaves[i].module.requires_grad_(False)  # type: ignore[union-attr]
+    return Network(graph, graph.translated())
+
+
+def write_back(model: Any, network: Network) -> Any:
+    """The same pipeline (classes, uids, Params set and default) with the network's parameters.
+
+    A stage whose parameters didn't change is the same object, and so is the whole pipeline where nothing changed. The
+    argument is never touched.
+
+    Raises:
+        InputError: a parameter isn't finite or has left its stage's domain (names both), or the network was translated from
+            another pipeline.
+    """
+    leaves = flatten(model)
+    of = {leaf.path: i for i, leaf in enumerate(network.graph.leaves)}
+    if [(p, s.uid) for p, s in leaves] != [(leaf.path, leaf.uid) for leaf in network.graph.leaves]:
+        raise InputError(
+            f"the network was translated from another pipeline than {model.uid}: translate(model) makes a fitting one"
+        )
+    new = {}
+    for path, stage in leaves:
+        if of[path] in network.positions:
+            new[path] = written(stage, network.module(of[path]))
+    return _replaced(model, (), new)
+
+
+@torch.no_grad()
+def written(stage: Any, module: StageModule) -> Any:
+    """`stage` itself where the module holds its parameters, else a new stage with the module's; masked entries as they were."""
+    old = type(module).from_spark(stage)
+    fresh = type(module).from_spark(stage)
+    counts, changed = old.counts(), False
+    for (name, now), was, target in zip(module.named_parameters(), old.parameters(), fresh.parameters(), strict=True):
+        moved = (now != was) & ~(now.isnan() & was.isnan())
+        if name in counts:
+            moved = moved & counts[name]
+        if bool((moved & ~now.isfinite()).any()):
+            raise InputError(
+                f"{stage.uid}: {name} holds {now[moved & ~now.isfinite()][0].item()!r}; only finite values are written back"
+            )
+        target.copy_(torch.where(moved, now, was))
+        changed = changed or bool(moved.any())
+    if not changed:
+        return stage
+    fresh.check_domain(stage.uid)
+    return fresh.to_spark(stage)
+
+
+def _replaced(model: Any, path: tuple[int, ...], new: Mapping[tuple[int, ...], Any]) -> Any:
+    if not isinstance(model, PipelineModel):
+        return new.get(path, model)
+    stages = [_replaced(s, (*path, i), new) for i, s in enumerate(model.stages)]
+    if all(a is b for a, b in zip(stages, model.stages, strict=True)):
+        return model
+    return jvm.with_uid(PipelineModel(stages), model)

@@ -1,0 +1,157 @@
+"""The one list of options: Estimator Params, YAML keys and command-line overrides all derive from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import numbers
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sparkdiff.errors import InputError, did_you_mean
+
+LOSSES = ("auto", "squared", "absolute", "huber", "quantile", "poisson", "gamma", "tweedie", "logLoss")
+
+
+def option(default: Any, help: str, **rules: Any) -> Any:
+    """A field with its help and its rules: kind, low, high, openLow, openHigh, choices."""
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=lambda: dict(default), metadata={"help": help, "kind": dict, **rules})
+    return dataclasses.field(default=default, metadata={"help": help, "kind": type(default), **rules})
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Resolved options of one fine-tuning run. Build it by `Options.of`, which checks all of them and raises once."""
+
+    # fmt: off
+    labelCol: str | None = option(None, "label column; the predictor's own where unset", kind=str)
+    weightCol: str | None = option(None, "row weights; the predictor's own where unset; weight 0 counts nowhere", kind=str)
+    predictionCol: str | None = option(None, "prediction column of the predictor to train for, where there are several", kind=str)
+    validationIndicatorCol: str | None = option(None, "boolean column, true for validation rows", kind=str)
+    validationFraction: float = option(0.2, "share of rows held out, by a hash of the row", low=0, high=1, openLow=True, openHigh=True)
+    groupCol: str | None = option(None, "all rows of a group stay on one side, and the gain is tested by group", kind=str)
+    timeCol: str | None = option(None, "the latest part is held out, and the gain is tested by contiguous blocks", kind=str)
+    loss: str | Callable[..., Any] = option("auto", "what training minimises: a name or a callable loss(outputs, label, weight) -> (n,)", choices=LOSSES, callable=True)
+    lossParams: Mapping[str, float] = option({}, "parameters of the loss: delta (huber), tau (quantile), power (tweedie)")
+    metric: str | None = option(None, "what picks the epoch and is tested: the name of a loss; the loss itself where unset", kind=str, choices=LOSSES[1:])
+    freeze: tuple[str, ...] = option((), "stages that keep their parameters: uid, class name or output column")
+    reference: tuple[str, ...] = option((), "stages to leave in Spark")
+    target: tuple[str, ...] = option((), "the only stages to train")
+    optimizer: str = option("adam", "torch optimizer", choices=("adam", "adamw", "sgd"))
+    learningRate: float = option(1e-3, "step size in natural units; a second candidate trains with ten times of it", low=0, openLow=True)
+    learningRates: Mapping[str, float] = option({}, "step sizes of single stages, by uid, class name or output column", low=0)
+    regAnchor: float = option(1e-3, "pull towards the original parameters (L2-SP), in natural units; ten times of it in the second candidate", low=0)
+    gradientClip: float | None = option(None, "largest norm of the gradient in natural units", kind=float, low=0, openLow=True)
+    maxEpochs: int = option(120, "epochs at the most", low=1)
+    patience: int = option(20, "epochs without a better validation metric before a candidate stops", low=1)
+    batchSize: int = option(128, "rows per optimizer step", low=1)
+    guard: float = option(0.025, "p-value needed to accept the tuned pipeline; 1 accepts any gain", low=0, high=1, openLow=True)
+    stream: str = option("auto", "reader of the cache; auto = petastorm where it is installed", choices=("auto", "petastorm", "arrow"))
+    cacheDir: str | None = option(None, "folder of the caches, seen by Spark and by this process as the same files", kind=str)
+    cacheInMemory: bool = option(True, "keep the cached rows in memory while training; false reads the files in every epoch")
+    seed: int = option(0, "seed of the split, of the order of rows and of the test", low=0, high=2**63 - 1)
+    verbosity: int = option(0, "0 is silent, 1 shows the phases", low=0, high=1)
+    # fmt: on
+
+    @staticmethod
+    def of(given: Mapping[str, Any]) -> Options:
+        """Options from names and values as they come from Params, YAML or the command line.
+
+        Raises:
+            InputError: names every unknown key (with the nearest known one), every value of a wrong type or out of
+                bounds, and every pair that excludes each other.
+        """
+        fields = {f.name: f for f in dataclasses.fields(Options)}
+        problems, values = [], {}
+        for name, value in given.items():
+            if name not in fields:
+                problems.append(f"unknown option {name!r}. {did_you_mean(name, fields)}")
+                continue
+            try:
+                values[name] = convert(fields[name], value)
+            except (TypeError, ValueError) as e:
+                problems.append(str(e))
+        for one, other in (("validationIndicatorCol", "validationFraction"), ("groupCol", "timeCol")):
+            if values.get(one) and values.get(other):
+                problems.append(
+                    f"{one}={values[one]!r} and {other}={values[other]!r} exclude each other: set one of them"
+                )
+        if problems:
+            raise InputError("; ".join(problems))
+        return Options(**values)
+
+    def asdict(self) -> dict[str, Any]:
+        """As JSON-ready values, for the report."""
+        out = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        out["loss"] = self.loss if isinstance(self.loss, str) else callable_name(self.loss)
+        return {
+            k: list(v) if isinstance(v, tuple) else dict(v) if isinstance(v, Mapping) else v for k, v in out.items()
+        }
+
+
+def callable_name(f: Callable[..., Any]) -> str:
+    """`module:qualname` of a callable; of an object that has no name (a functools.partial, say), its class's."""
+    named = f if hasattr(f, "__qualname__") else type(f)
+    return f"{named.__module__}:{named.__qualname__}"
+
+
+def convert(field: dataclasses.Field[Any], value: Any) -> Any:
+    """`value` as the field wants it.
+
+    Raises:
+        TypeError, ValueError: with scikit-learn's sentence: what it must be and what was got.
+    """
+    rules, name = field.metadata, field.name
+    if value is None and field.default is None:
+        return None
+    if rules.get("callable") and callable(value):
+        return value
+    kind = rules["kind"]
+    if kind is tuple:
+        given = [value] if isinstance(value, str) or hasattr(value, "uid") else value
+        if not isinstance(given, (list, tuple, set, frozenset)):
+            raise TypeError(f"The {name!r} option must be a list of stages or their names. Got {value!r} instead.")
+        names = [getattr(v, "uid", v) for v in given]
+        if not all(isinstance(v, str) for v in names):
+            raise TypeError(f"The {name!r} option must be a list of stages or their names. Got {value!r} instead.")
+        return tuple(sorted(names) if isinstance(given, (set, frozenset)) else names)
+    if kind is dict:
+        if not isinstance(value, Mapping) or not all(is_number(v) and math.isfinite(v) for v in value.values()):
+            raise TypeError(f"The {name!r} option must be a mapping of names to finite numbers. Got {value!r} instead.")
+        if any(v < rules.get("low", -math.inf) for v in value.values()):
+            raise ValueError(f"The {name!r} option must hold numbers >= {rules['low']}. Got {value!r} instead.")
+        return {str(k): float(v) for k, v in value.items()}
+    good = {
+        str: isinstance(value, str) and value != "",
+        bool: isinstance(value, bool),
+        int: isinstance(value, numbers.Integral)
+        and is_number(value)
+        or isinstance(value, float)
+        and value.is_integer(),
+        float: is_number(value) and math.isfinite(value),
+    }[kind]
+    if not good:
+        raise TypeError(f"The {name!r} option must be {a(kind)}. Got {value!r} instead.")
+    value = kind(value)
+    if "choices" in rules and value not in rules["choices"]:
+        raise ValueError(f"The {name!r} option must be one of {', '.join(rules['choices'])}. Got {value!r} instead.")
+    low, high = rules.get("low", -math.inf), rules.get("high", math.inf)
+    if kind in (int, float) and (
+        value < low
+        or value > high
+        or (rules.get("openLow") and value == low)
+        or (rules.get("openHigh") and value == high)
+    ):
+        left, right = "(" if rules.get("openLow") else "[", ")" if rules.get("openHigh") or high == math.inf else "]"
+        raise ValueError(f"The {name!r} option must be in {left}{low}, {high}{right}. Got {value!r} instead.")
+    return value
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a real number, numpy's included; a boolean is none."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def a(kind: type) -> str:
+    return {str: "a non-empty string", bool: "true or false", int: "a whole number", float: "a finite number"}[kind]

@@ -1,0 +1,169 @@
+"""Parity: Spark's own transform and the network side by side, column by column. Spark is the oracle."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pyspark.sql import DataFrame
+from torch import Tensor
+
+from sparkdiff import jvm
+from sparkdiff.columns import read_plain, write_plain
+from sparkdiff.errors import InputError
+from sparkdiff.network import Network, translate
+from sparkdiff.planning import Version, check_columns, flatten
+from sparkdiff.splits import quoted
+from sparkdiff.stages.base import Rows, dense
+from sparkdiff.stages.linear import Predictor
+
+TOLERANCE = 1e-9
+CHUNK = 1 << 22
+"""Entries of the widest column that are compared at a time (32 MiB of doubles)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Parity:
+    """How far the network's outputs are from Spark's.
+
+    Attributes:
+        maxAbsDiff: per column, the largest absolute difference.
+        maxRelDiff: per column, the largest difference over max(1, abs(Spark's value)); inf where one of the two is NaN, or
+            infinite with another sign.
+        labelDisagreements: rows in which a label or index column differs.
+        rows: rows compared.
+        ok: every maxRelDiff is within the tolerance, and no label differs whose margin isn't as near to the boundary.
+    """
+
+    maxAbsDiff: dict[str, float]
+    maxRelDiff: dict[str, float]
+    labelDisagreements: int
+    rows: int
+    ok: bool
+
+    def __str__(self) -> str:
+        worst = max(self.maxRelDiff, key=lambda c: self.maxRelDiff[c], default="")
+        return (
+            f"{'ok' if self.ok else 'MISMATCH'}: {self.rows:,} rows, {len(self.maxRelDiff)} columns, largest relative difference "
+            f"{max(self.maxRelDiff.values(), default=0.0):.1e} ({worst}), {self.labelDisagreements} labels differ"
+        )
+
+
+def verify(model: Any, df: DataFrame, network: Network | None = None) -> Parity:
+    """Run Spark's stages and the network on the same rows and compare all columns that both make.
+
+    Args:
+        model: a fitted pipeline or stage.
+        df: rows to compare on; they stream through a temporary folder.
+        network: compared in place of `translate(model)`.
+
+    Raises:
+        InputError: nothing is translated, the data lack a column, or there is no row to compare.
+    """
+    network = network or translate(model)
+    stages = [stage for _, stage in flatten(model)]
+    check_columns(network.graph, df.schema)
+    if not network.positions:
+        raise InputError("no stage is translated, so that there is no column to compare")
+    last = max(network.positions)
+    return compare(df, {i: stages[i] for i in range(last + 1)}, network)
+
+
+def compare(df: DataFrame, stages: Mapping[int, Any], network: Network, folder: Path | None = None) -> Parity:
+    """Run `stages` (by position in the network's graph) in Spark on `df`, and the network on what they read.
+
+    Raises:
+        InputError: Spark failed on the rows, or there is no row.
+    """
+    graph = network.graph
+    outputs = [(graph.fold(c), i) for i in network.positions for c in graph.leaves[i].outputs]
+    held: dict[Version, str] = {}
+
+    def hold(df: DataFrame, producer: int) -> DataFrame:
+        # A later stage may overwrite the column, so each version is kept aside as it appears.
+        new = [v for v in (*network.reads, *outputs) if (v[1] if v[1] in stages else -1) == producer and v not in held]
+        held.update({v: f"__sparkdiff_v{len(held) + i}" for i, v in enumerate(new)})
+        return df.withColumns({held[v]: quoted(graph.name(v)) for v in new}) if new else df
+
+    with tempfile.TemporaryDirectory(prefix="sparkdiff-verify-", dir=folder) as name:
+        where = Path(name) / "rows"
+        try:
+            df = hold(df, -1)
+            for i in sorted(stages):
+                df = hold(stages[i].transform(df), i)
+            write_plain(df, list(held.values()), where)
+        except jvm.SparkError as e:
+            raise InputError(
+                f"Spark failed while it ran {', '.join(s.uid for s in stages.values())}: {jvm.cause(e)}"
+            ) from e
+        tally = Tally(network)
+        try:
+            for batch in read_plain(where, _rows_at_once(network)):
+                tally.add({v: batch[f"v{i}"] for i, v in enumerate(held)}, outputs)
+        finally:
+            shutil.rmtree(where, ignore_errors=True)
+    return tally.parity()
+
+
+def differences(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
+    """Per entry the absolute difference, and the one over max(1, abs(Spark's value)); inf where only one is NaN or infinite."""
+    same = (ours == theirs) | (ours.isnan() & theirs.isnan())
+    difference = torch.where(same, 0.0, (ours - theirs).abs())
+    difference = torch.where(difference.isnan() | ~theirs.isfinite() & ~same, torch.inf, difference)
+    return difference, torch.where(same, 0.0, difference / theirs.abs().clamp_min(1).nan_to_num(1.0, 1.0, 1.0))
+
+
+def _rows_at_once(network: Network) -> int:
+    widths = [p.numel() for module in network.stages.values() for p in module.parameters()]
+    return max(16, min(16384, CHUNK // max([1, *widths])))
+
+
+class Tally:
+    """Running maxima of the differences, batch by batch."""
+
+    def __init__(self, network: Network):
+        self.network = network
+        self.abs: dict[str, float] = {}
+        self.rel: dict[str, float] = {}
+        self.disagreements = self.unexplained = self.rows = 0
+
+    @torch.no_grad()
+    def add(self, spark: dict[Version, Rows], outputs: list[Version]) -> None:
+        network, graph = self.network, self.network.graph
+        values = {v: c for v, c in spark.items() if v in network.reads}
+        network.run(values, outputs)
+        self.rows += len(spark[outputs[0]])
+        for v in outputs:
+            name, ours, theirs = graph.name(v), dense(values[v]), dense(spark[v])
+            leaf = graph.leaves[v[1]]
+            if v[0] in map(graph.fold, leaf.module.labels(leaf.stage)):  # type: ignore[union-attr]
+                self._labels(v[1], values, ours != theirs)
+                continue
+            if ours.shape != theirs.shape:
+                raise InputError(
+                    f"{leaf.uid}: Spark's {name!r} has shape {tuple(theirs.shape)}, the network's {tuple(ours.shape)}"
+                )
+            difference, relative = differences(ours, theirs)
+            self.abs[name] = max(self.abs.get(name, 0.0), difference.max().item() if difference.numel() else 0.0)
+            self.rel[name] = max(self.rel.get(name, 0.0), relative.max().item() if relative.numel() else 0.0)
+
+    def _labels(self, position: int, values: dict[Version, Rows], differ: Tensor) -> None:
+        self.disagreements += int(differ.sum())
+        if not bool(differ.any()):
+            return
+        module = self.network.module(position)
+        near = None
+        if isinstance(module, Predictor):
+            near = module.boundary(module.margin(*(values[r] for r in self.network.graph.leaves[position].reads)))
+        self.unexplained += int((differ if near is None else differ & ~(near <= TOLERANCE)).sum())
+
+    def parity(self) -> Parity:
+        if not self.rows:
+            raise InputError("there is no row to compare on")
+        ok = not self.unexplained and all(r <= TOLERANCE for r in self.rel.values())
+        return Parity(self.abs, self.rel, self.disagreements, self.rows, ok)

@@ -1,0 +1,286 @@
+"""A job: from a YAML file to a run folder with the plain model, the plan, the summary and the history."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import json
+import os
+import shutil
+import sys
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+from pyspark import SparkConf
+from pyspark.ml import Estimator, Pipeline, PipelineModel
+from pyspark.ml.util import DefaultParamsReader
+from pyspark.sql import DataFrame, SparkSession
+
+from sparkdiff import jvm
+from sparkdiff.cache import digest_of, params_of, root, source_facts
+from sparkdiff.errors import InputError, did_you_mean
+from sparkdiff.finetune import Outcome, fine_tune, prepare
+from sparkdiff.options import Options
+from sparkdiff.report import Phases
+from sparkdiff.splits import TEST, TRAIN, VALIDATION, Source
+from sparkdiff.tuner import fit_on_training_rows
+
+SECTIONS = ("pipeline", "data", "fineTuner", "spark", "output")
+SOURCE_KEYS = ("path", "format", "options", "schema", "table", "where")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A job's YAML with the command line's overrides; relative paths count from `folder`."""
+
+    folder: Path
+    pipeline: str
+    data: Mapping[str, Any]
+    options: Mapping[str, Any]
+    spark: Mapping[str, Any]
+    output: Path
+    overwrite: bool
+
+
+def load_config(path: Path | None, overrides: Sequence[str]) -> Config:
+    """Read a YAML file (or nothing) and put the overrides `section.key=value` over it.
+
+    Raises:
+        InputError: the file can't be read, a key is unknown, or a section is missing.
+    """
+    tree: dict[str, Any] = {}
+    if path is not None:
+        try:
+            tree = yaml.safe_load(path.read_text()) or {}
+        except OSError as e:
+            raise InputError(f"--config {path}: {e.strerror}") from e
+        except yaml.YAMLError as e:
+            raise InputError(f"--config {path} isn't YAML: {' '.join(str(e).split())}") from e
+    if not isinstance(tree, dict):
+        raise InputError(f"--config {path} must hold the sections {', '.join(SECTIONS)}")
+    here = path.parent.absolute() if path is not None else Path.cwd()
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise InputError(f"override {override!r} must be section.key=value, such as fineTuner.maxEpochs=50")
+        _put(tree, key, yaml.safe_load(value), override)
+    for key in tree:
+        if key not in SECTIONS:
+            raise InputError(f"unknown section {key!r}. {did_you_mean(str(key), SECTIONS)}")
+    for key in ("pipeline", "data", "output"):
+        if not tree.get(key):
+            raise InputError(f"the job has no {key!r}: give it in the YAML file or as {key}=...")
+    data, output = tree["data"], tree["output"]
+    if not isinstance(data, dict) or "train" not in data:
+        raise InputError("data must be a mapping with 'train' and, optionally, 'validation' and 'test'")
+    for split in data:
+        if split not in (TRAIN, VALIDATION, TEST):
+            raise InputError(f"unknown data {split!r}. {did_you_mean(str(split), (TRAIN, VALIDATION, TEST))}")
+    output = {"path": output} if isinstance(output, str) else output
+    mode = output.get("mode", "error")
+    if not isinstance(output.get("path"), str) or mode not in ("error", "overwrite") or set(output) - {"path", "mode"}:
+        raise InputError(f"output must be a folder, or {{path, mode: error|overwrite}}. Got {output!r} instead")
+    options = tree.get("fineTuner") or {}
+    Options.of(options)
+    return Config(
+        here,
+        str(tree["pipeline"]),
+        data,
+        options,
+        tree.get("spark") or {},
+        (here / output["path"]).resolve(),
+        mode == "overwrite",
+    )
+
+
+def _put(tree: dict[str, Any], key: str, value: Any, override: str) -> None:
+    section, _, rest = key.partition(".")
+    # Keys of Spark's conf have dots of their own.
+    parts = [section, *([rest] if section == "spark" else rest.split("."))] if rest else [section]
+    for part in parts[:-1]:
+        below = tree.setdefault(part, {})
+        if isinstance(below, str) and part in ("output", "train", "validation", "test"):
+            below = tree[part] = {"path": below}
+        if not isinstance(below, dict):
+            raise InputError(f"override {override!r}: {part!r} is {below!r}, which has no keys")
+        tree = below
+    tree[parts[-1]] = value
+
+
+def start_session(conf: Mapping[str, Any]) -> SparkSession:
+    """The job's session; a key that spark-submit has set stays as it set it."""
+    builder, given = SparkSession.builder.appName("sparkdiff"), SparkConf()
+    for key, value in conf.items():
+        if not given.contains(key):
+            builder = builder.config(key, str(value).lower() if isinstance(value, bool) else str(value))
+    return builder.getOrCreate()
+
+
+def function(name: str, folder: Path) -> Any:
+    """The object `module:function`, the module looked up beside the YAML file first."""
+    module, _, attribute = name.partition(":")
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ImportError as e:
+        raise InputError(f"{name!r}: no module {module!r} beside the YAML file or on the Python path ({e})") from e
+    except AttributeError as e:
+        names = [n for n in dir(sys.modules[module]) if not n.startswith("_")]
+        raise InputError(f"{name!r}: module {module!r} has no {attribute!r}. {did_you_mean(attribute, names)}") from e
+
+
+def is_function(name: str) -> bool:
+    module, colon, attribute = name.partition(":")
+    return bool(colon) and attribute.isidentifier() and all(p.isidentifier() for p in module.split("."))
+
+
+def load_data(spark: SparkSession, given: Any, folder: Path, split: str) -> DataFrame:
+    """The DataFrame of one entry of `data`.
+
+    Raises:
+        InputError: the entry is malformed, or Spark can't read it.
+    """
+    if isinstance(given, str) and is_function(given):
+        return function(given, folder)(spark)  # type: ignore[no-any-return]
+    given = {"path": given} if isinstance(given, str) else given
+    if not isinstance(given, dict) or bool(given.get("path")) == bool(given.get("table")):
+        raise InputError(
+            f"data.{split} must be module:function, or hold either a path or a table. Got {given!r} instead"
+        )
+    for key in given:
+        if key not in SOURCE_KEYS:
+            raise InputError(f"data.{split}: unknown key {key!r}. {did_you_mean(str(key), SOURCE_KEYS)}")
+    try:
+        reader = spark.read.options(
+            **{k: str(v).lower() if isinstance(v, bool) else v for k, v in (given.get("options") or {}).items()}
+        )
+        if given.get("schema"):
+            reader = reader.schema(given["schema"])
+        if given.get("format"):
+            reader = reader.format(given["format"])
+        df = reader.table(given["table"]) if given.get("table") else reader.load(located(given["path"], folder))
+        return df.where(given["where"]) if given.get("where") else df
+    except jvm.SparkError as e:
+        raise InputError(f"data.{split} can't be read: {jvm.cause(e)}") from e
+
+
+def located(path: str, folder: Path) -> str:
+    """A path relative to a folder; URLs stay as they are."""
+    return path if "://" in path else (folder / path).resolve().as_uri()
+
+
+def load_model(spark: SparkSession, path: str) -> Any:
+    """A saved pipeline or stage.
+
+    Raises:
+        InputError: there is none, or it can't be loaded.
+    """
+    try:
+        return DefaultParamsReader.loadParamsInstance(path, spark.sparkContext)
+    except (*jvm.SparkError, ValueError, AttributeError, ImportError) as e:
+        raise InputError(f"no Spark ML model can be loaded from {path}: {jvm.cause(e)}") from e
+
+
+def run(config: Config) -> Outcome:
+    """Run the job and write its folder.
+
+    Raises:
+        InputError: wrong configuration or data; nothing is written then but caches.
+        SparkdiffError: it failed while running.
+    """
+    if config.output.exists() and not config.overwrite:
+        raise InputError(f"output {config.output} exists: choose another folder, or set output.mode=overwrite")
+    if config.output.exists() and not ((config.output / "summary.json").exists() or not any(config.output.iterdir())):
+        raise InputError(
+            f"output {config.output} holds something else than a run, which overwrite won't delete: choose another folder"
+        )
+    spark = start_session(config.spark)
+    given = {"cacheDir": str(config.output.parent / ".cache"), "verbosity": 1, **config.options}
+    options = Options.of(given)
+    phases = Phases(options.verbosity > 0)
+    with phases.phase("load") as say:
+        sources = [
+            Source(load_data(spark, d, config.folder, s), _split(s, config.data)) for s, d in config.data.items()
+        ]
+        say(f"data: {', '.join(config.data)}")
+    model = _model(spark, config, sources, options, phases)
+    with phases.phase("plan"):
+        task = prepare(model, options)
+    if options.verbosity:
+        print(task.plan, flush=True)
+    outcome = fine_tune(task, sources, phases)
+    with phases.phase("save") as say:
+        write_run(outcome, config, phases)
+        say(str(config.output))
+    return outcome
+
+
+def _split(split: str, data: Mapping[str, Any]) -> str | None:
+    return None if split == TRAIN and VALIDATION not in data else split
+
+
+def _model(spark: SparkSession, config: Config, sources: list[Source], options: Options, phases: Phases) -> Any:
+    if not is_function(config.pipeline):
+        with phases.phase("load"):
+            return load_model(spark, located(config.pipeline, config.folder))
+    train = [s for s in sources if s.split != TEST and s.split != VALIDATION]
+    pipeline = function(config.pipeline, config.folder)(train[0].df)
+    if not isinstance(pipeline, Estimator):
+        return pipeline
+    if not isinstance(pipeline, Pipeline):
+        pipeline = Pipeline(stages=[pipeline])
+    with phases.phase("fit") as say:
+        return _fitted(spark, pipeline, [s for s in sources if s.split != TEST], options, say)
+
+
+def _fitted(spark: SparkSession, pipeline: Pipeline, sources: list[Source], options: Options, say: Any) -> Any:
+    """The pipeline fitted on the training rows, from the cache folder where the same has been fitted on the same rows."""
+    o = options
+    key = json.dumps(
+        [params_of(pipeline) or digest_of(pipeline), [[s.split, source_facts(s.df)] for s in sources],
+         [o.validationIndicatorCol, o.validationFraction, o.groupCol, o.timeCol, o.seed], spark.version],
+        default=str,
+    )  # fmt: skip
+    folder = root(options) / f"fitted-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    if folder.exists():
+        say("reused: the same pipeline was fitted on the same rows before")
+        return PipelineModel.load(folder.as_uri())
+    fitted = fit_on_training_rows(pipeline, sources, options)
+    temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        fitted.write().save(temporary.as_uri())
+        os.rename(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    say(f"fitted {len(fitted.stages)} stages on the training rows")
+    return fitted
+
+
+def write_run(outcome: Outcome, config: Config, phases: Phases) -> None:
+    """Write the run's folder beside its place and rename it there; an old run goes once the new one is complete."""
+    output = config.output
+    temporary, old = (output.with_name(f".{output.name}-{uuid.uuid4().hex[:8]}{end}") for end in ("", ".old"))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        outcome.model.write().save((temporary / "model").as_uri())
+        (temporary / "plan.json").write_text(outcome.plan.toJSON() + "\n")
+        pd.DataFrame(outcome.summary.records).to_csv(temporary / "history.csv", index=False)
+        summary = outcome.summary.asdict()
+        summary["timings"] = {k: round(v, 3) for k, v in phases.timings.items()}
+        summary["fingerprints"] = {"cache": outcome.summary.cache["fingerprint"]}
+        summary["parent"] = config.pipeline
+        (temporary / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
+        if output.exists():
+            os.rename(output, old)
+        os.rename(temporary, output)
+    finally:
+        if not output.exists() and old.exists():
+            os.rename(old, output)
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,76 @@
+"""A batch of sparse rows as (indices, values, offsets): the form that torch's embedding_bag wants.
+
+torch's CSR layout lacks most operations and their gradients, so inside the network a sparse batch travels in this form
+and becomes `torch.sparse_csr` only at the network's border.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SparseRows:
+    """n sparse rows of the same width; inside a row the indices are distinct and ascending, as in Spark's SparseVector."""
+
+    indices: Tensor  # (nnz,) int64
+    values: Tensor  # (nnz,) floating
+    offsets: Tensor  # (n + 1,) int64, offsets[0] == 0, offsets[-1] == nnz
+    width: int
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def lengths(self) -> Tensor:
+        """Stored entries per row, (n,)."""
+        return self.offsets.diff()
+
+    def rows(self) -> Tensor:
+        """The row number of every stored entry, (nnz,)."""
+        return torch.repeat_interleave(torch.arange(len(self)), self.lengths())
+
+    def take(self, order: Tensor) -> SparseRows:
+        """The rows `order` (m,), in that order."""
+        starts, lengths = self.offsets[order], self.lengths()[order]
+        offsets = torch.zeros(len(order) + 1, dtype=torch.int64)
+        torch.cumsum(lengths, 0, out=offsets[1:])
+        entries = torch.arange(int(offsets[-1])) + torch.repeat_interleave(starts - offsets[:-1], lengths)
+        return SparseRows(self.indices[entries], self.values[entries], offsets, self.width)
+
+    def with_values(self, values: Tensor) -> SparseRows:
+        return SparseRows(self.indices, values, self.offsets, self.width)
+
+    def matmul(self, matrix: Tensor) -> Tensor:
+        """(n, d) @ (d, k) -> (n, k), with gradients to the matrix and to the values."""
+        if not len(self.indices):
+            return matrix.new_zeros(len(self), matrix.shape[1]) + 0.0 * matrix.sum()
+        return F.embedding_bag(
+            self.indices, matrix, self.offsets, mode="sum", per_sample_weights=self.values, include_last_offset=True
+        )
+
+    def to_dense(self) -> Tensor:
+        """(n, d) strided."""
+        return self.values.new_zeros(len(self), self.width).index_put((self.rows(), self.indices), self.values)
+
+    def to_csr(self) -> Tensor:
+        """(n, d) torch.sparse_csr."""
+        return torch.sparse_csr_tensor(self.offsets, self.indices, self.values, (len(self), self.width))
+
+    @staticmethod
+    def from_csr(x: Tensor) -> SparseRows:
+        return SparseRows(x.col_indices().long(), x.values(), x.crow_indices().long(), x.shape[1])
+
+    @staticmethod
+    def cat(batches: list[SparseRows]) -> SparseRows:
+        """Batches of the same width one below the other."""
+        ends = torch.tensor([0, *(int(b.offsets[-1]) for b in batches)]).cumsum(0)
+        offsets = torch.cat(
+            [batches[0].offsets[:1], *(b.offsets[1:] + e for b, e in zip(batches, ends[:-1], strict=True))]
+        )
+        return SparseRows(
+            torch.cat([b.indices for b in batches]), torch.cat([b.values for b in batches]), offsets, batches[0].width
+        )

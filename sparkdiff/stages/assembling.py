@@ -1,0 +1,60 @@
+"""Stages that put columns together: VectorAssembler."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparkdiff.errors import InputError
+from sparkdiff.sparse import SparseRows
+from sparkdiff.stages.base import Rows, StageModule, register
+
+
+@register("pyspark.ml.feature.VectorAssembler")
+class VectorAssembler(StageModule):
+    """Columns side by side in declared order; a scalar becomes one column; sparse where any input is sparse.
+
+    With handleInvalid='error' a null or NaN scalar raises, as in Spark; with 'keep' it becomes NaN.
+    """
+
+    def __init__(self, uid: str, names: tuple[str, ...], keep: bool):
+        super().__init__()
+        self.uid, self.names, self.keep = uid, names, keep
+
+    @classmethod
+    def from_spark(cls, stage: Any) -> VectorAssembler:
+        return cls(stage.uid, cls.inputs(stage), stage.getHandleInvalid() == "keep")
+
+    def forward(self, *columns: Rows) -> Rows:  # scalars (n,) and vectors (n, d_i) -> (n, sum of d_i)
+        parts = [c[:, None] if isinstance(c, Tensor) and c.ndim == 1 else c for c in columns]
+        if not self.keep:
+            for name, column in zip(self.names, columns, strict=True):
+                if isinstance(column, Tensor) and column.ndim == 1 and bool(column.isnan().any()):
+                    raise InputError(
+                        f"{self.uid}: column {name!r} holds null or NaN, which handleInvalid='error' refuses; "
+                        "impute it, or set handleInvalid to 'keep'"
+                    )
+        strided = [p for p in parts if isinstance(p, Tensor)]
+        return torch.cat(strided, 1) if len(strided) == len(parts) else beside(parts)
+
+
+def beside(parts: list[Rows]) -> SparseRows:
+    """Sparse and dense blocks of n rows side by side, as sparse rows; zeros of dense blocks are not stored."""
+    rows, indices, values, start = [], [], [], 0
+    for part in parts:
+        if isinstance(part, SparseRows):
+            r, i, v, width = part.rows(), part.indices, part.values, part.width
+        else:
+            r, i = (part != 0).nonzero(as_tuple=True)  # NaN != 0, so NaN is stored
+            v, width = part[r, i], part.shape[1]
+        rows.append(r)
+        indices.append(i + start)
+        values.append(v)
+        start += width
+    row = torch.cat(rows)
+    order = torch.argsort(row, stable=True)  # blocks come in column order, so a stable sort keeps indices ascending
+    offsets = torch.zeros(len(parts[0]) + 1, dtype=torch.int64)
+    torch.cumsum(torch.bincount(row, minlength=len(parts[0])), 0, out=offsets[1:])
+    return SparseRows(torch.cat(indices)[order], torch.cat(values)[order], offsets, start)

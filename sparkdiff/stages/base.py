@@ -1,0 +1,195 @@
+"""What a translated stage is: a lens on a fitted Spark stage (read, compute, write back), and the registry of all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sparkdiff import jvm
+from sparkdiff.errors import InputError
+from sparkdiff.sparse import SparseRows
+
+Rows = Tensor | SparseRows
+REGISTRY: dict[str, type[StageModule]] = {}
+UNTRANSLATED: dict[str, str] = {}
+SUPPORT = 5
+"""Training rows that must differ from a feature's usual value, or bear a class, for the parameters about it to train."""
+_Module = TypeVar("_Module", bound="type[StageModule]")
+
+
+def register(class_name: str) -> Callable[[_Module], _Module]:
+    """Make a StageModule the translation of the fitted stages of exactly this class, by its full Python name."""
+
+    def decorate(module: _Module) -> _Module:
+        REGISTRY[class_name] = module
+        return module
+
+    return decorate
+
+
+def leave_in_spark(class_name: str, reason: str) -> None:
+    """Say why the fitted stages of this class have no torch form; the plan shows it."""
+    UNTRANSLATED[class_name] = reason
+
+
+def class_name(stage: Any) -> str:
+    """Full Python name of a stage's class."""
+    return f"{type(stage).__module__}.{type(stage).__qualname__}"
+
+
+@dataclass(frozen=True)
+class FeatureStats:
+    """What a stage's input looks like over the training rows."""
+
+    mean: Tensor  # (d,)
+    std: Tensor  # (d,)
+    support: Tensor  # (d,) int64: rows whose value differs from the column's usual one
+
+
+@dataclass(frozen=True)
+class LabelStats:
+    """What the labels of the training rows (of weight > 0) look like."""
+
+    mean: float
+    std: float
+    low: float
+    high: float
+    classes: Tensor  # (k,) int64 rows per class, empty where labels are no small whole numbers
+
+
+class StageModule(nn.Module):
+    """A fitted stage as a torch module whose parameters are Spark's own values, in float64.
+
+    A subclass names its `weights`, reads them in `from_spark` and computes in `forward`. `forward` takes the input columns
+    in the order of `inputs(stage)` and returns the output columns in the order of `outputs(stage)`; a scalar column is
+    `(n,)`, a vector column `(n, d)` or SparseRows.
+
+    Four laws hold, and `sparkdiff.testing.check_stage` checks them: parity with `stage.transform`; writing back what was
+    read changes nothing; reading what was written gives the module's parameters; the caller's stage never changes.
+    """
+
+    weights: ClassVar[tuple[str, ...]] = ()
+    """Names of the weights in the stage's saved data, in the order of its Scala constructor (after the uid)."""
+    feature_axis: ClassVar[dict[str, int]] = {}
+    """For each parameter with an entry per input feature: the axis that runs over the features."""
+    positive: ClassVar[frozenset[str]] = frozenset()
+    """Parameters that must stay > 0 where they count; they train as p0 * exp(u)."""
+    expands: ClassVar[bool] = False
+    """Whether the outputs are larger than the inputs, so that the cache is smaller with this stage in torch."""
+    differentiable: ClassVar[bool] = True
+    """Whether gradients flow from the outputs to the inputs."""
+    label_cols: ClassVar[tuple[str, ...]] = ()
+    """Params that name outputs which are classes or indices: no gradient, and parity counts disagreements."""
+
+    @classmethod
+    def inputs(cls, stage: Any) -> tuple[str, ...]:
+        """Input columns of the fitted stage."""
+        return columns_of(stage, ("inputCol", "inputCols", "featuresCol"))
+
+    @classmethod
+    def outputs(cls, stage: Any) -> tuple[str, ...]:
+        """Output columns of the fitted stage."""
+        return columns_of(stage, ("outputCol", "outputCols", "predictionCol"))
+
+    @classmethod
+    def labels(cls, stage: Any) -> tuple[str, ...]:
+        """Output columns that are classes or indices."""
+        return columns_of(stage, cls.label_cols)
+
+    @classmethod
+    def refuses(cls, stage: Any) -> str | None:
+        """Why this fitted stage must stay in Spark although its class has a torch form; None where it has one."""
+        if stage.hasParam("handleInvalid") and stage.getOrDefault("handleInvalid") == "skip":
+            return "handleInvalid='skip' drops rows, which a torch module cannot; use 'error' or 'keep'"
+        return None
+
+    @classmethod
+    def from_spark(cls, stage: Any) -> StageModule:
+        """The module of a fitted stage."""
+        raise NotImplementedError
+
+    def counts(self) -> dict[str, Tensor]:
+        """For parameters of which some entries never count (std = 0): a mask, True where the entry counts."""
+        return {}
+
+    def edges(self) -> tuple[tuple[float, ...], ...]:
+        """Per scalar input column, the values at which this stage changes its mind; parity is checked on rows that hold them."""
+        return ()
+
+    def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
+        """Each trainable parameter's natural unit, given the stage's input and the labels; a missing one is 1."""
+        return {}
+
+    def supported(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
+        """Masks of the entries that enough training rows speak for; a missing one is all of them.
+
+        Adam moves the coefficient of a one-hot level with one row at full step although its gradient is nearly 0.
+        """
+        out = {}
+        for name, axis in self.feature_axis.items():
+            shape = [1] * getattr(self, name).ndim
+            shape[axis] = -1
+            out[name] = (x.support >= SUPPORT).view(shape).expand_as(getattr(self, name))
+        return out
+
+    def project_(self) -> None:
+        """Move the parameters back into their domain, in place, after an optimizer step."""
+
+    def check_domain(self, uid: str) -> None:
+        """Raise InputError where a parameter has left the domain in which Spark's stage is defined."""
+        for name, p in self.named_parameters():
+            counting = self.counts().get(name, torch.ones_like(p, dtype=torch.bool))
+            if name in self.positive and bool(((p <= 0) & counting).any()):
+                worst = p[(p <= 0) & counting][0].item()
+                raise InputError(
+                    f"{uid}: {name} must stay > 0, but an entry is {worst!r}; clamp it before writing back"
+                )
+
+    def to_spark(self, stage: Any) -> Any:
+        """A new fitted stage like `stage` (class, uid, Params set and default) with this module's parameters."""
+        return jvm.rebuild(stage, {name: self.weight(name) for name in self.weights}) if self.weights else stage.copy()
+
+    def weight(self, name: str) -> Any:
+        """One weight as numpy array or Python number."""
+        value = getattr(self, name)
+        if isinstance(value, Tensor):
+            array = value.detach().cpu().numpy()
+            return array.copy() if array.ndim else float(array)
+        return value
+
+
+def columns_of(stage: Any, params: tuple[str, ...]) -> tuple[str, ...]:
+    """The column names that these Params hold, without the unset and the empty ones."""
+    out: list[str] = []
+    for name in params:
+        if stage.hasParam(name) and stage.isDefined(name):
+            value = stage.getOrDefault(name)
+            # A stage with outputCols set still has a default outputCol, `<uid>__output`, which it doesn't write.
+            if (
+                name in ("inputCol", "outputCol")
+                and not stage.isSet(name)
+                and stage.hasParam(name + "s")
+                and stage.isSet(name + "s")
+            ):
+                continue
+            out += [value] if isinstance(value, str) else list(value or ())
+    return tuple(c for c in out if c)
+
+
+def tensor(value: Any) -> Tensor:
+    """A Spark vector, matrix, array or number as a float64 tensor that owns its memory."""
+    array = value.toArray() if hasattr(value, "toArray") else value
+    return torch.tensor(np.asarray(array, dtype=np.float64))
+
+
+def parameter(value: Tensor, trains: bool = True) -> nn.Parameter:
+    return nn.Parameter(value, requires_grad=trains)
+
+
+def dense(x: Rows) -> Tensor:
+    return x.to_dense() if isinstance(x, SparseRows) else x

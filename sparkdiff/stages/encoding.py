@@ -1,0 +1,58 @@
+"""Stages that turn categories into numbers: OneHotEncoder; StringIndexer stays in Spark."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sparkdiff.errors import InputError
+from sparkdiff.sparse import SparseRows
+from sparkdiff.stages.base import Rows, StageModule, leave_in_spark, register
+
+leave_in_spark("pyspark.ml.feature.StringIndexerModel", "its input is strings, which never enter torch")
+
+SPARSE_FROM = 1024
+"""Width from which a one-hot block travels as sparse rows (DESIGN: dense ones cost memory there, sparse ones time below)."""
+
+
+@register("pyspark.ml.feature.OneHotEncoderModel")
+class OneHotEncoder(StageModule):
+    """Index -> one-hot block. handleInvalid='keep' has an extra last slot for invalid indices; dropLast drops the last slot."""
+
+    expands = True
+    differentiable = False
+
+    def __init__(self, uid: str, names: tuple[str, ...], sizes: tuple[int, ...], keep: bool, drop_last: bool):
+        super().__init__()
+        self.uid, self.names, self.sizes, self.keep, self.drop_last = uid, names, sizes, keep, drop_last
+
+    @classmethod
+    def from_spark(cls, stage: Any) -> OneHotEncoder:
+        sizes = tuple(int(s) for s in stage.categorySizes)
+        return cls(stage.uid, cls.inputs(stage), sizes, stage.getHandleInvalid() == "keep", stage.getDropLast())
+
+    def edges(self) -> tuple[tuple[float, ...], ...]:
+        return tuple(tuple(float(k) for k in range(-self.keep, min(size, 100) + self.keep)) for size in self.sizes)
+
+    def forward(self, *columns: Tensor) -> Rows | tuple[Rows, ...]:  # each (n,) -> (n, size)
+        out = tuple(self.encode(*block) for block in zip(columns, self.sizes, self.names, strict=True))
+        return out[0] if len(out) == 1 else out
+
+    def encode(self, x: Tensor, size: int, name: str) -> Rows:
+        valid = (x >= 0) & (x < size)  # NaN is invalid
+        if not self.keep and not bool(valid.all()):
+            raise InputError(
+                f"{self.uid}: column {name!r} holds the index {x[~valid][0].item()!r}, but the categories are 0 to {size - 1}; "
+                "set handleInvalid to 'keep', or clean the column"
+            )
+        index = torch.where(valid, x, size).long()
+        width = size + self.keep - self.drop_last
+        if width < SPARSE_FROM:
+            return F.one_hot(index, size + 1)[:, :width].to(x.dtype)
+        stored = index < width
+        offsets = torch.zeros(len(x) + 1, dtype=torch.int64)
+        torch.cumsum(stored, 0, out=offsets[1:])
+        return SparseRows(index[stored], torch.ones(int(offsets[-1]), dtype=x.dtype), offsets, width)

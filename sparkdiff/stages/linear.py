@@ -1,0 +1,323 @@
+"""Linear predictors: LinearRegression, GeneralizedLinearRegression, LogisticRegression."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from sparkdiff.errors import InputError
+from sparkdiff.sparse import SparseRows
+from sparkdiff.stages.base import (
+    SUPPORT,
+    FeatureStats,
+    LabelStats,
+    Rows,
+    StageModule,
+    columns_of,
+    parameter,
+    register,
+    tensor,
+)
+
+LARGEST = sys.float_info.max
+EPSILON = 1e-16  # GeneralizedLinearRegression.epsilon
+
+
+class Predictor(StageModule):
+    """A stage that a loss can be attached to: inputs -> margin -> the columns that Spark shows."""
+
+    classes: int = 0
+    """Number of classes; 0 for a regression."""
+
+    def margin(self, *columns: Rows) -> Tensor:
+        """What losses are computed from: (n,), or (n, k) for k classes in softmax form."""
+        raise NotImplementedError
+
+    def columns(self, margin: Tensor) -> tuple[Tensor, ...]:
+        """The output columns of a margin, in the order of `outputs(stage)`."""
+        raise NotImplementedError
+
+    def forward(self, *columns: Rows) -> tuple[Tensor, ...]:
+        return self.columns(self.margin(*columns))
+
+    def own_loss(self) -> tuple[str, dict[str, float]]:
+        """The loss the stage was fitted with, and its parameters."""
+        raise NotImplementedError
+
+    def mean(self, margin: Tensor) -> Tensor:
+        """The predicted mean of a regression, (n,); what Spark shows as prediction."""
+        raise NotImplementedError
+
+    positive_mean: bool = False
+    """Whether `mean` is positive by construction."""
+
+    def boundary(self, margin: Tensor) -> Tensor | None:
+        """How far each row's margin is from the nearest change of label, (n,), over its size; None for a regression."""
+        return None
+
+    def margin_unit(self, y: LabelStats) -> float:
+        """The natural unit of the margin: what a change of one standard deviation of the label is on the margin's scale."""
+        return 1.0
+
+
+def product(x: Rows, weight: Tensor) -> Tensor:
+    """(n, d), (d,) -> (n,) or (n, d), (k, d) -> (n, k)."""
+    if isinstance(x, SparseRows):
+        return x.matmul(weight[:, None])[:, 0] if weight.ndim == 1 else x.matmul(weight.T)
+    return x @ (weight if weight.ndim == 1 else weight.T)
+
+
+def coefficient_units(x: FeatureStats, unit: float) -> Tensor:
+    """A coefficient's unit: one unit of the margin per standard deviation of its column (1 where the column is constant)."""
+    return unit / torch.where(x.std > 0, x.std, 1.0)
+
+
+@register("pyspark.ml.regression.LinearRegressionModel")
+class LinearRegression(Predictor):
+    """prediction = x @ coefficients + intercept. A Huber model's `scale` is written back as it was fitted."""
+
+    weights = ("coefficients", "intercept", "scale")
+    feature_axis = {"coefficients": 0}
+
+    def __init__(
+        self, coefficients: Tensor, intercept: Tensor, scale: float, fit_intercept: bool, epsilon: float | None
+    ):
+        super().__init__()
+        self.coefficients = parameter(coefficients)  # (d,)
+        self.intercept = parameter(intercept, fit_intercept)  # ()
+        self.scale, self.epsilon = scale, epsilon
+
+    @classmethod
+    def from_spark(cls, stage: Any) -> LinearRegression:
+        epsilon = stage.getEpsilon() if stage.getLoss() == "huber" else None
+        return cls(tensor(stage.coefficients), tensor(stage.intercept), stage.scale, stage.getFitIntercept(), epsilon)
+
+    def margin(self, x: Rows) -> Tensor:  # type: ignore[override]  # one input column
+        return product(x, self.coefficients) + self.intercept
+
+    def columns(self, margin: Tensor) -> tuple[Tensor, ...]:
+        return (margin,)
+
+    def mean(self, margin: Tensor) -> Tensor:
+        return margin
+
+    def own_loss(self) -> tuple[str, dict[str, float]]:
+        # Spark's Huber loss in Owen's concomitant-scale form is, at a given scale, Huber's with delta = epsilon * scale.
+        return ("squared", {}) if self.epsilon is None else ("huber", {"delta": self.epsilon * self.scale})
+
+    def margin_unit(self, y: LabelStats) -> float:
+        return y.std or 1.0
+
+    def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
+        unit = self.margin_unit(y)
+        return {"coefficients": coefficient_units(x, unit), "intercept": torch.tensor(unit, dtype=torch.float64)}
+
+
+def power(eta: Tensor, exponent: float) -> Tensor:
+    return eta**exponent
+
+
+LINKS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[float], float]]] = {
+    # link: (margin -> mean, derivative of the link at a mean); where the margin is a log-ratio its own unit is 1
+    "identity": (lambda eta: eta, lambda mu: 1.0),
+    "log": (torch.exp, lambda mu: math.nan),
+    "logit": (torch.sigmoid, lambda mu: math.nan),
+    "probit": (torch.special.ndtr, lambda mu: math.nan),
+    "cloglog": (lambda eta: 1 - torch.exp(-torch.exp(eta)), lambda mu: math.nan),
+    "inverse": (lambda eta: 1 / eta, lambda mu: 1 / mu**2),
+    "sqrt": (lambda eta: eta * eta, lambda mu: 0.5 / math.sqrt(mu)),
+}
+CANONICAL = {"gaussian": "identity", "binomial": "logit", "poisson": "log", "gamma": "inverse"}
+
+
+@register("pyspark.ml.regression.GeneralizedLinearRegressionModel")
+class GeneralizedLinearRegression(Predictor):
+    """prediction = project(unlink(x @ coefficients + intercept + offset)), with Spark's projection of the mean.
+
+    Source: org.apache.spark.ml.regression.GeneralizedLinearRegression (Family.project, Link.unlink).
+    """
+
+    weights = ("coefficients", "intercept")
+    feature_axis = {"coefficients": 0}
+
+    def __init__(
+        self, coefficients: Tensor, intercept: Tensor, fit_intercept: bool, *, family: str, link: str, link_power: float,
+        variance_power: float, shows_link: bool,
+    ):  # fmt: skip
+        super().__init__()
+        self.coefficients = parameter(coefficients)  # (d,)
+        self.intercept = parameter(intercept, fit_intercept)  # ()
+        self.family, self.link, self.link_power = family, link, link_power
+        self.variance_power, self.shows_link = variance_power, shows_link
+        self.positive_mean = (family != "gaussian" and link in ("log", "sqrt", "inverse", "power")) or link == "log"
+
+    @classmethod
+    def from_spark(cls, stage: Any) -> GeneralizedLinearRegression:
+        family, link, link_power, variance_power = stage.getFamily().lower(), "", math.nan, math.nan
+        if family == "tweedie":
+            variance_power = stage.getVariancePower()
+            link_power = stage.getLinkPower() if stage.isDefined("linkPower") else 1 - variance_power
+            # Spark names the special cases (Family.fromParams, Link.fromParams).
+            link = {0.0: "log", 1.0: "identity", -1.0: "inverse", 0.5: "sqrt"}.get(link_power, "power")
+            family = {0.0: "gaussian", 1.0: "poisson", 2.0: "gamma"}.get(variance_power, "tweedie")
+        else:
+            link = stage.getLink().lower() if stage.isDefined("link") else CANONICAL[family]
+        return cls(
+            tensor(stage.coefficients), tensor(stage.intercept), stage.getFitIntercept(), family=family, link=link,
+            link_power=link_power, variance_power=variance_power, shows_link=bool(columns_of(stage, ("linkPredictionCol",))),
+        )  # fmt: skip
+
+    @classmethod
+    def inputs(cls, stage: Any) -> tuple[str, ...]:
+        return columns_of(stage, ("featuresCol", "offsetCol"))
+
+    @classmethod
+    def outputs(cls, stage: Any) -> tuple[str, ...]:
+        return columns_of(stage, ("predictionCol", "linkPredictionCol"))
+
+    def margin(self, x: Rows, offset: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        eta = product(x, self.coefficients) + self.intercept
+        return eta if offset is None else eta + offset
+
+    def mean(self, margin: Tensor) -> Tensor:
+        unlink = LINKS[self.link][0] if self.link != "power" else lambda eta: power(eta, 1 / self.link_power)
+        mu = unlink(margin)
+        if self.family == "gaussian":
+            return mu.clamp(-LARGEST, LARGEST)
+        return mu.clamp(EPSILON, 1 - EPSILON) if self.family == "binomial" else mu.clamp(EPSILON, LARGEST)
+
+    def columns(self, margin: Tensor) -> tuple[Tensor, ...]:
+        return (self.mean(margin), margin) if self.shows_link else (self.mean(margin),)
+
+    def own_loss(self) -> tuple[str, dict[str, float]]:
+        if self.family == "tweedie":
+            return "tweedie", {"power": self.variance_power}
+        return {"gaussian": "squared", "binomial": "logLoss"}.get(self.family, self.family), {}
+
+    def margin_unit(self, y: LabelStats) -> float:
+        if self.link == "power":
+            slope = abs(self.link_power) * y.mean ** (self.link_power - 1) if y.mean > 0 else math.nan
+        else:
+            slope = LINKS[self.link][1](y.mean) if y.mean > 0 or self.link == "identity" else math.nan
+        unit = y.std * slope
+        return unit if math.isfinite(unit) and unit > 0 else 1.0
+
+    def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
+        unit = self.margin_unit(y)
+        return {"coefficients": coefficient_units(x, unit), "intercept": torch.tensor(unit, dtype=torch.float64)}
+
+
+@register("pyspark.ml.classification.LogisticRegressionModel")
+class LogisticRegression(Predictor):
+    """One row of coefficients: rawPrediction = [-m, m], probability = sigmoid; several rows: softmax, also for two classes.
+
+    Which of the two it is shows in the matrix's shape, never in the number of classes.
+    """
+
+    weights = ("coefficientMatrix", "interceptVector", "numClasses", "isMultinomial")
+    feature_axis = {"coefficientMatrix": 1}
+    SHOWN: ClassVar[tuple[str, ...]] = ("rawPredictionCol", "probabilityCol", "predictionCol")
+    label_cols = ("predictionCol",)
+
+    def __init__(
+        self, coefficientMatrix: Tensor, interceptVector: Tensor, fit_intercept: bool, *, num_classes: int,
+        thresholds: Tensor | None, threshold: float, bounds: dict[str, Tensor], shown: tuple[str, ...], uid: str,
+    ):  # fmt: skip
+        super().__init__()
+        self.coefficientMatrix = parameter(coefficientMatrix)  # (1, d) or (k, d)
+        self.interceptVector = parameter(interceptVector, fit_intercept)  # (1,) or (k,)
+        self.numClasses, self.isMultinomial = num_classes, len(coefficientMatrix) > 1
+        self.thresholds, self.threshold, self.shown, self.uid = thresholds, threshold, shown, uid
+        self.bounds = bounds
+        self.classes = max(num_classes, 2)
+
+    @classmethod
+    def from_spark(cls, stage: Any) -> LogisticRegression:
+        matrix = tensor(stage.coefficientMatrix)
+        given = stage.isSet("thresholds") or stage.isDefined("thresholds")
+        bounds = {}
+        for side in ("lower", "upper"):
+            for param, weight in (("Coefficients", "coefficientMatrix"), ("Intercepts", "interceptVector")):
+                name = f"{side}BoundsOn{param}"
+                if stage.hasParam(name) and stage.isDefined(name) and stage.getOrDefault(name) is not None:
+                    bounds[f"{side} {weight}"] = tensor(stage.getOrDefault(name))
+        return cls(
+            matrix, tensor(stage.interceptVector), stage.getFitIntercept(), num_classes=stage.numClasses,
+            thresholds=tensor(stage.getThresholds()) if given and len(matrix) > 1 else None,
+            threshold=stage.getThreshold() if len(matrix) == 1 else 0.5, bounds=bounds, uid=stage.uid,
+            shown=tuple(c for c in cls.SHOWN if columns_of(stage, (c,))),
+        )  # fmt: skip
+
+    @classmethod
+    def outputs(cls, stage: Any) -> tuple[str, ...]:
+        return columns_of(stage, cls.SHOWN)
+
+    def margin(self, x: Rows) -> Tensor:  # type: ignore[override]  # (n,) or (n, k)
+        if self.isMultinomial:
+            return product(x, self.coefficientMatrix) + self.interceptVector
+        return product(x, self.coefficientMatrix[0]) + self.interceptVector[0]
+
+    def columns(self, margin: Tensor) -> tuple[Tensor, ...]:
+        if self.isMultinomial:
+            raw, probability = margin, torch.softmax(margin, 1)
+            prediction = first_argmax(raw if self.thresholds is None else probability / self.thresholds)
+        else:
+            raw = torch.stack([-margin, margin], 1)
+            zero = 1 / (1 + torch.exp(margin))  # by Spark's order of operations: p[1] = 1 - p[0]
+            probability = torch.stack([zero, 1 - zero], 1)
+            prediction = (margin > logit(self.threshold)).to(margin.dtype)
+        columns = dict(zip(self.SHOWN, (raw, probability, prediction), strict=True))
+        return tuple(columns[c] for c in self.shown)
+
+    def own_loss(self) -> tuple[str, dict[str, float]]:
+        return "logLoss", {}
+
+    def boundary(self, margin: Tensor) -> Tensor:
+        if not self.isMultinomial:
+            return (margin - logit(self.threshold)).abs() / margin.abs().clamp_min(1)
+        score = margin if self.thresholds is None else torch.softmax(margin, 1) / self.thresholds
+        top = score.topk(2, 1).values
+        return (top[:, 0] - top[:, 1]) / top[:, 0].abs().clamp_min(1)
+
+    def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
+        return {"coefficientMatrix": coefficient_units(x, 1.0).expand_as(self.coefficientMatrix)}
+
+    def supported(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
+        out = super().supported(x, y)
+        if self.isMultinomial:
+            classes = torch.zeros(self.classes, dtype=torch.int64)
+            classes[: len(y.classes)] = y.classes[: self.classes]
+            seen = classes >= SUPPORT
+            out |= {"coefficientMatrix": out["coefficientMatrix"] & seen[:, None], "interceptVector": seen}
+        return out
+
+    @torch.no_grad()
+    def project_(self) -> None:
+        for name, bound in self.bounds.items():
+            side, weight = name.split()
+            p = getattr(self, weight)
+            p.copy_(torch.maximum(p, bound.view_as(p)) if side == "lower" else torch.minimum(p, bound.view_as(p)))
+
+    def check_domain(self, uid: str) -> None:
+        super().check_domain(uid)
+        for name, bound in self.bounds.items():
+            side, weight = name.split()
+            p, bound = getattr(self, weight), bound.view_as(getattr(self, weight))
+            wrong = p < bound if side == "lower" else p > bound
+            if bool(wrong.any()):
+                value, limit = p[wrong][0].item(), bound[wrong][0].item()
+                raise InputError(f"{uid}: {weight} has an entry of {value!r}, outside its {side} bound {limit!r}")
+
+
+def logit(threshold: float) -> float:
+    return -math.inf if threshold == 0 else math.inf if threshold == 1 else math.log(threshold / (1 - threshold))
+
+
+def first_argmax(scores: Tensor) -> Tensor:
+    """Position of the first largest entry, NaN never winning, as in Spark's loop; (n, k) -> (n,) float."""
+    return torch.where(scores.isnan(), -math.inf, scores).argmax(1).to(scores.dtype)

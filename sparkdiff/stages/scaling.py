@@ -1,0 +1,94 @@
+"""Scalers: StandardScaler, MinMaxScaler."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparkdiff.errors import InputError
+from sparkdiff.sparse import SparseRows
+from sparkdiff.stages.base import FeatureStats, LabelStats, Rows, StageModule, dense, parameter, register, tensor
+
+
+@register("pyspark.ml.feature.StandardScalerModel")
+class StandardScaler(StageModule):
+    """y = (x - mean) * (1 / std), and x * 0 where std = 0, by the reciprocal as in Spark (x / std differs in the last bit)."""
+
+    weights = ("std", "mean")
+    feature_axis = {"std": 0, "mean": 0}
+    positive = frozenset({"std"})
+    moves: Tensor
+
+    def __init__(self, std: Tensor, mean: Tensor, with_std: bool, with_mean: bool):
+        super().__init__()
+        self.std = parameter(std, with_std)  # (d,)
+        self.mean = parameter(mean, with_mean)  # (d,)
+        self.register_buffer("moves", std != 0)  # (d,) constant columns stay 0, always
+        self.with_std, self.with_mean = with_std, with_mean
+
+    @classmethod
+    def from_spark(cls, stage: Any) -> StandardScaler:
+        return cls(tensor(stage.std), tensor(stage.mean), stage.getWithStd(), stage.getWithMean())
+
+    def forward(self, x: Rows) -> Rows:  # (n, d) -> (n, d); sparse stays sparse without mean
+        if not self.with_std:
+            return dense(x) - self.mean if self.with_mean else x
+        factor = torch.where(self.moves, 1 / torch.where(self.moves, self.std, 1.0), 0.0)  # no NaN gradient at std = 0
+        if isinstance(x, SparseRows) and not self.with_mean:
+            return x.with_values(x.values * factor[x.indices])
+        return (dense(x) - self.mean) * factor if self.with_mean else dense(x) * factor
+
+    def counts(self) -> dict[str, Tensor]:
+        return {"std": self.moves, "mean": self.moves} if self.with_std else {}
+
+    def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
+        return {"mean": torch.where(self.moves, self.std.detach(), 1.0)}
+
+
+@register("pyspark.ml.feature.MinMaxScalerModel")
+class MinMaxScaler(StageModule):
+    """y = (x - originalMin) * ((max - min) / range) + min; a constant column (range 0) gives (min + max) / 2; NaN stays NaN."""
+
+    weights = ("originalMin", "originalMax")
+    feature_axis = {"originalMin": 0, "originalMax": 0}
+    range: Tensor
+
+    def __init__(self, originalMin: Tensor, originalMax: Tensor, low: float, high: float):
+        super().__init__()
+        self.originalMin = parameter(originalMin)  # (d,)
+        self.originalMax = parameter(originalMax)  # (d,)
+        self.register_buffer("range", originalMax - originalMin)  # (d,) as fitted
+        self.low, self.high = low, high
+
+    @classmethod
+    def from_spark(cls, stage: Any) -> MinMaxScaler:
+        return cls(tensor(stage.originalMin), tensor(stage.originalMax), stage.getMin(), stage.getMax())
+
+    def forward(self, x: Rows) -> Tensor:  # (n, d) -> (n, d)
+        x, moves = dense(x), self.range != 0
+        factor = (self.high - self.low) / torch.where(moves, self.originalMax - self.originalMin, 1.0)
+        constant = torch.where(x.isnan(), x, (self.low + self.high) / 2)
+        return torch.where(moves, (x - self.originalMin) * factor + self.low, constant)
+
+    def counts(self) -> dict[str, Tensor]:
+        return {"originalMin": self.range != 0, "originalMax": self.range != 0}
+
+    def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
+        unit = torch.where(self.range != 0, self.range, 1.0)
+        return {"originalMin": unit, "originalMax": unit}
+
+    @torch.no_grad()
+    def project_(self) -> None:
+        # A range of a thousandth of the fitted one would stretch the column a thousandfold: nearer to 0 it isn't scaling.
+        least = self.originalMin + 1e-3 * self.range
+        self.originalMax.copy_(torch.maximum(self.originalMax, least))
+
+    def check_domain(self, uid: str) -> None:
+        super().check_domain(uid)
+        wrong = (self.range != 0) & (self.originalMax <= self.originalMin)
+        if bool(wrong.any()):
+            j = int(wrong.nonzero()[0])
+            low, high = self.originalMin[j].item(), self.originalMax[j].item()
+            raise InputError(f"{uid}: originalMax must stay > originalMin, but entry {j} is {high!r} <= {low!r}")

@@ -1,0 +1,185 @@
+"""Serves a cache to torch: the same batches from either back end, from memory or from files, on any number of ranks.
+
+A split's rows lie in V virtual shards of pieces (files). The order of an epoch is f(seed, epoch, virtual shard): a
+permutation of the shard's pieces and, inside each, of its rows. Step t of S takes from a shard of n rows those from
+n*t//S to n*(t+1)//S of that order: every row comes once, and every rank takes the same number of steps.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+from types import TracebackType
+
+from pyarrow import ArrowException
+from torch import Tensor
+
+from sparkdiff.errors import InputError, did_you_mean
+from sparkdiff.sparse import SparseRows
+from sparkdiff.stream import arrow, petastorm
+from sparkdiff.stream.manifest import Batch, Column, DamagedCacheError, Manifest, Piece
+from sparkdiff.stream.rows import (
+    Order,
+    Source,
+    by_step,
+    from_files,
+    from_memory,
+    shard_order,
+    split,
+    step_bounds,
+    take,
+)
+
+__all__ = ["Batch", "Column", "DamagedCacheError", "Manifest", "Piece", "Stream"]
+
+BACKENDS = {"petastorm": petastorm.read, "arrow": arrow.read}
+_CHUNK_BYTES = 8 << 20  # so many bytes of batches are gathered at a time and then served as views
+_READ_ERRORS = (
+    *(OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, StopIteration),
+    ArrowException,
+)
+
+
+class Stream:
+    """The batches of a cache folder. A context manager: leaving it ends the iterators that are still under way."""
+
+    def __init__(self, folder: Path, *, backend: str = "auto", inMemory: bool = True, seed: int = 0):
+        self.manifest = Manifest.load(folder)
+        self.backend = _resolve(backend, self.manifest)
+        self.inMemory = inMemory
+        self.seed = seed
+        self._tables: dict[str, tuple[int, int, Batch]] = {}  # per split: rank, world, all rows of the rank
+        self._running: weakref.WeakSet[Generator[Batch]] = weakref.WeakSet()
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        return self.manifest.columns
+
+    def rows(self, split: str) -> int:
+        return sum(piece.rows for shard in self._shards(split) for piece in shard)
+
+    def steps(self, split: str, batchSize: int) -> int:
+        """The number of steps of an epoch, the same on every rank."""
+        if batchSize < 1:
+            raise InputError(f"batchSize must be at least 1, got {batchSize}.")
+        return -(-self.rows(split) // batchSize)
+
+    def batches(
+        self, split: str, *, batchSize: int, epoch: int | None = None, rank: int = 0, world: int = 1
+    ) -> Iterator[Batch]:
+        """This rank's part of every step, keyed by `Column.name`; without an epoch the rows come as they lie.
+
+        A part may have no rows. The tensors are views of memory that belongs to a few consecutive batches.
+        """
+        if not 0 <= rank < world or self.manifest.virtualShards % world:
+            raise InputError(
+                f"rank {rank} of {world} cannot read {self.manifest.virtualShards} virtual shards: "
+                f"rank < processes and virtual shards a multiple of the processes must hold."
+            )
+        batches = self._batches(split, batchSize, self.steps(split, batchSize), epoch, rank, world)
+        self._running.add(batches)
+        return batches
+
+    def check(self) -> None:
+        """Compares size and sha256 of every file with the manifest; raises DamagedCacheError."""
+        self.manifest.check()
+
+    def close(self) -> None:
+        for batches in list(self._running):
+            batches.close()
+        self._tables.clear()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _shards(self, name: str) -> list[list[Piece]]:
+        if name not in self.manifest.splits:
+            raise InputError(f"The cache has no split {name!r}. {did_you_mean(name, self.manifest.splits)}")
+        return [[piece for piece in shard if piece.rows] for shard in self.manifest.splits[name]]
+
+    def _batches(
+        self, name: str, batchSize: int, steps: int, epoch: int | None, rank: int, world: int
+    ) -> Generator[Batch]:
+        shards = self._shards(name)[rank::world]
+        sizes = [[piece.rows for piece in shard] for shard in shards]
+        keys = [None if epoch is None else (self.seed % 2**64, epoch, rank + i * world) for i in range(len(shards))]
+        orders = [shard_order(shard, key) for shard, key in zip(sizes, keys, strict=True)]
+        bounds = step_bounds([sum(shard) for shard in sizes], steps)
+        chunk = max(1, _CHUNK_BYTES * world // (batchSize * sum(column.row_bytes for column in self.columns)))
+        with ExitStack() as opened:
+            if self.inMemory:
+                source = from_memory(self._table(name, shards, rank, world), sizes, orders)
+            else:
+                source = self._files(opened, shards, orders)
+            for first in range(0, steps, chunk):
+                ends = bounds[:, first : first + chunk + 1]
+                counts = ends[:, 1:] - ends[:, :-1]
+                table, rows = source(ends[:, 0], ends[:, -1])
+                yield from split(take(table, rows[by_step(counts)]), counts.sum(0).tolist())
+
+    def _files(self, opened: ExitStack, shards: list[list[Piece]], orders: list[Order]) -> Source:
+        readers = []
+        for shard, (pieces, rows) in zip(shards, orders, strict=True):
+            readers.append((opened.enter_context(closing(self._read([shard[i] for i in pieces]))), rows))
+        return from_files({column.name: column.empty(0) for column in self.columns}, readers)
+
+    def _table(self, name: str, shards: list[list[Piece]], rank: int, world: int) -> Batch:
+        """All rows of the rank's shards, read once."""
+        if name not in self._tables or self._tables[name][:2] != (rank, world):
+            self._tables.pop(name, None)
+            self._tables[name] = rank, world, self._load([piece for shard in shards for piece in shard])
+        return self._tables[name][2]
+
+    def _load(self, pieces: list[Piece]) -> Batch:
+        table = {column.name: column.empty(sum(piece.rows for piece in pieces)) for column in self.columns}
+        sparse: dict[str, list[SparseRows]] = {column.name: [] for column in self.columns if column.kind == "sparse"}
+        first = 0
+        for piece, batch in zip(pieces, self._read(pieces), strict=True):
+            for name, x in batch.items():
+                if isinstance(x, SparseRows):
+                    sparse[name].append(x)
+                elif isinstance(room := table[name], Tensor):
+                    room.numpy()[first : first + piece.rows] = x.numpy()
+            first += piece.rows
+        return table | {name: SparseRows.cat(parts) for name, parts in sparse.items() if parts}
+
+    def _read(self, pieces: list[Piece]) -> Generator[Batch]:
+        """The pieces one by one, each checked against the manifest."""
+        paths = [self.manifest.file(piece) for piece in pieces]
+        with closing(BACKENDS[self.backend](paths, self.columns)) as files:
+            for i in range(len(pieces)):
+                yield self._next(files, pieces[i:])
+
+    def _next(self, files: Iterator[Batch], pieces: list[Piece]) -> Batch:
+        try:
+            batch = next(files)
+        except _READ_ERRORS as error:
+            if len(pieces) > 1:  # a back end may look at several files at once: the one that fails alone is named
+                for piece in pieces:
+                    next(self._read([piece]))
+            problem = f"cannot be read ({type(error).__name__}: {error})"
+            raise DamagedCacheError(self.manifest.folder, pieces[0].path, problem) from error
+        for column in self.columns:
+            if problem := column.problem(batch[column.name], pieces[0].rows):
+                raise DamagedCacheError(self.manifest.folder, pieces[0].path, problem)
+        return batch
+
+
+def _resolve(backend: str, manifest: Manifest) -> str:
+    if backend not in ("auto", *BACKENDS):
+        raise InputError(f"There is no stream {backend!r}. {did_you_mean(backend, ('auto', *BACKENDS))}")
+    if backend == "arrow":
+        return backend
+    refusal = petastorm.refusal(manifest.folder, manifest.columns)
+    if backend == "petastorm" and refusal:
+        raise InputError(
+            f"stream='petastorm' cannot be used: {refusal}; or use stream='arrow', which serves the same rows."
+        )
+    return "arrow" if refusal else "petastorm"

@@ -1,0 +1,62 @@
+"""The Arrow back end: reads the files of a cache with pyarrow, sparse columns too."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from sparkdiff.sparse import SparseRows
+from sparkdiff.stream.manifest import Batch, Column
+
+
+def read(paths: Sequence[Path], columns: Sequence[Column]) -> Generator[Batch]:
+    """One batch per file, in the order given; no file stays open between two of them."""
+    for path in paths:
+        yield _batch(path, columns)
+
+
+def _batch(path: Path, columns: Sequence[Column]) -> Batch:
+    with pq.ParquetFile(str(path)) as file:
+        table = file.read(columns=[field for column in columns for field in column.fields])
+    return {column.name: _column(table, column) for column in columns}
+
+
+def _column(table: pa.Table, column: Column) -> Tensor | SparseRows:
+    if column.kind == "sparse":
+        return _sparse(table, column)
+    if column.kind == "scalar":
+        return _own(table[column.name])
+    values, lengths = _lists(table[column.name])
+    if len(wrong := lengths[lengths != column.width]):
+        raise ValueError(f"a list of {wrong[0]} entries in column {column.name!r}, the manifest says {column.width}")
+    return values.reshape(len(lengths), column.width)
+
+
+def _sparse(table: pa.Table, column: Column) -> SparseRows:
+    (indices, lengths), (values, numbers) = (_lists(table[field]) for field in column.fields)
+    if not np.array_equal(lengths, numbers):
+        raise ValueError(f"indices and values of column {column.name!r} differ in length")
+    if indices.dtype != torch.int32 or (len(indices) and not 0 <= indices.min() <= indices.max() < column.width):
+        raise ValueError(f"indices of column {column.name!r} are not all int32 from 0 to {column.width - 1}")
+    offsets = torch.zeros(len(lengths) + 1, dtype=torch.int64)
+    torch.cumsum(torch.tensor(lengths), 0, out=offsets[1:])
+    return SparseRows(indices.long(), values, offsets, column.width)
+
+
+def _lists(column: pa.ChunkedArray) -> tuple[Tensor, npt.NDArray[np.number[Any]]]:
+    """The entries of all lists one after the other, and the lists' lengths (n,): NaN for a null, equal to nothing."""
+    return _own(pc.list_flatten(column)), pc.list_value_length(column).to_numpy()
+
+
+def _own(values: pa.ChunkedArray) -> Tensor:
+    """A copy: Arrow's memory is read-only and shared. Nulls of doubles become NaN."""
+    return torch.from_numpy(np.array(values.to_numpy()))

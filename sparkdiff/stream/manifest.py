@@ -1,0 +1,153 @@
+"""The cache's manifest: which files belong to the cache, what they hold, and whether they are still as written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sparkdiff.errors import SparkdiffError
+from sparkdiff.sparse import SparseRows
+
+FORMAT = 1
+Batch = dict[str, Tensor | SparseRows]
+_DTYPES = {"float64": torch.float64, "float32": torch.float32, "int64": torch.int64}
+_PATH = re.compile(
+    r"[\w=-][\w.=-]*(/[\w=-][\w.=-]*)*", re.ASCII
+)  # no part starts with a dot: nothing leaves the folder
+
+
+class DamagedCacheError(SparkdiffError):
+    """A file of the cache is missing or is not what the manifest says."""
+
+    def __init__(self, folder: Path, name: str, problem: object):
+        super().__init__(
+            f"{folder / name}: {problem}. The cache is damaged; delete {folder} and run again to rebuild it."
+        )
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a batch: `name` in the files and in the batch, `column` in Spark."""
+
+    name: str
+    column: str
+    kind: str  # "scalar" (n,), "dense" (n, width), "sparse" (n rows of width)
+    width: int
+    dtype: torch.dtype
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The Parquet columns that hold it."""
+        return (f"{self.name}_i", f"{self.name}_v") if self.kind == "sparse" else (self.name,)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes per row in memory; for sparse rows a guess of 64 entries, which only sizes chunks."""
+        return self.dtype.itemsize * self.width if self.kind != "sparse" else 64 * (8 + self.dtype.itemsize)
+
+    def empty(self, rows: int) -> Tensor | SparseRows:
+        """Room for so many rows; sparse rows come without entries."""
+        if self.kind == "sparse":
+            none, offsets = torch.empty(0, dtype=torch.int64), torch.zeros(rows + 1, dtype=torch.int64)
+            return SparseRows(none, torch.empty(0, dtype=self.dtype), offsets, self.width)
+        return torch.empty((rows, self.width) if self.kind == "dense" else (rows,), dtype=self.dtype)
+
+    def problem(self, x: Tensor | SparseRows, rows: int) -> str:
+        """Why `x` cannot be this column of a file of so many rows; empty where it can."""
+        data, wanted = x.values if isinstance(x, SparseRows) else x, self.empty(0)
+        if len(x) != rows:
+            return f"{len(x)} rows in column {self.name!r}, the manifest says {rows}"
+        if data.dtype != self.dtype:
+            return f"{data.dtype} in column {self.name!r}, the manifest says {self.dtype}"
+        if isinstance(wanted, Tensor) and data.shape[1:] != wanted.shape[1:]:
+            return f"lists of {tuple(data.shape[1:])} entries in column {self.name!r}, the manifest says {self.width}"
+        return ""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One Parquet file."""
+
+    path: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What is in a cache folder: the pieces of every virtual shard of every split."""
+
+    folder: Path
+    fingerprint: str
+    virtualShards: int
+    columns: tuple[Column, ...]
+    splits: dict[str, tuple[tuple[Piece, ...], ...]]
+
+    @staticmethod
+    def load(folder: Path) -> Manifest:
+        folder = Path(folder).resolve()
+        try:
+            data = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+            if data["format"] != FORMAT:
+                raise ValueError(f"format {data['format']!r}, this version reads {FORMAT}")
+            columns = tuple(
+                Column(c["name"], c["column"], c["kind"], c["width"], _DTYPES[c.get("dtype", "float64")])
+                for c in data["columns"]
+            )
+            splits = {
+                name: tuple(
+                    tuple(Piece(p["path"], p["rows"], p["bytes"], p["sha256"]) for p in shard) for shard in shards
+                )
+                for name, shards in data["splits"].items()
+            }
+            manifest = Manifest(folder, data["fingerprint"], data["virtualShards"], columns, splits)
+            manifest._validate()
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DamagedCacheError(folder, "manifest.json", f"{type(error).__name__}: {error}") from error
+        return manifest
+
+    def _validate(self) -> None:
+        names = [field for column in self.columns for field in column.fields]
+        if len(set(names)) != len(names) or not all(name.isidentifier() for name in names):
+            raise ValueError(f"column names must be distinct identifiers, got {names}")
+        if wrong := [c.name for c in self.columns if c.kind not in ("scalar", "dense", "sparse")]:
+            raise ValueError(f"columns {wrong} have an unknown kind")
+        for split, shards in self.splits.items():
+            if len(shards) != self.virtualShards:
+                raise ValueError(f"split {split!r} has {len(shards)} virtual shards, not {self.virtualShards}")
+            if unsafe := [piece.path for shard in shards for piece in shard if not _PATH.fullmatch(piece.path)]:
+                raise ValueError(f"{unsafe[0]!r} is not a plain path inside the cache")
+
+    def file(self, piece: Piece) -> Path:
+        """The piece's file: inside the folder, of the right size, and a file (a folder Petastorm would unpickle)."""
+        path = self.folder / piece.path
+        if not path.resolve().is_relative_to(self.folder):
+            raise DamagedCacheError(self.folder, piece.path, "the file lies outside the cache folder")
+        if not path.is_file():
+            raise DamagedCacheError(self.folder, piece.path, "there is no such file")
+        if (size := path.stat().st_size) != piece.bytes:
+            raise DamagedCacheError(self.folder, piece.path, f"{size} bytes, the manifest says {piece.bytes}")
+        return path
+
+    def check(self) -> None:
+        """Compares every file with its size and hash in the manifest."""
+        pieces = [piece for shards in self.splits.values() for shard in shards for piece in shard]
+        paths = [self.file(piece) for piece in pieces]  # sizes first: they cost nothing
+        for piece, path in zip(pieces, paths, strict=True):
+            if _sha256(path) != piece.sha256:
+                raise DamagedCacheError(self.folder, piece.path, "its content is not what was written (sha256 differs)")
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,82 @@
+"""The Petastorm back end: reads the files of a cache with Petastorm's batch reader, dense columns only.
+
+Petastorm is given files, never a folder: in a folder it unpickles `_common_metadata`, which can run any code.
+"""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+from sparkdiff.stream.manifest import Batch, Column
+
+# A reader's ventilator hands out three row groups at once and polls for the rest, which costs a small file up to 0.1 s.
+_FILES_PER_READER = 3
+
+
+def refusal(folder: Path, columns: Sequence[Column]) -> str:
+    """Why Petastorm cannot read this cache here; empty where it can."""
+    if sparse := [column.column for column in columns if column.kind == "sparse"]:
+        return f"Petastorm refuses lists of unequal length, in which the sparse columns {sparse} are stored"
+    if urlparse(_url(folder)).path != str(folder):
+        return f"Petastorm would take a part of {str(folder)!r} for something else in its URL (#, ?)"
+    try:
+        with _quiet():
+            importlib.import_module("petastorm")
+    except (ImportError, AttributeError) as error:  # AttributeError: numpy 2, which it does not know
+        return f"Petastorm cannot be imported ({error}): pip install sparkdiff[petastorm]"
+    if not hasattr(pq, "ParquetDatasetPiece"):
+        return "Petastorm needs pyarrow's legacy datasets, gone with pyarrow 15: pip install sparkdiff[petastorm]"
+    return ""
+
+
+def read(paths: Sequence[Path], columns: Sequence[Column]) -> Generator[Batch]:
+    """One batch per file, in the order given; reads in the caller's thread, nothing ahead of it."""
+    for first in range(0, len(paths), _FILES_PER_READER):
+        files = paths[first : first + _FILES_PER_READER]
+        with _quiet():
+            groups = [pq.read_metadata(str(file)).num_row_groups for file in files]
+            reader = importlib.import_module("petastorm").make_batch_reader(
+                [_url(file) for file in files],
+                schema_fields=[column.name for column in columns],
+                reader_pool_type="dummy",
+                workers_count=1,
+                shuffle_row_groups=False,
+            )
+        with reader:
+            for number in groups:  # counted, because at its end a reader may wait for its ventilator for ever
+                yield _batch([_next(reader) for _ in range(number)], columns)
+
+
+def _batch(groups: list[dict[str, Any]], columns: Sequence[Column]) -> Batch:
+    """The row groups of a file as one batch, copied: scalars are read-only aliases of Arrow's memory."""
+    return {c.name: torch.from_numpy(np.concatenate([group[c.name] for group in groups])) for c in columns}
+
+
+def _next(reader: Any) -> dict[str, Any]:
+    with _quiet():
+        row_group: dict[str, Any] = next(reader)._asdict()
+    return row_group
+
+
+def _url(path: Path) -> str:
+    return f"file://{path}"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Petastorm calls pyarrow's deprecated names, and leaves closing a file to the garbage collector."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"petastorm\b")
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", "unclosed file", category=ResourceWarning)
+        yield

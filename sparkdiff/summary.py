@@ -1,0 +1,75 @@
+"""What a fine-tuning run reports: decision, metrics before and after, history, parity, timings."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Any
+
+from sparkdiff.report import before_after
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclasses.dataclass(frozen=True)
+class FineTuningSummary:
+    """The report of one run. `print(summary)` shows the before/after table.
+
+    Attributes:
+        decision: "tuned" or "kept original".
+        reason: why.
+        metric, metricDirection: what was measured, and which direction is better.
+        metrics: {"train" | "validation" | "test": {"before", "after"}}, None where there are no such rows. `after` is the
+            returned pipeline's.
+        gain: (before - after) / max(abs(before), 1e-12) on validation rows, signed so that better is positive.
+        z: mean gain of the chosen epoch over its block-wise standard error; 0.0 when the original is best.
+        p: p-value of the max-bootstrap over all epochs and candidates.
+        records: the rows of `history`, one per epoch and candidate; epoch 0 is the original.
+        parity: {"before", "after"} of write-back: rows, largest relative difference per column, label disagreements.
+        stages: how far each parameter moved, in its natural units: {"uid.parameter": {"largest", "rootMeanSquare"}}.
+        timings: seconds per phase.
+        stream: back end that read the cache.
+        cache: {"hit", "fingerprint"}.
+        warnings: what to know before trusting the figures.
+    """
+
+    decision: str
+    reason: str
+    metric: str
+    metricDirection: str
+    metrics: dict[str, dict[str, float] | None]
+    gain: float
+    z: float
+    p: float
+    records: list[dict[str, Any]]
+    parity: dict[str, Any]
+    stages: dict[str, dict[str, float]]
+    timings: dict[str, float]
+    stream: str
+    cache: dict[str, Any]
+    options: dict[str, Any]
+    versions: dict[str, str]
+    warnings: list[str]
+
+    @property
+    def history(self) -> pd.DataFrame:
+        import pandas as pd
+
+        return pd.DataFrame(self.records)
+
+    def asdict(self) -> dict[str, Any]:
+        """As JSON-ready values without NaN, history left out."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "records"}
+        return _finite(fields)  # type: ignore[no-any-return]
+
+    def __str__(self) -> str:
+        return before_after(self.asdict())
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,277 @@
+"""The four laws of a translated stage as a check to call in tests, for authors of their own StageModule."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pyspark.sql import DataFrame
+from torch import Tensor
+
+from sparkdiff import jvm
+from sparkdiff.columns import read_plain, write_plain
+from sparkdiff.errors import InputError, SparkdiffError, did_you_mean
+from sparkdiff.network import written
+from sparkdiff.parity import TOLERANCE, differences
+from sparkdiff.planning import unquoted
+from sparkdiff.splits import quoted
+from sparkdiff.stages.base import REGISTRY, Rows, StageModule, class_name, dense
+from sparkdiff.stages.linear import Predictor
+
+ROWS_AT_ONCE = 4096
+SEED = 7
+
+
+class LawBroken(SparkdiffError, AssertionError):
+    """A translated stage doesn't keep one of the laws.
+
+    Attributes:
+        law: "parity", "get-put", "put-get" or "untouched".
+        uid: the stage's.
+        column: the output column, parameter or Param that is wrong.
+        value: what is there.
+    """
+
+    def __init__(self, law: str, stage: Any, column: str, value: Any, what: str):
+        super().__init__(f"{stage.uid} ({type(stage).__name__}) breaks {law}: {column!r} {what}")
+        self.law, self.uid, self.column, self.value = law, str(stage.uid), column, value
+
+
+def perturbed(module: StageModule, generator: torch.Generator) -> None:
+    """Move every trainable parameter in place, each entry differently: to the next double, a little, far, across 0, to 0.
+
+    What must stay positive stays so; where the module has a domain of its own, its `project_` has the last word.
+    """
+    with torch.no_grad():
+        for name, p in module.named_parameters():
+            if not p.requires_grad:
+                continue
+            noise = torch.rand(p.shape, generator=generator, dtype=p.dtype)
+            if name in module.positive:
+                moves = [p.nextafter(torch.full_like(p, torch.inf)), p * (1 + 1e-6 * noise), p * (0.1 + noise), p * (10 + noise)]
+            else:
+                size = p.abs().clamp_min(1)
+                moves = [p.nextafter(p + size), p + 1e-6 * size * noise, p - size * noise, 10 * p + noise, -p, torch.zeros_like(p)]
+            which = torch.randint(len(moves), p.shape, generator=generator)
+            new = torch.stack(moves).gather(0, which[None])[0]
+            p.copy_(torch.where(new.isfinite(), new, p))
+    module.project_()
+
+
+def check_stage(
+    stage: Any, df: DataFrame, *, tolerance: float = TOLERANCE,
+    perturb: Callable[[StageModule, torch.Generator], None] = perturbed,
+) -> None:  # fmt: skip
+    """Check that the registered translation of a fitted stage keeps the four laws on the rows of `df`.
+
+    1. parity: `forward` gives what `stage.transform` gives, to `tolerance` times max(1, abs(Spark's value)); NaN equals
+       NaN, infinities by sign. Classes and indices are equal, unless the margin lies that near to the boundary.
+    2. get-put: writing back what was read gives the same outputs with the same metadata, weights, uid and Params.
+    3. put-get: reading what was written gives the module's parameters bit for bit, and Spark then computes what the
+       module computes. Entries that never count (`counts`) are written as they were.
+    4. untouched: the stage's parameters, uid and Params stay as they are throughout.
+
+    Rows are what decides how much this says: put zeros, NaN, extremes, dense and sparse vectors into `df`.
+
+        >>> @sparkdiff.register("mine.DoublerModel")
+        ... class Doubler(sparkdiff.StageModule): ...
+        >>> sparkdiff.testing.check_stage(mine.Doubler(inputCol="x", outputCol="y").fit(df), df)
+
+    Args:
+        stage: a fitted stage; its input columns are in `df`, other columns are ignored.
+        tolerance: of 1 and 3.
+        perturb: moves the trainable parameters of a module in place, inside their domain; the default tries the entries'
+            neighbours, other signs, zeros and magnitudes.
+
+    Raises:
+        LawBroken: names law, stage, column and value.
+        InputError: the stage's class has no translation, the stage is refused, or Spark fails on the rows.
+    """
+    check_stages([stage], df, tolerance=tolerance, perturb=perturb)
+
+
+def check_stages(
+    stages: Sequence[Any], df: DataFrame, *, tolerance: float = TOLERANCE,
+    perturb: Callable[[StageModule, torch.Generator], None] = perturbed,
+) -> None:  # fmt: skip
+    """`check_stage` for many stages over one DataFrame in one Spark job, which is several times faster than one by one."""
+    generator = torch.Generator().manual_seed(SEED)
+    trials = [trial for stage in stages for trial in _parameters(stage, perturb, generator)]
+    before = [_facts(stage) for stage in stages]
+    _outputs(trials, df, tolerance)
+    for stage, facts in zip(stages, before, strict=True):
+        _same_facts("untouched", stage, facts, _facts(stage), "after transform")
+
+
+# Parameters: no Spark job -----------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Trial:
+    """A stage of Spark's, and the module whose outputs it must reproduce."""
+
+    law: str
+    stage: Any
+    module: StageModule
+    original: Any
+
+
+def _parameters(stage: Any, perturb: Callable[[StageModule, torch.Generator], None], generator: torch.Generator) -> list[_Trial]:
+    """Check all that needs no rows; what is left to compare on rows."""
+    cls = REGISTRY.get(class_name(stage))
+    if cls is None:
+        raise InputError(f"no translation is registered for {class_name(stage)}. {did_you_mean(class_name(stage), REGISTRY)}")
+    refused = cls.refuses(stage)
+    if refused is not None:
+        raise InputError(f"{stage.uid} has no torch form: {refused}")
+    before, module = _facts(stage), cls.from_spark(stage)
+    java = jvm.java_params(stage)
+
+    if written(stage, module) is not stage:
+        raise LawBroken("get-put", stage, "stage", None, "is another object although no parameter changed")
+    again = module.to_spark(stage)
+    _same_facts("get-put", stage, before, _facts(again), "after writing back what was read")
+    trials = [_Trial("parity", stage, module, stage), _Trial("get-put", again, module, stage)]
+
+    moved = cls.from_spark(stage)
+    perturb(moved, generator)
+    if any(bool((p != q).any()) for p, q in zip(moved.parameters(), module.parameters(), strict=True)):
+        put = written(stage, moved)
+        wished = cls.from_spark(put)  # its buffers
+        for (name, p), was, now in zip(wished.named_parameters(), module.parameters(), moved.parameters(), strict=True):
+            counting = module.counts().get(name, torch.ones_like(p, dtype=torch.bool))
+            kept = ~counting | (now == was)  # zeros of both signs are one parameter
+            _same_tensor("put-get", stage, name, torch.where(kept, was, now), p, "after writing back other parameters")
+        _same_facts("put-get", stage, _without_weights(before), _without_weights(_facts(put)), "after writing back other parameters")
+        trials.append(_Trial("put-get", put, wished, stage))
+
+    _same_facts("untouched", stage, before, _facts(stage), "after writing back")
+    if jvm.java_params(stage) != java:
+        raise LawBroken("untouched", stage, "Params of the Java object", jvm.java_params(stage), f"were {java} before writing back")
+    return trials
+
+
+def _facts(stage: Any) -> dict[str, Any]:
+    """All of a stage that must survive."""
+    module = REGISTRY[class_name(stage)].from_spark(stage)
+    params = jvm.defined_params(stage)
+    return {
+        "class": class_name(stage), "uid": stage.uid, "Params set": params["set"], "default Params": params["default"],
+        "weights": {
+            **{name: value.detach().clone() for name, value in module.state_dict().items()},
+            **{name: torch.as_tensor(module.weight(name)) for name in module.weights},
+        },
+    }  # fmt: skip
+
+
+def _without_weights(facts: dict[str, Any]) -> dict[str, Any]:
+    return {**facts, "weights": {}}
+
+
+def _same_facts(law: str, stage: Any, was: dict[str, Any], now: dict[str, Any], when: str) -> None:
+    for kind, old in was.items():
+        new = now[kind]
+        if not isinstance(old, dict):
+            if old != new:
+                raise LawBroken(law, stage, kind, new, f"is {new!r} {when}; it was {old!r}")
+            continue
+        for name in old.keys() | new.keys():
+            if isinstance(old.get(name), Tensor) and isinstance(new.get(name), Tensor):
+                _same_tensor(law, stage, name, old[name], new[name], when)
+            elif name not in old or name not in new or old[name] != new[name]:
+                a, b = old.get(name, "absent"), new.get(name, "absent")
+                raise LawBroken(law, stage, name, b, f"({kind}) is {b!r} {when}; it was {a!r}")
+
+
+def _same_tensor(law: str, stage: Any, name: str, wished: Tensor, found: Tensor, when: str) -> None:
+    if wished.shape != found.shape:
+        raise LawBroken(law, stage, name, found, f"has shape {tuple(found.shape)} {when}; it should be {tuple(wished.shape)}")
+    wrong = (wished != found) & ~(wished.isnan() & found.isnan())
+    if bool(wrong.any()):
+        at = tuple(wrong.nonzero()[0].tolist())
+        a, b = wished[at].item(), found[at].item()
+        raise LawBroken(law, stage, name, b, f"entry {list(at)} is {b!r} {when}; it should be {a!r}")
+
+
+# Outputs: one Spark job -------------------------------------------------------------------------------------------------
+
+
+def _outputs(trials: Sequence[_Trial], df: DataFrame, tolerance: float) -> None:
+    """Run all stages over the same rows in one job and compare with their modules."""
+    sources = {c: f"in{i}" for i, c in enumerate(dict.fromkeys(c for t in trials for c in _inputs(t.original)))}
+    try:
+        rows = df.select(*(quoted(c).alias(name) for c, name in sources.items()))
+        names, schemas = list(sources.values()), []
+        for k, trial in enumerate(trials):
+            inputs = {c: quoted(sources[c]) for c in _inputs(trial.original)}
+            out = trial.stage.transform(rows.withColumns(inputs))
+            columns = type(trial.module).outputs(trial.original)
+            schemas.append([out.schema[c] for c in columns])
+            kept = [f"out{k}_{i}" for i in range(len(columns))]
+            rows = out.select(*names, *(quoted(c).alias(name) for c, name in zip(columns, kept, strict=True)))
+            names += kept
+        for trial, schema in zip(trials, schemas, strict=True):
+            _same_schema(trial, schema, schemas[next(k for k, t in enumerate(trials) if t.stage is trial.original)])
+        with tempfile.TemporaryDirectory(prefix="sparkdiff-check-") as folder:
+            write_plain(rows, names, Path(folder) / "rows")
+            seen = 0
+            for batch in read_plain(Path(folder) / "rows", ROWS_AT_ONCE):
+                columns = {name: batch[f"v{i}"] for i, name in enumerate(names)}
+                for k, trial in enumerate(trials):
+                    given = [columns[sources[c]] for c in _inputs(trial.original)]
+                    outputs = type(trial.module).outputs(trial.original)
+                    _compare(trial, given, {c: columns[f"out{k}_{i}"] for i, c in enumerate(outputs)}, tolerance, seen)
+                seen += len(columns[names[0]])
+    except jvm.SparkError as e:
+        raise InputError(f"Spark failed on the rows: {jvm.cause(e)}") from e
+    if not seen:
+        raise InputError("there is no row to compare on")
+
+
+def _inputs(stage: Any) -> tuple[str, ...]:
+    return tuple(unquoted(c) for c in REGISTRY[class_name(stage)].inputs(stage))
+
+
+def _same_schema(trial: _Trial, schema: Sequence[Any], original: Sequence[Any]) -> None:
+    for now, was in zip(schema, original, strict=True):
+        if (now.dataType, now.metadata) != (was.dataType, was.metadata):
+            raise LawBroken(
+                trial.law, trial.original, was.name, now.metadata,
+                f"has type {now.dataType} and metadata {now.metadata} after writing back; it had {was.dataType} and {was.metadata}",
+            )  # fmt: skip
+
+
+@torch.no_grad()
+def _compare(trial: _Trial, inputs: Sequence[Rows], spark: dict[str, Rows], tolerance: float, first: int) -> None:
+    """Raise LawBroken where the module's outputs differ from Spark's on a batch that begins at row `first`."""
+    module, stage = trial.module, trial.original
+    try:
+        out = module(*inputs)
+    except InputError as e:
+        raise LawBroken(trial.law, stage, "forward", None, f"refuses rows that Spark accepts: {e}") from e
+    out = out if isinstance(out, tuple) else (out,)
+    if len(out) != len(spark):
+        raise LawBroken(trial.law, stage, "forward", len(out), f"returns {len(out)} columns; Spark writes {', '.join(spark)}")
+    labels = type(module).labels(stage)
+    for (name, column), returned in zip(spark.items(), out, strict=True):
+        theirs, ours = dense(column), dense(returned)
+        if ours.shape != theirs.shape:
+            raise LawBroken(trial.law, stage, name, ours, f"has shape {tuple(ours.shape)} where Spark's is {tuple(theirs.shape)}")
+        if name in labels:
+            wrong = (ours != theirs) & ~(ours.isnan() & theirs.isnan())
+            near = module.boundary(module.margin(*inputs)) if isinstance(module, Predictor) else None
+            wrong = wrong if near is None else wrong & ~(near <= tolerance)
+        else:
+            wrong = ~(differences(ours, theirs)[1] <= tolerance)
+        if bool(wrong.any()):
+            at = wrong.nonzero()[0].tolist()
+            a, b = theirs[tuple(at)].item(), ours[tuple(at)].item()
+            entry = f" entry {at[1]}" if len(at) > 1 else ""
+            raise LawBroken(
+                trial.law, stage, name, b,
+                f"row {first + at[0]}{entry} is {b!r}, but Spark gives {a!r} (inputs {[dense(x)[at[0]].tolist() for x in inputs]})",
+            )  # fmt: skip
