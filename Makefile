@@ -37,8 +37,8 @@ lint: setup             ## ruff (rules and format) and mypy
 	$(RUN) mypy
 
 format: setup           ## let ruff format the code and fix what it can
+	$(RUN) ruff check --fix --exit-zero --quiet .
 	$(RUN) ruff format .
-	$(RUN) ruff check --fix .
 
 setup:                  ## the environment for developers
 	@bash tools/setup.sh dev

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from pyspark.ml import PipelineModel
 from pyspark.ml.functions import vector_to_array
 from pyspark.ml.linalg import VectorUDT
+from pyspark.ml.wrapper import JavaParams
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, BooleanType, DataType, NumericType
@@ -74,6 +75,15 @@ class Cache:
     def rows(self, split: str) -> int:
         return sum(p["rows"] for shard in self.manifest["splits"][split] for p in shard)
 
+    def fits_in_memory(self) -> bool:
+        """Whether all rows, as tensors, take less than half of this machine's memory."""
+        dense = 8 * sum(c["width"] for c in self.manifest["columns"] if c["kind"] != "sparse")
+        files = sum(p["bytes"] for shards in self.manifest["splits"].values() for shard in shards for p in shard)
+        sparse = any(c["kind"] == "sparse" for c in self.manifest["columns"])
+        # Sparse entries take 16 bytes in memory; in the files they are compressed, here taken to be to a quarter.
+        needed = dense * sum(map(self.rows, SPLITS)) + (4 * files if sparse else 0)
+        return needed < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
 
 def root(options: Options) -> Path:
     """The folder of the caches: the option, the session's conf `spark.sparkdiff.cacheDir`, or a temporary folder.
@@ -115,22 +125,43 @@ def open_cache(request: Request) -> Cache:
     _check(request)
     fingerprint = _fingerprint(request)
     folder = root(request.options) / fingerprint[:16]
-    if (folder / "manifest.json").exists():
+    if folder.exists():
         try:
-            manifest = json.loads((folder / "manifest.json").read_text())
-            with Stream(folder, backend="arrow") as stream:
-                stream.check()
-            return Cache(folder, manifest, hit=True)
-        except (DamagedCacheError, json.JSONDecodeError) as e:
+            return Cache(folder, _whole(folder, fingerprint), hit=True)
+        except DamagedCacheError as e:
             warnings.warn(f"the cache {folder} is damaged and is built again: {e}", DamagedCache, stacklevel=2)
-    temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
-    try:
-        manifest = _build(request, fingerprint, temporary)
         shutil.rmtree(folder, ignore_errors=True)
-        os.rename(temporary, folder)
+    temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
+    temporary.mkdir(mode=0o700)  # before there is anything in it
+    try:
+        _build(request, fingerprint, temporary)
+        try:
+            os.rename(temporary, folder)
+        except OSError:
+            if not folder.exists():  # else another process has built the same meanwhile
+                raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return Cache(folder, manifest, hit=False)
+    return Cache(folder, _whole(folder, fingerprint), hit=False)
+
+
+def _whole(folder: Path, fingerprint: str) -> dict[str, Any]:
+    """The manifest of a cache all of whose files are as they were written.
+
+    Raises:
+        DamagedCacheError: they are not.
+    """
+    with Stream(folder, backend="arrow") as stream:
+        stream.check()
+    manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    if manifest["fingerprint"] != fingerprint or manifest.get("digest") != _digest(manifest):
+        raise DamagedCacheError(folder, "manifest.json", "its content is not what was written")
+    return manifest
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    content = {k: v for k, v in manifest.items() if k != "digest"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _check(request: Request) -> None:
@@ -139,7 +170,7 @@ def _check(request: Request) -> None:
         check_stage_columns(request.graph, source.df.schema)
         names = _after(request.graph, source.df)
         for option, column in (("labelCol", request.labelCol), ("weightCol", request.weightCol)):
-            if column is not None and column.lower() not in names:
+            if column is not None and request.graph.fold(column) not in names:
                 raise InputError(
                     f"{option}={column!r} names no column of the data. {did_you_mean(column, source.df.columns)}"
                 )
@@ -148,7 +179,7 @@ def _check(request: Request) -> None:
 def _after(graph: Graph, df: DataFrame) -> set[str]:
     """Folded names of the columns once Spark's part has run (of those that can be told)."""
     made = {c for i in graph.cached for c in graph.leaves[i].outputs}
-    return {c.lower() for c in (*df.columns, *made)}
+    return {graph.fold(c) for c in (*df.columns, *made)}
 
 
 # Fingerprint ----------------------------------------------------------------------------------------------------------
@@ -175,20 +206,30 @@ def _fingerprint(request: Request) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
+NOT_IN_THE_PLAN = re.compile(r"Python|InPandas|InArrow|subquery#|exists#|list#")
+"""In a plan's text: Python code, which the text only names, and subqueries, whose files are not among the plan's."""
+
+
 def source_facts(df: DataFrame) -> Any:
     """What decides a DataFrame's rows: its plan and files where that tells all, else count and hash sum of its content."""
-    return jvm.plan_facts(df) or _content(df)
+    facts = jvm.plan_facts(df)
+    return _content(df) if facts is None or NOT_IN_THE_PLAN.search(facts["plan"]) else facts
 
 
 def _content(df: DataFrame) -> Any:
     h = splits.row_hash(df).cast("decimal(20,0)")  # a sum of longs overflows, and raises under ANSI
-    row = df.agg(F.count(F.lit(1)), F.sum(h)).first()
+    try:
+        row = df.agg(F.count(F.lit(1)), F.sum(h)).first()
+    except jvm.SparkError as e:
+        raise InputError(f"Spark failed while it read the data: {jvm.cause(e)}") from e
     return [df.schema.json(), [str(v) for v in row or ()]]
 
 
 def _saved_bytes(graph: Graph) -> list[str] | None:
-    """Digest of the saved stages that run before the cache; None where one can't be saved."""
+    """Digest of the saved stages that run before the cache; None where one can't be saved, or is Python code."""
     stages = [graph.leaves[i].stage for i in sorted(graph.cached)]
+    if not all(isinstance(s, JavaParams) or type(s).__module__.startswith("pyspark.ml.") for s in stages):
+        return None
     return digest_of(PipelineModel(stages)) if stages else []
 
 
@@ -202,9 +243,14 @@ def params_of(pipeline: Any) -> str | None:
             continue
         params = jvm.defined_params(stage)
         params["default"].pop("seed", None)  # differs between two Python processes
-        values = {k: v.toArray().tolist() if hasattr(v, "toArray") else v for k, v in {**params["default"], **params["set"]}.items()}
+        values = {
+            k: v.toArray().tolist() if hasattr(v, "toArray") else v
+            for k, v in {**params["default"], **params["set"]}.items()
+        }
         simple = all(isinstance(v, (str, int, float, list, type(None))) for v in values.values())
-        parts.append([type(stage).__name__, values] if simple and type(stage).__module__.startswith("pyspark.ml.") else None)
+        parts.append(
+            [type(stage).__name__, values] if simple and type(stage).__module__.startswith("pyspark.ml.") else None
+        )
     if None in parts:
         return None
     text = json.dumps(parts, sort_keys=True)
@@ -214,7 +260,7 @@ def params_of(pipeline: Any) -> str | None:
 
 
 def digest_of(model: Any) -> list[str] | None:
-    """Digests of the files of a saved model or pipeline, without what differs between two savings of the same (uids, file names, time).
+    """Digests of the files of a saved model or pipeline, free of what differs between two savings (uids, names, time).
 
     None where it can't be saved.
     """
@@ -263,7 +309,7 @@ def _run(graph: Graph, df: DataFrame) -> DataFrame:
     return df
 
 
-def _build(request: Request, fingerprint: str, folder: Path) -> dict[str, Any]:
+def _build(request: Request, fingerprint: str, folder: Path) -> None:
     try:
         frames = [_run(request.graph, df) for df in splits.with_splits(request.sources, request.options)]
         columns = _layout(request, frames[0])
@@ -276,17 +322,16 @@ def _build(request: Request, fingerprint: str, folder: Path) -> dict[str, Any]:
         "splits": {s: _shards(folder, s) for s in SPLITS},
     }  # fmt: skip
     manifest["stats"] = {s: _stats(folder, manifest["splits"][s], request, s) for s in SPLITS}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    return manifest
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"digest": _digest(manifest)}), encoding="utf-8")
 
 
 def _layout(request: Request, df: DataFrame) -> list[dict[str, Any]]:
     """How each column of the cut lies in the files. Vectors of unknown width cost a small job over the first rows."""
     graph = request.graph
     out: list[dict[str, Any]] = []
-    fields = {f.name.lower(): f for f in df.schema.fields}
+    fields = {graph.fold(f.name): f for f in df.schema.fields}
     for i, version in enumerate(graph.cut()):
-        field = fields.get(version[0].lower())
+        field = fields.get(version[0])
         if field is None:
             raise InputError(
                 f"column {graph.name(version)!r} is gone when the cache is written: a stage before drops it"
@@ -324,33 +369,52 @@ def _width(df: DataFrame, name: str, kind: DataType) -> tuple[int, float]:
 
 
 def _physical(column: dict[str, Any], field_type: DataType, c: Column) -> list[Column]:
-    name = column["name"]
+    """The column as it lies in the files; a null vector is NaN, in all entries or in the first one of a sparse column."""
+    name, nan = column["name"], F.lit(float("nan"))
     if column["kind"] == "scalar":
         return [c.cast("double").alias(name)]
+    vector = isinstance(field_type, VectorUDT)
+    v = F.unwrap_udt(c) if vector else c
+    size = F.coalesce(v["size"], F.size(v["values"])) if vector else F.size(c)
+    unequal = F.raise_error(
+        F.concat(
+            F.lit(f"column {column['column']!r} holds vectors of {column['width']} and of "),
+            size.cast("string"),
+            F.lit(" entries"),
+        )
+    )
+
+    def checked(nothing: Column, whole: Column) -> Column:
+        return F.when(c.isNull(), nothing).when(size == column["width"], whole).otherwise(unequal)
+
     if column["kind"] == "dense":
-        array = vector_to_array(c) if isinstance(field_type, VectorUDT) else c.cast("array<double>")
-        return [array.alias(name)]
-    v = F.unwrap_udt(c)
-    full = v["indices"].isNull()
-    indices = F.when(full, F.sequence(F.lit(0), F.size(v["values"]) - 1)).otherwise(v["indices"])
-    return [indices.alias(f"{name}_i"), v["values"].alias(f"{name}_v")]
+        array = vector_to_array(c) if vector else c.cast("array<double>")
+        return [checked(F.array_repeat(nan, column["width"]), array).alias(name)]
+    every = F.sequence(F.lit(0), F.size(v["values"]) - 1)
+    indices = checked(F.array(F.lit(0)), F.when(v["indices"].isNull(), every).otherwise(v["indices"]))
+    return [indices.alias(f"{name}_i"), F.when(c.isNull(), F.array(nan)).otherwise(v["values"]).alias(f"{name}_v")]
 
 
 def _write(request: Request, frames: list[DataFrame], columns: list[dict[str, Any]], folder: Path) -> None:
     union: DataFrame | None = None
     for df in frames:
         selected: list[Column] = []
-        fields = {f.name.lower(): f for f in df.schema.fields}
+        fold = request.graph.fold
+        fields = {fold(f.name): f for f in df.schema.fields}
         for lost in (SPLIT, BLOCK, TIME, request.labelCol, request.weightCol):
-            if lost is not None and lost.lower() not in fields:
+            if lost is not None and fold(lost) not in fields:
                 cut = ", ".join(
                     request.graph.leaves[i].uid for i in sorted(request.graph.cached) if request.graph.leaves[i].opaque
                 )
                 raise InputError(
                     f"{cut or 'a stage'} drops column {lost!r}, which training needs; let it keep all columns (SELECT *, ...)"
                 )
+        for option, name in (("labelCol", request.labelCol), ("weightCol", request.weightCol)):
+            kind = None if name is None else fields[fold(name)].dataType
+            if kind is not None and not isinstance(kind, (NumericType, BooleanType)):
+                raise InputError(f"{option}={name!r} is {kind.simpleString()}, but must be a number: cast or index it")
         for column in columns[:-4]:
-            f = fields[column["column"].lower()]
+            f = fields[fold(column["column"])]
             selected += _physical(column, f.dataType, splits.quoted(f.name))
         weight = splits.quoted(request.weightCol).cast("double") if request.weightCol else F.lit(1.0)
         selected += [splits.quoted(request.labelCol).cast("double").alias("label"), weight.alias("weight")]
@@ -369,7 +433,7 @@ def _write(request: Request, frames: list[DataFrame], columns: list[dict[str, An
     )
     width = sum(c["width"] if c["kind"] == "dense" else 1 for c in columns)
     piece = max(1024, min(65536, PIECE_BYTES // (8 * width)))
-    dealt.write.option("maxRecordsPerFile", piece).partitionBy("split", "shard").parquet(folder.as_uri())
+    dealt.write.mode("append").option("maxRecordsPerFile", piece).partitionBy("split", "shard").parquet(folder.as_uri())
 
 
 def _shards(folder: Path, split: str) -> list[list[dict[str, Any]]]:
@@ -403,6 +467,7 @@ def _stats(folder: Path, shards: list[list[dict[str, Any]]], request: Request, s
     n = total = mean = m2 = 0.0
     low, high = float("inf"), float("-inf")
     counts: dict[float, int] = {}
+    fractional = None
     for table in _tables(folder, shards, ["label", "weight", "block"]):
         label, weight = table["label"], table["weight"]
         _refuse(label, "labelCol", request.labelCol, "label", lambda c: pc.is_finite(c), "a finite number")
@@ -419,6 +484,8 @@ def _stats(folder: Path, shards: list[list[dict[str, Any]]], request: Request, s
         used = label.filter(pc.greater(weight, 0.0))
         if not len(used):
             continue
+        if fractional is None and len(broken := used.filter(pc.not_equal(pc.floor(used), used))):
+            fractional = broken[0].as_py()
         n, total = n + len(used), total + pc.sum(weight).as_py()
         size, there = len(used), pc.mean(used).as_py()
         delta = there - mean
@@ -433,14 +500,15 @@ def _stats(folder: Path, shards: list[list[dict[str, Any]]], request: Request, s
     whole = len(counts) <= 1000 and all(v >= 0 and float(v).is_integer() for v in counts)
     classes = [counts.get(float(k), 0) for k in range(int(high) + 1)] if n and whole and high <= 1000 else []
     return {"rows": int(n), "weight": total, "mean": mean, "std": (m2 / (n - 1)) ** 0.5 if n > 1 else 0.0,
-            "low": low if n else None, "high": high if n else None, "classes": classes}  # fmt: skip
+            "fractional": fractional, "low": low if n else None, "high": high if n else None, "classes": classes}  # fmt: skip
 
 
 def _refuse(column: pa.ChunkedArray, option: str, name: str | None, what: str, good: Any, rule: str) -> None:
     bad = column.filter(pc.invert(pc.fill_null(good(column), False)))
     if len(bad):
         raise InputError(
-            f"{option}={name!r} holds {bad[0].as_py()!r} in {len(bad)} or more rows; a {what} must be {rule}: drop or fill such rows"
+            f"{option}={name!r} holds {bad[0].as_py()!r} in {len(bad)} or more rows; "
+            f"a {what} must be {rule}: drop or fill such rows"
         )
 
 

@@ -1,4 +1,4 @@
-"""Spark's columns as tensors and back, through Parquet files in the layout that Spark gives vectors (no Python loop over rows)."""
+"""Spark's columns as tensors and back, through Parquet files in the layout that Spark gives vectors; never row by row."""
 
 from __future__ import annotations
 
@@ -111,9 +111,13 @@ def write_columns(columns: Mapping[str, Rows], path: Path) -> None:
     pq.write_table(pa.table({name: to_arrow(c) for name, c in columns.items()}), path)
 
 
+def is_scalar(column: Rows) -> bool:
+    return isinstance(column, torch.Tensor) and column.ndim == 1
+
+
 def schema_of(columns: Mapping[str, Rows], metadata: Mapping[str, dict[str, Any]]) -> StructType:
     """Spark's schema for `write_columns`: vectors with their attributes, numbers as double."""
     return StructType([
-        StructField(name, DoubleType() if isinstance(c, torch.Tensor) and c.ndim == 1 else VectorUDT(), True, metadata.get(name) or {})
+        StructField(name, DoubleType() if is_scalar(c) else VectorUDT(), True, metadata.get(name) or {})
         for name, c in columns.items()
     ])  # fmt: skip

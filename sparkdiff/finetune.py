@@ -25,8 +25,8 @@ from sparkdiff.parity import Parity, compare
 from sparkdiff.planning import Graph, Plan, Version, flatten
 from sparkdiff.report import Phases
 from sparkdiff.sparse import SparseRows
-from sparkdiff.splits import SPLITS, TEST, TRAIN, VALIDATION, Source
-from sparkdiff.stages.base import LabelStats, Rows, columns_of
+from sparkdiff.splits import SPLITS, TRAIN, VALIDATION, Source
+from sparkdiff.stages.base import SUPPORT, LabelStats, Rows, columns_of
 from sparkdiff.stream import Stream
 from sparkdiff.summary import FineTuningSummary
 from sparkdiff.train import Data, Score, Trained
@@ -94,7 +94,8 @@ def fine_tune(task: Task, sources: Sequence[Source], phases: Phases) -> Outcome:
         counts = ", ".join(f"{cache.rows(s):,} {s}" for s in SPLITS if cache.rows(s))
         say(f"{'reused' if cache.hit else 'written'}: {counts} rows, {len(task.plan.cacheCols)} columns")
     network = Network(graph, graph.live)
-    with Stream(cache.folder, backend=options.stream, inMemory=options.cacheInMemory, seed=options.seed) as stream:
+    in_memory = options.cacheInMemory and cache.fits_in_memory()
+    with Stream(cache.folder, backend=options.stream, inMemory=in_memory, seed=options.seed) as stream:
         data = Data(stream, cache.columns(graph))
         label = _label(task, cache, network)
         leaf = graph.leaves[graph.head]  # type: ignore[index]
@@ -108,8 +109,9 @@ def fine_tune(task: Task, sources: Sequence[Source], phases: Phases) -> Outcome:
                 leaf.outputs,
                 label,
             )
+        labels, fractional = _all_labels(cache)
         for o in (objective, metric):
-            check_label(o, network.head, _all_labels(cache), task.labelCol)
+            check_label(o, network.head, labels, task.labelCol, fractional)
         with phases.phase("verify") as say:
             before = {s: train.score(network, data, s, metric) for s in SPLITS if cache.rows(s)}
             parity = {"before": _parity(task, task.model, network, data, cache)}
@@ -117,7 +119,7 @@ def fine_tune(task: Task, sources: Sequence[Source], phases: Phases) -> Outcome:
         with phases.phase("train") as say:
             found = train.train(
                 network, data, objective=objective, metric=metric, original=before[VALIDATION], label=label,
-                recipes=train.candidates(options, cache.rows(VALIDATION)), options=options, progress=say,
+                recipes=train.candidates(options, cache.rows(VALIDATION)), options=whole_batches(options), progress=say,
             )  # fmt: skip
         verdict = _decide(task, data, metric, network, found)
         model, after = task.model, before
@@ -129,6 +131,11 @@ def fine_tune(task: Task, sources: Sequence[Source], phases: Phases) -> Outcome:
             after = {s: train.score(found.network, data, s, metric) for s in before}
         summary = _summary(task, cache, stream, metric, found, verdict, (before, after), parity, phases)
         return Outcome(model, task.plan, summary)
+
+
+def whole_batches(options: Options) -> Options:
+    """The options with batchSize rounded up, so that every batch takes as many rows from each virtual shard."""
+    return dataclasses.replace(options, batchSize=-(-options.batchSize // caches.SHARDS) * caches.SHARDS)
 
 
 def _label(task: Task, cache: Cache, network: Network) -> LabelStats:
@@ -146,12 +153,12 @@ def _stats(s: dict[str, Any]) -> LabelStats:
     return LabelStats(s["mean"], s["std"], s["low"], s["high"], torch.tensor(s["classes"], dtype=torch.int64))
 
 
-def _all_labels(cache: Cache) -> LabelStats:
-    """The range of the labels over all splits."""
+def _all_labels(cache: Cache) -> tuple[LabelStats, float | None]:
+    """The range of the labels over all splits, and one of them that is no whole number, if there is one."""
     parts = [s for s in cache.manifest["stats"].values() if s["rows"]]
-    whole = all(s["classes"] for s in parts)
-    classes = torch.ones(1 if whole else 0, dtype=torch.int64)
-    return LabelStats(0.0, 0.0, min(s["low"] for s in parts), max(s["high"] for s in parts), classes)
+    low, high = min(s["low"] for s in parts), max(s["high"] for s in parts)
+    fractional = next((s["fractional"] for s in parts if s["fractional"] is not None), None)
+    return LabelStats(0.0, 0.0, low, high, torch.empty(0, dtype=torch.int64)), fractional
 
 
 def _decide(task: Task, data: Data, metric: Objective, network: Network, found: Trained) -> guard.Verdict:
@@ -270,22 +277,29 @@ def _summary(
     assert held is not None
     scale = max(abs(held["before"]), 1e-12)
     warnings = list(verdict.warnings)
-    for name, n in found.frozen.items():
-        warnings.append(f"{n} entries of {name} stayed as they were: fewer than 5 training rows speak for them")
+    if found.frozen:
+        entries = ", ".join(f"{n} of {name}" for name, n in found.frozen.items())
+        warnings.append(
+            f"entries that stayed as they were, as fewer than {SUPPORT} training rows speak for them: {entries}"
+        )
+    if task.options.cacheInMemory and not stream.inMemory:
+        warnings.append(
+            "the cached rows would fill half of this machine's memory, so each epoch read them from the files"
+        )
     below = after[VALIDATION].below
     if below:
         warnings.append(
             f"{below} validation rows are predicted below {metric.floor:.3g}, where {metric.name} goes on as a parabola"
         )
     return FineTuningSummary(
-        decision="tuned" if verdict.accepted else "kept original", reason=_reason(metric, verdict, scale, metrics.get(TEST) is not None),
+        decision="tuned" if verdict.accepted else "kept original", reason=_reason(metric, verdict, scale),
         metric=metric.name, metricDirection="smaller", metrics=metrics, gain=(held["before"] - held["after"]) / scale,
         z=verdict.z, p=verdict.p, records=found.history,
         parity={k: dataclasses.asdict(p) for k, p in parity.items()},
         stages={k: {"largest": a, "rootMeanSquare": b} for k, (a, b) in found.moved.items()} if verdict.accepted else {},
         timings={k: round(v, 3) for k, v in phases.timings.items()}, stream=stream.backend,
         cache={"hit": cache.hit, "fingerprint": cache.fingerprint},
-        options=task.options.asdict() | {
+        options=whole_batches(task.options).asdict() | {
             "labelCol": task.labelCol, "weightCol": task.weightCol,
             "metric": task.options.metric or metric.name,
             "loss": task.options.loss if isinstance(task.options.loss, str) else callable_name(task.options.loss),
@@ -294,13 +308,18 @@ def _summary(
     )  # fmt: skip
 
 
-def _reason(metric: Objective, verdict: guard.Verdict, scale: float, tested: bool) -> str:
+def _reason(metric: Objective, verdict: guard.Verdict, scale: float) -> str:
     if verdict.best < 0:
-        return f"no epoch of any candidate had a smaller {metric.name} on the validation rows: the original is as good as it gets here"
+        return (
+            f"no epoch of any candidate had a smaller {metric.name} on the validation rows: nothing to gain from here"
+        )
     gain = f"the best epoch's gain of {verdict.gain / scale:.2%} on the validation rows"
     if verdict.accepted:
         return f"{gain} is larger than chance explains (p {verdict.p:.2g} < {verdict.level:g})"
-    return f"{gain} is within what chance explains (p {verdict.p:.2g}, needed < {verdict.level:g}): more validation rows can show smaller gains"
+    return (
+        f"{gain} is within what chance explains (p {verdict.p:.2g}, needed < {verdict.level:g}); "
+        "more validation rows can show smaller gains"
+    )
 
 
 def versions() -> dict[str, str]:

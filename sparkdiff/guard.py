@@ -36,7 +36,7 @@ MIN_UNITS = 30  # fewer rows, groups or blocks than this decide nothing
 FEW_GROUPS = 50
 SHORT_BLOCK = 200  # rows
 TIMES_CORRELATION = 10
-SHRINK = 0.4  # of the level, where groups are few or blocks short
+SHRINK = 2.5  # divides the level, where groups are few or blocks short
 LEAST_BLOCKS = 12  # that are left when short neighbours are joined
 CHUNK = 400  # draws at a time, and at the least
 
@@ -85,7 +85,9 @@ def decide(
     if not level > 0:
         raise InputError(f"The p-value to accept must be above 0, got {level}; 1 accepts any gain.")
     if not bool((weights.isfinite() & (weights >= 0)).all()):
-        raise InputError("The validation weights hold a negative, NaN or infinite value; weights must be finite and >= 0.")
+        raise InputError(
+            "The validation weights hold a negative, NaN or infinite value; weights must be finite and >= 0."
+        )
     gains, weights = gains[:, weights > 0], weights[weights > 0]
     found = len(weights) if units is None else units
     if found < MIN_UNITS or len(weights) == 0:
@@ -100,18 +102,18 @@ def decide(
 
     total = gains.sum(1)  # (C,)
     norm = gains.square().sum(1).sqrt()
-    finite = norm.isfinite() & total.isfinite()  # squares that overflow count as diverged
-    total = torch.where(finite, total, -math.inf)
+    moved = norm.isfinite() & (norm > 0)  # a square that overflows counts as diverged
+    total = torch.where(moved, total, -math.inf)
     best = int(total.argmax()) if len(total) else -1
     if best < 0 or not total[best] > 0:
         return Verdict(False, -1, 0.0, 0.0, 1.0, level, warnings)
     gain = float(total[best] / weights.sum())
     residual = gains[best] - gain * weights
-    spread = max(float(residual.norm()) * math.sqrt(len(weights) / max(len(weights) - 1, 1)), 1e-12 * float(total[best]))
+    error = float(residual.norm()) * math.sqrt(len(weights) / max(len(weights) - 1, 1))
+    z = float(total[best]) / max(error, 1e-12 * float(total[best]))  # finite even where all blocks gain the same
     score = min(float(total[best] / norm[best]), _likelihood_root(gains[best]))
-    moved = finite & (norm > 0)
     p = _p_value(gains[moved] / norm[moved, None], score, level, seed)
-    return Verdict(p < level or level >= 1, best, gain, float(total[best]) / spread, p, level, warnings)
+    return Verdict(p < level or level >= 1, best, gain, z, p, level, warnings)
 
 
 _REMEDY = {
@@ -140,7 +142,7 @@ def _caution(
             )
     if not why:
         return level, 1, ()
-    shrunk = SHRINK * level
+    shrunk = level / SHRINK
     advice = f"the test may accept too easily, and asks for p < {shrunk:.3g} in place of {level:.3g}; give more data."
     return shrunk, join, tuple(f"{reason}: {advice}" for reason in why)
 

@@ -101,8 +101,14 @@ def resolve(
     return _regression(name, values, head, y)
 
 
-def check_label(objective: Objective, head: Predictor, y: LabelStats, column: str) -> None:
-    """Raise InputError where the labels lie outside of what the loss or the predictor's classes allow."""
+def check_label(
+    objective: Objective, head: Predictor, y: LabelStats, column: str, fractional: float | None = None
+) -> None:
+    """Raise InputError where the labels lie outside of what the loss or the predictor's classes allow.
+
+    Args:
+        fractional: a label that is no whole number, where there is one.
+    """
     power = objective.power
 
     def refuse(value: float, rule: str) -> None:
@@ -111,10 +117,11 @@ def check_label(objective: Objective, head: Predictor, y: LabelStats, column: st
         )
 
     if head.classes:
-        if not len(y.classes):
-            refuse(y.high if float(y.high) >= head.classes else y.low, f"class indices 0 to {head.classes - 1}")
+        rule = f"class indices 0 to {head.classes - 1}"
         if y.low < 0 or y.high > head.classes - 1:
-            refuse(y.low if y.low < 0 else y.high, f"class indices 0 to {head.classes - 1}")
+            refuse(y.low if y.low < 0 else y.high, rule)
+        if fractional is not None:
+            refuse(fractional, rule)
     elif objective.name == "logLoss" and (y.low < 0 or y.high > 1):
         refuse(y.low if y.low < 0 else y.high, "labels from 0 to 1")
     elif power is not None and power < 2 and y.low < 0:

@@ -149,9 +149,6 @@ def translate(model: Any) -> Network:
         InputError: the pipeline isn't fitted.
     """
     graph = Graph(model)
-    for i in graph.translated():
-        if i not in graph.trainable:
-            graph.leaves[i].module.requires_grad_(False)  # type: ignore[union-attr]
     return Network(graph, graph.translated())
 
 

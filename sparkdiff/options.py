@@ -125,10 +125,8 @@ def convert(field: dataclasses.Field[Any], value: Any) -> Any:
     good = {
         str: isinstance(value, str) and value != "",
         bool: isinstance(value, bool),
-        int: isinstance(value, numbers.Integral)
-        and is_number(value)
-        or isinstance(value, float)
-        and value.is_integer(),
+        int: (isinstance(value, numbers.Integral) and is_number(value))
+        or (isinstance(value, float) and value.is_integer()),
         float: is_number(value) and math.isfinite(value),
     }[kind]
     if not good:

@@ -96,6 +96,7 @@ class Leaf:
     drops_rows: bool
     module: StageModule | None  # None: stays in Spark
     why: str  # ... and why
+    parametric: bool  # has parameters that its settings let train
     reads: tuple[Version, ...] = ()
     parents: frozenset[int] = frozenset()
 
@@ -112,7 +113,7 @@ class Leaf:
         return self.module is not None and self.module.differentiable
 
     def has_parameters(self) -> bool:
-        return self.module is not None and any(p.requires_grad for p in self.module.parameters())
+        return self.module is not None and self.parametric
 
 
 class Graph:
@@ -129,6 +130,8 @@ class Graph:
         self.upstream = self.ancestors([self.head]) | {self.head} if self.head is not None else set()
         self.blocked = self._blocked()
         self.trainable = {i for i in self._on_path() if self.leaves[i].has_parameters() and i not in self.blocked}
+        for i in set(self.translated()) - self.trainable:
+            self.leaves[i].module.requires_grad_(False)  # type: ignore[union-attr]
         self.cached = self._cached()
         self.live = [i for i in sorted(self.upstream) if self.leaves[i].module is not None and i not in self.cached]
 
@@ -149,7 +152,8 @@ class Graph:
         drops = opaque or (skips and stage.getOrDefault("handleInvalid") == "skip")
         module = cls.from_spark(stage) if cls is not None and not why else None
         inputs = tuple(map(unquoted, inputs))
-        return Leaf(path, stage, inputs, outputs, opaque, drops, module, why)
+        parametric = module is not None and any(p.requires_grad for p in module.parameters())
+        return Leaf(path, stage, inputs, outputs, opaque, drops, module, why, parametric)
 
     def _link(self) -> None:
         current: dict[str, int] = {}

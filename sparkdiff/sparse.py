@@ -35,11 +35,12 @@ class SparseRows:
 
     def take(self, order: Tensor) -> SparseRows:
         """The rows `order` (m,), in that order."""
-        starts, lengths = self.offsets[order], self.lengths()[order]
+        starts, lengths = self.offsets.index_select(0, order), self.lengths().index_select(0, order)
         offsets = torch.zeros(len(order) + 1, dtype=torch.int64)
         torch.cumsum(lengths, 0, out=offsets[1:])
         entries = torch.arange(int(offsets[-1])) + torch.repeat_interleave(starts - offsets[:-1], lengths)
-        return SparseRows(self.indices[entries], self.values[entries], offsets, self.width)
+        indices, values = self.indices.index_select(0, entries), self.values.index_select(0, entries)
+        return SparseRows(indices, values, offsets, self.width)
 
     def with_values(self, values: Tensor) -> SparseRows:
         return SparseRows(self.indices, values, self.offsets, self.width)

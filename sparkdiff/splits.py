@@ -1,4 +1,4 @@
-"""Which rows train and which decide: by indicator, by a hash of the row or the group, or by time. Columns of the source, in Spark."""
+"""Which rows train and which decide: by indicator, by a hash of the row or the group, or by time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
-from pyspark.sql.types import DateType, MapType, NumericType, TimestampNTZType, TimestampType
+from pyspark.sql.types import DateType, NumericType, TimestampNTZType, TimestampType
 
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.guard import MAX_BLOCKS, TIME_BLOCKS
@@ -61,9 +61,14 @@ def quoted(name: str) -> Column:
 
 
 def row_hash(df: DataFrame, *salt: object) -> Column:
-    """Hash of all columns (maps can't be hashed), the same wherever and in whatever order the row stands."""
-    columns = [f.name for f in df.schema.fields if not isinstance(f.dataType, MapType)]
-    return F.xxhash64(*(quoted(c) for c in sorted(columns)), *(F.lit(s) for s in salt))
+    """Hash of all columns, the same wherever and in whatever order the row stands."""
+    columns = [
+        F.to_json(F.struct(quoted(f.name)))
+        if "map<" in f.dataType.simpleString()
+        else quoted(f.name)  # no hash of maps
+        for f in sorted(df.schema.fields, key=lambda f: f.name)
+    ]
+    return F.xxhash64(*columns, *(F.lit(s) for s in salt))
 
 
 def with_splits(sources: list[Source], options: Options) -> list[DataFrame]:

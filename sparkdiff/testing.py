@@ -52,10 +52,22 @@ def perturbed(module: StageModule, generator: torch.Generator) -> None:
                 continue
             noise = torch.rand(p.shape, generator=generator, dtype=p.dtype)
             if name in module.positive:
-                moves = [p.nextafter(torch.full_like(p, torch.inf)), p * (1 + 1e-6 * noise), p * (0.1 + noise), p * (10 + noise)]
+                moves = [
+                    p.nextafter(torch.full_like(p, torch.inf)),
+                    p * (1 + 1e-6 * noise),
+                    p * (0.1 + noise),
+                    p * (10 + noise),
+                ]
             else:
                 size = p.abs().clamp_min(1)
-                moves = [p.nextafter(p + size), p + 1e-6 * size * noise, p - size * noise, 10 * p + noise, -p, torch.zeros_like(p)]
+                moves = [
+                    p.nextafter(p + size),
+                    p + 1e-6 * size * noise,
+                    p - size * noise,
+                    10 * p + noise,
+                    -p,
+                    torch.zeros_like(p),
+                ]
             which = torch.randint(len(moves), p.shape, generator=generator)
             new = torch.stack(moves).gather(0, which[None])[0]
             p.copy_(torch.where(new.isfinite(), new, p))
@@ -120,11 +132,15 @@ class _Trial:
     original: Any
 
 
-def _parameters(stage: Any, perturb: Callable[[StageModule, torch.Generator], None], generator: torch.Generator) -> list[_Trial]:
+def _parameters(
+    stage: Any, perturb: Callable[[StageModule, torch.Generator], None], generator: torch.Generator
+) -> list[_Trial]:
     """Check all that needs no rows; what is left to compare on rows."""
     cls = REGISTRY.get(class_name(stage))
     if cls is None:
-        raise InputError(f"no translation is registered for {class_name(stage)}. {did_you_mean(class_name(stage), REGISTRY)}")
+        raise InputError(
+            f"no translation is registered for {class_name(stage)}. {did_you_mean(class_name(stage), REGISTRY)}"
+        )
     refused = cls.refuses(stage)
     if refused is not None:
         raise InputError(f"{stage.uid} has no torch form: {refused}")
@@ -146,12 +162,20 @@ def _parameters(stage: Any, perturb: Callable[[StageModule, torch.Generator], No
             counting = module.counts().get(name, torch.ones_like(p, dtype=torch.bool))
             kept = ~counting | (now == was)  # zeros of both signs are one parameter
             _same_tensor("put-get", stage, name, torch.where(kept, was, now), p, "after writing back other parameters")
-        _same_facts("put-get", stage, _without_weights(before), _without_weights(_facts(put)), "after writing back other parameters")
+        _same_facts(
+            "put-get",
+            stage,
+            _without_weights(before),
+            _without_weights(_facts(put)),
+            "after writing back other parameters",
+        )
         trials.append(_Trial("put-get", put, wished, stage))
 
     _same_facts("untouched", stage, before, _facts(stage), "after writing back")
     if jvm.java_params(stage) != java:
-        raise LawBroken("untouched", stage, "Params of the Java object", jvm.java_params(stage), f"were {java} before writing back")
+        raise LawBroken(
+            "untouched", stage, "Params of the Java object", jvm.java_params(stage), f"were {java} before writing back"
+        )
     return trials
 
 
@@ -189,7 +213,9 @@ def _same_facts(law: str, stage: Any, was: dict[str, Any], now: dict[str, Any], 
 
 def _same_tensor(law: str, stage: Any, name: str, wished: Tensor, found: Tensor, when: str) -> None:
     if wished.shape != found.shape:
-        raise LawBroken(law, stage, name, found, f"has shape {tuple(found.shape)} {when}; it should be {tuple(wished.shape)}")
+        raise LawBroken(
+            law, stage, name, found, f"has shape {tuple(found.shape)} {when}; it should be {tuple(wished.shape)}"
+        )
     wrong = (wished != found) & ~(wished.isnan() & found.isnan())
     if bool(wrong.any()):
         at = tuple(wrong.nonzero()[0].tolist())
@@ -255,12 +281,16 @@ def _compare(trial: _Trial, inputs: Sequence[Rows], spark: dict[str, Rows], tole
         raise LawBroken(trial.law, stage, "forward", None, f"refuses rows that Spark accepts: {e}") from e
     out = out if isinstance(out, tuple) else (out,)
     if len(out) != len(spark):
-        raise LawBroken(trial.law, stage, "forward", len(out), f"returns {len(out)} columns; Spark writes {', '.join(spark)}")
+        raise LawBroken(
+            trial.law, stage, "forward", len(out), f"returns {len(out)} columns; Spark writes {', '.join(spark)}"
+        )
     labels = type(module).labels(stage)
     for (name, column), returned in zip(spark.items(), out, strict=True):
         theirs, ours = dense(column), dense(returned)
         if ours.shape != theirs.shape:
-            raise LawBroken(trial.law, stage, name, ours, f"has shape {tuple(ours.shape)} where Spark's is {tuple(theirs.shape)}")
+            raise LawBroken(
+                trial.law, stage, name, ours, f"has shape {tuple(ours.shape)} where Spark's is {tuple(theirs.shape)}"
+            )
         if name in labels:
             wrong = (ours != theirs) & ~(ours.isnan() & theirs.isnan())
             near = module.boundary(module.margin(*inputs)) if isinstance(module, Predictor) else None

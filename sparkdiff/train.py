@@ -21,7 +21,7 @@ from sparkdiff.sparse import SparseRows
 from sparkdiff.stages.base import FeatureStats, LabelStats, Rows, StageModule
 from sparkdiff.stages.linear import Predictor
 from sparkdiff.stages.projection import PCA
-from sparkdiff.stream import Batch, Stream
+from sparkdiff.stream import Batch, Prepare, Stream
 
 EVAL_ROWS = 8192
 SMALL_STEP = 10_000_000
@@ -47,13 +47,29 @@ class Data:
 
     stream: Stream
     columns: Mapping[Version, str]
+    prepare: Prepare | None = None
 
     def values(self, batch: Batch) -> dict[Version, Rows]:
         return {v: batch[name] for v, name in self.columns.items()}
 
+    def prepared(self, network: Network) -> Data:
+        """These data with the column versions that no trainable parameter changes, computed once for many batches."""
+        made = {v: f"prepared {i}" for i, v in enumerate(_fixed(network))}
+
+        @torch.no_grad()
+        def rows(batch: Batch) -> Batch:
+            values = self.values(batch)
+            network.run(values, list(made))
+            return {**batch, **{name: values[v] for v, name in made.items()}}
+
+        first = rows(next(iter(self.stream.batches("train", batchSize=1))))
+        wide = [first[name] for name in made.values()]
+        size = 8 * sum(x.width // 8 if isinstance(x, SparseRows) else x[:1].numel() for x in wide)
+        return Data(self.stream, {**self.columns, **made}, Prepare(rows, size))
+
     def batches(self, split: str) -> Iterator[tuple[Batch, Tensor, Tensor, Tensor]]:
         """Large batches in the order of the files, for measuring: (batch, label, weight, block)."""
-        for batch in self.stream.batches(split, batchSize=EVAL_ROWS):
+        for batch in self.stream.batches(split, batchSize=EVAL_ROWS, prepare=self.prepare):
             yield batch, scalar(batch, "label"), scalar(batch, "weight"), scalar(batch, "block") % MAX_BLOCKS
 
 
@@ -143,8 +159,8 @@ def _explain(network: Network, data: Data, batch: Batch, bad: Tensor) -> None:
             entry = int(column.indices[j]) if isinstance(column, SparseRows) else j
             where = f"entry {entry} of column" if isinstance(column, SparseRows) or column.ndim == 2 else "column"
             raise InputError(
-                f"{wanting}: {where} {network.graph.name(version)!r} holds {wrong[0].item()!r} (or null), which a linear stage turns "
-                "into NaN; impute it before the pipeline, or drop such rows"
+                f"{wanting}: {where} {network.graph.name(version)!r} holds {wrong[0].item()!r} (or null), "
+                "which a linear stage turns into NaN; impute it before the pipeline, or drop such rows"
             )
 
 
@@ -248,7 +264,7 @@ class Candidate:
     Positive parameters are p = p0 * exp(unit * u). The optimizer works on u, in natural units; u = 0 is the original.
     """
 
-    def __init__(self, network: Network, recipe: Recipe, options: Options, scales: Scales):
+    def __init__(self, network: Network, recipe: Recipe, options: Options, scales: Scales, original: float):
         self.network, self.recipe, self.scales, self.clip = network.clone(), recipe, scales, options.gradientClip
         parameters = [p for _, _, p in trained(self.network)]
         self.flat = torch.cat([p.detach().flatten() for p in parameters])
@@ -263,7 +279,7 @@ class Candidate:
         self.optimizer = OPTIMIZERS[options.optimizer]([self.u], recipe.learningRate)
         stages = (self.network.module(i) for i in network.positions)
         self.projects = [m for m in stages if type(m).project_ is not StageModule.project_]
-        self.best, self.best_flat, self.since, self.active = math.inf, self.flat.clone(), 0, True
+        self.best, self.best_flat, self.since, self.active = original, self.flat.clone(), 0, True
         self.loss = self.weight = torch.zeros((), dtype=torch.float64)
 
     def step(self, values: dict[Version, Rows], label: Tensor, weight: Tensor, objective: Objective) -> None:
@@ -330,22 +346,20 @@ def _train(
     network: Network, data: Data, objective: Objective, metric: Objective, original: Score, recipes: Sequence[Recipe],
     options: Options, scales: Scales, frozen: dict[str, int], progress: Callable[[str], None],
 ) -> Trained:  # fmt: skip
-    team = [Candidate(network, r, options, scales) for r in recipes]
+    team = [Candidate(network, r, options, scales, original.mean) for r in recipes]
     history = [_entry(0, k, c.recipe, math.nan, original.mean) for k, c in enumerate(team)]
     gains: list[Tensor] = []
     steps: list[tuple[int, int]] = []
-    shared = _shared(network)
+    data = data.prepared(network)
     for epoch in range(1, options.maxEpochs + 1):
         active = [c for c in team if c.active]
         if not active:
             break
-        for batch in data.stream.batches("train", batchSize=options.batchSize, epoch=epoch):
+        for batch in data.stream.batches("train", batchSize=options.batchSize, epoch=epoch, prepare=data.prepare):
             label, weight = scalar(batch, "label"), scalar(batch, "weight")
             if not bool((weight > 0).any()):
                 continue
             values = data.values(batch)
-            with torch.no_grad():
-                network.run(values, shared)
             for c in active:
                 c.step(dict(values), label, weight, objective)
         for k, c in enumerate(team):
@@ -374,15 +388,15 @@ def _train(
     return Trained(history, torch.stack(gains), original.weights, steps, out, moved, frozen)
 
 
-def _shared(network: Network) -> list[Version]:
-    """Column versions that no trainable parameter changes: computed once per batch, whatever the number of candidates."""
+def _fixed(network: Network) -> list[Version]:
+    """The column versions that trainable stages read and no trainable parameter changes."""
     fixed: set[int] = set()
     for i in network.positions:
         parents = {p for _, p in network.graph.leaves[i].reads if p in network.positions}
         if parents <= fixed and not any(p.requires_grad for p in network.module(i).parameters()):
             fixed.add(i)
-    read = {v for i in network.positions if i not in fixed for v in network.graph.leaves[i].reads}
-    return [v for v in read if v[1] in fixed]
+    read = [v for i in network.positions if i not in fixed for v in network.graph.leaves[i].reads]
+    return [v for v in dict.fromkeys(read) if v[1] in fixed]
 
 
 def _entry(epoch: int, candidate: int, recipe: Recipe, train: float, validation: float) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sparkdiff.errors import InputError
@@ -119,7 +120,7 @@ class LinearRegression(Predictor):
 
 
 def power(eta: Tensor, exponent: float) -> Tensor:
-    return eta**exponent
+    return torch.pow(eta, eta.new_tensor(exponent))  # a plain 0.5 is a square root to torch, and -inf then NaN
 
 
 LINKS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[float], float]]] = {
@@ -249,7 +250,7 @@ class LogisticRegression(Predictor):
         return cls(
             matrix, tensor(stage.interceptVector), stage.getFitIntercept(), num_classes=stage.numClasses,
             thresholds=tensor(stage.getThresholds()) if given and len(matrix) > 1 else None,
-            threshold=stage.getThreshold() if len(matrix) == 1 else 0.5, bounds=bounds, uid=stage.uid,
+            threshold=binary_threshold(stage) if len(matrix) == 1 else 0.5, bounds=bounds, uid=stage.uid,
             shown=tuple(c for c in cls.SHOWN if columns_of(stage, (c,))),
         )  # fmt: skip
 
@@ -264,15 +265,29 @@ class LogisticRegression(Predictor):
 
     def columns(self, margin: Tensor) -> tuple[Tensor, ...]:
         if self.isMultinomial:
-            raw, probability = margin, torch.softmax(margin, 1)
-            prediction = first_argmax(raw if self.thresholds is None else probability / self.thresholds)
+            raw, probability = margin, softmax(margin)
         else:
             raw = torch.stack([-margin, margin], 1)
             zero = 1 / (1 + torch.exp(margin))  # by Spark's order of operations: p[1] = 1 - p[0]
             probability = torch.stack([zero, 1 - zero], 1)
-            prediction = (margin > logit(self.threshold)).to(margin.dtype)
+        prediction = self.label(raw, probability).to(margin.dtype)
         columns = dict(zip(self.SHOWN, (raw, probability, prediction), strict=True))
         return tuple(columns[c] for c in self.shown)
+
+    def label(self, raw: Tensor, probability: Tensor) -> Tensor:  # (n, k), (n, k) -> (n,)
+        """The class by the first column that Spark shows: they round differently, and NaN wins or loses differently."""
+        if self.isMultinomial:
+            if self.thresholds is not None:
+                scores = probability / self.thresholds
+                return torch.where(scores.isnan(), -math.inf, scores).argmax(1)
+            scores = probability if "probabilityCol" in self.shown and "rawPredictionCol" not in self.shown else raw
+            found = torch.where(scores.isnan(), -math.inf, scores).argmax(1)
+            return torch.where(scores[:, 0].isnan(), 0, found)
+        if "rawPredictionCol" in self.shown:
+            return raw[:, 1] > logit(self.threshold)
+        return (
+            probability[:, 1] if "probabilityCol" in self.shown else 1 / (1 + torch.exp(raw[:, 0]))
+        ) > self.threshold
 
     def own_loss(self) -> tuple[str, dict[str, float]]:
         return "logLoss", {}
@@ -314,10 +329,23 @@ class LogisticRegression(Predictor):
                 raise InputError(f"{uid}: {weight} has an entry of {value!r}, outside its {side} bound {limit!r}")
 
 
+def binary_threshold(stage: Any) -> float:
+    """The threshold of a model with one margin; `getThreshold` divides by zero where Spark doesn't."""
+    if stage.isSet("thresholds"):
+        zero, one = stage.getThresholds()
+        return 1 / (1 + zero / one) if one else 0.0
+    return float(stage.getThreshold())
+
+
 def logit(threshold: float) -> float:
     return -math.inf if threshold == 0 else math.inf if threshold == 1 else math.log(threshold / (1 - threshold))
 
 
-def first_argmax(scores: Tensor) -> Tensor:
-    """Position of the first largest entry, NaN never winning, as in Spark's loop; (n, k) -> (n,) float."""
-    return torch.where(scores.isnan(), -math.inf, scores).argmax(1).to(scores.dtype)
+def softmax(margin: Tensor) -> Tensor:
+    """As Spark's Utils.softmax: a row that holds +inf is 1 at the first of them and 0 elsewhere, NaN at what isn't finite."""
+    probability = torch.softmax(margin, 1)
+    infinite = margin.isposinf()
+    if not bool(infinite.any()):
+        return probability
+    first = F.one_hot(infinite.long().argmax(1), margin.shape[1]).to(torch.bool)
+    return torch.where(infinite.any(1, keepdim=True), torch.where(first, 1.0, margin * 0.0), probability)

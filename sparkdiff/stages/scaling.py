@@ -41,7 +41,7 @@ class StandardScaler(StageModule):
         return (dense(x) - self.mean) * factor if self.with_mean else dense(x) * factor
 
     def counts(self) -> dict[str, Tensor]:
-        return {"std": self.moves, "mean": self.moves} if self.with_std else {}
+        return {"std": self.moves, "mean": self.moves} if self.with_std else {"std": torch.zeros_like(self.moves)}
 
     def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
         return {"mean": torch.where(self.moves, self.std.detach(), 1.0)}

@@ -8,8 +8,9 @@ n*t//S to n*(t+1)//S of that order: every row comes once, and every rank takes t
 from __future__ import annotations
 
 import weakref
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -32,10 +33,20 @@ from sparkdiff.stream.rows import (
     take,
 )
 
-__all__ = ["Batch", "Column", "DamagedCacheError", "Manifest", "Piece", "Stream"]
+__all__ = ["Batch", "Column", "DamagedCacheError", "Manifest", "Piece", "Prepare", "Stream"]
 
 BACKENDS = {"petastorm": petastorm.read, "arrow": arrow.read}
 _CHUNK_BYTES = 8 << 20  # so many bytes of batches are gathered at a time and then served as views
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Columns to make from the gathered rows, and the bytes per row that they take."""
+
+    rows: Callable[[Batch], Batch]
+    row_bytes: int
+
+
 _READ_ERRORS = (
     *(OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, StopIteration),
     ArrowException,
@@ -67,18 +78,26 @@ class Stream:
         return -(-self.rows(split) // batchSize)
 
     def batches(
-        self, split: str, *, batchSize: int, epoch: int | None = None, rank: int = 0, world: int = 1
+        self,
+        split: str,
+        *,
+        batchSize: int,
+        epoch: int | None = None,
+        rank: int = 0,
+        world: int = 1,
+        prepare: Prepare | None = None,
     ) -> Iterator[Batch]:
         """This rank's part of every step, keyed by `Column.name`; without an epoch the rows come as they lie.
 
-        A part may have no rows. The tensors are views of memory that belongs to a few consecutive batches.
+        A part may have no rows. The tensors are views of memory that belongs to a few consecutive batches; `prepare` is
+        called on the rows of all of these at once, for what a call per batch would make dear.
         """
         if not 0 <= rank < world or self.manifest.virtualShards % world:
             raise InputError(
                 f"rank {rank} of {world} cannot read {self.manifest.virtualShards} virtual shards: "
                 f"rank < processes and virtual shards a multiple of the processes must hold."
             )
-        batches = self._batches(split, batchSize, self.steps(split, batchSize), epoch, rank, world)
+        batches = self._batches(split, batchSize, self.steps(split, batchSize), epoch, rank, world, prepare)
         self._running.add(batches)
         return batches
 
@@ -105,14 +124,15 @@ class Stream:
         return [[piece for piece in shard if piece.rows] for shard in self.manifest.splits[name]]
 
     def _batches(
-        self, name: str, batchSize: int, steps: int, epoch: int | None, rank: int, world: int
+        self, name: str, batchSize: int, steps: int, epoch: int | None, rank: int, world: int, prepare: Prepare | None
     ) -> Generator[Batch]:
         shards = self._shards(name)[rank::world]
         sizes = [[piece.rows for piece in shard] for shard in shards]
         keys = [None if epoch is None else (self.seed % 2**64, epoch, rank + i * world) for i in range(len(shards))]
         orders = [shard_order(shard, key) for shard, key in zip(sizes, keys, strict=True)]
         bounds = step_bounds([sum(shard) for shard in sizes], steps)
-        chunk = max(1, _CHUNK_BYTES * world // (batchSize * sum(column.row_bytes for column in self.columns)))
+        row_bytes = sum(column.row_bytes for column in self.columns) + (prepare.row_bytes if prepare else 0)
+        chunk = max(1, _CHUNK_BYTES * world // (batchSize * row_bytes))
         with ExitStack() as opened:
             if self.inMemory:
                 source = from_memory(self._table(name, shards, rank, world), sizes, orders)
@@ -122,7 +142,8 @@ class Stream:
                 ends = bounds[:, first : first + chunk + 1]
                 counts = ends[:, 1:] - ends[:, :-1]
                 table, rows = source(ends[:, 0], ends[:, -1])
-                yield from split(take(table, rows[by_step(counts)]), counts.sum(0).tolist())
+                gathered = take(table, rows[by_step(counts)])
+                yield from split(prepare.rows(gathered) if prepare else gathered, counts.sum(0).tolist())
 
     def _files(self, opened: ExitStack, shards: list[list[Piece]], orders: list[Order]) -> Source:
         readers = []

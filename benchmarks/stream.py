@@ -1,0 +1,132 @@
+"""How fast is the stream next to indexing a tensor in memory?
+
+Shuffled batches of a cache made with pyarrow, from both back ends, from memory and from files, against
+`x.index_select(0, rows)` on tensors that are already there, in the same run. CPU time; prints a table, writes JSON, and
+fails where a later epoch from memory costs more than twice the baseline.
+
+    python benchmarks/stream.py --rows 64000 --features 30 --batch 128 --json stream.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from sparkdiff.stream import Stream, petastorm
+
+VIRTUAL_SHARDS, PIECES, SCALARS = 8, 2, ("label", "weight")
+BOUND = 2.0
+
+
+def write_cache(folder: Path, rows: int, features: int) -> None:
+    random = np.random.default_rng(0)
+    n = rows // (VIRTUAL_SHARDS * PIECES)
+    offsets = np.arange(0, n * features + 1, features, dtype=np.int32)
+    shards: list[list[dict[str, Any]]] = [[] for _ in range(VIRTUAL_SHARDS)]
+    (folder / "train").mkdir()
+    for v in range(VIRTUAL_SHARDS):
+        for i in range(PIECES):
+            table = {"c0": pa.ListArray.from_arrays(offsets, random.normal(size=n * features))}
+            table |= {name: random.normal(size=n) for name in SCALARS}
+            path = f"train/shard-{v:03}-{i:03}.parquet"
+            pq.write_table(pa.table(table), folder / path)
+            data = (folder / path).read_bytes()
+            sha256 = hashlib.sha256(data).hexdigest()
+            shards[v].append({"path": path, "rows": n, "bytes": len(data), "sha256": sha256})
+    columns = [{"name": "c0", "column": "features", "kind": "dense", "width": features}]
+    columns += [{"name": name, "column": name, "kind": "scalar", "width": 1} for name in SCALARS]
+    manifest = {"format": 1, "fingerprint": "", "virtualShards": VIRTUAL_SHARDS, "columns": columns}
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"splits": {"train": shards}}))
+
+
+def seconds(run: Callable[[], object]) -> float:
+    """CPU time of all threads: on a shared machine the wall clock measures the neighbours."""
+    start = time.process_time()
+    run()
+    return time.process_time() - start
+
+
+def measure(folder: Path, batch: int, repeats: int) -> dict[str, Any]:
+    with Stream(folder, backend="arrow") as stream:
+        rows = stream.rows("train")
+        table = next(stream.batches("train", batchSize=rows))
+    tensors = [x.clone() for x in table.values() if isinstance(x, torch.Tensor)]
+    results: list[dict[str, Any]] = []
+
+    def index() -> None:
+        for part in torch.randperm(rows).chunk(-(-rows // batch)):
+            for x in tensors:
+                x.index_select(0, part)
+
+    def epoch(stream: Stream, number: int) -> None:
+        for _ in stream.batches("train", batchSize=batch, epoch=number):
+            pass
+
+    def compare(name: str, run: Callable[[int], None]) -> None:
+        """The median over runs of (time / mean time of the baseline just before and after)."""
+        near, times = [seconds(index)], []
+        for number in range(repeats):
+            times.append(seconds(lambda: run(number)))  # noqa: B023 - called at once
+            near.append(seconds(index))
+        ratio = statistics.median(2 * t / (a + b) for t, a, b in zip(times, near, near[1:], strict=False))
+        results.append({"stream": name, "ratio": ratio, "rowsPerSecond": rows / min(times)})
+
+    def compare_backend(backend: str) -> None:
+        with Stream(folder, backend=backend) as stream:
+
+            def load(number: int) -> None:
+                stream.close()
+                epoch(stream, number)
+
+            compare(f"{backend}, memory, first epoch", load)
+            compare(f"{backend}, memory, later", lambda number: epoch(stream, number))
+        with Stream(folder, backend=backend, inMemory=False) as stream:
+            compare(f"{backend}, files", lambda number: epoch(stream, number))
+
+    index()
+    compare("index_select", lambda _: index())
+    refused = petastorm.refusal(folder, ())
+    for backend in ("arrow",) if refused else ("arrow", "petastorm"):
+        compare_backend(backend)
+    shape = {"rows": rows, "features": tensors[0].shape[1], "batch": batch}
+    return shape | {"petastorm": refused or "used", "results": results}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=64_000)
+    parser.add_argument("--features", type=int, default=30)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--json", type=Path, help="where to write the results")
+    options = parser.parse_args()
+    torch.set_num_threads(1)  # two that share a core wait for each other, and then that is what is measured
+    with tempfile.TemporaryDirectory() as folder:
+        write_cache(Path(folder), options.rows, options.features)
+        report = measure(Path(folder), options.batch, options.repeats)
+    print(f"{report['rows']:,} rows, {report['features']} features, batches of {report['batch']}; CPU time of an epoch")
+    print(f"{'stream':30} {'times index_select':>18} {'rows per CPU s':>14}")
+    for r in report["results"]:
+        print(f"{r['stream']:30} {r['ratio']:18.2f} {r['rowsPerSecond']:14,.0f}")
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    slow = [r["stream"] for r in report["results"] if r["stream"].endswith("later") and r["ratio"] > BOUND]
+    print(f"A later epoch from memory may cost {BOUND} times the baseline:", f"exceeded by {slow}" if slow else "kept")
+    return 1 if slow else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
