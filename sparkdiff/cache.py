@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import re
 import shutil
 import tempfile
 import uuid
@@ -19,41 +18,27 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pyspark.ml import PipelineModel
 from pyspark.ml.functions import vector_to_array
 from pyspark.ml.linalg import VectorUDT
-from pyspark.ml.wrapper import JavaParams
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, BooleanType, DataType, NumericType
 
 from sparkdiff import jvm, splits
 from sparkdiff.errors import InputError, did_you_mean
+from sparkdiff.fingerprint import FORMAT, SHARDS, Request, fingerprint
+from sparkdiff.graph import Graph, Version
+from sparkdiff.graph import check_columns as check_stage_columns
 from sparkdiff.options import Options
-from sparkdiff.planning import Graph, Version
-from sparkdiff.planning import check_columns as check_stage_columns
-from sparkdiff.splits import BLOCK, SPLIT, SPLITS, TIME, Source
+from sparkdiff.splits import BLOCK, SPLIT, SPLITS, TIME
 from sparkdiff.stream import DamagedCacheError, Stream
 
-FORMAT = 1
-SHARDS = 8
 PIECE_BYTES = 1 << 26
 SPARSE_WIDTH, SPARSE_FILL = 128, 0.25
 
 
 class DamagedCache(UserWarning):
     """A cache on disk did not match its manifest and was built again."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """What to cache: the cut of a graph, the roles of the label and weight columns, the rows, and how they split."""
-
-    graph: Graph
-    sources: list[Source]
-    options: Options
-    labelCol: str
-    weightCol: str | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,18 +108,19 @@ def open_cache(request: Request) -> Cache:
         InputError: a column is missing, a label, weight, time or group is null or NaN, or Spark failed on the rows.
     """
     _check(request)
-    fingerprint = _fingerprint(request)
-    folder = root(request.options) / fingerprint[:16]
+    where = root(request.options)
+    key = fingerprint(request, where)
+    folder = where / key[:16]
     if folder.exists():
         try:
-            return Cache(folder, _whole(folder, fingerprint), hit=True)
+            return Cache(folder, _whole(folder, key), hit=True)
         except DamagedCacheError as e:
             warnings.warn(f"the cache {folder} is damaged and is built again: {e}", DamagedCache, stacklevel=2)
         shutil.rmtree(folder, ignore_errors=True)
     temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
     temporary.mkdir(mode=0o700)  # before there is anything in it
     try:
-        _build(request, fingerprint, temporary)
+        _build(request, key, temporary)
         try:
             os.rename(temporary, folder)
         except OSError:
@@ -142,10 +128,10 @@ def open_cache(request: Request) -> Cache:
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return Cache(folder, _whole(folder, fingerprint), hit=False)
+    return Cache(folder, _whole(folder, key), hit=False)
 
 
-def _whole(folder: Path, fingerprint: str) -> dict[str, Any]:
+def _whole(folder: Path, key: str) -> dict[str, Any]:
     """The manifest of a cache all of whose files are as they were written.
 
     Raises:
@@ -154,7 +140,7 @@ def _whole(folder: Path, fingerprint: str) -> dict[str, Any]:
     with Stream(folder, backend="arrow") as stream:
         stream.check()
     manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    if manifest["fingerprint"] != fingerprint or manifest.get("digest") != _digest(manifest):
+    if manifest["fingerprint"] != key or manifest.get("digest") != _digest(manifest):
         raise DamagedCacheError(folder, "manifest.json", "its content is not what was written")
     return manifest
 
@@ -182,143 +168,16 @@ def _after(graph: Graph, df: DataFrame) -> set[str]:
     return {graph.fold(c) for c in (*df.columns, *made)}
 
 
-# Fingerprint ----------------------------------------------------------------------------------------------------------
-
-
-def _fingerprint(request: Request) -> str:
-    """Hash of all that decides the cache's content; runs no job over file-based, deterministic sources."""
-    spark, o = jvm.session(), request.options
-    parts: dict[str, Any] = {
-        "format": FORMAT,
-        "shards": SHARDS,
-        "stages": _saved_bytes(request.graph),
-        "cut": [request.graph.name(v) for v in request.graph.cut()],
-        "columns": [request.labelCol, request.weightCol],
-        "split": [o.validationIndicatorCol, o.validationFraction, o.groupCol, o.timeCol, o.seed],
-        "conf": {
-            k: spark.conf.get(k)
-            for k in ("spark.sql.session.timeZone", "spark.sql.ansi.enabled", "spark.sql.caseSensitive")
-        },
-        "sources": [[s.split, source_facts(s.df)] for s in request.sources],
-    }
-    if parts["stages"] is None:  # a stage that can't be saved can't be told apart: the rows that it makes decide
-        parts["stages"] = [_content(_run(request.graph, s.df)) for s in request.sources]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
-
-
-NOT_IN_THE_PLAN = re.compile(r"Python|InPandas|InArrow|subquery#|exists#|list#")
-"""In a plan's text: Python code, which the text only names, and subqueries, whose files are not among the plan's."""
-
-
-def source_facts(df: DataFrame) -> Any:
-    """What decides a DataFrame's rows: its plan and files where that tells all, else count and hash sum of its content."""
-    facts = jvm.plan_facts(df)
-    return _content(df) if facts is None or NOT_IN_THE_PLAN.search(facts["plan"]) else facts
-
-
-def _content(df: DataFrame) -> Any:
-    h = splits.row_hash(df).cast("decimal(20,0)")  # a sum of longs overflows, and raises under ANSI
+def _build(request: Request, key: str, folder: Path) -> None:
     try:
-        row = df.agg(F.count(F.lit(1)), F.sum(h)).first()
-    except jvm.SparkError as e:
-        raise InputError(f"Spark failed while it read the data: {jvm.cause(e)}") from e
-    return [df.schema.json(), [str(v) for v in row or ()]]
-
-
-def _saved_bytes(graph: Graph) -> list[str] | None:
-    """Digest of the saved stages that run before the cache; None where one can't be saved, or is Python code."""
-    stages = [graph.leaves[i].stage for i in sorted(graph.cached)]
-    if not all(isinstance(s, JavaParams) or type(s).__module__.startswith("pyspark.ml.") for s in stages):
-        return None
-    return digest_of(PipelineModel(stages)) if stages else []
-
-
-def params_of(pipeline: Any) -> str | None:
-    """Classes and Params of an unfitted pipeline, free of uids; None where they don't tell it whole (a stage not of Spark's)."""
-    stages = pipeline.getStages() if hasattr(pipeline, "getStages") else [pipeline]
-    parts: list[Any] = []
-    for stage in stages:
-        if hasattr(stage, "getStages"):
-            parts.append(params_of(stage))
-            continue
-        params = jvm.defined_params(stage)
-        params["default"].pop("seed", None)  # differs between two Python processes
-        values = {
-            k: v.toArray().tolist() if hasattr(v, "toArray") else v
-            for k, v in {**params["default"], **params["set"]}.items()
-        }
-        simple = all(isinstance(v, (str, int, float, list, type(None))) for v in values.values())
-        parts.append(
-            [type(stage).__name__, values] if simple and type(stage).__module__.startswith("pyspark.ml.") else None
-        )
-    if None in parts:
-        return None
-    text = json.dumps(parts, sort_keys=True)
-    for i, stage in enumerate(stages):
-        text = text.replace(stage.uid, f"uid{i}")
-    return text
-
-
-def digest_of(model: Any) -> list[str] | None:
-    """Digests of the files of a saved model or pipeline, free of what differs between two savings (uids, names, time).
-
-    None where it can't be saved.
-    """
-    folder = Path(tempfile.mkdtemp(prefix="stages-", dir=_temporary()))
-    try:
-        model.write().overwrite().save(folder.as_uri())
-    except (*jvm.SparkError, AttributeError, ValueError, TypeError, NotImplementedError):
-        return None
-    else:
-        metas = {p: json.loads(p.read_text()) for p in sorted(folder.rglob("metadata/part-*"))}
-        uids = {meta["uid"]: f"uid{i}" for i, meta in enumerate(metas.values())}
-
-        def anonymous(text: str) -> str:
-            for uid, name in uids.items():
-                text = text.replace(uid, name)
-            # A loaded stage's default outputCol holds the random uid of the moment it was loaded.
-            return re.sub(r"_[0-9a-f]{12}__output", "__output", text)
-
-        out = []
-        for path in sorted(p for p in folder.rglob("part-*") if p.is_file()):
-            meta = metas.get(path)
-            if meta is not None:
-                del meta["timestamp"]
-                content: Any = anonymous(json.dumps(meta, sort_keys=True)).encode()
-            elif path.suffix == ".parquet":  # Spark orders a file's key-value metadata anyhow; the table is what counts
-                table = pq.read_table(path, partitioning=None).replace_schema_metadata().combine_chunks()
-                sink = pa.BufferOutputStream()
-                with pa.ipc.new_stream(sink, table.schema) as out_stream:
-                    out_stream.write_table(table)
-                content = sink.getvalue()
-            else:
-                content = path.read_bytes()
-            where = anonymous(path.parent.relative_to(folder).as_posix())
-            out.append(f"{where}:{hashlib.sha256(content).hexdigest()}")
-        return sorted(out)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-# Building -------------------------------------------------------------------------------------------------------------
-
-
-def _run(graph: Graph, df: DataFrame) -> DataFrame:
-    for i in sorted(graph.cached):
-        df = graph.leaves[i].stage.transform(df)
-    return df
-
-
-def _build(request: Request, fingerprint: str, folder: Path) -> None:
-    try:
-        frames = [_run(request.graph, df) for df in splits.with_splits(request.sources, request.options)]
+        frames = [request.graph.before_cut(df) for df in splits.with_splits(request.sources, request.options)]
         columns = _layout(request, frames[0])
         _write(request, frames, columns, folder)
     except jvm.SparkError as e:
         ran = ", ".join(request.graph.leaves[i].uid for i in sorted(request.graph.cached)) or "reading the data"
         raise InputError(f"Spark failed while it ran what comes before training ({ran}): {jvm.cause(e)}") from e
     manifest: dict[str, Any] = {
-        "format": FORMAT, "fingerprint": fingerprint, "virtualShards": SHARDS, "columns": columns,
+        "format": FORMAT, "fingerprint": key, "virtualShards": SHARDS, "columns": columns,
         "splits": {s: _shards(folder, s) for s in SPLITS},
     }  # fmt: skip
     manifest["stats"] = {s: _stats(folder, manifest["splits"][s], request, s) for s in SPLITS}

@@ -52,10 +52,11 @@ def from_arrow(column: pa.Array) -> Rows:
     if pa.types.is_struct(column.type):
         return _vectors(column)
     if pa.types.is_list(column.type):
-        values = _numbers(column.flatten())
-        if not len(column) or column.null_count or len(values) % len(column):
+        lengths = np.asarray(column.value_lengths().fill_null(-1))
+        width = int(lengths.max(initial=0))
+        if len(lengths) and lengths.min() != width:
             raise InputError("an array column holds nulls or arrays of unequal length")
-        return values.view(len(column), -1)
+        return _numbers(column.flatten()).view(len(column), width)
     return _numbers(column)
 
 

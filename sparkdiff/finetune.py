@@ -15,21 +15,24 @@ from torch import Tensor
 
 from sparkdiff import cache as caches
 from sparkdiff import guard, jvm, train
-from sparkdiff.cache import Cache, Request
+from sparkdiff.cache import Cache
 from sparkdiff.columns import schema_of, write_columns
 from sparkdiff.errors import InputError, ParityError
+from sparkdiff.fingerprint import SHARDS, Request
+from sparkdiff.graph import Graph, Version, flatten
 from sparkdiff.losses import Objective, check_label, resolve
+from sparkdiff.measure import Data, Score, scalar, score
 from sparkdiff.network import Network, write_back
 from sparkdiff.options import Options, callable_name
 from sparkdiff.parity import Parity, compare
-from sparkdiff.planning import Graph, Plan, Version, flatten
-from sparkdiff.report import Phases
+from sparkdiff.planning import Plan, plan_of
+from sparkdiff.report import Phases, p_value
 from sparkdiff.sparse import SparseRows
 from sparkdiff.splits import SPLITS, TRAIN, VALIDATION, Source
 from sparkdiff.stages.base import SUPPORT, LabelStats, Rows, columns_of
 from sparkdiff.stream import Stream
 from sparkdiff.summary import FineTuningSummary
-from sparkdiff.train import Data, Score, Trained
+from sparkdiff.train import Trained
 
 PARITY_ROWS = 10_000
 
@@ -69,7 +72,7 @@ def prepare(model: Any, options: Options) -> Task:
             f"several predictors could be trained for: {found}. Set predictionCol to the prediction column of one"
         )
     frozen = graph.restrict(options.freeze, options.target)
-    plan = graph.plan(frozen)
+    plan = plan_of(graph, frozen)
     if not any(s.trainable for s in plan.stages):
         reasons = "; ".join(f"{s.uid}: {s.reason}" for s in plan.stages)
         raise InputError(f"nothing to train in {model.uid}: {reasons}")
@@ -113,13 +116,13 @@ def fine_tune(task: Task, sources: Sequence[Source], phases: Phases) -> Outcome:
         for o in (objective, metric):
             check_label(o, network.head, labels, task.labelCol, fractional)
         with phases.phase("verify") as say:
-            before = {s: train.score(network, data, s, metric) for s in SPLITS if cache.rows(s)}
+            before = {s: score(network, data, s, metric) for s in SPLITS if cache.rows(s)}
             parity = {"before": _parity(task, task.model, network, data, cache)}
             say(f"the network reproduces Spark: {parity['before']}")
         with phases.phase("train") as say:
             found = train.train(
                 network, data, objective=objective, metric=metric, original=before[VALIDATION], label=label,
-                recipes=train.candidates(options, cache.rows(VALIDATION)), options=whole_batches(options), progress=say,
+                recipes=train.candidates(options, cache.rows(VALIDATION)), options=whole_batches(options), progress=say.now,
             )  # fmt: skip
         verdict = _decide(task, data, metric, network, found)
         model, after = task.model, before
@@ -128,14 +131,14 @@ def fine_tune(task: Task, sources: Sequence[Source], phases: Phases) -> Outcome:
                 model = write_back(task.model, found.network)
                 parity["after"] = _parity(task, model, found.network, data, cache)
                 say(f"Spark reproduces the network: {parity['after']}")
-            after = {s: train.score(found.network, data, s, metric) for s in before}
+            after = {s: score(found.network, data, s, metric) for s in before}
         summary = _summary(task, cache, stream, metric, found, verdict, (before, after), parity, phases)
         return Outcome(model, task.plan, summary)
 
 
 def whole_batches(options: Options) -> Options:
     """The options with batchSize rounded up, so that every batch takes as many rows from each virtual shard."""
-    return dataclasses.replace(options, batchSize=-(-options.batchSize // caches.SHARDS) * caches.SHARDS)
+    return dataclasses.replace(options, batchSize=-(-options.batchSize // SHARDS) * SHARDS)
 
 
 def _label(task: Task, cache: Cache, network: Network) -> LabelStats:
@@ -164,7 +167,7 @@ def _all_labels(cache: Cache) -> tuple[LabelStats, float | None]:
 def _decide(task: Task, data: Data, metric: Objective, network: Network, found: Trained) -> guard.Verdict:
     o = task.options
     unit: Any = "groups" if o.groupCol else "blocks" if o.timeCol else "rows"
-    blocks = torch.cat([train.scalar(b, "block")[weight > 0] for b, _, weight, _ in data.batches(VALIDATION)])
+    blocks = torch.cat([scalar(b, "block")[weight > 0] for b, _, weight, _ in data.batches(VALIDATION)])
     units = len(blocks) if unit == "rows" else len(blocks.unique())
     correlation = None
     if o.timeCol:
@@ -181,7 +184,7 @@ def _differences(data: Data, metric: Objective, one: Network, other: Network) ->
     times, differences = [], []
     for batch, label, weight, _ in data.batches(VALIDATION):
         first, second = (metric.rows(n.margin(data.values(batch)), label, weight) for n in (one, other))
-        times.append(train.scalar(batch, "time"))
+        times.append(scalar(batch, "time"))
         differences.append((first - second) * weight)
     return torch.cat(differences)[torch.cat(times).argsort(stable=True)]
 
@@ -315,9 +318,9 @@ def _reason(metric: Objective, verdict: guard.Verdict, scale: float) -> str:
         )
     gain = f"the best epoch's gain of {verdict.gain / scale:.2%} on the validation rows"
     if verdict.accepted:
-        return f"{gain} is larger than chance explains (p {verdict.p:.2g} < {verdict.level:g})"
+        return f"{gain} is larger than chance explains ({p_value(verdict.p)}, needed < {verdict.level:g})"
     return (
-        f"{gain} is within what chance explains (p {verdict.p:.2g}, needed < {verdict.level:g}); "
+        f"{gain} is within what chance explains ({p_value(verdict.p)}, needed < {verdict.level:g}); "
         "more validation rows can show smaller gains"
     )
 

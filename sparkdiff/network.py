@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError, did_you_mean
-from sparkdiff.planning import Graph, Version, flatten
+from sparkdiff.graph import Graph, Version, flatten
 from sparkdiff.sparse import SparseRows
 from sparkdiff.stages.base import Rows, StageModule
 from sparkdiff.stages.linear import Predictor

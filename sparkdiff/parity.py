@@ -16,8 +16,8 @@ from torch import Tensor
 from sparkdiff import jvm
 from sparkdiff.columns import read_plain, write_plain
 from sparkdiff.errors import InputError
+from sparkdiff.graph import Version, check_columns, flatten
 from sparkdiff.network import Network, translate
-from sparkdiff.planning import Version, check_columns, flatten
 from sparkdiff.splits import quoted
 from sparkdiff.stages.base import Rows, dense
 from sparkdiff.stages.linear import Predictor

@@ -1,33 +1,17 @@
-"""Which stages become torch, which stay in Spark, which train, and where the cut between the two lies. Runs no job."""
+"""The plan: what happens to every stage of a pipeline, and why, for people and programs to read."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pyspark.ml import Estimator, PipelineModel, Transformer
-from pyspark.sql import SparkSession
-
-from sparkdiff import jvm
-from sparkdiff.errors import InputError, did_you_mean
-from sparkdiff.stages.base import REGISTRY, UNTRANSLATED, StageModule, class_name, columns_of
-from sparkdiff.stages.linear import Predictor
+from sparkdiff.graph import Graph, check_columns
 
 if TYPE_CHECKING:
     import pandas as pd
     from pyspark.sql.types import StructType
-
-Version = tuple[str, int]
-"""A column as one stage left it: its folded name and the position of the stage that wrote it, -1 for the source."""
-
-INPUTS = ("inputCol", "inputCols", "featuresCol", "offsetCol", "userCol", "itemCol", "itemsCol")
-OUTPUTS = (
-    "outputCol", "outputCols", "predictionCol", "rawPredictionCol", "probabilityCol", "linkPredictionCol", "leafCol",
-    "quantilesCol", "topicDistributionCol", "varianceCol",
-)  # fmt: skip
-ANY_COLUMN = ("SQLTransformer", "RFormulaModel", "ColumnPruner", "VectorAttributeRewriter")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,291 +68,6 @@ class Plan:
         return "\n".join(lines)
 
 
-@dataclasses.dataclass
-class Leaf:
-    """One leaf stage with its place in the graph of column versions."""
-
-    path: tuple[int, ...]
-    stage: Any
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    opaque: bool  # reads and writes any column
-    drops_rows: bool
-    module: StageModule | None  # None: stays in Spark
-    why: str  # ... and why
-    parametric: bool  # has parameters that its settings let train
-    reads: tuple[Version, ...] = ()
-    parents: frozenset[int] = frozenset()
-
-    @property
-    def uid(self) -> str:
-        return str(self.stage.uid)
-
-    @property
-    def stageClass(self) -> str:
-        return type(self.stage).__name__
-
-    @property
-    def differentiable(self) -> bool:
-        return self.module is not None and self.module.differentiable
-
-    def has_parameters(self) -> bool:
-        return self.module is not None and self.parametric
-
-
-class Graph:
-    """The analysed pipeline: what `plan` shows, `translate` builds and FineTuner trains."""
-
-    def __init__(self, model: Any, *, reference: Iterable[Any] = (), predictionCol: str | None = None):
-        self.fold = _folding()
-        self.leaves = [self._leaf(path, stage) for path, stage in flatten(model)]
-        self._link()
-        for i in self.select(reference, "reference"):
-            self._leave(i, "left in Spark by request")
-        self._leave_unreachable()
-        self.head = self._head(predictionCol)
-        self.upstream = self.ancestors([self.head]) | {self.head} if self.head is not None else set()
-        self.blocked = self._blocked()
-        self.trainable = {i for i in self._on_path() if self.leaves[i].has_parameters() and i not in self.blocked}
-        for i in set(self.translated()) - self.trainable:
-            self.leaves[i].module.requires_grad_(False)  # type: ignore[union-attr]
-        self.cached = self._cached()
-        self.live = [i for i in sorted(self.upstream) if self.leaves[i].module is not None and i not in self.cached]
-
-    # The graph ------------------------------------------------------------------------------------------------------
-
-    def _leaf(self, path: tuple[int, ...], stage: Any) -> Leaf:
-        name = class_name(stage)
-        cls, opaque = REGISTRY.get(name), False
-        if cls is not None:
-            jvm.check_alive(stage)
-            why = cls.refuses(stage) or ""
-            inputs, outputs = cls.inputs(stage), cls.outputs(stage)
-        else:
-            why = UNTRANSLATED.get(name, "no torch form")
-            inputs, outputs = columns_of(stage, INPUTS), columns_of(stage, OUTPUTS)
-            opaque = type(stage).__name__ in ANY_COLUMN or not outputs
-        skips = stage.hasParam("handleInvalid") and stage.isDefined("handleInvalid")
-        drops = opaque or (skips and stage.getOrDefault("handleInvalid") == "skip")
-        module = cls.from_spark(stage) if cls is not None and not why else None
-        inputs = tuple(map(unquoted, inputs))
-        parametric = module is not None and any(p.requires_grad for p in module.parameters())
-        return Leaf(path, stage, inputs, outputs, opaque, drops, module, why, parametric)
-
-    def _link(self) -> None:
-        current: dict[str, int] = {}
-        barrier = -1
-        for i, leaf in enumerate(self.leaves):
-            leaf.reads = tuple((self.fold(c), current.get(self.fold(c), barrier)) for c in leaf.inputs)
-            parents = range(i) if leaf.opaque else (p for _, p in leaf.reads if p >= 0)
-            leaf.parents = frozenset(parents)
-            if leaf.opaque:
-                barrier, current = i, {}
-            current.update({self.fold(c): i for c in leaf.outputs})
-
-    def ancestors(self, of: Iterable[int]) -> set[int]:
-        """Every stage from which a column path leads to one of these."""
-        out: set[int] = set()
-        stack = [p for i in of for p in self.leaves[i].parents]
-        while stack:
-            i = stack.pop()
-            if i not in out:
-                out.add(i)
-                stack += self.leaves[i].parents
-        return out
-
-    def translated(self) -> list[int]:
-        return [i for i, leaf in enumerate(self.leaves) if leaf.module is not None]
-
-    def _leave(self, i: int, why: str) -> None:
-        self.leaves[i].module, self.leaves[i].why = None, why
-
-    def reference(self) -> list[int]:
-        """The stages that Spark runs to make the network's inputs (translated ones among them where they feed others)."""
-        translated = set(self.translated())
-        if not translated:
-            return []
-        made = {p for i in translated for _, p in self.leaves[i].reads if p >= 0 and p not in translated}
-        made |= {
-            i for i, leaf in enumerate(self.leaves) if leaf.drops_rows and i < max(translated) and i not in translated
-        }
-        return sorted(made | self.ancestors(made))
-
-    def _leave_unreachable(self) -> None:
-        """A stage that reads a column which a stage of the reference overwrites later can't have it: that stays in Spark."""
-        while True:
-            reference, translated = self.reference(), set(self.translated())
-            for i in sorted(translated):
-                for name, producer in self.leaves[i].reads:
-                    if producer in translated:
-                        continue
-                    writers = [
-                        r for r in reference
-                        if r > producer and (self.leaves[r].opaque or name in map(self.fold, self.leaves[r].outputs))
-                    ]  # fmt: skip
-                    if writers:
-                        self._leave(
-                            i,
-                            f"reads {name!r} before {self.leaves[writers[-1]].uid}, which stays in Spark, rewrites it",
-                        )
-                        break
-                else:
-                    continue
-                break
-            else:
-                return
-
-    # What trains ----------------------------------------------------------------------------------------------------
-
-    def predictors(self) -> list[int]:
-        """Differentiable predictors that no other predictor builds on."""
-        found = [i for i in self.translated() if isinstance(self.leaves[i].module, Predictor)]
-        return [i for i in found if not any(i in self.ancestors([j]) for j in found)]
-
-    def _head(self, predictionCol: str | None) -> int | None:
-        found = [i for i in self.translated() if isinstance(self.leaves[i].module, Predictor)]
-        if predictionCol is None:
-            return max(found, default=None)
-        match = [
-            i
-            for i in found
-            if self.fold(predictionCol) in map(self.fold, columns_of(self.leaves[i].stage, ("predictionCol",)))
-        ]
-        if not match:
-            names = {c for i in found for c in columns_of(self.leaves[i].stage, ("predictionCol",))}
-            raise InputError(
-                f"no differentiable predictor writes predictionCol={predictionCol!r}. {did_you_mean(predictionCol, names)}"
-            )
-        return match[-1]
-
-    def _on_path(self) -> set[int]:
-        """Stages from which a differentiable path leads to the loss."""
-        if self.head is None:
-            return set()
-        out, stack = {self.head}, [self.head]
-        while stack:
-            leaf = self.leaves[stack.pop()]
-            if not leaf.differentiable:
-                continue
-            for name, p in leaf.reads:
-                parent = self.leaves[p] if p >= 0 else None
-                if parent is None or parent.module is None or p in out:
-                    continue
-                if name not in map(self.fold, parent.module.labels(parent.stage)):
-                    out.add(p)
-                    stack.append(p)
-        return out
-
-    def _blocked(self) -> dict[int, str]:
-        """Stages that must not change although a path leads to the loss, with the reason."""
-        out: dict[int, str] = {}
-        for i in sorted(self.upstream):
-            if self.leaves[i].module is None:
-                for j in self.ancestors([i]):
-                    out.setdefault(j, f"feeds {self.leaves[i].uid}, which stays in Spark: {self.leaves[i].why}")
-        for i, leaf in enumerate(self.leaves):
-            predicts = isinstance(leaf.module, Predictor) or (
-                leaf.module is None and "predictionCol" in map(_name, leaf.stage.params)
-            )
-            if predicts and i not in self.upstream:
-                for j in self.ancestors([i]) - {self.head}:
-                    out.setdefault(j, f"also feeds the predictor {leaf.uid}, which the loss doesn't see")
-        return out
-
-    def _cached(self) -> set[int]:
-        """Stages that run in Spark before the cache."""
-        if not self.trainable:
-            return set()
-        spark = {i for i in self.upstream if self.leaves[i].module is None}
-        last = max(self.upstream)
-        spark |= {i for i, leaf in enumerate(self.leaves) if leaf.module is None and leaf.drops_rows and i < last}
-        spark |= self.ancestors(spark)
-        for i in sorted(self.upstream - spark):
-            leaf = self.leaves[i]
-            stays_small = leaf.module is not None and not leaf.module.expands
-            if leaf.parents <= spark and stays_small and not leaf.has_parameters() and not self._overwrites(i, spark):
-                spark.add(i)
-        return spark
-
-    def _overwrites(self, i: int, spark: set[int]) -> bool:
-        """Whether stage i replaces a column that an earlier stage of the network reads."""
-        names = set(map(self.fold, self.leaves[i].outputs))
-        return any(name in names for j in range(i) if j not in spark for name, _ in self.leaves[j].reads)
-
-    def cut(self) -> list[Version]:
-        """The column versions that the training network reads, in the order of first use."""
-        live = set(self.live)
-        return list(dict.fromkeys(v for i in self.live for v in self.leaves[i].reads if v[1] not in live))
-
-    def name(self, version: Version) -> str:
-        """The column's name as its writer (or first reader) spells it."""
-        name, producer = version
-        spelled = self.leaves[producer].outputs if producer >= 0 else ()
-        for c in (*spelled, *(c for leaf in self.leaves for c in leaf.inputs)):
-            if self.fold(c) == name:
-                return c
-        return name
-
-    # Selecting and showing ------------------------------------------------------------------------------------------
-
-    def select(self, names: Iterable[Any], option: str) -> set[int]:
-        """Positions of the stages named by uid, stage, class name or output column."""
-        out: set[int] = set()
-        for wanted in [names] if isinstance(names, (str, Transformer)) else names:
-            name = wanted if isinstance(wanted, str) else wanted.uid
-            match = {
-                i for i, leaf in enumerate(self.leaves)
-                if name in (leaf.uid, leaf.stageClass) or self.fold(name) in map(self.fold, leaf.outputs)
-            }  # fmt: skip
-            if not match:
-                known = [n for leaf in self.leaves for n in (leaf.uid, leaf.stageClass, *leaf.outputs)]
-                raise InputError(
-                    f"{option}={name!r} names no stage, class or output column. {did_you_mean(name, set(known))}"
-                )
-            out |= match
-        return out
-
-    def restrict(self, freeze: Iterable[Any], target: Iterable[Any]) -> dict[int, str]:
-        """Trainable stages that keep their parameters by the user's wish, with the reason. The cut never depends on it."""
-        frozen = {i: "frozen by request" for i in self.select(freeze, "freeze")}
-        targets = self.select(target, "target")
-        for i in targets - self.trainable:
-            raise InputError(f"target={self.leaves[i].uid!r} can't train: {self.reason(i, {})}")
-        if targets:
-            frozen |= {i: "not among the targets" for i in self.trainable - targets}
-        for i in self.trainable & set(frozen):
-            for p in self.leaves[i].module.parameters():  # type: ignore[union-attr]
-                p.requires_grad_(False)
-        return frozen
-
-    def reason(self, i: int, frozen: dict[int, str]) -> str:
-        leaf = self.leaves[i]
-        if leaf.module is None:
-            return leaf.why
-        if i in frozen and i in self.trainable:
-            return frozen[i]
-        if i in self.trainable:
-            return "the loss" if i == self.head else "a differentiable path leads to the loss"
-        if not leaf.has_parameters():
-            return "nothing to train"
-        if self.head is None:
-            return "no predictor that a loss could be attached to"
-        return self.blocked.get(i, "no differentiable path to the loss")
-
-    def plan(self, frozen: dict[int, str]) -> Plan:
-        stages = tuple(
-            StagePlan(
-                path=leaf.path, uid=leaf.uid, stageClass=leaf.stageClass,
-                role="referenced" if leaf.module is None else "translated", cached=i in self.cached,
-                trainable=i in self.trainable and i not in frozen,
-                numParameters=sum(p.numel() for p in leaf.module.parameters()) if leaf.module is not None else 0,
-                inputCols=leaf.inputs, outputCols=leaf.outputs, reason=self.reason(i, frozen),
-            )
-            for i, leaf in enumerate(self.leaves)
-        )  # fmt: skip
-        return Plan(stages, tuple(self.name(v) for v in self.cut()) if self.trainable else ())
-
-
 def plan(
     model: Any, *, schema: StructType | None = None, freeze: Sequence[Any] = (), reference: Sequence[Any] = (),
     target: Sequence[Any] = (),
@@ -387,47 +86,19 @@ def plan(
     graph = Graph(model, reference=reference)
     if schema is not None:
         check_columns(graph, schema)
-    return graph.plan(graph.restrict(freeze, target))
+    return plan_of(graph, graph.restrict(freeze, target))
 
 
-def check_columns(graph: Graph, schema: StructType) -> None:
-    """Raise InputError where a stage reads a column that neither the data nor a stage has."""
-    known = {graph.fold(c) for c in schema.names}
-    for leaf in graph.leaves:
-        if leaf.opaque:
-            return
-        for (name, producer), column in zip(leaf.reads, leaf.inputs, strict=True):
-            if producer < 0 and name not in known:
-                raise InputError(
-                    f"{leaf.uid} reads column {column!r}, which the data lack. {did_you_mean(column, schema.names)}"
-                )
-
-
-def flatten(model: Any, path: tuple[int, ...] = ()) -> list[tuple[tuple[int, ...], Any]]:
-    """The leaf stages of a fitted pipeline with their positions in the nested pipelines.
-
-    Raises:
-        InputError: a stage isn't fitted; names it.
-    """
-    if isinstance(model, Estimator):
-        raise InputError(f"{type(model).__name__} {model.uid} isn't fitted: fit it first, and pass what fit() returns")
-    if not isinstance(model, Transformer):
-        raise InputError(f"expected a fitted PipelineModel or stage, got {type(model).__name__}")
-    if isinstance(model, PipelineModel):
-        return [leaf for i, stage in enumerate(model.stages) for leaf in flatten(stage, (*path, i))]
-    return [(path, model)]
-
-
-def unquoted(name: str) -> str:
-    """The column that a Param names as an input: `a.b` in backticks is the column a.b (as an output, backticks are part of it)."""
-    return name[1:-1].replace("``", "`") if len(name) > 2 and name[0] == name[-1] == "`" else name
-
-
-def _folding() -> Callable[[str], str]:
-    spark = SparkSession.getActiveSession()
-    sensitive = spark is not None and spark.conf.get("spark.sql.caseSensitive", "false") == "true"
-    return str if sensitive else str.lower
-
-
-def _name(param: Any) -> str:
-    return str(param.name)
+def plan_of(graph: Graph, frozen: dict[int, str]) -> Plan:
+    """The plan of an analysed pipeline, in which `frozen` stages keep their parameters for the reasons given."""
+    stages = tuple(
+        StagePlan(
+            path=leaf.path, uid=leaf.uid, stageClass=leaf.stageClass,
+            role="referenced" if leaf.module is None else "translated", cached=i in graph.cached,
+            trainable=i in graph.trainable and i not in frozen,
+            numParameters=sum(p.numel() for p in leaf.module.parameters()) if leaf.module is not None else 0,
+            inputCols=leaf.inputs, outputCols=leaf.outputs, reason=graph.reason(i, frozen),
+        )
+        for i, leaf in enumerate(graph.leaves)
+    )  # fmt: skip
+    return Plan(stages, tuple(graph.name(v) for v in graph.cut()) if graph.trainable else ())

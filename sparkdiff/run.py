@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import sys
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,9 +23,10 @@ from pyspark.ml.util import DefaultParamsReader
 from pyspark.sql import DataFrame, SparkSession
 
 from sparkdiff import jvm
-from sparkdiff.cache import digest_of, params_of, root, source_facts
+from sparkdiff.cache import root
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.finetune import Outcome, fine_tune, prepare
+from sparkdiff.fingerprint import digest_of, params_of, source_facts
 from sparkdiff.options import Options
 from sparkdiff.report import Phases
 from sparkdiff.splits import TEST, TRAIN, VALIDATION, Source
@@ -243,7 +245,7 @@ def _fitted(spark: SparkSession, pipeline: Pipeline, sources: list[Source], opti
     """The pipeline fitted on the training rows, from the cache folder where the same has been fitted on the same rows."""
     o = options
     key = json.dumps(
-        [params_of(pipeline) or digest_of(pipeline), [[s.split, source_facts(s.df)] for s in sources],
+        [params_of(pipeline) or digest_of(pipeline, root(options)), [[s.split, source_facts(s.df)] for s in sources],
          [o.validationIndicatorCol, o.validationFraction, o.groupCol, o.timeCol, o.seed], spark.version],
         default=str,
     )  # fmt: skip
@@ -264,7 +266,7 @@ def _fitted(spark: SparkSession, pipeline: Pipeline, sources: list[Source], opti
 
 def write_run(outcome: Outcome, config: Config, phases: Phases) -> None:
     """Write the run's folder beside its place and rename it there; an old run goes once the new one is complete."""
-    output = config.output
+    start, output = time.perf_counter(), config.output
     temporary, old = (output.with_name(f".{output.name}-{uuid.uuid4().hex[:8]}{end}") for end in ("", ".old"))
     output.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -272,7 +274,8 @@ def write_run(outcome: Outcome, config: Config, phases: Phases) -> None:
         (temporary / "plan.json").write_text(outcome.plan.toJSON() + "\n")
         pd.DataFrame(outcome.summary.records).to_csv(temporary / "history.csv", index=False)
         summary = outcome.summary.asdict()
-        summary["timings"] = {k: round(v, 3) for k, v in phases.timings.items()}
+        timings = {**phases.timings, "save": time.perf_counter() - start}
+        summary["timings"] = {k: round(v, 3) for k, v in timings.items()}
         summary["fingerprints"] = {"cache": outcome.summary.cache["fingerprint"]}
         summary["parent"] = config.pipeline
         (temporary / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")

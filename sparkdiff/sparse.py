@@ -6,6 +6,7 @@ and becomes `torch.sparse_csr` only at the network's border.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -59,7 +60,12 @@ class SparseRows:
 
     def to_csr(self) -> Tensor:
         """(n, d) torch.sparse_csr."""
-        return torch.sparse_csr_tensor(self.offsets, self.indices, self.values, (len(self), self.width))
+        shape = (len(self), self.width)
+        with (
+            warnings.catch_warnings()
+        ):  # once per process torch says that CSR is in beta and that nobody checks the indices
+            warnings.filterwarnings("ignore", "Sparse", UserWarning)
+            return torch.sparse_csr_tensor(self.offsets, self.indices, self.values, shape)
 
     @staticmethod
     def from_csr(x: Tensor) -> SparseRows:

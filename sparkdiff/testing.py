@@ -15,9 +15,9 @@ from torch import Tensor
 from sparkdiff import jvm
 from sparkdiff.columns import read_plain, write_plain
 from sparkdiff.errors import InputError, SparkdiffError, did_you_mean
+from sparkdiff.graph import folding, unquoted
 from sparkdiff.network import written
 from sparkdiff.parity import TOLERANCE, differences
-from sparkdiff.planning import unquoted
 from sparkdiff.splits import quoted
 from sparkdiff.stages.base import REGISTRY, Rows, StageModule, class_name, dense
 from sparkdiff.stages.linear import Predictor
@@ -147,35 +147,33 @@ def _parameters(
     before, module = _facts(stage), cls.from_spark(stage)
     java = jvm.java_params(stage)
 
+    def untouched() -> None:
+        _same_facts("untouched", stage, before, _facts(stage), "after writing back")
+        if jvm.java_params(stage) != java:
+            what = f"are {jvm.java_params(stage)} after writing back; they were {java}"
+            raise LawBroken("untouched", stage, "Params of the Java object", jvm.java_params(stage), what)
+
     if written(stage, module) is not stage:
         raise LawBroken("get-put", stage, "stage", None, "is another object although no parameter changed")
     again = module.to_spark(stage)
+    untouched()
     _same_facts("get-put", stage, before, _facts(again), "after writing back what was read")
     trials = [_Trial("parity", stage, module, stage), _Trial("get-put", again, module, stage)]
 
     moved = cls.from_spark(stage)
     perturb(moved, generator)
+    untouched()
     if any(bool((p != q).any()) for p, q in zip(moved.parameters(), module.parameters(), strict=True)):
         put = written(stage, moved)
-        wished = cls.from_spark(put)  # its buffers
+        untouched()
+        when = "after writing back other parameters"
+        wished = cls.from_spark(put)
         for (name, p), was, now in zip(wished.named_parameters(), module.parameters(), moved.parameters(), strict=True):
             counting = module.counts().get(name, torch.ones_like(p, dtype=torch.bool))
             kept = ~counting | (now == was)  # zeros of both signs are one parameter
-            _same_tensor("put-get", stage, name, torch.where(kept, was, now), p, "after writing back other parameters")
-        _same_facts(
-            "put-get",
-            stage,
-            _without_weights(before),
-            _without_weights(_facts(put)),
-            "after writing back other parameters",
-        )
+            _same_tensor("put-get", stage, name, torch.where(kept, was, now), p, when)
+        _same_facts("put-get", stage, _without_weights(before), _without_weights(_facts(put)), when)
         trials.append(_Trial("put-get", put, wished, stage))
-
-    _same_facts("untouched", stage, before, _facts(stage), "after writing back")
-    if jvm.java_params(stage) != java:
-        raise LawBroken(
-            "untouched", stage, "Params of the Java object", jvm.java_params(stage), f"were {java} before writing back"
-        )
     return trials
 
 
@@ -228,14 +226,18 @@ def _same_tensor(law: str, stage: Any, name: str, wished: Tensor, found: Tensor,
 
 def _outputs(trials: Sequence[_Trial], df: DataFrame, tolerance: float) -> None:
     """Run all stages over the same rows in one job and compare with their modules."""
-    sources = {c: f"in{i}" for i, c in enumerate(dict.fromkeys(c for t in trials for c in _inputs(t.original)))}
+    fold = folding()
+    sources = {fold(c): f"in{i}" for i, c in enumerate(dict.fromkeys(c for t in trials for c in _inputs(t.original)))}
     try:
         rows = df.select(*(quoted(c).alias(name) for c, name in sources.items()))
         names, schemas = list(sources.values()), []
         for k, trial in enumerate(trials):
-            inputs = {c: quoted(sources[c]) for c in _inputs(trial.original)}
+            inputs = {fold(c): quoted(sources[fold(c)]) for c in _inputs(trial.original)}
             out = trial.stage.transform(rows.withColumns(inputs))
             columns = type(trial.module).outputs(trial.original)
+            for c in columns:
+                if c not in out.columns:
+                    raise LawBroken(trial.law, trial.original, c, None, f"isn't among Spark's columns {out.columns}")
             schemas.append([out.schema[c] for c in columns])
             kept = [f"out{k}_{i}" for i in range(len(columns))]
             rows = out.select(*names, *(quoted(c).alias(name) for c, name in zip(columns, kept, strict=True)))
@@ -246,12 +248,12 @@ def _outputs(trials: Sequence[_Trial], df: DataFrame, tolerance: float) -> None:
             write_plain(rows, names, Path(folder) / "rows")
             seen = 0
             for batch in read_plain(Path(folder) / "rows", ROWS_AT_ONCE):
-                columns = {name: batch[f"v{i}"] for i, name in enumerate(names)}
+                values = {name: batch[f"v{i}"] for i, name in enumerate(names)}
                 for k, trial in enumerate(trials):
-                    given = [columns[sources[c]] for c in _inputs(trial.original)]
+                    given = [values[sources[fold(c)]] for c in _inputs(trial.original)]
                     outputs = type(trial.module).outputs(trial.original)
-                    _compare(trial, given, {c: columns[f"out{k}_{i}"] for i, c in enumerate(outputs)}, tolerance, seen)
-                seen += len(columns[names[0]])
+                    _compare(trial, given, {c: values[f"out{k}_{i}"] for i, c in enumerate(outputs)}, tolerance, seen)
+                seen += len(values[names[0]])
     except jvm.SparkError as e:
         raise InputError(f"Spark failed on the rows: {jvm.cause(e)}") from e
     if not seen:
@@ -267,7 +269,7 @@ def _same_schema(trial: _Trial, schema: Sequence[Any], original: Sequence[Any]) 
         if (now.dataType, now.metadata) != (was.dataType, was.metadata):
             raise LawBroken(
                 trial.law, trial.original, was.name, now.metadata,
-                f"has type {now.dataType} and metadata {now.metadata} after writing back; it had {was.dataType} and {was.metadata}",
+                f"is {now.dataType} with metadata {now.metadata} after writing back; it was {was.dataType} with {was.metadata}",
             )  # fmt: skip
 
 
@@ -301,7 +303,6 @@ def _compare(trial: _Trial, inputs: Sequence[Rows], spark: dict[str, Rows], tole
             at = wrong.nonzero()[0].tolist()
             a, b = theirs[tuple(at)].item(), ours[tuple(at)].item()
             entry = f" entry {at[1]}" if len(at) > 1 else ""
-            raise LawBroken(
-                trial.law, stage, name, b,
-                f"row {first + at[0]}{entry} is {b!r}, but Spark gives {a!r} (inputs {[dense(x)[at[0]].tolist() for x in inputs]})",
-            )  # fmt: skip
+            row = [dense(x)[at[0]].tolist() for x in inputs]
+            what = f"row {first + at[0]}{entry} is {b!r}, but Spark gives {a!r} (inputs {row})"
+            raise LawBroken(trial.law, stage, name, b, what)

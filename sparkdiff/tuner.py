@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import json
 from pathlib import PurePosixPath
@@ -10,13 +11,14 @@ from typing import Any
 
 from pyspark.ml import Estimator, Model, Pipeline, PipelineModel
 from pyspark.ml.param import Param, Params
+from pyspark.ml.tuning import CrossValidatorModel, TrainValidationSplitModel
 from pyspark.ml.util import DefaultParamsReader, DefaultParamsWriter, MLReadable, MLReader, MLWritable, MLWriter
 from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError
 from sparkdiff.finetune import fine_tune, prepare
-from sparkdiff.options import Options
+from sparkdiff.options import Options, callable_name
 from sparkdiff.report import Phases
 from sparkdiff.splits import SPLIT, TRAIN, Source, check_columns, with_splits
 from sparkdiff.summary import FineTuningSummary
@@ -89,7 +91,7 @@ class FineTuner(Estimator, MLWritable, MLReadable):  # type: ignore[type-arg]
         if not self.isSet("pipeline"):
             raise InputError("FineTuner has no pipeline: FineTuner(pipeline=model)")
         jvm.session()
-        options, model = self.options(), self.getPipeline()
+        options, model = self.options(), plain(self.getPipeline())
         sources = [Source(dataset)]
         if isinstance(model, Pipeline):
             model = fit_on_training_rows(model, sources, options)
@@ -163,11 +165,32 @@ def plain(model: Any) -> Any:
         stages = [plain(s) for s in model.stages]
         if any(a is not b for a, b in zip(stages, model.stages, strict=True)):
             return jvm.with_uid(PipelineModel(stages), model)
+    if isinstance(model, (CrossValidatorModel, TrainValidationSplitModel)):
+        new = model.copy()
+        new.bestModel, new.subModels = plain(model.bestModel), _plain_all(model.subModels)
+        return new
     return model
+
+
+def _plain_all(models: Any) -> Any:
+    return [_plain_all(m) for m in models] if isinstance(models, list) else plain(models)
 
 
 def _inside(path: str, name: str) -> str:
     return str(PurePosixPath(path) / name) if "://" not in path else path.rstrip("/") + "/" + name
+
+
+def _named(name: str) -> Any:
+    """The object `module:qualname`.
+
+    Raises:
+        InputError: there is none.
+    """
+    module, _, path = name.partition(":")
+    try:
+        return functools.reduce(getattr, path.split("."), importlib.import_module(module))
+    except (ImportError, AttributeError) as e:
+        raise InputError(f"loss={name} can't be found ({e}): put its module on the Python path") from e
 
 
 class _TunerWriter(MLWriter):
@@ -179,9 +202,10 @@ class _TunerWriter(MLWriter):
         tuner, params = self.tuner, {}
         for p, v in tuner._paramMap.items():
             if p.name == "loss" and callable(v):
-                if "<" in v.__qualname__:
-                    raise InputError(f"loss={v.__qualname__} can't be saved: define it at the top of a module")
-                v = {"callable": f"{v.__module__}:{v.__qualname__}"}
+                name = callable_name(v)
+                if not hasattr(v, "__qualname__") or "<" in name or _named(name) is not v:
+                    raise InputError(f"loss={name} can't be saved: define it as a function at the top of a module")
+                v = {"callable": name}
             if p.name != "pipeline":
                 params[p.name] = v
         given = tuner.getPipeline() if tuner.isSet("pipeline") else None
@@ -201,8 +225,7 @@ class _TunerReader(MLReader[FineTuner]):
         meta = DefaultParamsReader.loadMetadata(path, self.sc)
         params = meta["params"]
         if isinstance(params.get("loss"), dict):
-            module, _, name = params["loss"]["callable"].partition(":")
-            params["loss"] = getattr(importlib.import_module(module), name)
+            params["loss"] = _named(params["loss"]["callable"])
         pipeline = (
             DefaultParamsReader.loadParamsInstance(_inside(path, "pipeline"), self.sc) if meta["pipeline"] else None
         )

@@ -7,11 +7,48 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 EVERY = 10.0
 """Seconds between two lines about the same phase where there is no terminal."""
+
+
+class Line:
+    """What the line of a phase says; called with its text."""
+
+    def __init__(self, name: str, shown: bool):
+        self.name, self.shown, self.live = name, shown, shown and sys.stderr.isatty()
+        self.start = self.last = time.perf_counter()
+        self.text = ""
+        if self.live:
+            self._write("\r\x1b[2K" + f"{name:<10} ...")
+
+    def __call__(self, text: str) -> None:
+        """What to say once the phase has ended."""
+        self.text = text
+
+    def now(self, text: str) -> None:
+        """How far the phase is; also what it says in the end."""
+        self.text = text
+        if self.live:
+            self._write("\r\x1b[2K" + f"{self.name:<10} {text}")
+        elif self.shown and time.perf_counter() - self.last > EVERY:
+            self.last = time.perf_counter()
+            self._write(f"{self.name:<10}    ...     {text}\n")
+
+    def end(self) -> float:
+        """Show the finished line; the phase's seconds."""
+        seconds = time.perf_counter() - self.start
+        if self.shown:
+            self._write(
+                ("\r\x1b[2K" if self.live else "") + f"{self.name:<10} {seconds:6.1f} s  {self.text}".rstrip() + "\n"
+            )
+        return seconds
+
+    def _write(self, text: str) -> None:
+        sys.stderr.write(text)
+        sys.stderr.flush()
 
 
 class Phases:
@@ -22,32 +59,14 @@ class Phases:
     """
 
     def __init__(self, shown: bool = True):
+        self.shown = shown
         self.timings: dict[str, float] = {}
-        self.shown, self.live = shown, shown and sys.stderr.isatty()
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[Callable[[str], None]]:
-        """Time a phase; the function it yields changes what the phase's line says."""
-        start, last = time.perf_counter(), ""
-        shown = start
-
-        def say(text: str) -> None:
-            nonlocal last, shown
-            last = text
-            if self.live:
-                sys.stderr.write(f"\r\x1b[2K{name:<10} {text}")
-            elif self.shown and time.perf_counter() - shown > EVERY:
-                shown = time.perf_counter()
-                sys.stderr.write(f"{name:<10}    ...     {text}\n")
-            sys.stderr.flush()
-
-        say("...")
-        last = ""
+    def phase(self, name: str) -> Iterator[Line]:
+        """Time a phase; the line it yields is told what to say."""
+        line = Line(name, self.shown)
         try:
-            yield say
+            yield line
         finally:
-            self.timings[name] = self.timings.get(name, 0.0) + time.perf_counter() - start
-            if self.shown:
-                sys.stderr.write("\r\x1b[2K" if self.live else "")
-                sys.stderr.write(f"{name:<10} {time.perf_counter() - start:6.1f} s  {last}\n")
-                sys.stderr.flush()
+            self.timings[name] = self.timings.get(name, 0.0) + line.end()

@@ -6,6 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 
+def p_value(p: float) -> str:
+    """A p-value as a reader wants it."""
+    return "p < 0.001" if p < 0.001 else f"p {p:.3f}"
+
+
 def before_after(summary: Mapping[str, Any]) -> str:
     """The table of a run's summary: the metric on train, validation and test rows, and the decision under it."""
     metric, direction = summary["metric"], summary["metricDirection"]
@@ -21,7 +26,7 @@ def before_after(summary: Mapping[str, Any]) -> str:
     ]
     lines.insert(1, "-" * len(lines[0]))
     lines.append(
-        f"decision: {summary['decision']} (gain {summary['gain']:+.2%}, z {summary['z']:.1f}, p {summary['p']:.2g})"
+        f"decision: {summary['decision']} (gain {summary['gain']:+.2%}, z {summary['z']:.1f}, {p_value(summary['p'])})"
     )
     lines.append(summary["reason"])
     lines += [f"warning: {w}" for w in summary["warnings"]]

@@ -54,12 +54,15 @@ class MinMaxScaler(StageModule):
     weights = ("originalMin", "originalMax")
     feature_axis = {"originalMin": 0, "originalMax": 0}
     range: Tensor
+    moves: Tensor
 
     def __init__(self, originalMin: Tensor, originalMax: Tensor, low: float, high: float):
         super().__init__()
         self.originalMin = parameter(originalMin)  # (d,)
         self.originalMax = parameter(originalMax)  # (d,)
         self.register_buffer("range", originalMax - originalMin)  # (d,) as fitted
+        # A constant column stays constant, and so does one whose range is too large for a factor above 0.
+        self.register_buffer("moves", (self.range != 0) & ((high - low) / self.range != 0))  # (d,)
         self.low, self.high = low, high
 
     @classmethod
@@ -67,27 +70,27 @@ class MinMaxScaler(StageModule):
         return cls(tensor(stage.originalMin), tensor(stage.originalMax), stage.getMin(), stage.getMax())
 
     def forward(self, x: Rows) -> Tensor:  # (n, d) -> (n, d)
-        x, moves = dense(x), self.range != 0
-        factor = (self.high - self.low) / torch.where(moves, self.originalMax - self.originalMin, 1.0)
+        x = dense(x)
+        factor = (self.high - self.low) / torch.where(self.moves, self.originalMax - self.originalMin, 1.0)
         constant = torch.where(x.isnan(), x, (self.low + self.high) / 2)
-        return torch.where(moves, (x - self.originalMin) * factor + self.low, constant)
+        return torch.where(self.moves, (x - self.originalMin) * factor + self.low, constant)
 
     def counts(self) -> dict[str, Tensor]:
-        return {"originalMin": self.range != 0, "originalMax": self.range != 0}
+        return {"originalMin": self.moves, "originalMax": self.moves}
 
     def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
-        unit = torch.where(self.range != 0, self.range, 1.0)
+        unit = torch.where(self.moves, self.range, 1.0)
         return {"originalMin": unit, "originalMax": unit}
 
     @torch.no_grad()
     def project_(self) -> None:
         # A range of a thousandth of the fitted one would stretch the column a thousandfold: nearer to 0 it isn't scaling.
-        least = self.originalMin + 1e-3 * self.range
+        least = torch.where(self.moves, self.originalMin + 1e-3 * self.range, self.originalMax)
         self.originalMax.copy_(torch.maximum(self.originalMax, least))
 
     def check_domain(self, uid: str) -> None:
         super().check_domain(uid)
-        wrong = (self.range != 0) & (self.originalMax <= self.originalMin)
+        wrong = self.moves & (self.originalMax <= self.originalMin)
         if bool(wrong.any()):
             j = int(wrong.nonzero()[0])
             low, high = self.originalMin[j].item(), self.originalMax[j].item()

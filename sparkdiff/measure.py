@@ -1,0 +1,175 @@
+"""What the cached rows say about a network: its loss on a split, and what its stages' inputs look like."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from sparkdiff.errors import InputError
+from sparkdiff.graph import Version
+from sparkdiff.guard import MAX_BLOCKS
+from sparkdiff.losses import Objective, means
+from sparkdiff.network import Network
+from sparkdiff.sparse import SparseRows
+from sparkdiff.stages.base import FeatureStats, Rows
+from sparkdiff.stages.linear import Predictor
+from sparkdiff.stages.projection import PCA
+from sparkdiff.stream import Batch, Prepare, Stream
+
+EVAL_ROWS = 8192
+"""Rows that are measured at a time."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The stream and what its columns are."""
+
+    stream: Stream
+    columns: Mapping[Version, str]
+    prepare: Prepare | None = None
+
+    def values(self, batch: Batch) -> dict[Version, Rows]:
+        return {v: batch[name] for v, name in self.columns.items()}
+
+    def prepared(self, network: Network) -> Data:
+        """These data with the column versions that no trainable parameter changes, computed once for many batches."""
+        made = {v: f"prepared {i}" for i, v in enumerate(_fixed(network))}
+
+        @torch.no_grad()
+        def rows(batch: Batch) -> Batch:
+            values = self.values(batch)
+            network.run(values, list(made))
+            return {**batch, **{name: values[v] for v, name in made.items()}}
+
+        first = rows(next(iter(self.stream.batches("train", batchSize=1))))
+        wide = [first[name] for name in made.values()]
+        size = 8 * sum(x.width // 8 if isinstance(x, SparseRows) else x[:1].numel() for x in wide)
+        return Data(self.stream, {**self.columns, **made}, Prepare(rows, size))
+
+    def batches(self, split: str) -> Iterator[tuple[Batch, Tensor, Tensor, Tensor]]:
+        """Large batches in the order of the files, for measuring: (batch, label, weight, block)."""
+        for batch in self.stream.batches(split, batchSize=EVAL_ROWS, prepare=self.prepare):
+            yield batch, scalar(batch, "label"), scalar(batch, "weight"), scalar(batch, "block") % MAX_BLOCKS
+
+
+def scalar(batch: Batch, name: str) -> Tensor:
+    """A scalar column of a batch, (n,)."""
+    column = batch[name]
+    assert isinstance(column, Tensor)
+    return column
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """Weighted loss sums of one network on one split."""
+
+    blocks: Tensor  # (B,) sum of w * loss per block
+    weights: Tensor  # (B,) sum of w
+    below: int  # rows whose predicted mean lies below the loss's floor
+
+    @property
+    def mean(self) -> float:
+        return float(self.blocks.sum() / self.weights.sum())
+
+
+def score(network: Network, data: Data, split: str, objective: Objective, *, explain: bool = True) -> Score:
+    """The network's loss on a split.
+
+    Raises:
+        InputError: a row of weight > 0 has no finite loss; names the column that holds NaN and the stage that it reaches.
+    """
+    blocks = torch.zeros(MAX_BLOCKS, dtype=torch.float64)
+    weights, below = torch.zeros_like(blocks), 0
+    with torch.no_grad():
+        for batch, label, weight, block in data.batches(split):
+            margin = network.margin(data.values(batch))
+            loss = torch.where(weight > 0, objective.rows(margin, label, weight), 0.0)
+            if explain and not bool((finite := loss.isfinite()).all()):
+                _explain(network, data, batch, ~finite)
+            blocks.index_add_(0, block, loss * weight)
+            weights.index_add_(0, block, weight)
+            mean = means(network.head, margin)
+            if objective.floor is not None and mean is not None:
+                below += int((mean < objective.floor).sum())
+    return Score(blocks, weights, below)
+
+
+def _explain(network: Network, data: Data, batch: Batch, bad: Tensor) -> None:
+    """Raise the InputError of rows without a finite loss where an input is to blame."""
+    wanting = next(
+        network.graph.leaves[i].uid for i in network.positions if isinstance(network.module(i), (Predictor, PCA))
+    )
+    for version, name in data.columns.items():
+        column = batch[name]
+        column = column.take(bad.nonzero()[:1, 0]) if isinstance(column, SparseRows) else column[bad][:1]
+        entries = column.values if isinstance(column, SparseRows) else column.flatten()
+        wrong = entries[~entries.isfinite()]
+        if len(wrong):
+            j = int((~entries.isfinite()).nonzero()[0])
+            entry = int(column.indices[j]) if isinstance(column, SparseRows) else j
+            where = f"entry {entry} of column" if isinstance(column, SparseRows) or column.ndim == 2 else "column"
+            raise InputError(
+                f"{wanting}: {where} {network.graph.name(version)!r} holds {wrong[0].item()!r} (or null), "
+                "which a linear stage turns into NaN; impute it before the pipeline, or drop such rows"
+            )
+
+
+class Feature:
+    """Streaming statistics of one stage's input."""
+
+    def __init__(self) -> None:
+        self.n = 0
+
+    def add(self, x: Rows, counted: Tensor) -> None:
+        """Add a batch (n, d), of which the rows `counted` (n,) count."""
+        x = x.take(counted.nonzero()[:, 0]) if isinstance(x, SparseRows) else x[counted]
+        if not len(x):
+            return
+        if not self.n:
+            width = x.width if isinstance(x, SparseRows) else x.shape[1]
+            self.usual = torch.zeros(width, dtype=torch.float64) if isinstance(x, SparseRows) else x.median(0).values
+            self.sum, self.square = torch.zeros_like(self.usual), torch.zeros_like(self.usual)
+            self.support = torch.zeros(width, dtype=torch.int64)
+        self.n += len(x)
+        if isinstance(x, SparseRows):
+            v = x.values - self.usual[x.indices]
+            self.sum.index_add_(0, x.indices, v)
+            self.square.index_add_(0, x.indices, v * v)
+            self.support.index_add_(0, x.indices, (x.values != self.usual[x.indices]).long())
+        else:
+            v = x - self.usual
+            self.sum += v.sum(0)
+            self.square += (v * v).sum(0)
+            self.support += (x != self.usual).sum(0)
+
+    def stats(self) -> FeatureStats:
+        mean = self.sum / self.n
+        return FeatureStats(self.usual + mean, (self.square / self.n - mean * mean).clamp_min(0).sqrt(), self.support)
+
+
+@torch.no_grad()
+def features(network: Network, data: Data) -> dict[int, FeatureStats]:
+    """Statistics of the input of every stage that has parameters, over the training rows of weight > 0."""
+    positions = [i for i in network.positions if network.module(i).feature_axis]
+    found = {i: Feature() for i in positions}
+    reads = {i: network.graph.leaves[i].reads[0] for i in positions}
+    for batch, _, weight, _ in data.batches("train"):
+        values = data.values(batch)
+        network.run(values, [v for v in reads.values() if v not in values])
+        for i, feature in found.items():
+            feature.add(values[reads[i]], weight > 0)
+    return {i: f.stats() for i, f in found.items()}
+
+
+def _fixed(network: Network) -> list[Version]:
+    """The column versions that trainable stages read and no trainable parameter changes."""
+    fixed: set[int] = set()
+    for i in network.positions:
+        parents = {p for _, p in network.graph.leaves[i].reads if p in network.positions}
+        if parents <= fixed and not any(p.requires_grad for p in network.module(i).parameters()):
+            fixed.add(i)
+    read = [v for i in network.positions if i not in fixed for v in network.graph.leaves[i].reads]
+    return [v for v in dict.fromkeys(read) if v[1] in fixed]
