@@ -152,10 +152,9 @@ class Graph:
                         if r > producer and (self.leaves[r].opaque or name in map(self.fold, self.leaves[r].outputs))
                     ]  # fmt: skip
                     if writers:
-                        self._leave(
-                            i,
-                            f"reads {name!r} before {self.leaves[writers[-1]].uid}, which stays in Spark, rewrites it",
-                        )
+                        last = self.leaves[writers[-1]]
+                        how = " and may rewrite it" if last.opaque else ", rewrites it"
+                        self._leave(i, f"reads {name!r} before {last.uid}, which stays in Spark{how}")
                         break
                 else:
                     continue

@@ -67,9 +67,9 @@ def verify(model: Any, df: DataFrame, network: Network | None = None) -> Parity:
     """
     network = network or translate(model)
     stages = [stage for _, stage in flatten(model)]
+    if not network.outputCols:
+        raise InputError("no stage is translated that writes a column, so that there is no column to compare")
     check_columns(network.graph, df.schema)
-    if not network.positions:
-        raise InputError("no stage is translated, so that there is no column to compare")
     last = max(network.positions)
     return compare(df, {i: stages[i] for i in range(last + 1)}, network)
 

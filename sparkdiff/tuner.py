@@ -71,8 +71,8 @@ class FineTuner(Estimator, MLWritable, MLReadable):  # type: ignore[type-arg]
 
     def setParams(self, *, pipeline: Any = None, **params: Any) -> FineTuner:
         """Set Params by name."""
-        Options.of(params)
-        self._set(**params)
+        resolved = Options.of(params)
+        self._set(**{name: getattr(resolved, name) for name in params})
         return self if pipeline is None else self.setPipeline(pipeline)
 
     def setPipeline(self, value: Any) -> FineTuner:
@@ -199,15 +199,13 @@ class _TunerWriter(MLWriter):
         self.tuner = tuner
 
     def saveImpl(self, path: str) -> None:
-        tuner, params = self.tuner, {}
-        for p, v in tuner._paramMap.items():
-            if p.name == "loss" and callable(v):
-                name = callable_name(v)
-                if not hasattr(v, "__qualname__") or "<" in name or _named(name) is not v:
-                    raise InputError(f"loss={name} can't be saved: define it as a function at the top of a module")
-                v = {"callable": name}
-            if p.name != "pipeline":
-                params[p.name] = v
+        tuner, options = self.tuner, self.tuner.options()
+        params = {name: v for name, v in options.asdict().items() if tuner.isSet(name)}
+        if callable(options.loss):
+            name = callable_name(options.loss)
+            if not hasattr(options.loss, "__qualname__") or "<" in name or _named(name) is not options.loss:
+                raise InputError(f"loss={name} can't be saved: define it as a function at the top of a module")
+            params["loss"] = {"callable": name}
         given = tuner.getPipeline() if tuner.isSet("pipeline") else None
         DefaultParamsWriter.saveMetadata(
             tuner, path, self.sc, {"params": params, "pipeline": given is not None}, paramMap={}

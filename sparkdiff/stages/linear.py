@@ -148,13 +148,13 @@ class GeneralizedLinearRegression(Predictor):
 
     def __init__(
         self, coefficients: Tensor, intercept: Tensor, fit_intercept: bool, *, family: str, link: str, link_power: float,
-        variance_power: float, shows_link: bool,
+        variance_power: float, shows_link: bool, shows_mean: bool = True,
     ):  # fmt: skip
         super().__init__()
         self.coefficients = parameter(coefficients)  # (d,)
         self.intercept = parameter(intercept, fit_intercept)  # ()
         self.family, self.link, self.link_power = family, link, link_power
-        self.variance_power, self.shows_link = variance_power, shows_link
+        self.variance_power, self.shows_link, self.shows_mean = variance_power, shows_link, shows_mean
         self.positive_mean = (family != "gaussian" and link in ("log", "sqrt", "inverse", "power")) or link == "log"
 
     @classmethod
@@ -170,7 +170,8 @@ class GeneralizedLinearRegression(Predictor):
             link = stage.getLink().lower() if stage.isDefined("link") else CANONICAL[family]
         return cls(
             tensor(stage.coefficients), tensor(stage.intercept), stage.getFitIntercept(), family=family, link=link,
-            link_power=link_power, variance_power=variance_power, shows_link=bool(columns_of(stage, ("linkPredictionCol",))),
+            link_power=link_power, variance_power=variance_power,
+            shows_link=bool(columns_of(stage, ("linkPredictionCol",))), shows_mean=bool(columns_of(stage, ("predictionCol",))),
         )  # fmt: skip
 
     @classmethod
@@ -193,7 +194,7 @@ class GeneralizedLinearRegression(Predictor):
         return mu.clamp(EPSILON, 1 - EPSILON) if self.family == "binomial" else mu.clamp(EPSILON, LARGEST)
 
     def columns(self, margin: Tensor) -> tuple[Tensor, ...]:
-        return (self.mean(margin), margin) if self.shows_link else (self.mean(margin),)
+        return (*((self.mean(margin),) if self.shows_mean else ()), *((margin,) if self.shows_link else ()))
 
     def own_loss(self) -> tuple[str, dict[str, float]]:
         if self.family == "tweedie":
@@ -249,7 +250,7 @@ class LogisticRegression(Predictor):
                     bounds[f"{side} {weight}"] = tensor(stage.getOrDefault(name))
         return cls(
             matrix, tensor(stage.interceptVector), stage.getFitIntercept(), num_classes=stage.numClasses,
-            thresholds=tensor(stage.getThresholds()) if given and len(matrix) > 1 else None,
+            thresholds=tensor(stage.getOrDefault("thresholds")) if given and len(matrix) > 1 else None,
             threshold=binary_threshold(stage) if len(matrix) == 1 else 0.5, bounds=bounds, uid=stage.uid,
             shown=tuple(c for c in cls.SHOWN if columns_of(stage, (c,))),
         )  # fmt: skip
@@ -332,9 +333,16 @@ class LogisticRegression(Predictor):
 def binary_threshold(stage: Any) -> float:
     """The threshold of a model with one margin; `getThreshold` divides by zero where Spark doesn't."""
     if stage.isSet("thresholds"):
-        zero, one = stage.getThresholds()
-        return 1 / (1 + zero / one) if one else 0.0
-    return float(stage.getThreshold())
+        zero, one = stage.getOrDefault("thresholds")
+        threshold = 1 / (1 + zero / one) if one else 0.0
+        given = stage.getOrDefault("threshold") if stage.isSet("threshold") else threshold
+        if abs(given - threshold) > 1e-5:  # Spark refuses it too
+            raise InputError(
+                f"{stage.uid}: thresholds={[zero, one]} amount to the threshold {threshold!r}, but threshold is set "
+                f"to {given!r}; clear one of the two"
+            )
+        return threshold
+    return float(stage.getOrDefault("threshold"))
 
 
 def logit(threshold: float) -> float:

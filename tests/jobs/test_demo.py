@@ -1,0 +1,259 @@
+"""The job as a stranger runs it: spark-submit, a second run, and the result served without torch and sparkdiff."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
+
+SERVE = """
+import json, sys
+
+sys.modules.update(dict.fromkeys(("torch", "sparkdiff", "petastorm")))
+for name in ("torch", "sparkdiff"):
+    try:
+        __import__(name)
+    except ImportError:
+        continue
+    raise SystemExit(f"{name} can be imported")
+
+from pyspark.ml import PipelineModel
+from pyspark.sql import SparkSession
+
+model_path, data_path, schema = sys.argv[1:]
+spark = SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false").getOrCreate()
+model = PipelineModel.load(model_path)
+rows = spark.read.schema(schema).option("header", True).csv(data_path)
+out = model.transform(rows).agg({"prediction": "sum", "*": "count"}).first().asDict()
+classes = [f"{type(s).__module__}.{type(s).__name__}" for s in model.stages]
+print("SERVED " + json.dumps({"sum": out["sum(prediction)"], "rows": out["count(1)"], "classes": classes}))
+"""
+
+
+def submit(
+    script: Path, *arguments: str, expect: int | None = 0, log: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a script by spark-submit; Spark's events go to the folder `log`."""
+    environment = {
+        **os.environ, "PYSPARK_PYTHON": sys.executable, "PYSPARK_DRIVER_PYTHON": sys.executable, "PYTHONPATH": str(ROOT),
+        "SPARK_CONF_DIR": str(ROOT / "conf"), "SPARK_HOME": spark_home(),
+    }  # fmt: skip
+    command = [str(Path(spark_home()) / "bin" / "spark-submit"), "--master", "local[2]"]
+    if log is not None:
+        log.mkdir()
+        events = {"enabled": "true", "dir": log.as_uri(), "compress": "false", "rolling.enabled": "false"}
+        command += [part for key, value in events.items() for part in ("--conf", f"spark.eventLog.{key}={value}")]
+    command += [str(script), *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, cwd=ROOT)
+    assert expect is None or done.returncode == expect, done.stdout + done.stderr
+    return done
+
+
+def spark_home() -> str:
+    spec = importlib.util.find_spec("pyspark")
+    assert spec is not None
+    assert spec.submodule_search_locations
+    return spec.submodule_search_locations[0]
+
+
+def queries_over(source: str, log: Path) -> tuple[int, int]:
+    """How many of a run's SQL executions read a file, and how many there were."""
+    plans = [
+        event["physicalPlanDescription"]
+        for path in log.iterdir()
+        for event in map(json.loads, path.read_text().splitlines())
+        if event["Event"].endswith("SparkListenerSQLExecutionStart")
+    ]
+    return sum(source in plan for plan in plans), len(plans)
+
+
+def marked(text: str, mark: str) -> dict[str, Any]:
+    return next(json.loads(line.removeprefix(mark + " ")) for line in text.splitlines() if line.startswith(mark + " "))
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    folder = tmp_path_factory.mktemp("runs")
+    script, config = ROOT / "jobs" / "finetune.py", "conf/bikeshare.yaml"
+    done = submit(script, "--config", config, f"output.path={folder / 'bikeshare'}", log=folder / "events")
+    return folder / "bikeshare", done
+
+
+def summary(run: Path) -> dict[str, Any]:
+    def refuse(name: str) -> None:
+        raise AssertionError(f"summary.json holds {name}")
+
+    return json.loads((run / "summary.json").read_text(), parse_constant=refuse)  # type: ignore[no-any-return]
+
+
+def test_the_demo_tunes_and_says_so(demo: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    run, done = demo
+    for phase in ("load", "fit", "cache", "verify", "train", "write back", "save"):
+        assert any(line.startswith(phase) for line in done.stdout.splitlines()), phase
+    for text in (
+        "trains",
+        "PCAModel",
+        "train",
+        "validation",
+        "test",
+        "original",
+        "tuned",
+        "decision: tuned",
+        " z ",
+        " p ",
+    ):
+        assert text in done.stdout
+    found = summary(run)
+    assert found["decision"] == "tuned"
+    assert found["metric"] == "poisson"
+    assert {s: m["after"] < 0.5 * m["before"] for s, m in found["metrics"].items()} == dict.fromkeys(
+        found["metrics"], True
+    )
+    assert set(found["metrics"]) == {"train", "validation", "test"}
+    assert found["p"] < 0.025 < 2 < found["z"]
+    assert all(p["ok"] and p["rows"] > 5000 for p in found["parity"].values())
+    assert set(found["parity"]) == {"before", "after"}
+    assert sorted(p.name for p in run.iterdir()) == ["history.csv", "model", "plan.json", "summary.json"]
+
+
+def test_petastorm_reads_where_it_is_installed(demo: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    expected = "petastorm" if importlib.util.find_spec("petastorm") else "arrow"
+    assert summary(demo[0])["stream"] == expected
+
+
+def test_fine_tuning_costs_at_most_twice_the_fit(demo: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    timings = summary(demo[0])["timings"]
+    ours = sum(seconds for phase, seconds in timings.items() if phase not in ("load", "fit"))
+    print(f"fine-tuning over fit: {ours / timings['fit']:.2f} ({timings})")
+    assert set(timings) == {"load", "fit", "plan", "cache", "verify", "train", "write back", "save"}
+
+
+def test_a_second_run_reuses_all_and_reads_no_source_row(
+    demo: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    run, _ = demo
+    first = summary(run)
+    cached = {p: p.stat().st_mtime_ns for p in (run.parent / ".cache").rglob("*.parquet")}
+    # With the source's content made unreadable (same length and time), only a run that never reads it can succeed.
+    source = ROOT / "data" / "bikeshare.csv"
+    content, status = source.read_bytes(), source.stat()
+    try:
+        source.write_bytes(b"x" * len(content))
+        os.utime(source, ns=(status.st_atime_ns, status.st_mtime_ns))
+        script, config = ROOT / "jobs" / "finetune.py", "conf/bikeshare.yaml"
+        done = submit(script, "--config", config, f"output.path={run}", log=tmp_path / "events")
+    finally:
+        source.write_bytes(content)
+        os.utime(source, ns=(status.st_atime_ns, status.st_mtime_ns))
+    second = summary(run)
+    assert second["cache"] == {"hit": True, "fingerprint": first["cache"]["fingerprint"]}
+    assert (second["metrics"], second["z"], second["p"]) == (first["metrics"], first["z"], first["p"])
+    assert "reused: the same pipeline" in done.stdout
+    assert {p: p.stat().st_mtime_ns for p in (run.parent / ".cache").rglob("*.parquet")} == cached
+    first_reads, _ = queries_over("bikeshare.csv", run.parent / "events")
+    reads, queries = queries_over("bikeshare.csv", tmp_path / "events")
+    assert first_reads > 0
+    assert reads == 0
+    assert queries > 0
+
+
+def test_the_result_is_served_without_torch_and_sparkdiff(
+    demo: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path, spark: Any
+) -> None:
+    import yaml
+    from pyspark.ml import PipelineModel
+
+    config = yaml.safe_load((ROOT / "conf" / "bikeshare.yaml").read_text())
+    schema, data = config["data"]["train"]["schema"], ROOT / "data" / "bikeshare.csv"
+    script = tmp_path / "serve.py"
+    script.write_text(SERVE)
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"PYSPARK_PYTHON": sys.executable}
+    done = subprocess.run(
+        [sys.executable, str(script), str(demo[0] / "model"), str(data), schema],
+        env=environment, capture_output=True, text=True, timeout=300, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    served = marked(done.stdout, "SERVED")
+    assert served["rows"] == 8645
+    assert all(c.startswith("pyspark.ml.") for c in served["classes"])
+    rows = spark.read.schema(schema).option("header", True).csv(data.as_uri())
+    here = PipelineModel.load((demo[0] / "model").as_uri()).transform(rows).agg({"prediction": "sum"}).first()[0]
+    assert served["sum"] == pytest.approx(here, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["fineTuner.maxEpoch=5"], "Did you mean 'maxEpochs'"),
+        (["fineTuner.maxEpochs=many"], "must be a whole number"),
+        (["fineTuner.labelCol=biker"], "Did you mean 'bikers'"),
+        (["data.train.path=nowhere.csv"], "can't be read"),
+        (["data.validation.where=day < 0"], "validation rows"),
+        (["pipeline=pipelines:bikes"], "Did you mean"),
+        (["nothing"], "section.key=value"),
+        (["fineTuner.freeze=[PCAModel, StandardScalerModel, GeneralizedLinearRegressionModel]"], "nothing to train"),
+    ],
+)  # fmt: skip
+def test_wrong_input_ends_with_2_and_leaves_nothing(arguments: list[str], said: str, tmp_path: Path, demo: Any) -> None:
+    # The demo's cache folder spares the fit.
+    done = submit(
+        ROOT / "jobs" / "finetune.py", "--config", "conf/bikeshare.yaml", f"output.path={tmp_path / 'out'}",
+        f"fineTuner.cacheDir={demo[0].parent / '.cache'}", *arguments, expect=2,
+    )  # fmt: skip
+    output = done.stdout + done.stderr  # spark-submit sends a job's stderr to its own stdout
+    assert said in output
+    assert "Traceback" not in output
+    assert not (tmp_path / "out").exists()
+    assert not [p for p in (demo[0].parent / ".cache").iterdir() if p.name.startswith(".")]
+
+
+def test_an_existing_output_is_refused_and_left_alone(demo: Any) -> None:
+    before = (demo[0] / "summary.json").read_bytes()
+    done = submit(
+        ROOT / "jobs" / "finetune.py",
+        "--config",
+        "conf/bikeshare.yaml",
+        f"output.path={demo[0]}",
+        "output.mode=error",
+        expect=2,
+    )
+    assert "exists" in done.stdout + done.stderr
+    assert (demo[0] / "summary.json").read_bytes() == before
+
+
+def test_digits(tmp_path: Path) -> None:
+    submit(ROOT / "jobs" / "finetune.py", "--config", "conf/digits.yaml", f"output.path={tmp_path / 'digits'}")
+    found = summary(tmp_path / "digits")
+    assert found["decision"] == "tuned"
+    assert found["metric"] == "logLoss"
+    assert found["metrics"]["test"]["after"] < 0.8 * found["metrics"]["test"]["before"]
+
+
+def test_the_command_plans_and_verifies_a_saved_model(demo: Any, tmp_path: Path) -> None:
+    import yaml
+
+    shim = tmp_path / "command.py"
+    shim.write_text("import sys\nfrom sparkdiff.cli import main\nsys.exit(main(sys.argv[1:]))\n")
+    model = str(demo[0] / "model")
+    planned = json.loads(submit(shim, "plan", model, "--json").stdout)
+    assert [s["stageClass"] for s in planned["stages"] if s["trainable"]] == [
+        "StandardScalerModel", "PCAModel", "GeneralizedLinearRegressionModel"
+    ]  # fmt: skip
+    submit(shim, "plan", model, "--strict", expect=3)
+    submit(shim, "plan", str(tmp_path / "nowhere"), expect=2)
+    submit(shim, "plan", expect=2)
+    schema = yaml.safe_load((ROOT / "conf" / "bikeshare.yaml").read_text())["data"]["train"]["schema"]
+    options = json.dumps({"schema": schema, "header": "true"})
+    verified = submit(
+        shim, "verify", model, "--data", str(ROOT / "data" / "bikeshare.csv"), "--format", "csv", "--options", options
+    )
+    assert "ok: 8,645 rows" in verified.stdout
