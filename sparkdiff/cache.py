@@ -278,7 +278,7 @@ def _write(request: Request, frames: list[DataFrame], columns: list[dict[str, An
         weight = splits.quoted(request.weightCol).cast("double") if request.weightCol else F.lit(1.0)
         selected += [splits.quoted(request.labelCol).cast("double").alias("label"), weight.alias("weight")]
         selected += [F.col(BLOCK).alias("block"), F.col(TIME).alias("time"), F.col(SPLIT).alias("split")]
-        part = df.select(*selected)
+        part = df.select(*selected).where("weight <> 0 OR weight IS NULL")  # weight 0 counts nowhere
         union = part if union is None else union.unionByName(part)
     assert union is not None
     # Equal rows are dealt by their occurrence number too, so that the files depend on the rows alone, not on partitions.

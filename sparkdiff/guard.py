@@ -39,6 +39,7 @@ TIMES_CORRELATION = 10
 SHRINK = 2.5  # divides the level, where groups are few or blocks short
 LEAST_BLOCKS = 12  # that are left when short neighbours are joined
 CHUNK = 400  # draws at a time, and at the least
+MAX_DRAWS = 100_000  # a level that they can't resolve is reached by Hoeffding's bound alone
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ def _p_value(columns: Tensor, score: float, level: float, seed: int) -> float:
     """Share of random signs of the blocks for which a column of unit norm (C, B) sums to at least the score."""
     # Hoeffding's inequality over all columns: certain, and sharp enough to spare fleets (tiny levels) millions of draws.
     bound = len(columns) * math.exp(-score * score / 2)
-    draws = CHUNK if bound < level else max(CHUNK, math.ceil(20 / level))
+    draws = CHUNK if bound < level else min(max(CHUNK, math.ceil(20 / level)), MAX_DRAWS)
     generator = torch.Generator().manual_seed(seed)
     hits = drawn = 0
     # Drawing ends as soon as acceptance is out of reach (Besag and Clifford 1991); this changes no decision.

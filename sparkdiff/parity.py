@@ -18,7 +18,7 @@ from sparkdiff.columns import read_plain, write_plain
 from sparkdiff.errors import InputError
 from sparkdiff.graph import Version, check_columns, flatten
 from sparkdiff.network import Network, translate
-from sparkdiff.splits import quoted
+from sparkdiff.splits import quoted, refuse_stream
 from sparkdiff.stages.base import Rows, dense
 from sparkdiff.stages.linear import Predictor
 
@@ -69,6 +69,7 @@ def verify(model: Any, df: DataFrame, network: Network | None = None) -> Parity:
     stages = [stage for _, stage in flatten(model)]
     if not network.outputCols:
         raise InputError("no stage is translated that writes a column, so that there is no column to compare")
+    refuse_stream(df)
     check_columns(network.graph, df.schema)
     last = max(network.positions)
     return compare(df, {i: stages[i] for i in range(last + 1)}, network)

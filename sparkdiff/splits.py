@@ -24,10 +24,14 @@ class Source:
     split: str | None = None
 
 
+def refuse_stream(df: DataFrame) -> None:
+    if df.isStreaming:
+        raise InputError("the DataFrame is a stream, which has no end; write it to a table and pass that")
+
+
 def check_columns(df: DataFrame, options: Options) -> None:
     """Raise InputError where a column that the options name is missing or of a wrong type. Runs no job."""
-    if df.isStreaming:
-        raise InputError("the DataFrame is a stream, which has no end to train on; write it to a table and pass that")
+    refuse_stream(df)
     for name in ("validationIndicatorCol", "groupCol", "timeCol"):
         column = getattr(options, name)
         if column is not None:

@@ -66,13 +66,13 @@ class FineTuner(Estimator, MLWritable, MLReadable):  # type: ignore[type-arg]
 
     def __init__(self, *, pipeline: Any = None, **params: Any):
         super().__init__()
-        self._setDefault(**{n: (f.default if f.default is not dataclasses.MISSING else {}) for n, f in FIELDS.items()})
+        self._setDefault(**{name: _listed(getattr(Options(), name)) for name in FIELDS})
         self.setParams(pipeline=pipeline, **params)
 
     def setParams(self, *, pipeline: Any = None, **params: Any) -> FineTuner:
         """Set Params by name."""
         resolved = Options.of(params)
-        self._set(**{name: getattr(resolved, name) for name in params})
+        self._set(**{name: _listed(getattr(resolved, name)) for name in params})
         return self if pipeline is None else self.setPipeline(pipeline)
 
     def setPipeline(self, value: Any) -> FineTuner:
@@ -106,6 +106,11 @@ class FineTuner(Estimator, MLWritable, MLReadable):  # type: ignore[type-arg]
     @classmethod
     def read(cls) -> MLReader[FineTuner]:
         return _TunerReader(cls)
+
+
+def _listed(value: Any) -> Any:
+    """A tuple as list: pyspark's explainParams can't show tuples."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def fit_on_training_rows(pipeline: Pipeline, sources: list[Source], options: Options) -> PipelineModel:
@@ -166,7 +171,7 @@ def plain(model: Any) -> Any:
         if any(a is not b for a, b in zip(stages, model.stages, strict=True)):
             return jvm.with_uid(PipelineModel(stages), model)
     if isinstance(model, (CrossValidatorModel, TrainValidationSplitModel)):
-        new = model.copy()
+        new = jvm.with_uid(model.copy(), model)
         new.bestModel, new.subModels = plain(model.bestModel), _plain_all(model.subModels)
         return new
     return model

@@ -1,0 +1,241 @@
+"""How often does the guard accept a change that gains nothing, and how often a true gain?
+
+Simulated per-row loss differences of 4 candidates x 30 epochs whose true gain is exactly zero (or known), put before
+three rules on the same data: the guard, plain z > 2 of the best column, and the rule that the guard replaced (the best
+column's z against that of the best column under centred gaussian multipliers). Prints a table, writes JSON, and fails
+where the guard exceeds a cell's bound. All cells take about fifteen minutes of one core.
+
+    python benchmarks/guard_size.py --runs 2000 --out guard_size.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+import zlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sparkdiff import guard
+
+CANDIDATES, EPOCHS = 4, 30
+GROUP_ROWS, GROUP_CORRELATION = 20, 0.1
+SLOW_SHARE, SLOW_CORRELATION = 0.1, 0.95  # of a time series: variance that is AR(1), and its coefficient
+MOST = 0.035  # share accepted without a gain; the promise is 4.5%, the rest is room for the error of 2,000 runs
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One question: a process that makes the differences, and the share of acceptances that it allows."""
+
+    name: str
+    unit: Literal["rows", "groups", "blocks"]
+    size: int  # rows; groups of 20 rows for groups
+    rows: Literal["student", "exponential", "lognormal", "normal"] = "student"
+    sign: int = 1  # -1: skewed to the left, rare large losses
+    common: float = 0.0  # variance that all columns share, as a factor of its own
+    epochCorrelation: float = 0.97  # of neighbouring epochs: how slowly the direction of the change rotates
+    candidateCorrelation: float = 0.7
+    factors: int = 12
+    bad: float = 0.0  # > 0: the first candidate is 30 times noisier and worse by so many standard errors
+    gain: float = 0.0  # true gain of all columns, in standard deviations of a row's difference
+    least: float = 0.0
+    most: float = MOST
+
+
+CELLS = [
+    *(Cell(f"{n:,} rows, Student t(3)", "rows", n) for n in (500, 1700, 5000)),
+    *(Cell(f"{n:,} rows, exponential, rare losses", "rows", n, "exponential", -1, 0.5) for n in (500, 1700, 5000)),
+    *(Cell(f"{n:,} rows, lognormal, rare losses", "rows", n, "lognormal", -1, 0.8) for n in (500, 1700, 5000)),
+    Cell("500 rows, lognormal, nothing but rare losses", "rows", 500, "lognormal", -1, 0.98, most=0.045),
+    *(Cell(f"{n} groups", "groups", n) for n in (50, 250)),
+    Cell("20,000 rows of a time series", "blocks", 20_000, factors=8),
+    Cell("5,000 rows, gain of 0.06 sd", "rows", 5000, gain=0.06, least=0.9, most=1.0),
+]
+# Where it might break: few groups, short series, columns alike or unlike, a candidate that went astray, rare losses.
+HARDER_CELLS = [
+    *(Cell(f"{n:,} rows, exponential, rare gains", "rows", n, "exponential", 1, 0.5) for n in (500, 1700, 5000)),
+    Cell("30 groups", "groups", 30),
+    *(Cell(f"{n} groups, exponential, rare losses", "groups", n, "exponential", -1, 0.5) for n in (50, 250)),
+    *(Cell(f"{n:,} rows of a time series", "blocks", n, most=0.045) for n in (500, 1700, 5000)),
+    Cell("500 rows, columns nearly the same", "rows", 500, epochCorrelation=0.9999, candidateCorrelation=0.999),
+    Cell("50 groups, columns nearly the same", "groups", 50, epochCorrelation=0.9999, candidateCorrelation=0.999),
+    Cell("500 rows, columns nearly independent", "rows", 500, "student", 1, 0, 0.5, 0.1, 60),
+    Cell("50 groups, columns nearly independent", "groups", 50, "normal", 1, 0, 0.5, 0.1, 60),
+    Cell("500 rows, a hopeless noisy candidate", "rows", 500, bad=10),
+    Cell("50 groups, a hopeless noisy candidate", "groups", 50, bad=10),
+    Cell("50 groups, a poor noisy candidate", "groups", 50, bad=1.7),
+    Cell("1,700 rows, gain of 0.1 sd", "rows", 1700, gain=0.1, least=0.9, most=1.0),
+    Cell(
+        "5,000 rows, gain of 0.06 sd, rare losses", "rows", 5000, "lognormal", -1, 0.8, gain=0.06, least=0.9, most=1.0
+    ),
+    Cell("50 groups, gain of 0.2 sd", "groups", 50, gain=0.2, least=0.8, most=1.0),
+]
+
+
+def loadings(cell: Cell, generator: torch.Generator) -> Tensor:
+    """(factors, columns): each column is a direction that rotates slowly with the epoch, longer from epoch to epoch."""
+
+    def rotate(*shape: int) -> Tensor:
+        steps = [torch.randn(shape, generator=generator)]
+        for _ in range(EPOCHS - 1):
+            step = torch.randn(shape, generator=generator)
+            steps.append(cell.epochCorrelation * steps[-1] + math.sqrt(1 - cell.epochCorrelation**2) * step)
+        return torch.stack(steps, -1)
+
+    shared, own = cell.candidateCorrelation, 1 - cell.candidateCorrelation
+    x = math.sqrt(shared) * rotate(cell.factors, 1) + math.sqrt(own) * rotate(cell.factors, CANDIDATES)
+    x = x / x.norm(dim=0)
+    if cell.common:
+        first = torch.full((1, CANDIDATES, EPOCHS), math.sqrt(cell.common))
+        x = torch.cat([first, math.sqrt(1 - cell.common) * x])
+    return (x * torch.arange(1, EPOCHS + 1).sqrt()).reshape(len(x), -1)
+
+
+def draw(cell: Cell, n: int, factors: int, generator: torch.Generator) -> Tensor:
+    """(n, factors) independent rows of mean 0 and variance 1; all but the normal ones have heavy-tailed row scales."""
+    z = torch.randn((n, factors), generator=generator)
+    if cell.rows == "normal":
+        return z
+    if cell.rows == "student":
+        return z / torch.randn((n, 3), generator=generator).norm(dim=1, keepdim=True)
+    if cell.rows == "exponential":
+        scale = torch.exp(0.5 * torch.randn((n, 1), generator=generator) - 0.25)
+        return cell.sign * scale * (z.exponential_(generator=generator) - 1)
+    return cell.sign * (z.exp() - math.exp(0.5)) / math.sqrt((math.e - 1) * math.e)
+
+
+def slow(rows: int, factors: int, generator: torch.Generator) -> Tensor:
+    """(rows, factors) an AR(1) series of variance 1 per factor, made piece by piece."""
+    piece = math.gcd(rows, 50)
+    lag = torch.arange(piece)[:, None] - torch.arange(piece)
+    kernel = torch.where(lag >= 0, SLOW_CORRELATION ** lag.clamp(min=0), 0.0) * math.sqrt(1 - SLOW_CORRELATION**2)
+    series = kernel @ torch.randn((rows // piece, piece, factors), generator=generator)
+    state, fade = torch.randn(factors, generator=generator), SLOW_CORRELATION ** torch.arange(1, piece + 1)[:, None]
+    for part in series:
+        part += fade * state
+        state = part[-1]
+    return series.reshape(rows, factors)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the trainer would know at the end of one simulated run."""
+
+    gains: Tensor  # (columns, blocks)
+    weights: Tensor  # (blocks,)
+    series: Tensor | None = None  # rows' differences of the best column in the order of time, for a time series
+
+
+def simulate(cell: Cell, generator: torch.Generator) -> Run:
+    directions = loadings(cell, generator)
+    factors, series = len(directions), None
+    if cell.unit == "blocks":
+        x = math.sqrt(1 - SLOW_SHARE) * draw(cell, cell.size, factors, generator)
+        x += math.sqrt(SLOW_SHARE) * slow(cell.size, factors, generator)
+        sums = x.reshape(guard.TIME_BLOCKS, -1, factors).sum(1)
+        weights = torch.full((guard.TIME_BLOCKS,), cell.size / guard.TIME_BLOCKS)
+        series = x @ directions[:, (sums.sum(0) @ directions).argmax()]
+    else:
+        x, rows = draw(cell, cell.size, factors, generator), 1
+        if cell.unit == "groups":
+            rows = GROUP_ROWS
+            own = draw(cell, cell.size * rows, factors, generator).reshape(cell.size, rows, factors).sum(1)
+            x = math.sqrt(1 - GROUP_CORRELATION) * own + rows * math.sqrt(GROUP_CORRELATION) * x
+        block = torch.randint(0, guard.MAX_BLOCKS, (cell.size,), generator=generator)
+        sums = torch.zeros(guard.MAX_BLOCKS, factors).index_add_(0, block, x)
+        weights = torch.bincount(block, minlength=guard.MAX_BLOCKS).double() * rows
+        sums, weights = sums[weights > 0], weights[weights > 0]
+    gains = directions.T @ sums.T + cell.gain * directions.norm(dim=0)[:, None] * weights
+    if cell.bad:
+        noisy = 30 * gains[:EPOCHS]
+        gains[:EPOCHS] = noisy - cell.bad * noisy.norm(dim=1, keepdim=True) * weights / weights.sum()
+    return Run(gains, weights, series)
+
+
+def simulations(cell: Cell, count: int, seed: int = 0) -> Iterator[Run]:
+    """The same data for a cell and seed, whichever other cells run."""
+    default = torch.get_default_dtype()
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{cell.name} {seed}".encode()))
+    for _ in range(count):
+        torch.set_default_dtype(torch.float64)
+        try:
+            run = simulate(cell, generator)
+        finally:
+            torch.set_default_dtype(default)
+        yield run
+
+
+def decide(cell: Cell, run: Run, seed: int) -> guard.Verdict:
+    """As the trainer would."""
+    if run.series is None:
+        return guard.decide(run.gains, run.weights, unit=cell.unit, units=cell.size, seed=seed)
+    rows, slowness = cell.size / guard.TIME_BLOCKS, guard.correlation_time(run.series)
+    return guard.decide(run.gains, run.weights, unit="blocks", blockRows=rows, correlationTime=slowness, seed=seed)
+
+
+def plain_z(gains: Tensor, weights: Tensor) -> bool:
+    mean = gains.sum(1) / weights.sum()
+    best = int(mean.argmax())
+    return bool(mean[best] * weights.sum() > 2 * (gains[best] - mean[best] * weights).norm())
+
+
+def old_rule(gains: Tensor, weights: Tensor, seed: int, draws: int = 400) -> bool:
+    mean = gains.sum(1) / weights.sum()
+    residual = gains - mean[:, None] * weights
+    error = residual.norm(dim=1)
+    best = int(mean.argmax())
+    generator = torch.Generator().manual_seed(seed)
+    normal = torch.randn((draws, len(weights)), generator=generator, dtype=torch.float64)
+    largest, column = (normal @ residual.T).max(1)
+    hits = int((largest / error[column] >= mean[best] * weights.sum() / error[best]).sum())
+    return bool(mean[best] > 0) and (1 + hits) / (1 + draws) < 0.025
+
+
+def measure(cell: Cell, count: int, seed: int = 0) -> dict[str, float]:
+    """Share accepted by each rule."""
+    accepted = {"guard": 0, "plain z > 2": 0, "old rule": 0}
+    for i, run in enumerate(simulations(cell, count, seed)):
+        accepted["guard"] += decide(cell, run, i).accepted
+        accepted["plain z > 2"] += plain_z(run.gains, run.weights)
+        accepted["old rule"] += old_rule(run.gains, run.weights, i)
+    return {rule: n / count for rule, n in accepted.items()}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cells", default="", help="only cells whose name contains this")
+    parser.add_argument("--out", type=Path, help="where to write the results")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    print(f"share accepted in {options.runs:,} runs{'':17}   guard  z > 2  old rule  CPU s")
+    results, wrong = [], []
+    for cell in CELLS + HARDER_CELLS:
+        if options.cells not in cell.name:
+            continue
+        start = time.process_time()
+        shares = measure(cell, options.runs, options.seed)
+        seconds = time.process_time() - start
+        print(f"{cell.name:42} {'  '.join(f'{100 * s:5.1f}%' for s in shares.values())}   {seconds:5.0f}", flush=True)
+        results.append(asdict(cell) | {"shares": shares})
+        if not cell.least <= shares["guard"] <= cell.most:
+            wrong.append(cell.name)
+    if options.out:
+        report = {"runs": options.runs, "seed": options.seed, "candidates": CANDIDATES, "epochs": EPOCHS}
+        options.out.write_text(json.dumps(report | {"cells": results}, indent=1) + "\n")
+    print("The guard keeps its bounds." if not wrong else f"Out of bounds: {wrong}")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

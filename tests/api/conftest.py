@@ -1,0 +1,74 @@
+"""Fixtures of the API tests: the data as a DataFrame, pipelines fitted on them once, folders for caches."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pyspark.ml import Pipeline, PipelineModel
+from pyspark.ml.feature import PCA, StandardScaler, VectorAssembler
+from pyspark.ml.regression import GeneralizedLinearRegression
+from pyspark.sql import DataFrame, SparkSession
+from riders import NUMBERS, riders, unfitted
+
+Write = Callable[..., DataFrame]
+
+
+@pytest.fixture(scope="session")
+def table() -> pa.Table:
+    return riders()
+
+
+@pytest.fixture
+def write(spark: SparkSession, tmp_path: Path) -> Write:
+    """Write a table to a new Parquet file (or over a given one) and read it with Spark."""
+    numbers = itertools.count()
+
+    def to_parquet(table: pa.Table, path: Path | None = None) -> DataFrame:
+        path = path or tmp_path / f"table-{next(numbers)}.parquet"
+        pq.write_table(table, path, coerce_timestamps="us")
+        return spark.read.parquet(path.as_uri())
+
+    return to_parquet
+
+
+@pytest.fixture(scope="session")
+def df(spark: SparkSession, table: pa.Table, tmp_path_factory: pytest.TempPathFactory) -> DataFrame:
+    path = tmp_path_factory.mktemp("data") / "riders.parquet"
+    pq.write_table(table, path, coerce_timestamps="us")
+    return spark.read.parquet(path.as_uri())
+
+
+@pytest.fixture(scope="session")
+def model(df: DataFrame) -> PipelineModel:
+    """Indexer, one-hot, assembler, scaler, PCA to 3 of 8 dimensions, Poisson regression: slack for a third of the loss."""
+    return unfitted().fit(df)
+
+
+@pytest.fixture(scope="session")
+def numeric(df: DataFrame) -> PipelineModel:
+    """The same without the category: no referenced stage, so that its cache is quick."""
+    return Pipeline(
+        stages=[
+            VectorAssembler(inputCols=NUMBERS, outputCol="assembled"),
+            StandardScaler(inputCol="assembled", outputCol="scaled", withMean=True),
+            PCA(inputCol="scaled", outputCol="components", k=2),
+            GeneralizedLinearRegression(featuresCol="components", labelCol="riders", family="poisson"),
+        ]
+    ).fit(df)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder for caches that doesn't exist yet."""
+    return tmp_path / "caches"
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder of caches for all tests that don't look into it: fits on the same rows share a cache."""
+    return tmp_path_factory.mktemp("shared")

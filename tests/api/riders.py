@@ -1,0 +1,121 @@
+"""Small data with all that the options speak of, an unfitted pipeline for it, and short ways to the code under test."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pyspark.ml import Pipeline
+from pyspark.ml.feature import PCA, OneHotEncoder, StandardScaler, StringIndexer, VectorAssembler
+from pyspark.ml.regression import GeneralizedLinearRegression
+from pyspark.sql import DataFrame
+
+from sparkdiff import FineTuner, FineTunerModel
+from sparkdiff import cache as caches
+from sparkdiff.cache import Cache
+from sparkdiff.finetune import prepare
+from sparkdiff.fingerprint import Request
+from sparkdiff.options import Options
+from sparkdiff.splits import SPLIT, Source, with_splits
+
+ROWS = 1500
+NUMBERS = ["temp", "hum", "wind", "noise"]
+
+
+def riders(rows: int = ROWS) -> pa.Table:
+    """Counts that depend on `wind` and `noise` most, which a PCA of the three widest columns passes over."""
+    random = np.random.default_rng(5)
+    hour = random.integers(0, 5, rows)
+    temp, hum = random.normal(size=(2, rows))
+    common = random.normal(size=rows)
+    temp, hum = common + 0.3 * temp, common + 0.3 * hum
+    wind, noise = random.normal(size=(2, rows))
+    rate = np.exp(1.0 + 0.2 * hour + 0.4 * wind - 0.3 * noise + 0.1 * common)
+    start = datetime.datetime(2024, 1, 1)
+    return pa.table(
+        {
+            "hour": pa.array([f"h{h}" for h in hour]),
+            "temp": temp,
+            "hum": hum,
+            "wind": wind,
+            "noise": noise,
+            "riders": random.poisson(rate).astype(np.float64),
+            "wait": random.gamma(2.0, rate / 2) + 0.01,
+            "delay": random.gamma(4.0, 0.25, rows) / (2 + np.tanh(wind) - 0.5 * np.tanh(noise)) + 0.01,
+            "rain": (random.random(rows) < 1 / (1 + np.exp(-2 * wind + noise))).astype(np.float64),
+            "kind": np.digitize(wind + 0.5 * random.normal(size=rows), [-0.5, 0.5]).astype(np.float64),
+            "weight": random.integers(0, 3, rows).astype(np.float64),
+            "exposure": random.normal(size=rows) / 3,
+            "user": np.arange(rows) // 10,
+            "held": random.random(rows) < 0.3,
+            "number": np.arange(rows, dtype=np.float64),
+            "when": [start + datetime.timedelta(hours=h) for h in range(rows)],
+        }
+    )
+
+
+def unfitted(label: str = "riders", components: int = 3, *last: Any) -> Pipeline:
+    return Pipeline(
+        stages=[
+            StringIndexer(inputCol="hour", outputCol="hour_index"),
+            OneHotEncoder(inputCol="hour_index", outputCol="hour_onehot"),
+            VectorAssembler(inputCols=["hour_onehot", *NUMBERS], outputCol="assembled"),
+            StandardScaler(inputCol="assembled", outputCol="scaled", withMean=True),
+            PCA(inputCol="scaled", outputCol="components", k=components),
+            *(last or [GeneralizedLinearRegression(featuresCol="components", labelCol=label, family="poisson")]),
+        ]
+    )
+
+
+def cached(model: Any, data: DataFrame | list[Source], folder: Path | None, **options: Any) -> Cache:
+    """The cache of a fit, without the training."""
+    given = Options.of({"cacheDir": folder and str(folder), **options})
+    task = prepare(model, given)
+    sources = data if isinstance(data, list) else [Source(data)]
+    return caches.open_cache(Request(task.graph, sources, given, task.labelCol, task.weightCol))
+
+
+QUICK = {"maxEpochs": 4, "learningRate": 0.01, "stream": "arrow"}
+
+
+def tune(model: Any, df: DataFrame, folder: Path | None, **options: Any) -> FineTunerModel:
+    """A fit of few, large steps."""
+    return FineTuner(pipeline=model, cacheDir=folder and str(folder), **{**QUICK, **options}).fit(df)
+
+
+WEIGHTS = (
+    *("std", "mean", "pc", "originalMin", "originalMax", "coefficients", "intercept"),
+    *("coefficientMatrix", "interceptVector"),
+)  # fmt: skip
+
+
+def weights(model: Any) -> dict[str, np.ndarray[Any, Any]]:
+    """Every fitted number of the stages, by uid and name, as Spark shows it."""
+    found = {}
+    for stage in getattr(model, "stages", [model]):
+        for name in WEIGHTS:
+            try:
+                value = getattr(stage, name)
+            except Exception:  # a multinomial model has no `coefficients`, and says so with a Java error
+                continue
+            if not callable(value):
+                array = np.array(value.toArray() if hasattr(value, "toArray") else value, dtype=np.float64)
+                found[f"{stage.uid}.{name}"] = array
+    return found
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether all weights of two models are equal, bit for bit."""
+    a, b = weights(one), weights(other)
+    assert a.keys() == b.keys()
+    assert a
+    return all(np.array_equal(a[k], b[k]) for k in a)
+
+
+def sides(df: DataFrame, **options: Any) -> dict[str, DataFrame]:
+    """The rows that train and those that decide, by the code under test (tests/api/test_splits.py checks it)."""
+    dealt = with_splits([Source(df)], Options.of(options))[0]
+    return {s: dealt.where(dealt[SPLIT] == s).select(*df.columns) for s in ("train", "validation")}

@@ -1,0 +1,775 @@
+"""The cache: what rebuilds it and what doesn't, what lies in it, and what happens to a damaged one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import uuid
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+import torch
+from pyspark.ml import Pipeline, PipelineModel, Transformer
+from pyspark.ml.classification import LogisticRegression
+from pyspark.ml.feature import HashingTF, OneHotEncoder, SQLTransformer, StringIndexer, Tokenizer, VectorAssembler
+from pyspark.ml.functions import array_to_vector
+from pyspark.ml.linalg import Vectors
+from pyspark.ml.regression import LinearRegression
+from pyspark.ml.util import DefaultParamsReadable, DefaultParamsWritable
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+from riders import NUMBERS, cached, tune
+
+from sparkdiff import InputError
+from sparkdiff import cache as caches
+from sparkdiff.cache import Cache, DamagedCache
+from sparkdiff.sparse import SparseRows
+from sparkdiff.splits import Source
+from sparkdiff.stream import Stream
+
+Write = Callable[..., DataFrame]
+
+
+def contents(cache: Cache) -> dict[str, list[list[tuple[int, str]]]]:
+    """Rows and hash of every file, split by split and shard by shard: equal contents mean equal bytes on disk."""
+    splits = cache.manifest["splits"]
+    return {s: [[(p["rows"], p["sha256"]) for p in shard] for shard in shards] for s, shards in splits.items()}
+
+
+def column(cache: Cache, name: str, *splits: str) -> Any:
+    """A column of the cache, all rows of these splits (of all, where none is named)."""
+    with Stream(cache.folder, backend="arrow") as stream:
+        found = [b[name] for s in splits or cache.manifest["splits"] for b in stream.batches(s, batchSize=100_000)]
+    sparse = [x for x in found if isinstance(x, SparseRows)]
+    return SparseRows.cat(sparse) if sparse else torch.cat(found)  # type: ignore[arg-type]
+
+
+def predicted(model: Any, df: DataFrame) -> float:
+    return float(model.transform(df).agg(F.sum("prediction")).first()[0])
+
+
+@pytest.fixture
+def rows_read(spark: SparkSession) -> Iterator[Callable[[], int]]:
+    """Rows that Spark's tasks have read from files since it was asked last."""
+    context = spark.sparkContext
+    groups: list[str] = []
+
+    def next_group() -> None:
+        groups.append(f"rows read {uuid.uuid4()}")
+        context.setJobGroup(groups[-1], "")
+
+    def count() -> int:
+        scala, tracker = context._jsc.sc(), context.statusTracker()
+        scala.listenerBus().waitUntilEmpty()
+        jobs = [tracker.getJobInfo(i) for i in tracker.getJobIdsForGroup(groups[-1])]
+        stages = {i for job in jobs for i in job.stageIds}
+        next_group()
+        return sum(scala.statusStore().lastStageAttempt(i).inputRecords() for i in stages)
+
+    next_group()
+    yield count
+    context.setLocalProperty("spark.jobGroup.id", None)
+
+
+# What rebuilds --------------------------------------------------------------------------------------------------------
+
+
+def test_a_changed_value_in_the_source_file_rebuilds(
+    write: Write, table: pa.Table, numeric: PipelineModel, folder: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "source.parquet"
+    first = tune(numeric, write(table, path), folder)
+    assert not first.summary.cache["hit"]
+    assert tune(numeric, write(table.slice(0), path), folder).summary.cache["hit"] is False  # written anew: other mtime
+    size, time = path.stat().st_size, path.stat().st_mtime_ns
+    doubled = pc.multiply(table["riders"], 2.0)
+    df = write(table.set_column(table.schema.get_field_index("riders"), "riders", doubled), path)
+    os.utime(path, ns=(time, time + 5_000_000_000))
+    second = tune(numeric, df, folder)
+    assert not second.summary.cache["hit"]
+    assert second.summary.cache["fingerprint"] != first.summary.cache["fingerprint"]
+    assert predicted(second, df) > 1.3 * predicted(first, df)  # twice the riders
+    assert size > 0
+
+
+def test_a_value_changed_at_the_same_length_rebuilds(
+    spark: SparkSession, numeric: PipelineModel, folder: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "rows.csv"
+    header, lines = (
+        ",".join([*NUMBERS, "riders"]),
+        [f"0.{i},0.{i + 1},0.{i + 2},0.{i + 3},{i % 7}" for i in range(100, 400)],
+    )
+    path.write_text("\n".join([header, *lines]))
+    schema = ", ".join(f"{c} DOUBLE" for c in [*NUMBERS, "riders"])
+
+    def read() -> DataFrame:
+        return spark.read.schema(schema).csv(path.as_uri(), header=True)
+
+    first = cached(numeric, read(), folder)
+    assert cached(numeric, read(), folder).hit
+    size, time = path.stat().st_size, path.stat().st_mtime_ns
+    path.write_text(path.read_text().replace("0.399", "0.993"))
+    assert path.stat().st_size == size
+    os.utime(path, ns=(time, time + 1_000_000_000))
+    second = cached(numeric, read(), folder)
+    assert not second.hit
+    assert column(second, "c0").max() == 0.993 > column(first, "c0").max()
+
+
+def test_a_changed_param_of_a_referenced_stage_rebuilds(df: DataFrame, model: PipelineModel, folder: Path) -> None:
+    first = tune(model, df, folder)
+    assert tune(model, df, folder).summary.cache["hit"]
+    indexer = model.stages[0].copy()
+    indexer._set(stringOrderType="alphabetDesc")
+    changed = PipelineModel([indexer, *model.stages[1:]])
+    assert not tune(changed, df, folder).summary.cache["hit"]
+    labels = StringIndexer(inputCol="hour", outputCol="hour_index", stringOrderType="alphabetDesc").fit(df)
+    assert labels.labels != model.stages[0].labels
+    other = PipelineModel([labels, *model.stages[1:]])
+    second = tune(other, df, folder)
+    assert not second.summary.cache["hit"]
+    # Were the first cache reused, the second run would have trained on the first one's indices, and both would agree.
+    assert predicted(second, df) != pytest.approx(predicted(first, df), rel=1e-9)
+    assert second.summary.metrics["validation"]["before"] != first.summary.metrics["validation"]["before"]
+
+
+def in_memory(spark: SparkSession, shift: float) -> DataFrame:
+    random = np.random.default_rng(3)
+    rows = [(*map(float, random.normal(size=4)), float(i % 5) + shift) for i in range(400)]
+    return spark.createDataFrame(rows, [*NUMBERS, "riders"])
+
+
+def test_another_dataframe_of_the_same_schema_rebuilds(
+    spark: SparkSession, numeric: PipelineModel, folder: Path
+) -> None:
+    one, other = in_memory(spark, 0.0), in_memory(spark, 3.0)
+
+    def text(df: DataFrame) -> str:
+        return str(df._jdf.queryExecution().optimizedPlan().canonicalized().toString())
+
+    assert text(one) == text(other)  # so that the plan can't tell them apart
+    first = tune(numeric, one, folder)
+    assert tune(numeric, one, folder).summary.cache["hit"]
+    assert tune(numeric, in_memory(spark, 0.0), folder).summary.cache["hit"]  # the same rows
+    second = tune(numeric, other, folder)
+    assert not second.summary.cache["hit"]
+    assert predicted(second, one) > 1.2 * predicted(first, one)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"learningRate": 1e-4}, {"loss": "squared"}, {"freeze": ["PCAModel"]}, {"target": ["components"]}, {"regAnchor": 0.0},
+        {"batchSize": 7}, {"maxEpochs": 3}, {"guard": 1.0}, {"stream": "arrow"}, {"cacheInMemory": False},
+    ],
+    ids=lambda o: next(iter(o)),
+)  # fmt: skip
+def test_what_only_training_looks_at_hits(
+    df: DataFrame, model: PipelineModel, shared: Path, options: dict[str, Any]
+) -> None:
+    cached(model, df, shared)
+    assert cached(model, df, shared, **options).hit
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"seed": 1}, {"validationFraction": 0.3}, {"validationIndicatorCol": "held"}, {"groupCol": "user"}, {"timeCol": "when"},
+        {"weightCol": "weight"}, {"labelCol": "wait"}, {"reference": ["StandardScalerModel"]},
+    ],
+    ids=lambda o: next(iter(o)),
+)  # fmt: skip
+def test_what_changes_rows_or_columns_rebuilds(
+    df: DataFrame, numeric: PipelineModel, shared: Path, folder: Path, options: dict[str, Any]
+) -> None:
+    first = cached(numeric, df, shared)
+    second = cached(numeric, df, folder, **options)
+    assert not second.hit
+    assert second.fingerprint != first.fingerprint
+    assert contents(second) != contents(first)
+
+
+def test_reference_changes_the_cut_and_what_is_cached(
+    df: DataFrame, numeric: PipelineModel, shared: Path, folder: Path
+) -> None:
+    cut = cached(numeric, df, folder, reference=["StandardScalerModel"])
+    assert [c["column"] for c in cut.manifest["columns"]][:1] == ["scaled"]
+    assert column(cut, "c0").mean(0).abs().max() < 0.1  # really scaled
+    assert [c["column"] for c in cached(numeric, df, shared).manifest["columns"]][:1] == ["assembled"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda df: df.where("temp < 2"),
+        lambda df: df.where(F.col("number").isin([float(i) for i in range(200)])),
+        lambda df: df.withColumn("temp", F.col("temp") * 2),
+        lambda df: df.withColumnsRenamed({"temp": "hum", "hum": "temp"}),
+        lambda df: df.unionAll(df),
+    ],
+    ids=["filter", "long list", "expression", "names", "union"],
+)
+def test_another_query_on_the_same_file_rebuilds(df: DataFrame, change: Callable[[DataFrame], DataFrame]) -> None:
+    facts = json.dumps(caches.source_facts(change(df)))
+    assert facts != json.dumps(caches.source_facts(df))
+    assert facts == json.dumps(caches.source_facts(change(df)))
+
+
+def test_one_value_in_a_long_list_counts(df: DataFrame) -> None:
+    lists = [df.where(F.col("number").isin([float(i) for i in range(300)] + [last])) for last in (900.0, 901.0)]
+    one, other = (json.dumps(caches.source_facts(d)) for d in lists)
+    assert one != other
+
+
+def test_names_of_columns_count_although_the_plan_forgets_them(df: DataFrame) -> None:
+    wide = df.select(*(F.col("temp").alias(f"x{i}") for i in range(40)))  # beyond the 25 fields that a plan shows
+    other = df.select(*(F.col("hum" if i == 39 else "temp").alias(f"x{i}") for i in range(40)))
+    assert json.dumps(caches.source_facts(wide)) != json.dumps(caches.source_facts(other))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("spark.sql.session.timeZone", "Asia/Tokyo"), ("spark.sql.ansi.enabled", "false")]
+)
+def test_a_session_setting_that_changes_values_rebuilds(
+    spark: SparkSession, df: DataFrame, numeric: PipelineModel, shared: Path, folder: Path, key: str, value: str
+) -> None:
+    first, before = cached(numeric, df, shared), spark.conf.get(key)
+    assert before != value
+    spark.conf.set(key, value)
+    try:
+        assert cached(numeric, df, folder).fingerprint != first.fingerprint
+    finally:
+        spark.conf.set(key, before)
+
+
+# Where the plan doesn't tell ------------------------------------------------------------------------------------------
+
+SHIFT = 0.0
+
+
+def test_a_python_udf_is_told_by_what_it_returns(df: DataFrame, numeric: PipelineModel, folder: Path) -> None:
+    def shifted(by: float) -> DataFrame:
+        def f(x: float) -> float:
+            return x + by
+
+        return df.withColumn("temp", F.udf(f, "double")("temp"))
+
+    first = cached(numeric, shifted(0.0), folder)
+    assert cached(numeric, shifted(0.0), folder).hit
+    second = cached(numeric, shifted(100.0), folder)  # the same name, the same plan, another function
+    assert not second.hit
+    assert column(second, "c0")[:, 0].mean() - column(first, "c0")[:, 0].mean() == pytest.approx(100.0)
+
+
+def test_rows_made_by_a_python_function_are_told_by_content(spark: SparkSession, df: DataFrame) -> None:
+    def made(by: float) -> DataFrame:
+        def f(batches: Iterator[Any]) -> Iterator[Any]:
+            for batch in batches:
+                yield batch.assign(temp=batch["temp"] + by)
+
+        return df.select(*NUMBERS).mapInPandas(f, "temp double, hum double, wind double, noise double")
+
+    facts = [json.dumps(caches.source_facts(made(by))) for by in (0.0, 0.0, 1.0)]
+    assert facts[0] == facts[1] != facts[2]
+
+
+def test_a_python_udf_in_a_referenced_stage_is_told_by_what_it_returns(
+    spark: SparkSession, df: DataFrame, folder: Path
+) -> None:
+    assembler = VectorAssembler(inputCols=["made", "hum"], outputCol="x")
+    sql = SQLTransformer(statement="SELECT *, made_up(temp) AS made FROM __THIS__")
+    spark.udf.register("made_up", lambda x: x, "double")
+    fitted = Pipeline(stages=[sql, assembler, LinearRegression(featuresCol="x", labelCol="riders", maxIter=1)]).fit(df)
+    first = cached(fitted, df, folder)
+    assert cached(fitted, df, folder).hit
+    spark.udf.register("made_up", lambda x: x + 100.0, "double")
+    second = cached(fitted, df, folder)
+    assert not second.hit
+    assert (column(second, "c0") - column(first, "c0"))[:, 0].mean() == pytest.approx(100.0)
+
+
+class Shift(Transformer, DefaultParamsWritable, DefaultParamsReadable):
+    """A stage in Python, whose saved form doesn't hold its code."""
+
+    def _transform(self, dataset: DataFrame) -> DataFrame:
+        return dataset.withColumn("made", F.col("temp") + F.lit(SHIFT))
+
+
+class Unsaved(Transformer):
+    """A stage in Python that can't be saved."""
+
+    def _transform(self, dataset: DataFrame) -> DataFrame:
+        return dataset.withColumn("made", F.col("temp") + F.lit(SHIFT))
+
+
+@pytest.mark.parametrize("stage", [Shift, Unsaved])
+def test_a_stage_in_python_is_told_by_what_it_returns(
+    df: DataFrame, folder: Path, stage: type[Transformer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assembler = VectorAssembler(inputCols=["made", "hum"], outputCol="x")
+    fitted = Pipeline(stages=[stage(), assembler, LinearRegression(featuresCol="x", labelCol="riders", maxIter=1)]).fit(
+        df
+    )
+    first = cached(fitted, df, folder)
+    assert cached(fitted, df, folder).hit
+    monkeypatch.setattr(sys.modules[__name__], "SHIFT", 100.0)
+    second = cached(fitted, df, folder)
+    assert not second.hit
+    assert (column(second, "c0") - column(first, "c0"))[:, 0].mean() == pytest.approx(100.0)
+
+
+def test_a_nondeterministic_source_is_told_by_content(df: DataFrame, numeric: PipelineModel, folder: Path) -> None:
+    drawn = df.withColumn("temp", F.rand(seed=3))
+    assert "plan" not in caches.source_facts(drawn)
+    first = cached(numeric, drawn, folder)
+    assert cached(numeric, df.withColumn("temp", F.rand(seed=3)), folder).hit
+    second = cached(numeric, df.withColumn("temp", F.rand(seed=4)), folder)
+    assert not second.hit
+    assert contents(second) != contents(first)
+
+
+def test_files_inside_a_subquery_count(spark: SparkSession, df: DataFrame, write: Write, tmp_path: Path) -> None:
+    path = tmp_path / "limit.parquet"
+
+    def below(limit: float) -> DataFrame:
+        write(pa.table({"limit": [limit]}), path).createOrReplaceTempView("sparkdiff_limit")
+        return df.where("temp < (SELECT max(limit) FROM sparkdiff_limit)")
+
+    one = json.dumps(caches.source_facts(below(0.25)))
+    time = path.stat().st_mtime_ns
+    df_other = below(0.75)
+    os.utime(path, ns=(time, time + 5_000_000_000))
+    assert json.dumps(caches.source_facts(df_other)) != one
+
+
+# What hits ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_hit_reads_no_source_row(
+    df: DataFrame, model: PipelineModel, folder: Path, rows_read: Callable[[], int]
+) -> None:
+    assert not cached(model, df, folder).hit
+    assert rows_read() >= 1500
+    assert cached(model, df, folder).hit
+    assert rows_read() == 0
+    assert df.where("temp > 0").groupBy("hour").count().collect()
+    assert rows_read() >= 1500  # so that the zero above means something
+
+
+ANOTHER_PROCESS = """
+import json, sys
+from pyspark.ml import PipelineModel
+from pyspark.sql import SparkSession
+
+data, model, folder = sys.argv[1:]
+spark = (SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false")
+         .config("spark.sql.shuffle.partitions", "3").getOrCreate())
+import sparkdiff
+tuner = sparkdiff.FineTuner(pipeline=PipelineModel.load(model), cacheDir=folder, maxEpochs=2, stream="arrow")
+summary = tuner.fit(spark.read.parquet(data)).summary
+print("SUMMARY " + json.dumps(summary.asdict()))
+print("HISTORY " + summary.history.to_json())
+"""
+
+
+@pytest.mark.slow
+def test_the_same_command_in_a_new_process_hits(
+    df: DataFrame, model: PipelineModel, folder: Path, tmp_path: Path
+) -> None:
+    model.write().save((tmp_path / "model").as_uri())
+    here = tune(model, df, folder, maxEpochs=2, learningRate=1e-3).summary
+    arguments = [df.inputFiles()[0], (tmp_path / "model").as_uri(), str(folder)]
+    done = subprocess.run(
+        [sys.executable, "-c", ANOTHER_PROCESS, *arguments], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    found = {line.split(" ", 1)[0]: line.split(" ", 1)[1] for line in done.stdout.splitlines() if " " in line}
+    there = json.loads(found["SUMMARY"])
+    assert there["cache"] == {"hit": True, "fingerprint": here.cache["fingerprint"]}
+    assert there["metrics"] == here.asdict()["metrics"]
+    assert json.loads(found["HISTORY"]) == json.loads(here.history.to_json())
+
+
+def test_the_content_does_not_depend_on_partitioning(
+    spark: SparkSession, df: DataFrame, numeric: PipelineModel, shared: Path, folder: Path
+) -> None:
+    twice = df.unionAll(df.where("number < 300"))  # equal rows, too
+    one = cached(numeric, twice.coalesce(1), shared)
+    before = spark.conf.get("spark.sql.shuffle.partitions")
+    spark.conf.set("spark.sql.shuffle.partitions", "5")
+    try:
+        many = cached(numeric, twice.repartition(7, "wind"), folder)
+    finally:
+        spark.conf.set("spark.sql.shuffle.partitions", before)
+    assert many.folder != one.folder
+    assert contents(many) == contents(one)
+    assert sum(many.rows(s) for s in many.manifest["splits"]) == 1800
+
+
+# Damage ---------------------------------------------------------------------------------------------------------------
+
+
+def a_file(folder: Path) -> Path:
+    return sorted(folder.glob("train/*.parquet"))[3]
+
+
+def truncate(folder: Path) -> None:
+    with a_file(folder).open("r+b") as file:
+        file.truncate(100)
+
+
+def flip(folder: Path) -> None:
+    data = bytearray(a_file(folder).read_bytes())
+    data[len(data) // 2] ^= 1
+    a_file(folder).write_bytes(data)
+
+
+def swap(folder: Path) -> None:
+    one, other = sorted(folder.glob("train/*.parquet"))[:2]
+    one.rename(folder / "aside")
+    other.rename(one)
+    (folder / "aside").rename(other)
+
+
+def rewrite(change: Callable[[str], str | bytes]) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        new = change((folder / "manifest.json").read_text())
+        (folder / "manifest.json").write_bytes(new if isinstance(new, bytes) else new.encode())
+
+    return damage
+
+
+def without(key: str) -> Callable[[str], str]:
+    return lambda text: json.dumps({k: v for k, v in json.loads(text).items() if k != key})
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "truncated": truncate,
+    "a flipped bit": flip,
+    "deleted": lambda folder: a_file(folder).unlink(),
+    "swapped": swap,
+    "no data at all": lambda folder: shutil.rmtree(folder / "train"),
+    "manifest cut off": rewrite(lambda text: text[: len(text) // 2]),
+    "manifest empty": rewrite(lambda text: ""),
+    "manifest not UTF-8": rewrite(lambda text: b"\xff\xfe" + text.encode()),
+    "manifest of another kind": rewrite(lambda text: "[]"),
+    "manifest without columns": rewrite(without("columns")),
+    "manifest without stats": rewrite(without("stats")),
+    "manifest of another format": rewrite(lambda text: text.replace('"format": 1', '"format": 0')),
+    "manifest with another mean": rewrite(lambda text: text.replace('"mean": ', '"mean": 1')),
+    "manifest of another cache": rewrite(lambda text: text.replace('"fingerprint": "', '"fingerprint": "0')),
+    "manifest a folder": lambda folder: ((folder / "manifest.json").unlink(), (folder / "manifest.json").mkdir()),
+}
+
+
+@pytest.fixture(scope="module")
+def whole(df: DataFrame, numeric: PipelineModel, tmp_path_factory: pytest.TempPathFactory) -> Cache:
+    """A cache to damage copies of."""
+    return cached(numeric, df, tmp_path_factory.mktemp("whole"))
+
+
+@pytest.mark.parametrize("damage", list(DAMAGES))
+def test_a_damaged_cache_is_built_again(
+    df: DataFrame, numeric: PipelineModel, folder: Path, whole: Cache, damage: str
+) -> None:
+    shutil.copytree(whole.folder, folder / whole.folder.name)
+    if damage == next(iter(DAMAGES)):
+        assert cached(numeric, df, folder).hit  # a copy is as good
+    before = contents(whole)
+    DAMAGES[damage](folder / whole.folder.name)
+    with pytest.warns(DamagedCache, match="is damaged and is built again"):
+        again = cached(numeric, df, folder)
+    assert not again.hit
+    assert contents(again) == before
+    assert again.manifest == whole.manifest
+    assert [p.name for p in folder.iterdir()] == [whole.folder.name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert cached(numeric, df, folder).hit
+
+
+def test_a_half_written_cache_without_manifest_is_built_again(
+    df: DataFrame, numeric: PipelineModel, folder: Path, whole: Cache
+) -> None:
+    shutil.copytree(whole.folder, folder / whole.folder.name)
+    (folder / whole.folder.name / "manifest.json").unlink()
+    with pytest.warns(DamagedCache, match="manifest"):
+        again = cached(numeric, df, folder)
+    assert not again.hit
+    assert contents(again) == contents(whole)
+
+
+def test_two_processes_may_build_the_same_cache(
+    df: DataFrame, numeric: PipelineModel, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build, others = caches._build, []
+
+    def overtaken(*arguments: Any) -> None:
+        build(*arguments)
+        monkeypatch.setattr(caches, "_build", build)
+        others.append(cached(numeric, df, folder))  # another one begins later and is done earlier
+
+    monkeypatch.setattr(caches, "_build", overtaken)
+    first = cached(numeric, df, folder)
+    assert others[0].folder == first.folder
+    assert others[0].manifest == first.manifest
+    assert [p.name for p in folder.iterdir()] == [first.folder.name]
+
+
+def test_a_damaged_cache_gives_the_same_fit(df: DataFrame, numeric: PipelineModel, folder: Path) -> None:
+    first = tune(numeric, df, folder)
+    flip(next(folder.iterdir()))
+    with pytest.warns(DamagedCache):
+        second = tune(numeric, df, folder)
+    assert second.summary.history.equals(first.summary.history)
+    assert second.summary.metrics == first.summary.metrics
+
+
+# On disk --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", [None, 0o755])
+def test_nobody_else_can_read_the_cache(df: DataFrame, numeric: PipelineModel, folder: Path, mode: int | None) -> None:
+    if mode is not None:
+        folder.mkdir(mode=mode)
+    made = cached(numeric, df, folder).folder
+    assert stat.S_IMODE(made.stat().st_mode) == 0o700
+    if mode is None:
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_without_cacheDir_a_temporary_folder_or_the_sessions_conf(
+    spark: SparkSession, df: DataFrame, numeric: PipelineModel, folder: Path
+) -> None:
+    temporary = cached(numeric, df, None).folder.parent
+    assert stat.S_IMODE(temporary.stat().st_mode) == 0o700
+    spark.conf.set("spark.sparkdiff.cacheDir", folder.as_uri())
+    try:
+        assert cached(numeric, df, None).folder.parent == folder
+    finally:
+        spark.conf.unset("spark.sparkdiff.cacheDir")
+
+
+def test_a_failed_build_leaves_nothing_behind(
+    df: DataFrame, numeric: PipelineModel, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = df.withColumn("riders", F.when(F.col("number") == 700, None).otherwise(F.col("riders")))
+    with pytest.raises(InputError, match="labelCol='riders' holds None"):
+        cached(numeric, bad, folder)
+    assert list(folder.iterdir()) == []
+    in_spark = df.withColumn(
+        "riders", F.when(F.col("number") == 700, F.raise_error(F.lit("boom"))).otherwise(F.col("riders"))
+    )
+    with pytest.raises(InputError, match="boom"):
+        cached(numeric, in_spark, folder)
+    assert list(folder.iterdir()) == []
+
+    def interrupted(*arguments: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(caches, "_stats", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        cached(numeric, df, folder)
+    assert list(folder.iterdir()) == []
+
+
+def test_what_lies_in_the_files(df: DataFrame, model: PipelineModel, shared: Path) -> None:
+    cache = cached(model, df, shared, weightCol="weight")
+    by_name = {c["column"]: c for c in cache.manifest["columns"]}
+    assert by_name["hour_index"]["metadata"]["ml_attr"]["type"] == "nominal"
+    assert {c["kind"] for c in by_name.values()} == {"scalar"}  # indices, not one-hot blocks
+    assert {c["name"] for c in by_name.values()} >= {"c0", "c1", "label", "weight", "block"}
+    assert cache.manifest["virtualShards"] == 8
+    for split in ("train", "validation"):
+        rows = [sum(p["rows"] for p in shard) for shard in cache.manifest["splits"][split]]
+        assert min(rows) > 0.5 * sum(rows) / 8  # even shards
+        on_disk = [
+            pq.read_metadata(cache.folder / p["path"]).num_rows for s in cache.manifest["splits"][split] for p in s
+        ]
+        assert sum(on_disk) == sum(rows) == cache.rows(split)
+    assert cache.rows("train") + cache.rows("validation") == df.count()
+    expected = [row[0] for row in df.select("riders").collect()]
+    assert sorted(column(cache, "label").tolist()) == sorted(expected)
+    everywhere = np.sort(np.array([row[0] for row in df.select("wind").collect()]))
+    name = by_name["wind"]["name"]
+    np.testing.assert_array_equal(np.sort(column(cache, name).numpy()), everywhere)
+
+
+def test_the_shards_are_no_function_of_the_label(df: DataFrame, numeric: PipelineModel, shared: Path) -> None:
+    cache = cached(numeric, df, shared)
+    means = []
+    for shard in cache.manifest["splits"]["train"]:
+        means.append(
+            np.mean(
+                [pq.read_table(cache.folder / p["path"], partitioning=None)["label"].to_numpy().mean() for p in shard]
+            )
+        )
+    assert np.std(means) < 0.25 * np.mean(means)
+
+
+def test_test_rows_are_cached_as_such(df: DataFrame, numeric: PipelineModel, folder: Path) -> None:
+    sources = [Source(df.where("number < 1000")), Source(df.where("number >= 1000"), "test")]
+    cache = cached(numeric, sources, folder)
+    assert cache.rows("test") == 500
+    assert cache.rows("train") + cache.rows("validation") == 1000
+    given = [Source(df.where("number < 1000"), "train"), Source(df.where("number >= 1000"), "validation")]
+    cache = cached(numeric, given, folder)
+    assert (cache.rows("train"), cache.rows("validation"), cache.rows("test")) == (1000, 500, 0)
+
+
+# Null and NaN ---------------------------------------------------------------------------------------------------------
+
+
+def with_nulls(df: DataFrame) -> DataFrame:
+    temp = (
+        F.when(F.col("number") % 10 == 0, None).when(F.col("number") % 10 == 1, float("nan")).otherwise(F.col("temp"))
+    )
+    return df.withColumn("temp", temp)
+
+
+@pytest.mark.parametrize("stream", ["petastorm", "arrow"])
+def test_null_becomes_nan(df: DataFrame, folder: Path, shared: Path, stream: str) -> None:
+    if stream == "petastorm":
+        pytest.importorskip("petastorm")
+    assembler = VectorAssembler(inputCols=NUMBERS, outputCol="x", handleInvalid="keep")
+    fitted = Pipeline(stages=[assembler, LinearRegression(featuresCol="x", labelCol="riders", maxIter=1)]).fit(df)
+    rows = with_nulls(df)
+    whole = cached(fitted, rows, shared, reference=["VectorAssembler"])  # NaN inside the vectors
+    with Stream(whole.folder, backend=stream) as reader:
+        x = torch.cat([b["c0"] for s in ("train", "validation") for b in reader.batches(s, batchSize=5000)])
+    assert x.shape == (1500, 4)
+    assert x.isnan().sum(0).tolist() == [300, 0, 0, 0]
+    encoded = Pipeline(
+        stages=[
+            StringIndexer(inputCol="hour", outputCol="index"), OneHotEncoder(inputCol="index", outputCol="onehot"),
+            VectorAssembler(inputCols=["onehot", *NUMBERS], outputCol="x", handleInvalid="keep"),
+            LinearRegression(featuresCol="x", labelCol="riders", maxIter=1),
+        ]
+    ).fit(df)  # fmt: skip
+    scalars = cached(encoded, rows, folder)  # scalars, since the one-hot block is made in torch
+    name = next(c["name"] for c in scalars.manifest["columns"] if c["column"] == "temp")
+    with Stream(scalars.folder, backend=stream) as reader:
+        temp = torch.cat([b[name] for s in ("train", "validation") for b in reader.batches(s, batchSize=5000)])
+    assert temp.shape == (1500,)
+    assert int(temp.isnan().sum()) == 300
+
+
+@pytest.mark.parametrize("stream", ["petastorm", "arrow"])
+def test_null_and_nan_inside_arrays_become_nan(df: DataFrame, folder: Path, stream: str) -> None:
+    if stream == "petastorm":
+        pytest.importorskip("petastorm")
+    array = F.array(F.when(F.col("number") % 5 == 0, None).otherwise(F.col("temp")), F.col("hum"), F.lit(float("nan")))
+    rows = df.withColumn("list", array)
+    fitted = LinearRegression(featuresCol="x", labelCol="riders", maxIter=1).fit(
+        df.withColumn("x", array_to_vector(F.array("temp", "hum", "wind")))
+    )
+    fitted.setFeaturesCol("list")
+    cache = cached(fitted, rows, folder)
+    with Stream(cache.folder, backend=stream) as reader:
+        x = torch.cat([b["c0"] for s in ("train", "validation") for b in reader.batches(s, batchSize=5000)])
+    assert x.isnan().sum(0).tolist() == [300, 0, 1500]
+
+
+@pytest.mark.parametrize("kind", ["dense", "sparse"])
+def test_a_null_vector_becomes_nan_and_is_refused_by_name(spark: SparkSession, folder: Path, kind: str) -> None:
+    width = 3 if kind == "dense" else 1000
+    make = (
+        (lambda i: Vectors.dense([float(i), 1.0, 0.0]))
+        if kind == "dense"
+        else (lambda i: Vectors.sparse(width, {i % width: 1.0}))
+    )
+    rows = [(make(i) if i % 50 else None, float(i)) for i in range(600)]
+    df = spark.createDataFrame(rows, ["x", "y"])
+    fitted = LinearRegression(featuresCol="x", labelCol="y", maxIter=1).fit(df.where("x IS NOT NULL"))
+    cache = cached(fitted, df, folder)
+    x = column(cache, "c0")
+    x = x.to_dense() if isinstance(x, SparseRows) else x
+    assert x.shape == (600, width)
+    assert int(x.isnan().any(1).sum()) == 12
+    with pytest.raises(InputError, match=f"{fitted.uid}: entry 0 of column 'x' holds nan"):
+        tune(fitted, df, folder)
+
+
+def test_vectors_of_unequal_width_are_refused_by_name(spark: SparkSession, folder: Path) -> None:
+    fitted = LinearRegression(featuresCol="x", labelCol="y", maxIter=1).fit(
+        spark.createDataFrame([(Vectors.dense([float(i), 1.0]), float(i)) for i in range(50)], ["x", "y"])
+    )
+    rows = [(Vectors.dense([1.0, 2.0] if i != 400 else [1.0, 2.0, 3.0]), float(i)) for i in range(600)]
+    with pytest.raises(InputError, match=r"'x' holds vectors of . and of . entries"):
+        cached(fitted, spark.createDataFrame(rows, ["x", "y"]), folder)
+    assert list(folder.iterdir()) == []
+
+
+# Sparse ---------------------------------------------------------------------------------------------------------------
+
+WORDS = [f"word{i}" for i in range(300)]
+
+
+@pytest.fixture(scope="module")
+def texts(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> DataFrame:
+    random = np.random.default_rng(1)
+    words = [random.choice(300, size=random.integers(0, 12)) for _ in range(1500)]
+    label = [float((w < 100).sum() > (w > 200).sum()) for w in words]
+    path = tmp_path_factory.mktemp("texts") / "texts.parquet"
+    pq.write_table(pa.table({"text": [" ".join(WORDS[i] for i in w) for w in words], "label": label}), path)
+    return spark.read.parquet(path.as_uri())
+
+
+@pytest.fixture(scope="module")
+def text_model(texts: DataFrame) -> PipelineModel:
+    stages = [
+        Tokenizer(inputCol="text", outputCol="words"), HashingTF(inputCol="words", outputCol="tf", numFeatures=1 << 12),
+        LogisticRegression(featuresCol="tf", maxIter=2, regParam=0.5),
+    ]  # fmt: skip
+    return Pipeline(stages=stages).fit(texts)
+
+
+def test_a_sparse_column_is_never_densified(texts: DataFrame, text_model: PipelineModel, shared: Path) -> None:
+    cache = cached(text_model, texts, shared)
+    kind = cache.manifest["columns"][0]
+    assert (kind["kind"], kind["width"], kind["column"]) == ("sparse", 1 << 12, "tf")
+    files = [cache.folder / p["path"] for s in cache.manifest["splits"].values() for shard in s for p in shard]
+    schema = pq.read_schema(files[0])
+    assert {name for name in schema.names if name.startswith("c0")} == {"c0_i", "c0_v"}
+    assert (schema.field("c0_i").type.value_type, schema.field("c0_v").type.value_type) == (pa.int32(), pa.float64())
+    assert sum(f.stat().st_size for f in files) < 1500 * 200  # a dense row takes 32 KiB
+    expected = text_model.transform(texts).select(F.sum(F.size(F.unwrap_udt("tf")["values"]))).first()[0]
+    assert len(column(cache, "c0").values) == expected
+    assert len(column(cache, "c0")) == 1500
+
+
+def test_text_trains_through_arrow(texts: DataFrame, text_model: PipelineModel, shared: Path) -> None:
+    tuned = tune(text_model, texts, shared, maxEpochs=6, learningRate=0.05, stream="auto")
+    assert tuned.summary.stream == "arrow"
+    assert tuned.summary.decision == "tuned"
+    before, after = text_model.stages[-1], tuned.pipelineModel.stages[-1]
+    moved = before.coefficients.toArray() != after.coefficients.toArray()
+    assert 200 < moved.sum() <= 300  # the words that occur, and none else
+    with pytest.raises(
+        InputError, match=r"stream='petastorm' cannot be used: .*sparse columns \['tf'\].*stream='arrow'"
+    ):
+        tune(text_model, texts, shared, stream="petastorm")
+
+
+def test_dense_rows_in_a_sparse_column(spark: SparkSession, folder: Path) -> None:
+    sparse = [Vectors.sparse(200, {i % 200: 1.0, (7 * i + 3) % 200: 2.0}) for i in range(600)]
+    mixed = [Vectors.dense(v.toArray()) if i % 40 == 39 else v for i, v in enumerate(sparse)]
+    label = [float(i % 3) for i in range(600)]
+    one, other = (spark.createDataFrame(list(zip(x, label, strict=True)), ["x", "y"]) for x in (sparse, mixed))
+    fitted = LinearRegression(featuresCol="x", labelCol="y", maxIter=1).fit(one)
+    caches_ = [cached(fitted, rows, folder) for rows in (one, other)]
+    assert [c.manifest["columns"][0]["kind"] for c in caches_] == ["sparse", "sparse"]
+    sums = [column(c, "c0").to_dense().sum(0) for c in caches_]
+    assert torch.equal(*sums)

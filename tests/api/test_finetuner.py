@@ -1,0 +1,866 @@
+"""The public way in: FineTuner, FineTunerModel and their summary, on pipelines of every kind that this version trains."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from pyspark.ml import Pipeline, PipelineModel
+from pyspark.ml.classification import LogisticRegression
+from pyspark.ml.feature import MinMaxScaler, OneHotEncoder, StandardScaler, StringIndexer, VectorAssembler
+from pyspark.ml.linalg import DenseMatrix, DenseVector, Vectors
+from pyspark.ml.regression import GeneralizedLinearRegression, LinearRegression
+from pyspark.ml.tuning import CrossValidatorModel
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+from riders import NUMBERS, QUICK, same, sides, tune, unfitted, weights
+from torch import Tensor
+
+import sparkdiff
+from sparkdiff import FineTuner, FineTunerModel, InputError, finetune, guard
+from sparkdiff.stream import petastorm
+
+HAS_PETASTORM = not petastorm.refusal(Path("/"), ())
+needs_petastorm = pytest.mark.skipif(not HAS_PETASTORM, reason="Petastorm is not usable here")
+
+
+def half_deviance(y: np.ndarray[Any, Any], mu: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Poisson, by numpy."""
+    return np.where(y > 0, y * np.log(np.maximum(y, 1e-300) / mu), 0.0) - y + mu
+
+
+def predictions(model: Any, df: DataFrame, *columns: str) -> np.ndarray[Any, Any]:
+    return model.transform(df).select("prediction", *columns).toPandas().to_numpy()
+
+
+@pytest.fixture(scope="module")
+def tuned(df: DataFrame, model: PipelineModel, shared: Path) -> FineTunerModel:
+    return tune(model, df, shared, stream="auto", maxEpochs=8)
+
+
+@pytest.fixture
+def decided(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What the guard was asked, call by call; it decides as ever."""
+    calls: list[dict[str, Any]] = []
+    decide = guard.decide
+
+    def watched(gains: Tensor, weights: Tensor, **options: Any) -> guard.Verdict:
+        calls.append({"gains": gains, "weights": weights, **options})
+        return decide(gains, weights, **options)
+
+    monkeypatch.setattr(finetune.guard, "decide", watched)
+    return calls
+
+
+# What comes back ------------------------------------------------------------------------------------------------------
+
+
+def test_a_pipeline_with_slack_improves_and_comes_back_plain(
+    df: DataFrame, model: PipelineModel, tuned: FineTunerModel, tmp_path: Path
+) -> None:
+    new = tuned.pipelineModel
+    assert tuned.summary.decision == "tuned"
+    assert tuned.originalModel is model
+    assert new is not model
+    assert type(new) is PipelineModel
+    assert [type(s) for s in new.stages] == [type(s) for s in model.stages]
+    assert all(type(s).__module__.startswith("pyspark.ml") for s in new.stages)
+    assert new.uid == model.uid
+    for old, now in zip(model.stages, new.stages, strict=True):
+        assert now.uid == old.uid
+        assert {p.name: v for p, v in now.extractParamMap().items()} == {
+            p.name: v for p, v in old.extractParamMap().items()
+        }
+        assert {p.name for p in now.params if now.isSet(p)} == {p.name for p in old.params if old.isSet(p)}
+    moved = {k for k, v in weights(new).items() if not np.array_equal(v, weights(model)[k])}
+    assert {k.rpartition(".")[2] for k in moved} == {"std", "mean", "pc", "coefficients", "intercept"}
+    assert new.stages[:3] == model.stages[:3]  # what has nothing to train is the same object
+    schema, before = new.transform(df).schema, model.transform(df).schema
+    assert [f.metadata for f in schema.fields] == [f.metadata for f in before.fields]
+    assert schema == before
+    new.write().save((tmp_path / "model").as_uri())
+    loaded = PipelineModel.load((tmp_path / "model").as_uri())
+    np.testing.assert_array_equal(predictions(loaded, df), predictions(tuned, df))
+
+
+def test_the_metrics_are_those_of_sparks_predictions(df: DataFrame, tuned: FineTunerModel) -> None:
+    found = tuned.summary.metrics
+    for split, rows in sides(df).items():
+        for when, stage in (("before", tuned.originalModel), ("after", tuned.pipelineModel)):
+            mu, y = predictions(stage, rows, "riders").T
+            assert found[split] is not None
+            assert found[split][when] == pytest.approx(half_deviance(y, mu).mean(), rel=1e-12)
+        assert found[split]["after"] < 0.9 * found[split]["before"]
+    assert found["test"] is None
+
+
+def test_what_the_summary_says(df: DataFrame, tuned: FineTunerModel) -> None:
+    s = tuned.summary
+    assert s.metric == "poisson"
+    assert s.metricDirection == "smaller"
+    held = s.metrics["validation"]
+    assert held is not None
+    assert s.gain == (held["before"] - held["after"]) / max(abs(held["before"]), 1e-12)
+    assert s.gain > 0.1
+    assert 0 < s.p < 0.025
+    assert s.z > 2
+    assert f"{s.gain:.2%}" in s.reason
+    assert s.stream == ("petastorm" if HAS_PETASTORM else "arrow")
+    assert set(s.cache) == {"hit", "fingerprint"}
+    assert len(s.cache["fingerprint"]) == 64
+    assert set(s.timings) >= {"cache", "verify", "train", "write back"}
+    assert all(t >= 0 for t in s.timings.values())
+    assert s.warnings == []
+    for when in ("before", "after"):
+        parity = s.parity[when]
+        assert parity["ok"] is True
+        assert parity["rows"] >= 1500
+        assert set(parity["maxRelDiff"]) == {"hour_onehot", "assembled", "scaled", "components", "prediction"}
+        assert max(parity["maxRelDiff"].values()) <= 1e-9
+    names = {k.rpartition(".")[2] for k in s.stages}
+    assert names == {"std", "mean", "pc", "coefficients", "intercept"}
+    for stage, moved in s.stages.items():
+        assert stage.partition(".")[0] in {x.uid for x in tuned.originalModel.stages}
+        assert 0 < moved["rootMeanSquare"] <= moved["largest"] < 1
+    assert s.options["learningRate"] == QUICK["learningRate"]
+    assert (s.options["labelCol"], s.options["weightCol"], s.options["loss"]) == ("riders", None, "auto")
+    assert s.versions["pyspark"] == df.sparkSession.version
+    assert s.versions["torch"] == torch.__version__.partition("+")[0] or s.versions["torch"] == torch.__version__
+
+
+def test_the_summary_as_text_and_json(tuned: FineTunerModel) -> None:
+    s = tuned.summary
+    held = s.metrics["validation"]
+    assert held is not None
+    lines = str(s).splitlines()
+    row = next(line for line in lines if line.startswith("validation"))
+    assert all(f"{held[w]:.5g}" in row for w in ("before", "after"))
+    assert any(line.startswith("decision: tuned (gain +") for line in lines)
+    json.dumps(s.asdict(), allow_nan=False)
+    worst = dataclasses.replace(s, z=math.nan, timings={"cache": math.inf})
+    assert worst.asdict()["z"] is None
+    json.dumps(worst.asdict(), allow_nan=False)
+
+
+def test_the_history_has_a_row_per_epoch_and_candidate(tuned: FineTunerModel) -> None:
+    history = tuned.summary.history
+    assert list(history.columns) == ["epoch", "candidate", "learningRate", "regAnchor", "trainLoss", "validationMetric"]
+    assert list(history["epoch"]) == list(range(9))  # under 1,000 validation rows only the gentle candidate runs
+    assert set(history["candidate"]) == {0}
+    held = tuned.summary.metrics["validation"]
+    assert held is not None
+    assert history["validationMetric"][0] == held["before"]
+    assert history["validationMetric"].min() == pytest.approx(held["after"], rel=1e-12)  # the best epoch was restored
+    assert math.isnan(history["trainLoss"][0])
+    assert history["trainLoss"][8] < history["trainLoss"][1]
+
+
+def test_from_a_thousand_validation_rows_two_candidates_run(
+    df: DataFrame, numeric: PipelineModel, folder: Path, decided: list[dict[str, Any]]
+) -> None:
+    summary = tune(numeric, df, folder, validationFraction=0.75, maxEpochs=3, learningRate=1e-3).summary
+    history = summary.history
+    assert sorted(zip(history["epoch"], history["candidate"], strict=True)) == [
+        (e, c) for e in range(4) for c in (0, 1)
+    ]
+    assert list(history.groupby("candidate")["learningRate"].first()) == [1e-3, 1e-2]
+    assert list(history.groupby("candidate")["regAnchor"].first()) == [1e-3, 1e-2]
+    gains, w = decided[0]["gains"], decided[0]["weights"]
+    assert gains.shape == (6, guard.MAX_BLOCKS)
+    assert decided[0]["level"] == 0.025
+    assert (decided[0]["unit"], decided[0]["units"]) == ("rows", int(w.sum()))
+    # gain and z from the block sums
+    best = gains[int(gains.sum(1).argmax())][w > 0]
+    held = summary.metrics["validation"]
+    assert held is not None
+    mean = float(best.sum() / w.sum())
+    assert mean == pytest.approx(held["before"] - held["after"], rel=1e-9)
+    residual = best - mean * w[w > 0]
+    error = float(residual.norm()) / float(w.sum()) * math.sqrt(len(best) / (len(best) - 1))
+    assert summary.z == pytest.approx(mean / error, rel=1e-9)
+
+
+def test_a_single_stage_comes_back_as_that_stage(df: DataFrame, folder: Path) -> None:
+    data = VectorAssembler(inputCols=NUMBERS, outputCol="features").transform(df)
+    stage = GeneralizedLinearRegression(labelCol="riders", family="poisson", regParam=1.0).fit(data)
+    found = tune(stage, data, folder)
+    assert found.summary.decision == "tuned"
+    assert type(found.pipelineModel) is type(stage)
+    assert found.pipelineModel.uid == stage.uid
+    assert not same(found.pipelineModel, stage)
+    assert found.originalModel is stage
+
+
+def test_a_nested_pipeline_keeps_its_form(df: DataFrame, numeric: PipelineModel, shared: Path) -> None:
+    inner = PipelineModel(numeric.stages[1:3])
+    nested = PipelineModel([numeric.stages[0], inner, numeric.stages[3]])
+    found = tune(nested, df, shared).pipelineModel
+    assert type(found.stages[1]) is PipelineModel
+    assert [s.uid for s in found.stages] == [s.uid for s in nested.stages]
+    assert [s.uid for s in found.stages[1].stages] == [s.uid for s in inner.stages]
+    flat = tune(numeric, df, shared).pipelineModel
+    assert same(PipelineModel([found.stages[0], *found.stages[1].stages, found.stages[2]]), flat)
+
+
+# The original ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_unfitted_pipeline_is_fitted_on_the_training_rows_only(df: DataFrame, folder: Path) -> None:
+    absurd = df.withColumn("temp", F.when(F.col("held"), 1e6).otherwise(F.col("temp")))
+    pipeline = Pipeline(
+        stages=[
+            VectorAssembler(inputCols=NUMBERS, outputCol="x"), StandardScaler(inputCol="x", outputCol="s", withMean=True),
+            LinearRegression(featuresCol="s", labelCol="riders", regParam=5.0),
+        ]
+    )  # fmt: skip
+    found = tune(pipeline, absurd, folder, validationIndicatorCol="held", maxEpochs=1)
+    scaler = found.originalModel.stages[1]
+    expected = pipeline.fit(df.where("NOT held"))
+    np.testing.assert_array_equal(scaler.mean, expected.stages[1].mean)
+    np.testing.assert_array_equal(scaler.std, expected.stages[1].std)
+    np.testing.assert_allclose(found.originalModel.stages[2].coefficients, expected.stages[2].coefficients, rtol=1e-10)
+    assert not isinstance(found.originalModel, Pipeline)
+
+
+def test_what_cannot_convince_returns_the_original_object(df: DataFrame, shared: Path) -> None:
+    optimum = pipeline(sides(df, seed=4)["train"], LinearRegression(featuresCol="x", labelCol="riders"))
+    found = tune(optimum, df, shared, learningRate=1e-3, maxEpochs=10, seed=4)  # nothing to gain, but by chance
+    s = found.summary
+    assert s.decision == "kept original"
+    assert found.pipelineModel is optimum
+    assert found.originalModel is optimum
+    assert all(m is None or m["before"] == m["after"] for m in s.metrics.values())
+    assert s.gain == 0.0
+    assert s.stages == {}
+    assert "after" not in s.parity
+    assert "write back" not in s.timings
+    assert s.p >= 0.025
+    assert s.history["validationMetric"].min() < s.history["validationMetric"][0]
+    assert s.z > 1
+    assert "is within what chance explains" in s.reason
+
+
+def test_sign_flipped_gradients_return_the_original_object(
+    df: DataFrame, model: PipelineModel, shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolve = finetune.resolve
+
+    def flipped(*arguments: Any) -> Any:
+        objective = resolve(*arguments)
+        return dataclasses.replace(objective, scale=-objective.scale)
+
+    monkeypatch.setattr(finetune, "resolve", flipped)
+    found = tune(model, df, shared)
+    assert found.pipelineModel is model
+    s = found.summary
+    assert (s.decision, s.z, s.p, s.gain) == ("kept original", 0.0, 1.0, 0.0)
+    assert s.history["validationMetric"].iloc[-1] > s.history["validationMetric"][0]  # it really went uphill
+    assert "no epoch of any candidate" in s.reason
+
+
+def test_guard_1_accepts_any_gain(df: DataFrame, numeric: PipelineModel, shared: Path) -> None:
+    found = tune(numeric, df, shared, maxEpochs=1, learningRate=1e-6, guard=1.0)
+    assert found.summary.decision == "tuned"
+    assert 0 < found.summary.gain < 1e-3
+
+
+def test_nothing_of_the_callers_changes(spark: SparkSession, df: DataFrame, folder: Path) -> None:
+    model = unfitted().fit(df)
+    before = {k: v.copy() for k, v in weights(model).items()}
+    params = [{p.name: v for p, v in s.extractParamMap().items()} for s in model.stages]
+    objects, columns, plan = list(model.stages), df.columns, df._jdf.queryExecution().optimizedPlan().toString()
+    confs = {r.key: r.value for r in spark.sql("SET").collect()}
+    views, torch_state = spark.catalog.listTables(), torch.get_rng_state().clone()
+    threads, numpy_state = torch.get_num_threads(), np.random.get_state()[1].copy()
+    found = tune(model, df, folder)
+    assert found.summary.decision == "tuned"
+    assert all(np.array_equal(before[k], v) for k, v in weights(model).items())
+    assert [{p.name: v for p, v in s.extractParamMap().items()} for s in model.stages] == params
+    assert all(a is b for a, b in zip(objects, model.stages, strict=True))
+    assert df.columns == columns
+    assert df._jdf.queryExecution().optimizedPlan().toString() == plan
+    assert {r.key: r.value for r in spark.sql("SET").collect()} == confs
+    assert spark.catalog.listTables() == views
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert np.array_equal(np.random.get_state()[1], numpy_state)
+    assert torch.get_num_threads() == threads
+    assert torch.get_default_dtype() == torch.float32
+    assert torch.is_grad_enabled()
+    assert [p.name for p in folder.iterdir()] == [found.summary.cache["fingerprint"][:16]]
+    assert set(found.transform(df).columns) == {
+        *columns,
+        "hour_index",
+        "hour_onehot",
+        "assembled",
+        "scaled",
+        "components",
+        "prediction",
+    }
+
+
+# The same again -------------------------------------------------------------------------------------------------------
+
+
+def test_the_same_seed_gives_the_same_bits(
+    df: DataFrame, model: PipelineModel, shared: Path, tuned: FineTunerModel
+) -> None:
+    again = tune(model, df, shared, stream="auto", maxEpochs=8)
+    assert same(again.pipelineModel, tuned.pipelineModel)
+    assert again.summary.history.equals(tuned.summary.history)
+    for name in ("decision", "reason", "metrics", "gain", "z", "p", "stages", "parity"):
+        assert getattr(again.summary, name) == getattr(tuned.summary, name), name
+
+
+def test_another_seed_gives_another_result(
+    df: DataFrame, model: PipelineModel, folder: Path, tuned: FineTunerModel
+) -> None:
+    assert not same(tune(model, df, folder, stream="auto", maxEpochs=8, seed=1).pipelineModel, tuned.pipelineModel)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"stream": "petastorm"}, marks=needs_petastorm),
+        pytest.param({"stream": "petastorm", "cacheInMemory": False}, marks=needs_petastorm),
+        {"stream": "arrow"},
+        {"stream": "arrow", "cacheInMemory": False},
+    ],
+    ids=lambda o: " ".join(map(str, o.values())),
+)
+def test_every_way_to_read_gives_the_same_bits(
+    df: DataFrame, model: PipelineModel, shared: Path, tuned: FineTunerModel, options: dict[str, Any]
+) -> None:
+    found = tune(model, df, shared, maxEpochs=8, **options)
+    assert found.summary.stream == options["stream"]
+    assert found.summary.cache["hit"]
+    assert same(found.pipelineModel, tuned.pipelineModel)
+    assert found.summary.history.equals(tuned.summary.history)
+
+
+@needs_petastorm
+def test_petastorm_really_reads(
+    df: DataFrame, numeric: PipelineModel, shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import petastorm as library
+
+    opened: list[str] = []
+    make = library.make_batch_reader
+
+    def counted(urls: list[str], **options: Any) -> Any:
+        opened.extend(urls)
+        return make(urls, **options)
+
+    monkeypatch.setattr(library, "make_batch_reader", counted)
+    summary = tune(numeric, df, shared, stream="auto", maxEpochs=1).summary
+    assert summary.stream == "petastorm"
+    assert len(set(opened)) == 16  # the 8 shards of the two splits
+    assert all(url.endswith(".parquet") for url in opened)  # files, never a folder
+    opened.clear()
+    assert tune(numeric, df, shared, stream="arrow", maxEpochs=1).summary.stream == "arrow"
+    assert opened == []
+
+
+# Weights --------------------------------------------------------------------------------------------------------------
+
+
+def weighted(df: DataFrame, absurd: float) -> DataFrame:
+    """A third of the rows has weight 0 and an absurd label."""
+    return df.withColumn("riders", F.when(F.col("weight") == 0, absurd).otherwise(F.col("riders")))
+
+
+@pytest.mark.parametrize("absurd", [1e12, -5.0])
+def test_rows_of_weight_0_count_nowhere(df: DataFrame, numeric: PipelineModel, folder: Path, absurd: float) -> None:
+    data = weighted(df, absurd)
+    found = tune(numeric, data, folder, weightCol="weight")
+    assert found.summary.decision == "tuned"
+    assert found.summary.history["validationMetric"].notna().all()
+    assert found.summary.history["trainLoss"][1:].notna().all()
+    for split, rows in sides(data).items():
+        mu, y, w = predictions(numeric, rows, "riders", "weight").T
+        loss = half_deviance(np.maximum(y, 0), mu)
+        metric = found.summary.metrics[split]
+        assert metric is not None
+        assert metric["before"] == pytest.approx((loss * w)[w > 0].sum() / w.sum(), rel=1e-12)
+        assert metric["after"] < metric["before"]
+    assert max(abs(v).max() for v in weights(found.pipelineModel).values()) < 10
+
+
+@pytest.mark.parametrize("absurd", [7.0, -1.0, 0.5])
+def test_classes_of_weight_0_count_nowhere(df: DataFrame, folder: Path, absurd: float) -> None:
+    data = df.withColumn("kind", F.when(F.col("weight") == 0, absurd).otherwise(F.col("kind")))
+    assembler = VectorAssembler(inputCols=NUMBERS, outputCol="features")
+    head = LogisticRegression(labelCol="kind", regParam=0.5, maxIter=3, family="multinomial")
+    fitted = Pipeline(stages=[assembler, head]).fit(data.where("weight > 0"))
+    found = tune(fitted, data, folder, weightCol="weight")
+    assert found.summary.decision == "tuned"
+
+
+@pytest.mark.parametrize("absurd", [float("nan"), 1e300])
+def test_features_of_weight_0_count_nowhere(df: DataFrame, numeric: PipelineModel, folder: Path, absurd: float) -> None:
+    data = df.withColumn("wind", F.when(F.col("weight") == 0, absurd).otherwise(F.col("wind")))
+    for_keep = PipelineModel([numeric.stages[0].copy(), *numeric.stages[1:]])
+    for_keep.stages[0].setHandleInvalid("keep")
+    found = tune(for_keep, data, folder, weightCol="weight")
+    assert found.summary.decision == "tuned"
+    assert found.summary.history["validationMetric"].notna().all()
+    assert found.summary.history["trainLoss"][1:].notna().all()
+
+
+def test_the_weights_of_the_head_are_used_by_default(df: DataFrame, folder: Path) -> None:
+    assembler = VectorAssembler(inputCols=NUMBERS, outputCol="features")
+    head = GeneralizedLinearRegression(labelCol="riders", weightCol="weight", family="poisson", regParam=1.0)
+    fitted = Pipeline(stages=[assembler, head]).fit(df)
+    found = tune(fitted, df, folder)
+    assert found.summary.options["weightCol"] == "weight"
+    mu, y, w = predictions(fitted, sides(df)["validation"], "riders", "weight").T
+    held = found.summary.metrics["validation"]
+    assert held is not None
+    assert held["before"] == pytest.approx((half_deviance(y, mu) * w).sum() / w.sum(), rel=1e-12)
+    ones = df.withColumn("one", F.lit(1.0))
+    other = tune(fitted, ones, folder, weightCol="one").summary.metrics["validation"]
+    assert other is not None
+    mu, y = predictions(fitted, sides(ones)["validation"], "riders").T
+    assert other["before"] == pytest.approx(half_deviance(y, mu).mean(), rel=1e-12)
+
+
+def test_a_rare_level_stays_as_it_was(df: DataFrame, folder: Path) -> None:
+    rare = df.withColumn("hour", F.when(F.col("number") % 500 == 7, "storm").otherwise(F.col("hour")))  # 3 rows
+    common = df.withColumn("hour", F.when(F.col("number") % 50 == 7, "storm").otherwise(F.col("hour")))  # 30 rows
+    stages = [
+        StringIndexer(inputCol="hour", outputCol="index"), OneHotEncoder(inputCol="index", outputCol="onehot", dropLast=False),
+        VectorAssembler(inputCols=["onehot", *NUMBERS], outputCol="x"),
+        StandardScaler(inputCol="x", outputCol="s", withMean=True),
+        GeneralizedLinearRegression(featuresCol="s", labelCol="riders", family="poisson", regParam=0.5),
+    ]  # fmt: skip
+    fitted = Pipeline(stages=stages).fit(rare)
+    at = fitted.stages[0].labels.index("storm")
+    for data, frozen in ((rare, True), (common, False)):
+        found = tune(fitted, data, folder)
+        assert found.summary.decision == "tuned"
+        for uid, name in (
+            (fitted.stages[4].uid, "coefficients"),
+            (fitted.stages[3].uid, "mean"),
+            (fitted.stages[3].uid, "std"),
+        ):
+            moved = weights(found.pipelineModel)[f"{uid}.{name}"] != weights(fitted)[f"{uid}.{name}"]
+            assert moved[at] != frozen, name
+            assert np.delete(moved, at).all(), name
+        warned = [w for w in found.summary.warnings if "fewer than 5 training rows" in w]
+        assert len(warned) == frozen
+        names = [f"1 of {fitted.stages[i].uid}.{n}" for i, n in ((3, "std"), (3, "mean"), (4, "coefficients"))]
+        assert all(name in warned[0] for name in names) if frozen else warned == []
+
+
+# Kinds of predictors --------------------------------------------------------------------------------------------------
+
+
+def pipeline(df: DataFrame, head: Any, *before: Any) -> PipelineModel:
+    """Assembler, stages in between, and a predictor that reads the last one's `x`."""
+    return Pipeline(stages=[VectorAssembler(inputCols=NUMBERS, outputCol="raw" if before else "x"), *before, head]).fit(
+        df
+    )
+
+
+INTERCEPTS: dict[str, Callable[[], Any]] = {
+    "linear": lambda: LinearRegression(featuresCol="x", labelCol="riders", regParam=3.0, fitIntercept=False),
+    "poisson": lambda: GeneralizedLinearRegression(
+        featuresCol="x", labelCol="riders", family="poisson", regParam=1.0, fitIntercept=False
+    ),
+    "binomial": lambda: LogisticRegression(featuresCol="x", labelCol="rain", regParam=0.5, fitIntercept=False),
+    "multinomial": lambda: LogisticRegression(featuresCol="x", labelCol="kind", regParam=0.5, fitIntercept=False),
+}
+
+
+@pytest.mark.parametrize("kind", list(INTERCEPTS))
+def test_without_intercept_it_stays_0(df: DataFrame, shared: Path, kind: str) -> None:
+    fitted = pipeline(df, INTERCEPTS[kind]())
+    found = tune(fitted, df, shared)
+    assert found.summary.decision == "tuned"
+    intercepts = [v for k, v in weights(found.pipelineModel).items() if "intercept" in k]
+    assert intercepts
+    assert all((v == 0).all() for v in intercepts)
+
+
+BOUNDS: dict[str, dict[str, Any]] = {
+    "binomial": {
+        "labelCol": "rain", "lowerBoundsOnCoefficients": DenseMatrix(1, 4, [-0.1, -0.1, 0.0, -0.1]),
+        "upperBoundsOnCoefficients": DenseMatrix(1, 4, [0.1, 0.1, 0.4, 0.1]),
+        "lowerBoundsOnIntercepts": DenseVector([-0.5]), "upperBoundsOnIntercepts": DenseVector([-0.02]),
+    },
+    "multinomial": {
+        "labelCol": "kind", "family": "multinomial",
+        "lowerBoundsOnCoefficients": DenseMatrix(3, 4, [-0.5] * 12),
+        "upperBoundsOnCoefficients": DenseMatrix(3, 4, [0.5] * 12),
+        "lowerBoundsOnIntercepts": DenseVector([0.0] * 3), "upperBoundsOnIntercepts": DenseVector([0.01, 0.5, 0.5]),
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", list(BOUNDS))
+def test_bounds_hold_after_training(df: DataFrame, shared: Path, kind: str) -> None:
+    head = LogisticRegression(featuresCol="x", maxIter=0, **BOUNDS[kind])
+    fitted = pipeline(df, head)
+    found = tune(fitted, df, shared, learningRate=0.05, loss="logLoss")
+    assert found.summary.decision == "tuned"
+    new = found.pipelineModel.stages[-1]
+    bound = {name: np.asarray(v.toArray()) for name, v in BOUNDS[kind].items() if "Bounds" in name}
+    at_bound = 0
+    for weight, of in (
+        (new.coefficientMatrix.toArray(), "Coefficients"),
+        (new.interceptVector.toArray(), "Intercepts"),
+    ):
+        low, high = bound[f"lowerBoundsOn{of}"], bound[f"upperBoundsOn{of}"]
+        assert (weight >= low).all()
+        assert (weight <= high).all()
+        at_bound += int((weight == low).sum() + (weight == high).sum())
+    assert at_bound >= 1  # the bounds were felt
+    assert new.getOrDefault("lowerBoundsOnCoefficients") == BOUNDS[kind]["lowerBoundsOnCoefficients"]
+
+
+def test_a_min_max_scaler_trains(df: DataFrame, shared: Path) -> None:
+    constant = df.withColumn("noise", F.lit(2.0))  # nothing to scale
+    scaler = MinMaxScaler(inputCol="raw", outputCol="x", min=-1.0, max=2.0)
+    fitted = pipeline(constant, LinearRegression(featuresCol="x", labelCol="riders", regParam=5.0), scaler)
+    found = tune(fitted, constant, shared)
+    assert found.summary.decision == "tuned"
+    before, after = fitted.stages[1], found.pipelineModel.stages[1]
+    for name in ("originalMin", "originalMax"):
+        a, b = getattr(before, name).toArray(), getattr(after, name).toArray()
+        assert (a[:3] != b[:3]).all()
+        assert a[3] == b[3] == 2.0
+    assert (after.originalMax.toArray()[:3] > after.originalMin.toArray()[:3]).all()
+    assert (after.getMin(), after.getMax()) == (-1.0, 2.0)
+
+
+def test_multinomial_with_two_classes(df: DataFrame, shared: Path) -> None:
+    head = LogisticRegression(featuresCol="x", labelCol="rain", family="multinomial", regParam=0.5)
+    fitted = pipeline(df, head)
+    found = tune(fitted, df, shared)
+    assert found.summary.decision == "tuned"
+    new = found.pipelineModel.stages[-1]
+    assert new.coefficientMatrix.numRows == 2
+    rows = sides(df)["validation"]
+    out = found.transform(rows).select("probability", "rain").collect()
+    loss = np.mean([-np.log(r.probability[int(r.rain)]) for r in out])
+    held = found.summary.metrics["validation"]
+    assert held is not None
+    assert held["after"] == pytest.approx(loss, rel=1e-9)
+
+
+GLMS: dict[str, tuple[dict[str, Any], str, Callable[[Any, Any], Any]]] = {
+    "gaussian identity": ({"labelCol": "riders", "family": "gaussian", "regParam": 2.0}, "squared", lambda y, m: (y - m) ** 2),
+    "gaussian log": (
+        {"labelCol": "wait", "family": "gaussian", "link": "log", "regParam": 0.5}, "squared", lambda y, m: (y - m) ** 2,
+    ),
+    "binomial logit": (
+        {"labelCol": "rain", "family": "binomial", "regParam": 1.0}, "logLoss",
+        lambda y, m: -np.log(np.where(y > 0, m, 1 - m)),
+    ),
+    "binomial cloglog": (
+        {"labelCol": "rain", "family": "binomial", "link": "cloglog", "regParam": 1.0}, "logLoss",
+        lambda y, m: -np.log(np.where(y > 0, m, 1 - m)),
+    ),
+    "poisson sqrt": (
+        {"labelCol": "riders", "family": "poisson", "link": "sqrt", "regParam": 3.0}, "poisson", half_deviance,
+    ),
+    "poisson identity": (
+        {"labelCol": "riders", "family": "poisson", "link": "identity", "regParam": 1.0, "maxIter": 3}, "poisson", half_deviance,
+    ),
+    "gamma log": (
+        {"labelCol": "wait", "family": "gamma", "link": "log", "regParam": 1.0}, "gamma",
+        lambda y, m: np.log(m / y) + (y - m) / m,
+    ),
+    "gamma inverse": (
+        {"labelCol": "delay", "family": "gamma", "regParam": 1.0}, "gamma",
+        lambda y, m: np.log(m / y) + (y - m) / m,
+    ),
+    "tweedie": (
+        {"labelCol": "riders", "family": "tweedie", "variancePower": 1.5, "linkPower": 0.0, "regParam": 1.0}, "tweedie",
+        lambda y, m: 4 * np.sqrt(y) * -1 + 2 * y / np.sqrt(m) + 2 * np.sqrt(m),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", list(GLMS))
+def test_generalized_linear_regressions(df: DataFrame, shared: Path, kind: str) -> None:
+    params, name, loss = GLMS[kind]
+    fitted = pipeline(df, GeneralizedLinearRegression(featuresCol="x", **params))
+    found = tune(fitted, df, shared, maxEpochs=3)
+    s = found.summary
+    assert s.metric == name
+    assert list(s.history["epoch"]) == [0, 1, 2, 3]
+    assert np.isfinite(s.history["validationMetric"]).all()
+    assert np.isfinite(s.history["trainLoss"][1:]).all()
+    assert s.history["validationMetric"].min() < s.history["validationMetric"][0]
+    mu, y = predictions(fitted, sides(df)["validation"], params["labelCol"]).T
+    if kind != "poisson identity" or (mu > 1e-3 * y.mean()).all():
+        held = s.metrics["validation"]
+        assert held is not None
+        assert held["before"] == pytest.approx(loss(y, mu).mean(), rel=1e-9)
+    assert s.parity["before"]["ok"]
+
+
+def test_an_offset_stays_where_it_was(df: DataFrame, folder: Path) -> None:
+    head = GeneralizedLinearRegression(
+        featuresCol="x",
+        labelCol="riders",
+        family="poisson",
+        offsetCol="exposure",
+        regParam=1.0,
+        linkPredictionCol="eta",
+    )
+    fitted = pipeline(df, head)
+    found = tune(fitted, df, folder)
+    assert found.summary.decision == "tuned"
+    new = found.pipelineModel.stages[-1]
+    assert new.getOffsetCol() == "exposure"
+    row = found.transform(df).select("x", "exposure", "eta", "prediction").first()
+    eta = float(np.dot(row.x.toArray(), new.coefficients.toArray()) + new.intercept + row.exposure)
+    assert row.eta == pytest.approx(eta, rel=1e-12)
+    shifted = df.withColumn("exposure", F.col("exposure") + 1)
+    ratio = predictions(found, shifted)[:, 0] / predictions(found, df)[:, 0]
+    np.testing.assert_allclose(ratio, math.e, rtol=1e-9)
+
+
+# Losses ---------------------------------------------------------------------------------------------------------------
+
+
+def pinball(outputs: dict[str, Tensor], label: Tensor, weight: Tensor) -> Tensor:
+    """A loss of one's own: the 0.9 quantile."""
+    miss = label - outputs["prediction"]
+    return torch.maximum(0.9 * miss, -0.1 * miss)
+
+
+class Losses:
+    """A loss may be a static method."""
+
+    @staticmethod
+    def squared(outputs: dict[str, Tensor], label: Tensor, weight: Tensor) -> Tensor:
+        return (outputs["prediction"] - label) ** 2
+
+
+def test_a_loss_of_ones_own(df: DataFrame, shared: Path) -> None:
+    fitted = pipeline(df, LinearRegression(featuresCol="x", labelCol="riders"))
+    found = tune(fitted, df, shared, loss=pinball, maxEpochs=10)
+    named = tune(fitted, df, shared, loss="quantile", lossParams={"tau": 0.9}, maxEpochs=10)
+    assert found.summary.metric == found.summary.options["loss"] == f"{__name__}:pinball"
+    assert found.summary.decision == named.summary.decision == "tuned"
+    assert found.summary.metrics["validation"]["before"] == pytest.approx(named.summary.metrics["validation"]["before"])
+    rows = sides(df)["validation"]
+    for model, low, high in ((fitted, 0.0, 0.75), (named, 0.75, 0.97)):
+        predicted, y = predictions(model, rows, "riders").T
+        assert low < (y <= predicted).mean() < high  # coverage
+
+
+def test_the_metric_may_differ_from_the_loss(df: DataFrame, shared: Path) -> None:
+    fitted = pipeline(df, LinearRegression(featuresCol="x", labelCol="riders", regParam=5.0))
+    found = tune(fitted, df, shared, loss="absolute", metric="squared")
+    assert found.summary.metric == "squared"
+    predicted, y = predictions(found, sides(df)["validation"], "riders").T
+    assert found.summary.metrics["validation"]["after"] == pytest.approx(((y - predicted) ** 2).mean())
+
+
+def test_freeze_target_and_rates_of_single_stages(df: DataFrame, shared: Path) -> None:
+    head = GeneralizedLinearRegression(featuresCol="x", labelCol="riders", family="poisson", regParam=1.0)
+    model = pipeline(df, head, StandardScaler(inputCol="raw", outputCol="x", withMean=True))
+    scaler, glm = (type(s).__name__ for s in model.stages[1:])
+
+    def moved(**options: Any) -> set[str]:
+        found = tune(model, df, shared, maxEpochs=2, **options)
+        assert found.summary.decision == "tuned"
+        new, uids = weights(found.pipelineModel), {s.uid: type(s).__name__ for s in model.stages}
+        return {uids[k.partition(".")[0]] for k, v in weights(model).items() if not np.array_equal(v, new[k])}
+
+    assert moved() == {scaler, glm}
+    assert moved(freeze=[scaler]) == {glm}
+    assert moved(freeze=["x"]) == {glm}
+    assert moved(freeze=[model.stages[2]]) == {scaler}
+    assert moved(target="prediction") == {glm}
+    assert moved(learningRates={"x": 0.0, glm: 0.02}) == {glm}
+
+
+# As a pyspark.ml Estimator --------------------------------------------------------------------------------------------
+
+
+def test_params_can_be_set_got_and_explained(numeric: PipelineModel) -> None:
+    tuner = FineTuner(pipeline=numeric, maxEpochs=7)
+    assert (tuner.getMaxEpochs(), tuner.getLearningRate(), tuner.getLabelCol()) == (7, 1e-3, None)
+    assert tuner.setLearningRate(0.5).setFreeze("scaled") is tuner
+    assert tuner.getLearningRate() == 0.5
+    assert tuner.getFreeze() == ["scaled"]
+    assert tuner.setParams(batchSize=np.int64(9), freeze=[numeric.stages[2]]) is tuner
+    assert (tuner.getBatchSize(), tuner.getFreeze()) == (9, [numeric.stages[2].uid])
+    assert tuner.getPipeline() is numeric
+    options = {f.name for f in dataclasses.fields(sparkdiff.options.Options)}
+    assert {p.name for p in tuner.params} == options | {"pipeline"}
+    text = tuner.explainParams()
+    for name in (*options, "pipeline"):
+        assert f"{name}: " in text
+    assert "batchSize: rows per optimizer step (default: 128, current: 9)" in text
+    assert all(hasattr(tuner, f"{verb}{n[0].upper()}{n[1:]}") for n in options for verb in ("get", "set"))
+    assert FineTuner.setSeed.__doc__
+    with pytest.raises(InputError, match="'maxEpochs' option must be a whole number"):
+        tuner.setMaxEpochs("many")
+    with pytest.raises(InputError, match=r"unknown option 'maxEpoch'. Did you mean .*'maxEpochs'"):
+        FineTuner(pipeline=numeric, maxEpoch=3)
+    assert tuner.getMaxEpochs() == 7
+    with pytest.raises(InputError, match="FineTuner has no pipeline"):
+        FineTuner().fit(None)
+
+
+def test_params_of_one_fit(df: DataFrame, numeric: PipelineModel, shared: Path) -> None:
+    tuner = FineTuner(pipeline=numeric, cacheDir=str(shared), **QUICK)
+    one = tuner.fit(df, {tuner.maxEpochs: 2, tuner.learningRate: 0.005})
+    assert (len(one.summary.history), one.summary.options["learningRate"]) == (3, 0.005)
+    assert tuner.getMaxEpochs() == QUICK["maxEpochs"]
+    copied = tuner.copy({tuner.maxEpochs: 2, tuner.learningRate: 0.005})
+    assert copied.uid == tuner.uid
+    assert same(copied.fit(df).pipelineModel, one.pipelineModel)
+    models = tuner.fit(df, [{tuner.maxEpochs: 1}, {tuner.maxEpochs: 3}])
+    assert [len(m.summary.history) for m in models] == [2, 4]
+    with pytest.raises(InputError, match="'maxEpochs'"):
+        tuner.fit(df, {tuner.maxEpochs: 0})
+
+
+def test_a_tuner_can_be_saved_and_loaded(df: DataFrame, numeric: PipelineModel, shared: Path, tmp_path: Path) -> None:
+    tuner = FineTuner(
+        pipeline=numeric, cacheDir=str(shared), freeze=("scaled",), lossParams={}, learningRates={"PCAModel": 0.02}, **QUICK
+    )  # fmt: skip
+    tuner.write().save((tmp_path / "tuner").as_uri())
+    loaded = FineTuner.load((tmp_path / "tuner").as_uri())
+    assert loaded.uid == tuner.uid
+    assert loaded.options() == tuner.options()
+    assert {p.name for p in loaded.params if loaded.isSet(p)} == {p.name for p in tuner.params if tuner.isSet(p)}
+    assert same(loaded.fit(df).pipelineModel, tuner.fit(df).pipelineModel)
+    with pytest.raises(Exception, match="exist"):
+        tuner.write().save((tmp_path / "tuner").as_uri())
+    FineTuner(pipeline=unfitted(), seed=3).write().overwrite().save((tmp_path / "tuner").as_uri())
+    again = FineTuner.load((tmp_path / "tuner").as_uri())
+    assert isinstance(again.getPipeline(), Pipeline)
+    assert len(again.getPipeline().getStages()) == 6
+    assert (again.getSeed(), again.getFreeze()) == (3, [])
+    FineTuner(maxEpochs=2).save(str(tmp_path / "bare"))
+    assert not FineTuner.load(str(tmp_path / "bare")).isSet("pipeline")
+
+
+@pytest.mark.parametrize("loss", [pinball, Losses.squared])
+def test_a_loss_of_ones_own_is_saved_by_name(loss: Any, tmp_path: Path) -> None:
+    tuner = FineTuner(loss=loss)
+    tuner.save(str(tmp_path / "tuner"))
+    assert FineTuner.load(str(tmp_path / "tuner")).getLoss() is loss
+    metadata = "".join(p.read_text() for p in (tmp_path / "tuner" / "metadata").glob("part-*"))
+    assert f"{__name__}:{loss.__qualname__}" in metadata
+
+
+class Callables:
+    def __call__(self, outputs: dict[str, Tensor], label: Tensor, weight: Tensor) -> Tensor:
+        return pinball(outputs, label, weight)
+
+
+def test_a_loss_without_a_name_cannot_be_saved(tmp_path: Path) -> None:
+    def local(outputs: Any, label: Any, weight: Any) -> Any:
+        return label
+
+    for i, loss in enumerate((lambda outputs, label, weight: label, local, Callables(), functools.partial(pinball))):
+        with pytest.raises(InputError, match="can't be saved: define it as a function at the top of a module"):
+            FineTuner(loss=loss).save(str(tmp_path / f"tuner-{i}"))
+        assert not (tmp_path / f"tuner-{i}").exists()
+
+
+def test_a_loss_that_is_gone_is_an_error_that_says_so(tmp_path: Path) -> None:
+    FineTuner(loss=pinball).save(str(tmp_path / "tuner"))
+    part = next((tmp_path / "tuner" / "metadata").glob("part-*"))
+    part.write_text(part.read_text().replace(":pinball", ":gone"))
+    (part.parent / f".{part.name}.crc").unlink()
+    with pytest.raises(InputError, match=r"loss=.*:gone can't be found"):
+        FineTuner.load(str(tmp_path / "tuner"))
+
+
+def test_a_tuned_model_can_be_saved_and_loaded(df: DataFrame, tuned: FineTunerModel, tmp_path: Path) -> None:
+    tuned.write().save((tmp_path / "tuned").as_uri())
+    loaded = FineTunerModel.load((tmp_path / "tuned").as_uri())
+    assert loaded.uid == tuned.uid
+    assert same(loaded.pipelineModel, tuned.pipelineModel)
+    assert same(loaded.originalModel, tuned.originalModel)
+    assert str(loaded.summary) == str(tuned.summary)
+    assert loaded.summary.asdict() == tuned.summary.asdict()
+    assert loaded.summary.history.equals(tuned.summary.history)
+    np.testing.assert_array_equal(predictions(loaded, df), predictions(tuned, df))
+    plain = PipelineModel.load((tmp_path / "tuned" / "pipelineModel").as_uri())  # without sparkdiff
+    assert same(plain, tuned.pipelineModel)
+    kept = FineTunerModel(
+        tuned.originalModel, tuned.originalModel, dataclasses.replace(tuned.summary, decision="kept original")
+    )
+    kept.write().save((tmp_path / "kept").as_uri())
+    again = FineTunerModel.load((tmp_path / "kept").as_uri())
+    assert again.pipelineModel is again.originalModel
+
+
+def test_transform_is_the_pipelines(df: DataFrame, tuned: FineTunerModel) -> None:
+    np.testing.assert_array_equal(predictions(tuned, df), predictions(tuned.pipelineModel, df))
+    copied = tuned.copy()
+    assert copied is not tuned
+    assert copied.uid == tuned.uid
+    assert copied.pipelineModel is tuned.pipelineModel
+    assert copied.summary is tuned.summary
+
+
+def test_plain(df: DataFrame, numeric: PipelineModel, tuned: FineTunerModel) -> None:
+    assert sparkdiff.plain(tuned) is tuned.pipelineModel
+    assert sparkdiff.plain(numeric) is numeric
+    outer = PipelineModel([PipelineModel([tuned]), numeric.stages[0]])
+    found = sparkdiff.plain(outer)
+    assert found.uid == outer.uid
+    assert found.stages[0].uid == outer.stages[0].uid
+    assert found.stages[0].stages == [tuned.pipelineModel]
+    assert found.stages[1] is numeric.stages[0]
+    assert outer.stages[0].stages == [tuned]  # the argument is untouched
+    searched = CrossValidatorModel(tuned, [1.0, 2.0], subModels=[[tuned, outer]])
+    best = sparkdiff.plain(searched)
+    assert type(best) is CrossValidatorModel
+    assert best.uid == searched.uid
+    assert best.bestModel is tuned.pipelineModel
+    assert best.avgMetrics == [1.0, 2.0]
+    assert best.subModels[0][0] is tuned.pipelineModel
+    assert searched.bestModel is tuned
+    np.testing.assert_array_equal(predictions(best, df), predictions(tuned, df))
+
+
+def test_a_tuned_model_can_be_tuned_again(df: DataFrame, numeric: PipelineModel, shared: Path) -> None:
+    first = tune(numeric, df, shared)
+    second = tune(first, df, shared, maxEpochs=2)
+    assert second.originalModel is first.pipelineModel
+    assert second.summary.metrics["validation"]["before"] == pytest.approx(first.summary.metrics["validation"]["after"])
+
+
+def test_verbosity(df: DataFrame, numeric: PipelineModel, shared: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    tune(numeric, df, shared, maxEpochs=1)
+    capfd.readouterr()
+    tune(numeric, df, shared, maxEpochs=1)
+    assert capfd.readouterr() == ("", "")
+    tune(numeric, df, shared, maxEpochs=1, verbosity=1)
+    text = "".join(capfd.readouterr())
+    assert all(phase in text for phase in ("cache", "verify", "train", "reused: 1"))
+
+
+def test_a_table_can_be_any_dataframe(
+    spark: SparkSession, numeric: PipelineModel, table: pa.Table, folder: Path
+) -> None:
+    rows = table.select([*NUMBERS, "riders"]).slice(0, 400).to_pandas()
+    found = tune(numeric, spark.createDataFrame(rows), folder)
+    assert found.summary.metrics["train"] is not None
+    vectors = spark.createDataFrame(
+        [(Vectors.dense(r[:4]), float(r[4])) for r in rows.to_numpy().tolist()], ["assembled", "riders"]
+    )
+    rest = PipelineModel(numeric.stages[1:])
+    other = tune(rest, vectors, folder)
+    assert other.summary.metrics["validation"] is not None

@@ -1,0 +1,72 @@
+"""How often the guard accepts a change without gain, and a true gain, on the simulations of benchmarks/guard_size.py."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.slow
+
+PATH = Path(__file__).parents[2] / "benchmarks" / "guard_size.py"
+SPEC = importlib.util.spec_from_file_location("guard_size", PATH)
+assert SPEC is not None
+assert SPEC.loader is not None
+guard_size = importlib.util.module_from_spec(SPEC)
+sys.modules[SPEC.name] = guard_size  # dataclasses look their module up
+SPEC.loader.exec_module(guard_size)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Two threads on small matrices mostly wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def check(cell, runs: int) -> None:
+    accepted = sum(guard_size.decide(cell, run, i).accepted for i, run in enumerate(guard_size.simulations(cell, runs)))
+    assert cell.least <= accepted / runs <= cell.most
+
+
+@pytest.mark.parametrize("cell", guard_size.CELLS, ids=lambda cell: cell.name)
+def test_the_guard_keeps_its_promise(cell):
+    check(cell, 500 if cell.gain else 2000)
+
+
+@pytest.mark.parametrize("cell", guard_size.HARDER_CELLS, ids=lambda cell: cell.name)
+def test_the_guard_stands_harder_cases(cell):
+    check(cell, 500)
+
+
+def test_the_simulation_would_fool_a_plain_z():
+    cell = guard_size.CELLS[0]
+    fooled = sum(guard_size.plain_z(run.gains, run.weights) for run in guard_size.simulations(cell, 300))
+    assert fooled / 300 > 0.1
+
+
+@pytest.mark.parametrize("cell", guard_size.CELLS + guard_size.HARDER_CELLS, ids=lambda cell: cell.name)
+def test_the_simulation_is_what_it_says(cell):
+    runs = list(guard_size.simulations(cell, 20 if cell.size > 5000 else 60))
+    scores = torch.stack([run.gains.sum(1) / run.gains.norm(dim=1) for run in runs])
+    shape = (guard_size.CANDIDATES, guard_size.EPOCHS, -1)
+    if cell.bad:
+        scores = scores[:, guard_size.EPOCHS :]
+        assert runs[0].gains[: guard_size.EPOCHS].sum(1).mean() < 0
+    elif not cell.gain:
+        # The mean gain is zero, and a block's sums have the same variance in expectation whatever the column.
+        assert abs(float(scores.mean())) < 4 / len(runs) ** 0.5
+    gains = runs[0].gains.reshape(shape)
+    if cell.epochCorrelation == 0.97 and cell.common < 0.9 and not cell.bad:
+        spread = gains.std(2)
+        assert (spread[:, -1] > 3 * spread[:, 0]).all()  # the variance grows with the epoch
+        neighbours = [torch.corrcoef(gains[:, epoch : epoch + 2].reshape(8, -1))[0, 1] for epoch in range(0, 28)]
+        assert 0.9 < float(torch.stack(neighbours).mean()) < 0.999
+        across = torch.corrcoef(gains[:, 10])
+        assert 0.3 < float((across.sum() - 4) / 12) < 0.99

@@ -1,0 +1,158 @@
+"""Who may import whom, read from the sources: one way only, Spark and torch where they belong, py4j in one file."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "sparkdiff"
+LAYERS = [
+    ["errors"],
+    ["options", "jvm", "sparse"],
+    ["stages.base"],
+    ["stages"],  # and all other modules of it
+    ["graph", "columns"],
+    ["guard"],
+    ["network", "losses", "splits", "planning"],
+    ["stream", "fingerprint"],
+    ["parity", "cache", "measure"],
+    ["train"],
+    ["report"],
+    ["summary"],
+    ["finetune"],
+    ["tuner", "transformer"],
+    ["run"],
+    ["cli", "testing"],
+    ["__main__"],
+]
+FILES = sorted(PACKAGE.rglob("*.py"))
+NO_SPARK = ("train", "measure", "losses", "sparse", "stream", "stages")  # a package stands for all of its modules
+NO_TORCH = ("jvm", "options", "errors", "splits")
+
+
+def module_of(path: Path) -> str:
+    """`stages.linear` for sparkdiff/stages/linear.py, `stream` for sparkdiff/stream/__init__.py, "" for the package."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path): path for path in FILES}
+
+
+def package(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def layer(module: str) -> int:
+    for name in (module, package(module)):
+        for number, names in enumerate(LAYERS):
+            if name in names:
+                return number
+    pytest.fail(f"sparkdiff/{module.replace('.', '/')}.py is in no layer: put it into LAYERS")
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Full names of what a module imports, wherever in it; `from x import y` gives x.y and x."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            yield str(node.module)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def own_imports(path: Path) -> set[str]:
+    """The modules of sparkdiff that a file imports."""
+    names = {name.removeprefix("sparkdiff.") for name in imported(parsed(path)) if name.startswith("sparkdiff.")}
+    return {name for name in names if name in MODULES}
+
+
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def one_way(module: str, other: str) -> bool:
+    """Whether `module` may import `other`."""
+    if layer(other) < layer(module):
+        return True
+    return package(module) == package(other) and package(module) in ("stages", "stream", "report")
+
+
+def test_the_rules_can_fail() -> None:
+    assert own_imports(MODULES["finetune"]) >= {"cache", "train", "stages.base", "stream"}
+    assert not one_way("cache", "finetune")
+    assert not one_way("losses", "network")  # the same layer
+    assert not one_way("stages.base", "graph")
+    assert one_way("stages.linear", "stages.base")
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m])
+def test_a_module_imports_lower_layers_only(module: str) -> None:
+    wrong = {other for other in own_imports(MODULES[module]) if not one_way(module, other)}
+    assert not wrong, f"sparkdiff.{module} imports {sorted(wrong)}"
+
+
+@pytest.mark.parametrize("module", list(MODULES))
+def test_no_function_imports_our_own_modules(module: str) -> None:
+    functions = [n for n in ast.walk(parsed(MODULES[module])) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    late = {name for f in functions for name in imported(f) if package(name) == "sparkdiff"}
+    assert not late, f"sparkdiff.{module} imports {sorted(late)} inside a function"
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m in NO_SPARK or package(m) in NO_SPARK])
+def test_no_spark_where_torch_works_alone(module: str) -> None:
+    assert "pyspark" not in {package(name) for name in imported(parsed(MODULES[module]))}
+
+
+@pytest.mark.parametrize("module", NO_TORCH)
+def test_no_torch_where_spark_works_alone(module: str) -> None:
+    assert "torch" not in {package(name) for name in imported(parsed(MODULES[module]))}
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m != "jvm"])
+def test_only_one_file_knows_the_jvm(module: str) -> None:
+    text = MODULES[module].read_text(encoding="utf-8")
+    found = [word for word in ("_jvm", "_java_obj", "py4j", "_jdf", "_jsc", "_jsparkSession") if word in text]
+    assert not found, f"sparkdiff.{module} names {found}, which belong into jvm.py"
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m])
+def test_no_module_bears_a_public_name(module: str) -> None:
+    import sparkdiff
+
+    assert module not in sparkdiff.__all__  # importing it would put the module in the name's place
+
+
+def in_a_new_process(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+HEAVY = (
+    "print(sorted({n.partition('.')[0] for n in sys.modules} & {'torch', 'pyspark', 'petastorm', 'pandas', 'pyarrow'}))"
+)
+
+
+def test_import_sparkdiff_is_cheap() -> None:
+    assert in_a_new_process(f"import sys, sparkdiff; assert sparkdiff.__all__; {HEAVY}") == "[]\n"
+    assert in_a_new_process(f"import sys, sparkdiff.options, sparkdiff.errors; {HEAVY}") == "[]\n"
+
+
+def test_the_jvm_seam_needs_no_torch() -> None:
+    assert "torch" not in in_a_new_process(f"import sys, sparkdiff.jvm; {HEAVY}")
+
+
+def test_public_names_can_be_had() -> None:
+    import sparkdiff
+
+    for name in sparkdiff.__all__:
+        assert getattr(sparkdiff, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'fine_tuner'"):
+        _ = sparkdiff.fine_tuner

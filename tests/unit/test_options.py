@@ -1,0 +1,188 @@
+"""The one list of options: what is taken, what is refused and in which words."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sparkdiff.errors import InputError, SparkdiffError, did_you_mean
+from sparkdiff.options import Options, callable_name
+
+
+def test_defaults() -> None:
+    options = Options.of({})
+    assert options == Options()
+    contract = {
+        "validationFraction": 0.2, "loss": "auto", "optimizer": "adam", "learningRate": 1e-3, "regAnchor": 1e-3,
+        "maxEpochs": 120, "patience": 20, "batchSize": 128, "guard": 0.025, "stream": "auto", "cacheInMemory": True, "seed": 0,
+    }  # fmt: skip
+    assert {name: getattr(options, name) for name in contract} == contract
+    for name in (
+        "labelCol",
+        "weightCol",
+        "predictionCol",
+        "validationIndicatorCol",
+        "groupCol",
+        "timeCol",
+        "metric",
+        "cacheDir",
+    ):
+        assert getattr(options, name) is None
+
+
+@pytest.mark.parametrize("field", dataclasses.fields(Options), ids=lambda f: f.name)
+def test_every_option_has_a_default_that_it_takes_and_a_help_line(field: dataclasses.Field[Any]) -> None:
+    default = field.default if field.default is not dataclasses.MISSING else {}
+    assert getattr(Options.of({field.name: default}), field.name) == default
+    assert field.metadata["help"] == field.metadata["help"].strip() != ""
+
+
+class Stage:
+    uid = "pca_1"
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "taken"),
+    [
+        ("maxEpochs", 5.0, 5),
+        ("learningRate", 1, 1.0),
+        ("gradientClip", 2, 2.0),
+        ("gradientClip", None, None),
+        ("freeze", "PCAModel", ("PCAModel",)),
+        ("freeze", ["PCAModel", "scaled"], ("PCAModel", "scaled")),
+        ("lossParams", {"delta": 2}, {"delta": 2.0}),
+        ("guard", 1, 1.0),
+        ("labelCol", None, None),
+        ("loss", max, max),
+        ("seed", 0, 0),
+        ("seed", 2**63 - 1, 2**63 - 1),
+        ("seed", np.int64(7), 7),
+        ("learningRate", np.float32(0.5), 0.5),
+        ("learningRates", {"PCAModel": 0}, {"PCAModel": 0.0}),
+        ("freeze", Stage(), ("pca_1",)),
+        ("freeze", [Stage(), "scaled"], ("pca_1", "scaled")),
+        ("freeze", {"b", "a"}, ("a", "b")),
+    ],
+)
+def test_values_are_converted(name: str, given: Any, taken: Any) -> None:
+    found = getattr(Options.of({name: given}), name)
+    assert found == taken
+    assert type(found) is type(taken)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("maxEpochs", "5", "The 'maxEpochs' option must be a whole number. Got '5' instead."),
+        ("maxEpochs", 2.5, "The 'maxEpochs' option must be a whole number. Got 2.5 instead."),
+        ("maxEpochs", True, "The 'maxEpochs' option must be a whole number. Got True instead."),
+        ("maxEpochs", None, "The 'maxEpochs' option must be a whole number. Got None instead."),
+        ("maxEpochs", float("inf"), "The 'maxEpochs' option must be a whole number. Got inf instead."),
+        ("maxEpochs", float("nan"), "The 'maxEpochs' option must be a whole number. Got nan instead."),
+        ("maxEpochs", 0, r"The 'maxEpochs' option must be in \[1, inf\). Got 0 instead."),
+        ("batchSize", 0, "must be in"),
+        ("patience", 0, "must be in"),
+        ("seed", -1, "must be in"),
+        ("seed", 2**63, "must be in"),
+        ("learningRate", 0, r"must be in \(0, inf\). Got 0.0 instead."),
+        ("learningRate", float("nan"), "must be a finite number"),
+        ("learningRate", "fast", "must be a finite number"),
+        ("regAnchor", -1e-9, "must be in"),
+        ("gradientClip", 0, "must be in"),
+        ("validationFraction", 0, r"must be in \(0, 1\). Got 0.0 instead."),
+        ("validationFraction", 1, r"must be in \(0, 1\). Got 1.0 instead."),
+        ("guard", 0, r"must be in \(0, 1\]. Got 0.0 instead."),
+        ("guard", 1.01, "must be in"),
+        ("verbosity", 2, "must be in"),
+        ("labelCol", "", "must be a non-empty string"),
+        ("labelCol", 3, "must be a non-empty string"),
+        ("cacheInMemory", "yes", "must be true or false"),
+        ("cacheInMemory", 1, "must be true or false"),
+        ("freeze", 3, "must be a list of stages or their names"),
+        ("freeze", [3], "must be a list of stages or their names"),
+        ("lossParams", [1], "must be a mapping of names to finite numbers"),
+        ("lossParams", {"delta": "wide"}, "must be a mapping of names to finite numbers"),
+        ("learningRates", {"PCAModel": None}, "must be a mapping of names to finite numbers"),
+        ("learningRates", {"PCAModel": -1.0}, "The 'learningRates' option must hold numbers >= 0"),
+        ("lossParams", {"delta": float("nan")}, "must be a mapping of names to finite numbers"),
+        ("loss", "possion", "must be one of auto, squared, .*Got 'possion' instead"),
+        ("loss", 3, "'loss'.*Got 3 instead"),
+        ("metric", "auto", "must be one of squared"),
+        ("metric", max, "'metric'"),
+        ("optimizer", "lbfgs", "must be one of adam, adamw, sgd"),
+        ("stream", "csv", "must be one of auto, petastorm, arrow"),
+    ],
+)
+def test_values_are_refused(name: str, value: Any, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        Options.of({name: value})
+
+
+def test_an_unknown_option_is_an_error_with_the_nearest_name() -> None:
+    with pytest.raises(InputError, match=r"unknown option 'learningrate'. Did you mean .*'learningRate'"):
+        Options.of({"learningrate": 1})
+    with pytest.raises(InputError, match=r"unknown option 'zzz'. Known: .*batchSize.*weightCol"):
+        Options.of({"zzz": 1})
+
+
+def test_all_problems_are_named_at_once() -> None:
+    with pytest.raises(InputError) as caught:
+        Options.of({"maxEpoch": 3, "batchSize": 0, "guard": "x", "seed": 1})
+    assert all(part in str(caught.value) for part in ("'maxEpoch'", "'maxEpochs'", "'batchSize'", "'guard'"))
+    assert "seed" not in str(caught.value)
+    assert isinstance(caught.value, SparkdiffError)
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [{"validationIndicatorCol": "held", "validationFraction": 0.3}, {"groupCol": "user", "timeCol": "when"}],
+)
+def test_options_that_exclude_each_other(pair: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="exclude each other") as caught:
+        Options.of(pair)
+    assert all(f"{name}={value!r}" in str(caught.value) for name, value in pair.items())
+    for name in pair:
+        Options.of({name: pair[name]})
+
+
+def test_none_is_as_good_as_unset() -> None:
+    assert Options.of({"groupCol": None, "timeCol": "when", "gradientClip": None}) == Options.of({"timeCol": "when"})
+
+
+def test_as_json() -> None:
+    options = Options.of({"freeze": ["a"], "lossParams": {"tau": 0.9}, "loss": "quantile"})
+    assert json.loads(json.dumps(options.asdict())) == options.asdict()
+    assert options.asdict()["freeze"] == ["a"]
+    assert Options.of({"loss": test_as_json}).asdict()["loss"].endswith(":test_as_json")
+    assert Options.of(options.asdict()) == options
+
+
+class Weighted:
+    def __call__(self, outputs: Any, label: Any, weight: Any) -> Any:
+        return label
+
+    def method(self, outputs: Any, label: Any, weight: Any) -> Any:
+        return label
+
+
+def test_every_callable_has_a_name() -> None:
+    assert callable_name(test_defaults) == f"{__name__}:test_defaults"
+    assert callable_name(Weighted.method) == f"{__name__}:Weighted.method"
+    for loss in (Weighted(), functools.partial(max, 1), Weighted().method):
+        assert ":" in callable_name(loss)
+        assert Options.of({"loss": loss}).asdict()["loss"] == callable_name(loss)
+
+
+def test_options_cannot_change() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Options().seed = 1  # type: ignore[misc]
+
+
+def test_did_you_mean() -> None:
+    assert did_you_mean("bikrs", ["bikers", "hum"]) == "Did you mean 'bikers'?"
+    assert did_you_mean("zzz", ["b", "a"]) == "Known: a, b."
