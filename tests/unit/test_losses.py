@@ -403,7 +403,7 @@ def test_a_callable_must_return_one_value_per_row(loss: Any, sentence: str) -> N
 def test_a_callable_must_let_gradients_through() -> None:
     y, margin = tensor([1.0, 2.0]), tensor([1.0, 2.0])
     rows(cut_off, linear(), margin, y)  # without gradients there is nothing to say against it
-    with pytest.raises(InputError, match="no gradient passes through the loss .*cut_off"):
+    with pytest.raises(InputError, match=r"no gradient passes through the loss .*cut_off"):
         rows(cut_off, linear(), margin.requires_grad_(), y)
 
 
