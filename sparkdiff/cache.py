@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -86,8 +87,19 @@ def root(options: Options) -> Path:
                 "that Spark and this process both see as files"
             )
         return _temporary()
-    path = Path(given.removeprefix("file://")).absolute()
-    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    local = re.sub(r"^file:(//)?(?=/)", "", given)
+    if re.match(r"\w+:", local):
+        raise InputError(
+            f"cacheDir={given!r} must be a folder of this machine's file system (local, NFS or a FUSE mount such as /dbfs), "
+            "which Spark and torch both see as files"
+        )
+    path = Path(local).absolute()
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as e:
+        raise InputError(
+            f"cacheDir={given!r} cannot be used: {e.strerror}; give a folder that can be written to"
+        ) from e
     return path
 
 
@@ -160,6 +172,16 @@ def _check(request: Request) -> None:
                 raise InputError(
                     f"{option}={column!r} names no column of the data. {did_you_mean(column, source.df.columns)}"
                 )
+            _check_number(option, column, source.df, request.graph)
+
+
+def _check_number(option: str, column: str | None, df: DataFrame, graph: Graph) -> None:
+    """Raise InputError where a column that the data have is no number."""
+    for field in df.schema.fields:
+        named = column is not None and graph.fold(field.name) == graph.fold(column)
+        if named and not isinstance(field.dataType, (NumericType, BooleanType)):
+            kind = field.dataType.simpleString()
+            raise InputError(f"{option}={column!r} is {kind}, but must be a number: cast or index it")
 
 
 def _after(graph: Graph, df: DataFrame) -> set[str]:
@@ -260,18 +282,17 @@ def _write(request: Request, frames: list[DataFrame], columns: list[dict[str, An
         selected: list[Column] = []
         fold = request.graph.fold
         fields = {fold(f.name): f for f in df.schema.fields}
-        for lost in (SPLIT, BLOCK, TIME, request.labelCol, request.weightCol):
+        for lost in (request.labelCol, request.weightCol, SPLIT, BLOCK, TIME):
             if lost is not None and fold(lost) not in fields:
                 cut = ", ".join(
                     request.graph.leaves[i].uid for i in sorted(request.graph.cached) if request.graph.leaves[i].opaque
                 )
+                what = f"column {lost!r}" if lost not in (SPLIT, BLOCK, TIME) else "columns that it doesn't name"
                 raise InputError(
-                    f"{cut or 'a stage'} drops column {lost!r}, which training needs; let it keep all columns (SELECT *, ...)"
+                    f"{cut or 'a stage'} drops {what}, which training needs; let it keep all columns (SELECT *, ...)"
                 )
-        for option, name in (("labelCol", request.labelCol), ("weightCol", request.weightCol)):
-            kind = None if name is None else fields[fold(name)].dataType
-            if kind is not None and not isinstance(kind, (NumericType, BooleanType)):
-                raise InputError(f"{option}={name!r} is {kind.simpleString()}, but must be a number: cast or index it")
+        _check_number("labelCol", request.labelCol, df, request.graph)  # here they may be made by a stage
+        _check_number("weightCol", request.weightCol, df, request.graph)
         for column in columns[:-4]:
             f = fields[fold(column["column"])]
             selected += _physical(column, f.dataType, splits.quoted(f.name))
@@ -292,7 +313,9 @@ def _write(request: Request, frames: list[DataFrame], columns: list[dict[str, An
     )
     width = sum(c["width"] if c["kind"] == "dense" else 1 for c in columns)
     piece = max(1024, min(65536, PIECE_BYTES // (8 * width)))
-    dealt.write.mode("append").option("maxRecordsPerFile", piece).partitionBy("split", "shard").parquet(folder.as_uri())
+    dealt.write.mode("append").option("maxRecordsPerFile", piece).partitionBy("split", "shard").parquet(
+        f"file://{folder}"
+    )
 
 
 def _shards(folder: Path, split: str) -> list[list[dict[str, Any]]]:
@@ -319,10 +342,10 @@ def _stats(folder: Path, shards: list[list[dict[str, Any]]], request: Request, s
     """Label and weight statistics of one split, and the refusal of rows that can't be used."""
     if (folder / "split=__HIVE_DEFAULT_PARTITION__").exists():
         o = request.options
-        raise InputError(
-            f"{'validationIndicatorCol' if o.validationIndicatorCol else 'timeCol'}="
-            f"{o.validationIndicatorCol or o.timeCol!r} holds null, so that a row is on neither side; fill it or drop such rows"
-        )
+        which = f"validationIndicatorCol={o.validationIndicatorCol!r} holds null"
+        if not o.validationIndicatorCol:
+            which = f"timeCol={o.timeCol!r} holds null or NaN"
+        raise InputError(f"{which}, so that a row is on neither side; fill it or drop such rows")
     n = total = mean = m2 = 0.0
     low, high = float("inf"), float("-inf")
     counts: dict[float, int] = {}
@@ -339,7 +362,11 @@ def _stats(folder: Path, shards: list[list[dict[str, Any]]], request: Request, s
             ">= 0",
         )
         if table["block"].null_count:
-            raise InputError(f"groupCol={request.options.groupCol!r} holds null; fill it or drop such rows")
+            option = "groupCol" if request.options.groupCol else "timeCol"
+            column = getattr(request.options, option)
+            raise InputError(
+                f"{option}={column!r} holds null{' or NaN' * (option == 'timeCol')}; fill it or drop such rows"
+            )
         used = label.filter(pc.greater(weight, 0.0))
         if not len(used):
             continue
@@ -349,7 +376,7 @@ def _stats(folder: Path, shards: list[list[dict[str, Any]]], request: Request, s
         size, there = len(used), pc.mean(used).as_py()
         delta = there - mean
         mean += delta * size / n
-        m2 += pc.variance(used).as_py() * size + delta**2 * size * (n - size) / n
+        m2 += pc.variance(used).as_py() * size + delta * delta * size * (n - size) / n
         low, high = min(low, pc.min(used).as_py()), max(high, pc.max(used).as_py())
         if len(counts) <= 1000:
             for entry in pc.value_counts(used).to_pylist():  # at most a thousand distinct labels are counted

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import math
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -117,6 +118,7 @@ def fine_tune(task: Task, sources: Sequence[Source], phases: Phases) -> Outcome:
             check_label(o, network.head, labels, task.labelCol, fractional)
         with phases.phase("verify") as say:
             before = {s: score(network, data, s, metric) for s in SPLITS if cache.rows(s)}
+            _check_finite(before, metric, task, labels)
             parity = {"before": _parity(task, task.model, network, data, cache)}
             say(f"the network reproduces Spark: {parity['before']}")
         with phases.phase("train") as say:
@@ -162,6 +164,16 @@ def _all_labels(cache: Cache) -> tuple[LabelStats, float | None]:
     low, high = min(s["low"] for s in parts), max(s["high"] for s in parts)
     fractional = next((s["fractional"] for s in parts if s["fractional"] is not None), None)
     return LabelStats(0.0, 0.0, low, high, torch.empty(0, dtype=torch.int64)), fractional
+
+
+def _check_finite(before: dict[str, Score], metric: Objective, task: Task, labels: LabelStats) -> None:
+    """Raise InputError where the original's metric is infinite or NaN although its inputs are finite."""
+    for split, found in before.items():
+        if not math.isfinite(found.mean):
+            raise InputError(
+                f"the mean {metric.name} of {task.model.uid} on the {split} rows is {found.mean}: its label column "
+                f"{task.labelCol!r} lies between {labels.low!r} and {labels.high!r}; clean or scale it, or choose another metric"
+            )
 
 
 def _decide(task: Task, data: Data, metric: Objective, network: Network, found: Trained) -> guard.Verdict:
@@ -210,7 +222,7 @@ def _parity(task: Task, model: Any, network: Network, data: Data, cache: Cache) 
     stages = [stage for _, stage in flatten(model)]
     with tempfile.TemporaryDirectory(prefix=".parity-", dir=cache.folder.parent) as folder:
         write_columns(named, Path(folder) / "sample.parquet")
-        df = spark.read.schema(schema_of(named, metadata)).parquet(Path(folder, "sample.parquet").as_uri())
+        df = spark.read.schema(schema_of(named, metadata)).parquet(f"file://{folder}/sample.parquet")
         parity = compare(df, {i: stages[i] for i in graph.live}, network, Path(folder))
     if not parity.ok:
         worst = sorted(parity.maxRelDiff.items(), key=lambda item: -item[1])

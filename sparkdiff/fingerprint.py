@@ -56,19 +56,19 @@ def fingerprint(request: Request, folder: Path) -> str:
         },
         "sources": [[s.split, source_facts(s.df)] for s in request.sources],
     }
-    if parts["stages"] is None:  # a stage that can't be saved can't be told apart: the rows that it makes decide
-        parts["stages"] = [_content(request.graph.before_cut(s.df)) for s in request.sources]
+    graph = request.graph
+    if any(graph.leaves[i].opaque for i in graph.cached):  # SQL may call functions and read tables of its own
+        facts = [jvm.plan_facts(graph.before_cut(s.df), after_stages=True) for s in request.sources]
+        parts["tables"] = None if None in facts else [[f["relations"], f["files"]] for f in facts if f]
+    if parts["stages"] is None or ("tables" in parts and parts["tables"] is None):
+        # What can't be saved, or what code decides, can't be told apart: the rows that it makes decide.
+        parts["stages"] = [_content(graph.before_cut(s.df)) for s in request.sources]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
-
-
-NOT_IN_THE_PLAN = re.compile(r"Python|InPandas|InArrow|subquery#|exists#|list#")
-"""In a plan's text: Python code, which the text only names, and subqueries, whose files are not among the plan's."""
 
 
 def source_facts(df: DataFrame) -> Any:
     """What decides a DataFrame's rows: its plan and files where that tells all, else count and hash sum of its content."""
-    facts = jvm.plan_facts(df)
-    return _content(df) if facts is None or NOT_IN_THE_PLAN.search(facts["plan"]) else facts
+    return jvm.plan_facts(df) or _content(df)
 
 
 def _content(df: DataFrame) -> Any:
@@ -121,7 +121,7 @@ def digest_of(model: Any, folder: Path) -> list[str] | None:
     """
     folder = Path(tempfile.mkdtemp(prefix=".stages-", dir=folder))
     try:
-        model.write().overwrite().save(folder.as_uri())
+        model.write().overwrite().save(f"file://{folder}")
     except (*jvm.SparkError, AttributeError, ValueError, TypeError, NotImplementedError):
         return None
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -124,6 +125,10 @@ def with_uid(new: Any, old: Any) -> Any:
     return old._copyValues(new)
 
 
+NOT_IN_THE_PLAN = re.compile(r"Python|InPandas|InArrow|subquery#|exists#|list#")
+"""In a plan's text: Python code, which the text only names, and subqueries, whose files are not among the plan's."""
+
+
 @contextlib.contextmanager
 def full_plan_text(spark: SparkSession) -> Iterator[None]:
     """Plan texts are cut at 25 fields by default; inside this context they are whole."""
@@ -136,10 +141,11 @@ def full_plan_text(spark: SparkSession) -> Iterator[None]:
         spark.conf.unset(key) if before is None else spark.conf.set(key, before)
 
 
-def plan_facts(df: DataFrame) -> dict[str, Any] | None:
+def plan_facts(df: DataFrame, *, after_stages: bool = False) -> dict[str, Any] | None:
     """What decides a DataFrame's content without running a job: plan text and input files with length and mtime.
 
-    None where the content can't be told that way: a leaf that isn't files, a UDF, or a nondeterministic expression.
+    None where the content can't be told that way: a leaf that isn't files, a UDF, or a nondeterministic expression. After
+    ML stages, whose own functions show as UDFs too, only Python code counts as one.
     """
     try:
         plan = df._jdf.queryExecution().optimizedPlan()
@@ -147,7 +153,7 @@ def plan_facts(df: DataFrame) -> dict[str, Any] | None:
             text = plan.canonicalized().toString()
     except (Py4JError, PySparkException, AttributeError):
         return None
-    if not plan.deterministic() or "UDF" in text:
+    if not plan.deterministic() or NOT_IN_THE_PLAN.search(text) or ("UDF" in text and not after_stages):
         return None
     files, relations, leaves = [], [], plan.collectLeaves()
     for i in range(leaves.size()):

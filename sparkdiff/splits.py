@@ -86,7 +86,7 @@ def with_splits(sources: list[Source], options: Options) -> list[DataFrame]:
         time = _seconds(df, options.timeCol) if options.timeCol else F.lit(None).cast("double")
         unit = F.xxhash64(quoted(options.groupCol), F.lit(options.seed)) if options.groupCol else row
         if options.timeCol:
-            block = sum((F.when(time > c, 1).otherwise(0) for c in cuts[1:]), F.lit(0)).cast("long")
+            block = sum((F.when(time > c, 1).when(time <= c, 0) for c in cuts[1:]), F.lit(0)).cast("long")
         elif options.groupCol:
             block = F.when(quoted(options.groupCol).isNotNull(), unit)
         else:
@@ -107,7 +107,8 @@ def with_splits(sources: list[Source], options: Options) -> list[DataFrame]:
 
 def _seconds(df: DataFrame, column: str) -> Column:
     kind, c = field(df, column, "timeCol").dataType, quoted(column)
-    return c.cast("double") if isinstance(kind, NumericType) else c.cast("timestamp").cast("double")
+    seconds = c.cast("double") if isinstance(kind, NumericType) else c.cast("timestamp").cast("double")
+    return F.when(~F.isnan(seconds), seconds)  # NaN, like null, is on neither side
 
 
 def _time_cuts(sources: list[Source], options: Options) -> list[float]:

@@ -91,6 +91,8 @@ class FineTuner(Estimator, MLWritable, MLReadable):  # type: ignore[type-arg]
         if not self.isSet("pipeline"):
             raise InputError("FineTuner has no pipeline: FineTuner(pipeline=model)")
         jvm.session()
+        if not hasattr(dataset, "isStreaming"):
+            raise InputError(f"fit() wants a Spark DataFrame, got {type(dataset).__name__}")
         options, model = self.options(), plain(self.getPipeline())
         sources = [Source(dataset)]
         if isinstance(model, Pipeline):

@@ -85,7 +85,9 @@ class MinMaxScaler(StageModule):
     @torch.no_grad()
     def project_(self) -> None:
         # A range of a thousandth of the fitted one would stretch the column a thousandfold: nearer to 0 it isn't scaling.
-        least = torch.where(self.moves, self.originalMin + 1e-3 * self.range, self.originalMax)
+        next_double = self.originalMin.nextafter(torch.full_like(self.originalMin, torch.inf))
+        least = torch.maximum(self.originalMin + 1e-3 * self.range, next_double)
+        least = torch.where(self.moves, least, self.originalMax)
         self.originalMax.copy_(torch.maximum(self.originalMax, least))
 
     def check_domain(self, uid: str) -> None:

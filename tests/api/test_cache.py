@@ -34,6 +34,7 @@ from riders import NUMBERS, cached, tune
 from sparkdiff import InputError
 from sparkdiff import cache as caches
 from sparkdiff.cache import Cache, DamagedCache
+from sparkdiff.fingerprint import source_facts
 from sparkdiff.sparse import SparseRows
 from sparkdiff.splits import Source
 from sparkdiff.stream import Stream
@@ -222,21 +223,21 @@ def test_reference_changes_the_cut_and_what_is_cached(
     ids=["filter", "long list", "expression", "names", "union"],
 )
 def test_another_query_on_the_same_file_rebuilds(df: DataFrame, change: Callable[[DataFrame], DataFrame]) -> None:
-    facts = json.dumps(caches.source_facts(change(df)))
-    assert facts != json.dumps(caches.source_facts(df))
-    assert facts == json.dumps(caches.source_facts(change(df)))
+    facts = json.dumps(source_facts(change(df)))
+    assert facts != json.dumps(source_facts(df))
+    assert facts == json.dumps(source_facts(change(df)))
 
 
 def test_one_value_in_a_long_list_counts(df: DataFrame) -> None:
     lists = [df.where(F.col("number").isin([float(i) for i in range(300)] + [last])) for last in (900.0, 901.0)]
-    one, other = (json.dumps(caches.source_facts(d)) for d in lists)
+    one, other = (json.dumps(source_facts(d)) for d in lists)
     assert one != other
 
 
 def test_names_of_columns_count_although_the_plan_forgets_them(df: DataFrame) -> None:
     wide = df.select(*(F.col("temp").alias(f"x{i}") for i in range(40)))  # beyond the 25 fields that a plan shows
     other = df.select(*(F.col("hum" if i == 39 else "temp").alias(f"x{i}") for i in range(40)))
-    assert json.dumps(caches.source_facts(wide)) != json.dumps(caches.source_facts(other))
+    assert json.dumps(source_facts(wide)) != json.dumps(source_facts(other))
 
 
 @pytest.mark.parametrize(
@@ -281,7 +282,7 @@ def test_rows_made_by_a_python_function_are_told_by_content(spark: SparkSession,
 
         return df.select(*NUMBERS).mapInPandas(f, "temp double, hum double, wind double, noise double")
 
-    facts = [json.dumps(caches.source_facts(made(by))) for by in (0.0, 0.0, 1.0)]
+    facts = [json.dumps(source_facts(made(by))) for by in (0.0, 0.0, 1.0)]
     assert facts[0] == facts[1] != facts[2]
 
 
@@ -332,7 +333,7 @@ def test_a_stage_in_python_is_told_by_what_it_returns(
 
 def test_a_nondeterministic_source_is_told_by_content(df: DataFrame, numeric: PipelineModel, folder: Path) -> None:
     drawn = df.withColumn("temp", F.rand(seed=3))
-    assert "plan" not in caches.source_facts(drawn)
+    assert "plan" not in source_facts(drawn)
     first = cached(numeric, drawn, folder)
     assert cached(numeric, df.withColumn("temp", F.rand(seed=3)), folder).hit
     second = cached(numeric, df.withColumn("temp", F.rand(seed=4)), folder)
@@ -347,11 +348,11 @@ def test_files_inside_a_subquery_count(spark: SparkSession, df: DataFrame, write
         write(pa.table({"limit": [limit]}), path).createOrReplaceTempView("sparkdiff_limit")
         return df.where("temp < (SELECT max(limit) FROM sparkdiff_limit)")
 
-    one = json.dumps(caches.source_facts(below(0.25)))
+    one = json.dumps(source_facts(below(0.25)))
     time = path.stat().st_mtime_ns
     df_other = below(0.75)
     os.utime(path, ns=(time, time + 5_000_000_000))
-    assert json.dumps(caches.source_facts(df_other)) != one
+    assert json.dumps(source_facts(df_other)) != one
 
 
 # What hits ------------------------------------------------------------------------------------------------------------
@@ -560,6 +561,21 @@ def test_without_cacheDir_a_temporary_folder_or_the_sessions_conf(
         assert cached(numeric, df, None).folder.parent == folder
     finally:
         spark.conf.unset("spark.sparkdiff.cacheDir")
+
+
+@pytest.mark.parametrize("name", ["my caches", "100% #1", "größe:x", "a+b&c=d"])
+def test_the_folder_may_have_any_name(df: DataFrame, numeric: PipelineModel, tmp_path: Path, name: str) -> None:
+    found = tune(numeric, df, tmp_path / name, maxEpochs=1, stream="auto")
+    assert found.summary.metrics["train"] is not None
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+    assert [p.name for p in (tmp_path / name).iterdir()] == [found.summary.cache["fingerprint"][:16]]
+    assert tune(numeric, df, f"file://{tmp_path / name}", maxEpochs=1).summary.cache["hit"]  # type: ignore[arg-type]
+
+
+def test_a_loaded_model_hits(df: DataFrame, model: PipelineModel, shared: Path, tmp_path: Path) -> None:
+    cached(model, df, shared)
+    model.write().save((tmp_path / "model").as_uri())
+    assert cached(PipelineModel.load((tmp_path / "model").as_uri()), df, shared).hit
 
 
 def test_a_failed_build_leaves_nothing_behind(

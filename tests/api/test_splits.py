@@ -248,7 +248,7 @@ def test_test_rows_influence_nothing(write: Any, table: pa.Table, numeric: Pipel
 
 def test_too_few_rows_groups_and_blocks(df: DataFrame, numeric: PipelineModel, folder: Path) -> None:
     few = df.where("number < 100")
-    with pytest.raises(InputError, match=r"1\d validation rows .*at least 30 are needed.*validationFraction"):
+    with pytest.raises(InputError, match=r"[12]\d validation rows .*at least 30 are needed.*validationFraction"):
         tune(numeric, few, folder)
     with pytest.raises(InputError, match=r"\d+ groups .*at least 30 are needed.*groupCol"):
         tune(numeric, df, folder, groupCol="user", validationFraction=0.1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -81,10 +82,21 @@ def marked(text: str, mark: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the source file, which a test may spoil."""
+    return Path(shutil.copy(ROOT / "data" / "bikeshare.csv", tmp_path_factory.mktemp("data")))
+
+
+def job(data: Path, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """The shipped job on that copy."""
+    paths = [f"data.{split}.path={data}" for split in ("train", "validation", "test")]
+    return submit(ROOT / "jobs" / "finetune.py", "--config", "conf/bikeshare.yaml", *paths, *arguments, **options)
+
+
+@pytest.fixture(scope="module")
+def demo(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     folder = tmp_path_factory.mktemp("runs")
-    script, config = ROOT / "jobs" / "finetune.py", "conf/bikeshare.yaml"
-    done = submit(script, "--config", config, f"output.path={folder / 'bikeshare'}", log=folder / "events")
+    done = job(data, f"output.path={folder / 'bikeshare'}", log=folder / "events")
     return folder / "bikeshare", done
 
 
@@ -138,22 +150,18 @@ def test_fine_tuning_costs_at_most_twice_the_fit(demo: tuple[Path, subprocess.Co
 
 
 def test_a_second_run_reuses_all_and_reads_no_source_row(
-    demo: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+    demo: tuple[Path, subprocess.CompletedProcess[str]], data: Path, tmp_path: Path
 ) -> None:
     run, _ = demo
     first = summary(run)
     cached = {p: p.stat().st_mtime_ns for p in (run.parent / ".cache").rglob("*.parquet")}
     # With the source's content made unreadable (same length and time), only a run that never reads it can succeed.
-    source = ROOT / "data" / "bikeshare.csv"
-    content, status = source.read_bytes(), source.stat()
-    try:
-        source.write_bytes(b"x" * len(content))
-        os.utime(source, ns=(status.st_atime_ns, status.st_mtime_ns))
-        script, config = ROOT / "jobs" / "finetune.py", "conf/bikeshare.yaml"
-        done = submit(script, "--config", config, f"output.path={run}", log=tmp_path / "events")
-    finally:
-        source.write_bytes(content)
-        os.utime(source, ns=(status.st_atime_ns, status.st_mtime_ns))
+    content, times = data.read_bytes(), (data.stat().st_atime_ns, data.stat().st_mtime_ns)
+    data.write_bytes(b"x" * len(content))
+    os.utime(data, ns=times)
+    done = job(data, f"output.path={run}", log=tmp_path / "events")
+    data.write_bytes(content)
+    os.utime(data, ns=times)
     second = summary(run)
     assert second["cache"] == {"hit": True, "fingerprint": first["cache"]["fingerprint"]}
     assert (second["metrics"], second["z"], second["p"]) == (first["metrics"], first["z"], first["p"])
@@ -203,12 +211,12 @@ def test_the_result_is_served_without_torch_and_sparkdiff(
         (["fineTuner.freeze=[PCAModel, StandardScalerModel, GeneralizedLinearRegressionModel]"], "nothing to train"),
     ],
 )  # fmt: skip
-def test_wrong_input_ends_with_2_and_leaves_nothing(arguments: list[str], said: str, tmp_path: Path, demo: Any) -> None:
+def test_wrong_input_ends_with_2_and_leaves_nothing(
+    arguments: list[str], said: str, tmp_path: Path, demo: Any, data: Path
+) -> None:
     # The demo's cache folder spares the fit.
-    done = submit(
-        ROOT / "jobs" / "finetune.py", "--config", "conf/bikeshare.yaml", f"output.path={tmp_path / 'out'}",
-        f"fineTuner.cacheDir={demo[0].parent / '.cache'}", *arguments, expect=2,
-    )  # fmt: skip
+    cache = f"fineTuner.cacheDir={demo[0].parent / '.cache'}"
+    done = job(data, f"output.path={tmp_path / 'out'}", cache, *arguments, expect=2)
     output = done.stdout + done.stderr  # spark-submit sends a job's stderr to its own stdout
     assert said in output
     assert "Traceback" not in output
@@ -216,16 +224,9 @@ def test_wrong_input_ends_with_2_and_leaves_nothing(arguments: list[str], said: 
     assert not [p for p in (demo[0].parent / ".cache").iterdir() if p.name.startswith(".")]
 
 
-def test_an_existing_output_is_refused_and_left_alone(demo: Any) -> None:
+def test_an_existing_output_is_refused_and_left_alone(demo: Any, data: Path) -> None:
     before = (demo[0] / "summary.json").read_bytes()
-    done = submit(
-        ROOT / "jobs" / "finetune.py",
-        "--config",
-        "conf/bikeshare.yaml",
-        f"output.path={demo[0]}",
-        "output.mode=error",
-        expect=2,
-    )
+    done = job(data, f"output.path={demo[0]}", "output.mode=error", expect=2)
     assert "exists" in done.stdout + done.stderr
     assert (demo[0] / "summary.json").read_bytes() == before
 
