@@ -147,6 +147,7 @@ def test_fine_tuning_costs_at_most_twice_the_fit(demo: tuple[Path, subprocess.Co
     ours = sum(seconds for phase, seconds in timings.items() if phase not in ("load", "fit"))
     print(f"fine-tuning over fit: {ours / timings['fit']:.2f} ({timings})")
     assert set(timings) == {"load", "fit", "plan", "cache", "verify", "train", "write back", "save"}
+    assert ours <= 2 * timings["fit"]
 
 
 def test_a_second_run_reuses_all_and_reads_no_source_row(
