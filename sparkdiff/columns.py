@@ -35,7 +35,7 @@ def write_plain(df: DataFrame, names: Sequence[str], folder: Path) -> None:
     """Write these columns of a DataFrame to Parquet, in plain types, under the names v0, v1, ..."""
     fields = {f.name: f for f in df.schema.fields}
     df.select(*(physical(fields[n], F.col(n)).alias(f"v{i}") for i, n in enumerate(names))).write.parquet(
-        folder.as_uri()
+        f"file://{folder}"  # not as_uri(): Spark takes %20 for a part of the name
     )
 
 

@@ -181,7 +181,10 @@ def _file_facts(spark: Any, uris: Any) -> list[list[Any]]:
 
 
 def cause(error: BaseException) -> str:
-    """The innermost message of an error raised by Spark, in one line."""
+    """The innermost message of an error raised by Spark, in one line; of Python code, its exception."""
+    raised = re.findall(r"^\w+(?:Error|Exception): .*$", str(error), re.MULTILINE)
+    if "from the Python worker" in str(error) and raised:
+        return str(raised[-1])
     java: Any = getattr(error, "java_exception", None) or getattr(error, "_origin", None)
     if isinstance(error, Py4JJavaError) or java is not None:
         java = java.java_exception if isinstance(java, Py4JJavaError) else java

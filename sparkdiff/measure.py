@@ -87,7 +87,9 @@ def score(network: Network, data: Data, split: str, objective: Objective, *, exp
         for batch, label, weight, block in data.batches(split):
             margin = network.margin(data.values(batch))
             loss = torch.where(weight > 0, objective.rows(margin, label, weight), 0.0)
-            if explain and not bool((finite := loss.isfinite()).all()):
+            # A link can turn an infinite margin into a finite loss, so the margin is looked at too.
+            finite = loss.isfinite() & (margin.reshape(len(margin), -1).isfinite().all(1) | (weight <= 0))
+            if explain and not bool(finite.all()):
                 _explain(network, data, batch, ~finite)
             blocks.index_add_(0, block, loss * weight)
             weights.index_add_(0, block, weight)

@@ -174,7 +174,7 @@ def load_data(spark: SparkSession, given: Any, folder: Path, split: str) -> Data
 
 def located(path: str, folder: Path) -> str:
     """A path relative to a folder; URLs stay as they are."""
-    return path if "://" in path else (folder / path).resolve().as_uri()
+    return path if "://" in path else f"file://{(folder / path).resolve()}"
 
 
 def load_model(spark: SparkSession, path: str) -> Any:
@@ -252,11 +252,11 @@ def _fitted(spark: SparkSession, pipeline: Pipeline, sources: list[Source], opti
     folder = root(options) / f"fitted-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     if folder.exists():
         say("reused: the same pipeline was fitted on the same rows before")
-        return PipelineModel.load(folder.as_uri())
+        return PipelineModel.load(f"file://{folder}")
     fitted = fit_on_training_rows(pipeline, sources, options)
     temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
     try:
-        fitted.write().save(temporary.as_uri())
+        fitted.write().save(f"file://{temporary}")
         os.rename(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -270,7 +270,7 @@ def write_run(outcome: Outcome, config: Config, phases: Phases) -> None:
     temporary, old = (output.with_name(f".{output.name}-{uuid.uuid4().hex[:8]}{end}") for end in ("", ".old"))
     output.parent.mkdir(parents=True, exist_ok=True)
     try:
-        outcome.model.write().save((temporary / "model").as_uri())
+        outcome.model.write().save(f"file://{temporary}/model")
         (temporary / "plan.json").write_text(outcome.plan.toJSON() + "\n")
         pd.DataFrame(outcome.summary.records).to_csv(temporary / "history.csv", index=False)
         summary = outcome.summary.asdict()

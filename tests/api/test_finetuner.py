@@ -471,7 +471,7 @@ def pipeline(df: DataFrame, head: Any, *before: Any) -> PipelineModel:
 
 
 INTERCEPTS: dict[str, Callable[[], Any]] = {
-    "linear": lambda: LinearRegression(featuresCol="x", labelCol="riders", regParam=3.0, fitIntercept=False),
+    "linear": lambda: LinearRegression(featuresCol="x", labelCol="riders", regParam=30.0, fitIntercept=False),
     "poisson": lambda: GeneralizedLinearRegression(
         featuresCol="x", labelCol="riders", family="poisson", regParam=1.0, fitIntercept=False
     ),
