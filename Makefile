@@ -14,7 +14,7 @@ RUN = "$(VENV)/bin/python" -m
 # Spark's own search for its home breaks on a space in the path.
 FIND_SPARK = import importlib.util; print(importlib.util.find_spec('pyspark').submodule_search_locations[0])
 
-.PHONY: help demo test quick lint format setup clean distclean
+.PHONY: help demo test quick faults lint format setup clean distclean
 
 help:                   ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile
@@ -30,6 +30,10 @@ test: lint              ## lint, then all tests
 quick:                  ## the tests that aren't marked slow
 	@bash tools/setup.sh java dev
 	$(RUN) pytest -m "not slow" $(ARGS)
+
+faults:                 ## kill and stall the processes of trainings, each fault 3 times; writes docs/reliability.md
+	@bash tools/setup.sh java dev
+	"$(VENV)/bin/python" benchmarks/faults.py --runs 3 --write docs/reliability.md $(ARGS)
 
 lint: setup             ## ruff (rules and format) and mypy
 	$(RUN) ruff check .

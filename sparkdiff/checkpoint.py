@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -10,6 +11,7 @@ import re
 import shutil
 import uuid
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,7 +100,7 @@ class RunFolder:
         request = json.loads(json.dumps(request, sort_keys=True))
         try:
             begun = json.loads((path / "run.json").read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
+        except (OSError, ValueError):
             begun = None
         if begun is not None and begun != request:
             changed = [k for k in sorted({*begun, *request}) if begun.get(k) != request.get(k)]
@@ -130,6 +132,18 @@ class RunFolder:
         folder = self.path / f"attempt-{number}"
         folder.mkdir(mode=0o700)
         return folder
+
+    @contextlib.contextmanager
+    def kept(self, *, always: bool) -> Iterator[None]:
+        """Inside, training runs. The folder goes where it fails with nothing to go on from, and at the end unless `always`."""
+        try:
+            yield
+        except BaseException:
+            if not self.state.exists():
+                self.remove()
+            raise
+        if not always:
+            self.remove()
 
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)

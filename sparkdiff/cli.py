@@ -50,8 +50,7 @@ def finetune(
 ) -> None:
     """Fine-tune a pipeline as a YAML file says, and write a run folder."""
     job = run.load_config(config, overrides or [])
-    outcome = run.run(job)
-    print(f"\n{outcome.summary}\nsaved {job.output / 'model'} (plain Spark ML)")
+    print(f"\n{run.run(job)}\nsaved {job.output / 'model'} (plain Spark ML)")
 
 
 @app.command()

@@ -131,10 +131,8 @@ def fine_tune(task: Task, sources: Sequence[Source], phases: Phases, *, replace:
                 tuple(candidates(options, cache.rows(VALIDATION))), whole_batches(options),
             )  # fmt: skip
             folder = _run_folder(assignment, cache, replace)
-            with TRAINING:
+            with TRAINING, folder.kept(always=options.runId is not None):
                 found = launch.run(assignment, stream, folder, say.now).found(network)
-            if options.runId is None:
-                folder.remove()
         verdict = _decide(task, data, metric, network, found)
         model, after = task.model, before
         if verdict.accepted:

@@ -192,7 +192,9 @@ def cause(error: BaseException) -> str:
             while java.getCause() is not None:
                 java = java.getCause()
             if java.getMessage():
-                return str(java.getMessage()).split("\n", 1)[0]
+                lines = str(java.getMessage()).splitlines()
+                # Of a barrier stage the first line only says that a task failed; the next one says why.
+                return lines[lines[0].endswith("finished unsuccessfully.") and len(lines) > 1].strip()
     return str(error).strip().split("\n", 1)[0]
 
 

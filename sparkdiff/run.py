@@ -30,6 +30,7 @@ from sparkdiff.fingerprint import digest_of, params_of, source_facts
 from sparkdiff.options import Options
 from sparkdiff.report import Phases
 from sparkdiff.splits import TEST, TRAIN, VALIDATION, Source
+from sparkdiff.summary import FineTuningSummary
 from sparkdiff.tuner import fit_on_training_rows
 
 SECTIONS = ("pipeline", "data", "fineTuner", "spark", "output")
@@ -87,7 +88,9 @@ def load_config(path: Path | None, overrides: Sequence[str]) -> Config:
     mode = output.get("mode", "error")
     if not isinstance(output.get("path"), str) or mode not in ("error", "overwrite") or set(output) - {"path", "mode"}:
         raise InputError(f"output must be a folder, or {{path, mode: error|overwrite}}. Got {output!r} instead")
-    options = tree.get("fineTuner") or {}
+    options = dict(tree.get("fineTuner") or {})
+    if isinstance(options.get("loss"), str) and is_function(options["loss"]):
+        options["loss"] = function(options["loss"], here)
     Options.of(options)
     return Config(
         here,
@@ -189,13 +192,15 @@ def load_model(spark: SparkSession, path: str) -> Any:
         raise InputError(f"no Spark ML model can be loaded from {path}: {jvm.cause(e)}") from e
 
 
-def run(config: Config) -> Outcome:
-    """Run the job and write its folder.
+def run(config: Config) -> FineTuningSummary:
+    """Run the job and write its folder; where that holds a finished run of the same runId and options, return it.
 
     Raises:
         InputError: wrong configuration or data; nothing is written then but caches.
         SparkdiffError: it failed while running.
     """
+    if (finished := _finished(config)) is not None:
+        return finished
     if config.output.exists() and not config.overwrite:
         raise InputError(f"output {config.output} exists: choose another folder, or set output.mode=overwrite")
     if config.output.exists() and not ((config.output / "summary.json").exists() or not any(config.output.iterdir())):
@@ -224,7 +229,26 @@ def run(config: Config) -> Outcome:
         say(str(config.output))
     if mine:
         outcome.folder.remove()  # the same command, interrupted before this line, goes on; after it, it begins anew
-    return outcome
+    return outcome.summary
+
+
+def _request(config: Config) -> str:
+    """Hash of all that a job was told."""
+    told = [config.pipeline, config.data, Options.of(config.options).asdict(), str(config.output)]
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _finished(config: Config) -> FineTuningSummary | None:
+    """The summary of the output folder, where it holds what this job would do again."""
+    path = config.output / "summary.json"
+    if "runId" not in config.options or not path.exists():
+        return None
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if found.get("fingerprints", {}).get("request") != _request(config):
+        return None
+    records: Any = pd.read_csv(config.output / "history.csv").to_dict("records")
+    known = {f.name for f in dataclasses.fields(FineTuningSummary)}
+    return FineTuningSummary(**{k: v for k, v in found.items() if k in known}, records=records)
 
 
 def _split(split: str, data: Mapping[str, Any]) -> str | None:
@@ -280,7 +304,7 @@ def write_run(outcome: Outcome, config: Config, phases: Phases) -> None:
         summary = outcome.summary.asdict()
         timings = {**phases.timings, "save": time.perf_counter() - start}
         summary["timings"] = {k: round(v, 3) for k, v in timings.items()}
-        summary["fingerprints"] = {"cache": outcome.summary.cache["fingerprint"]}
+        summary["fingerprints"] = {"cache": outcome.summary.cache["fingerprint"], "request": _request(config)}
         summary["parent"] = config.pipeline
         (temporary / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
         if output.exists():

@@ -1,23 +1,29 @@
 """Trainings of several processes, and what can befall them: signals to real processes at random times.
 
-As a script: every fault several times, with a table in Markdown (`make faults`).
+Run by spark-submit, it lets the faults of the master happen one after the other: `faults.py FOLDER RUNS`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import random
 import signal
+import subprocess
+import sys
+import tempfile
 import threading
 import time
-from dataclasses import dataclass, field
+import zipfile
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 NUMBERS = [f"x{i}" for i in range(8)]
@@ -169,3 +175,107 @@ def suffer(fit: Any, calm: dict[str, Any], folder: Path, name: str, target: str,
     attempts = len(list((folder / run_id).glob("attempt-*")))
     time.sleep(2)
     return Told(name, found == calm, attempts > 1, seconds, alive(fault.others))
+
+
+# The driver itself ----------------------------------------------------------------------------------------------------
+
+ROOT = Path(__file__).parents[2]
+JOB = ["--config", "conf/bikeshare.yaml", "fineTuner.numProcesses=2", "fineTuner.maxEpochs=20", "fineTuner.timeout=30"]
+
+
+def spark_home() -> str:
+    spec = importlib.util.find_spec("pyspark")
+    assert spec is not None
+    assert spec.submodule_search_locations
+    return spec.submodule_search_locations[0]
+
+
+def submission(
+    script: Path, *arguments: str, master: str = "local[2]", python: str = sys.executable, conf: dict[str, str] | None = None
+) -> tuple[list[str], dict[str, str]]:  # fmt: skip
+    """Command and environment of a job whose Python knows our package by --py-files only."""
+    package = Path(tempfile.mkdtemp()) / "sparkdiff.zip"
+    with zipfile.ZipFile(package, "w") as archive:
+        for path in sorted((ROOT / "sparkdiff").rglob("*.py")):
+            archive.write(path, path.relative_to(ROOT))
+    settings = {"spark.ui.enabled": "false", "spark.executor.memory": "1g", "spark.driver.memory": "2g", **(conf or {})}
+    command = [str(Path(spark_home()) / "bin" / "spark-submit"), "--master", master, "--py-files", str(package)]
+    command += [part for key, value in settings.items() for part in ("--conf", f"{key}={value}")]
+    kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "SPARK_HOME")}
+    environment = kept | {
+        "PYSPARK_PYTHON": python, "PYSPARK_DRIVER_PYTHON": python, "SPARK_CONF_DIR": str(ROOT / "conf"),
+        "SPARK_HOME": spark_home(),
+    }  # fmt: skip
+    return [*command, str(script), *arguments], environment
+
+
+def submit(script: Path, *arguments: str, expect: int = 0, timeout: float = 600, **options: Any) -> str:
+    """Run a job to its end; what it printed."""
+    command, environment = submission(script, *arguments, **options)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, cwd=ROOT)
+    assert done.returncode == expect, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def kill_driver(output: Path, caches: Path, calm: Path, delay: float) -> Told:
+    """Kill a job's driver, JVM and Python, some time after training has made progress, and give the same command again."""
+    arguments = [*JOB, f"output.path={output}", f"fineTuner.cacheDir={caches}"]
+    command, environment = submission(ROOT / "jobs" / "finetune.py", *arguments)
+    job = subprocess.Popen(
+        command, env=environment, cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    runs = caches / "checkpoints"
+    found: list[Path] = []
+
+    def training() -> bool:
+        found[:] = runs.glob(f"{output.name}-*/attempt-1/progress.jsonl")
+        return bool(found) or job.poll() is not None
+
+    until(training, 300)
+    assert found, "the job ended before it trained"
+    time.sleep(delay)
+    ranks = [json.loads(p.read_text()) for p in found[0].parent.glob("rank-*.json")]
+    pids = [pid for r in ranks for pid in (r["pid"], *r["parents"])]
+    os.killpg(job.pid, signal.SIGKILL)
+    job.wait()
+    time.sleep(5)
+    orphans = alive(pids)
+    assert not output.exists(), "the fault came too late"
+    start = time.monotonic()
+    submit(ROOT / "jobs" / "finetune.py", *arguments)
+    same = (output / "history.csv").read_bytes() == (calm / "history.csv").read_bytes()
+    resumed = (found[0].parents[1] / "state.pt").exists() or not runs.exists() or not any(runs.iterdir())
+    return Told("driver killed, the command given again", same, resumed, time.monotonic() - start, orphans)
+
+
+def in_this_session(folder: Path, runs: int) -> list[Told]:
+    """Every fault of the session's master, so many times each."""
+    from pyspark.sql import SparkSession
+
+    from sparkdiff import FineTuner
+
+    spark = SparkSession.builder.getOrCreate()
+    pq.write_table(table(4000), folder / "rows.parquet")
+    df = spark.read.parquet(f"file://{folder}/rows.parquet")
+    model = pipeline(df)
+
+    def fit(run_id: str) -> dict[str, Any]:
+        tuner = FineTuner(
+            pipeline=model, cacheDir=str(folder), checkpointDir=str(folder / "runs"), runId=run_id, loss=slow_poisson,
+            metric="poisson", **LASTING,
+        )  # fmt: skip
+        return outcome(tuner.fit(df))
+
+    calm = fit("calm")
+    local = spark.sparkContext.master.startswith("local[")
+    return [
+        suffer(fit, calm, folder / "runs", name, *fault, delay=3 * random.random())
+        for name, fault in (LOCAL if local else CLUSTER).items()
+        for _ in range(runs)
+    ]
+
+
+if __name__ == "__main__":
+    where = Path(sys.argv[1])
+    told = in_this_session(where, int(sys.argv[2]))
+    (where / "told.json").write_text(json.dumps([asdict(t) for t in told]))

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +15,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from faults import LASTING, LOCAL, outcome, pipeline, slow_poisson, suffer, table
+from faults import LASTING, LOCAL, NUMBERS, outcome, pipeline, slow_poisson, suffer, table
+from pyspark.ml import Pipeline
+from pyspark.ml.classification import LogisticRegression
+from pyspark.ml.feature import VectorAssembler
 from pyspark.sql import DataFrame, SparkSession
 
-from sparkdiff import FineTuner, FineTunerModel, InputError
+from sparkdiff import FineTuner, FineTunerModel, InputError, checkpoint, launch
 from sparkdiff.launch import TrainingError
 
 pytestmark = pytest.mark.slow
@@ -74,6 +81,93 @@ def test_fewer_rows_than_processes_train(fit: Fit, rows: DataFrame, spark: Spark
     options = {"validationIndicatorCol": "held", "maxEpochs": 3, "guard": 1.0}
     one, four = (outcome(fit(few, numProcesses=n, **options)) for n in (1, 4))
     np.testing.assert_allclose(four["history"], one["history"], rtol=1e-12)
+
+
+def recording(outputs: dict[str, torch.Tensor], label: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """The squared loss; leaves the labels that this process trains on, one number per row, in a file of its own."""
+    import os
+
+    with open(f"{os.environ['SPARKDIFF_TEST_LABELS']}/{os.environ['RANK']}", "a") as file:
+        file.writelines(f"{y!r}\n" for y in label.tolist())
+    return (outputs["prediction"] - label) ** 2
+
+
+def test_every_row_trains_once_in_an_epoch_and_in_one_process_only(
+    fit: Fit, spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = table(1000)
+    rows = rows.set_column(
+        rows.schema.get_field_index("count"), "count", [np.arange(1000) / 7]
+    )  # a label tells the row
+    pq.write_table(rows, tmp_path / "rows.parquet", row_group_size=1000)  # one row group
+    held = spark.read.parquet(f"file://{tmp_path}/rows.parquet").selectExpr("*", "count > 110 AS held")
+    labels = tmp_path / "labels"
+    labels.mkdir()
+    monkeypatch.setenv("SPARKDIFF_TEST_LABELS", str(labels))
+    # As tasks of a stage the processes would have Spark's environment.
+    fit(held, numProcesses=3, loss=recording, metric="squared", maxEpochs=1, validationIndicatorCol="held")
+    seen = [[float(y) for y in (labels / str(rank)).read_text().split()] for rank in range(3)]
+    assert all(seen)
+    trained = [y for part in seen for y in part]
+    assert len(set(trained)) == len(trained)
+    assert sorted(trained) == sorted(y for y in np.arange(1000) / 7 if y <= 110)
+
+
+def test_processes_that_see_one_class_only(rows: DataFrame, spark: SparkSession, tmp_path: Path) -> None:
+    frame = rows.limit(200).toPandas()
+    frame["label"] = (frame.index < 3).astype(float)  # three of 200: most shards have none
+    frame["held"] = frame.index % 2 == 1
+    df = spark.createDataFrame(frame)
+    model = Pipeline(
+        stages=[VectorAssembler(inputCols=NUMBERS, outputCol="features"), LogisticRegression(regParam=1.0)]
+    ).fit(df)
+    found = []
+    for processes in (1, 4):
+        tuner = FineTuner(
+            pipeline=model, cacheDir=str(tmp_path), validationIndicatorCol="held", guard=1.0, maxEpochs=5,
+            numProcesses=processes,
+        )  # fmt: skip
+        tuned = tuner.fit(df)
+        found.append([*tuned.pipelineModel.stages[-1].coefficients, *tuned.summary.history["validationMetric"]])
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-12)
+
+
+def test_torchrun_starts_a_prepared_attempt(fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without TorchDistributor: what an attempt's folder holds is all that torchrun needs."""
+    kept: dict[str, Any] = {}
+    run = launch.run
+
+    def spy(assignment: Any, stream: Any, folder: Any, say: Any) -> Any:
+        kept.update(assignment=assignment, folder=folder)
+        return run(assignment, stream, folder, say)
+
+    monkeypatch.setattr(launch, "run", spy)
+    fit(runId="prepared", checkpointDir=str(tmp_path), maxEpochs=3)
+    alone = checkpoint.load(kept["folder"].state)
+    kept["folder"].state.unlink()
+    here = kept["folder"].attempt()
+    launch._equip(here, kept["assignment"])
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        str(here / "start.py"),
+    ]
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    two = checkpoint.load(kept["folder"].state)
+    assert alone is not None
+    assert two is not None
+    assert two["ended"]
+    for one, other in zip(alone["candidates"], two["candidates"], strict=True):
+        torch.testing.assert_close(one["flat"], other["flat"], rtol=0, atol=1e-12)
+    assert all(
+        json.loads((here / f"rank-{rank}.json").read_text())["sparkdiff"].startswith(str(here / "sparkdiff.zip"))
+        for rank in range(2)
+    )
 
 
 def failing(outputs: dict[str, torch.Tensor], label: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,202 @@
+"""The demo in several processes on real clusters, our package shipped by --py-files only, and what a cluster may lack."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from faults import CLUSTER, JOB, ROOT, kill_driver, pipeline, spark_home, submit, table
+from pyspark.sql import SparkSession
+
+from sparkdiff import FineTuner, InputError
+
+pytestmark = pytest.mark.slow
+DEMO = ROOT / "jobs" / "finetune.py"
+
+
+def python_without(folder: Path, *packages: str) -> str:
+    """A Python with this environment's packages, but for those and for ours."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    there = next((folder / "lib").glob("python*")) / "site-packages"
+    for entry in Path(sysconfig.get_paths()["purelib"]).iterdir():
+        # An editable installation is a .pth file.
+        if entry.suffix != ".pth" and entry.name.partition("-")[0] not in (*packages, "sparkdiff"):
+            (there / entry.name).symlink_to(entry)
+    return str(folder / "bin" / "python")
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A Python that doesn't know sparkdiff."""
+    python = python_without(tmp_path_factory.mktemp("python") / "foreign")
+    for packages, there in (("sparkdiff", False), ("torch, pyspark", True)):
+        found = subprocess.run([python, "-E", "-c", f"import {packages}"], capture_output=True, cwd="/")
+        assert (found.returncode == 0) == there
+    return python
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+def demo(runs: Path, name: str, *arguments: str, **options: Any) -> str:
+    return submit(
+        DEMO, *JOB, f"output.path={runs / name}", f"fineTuner.cacheDir={runs / 'caches'}", *arguments, **options
+    )
+
+
+@pytest.fixture(scope="module")
+def local(runs: Path, foreign: str) -> Path:
+    demo(runs, "local", python=foreign)
+    return runs / "local"
+
+
+@pytest.fixture(scope="module")
+def standalone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A master and two workers of one core."""
+    folder = tmp_path_factory.mktemp("standalone")
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    url = f"spark://127.0.0.1:{port}"
+    deploy = "org.apache.spark.deploy"
+    commands = [[f"{deploy}.master.Master", "--host", "127.0.0.1", "--port", str(port), "--webui-port", "0"]]
+    commands += [
+        [f"{deploy}.worker.Worker", url, "--cores", "1", "--memory", "1g", "--webui-port", "0", "--work-dir", str(work)]
+        for work in (folder / "one", folder / "two")
+    ]  # fmt: skip
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"SPARK_HOME": spark_home()}
+    processes = []
+    for i, command in enumerate(commands):
+        log = (folder / f"{i}.log").open("w")
+        start = [str(Path(spark_home()) / "bin" / "spark-class"), *command]
+        processes.append(
+            subprocess.Popen(start, env=environment, stdout=log, stderr=log, start_new_session=True, cwd=folder)
+        )
+        log.close()
+    yield url
+    for process in processes:
+        os.killpg(process.pid, signal.SIGTERM)
+    for process in processes:
+        process.wait(30)
+
+
+def same(one: Path, other: Path) -> None:
+    """The two runs' histories agree but for the order of additions, and so do their decisions."""
+    a, b = (pd.read_csv(run / "history.csv") for run in (one, other))
+    pd.testing.assert_frame_equal(a, b, rtol=1e-10)
+    decisions = [json.loads((run / "summary.json").read_text())["decision"] for run in (one, other)]
+    assert decisions == ["tuned", "tuned"]
+
+
+def test_the_demo_on_local_cluster(runs: Path, local: Path, foreign: str) -> None:
+    demo(runs, "local-cluster", master="local-cluster[2,1,1024]", python=foreign)
+    same(runs / "local-cluster", local)
+
+
+def test_the_demo_on_a_standalone_cluster(runs: Path, local: Path, foreign: str, standalone: str) -> None:
+    demo(runs, "standalone", master=standalone, python=foreign)
+    same(runs / "standalone", local)
+
+
+def test_dynamic_allocation_is_named(runs: Path, local: Path) -> None:
+    said = demo(
+        runs, "dynamic", "fineTuner.localMode=false", conf={"spark.dynamicAllocation.enabled": "true"}, expect=2,
+    )  # fmt: skip
+    assert "spark.dynamicAllocation.enabled=true: Spark refuses barrier stages" in said
+    assert "Traceback" not in said
+    assert not (runs / "dynamic").exists()
+
+
+def test_an_exception_in_a_process_ends_the_job_with_1_and_its_traceback(
+    runs: Path, local: Path, tmp_path: Path
+) -> None:
+    for folder in ("conf", "data"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    (tmp_path / "conf" / "losses.py").write_text(
+        "import os\n\ndef bad(outputs, label, weight):\n"
+        "    name = 'predictions' if os.environ.get('RANK') == '1' else 'prediction'\n"
+        "    return (outputs[name] - label) ** 2\n"
+    )
+    config = ("--config", str(tmp_path / "conf" / "bikeshare.yaml"))
+    said = demo(runs, "bad", *config, "fineTuner.loss=losses:bad", "fineTuner.metric=poisson", expect=1)
+    assert "process 1 of 2" in said
+    assert "in bad" in said
+    assert "KeyError: 'predictions'" in said
+    assert not (runs / "bad").exists()
+
+
+def test_a_killed_driver_goes_on_when_the_command_is_given_again(runs: Path, local: Path) -> None:
+    told = kill_driver(runs / "killed", runs / "caches", local, delay=2 * (time.time() % 1))
+    assert told.identical, told
+    assert not told.orphans, told
+
+
+def test_the_faults_of_a_cluster_change_nothing(tmp_path: Path, foreign: str) -> None:
+    submit(Path(__file__).with_name("faults.py"), str(tmp_path), "1", master="local-cluster[2,1,1024]", python=foreign)
+    told = json.loads((tmp_path / "told.json").read_text())
+    assert [t["fault"] for t in told] == list(CLUSTER)
+    assert all(t["identical"] and t["resumed"] and not t["orphans"] and t["seconds"] < 120 for t in told), told
+
+
+# What a cluster may lack ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def workers(spark: SparkSession) -> Iterator[Any]:
+    """Sets the Python of the shared session's workers."""
+    before = spark.sparkContext.pythonExec
+    yield lambda python: setattr(spark.sparkContext, "pythonExec", str(python))
+    spark.sparkContext.pythonExec = before
+
+
+@pytest.fixture(scope="module")
+def tuner(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("lacking")
+    pq.write_table(table(500), folder / "rows.parquet")
+    df = spark.read.parquet(f"file://{folder}/rows.parquet")
+    made = FineTuner(pipeline=pipeline(df), cacheDir=str(folder), numProcesses=2, localMode="false", maxEpochs=1)
+    return lambda: made.fit(df)
+
+
+def test_a_python_that_is_not_there(tuner: Any, workers: Any) -> None:
+    workers("/nowhere/python")
+    with pytest.raises(InputError, match=r"the executors can't run Python .*/nowhere/python.*set PYSPARK_PYTHON"):
+        tuner()
+
+
+def test_a_python_without_torch(tuner: Any, workers: Any, tmp_path: Path) -> None:
+    workers(python_without(tmp_path / "bare", "torch"))
+    with pytest.raises(
+        InputError, match=r"the executors' Python \(.*bare/bin/python on .*\) lacks torch: install it there"
+    ):
+        tuner()
+
+
+def test_a_run_folder_that_the_executors_do_not_see(
+    tuner: Any, workers: Any, tmp_path: Path, tmp_path_factory: Any
+) -> None:
+    hidden = tmp_path_factory.getbasetemp()
+    wrapper = tmp_path / "elsewhere"
+    mount = f"mount -t tmpfs none {hidden} && exec {sys.executable} " + '"$@"'
+    wrapper.write_text(f"#!/bin/sh\nexec unshare -m sh -c '{mount}' sh \"$@\"\n")
+    wrapper.chmod(0o755)
+    if subprocess.run([str(wrapper), "-c", ""], capture_output=True).returncode:
+        pytest.skip("this machine lets no process have file systems of its own")
+    workers(wrapper)
+    with pytest.raises(InputError, match=r"the run's folder .* can't be read on .*: set cacheDir"):
+        tuner()

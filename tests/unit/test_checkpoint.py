@@ -1,0 +1,106 @@
+"""Checkpoints are whole or not there, and a run's folder belongs to one training."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparkdiff import checkpoint
+from sparkdiff.checkpoint import DamagedCheckpoint, RunFolder
+from sparkdiff.errors import InputError
+
+
+def state(step: int) -> dict[str, Any]:
+    return {
+        "step": step, "best": math.nan, "ended": False, "text": "é", "columns": [(0, 1)],
+        "u": torch.full((3,), float(step), dtype=torch.float64), "nested": [{"active": True, "none": None}],
+    }  # fmt: skip
+
+
+def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path / "state.pt", state(7))
+    found = checkpoint.load(tmp_path / "state.pt")
+    assert found is not None
+    assert found["step"] == 7
+    assert math.isnan(found["best"])
+    assert torch.equal(found["u"], state(7)["u"])
+    assert found["nested"] == state(7)["nested"]
+    assert checkpoint.load(tmp_path / "other.pt") is None
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_a_damaged_one_gives_way_to_the_one_before(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    path = tmp_path_factory.mktemp("damaged") / "state.pt"
+    checkpoint.save(path, state(1))
+    checkpoint.save(path, state(2))
+    content = bytearray(path.read_bytes())
+    at = data.draw(st.integers(0, len(content) - 1))
+    if data.draw(st.booleans()):
+        del content[at:]  # torn
+    else:
+        content[at] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(content)
+    with pytest.warns(DamagedCheckpoint, match="sha256"):
+        found = checkpoint.load(path)
+    assert found is not None
+    assert found["step"] == 1
+
+
+def test_a_crash_between_the_renames_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "state.pt"
+    checkpoint.save(path, state(1))
+
+    def crash(path: Path, content: bytes) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "write_bytes", crash)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save(path, state(2))
+    found = checkpoint.load(path)
+    assert found is not None
+    assert found["step"] == 1
+
+
+def test_no_code_is_run_by_loading(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> Any:
+            return print, ("evil",)
+
+    checkpoint.save(tmp_path / "state.pt", {"evil": Evil()})
+    with pytest.raises(Exception, match="Weights only load failed"):
+        checkpoint.load(tmp_path / "state.pt")
+
+
+def test_a_run_belongs_to_one_request(tmp_path: Path) -> None:
+    one = RunFolder.open(tmp_path, "run", {"rows": "a", "maxEpochs": 3}, replace=False)
+    checkpoint.save(one.state, state(1))
+    assert RunFolder.open(tmp_path, "run", {"maxEpochs": 3, "rows": "a"}, replace=False).state.exists()
+    with pytest.raises(InputError, match=r"runId='run' was begun with other rows \(rows: 'a', now 'b'\)"):
+        RunFolder.open(tmp_path, "run", {"rows": "b", "maxEpochs": 3}, replace=False)
+    assert not RunFolder.open(tmp_path, "run", {"rows": "b", "maxEpochs": 3}, replace=True).state.exists()
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", ".hidden", "a" * 101, "a b"])
+def test_an_id_that_is_no_folder_name(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match="must be made of letters"):
+        RunFolder.open(tmp_path, name, {}, replace=False)
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="checkpointDir"):
+        RunFolder.open(tmp_path / "file", "run", {}, replace=False)
+
+
+def test_attempts_are_numbered(tmp_path: Path) -> None:
+    run = RunFolder.open(tmp_path, "run", {}, replace=False)
+    assert [run.attempt().name for _ in range(3)] == ["attempt-1", "attempt-2", "attempt-3"]
