@@ -22,9 +22,9 @@ import faults  # noqa: E402
 
 HEAD = """# Reliability
 
-Two processes train; at a random moment one of the processes below is sent a real signal (SIGKILL, or SIGSTOP for *stalled*, with a
-timeout of 12 s). The training must go on by itself from its last checkpoint (after a killed driver: when the same command is given
-again), end with the weights and the history of an undisturbed run bit for bit, and leave no process behind.
+Two processes train; at a random moment one of the processes below is sent a real signal (SIGKILL, or SIGSTOP for *stalled*,
+with a timeout of 12 s). The training must go on by itself from its last checkpoint (after a killed driver: when the same
+command is given again), end with the weights and the history of an undisturbed run bit for bit, and leave no process behind.
 
 `make faults` makes this table; `tests/processes` lets each fault happen once.
 

@@ -147,7 +147,10 @@ def test_a_killed_driver_goes_on_when_the_command_is_given_again(runs: Path, loc
 
 
 def test_the_faults_of_a_cluster_change_nothing(tmp_path: Path, foreign: str) -> None:
-    submit(Path(__file__).with_name("faults.py"), str(tmp_path), "1", master="local-cluster[2,1,1024]", python=foreign)
+    submit(
+        Path(__file__).with_name("faults.py"), str(tmp_path), "1",
+        master="local-cluster[2,1,1024]", python=foreign, timeout=1500,
+    )  # fmt: skip
     told = json.loads((tmp_path / "told.json").read_text())
     assert [t["fault"] for t in told] == list(CLUSTER)
     assert all(t["identical"] and t["resumed"] and not t["orphans"] and t["seconds"] < 120 for t in told), told
