@@ -128,11 +128,12 @@ def fine_tune(task: Task, sources: Sequence[Source], phases: Phases, *, replace:
             scales, frozen = Scales.of(network, features(network, data), label, options)
             assignment = Assignment(
                 network, cache.folder, stream.backend, in_memory, data.columns, label, before[VALIDATION], scales,
-                tuple(candidates(options, cache.rows(VALIDATION))), whole_batches(options),
+                tuple(candidates(options, cache.rows(VALIDATION))), whole_batches(options), metric.name,
             )  # fmt: skip
             folder = _run_folder(assignment, cache, replace)
             with TRAINING, folder.kept(always=options.runId is not None):
-                found = launch.run(assignment, stream, folder, say.now).found(network)
+                training, lost = launch.run(assignment, stream, folder, say.now)
+            found = training.found(network)
         verdict = _decide(task, data, metric, network, found)
         model, after = task.model, before
         if verdict.accepted:
@@ -141,7 +142,7 @@ def fine_tune(task: Task, sources: Sequence[Source], phases: Phases, *, replace:
                 parity["after"] = _parity(task, model, found.network, data, cache)
                 say(f"Spark reproduces the network: {parity['after']}")
             after = {s: score(found.network, data, s, metric) for s in before}
-        summary = _summary(task, cache, stream, metric, found, frozen, verdict, (before, after), parity, phases)
+        summary = _summary(task, cache, stream, metric, found, frozen, lost, verdict, (before, after), parity, phases)
         return Outcome(model, task.plan, summary, folder)
 
 
@@ -310,7 +311,8 @@ def _edges(network: Network, row: dict[Version, Rows], sample: dict[Version, Row
 
 
 def _summary(
-    task: Task, cache: Cache, stream: Stream, metric: Objective, found: Trained, frozen: dict[str, int], verdict: guard.Verdict,
+    task: Task, cache: Cache, stream: Stream, metric: Objective, found: Trained, frozen: dict[str, int],
+    lost: list[str], verdict: guard.Verdict,
     scores: tuple[dict[str, Score], dict[str, Score]], parity: dict[str, Parity], phases: Phases,
 ) -> FineTuningSummary:  # fmt: skip
     before, after = scores
@@ -319,6 +321,7 @@ def _summary(
     assert held is not None
     scale = max(abs(held["before"]), 1e-12)
     warnings = list(verdict.warnings)
+    warnings += [f"{loss}; training went on from the last checkpoint" for loss in lost]
     if frozen:
         entries = ", ".join(f"{n} of {name}" for name, n in frozen.items())
         warnings.append(

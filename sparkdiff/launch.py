@@ -50,8 +50,11 @@ class TrainingError(SparkdiffError):
     """Training failed in one of its processes; the message holds that process's traceback. The command exits with 1."""
 
 
-def run(assignment: Assignment, stream: Stream, folder: RunFolder, say: Say) -> Training:
+def run(assignment: Assignment, stream: Stream, folder: RunFolder, say: Say) -> tuple[Training, list[str]]:
     """Train to the end: from the beginning, from the newest checkpoint, or not at all where the folder holds the end.
+
+    Returns:
+        The training, and a sentence for every time that its processes were lost and started again.
 
     Raises:
         InputError: the cluster can't run so many processes, or the loss can't be used.
@@ -60,7 +63,7 @@ def run(assignment: Assignment, stream: Stream, folder: RunFolder, say: Say) -> 
     training = _resumed(assignment, folder)
     if training.ended:
         say("this run had finished; its result is returned")
-        return training
+        return training, []
     if assignment.options.numProcesses > 1:
         return _in_processes(assignment, folder, say)
     saves, shown = Checkpoints(folder.state, assignment.options.timeout), 0
@@ -73,7 +76,7 @@ def run(assignment: Assignment, stream: Stream, folder: RunFolder, say: Say) -> 
             say(_progress(assignment, shown, training.best))
 
     work(assignment, training, stream, ALONE, on_step)
-    return training
+    return training, []
 
 
 def is_local(master: str) -> bool:
@@ -89,13 +92,13 @@ def _resumed(assignment: Assignment, folder: RunFolder) -> Training:
 
 
 def _progress(assignment: Assignment, epoch: int, best: float) -> str:
-    return f"epoch {epoch}: {assignment.original.mean:.5g} -> {best:.5g} on validation rows"
+    return f"epoch {epoch}: {assignment.metric} {assignment.original.mean:.5g} -> {best:.5g} on validation rows"
 
 
 # Several processes ----------------------------------------------------------------------------------------------------
 
 
-def _in_processes(assignment: Assignment, folder: RunFolder, say: Say) -> Training:
+def _in_processes(assignment: Assignment, folder: RunFolder, say: Say) -> tuple[Training, list[str]]:
     spark, o = jvm.session(), assignment.options
     master = spark.conf.get("spark.master", "") or ""
     local = is_local(master) if o.localMode == "auto" else o.localMode == "true"
@@ -104,12 +107,13 @@ def _in_processes(assignment: Assignment, folder: RunFolder, say: Say) -> Traini
         here = folder.attempt()
         _equip(here, assignment)
         if not local:
-            check_cluster(spark, o.numProcesses, here)
+            own = ("petastorm",) if assignment.backend == "petastorm" else ()
+            check_cluster(spark, o.numProcesses, here, ("torch", "numpy", "pandas", *own))
         attempt = Attempt(spark, here, o.numProcesses, local, o.timeout)
         attempt.run(lambda epoch, best: say(_progress(assignment, epoch, best)))
         training = _resumed(assignment, folder)
         if training.ended:
-            return training
+            return training, lost
         attempt.raise_failure()
         lost.append(attempt.loss())
         if len(lost) == ATTEMPTS:

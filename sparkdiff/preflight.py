@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ SLOTS = 20.0
 """Seconds to wait for enough slots: executors register some seconds after the session has started, or after one was lost."""
 
 
-def check_cluster(spark: SparkSession, processes: int, folder: Path) -> None:
-    """Refuse a cluster that can't run so many tasks at once with torch, or doesn't see `folder`.
+def check_cluster(spark: SparkSession, processes: int, folder: Path, modules: Sequence[str]) -> None:
+    """Refuse a cluster that can't run so many tasks at once with these modules, or doesn't see `folder`.
 
     Raises:
         InputError: what is lacking, where, and the way out.
@@ -30,7 +30,7 @@ def check_cluster(spark: SparkSession, processes: int, folder: Path) -> None:
             "--conf spark.dynamicAllocation.enabled=false, or set localMode=true or numProcesses=1"
         )
     _check_slots(spark, processes, str(master))
-    for found in _probed(spark, processes, folder):
+    for found in _probed(spark, processes, folder, list(modules)):
         where = f"{found['python']} on {found['host']}"
         if found["lacks"]:
             raise InputError(
@@ -55,7 +55,7 @@ def _check_slots(spark: SparkSession, processes: int, master: str) -> None:
         time.sleep(0.5)
 
 
-def _probed(spark: SparkSession, processes: int, folder: Path) -> list[dict[str, Any]]:
+def _probed(spark: SparkSession, processes: int, folder: Path, modules: list[str]) -> list[dict[str, Any]]:
     """What one task per process finds on its executor."""
     seen = str(folder / "start.py")
 
@@ -73,7 +73,7 @@ def _probed(spark: SparkSession, processes: int, folder: Path) -> list[dict[str,
             pass
         found = {
             "host": socket.gethostname(), "python": sys.executable, "sees": os.access(seen, os.R_OK),
-            "lacks": [m for m in ("torch", "numpy", "pandas") if importlib.util.find_spec(m) is None],
+            "lacks": [m for m in modules if importlib.util.find_spec(m) is None],
         }  # fmt: skip
         yield pyarrow.RecordBatch.from_arrays([pyarrow.array([json.dumps(found)])], ["found"])
 

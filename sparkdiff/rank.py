@@ -56,6 +56,7 @@ class Assignment:
     scales: Scales
     recipes: tuple[Recipe, ...]
     options: Options
+    metric: str  # as it is shown
 
     def training(self) -> Training:
         return Training(self.network, self.recipes, self.options, self.scales, self.original)
