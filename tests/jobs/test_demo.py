@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from sparkdiff.fingerprint import hash_of_folder
+
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 
@@ -137,6 +139,16 @@ def test_the_demo_tunes_and_says_so(demo: tuple[Path, subprocess.CompletedProces
     assert sorted(p.name for p in run.iterdir()) == ["history.csv", "model", "plan.json", "summary.json"]
 
 
+def test_the_summary_names_the_parent_by_path_and_hash(demo: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    found = summary(demo[0])
+    parent, model = found["parent"], found["model"]
+    assert set(parent) == {"path", "hash", "function"}
+    assert parent["function"] == "pipelines:bikeshare"
+    assert Path(parent["path"]).parent == demo[0].parent / ".cache"
+    assert hash_of_folder(Path(parent["path"])) == parent["hash"] != model["hash"]
+    assert hash_of_folder(demo[0] / model["path"]) == model["hash"]
+
+
 def test_petastorm_reads_where_it_is_installed(demo: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     expected = "petastorm" if importlib.util.find_spec("petastorm") else "arrow"
     assert summary(demo[0])["stream"] == expected
@@ -259,3 +271,9 @@ def test_the_command_plans_and_verifies_a_saved_model(demo: Any, tmp_path: Path)
         shim, "verify", model, "--data", str(ROOT / "data" / "bikeshare.csv"), "--format", "csv", "--options", options
     )
     assert "ok: 8,645 rows" in verified.stdout
+    parent = summary(demo[0])["parent"]
+    differs = json.loads(submit(shim, "diff", parent["path"], str(demo[0]), "--json").stdout)
+    assert [s["stageClass"] for s in differs["stages"] if s["what"] == "differs"] == [
+        "StandardScalerModel", "PCAModel", "GeneralizedLinearRegressionModel"
+    ]  # fmt: skip
+    assert (differs["oldHash"], differs["newHash"]) == (parent["hash"], summary(demo[0])["model"]["hash"])
