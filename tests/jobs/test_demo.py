@@ -41,6 +41,17 @@ classes = [f"{type(s).__module__}.{type(s).__name__}" for s in model.stages]
 print("SERVED " + json.dumps({"sum": out["sum(prediction)"], "rows": out["count(1)"], "classes": classes}))
 """
 
+COMMANDS = """
+import contextlib, io, json, sys
+from sparkdiff.cli import main
+
+for arguments in sys.argv[1:]:
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        code = main(json.loads(arguments))
+    print("RAN " + json.dumps([code, out.getvalue()]), flush=True)
+sys.exit(code)
+"""
+
 
 def submit(
     script: Path, *arguments: str, expect: int | None = 0, log: Path | None = None
@@ -252,28 +263,28 @@ def test_digits(tmp_path: Path) -> None:
     assert found["metrics"]["test"]["after"] < 0.8 * found["metrics"]["test"]["before"]
 
 
-def test_the_command_plans_and_verifies_a_saved_model(demo: Any, tmp_path: Path) -> None:
+def test_the_command_plans_verifies_and_compares_saved_models(demo: Any, tmp_path: Path) -> None:
     import yaml
 
     shim = tmp_path / "command.py"
-    shim.write_text("import sys\nfrom sparkdiff.cli import main\nsys.exit(main(sys.argv[1:]))\n")
-    model = str(demo[0] / "model")
-    planned = json.loads(submit(shim, "plan", model, "--json").stdout)
-    assert [s["stageClass"] for s in planned["stages"] if s["trainable"]] == [
-        "StandardScalerModel", "PCAModel", "GeneralizedLinearRegressionModel"
-    ]  # fmt: skip
-    submit(shim, "plan", model, "--strict", expect=3)
-    submit(shim, "plan", str(tmp_path / "nowhere"), expect=2)
-    submit(shim, "plan", expect=2)
+    shim.write_text(COMMANDS)
+    model, parent = str(demo[0] / "model"), summary(demo[0])["parent"]
     schema = yaml.safe_load((ROOT / "conf" / "bikeshare.yaml").read_text())["data"]["train"]["schema"]
     options = json.dumps({"schema": schema, "header": "true"})
-    verified = submit(
-        shim, "verify", model, "--data", str(ROOT / "data" / "bikeshare.csv"), "--format", "csv", "--options", options
-    )
-    assert "ok: 8,645 rows" in verified.stdout
-    parent = summary(demo[0])["parent"]
-    differs = json.loads(submit(shim, "diff", parent["path"], str(demo[0]), "--json").stdout)
-    assert [s["stageClass"] for s in differs["stages"] if s["what"] == "differs"] == [
-        "StandardScalerModel", "PCAModel", "GeneralizedLinearRegressionModel"
-    ]  # fmt: skip
+    commands = [
+        ["plan", model, "--json"],
+        ["verify", model, "--data", str(ROOT / "data" / "bikeshare.csv"), "--format", "csv", "--options", options],
+        ["diff", parent["path"], str(demo[0]), "--json"],
+        ["plan", str(tmp_path / "nowhere")],
+        ["plan"],
+        ["plan", model, "--strict"],  # the last one's code is the process's
+    ]
+    done = submit(shim, *map(json.dumps, commands), expect=3)
+    ran = [json.loads(line.removeprefix("RAN ")) for line in done.stdout.splitlines() if line.startswith("RAN ")]
+    assert [code for code, _ in ran] == [0, 0, 0, 2, 2, 3]
+    tuned = ["StandardScalerModel", "PCAModel", "GeneralizedLinearRegressionModel"]
+    assert [s["stageClass"] for s in json.loads(ran[0][1])["stages"] if s["trainable"]] == tuned
+    assert "ok: 8,645 rows" in ran[1][1]
+    differs = json.loads(ran[2][1])
+    assert [s["stageClass"] for s in differs["stages"] if s["what"] == "differs"] == tuned
     assert (differs["oldHash"], differs["newHash"]) == (parent["hash"], summary(demo[0])["model"]["hash"])
