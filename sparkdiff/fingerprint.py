@@ -187,9 +187,10 @@ def digest_of_folder(folder: Path, *, by_whom: bool = True) -> list[str]:
             digest = hashlib.sha256(of_metadata(metas[path]))
         elif path.suffix == ".parquet":  # Spark orders a file's key-value metadata anyhow; the table is what counts
             table = pq.read_table(path, partitioning=None).combine_chunks()
-            if path.parent.name == "treesMetadata":
-                texts = [of_tree(text) for text in table["metadata"].to_pylist()]
-                table = table.set_column(table.schema.get_field_index("metadata"), "metadata", pa.array(texts))
+            if path.parent.name == "treesMetadata":  # of an id, JSON and a weight, by names that Spark 4.3 leaves out
+                (i,) = (i for i, kind in enumerate(table.schema.types) if pa.types.is_string(kind))
+                texts = pa.array([of_tree(text) for text in table.column(i).to_pylist()])
+                table = table.set_column(i, table.column_names[i], texts)
             digest = hashlib.sha256()
             for name, column in zip(table.column_names, table.columns, strict=True):
                 digest.update(f"{name} {column.type} {len(column)};".encode())
