@@ -1,5 +1,5 @@
 # `make demo` and `make test` set up by themselves all they need; `make help` lists the rest.
-# STACK=modern (or petastorm), PYTHON=/path/to/python and VENV=folder override what tools/setup.sh would choose.
+# STACK=modern (or petastorm, spark35), PYTHON=/path/to/python and VENV=folder override what tools/setup.sh would choose.
 VENV   ?= .venv
 CONFIG ?= conf/bikeshare.yaml
 ARGS   ?=
@@ -14,7 +14,7 @@ RUN = "$(VENV)/bin/python" -m
 # Spark's own search for its home breaks on a space in the path.
 FIND_SPARK = import importlib.util; print(importlib.util.find_spec('pyspark').submodule_search_locations[0])
 
-.PHONY: help demo test quick faults lint format setup clean distclean
+.PHONY: help demo test quick pytest faults lint format setup clean distclean
 
 help:                   ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile
@@ -24,12 +24,15 @@ demo:                   ## fine-tune the bike-sharing pipeline (CONFIG=conf/digi
 	@SPARK_HOME="$$("$(VENV)/bin/python" -c "$(FIND_SPARK)")" "$(VENV)/bin/spark-submit" jobs/finetune.py --config "$(CONFIG)" $(ARGS)
 
 test: lint              ## lint, then all tests
-	@bash tools/setup.sh java dev
-	$(RUN) pytest $(ARGS)
+	@$(MAKE) --no-print-directory pytest
 
 quick:                  ## the tests that aren't marked slow
 	@bash tools/setup.sh java dev
 	$(RUN) pytest -m "not slow" $(ARGS)
+
+pytest:                 ## tests without lint (ARGS="tests/laws -x")
+	@bash tools/setup.sh java dev
+	$(RUN) pytest $(ARGS)
 
 faults:                 ## kill and stall the processes of trainings, each fault 3 times; writes docs/reliability.md
 	@bash tools/setup.sh java dev

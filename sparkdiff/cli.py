@@ -1,7 +1,8 @@
-"""The `sparkdiff` command: plan, finetune, verify."""
+"""The `sparkdiff` command: plan, finetune, verify, diff."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -9,9 +10,14 @@ from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
+from pyspark.sql import DataFrame, SparkSession
 
 from sparkdiff import run
+from sparkdiff.cache import root
+from sparkdiff.difference import between
 from sparkdiff.errors import InputError, SparkdiffError
+from sparkdiff.flips import predictions
+from sparkdiff.options import Options
 from sparkdiff.parity import verify as verify_parity
 from sparkdiff.planning import plan as make_plan
 
@@ -25,12 +31,15 @@ app = typer.Typer(
 )
 Model = Annotated[str, typer.Argument(help="Folder of a saved PipelineModel or stage.")]
 Names = Annotated[Optional[list[str]], typer.Option(help="uid, class name or output column; may be repeated.")]  # noqa: UP045 - typer reads it at run time
+Format = Annotated[str, typer.Option(help="Format of the rows.")]
+ReaderOptions = Annotated[str, typer.Option(help="Reader options and schema as JSON.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()
 def plan(
     model: Model, freeze: Names = None, reference: Names = None, target: Names = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
     strict: Annotated[bool, typer.Option(help="Exit with 3 unless every stage is translated.")] = False,
 ) -> None:  # fmt: skip
     """What would be trained, and why not the rest. Runs no job."""
@@ -57,20 +66,53 @@ def finetune(
 def verify(
     model: Model,
     data: Annotated[str, typer.Option(help="Path of the rows to compare on.")],
-    format: Annotated[str, typer.Option(help="Their format.")] = "parquet",
-    options: Annotated[str, typer.Option(help="Reader options and schema as JSON.")] = "{}",
+    format: Format = "parquet",
+    options: ReaderOptions = "{}",
 ) -> None:
     """Compare Spark's transform with the translated network, column by column; exits with 1 on a mismatch."""
     spark = run.start_session({})
     fitted = run.load_model(spark, run.located(model, Path.cwd()))
-    given = json.loads(options)
-    rows = {"path": data, "format": format, "schema": given.pop("schema", None), "options": given}
-    parity = verify_parity(fitted, run.load_data(spark, rows, Path.cwd(), "verify"))
+    parity = verify_parity(fitted, _rows(spark, data, format, options, "verify"))
     for column, difference in parity.maxRelDiff.items():
         print(f"{column:<30} {difference:.3e}")
     print(parity)
     if not parity.ok:
         raise typer.Exit(FAILED)
+
+
+@app.command()
+def diff(
+    old: Annotated[str, typer.Argument(help="Folder of a saved model, or of a run.")],
+    new: Annotated[str, typer.Argument(help="The same, to compare with it.")],
+    data: Annotated[Optional[str], typer.Option(help="Path of rows to predict on.")] = None,  # noqa: UP045
+    format: Format = "parquet",
+    options: ReaderOptions = "{}",
+    sample: Annotated[
+        Optional[int], typer.Option(min=1, help="Predict on so many rows only; the same ones each time.")  # noqa: UP045
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Which stages, Params and weights of two models differ, and how far their predictions on the same rows.
+
+    Exits with 0 whether or not they differ; --json says "same". A relative difference is over the larger of the two values.
+    """
+    spark = run.start_session({})
+    paths = [run.model_of_run(run.located(path, Path.cwd())) for path in (old, new)]
+    before, after = (run.load_model(spark, path) for path in paths)
+    rows = None if data is None else _rows(spark, data, format, options, "diff")
+    found = between(before, after, root(Options()), paths=(paths[0], paths[1]))
+    if rows is not None:
+        found = dataclasses.replace(found, predictions=predictions(before, after, rows, sample))
+    print(found.toJSON() if as_json else found)
+
+
+def _rows(spark: SparkSession, path: str, format: str, options: str, command: str) -> DataFrame:
+    try:
+        given = dict(json.loads(options))
+    except (ValueError, TypeError) as e:
+        raise InputError(f'--options must be a JSON object such as {{"header": true}}. Got {options!r} instead') from e
+    rows = {"path": path, "format": format, "schema": given.pop("schema", None), "options": given}
+    return run.load_data(spark, rows, Path.cwd(), command)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,16 +1,19 @@
-"""What decides a cache's content, as one hash; and digests of pipelines, so that what was fitted before is known again."""
+"""What decides a cache's content, as one hash; and digests of saved models, so that what was made before is known again."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyspark.ml import PipelineModel
@@ -124,41 +127,102 @@ def params_of(pipeline: Any) -> str | None:
 
 
 def digest_of(model: Any, folder: Path) -> list[str] | None:
-    """Digests of the files of a saved model or pipeline, free of what differs between two savings (uids, names, time).
+    """`digest_of_folder` of a model or pipeline as it would be saved now; None where it can't be saved.
 
-    None where it can't be saved. It is saved below `folder`, which Spark and this process both see, for a moment.
+    It is saved below `folder`, which Spark and this process both see, for a moment.
     """
-    folder = Path(tempfile.mkdtemp(prefix=".stages-", dir=folder))
+    with saved(model, folder) as path:
+        return None if path is None else digest_of_folder(path)
+
+
+@contextlib.contextmanager
+def saved(model: Any, folder: Path) -> Iterator[Path | None]:
+    """A folder below `folder` that holds the saved model while the context lasts; None where it can't be saved."""
+    path = Path(tempfile.mkdtemp(prefix=".stages-", dir=folder))
     try:
-        model.write().overwrite().save(f"file://{folder}")
-    except (*jvm.SparkError, AttributeError, ValueError, TypeError, NotImplementedError):
-        return None
-    else:
-        metas = {p: json.loads(p.read_text()) for p in sorted(folder.rglob("metadata/part-*"))}
-        uids = {meta["uid"]: f"uid{i}" for i, meta in enumerate(metas.values())}
-
-        def anonymous(text: str) -> str:
-            for uid, name in uids.items():
-                text = text.replace(uid, name)
-            # A fitted stage's default outputCol holds its uid, a loaded one's a random uid of the moment it was loaded.
-            return re.sub(r"(uid\d+|\w+_[0-9a-f]{12})__output", "__output", text)
-
-        out = []
-        for path in sorted(p for p in folder.rglob("part-*") if p.is_file()):
-            meta = metas.get(path)
-            if meta is not None:
-                del meta["timestamp"]
-                content: Any = anonymous(json.dumps(meta, sort_keys=True)).encode()
-            elif path.suffix == ".parquet":  # Spark orders a file's key-value metadata anyhow; the table is what counts
-                table = pq.read_table(path, partitioning=None).replace_schema_metadata().combine_chunks()
-                sink = pa.BufferOutputStream()
-                with pa.ipc.new_stream(sink, table.schema) as out_stream:
-                    out_stream.write_table(table)
-                content = sink.getvalue()
-            else:
-                content = path.read_bytes()
-            where = anonymous(path.parent.relative_to(folder).as_posix())
-            out.append(f"{where}:{hashlib.sha256(content).hexdigest()}")
-        return sorted(out)
+        try:
+            model.write().overwrite().save(f"file://{path}")
+        except (*jvm.SparkError, AttributeError, ValueError, TypeError, NotImplementedError):
+            yield None
+        else:
+            yield path
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def hash_of(model: Any, path: str | None, folder: Path) -> str | None:
+    """`hash_of_folder` of a model that was loaded from `path`, or from nowhere; None where it can't be saved.
+
+    Where the path is none of this machine's, the model is saved below `folder` for a moment.
+    """
+    if path is not None and (local := Path(path.removeprefix("file://"))).is_dir():
+        return hash_of_folder(local)
+    with saved(model, folder) as copy:
+        return None if copy is None else hash_of_folder(copy)
+
+
+def hash_of_folder(path: Path) -> str:
+    """One hash of a saved model's classes, Params and weights: the same whenever, and under whatever uids, it was saved."""
+    return hashlib.sha256("\n".join(digest_of_folder(path, by_whom=False)).encode()).hexdigest()
+
+
+def digest_of_folder(folder: Path, *, by_whom: bool = True) -> list[str]:
+    """Digests of a saved model's files, free of what differs between two savings: uids, file names, time.
+
+    Without `by_whom` also free of what depends on who fits and saves: Spark's version, and the default seed, which Python
+    draws per process.
+    """
+    metas = {p: json.loads(p.read_text()) for p in sorted(folder.rglob("metadata/part-*"))}
+    uids = {meta["uid"]: f"uid{i}" for i, meta in enumerate(metas.values())}
+
+    def anonymous(text: str) -> str:
+        for uid, name in uids.items():
+            text = text.replace(uid, name)
+        # A fitted stage's default outputCol holds its uid, a loaded one's a random uid of the moment it was loaded.
+        return re.sub(r"(uid\d+|\w+_[0-9a-f]{12})__output", "__output", text)
+
+    def of_metadata(meta: dict[str, Any]) -> bytes:
+        meta = {k: v for k, v in meta.items() if k != "timestamp" and (by_whom or k != "sparkVersion")}
+        if not by_whom and "defaultParamMap" in meta:
+            meta["defaultParamMap"] = {k: v for k, v in meta["defaultParamMap"].items() if k != "seed"}
+        return anonymous(json.dumps(meta, sort_keys=True)).encode()
+
+    def of_tree(text: str) -> str:  # an ensemble keeps its trees' metadata in a table
+        return of_metadata({**json.loads(text), "uid": "tree"}).decode()
+
+    out = []
+    for path in sorted(p for p in folder.rglob("part-*") if p.is_file()):
+        if path in metas:
+            digest = hashlib.sha256(of_metadata(metas[path]))
+        elif path.suffix == ".parquet":  # Spark orders a file's key-value metadata anyhow; the table is what counts
+            table = pq.read_table(path, partitioning=None).combine_chunks()
+            if path.parent.name == "treesMetadata":  # of an id, JSON and a weight, by names that Spark 4.3 leaves out
+                (i,) = (i for i, kind in enumerate(table.schema.types) if pa.types.is_string(kind))
+                texts = pa.array([of_tree(text) for text in table.column(i).to_pylist()])
+                table = table.set_column(i, table.column_names[i], texts)
+            digest = hashlib.sha256()
+            for name, column in zip(table.column_names, table.columns, strict=True):
+                digest.update(f"{name} {column.type} {len(column)};".encode())
+                for chunk in column.chunks:
+                    _feed(digest, chunk)
+        else:
+            digest = hashlib.sha256(path.read_bytes())
+        where = anonymous(path.parent.relative_to(folder).as_posix())
+        out.append(f"{where}:{digest.hexdigest()}")
+    return sorted(out)
+
+
+def _feed(digest: Any, array: pa.Array) -> None:
+    """An array's values, in a form that doesn't depend on the version of Arrow."""
+    digest.update(np.packbits(np.asarray(array.is_valid())).tobytes())
+    if pa.types.is_struct(array.type):
+        for i in range(array.type.num_fields):
+            _feed(digest, pa.StructArray.field(array, i))
+    elif pa.types.is_list(array.type):
+        digest.update(np.asarray(array.value_lengths().fill_null(0)).astype(np.int64).tobytes())
+        _feed(digest, array.flatten())
+    elif pa.types.is_floating(array.type) or pa.types.is_integer(array.type) or pa.types.is_boolean(array.type):
+        numbers = array.cast(pa.int8()) if pa.types.is_boolean(array.type) else array
+        digest.update(np.ascontiguousarray(numbers.fill_null(0).to_numpy(zero_copy_only=False)).tobytes())
+    else:
+        digest.update(json.dumps(array.to_pylist(), default=str).encode())

@@ -26,7 +26,7 @@ from sparkdiff import jvm
 from sparkdiff.cache import root
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.finetune import Outcome, fine_tune, prepare
-from sparkdiff.fingerprint import digest_of, params_of, source_facts
+from sparkdiff.fingerprint import digest_of, hash_of, hash_of_folder, params_of, source_facts
 from sparkdiff.options import Options
 from sparkdiff.report import Phases
 from sparkdiff.splits import TEST, TRAIN, VALIDATION, Source
@@ -192,6 +192,12 @@ def load_model(spark: SparkSession, path: str) -> Any:
         raise InputError(f"no Spark ML model can be loaded from {path}: {jvm.cause(e)}") from e
 
 
+def model_of_run(path: str) -> str:
+    """The model in a run's folder; any other path as it is."""
+    folder = Path(path.removeprefix("file://"))
+    return f"{path}/model" if (folder / "model" / "metadata").is_dir() and not (folder / "metadata").exists() else path
+
+
 def run(config: Config) -> FineTuningSummary:
     """Run the job and write its folder; where that holds a finished run of the same runId and options, return it.
 
@@ -217,7 +223,7 @@ def run(config: Config) -> FineTuningSummary:
             Source(load_data(spark, d, config.folder, s), _split(s, config.data)) for s, d in config.data.items()
         ]
         say(f"data: {', '.join(config.data)}")
-    model = _model(spark, config, sources, options, phases)
+    model, parent = _model(spark, config, sources, options, phases)
     with phases.phase("plan"):
         task = prepare(model, options)
     if options.verbosity:
@@ -225,7 +231,7 @@ def run(config: Config) -> FineTuningSummary:
     mine = options.runId == own
     outcome = fine_tune(task, sources, phases, replace=mine)
     with phases.phase("save") as say:
-        write_run(outcome, config, phases)
+        write_run(outcome, config, phases, parent)
         say(str(config.output))
     if mine:
         outcome.folder.remove()  # the same command, interrupted before this line, goes on; after it, it begins anew
@@ -255,22 +261,29 @@ def _split(split: str, data: Mapping[str, Any]) -> str | None:
     return None if split == TRAIN and VALIDATION not in data else split
 
 
-def _model(spark: SparkSession, config: Config, sources: list[Source], options: Options, phases: Phases) -> Any:
+def _model(
+    spark: SparkSession, config: Config, sources: list[Source], options: Options, phases: Phases
+) -> tuple[Any, dict[str, Any]]:
+    """The fitted pipeline, and what the summary says of it: path, content hash and, where there is one, the function."""
     if not is_function(config.pipeline):
+        path = located(config.pipeline, config.folder)
         with phases.phase("load"):
-            return load_model(spark, located(config.pipeline, config.folder))
+            model = load_model(spark, path)
+            return model, {"path": path.removeprefix("file://"), "hash": hash_of(model, path, root(options))}
     train = [s for s in sources if s.split != TEST and s.split != VALIDATION]
-    pipeline = function(config.pipeline, config.folder)(train[0].df)
-    if not isinstance(pipeline, Estimator):
-        return pipeline
-    if not isinstance(pipeline, Pipeline):
-        pipeline = Pipeline(stages=[pipeline])
+    made = function(config.pipeline, config.folder)(train[0].df)
+    if not isinstance(made, Estimator):
+        return made, {"path": None, "function": config.pipeline, "hash": hash_of(made, None, root(options))}
+    pipeline = made if isinstance(made, Pipeline) else Pipeline(stages=[made])
     with phases.phase("fit") as say:
-        return _fitted(spark, pipeline, [s for s in sources if s.split != TEST], options, say)
+        model, folder = _fitted(spark, pipeline, [s for s in sources if s.split != TEST], options, say)
+        return model, {"path": str(folder), "function": config.pipeline, "hash": hash_of_folder(folder)}
 
 
-def _fitted(spark: SparkSession, pipeline: Pipeline, sources: list[Source], options: Options, say: Any) -> Any:
-    """The pipeline fitted on the training rows, from the cache folder where the same has been fitted on the same rows."""
+def _fitted(
+    spark: SparkSession, pipeline: Pipeline, sources: list[Source], options: Options, say: Any
+) -> tuple[Any, Path]:
+    """The pipeline fitted on the training rows and where it is kept: in the cache folder, for the same rows next time."""
     o = options
     key = json.dumps(
         [params_of(pipeline) or digest_of(pipeline, root(options)), [[s.split, source_facts(s.df)] for s in sources],
@@ -280,7 +293,7 @@ def _fitted(spark: SparkSession, pipeline: Pipeline, sources: list[Source], opti
     folder = root(options) / f"fitted-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     if folder.exists():
         say("reused: the same pipeline was fitted on the same rows before")
-        return PipelineModel.load(f"file://{folder}")
+        return PipelineModel.load(f"file://{folder}"), folder
     fitted = fit_on_training_rows(pipeline, sources, options)
     temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
     try:
@@ -289,10 +302,10 @@ def _fitted(spark: SparkSession, pipeline: Pipeline, sources: list[Source], opti
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     say(f"fitted {len(fitted.stages)} stages on the training rows")
-    return fitted
+    return fitted, folder
 
 
-def write_run(outcome: Outcome, config: Config, phases: Phases) -> None:
+def write_run(outcome: Outcome, config: Config, phases: Phases, parent: Mapping[str, Any]) -> None:
     """Write the run's folder beside its place and rename it there; an old run goes once the new one is complete."""
     start, output = time.perf_counter(), config.output
     temporary, old = (output.with_name(f".{output.name}-{uuid.uuid4().hex[:8]}{end}") for end in ("", ".old"))
@@ -305,7 +318,8 @@ def write_run(outcome: Outcome, config: Config, phases: Phases) -> None:
         timings = {**phases.timings, "save": time.perf_counter() - start}
         summary["timings"] = {k: round(v, 3) for k, v in timings.items()}
         summary["fingerprints"] = {"cache": outcome.summary.cache["fingerprint"], "request": _request(config)}
-        summary["parent"] = config.pipeline
+        summary["parent"] = parent
+        summary["model"] = {"path": "model", "hash": hash_of_folder(temporary / "model")}
         (temporary / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
         if output.exists():
             os.rename(output, old)

@@ -232,8 +232,8 @@ def _outputs(trials: Sequence[_Trial], df: DataFrame, tolerance: float) -> None:
         rows = df.select(*(quoted(c).alias(name) for c, name in sources.items()))
         names, schemas = list(sources.values()), []
         for k, trial in enumerate(trials):
-            inputs = {fold(c): quoted(sources[fold(c)]) for c in _inputs(trial.original)}
-            out = trial.stage.transform(rows.withColumns(inputs))
+            spelled = {fold(c): c for c in _inputs(trial.original)}  # Spark 3.5 finds a column as it is spelled only
+            out = trial.stage.transform(rows.withColumns({c: quoted(sources[f]) for f, c in spelled.items()}))
             columns = type(trial.module).outputs(trial.original)
             for c in columns:
                 if c not in out.columns:

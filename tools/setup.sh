@@ -3,14 +3,14 @@
 #   java   first checks that Spark will find a Java it can run on
 #   demo   what `make demo` needs (Petastorm included, where its stack can be had)
 #   dev    demo, and what linting, tests and benchmarks need
-# Reads VENV (default .venv), STACK (petastorm or modern) and PYTHON (an interpreter); the last two are found if not given.
+# Reads VENV (default .venv), STACK (petastorm, modern or spark35) and PYTHON (an interpreter); the last two are found if not given.
 # What was installed is stamped with all that it was made from; the stamp is written last, so that a broken-off
 # installation is done again, from the start. pip's own settings apply (PIP_INDEX_URL, PIP_FIND_LINKS, ... choose the build of torch).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 VENV=${VENV:-.venv}
 WANTED=${STACK:-}
-case $WANTED in "" | petastorm | modern) ;; *) echo "sparkdiff: STACK must be petastorm or modern, got '$WANTED'" >&2; exit 1 ;; esac
+case $WANTED in "" | petastorm | modern | spark35) ;; *) echo "sparkdiff: STACK must be petastorm, modern or spark35, got '$WANTED'" >&2; exit 1 ;; esac
 
 say() { printf 'sparkdiff: %s\n' "$*" >&2; }
 die() { say "$@"; exit 1; }
@@ -45,6 +45,7 @@ find_python() {
             if [ "$wanted" = modern ] && [ "$stack" = petastorm ] && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
                 stack=modern                                                # Python 3.11 can have either
             fi
+            if [ "$wanted" = spark35 ] && [ "$stack" = petastorm ]; then stack=spark35; fi     # the same Pythons
             if [ -n "$stack" ] && [ "$stack" = "$wanted" ]; then BASE=$candidate STACK=$stack; return; fi
         done
     done
@@ -89,7 +90,7 @@ setup() {
     if up_to_date dev || { [ "$level" = demo ] && up_to_date demo; }; then return; fi
 
     if [ "$level" = demo ]; then extras=""; fi
-    if [ "$STACK" = petastorm ]; then extras=petastorm${extras:+,$extras}; fi
+    if [ "$STACK" != modern ]; then extras=petastorm${extras:+,$extras}; fi
     say "installing sparkdiff${extras:+[$extras]}: some minutes, only this once"
     rm -f "$VENV"/sparkdiff-*.stamp
     touch "$VENV/sparkdiff-installing"          # pip takes a package that it had half copied for an installed one

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from sparkdiff.fingerprint import hash_of_folder
+
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 
@@ -37,6 +39,17 @@ rows = spark.read.schema(schema).option("header", True).csv(data_path)
 out = model.transform(rows).agg({"prediction": "sum", "*": "count"}).first().asDict()
 classes = [f"{type(s).__module__}.{type(s).__name__}" for s in model.stages]
 print("SERVED " + json.dumps({"sum": out["sum(prediction)"], "rows": out["count(1)"], "classes": classes}))
+"""
+
+COMMANDS = """
+import contextlib, io, json, sys
+from sparkdiff.cli import main
+
+for arguments in sys.argv[1:]:
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        code = main(json.loads(arguments))
+    print("RAN " + json.dumps([code, out.getvalue()]), flush=True)
+sys.exit(code)
 """
 
 
@@ -135,6 +148,16 @@ def test_the_demo_tunes_and_says_so(demo: tuple[Path, subprocess.CompletedProces
     assert all(p["ok"] and p["rows"] > 5000 for p in found["parity"].values())
     assert set(found["parity"]) == {"before", "after"}
     assert sorted(p.name for p in run.iterdir()) == ["history.csv", "model", "plan.json", "summary.json"]
+
+
+def test_the_summary_names_the_parent_by_path_and_hash(demo: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    found = summary(demo[0])
+    parent, model = found["parent"], found["model"]
+    assert set(parent) == {"path", "hash", "function"}
+    assert parent["function"] == "pipelines:bikeshare"
+    assert Path(parent["path"]).parent == demo[0].parent / ".cache"
+    assert hash_of_folder(Path(parent["path"])) == parent["hash"] != model["hash"]
+    assert hash_of_folder(demo[0] / model["path"]) == model["hash"]
 
 
 def test_petastorm_reads_where_it_is_installed(demo: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
@@ -240,22 +263,28 @@ def test_digits(tmp_path: Path) -> None:
     assert found["metrics"]["test"]["after"] < 0.8 * found["metrics"]["test"]["before"]
 
 
-def test_the_command_plans_and_verifies_a_saved_model(demo: Any, tmp_path: Path) -> None:
+def test_the_command_plans_verifies_and_compares_saved_models(demo: Any, tmp_path: Path) -> None:
     import yaml
 
     shim = tmp_path / "command.py"
-    shim.write_text("import sys\nfrom sparkdiff.cli import main\nsys.exit(main(sys.argv[1:]))\n")
-    model = str(demo[0] / "model")
-    planned = json.loads(submit(shim, "plan", model, "--json").stdout)
-    assert [s["stageClass"] for s in planned["stages"] if s["trainable"]] == [
-        "StandardScalerModel", "PCAModel", "GeneralizedLinearRegressionModel"
-    ]  # fmt: skip
-    submit(shim, "plan", model, "--strict", expect=3)
-    submit(shim, "plan", str(tmp_path / "nowhere"), expect=2)
-    submit(shim, "plan", expect=2)
+    shim.write_text(COMMANDS)
+    model, parent = str(demo[0] / "model"), summary(demo[0])["parent"]
     schema = yaml.safe_load((ROOT / "conf" / "bikeshare.yaml").read_text())["data"]["train"]["schema"]
     options = json.dumps({"schema": schema, "header": "true"})
-    verified = submit(
-        shim, "verify", model, "--data", str(ROOT / "data" / "bikeshare.csv"), "--format", "csv", "--options", options
-    )
-    assert "ok: 8,645 rows" in verified.stdout
+    commands = [
+        ["plan", model, "--json"],
+        ["verify", model, "--data", str(ROOT / "data" / "bikeshare.csv"), "--format", "csv", "--options", options],
+        ["diff", parent["path"], str(demo[0]), "--json"],
+        ["plan", str(tmp_path / "nowhere")],
+        ["plan"],
+        ["plan", model, "--strict"],  # the last one's code is the process's
+    ]
+    done = submit(shim, *map(json.dumps, commands), expect=3)
+    ran = [json.loads(line.removeprefix("RAN ")) for line in done.stdout.splitlines() if line.startswith("RAN ")]
+    assert [code for code, _ in ran] == [0, 0, 0, 2, 2, 3]
+    tuned = ["StandardScalerModel", "PCAModel", "GeneralizedLinearRegressionModel"]
+    assert [s["stageClass"] for s in json.loads(ran[0][1])["stages"] if s["trainable"]] == tuned
+    assert "ok: 8,645 rows" in ran[1][1]
+    differs = json.loads(ran[2][1])
+    assert [s["stageClass"] for s in differs["stages"] if s["what"] == "differs"] == tuned
+    assert (differs["oldHash"], differs["newHash"]) == (parent["hash"], summary(demo[0])["model"]["hash"])

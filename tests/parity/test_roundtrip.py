@@ -318,12 +318,12 @@ def test_sql_in_the_middle_and_at_the_end(df: DataFrame, fitted: dict[str, Any])
     assert sparkdiff.verify(sparkdiff.write_back(model, network), df, network=network).ok
 
 
-def test_columns_overwritten_in_place(df: DataFrame, fitted: dict[str, Any]) -> None:
+def test_columns_overwritten_in_place(df: DataFrame, fitted: dict[str, Any], any_case: bool) -> None:
     """`a` before and after an Imputer, `VECTOR` over `vector`: each reader gets its own version."""
     holes = df.withColumn("a", F.when(F.col("index") == 1, None).otherwise(F.col("a")))
     early = VectorAssembler(inputCols=["a", "b"], outputCol="raw", handleInvalid="keep")
     imputer = Imputer(inputCols=["a"], outputCols=["a"]).fit(holes)
-    over = fitted["scaler"].copy({fitted["scaler"].outputCol: "VECTOR"})
+    over = fitted["scaler"].copy({fitted["scaler"].outputCol: "VECTOR" if any_case else "scaled"})
     model = PipelineModel([early, imputer, fitted["assembler"], over, fitted["minmax"], fitted["linear"]])
     parity = sparkdiff.verify(model, holes)
     assert parity.ok, parity

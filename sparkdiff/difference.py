@@ -1,0 +1,252 @@
+"""What differs between two fitted pipelines, stage by stage: classes, Params, weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sparkdiff import jvm
+from sparkdiff.fingerprint import digest_of_folder, hash_of, saved
+from sparkdiff.flips import PredictionDifference
+from sparkdiff.graph import flatten
+from sparkdiff.report import difference_table
+from sparkdiff.stages.base import REGISTRY, class_name
+
+Place = tuple[int, ...]
+"""Position of a leaf stage in the nested pipelines."""
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightDifference:
+    """One weight of a stage. The relative difference is over the larger of the two values.
+
+    A difference that isn't finite is None, and so is all between weights of different shape.
+    """
+
+    parameter: str
+    shape: tuple[int, ...]
+    newShape: tuple[int, ...]
+    entries: int
+    differ: int | None
+    maxAbsDiff: float | None
+    maxRelDiff: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class ParamDifference:
+    """One Param; `old` and `new` are None where the stage has no value, and say whether the value was set or a default."""
+
+    param: str
+    old: tuple[str, Any] | None
+    new: tuple[str, Any] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class StageDifference:
+    """One leaf stage of either pipeline, or of both.
+
+    Attributes:
+        what: "same", "differs", "class differs", "only in old" or "only in new".
+        weights: those that differ, of a stage that sparkdiff translates.
+        translated: whether sparkdiff knows this stage's weights.
+        content: whether the saved content differs in something that neither `weights` nor `params` show.
+    """
+
+    what: str
+    path: Place | None
+    newPath: Place | None
+    uid: str | None
+    newUid: str | None
+    stageClass: str | None
+    newStageClass: str | None
+    params: tuple[ParamDifference, ...] = ()
+    weights: tuple[WeightDifference, ...] = ()
+    translated: bool = False
+    content: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """What differs between two fitted pipelines.
+
+    Attributes:
+        oldHash, newHash: content hashes, the same as in a run's summary.json; None where a model can't be saved.
+        stages: every leaf stage of either, in the order of the old pipeline.
+        predictions: on the rows given, or None.
+    """
+
+    oldHash: str | None
+    newHash: str | None
+    stages: tuple[StageDifference, ...]
+    predictions: PredictionDifference | None = None
+
+    @property
+    def same(self) -> bool:
+        """Whether all stages are the same and in the same places; uids don't count."""
+        return all(s.what == "same" and s.path == s.newPath for s in self.stages)
+
+    def asdict(self) -> dict[str, Any]:
+        """As JSON-ready values without NaN."""
+        return {"same": self.same, **dataclasses.asdict(self)}
+
+    def toJSON(self) -> str:
+        return json.dumps(self.asdict(), indent=2, allow_nan=False)
+
+    def __str__(self) -> str:
+        return difference_table(self.asdict())
+
+
+def between(old: Any, new: Any, folder: Path, *, paths: tuple[str | None, str | None] = (None, None)) -> Difference:
+    """Compare two fitted pipelines or stages, stage by stage. Runs no job but the saving of both.
+
+    Leaf stages are matched by path and uid, then by uid (a stage that moved), then by class in their order (a pipeline
+    that was fitted again).
+
+    Args:
+        folder: where both are saved for a moment; Spark and this process see it as files.
+        paths: where they were loaded from, so that the hashes are those of the folders.
+
+    Raises:
+        InputError: one of the two isn't fitted.
+    """
+    before, after = flatten(old), flatten(new)
+    hashes = hash_of(old, paths[0], folder), hash_of(new, paths[1], folder)
+    look_inside = folder if None in hashes or hashes[0] != hashes[1] else None
+    stages = tuple(_stage(a, b, look_inside) for a, b in _matched(before, after))
+    return Difference(hashes[0], hashes[1], stages)
+
+
+# Stages -------------------------------------------------------------------------------------------------------------
+
+Leaf = tuple[Place, Any]
+
+
+def _matched(before: list[Leaf], after: list[Leaf]) -> list[tuple[Leaf | None, Leaf | None]]:
+    """Pairs of leaves in the order of the old pipeline; the new one's others last."""
+    partner: dict[int, int] = {}
+
+    def pair(key: Any) -> None:
+        free = {}
+        for j in reversed(range(len(after))):
+            if j not in partner.values():
+                free[key(after[j])] = j
+        for i, leaf in enumerate(before):
+            if i not in partner and key(leaf) in free:
+                partner[i] = free.pop(key(leaf))
+
+    pair(lambda leaf: (leaf[0], leaf[1].uid))
+    pair(lambda leaf: leaf[1].uid)
+    left = [i for i in range(len(before)) if i not in partner]
+    right = [j for j in range(len(after)) if j not in partner.values()]
+    classes = [[class_name(leaves[k][1]) for k in ks] for leaves, ks in ((before, left), (after, right))]
+    for tag, a, b, c, d in difflib.SequenceMatcher(None, classes[0], classes[1], autojunk=False).get_opcodes():
+        if tag in ("equal", "replace"):
+            partner.update(zip(left[a:b], right[c:d], strict=False))
+    pairs: list[tuple[Leaf | None, Leaf | None]] = [
+        (leaf, after[partner[i]] if i in partner else None) for i, leaf in enumerate(before)
+    ]
+    return [*pairs, *((None, leaf) for j, leaf in enumerate(after) if j not in partner.values())]
+
+
+def _stage(a: Leaf | None, b: Leaf | None, folder: Path | None) -> StageDifference:
+    (path, old), (new_path, new) = a or (None, None), b or (None, None)
+    names = [(None, None) if s is None else (str(s.uid), type(s).__name__) for s in (old, new)]
+    place: dict[str, Any] = {
+        "path": path, "newPath": new_path, "uid": names[0][0], "newUid": names[1][0],
+        "stageClass": names[0][1], "newStageClass": names[1][1],
+    }  # fmt: skip
+    if old is None or new is None:
+        return StageDifference("only in new" if old is None else "only in old", **place)
+    if class_name(old) != class_name(new):
+        return StageDifference("class differs", **place)
+    params, weights = tuple(_params(old, new)), tuple(_weights(old, new))
+    content = False
+    if folder is not None and not weights:
+        before, after = (_content(s, folder, params_too=not params) for s in (old, new))
+        content = before is None or before != after
+    what = "differs" if params or weights or content else "same"
+    return StageDifference(
+        what, **place, params=params, weights=weights, translated=_translated(old, new), content=content
+    )
+
+
+def _content(stage: Any, folder: Path, *, params_too: bool) -> list[str] | None:
+    with saved(stage, folder) as path:
+        if path is None:
+            return None
+        lines = digest_of_folder(path, by_whom=False)
+    return [line for line in lines if params_too or not line.startswith("metadata:")]
+
+
+def _translated(*stages: Any) -> bool:
+    return all(class_name(s) in REGISTRY and not REGISTRY[class_name(s)].refuses(s) for s in stages)
+
+
+def _params(old: Any, new: Any) -> Iterator[ParamDifference]:
+    (a, simple_a), (b, simple_b) = _values(old), _values(new)
+    for name in sorted({*a, *b}):
+        if simple_a.get(name) != simple_b.get(name):
+            yield ParamDifference(name, a.get(name), b.get(name))
+
+
+def _values(stage: Any) -> tuple[dict[str, tuple[str, Any]], dict[str, tuple[str, Any]]]:
+    """Params by name as (set or default, value): to show, and to compare free of the stage's uid."""
+    params = jvm.defined_params(stage)
+    # Python draws the default seed per process.
+    defaults = {k: v for k, v in params["default"].items() if k != "seed" and k not in params["set"]}
+    shown = {
+        name: (origin, _plain(value))
+        for origin, values in (("default", defaults), ("set", params["set"]))
+        for name, value in values.items()
+    }
+
+    def anonymous(value: Any) -> Any:
+        # A default outputCol holds a random uid of the moment the stage was made or loaded.
+        return (
+            re.sub(r"\w+_[0-9a-f]{12}__output$", "__output", value.replace(stage.uid, ""))
+            if isinstance(value, str)
+            else value
+        )
+
+    return shown, {name: (origin, anonymous(value)) for name, (origin, value) in shown.items()}
+
+
+def _plain(value: Any) -> Any:
+    """A Param's value as JSON has it."""
+    value = value.toArray().tolist() if hasattr(value, "toArray") else value
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not np.isfinite(value):
+        return str(value)
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+def _weights(old: Any, new: Any) -> Iterator[WeightDifference]:
+    if not _translated(old, new):
+        return
+    cls = REGISTRY[class_name(old)]
+    before, after = cls.from_spark(old), cls.from_spark(new)
+    for name in dict.fromkeys((*cls.weights, *(n for n, _ in before.named_parameters()))):
+        x, y = (np.asarray(module.weight(name), dtype=np.float64) for module in (before, after))
+        if x.shape != y.shape:
+            yield WeightDifference(name, x.shape, y.shape, x.size, None, None, None)
+            continue
+        differ = (x != y) & ~(np.isnan(x) & np.isnan(y))
+        if differ.any():
+            with np.errstate(invalid="ignore", over="ignore"):
+                distance = np.abs(y - x)[differ]
+                relative = distance / np.maximum(np.abs(x), np.abs(y))[differ]
+            yield WeightDifference(
+                name, x.shape, y.shape, x.size, int(differ.sum()), _finite(distance.max()), _finite(relative.max())
+            )
+
+
+def _finite(value: Any) -> float | None:
+    return None if value is None or not np.isfinite(value) else float(value)

@@ -1,0 +1,214 @@
+"""How the predictions of two fitted pipelines differ on the same rows, counted by Spark in one pass."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from pyspark.ml.functions import vector_to_array
+from pyspark.ml.linalg import VectorUDT
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql.types import ArrayType, NumericType
+
+from sparkdiff import jvm
+from sparkdiff.errors import InputError
+from sparkdiff.graph import Graph, check_columns, folding
+from sparkdiff.splits import quoted, refuse_stream, row_hash
+from sparkdiff.stages.base import columns_of
+
+QUANTILES = (0.5, 0.9, 0.99)
+HIDDEN = "__sparkdiff_"
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelFlips:
+    """How often a column of labels (or of anything that has no distance) differs."""
+
+    column: str
+    rows: int
+    flips: int
+    share: float
+
+
+@dataclasses.dataclass(frozen=True)
+class NumberChanges:
+    """How far a column of numbers moved; of a vector, the entry that moved most.
+
+    `undefined` rows have no finite change (null, NaN or infinite on one side, vectors of different size) and count in no
+    other figure; without any other row these are None.
+    """
+
+    column: str
+    rows: int
+    changed: int
+    undefined: int
+    meanAbsChange: float | None
+    maxAbsChange: float | None
+    quantiles: dict[str, float | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictionDifference:
+    """The predictions of both pipelines on the same rows. `rows` < `sampled` where a stage drops rows (handleInvalid='skip')."""
+
+    sampled: int
+    rows: int
+    labels: tuple[LabelFlips, ...]
+    numbers: tuple[NumberChanges, ...]
+    onlyInOld: tuple[str, ...]
+    onlyInNew: tuple[str, ...]
+
+
+def predictions(old: Any, new: Any, df: DataFrame, sample: int | None = None) -> PredictionDifference:
+    """Run both pipelines on the same rows, in one pass, and count in Spark how their predictions differ.
+
+    Compared are the prediction and probability columns that both write or, where neither has any, what the last stages write.
+
+    Args:
+        df: rows with the columns that both pipelines read.
+        sample: at most so many rows, those with the smallest hashes: the same ones each time.
+
+    Raises:
+        InputError: the data lack a column or have no row, no column can be compared, or Spark failed on the rows.
+    """
+    refuse_stream(df)
+    graphs = Graph(old), Graph(new)
+    for graph in graphs:
+        check_columns(graph, df.schema)
+    ours, theirs = map(_outputs, graphs)
+    both = [c for c in ours if c in theirs]
+    if not both:
+        raise InputError(
+            f"the pipelines write no column in common to compare: {', '.join(ours.values()) or 'none'} and "
+            f"{', '.join(theirs.values()) or 'none'}"
+        )
+    if sample is not None:
+        df = df.orderBy(row_hash(df)).limit(sample)
+    labels = _labels(graphs[0]) | _labels(graphs[1])
+    try:
+        # The old pipeline may overwrite what the new one reads, so the row is kept aside.
+        row = F.struct(*(quoted(c).alias(f"c{i}") for i, c in enumerate(df.columns)))
+        out = old.transform(df.withColumn(f"{HIDDEN}row", row))
+        _check_kept([f"{HIDDEN}row", *(ours[c] for c in both)], out, old)
+        labels |= {c for c in both if _is_nominal(out, ours[c])}
+        keep = [F.col(f"{HIDDEN}row")[f"c{i}"].alias(c, metadata=_metadata(df, c)) for i, c in enumerate(df.columns)]
+        held = [quoted(ours[c]).alias(f"{HIDDEN}{i}") for i, c in enumerate(both)]
+        out = new.transform(out.select(*keep, *held))
+        _check_kept([*(f"{HIDDEN}{i}" for i in range(len(both))), *(theirs[c] for c in both)], out, new)
+        labels |= {c for c in both if _is_nominal(out, theirs[c])}
+        pairs = [(f"{HIDDEN}{i}", theirs[c], c in labels) for i, c in enumerate(both)]
+        changes = [_change(out, *pair) for pair in pairs]
+        kinds = [c.alias(f"d{i}") for i, (_, c) in enumerate(changes)]
+        counts = [a for i, (is_label, _) in enumerate(changes) for a in _aggregates(f"d{i}", is_label)]
+        found = out.select(*kinds).agg(F.count(F.lit(1)).alias("rows"), *counts).first()
+        assert found is not None  # an aggregate without groups is one row
+        dropping = any(leaf.drops_rows for graph in graphs for leaf in graph.leaves)
+        sampled = df.count() if dropping else found["rows"]
+    except jvm.SparkError as e:
+        raise InputError(f"Spark failed while it ran the two pipelines: {jvm.cause(e)}") from e
+    if not found["rows"]:
+        raise InputError("there is no row to compare on")
+    flips, numbers = [], []
+    for i, (c, (is_label, _)) in enumerate(zip(both, changes, strict=True)):
+        if is_label:
+            flips.append(
+                LabelFlips(theirs[c], found["rows"], found[f"d{i}_flips"], found[f"d{i}_flips"] / found["rows"])
+            )
+        else:
+            numbers.append(_numbers(theirs[c], found, f"d{i}"))
+    return PredictionDifference(
+        sampled, found["rows"], tuple(flips), tuple(numbers),
+        tuple(ours[c] for c in ours if c not in theirs), tuple(theirs[c] for c in theirs if c not in ours),
+    )  # fmt: skip
+
+
+def _outputs(graph: Graph) -> dict[str, str]:
+    """The columns to compare, by their folded names: predictions and probabilities, else what the last stage writes."""
+    found = [c for leaf in graph.leaves for c in columns_of(leaf.stage, ("predictionCol", "probabilityCol"))]
+    if not found and graph.leaves:
+        found = list(graph.leaves[-1].outputs)
+    return {graph.fold(c): c for c in found}
+
+
+def _labels(graph: Graph) -> set[str]:
+    """Folded names of the columns that hold classes or clusters."""
+    out = set()
+    for leaf in graph.leaves:
+        classes = type(leaf.stage).__module__ in ("pyspark.ml.classification", "pyspark.ml.clustering")
+        own = leaf.module.labels(leaf.stage) if leaf.module is not None else ()
+        out |= {graph.fold(c) for c in (*own, *(columns_of(leaf.stage, ("predictionCol",)) if classes else ()))}
+    return out
+
+
+def _metadata(df: DataFrame, column: str) -> dict[str, Any]:
+    return dict(next(f for f in df.schema.fields if f.name == column).metadata)
+
+
+def _is_nominal(df: DataFrame, column: str) -> bool:
+    fold = folding()
+    field = next(f for f in df.schema.fields if fold(f.name) == fold(column))
+    return field.metadata.get("ml_attr", {}).get("type") == "nominal"
+
+
+def _check_kept(columns: Iterable[str], df: DataFrame, model: Any) -> None:
+    fold = folding()
+    gone = {fold(c) for c in columns} - {fold(c) for c in df.columns}
+    if gone:
+        raise InputError(
+            f"{model.uid} drops columns (an SQLTransformer without `*`?), so that its predictions can't be put beside those "
+            "of the other pipeline row by row; compare without data"
+        )
+
+
+def _change(df: DataFrame, old: str, new: str, is_label: bool) -> tuple[bool, Column]:
+    """(True, whether the label flipped) or (False, by how much the number moved)."""
+    fold = folding()
+    types = [next(f.dataType for f in df.schema.fields if fold(f.name) == fold(c)) for c in (old, new)]
+    a, b = quoted(old), quoted(new)
+    kinds = [VectorUDT if isinstance(t, VectorUDT) else ArrayType if isinstance(t, ArrayType) else NumericType
+             if isinstance(t, NumericType) else None for t in types]  # fmt: skip
+    if is_label or kinds[0] is not kinds[1] or None in kinds:
+        if types[0] != types[1] and not (kinds[0] is kinds[1] is NumericType):
+            a, b = a.cast("string"), b.cast("string")
+        return True, ~a.eqNullSafe(b)
+    if kinds[0] is NumericType:
+        return False, _distance(a.cast("double"), b.cast("double"))
+    a, b = (vector_to_array(c) if kinds[0] is VectorUDT else c.cast("array<double>") for c in (a, b))
+    largest = F.array_max(F.zip_with(a, b, _distance))
+    empty = F.when(F.size(a) == 0, F.lit(0.0)).otherwise(largest)
+    return False, F.when(a.isNull() & b.isNull(), F.lit(0.0)).when(F.size(a) == F.size(b), empty)
+
+
+def _distance(a: Column, b: Column) -> Column:
+    return F.when(a.eqNullSafe(b), F.lit(0.0)).otherwise(F.coalesce(F.abs(b - a), F.lit(float("nan"))))
+
+
+def _aggregates(name: str, is_label: bool) -> list[Column]:
+    d = F.col(name)
+    if is_label:
+        return [F.coalesce(F.sum(d.cast("long")), F.lit(0)).alias(f"{name}_flips")]
+    finite = F.when(~F.isnan(d) & (d < float("inf")), d)  # Spark: NaN is larger than anything
+    return [
+        F.count(finite).alias(f"{name}_finite"),
+        F.count(F.when(finite > 0, 1)).alias(f"{name}_changed"),
+        F.avg(finite).alias(f"{name}_mean"),
+        F.max(finite).alias(f"{name}_max"),
+        F.percentile_approx(finite, list(QUANTILES), 10_000).alias(f"{name}_quantiles"),
+    ]
+
+
+def _numbers(column: str, found: Any, name: str) -> NumberChanges:
+    undefined = found["rows"] - found[f"{name}_finite"]
+    values = found[f"{name}_quantiles"] or [None] * len(QUANTILES)
+    quantiles = {f"{q:g}": _finite(v) for q, v in zip(QUANTILES, values, strict=True)}
+    return NumberChanges(
+        column, found["rows"], found[f"{name}_changed"] + undefined, undefined, _finite(found[f"{name}_mean"]),
+        _finite(found[f"{name}_max"]), quantiles,
+    )  # fmt: skip
+
+
+def _finite(value: Any) -> float | None:
+    return None if value is None or not np.isfinite(value) else float(value)

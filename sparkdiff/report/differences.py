@@ -1,0 +1,84 @@
+"""What differs between two pipelines, as text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+HEAD = ("stage", "what", "shape", "differ", "largest", "relative")
+BLANK = ("",) * 4
+SHOWN = 60
+"""Characters of a Param's value."""
+
+
+def difference_table(difference: Mapping[str, Any]) -> str:
+    """A line per weight, Param or stage that differs, the content hashes, and what the predictions do."""
+    return "\n".join(_lines(difference))
+
+
+def _lines(d: Mapping[str, Any]) -> Iterator[str]:
+    rows = [row for stage in d["stages"] for row in _rows(stage)]
+    if rows:
+        widths = [max(len(r[i]) for r in (HEAD, *rows)) for i in range(len(HEAD))]
+        for r in (HEAD, *rows):
+            yield "  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip()
+    changed = sum(stage["what"] != "same" or stage["path"] != stage["newPath"] for stage in d["stages"])
+    yield f"the same: {len(d['stages'])} stages" if d["same"] else f"{changed} of {len(d['stages'])} stages differ"
+    yield f"old {d['oldHash'] or 'cannot be saved'}"
+    yield f"new {d['newHash'] or 'cannot be saved'}"
+    if d["predictions"] is not None:
+        yield from _predictions(d["predictions"])
+
+
+def _rows(s: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    old, new = _stage(s["path"], s["stageClass"], s["uid"]), _stage(s["newPath"], s["newStageClass"], s["newUid"])
+    where = new if s["what"] == "only in new" else old
+    if s["what"].startswith("only"):
+        yield (where, s["what"], *BLANK)
+    elif s["path"] != s["newPath"] or (s["what"] != "same" and old != new):
+        yield (where, f"is {new}", *BLANK)
+    for p in s["params"]:
+        yield (where, f"{p['param']}: {_value(p['old'])} -> {_value(p['new'])}", *BLANK)
+    for w in s["weights"]:
+        shape = str(list(w["shape"]))
+        if w["shape"] == w["newShape"]:
+            count = f"{w['differ']:,} of {w['entries']:,}"
+            yield where, w["parameter"], shape, count, _number(w["maxAbsDiff"]), _number(w["maxRelDiff"])
+        else:
+            yield where, w["parameter"], f"{shape} -> {list(w['newShape'])}", "all", "-", "-"
+    if s["content"]:
+        yield (where, "saved content differs" + ("" if s["translated"] else " (not translated)"), *BLANK)
+
+
+def _stage(path: Sequence[int] | None, stage_class: str | None, uid: str | None) -> str:
+    return f"{'.'.join(map(str, path or ())) or '0'} {stage_class} {uid}"
+
+
+def _value(value: tuple[str, Any] | None) -> str:
+    if value is None:
+        return "none"
+    text = json.dumps(value[1])
+    return f"{text if len(text) <= SHOWN else text[: SHOWN - 3] + '...'} ({value[0]})"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
+def _predictions(p: Mapping[str, Any]) -> Iterator[str]:
+    dropped = p["sampled"] - p["rows"]
+    yield f"predictions on {p['rows']:,} rows" + (f" ({dropped:,} others dropped by a stage):" if dropped else ":")
+    for f in p["labels"]:
+        yield f"  {f['column']}: {f['flips']:,} flip ({f['share']:.2%})"
+    for n in p["numbers"]:
+        quantiles = ", ".join(f"{float(q):.0%} of rows by at most {_number(v)}" for q, v in n["quantiles"].items())
+        yield (
+            f"  {n['column']}: {n['changed']:,} change, by {_number(n['meanAbsChange'])} on average, "
+            f"{_number(n['maxAbsChange'])} at most ({quantiles})"
+            + (f"; {n['undefined']:,} without a finite change" if n["undefined"] else "")
+        )
+    for which in ("old", "new"):
+        columns = p[f"onlyIn{which.title()}"]
+        if columns:
+            yield f"  only in {which}: {', '.join(columns)}"

@@ -1,0 +1,105 @@
+"""The wheel as a stranger gets it: what is in it, what it asks for, and that it runs without the repository and Petastorm."""
+
+from __future__ import annotations
+
+import email
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
+
+
+def run(*command: object, cwd: Path) -> str:
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(
+        list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, ROOT, cwd=folder)
+    (built,) = folder.iterdir()
+    return built
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The executables of an environment with the wheel; Spark and torch come from the running one, sparkdiff doesn't."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, with_pip=False)
+    python = folder / "bin" / "python"
+    run(
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        python,
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+        wheel,
+        cwd=folder,
+    )
+    own = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder).strip())
+    # Behind its own packages. The links of editable installations aren't followed from here.
+    (own / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return folder / "bin"
+
+
+def test_it_holds_the_package_and_nothing_else(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    info = next(name.partition("/")[0] for name in names if ".dist-info/" in name)
+    sources = {p.relative_to(ROOT).as_posix() for p in (ROOT / "sparkdiff").rglob("*") if p.suffix in (".py", ".typed")}
+    assert "sparkdiff/py.typed" in sources
+    assert {name for name in names if not name.startswith(f"{info}/")} == sources
+    assert {f"{info}/licenses/LICENSE", f"{info}/licenses/NOTICE", f"{info}/entry_points.txt"} <= names
+
+
+def test_it_asks_for_petastorm_by_the_extra_only(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata = email.message_from_bytes(archive.read(name))
+    required = [Requirement(line) for line in metadata.get_all("Requires-Dist", [])]
+    always = {r.name for r in required if r.marker is None or r.marker.evaluate({"extra": ""})}
+    assert always == {"pyspark", "torch", "numpy", "pandas", "pyarrow", "packaging", "pyyaml", "typer"}
+    with_extra = {r.name for r in required if r.marker is not None and r.marker.evaluate({"extra": "petastorm"})}
+    assert "petastorm" in with_extra
+    # What the extra bounds must not bound the others.
+    assert not any("14.0.2" in str(r.specifier) for r in required if r.name == "pyarrow" and r.marker is None)
+    assert metadata["License-Expression"] == "Apache-2.0"
+
+
+def test_it_runs_without_the_repository_and_petastorm(installed: Path, tmp_path: Path) -> None:
+    code = """
+import sys
+sys.modules["petastorm"] = None
+import importlib.metadata, pkgutil, sparkdiff
+for module in pkgutil.walk_packages(sparkdiff.__path__, "sparkdiff."):
+    if module.name not in ("sparkdiff.__main__", "sparkdiff.stream.petastorm"):
+        __import__(module.name)
+assert all(getattr(sparkdiff, name) is not None for name in sparkdiff.__all__)
+assert importlib.metadata.version("sparkdiff") == sparkdiff.__version__
+print(sparkdiff.__file__)
+"""
+    found = Path(
+        run(installed / "python", "-W", "error::DeprecationWarning:sparkdiff", "-c", code, cwd=tmp_path).strip()
+    )
+    assert installed.parent in found.parents
+    shown = run(installed / "sparkdiff", "--help", cwd=tmp_path)
+    assert all(command in shown for command in ("plan", "finetune", "verify", "diff"))
+    assert "maxEpochs=50" in run(installed / "python", "-m", "sparkdiff", "finetune", "--help", cwd=tmp_path)

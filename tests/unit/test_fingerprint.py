@@ -1,0 +1,61 @@
+"""The content hash of a saved model's folder: the same number on every version of Arrow and Python."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sparkdiff.fingerprint import hash_of_folder
+
+VALUES = [[1.5, -0.0, float("inf")], [], None]
+
+
+def save(folder: Path, *, part: str = "0", values: Any = None, uid: str = "pca_0123456789ab", **changes: Any) -> Path:
+    """A folder as Spark lays it out, with all kinds of columns in it."""
+    metadata = {
+        "class": "org.apache.spark.ml.feature.PCAModel", "timestamp": 1, "sparkVersion": "4.0.5", "uid": uid,
+        "paramMap": {"inputCol": "scaled", "k": 2}, "defaultParamMap": {"outputCol": f"{uid}__output", "seed": 7}, **changes,
+    }  # fmt: skip
+    for name in ("metadata", "data"):
+        (folder / name).mkdir(parents=True)
+    (folder / "metadata" / f"part-{part}").write_text(json.dumps(metadata))
+    table = pa.table(
+        {
+            "numbers": pa.array(values or VALUES, pa.list_(pa.float64())),
+            "flags": pa.array([True, None, False]),
+            "vector": pa.array([{"type": 1, "values": [2.0]}, {"type": 0, "values": None}, None]),
+            "names": ["a", None, "b"],
+        }
+    )
+    pq.write_table(table, folder / "data" / f"part-{part}.snappy.parquet")
+    return folder
+
+
+def test_it_is_the_same_everywhere_and_whenever(tmp_path: Path) -> None:
+    first = hash_of_folder(save(tmp_path / "a"))
+    assert first == "85f78b0e0a19f935b6de9fe0129a06c21a64615306996a2dd7503d44d4f0daec"
+    later = save(tmp_path / "b", part="9-x", uid="pca_ba9876543210", timestamp=2, sparkVersion="4.3.0")
+    assert hash_of_folder(later) == first
+    default = {"outputCol": "pca_aaaaaaaaaaaa__output", "seed": 8}
+    assert hash_of_folder(save(tmp_path / "c", defaultParamMap=default)) == first
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"values": [[1.5, 0.0, float("inf")], [], None]},
+        {"values": [[1.5, -0.0], [float("inf")], None]},
+        {"values": [[1.5, -0.0, float("inf")], None, []]},
+        {"class": "org.apache.spark.ml.feature.PCA"},
+        {"paramMap": {"inputCol": "scaled", "k": 3}},
+        {"paramMap": {"inputCol": "scaled", "k": 2, "seed": 8}},
+        {"defaultParamMap": {"outputCol": "out", "seed": 7}},
+    ],
+)
+def test_it_tells_apart(changes: dict[str, Any], tmp_path: Path) -> None:
+    assert hash_of_folder(save(tmp_path / "a")) != hash_of_folder(save(tmp_path / "b", **changes))
