@@ -130,7 +130,8 @@ def fine_tune(task: Task, sources: Sequence[Source], phases: Phases) -> Outcome:
         model, after = task.model, before
         if verdict.accepted:
             with phases.phase("write back") as say:
-                model = write_back(task.model, found.network)
+                with jvm.scratch(cache.folder.parent):
+                    model = write_back(task.model, found.network)
                 parity["after"] = _parity(task, model, found.network, data, cache)
                 say(f"Spark reproduces the network: {parity['after']}")
             after = {s: score(found.network, data, s, metric) for s in before}

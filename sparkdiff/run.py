@@ -184,7 +184,7 @@ def load_model(spark: SparkSession, path: str) -> Any:
         InputError: there is none, or it can't be loaded.
     """
     try:
-        return DefaultParamsReader.loadParamsInstance(path, spark.sparkContext)
+        return DefaultParamsReader.loadParamsInstance(path, jvm.ml_context(spark))
     except (*jvm.SparkError, ValueError, AttributeError, ImportError) as e:
         raise InputError(f"no Spark ML model can be loaded from {path}: {jvm.cause(e)}") from e
 

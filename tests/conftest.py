@@ -31,3 +31,15 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
     session.sparkContext.setLogLevel("ERROR")
     yield session
     session.stop()
+
+
+@pytest.fixture(params=["constructor", "saved data"])
+def route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The two ways in which a stage's weights come back into Spark; the test runs once for each."""
+    from sparkdiff import jvm
+
+    if request.param == "saved data":
+        monkeypatch.setattr(jvm, "has_constructors", lambda: False)
+    else:
+        assert jvm.has_constructors()
+    return str(request.param)
