@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pyspark.util import VersionUtils
 from torch import Tensor
 
 from sparkdiff import cache as caches
@@ -36,6 +37,9 @@ from sparkdiff.summary import FineTuningSummary
 from sparkdiff.train import Trained
 
 PARITY_ROWS = 10_000
+TREE_ENSEMBLES = frozenset(
+    f"{trees}{kind}Model" for trees in ("GBT", "RandomForest") for kind in ("Classification", "Regression")
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -292,7 +296,7 @@ def _summary(
     held = metrics[VALIDATION]
     assert held is not None
     scale = max(abs(held["before"]), 1e-12)
-    warnings = list(verdict.warnings)
+    warnings = [*verdict.warnings, *unreadable_by_older_spark(task.model)]
     if found.frozen:
         entries = ", ".join(f"{n} of {name}" for name, n in found.frozen.items())
         warnings.append(
@@ -322,6 +326,18 @@ def _summary(
         },
         versions=versions(), warnings=warnings,
     )  # fmt: skip
+
+
+def unreadable_by_older_spark(model: Any) -> list[str]:
+    """A warning where Spark 3.5 and 4.0 can't load what this Spark saves: from 4.1 a tree ensemble's columns lack names."""
+    version = jvm.session().version
+    names = [s.uid for _, s in flatten(model) if type(s).__name__ in TREE_ENSEMBLES]
+    if not names or VersionUtils.majorMinorVersion(version) < (4, 1):
+        return []
+    return [
+        f"saved by Spark {version}, {', '.join(names)} can't be loaded by Spark 3.5 and 4.0: "
+        "save with the Spark version that will serve"
+    ]
 
 
 def _reason(metric: Objective, verdict: guard.Verdict, scale: float) -> str:

@@ -134,7 +134,7 @@ def sees(spark: SparkSession, folder: Path) -> bool:
     """Whether Spark finds a file that this process puts into a folder. Runs no job."""
     if in_process(spark):
         return True
-    with tempfile.NamedTemporaryFile(prefix=".seen-", suffix=".txt", dir=folder) as file:
+    with tempfile.NamedTemporaryFile(prefix="seen-by-spark-", dir=folder) as file:
         try:
             return bool(spark.read.text(f"file://{file.name}").columns)
         except PySparkException:
@@ -245,6 +245,17 @@ def java_params(stage: Any) -> str | None:
     return str(java.extractParamMap().toString()) if isinstance(java, JavaObject) else None
 
 
+def default_output(stage: Any) -> Any:
+    """The outputCol of a stage on which none is set: `<uid>__output`.
+
+    A loaded stage's Python object has made up a uid of its own for it. Classic Spark takes that one over; behind Connect,
+    Spark knows nothing of it.
+    """
+    java = getattr(stage, "_java_obj", None)
+    in_python = java is None or isinstance(java, JavaObject)
+    return stage.getOrDefault("outputCol") if in_python else f"{stage.uid}__output"
+
+
 def with_uid(new: Any, old: Any) -> Any:
     """`new` with the uid and the Params of `old`; for stages that exist in Python only."""
     new._resetUid(old.uid)
@@ -319,4 +330,7 @@ def cause(error: BaseException) -> str:
                 java = java.getCause()
             if java.getMessage():
                 return str(java.getMessage()).split("\n", 1)[0]
+    causes = re.findall(r"^Caused by: [\w.$]+: (.*)$", str(error), re.MULTILINE)  # Connect tells them as text
+    if causes:
+        return str(causes[-1])
     return str(error).strip().split("\n", 1)[0]
