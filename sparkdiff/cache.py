@@ -77,16 +77,8 @@ def root(options: Options) -> Path:
         InputError: neither is set and Spark's master is not local, so that a temporary folder would be seen by one machine;
             or Spark, behind Connect on another machine, doesn't see the folder.
     """
-    spark = jvm.session()
-    folder = jvm.local_folder(options.cacheDir) if options.cacheDir else jvm.configured_folder(spark)
-    master = spark.conf.get("spark.master", None) or ""
-    if folder is None and not master.startswith("local"):
-        raise InputError(
-            f"cacheDir is unset and the master is {master}: set cacheDir (or conf spark.sparkdiff.cacheDir) to a folder "
-            "that Spark and this process both see as files"
-        )
-    folder = folder or _temporary()
-    if not jvm.sees(spark, folder):
+    folder = jvm.shared_folder(options.cacheDir) or _temporary()
+    if not jvm.sees(jvm.session(), folder):
         raise InputError(
             f"Spark doesn't see {folder}: set cacheDir (or conf spark.sparkdiff.cacheDir) to a folder that Spark and this "
             "process both see as files"

@@ -19,7 +19,7 @@ from pyspark.ml.common import _py2java
 from pyspark.ml.linalg import DenseMatrix, Vectors
 from pyspark.ml.util import MLReader, MLWriter
 from pyspark.ml.wrapper import JavaParams
-from pyspark.sql import DataFrame, Row, SparkSession
+from pyspark.sql import DataFrame, SparkSession
 
 from sparkdiff.errors import InputError, SparkdiffError
 
@@ -102,18 +102,24 @@ def check_alive(stage: Any) -> None:
         ) from e
 
 
-def configured_folder(spark: SparkSession) -> Path | None:
-    """The folder that the session's conf `spark.sparkdiff.cacheDir` names, None where it names none."""
-    given = spark.conf.get("spark.sparkdiff.cacheDir", None)
-    return None if given is None else local_folder(given)
+def shared_folder(cacheDir: str | None = None) -> Path | None:
+    """The folder that the option or, without it, the conf `spark.sparkdiff.cacheDir` names, made where it is missing.
 
-
-def local_folder(given: str) -> Path:
-    """The folder that `cacheDir` names, made where it is missing.
+    None where neither names one, and a temporary folder will do, as Spark runs on one machine.
 
     Raises:
-        InputError: it isn't in this machine's file system, or can't be made.
+        InputError: a temporary folder won't do; or the folder isn't in this machine's file system, or can't be made.
     """
+    spark = session()
+    given = cacheDir or spark.conf.get("spark.sparkdiff.cacheDir", None)
+    if given is None:
+        master = spark.conf.get("spark.master", None) or ""
+        if not master.startswith("local"):
+            raise InputError(
+                f"cacheDir is unset and the master is {master}: set cacheDir (or conf spark.sparkdiff.cacheDir) to a folder "
+                "that Spark and this process both see as files"
+            )
+        return None
     local = re.sub(r"^file:(//)?(?=/)", "", given)
     if re.match(r"\w+:", local):
         raise InputError(
@@ -196,18 +202,22 @@ def _constructed(old: Any, weights: Mapping[str, Any]) -> Any:
 
 def _rewritten(old: Any, weights: Mapping[str, Any]) -> Any:
     """By way of files: the stage saved, the one row of its data replaced by Spark itself, and the stage loaded."""
-    spark, folder = session(), _scratch.get()
-    with tempfile.TemporaryDirectory(prefix=".stage-", dir=folder or configured_folder(spark)) as name:
+    spark = session()
+    with tempfile.TemporaryDirectory(prefix=".stage-", dir=_scratch.get() or shared_folder()) as name:
         where = f"file://{name}/stage"
         old.write().save(where)
         data = spark.read.parquet(f"{where}/data")
-        (row,) = data.collect()
-        values = row.asDict()
+        rows = data.limit(2).collect()
+        if len(rows) != 1:
+            raise SparkdiffError(
+                f"{old.uid}: its saved data have several rows; its translation needs a to_spark of its own"
+            )
+        values = rows[0].asDict()
         missing = [name for name in weights if name not in values]
         if missing:
             raise SparkdiffError(f"{old.uid}: its saved data lack {', '.join(missing)}; they hold {', '.join(values)}")
         values.update({name: ml_value(value, values[name]) for name, value in weights.items()})
-        new = spark.createDataFrame([Row(**values)], data.schema)
+        new = spark.createDataFrame([tuple(values.values())], data.schema)
         new.coalesce(1).write.mode("overwrite").parquet(f"{where}/data")
         return type(old).load(where)
 

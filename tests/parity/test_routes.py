@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 import sparkdiff
-from sparkdiff import SparkdiffError, jvm
+from sparkdiff import InputError, SparkdiffError, jvm
 
 
 @pytest.mark.slow
@@ -101,6 +102,14 @@ def test_where_the_saved_data_lie_for_a_moment(
         spark.conf.unset("spark.sparkdiff.cacheDir")
     assert used == [tmp_path / "cache folder"]
     assert list((tmp_path / "cache folder").iterdir()) == []
+
+
+def test_a_cluster_needs_a_folder_that_all_see(fitted: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    conf = {"spark.master": "yarn"}
+    cluster = SimpleNamespace(conf=SimpleNamespace(get=lambda key, default=None: conf.get(key, default)))
+    monkeypatch.setattr(jvm, "session", lambda: cluster)
+    with pytest.raises(InputError, match="cacheDir is unset and the master is yarn"):
+        jvm.rebuild(fitted["scaler"], {"std": np.ones(3), "mean": np.zeros(3)})
 
 
 class LockedDown:
