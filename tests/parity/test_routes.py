@@ -48,26 +48,26 @@ def test_either_route_serves_without_torch_and_sparkdiff(
 
 
 def test_both_routes_build_the_same_stage(fitted: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bit for bit, the storage order of matrices included."""
+    """Bit for bit, and matrices in the storage order that the stage's class wants."""
     random = np.random.default_rng(1)
-    shapes = {"logistic": (1, 3), "softmax": (3, 3)}
-    for name, shape in shapes.items():
-        matrix, intercept = random.normal(size=shape), np.full(shape[0], -0.0)
-        weights = {
-            "coefficientMatrix": matrix, "interceptVector": intercept, "numClasses": max(shape[0], 2),
-            "isMultinomial": shape[0] > 1,
-        }  # fmt: skip
-        built = []
+    cases: list[tuple[str, dict[str, Any]]] = [
+        ("pca", {"pc": random.normal(size=(3, 2)), "explainedVariance": np.array([0.7, -0.0])}),
+        ("logistic", {"coefficientMatrix": random.normal(size=(1, 3)), "interceptVector": np.full(1, -0.0),
+                      "numClasses": 2, "isMultinomial": False}),
+        ("softmax", {"coefficientMatrix": random.normal(size=(3, 3)), "interceptVector": np.full(3, 5e-324),
+                     "numClasses": 3, "isMultinomial": True}),
+    ]  # fmt: skip
+    for name, weights in cases:
         for constructors in (True, False):
             monkeypatch.setattr(jvm, "has_constructors", lambda constructors=constructors: constructors)
-            built.append(jvm.rebuild(fitted[name], weights))
-        one, other = built
-        assert type(one) is type(other) is type(fitted[name])
-        assert (one.uid, jvm.defined_params(one)) == (other.uid, jvm.defined_params(other))
-        assert one.coefficientMatrix.isTransposed == other.coefficientMatrix.isTransposed
-        for stage in built:
-            assert stage.coefficientMatrix.toArray().tobytes() == matrix.tobytes()
-            assert stage.interceptVector.toArray().tobytes() == intercept.tobytes()
+            built = jvm.rebuild(fitted[name], weights)
+            assert (type(built), built.uid) == (type(fitted[name]), name)
+            assert jvm.defined_params(built) == jvm.defined_params(fitted[name])
+            for weight, value in weights.items():
+                if isinstance(value, np.ndarray):
+                    assert getattr(built, weight).toArray().tobytes() == value.tobytes()
+                if isinstance(value, np.ndarray) and value.ndim == 2:
+                    assert getattr(built, weight).isTransposed == getattr(fitted[name], weight).isTransposed
 
 
 def test_a_weight_that_the_stage_does_not_have_is_named(fitted: dict[str, Any], route: str) -> None:
