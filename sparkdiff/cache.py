@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import re
 import shutil
 import tempfile
 import uuid
@@ -75,32 +74,16 @@ def root(options: Options) -> Path:
     """The folder of the caches: the option, the session's conf `spark.sparkdiff.cacheDir`, or a temporary folder.
 
     Raises:
-        InputError: neither is set and Spark's master is not local, so that a temporary folder would be seen by one machine.
+        InputError: neither is set and Spark's master is not local, so that a temporary folder would be seen by one machine;
+            or Spark, behind Connect on another machine, doesn't see the folder.
     """
-    spark = jvm.session()
-    given = options.cacheDir or spark.conf.get("spark.sparkdiff.cacheDir", None)
-    if given is None:
-        master = spark.sparkContext.master or ""
-        if not master.startswith("local"):
-            raise InputError(
-                f"cacheDir is unset and the master is {master}: set cacheDir (or conf spark.sparkdiff.cacheDir) to a folder "
-                "that Spark and this process both see as files"
-            )
-        return _temporary()
-    local = re.sub(r"^file:(//)?(?=/)", "", given)
-    if re.match(r"\w+:", local):
+    folder = jvm.shared_folder(options.cacheDir) or _temporary()
+    if not jvm.sees(jvm.session(), folder):
         raise InputError(
-            f"cacheDir={given!r} must be a folder of this machine's file system (local, NFS or a FUSE mount such as /dbfs), "
-            "which Spark and torch both see as files"
+            f"Spark doesn't see {folder}: set cacheDir (or conf spark.sparkdiff.cacheDir) to a folder that Spark and this "
+            "process both see as files"
         )
-    path = Path(local).absolute()
-    try:
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as e:
-        raise InputError(
-            f"cacheDir={given!r} cannot be used: {e.strerror}; give a folder that can be written to"
-        ) from e
-    return path
+    return folder
 
 
 _made: list[Path] = []

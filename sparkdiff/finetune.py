@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pyspark.util import VersionUtils
 from torch import Tensor
 
 from sparkdiff import cache as caches
@@ -43,6 +44,9 @@ from sparkdiff.train import Scales, Trained, candidates, trained
 PARITY_ROWS = 10_000
 TRAINING = threading.Lock()
 """One training at a time: torch's number of threads, and the cores, are the whole process's."""
+TREE_ENSEMBLES = frozenset(
+    f"{trees}{kind}Model" for trees in ("GBT", "RandomForest") for kind in ("Classification", "Regression")
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +142,8 @@ def fine_tune(task: Task, sources: Sequence[Source], phases: Phases, *, replace:
         model, after = task.model, before
         if verdict.accepted:
             with phases.phase("write back") as say:
-                model = write_back(task.model, found.network)
+                with jvm.scratch(cache.folder.parent):
+                    model = write_back(task.model, found.network)
                 parity["after"] = _parity(task, model, found.network, data, cache)
                 say(f"Spark reproduces the network: {parity['after']}")
             after = {s: score(found.network, data, s, metric) for s in before}
@@ -320,7 +325,7 @@ def _summary(
     held = metrics[VALIDATION]
     assert held is not None
     scale = max(abs(held["before"]), 1e-12)
-    warnings = list(verdict.warnings)
+    warnings = [*verdict.warnings, *unreadable_by_older_spark(task.model)]
     warnings += [f"{loss}; training went on from the last checkpoint" for loss in lost]
     if frozen:
         entries = ", ".join(f"{n} of {name}" for name, n in frozen.items())
@@ -351,6 +356,18 @@ def _summary(
         },
         versions=versions(), warnings=warnings,
     )  # fmt: skip
+
+
+def unreadable_by_older_spark(model: Any) -> list[str]:
+    """A warning where Spark 3.5 and 4.0 can't load what this Spark saves: from 4.1 a tree ensemble's columns lack names."""
+    version = jvm.session().version
+    names = [s.uid for _, s in flatten(model) if type(s).__name__ in TREE_ENSEMBLES]
+    if not names or VersionUtils.majorMinorVersion(version) < (4, 1):
+        return []
+    return [
+        f"saved by Spark {version}, {', '.join(names)} can't be loaded by Spark 3.5 and 4.0: "
+        "save with the Spark version that will serve"
+    ]
 
 
 def _reason(metric: Objective, verdict: guard.Verdict, scale: float) -> str:

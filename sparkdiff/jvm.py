@@ -1,17 +1,23 @@
-"""The only file that knows py4j: rebuilds fitted stages by their Scala constructors, and asks Spark about plans and files."""
+"""The only file that knows py4j: rebuilds fitted stages, with or without a JVM handle, and asks Spark about plans and files."""
 
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import re
+import tempfile
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from py4j.java_gateway import JavaObject
 from py4j.protocol import Py4JError, Py4JJavaError
 from pyspark.errors import PySparkException
+from pyspark.ml import PipelineModel
 from pyspark.ml.common import _py2java
 from pyspark.ml.linalg import DenseMatrix, Vectors
+from pyspark.ml.util import MLReader, MLWriter
 from pyspark.ml.wrapper import JavaParams
 from pyspark.sql import DataFrame, SparkSession
 
@@ -22,17 +28,59 @@ SparkError = (Py4JError, PySparkException)
 
 
 def session() -> SparkSession:
-    """The running SparkSession.
+    """The running SparkSession, classic or Spark Connect.
 
     Raises:
         InputError: none is running, or it was stopped.
     """
     spark = SparkSession.getActiveSession()
-    if spark is None or spark.sparkContext._jsc is None:
+    if spark is None or (in_process(spark) and spark.sparkContext._jsc is None):
         raise InputError(
             "no running SparkSession: start one (SparkSession.builder.getOrCreate()) and load the model again"
         )
     return spark
+
+
+def in_process(spark: SparkSession) -> bool:
+    """Whether this process is Spark's driver; with Spark Connect it is not, and there is no SparkContext."""
+    return hasattr(spark, "sparkContext")
+
+
+def ml_context(spark: SparkSession) -> Any:
+    """What pyspark.ml's readers and writers take: the SparkContext where there is one (3.5 knows nothing else)."""
+    return spark.sparkContext if in_process(spark) else spark
+
+
+class Writer(MLWriter):
+    """An MLWriter for classes that exist in Python only, also through Spark Connect."""
+
+    @property
+    def sc(self) -> Any:
+        return ml_context(self.sparkSession)
+
+    def _handleOverwrite(self, path: str) -> None:
+        if in_process(self.sparkSession):
+            super()._handleOverwrite(path)  # type: ignore[misc]
+        else:
+            PipelineModel([]).write().handleOverwrite(path, True)  # type: ignore[attr-defined]
+
+
+class Reader(MLReader[Any]):
+    """An MLReader for classes that exist in Python only, also through Spark Connect."""
+
+    @property
+    def sc(self) -> Any:
+        return ml_context(self.sparkSession)
+
+
+def has_constructors() -> bool:
+    """Whether Scala constructors can be called: not through Spark Connect, nor where a cluster's py4j allows too little."""
+    try:
+        context: Any = session().sparkContext
+        context._jvm.org.apache.spark.ml.param.ParamMap.empty().getClass().getConstructors()
+    except (Py4JError, PySparkException, AttributeError, TypeError):
+        return False
+    return True
 
 
 def check_alive(stage: Any) -> None:
@@ -44,27 +92,96 @@ def check_alive(stage: Any) -> None:
     java = getattr(stage, "_java_obj", None)
     try:
         session()
-        if java is not None:
+        if isinstance(java, JavaObject):
             java.uid()
-    except (InputError, Py4JError, AttributeError, AssertionError, OSError) as e:
+        elif java is not None and not isinstance(java, str):  # Connect: a fitted model on the server
+            stage._call_java("toString")
+    except (InputError, *SparkError, AttributeError, AssertionError, OSError) as e:
         raise InputError(
             f"{stage.uid}: its SparkSession is not running (stopped?); start a session and load the model again"
         ) from e
 
 
-def rebuild(stage: Any, weights: Mapping[str, Any]) -> Any:
-    """A new fitted stage of the same Scala class, uid and Params (set and default) with these weights.
+def shared_folder(cacheDir: str | None = None) -> Path | None:
+    """The folder that the option or, without it, the conf `spark.sparkdiff.cacheDir` names, made where it is missing.
 
-    The constructor is chosen by its parameter types: (String uid, then one parameter per weight, in their order). Numpy
-    vectors and matrices go over in one piece each.
+    None where neither names one, and a temporary folder will do, as Spark runs on one machine.
 
     Raises:
-        SparkdiffError: no public constructor takes these weights.
+        InputError: a temporary folder won't do; or the folder isn't in this machine's file system, or can't be made.
+    """
+    spark = session()
+    given = cacheDir or spark.conf.get("spark.sparkdiff.cacheDir", None)
+    if given is None:
+        master = spark.conf.get("spark.master", None) or ""
+        if not master.startswith("local"):
+            raise InputError(
+                f"cacheDir is unset and the master is {master}: set cacheDir (or conf spark.sparkdiff.cacheDir) to a folder "
+                "that Spark and this process both see as files"
+            )
+        return None
+    local = re.sub(r"^file:(//)?(?=/)", "", given)
+    if re.match(r"\w+:", local):
+        raise InputError(
+            f"cacheDir={given!r} must be a folder of this machine's file system (local, NFS or a FUSE mount such as /dbfs), "
+            "which Spark and torch both see as files"
+        )
+    path = Path(local).absolute()
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as e:
+        raise InputError(
+            f"cacheDir={given!r} cannot be used: {e.strerror}; give a folder that can be written to"
+        ) from e
+    return path
+
+
+def sees(spark: SparkSession, folder: Path) -> bool:
+    """Whether Spark finds a file that this process puts into a folder. Runs no job."""
+    if in_process(spark):
+        return True
+    with tempfile.NamedTemporaryFile(prefix="seen-by-spark-", dir=folder) as file:
+        try:
+            return bool(spark.read.text(f"file://{file.name}").columns)
+        except PySparkException:
+            return False
+
+
+_scratch: contextvars.ContextVar[Path | None] = contextvars.ContextVar("scratch", default=None)
+
+
+@contextlib.contextmanager
+def scratch(folder: Path) -> Iterator[None]:
+    """Inside this context, what `rebuild` has to write for a moment lies below a folder that Spark sees, too."""
+    token = _scratch.set(folder)
+    try:
+        yield
+    finally:
+        _scratch.reset(token)
+
+
+def rebuild(stage: Any, weights: Mapping[str, Any]) -> Any:
+    """A new fitted stage of the same class, uid and Params (set and default) with these weights.
+
+    The names are those of the stage's saved data, in the order of its Scala constructor: one description for two routes.
+    Where constructors can be called, one is; elsewhere the stage is saved, its data rewritten by Spark, and loaded.
+
+    Raises:
+        SparkdiffError: no constructor takes these weights, or the saved data lack one.
+    """
+    old = stage.copy()  # copy() also carries Params that were set in Python over to the Java object
+    new = _constructed(old, weights) if has_constructors() else _rewritten(old, weights)
+    # Python objects have defaults of their own (an unset outputCol is <uid>__output of a uid made up by __init__).
+    return old._copyValues(new._resetUid(stage.uid))
+
+
+def _constructed(old: Any, weights: Mapping[str, Any]) -> Any:
+    """By the constructor that takes (String uid, then one parameter per weight), chosen by their types.
+
+    Numpy vectors and matrices go over in one piece each.
     """
     context: Any = session().sparkContext
-    jvm = context._jvm
-    old = stage.copy()  # copy() also carries Params that were set in Python over to the Java object
-    java = old._java_obj
+    jvm, java = context._jvm, old._java_obj
     values = list(weights.values())
     for constructor in java.getClass().getConstructors():
         types = [t.getName() for t in constructor.getParameterTypes()]
@@ -75,12 +192,45 @@ def rebuild(stage: Any, weights: Mapping[str, Any]) -> Any:
         arguments = context._gateway.new_array(jvm.java.lang.Object, len(types))
         arguments[0] = java.uid()
         for i, (value, name) in enumerate(zip(values, weights, strict=True), start=1):
-            arguments[i] = _to_java(context, value, _is_row_major(stage, name))
+            # A column-major coefficient matrix builds, and fails in LogisticRegressionModel.transform.
+            arguments[i] = _py2java(context, ml_value(value, getattr(old, name, None)))
         new = constructor.newInstance(arguments)
         java.copyValues(new, jvm.org.apache.spark.ml.param.ParamMap.empty())
-        # Python objects have defaults of their own (an unset outputCol is <uid>__output of a uid made up by __init__).
-        return old._copyValues(JavaParams._from_java(new))
-    raise SparkdiffError(f"{stage.uid}: {java.getClass().getName()} has no constructor for {', '.join(weights)}")
+        return JavaParams._from_java(new)
+    raise SparkdiffError(f"{old.uid}: {java.getClass().getName()} has no constructor for {', '.join(weights)}")
+
+
+def _rewritten(old: Any, weights: Mapping[str, Any]) -> Any:
+    """By way of files: the stage saved, the one row of its data replaced by Spark itself, and the stage loaded."""
+    spark = session()
+    with tempfile.TemporaryDirectory(prefix=".stage-", dir=_scratch.get() or shared_folder()) as name:
+        where = f"file://{name}/stage"
+        old.write().save(where)
+        data = spark.read.parquet(f"{where}/data")
+        rows = data.limit(2).collect()
+        if len(rows) != 1:
+            raise SparkdiffError(
+                f"{old.uid}: its saved data have several rows; its translation needs a to_spark of its own"
+            )
+        values = rows[0].asDict()
+        missing = [name for name in weights if name not in values]
+        if missing:
+            raise SparkdiffError(f"{old.uid}: its saved data lack {', '.join(missing)}; they hold {', '.join(values)}")
+        values.update({name: ml_value(value, values[name]) for name, value in weights.items()})
+        new = spark.createDataFrame([tuple(values.values())], data.schema)
+        new.coalesce(1).write.mode("overwrite").parquet(f"{where}/data")
+        return type(old).load(where)
+
+
+def ml_value(value: Any, like: Any) -> Any:
+    """A numpy vector or matrix as Spark's, a matrix in the storage order of another one; a number as it is."""
+    if not isinstance(value, np.ndarray):
+        return value
+    if value.ndim == 1:
+        return Vectors.dense(value)
+    rows, columns = value.shape
+    row_major = bool(getattr(like, "isTransposed", False))
+    return DenseMatrix(rows, columns, value.ravel("C" if row_major else "F"), row_major)
 
 
 def _fits(value: Any, java_type: str) -> bool:
@@ -89,20 +239,6 @@ def _fits(value: Any, java_type: str) -> bool:
             ("Vector", "DenseVector") if value.ndim == 1 else ("Matrix", "DenseMatrix")
         )
     return java_type == {bool: "boolean", int: "int", float: "double"}[type(value)]
-
-
-def _to_java(context: Any, value: Any, row_major: bool) -> Any:
-    if not isinstance(value, np.ndarray):
-        return value
-    if value.ndim == 1:
-        return _py2java(context, Vectors.dense(value))
-    rows, columns = value.shape
-    return _py2java(context, DenseMatrix(rows, columns, value.ravel("C" if row_major else "F"), row_major))
-
-
-def _is_row_major(stage: Any, name: str) -> bool:
-    # A column-major coefficient matrix builds, and fails in LogisticRegressionModel.transform.
-    return bool(getattr(getattr(stage, name, None), "isTransposed", False))
 
 
 def defined_params(stage: Any) -> dict[str, dict[str, Any]]:
@@ -116,7 +252,18 @@ def defined_params(stage: Any) -> dict[str, dict[str, Any]]:
 def java_params(stage: Any) -> str | None:
     """The Params of a stage's Java object, which may lag behind those set in Python; None where it has none."""
     java = getattr(stage, "_java_obj", None)
-    return None if java is None else str(java.extractParamMap().toString())
+    return str(java.extractParamMap().toString()) if isinstance(java, JavaObject) else None
+
+
+def default_output(stage: Any) -> Any:
+    """The outputCol of a stage on which none is set: `<uid>__output`.
+
+    A loaded stage's Python object has made up a uid of its own for it. Classic Spark takes that one over; behind Connect,
+    Spark knows nothing of it.
+    """
+    java = getattr(stage, "_java_obj", None)
+    in_python = java is None or isinstance(java, JavaObject)
+    return stage.getOrDefault("outputCol") if in_python else f"{stage.uid}__output"
 
 
 def with_uid(new: Any, old: Any) -> Any:
@@ -195,6 +342,9 @@ def cause(error: BaseException) -> str:
                 lines = str(java.getMessage()).splitlines()
                 # Of a barrier stage the first line only says that a task failed; the next one says why.
                 return lines[lines[0].endswith("finished unsuccessfully.") and len(lines) > 1].strip()
+    causes = re.findall(r"^Caused by: [\w.$]+: (.*)$", str(error), re.MULTILINE)  # Connect tells them as text
+    if causes:
+        return str(causes[-1])
     return str(error).strip().split("\n", 1)[0]
 
 
@@ -210,20 +360,16 @@ def slots(spark: SparkSession) -> int | None:
 @contextlib.contextmanager
 def cancellable(spark: SparkSession, tag: str) -> Iterator[None]:
     """Inside, the jobs that this thread starts can be ended by `cancel(spark, tag)` from another one."""
-    try:
-        context = spark.sparkContext
-    except (PySparkException, AttributeError):  # Spark Connect has no context, but tags
-        spark.addTag(tag)
+    if in_process(spark):
+        spark.sparkContext.setJobGroup(tag, "sparkdiff: training", interruptOnCancel=True)
     else:
-        context.setJobGroup(tag, "sparkdiff: training", interruptOnCancel=True)
+        spark.addTag(tag)
     yield
 
 
 def cancel(spark: SparkSession, tag: str) -> None:
     """End the jobs that were started under this tag."""
-    try:
-        context = spark.sparkContext
-    except (PySparkException, AttributeError):
-        spark.interruptTag(tag)
+    if in_process(spark):
+        spark.sparkContext.cancelJobGroup(tag)
     else:
-        context.cancelJobGroup(tag)
+        spark.interruptTag(tag)

@@ -21,6 +21,7 @@ from pyspark import SparkConf
 from pyspark.ml import Estimator, Pipeline, PipelineModel
 from pyspark.ml.util import DefaultParamsReader
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.utils import is_remote
 
 from sparkdiff import jvm
 from sparkdiff.cache import root
@@ -118,10 +119,11 @@ def _put(tree: dict[str, Any], key: str, value: Any, override: str) -> None:
 
 
 def start_session(conf: Mapping[str, Any]) -> SparkSession:
-    """The job's session; a key that spark-submit has set stays as it set it."""
-    builder, given = SparkSession.builder.appName("sparkdiff"), SparkConf()
+    """The job's session; a key that spark-submit has set stays as it set it. `spark.remote` asks for Spark Connect."""
+    builder = SparkSession.builder.appName("sparkdiff")
+    given = None if is_remote() else SparkConf()  # in a process that has used Connect there is no SparkConf to ask
     for key, value in conf.items():
-        if not given.contains(key):
+        if given is None or not given.contains(key):
             builder = builder.config(key, str(value).lower() if isinstance(value, bool) else str(value))
     return builder.getOrCreate()
 
@@ -187,7 +189,7 @@ def load_model(spark: SparkSession, path: str) -> Any:
         InputError: there is none, or it can't be loaded.
     """
     try:
-        return DefaultParamsReader.loadParamsInstance(path, spark.sparkContext)
+        return DefaultParamsReader.loadParamsInstance(path, jvm.ml_context(spark))
     except (*jvm.SparkError, ValueError, AttributeError, ImportError) as e:
         raise InputError(f"no Spark ML model can be loaded from {path}: {jvm.cause(e)}") from e
 

@@ -200,7 +200,7 @@ def _named(name: str) -> Any:
         raise InputError(f"loss={name} can't be found ({e}): put its module on the Python path") from e
 
 
-class _TunerWriter(MLWriter):
+class _TunerWriter(jvm.Writer):
     def __init__(self, tuner: FineTuner):
         super().__init__()
         self.tuner = tuner
@@ -221,7 +221,7 @@ class _TunerWriter(MLWriter):
             given.write().save(_inside(path, "pipeline"))
 
 
-class _TunerReader(MLReader[FineTuner]):
+class _TunerReader(jvm.Reader):
     def __init__(self, cls: type[FineTuner]):
         super().__init__()
         self.cls = cls
@@ -237,7 +237,7 @@ class _TunerReader(MLReader[FineTuner]):
         return self.cls(pipeline=pipeline, **params)._resetUid(meta["uid"])  # type: ignore[no-any-return]
 
 
-class _ModelWriter(MLWriter):
+class _ModelWriter(jvm.Writer):
     def __init__(self, model: FineTunerModel):
         super().__init__()
         self.model = model
@@ -250,7 +250,7 @@ class _ModelWriter(MLWriter):
         model.originalModel.write().save(_inside(path, "originalModel"))
 
 
-class _ModelReader(MLReader[FineTunerModel]):
+class _ModelReader(jvm.Reader):
     def __init__(self, cls: type[FineTunerModel]):
         super().__init__()
         self.cls = cls

@@ -47,3 +47,15 @@ def any_case(spark: Any) -> bool:
     except PySparkException:
         return False
     return True
+
+
+@pytest.fixture(params=["constructor", "saved data"])
+def route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The two ways in which a stage's weights come back into Spark; the test runs once for each."""
+    from sparkdiff import jvm
+
+    if request.param == "saved data":
+        monkeypatch.setattr(jvm, "has_constructors", lambda: False)
+    else:
+        assert jvm.has_constructors()
+    return str(request.param)

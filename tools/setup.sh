@@ -90,6 +90,7 @@ setup() {
     if up_to_date dev || { [ "$level" = demo ] && up_to_date demo; }; then return; fi
 
     if [ "$level" = demo ]; then extras=""; fi
+    if [ "$STACK" = modern ] && [ "$level" = dev ]; then extras=connect,$extras; fi
     if [ "$STACK" != modern ]; then extras=petastorm${extras:+,$extras}; fi
     say "installing sparkdiff${extras:+[$extras]}: some minutes, only this once"
     rm -f "$VENV"/sparkdiff-*.stamp

@@ -177,6 +177,8 @@ def columns_of(stage: Any, params: tuple[str, ...]) -> tuple[str, ...]:
                 and stage.isSet(name + "s")
             ):
                 continue
+            if name == "outputCol" and not stage.isSet(name):
+                value = jvm.default_output(stage)
             out += [value] if isinstance(value, str) else list(value or ())
     return tuple(c for c in out if c)
 

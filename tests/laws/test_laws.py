@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import BooleanType, DoubleType, IntegerType, LongType, StructField, StructType
 
 import sparkdiff
+from sparkdiff import jvm
 
 # The same examples in every run; `SPARKDIFF_EXAMPLES=50 pytest tests/laws` looks for new ones, and CI takes 1 of them on its
 # second and third stack.
@@ -184,10 +186,22 @@ def test_logistic_regression(features: Features, fitted: Fitted, drawn: Any) -> 
     check([built(base, weights, **params) for weights, params in several], features(width))
 
 
+@pytest.mark.slow
+@generated(1)
+@given(many(logistic, 4))
+def test_logistic_regression_without_constructors(features: Features, fitted: Fitted, drawn: Any) -> None:
+    width, several = drawn
+    base = fitted("LogisticRegression")
+    stages = [built(base, weights, **params) for weights, params in several]
+    with patch.object(jvm, "has_constructors", return_value=False):
+        check(stages, features(width))
+
+
 # Corners that generated parameters meet too seldom ----------------------------------------------------------------------
 
 
-def test_corners(features: Features, fitted: Fitted) -> None:
+@pytest.mark.parametrize("constructors", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_corners(features: Features, fitted: Fitted, monkeypatch: pytest.MonkeyPatch, constructors: bool) -> None:
     scaler, min_max = fitted("StandardScaler"), fitted("MinMaxScaler")
     glr, logistic = fitted("GeneralizedLinearRegression"), fitted("LogisticRegression")
     huge, w = np.full(3, 1.7e308), np.array([[1.0, 0.0, -2.0], [0.5, 0.0, 0.0], [0.0, 1.0, 0.0]])
@@ -198,7 +212,7 @@ def test_corners(features: Features, fitted: Fitted) -> None:
         "numClasses": 2,
         "isMultinomial": False,
     }
-    check([
+    stages = [
         built(min_max, {"originalMin": -huge, "originalMax": huge}, inputCol="mixed"),  # the range is infinite
         built(min_max, {"originalMin": np.ones(3), "originalMax": np.full(3, 1 + 2**-52)}, inputCol="mixed"),  # nearly constant
         built(min_max, {"originalMin": np.zeros(3), "originalMax": huge}, max=1e-20, inputCol="mixed"),  # the factor is 0
@@ -209,7 +223,9 @@ def test_corners(features: Features, fitted: Fitted) -> None:
         built(logistic, weights, featuresCol="mixed", rawPredictionCol=""),
         built(logistic, weights, featuresCol="mixed", rawPredictionCol="", thresholds=[0.5, 0.0, 0.1]),
         built(logistic, binomial, featuresCol="mixed", rawPredictionCol="", threshold=1 - 2**-53),  # p rounds to less
-    ], features(3))  # fmt: skip
+    ]  # fmt: skip
+    monkeypatch.setattr(jvm, "has_constructors", lambda: constructors)
+    check(stages, features(3))
 
 
 def test_vectors_without_entries(features: Features, fitted: Fitted) -> None:

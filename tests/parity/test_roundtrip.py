@@ -130,6 +130,7 @@ def schema(model: Any, df: DataFrame) -> list[tuple[Any, ...]]:
     return [(f.name, f.dataType, f.metadata) for f in model.transform(df).schema.fields]
 
 
+@pytest.mark.usefixtures("route")
 @pytest.mark.parametrize("case", GRID)
 def test_there_and_back(df: DataFrame, tmp_path: Path, case: str) -> None:
     model = Pipeline(stages=GRID[case]()).fit(df)
@@ -165,6 +166,7 @@ def test_there_and_back(df: DataFrame, tmp_path: Path, case: str) -> None:
 # Params -----------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("route")
 def test_params_set_in_python_survive(df: DataFrame, fitted: dict[str, Any]) -> None:
     """Set on a fitted stage they live in Python only, until someone calls transform."""
     stage = fitted["logistic"].copy()
@@ -190,6 +192,7 @@ def test_params_set_in_python_survive(df: DataFrame, fitted: dict[str, Any]) -> 
     assert sparkdiff.translate(stage).module(0).threshold == pytest.approx(0.1)
 
 
+@pytest.mark.usefixtures("route")
 def test_a_param_set_on_the_original_is_not_passed_to_spark_by_us(fitted: dict[str, Any]) -> None:
     stage = fitted["linear"].copy()
     stage.setPredictionCol("later")
@@ -198,6 +201,7 @@ def test_a_param_set_on_the_original_is_not_passed_to_spark_by_us(fitted: dict[s
     assert java.getOrDefault(java.getParam("predictionCol")) == "prediction"
 
 
+@pytest.mark.usefixtures("route")
 def test_an_output_without_a_name_keeps_its_made_up_name(df: DataFrame, fitted: dict[str, Any]) -> None:
     scaler = StandardScaler(inputCol="vector").fit(fitted["assembler"].transform(df))
     back = sparkdiff.write_back(scaler, moved_scaler(scaler))
@@ -250,6 +254,7 @@ def test_pipelines_in_pipelines(df: DataFrame, fitted: dict[str, Any]) -> None:
     assert sparkdiff.verify(back, df, network=network).ok
 
 
+@pytest.mark.usefixtures("route")
 def test_a_single_stage(df: DataFrame, fitted: dict[str, Any]) -> None:
     vectors = fitted["assembler"].transform(df)
     stage = fitted["softmax"]
@@ -463,6 +468,7 @@ def test_labels_may_differ_on_the_boundary_only(spark: SparkSession, fitted: dic
 # Domains ----------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("route")
 def test_masked_entries_are_written_as_they_were(df: DataFrame, fitted: dict[str, Any]) -> None:
     model = PipelineModel([fitted["assembler"], fitted["scaler"], on(fitted["linear"], "scaled")])
     network = moved(model)

@@ -1,0 +1,140 @@
+"""What test_connect.py runs in a process of its own: a whole fine-tuning over Spark Connect, the JVM out of reach.
+
+    python over_connect.py FOLDER
+
+leaves FOLDER/rows (Parquet), FOLDER/model, FOLDER/job and, in FOLDER/facts.json, what the tests compare.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import py4j.java_gateway
+import torch
+import yaml
+from pyspark import SparkContext
+from pyspark.ml import PipelineModel
+from pyspark.ml.feature import StandardScaler
+from pyspark.ml.regression import LinearRegression
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+import sparkdiff
+from sparkdiff import jvm, run
+from sparkdiff.graph import flatten
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "conf"))
+
+
+def unreachable(*_: Any) -> NoReturn:
+    raise AssertionError("the JVM was asked")
+
+
+def without_jvm() -> None:
+    """A local Connect server shares this process's gateway; from here on, whoever uses it fails."""
+    for cls in (py4j.java_gateway.JavaMember, py4j.java_gateway.JavaClass):
+        cls.__call__ = unreachable
+    for cls in (py4j.java_gateway.JVMView, py4j.java_gateway.JavaObject, py4j.java_gateway.JavaPackage):
+        cls.__getattr__ = unreachable
+
+
+def params(model: Any) -> list[Any]:
+    return [(type(s), s.uid, jvm.defined_params(s)) for _, s in flatten(model)]
+
+
+def predictions(model: Any, df: DataFrame) -> list[float]:
+    return [row.prediction for row in model.transform(df).orderBy("id").select("prediction").collect()]
+
+
+def main(folder: Path) -> None:
+    spark = SparkSession.builder.remote("local[2]").config("spark.sql.shuffle.partitions", "2").getOrCreate()
+    without_jvm()
+    facts: dict[str, Any] = {"version": spark.version, "session": type(spark).__module__}
+    assert not jvm.has_constructors()
+    try:
+        SparkContext._jvm.java.lang.System.currentTimeMillis()
+    except AssertionError as e:
+        facts["jvm"] = str(e)
+
+    source = yaml.safe_load((ROOT / "conf" / "bikeshare.yaml").read_text())["data"]["train"]
+    hours = spark.read.schema(source["schema"]).option("header", True).csv((ROOT / "data" / "bikeshare.csv").as_uri())
+    hours.withColumn("id", F.concat_ws("-", "day", "hr")).coalesce(2).write.parquet(f"file://{folder}/rows")
+    df = spark.read.parquet(f"file://{folder}/rows")
+
+    import pipelines  # conf/pipelines.py, what the demo fine-tunes
+
+    model = pipelines.bikeshare(df).fit(df.where("pmod(xxhash64(day, hr, 0), 10) < 6"))
+    before = params(model)
+    facts["plan"] = [(s.stageClass, s.role, s.trainable) for s in sparkdiff.plan(model, schema=df.schema).stages]
+    network = sparkdiff.translate(model)
+    assert sparkdiff.write_back(model, network) is model
+    facts["parity"] = str(sparkdiff.verify(model, df))
+    assert sparkdiff.verify(model, df).ok
+
+    tuner = sparkdiff.FineTuner(pipeline=model, labelCol="bikers", maxEpochs=6, verbosity=0, cacheDir=f"{folder}/cache")
+    tuned = tuner.fit(df)
+    facts["decision"], facts["metrics"] = tuned.summary.decision, tuned.summary.metrics
+    facts["after"] = tuned.summary.parity["after"]["ok"]
+    facts["hits"] = [tuned.summary.cache["hit"], tuner.fit(df).summary.cache["hit"]]
+    plain = tuned.pipelineModel
+    assert params(plain) == before == params(model)
+    new = sparkdiff.translate(plain)
+    assert any(not torch.equal(p, q) for p, q in zip(new.parameters(), network.parameters(), strict=True))
+    assert sparkdiff.verify(plain, df, network=new).ok
+    assert not sparkdiff.verify(model, df, network=new).ok
+
+    plain.write().overwrite().save(f"file://{folder}/model")
+    loaded = PipelineModel.load(f"file://{folder}/model")
+    facts["predictions"] = predictions(plain, df)
+    assert predictions(loaded, df) == facts["predictions"]
+    assert predictions(model, df) != facts["predictions"]
+    assert sparkdiff.write_back(loaded, sparkdiff.translate(loaded)) is loaded
+    for _ in range(2):
+        tuned.write().overwrite().save(f"file://{folder}/tuned")
+        tuner.write().overwrite().save(f"file://{folder}/tuner")
+    again = sparkdiff.FineTunerModel.load(f"file://{folder}/tuned")
+    assert predictions(again, df) == facts["predictions"]
+    assert again.summary.metrics == tuned.summary.metrics
+    assert sparkdiff.FineTuner.load(f"file://{folder}/tuner").getMaxEpochs() == 6
+
+    job = run.load_config(
+        ROOT / "conf" / "bikeshare.yaml",
+        [f"output.path={folder}/job", "fineTuner.maxEpochs=4", "fineTuner.verbosity=0"],
+    )
+    facts["job"] = run.run(job).summary.decision
+    assert predictions(run.load_model(spark, f"file://{folder}/job/model"), df)
+    try:
+        sparkdiff.verify(model, df.withColumn("temp", F.lit(None).cast("double")))
+    except sparkdiff.InputError as e:
+        facts["refused"] = str(e)
+
+    # A scaler with no output column set: a loaded one's Python object names another than Spark writes.
+    assembled = model.transform(df).select("assembled", "bikers")
+    scaler = StandardScaler(inputCol="assembled").fit(assembled)
+    linear = LinearRegression(featuresCol=scaler.getOutputCol(), labelCol="bikers").fit(scaler.transform(assembled))
+    PipelineModel([scaler, linear]).save(f"file://{folder}/unnamed")
+    unnamed = PipelineModel.load(f"file://{folder}/unnamed")
+    network = sparkdiff.translate(unnamed)
+    with torch.no_grad():
+        network.module(0).mean += 1.0
+        network.module(0).std *= 2.0
+    back = sparkdiff.write_back(unnamed, network)
+    facts["unnamed"] = str(sparkdiff.verify(back, assembled, network=network))
+    assert not sparkdiff.verify(unnamed, assembled, network=network).ok
+    (folder / "facts.json").write_text(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    try:
+        main(Path(sys.argv[1]))
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)  # stopping the session would ask the JVM, which ends with this process anyway

@@ -1,0 +1,76 @@
+"""The whole way over Spark Connect, with the JVM out of reach, and the result served by a classic session."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import served
+
+HERE = Path(__file__).parent
+pytestmark = pytest.mark.slow
+
+
+def missing() -> str | None:
+    """What this environment lacks for Spark ML over Connect."""
+    try:
+        import pyspark.ml.connect.readwrite
+        import pyspark.sql.connect.session  # noqa: F401
+    except ImportError as e:
+        return f"Spark ML over Connect can't be had here: {e}"
+    return None
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The folder that over_connect.py has left, and its facts. A classic session and Connect don't mix in one process."""
+    why = missing()
+    if why:
+        pytest.skip(why)
+    folder = tmp_path_factory.mktemp("connect")
+    environment = {**os.environ, "PYSPARK_PYTHON": sys.executable, "PYTHONPATH": str(HERE.parents[1])}
+    done = subprocess.run(
+        [sys.executable, str(HERE / "over_connect.py"), str(folder)],
+        env=environment, capture_output=True, text=True, timeout=900, cwd=folder,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder, json.loads((folder / "facts.json").read_text())
+
+
+def test_it_was_connect(run: tuple[Path, dict[str, Any]]) -> None:
+    assert run[1]["session"].startswith("pyspark.sql.connect.")
+    assert run[1]["jvm"] == "the JVM was asked"
+
+
+def test_plan_and_parity(run: tuple[Path, dict[str, Any]]) -> None:
+    trained = [stage for stage, _, trains in run[1]["plan"] if trains]
+    assert trained == ["StandardScalerModel", "PCAModel", "GeneralizedLinearRegressionModel"]
+    assert run[1]["parity"].startswith("ok: 8,645 rows")
+
+
+def test_it_tunes_and_finds_its_cache_again(run: tuple[Path, dict[str, Any]]) -> None:
+    held = run[1]["metrics"]["validation"]
+    assert run[1]["decision"] == run[1]["job"] == "tuned"
+    assert held["after"] < 0.6 * held["before"]
+    assert run[1]["after"] is True
+    assert run[1]["hits"] == [False, True]
+
+
+def test_errors_say_the_cause(run: tuple[Path, dict[str, Any]]) -> None:
+    assert ": Encountered null while assembling a row" in run[1]["refused"]
+
+
+def test_an_output_without_a_name(run: tuple[Path, dict[str, Any]]) -> None:
+    assert run[1]["unnamed"].startswith("ok: ")
+
+
+def test_the_result_is_served_without_torch_and_sparkdiff(run: tuple[Path, dict[str, Any]]) -> None:
+    folder, facts = run
+    (found,) = served.predictions([folder / "model"], folder / "rows")
+    assert len(found) == 8645
+    assert found == pytest.approx(facts["predictions"], rel=1e-12)
