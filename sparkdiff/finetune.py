@@ -7,7 +7,7 @@ import importlib.metadata
 import math
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,17 @@ from sparkdiff.cache import Cache
 from sparkdiff.columns import schema_of, write_columns
 from sparkdiff.errors import InputError, ParityError
 from sparkdiff.fingerprint import SHARDS, Request
-from sparkdiff.graph import Graph, Version, flatten
+from sparkdiff.graph import Graph, Version
 from sparkdiff.losses import Objective, check_label, resolve
 from sparkdiff.measure import Data, Score, scalar, score
+from sparkdiff.nesting import flatten
 from sparkdiff.network import Network, write_back
 from sparkdiff.options import Options, callable_name
 from sparkdiff.parity import Parity, compare
 from sparkdiff.planning import Plan, plan_of
 from sparkdiff.report import Phases, p_value
 from sparkdiff.sparse import SparseRows
-from sparkdiff.splits import SPLITS, TRAIN, VALIDATION, Source
+from sparkdiff.splits import SPLITS, TRAIN, VALIDATION, Source, rule
 from sparkdiff.stages.base import SUPPORT, LabelStats, Rows, columns_of
 from sparkdiff.stream import Stream
 from sparkdiff.summary import FineTuningSummary
@@ -85,16 +86,43 @@ def prepare(model: Any, options: Options) -> Task:
     return Task(model, graph, plan, options, label, weight)
 
 
-def fine_tune(task: Task, sources: Sequence[Source], phases: Phases) -> Outcome:
+class Shared:
+    """What fits on the same rows have in common: each distinct cache is fingerprinted, written and compared with Spark once."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[Any, ...], Any] = {}
+
+    def once(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+        """What was made for this key, which holds every object that decides it."""
+        if key not in self._found:
+            self._found[key] = make()
+        return self._found[key]
+
+    def cache(self, key: tuple[Any, ...], request: Request) -> Cache:
+        known = ("cache", key) in self._found
+        cache: Cache = self.once(("cache", key), lambda: caches.open_cache(request))
+        return dataclasses.replace(cache, hit=True) if known else cache
+
+
+def fine_tune(task: Task, sources: Sequence[Source], phases: Phases, shared: Shared | None = None) -> Outcome:
     """Train what the plan says on these rows, and return the pipeline that held-out rows decide for.
 
     Raises:
         InputError: the data or options can't be used (nothing has been written but, perhaps, a complete cache).
         ParityError: the network and Spark disagree.
     """
-    graph, options = task.graph, task.options
+    graph, options, shared = task.graph, task.options, shared or Shared()
+    rows = (
+        task.model,
+        options.reference,
+        options.predictionCol,
+        task.labelCol,
+        task.weightCol,
+        options.cacheDir,
+        rule(options),
+    )
     with phases.phase("cache") as say:
-        cache = caches.open_cache(Request(graph, list(sources), options, task.labelCol, task.weightCol))
+        cache = shared.cache(rows, Request(graph, list(sources), options, task.labelCol, task.weightCol))
         counts = ", ".join(f"{cache.rows(s):,} {s}" for s in SPLITS if cache.rows(s))
         say(f"{'reused' if cache.hit else 'written'}: {counts} rows, {len(task.plan.cacheCols)} columns")
     network = Network(graph, graph.live)
@@ -119,7 +147,7 @@ def fine_tune(task: Task, sources: Sequence[Source], phases: Phases) -> Outcome:
         with phases.phase("verify") as say:
             before = {s: score(network, data, s, metric) for s in SPLITS if cache.rows(s)}
             _check_finite(before, metric, task, labels)
-            parity = {"before": _parity(task, task.model, network, data, cache)}
+            parity = {"before": shared.once(("parity", rows), lambda: _parity(task, task.model, network, data, cache))}
             say(f"the network reproduces Spark: {parity['before']}")
         with phases.phase("train") as say:
             found = train.train(

@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parents[2] / "sparkdiff"
 LAYERS = [
     ["errors"],
     ["options", "jvm", "sparse"],
+    ["nesting"],
     ["stages.base"],
     ["stages"],  # and all other modules of it
     ["graph", "columns"],
