@@ -279,13 +279,9 @@ class _ModelReader(MLReader[FineTunerModel]):
 
     def load(self, path: str) -> FineTunerModel:
         meta = DefaultParamsReader.loadMetadata(path, self.sc)
-        models: list[Any] = [
-            DefaultParamsReader.loadParamsInstance(_inside(path, n), self.sc)
-            for n in ("pipelineModel", "originalModel")
-        ]
         summary = FineTuningSummary(**json.loads(meta["summary"]))
-        if summary.decision != "tuned":
-            models[0] = models[1]
-        model = self.cls(models[0], models[1], summary)._resetUid(meta["uid"])
+        names = ("originalModel", "pipelineModel") if summary.decision == "tuned" else ("originalModel",)
+        models: list[Any] = [DefaultParamsReader.loadParamsInstance(_inside(path, n), self.sc) for n in names]
+        model = self.cls(models[-1], models[0], summary)._resetUid(meta["uid"])
         DefaultParamsReader.getAndSetParams(model, meta)  # type: ignore[type-var]
         return model  # type: ignore[no-any-return]

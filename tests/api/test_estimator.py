@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import pickle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from pyspark.ml import Pipeline, PipelineModel
-from pyspark.ml.tuning import CrossValidatorModel
+from pyspark.ml import Model, Pipeline, PipelineModel
+from pyspark.ml.tuning import CrossValidatorModel, TrainValidationSplitModel
 from pyspark.sql import DataFrame
 from riders import QUICK, Losses, pinball, predictions, same, tune, unfitted
 from torch import Tensor
 
 import sparkdiff
 from sparkdiff import FineTuner, FineTunerModel, InputError
+from sparkdiff.options import Options
 
 
 def test_params_can_be_set_got_and_explained(numeric: PipelineModel) -> None:
@@ -57,6 +59,67 @@ def test_params_of_one_fit(df: DataFrame, numeric: PipelineModel, shared: Path) 
     assert [len(m.summary.history) for m in models] == [2, 4]
     with pytest.raises(InputError, match="'maxEpochs'"):
         tuner.fit(df, {tuner.maxEpochs: 0})
+
+
+def test_whatever_sets_a_param_checks_it(numeric: PipelineModel) -> None:
+    tuner = FineTuner(pipeline=numeric)
+    tuner.set(tuner.freeze, (numeric.stages[1],))
+    tuner.set(tuner.maxEpochs, 3.0)
+    copied = tuner.copy({tuner.target: "prediction", tuner.lossParams: {"delta": 1}, tuner.labelCol: None})
+    assert (tuner.getFreeze(), repr(tuner.getMaxEpochs())) == ([numeric.stages[1].uid], "3")
+    assert (copied.getTarget(), copied.getLossParams(), copied.getLabelCol()) == (["prediction"], {"delta": 1.0}, None)
+    assert "freeze: stages that keep their parameters" in copied.explainParam("freeze")
+    for wrong in (
+        lambda: tuner.set(tuner.maxEpochs, 0),
+        lambda: tuner.setMaxEpochs(0),
+        lambda: tuner.setParams(maxEpochs=0),
+        lambda: tuner.copy({tuner.maxEpochs: 0}),
+        lambda: FineTuner(maxEpochs=0),
+    ):
+        with pytest.raises(InputError, match=r"'maxEpochs' option must be in \[1, inf\). Got 0 instead"):
+            wrong()
+    with pytest.raises(InputError, match=r"'maxEpochs'.*; .*'loss'"):
+        tuner.setParams(maxEpochs=0, loss="possion")  # all at once
+    with pytest.raises(ValueError, match="does not belong"):
+        tuner.set(FineTuner().maxEpochs, 3)
+    assert repr(tuner.getMaxEpochs()) == "3"
+    assert tuner.hasParam("learningRate")
+    assert not tuner.hasParam("setParams")
+    assert tuner.extractParamMap()[tuner.maxEpochs] == 3
+    tuner.clear(tuner.freeze)
+    assert tuner.getFreeze() == []
+
+
+def test_a_copy_has_values_of_its_own(numeric: PipelineModel) -> None:
+    tuner = FineTuner(pipeline=numeric, freeze=["scaled"], learningRates={"scaled": 0.1})
+    copied = tuner.copy()
+    copied.getFreeze().append("x")
+    copied.getLearningRates()["x"] = 1.0
+    copied.getTarget().append("x")  # a default
+    copied.setMaxEpochs(3)
+    assert (tuner.getFreeze(), tuner.getLearningRates(), tuner.getTarget()) == (["scaled"], {"scaled": 0.1}, [])
+    assert (tuner.getMaxEpochs(), FineTuner().getTarget()) == (120, [])
+    assert copied.getPipeline() is numeric
+
+
+def test_what_holds_no_stage_can_be_pickled(tuned: FineTunerModel) -> None:
+    tuner = pickle.loads(pickle.dumps(FineTuner(maxEpochs=3, loss=pinball, freeze=["scaled"])))
+    assert (tuner.getMaxEpochs(), tuner.getLoss(), tuner.getFreeze()) == (3, pinball, ["scaled"])
+    assert tuner.copy({tuner.maxEpochs: 4}).getMaxEpochs() == 4
+    summary = pickle.loads(pickle.dumps(tuned.summary))
+    assert (str(summary), summary.asdict()) == (str(tuned.summary), tuned.summary.asdict())
+    assert summary.history.equals(tuned.summary.history)
+
+
+def test_a_loss_may_be_given_by_its_name(df: DataFrame, numeric: PipelineModel, shared: Path) -> None:
+    tuner = FineTuner(loss="riders:Losses.squared")
+    assert tuner.getLoss() is Losses.squared
+    assert Options.of({"loss": "riders:pinball"}) == Options.of({"loss": pinball})
+    found = tune(numeric, df, shared, loss="riders:pinball", maxEpochs=1)
+    assert found.summary.metric == found.summary.options["loss"] == found.getLoss() == "riders:pinball"
+    for name in ("riders:gone", "gone:pinball", "riders:", ":pinball", ":", "a b:c"):
+        with pytest.raises(InputError, match=f"loss={name} can't be found"):
+            FineTuner(loss=name)
 
 
 def test_a_tuner_can_be_saved_and_loaded(df: DataFrame, numeric: PipelineModel, shared: Path, tmp_path: Path) -> None:
@@ -142,6 +205,32 @@ def test_transform_is_the_pipelines(df: DataFrame, tuned: FineTunerModel) -> Non
     assert copied.summary is tuned.summary
 
 
+def test_a_model_keeps_the_params_of_its_fit(df: DataFrame, tuned: FineTunerModel) -> None:
+    assert isinstance(tuned, Model)
+    assert (tuned.getMaxEpochs(), tuned.getLearningRate(), tuned.getLoss()) == (8, QUICK["learningRate"], "auto")
+    assert tuned.isSet("maxEpochs")
+    assert not tuned.isSet("seed")
+    assert not tuned.hasParam("pipeline")
+    assert "maxEpochs: epochs at the most (default: 120, current: 8)" in tuned.explainParams()
+    copied = tuned.copy({tuned.maxEpochs: 9})
+    assert (copied.getMaxEpochs(), tuned.getMaxEpochs()) == (9, 8)
+    assert copied.pipelineModel is tuned.pipelineModel
+
+
+def test_transform_takes_params_of_the_stages(df: DataFrame, tuned: FineTunerModel) -> None:
+    head = tuned.pipelineModel.stages[-1]
+    other = tuned.transform(df, {head.predictionCol: "expected", FineTuner().maxEpochs: 3})
+    assert "expected" in other.columns
+    assert "prediction" not in other.columns
+    assert "prediction" in tuned.transform(df).columns
+    expected = tuned.pipelineModel.transform(df, {head.predictionCol: "expected"})
+    assert other.select("expected").toPandas().equals(expected.select("expected").toPandas())
+    inside = PipelineModel([tuned]).transform(df, {head.predictionCol: "expected"})
+    assert "expected" in inside.columns
+    copied = tuned.copy({head.predictionCol: "expected"})
+    assert (copied.uid, copied.pipelineModel.uid) == (tuned.uid, tuned.pipelineModel.uid)
+
+
 def test_plain(df: DataFrame, numeric: PipelineModel, tuned: FineTunerModel) -> None:
     assert sparkdiff.plain(tuned) is tuned.pipelineModel
     assert sparkdiff.plain(numeric) is numeric
@@ -161,6 +250,12 @@ def test_plain(df: DataFrame, numeric: PipelineModel, tuned: FineTunerModel) -> 
     assert best.subModels[0][0] is tuned.pipelineModel
     assert searched.bestModel is tuned
     np.testing.assert_array_equal(predictions(best, df), predictions(tuned, df))
+    for model in (CrossValidatorModel(outer, [1.0]), TrainValidationSplitModel(tuned, [1.0])):  # without sub-models
+        found = sparkdiff.plain(PipelineModel([model])).stages[0]
+        assert (type(found), found.uid, found.subModels) == (type(model), model.uid, None)
+        assert found.bestModel is not model.bestModel
+    untouched = CrossValidatorModel(numeric, [1.0], subModels=[[numeric]])
+    assert sparkdiff.plain(untouched) is untouched
 
 
 def test_a_tuned_model_can_be_tuned_again(df: DataFrame, numeric: PipelineModel, shared: Path) -> None:
