@@ -27,7 +27,7 @@ from pyspark.sql.types import ArrayType, BooleanType, DataType, NumericType
 
 from sparkdiff import jvm, splits
 from sparkdiff.errors import InputError, did_you_mean
-from sparkdiff.fingerprint import FORMAT, SHARDS, Request, fingerprint
+from sparkdiff.fingerprint import FORMAT, Request, fingerprint
 from sparkdiff.graph import Graph, Version
 from sparkdiff.graph import check_columns as check_stage_columns
 from sparkdiff.options import Options
@@ -199,8 +199,8 @@ def _build(request: Request, key: str, folder: Path) -> None:
         ran = ", ".join(request.graph.leaves[i].uid for i in sorted(request.graph.cached)) or "reading the data"
         raise InputError(f"Spark failed while it ran what comes before training ({ran}): {jvm.cause(e)}") from e
     manifest: dict[str, Any] = {
-        "format": FORMAT, "fingerprint": key, "virtualShards": SHARDS, "columns": columns,
-        "splits": {s: _shards(folder, s) for s in SPLITS},
+        "format": FORMAT, "fingerprint": key, "virtualShards": request.shards, "columns": columns,
+        "splits": {s: _shards(folder, s, request.shards) for s in SPLITS},
     }  # fmt: skip
     manifest["stats"] = {s: _stats(folder, manifest["splits"][s], request, s) for s in SPLITS}
     (folder / "manifest.json").write_text(json.dumps(manifest | {"digest": _digest(manifest)}), encoding="utf-8")
@@ -306,10 +306,12 @@ def _write(request: Request, frames: list[DataFrame], columns: list[dict[str, An
     hashed = union.withColumn("hash", splits.row_hash(union))
     occurrence = F.row_number().over(Window.partitionBy("hash").orderBy("hash"))
     keyed = hashed.withColumn("key", F.xxhash64("hash", occurrence)).withColumn(
-        "shard", F.pmod(F.col("key"), F.lit(SHARDS))
+        "shard", F.pmod(F.col("key"), F.lit(request.shards))
     )
     dealt = (
-        keyed.repartition(SHARDS, "split", "shard").sortWithinPartitions("split", "shard", "key").drop("hash", "key")
+        keyed.repartition(request.shards, "split", "shard")
+        .sortWithinPartitions("split", "shard", "key")
+        .drop("hash", "key")
     )
     width = sum(c["width"] if c["kind"] == "dense" else 1 for c in columns)
     piece = max(1024, min(65536, PIECE_BYTES // (8 * width)))
@@ -318,10 +320,10 @@ def _write(request: Request, frames: list[DataFrame], columns: list[dict[str, An
     )
 
 
-def _shards(folder: Path, split: str) -> list[list[dict[str, Any]]]:
+def _shards(folder: Path, split: str, number: int) -> list[list[dict[str, Any]]]:
     """Rename Spark's files of one split and describe them."""
     out = []
-    for shard in range(SHARDS):
+    for shard in range(number):
         pieces: list[dict[str, Any]] = []
         written = folder / f"split={split}" / f"shard={shard}"
         for i, path in enumerate(sorted(written.glob("part-*.parquet"), key=lambda p: p.name.rsplit("-c", 1)[-1])):

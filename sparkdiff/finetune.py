@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.metadata
 import math
 import sys
 import tempfile
+import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,26 +17,28 @@ import torch
 from torch import Tensor
 
 from sparkdiff import cache as caches
-from sparkdiff import guard, jvm, train
+from sparkdiff import guard, jvm, launch
 from sparkdiff.cache import Cache
+from sparkdiff.checkpoint import RunFolder
 from sparkdiff.columns import schema_of, write_columns
 from sparkdiff.errors import InputError, ParityError
-from sparkdiff.fingerprint import SHARDS, Request
+from sparkdiff.fingerprint import Request, virtual_shards
 from sparkdiff.graph import Graph, Version
-from sparkdiff.losses import Objective, check_label, resolve
-from sparkdiff.measure import Data, Score, scalar, score
+from sparkdiff.losses import Objective, check_label
+from sparkdiff.measure import Data, Score, features, scalar, score
 from sparkdiff.nesting import flatten
 from sparkdiff.network import Network, write_back
 from sparkdiff.options import Options, callable_name
 from sparkdiff.parity import Parity, compare
 from sparkdiff.planning import Plan, plan_of
+from sparkdiff.rank import Assignment, objectives
 from sparkdiff.report import Phases, p_value
 from sparkdiff.sparse import SparseRows
 from sparkdiff.splits import SPLITS, TRAIN, VALIDATION, Source, rule
 from sparkdiff.stages.base import SUPPORT, LabelStats, Rows, columns_of
 from sparkdiff.stream import Stream
 from sparkdiff.summary import FineTuningSummary
-from sparkdiff.train import Trained
+from sparkdiff.train import Scales, Trained, candidates, trained
 
 PARITY_ROWS = 10_000
 
@@ -46,6 +50,7 @@ class Outcome:
     model: Any
     plan: Plan
     summary: FineTuningSummary
+    folder: RunFolder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,56 +109,57 @@ class Shared:
         return dataclasses.replace(cache, hit=True) if known else cache
 
 
-def fine_tune(task: Task, sources: Sequence[Source], phases: Phases, shared: Shared | None = None) -> Outcome:
+def _cached(task: Task) -> tuple[Any, ...]:
+    """All that decides, beside the rows, what is cached and where; not how it is trained."""
+    o = task.options
+    return (
+        task.model, o.reference, o.predictionCol, task.labelCol, task.weightCol, rule(o), virtual_shards(o), o.cacheDir,
+    )  # fmt: skip
+
+
+def fine_tune(
+    task: Task, sources: Sequence[Source], phases: Phases, *, shared: Shared | None = None, replace: bool = False
+) -> Outcome:
     """Train what the plan says on these rows, and return the pipeline that held-out rows decide for.
+
+    Args:
+        replace: begin anew where `options.runId` was begun for something else, instead of raising.
 
     Raises:
         InputError: the data or options can't be used (nothing has been written but, perhaps, a complete cache).
         ParityError: the network and Spark disagree.
     """
-    graph, options, shared = task.graph, task.options, shared or Shared()
-    rows = (
-        task.model,
-        options.reference,
-        options.predictionCol,
-        task.labelCol,
-        task.weightCol,
-        options.cacheDir,
-        rule(options),
-    )
+    graph, options, shared, what = task.graph, task.options, shared or Shared(), _cached(task)
     with phases.phase("cache") as say:
-        cache = shared.cache(rows, Request(graph, list(sources), options, task.labelCol, task.weightCol))
+        cache = shared.cache(what, Request(graph, list(sources), options, task.labelCol, task.weightCol))
         counts = ", ".join(f"{cache.rows(s):,} {s}" for s in SPLITS if cache.rows(s))
         say(f"{'reused' if cache.hit else 'written'}: {counts} rows, {len(task.plan.cacheCols)} columns")
     network = Network(graph, graph.live)
     in_memory = options.cacheInMemory and cache.fits_in_memory()
-    with Stream(cache.folder, backend=options.stream, inMemory=in_memory, seed=options.seed) as stream:
+    # Where others train, this process only measures, once before and once after.
+    held = in_memory and options.numProcesses == 1
+    with Stream(cache.folder, backend=options.stream, inMemory=held, seed=options.seed) as stream:
         data = Data(stream, cache.columns(graph))
         label = _label(task, cache, network)
-        leaf = graph.leaves[graph.head]  # type: ignore[index]
-        objective = resolve(options.loss, options.lossParams, network.head, leaf.outputs, label)
-        metric = objective
-        if options.metric is not None:
-            metric = resolve(
-                options.metric,
-                options.lossParams if options.metric == options.loss else {},
-                network.head,
-                leaf.outputs,
-                label,
-            )
+        objective, metric = objectives(options, network, label)
         labels, fractional = _all_labels(cache)
         for o in (objective, metric):
             check_label(o, network.head, labels, task.labelCol, fractional)
         with phases.phase("verify") as say:
             before = {s: score(network, data, s, metric) for s in SPLITS if cache.rows(s)}
             _check_finite(before, metric, task, labels)
-            parity = {"before": shared.once(("parity", rows), lambda: _parity(task, task.model, network, data, cache))}
+            parity = {"before": shared.once(("parity", what), lambda: _parity(task, task.model, network, data, cache))}
             say(f"the network reproduces Spark: {parity['before']}")
         with phases.phase("train") as say:
-            found = train.train(
-                network, data, objective=objective, metric=metric, original=before[VALIDATION], label=label,
-                recipes=train.candidates(options, cache.rows(VALIDATION)), options=whole_batches(options), progress=say.now,
+            scales, frozen = Scales.of(network, features(network, data), label, options)
+            assignment = Assignment(
+                network, cache.folder, stream.backend, in_memory, data.columns, label, before[VALIDATION], scales,
+                tuple(candidates(options, cache.rows(VALIDATION))), whole_batches(options),
             )  # fmt: skip
+            folder = _run_folder(assignment, cache, replace)
+            found = launch.run(assignment, stream, folder, say.now).found(network)
+            if options.runId is None:
+                folder.remove()
         verdict = _decide(task, data, metric, network, found)
         model, after = task.model, before
         if verdict.accepted:
@@ -162,13 +168,32 @@ def fine_tune(task: Task, sources: Sequence[Source], phases: Phases, shared: Sha
                 parity["after"] = _parity(task, model, found.network, data, cache)
                 say(f"Spark reproduces the network: {parity['after']}")
             after = {s: score(found.network, data, s, metric) for s in before}
-        summary = _summary(task, cache, stream, metric, found, verdict, (before, after), parity, phases)
-        return Outcome(model, task.plan, summary)
+        summary = _summary(task, cache, stream, metric, found, frozen, verdict, (before, after), parity, phases)
+        return Outcome(model, task.plan, summary, folder)
 
 
 def whole_batches(options: Options) -> Options:
     """The options with batchSize rounded up, so that every batch takes as many rows from each virtual shard."""
-    return dataclasses.replace(options, batchSize=-(-options.batchSize // SHARDS) * SHARDS)
+    shards = virtual_shards(options)
+    return dataclasses.replace(options, batchSize=-(-options.batchSize // shards) * shards)
+
+
+# What decides where, how and how loud training runs, but not what comes of it.
+_OUTSIDE = (
+    "verbosity", "numProcesses", "localMode", "timeout", "stream", "cacheInMemory", "cacheDir", "checkpointDir", "runId", "guard",
+)  # fmt: skip
+
+
+def _run_folder(assignment: Assignment, cache: Cache, replace: bool) -> RunFolder:
+    """The folder of this training, which an earlier one of the same runId may have left a checkpoint in."""
+    o = assignment.options
+    start = hashlib.sha256()
+    for i, name, p in trained(assignment.network):
+        start.update(f"{i} {name}".encode() + p.detach().numpy().tobytes())
+    request = {k: v for k, v in o.asdict().items() if k not in _OUTSIDE}
+    request |= {"rows": cache.fingerprint, "pipeline": start.hexdigest()}
+    where = Path(o.checkpointDir).absolute() if o.checkpointDir else cache.folder.parent / "checkpoints"
+    return RunFolder.open(where, o.runId or uuid.uuid4().hex[:12], request, replace=replace)
 
 
 def _label(task: Task, cache: Cache, network: Network) -> LabelStats:
@@ -267,9 +292,10 @@ def _sample(data: Data) -> dict[Version, Rows]:
     rows = 0
     for split in (TRAIN, VALIDATION):
         for batch in data.stream.batches(split, batchSize=1000):
-            if rows < PARITY_ROWS // (2 if split == TRAIN else 1):
-                parts.append(data.values(batch))
-                rows += len(batch["label"])
+            if rows >= PARITY_ROWS // (2 if split == TRAIN else 1):
+                break
+            parts.append(data.values(batch))
+            rows += len(batch["label"])
     out: dict[Version, Rows] = {}
     for v in data.columns:
         out[v] = _below(*(p[v] for p in parts))
@@ -311,7 +337,7 @@ def _edges(network: Network, row: dict[Version, Rows], sample: dict[Version, Row
 
 
 def _summary(
-    task: Task, cache: Cache, stream: Stream, metric: Objective, found: Trained, verdict: guard.Verdict,
+    task: Task, cache: Cache, stream: Stream, metric: Objective, found: Trained, frozen: dict[str, int], verdict: guard.Verdict,
     scores: tuple[dict[str, Score], dict[str, Score]], parity: dict[str, Parity], phases: Phases,
 ) -> FineTuningSummary:  # fmt: skip
     before, after = scores
@@ -320,12 +346,12 @@ def _summary(
     assert held is not None
     scale = max(abs(held["before"]), 1e-12)
     warnings = list(verdict.warnings)
-    if found.frozen:
-        entries = ", ".join(f"{n} of {name}" for name, n in found.frozen.items())
+    if frozen:
+        entries = ", ".join(f"{n} of {name}" for name, n in frozen.items())
         warnings.append(
             f"entries that stayed as they were, as fewer than {SUPPORT} training rows speak for them: {entries}"
         )
-    if task.options.cacheInMemory and not stream.inMemory:
+    if task.options.cacheInMemory and not cache.fits_in_memory():
         warnings.append(
             "the cached rows would fill half of this machine's memory, so each epoch read them from the files"
         )

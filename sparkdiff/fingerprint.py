@@ -26,7 +26,12 @@ from sparkdiff.splits import Source
 
 FORMAT = 1
 SHARDS = 8
-"""Virtual shards: the smallest multiple of the number of processes that is at least 8."""
+"""The fewest virtual shards of a cache."""
+
+
+def virtual_shards(options: Options) -> int:
+    """The smallest multiple of the number of processes that is at least 8, so that 1, 2, 4 and 8 share caches and results."""
+    return -(-SHARDS // options.numProcesses) * options.numProcesses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,13 +44,17 @@ class Request:
     labelCol: str
     weightCol: str | None
 
+    @property
+    def shards(self) -> int:
+        return virtual_shards(self.options)
+
 
 def fingerprint(request: Request, folder: Path) -> str:
     """Hash of all that decides the cache's content; runs no job over file-based, deterministic sources."""
     spark = request.sources[0].df.sparkSession
     parts: dict[str, Any] = {
         "format": FORMAT,
-        "shards": SHARDS,
+        "shards": request.shards,
         "stages": _saved_bytes(request.graph, folder),
         "cut": [request.graph.name(v) for v in request.graph.cut()],
         "columns": [request.labelCol, request.weightCol],

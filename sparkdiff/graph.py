@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,8 @@ class Leaf:
     """One leaf stage with its place in the graph of column versions."""
 
     path: tuple[int, ...]
+    uid: str
+    stageClass: str
     stage: Any
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
@@ -44,14 +47,6 @@ class Leaf:
     parametric: bool  # has parameters that its settings let train
     reads: tuple[Version, ...] = ()
     parents: frozenset[int] = frozenset()
-
-    @property
-    def uid(self) -> str:
-        return str(self.stage.uid)
-
-    @property
-    def stageClass(self) -> str:
-        return type(self.stage).__name__
 
     @property
     def differentiable(self) -> bool:
@@ -98,7 +93,9 @@ class Graph:
         module = cls.from_spark(stage) if cls is not None and not why else None
         inputs = tuple(map(unquoted, inputs))
         parametric = module is not None and any(p.requires_grad for p in module.parameters())
-        return Leaf(path, stage, inputs, outputs, opaque, drops, module, why, parametric)
+        return Leaf(
+            path, stage.uid, type(stage).__name__, stage, inputs, outputs, opaque, drops, module, why, parametric
+        )
 
     def _link(self) -> None:
         current: dict[str, int] = {}
@@ -258,6 +255,12 @@ class Graph:
             if self.fold(c) == name:
                 return c
         return name
+
+    def without_spark(self) -> Graph:
+        """The same graph without the Spark stages, for processes that have no session; it can compute, not write back."""
+        out = copy.copy(self)
+        out.leaves = [dataclasses.replace(leaf, stage=None) for leaf in self.leaves]
+        return out
 
     # Selecting and showing ------------------------------------------------------------------------------------------
 

@@ -197,3 +197,34 @@ def cause(error: BaseException) -> str:
             if java.getMessage():
                 return str(java.getMessage()).split("\n", 1)[0]
     return str(error).strip().split("\n", 1)[0]
+
+
+def slots(spark: SparkSession) -> int | None:
+    """How many tasks can run at once on the executors that are there now; None where it can't be told."""
+    try:
+        context: Any = spark.sparkContext._jsc.sc()
+        return int(context.maxNumConcurrentTasks(context.resourceProfileManager().defaultResourceProfile()))
+    except (Py4JError, PySparkException, AttributeError, TypeError):
+        return None
+
+
+@contextlib.contextmanager
+def cancellable(spark: SparkSession, tag: str) -> Iterator[None]:
+    """Inside, the jobs that this thread starts can be ended by `cancel(spark, tag)` from another one."""
+    try:
+        context = spark.sparkContext
+    except (PySparkException, AttributeError):  # Spark Connect has no context, but tags
+        spark.addTag(tag)
+    else:
+        context.setJobGroup(tag, "sparkdiff: training", interruptOnCancel=True)
+    yield
+
+
+def cancel(spark: SparkSession, tag: str) -> None:
+    """End the jobs that were started under this tag."""
+    try:
+        context = spark.sparkContext
+    except (PySparkException, AttributeError):
+        spark.interruptTag(tag)
+    else:
+        context.cancelJobGroup(tag)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from sparkdiff.graph import Version
 from sparkdiff.guard import MAX_BLOCKS
 from sparkdiff.losses import Objective, means
 from sparkdiff.network import Network
+from sparkdiff.parallel import ALONE, Team
 from sparkdiff.sparse import SparseRows
 from sparkdiff.stages.base import FeatureStats, Rows
 from sparkdiff.stages.linear import Predictor
@@ -25,10 +27,15 @@ EVAL_ROWS = 8192
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """The stream and what its columns are."""
+    """The stream, what its columns are, and which process of how many reads it.
+
+    `tick` is called for every batch that is measured.
+    """
 
     stream: Stream
     columns: Mapping[Version, str]
+    team: Team = ALONE
+    tick: Callable[[], None] = lambda: None
     prepare: Prepare | None = None
 
     def values(self, batch: Batch) -> dict[Version, Rows]:
@@ -44,14 +51,18 @@ class Data:
             network.run(values, list(made))
             return {**batch, **{name: values[v] for v, name in made.items()}}
 
-        first = rows(next(iter(self.stream.batches("train", batchSize=1))))
-        wide = [first[name] for name in made.values()]
-        size = 8 * sum(x.width // 8 if isinstance(x, SparseRows) else x[:1].numel() for x in wide)
-        return Data(self.stream, {**self.columns, **made}, Prepare(rows, size))
+        nothing = rows({column.name: column.empty(0) for column in self.stream.columns})
+        wide = [nothing[name] for name in made.values()]
+        size = 8 * sum(x.width // 8 if isinstance(x, SparseRows) else math.prod(x.shape[1:]) for x in wide)
+        return dataclasses.replace(self, columns={**self.columns, **made}, prepare=Prepare(rows, size))
 
     def batches(self, split: str) -> Iterator[tuple[Batch, Tensor, Tensor, Tensor]]:
-        """Large batches in the order of the files, for measuring: (batch, label, weight, block)."""
-        for batch in self.stream.batches(split, batchSize=EVAL_ROWS, prepare=self.prepare):
+        """This process's rows in large batches, as they lie, for measuring: (batch, label, weight, block)."""
+        team = self.team
+        for batch in self.stream.batches(
+            split, batchSize=EVAL_ROWS * team.world, rank=team.rank, world=team.world, prepare=self.prepare
+        ):
+            self.tick()
             yield batch, scalar(batch, "label"), scalar(batch, "weight"), scalar(batch, "block") % MAX_BLOCKS
 
 
@@ -76,13 +87,13 @@ class Score:
 
 
 def score(network: Network, data: Data, split: str, objective: Objective, *, explain: bool = True) -> Score:
-    """The network's loss on a split.
+    """The network's loss on a split, over all processes.
 
     Raises:
         InputError: a row of weight > 0 has no finite loss; names the column that holds NaN and the stage that it reaches.
     """
     blocks = torch.zeros(MAX_BLOCKS, dtype=torch.float64)
-    weights, below = torch.zeros_like(blocks), 0
+    weights, below = torch.zeros_like(blocks), torch.zeros((), dtype=torch.int64)
     with torch.no_grad():
         for batch, label, weight, block in data.batches(split):
             margin = network.margin(data.values(batch))
@@ -95,8 +106,9 @@ def score(network: Network, data: Data, split: str, objective: Objective, *, exp
             weights.index_add_(0, block, weight)
             mean = means(network.head, margin)
             if objective.floor is not None and mean is not None:
-                below += int((mean < objective.floor).sum())
-    return Score(blocks, weights, below)
+                below += (mean < objective.floor).sum()
+    data.team.sum_(blocks, weights, below)
+    return Score(blocks, weights, int(below))
 
 
 def _explain(network: Network, data: Data, batch: Batch, bad: Tensor) -> None:

@@ -107,6 +107,12 @@ class Network(nn.Module):
         other.stages = copy.deepcopy(self.stages)
         return other
 
+    def without_spark(self) -> Network:
+        """The same network, parameters shared, without the Spark stages; it can be sent to another process."""
+        other = Network(self.graph.without_spark(), self.positions)
+        other.stages = self.stages
+        return other
+
     def margin(self, values: dict[Version, Rows]) -> Tensor:
         """The head's margin from column versions; what training computes."""
         reads = self.graph.leaves[self.graph.head].reads  # type: ignore[index]

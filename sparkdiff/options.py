@@ -49,9 +49,14 @@ class Options:
     patience: int = option(20, "epochs without a better validation metric before a candidate stops", low=1)
     batchSize: int = option(128, "rows per optimizer step", low=1)
     guard: float = option(0.025, "p-value needed to accept the tuned pipeline; 1 accepts any gain", low=0, high=1, openLow=True)
+    numProcesses: int = option(1, "processes that train together; 1 trains in the driver's process", low=1, high=4096)
+    localMode: str = option("auto", "start the processes on the driver's machine (true) or as tasks of a barrier stage (false); auto: true where the master is local", choices=("auto", "true", "false"))
+    timeout: float = option(300.0, "seconds without progress after which several processes count as stalled and are started again", low=1)
     stream: str = option("auto", "reader of the cache; auto = petastorm where it is installed", choices=("auto", "petastorm", "arrow"))
     cacheDir: str | None = option(None, "folder of the caches, seen by Spark and by this process as the same files", kind=str)
     cacheInMemory: bool = option(True, "keep the cached rows in memory while training; false reads the files in every epoch")
+    checkpointDir: str | None = option(None, "folder of the checkpoints; `checkpoints` in the folder of the caches where unset", kind=str)
+    runId: str | None = option(None, "name of this training: what was interrupted under it goes on, what was finished is returned; new where unset", kind=str)
     seed: int = option(0, "seed of the split, of the order of rows and of the test", low=0, high=2**63 - 1)
     verbosity: int = option(0, "0 is silent, 1 shows the phases", low=0, high=1)
     # fmt: on
@@ -142,6 +147,8 @@ def convert(field: dataclasses.Field[Any], value: Any) -> Any:
         if any(v < rules.get("low", -math.inf) for v in value.values()):
             raise ValueError(f"The {name!r} option must hold numbers >= {rules['low']}. Got {value!r} instead.")
         return {str(k): float(v) for k, v in value.items()}
+    if isinstance(value, bool) and str(value).lower() in rules.get("choices", ()):
+        return str(value).lower()  # localMode: true in YAML
     good = {
         str: isinstance(value, str) and value != "",
         bool: isinstance(value, bool),

@@ -203,7 +203,8 @@ def run(config: Config) -> Outcome:
             f"output {config.output} holds something else than a run, which overwrite won't delete: choose another folder"
         )
     spark = start_session(config.spark)
-    given = {"cacheDir": str(config.output.parent / ".cache"), "verbosity": 1, **config.options}
+    own = f"{config.output.name}-{hashlib.sha256(str(config.output).encode()).hexdigest()[:8]}"
+    given = {"cacheDir": str(config.output.parent / ".cache"), "verbosity": 1, "runId": own, **config.options}
     options = Options.of(given)
     phases = Phases(options.verbosity > 0)
     with phases.phase("load") as say:
@@ -216,10 +217,13 @@ def run(config: Config) -> Outcome:
         task = prepare(model, options)
     if options.verbosity:
         print(task.plan, flush=True)
-    outcome = fine_tune(task, sources, phases)
+    mine = options.runId == own
+    outcome = fine_tune(task, sources, phases, replace=mine)
     with phases.phase("save") as say:
         write_run(outcome, config, phases)
         say(str(config.output))
+    if mine:
+        outcome.folder.remove()  # the same command, interrupted before this line, goes on; after it, it begins anew
     return outcome
 
 

@@ -1,4 +1,8 @@
-"""One training loop for a set of candidate recipes over one stream. Knows torch and the stream only."""
+"""One training loop for a set of candidate recipes over one stream, in one process or several. Knows torch and the stream only.
+
+Every process holds the same parameters. At each step it sums w * gradient over its rows of the batch; the sums are added up over
+all processes and divided by the sum of w, so that the number of processes changes nothing but the order of additions.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +17,10 @@ from torch import Tensor
 
 from sparkdiff.graph import Version
 from sparkdiff.losses import Objective
-from sparkdiff.measure import Data, Score, features, scalar, score
+from sparkdiff.measure import Data, Score, scalar, score
 from sparkdiff.network import Network
 from sparkdiff.options import Options
+from sparkdiff.parallel import Team
 from sparkdiff.stages.base import FeatureStats, LabelStats, Rows, StageModule
 
 SMALL_STEP = 10_000_000
@@ -46,7 +51,6 @@ class Trained:
         steps: the (candidate, epoch) of each column of `gains`.
         network: the network at the column with the largest mean gain (the original where none gains).
         moved: per parameter how far it moved, in its natural units: {uid.parameter: (largest, root mean square)}.
-        frozen: entries that stayed as they were for want of training rows.
     """
 
     history: list[dict[str, Any]]
@@ -55,7 +59,6 @@ class Trained:
     steps: list[tuple[int, int]]
     network: Network
     moved: dict[str, tuple[float, float]]
-    frozen: dict[str, int]
 
 
 def candidates(options: Options, validationRows: int) -> list[Recipe]:
@@ -112,13 +115,16 @@ class Candidate:
     """A network of its own in training: all its trainable parameters are views of one flat vector p = p0 + unit * u.
 
     Positive parameters are p = p0 * exp(unit * u). The optimizer works on u, in natural units; u = 0 is the original.
+    `gradient` (p,) and `loss` () are sums over the rows of a step, in memory that the caller owns.
     """
 
-    def __init__(self, network: Network, recipe: Recipe, options: Options, scales: Scales, original: float):
+    def __init__(
+        self, network: Network, recipe: Recipe, options: Options, scales: Scales, original: float, gradient: Tensor, loss: Tensor
+    ):  # fmt: skip
         self.network, self.recipe, self.scales, self.clip = network.clone(), recipe, scales, options.gradientClip
         parameters = [p for _, _, p in trained(self.network)]
         self.flat = torch.cat([p.detach().flatten() for p in parameters])
-        self.gradient = torch.zeros_like(self.flat)
+        self.gradient, self.loss = gradient, loss
         first = 0
         for p in parameters:
             last = first + p.numel()
@@ -130,28 +136,30 @@ class Candidate:
         stages = (self.network.module(i) for i in network.positions)
         self.projects = [m for m in stages if type(m).project_ is not StageModule.project_]
         self.best, self.best_flat, self.since, self.active = original, self.flat.clone(), 0, True
-        self.loss = self.weight = torch.zeros((), dtype=torch.float64)
+        self.total = self.weight = torch.zeros((), dtype=torch.float64)  # of the epoch so far
 
-    def step(self, values: dict[Version, Rows], label: Tensor, weight: Tensor, objective: Objective) -> None:
-        """One optimizer step on one batch."""
-        total = weight.sum()
-        self.gradient.zero_()
+    def add(self, values: dict[Version, Rows], label: Tensor, weight: Tensor, objective: Objective) -> None:
+        """Add w * loss and its gradient over these rows to `loss` and `gradient`."""
         loss = (objective.rows(self.network.margin(values), label, weight) * weight).sum()
-        (loss * (objective.scale / total)).backward()
-        self.loss, self.weight = self.loss + loss.detach(), self.weight + total
-        with torch.no_grad():
-            s, u = self.scales, self.u
-            slope = s.unit if s.positive is None else torch.where(s.positive, s.unit * self.flat, s.unit)
-            torch.mul(self.gradient, slope, out=u.grad)
-            u.grad.addcmul_(u, s.pull, value=self.recipe.regAnchor)  # type: ignore[union-attr]
-            if self.clip is not None:
-                u.grad.mul_((self.clip / u.grad.norm().clamp_min(1e-300)).clamp_max(1))  # type: ignore[union-attr]
-            self.optimizer.step()
-            torch.addcmul(self.start, u, s.unit, out=self.flat)
-            if s.positive is not None:
-                self.flat.copy_(torch.where(s.positive, self.start * torch.exp(u * s.unit), self.flat))
-            if self.projects:
-                self._project()
+        loss.backward()
+        self.loss += loss.detach()
+
+    @torch.no_grad()
+    def step(self, weight: Tensor, scale: float) -> None:
+        """One optimizer step by the sums in `loss` and `gradient`, which `weight` () is the sum of w of."""
+        self.total, self.weight = self.total + self.loss, self.weight + weight
+        s, u = self.scales, self.u
+        slope = s.unit if s.positive is None else torch.where(s.positive, s.unit * self.flat, s.unit)
+        torch.mul(self.gradient, slope, out=u.grad)
+        u.grad.mul_(scale / weight).addcmul_(u, s.pull, value=self.recipe.regAnchor)  # type: ignore[union-attr]
+        if self.clip is not None:
+            u.grad.mul_((self.clip / u.grad.norm().clamp_min(1e-300)).clamp_max(1))  # type: ignore[union-attr]
+        self.optimizer.step()
+        torch.addcmul(self.start, u, s.unit, out=self.flat)
+        if s.positive is not None:
+            self.flat.copy_(torch.where(s.positive, self.start * torch.exp(u * s.unit), self.flat))
+        if self.projects:
+            self._project()
 
     def _project(self) -> None:
         before = self.flat.clone()
@@ -162,23 +170,137 @@ class Candidate:
 
     def epoch_loss(self) -> float:
         """Mean training loss of the epoch just done; starts the next one."""
-        mean = float(self.loss / self.weight)
-        self.loss = self.weight = torch.zeros((), dtype=torch.float64)
+        mean = float(self.total / self.weight)
+        self.total = self.weight = torch.zeros((), dtype=torch.float64)
         return mean
+
+    def judge(self, metric: float, patience: int) -> None:
+        """Take note of the validation metric of an epoch: the best one is kept, and patience ends."""
+        if metric < self.best:
+            self.best, self.since = metric, 0
+            self.best_flat.copy_(self.flat)
+        else:
+            self.since += 1
+        self.active = math.isfinite(metric) and self.since < patience
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "flat": self.flat, "u": self.u, "optimizer": self.optimizer.state_dict(), "best": self.best,
+            "bestFlat": self.best_flat, "since": self.since, "active": self.active, "total": self.total, "weight": self.weight,
+        }  # fmt: skip
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        self.flat.copy_(state["flat"])
+        self.u.copy_(state["u"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.best, self.since, self.active = state["best"], state["since"], state["active"]
+        self.best_flat.copy_(state["bestFlat"])
+        self.total, self.weight = state["total"], state["weight"]
+
+
+class Training:
+    """A training under way: its candidates, what they have shown, and where in the data it is.
+
+    `state()` holds all that `load()` needs to go on as if there had been no break, bit for bit, on any number of processes.
+    """
+
+    def __init__(self, network: Network, recipes: Sequence[Recipe], options: Options, scales: Scales, original: Score):
+        self.options, self.scales, self.original = options, scales, original
+        size = len(scales.unit)
+        # One piece of memory, so that a step needs one sum over the processes: gradients, losses, weight.
+        self.sums = torch.zeros(len(recipes) * (size + 1) + 1, dtype=torch.float64)
+        self.weight = self.sums[-1]
+        losses = self.sums[len(recipes) * size : -1]
+        self.team = [
+            Candidate(network, r, options, scales, original.mean, self.sums[k * size : (k + 1) * size], losses[k])
+            for k, r in enumerate(recipes)
+        ]
+        self.history = [_entry(0, k, c.recipe, math.nan, original.mean) for k, c in enumerate(self.team)]
+        self.gains: list[Tensor] = []
+        self.columns: list[tuple[int, int]] = []
+        self.epoch, self.step, self.ended = 1, 0, False  # the next step of the current epoch
+
+    @property
+    def active(self) -> list[Candidate]:
+        return [c for c in self.team if c.active]
+
+    @property
+    def best(self) -> float:
+        return min(c.best for c in self.team)
+
+    def state(self) -> dict[str, Any]:
+        gains = torch.stack(self.gains) if self.gains else torch.empty(0)
+        return {
+            "epoch": self.epoch, "step": self.step, "ended": self.ended, "history": self.history, "gains": gains,
+            "columns": self.columns, "candidates": [c.state() for c in self.team],
+        }  # fmt: skip
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        self.epoch, self.step, self.ended = state["epoch"], state["step"], state["ended"]
+        self.history, self.gains = list(state["history"]), list(state["gains"])
+        self.columns = [(k, epoch) for k, epoch in state["columns"]]
+        for candidate, of_it in zip(self.team, state["candidates"], strict=True):
+            candidate.load(of_it)
+
+    def fit(self, values: dict[Version, Rows], label: Tensor, weight: Tensor, objective: Objective, team: Team) -> None:
+        """One optimizer step of every active candidate on this process's rows of a batch, of which there may be none."""
+        self.sums.zero_()
+        self.weight += weight.sum()
+        active = self.active
+        if bool((weight > 0).any()):
+            for c in active:
+                c.add(dict(values), label, weight, objective)
+        team.sum_(self.sums)
+        if bool(self.weight > 0):
+            for c in active:
+                c.step(self.weight.clone(), objective.scale)
+
+    def validate(self, data: Data, metric: Objective) -> None:
+        """Measure every active candidate on the validation split; ends the epoch."""
+        for k, c in enumerate(self.team):
+            if not c.active:
+                continue
+            now = score(c.network, data, "validation", metric, explain=False)
+            self.history.append(_entry(self.epoch, k, c.recipe, c.epoch_loss(), now.mean))
+            self.gains.append(self.original.blocks - now.blocks)
+            self.columns.append((k, self.epoch))
+            c.judge(now.mean, self.options.patience)
+        self.epoch, self.step = self.epoch + 1, 0
+        self.ended = self.epoch > self.options.maxEpochs or not self.active
+
+    def found(self, network: Network) -> Trained:
+        """What the training has found; `network` is the original."""
+        best = min(self.team, key=lambda c: c.best)
+        out, moved = network.clone(), {}
+        if best.best < self.original.mean:
+            best.flat.copy_(best.best_flat)
+            out, moved = best.network, _moved(network, best, self.scales)
+        return Trained(self.history, torch.stack(self.gains), self.original.weights, self.columns, out, moved)
 
 
 def train(
-    network: Network, data: Data, *, objective: Objective, metric: Objective, original: Score, label: LabelStats,
-    recipes: Sequence[Recipe], options: Options, progress: Callable[[str], None] = lambda line: None,
-) -> Trained:  # fmt: skip
-    """Train one candidate per recipe on the train split, and measure each on the validation split after every epoch.
+    training: Training, data: Data, objective: Objective, metric: Objective,
+    on_step: Callable[[Training], None] = lambda training: None,
+) -> None:  # fmt: skip
+    """Train on the train split to the end, and measure on the validation split after every epoch.
 
     All candidates see the same batches. A candidate stops when its validation metric hasn't improved for
-    `options.patience` epochs, or when it diverges.
+    `options.patience` epochs, or when it diverges. `on_step` is called after every step and every epoch.
     """
-    scales, frozen = Scales.of(network, features(network, data), label, options)
-    with one_thread_for_small_steps(len(scales.unit) * options.batchSize):
-        return _train(network, data, objective, metric, original, recipes, options, scales, frozen, progress)
+    options = training.options
+    with one_thread_for_small_steps(len(training.scales.unit) * options.batchSize):
+        data = data.prepared(training.team[0].network)
+        while not training.ended:
+            steps = data.stream.batches(
+                "train", batchSize=options.batchSize, epoch=training.epoch, first=training.step, rank=data.team.rank,
+                world=data.team.world, prepare=data.prepare,
+            )  # fmt: skip
+            for batch in steps:
+                training.fit(data.values(batch), scalar(batch, "label"), scalar(batch, "weight"), objective, data.team)
+                training.step += 1
+                on_step(training)
+            training.validate(data, metric)
+            on_step(training)
 
 
 @contextlib.contextmanager
@@ -190,52 +312,6 @@ def one_thread_for_small_steps(work: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _train(
-    network: Network, data: Data, objective: Objective, metric: Objective, original: Score, recipes: Sequence[Recipe],
-    options: Options, scales: Scales, frozen: dict[str, int], progress: Callable[[str], None],
-) -> Trained:  # fmt: skip
-    team = [Candidate(network, r, options, scales, original.mean) for r in recipes]
-    history = [_entry(0, k, c.recipe, math.nan, original.mean) for k, c in enumerate(team)]
-    gains: list[Tensor] = []
-    steps: list[tuple[int, int]] = []
-    data = data.prepared(network)
-    for epoch in range(1, options.maxEpochs + 1):
-        active = [c for c in team if c.active]
-        if not active:
-            break
-        for batch in data.stream.batches("train", batchSize=options.batchSize, epoch=epoch, prepare=data.prepare):
-            label, weight = scalar(batch, "label"), scalar(batch, "weight")
-            if not bool((weight > 0).any()):
-                continue
-            values = data.values(batch)
-            for c in active:
-                c.step(dict(values), label, weight, objective)
-        for k, c in enumerate(team):
-            if not c.active:
-                continue
-            now = score(c.network, data, "validation", metric, explain=False)
-            history.append(_entry(epoch, k, c.recipe, c.epoch_loss(), now.mean))
-            gains.append(original.blocks - now.blocks)
-            steps.append((k, epoch))
-            if now.mean < c.best:
-                c.best, c.since = now.mean, 0
-                c.best_flat.copy_(c.flat)
-            else:
-                c.since += 1
-            c.active = math.isfinite(now.mean) and c.since < options.patience
-        progress(
-            f"epoch {epoch}: {metric.name} {original.mean:.5g} -> {min(c.best for c in team):.5g} on validation rows"
-        )
-    best = min(team, key=lambda c: c.best)
-    out = network.clone()
-    moved = {}
-    if best.best < original.mean:
-        best.flat.copy_(best.best_flat)
-        out = best.network
-        moved = _moved(network, best, scales)
-    return Trained(history, torch.stack(gains), original.weights, steps, out, moved, frozen)
 
 
 def _entry(epoch: int, candidate: int, recipe: Recipe, train: float, validation: float) -> dict[str, Any]:

@@ -88,7 +88,7 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
 
     def setParams(self, *, pipeline: Any = None, **params: Any) -> FineTuner:
         """Set Params by name."""
-        Options.of(params)
+        Options.of(params)  # names too
         self._set(**params)
         return self if pipeline is None else self.setPipeline(pipeline)
 
@@ -120,8 +120,12 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
 
     def fitMultiple(self, dataset: DataFrame, paramMaps: Sequence[Any]) -> Iterator[tuple[int, FineTunerModel]]:
         """Fit once per map, on one cache for all maps that don't change it. Every map is checked before the first fit."""
-        for params in paramMaps:
-            self.copy(params).options()
+        runs = [self.copy(params).options().runId for params in paramMaps]
+        if shared_run := next((r for r in runs if r is not None and runs.count(r) > 1), None):
+            raise InputError(
+                f"runId={shared_run!r} names one training, and {runs.count(shared_run)} settings would share it: leave it unset, "
+                "or set another one in each"
+            )
         tuner = self.copy()
         tuner._shared = Shared()
         return super(FineTuner, tuner).fitMultiple(dataset, paramMaps)
@@ -143,7 +147,7 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
                 raise InputError(f"{given.uid} isn't fitted: pass what its fit() returns, or put it into a Pipeline")
             else:
                 model = shared.once(("plain", given), lambda: plain(given))
-            outcome = fine_tune(prepare(model, options), sources, Phases(options.verbosity > 0), shared)
+            outcome = fine_tune(prepare(model, options), sources, Phases(options.verbosity > 0), shared=shared)
         found = FineTunerModel(outcome.model, model, outcome.summary)
         self.copy()._copyValues(found)  # whose lists are its own
         return found if isinstance(options.loss, str) else found._set(loss=callable_name(options.loss))  # type: ignore[return-value]

@@ -7,6 +7,7 @@ n*t//S to n*(t+1)//S of that order: every row comes once, and every rank takes t
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing
@@ -83,11 +84,12 @@ class Stream:
         *,
         batchSize: int,
         epoch: int | None = None,
+        first: int = 0,
         rank: int = 0,
         world: int = 1,
         prepare: Prepare | None = None,
     ) -> Iterator[Batch]:
-        """This rank's part of every step, keyed by `Column.name`; without an epoch the rows come as they lie.
+        """This rank's part of every step from `first` on, keyed by `Column.name`; without an epoch the rows come as they lie.
 
         A part may have no rows. The tensors are views of memory that belongs to a few consecutive batches; `prepare` is
         called on the rows of all of these at once, for what a call per batch would make dear.
@@ -97,7 +99,7 @@ class Stream:
                 f"rank {rank} of {world} cannot read {self.manifest.virtualShards} virtual shards: "
                 f"rank < processes and virtual shards a multiple of the processes must hold."
             )
-        batches = self._batches(split, batchSize, self.steps(split, batchSize), epoch, rank, world, prepare)
+        batches = self._batches(split, batchSize, self.steps(split, batchSize), epoch, first, rank, world, prepare)
         self._running.add(batches)
         return batches
 
@@ -124,8 +126,9 @@ class Stream:
         return [[piece for piece in shard if piece.rows] for shard in self.manifest.splits[name]]
 
     def _batches(
-        self, name: str, batchSize: int, steps: int, epoch: int | None, rank: int, world: int, prepare: Prepare | None
-    ) -> Generator[Batch]:
+        self, name: str, batchSize: int, steps: int, epoch: int | None, start: int, rank: int, world: int,
+        prepare: Prepare | None,
+    ) -> Generator[Batch]:  # fmt: skip
         shards = self._shards(name)[rank::world]
         sizes = [[piece.rows for piece in shard] for shard in shards]
         keys = [None if epoch is None else (self.seed % 2**64, epoch, rank + i * world) for i in range(len(shards))]
@@ -138,12 +141,14 @@ class Stream:
                 source = from_memory(self._table(name, shards, rank, world), sizes, orders)
             else:
                 source = self._files(opened, shards, orders)
-            for first in range(0, steps, chunk):
+            # From the beginning of a chunk, because what `prepare` makes may depend, in the last bit, on the rows beside it.
+            for first in range(start // chunk * chunk, steps, chunk):
                 ends = bounds[:, first : first + chunk + 1]
                 counts = ends[:, 1:] - ends[:, :-1]
                 table, rows = source(ends[:, 0], ends[:, -1])
                 gathered = take(table, rows[by_step(counts)])
-                yield from split(prepare.rows(gathered) if prepare else gathered, counts.sum(0).tolist())
+                batches = split(prepare.rows(gathered) if prepare else gathered, counts.sum(0).tolist())
+                yield from itertools.islice(batches, max(start - first, 0), None)
 
     def _files(self, opened: ExitStack, shards: list[list[Piece]], orders: list[Order]) -> Source:
         readers = []

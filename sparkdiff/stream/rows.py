@@ -63,6 +63,8 @@ def from_files(empty: Batch, shards: Sequence[tuple[Iterator[Batch], Iterator[Ro
     held = [_Held(pieces, rows) for pieces, rows in shards]
 
     def source(first: Rows, last: Rows) -> tuple[Batch, Rows]:
+        for h, row in zip(held, first.tolist(), strict=True):
+            h.skip(row - h.drawn)
         parts = [part for h, n in zip(held, (last - first).tolist(), strict=True) for part in h.draw(n)]
         return cat([empty, *parts]), np.arange((last - first).sum())
 
@@ -76,15 +78,26 @@ class _Held:
         self.pieces, self.rows = pieces, rows
         self.piece: Batch = {}
         self.left: Rows = np.arange(0)  # its rows that are still to be drawn, in their order
+        self.drawn = 0  # rows of the shard so far
 
     def draw(self, number: int) -> Iterator[Batch]:
         """The next `number` rows of the shard, in a part per piece."""
+        for now in self._next(number):
+            yield take(self.piece, now)
+
+    def skip(self, number: int) -> None:
+        """Pass over the next `number` rows."""
+        for _ in self._next(number):
+            pass
+
+    def _next(self, number: int) -> Iterator[Rows]:
+        self.drawn += number
         while number:
             if not len(self.left):
                 self.piece = {}  # before the next one is read
                 self.piece, self.left = next(self.pieces), next(self.rows)
             now, self.left = self.left[:number], self.left[number:]
-            yield take(self.piece, now)
+            yield now
             number -= len(now)
 
 

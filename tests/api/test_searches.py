@@ -169,6 +169,8 @@ def test_a_wrong_map_is_refused_before_the_first_fit(
             tuner.fit(df, [{}, wrong])
         with pytest.raises(InputError, match=words):
             CrossValidator(estimator=tuner, estimatorParamMaps=[{}, wrong], evaluator=absolute).fit(df)
+    with pytest.raises(InputError, match="runId='once' names one training, and 2 settings would share it"):
+        tuner.setRunId("once").fit(df, [{}, {tuner.runId: "other"}, {tuner.loss: "absolute"}])
     assert counted == {"fingerprint": 0, "_build": 0, "fit_on_training_rows": 0}
     assert not folder.exists()
 
@@ -197,7 +199,7 @@ def test_a_cross_validator_builds_one_cache_per_fold(
     for_four = jobs()
     assert counted["_build"] == 4 + 3  # all rows are known
     assert counted["fingerprint"] == 8
-    assert len([p for p in folder.iterdir() if not p.name.startswith(".")]) == 7
+    assert len(list(folder.glob("*/manifest.json"))) == 7
     scored = short.transform(df)
     jobs()
     absolute.evaluate(scored)
@@ -283,7 +285,7 @@ def test_threads_of_ones_own(df: DataFrame, numeric: PipelineModel, short: Pipel
     assert torch.get_num_threads() == threads
     assert list(warnings.filters) == filters
     assert df.sparkSession.conf.get("spark.sql.debug.maxToStringFields") == "25"
-    assert len(list(folder.iterdir())) == 3
+    assert len(list(folder.glob("*/manifest.json"))) == 3
     for i, one in found.items():
         alone = tune([numeric, short][i % 2], df, folder, **settings[i], stream="auto")
         assert same(alone.pipelineModel, one.pipelineModel)

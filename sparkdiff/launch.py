@@ -1,0 +1,271 @@
+"""Starts a training in this process or in several, watches over it, and starts it again where a process was lost.
+
+TorchDistributor runs `start.py` of an attempt's folder, which all machines see: it puts our own code (zipped beside it) on the
+path and calls `rank.main`. Nothing is pickled through Spark, and nothing is believed but files: TorchDistributor can take a
+failed training for a success, and reports a failed one without its traceback.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.resources
+import json
+import logging
+import os
+import pickle
+import signal
+import socket
+import sys
+import threading
+import time
+import uuid
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pyspark import cloudpickle
+from pyspark.ml.torch.distributor import TorchDistributor
+from pyspark.sql import SparkSession
+
+from sparkdiff import checkpoint, jvm
+from sparkdiff.checkpoint import RunFolder, write_bytes
+from sparkdiff.errors import InputError, SparkdiffError
+from sparkdiff.parallel import ALONE
+from sparkdiff.preflight import check_cluster
+from sparkdiff.rank import Assignment, Checkpoints, work
+from sparkdiff.stream import Stream
+from sparkdiff.train import Training
+
+ATTEMPTS = 3
+START = 300.0
+"""Seconds until the processes must have begun to train: on a loaded machine torch alone takes many to be imported."""
+GRACE = 5.0
+"""Seconds that the others have to end by themselves once a process has failed; six times as long once all is done."""
+Say = Callable[[str], None]
+
+
+class TrainingError(SparkdiffError):
+    """Training failed in one of its processes; the message holds that process's traceback. The command exits with 1."""
+
+
+def run(assignment: Assignment, stream: Stream, folder: RunFolder, say: Say) -> Training:
+    """Train to the end: from the beginning, from the newest checkpoint, or not at all where the folder holds the end.
+
+    Raises:
+        InputError: the cluster can't run so many processes, or the loss can't be used.
+        TrainingError: a process failed, or was lost more often than it was started again.
+    """
+    training = _resumed(assignment, folder)
+    if training.ended:
+        say("this run had finished; its result is returned")
+        return training
+    if assignment.options.numProcesses > 1:
+        return _in_processes(assignment, folder, say)
+    saves, shown = Checkpoints(folder.state, assignment.options.timeout), 0
+
+    def on_step(training: Training) -> None:
+        nonlocal shown
+        saves(training)
+        if training.epoch > shown:
+            shown = training.epoch
+            say(_progress(assignment, shown, training.best))
+
+    work(assignment, training, stream, ALONE, on_step)
+    return training
+
+
+def is_local(master: str) -> bool:
+    """Whether this master runs everything in the driver's process (local-cluster doesn't)."""
+    return master == "local" or master.startswith("local[")
+
+
+def _resumed(assignment: Assignment, folder: RunFolder) -> Training:
+    training = assignment.training()
+    if (state := checkpoint.load(folder.state)) is not None:
+        training.load(state)
+    return training
+
+
+def _progress(assignment: Assignment, epoch: int, best: float) -> str:
+    return f"epoch {epoch}: {assignment.original.mean:.5g} -> {best:.5g} on validation rows"
+
+
+# Several processes ----------------------------------------------------------------------------------------------------
+
+
+def _in_processes(assignment: Assignment, folder: RunFolder, say: Say) -> Training:
+    spark, o = jvm.session(), assignment.options
+    master = spark.conf.get("spark.master", "") or ""
+    local = is_local(master) if o.localMode == "auto" else o.localMode == "true"
+    lost: list[str] = []
+    while True:
+        here = folder.attempt()
+        _equip(here, assignment)
+        if not local:
+            check_cluster(spark, o.numProcesses, here)
+        attempt = Attempt(spark, here, o.numProcesses, local, o.timeout)
+        attempt.run(lambda epoch, best: say(_progress(assignment, epoch, best)))
+        training = _resumed(assignment, folder)
+        if training.ended:
+            return training
+        attempt.raise_failure()
+        lost.append(attempt.loss())
+        if len(lost) == ATTEMPTS:
+            raise TrainingError(
+                f"training was lost {ATTEMPTS} times: {'; '.join(lost)}. What it had reached is kept: "
+                f"runId={folder.runId!r} goes on from there"
+            )
+        say(f"{lost[-1]}; going on from the last checkpoint")
+
+
+def _equip(here: Path, assignment: Assignment) -> None:
+    """Put into an attempt's folder what its processes need: our code, the assignment, and what starts them."""
+    with zipfile.ZipFile(here / "sparkdiff.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        _add(archive, importlib.resources.files("sparkdiff"), "sparkdiff")
+    sent = replace(assignment, network=assignment.network.without_spark())
+    loss = sent.options.loss
+    module = sys.modules.get(getattr(loss, "__module__", "")) if callable(loss) else None
+    # A loss of the user's own module goes by value: the module may lie beside a YAML file that only the driver sees.
+    by_value = module is not None and module.__name__ not in ("__main__", "builtins")
+    try:
+        if by_value:
+            cloudpickle.register_pickle_by_value(module)
+        content = cloudpickle.dumps(sent)
+    except (TypeError, pickle.PicklingError, AttributeError) as e:
+        raise InputError(
+            f"the network or its loss can't be sent to other processes ({e}): use numProcesses=1, or a loss and stages that "
+            "hold nothing but numbers and tensors"
+        ) from e
+    finally:
+        if by_value:
+            cloudpickle.unregister_pickle_by_value(module)
+    write_bytes(here / "assignment.pickle", content)
+    paths = [str(Path(p).absolute()) for p in sys.path if p]
+    write_bytes(here / "start.py", f"""import sys
+sys.path[:1] = [{str(here / "sparkdiff.zip")!r}]  # in place of this script's own folder
+sys.path += [p for p in {paths!r} if p not in sys.path]
+from sparkdiff.rank import main
+main({str(here)!r})
+""".encode())  # fmt: skip
+
+
+def _add(archive: zipfile.ZipFile, folder: Any, name: str) -> None:
+    for entry in sorted(folder.iterdir(), key=lambda e: e.name):
+        if entry.is_dir():
+            _add(archive, entry, f"{name}/{entry.name}")
+        elif entry.name.endswith(".py"):
+            archive.writestr(f"{name}/{entry.name}", entry.read_bytes())
+
+
+@contextlib.contextmanager
+def _threads(processes: int) -> Iterator[None]:
+    """Share this machine's cores among the processes that inherit the environment, unless it says something else."""
+    name = "OMP_NUM_THREADS"
+    given = os.environ.get(name)
+    os.environ.setdefault(name, str(max(1, (os.cpu_count() or 1) // processes)))
+    try:
+        yield
+    finally:
+        if given is None:
+            os.environ.pop(name, None)
+
+
+class Attempt:
+    """One start of all processes, until they have ended or are stopped."""
+
+    def __init__(self, spark: SparkSession, here: Path, processes: int, local: bool, timeout: float):
+        self.spark, self.here, self.processes, self.local, self.timeout = spark, here, processes, local, timeout
+        logger = logging.getLogger("TorchDistributor")
+        if not logger.handlers:
+            logger.addHandler(logging.NullHandler())  # else it writes its progress to stderr
+        self.distributor = TorchDistributor(num_processes=processes, local_mode=local, use_gpu=False)
+        self.tag = f"sparkdiff-{uuid.uuid4().hex}"
+        self.error: BaseException | None = None
+        self.stalled = False
+
+    def run(self, say: Callable[[int, float], None]) -> None:
+        """Start the processes and wait until they have ended, failed or stalled. None of them is left."""
+        thread = threading.Thread(target=self._start, daemon=True)
+        thread.start()
+        try:
+            self._watch(thread, say)
+        finally:
+            self._stop(thread)
+
+    def _start(self) -> None:
+        try:
+            with jvm.cancellable(self.spark, self.tag), _threads(self.processes if self.local else 1):
+                self.distributor.run(str(self.here / "start.py"))
+        except BaseException as e:
+            self.error = e
+
+    def _watch(self, thread: threading.Thread, say: Callable[[int, float], None]) -> None:
+        heard, size, budget, over = time.monotonic(), 0, START, False
+        progress = self.here / "progress.jsonl"
+        while thread.is_alive() and time.monotonic() - heard <= budget:
+            thread.join(0.2)
+            with contextlib.suppress(FileNotFoundError):
+                if (length := progress.stat().st_size) != size:
+                    line = json.loads(progress.read_text().splitlines()[-1])
+                    say(line["epoch"], line["best"])
+                    heard, size, over = time.monotonic(), length, line["ended"]
+                    budget = 6 * GRACE if over else self.timeout + max(self.timeout / 2, GRACE)
+            if not over and any("error" in r for r in self.ranks()):
+                heard, budget, over = time.monotonic(), GRACE, True
+        self.stalled = thread.is_alive() and not over
+
+    def _stop(self, thread: threading.Thread) -> None:
+        """End what is left: the Spark job, and every process of this machine."""
+        if thread.is_alive() and not self.local:
+            with contextlib.suppress(Exception):
+                jvm.cancel(self.spark, self.tag)
+        for rank in self.ranks():
+            if rank["host"] == socket.gethostname():
+                for pid in (rank["pid"], *rank["parents"]):
+                    self._kill(pid)
+        thread.join(GRACE)
+
+    def _kill(self, pid: int) -> None:
+        """Kill a process if it is one of this attempt's: by now the number may be another's."""
+        with contextlib.suppress(OSError):
+            if str(self.here).encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.kill(pid, signal.SIGKILL)
+
+    def ranks(self) -> list[dict[str, Any]]:
+        """What the processes have said of themselves."""
+        return [json.loads(p.read_text()) for p in sorted(self.here.glob("rank-*.json"))]
+
+    def raise_failure(self) -> None:
+        """Raise the exception of the process that failed first, if one failed by itself.
+
+        Raises:
+            InputError, TrainingError: with that process's message or traceback.
+        """
+        failed = sorted((r for r in self.ranks() if "error" in r and not r["lost"]), key=lambda r: r["time"])
+        if not failed:
+            return
+        first = failed[0]
+        if first["ours"] and first["error"] == "InputError":
+            raise InputError(first["message"])
+        raise TrainingError(
+            f"process {first['rank']} of {self.processes} (on {first['host']}) failed:\n{first['traceback'].rstrip()}"
+        )
+
+    def loss(self) -> str:
+        """How the attempt was lost, in one line."""
+        stacks = [p for p in sorted(self.here.glob("rank-*.stack")) if p.stat().st_size]
+        if stacks:
+            where = next((s.strip() for s in stacks[0].read_text().splitlines() if s.strip().startswith("File")), "")
+            return f"{stacks[0].stem} made no progress for {self.timeout:g} s at {where}"
+        ranks = self.ranks()
+        silent = [str(r["rank"]) for r in ranks if "error" not in r]
+        if self.stalled:
+            return f"no progress within {self.timeout if ranks else START:g} s"
+        if len(ranks) < self.processes:
+            why = f" ({jvm.cause(self.error)})" if self.error is not None else ""
+            return f"only {len(ranks)} of {self.processes} processes started{why}"
+        if silent:
+            return f"process {', '.join(silent)} of {self.processes} died without a word (killed, or out of memory?)"
+        return "the processes lost each other"

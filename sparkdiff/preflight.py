@@ -1,0 +1,88 @@
+"""Asks a cluster, before anything starts on it, whether it can run a training, and says in one line what it lacks."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pyspark.sql import SparkSession
+
+from sparkdiff import jvm
+from sparkdiff.errors import InputError
+
+SLOTS = 20.0
+"""Seconds to wait for enough slots: executors register some seconds after the session has started, or after one was lost."""
+
+
+def check_cluster(spark: SparkSession, processes: int, folder: Path) -> None:
+    """Refuse a cluster that can't run so many tasks at once with torch, or doesn't see `folder`.
+
+    Raises:
+        InputError: what is lacking, where, and the way out.
+    """
+    master = spark.conf.get("spark.master", "")
+    if spark.conf.get("spark.dynamicAllocation.enabled", "false") == "true":
+        raise InputError(
+            "spark.dynamicAllocation.enabled=true: Spark refuses barrier stages then, which several processes need; submit with "
+            "--conf spark.dynamicAllocation.enabled=false, or set localMode=true or numProcesses=1"
+        )
+    _check_slots(spark, processes, str(master))
+    for found in _probed(spark, processes, folder):
+        where = f"{found['python']} on {found['host']}"
+        if found["lacks"]:
+            raise InputError(
+                f"the executors' Python ({where}) lacks {', '.join(found['lacks'])}: install it there, or point PYSPARK_PYTHON "
+                "(spark.pyspark.python) at an interpreter that every executor has it in"
+            )
+        if not found["sees"]:
+            raise InputError(
+                f"the run's folder {folder} can't be read on {found['host']}: set cacheDir (and checkpointDir) to a folder that "
+                "the driver and all executors see as the same files"
+            )
+
+
+def _check_slots(spark: SparkSession, processes: int, master: str) -> None:
+    end = time.monotonic() + SLOTS
+    while (slots := jvm.slots(spark)) is not None and slots < processes:
+        if time.monotonic() > end:
+            raise InputError(
+                f"numProcesses={processes}, but {master} can run {slots} tasks at once: give it more executors or cores, or ask "
+                "for fewer processes"
+            )
+        time.sleep(0.5)
+
+
+def _probed(spark: SparkSession, processes: int, folder: Path) -> list[dict[str, Any]]:
+    """What one task per process finds on its executor."""
+    seen = str(folder / "start.py")
+
+    # Nested, so that it goes by value: the executors needn't know our package.
+    def probe(batches: Iterable[Any]) -> Iterable[Any]:
+        import importlib.util
+        import json
+        import os
+        import socket
+        import sys
+
+        import pyarrow
+
+        for _ in batches:
+            pass
+        found = {
+            "host": socket.gethostname(), "python": sys.executable, "sees": os.access(seen, os.R_OK),
+            "lacks": [m for m in ("torch", "numpy", "pandas") if importlib.util.find_spec(m) is None],
+        }  # fmt: skip
+        yield pyarrow.RecordBatch.from_arrays([pyarrow.array([json.dumps(found)])], ["found"])
+
+    try:
+        tasks = spark.range(0, processes, 1, processes)
+        rows = tasks.mapInArrow(probe, "found string", barrier=True).collect()
+    except jvm.SparkError as e:
+        raise InputError(
+            f"the executors can't run Python ({jvm.cause(e)}): set PYSPARK_PYTHON (spark.pyspark.python) to an interpreter that "
+            "every executor has, with torch, pyarrow and pandas, of the driver's Python version"
+        ) from e
+    return [json.loads(row["found"]) for row in rows]

@@ -1,0 +1,206 @@
+"""One process of a training: reads its assignment, trains with the others, and leaves what it found in files.
+
+Runs without a Spark session, under any starter that sets torchrun's variables: TorchDistributor, or torchrun itself on the
+`start.py` of an attempt's folder. All it says is said by files of that folder, because nothing else survives a crash:
+`rank-K.json` (who it is, and in the end what went wrong), `rank-K.stack` (where it stood when it stalled) and, from the first
+process, `progress.jsonl`; checkpoints and the result go into the run's folder above.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import faulthandler
+import json
+import os
+import pickle
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from sparkdiff import checkpoint
+from sparkdiff.errors import SparkdiffError
+from sparkdiff.graph import Version
+from sparkdiff.losses import Objective, resolve
+from sparkdiff.measure import Data, Score
+from sparkdiff.network import Network
+from sparkdiff.options import Options
+from sparkdiff.parallel import LostProcessError, Team
+from sparkdiff.stages.base import LabelStats
+from sparkdiff.stream import Stream
+from sparkdiff.train import Recipe, Scales, Training, train
+
+PROGRESS = 0.5
+"""Seconds between two lines of progress."""
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """All that a process needs to train: what the pipeline, the options and the rows have been resolved to."""
+
+    network: Network
+    cache: Path
+    backend: str
+    inMemory: bool
+    columns: Mapping[Version, str]
+    label: LabelStats
+    original: Score
+    scales: Scales
+    recipes: tuple[Recipe, ...]
+    options: Options
+
+    def training(self) -> Training:
+        return Training(self.network, self.recipes, self.options, self.scales, self.original)
+
+
+def work(
+    assignment: Assignment, training: Training, stream: Stream, team: Team, on_step: Callable[[Training], None],
+    tick: Callable[[], None] = lambda: None,
+) -> None:  # fmt: skip
+    """Train to the end, as one process of a team."""
+    a = assignment
+    objective, metric = objectives(a.options, a.network, a.label)
+    train(training, Data(stream, a.columns, team, tick), objective, metric, on_step)
+
+
+def objectives(options: Options, network: Network, label: LabelStats) -> tuple[Objective, Objective]:
+    """What training minimises, and what validation measures.
+
+    Raises:
+        InputError: see `losses.resolve`.
+    """
+    o, columns = options, network.graph.leaves[network.graph.head].outputs  # type: ignore[index]
+    objective = resolve(o.loss, o.lossParams, network.head, columns, label)
+    if o.metric is None:
+        return objective, objective
+    return objective, resolve(o.metric, o.lossParams if o.metric == o.loss else {}, network.head, columns, label)
+
+
+class Checkpoints:
+    """Saves a training from time to time, at most a tenth of the timeout apart, and in the end."""
+
+    def __init__(self, path: Path, timeout: float):
+        self.path, self.every, self.last = path, min(30.0, timeout / 10), time.monotonic()
+
+    def __call__(self, training: Training) -> None:
+        if training.ended or time.monotonic() - self.last > self.every:
+            checkpoint.save(self.path, training.state())
+            self.last = time.monotonic()
+
+
+def main(folder: str) -> None:
+    """What every process of an attempt runs; `folder` is the attempt's."""
+    here, rank, world = Path(folder), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    me: dict[str, Any] = {
+        "rank": rank, "host": socket.gethostname(), "pid": os.getpid(), "parents": _parents(), "sparkdiff": __file__,
+        "python": sys.executable,
+    }  # fmt: skip
+    _write(here, rank, me)
+    _die_with_parents(me["parents"])
+    try:
+        # Written by the driver into a folder that only its user may write to.
+        assignment: Assignment = pickle.loads((here / "assignment.pickle").read_bytes())
+        with (here / f"rank-{rank}.stack").open("w") as stack, _group(assignment.options.timeout):
+            _train(assignment, here, Team(rank, world), Watchdog(assignment.options.timeout, stack))
+    except BaseException as e:
+        lost = isinstance(e, LostProcessError)
+        _write(here, rank, me | {
+            "error": type(e).__name__, "message": str(e), "ours": isinstance(e, SparkdiffError), "lost": lost,
+            "traceback": traceback.format_exc(), "time": time.time(),
+        })  # fmt: skip
+        raise SystemExit(1) from e
+
+
+def _train(assignment: Assignment, here: Path, team: Team, watchdog: Watchdog) -> None:
+    training = assignment.training()
+    state = here.parent / "state.pt"
+    if (saved := checkpoint.load(state)) is not None:
+        training.load(saved)
+    saves, last = Checkpoints(state, assignment.options.timeout), 0.0
+
+    def on_step(training: Training) -> None:
+        nonlocal last
+        watchdog()
+        if team.rank:
+            return
+        saves(training)
+        if training.ended or time.monotonic() - last > PROGRESS:
+            last = time.monotonic()
+            line = {"epoch": training.epoch, "step": training.step, "best": training.best, "ended": training.ended}
+            with (here / "progress.jsonl").open("a") as file:
+                file.write(json.dumps(line) + "\n")
+
+    watchdog()
+    a = assignment
+    with Stream(a.cache, backend=a.backend, inMemory=a.inMemory, seed=a.options.seed) as stream:
+        work(assignment, training, stream, team, on_step, watchdog)
+    watchdog.rest()
+
+
+class Watchdog:
+    """Ends this process, and leaves its stack, when it isn't called for `timeout` seconds."""
+
+    def __init__(self, timeout: float, stack: Any):
+        self.timeout, self.stack, self.armed = timeout, stack, 0.0
+
+    def __call__(self) -> None:
+        now = time.monotonic()
+        if now - self.armed > self.timeout / 10:  # arming starts a thread, which would cost a small step dearly
+            self.armed = now
+            faulthandler.dump_traceback_later(1.1 * self.timeout, exit=True, file=self.stack)
+
+    def rest(self) -> None:
+        faulthandler.cancel_dump_traceback_later()
+
+
+@contextlib.contextmanager
+def _group(timeout: float) -> Iterator[None]:
+    import torch.distributed as dist
+
+    try:
+        dist.init_process_group("gloo", timeout=timedelta(seconds=timeout))
+    except RuntimeError as e:
+        raise LostProcessError(f"the processes didn't find each other: {str(e).splitlines()[0]}") from e
+    try:
+        yield
+        with contextlib.suppress(RuntimeError):  # the work is done and saved; one that has left already is no loss
+            dist.barrier()
+    finally:
+        dist.destroy_process_group()  # gloo may abort at exit otherwise
+
+
+def _write(folder: Path, rank: int, content: dict[str, Any]) -> None:
+    checkpoint.write_bytes(folder / f"rank-{rank}.json", json.dumps(content).encode())
+
+
+def _parents() -> list[int]:
+    """This process's parent and, where /proc tells, the parent's parent: torchrun, and what started it."""
+    parent = os.getppid()
+    try:
+        # The command, in brackets, may hold blanks and brackets itself.
+        return [parent, int(Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[1])]
+    except (OSError, ValueError, IndexError):
+        return [parent]
+
+
+def _die_with_parents(parents: list[int]) -> None:
+    """Don't outlive torchrun: an orphan would hold its pipe, its memory and a core for as long as it lives."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            # PR_SET_PDEATHSIG: the kernel does it even where this process is stopped.
+            ctypes.CDLL(None).prctl(1, int(signal.SIGKILL), 0, 0, 0)
+
+    def watch() -> None:
+        while _parents() == parents:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

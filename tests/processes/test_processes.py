@@ -1,0 +1,136 @@
+"""Training in several processes through the public interface: the same result, and clear words where it can't be."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from faults import LASTING, LOCAL, outcome, pipeline, slow_poisson, suffer, table
+from pyspark.sql import DataFrame, SparkSession
+
+from sparkdiff import FineTuner, FineTunerModel, InputError
+from sparkdiff.launch import TrainingError
+
+pytestmark = pytest.mark.slow
+Fit = Callable[..., FineTunerModel]
+
+
+@pytest.fixture(scope="module")
+def rows(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> DataFrame:
+    path = tmp_path_factory.mktemp("rows") / "rows.parquet"
+    pq.write_table(table(4000), path)
+    return spark.read.parquet(f"file://{path}")
+
+
+@pytest.fixture(scope="module")
+def fit(rows: DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Fit:
+    """Fine-tune the same pipeline with other options; all of them share caches."""
+    model, caches = pipeline(rows), str(tmp_path_factory.mktemp("caches"))
+
+    def fitted(df: DataFrame = rows, **options: Any) -> FineTunerModel:
+        return FineTuner(pipeline=model, cacheDir=caches, **options).fit(df)
+
+    return fitted
+
+
+def test_the_number_of_processes_changes_neither_weights_nor_decision(fit: Fit) -> None:
+    # 8 of 10 rows train: 4000 * .8 / 64 = 50 steps an epoch, so 200 steps are 4 epochs
+    options = {"maxEpochs": 5, "batchSize": 64}
+    one = outcome(fit(**options))
+    for processes in (2, 4):
+        several = outcome(fit(numProcesses=processes, **options))
+        assert several["decision"] == one["decision"] == "tuned"
+        np.testing.assert_allclose(several["weights"], one["weights"], rtol=0, atol=1e-12)
+        np.testing.assert_allclose(several["history"], one["history"], rtol=1e-12)
+
+
+def test_processes_as_tasks_of_a_barrier_stage(fit: Fit) -> None:
+    options = {"maxEpochs": 2, "batchSize": 64}
+    tasks = outcome(fit(numProcesses=2, localMode="false", **options))
+    np.testing.assert_allclose(tasks["weights"], outcome(fit(**options))["weights"], rtol=0, atol=1e-12)
+
+
+def test_more_processes_than_slots(fit: Fit) -> None:
+    start = time.monotonic()
+    with pytest.raises(InputError, match=r"numProcesses=4, but local\[2\] can run 2 tasks at once"):
+        fit(numProcesses=4, localMode="false", maxEpochs=1)
+    assert time.monotonic() - start < 30
+
+
+def test_fewer_rows_than_processes_train(fit: Fit, rows: DataFrame, spark: SparkSession) -> None:
+    # 2 training rows for 4 processes: some have none of a batch, or none at all
+    few = (
+        rows.limit(2)
+        .selectExpr("*", "false AS held")
+        .unionByName(rows.offset(10).limit(40).selectExpr("*", "true AS held"))
+    )
+    few = spark.createDataFrame(few.toPandas())
+    options = {"validationIndicatorCol": "held", "maxEpochs": 3, "guard": 1.0}
+    one, four = (outcome(fit(few, numProcesses=n, **options)) for n in (1, 4))
+    np.testing.assert_allclose(four["history"], one["history"], rtol=1e-12)
+
+
+def failing(outputs: dict[str, torch.Tensor], label: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    import os
+
+    if os.environ.get("RANK") == "1":
+        raise ZeroDivisionError("no such luck")
+    return (outputs["prediction"] - label) ** 2
+
+
+def scalar(outputs: dict[str, torch.Tensor], label: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    import os
+
+    return (outputs["prediction"] - label) ** 2 if "RANK" not in os.environ else label.new_zeros(())
+
+
+def test_an_exception_in_a_process_comes_with_its_traceback(fit: Fit) -> None:
+    with pytest.raises(
+        TrainingError, match=r"process 1 of 2 (?s:.)*test_processes.py(?s:.)*ZeroDivisionError: no such luck"
+    ):
+        fit(numProcesses=2, loss=failing, maxEpochs=1)
+
+
+def test_a_wrong_loss_is_the_users_error_in_any_process(fit: Fit) -> None:
+    with pytest.raises(InputError, match="no gradient passes through the loss"):
+        fit(numProcesses=2, loss=scalar, maxEpochs=1)
+
+
+def test_a_finished_run_is_returned_and_another_one_is_not_mistaken_for_it(fit: Fit, tmp_path: Path) -> None:
+    options = {"runId": "mine", "checkpointDir": str(tmp_path), "maxEpochs": 2}
+    first = fit(**options)
+    assert outcome(fit(numProcesses=2, **options)) == outcome(first)  # trained by one process, returned as it is
+    assert not list((tmp_path / "mine").glob("attempt-*"))
+    with pytest.raises(InputError, match=r"runId='mine' was begun with other maxEpochs \(maxEpochs: 2, now 3\)"):
+        fit(**{**options, "maxEpochs": 3})
+
+
+def test_without_a_run_id_nothing_is_left(fit: Fit, tmp_path: Path) -> None:
+    fit(numProcesses=2, maxEpochs=1, checkpointDir=str(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", LOCAL)
+def test_a_fault_changes_nothing(fit: Fit, calm: dict[str, Any], tmp_path: Path, name: str) -> None:
+    target, number = LOCAL[name]
+    # Seeded by the clock: every run of the tests tries other moments.
+    delay = 3 * (time.time() % 1)
+    told = suffer(
+        lambda run_id: outcome(fit(loss=slow_poisson, metric="poisson", runId=run_id, checkpointDir=str(tmp_path), **LASTING)),
+        calm, tmp_path, name, target, number, delay,
+    )  # fmt: skip
+    assert told.resumed, told
+    assert told.identical, told
+    assert not told.orphans, told
+    assert told.seconds < 120, told
+
+
+@pytest.fixture(scope="module")
+def calm(fit: Fit) -> dict[str, Any]:
+    return outcome(fit(loss=slow_poisson, metric="poisson", **LASTING))
