@@ -7,17 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sparkdiff.errors import InputError, ParityError, SparkdiffError
+    from sparkdiff.nesting import plain
     from sparkdiff.network import Network, translate, write_back
     from sparkdiff.parity import Parity, verify
     from sparkdiff.planning import Plan, plan
     from sparkdiff.stages.base import StageModule, register
     from sparkdiff.summary import FineTuningSummary
-    from sparkdiff.tuner import FineTuner, FineTunerModel, plain
+    from sparkdiff.tuner import FineTuner, FineTunerModel
 
 _HOME = {
     "FineTuner": "tuner", "FineTunerModel": "tuner", "FineTuningSummary": "summary", "InputError": "errors",
     "Network": "network", "Parity": "parity", "ParityError": "errors", "Plan": "planning", "SparkdiffError": "errors",
-    "StageModule": "stages.base", "plain": "tuner", "plan": "planning", "register": "stages.base", "translate": "network",
+    "StageModule": "stages.base", "plain": "nesting", "plan": "planning", "register": "stages.base", "translate": "network",
     "verify": "parity", "write_back": "network",
 }  # fmt: skip
 

@@ -8,9 +8,8 @@ import importlib.metadata
 import math
 import sys
 import tempfile
-import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,10 @@ from sparkdiff.checkpoint import RunFolder
 from sparkdiff.columns import schema_of, write_columns
 from sparkdiff.errors import InputError, ParityError
 from sparkdiff.fingerprint import Request, virtual_shards
-from sparkdiff.graph import Graph, Version, flatten
+from sparkdiff.graph import Graph, Version
 from sparkdiff.losses import Objective, check_label
 from sparkdiff.measure import Data, Score, features, scalar, score
+from sparkdiff.nesting import flatten
 from sparkdiff.network import Network, write_back
 from sparkdiff.options import Options, callable_name
 from sparkdiff.parity import Parity, compare
@@ -35,15 +35,13 @@ from sparkdiff.planning import Plan, plan_of
 from sparkdiff.rank import Assignment, objectives
 from sparkdiff.report import Phases, p_value
 from sparkdiff.sparse import SparseRows
-from sparkdiff.splits import SPLITS, TRAIN, VALIDATION, Source
+from sparkdiff.splits import SPLITS, TRAIN, VALIDATION, Source, rule
 from sparkdiff.stages.base import SUPPORT, LabelStats, Rows, columns_of
 from sparkdiff.stream import Stream
 from sparkdiff.summary import FineTuningSummary
 from sparkdiff.train import Scales, Trained, candidates, trained
 
 PARITY_ROWS = 10_000
-TRAINING = threading.Lock()
-"""One training at a time: torch's number of threads, and the cores, are the whole process's."""
 TREE_ENSEMBLES = frozenset(
     f"{trees}{kind}Model" for trees in ("GBT", "RandomForest") for kind in ("Classification", "Regression")
 )
@@ -97,7 +95,35 @@ def prepare(model: Any, options: Options) -> Task:
     return Task(model, graph, plan, options, label, weight)
 
 
-def fine_tune(task: Task, sources: Sequence[Source], phases: Phases, *, replace: bool = False) -> Outcome:
+class Shared:
+    """What fits on the same rows have in common: each distinct cache is fingerprinted, written and compared with Spark once."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[Any, ...], Any] = {}
+
+    def once(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+        """What was made for this key, which holds every object that decides it."""
+        if key not in self._found:
+            self._found[key] = make()
+        return self._found[key]
+
+    def cache(self, key: tuple[Any, ...], request: Request) -> Cache:
+        known = ("cache", key) in self._found
+        cache: Cache = self.once(("cache", key), lambda: caches.open_cache(request))
+        return dataclasses.replace(cache, hit=True) if known else cache
+
+
+def _cached(task: Task) -> tuple[Any, ...]:
+    """All that decides, beside the rows, what is cached and where; not how it is trained."""
+    o = task.options
+    return (
+        task.model, o.reference, o.predictionCol, task.labelCol, task.weightCol, rule(o), virtual_shards(o), o.cacheDir,
+    )  # fmt: skip
+
+
+def fine_tune(
+    task: Task, sources: Sequence[Source], phases: Phases, *, shared: Shared | None = None, replace: bool = False
+) -> Outcome:
     """Train what the plan says on these rows, and return the pipeline that held-out rows decide for.
 
     Args:
@@ -107,9 +133,9 @@ def fine_tune(task: Task, sources: Sequence[Source], phases: Phases, *, replace:
         InputError: the data or options can't be used (nothing has been written but, perhaps, a complete cache).
         ParityError: the network and Spark disagree.
     """
-    graph, options = task.graph, task.options
+    graph, options, shared, what = task.graph, task.options, shared or Shared(), _cached(task)
     with phases.phase("cache") as say:
-        cache = caches.open_cache(Request(graph, list(sources), options, task.labelCol, task.weightCol))
+        cache = shared.cache(what, Request(graph, list(sources), options, task.labelCol, task.weightCol))
         counts = ", ".join(f"{cache.rows(s):,} {s}" for s in SPLITS if cache.rows(s))
         say(f"{'reused' if cache.hit else 'written'}: {counts} rows, {len(task.plan.cacheCols)} columns")
     network = Network(graph, graph.live)
@@ -126,7 +152,7 @@ def fine_tune(task: Task, sources: Sequence[Source], phases: Phases, *, replace:
         with phases.phase("verify") as say:
             before = {s: score(network, data, s, metric) for s in SPLITS if cache.rows(s)}
             _check_finite(before, metric, task, labels)
-            parity = {"before": _parity(task, task.model, network, data, cache)}
+            parity = {"before": shared.once(("parity", what), lambda: _parity(task, task.model, network, data, cache))}
             say(f"the network reproduces Spark: {parity['before']}")
         with phases.phase("train") as say:
             scales, frozen = Scales.of(network, features(network, data), label, options)
@@ -135,7 +161,7 @@ def fine_tune(task: Task, sources: Sequence[Source], phases: Phases, *, replace:
                 tuple(candidates(options, cache.rows(VALIDATION))), whole_batches(options), metric.name,
             )  # fmt: skip
             folder = _run_folder(assignment, cache, replace)
-            with TRAINING, folder.kept(always=options.runId is not None):
+            with folder.kept(always=options.runId is not None):
                 training, lost = launch.run(assignment, stream, folder, say.now)
             found = training.found(network)
         verdict = _decide(task, data, metric, network, found)

@@ -54,14 +54,14 @@ class Request:
 
 def fingerprint(request: Request, folder: Path) -> str:
     """Hash of all that decides the cache's content; runs no job over file-based, deterministic sources."""
-    spark, o = jvm.session(), request.options
+    spark = request.sources[0].df.sparkSession
     parts: dict[str, Any] = {
         "format": FORMAT,
         "shards": request.shards,
         "stages": _saved_bytes(request.graph, folder),
         "cut": [request.graph.name(v) for v in request.graph.cut()],
         "columns": [request.labelCol, request.weightCol],
-        "split": [o.validationIndicatorCol, o.validationFraction, o.groupCol, o.timeCol, o.seed],
+        "split": splits.rule(request.options),
         "conf": {
             k: spark.conf.get(k)
             for k in ("spark.sql.session.timeZone", "spark.sql.ansi.enabled", "spark.sql.caseSensitive")

@@ -7,11 +7,11 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from pyspark.ml import Estimator, PipelineModel, Transformer
-from pyspark.sql import SparkSession
+from pyspark.ml import Transformer
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError, did_you_mean
+from sparkdiff.nesting import flatten
 from sparkdiff.stages.base import REGISTRY, UNTRANSLATED, StageModule, class_name, columns_of
 from sparkdiff.stages.linear import Predictor
 
@@ -322,29 +322,17 @@ def check_columns(graph: Graph, schema: StructType) -> None:
                 )
 
 
-def flatten(model: Any, path: tuple[int, ...] = ()) -> list[tuple[tuple[int, ...], Any]]:
-    """The leaf stages of a fitted pipeline with their positions in the nested pipelines.
-
-    Raises:
-        InputError: a stage isn't fitted; names it.
-    """
-    if isinstance(model, Estimator):
-        raise InputError(f"{type(model).__name__} {model.uid} isn't fitted: fit it first, and pass what fit() returns")
-    if not isinstance(model, Transformer):
-        raise InputError(f"expected a fitted PipelineModel or stage, got {type(model).__name__}")
-    if isinstance(model, PipelineModel):
-        return [leaf for i, stage in enumerate(model.stages) for leaf in flatten(stage, (*path, i))]
-    return [(path, model)]
-
-
 def unquoted(name: str) -> str:
     """The column that a Param names as an input: `a.b` in backticks is the column a.b (not so for an output)."""
     return name[1:-1].replace("``", "`") if len(name) > 2 and name[0] == name[-1] == "`" else name
 
 
 def folding() -> Callable[[str], str]:
-    spark = SparkSession.getActiveSession()
-    sensitive = spark is not None and spark.conf.get("spark.sql.caseSensitive", "false") == "true"
+    """What makes two column names equal, by the running session's rule."""
+    try:
+        sensitive = jvm.session().conf.get("spark.sql.caseSensitive", "false") == "true"
+    except InputError:  # each stage says so by its name
+        sensitive = False
     return str if sensitive else str.lower
 
 

@@ -33,7 +33,10 @@ def session() -> SparkSession:
     Raises:
         InputError: none is running, or it was stopped.
     """
-    spark = SparkSession.getActiveSession()
+    try:
+        spark = SparkSession.active()  # in a thread of the user's own, where none is active, the one started last
+    except PySparkException:
+        spark = None
     if spark is None or (in_process(spark) and spark.sparkContext._jsc is None):
         raise InputError(
             "no running SparkSession: start one (SparkSession.builder.getOrCreate()) and load the model again"

@@ -10,9 +10,9 @@ import torch
 from pyspark.ml import PipelineModel
 from torch import Tensor, nn
 
-from sparkdiff import jvm
 from sparkdiff.errors import InputError, did_you_mean
-from sparkdiff.graph import Graph, Version, flatten
+from sparkdiff.graph import Graph, Version
+from sparkdiff.nesting import flatten, replaced
 from sparkdiff.sparse import SparseRows
 from sparkdiff.stages.base import Rows, StageModule
 from sparkdiff.stages.linear import Predictor
@@ -178,7 +178,7 @@ def write_back(model: Any, network: Network) -> Any:
     for path, stage in leaves:
         if of[path] in network.positions:
             new[path] = written(stage, network.module(of[path]))
-    return _replaced(model, (), new)
+    return replaced(model, new)
 
 
 @torch.no_grad()
@@ -201,12 +201,3 @@ def written(stage: Any, module: StageModule) -> Any:
         return stage
     fresh.check_domain(stage.uid)
     return fresh.to_spark(stage)
-
-
-def _replaced(model: Any, path: tuple[int, ...], new: Mapping[tuple[int, ...], Any]) -> Any:
-    if not isinstance(model, PipelineModel):
-        return new.get(path, model)
-    stages = [_replaced(s, (*path, i), new) for i, s in enumerate(model.stages)]
-    if all(a is b for a, b in zip(stages, model.stages, strict=True)):
-        return model
-    return jvm.with_uid(PipelineModel(stages), model)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import importlib
 import math
 import numbers
 from collections.abc import Callable, Mapping
@@ -32,7 +34,7 @@ class Options:
     validationFraction: float = option(0.2, "share of rows held out, by a hash of the row", low=0, high=1, openLow=True, openHigh=True)
     groupCol: str | None = option(None, "all rows of a group stay on one side, and the gain is tested by group", kind=str)
     timeCol: str | None = option(None, "the latest part is held out, and the gain is tested by contiguous blocks", kind=str)
-    loss: str | Callable[..., Any] = option("auto", "what training minimises: a name or a callable loss(outputs, label, weight) -> (n,)", choices=LOSSES, callable=True)
+    loss: str | Callable[..., Any] = option("auto", "what training minimises: a name, or a callable loss(outputs, label, weight) -> (n,) or its module:qualname", choices=LOSSES, callable=True)
     lossParams: Mapping[str, float] = option({}, "parameters of the loss: delta (huber), tau (quantile), power (tweedie)")
     metric: str | None = option(None, "what picks the epoch and is tested: the name of a loss; the loss itself where unset", kind=str, choices=LOSSES[1:])
     freeze: tuple[str, ...] = option((), "stages that keep their parameters: uid, class name or output column")
@@ -101,6 +103,22 @@ def callable_name(f: Callable[..., Any]) -> str:
     return f"{named.__module__}:{named.__qualname__}"
 
 
+def named_callable(name: str) -> Callable[..., Any]:
+    """The object `module:qualname`.
+
+    Raises:
+        ValueError: there is none, or it can't be called.
+    """
+    module, _, path = name.partition(":")
+    try:
+        found: Any = functools.reduce(getattr, path.split("."), importlib.import_module(module))
+    except (ImportError, AttributeError, ValueError) as e:
+        raise ValueError(f"loss={name} can't be found ({e}): put its module on the Python path") from e
+    if not callable(found):
+        raise ValueError(f"loss={name} is {found!r}, which can't be called")
+    return found  # type: ignore[no-any-return]
+
+
 def convert(field: dataclasses.Field[Any], value: Any) -> Any:
     """`value` as the field wants it.
 
@@ -112,6 +130,8 @@ def convert(field: dataclasses.Field[Any], value: Any) -> Any:
         return None
     if rules.get("callable") and callable(value):
         return value
+    if rules.get("callable") and isinstance(value, str) and ":" in value:
+        return named_callable(value)
     kind = rules["kind"]
     if kind is tuple:
         given = [value] if isinstance(value, str) or hasattr(value, "uid") else value

@@ -16,7 +16,8 @@ from torch import Tensor
 from sparkdiff import jvm
 from sparkdiff.columns import read_plain, write_plain
 from sparkdiff.errors import InputError
-from sparkdiff.graph import Version, check_columns, flatten
+from sparkdiff.graph import Version, check_columns
+from sparkdiff.nesting import flatten
 from sparkdiff.network import Network, translate
 from sparkdiff.splits import quoted, refuse_stream
 from sparkdiff.stages.base import Rows, dense

@@ -24,6 +24,12 @@ class Source:
     split: str | None = None
 
 
+def rule(options: Options) -> tuple[object, ...]:
+    """All that decides, beside the rows, which of them train."""
+    o = options
+    return o.validationIndicatorCol, o.validationFraction, o.groupCol, o.timeCol, o.seed
+
+
 def refuse_stream(df: DataFrame) -> None:
     if df.isStreaming:
         raise InputError("the DataFrame is a stream, which has no end; write it to a table and pass that")

@@ -3,60 +3,76 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import importlib
 import json
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
 from pyspark.ml import Estimator, Model, Pipeline, PipelineModel
 from pyspark.ml.param import Param, Params
-from pyspark.ml.tuning import CrossValidatorModel, TrainValidationSplitModel
 from pyspark.ml.util import DefaultParamsReader, DefaultParamsWriter, MLReadable, MLReader, MLWritable, MLWriter
 from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError
-from sparkdiff.finetune import fine_tune, prepare
-from sparkdiff.options import Options, callable_name
+from sparkdiff.finetune import Shared, fine_tune, prepare
+from sparkdiff.nesting import Holder, flatten, plain
+from sparkdiff.options import Options, callable_name, named_callable
 from sparkdiff.report import Phases
-from sparkdiff.splits import SPLIT, TRAIN, Source, check_columns, with_splits
+from sparkdiff.splits import SPLIT, TRAIN, Source, check_columns, rule, with_splits
 from sparkdiff.summary import FineTuningSummary
 
 FIELDS = {f.name: f for f in dataclasses.fields(Options)}
+ONE_AT_A_TIME = threading.RLock()
+"""Held by a fit: torch's number of threads, Python's warning filters and Spark's confs are the process's, not a thread's."""
 
 
 def _with_params(cls: type) -> type:
-    """Give the class a Param, a getter and a setter for every option."""
-
-    def accessors(name: str) -> tuple[Any, Any]:
-        def get(self: Any) -> Any:
-            return self.getOrDefault(name)
-
-        def set_(self: Any, value: Any) -> Any:
-            return self.setParams(**{name: value})
-
-        get.__doc__, set_.__doc__ = f"Value of {name} or its default.", f"Set {name}: {FIELDS[name].metadata['help']}."
-        return get, set_
-
+    """Give the class a Param and a getter for every option."""
     for name, field in FIELDS.items():
         setattr(cls, name, Param(Params._dummy(), name, field.metadata["help"]))  # type: ignore[no-untyped-call]
-        capital = name[0].upper() + name[1:]
-        get, set_ = accessors(name)
-        setattr(cls, "get" + capital, get)
-        setattr(cls, "set" + capital, set_)
+
+        def get(self: Any, name: str = name) -> Any:
+            return self.getOrDefault(name)
+
+        get.__doc__ = f"Value of {name} or its default."
+        setattr(cls, "get" + name[0].upper() + name[1:], get)
+    return cls
+
+
+def _with_setters(cls: type) -> type:
+    """Give the class a setter for every option."""
+    for name, field in FIELDS.items():
+
+        def set_(self: Any, value: Any, name: str = name) -> Any:
+            return self.setParams(**{name: value})
+
+        set_.__doc__ = f"Set {name}: {field.metadata['help']}."
+        setattr(cls, "set" + name[0].upper() + name[1:], set_)
     return cls
 
 
 @_with_params
-class FineTuner(Estimator, MLWritable, MLReadable):  # type: ignore[type-arg]
+class _TunerParams(Params):
+    """The options as Params."""
+
+    def _setDefaults(self) -> Any:
+        return self._setDefault(**{name: _listed(getattr(Options(), name)) for name in FIELDS})
+
+
+@_with_setters
+class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignore[type-arg]
     """Fine-tune a fitted Spark ML pipeline on the loss that its owner cares about.
 
     Args:
-        pipeline: a fitted PipelineModel or single fitted stage; an unfitted Pipeline is fitted first, on the training rows.
+        pipeline: a fitted PipelineModel or single fitted stage, or the fitted model of a search, whose bestModel is tuned;
+            an unfitted Pipeline is fitted first, on the training rows.
         **params: see `sparkdiff.options.Options`, or `FineTuner().explainParams()`.
 
-    `fit(df)` returns a `FineTunerModel` whose `pipelineModel` is plain Spark ML.
+    `fit(df)` returns a `FineTunerModel` whose `pipelineModel` is plain Spark ML. `fit(df, [map, ...])`, and so each fold of
+    a CrossValidator, pays once for what the settings share: fitting an unfitted pipeline, the cache, the check against
+    Spark. Fits from several threads take turns.
 
     Raises:
         InputError: an option is unknown, of a wrong type or out of bounds; all of them are named.
@@ -66,13 +82,14 @@ class FineTuner(Estimator, MLWritable, MLReadable):  # type: ignore[type-arg]
 
     def __init__(self, *, pipeline: Any = None, **params: Any):
         super().__init__()
-        self._setDefault(**{name: _listed(getattr(Options(), name)) for name in FIELDS})
+        self._shared: Shared | None = None  # set on the copy that the fits of one fitMultiple start from
+        self._setDefaults()
         self.setParams(pipeline=pipeline, **params)
 
     def setParams(self, *, pipeline: Any = None, **params: Any) -> FineTuner:
         """Set Params by name."""
-        resolved = Options.of(params)
-        self._set(**{name: _listed(getattr(resolved, name)) for name in params})
+        Options.of(params)  # names too
+        self._set(**params)
         return self if pipeline is None else self.setPipeline(pipeline)
 
     def setPipeline(self, value: Any) -> FineTuner:
@@ -83,9 +100,35 @@ class FineTuner(Estimator, MLWritable, MLReadable):  # type: ignore[type-arg]
         """The pipeline to fine-tune."""
         return self.getOrDefault("pipeline")
 
+    def set(self, param: Param[Any], value: Any) -> None:
+        self._shouldOwn(param)  # type: ignore[no-untyped-call]
+        self._set(**{param.name: value})
+
+    def _set(self, **values: Any) -> Any:
+        # Whatever sets a Param comes through here: the values of a grid too, which nobody has checked.
+        given = {name: v for name, v in values.items() if name in FIELDS}
+        resolved = Options.of(given)
+        return super()._set(**values | {name: _listed(getattr(resolved, name)) for name in given})
+
+    def copy(self, extra: Any = None) -> FineTuner:
+        """A copy with the same uid; values that can change, as lists, are its own."""
+        return super().copy(extra)._setDefaults()  # type: ignore[no-any-return]
+
     def options(self) -> Options:
         """The resolved options."""
         return Options.of({p.name: v for p, v in self._paramMap.items() if p.name in FIELDS})
+
+    def fitMultiple(self, dataset: DataFrame, paramMaps: Sequence[Any]) -> Iterator[tuple[int, FineTunerModel]]:
+        """Fit once per map, on one cache for all maps that don't change it. Every map is checked before the first fit."""
+        runs = [self.copy(params).options().runId for params in paramMaps]
+        if shared_run := next((r for r in runs if r is not None and runs.count(r) > 1), None):
+            raise InputError(
+                f"runId={shared_run!r} names one training, and {runs.count(shared_run)} settings would share it: leave it unset, "
+                "or set another one in each"
+            )
+        tuner = self.copy()
+        tuner._shared = Shared()
+        return super(FineTuner, tuner).fitMultiple(dataset, paramMaps)
 
     def _fit(self, dataset: DataFrame) -> FineTunerModel:
         if not self.isSet("pipeline"):
@@ -93,14 +136,21 @@ class FineTuner(Estimator, MLWritable, MLReadable):  # type: ignore[type-arg]
         jvm.session()
         if not hasattr(dataset, "isStreaming"):
             raise InputError(f"fit() wants a Spark DataFrame, got {type(dataset).__name__}")
-        options, model = self.options(), plain(self.getPipeline())
-        sources = [Source(dataset)]
-        if isinstance(model, Pipeline):
-            model = fit_on_training_rows(model, sources, options)
-        elif isinstance(model, Estimator):
-            raise InputError(f"{model.uid} isn't fitted: pass what its fit() returns, or put it into a Pipeline")
-        outcome = fine_tune(prepare(model, options), sources, Phases(options.verbosity > 0))
-        return self._copyValues(FineTunerModel(outcome.model, model, outcome.summary))  # type: ignore[return-value]
+        with ONE_AT_A_TIME:
+            options, given, shared = self.options(), self.getPipeline(), self._shared or Shared()
+            sources = [Source(dataset)]
+            if isinstance(given, Pipeline):
+                model = shared.once(
+                    ("fitted", given, rule(options)), lambda: plain(fit_on_training_rows(given, sources, options))
+                )
+            elif isinstance(given, Estimator):
+                raise InputError(f"{given.uid} isn't fitted: pass what its fit() returns, or put it into a Pipeline")
+            else:
+                model = shared.once(("plain", given), lambda: plain(given))
+            outcome = fine_tune(prepare(model, options), sources, Phases(options.verbosity > 0), shared=shared)
+        found = FineTunerModel(outcome.model, model, outcome.summary)
+        self.copy()._copyValues(found)  # whose lists are its own
+        return found if isinstance(options.loss, str) else found._set(loss=callable_name(options.loss))  # type: ignore[return-value]
 
     def write(self) -> MLWriter:
         return _TunerWriter(self)
@@ -134,8 +184,8 @@ def _original(source: Source, df: DataFrame) -> list[Any]:
     return [df["`" + c.replace("`", "``") + "`"] for c in source.df.columns]
 
 
-class FineTunerModel(Model, MLWritable, MLReadable):  # type: ignore[type-arg]
-    """What fine-tuning returns.
+class FineTunerModel(Model, Holder, _TunerParams, MLWritable, MLReadable):  # type: ignore[type-arg]
+    """What fine-tuning returns. Its Params are the FineTuner's, a loss of one's own by its name.
 
     Attributes:
         pipelineModel: plain Spark ML; the original object itself where the decision was to keep it.
@@ -146,15 +196,19 @@ class FineTunerModel(Model, MLWritable, MLReadable):  # type: ignore[type-arg]
     def __init__(self, pipelineModel: Any, originalModel: Any, summary: FineTuningSummary):
         super().__init__()
         self.pipelineModel, self.originalModel, self.summary = pipelineModel, originalModel, summary
+        self._setDefaults()
 
     def _transform(self, dataset: DataFrame) -> DataFrame:
         return self.pipelineModel.transform(dataset)  # type: ignore[no-any-return]
 
     def copy(self, extra: Any = None) -> FineTunerModel:
-        """A copy; the pipelines are shared, since they are never changed."""
-        return self._copyValues(
-            FineTunerModel(self.pipelineModel, self.originalModel, self.summary)._resetUid(self.uid), extra
-        )  # type: ignore[return-value]
+        """A copy; the pipelines are shared, since they are never changed, unless `extra` sets a Param of their stages."""
+        stages = {stage.uid for _, stage in flatten(self.pipelineModel)}
+        pipelineModel = self.pipelineModel
+        if any(getattr(param, "parent", None) in stages for param in extra or ()):
+            pipelineModel = pipelineModel.copy(extra)._resetUid(pipelineModel.uid)
+        new = FineTunerModel(pipelineModel, self.originalModel, self.summary)._resetUid(self.uid)
+        return self._copyValues(new, extra)  # type: ignore[return-value]
 
     def write(self) -> MLWriter:
         return _ModelWriter(self)
@@ -164,40 +218,16 @@ class FineTunerModel(Model, MLWritable, MLReadable):  # type: ignore[type-arg]
         return _ModelReader(cls)
 
 
-def plain(model: Any) -> Any:
-    """The model with every FineTunerModel in it replaced by the plain pipeline that it holds."""
-    if isinstance(model, FineTunerModel):
-        return model.pipelineModel
-    if isinstance(model, PipelineModel):
-        stages = [plain(s) for s in model.stages]
-        if any(a is not b for a, b in zip(stages, model.stages, strict=True)):
-            return jvm.with_uid(PipelineModel(stages), model)
-    if isinstance(model, (CrossValidatorModel, TrainValidationSplitModel)):
-        new = jvm.with_uid(model.copy(), model)
-        new.bestModel, new.subModels = plain(model.bestModel), _plain_all(model.subModels)
-        return new
-    return model
-
-
-def _plain_all(models: Any) -> Any:
-    return [_plain_all(m) for m in models] if isinstance(models, list) else plain(models)
-
-
 def _inside(path: str, name: str) -> str:
     return str(PurePosixPath(path) / name) if "://" not in path else path.rstrip("/") + "/" + name
 
 
-def _named(name: str) -> Any:
-    """The object `module:qualname`.
-
-    Raises:
-        InputError: there is none.
-    """
-    module, _, path = name.partition(":")
+def _has_name(loss: Any) -> bool:
+    """Whether `module:qualname` leads to this very callable."""
     try:
-        return functools.reduce(getattr, path.split("."), importlib.import_module(module))
-    except (ImportError, AttributeError) as e:
-        raise InputError(f"loss={name} can't be found ({e}): put its module on the Python path") from e
+        return named_callable(callable_name(loss)) is loss
+    except ValueError:
+        return False
 
 
 class _TunerWriter(jvm.Writer):
@@ -208,11 +238,9 @@ class _TunerWriter(jvm.Writer):
     def saveImpl(self, path: str) -> None:
         tuner, options = self.tuner, self.tuner.options()
         params = {name: v for name, v in options.asdict().items() if tuner.isSet(name)}
-        if callable(options.loss):
+        if callable(options.loss) and not _has_name(options.loss):
             name = callable_name(options.loss)
-            if not hasattr(options.loss, "__qualname__") or "<" in name or _named(name) is not options.loss:
-                raise InputError(f"loss={name} can't be saved: define it as a function at the top of a module")
-            params["loss"] = {"callable": name}
+            raise InputError(f"loss={name} can't be saved: define it as a function at the top of a module")
         given = tuner.getPipeline() if tuner.isSet("pipeline") else None
         DefaultParamsWriter.saveMetadata(
             tuner, path, self.sc, {"params": params, "pipeline": given is not None}, paramMap={}
@@ -229,8 +257,6 @@ class _TunerReader(jvm.Reader):
     def load(self, path: str) -> FineTuner:
         meta = DefaultParamsReader.loadMetadata(path, self.sc)
         params = meta["params"]
-        if isinstance(params.get("loss"), dict):
-            params["loss"] = _named(params["loss"]["callable"])
         pipeline = (
             DefaultParamsReader.loadParamsInstance(_inside(path, "pipeline"), self.sc) if meta["pipeline"] else None
         )
@@ -245,7 +271,7 @@ class _ModelWriter(jvm.Writer):
     def saveImpl(self, path: str) -> None:
         model = self.model
         summary = json.dumps(dataclasses.asdict(model.summary))
-        DefaultParamsWriter.saveMetadata(model, path, self.sc, {"summary": summary}, paramMap={})
+        DefaultParamsWriter.saveMetadata(model, path, self.sc, {"summary": summary})
         model.pipelineModel.write().save(_inside(path, "pipelineModel"))
         model.originalModel.write().save(_inside(path, "originalModel"))
 
@@ -257,11 +283,9 @@ class _ModelReader(jvm.Reader):
 
     def load(self, path: str) -> FineTunerModel:
         meta = DefaultParamsReader.loadMetadata(path, self.sc)
-        models: list[Any] = [
-            DefaultParamsReader.loadParamsInstance(_inside(path, n), self.sc)
-            for n in ("pipelineModel", "originalModel")
-        ]
         summary = FineTuningSummary(**json.loads(meta["summary"]))
-        if summary.decision != "tuned":
-            models[0] = models[1]
-        return self.cls(models[0], models[1], summary)._resetUid(meta["uid"])  # type: ignore[no-any-return]
+        names = ("originalModel", "pipelineModel") if summary.decision == "tuned" else ("originalModel",)
+        models: list[Any] = [DefaultParamsReader.loadParamsInstance(_inside(path, n), self.sc) for n in names]
+        model = self.cls(models[-1], models[0], summary)._resetUid(meta["uid"])
+        DefaultParamsReader.getAndSetParams(model, meta)  # type: ignore[type-var]
+        return model  # type: ignore[no-any-return]

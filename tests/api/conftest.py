@@ -13,7 +13,9 @@ from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.feature import PCA, StandardScaler, VectorAssembler
 from pyspark.ml.regression import GeneralizedLinearRegression
 from pyspark.sql import DataFrame, SparkSession
-from riders import NUMBERS, riders, unfitted
+from riders import NUMBERS, riders, tune, unfitted
+
+from sparkdiff import FineTunerModel
 
 Write = Callable[..., DataFrame]
 
@@ -72,3 +74,8 @@ def folder(tmp_path: Path) -> Path:
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One folder of caches for all tests that don't look into it: fits on the same rows share a cache."""
     return tmp_path_factory.mktemp("shared")
+
+
+@pytest.fixture(scope="session")
+def tuned(df: DataFrame, model: PipelineModel, shared: Path) -> FineTunerModel:
+    return tune(model, df, shared, stream="auto", maxEpochs=8)

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pyspark.ml import Pipeline
+import torch
+from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.feature import PCA, OneHotEncoder, StandardScaler, StringIndexer, VectorAssembler
 from pyspark.ml.regression import GeneralizedLinearRegression
 from pyspark.sql import DataFrame
+from torch import Tensor
 
 from sparkdiff import FineTuner, FineTunerModel
 from sparkdiff import cache as caches
@@ -20,7 +22,9 @@ from sparkdiff.finetune import prepare
 from sparkdiff.fingerprint import Request
 from sparkdiff.options import Options
 from sparkdiff.splits import SPLIT, Source, with_splits
+from sparkdiff.stream import petastorm
 
+HAS_PETASTORM = not petastorm.refusal(Path("/"), ())
 ROWS = 1500
 NUMBERS = ["temp", "hum", "wind", "noise"]
 
@@ -119,3 +123,33 @@ def sides(df: DataFrame, **options: Any) -> dict[str, DataFrame]:
     """The rows that train and those that decide, by the code under test (tests/api/test_splits.py checks it)."""
     dealt = with_splits([Source(df)], Options.of(options))[0]
     return {s: dealt.where(dealt[SPLIT] == s).select(*df.columns) for s in ("train", "validation")}
+
+
+def half_deviance(y: np.ndarray[Any, Any], mu: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Poisson, by numpy."""
+    return np.where(y > 0, y * np.log(np.maximum(y, 1e-300) / mu), 0.0) - y + mu
+
+
+def predictions(model: Any, df: DataFrame, *columns: str) -> np.ndarray[Any, Any]:
+    return model.transform(df).select("prediction", *columns).toPandas().to_numpy()
+
+
+def pipeline(df: DataFrame, head: Any, *before: Any) -> PipelineModel:
+    """Assembler, stages in between, and a predictor that reads the last one's `x`."""
+    return Pipeline(stages=[VectorAssembler(inputCols=NUMBERS, outputCol="raw" if before else "x"), *before, head]).fit(
+        df
+    )
+
+
+def pinball(outputs: dict[str, Tensor], label: Tensor, weight: Tensor) -> Tensor:
+    """A loss of one's own: the 0.9 quantile."""
+    miss = label - outputs["prediction"]
+    return torch.maximum(0.9 * miss, -0.1 * miss)
+
+
+class Losses:
+    """A loss may be a static method."""
+
+    @staticmethod
+    def squared(outputs: dict[str, Tensor], label: Tensor, weight: Tensor) -> Tensor:
+        return (outputs["prediction"] - label) ** 2

@@ -1,12 +1,10 @@
-"""The public way in: FineTuner, FineTunerModel and their summary, on pipelines of every kind that this version trains."""
+"""A fit through the public interface: what comes back, the original, repeatability, weights, verbosity."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,35 +14,29 @@ import pytest
 import torch
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import LogisticRegression
-from pyspark.ml.feature import MinMaxScaler, OneHotEncoder, StandardScaler, StringIndexer, VectorAssembler
-from pyspark.ml.linalg import DenseMatrix, DenseVector, Vectors
+from pyspark.ml.feature import OneHotEncoder, StandardScaler, StringIndexer, VectorAssembler
+from pyspark.ml.linalg import Vectors
 from pyspark.ml.regression import GeneralizedLinearRegression, LinearRegression
-from pyspark.ml.tuning import CrossValidatorModel
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
-from riders import NUMBERS, QUICK, same, sides, tune, unfitted, weights
+from riders import (
+    HAS_PETASTORM,
+    NUMBERS,
+    QUICK,
+    half_deviance,
+    pipeline,
+    predictions,
+    same,
+    sides,
+    tune,
+    unfitted,
+    weights,
+)
 from torch import Tensor
 
-import sparkdiff
-from sparkdiff import FineTuner, FineTunerModel, InputError, finetune, guard
-from sparkdiff.stream import petastorm
+from sparkdiff import FineTunerModel, finetune, guard
 
-HAS_PETASTORM = not petastorm.refusal(Path("/"), ())
 needs_petastorm = pytest.mark.skipif(not HAS_PETASTORM, reason="Petastorm is not usable here")
-
-
-def half_deviance(y: np.ndarray[Any, Any], mu: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Poisson, by numpy."""
-    return np.where(y > 0, y * np.log(np.maximum(y, 1e-300) / mu), 0.0) - y + mu
-
-
-def predictions(model: Any, df: DataFrame, *columns: str) -> np.ndarray[Any, Any]:
-    return model.transform(df).select("prediction", *columns).toPandas().to_numpy()
-
-
-@pytest.fixture(scope="module")
-def tuned(df: DataFrame, model: PipelineModel, shared: Path) -> FineTunerModel:
-    return tune(model, df, shared, stream="auto", maxEpochs=8)
 
 
 @pytest.fixture
@@ -295,7 +287,8 @@ def test_nothing_of_the_callers_changes(spark: SparkSession, df: DataFrame, fold
     assert torch.get_num_threads() == threads
     assert torch.get_default_dtype() == torch.float32
     assert torch.is_grad_enabled()
-    assert [p.name for p in folder.iterdir()] == [found.summary.cache["fingerprint"][:16]]
+    assert {p.name for p in folder.iterdir()} == {found.summary.cache["fingerprint"][:16], "checkpoints"}
+    assert not list((folder / "checkpoints").iterdir())
     assert set(found.transform(df).columns) == {
         *columns,
         "hour_index",
@@ -460,387 +453,7 @@ def test_a_rare_level_stays_as_it_was(df: DataFrame, folder: Path) -> None:
         assert all(name in warned[0] for name in names) if frozen else warned == []
 
 
-# Kinds of predictors --------------------------------------------------------------------------------------------------
-
-
-def pipeline(df: DataFrame, head: Any, *before: Any) -> PipelineModel:
-    """Assembler, stages in between, and a predictor that reads the last one's `x`."""
-    return Pipeline(stages=[VectorAssembler(inputCols=NUMBERS, outputCol="raw" if before else "x"), *before, head]).fit(
-        df
-    )
-
-
-INTERCEPTS: dict[str, Callable[[], Any]] = {
-    "linear": lambda: LinearRegression(featuresCol="x", labelCol="riders", regParam=30.0, fitIntercept=False),
-    "poisson": lambda: GeneralizedLinearRegression(
-        featuresCol="x", labelCol="riders", family="poisson", regParam=1.0, fitIntercept=False
-    ),
-    "binomial": lambda: LogisticRegression(featuresCol="x", labelCol="rain", regParam=0.5, fitIntercept=False),
-    "multinomial": lambda: LogisticRegression(featuresCol="x", labelCol="kind", regParam=0.5, fitIntercept=False),
-}
-
-
-@pytest.mark.parametrize("kind", list(INTERCEPTS))
-def test_without_intercept_it_stays_0(df: DataFrame, shared: Path, kind: str) -> None:
-    fitted = pipeline(df, INTERCEPTS[kind]())
-    found = tune(fitted, df, shared, guard=1.0)  # whatever training moved is to be seen
-    assert found.summary.decision == "tuned"
-    intercepts = [v for k, v in weights(found.pipelineModel).items() if "intercept" in k]
-    assert intercepts
-    assert all((v == 0).all() for v in intercepts)
-
-
-BOUNDS: dict[str, dict[str, Any]] = {
-    "binomial": {
-        "labelCol": "rain", "lowerBoundsOnCoefficients": DenseMatrix(1, 4, [-0.1, -0.1, 0.0, -0.1]),
-        "upperBoundsOnCoefficients": DenseMatrix(1, 4, [0.1, 0.1, 0.4, 0.1]),
-        "lowerBoundsOnIntercepts": DenseVector([-0.5]), "upperBoundsOnIntercepts": DenseVector([-0.02]),
-    },
-    "multinomial": {
-        "labelCol": "kind", "family": "multinomial",
-        "lowerBoundsOnCoefficients": DenseMatrix(3, 4, [-0.5] * 12),
-        "upperBoundsOnCoefficients": DenseMatrix(3, 4, [0.5] * 12),
-        "lowerBoundsOnIntercepts": DenseVector([0.0] * 3), "upperBoundsOnIntercepts": DenseVector([0.01, 0.5, 0.5]),
-    },
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", list(BOUNDS))
-def test_bounds_hold_after_training(df: DataFrame, shared: Path, kind: str) -> None:
-    head = LogisticRegression(featuresCol="x", maxIter=0, **BOUNDS[kind])
-    fitted = pipeline(df, head)
-    found = tune(fitted, df, shared, learningRate=0.05, loss="logLoss")
-    assert found.summary.decision == "tuned"
-    new = found.pipelineModel.stages[-1]
-    bound = {name: np.asarray(v.toArray()) for name, v in BOUNDS[kind].items() if "Bounds" in name}
-    at_bound = 0
-    for weight, of in (
-        (new.coefficientMatrix.toArray(), "Coefficients"),
-        (new.interceptVector.toArray(), "Intercepts"),
-    ):
-        low, high = bound[f"lowerBoundsOn{of}"], bound[f"upperBoundsOn{of}"]
-        assert (weight >= low).all()
-        assert (weight <= high).all()
-        at_bound += int((weight == low).sum() + (weight == high).sum())
-    assert at_bound >= 1  # the bounds were felt
-    assert new.getOrDefault("lowerBoundsOnCoefficients") == BOUNDS[kind]["lowerBoundsOnCoefficients"]
-
-
-def test_a_min_max_scaler_trains(df: DataFrame, shared: Path) -> None:
-    constant = df.withColumn("noise", F.lit(2.0))  # nothing to scale
-    scaler = MinMaxScaler(inputCol="raw", outputCol="x", min=-1.0, max=2.0)
-    head = GeneralizedLinearRegression(featuresCol="x", labelCol="riders", family="poisson", regParam=1.0)
-    fitted = pipeline(constant, head, scaler)
-    found = tune(fitted, constant, shared)
-    assert found.summary.decision == "tuned"
-    before, after = fitted.stages[1], found.pipelineModel.stages[1]
-    for name in ("originalMin", "originalMax"):
-        a, b = getattr(before, name).toArray(), getattr(after, name).toArray()
-        assert (a[:3] != b[:3]).all()
-        assert a[3] == b[3] == 2.0
-    assert (after.originalMax.toArray()[:3] > after.originalMin.toArray()[:3]).all()
-    assert (after.getMin(), after.getMax()) == (-1.0, 2.0)
-
-
-def test_multinomial_with_two_classes(df: DataFrame, shared: Path) -> None:
-    head = LogisticRegression(featuresCol="x", labelCol="rain", family="multinomial", regParam=0.5)
-    fitted = pipeline(df, head)
-    found = tune(fitted, df, shared)
-    assert found.summary.decision == "tuned"
-    new = found.pipelineModel.stages[-1]
-    assert new.coefficientMatrix.numRows == 2
-    rows = sides(df)["validation"]
-    out = found.transform(rows).select("probability", "rain").collect()
-    loss = np.mean([-np.log(r.probability[int(r.rain)]) for r in out])
-    held = found.summary.metrics["validation"]
-    assert held is not None
-    assert held["after"] == pytest.approx(loss, rel=1e-9)
-
-
-GLMS: dict[str, tuple[dict[str, Any], str, Callable[[Any, Any], Any]]] = {
-    "gaussian identity": ({"labelCol": "riders", "family": "gaussian", "regParam": 2.0}, "squared", lambda y, m: (y - m) ** 2),
-    "gaussian log": (
-        {"labelCol": "wait", "family": "gaussian", "link": "log", "regParam": 0.5}, "squared", lambda y, m: (y - m) ** 2,
-    ),
-    "binomial logit": (
-        {"labelCol": "rain", "family": "binomial", "regParam": 1.0}, "logLoss",
-        lambda y, m: -np.log(np.where(y > 0, m, 1 - m)),
-    ),
-    "binomial cloglog": (
-        {"labelCol": "rain", "family": "binomial", "link": "cloglog", "regParam": 1.0}, "logLoss",
-        lambda y, m: -np.log(np.where(y > 0, m, 1 - m)),
-    ),
-    "poisson sqrt": (
-        {"labelCol": "riders", "family": "poisson", "link": "sqrt", "regParam": 3.0}, "poisson", half_deviance,
-    ),
-    "poisson identity": (
-        {"labelCol": "riders", "family": "poisson", "link": "identity", "regParam": 1.0, "maxIter": 3}, "poisson", half_deviance,
-    ),
-    "gamma log": (
-        {"labelCol": "wait", "family": "gamma", "link": "log", "regParam": 1.0}, "gamma",
-        lambda y, m: np.log(m / y) + (y - m) / m,
-    ),
-    "gamma inverse": (
-        {"labelCol": "delay", "family": "gamma", "regParam": 1.0}, "gamma",
-        lambda y, m: np.log(m / y) + (y - m) / m,
-    ),
-    "tweedie": (
-        {"labelCol": "riders", "family": "tweedie", "variancePower": 1.5, "linkPower": 0.0, "regParam": 1.0}, "tweedie",
-        lambda y, m: 4 * np.sqrt(y) * -1 + 2 * y / np.sqrt(m) + 2 * np.sqrt(m),
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", list(GLMS))
-def test_generalized_linear_regressions(df: DataFrame, shared: Path, kind: str) -> None:
-    params, name, loss = GLMS[kind]
-    fitted = pipeline(df, GeneralizedLinearRegression(featuresCol="x", **params))
-    found = tune(fitted, df, shared, maxEpochs=3)
-    s = found.summary
-    assert s.metric == name
-    assert list(s.history["epoch"]) == [0, 1, 2, 3]
-    assert np.isfinite(s.history["validationMetric"]).all()
-    assert np.isfinite(s.history["trainLoss"][1:]).all()
-    assert s.history["validationMetric"].min() < s.history["validationMetric"][0]
-    mu, y = predictions(fitted, sides(df)["validation"], params["labelCol"]).T
-    if kind != "poisson identity" or (mu > 1e-3 * y.mean()).all():
-        held = s.metrics["validation"]
-        assert held is not None
-        assert held["before"] == pytest.approx(loss(y, mu).mean(), rel=1e-9)
-    assert s.parity["before"]["ok"]
-
-
-def test_an_offset_stays_where_it_was(df: DataFrame, folder: Path) -> None:
-    head = GeneralizedLinearRegression(
-        featuresCol="x",
-        labelCol="riders",
-        family="poisson",
-        offsetCol="exposure",
-        regParam=1.0,
-        linkPredictionCol="eta",
-    )
-    fitted = pipeline(df, head)
-    found = tune(fitted, df, folder)
-    assert found.summary.decision == "tuned"
-    new = found.pipelineModel.stages[-1]
-    assert new.getOffsetCol() == "exposure"
-    row = found.transform(df).select("x", "exposure", "eta", "prediction").first()
-    eta = float(np.dot(row.x.toArray(), new.coefficients.toArray()) + new.intercept + row.exposure)
-    assert row.eta == pytest.approx(eta, rel=1e-12)
-    shifted = df.withColumn("exposure", F.col("exposure") + 1)
-    ratio = predictions(found, shifted)[:, 0] / predictions(found, df)[:, 0]
-    np.testing.assert_allclose(ratio, math.e, rtol=1e-9)
-
-
-# Losses ---------------------------------------------------------------------------------------------------------------
-
-
-def pinball(outputs: dict[str, Tensor], label: Tensor, weight: Tensor) -> Tensor:
-    """A loss of one's own: the 0.9 quantile."""
-    miss = label - outputs["prediction"]
-    return torch.maximum(0.9 * miss, -0.1 * miss)
-
-
-class Losses:
-    """A loss may be a static method."""
-
-    @staticmethod
-    def squared(outputs: dict[str, Tensor], label: Tensor, weight: Tensor) -> Tensor:
-        return (outputs["prediction"] - label) ** 2
-
-
-def test_a_loss_of_ones_own(df: DataFrame, shared: Path) -> None:
-    fitted = pipeline(df, LinearRegression(featuresCol="x", labelCol="riders"))
-    found = tune(fitted, df, shared, loss=pinball, maxEpochs=10)
-    named = tune(fitted, df, shared, loss="quantile", lossParams={"tau": 0.9}, maxEpochs=10)
-    assert found.summary.metric == found.summary.options["loss"] == f"{__name__}:pinball"
-    assert found.summary.decision == named.summary.decision == "tuned"
-    assert found.summary.metrics["validation"]["before"] == pytest.approx(named.summary.metrics["validation"]["before"])
-    rows = sides(df)["validation"]
-    for model, low, high in ((fitted, 0.0, 0.75), (named, 0.75, 0.97)):
-        predicted, y = predictions(model, rows, "riders").T
-        assert low < (y <= predicted).mean() < high  # coverage
-
-
-def test_the_metric_may_differ_from_the_loss(df: DataFrame, shared: Path) -> None:
-    fitted = pipeline(df, LinearRegression(featuresCol="x", labelCol="riders", regParam=5.0))
-    found = tune(fitted, df, shared, loss="absolute", metric="squared")
-    assert found.summary.metric == "squared"
-    predicted, y = predictions(found, sides(df)["validation"], "riders").T
-    assert found.summary.metrics["validation"]["after"] == pytest.approx(((y - predicted) ** 2).mean())
-
-
-def test_freeze_target_and_rates_of_single_stages(df: DataFrame, shared: Path) -> None:
-    head = GeneralizedLinearRegression(featuresCol="x", labelCol="riders", family="poisson", regParam=1.0)
-    model = pipeline(df, head, StandardScaler(inputCol="raw", outputCol="x", withMean=True))
-    scaler, glm = (type(s).__name__ for s in model.stages[1:])
-
-    def moved(**options: Any) -> set[str]:
-        found = tune(model, df, shared, maxEpochs=2, **options)
-        assert found.summary.decision == "tuned"
-        new, uids = weights(found.pipelineModel), {s.uid: type(s).__name__ for s in model.stages}
-        return {uids[k.partition(".")[0]] for k, v in weights(model).items() if not np.array_equal(v, new[k])}
-
-    assert moved() == {scaler, glm}
-    assert moved(freeze=[scaler]) == {glm}
-    assert moved(freeze=["x"]) == {glm}
-    assert moved(freeze=[model.stages[2]]) == {scaler}
-    assert moved(target="prediction") == {glm}
-    assert moved(learningRates={"x": 0.0, glm: 0.02}) == {glm}
-
-
-# As a pyspark.ml Estimator --------------------------------------------------------------------------------------------
-
-
-def test_params_can_be_set_got_and_explained(numeric: PipelineModel) -> None:
-    tuner = FineTuner(pipeline=numeric, maxEpochs=7)
-    assert (tuner.getMaxEpochs(), tuner.getLearningRate(), tuner.getLabelCol()) == (7, 1e-3, None)
-    assert tuner.setLearningRate(0.5).setFreeze("scaled") is tuner
-    assert tuner.getLearningRate() == 0.5
-    assert tuner.getFreeze() == ["scaled"]
-    assert tuner.setParams(batchSize=np.int64(9), freeze=[numeric.stages[2]]) is tuner
-    assert (tuner.getBatchSize(), tuner.getFreeze()) == (9, [numeric.stages[2].uid])
-    assert tuner.getPipeline() is numeric
-    options = {f.name for f in dataclasses.fields(sparkdiff.options.Options)}
-    assert {p.name for p in tuner.params} == options | {"pipeline"}
-    text = tuner.explainParams()
-    for name in (*options, "pipeline"):
-        assert f"{name}: " in text
-    assert "batchSize: rows per optimizer step (default: 128, current: 9)" in text
-    assert all(hasattr(tuner, f"{verb}{n[0].upper()}{n[1:]}") for n in options for verb in ("get", "set"))
-    assert FineTuner.setSeed.__doc__
-    with pytest.raises(InputError, match="'maxEpochs' option must be a whole number"):
-        tuner.setMaxEpochs("many")
-    with pytest.raises(InputError, match=r"unknown option 'maxEpoch'. Did you mean .*'maxEpochs'"):
-        FineTuner(pipeline=numeric, maxEpoch=3)
-    assert tuner.getMaxEpochs() == 7
-    with pytest.raises(InputError, match="FineTuner has no pipeline"):
-        FineTuner().fit(None)
-
-
-def test_params_of_one_fit(df: DataFrame, numeric: PipelineModel, shared: Path) -> None:
-    tuner = FineTuner(pipeline=numeric, cacheDir=str(shared), **QUICK)
-    one = tuner.fit(df, {tuner.maxEpochs: 2, tuner.learningRate: 0.005})
-    assert (len(one.summary.history), one.summary.options["learningRate"]) == (3, 0.005)
-    assert tuner.getMaxEpochs() == QUICK["maxEpochs"]
-    copied = tuner.copy({tuner.maxEpochs: 2, tuner.learningRate: 0.005})
-    assert copied.uid == tuner.uid
-    assert same(copied.fit(df).pipelineModel, one.pipelineModel)
-    models = tuner.fit(df, [{tuner.maxEpochs: 1}, {tuner.maxEpochs: 3}])
-    assert [len(m.summary.history) for m in models] == [2, 4]
-    with pytest.raises(InputError, match="'maxEpochs'"):
-        tuner.fit(df, {tuner.maxEpochs: 0})
-
-
-def test_a_tuner_can_be_saved_and_loaded(df: DataFrame, numeric: PipelineModel, shared: Path, tmp_path: Path) -> None:
-    tuner = FineTuner(
-        pipeline=numeric, cacheDir=str(shared), freeze=("scaled",), lossParams={}, learningRates={"PCAModel": 0.02}, **QUICK
-    )  # fmt: skip
-    tuner.write().save((tmp_path / "tuner").as_uri())
-    loaded = FineTuner.load((tmp_path / "tuner").as_uri())
-    assert loaded.uid == tuner.uid
-    assert loaded.options() == tuner.options()
-    assert {p.name for p in loaded.params if loaded.isSet(p)} == {p.name for p in tuner.params if tuner.isSet(p)}
-    assert same(loaded.fit(df).pipelineModel, tuner.fit(df).pipelineModel)
-    with pytest.raises(Exception, match="exist"):
-        tuner.write().save((tmp_path / "tuner").as_uri())
-    FineTuner(pipeline=unfitted(), seed=3).write().overwrite().save((tmp_path / "tuner").as_uri())
-    again = FineTuner.load((tmp_path / "tuner").as_uri())
-    assert isinstance(again.getPipeline(), Pipeline)
-    assert len(again.getPipeline().getStages()) == 6
-    assert (again.getSeed(), again.getFreeze()) == (3, [])
-    FineTuner(maxEpochs=2).save(str(tmp_path / "bare"))
-    assert not FineTuner.load(str(tmp_path / "bare")).isSet("pipeline")
-
-
-@pytest.mark.parametrize("loss", [pinball, Losses.squared])
-def test_a_loss_of_ones_own_is_saved_by_name(loss: Any, tmp_path: Path) -> None:
-    tuner = FineTuner(loss=loss)
-    tuner.save(str(tmp_path / "tuner"))
-    assert FineTuner.load(str(tmp_path / "tuner")).getLoss() is loss
-    metadata = "".join(p.read_text() for p in (tmp_path / "tuner" / "metadata").glob("part-*"))
-    assert f"{__name__}:{loss.__qualname__}" in metadata
-
-
-class Callables:
-    def __call__(self, outputs: dict[str, Tensor], label: Tensor, weight: Tensor) -> Tensor:
-        return pinball(outputs, label, weight)
-
-
-def test_a_loss_without_a_name_cannot_be_saved(tmp_path: Path) -> None:
-    def local(outputs: Any, label: Any, weight: Any) -> Any:
-        return label
-
-    for i, loss in enumerate((lambda outputs, label, weight: label, local, Callables(), functools.partial(pinball))):
-        with pytest.raises(InputError, match="can't be saved: define it as a function at the top of a module"):
-            FineTuner(loss=loss).save(str(tmp_path / f"tuner-{i}"))
-        assert not (tmp_path / f"tuner-{i}").exists()
-
-
-def test_a_loss_that_is_gone_is_an_error_that_says_so(tmp_path: Path) -> None:
-    FineTuner(loss=pinball).save(str(tmp_path / "tuner"))
-    part = next((tmp_path / "tuner" / "metadata").glob("part-*"))
-    part.write_text(part.read_text().replace(":pinball", ":gone"))
-    (part.parent / f".{part.name}.crc").unlink()
-    with pytest.raises(InputError, match=r"loss=.*:gone can't be found"):
-        FineTuner.load(str(tmp_path / "tuner"))
-
-
-def test_a_tuned_model_can_be_saved_and_loaded(df: DataFrame, tuned: FineTunerModel, tmp_path: Path) -> None:
-    tuned.write().save((tmp_path / "tuned").as_uri())
-    loaded = FineTunerModel.load((tmp_path / "tuned").as_uri())
-    assert loaded.uid == tuned.uid
-    assert same(loaded.pipelineModel, tuned.pipelineModel)
-    assert same(loaded.originalModel, tuned.originalModel)
-    assert str(loaded.summary) == str(tuned.summary)
-    assert loaded.summary.asdict() == tuned.summary.asdict()
-    assert loaded.summary.history.equals(tuned.summary.history)
-    np.testing.assert_array_equal(predictions(loaded, df), predictions(tuned, df))
-    plain = PipelineModel.load((tmp_path / "tuned" / "pipelineModel").as_uri())  # without sparkdiff
-    assert same(plain, tuned.pipelineModel)
-    kept = FineTunerModel(
-        tuned.originalModel, tuned.originalModel, dataclasses.replace(tuned.summary, decision="kept original")
-    )
-    kept.write().save((tmp_path / "kept").as_uri())
-    again = FineTunerModel.load((tmp_path / "kept").as_uri())
-    assert again.pipelineModel is again.originalModel
-
-
-def test_transform_is_the_pipelines(df: DataFrame, tuned: FineTunerModel) -> None:
-    np.testing.assert_array_equal(predictions(tuned, df), predictions(tuned.pipelineModel, df))
-    copied = tuned.copy()
-    assert copied is not tuned
-    assert copied.uid == tuned.uid
-    assert copied.pipelineModel is tuned.pipelineModel
-    assert copied.summary is tuned.summary
-
-
-def test_plain(df: DataFrame, numeric: PipelineModel, tuned: FineTunerModel) -> None:
-    assert sparkdiff.plain(tuned) is tuned.pipelineModel
-    assert sparkdiff.plain(numeric) is numeric
-    outer = PipelineModel([PipelineModel([tuned]), numeric.stages[0]])
-    found = sparkdiff.plain(outer)
-    assert found.uid == outer.uid
-    assert found.stages[0].uid == outer.stages[0].uid
-    assert found.stages[0].stages == [tuned.pipelineModel]
-    assert found.stages[1] is numeric.stages[0]
-    assert outer.stages[0].stages == [tuned]  # the argument is untouched
-    searched = CrossValidatorModel(tuned, [1.0, 2.0], subModels=[[tuned, outer]])
-    best = sparkdiff.plain(searched)
-    assert type(best) is CrossValidatorModel
-    assert best.uid == searched.uid
-    assert best.bestModel is tuned.pipelineModel
-    assert best.avgMetrics == [1.0, 2.0]
-    assert best.subModels[0][0] is tuned.pipelineModel
-    assert searched.bestModel is tuned
-    np.testing.assert_array_equal(predictions(best, df), predictions(tuned, df))
-
-
-def test_a_tuned_model_can_be_tuned_again(df: DataFrame, numeric: PipelineModel, shared: Path) -> None:
-    first = tune(numeric, df, shared)
-    second = tune(first, df, shared, maxEpochs=2)
-    assert second.originalModel is first.pipelineModel
-    assert second.summary.metrics["validation"]["before"] == pytest.approx(first.summary.metrics["validation"]["after"])
+# Around it ------------------------------------------------------------------------------------------------------------
 
 
 def test_verbosity(df: DataFrame, numeric: PipelineModel, shared: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -31,7 +31,7 @@ from pyspark.sql import functions as F
 
 import sparkdiff
 from sparkdiff import InputError, Network, jvm
-from sparkdiff.graph import flatten
+from sparkdiff.nesting import flatten
 
 
 def categories(keep: bool = True, drop: bool = True) -> list[Any]:

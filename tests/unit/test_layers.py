@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parents[2] / "sparkdiff"
 LAYERS = [
     ["errors"],
     ["options", "jvm", "sparse", "checkpoint", "parallel"],
+    ["nesting"],
     ["stages.base"],
     ["stages"],  # and all other modules of it
     ["graph", "columns"],
@@ -44,7 +45,7 @@ NO_SPARK = (
     "stream",
     "stages",
 )  # a package stands for all of its modules
-NO_TORCH = ("jvm", "options", "errors", "splits", "preflight")
+NO_TORCH = ("jvm", "nesting", "options", "errors", "splits", "preflight")
 
 
 def module_of(path: Path) -> str:

@@ -1,0 +1,80 @@
+"""Pipelines within pipelines and within the models of a search: their leaf stages, and the same nest with others in place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pyspark.ml import Estimator, PipelineModel, Transformer
+from pyspark.ml.tuning import CrossValidatorModel, TrainValidationSplitModel
+
+from sparkdiff import jvm
+from sparkdiff.errors import InputError
+
+Path = tuple[int, ...]
+"""Position of a leaf in the nested pipelines. The model of a search has one `bestModel`, so it adds nothing to the path."""
+
+
+class Holder:
+    """Base of models that stand for the plain one that they hold."""
+
+    pipelineModel: Any
+
+
+def flatten(model: Any, path: Path = ()) -> list[tuple[Path, Any]]:
+    """The leaf stages of a fitted pipeline with their positions in the nested pipelines.
+
+    Raises:
+        InputError: a stage isn't fitted; names it.
+    """
+    if isinstance(model, Estimator):
+        raise InputError(f"{type(model).__name__} {model.uid} isn't fitted: fit it first, and pass what fit() returns")
+    if not isinstance(model, Transformer):
+        raise InputError(f"expected a fitted PipelineModel or stage, got {type(model).__name__}")
+    if isinstance(model, PipelineModel):
+        return [leaf for i, stage in enumerate(model.stages) for leaf in flatten(stage, (*path, i))]
+    if isinstance(model, (CrossValidatorModel, TrainValidationSplitModel)):
+        return flatten(model.bestModel, path)
+    if isinstance(model, Holder):
+        return flatten(model.pipelineModel, path)
+    return [(path, model)]
+
+
+def replaced(model: Any, new: Mapping[Path, Any], path: Path = ()) -> Any:
+    """The same nest with `new` leaves at their positions; whatever holds no new one is the same object.
+
+    A `Holder` gives way to what it holds. The model of a search keeps its class, uid, Params, metrics and sub-models.
+    """
+    if isinstance(model, PipelineModel):
+        stages = [replaced(s, new, (*path, i)) for i, s in enumerate(model.stages)]
+        if all(a is b for a, b in zip(stages, model.stages, strict=True)):
+            return model
+        return jvm.with_uid(PipelineModel(stages), model)
+    if isinstance(model, (CrossValidatorModel, TrainValidationSplitModel)):
+        best = replaced(model.bestModel, new, path)
+        return model if best is model.bestModel else _search(model, best, model.subModels)
+    if isinstance(model, Holder):
+        return replaced(model.pipelineModel, new, path)
+    return new.get(path, model)
+
+
+def plain(model: Any) -> Any:
+    """The model with every FineTunerModel in it replaced by the plain pipeline that it holds.
+
+    A CrossValidatorModel or TrainValidationSplitModel keeps the estimator that it was made by as a Param, a FineTuner
+    perhaps; what runs without sparkdiff is its `bestModel`.
+    """
+    new = replaced(model, {})
+    if isinstance(new, (CrossValidatorModel, TrainValidationSplitModel)) and new.subModels is not None:
+        models: list[Any] = [[plain(m) for m in f] if isinstance(f, list) else plain(f) for f in new.subModels]
+        return new if models == new.subModels else _search(new, new.bestModel, models)
+    return new
+
+
+def _search(old: Any, best: Any, subModels: Any) -> Any:
+    """Not by its copy(), which fails without sub-models on Spark 4.0 and copies every stage."""
+    if isinstance(old, CrossValidatorModel):
+        new: Any = CrossValidatorModel(best, list(old.avgMetrics), subModels, list(old.stdMetrics))
+    else:
+        new = TrainValidationSplitModel(best, list(old.validationMetrics), subModels)
+    return jvm.with_uid(new, old)

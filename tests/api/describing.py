@@ -1,0 +1,73 @@
+"""What there is to see of a saved pipeline, search or model; as a program, of all in a folder, in a session of its own.
+
+It imports nothing of sparkdiff: loading must do that by itself.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from pyspark.ml.tuning import TrainValidationSplit
+from pyspark.sql import DataFrame, SparkSession
+
+
+def described(thing: Any, df: DataFrame) -> dict[str, Any]:
+    """Its uid, Params and stages; what an estimator fits to the rows, what a model predicts for them."""
+    out = params_of(thing)
+    if isinstance(thing, TrainValidationSplit):
+        return out  # fitted the same way as a CrossValidator
+    if hasattr(thing, "fit"):
+        model = thing.fit(df)
+        return out | {"sum": total(model, df), "metrics": metrics_of(model)}
+    best = getattr(thing, "bestModel", thing)
+    last = getattr(thing, "subModels", None) or []
+    while last and isinstance(last[-1], list):
+        last = last[-1]  # a loaded CrossValidatorModel has the last fold's models in every fold: Spark's error
+    return out | {
+        "sum": total(thing, df), "metrics": metrics_of(thing), "sub": [total(m, df) for m in last],
+        "tuned": params_of(best.stages[1]), "summary": best.stages[1].summary.asdict(),
+        "history": best.stages[1].summary.history.fillna(-1).to_dict("list"),
+        "original": total(best.stages[1].originalModel, best.stages[0].transform(df)),
+    }  # fmt: skip
+
+
+def params_of(thing: Any) -> dict[str, Any]:
+    return {"uid": thing.uid, "class": type(thing).__name__} | {
+        p.name: shown(v) for p, v in thing.extractParamMap().items()
+    }
+
+
+def shown(value: Any) -> Any:
+    if hasattr(value, "extractParamMap"):
+        return params_of(value)
+    if isinstance(value, dict):
+        return {getattr(k, "name", k): shown(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [shown(v) for v in value]
+    return getattr(value, "__qualname__", value)
+
+
+def metrics_of(model: Any) -> list[Any]:
+    return [getattr(model, name, None) for name in ("avgMetrics", "stdMetrics", "validationMetrics")]
+
+
+def total(model: Any, df: DataFrame) -> float:
+    return float(model.transform(df).agg({"prediction": "sum"}).first()[0])
+
+
+def main(folder: Path, data: str) -> None:
+    spark = SparkSession.builder.master("local[2]").config("spark.ui.enabled", "false")
+    df = spark.config("spark.sql.shuffle.partitions", "2").getOrCreate().read.parquet(data)
+    out = {}
+    for path in sorted(folder.iterdir()):
+        module = "pyspark.ml" if path.name.startswith("Pipeline") else "pyspark.ml.tuning"
+        out[path.name] = described(getattr(importlib.import_module(module), path.name).load(path.as_uri()), df)
+    print(json.dumps(out))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -1,0 +1,470 @@
+"""FineTuner inside Pipeline, CrossValidator and TrainValidationSplit, many settings over one cache, and fits from threads."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from describing import described
+from pyspark.ml import Pipeline, PipelineModel
+from pyspark.ml.evaluation import RegressionEvaluator
+from pyspark.ml.feature import StandardScaler, VectorAssembler
+from pyspark.ml.regression import GeneralizedLinearRegression, GeneralizedLinearRegressionModel, LinearRegression
+from pyspark.ml.tuning import (
+    CrossValidator,
+    CrossValidatorModel,
+    ParamGridBuilder,
+    TrainValidationSplit,
+    TrainValidationSplitModel,
+)
+from pyspark.sql import DataFrame, SparkSession
+from riders import NUMBERS, QUICK, pinball, pipeline, predictions, same, tune
+
+import sparkdiff
+from sparkdiff import FineTuner, FineTunerModel, InputError
+from sparkdiff import cache as caches
+from sparkdiff import tuner as tuners
+
+
+@pytest.fixture(scope="session")
+def absolute(spark: SparkSession) -> RegressionEvaluator:
+    return RegressionEvaluator(labelCol="riders", metricName="mae")
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """How often a fingerprint was made, a cache written, and an unfitted pipeline fitted; they do as ever."""
+    calls = {"fingerprint": 0, "_build": 0, "fit_on_training_rows": 0}
+
+    def watch(module: Any, name: str) -> None:
+        original = getattr(module, name)
+
+        def watched(*arguments: Any) -> Any:
+            calls[name] += 1
+            return original(*arguments)
+
+        monkeypatch.setattr(module, name, watched)
+
+    watch(caches, "fingerprint")
+    watch(caches, "_build")
+    watch(tuners, "fit_on_training_rows")
+    return calls
+
+
+@pytest.fixture
+def jobs(spark: SparkSession) -> Callable[[], int]:
+    """Spark jobs since it was asked last, of all threads."""
+    scala = spark.sparkContext._jsc.sc()
+    last = 0
+
+    def count() -> int:
+        nonlocal last
+        scala.listenerBus().waitUntilEmpty()
+        found = scala.statusStore().jobsList(None)
+        newest = max((found.apply(i).jobId() for i in range(found.size())), default=-1) + 1
+        new, last = newest - last, newest
+        return new
+
+    count()
+    return count
+
+
+@pytest.fixture(scope="module")
+def short(df: DataFrame) -> PipelineModel:
+    """Assembler and Poisson regression: quick to fit, to cache, to save."""
+    head = GeneralizedLinearRegression(featuresCol="x", labelCol="riders", family="poisson", regParam=1.0)
+    return pipeline(df, head)
+
+
+def tuner_of(model: Any, folder: Path, **options: Any) -> FineTuner:
+    return FineTuner(pipeline=model, cacheDir=str(folder), **{**QUICK, "maxEpochs": 2, **options})
+
+
+# Many settings --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["files", "memory"])
+def test_the_maps_of_one_fit_share_all_but_the_training(
+    spark: SparkSession, df: DataFrame, short: PipelineModel, table: pa.Table, folder: Path, counted: dict[str, int],
+    jobs: Callable[[], int], kind: str,
+) -> None:  # fmt: skip
+    rows = df if kind == "files" else spark.createDataFrame(table.select([*NUMBERS, "riders"]).to_pandas())
+    tuner = tuner_of(short, folder, guard=1e-12)  # nothing is accepted, so that no model is written back and verified
+    jobs()
+    one = tuner.fit(rows, [{tuner.learningRate: 0.01}])
+    for_one = jobs()
+    assert counted["fingerprint"] == counted["_build"] == 1
+    maps = [
+        {tuner.learningRate: 0.01, tuner.seed: 1},
+        {tuner.loss: "absolute", tuner.seed: 1},
+        {tuner.freeze: ["VectorAssembler"], tuner.maxEpochs: 1, tuner.seed: 1},
+        {tuner.metric: "absolute", tuner.seed: 1},
+    ]
+    models = tuner.fit(rows, maps)
+    assert jobs() == for_one
+    assert counted["fingerprint"] == counted["_build"] == 2
+    assert [m.summary.cache["hit"] for m in models] == [False, True, True, True]
+    assert len({m.summary.cache["fingerprint"] for m in [*models, *one]}) == 2
+    assert [m.summary.options["loss"] for m in models] == ["auto", "absolute", "auto", "auto"]
+    assert models[0].summary.parity == models[3].summary.parity
+    for m, params in zip(models, maps, strict=True):
+        alone = tuner.fit(rows, params).summary
+        assert alone.history.equals(m.summary.history)
+        assert alone.parity == m.summary.parity
+        assert alone.cache == {"hit": True, "fingerprint": m.summary.cache["fingerprint"]}
+
+
+def test_maps_that_change_the_cache_get_their_own(
+    df: DataFrame, short: PipelineModel, folder: Path, counted: dict[str, int]
+) -> None:
+    tuner = tuner_of(short, folder, maxEpochs=1)
+    maps = [{tuner.seed: s, tuner.maxEpochs: n} for n in (1, 2) for s in (0, 1)]
+    models = dict(tuner.fitMultiple(df, [*maps, {tuner.weightCol: "weight"}]))
+    assert counted["_build"] == counted["fingerprint"] == 3
+    prints = [models[i].summary.cache["fingerprint"] for i in range(5)]
+    assert prints[:2] == prints[2:4]
+    assert len(set(prints)) == 3
+
+
+def test_an_unfitted_pipeline_is_fitted_once_per_split(
+    df: DataFrame, folder: Path, counted: dict[str, int], short: PipelineModel
+) -> None:
+    stages = [VectorAssembler(inputCols=NUMBERS, outputCol="x"), LinearRegression(featuresCol="x", labelCol="riders")]
+    tuner = tuner_of(Pipeline(stages=stages), folder, maxEpochs=1)
+    grid = [{tuner.loss: loss, tuner.validationFraction: f} for loss in ("squared", "absolute") for f in (0.2, 0.3)]
+    models = tuner.fit(df, grid)
+    assert counted["fit_on_training_rows"] == counted["_build"] == 2
+    assert models[0].originalModel is models[2].originalModel
+    assert models[1].originalModel is models[3].originalModel
+    assert not same(models[0].originalModel, models[1].originalModel)
+
+
+def test_a_wrong_map_is_refused_before_the_first_fit(
+    df: DataFrame, short: PipelineModel, folder: Path, counted: dict[str, int], absolute: RegressionEvaluator
+) -> None:
+    tuner = tuner_of(short, folder)
+    for wrong, words in (
+        ({tuner.learningRate: -1.0}, r"'learningRate' option must be in \(0, inf\). Got -1.0"),
+        ({tuner.loss: "possion"}, "'loss' option must be one of auto"),
+        ({tuner.loss: "riders:gone"}, "loss=riders:gone can't be found"),
+        ({tuner.loss: "riders:ROWS"}, "loss=riders:ROWS is 1500, which can't be called"),
+        ({tuner.freeze: 3}, "'freeze' option must be a list of stages"),
+        ({tuner.groupCol: "user", tuner.timeCol: "when"}, "exclude each other"),
+    ):
+        with pytest.raises(InputError, match=words):
+            tuner.fit(df, wrong)
+        with pytest.raises(InputError, match=words):
+            tuner.fit(df, [{}, wrong])
+        with pytest.raises(InputError, match=words):
+            CrossValidator(estimator=tuner, estimatorParamMaps=[{}, wrong], evaluator=absolute).fit(df)
+    with pytest.raises(InputError, match="runId='once' names one training, and 2 settings would share it"):
+        tuner.setRunId("once").fit(df, [{}, {tuner.runId: "other"}, {tuner.loss: "absolute"}])
+    assert counted == {"fingerprint": 0, "_build": 0, "fit_on_training_rows": 0}
+    assert not folder.exists()
+
+
+# Searches -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_cross_validator_builds_one_cache_per_fold(
+    df: DataFrame,
+    short: PipelineModel,
+    folder: Path,
+    counted: dict[str, int],
+    jobs: Callable[[], int],
+    absolute: RegressionEvaluator,
+) -> None:
+    tuner = tuner_of(short, folder, guard=1e-12)
+    search = CrossValidator(estimator=tuner, evaluator=absolute, numFolds=3, seed=1)
+    grid = (
+        ParamGridBuilder().addGrid(tuner.learningRate, [0.01, 0.001]).addGrid(tuner.loss, ["auto", "absolute"]).build()
+    )
+    jobs()
+    search.copy().setEstimatorParamMaps(grid[:1]).fit(df)
+    for_one = jobs()
+    assert counted["_build"] == counted["fingerprint"] == 4  # three folds, and all rows for the best setting
+    search.setEstimatorParamMaps(grid).setSeed(2).fit(df)
+    for_four = jobs()
+    assert counted["_build"] == 4 + 3  # all rows are known
+    assert counted["fingerprint"] == 8
+    assert len(list(folder.glob("*/manifest.json"))) == 7
+    scored = short.transform(df)
+    jobs()
+    absolute.evaluate(scored)
+    assert for_four - for_one <= 3 * 3 * jobs()  # nine more settings are evaluated; nothing else needs a job
+
+
+def test_a_pipeline_in_a_search_shares_caches_too(
+    df: DataFrame, folder: Path, counted: dict[str, int], absolute: RegressionEvaluator
+) -> None:
+    assembler = VectorAssembler(inputCols=NUMBERS, outputCol="x")
+    head = GeneralizedLinearRegression(featuresCol="x", labelCol="riders", family="poisson", regParam=1.0)
+    tuner = tuner_of(head.fit(assembler.transform(df)), folder, maxEpochs=1)
+    whole = Pipeline(stages=[assembler, tuner])
+    grid = ParamGridBuilder().addGrid(tuner.loss, ["auto", "absolute"]).build()
+    found = CrossValidator(estimator=whole, estimatorParamMaps=grid, evaluator=absolute, numFolds=2, seed=1).fit(df)
+    assert counted["_build"] == 3
+    assert isinstance(found.bestModel.stages[1], FineTunerModel)
+    assert type(sparkdiff.plain(found).bestModel.stages[1]) is GeneralizedLinearRegressionModel
+
+
+@pytest.fixture(scope="module")
+def searched(
+    df: DataFrame, short: PipelineModel, shared: Path, absolute: RegressionEvaluator
+) -> dict[int, CrossValidatorModel]:
+    """The same search by one thread and by two."""
+    tuner = tuner_of(short, shared)
+    grid = (
+        ParamGridBuilder()
+        .addGrid(tuner.learningRate, [0.02, 1e-9])
+        .addGrid(tuner.loss, ["absolute", pinball])
+        .addGrid(tuner.freeze, [[], [short.stages[0]]])
+        .build()
+    )
+    search = CrossValidator(estimator=tuner, estimatorParamMaps=grid, evaluator=absolute, numFolds=2, seed=3)
+    search.setCollectSubModels(True)
+    return {n: search.setParallelism(n).fit(df) for n in (1, 2)}
+
+
+def test_a_search_finds_the_best_setting(
+    df: DataFrame, short: PipelineModel, searched: dict[int, CrossValidatorModel], absolute: RegressionEvaluator
+) -> None:
+    found = searched[1]
+    assert len(found.avgMetrics) == 8
+    assert int(np.argmin(found.avgMetrics)) in (0, 1)  # the loss that is measured, at a rate that moves
+    assert min(found.avgMetrics) < 0.97 * absolute.evaluate(short.transform(df))
+    best = found.bestModel
+    assert isinstance(best, FineTunerModel)
+    assert (best.getLoss(), best.getLearningRate()) == ("absolute", 0.02)
+    assert best.originalModel is short
+    assert [[type(m) for m in fold] for fold in found.subModels] == [[FineTunerModel] * 8] * 2
+    assert found.subModels[1][2].getLoss() == "riders:pinball"
+    assert found.subModels[0][1].getFreeze() == [short.stages[0].uid]
+    served = sparkdiff.plain(found)
+    assert type(served.bestModel) is PipelineModel
+    assert (served.uid, served.avgMetrics, served.stdMetrics) == (found.uid, found.avgMetrics, found.stdMetrics)
+    assert [[type(m) for m in fold] for fold in served.subModels] == [[PipelineModel] * 8] * 2
+    np.testing.assert_array_equal(predictions(served, df), predictions(found, df))
+
+
+def test_two_threads_find_the_same_bits(searched: dict[int, CrossValidatorModel]) -> None:
+    one, two = searched[1], searched[2]
+    assert one.avgMetrics == two.avgMetrics
+    assert same(one.bestModel.pipelineModel, two.bestModel.pipelineModel)
+    for a, b in zip(*(itertools.chain(*found.subModels) for found in (one, two)), strict=True):
+        assert same(a.pipelineModel, b.pipelineModel)
+        assert a.summary.history.equals(b.summary.history)
+
+
+def test_threads_of_ones_own(df: DataFrame, numeric: PipelineModel, short: PipelineModel, folder: Path) -> None:
+    settings: list[dict[str, Any]] = [{"learningRate": 0.01}, {"learningRate": 0.01}, {"loss": "absolute"}, {"seed": 1}]
+    threads, found = torch.get_num_threads(), {}
+    filters = list(warnings.filters)
+
+    def fit(i: int) -> None:
+        found[i] = tune([numeric, short][i % 2], df, folder, **settings[i], stream="auto")
+
+    running = [threading.Thread(target=fit, args=(i,)) for i in range(4)]
+    for t in running:
+        t.start()
+    for t in running:
+        t.join()
+    assert sorted(found) == [0, 1, 2, 3]
+    assert torch.get_num_threads() == threads
+    assert list(warnings.filters) == filters
+    assert df.sparkSession.conf.get("spark.sql.debug.maxToStringFields") == "25"
+    assert len(list(folder.glob("*/manifest.json"))) == 3
+    for i, one in found.items():
+        alone = tune([numeric, short][i % 2], df, folder, **settings[i], stream="auto")
+        assert same(alone.pipelineModel, one.pipelineModel)
+        assert alone.summary.history.equals(one.summary.history)
+        assert alone.summary.parity == one.summary.parity
+        assert alone.summary.cache == {"hit": True, "fingerprint": one.summary.cache["fingerprint"]}
+
+
+def test_a_train_validation_split(
+    df: DataFrame, short: PipelineModel, shared: Path, absolute: RegressionEvaluator
+) -> None:
+    tuner = tuner_of(short, shared, loss="absolute")
+    grid = ParamGridBuilder().addGrid(tuner.learningRate, [1e-9, 0.02]).build()
+    search = TrainValidationSplit(
+        estimator=tuner, estimatorParamMaps=grid, evaluator=absolute, seed=2, collectSubModels=True, parallelism=2
+    )
+    found = search.fit(df)
+    assert found.validationMetrics[1] < found.validationMetrics[0]
+    assert found.bestModel.getLearningRate() == 0.02
+    served = sparkdiff.plain(found)
+    assert type(served) is TrainValidationSplitModel
+    assert (type(served.bestModel), [type(m) for m in served.subModels]) == (PipelineModel, [PipelineModel] * 2)
+    assert (served.uid, served.validationMetrics) == (found.uid, found.validationMetrics)
+
+
+def test_a_stage_of_a_pipeline(df: DataFrame, numeric: PipelineModel, shared: Path) -> None:
+    assembler = VectorAssembler(inputCols=NUMBERS, outputCol="assembled")
+    tuner = tuner_of(PipelineModel(numeric.stages[1:]), shared, maxEpochs=4)
+    whole = Pipeline(stages=[assembler, tuner, VectorAssembler(inputCols=["prediction"], outputCol="last")])
+    found = whole.fit(df)
+    assert [type(s) for s in found.stages] == [VectorAssembler, FineTunerModel, VectorAssembler]
+    assert found.stages[1].summary.decision == "tuned"
+    flat = sparkdiff.plain(found)
+    assert [type(s) for s in flat.stages] == [VectorAssembler, PipelineModel, VectorAssembler]
+    assert flat.uid == found.uid
+    np.testing.assert_array_equal(predictions(flat, df), predictions(found, df))
+    again = whole.fit(df, {tuner.loss: "absolute"}).stages[1]
+    assert (again.summary.metric, again.getLoss()) == ("absolute", "absolute")
+    # it is trained on what the stages before it make, in the same way as with them
+    together = tune(numeric, df, shared)
+    before, after = (m.summary.metrics["train"]["before"] for m in (together, found.stages[1]))
+    assert abs(before / after - 1) < 0.1
+    lacking = Pipeline(stages=[tuner])
+    with pytest.raises(InputError, match="reads column 'assembled', which the data lack"):
+        lacking.fit(df)
+
+
+# Models of searches ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["CrossValidator", "TrainValidationSplit"])
+def spark_search(request: pytest.FixtureRequest, df: DataFrame, absolute: RegressionEvaluator) -> Any:
+    """The fitted search of someone who never heard of us."""
+    head = GeneralizedLinearRegression(featuresCol="scaled", labelCol="riders", family="poisson")
+    stages = [VectorAssembler(inputCols=NUMBERS, outputCol="x"), StandardScaler(inputCol="x", outputCol="scaled"), head]
+    setting: dict[str, Any] = {
+        "estimator": Pipeline(stages=stages), "evaluator": absolute, "seed": 1,
+        "estimatorParamMaps": ParamGridBuilder().addGrid(head.regParam, [0.5, 5.0]).build(),
+    }  # fmt: skip
+    if request.param == "CrossValidator":
+        return CrossValidator(numFolds=2, collectSubModels=True, **setting).fit(df)
+    return TrainValidationSplit(**setting).fit(df)
+
+
+def test_the_fitted_model_of_a_search_is_tuned_inside(
+    df: DataFrame, spark_search: Any, shared: Path, tmp_path: Path
+) -> None:
+    best = spark_search.bestModel
+    shown = sparkdiff.plan(spark_search)
+    assert [s.path for s in shown.stages] == [(0,), (1,), (2,)]  # the search adds nothing to the path
+    assert shown == sparkdiff.plan(best)
+    inside = sparkdiff.plan(PipelineModel([best.stages[0], spark_search]))
+    assert [s.path for s in inside.stages] == [(0,), (1, 0), (1, 1), (1, 2)]
+    network = sparkdiff.translate(spark_search)
+    assert sparkdiff.verify(spark_search, df, network).ok
+    assert sparkdiff.write_back(spark_search, network) is spark_search
+    with torch.no_grad():
+        network.head.intercept += 0.5
+    changed = sparkdiff.write_back(spark_search, network)
+    _is_the_same_search(changed, spark_search)
+    np.testing.assert_allclose(predictions(changed, df), predictions(spark_search, df) * np.exp(0.5), rtol=1e-12)
+    assert spark_search.bestModel is best
+    found = tune(spark_search, df, shared)
+    assert found.originalModel is spark_search
+    assert found.summary.decision == "tuned"
+    _is_the_same_search(found.pipelineModel, spark_search)
+    assert same(found.pipelineModel.bestModel, tune(best, df, shared).pipelineModel)
+    found.pipelineModel.write().save((tmp_path / "search").as_uri())
+    loaded = type(spark_search).load((tmp_path / "search").as_uri())
+    assert same(loaded.bestModel, found.pipelineModel.bestModel)
+    assert loaded.uid == spark_search.uid
+
+
+def _is_the_same_search(new: Any, old: Any) -> None:
+    assert type(new) is type(old)
+    assert new is not old
+    assert new.uid == old.uid
+    for name in ("avgMetrics", "stdMetrics", "validationMetrics"):
+        assert getattr(new, name, None) == getattr(old, name, None)
+    assert new.subModels is old.subModels
+    assert {p.name: v for p, v in new.extractParamMap().items()} == {
+        p.name: v for p, v in old.extractParamMap().items()
+    }
+    assert not same(new.bestModel, old.bestModel)
+
+
+def test_a_tuned_model_in_a_pipeline_counts_as_what_it_holds(
+    df: DataFrame, numeric: PipelineModel, tuned: FineTunerModel, shared: Path
+) -> None:
+    for model in (PipelineModel([PipelineModel([tuned])]), tuned):
+        flat = sparkdiff.plain(model)
+        assert sparkdiff.plan(model) == sparkdiff.plan(flat)
+        assert sparkdiff.verify(model, df).ok
+        network = sparkdiff.translate(model)
+        same_again = sparkdiff.write_back(model, network)
+        assert type(same_again) is PipelineModel
+        assert _leaves(same_again) == _leaves(flat)
+        with torch.no_grad():
+            network.head.intercept += 0.5
+        changed = sparkdiff.write_back(model, network)
+        assert _leaves(changed)[:-1] == _leaves(flat)[:-1]
+        np.testing.assert_allclose(predictions(changed, df), predictions(model, df) * np.exp(0.5), rtol=1e-12)
+
+
+def _leaves(model: Any) -> list[Any]:
+    return [x for s in model.stages for x in _leaves(s)] if isinstance(model, PipelineModel) else [model]
+
+
+# In a new session -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_all_of_it_can_be_loaded_in_a_new_session(
+    df: DataFrame, shared: Path, tmp_path: Path, absolute: RegressionEvaluator
+) -> None:
+    assembler = VectorAssembler(inputCols=NUMBERS, outputCol="x")
+    head = GeneralizedLinearRegression(featuresCol="x", labelCol="riders", family="poisson", regParam=1.0)
+    single = head.fit(assembler.transform(df))
+    tuner = tuner_of(single, shared, loss=pinball, freeze=[single], learningRates={"prediction": 0.01})
+    grid = (
+        ParamGridBuilder()
+        .addGrid(tuner.loss, ["riders:pinball", "absolute"])
+        .addGrid(tuner.learningRates, [{"prediction": 0.02}])
+        .addGrid(tuner.freeze, [[]])
+        .addGrid(tuner.labelCol, [None])
+        .build()
+    )
+    whole, settings = (
+        Pipeline(stages=[assembler, tuner]),
+        {"estimatorParamMaps": grid, "evaluator": absolute, "seed": 4},
+    )
+    tuner.setFreeze([])
+    search = CrossValidator(estimator=whole, numFolds=2, collectSubModels=True, **settings)
+    split = TrainValidationSplit(estimator=whole, **settings)
+    made = {"Pipeline": whole, "PipelineModel": whole.fit(df), "CrossValidator": search, "TrainValidationSplit": split}
+    made |= {"CrossValidatorModel": search.fit(df), "TrainValidationSplitModel": split.fit(df)}
+    for name, thing in made.items():
+        thing.write().save((tmp_path / name).as_uri())
+    paths = [str(p) for p in (Path(sparkdiff.__file__).parents[1], Path(__file__).parent)]
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("describing.py"), tmp_path, df.inputFiles()[0]],
+        capture_output=True, text=True, timeout=300, env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    loaded = json.loads(done.stdout)
+    assert loaded.keys() == made.keys()
+    for name, thing in made.items():
+        assert loaded[name] == json.loads(json.dumps(described(thing, df))), name
+    assert loaded["CrossValidator"]["metrics"] == loaded["CrossValidatorModel"]["metrics"]
+
+
+def test_a_callable_in_a_grid_is_saved_by_its_name_only(
+    short: PipelineModel, shared: Path, tmp_path: Path, absolute: RegressionEvaluator
+) -> None:
+    tuner = tuner_of(short, shared)
+    search = CrossValidator(estimator=tuner, evaluator=absolute, estimatorParamMaps=[{tuner.loss: pinball}])
+    with pytest.raises(TypeError, match="Object of type function is not JSON serializable"):  # Spark's words
+        search.save((tmp_path / "search").as_uri())
+    search.setEstimatorParamMaps([{tuner.loss: "riders:pinball"}]).save((tmp_path / "named").as_uri())
+    tuner.setLoss(lambda outputs, label, weight: label)
+    with pytest.raises(InputError, match="can't be saved: define it as a function at the top of a module"):
+        search.save((tmp_path / "lambda").as_uri())
