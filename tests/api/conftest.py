@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,11 +12,9 @@ from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.feature import PCA, StandardScaler, VectorAssembler
 from pyspark.ml.regression import GeneralizedLinearRegression
 from pyspark.sql import DataFrame, SparkSession
-from riders import NUMBERS, riders, tune, unfitted
+from riders import NUMBERS, Write, riders, tune, unfitted
 
 from sparkdiff import FineTunerModel
-
-Write = Callable[..., DataFrame]
 
 
 @pytest.fixture(scope="session")

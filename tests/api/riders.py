@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from sparkdiff.stream import petastorm
 
 HAS_PETASTORM = not petastorm.refusal(Path("/"), ())
 ROWS = 1500
+Write = Callable[..., DataFrame]
 NUMBERS = ["temp", "hum", "wind", "noise"]
 
 

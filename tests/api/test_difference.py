@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from conftest import Write
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import GBTClassifier, LogisticRegression
 from pyspark.ml.clustering import KMeans
@@ -23,7 +22,7 @@ from pyspark.ml.feature import (
     VectorAssembler,
 )
 from pyspark.sql import DataFrame
-from riders import NUMBERS, unfitted
+from riders import NUMBERS, Write, unfitted
 
 from sparkdiff import InputError, translate, write_back
 from sparkdiff.cli import main
