@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import hashlib
 import importlib
@@ -125,7 +126,11 @@ def start_session(conf: Mapping[str, Any]) -> SparkSession:
     for key, value in conf.items():
         if given is None or not given.contains(key):
             builder = builder.config(key, str(value).lower() if isinstance(value, bool) else str(value))
-    return builder.getOrCreate()
+    spark = builder.getOrCreate()
+    if not jvm.in_process(spark):
+        # A model of Connect that is freed while the interpreter ends asks the server to forget it, and waits for ever.
+        atexit.register(spark.stop)
+    return spark
 
 
 def function(name: str, folder: Path) -> Any:
