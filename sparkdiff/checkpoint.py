@@ -81,12 +81,16 @@ class RunFolder:
 
     path: Path
     runId: str
+    own: bool = False
 
     @staticmethod
-    def open(where: Path, runId: str, request: dict[str, Any], *, replace: bool) -> RunFolder:
+    def open(
+        where: Path, runId: str, request: dict[str, Any], *, replace: bool, own: bool = False
+    ) -> RunFolder:  # fmt: skip
         """The folder of a run, made where there is none.
 
         Args:
+            own: `where` isn't the user's, and goes with the last run in it.
             request: what decides the training, by name; a folder that was begun for something else isn't resumed.
             replace: start anew then, instead of raising.
 
@@ -120,7 +124,7 @@ class RunFolder:
             raise InputError(
                 f"checkpointDir: {path} cannot be written ({e.strerror}); give a folder that can be"
             ) from e
-        return RunFolder(path, runId)
+        return RunFolder(path, runId, own)
 
     @property
     def state(self) -> Path:
@@ -147,3 +151,6 @@ class RunFolder:
 
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
+        if self.own:
+            with contextlib.suppress(OSError):  # it isn't empty
+                self.path.parent.rmdir()

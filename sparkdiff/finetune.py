@@ -198,7 +198,8 @@ def _run_folder(assignment: Assignment, cache: Cache, replace: bool) -> RunFolde
     request = {k: v for k, v in o.asdict().items() if k not in _OUTSIDE}
     request |= {"rows": cache.fingerprint, "pipeline": start.hexdigest()}
     where = Path(o.checkpointDir).absolute() if o.checkpointDir else cache.folder.parent / "checkpoints"
-    return RunFolder.open(where, o.runId or uuid.uuid4().hex[:12], request, replace=replace)
+    name = o.runId or uuid.uuid4().hex[:12]
+    return RunFolder.open(where, name, request, replace=replace, own=o.checkpointDir is None)
 
 
 def _label(task: Task, cache: Cache, network: Network) -> LabelStats:
