@@ -15,7 +15,9 @@ import os
 import pickle
 import signal
 import socket
+import subprocess
 import sys
+import sysconfig
 import threading
 import time
 import uuid
@@ -23,6 +25,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from pyspark import cloudpickle
@@ -129,12 +132,9 @@ def _equip(here: Path, assignment: Assignment) -> None:
     with zipfile.ZipFile(here / "sparkdiff.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         _add(archive, importlib.resources.files("sparkdiff"), "sparkdiff")
     sent = replace(assignment, network=assignment.network.without_spark())
-    loss = sent.options.loss
-    module = sys.modules.get(getattr(loss, "__module__", "")) if callable(loss) else None
-    # A loss of the user's own module goes by value: the module may lie beside a YAML file that only the driver sees.
-    by_value = module is not None and module.__name__ not in ("__main__", "builtins")
+    module = _own_module(sent.options.loss)
     try:
-        if by_value:
+        if module is not None:
             cloudpickle.register_pickle_by_value(module)
         content = cloudpickle.dumps(sent)
     except (TypeError, pickle.PicklingError, AttributeError) as e:
@@ -143,7 +143,7 @@ def _equip(here: Path, assignment: Assignment) -> None:
             "hold nothing but numbers and tensors"
         ) from e
     finally:
-        if by_value:
+        if module is not None:
             cloudpickle.unregister_pickle_by_value(module)
     write_bytes(here / "assignment.pickle", content)
     paths = [str(Path(p).absolute()) for p in sys.path if p]
@@ -155,12 +155,29 @@ main({str(here)!r})
 """.encode())  # fmt: skip
 
 
+def _own_module(loss: Any) -> ModuleType | None:
+    """The user's module that a loss comes from. It goes by value: it may lie where only the driver sees it."""
+    module = sys.modules.get(getattr(loss, "__module__", "")) if callable(loss) else None
+    file = getattr(module, "__file__", None)
+    if module is None or file is None or module.__name__ == "__main__":  # which goes by value anyway
+        return None
+    installed = (sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
+    return None if any(Path(file).is_relative_to(path) for path in installed) else module
+
+
 def _add(archive: zipfile.ZipFile, folder: Any, name: str) -> None:
     for entry in sorted(folder.iterdir(), key=lambda e: e.name):
         if entry.is_dir():
             _add(archive, entry, f"{name}/{entry.name}")
         elif entry.name.endswith(".py"):
             archive.writestr(f"{name}/{entry.name}", entry.read_bytes())
+
+
+def _command(pid: int) -> str:
+    """A process's command line."""
+    if Path("/proc/self").exists():
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    return subprocess.run(["ps", "-o", "command=", "-p", str(pid)], capture_output=True, text=True).stdout  # macOS
 
 
 @contextlib.contextmanager
@@ -210,7 +227,7 @@ class Attempt:
         progress = self.here / "progress.jsonl"
         while thread.is_alive() and time.monotonic() - heard <= budget:
             thread.join(0.2)
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError, ValueError):  # not there yet, or a line half written
                 if (length := progress.stat().st_size) != size:
                     line = json.loads(progress.read_text().splitlines()[-1])
                     say(line["epoch"], line["best"])
@@ -234,7 +251,7 @@ class Attempt:
     def _kill(self, pid: int) -> None:
         """Kill a process if it is one of this attempt's: by now the number may be another's."""
         with contextlib.suppress(OSError):
-            if str(self.here).encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+            if str(self.here) in _command(pid):
                 os.kill(pid, signal.SIGKILL)
 
     def ranks(self) -> list[dict[str, Any]]:
@@ -272,4 +289,5 @@ class Attempt:
             return f"only {len(ranks)} of {self.processes} processes started{why}"
         if silent:
             return f"process {', '.join(silent)} of {self.processes} died without a word (killed, or out of memory?)"
-        return "the processes lost each other"
+        first = min(ranks, key=lambda r: r["time"])
+        return f"the processes lost each other: {first['message']}"

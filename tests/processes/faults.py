@@ -269,7 +269,7 @@ def in_this_session(folder: Path, runs: int) -> list[Told]:
     calm = fit("calm")
     local = spark.sparkContext.master.startswith("local[")
     return [
-        suffer(fit, calm, folder / "runs", name, *fault, delay=3 * random.random())
+        suffer(fit, calm, folder / "runs", name, *fault, delay=2.5 * random.random())
         for name, fault in (LOCAL if local else CLUSTER).items()
         for _ in range(runs)
     ]
