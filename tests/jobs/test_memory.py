@@ -20,7 +20,7 @@ from pyspark.ml import Pipeline
 from pyspark.ml.feature import PCA, StandardScaler, VectorAssembler
 from pyspark.ml.regression import LinearRegression
 from pyspark.sql import SparkSession, functions as F
-from sparkdiff import FineTuner, train
+from sparkdiff import FineTuner, launch
 
 def peak(pid):
     status = Path(f"/proc/{pid}/status").read_text().splitlines()
@@ -38,15 +38,15 @@ def descends(pid):
     return False
 
 seen = {}
-original = train.train
-def watched(*a, progress, **k):
+original = launch.run
+def watched(assignment, stream, folder, say):
     def watch(line):
         epoch = int(line.split(":")[0].removeprefix("epoch "))
         if epoch in (5, 50):
             seen[epoch] = {"driver": peak(os.getpid()), "jvm": peak(java())}
-        progress(line)
-    return original(*a, progress=watch, **k)
-train.train = watched
+        say(line)
+    return original(assignment, stream, folder, watch)
+launch.run = watched
 
 conf = {"spark.ui.enabled": "false", "spark.sql.shuffle.partitions": "4"}
 spark = SparkSession.builder.master("local[2]").config(map=conf).getOrCreate()
