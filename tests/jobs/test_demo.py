@@ -222,30 +222,47 @@ def test_the_result_is_served_without_torch_and_sparkdiff(
     assert served["sum"] == pytest.approx(here, rel=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["fineTuner.maxEpoch=5"], "Did you mean 'maxEpochs'"),
-        (["fineTuner.maxEpochs=many"], "must be a whole number"),
-        (["fineTuner.labelCol=biker"], "Did you mean 'bikers'"),
-        (["data.train.path=nowhere.csv"], "can't be read"),
-        (["data.validation.where=day < 0"], "validation rows"),
-        (["pipeline=pipelines:bikes"], "Did you mean"),
-        (["nothing"], "section.key=value"),
-        (["fineTuner.freeze=[PCAModel, StandardScalerModel, GeneralizedLinearRegressionModel]"], "nothing to train"),
-    ],
-)  # fmt: skip
-def test_wrong_input_ends_with_2_and_leaves_nothing(
-    arguments: list[str], said: str, tmp_path: Path, demo: Any, data: Path
-) -> None:
+WRONG = [
+    (["fineTuner.maxEpoch=5"], "Did you mean 'maxEpochs'"),
+    (["fineTuner.maxEpochs=many"], "must be a whole number"),
+    (["fineTuner.labelCol=biker"], "Did you mean 'bikers'"),
+    (["data.train.path=nowhere.csv"], "can't be read"),
+    (["data.validation.where=day < 0"], "validation rows"),
+    (["pipeline=pipelines:bikes"], "Did you mean"),
+    (["nothing"], "section.key=value"),
+    (["fineTuner.freeze=[PCAModel, StandardScalerModel, GeneralizedLinearRegressionModel]"], "nothing to train"),
+]
+
+
+def test_wrong_input_ends_with_2_and_leaves_nothing(tmp_path: Path, demo: Any, data: Path) -> None:
+    shim = tmp_path / "command.py"
+    shim.write_text(COMMANDS)
     # The demo's cache folder spares the fit.
-    cache = f"fineTuner.cacheDir={demo[0].parent / '.cache'}"
-    done = job(data, f"output.path={tmp_path / 'out'}", cache, *arguments, expect=2)
+    caches = demo[0].parent / ".cache"
+    usual = [
+        "finetune",
+        "--config",
+        "conf/bikeshare.yaml",
+        f"output.path={tmp_path / 'out'}",
+        f"fineTuner.cacheDir={caches}",
+    ]
+    usual += [f"data.{split}.path={data}" for split in ("train", "validation", "test")]
+    done = submit(shim, *(json.dumps([*usual, *arguments]) for arguments, _ in WRONG), expect=2)
     output = done.stdout + done.stderr  # spark-submit sends a job's stderr to its own stdout
-    assert said in output
+    ran = [json.loads(line.removeprefix("RAN ")) for line in done.stdout.splitlines() if line.startswith("RAN ")]
+    assert [code for code, _ in ran] == [2] * len(WRONG)
+    told = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert len(told) == len(WRONG)
+    for line, (_, said) in zip(told, WRONG, strict=True):
+        assert said in line
     assert "Traceback" not in output
     assert not (tmp_path / "out").exists()
-    assert not [p for p in (demo[0].parent / ".cache").iterdir() if p.name.startswith(".")]
+    assert not [p for p in caches.iterdir() if p.name.startswith(".")]
+
+
+def test_a_wrong_job_ends_with_2(tmp_path: Path, demo: Any, data: Path) -> None:
+    done = job(data, f"output.path={tmp_path / 'out'}", "fineTuner.maxEpoch=5", expect=2)
+    assert "Did you mean 'maxEpochs'" in done.stdout + done.stderr
 
 
 def test_an_existing_output_is_refused_and_left_alone(demo: Any, data: Path) -> None:

@@ -140,12 +140,14 @@ def test_an_exception_in_a_process_ends_the_job_with_1_and_its_traceback(
     assert not (runs / "bad").exists()
 
 
+@pytest.mark.faults
 def test_a_killed_driver_goes_on_when_the_command_is_given_again(runs: Path, local: Path) -> None:
     told = kill_driver(runs / "killed", runs / "caches", local, delay=2 * (time.time() % 1))
     assert told.identical, told
     assert not told.orphans, told
 
 
+@pytest.mark.faults
 def test_the_faults_of_a_cluster_change_nothing(tmp_path: Path, foreign: str) -> None:
     submit(
         Path(__file__).with_name("faults.py"), str(tmp_path), "1",

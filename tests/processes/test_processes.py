@@ -210,6 +210,7 @@ def test_without_a_run_id_nothing_is_left(fit: Fit, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("name", LOCAL)
 def test_a_fault_changes_nothing(fit: Fit, calm: dict[str, Any], tmp_path: Path, name: str) -> None:
     target, number = LOCAL[name]
