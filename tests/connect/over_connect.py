@@ -106,7 +106,7 @@ def main(folder: Path) -> None:
         ROOT / "conf" / "bikeshare.yaml",
         [f"output.path={folder}/job", "fineTuner.maxEpochs=4", "fineTuner.verbosity=0"],
     )
-    facts["job"] = run.run(job).summary.decision
+    facts["job"] = run.run(job).decision
     assert predictions(run.load_model(spark, f"file://{folder}/job/model"), df)
     try:
         sparkdiff.verify(model, df.withColumn("temp", F.lit(None).cast("double")))
