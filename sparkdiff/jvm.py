@@ -98,11 +98,20 @@ def check_alive(stage: Any) -> None:
         if isinstance(java, JavaObject):
             java.uid()
         elif java is not None and not isinstance(java, str):  # Connect: a fitted model on the server
-            stage._call_java("toString")
+            _ask(stage)
     except (InputError, *SparkError, AttributeError, AssertionError, OSError) as e:
         raise InputError(
             f"{stage.uid}: its SparkSession is not running (stopped?); start a session and load the model again"
         ) from e
+
+
+def _ask(stage: Any) -> None:
+    """Call a method of a model on a Spark Connect server; raises what comes of it where the server has lost the model."""
+    try:
+        stage._call_java("toString")  # one of the few that every model's server lets through
+    except PySparkException as e:
+        if "NoSuchElementException" not in str(e):  # a generalized linear model's own, where no link was set
+            raise
 
 
 def shared_folder(cacheDir: str | None = None) -> Path | None:

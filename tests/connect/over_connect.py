@@ -18,8 +18,8 @@ import torch
 import yaml
 from pyspark import SparkContext
 from pyspark.ml import PipelineModel
-from pyspark.ml.feature import StandardScaler
-from pyspark.ml.regression import LinearRegression
+from pyspark.ml.feature import StandardScaler, VectorAssembler
+from pyspark.ml.regression import GeneralizedLinearRegression, LinearRegression
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
@@ -71,6 +71,10 @@ def main(folder: Path) -> None:
     model = pipelines.bikeshare(df).fit(df.where("pmod(xxhash64(day, hr, 0), 10) < 6"))
     before = params(model)
     facts["plan"] = [(s.stageClass, s.role, s.trainable) for s in sparkdiff.plan(model, schema=df.schema).stages]
+    # On the server, the model of a regression without a link can't even say its name.
+    unlinked = GeneralizedLinearRegression(featuresCol="v", labelCol="bikers", family="poisson", maxIter=2)
+    numbers = VectorAssembler(inputCols=["temp", "hum"], outputCol="v").transform(df)
+    assert sparkdiff.plan(unlinked.fit(numbers)).stages[0].trainable
     network = sparkdiff.translate(model)
     assert sparkdiff.write_back(model, network) is model
     facts["parity"] = str(sparkdiff.verify(model, df))
