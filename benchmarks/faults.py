@@ -22,9 +22,10 @@ import faults  # noqa: E402
 
 HEAD = """# Reliability
 
-Two processes train; at a random moment one of the processes below is sent a real signal (SIGKILL, or SIGSTOP for *stalled*,
-with a timeout of 12 s). The training must go on by itself from its last checkpoint (after a killed driver: when the same
-command is given again), end with the weights and the history of an undisturbed run bit for bit, and leave no process behind.
+Two processes train; at a random moment after the first checkpoint one of the processes below is sent a real signal (SIGKILL, or
+SIGSTOP for *stalled*, with a timeout of 12 s). The training must go on by itself from its last checkpoint (after a killed driver:
+when the same command is given again), end with the weights and the history of an undisturbed run bit for bit, and leave no
+process behind.
 
 `make faults` makes this table; `tests/processes` lets each fault happen once.
 
@@ -55,7 +56,7 @@ def drivers(runs: int, folder: Path) -> list[faults.Told]:
     calm, caches = folder / "calm", folder / "caches"
     job = ROOT / "jobs" / "finetune.py"
     faults.submit(job, *faults.JOB, f"output.path={calm}", f"fineTuner.cacheDir={caches}")
-    return [faults.kill_driver(folder / f"killed{i}", caches, calm, 2 * random.random()) for i in range(runs)]
+    return [faults.kill_driver(folder / f"killed{i}", caches, calm, 1.5 * random.random()) for i in range(runs)]
 
 
 def main() -> None:

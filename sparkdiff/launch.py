@@ -251,7 +251,7 @@ class Attempt:
     def _kill(self, pid: int) -> None:
         """Kill a process if it is one of this attempt's: by now the number may be another's."""
         with contextlib.suppress(OSError):
-            if str(self.here) in _command(pid):
+            if str(self.here / "start.py") in _command(pid):
                 os.kill(pid, signal.SIGKILL)
 
     def ranks(self) -> list[dict[str, Any]]:

@@ -26,6 +26,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from sparkdiff import checkpoint
+
 NUMBERS = [f"x{i}" for i in range(8)]
 LASTING = {"numProcesses": 2, "maxEpochs": 12, "patience": 12, "batchSize": 64, "timeout": 12.0, "guard": 1.0}
 """Options of a training that lasts some seconds, long enough for a fault in the middle of it."""
@@ -78,7 +80,7 @@ def outcome(tuned: Any) -> dict[str, Any]:
 
 @dataclass
 class Fault:
-    """A signal to one process of a run's first attempt, `delay` seconds after it has made its first progress.
+    """A signal to one process of a run's first attempt, `delay` seconds after its first checkpoint.
 
     target: `rank` (the last one), `torchrun`, `worker` (Spark's Python worker) or `executor` (the JVM above it).
     """
@@ -99,7 +101,7 @@ class Fault:
 
     def _run(self) -> None:
         attempt = self.folder / "attempt-1"
-        until(lambda: (attempt / "progress.jsonl").exists(), 300)
+        until(lambda: (self.folder / "state.pt").exists(), 300)
         ranks = [json.loads(p.read_text()) for p in sorted(attempt.glob("rank-*.json"))]
         self.others = [pid for r in ranks for pid in (r["pid"], *r["parents"][:1])]
         self.pid = ancestor(ranks[-1], self.target)
@@ -180,7 +182,14 @@ def suffer(fit: Any, calm: dict[str, Any], folder: Path, name: str, target: str,
 # The driver itself ----------------------------------------------------------------------------------------------------
 
 ROOT = Path(__file__).parents[2]
-JOB = ["--config", "conf/bikeshare.yaml", "fineTuner.numProcesses=2", "fineTuner.maxEpochs=20", "fineTuner.timeout=30"]
+JOB = [
+    "--config",
+    "conf/bikeshare.yaml",
+    "fineTuner.numProcesses=2",
+    "fineTuner.maxEpochs=20",
+    "fineTuner.batchSize=32",
+    "fineTuner.timeout=12",
+]
 
 
 def spark_home() -> str:
@@ -222,34 +231,42 @@ def submit(script: Path, *arguments: str, expect: int = 0, timeout: float = 600,
 
 
 def kill_driver(output: Path, caches: Path, calm: Path, delay: float) -> Told:
-    """Kill a job's driver, JVM and Python, some time after training has made progress, and give the same command again."""
+    """Kill a job's driver, JVM and Python, some time after the first checkpoint, and give the same command again."""
     arguments = [*JOB, f"output.path={output}", f"fineTuner.cacheDir={caches}"]
     command, environment = submission(ROOT / "jobs" / "finetune.py", *arguments)
-    job = subprocess.Popen(
-        command, env=environment, cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    runs = caches / "checkpoints"
-    found: list[Path] = []
 
-    def training() -> bool:
-        found[:] = runs.glob(f"{output.name}-*/attempt-1/progress.jsonl")
-        return bool(found) or job.poll() is not None
+    def start() -> subprocess.Popen[bytes]:
+        nowhere = subprocess.DEVNULL
+        return subprocess.Popen(
+            command, env=environment, cwd=ROOT, start_new_session=True, stdout=nowhere, stderr=nowhere
+        )
 
-    until(training, 300)
-    assert found, "the job ended before it trained"
+    def first(pattern: str, job: subprocess.Popen[bytes]) -> Path:
+        until(lambda: job.poll() is not None or any(caches.glob(pattern)), 300)
+        return next(caches.glob(pattern))
+
+    run = f"checkpoints/{output.name}-*"
+    job = start()
+    state = first(f"{run}/state.pt", job)
     time.sleep(delay)
-    ranks = [json.loads(p.read_text()) for p in found[0].parent.glob("rank-*.json")]
+    ranks = [json.loads(p.read_text()) for p in state.parent.glob("attempt-1/rank-*.json")]
     pids = [pid for r in ranks for pid in (r["pid"], *r["parents"])]
     os.killpg(job.pid, signal.SIGKILL)
     job.wait()
     time.sleep(5)
     orphans = alive(pids)
-    assert not output.exists(), "the fault came too late"
-    start = time.monotonic()
-    submit(ROOT / "jobs" / "finetune.py", *arguments)
+    reached = checkpoint.load(state)
+    assert reached is not None
+    assert not reached["ended"], "the fault came too late"
+    began = time.monotonic()
+    job = start()
+    progress = first(f"{run}/attempt-2/progress.jsonl", job)
+    until(lambda: progress.read_text().count("\n"), 10)
+    line = json.loads(progress.read_text().splitlines()[0])
+    assert job.wait(300) == 0
     same = (output / "history.csv").read_bytes() == (calm / "history.csv").read_bytes()
-    resumed = (found[0].parents[1] / "state.pt").exists() or not runs.exists() or not any(runs.iterdir())
-    return Told("driver killed, the command given again", same, resumed, time.monotonic() - start, orphans)
+    resumed = (line["epoch"], line["step"]) > (reached["epoch"], reached["step"])
+    return Told("driver killed, the command given again", same, resumed, time.monotonic() - began, orphans)
 
 
 def in_this_session(folder: Path, runs: int) -> list[Told]:
@@ -273,7 +290,7 @@ def in_this_session(folder: Path, runs: int) -> list[Told]:
     calm = fit("calm")
     local = spark.sparkContext.master.startswith("local[")
     return [
-        suffer(fit, calm, folder / "runs", name, *fault, delay=2.5 * random.random())
+        suffer(fit, calm, folder / "runs", name, *fault, delay=1.5 * random.random())
         for name, fault in (LOCAL if local else CLUSTER).items()
         for _ in range(runs)
     ]

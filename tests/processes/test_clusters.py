@@ -142,7 +142,8 @@ def test_an_exception_in_a_process_ends_the_job_with_1_and_its_traceback(
 
 @pytest.mark.faults
 def test_a_killed_driver_goes_on_when_the_command_is_given_again(runs: Path, local: Path) -> None:
-    told = kill_driver(runs / "killed", runs / "caches", local, delay=2 * (time.time() % 1))
+    told = kill_driver(runs / "killed", runs / "caches", local, delay=1.5 * (time.time() % 1))
+    assert told.resumed, told
     assert told.identical, told
     assert not told.orphans, told
 

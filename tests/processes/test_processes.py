@@ -215,7 +215,7 @@ def test_without_a_run_id_nothing_is_left(fit: Fit, tmp_path: Path) -> None:
 def test_a_fault_changes_nothing(fit: Fit, calm: dict[str, Any], tmp_path: Path, name: str) -> None:
     target, number = LOCAL[name]
     # Seeded by the clock: every run of the tests tries other moments.
-    delay = 2.5 * (time.time() % 1)
+    delay = 1.5 * (time.time() % 1)
     told = suffer(
         lambda run_id: outcome(fit(loss=slow_poisson, metric="poisson", runId=run_id, checkpointDir=str(tmp_path), **LASTING)),
         calm, tmp_path, name, target, number, delay,
