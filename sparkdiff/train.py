@@ -201,7 +201,8 @@ class Candidate:
 class Training:
     """A training under way: its candidates, what they have shown, and where in the data it is.
 
-    `state()` holds all that `load()` needs to go on as if there had been no break, bit for bit, on any number of processes.
+    `state()` holds all that `load()` needs to go on as if there had been no break: bit for bit in as many processes as before,
+    and but for the order of additions in any other number.
     """
 
     def __init__(self, network: Network, recipes: Sequence[Recipe], options: Options, scales: Scales, original: Score):

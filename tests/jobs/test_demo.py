@@ -12,34 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import served
 
 from sparkdiff.fingerprint import hash_of_folder
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
-
-SERVE = """
-import json, sys
-
-sys.modules.update(dict.fromkeys(("torch", "sparkdiff", "petastorm")))
-for name in ("torch", "sparkdiff"):
-    try:
-        __import__(name)
-    except ImportError:
-        continue
-    raise SystemExit(f"{name} can be imported")
-
-from pyspark.ml import PipelineModel
-from pyspark.sql import SparkSession
-
-model_path, data_path, schema = sys.argv[1:]
-spark = SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false").getOrCreate()
-model = PipelineModel.load(model_path)
-rows = spark.read.schema(schema).option("header", True).csv(data_path)
-out = model.transform(rows).agg({"prediction": "sum", "*": "count"}).first().asDict()
-classes = [f"{type(s).__module__}.{type(s).__name__}" for s in model.stages]
-print("SERVED " + json.dumps({"sum": out["sum(prediction)"], "rows": out["count(1)"], "classes": classes}))
-"""
 
 COMMANDS = """
 import contextlib, io, json, sys
@@ -90,10 +68,6 @@ def queries_over(source: str, log: Path) -> tuple[int, int]:
         if event["Event"].endswith("SparkListenerSQLExecutionStart")
     ]
     return sum(source in plan for plan in plans), len(plans)
-
-
-def marked(text: str, mark: str) -> dict[str, Any]:
-    return next(json.loads(line.removeprefix(mark + " ")) for line in text.splitlines() if line.startswith(mark + " "))
 
 
 @pytest.fixture(scope="module")
@@ -200,28 +174,20 @@ def test_a_second_run_reuses_all_and_reads_no_source_row(
     assert queries > 0
 
 
-def test_the_result_is_served_without_torch_and_sparkdiff(
-    demo: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path, spark: Any
-) -> None:
+def test_the_result_is_served_without_torch_and_sparkdiff(demo: Any, tmp_path: Path, spark: Any) -> None:
     import yaml
     from pyspark.ml import PipelineModel
+    from pyspark.sql import functions as F
 
-    config = yaml.safe_load((ROOT / "conf" / "bikeshare.yaml").read_text())
-    schema, data = config["data"]["train"]["schema"], ROOT / "data" / "bikeshare.csv"
-    script = tmp_path / "serve.py"
-    script.write_text(SERVE)
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"PYSPARK_PYTHON": sys.executable}
-    done = subprocess.run(
-        [sys.executable, str(script), str(demo[0] / "model"), str(data), schema],
-        env=environment, capture_output=True, text=True, timeout=300, cwd=tmp_path,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    served = marked(done.stdout, "SERVED")
-    assert served["rows"] == 8645
-    assert all(c.startswith("pyspark.ml.") for c in served["classes"])
-    rows = spark.read.schema(schema).option("header", True).csv(data.as_uri())
-    here = PipelineModel.load((demo[0] / "model").as_uri()).transform(rows).agg({"prediction": "sum"}).first()[0]
-    assert served["sum"] == pytest.approx(here, rel=1e-12)
+    schema = yaml.safe_load((ROOT / "conf" / "bikeshare.yaml").read_text())["data"]["train"]["schema"]
+    hours = spark.read.schema(schema).option("header", True).csv((ROOT / "data" / "bikeshare.csv").as_uri())
+    hours.coalesce(1).withColumn("id", F.monotonically_increasing_id()).write.parquet(f"file://{tmp_path}/rows")
+    (there,) = served.predictions([demo[0] / "model"], tmp_path / "rows")
+    model = PipelineModel.load((demo[0] / "model").as_uri())
+    assert all(type(stage).__module__.startswith("pyspark.ml.") for stage in model.stages)
+    rows = model.transform(spark.read.parquet(f"file://{tmp_path}/rows")).orderBy("id").select("prediction").collect()
+    assert there == [row["prediction"] for row in rows]
+    assert len(there) == 8645
 
 
 WRONG = [
