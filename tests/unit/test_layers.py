@@ -22,7 +22,7 @@ LAYERS = [
     ["network", "losses", "splits", "planning"],
     ["stream", "fingerprint"],
     ["parity", "cache", "measure", "flips"],
-    ["train", "preflight"],
+    ["train", "preflight", "faithful"],
     ["rank"],
     ["launch"],
     ["report"],

@@ -1,0 +1,101 @@
+"""Promise one, measured: Spark's trained stages against the network, on cached rows and on rows built at their edges."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparkdiff import jvm
+from sparkdiff.cache import Cache
+from sparkdiff.columns import schema_of, write_columns
+from sparkdiff.errors import ParityError
+from sparkdiff.graph import Version
+from sparkdiff.measure import Data
+from sparkdiff.nesting import flatten
+from sparkdiff.network import Network
+from sparkdiff.parity import Parity, compare
+from sparkdiff.sparse import SparseRows
+from sparkdiff.splits import TRAIN, VALIDATION
+from sparkdiff.stages.base import Rows
+
+PARITY_ROWS = 10_000
+
+
+def check(model: Any, network: Network, data: Data, cache: Cache) -> Parity:
+    """Spark's trained stages against the network, on cached rows and on rows built at the edges of their inputs.
+
+    Raises:
+        ParityError: they disagree.
+    """
+    spark, graph = jvm.session(), network.graph
+    sample = _sample(data)
+    edges = _edges(
+        network, {v: c[:1] if isinstance(c, Tensor) else c.take(torch.tensor([0])) for v, c in sample.items()}, sample
+    )
+    named: dict[str, Rows] = {}
+    for v, c in sample.items():
+        named[graph.name(v)] = _below(c, edges[v])
+    metadata = {c["column"]: c.get("metadata") or {} for c in cache.manifest["columns"]}
+    stages = [stage for _, stage in flatten(model)]
+    with tempfile.TemporaryDirectory(prefix=".parity-", dir=cache.folder.parent) as folder:
+        write_columns(named, Path(folder) / "sample.parquet")
+        df = spark.read.schema(schema_of(named, metadata)).parquet(f"file://{folder}/sample.parquet")
+        parity = compare(df, {i: stages[i] for i in graph.live}, network, Path(folder))
+    if not parity.ok:
+        worst = sorted(parity.maxRelDiff.items(), key=lambda item: -item[1])
+        raise ParityError(
+            f"{model.uid}: Spark and the network disagree on {parity.rows} rows, so nothing was changed: "
+            + ", ".join(f"{c} by {d:.1e}" for c, d in worst if d > 0)
+            + f", {parity.labelDisagreements} labels. Leave the stage in Spark (reference=...) and report it"
+        )
+    return parity
+
+
+def _sample(data: Data) -> dict[Version, Rows]:
+    parts: list[dict[Version, Rows]] = []
+    rows = 0
+    for split in (TRAIN, VALIDATION):
+        for batch in data.stream.batches(split, batchSize=1000):
+            if rows >= PARITY_ROWS // (2 if split == TRAIN else 1):
+                break
+            parts.append(data.values(batch))
+            rows += len(batch["label"])
+    out: dict[Version, Rows] = {}
+    for v in data.columns:
+        out[v] = _below(*(p[v] for p in parts))
+    return out
+
+
+def _below(*parts: Rows) -> Rows:
+    sparse = [p for p in parts if isinstance(p, SparseRows)]
+    return SparseRows.cat(sparse) if sparse else torch.cat([p for p in parts if isinstance(p, Tensor)])
+
+
+def _edges(network: Network, row: dict[Version, Rows], sample: dict[Version, Rows]) -> dict[Version, Rows]:
+    """Rows like `row` with one column each at zero, at its extremes and beyond, and at its stage's own edges."""
+    graph = network.graph
+    changes: list[tuple[Version, Rows]] = []
+    for v, column in sample.items():
+        if isinstance(column, SparseRows):
+            nothing = torch.zeros(0, dtype=torch.int64)
+            changes.append((v, SparseRows(nothing, column.values[:0], torch.zeros(2, dtype=torch.int64), column.width)))
+            continue
+        own = [
+            module.edges()[k]
+            for i in network.positions
+            for k, read in enumerate(graph.leaves[i].reads)
+            if read == v and k < len((module := network.module(i)).edges())
+        ]
+        if own:
+            changes += [(v, torch.tensor([e], dtype=torch.float64)) for e in own[0]]
+        else:
+            low, high = column.amin(0, keepdim=True), column.amax(0, keepdim=True)
+            changes += [(v, e) for e in (torch.zeros_like(low), low, high, 10 * low, 10 * high)]
+    out: dict[Version, Rows] = {}
+    for v in sample:
+        out[v] = _below(*(value if changed == v else row[v] for changed, value in changes))
+    return out
