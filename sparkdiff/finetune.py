@@ -22,6 +22,7 @@ from sparkdiff.cache import Cache
 from sparkdiff.checkpoint import RunFolder
 from sparkdiff.errors import InputError
 from sparkdiff.fingerprint import Request, virtual_shards
+from sparkdiff.folding import fixed_versions
 from sparkdiff.graph import Graph
 from sparkdiff.losses import Objective, check_label
 from sparkdiff.measure import Data, Score, features, scalar, score
@@ -31,12 +32,14 @@ from sparkdiff.options import Options, callable_name
 from sparkdiff.parity import Parity
 from sparkdiff.planning import Plan, plan_of
 from sparkdiff.rank import Assignment, objectives
+from sparkdiff.recipes import candidates
 from sparkdiff.report import Phases, p_value
+from sparkdiff.scales import Scales, trained
 from sparkdiff.splits import SPLITS, TRAIN, VALIDATION, Source, rule
 from sparkdiff.stages.base import SUPPORT, LabelStats, columns_of
 from sparkdiff.stream import Stream
 from sparkdiff.summary import FineTuningSummary
-from sparkdiff.train import Scales, Trained, candidates, trained
+from sparkdiff.train import Trained
 
 TREE_ENSEMBLES = frozenset(
     f"{trees}{kind}Model" for trees in ("GBT", "RandomForest") for kind in ("Classification", "Regression")
@@ -151,10 +154,14 @@ def fine_tune(
             parity = {"before": shared.once(("parity", what), lambda: faithful.check(task.model, network, data, cache))}
             say(f"the network reproduces Spark: {parity['before']}")
         with phases.phase("train") as say:
-            scales, frozen = Scales.of(network, features(network, data), label, options)
+            inputs = fixed_versions(network)
+            reads = {i: network.graph.leaves[i].reads[0] for i in network.positions if network.module(i).feature_axis}
+            stats = features(network, data, {*reads.values(), *inputs})
+            scales, frozen = Scales.of(network, {i: stats[v] for i, v in reads.items()}, label, options)
+            recipes = candidates(options, cache.rows(VALIDATION), mixes=not cache.sparse)
             assignment = Assignment(
                 network, cache.folder, stream.backend, in_memory, data.columns, label, before[VALIDATION], scales,
-                tuple(candidates(options, cache.rows(VALIDATION))), whole_batches(options), metric.name,
+                tuple(recipes), whole_batches(options), metric.name, {v: stats[v] for v in inputs},
             )  # fmt: skip
             folder = _run_folder(assignment, cache, replace)
             with folder.kept(always=options.runId is not None):

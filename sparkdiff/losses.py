@@ -32,6 +32,7 @@ class Objective:
         scale: factor that makes the loss free of the label's unit; training uses it, reports don't.
         floor: means below it are charged by the loss's tangent parabola at it; None where the mean is positive anyway.
         power: of a deviance, the power of the mean that the variance is; None for other losses.
+        elementwise: whether `rows` sees every row by itself, so that rows of several candidates can stand below each other.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Objective:
     scale: float = 1.0
     floor: float | None = None
     power: float | None = None
+    elementwise: bool = True
 
 
 def resolve(
@@ -80,7 +82,7 @@ def resolve(
                 )
             return out
 
-        return Objective(callable_name(loss), rows)
+        return Objective(callable_name(loss), rows, elementwise=False)
     name, own = head.own_loss()
     if loss not in ("auto", name):
         name, own = loss, {}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from sparkdiff.errors import InputError
+from sparkdiff.folding import fixed_versions
 from sparkdiff.graph import Version
 from sparkdiff.guard import MAX_BLOCKS
 from sparkdiff.losses import Objective, means
@@ -43,7 +44,7 @@ class Data:
 
     def prepared(self, network: Network) -> Data:
         """These data with the column versions that no trainable parameter changes, computed once for many batches."""
-        made = {v: f"prepared {i}" for i, v in enumerate(_fixed(network))}
+        made = {v: f"prepared {i}" for i, v in enumerate(fixed_versions(network))}
 
         @torch.no_grad()
         def rows(batch: Batch) -> Batch:
@@ -51,10 +52,14 @@ class Data:
             network.run(values, list(made))
             return {**batch, **{name: values[v] for v, name in made.items()}}
 
-        nothing = rows({column.name: column.empty(0) for column in self.stream.columns})
+        nothing = rows(self.nothing())
         wide = [nothing[name] for name in made.values()]
         size = 8 * sum(x.width // 8 if isinstance(x, SparseRows) else math.prod(x.shape[1:]) for x in wide)
         return dataclasses.replace(self, columns={**self.columns, **made}, prepare=Prepare(rows, size))
+
+    def nothing(self) -> Batch:
+        """A batch of no rows."""
+        return {column.name: column.empty(0) for column in self.stream.columns}
 
     def batches(self, split: str) -> Iterator[tuple[Batch, Tensor, Tensor, Tensor]]:
         """This process's rows in large batches, as they lie, for measuring: (batch, label, weight, block)."""
@@ -86,29 +91,44 @@ class Score:
         return float(self.blocks.sum() / self.weights.sum())
 
 
-def score(network: Network, data: Data, split: str, objective: Objective, *, explain: bool = True) -> Score:
+class Tally:
+    """A score in the making, batch by batch."""
+
+    def __init__(self, objective: Objective, network: Network):
+        self.objective, self.head = objective, network.head
+        self.blocks = torch.zeros(MAX_BLOCKS, dtype=torch.float64)
+        self.weights, self.below = torch.zeros_like(self.blocks), torch.zeros((), dtype=torch.int64)
+
+    def add(self, margin: Tensor, label: Tensor, weight: Tensor, block: Tensor) -> Tensor:
+        """Add the rows of a batch; returns which of them (n,) have a finite loss or weight 0."""
+        loss = torch.where(weight > 0, self.objective.rows(margin, label, weight), 0.0)
+        self.blocks.index_add_(0, block, loss * weight)
+        self.weights.index_add_(0, block, weight)
+        mean = means(self.head, margin)
+        if self.objective.floor is not None and mean is not None:
+            self.below += (mean < self.objective.floor).sum()
+        # A link can turn an infinite margin into a finite loss, so the margin is looked at too.
+        return loss.isfinite() & (margin.reshape(len(margin), -1).isfinite().all(1) | (weight <= 0))
+
+    def score(self, team: Team) -> Score:
+        """The score over all processes."""
+        team.sum_(self.blocks, self.weights, self.below)
+        return Score(self.blocks, self.weights, int(self.below))
+
+
+@torch.no_grad()
+def score(network: Network, data: Data, split: str, objective: Objective) -> Score:
     """The network's loss on a split, over all processes.
 
     Raises:
         InputError: a row of weight > 0 has no finite loss; names the column that holds NaN and the stage that it reaches.
     """
-    blocks = torch.zeros(MAX_BLOCKS, dtype=torch.float64)
-    weights, below = torch.zeros_like(blocks), torch.zeros((), dtype=torch.int64)
-    with torch.no_grad():
-        for batch, label, weight, block in data.batches(split):
-            margin = network.margin(data.values(batch))
-            loss = torch.where(weight > 0, objective.rows(margin, label, weight), 0.0)
-            # A link can turn an infinite margin into a finite loss, so the margin is looked at too.
-            finite = loss.isfinite() & (margin.reshape(len(margin), -1).isfinite().all(1) | (weight <= 0))
-            if explain and not bool(finite.all()):
-                _explain(network, data, batch, ~finite)
-            blocks.index_add_(0, block, loss * weight)
-            weights.index_add_(0, block, weight)
-            mean = means(network.head, margin)
-            if objective.floor is not None and mean is not None:
-                below += (mean < objective.floor).sum()
-    data.team.sum_(blocks, weights, below)
-    return Score(blocks, weights, int(below))
+    tally = Tally(objective, network)
+    for batch, label, weight, block in data.batches(split):
+        finite = tally.add(network.margin(data.values(batch)), label, weight, block)
+        if not bool(finite.all()):
+            _explain(network, data, batch, ~finite)
+    return tally.score(data.team)
 
 
 def _explain(network: Network, data: Data, batch: Batch, bad: Tensor) -> None:
@@ -131,6 +151,15 @@ def _explain(network: Network, data: Data, batch: Batch, bad: Tensor) -> None:
             )
 
 
+@torch.no_grad()
+def widths(network: Network, data: Data) -> dict[Version, int]:
+    """Entries per row of all column versions that the margin depends on."""
+    batch = data.nothing()
+    values = data.values(data.prepare.rows(batch) if data.prepare else batch)
+    network.margin(values)
+    return {v: x.width if isinstance(x, SparseRows) else math.prod(x.shape[1:]) for v, x in values.items()}
+
+
 class Feature:
     """Streaming statistics of one stage's input."""
 
@@ -139,11 +168,11 @@ class Feature:
 
     def add(self, x: Rows, counted: Tensor) -> None:
         """Add a batch (n, d), of which the rows `counted` (n,) count."""
-        x = x.take(counted.nonzero()[:, 0]) if isinstance(x, SparseRows) else x[counted]
+        x = x.take(counted.nonzero()[:, 0]) if isinstance(x, SparseRows) else x[counted].view(int(counted.sum()), -1)
         if not len(x):
             return
         if not self.n:
-            width = x.width if isinstance(x, SparseRows) else x.shape[1]
+            width = x.width if isinstance(x, SparseRows) else math.prod(x.shape[1:])
             self.usual = torch.zeros(width, dtype=torch.float64) if isinstance(x, SparseRows) else x.median(0).values
             self.sum, self.square = torch.zeros_like(self.usual), torch.zeros_like(self.usual)
             self.support = torch.zeros(width, dtype=torch.int64)
@@ -165,25 +194,12 @@ class Feature:
 
 
 @torch.no_grad()
-def features(network: Network, data: Data) -> dict[int, FeatureStats]:
-    """Statistics of the input of every stage that has parameters, over the training rows of weight > 0."""
-    positions = [i for i in network.positions if network.module(i).feature_axis]
-    found = {i: Feature() for i in positions}
-    reads = {i: network.graph.leaves[i].reads[0] for i in positions}
+def features(network: Network, data: Data, versions: Collection[Version]) -> dict[Version, FeatureStats]:
+    """Statistics of column versions over the training rows of weight > 0, in one pass."""
+    found = {v: Feature() for v in versions}
     for batch, _, weight, _ in data.batches("train"):
         values = data.values(batch)
-        network.run(values, [v for v in reads.values() if v not in values])
-        for i, feature in found.items():
-            feature.add(values[reads[i]], weight > 0)
-    return {i: f.stats() for i, f in found.items()}
-
-
-def _fixed(network: Network) -> list[Version]:
-    """The column versions that trainable stages read and no trainable parameter changes."""
-    fixed: set[int] = set()
-    for i in network.positions:
-        parents = {p for _, p in network.graph.leaves[i].reads if p in network.positions}
-        if parents <= fixed and not any(p.requires_grad for p in network.module(i).parameters()):
-            fixed.add(i)
-    read = [v for i in network.positions if i not in fixed for v in network.graph.leaves[i].reads]
-    return [v for v in dict.fromkeys(read) if v[1] in fixed]
+        network.run(values, [v for v in found if v not in values])
+        for v, feature in found.items():
+            feature.add(values[v], weight > 0)
+    return {v: f.stats() for v, f in found.items()}

@@ -34,9 +34,11 @@ from sparkdiff.measure import Data, Score
 from sparkdiff.network import Network
 from sparkdiff.options import Options
 from sparkdiff.parallel import LostProcessError, Team
-from sparkdiff.stages.base import LabelStats
+from sparkdiff.recipes import Recipe
+from sparkdiff.scales import Scales
+from sparkdiff.stages.base import FeatureStats, LabelStats
 from sparkdiff.stream import Stream
-from sparkdiff.train import Recipe, Scales, Training, train
+from sparkdiff.train import Training, train
 
 PROGRESS = 0.5
 """Seconds between two lines of progress."""
@@ -57,9 +59,10 @@ class Assignment:
     recipes: tuple[Recipe, ...]
     options: Options
     metric: str  # as it is shown
+    stats: Mapping[Version, FeatureStats]  # of the network's fixed inputs
 
     def training(self) -> Training:
-        return Training(self.network, self.recipes, self.options, self.scales, self.original)
+        return Training(self.network, self.recipes, self.options, self.scales, self.original, self.stats)
 
 
 def work(

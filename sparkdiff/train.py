@@ -15,29 +15,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparkdiff.candidates import Candidates, Draw
+from sparkdiff.folding import fold
 from sparkdiff.graph import Version
 from sparkdiff.losses import Objective
-from sparkdiff.measure import Data, Score, scalar, score
+from sparkdiff.measure import Data, Score, scalar, widths
 from sparkdiff.network import Network
 from sparkdiff.options import Options
-from sparkdiff.parallel import Team
-from sparkdiff.stages.base import FeatureStats, LabelStats, Rows, StageModule
+from sparkdiff.recipes import Recipe
+from sparkdiff.scales import Scales, flattened, load
+from sparkdiff.stages.base import FeatureStats
+from sparkdiff.stream import Batch
 
 SMALL_STEP = 10_000_000
 """Parameters times rows of a step below which one thread is faster."""
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "adam": lambda p, lr: torch.optim.Adam(p, lr=lr, fused=True),
-    "adamw": lambda p, lr: torch.optim.AdamW(p, lr=lr, fused=True),
-    "sgd": lambda p, lr: torch.optim.SGD(p, lr=lr, fused=True),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """One candidate's settings."""
-
-    learningRate: float
-    regAnchor: float
+ROUNDING = 1e-12
+"""Share of the original's loss below which a gain is the rounding of another order of additions, and counts as none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,141 +54,14 @@ class Trained:
     moved: dict[str, tuple[float, float]]
 
 
-def candidates(options: Options, validationRows: int) -> list[Recipe]:
-    """The recipes to try: the gentle one, and from 1,000 validation rows one with ten times its rate and anchor."""
-    gentle = Recipe(options.learningRate, options.regAnchor)
-    return [gentle] if validationRows < 1000 else [gentle, Recipe(10 * options.learningRate, 10 * options.regAnchor)]
+@dataclasses.dataclass
+class Standing:
+    """What a candidate has shown so far: its best epoch, the parameters of it, and the epochs since."""
 
-
-Named = tuple[int, str, Tensor]
-
-
-def trained(network: Network) -> list[Named]:
-    """(position, name, parameter) of every parameter that trains."""
-    return [(i, n, p) for i in network.positions for n, p in network.module(i).named_parameters() if p.requires_grad]
-
-
-@dataclasses.dataclass(frozen=True)
-class Scales:
-    """Natural units of all trainable parameters, flat, in the order of `trained`; 0 where an entry must not move."""
-
-    unit: Tensor  # (p,)
-    positive: Tensor | None  # (p,) bool, None where no parameter is positive
-    pull: Tensor  # (p,) what a unit of the anchor weighs here, so that a stage's own rate doesn't change its anchor
-
-    @staticmethod
-    def of(
-        network: Network, x: Mapping[int, FeatureStats], y: LabelStats, options: Options
-    ) -> tuple[Scales, dict[str, int]]:
-        """The scales, and per parameter the number of entries frozen for want of support."""
-        rates = {
-            i: r / options.learningRate
-            for n, r in options.learningRates.items()
-            for i in network.graph.select([n], "learningRates")
-        }
-        unit, positive, pull, frozen = [], [], [], {}
-        for i, name, p in trained(network):
-            module = network.module(i)
-            mask = module.counts().get(name, torch.ones_like(p, dtype=torch.bool))
-            supported = module.supported(x[i], y).get(name, mask)
-            if bool((mask & ~supported).any()):
-                frozen[f"{network.graph.leaves[i].uid}.{name}"] = int((mask & ~supported).sum())
-            rate = rates.get(i, 1.0)
-            own = torch.as_tensor(
-                1.0 if name in module.positive else module.units(x[i], y).get(name, 1.0), dtype=torch.float64
-            )
-            unit.append((own.expand_as(p) * rate * (mask & supported & p.detach().isfinite())).flatten())
-            positive.append(torch.full((p.numel(),), name in module.positive))
-            pull.append(torch.full((p.numel(),), rate**2, dtype=torch.float64))
-        flags = torch.cat(positive)
-        return Scales(torch.cat(unit), flags if bool(flags.any()) else None, torch.cat(pull)), frozen
-
-
-class Candidate:
-    """A network of its own in training: all its trainable parameters are views of one flat vector p = p0 + unit * u.
-
-    Positive parameters are p = p0 * exp(unit * u). The optimizer works on u, in natural units; u = 0 is the original.
-    `gradient` (p,) and `loss` () are sums over the rows of a step, in memory that the caller owns.
-    """
-
-    def __init__(
-        self, network: Network, recipe: Recipe, options: Options, scales: Scales, original: float, gradient: Tensor, loss: Tensor
-    ):  # fmt: skip
-        self.network, self.recipe, self.scales, self.clip = network.clone(), recipe, scales, options.gradientClip
-        parameters = [p for _, _, p in trained(self.network)]
-        self.flat = torch.cat([p.detach().flatten() for p in parameters])
-        self.gradient, self.loss = gradient, loss
-        first = 0
-        for p in parameters:
-            last = first + p.numel()
-            p.data, p.grad = self.flat[first:last].view_as(p), self.gradient[first:last].view_as(p)
-            first = last
-        self.start, self.u = self.flat.clone(), torch.zeros_like(self.flat)
-        self.u.grad = torch.zeros_like(self.flat)
-        self.optimizer = OPTIMIZERS[options.optimizer]([self.u], recipe.learningRate)
-        stages = (self.network.module(i) for i in network.positions)
-        self.projects = [m for m in stages if type(m).project_ is not StageModule.project_]
-        self.best, self.best_flat, self.since, self.active = original, self.flat.clone(), 0, True
-        self.total = self.weight = torch.zeros((), dtype=torch.float64)  # of the epoch so far
-
-    def add(self, values: dict[Version, Rows], label: Tensor, weight: Tensor, objective: Objective) -> None:
-        """Add w * loss and its gradient over these rows to `loss` and `gradient`."""
-        loss = (objective.rows(self.network.margin(values), label, weight) * weight).sum()
-        loss.backward()
-        self.loss += loss.detach()
-
-    @torch.no_grad()
-    def step(self, weight: Tensor, scale: float) -> None:
-        """One optimizer step by the sums in `loss` and `gradient`, which `weight` () is the sum of w of."""
-        self.total, self.weight = self.total + self.loss, self.weight + weight
-        s, u = self.scales, self.u
-        slope = s.unit if s.positive is None else torch.where(s.positive, s.unit * self.flat, s.unit)
-        torch.mul(self.gradient, slope, out=u.grad)
-        u.grad.mul_(scale / weight).addcmul_(u, s.pull, value=self.recipe.regAnchor)  # type: ignore[union-attr]
-        if self.clip is not None:
-            u.grad.mul_((self.clip / u.grad.norm().clamp_min(1e-300)).clamp_max(1))  # type: ignore[union-attr]
-        self.optimizer.step()
-        torch.addcmul(self.start, u, s.unit, out=self.flat)
-        if s.positive is not None:
-            self.flat.copy_(torch.where(s.positive, self.start * torch.exp(u * s.unit), self.flat))
-        if self.projects:
-            self._project()
-
-    def _project(self) -> None:
-        before = self.flat.clone()
-        for module in self.projects:
-            module.project_()
-        moved = (self.flat != before) & (self.scales.unit != 0)  # those go on from where they were put
-        self.u[moved] = ((self.flat - self.start) / self.scales.unit)[moved]
-
-    def epoch_loss(self) -> float:
-        """Mean training loss of the epoch just done; starts the next one."""
-        mean = float(self.total / self.weight)
-        self.total = self.weight = torch.zeros((), dtype=torch.float64)
-        return mean
-
-    def judge(self, metric: float, patience: int) -> None:
-        """Take note of the validation metric of an epoch: the best one is kept, and patience ends."""
-        if metric < self.best:
-            self.best, self.since = metric, 0
-            self.best_flat.copy_(self.flat)
-        else:
-            self.since += 1
-        self.active = math.isfinite(metric) and self.since < patience
-
-    def state(self) -> dict[str, Any]:
-        return {
-            "flat": self.flat, "u": self.u, "optimizer": self.optimizer.state_dict(), "best": self.best,
-            "bestFlat": self.best_flat, "since": self.since, "active": self.active, "total": self.total, "weight": self.weight,
-        }  # fmt: skip
-
-    def load(self, state: Mapping[str, Any]) -> None:
-        self.flat.copy_(state["flat"])
-        self.u.copy_(state["u"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.best, self.since, self.active = state["best"], state["since"], state["active"]
-        self.best_flat.copy_(state["bestFlat"])
-        self.total, self.weight = state["total"], state["weight"]
+    metric: float
+    flat: Tensor  # (p,)
+    since: int = 0
+    active: bool = True
 
 
 class Training:
@@ -205,77 +71,114 @@ class Training:
     and but for the order of additions in any other number.
     """
 
-    def __init__(self, network: Network, recipes: Sequence[Recipe], options: Options, scales: Scales, original: Score):
-        self.options, self.scales, self.original = options, scales, original
-        size = len(scales.unit)
-        # One piece of memory, so that a step needs one sum over the processes: gradients, losses, weight.
-        self.sums = torch.zeros(len(recipes) * (size + 1) + 1, dtype=torch.float64)
-        self.weight = self.sums[-1]
-        losses = self.sums[len(recipes) * size : -1]
-        self.team = [
-            Candidate(network, r, options, scales, original.mean, self.sums[k * size : (k + 1) * size], losses[k])
-            for k, r in enumerate(recipes)
-        ]
-        self.history = [_entry(0, k, c.recipe, math.nan, original.mean) for k, c in enumerate(self.team)]
+    def __init__(
+        self, network: Network, recipes: Sequence[Recipe], options: Options, scales: Scales, original: Score,
+        stats: Mapping[Version, FeatureStats] | None = None,
+    ):  # fmt: skip
+        self.network, self.recipes, self.options, self.scales, self.original = (
+            network,
+            recipes,
+            options,
+            scales,
+            original,
+        )
+        self.stats = stats or {}
+        start = flattened(network)
+        self.standings = [Standing(original.mean, start) for _ in recipes]
+        self.history = [_entry(0, k, r, math.nan, original.mean) for k, r in enumerate(recipes)]
         self.gains: list[Tensor] = []
         self.columns: list[tuple[int, int]] = []
         self.epoch, self.step, self.ended = 1, 0, False  # the next step of the current epoch
+        self.candidates: Candidates | None = None  # those that are active, from the first step on
+        self._saved: Mapping[str, Any] | None = None
 
     @property
-    def active(self) -> list[Candidate]:
-        return [c for c in self.team if c.active]
+    def active(self) -> list[int]:
+        return [k for k, s in enumerate(self.standings) if s.active]
 
     @property
     def best(self) -> float:
-        return min(c.best for c in self.team)
+        return min(s.metric for s in self.standings)
+
+    def begin(self, data: Data) -> Candidates:
+        """Make the candidates that are active, as they were when the training was saved."""
+        folded = fold(self.network, widths(self.network, data))
+        recipes = [self.recipes[k] for k in self.active]
+        self.candidates = Candidates(self.network, recipes, self.options, self.scales, folded)
+        if self._saved is not None:
+            self.candidates.load(self._saved)
+        return self.candidates
 
     def state(self) -> dict[str, Any]:
-        gains = torch.stack(self.gains) if self.gains else torch.empty(0)
         return {
-            "epoch": self.epoch, "step": self.step, "ended": self.ended, "history": self.history, "gains": gains,
-            "columns": self.columns, "candidates": [c.state() for c in self.team],
+            "epoch": self.epoch, "step": self.step, "ended": self.ended, "history": self.history,
+            "gains": torch.stack(self.gains) if self.gains else torch.empty(0), "columns": self.columns,
+            "standings": [vars(s) for s in self.standings],
+            "candidates": self.candidates.state() if self.candidates and not self.ended else None,
         }  # fmt: skip
 
     def load(self, state: Mapping[str, Any]) -> None:
         self.epoch, self.step, self.ended = state["epoch"], state["step"], state["ended"]
         self.history, self.gains = list(state["history"]), list(state["gains"])
         self.columns = [(k, epoch) for k, epoch in state["columns"]]
-        for candidate, of_it in zip(self.team, state["candidates"], strict=True):
-            candidate.load(of_it)
+        self.standings = [Standing(**s) for s in state["standings"]]
+        self._saved = state["candidates"]
 
-    def fit(self, values: dict[Version, Rows], label: Tensor, weight: Tensor, objective: Objective, team: Team) -> None:
-        """One optimizer step of every active candidate on this process's rows of a batch, of which there may be none."""
-        self.sums.zero_()
-        self.weight += weight.sum()
+    def fit(self, candidates: Candidates, data: Data, batch: Batch, objective: Objective) -> None:
+        """One step of every active candidate on this process's rows of a batch, of which there may be none."""
+        o, team = self.options, data.team
+        candidates.sums.zero_()
+        draw = Draw((), (o.seed, self.epoch, self.step), self.stats)
+        if any(r.augments for r in candidates.recipes):
+            draw = dataclasses.replace(
+                draw, shards=data.stream.shares("train", o.batchSize, self.step, team.rank, team.world)
+            )
+        candidates.add(data.values(batch), scalar(batch, "label"), scalar(batch, "weight"), objective, draw)
+        team.sum_(candidates.sums)
+        if bool(candidates.weight > 0):
+            candidates.step(objective.scale, self._factor(data))
+
+    def _factor(self, data: Data) -> float:
+        """The schedule's factor of the learning rate at this step."""
+        if self.options.schedule == "constant":
+            return 1.0
+        done = self.epoch - 1 + self.step / data.stream.steps("train", self.options.batchSize)
+        return 0.5 * (1 + math.cos(math.pi * done / self.options.maxEpochs))
+
+    def validate(self, candidates: Candidates, data: Data, objective: Objective, metric: Objective) -> Candidates:
+        """Measure every active candidate on the validation split; ends the epoch. Returns those that go on."""
+        losses = candidates.end_epoch(objective.scale)
+        scores, flat = candidates.scores(data, "validation", metric)
         active = self.active
-        if bool((weight > 0).any()):
-            for c in active:
-                c.add(dict(values), label, weight, objective)
-        team.sum_(self.sums)
-        if bool(self.weight > 0):
-            for c in active:
-                c.step(self.weight.clone(), objective.scale)
-
-    def validate(self, data: Data, metric: Objective) -> None:
-        """Measure every active candidate on the validation split; ends the epoch."""
-        for k, c in enumerate(self.team):
-            if not c.active:
-                continue
-            now = score(c.network, data, "validation", metric, explain=False)
-            self.history.append(_entry(self.epoch, k, c.recipe, c.epoch_loss(), now.mean))
-            self.gains.append(self.original.blocks - now.blocks)
+        for k, loss, now, parameters in zip(active, losses, scores, flat, strict=True):
+            self.history.append(_entry(self.epoch, k, self.recipes[k], loss, now.mean))
+            gains = self.original.blocks - now.blocks
+            if gains.sum().abs() <= ROUNDING * self.original.blocks.abs().sum():
+                gains = torch.zeros_like(gains)
+            self.gains.append(gains)
             self.columns.append((k, self.epoch))
-            c.judge(now.mean, self.options.patience)
+            self._judge(self.standings[k], now.mean if bool((gains != 0).any()) else self.original.mean, parameters)
         self.epoch, self.step = self.epoch + 1, 0
         self.ended = self.epoch > self.options.maxEpochs or not self.active
+        rows = [j for j, k in enumerate(active) if self.standings[k].active]
+        if rows and len(rows) < len(active):
+            self.candidates = candidates.kept(rows)
+        return self.candidates or candidates
+
+    def _judge(self, standing: Standing, metric: float, flat: Tensor) -> None:
+        if metric < standing.metric:
+            standing.metric, standing.since, standing.flat = metric, 0, flat.clone()
+        else:
+            standing.since += 1
+        standing.active = math.isfinite(metric) and standing.since < self.options.patience
 
     def found(self, network: Network) -> Trained:
         """What the training has found; `network` is the original."""
-        best = min(self.team, key=lambda c: c.best)
+        best = min(self.standings, key=lambda s: s.metric)
         out, moved = network.clone(), {}
-        if best.best < self.original.mean:
-            best.flat.copy_(best.best_flat)
-            out, moved = best.network, _moved(network, best, self.scales)
+        if best.metric < self.original.mean:
+            load(out, best.flat)
+            moved = self.scales.moved(network, best.flat)
         return Trained(self.history, torch.stack(self.gains), self.original.weights, self.columns, out, moved)
 
 
@@ -290,17 +193,18 @@ def train(
     """
     options = training.options
     with one_thread_for_small_steps(len(training.scales.unit) * options.batchSize):
-        data = data.prepared(training.team[0].network)
+        data = data.prepared(training.network)
+        candidates = training.begin(data)
         while not training.ended:
             steps = data.stream.batches(
                 "train", batchSize=options.batchSize, epoch=training.epoch, first=training.step, rank=data.team.rank,
                 world=data.team.world, prepare=data.prepare,
             )  # fmt: skip
             for batch in steps:
-                training.fit(data.values(batch), scalar(batch, "label"), scalar(batch, "weight"), objective, data.team)
+                training.fit(candidates, data, batch, objective)
                 training.step += 1
                 on_step(training)
-            training.validate(data, metric)
+            candidates = training.validate(candidates, data, objective, metric)
             on_step(training)
 
 
@@ -317,20 +221,6 @@ def one_thread_for_small_steps(work: int) -> Iterator[None]:
 
 def _entry(epoch: int, candidate: int, recipe: Recipe, train: float, validation: float) -> dict[str, Any]:
     return {
-        "epoch": epoch, "candidate": candidate, "learningRate": recipe.learningRate, "regAnchor": recipe.regAnchor,
-        "trainLoss": train, "validationMetric": validation,
+        "epoch": epoch, "candidate": candidate, "recipe": str(recipe), "learningRate": recipe.learningRate,
+        "regAnchor": recipe.regAnchor, "trainLoss": train, "validationMetric": validation,
     }  # fmt: skip
-
-
-def _moved(network: Network, candidate: Candidate, scales: Scales) -> dict[str, tuple[float, float]]:
-    change = candidate.best_flat - candidate.start
-    if scales.positive is not None:
-        change = torch.where(scales.positive, torch.log(candidate.best_flat / candidate.start), change)
-    out, first = {}, 0
-    for i, name, p in trained(network):
-        unit, moved = scales.unit[first : first + p.numel()], change[first : first + p.numel()]
-        moved = (moved / unit)[unit != 0].abs()
-        first += p.numel()
-        if len(moved):
-            out[f"{network.graph.leaves[i].uid}.{name}"] = (float(moved.max()), float((moved**2).mean().sqrt()))
-    return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.sparse import SparseRows
-from sparkdiff.stages.base import Rows, StageModule, register
+from sparkdiff.stages.base import Parameters, Pulled, Rows, StageModule, register
 
 
 @register("pyspark.ml.feature.VectorAssembler")
@@ -38,6 +39,11 @@ class VectorAssembler(StageModule):
                     )
         strided = [p for p in parts if isinstance(p, Tensor)]
         return torch.cat(strided, 1) if len(strided) == len(parts) else beside(parts)
+
+    def pull(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> Pulled:
+        return Pulled(
+            list(slope.split(list(widths), -2)), 0.0, lambda gradients, constant, room: torch.cat(gradients, -2)
+        )
 
 
 def beside(parts: list[Rows]) -> SparseRows:

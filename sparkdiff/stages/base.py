@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -40,6 +40,28 @@ def leave_in_spark(class_name: str, reason: str) -> None:
 def class_name(stage: Any) -> str:
     """Full Python name of a stage's class."""
     return f"{type(stage).__module__}.{type(stage).__qualname__}"
+
+
+Parameters = Mapping[str, Tensor]
+
+
+class NotAffineError(Exception):
+    """A stage isn't affine in its inputs; never leaves the package."""
+
+
+class Pulled(NamedTuple):
+    """What StageModule.pull returns, with its derivative: autograd would take several times as long over such small tensors.
+
+    Attributes:
+        slopes: per input (K, d_in, m).
+        constant: what adds to the functions' constants, (K, 1, m).
+        back: (gradients of `slopes` (K, d_in, m) each, gradient of the constants (K, 1, m), room (K, *shape) by name for the
+            gradients of the parameters that train, to add to) -> gradient of `slope`.
+    """
+
+    slopes: list[Tensor]
+    constant: Tensor | float
+    back: Callable[[list[Tensor], Tensor, Parameters], Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -136,6 +158,24 @@ class StageModule(nn.Module):
             shape[axis] = -1
             out[name] = (x.support >= SUPPORT).view(shape).expand_as(getattr(self, name))
         return out
+
+    def pull(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> Pulled:
+        """Affine functions of this stage's output as functions of its inputs; how many candidates are trained at once.
+
+        Args:
+            p: this stage's parameters, those that train with a leading dimension of K candidates.
+            slope: (K, d_out, m) slopes of m functions; K may be missing where no candidate differs. A predictor makes the
+                functions (its margins) and gets an empty tensor.
+            widths: of the inputs.
+
+        Raises:
+            NotAffineError: the stage isn't affine; its candidates are then evaluated one by one.
+        """
+        raise NotAffineError(type(self).__name__)
+
+    def has_bounds(self) -> bool:
+        """Whether `project_` has anything to do."""
+        return type(self).project_ is not StageModule.project_
 
     def project_(self) -> None:
         """Move the parameters back into their domain, in place, after an optimizer step."""

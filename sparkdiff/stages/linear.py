@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -17,6 +17,8 @@ from sparkdiff.stages.base import (
     SUPPORT,
     FeatureStats,
     LabelStats,
+    Parameters,
+    Pulled,
     Rows,
     StageModule,
     columns_of,
@@ -54,6 +56,11 @@ class Predictor(StageModule):
         """The predicted mean of a regression, (n,); what Spark shows as prediction."""
         raise NotImplementedError
 
+    @property
+    def wide(self) -> bool:
+        """Whether a row's margin is a vector, one entry per class."""
+        return False
+
     positive_mean: bool = False
     """Whether `mean` is positive by construction."""
 
@@ -71,6 +78,18 @@ def product(x: Rows, weight: Tensor) -> Tensor:
     if isinstance(x, SparseRows):
         return x.matmul(weight[:, None])[:, 0] if weight.ndim == 1 else x.matmul(weight.T)
     return x @ (weight if weight.ndim == 1 else weight.T)
+
+
+def regression_margin(p: Parameters, *more: Tensor) -> Pulled:
+    """The margin x @ coefficients + intercept, and the sum of further inputs with slopes that don't train."""
+
+    def back(gradients: list[Tensor], constant: Tensor, room: Parameters) -> None:
+        if "coefficients" in room:
+            room["coefficients"].add_(gradients[0][:, :, 0])
+        if "intercept" in room:
+            room["intercept"].add_(constant[:, 0, 0])
+
+    return Pulled([p["coefficients"][..., None], *more], p["intercept"][..., None, None], back)
 
 
 def coefficient_units(x: FeatureStats, unit: float) -> Tensor:
@@ -100,6 +119,9 @@ class LinearRegression(Predictor):
 
     def margin(self, x: Rows) -> Tensor:  # type: ignore[override]  # one input column
         return product(x, self.coefficients) + self.intercept
+
+    def pull(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> Pulled:
+        return regression_margin(p)
 
     def columns(self, margin: Tensor) -> tuple[Tensor, ...]:
         return (margin,)
@@ -186,6 +208,9 @@ class GeneralizedLinearRegression(Predictor):
         eta = product(x, self.coefficients) + self.intercept
         return eta if offset is None else eta + offset
 
+    def pull(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> Pulled:
+        return regression_margin(p, *(torch.ones(1, 1, dtype=torch.float64) for _ in widths[1:]))  # the offset
+
     def mean(self, margin: Tensor) -> Tensor:
         unlink = LINKS[self.link][0] if self.link != "power" else lambda eta: power(eta, 1 / self.link_power)
         mu = unlink(margin)
@@ -264,6 +289,19 @@ class LogisticRegression(Predictor):
             return product(x, self.coefficientMatrix) + self.interceptVector
         return product(x, self.coefficientMatrix[0]) + self.interceptVector[0]
 
+    @property
+    def wide(self) -> bool:
+        return self.isMultinomial
+
+    def pull(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> Pulled:
+        def back(gradients: list[Tensor], constant: Tensor, room: Parameters) -> None:
+            if "coefficientMatrix" in room:
+                room["coefficientMatrix"].add_(gradients[0].mT)
+            if "interceptVector" in room:
+                room["interceptVector"].add_(constant[:, 0])
+
+        return Pulled([p["coefficientMatrix"].mT], p["interceptVector"][..., None, :], back)
+
     def columns(self, margin: Tensor) -> tuple[Tensor, ...]:
         if self.isMultinomial:
             raw, probability = margin, softmax(margin)
@@ -311,6 +349,9 @@ class LogisticRegression(Predictor):
             seen = classes >= SUPPORT
             out |= {"coefficientMatrix": out["coefficientMatrix"] & seen[:, None], "interceptVector": seen}
         return out
+
+    def has_bounds(self) -> bool:
+        return bool(self.bounds)
 
     @torch.no_grad()
     def project_(self) -> None:

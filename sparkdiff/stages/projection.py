@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sparkdiff.sparse import SparseRows
-from sparkdiff.stages.base import FeatureStats, LabelStats, Rows, StageModule, parameter, register, tensor
+from sparkdiff.stages.base import (
+    FeatureStats,
+    LabelStats,
+    Parameters,
+    Pulled,
+    Rows,
+    StageModule,
+    parameter,
+    register,
+    tensor,
+)
 
 
 @register("pyspark.ml.feature.PCAModel")
@@ -29,6 +40,16 @@ class PCA(StageModule):
 
     def forward(self, x: Rows) -> Tensor:  # (n, d) -> (n, k)
         return x.matmul(self.pc) if isinstance(x, SparseRows) else x @ self.pc
+
+    def pull(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> Pulled:
+        pc = p["pc"]
+
+        def back(gradients: list[Tensor], constant: Tensor, room: Parameters) -> Tensor:
+            if "pc" in room:
+                room["pc"].add_(gradients[0] @ slope.mT)
+            return pc.mT @ gradients[0]
+
+        return Pulled([pc @ slope], 0.0, back)
 
     def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
         # Rotations act on x in its own scale: one unit turns a component by one standard deviation of a column.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,18 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.sparse import SparseRows
-from sparkdiff.stages.base import FeatureStats, LabelStats, Rows, StageModule, dense, parameter, register, tensor
+from sparkdiff.stages.base import (
+    FeatureStats,
+    LabelStats,
+    Parameters,
+    Pulled,
+    Rows,
+    StageModule,
+    dense,
+    parameter,
+    register,
+    tensor,
+)
 
 
 @register("pyspark.ml.feature.StandardScalerModel")
@@ -26,7 +38,7 @@ class StandardScaler(StageModule):
         self.std = parameter(std, with_std)  # (d,)
         self.mean = parameter(mean, with_mean)  # (d,)
         self.register_buffer("moves", std != 0)  # (d,) constant columns stay 0, always
-        self.with_std, self.with_mean = with_std, with_mean
+        self.with_std, self.with_mean, self.all_move = with_std, with_mean, bool(self.moves.all())
 
     @classmethod
     def from_spark(cls, stage: Any) -> StandardScaler:
@@ -35,10 +47,33 @@ class StandardScaler(StageModule):
     def forward(self, x: Rows) -> Rows:  # (n, d) -> (n, d); sparse stays sparse without mean
         if not self.with_std:
             return dense(x) - self.mean if self.with_mean else x
-        factor = torch.where(self.moves, 1 / torch.where(self.moves, self.std, 1.0), 0.0)  # no NaN gradient at std = 0
+        factor = self.factor(self.std)
         if isinstance(x, SparseRows) and not self.with_mean:
             return x.with_values(x.values * factor[x.indices])
         return (dense(x) - self.mean) * factor if self.with_mean else dense(x) * factor
+
+    def factor(self, std: Tensor) -> Tensor:
+        if self.all_move:
+            return std.reciprocal()
+        return torch.where(self.moves, 1 / torch.where(self.moves, std, 1.0), 0.0)  # no NaN gradient at std = 0
+
+    def pull(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> Pulled:
+        # The slope in a constant column is 0, which keeps NaN and inf NaN, as in `forward`.
+        factor = self.factor(p["std"])[..., None] if self.with_std else torch.ones(1, 1, dtype=torch.float64)
+        mean = p["mean"][..., None]  # (K, d, 1)
+        pulled = slope * factor if self.with_std else slope
+
+        def back(gradients: list[Tensor], constant: Tensor, room: Parameters) -> Tensor:
+            gradient = gradients[0]
+            if self.with_mean:
+                gradient = gradient - mean * constant
+                if "mean" in room:
+                    room["mean"].sub_((pulled * constant).sum(-1))
+            if "std" in room:
+                room["std"].sub_((gradient * pulled * factor).sum(-1))
+            return gradient * factor
+
+        return Pulled([pulled], -(mean.mT @ pulled) if self.with_mean else 0.0, back)
 
     def counts(self) -> dict[str, Tensor]:
         return {"std": self.moves, "mean": self.moves} if self.with_std else {"std": torch.zeros_like(self.moves)}
@@ -74,6 +109,23 @@ class MinMaxScaler(StageModule):
         factor = (self.high - self.low) / torch.where(self.moves, self.originalMax - self.originalMin, 1.0)
         constant = torch.where(x.isnan(), x, (self.low + self.high) / 2)
         return torch.where(self.moves, (x - self.originalMin) * factor + self.low, constant)
+
+    def pull(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> Pulled:
+        low, moves = p["originalMin"][..., None], self.moves[:, None]  # (K, d, 1)
+        range = torch.where(moves, p["originalMax"][..., None] - low, 1.0)
+        factor = torch.where(moves, (self.high - self.low) / range, 0.0)
+        at_zero = torch.where(moves, self.low - low * factor, (self.low + self.high) / 2)
+
+        def back(gradients: list[Tensor], constant: Tensor, room: Parameters) -> Tensor:
+            by_constant = slope * constant
+            steeper = (gradients[0] * slope - low * by_constant).sum(-1) * (factor / range)[..., 0]
+            if "originalMin" in room:
+                room["originalMin"].add_(steeper - (factor * by_constant).sum(-1))
+            if "originalMax" in room:
+                room["originalMax"].sub_(steeper)
+            return gradients[0] * factor + at_zero * constant
+
+        return Pulled([slope * factor], at_zero.mT @ slope, back)
 
     def counts(self) -> dict[str, Tensor]:
         return {"originalMin": self.moves, "originalMax": self.moves}

@@ -78,6 +78,12 @@ class Stream:
             raise InputError(f"batchSize must be at least 1, got {batchSize}.")
         return -(-self.rows(split) // batchSize)
 
+    def shares(self, split: str, batchSize: int, step: int, rank: int = 0, world: int = 1) -> list[tuple[int, int]]:
+        """(virtual shard, rows) of this rank's part of a step, in the order of its rows."""
+        steps, shards = self.steps(split, batchSize), self._shards(split)
+        rows = [sum(piece.rows for piece in shard) for shard in shards]
+        return [(i, rows[i] * (step + 1) // steps - rows[i] * step // steps) for i in range(rank, len(shards), world)]
+
     def batches(
         self,
         split: str,

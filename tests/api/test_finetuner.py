@@ -145,7 +145,8 @@ def test_the_summary_as_text_and_json(tuned: FineTunerModel) -> None:
 
 def test_the_history_has_a_row_per_epoch_and_candidate(tuned: FineTunerModel) -> None:
     history = tuned.summary.history
-    assert list(history.columns) == ["epoch", "candidate", "learningRate", "regAnchor", "trainLoss", "validationMetric"]
+    columns = ["epoch", "candidate", "recipe", "learningRate", "regAnchor", "trainLoss", "validationMetric"]
+    assert list(history.columns) == columns
     assert list(history["epoch"]) == list(range(9))  # under 1,000 validation rows only the gentle candidate runs
     assert set(history["candidate"]) == {0}
     held = tuned.summary.metrics["validation"]
@@ -156,18 +157,18 @@ def test_the_history_has_a_row_per_epoch_and_candidate(tuned: FineTunerModel) ->
     assert history["trainLoss"][8] < history["trainLoss"][1]
 
 
-def test_from_a_thousand_validation_rows_two_candidates_run(
+def test_from_a_thousand_validation_rows_four_candidates_run(
     df: DataFrame, numeric: PipelineModel, folder: Path, decided: list[dict[str, Any]]
 ) -> None:
     summary = tune(numeric, df, folder, validationFraction=0.75, maxEpochs=3, learningRate=1e-3).summary
     history = summary.history
     assert sorted(zip(history["epoch"], history["candidate"], strict=True)) == [
-        (e, c) for e in range(4) for c in (0, 1)
+        (e, c) for e in range(4) for c in range(4)
     ]
-    assert list(history.groupby("candidate")["learningRate"].first()) == [1e-3, 1e-2]
-    assert list(history.groupby("candidate")["regAnchor"].first()) == [1e-3, 1e-2]
+    assert list(history.groupby("candidate")["learningRate"].first()) == [1e-3, 1e-2, 1e-3, 1e-2]
+    assert list(history.groupby("candidate")["regAnchor"].first()) == [1e-3, 1e-2, 0, 1e-3]
     gains, w = decided[0]["gains"], decided[0]["weights"]
-    assert gains.shape == (6, guard.MAX_BLOCKS)
+    assert gains.shape == (12, guard.MAX_BLOCKS)
     assert decided[0]["level"] == 0.025
     assert (decided[0]["unit"], decided[0]["units"]) == ("rows", int(w.sum()))
     # gain and z from the block sums

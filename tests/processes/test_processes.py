@@ -162,7 +162,7 @@ def test_torchrun_starts_a_prepared_attempt(fit: Fit, tmp_path: Path, monkeypatc
     assert alone is not None
     assert two is not None
     assert two["ended"]
-    for one, other in zip(alone["candidates"], two["candidates"], strict=True):
+    for one, other in zip(alone["standings"], two["standings"], strict=True):
         torch.testing.assert_close(one["flat"], other["flat"], rtol=0, atol=1e-12)
     assert all(
         json.loads((here / f"rank-{rank}.json").read_text())["sparkdiff"].startswith(str(here / "sparkdiff.zip"))

@@ -13,16 +13,17 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "sparkdiff"
 LAYERS = [
     ["errors"],
-    ["options", "jvm", "sparse", "checkpoint", "parallel"],
+    ["options", "jvm", "sparse", "checkpoint", "parallel", "optimizers"],
     ["nesting"],
     ["stages.base"],
     ["stages"],  # and all other modules of it
     ["graph", "columns"],
     ["guard"],
-    ["network", "losses", "splits", "planning"],
-    ["stream", "fingerprint"],
+    ["network", "losses", "splits", "planning", "recipes"],
+    ["stream", "fingerprint", "folding", "derivatives", "augment", "scales"],
     ["parity", "cache", "measure", "flips"],
-    ["train", "preflight", "faithful"],
+    ["candidates", "preflight", "faithful"],
+    ["train"],
     ["rank"],
     ["launch"],
     ["report"],
@@ -36,6 +37,13 @@ LAYERS = [
 FILES = sorted(PACKAGE.rglob("*.py"))
 NO_SPARK = (
     "train",
+    "candidates",
+    "folding",
+    "derivatives",
+    "optimizers",
+    "augment",
+    "scales",
+    "recipes",
     "rank",
     "checkpoint",
     "parallel",

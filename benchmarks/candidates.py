@@ -1,0 +1,230 @@
+"""What do four candidates cost next to one plain torch loop, and next to one candidate of our own?
+
+A scaler, a PCA(10) and a regression in float64, batches of 128 rows from memory, with a validation pass after every epoch.
+The plain loop is what one would write by hand: the stages as modules, `loss.backward()`, one fused Adam over their parameters.
+The arms take turns in one process, on one thread; prints ratios of CPU time, writes JSON, and fails above the bounds.
+
+    python benchmarks/candidates.py --out candidates.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparkdiff.candidates import Candidates, Draw
+from sparkdiff.folding import fixed_versions, fold
+from sparkdiff.graph import Graph, Leaf
+from sparkdiff.losses import Objective, resolve
+from sparkdiff.measure import Tally
+from sparkdiff.network import Network
+from sparkdiff.options import Options
+from sparkdiff.recipes import candidates
+from sparkdiff.scales import Scales
+from sparkdiff.stages.base import FeatureStats, LabelStats, StageModule
+from sparkdiff.stages.linear import GeneralizedLinearRegression, LinearRegression, LogisticRegression
+from sparkdiff.stages.projection import PCA
+from sparkdiff.stages.scaling import StandardScaler
+
+BATCH, ROWS, HELD, COMPONENTS = 128, 5120, 1280, 10
+PLAIN, OWN = 1.0, 2.0
+"""Bounds: four candidates over the plain loop, and over our own single candidate."""
+
+
+def chain(*modules: StageModule) -> Network:
+    """A network of stages in a row, from the column `c-1` on; without Spark's stages, so it can't be written back."""
+    graph = Graph.__new__(Graph)
+    graph.fold, graph.head = str.lower, len(modules) - 1
+    graph.leaves = []
+    for i, module in enumerate(modules):
+        parametric = any(p.requires_grad for p in module.parameters())
+        leaf = Leaf(
+            (i,),
+            f"stage{i}",
+            type(module).__name__,
+            None,
+            (f"c{i - 1}",),
+            (f"c{i}",),
+            False,
+            False,
+            module,
+            "",
+            parametric,
+        )
+        leaf.reads, leaf.parents = ((f"c{i - 1}", i - 1),), frozenset({i - 1} - {-1})
+        graph.leaves.append(leaf)
+    return Network(graph, range(len(modules)))
+
+
+def pipeline(x: Tensor, head: StageModule) -> Network:
+    mean, std = x.mean(0), x.std(0)
+    _, _, v = torch.linalg.svd((x - mean) / std, full_matrices=False)
+    return chain(StandardScaler(std, mean, True, True), PCA(v[:COMPONENTS].T.clone(), torch.ones(COMPONENTS)), head)
+
+
+def poisson(x: Tensor) -> tuple[StageModule, Tensor]:
+    rate = torch.exp(1 + 0.3 * x[:, 0] - 0.2 * x[:, 1])
+    start = torch.zeros(COMPONENTS, dtype=torch.float64)
+    head = GeneralizedLinearRegression(
+        start, torch.tensor(1.0, dtype=torch.float64), True, family="poisson", link="log", link_power=float("nan"),
+        variance_power=float("nan"), shows_link=False,
+    )  # fmt: skip
+    return head, torch.poisson(rate)
+
+
+def squared(x: Tensor) -> tuple[StageModule, Tensor]:
+    start = torch.zeros(COMPONENTS, dtype=torch.float64)
+    head = LinearRegression(start, torch.tensor(0.0, dtype=torch.float64), 1.0, True, None)
+    return head, x[:, 0] + torch.randn(len(x), dtype=torch.float64)
+
+
+def softmax(x: Tensor) -> tuple[StageModule, Tensor]:
+    matrix, intercept = torch.zeros(10, COMPONENTS, dtype=torch.float64), torch.zeros(10, dtype=torch.float64)
+    head = LogisticRegression(
+        matrix,
+        intercept,
+        True,
+        num_classes=10,
+        thresholds=None,
+        threshold=0.5,
+        bounds={},
+        shown=("predictionCol",),
+        uid="lr",
+    )
+    return head, (x[:, :10] + torch.randn(len(x), 10, dtype=torch.float64)).argmax(1).double()
+
+
+class Own:
+    """Epochs of our candidates on rows in memory."""
+
+    def __init__(self, number: int, network: Network, x: Tensor, y: Tensor, objective: Objective):
+        options = Options.of({})
+        stats = {
+            i: FeatureStats(torch.zeros(1), torch.ones(n), torch.full((n,), 99))
+            for i, n in ((0, x.shape[1]), (1, x.shape[1]), (2, COMPONENTS))
+        }
+        classes = torch.full((10,), 99) if network.head.classes else torch.empty(0)
+        scales, _ = Scales.of(network, stats, LabelStats(1.0, 1.0, 0.0, 9.0, classes), options)
+        [self.version] = fixed_versions(network)
+        folded = fold(
+            network, {self.version: x.shape[1], **{(f"c{i}", i): n for i, n in ((0, x.shape[1]), (1, COMPONENTS))}}
+        )
+        assert folded is not None
+        self.team = Candidates(network, candidates(options, 10_000)[:number], options, scales, folded)
+        self.x, self.y, self.objective = x, y, objective
+
+    def epoch(self, order: Tensor) -> None:
+        one = torch.ones(BATCH, dtype=torch.float64)
+        draw = Draw((), (), {})
+        for rows in order.split(BATCH):
+            self.team.sums.zero_()
+            self.team.add(
+                {self.version: self.x.index_select(0, rows)}, self.y.index_select(0, rows), one, self.objective, draw
+            )
+            self.team.step(self.objective.scale)
+        self.team.end_epoch(self.objective.scale)
+
+    @torch.no_grad()
+    def validate(self, x: Tensor, y: Tensor) -> None:
+        team = self.team
+        every = list(range(len(team.recipes)))
+        slopes = team.folded.slopes(team.parameters, len(every))  # type: ignore[union-attr]
+        weight, block = torch.ones_like(y), torch.arange(len(y))
+        for margin in team._margins(every, slopes, {self.version: x}):
+            Tally(self.objective, team.network).add(margin, y, weight, block)
+
+
+class Plain:
+    """The loop that one would write by hand."""
+
+    def __init__(self, network: Network, x: Tensor, y: Tensor, objective: Objective):
+        network = network.clone()
+        self.stages, self.head = [network.module(0), network.module(1)], network.head
+        self.optimizer = torch.optim.Adam(network.parameters(), 1e-3, fused=True)
+        self.x, self.y, self.objective = x, y, objective
+
+    def margin(self, x: Tensor) -> Tensor:
+        for stage in self.stages:
+            x = stage(x)
+        return self.head.margin(x)
+
+    def epoch(self, order: Tensor) -> None:
+        one = torch.ones(BATCH, dtype=torch.float64)
+        for rows in order.split(BATCH):
+            self.optimizer.zero_grad()
+            loss = self.objective.rows(
+                self.margin(self.x.index_select(0, rows)), self.y.index_select(0, rows), one
+            ).mean()
+            loss.backward()
+            self.optimizer.step()
+
+    @torch.no_grad()
+    def validate(self, x: Tensor, y: Tensor) -> None:
+        self.objective.rows(self.margin(x), y, torch.ones_like(y)).mean()
+
+
+HEADS: dict[str, Callable[[Tensor], tuple[StageModule, Tensor]]] = {
+    "poisson": poisson,
+    "squared": squared,
+    "softmax": softmax,
+}
+
+
+def measure(kind: str, width: int, repeats: int) -> dict[str, Any]:
+    torch.manual_seed(0)
+    x = torch.randn(ROWS + HELD, width, dtype=torch.float64)
+    head, y = HEADS[kind](x)
+    network = pipeline(x, head)
+    train, held = (x[:ROWS].clone(), y[:ROWS].clone()), (x[ROWS:].clone(), y[ROWS:].clone())
+    objective = resolve(
+        "auto", {}, network.head, ("prediction",), LabelStats(float(y.mean()), float(y.std()), 0, 9, torch.empty(0))
+    )
+    arms = {
+        "plain": Plain(network, *train, objective),
+        "one": Own(1, network, *train, objective),
+        "four": Own(4, network, *train, objective),
+    }
+    times: dict[str, list[float]] = {name: [] for name in arms}
+    for repeat in range(repeats + 1):
+        order = torch.randperm(ROWS)
+        for name, arm in arms.items():
+            start = time.process_time()
+            arm.epoch(order)
+            arm.validate(*held)
+            if repeat:  # the first one warms up
+                times[name].append(time.process_time() - start)
+    ratios = [f / p for f, p in zip(times["four"], times["plain"], strict=True)]
+    own = [f / o for f, o in zip(times["four"], times["one"], strict=True)]
+    return {
+        "head": kind, "width": width, "overPlain": statistics.median(ratios), "overOne": statistics.median(own),
+        "plainMicrosecondsPerStep": 1e6 * statistics.median(times["plain"]) / (ROWS // BATCH),
+    }  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--widths", type=int, nargs="+", default=[60, 500])
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    results = [measure(kind, width, given.repeats) for kind in HEADS for width in given.widths]
+    print("| head | inputs | four candidates / plain loop | four candidates / one |\n|---|---|---|---|")
+    for r in results:
+        print(f"| {r['head']} | {r['width']} | {r['overPlain']:.2f} | {r['overOne']:.2f} |")
+    if given.out:
+        given.out.write_text(json.dumps(results, indent=1))
+    return int(any(r["overPlain"] > PLAIN or r["overOne"] > OWN for r in results))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

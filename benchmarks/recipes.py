@@ -1,0 +1,92 @@
+"""Which four candidates should train together? The choice behind `sparkdiff.recipes`, on training and validation rows only.
+
+A grid of learning rates and anchors trains on pipelines as Spark fitted them: bike sharing and digits, with slack and without,
+on many rows and on few. Per run a candidate counts as its best epoch's relative gain on the validation rows; a set of
+candidates counts as its best. Test rows are never read. Prints the grid and the best sets, writes JSON.
+
+    SPARK_CONF_DIR=conf python benchmarks/recipes.py --seeds 3 --out recipes.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from poster_table import CONFIG, HELD_OUT, VARIANTS, build, rows_of
+from pyspark.sql import functions as F
+
+from sparkdiff import FineTuner, finetune
+from sparkdiff.recipes import Recipe
+from sparkdiff.run import function, load_config, load_data, start_session
+
+RATES, ANCHORS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), (0.0, 1e-3, 1e-2, 1e-1)
+GRID = [Recipe(rate, anchor) for rate in RATES for anchor in ANCHORS]
+FIRST_SEED = 100
+"""Splits that docs/gains.md doesn't show."""
+
+
+def gains(model: Any, rows: Any, seed: int, folder: str) -> list[float]:
+    """Per candidate the relative gain of its best epoch on the validation rows."""
+    with mock.patch.object(finetune, "candidates", return_value=GRID):
+        tuner = FineTuner(pipeline=model, validationIndicatorCol=HELD_OUT, seed=seed, cacheDir=folder, guard=1.0)
+        history = tuner.fit(rows).summary.history
+    before = history["validationMetric"][0]
+    best = history.groupby("candidate")["validationMetric"].min()
+    return [float((before - best[k]) / abs(before)) for k in range(len(GRID))]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    bikes = load_config(CONFIG)
+    digits = load_config(CONFIG.with_name("digits.yaml"))
+    spark = start_session({"spark.ui.enabled": "false", "spark.sql.shuffle.partitions": "2"})
+    spark.sparkContext.setLogLevel("ERROR")
+    runs: dict[str, list[list[float]]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in range(FIRST_SEED, FIRST_SEED + given.seeds):
+            rows = rows_of(spark, bikes, seed)
+            few = rows.learning.where(F.col(HELD_OUT) | F.expr(f"pmod(xxhash64(day, hr, {seed}, 7), 4) = 0"))
+            for variant in VARIANTS:
+                for name, learning in ((variant.name, rows.learning), (f"{variant.name}, a quarter of the rows", few)):
+                    train = learning.where(~F.col(HELD_OUT))
+                    model = build(bikes, train, pca=variant.pca, regParam=variant.regParam).fit(train)
+                    runs.setdefault(name, []).append(gains(model, learning, seed, folder))
+            images = load_data(spark, {**digits.data["train"], "where": "true"}, digits.folder, "train")
+            tenth = f"pmod(xxhash64(id, {seed}), 10)"
+            learning = images.where(f"{tenth} < 9").withColumn(HELD_OUT, F.expr(f"{tenth} < 6 AND {tenth} >= 0"))
+            train = learning.where(~F.col(HELD_OUT))
+            model = function(digits.pipeline, digits.folder)(train).fit(train)
+            runs.setdefault("digits", []).append(gains(model, learning, seed, folder))
+            print(f"seed {seed} done", file=sys.stderr)
+    print("| learningRate | regAnchor | " + " | ".join(runs) + " |\n|---|---|" + "---|" * len(runs))
+    for k, recipe in enumerate(GRID):
+        means = [statistics.fmean(run[k] for run in each) for each in runs.values()]
+        print(f"| {recipe.learningRate:g} | {recipe.regAnchor:g} | " + " | ".join(f"{m:+.2%}" for m in means) + " |")
+    flat = [run for each in runs.values() for run in each]
+    for size in (1, 2, 3, 4):
+        # What is lost against the whole grid, on the mean over runs.
+        sets = [
+            (statistics.fmean(max(run) - max(run[k] for k in chosen) for run in flat), chosen)
+            for chosen in itertools.combinations(range(len(GRID)), size)
+        ]
+        print(f"\nBest sets of {size}, and what they lose against the whole grid:")
+        for lost, chosen in sorted(sets)[:4]:
+            named = ", ".join(f"({GRID[k].learningRate:g}, {GRID[k].regAnchor:g})" for k in chosen)
+            print(f"- {named}: {lost:.3%}")
+    if given.out:
+        given.out.write_text(json.dumps({"grid": [vars(r) for r in GRID], "gains": runs}, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

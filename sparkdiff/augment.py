@@ -1,0 +1,74 @@
+"""Rows that weren't seen but might have been: noise, masks and mixtures of a batch, for the candidates that want them.
+
+What is drawn depends on the seed, the epoch, the step and the virtual shard that a row lies in, so that any number of
+processes draws the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparkdiff.graph import Version
+from sparkdiff.recipes import Recipe
+from sparkdiff.sparse import SparseRows
+from sparkdiff.stages.base import FeatureStats, Rows
+
+Target = tuple[Tensor, Tensor]
+"""Labels and weights, (n,) each."""
+
+
+def augmented(
+    recipe: Recipe, values: Mapping[Version, Rows], target: Target, stats: Mapping[Version, FeatureStats],
+    shards: Sequence[tuple[int, int]], key: tuple[int, ...],
+) -> tuple[dict[Version, Rows], list[Target]]:  # fmt: skip
+    """The values as this recipe wants to see them, and the targets that a row's loss is the sum over.
+
+    Args:
+        values: the network's fixed inputs. Of sparse rows only the entries that are stored change; they are never mixed.
+        stats: mean and standard deviation of each.
+        shards: (virtual shard, rows) of this batch, in the order of its rows.
+        key: the seed, and what else tells this draw from any other.
+    """
+    rngs = [np.random.default_rng((*key, shard)) for shard, _ in shards]
+    sizes = [rows for _, rows in shards]
+    out = dict(values)
+
+    def drawn(draw: Callable[[np.random.Generator, int], Any], counts: Sequence[int]) -> Tensor:
+        return torch.from_numpy(np.concatenate([draw(rng, n) for rng, n in zip(rngs, counts, strict=True)]))
+
+    for v, x in out.items():
+        s = stats[v]
+        if isinstance(x, SparseRows):
+            ends = x.offsets[np.cumsum(sizes)].tolist()
+            entries = np.diff([0, *ends]).tolist()
+            if recipe.noise:
+                noise = drawn(lambda rng, n: rng.standard_normal(n), entries)
+                x = x.with_values(x.values + recipe.noise * s.std[x.indices] * noise)
+            if recipe.mask:
+                x = x.with_values(x.values * (drawn(lambda rng, n: rng.random(n), entries) >= recipe.mask))
+        else:
+            width = x.shape[1] if x.ndim == 2 else 1
+            std, mean = (s.std, s.mean) if x.ndim == 2 else (s.std[0], s.mean[0])
+            if recipe.noise:
+                noise = drawn(lambda rng, n, w=width: rng.standard_normal((n, w)), sizes)  # type: ignore[misc]
+                x = x + recipe.noise * std * noise.view_as(x)
+            if recipe.mask:
+                kept = drawn(lambda rng, n, w=width: rng.random((n, w)), sizes) >= recipe.mask  # type: ignore[misc]
+                x = torch.where(kept.view_as(x), x, mean)
+        out[v] = x
+    if not recipe.mixup:
+        return out, [target]
+    partner = drawn(lambda rng, n: rng.permutation(n), sizes)  # of the same virtual shard
+    partner += torch.from_numpy(np.repeat(np.cumsum([0, *sizes[:-1]]), sizes))
+    share = drawn(lambda rng, n: rng.beta(recipe.mixup, recipe.mixup, n), sizes)
+    for v, x in out.items():
+        if isinstance(x, Tensor):
+            own = share.view(-1, *[1] * (x.ndim - 1))
+            out[v] = own * x + (1 - own) * x[partner]
+    label, weight = target
+    return out, [(label, weight * share), (label[partner], weight[partner] * (1 - share))]

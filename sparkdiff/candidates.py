@@ -1,0 +1,313 @@
+"""Candidates of one network in training, as the rows of one matrix: their margins, gradients and steps, all at once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparkdiff.augment import Target, augmented
+from sparkdiff.derivatives import derivative
+from sparkdiff.folding import Folded, Slopes
+from sparkdiff.graph import Version
+from sparkdiff.losses import Objective
+from sparkdiff.measure import Data, Score, Tally
+from sparkdiff.network import Network
+from sparkdiff.optimizers import FirstOrder
+from sparkdiff.options import Options
+from sparkdiff.recipes import Recipe
+from sparkdiff.scales import Scales, flattened, trained
+from sparkdiff.stages.base import FeatureStats, Rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Draw:
+    """Where a batch stands in the training, which decides what is drawn for its augmentation.
+
+    Attributes:
+        shards: (virtual shard, rows) of this process's rows, in their order.
+        key: seed, epoch and step.
+        stats: of the network's fixed inputs.
+    """
+
+    shards: Sequence[tuple[int, int]]
+    key: tuple[int, ...]
+    stats: Mapping[Version, FeatureStats]
+
+
+class Candidates:
+    """K candidates: each is a row of u (K, p), in natural units; its parameters are p0 + unit * u, or p0 * exp(unit * u).
+
+    The parameters of a stage lie in `flat` (K, p) as they do in a network, so that the same memory is read as (K, *shape) by a
+    folded network and as (*shape) by the candidates' own networks where there is none.
+
+    Attributes:
+        sums: in one piece, so that a step needs one sum over the processes: gradients (K, p), losses (K,), weight ().
+    """
+
+    def __init__(
+        self, network: Network, recipes: Sequence[Recipe], options: Options, scales: Scales, folded: Folded | None
+    ):
+        self.network, self.recipes, self.options, self.scales = network, list(recipes), options, scales
+        self.folded, self.head = folded, network.head
+        self.start = flattened(network)
+        count, size = len(recipes), len(self.start)
+        self.sums = torch.zeros(count * (size + 1) + 1, dtype=torch.float64)
+        self.gradient, self.losses = self.sums[: count * size].view(count, size), self.sums[count * size : -1]
+        self.weight = self.sums[-1]
+        self.flat = self.start.repeat(count, 1)
+        self.u = torch.zeros_like(self.flat)
+        self.u.grad = torch.zeros_like(self.u)
+        self.positive = _runs(scales.positive)
+        modules = [network.module(i) for i in network.positions]
+        self.room = self._views(self.gradient)
+        own = self._views(self.flat)
+        self.parameters = {
+            i: {n: p.detach() for n, p in network.module(i).named_parameters()} | own[i] for i in network.positions
+        }
+        self.projects = any(m.has_bounds() for m in modules)
+        self.clones = [self._clone(k) for k in range(count)] if self.projects or folded is None else []
+
+        def column(values: Iterable[float]) -> Tensor:
+            return torch.tensor(list(values), dtype=torch.float64)[:, None]
+
+        self.anchor = column(r.regAnchor for r in recipes)
+        self.forget = column(1 - r.ema for r in recipes) if any(r.ema for r in recipes) else None
+        self.average = self.u.detach().clone() if self.forget is not None else self.u
+        rates = [0.0 if r.optimizer == "lbfgs" else r.learningRate for r in recipes]
+        self.base = max(rates)
+        rate = column(r / (self.base or 1.0) for r in rates) * scales.rate
+        kind = next((r.optimizer for r in recipes if r.optimizer != "lbfgs"), None)
+        self.optimizer = FirstOrder(kind, self.u, None if bool((rate == 1).all()) else rate) if kind else None
+        self.newton = {
+            k: torch.optim.LBFGS([torch.zeros_like(self.start)], r.learningRate, max_iter=1)
+            for k, r in enumerate(recipes)
+            if r.optimizer == "lbfgs"
+        }
+        self.whole = torch.zeros_like(self.u) if self.newton else self.u.grad  # of the epoch so far, for those
+        self.total, self.total_weight = torch.zeros_like(self.losses), torch.zeros_like(self.weight)
+        groups: dict[tuple[float, ...], list[int]] = {}
+        for k, r in enumerate(recipes):
+            groups.setdefault((r.noise, r.mask, r.mixup), []).append(k)
+        self.groups = list(groups.values())
+        self.inverse = torch.tensor([k for rows in self.groups for k in rows]).argsort()
+
+    def _views(self, matrix: Tensor) -> dict[int, dict[str, Tensor]]:
+        """Per stage and name the parameters that train, as (K, *shape) views of a matrix (K, p)."""
+        out: dict[int, dict[str, Tensor]] = {i: {} for i in self.network.positions}
+        first = 0
+        for i, name, p in trained(self.network):
+            last = first + p.numel()
+            out[i][name] = matrix[:, first:last].view(len(matrix), *p.shape)
+            first = last
+        return out
+
+    def _clone(self, k: int) -> Network:
+        """A network whose trainable parameters are this candidate's, in the same memory."""
+        clone, first = self.network.clone(), 0
+        for _, _, p in trained(clone):
+            last = first + p.numel()
+            p.data, p.grad = self.flat[k, first:last].view_as(p), self.gradient[k, first:last].view_as(p)
+            first = last
+        return clone
+
+    # A step ---------------------------------------------------------------------------------------------------------
+
+    def add(self, values: dict[Version, Rows], label: Tensor, weight: Tensor, objective: Objective, draw: Draw) -> None:
+        """Add w * loss and its gradient over these rows, of which there may be none, to `sums`."""
+        self.weight += weight.sum()
+        if not bool((weight > 0).any()):
+            return
+        slopes = self.folded.slopes(self.parameters, len(self.recipes)) if self.folded else None
+        parts: list[tuple[dict[Version, Tensor], Tensor]] = []
+        for group, rows in enumerate(self.groups):
+            recipe, seen, targets = self.recipes[rows[0]], values, [(label, weight)]
+            if recipe.augments:
+                inputs = {v: values[v] for v in draw.stats}
+                seen, targets = augmented(recipe, inputs, (label, weight), draw.stats, draw.shards, (*draw.key, group))
+            margin = self._margins(rows, slopes, seen)
+            loss, gradient = self._losses(margin.detach(), targets, objective)
+            if len(rows) == len(self.recipes):
+                self.losses += loss
+            else:
+                self.losses[rows] += loss
+            if self.folded is not None and slopes is not None:
+                parts.append(self.folded.slope_gradients(slopes, seen, gradient))
+            else:
+                margin.backward(gradient)  # into the clones' gradients, which lie in `gradient`
+        if self.folded is not None and slopes is not None:
+            gradients, constant = parts[0]
+            if len(parts) > 1:
+                gradients = {v: torch.cat([found[v] for found, _ in parts])[self.inverse] for v in gradients}
+                constant = torch.cat([found for _, found in parts])[self.inverse]
+            self.folded.back(slopes, gradients, constant, self.room)
+
+    def _losses(self, margin: Tensor, targets: Sequence[Target], objective: Objective) -> tuple[Tensor, Tensor]:
+        """Sums (k,) of w * loss, and their gradient by the margins (k, n) or (k, n, classes)."""
+        exact = derivative(objective, self.head)
+        if exact is None:
+            margin = margin.requires_grad_()
+            losses = [_autograd_losses(objective, margin, *target) for target in targets]
+            loss = losses[0] if len(losses) == 1 else losses[0] + losses[1]
+            [gradient] = torch.autograd.grad(loss.sum(), [margin])
+            return loss.detach(), gradient
+        found = [(weight, *exact(margin, label)) for label, weight in targets]
+        wide = margin.ndim == 3
+        losses = [loss @ weight for weight, loss, _ in found]
+        slopes = [slope.mul_(weight[:, None] if wide else weight) for weight, _, slope in found]
+        return (losses[0], slopes[0]) if len(found) == 1 else (losses[0] + losses[1], slopes[0] + slopes[1])
+
+    def _margins(self, rows: list[int], slopes: Slopes | None, values: Mapping[Version, Rows]) -> Tensor:
+        """(k, n) or (k, n, classes) margins of these candidates; a graph of autograd where the network isn't folded."""
+        if self.folded is None or slopes is None:
+            return torch.stack([self.clones[k].margin(dict(values)) for k in rows])
+        if len(rows) < len(self.recipes):
+            slopes = Slopes({v: s[rows] for v, s in slopes.of.items()}, slopes.constant[rows], slopes.tape)
+        return self.folded.margins(slopes, values)
+
+    @torch.no_grad()
+    def step(self, scale: float, factor: float = 1.0) -> None:
+        """One optimizer step by `sums`; `scale` is the objective's, `factor` the schedule's."""
+        self.total += self.losses
+        self.total_weight += self.weight
+        if self.newton:
+            self.whole += self.gradient
+        if self.optimizer is None:
+            return
+        u = self.u
+        assert u.grad is not None
+        self._towards(self.gradient, scale / float(self.weight), u.grad)
+        u.grad.addcmul_(u, self.anchor)
+        if self.options.gradientClip is not None:
+            u.grad.mul_((self.options.gradientClip / u.grad.norm(dim=1, keepdim=True).clamp_min(1e-300)).clamp_max(1))
+        self.optimizer.step(self.base * factor)
+        self._load(u)
+        if self.projects:
+            self._project()
+        if self.forget is not None:
+            self.average.lerp_(u, self.forget)
+
+    def _towards(self, gradient: Tensor, factor: float, out: Tensor) -> None:
+        """The gradient by u, times a factor, from the one by the parameters (K, p)."""
+        torch.mul(gradient, self.scales.unit, out=out)
+        for part in self.positive:
+            out[:, part] *= self.flat[:, part]
+        out *= factor
+
+    def _load(self, u: Tensor) -> None:
+        """Set `flat` to the parameters at u (K, p)."""
+        torch.addcmul(self.start, u, self.scales.unit, out=self.flat)
+        for part in self.positive:
+            self.flat[:, part] = self.start[part] * torch.exp(u[:, part] * self.scales.unit[part])
+
+    def _project(self) -> None:
+        before = self.flat.clone()
+        for clone in self.clones:
+            for i in clone.positions:
+                clone.module(i).project_()
+        moved = (self.flat != before) & (self.scales.unit != 0)  # those go on from where they were put
+        self.u[moved] = ((self.flat - self.start) / self.scales.unit)[moved]
+
+    # An epoch -------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def end_epoch(self, scale: float) -> list[float]:
+        """The steps that are taken once an epoch, and the mean training losses of the epoch; starts the next one."""
+        if self.newton:
+            assert self.u.grad is not None
+            self._towards(self.whole, scale / float(self.total_weight), self.u.grad)
+        for k, optimizer in self.newton.items():
+            u = optimizer.param_groups[0]["params"][0]
+            u.copy_(self.u[k])
+            u.grad = self.u.grad[k] + self.recipes[k].regAnchor * u  # type: ignore[index]
+            optimizer.step(lambda: 0.0)  # type: ignore[arg-type, return-value]
+            self.u[k] = u
+        if self.newton:
+            self.whole.zero_()
+            self._load(self.u)
+            if self.projects:
+                self._project()
+            if self.forget is not None:
+                rows = list(self.newton)
+                self.average[rows] = self.u[rows]
+        means = (self.total / self.total_weight).tolist()
+        self.total.zero_()
+        self.total_weight.zero_()
+        return means
+
+    @torch.no_grad()
+    def scores(self, data: Data, split: str, metric: Objective) -> tuple[list[Score], Tensor]:
+        """Each candidate's score on a split, over all processes, and the parameters (K, p) that it was measured with."""
+        if self.forget is not None:
+            self._load(self.average)
+        measured = self.flat.clone()
+        every = list(range(len(self.recipes)))
+        slopes = self.folded.slopes(self.parameters, len(every)) if self.folded else None
+        tallies = [Tally(metric, self.network) for _ in every]
+        for batch, label, weight, block in data.batches(split):
+            for tally, margin in zip(tallies, self._margins(every, slopes, data.values(batch)), strict=True):
+                tally.add(margin, label, weight, block)
+        if self.forget is not None:
+            self._load(self.u)
+        return [tally.score(data.team) for tally in tallies], measured
+
+    # Saving and leaving ---------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "flat": self.flat, "u": self.u.detach(), "average": self.average.detach(), "whole": self.whole, "total": self.total,
+            "totalWeight": self.total_weight, "optimizer": self.optimizer.state() if self.optimizer else None,
+            "newton": {k: optimizer.state_dict() for k, optimizer in self.newton.items()},
+        }  # fmt: skip
+
+    @torch.no_grad()
+    def load(self, state: Mapping[str, Any]) -> None:
+        self.u.copy_(state["u"])
+        self.flat.copy_(state["flat"])
+        if self.forget is not None:
+            self.average.copy_(state["average"])
+        if self.newton:
+            self.whole.copy_(state["whole"])
+        self.total.copy_(state["total"])
+        self.total_weight.copy_(state["totalWeight"])
+        if self.optimizer:
+            self.optimizer.load(state["optimizer"])
+        for k, optimizer in self.newton.items():
+            optimizer.load_state_dict(state["newton"][k])
+
+    def kept(self, rows: list[int]) -> Candidates:
+        """These candidates alone, as they are now."""
+        kept = Candidates(self.network, [self.recipes[k] for k in rows], self.options, self.scales, self.folded)
+        state = self.state()
+        for name in ("flat", "u", "average", "whole", "total"):
+            state[name] = state[name][rows]
+        if state["optimizer"]:
+            state["optimizer"] = {n: x[rows] if x.shape == self.u.shape else x for n, x in state["optimizer"].items()}
+        state["newton"] = {new: state["newton"][k] for new, k in enumerate(rows) if k in self.newton}
+        kept.load(state)
+        return kept
+
+
+def _autograd_losses(objective: Objective, margin: Tensor, label: Tensor, weight: Tensor) -> Tensor:
+    """(k,) sums of w * loss from margins (k, n) or (k, n, classes)."""
+    count = len(margin)
+    if objective.elementwise:
+        loss = objective.rows(margin.flatten(0, 1), _repeated(label, count), _repeated(weight, count)).view(count, -1)
+    else:
+        loss = torch.stack([objective.rows(m, label, weight) for m in margin])
+    return loss @ weight
+
+
+def _runs(flags: Tensor | None) -> list[slice]:
+    """The runs of True in (p,)."""
+    if flags is None:
+        return []
+    edges = torch.cat([torch.zeros(1), flags.double(), torch.zeros(1)]).diff().nonzero()[:, 0].tolist()
+    return [slice(a, b) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+
+
+def _repeated(x: Tensor, count: int) -> Tensor:  # (n,) -> (count * n,)
+    return x.expand(count, -1).reshape(-1)

@@ -1,0 +1,164 @@
+"""Margins of K candidates of one network at once, from parameters that have a leading dimension of candidates.
+
+Where the network is affine between its fixed inputs and its margin (scalers, projections, linear predictors) it folds into
+one slope per input entry: the candidates share a product of the rows with all their slopes, (n, d) @ (d, K), and only the
+slopes are made from the parameters, K small products. That costs a sixth of evaluating K networks on the same rows. Any other
+network is evaluated candidate by candidate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sparkdiff.graph import Version
+from sparkdiff.network import Network
+from sparkdiff.sparse import SparseRows
+from sparkdiff.stages.base import NotAffineError, Parameters, Rows, StageModule
+
+
+def fixed_positions(network: Network) -> set[int]:
+    """The stages whose outputs no trainable parameter changes."""
+    fixed: set[int] = set()
+    for i in network.positions:
+        parents = {p for _, p in network.graph.leaves[i].reads if p in network.positions}
+        if parents <= fixed and not any(p.requires_grad for p in network.module(i).parameters()):
+            fixed.add(i)
+    return fixed
+
+
+def fixed_versions(network: Network) -> list[Version]:
+    """The column versions that the other stages read from the fixed ones, or from outside."""
+    fixed = fixed_positions(network)
+    inside = set(network.positions) - fixed
+    read = [v for i in network.positions if i in inside for v in network.graph.leaves[i].reads]
+    return [v for v in dict.fromkeys(read) if v[1] not in inside]
+
+
+class Link(NamedTuple):
+    """A stage between the fixed inputs and the margin."""
+
+    position: int
+    module: StageModule
+    reads: tuple[Version, ...]
+    widths: list[int]
+    writes: tuple[Version, ...]
+
+
+Back = Callable[[list[Tensor], Tensor, Parameters], Tensor | None]
+
+
+class Slopes(NamedTuple):
+    """margin = sum over versions of x @ slope, + constant, for each of K candidates; m margins a row.
+
+    Attributes:
+        of: per fixed version (K, d, m).
+        constant: (K, 1, m).
+        tape: how each stage came to it, from the margin on.
+    """
+
+    of: dict[Version, Tensor]
+    constant: Tensor
+    tape: list[tuple[Link, Back]]
+
+
+class Folded:
+    """A network that is affine in its fixed inputs."""
+
+    def __init__(self, network: Network, widths: Mapping[Version, int]):
+        graph = network.graph
+        inside = set(network.positions) - fixed_positions(network)
+        self.wide = network.head.wide
+        self.chain: list[Link] = []  # from the margin on
+        wanted: set[Version] = set()
+        for i in sorted(inside, reverse=True):
+            leaf = graph.leaves[i]
+            writes = tuple((graph.fold(c), i) for c in leaf.outputs)
+            if i == graph.head or wanted & set(writes):
+                writes = () if i == graph.head else tuple(v for v in writes if v in wanted)
+                self.chain.append(Link(i, network.module(i), leaf.reads, [widths[v] for v in leaf.reads], writes))
+                wanted |= set(leaf.reads)
+
+    @torch.no_grad()
+    def slopes(self, parameters: Mapping[int, Parameters], candidates: int) -> Slopes:
+        """The slopes of K candidates' parameters; those that train have a leading dimension K.
+
+        Raises:
+            NotAffineError: a stage between isn't affine.
+        """
+        found: dict[Version, Tensor] = {}
+        constant: Tensor | float = 0.0
+        tape = []
+        for link in self.chain:
+            slope = found.pop(link.writes[0]) if link.writes else torch.empty(0)
+            pulled = link.module.pull(parameters[link.position], slope, link.widths)
+            constant = pulled.constant if isinstance(constant, float) else constant + pulled.constant
+            for v, new in zip(link.reads, pulled.slopes, strict=True):
+                found[v] = found[v] + new if v in found else new
+            tape.append((link, pulled.back))
+        assert isinstance(constant, Tensor)
+        for v, slope in found.items():
+            if slope.ndim == 2:
+                found[v] = slope.expand(candidates, *slope.shape)
+        return Slopes(found, constant.expand(candidates, *constant.shape[-2:]), tape)
+
+    @torch.no_grad()
+    def back(
+        self, slopes: Slopes, gradients: dict[Version, Tensor], constant: Tensor, room: Mapping[int, Parameters]
+    ) -> None:
+        """Add to `room` the gradients of the parameters, from those of the slopes, (K, d, m) each, and constants (K, 1, m)."""
+        for link, back in reversed(slopes.tape):
+            found = back([gradients[v] for v in link.reads], constant, room[link.position])
+            if found is not None:
+                gradients[link.writes[0]] = found
+
+    def margins(self, slopes: Slopes, values: Mapping[Version, Rows]) -> Tensor:
+        """(K, n) margins, or (K, n, k) for k classes in softmax form."""
+        total = slopes.constant
+        for v, slope in slopes.of.items():
+            total = _product(values[v], slope) + total
+        return total if self.wide else total[:, :, 0]
+
+    def slope_gradients(
+        self, slopes: Slopes, values: Mapping[Version, Rows], margin: Tensor
+    ) -> tuple[dict[Version, Tensor], Tensor]:
+        """The gradients of slopes and constant, from those of the margins, (K, n) or (K, n, k)."""
+        margin = margin if margin.ndim == 3 else margin[:, :, None]
+        return {v: _transposed_product(values[v], margin, s.shape[1]) for v, s in slopes.of.items()}, margin.sum(
+            1, keepdim=True
+        )
+
+
+def _product(x: Rows, slope: Tensor) -> Tensor:  # (n,) or (n, d), (K, d, m) -> (K, n, m)
+    candidates, width, number = slope.shape
+    if isinstance(x, Tensor) and number == 1:
+        return (slope[:, :, 0] @ x.view(-1, width).T)[:, :, None]
+    matrix = slope.transpose(0, 1).reshape(width, candidates * number)
+    out = x.matmul(matrix) if isinstance(x, SparseRows) else x.view(-1, width) @ matrix
+    return out.view(-1, candidates, number).transpose(0, 1)
+
+
+def _transposed_product(x: Rows, margin: Tensor, width: int) -> Tensor:  # (n,) or (n, d), (K, n, m) -> (K, d, m)
+    candidates, _, number = margin.shape
+    if isinstance(x, Tensor) and number == 1:
+        return (margin[:, :, 0] @ x.view(-1, width))[:, :, None]
+    matrix = margin.transpose(0, 1).reshape(-1, candidates * number)
+    if isinstance(x, SparseRows):
+        out = torch.zeros(width, candidates * number, dtype=torch.float64)
+        out.index_add_(0, x.indices, x.values[:, None] * matrix[x.rows()])
+    else:
+        out = x.view(-1, width).T @ matrix
+    return out.view(width, candidates, number).transpose(0, 1)
+
+
+def fold(network: Network, widths: Mapping[Version, int]) -> Folded | None:
+    """The network folded, or None where a stage that trains, or one behind it, isn't affine."""
+    folded = Folded(network, widths)
+    try:
+        folded.slopes({i: dict(network.module(i).named_parameters()) for i in network.positions}, 1)
+    except NotAffineError:
+        return None
+    return folded

@@ -1,0 +1,50 @@
+"""First-order optimizers of a matrix of candidates with a rate per entry: torch's own kernels without its bookkeeping.
+
+torch.optim.Optimizer.step spends several times as long on hooks and groups as its fused kernel does on a step this small.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.optim.adam import adam
+
+DECAY = 1e-2  # of torch.optim.AdamW
+
+
+class FirstOrder:
+    """Steps of `adam`, `adamw` (with torch's defaults) or `sgd` on u (K, p) along u.grad.
+
+    Args:
+        rate: (K, p) or broadcastable, what each entry's step is multiplied by; None for 1.
+    """
+
+    def __init__(self, kind: str, u: Tensor, rate: Tensor | None):
+        self.kind, self.u, self.rate = kind, u, rate
+        self.mean, self.square = torch.zeros_like(u), torch.zeros_like(u)
+        self.steps = torch.tensor(0.0)
+
+    def step(self, learningRate: float) -> None:
+        u, gradient = self.u, self.u.grad
+        assert gradient is not None
+        before = None if self.rate is None else u.clone()
+        if self.kind == "sgd":
+            u.add_(gradient, alpha=-learningRate)
+        else:
+            adam(
+                [u], [gradient], [self.mean], [self.square], [], [self.steps], fused=True, amsgrad=False, beta1=0.9, beta2=0.999,
+                lr=learningRate, eps=1e-8, maximize=False, weight_decay=DECAY if self.kind == "adamw" else 0.0,
+                decoupled_weight_decay=self.kind == "adamw",
+            )  # fmt: skip
+        if self.rate is not None:
+            # Outside of the kernel, so that it is a rate whatever the kernel does to the gradient.
+            assert before is not None
+            torch.lerp(before, u, self.rate, out=u)
+
+    def state(self) -> dict[str, Tensor]:
+        return {"mean": self.mean, "square": self.square, "steps": self.steps}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        self.mean.copy_(state["mean"])
+        self.square.copy_(state["square"])
+        self.steps.copy_(state["steps"])

@@ -1,0 +1,68 @@
+"""Which candidates are trained at once: the three recipes, and what the options make of them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from sparkdiff.options import Options
+
+FEW_ROWS = 1000
+"""Validation rows below which a choice among candidates finds luck rather than gains."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """One candidate's settings.
+
+    Attributes:
+        learningRate, regAnchor: step size and pull towards the original (L2-SP), in natural units.
+        optimizer: `lbfgs` takes one step an epoch, along the gradient of all rows.
+        ema: decay of the average over steps that is validated in place of the last weights; 0 takes these.
+        noise: standard deviation of the noise that is added to the inputs, in theirs.
+        mask: share of input entries that are replaced by their mean.
+        mixup: a of the Beta(a, a) distribution by which pairs of rows are mixed (Zhang et al. 2018); 0 mixes none.
+    """
+
+    learningRate: float
+    regAnchor: float
+    optimizer: str = "adam"
+    ema: float = 0.0
+    noise: float = 0.0
+    mask: float = 0.0
+    mixup: float = 0.0
+
+    @property
+    def augments(self) -> bool:
+        return bool(self.noise or self.mask or self.mixup)
+
+    def __str__(self) -> str:
+        extra = [f"{name} {value:g}" for name in ("ema", "noise", "mask", "mixup") if (value := getattr(self, name))]
+        return ", ".join([f"{self.optimizer} {self.learningRate:g}", f"regAnchor {self.regAnchor:g}", *extra])
+
+
+# Factors of the options learningRate and regAnchor. `default`: the gentle one, its fast twin, ...
+_DEFAULT = ((1, 1), (10, 10), (1, 0), (10, 1))
+
+
+def candidates(options: Options, validationRows: int, *, mixes: bool = True) -> list[Recipe]:
+    """The recipes to try. Below 1,000 validation rows it is the gentle one alone, whatever was asked for.
+
+    Args:
+        mixes: whether rows can be mixed (sparse ones can't).
+    """
+    o = options
+
+    def recipe(rate: float = 1, anchor: float = 1, **more: float) -> Recipe:
+        return Recipe(rate * o.learningRate, anchor * o.regAnchor, o.optimizer, **{"ema": o.ema, **more})
+
+    gentle = recipe()
+    if validationRows < FEW_ROWS:
+        return [gentle]
+    if o.recipe == "fast":
+        return [recipe(10, 10)]
+    out = [recipe(rate, anchor) for rate, anchor in _DEFAULT]
+    if o.recipe == "thorough":
+        out += [recipe(ema=0.99), recipe(noise=0.2), recipe(noise=0.4), recipe(mask=0.1)]
+        out += [recipe(mixup=0.2)] if mixes else []
+        out += [Recipe(1.0, 10 * o.regAnchor, "lbfgs")]
+    return list(dict.fromkeys(out))

@@ -1,0 +1,68 @@
+"""Networks of stages in a row, without Spark, and their scales: what trainings of candidates are tested on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sparkdiff.graph import Graph, Leaf
+from sparkdiff.network import Network
+from sparkdiff.options import Options
+from sparkdiff.scales import Scales
+from sparkdiff.stages.base import FeatureStats, LabelStats, StageModule
+from sparkdiff.stages.linear import GeneralizedLinearRegression, LinearRegression, LogisticRegression
+
+F64 = torch.float64
+
+
+def network(*stages: tuple[StageModule, Sequence[str], str]) -> Network:
+    """A network of (module, columns it reads, column it writes); the last one is the predictor."""
+    graph = Graph.__new__(Graph)
+    graph.fold, graph.head, graph.leaves = str.lower, len(stages) - 1, []
+    made: dict[str, int] = {}
+    for i, (module, reads, writes) in enumerate(stages):
+        trains = any(p.requires_grad for p in module.parameters())
+        leaf = Leaf(
+            (i,), f"stage{i}", type(module).__name__, None, tuple(reads), (writes,), False, False, module, "", trains
+        )
+        leaf.reads = tuple((c, made.get(c, -1)) for c in reads)
+        leaf.parents = frozenset(made[c] for c in reads if c in made)
+        made[writes] = i
+        graph.leaves.append(leaf)
+    return Network(graph, range(len(stages)))
+
+
+def scales(net: Network, widths: dict[str, int], options: Options) -> Scales:
+    """Scales of inputs of mean 0 and standard deviation 1, and labels of 2."""
+    x = {}
+    for i in net.positions:
+        n = widths[net.graph.leaves[i].reads[0][0]]
+        x[i] = FeatureStats(torch.zeros(n, dtype=F64), torch.ones(n, dtype=F64), torch.full((n,), 99))
+    classes = torch.full((net.head.classes,), 99) if net.head.classes else torch.empty(0, dtype=torch.int64)
+    return Scales.of(net, x, LabelStats(1.0, 2.0, 0.0, 9.0, classes), options)[0]
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
+
+
+def glr(width: int, family: str = "poisson", link: str = "log", seed: int = 1) -> GeneralizedLinearRegression:
+    return GeneralizedLinearRegression(
+        0.3 * normal(width, seed=seed), torch.tensor(0.4, dtype=F64), True, family=family, link=link, link_power=math.nan,
+        variance_power=math.nan, shows_link=False,
+    )  # fmt: skip
+
+
+def least_squares(width: int, seed: int = 1) -> LinearRegression:
+    return LinearRegression(0.3 * normal(width, seed=seed), torch.tensor(0.4, dtype=F64), 1.0, True, None)
+
+
+def logistic(width: int, classes: int = 2, bounds: dict[str, Tensor] | None = None) -> LogisticRegression:
+    rows = 1 if classes == 2 else classes
+    return LogisticRegression(
+        0.3 * normal(rows, width, seed=1), 0.1 * normal(rows, seed=2), True, num_classes=classes, thresholds=None, threshold=0.5,
+        bounds=bounds or {}, shown=("rawPredictionCol", "probabilityCol", "predictionCol"), uid="logistic",
+    )  # fmt: skip

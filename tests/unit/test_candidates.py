@@ -1,0 +1,348 @@
+"""Candidates that train together: against a loop written with torch alone, against one another, and across a break."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+import torch
+from chains import F64, glr, least_squares, logistic, network, normal, scales
+from torch import Tensor
+
+from sparkdiff.candidates import Candidates, Draw
+from sparkdiff.derivatives import derivative
+from sparkdiff.folding import fold
+from sparkdiff.losses import Objective, resolve
+from sparkdiff.network import Network
+from sparkdiff.options import Options
+from sparkdiff.recipes import Recipe, candidates
+from sparkdiff.scales import flattened
+from sparkdiff.sparse import SparseRows
+from sparkdiff.stages.assembling import VectorAssembler
+from sparkdiff.stages.base import FeatureStats, LabelStats
+from sparkdiff.stages.projection import PCA
+from sparkdiff.stages.scaling import MinMaxScaler, StandardScaler
+
+N, STEPS = 24, 12
+LABELS = LabelStats(1.0, 2.0, 0.0, 9.0, torch.tensor([9, 9, 9]))
+NOWHERE = Draw((), (), {})
+RECIPES = [Recipe(1e-2, 1e-3), Recipe(1e-1, 1e-2), Recipe(1e-2, 0.0)]
+
+
+def scaler(width: int, constant: bool = False) -> StandardScaler:
+    std = normal(width, seed=3).abs() + 0.5
+    if constant:
+        std[1] = 0
+    return StandardScaler(std, normal(width, seed=4), True, True)
+
+
+def pca(width: int, k: int) -> PCA:
+    return PCA(0.5 * normal(width, k, seed=5), torch.ones(k, dtype=F64))
+
+
+def sparse(x: Tensor) -> SparseRows:
+    x = torch.where(x.abs() > 0.8, x, 0.0)
+    rows, indices = x.nonzero(as_tuple=True)
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), torch.bincount(rows, minlength=len(x)).cumsum(0)])
+    return SparseRows(indices, x[rows, indices], offsets, x.shape[1])
+
+
+def labels(net: Network, n: int = N) -> Tensor:
+    y = normal(n, seed=7).abs() * 2 + 0.1
+    return (y * 7 % net.head.classes).floor() if net.head.classes else y
+
+
+def cases() -> dict[str, tuple[Network, dict[str, Any], dict[str, int]]]:
+    x = normal(N, 5)
+    low, high = x.amin(0), x.amax(0)
+    return {
+        "scaler, PCA, Poisson": (
+            network((scaler(5), ["x"], "s"), (pca(5, 3), ["s"], "c"), (glr(3), ["c"], "p")),
+            {"x": x}, {"x": 5, "s": 5, "c": 3, "p": 1},
+        ),
+        "a constant column, softmax": (
+            network((scaler(5, constant=True), ["x"], "s"), (logistic(5, 3), ["s"], "p")), {"x": x}, {"x": 5, "s": 5, "p": 1},
+        ),
+        "ranges, squared": (
+            network((MinMaxScaler(low, high, -1.0, 2.0), ["x"], "s"), (least_squares(5), ["s"], "p")),
+            {"x": x}, {"x": 5, "s": 5, "p": 1},
+        ),
+        "two branches and a scalar, sigmoid": (
+            network(
+                (scaler(5), ["x"], "s"), (pca(5, 2), ["s"], "c"),
+                (VectorAssembler("a", ("c", "n", "x"), True), ["c", "n", "x"], "f"), (logistic(8), ["f"], "p"),
+            ),
+            {"x": x, "n": normal(N, seed=8)}, {"x": 5, "s": 5, "c": 2, "n": 1, "f": 8, "p": 1},
+        ),
+        "sparse rows, gamma, offset": (
+            network(
+                (StandardScaler(normal(5, seed=3).abs() + 0.5, normal(5), True, False), ["x"], "s"),
+                (glr(5, "gamma"), ["s", "o"], "p"),
+            ),
+            {"x": sparse(x), "o": normal(N, seed=9) / 3}, {"x": 5, "s": 5, "o": 1, "p": 1},
+        ),
+        "sparse rows, softmax": (network((logistic(5, 3), ["x"], "p")), {"x": sparse(x)}, {"x": 5, "p": 1}),
+        "bounds": (
+            network(
+                (scaler(5), ["x"], "s"),
+                (logistic(5, bounds={"upper coefficientMatrix": torch.full((1, 5), 0.31, dtype=F64)}), ["s"], "p"),
+            ),
+            {"x": x}, {"x": 5, "s": 5, "p": 1},
+        ),
+    }  # fmt: skip
+
+
+CASES = cases()
+
+
+def objective_of(net: Network, loss: Any = "auto", **params: float) -> Objective:
+    return resolve(loss, params, net.head, ("prediction",), LABELS)
+
+
+class Run:
+    """Candidates on the rows of a case, step by step."""
+
+    def __init__(self, name: str, recipes: list[Recipe], *, folds: bool = True, loss: Any = "auto", **options: Any):
+        self.net, self.values, widths = copy.deepcopy(CASES[name])
+        self.options = Options.of(options)
+        versions = {(c, -1): w for c, w in widths.items()} | {
+            (leaf.outputs[0], i): widths[leaf.outputs[0]] for i, leaf in enumerate(self.net.graph.leaves)
+        }
+        folded = fold(self.net, versions) if folds else None
+        assert (folded is not None) == folds
+        self.scales = scales(self.net, widths, self.options)
+        self.team = Candidates(self.net, recipes, self.options, self.scales, folded)
+        self.y, self.weight = labels(self.net), normal(N, seed=10).abs()
+        self.objective = objective_of(self.net, loss)
+
+    def add(self, rows: slice = slice(None), draw: Draw = NOWHERE) -> None:
+        def part(x: Any) -> Any:
+            return x.take(torch.arange(N)[rows]) if isinstance(x, SparseRows) else x[rows]
+
+        values = {(c, -1): part(x) for c, x in self.values.items()}
+        self.team.add(values, self.y[rows], self.weight[rows], self.objective, draw)
+
+    def steps(self, number: int = STEPS, first: int = 0, **step: float) -> Tensor:
+        for k in range(first, first + number):
+            self.team.sums.zero_()
+            self.add(slice(k % 3 * 8, k % 3 * 8 + 8))
+            self.team.step(self.objective.scale, **step)
+        return self.team.flat.clone()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_folded_candidates_go_where_single_networks_go(name: str) -> None:
+    one, other = Run(name, RECIPES), Run(name, RECIPES, folds=False)
+    one.add()
+    other.add()
+    torch.testing.assert_close(one.team.sums, other.team.sums, rtol=1e-10, atol=1e-12)
+    assert (one.team.gradient != 0).sum() > 3 * 3  # it is a gradient
+    torch.testing.assert_close(one.steps(), other.steps(), rtol=1e-9, atol=1e-9)
+    assert not torch.equal(one.team.flat[0], one.team.flat[1])
+
+
+@pytest.mark.parametrize("loss", ["squared", "absolute", "poisson"])
+def test_a_loss_without_closed_form_folds_too(loss: str) -> None:
+    one, other = Run("ranges, squared", RECIPES, loss=loss), Run("ranges, squared", RECIPES, folds=False, loss=loss)
+    torch.testing.assert_close(one.steps(), other.steps(), rtol=1e-9, atol=1e-9)
+
+
+def test_a_callable_sees_one_candidate_at_a_time() -> None:
+    seen = []
+
+    def loss(outputs: dict[str, Tensor], label: Tensor, weight: Tensor) -> Tensor:
+        seen.append(len(label))
+        return (outputs["prediction"] - label) ** 2
+
+    one = Run("ranges, squared", RECIPES, loss=loss)
+    named = Run("ranges, squared", RECIPES, loss="squared")
+    one.objective = dataclasses.replace(one.objective, scale=named.objective.scale)
+    torch.testing.assert_close(one.steps(3), named.steps(3), rtol=1e-9, atol=1e-12)
+    assert set(seen) == {8}
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("loss", ["auto", "gamma", "poisson"])
+def test_closed_forms_are_what_autograd_finds(name: str, loss: str) -> None:
+    net = CASES[name][0]
+    if net.head.classes and loss != "auto":
+        return
+    objective = objective_of(net, loss)
+    exact = derivative(objective, net.head)
+    if exact is None:
+        assert loss != "auto"
+        return
+    margin = (3 * normal(2, 500, *([3] if net.head.wide else []), seed=11)).requires_grad_()
+    y = labels(net, 500)
+    loss_rows, slope = exact(margin.detach(), y)
+    expected = torch.stack([objective.rows(m, y, torch.ones_like(y)) for m in margin])
+    expected.sum().backward()
+    torch.testing.assert_close(loss_rows, expected.detach(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(slope, margin.grad, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("clip", [None, 0.05])
+def test_each_candidate_is_what_a_loop_in_plain_torch_gives(optimizer: str, clip: float | None) -> None:
+    slow = 0.01 if optimizer == "sgd" else 1.0  # its steps are as long as the gradient
+    recipes = [dataclasses.replace(r, optimizer=optimizer, learningRate=slow * r.learningRate) for r in RECIPES]
+    given = {"optimizer": optimizer, "learningRates": {"stage1": 3e-3}} | ({"gradientClip": clip} if clip else {})
+    run = Run("scaler, PCA, Poisson", recipes, **given)
+    found = run.steps()
+    unit, positive = run.scales.unit, run.scales.positive
+    assert positive is not None
+    own = torch.ones_like(unit)
+    own[10:25] = 3.0  # the PCA's rate over the common one, 1e-3
+    make = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[optimizer]
+    for k, recipe in enumerate(recipes):
+        net = run.net.clone()
+        start, u = flattened(run.net), torch.zeros(len(unit), dtype=F64, requires_grad=True)
+        pieces = [u[i : i + 1] for i in range(len(unit))]  # a rate per entry, as groups of torch's optimizer
+        parts = [torch.zeros(1, dtype=F64, requires_grad=True) for _ in pieces]
+        reference = make(
+            [{"params": [p], "lr": recipe.learningRate * float(r)} for p, r in zip(parts, own, strict=True)]
+        )
+        for step in range(STEPS):
+            rows = slice(step % 3 * 8, step % 3 * 8 + 8)
+            u = torch.cat(parts)
+            p = torch.where(positive, start * torch.exp(unit * u), start + unit * u)
+            named, first = {}, 0
+            for name, old in net.named_parameters():
+                named[name] = p[first : first + old.numel()].view_as(old)
+                first += old.numel()
+            x = run.values["x"][rows]
+            s = (x - named["stages.0.mean"]) / named["stages.0.std"]
+            margin = s @ named["stages.1.pc"] @ named["stages.2.coefficients"] + named["stages.2.intercept"]
+            y, w = run.y[rows], run.weight[rows]
+            loss = (w * (margin.exp() - y * margin)).sum() / w.sum()
+            gradients = [
+                g + recipe.regAnchor * q.detach() for g, q in zip(torch.autograd.grad(loss, parts), parts, strict=True)
+            ]
+            norm = torch.cat(gradients).norm()
+            for q, g in zip(parts, gradients, strict=True):
+                q.grad = g * min(1.0, clip / float(norm)) if clip else g
+            reference.step()
+        with torch.no_grad():
+            u = torch.cat(parts)
+            expected = torch.where(positive, start * torch.exp(unit * u), start + unit * u)
+        torch.testing.assert_close(found[k], expected, rtol=1e-8, atol=1e-10)
+
+
+def test_the_average_over_steps_is_what_is_measured() -> None:
+    run = Run("ranges, squared", [Recipe(1e-2, 1e-3, ema=0.9), Recipe(1e-2, 1e-3)])
+    average = torch.zeros_like(run.team.u[0])
+    for k in range(5):
+        run.steps(1, first=k)
+        average = 0.9 * average + 0.1 * run.team.u[0]
+    torch.testing.assert_close(run.team.average[0], average, rtol=1e-12, atol=1e-15)
+    assert torch.equal(run.team.average[1], run.team.u[1])
+    torch.testing.assert_close(run.team.u[0], run.team.u[1])  # it steers nothing
+
+
+def test_lbfgs_finds_the_anchored_least_squares_solution() -> None:
+    anchor = 1e-2
+    run = Run("ranges, squared", [Recipe(1.0, anchor, "lbfgs"), Recipe(1e-2, 1e-3)], freeze=())
+    for _ in range(150):
+        run.steps(3)
+        run.team.end_epoch(run.objective.scale)
+    w = run.weight
+
+    def value(flat: Tensor) -> Tensor:
+        u = (flat - run.team.start) / run.scales.unit
+        low, high, c, b = flat[:5], flat[5:10], flat[10:15], flat[15]
+        x = (run.values["x"] - low) * (3.0 / (high - low)) - 1.0
+        loss = run.objective.scale * (w * (x @ c + b - run.y) ** 2).sum() / w.sum()
+        return loss + anchor / 2 * (u**2).sum()
+
+    flat = run.team.flat[0].clone().requires_grad_()
+    [gradient] = torch.autograd.grad(value(flat), flat)
+    assert float((gradient * run.scales.unit).norm()) < 1e-4  # torch stops where a step would change 1e-9
+    assert float(value(flat)) < float(value(run.team.start)) - 0.01
+
+
+def test_a_break_changes_nothing() -> None:
+    recipes = [*RECIPES, Recipe(1.0, 1e-2, "lbfgs"), Recipe(1e-2, 1e-3, ema=0.9)]
+    whole, first, second = (Run("bounds", recipes) for _ in range(3))
+    expected = whole.steps()
+    whole.team.end_epoch(1.0)
+    first.steps(5)
+    second.team.load(copy.deepcopy(first.team.state()))
+    assert torch.equal(second.steps(STEPS - 5, first=5), expected)
+    second.team.end_epoch(1.0)
+    assert torch.equal(second.team.flat, whole.team.flat)
+    assert torch.equal(second.team.average, whole.team.average)
+
+
+def test_who_stays_goes_on_as_if_the_others_were_there() -> None:
+    recipes = [*RECIPES, Recipe(1.0, 1e-2, "lbfgs"), Recipe(1e-2, 1e-3, ema=0.9)]
+    whole, part = Run("scaler, PCA, Poisson", recipes), Run("scaler, PCA, Poisson", recipes)
+    part.steps(5)
+    part.team = part.team.kept([1, 3, 4])
+    part.steps(4, first=5)
+    part.team.end_epoch(1.0)
+    whole.steps(9)
+    whole.team.end_epoch(1.0)
+    torch.testing.assert_close(part.team.flat, whole.team.flat[[1, 3, 4]], rtol=1e-11, atol=1e-13)
+    torch.testing.assert_close(part.team.average, whole.team.average[[1, 3, 4]], rtol=1e-11, atol=1e-13)
+
+
+def test_one_that_diverges_leaves_the_others_alone() -> None:
+    wild, tame = Run("scaler, PCA, Poisson", [Recipe(1e4, 0.0), *RECIPES]), Run("scaler, PCA, Poisson", RECIPES)
+    torch.testing.assert_close(wild.steps()[1:], tame.steps(), rtol=1e-9, atol=1e-10)
+    assert not wild.team.losses[0].isfinite() or wild.team.losses[0] > 1e6
+
+
+# ---- recipes
+
+
+def test_the_three_recipes() -> None:
+    def of(**given: Any) -> list[Recipe]:
+        return candidates(Options.of(given), 5000)
+
+    assert of(recipe="fast") == [Recipe(1e-2, 1e-2)]
+    assert len(of()) == 4
+    assert of()[0] == Recipe(1e-3, 1e-3)  # the gentlest comes first
+    thorough = of(recipe="thorough")
+    assert thorough[:4] == of()
+    assert any(r.noise for r in thorough)
+    assert any(r.mask for r in thorough)
+    assert any(r.mixup for r in thorough)
+    assert any(r.ema for r in thorough)
+    assert any(r.optimizer == "lbfgs" for r in thorough)
+    assert not any(r.mixup for r in candidates(Options.of({"recipe": "thorough"}), 5000, mixes=False))
+    assert of(learningRate=0.5, regAnchor=0.25, ema=0.9)[0] == Recipe(0.5, 0.25, ema=0.9)
+    assert len(of(regAnchor=0)) == len(set(of(regAnchor=0)))  # no candidate twice
+    for recipe in ("fast", "default", "thorough"):
+        assert candidates(Options.of({"recipe": recipe}), 999) == [Recipe(1e-3, 1e-3)]
+
+
+# ---- augmentation
+
+
+def draw(shards: list[tuple[int, int]], stats: dict[Any, FeatureStats], step: int = 1) -> Draw:
+    return Draw(shards, (0, 1, step), stats)
+
+
+@pytest.mark.parametrize("name", ["scaler, PCA, Poisson", "sparse rows, softmax", "two branches and a scalar, sigmoid"])
+def test_any_number_of_processes_draws_the_same(name: str) -> None:
+    recipes = [Recipe(1e-2, 0, noise=0.3), Recipe(1e-2, 0), Recipe(1e-2, 0, mask=0.2, noise=0.1)]
+    recipes += [] if "sparse" in name else [Recipe(1e-2, 0, mixup=0.4)]
+    alone, one, two = (Run(name, recipes) for _ in range(3))
+    stats = {}
+    for c, x in alone.values.items():
+        width = x.width if isinstance(x, SparseRows) else math.prod(x.shape[1:])
+        stats[c, -1] = FeatureStats(torch.zeros(width, dtype=F64), torch.ones(width, dtype=F64), torch.ones(width))
+    alone.add(draw=draw([(0, 6), (1, 6), (2, 6), (3, 6)], stats))
+    one.add(slice(0, 12), draw([(0, 6), (1, 6)], stats))
+    two.add(slice(12, 24), draw([(2, 6), (3, 6)], stats))
+    torch.testing.assert_close(one.team.sums + two.team.sums, alone.team.sums, rtol=1e-11, atol=1e-12)
+    again = Run(name, recipes)
+    again.add(draw=draw([(0, 6), (1, 6), (2, 6), (3, 6)], stats, step=2))
+    augmented = [k for k, r in enumerate(recipes) if r.augments]
+    assert (again.team.losses != alone.team.losses)[augmented].all()  # another step draws anew
+    plain = Run(name, recipes[1:2])
+    plain.add()
+    torch.testing.assert_close(alone.team.losses[1], plain.team.losses[0], rtol=1e-12, atol=0)
