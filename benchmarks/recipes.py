@@ -47,8 +47,8 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    bikes = load_config(CONFIG)
-    digits = load_config(CONFIG.with_name("digits.yaml"))
+    bikes = load_config(CONFIG, [])
+    digits = load_config(CONFIG.with_name("digits.yaml"), [])
     spark = start_session({"spark.ui.enabled": "false", "spark.sql.shuffle.partitions": "2"})
     spark.sparkContext.setLogLevel("ERROR")
     runs: dict[str, list[list[float]]] = {}

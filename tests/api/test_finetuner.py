@@ -165,8 +165,8 @@ def test_from_a_thousand_validation_rows_four_candidates_run(
     assert sorted(zip(history["epoch"], history["candidate"], strict=True)) == [
         (e, c) for e in range(4) for c in range(4)
     ]
-    assert list(history.groupby("candidate")["learningRate"].first()) == [1e-3, 1e-2, 1e-3, 1e-2]
-    assert list(history.groupby("candidate")["regAnchor"].first()) == [1e-3, 1e-2, 0, 1e-3]
+    assert list(history.groupby("candidate")["learningRate"].first()) == [1e-3, 3e-3, 1e-2, 1e-2]
+    assert list(history.groupby("candidate")["regAnchor"].first()) == [1e-3, 1e-3, 1e-3, 1e-1]
     gains, w = decided[0]["gains"], decided[0]["weights"]
     assert gains.shape == (12, guard.MAX_BLOCKS)
     assert decided[0]["level"] == 0.025
