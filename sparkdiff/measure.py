@@ -1,4 +1,4 @@
-"""What the cached rows say about a network: its loss on a split, and what its stages' inputs look like."""
+"""What the cached rows say about a network: its metric on a split, and what its stages' inputs look like."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from torch import Tensor
 from sparkdiff.errors import InputError
 from sparkdiff.graph import Version
 from sparkdiff.guard import MAX_BLOCKS
-from sparkdiff.losses import Objective, means
+from sparkdiff.losses import means
+from sparkdiff.metrics import Metric, influence
 from sparkdiff.network import Network
 from sparkdiff.parallel import ALONE, Team
 from sparkdiff.sparse import SparseRows
@@ -75,40 +76,114 @@ def scalar(batch: Batch, name: str) -> Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """Weighted loss sums of one network on one split."""
+    """Weighted sums of one network's metric on one split, smaller being better: negated where larger is better."""
 
-    blocks: Tensor  # (B,) sum of w * loss per block
+    blocks: Tensor  # (B,) sum of w * loss per block; of a metric that is no mean over rows, of w * influence
     weights: Tensor  # (B,) sum of w
     below: int  # rows whose predicted mean lies below the loss's floor
+    sign: float = 1.0  # -1 where larger is better
 
     @property
     def mean(self) -> float:
+        """The metric as a loss."""
         return float(self.blocks.sum() / self.weights.sum())
 
+    @property
+    def value(self) -> float:
+        """The metric as reports show it."""
+        return self.sign * self.mean
 
-def score(network: Network, data: Data, split: str, objective: Objective, *, explain: bool = True) -> Score:
-    """The network's loss on a split, over all processes.
+
+class Tally:
+    """Adds up one network's metric over the rows of a split.
+
+    Of a metric that is no mean over rows it keeps one number of each row (two for the calibration error), its label, weight
+    and block: 32 bytes a row, and never features.
+    """
+
+    def __init__(self, metric: Metric, head: Predictor):
+        self.metric, self.head = metric, head
+        self.blocks = torch.zeros(MAX_BLOCKS, dtype=torch.float64)
+        self.weights, self.below = torch.zeros_like(self.blocks), torch.zeros((), dtype=torch.int64)
+        self.kept: list[tuple[Tensor, ...]] = []
+
+    @torch.no_grad()
+    def add(self, margin: Tensor, label: Tensor, weight: Tensor, block: Tensor) -> Tensor:
+        """Add rows; returns which of them (n,) bool have a finite margin and metric, or weight 0."""
+        metric, counts = self.metric, weight > 0
+        if metric.rows is not None:
+            loss = torch.where(counts, metric.rows(margin, label, weight), 0.0)
+            finite = loss.isfinite()
+            self.blocks.index_add_(0, block, loss * weight)
+        else:
+            assert metric.column is not None
+            column = metric.column(margin)
+            finite = column.reshape(len(column), -1).isfinite().all(1)
+            self.kept.append((column[counts], label[counts], weight[counts], block[counts]))
+        self.weights.index_add_(0, block, weight)
+        mean = means(self.head, margin)
+        if metric.floor is not None and mean is not None:
+            self.below += (mean < metric.floor).sum()
+        # A link can turn an infinite margin into a finite loss, so the margin is looked at too.
+        return (finite & margin.reshape(len(margin), -1).isfinite().all(1)) | ~counts
+
+    def score(self, team: Team) -> Score:
+        """What all processes have added up, the same on each of them."""
+        blocks, sign = self.blocks, self.metric.sign
+        team.sum_(self.weights, self.below)
+        if self.metric.rows is not None:
+            team.sum_(blocks)
+        else:
+            column, label, weight, block = self.rows(team)
+            blocks.index_add_(0, block, weight * influence(self.metric, column, label, weight))
+        return Score(sign * blocks, self.weights, int(self.below), sign)
+
+    def rows(self, team: Team) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Column, label, weight and block of the rows of weight > 0 of all processes."""
+        column, label, weight, block = (team.gather(torch.cat(parts)) for parts in zip(*self.kept, strict=True))
+        return column, label, weight, block
+
+
+def score(network: Network, data: Data, split: str, metric: Metric, *, explain: bool = True) -> Score:
+    """The network's metric on a split, over all processes.
 
     Raises:
-        InputError: a row of weight > 0 has no finite loss; names the column that holds NaN and the stage that it reaches.
+        InputError: a row of weight > 0 has no finite loss, and the column that holds NaN and the stage that it reaches are
+            named; or the metric is undefined on these rows.
     """
-    blocks = torch.zeros(MAX_BLOCKS, dtype=torch.float64)
-    weights, below = torch.zeros_like(blocks), torch.zeros((), dtype=torch.int64)
-    with torch.no_grad():
-        for batch, label, weight, block in data.batches(split):
+    tally, sound = Tally(metric, network.head), True
+    for batch, label, weight, block in data.batches(split):
+        with torch.no_grad():
             margin = network.margin(data.values(batch))
-            loss = torch.where(weight > 0, objective.rows(margin, label, weight), 0.0)
-            # A link can turn an infinite margin into a finite loss, so the margin is looked at too.
-            finite = loss.isfinite() & (margin.reshape(len(margin), -1).isfinite().all(1) | (weight <= 0))
-            if explain and not bool(finite.all()):
-                _explain(network, data, batch, ~finite)
-            blocks.index_add_(0, block, loss * weight)
-            weights.index_add_(0, block, weight)
-            mean = means(network.head, margin)
-            if objective.floor is not None and mean is not None:
-                below += (mean < objective.floor).sum()
-    data.team.sum_(blocks, weights, below)
-    return Score(blocks, weights, int(below))
+        finite = tally.add(margin, label, weight, block)
+        if explain and not bool(finite.all()):
+            sound = False
+            _explain(network, data, batch, ~finite)
+    found = tally.score(data.team)
+    if explain and sound and metric.needs and not math.isfinite(found.mean):
+        raise InputError(f"metric={metric.name!r} is undefined on the {split} rows: it needs {metric.needs}")
+    return found
+
+
+@torch.no_grad()
+def contributions(network: Network, data: Data, split: str, metric: Metric) -> Tensor:
+    """w * loss, or w * influence, of each row of a split (n,) as they are streamed, of one process alone; sums to its Score's."""
+    tally, places, n = Tally(metric, network.head), [], 0
+    parts = []
+    for batch, label, weight, block in data.batches(split):
+        margin = network.margin(data.values(batch))
+        if metric.rows is not None:
+            parts.append(torch.where(weight > 0, metric.rows(margin, label, weight), 0.0) * weight)
+            continue
+        tally.add(margin, label, weight, block)
+        places.append(n + (weight > 0).nonzero()[:, 0])
+        n += len(weight)
+    if metric.rows is not None:
+        return metric.sign * torch.cat(parts)
+    column, label, weight, _ = tally.rows(ALONE)
+    out = torch.zeros(n, dtype=torch.float64)
+    out[torch.cat(places)] = weight * influence(metric, column, label, weight)
+    return metric.sign * out
 
 
 def _explain(network: Network, data: Data, batch: Batch, bad: Tensor) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from sparkdiff.graph import Version
 from sparkdiff.losses import Objective
 from sparkdiff.measure import Data, Score, scalar, score
+from sparkdiff.metrics import Metric
 from sparkdiff.network import Network
 from sparkdiff.options import Options
 from sparkdiff.parallel import Team
@@ -138,11 +139,24 @@ class Candidate:
         self.best, self.best_flat, self.since, self.active = original, self.flat.clone(), 0, True
         self.total = self.weight = torch.zeros((), dtype=torch.float64)  # of the epoch so far
 
-    def add(self, values: dict[Version, Rows], label: Tensor, weight: Tensor, objective: Objective) -> None:
+    def add(self, values: dict[Version, Rows], label: Tensor, weight: Tensor, objective: Objective, team: Team) -> None:
         """Add w * loss and its gradient over these rows to `loss` and `gradient`."""
-        loss = (objective.rows(self.network.margin(values), label, weight) * weight).sum()
-        loss.backward()
-        self.loss += loss.detach()
+        margin = self.network.margin(values)
+        if objective.rows is not None:
+            loss = (objective.rows(margin, label, weight) * weight).sum()
+            loss.backward(retain_graph=objective.batch is not None)
+            self.loss += loss.detach()
+        if objective.batch is not None:
+            # All processes compute the batch's loss; each has the gradient of its own rows, and its share of the value.
+            margins, labels, weights = (team.gather(t) for t in (margin, label, weight))
+            if team.world > 1:
+                first = int(team.gather(torch.tensor([len(margin)]))[: team.rank].sum())
+                margins = torch.cat([margins[:first], margin, margins[first + len(margin) :]])
+            total = weights.sum()
+            if bool(total > 0):
+                loss = objective.batch(margins, labels, weights, {}) * total
+                loss.backward()
+                self.loss += loss.detach() / team.world
 
     @torch.no_grad()
     def step(self, weight: Tensor, scale: float) -> None:
@@ -216,7 +230,7 @@ class Training:
             Candidate(network, r, options, scales, original.mean, self.sums[k * size : (k + 1) * size], losses[k])
             for k, r in enumerate(recipes)
         ]
-        self.history = [_entry(0, k, c.recipe, math.nan, original.mean) for k, c in enumerate(self.team)]
+        self.history = [_entry(0, k, c.recipe, math.nan, original.value) for k, c in enumerate(self.team)]
         self.gains: list[Tensor] = []
         self.columns: list[tuple[int, int]] = []
         self.epoch, self.step, self.ended = 1, 0, False  # the next step of the current epoch
@@ -248,21 +262,21 @@ class Training:
         self.sums.zero_()
         self.weight += weight.sum()
         active = self.active
-        if bool((weight > 0).any()):
+        if objective.batch is not None or bool((weight > 0).any()):
             for c in active:
-                c.add(dict(values), label, weight, objective)
+                c.add(dict(values), label, weight, objective, team)
         team.sum_(self.sums)
         if bool(self.weight > 0):
             for c in active:
                 c.step(self.weight.clone(), objective.scale)
 
-    def validate(self, data: Data, metric: Objective) -> None:
+    def validate(self, data: Data, metric: Metric) -> None:
         """Measure every active candidate on the validation split; ends the epoch."""
         for k, c in enumerate(self.team):
             if not c.active:
                 continue
             now = score(c.network, data, "validation", metric, explain=False)
-            self.history.append(_entry(self.epoch, k, c.recipe, c.epoch_loss(), now.mean))
+            self.history.append(_entry(self.epoch, k, c.recipe, c.epoch_loss(), now.value))
             self.gains.append(self.original.blocks - now.blocks)
             self.columns.append((k, self.epoch))
             c.judge(now.mean, self.options.patience)
@@ -280,7 +294,7 @@ class Training:
 
 
 def train(
-    training: Training, data: Data, objective: Objective, metric: Objective,
+    training: Training, data: Data, objective: Objective, metric: Metric,
     on_step: Callable[[Training], None] = lambda training: None,
 ) -> None:  # fmt: skip
     """Train on the train split to the end, and measure on the validation split after every epoch.

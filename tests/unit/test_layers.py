@@ -13,13 +13,14 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "sparkdiff"
 LAYERS = [
     ["errors"],
-    ["options", "jvm", "sparse", "checkpoint", "parallel"],
+    ["options", "jvm", "sparse", "checkpoint", "parallel", "formulas"],
     ["nesting"],
     ["stages.base"],
     ["stages"],  # and all other modules of it
     ["graph", "columns"],
     ["guard"],
     ["network", "losses", "splits", "planning"],
+    ["metrics"],
     ["stream", "fingerprint"],
     ["parity", "cache", "measure", "flips"],
     ["train", "preflight", "faithful"],
@@ -41,6 +42,8 @@ NO_SPARK = (
     "parallel",
     "measure",
     "losses",
+    "formulas",
+    "metrics",
     "sparse",
     "stream",
     "stages",
