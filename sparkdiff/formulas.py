@@ -107,7 +107,7 @@ def between_groups(prediction: Tensor, groups: Tensor, weight: Tensor) -> Tensor
     That is the variance between groups, by which it is computed. A second dimension of the prediction is summed over.
     (n,) or (n, c), (n,) int64, (n,) -> ()
     """
-    columns = prediction.reshape(len(prediction), -1)[weight > 0]
+    columns = (prediction[:, None] if prediction.ndim == 1 else prediction)[weight > 0]
     w, (found, code) = weight[weight > 0], groups[weight > 0].unique(return_inverse=True)
     share = w.new_zeros(len(found)).index_add(0, code, w)
     sums = columns.new_zeros(len(found), columns.shape[1]).index_add(0, code, columns * w[:, None])

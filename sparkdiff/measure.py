@@ -118,14 +118,14 @@ class Tally:
         else:
             assert metric.column is not None
             column = metric.column(margin)
-            finite = column.reshape(len(column), -1).isfinite().all(1)
+            finite = _finite(column)
             self.kept.append((column[counts], label[counts], weight[counts], block[counts]))
         self.weights.index_add_(0, block, weight)
         mean = means(self.head, margin)
         if metric.floor is not None and mean is not None:
             self.below += (mean < metric.floor).sum()
         # A link can turn an infinite margin into a finite loss, so the margin is looked at too.
-        return (finite & margin.reshape(len(margin), -1).isfinite().all(1)) | ~counts
+        return (finite & _finite(margin)) | ~counts
 
     def score(self, team: Team) -> Score:
         """What all processes have added up, the same on each of them."""
@@ -142,6 +142,11 @@ class Tally:
         """Column, label, weight and block of the rows of weight > 0 of all processes."""
         column, label, weight, block = (team.gather(torch.cat(parts)) for parts in zip(*self.kept, strict=True))
         return column, label, weight, block
+
+
+def _finite(x: Tensor) -> Tensor:
+    """Which rows are finite throughout, (n,) or (n, c) -> (n,) bool; there may be none."""
+    return x.isfinite() if x.ndim == 1 else x.isfinite().all(1)
 
 
 def score(network: Network, data: Data, split: str, metric: Metric, *, explain: bool = True) -> Score:

@@ -291,7 +291,7 @@ def _classes(name: str, params: Mapping[str, Any], head: Predictor) -> Metric:
     k = head.classes
 
     def decision(margin: Tensor) -> Tensor:
-        broken = margin.reshape(len(margin), -1).isnan().any(1)  # Spark would predict a class
+        broken = margin.isnan() if margin.ndim == 1 else margin.isnan().any(1)  # Spark would predict a class
         return torch.where(broken, torch.nan, head.decision(margin))
 
     def hit(margin: Tensor, y: Tensor) -> Tensor:
