@@ -165,7 +165,7 @@ def _called(loss: Callable[..., Tensor], head: Predictor, columns: tuple[str, ..
 def _is_of_batch(loss: Callable[..., Tensor], head: Predictor, columns: tuple[str, ...], y: LabelStats) -> bool:
     """Whether a callable returns one value for all rows: asked with no rows, and with two where it can't do with none."""
     for n in (0, 2):
-        margin = _zero_margin(head, n)
+        margin = zero_margin(head, n)
         label = torch.tensor([y.low, y.high], dtype=torch.float64)[:n]
         try:
             out = loss(dict(zip(columns, head.columns(margin), strict=True)), label, torch.ones_like(label))
@@ -175,7 +175,8 @@ def _is_of_batch(loss: Callable[..., Tensor], head: Predictor, columns: tuple[st
     return False
 
 
-def _zero_margin(head: Predictor, n: int) -> Tensor:
+def zero_margin(head: Predictor, n: int) -> Tensor:
+    """Margins of n rows, all 0, of the predictor's shape: (n,) or (n, k)."""
     softmax = bool(head.classes and getattr(head, "isMultinomial", False))
     return torch.zeros((n, head.classes) if softmax else n, dtype=torch.float64)
 
@@ -360,7 +361,7 @@ def _classification(name: str, params: Mapping[str, Any], head: Predictor) -> Ob
         spread = float((costs.amax(1) - costs.amin(1)).max())
         if spread == 0:
             raise InputError(f"loss='cost' has nothing to learn from costs={costs.tolist()}: each row is constant")
-        if not bool(head.decision_margin(_zero_margin(head, 1)).isfinite().all()):
+        if not bool(head.decision_margin(zero_margin(head, 1)).isfinite().all()):
             raise InputError(
                 "loss='cost' can't be trained at a threshold of 0 or 1, which decides without the features"
             )

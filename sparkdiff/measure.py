@@ -12,7 +12,7 @@ from torch import Tensor
 from sparkdiff.errors import InputError
 from sparkdiff.graph import Version
 from sparkdiff.guard import MAX_BLOCKS
-from sparkdiff.losses import means
+from sparkdiff.losses import means, zero_margin
 from sparkdiff.metrics import Metric, influence
 from sparkdiff.network import Network
 from sparkdiff.parallel import ALONE, Team
@@ -140,6 +140,9 @@ class Tally:
 
     def rows(self, team: Team) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Column, label, weight and block of the rows of weight > 0 of all processes."""
+        if not self.kept:  # no row of the split lies with this process
+            none = torch.empty(0, dtype=torch.float64)
+            self.add(zero_margin(self.head, 0), none, none, none.long())
         column, label, weight, block = (team.gather(torch.cat(parts)) for parts in zip(*self.kept, strict=True))
         return column, label, weight, block
 
