@@ -26,6 +26,7 @@ from sparkdiff.folding import fixed_versions, fold
 from sparkdiff.graph import Graph, Leaf
 from sparkdiff.losses import Objective, resolve
 from sparkdiff.measure import Tally
+from sparkdiff.metrics import Metric
 from sparkdiff.network import Network
 from sparkdiff.options import Options
 from sparkdiff.recipes import candidates
@@ -140,7 +141,7 @@ class Own:
         slopes = team.folded.slopes(team.parameters, len(every))  # type: ignore[union-attr]
         weight, block = torch.ones_like(y), torch.arange(len(y))
         for margin in team._margins(every, slopes, {self.version: x}):
-            Tally(self.objective, team.network).add(margin, y, weight, block)
+            Tally(Metric(self.objective.name, rows=self.objective.rows), team.head).add(margin, y, weight, block)
 
 
 class Plain:

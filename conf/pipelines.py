@@ -1,9 +1,11 @@
 """The pipelines of the shipped configs: functions of the training DataFrame that return an unfitted Pipeline."""
 
+from typing import Any
+
 from pyspark.ml import Pipeline
 from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.feature import PCA, OneHotEncoder, StandardScaler, StringIndexer, VectorAssembler
-from pyspark.ml.regression import GeneralizedLinearRegression
+from pyspark.ml.regression import GeneralizedLinearRegression, LinearRegression
 from pyspark.sql import DataFrame
 
 CALENDAR = ["season", "mnth", "hr", "holiday", "weekday", "workingday"]
@@ -11,8 +13,8 @@ WEATHER = ["weathersit"]
 NUMERIC = ["temp", "atemp", "hum", "windspeed"]
 
 
-def bikeshare(train: DataFrame) -> Pipeline:
-    """Riders per hour from calendar and weather: ten principal components in front of a Poisson regression.
+def _calendar_and_weather() -> list[Any]:
+    """StringIndexer, OneHotEncoder, VectorAssembler and StandardScaler: the columns of an hour, as `scaled`.
 
     The weather may show a level that the training rows don't have (the year has one hour of heavy rain): `keep`
     counts unseen levels as one more level, the last, and OneHotEncoder drops the last one, so that such a row gets
@@ -21,24 +23,44 @@ def bikeshare(train: DataFrame) -> Pipeline:
     so singular that Spark's PCA fails on some splits and on others returns wrong components without saying so.
     """
     categorical = [*CALENDAR, *WEATHER]
-    return Pipeline(
-        stages=[
-            StringIndexer(inputCols=CALENDAR, outputCols=[f"{column}_index" for column in CALENDAR]),
-            StringIndexer(
-                inputCols=WEATHER, outputCols=[f"{column}_index" for column in WEATHER], handleInvalid="keep"
-            ),
-            OneHotEncoder(
-                inputCols=[f"{column}_index" for column in categorical],
-                outputCols=[f"{column}_onehot" for column in categorical],
-            ),
-            VectorAssembler(
-                inputCols=[*(f"{column}_onehot" for column in categorical), *NUMERIC], outputCol="assembled"
-            ),
-            StandardScaler(inputCol="assembled", outputCol="scaled", withMean=True),
-            PCA(inputCol="scaled", outputCol="components", k=10),
-            GeneralizedLinearRegression(featuresCol="components", labelCol="bikers", family="poisson", link="log"),
-        ]
+    return [
+        StringIndexer(inputCols=CALENDAR, outputCols=[f"{column}_index" for column in CALENDAR]),
+        StringIndexer(inputCols=WEATHER, outputCols=[f"{column}_index" for column in WEATHER], handleInvalid="keep"),
+        OneHotEncoder(
+            inputCols=[f"{column}_index" for column in categorical],
+            outputCols=[f"{column}_onehot" for column in categorical],
+        ),
+        VectorAssembler(inputCols=[*(f"{column}_onehot" for column in categorical), *NUMERIC], outputCol="assembled"),
+        StandardScaler(inputCol="assembled", outputCol="scaled", withMean=True),
+    ]
+
+
+def _components() -> list[Any]:
+    return [*_calendar_and_weather(), PCA(inputCol="scaled", outputCol="components", k=10)]
+
+
+def bikeshare(train: DataFrame) -> Pipeline:
+    """Riders per hour from calendar and weather: ten principal components in front of a Poisson regression."""
+    last = GeneralizedLinearRegression(featuresCol="components", labelCol="bikers", family="poisson", link="log")
+    return Pipeline(stages=[*_components(), last])
+
+
+def bikeshare_linear(train: DataFrame) -> Pipeline:
+    """Riders per hour by least squares, which other losses can then have their way with."""
+    return Pipeline(stages=[*_components(), LinearRegression(featuresCol="components", labelCol="bikers")])
+
+
+def bikeshare_ridge(train: DataFrame) -> Pipeline:
+    """A Poisson regression on all columns that a regParam of 1 holds back."""
+    last = GeneralizedLinearRegression(
+        featuresCol="scaled", labelCol="bikers", family="poisson", link="log", regParam=1.0
     )
+    return Pipeline(stages=[*_calendar_and_weather(), last])
+
+
+def bikeshare_busy(train: DataFrame) -> Pipeline:
+    """Whether an hour is busy (a column `busy`, 0 or 1): ten principal components in front of a logistic regression."""
+    return Pipeline(stages=[*_components(), LogisticRegression(featuresCol="components", labelCol="busy")])
 
 
 def digits(train: DataFrame) -> Pipeline:

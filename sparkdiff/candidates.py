@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 from sparkdiff.augment import Target, augmented
-from sparkdiff.derivatives import derivative
 from sparkdiff.folding import Folded, Slopes
 from sparkdiff.graph import Version
-from sparkdiff.losses import Objective
+from sparkdiff.losses import Batch, Objective
 from sparkdiff.measure import Data, Score, Tally
+from sparkdiff.metrics import Metric
 from sparkdiff.network import Network
 from sparkdiff.optimizers import FirstOrder
 from sparkdiff.options import Options
+from sparkdiff.parallel import ALONE, Team
 from sparkdiff.recipes import Recipe
 from sparkdiff.scales import Scales, flattened, trained
 from sparkdiff.stages.base import FeatureStats, Rows
@@ -116,10 +117,17 @@ class Candidates:
 
     # A step ---------------------------------------------------------------------------------------------------------
 
-    def add(self, values: dict[Version, Rows], label: Tensor, weight: Tensor, objective: Objective, draw: Draw) -> None:
-        """Add w * loss and its gradient over these rows, of which there may be none, to `sums`."""
+    def add(
+        self, values: dict[Version, Rows], label: Tensor, weight: Tensor, objective: Objective, draw: Draw,
+        *, groups: Mapping[str, Tensor] | None = None, team: Team = ALONE,
+    ) -> None:  # fmt: skip
+        """Add w * loss and its gradient over these rows, of which there may be none, to `sums`.
+
+        Args:
+            groups: the codes (n,) of the columns that the objective's penalties name.
+        """
         self.weight += weight.sum()
-        if not bool((weight > 0).any()):
+        if objective.batch is None and not bool((weight > 0).any()):
             return
         slopes = self.folded.slopes(self.parameters, len(self.recipes)) if self.folded else None
         parts: list[tuple[dict[Version, Tensor], Tensor]] = []
@@ -129,7 +137,10 @@ class Candidates:
                 inputs = {v: values[v] for v in draw.stats}
                 seen, targets = augmented(recipe, inputs, (label, weight), draw.stats, draw.shards, (*draw.key, group))
             margin = self._margins(rows, slopes, seen)
-            loss, gradient = self._losses(margin.detach(), targets, objective)
+            loss, gradient = _losses(objective, margin.detach(), targets)
+            if objective.batch is not None:
+                more, slope = _batch_losses(objective.batch, margin.detach(), targets, groups or {}, team)
+                loss, gradient = loss + more, gradient + slope
             if len(rows) == len(self.recipes):
                 self.losses += loss
             else:
@@ -144,21 +155,6 @@ class Candidates:
                 gradients = {v: torch.cat([found[v] for found, _ in parts])[self.inverse] for v in gradients}
                 constant = torch.cat([found for _, found in parts])[self.inverse]
             self.folded.back(slopes, gradients, constant, self.room)
-
-    def _losses(self, margin: Tensor, targets: Sequence[Target], objective: Objective) -> tuple[Tensor, Tensor]:
-        """Sums (k,) of w * loss, and their gradient by the margins (k, n) or (k, n, classes)."""
-        exact = derivative(objective, self.head)
-        if exact is None:
-            margin = margin.requires_grad_()
-            losses = [_autograd_losses(objective, margin, *target) for target in targets]
-            loss = losses[0] if len(losses) == 1 else losses[0] + losses[1]
-            [gradient] = torch.autograd.grad(loss.sum(), [margin])
-            return loss.detach(), gradient
-        found = [(weight, *exact(margin, label)) for label, weight in targets]
-        wide = margin.ndim == 3
-        losses = [loss @ weight for weight, loss, _ in found]
-        slopes = [slope.mul_(weight[:, None] if wide else weight) for weight, _, slope in found]
-        return (losses[0], slopes[0]) if len(found) == 1 else (losses[0] + losses[1], slopes[0] + slopes[1])
 
     def _margins(self, rows: list[int], slopes: Slopes | None, values: Mapping[Version, Rows]) -> Tensor:
         """(k, n) or (k, n, classes) margins of these candidates; a graph of autograd where the network isn't folded."""
@@ -239,14 +235,14 @@ class Candidates:
         return means
 
     @torch.no_grad()
-    def scores(self, data: Data, split: str, metric: Objective) -> tuple[list[Score], Tensor]:
+    def scores(self, data: Data, split: str, metric: Metric) -> tuple[list[Score], Tensor]:
         """Each candidate's score on a split, over all processes, and the parameters (K, p) that it was measured with."""
         if self.forget is not None:
             self._load(self.average)
         measured = self.flat.clone()
         every = list(range(len(self.recipes)))
         slopes = self.folded.slopes(self.parameters, len(every)) if self.folded else None
-        tallies = [Tally(metric, self.network) for _ in every]
+        tallies = [Tally(metric, self.head) for _ in every]
         for batch, label, weight, block in data.batches(split):
             for tally, margin in zip(tallies, self._margins(every, slopes, data.values(batch)), strict=True):
                 tally.add(margin, label, weight, block)
@@ -291,14 +287,56 @@ class Candidates:
         return kept
 
 
-def _autograd_losses(objective: Objective, margin: Tensor, label: Tensor, weight: Tensor) -> Tensor:
-    """(k,) sums of w * loss from margins (k, n) or (k, n, classes)."""
-    count = len(margin)
-    if objective.elementwise:
-        loss = objective.rows(margin.flatten(0, 1), _repeated(label, count), _repeated(weight, count)).view(count, -1)
-    else:
-        loss = torch.stack([objective.rows(m, label, weight) for m in margin])
-    return loss @ weight
+def _losses(objective: Objective, margin: Tensor, targets: Sequence[Target]) -> tuple[Tensor, Tensor]:
+    """Sums (k,) of w * loss, and their gradient by the margins (k, n) or (k, n, classes)."""
+    if objective.rows is None:
+        return margin.new_zeros(len(margin)), torch.zeros_like(margin)
+    if objective.exact is None:
+        return _by_autograd(objective, margin, targets)
+    loss, gradient = _weighted(*objective.exact(margin, targets[0][0]), targets[0][1])
+    for label, weight in targets[1:]:
+        more, slope = _weighted(*objective.exact(margin, label), weight)
+        loss, gradient = loss + more, gradient + slope
+    return loss, gradient
+
+
+def _weighted(loss: Tensor, slope: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    return loss @ weight, slope.mul_(weight if slope.ndim == 2 else weight[:, None])
+
+
+def _by_autograd(objective: Objective, margin: Tensor, targets: Sequence[Target]) -> tuple[Tensor, Tensor]:
+    rows, count = objective.rows, len(margin)
+    assert rows is not None
+    margin = margin.requires_grad_()
+    total: Tensor | float = 0.0
+    for label, weight in targets:
+        if objective.elementwise:
+            loss = rows(margin.flatten(0, 1), _repeated(label, count), _repeated(weight, count)).view(count, -1)
+        else:
+            loss = torch.stack([rows(m, label, weight) for m in margin])
+        total = total + loss @ weight
+    assert isinstance(total, Tensor)
+    [gradient] = torch.autograd.grad(total.sum(), [margin])
+    return total.detach(), gradient
+
+
+def _batch_losses(
+    batch: Batch, margin: Tensor, targets: Sequence[Target], groups: Mapping[str, Tensor], team: Team
+) -> tuple[Tensor, Tensor]:
+    """W * loss of the rows of all processes, this one's share of it (k,), and its gradient by this one's margins."""
+    whole = team.gather(margin.transpose(0, 1)).transpose(0, 1).contiguous().requires_grad_()
+    first = int(team.gather(torch.tensor([margin.shape[1]]))[: team.rank].sum())
+    codes = {name: team.gather(code) for name, code in groups.items()}
+    total = torch.zeros(len(margin), dtype=torch.float64)
+    for label, weight in targets:
+        y, w = team.gather(label), team.gather(weight)
+        if bool((w > 0).any()):
+            total = total + w.sum() * torch.stack([batch(m, y, w, codes) for m in whole])
+    gradient = torch.zeros_like(margin)
+    if total.requires_grad:
+        [found] = torch.autograd.grad(total.sum(), [whole])
+        gradient = found[:, first : first + margin.shape[1]]
+    return total.detach() / team.world, gradient
 
 
 def _runs(flags: Tensor | None) -> list[slice]:

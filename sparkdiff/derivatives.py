@@ -11,25 +11,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparkdiff.losses import Objective
 from sparkdiff.stages.linear import GeneralizedLinearRegression, LinearRegression, LogisticRegression, Predictor
 
 Derivative = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(margin (K, n) or (K, n, k), label (n,)) -> loss (K, n) and its derivative by the margin, shaped like it."""
 
 
-def derivative(objective: Objective, head: Predictor) -> Derivative | None:
-    """The closed form of `objective.rows` on this predictor, None where there is none."""
+def derivative(name: str, power: float | None, head: Predictor) -> Derivative | None:
+    """The closed form of the loss of this name (and power of the variance) on a predictor, None where there is none."""
     identity = isinstance(head, LinearRegression) or (
         isinstance(head, GeneralizedLinearRegression) and (head.family, head.link) == ("gaussian", "identity")
     )
-    if objective.name == "squared" and identity:
+    if name == "squared" and identity:
         return _squared
-    if objective.power is not None and isinstance(head, GeneralizedLinearRegression) and head.link == "log":
-        return {1.0: _poisson, 2.0: _gamma}.get(objective.power)
-    if objective.name == "logLoss" and isinstance(head, LogisticRegression):
+    if power is not None and isinstance(head, GeneralizedLinearRegression) and head.link == "log":
+        return {1.0: _poisson, 2.0: _gamma}.get(power)
+    if name == "logLoss" and isinstance(head, LogisticRegression):
         return _softmax if head.wide else _sigmoid
-    if objective.name == "logLoss" and isinstance(head, GeneralizedLinearRegression) and head.link == "logit":
+    if name == "logLoss" and isinstance(head, GeneralizedLinearRegression) and head.link == "logit":
         return _sigmoid
     return None
 

@@ -25,10 +25,11 @@ from sparkdiff.fingerprint import Request, virtual_shards
 from sparkdiff.folding import fixed_versions
 from sparkdiff.graph import Graph
 from sparkdiff.losses import Objective, check_label
-from sparkdiff.measure import Data, Score, features, scalar, score
+from sparkdiff.measure import Data, Score, contributions, features, scalar, score
+from sparkdiff.metrics import Metric
 from sparkdiff.nesting import flatten
 from sparkdiff.network import Network, write_back
-from sparkdiff.options import Options, callable_name
+from sparkdiff.options import Options
 from sparkdiff.parity import Parity
 from sparkdiff.planning import Plan, plan_of
 from sparkdiff.rank import Assignment, objectives
@@ -146,8 +147,8 @@ def fine_tune(
         label = _label(task, cache, network)
         objective, metric = objectives(options, network, label)
         labels, fractional = _all_labels(cache)
-        for o in (objective, metric):
-            check_label(o, network.head, labels, task.labelCol, fractional)
+        for bound in (objective, metric):
+            check_label(bound, network.head, labels, task.labelCol, fractional)
         with phases.phase("verify") as say:
             before = {s: score(network, data, s, metric) for s in SPLITS if cache.rows(s)}
             _check_finite(before, metric, task, labels)
@@ -176,7 +177,9 @@ def fine_tune(
                 parity["after"] = faithful.check(model, found.network, data, cache)
                 say(f"Spark reproduces the network: {parity['after']}")
             after = {s: score(found.network, data, s, metric) for s in before}
-        summary = _summary(task, cache, stream, metric, found, frozen, lost, verdict, (before, after), parity, phases)
+        summary = _summary(
+            task, cache, stream, objective, metric, found, frozen, lost, verdict, (before, after), parity, phases
+        )
         return Outcome(model, task.plan, summary, folder)
 
 
@@ -228,17 +231,17 @@ def _all_labels(cache: Cache) -> tuple[LabelStats, float | None]:
     return LabelStats(0.0, 0.0, low, high, torch.empty(0, dtype=torch.int64)), fractional
 
 
-def _check_finite(before: dict[str, Score], metric: Objective, task: Task, labels: LabelStats) -> None:
+def _check_finite(before: dict[str, Score], metric: Metric, task: Task, labels: LabelStats) -> None:
     """Raise InputError where the original's metric is infinite or NaN although its inputs are finite."""
     for split, found in before.items():
         if not math.isfinite(found.mean):
             raise InputError(
-                f"the mean {metric.name} of {task.model.uid} on the {split} rows is {found.mean}: its label column "
+                f"the mean {metric.name} of {task.model.uid} on the {split} rows is {found.value}: its label column "
                 f"{task.labelCol!r} lies between {labels.low!r} and {labels.high!r}; clean or scale it, or choose another metric"
             )
 
 
-def _decide(task: Task, data: Data, metric: Objective, network: Network, found: Trained) -> guard.Verdict:
+def _decide(task: Task, data: Data, metric: Metric, network: Network, found: Trained) -> guard.Verdict:
     o = task.options
     unit: Any = "groups" if o.groupCol else "blocks" if o.timeCol else "rows"
     blocks = torch.cat([scalar(b, "block")[weight > 0] for b, _, weight, _ in data.batches(VALIDATION)])
@@ -253,29 +256,26 @@ def _decide(task: Task, data: Data, metric: Objective, network: Network, found: 
 
 
 @torch.no_grad()
-def _differences(data: Data, metric: Objective, one: Network, other: Network) -> Tensor:
+def _differences(data: Data, metric: Metric, one: Network, other: Network) -> Tensor:
     """Loss of `one` minus loss of `other` per validation row, in time order."""
-    times, differences = [], []
-    for batch, label, weight, _ in data.batches(VALIDATION):
-        first, second = (metric.rows(n.margin(data.values(batch)), label, weight) for n in (one, other))
-        times.append(scalar(batch, "time"))
-        differences.append((first - second) * weight)
-    return torch.cat(differences)[torch.cat(times).argsort(stable=True)]
+    times = torch.cat([scalar(batch, "time") for batch, *_ in data.batches(VALIDATION)])
+    first, second = (contributions(n, data, VALIDATION, metric) for n in (one, other))
+    return (first - second)[times.argsort(stable=True)]
 
 
 # Summary --------------------------------------------------------------------------------------------------------------
 
 
 def _summary(
-    task: Task, cache: Cache, stream: Stream, metric: Objective, found: Trained, frozen: dict[str, int],
+    task: Task, cache: Cache, stream: Stream, objective: Objective, metric: Metric, found: Trained, frozen: dict[str, int],
     lost: list[str], verdict: guard.Verdict,
     scores: tuple[dict[str, Score], dict[str, Score]], parity: dict[str, Parity], phases: Phases,
 ) -> FineTuningSummary:  # fmt: skip
     before, after = scores
-    metrics = {s: {"before": before[s].mean, "after": after[s].mean} if s in before else None for s in SPLITS}
+    metrics = {s: {"before": before[s].value, "after": after[s].value} if s in before else None for s in SPLITS}
     held = metrics[VALIDATION]
     assert held is not None
-    scale = max(abs(held["before"]), 1e-12)
+    scale, sign = max(abs(held["before"]), 1e-12), before[VALIDATION].sign
     warnings = [*verdict.warnings, *unreadable_by_older_spark(task.model)]
     warnings += [f"{loss}; training went on from the last checkpoint" for loss in lost]
     if frozen:
@@ -287,6 +287,11 @@ def _summary(
         warnings.append(
             "the cached rows would fill half of this machine's memory, so each epoch read them from the files"
         )
+    if verdict.accepted and not objective.calibrated:
+        warnings.append(
+            f"the loss {objective.name} trains decisions or ranks, not probabilities: those of the tuned pipeline are no longer "
+            "calibrated"
+        )
     below = after[VALIDATION].below
     if below:
         warnings.append(
@@ -294,7 +299,8 @@ def _summary(
         )
     return FineTuningSummary(
         decision="tuned" if verdict.accepted else "kept original", reason=_reason(metric, verdict, scale),
-        metric=metric.name, metricDirection="smaller", metrics=metrics, gain=(held["before"] - held["after"]) / scale,
+        metric=metric.name, metricDirection=metric.direction, metrics=metrics,
+        gain=sign * (held["before"] - held["after"]) / scale,
         z=verdict.z, p=verdict.p, records=found.history,
         parity={k: dataclasses.asdict(p) for k, p in parity.items()},
         stages={k: {"largest": a, "rootMeanSquare": b} for k, (a, b) in found.moved.items()} if verdict.accepted else {},
@@ -303,7 +309,6 @@ def _summary(
         options=whole_batches(task.options).asdict() | {
             "labelCol": task.labelCol, "weightCol": task.weightCol,
             "metric": task.options.metric or metric.name,
-            "loss": task.options.loss if isinstance(task.options.loss, str) else callable_name(task.options.loss),
         },
         versions=versions(), warnings=warnings,
     )  # fmt: skip
@@ -321,10 +326,11 @@ def unreadable_by_older_spark(model: Any) -> list[str]:
     ]
 
 
-def _reason(metric: Objective, verdict: guard.Verdict, scale: float) -> str:
+def _reason(metric: Metric, verdict: guard.Verdict, scale: float) -> str:
     if verdict.best < 0:
         return (
-            f"no epoch of any candidate had a smaller {metric.name} on the validation rows: nothing to gain from here"
+            f"no epoch of any candidate had a {metric.direction} {metric.name} on the validation rows: nothing to gain from "
+            "here"
         )
     gain = f"the best epoch's gain of {verdict.gain / scale:.2%} on the validation rows"
     if verdict.accepted:

@@ -95,7 +95,8 @@ def _resumed(assignment: Assignment, folder: RunFolder) -> Training:
 
 
 def _progress(assignment: Assignment, epoch: int, best: float) -> str:
-    return f"epoch {epoch}: {assignment.metric} {assignment.original.mean:.5g} -> {best:.5g} on validation rows"
+    original = assignment.original
+    return f"epoch {epoch}: {assignment.metric} {original.value:.5g} -> {original.sign * best:.5g} on validation rows"
 
 
 # Several processes ----------------------------------------------------------------------------------------------------

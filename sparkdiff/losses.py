@@ -1,130 +1,284 @@
-"""What training minimises and what validation measures: per-row losses as functions of what Spark's predictor outputs."""
+"""What training minimises: losses as functions of what Spark's predictor outputs, bound to it, weighted, summed, penalised."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sparkdiff.derivatives import Derivative, derivative
 from sparkdiff.errors import InputError
+from sparkdiff.formulas import (
+    between_groups,
+    calibration_error,
+    focal,
+    half_deviance,
+    hinge,
+    mean_cost,
+    pairwise_logistic,
+    pinball,
+    probabilities,
+)
 from sparkdiff.options import callable_name
 from sparkdiff.stages.base import LabelStats
 from sparkdiff.stages.linear import GeneralizedLinearRegression, LinearRegression, Predictor
 
 REGRESSION = ("squared", "absolute", "huber", "quantile", "poisson", "gamma", "tweedie")
-PARAMS: dict[str, dict[str, float | None]] = {
+CLASSIFICATION = ("logLoss", "hinge", "focal", "cost", "auc", "mmce")
+BATCH = ("auc", "mmce")
+"""Losses of a whole batch, which no row has a part of."""
+PARAMS: dict[str, dict[str, Any]] = {
     "huber": {"delta": None},
     "quantile": {"tau": 0.5},
     "tweedie": {"power": 1.5},
+    "focal": {"gamma": 2.0},
+    "cost": {"costs": None},
 }
+
+Rows = Callable[[Tensor, Tensor, Tensor], Tensor]
+Batch = Callable[[Tensor, Tensor, Tensor, Mapping[str, Tensor]], Tensor]
 
 
 @dataclass(frozen=True)
 class Objective:
-    """A per-row loss bound to a predictor. Smaller is better.
+    """A loss bound to a predictor. Smaller is better. Training minimises scale * (mean of `rows` by weight + `batch`).
 
     Attributes:
         name: as the report shows it.
-        rows: (margin, label (n,), weight (n,)) -> loss per row (n,), unweighted.
+        rows: (margin, label (n,), weight (n,)) -> loss per row (n,), unweighted, each row's from this row alone.
+        batch: (margin, label (n,), weight (n,), groups) -> loss of the batch (), weighted; the rows are those of all
+            processes, and groups holds the codes (n,) int64 of the columns that a penalty names. One of the two may be None.
         scale: factor that makes the loss free of the label's unit; training uses it, reports don't.
         floor: means below it are charged by the loss's tangent parabola at it; None where the mean is positive anyway.
         power: of a deviance, the power of the mean that the variance is; None for other losses.
-        elementwise: whether `rows` sees every row by itself, so that rows of several candidates can stand below each other.
+        calibrated: whether its minimum leaves probabilities what they were; losses of decisions and ranks don't.
+        elementwise: whether `rows` is sure to see every row by itself, so that candidates' rows can stand below each other.
+        exact: `rows` with its derivative in closed form, where there is one.
     """
 
     name: str
-    rows: Callable[[Tensor, Tensor, Tensor], Tensor]
+    rows: Rows | None = None
     scale: float = 1.0
     floor: float | None = None
     power: float | None = None
+    batch: Batch | None = None
+    calibrated: bool = True
     elementwise: bool = True
+    exact: Derivative | None = None
+
+
+class Bound(Protocol):
+    """An objective or a metric."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def power(self) -> float | None: ...
 
 
 def resolve(
-    loss: str | Callable[..., Tensor],
-    params: Mapping[str, float],
+    loss: str | Callable[..., Tensor] | Mapping[str, float],
+    params: Mapping[str, Any],
     head: Predictor,
     columns: tuple[str, ...],
     y: LabelStats,
 ) -> Objective:
-    """The objective of a loss name (or callable) for a predictor whose output columns are `columns`.
+    """The objective of a loss name, of a callable, or of a weighted sum {name: weight}, for a predictor.
 
-    Squared is (y - mean)^2, absolute |y - mean|, quantile the pinball loss, poisson, gamma and tweedie half the unit
-    deviance (McCullagh & Nelder 1989, ch. 2.3), logLoss -log p of the label.
+    In a sum each loss counts in its own scale (squared in variances of the label, absolute, quantile and penalties in
+    standard deviations, cost in the largest difference of two decisions), so that a weight means the same whatever the
+    label's unit. Formulas: docs/objectives.md. A callable that returns a 0-dim tensor is an objective of the whole batch.
+
+    Args:
+        params: of the losses; those of a sum go to the one that knows them. classWeights goes to every loss of rows.
+        columns: the predictor's output columns, which a callable gets by name.
+        y: the training labels, for scales and balanced class weights.
 
     Raises:
-        InputError: the loss would change what the predictor's outputs mean, or a parameter is missing or unknown.
+        InputError: the loss would change what the predictor's outputs mean, or a parameter is missing, unknown or wrong.
     """
     if callable(loss):
         if params:
             raise InputError(
                 f"lossParams {sorted(params)} mean nothing to {callable_name(loss)}: put them into the callable"
             )
-
-        def rows(margin: Tensor, label: Tensor, weight: Tensor) -> Tensor:
-            out = loss(dict(zip(columns, head.columns(margin), strict=True)), label, weight)
-            if not isinstance(out, Tensor):
-                raise InputError(
-                    f"the loss {callable_name(loss)} returned {out!r}; it must be a torch tensor, one value per row"
-                )
-            if margin.requires_grad and not out.requires_grad:
-                raise InputError(
-                    f"no gradient passes through the loss {callable_name(loss)}: it must compute with torch, without detach, "
-                    "numpy or the predicted class"
-                )
-            if out.shape != label.shape:
-                raise InputError(
-                    f"the loss {callable_name(loss)} returned shape {tuple(out.shape)}; it must be one value per row, "
-                    f"{tuple(label.shape)}, unweighted"
-                )
-            return out
-
-        return Objective(callable_name(loss), rows, elementwise=False)
-    name, own = head.own_loss()
-    if loss not in ("auto", name):
-        name, own = loss, {}
-    known = PARAMS.get(name, {})
-    unknown = set(params) - set(known)
-    if unknown:
+        return _called(loss, head, columns, y)
+    own, fitted = head.own_loss()
+    weights: dict[str, float] = {}
+    for name, weight in ({loss: 1.0} if isinstance(loss, str) else loss).items():
+        name = own if name == "auto" else name
+        if name in weights:
+            raise InputError(f"loss={dict(loss)!r} names {name!r} twice: 'auto' is it too")  # type: ignore[arg-type]
+        weights[name] = weight
+    known = {name: set(PARAMS.get(name, {})) for name in weights}
+    by_class = [n for n in weights if head.classes and n in CLASSIFICATION and n not in BATCH]
+    takes = set[str]().union(*known.values(), {"classWeights"} if by_class else ())
+    if unknown := set(params) - takes:
+        of = " + ".join(map(repr, weights))
         raise InputError(
-            f"lossParams {sorted(unknown)} mean nothing to the loss {name!r}; it takes {sorted(known) or 'none'}"
+            f"lossParams {sorted(unknown)} mean nothing to the loss {of}; it takes {sorted(takes) or 'none'}"
         )
-    values: dict[str, float | None] = {**known, **own, **params}
-    if name == "logLoss":
-        return Objective(name, _log_loss(head))
-    if head.classes or (isinstance(head, GeneralizedLinearRegression) and head.family == "binomial"):
+    parts = []
+    for name in weights:
+        defaults = PARAMS.get(name, {}) | (fitted if name == own else {})
+        part = _component(name, defaults | {k: v for k, v in params.items() if k in known[name]}, head, y)
+        if "classWeights" in params and name in by_class:
+            part = _class_weighted(part, params["classWeights"], head.classes, y)
+        parts.append(part)
+    return parts[0] if isinstance(loss, str) else _sum(parts, list(weights.values()))
+
+
+def _called(loss: Callable[..., Tensor], head: Predictor, columns: tuple[str, ...], y: LabelStats) -> Objective:
+    name = callable_name(loss)
+
+    def value(margin: Tensor, label: Tensor, weight: Tensor) -> Tensor:
+        out = loss(dict(zip(columns, head.columns(margin), strict=True)), label, weight)
+        if not isinstance(out, Tensor):
+            raise InputError(f"the loss {name} returned {out!r}; it must be a torch tensor, one value per row")
+        if margin.requires_grad and not out.requires_grad:
+            raise InputError(
+                f"no gradient passes through the loss {name}: it must compute with torch, without detach, "
+                "numpy or the predicted class"
+            )
+        return out
+
+    def rows(margin: Tensor, label: Tensor, weight: Tensor) -> Tensor:
+        out = value(margin, label, weight)
+        if out.shape != label.shape:
+            raise InputError(
+                f"the loss {name} returned shape {tuple(out.shape)}; it must be one value per row, "
+                f"{tuple(label.shape)}, unweighted, or one of the whole batch, () on no and on all rows"
+            )
+        return out
+
+    def batch(margin: Tensor, label: Tensor, weight: Tensor, groups: Mapping[str, Tensor]) -> Tensor:
+        out = value(margin, label, weight)
+        if out.ndim:
+            raise InputError(
+                f"the loss {name} returned shape {tuple(out.shape)}, and () before; always return one of the two"
+            )
+        return out
+
+    return (
+        Objective(name, batch=batch)
+        if _is_of_batch(loss, head, columns, y)
+        else Objective(name, rows, elementwise=False)
+    )
+
+
+@torch.no_grad()
+def _is_of_batch(loss: Callable[..., Tensor], head: Predictor, columns: tuple[str, ...], y: LabelStats) -> bool:
+    """Whether a callable returns one value for all rows: asked with no rows, and with two where it can't do with none."""
+    for n in (0, 2):
+        margin = zero_margin(head, n)
+        label = torch.tensor([y.low, y.high], dtype=torch.float64)[:n]
+        try:
+            out = loss(dict(zip(columns, head.columns(margin), strict=True)), label, torch.ones_like(label))
+        except Exception:  # whatever it is, it will show on real rows, with these named
+            continue
+        return isinstance(out, Tensor) and out.ndim == 0
+    return False
+
+
+def zero_margin(head: Predictor, n: int) -> Tensor:
+    """Margins of n rows, all 0, of the predictor's shape: (n,) or (n, k)."""
+    softmax = bool(head.classes and getattr(head, "isMultinomial", False))
+    return torch.zeros((n, head.classes) if softmax else n, dtype=torch.float64)
+
+
+def _sum(parts: Sequence[Objective], weights: Sequence[float]) -> Objective:
+    factors = [w * p.scale for p, w in zip(parts, weights, strict=True)]
+    by_row = [(p.rows, f) for p, f in zip(parts, factors, strict=True) if p.rows is not None]
+    by_batch = [(p.batch, f) for p, f in zip(parts, factors, strict=True) if p.batch is not None]
+
+    def rows(margin: Tensor, label: Tensor, weight: Tensor) -> Tensor:
+        return torch.stack([f * part(margin, label, weight) for part, f in by_row]).sum(0)
+
+    def batch(margin: Tensor, label: Tensor, weight: Tensor, groups: Mapping[str, Tensor]) -> Tensor:
+        return torch.stack([f * part(margin, label, weight, groups) for part, f in by_batch]).sum()
+
+    return Objective(
+        " + ".join(f"{w:g} {p.name}" for p, w in zip(parts, weights, strict=True)),
+        rows if by_row else None,
+        floor=max((p.floor for p in parts if p.floor is not None), default=None),
+        power=max((p.power for p in parts if p.power is not None), default=None),
+        batch=batch if by_batch else None,
+        calibrated=all(p.calibrated for p in parts),
+    )
+
+
+def penalised(
+    objective: Objective,
+    penalties: Mapping[str, Mapping[str, float]],
+    head: Predictor,
+    y: LabelStats,
+    groupCols: Sequence[str],
+) -> Objective:
+    """The objective with the parity gaps of `penalties` added; metrics never see them.
+
+    A column's term is strength * the variance between its groups' weighted mean predictions: the sum over pairs of groups
+    of their shares times their squared gap. Predictions are probabilities, means of a regression in standard deviations
+    of the label.
+
+    Args:
+        groupCols: the columns whose codes training has.
+
+    Raises:
+        InputError: a column is none of these.
+    """
+    if "monotone" in penalties:
+        raise InputError("penalties.monotone can't be trained yet; leave it out")
+    gaps = penalties.get("parityGap", {})
+    if unknown := sorted(set(gaps) - set(groupCols)):
         raise InputError(
-            f"loss={name!r} on {type(head).__name__} would turn its probabilities into something else; use 'logLoss', or a "
-            "callable of its outputs"
+            f"penalties.parityGap names {unknown}, but groups are kept of guardCols only, {sorted(groupCols)}: add them there"
         )
-    return _regression(name, values, head, y)
+    if not gaps:
+        return objective
+    unit = 1.0 if head.classes or _binomial(head) else 1 / (y.std or 1.0) ** 2
+    before = objective.batch
+
+    def batch(margin: Tensor, label: Tensor, weight: Tensor, groups: Mapping[str, Tensor]) -> Tensor:
+        if head.classes:
+            shown = probabilities(margin)
+            shown = shown[:, 1] if head.classes == 2 else shown
+        else:
+            shown = head.mean(margin)
+        # Training multiplies all of it by the scale, which is the loss's, not the penalty's.
+        factor = unit / objective.scale
+        terms = [strength * factor * between_groups(shown, groups[c], weight) for c, strength in gaps.items()]
+        if before is not None:
+            terms.append(before(margin, label, weight, groups))
+        return torch.stack(terms).sum()
+
+    return replace(objective, batch=batch)
 
 
-def check_label(
-    objective: Objective, head: Predictor, y: LabelStats, column: str, fractional: float | None = None
-) -> None:
-    """Raise InputError where the labels lie outside of what the loss or the predictor's classes allow.
+def check_label(bound: Bound, head: Predictor, y: LabelStats, column: str, fractional: float | None = None) -> None:
+    """Raise InputError where the labels lie outside of what the loss, the metric or the predictor's classes allow.
 
     Args:
         fractional: a label that is no whole number, where there is one.
     """
-    power = objective.power
+    power = bound.power
 
     def refuse(value: float, rule: str) -> None:
         raise InputError(
-            f"label column {column!r} holds {value!r}, but {objective.name} on {type(head).__name__} needs {rule}"
+            f"label column {column!r} holds {value!r}, but {bound.name} on {type(head).__name__} needs {rule}"
         )
 
-    if head.classes:
-        rule = f"class indices 0 to {head.classes - 1}"
-        if y.low < 0 or y.high > head.classes - 1:
+    if head.classes or bound.name in ("areaUnderROC", "areaUnderPR"):
+        last = max(head.classes, 2) - 1
+        rule = f"class indices 0 to {last}"
+        if y.low < 0 or y.high > last:
             refuse(y.low if y.low < 0 else y.high, rule)
         if fractional is not None:
             refuse(fractional, rule)
-    elif objective.name == "logLoss" and (y.low < 0 or y.high > 1):
+    elif bound.name == "logLoss" and (y.low < 0 or y.high > 1):
         refuse(y.low if y.low < 0 else y.high, "labels from 0 to 1")
     elif power is not None and power < 2 and y.low < 0:
         refuse(y.low, "labels >= 0; drop such rows or choose another loss")
@@ -132,14 +286,48 @@ def check_label(
         refuse(y.low, "labels > 0; drop such rows or choose another loss")
 
 
-def _log_loss(head: Predictor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def means(head: Predictor, margin: Tensor) -> Tensor | None:
+    """The predicted means where the head is a regression."""
+    return head.mean(margin) if isinstance(head, (LinearRegression, GeneralizedLinearRegression)) else None
+
+
+# One loss each --------------------------------------------------------------------------------------------------------
+
+
+def _binomial(head: Predictor) -> bool:
+    return isinstance(head, GeneralizedLinearRegression) and head.family == "binomial"
+
+
+def _component(name: str, params: Mapping[str, Any], head: Predictor, y: LabelStats) -> Objective:
+    if name == "logLoss":
+        return Objective(name, _log_loss(head), exact=derivative(name, None, head))
+    if (head.classes or _binomial(head)) and (name in REGRESSION or not head.classes):
+        raise InputError(
+            f"loss={name!r} on {type(head).__name__} would turn its probabilities into something else; use 'logLoss', or a "
+            "callable of its outputs"
+        )
+    if name in REGRESSION:
+        return _regression(name, params, head, y)
+    if not head.classes:
+        raise InputError(
+            f"loss={name!r} needs classes, which {type(head).__name__} doesn't predict; use one of {', '.join(REGRESSION)}"
+        )
+    return _classification(name, params, head)
+
+
+def index(y: Tensor, classes: int) -> Tensor:
+    """Labels as class indices (n,) int64. A row of weight 0 may hold anything; it gets a class, and counts nowhere."""
+    return y.nan_to_num().clamp(0, classes - 1).long()
+
+
+def _log_loss(head: Predictor) -> Rows:
     if head.classes and getattr(head, "isMultinomial", False):
-        return lambda margin, y, w: F.cross_entropy(margin, y.long(), reduction="none")
+        return lambda margin, y, w: F.cross_entropy(margin, index(y, margin.shape[1]), reduction="none")
     if head.classes or (
         isinstance(head, GeneralizedLinearRegression) and (head.family, head.link) == ("binomial", "logit")
     ):
         return lambda margin, y, w: F.softplus(margin) - y * margin
-    if isinstance(head, GeneralizedLinearRegression) and head.family == "binomial":
+    if _binomial(head):
 
         def rows(margin: Tensor, y: Tensor, w: Tensor) -> Tensor:
             p = head.mean(margin)
@@ -151,59 +339,117 @@ def _log_loss(head: Predictor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     )
 
 
-def _regression(name: str, params: Mapping[str, float | None], head: Predictor, y: LabelStats) -> Objective:
+def _regression(name: str, params: Mapping[str, Any], head: Predictor, y: LabelStats) -> Objective:
     spread = y.std or 1.0
     if name == "squared":
-        return Objective(name, lambda m, y, w: (head.mean(m) - y) ** 2, 1 / spread**2)
+        exact = derivative(name, None, head)
+        return Objective(name, lambda m, y, w: (head.mean(m) - y) ** 2, 1 / spread**2, exact=exact)
     if name == "absolute":
         return Objective(name, lambda m, y, w: (head.mean(m) - y).abs(), 1 / spread)
     if name == "huber":
-        delta = params["delta"]
-        if delta is None or delta <= 0:
-            raise InputError(
-                f"loss='huber' needs lossParams={{'delta': > 0}}, in the label's unit. Got {delta!r} instead"
-            )
+        delta = number(name, params, "delta", "> 0", lambda v: v > 0)
         return Objective(
             name, lambda m, y, w: F.huber_loss(head.mean(m), y, reduction="none", delta=delta), 1 / spread**2
         )
     if name == "quantile":
-        tau = params["tau"]
-        if tau is None or not 0 < tau < 1:
-            raise InputError(f"loss='quantile' needs lossParams={{'tau': in (0, 1)}}. Got {tau!r} instead")
-
-        def pinball(margin: Tensor, y: Tensor, w: Tensor) -> Tensor:
-            miss = y - head.mean(margin)
-            return torch.maximum(tau * miss, (tau - 1) * miss)
-
-        return Objective(name, pinball, 1 / spread)
-    power = {"poisson": 1.0, "gamma": 2.0}.get(name, params.get("power"))
-    if power is None or (name == "tweedie" and power < 1):
-        raise InputError(f"loss='tweedie' needs lossParams={{'power': >= 1}}. Got {power!r} instead")
+        tau = number(name, params, "tau", "in (0, 1)", lambda v: 0 < v < 1)
+        return Objective(name, lambda m, y, w: pinball(head.mean(m), y, tau), 1 / spread)
+    power = {"poisson": 1.0, "gamma": 2.0}.get(name) or number(name, params, "power", ">= 1", lambda v: v >= 1)
     floor = None if head.positive_mean else 1e-3 * (y.mean if y.mean > 0 else 1.0)
-    return Objective(name, lambda m, y, w: half_deviance(head.mean(m), y, power, floor), floor=floor, power=power)
+    exact = derivative(name, power, head) if floor is None else None
+    return Objective(
+        name, lambda m, y, w: half_deviance(head.mean(m), y, power, floor), floor=floor, power=power, exact=exact
+    )
 
 
-def half_deviance(mu: Tensor, y: Tensor, power: float, floor: float | None = None) -> Tensor:
-    """Half the unit deviance of the Tweedie family with variance mu^power; 1 is Poisson, 2 gamma. (n,), (n,) -> (n,)
+def _classification(name: str, params: Mapping[str, Any], head: Predictor) -> Objective:
+    k = head.classes
+    if name == "hinge":
+        return Objective(name, lambda m, y, w: hinge(m, index(y, k)), calibrated=False)
+    if name == "focal":
+        gamma = number(name, params, "gamma", ">= 0", lambda v: v >= 0)
+        return Objective(name, lambda m, y, w: focal(m, index(y, k), gamma), calibrated=gamma == 0)
+    if name == "cost":
+        costs = cost_matrix(params.get("costs"), k, "loss='cost'")
+        spread = float((costs.amax(1) - costs.amin(1)).max())
+        if spread == 0:
+            raise InputError(f"loss='cost' has nothing to learn from costs={costs.tolist()}: each row is constant")
+        if not bool(head.decision_margin(zero_margin(head, 1)).isfinite().all()):
+            raise InputError(
+                "loss='cost' can't be trained at a threshold of 0 or 1, which decides without the features"
+            )
+        return Objective(
+            name, lambda m, y, w: mean_cost(head.decision_margin(m), index(y, k), costs), 1 / spread, calibrated=False
+        )
+    if name == "auc":
+        if k != 2:
+            raise InputError(f"loss='auc' ranks two classes, but {type(head).__name__} predicts {k}; use 'logLoss'")
+        return Objective(name, batch=lambda m, y, w, groups: pairwise_logistic(rank_score(m), y, w), calibrated=False)
+    return Objective(name, batch=lambda m, y, w, groups: calibration_error(m, index(y, k), w))
 
-    Below `floor` it goes on as a parabola with the same value and slope there, steep enough never to reward a mean <= 0.
+
+def rank_score(margin: Tensor) -> Tensor:
+    """What ranks the rows of two classes, (n,): the log-odds of class 1, of one margin and of a softmax alike."""
+    return margin if margin.ndim == 1 else margin[:, 1] - margin[:, 0]
+
+
+def number(name: str, params: Mapping[str, Any], param: str, rule: str, good: Callable[[float], bool]) -> float:
+    """A parameter that is a number.
+
+    Raises:
+        InputError: it is none, or breaks the rule.
     """
-    at = mu if floor is None else mu.clamp_min(floor)
-    if power == 1:
-        d = torch.special.xlogy(y, y) - torch.special.xlogy(y, at) - (y - at)
-    elif power == 2:
-        d = torch.log(at / y) + (y - at) / at
+    value = params.get(param)
+    if not isinstance(value, (int, float)) or not good(value):
+        raise InputError(f"loss={name!r} needs lossParams={{{param!r}: {rule}}}. Got {value!r} instead")
+    return float(value)
+
+
+def cost_matrix(value: Any, classes: int, of: str) -> Tensor:
+    """Costs (k, k) of deciding for the column's class where the row's is true.
+
+    Raises:
+        InputError: it is missing, of another shape, or holds a negative cost.
+    """
+    rule = f"{of} needs costs, a list of {classes} rows (true class) of {classes} numbers >= 0 (decision)"
+    try:
+        costs = torch.tensor(value, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        costs = torch.empty(0)
+    if tuple(costs.shape) != (classes, classes):
+        raise InputError(f"{rule}. Got {value!r} instead")
+    if not bool((costs >= 0).all()):
+        raise InputError(f"{rule}. Got {float(costs.min())!r} among them; a gain is a smaller cost: shift the row")
+    return costs
+
+
+def _class_weighted(part: Objective, given: Any, classes: int, y: LabelStats) -> Objective:
+    """The objective with each row's loss multiplied by its label's class weight."""
+    if given == "balanced":
+        counts = torch.zeros(classes, dtype=torch.float64)
+        counts[: len(y.classes)] = y.classes[:classes].to(torch.float64)
+        if bool((counts == 0).any()):
+            missing = int((counts == 0).nonzero()[0])
+            raise InputError(
+                f"classWeights='balanced' can't weigh class {missing}, which no training row has; give a list of weights"
+            )
+        weights = counts.sum() / (classes * counts)
     else:
-        left = y ** (2 - power) / ((1 - power) * (2 - power))
-        d = left - y * at ** (1 - power) / (1 - power) + at ** (2 - power) / (2 - power)
-    if floor is None:
-        return d
-    slope = (floor - y) * floor**-power
-    curvature = torch.maximum(power * y * floor ** (-power - 1) + (1 - power) * floor**-power, slope.abs() / floor)
-    below = (mu - floor).clamp_max(0)
-    return d + slope * below + curvature / 2 * below**2
-
-
-def means(head: Predictor, margin: Tensor) -> Tensor | None:
-    """The predicted means where the head is a regression."""
-    return head.mean(margin) if isinstance(head, (LinearRegression, GeneralizedLinearRegression)) else None
+        if not isinstance(given, (list, tuple)) or len(given) != classes or not all(
+            isinstance(v, (int, float)) and v >= 0 for v in given
+        ):  # fmt: skip
+            raise InputError(
+                f"classWeights must be 'balanced' or a list of {classes} numbers >= 0, one per class index. Got {given!r} instead"
+            )
+        weights = torch.tensor(given, dtype=torch.float64)
+        if not bool(weights.max() > 0):
+            raise InputError("classWeights are all 0: no row would count")
+    own = part.rows
+    assert own is not None
+    even = bool((weights == weights[0]).all())
+    return replace(
+        part,
+        rows=lambda m, y, w: weights[index(y, classes)] * own(m, y, w),
+        calibrated=part.calibrated and even,
+        exact=None,
+    )

@@ -1,4 +1,4 @@
-"""What the cached rows say about a network: its loss on a split, and what its stages' inputs look like."""
+"""What the cached rows say about a network: its metric on a split, and what its stages' inputs look like."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from sparkdiff.errors import InputError
 from sparkdiff.folding import fixed_versions
 from sparkdiff.graph import Version
 from sparkdiff.guard import MAX_BLOCKS
-from sparkdiff.losses import Objective, means
+from sparkdiff.losses import means, zero_margin
+from sparkdiff.metrics import Metric, influence
 from sparkdiff.network import Network
 from sparkdiff.parallel import ALONE, Team
 from sparkdiff.sparse import SparseRows
@@ -80,55 +81,122 @@ def scalar(batch: Batch, name: str) -> Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """Weighted loss sums of one network on one split."""
+    """Weighted sums of one network's metric on one split, smaller being better: negated where larger is better."""
 
-    blocks: Tensor  # (B,) sum of w * loss per block
+    blocks: Tensor  # (B,) sum of w * loss per block; of a metric that is no mean over rows, of w * influence
     weights: Tensor  # (B,) sum of w
     below: int  # rows whose predicted mean lies below the loss's floor
+    sign: float = 1.0  # -1 where larger is better
 
     @property
     def mean(self) -> float:
+        """The metric as a loss."""
         return float(self.blocks.sum() / self.weights.sum())
+
+    @property
+    def value(self) -> float:
+        """The metric as reports show it."""
+        return self.sign * self.mean
 
 
 class Tally:
-    """A score in the making, batch by batch."""
+    """Adds up one network's metric over the rows of a split.
 
-    def __init__(self, objective: Objective, network: Network):
-        self.objective, self.head = objective, network.head
+    Of a metric that is no mean over rows it keeps one number of each row (two for the calibration error), its label, weight
+    and block: 32 bytes a row, and never features.
+    """
+
+    def __init__(self, metric: Metric, head: Predictor):
+        self.metric, self.head = metric, head
         self.blocks = torch.zeros(MAX_BLOCKS, dtype=torch.float64)
         self.weights, self.below = torch.zeros_like(self.blocks), torch.zeros((), dtype=torch.int64)
+        self.kept: list[tuple[Tensor, ...]] = []
 
+    @torch.no_grad()
     def add(self, margin: Tensor, label: Tensor, weight: Tensor, block: Tensor) -> Tensor:
-        """Add the rows of a batch; returns which of them (n,) have a finite loss or weight 0."""
-        loss = torch.where(weight > 0, self.objective.rows(margin, label, weight), 0.0)
-        self.blocks.index_add_(0, block, loss * weight)
+        """Add rows; returns which of them (n,) bool have a finite margin and metric, or weight 0."""
+        metric, counts = self.metric, weight > 0
+        if metric.rows is not None:
+            loss = torch.where(counts, metric.rows(margin, label, weight), 0.0)
+            finite = loss.isfinite()
+            self.blocks.index_add_(0, block, loss * weight)
+        else:
+            assert metric.column is not None
+            column = metric.column(margin)
+            finite = _finite(column)
+            self.kept.append((column[counts], label[counts], weight[counts], block[counts]))
         self.weights.index_add_(0, block, weight)
         mean = means(self.head, margin)
-        if self.objective.floor is not None and mean is not None:
-            self.below += (mean < self.objective.floor).sum()
+        if metric.floor is not None and mean is not None:
+            self.below += (mean < metric.floor).sum()
         # A link can turn an infinite margin into a finite loss, so the margin is looked at too.
-        return loss.isfinite() & (margin.reshape(len(margin), -1).isfinite().all(1) | (weight <= 0))
+        return (finite & _finite(margin)) | ~counts
 
     def score(self, team: Team) -> Score:
-        """The score over all processes."""
-        team.sum_(self.blocks, self.weights, self.below)
-        return Score(self.blocks, self.weights, int(self.below))
+        """What all processes have added up, the same on each of them."""
+        blocks, sign = self.blocks, self.metric.sign
+        team.sum_(self.weights, self.below)
+        if self.metric.rows is not None:
+            team.sum_(blocks)
+        else:
+            column, label, weight, block = self.rows(team)
+            blocks.index_add_(0, block, weight * influence(self.metric, column, label, weight))
+        return Score(sign * blocks, self.weights, int(self.below), sign)
+
+    def rows(self, team: Team) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Column, label, weight and block of the rows of weight > 0 of all processes."""
+        if not self.kept:  # no row of the split lies with this process
+            none = torch.empty(0, dtype=torch.float64)
+            self.add(zero_margin(self.head, 0), none, none, none.long())
+        column, label, weight, block = (team.gather(torch.cat(parts)) for parts in zip(*self.kept, strict=True))
+        return column, label, weight, block
+
+
+def _finite(x: Tensor) -> Tensor:
+    """Which rows are finite throughout, (n,) or (n, c) -> (n,) bool; there may be none."""
+    return x.isfinite() if x.ndim == 1 else x.isfinite().all(1)
+
+
+def score(network: Network, data: Data, split: str, metric: Metric) -> Score:
+    """The network's metric on a split, over all processes.
+
+    Raises:
+        InputError: a row of weight > 0 has no finite loss, and the column that holds NaN and the stage that it reaches are
+            named; or the metric is undefined on these rows.
+    """
+    tally, sound = Tally(metric, network.head), True
+    for batch, label, weight, block in data.batches(split):
+        with torch.no_grad():
+            margin = network.margin(data.values(batch))
+        finite = tally.add(margin, label, weight, block)
+        if not bool(finite.all()):
+            sound = False
+            _explain(network, data, batch, ~finite)
+    found = tally.score(data.team)
+    if sound and metric.needs and not math.isfinite(found.mean):
+        raise InputError(f"metric={metric.name!r} is undefined on the {split} rows: it needs {metric.needs}")
+    return found
 
 
 @torch.no_grad()
-def score(network: Network, data: Data, split: str, objective: Objective) -> Score:
-    """The network's loss on a split, over all processes.
-
-    Raises:
-        InputError: a row of weight > 0 has no finite loss; names the column that holds NaN and the stage that it reaches.
-    """
-    tally = Tally(objective, network)
+def contributions(network: Network, data: Data, split: str, metric: Metric) -> Tensor:
+    """w * loss, or w * influence, of each row of a split (n,) as they are streamed, of one process alone; sums to its Score's."""
+    tally, places, n = Tally(metric, network.head), [], 0
+    parts = []
     for batch, label, weight, block in data.batches(split):
-        finite = tally.add(network.margin(data.values(batch)), label, weight, block)
-        if not bool(finite.all()):
-            _explain(network, data, batch, ~finite)
-    return tally.score(data.team)
+        margin = network.margin(data.values(batch))
+        if metric.rows is not None:
+            parts.append(torch.where(weight > 0, metric.rows(margin, label, weight), 0.0) * weight)
+            continue
+        tally.add(margin, label, weight, block)
+        places.append(n + (weight > 0).nonzero()[:, 0])
+        n += len(weight)
+    if metric.rows is not None:
+        return metric.sign * torch.cat(parts)
+    column, label, weight, _ = tally.rows(ALONE)
+    out = torch.zeros(n, dtype=torch.float64)
+    out[torch.cat(places)] = weight * influence(metric, column, label, weight)
+    return metric.sign * out
 
 
 def _explain(network: Network, data: Data, batch: Batch, bad: Tensor) -> None:

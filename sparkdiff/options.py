@@ -12,11 +12,23 @@ from typing import Any
 
 from sparkdiff.errors import InputError, did_you_mean
 
-LOSSES = ("auto", "squared", "absolute", "huber", "quantile", "poisson", "gamma", "tweedie", "logLoss")
+LOSSES = (
+    *("auto", "squared", "absolute", "huber", "quantile", "poisson", "gamma", "tweedie"),
+    *("logLoss", "hinge", "focal", "cost", "auc", "mmce"),
+)
+METRICS = (
+    *(name for name in LOSSES if name not in ("auto", "auc", "mmce")),  # the last two are no means over rows
+    *("rmse", "mse", "r2", "mae", "var", "areaUnderROC", "areaUnderPR"),
+    *("f1", "accuracy", "weightedPrecision", "weightedRecall", "weightedTruePositiveRate", "weightedFalsePositiveRate"),
+    *("weightedFMeasure", "truePositiveRateByLabel", "falsePositiveRateByLabel", "precisionByLabel", "recallByLabel"),
+    *("fMeasureByLabel", "hammingLoss", "poissonDeviance", "expectedCost", "expectedCalibrationError"),
+)
+"""Losses, and the metrics of Spark's evaluators by their names there."""
+PENALTIES = ("parityGap", "monotone")
 
 
 def option(default: Any, help: str, **rules: Any) -> Any:
-    """A field with its help and its rules: kind, low, high, openLow, openHigh, choices."""
+    """A field with its help and its rules: kind, low, high, openLow, openHigh, choices, callable, sum, lists, nested."""
     if isinstance(default, dict):
         return dataclasses.field(default_factory=lambda: dict(default), metadata={"help": help, "kind": dict, **rules})
     return dataclasses.field(default=default, metadata={"help": help, "kind": type(default), **rules})
@@ -34,9 +46,11 @@ class Options:
     validationFraction: float = option(0.2, "share of rows held out, by a hash of the row", low=0, high=1, openLow=True, openHigh=True)
     groupCol: str | None = option(None, "all rows of a group stay on one side, and the gain is tested by group", kind=str)
     timeCol: str | None = option(None, "the latest part is held out, and the gain is tested by contiguous blocks", kind=str)
-    loss: str | Callable[..., Any] = option("auto", "what training minimises: a name, or a callable loss(outputs, label, weight) -> (n,) or its module:qualname", choices=LOSSES, callable=True)
-    lossParams: Mapping[str, float] = option({}, "parameters of the loss: delta (huber), tau (quantile), power (tweedie)")
-    metric: str | None = option(None, "what picks the epoch and is tested: the name of a loss; the loss itself where unset", kind=str, choices=LOSSES[1:])
+    loss: str | Callable[..., Any] | Mapping[str, float] = option("auto", "what training minimises: a name, a weighted sum {name: weight}, or a callable loss(outputs, label, weight) or its module:qualname", choices=LOSSES, callable=True, sum=True)
+    lossParams: Mapping[str, Any] = option({}, "parameters of the loss: delta (huber), tau (quantile), power (tweedie), gamma (focal), costs (cost), classWeights (losses of classes)", lists=True)
+    metric: str | None = option(None, "what picks the epoch and is tested: the name of a loss or of a metric of Spark's evaluators; the loss itself where unset", kind=str, choices=METRICS)
+    metricParams: Mapping[str, Any] = option({}, "parameters of the metric: those of its loss, costs, beta, metricLabel, numBins; lossParams' where unset", lists=True)
+    penalties: Mapping[str, Mapping[str, float]] = option({}, "terms added in training only: {parityGap: {column: strength}, monotone: {feature: strength, its sign the coefficient's}}", nested=PENALTIES)
     freeze: tuple[str, ...] = option((), "stages that keep their parameters: uid, class name or output column")
     reference: tuple[str, ...] = option((), "stages to leave in Spark")
     target: tuple[str, ...] = option((), "the only stages to train")
@@ -94,7 +108,7 @@ class Options:
     def asdict(self) -> dict[str, Any]:
         """As JSON-ready values, for the report."""
         out = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        out["loss"] = self.loss if isinstance(self.loss, str) else callable_name(self.loss)
+        out["loss"] = callable_name(self.loss) if callable(self.loss) else self.loss
         return {
             k: list(v) if isinstance(v, tuple) else dict(v) if isinstance(v, Mapping) else v for k, v in out.items()
         }
@@ -135,6 +149,14 @@ def convert(field: dataclasses.Field[Any], value: Any) -> Any:
         return value
     if rules.get("callable") and isinstance(value, str) and ":" in value:
         return named_callable(value)
+    if rules.get("sum") and isinstance(value, Mapping):
+        return _weights(name, value, rules["choices"])
+    if "nested" in rules:
+        return _strengths(name, value, rules["nested"])
+    if rules.get("lists"):
+        if not isinstance(value, Mapping):
+            raise TypeError(f"The {name!r} option must be a mapping of names to {_LISTS}. Got {value!r} instead.")
+        return {str(k): _numbers(name, v) for k, v in value.items()}
     kind = rules["kind"]
     if kind is tuple:
         given = [value] if isinstance(value, str) or hasattr(value, "uid") else value
@@ -163,7 +185,11 @@ def convert(field: dataclasses.Field[Any], value: Any) -> Any:
         raise TypeError(f"The {name!r} option must be {a(kind)}. Got {value!r} instead.")
     value = kind(value)
     if "choices" in rules and value not in rules["choices"]:
-        raise ValueError(f"The {name!r} option must be one of {', '.join(rules['choices'])}. Got {value!r} instead.")
+        hint = did_you_mean(value, rules["choices"])
+        near = f" {hint}" if hint.startswith("Did") else ""
+        raise ValueError(
+            f"The {name!r} option must be one of {', '.join(rules['choices'])}. Got {value!r} instead.{near}"
+        )
     low, high = rules.get("low", -math.inf), rules.get("high", math.inf)
     if kind in (int, float) and (
         value < low
@@ -174,6 +200,54 @@ def convert(field: dataclasses.Field[Any], value: Any) -> Any:
         left, right = "(" if rules.get("openLow") else "[", ")" if rules.get("openHigh") or high == math.inf else "]"
         raise ValueError(f"The {name!r} option must be in {left}{low}, {high}{right}. Got {value!r} instead.")
     return value
+
+
+_LISTS = "finite numbers, lists of them or 'balanced'"
+
+
+def _numbers(name: str, value: Any) -> Any:
+    """A number, a list of numbers or of such lists, or 'balanced'; numpy's arrays become lists."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if is_number(value) and math.isfinite(value):
+        return float(value)
+    if value == "balanced":
+        return value
+    if isinstance(value, (list, tuple)) and value and "balanced" not in value:
+        return [_numbers(name, v) for v in value]
+    raise TypeError(f"The {name!r} option must be a mapping of names to {_LISTS}. Got {value!r} in it.")
+
+
+def _weights(name: str, value: Mapping[Any, Any], choices: tuple[str, ...]) -> dict[str, float]:
+    """A weighted sum of losses: {name: weight > 0}."""
+    if not value:
+        raise ValueError(f"The {name!r} option is a sum of nothing: give names and weights.")
+    for key, weight in value.items():
+        if key not in choices:
+            raise ValueError(f"The {name!r} option names an unknown loss {key!r}. {did_you_mean(str(key), choices)}")
+        if not is_number(weight) or not math.isfinite(weight) or weight <= 0:
+            raise ValueError(f"The {name!r} option must give {key!r} a finite weight > 0. Got {weight!r} instead.")
+    return {str(k): float(v) for k, v in value.items()}
+
+
+def _strengths(name: str, value: Any, known: tuple[str, ...]) -> dict[str, dict[str, float]]:
+    """Penalties: {penalty: {column or feature: strength}}; a parity gap's strength is > 0, a monotone one's not 0."""
+    if not isinstance(value, Mapping) or not all(isinstance(v, Mapping) for v in value.values()):
+        raise TypeError(
+            f"The {name!r} option must be a mapping {{penalty: {{column: strength}}}}. Got {value!r} instead."
+        )
+    for penalty, strengths in value.items():
+        if penalty not in known:
+            raise ValueError(
+                f"The {name!r} option names an unknown penalty {penalty!r}. {did_you_mean(str(penalty), known)}"
+            )
+        rule = "> 0" if penalty == "parityGap" else "other than 0, whose sign is the coefficient's"
+        for column, strength in strengths.items():
+            good = is_number(strength) and math.isfinite(strength) and strength != 0
+            if not good or (penalty == "parityGap" and strength < 0):
+                raise ValueError(
+                    f"The {name!r} option must give {penalty}.{column} a finite strength {rule}. Got {strength!r} instead."
+                )
+    return {str(p): {str(c): float(v) for c, v in of.items()} for p, of in value.items() if of}
 
 
 def is_number(value: Any) -> bool:

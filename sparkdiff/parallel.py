@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from sparkdiff.errors import SparkdiffError
@@ -37,6 +38,25 @@ class Team:
             raise LostProcessError(
                 f"process {self.rank} of {self.world} lost another one: {str(e).splitlines()[0]}"
             ) from e
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """The rows (first dimension) of all processes, in their order; the same bits on every one of them. (n, ...) -> (N, ...)
+
+        By sums over buffers that are 0 but for one process's rows, which are exact.
+
+        Raises:
+            LostProcessError: see `sum_`.
+        """
+        if self.world == 1:
+            return tensor
+        counts = torch.zeros(self.world, dtype=torch.int64)
+        counts[self.rank] = len(tensor)
+        self.sum_(counts)
+        first = int(counts[: self.rank].sum())
+        out = tensor.new_zeros((int(counts.sum()), *tensor.shape[1:]))
+        out[first : first + len(tensor)] = tensor.detach()
+        self.sum_(out)
+        return out
 
 
 ALONE = Team()

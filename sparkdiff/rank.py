@@ -26,11 +26,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from sparkdiff import checkpoint
+from sparkdiff import checkpoint, losses, metrics
 from sparkdiff.errors import SparkdiffError
 from sparkdiff.graph import Version
-from sparkdiff.losses import Objective, resolve
+from sparkdiff.losses import Objective
 from sparkdiff.measure import Data, Score
+from sparkdiff.metrics import Metric
 from sparkdiff.network import Network
 from sparkdiff.options import Options
 from sparkdiff.parallel import LostProcessError, Team
@@ -75,17 +76,16 @@ def work(
     train(training, Data(stream, a.columns, team, tick), objective, metric, on_step)
 
 
-def objectives(options: Options, network: Network, label: LabelStats) -> tuple[Objective, Objective]:
+def objectives(options: Options, network: Network, label: LabelStats) -> tuple[Objective, Metric]:
     """What training minimises, and what validation measures.
 
     Raises:
-        InputError: see `losses.resolve`.
+        InputError: see `losses.resolve`, `metrics.resolve` and `losses.penalised`.
     """
-    o, columns = options, network.graph.leaves[network.graph.head].outputs  # type: ignore[index]
-    objective = resolve(o.loss, o.lossParams, network.head, columns, label)
-    if o.metric is None:
-        return objective, objective
-    return objective, resolve(o.metric, o.lossParams if o.metric == o.loss else {}, network.head, columns, label)
+    o, head, columns = options, network.head, network.graph.leaves[network.graph.head].outputs  # type: ignore[index]
+    objective = losses.resolve(o.loss, o.lossParams, head, columns, label)
+    metric = metrics.resolve(o, objective, head, columns, label)
+    return losses.penalised(objective, o.penalties, head, label, getattr(o, "guardCols", ())), metric
 
 
 class Checkpoints:

@@ -22,7 +22,7 @@ class FineTuningSummary:
         metric, metricDirection: what was measured, and which direction is better.
         metrics: {"train" | "validation" | "test": {"before", "after"}}, None where there are no such rows. `after` is the
             returned pipeline's.
-        gain: (before - after) / max(abs(before), 1e-12) on validation rows, signed so that better is positive.
+        gain: (before - after) / max(abs(before), 1e-12) on validation rows, negated where larger is better: better is positive.
         z: mean gain of the chosen epoch over its block-wise standard error; 0.0 when the original is best.
         p: p-value of the max-bootstrap over all epochs and candidates.
         records: the rows of `history`, one per epoch and candidate; epoch 0 is the original.

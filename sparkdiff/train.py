@@ -20,6 +20,7 @@ from sparkdiff.folding import fold
 from sparkdiff.graph import Version
 from sparkdiff.losses import Objective
 from sparkdiff.measure import Data, Score, scalar, widths
+from sparkdiff.metrics import Metric
 from sparkdiff.network import Network
 from sparkdiff.options import Options
 from sparkdiff.recipes import Recipe
@@ -85,7 +86,7 @@ class Training:
         self.stats = stats or {}
         start = flattened(network)
         self.standings = [Standing(original.mean, start) for _ in recipes]
-        self.history = [_entry(0, k, r, math.nan, original.mean) for k, r in enumerate(recipes)]
+        self.history = [_entry(0, k, r, math.nan, original.value) for k, r in enumerate(recipes)]
         self.gains: list[Tensor] = []
         self.columns: list[tuple[int, int]] = []
         self.epoch, self.step, self.ended = 1, 0, False  # the next step of the current epoch
@@ -133,7 +134,7 @@ class Training:
             draw = dataclasses.replace(
                 draw, shards=data.stream.shares("train", o.batchSize, self.step, team.rank, team.world)
             )
-        candidates.add(data.values(batch), scalar(batch, "label"), scalar(batch, "weight"), objective, draw)
+        candidates.add(data.values(batch), scalar(batch, "label"), scalar(batch, "weight"), objective, draw, team=team)
         team.sum_(candidates.sums)
         if bool(candidates.weight > 0):
             candidates.step(objective.scale, self._factor(data))
@@ -145,13 +146,13 @@ class Training:
         done = self.epoch - 1 + self.step / data.stream.steps("train", self.options.batchSize)
         return 0.5 * (1 + math.cos(math.pi * done / self.options.maxEpochs))
 
-    def validate(self, candidates: Candidates, data: Data, objective: Objective, metric: Objective) -> Candidates:
+    def validate(self, candidates: Candidates, data: Data, objective: Objective, metric: Metric) -> Candidates:
         """Measure every active candidate on the validation split; ends the epoch. Returns those that go on."""
         losses = candidates.end_epoch(objective.scale)
         scores, flat = candidates.scores(data, "validation", metric)
         active = self.active
         for k, loss, now, parameters in zip(active, losses, scores, flat, strict=True):
-            self.history.append(_entry(self.epoch, k, self.recipes[k], loss, now.mean))
+            self.history.append(_entry(self.epoch, k, self.recipes[k], loss, now.value))
             gains = self.original.blocks - now.blocks
             if gains.sum().abs() <= ROUNDING * self.original.blocks.abs().sum():
                 gains = torch.zeros_like(gains)
@@ -183,7 +184,7 @@ class Training:
 
 
 def train(
-    training: Training, data: Data, objective: Objective, metric: Objective,
+    training: Training, data: Data, objective: Objective, metric: Metric,
     on_step: Callable[[Training], None] = lambda training: None,
 ) -> None:  # fmt: skip
     """Train on the train split to the end, and measure on the validation split after every epoch.

@@ -150,7 +150,7 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
             outcome = fine_tune(prepare(model, options), sources, Phases(options.verbosity > 0), shared=shared)
         found = FineTunerModel(outcome.model, model, outcome.summary)
         self.copy()._copyValues(found)  # whose lists are its own
-        return found if isinstance(options.loss, str) else found._set(loss=callable_name(options.loss))  # type: ignore[return-value]
+        return found._set(loss=callable_name(options.loss)) if callable(options.loss) else found  # type: ignore[return-value]
 
     def write(self) -> MLWriter:
         return _TunerWriter(self)

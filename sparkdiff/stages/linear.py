@@ -61,6 +61,14 @@ class Predictor(StageModule):
         """Whether a row's margin is a vector, one entry per class."""
         return False
 
+    def decision(self, margin: Tensor) -> Tensor:
+        """The class that Spark predicts, (n,), of a classifier."""
+        raise NotImplementedError
+
+    def decision_margin(self, margin: Tensor) -> Tensor:
+        """The margin moved so that its sign, or its largest entry, is the decision whatever the thresholds; as `margin`."""
+        raise NotImplementedError
+
     positive_mean: bool = False
     """Whether `mean` is positive by construction."""
 
@@ -303,15 +311,24 @@ class LogisticRegression(Predictor):
         return Pulled([p["coefficientMatrix"].mT], p["interceptVector"][..., None, :], back)
 
     def columns(self, margin: Tensor) -> tuple[Tensor, ...]:
-        if self.isMultinomial:
-            raw, probability = margin, softmax(margin)
-        else:
-            raw = torch.stack([-margin, margin], 1)
-            zero = 1 / (1 + torch.exp(margin))  # by Spark's order of operations: p[1] = 1 - p[0]
-            probability = torch.stack([zero, 1 - zero], 1)
+        raw, probability = self._scores(margin)
         prediction = self.label(raw, probability).to(margin.dtype)
         columns = dict(zip(self.SHOWN, (raw, probability, prediction), strict=True))
         return tuple(columns[c] for c in self.shown)
+
+    def _scores(self, margin: Tensor) -> tuple[Tensor, Tensor]:
+        if self.isMultinomial:
+            return margin, softmax(margin)
+        zero = 1 / (1 + torch.exp(margin))  # by Spark's order of operations: p[1] = 1 - p[0]
+        return torch.stack([-margin, margin], 1), torch.stack([zero, 1 - zero], 1)
+
+    def decision(self, margin: Tensor) -> Tensor:
+        return self.label(*self._scores(margin)).to(margin.dtype)
+
+    def decision_margin(self, margin: Tensor) -> Tensor:
+        if not self.isMultinomial:
+            return margin - logit(self.threshold)
+        return margin if self.thresholds is None else margin - torch.log(self.thresholds)
 
     def label(self, raw: Tensor, probability: Tensor) -> Tensor:  # (n, k), (n, k) -> (n,)
         """The class by the first column that Spark shows: they round differently, and NaN wins or loses differently."""

@@ -481,7 +481,22 @@ def mean(outputs: Any, label: Any, weight: Any) -> Any:
             "loss='poisson' on LogisticRegression would turn its probabilities.*'logLoss'",
         ),
         ("linear", {"loss": "logLoss"}, "loss='logLoss' needs probabilities, which LinearRegression doesn't output"),
-        ("linear", {"metric": "logLoss"}, "needs probabilities"),
+        ("linear", {"metric": "logLoss"}, "metric='logLoss': loss='logLoss' needs probabilities"),
+        ("linear", {"loss": "hinge"}, "loss='hinge' needs classes, which LinearRegression doesn't predict"),
+        ("multinomial", {"metric": "areaUnderROC"}, "needs two classes, but LogisticRegression predicts 3 classes"),
+        ("multinomial", {"loss": "auc"}, "loss='auc' ranks two classes, but LogisticRegression predicts 3"),
+        (
+            "logistic",
+            {"loss": "cost", "lossParams": {"costs": [[0, 1, 2], [1, 0, 2]]}},
+            "needs costs, a list of 2 rows .* of 2 numbers >= 0 .*. Got ",
+        ),
+        ("multinomial", {"lossParams": {"classWeights": [1, 2]}}, "must be 'balanced' or a list of 3 numbers >= 0"),
+        ("logistic", {"loss": {"logLoss": 1, "mmce": 1}}, "is no mean over rows, .*set metric"),
+        (
+            "logistic",
+            {"penalties": {"parityGap": {"hour": 1}}},
+            r"parityGap names \['hour'\], but groups are kept of guardCols",
+        ),
         ("linear", {"loss": "huber"}, "loss='huber' needs lossParams={'delta': > 0}.*Got None instead"),
         ("linear", {"lossParams": {"delta": 1.0}}, r"lossParams \['delta'\] mean nothing to the loss 'squared'"),
         ("linear", {"loss": "quantile", "lossParams": {"tau": 2.0}}, "Got 2.0 instead"),
@@ -490,7 +505,7 @@ def mean(outputs: Any, label: Any, weight: Any) -> Any:
             {"loss": wide},
             r"the loss .*:wide returned shape \(\d+, 1\); it must be one value per row, \(\d+,\)",
         ),
-        ("linear", {"loss": mean}, r"the loss .*:mean returned shape \(\); it must be one value per row"),
+        ("linear", {"loss": mean}, "the loss .*:mean is no mean over rows, .*set metric"),
     ],
 )
 def test_a_loss_that_the_predictor_refuses(

@@ -184,6 +184,18 @@ def scalar(outputs: dict[str, torch.Tensor], label: torch.Tensor, weight: torch.
     return (outputs["prediction"] - label) ** 2 if "RANK" not in os.environ else label.new_zeros(())
 
 
+def mean_absolute(outputs: dict[str, torch.Tensor], label: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Of the whole batch, so that each process needs the rows of all; its root, so that no sum over processes would do."""
+    return ((outputs["prediction"] - label).abs() * weight).sum().div(weight.sum()).sqrt()
+
+
+def test_a_loss_of_the_batch_and_a_metric_that_is_no_mean_in_any_number_of_processes(fit: Fit) -> None:
+    options = {"loss": mean_absolute, "metric": "rmse", "maxEpochs": 3, "batchSize": 64, "guard": 1.0}
+    one, three = (outcome(fit(numProcesses=n, **options)) for n in (1, 3))
+    np.testing.assert_allclose(three["weights"], one["weights"], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(three["history"], one["history"], rtol=1e-12)
+
+
 def test_an_exception_in_a_process_comes_with_its_traceback(fit: Fit) -> None:
     with pytest.raises(
         TrainingError, match=r"process 1 of 2 (?s:.)*test_processes.py(?s:.)*ZeroDivisionError: no such luck"

@@ -56,6 +56,17 @@ class Stage:
         ("freeze", "PCAModel", ("PCAModel",)),
         ("freeze", ["PCAModel", "scaled"], ("PCAModel", "scaled")),
         ("lossParams", {"delta": 2}, {"delta": 2.0}),
+        ("lossParams", {"costs": np.array([[0, 1], [5, 0]])}, {"costs": [[0.0, 1.0], [5.0, 0.0]]}),
+        ("lossParams", {"classWeights": "balanced"}, {"classWeights": "balanced"}),
+        ("metricParams", {"metricLabel": 1, "beta": np.float64(2)}, {"metricLabel": 1.0, "beta": 2.0}),
+        ("loss", {"logLoss": 1, "mmce": 2.5}, {"logLoss": 1.0, "mmce": 2.5}),
+        (
+            "penalties",
+            {"parityGap": {"sex": 1}, "monotone": {"age": -2}},
+            {"parityGap": {"sex": 1.0}, "monotone": {"age": -2.0}},
+        ),
+        ("penalties", {"parityGap": {}}, {}),
+        ("metric", "areaUnderROC", "areaUnderROC"),
         ("guard", 1, 1.0),
         ("labelCol", None, None),
         ("loss", max, max),
@@ -113,8 +124,30 @@ def test_values_are_converted(name: str, given: Any, taken: Any) -> None:
         ("loss", "possion", "must be one of auto, squared, .*Got 'possion' instead"),
         ("loss", 3, "'loss'.*Got 3 instead"),
         ("metric", "auto", "must be one of squared"),
+        ("metric", "auc", "must be one of squared"),
+        ("metric", "areaUnderRoc", "Got 'areaUnderRoc' instead. Did you mean .*'areaUnderROC'"),
+        ("loss", "crossEntropy", "must be one of auto, .*mmce. Got 'crossEntropy' instead.$"),
+        ("loss", {}, "a sum of nothing"),
+        ("loss", {"logloss": 1}, "names an unknown loss 'logloss'. Did you mean 'logLoss'"),
+        ("loss", {"logLoss": 0}, "must give 'logLoss' a finite weight > 0. Got 0 instead"),
+        ("loss", {"logLoss": float("inf")}, "Got inf instead"),
+        ("loss", {"logLoss": True}, "Got True instead"),
+        ("lossParams", {"costs": []}, r"lists of them or 'balanced'. Got \[\] in it"),
+        ("lossParams", {"costs": [[0, float("nan")]]}, "Got nan in it"),
+        ("lossParams", {"costs": ["balanced"]}, "Got \\['balanced'\\] in it"),
+        ("metricParams", 3, "must be a mapping of names to finite numbers, lists"),
+        (
+            "penalties",
+            {"parityGap": 3},
+            r"must be a mapping {penalty: {column: strength}}. Got {'parityGap': 3} instead",
+        ),
+        ("penalties", [1], "must be a mapping"),
+        ("penalties", {"paritygap": {"sex": 1}}, "unknown penalty 'paritygap'. Did you mean 'parityGap'"),
+        ("penalties", {"parityGap": {"sex": -1}}, "must give parityGap.sex a finite strength > 0. Got -1 instead"),
+        ("penalties", {"monotone": {"age": 0}}, "monotone.age a finite strength other than 0, whose sign"),
+        ("penalties", {"monotone": {"age": "up"}}, "Got 'up' instead"),
         ("metric", max, "'metric'"),
-        ("optimizer", "lbfgs", "must be one of adam, adamw, sgd"),
+        ("optimizer", "rmsprop", "must be one of adam, adamw, sgd, lbfgs"),
         ("stream", "csv", "must be one of auto, petastorm, arrow"),
     ],
 )
@@ -160,6 +193,8 @@ def test_as_json() -> None:
     assert options.asdict()["freeze"] == ["a"]
     assert Options.of({"loss": test_as_json}).asdict()["loss"].endswith(":test_as_json")
     assert Options.of(options.asdict()) == options
+    summed = Options.of({"loss": {"logLoss": 1, "auc": 2}, "lossParams": {"classWeights": [1, 2]}, "metric": "f1"})
+    assert Options.of(json.loads(json.dumps(summed.asdict()))) == summed
 
 
 class Weighted:

@@ -1,0 +1,116 @@
+"""The formulas of losses and penalties on plain tensors: they know neither predictors nor options.
+
+Two classes may come as one margin (n,), the log-odds of class 1, or in softmax form (n, k); k classes as (n, k).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+TINY = 1e-300
+KERNEL_WIDTH = 0.2  # of the confidences in MMCE, as in Kumar et al. (2018)
+
+
+def half_deviance(mu: Tensor, y: Tensor, power: float, floor: float | None = None) -> Tensor:
+    """Half the unit deviance of the Tweedie family with variance mu^power; 1 is Poisson, 2 gamma. (n,), (n,) -> (n,)
+
+    Below `floor` it goes on as a parabola with the same value and slope there, steep enough never to reward a mean <= 0.
+    """
+    at = mu if floor is None else mu.clamp_min(floor)
+    if power == 1:
+        d = torch.special.xlogy(y, y) - torch.special.xlogy(y, at) - (y - at)
+    elif power == 2:
+        d = torch.log(at / y) + (y - at) / at
+    else:
+        left = y ** (2 - power) / ((1 - power) * (2 - power))
+        d = left - y * at ** (1 - power) / (1 - power) + at ** (2 - power) / (2 - power)
+    if floor is None:
+        return d
+    slope = (floor - y) * floor**-power
+    curvature = torch.maximum(power * y * floor ** (-power - 1) + (1 - power) * floor**-power, slope.abs() / floor)
+    below = (mu - floor).clamp_max(0)
+    return d + slope * below + curvature / 2 * below**2
+
+
+def pinball(prediction: Tensor, y: Tensor, tau: float) -> Tensor:
+    """tau * (y - prediction) above, (1 - tau) * (prediction - y) below (Koenker & Bassett 1978). (n,), (n,) -> (n,)"""
+    miss = y - prediction
+    return torch.maximum(tau * miss, (tau - 1) * miss)
+
+
+def probabilities(margin: Tensor) -> Tensor:
+    """(n,) or (n, k) -> (n, k), both ends exact: 1 - p of a large margin isn't 0."""
+    return torch.stack([torch.sigmoid(-margin), torch.sigmoid(margin)], 1) if margin.ndim == 1 else margin.softmax(1)
+
+
+def hinge(margin: Tensor, y: Tensor) -> Tensor:
+    """max(0, 1 - s * margin), s = -1 or 1; for k classes max(0, 1 + the largest other margin - the label's own).
+
+    Source: Cortes & Vapnik (1995); Crammer & Singer (2001). (n,) or (n, k), (n,) -> (n,)
+    """
+    if margin.ndim == 1:
+        return (1 - (2 * y - 1) * margin).clamp_min(0)
+    own = F.one_hot(y.long(), margin.shape[1]).bool()
+    others = margin.masked_fill(own, -torch.inf).amax(1)
+    return (1 + others - margin[own]).clamp_min(0)
+
+
+def focal(margin: Tensor, y: Tensor, gamma: float) -> Tensor:
+    """(1 - p)^gamma * -log p of the label's class (Lin et al. 2017). (n,) or (n, k), (n,) -> (n,)"""
+    if margin.ndim == 1:
+        own = (2 * y - 1) * margin
+        log_p, log_rest = F.logsigmoid(own), F.logsigmoid(-own)
+    else:
+        label, total = F.one_hot(y.long(), margin.shape[1]).bool(), margin.logsumexp(1)
+        log_p, log_rest = margin[label] - total, margin.masked_fill(label, -torch.inf).logsumexp(1) - total
+    return -torch.exp(gamma * log_rest) * log_p
+
+
+def mean_cost(score: Tensor, y: Tensor, costs: Tensor) -> Tensor:
+    """The label's row of costs (k, k), averaged under the probabilities of the score. (n,) or (n, k), (n,) -> (n,)"""
+    return (costs[y.long()] * probabilities(score)).sum(1)
+
+
+def pairwise_logistic(score: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+    """Weighted mean of log(1 + exp(-(score_i - score_j))) over all pairs of a row i of class 1 and a row j of class 0.
+
+    A smooth bound of 1 - AUC, up to log 2, and consistent for it (Gao & Zhou 2015). 0 where a class is missing.
+    (n,), (n,), (n,) -> (); takes memory for every pair.
+    """
+    up, down = (y > 0.5) & (weight > 0), (y <= 0.5) & (weight > 0)
+    if not bool(up.any() & down.any()):
+        return score.sum() * 0.0
+    pairs = F.softplus(score[down][None, :] - score[up][:, None])
+    high, low = weight[up], weight[down]
+    return (high / high.sum()) @ pairs @ (low / low.sum())
+
+
+def calibration_error(margin: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+    """MMCE (Kumar, Sarawagi & Jain 2018): root of sum_ij (c_i - r_i) (c_j - r_j) exp(-|r_i - r_j| / 0.2) w_i w_j / W^2.
+
+    r is the probability of the likeliest class and c whether that is the label. 0 in expectation where confidences are right.
+    (n,) or (n, k), (n,), (n,) -> (); takes memory for every pair.
+    """
+    counted = weight > 0
+    confidence, found = probabilities(margin[counted]).max(1)
+    w = weight[counted] / weight.sum().clamp_min(TINY)
+    residual = w * ((found == y[counted]).to(confidence.dtype) - confidence)
+    kernel = torch.exp(-(confidence[:, None] - confidence[None, :]).abs() / KERNEL_WIDTH)
+    return (residual @ kernel @ residual).clamp_min(1e-30).sqrt()
+
+
+def between_groups(prediction: Tensor, groups: Tensor, weight: Tensor) -> Tensor:
+    """Sum of share_g * share_h * (gap of the groups' weighted means)^2 over all pairs of groups, the shares by weight.
+
+    That is the variance between groups, by which it is computed. A second dimension of the prediction is summed over.
+    (n,) or (n, c), (n,) int64, (n,) -> ()
+    """
+    columns = (prediction[:, None] if prediction.ndim == 1 else prediction)[weight > 0]
+    w, (found, code) = weight[weight > 0], groups[weight > 0].unique(return_inverse=True)
+    share = w.new_zeros(len(found)).index_add(0, code, w)
+    sums = columns.new_zeros(len(found), columns.shape[1]).index_add(0, code, columns * w[:, None])
+    total = share.sum().clamp_min(TINY)
+    gaps = sums / share[:, None] - sums.sum(0) / total
+    return (share[:, None] / total * gaps**2).sum()

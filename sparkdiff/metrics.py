@@ -1,0 +1,356 @@
+"""What validation measures: means of losses over rows, and Spark's evaluators' metrics with what each row contributes to them.
+
+A metric that is no mean over rows is a function T of the rows' weights w that doesn't change when all are multiplied by the
+same number. Its influence psi_i = T + W * dT/dw_i (W the sum of w), the infinitesimal jackknife of Jaeckel (1972), makes it a
+mean: that of psi by weight is T, and the sampling error of T is that of this mean, to first order. So the guard tests sums
+of psi over blocks as it tests those of a loss. For the area under the ROC curve psi is DeLong's (1988) placements, for rmse
+it is the delta method.
+
+A metric equals Spark's evaluator of that name (RegressionEvaluator, BinaryClassificationEvaluator with numBins=0,
+MulticlassClassificationEvaluator) on the predictions that Spark would write, rows of weight 0 left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparkdiff.errors import InputError
+from sparkdiff.formulas import probabilities
+from sparkdiff.losses import PARAMS as LOSS_PARAMS
+from sparkdiff.losses import Objective, Rows, cost_matrix, index, rank_score
+from sparkdiff.losses import resolve as resolve_loss
+from sparkdiff.options import Options
+from sparkdiff.stages.base import LabelStats
+from sparkdiff.stages.linear import Predictor
+
+DEFAULTS = {"auc": "areaUnderROC", "cost": "expectedCost"}
+"""The metric of a loss that stands for something else: of a smooth bound, what it bounds."""
+PARAMS: dict[str, dict[str, Any]] = {
+    **{name: dict.fromkeys(params) for name, params in LOSS_PARAMS.items()},
+    "expectedCost": {"costs": None},
+    "expectedCalibrationError": {"numBins": 15.0},
+    "weightedFMeasure": {"beta": 1.0},
+    "fMeasureByLabel": {"beta": 1.0, "metricLabel": 0.0},
+    **{
+        f"{name}ByLabel": {"metricLabel": 0.0}
+        for name in ("truePositiveRate", "falsePositiveRate", "precision", "recall")
+    },
+}
+"""Parameters and Spark's defaults; None: the loss's own."""
+
+Columns = Callable[[Tensor], Tensor]
+Value = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric bound to a predictor.
+
+    Attributes:
+        name: as the report shows it.
+        larger: whether larger is better.
+        rows: (margin, label (n,), weight (n,)) -> (n,) of which the metric is the weighted mean; None where it is no mean.
+        column: margin -> (n,) or (n, c), the numbers per row that `value` needs.
+        value: (column, label (n,), weight (n,)) -> (), differentiable in the weights, NaN where it is undefined.
+        needs: what the rows must hold for it to be defined.
+        floor, power: see Objective.
+    """
+
+    name: str
+    larger: bool = False
+    rows: Rows | None = None
+    column: Columns | None = None
+    value: Value | None = None
+    needs: str = ""
+    floor: float | None = None
+    power: float | None = None
+
+    @property
+    def direction(self) -> str:
+        return "larger" if self.larger else "smaller"
+
+    @property
+    def sign(self) -> float:
+        """What turns it into a loss."""
+        return -1.0 if self.larger else 1.0
+
+
+def influence(metric: Metric, column: Tensor, label: Tensor, weight: Tensor) -> Tensor:
+    """psi (n,) of a metric that is no mean over rows; sum(weight * psi) / sum(weight) is its value. All weights must be > 0.
+
+    NaN throughout where the metric is undefined, or a prediction isn't finite.
+    """
+    assert metric.value is not None
+    if not len(column) or not bool(column.isfinite().all()):
+        return torch.full_like(weight, torch.nan)
+    with torch.enable_grad():
+        w = weight.detach().clone().requires_grad_()
+        value = metric.value(column.detach(), label, w)
+        slope = torch.autograd.grad(value, w)[0] if value.requires_grad else torch.zeros_like(w)
+    # The second term is 0 but for rounding, and for Spark's r2, which changes a little when all weights are multiplied.
+    slope = weight.sum() * slope - (weight * slope).sum()
+    return value.detach() + slope
+
+
+def resolve(options: Options, objective: Objective, head: Predictor, columns: tuple[str, ...], y: LabelStats) -> Metric:
+    """The metric that the options name; where they name none the objective's own: its mean over rows.
+
+    The loss auc is then measured as areaUnderROC, and cost as expectedCost. A parameter that metricParams lacks is taken
+    from lossParams, but for classWeights: a metric that is named counts rows by their weights only.
+
+    Raises:
+        InputError: the predictor hasn't what the metric needs, a parameter is missing or unknown, or the objective is no
+            mean over rows and no metric is named.
+    """
+    name = options.metric or DEFAULTS.get(objective.name)
+    if name is None:
+        if objective.rows is None or objective.batch is not None:
+            raise InputError(
+                f"the loss {objective.name} is no mean over rows, so it can't be tested row by row: set metric to what shall "
+                "improve"
+            )
+        if options.metricParams:
+            raise InputError(
+                f"metricParams {sorted(options.metricParams)} belong to no metric: set metric, or use lossParams"
+            )
+        return _of(objective)
+    takes = PARAMS.get(name, {})
+    if unknown := set(options.metricParams) - set(takes):
+        raise InputError(
+            f"metricParams {sorted(unknown)} mean nothing to the metric {name!r}; it takes {sorted(takes) or 'none'}"
+        )
+    given = {k: v for k, v in {**options.lossParams, **options.metricParams}.items() if k in takes}
+    return _named(name, given, head, columns, y)
+
+
+def _of(objective: Objective) -> Metric:
+    return Metric(objective.name, rows=objective.rows, floor=objective.floor, power=objective.power)
+
+
+def _named(name: str, params: Mapping[str, Any], head: Predictor, columns: tuple[str, ...], y: LabelStats) -> Metric:
+    if name in REGRESSION:
+        if head.classes:
+            usable = ("logLoss", *(BINARY if head.classes == 2 else ()), *MULTICLASS)
+            raise InputError(
+                f"metric={name!r} measures numbers, but {type(head).__name__} predicts classes; use one of {', '.join(usable)}"
+            )
+        return REGRESSION[name](name, head)
+    if name == "poissonDeviance":
+        half = _of(_loss("poisson", {}, head, columns, y))
+        assert half.rows is not None
+        rows = half.rows
+        return replace(half, name=name, rows=lambda m, y, w: 2 * rows(m, y, w))
+    if name in BINARY:
+        probability = not head.classes and head.own_loss()[0] == "logLoss"
+        if not probability and head.classes != 2:
+            found = f"{head.classes} classes" if head.classes else "numbers"
+            raise InputError(f"metric={name!r} needs two classes, but {type(head).__name__} predicts {found}")
+        return Metric(
+            name,
+            True,
+            column=head.mean if probability else rank_score,
+            value=BINARY[name],
+            needs="rows of both classes",
+        )
+    if name in MULTICLASS or name in ("expectedCost", "expectedCalibrationError"):
+        if not head.classes:
+            raise InputError(
+                f"metric={name!r} needs classes, which {type(head).__name__} doesn't predict; use one of {', '.join(REGRESSION)}"
+            )
+        return _classes(name, {**PARAMS.get(name, {}), **params}, head)
+    return replace(_of(_loss(name, params, head, columns, y)), name=name)
+
+
+def _loss(name: str, params: Mapping[str, Any], head: Predictor, columns: tuple[str, ...], y: LabelStats) -> Objective:
+    try:
+        return resolve_loss(name, params, head, columns, y)
+    except InputError as e:
+        raise InputError(f"metric={name!r}: {e}") from e
+
+
+# Regression -----------------------------------------------------------------------------------------------------------
+
+
+def _rmse(prediction: Tensor, y: Tensor, w: Tensor) -> Tensor:
+    return ((w * (prediction - y) ** 2).sum() / w.sum()).clamp_min(1e-300).sqrt()
+
+
+def _r2(prediction: Tensor, y: Tensor, w: Tensor) -> Tensor:
+    total = w.sum()
+    mean = (w * y).sum() / total
+    # Spark's RegressionMetrics.SStot: the unbiased variance for reliability weights, times W - 1.
+    around = (w * (y - mean) ** 2).sum() / (total - (w * w).sum() / total) * (total - 1)
+    return 1 - (w * (prediction - y) ** 2).sum() / torch.where(around > 0, around, torch.nan)
+
+
+def _explained(prediction: Tensor, y: Tensor, w: Tensor) -> Tensor:
+    return (w * (prediction - (w * y).sum() / w.sum()) ** 2).sum() / w.sum()
+
+
+REGRESSION: dict[str, Callable[[str, Predictor], Metric]] = {
+    "rmse": lambda name, head: Metric(name, column=head.mean, value=_rmse),
+    "mse": lambda name, head: Metric(name, rows=lambda m, y, w: (head.mean(m) - y) ** 2),
+    "mae": lambda name, head: Metric(name, rows=lambda m, y, w: (head.mean(m) - y).abs()),
+    "r2": lambda name, head: Metric(name, True, column=head.mean, value=_r2, needs="labels that differ"),
+    "var": lambda name, head: Metric(name, True, column=head.mean, value=_explained),
+}
+
+
+# Two classes ----------------------------------------------------------------------------------------------------------
+
+
+def _thresholds(score: Tensor, y: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight of the rows of class 1 and of class 0 at each distinct score, from the highest down."""
+    order = score.argsort(descending=True)
+    levels, code = score[order].unique_consecutive(return_inverse=True)
+    empty = w.new_zeros(len(levels))
+    w, up = w[order], y[order] > 0.5
+    return empty.index_add(0, code, w * up), empty.index_add(0, code, w * ~up)
+
+
+def area_under_roc(score: Tensor, y: Tensor, w: Tensor) -> Tensor:
+    """P(score of a row of class 1 > score of a row of class 0), ties counted half; NaN where a class is missing."""
+    up, down = _thresholds(score, y, w)
+    pairs = up.sum() * down.sum()
+    area = (down * (up.cumsum(0) - up / 2)).sum()
+    return area / torch.where(pairs > 0, pairs, torch.nan)
+
+
+def area_under_pr(score: Tensor, y: Tensor, w: Tensor) -> Tensor:
+    """By trapezoids between all distinct scores, from recall 0 at the first one's precision, as Spark; NaN without class 1."""
+    up, down = _thresholds(score, y, w)
+    found, all_ = up.cumsum(0), up.sum()
+    precision = found / (found + down.cumsum(0))
+    before = torch.cat([precision[:1], precision[:-1]])
+    return (up * (precision + before)).sum() / 2 / torch.where(all_ > 0, all_, torch.nan)
+
+
+BINARY: dict[str, Value] = {"areaUnderROC": area_under_roc, "areaUnderPR": area_under_pr}
+
+
+# Classes --------------------------------------------------------------------------------------------------------------
+
+
+def _ratio(one: Tensor, other: Tensor) -> Tensor:
+    """one / other, 0 where that is 0 / 0."""
+    return torch.where(other > 0, one / torch.where(other > 0, other, 1.0), 0.0)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Weighted counts per class, (k,), as in Spark's MulticlassMetrics."""
+
+    hits: Tensor  # label and prediction
+    label: Tensor
+    prediction: Tensor
+
+    @staticmethod
+    def of(prediction: Tensor, y: Tensor, w: Tensor, classes: int) -> Counts:
+        label, found = index(y, classes), prediction.long()
+        empty = w.new_zeros(classes)
+        return Counts(
+            empty.index_add(0, label, w * (label == found)), empty.index_add(0, label, w), empty.index_add(0, found, w)
+        )
+
+    def recall(self, beta: float) -> Tensor:
+        return _ratio(self.hits, self.label)
+
+    def precision(self, beta: float) -> Tensor:
+        return _ratio(self.hits, self.prediction)
+
+    def f_measure(self, beta: float) -> Tensor:
+        p, r = self.precision(beta), self.recall(beta)
+        return _ratio((1 + beta**2) * p * r, beta**2 * p + r)
+
+    def false_positive_rate(self, beta: float) -> Tensor:
+        others = self.label.sum() - self.label  # NaN where no row is of another class, as in Spark
+        return (self.prediction - self.hits) / torch.where(others > 0, others, torch.nan)
+
+
+ByClass = Callable[[Counts, float], Tensor]
+BY_CLASS: dict[str, ByClass] = {
+    "truePositiveRate": Counts.recall,
+    "falsePositiveRate": Counts.false_positive_rate,
+    "precision": Counts.precision,
+    "recall": Counts.recall,
+    "fMeasure": Counts.f_measure,
+}
+MULTICLASS = (
+    *("f1", "accuracy", "hammingLoss", "weightedPrecision", "weightedRecall", "weightedTruePositiveRate"),
+    *("weightedFalsePositiveRate", "weightedFMeasure", "truePositiveRateByLabel", "falsePositiveRateByLabel"),
+    *("precisionByLabel", "recallByLabel", "fMeasureByLabel"),
+)
+
+
+def _classes(name: str, params: Mapping[str, Any], head: Predictor) -> Metric:
+    k = head.classes
+
+    def decision(margin: Tensor) -> Tensor:
+        broken = margin.isnan() if margin.ndim == 1 else margin.isnan().any(1)  # Spark would predict a class
+        return torch.where(broken, torch.nan, head.decision(margin))
+
+    def hit(margin: Tensor, y: Tensor) -> Tensor:
+        found = decision(margin)
+        return torch.where(found.isnan(), torch.nan, (found == y).to(found.dtype))
+
+    if name == "accuracy":
+        return Metric(name, True, rows=lambda m, y, w: hit(m, y))
+    if name == "hammingLoss":
+        return Metric(name, rows=lambda m, y, w: 1 - hit(m, y))
+    if name == "expectedCost":
+        costs = cost_matrix(params["costs"], k, f"metric={name!r}")
+
+        def cost(margin: Tensor, y: Tensor, w: Tensor) -> Tensor:
+            found = decision(margin)
+            return torch.where(found.isnan(), torch.nan, costs[index(y, k), index(found, k)])
+
+        return Metric(name, rows=cost)
+    if name == "expectedCalibrationError":
+        return _calibration(name, params["numBins"])
+    beta, label = params.get("beta", 1.0), params.get("metricLabel", 0.0)
+    if not isinstance(beta, (int, float)) or not beta > 0:
+        raise InputError(f"metric={name!r} needs metricParams={{'beta': > 0}}. Got {beta!r} instead")
+    if label not in range(k):
+        raise InputError(f"metric={name!r} needs metricParams={{'metricLabel': 0 to {k - 1}}}. Got {label!r} instead")
+    if name.endswith("ByLabel"):
+        by_class, one = BY_CLASS[name.removesuffix("ByLabel")], int(label)
+
+        def of_label(prediction: Tensor, y: Tensor, w: Tensor) -> Tensor:
+            counts = Counts.of(prediction, y, w, k)
+            return torch.where(counts.label[one] > 0, by_class(counts, beta)[one], torch.nan)
+
+        needs = f"rows of class {one}" + (" and of others" if name.startswith("false") else "")
+        return Metric(name, not name.startswith("false"), column=decision, value=of_label, needs=needs)
+    kind = {"f1": "weightedFMeasure"}.get(name, name).removeprefix("weighted")
+    of_class = BY_CLASS[kind[0].lower() + kind[1:]]
+
+    def weighted(prediction: Tensor, y: Tensor, w: Tensor) -> Tensor:
+        counts = Counts.of(prediction, y, w, k)
+        by_class = torch.where(counts.label > 0, of_class(counts, beta), 0.0)
+        return (counts.label * by_class).sum() / w.sum()
+
+    larger = name != "weightedFalsePositiveRate"
+    return Metric(name, larger, column=decision, value=weighted, needs="" if larger else "rows of several classes")
+
+
+def _calibration(name: str, bins: Any) -> Metric:
+    """Expected calibration error (Guo et al. 2017): mean over equal bins of |accuracy - mean confidence|, by the bins' weight."""
+    if not isinstance(bins, (int, float)) or bins < 1 or bins != int(bins):
+        raise InputError(f"metric={name!r} needs metricParams={{'numBins': a whole number >= 1}}. Got {bins!r} instead")
+
+    def column(margin: Tensor) -> Tensor:
+        confidence, found = probabilities(margin).max(1)
+        return torch.stack([confidence, found.to(confidence.dtype)], 1)
+
+    def value(columns: Tensor, y: Tensor, w: Tensor) -> Tensor:
+        confidence, found = columns.unbind(1)
+        bin_ = (confidence * bins).long().clamp_max(int(bins) - 1)
+        gaps = w.new_zeros(int(bins)).index_add(0, bin_, w * ((found == y).to(w.dtype) - confidence))
+        return gaps.abs().sum() / w.sum()
+
+    return Metric(name, column=column, value=value)

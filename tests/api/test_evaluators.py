@@ -1,0 +1,196 @@
+"""Metrics are those that Spark's evaluators find on Spark's own predictions: with weights, ties, thresholds, a class missing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pyspark.ml import Pipeline, PipelineModel
+from pyspark.ml.classification import LogisticRegression
+from pyspark.ml.evaluation import BinaryClassificationEvaluator, MulticlassClassificationEvaluator, RegressionEvaluator
+from pyspark.ml.feature import VectorAssembler
+from pyspark.ml.regression import GeneralizedLinearRegression, LinearRegression
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+from riders import NUMBERS, cached, sides, tune, unfitted
+
+from sparkdiff import InputError
+from sparkdiff.finetune import prepare
+from sparkdiff.measure import Data, contributions, score
+from sparkdiff.network import Network
+from sparkdiff.options import METRICS, Options
+from sparkdiff.rank import objectives
+from sparkdiff.stages.base import LabelStats
+from sparkdiff.stream import Stream
+
+REGRESSION = ("rmse", "mse", "r2", "mae", "var")
+BINARY = ("areaUnderROC", "areaUnderPR")
+MULTICLASS = (
+    *("f1", "accuracy", "weightedPrecision", "weightedRecall", "weightedTruePositiveRate", "weightedFalsePositiveRate"),
+    *("weightedFMeasure", "truePositiveRateByLabel", "falsePositiveRateByLabel", "precisionByLabel", "recallByLabel"),
+    *("fMeasureByLabel", "logLoss", "hammingLoss"),
+)
+pytestmark = pytest.mark.slow
+Measure = Callable[..., float]
+
+
+def fitted(head: Any, df: DataFrame, *columns: str) -> PipelineModel:
+    return Pipeline(
+        stages=[VectorAssembler(inputCols=columns or NUMBERS, outputCol="x"), head.setFeaturesCol("x")]
+    ).fit(df)
+
+
+def measuring(
+    model: PipelineModel, df: DataFrame, folder: Path, weight: str | None, label: str | None = None
+) -> Measure:
+    """A function that gives a pipeline's metric on its cached validation rows."""
+    given = {k: v for k, v in (("weightCol", weight), ("labelCol", label)) if v}
+    cache = cached(model, df, folder, **given)
+    task = prepare(model, Options.of({"cacheDir": str(folder), **given}))
+    network, s = Network(task.graph, task.graph.live), cache.manifest["stats"]["train"]
+    stats = LabelStats(s["mean"], s["std"], s["low"], s["high"], torch.tensor(s["classes"], dtype=torch.int64))
+    data = Data(Stream(cache.folder, backend="arrow", inMemory=True, seed=0), cache.columns(task.graph))
+
+    def measure(name: str, **params: float) -> float:
+        metric = objectives(Options.of({"metric": name, "metricParams": params}), network, stats)[1]
+        found = score(network, data, "validation", metric)
+        rows = contributions(network, data, "validation", metric)
+        assert float(rows.sum()) == pytest.approx(float(found.blocks.sum()), rel=1e-9)
+        return found.value
+
+    return measure
+
+
+def network_of(model: PipelineModel) -> Network:
+    graph = prepare(model, Options()).graph
+    return Network(graph, graph.live)
+
+
+ANY_LABEL = LabelStats(0.5, 0.5, 0.0, 1.0, torch.tensor([1, 1]))
+
+
+@pytest.fixture(scope="module")
+def rows(df: DataFrame) -> DataFrame:
+    return df.withColumns({"coarse": F.round("wind"), "two": F.least("kind", F.lit(1.0))})
+
+
+def test_every_name_is_spark_s_or_ours(df: DataFrame) -> None:
+    ours = {"poissonDeviance", "expectedCost", "expectedCalibrationError"}
+    losses = {"squared", "absolute", "huber", "quantile", "poisson", "gamma", "tweedie", "hinge", "focal", "cost"}
+    assert set(METRICS) == {*REGRESSION, *BINARY, *MULTICLASS, *ours, *losses}
+
+
+@pytest.mark.parametrize("weight", [None, "weight"])
+@pytest.mark.parametrize(
+    "head", [LinearRegression, partial(GeneralizedLinearRegression, family="poisson")], ids=["linear", "poisson"]
+)
+def test_regression_evaluator(rows: DataFrame, shared: Path, head: Any, weight: str | None) -> None:
+    model = fitted(head(labelCol="riders"), rows)
+    measure, held = measuring(model, rows, shared, weight), model.transform(sides(rows)["validation"]).cache()
+    for name in REGRESSION:
+        evaluator = RegressionEvaluator(labelCol="riders", metricName=name)
+        evaluator = evaluator.setWeightCol(weight) if weight else evaluator
+        assert measure(name) == pytest.approx(evaluator.evaluate(held), rel=1e-9), name
+
+
+@pytest.mark.parametrize("weight", [None, "weight"])
+@pytest.mark.parametrize("columns", [NUMBERS, ["coarse"]], ids=["few ties", "ties"])
+def test_binary_evaluator(rows: DataFrame, shared: Path, columns: list[str], weight: str | None) -> None:
+    model = fitted(LogisticRegression(labelCol="rain", maxIter=3), rows, *columns)
+    measure, held = measuring(model, rows, shared, weight), model.transform(sides(rows)["validation"]).cache()
+    for name in BINARY:
+        evaluator = BinaryClassificationEvaluator(labelCol="rain", metricName=name, numBins=0)
+        evaluator = evaluator.setWeightCol(weight) if weight else evaluator
+        assert measure(name) == pytest.approx(evaluator.evaluate(held), rel=1e-9), name
+
+
+def test_binary_evaluator_on_probabilities(rows: DataFrame, shared: Path) -> None:
+    """Of a softmax of two classes Spark's rawPrediction ranks by one margin alone; of a binomial regression there is none."""
+    softmax = LogisticRegression(labelCol="rain", family="multinomial", elasticNetParam=1.0, regParam=0.01)
+    for head, column in (
+        (softmax, "probability"),
+        (GeneralizedLinearRegression(labelCol="rain", family="binomial"), "prediction"),
+    ):
+        model = fitted(head, rows)
+        measure, held = measuring(model, rows, shared, None), model.transform(sides(rows)["validation"]).cache()
+        for name in BINARY:
+            evaluator = BinaryClassificationEvaluator(
+                labelCol="rain", rawPredictionCol=column, metricName=name, numBins=0
+            )
+            assert measure(name) == pytest.approx(evaluator.evaluate(held), rel=1e-9), (name, column)
+
+
+@pytest.mark.parametrize("weight", [None, "weight"])
+@pytest.mark.parametrize("kind", ["three classes", "one of them missing", "never predicted", "thresholds"])
+def test_multiclass_evaluator(rows: DataFrame, shared: Path, kind: str, weight: str | None) -> None:
+    label = "two" if kind == "one of them missing" else "kind"
+    head = LogisticRegression(labelCol="kind", maxIter=2)
+    if kind == "thresholds":
+        head = LogisticRegression(labelCol="rain", threshold=0.2)
+        label = "rain"
+    model = fitted(head, rows)
+    if kind == "never predicted":
+        model.stages[-1].setThresholds([0.3, 1e9, 0.3])
+    measure, held = measuring(model, rows, shared, weight, label), model.transform(sides(rows)["validation"]).cache()
+    for name in MULTICLASS:
+        evaluator = MulticlassClassificationEvaluator(labelCol=label, metricName=name, metricLabel=1.0, beta=2.0)
+        evaluator = evaluator.setWeightCol(weight) if weight else evaluator
+        params = {"metricLabel": 1.0} if name.endswith("ByLabel") else {}
+        params |= {"beta": 2.0} if "FMeasure" in name or name.startswith("fMeasure") else {}
+        assert measure(name, **params) == pytest.approx(evaluator.evaluate(held), rel=1e-9, abs=1e-12), name
+
+
+def test_directions(rows: DataFrame, shared: Path) -> None:
+    for head, names, evaluator in (
+        (LinearRegression(labelCol="riders"), REGRESSION, RegressionEvaluator()),
+        (LogisticRegression(labelCol="rain"), BINARY, BinaryClassificationEvaluator()),
+        (LogisticRegression(labelCol="rain"), MULTICLASS, MulticlassClassificationEvaluator()),
+    ):
+        network = network_of(fitted(head, rows))
+        for name in names:
+            evaluator.setMetricName(name)
+            larger = objectives(Options.of({"metric": name}), network, ANY_LABEL)[1].larger
+            assert larger is evaluator.isLargerBetter(), name
+
+
+@pytest.mark.parametrize(
+    ("head", "changed", "metric", "sentence"),
+    [
+        (partial(LogisticRegression, labelCol="rain"), ("rain", 1.0), "areaUnderROC", "rows of both classes"),
+        (
+            partial(LogisticRegression, labelCol="kind"),
+            ("kind", 0.0),
+            "weightedFalsePositiveRate",
+            "rows of several classes",
+        ),
+        (partial(LinearRegression, labelCol="riders"), ("riders", 3.0), "r2", "labels that differ"),
+    ],
+)
+def test_a_metric_that_is_undefined_on_the_rows(
+    df: DataFrame, folder: Path, head: Any, changed: tuple[str, float], metric: str, sentence: str
+) -> None:
+    model, (label, value) = fitted(head(), df), changed
+    with pytest.raises(InputError, match=f"metric='{metric}' is undefined on the train rows: it needs {sentence}"):
+        tune(model, df.withColumn(label, F.lit(value)), folder, metric=metric)
+
+
+def test_a_fit_by_a_metric_that_is_no_mean_over_rows(df: DataFrame, shared: Path) -> None:
+    """What the summary says before and after is what Spark's evaluator says of the pipelines that it is about."""
+    head = LogisticRegression(featuresCol="components", labelCol="rain", weightCol="weight")
+    model = unfitted("rain", 3, head).fit(df)
+    evaluator = BinaryClassificationEvaluator(labelCol="rain", numBins=0, weightCol="weight")
+    found = tune(model, df, shared, loss="auc", learningRate=0.05, guard=1.0)
+    s, held = found.summary, sides(df)["validation"]
+    figures = s.metrics["validation"]
+    assert figures is not None
+    assert (s.decision, s.metric, s.metricDirection) == ("tuned", "areaUnderROC", "larger")
+    for when, one in (("before", model), ("after", found.pipelineModel)):
+        assert figures[when] == pytest.approx(evaluator.evaluate(one.transform(held)), rel=1e-9)
+    assert figures["after"] > figures["before"]
+    assert s.gain == pytest.approx(figures["after"] / figures["before"] - 1, rel=1e-9)
+    assert "areaUnderROC (larger is better)" in str(s)
+    assert s.history[s.history.epoch == 0].validationMetric.tolist() == pytest.approx([figures["before"]])
