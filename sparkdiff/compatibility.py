@@ -133,7 +133,8 @@ def _edges(network: Network, data: Data, split: str) -> Tensor:
 
 
 def _psi(counts: Tensor) -> float:
-    shares = (counts + 0.5) / (counts + 0.5).sum(1, keepdim=True)
+    filled = counts.double() + 0.5
+    shares = filled / filled.sum(1, keepdim=True)
     return float(((shares[1] - shares[0]) * (shares[1] / shares[0]).log()).sum())
 
 
