@@ -9,15 +9,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pytest
-from pyspark.ml import Pipeline, PipelineModel
+from pyspark.ml import PipelineModel
 from pyspark.ml.classification import LogisticRegression
-from pyspark.ml.feature import PCA, StandardScaler, VectorAssembler
-from pyspark.ml.regression import LinearRegression
+from pyspark.ml.feature import StandardScaler
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
-from riders import NUMBERS, Write, cached, half_deviance, pipeline, predictions, riders, same, sides, tune
+from riders import cached, half_deviance, pipeline, predictions, riders, same, sides, tune
 
 from sparkdiff import FineTuner, FineTunerModel, InputError
 from sparkdiff.splits import Source
