@@ -87,17 +87,19 @@ def judge(
     """
     o = options
     unit: Literal["rows", "groups", "blocks"] = "groups" if o.groupCol else "blocks" if o.timeCol else "rows"
-    rows = torch.zeros(guard.MAX_BLOCKS, dtype=torch.int64)
-    for _, _, weight, block in data.batches("validation"):
-        rows += torch.bincount(block[weight > 0], minlength=guard.MAX_BLOCKS)
-    units = int(rows.sum() if unit == "rows" else (rows > 0).sum())
+    rows, distinct = 0, torch.empty(0, dtype=torch.int64)
+    for batch, _, weight, _ in data.batches("validation"):
+        rows += int((weight > 0).sum())
+        if unit != "rows":  # groups before they are dealt into blocks, where some meet
+            distinct = torch.cat([distinct, scalar(batch, "block")[weight > 0]]).unique()
+    units = rows if unit == "rows" else len(distinct)
     level = o.guard / o.fleetSize if o.guard < 1 else o.guard
     correlation = None
     if o.timeCol:
         correlation = guard.correlation_time(_differences(data, metric, network, found.network))
     verdict = guard.decide(
         found.gains, found.weights, level=level, original=original.blocks, unit=unit, units=units,
-        blockRows=int(rows.sum()) / max(units, 1), correlationTime=correlation, seed=o.seed,
+        blockRows=rows / max(units, 1), correlationTime=correlation, seed=o.seed,
     )  # fmt: skip
     # A fleet's budget is one of false accepts: a false veto costs a gain, never a model, and so keeps the level of one run.
     worse = o.guard * verdict.level / level if o.guard < 1 else None

@@ -24,7 +24,7 @@ class Change:
     Attributes:
         column, value: the slice; None and None where the set is a whole split. Null has the value None too.
         rows: of weight > 0.
-        units: rows, groups or time blocks, as the guard counts them.
+        units: rows, or blocks of groups or of time that hold such rows (of many groups some share a block).
         before, after: the metric, None without rows.
         gain: before - after; error: its standard error, by block; None with fewer than two blocks.
         p: of a loss like this without a true one, adjusted for the number of sets; None where the units are too few to tell.
