@@ -74,3 +74,26 @@ def digits(train: DataFrame) -> Pipeline:
             LogisticRegression(featuresCol="components", labelCol="label", family="multinomial"),
         ]
     )
+
+
+def hourly(train: DataFrame) -> Pipeline:
+    """Riders per hour without the season: what it learns in one part of the year has a meaning in the next (conf/weekly.yaml)."""
+    categorical = ["hr", "weekday", "holiday", "weathersit"]
+    return Pipeline(
+        stages=[
+            StringIndexer(
+                inputCols=categorical, outputCols=[f"{column}_index" for column in categorical], handleInvalid="keep"
+            ),
+            OneHotEncoder(
+                inputCols=[f"{column}_index" for column in categorical],
+                outputCols=[f"{column}_onehot" for column in categorical],
+            ),
+            VectorAssembler(
+                inputCols=[*(f"{column}_onehot" for column in categorical), *NUMERIC], outputCol="assembled"
+            ),
+            StandardScaler(inputCol="assembled", outputCol="scaled", withMean=True),
+            GeneralizedLinearRegression(
+                featuresCol="scaled", labelCol="bikers", family="poisson", link="log", regParam=0.01
+            ),
+        ]
+    )

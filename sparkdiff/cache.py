@@ -30,7 +30,7 @@ from sparkdiff.fingerprint import FORMAT, Request, fingerprint
 from sparkdiff.graph import Graph, Version
 from sparkdiff.graph import check_columns as check_stage_columns
 from sparkdiff.options import Options
-from sparkdiff.splits import BLOCK, SPLIT, SPLITS, TIME
+from sparkdiff.splits import BLOCK, SLICE, SPLIT, SPLITS, TIME
 from sparkdiff.stream import DamagedCacheError, Stream
 
 PIECE_BYTES = 1 << 26
@@ -179,8 +179,9 @@ def _after(graph: Graph, df: DataFrame) -> set[str]:
 
 def _build(request: Request, key: str, folder: Path) -> None:
     try:
-        frames = [request.graph.before_cut(df) for df in splits.with_splits(request.sources, request.options)]
-        columns = _layout(request, frames[0])
+        dealt, slices = splits.with_slices(splits.with_splits(request.sources, request.options), request.options)
+        frames = [request.graph.before_cut(df) for df in dealt]
+        columns = _layout(request, frames[0], slices)
         _write(request, frames, columns, folder)
     except jvm.SparkError as e:
         ran = ", ".join(request.graph.leaves[i].uid for i in sorted(request.graph.cached)) or "reading the data"
@@ -193,8 +194,8 @@ def _build(request: Request, key: str, folder: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest | {"digest": _digest(manifest)}), encoding="utf-8")
 
 
-def _layout(request: Request, df: DataFrame) -> list[dict[str, Any]]:
-    """How each column of the cut lies in the files. Vectors of unknown width cost a small job over the first rows."""
+def _layout(request: Request, df: DataFrame, slices: dict[str, tuple[Any, ...]]) -> list[dict[str, Any]]:
+    """How each column lies in the files, the cut's first. Vectors of unknown width cost a small job over the first rows."""
     graph = request.graph
     out: list[dict[str, Any]] = []
     fields = {graph.fold(f.name): f for f in df.schema.fields}
@@ -218,6 +219,10 @@ def _layout(request: Request, df: DataFrame) -> list[dict[str, Any]]:
         out.append(column)
     for name, dtype in (("label", "float64"), ("weight", "float64"), ("block", "int64"), ("time", "float64")):
         out.append({"name": name, "column": name, "kind": "scalar", "width": 1, "dtype": dtype})
+    for i, (name, values) in enumerate(slices.items()):
+        out.append(
+            {"name": f"slice{i}", "column": name, "kind": "scalar", "width": 1, "dtype": "int64", "values": values}
+        )
     return out
 
 
@@ -265,33 +270,37 @@ def _physical(column: dict[str, Any], field_type: DataType, c: Column) -> list[C
 
 def _write(request: Request, frames: list[DataFrame], columns: list[dict[str, Any]], folder: Path) -> None:
     union: DataFrame | None = None
+    slices = [f"slice{i}" for i in range(len(request.options.guardCols))]
+    own = (SPLIT, BLOCK, TIME, *(f"{SLICE}{i}" for i in range(len(slices))))
     for df in frames:
         selected: list[Column] = []
         fold = request.graph.fold
         fields = {fold(f.name): f for f in df.schema.fields}
-        for lost in (request.labelCol, request.weightCol, SPLIT, BLOCK, TIME):
+        for lost in (request.labelCol, request.weightCol, *own):
             if lost is not None and fold(lost) not in fields:
                 cut = ", ".join(
                     request.graph.leaves[i].uid for i in sorted(request.graph.cached) if request.graph.leaves[i].opaque
                 )
-                what = f"column {lost!r}" if lost not in (SPLIT, BLOCK, TIME) else "columns that it doesn't name"
+                what = f"column {lost!r}" if lost not in own else "columns that it doesn't name"
                 raise InputError(
                     f"{cut or 'a stage'} drops {what}, which training needs; let it keep all columns (SELECT *, ...)"
                 )
         _check_number("labelCol", request.labelCol, df, request.graph)  # here they may be made by a stage
         _check_number("weightCol", request.weightCol, df, request.graph)
-        for column in columns[:-4]:
+        for column in columns[: len(request.graph.cut())]:
             f = fields[fold(column["column"])]
             selected += _physical(column, f.dataType, splits.quoted(f.name))
         weight = splits.quoted(request.weightCol).cast("double") if request.weightCol else F.lit(1.0)
         selected += [splits.quoted(request.labelCol).cast("double").alias("label"), weight.alias("weight")]
         selected += [F.col(BLOCK).alias("block"), F.col(TIME).alias("time"), F.col(SPLIT).alias("split")]
+        selected += [F.col(f"{SLICE}{i}").alias(name) for i, name in enumerate(slices)]
         part = df.select(*selected).where("weight <> 0 OR weight IS NULL")  # weight 0 counts nowhere
         union = part if union is None else union.unionByName(part)
     assert union is not None
     # Equal rows are dealt by their occurrence number too, so that the files depend on the rows alone, not on partitions.
-    hashed = union.withColumn("hash", splits.row_hash(union))
-    occurrence = F.row_number().over(Window.partitionBy("hash").orderBy("hash"))
+    # The slices don't count: naming another guardCol changes no order of rows, and so no training.
+    hashed = union.withColumn("hash", splits.row_hash(union.drop(*slices)))
+    occurrence = F.row_number().over(Window.partitionBy("hash").orderBy("hash", *slices))
     keyed = hashed.withColumn("key", F.xxhash64("hash", occurrence)).withColumn(
         "shard", F.pmod(F.col("key"), F.lit(request.shards))
     )

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 from pyspark.util import VersionUtils
-from torch import Tensor
 
 from sparkdiff import cache as caches
 from sparkdiff import faithful, guard, jvm, launch
+from sparkdiff.acceptance import Judgement, check_options, judge, reason
 from sparkdiff.cache import Cache
 from sparkdiff.checkpoint import RunFolder
 from sparkdiff.errors import InputError
@@ -25,7 +25,7 @@ from sparkdiff.fingerprint import Request, virtual_shards
 from sparkdiff.folding import fixed_versions
 from sparkdiff.graph import Graph
 from sparkdiff.losses import Objective, check_label
-from sparkdiff.measure import Data, Score, contributions, features, scalar, score
+from sparkdiff.measure import Data, Score, features, score
 from sparkdiff.metrics import Metric
 from sparkdiff.nesting import flatten
 from sparkdiff.network import Network, write_back
@@ -34,9 +34,9 @@ from sparkdiff.parity import Parity
 from sparkdiff.planning import Plan, plan_of
 from sparkdiff.rank import Assignment, objectives
 from sparkdiff.recipes import candidates
-from sparkdiff.report import Phases, p_value
+from sparkdiff.report import Phases
 from sparkdiff.scales import Scales, trained
-from sparkdiff.splits import SPLITS, TRAIN, VALIDATION, Source, rule
+from sparkdiff.splits import REFERENCE, SPLITS, TRAIN, VALIDATION, Source, rule
 from sparkdiff.stages.base import SUPPORT, LabelStats, columns_of
 from sparkdiff.stream import Stream
 from sparkdiff.summary import FineTuningSummary
@@ -113,11 +113,12 @@ class Shared:
         return dataclasses.replace(cache, hit=True) if known else cache
 
 
-def _cached(task: Task) -> tuple[Any, ...]:
-    """All that decides, beside the rows, what is cached and where; not how it is trained."""
+def _cached(task: Task, sources: Sequence[Source]) -> tuple[Any, ...]:
+    """All that decides, beside the rows to split, what is cached and where; not how it is trained."""
     o = task.options
     return (
-        task.model, o.reference, o.predictionCol, task.labelCol, task.weightCol, rule(o), virtual_shards(o), o.cacheDir,
+        task.model, o.reference, o.predictionCol, task.labelCol, task.weightCol, rule(o), o.guardCols, virtual_shards(o),
+        o.cacheDir, *(s.df for s in sources if s.split == REFERENCE),
     )  # fmt: skip
 
 
@@ -133,7 +134,7 @@ def fine_tune(
         InputError: the data or options can't be used (nothing has been written but, perhaps, a complete cache).
         ParityError: the network and Spark disagree.
     """
-    graph, options, shared, what = task.graph, task.options, shared or Shared(), _cached(task)
+    graph, options, shared, what = task.graph, task.options, shared or Shared(), _cached(task, sources)
     with phases.phase("cache") as say:
         cache = shared.cache(what, Request(graph, list(sources), options, task.labelCol, task.weightCol))
         counts = ", ".join(f"{cache.rows(s):,} {s}" for s in SPLITS if cache.rows(s))
@@ -144,7 +145,8 @@ def fine_tune(
     held = in_memory and options.numProcesses == 1
     with Stream(cache.folder, backend=options.stream, inMemory=held, seed=options.seed) as stream:
         data = Data(stream, cache.columns(graph))
-        label = _label(task, cache, network)
+        label = _label(task, cache, network, sources)
+        check_options(options, network.head)
         objective, metric = objectives(options, network, label)
         labels, fractional = _all_labels(cache)
         for bound in (objective, metric):
@@ -168,9 +170,12 @@ def fine_tune(
             with folder.kept(always=options.runId is not None):
                 training, lost = launch.run(assignment, stream, folder, say.now)
             found = training.found(network)
-        verdict = _decide(task, data, metric, network, found)
+        with phases.phase("judge"):
+            judged = judge(
+                options, data, metric, network, found, before[VALIDATION], reference=bool(cache.rows(REFERENCE))
+            )
         model, after = task.model, before
-        if verdict.accepted:
+        if judged.accepted:
             with phases.phase("write back") as say:
                 with jvm.scratch(cache.folder.parent):
                     model = write_back(task.model, found.network)
@@ -178,7 +183,7 @@ def fine_tune(
                 say(f"Spark reproduces the network: {parity['after']}")
             after = {s: score(found.network, data, s, metric) for s in before}
         summary = _summary(
-            task, cache, stream, objective, metric, found, frozen, lost, verdict, (before, after), parity, phases
+            task, cache, stream, objective, metric, found, frozen, lost, judged, (before, after), parity, phases
         )
         return Outcome(model, task.plan, summary, folder)
 
@@ -192,6 +197,7 @@ def whole_batches(options: Options) -> Options:
 # What decides where, how and how loud training runs, but not what comes of it.
 _OUTSIDE = (
     "verbosity", "numProcesses", "localMode", "timeout", "stream", "cacheInMemory", "cacheDir", "checkpointDir", "runId", "guard",
+    "maxFlipRate", "fleetSize",
 )  # fmt: skip
 
 
@@ -208,8 +214,11 @@ def _run_folder(assignment: Assignment, cache: Cache, replace: bool) -> RunFolde
     return RunFolder.open(where, name, request, replace=replace, own=o.checkpointDir is None)
 
 
-def _label(task: Task, cache: Cache, network: Network) -> LabelStats:
-    for split, least in ((TRAIN, 1), (VALIDATION, guard.MIN_UNITS)):
+def _label(task: Task, cache: Cache, network: Network, sources: Sequence[Source]) -> LabelStats:
+    needed = {TRAIN: 1, VALIDATION: guard.MIN_UNITS}
+    if any(s.split == REFERENCE for s in sources):
+        needed[REFERENCE] = guard.MIN_UNITS
+    for split, least in needed.items():
         rows = cache.manifest["stats"][split]["rows"]
         if rows < least:
             raise InputError(
@@ -241,43 +250,26 @@ def _check_finite(before: dict[str, Score], metric: Metric, task: Task, labels: 
             )
 
 
-def _decide(task: Task, data: Data, metric: Metric, network: Network, found: Trained) -> guard.Verdict:
-    o = task.options
-    unit: Any = "groups" if o.groupCol else "blocks" if o.timeCol else "rows"
-    blocks = torch.cat([scalar(b, "block")[weight > 0] for b, _, weight, _ in data.batches(VALIDATION)])
-    units = len(blocks) if unit == "rows" else len(blocks.unique())
-    correlation = None
-    if o.timeCol:
-        correlation = guard.correlation_time(_differences(data, metric, network, found.network))
-    return guard.decide(
-        found.gains, found.weights, level=o.guard, unit=unit, units=units, blockRows=len(blocks) / max(units, 1),
-        correlationTime=correlation, seed=o.seed,
-    )  # fmt: skip
-
-
-@torch.no_grad()
-def _differences(data: Data, metric: Metric, one: Network, other: Network) -> Tensor:
-    """Loss of `one` minus loss of `other` per validation row, in time order."""
-    times = torch.cat([scalar(batch, "time") for batch, *_ in data.batches(VALIDATION)])
-    first, second = (contributions(n, data, VALIDATION, metric) for n in (one, other))
-    return (first - second)[times.argsort(stable=True)]
-
-
 # Summary --------------------------------------------------------------------------------------------------------------
 
 
 def _summary(
     task: Task, cache: Cache, stream: Stream, objective: Objective, metric: Metric, found: Trained, frozen: dict[str, int],
-    lost: list[str], verdict: guard.Verdict,
+    lost: list[str], judged: Judgement,
     scores: tuple[dict[str, Score], dict[str, Score]], parity: dict[str, Parity], phases: Phases,
 ) -> FineTuningSummary:  # fmt: skip
-    before, after = scores
+    (before, after), verdict = scores, judged.verdict
     metrics = {s: {"before": before[s].value, "after": after[s].value} if s in before else None for s in SPLITS}
     held = metrics[VALIDATION]
     assert held is not None
     scale, sign = max(abs(held["before"]), 1e-12), before[VALIDATION].sign
     warnings = [*verdict.warnings, *unreadable_by_older_spark(task.model)]
     warnings += [f"{loss}; training went on from the last checkpoint" for loss in lost]
+    if judged.reference is not None and judged.reference.p is None:
+        warnings.append(
+            f"the reference rows come from {judged.reference.units} groups or blocks, fewer than {guard.MIN_UNITS}: they "
+            "were measured, but not tested for getting worse"
+        )
     if frozen:
         entries = ", ".join(f"{n} of {name}" for name, n in frozen.items())
         warnings.append(
@@ -287,7 +279,7 @@ def _summary(
         warnings.append(
             "the cached rows would fill half of this machine's memory, so each epoch read them from the files"
         )
-    if verdict.accepted and not objective.calibrated:
+    if judged.accepted and not objective.calibrated:
         warnings.append(
             f"the loss {objective.name} trains decisions or ranks, not probabilities: those of the tuned pipeline are no longer "
             "calibrated"
@@ -298,19 +290,23 @@ def _summary(
             f"{below} validation rows are predicted below {metric.floor:.3g}, where {metric.name} goes on as a parabola"
         )
     return FineTuningSummary(
-        decision="tuned" if verdict.accepted else "kept original", reason=_reason(metric, verdict, scale),
+        decision="tuned" if judged.accepted else "kept original",
+        reason=reason(judged, task.options, metric, held["before"]),
         metric=metric.name, metricDirection=metric.direction, metrics=metrics,
         gain=sign * (held["before"] - held["after"]) / scale,
         z=verdict.z, p=verdict.p, records=found.history,
         parity={k: dataclasses.asdict(p) for k, p in parity.items()},
-        stages={k: {"largest": a, "rootMeanSquare": b} for k, (a, b) in found.moved.items()} if verdict.accepted else {},
+        stages={k: {"largest": a, "rootMeanSquare": b} for k, (a, b) in found.moved.items()} if judged.accepted else {},
         timings={k: round(v, 3) for k, v in phases.timings.items()}, stream=stream.backend,
         cache={"hit": cache.hit, "fingerprint": cache.fingerprint},
         options=whole_batches(task.options).asdict() | {
             "labelCol": task.labelCol, "weightCol": task.weightCol,
             "metric": task.options.metric or metric.name,
         },
-        versions=versions(), warnings=warnings,
+        versions=versions(), warnings=warnings, gainInterval=None if verdict.interval is None else list(verdict.interval),
+        slices=[dataclasses.asdict(c) for c in judged.slices],
+        reference=None if judged.reference is None else dataclasses.asdict(judged.reference),
+        compatibility=None if judged.compatibility is None else dataclasses.asdict(judged.compatibility),
     )  # fmt: skip
 
 
@@ -324,21 +320,6 @@ def unreadable_by_older_spark(model: Any) -> list[str]:
         f"saved by Spark {version}, {', '.join(names)} can't be loaded by Spark 3.5 and 4.0: "
         "save with the Spark version that will serve"
     ]
-
-
-def _reason(metric: Metric, verdict: guard.Verdict, scale: float) -> str:
-    if verdict.best < 0:
-        return (
-            f"no epoch of any candidate had a {metric.direction} {metric.name} on the validation rows: nothing to gain from "
-            "here"
-        )
-    gain = f"the best epoch's gain of {verdict.gain / scale:.2%} on the validation rows"
-    if verdict.accepted:
-        return f"{gain} is larger than chance explains ({p_value(verdict.p)}, needed < {verdict.level:g})"
-    return (
-        f"{gain} is within what chance explains ({p_value(verdict.p)}, needed < {verdict.level:g}); "
-        "more validation rows can show smaller gains"
-    )
 
 
 def versions() -> dict[str, str]:

@@ -27,7 +27,7 @@ from sparkdiff.graph import Graph
 from sparkdiff.options import Options
 from sparkdiff.splits import Source
 
-FORMAT = 1
+FORMAT = 2
 SHARDS = 8
 """The fewest virtual shards of a cache."""
 
@@ -62,6 +62,7 @@ def fingerprint(request: Request, folder: Path) -> str:
         "cut": [request.graph.name(v) for v in request.graph.cut()],
         "columns": [request.labelCol, request.weightCol],
         "split": splits.rule(request.options),
+        "slices": request.options.guardCols,
         "conf": {
             k: spark.conf.get(k)
             for k in ("spark.sql.session.timeZone", "spark.sql.ansi.enabled", "spark.sql.caseSensitive")

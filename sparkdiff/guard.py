@@ -17,11 +17,15 @@ that test, with rows dealt into blocks that may be taken as independent, and fou
 - Signs make the drawn distribution symmetric, but losses that are rarely large make gains skewed to the left, where a sample
   without its share of the rare losses looks both good and steady. Then the score is lowered to the signed root of the
   empirical likelihood ratio (Owen 1988), which follows the skewness; it is never raised.
+
+The same test, turned round, says where rows are worse (`worsening`, for slices and reference rows), and inverted it gives
+the interval of the relative gain: all ratios to the original's loss that it would not reject as the true one.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,6 +42,7 @@ SHORT_BLOCK = 200  # rows
 TIMES_CORRELATION = 10
 SHRINK = 2.5  # divides the level, where groups are few or blocks short
 LEAST_BLOCKS = 12  # that are left when short neighbours are joined
+TAIL = 0.025  # of the interval, on either side
 CHUNK = 400  # draws at a time, and at the least
 MAX_DRAWS = 100_000  # a level that they can't resolve is reached by Hoeffding's bound alone
 
@@ -53,6 +58,8 @@ class Verdict:
     p: float  # of a gain like this without a true one; 1.0 where the original is best
     level: float  # accepted if p is below, after any shrinking
     warnings: tuple[str, ...] = ()
+    interval: tuple[float, float] | None = None  # 95%, of the gain as a share of the original's loss; may be infinite
+    joined: int = 1  # neighbouring blocks that were counted as one
 
 
 def decide(
@@ -60,6 +67,7 @@ def decide(
     weights: Tensor,
     *,
     level: float = 0.025,
+    original: Tensor | None = None,
     unit: Literal["rows", "groups", "blocks"] = "rows",
     units: int | None = None,
     blockRows: float | None = None,
@@ -73,6 +81,7 @@ def decide(
             that is not finite throughout has diverged and is never picked.
         weights: (B,) sums of the weights; blocks of weight 0 are dropped.
         level: p-value to accept; from 1 on any positive mean gain is accepted.
+        original: (B,) sums of weight * loss of the original, for the interval of the relative gain.
         unit: what was dealt into blocks: rows or groups by hash, or contiguous `blocks` of time.
         units: how many distinct rows, groups or blocks there were; the blocks that hold any weight where not given.
         blockRows: (mean) rows of a time block, correlationTime: of the loss differences, in rows; `blocks` only.
@@ -83,6 +92,7 @@ def decide(
     gains, weights = gains.detach().to("cpu", torch.float64), weights.detach().to("cpu", torch.float64)
     if gains.ndim != 2 or weights.shape != gains.shape[1:]:
         raise ValueError(f"gains must be (C, B) and weights (B,), got {tuple(gains.shape)} and {tuple(weights.shape)}")
+    loss = None if original is None else original.detach().to("cpu", torch.float64)[weights > 0]
     if not level > 0:
         raise InputError(f"The p-value to accept must be above 0, got {level}; 1 accepts any gain.")
     if not bool((weights.isfinite() & (weights >= 0)).all()):
@@ -97,9 +107,11 @@ def decide(
             f"needed. Give more data, a larger validationFraction{_REMEDY[unit]}."
         )
     warnings: tuple[str, ...] = ()
+    tail, join = TAIL, 1
     if level < 1:
-        level, join, warnings = _caution(level, unit, found, len(weights), blockRows, correlationTime)
-        gains, weights = _join(gains, join), _join(weights, join)
+        shrunk, join, warnings = _caution(level, unit, found, len(weights), blockRows, correlationTime)
+        level, tail = shrunk, TAIL * shrunk / level
+        gains, weights, loss = _join(gains, join), _join(weights, join), None if loss is None else _join(loss, join)
 
     total = gains.sum(1)  # (C,)
     norm = gains.square().sum(1).sqrt()
@@ -107,14 +119,39 @@ def decide(
     total = torch.where(moved, total, -math.inf)
     best = int(total.argmax()) if len(total) else -1
     if best < 0 or not total[best] > 0:
-        return Verdict(False, -1, 0.0, 0.0, 1.0, level, warnings)
+        return Verdict(False, -1, 0.0, 0.0, 1.0, level, warnings, joined=join)
     gain = float(total[best] / weights.sum())
     residual = gains[best] - gain * weights
     error = float(residual.norm()) * math.sqrt(len(weights) / max(len(weights) - 1, 1))
     z = float(total[best]) / max(error, 1e-12 * float(total[best]))  # finite even where all blocks gain the same
-    score = min(float(total[best] / norm[best]), _likelihood_root(gains[best]))
-    p = _p_value(gains[moved] / norm[moved, None], score, level, seed)
-    return Verdict(p < level or level >= 1, best, gain, z, p, level, warnings)
+    p = _p_value(gains[moved] / norm[moved, None], _score(gains[best]), level, seed)
+    ratios = None if loss is None else _interval(gains[moved], gains[best], loss, tail, seed)
+    return Verdict(p < level or level >= 1, best, gain, z, p, level, warnings, ratios, join)
+
+
+def worsening(gains: Tensor, *, level: float, joined: int = 1, seed: int = 0) -> Tensor:
+    """p-values, adjusted for their number, that the true gain is not negative. (S, B) -> (S,)
+
+    Each of S sets of rows (slices, say, which may overlap) has a row of block sums as `decide` takes them, 0 in the blocks
+    that it has no row in. The p-value is the share of random signs of the blocks for which the largest score of any set
+    reaches this one's (Westfall & Young 1993, single-step maxT): the chance that even one p-value of sets without a true
+    loss lies below a level is at most that level, however the sets depend on each other.
+
+    Args:
+        level: that the p-values will be compared with: decides the number of draws.
+        joined: how many neighbouring blocks count as one, from the verdict.
+    """
+    losses = _join(-gains.detach().to("cpu", torch.float64), joined)
+    norm = losses.square().sum(1).sqrt()
+    moved = norm > 0
+    scores = torch.tensor([_score(x) for x in losses], dtype=torch.float64)
+    columns = losses[moved] / norm[moved, None]
+    draws = min(max(CHUNK, math.ceil(20 / level)), MAX_DRAWS)
+    hits = torch.zeros(len(losses), dtype=torch.float64)
+    for signs in _signs(losses.shape[1], draws, seed) if len(columns) else ():
+        hits += ((signs @ columns.T).amax(1)[:, None] >= scores).sum(0)
+    p = torch.minimum((1 + hits) / (1 + draws), len(columns) * torch.exp(-(scores.clamp_min(0) ** 2) / 2))
+    return torch.where(scores > 0, p.clamp_max(1), 1.0)
 
 
 _REMEDY = {
@@ -166,20 +203,71 @@ def _likelihood_root(x: Tensor) -> float:
     return math.sqrt(max(2 * float(torch.log1p(low * x).sum()), 0.0))
 
 
+def _score(x: Tensor) -> float:
+    """How far the sum of the blocks (B,) lies above 0, in standard errors under the null; lowered where x is skewed."""
+    total = float(x.sum())
+    return min(total / float(x.norm()), _likelihood_root(x)) if total > 0 else 0.0
+
+
+def _signs(blocks: int, draws: int, seed: int) -> Iterator[Tensor]:
+    """Random signs (n, blocks), in chunks; the same first ones whatever their number."""
+    generator = torch.Generator().manual_seed(seed)
+    for first in range(0, draws, CHUNK):
+        shape = min(CHUNK, draws - first), blocks
+        yield torch.randint(0, 2, shape, generator=generator, dtype=torch.float64).mul_(2).sub_(1)
+
+
 def _p_value(columns: Tensor, score: float, level: float, seed: int) -> float:
     """Share of random signs of the blocks for which a column of unit norm (C, B) sums to at least the score."""
     # Hoeffding's inequality over all columns: certain, and sharp enough to spare fleets (tiny levels) millions of draws.
     bound = len(columns) * math.exp(-score * score / 2)
     draws = CHUNK if bound < level else min(max(CHUNK, math.ceil(20 / level)), MAX_DRAWS)
-    generator = torch.Generator().manual_seed(seed)
     hits = drawn = 0
-    # Drawing ends as soon as acceptance is out of reach (Besag and Clifford 1991); this changes no decision.
-    while drawn < draws and (drawn == 0 or 1 + hits < level * (1 + draws)):
-        count = min(CHUNK, draws - drawn)
-        signs = torch.randint(0, 2, (count, columns.shape[1]), generator=generator, dtype=torch.float64).mul_(2).sub_(1)
+    for signs in _signs(columns.shape[1], draws, seed):
         hits += int(((signs @ columns.T).amax(1) >= score).sum())
-        drawn += count
+        drawn += len(signs)
+        if 1 + hits >= level * (1 + draws):  # acceptance is out of reach (Besag and Clifford 1991): changes no decision
+            break
     return min((1 + hits) / (1 + drawn), bound)
+
+
+def _interval(gains: Tensor, best: Tensor, loss: Tensor, tail: float, seed: int) -> tuple[float, float] | None:
+    """Bounds of the best column's true gain over the original's true loss, each exceeded with a chance of `tail` at most.
+
+    Fieller (1954): a ratio r is true where gain - r * loss has mean zero, which needs no division by a noisy mean. The
+    hypothesis is tested for all columns (C, B) as `decide` tests r = 0, with the same signs, so that the choice of the best
+    is allowed for, and the lower bound is above 0 exactly where p < tail. None where the original's loss sums to 0.
+    """
+    if not bool(loss.isfinite().all()) or not (total := abs(float(loss.sum()))) > 0:
+        return None
+    loss = loss * math.copysign(1.0, float(loss.sum()))
+    ratio, draws = float(best.sum()) / total, max(CHUNK, math.ceil(20 / tail))
+    allowed = math.ceil(tail * (1 + draws)) - 2  # most hits that `_p_value` would accept
+    certain = math.sqrt(2 * math.log(len(gains) / tail))  # Hoeffding's bound, as there
+    both = torch.cat([gains, loss[None]])
+    drawn = torch.cat([signs @ both.T for signs in _signs(len(loss), draws, seed)])
+    squares, cross, own = gains.square().sum(1), gains @ loss, float(loss @ loss)
+
+    def rejects(r: float, side: int) -> bool:
+        norm = (squares - 2 * r * cross + r * r * own).clamp_min(1e-300).sqrt()
+        largest = ((drawn[:, :-1] - r * drawn[:, -1:]) / norm).amax(1)
+        return _score(side * (best - r * loss)) > min(float(largest.topk(allowed + 1).values[-1]), certain)
+
+    def bound(outside: float, side: int) -> float:
+        """The last ratio, on the way from the estimate to `outside` or beyond, that isn't rejected."""
+        inside = ratio
+        for _ in range(60):
+            if rejects(outside, side):
+                break
+            inside, outside = outside, outside - side * 2 * max(abs(outside - ratio), ratio)
+        else:
+            return -side * math.inf
+        for _ in range(14):
+            middle = (inside + outside) / 2
+            inside, outside = (inside, middle) if rejects(middle, side) else (middle, outside)
+        return inside
+
+    return bound(0.0, 1), bound(2 * ratio, -1)
 
 
 def correlation_time(differences: Tensor) -> float:

@@ -66,6 +66,9 @@ class Options:
     patience: int = option(20, "epochs without a better validation metric before a candidate stops", low=1)
     batchSize: int = option(128, "rows per optimizer step", low=1)
     guard: float = option(0.025, "p-value needed to accept the tuned pipeline; 1 accepts any gain", low=0, high=1, openLow=True)
+    guardCols: tuple[str, ...] = option((), "columns whose values are slices of the validation rows: one that gets worse keeps the original", items="column names")
+    maxFlipRate: float = option(1.0, "largest share of validation rows whose predicted label may change (classifiers)", low=0, high=1)
+    fleetSize: int = option(1, "pipelines times runs that share the guard: the p-value needed is guard / fleetSize", low=1)
     numProcesses: int = option(1, "processes that train together; 1 trains in the driver's process", low=1, high=4096)
     localMode: str = option("auto", "start the processes on the driver's machine (true) or as tasks of a barrier stage (false); auto: true where the master is local", choices=("auto", "true", "false"))
     timeout: float = option(300.0, "seconds without progress after which several processes count as stalled and are started again", low=1)
@@ -160,11 +163,10 @@ def convert(field: dataclasses.Field[Any], value: Any) -> Any:
     kind = rules["kind"]
     if kind is tuple:
         given = [value] if isinstance(value, str) or hasattr(value, "uid") else value
-        if not isinstance(given, (list, tuple, set, frozenset)):
-            raise TypeError(f"The {name!r} option must be a list of stages or their names. Got {value!r} instead.")
-        names = [getattr(v, "uid", v) for v in given]
+        names = [getattr(v, "uid", v) for v in given] if isinstance(given, (list, tuple, set, frozenset)) else [None]
         if not all(isinstance(v, str) for v in names):
-            raise TypeError(f"The {name!r} option must be a list of stages or their names. Got {value!r} instead.")
+            items = rules.get("items", "stages or their names")
+            raise TypeError(f"The {name!r} option must be a list of {items}. Got {value!r} instead.")
         return tuple(sorted(names) if isinstance(given, (set, frozenset)) else names)
     if kind is dict:
         if not isinstance(value, Mapping) or not all(is_number(v) and math.isfinite(v) for v in value.values()):

@@ -85,7 +85,7 @@ def objectives(options: Options, network: Network, label: LabelStats) -> tuple[O
     o, head, columns = options, network.head, network.graph.leaves[network.graph.head].outputs  # type: ignore[index]
     objective = losses.resolve(o.loss, o.lossParams, head, columns, label)
     metric = metrics.resolve(o, objective, head, columns, label)
-    return losses.penalised(objective, o.penalties, head, label, getattr(o, "guardCols", ())), metric
+    return losses.penalised(objective, o.penalties, head, label, o.guardCols), metric
 
 
 class Checkpoints:

@@ -31,7 +31,7 @@ from sparkdiff.finetune import Outcome, fine_tune, prepare
 from sparkdiff.fingerprint import digest_of, hash_of, hash_of_folder, params_of, source_facts
 from sparkdiff.options import Options
 from sparkdiff.report import Phases
-from sparkdiff.splits import TEST, TRAIN, VALIDATION, Source
+from sparkdiff.splits import REFERENCE, SPLITS, TEST, TRAIN, VALIDATION, Source
 from sparkdiff.summary import FineTuningSummary
 from sparkdiff.tuner import fit_on_training_rows
 
@@ -82,10 +82,10 @@ def load_config(path: Path | None, overrides: Sequence[str]) -> Config:
             raise InputError(f"the job has no {key!r}: give it in the YAML file or as {key}=...")
     data, output = tree["data"], tree["output"]
     if not isinstance(data, dict) or "train" not in data:
-        raise InputError("data must be a mapping with 'train' and, optionally, 'validation' and 'test'")
+        raise InputError(f"data must be a mapping with 'train' and, optionally, {', '.join(map(repr, SPLITS[1:]))}")
     for split in data:
-        if split not in (TRAIN, VALIDATION, TEST):
-            raise InputError(f"unknown data {split!r}. {did_you_mean(str(split), (TRAIN, VALIDATION, TEST))}")
+        if split not in SPLITS:
+            raise InputError(f"unknown data {split!r}. {did_you_mean(str(split), SPLITS)}")
     output = {"path": output} if isinstance(output, str) else output
     mode = output.get("mode", "error")
     if not isinstance(output.get("path"), str) or mode not in ("error", "overwrite") or set(output) - {"path", "mode"}:
@@ -111,7 +111,7 @@ def _put(tree: dict[str, Any], key: str, value: Any, override: str) -> None:
     parts = [section, *([rest] if section == "spark" else rest.split("."))] if rest else [section]
     for part in parts[:-1]:
         below = tree.setdefault(part, {})
-        if isinstance(below, str) and part in ("output", "train", "validation", "test"):
+        if isinstance(below, str) and part in ("output", *SPLITS):
             below = tree[part] = {"path": below}
         if not isinstance(below, dict):
             raise InputError(f"override {override!r}: {part!r} is {below!r}, which has no keys")
@@ -277,13 +277,13 @@ def _model(
         with phases.phase("load"):
             model = load_model(spark, path)
             return model, {"path": path.removeprefix("file://"), "hash": hash_of(model, path, root(options))}
-    train = [s for s in sources if s.split != TEST and s.split != VALIDATION]
+    train = [s for s in sources if s.split is None or s.split == TRAIN]
     made = function(config.pipeline, config.folder)(train[0].df)
     if not isinstance(made, Estimator):
         return made, {"path": None, "function": config.pipeline, "hash": hash_of(made, None, root(options))}
     pipeline = made if isinstance(made, Pipeline) else Pipeline(stages=[made])
     with phases.phase("fit") as say:
-        model, folder = _fitted(spark, pipeline, [s for s in sources if s.split != TEST], options, say)
+        model, folder = _fitted(spark, pipeline, [s for s in sources if s.split not in (TEST, REFERENCE)], options, say)
         return model, {"path": str(folder), "function": config.pipeline, "hash": hash_of_folder(folder)}
 
 

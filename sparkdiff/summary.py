@@ -20,8 +20,8 @@ class FineTuningSummary:
         decision: "tuned" or "kept original".
         reason: why.
         metric, metricDirection: what was measured, and which direction is better.
-        metrics: {"train" | "validation" | "test": {"before", "after"}}, None where there are no such rows. `after` is the
-            returned pipeline's.
+        metrics: {"train" | "validation" | "test" | "reference": {"before", "after"}}, None where there are no such rows.
+            `after` is the returned pipeline's.
         gain: (before - after) / max(abs(before), 1e-12) on validation rows, negated where larger is better: better is positive.
         z: mean gain of the chosen epoch over its block-wise standard error; 0.0 when the original is best.
         p: p-value of the max-bootstrap over all epochs and candidates.
@@ -32,6 +32,14 @@ class FineTuningSummary:
         stream: back end that read the cache.
         cache: {"hit", "fingerprint"}.
         warnings: what to know before trusting the figures.
+
+    The rest is about the best epoch of any candidate, shipped or not, on validation rows; None or empty where none gained:
+
+        gainInterval: [low, high], 95%, of its gain as a share of the original's metric; it allows for the choice among all
+            epochs and candidates. None in it: unbounded.
+        slices: per value of a guardCol, see `sparkdiff.slices.Change`.
+        reference: the same for the reference rows, None where there are none.
+        compatibility: see `sparkdiff.compatibility.Compatibility`.
     """
 
     decision: str
@@ -51,6 +59,10 @@ class FineTuningSummary:
     options: dict[str, Any]
     versions: dict[str, str]
     warnings: list[str]
+    gainInterval: list[float | None] | None = None
+    slices: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    reference: dict[str, Any] | None = None
+    compatibility: dict[str, Any] | None = None
 
     @property
     def history(self) -> pd.DataFrame:

@@ -134,7 +134,11 @@ class Training:
             draw = dataclasses.replace(
                 draw, shards=data.stream.shares("train", o.batchSize, self.step, team.rank, team.world)
             )
-        candidates.add(data.values(batch), scalar(batch, "label"), scalar(batch, "weight"), objective, draw, team=team)
+        groups = {}
+        if objective.batch is not None:
+            groups = {name: scalar(batch, c.name) for name, c in data.stream.slices.items()}
+        label, weight = scalar(batch, "label"), scalar(batch, "weight")
+        candidates.add(data.values(batch), label, weight, objective, draw, groups=groups, team=team)
         team.sum_(candidates.sums)
         if bool(candidates.weight > 0):
             candidates.step(objective.scale, self._factor(data))

@@ -20,7 +20,7 @@ from sparkdiff.finetune import Shared, fine_tune, prepare
 from sparkdiff.nesting import Holder, flatten, plain
 from sparkdiff.options import Options, callable_name, named_callable
 from sparkdiff.report import Phases
-from sparkdiff.splits import SPLIT, TRAIN, Source, check_columns, rule, with_splits
+from sparkdiff.splits import REFERENCE, SPLIT, TRAIN, Source, check_columns, rule, with_splits
 from sparkdiff.summary import FineTuningSummary
 
 FIELDS = {f.name: f for f in dataclasses.fields(Options)}
@@ -68,6 +68,8 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
     Args:
         pipeline: a fitted PipelineModel or single fitted stage, or the fitted model of a search, whose bestModel is tuned;
             an unfitted Pipeline is fitted first, on the training rows.
+        referenceData: a DataFrame of rows that may not get worse, of the weeks before, say: a tuned pipeline that is
+            significantly worse on them is not returned. No training reads them, and they can't be saved with the FineTuner.
         **params: see `sparkdiff.options.Options`, or `FineTuner().explainParams()`.
 
     `fit(df)` returns a `FineTunerModel` whose `pipelineModel` is plain Spark ML. `fit(df, [map, ...])`, and so each fold of
@@ -79,18 +81,19 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
     """
 
     pipeline: Param[Any] = Param(Params._dummy(), "pipeline", "fitted PipelineModel or stage, or unfitted Pipeline")  # type: ignore[no-untyped-call]
+    referenceData: Param[Any] = Param(Params._dummy(), "referenceData", "DataFrame of rows that may not get worse")  # type: ignore[no-untyped-call]
 
-    def __init__(self, *, pipeline: Any = None, **params: Any):
+    def __init__(self, *, pipeline: Any = None, referenceData: DataFrame | None = None, **params: Any):
         super().__init__()
         self._shared: Shared | None = None  # set on the copy that the fits of one fitMultiple start from
         self._setDefaults()
-        self.setParams(pipeline=pipeline, **params)
+        self.setParams(pipeline=pipeline, referenceData=referenceData, **params)
 
-    def setParams(self, *, pipeline: Any = None, **params: Any) -> FineTuner:
+    def setParams(self, *, pipeline: Any = None, referenceData: DataFrame | None = None, **params: Any) -> FineTuner:
         """Set Params by name."""
         Options.of(params)  # names too
-        self._set(**params)
-        return self if pipeline is None else self.setPipeline(pipeline)
+        given = {"pipeline": pipeline, "referenceData": referenceData}
+        return self._set(**params, **{name: value for name, value in given.items() if value is not None})  # type: ignore[no-any-return]
 
     def setPipeline(self, value: Any) -> FineTuner:
         """Set the pipeline to fine-tune."""
@@ -100,12 +103,22 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
         """The pipeline to fine-tune."""
         return self.getOrDefault("pipeline")
 
+    def setReferenceData(self, value: DataFrame) -> FineTuner:
+        """Set the rows that may not get worse."""
+        return self._set(referenceData=value)  # type: ignore[no-any-return]
+
+    def getReferenceData(self) -> DataFrame:
+        """The rows that may not get worse."""
+        return self.getOrDefault("referenceData")  # type: ignore[no-any-return]
+
     def set(self, param: Param[Any], value: Any) -> None:
         self._shouldOwn(param)  # type: ignore[no-untyped-call]
         self._set(**{param.name: value})
 
     def _set(self, **values: Any) -> Any:
         # Whatever sets a Param comes through here: the values of a grid too, which nobody has checked.
+        if "referenceData" in values and not hasattr(values["referenceData"], "isStreaming"):
+            raise InputError(f"referenceData must be a Spark DataFrame, got {type(values['referenceData']).__name__}")
         given = {name: v for name, v in values.items() if name in FIELDS}
         resolved = Options.of(given)
         return super()._set(**values | {name: _listed(getattr(resolved, name)) for name in given})
@@ -139,6 +152,8 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
         with ONE_AT_A_TIME:
             options, given, shared = self.options(), self.getPipeline(), self._shared or Shared()
             sources = [Source(dataset)]
+            if self.isSet("referenceData"):
+                sources.append(Source(self.getReferenceData(), REFERENCE))
             if isinstance(given, Pipeline):
                 model = shared.once(
                     ("fitted", given, rule(options)), lambda: plain(fit_on_training_rows(given, sources, options))
@@ -167,6 +182,7 @@ def _listed(value: Any) -> Any:
 
 def fit_on_training_rows(pipeline: Pipeline, sources: list[Source], options: Options) -> PipelineModel:
     """Fit an unfitted pipeline on the rows that will train, never on those that decide."""
+    sources = [source for source in sources if source.split != REFERENCE]
     for source in sources:
         check_columns(source.df, options)
     dealt = with_splits(sources, options)
@@ -241,6 +257,11 @@ class _TunerWriter(jvm.Writer):
         if callable(options.loss) and not _has_name(options.loss):
             name = callable_name(options.loss)
             raise InputError(f"loss={name} can't be saved: define it as a function at the top of a module")
+        if tuner.isSet("referenceData"):
+            raise InputError(
+                "referenceData is a DataFrame, which can't be saved: clear it, tuner.clear(tuner.referenceData), and set it "
+                "again once the FineTuner is loaded"
+            )
         given = tuner.getPipeline() if tuner.isSet("pipeline") else None
         DefaultParamsWriter.saveMetadata(
             tuner, path, self.sc, {"params": params, "pipeline": given is not None}, paramMap={}

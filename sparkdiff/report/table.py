@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+SHOWN = 8
+"""Slices in the report; the summary has all."""
 
-def p_value(p: float) -> str:
-    """A p-value as a reader wants it."""
-    return "p < 0.001" if p < 0.001 else f"p {p:.3f}"
+
+def p_value(p: float, least: float = 0.001) -> str:
+    """A p-value as a reader wants it: below `least`, or 0.001 where that is smaller, its size doesn't matter."""
+    least = min(least, 0.001)
+    return f"p < {least:.1g}" if p < least else f"p {p:.3f}" if p >= 0.001 else f"p {p:.2g}"
 
 
 def before_after(summary: Mapping[str, Any]) -> str:
@@ -25,9 +29,54 @@ def before_after(summary: Mapping[str, Any]) -> str:
         "  ".join([r[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(r[1:], widths[1:], strict=True))]) for r in rows
     ]
     lines.insert(1, "-" * len(lines[0]))
+    held = ""
+    if summary["gainInterval"] is not None:
+        low, high = ("unknown" if v is None else f"{v:+.2%}" for v in summary["gainInterval"])
+        held = f"95% interval {low} to {high} of the best epoch, "
     lines.append(
-        f"decision: {summary['decision']} (gain {summary['gain']:+.2%}, z {summary['z']:.1f}, {p_value(summary['p'])})"
+        f"decision: {summary['decision']} (gain {summary['gain']:+.2%}, {held}z {summary['z']:.1f}, "
+        f"{p_value(summary['p'])})"
     )
     lines.append(summary["reason"])
+    lines += _changes(summary["slices"])
+    if summary["compatibility"] is not None:
+        lines.append(_compatibility(summary["compatibility"]))
     lines += [f"warning: {w}" for w in summary["warnings"]]
     return "\n".join(lines)
+
+
+def _changes(slices: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """The slices that fared worst under the tuned network, a line each, and how many there are."""
+    known = [s for s in slices if s["rows"]]
+    if not known:
+        return
+    order = sorted(known, key=lambda s: (s["p"] is None, s["gain"] / max(abs(s["before"]), 1e-12)))
+    rows = [("slice under the best epoch", "rows", "original", "tuned", "change", "p worse")]
+    for s in order[:SHOWN]:
+        value = "null" if s["value"] is None else s["value"]
+        p = f"too few {'rows' if s['rows'] == s['units'] else 'units'}" if s["p"] is None else f"{s['p']:.3f}"
+        figures = f"{s['rows']:,}", f"{s['before']:.5g}", f"{s['after']:.5g}", f"{_relative(s):+.1%}", p
+        rows.append((f"{s['column']} = {value}", *figures))
+    widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
+    for r in rows:
+        yield "  ".join([r[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(r[1:], widths[1:], strict=True))])
+    if len(order) > SHOWN:
+        few = sum(s["p"] is None for s in order[SHOWN:])
+        yield f"and {len(order) - SHOWN} slices that fare better" + (f", or have too few rows ({few})" if few else "")
+
+
+def _relative(change: Mapping[str, Any]) -> float:
+    return (change["after"] - change["before"]) / max(abs(change["before"]), 1e-12)  # type: ignore[no-any-return]
+
+
+def _compatibility(c: Mapping[str, Any]) -> str:
+    what = "of the labels change" if c["labels"] else "move by more than a tenth"
+    size = next(
+        word for word, most in (("stable", 0.1), ("moderate", 0.25), ("large", float("inf"))) if c["psi"] < most
+    )
+    out = f"predictions of the best epoch: {c['changed']:.1%} {what}; PSI {c['psi']:.3f} ({size})"
+    if c["correlation"] is not None:
+        out += f", correlation {c['correlation']:.3f}"
+    if (k := c["calibration"]) is not None:
+        out += f"; {k['measure']} {k['before']:.3g} -> {k['after']:.3g}"
+    return out

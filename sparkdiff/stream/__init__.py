@@ -69,6 +69,11 @@ class Stream:
     def columns(self) -> tuple[Column, ...]:
         return self.manifest.columns
 
+    @property
+    def slices(self) -> dict[str, Column]:
+        """The cached columns of codes, (n,) int64 in a batch, by the guardCol that each holds."""
+        return {column.column: column for column in self.columns if column.values}
+
     def rows(self, split: str) -> int:
         return sum(piece.rows for shard in self._shards(split) for piece in shard)
 

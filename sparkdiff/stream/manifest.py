@@ -7,6 +7,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch import Tensor
 from sparkdiff.errors import SparkdiffError
 from sparkdiff.sparse import SparseRows
 
-FORMAT = 1
+FORMAT = 2
 Batch = dict[str, Tensor | SparseRows]
 _DTYPES = {"float64": torch.float64, "float32": torch.float32, "int64": torch.int64}
 _PATH = re.compile(
@@ -40,6 +41,7 @@ class Column:
     kind: str  # "scalar" (n,), "dense" (n, width), "sparse" (n rows of width)
     width: int
     dtype: torch.dtype
+    values: tuple[Any, ...] = ()  # of a column of codes (a guardCol's): what 0, 1, ... stand for; null is None
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -70,6 +72,10 @@ class Column:
         return ""
 
 
+def _dtype(column: dict[str, Any]) -> torch.dtype:
+    return _DTYPES[column.get("dtype", "float64")]
+
+
 @dataclass(frozen=True)
 class Piece:
     """One Parquet file."""
@@ -98,7 +104,7 @@ class Manifest:
             if data["format"] != FORMAT:
                 raise ValueError(f"format {data['format']!r}, this version reads {FORMAT}")
             columns = tuple(
-                Column(c["name"], c["column"], c["kind"], c["width"], _DTYPES[c.get("dtype", "float64")])
+                Column(c["name"], c["column"], c["kind"], c["width"], _dtype(c), tuple(c.get("values", ())))
                 for c in data["columns"]
             )
             splits = {

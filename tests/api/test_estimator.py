@@ -31,7 +31,7 @@ def test_params_can_be_set_got_and_explained(numeric: PipelineModel) -> None:
     assert (tuner.getBatchSize(), tuner.getFreeze()) == (9, [numeric.stages[2].uid])
     assert tuner.getPipeline() is numeric
     options = {f.name for f in dataclasses.fields(sparkdiff.options.Options)}
-    assert {p.name for p in tuner.params} == options | {"pipeline"}
+    assert {p.name for p in tuner.params} == options | {"pipeline", "referenceData"}
     text = tuner.explainParams()
     for name in (*options, "pipeline"):
         assert f"{name}: " in text

@@ -328,3 +328,111 @@ def test_correlation_time_of_next_to_nothing():
 def test_correlation_time_wants_finite_rows():
     with pytest.raises(ValueError, match="finite"):
         correlation_time(torch.tensor([1.0, math.nan, 2.0, 3.0]))
+
+
+# The interval ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_interval_of_one_column_is_fiellers():
+    n = 2000
+    loss = 4 + normal(n)
+    gains = 0.1 * loss + 0.5 * normal(n, seed=1)
+    low, high = decide(gains[None], ones(n), original=loss, level=0.025).interval
+    r = gains.sum() / loss.sum()
+    # Fieller's quadratic with the normal quantile, solved in closed form, uncentred like the test's standard error.
+    q = 1.96**2
+    a = loss.sum() ** 2 - q * loss.square().sum()
+    b = gains.sum() * loss.sum() - q * (gains * loss).sum()
+    c = gains.sum() ** 2 - q * gains.square().sum()
+    root = (b * b - a * c).sqrt()
+    # 800 draws know the quantile within about 0.1
+    assert low == pytest.approx(float((b - root) / a), abs=0.1 * float(r - low))
+    assert high == pytest.approx(float((b + root) / a), abs=0.1 * float(high - r))
+
+
+def test_the_interval_excludes_zero_exactly_where_the_gain_is_accepted():
+    seen = set()
+    for seed in range(60):
+        gains = normal(6, 300, seed=seed) + 0.08
+        verdict = decide(gains, ones(300), original=3 + normal(300, seed=1000 + seed), seed=seed)
+        assert (verdict.interval[0] > 0) is verdict.accepted
+        assert verdict.interval[0] < verdict.gain / 2.5
+        seen.add(verdict.accepted)
+    assert seen == {True, False}
+
+
+def test_the_interval_allows_for_the_choice():
+    gains = normal(60, 400) + 0.3
+    gains[0] += 0.05
+    loss = 2 + 0.1 * normal(400, seed=1)
+    alone, chosen = (decide(g, ones(400), original=loss).interval for g in (gains[:1], gains))
+    best = decide(gains, ones(400)).best
+    alone = decide(gains[best : best + 1], ones(400), original=loss).interval
+    assert chosen[0] < alone[0] - 0.2 * (alone[1] - alone[0]) / 2
+
+
+def test_the_interval_is_a_share_of_the_size_of_the_loss():
+    gains, loss = normal(3, 200) + 0.4, 5 + normal(200, seed=1)
+    expected = decide(gains, ones(200), original=loss).interval
+    assert decide(7 * gains, ones(200), original=7 * loss).interval == pytest.approx(expected)
+    assert decide(gains, ones(200), original=-loss).interval == expected  # a loss below 0, such as a negated AUC
+    assert 0 < expected[0] < float(gains.sum(1).max() / loss.sum()) < expected[1]
+
+
+def test_no_interval_without_a_gain_or_an_original_loss():
+    gains = normal(3, 200)
+    assert decide(gains - 1, ones(200), original=ones(200)).interval is None
+    assert decide(gains + 1, ones(200)).interval is None
+    assert decide(gains + 1, ones(200), original=torch.zeros(200)).interval is None
+    low, high = decide(gains + 0.1, ones(200), original=100 * normal(200, seed=2)).interval  # a loss that may be 0
+    assert math.isinf(low) or math.isinf(high)
+
+
+def test_the_interval_is_wider_where_the_level_shrinks():
+    gains, loss = normal(4, 45) + 0.5, 4 + normal(45, seed=1)
+    few = decide(gains, ones(45), original=loss, unit="groups", units=45)
+    many = decide(gains, ones(45), original=loss, unit="groups", units=50)
+    assert few.interval[0] < many.interval[0] < many.interval[1] < few.interval[1]
+
+
+# Sets of rows that may have become worse ------------------------------------------------------------------------------
+
+
+def test_a_worsened_set_is_found_and_the_others_are_not():
+    gains = normal(20, 300)
+    gains[7] -= 0.4
+    p = guard.worsening(gains, level=0.025)
+    assert float(p[7]) < 0.025
+    assert bool((p[torch.arange(20) != 7] > 0.05).all())
+    assert guard.worsening(-gains.clamp(max=-0.1), level=0.025).tolist() == [1.0] * 20  # all gained
+
+
+def test_worsening_is_exact_against_all_sign_patterns():
+    gains = normal(4, 10, seed=3)
+    gains[1] = -(gains[1].sort().values.abs() - 0.05)  # nearly all worse, not skewed
+    signs = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=10)), dtype=torch.float64)
+    largest = (signs @ (gains / gains.norm(dim=1, keepdim=True)).T).amax(1)
+    score = -gains[1].sum() / gains[1].norm()
+    exact = float((largest >= score - 1e-9).double().mean())
+    seen = [float(guard.worsening(gains, level=0.005, seed=seed)[1]) for seed in range(20)]
+    assert sum(seen) / 20 == pytest.approx(exact, abs=0.003)
+
+
+def test_sets_that_did_not_change_count_for_nothing():
+    gains = torch.zeros(5, 100, dtype=torch.float64)
+    assert guard.worsening(gains, level=0.025).tolist() == [1.0] * 5
+    gains[2, :40] = -1 - 0.1 * normal(40)
+    alone = guard.worsening(gains[2:3], level=0.025)
+    assert torch.equal(guard.worsening(gains, level=0.025)[2:3], alone)
+    assert float(alone) < 1e-6
+
+
+def test_without_a_true_loss_few_runs_find_one():
+    """The family-wise error over 40 overlapping sets of 500 rows with heavy tails."""
+    generator, found, runs = torch.Generator().manual_seed(0), 0, 400
+    for seed in range(runs):
+        rows = torch.randn(500, generator=generator, dtype=torch.float64)
+        rows = rows / torch.randn((500, 3), generator=generator, dtype=torch.float64).norm(dim=1)
+        member = torch.rand((40, 500), generator=generator) < 0.2
+        found += bool((guard.worsening(member * rows, level=0.05, seed=seed) < 0.05).any())
+    assert found / runs < 0.075  # 5% and 2.3 standard errors

@@ -31,8 +31,14 @@ def one_thread() -> Iterator[None]:
 
 
 def check(cell, runs: int) -> None:
-    accepted = sum(guard_size.decide(cell, run, i).accepted for i, run in enumerate(guard_size.simulations(cell, runs)))
+    accepted = above = below = 0
+    for i, run in enumerate(guard_size.simulations(cell, runs)):
+        verdict = guard_size.decide(cell, run, i)
+        accepted += verdict.accepted
+        high, low = guard_size.misses(run, verdict)
+        above, below = above + high, below + low
     assert cell.least <= accepted / runs <= cell.most
+    assert max(above, below) / min(runs, guard_size.INTERVALS) <= guard_size.MOST_OUTSIDE
 
 
 @pytest.mark.parametrize("cell", guard_size.CELLS, ids=lambda cell: cell.name)

@@ -221,3 +221,22 @@ def test_options_cannot_change() -> None:
 def test_did_you_mean() -> None:
     assert did_you_mean("bikrs", ["bikers", "hum"]) == "Did you mean 'bikers'?"
     assert did_you_mean("zzz", ["b", "a"]) == "Known: a, b."
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"guardCols": 3}, "The 'guardCols' option must be a list of column names. Got 3 instead"),
+        ({"guardCols": ["a", 1]}, "The 'guardCols' option must be a list of column names"),
+        ({"maxFlipRate": 1.5}, r"The 'maxFlipRate' option must be in \[0, 1\]. Got 1.5 instead"),
+        ({"fleetSize": 0}, r"The 'fleetSize' option must be in \[1, inf\). Got 0 instead"),
+        ({"fleetSize": 2.5}, "The 'fleetSize' option must be a whole number"),
+    ],
+)
+def test_what_guards_is_checked(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Options.of(given)
+
+
+def test_a_single_guard_column_needs_no_list() -> None:
+    assert Options.of({"guardCols": "country", "maxFlipRate": 0}).guardCols == ("country",)

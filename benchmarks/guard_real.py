@@ -1,0 +1,295 @@
+"""Does the guard keep its level on real pipelines, and see real gains there?
+
+Bike sharing as a population: Spark fits a pipeline on a small sample of the hours, the package's own trainer tunes it there
+with all default candidates, and after every epoch each candidate's loss on every other hour (the pool) is kept. With the
+pool's mean taken off each column the true gain of all of them is exactly zero, on differences as they really occur. Then
+validation samples are drawn from the pool, with replacement: rows, days of 20 rows, or weeks in the order of time; the guard
+decides as it would in a run, and so often as it accepts it is wrong. For power the columns stay as they are, in pipelines
+regularised so far that tuning gains about so much. Prints a table, writes JSON, and fails beyond the bounds. The populations
+take about three minutes of one core and a Spark session, or none where --populations holds them; the runs about ten.
+
+    SPARK_CONF_DIR=conf python benchmarks/guard_real.py --runs 300 --out guard_real.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from sparkdiff import guard
+
+CONFIG = Path(__file__).resolve().parent.parent / "conf" / "bikeshare.yaml"
+GROUP_ROWS = 20
+WEEK = 7 * 24
+TRAINING_ROWS = 1200
+FALSE = 20 / 300  # share accepted without a gain, at the most
+NEAR = 0.008  # a pipeline whose gain is farther from the wanted one stands for another question
+
+
+@dataclasses.dataclass(frozen=True)
+class Pipe:
+    """A pipeline: the shipped one, with or without its PCA, regularised, and the sample of hours that it is fitted on."""
+
+    name: str
+    pca: bool
+    regParam: float
+    sample: int
+
+
+PIPES = tuple(
+    Pipe(f"{name}, sample {sample}", pca, regParam, sample)
+    for name, pca, regParam in (("PCA(10)", True, 0.0), ("regParam 1", False, 1.0), ("convex optimum", False, 1e-6))
+    for sample in (0, 1)
+)
+# What the samples' noise leaves to gain differs; these gain about so much, and are shifted by the rest.
+GAINS = {
+    gain: tuple(Pipe(f"regParam {r}, sample {sample}", False, r, sample) for sample, r in enumerate(pair))
+    for gain, pair in {0.047: (0.016, 0.046), 0.025: (0.0107, 0.023)}.items()
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Population:
+    """The pool under one pipeline, in the order of time."""
+
+    name: str
+    original: Tensor  # (n,) loss of the original
+    gains: Tensor  # (n, columns) loss of the original - loss after an epoch of a candidate
+    hours: Tensor  # (n,) since the year began
+
+    @property
+    def best(self) -> float:
+        """The largest true gain of any column, as a share of the original's loss."""
+        return float(self.gains.mean(0).max() / self.original.mean())
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One question: how much is drawn, and which share of acceptances is allowed."""
+
+    name: str
+    unit: Literal["rows", "groups", "blocks"]
+    size: int  # rows; groups for groups
+    gain: float | None = None  # of the pipeline in GAINS, as it is; None: of all in PIPES, with the gain taken off
+    least: float = 0.0
+    most: float = FALSE
+
+
+CELLS = (
+    *(Cell(f"no gain, {n:,} rows", "rows", n) for n in (500, 1700, 5000)),
+    *(Cell(f"no gain, {n} days of {GROUP_ROWS} rows", "groups", n) for n in (50, 250)),
+    Cell("no gain, 20,000 rows in the order of time", "blocks", 20_000),
+    Cell("a gain of 4.7%, 1,700 rows", "rows", 1700, gain=0.047, least=0.85, most=1.0),
+    Cell("a gain of 2.5%, 5,000 rows", "rows", 5000, gain=0.025, least=0.9, most=1.0),
+)
+
+
+# Populations ----------------------------------------------------------------------------------------------------------
+
+
+def populations(pipes: Sequence[Pipe], epochs: int) -> Iterator[Population]:
+    """Fit and tune each pipeline on its sample of hours. Starts Spark."""
+    from pyspark.ml import Pipeline
+    from pyspark.ml.feature import PCA
+    from pyspark.sql import functions as F
+
+    from sparkdiff.run import function, load_config, load_data, start_session
+
+    config = load_config(CONFIG, [])
+    spark = start_session({**config.spark, "spark.master": "local[1]", "spark.ui.enabled": "false"})
+    spark.sparkContext.setLogLevel("ERROR")
+    hours = load_data(spark, {**config.data["train"], "where": "true"}, config.folder, "train")
+    hours = hours.withColumn("hours", F.expr("24 * day + hr")).cache()
+    whole = hours.count()
+    for pipe in pipes:
+        place, cut = F.pmod(F.xxhash64("hours", F.lit(pipe.sample)), F.lit(1 << 20)), TRAINING_ROWS * (1 << 20) // whole
+        train, pool = hours.where(place < cut), hours.where(place >= cut)
+        *stages, head = function(config.pipeline, config.folder)(train).getStages()
+        if not pipe.pca:
+            (gone,) = (s for s in stages if isinstance(s, PCA))
+            stages.remove(gone)
+            head.setFeaturesCol(gone.getInputCol())
+        model = Pipeline(stages=[*stages, head.setRegParam(pipe.regParam)]).fit(train)
+        with tempfile.TemporaryDirectory() as folder:
+            yield tuned_on(model, train, pool, folder, epochs, pipe.name)
+    spark.stop()
+
+
+def tuned_on(model: Any, train: Any, pool: Any, folder: str, epochs: int, name: str) -> Population:
+    """Tune with all default candidates, without early stopping, and look at the pool after every epoch.
+
+    All that this file knows of the trainer is here.
+    """
+    from sparkdiff.cache import open_cache
+    from sparkdiff.finetune import prepare
+    from sparkdiff.fingerprint import Request
+    from sparkdiff.measure import Data, features, scalar, score
+    from sparkdiff.network import Network
+    from sparkdiff.options import Options
+    from sparkdiff.rank import objectives
+    from sparkdiff.splits import Source
+    from sparkdiff.stages.base import LabelStats
+    from sparkdiff.stream import Stream
+    from sparkdiff.train import Scales, Training, candidates
+    from sparkdiff.train import train as fit
+
+    given = {"maxEpochs": epochs, "patience": epochs, "cacheDir": folder, "timeCol": "hours", "stream": "arrow"}
+    task = prepare(model, Options.of(given))
+    sources = [Source(train, "train"), Source(pool, "validation")]
+    cache = open_cache(Request(task.graph, sources, task.options, task.labelCol, task.weightCol))
+    network = Network(task.graph, task.graph.live)
+    with Stream(cache.folder, backend="arrow") as stream:
+        data = Data(stream, cache.columns(task.graph))
+        s = cache.manifest["stats"]["train"]
+        label = LabelStats(s["mean"], s["std"], s["low"], s["high"], torch.tensor(s["classes"], dtype=torch.int64))
+        objective, metric = objectives(task.options, network, label)
+        scales, _ = Scales.of(network, features(network, data), label, task.options)
+        original = score(network, data, "validation", metric)
+        training = Training(network, candidates(task.options, 1 << 30), task.options, scales, original)
+
+        @torch.no_grad()
+        def losses(n: Network) -> Tensor:
+            batches = data.batches("validation")
+            return torch.cat([metric.rows(n.margin(data.values(b)), y, w) for b, y, w, _ in batches])
+
+        columns: list[Tensor] = []
+
+        def on_step(training: Training) -> None:
+            if training.step == 0:  # an epoch has ended
+                columns.extend(losses(c.network) for c in training.team)
+
+        fit(training, data, objective, metric, on_step)
+        before, hours = losses(network), torch.cat([scalar(b, "time") for b, *_ in data.batches("validation")])
+    order = hours.argsort(stable=True)
+    gains = before[:, None] - torch.stack(columns, 1)
+    gains = gains[:, gains.isfinite().all(0)]
+    return Population(name, before[order], gains[order], hours[order])
+
+
+# Runs -----------------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawer:
+    """Draws validation samples from a population; the gains are those of the population, shifted."""
+
+    cell: Cell
+    pool: Population
+
+    def shifted(self) -> Tensor:
+        """The gains (n, columns): of every column zero over all samples of the cell's kind, or the best one's as wanted."""
+        gains = self.pool.gains
+        if self.cell.gain is not None:
+            off = self.pool.best - self.cell.gain
+            if abs(off) > NEAR:
+                raise ValueError(f"{self.pool.name} gains {self.pool.best:.1%}, too far from {self.cell.gain:.1%}")
+            return gains - off * self.pool.original.mean()
+        if self.cell.unit != "groups":
+            return gains - gains.mean(0)
+        days, counts = self.days()
+        means = (
+            torch.zeros(len(counts), gains.shape[1], dtype=torch.float64).index_add_(0, days, gains) / counts[:, None]
+        )
+        return gains - means.mean(0)
+
+    def days(self) -> tuple[Tensor, Tensor]:
+        """(n,) which day each row is of, and (days,) its rows."""
+        _, days, counts = (self.pool.hours // 24).unique(return_inverse=True, return_counts=True)
+        return days, counts
+
+    def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Rows of the pool and the block of each, (rows,)."""
+        n, size, blocks = len(self.pool.original), self.cell.size, guard.MAX_BLOCKS
+        if self.cell.unit == "rows":
+            return torch.randint(n, (size,), generator=generator), torch.randint(blocks, (size,), generator=generator)
+        if self.cell.unit == "groups":
+            days, counts = self.days()
+            first, chosen = counts.cumsum(0) - counts, torch.randint(len(counts), (size,), generator=generator)
+            inside = (torch.rand((size, GROUP_ROWS), generator=generator) * counts[chosen, None]).long()
+            rows = days.argsort(stable=True)[first[chosen, None] + inside]
+            block = torch.randint(blocks, (size, 1), generator=generator).expand_as(rows)
+            return rows.flatten(), block.flatten()
+        starts = torch.randint(n, (-(-size // WEEK), 1), generator=generator)
+        rows = ((starts + torch.arange(WEEK)) % n).flatten()[:size]  # weeks in the order of time, around the year's end
+        return rows, torch.arange(size) * guard.TIME_BLOCKS // size
+
+
+def decide(cell: Cell, pool: Population, gains: Tensor, rows: Tensor, block: Tensor, seed: int) -> guard.Verdict:
+    """As a run would, on these rows."""
+    sums = torch.zeros((guard.MAX_BLOCKS, gains.shape[1]), dtype=torch.float64).index_add_(0, block, gains[rows])
+    weights = torch.bincount(block, minlength=guard.MAX_BLOCKS).double()
+    if cell.unit != "blocks":
+        return guard.decide(sums.T, weights, unit=cell.unit, units=cell.size, seed=seed)
+    slowness = guard.correlation_time(gains[rows, int(sums.sum(0).argmax())])
+    return guard.decide(
+        sums.T, weights, unit="blocks", blockRows=cell.size / guard.TIME_BLOCKS, correlationTime=slowness, seed=seed
+    )
+
+
+def accepted(cell: Cell, pools: Sequence[Population], runs: int, seed: int = 0) -> int:
+    """Of so many runs, dealt evenly to the populations."""
+    count = 0
+    for k, pool in enumerate(pools):
+        drawer = Drawer(cell, pool)
+        gains = drawer.shifted()
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{cell.name} {pool.name} {seed}".encode()))
+        for i in range(k, runs, len(pools)):
+            count += decide(cell, pool, gains, *drawer.draw(generator), i).accepted
+    return count
+
+
+def pools_of(cell: Cell, every: Sequence[Population]) -> list[Population]:
+    wanted = [pipe.name for pipe in (PIPES if cell.gain is None else GAINS[cell.gain])]
+    return [p for p in every if p.name in wanted]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=300)
+    parser.add_argument("--epochs", type=int, default=120)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--populations", type=Path, help="file of the populations; written where it doesn't exist")
+    parser.add_argument("--out", type=Path, help="where to write the results")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.populations and options.populations.exists():
+        every = [Population(**p) for p in torch.load(options.populations)]
+    else:
+        every = list(populations([*PIPES, *itertools.chain(*GAINS.values())], options.epochs))
+        if options.populations:
+            torch.save(
+                [{f.name: getattr(p, f.name) for f in dataclasses.fields(p)} for p in every], options.populations
+            )
+    for p in every:
+        print(f"{p.name:40} {len(p.original):,} rows, {p.gains.shape[1]} columns, best true gain {p.best:+.1%}")
+    print(f"\naccepted of {options.runs} runs{'':26} needed    CPU s")
+    results, wrong = [], []
+    for cell in CELLS:
+        start = time.process_time()
+        count = accepted(cell, pools_of(cell, every), options.runs, options.seed)
+        low, high = round(cell.least * options.runs), round(cell.most * options.runs)
+        print(f"{cell.name:44} {count:4}  {low:3} to {high:3}   {time.process_time() - start:5.0f}", flush=True)
+        results.append(dataclasses.asdict(cell) | {"accepted": count})
+        if not low <= count <= high:
+            wrong.append(cell.name)
+    if options.out:
+        report = {"runs": options.runs, "epochs": options.epochs, "seed": options.seed}
+        options.out.write_text(json.dumps(report | {"cells": results}, indent=1) + "\n")
+    print("The guard keeps its bounds." if not wrong else f"Out of bounds: {wrong}")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,153 @@
+"""Whether the tuned network replaces the original: its gain, its slices, its changed labels and the rows of the past."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from sparkdiff import compatibility, guard, slices
+from sparkdiff.compatibility import Compatibility
+from sparkdiff.errors import InputError
+from sparkdiff.measure import Data, Score, contributions, scalar
+from sparkdiff.metrics import Metric
+from sparkdiff.network import Network
+from sparkdiff.options import Options
+from sparkdiff.report import p_value
+from sparkdiff.slices import Change
+from sparkdiff.stages.linear import Predictor
+from sparkdiff.train import Trained
+
+NAMED = 3  # slices that a reason names
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What decides, and all that it was decided on; where no epoch gains, there is nothing but the verdict.
+
+    Attributes:
+        level: of a worsening: the guard's own, shrunk as the verdict's; None where the guard accepts anything.
+    """
+
+    verdict: guard.Verdict
+    level: float | None
+    slices: tuple[Change, ...] = ()
+    reference: Change | None = None
+    compatibility: Compatibility | None = None
+    maxFlipRate: float = 1.0
+
+    @property
+    def worse(self) -> list[Change]:
+        """The sets of rows that got worse, the surest first."""
+        every = [*self.slices, *([self.reference] if self.reference else [])]
+        found = [c for c in every if c.p is not None and self.level is not None and c.p < self.level]
+        return sorted(found, key=lambda c: c.p or 0.0)
+
+    @property
+    def flips(self) -> bool:
+        """Whether more labels change than may."""
+        return (
+            self.compatibility is not None
+            and self.compatibility.labels
+            and self.compatibility.changed > self.maxFlipRate
+        )
+
+    @property
+    def accepted(self) -> bool:
+        return self.verdict.accepted and not self.worse and not self.flips
+
+
+def check_options(options: Options, head: Predictor) -> None:
+    """Raise InputError where maxFlipRate is set for a predictor that has no labels."""
+    if options.maxFlipRate < 1 and not head.classes:
+        raise InputError(
+            f"maxFlipRate={options.maxFlipRate:g} limits changed labels, but {type(head).__name__} predicts numbers: leave it "
+            "out; `compatibility` in the summary says how many predictions move by more than a tenth"
+        )
+
+
+def judge(
+    options: Options,
+    data: Data,
+    metric: Metric,
+    network: Network,
+    found: Trained,
+    original: Score,
+    *,
+    reference: bool,
+) -> Judgement:
+    """Test the best epoch's gain, and look where it comes from; in passes over the validation and the reference rows.
+
+    Args:
+        network: the original; `found.network` is the best epoch's.
+        original: the original's validation metric.
+        reference: whether there are reference rows.
+    """
+    o = options
+    unit: Literal["rows", "groups", "blocks"] = "groups" if o.groupCol else "blocks" if o.timeCol else "rows"
+    rows, distinct = 0, torch.empty(0, dtype=torch.int64)
+    for batch, _, weight, _ in data.batches("validation"):
+        rows += int((weight > 0).sum())
+        if unit != "rows":  # groups before they are dealt into blocks, where some meet
+            distinct = torch.cat([distinct, scalar(batch, "block")[weight > 0]]).unique()
+    units = rows if unit == "rows" else len(distinct)
+    level = o.guard / o.fleetSize if o.guard < 1 else o.guard
+    correlation = None
+    if o.timeCol:
+        correlation = guard.correlation_time(_differences(data, metric, network, found.network))
+    verdict = guard.decide(
+        found.gains, found.weights, level=level, original=original.blocks, unit=unit, units=units,
+        blockRows=rows / max(units, 1), correlationTime=correlation, seed=o.seed,
+    )  # fmt: skip
+    # A fleet's budget is one of false accepts: a false veto costs a gain, never a model, and so keeps the level of one run.
+    worse = o.guard * verdict.level / level if o.guard < 1 else None
+    if verdict.best < 0:
+        return Judgement(verdict, worse)
+    how: dict[str, Any] = {"unit": unit, "level": worse or 0.025, "joined": verdict.joined, "seed": o.seed}
+    columns = list(data.stream.slices.values())
+    return Judgement(
+        verdict, worse,
+        tuple(slices.changes(network, found.network, data, "validation", metric, columns, **how)) if columns else (),
+        slices.changes(network, found.network, data, "reference", metric, (), **how)[0] if reference else None,
+        compatibility.compare(network, found.network, data, "validation"), o.maxFlipRate,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def _differences(data: Data, metric: Metric, one: Network, other: Network) -> Tensor:
+    """Loss of `one` minus loss of `other` per validation row, in time order."""
+    times = torch.cat([scalar(batch, "time") for batch, *_ in data.batches("validation")])
+    first, second = (contributions(n, data, "validation", metric) for n in (one, other))
+    return (first - second)[times.argsort(stable=True)]
+
+
+def reason(judgement: Judgement, options: Options, metric: Metric, original: float) -> str:
+    """Why the original is kept or not, in a sentence that holds the figures.
+
+    Args:
+        original: the original's metric on the validation rows.
+    """
+    verdict, o = judgement.verdict, options
+    if verdict.best < 0:
+        better = f"{metric.direction} {metric.name}"
+        return f"no epoch of any candidate had a {better} on the validation rows: nothing to gain from here"
+    gain = f"the best epoch's gain of {verdict.gain / max(abs(original), 1e-12):.2%} on the validation rows"
+    share = f" = guard {o.guard:g} / fleetSize {o.fleetSize:,}" if o.fleetSize > 1 and o.guard < 1 else ""
+    shrunk = ", shrunk" if share and verdict.level < 0.99 * o.guard / o.fleetSize else ""
+    figures = f"({p_value(verdict.p, verdict.level / 10)}, needed < {verdict.level:.3g}{share}{shrunk})"
+    if not verdict.accepted:
+        return f"{gain} is within what chance explains {figures}; more validation rows can show smaller gains"
+    if judgement.accepted:
+        return f"{gain} is larger than chance explains {figures}"
+    against = []
+    if worse := judgement.worse:
+        named = [f"{c.name} from {c.before:.5g} to {c.after:.5g} ({p_value(c.p or 0.0)})" for c in worse[:NAMED]]
+        more = f" and {len(worse) - NAMED} more" if len(worse) > NAMED else ""
+        against.append(f"{metric.name} gets worse on {', '.join(named)}{more}, needed p >= {judgement.level:g}")
+    if judgement.flips:
+        assert judgement.compatibility is not None
+        changed = judgement.compatibility.changed
+        against.append(f"{changed:.2%} of the labels change, more than maxFlipRate {o.maxFlipRate:g} allows")
+    return f"{gain} is larger than chance explains {figures}, but {'; and '.join(against)}"

@@ -1,0 +1,162 @@
+"""How differently the tuned network predicts: changed labels, drift of the scores, calibration; what users will notice."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparkdiff.measure import Data
+from sparkdiff.network import Network
+from sparkdiff.stages.base import columns_of
+
+EDGE_ROWS = 65_536
+"""Rows that the bins of the scores are made from; those of a shard lie in the order of their hash, so the first are a sample."""
+BINS = 10
+SHOWN = ("predictionCol", "probabilityCol", "rawPredictionCol")
+MOVED = 0.1
+"""A regression's prediction counts as changed where it moves by more than this share of itself."""
+
+
+@dataclass(frozen=True)
+class Compatibility:
+    """The predictions of two networks on the same rows. Shares and the PSI count rows, means are weighted.
+
+    The score is a regression's prediction, the probability of class 1 of two, the largest probability of several (of a
+    classifier without probabilities: its raw prediction).
+
+    Attributes:
+        rows: of weight > 0.
+        changed: share of rows whose predicted label changes, at the model's threshold(s); of a regression, of those whose
+            prediction moves by more than a tenth.
+        labels: whether it is labels that `changed` counts.
+        psi: population stability index of the scores over the deciles of the original's; below 0.1 is usually called
+            stable, above 0.25 shifted. Half a row is added to each bin, so that an empty one is finite.
+        correlation: of the two scores; None where one is constant.
+        calibration: {"measure", "before", "after"}: a classifier's expected calibration error over ten bins of equal width
+            (Naeini et al. 2015; of several classes that of the predicted one, Guo et al. 2017), a regression's mean
+            prediction over mean label. None without probabilities, or where the labels' mean is 0.
+        bins: per decile of the original's score {"rows", "label", "before", "after"}, the last three weighted means: a
+            reliability table; None with more than two classes.
+    """
+
+    rows: int
+    changed: float
+    labels: bool
+    psi: float
+    correlation: float | None
+    calibration: dict[str, Any] | None
+    bins: list[dict[str, Any]] | None
+
+
+@torch.no_grad()
+def compare(old: Network, new: Network, data: Data, split: str) -> Compatibility:
+    """Both networks' predictions on the rows of weight > 0 of a split, in one pass over all and one over the first."""
+    edges = _edges(old, data, split)
+    counts = torch.zeros((2, len(edges) + 1), dtype=torch.int64)
+    sums = torch.zeros((len(edges) + 1, 4), dtype=torch.float64)  # weight, weight * (label, old score, new score)
+    wrong = torch.zeros((2, BINS), dtype=torch.float64)  # weight * (probability - how it came)
+    rows = changed = 0
+    mean, spread = torch.zeros(2, dtype=torch.float64), torch.zeros((2, 2), dtype=torch.float64)
+    classes, probable = old.head.classes, False
+    for batch, label, weight, _ in data.batches(split):
+        used = weight > 0
+        label, weight = label[used], weight[used]
+        if not len(label):
+            continue
+        shown = [_shown(n, data, batch, used) for n in (old, new)]
+        scores = torch.stack([s.score for s in shown])  # (2, n)
+        one, other = (s.prediction for s in shown)
+        differs = one != other if classes else (other - one).abs() > MOVED * one.abs()
+        rows, changed = rows + len(label), changed + int(differs.sum())
+        bins = torch.bucketize(scores, edges)
+        for k in (0, 1):
+            counts[k] += torch.bincount(bins[k], minlength=len(edges) + 1)
+        sums.index_add_(0, bins[0], torch.stack([torch.ones_like(weight), label, *scores], 1) * weight[:, None])
+        here = scores.mean(1)
+        delta, apart = here - mean, scores - here[:, None]
+        mean = mean + delta * len(label) / rows
+        spread += apart @ apart.T + delta[:, None] * delta * (len(label) * (rows - len(label)) / rows)
+        for k, s in enumerate(shown):
+            if s.probability is not None:
+                probable = True
+                p, came = s.probability[:, 1], label == 1
+                if classes > 2:
+                    p, top = s.probability.max(1)
+                    came = top == label
+                wrong[k].index_add_(0, (p * BINS).long().clamp_max(BINS - 1), (p - came.double()) * weight)
+    return Compatibility(
+        rows, changed / rows, bool(classes), _psi(counts), _correlation(spread), _calibration(classes, probable, wrong, sums),
+        _table(counts[0], sums) if classes <= 2 else None,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """What Spark would show of some rows."""
+
+    score: Tensor  # (n,)
+    prediction: Tensor  # (n,)
+    probability: Tensor | None  # (n, k)
+
+
+def _shown(network: Network, data: Data, batch: Any, used: Tensor) -> _Shown:
+    head, leaf = network.head, network.graph.leaves[network.graph.head]  # type: ignore[index]
+    margin = network.margin(data.values(batch))[used]
+    if not head.classes:
+        prediction = head.mean(margin)
+        return _Shown(prediction, prediction, None)
+    columns = dict(zip(leaf.outputs, head.columns(margin), strict=True))
+    shown = [columns.get(next(iter(columns_of(leaf.stage, (p,))), "")) for p in SHOWN]
+    label, probability, raw = shown
+    sure = raw if probability is None else probability
+    if sure is None:
+        assert label is not None  # a predictor that shows nothing writes nothing, and isn't trained
+        return _Shown(label, label, None)
+    return _Shown(
+        sure[:, 1] if head.classes == 2 else sure.amax(1),
+        sure.argmax(1).to(sure.dtype) if label is None else label,
+        probability,
+    )
+
+
+def _edges(network: Network, data: Data, split: str) -> Tensor:
+    """The inner deciles of the scores of the first rows, without repetitions: (at most 9,)"""
+    first: list[Tensor] = []
+    for batch, _, weight, _ in itertools.takewhile(lambda _: sum(map(len, first)) < EDGE_ROWS, data.batches(split)):
+        first.append(_shown(network, data, batch, weight > 0).score)
+    shares = torch.arange(1, BINS, dtype=torch.float64) / BINS
+    return torch.quantile(torch.cat(first), shares, interpolation="lower").unique()
+
+
+def _psi(counts: Tensor) -> float:
+    filled = counts.double() + 0.5
+    shares = filled / filled.sum(1, keepdim=True)
+    return float(((shares[1] - shares[0]) * (shares[1] / shares[0]).log()).sum())
+
+
+def _correlation(spread: Tensor) -> float | None:
+    size = float(spread.diagonal().prod().sqrt())
+    return min(float(spread[0, 1]) / size, 1.0) if size > 0 else None
+
+
+def _calibration(classes: int, probable: bool, wrong: Tensor, sums: Tensor) -> dict[str, Any] | None:
+    weight, label, *scores = sums.sum(0).tolist()
+    if classes:
+        measure, values = "expectedCalibrationError", (wrong.abs().sum(1) / weight).tolist()
+    else:
+        measure, values = "meanPrediction / meanLabel", [s / label if label else 0.0 for s in scores]
+    if not (probable if classes else label):
+        return None
+    return {"measure": measure, "before": values[0], "after": values[1]}
+
+
+def _table(counts: Tensor, sums: Tensor) -> list[dict[str, Any]]:
+    return [
+        {"rows": int(n), **dict(zip(("label", "before", "after"), (row[1:] / row[0]).tolist(), strict=True))}
+        for n, row in zip(counts, sums, strict=True)
+        if n
+    ]

@@ -1,0 +1,144 @@
+"""Where the tuned network is worse: slices of the validation rows, and rows of the past, each tested for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparkdiff import guard
+from sparkdiff.measure import Data, scalar
+from sparkdiff.metrics import Metric, influence
+from sparkdiff.network import Network
+from sparkdiff.stream import Column
+
+
+@dataclass(frozen=True)
+class Change:
+    """The metric on a set of rows, and whether it got worse.
+
+    Attributes:
+        column, value: the slice; None and None where the set is a whole split. Null has the value None too.
+        rows: of weight > 0.
+        units: rows, or blocks of groups or of time that hold such rows (of many groups some share a block).
+        before, after: the metric, None without rows (or where it is undefined on them).
+        gain: how much better, in the metric's units; error: its standard error, by block; None with fewer than two blocks.
+        p: of a loss like this without a true one, adjusted for the number of sets; None where the units are too few to tell.
+    """
+
+    column: str | None
+    value: Any
+    rows: int
+    units: int
+    before: float | None
+    after: float | None
+    gain: float | None
+    error: float | None
+    p: float | None
+
+    @property
+    def name(self) -> str:
+        return "the reference rows" if self.column is None else f"{self.column} = {_shown(self.value)}"
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+@torch.no_grad()
+def changes(
+    old: Network, new: Network, data: Data, split: str, metric: Metric, columns: Sequence[Column], *,
+    unit: str, level: float, joined: int = 1, seed: int = 0,
+) -> list[Change]:  # fmt: skip
+    """The metric of both networks on every slice by these columns, or on the whole split where there are none; one pass.
+
+    Kept are sums per slice and block of the guard, so that the split may be larger than memory; of a metric that is no mean
+    over rows, the numbers of each row that it needs.
+
+    Args:
+        unit: "rows", "groups" or "blocks": what was dealt into blocks.
+        level, joined: see `guard.worsening`. Slices of fewer than guard.MIN_UNITS units aren't tested and don't count.
+    """
+    sets: list[tuple[str | None, Any]] = [(c.column, value) for c in columns for value in c.values] or [(None, None)]
+    sums = _Sums(len(sets))
+    kept: list[tuple[Tensor, ...]] = []
+    for batch, label, weight, block in data.batches(split):
+        values = data.values(batch)
+        margins = old.margin(dict(values)), new.margin(dict(values))
+        codes, start = [], 0
+        for c in columns:
+            codes.append(start + scalar(batch, c.name))
+            start += len(c.values)
+        places = torch.stack(codes) if codes else torch.zeros((1, len(label)), dtype=torch.int64)
+        if metric.rows is None:
+            assert metric.column is not None
+            kept.append((*map(metric.column, margins), label, weight, block, places.T))
+            continue
+        first, second = (
+            metric.sign * torch.where(weight > 0, metric.rows(m, label, weight), 0.0) * weight for m in margins
+        )
+        for place in places:
+            sums.add(place, first, first - second, weight, block)
+    if kept:
+        one, other, label, weight, block, places = (torch.cat(parts) for parts in zip(*kept, strict=True))
+        for k in range(len(sets)):
+            rows = (places == k).any(1) & (weight > 0)
+            y, w = label[rows], weight[rows]
+            first, second = (metric.sign * w * influence(metric, column[rows], y, w) for column in (one, other))
+            if bool(
+                first.isfinite().all() & second.isfinite().all()
+            ):  # else it is undefined there: rows of one class, say
+                sums.add(torch.full_like(block[rows], k), first, first - second, w, block[rows])
+    counted = sums.rows.sum(1)
+    units = counted if unit == "rows" else (sums.rows > 0).sum(1)
+    tested = units >= guard.MIN_UNITS
+    p = guard.worsening(sums.gains[tested], level=level, joined=joined, seed=seed)
+    adjusted = dict(zip(tested.nonzero()[:, 0].tolist(), p.tolist(), strict=True))
+    return [
+        _change(
+            *sets[i],
+            int(counted[i]),
+            int(units[i]),
+            sums.loss[i],
+            sums.gains[i],
+            sums.weights[i],
+            adjusted.get(i),
+            metric.sign,
+        )
+        for i in range(len(sets))
+    ]
+
+
+class _Sums:
+    """Sums per slice and block, (slices, B)."""
+
+    def __init__(self, sets: int):
+        size = (sets, guard.MAX_BLOCKS)
+        self.loss, self.gains, self.weights = (torch.zeros(size, dtype=torch.float64) for _ in range(3))
+        self.rows = torch.zeros(size, dtype=torch.int64)
+
+    def add(self, place: Tensor, loss: Tensor, gain: Tensor, weight: Tensor, block: Tensor) -> None:
+        at = place * guard.MAX_BLOCKS + block
+        for sums, x in (
+            (self.loss, loss),
+            (self.gains, gain),
+            (self.weights, weight),
+            (self.rows, (weight > 0).long()),
+        ):
+            sums.view(-1).index_add_(0, at, x)
+
+
+def _change(
+    column: str | None, value: Any, rows: int, units: int, loss: Tensor, gains: Tensor, weights: Tensor, p: float | None,
+    sign: float,
+) -> Change:  # fmt: skip
+    if not rows:
+        return Change(column, value, 0, 0, None, None, None, None, None)
+    total, used = float(weights.sum()), int((weights > 0).sum())
+    before, gain = float(loss.sum()) / total, float(gains.sum()) / total
+    error = float((gains - gain * weights).norm()) * math.sqrt(used / (used - 1)) / total if used > 1 else None
+    return Change(column, value, rows, units, sign * before, sign * (before - gain), gain, error, p)

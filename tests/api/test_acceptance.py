@@ -1,0 +1,395 @@
+"""What keeps the original although the mean gains: slices, reference rows, changed labels; and what is told of them."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from pyspark.ml import PipelineModel
+from pyspark.ml.classification import LogisticRegression
+from pyspark.ml.feature import StandardScaler
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+from riders import cached, half_deviance, pipeline, predictions, riders, same, sides, tune
+
+from sparkdiff import FineTuner, FineTunerModel, InputError
+from sparkdiff.splits import Source
+from sparkdiff.stream import Stream
+
+REGIONS = ("north", "south", "west", "islands")
+
+
+@pytest.fixture(scope="module")
+def regional(df: DataFrame, numeric: PipelineModel, tmp_path_factory: pytest.TempPathFactory) -> DataFrame:
+    """A fifth of the riders, the islands, like wind instead of minding it: what the tuning learns is wrong there."""
+    table = riders(4000).to_pandas()
+    random = np.random.default_rng(8)
+    table["region"] = random.choice(REGIONS, len(table), p=[0.4, 0.3, 0.15, 0.15])
+    islands = table["region"] == "islands"
+    flipped = np.exp(1.0 - 0.5 * table["wind"] + 0.4 * table["noise"])
+    table.loc[islands, "riders"] = random.poisson(flipped[islands]).astype(float)
+    table["zone"] = np.where(random.random(len(table)) < 0.1, np.nan, random.integers(0, 3, len(table)) / 2)
+    table["rainy"] = pd.array(np.where(random.random(len(table)) < 0.02, pd.NA, table["rain"] > 0), dtype="boolean")
+    table.loc[random.random(len(table)) < 0.1, "region"] = None
+    path = tmp_path_factory.mktemp("regional") / "riders.parquet"
+    table.to_parquet(path, coerce_timestamps="us")
+    return df.sparkSession.read.parquet(path.as_uri())
+
+
+@pytest.fixture(scope="module")
+def sliced(regional: DataFrame, numeric: PipelineModel, shared: Path) -> FineTunerModel:
+    return tune(numeric, regional, shared, guardCols=["region", "zone", "rainy"])
+
+
+@pytest.fixture(scope="module")
+def classifier(regional: DataFrame) -> PipelineModel:
+    return pipeline(
+        regional,
+        LogisticRegression(featuresCol="x", labelCol="rain", regParam=0.3, threshold=0.4),
+        StandardScaler(inputCol="raw", outputCol="x", withMean=True),
+    )
+
+
+@pytest.fixture(scope="module")
+def relabelled(regional: DataFrame, classifier: PipelineModel, shared: Path) -> FineTunerModel:
+    return tune(classifier, regional, shared)
+
+
+def by_hand(model: Any, rows: DataFrame, *columns: str) -> pd.DataFrame:
+    return model.transform(rows).select("prediction", *columns).toPandas()
+
+
+# Codes in the cache ---------------------------------------------------------------------------------------------------
+
+
+def test_the_cache_holds_the_slices_as_codes(regional: DataFrame, numeric: PipelineModel, folder: Path) -> None:
+    names = ["region", "Zone", "rainy", "user"]
+    few = regional.withColumn("user", F.col("user") % 7)
+    cache = cached(numeric, few, folder, guardCols=names)
+    with Stream(cache.folder, backend="arrow") as stream:
+        assert {k: v.name for k, v in stream.slices.items()} == {n: f"slice{i}" for i, n in enumerate(names)}
+        assert stream.slices["region"].values == ("islands", "north", "south", "west", None)
+        assert stream.slices["Zone"].values == (0.0, 0.5, 1.0, None)  # NaN is null
+        assert stream.slices["rainy"].values == (False, True, None)
+        assert stream.slices["user"].values == (0, 1, 2, 3, 4, 5, 6)
+        found: list[Any] = []
+        for split in ("train", "validation"):
+            for batch in stream.batches(split, batchSize=10_000):
+                codes = [[stream.slices[n].values[k] for k in batch[f"slice{i}"].tolist()] for i, n in enumerate(names)]
+                found += list(zip(batch["label"].tolist(), *codes, strict=True))
+    rows = few.select("riders", *names).toPandas().astype(object)
+    expected = list(rows.where(rows.notna(), None).itertuples(index=False, name=None))
+    assert sorted(found, key=str) == sorted(expected, key=str)
+
+
+def test_slices_change_no_order_of_rows(regional: DataFrame, numeric: PipelineModel, folder: Path) -> None:
+    twice = regional.union(regional.withColumn("region", F.lit("twin")))  # rows that differ by their slice alone
+    labels = []
+    for columns in ([], ["region"]):
+        cache = cached(numeric, twice, folder, guardCols=columns)
+        with Stream(cache.folder, backend="arrow") as stream:
+            labels.append([b["c0"].tolist() for b in stream.batches("train", batchSize=64, epoch=3)])
+    assert labels[0] == labels[1]
+
+
+def test_slices_of_several_sources_and_another_column_rebuild(
+    regional: DataFrame, numeric: PipelineModel, folder: Path
+) -> None:
+    sources = [
+        Source(regional.where("region <> 'west'"), "train"),
+        Source(regional.where("region = 'west'"), "validation"),
+    ]
+    first = cached(numeric, sources, folder, guardCols=["region"])
+    columns = {c["column"]: c for c in first.manifest["columns"]}
+    assert columns["region"]["values"] == ["islands", "north", "south", "west"]
+    assert cached(numeric, sources, folder, guardCols=["region"]).hit
+    assert not cached(numeric, sources, folder, guardCols=["rainy"]).hit
+    assert not cached(numeric, sources, folder).hit
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ("number", r"guardCols: column 'number' has 4,000 values, more than 50: put them into bins"),
+        ("regoin", r"guardCols='regoin' names no column of the data. Did you mean 'region'"),
+        ("when", r"guardCols: column 'when' is timestamp_ntz; slices are by strings, numbers or booleans"),
+    ],
+)
+def test_a_column_without_slices_is_refused(
+    regional: DataFrame, numeric: PipelineModel, folder: Path, column: str, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        cached(numeric, regional, folder, guardCols=[column])
+
+
+# A worsened slice -----------------------------------------------------------------------------------------------------
+
+
+def test_a_worsened_slice_keeps_the_original_and_is_named(
+    regional: DataFrame, numeric: PipelineModel, sliced: FineTunerModel, shared: Path
+) -> None:
+    free = tune(numeric, regional, shared)
+    assert free.summary.decision == "tuned"  # the mean gains
+    s = sliced.summary
+    assert s.decision == "kept original"
+    assert sliced.pipelineModel is numeric
+    assert "but poisson gets worse on region = islands from" in s.reason
+    worse = {(c["column"], c["value"]): c for c in s.slices}
+    islands = worse["region", "islands"]
+    assert f"from {islands['before']:.5g} to {islands['after']:.5g}" in s.reason
+    assert islands["p"] < 0.002
+    assert [k for k, c in worse.items() if c["p"] is not None and c["p"] < 0.025] == [("region", "islands")]
+    assert s.gain == 0
+    assert s.gainInterval is not None
+    assert s.gainInterval[0] > 0
+    assert s.metrics["validation"]["after"] == s.metrics["validation"]["before"]  # type: ignore[index]
+    text = str(s)
+    assert "region = islands" in text
+    assert "and 4 slices that fare better, or have too few rows (1)" in text
+    json.dumps(s.asdict(), allow_nan=False)
+
+
+def test_the_figures_of_a_slice_are_those_of_sparks_predictions(
+    regional: DataFrame, numeric: PipelineModel, sliced: FineTunerModel, shared: Path
+) -> None:
+    new = tune(numeric, regional, shared, guardCols=["region", "zone", "rainy"], guard=1).pipelineModel  # accepts it
+    assert not same(new, numeric)
+    held = sides(regional)["validation"]
+    found = {(c["column"], c["value"]): c for c in sliced.summary.slices}
+    assert len(found) == 5 + 4 + 3
+    columns = ("riders", "region", "zone", "rainy")
+    old_rows, new_rows = (by_hand(m, held, *columns) for m in (numeric, new))
+    loss, gain = (
+        half_deviance(old_rows["riders"].to_numpy(), r["prediction"].to_numpy()) for r in (old_rows, new_rows)
+    )
+    for (column, value), c in found.items():
+        rows = (old_rows[column].isna() if value is None else (old_rows[column] == value).fillna(False)).to_numpy(bool)
+        assert c["rows"] == c["units"] == rows.sum()
+        assert c["before"] == pytest.approx(loss[rows].mean(), rel=1e-9)
+        assert c["after"] == pytest.approx(gain[rows].mean(), rel=1e-9)
+        if rows.sum() < 30:
+            assert (column, value) == ("rainy", None)
+            assert c["p"] is None
+        else:
+            difference = (loss - gain)[rows]  # rows meet in blocks: the error by block scatters about that by row
+            assert c["error"] == pytest.approx(difference.std(ddof=1) / math.sqrt(rows.sum()), rel=0.25)
+
+
+def test_guard_1_reports_slices_and_accepts(regional: DataFrame, numeric: PipelineModel, shared: Path) -> None:
+    s = tune(numeric, regional, shared, guardCols=["region"], guard=1).summary
+    assert s.decision == "tuned"
+    assert min(c["p"] for c in s.slices) < 0.002
+
+
+def test_slices_by_group(regional: DataFrame, numeric: PipelineModel, shared: Path) -> None:
+    s = tune(numeric, regional, shared, guardCols=["region"], groupCol="user").summary
+    assert s.decision == "kept original"
+    assert "region = islands" in s.reason
+    for c in s.slices:
+        assert c["units"] < c["rows"]
+
+
+# Reference rows -------------------------------------------------------------------------------------------------------
+
+
+def test_reference_rows_that_get_worse_keep_the_original(
+    regional: DataFrame, numeric: PipelineModel, shared: Path
+) -> None:
+    islands, rest = regional.where("region = 'islands'"), regional.where("region <> 'islands'")
+    kept = tune(numeric, rest, shared, referenceData=islands)
+    s = kept.summary
+    assert s.decision == "kept original"
+    assert "poisson gets worse on the reference rows from" in s.reason
+    assert s.reference is not None
+    assert s.reference["rows"] == islands.count()
+    assert s.metrics["reference"] is not None
+    y, mu = predictions(numeric, islands, "riders").T[::-1]
+    assert s.metrics["reference"]["before"] == pytest.approx(half_deviance(y, mu).mean(), rel=1e-12)
+    assert s.metrics["reference"]["after"] == s.metrics["reference"]["before"]
+    assert s.reference["after"] > 1.02 * s.reference["before"]
+    assert "reference" in str(s)
+    # Rows that gain, or not enough of them to tell, don't keep it; and no training reads them.
+    good = tune(numeric, rest, shared, referenceData=rest.sample(0.3, seed=1))
+    assert good.summary.decision == "tuned"
+    assert good.summary.metrics["reference"]["after"] < good.summary.metrics["reference"]["before"]  # type: ignore[index]
+    assert same(good.pipelineModel, tune(numeric, rest, shared).pipelineModel)
+
+
+def test_reference_rows_by_group_and_by_time(regional: DataFrame, numeric: PipelineModel, shared: Path) -> None:
+    islands, rest = regional.where("region = 'islands'"), regional.where("region <> 'islands'")
+    by_group = tune(numeric, rest, shared, referenceData=islands, groupCol="user").summary
+    assert "the reference rows" in by_group.reason
+    assert by_group.reference is not None
+    assert by_group.reference["units"] < by_group.reference["rows"]
+    by_time = tune(numeric, rest, shared, referenceData=islands, timeCol="number", maxEpochs=6).summary
+    assert by_time.reference is not None
+    assert by_time.reference["units"] == 50  # contiguous blocks of their own
+
+
+def test_few_reference_groups_are_told_not_to_be_tested(
+    regional: DataFrame, numeric: PipelineModel, shared: Path
+) -> None:
+    old = regional.where("user < 20")
+    s = tune(numeric, regional, shared, referenceData=old, groupCol="user").summary
+    assert s.reference is not None
+    assert s.reference["p"] is None
+    assert any("20 groups or blocks, fewer than 30" in w for w in s.warnings)
+
+
+def test_wrong_reference_rows(regional: DataFrame, numeric: PipelineModel, shared: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="12 reference rows of weight > 0, at least 30 are needed"):
+        tune(numeric, regional, shared, referenceData=regional.limit(12))
+    with pytest.raises(InputError, match="referenceData must be a Spark DataFrame, got str"):
+        FineTuner(pipeline=numeric, referenceData="old.parquet")
+    with pytest.raises(InputError, match="'wind'"):
+        tune(numeric, regional, shared, referenceData=regional.drop("wind"))
+    tuner = FineTuner(pipeline=numeric, referenceData=regional)
+    assert tuner.getReferenceData() is regional
+    with pytest.raises(InputError, match=r"can't be saved: clear it, tuner.clear\(tuner.referenceData\)"):
+        tuner.write().save((tmp_path / "tuner").as_uri())
+    tuner.clear(tuner.referenceData)
+    tuner.write().save((tmp_path / "cleared").as_uri())
+    assert not FineTuner.load((tmp_path / "cleared").as_uri()).isSet("referenceData")
+
+
+def test_a_grid_over_reference_rows_doesnt_mix_caches(
+    regional: DataFrame, numeric: PipelineModel, shared: Path
+) -> None:
+    tuner = FineTuner(pipeline=numeric, cacheDir=str(shared), maxEpochs=1, stream="arrow")
+    parts = [regional.where("region = 'north'"), regional.where("region = 'south'")]
+    found = tuner.fit(regional, [{tuner.referenceData: part} for part in parts])
+    for part, model in zip(parts, found, strict=True):
+        y, mu = predictions(numeric, part, "riders").T[::-1]
+        reference = model.summary.metrics["reference"]
+        assert reference is not None
+        assert reference["before"] == pytest.approx(half_deviance(y, mu).mean(), rel=1e-12)
+
+
+# Changed labels, scores and calibration -------------------------------------------------------------------------------
+
+
+def psi(old: Any, new: Any) -> float:
+    """By numpy's quantiles and histograms, half a row added to each bin."""
+    edges = np.unique(np.quantile(old, np.arange(1, 10) / 10, method="lower"))
+    a, b = (np.bincount(np.searchsorted(edges, x), minlength=len(edges) + 1) + 0.5 for x in (old, new))
+    a, b = a / a.sum(), b / b.sum()
+    return float(((b - a) * np.log(b / a)).sum())
+
+
+def test_compatibility_of_a_classifier(
+    regional: DataFrame, classifier: PipelineModel, relabelled: FineTunerModel
+) -> None:
+    assert relabelled.summary.decision == "tuned"
+    c = relabelled.summary.compatibility
+    assert c is not None
+    held = sides(regional)["validation"]
+    old, new = (by_hand(m, held, "probability", "rain") for m in (classifier, relabelled.pipelineModel))
+    p, q = (np.stack([v.toArray()[1] for v in r["probability"]]) for r in (old, new))
+    y = old["rain"].to_numpy()
+    assert c["rows"] == len(y)
+    assert c["labels"] is True
+    assert c["changed"] == pytest.approx((old["prediction"] != new["prediction"]).mean())
+    assert 0 < c["changed"] != pytest.approx(((p > 0.5) != (q > 0.5)).mean())  # the model's threshold is 0.4
+    assert c["psi"] == pytest.approx(psi(p, q), rel=1e-9)
+    assert c["correlation"] == pytest.approx(np.corrcoef(p, q)[0, 1], rel=1e-9)
+    for when, score in (("before", p), ("after", q)):
+        bins = np.minimum((score * 10).astype(int), 9)
+        error = sum(abs((score - y)[bins == k].sum()) for k in range(10)) / len(y)
+        assert c["calibration"][when] == pytest.approx(error, rel=1e-9)
+    assert c["calibration"]["after"] < c["calibration"]["before"]  # regParam 0.3 had drawn them together
+    assert sum(b["rows"] for b in c["bins"]) == len(y)
+    edges = np.quantile(p, np.arange(1, 10) / 10, method="lower")
+    top = p > edges[-1]
+    assert c["bins"][-1] == pytest.approx(
+        {"rows": top.sum(), "label": y[top].mean(), "before": p[top].mean(), "after": q[top].mean()}
+    )
+    assert f"{c['changed']:.1%} of the labels change" in str(relabelled.summary)
+
+
+def test_more_changed_labels_than_allowed_keep_the_original(
+    regional: DataFrame, classifier: PipelineModel, relabelled: FineTunerModel, shared: Path
+) -> None:
+    changed = relabelled.summary.compatibility["changed"]  # type: ignore[index]
+    kept = tune(classifier, regional, shared, maxFlipRate=changed / 2)
+    assert kept.summary.decision == "kept original"
+    assert kept.pipelineModel is classifier
+    assert (
+        f"but {changed:.2%} of the labels change, more than maxFlipRate {changed / 2:g} allows" in kept.summary.reason
+    )
+    assert kept.summary.compatibility == relabelled.summary.compatibility
+    assert tune(classifier, regional, shared, maxFlipRate=changed).summary.decision == "tuned"
+
+
+def test_a_regression_has_no_labels_to_change(regional: DataFrame, numeric: PipelineModel, shared: Path) -> None:
+    with pytest.raises(InputError, match=r"maxFlipRate=0.1 limits changed labels, but GeneralizedLinearRegression"):
+        tune(numeric, regional, shared, maxFlipRate=0.1)
+
+
+def test_compatibility_of_a_regression(regional: DataFrame, numeric: PipelineModel, shared: Path) -> None:
+    tuned = tune(numeric, regional, shared, weightCol="weight")
+    c = tuned.summary.compatibility
+    assert c is not None
+    held = sides(regional)["validation"].where("weight > 0")
+    old, new = (by_hand(m, held, "riders", "weight") for m in (numeric, tuned.pipelineModel))
+    p, q, w, y = old["prediction"].to_numpy(), new["prediction"].to_numpy(), old["weight"], old["riders"]
+    assert c["labels"] is False
+    assert c["rows"] == len(p)
+    assert c["changed"] == pytest.approx((np.abs(q - p) > 0.1 * p).mean())
+    assert c["psi"] == pytest.approx(psi(p, q), rel=1e-9)
+    assert c["calibration"]["measure"] == "meanPrediction / meanLabel"
+    for when, mean in (("before", p), ("after", q)):
+        assert c["calibration"][when] == pytest.approx(np.average(mean, weights=w) / np.average(y, weights=w), rel=1e-9)
+
+
+@pytest.mark.parametrize("shown", ["predictionCol", "probabilityCol", "rawPredictionCol"])
+def test_compatibility_of_several_classes_whatever_is_shown(regional: DataFrame, shared: Path, shown: str) -> None:
+    hidden = {c: "" for c in ("predictionCol", "probabilityCol", "rawPredictionCol") if c != shown}
+    head = LogisticRegression(featuresCol="x", labelCol="kind", regParam=0.2, **{shown: "out"})
+    model = pipeline(regional, head, StandardScaler(inputCol="raw", outputCol="x", withMean=True))
+    head = model.stages[-1]
+    for name, value in hidden.items():
+        head._set(**{name: value})
+    tuned = tune(model, regional, shared, loss="logLoss")
+    c = tuned.summary.compatibility
+    assert c is not None
+    held = sides(regional)["validation"]
+    old, new = (m.transform(held).select("out", "kind").toPandas() for m in (model, tuned.pipelineModel))
+    if shown == "predictionCol":
+        assert c["changed"] == pytest.approx((old["out"] != new["out"]).mean())
+        assert c["calibration"] is None
+    else:
+        p, q = (np.stack([v.toArray() for v in r["out"]]) for r in (old, new))
+        assert c["changed"] == pytest.approx((p.argmax(1) != q.argmax(1)).mean())
+        assert c["psi"] == pytest.approx(psi(p.max(1), q.max(1)), rel=1e-9)
+    if shown == "probabilityCol":
+        sure, right = p.max(1), p.argmax(1) == old["kind"]
+        bins = np.minimum((sure * 10).astype(int), 9)
+        error = sum(abs((sure - right)[bins == k].sum()) for k in range(10)) / len(sure)
+        assert c["calibration"]["before"] == pytest.approx(error, rel=1e-9)
+    assert c["bins"] is None
+
+
+# A fleet --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_fleet_asks_for_more(regional: DataFrame, numeric: PipelineModel, shared: Path) -> None:
+    s = tune(numeric, regional.where("region <> 'islands'"), shared, fleetSize=500).summary
+    assert s.decision == "tuned"
+    assert "needed < 5e-05 = guard 0.025 / fleetSize 500" in s.reason
+    assert s.p < 5e-5
+
+
+def test_a_fleet_turns_down_what_one_pipeline_accepts(df: DataFrame, numeric: PipelineModel, shared: Path) -> None:
+    alone = tune(numeric, df, shared, maxEpochs=2).summary
+    assert alone.decision == "tuned"
+    size = math.ceil(2 * 0.025 / alone.p)
+    fleet = tune(numeric, df, shared, maxEpochs=2, fleetSize=size).summary
+    assert fleet.decision == "kept original"
+    assert f"fleetSize {size:,}" in fleet.reason
+    assert "within what chance explains" in fleet.reason
+    assert fleet.gainInterval == alone.gainInterval

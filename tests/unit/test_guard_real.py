@@ -1,0 +1,80 @@
+"""The samples that benchmarks/guard_real.py draws, on populations made up here, and that its bounds can fail."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from sparkdiff import guard
+
+PATH = Path(__file__).parents[2] / "benchmarks" / "guard_real.py"
+SPEC = importlib.util.spec_from_file_location("guard_real", PATH)
+assert SPEC is not None
+assert SPEC.loader is not None
+guard_real = importlib.util.module_from_spec(SPEC)
+sys.modules[SPEC.name] = guard_real  # dataclasses look their module up
+SPEC.loader.exec_module(guard_real)
+
+
+def population(gain: float = 0.0, columns: int = 40) -> guard_real.Population:
+    """100 days of hours, some missing; heavy-tailed differences that days share a tenth of; slowly rotating columns."""
+    g = torch.Generator().manual_seed(4)
+    hours = torch.arange(2400, dtype=torch.float64)[torch.rand(2400, generator=g) < 0.9]
+    n = len(hours)
+    rows = torch.randn((n, 5), generator=g, dtype=torch.float64) * torch.randn((n, 1), generator=g).exp().double()
+    rows += 0.5 * torch.randn((101, 5), generator=g, dtype=torch.float64)[(hours // 24).long()]
+    angle = torch.randn((5, columns), generator=g, dtype=torch.float64).cumsum(1)
+    original = 20 + rows.square().sum(1)
+    return guard_real.Population("made up", original, rows @ angle + gain * original.mean() + 0.3, hours)
+
+
+CELLS = {unit: next(c for c in guard_real.CELLS if c.unit == unit) for unit in ("rows", "groups", "blocks")}
+
+
+@pytest.mark.parametrize("unit", ["rows", "groups", "blocks"])
+def test_the_true_gain_of_the_samples_is_zero(unit):
+    drawer = guard_real.Drawer(CELLS[unit], population())
+    gains, generator = drawer.shifted(), torch.Generator().manual_seed(0)
+    means = torch.stack([gains[drawer.draw(generator)[0]].mean(0) for _ in range(300)])
+    z = means.mean(0) / means.std(0) * 300**0.5
+    assert float(z.abs().max()) < 4.5
+    assert float((gains + 0.1).mean()) > 0.05  # what is left of the population's own 0.3 would show
+
+
+def test_a_group_is_a_day_and_a_block_is_contiguous():
+    pool = population()
+    rows, block = guard_real.Drawer(CELLS["groups"], pool).draw(torch.Generator().manual_seed(1))
+    days = (pool.hours[rows] // 24).reshape(-1, guard_real.GROUP_ROWS)
+    assert bool((days == days[:, :1]).all())
+    assert len(rows) == CELLS["groups"].size * guard_real.GROUP_ROWS
+    assert bool((block.reshape(days.shape) == block.reshape(days.shape)[:, :1]).all())
+    rows, block = guard_real.Drawer(CELLS["blocks"], pool).draw(torch.Generator().manual_seed(1))
+    assert len(rows) == 20_000
+    assert bool((block.diff() >= 0).all())
+    assert block.unique().tolist() == list(range(guard.TIME_BLOCKS))
+    assert bool((rows.diff()[: guard_real.WEEK - 1] % len(pool.hours) == 1).all())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("unit", ["rows", "groups"])
+def test_few_runs_are_accepted_without_a_gain_and_most_without_a_guard(unit, monkeypatch):
+    cell, pools = CELLS[unit], [population()]
+    assert guard_real.accepted(cell, pools, 60) <= 6
+    decide = guard.decide
+    monkeypatch.setattr(guard_real.guard, "decide", lambda *a, **k: decide(*a, **k, level=1))
+    assert guard_real.accepted(cell, pools, 60) > 40
+
+
+def test_a_gain_is_shifted_to_the_one_asked_for_and_seen():
+    pool = population(gain=0.1)
+    cell = replace(CELLS["rows"], size=2000, gain=round(pool.best - 0.005, 4))
+    gains = guard_real.Drawer(cell, pool).shifted()
+    assert float(gains.mean(0).max() / pool.original.mean()) == pytest.approx(cell.gain)
+    assert guard_real.accepted(cell, [pool], 20) >= 18
+    with pytest.raises(ValueError, match=r"too far from 1\.0%"):
+        guard_real.Drawer(replace(cell, gain=0.01), pool).shifted()

@@ -1,0 +1,74 @@
+"""The text of a run's report: p-values, the interval, slices in the order of what matters, compatibility."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sparkdiff.report import before_after, p_value
+
+
+@pytest.mark.parametrize(
+    ("p", "least", "text"),
+    [
+        (0.0249, 0.001, "p 0.025"),
+        (0.0002, 0.001, "p < 0.001"),
+        (0.0002, 0.00001, "p 0.0002"),
+        (0.000002, 0.00001, "p < 1e-05"),
+        (0.0002, 0.0025, "p < 0.001"),
+    ],
+)
+def test_p_values_are_as_fine_as_the_level_needs(p: float, least: float, text: str) -> None:
+    assert p_value(p, least) == text
+
+
+def a_slice(value: Any, before: float, after: float, p: float | None, rows: int = 100) -> dict[str, Any]:
+    return {"column": "country", "value": value, "rows": rows, "units": rows, "before": before, "after": after, "p": p}
+
+
+def summary(**changes: Any) -> dict[str, Any]:
+    return {
+        "metric": "poisson", "metricDirection": "smaller", "metrics": {"validation": {"before": 2.0, "after": 1.5}, "test": None},
+        "decision": "tuned", "reason": "because", "gain": 0.25, "z": 4.0, "p": 0.0001, "gainInterval": [0.1, None],
+        "slices": [], "reference": None, "compatibility": None, "warnings": ["beware"], **changes,
+    }  # fmt: skip
+
+
+def test_the_interval_and_what_is_unknown_of_it() -> None:
+    text = before_after(summary())
+    assert "95% interval +10.00% to unknown of the best epoch, z 4.0, p < 0.001" in text
+    assert "interval" not in before_after(summary(gainInterval=None))
+
+
+def test_the_worst_slices_come_first_and_the_untested_last() -> None:
+    many = [a_slice(f"c{i}", 1.0, 1.0 - i / 100, 1.0) for i in range(12)]
+    odd = [
+        a_slice(None, 1.0, 1.2, 0.001),
+        a_slice("tiny", 1.0, 3.0, None, rows=3),
+        a_slice("none", 0.0, 0.0, None, rows=0),
+    ]
+    lines = before_after(summary(slices=many + odd)).splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("slice"))
+    assert lines[first + 1].split() == ["country", "=", "null", "100", "1", "1.2", "+20.0%", "0.001"]
+    assert lines[first + 2].startswith("country = c0 ")
+    assert lines[first + 9] == "and 6 slices that fare better, or have too few rows (1)"
+    assert lines[-1] == "warning: beware"
+    few = before_after(summary(slices=odd))
+    assert "too few rows" in few
+    assert "none" not in few  # no row, nothing to say
+
+
+def test_the_compatibility_in_a_line() -> None:
+    found = {
+        "labels": True, "changed": 0.031, "psi": 0.12, "correlation": 0.99,
+        "calibration": {"measure": "expectedCalibrationError", "before": 0.04, "after": 0.012},
+    }  # fmt: skip
+    assert (
+        "predictions of the best epoch: 3.1% of the labels change; PSI 0.120 (moderate), correlation 0.990; "
+        "expectedCalibrationError 0.04 -> 0.012"
+    ) in before_after(summary(compatibility=found))
+    bare = before_after(
+        summary(compatibility={**found, "labels": False, "psi": 0.3, "correlation": None, "calibration": None})
+    )
+    assert "3.1% move by more than a tenth; PSI 0.300 (large)\n" in bare
