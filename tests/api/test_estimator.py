@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from pyspark.ml import Model, Pipeline, PipelineModel
 from pyspark.ml.tuning import CrossValidatorModel, TrainValidationSplitModel
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, SparkSession
 from riders import QUICK, Losses, pinball, predictions, same, tune, unfitted
 from torch import Tensor
 
@@ -141,6 +141,22 @@ def test_a_tuner_can_be_saved_and_loaded(df: DataFrame, numeric: PipelineModel, 
     assert (again.getSeed(), again.getFreeze()) == (3, [])
     FineTuner(maxEpochs=2).save(str(tmp_path / "bare"))
     assert not FineTuner.load(str(tmp_path / "bare")).isSet("pipeline")
+
+
+def test_sums_and_their_parameters_are_saved(spark: SparkSession, tmp_path: Path) -> None:
+    given: dict[str, Any] = {
+        "loss": {"logLoss": 1.0, "cost": 2.0},
+        "lossParams": {"costs": [[0.0, 1.0], [5.0, 0.0]], "classWeights": "balanced"},
+        "metric": "recallByLabel",
+        "metricParams": {"metricLabel": 1.0},
+        "penalties": {"parityGap": {"user": 2.0}},
+    }
+    tuner = FineTuner(**given)
+    assert "recallByLabel" in tuner.explainParams()
+    tuner.save((tmp_path / "tuner").as_uri())
+    loaded = FineTuner.load((tmp_path / "tuner").as_uri())
+    assert {name: loaded.getOrDefault(name) for name in given} == given
+    assert loaded.options() == tuner.options()
 
 
 @pytest.mark.parametrize("loss", [pinball, Losses.squared])

@@ -34,7 +34,7 @@ from riders import (
 )
 from torch import Tensor
 
-from sparkdiff import FineTunerModel, finetune, guard, rank
+from sparkdiff import FineTunerModel, finetune, guard, losses
 
 needs_petastorm = pytest.mark.skipif(not HAS_PETASTORM, reason="Petastorm is not usable here")
 
@@ -245,13 +245,13 @@ def test_what_cannot_convince_returns_the_original_object(df: DataFrame, shared:
 def test_sign_flipped_gradients_return_the_original_object(
     df: DataFrame, model: PipelineModel, shared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    resolve = rank.resolve
+    resolve = losses.resolve
 
     def flipped(*arguments: Any) -> Any:
         objective = resolve(*arguments)
         return dataclasses.replace(objective, scale=-objective.scale)
 
-    monkeypatch.setattr(rank, "resolve", flipped)
+    monkeypatch.setattr(losses, "resolve", flipped)
     found = tune(model, df, shared)
     assert found.pipelineModel is model
     s = found.summary
