@@ -19,8 +19,7 @@ pytestmark = pytest.mark.slow
 def test_every_command_of_the_how_to_runs(tmp_path: Path) -> None:
     for folder in ("jobs", "conf", "data"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
-    (tmp_path / ".venv").mkdir()
-    (tmp_path / ".venv" / "bin").symlink_to(Path(sys.executable).parent)
+    (tmp_path / ".venv").symlink_to(sys.prefix)
     commands = re.findall(r"```bash\n(.*?)```", (ROOT / "docs" / "weekly.md").read_text(), re.DOTALL)
     assert sum("spark-submit" in block for block in commands) == 2
     script = "\n".join(["set -eu", *commands])

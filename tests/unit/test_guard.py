@@ -427,6 +427,7 @@ def test_sets_that_did_not_change_count_for_nothing():
     assert float(alone) < 1e-6
 
 
+@pytest.mark.slow
 def test_without_a_true_loss_few_runs_find_one():
     """The family-wise error over 40 overlapping sets of 500 rows with heavy tails."""
     generator, found, runs = torch.Generator().manual_seed(0), 0, 400
