@@ -17,7 +17,7 @@ from pyspark.util import VersionUtils
 from torch import Tensor
 
 from sparkdiff import cache as caches
-from sparkdiff import faithful, guard, jvm, launch
+from sparkdiff import datachecks, faithful, guard, jvm, launch
 from sparkdiff.cache import Cache
 from sparkdiff.checkpoint import RunFolder
 from sparkdiff.errors import InputError
@@ -150,6 +150,9 @@ def fine_tune(
             _check_finite(before, metric, task, labels)
             parity = {"before": shared.once(("parity", what), lambda: faithful.check(task.model, network, data, cache))}
             say(f"the network reproduces Spark: {parity['before']}")
+        with phases.phase("check") as say:
+            doubts = shared.once(("check", what), lambda: _doubts(task, cache, network, data, label))
+            say(f"{len(doubts)} warnings about the rows" if doubts else "nothing to say against the rows")
         with phases.phase("train") as say:
             scales, frozen = Scales.of(network, features(network, data), label, options)
             assignment = Assignment(
@@ -161,6 +164,7 @@ def fine_tune(
                 training, lost = launch.run(assignment, stream, folder, say.now)
             found = training.found(network)
         verdict = _decide(task, data, metric, network, found)
+        doubts = [*doubts, *datachecks.too_few_rows(found.gains, found.weights, verdict, before[VALIDATION].mean)]
         model, after = task.model, before
         if verdict.accepted:
             with phases.phase("write back") as say:
@@ -169,7 +173,9 @@ def fine_tune(
                 parity["after"] = faithful.check(model, found.network, data, cache)
                 say(f"Spark reproduces the network: {parity['after']}")
             after = {s: score(found.network, data, s, metric) for s in before}
-        summary = _summary(task, cache, stream, metric, found, frozen, lost, verdict, (before, after), parity, phases)
+        summary = _summary(
+            task, cache, stream, metric, found, frozen, lost, doubts, verdict, (before, after), parity, phases
+        )
         return Outcome(model, task.plan, summary, folder)
 
 
@@ -245,6 +251,13 @@ def _decide(task: Task, data: Data, metric: Objective, network: Network, found: 
     )  # fmt: skip
 
 
+def _doubts(task: Task, cache: Cache, network: Network, data: Data, label: LabelStats) -> list[str]:
+    """What about the cached rows should make one doubt the figures."""
+    entries = {c["name"]: c for c in cache.manifest["columns"]}
+    described = {version: entries[name] for version, name in data.columns.items()}
+    return datachecks.check(network, data, described, task.options, label, [s for s in SPLITS if cache.rows(s)])
+
+
 @torch.no_grad()
 def _differences(data: Data, metric: Objective, one: Network, other: Network) -> Tensor:
     """Loss of `one` minus loss of `other` per validation row, in time order."""
@@ -261,7 +274,7 @@ def _differences(data: Data, metric: Objective, one: Network, other: Network) ->
 
 def _summary(
     task: Task, cache: Cache, stream: Stream, metric: Objective, found: Trained, frozen: dict[str, int],
-    lost: list[str], verdict: guard.Verdict,
+    lost: list[str], doubts: list[str], verdict: guard.Verdict,
     scores: tuple[dict[str, Score], dict[str, Score]], parity: dict[str, Parity], phases: Phases,
 ) -> FineTuningSummary:  # fmt: skip
     before, after = scores
@@ -269,7 +282,7 @@ def _summary(
     held = metrics[VALIDATION]
     assert held is not None
     scale = max(abs(held["before"]), 1e-12)
-    warnings = [*verdict.warnings, *unreadable_by_older_spark(task.model)]
+    warnings = [*verdict.warnings, *unreadable_by_older_spark(task.model), *doubts]
     warnings += [f"{loss}; training went on from the last checkpoint" for loss in lost]
     if frozen:
         entries = ", ".join(f"{n} of {name}" for name, n in frozen.items())
