@@ -19,7 +19,7 @@ from sparkdiff.losses import Objective, resolve
 from sparkdiff.measure import Data, scalar
 from sparkdiff.network import Network
 from sparkdiff.options import Options
-from sparkdiff.outliers import Spread, farness
+from sparkdiff.outliers import FARTHEST, Spread, farness
 from sparkdiff.separation import drift, leaks_class, leaks_number
 from sparkdiff.slots import Slots, entering
 from sparkdiff.sparse import SparseRows
@@ -40,6 +40,7 @@ ERRORS = 4.0  # standard errors
 HOPED = 0.05  # relative gain
 POWER = 0.8
 SHOWN = 3  # findings of a kind that are named
+NAMED = 0.05  # share of the drift from which a feature is named
 
 
 def check(
@@ -124,6 +125,7 @@ class _Seen:
     def _begin(self, values: dict[Version, Rows]) -> None:
         """From the first batch, of training rows: the usual value of each slot, and what the slots are called."""
         self.slots = slots = Slots(self.network, self.described, values)
+        self.sparse = {v: isinstance(values[v], SparseRows) for v in self.versions}
         for v in self.versions:
             x = _vector(values[v])
             if isinstance(x, SparseRows):
@@ -134,9 +136,10 @@ class _Seen:
         for v, size in sizes.items():
             if not slots.vectors.get(v, True):
                 self.indices[v] = {s: torch.zeros(size + 1, dtype=torch.int64) for s in self.splits}
-        wide = sum(slots.widths[v] for v in self.versions if isinstance(values[v], Tensor))
-        sparse = any(isinstance(values[v], SparseRows) for v in self.versions)
-        self.limit = min(SPARSE_ROWS if sparse else SAMPLE_ROWS, max(1000, SAMPLE_ENTRIES // max(wide, 1)))
+        wide = sum(slots.widths[v] for v in self.versions if not self.sparse[v])
+        self.limit = min(
+            SPARSE_ROWS if any(self.sparse.values()) else SAMPLE_ROWS, max(1000, SAMPLE_ENTRIES // max(wide, 1))
+        )
 
     def _name(self, version: Version, slot: int) -> str:
         assert self.slots is not None
@@ -152,10 +155,13 @@ class _Seen:
 
     def extremes(self) -> list[str]:
         """Values far from all others, as a number that stands for a missing value is."""
+        assert self.slots is not None
         found = []
         for v, spreads in self.spreads.items():
             for split, s in spreads.items():
                 z = farness(split, spreads, self.usual[v])
+                if self.sparse[v] and not self.slots.named(v):
+                    z = torch.where(z > FARTHEST, z, 0.0)  # counts of words are like that
                 for j in (z > 0).nonzero()[:, 0].tolist():
                     found.append((float(z[j]), v, j, split, s))
         found.sort(key=lambda f: -f[0])
@@ -256,7 +262,9 @@ class _Seen:
             for j in share.topk(min(SHOWN, len(share))).indices.tolist()
         ]
         top = sorted(top, key=lambda t: -t[0])[:SHOWN]
-        names = ", ".join(f"{self._name(v, j)!r} ({s:+.2f} standard deviations)" for share, s, v, j in top if share > 0)
+        names = ", ".join(
+            f"{self._name(v, j)!r} ({s:+.2f} standard deviations)" for share, s, v, j in top if share > NAMED
+        )
         way = (
             "with timeCol some drift is expected; see whether a slice of newer training rows would do better"
             if self.options.timeCol
@@ -264,7 +272,7 @@ class _Seen:
         )
         return [
             f"training and validation rows differ: a linear classifier tells them apart with an AUC of {seen.auc:.3f} "
-            f"± {seen.error:.3f}, most by {names}; {way}"
+            f"± {seen.error:.3f}, most by {names or 'many features together'}; {way}"
         ]
 
     def unseen(self) -> list[str]:

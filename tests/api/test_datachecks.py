@@ -186,7 +186,9 @@ def test_too_few_rows_are_named(df: DataFrame, numeric: PipelineModel, shared: P
 def test_hashed_text_is_checked_without_being_densified(df: DataFrame, shared: Path) -> None:
     numbers = F.array(*(F.concat(F.lit("w"), (F.col("number") * k % 97).cast("int")) for k in (1, 7, 31)))
     flag = F.when(F.col("rain") == 1, "umbrella").otherwise("parasol")
-    data = held(df).withColumn("text", F.concat_ws(" ", numbers, flag))
+    often = F.when(F.col("number") == 5, F.expr("repeat('buffalo ', 80)")).otherwise("")  # as words are
+    some = F.when(F.col("number") < 20, "buffalo").otherwise("")
+    data = held(df).withColumn("text", F.concat_ws(" ", numbers, flag, some, often))
     stages = [
         Tokenizer(inputCol="text", outputCol="words"),
         HashingTF(inputCol="words", outputCol="x"),
