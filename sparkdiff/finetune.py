@@ -16,7 +16,7 @@ import torch
 from pyspark.util import VersionUtils
 
 from sparkdiff import cache as caches
-from sparkdiff import faithful, guard, jvm, launch
+from sparkdiff import datachecks, faithful, guard, jvm, launch
 from sparkdiff.acceptance import Judgement, check_options, judge, reason
 from sparkdiff.cache import Cache
 from sparkdiff.checkpoint import RunFolder
@@ -156,6 +156,9 @@ def fine_tune(
             _check_finite(before, metric, task, labels)
             parity = {"before": shared.once(("parity", what), lambda: faithful.check(task.model, network, data, cache))}
             say(f"the network reproduces Spark: {parity['before']}")
+        with phases.phase("check") as say:
+            doubts = shared.once(("check", what), lambda: _doubts(task, cache, network, data, label))
+            say(f"{len(doubts)} warnings about the rows" if doubts else "nothing to say against the rows")
         with phases.phase("train") as say:
             inputs = fixed_versions(network)
             reads = {i: network.graph.leaves[i].reads[0] for i in network.positions if network.module(i).feature_axis}
@@ -174,6 +177,8 @@ def fine_tune(
             judged = judge(
                 options, data, metric, network, found, before[VALIDATION], reference=bool(cache.rows(REFERENCE))
             )
+            held_out = before[VALIDATION].mean
+            doubts = [*doubts, *datachecks.too_few_rows(found.gains, found.weights, judged.verdict, held_out)]
         model, after = task.model, before
         if judged.accepted:
             with phases.phase("write back") as say:
@@ -183,7 +188,7 @@ def fine_tune(
                 say(f"Spark reproduces the network: {parity['after']}")
             after = {s: score(found.network, data, s, metric) for s in before}
         summary = _summary(
-            task, cache, stream, objective, metric, found, frozen, lost, judged, (before, after), parity, phases
+            task, cache, stream, objective, metric, found, frozen, lost, doubts, judged, (before, after), parity, phases
         )
         return Outcome(model, task.plan, summary, folder)
 
@@ -250,12 +255,19 @@ def _check_finite(before: dict[str, Score], metric: Metric, task: Task, labels: 
             )
 
 
+def _doubts(task: Task, cache: Cache, network: Network, data: Data, label: LabelStats) -> list[str]:
+    """What about the cached rows should make one doubt the figures."""
+    entries = {c["name"]: c for c in cache.manifest["columns"]}
+    described = {version: entries[name] for version, name in data.columns.items()}
+    return datachecks.check(network, data, described, task.options, label, [s for s in SPLITS if cache.rows(s)])
+
+
 # Summary --------------------------------------------------------------------------------------------------------------
 
 
 def _summary(
     task: Task, cache: Cache, stream: Stream, objective: Objective, metric: Metric, found: Trained, frozen: dict[str, int],
-    lost: list[str], judged: Judgement,
+    lost: list[str], doubts: list[str], judged: Judgement,
     scores: tuple[dict[str, Score], dict[str, Score]], parity: dict[str, Parity], phases: Phases,
 ) -> FineTuningSummary:  # fmt: skip
     (before, after), verdict = scores, judged.verdict
@@ -263,7 +275,7 @@ def _summary(
     held = metrics[VALIDATION]
     assert held is not None
     scale, sign = max(abs(held["before"]), 1e-12), before[VALIDATION].sign
-    warnings = [*verdict.warnings, *unreadable_by_older_spark(task.model)]
+    warnings = [*verdict.warnings, *unreadable_by_older_spark(task.model), *doubts]
     warnings += [f"{loss}; training went on from the last checkpoint" for loss in lost]
     if judged.reference is not None and judged.reference.p is None:
         warnings.append(

@@ -30,7 +30,7 @@ def test_the_loss_curve_is_the_stored_one(df: DataFrame, numeric: PipelineModel,
     if not CURVE.exists():
         history.to_csv(CURVE, index=False)
         pytest.fail(f"{CURVE.name} was missing and is stored anew: look at it and commit it")
-    stored = list(csv.DictReader(CURVE.open()))
+    stored = list(csv.DictReader(CURVE.read_text().splitlines()))
     assert len(stored) == len(history)
     for row, (_, now) in zip(stored, history.iterrows(), strict=True):
         assert (row["epoch"], row["candidate"], row["recipe"]) == (

@@ -98,7 +98,7 @@ def summary(run: Path) -> dict[str, Any]:
 
 def test_the_demo_tunes_and_says_so(demo: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     run, done = demo
-    for phase in ("load", "fit", "cache", "verify", "train", "write back", "save"):
+    for phase in ("load", "fit", "cache", "verify", "check", "train", "write back", "save"):
         assert any(line.startswith(phase) for line in done.stdout.splitlines()), phase
     for text in (
         "trains",
@@ -145,7 +145,7 @@ def test_fine_tuning_costs_at_most_twice_the_fit(demo: tuple[Path, subprocess.Co
     timings = summary(demo[0])["timings"]
     ours = sum(seconds for phase, seconds in timings.items() if phase not in ("load", "fit"))
     print(f"fine-tuning over fit: {ours / timings['fit']:.2f} ({timings})")
-    assert set(timings) == {"load", "fit", "plan", "cache", "verify", "train", "write back", "save"}
+    assert set(timings) == {"load", "fit", "plan", "cache", "verify", "check", "train", "write back", "save"}
     assert ours <= 2 * timings["fit"]
 
 

@@ -1,0 +1,397 @@
+"""What about the rows should make one doubt a run's figures: one pass over the cache, a sentence with evidence per finding.
+
+Nothing here changes a training; `check` runs before it, `too_few_rows` after the guard has decided.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import NormalDist
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparkdiff.graph import Version
+from sparkdiff.guard import Verdict
+from sparkdiff.losses import Objective, resolve
+from sparkdiff.measure import Data, scalar
+from sparkdiff.network import Network
+from sparkdiff.options import Options
+from sparkdiff.outliers import FARTHEST, Spread, farness
+from sparkdiff.separation import drift, leaks_class, leaks_number
+from sparkdiff.slots import Slots, entering
+from sparkdiff.sparse import SparseRows
+from sparkdiff.stages.base import LabelStats, Rows, dense
+from sparkdiff.stream import Batch
+from sparkdiff.twins import Twins
+
+TRAIN, VALIDATION = "train", "validation"
+SAMPLE_ROWS, SAMPLE_ENTRIES = (
+    20_000,
+    10_000_000,
+)  # of each side, for leaks and drift; the first of the cache, which lie by hash
+SPARSE_ROWS = 5_000  # of each side where a column is sparse
+LEAK = 0.999
+ZERO_SCORE = 1e-3  # a standard normal is as small once in 1,250 times
+DRIFT, DRIFT_BY_TIME = 0.55, 0.75  # AUC
+ERRORS = 4.0  # standard errors
+HOPED = 0.05  # relative gain
+POWER = 0.8
+SHOWN = 3  # findings of a kind that are named
+NAMED = 0.05  # share of the drift from which a feature is named
+
+
+def check(
+    network: Network, data: Data, described: Mapping[Version, Mapping[str, Any]], options: Options, label: LabelStats,
+    splits: Sequence[str],
+) -> list[str]:  # fmt: skip
+    """Warnings about the rows, read once. Run it on an untrained network, in one process.
+
+    Args:
+        described: the entry of each cached column version in the cache's manifest.
+        label: of the training rows.
+        splits: those that have rows.
+    """
+    seen = _Seen(network, data, described, options, label, splits)
+    for split in splits:
+        for batch, y, weight, _ in data.batches(split):
+            seen.add(split, batch, y, weight)
+    return [
+        *seen.extremes(), *seen.leaks(), *seen.twins(), *seen.straddling(), *seen.own_rows(), *seen.drift(), *seen.unseen(),
+    ]  # fmt: skip
+
+
+class _Seen:
+    """What the pass has gathered, and the warnings that follow from it."""
+
+    def __init__(
+        self, network: Network, data: Data, described: Mapping[Version, Mapping[str, Any]], options: Options, label: LabelStats,
+        splits: Sequence[str],
+    ):  # fmt: skip
+        self.network, self.data, self.options, self.splits = network, data, options, splits
+        self.described, self.versions = described, entering(network)
+        self.slots: Slots | None = None
+        self.spreads: dict[Version, dict[str, Spread]] = {v: {} for v in self.versions}
+        self.usual: dict[Version, Tensor] = {}
+        self.indices: dict[Version, dict[str, Tensor]] = {}  # (levels + 1,) rows; the last entry holds what is no level
+        self.sample: dict[str, list[tuple[dict[Version, Rows], Tensor, Tensor]]] = {TRAIN: [], VALIDATION: []}
+        self.sampled = dict.fromkeys(self.sample, 0)
+        self.hashes = Twins(sum(data.stream.rows(s) for s in (TRAIN, VALIDATION)))
+        self.groups: dict[str, list[Tensor]] = {s: [] for s in splits}
+        self.rows = dict.fromkeys(splits, 0)
+        self.scores = {s: Score() for s in splits}
+        self.objective = _unpenalised(network, label)
+        head = network.head
+        whole = len(label.classes) == 2 and bool((label.classes > 0).all())
+        self.classes = head.classes or (2 if whole else 0)
+        self.limit = 0
+
+    def add(self, split: str, batch: Batch, y: Tensor, weight: Tensor) -> None:
+        """Take in a batch; rows of weight 0 count nowhere."""
+        values: dict[Version, Rows] = self.data.values(batch)
+        counted = (weight > 0).nonzero()[:, 0]
+        if len(counted) < len(weight):
+            values, y, weight = {v: _take(x, counted) for v, x in values.items()}, y[counted], weight[counted]
+        if not len(y):
+            return
+        block = scalar(batch, "block")[counted]
+        cached = dict(values)
+        with torch.no_grad():
+            self.network.run(values, [v for v in self.versions if v not in values])
+        if self.slots is None:
+            self._begin(values)
+        self.rows[split] += len(y)
+        for v in self.versions:
+            self.spreads[v].setdefault(split, Spread()).add(_vector(values[v]), self.usual[v])
+        for v, counts in self.indices.items():
+            x, size = values[v], len(counts[split]) - 1
+            assert isinstance(x, Tensor)
+            counts[split] += torch.bincount(torch.where((x >= 0) & (x < size), x, size).long(), minlength=size + 1)
+        if split in self.sample:
+            self.hashes.add(split, [cached[v] for v in sorted(cached)], y)
+            kept = min(len(y), self.limit - self.sampled[split])
+            if kept > 0:
+                first = torch.arange(kept)
+                part = {v: _take(values[v], first) for v in self.versions}
+                self.sample[split].append((part, y[:kept], block[:kept]))
+                self.sampled[split] += kept
+        if self.options.groupCol:
+            self.groups[split].append(block.unique())
+        if self.objective is not None:
+            self.scores[split].add(self.network, self.objective, values, y, weight)
+
+    def _begin(self, values: dict[Version, Rows]) -> None:
+        """From the first batch, of training rows: the usual value of each slot, and what the slots are called."""
+        self.slots = slots = Slots(self.network, self.described, values)
+        self.sparse = {v: isinstance(values[v], SparseRows) for v in self.versions}
+        for v in self.versions:
+            x = _vector(values[v])
+            if isinstance(x, SparseRows):
+                self.usual[v] = torch.zeros(x.width, dtype=torch.float64)
+            else:
+                self.usual[v] = torch.where(slots.binary(v), 0.0, x.nan_to_num().median(0).values)
+        sizes = slots.encoded() | {v: len(names) for v, names in slots.levels.items() if names}
+        for v, size in sizes.items():
+            if not slots.vectors.get(v, True):
+                self.indices[v] = {s: torch.zeros(size + 1, dtype=torch.int64) for s in self.splits}
+        wide = sum(slots.widths[v] for v in self.versions if not self.sparse[v])
+        self.limit = min(
+            SPARSE_ROWS if any(self.sparse.values()) else SAMPLE_ROWS, max(1000, SAMPLE_ENTRIES // max(wide, 1))
+        )
+
+    def _name(self, version: Version, slot: int) -> str:
+        assert self.slots is not None
+        return self.slots.name(version, slot)
+
+    def _gathered(self, split: str) -> tuple[dict[Version, Rows], Tensor, Tensor]:
+        """The sample of a split: (columns, label, block)."""
+        parts = self.sample[split]
+        columns = {v: _below([p[0][v] for p in parts]) for v in self.versions}
+        return columns, torch.cat([p[1] for p in parts]), torch.cat([p[2] for p in parts])
+
+    # The findings ------------------------------------------------------------------------------------------------------
+
+    def extremes(self) -> list[str]:
+        """Values far from all others, as a number that stands for a missing value is."""
+        assert self.slots is not None
+        found = []
+        for v, spreads in self.spreads.items():
+            for split, s in spreads.items():
+                z = farness(split, spreads, self.usual[v])
+                if self.sparse[v] and not self.slots.named(v):
+                    z = torch.where(z > FARTHEST, z, 0.0)  # counts of words are like that
+                for j in (z > 0).nonzero()[:, 0].tolist():
+                    found.append((float(z[j]), v, j, split, s))
+        found.sort(key=lambda f: -f[0])
+        out = [
+            f"column {self._name(v, j)!r} holds {float(s.value[j]):.7g} in {_rows(int(s.count[j]), split)}, {z:,.0f} times as "
+            f"far from the usual {float(self.usual[v][j]):.4g} as other values lie: if it stands for a missing value, "
+            "make it null and impute it; else clip it"
+            for z, v, j, split, s in found[:SHOWN]
+        ]
+        if len(found) > SHOWN:
+            out[-1] += f" ({len(found) - SHOWN} more such columns or splits)"
+        return out
+
+    def leaks(self) -> list[str]:
+        """Features that alone give the label away."""
+        if not self.sampled[TRAIN]:
+            return []
+        columns, y, _ = self._gathered(TRAIN)
+        found = []
+        for v, x in columns.items():
+            if self.classes:
+                known = (y >= 0) & (y < self.classes) & (y == y.floor())
+                rows = known.nonzero()[:, 0]
+                for j, k, area in leaks_class(_take(x, rows), y[rows], self.classes, LEAK):
+                    what = f"class {k} from the rest" if self.classes > 2 else "the two classes apart"
+                    found.append((area, v, j, f"tells {what} with an AUC of {area:.4f}"))
+            else:
+                for j, name, r in leaks_number(x, y, LEAK):
+                    found.append((abs(r), v, j, f"has a {name} correlation of {r:.5f} with the label"))
+        best: dict[tuple[Version, int], tuple[float, str]] = {}
+        for strength, v, j, text in found:
+            if strength > best.get((v, j), (0.0, ""))[0]:
+                best[v, j] = strength, text
+        strongest = sorted(best.items(), key=lambda item: -item[1][0])[:SHOWN]
+        return [
+            f"column {self._name(v, j)!r} alone {text} on {len(y):,} training rows: if it is known only once the label is, "
+            "no prediction can use it; leave it out"
+            for (v, j), (_, text) in strongest
+        ]
+
+    def twins(self) -> list[str]:
+        """Validation rows that occur in train, more often than chance explains."""
+        found = self.hashes.found()
+        if found is None:
+            return []
+        return [
+            f"{found.rows:,} validation rows ({found.share:.1%}) occur in train with the same inputs and label ({found.chance}), "
+            "so validation flatters what was fitted to them: drop duplicates before the split, or split by validationFraction"
+        ]
+
+    def straddling(self) -> list[str]:
+        """Groups on both sides."""
+        if not self.options.groupCol or not self.groups[TRAIN] or not self.groups[VALIDATION]:
+            return []
+        train, held = (torch.cat(self.groups[s]).unique() for s in (TRAIN, VALIDATION))
+        both = int(torch.isin(held, train).sum())
+        if not both:
+            return []
+        return [
+            f"{both:,} of the {len(held):,} groups of {self.options.groupCol!r} in validation also have training rows, so that "
+            "gains on validation say little about groups not yet seen: let groupCol split (leave validationIndicatorCol and "
+            "separate validation data out), or move each group to one side"
+        ]
+
+    def own_rows(self) -> list[str]:
+        """Validation rows on which the original was fitted: there its score for the intercept is zero."""
+        if self.objective is None or self.scores[TRAIN].zero():
+            return []
+        for over in ((VALIDATION,), (TRAIN, VALIDATION), (VALIDATION, "test"), (TRAIN, VALIDATION, "test")):
+            if not all(s in self.scores and self.rows[s] for s in over):
+                continue
+            total = Score.over([self.scores[s] for s in over])
+            if total.zero():
+                z, alone = total.z(), self.scores[TRAIN].z()
+                return [
+                    f"the original {self.network.graph.leaves[self.network.graph.head].uid} seems to have been fitted on "  # type: ignore[index]
+                    f"{' + '.join(over)} rows: over them the sum of its loss's slopes is zero (|z| = {z:.1e}; over the training "
+                    f"rows alone {alone:.1f}), so its figures on validation flatter it; hold out rows that it hasn't seen"
+                ]
+        return []
+
+    def drift(self) -> list[str]:
+        """Validation rows that a classifier tells from training rows."""
+        if min(self.sampled.values()) < 2 * 30:
+            return []
+        (train, _, early), (held, _, late) = self._gathered(TRAIN), self._gathered(VALIDATION)
+        columns = [_below([train[v], held[v]]) for v in self.versions]
+        side = torch.arange(len(early) + len(late)) >= len(early)
+        # By time all training rows are one block.
+        cluster = torch.arange(len(side)) if self.options.timeCol else torch.cat([early, late])
+        seen = drift(columns, side, cluster)
+        least = DRIFT_BY_TIME if self.options.timeCol else DRIFT
+        if not (seen.auc > least and seen.auc - 0.5 > ERRORS * seen.error):
+            return []
+        top = [
+            (float(share[j]), float(shift[j]), v, j)
+            for v, share, shift in zip(self.versions, seen.shares, seen.shifts, strict=True)
+            for j in share.topk(min(SHOWN, len(share))).indices.tolist()
+        ]
+        top = sorted(top, key=lambda t: -t[0])[:SHOWN]
+        names = ", ".join(
+            f"{self._name(v, j)!r} ({s:+.2f} standard deviations)" for share, s, v, j in top if share > NAMED
+        )
+        way = (
+            "with timeCol some drift is expected; see whether a slice of newer training rows would do better"
+            if self.options.timeCol
+            else "a gain on validation may not be one on other rows; find out which of the two looks like production"
+        )
+        return [
+            f"training and validation rows differ: a linear classifier tells them apart with an AUC of {seen.auc:.3f} "
+            f"± {seen.error:.3f}, most by {names or 'many features together'}; {way}"
+        ]
+
+    def unseen(self) -> list[str]:
+        """Categories that validation rows have and no training row."""
+        assert self.slots is not None
+        out = []
+        for v, counts in self.indices.items():
+            names = [*(self.slots.level(v, k) for k in range(len(counts[TRAIN]) - 1)), "(no level)"]
+            out += self._only_held(self.network.graph.name(v), names, counts[TRAIN], counts[VALIDATION])
+        for v in self.versions:
+            spreads = self.spreads[v]
+            own = self.slots.binary(v, encoded=False).nonzero()[:, 0]
+            if len(own) and self.slots.named(v) and TRAIN in spreads and VALIDATION in spreads:
+                names = [self._name(v, j) for j in own.tolist()]
+                train, held = (spreads[s].support()[own] for s in (TRAIN, VALIDATION))
+                out += self._only_held(self.network.graph.name(v), names, train, held)
+        return out
+
+    def _only_held(self, column: str, names: list[str], train: Tensor, held: Tensor) -> list[str]:
+        only = (train == 0) & (held > 0)
+        rows = int(held[only].sum())
+        # Good and Turing: new rows of the same kind show unseen levels as often as the training rows are alone with theirs.
+        expected = float((train == 1).sum()) / max(self.rows[TRAIN], 1) * self.rows[VALIDATION]
+        if rows < 3 or rows <= expected + 3 * math.sqrt(expected):
+            return []
+        order = [int(k) for k in torch.where(only, held, 0).argsort(descending=True)[: int(only.sum())]]
+        named = ", ".join(f"{names[k]!r} in {int(held[k]):,}" for k in order[:SHOWN])
+        more = f" and {len(order) - SHOWN} more" if len(order) > SHOWN else ""
+        return [
+            f"{rows:,} validation rows hold values of {column!r} that no training row has ({named}{more}; chance would explain "
+            f"{expected:.1f} rows): nothing can be learnt for them; train on rows that have them, or split by validationFraction"
+        ]
+
+
+class Score:
+    """Sums of w * dloss/dmargin over rows: zero where a predictor with an unpenalised intercept was fitted."""
+
+    def __init__(self) -> None:
+        self.sum = self.square = torch.zeros((), dtype=torch.float64)
+
+    def add(
+        self, network: Network, objective: Objective, values: dict[Version, Rows], y: Tensor, weight: Tensor
+    ) -> None:
+        with torch.no_grad():
+            margin = network.margin(values)
+        assert objective.rows is not None
+        margin = margin.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(objective.rows(margin, y, weight).sum(), margin)
+        slope = slope * weight.view(-1, *[1] * (slope.ndim - 1))  # (n,) or (n, k)
+        self.sum, self.square = self.sum + slope.sum(0), self.square + slope.square().sum(0)
+
+    @staticmethod
+    def over(parts: Sequence[Score]) -> Score:
+        out = Score()
+        out.sum, out.square = sum(p.sum for p in parts), sum(p.square for p in parts)  # type: ignore[assignment]
+        return out
+
+    def z(self) -> float:
+        """The sum over its standard deviation under independence; of several classes the largest. NaN without slopes."""
+        z = self.sum.abs() / self.square.sqrt()
+        return float(z[~z.isnan()].max()) if bool((~z.isnan()).any()) else math.nan
+
+    def zero(self) -> bool:
+        return self.z() < ZERO_SCORE
+
+
+def _unpenalised(network: Network, label: LabelStats) -> Objective | None:
+    """The loss that the head was fitted with, where its intercept was fitted without penalty and bounds."""
+    head = network.head
+    stage = network.graph.leaves[network.graph.head].stage  # type: ignore[index]
+    fitted = stage is not None and stage.hasParam("fitIntercept") and stage.getOrDefault("fitIntercept")
+    if not fitted or any("ntercept" in name for name in getattr(head, "bounds", {})):
+        return None
+    return resolve("auto", {}, head, (), label)
+
+
+def too_few_rows(gains: Tensor, weights: Tensor, verdict: Verdict, before: float) -> list[str]:
+    """A warning where nothing was accepted and a gain of HOPED would have had less than POWER to be.
+
+    The smallest gain that is seen with a probability of POWER is (quantile of the level + quantile of POWER) standard
+    errors of the best column's gain; that the best of many columns was chosen makes it larger still.
+
+    Args:
+        gains, weights: what the guard judged, (C, B) and (B,).
+        before: the original's metric.
+    """
+    finite = gains.isfinite().all(1)
+    if verdict.accepted or verdict.level >= 1 or not bool(finite.any()):
+        return []
+    gains, weights = gains[finite][:, weights > 0], weights[weights > 0]
+    best = gains[gains.sum(1).argmax()]
+    rest = best - best.sum() / weights.sum() * weights
+    error = float(rest.norm() / weights.sum()) / max(abs(before), 1e-12)
+    normal = NormalDist()
+    smallest = (normal.inv_cdf(1 - verdict.level) + normal.inv_cdf(POWER)) * error
+    if not smallest > HOPED:
+        return []
+    return [
+        f"validation is small: a change like the best one found would have to gain {smallest:.0%} at least to be accepted in "
+        f"{POWER:.0%} of cases (its gain's standard error is {error:.1%} of the metric); to see a gain of {HOPED:.0%}, give "
+        f"about {math.ceil((smallest / HOPED) ** 2):,} times as many validation rows"
+    ]
+
+
+def _rows(number: int, split: str) -> str:
+    return f"{number:,} {split} row{'s' * (number != 1)}"
+
+
+def _take(x: Rows, rows: Tensor) -> Rows:
+    return x.take(rows) if isinstance(x, SparseRows) else x[rows]
+
+
+def _vector(x: Rows) -> Rows:
+    """(n,) as (n, 1)."""
+    return x[:, None] if isinstance(x, Tensor) and x.ndim == 1 else x
+
+
+def _below(parts: Sequence[Rows]) -> Rows:
+    if any(isinstance(p, SparseRows) for p in parts) and not all(isinstance(p, SparseRows) for p in parts):
+        return torch.cat([dense(p) for p in parts])
+    sparse = [p for p in parts if isinstance(p, SparseRows)]
+    return SparseRows.cat(sparse) if sparse else torch.cat([p for p in parts if isinstance(p, Tensor)])

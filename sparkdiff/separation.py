@@ -1,0 +1,206 @@
+"""How well one feature tells classes apart, and how well all of them tell training from validation rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparkdiff.slots import width
+from sparkdiff.sparse import SparseRows
+from sparkdiff.stages.base import Rows
+
+LEAST = 30
+"""Rows of a class, or rows that differ from a feature's most frequent value, below which nothing is said."""
+STEPS = 30  # of L-BFGS
+RIDGE = 1e-2
+FARTHEST = 5.0  # standard deviations at which a standardised feature is cut off, so that an outlier doesn't drown it
+
+
+def midranks(x: Tensor) -> Tensor:
+    """Ranks from 1 in each column, ties sharing their mean. (n, d) -> (n, d)"""
+    columns = x.T.contiguous()
+    ordered = columns.sort(1).values
+    return (torch.searchsorted(ordered, columns) + torch.searchsorted(ordered, columns, right=True) + 1).T.double() / 2
+
+
+def auc(x: Tensor, y: Tensor, classes: int) -> Tensor:
+    """Area under the ROC curve of each column for each class against the rest (Mann-Whitney). (n, d), (n,) -> (d, classes)
+
+    NaN for a class that has no rows or all of them.
+    """
+    member = torch.nn.functional.one_hot(y.long(), classes).to(x.dtype)
+    n = member.sum(0)
+    return (midranks(x).T @ member - n * (n + 1) / 2) / (n * (len(x) - n))
+
+
+def leaks_class(x: Rows, y: Tensor, classes: int, bound: float) -> list[tuple[int, int, float]]:
+    """(slot, class, AUC) of the features that alone tell a class from the rest with an AUC above `bound`, or below 1 - bound."""
+    counts = torch.bincount(y.long(), minlength=classes)
+    counted = (counts >= LEAST) & (len(y) - counts >= LEAST)
+    slots = torch.arange(width(x))
+    if isinstance(x, SparseRows):
+        # With the shares p and q of entries that aren't 0 in the class and outside, the AUC is at most 1 - (1-p)(1-q)/2.
+        stored = x.values != 0
+        cell = x.indices[stored] * classes + y.long()[x.rows()[stored]]
+        filled = torch.zeros(x.width * classes, dtype=torch.int64).index_add_(0, cell, torch.ones_like(cell))
+        filled = filled.view(x.width, classes)
+        outside = (filled.sum(1, keepdim=True) - filled) / (len(y) - counts).clamp_min(1)
+        both_zero = (1 - filled / counts.clamp_min(1)) * (1 - outside)
+        slots = ((both_zero <= 2 * (1 - bound)) & counted).any(1).nonzero()[:, 0]
+        dense = _chosen(x, slots)
+    else:
+        dense = x if x.ndim == 2 else x[:, None]
+    area = torch.where(counted, auc(dense, y, classes), 0.5)
+    strength = torch.maximum(area, 1 - area)
+    found = (strength > bound).nonzero().tolist()
+    return [(int(slots[j]), k, float(strength[j, k])) for j, k in found]
+
+
+def leaks_number(x: Rows, y: Tensor, bound: float) -> list[tuple[int, str, float]]:
+    """(slot, coefficient, value) of the features whose Pearson or Spearman correlation with the label lies beyond `bound`.
+
+    Of a sparse column only the slots that are filled in most rows come into question, but for Pearson's.
+    """
+    if isinstance(x, SparseRows):
+        filled = torch.bincount(x.indices[x.values != 0], minlength=x.width)
+        slots = (filled > len(y) // 2).nonzero()[:, 0]
+        dense = _chosen(x, slots)
+    else:
+        dense = x if x.ndim == 2 else x[:, None]
+        slots = torch.arange(dense.shape[1])
+    if not len(slots) or len(y) < LEAST:
+        return []
+    varied = (dense != dense.median(0).values).sum(0) >= LEAST
+    out = []
+    for name, a, b in (("Pearson", dense, y[:, None]), ("Spearman", midranks(dense), midranks(y[:, None]))):
+        a, b = a - a.mean(0), b - b.mean(0)
+        r = (a * b).sum(0) / (a.square().sum(0) * b.square().sum()).sqrt()
+        out += [(int(slots[j]), name, float(r[j])) for j in ((r.abs() > bound) & varied).nonzero()[:, 0].tolist()]
+    return out
+
+
+def _chosen(x: SparseRows, slots: Tensor) -> Tensor:
+    """These slots of sparse rows, (n, len(slots)) strided."""
+    place = torch.full((x.width,), -1, dtype=torch.int64)
+    place[slots] = torch.arange(len(slots))
+    kept = place[x.indices] >= 0
+    out = x.values.new_zeros(len(x), len(slots))
+    out[x.rows()[kept], place[x.indices[kept]]] = x.values[kept]
+    return out
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How well a classifier tells validation rows from training rows.
+
+    Attributes:
+        auc: area under its ROC curve on rows that it wasn't fitted on; 0.5 where they can't be told apart.
+        error: its standard error, by clusters of rows.
+        shares: per column (w,) its slots' shares of the difference between the mean margins of both sides; they sum to 1.
+        shifts: per column (w,) how far the slots' means differ, in standard deviations.
+    """
+
+    auc: float
+    error: float
+    shares: tuple[Tensor, ...]
+    shifts: tuple[Tensor, ...]
+
+
+def drift(columns: Sequence[Rows], held: Tensor, cluster: Tensor) -> Drift:
+    """Logistic regression with a small ridge on the standardised columns, cross-fitted over two halves of the clusters.
+
+    The standard error is that of the Mann-Whitney statistic with clustered rows (Obuchowski 1997, Biometrics 53:567).
+
+    Args:
+        columns: scalars (n,), vectors (n, d) or sparse rows.
+        held: (n,) True for validation rows.
+        cluster: (n,) int64; rows of a cluster are dependent and stay together.
+    """
+    scaled = [_standardised(x) for x in columns]
+    shift = [_mean(x, held) - _mean(x, ~held) for x in scaled]
+    _, number = cluster.unique(return_inverse=True)
+    fold = number % 2 == 0
+    areas, errors, weights = [], [], []
+    for fitted in (fold, ~fold):
+        own, other = fitted.nonzero()[:, 0], (~fitted).nonzero()[:, 0]
+        w = _fit([x.index_select(0, own) if isinstance(x, Tensor) else x.take(own) for x in scaled], held[own])
+        rest = [x.index_select(0, other) if isinstance(x, Tensor) else x.take(other) for x in scaled]
+        area, variance = clustered_auc(_margin(rest, w), held[other], number[other])
+        areas.append(area)
+        errors.append(math.sqrt(variance))
+        weights.append(w)
+    contribution = [(a + b) * s for a, b, s in zip(*weights, shift, strict=True)]
+    total = sum(float(c.sum()) for c in contribution)
+    shares = tuple(c / (total or 1.0) for c in contribution)
+    # Both areas follow the product of the halves' shifts, so their errors add up like those of one and the same thing.
+    return Drift(sum(areas) / 2, sum(errors) / 2, shares, tuple(shift))
+
+
+def clustered_auc(margin: Tensor, positive: Tensor, cluster: Tensor) -> tuple[float, float]:
+    """The AUC of a margin (n,) and its variance with dependent rows in a cluster (n,); (0.5, 0) without a side."""
+    m, n = int(positive.sum()), int((~positive).sum())
+    if not m or not n:
+        return 0.5, 0.0
+    # A row's placement: the share of the other side's rows that it is rightly above or below of.
+    overall = midranks(margin[:, None])[:, 0]
+    placement = torch.empty_like(margin)
+    placement[positive] = (overall[positive] - midranks(margin[positive][:, None])[:, 0]) / n
+    placement[~positive] = 1 - (overall[~positive] - midranks(margin[~positive][:, None])[:, 0]) / m
+    area = float(placement[positive].mean())
+    part = (placement - area) / torch.where(positive, m, n)
+    _, number = cluster.unique(return_inverse=True)
+    k = int(number.max()) + 1
+    sums = torch.zeros(k, dtype=margin.dtype).index_add_(0, number, part)
+    return area, float(sums.square().sum()) * k / max(k - 1, 1)
+
+
+def _standardised(x: Rows) -> Rows:
+    """Columns by mean and standard deviation, cut off; sparse ones by the root mean square of what is stored."""
+    if isinstance(x, SparseRows):
+        stored = torch.bincount(x.indices, minlength=x.width)
+        square = torch.zeros(x.width, dtype=x.values.dtype).index_add_(0, x.indices, x.values.square())
+        scale = (square / stored.clamp_min(1)).sqrt()
+        values = x.values / torch.where(scale > 0, scale, 1.0)[x.indices]
+        return x.with_values(values.nan_to_num(0.0).clamp(-FARTHEST, FARTHEST))
+    x = x[:, None] if x.ndim == 1 else x
+    center, spread = x.mean(0), x.std(0)
+    return ((x - center) / torch.where(spread > 0, spread, 1.0)).nan_to_num(0.0).clamp(-FARTHEST, FARTHEST)
+
+
+def _mean(x: Rows, rows: Tensor) -> Tensor:
+    if isinstance(x, SparseRows):
+        x = x.take(rows.nonzero()[:, 0])
+        return torch.zeros(x.width, dtype=x.values.dtype).index_add_(0, x.indices, x.values) / max(len(x), 1)
+    return x[rows].mean(0)
+
+
+def _margin(columns: Sequence[Rows], weights: Sequence[Tensor]) -> Tensor:
+    parts = (
+        x.matmul(w[:, None])[:, 0] if isinstance(x, SparseRows) else x @ w
+        for x, w in zip(columns, weights, strict=True)
+    )
+    return torch.stack(list(parts)).sum(0)
+
+
+def _fit(columns: Sequence[Rows], held: Tensor) -> list[Tensor]:
+    """Weights of the logistic regression of `held`, both sides weighing the same; the intercept doesn't matter to an AUC."""
+    weights = [torch.zeros(width(x), dtype=torch.float64, requires_grad=True) for x in columns]
+    intercept = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    sign = held.to(torch.float64) * 2 - 1
+    share = torch.where(held, 0.5 / held.sum().clamp_min(1), 0.5 / (~held).sum().clamp_min(1))
+    optimizer = torch.optim.LBFGS([*weights, intercept], max_iter=STEPS, history_size=10, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        margin = _margin(columns, weights) + intercept
+        value = (torch.nn.functional.softplus(-sign * margin) * share).sum()
+        value = value + RIDGE / 2 * sum((w.square().sum() for w in weights), torch.zeros((), dtype=torch.float64))
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    return [w.detach() for w in weights]

@@ -1,0 +1,107 @@
+"""Validation rows that occur in training: equal rows by 64-bit hashes, against the number that chance explains."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparkdiff.sparse import SparseRows
+from sparkdiff.stages.base import Rows
+
+MOST_HASHES = 1 << 22  # that are kept; of more rows a sample by hash
+ERRORS = 4.0  # standard errors above chance
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """How many validation rows occur in train, their share of all, and what chance says to it."""
+
+    rows: int
+    share: float
+    chance: str
+
+
+class Twins:
+    """Rows that are equal in label and in all that enters the network, by 64-bit hashes; of many rows a sample of the hashes."""
+
+    def __init__(self, rows: int):
+        self.mask = (1 << max(0, math.ceil(math.log2(max(rows, 1) / MOST_HASHES)))) - 1 if rows > MOST_HASHES else 0
+        self.hashes: dict[str, list[Tensor]] = {"train": [], "validation": []}
+
+    def add(self, split: str, columns: Sequence[Rows], y: Tensor) -> None:
+        """Add rows: their columns, always in the same order, and their labels (n,)."""
+        total = _mixed(_bits(y))
+        for number, column in enumerate(columns):
+            total = _mixed(total + _row_hash(column, number + 1))
+        self.hashes[split].append(total[total & self.mask == 0])
+
+    def found(self) -> Overlap | None:
+        """The overlap, where more validation rows have a twin in training than chance explains.
+
+        By chance as many do as training rows have one among the others (Good 1953; the variance is Esty's, 1983). And rows
+        that are drawn independently, from however few values, show single, double and triple ones in proportions of
+        which a table that was loaded twice has too many double ones: for a mixture of Poisson counts the numbers f_m of
+        values seen m times obey f_m^2 <= (m + 1) / m * f_(m-1) * f_(m+1) (Cauchy-Schwarz).
+        """
+        if not all(self.hashes.values()):
+            return None
+        train, held = (torch.cat(hashes) for hashes in self.hashes.values())
+        n, m = len(train), len(held)
+        if not n or not m:
+            return None
+        values, counts = train.unique(return_counts=True)
+        both = int(torch.isin(held, values).sum())
+        single, double = int((counts == 1).sum()), int((counts == 2).sum())
+        expected = m * (1 - single / n)
+        variance = expected * single / n + 1 + m * m * (single * (1 - single / n) + 2 * double) / n**2
+        surplus = both > expected + ERRORS * math.sqrt(variance)
+        if not surplus and not (both >= max(5, m / 100) and unnatural(torch.cat([train, held]))):
+            return None
+        times = self.mask + 1
+        chance = (
+            f"chance would explain {round(expected * times):,}"
+            if surplus
+            else "too many rows are there twice for chance"
+        )
+        return Overlap(both * times, both / m, chance)
+
+
+def unnatural(hashes: Tensor) -> bool:
+    """Whether values repeat in proportions that independent draws don't show; see Twins.found."""
+    _, counts = hashes.unique(return_counts=True)
+    f = [0, *(int((counts == k).sum()) for k in range(1, 6))]
+
+    def high(count: int) -> float:  # what the expected count may be, seen this one
+        return count + 3 * math.sqrt(count) + 5
+
+    return any(
+        f[k] - 3 * math.sqrt(f[k]) > math.sqrt((k + 1) / k * high(f[k - 1]) * high(f[k + 1])) for k in range(2, 5)
+    )
+
+
+def _bits(x: Tensor) -> Tensor:
+    x = torch.where(x.isnan(), torch.nan, x) + 0.0  # one NaN, and no -0.0
+    return x.contiguous().view(torch.int64)
+
+
+def _mixed(h: Tensor) -> Tensor:
+    """A bijection that scatters 64-bit integers (the finaliser of MurmurHash3, with arithmetic shifts)."""
+    h = (h ^ (h >> 33)) * -49064778989728563
+    h = (h ^ (h >> 33)) * -4265267296055464877
+    return h ^ (h >> 33)
+
+
+def _row_hash(x: Rows, salt: int) -> Tensor:
+    """A hash of each row of a column, (n,) int64; zeros that a sparse row stores count as those that it doesn't."""
+    if isinstance(x, SparseRows):
+        stored = x.values != 0
+        at = _mixed(x.indices[stored] + (salt << 32))
+        entries = _mixed(_bits(x.values[stored]) + at)
+        return torch.zeros(len(x), dtype=torch.int64).index_add_(0, x.rows()[stored], entries)
+    columns = x[:, None] if x.ndim == 1 else x
+    at = _mixed(torch.arange(columns.shape[1]) + (salt << 32))
+    return _mixed(_bits(columns) + at).sum(1)
