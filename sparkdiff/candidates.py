@@ -15,6 +15,7 @@ from sparkdiff.graph import Version
 from sparkdiff.losses import Batch, Objective
 from sparkdiff.measure import Data, Score, Tally
 from sparkdiff.metrics import Metric
+from sparkdiff.monotone import Monotone
 from sparkdiff.network import Network
 from sparkdiff.optimizers import FirstOrder
 from sparkdiff.options import Options
@@ -50,10 +51,11 @@ class Candidates:
     """
 
     def __init__(
-        self, network: Network, recipes: Sequence[Recipe], options: Options, scales: Scales, folded: Folded | None
-    ):
+        self, network: Network, recipes: Sequence[Recipe], options: Options, scales: Scales, folded: Folded | None,
+        monotone: Monotone | None = None,
+    ):  # fmt: skip
         self.network, self.recipes, self.options, self.scales = network, list(recipes), options, scales
-        self.folded, self.head = folded, network.head
+        self.folded, self.head, self.monotone = folded, network.head, monotone
         self.start = flattened(network)
         count, size = len(recipes), len(self.start)
         self.sums = torch.zeros(count * (size + 1) + 1, dtype=torch.float64)
@@ -169,6 +171,8 @@ class Candidates:
         """One optimizer step by `sums`; `scale` is the objective's, `factor` the schedule's."""
         self.total += self.losses
         self.total_weight += self.weight
+        if self.monotone is not None:
+            self._penalise(self.monotone, float(self.weight) / scale)
         if self.newton:
             self.whole += self.gradient
         if self.optimizer is None:
@@ -185,6 +189,14 @@ class Candidates:
             self._project()
         if self.forget is not None:
             self.average.lerp_(u, self.forget)
+
+    def _penalise(self, monotone: Monotone, factor: float) -> None:
+        """Add the penalty's gradient, times a factor, to the sums; every process does the same."""
+        assert self.folded is not None
+        slopes = self.folded.slopes(self.parameters, len(self.recipes))
+        _, gradients = monotone.gradients(slopes)
+        gradients = {v: factor * gradient for v, gradient in gradients.items()}
+        self.folded.back(slopes, gradients, torch.zeros_like(slopes.constant), self.room)
 
     def _towards(self, gradient: Tensor, factor: float, out: Tensor) -> None:
         """The gradient by u, times a factor, from the one by the parameters (K, p)."""
@@ -276,7 +288,8 @@ class Candidates:
 
     def kept(self, rows: list[int]) -> Candidates:
         """These candidates alone, as they are now."""
-        kept = Candidates(self.network, [self.recipes[k] for k in rows], self.options, self.scales, self.folded)
+        recipes = [self.recipes[k] for k in rows]
+        kept = Candidates(self.network, recipes, self.options, self.scales, self.folded, self.monotone)
         state = self.state()
         for name in ("flat", "u", "average", "whole", "total"):
             state[name] = state[name][rows]

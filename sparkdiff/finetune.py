@@ -8,7 +8,7 @@ import importlib.metadata
 import math
 import sys
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,14 @@ import torch
 from pyspark.util import VersionUtils
 
 from sparkdiff import cache as caches
-from sparkdiff import datachecks, faithful, guard, jvm, launch
+from sparkdiff import datachecks, faithful, guard, jvm, launch, monotone
 from sparkdiff.acceptance import Judgement, check_options, judge, reason
 from sparkdiff.cache import Cache
 from sparkdiff.checkpoint import RunFolder
 from sparkdiff.errors import InputError
 from sparkdiff.fingerprint import Request, virtual_shards
-from sparkdiff.folding import fixed_versions
-from sparkdiff.graph import Graph
+from sparkdiff.folding import Folded, fixed_versions, fold
+from sparkdiff.graph import Graph, Version
 from sparkdiff.losses import Objective, check_label
 from sparkdiff.measure import Data, Score, features, score
 from sparkdiff.metrics import Metric
@@ -36,8 +36,9 @@ from sparkdiff.rank import Assignment, objectives
 from sparkdiff.recipes import candidates
 from sparkdiff.report import Phases
 from sparkdiff.scales import Scales, trained
+from sparkdiff.slots import Slots
 from sparkdiff.splits import REFERENCE, SPLITS, TRAIN, VALIDATION, Source, rule
-from sparkdiff.stages.base import SUPPORT, LabelStats, columns_of
+from sparkdiff.stages.base import SUPPORT, FeatureStats, LabelStats, columns_of
 from sparkdiff.stream import Stream
 from sparkdiff.summary import FineTuningSummary
 from sparkdiff.train import Trained
@@ -165,9 +166,12 @@ def fine_tune(
             stats = features(network, data, {*reads.values(), *inputs})
             scales, frozen = Scales.of(network, {i: stats[v] for i, v in reads.items()}, label, options)
             recipes = candidates(options, cache.rows(VALIDATION), mixes=not cache.sparse)
+            wishes = _Wishes.of(options, network, data, cache) if "monotone" in options.penalties else None
+            stats = {v: stats[v] for v in inputs}
+            penalty = None if wishes is None else wishes.penalty(stats, label)
             assignment = Assignment(
                 network, cache.folder, stream.backend, in_memory, data.columns, label, before[VALIDATION], scales,
-                tuple(recipes), whole_batches(options), metric.name, {v: stats[v] for v in inputs},
+                tuple(recipes), whole_batches(options), metric.name, stats, penalty,
             )  # fmt: skip
             folder = _run_folder(assignment, cache, replace)
             with folder.kept(always=options.runId is not None):
@@ -179,6 +183,8 @@ def fine_tune(
             )
             held_out = before[VALIDATION].mean
             doubts = [*doubts, *datachecks.too_few_rows(found.gains, found.weights, judged.verdict, held_out)]
+            if wishes is not None and judged.accepted:
+                doubts += wishes.broken(found.network)
         model, after = task.model, before
         if judged.accepted:
             with phases.phase("write back") as say:
@@ -191,6 +197,30 @@ def fine_tune(
             task, cache, stream, objective, metric, found, frozen, lost, doubts, judged, (before, after), parity, phases
         )
         return Outcome(model, task.plan, summary, folder)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Wishes:
+    """The slopes that the owner wants to rise or fall, and what it takes to look at them."""
+
+    given: Mapping[str, float]
+    network: Network
+    folded: Folded | None
+    slots: Slots
+
+    @staticmethod
+    def of(options: Options, network: Network, data: Data, cache: Cache) -> _Wishes:
+        values = data.values(data.nothing())
+        network.margin(values)
+        slots = Slots(network, _described(cache, data), values)
+        return _Wishes(options.penalties["monotone"], network, fold(network, slots.widths), slots)
+
+    def penalty(self, stats: Mapping[Version, FeatureStats], label: LabelStats) -> monotone.Monotone:
+        return monotone.resolve(self.given, self.network, self.folded, self.slots, stats, label)
+
+    def broken(self, tuned: Network) -> list[str]:
+        assert self.folded is not None
+        return monotone.broken(self.given, tuned, self.folded, self.slots)
 
 
 def whole_batches(options: Options) -> Options:
@@ -257,9 +287,14 @@ def _check_finite(before: dict[str, Score], metric: Metric, task: Task, labels: 
 
 def _doubts(task: Task, cache: Cache, network: Network, data: Data, label: LabelStats) -> list[str]:
     """What about the cached rows should make one doubt the figures."""
+    splits = [s for s in SPLITS if cache.rows(s)]
+    return datachecks.check(network, data, _described(cache, data), task.options, label, splits)
+
+
+def _described(cache: Cache, data: Data) -> dict[Version, Mapping[str, Any]]:
+    """What the manifest says of each cached column version."""
     entries = {c["name"]: c for c in cache.manifest["columns"]}
-    described = {version: entries[name] for version, name in data.columns.items()}
-    return datachecks.check(network, data, described, task.options, label, [s for s in SPLITS if cache.rows(s)])
+    return {version: entries[name] for version, name in data.columns.items()}
 
 
 # Summary --------------------------------------------------------------------------------------------------------------

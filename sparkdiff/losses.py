@@ -230,8 +230,6 @@ def penalised(
     Raises:
         InputError: a column is none of these.
     """
-    if "monotone" in penalties:
-        raise InputError("penalties.monotone can't be trained yet; leave it out")
     gaps = penalties.get("parityGap", {})
     if unknown := sorted(set(gaps) - set(groupCols)):
         raise InputError(

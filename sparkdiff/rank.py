@@ -32,6 +32,7 @@ from sparkdiff.graph import Version
 from sparkdiff.losses import Objective
 from sparkdiff.measure import Data, Score
 from sparkdiff.metrics import Metric
+from sparkdiff.monotone import Monotone
 from sparkdiff.network import Network
 from sparkdiff.options import Options
 from sparkdiff.parallel import LostProcessError, Team
@@ -61,9 +62,10 @@ class Assignment:
     options: Options
     metric: str  # as it is shown
     stats: Mapping[Version, FeatureStats]  # of the network's fixed inputs
+    monotone: Monotone | None
 
     def training(self) -> Training:
-        return Training(self.network, self.recipes, self.options, self.scales, self.original, self.stats)
+        return Training(self.network, self.recipes, self.options, self.scales, self.original, self.stats, self.monotone)
 
 
 def work(

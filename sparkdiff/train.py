@@ -21,6 +21,7 @@ from sparkdiff.graph import Version
 from sparkdiff.losses import Objective
 from sparkdiff.measure import Data, Score, scalar, widths
 from sparkdiff.metrics import Metric
+from sparkdiff.monotone import Monotone
 from sparkdiff.network import Network
 from sparkdiff.options import Options
 from sparkdiff.recipes import Recipe
@@ -74,16 +75,10 @@ class Training:
 
     def __init__(
         self, network: Network, recipes: Sequence[Recipe], options: Options, scales: Scales, original: Score,
-        stats: Mapping[Version, FeatureStats] | None = None,
+        stats: Mapping[Version, FeatureStats] | None = None, monotone: Monotone | None = None,
     ):  # fmt: skip
-        self.network, self.recipes, self.options, self.scales, self.original = (
-            network,
-            recipes,
-            options,
-            scales,
-            original,
-        )
-        self.stats = stats or {}
+        self.network, self.recipes, self.options, self.scales = network, recipes, options, scales
+        self.original, self.stats, self.monotone = original, stats or {}, monotone
         start = flattened(network)
         self.standings = [Standing(original.mean, start) for _ in recipes]
         self.history = [_entry(0, k, r, math.nan, original.value) for k, r in enumerate(recipes)]
@@ -105,7 +100,7 @@ class Training:
         """Make the candidates that are active, as they were when the training was saved."""
         folded = fold(self.network, widths(self.network, data))
         recipes = [self.recipes[k] for k in self.active]
-        self.candidates = Candidates(self.network, recipes, self.options, self.scales, folded)
+        self.candidates = Candidates(self.network, recipes, self.options, self.scales, folded, self.monotone)
         if self._saved is not None:
             self.candidates.load(self._saved)
         return self.candidates

@@ -15,6 +15,7 @@ from torch import Tensor
 from sparkdiff.candidates import Candidates, Draw
 from sparkdiff.folding import fold
 from sparkdiff.losses import Objective, resolve
+from sparkdiff.monotone import Monotone
 from sparkdiff.network import Network
 from sparkdiff.options import Options
 from sparkdiff.recipes import Recipe, candidates
@@ -346,3 +347,49 @@ def test_any_number_of_processes_draws_the_same(name: str) -> None:
     plain = Run(name, recipes[1:2])
     plain.add()
     torch.testing.assert_close(alone.team.losses[1], plain.team.losses[0], rtol=1e-12, atol=0)
+
+
+# ---- monotone slopes
+
+
+def monotone_penalty(run: Run, wishes: dict[int, float]) -> Monotone:
+    signs = torch.zeros(5, dtype=F64)
+    for j, wish in wishes.items():
+        signs[j] = math.copysign(1.0, wish)
+    strengths = torch.tensor([abs(wishes.get(j, 0.0)) for j in range(5)], dtype=F64)
+    return Monotone({("x", -1): signs}, {("x", -1): strengths})
+
+
+def test_the_penalty_of_a_wrong_slope_is_added_to_the_loss() -> None:
+    plain, run = Run("scaler, PCA, Poisson", RECIPES), Run("scaler, PCA, Poisson", RECIPES)
+    penalty = monotone_penalty(run, {0: 3.0, 1: 3.0, 3: 0.5})
+    run.team.monotone = penalty
+    assert run.team.folded is not None
+    for r in (plain, run):
+        r.steps(1)
+    # what the step's gradient had in it, by autograd over the original's parameters
+    p = {name: q.detach().clone().requires_grad_() for name, q in run.net.named_parameters()}
+    slope = (p["stages.1.pc"] @ p["stages.2.coefficients"]) / p["stages.0.std"]
+    sign, strength = penalty.signs["x", -1], penalty.weights["x", -1]
+    wrong = (-sign * slope).clamp_min(0)
+    assert 0 < int((wrong > 0).sum()) < 3
+    (strength * wrong**2).sum().backward()
+    expected = torch.cat([(torch.zeros_like(q) if q.grad is None else q.grad).flatten() for q in p.values()])
+    found = (run.team.gradient - plain.team.gradient) / run.team.weight * run.objective.scale
+    torch.testing.assert_close(found, expected.expand(3, -1), rtol=1e-9, atol=1e-12)
+
+
+def test_slopes_turn_to_the_wished_sign() -> None:
+    recipes = [Recipe(3e-2, 0.0)]
+    free, held = Run("scaler, PCA, Poisson", recipes), Run("scaler, PCA, Poisson", recipes)
+
+    def slope(run: Run) -> Tensor:
+        assert run.team.folded is not None
+        return run.team.folded.slopes(run.team.parameters, 1).of["x", -1][0, :, 0].clone()
+
+    free.steps(200)
+    against = {j: -1000.0 * float(v.sign()) for j, v in enumerate(slope(free))}
+    held.team.monotone = monotone_penalty(held, against)
+    held.steps(200)
+    wrong = slope(held) * torch.tensor([against[j] for j in range(5)], dtype=F64).sign() < -0.01
+    assert not bool(wrong.any())
