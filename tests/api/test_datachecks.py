@@ -29,7 +29,7 @@ def doubts(model: Any, data: DataFrame | list[Source], folder: Path, **options: 
     cache = cached(model, data, folder, **options)
     network = Network(task.graph, task.graph.live)
     with Stream(cache.folder, backend="arrow") as stream:
-        return _doubts(task, cache, network, Data(stream, cache.columns(task.graph)), _label(task, cache, network))
+        return _doubts(task, cache, network, Data(stream, cache.columns(task.graph)), _label(task, cache, network, []))
 
 
 OLD = "number % 7 <> 0"
