@@ -3,8 +3,10 @@
 Two populations with a known mean: bike sharing (hours drawn with replacement, counts from a gamma-Poisson around the mean
 that a regression on all hours predicts; one hour of 8,645 has the weather `heavy rain/snow`), and generated rows with two
 columns of Zipf categories. From each, per seed: an original fitted on a small old sample, fine-tuned on a larger new one, and
-measured on a large fresh one; with regParam 1e-6 there is little to gain but much to spoil, with regParam 1 much to gain. Half the mean Poisson deviance by Spark's own `transform`; also on the rows whose rarest level has fewer than 5
-tuning rows, or 5 to 19. Prints a table, writes JSON, fails where a tuned model is worse than its original by more than 0.5%.
+measured on a large fresh one; with regParam 1e-6 there is little to gain but much to spoil, with regParam 1 much to gain.
+Half the mean Poisson deviance by Spark's own `transform`; also on the rows whose rarest level has fewer than 5 tuning rows
+(training and validation together), or 5 to 19. Prints a table, writes JSON, fails where a tuned model is worse than its
+original by more than 0.5%.
 
     SPARK_CONF_DIR=conf python benchmarks/rare_levels.py --seeds 20 --out rare_levels.json
 """
