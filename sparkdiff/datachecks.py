@@ -295,8 +295,12 @@ class _Seen:
         only = (train == 0) & (held > 0)
         rows = int(held[only].sum())
         # Good and Turing: new rows of the same kind show unseen levels as often as the training rows are alone with theirs.
-        expected = float((train == 1).sum()) / max(self.rows[TRAIN], 1) * self.rows[VALIDATION]
-        if rows < 3 or rows <= expected + 3 * math.sqrt(expected):
+        # The variance is Esty's (1983), as in Twins.
+        n, m = max(self.rows[TRAIN], 1), self.rows[VALIDATION]
+        single, double = float((train == 1).sum()), float((train == 2).sum())
+        expected = m * single / n
+        variance = expected + m * m * (single * (1 - single / n) + 2 * double) / n**2
+        if rows < 3 or rows <= expected + ERRORS * math.sqrt(variance):
             return []
         order = [int(k) for k in torch.where(only, held, 0).argsort(descending=True)[: int(only.sum())]]
         named = ", ".join(f"{names[k]!r} in {int(held[k]):,}" for k in order[:SHOWN])
