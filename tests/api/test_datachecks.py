@@ -22,6 +22,8 @@ from sparkdiff.options import Options
 from sparkdiff.splits import Source
 from sparkdiff.stream import Stream
 
+pytestmark = [pytest.mark.slow, pytest.mark.once]
+
 
 def doubts(model: Any, data: DataFrame | list[Source], folder: Path, **options: Any) -> list[str]:
     """What a fit would warn of before it trains."""

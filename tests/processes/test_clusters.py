@@ -108,11 +108,13 @@ def test_the_demo_on_local_cluster(runs: Path, local: Path, foreign: str) -> Non
     same(runs / "local-cluster", local)
 
 
+@pytest.mark.once
 def test_the_demo_on_a_standalone_cluster(runs: Path, local: Path, foreign: str, standalone: str) -> None:
     demo(runs, "standalone", master=standalone, python=foreign)
     same(runs / "standalone", local)
 
 
+@pytest.mark.once
 def test_dynamic_allocation_is_named(runs: Path, local: Path) -> None:
     said = demo(
         runs, "dynamic", "fineTuner.localMode=false", conf={"spark.dynamicAllocation.enabled": "true"}, expect=2,
@@ -122,6 +124,7 @@ def test_dynamic_allocation_is_named(runs: Path, local: Path) -> None:
     assert not (runs / "dynamic").exists()
 
 
+@pytest.mark.once
 def test_an_exception_in_a_process_ends_the_job_with_1_and_its_traceback(
     runs: Path, local: Path, tmp_path: Path
 ) -> None:

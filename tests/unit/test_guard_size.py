@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.once]
 
 PATH = Path(__file__).parents[2] / "benchmarks" / "guard_size.py"
 SPEC = importlib.util.spec_from_file_location("guard_size", PATH)
