@@ -29,7 +29,7 @@ def augmented(
     """The values as this recipe wants to see them, and the targets that a row's loss is the sum over.
 
     Args:
-        values: the network's fixed inputs. Of sparse rows only the entries that are stored change; they are never mixed.
+        values: the network's fixed inputs. Of sparse rows only the entries that are stored change; they can't be mixed.
         stats: mean and standard deviation of each.
         shards: (virtual shard, rows) of this batch, in the order of its rows.
         key: the seed, and what else tells this draw from any other.
@@ -63,6 +63,7 @@ def augmented(
         out[v] = x
     if not recipe.mixup:
         return out, [target]
+    assert not any(isinstance(x, SparseRows) for x in out.values())  # see recipes.candidates
     partner = drawn(lambda rng, n: rng.permutation(n), sizes)  # of the same virtual shard
     partner += torch.from_numpy(np.repeat(np.cumsum([0, *sizes[:-1]]), sizes))
     share = drawn(lambda rng, n: rng.beta(recipe.mixup, recipe.mixup, n), sizes)

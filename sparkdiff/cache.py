@@ -60,17 +60,13 @@ class Cache:
     def rows(self, split: str) -> int:
         return sum(p["rows"] for shard in self.manifest["splits"][split] for p in shard)
 
-    @property
-    def sparse(self) -> bool:
-        """Whether a column holds sparse rows."""
-        return any(c["kind"] == "sparse" for c in self.manifest["columns"])
-
     def fits_in_memory(self) -> bool:
         """Whether all rows, as tensors, take less than half of this machine's memory."""
         dense = 8 * sum(c["width"] for c in self.manifest["columns"] if c["kind"] != "sparse")
         files = sum(p["bytes"] for shards in self.manifest["splits"].values() for shard in shards for p in shard)
+        sparse = any(c["kind"] == "sparse" for c in self.manifest["columns"])
         # Sparse entries take 16 bytes in memory; in the files they are compressed, here taken to be to a quarter.
-        needed = dense * sum(map(self.rows, SPLITS)) + (4 * files if self.sparse else 0)
+        needed = dense * sum(map(self.rows, SPLITS)) + (4 * files if sparse else 0)
         return needed < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 

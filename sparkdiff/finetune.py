@@ -25,7 +25,7 @@ from sparkdiff.fingerprint import Request, virtual_shards
 from sparkdiff.folding import Folded, fixed_versions, fold
 from sparkdiff.graph import Graph, Version
 from sparkdiff.losses import Objective, check_label
-from sparkdiff.measure import Data, Score, features, score
+from sparkdiff.measure import Data, Score, all_dense, features, score
 from sparkdiff.metrics import Metric
 from sparkdiff.nesting import flatten
 from sparkdiff.network import Network, write_back
@@ -165,7 +165,7 @@ def fine_tune(
             reads = {i: network.graph.leaves[i].reads[0] for i in network.positions if network.module(i).feature_axis}
             stats = features(network, data, {*reads.values(), *inputs})
             scales, frozen = Scales.of(network, {i: stats[v] for i, v in reads.items()}, label, options)
-            recipes = candidates(options, cache.rows(VALIDATION), mixes=not cache.sparse)
+            recipes = candidates(options, cache.rows(VALIDATION), mixes=all_dense(network, data, inputs))
             wishes = _Wishes.of(options, network, data, cache) if "monotone" in options.penalties else None
             stats = {v: stats[v] for v in inputs}
             penalty = None if wishes is None else wishes.penalty(stats, label)

@@ -228,6 +228,14 @@ def widths(network: Network, data: Data) -> dict[Version, int]:
     return {v: x.width if isinstance(x, SparseRows) else math.prod(x.shape[1:]) for v, x in values.items()}
 
 
+@torch.no_grad()
+def all_dense(network: Network, data: Data, versions: Collection[Version]) -> bool:
+    """Whether none of these column versions holds sparse rows."""
+    values = data.values(data.nothing())
+    network.run(values, [v for v in versions if v not in values])
+    return not any(isinstance(values[v], SparseRows) for v in versions)
+
+
 class Feature:
     """Streaming statistics of one stage's input."""
 

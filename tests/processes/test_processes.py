@@ -47,8 +47,8 @@ def fit(rows: DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Fit:
 
 
 def test_the_number_of_processes_changes_neither_weights_nor_decision(fit: Fit) -> None:
-    # 8 of 10 rows train: 4000 * .8 / 64 = 50 steps an epoch, so 200 steps are 4 epochs
-    options = {"maxEpochs": 5, "batchSize": 64}
+    # 7 of 10 rows train: 4000 * .7 / 64 = 44 steps an epoch, so 220 steps; enough rows are held out for all ten candidates
+    options = {"maxEpochs": 5, "batchSize": 64, "validationFraction": 0.3, "recipe": "thorough"}
     one = outcome(fit(**options))
     for processes in (2, 4):
         several = outcome(fit(numProcesses=processes, **options))
