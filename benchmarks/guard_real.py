@@ -24,6 +24,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -130,48 +131,37 @@ def populations(pipes: Sequence[Pipe], epochs: int) -> Iterator[Population]:
 def tuned_on(model: Any, train: Any, pool: Any, folder: str, epochs: int, name: str) -> Population:
     """Tune with all default candidates, without early stopping, and look at the pool after every epoch.
 
-    All that this file knows of the trainer is here.
+    All that this file knows of the trainer is here: after every epoch it asks the candidates for their scores.
     """
-    from sparkdiff.cache import open_cache
-    from sparkdiff.finetune import prepare
-    from sparkdiff.fingerprint import Request
-    from sparkdiff.measure import Data, features, scalar, score
-    from sparkdiff.network import Network
-    from sparkdiff.options import Options
-    from sparkdiff.rank import objectives
-    from sparkdiff.splits import Source
-    from sparkdiff.stages.base import LabelStats
-    from sparkdiff.stream import Stream
-    from sparkdiff.train import Scales, Training, candidates
-    from sparkdiff.train import train as fit
+    from pyspark.sql import functions as F
 
-    given = {"maxEpochs": epochs, "patience": epochs, "cacheDir": folder, "timeCol": "hours", "stream": "arrow"}
-    task = prepare(model, Options.of(given))
-    sources = [Source(train, "train"), Source(pool, "validation")]
-    cache = open_cache(Request(task.graph, sources, task.options, task.labelCol, task.weightCol))
-    network = Network(task.graph, task.graph.live)
-    with Stream(cache.folder, backend="arrow") as stream:
-        data = Data(stream, cache.columns(task.graph))
-        s = cache.manifest["stats"]["train"]
-        label = LabelStats(s["mean"], s["std"], s["low"], s["high"], torch.tensor(s["classes"], dtype=torch.int64))
-        objective, metric = objectives(task.options, network, label)
-        scales, _ = Scales.of(network, features(network, data), label, task.options)
-        original = score(network, data, "validation", metric)
-        training = Training(network, candidates(task.options, 1 << 30), task.options, scales, original)
+    from sparkdiff import FineTuner
+    from sparkdiff.candidates import Candidates
+    from sparkdiff.measure import contributions, scalar
+    from sparkdiff.scales import load
 
-        @torch.no_grad()
-        def losses(n: Network) -> Tensor:
-            batches = data.batches("validation")
-            return torch.cat([metric.rows(n.margin(data.values(b)), y, w) for b, y, w, _ in batches])
+    scores, found, columns = Candidates.scores, {}, []
 
-        columns: list[Tensor] = []
+    def watched(candidates: Any, data: Any, split: str, metric: Any) -> Any:
+        out = scores(candidates, data, split, metric)
+        network = candidates.network
+        if not columns:
+            found["before"] = contributions(network, data, split, metric)
+            found["hours"] = torch.cat([scalar(batch, "time") for batch, *_ in data.batches(split)])
+        for parameters in out[1]:
+            tuned = network.clone()
+            load(tuned, parameters)
+            columns.append(contributions(tuned, data, split, metric))
+        return out
 
-        def on_step(training: Training) -> None:
-            if training.step == 0:  # an epoch has ended
-                columns.extend(losses(c.network) for c in training.team)
-
-        fit(training, data, objective, metric, on_step)
-        before, hours = losses(network), torch.cat([scalar(b, "time") for b, *_ in data.batches("validation")])
+    rows = train.withColumn("held", F.lit(False)).unionByName(pool.withColumn("held", F.lit(True)))
+    tuner = FineTuner(
+        pipeline=model, validationIndicatorCol="held", timeCol="hours", maxEpochs=epochs, patience=epochs, cacheDir=folder,
+        stream="arrow", verbosity=0,
+    )  # fmt: skip
+    with mock.patch.object(Candidates, "scores", watched):
+        tuner.fit(rows)
+    before, hours = found["before"], found["hours"]
     order = hours.argsort(stable=True)
     gains = before[:, None] - torch.stack(columns, 1)
     gains = gains[:, gains.isfinite().all(0)]
