@@ -274,6 +274,13 @@ def test_a_slice_that_loses_area_under_roc_keeps_the_original(
     assert json.loads(json.dumps(s.asdict(), allow_nan=False))["slices"][-3]["before"] is None
 
 
+def test_few_rows_of_a_class_decide_no_ranking(wet: DataFrame, islander: PipelineModel, shared: Path) -> None:
+    few = wet.where("wet = 0 or user % 40 = 1")
+    with pytest.raises(InputError, match=r"metric='areaUnderROC' compares two classes, and the rarer one has \d+ val"):
+        tune(islander, few, shared, metric="areaUnderROC")
+    assert tune(islander, few, shared, maxEpochs=1).summary.metric == "logLoss"
+
+
 def evaluator(metric: str, label: str) -> Any:
     kind = MulticlassClassificationEvaluator if metric in ("f1", "accuracy") else RegressionEvaluator
     return kind(metricName=metric, labelCol=label, predictionCol="prediction", weightCol="weight")
