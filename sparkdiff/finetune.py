@@ -155,6 +155,7 @@ def fine_tune(
         with phases.phase("verify") as say:
             before = {s: score(network, data, s, metric) for s in SPLITS if cache.rows(s)}
             _check_finite(before, metric, task, labels)
+            _check_classes(metric, cache)
             parity = {"before": shared.once(("parity", what), lambda: faithful.check(task.model, network, data, cache))}
             say(f"the network reproduces Spark: {parity['before']}")
         with phases.phase("check") as say:
@@ -295,6 +296,16 @@ def _described(cache: Cache, data: Data) -> dict[Version, Mapping[str, Any]]:
     """What the manifest says of each cached column version."""
     entries = {c["name"]: c for c in cache.manifest["columns"]}
     return {version: entries[name] for version, name in data.columns.items()}
+
+
+def _check_classes(metric: Metric, cache: Cache) -> None:
+    """Raise InputError where the metric compares two classes, of which one has too few validation rows to decide."""
+    rarer = min([*cache.manifest["stats"][VALIDATION]["classes"], 0, 0][:2])
+    if metric.ranks and rarer < guard.MIN_UNITS:
+        raise InputError(
+            f"metric={metric.name!r} compares two classes, and the rarer one has {rarer} validation rows of weight > 0, at "
+            f"least {guard.MIN_UNITS} are needed: add rows, raise validationFraction, or choose another metric"
+        )
 
 
 # Summary --------------------------------------------------------------------------------------------------------------

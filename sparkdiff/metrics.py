@@ -58,6 +58,7 @@ class Metric:
         column: margin -> (n,) or (n, c), the numbers per row that `value` needs.
         value: (column, label (n,), weight (n,)) -> (), differentiable in the weights, NaN where it is undefined.
         needs: what the rows must hold for it to be defined.
+        ranks: whether rows of class 1 are compared with rows of class 0, so that either class needs rows enough.
         floor, power: see Objective.
     """
 
@@ -67,6 +68,7 @@ class Metric:
     column: Columns | None = None
     value: Value | None = None
     needs: str = ""
+    ranks: bool = False
     floor: float | None = None
     power: float | None = None
 
@@ -156,6 +158,7 @@ def _named(name: str, params: Mapping[str, Any], head: Predictor, columns: tuple
             column=head.mean if probability else rank_score,
             value=BINARY[name],
             needs="rows of both classes",
+            ranks=True,
         )
     if name in MULTICLASS or name in ("expectedCost", "expectedCalibrationError"):
         if not head.classes:

@@ -24,10 +24,13 @@ class Change:
     Attributes:
         column, value: the slice; None and None where the set is a whole split. Null has the value None too.
         rows: of weight > 0.
-        units: rows, or blocks of groups or of time that hold such rows (of many groups some share a block).
-        before, after: the metric, None without rows (or where it is undefined on them).
+        units: rows, or blocks of groups or of time that hold such rows (of many groups some share a block); of a metric that
+            compares two classes those of the rarer one.
+        before, after: the metric, None without rows or where it is undefined on them (the area under the ROC curve of one
+            class, say).
         gain: how much better, in the metric's units; error: its standard error, by block; None with fewer than two blocks.
-        p: of a loss like this without a true one, adjusted for the number of sets; None where the units are too few to tell.
+        p: of a loss like this without a true one, adjusted for the number of sets; None where the metric is undefined or the
+            units are too few to tell, 0 where it was finite and no longer is.
     """
 
     column: str | None
@@ -76,41 +79,39 @@ def changes(
         places = torch.stack(codes) if codes else torch.zeros((1, len(label)), dtype=torch.int64)
         if metric.rows is None:
             assert metric.column is not None
-            kept.append((*map(metric.column, margins), label, weight, block, places.T))
+            used = weight > 0
+            kept.append(tuple(x[used] for x in (*map(metric.column, margins), label, weight, block, places.T)))
             continue
         first, second = (
             metric.sign * torch.where(weight > 0, metric.rows(m, label, weight), 0.0) * weight for m in margins
         )
         for place in places:
             sums.add(place, first, first - second, weight, block)
+    units = sums.units(unit)
     if kept:
         one, other, label, weight, block, places = (torch.cat(parts) for parts in zip(*kept, strict=True))
         for k in range(len(sets)):
-            rows = (places == k).any(1) & (weight > 0)
-            y, w = label[rows], weight[rows]
+            rows = (places == k).any(1)
+            y, w, where = label[rows], weight[rows], block[rows]
             first, second = (metric.sign * w * influence(metric, column[rows], y, w) for column in (one, other))
-            if bool(
-                first.isfinite().all() & second.isfinite().all()
-            ):  # else it is undefined there: rows of one class, say
-                sums.add(torch.full_like(block[rows], k), first, first - second, w, block[rows])
-    counted = sums.rows.sum(1)
-    units = counted if unit == "rows" else (sums.rows > 0).sum(1)
-    tested = units >= guard.MIN_UNITS
+            sums.add(torch.full_like(where, k), first, first - second, w, where)
+            units[k] = min(_units(where[part], unit) for part in ((y > 0.5, y <= 0.5) if metric.ranks else (y == y,)))
+    defined, finite = sums.loss.isfinite().all(1), sums.gains.isfinite().all(1)
+    tested = defined & finite & (units >= guard.MIN_UNITS)
     p = guard.worsening(sums.gains[tested], level=level, joined=joined, seed=seed)
     adjusted = dict(zip(tested.nonzero()[:, 0].tolist(), p.tolist(), strict=True))
+    adjusted |= dict.fromkeys((defined & ~finite).nonzero()[:, 0].tolist(), 0.0)
     return [
         _change(
-            *sets[i],
-            int(counted[i]),
-            int(units[i]),
-            sums.loss[i],
-            sums.gains[i],
-            sums.weights[i],
-            adjusted.get(i),
+            *name, int(sums.rows[i].sum()), int(units[i]), sums.loss[i], sums.gains[i], sums.weights[i], adjusted.get(i),
             metric.sign,
         )
-        for i in range(len(sets))
-    ]
+        for i, name in enumerate(sets)
+    ]  # fmt: skip
+
+
+def _units(block: Tensor, unit: str) -> int:
+    return len(block) if unit == "rows" else len(block.unique())
 
 
 class _Sums:
@@ -131,13 +132,17 @@ class _Sums:
         ):
             sums.view(-1).index_add_(0, at, x)
 
+    def units(self, unit: str) -> Tensor:
+        """(slices,)"""
+        return (self.rows if unit == "rows" else (self.rows > 0).long()).sum(1)
+
 
 def _change(
     column: str | None, value: Any, rows: int, units: int, loss: Tensor, gains: Tensor, weights: Tensor, p: float | None,
     sign: float,
 ) -> Change:  # fmt: skip
-    if not rows:
-        return Change(column, value, 0, 0, None, None, None, None, None)
+    if not rows or not bool(loss.isfinite().all()):
+        return Change(column, value, rows, units, None, None, None, None, None)
     total, used = float(weights.sum()), int((weights > 0).sum())
     before, gain = float(loss.sum()) / total, float(gains.sum()) / total
     error = float((gains - gain * weights).norm()) * math.sqrt(used / (used - 1)) / total if used > 1 else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -50,19 +51,29 @@ def _changes(slices: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     known = [s for s in slices if s["rows"]]
     if not known:
         return
-    order = sorted(known, key=lambda s: (s["p"] is None, s["gain"] / max(abs(s["before"]), 1e-12)))
+    order = sorted(known, key=lambda s: (s["p"] is None, s["before"] is None, _gain(s)))
     rows = [("slice under the best epoch", "rows", "original", "tuned", "change", "p worse")]
     for s in order[:SHOWN]:
         value = "null" if s["value"] is None else s["value"]
         p = f"too few {'rows' if s['rows'] == s['units'] else 'units'}" if s["p"] is None else f"{s['p']:.3f}"
-        figures = f"{s['rows']:,}", f"{s['before']:.5g}", f"{s['after']:.5g}", f"{_relative(s):+.1%}", p
-        rows.append((f"{s['column']} = {value}", *figures))
+        before, after = ("undefined" if s[k] is None else f"{s[k]:.5g}" for k in ("before", "after"))
+        change = "" if "undefined" in (before, after) else f"{_relative(s):+.1%}"
+        rows.append(
+            (f"{s['column']} = {value}", f"{s['rows']:,}", before, after, change, "" if s["before"] is None else p)
+        )
     widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
     for r in rows:
         yield "  ".join([r[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(r[1:], widths[1:], strict=True))])
     if len(order) > SHOWN:
         few = sum(s["p"] is None for s in order[SHOWN:])
         yield f"and {len(order) - SHOWN} slices that fare better" + (f", or have too few rows ({few})" if few else "")
+
+
+def _gain(change: Mapping[str, Any]) -> float:
+    """As a share of the original's metric; -inf where that or the tuned one's isn't a number."""
+    if change["before"] is None or change["gain"] is None:
+        return -math.inf
+    return change["gain"] / max(abs(change["before"]), 1e-12)  # type: ignore[no-any-return]
 
 
 def _relative(change: Mapping[str, Any]) -> float:

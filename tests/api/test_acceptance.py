@@ -12,10 +12,13 @@ import pandas as pd
 import pytest
 from pyspark.ml import PipelineModel
 from pyspark.ml.classification import LogisticRegression
+from pyspark.ml.evaluation import MulticlassClassificationEvaluator, RegressionEvaluator
 from pyspark.ml.feature import StandardScaler
+from pyspark.ml.regression import LinearRegression
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from riders import cached, half_deviance, pipeline, predictions, riders, same, sides, tune
+from sklearn.metrics import roc_auc_score
 
 from sparkdiff import FineTuner, FineTunerModel, InputError
 from sparkdiff.splits import Source
@@ -192,6 +195,123 @@ def test_slices_by_group(regional: DataFrame, numeric: PipelineModel, shared: Pa
     assert "region = islands" in s.reason
     for c in s.slices:
         assert c["units"] < c["rows"]
+
+
+# Slices of metrics that are no mean over rows -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def wet(regional: DataFrame) -> DataFrame:
+    """Wet by wind, on the islands by noise; `part` has a value with one class only and one with few rows of a class."""
+    cause = F.when(F.col("region") == "islands", F.col("noise")).otherwise(F.col("wind"))
+    wet = (cause + 2 * F.col("exposure") > 0).cast("double")
+    part = F.when((wet == 0) & (F.col("user") % 4 == 0), "dry").when((wet == 0) & (F.col("user") % 4 == 1), "rarely")
+    return regional.withColumn("wet", wet).withColumn(
+        "part", part.when((wet == 1) & (F.col("user") % 40 == 1), "rarely").otherwise("rest")
+    )
+
+
+@pytest.fixture(scope="module")
+def islander(wet: DataFrame) -> PipelineModel:
+    """Fitted on the islands only, so that it has much to gain elsewhere."""
+    head = LogisticRegression(featuresCol="x", labelCol="wet", regParam=0.1)
+    scaler = StandardScaler(inputCol="raw", outputCol="x", withMean=True)
+    return pipeline(wet.where("region = 'islands'"), head, scaler)
+
+
+def positive(rows: pd.DataFrame) -> Any:
+    return np.stack([v.toArray()[1] for v in rows["probability"]])
+
+
+def test_a_slice_that_loses_area_under_roc_keeps_the_original(
+    wet: DataFrame, islander: PipelineModel, shared: Path
+) -> None:
+    columns = ["region", "part"]
+    options = {"metric": "areaUnderROC", "guardCols": columns, "maxEpochs": 12}
+    kept = tune(islander, wet, shared, **options)
+    s = kept.summary
+    assert s.decision == "kept original"
+    assert kept.pipelineModel is islander
+    new = tune(islander, wet, shared, **options, guard=1).pipelineModel
+    held = sides(wet)["validation"]
+    one, other = (by_hand(m, held, "probability", "wet", *columns) for m in (islander, new))
+    before, after, y = positive(one), positive(other), one["wet"].to_numpy()
+    found = {(c["column"], c["value"]): c for c in s.slices}
+    assert set(found) == {("region", r) for r in (*REGIONS, None)} | {("part", p) for p in ("dry", "rarely", "rest")}
+    for (column, value), c in found.items():
+        rows = (one[column].isna() if value is None else (one[column] == value).fillna(False)).to_numpy(bool)
+        assert c["rows"] == rows.sum()
+        assert c["units"] == min(y[rows].sum(), (1 - y[rows]).sum())
+        if value == "dry":
+            assert [c[k] for k in ("units", "before", "after", "gain", "error", "p")] == [
+                0,
+                None,
+                None,
+                None,
+                None,
+                None,
+            ]
+            continue
+        a, b = (roc_auc_score(y[rows], score[rows]) for score in (before, after))
+        assert (c["before"], c["after"], c["gain"]) == pytest.approx((a, b, b - a), rel=1e-9)
+        assert (c["p"] is None) is (value == "rarely")
+        # DeLong, DeLong and Clarke-Pearson 1988: the variance of a difference by the placements of either class
+        up, down = (np.stack([x[rows & (y == k)] for x in (before, after)]) for k in (1, 0))
+        wins = np.subtract(*[(p[:, None] > n) + 0.5 * (p[:, None] == n) for p, n in zip(up, down, strict=True)])
+        variance = sum(wins.mean(k).var(ddof=1) / wins.shape[1 - k] for k in (0, 1))
+        assert c["error"] == pytest.approx(math.sqrt(variance), rel=0.25)
+    islands = found["region", "islands"]
+    assert islands["p"] < 0.025
+    assert islands["gain"] < -0.02
+    figures = f"from {islands['before']:.5g} to {islands['after']:.5g}"
+    assert f"but areaUnderROC gets worse on region = islands {figures} (p" in s.reason
+    text = str(s).splitlines()
+    first = next(i for i, line in enumerate(text) if line.startswith("slice"))
+    assert text[first + 1].startswith("region = islands ")
+    assert text[first + 1].split()[-2].startswith("-")
+    assert next(line for line in text if line.startswith("part = dry")).split()[-2:] == ["undefined", "undefined"]
+    assert next(line for line in text if line.startswith("part = rarely")).endswith("too few units")
+    assert json.loads(json.dumps(s.asdict(), allow_nan=False))["slices"][-3]["before"] is None
+
+
+def test_few_rows_of_a_class_decide_no_ranking(wet: DataFrame, islander: PipelineModel, shared: Path) -> None:
+    few = wet.where("wet = 0 or user % 40 = 1")
+    with pytest.raises(InputError, match=r"metric='areaUnderROC' compares two classes, and the rarer one has \d+ val"):
+        tune(islander, few, shared, metric="areaUnderROC")
+    assert tune(islander, few, shared, maxEpochs=1).summary.metric == "logLoss"
+
+
+def evaluator(metric: str, label: str) -> Any:
+    kind = MulticlassClassificationEvaluator if metric in ("f1", "accuracy") else RegressionEvaluator
+    return kind(metricName=metric, labelCol=label, predictionCol="prediction", weightCol="weight")
+
+
+@pytest.mark.parametrize("metric", ["f1", "accuracy", "rmse", "r2"])
+def test_slices_by_sparks_evaluators_with_weights(regional: DataFrame, shared: Path, metric: str) -> None:
+    label = "kind" if metric in ("f1", "accuracy") else "riders"
+    data = regional.withColumn("part", F.when(F.col(label) == 0, "same").otherwise("rest"))
+    scaler = StandardScaler(inputCol="raw", outputCol="x", withMean=True)
+    head = LogisticRegression if label == "kind" else LinearRegression
+    model = pipeline(data, head(featuresCol="x", labelCol=label, regParam=0.5), scaler)
+    columns = ["region", "rainy", "part"]
+    tuned = tune(model, data, shared, metric=metric, guardCols=columns, weightCol="weight", guard=1, maxEpochs=8)
+    assert tuned.summary.decision == "tuned"
+    held = sides(data)["validation"].where("weight > 0")
+    one, other = (m.transform(held).cache() for m in (model, tuned.pipelineModel))
+    sign = 1 if evaluator(metric, label).isLargerBetter() else -1
+    assert len(tuned.summary.slices) == 5 + 3 + 2
+    for c in tuned.summary.slices:
+        here = F.col(c["column"]).eqNullSafe(F.lit(c["value"]))
+        assert c["rows"] == one.where(here).count()
+        if metric == "r2" and c["value"] == "same":  # labels that don't differ
+            assert (c["before"], c["after"], c["p"]) == (None, None, None)
+            continue
+        before, after = (evaluator(metric, label).evaluate(m.where(here)) for m in (one, other))
+        assert (c["before"], c["after"]) == pytest.approx((before, after), rel=1e-9)
+        assert c["gain"] == pytest.approx(sign * (after - before), rel=1e-6, abs=1e-12)
+        assert (c["p"] is None) is (c["units"] < 30)
+    json.dumps(tuned.summary.asdict(), allow_nan=False)
+    assert "slice under the best epoch" in str(tuned.summary)
 
 
 # Reference rows -------------------------------------------------------------------------------------------------------

@@ -60,6 +60,37 @@ def test_a_group_is_a_day_and_a_block_is_contiguous():
     assert bool((rows.diff()[: guard_real.WEEK - 1] % len(pool.hours) == 1).all())
 
 
+SLICED = next(c for c in guard_real.CELLS if c.slices)
+
+
+def test_no_slice_has_a_true_gain():
+    drawer = guard_real.Drawer(SLICED, population())
+    gains, member = drawer.shifted(), drawer.member()
+    assert member.sum(1).tolist() == [2.0] * len(gains)
+    assert float((member.T @ gains).abs().max()) < 1e-8
+    rows = drawer.pool.hours % 24 == 3
+    assert bool((member[rows, 3] == 1).all())
+    assert float(member[:, 3].sum()) == float(rows.sum())
+
+
+def test_a_slice_with_a_true_loss_is_called_worse():
+    pool = population()
+    drawer = guard_real.Drawer(SLICED, pool)
+    gains, member = drawer.shifted(), drawer.member()
+    rows, block = drawer.draw(torch.Generator().manual_seed(2))
+    assert float(member[rows, 1].sum()) == 49
+    assert not guard_real.worse(gains, member, rows, block, 0)
+    best = int(gains[rows].sum(0).argmax())
+    gains[:, best] += torch.where(pool.hours % 24 == 1, -2, 1) * gains[:, best].std()
+    assert guard_real.worse(gains, member, rows, block, 0)
+
+
+def test_the_bounds_of_a_cell_can_fail():
+    assert SLICED.bounds(3000) == (0, 92)  # 2.5% and two standard errors
+    assert CELLS["rows"].bounds(300) == (0, 20)
+    assert next(c for c in guard_real.CELLS if c.gain == 0.047).bounds(300) == (255, 300)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("unit", ["rows", "groups"])
 def test_few_runs_are_accepted_without_a_gain_and_most_without_a_guard(unit, monkeypatch):

@@ -24,7 +24,10 @@ def test_p_values_are_as_fine_as_the_level_needs(p: float, least: float, text: s
 
 
 def a_slice(value: Any, before: float, after: float, p: float | None, rows: int = 100) -> dict[str, Any]:
-    return {"column": "country", "value": value, "rows": rows, "units": rows, "before": before, "after": after, "p": p}
+    return {
+        "column": "country", "value": value, "rows": rows, "units": rows, "before": before, "after": after,
+        "gain": before - after, "p": p,
+    }  # fmt: skip
 
 
 def summary(**changes: Any) -> dict[str, Any]:
@@ -57,6 +60,25 @@ def test_the_worst_slices_come_first_and_the_untested_last() -> None:
     few = before_after(summary(slices=odd))
     assert "too few rows" in few
     assert "none" not in few  # no row, nothing to say
+
+
+def test_slices_of_a_metric_that_grows_and_of_one_that_is_undefined_on_some() -> None:
+    known = [("better", 0.7, 0.8, 0.1, 1.0), ("worse", 0.8, 0.7, -0.1, 0.01), ("rare", 0.6, 0.5, -0.1, None)]
+    slices = [
+        {"column": "country", "value": v, "rows": 100, "units": u, "before": b, "after": a, "gain": g, "p": p}
+        for v, b, a, g, p, u in [(*k, 9) for k in known] + [("one class", None, None, None, None, 0)]
+    ]
+    slices.append({**slices[0], "value": "broken", "after": None, "gain": None, "p": 0.0})
+    lines = before_after(summary(metric="areaUnderROC", metricDirection="larger", slices=slices)).splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("slice"))
+    shown = [line.split("= ")[1].split() for line in lines[first + 1 : first + 6]]
+    assert shown == [
+        ["broken", "100", "0.7", "undefined", "0.000"],
+        ["worse", "100", "0.8", "0.7", "-12.5%", "0.010"],
+        ["better", "100", "0.7", "0.8", "+14.3%", "1.000"],
+        ["rare", "100", "0.6", "0.5", "-16.7%", "too", "few", "units"],
+        ["one", "class", "100", "undefined", "undefined"],
+    ]
 
 
 def test_the_compatibility_in_a_line() -> None:
