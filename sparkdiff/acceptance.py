@@ -139,8 +139,13 @@ def reason(judgement: Judgement, options: Options, metric: Metric, original: flo
     figures = f"({p_value(verdict.p, verdict.level / 10)}, needed < {verdict.level:.3g}{share}{shrunk})"
     if not verdict.accepted:
         return f"{gain} is within what chance explains {figures}; more validation rows can show smaller gains"
+    gain += (
+        f" is larger than chance explains {figures}"
+        if o.guard < 1
+        else f" is taken untested, as guard {o.guard:g} asks ({p_value(verdict.p)})"
+    )
     if judgement.accepted:
-        return f"{gain} is larger than chance explains {figures}"
+        return gain
     against = []
     if worse := judgement.worse:
         named = [f"{c.name} from {c.before:.5g} to {c.after:.5g} ({p_value(c.p or 0.0)})" for c in worse[:NAMED]]
@@ -150,4 +155,4 @@ def reason(judgement: Judgement, options: Options, metric: Metric, original: flo
         assert judgement.compatibility is not None
         changed = judgement.compatibility.changed
         against.append(f"{changed:.2%} of the labels change, more than maxFlipRate {o.maxFlipRate:g} allows")
-    return f"{gain} is larger than chance explains {figures}, but {'; and '.join(against)}"
+    return f"{gain}, but {'; and '.join(against)}"

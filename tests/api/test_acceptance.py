@@ -186,6 +186,7 @@ def test_the_figures_of_a_slice_are_those_of_sparks_predictions(
 def test_guard_1_reports_slices_and_accepts(regional: DataFrame, numeric: PipelineModel, shared: Path) -> None:
     s = tune(numeric, regional, shared, guardCols=["region"], guard=1).summary
     assert s.decision == "tuned"
+    assert "on the validation rows is taken untested, as guard 1 asks (p" in s.reason
     assert min(c["p"] for c in s.slices) < 0.002
 
 
