@@ -318,6 +318,8 @@ def _summary(
 ) -> FineTuningSummary:  # fmt: skip
     (before, after), verdict = scores, judged.verdict
     metrics = {s: {"before": before[s].value, "after": after[s].value} if s in before else None for s in SPLITS}
+    if metrics[REFERENCE] is None:
+        del metrics[REFERENCE]
     held = metrics[VALIDATION]
     assert held is not None
     scale, sign = max(abs(held["before"]), 1e-12), before[VALIDATION].sign

@@ -20,8 +20,8 @@ class FineTuningSummary:
         decision: "tuned" or "kept original".
         reason: why.
         metric, metricDirection: what was measured, and which direction is better.
-        metrics: {"train" | "validation" | "test" | "reference": {"before", "after"}}, None where there are no such rows.
-            `after` is the returned pipeline's.
+        metrics: {"train" | "validation" | "test": {"before", "after"}}, None where there are no such rows, and "reference" where
+            there are. `after` is the returned pipeline's.
         gain: (before - after) / max(abs(before), 1e-12) on validation rows, negated where larger is better: better is positive.
         z: mean gain of the chosen epoch over its block-wise standard error; 0.0 when the original is best.
         p: p-value of the max-bootstrap over all epochs and candidates.

@@ -145,7 +145,7 @@ def test_fine_tuning_costs_at_most_twice_the_fit(demo: tuple[Path, subprocess.Co
     timings = summary(demo[0])["timings"]
     ours = sum(seconds for phase, seconds in timings.items() if phase not in ("load", "fit"))
     print(f"fine-tuning over fit: {ours / timings['fit']:.2f} ({timings})")
-    assert set(timings) == {"load", "fit", "plan", "cache", "verify", "check", "train", "write back", "save"}
+    assert set(timings) == {"load", "fit", "plan", "cache", "verify", "check", "train", "judge", "write back", "save"}
     assert ours <= 2 * timings["fit"]
 
 
