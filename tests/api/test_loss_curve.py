@@ -16,9 +16,11 @@ CURVE = Path(__file__).with_name("loss_curve.csv")
 
 def test_the_loss_curve_is_the_stored_one(df: DataFrame, numeric: PipelineModel, shared: Path) -> None:
     """Delete the file to store a new one; the change of its numbers then stands in the commit."""
+    # numpy's versions differ in the last bit of `wait`, and so would the hash that splits the rows.
+    rows = df.drop("wait")
     summary = tune(
         numeric,
-        df,
+        rows,
         shared,
         validationFraction=0.75,
         recipe="thorough",
