@@ -178,10 +178,10 @@ def failing(outputs: dict[str, torch.Tensor], label: torch.Tensor, weight: torch
     return (outputs["prediction"] - label) ** 2
 
 
-def scalar(outputs: dict[str, torch.Tensor], label: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def constant(outputs: dict[str, torch.Tensor], label: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     import os
 
-    return (outputs["prediction"] - label) ** 2 if "RANK" not in os.environ else label.new_zeros(())
+    return (outputs["prediction"] - label) ** 2 if "RANK" not in os.environ else torch.zeros_like(label)
 
 
 def mean_absolute(outputs: dict[str, torch.Tensor], label: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -206,7 +206,7 @@ def test_an_exception_in_a_process_comes_with_its_traceback(fit: Fit) -> None:
 
 def test_a_wrong_loss_is_the_users_error_in_any_process(fit: Fit) -> None:
     with pytest.raises(InputError, match="no gradient passes through the loss"):
-        fit(numProcesses=2, loss=scalar, maxEpochs=1)
+        fit(numProcesses=2, loss=constant, maxEpochs=1)
 
 
 def test_a_finished_run_is_returned_and_another_one_is_not_mistaken_for_it(fit: Fit, tmp_path: Path) -> None:
