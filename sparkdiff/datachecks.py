@@ -23,7 +23,7 @@ from sparkdiff.outliers import FARTHEST, Spread, farness
 from sparkdiff.separation import drift, leaks_class, leaks_number
 from sparkdiff.slots import Slots, entering
 from sparkdiff.sparse import SparseRows
-from sparkdiff.stages.base import LabelStats, Rows, dense
+from sparkdiff.stages.base import LabelStats, Rows, below, matrix, taken
 from sparkdiff.stream import Batch
 from sparkdiff.twins import Twins
 
@@ -93,7 +93,7 @@ class _Seen:
         values: dict[Version, Rows] = self.data.values(batch)
         counted = (weight > 0).nonzero()[:, 0]
         if len(counted) < len(weight):
-            values, y, weight = {v: _take(x, counted) for v, x in values.items()}, y[counted], weight[counted]
+            values, y, weight = {v: taken(x, counted) for v, x in values.items()}, y[counted], weight[counted]
         if not len(y):
             return
         block = scalar(batch, "block")[counted]
@@ -114,7 +114,7 @@ class _Seen:
             kept = min(len(y), self.limit - self.sampled[split])
             if kept > 0:
                 first = torch.arange(kept)
-                part = {v: _take(values[v], first) for v in self.versions}
+                part = {v: taken(values[v], first) for v in self.versions}
                 self.sample[split].append((part, y[:kept], block[:kept]))
                 self.sampled[split] += kept
         if self.options.groupCol:
@@ -148,7 +148,7 @@ class _Seen:
     def _gathered(self, split: str) -> tuple[dict[Version, Rows], Tensor, Tensor]:
         """The sample of a split: (columns, label, block)."""
         parts = self.sample[split]
-        columns = {v: _below([p[0][v] for p in parts]) for v in self.versions}
+        columns = {v: below([p[0][v] for p in parts]) for v in self.versions}
         return columns, torch.cat([p[1] for p in parts]), torch.cat([p[2] for p in parts])
 
     # The findings ------------------------------------------------------------------------------------------------------
@@ -185,7 +185,7 @@ class _Seen:
             if self.classes:
                 known = (y >= 0) & (y < self.classes) & (y == y.floor())
                 rows = known.nonzero()[:, 0]
-                for j, k, area in leaks_class(_take(x, rows), y[rows], self.classes, LEAK):
+                for j, k, area in leaks_class(taken(x, rows), y[rows], self.classes, LEAK):
                     what = f"class {k} from the rest" if self.classes > 2 else "the two classes apart"
                     found.append((area, v, j, f"tells {what} with an AUC of {area:.4f}"))
             else:
@@ -248,7 +248,7 @@ class _Seen:
         if min(self.sampled.values()) < 2 * 30:
             return []
         (train, _, early), (held, _, late) = self._gathered(TRAIN), self._gathered(VALIDATION)
-        columns = [_below([train[v], held[v]]) for v in self.versions]
+        columns = [below([train[v], held[v]]) for v in self.versions]
         side = torch.arange(len(early) + len(late)) >= len(early)
         # By time all training rows are one block.
         cluster = torch.arange(len(side)) if self.options.timeCol else torch.cat([early, late])
@@ -385,17 +385,5 @@ def _rows(number: int, split: str) -> str:
     return f"{number:,} {split} row{'s' * (number != 1)}"
 
 
-def _take(x: Rows, rows: Tensor) -> Rows:
-    return x.take(rows) if isinstance(x, SparseRows) else x[rows]
-
-
 def _vector(x: Rows) -> Rows:
-    """(n,) as (n, 1)."""
-    return x[:, None] if isinstance(x, Tensor) and x.ndim == 1 else x
-
-
-def _below(parts: Sequence[Rows]) -> Rows:
-    if any(isinstance(p, SparseRows) for p in parts) and not all(isinstance(p, SparseRows) for p in parts):
-        return torch.cat([dense(p) for p in parts])
-    sparse = [p for p in parts if isinstance(p, SparseRows)]
-    return SparseRows.cat(sparse) if sparse else torch.cat([p for p in parts if isinstance(p, Tensor)])
+    return x if isinstance(x, SparseRows) else matrix(x)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from sparkdiff import jvm
 from sparkdiff.cache import Cache
@@ -20,7 +19,7 @@ from sparkdiff.network import Network
 from sparkdiff.parity import Parity, compare
 from sparkdiff.sparse import SparseRows
 from sparkdiff.splits import TRAIN, VALIDATION
-from sparkdiff.stages.base import Rows
+from sparkdiff.stages.base import Rows, below, taken
 
 PARITY_ROWS = 10_000
 
@@ -33,12 +32,10 @@ def check(model: Any, network: Network, data: Data, cache: Cache) -> Parity:
     """
     spark, graph = jvm.session(), network.graph
     sample = _sample(data)
-    edges = _edges(
-        network, {v: c[:1] if isinstance(c, Tensor) else c.take(torch.tensor([0])) for v, c in sample.items()}, sample
-    )
+    edges = _edges(network, {v: taken(c, torch.tensor([0])) for v, c in sample.items()}, sample)
     named: dict[str, Rows] = {}
     for v, c in sample.items():
-        named[graph.name(v)] = _below(c, edges[v])
+        named[graph.name(v)] = below([c, edges[v]])
     metadata = {c["column"]: c.get("metadata") or {} for c in cache.manifest["columns"]}
     stages = [stage for _, stage in flatten(model)]
     with tempfile.TemporaryDirectory(prefix=".parity-", dir=cache.folder.parent) as folder:
@@ -66,13 +63,8 @@ def _sample(data: Data) -> dict[Version, Rows]:
             rows += len(batch["label"])
     out: dict[Version, Rows] = {}
     for v in data.columns:
-        out[v] = _below(*(p[v] for p in parts))
+        out[v] = below([p[v] for p in parts])
     return out
-
-
-def _below(*parts: Rows) -> Rows:
-    sparse = [p for p in parts if isinstance(p, SparseRows)]
-    return SparseRows.cat(sparse) if sparse else torch.cat([p for p in parts if isinstance(p, Tensor)])
 
 
 def _edges(network: Network, row: dict[Version, Rows], sample: dict[Version, Rows]) -> dict[Version, Rows]:
@@ -97,5 +89,5 @@ def _edges(network: Network, row: dict[Version, Rows], sample: dict[Version, Row
             changes += [(v, e) for e in (torch.zeros_like(low), low, high, 10 * low, 10 * high)]
     out: dict[Version, Rows] = {}
     for v in sample:
-        out[v] = _below(*(value if changed == v else row[v] for changed, value in changes))
+        out[v] = below([value if changed == v else row[v] for changed, value in changes])
     return out

@@ -20,7 +20,7 @@ from sparkdiff import datachecks, faithful, guard, jvm, launch, monotone
 from sparkdiff.acceptance import Judgement, check_options, judge, reason
 from sparkdiff.cache import Cache
 from sparkdiff.checkpoint import RunFolder
-from sparkdiff.errors import InputError
+from sparkdiff.errors import InputError, ParityError
 from sparkdiff.fingerprint import Request, virtual_shards
 from sparkdiff.folding import Folded, fixed_versions, fold
 from sparkdiff.graph import Graph, Version
@@ -43,6 +43,8 @@ from sparkdiff.stream import Stream
 from sparkdiff.summary import FineTuningSummary
 from sparkdiff.train import Trained
 
+FOLDED = 1e-6
+"""Relative difference allowed between a metric of the folded candidates and of the network itself."""
 TREE_ENSEMBLES = frozenset(
     f"{trees}{kind}Model" for trees in ("GBT", "RandomForest") for kind in ("Classification", "Regression")
 )
@@ -179,6 +181,8 @@ def fine_tune(
                 training, lost = launch.run(assignment, stream, folder, say.now)
             found = training.found(network)
         with phases.phase("judge"):
+            tuned = score(found.network, data, VALIDATION, metric)
+            _check_trained(training.best, tuned, metric, task)
             judged = judge(
                 options, data, metric, network, found, before[VALIDATION], reference=bool(cache.rows(REFERENCE))
             )
@@ -193,7 +197,7 @@ def fine_tune(
                     model = write_back(task.model, found.network)
                 parity["after"] = faithful.check(model, found.network, data, cache)
                 say(f"Spark reproduces the network: {parity['after']}")
-            after = {s: score(found.network, data, s, metric) for s in before}
+            after = {s: tuned if s == VALIDATION else score(found.network, data, s, metric) for s in before}
         summary = _summary(
             task, cache, stream, objective, metric, found, frozen, lost, doubts, judged, (before, after), parity, phases
         )
@@ -305,6 +309,19 @@ def _check_classes(metric: Metric, cache: Cache) -> None:
         raise InputError(
             f"metric={metric.name!r} compares two classes, and the rarer one has {rarer} validation rows of weight > 0, at "
             f"least {guard.MIN_UNITS} are needed: add rows, raise validationFraction, or choose another metric"
+        )
+
+
+def _check_trained(best: float, tuned: Score, metric: Metric, task: Task) -> None:
+    """Raise ParityError where the network that would ship hasn't the metric that its candidate was chosen for.
+
+    Candidates are measured in their folded form. What it rounds otherwise is far below a millionth; a stage whose `pull`
+    isn't its `forward` would let gains decide that the network doesn't have.
+    """
+    if not abs(tuned.mean - best) <= FOLDED * max(abs(best), abs(tuned.mean), 1e-12):
+        raise ParityError(
+            f"{task.model.uid}: the trained network has {metric.name} {tuned.value!r} on the validation rows, but was chosen "
+            f"for {tuned.sign * best!r}, so nothing was changed: the `pull` of a stage isn't its `forward`; report it"
         )
 
 

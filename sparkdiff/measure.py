@@ -18,7 +18,7 @@ from sparkdiff.metrics import Metric, influence
 from sparkdiff.network import Network
 from sparkdiff.parallel import ALONE, Team
 from sparkdiff.sparse import SparseRows
-from sparkdiff.stages.base import FeatureStats, Rows
+from sparkdiff.stages.base import FeatureStats, Rows, matrix, width
 from sparkdiff.stages.linear import Predictor
 from sparkdiff.stages.projection import PCA
 from sparkdiff.stream import Batch, Prepare, Stream
@@ -225,7 +225,7 @@ def widths(network: Network, data: Data) -> dict[Version, int]:
     batch = data.nothing()
     values = data.values(data.prepare.rows(batch) if data.prepare else batch)
     network.margin(values)
-    return {v: x.width if isinstance(x, SparseRows) else math.prod(x.shape[1:]) for v, x in values.items()}
+    return {v: width(x) for v, x in values.items()}
 
 
 @torch.no_grad()
@@ -244,11 +244,11 @@ class Feature:
 
     def add(self, x: Rows, counted: Tensor) -> None:
         """Add a batch (n, d), of which the rows `counted` (n,) count."""
-        x = x.take(counted.nonzero()[:, 0]) if isinstance(x, SparseRows) else x[counted].view(int(counted.sum()), -1)
+        x = x.take(counted.nonzero()[:, 0]) if isinstance(x, SparseRows) else matrix(x[counted])
         if not len(x):
             return
         if not self.n:
-            width = x.width if isinstance(x, SparseRows) else math.prod(x.shape[1:])
+            width = x.width if isinstance(x, SparseRows) else x.shape[1]
             self.usual = torch.zeros(width, dtype=torch.float64) if isinstance(x, SparseRows) else x.median(0).values
             self.sum, self.square = torch.zeros_like(self.usual), torch.zeros_like(self.usual)
             self.support = torch.zeros(width, dtype=torch.int64)

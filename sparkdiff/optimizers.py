@@ -31,10 +31,11 @@ class FirstOrder:
         if self.kind == "sgd":
             u.add_(gradient, alpha=-learningRate)
         else:
+            if self.kind == "adamw":
+                u.mul_(1 - learningRate * DECAY)
             adam(
                 [u], [gradient], [self.mean], [self.square], [], [self.steps], fused=True, amsgrad=False, beta1=0.9, beta2=0.999,
-                lr=learningRate, eps=1e-8, maximize=False, weight_decay=DECAY if self.kind == "adamw" else 0.0,
-                decoupled_weight_decay=self.kind == "adamw",
+                lr=learningRate, eps=1e-8, maximize=False, weight_decay=0.0,
             )  # fmt: skip
         if self.rate is not None:
             # Outside of the kernel, so that it is a rate whatever the kernel does to the gradient.

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparkdiff.slots import width
 from sparkdiff.sparse import SparseRows
-from sparkdiff.stages.base import Rows
+from sparkdiff.stages.base import Rows, matrix, taken, width
 
 LEAST = 30
 """Rows of a class, or rows that differ from a feature's most frequent value, below which nothing is said."""
@@ -127,8 +126,8 @@ def drift(columns: Sequence[Rows], held: Tensor, cluster: Tensor) -> Drift:
     areas, errors, weights = [], [], []
     for fitted in (fold, ~fold):
         own, other = fitted.nonzero()[:, 0], (~fitted).nonzero()[:, 0]
-        w = _fit([x.index_select(0, own) if isinstance(x, Tensor) else x.take(own) for x in scaled], held[own])
-        rest = [x.index_select(0, other) if isinstance(x, Tensor) else x.take(other) for x in scaled]
+        w = _fit([taken(x, own) for x in scaled], held[own])
+        rest = [taken(x, other) for x in scaled]
         area, variance = clustered_auc(_margin(rest, w), held[other], number[other])
         areas.append(area)
         errors.append(math.sqrt(variance))
@@ -166,7 +165,7 @@ def _standardised(x: Rows) -> Rows:
         scale = (square / stored.clamp_min(1)).sqrt()
         values = x.values / torch.where(scale > 0, scale, 1.0)[x.indices]
         return x.with_values(values.nan_to_num(0.0).clamp(-FARTHEST, FARTHEST))
-    x = x[:, None] if x.ndim == 1 else x
+    x = matrix(x)
     center, spread = x.mean(0), x.std(0)
     return ((x - center) / torch.where(spread > 0, spread, 1.0)).nan_to_num(0.0).clamp(-FARTHEST, FARTHEST)
 

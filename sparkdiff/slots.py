@@ -12,7 +12,7 @@ from sparkdiff.graph import Version
 from sparkdiff.network import Network
 from sparkdiff.sparse import SparseRows
 from sparkdiff.stages.assembling import VectorAssembler
-from sparkdiff.stages.base import Rows
+from sparkdiff.stages.base import Rows, width
 from sparkdiff.stages.encoding import OneHotEncoder
 
 
@@ -25,11 +25,6 @@ def entering(network: Network) -> list[Version]:
             plain.add(i)
     read = (v for i in network.positions if i not in plain for v in network.graph.leaves[i].reads)
     return [v for v in dict.fromkeys(read) if v[1] in plain or v[1] not in network.positions]
-
-
-def width(x: Rows) -> int:
-    """Slots of a column: 1 for a scalar (n,)."""
-    return x.width if isinstance(x, SparseRows) else x.shape[1] if x.ndim == 2 else 1
 
 
 class Slots:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sparkdiff.candidates import Candidates, Draw
-from sparkdiff.folding import fold
+from sparkdiff.folding import Folded, fold
 from sparkdiff.graph import Version
 from sparkdiff.losses import Objective
 from sparkdiff.measure import Data, Score, scalar, widths
@@ -31,6 +31,8 @@ from sparkdiff.stream import Batch
 
 SMALL_STEP = 10_000_000
 """Parameters times rows of a step below which one thread is faster."""
+TOLERANCE = 1e-9
+"""Relative difference of margins from which a network isn't folded; Spark and the network may differ by as much."""
 ROUNDING = 1e-12
 """Share of the original's loss below which a gain is the rounding of another order of additions, and counts as none."""
 
@@ -99,6 +101,8 @@ class Training:
     def begin(self, data: Data) -> Candidates:
         """Make the candidates that are active, as they were when the training was saved."""
         folded = fold(self.network, widths(self.network, data))
+        if folded is not None and self.monotone is None and not _agrees(folded, self.network, data):
+            folded = None
         recipes = [self.recipes[k] for k in self.active]
         self.candidates = Candidates(self.network, recipes, self.options, self.scales, folded, self.monotone)
         if self._saved is not None:
@@ -206,6 +210,24 @@ def train(
                 on_step(training)
             candidates = training.validate(candidates, data, objective, metric)
             on_step(training)
+
+
+@torch.no_grad()
+def _agrees(folded: Folded, network: Network, data: Data) -> bool:
+    """Whether the folded network gives the network's margins on validation rows, in all processes.
+
+    (x - mean) * slope, multiplied out, loses the digits by which a column's mean exceeds its standard deviation.
+    """
+    parameters = {i: dict(network.module(i).named_parameters()) for i in network.positions}
+    slopes = folded.slopes(parameters, 1)
+    wrong = torch.zeros((), dtype=torch.float64)
+    for batch, *_ in data.batches("validation"):
+        values = data.values(batch)
+        margin = network.margin(dict(values))
+        apart = (folded.margins(slopes, values)[0] - margin).abs()
+        wrong += (apart > TOLERANCE * margin.abs().clamp_min(1)).sum()
+    data.team.sum_(wrong)
+    return not bool(wrong)
 
 
 @contextlib.contextmanager

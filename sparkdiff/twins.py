@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sparkdiff.sparse import SparseRows
-from sparkdiff.stages.base import Rows
+from sparkdiff.stages.base import Rows, matrix
 
 MOST_HASHES = 1 << 22  # that are kept; of more rows a sample by hash
 ERRORS = 4.0  # standard errors above chance
@@ -102,6 +102,6 @@ def _row_hash(x: Rows, salt: int) -> Tensor:
         at = _mixed(x.indices[stored] + (salt << 32))
         entries = _mixed(_bits(x.values[stored]) + at)
         return torch.zeros(len(x), dtype=torch.int64).index_add_(0, x.rows()[stored], entries)
-    columns = x[:, None] if x.ndim == 1 else x
+    columns = matrix(x)
     at = _mixed(torch.arange(columns.shape[1]) + (salt << 32))
     return _mixed(_bits(columns) + at).sum(1)

@@ -235,3 +235,24 @@ def parameter(value: Tensor, trains: bool = True) -> nn.Parameter:
 
 def dense(x: Rows) -> Tensor:
     return x.to_dense() if isinstance(x, SparseRows) else x
+
+
+def width(x: Rows) -> int:
+    """Entries per row; 1 for a scalar (n,)."""
+    return x.width if isinstance(x, SparseRows) else x.shape[1] if x.ndim == 2 else 1
+
+
+def matrix(x: Tensor) -> Tensor:
+    """A scalar (n,) as (n, 1)."""
+    return x[:, None] if x.ndim == 1 else x
+
+
+def taken(x: Rows, rows: Tensor) -> Rows:
+    """The rows of these numbers (m,)."""
+    return x.take(rows) if isinstance(x, SparseRows) else x.index_select(0, rows)
+
+
+def below(parts: Sequence[Rows]) -> Rows:
+    """Rows below rows; strided where some of them are."""
+    sparse = [p for p in parts if isinstance(p, SparseRows)]
+    return SparseRows.cat(sparse) if len(sparse) == len(parts) else torch.cat([dense(p) for p in parts])

@@ -35,6 +35,8 @@ from riders import (
 from torch import Tensor
 
 from sparkdiff import FineTunerModel, finetune, guard, losses
+from sparkdiff.errors import ParityError
+from sparkdiff.stages.projection import PCA
 
 needs_petastorm = pytest.mark.skipif(not HAS_PETASTORM, reason="Petastorm is not usable here")
 
@@ -479,3 +481,19 @@ def test_a_table_can_be_any_dataframe(
     rest = PipelineModel(numeric.stages[1:])
     other = tune(rest, vectors, folder)
     assert other.summary.metrics["validation"] is not None
+
+
+def test_a_folded_form_that_drifts_from_the_network_stops_the_run(
+    df: DataFrame, numeric: PipelineModel, shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A `pull` that forgets what trains: right before training, wrong after, and it is what candidates are measured by."""
+    pull = PCA.pull
+
+    def forgets(self: PCA, p: Any, slope: torch.Tensor, widths: Any) -> Any:
+        return pull(self, {**p, "pc": self.pc.detach()}, slope, widths)
+
+    monkeypatch.setattr(PCA, "pull", forgets)
+    with pytest.raises(
+        ParityError, match=r"has poisson .* but was chosen for .* the `pull` of a stage isn't its `forward`"
+    ):
+        tune(numeric, df, shared, guard=1.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from sparkdiff.losses import Objective, resolve
 from sparkdiff.monotone import Monotone
 from sparkdiff.network import Network
 from sparkdiff.options import Options
+from sparkdiff.parallel import ALONE
 from sparkdiff.recipes import Recipe, candidates
 from sparkdiff.scales import flattened
 from sparkdiff.sparse import SparseRows
@@ -25,6 +27,7 @@ from sparkdiff.stages.assembling import VectorAssembler
 from sparkdiff.stages.base import FeatureStats, LabelStats
 from sparkdiff.stages.projection import PCA
 from sparkdiff.stages.scaling import MinMaxScaler, StandardScaler
+from sparkdiff.train import _agrees
 
 N, STEPS = 24, 12
 LABELS = LabelStats(1.0, 2.0, 0.0, 9.0, torch.tensor([9, 9, 9]))
@@ -393,3 +396,17 @@ def test_slopes_turn_to_the_wished_sign() -> None:
     held.steps(200)
     wrong = slope(held) * torch.tensor([against[j] for j in range(5)], dtype=F64).sign() < -0.01
     assert not bool(wrong.any())
+
+
+# ---- what can't be folded
+
+
+@pytest.mark.parametrize(("offset", "folds"), [(0.0, True), (1e12, False)])
+def test_columns_far_from_zero_are_not_folded(offset: float, folds: bool) -> None:
+    """Multiplied out, (x - 1e12) * slope has four digits left; the network itself has all."""
+    x = normal(N, 5) + offset
+    net = network((StandardScaler(x.std(0), x.mean(0), True, True), ["x"], "s"), (glr(5), ["s"], "p"))
+    folded = fold(net, {("x", -1): 5, ("s", 0): 5, ("p", 1): 1})
+    assert folded is not None
+    data = SimpleNamespace(batches=lambda split: [(x,)], values=lambda batch: {("x", -1): batch}, team=ALONE)
+    assert _agrees(folded, net, data) is folds  # type: ignore[arg-type]
