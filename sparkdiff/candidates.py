@@ -194,8 +194,7 @@ class Candidates:
         """Add the penalty's gradient, times a factor, to the sums; every process does the same."""
         assert self.folded is not None
         slopes = self.folded.slopes(self.parameters, len(self.recipes))
-        _, gradients = monotone.gradients(slopes)
-        gradients = {v: factor * gradient for v, gradient in gradients.items()}
+        gradients = {v: factor * gradient for v, gradient in monotone.gradients(slopes).items()}
         self.folded.back(slopes, gradients, torch.zeros_like(slopes.constant), self.room)
 
     def _towards(self, gradient: Tensor, factor: float, out: Tensor) -> None:

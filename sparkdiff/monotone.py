@@ -32,15 +32,13 @@ class Monotone:
     signs: Mapping[Version, Tensor]
     weights: Mapping[Version, Tensor]
 
-    def gradients(self, slopes: Slopes) -> tuple[Tensor, dict[Version, Tensor]]:
-        """The penalty of each candidate (K,), and its gradient by every slope, (K, d, 1)."""
-        total = slopes.constant.new_zeros(len(slopes.constant))
+    def gradients(self, slopes: Slopes) -> dict[Version, Tensor]:
+        """The penalty's gradient by every slope, (K, d, 1)."""
         found = {v: torch.zeros_like(slope) for v, slope in slopes.of.items()}
         for v, sign in self.signs.items():
             wrong = (-sign * slopes.of[v][:, :, 0]).clamp_min(0)  # (K, d)
-            total = total + (self.weights[v] * wrong * wrong).sum(1)
             found[v] = (-2 * sign * self.weights[v] * wrong)[:, :, None]
-        return total, found
+        return found
 
 
 def resolve(
