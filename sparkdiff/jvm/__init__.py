@@ -1,4 +1,4 @@
-"""The only file that knows py4j: rebuilds fitted stages, with or without a JVM handle, and asks Spark about plans and files."""
+"""The only place that knows py4j: rebuilds fitted stages, with or without a JVM handle, and asks Spark about plans and files."""
 
 from __future__ import annotations
 
@@ -172,6 +172,15 @@ def scratch(folder: Path) -> Iterator[None]:
         _scratch.reset(token)
 
 
+@contextlib.contextmanager
+def saved(stage: Any) -> Iterator[str]:
+    """The address of a stage saved for a moment, in a folder that Spark and this process both see."""
+    with tempfile.TemporaryDirectory(prefix=".stage-", dir=_scratch.get() or shared_folder()) as name:
+        where = f"file://{name}/stage"
+        stage.write().save(where)
+        yield where
+
+
 def rebuild(stage: Any, weights: Mapping[str, Any]) -> Any:
     """A new fitted stage of the same class, uid and Params (set and default) with these weights.
 
@@ -215,9 +224,7 @@ def _constructed(old: Any, weights: Mapping[str, Any]) -> Any:
 def _rewritten(old: Any, weights: Mapping[str, Any]) -> Any:
     """By way of files: the stage saved, the one row of its data replaced by Spark itself, and the stage loaded."""
     spark = session()
-    with tempfile.TemporaryDirectory(prefix=".stage-", dir=_scratch.get() or shared_folder()) as name:
-        where = f"file://{name}/stage"
-        old.write().save(where)
+    with saved(old) as where:
         data = spark.read.parquet(f"{where}/data")
         rows = data.limit(2).collect()
         if len(rows) != 1:

@@ -1,0 +1,181 @@
+"""Trees and ensembles of trees across py4j, all nodes in one piece; or by way of the saved Parquet where there is no JVM."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from pyspark.ml.wrapper import JavaParams
+
+from sparkdiff import jvm
+from sparkdiff.errors import SparkdiffError
+from sparkdiff.nodes import Array, Nodes
+
+STORE = "org.apache.spark.ml.tree.DecisionTreeModelReadWrite"
+JACKSON = "com.fasterxml.jackson"
+
+
+def is_ensemble(stage: Any) -> bool:
+    """Whether a fitted stage of trees has several of them, each with a uid and Params of its own."""
+    return not type(stage).__name__.startswith("DecisionTree")
+
+
+def read(stage: Any) -> Nodes:
+    """The nodes of a fitted tree, or of all trees of an ensemble."""
+    if not jvm.has_constructors():
+        return _loaded(stage)
+    gateway, java = _gateway(), stage._java_obj
+    build = _object(f"{STORE}$NodeData")
+    trees = gateway.java.util.ArrayList()
+    for tree in java.trees() if is_ensemble(stage) else [java]:
+        trees.add(build.build(tree.rootNode(), 0)._1())
+    return Nodes.of(json.loads(_mapper().writeValueAsString(trees), parse_constant=float))
+
+
+def rebuild(stage: Any, nodes: Nodes, treeWeights: Array | None = None) -> Any:
+    """A new fitted stage of the same class, uid and Params (set and default, also each tree's own) with these nodes.
+
+    Args:
+        nodes: of as many trees as the stage has; any shape.
+        treeWeights: (T,), of a gradient-boosted ensemble only.
+    """
+    old = stage.copy()  # copy() also carries Params that were set in Python over to the Java object
+    if jvm.has_constructors():
+        new = JavaParams._from_java(_constructed(old, nodes, treeWeights))
+    else:
+        new = _rewritten(old, nodes, treeWeights)
+    # Python objects have defaults of their own, see jvm.rebuild.
+    return old._copyValues(new._resetUid(stage.uid))
+
+
+def _constructed(old: Any, nodes: Nodes, treeWeights: Array | None) -> Any:
+    java = old._java_obj
+    trees = list(java.trees()) if is_ensemble(old) else [java]
+    # An ensemble's trees are read with its own impurity, whatever theirs say (EnsembleModelReadWrite.loadImpl).
+    impurity = old.getOrDefault("impurity")
+    none = _gateway().org.apache.spark.ml.param.ParamMap.empty()
+    new: list[Any] = []
+    for tree, root in zip(trees, roots(nodes, impurity), strict=True):
+        made = _new(tree, tree.uid(), root, tree.numFeatures(), *_classes(tree))
+        new.append(tree.copyValues(made, none))
+    if not is_ensemble(old):
+        return new[0]
+    boosted = type(old).__name__.startswith("GBT")
+    weights = [_doubles(old.treeWeights if treeWeights is None else treeWeights)] if boosted else []
+    made = _new(java, java.uid(), _array(trees[0].getClass(), new), *weights, java.numFeatures(), *_classes(java))
+    return java.copyValues(made, none)
+
+
+def roots(nodes: Nodes, impurity: str) -> list[Any]:
+    """Each tree's root as a Java object, given the impurity that the nodes' statistics are of ("variance" of a regression)."""
+    kind = _class(f"[[L{STORE}$NodeData;")
+    trees = _mapper().readValue(json.dumps(nodes.records()), kind)
+    build = _object(STORE)
+    return [build.buildTreeFromNodes(tree, impurity) for tree in trees]
+
+
+def _new(like: Any, *arguments: Any) -> Any:
+    """By the constructor of `like`'s class that takes as many arguments; no two of them take as many as we give."""
+    for constructor in like.getClass().getConstructors():
+        if len(constructor.getParameterTypes()) == len(arguments):
+            return constructor.newInstance(_array(_class("java.lang.Object"), arguments))
+    raise SparkdiffError(f"{like.getClass().getName()} has no constructor of {len(arguments)} arguments")
+
+
+def _classes(java: Any) -> list[int]:
+    return [java.numClasses()] if "Classification" in java.getClass().getName() else []
+
+
+def _gateway() -> Any:
+    context: Any = jvm.session().sparkContext
+    return context._jvm
+
+
+def _class(name: str) -> Any:
+    """A Java class by name, as Spark's own loader finds it."""
+    java = _gateway().java.lang
+    return java.Class.forName(name, True, java.Thread.currentThread().getContextClassLoader())
+
+
+def _object(name: str) -> Any:
+    """A Scala object by name."""
+    return _class(f"{name}$").getField("MODULE$").get(None)
+
+
+def _array(kind: Any, items: Sequence[Any]) -> Any:
+    """A Java array of a class."""
+    out = _gateway().java.lang.reflect.Array.newInstance(kind, len(items))
+    for i, item in enumerate(items):
+        out[i] = item
+    return out
+
+
+def _doubles(values: Any) -> Any:
+    """A double[]."""
+    return _array(_class("java.lang.Double").getField("TYPE").get(None), np.asarray(values, np.float64).tolist())
+
+
+def _mapper() -> Any:
+    """Spark's own Jackson, set to look at fields: SplitData.getSplit asserts on leaves."""
+    mapper = _class(f"{JACKSON}.databind.ObjectMapper").getConstructor(_array(_class("java.lang.Class"), []))
+    mapper = mapper.newInstance(_array(_class("java.lang.Object"), []))
+    mapper.registerModule(_object(f"{JACKSON}.module.scala.DefaultScalaModule"))
+
+    def constant(owner: str, name: str) -> Any:
+        return _class(f"{JACKSON}.annotation.{owner}").getField(name).get(None)
+
+    for accessor, visibility in (("GETTER", "NONE"), ("IS_GETTER", "NONE"), ("FIELD", "ANY")):
+        mapper.setVisibility(constant("PropertyAccessor", accessor), constant("JsonAutoDetect$Visibility", visibility))
+    return mapper
+
+
+# Without a JVM ----------------------------------------------------------------------------------------------------------
+
+
+def _loaded(stage: Any) -> Nodes:
+    """From the stage's saved data."""
+    with jvm.saved(stage) as where:
+        return _nodes_in(where, ensemble=is_ensemble(stage))
+
+
+def _nodes_in(where: str, *, ensemble: bool) -> Nodes:
+    rows = jvm.session().read.parquet(f"{where}/data").collect()
+    trees: dict[int, list[dict[str, Any]]] = {}
+    for row in rows:  # the columns' names differ between versions, and a single tree's rows are its nodes
+        tree, node = (row[0], row[1]) if ensemble else (0, row)
+        trees.setdefault(tree, []).append(node.asDict(recursive=True))
+    return Nodes.of(sorted(trees[t], key=lambda node: node["id"]) for t in sorted(trees))
+
+
+def _rewritten(old: Any, nodes: Nodes, treeWeights: Array | None) -> Any:
+    """By way of files: the stage saved, its data replaced by Spark itself, and the stage loaded."""
+    spark = jvm.session()
+    with jvm.saved(old) as where:
+        schema = spark.read.parquet(f"{where}/data").schema
+        kind = schema[1].dataType if is_ensemble(old) else schema
+        made = [[_row(kind, node) for node in tree] for tree in nodes.records()]
+        rows = [(t, node) for t, tree in enumerate(made) for node in tree] if is_ensemble(old) else made[0]
+        spark.createDataFrame(rows, schema).coalesce(1).write.mode("overwrite").parquet(f"{where}/data")
+        if treeWeights is not None:
+            meta = spark.read.parquet(f"{where}/treesMetadata")
+            new = [(*row[:2], float(treeWeights[row[0]])) for row in meta.collect()]
+            spark.createDataFrame(new, meta.schema).coalesce(1).write.mode("overwrite").parquet(
+                f"{where}/treesMetadata"
+            )
+        return type(old).load(where)
+
+
+def _row(schema: Any, node: Mapping[str, Any]) -> tuple[Any, ...]:
+    """A record in the order of the saved columns, numbers that JSON has no way to write as numbers again."""
+
+    def cell(field: Any) -> Any:
+        value = node[field.name]
+        if hasattr(field.dataType, "fields"):
+            return _row(field.dataType, value)
+        if isinstance(value, list):
+            return [float(v) for v in value]
+        return float(value) if field.dataType.typeName() == "double" else value
+
+    return tuple(cell(field) for field in schema)

@@ -1,0 +1,150 @@
+"""The nodes of decision trees as arrays, in Spark's own terms: what its constructors take and its saved models hold."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sparkdiff.errors import InputError
+
+Array = np.ndarray[Any, Any]
+SCALARS = {
+    "prediction": np.float64, "impurity": np.float64, "gain": np.float64, "rawCount": np.int64, "leftChild": np.int32,
+    "rightChild": np.int32,
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Nodes:
+    """All nodes of T trees, one after the other, each tree's in pre-order: a left child follows its parent.
+
+    Fields that are named as Spark's mean what they mean there. A leaf has featureIndex, leftChild and rightChild -1 and no
+    values; an inner node of a continuous feature one value, its threshold (x <= threshold goes left); one of a categorical
+    feature (numCategories >= 0) the categories that go left.
+
+    Source: org.apache.spark.ml.tree.DecisionTreeModelReadWrite.NodeData and SplitData.
+
+    Attributes:
+        offsets: (T + 1,) int64, where each tree's nodes begin.
+        prediction, impurity, gain: (N,) float64.
+        impurityStats: (N, s) float64; s classes, or (count, sum, sum of squares) of a regression.
+        rawCount: (N,) int64 training rows.
+        leftChild, rightChild: (N,) int32, counted from the tree's first node.
+        featureIndex, numCategories: (N,) int32; numCategories is -1 where there are none.
+        values: (V,) float64, all nodes' `leftCategoriesOrThreshold` in a row.
+        ends: (N,) int64, where each node's values end.
+    """
+
+    offsets: Array
+    prediction: Array
+    impurity: Array
+    gain: Array
+    impurityStats: Array
+    rawCount: Array
+    leftChild: Array
+    rightChild: Array
+    featureIndex: Array
+    numCategories: Array
+    values: Array
+    ends: Array
+
+    def __len__(self) -> int:
+        return len(self.prediction)
+
+    @property
+    def trees(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def leaf(self) -> Array:
+        """(N,) bool."""
+        return np.asarray(self.leftChild < 0)
+
+    @property
+    def starts(self) -> Array:
+        """(N,) int64, where each node's values begin."""
+        return np.concatenate([[0], self.ends[:-1]]).astype(np.int64)
+
+    @property
+    def continuous(self) -> Array:
+        """(N,) bool: inner nodes with a threshold, which is `values[starts]`."""
+        return np.asarray(~self.leaf & (self.numCategories < 0))
+
+    def roots(self) -> Array:
+        """(N,) int64: each node's tree's first node, which `leftChild` and `rightChild` are counted from."""
+        return np.repeat(self.offsets[:-1], np.diff(self.offsets))
+
+    def replace(self, **fields: Array) -> Nodes:
+        return dataclasses.replace(self, **fields)
+
+    @staticmethod
+    def of(trees: Iterable[Sequence[Mapping[str, Any]]]) -> Nodes:
+        """The nodes of Spark's records, a list per tree in the order of their `id`."""
+        trees = list(trees)
+        records = [node for tree in trees for node in tree]
+        splits = [node["split"] for node in records]
+        values = [split["leftCategoriesOrThreshold"] for split in splits]
+        return Nodes(
+            offsets=np.cumsum([0, *map(len, trees)]),
+            impurityStats=np.array([node["impurityStats"] for node in records], np.float64),
+            featureIndex=np.array([split["featureIndex"] for split in splits], np.int32),
+            numCategories=np.array([split["numCategories"] for split in splits], np.int32),
+            values=np.array([v for part in values for v in part], np.float64),
+            ends=np.cumsum([len(part) for part in values]).astype(np.int64),
+            **{name: np.array([node[name] for node in records], kind) for name, kind in SCALARS.items()},
+        )
+
+    def records(self) -> list[list[dict[str, Any]]]:
+        """Spark's records of each tree; what is neither finite nor a number is text, which JSON has no numbers for."""
+        columns = {name: _listed(getattr(self, name)) for name in SCALARS}
+        stats, values = [_listed(row) for row in self.impurityStats], _listed(self.values)
+        feature, categories = self.featureIndex.tolist(), self.numCategories.tolist()
+        starts, ends = self.starts.tolist(), self.ends.tolist()
+        offsets = self.offsets.tolist()
+        return [
+            [
+                {
+                    "id": j - first, **{name: column[j] for name, column in columns.items()}, "impurityStats": stats[j],
+                    "split": {
+                        "featureIndex": feature[j], "leftCategoriesOrThreshold": values[starts[j] : ends[j]],
+                        "numCategories": categories[j],
+                    },
+                }
+                for j in range(first, last)
+            ]
+            for first, last in itertools.pairwise(offsets)
+        ]  # fmt: skip
+
+    def check(self, numFeatures: int, name: str) -> None:
+        """Raise InputError where these are no trees on vectors of `numFeatures` entries, before Spark fails on rows.
+
+        Args:
+            name: of what they make up, for the message.
+        """
+        inner = ~self.leaf
+        number = np.arange(len(self)) - self.roots()
+        sizes = np.repeat(np.diff(self.offsets), np.diff(self.offsets))
+        wrong = {
+            "feature doesn't exist": inner & ((self.featureIndex < 0) | (self.featureIndex >= numFeatures)),
+            "left child doesn't follow it": inner & (self.leftChild != number + 1),
+            "right child isn't a later node": inner & ((self.rightChild <= number + 1) | (self.rightChild >= sizes)),
+        }
+        for what, nodes in wrong.items():
+            if nodes.any():
+                j = int(np.flatnonzero(nodes)[0])
+                tree = int(np.searchsorted(self.offsets, j, side="right")) - 1
+                raise InputError(
+                    f"{name}: node {number[j]} of tree {tree} splits feature {self.featureIndex[j]} of {numFeatures}: its {what}"
+                )
+
+
+def _listed(array: Array) -> list[Any]:
+    values = array.tolist()
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        return [v if math.isfinite(v) else "NaN" if v != v else "Infinity" if v > 0 else "-Infinity" for v in values]
+    return list(values)
