@@ -17,7 +17,7 @@ from sparkdiff.network import Network
 from sparkdiff.options import Options
 from sparkdiff.report import p_value
 from sparkdiff.slices import Change
-from sparkdiff.stages.linear import Predictor
+from sparkdiff.stages.predictor import Predictor
 from sparkdiff.train import Trained
 
 NAMED = 3  # slices that a reason names

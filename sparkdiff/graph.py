@@ -13,7 +13,7 @@ from sparkdiff import jvm
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.nesting import flatten
 from sparkdiff.stages.base import REGISTRY, UNTRANSLATED, StageModule, class_name, columns_of
-from sparkdiff.stages.linear import Predictor
+from sparkdiff.stages.predictor import Predictor
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame

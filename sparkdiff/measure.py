@@ -19,7 +19,7 @@ from sparkdiff.network import Network
 from sparkdiff.parallel import ALONE, Team
 from sparkdiff.sparse import SparseRows
 from sparkdiff.stages.base import FeatureStats, Rows, matrix, width
-from sparkdiff.stages.linear import Predictor
+from sparkdiff.stages.predictor import Predictor
 from sparkdiff.stages.projection import PCA
 from sparkdiff.stream import Batch, Prepare, Stream
 

@@ -15,7 +15,7 @@ from sparkdiff.graph import Graph, Version
 from sparkdiff.nesting import flatten, replaced
 from sparkdiff.sparse import SparseRows
 from sparkdiff.stages.base import Rows, StageModule
-from sparkdiff.stages.linear import Predictor
+from sparkdiff.stages.predictor import Predictor
 
 
 class Network(nn.Module):

@@ -21,7 +21,7 @@ from sparkdiff.nesting import flatten
 from sparkdiff.network import Network, translate
 from sparkdiff.splits import quoted, refuse_stream
 from sparkdiff.stages.base import Rows, dense
-from sparkdiff.stages.linear import Predictor
+from sparkdiff.stages.predictor import Predictor
 
 TOLERANCE = 1e-9
 CHUNK = 1 << 22

@@ -20,7 +20,7 @@ from sparkdiff.network import written
 from sparkdiff.parity import TOLERANCE, differences
 from sparkdiff.splits import quoted
 from sparkdiff.stages.base import REGISTRY, Rows, StageModule, class_name, dense
-from sparkdiff.stages.linear import Predictor
+from sparkdiff.stages.predictor import Predictor
 
 ROWS_AT_ONCE = 4096
 SEED = 7
