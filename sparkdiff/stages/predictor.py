@@ -21,6 +21,10 @@ class Predictor(StageModule):
         """What losses are computed from: (n,), or (n, k) for k classes in softmax form."""
         raise NotImplementedError
 
+    def routed_margin(self, leaves: Tensor) -> Tensor:
+        """The margin of rows that fall into these leaves (n, T), of a stage of trees."""
+        raise NotImplementedError
+
     def columns(self, margin: Tensor) -> tuple[Tensor, ...]:
         """The output columns of a margin, in the order of `outputs(stage)`."""
         raise NotImplementedError
