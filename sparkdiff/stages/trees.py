@@ -294,7 +294,7 @@ class RegressionTrees(Trees):
                 room["treeWeights"].add_(per_tree * self.factor)
             return (gradient * table).sum(1, keepdim=True) if slope.numel() else None
 
-        return Pulled([slopes], 0.0, back)
+        return Pulled([slopes], 0.0 if slope.numel() else torch.zeros(1, 1, 1, dtype=torch.float64), back)
 
     factor: ClassVar[float] = 1.0
     """What a tree's weight is multiplied by in the margin."""
