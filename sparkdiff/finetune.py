@@ -22,8 +22,8 @@ from sparkdiff.cache import Cache
 from sparkdiff.checkpoint import RunFolder
 from sparkdiff.errors import InputError, ParityError
 from sparkdiff.fingerprint import Request, virtual_shards
-from sparkdiff.folding import Folded, fixed_versions, fold
-from sparkdiff.graph import Graph, Version
+from sparkdiff.folding import Folded, fixed_versions, fold, routed_versions
+from sparkdiff.graph import LEAVES, Graph, Version
 from sparkdiff.losses import Objective, check_label
 from sparkdiff.measure import Data, Score, all_dense, cut_points, features, leaf_counts, score, settling
 from sparkdiff.metrics import Metric
@@ -175,8 +175,13 @@ def fine_tune(
                 still = stats[v].std.index_fill(0, modules[i].nominal(), 0.0)  # noise would make another category of it
                 stats[v] = dataclasses.replace(stats[v], std=still)
             scales, frozen = Scales.of(network, seen, label, options)
-            trees = any(m.routes and m.leaves.requires_grad for m in modules.values())
-            recipes = candidates(options, cache.rows(VALIDATION), mixes=all_dense(network, data, inputs), trees=trees)
+            trees = sum(
+                m.trees_and_leaves()[0] for m in modules.values() if any(p.requires_grad for p in m.parameters())
+            )
+            newton = (LEAVES, graph.head) in routed_versions(network) and not network.head.wide
+            recipes = candidates(
+                options, cache.rows(VALIDATION), mixes=all_dense(network, data, inputs), trees=trees, newton=newton
+            )
             wishes = _Wishes.of(options, network, data, cache) if "monotone" in options.penalties else None
             stats = {v: stats[v] for v in inputs}
             penalty = None if wishes is None else wishes.penalty(stats, label)

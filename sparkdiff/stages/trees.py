@@ -85,6 +85,9 @@ class Trees(Predictor):
 
     # Rows to leaves, leaves to outputs ------------------------------------------------------------------------------
 
+    def trees_and_leaves(self) -> tuple[int, int]:
+        return self.nodes.trees, len(self.leaves)
+
     def route(self, x: Rows) -> Tensor:  # type: ignore[override]
         return self.router.leaf(x, self.thresholds)
 
