@@ -27,7 +27,7 @@ LAYERS = [
     ["parity", "cache", "measure", "flips"],
     ["slots", "outliers", "twins"],
     ["separation", "monotone"],
-    ["candidates", "preflight", "faithful", "slices", "compatibility", "datachecks"],
+    ["candidates", "outset", "preflight", "faithful", "slices", "compatibility", "datachecks"],
     ["train"],
     ["rank"],
     ["launch"],
@@ -43,6 +43,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 NO_SPARK = (
     "train",
     "candidates",
+    "outset",
     "folding",
     "monotone",
     "derivatives",
