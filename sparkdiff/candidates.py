@@ -22,7 +22,7 @@ from sparkdiff.options import Options
 from sparkdiff.parallel import ALONE, Team
 from sparkdiff.recipes import Recipe
 from sparkdiff.scales import Scales, flattened, trained
-from sparkdiff.stages.base import FeatureStats, Rows
+from sparkdiff.stages.base import FeatureStats, Rows, below
 
 ONCE_AN_EPOCH = ("lbfgs", "newton")
 """Optimizers that step along the gradient of all rows."""
@@ -141,13 +141,7 @@ class Candidates:
             return
         slopes = self.folded.slopes(self.parameters, len(self.recipes)) if self.folded else None
         parts: list[tuple[dict[Version, Tensor], Tensor]] = []
-        for group, rows in enumerate(self.groups):
-            recipe, seen, targets = self.recipes[rows[0]], values, [(label, weight)]
-            if recipe.augments:
-                inputs = {v: values[v] for v in draw.stats}
-                seen, targets = augmented(recipe, inputs, (label, weight), draw.stats, draw.shards, (*draw.key, group))
-                with torch.no_grad():
-                    self.network.route(seen, self.routed)
+        for rows, (seen, targets) in zip(self.groups, self._seen(values, (label, weight), draw), strict=True):
             margin = self._margins(rows, slopes, seen)
             loss, gradient = _losses(objective, margin.detach(), targets)
             if self.curved and self.folded is not None:
@@ -169,6 +163,28 @@ class Candidates:
                 gradients = {v: torch.cat([found[v] for found, _ in parts])[self.inverse] for v in gradients}
                 constant = torch.cat([found for _, found in parts])[self.inverse]
             self.folded.back(slopes, gradients, constant, self.room)
+
+    @torch.no_grad()
+    def _seen(
+        self, values: dict[Version, Rows], target: Target, draw: Draw
+    ) -> list[tuple[dict[Version, Rows], list[Target]]]:
+        """The rows as each group of candidates sees them, and what their losses are summed over."""
+        out, drawn = [], []
+        for group, rows in enumerate(self.groups):
+            recipe = self.recipes[rows[0]]
+            if not recipe.augments:
+                out.append((values, [target]))
+                continue
+            inputs = {v: values[v] for v in draw.stats}
+            out.append(augmented(recipe, inputs, target, draw.stats, draw.shards, (*draw.key, group)))
+            drawn.append(out[-1][0])
+        if drawn and self.routed:  # all at once: on so few rows a call costs more than they do
+            together = {v: below([seen[v] for seen in drawn]) for v in draw.stats}
+            self.network.route(together, self.routed)
+            for v in self.routed:
+                for seen, leaves in zip(drawn, together[v].split(len(target[0])), strict=True):  # type: ignore[union-attr]
+                    seen[v] = leaves
+        return out
 
     def _bend(
         self, rows: list[int], margin: Tensor, values: Mapping[Version, Rows], objective: Objective, targets: Sequence[Target]
