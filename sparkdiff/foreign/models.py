@@ -180,8 +180,4 @@ def labelled(model: Any, classes: Sequence[Any], columns: Columns) -> Any:
 
 def depth(nodes: Nodes) -> int:
     """Of the deepest tree, within what Spark's Param allows."""
-    first, level, deepest = nodes.roots(), nodes.offsets[:-1], 0
-    while len(level := level[nodes.leftChild[level] >= 0]):
-        deepest += 1
-        level = np.concatenate([first[level] + nodes.leftChild[level], first[level] + nodes.rightChild[level]])
-    return min(deepest, 30)
+    return min(int(nodes.depth().max()), 30)

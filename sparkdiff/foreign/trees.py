@@ -257,4 +257,4 @@ def below(threshold: Array) -> Array:
     """(n,) float64 -> (n,) float32: the largest float32 at or below."""
     with np.errstate(over="ignore"):
         near = np.asarray(threshold, np.float64).astype(np.float32)
-    return np.where(near.astype(np.float64) > threshold, np.nextafter(near, np.float32(-np.inf)), near)
+        return np.where(near.astype(np.float64) > threshold, np.nextafter(near, np.float32(-np.inf)), near)

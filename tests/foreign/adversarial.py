@@ -31,10 +31,11 @@ def rows(model: Any, width: int, *, nan: bool = True, inf: bool = True, seed: in
             [nodes.values[nodes.starts[nodes.continuous & (nodes.featureIndex == feature)]] for nodes in every]
         )
         at = np.unique(at[np.isfinite(at)])
-        small = at.astype(np.float32)
+        with np.errstate(over="ignore"):
+            small = at.astype(np.float32)
         beside = [np.nextafter(small, np.float32(side)).astype(np.float64) for side in (np.inf, -np.inf)]
         near = [at, np.nextafter(at, np.inf), np.nextafter(at, -np.inf), small.astype(np.float64), *beside]
-        critical.append(np.concatenate([*near, specials, random.normal(size=20), np.arange(-1.0, 12.0)]))
+        critical.append(np.concatenate([*near, specials, random.normal(size=20), np.arange(-1.0, 50.0)]))
     count = max(4_000, 2 * max(map(len, critical)))
     mixed = np.stack([random.choice(values, count) for values in critical], 1)
     for feature, values in enumerate(critical):  # each at least once
@@ -43,6 +44,8 @@ def rows(model: Any, width: int, *, nan: bool = True, inf: bool = True, seed: in
     out = np.concatenate([mixed, *leaves])
     if not nan:
         out = np.nan_to_num(out, nan=0.5, posinf=np.inf, neginf=-np.inf)
+    if not inf:  # not in float32 either
+        out = np.clip(out, *np.array([np.finfo(np.float32).min, np.finfo(np.float32).max], np.float64))
     return out
 
 

@@ -22,7 +22,6 @@ from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor, ExtraTre
 import sparkdiff
 
 WIDTH = 4
-FLOAT32 = 3.0e38  # what scikit-learn's float32 trees take
 
 
 def data(seed: int = 0, *, nan: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -62,7 +61,9 @@ def test_regressors(spark: Any, name: str, nan: bool) -> None:
     hist = name.startswith("hist")
     rows = adversarial.rows(home, WIDTH, nan=takes_nan, inf=hist)
     (found,) = adversarial.served(spark, home, rows, "prediction")
-    np.testing.assert_allclose(found, model.predict(rows), rtol=1e-12, atol=1e-12)
+    with np.errstate(invalid="ignore", over="ignore"):  # scikit-learn adds all values up
+        expected = model.predict(rows)
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
 
 
 CLASSIFIERS: dict[str, tuple[Any, bool]] = {
@@ -100,3 +101,53 @@ def test_the_exponential_loss(spark: Any) -> None:
     X, y = data()
     model = GradientBoostingClassifier(loss="exponential", n_estimators=15, random_state=0).fit(X, y > 1)
     check_classifier(spark, model, False)
+
+
+def nominal(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Two columns of categories, 40 of them with gaps and a few with NaN, between two of numbers."""
+    random = np.random.default_rng(seed)
+    X = random.normal(size=(1500, WIDTH))
+    X[:, 1] = random.permutation(48)[:40][random.integers(0, 40, 1500)]
+    X[:, 3] = random.choice([0, 2, 5, 7, np.nan], 1500)
+    effect = random.normal(size=48)
+    return X, effect[X[:, 1].astype(int)] + np.where(np.isnan(X[:, 3]), 2, X[:, 3] % 3) + 0.3 * X[:, 0]
+
+
+def test_categories(spark: Any) -> None:
+    X, y = nominal()
+    model = HistGradientBoostingRegressor(categorical_features=[1, 3], max_iter=15).fit(X, y)
+    home = sparkdiff.from_sklearn(model)
+    nodes = adversarial.trees.read(home)
+    assert (nodes.numCategories >= 0).sum() > 30  # splits of categories, of which
+    ends = nodes.ends - nodes.starts
+    assert (
+        ends[nodes.numCategories >= 0] * 2 > nodes.numCategories[nodes.numCategories >= 0]
+    ).any()  # some keep the rest left
+    rows = adversarial.rows(home, WIDTH)
+    rows[:, [1, 3]] = np.clip(rows[:, [1, 3]], -1e300, 1e300)  # infinities are refused there
+    (found,) = adversarial.served(spark, home, rows, "prediction")
+    with np.errstate(invalid="ignore"):  # scikit-learn adds all values up
+        expected = model.predict(rows)
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("boosted", [False, True])
+def test_feature_importances(spark: Any, boosted: bool) -> None:
+    """By gain; splits that only look for NaN have none."""
+    X, y = data()
+    model: Any = GradientBoostingRegressor(n_estimators=20) if boosted else RandomForestRegressor(10, max_depth=6)
+    home = sparkdiff.from_sklearn(model.fit(X, y))
+    np.testing.assert_allclose(home.featureImportances.toArray(), model.feature_importances_, rtol=1e-9)
+
+
+def test_huge_numbers_are_rounded_as_float32_is(spark: Any) -> None:
+    """Thresholds from 1e-44 to 3e38, which `float32(x) <= threshold` sees in steps."""
+    random = np.random.default_rng(0)
+    X = (10.0 ** random.uniform(-44, 38.4, size=(500, WIDTH)) * random.choice([-1, 1], (500, WIDTH))).astype(np.float32)
+    model = RandomForestRegressor(10, random_state=0).fit(X, random.normal(size=500))
+    home = sparkdiff.from_sklearn(model, missing="absent")
+    rows = adversarial.rows(home, WIDTH, nan=False, inf=False)
+    (found,) = adversarial.served(spark, home, rows, "prediction")
+    with np.errstate(invalid="ignore", over="ignore"):  # scikit-learn adds all values up
+        expected = model.predict(rows)
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
