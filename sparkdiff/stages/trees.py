@@ -496,12 +496,24 @@ class VotingTrees(ClassifyingTrees):
     @torch.no_grad()
     def project_(self) -> None:
         self.leaves.clamp_(min=0)
+        # Spark refuses rows without any weight: such a leaf starts again from what Spark fitted.
+        nothing = self.leaves.sum(1) == 0
+        self.leaves[nothing] = self.fitted_leaves()[nothing]
+
+    def fitted_leaves(self) -> Tensor:
+        return torch.from_numpy(self.nodes.impurityStats[self.nodes.leaf])
 
     def check_domain(self, uid: str) -> None:
         super().check_domain(uid)
         if bool((self.leaves < 0).any()):
             worst = self.leaves[self.leaves < 0][0].item()
             raise InputError(f"{uid}: leaves must hold weights >= 0 of the classes, but an entry is {worst!r}")
+        nothing = (self.leaves.sum(1) == 0) & (self.fitted_leaves().sum(1) > 0)
+        if bool(nothing.any()):
+            raise InputError(
+                f"{uid}: leaf {int(nothing.nonzero()[0])} has weight 0 for every class, and Spark fails on rows without any; "
+                "call project_() before writing back"
+            )
 
     def written_nodes(self) -> Nodes:
         nodes = super().written_nodes()

@@ -1,0 +1,125 @@
+"""The four laws for the six classes of trees: any shape, any Params, rows on every threshold; and that all nodes survive."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from growing import WIDTH, differing, grown, rows
+from hypothesis import given
+from hypothesis import strategies as st
+from making import AT_ONCE, COLUMNS, sparse
+from pyspark.ml.classification import DecisionTreeClassifier, GBTClassifier, RandomForestClassifier
+from pyspark.ml.linalg import Vectors
+from pyspark.ml.regression import DecisionTreeRegressor, GBTRegressor, RandomForestRegressor
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+from test_laws import generated
+
+from sparkdiff import jvm
+from sparkdiff.jvm import trees
+from sparkdiff.stages.base import REGISTRY, StageModule, class_name
+from sparkdiff.testing import check_stages, perturbed
+
+TREES = 3
+CLASSES = {"DecisionTreeClassifier": (2, 3), "RandomForestClassifier": (2, 3), "GBTClassifier": (2,)}
+MANY = 11
+Base = Callable[..., Any]
+
+
+@pytest.fixture(scope="session")
+def base(spark: SparkSession) -> Base:
+    """A fitted stage by the name of its estimator and, of a classifier, the number of classes; made when first asked for."""
+    made: dict[tuple[str, int], Any] = {}
+    data = [(Vectors.dense(np.arange(WIDTH) * (i % 5) / 3.0), float(i % 2)) for i in range(20)]
+    df = spark.createDataFrame(data, ["features", "label"]).coalesce(1).cache()
+    estimators: list[Any] = [
+        DecisionTreeClassifier(maxDepth=1), RandomForestClassifier(numTrees=TREES, maxDepth=1, seed=1),
+        GBTClassifier(maxIter=TREES, maxDepth=1, seed=1), DecisionTreeRegressor(maxDepth=1),
+        RandomForestRegressor(numTrees=TREES, maxDepth=1, seed=1), GBTRegressor(maxIter=TREES, maxDepth=1, seed=1),
+    ]  # fmt: skip
+    by_name = {type(e).__name__: e for e in estimators}
+
+    def of(name: str, classes: int = 0) -> Any:
+        if (name, classes) not in made:
+            label = F.col("label").alias("label", metadata={"ml_attr": {"type": "nominal", "num_vals": classes}})
+            rows_of = df.withColumn("label", label) if classes else df
+            made[name, classes] = by_name[name].fit(rows_of)
+        return made[name, classes]
+
+    return of
+
+
+@pytest.fixture(scope="session")
+def table(spark: SparkSession) -> DataFrame:
+    """300 adversarial rows, stored like those of `features`."""
+    data = [(Vectors.dense(v) if i % 2 else sparse(v), Vectors.dense(v), sparse(v)) for i, v in enumerate(rows(300))]
+    return spark.createDataFrame(data, list(COLUMNS)).repartition(2).cache()
+
+
+def all_moved(module: StageModule, generator: torch.Generator) -> None:
+    """Every parameter, also those that train on request only."""
+    for p in module.parameters():
+        p.requires_grad_()
+    perturbed(module, generator)
+
+
+def check(stages: list[Any], df: DataFrame) -> None:
+    """The laws; and no field of a node changes that holds no parameter, by whichever way it goes back."""
+    for first in range(0, len(stages), AT_ONCE):
+        check_stages(stages[first : first + AT_ONCE], df, perturb=all_moved)
+    generator = torch.Generator().manual_seed(1)
+    for stage in stages:
+        before = trees.read(stage)
+        module = REGISTRY[class_name(stage)].from_spark(stage)
+        assert differing(trees.read(module.to_spark(stage)), before) == []
+        all_moved(module, generator)
+        after = trees.read(module.to_spark(stage))
+        learned = {"prediction", "impurityStats", "values"}
+        assert set(differing(after, before)) <= learned
+        assert np.array_equal(after.prediction[~after.leaf], before.prediction[~before.leaf])
+        assert np.array_equal(after.impurityStats[~after.leaf], before.impurityStats[~before.leaf])
+
+
+def params(random: np.random.Generator, name: str, classes: int) -> dict[str, Any]:
+    """Params of a fitted stage: which columns it shows, and all that decides what they hold."""
+    out: dict[str, Any] = {"featuresCol": str(random.choice(COLUMNS))}
+    if random.random() < 0.5:
+        out["leafCol"] = "leaf"
+    if name == "DecisionTreeRegressor" and random.random() < 0.7:
+        out["varianceCol"] = "variance"
+    if classes:
+        shown = str(random.choice(["rpl", "rpl", "rp", "rl", "pl", "r", "p", "l"]))
+        names = ("rawPredictionCol", "probabilityCol", "predictionCol")
+        out |= {n: "" for n, letter in zip(names, "rpl", strict=True) if letter not in shown}
+        if random.random() < 0.4:
+            out["thresholds"] = random.permutation([0.0, 0.2, 1.0][:classes] + [0.1] * (classes - 3)).tolist()
+        if name != "GBTClassifier" and random.random() < 0.5:
+            out["impurity"] = "entropy"
+    return out
+
+
+def stage(base: Base, random: np.random.Generator, name: str, classes: int = 0) -> Any:
+    old = base(name, classes)
+    count = 1 if name.startswith("Decision") else TREES
+    weights = random.choice([1.0, 0.1, 0.0, -0.5, 3.0, 1e-9], TREES) if name.startswith("GBT") else None
+    new = trees.rebuild(old, grown(random, count, 0 if name.startswith("GBT") else classes), weights)
+    return new.copy({new.getParam(k): v for k, v in params(random, name, classes).items()})
+
+
+seeds = st.lists(st.integers(0, 2**32 - 1), min_size=AT_ONCE, max_size=AT_ONCE, unique=True)
+NAMES = [
+    "DecisionTreeClassifier", "RandomForestClassifier", "GBTClassifier", "DecisionTreeRegressor", "RandomForestRegressor",
+    "GBTRegressor",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+@generated(1)
+@given(seeds)
+def test_trees(table: DataFrame, base: Base, name: str, drawn: list[int]) -> None:
+    kinds = CLASSES.get(name, (0,))
+    check([stage(base, np.random.default_rng(s), name, kinds[s % len(kinds)]) for s in drawn], table)
