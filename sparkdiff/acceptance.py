@@ -17,10 +17,12 @@ from sparkdiff.network import Network
 from sparkdiff.options import Options
 from sparkdiff.report import p_value
 from sparkdiff.slices import Change
-from sparkdiff.stages.linear import Predictor
+from sparkdiff.stages.predictor import Predictor
 from sparkdiff.train import Trained
 
 NAMED = 3  # slices that a reason names
+STRICTER = 10
+"""What the p-value needed is divided by where thresholds of trees train: they fit chance more easily than leaves do."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,12 @@ class Judgement:
         return self.verdict.accepted and not self.worse and not self.flips
 
 
+def moves_splits(network: Network) -> bool:
+    """Whether thresholds of trees train."""
+    modules = (network.module(i) for i in network.positions)
+    return any(m.routes and not m.routes_fixed for m in modules)
+
+
 def check_options(options: Options, head: Predictor) -> None:
     """Raise InputError where maxFlipRate is set for a predictor that has no labels."""
     if options.maxFlipRate < 1 and not head.classes:
@@ -93,7 +101,7 @@ def judge(
         if unit != "rows":  # groups before they are dealt into blocks, where some meet
             distinct = torch.cat([distinct, scalar(batch, "block")[weight > 0]]).unique()
     units = rows if unit == "rows" else len(distinct)
-    level = o.guard / o.fleetSize if o.guard < 1 else o.guard
+    level = o.guard / o.fleetSize / (STRICTER if moves_splits(network) else 1) if o.guard < 1 else o.guard
     correlation = None
     if o.timeCol:
         correlation = guard.correlation_time(_differences(data, metric, network, found.network))

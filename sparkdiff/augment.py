@@ -59,7 +59,7 @@ def augmented(
                 x = x + recipe.noise * std * noise.view_as(x)
             if recipe.mask:
                 kept = drawn(lambda rng, n, w=width: rng.random((n, w)), sizes) >= recipe.mask  # type: ignore[misc]
-                x = torch.where(kept.view_as(x), x, mean)
+                x = torch.where(kept.view_as(x) | (std == 0), x, mean)  # 0: constant, or no number but a category
         out[v] = x
     if not recipe.mixup:
         return out, [target]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sparkdiff.augment import Target, augmented
-from sparkdiff.folding import Folded, Slopes
+from sparkdiff.folding import Folded, Slopes, routed_versions
 from sparkdiff.graph import Version
 from sparkdiff.losses import Batch, Objective
 from sparkdiff.measure import Data, Score, Tally
@@ -56,7 +56,7 @@ class Candidates:
     ):  # fmt: skip
         self.network, self.recipes, self.options, self.scales = network, list(recipes), options, scales
         self.folded, self.head, self.monotone = folded, network.head, monotone
-        self.start = flattened(network)
+        self.start, self.routed = flattened(network), routed_versions(network)
         count, size = len(recipes), len(self.start)
         self.sums = torch.zeros(count * (size + 1) + 1, dtype=torch.float64)
         self.gradient, self.losses = self.sums[: count * size].view(count, size), self.sums[count * size : -1]
@@ -71,7 +71,7 @@ class Candidates:
         self.parameters = {
             i: {n: p.detach() for n, p in network.module(i).named_parameters()} | own[i] for i in network.positions
         }
-        self.projects = any(m.has_bounds() for m in modules)
+        self.projects, self.settles = any(m.has_bounds() for m in modules), any(m.settles() for m in modules)
         self.clones = [self._clone(k) for k in range(count)] if self.projects or folded is None else []
 
         def column(values: Iterable[float]) -> Tensor:
@@ -138,6 +138,8 @@ class Candidates:
             if recipe.augments:
                 inputs = {v: values[v] for v in draw.stats}
                 seen, targets = augmented(recipe, inputs, (label, weight), draw.stats, draw.shards, (*draw.key, group))
+                with torch.no_grad():
+                    self.network.route(seen, self.routed)
             margin = self._margins(rows, slopes, seen)
             loss, gradient = _losses(objective, margin.detach(), targets)
             if objective.batch is not None:
@@ -250,6 +252,8 @@ class Candidates:
         """Each candidate's score on a split, over all processes, and the parameters (K, p) that it was measured with."""
         if self.forget is not None:
             self._load(self.average)
+        for module in (c.module(i) for c in self.clones for i in c.positions) if self.settles else ():
+            module.settle_()
         measured = self.flat.clone()
         every = list(range(len(self.recipes)))
         slopes = self.folded.slopes(self.parameters, len(every)) if self.folded else None
@@ -257,7 +261,7 @@ class Candidates:
         for batch, label, weight, block in data.batches(split):
             for tally, margin in zip(tallies, self._margins(every, slopes, data.values(batch)), strict=True):
                 tally.add(margin, label, weight, block)
-        if self.forget is not None:
+        if self.forget is not None or self.settles:
             self._load(self.u)
         return [tally.score(data.team) for tally in tallies], measured
 

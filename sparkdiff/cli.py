@@ -38,13 +38,15 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 @app.command()
 def plan(
-    model: Model, freeze: Names = None, reference: Names = None, target: Names = None,
+    model: Model, freeze: Names = None, reference: Names = None, target: Names = None, unfreeze: Names = None,
     as_json: AsJson = False,
     strict: Annotated[bool, typer.Option(help="Exit with 3 unless every stage is translated.")] = False,
 ) -> None:  # fmt: skip
     """What would be trained, and why not the rest. Runs no job."""
     fitted = run.load_model(run.start_session({}), run.located(model, Path.cwd()))
-    found = make_plan(fitted, freeze=freeze or (), reference=reference or (), target=target or ())
+    found = make_plan(
+        fitted, freeze=freeze or (), reference=reference or (), target=target or (), unfreeze=unfreeze or ()
+    )
     print(found.toJSON() if as_json else found)
     if strict and any(s.role == "referenced" for s in found.stages):
         raise typer.Exit(NOT_STRICT)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparkdiff.stages.linear import GeneralizedLinearRegression, LinearRegression, LogisticRegression, Predictor
+from sparkdiff.stages.predictor import Predictor
 
 Derivative = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(margin (K, n) or (K, n, k), label (n,)) -> loss (K, n) and its derivative by the margin, shaped like it."""
@@ -19,17 +19,13 @@ Derivative = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 def derivative(name: str, power: float | None, head: Predictor) -> Derivative | None:
     """The closed form of the loss of this name (and power of the variance) on a predictor, None where there is none."""
-    identity = isinstance(head, LinearRegression) or (
-        isinstance(head, GeneralizedLinearRegression) and (head.family, head.link) == ("gaussian", "identity")
-    )
-    if name == "squared" and identity:
+    link = head.margin_link
+    if name == "squared" and link == "identity":
         return _squared
-    if power is not None and isinstance(head, GeneralizedLinearRegression) and head.link == "log":
+    if power is not None and link == "log":
         return {1.0: _poisson, 2.0: _gamma}.get(power)
-    if name == "logLoss" and isinstance(head, LogisticRegression):
-        return _softmax if head.wide else _sigmoid
-    if name == "logLoss" and isinstance(head, GeneralizedLinearRegression) and head.link == "logit":
-        return _sigmoid
+    if name == "logLoss":
+        return {"logit": _sigmoid, "softmax": _softmax}.get(link)
     return None
 
 

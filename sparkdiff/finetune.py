@@ -25,7 +25,7 @@ from sparkdiff.fingerprint import Request, virtual_shards
 from sparkdiff.folding import Folded, fixed_versions, fold
 from sparkdiff.graph import Graph, Version
 from sparkdiff.losses import Objective, check_label
-from sparkdiff.measure import Data, Score, all_dense, features, score
+from sparkdiff.measure import Data, Score, all_dense, cut_points, features, leaf_counts, score, settling
 from sparkdiff.metrics import Metric
 from sparkdiff.nesting import flatten
 from sparkdiff.network import Network, write_back
@@ -78,7 +78,8 @@ def prepare(model: Any, options: Options) -> Task:
     Raises:
         InputError: not fitted, several predictors, nothing to train, or a stage name that matches none.
     """
-    graph = Graph(model, reference=options.reference, predictionCol=options.predictionCol)
+    o = options
+    graph = Graph(model, reference=o.reference, predictionCol=o.predictionCol, unfreeze=o.unfreeze)
     several = graph.predictors()
     if options.predictionCol is None and len(several) > 1:
         found = "; ".join(f"{graph.leaves[i].uid} ({', '.join(graph.leaves[i].outputs)})" for i in several)
@@ -165,10 +166,17 @@ def fine_tune(
             say(f"{len(doubts)} warnings about the rows" if doubts else "nothing to say against the rows")
         with phases.phase("train") as say:
             inputs = fixed_versions(network)
-            reads = {i: network.graph.leaves[i].reads[0] for i in network.positions if network.module(i).feature_axis}
-            stats = features(network, data, {*reads.values(), *inputs})
-            scales, frozen = Scales.of(network, {i: stats[v] for i, v in reads.items()}, label, options)
-            recipes = candidates(options, cache.rows(VALIDATION), mixes=all_dense(network, data, inputs))
+            modules = {i: network.module(i) for i in network.positions}
+            reads = {i: graph.leaves[i].reads[0] for i, m in modules.items() if m.feature_axis or m.routes}
+            stats, reached = features(network, data, {*reads.values(), *inputs}), leaf_counts(network, data)
+            seen = {i: dataclasses.replace(stats[v], leaves=reached.get(i)) for i, v in reads.items()}
+            for i, v in reads.items():
+                modules[i].look(seen[i], cut_points(network, data, i) if i in settling(network) else {})
+                still = stats[v].std.index_fill(0, modules[i].nominal(), 0.0)  # noise would make another category of it
+                stats[v] = dataclasses.replace(stats[v], std=still)
+            scales, frozen = Scales.of(network, seen, label, options)
+            trees = any(m.routes and m.leaves.requires_grad for m in modules.values())
+            recipes = candidates(options, cache.rows(VALIDATION), mixes=all_dense(network, data, inputs), trees=trees)
             wishes = _Wishes.of(options, network, data, cache) if "monotone" in options.penalties else None
             stats = {v: stats[v] for v in inputs}
             penalty = None if wishes is None else wishes.penalty(stats, label)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sparkdiff.graph import Version
+from sparkdiff.graph import LEAVES, Version
 from sparkdiff.network import Network
 from sparkdiff.sparse import SparseRows
 from sparkdiff.stages.base import NotAffineError, Parameters, Rows, StageModule
@@ -36,6 +36,19 @@ def fixed_versions(network: Network) -> list[Version]:
     inside = set(network.positions) - fixed
     read = [v for i in network.positions if i in inside for v in network.graph.leaves[i].reads]
     return [v for v in dict.fromkeys(read) if v[1] not in inside]
+
+
+def routed_versions(network: Network) -> list[Version]:
+    """The leaves that no trainable parameter sends rows out of, of the stages of trees that train."""
+    fixed = fixed_positions(network)
+    inside = set(network.positions) - fixed
+    return [
+        (LEAVES, i)
+        for i in network.positions
+        if i in inside
+        and network.module(i).routes_fixed
+        and all(v[1] not in inside for v in network.graph.leaves[i].reads)
+    ]
 
 
 class Link(NamedTuple):
@@ -70,7 +83,7 @@ class Folded:
 
     def __init__(self, network: Network, widths: Mapping[Version, int]):
         graph = network.graph
-        inside = set(network.positions) - fixed_positions(network)
+        inside, routed = set(network.positions) - fixed_positions(network), routed_versions(network)
         self.wide = network.head.wide
         self.chain: list[Link] = []  # from the margin on
         wanted: set[Version] = set()
@@ -79,8 +92,11 @@ class Folded:
             writes = tuple((graph.fold(c), i) for c in leaf.outputs)
             if i == graph.head or wanted & set(writes):
                 writes = () if i == graph.head else tuple(v for v in writes if v in wanted)
-                self.chain.append(Link(i, network.module(i), leaf.reads, [widths[v] for v in leaf.reads], writes))
-                wanted |= set(leaf.reads)
+                module, reads = network.module(i), leaf.reads
+                if module.routes:  # affine in its leaves, whatever it is in its features
+                    reads = ((LEAVES, i),) if (LEAVES, i) in routed else ()
+                self.chain.append(Link(i, module, reads, [widths[v] for v in reads], writes))
+                wanted |= set(reads)
 
     @torch.no_grad()
     def slopes(self, parameters: Mapping[int, Parameters], candidates: int) -> Slopes:
@@ -93,6 +109,8 @@ class Folded:
         constant: Tensor | float = 0.0
         tape = []
         for link in self.chain:
+            if link.module.routes and not link.reads:
+                raise NotAffineError("what stands in front of the trees trains")
             slope = found.pop(link.writes[0]) if link.writes else torch.empty(0)
             pulled = link.module.pull(parameters[link.position], slope, link.widths)
             constant = pulled.constant if isinstance(constant, float) else constant + pulled.constant
@@ -134,6 +152,8 @@ class Folded:
 
 def _product(x: Rows, slope: Tensor) -> Tensor:  # (n,) or (n, d), (K, d, m) -> (K, n, m)
     candidates, width, number = slope.shape
+    if isinstance(x, Tensor) and x.dtype == torch.int32:
+        return _picked(x, slope)
     if isinstance(x, Tensor) and number == 1:
         return (slope[:, :, 0] @ x.view(-1, width).T)[:, :, None]
     matrix = slope.transpose(0, 1).reshape(width, candidates * number)
@@ -143,6 +163,8 @@ def _product(x: Rows, slope: Tensor) -> Tensor:  # (n,) or (n, d), (K, d, m) -> 
 
 def _transposed_product(x: Rows, margin: Tensor, width: int) -> Tensor:  # (n,) or (n, d), (K, n, m) -> (K, d, m)
     candidates, _, number = margin.shape
+    if isinstance(x, Tensor) and x.dtype == torch.int32:
+        return _spread(x, margin, width)
     if isinstance(x, Tensor) and number == 1:
         return (margin[:, :, 0] @ x.view(-1, width))[:, :, None]
     matrix = margin.transpose(0, 1).reshape(-1, candidates * number)
@@ -152,6 +174,29 @@ def _transposed_product(x: Rows, margin: Tensor, width: int) -> Tensor:  # (n,) 
     else:
         out = x.view(-1, width).T @ matrix
     return out.view(width, candidates, number).transpose(0, 1)
+
+
+# Leaves (n, T) int32 stand for rows with a 1 at each of them. Flat tables: those of rows of K numbers are many times slower.
+
+
+def _picked(leaves: Tensor, slope: Tensor) -> Tensor:  # (K, L, m) -> (K, n, m)
+    candidates, width, number = slope.shape
+    table = slope.transpose(1, 2).reshape(-1)
+    found = table.index_select(0, _places(leaves, candidates * number, width))
+    return found.view(candidates, number, *leaves.shape).sum(3).transpose(1, 2)
+
+
+def _spread(leaves: Tensor, margin: Tensor, width: int) -> Tensor:  # (K, n, m) -> (K, L, m)
+    candidates, _, number = margin.shape
+    out = margin.new_zeros(candidates * number * width)
+    entries = margin.transpose(1, 2)[..., None].expand(-1, -1, -1, leaves.shape[1]).reshape(-1)
+    out.index_add_(0, _places(leaves, candidates * number, width), entries)
+    return out.view(candidates, number, width).transpose(1, 2)
+
+
+def _places(leaves: Tensor, tables: int, width: int) -> Tensor:
+    kind = torch.int32 if tables * width < 2**31 else torch.int64
+    return (leaves.to(kind).view(-1) + width * torch.arange(tables, dtype=kind)[:, None]).view(-1)
 
 
 def fold(network: Network, widths: Mapping[Version, int]) -> Folded | None:

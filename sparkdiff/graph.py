@@ -13,7 +13,7 @@ from sparkdiff import jvm
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.nesting import flatten
 from sparkdiff.stages.base import REGISTRY, UNTRANSLATED, StageModule, class_name, columns_of
-from sparkdiff.stages.linear import Predictor
+from sparkdiff.stages.predictor import Predictor
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 Version = tuple[str, int]
 """A column as one stage left it: its folded name and the position of the stage that wrote it, -1 for the source."""
+
+LEAVES = "\0leaves"
+"""In place of a name: which leaves a stage of trees sends each row to. No column is called so."""
 
 INPUTS = ("inputCol", "inputCols", "featuresCol", "offsetCol", "userCol", "itemCol", "itemsCol")
 OUTPUTS = (
@@ -59,10 +62,13 @@ class Leaf:
 class Graph:
     """The analysed pipeline: what `plan` shows, `translate` builds and FineTuner trains."""
 
-    def __init__(self, model: Any, *, reference: Iterable[Any] = (), predictionCol: str | None = None):
+    def __init__(
+        self, model: Any, *, reference: Iterable[Any] = (), predictionCol: str | None = None, unfreeze: Iterable[str] = ()
+    ):  # fmt: skip
         self.fold = folding()
         self.leaves = [self._leaf(path, stage) for path, stage in flatten(model)]
         self._link()
+        self._unfreeze(unfreeze)
         for i in self.select(reference, "reference"):
             self._leave(i, "left in Spark by request")
         self._leave_unreachable()
@@ -280,6 +286,25 @@ class Graph:
                 )
             out |= match
         return out
+
+    def _unfreeze(self, names: Iterable[str]) -> None:
+        """Let parameters train that do so on request only, each named `<uid, class name or output column>.<parameter>`."""
+        for name in names:
+            stage, _, wanted = name.rpartition(".")
+            for i in self.select([stage] if stage else [name], "unfreeze"):
+                leaf = self.leaves[i]
+                known = (
+                    sorted(n for n, _ in leaf.module.named_parameters() if n in leaf.module.optional)
+                    if leaf.module
+                    else []
+                )
+                if not stage or wanted not in known:
+                    raise InputError(
+                        f"unfreeze={name!r}: {leaf.uid} has no parameter {wanted!r} that trains on request only; "
+                        f"{', '.join(f'{leaf.uid}.{n}' for n in known) or 'it has none'}"
+                    )
+                getattr(leaf.module, wanted).requires_grad_()
+                leaf.parametric = True
 
     def restrict(self, freeze: Iterable[Any], target: Iterable[Any]) -> dict[int, str]:
         """Trainable stages that keep their parameters by the user's wish, with the reason. The cut never depends on it."""

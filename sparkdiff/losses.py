@@ -25,7 +25,7 @@ from sparkdiff.formulas import (
 )
 from sparkdiff.options import callable_name
 from sparkdiff.stages.base import LabelStats
-from sparkdiff.stages.linear import GeneralizedLinearRegression, LinearRegression, Predictor
+from sparkdiff.stages.predictor import Predictor
 
 REGRESSION = ("squared", "absolute", "huber", "quantile", "poisson", "gamma", "tweedie")
 CLASSIFICATION = ("logLoss", "hinge", "focal", "cost", "auc", "mmce")
@@ -186,8 +186,7 @@ def _is_of_batch(loss: Callable[..., Tensor], head: Predictor, columns: tuple[st
 
 def zero_margin(head: Predictor, n: int) -> Tensor:
     """Margins of n rows, all 0, of the predictor's shape: (n,) or (n, k)."""
-    softmax = bool(head.classes and getattr(head, "isMultinomial", False))
-    return torch.zeros((n, head.classes) if softmax else n, dtype=torch.float64)
+    return torch.zeros((n, head.classes) if head.wide else n, dtype=torch.float64)
 
 
 def _sum(parts: Sequence[Objective], weights: Sequence[float]) -> Objective:
@@ -237,7 +236,7 @@ def penalised(
         )
     if not gaps:
         return objective
-    unit = 1.0 if head.classes or _binomial(head) else 1 / (y.std or 1.0) ** 2
+    unit = 1.0 if head.classes or head.binomial else 1 / (y.std or 1.0) ** 2
     before = objective.batch
 
     def batch(margin: Tensor, label: Tensor, weight: Tensor, groups: Mapping[str, Tensor]) -> Tensor:
@@ -286,20 +285,16 @@ def check_label(bound: Bound, head: Predictor, y: LabelStats, column: str, fract
 
 def means(head: Predictor, margin: Tensor) -> Tensor | None:
     """The predicted means where the head is a regression."""
-    return head.mean(margin) if isinstance(head, (LinearRegression, GeneralizedLinearRegression)) else None
+    return None if head.classes else head.mean(margin)
 
 
 # One loss each --------------------------------------------------------------------------------------------------------
 
 
-def _binomial(head: Predictor) -> bool:
-    return isinstance(head, GeneralizedLinearRegression) and head.family == "binomial"
-
-
 def _component(name: str, params: Mapping[str, Any], head: Predictor, y: LabelStats) -> Objective:
     if name == "logLoss":
         return Objective(name, _log_loss(head), exact=derivative(name, None, head))
-    if (head.classes or _binomial(head)) and (name in REGRESSION or not head.classes):
+    if (head.classes or head.binomial) and (name in REGRESSION or not head.classes):
         raise InputError(
             f"loss={name!r} on {type(head).__name__} would turn its probabilities into something else; use 'logLoss', or a "
             "callable of its outputs"
@@ -319,13 +314,11 @@ def index(y: Tensor, classes: int) -> Tensor:
 
 
 def _log_loss(head: Predictor) -> Rows:
-    if head.classes and getattr(head, "isMultinomial", False):
+    if head.wide:
         return lambda margin, y, w: F.cross_entropy(margin, index(y, margin.shape[1]), reduction="none")
-    if head.classes or (
-        isinstance(head, GeneralizedLinearRegression) and (head.family, head.link) == ("binomial", "logit")
-    ):
+    if head.classes or head.margin_link == "logit":
         return lambda margin, y, w: F.softplus(margin) - y * margin
-    if _binomial(head):
+    if head.binomial:
 
         def rows(margin: Tensor, y: Tensor, w: Tensor) -> Tensor:
             p = head.mean(margin)

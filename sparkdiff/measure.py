@@ -10,19 +10,21 @@ import torch
 from torch import Tensor
 
 from sparkdiff.errors import InputError
-from sparkdiff.folding import fixed_versions
-from sparkdiff.graph import Version
+from sparkdiff.folding import fixed_versions, routed_versions
+from sparkdiff.graph import LEAVES, Version
 from sparkdiff.guard import MAX_BLOCKS
 from sparkdiff.losses import means, zero_margin
 from sparkdiff.metrics import Metric, influence
 from sparkdiff.network import Network
 from sparkdiff.parallel import ALONE, Team
 from sparkdiff.sparse import SparseRows
-from sparkdiff.stages.base import FeatureStats, Rows, matrix, width
-from sparkdiff.stages.linear import Predictor
+from sparkdiff.stages.base import FeatureStats, Rows, dense, matrix, width
+from sparkdiff.stages.predictor import Predictor
 from sparkdiff.stages.projection import PCA
 from sparkdiff.stream import Batch, Prepare, Stream
 
+VALUES = 1 << 15
+"""Different values of a feature that are told apart."""
 EVAL_ROWS = 8192
 """Rows that are measured at a time."""
 
@@ -45,17 +47,19 @@ class Data:
 
     def prepared(self, network: Network) -> Data:
         """These data with the column versions that no trainable parameter changes, computed once for many batches."""
-        made = {v: f"prepared {i}" for i, v in enumerate(fixed_versions(network))}
+        fixed, routed = fixed_versions(network), routed_versions(network)
+        made = {v: f"prepared {i}" for i, v in enumerate([*fixed, *routed])}
 
         @torch.no_grad()
         def rows(batch: Batch) -> Batch:
             values = self.values(batch)
-            network.run(values, list(made))
+            network.run(values, fixed)
+            network.route(values, routed)
             return {**batch, **{name: values[v] for v, name in made.items()}}
 
         nothing = rows(self.nothing())
         wide = [nothing[name] for name in made.values()]
-        size = 8 * sum(x.width // 8 if isinstance(x, SparseRows) else math.prod(x.shape[1:]) for x in wide)
+        size = sum(x.width if isinstance(x, SparseRows) else x.itemsize * math.prod(x.shape[1:]) for x in wide)
         return dataclasses.replace(self, columns={**self.columns, **made}, prepare=Prepare(rows, size))
 
     def nothing(self) -> Batch:
@@ -225,7 +229,7 @@ def widths(network: Network, data: Data) -> dict[Version, int]:
     batch = data.nothing()
     values = data.values(data.prepare.rows(batch) if data.prepare else batch)
     network.margin(values)
-    return {v: width(x) for v, x in values.items()}
+    return {v: len(network.module(v[1]).leaves) if v[0] == LEAVES else width(x) for v, x in values.items()}  # type: ignore[arg-type]
 
 
 @torch.no_grad()
@@ -267,6 +271,55 @@ class Feature:
     def stats(self) -> FeatureStats:
         mean = self.sum / self.n
         return FeatureStats(self.usual + mean, (self.square / self.n - mean * mean).clamp_min(0).sqrt(), self.support)
+
+
+@torch.no_grad()
+def leaf_counts(network: Network, data: Data) -> dict[int, Tensor]:
+    """Training rows of weight > 0 that each leaf (L,) holds, of the stages of trees by position, in one pass."""
+    trees = [i for i in network.positions if network.module(i).routes]
+    found = {i: torch.zeros(len(network.module(i).leaves), dtype=torch.int64) for i in trees}  # type: ignore[arg-type]
+    for batch, _, weight, _ in data.batches("train") if trees else ():
+        values = data.values(batch)
+        network.route(values, [(LEAVES, i) for i in trees])
+        for i, count in found.items():
+            leaves = values[LEAVES, i]
+            assert isinstance(leaves, Tensor)
+            count += torch.bincount(leaves[weight > 0].view(-1), minlength=len(count))
+    return found
+
+
+def settling(network: Network) -> set[int]:
+    """The stages of trees whose thresholds train on features that no trainable parameter changes."""
+    fixed = fixed_versions(network)
+    return {
+        i
+        for i in network.positions
+        if (m := network.module(i)).routes
+        and not m.routes_fixed
+        and all(v in fixed for v in network.graph.leaves[i].reads)
+    }
+
+
+@torch.no_grad()
+def cut_points(network: Network, data: Data, i: int) -> dict[int, Tensor]:
+    """The midpoints between neighbouring values of the training rows, of each feature that stage i compares with thresholds.
+
+    Of a feature of many values, about VALUES of them, evenly by rank.
+    """
+    [version] = network.graph.leaves[i].reads
+    found: dict[int, Tensor] = {}
+    used = network.module(i).feature.unique().tolist()  # type: ignore[union-attr, operator]
+    for batch, _, weight, _ in data.batches("train"):
+        values = data.values(batch)
+        network.run(values, [version])
+        x = values[version]
+        x = matrix(dense(x.take((weight > 0).nonzero()[:, 0]) if isinstance(x, SparseRows) else x[weight > 0]))
+        for feature in used:
+            own = x[:, feature]
+            seen = torch.cat([found[feature], own[own.isfinite()]]) if feature in found else own[own.isfinite()]
+            seen = seen.unique()
+            found[feature] = seen[:: len(seen) // VALUES + 1] if len(seen) > 2 * VALUES else seen
+    return {f: (v[1:] + v[:-1]) / 2 for f, v in found.items() if len(v) > 1}
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ from sparkdiff.losses import Objective, Rows, cost_matrix, index, rank_score
 from sparkdiff.losses import resolve as resolve_loss
 from sparkdiff.options import Options
 from sparkdiff.stages.base import LabelStats
-from sparkdiff.stages.linear import Predictor
+from sparkdiff.stages.predictor import Predictor
 
 DEFAULTS = {"auc": "areaUnderROC", "cost": "expectedCost"}
 """The metric of a loss that stands for something else: of a smooth bound, what it bounds."""

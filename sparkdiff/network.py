@@ -11,11 +11,11 @@ from pyspark.ml import PipelineModel
 from torch import Tensor, nn
 
 from sparkdiff.errors import InputError, did_you_mean
-from sparkdiff.graph import Graph, Version
+from sparkdiff.graph import LEAVES, Graph, Version
 from sparkdiff.nesting import flatten, replaced
 from sparkdiff.sparse import SparseRows
 from sparkdiff.stages.base import Rows, StageModule
-from sparkdiff.stages.linear import Predictor
+from sparkdiff.stages.predictor import Predictor
 
 
 class Network(nn.Module):
@@ -76,16 +76,28 @@ class Network(nn.Module):
             InputError: an input is missing; names the stage that wants it.
         """
         for i in self._schedule(tuple(wanted), frozenset(values)):
-            leaf = self.graph.leaves[i]
+            leaf, routed = self.graph.leaves[i], values.get((LEAVES, i))
+            if isinstance(routed, Tensor):
+                self._put(i, self.module(i).routed(routed), values)
+                continue
             missing = [v for v in leaf.reads if v not in values]
             if missing:
                 name = self.graph.name(missing[0])
                 raise InputError(
                     f"{leaf.uid} wants column {name!r}, which the call lacks. {did_you_mean(name, self.inputCols)}"
                 )
-            out = self.module(i)(*(values[v] for v in leaf.reads))
-            out = out if isinstance(out, tuple) else (out,)
-            values.update(zip(((self.graph.fold(c), i) for c in leaf.outputs), out, strict=True))
+            self._put(i, self.module(i)(*(values[v] for v in leaf.reads)), values)
+
+    def _put(self, i: int, out: Any, values: dict[Version, Rows]) -> None:
+        out = out if isinstance(out, tuple) else (out,)
+        values.update(zip(((self.graph.fold(c), i) for c in self.graph.leaves[i].outputs), out, strict=True))
+
+    def route(self, values: dict[Version, Rows], wanted: Iterable[Version]) -> None:
+        """Compute which leaves these versions (LEAVES, position) are, and all that they depend on, into `values`."""
+        for v in wanted:
+            reads = self.graph.leaves[v[1]].reads
+            self.run(values, [r for r in reads if r not in values])
+            values[v] = self.module(v[1]).route(*(values[r] for r in reads))
 
     def _schedule(self, wanted: tuple[Version, ...], given: frozenset[Version]) -> list[int]:
         """Positions to compute, in order; the same for every batch, so it is remembered."""
@@ -97,7 +109,8 @@ class Network(nn.Module):
                 _, i = stack.pop()
                 if i in self.positions and i not in needed:
                     needed.add(i)
-                    stack += [v for v in self.graph.leaves[i].reads if v not in given]
+                    if (LEAVES, i) not in given:
+                        stack += [v for v in self.graph.leaves[i].reads if v not in given]
             self._schedules[key] = sorted(needed)
         return self._schedules[key]
 
@@ -115,6 +128,9 @@ class Network(nn.Module):
 
     def margin(self, values: dict[Version, Rows]) -> Tensor:
         """The head's margin from column versions; what training computes."""
+        routed = values.get((LEAVES, self.graph.head))  # type: ignore[arg-type]
+        if isinstance(routed, Tensor):
+            return self.head.routed_margin(routed)
         reads = self.graph.leaves[self.graph.head].reads  # type: ignore[index]
         self.run(values, [v for v in reads if v not in values])
         return self.head.margin(*(values[v] for v in reads))

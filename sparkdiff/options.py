@@ -52,6 +52,7 @@ class Options:
     metricParams: Mapping[str, Any] = option({}, "parameters of the metric: those of its loss, costs, beta, metricLabel, numBins; lossParams' where unset", lists=True)
     penalties: Mapping[str, Mapping[str, float]] = option({}, "terms added in training only: {parityGap: {column: strength}, monotone: {feature: strength, its sign the coefficient's}}", nested=PENALTIES)
     freeze: tuple[str, ...] = option((), "stages that keep their parameters: uid, class name or output column")
+    unfreeze: tuple[str, ...] = option((), "parameters to train that do so on request only: <uid, class name or output column>.<parameter>", items="names of parameters")
     reference: tuple[str, ...] = option((), "stages to leave in Spark")
     target: tuple[str, ...] = option((), "the only stages to train")
     recipe: str = option("default", "candidates that train together: fast is one, default four, thorough more of them, with augmentation", choices=("fast", "default", "thorough"))

@@ -20,8 +20,8 @@ from sparkdiff.graph import Version, check_columns
 from sparkdiff.nesting import flatten
 from sparkdiff.network import Network, translate
 from sparkdiff.splits import quoted, refuse_stream
-from sparkdiff.stages.base import Rows, dense
-from sparkdiff.stages.linear import Predictor
+from sparkdiff.stages.base import Rows, columns_of, dense
+from sparkdiff.stages.predictor import Predictor
 
 TOLERANCE = 1e-9
 CHUNK = 1 << 22
@@ -144,7 +144,7 @@ class Tally:
             name, ours, theirs = graph.name(v), dense(values[v]), dense(spark[v])
             leaf = graph.leaves[v[1]]
             if v[0] in map(graph.fold, leaf.module.labels(leaf.stage)):  # type: ignore[union-attr]
-                self._labels(v[1], values, ours != theirs)
+                self._labels(v, values, ours != theirs)
                 continue
             if ours.shape != theirs.shape:
                 raise InputError(
@@ -154,14 +154,16 @@ class Tally:
             self.abs[name] = max(self.abs.get(name, 0.0), difference.max().item() if difference.numel() else 0.0)
             self.rel[name] = max(self.rel.get(name, 0.0), relative.max().item() if relative.numel() else 0.0)
 
-    def _labels(self, position: int, values: dict[Version, Rows], differ: Tensor) -> None:
+    def _labels(self, version: Version, values: dict[Version, Rows], differ: Tensor) -> None:
+        differ = differ.any(1) if differ.ndim == 2 else differ  # the leaves of several trees
         self.disagreements += int(differ.sum())
         if not bool(differ.any()):
             return
-        module = self.network.module(position)
+        graph, (name, position) = self.network.graph, version
+        module, leaf = self.network.module(position), graph.leaves[position]
         near = None
-        if isinstance(module, Predictor):
-            near = module.boundary(module.margin(*(values[r] for r in self.network.graph.leaves[position].reads)))
+        if isinstance(module, Predictor) and name in map(graph.fold, columns_of(leaf.stage, ("predictionCol",))):
+            near = module.boundary(module.margin(*(values[r] for r in leaf.reads)))
         self.unexplained += int((differ if near is None else differ & ~(near <= TOLERANCE)).sum())
 
     def parity(self) -> Parity:

@@ -70,7 +70,7 @@ class Plan:
 
 def plan(
     model: Any, *, schema: StructType | None = None, freeze: Sequence[Any] = (), reference: Sequence[Any] = (),
-    target: Sequence[Any] = (),
+    target: Sequence[Any] = (), unfreeze: Sequence[str] = (),
 ) -> Plan:  # fmt: skip
     """What sparkdiff would do with a fitted pipeline or stage, stage by stage. Runs no job.
 
@@ -79,11 +79,12 @@ def plan(
         schema: of the data; columns that the pipeline needs and the schema lacks are then an error.
         freeze, reference, target: stages to keep, to leave in Spark, to train alone; each a uid, stage, class name or
             output column.
+        unfreeze: parameters to train that do so on request only, `<uid, class name or output column>.<parameter>`.
 
     Raises:
         InputError: the pipeline isn't fitted, or a name matches no stage.
     """
-    graph = Graph(model, reference=reference)
+    graph = Graph(model, reference=reference, unfreeze=unfreeze)
     if schema is not None:
         check_columns(graph, schema)
     return plan_of(graph, graph.restrict(freeze, target))

@@ -44,25 +44,28 @@ class Recipe:
 # validation rows (benchmarks/recipes.py).
 _FAST = (10, 100)
 _DEFAULT = ((1, 1), (3, 1), (10, 1), (10, 100))
+# ... of trees: without a pull, with a strong one, and two that see rows that weren't there (benchmarks/tree_gains.py).
+_TREES: tuple[dict[str, float], ...] = ({"anchor": 0}, {"anchor": 10}, {"noise": 0.2}, {"noise": 0.4})
 
 
-def candidates(options: Options, validationRows: int, *, mixes: bool = True) -> list[Recipe]:
+def candidates(options: Options, validationRows: int, *, mixes: bool = True, trees: bool = False) -> list[Recipe]:
     """The recipes to try. Below 1,000 validation rows it is the gentle one alone, whatever was asked for.
 
     Args:
         mixes: whether rows can be mixed (sparse ones can't).
+        trees: whether leaves of trees train.
     """
     o = options
 
     def recipe(rate: float = 1, anchor: float = 1, **more: float) -> Recipe:
         return Recipe(rate * o.learningRate, anchor * o.regAnchor, o.optimizer, **{"ema": o.ema, **more})
 
-    gentle = recipe()
+    gentle = recipe(**_TREES[1]) if trees else recipe()
     if validationRows < FEW_ROWS:
         return [gentle]
     if o.recipe == "fast":
-        return [recipe(*_FAST)]
-    out = [recipe(rate, anchor) for rate, anchor in _DEFAULT]
+        return [recipe(**_TREES[2])] if trees else [recipe(*_FAST)]
+    out = [recipe(**more) for more in _TREES] if trees else [recipe(rate, anchor) for rate, anchor in _DEFAULT]
     if o.recipe == "thorough":
         out += [recipe(3, ema=0.99), recipe(3, noise=0.2), recipe(3, noise=0.4), recipe(3, mask=0.1)]
         out += [recipe(3, mixup=0.2)] if mixes else []

@@ -19,8 +19,8 @@ from sparkdiff.graph import folding, unquoted
 from sparkdiff.network import written
 from sparkdiff.parity import TOLERANCE, differences
 from sparkdiff.splits import quoted
-from sparkdiff.stages.base import REGISTRY, Rows, StageModule, class_name, dense
-from sparkdiff.stages.linear import Predictor
+from sparkdiff.stages.base import REGISTRY, Rows, StageModule, class_name, columns_of, dense
+from sparkdiff.stages.predictor import Predictor
 
 ROWS_AT_ONCE = 4096
 SEED = 7
@@ -295,7 +295,8 @@ def _compare(trial: _Trial, inputs: Sequence[Rows], spark: dict[str, Rows], tole
             )
         if name in labels:
             wrong = (ours != theirs) & ~(ours.isnan() & theirs.isnan())
-            near = module.boundary(module.margin(*inputs)) if isinstance(module, Predictor) else None
+            shown = name in columns_of(stage, ("predictionCol",))
+            near = module.boundary(module.margin(*inputs)) if isinstance(module, Predictor) and shown else None
             wrong = wrong if near is None else wrong & ~(near <= tolerance)
         else:
             wrong = ~(differences(ours, theirs)[1] <= tolerance)

@@ -42,6 +42,7 @@ def rebuild(stage: Any, nodes: Nodes, treeWeights: Array | None = None) -> Any:
         treeWeights: (T,), of a gradient-boosted ensemble only.
     """
     old = stage.copy()  # copy() also carries Params that were set in Python over to the Java object
+    new: Any
     if jvm.has_constructors():
         new = JavaParams._from_java(_constructed(old, nodes, treeWeights))
     else:

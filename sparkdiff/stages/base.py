@@ -71,6 +71,7 @@ class FeatureStats:
     mean: Tensor  # (d,)
     std: Tensor  # (d,)
     support: Tensor  # (d,) int64: rows whose value differs from the column's usual one
+    leaves: Tensor | None = None  # (L,) int64: rows that each leaf of a stage of trees holds
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,10 @@ class StageModule(nn.Module):
     """Whether gradients flow from the outputs to the inputs."""
     label_cols: ClassVar[tuple[str, ...]] = ()
     """Params that name outputs which are classes or indices: no gradient, and parity counts disagreements."""
+    optional: ClassVar[frozenset[str]] = frozenset()
+    """Parameters that train only where the user asks for them."""
+    routes: ClassVar[bool] = False
+    """Whether the stage sends rows to leaves (`route`), and computes its outputs from these alone (`routed`)."""
 
     @classmethod
     def inputs(cls, stage: Any) -> tuple[str, ...]:
@@ -135,9 +140,41 @@ class StageModule(nn.Module):
         """The module of a fitted stage."""
         raise NotImplementedError
 
+    def route(self, *columns: Rows) -> Tensor:
+        """The number of each row's leaf in each tree, (n, T) int32, counted over all trees."""
+        raise NotImplementedError
+
+    def routed(self, leaves: Tensor) -> Any:
+        """The outputs of rows that fall into these leaves."""
+        raise NotImplementedError
+
+    @property
+    def routes_fixed(self) -> bool:
+        """Whether no parameter that trains changes where a row goes."""
+        return False
+
+    def look(self, x: FeatureStats, points: Mapping[int, Tensor]) -> None:
+        """Take note of what the stage's input looks like, before training.
+
+        Args:
+            points: of features that are compared with thresholds that train, the midpoints (m,) between the values that
+                training rows have, ascending.
+        """
+
+    def settle_(self) -> None:
+        """Move parameters, in place, to where they would be written back."""
+
+    def nominal(self) -> Tensor:
+        """Features (q,) int64 of the input that are categories, to which no noise can be added."""
+        return torch.empty(0, dtype=torch.int64)
+
     def counts(self) -> dict[str, Tensor]:
         """For parameters of which some entries never count (std = 0): a mask, True where the entry counts."""
         return {}
+
+    def edge_rows(self, row: Tensor) -> Tensor:
+        """Rows like `row` (1, d), for a stage that reads a vector, at which it changes its mind; (m, d)."""
+        return row[:0]
 
     def edges(self) -> tuple[tuple[float, ...], ...]:
         """Per scalar input column, the values at which this stage changes its mind; parity is checked on rows that hold them."""
@@ -176,6 +213,10 @@ class StageModule(nn.Module):
     def has_bounds(self) -> bool:
         """Whether `project_` has anything to do."""
         return type(self).project_ is not StageModule.project_
+
+    def settles(self) -> bool:
+        """Whether `settle_` has anything to do."""
+        return False
 
     def project_(self) -> None:
         """Move the parameters back into their domain, in place, after an optimizer step."""

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sparkdiff.errors import InputError
@@ -20,65 +19,15 @@ from sparkdiff.stages.base import (
     Parameters,
     Pulled,
     Rows,
-    StageModule,
     columns_of,
     parameter,
     register,
     tensor,
 )
+from sparkdiff.stages.predictor import Predictor, first_largest, logit, softmax
 
 LARGEST = sys.float_info.max
 EPSILON = 1e-16  # GeneralizedLinearRegression.epsilon
-
-
-class Predictor(StageModule):
-    """A stage that a loss can be attached to: inputs -> margin -> the columns that Spark shows."""
-
-    classes: int = 0
-    """Number of classes; 0 for a regression."""
-
-    def margin(self, *columns: Rows) -> Tensor:
-        """What losses are computed from: (n,), or (n, k) for k classes in softmax form."""
-        raise NotImplementedError
-
-    def columns(self, margin: Tensor) -> tuple[Tensor, ...]:
-        """The output columns of a margin, in the order of `outputs(stage)`."""
-        raise NotImplementedError
-
-    def forward(self, *columns: Rows) -> tuple[Tensor, ...]:
-        return self.columns(self.margin(*columns))
-
-    def own_loss(self) -> tuple[str, dict[str, float]]:
-        """The loss the stage was fitted with, and its parameters."""
-        raise NotImplementedError
-
-    def mean(self, margin: Tensor) -> Tensor:
-        """The predicted mean of a regression, (n,); what Spark shows as prediction."""
-        raise NotImplementedError
-
-    @property
-    def wide(self) -> bool:
-        """Whether a row's margin is a vector, one entry per class."""
-        return False
-
-    def decision(self, margin: Tensor) -> Tensor:
-        """The class that Spark predicts, (n,), of a classifier."""
-        raise NotImplementedError
-
-    def decision_margin(self, margin: Tensor) -> Tensor:
-        """The margin moved so that its sign, or its largest entry, is the decision whatever the thresholds; as `margin`."""
-        raise NotImplementedError
-
-    positive_mean: bool = False
-    """Whether `mean` is positive by construction."""
-
-    def boundary(self, margin: Tensor) -> Tensor | None:
-        """How far each row's margin is from the nearest change of label, (n,), over its size; None for a regression."""
-        return None
-
-    def margin_unit(self, y: LabelStats) -> float:
-        """The natural unit of the margin: what a change of one standard deviation of the label is on the margin's scale."""
-        return 1.0
 
 
 def product(x: Rows, weight: Tensor) -> Tensor:
@@ -136,6 +85,10 @@ class LinearRegression(Predictor):
 
     def mean(self, margin: Tensor) -> Tensor:
         return margin
+
+    @property
+    def margin_link(self) -> str:
+        return "identity"
 
     def own_loss(self) -> tuple[str, dict[str, float]]:
         # Spark's Huber loss in Owen's concomitant-scale form is, at a given scale, Huber's with delta = epsilon * scale.
@@ -219,6 +172,16 @@ class GeneralizedLinearRegression(Predictor):
     def pull(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> Pulled:
         return regression_margin(p, *(torch.ones(1, 1, dtype=torch.float64) for _ in widths[1:]))  # the offset
 
+    @property
+    def margin_link(self) -> str:
+        if self.link in ("log", "logit"):
+            return self.link if (self.link == "logit") == self.binomial else ""
+        return "identity" if (self.family, self.link) == ("gaussian", "identity") else ""
+
+    @property
+    def binomial(self) -> bool:
+        return self.family == "binomial"
+
     def mean(self, margin: Tensor) -> Tensor:
         unlink = LINKS[self.link][0] if self.link != "power" else lambda eta: power(eta, 1 / self.link_power)
         mu = unlink(margin)
@@ -298,8 +261,8 @@ class LogisticRegression(Predictor):
         return product(x, self.coefficientMatrix[0]) + self.interceptVector[0]
 
     @property
-    def wide(self) -> bool:
-        return self.isMultinomial
+    def margin_link(self) -> str:
+        return "softmax" if self.isMultinomial else "logit"
 
     def pull(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> Pulled:
         def back(gradients: list[Tensor], constant: Tensor, room: Parameters) -> None:
@@ -336,9 +299,8 @@ class LogisticRegression(Predictor):
             if self.thresholds is not None:
                 scores = probability / self.thresholds
                 return torch.where(scores.isnan(), -math.inf, scores).argmax(1)
-            scores = probability if "probabilityCol" in self.shown and "rawPredictionCol" not in self.shown else raw
-            found = torch.where(scores.isnan(), -math.inf, scores).argmax(1)
-            return torch.where(scores[:, 0].isnan(), 0, found)
+            only = "probabilityCol" in self.shown and "rawPredictionCol" not in self.shown
+            return first_largest(probability if only else raw)
         if "rawPredictionCol" in self.shown:
             return raw[:, 1] > logit(self.threshold)
         return (
@@ -401,17 +363,3 @@ def binary_threshold(stage: Any) -> float:
             )
         return threshold
     return float(stage.getOrDefault("threshold"))
-
-
-def logit(threshold: float) -> float:
-    return -math.inf if threshold == 0 else math.inf if threshold == 1 else math.log(threshold / (1 - threshold))
-
-
-def softmax(margin: Tensor) -> Tensor:
-    """As Spark's Utils.softmax: a row that holds +inf is 1 at the first of them and 0 elsewhere, NaN at what isn't finite."""
-    probability = torch.softmax(margin, 1)
-    infinite = margin.isposinf()
-    if not bool(infinite.any()):
-        return probability
-    first = F.one_hot(infinite.long().argmax(1), margin.shape[1]).to(torch.bool)
-    return torch.where(infinite.any(1, keepdim=True), torch.where(first, 1.0, margin * 0.0), probability)

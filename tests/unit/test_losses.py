@@ -16,7 +16,8 @@ from sparkdiff.errors import InputError
 from sparkdiff.formulas import half_deviance
 from sparkdiff.losses import REGRESSION, check_label, means, resolve
 from sparkdiff.stages.base import LabelStats
-from sparkdiff.stages.linear import GeneralizedLinearRegression, LinearRegression, LogisticRegression, Predictor
+from sparkdiff.stages.linear import GeneralizedLinearRegression, LinearRegression, LogisticRegression
+from sparkdiff.stages.predictor import Predictor
 
 Array = NDArray[np.float64]
 NONE = torch.empty(0, dtype=torch.int64)

@@ -21,7 +21,7 @@ from sparkdiff.measure import Tally
 from sparkdiff.metrics import Metric, influence, resolve
 from sparkdiff.options import METRICS, Options
 from sparkdiff.parallel import Team
-from sparkdiff.stages.linear import Predictor
+from sparkdiff.stages.predictor import Predictor
 
 Array = NDArray[np.float64]
 RANDOM = np.random.default_rng(11)

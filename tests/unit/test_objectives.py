@@ -16,7 +16,8 @@ from sparkdiff.errors import InputError
 from sparkdiff.formulas import between_groups, calibration_error, focal, hinge, mean_cost, pairwise_logistic
 from sparkdiff.losses import CLASSIFICATION, Objective, check_label, penalised, resolve
 from sparkdiff.stages.base import LabelStats
-from sparkdiff.stages.linear import GeneralizedLinearRegression, LinearRegression, LogisticRegression, Predictor
+from sparkdiff.stages.linear import GeneralizedLinearRegression, LinearRegression, LogisticRegression
+from sparkdiff.stages.predictor import Predictor
 
 Array = NDArray[np.float64]
 RANDOM = np.random.default_rng(3)

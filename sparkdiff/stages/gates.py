@@ -1,0 +1,121 @@
+"""Gradients through hard splits, by straight-through estimation at every node.
+
+Forward a row goes one way at each node, as in Spark; backward it is as if it went right with probability
+sigmoid((x - threshold) / tau), so that a threshold, or what stands in front of the trees, is told what the other way would
+have given. Source: Bengio, Léonard and Courville, "Estimating or Propagating Gradients Through Stochastic Neurons", 2013.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparkdiff.nodes import Nodes
+
+SHARPNESS = 0.3
+"""tau in standard deviations of the feature."""
+ENTRIES = 1 << 24
+"""Numbers of one array that are held at a time (128 MiB of doubles)."""
+
+
+class Gates:
+    """The nodes of an ensemble in the order of their depth, for passes from the leaves up and from the roots down."""
+
+    def __init__(self, nodes: Nodes):
+        depth = nodes.depth()
+        order = np.argsort(depth, kind="stable")  # a level after the other
+        place = np.empty_like(order)
+        place[order] = np.arange(len(order))
+        root = nodes.roots()
+
+        def children(side: np.ndarray[Any, Any]) -> Tensor:
+            return torch.from_numpy(place[np.where(nodes.leaf, 0, side + root)][order])
+
+        self.left, self.right = children(nodes.leftChild), children(nodes.rightChild)
+        self.bounds = np.searchsorted(depth[order], np.arange(depth.max() + 2)).tolist()
+        leaf = nodes.leaf[order]
+        self.inner = [torch.from_numpy(a + np.flatnonzero(~leaf[a:b])) for a, b in self._levels()]
+        self.leaves = torch.from_numpy(place[np.flatnonzero(nodes.leaf)])  # (L,) where each leaf is
+        self.roots = torch.from_numpy(place[nodes.offsets[:-1]])
+        self.continuous = torch.from_numpy(
+            place[np.flatnonzero(nodes.continuous)]
+        )  # (C,), in the order of the thresholds
+        self.feature = torch.from_numpy(nodes.featureIndex[nodes.continuous].astype(np.int64))  # (C,)
+        self.categorical = torch.from_numpy(place[np.flatnonzero(nodes.categorical)])
+        self.category = torch.from_numpy(nodes.featureIndex[nodes.categorical].astype(np.int64))
+        starts, right = nodes.goes_right()
+        self.starts, self.right_of = torch.from_numpy(starts[:-1])[:, None], torch.from_numpy(right)
+        self.categories = torch.from_numpy(nodes.numCategories[nodes.categorical].astype(np.int64))[:, None]
+        self.size = len(nodes)
+
+    def _levels(self) -> list[tuple[int, int]]:
+        return list(zip(self.bounds[:-1], self.bounds[1:], strict=True))
+
+    def rows_at_once(self, width: int) -> int:
+        return max(1, ENTRIES // (self.size * width))
+
+    def goes(self, x: Tensor, thresholds: Tensor) -> Tensor:
+        """Rows (n, d), (C,) -> (N, n) bool, whether a row goes right; NaN does."""
+        out = torch.zeros(self.size, len(x), dtype=torch.bool)
+        columns = x.detach().T
+        out[self.continuous] = ~(columns[self.feature] <= thresholds.detach()[:, None])
+        if len(self.categorical):
+            value = columns[self.category]
+            known = (value == value.floor()) & (value >= 0) & (value < self.categories)
+            out[self.categorical] = self.right_of[self.starts + torch.where(known, value, self.categories).long()]
+        return out
+
+    def subtrees(self, goes: Tensor, table: Tensor) -> Tensor:
+        """What every subtree gives: goes (N, n) bool whether a row goes right, table (L, k) -> (N, n, k)."""
+        value = table.new_empty(self.size, goes.shape[1], table.shape[1])
+        value[self.leaves] = table[:, None].expand(-1, goes.shape[1], -1)
+        for inner in reversed(self.inner):
+            right = goes[inner][..., None]
+            value[inner] = torch.where(right, value[self.right[inner]], value[self.left[inner]])
+        return value
+
+    def reached(self, goes: Tensor) -> Tensor:
+        """(N, n) bool: whether a row comes by."""
+        on = torch.zeros_like(goes)
+        on[self.roots] = True
+        for inner in self.inner:
+            right = goes[inner]
+            on[self.right[inner]] = on[inner] & right
+            on[self.left[inner]] = on[inner] & ~right
+        return on
+
+
+class StraightThrough(torch.autograd.Function):
+    """x (n, d), thresholds (C,), table (L, k) -> (n, k), the sums over all trees of each row's leaf's entry."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, thresholds: Tensor, table: Tensor, tau: Tensor, goes: Tensor, gates: Gates
+    ) -> Tensor:
+        """
+        Args:
+            tau: (C,).
+            goes: (N, n) bool, whether a row goes right at the node, of all nodes.
+        """
+        ctx.gates = gates
+        ctx.save_for_backward(x, thresholds, table, tau, goes)
+        return gates.subtrees(goes, table)[gates.roots].sum(0)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, thresholds, table, tau, goes = ctx.saved_tensors
+        gates: Gates = ctx.gates
+        on = gates.reached(goes)
+        to_table = on[gates.leaves].to(gradient.dtype) @ gradient
+        to_x = to_thresholds = None
+        if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
+            value, at = gates.subtrees(goes, table), gates.continuous
+            apart = ((value[gates.right[at]] - value[gates.left[at]]) * gradient).sum(2)  # (C, n)
+            soft = torch.sigmoid((x.T[gates.feature] - thresholds[:, None]) / tau[:, None])
+            slope = torch.where(on[at], apart * soft * (1 - soft) / tau[:, None], 0.0).nan_to_num(0.0, 0.0, 0.0)
+            to_thresholds = -slope.sum(1)
+            to_x = torch.zeros_like(x.T).index_add_(0, gates.feature, slope).T
+        return to_x, to_thresholds, to_table, None, None, None

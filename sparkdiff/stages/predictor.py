@@ -1,0 +1,97 @@
+"""What all predictors have in common: a margin that losses are computed from, and the columns that Spark makes of it."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sparkdiff.stages.base import LabelStats, Rows, StageModule
+
+
+class Predictor(StageModule):
+    """A stage that a loss can be attached to: inputs -> margin -> the columns that Spark shows."""
+
+    classes: int = 0
+    """Number of classes; 0 for a regression."""
+
+    def margin(self, *columns: Rows) -> Tensor:
+        """What losses are computed from: (n,), or (n, k) for k classes in softmax form."""
+        raise NotImplementedError
+
+    def routed_margin(self, leaves: Tensor) -> Tensor:
+        """The margin of rows that fall into these leaves (n, T), of a stage of trees."""
+        raise NotImplementedError
+
+    def columns(self, margin: Tensor) -> tuple[Tensor, ...]:
+        """The output columns of a margin, in the order of `outputs(stage)`."""
+        raise NotImplementedError
+
+    def forward(self, *columns: Rows) -> tuple[Tensor, ...]:
+        return self.columns(self.margin(*columns))
+
+    def own_loss(self) -> tuple[str, dict[str, float]]:
+        """The loss the stage was fitted with, and its parameters."""
+        raise NotImplementedError
+
+    def mean(self, margin: Tensor) -> Tensor:
+        """The predicted mean of a regression, (n,); what Spark shows as prediction."""
+        raise NotImplementedError
+
+    @property
+    def wide(self) -> bool:
+        """Whether a row's margin is a vector, one entry per class."""
+        return self.margin_link == "softmax"
+
+    @property
+    def margin_link(self) -> str:
+        """What the margin is of what Spark shows: `identity` or `log` of the mean, `logit` of the probability (of class 1),
+        `softmax` where probabilities are its softmax, "" anything else.
+        """
+        return ""
+
+    @property
+    def binomial(self) -> bool:
+        """Whether a regression's mean is a probability."""
+        return False
+
+    def decision(self, margin: Tensor) -> Tensor:
+        """The class that Spark predicts, (n,), of a classifier."""
+        raise NotImplementedError
+
+    def decision_margin(self, margin: Tensor) -> Tensor:
+        """The margin moved so that its sign, or its largest entry, is the decision whatever the thresholds; as `margin`."""
+        raise NotImplementedError
+
+    positive_mean: bool = False
+    """Whether `mean` is positive by construction."""
+
+    def boundary(self, margin: Tensor) -> Tensor | None:
+        """How far each row's margin is from the nearest change of label, (n,), over its size; None for a regression."""
+        return None
+
+    def margin_unit(self, y: LabelStats) -> float:
+        """The natural unit of the margin: what a change of one standard deviation of the label is on the margin's scale."""
+        return 1.0
+
+
+def first_largest(scores: Tensor) -> Tensor:
+    """Per row the first index of the largest score, (n, k) -> (n,) int64, as Vector.argmax: NaN wins in front only."""
+    found = torch.where(scores.isnan(), -math.inf, scores).argmax(1)
+    return torch.where(scores[:, 0].isnan(), 0, found)
+
+
+def logit(threshold: float) -> float:
+    return -math.inf if threshold == 0 else math.inf if threshold == 1 else math.log(threshold / (1 - threshold))
+
+
+def softmax(margin: Tensor) -> Tensor:
+    """As Spark's Utils.softmax: a row that holds +inf is 1 at the first of them and 0 elsewhere, NaN at what isn't finite."""
+    probability = torch.softmax(margin, 1)
+    infinite = margin.isposinf()
+    if not bool(infinite.any()):
+        return probability
+    first = F.one_hot(infinite.long().argmax(1), margin.shape[1]).to(torch.bool)
+    return torch.where(infinite.any(1, keepdim=True), torch.where(first, 1.0, margin * 0.0), probability)

@@ -1,0 +1,243 @@
+"""Rows through all trees of an ensemble at once: hard, exact, level by level, in float64.
+
+As long as the trees are about full, a level's nodes lie side by side, tree by tree, and a node's children follow from its
+place; below that only the rows that are not in a leaf yet go on, from node to node, so that neither memory nor work grows
+with what isn't there: a chain of depth 30 costs its 61 nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparkdiff.nodes import Array, Nodes
+from sparkdiff.sparse import SparseRows
+
+PAIRS = 100_000
+"""Rows times trees that are under way at a time: what a level reads and writes then stays in the processor's cache."""
+CELLS = 4_000_000
+"""Values that are copied at a time, where columns are gathered or sparse rows made dense."""
+
+
+@dataclass
+class Splits:
+    """What a row meets at each of S places. Places where nothing is decided have column 0 and some threshold."""
+
+    column: Tensor  # (S,) int32 among the gathered columns
+    source: Tensor  # (S,) int32 into the thresholds, one past their end where there is none
+    subset: (
+        Tensor | None
+    )  # (S,) int32 which of the sets of categories, -1 where there is none; None where there are none at all
+    threshold: Tensor | None = None  # (S,) float64, from `source`
+
+    def load(self, thresholds: Tensor) -> None:
+        self.threshold = thresholds.index_select(0, self.source)
+
+
+@dataclass
+class Subsets:
+    """Sets of categories: one flag for each category, whether it goes left, and a last one for every other value.
+
+    Source: org.apache.spark.ml.tree.CategoricalSplit, which keeps the smaller of the set and its complement within
+    [0, numCategories), so that a value of neither goes right where the set that goes left has at most half of them
+    (numCategories / 2 of integers), and otherwise left.
+    """
+
+    begins: Tensor  # (K,) int64 into flags
+    sizes: Tensor  # (K,) float64: numCategories
+    flags: Tensor  # (sum of sizes + K,) bool
+
+    @staticmethod
+    def of(nodes: Nodes, categorical: Array) -> Subsets:
+        """Of the nodes `categorical` (K,)."""
+        sizes = nodes.numCategories[categorical].astype(np.int64)
+        starts, ends = nodes.starts[categorical], nodes.ends[categorical]
+        begins = np.cumsum(sizes + 1) - sizes - 1
+        flags = np.zeros(int((sizes + 1).sum()), bool)
+        given = ends - starts
+        flags[begins + sizes] = given > sizes // 2
+        entries = np.arange(given.sum()) + np.repeat(starts - np.cumsum(given) + given, given)
+        flags[np.repeat(begins, given) + nodes.values[entries].astype(np.int64)] = True
+        return Subsets(torch.from_numpy(begins), torch.from_numpy(sizes).double(), torch.from_numpy(flags))
+
+    def correct(self, left: Tensor, subset: Tensor, x: Tensor) -> None:
+        """Set `left` (p,) bool where `subset` (p,) names a set, given the values x (p,)."""
+        where = (subset >= 0).nonzero().view(-1)
+        subset, x = subset.index_select(0, where), x.index_select(0, where)
+        size = self.sizes.index_select(0, subset)
+        # NaN is no category, either: all its comparisons are false.
+        category = torch.where((x >= 0) & (x < size) & (x == x.floor()), x, size).long()
+        left[where] = self.flags.index_select(0, category.add_(self.begins.index_select(0, subset)))
+
+
+class Router:
+    """Which leaf of each tree a row falls into; the leaves are numbered over all trees, each tree's from left to right.
+
+    x <= threshold goes left, in float64; NaN goes right, also where the threshold is infinite; -0.0 is 0. Thresholds are
+    given at each call, because they may be trained; what is derived from them is kept until they change.
+
+    Attributes:
+        trees, leaves: T and L, over all trees.
+    """
+
+    def __init__(self, nodes: Nodes):
+        inner, roots = ~nodes.leaf, nodes.roots()
+        left, right = nodes.leftChild + roots, nodes.rightChild + roots
+        self.trees, self.leaves = nodes.trees, int(nodes.leaf.sum())
+        self.inner = len(nodes) - self.leaves
+        number = np.where(inner, np.cumsum(inner) - 1, self.inner + np.cumsum(~inner) - 1).astype(np.int32)
+
+        used = np.unique(nodes.featureIndex[inner]).astype(np.int64)
+        width = int(used[-1]) + 1 if len(used) else 0
+        # About all of the first columns are used: then dense rows are read where they lie.
+        self.prefix = width <= 2 * len(used)
+        columns = np.arange(width) if self.prefix else used
+        self.columns = torch.from_numpy(columns)  # (u,) that are read
+
+        continuous, categorical = nodes.continuous, inner & (nodes.numCategories >= 0)
+        source = np.where(continuous, np.cumsum(continuous) - 1, continuous.sum()).astype(np.int32)
+        subset = np.where(categorical, np.cumsum(categorical) - 1, -1).astype(np.int32)
+        column = np.where(inner, np.searchsorted(columns, nodes.featureIndex), 0).astype(np.int32)
+        self.subsets = Subsets.of(nodes, np.flatnonzero(categorical))
+
+        def splits(places: Array) -> Splits:
+            sets = torch.from_numpy(subset[places]) if categorical[places].any() else None
+            return Splits(torch.from_numpy(column[places]), torch.from_numpy(source[places]), sets)
+
+        # A node's left child has the odd place: `x <= threshold` is then the last bit of the place on the next level.
+        places = nodes.offsets[:-1]
+        self.levels: list[Splits] = []  # of T * 2^l places each, as long as half of them are inner nodes
+        while inner[places].any() and len(places) <= 2 * inner[places].sum():
+            self.levels.append(splits(places))
+            children = [np.where(inner[places], right[places], places), np.where(inner[places], left[places], places)]
+            places = np.stack(children, 1).reshape(-1)
+        self.entry = torch.from_numpy(number[places])  # (T * 2^l,) the nodes below the levels: inner nodes, then leaves
+        self.below: Splits | None = None  # of all inner nodes
+        if inner[places].any():
+            self.below = splits(np.flatnonzero(inner))
+            self.children = torch.from_numpy(np.stack([number[right[inner]], number[left[inner]]], 1).reshape(-1))
+        self.seen: Tensor | None = None
+
+    @torch.no_grad()
+    def leaf(self, x: Tensor | SparseRows, thresholds: Tensor) -> Tensor:
+        """The leaf's number in each tree, int32.
+
+        Args:
+            x: (n, d) float64.
+            thresholds: (C,) float64 of the nodes with a continuous split, in their order in Nodes.
+
+        Returns:
+            (n, T).
+        """
+        self._load(thresholds)
+        out = torch.empty(len(x), self.trees, dtype=torch.int32)
+        for begin, part in self._parts(x):
+            out[begin : begin + len(part)] = self._finish(part, self._places(part)).t()
+        return out
+
+    def total(self, x: Tensor | SparseRows, thresholds: Tensor, table: Tensor) -> Tensor:
+        """The sum over trees of the leaf's row of a table; derivatives go to the table.
+
+        Args:
+            x, thresholds: as in `leaf`.
+            table: (L,) or (L, k).
+
+        Returns:
+            (n,) or (n, k).
+        """
+        self._load(thresholds)
+        # Where the levels are all there is, a table by place saves the way over the leaf's number.
+        by_place = None if self.below else table.index_select(0, self.entry - self.inner)
+        out = [table.new_empty(0, *table.shape[1:])]
+        for _, part in self._parts(x):
+            with torch.no_grad():
+                at = self._places(part)
+                if by_place is None:
+                    at = self._finish(part, at)
+            chosen = (table if by_place is None else by_place).index_select(0, at.view(-1))
+            out.append(chosen.view(self.trees, len(part), *table.shape[1:]).sum(0))
+        return torch.cat(out)
+
+    def _load(self, thresholds: Tensor) -> None:
+        thresholds = thresholds.detach()
+        if self.seen is not None and torch.equal(self.seen, thresholds):
+            return
+        self.seen = thresholds.clone()
+        padded = torch.cat([thresholds, thresholds.new_zeros(1)])
+        for splits in [*self.levels, *([self.below] if self.below else [])]:
+            splits.load(padded)
+
+    def _parts(self, x: Tensor | SparseRows) -> Iterator[tuple[int, Tensor]]:
+        """Each part's first row, and its rows as far as they are read, (m, u) or, of dense ones, maybe some columns more."""
+        limit = CELLS // max(1, len(self.columns))
+        if self.prefix and not isinstance(x, SparseRows):
+            limit = (2**31 - 1) // max(1, x.shape[1])  # an int32 has to find every value of the part
+        rows = max(1, min(PAIRS // self.trees, limit))
+        for begin in range(0, len(x), rows):
+            if isinstance(x, SparseRows):
+                yield begin, self._dense(x, begin, min(begin + rows, len(x)))
+            else:
+                part = x[begin : begin + rows].detach()
+                yield begin, part.contiguous() if self.prefix else part.index_select(1, self.columns)
+
+    def _dense(self, x: SparseRows, begin: int, end: int) -> Tensor:
+        """The columns that are read of the rows from `begin` to `end`, (m, u)."""
+        offsets, width = x.offsets[begin : end + 1], len(self.columns)
+        out = x.values.new_zeros(end - begin, width)
+        if not width:
+            return out
+        entries = slice(int(offsets[0]), int(offsets[-1]))
+        indices, values = x.indices[entries], x.values[entries].detach()
+        column = torch.searchsorted(self.columns, indices).clamp_max_(width - 1)
+        read = (self.columns.index_select(0, column) == indices).nonzero().view(-1)
+        row = torch.repeat_interleave(torch.arange(end - begin), offsets.diff())
+        out.view(-1)[(row * width + column).index_select(0, read)] = values.index_select(0, read)
+        return out
+
+    def _places(self, x: Tensor) -> Tensor:
+        """The place below the levels of each row in each tree, (T, m) int32, of the columns that are read (m, u)."""
+        at = torch.arange(self.trees, dtype=torch.int32)[:, None]
+        flat, row = x.view(-1), torch.arange(len(x), dtype=torch.int32) * x.shape[1]
+        for number, splits in enumerate(self.levels):
+            assert splits.threshold is not None
+            if number:
+                place = at.view(-1)
+                index = splits.column.index_select(0, place).view(at.shape).add_(row).view(-1)
+                value, threshold = flat.index_select(0, index), splits.threshold.index_select(0, place)
+            else:  # all rows of a tree meet the same split
+                place = at.expand(self.trees, len(x)).reshape(-1) if splits.subset is not None else at
+                value, threshold = x.t().index_select(0, splits.column), splits.threshold[:, None]
+            left = value <= threshold
+            if splits.subset is not None:
+                self.subsets.correct(left.view(-1), splits.subset.index_select(0, place), value.view(-1))
+            at = torch.add(left.view(self.trees, len(x)), at, alpha=2)
+        return at.expand(self.trees, len(x)).contiguous()
+
+    def _finish(self, x: Tensor, at: Tensor) -> Tensor:
+        """The leaf's number of each row in each tree, (T, m) int32, given the places below the levels."""
+        out = self.entry.index_select(0, at.view(-1))
+        if self.below is not None:
+            self._descend(x, out)
+        return out.sub_(self.inner).view(at.shape)
+
+    def _descend(self, x: Tensor, nodes: Tensor) -> None:
+        """Move `nodes` (T * m,) from inner nodes down to leaves."""
+        splits, flat = self.below, x.view(-1)
+        assert splits is not None and splits.threshold is not None
+        row = (torch.arange(len(x), dtype=torch.int32) * x.shape[1]).repeat(self.trees)
+        pair = (nodes < self.inner).nonzero().view(-1)
+        node, row = nodes.index_select(0, pair), row.index_select(0, pair)
+        while len(pair):
+            value = flat.index_select(0, splits.column.index_select(0, node).add_(row))
+            left = value <= splits.threshold.index_select(0, node)
+            if splits.subset is not None:
+                self.subsets.correct(left, splits.subset.index_select(0, node), value)
+            node = self.children.index_select(0, torch.add(left, node, alpha=2))
+            nodes.index_copy_(0, pair, node)
+            under_way = (node < self.inner).nonzero().view(-1)
+            if len(under_way) < len(pair):
+                pair, node, row = (t.index_select(0, under_way) for t in (pair, node, row))
