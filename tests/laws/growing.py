@@ -87,7 +87,9 @@ def rows(number: int) -> Array:
     """(number, WIDTH): values on and beside thresholds, categories and what is none, in every combination of chance."""
     random = np.random.default_rng(number)
     return np.where(
-        random.random((number, WIDTH)) < 0.2, random.normal(size=(number, WIDTH)), random.choice(VALUES, (number, WIDTH))
+        random.random((number, WIDTH)) < 0.2,
+        random.normal(size=(number, WIDTH)),
+        random.choice(VALUES, (number, WIDTH)),
     )
 
 
@@ -100,4 +102,8 @@ def differing(found: Nodes, wished: Nodes) -> list[str]:
         return {**vars(nodes), "values": nodes.values[order]}
 
     ours, theirs = plain(found), plain(wished)
-    return [name for name, value in theirs.items() if not np.array_equal(ours[name], value, equal_nan=value.dtype.kind == "f")]
+    return [
+        name
+        for name, value in theirs.items()
+        if not np.array_equal(ours[name], value, equal_nan=value.dtype.kind == "f")
+    ]
