@@ -1,6 +1,7 @@
 """What do four candidates cost next to one plain torch loop, and next to one candidate of our own?
 
-A scaler, a PCA(10) and a regression in float64, batches of 128 rows from memory, with a validation pass after every epoch.
+A scaler, a PCA(10) and a regression in float64, batches of 128 rows from memory, with a validation pass after every epoch; and
+the leaves of 20 and 100 boosted trees of depth 5, where two of the four candidates see noisy rows.
 The plain loop is what one would write by hand: the stages as modules, `loss.backward()`, one fused Adam over their parameters.
 The arms take turns in one process, on one thread; prints ratios of CPU time, writes JSON, and fails above the bounds.
 
@@ -18,16 +19,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sparkdiff.candidates import Candidates, Draw
-from sparkdiff.folding import fixed_versions, fold
-from sparkdiff.graph import Graph, Leaf
+from sparkdiff.folding import fixed_versions, fold, routed_versions
+from sparkdiff.graph import Graph, Leaf, Version
 from sparkdiff.losses import Objective, resolve
 from sparkdiff.measure import Tally
 from sparkdiff.metrics import Metric
 from sparkdiff.network import Network
+from sparkdiff.nodes import Nodes
 from sparkdiff.options import Options
 from sparkdiff.recipes import candidates
 from sparkdiff.scales import Scales
@@ -35,8 +38,9 @@ from sparkdiff.stages.base import FeatureStats, LabelStats, StageModule
 from sparkdiff.stages.linear import GeneralizedLinearRegression, LinearRegression, LogisticRegression
 from sparkdiff.stages.projection import PCA
 from sparkdiff.stages.scaling import StandardScaler
+from sparkdiff.stages.trees import GBTRegression
 
-BATCH, ROWS, HELD, COMPONENTS = 128, 5120, 1280, 10
+BATCH, ROWS, HELD, COMPONENTS, TREE_INPUTS, DEPTH = 128, 5120, 1280, 10, 20, 5
 PLAIN, OWN = 1.0, 2.0
 """Bounds: four candidates over the plain loop, and over our own single candidate."""
 
@@ -104,34 +108,67 @@ def softmax(x: Tensor) -> tuple[StageModule, Tensor]:
     return head, (x[:, :10] + torch.randn(len(x), 10, dtype=torch.float64)).argmax(1).double()
 
 
+def boosted(number: int, x: Tensor) -> Network:
+    """Complete trees of depth 5 with random splits."""
+    random, level = np.random.default_rng(0), np.arange(1, 64)
+    depth = np.log2(level).astype(int)
+    inner = depth < DEPTH
+
+    def preorder(j: int) -> list[int]:
+        return [j] if j >= 32 else [j, *preorder(2 * j), *preorder(2 * j + 1)]
+
+    order = np.array(preorder(1)) - 1
+    place = order.argsort()
+    left, right = (np.where(inner, place[np.minimum(2 * level + k, 63) - 1], -1)[order] for k in (0, 1))
+    left, right, inner = (np.tile(v, number) for v in (left, right, inner[order]))
+    size = len(inner)
+    nodes = Nodes(
+        offsets=np.arange(number + 1) * 63, prediction=random.normal(size=size), impurity=np.zeros(size), gain=np.ones(size),
+        impurityStats=np.ones((size, 3)), rawCount=np.ones(size, np.int64), leftChild=left.astype(np.int32),
+        rightChild=right.astype(np.int32), numCategories=np.full(size, -1, np.int32),
+        featureIndex=np.where(inner, random.integers(0, x.shape[1], size), -1).astype(np.int32),
+        values=random.normal(size=int(inner.sum())), ends=np.cumsum(inner),
+    )  # fmt: skip
+    return chain(GBTRegression(nodes, torch.full((number,), 0.1, dtype=torch.float64), ("predictionCol",), "gbt"))
+
+
 class Own:
     """Epochs of our candidates on rows in memory."""
 
     def __init__(self, number: int, network: Network, x: Tensor, y: Tensor, objective: Objective):
         options = Options.of({})
+        trees, leaves = network.head.trees_and_leaves()
+        inputs = [x.shape[1]] if trees else [x.shape[1], x.shape[1], COMPONENTS]
         stats = {
-            i: FeatureStats(torch.zeros(1), torch.ones(n), torch.full((n,), 99))
-            for i, n in ((0, x.shape[1]), (1, x.shape[1]), (2, COMPONENTS))
+            i: FeatureStats(torch.zeros(n), torch.ones(n), torch.full((n,), 99), torch.full((leaves,), 99))
+            for i, n in enumerate(inputs)
         }
         classes = torch.full((10,), 99) if network.head.classes else torch.empty(0)
         scales, _ = Scales.of(network, stats, LabelStats(1.0, 1.0, 0.0, 9.0, classes), options)
         [self.version] = fixed_versions(network)
-        folded = fold(
-            network, {self.version: x.shape[1], **{(f"c{i}", i): n for i, n in ((0, x.shape[1]), (1, COMPONENTS))}}
-        )
+        widths = {(f"c{i - 1}", i - 1): n for i, n in enumerate(inputs)} | {v: leaves for v in routed_versions(network)}
+        folded = fold(network, widths)
         assert folded is not None
-        self.team = Candidates(network, candidates(options, 10_000)[:number], options, scales, folded)
+        self.team = Candidates(network, candidates(options, 10_000, trees=trees)[:number], options, scales, folded)
         self.x, self.y, self.objective = x, y, objective
+        self.stats = {self.version: stats[0]}
+
+    def values(self, x: Tensor) -> dict[Version, Tensor]:
+        """With the leaves of a few thousand rows at once, as the stream prepares them."""
+        values = {self.version: x}
+        self.team.network.route(values, self.team.routed)
+        return values
 
     def epoch(self, order: Tensor) -> None:
         one = torch.ones(BATCH, dtype=torch.float64)
-        draw = Draw((), (), {})
-        for rows in order.split(BATCH):
-            self.team.sums.zero_()
-            self.team.add(
-                {self.version: self.x.index_select(0, rows)}, self.y.index_select(0, rows), one, self.objective, draw
-            )
-            self.team.step(self.objective.scale)
+        draw = Draw([(0, BATCH)], (0,), self.stats)
+        for rows in order.split(8 * BATCH):
+            values, y = self.values(self.x.index_select(0, rows)), self.y.index_select(0, rows)
+            for first in range(0, len(rows), BATCH):
+                part = slice(first, first + BATCH)
+                self.team.sums.zero_()
+                self.team.add({v: t[part] for v, t in values.items()}, y[part], one, self.objective, draw)
+                self.team.step(self.objective.scale)
         self.team.end_epoch(self.objective.scale)
 
     @torch.no_grad()
@@ -140,7 +177,7 @@ class Own:
         every = list(range(len(team.recipes)))
         slopes = team.folded.slopes(team.parameters, len(every))  # type: ignore[union-attr]
         weight, block = torch.ones_like(y), torch.arange(len(y))
-        for margin in team._margins(every, slopes, {self.version: x}):
+        for margin in team._margins(every, slopes, self.values(x)):
             Tally(Metric(self.objective.name, rows=self.objective.rows), team.head).add(margin, y, weight, block)
 
 
@@ -149,7 +186,7 @@ class Plain:
 
     def __init__(self, network: Network, x: Tensor, y: Tensor, objective: Objective):
         network = network.clone()
-        self.stages, self.head = [network.module(0), network.module(1)], network.head
+        self.stages, self.head = [network.module(i) for i in network.positions[:-1]], network.head
         self.optimizer = torch.optim.Adam(network.parameters(), 1e-3, fused=True)
         self.x, self.y, self.objective = x, y, objective
 
@@ -182,9 +219,13 @@ HEADS: dict[str, Callable[[Tensor], tuple[StageModule, Tensor]]] = {
 
 def measure(kind: str, width: int, repeats: int) -> dict[str, Any]:
     torch.manual_seed(0)
-    x = torch.randn(ROWS + HELD, width, dtype=torch.float64)
-    head, y = HEADS[kind](x)
-    network = pipeline(x, head)
+    x = torch.randn(ROWS + HELD, max(width, TREE_INPUTS), dtype=torch.float64)
+    if kind == "leaves":
+        network, y = boosted(width, x[:, :TREE_INPUTS]), x[:, 0] + torch.randn(len(x), dtype=torch.float64)
+        x = x[:, :TREE_INPUTS].contiguous()
+    else:
+        head, y = HEADS[kind](x)
+        network = pipeline(x, head)
     train, held = (x[:ROWS].clone(), y[:ROWS].clone()), (x[ROWS:].clone(), y[ROWS:].clone())
     objective = resolve(
         "auto", {}, network.head, ("prediction",), LabelStats(float(y.mean()), float(y.std()), 0, 9, torch.empty(0))
@@ -215,11 +256,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--widths", type=int, nargs="+", default=[60, 500])
+    parser.add_argument("--trees", type=int, nargs="+", default=[20, 100])
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
     results = [measure(kind, width, given.repeats) for kind in HEADS for width in given.widths]
-    print("| head | inputs | four candidates / plain loop | four candidates / one |\n|---|---|---|---|")
+    results += [measure("leaves", trees, given.repeats) for trees in given.trees]
+    print("| head | inputs, trees | four candidates / plain loop | four candidates / one |\n|---|---|---|---|")
     for r in results:
         print(f"| {r['head']} | {r['width']} | {r['overPlain']:.2f} | {r['overOne']:.2f} |")
     if given.out:

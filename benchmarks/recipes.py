@@ -15,6 +15,7 @@ import json
 import statistics
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -32,14 +33,34 @@ FIRST_SEED = 100
 """Splits that docs/gains.md doesn't show."""
 
 
-def gains(model: Any, rows: Any, seed: int, folder: str) -> list[float]:
-    """Per candidate the relative gain of its best epoch on the validation rows."""
-    with mock.patch.object(finetune, "candidates", return_value=GRID):
-        tuner = FineTuner(pipeline=model, validationIndicatorCol=HELD_OUT, seed=seed, cacheDir=folder, guard=1.0)
+def gains(model: Any, rows: Any, seed: int, folder: str, grid: Sequence[Recipe] = GRID, **options: Any) -> list[float]:
+    """Per candidate of the grid the relative gain of its best epoch on the validation rows."""
+    with mock.patch.object(finetune, "candidates", return_value=list(grid)):
+        tuner = FineTuner(
+            pipeline=model, validationIndicatorCol=HELD_OUT, seed=seed, cacheDir=folder, guard=1.0, **options
+        )
         history = tuner.fit(rows).summary.history
     before = history["validationMetric"][0]
     best = history.groupby("candidate")["validationMetric"].min()
-    return [float((before - best[k]) / abs(before)) for k in range(len(GRID))]
+    return [float((before - best[k]) / abs(before)) for k in range(len(grid))]
+
+
+def report(runs: Mapping[str, Sequence[Sequence[float]]], grid: Sequence[Recipe], sizes: Sequence[int]) -> str:
+    """Mean gain of each candidate of the grid on each pipeline, and the best sets of some sizes over all runs."""
+    lines = ["| candidate | " + " | ".join(runs) + " |", "|---|" + "---|" * len(runs)]
+    for k, recipe in enumerate(grid):
+        means = [statistics.fmean(run[k] for run in each) for each in runs.values()]
+        lines.append(f"| {recipe} | " + " | ".join(f"{m:+.2%}" for m in means) + " |")
+    flat = [run for each in runs.values() for run in each]
+    for size in sizes:
+        # What is lost against the whole grid, on the mean over runs.
+        sets = [
+            (statistics.fmean(max(run) - max(run[k] for k in chosen) for run in flat), chosen)
+            for chosen in itertools.combinations(range(len(grid)), size)
+        ]
+        lines.append(f"\nBest sets of {size}, and what they lose against the whole grid:")
+        lines += [f"- {'; '.join(str(grid[k]) for k in chosen)}: {lost:.3%}" for lost, chosen in sorted(sets)[:4]]
+    return "\n".join(lines)
 
 
 def main() -> int:
@@ -68,21 +89,7 @@ def main() -> int:
             model = function(digits.pipeline, digits.folder)(train).fit(train)
             runs.setdefault("digits", []).append(gains(model, learning, seed, folder))
             print(f"seed {seed} done", file=sys.stderr)
-    print("| learningRate | regAnchor | " + " | ".join(runs) + " |\n|---|---|" + "---|" * len(runs))
-    for k, recipe in enumerate(GRID):
-        means = [statistics.fmean(run[k] for run in each) for each in runs.values()]
-        print(f"| {recipe.learningRate:g} | {recipe.regAnchor:g} | " + " | ".join(f"{m:+.2%}" for m in means) + " |")
-    flat = [run for each in runs.values() for run in each]
-    for size in (1, 2, 3, 4):
-        # What is lost against the whole grid, on the mean over runs.
-        sets = [
-            (statistics.fmean(max(run) - max(run[k] for k in chosen) for run in flat), chosen)
-            for chosen in itertools.combinations(range(len(GRID)), size)
-        ]
-        print(f"\nBest sets of {size}, and what they lose against the whole grid:")
-        for lost, chosen in sorted(sets)[:4]:
-            named = ", ".join(f"({GRID[k].learningRate:g}, {GRID[k].regAnchor:g})" for k in chosen)
-            print(f"- {named}: {lost:.3%}")
+    print(report(runs, GRID, (1, 2, 3, 4)))
     if given.out:
         given.out.write_text(json.dumps({"grid": [vars(r) for r in GRID], "gains": runs}, indent=1))
     return 0

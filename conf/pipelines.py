@@ -3,9 +3,9 @@
 from typing import Any
 
 from pyspark.ml import Pipeline
-from pyspark.ml.classification import LogisticRegression
+from pyspark.ml.classification import GBTClassifier, LogisticRegression
 from pyspark.ml.feature import PCA, OneHotEncoder, StandardScaler, StringIndexer, VectorAssembler
-from pyspark.ml.regression import GeneralizedLinearRegression, LinearRegression
+from pyspark.ml.regression import GBTRegressor, GeneralizedLinearRegression, LinearRegression
 from pyspark.sql import DataFrame
 
 CALENDAR = ["season", "mnth", "hr", "holiday", "weekday", "workingday"]
@@ -58,6 +58,19 @@ def bikeshare_ridge(train: DataFrame) -> Pipeline:
     return Pipeline(stages=[*_calendar_and_weather(), last])
 
 
+def bikeshare_gbt(train: DataFrame) -> Pipeline:
+    """Riders per hour by 20 boosted trees on 11 columns; month and weather are categories, all others numbers."""
+    words = ["mnth", "weathersit"]
+    columns = [f"{c}_index" if c in words else c for c in (*CALENDAR, *WEATHER, *NUMERIC)]
+    return Pipeline(
+        stages=[
+            StringIndexer(inputCols=words, outputCols=[f"{c}_index" for c in words], handleInvalid="keep"),
+            VectorAssembler(inputCols=columns, outputCol="features"),
+            GBTRegressor(featuresCol="features", labelCol="bikers", maxIter=20, seed=0),
+        ]
+    )
+
+
 def bikeshare_busy(train: DataFrame) -> Pipeline:
     """Whether an hour is busy (a column `busy`, 0 or 1): ten principal components in front of a logistic regression."""
     return Pipeline(stages=[*_components(), LogisticRegression(featuresCol="components", labelCol="busy")])
@@ -72,6 +85,16 @@ def digits(train: DataFrame) -> Pipeline:
             StandardScaler(inputCol="assembled", outputCol="scaled", withMean=True),
             PCA(inputCol="scaled", outputCol="components", k=10),
             LogisticRegression(featuresCol="components", labelCol="label", family="multinomial"),
+        ]
+    )
+
+
+def digits_gbt(train: DataFrame) -> Pipeline:
+    """Whether the digit on an 8x8 image is odd (a column `odd`, 0 or 1): 20 boosted trees on 64 pixels."""
+    return Pipeline(
+        stages=[
+            VectorAssembler(inputCols=[f"p{i}" for i in range(64)], outputCol="features"),
+            GBTClassifier(featuresCol="features", labelCol="odd", maxIter=20, seed=0),
         ]
     )
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sparkdiff.errors import InputError, ParityError, SparkdiffError
+    from sparkdiff.foreign import from_lightgbm, from_sklearn, from_xgboost
     from sparkdiff.nesting import plain
     from sparkdiff.network import Network, translate, write_back
     from sparkdiff.parity import Parity, verify
@@ -19,13 +20,15 @@ _HOME = {
     "FineTuner": "tuner", "FineTunerModel": "tuner", "FineTuningSummary": "summary", "InputError": "errors",
     "Network": "network", "Parity": "parity", "ParityError": "errors", "Plan": "planning", "SparkdiffError": "errors",
     "StageModule": "stages.base", "plain": "nesting", "plan": "planning", "register": "stages.base", "translate": "network",
-    "verify": "parity", "write_back": "network",
+    "from_lightgbm": "foreign", "from_sklearn": "foreign", "from_xgboost": "foreign", "verify": "parity",
+    "write_back": "network",
 }  # fmt: skip
 
 __version__ = "0.1.0"
 __all__ = [  # noqa: RUF022 - by what a reader meets first
-    "plan", "translate", "write_back", "verify", "FineTuner", "FineTunerModel", "FineTuningSummary", "plain", "Plan", "Network",
-    "Parity", "StageModule", "register", "SparkdiffError", "InputError", "ParityError",
+    "plan", "translate", "write_back", "verify", "FineTuner", "FineTunerModel", "FineTuningSummary", "plain", "from_sklearn",
+    "from_lightgbm", "from_xgboost", "Plan", "Network", "Parity", "StageModule", "register", "SparkdiffError", "InputError",
+    "ParityError",
 ]  # fmt: skip
 
 

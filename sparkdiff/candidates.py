@@ -22,7 +22,10 @@ from sparkdiff.options import Options
 from sparkdiff.parallel import ALONE, Team
 from sparkdiff.recipes import Recipe
 from sparkdiff.scales import Scales, flattened, trained
-from sparkdiff.stages.base import FeatureStats, Rows
+from sparkdiff.stages.base import FeatureStats, Rows, below
+
+ONCE_AN_EPOCH = ("lbfgs", "newton")
+"""Optimizers that step along the gradient of all rows."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,9 +61,12 @@ class Candidates:
         self.folded, self.head, self.monotone = folded, network.head, monotone
         self.start, self.routed = flattened(network), routed_versions(network)
         count, size = len(recipes), len(self.start)
-        self.sums = torch.zeros(count * (size + 1) + 1, dtype=torch.float64)
-        self.gradient, self.losses = self.sums[: count * size].view(count, size), self.sums[count * size : -1]
-        self.weight = self.sums[-1]
+        self.curved = [k for k, r in enumerate(recipes) if r.optimizer == "newton"]
+        sizes = [count * size, count, len(self.curved) * size, 1]
+        self.sums = torch.zeros(sum(sizes), dtype=torch.float64)
+        gradient, self.losses, curvature, weight = self.sums.split(sizes)
+        self.gradient, self.curvature = gradient.view(count, size), curvature.view(len(self.curved), size)
+        self.weight = weight[0]
         self.flat = self.start.repeat(count, 1)
         self.u = torch.zeros_like(self.flat)
         self.u.grad = torch.zeros_like(self.u)
@@ -80,17 +86,19 @@ class Candidates:
         self.anchor = column(r.regAnchor for r in recipes)
         self.forget = column(1 - r.ema for r in recipes) if any(r.ema for r in recipes) else None
         self.average = self.u.detach().clone() if self.forget is not None else self.u
-        rates = [0.0 if r.optimizer == "lbfgs" else r.learningRate for r in recipes]
+        rates = [0.0 if r.optimizer in ONCE_AN_EPOCH else r.learningRate for r in recipes]
         self.base = max(rates)
         rate = column(r / (self.base or 1.0) for r in rates) * scales.rate
-        kind = next((r.optimizer for r in recipes if r.optimizer != "lbfgs"), None)
+        kind = next((r.optimizer for r in recipes if r.optimizer not in ONCE_AN_EPOCH), None)
         self.optimizer = FirstOrder(kind, self.u, None if bool((rate == 1).all()) else rate) if kind else None
-        self.newton = {
+        self.slow = {
             k: torch.optim.LBFGS([torch.zeros_like(self.start)], r.learningRate, max_iter=1)
             for k, r in enumerate(recipes)
             if r.optimizer == "lbfgs"
         }
-        self.whole = torch.zeros_like(self.u) if self.newton else self.u.grad  # of the epoch so far, for those
+        # Of the epoch so far, for those and for Newton's steps.
+        self.whole = torch.zeros_like(self.u) if self.slow or self.curved else self.u.grad
+        self.bent = torch.zeros_like(self.curvature)
         self.total, self.total_weight = torch.zeros_like(self.losses), torch.zeros_like(self.weight)
         groups: dict[tuple[float, ...], list[int]] = {}
         for k, r in enumerate(recipes):
@@ -133,15 +141,11 @@ class Candidates:
             return
         slopes = self.folded.slopes(self.parameters, len(self.recipes)) if self.folded else None
         parts: list[tuple[dict[Version, Tensor], Tensor]] = []
-        for group, rows in enumerate(self.groups):
-            recipe, seen, targets = self.recipes[rows[0]], values, [(label, weight)]
-            if recipe.augments:
-                inputs = {v: values[v] for v in draw.stats}
-                seen, targets = augmented(recipe, inputs, (label, weight), draw.stats, draw.shards, (*draw.key, group))
-                with torch.no_grad():
-                    self.network.route(seen, self.routed)
+        for rows, (seen, targets) in zip(self.groups, self._seen(values, (label, weight), draw), strict=True):
             margin = self._margins(rows, slopes, seen)
             loss, gradient = _losses(objective, margin.detach(), targets)
+            if self.curved and self.folded is not None:
+                self._bend(rows, margin.detach(), seen, objective, targets)
             if objective.batch is not None:
                 more, slope = _batch_losses(objective.batch, margin.detach(), targets, groups or {}, team)
                 loss, gradient = loss + more, gradient + slope
@@ -160,6 +164,39 @@ class Candidates:
                 constant = torch.cat([found for _, found in parts])[self.inverse]
             self.folded.back(slopes, gradients, constant, self.room)
 
+    @torch.no_grad()
+    def _seen(
+        self, values: dict[Version, Rows], target: Target, draw: Draw
+    ) -> list[tuple[dict[Version, Rows], list[Target]]]:
+        """The rows as each group of candidates sees them, and what their losses are summed over."""
+        out, drawn = [], []
+        for group, rows in enumerate(self.groups):
+            recipe = self.recipes[rows[0]]
+            if not recipe.augments:
+                out.append((values, [target]))
+                continue
+            inputs = {v: values[v] for v in draw.stats}
+            out.append(augmented(recipe, inputs, target, draw.stats, draw.shards, (*draw.key, group)))
+            drawn.append(out[-1][0])
+        if drawn and self.routed:  # all at once: on so few rows a call costs more than they do
+            together = {v: below([seen[v] for seen in drawn]) for v in draw.stats}
+            self.network.route(together, self.routed)
+            for v in self.routed:
+                for seen, leaves in zip(drawn, together[v].split(len(target[0])), strict=True):  # type: ignore[union-attr]
+                    seen[v] = leaves
+        return out
+
+    def _bend(
+        self, rows: list[int], margin: Tensor, values: Mapping[Version, Rows], objective: Objective, targets: Sequence[Target]
+    ) -> None:  # fmt: skip
+        """Add w * second derivative of the loss by the head's leaves, for the candidates that take Newton's steps."""
+        assert self.folded is not None
+        room = self._views(self.curvature)[self.network.graph.head]["leaves"]  # type: ignore[index]
+        for j, k in enumerate(self.curved):
+            if k in rows:
+                second = _second(objective, margin[rows.index(k)], targets)
+                room[j] += self.folded.leaf_curvature(values, second)
+
     def _margins(self, rows: list[int], slopes: Slopes | None, values: Mapping[Version, Rows]) -> Tensor:
         """(k, n) or (k, n, classes) margins of these candidates; a graph of autograd where the network isn't folded."""
         if self.folded is None or slopes is None:
@@ -175,8 +212,9 @@ class Candidates:
         self.total_weight += self.weight
         if self.monotone is not None:
             self._penalise(self.monotone, float(self.weight) / scale)
-        if self.newton:
+        if self.slow or self.curved:
             self.whole += self.gradient
+            self.bent += self.curvature
         if self.optimizer is None:
             return
         u = self.u
@@ -225,23 +263,30 @@ class Candidates:
     @torch.no_grad()
     def end_epoch(self, scale: float) -> list[float]:
         """The steps that are taken once an epoch, and the mean training losses of the epoch; starts the next one."""
-        if self.newton:
+        once = [*self.slow, *self.curved]
+        if once:
             assert self.u.grad is not None
             self._towards(self.whole, scale / float(self.total_weight), self.u.grad)
-        for k, optimizer in self.newton.items():
+        for k, optimizer in self.slow.items():
             u = optimizer.param_groups[0]["params"][0]
             u.copy_(self.u[k])
             u.grad = self.u.grad[k] + self.recipes[k].regAnchor * u  # type: ignore[index]
             optimizer.step(lambda: 0.0)  # type: ignore[arg-type, return-value]
             self.u[k] = u
-        if self.newton:
+        if self.curved:
+            bent = self.bent * self.scales.unit**2 * (scale / float(self.total_weight))
+            anchor = self.anchor[self.curved]
+            step = (self.u.grad[self.curved] + anchor * self.u[self.curved]) / (bent + anchor)  # type: ignore[index]
+            rates = torch.tensor([self.recipes[k].learningRate for k in self.curved], dtype=torch.float64)[:, None]
+            self.u[self.curved] -= torch.where(bent > 0, rates * step, 0.0)
+        if once:
             self.whole.zero_()
+            self.bent.zero_()
             self._load(self.u)
             if self.projects:
                 self._project()
             if self.forget is not None:
-                rows = list(self.newton)
-                self.average[rows] = self.u[rows]
+                self.average[once] = self.u[once]
         means = (self.total / self.total_weight).tolist()
         self.total.zero_()
         self.total_weight.zero_()
@@ -271,7 +316,7 @@ class Candidates:
         return {
             "flat": self.flat, "u": self.u.detach(), "average": self.average.detach(), "whole": self.whole, "total": self.total,
             "totalWeight": self.total_weight, "optimizer": self.optimizer.state() if self.optimizer else None,
-            "newton": {k: optimizer.state_dict() for k, optimizer in self.newton.items()},
+            "slow": {k: optimizer.state_dict() for k, optimizer in self.slow.items()}, "bent": self.bent,
         }  # fmt: skip
 
     @torch.no_grad()
@@ -280,14 +325,15 @@ class Candidates:
         self.flat.copy_(state["flat"])
         if self.forget is not None:
             self.average.copy_(state["average"])
-        if self.newton:
+        if self.slow or self.curved:
             self.whole.copy_(state["whole"])
+            self.bent.copy_(state["bent"])
         self.total.copy_(state["total"])
         self.total_weight.copy_(state["totalWeight"])
         if self.optimizer:
             self.optimizer.load(state["optimizer"])
-        for k, optimizer in self.newton.items():
-            optimizer.load_state_dict(state["newton"][k])
+        for k, optimizer in self.slow.items():
+            optimizer.load_state_dict(state["slow"][k])
 
     def kept(self, rows: list[int]) -> Candidates:
         """These candidates alone, as they are now."""
@@ -298,7 +344,8 @@ class Candidates:
             state[name] = state[name][rows]
         if state["optimizer"]:
             state["optimizer"] = {n: x[rows] if x.shape == self.u.shape else x for n, x in state["optimizer"].items()}
-        state["newton"] = {new: state["newton"][k] for new, k in enumerate(rows) if k in self.newton}
+        state["slow"] = {new: state["slow"][k] for new, k in enumerate(rows) if k in self.slow}
+        state["bent"] = state["bent"][[j for j, k in enumerate(self.curved) if k in rows]]
         kept.load(state)
         return kept
 
@@ -334,6 +381,21 @@ def _by_autograd(objective: Objective, margin: Tensor, targets: Sequence[Target]
     assert isinstance(total, Tensor)
     [gradient] = torch.autograd.grad(total.sum(), [margin])
     return total.detach(), gradient
+
+
+def _second(objective: Objective, margin: Tensor, targets: Sequence[Target]) -> Tensor:
+    """w * the second derivative of the loss by the margin (n,), 0 where it has none (absolute, quantile)."""
+    rows = objective.rows
+    if rows is None:
+        return torch.zeros_like(margin)
+    with torch.enable_grad():
+        margin = margin.clone().requires_grad_()
+        total = torch.stack([rows(margin, label, weight) @ weight for label, weight in targets]).sum()
+        [first] = torch.autograd.grad(total, [margin], create_graph=True)
+        if not first.requires_grad:
+            return torch.zeros_like(margin)
+        [second] = torch.autograd.grad(first.sum(), [margin], allow_unused=True)
+    return torch.zeros_like(margin) if second is None else second.detach()
 
 
 def _batch_losses(

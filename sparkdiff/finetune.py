@@ -22,20 +22,20 @@ from sparkdiff.cache import Cache
 from sparkdiff.checkpoint import RunFolder
 from sparkdiff.errors import InputError, ParityError
 from sparkdiff.fingerprint import Request, virtual_shards
-from sparkdiff.folding import Folded, fixed_versions, fold
+from sparkdiff.folding import Folded, fold
 from sparkdiff.graph import Graph, Version
 from sparkdiff.losses import Objective, check_label
-from sparkdiff.measure import Data, Score, all_dense, cut_points, features, leaf_counts, score, settling
+from sparkdiff.measure import Data, Score, score
 from sparkdiff.metrics import Metric
 from sparkdiff.nesting import flatten
 from sparkdiff.network import Network, write_back
 from sparkdiff.options import Options
+from sparkdiff.outset import outset
 from sparkdiff.parity import Parity
 from sparkdiff.planning import Plan, plan_of
 from sparkdiff.rank import Assignment, objectives
-from sparkdiff.recipes import candidates
 from sparkdiff.report import Phases
-from sparkdiff.scales import Scales, trained
+from sparkdiff.scales import trained
 from sparkdiff.slots import Slots
 from sparkdiff.splits import REFERENCE, SPLITS, TRAIN, VALIDATION, Source, rule
 from sparkdiff.stages.base import SUPPORT, FeatureStats, LabelStats, columns_of
@@ -165,24 +165,12 @@ def fine_tune(
             doubts = shared.once(("check", what), lambda: _doubts(task, cache, network, data, label))
             say(f"{len(doubts)} warnings about the rows" if doubts else "nothing to say against the rows")
         with phases.phase("train") as say:
-            inputs = fixed_versions(network)
-            modules = {i: network.module(i) for i in network.positions}
-            reads = {i: graph.leaves[i].reads[0] for i, m in modules.items() if m.feature_axis or m.routes}
-            stats, reached = features(network, data, {*reads.values(), *inputs}), leaf_counts(network, data)
-            seen = {i: dataclasses.replace(stats[v], leaves=reached.get(i)) for i, v in reads.items()}
-            for i, v in reads.items():
-                modules[i].look(seen[i], cut_points(network, data, i) if i in settling(network) else {})
-                still = stats[v].std.index_fill(0, modules[i].nominal(), 0.0)  # noise would make another category of it
-                stats[v] = dataclasses.replace(stats[v], std=still)
-            scales, frozen = Scales.of(network, seen, label, options)
-            trees = any(m.routes and m.leaves.requires_grad for m in modules.values())
-            recipes = candidates(options, cache.rows(VALIDATION), mixes=all_dense(network, data, inputs), trees=trees)
+            start = outset(network, data, label, options, cache.rows(VALIDATION))
             wishes = _Wishes.of(options, network, data, cache) if "monotone" in options.penalties else None
-            stats = {v: stats[v] for v in inputs}
-            penalty = None if wishes is None else wishes.penalty(stats, label)
+            penalty = None if wishes is None else wishes.penalty(start.stats, label)
             assignment = Assignment(
-                network, cache.folder, stream.backend, in_memory, data.columns, label, before[VALIDATION], scales,
-                tuple(recipes), whole_batches(options), metric.name, stats, penalty,
+                network, cache.folder, stream.backend, in_memory, data.columns, label, before[VALIDATION],
+                start.scales, start.recipes, whole_batches(options), metric.name, start.stats, penalty,
             )  # fmt: skip
             folder = _run_folder(assignment, cache, replace)
             with folder.kept(always=options.runId is not None):
@@ -207,7 +195,19 @@ def fine_tune(
                 say(f"Spark reproduces the network: {parity['after']}")
             after = {s: tuned if s == VALIDATION else score(found.network, data, s, metric) for s in before}
         summary = _summary(
-            task, cache, stream, objective, metric, found, frozen, lost, doubts, judged, (before, after), parity, phases
+            task,
+            cache,
+            stream,
+            objective,
+            metric,
+            found,
+            start.frozen,
+            lost,
+            doubts,
+            judged,
+            (before, after),
+            parity,
+            phases,
         )
         return Outcome(model, task.plan, summary, folder)
 
@@ -226,7 +226,8 @@ class _Wishes:
         values = data.values(data.nothing())
         network.margin(values)
         slots = Slots(network, _described(cache, data), values)
-        return _Wishes(options.penalties["monotone"], network, fold(network, slots.widths), slots)
+        trees = any(network.module(i).routes for i in network.positions)  # no slope says where their predictions rise
+        return _Wishes(options.penalties["monotone"], network, None if trees else fold(network, slots.widths), slots)
 
     def penalty(self, stats: Mapping[Version, FeatureStats], label: LabelStats) -> monotone.Monotone:
         return monotone.resolve(self.given, self.network, self.folded, self.slots, stats, label)

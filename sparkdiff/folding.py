@@ -140,6 +140,17 @@ class Folded:
             total = _product(values[v], slope) + total
         return total if self.wide else total[:, :, 0]
 
+    @torch.no_grad()
+    def leaf_curvature(self, values: Mapping[Version, Rows], second: Tensor) -> Tensor:
+        """Sums over the rows of each of the head's leaves (L,) of `second` (n,) times the squared derivative of the margin."""
+        head = self.chain[0]
+        [version] = head.reads
+        rows = _spread(values[version], second[None, :, None], head.widths[0])[0, :, 0]  # type: ignore[arg-type]
+        share = head.module.pull(
+            {"leaves": torch.ones(1, head.widths[0], dtype=torch.float64)}, torch.empty(0), head.widths
+        )
+        return rows * share.slopes[0][0, :, 0] ** 2
+
     def slope_gradients(
         self, slopes: Slopes, values: Mapping[Version, Rows], margin: Tensor
     ) -> tuple[dict[Version, Tensor], Tensor]:

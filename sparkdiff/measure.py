@@ -229,7 +229,7 @@ def widths(network: Network, data: Data) -> dict[Version, int]:
     batch = data.nothing()
     values = data.values(data.prepare.rows(batch) if data.prepare else batch)
     network.margin(values)
-    return {v: len(network.module(v[1]).leaves) if v[0] == LEAVES else width(x) for v, x in values.items()}  # type: ignore[arg-type]
+    return {v: network.module(v[1]).trees_and_leaves()[1] if v[0] == LEAVES else width(x) for v, x in values.items()}
 
 
 @torch.no_grad()
@@ -277,7 +277,7 @@ class Feature:
 def leaf_counts(network: Network, data: Data) -> dict[int, Tensor]:
     """Training rows of weight > 0 that each leaf (L,) holds, of the stages of trees by position, in one pass."""
     trees = [i for i in network.positions if network.module(i).routes]
-    found = {i: torch.zeros(len(network.module(i).leaves), dtype=torch.int64) for i in trees}  # type: ignore[arg-type]
+    found = {i: torch.zeros(network.module(i).trees_and_leaves()[1], dtype=torch.int64) for i in trees}
     for batch, _, weight, _ in data.batches("train") if trees else ():
         values = data.values(batch)
         network.route(values, [(LEAVES, i) for i in trees])

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sparkdiff.graph import Graph, check_columns
+from sparkdiff.stages.base import StageModule
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -90,6 +91,11 @@ def plan(
     return plan_of(graph, graph.restrict(freeze, target))
 
 
+def _number(module: StageModule) -> int:
+    """Entries of its parameters, without those that would train on request only."""
+    return sum(p.numel() for n, p in module.named_parameters() if p.requires_grad or n not in module.optional)
+
+
 def plan_of(graph: Graph, frozen: dict[int, str]) -> Plan:
     """The plan of an analysed pipeline, in which `frozen` stages keep their parameters for the reasons given."""
     stages = tuple(
@@ -97,7 +103,7 @@ def plan_of(graph: Graph, frozen: dict[int, str]) -> Plan:
             path=leaf.path, uid=leaf.uid, stageClass=leaf.stageClass,
             role="referenced" if leaf.module is None else "translated", cached=i in graph.cached,
             trainable=i in graph.trainable and i not in frozen,
-            numParameters=sum(p.numel() for p in leaf.module.parameters()) if leaf.module is not None else 0,
+            numParameters=_number(leaf.module) if leaf.module is not None else 0,
             inputCols=leaf.inputs, outputCols=leaf.outputs, reason=graph.reason(i, frozen),
         )
         for i, leaf in enumerate(graph.leaves)

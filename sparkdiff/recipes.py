@@ -16,7 +16,8 @@ class Recipe:
 
     Attributes:
         learningRate, regAnchor: step size and pull towards the original (L2-SP), in natural units.
-        optimizer: `lbfgs` takes one step an epoch, along the gradient of all rows.
+        optimizer: `lbfgs` takes one step an epoch, along the gradient of all rows; so does `newton`, of the leaves of trees
+            only: along the gradient over the second derivative, leaf by leaf, times learningRate.
         ema: decay of the average over steps that is validated in place of the last weights; 0 takes these.
         noise: standard deviation of the noise that is added to the inputs, in theirs.
         mask: share of input entries that are replaced by their mean.
@@ -48,12 +49,15 @@ _DEFAULT = ((1, 1), (3, 1), (10, 1), (10, 100))
 _TREES: tuple[dict[str, float], ...] = ({"anchor": 0}, {"anchor": 10}, {"noise": 0.2}, {"noise": 0.4})
 
 
-def candidates(options: Options, validationRows: int, *, mixes: bool = True, trees: bool = False) -> list[Recipe]:
+def candidates(
+    options: Options, validationRows: int, *, mixes: bool = True, trees: int = 0, newton: bool = False
+) -> list[Recipe]:
     """The recipes to try. Below 1,000 validation rows it is the gentle one alone, whatever was asked for.
 
     Args:
         mixes: whether rows can be mixed (sparse ones can't).
-        trees: whether leaves of trees train.
+        trees: how many trees' leaves train.
+        newton: whether a trees' margin is what the loss sees, so that Newton's steps can be taken.
     """
     o = options
 
@@ -70,4 +74,6 @@ def candidates(options: Options, validationRows: int, *, mixes: bool = True, tre
         out += [recipe(3, ema=0.99), recipe(3, noise=0.2), recipe(3, noise=0.4), recipe(3, mask=0.1)]
         out += [recipe(3, mixup=0.2)] if mixes else []
         out += [Recipe(1.0, 10 * o.regAnchor, "lbfgs")]
+        # All trees step at once, each as if it were alone: a T-th of the step of each can't overshoot.
+        out += [Recipe(1 / trees, 10 * o.regAnchor, "newton")] if newton else []
     return list(dict.fromkeys(out))

@@ -43,9 +43,15 @@ class Scales:
 
     @staticmethod
     def of(
-        network: Network, x: Mapping[int, FeatureStats], y: LabelStats, options: Options
-    ) -> tuple[Scales, dict[str, int]]:
-        """The scales, and per parameter the number of entries frozen for want of support."""
+        network: Network, x: Mapping[int, FeatureStats], y: LabelStats, options: Options,
+        others: Mapping[int, LabelStats] | None = None,
+    ) -> tuple[Scales, dict[str, int]]:  # fmt: skip
+        """The scales, and per parameter the number of entries frozen for want of support.
+
+        Args:
+            x: each stage's input.
+            y: the labels; `others`: what stands in their place for stages that predict something else.
+        """
         rates = {
             i: r / options.learningRate
             for n, r in options.learningRates.items()
@@ -53,13 +59,13 @@ class Scales:
         }
         unit, positive, rate, frozen = [], [], [], {}
         for i, name, p in trained(network):
-            module = network.module(i)
+            module, label = network.module(i), (others or {}).get(i, y)
             mask = module.counts().get(name, torch.ones_like(p, dtype=torch.bool))
-            supported = module.supported(x[i], y).get(name, mask)
+            supported = module.supported(x[i], label).get(name, mask)
             if bool((mask & ~supported).any()):
                 frozen[f"{network.graph.leaves[i].uid}.{name}"] = int((mask & ~supported).sum())
             own = torch.as_tensor(
-                1.0 if name in module.positive else module.units(x[i], y).get(name, 1.0), dtype=torch.float64
+                1.0 if name in module.positive else module.units(x[i], label).get(name, 1.0), dtype=torch.float64
             )
             unit.append((own.expand_as(p) * (mask & supported & p.detach().isfinite())).flatten())
             positive.append(torch.full((p.numel(),), name in module.positive))

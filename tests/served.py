@@ -1,4 +1,4 @@
-"""A saved model as production serves it: in a process of its own that can import neither torch nor sparkdiff."""
+"""A saved model as production serves it: in a process that can import neither torch, sparkdiff nor a library of trees."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from pathlib import Path
 SERVE = """
 import json, sys
 
-sys.modules.update(dict.fromkeys(("torch", "sparkdiff", "petastorm")))
-for name in ("torch", "sparkdiff"):
+absent = ("torch", "sparkdiff", "petastorm", "sklearn", "lightgbm", "xgboost")
+sys.modules.update(dict.fromkeys(absent))
+for name in absent:
     try:
         __import__(name)
     except ImportError:

@@ -8,6 +8,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -201,10 +202,16 @@ def _constructed(old: Any, weights: Mapping[str, Any]) -> Any:
 
     Numpy vectors and matrices go over in one piece each.
     """
+    like = {name: getattr(old, name, None) for name in weights}
+    return JavaParams._from_java(_made(old._java_obj, old._java_obj.getClass(), weights, like))
+
+
+def _made(java: Any, kind: Any, weights: Mapping[str, Any], like: Mapping[str, Any]) -> Any:
+    """A Java model of this class with the uid and Params of a Java stage, its matrices in the storage order of others."""
     context: Any = session().sparkContext
-    jvm, java = context._jvm, old._java_obj
+    jvm = context._jvm
     values = list(weights.values())
-    for constructor in java.getClass().getConstructors():
+    for constructor in kind.getConstructors():
         types = [t.getName() for t in constructor.getParameterTypes()]
         if len(types) != len(values) + 1 or types[0] != "java.lang.String":
             continue
@@ -214,11 +221,42 @@ def _constructed(old: Any, weights: Mapping[str, Any]) -> Any:
         arguments[0] = java.uid()
         for i, (value, name) in enumerate(zip(values, weights, strict=True), start=1):
             # A column-major coefficient matrix builds, and fails in LogisticRegressionModel.transform.
-            arguments[i] = _py2java(context, ml_value(value, getattr(old, name, None)))
+            arguments[i] = _py2java(context, ml_value(value, like.get(name)))
         new = constructor.newInstance(arguments)
         java.copyValues(new, jvm.org.apache.spark.ml.param.ParamMap.empty())
-        return JavaParams._from_java(new)
-    raise SparkdiffError(f"{old.uid}: {java.getClass().getName()} has no constructor for {', '.join(weights)}")
+        return new
+    raise SparkdiffError(f"{java.uid()}: {kind.getName()} has no constructor for {', '.join(weights)}")
+
+
+def model_class(estimator: Any) -> Any:
+    """The Java class of what an unfitted estimator of pyspark.ml fits; its Params are carried over to its Java object.
+
+    Raises:
+        InputError: no constructor can be called.
+    """
+    if not has_constructors():
+        raise InputError(
+            f"{type(estimator).__name__}: a model can't be made from nothing here (Spark Connect, or a cluster that allows no "
+            "constructors); make it in a classic session of the same Spark version, save it there and load it here"
+        )
+    estimator._transfer_params_to_java()
+    kind = estimator._java_obj.getClass()
+    name = kind.getName().replace("Regressor", "Regression").replace("Classifier", "Classification")
+    return kind.getClassLoader().loadClass(f"{name}Model")
+
+
+def fitted(estimator: Any, weights: Mapping[str, Any]) -> Any:
+    """The model that an unfitted estimator would have come to, had it found these weights: its uid, Params and defaults.
+
+    Args:
+        weights: all of them, as of `rebuild`.
+
+    Raises:
+        InputError: no constructor can be called.
+    """
+    kind = model_class(estimator)
+    row_major = dict.fromkeys(weights, SimpleNamespace(isTransposed=True))
+    return JavaParams._from_java(_made(estimator._java_obj, kind, weights, row_major))
 
 
 def _rewritten(old: Any, weights: Mapping[str, Any]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -69,6 +70,38 @@ def _constructed(old: Any, nodes: Nodes, treeWeights: Array | None) -> Any:
     return java.copyValues(made, none)
 
 
+def fitted(
+    estimator: Any, nodes: Nodes, numFeatures: int, *, treeWeights: Array | None = None, numClasses: int = 2
+) -> Any:
+    """The model that an unfitted estimator of trees would have come to, had it found these nodes; as jvm.fitted.
+
+    Args:
+        nodes: one tree for each of an ensemble, whose trees get uids of their own.
+        treeWeights: (T,), of a gradient-boosted ensemble.
+        numClasses: of a classifier.
+
+    Raises:
+        InputError: no constructor can be called.
+    """
+    kind, java = jvm.model_class(estimator), estimator._java_obj
+    boosted, classes = "GBT" in kind.getName(), [numClasses] if "Classification" in kind.getName() else []
+    voting = [] if boosted else classes
+    made = roots(nodes, estimator.getImpurity() if voting else "variance")
+    if is_ensemble(estimator):
+        tree, prefix = (
+            ("classification.DecisionTreeClassification", "dtc")
+            if voting
+            else ("regression.DecisionTreeRegression", "dtr")
+        )
+        member = _class(f"org.apache.spark.ml.{tree}Model")
+        members = [_made(member, f"{prefix}_{uuid.uuid4().hex[-12:]}", root, numFeatures, *voting) for root in made]
+        weights = [_doubles(treeWeights)] if boosted else []
+        new = _made(kind, java.uid(), _array(member, members), *weights, numFeatures, *classes)
+    else:
+        new = _made(kind, java.uid(), made[0], numFeatures, *classes)
+    return JavaParams._from_java(java.copyValues(new, _gateway().org.apache.spark.ml.param.ParamMap.empty()))
+
+
 def roots(nodes: Nodes, impurity: str) -> list[Any]:
     """Each tree's root as a Java object, given the impurity that the nodes' statistics are of ("variance" of a regression)."""
     kind = _class(f"[[L{STORE}$NodeData;")
@@ -78,11 +111,15 @@ def roots(nodes: Nodes, impurity: str) -> list[Any]:
 
 
 def _new(like: Any, *arguments: Any) -> Any:
-    """By the constructor of `like`'s class that takes as many arguments; no two of them take as many as we give."""
-    for constructor in like.getClass().getConstructors():
+    return _made(like.getClass(), *arguments)
+
+
+def _made(kind: Any, *arguments: Any) -> Any:
+    """By the constructor of a class that takes as many arguments; no two of them take as many as we give."""
+    for constructor in kind.getConstructors():
         if len(constructor.getParameterTypes()) == len(arguments):
             return constructor.newInstance(_array(_class("java.lang.Object"), arguments))
-    raise SparkdiffError(f"{like.getClass().getName()} has no constructor of {len(arguments)} arguments")
+    raise SparkdiffError(f"{kind.getName()} has no constructor of {len(arguments)} arguments")
 
 
 def _classes(java: Any) -> list[int]:

@@ -140,6 +140,10 @@ class StageModule(nn.Module):
         """The module of a fitted stage."""
         raise NotImplementedError
 
+    def trees_and_leaves(self) -> tuple[int, int]:
+        """Numbers of trees and of leaves over all trees, of a stage that routes."""
+        return 0, 0
+
     def route(self, *columns: Rows) -> Tensor:
         """The number of each row's leaf in each tree, (n, T) int32, counted over all trees."""
         raise NotImplementedError

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from sparkdiff.nodes import Nodes
+from sparkdiff.sparse import SparseRows
+from sparkdiff.stages.base import Rows
 
 SHARPNESS = 0.3
 """tau in standard deviations of the feature."""
@@ -43,9 +45,16 @@ class Gates:
         self.continuous = torch.from_numpy(
             place[np.flatnonzero(nodes.continuous)]
         )  # (C,), in the order of the thresholds
-        self.feature = torch.from_numpy(nodes.featureIndex[nodes.continuous].astype(np.int64))  # (C,)
+        self.columns = torch.from_numpy(
+            np.unique(nodes.featureIndex[~nodes.leaf]).astype(np.int64)
+        )  # (u,) that are read
+
+        def column(which: np.ndarray[Any, Any]) -> Tensor:
+            return torch.searchsorted(self.columns, torch.from_numpy(nodes.featureIndex[which].astype(np.int64)))
+
+        self.feature = column(nodes.continuous)  # (C,) among those
         self.categorical = torch.from_numpy(place[np.flatnonzero(nodes.categorical)])
-        self.category = torch.from_numpy(nodes.featureIndex[nodes.categorical].astype(np.int64))
+        self.category = column(nodes.categorical)
         starts, right = nodes.goes_right()
         self.starts, self.right_of = torch.from_numpy(starts[:-1])[:, None], torch.from_numpy(right)
         self.categories = torch.from_numpy(nodes.numCategories[nodes.categorical].astype(np.int64))[:, None]
@@ -57,8 +66,19 @@ class Gates:
     def rows_at_once(self, width: int) -> int:
         return max(1, ENTRIES // (self.size * width))
 
+    def read(self, x: Rows) -> Tensor:
+        """The columns that are read, (n, u), with derivatives; sparse rows are never made dense."""
+        if not isinstance(x, SparseRows):
+            return x.index_select(1, self.columns)
+        out = x.values.new_zeros(len(x), len(self.columns))
+        if not len(self.columns):
+            return out
+        at = torch.searchsorted(self.columns, x.indices).clamp_max_(len(self.columns) - 1)
+        read = (self.columns[at] == x.indices).nonzero()[:, 0]
+        return out.index_put((x.rows()[read], at[read]), x.values[read])
+
     def goes(self, x: Tensor, thresholds: Tensor) -> Tensor:
-        """Rows (n, d), (C,) -> (N, n) bool, whether a row goes right; NaN does."""
+        """The columns that are read (n, u), (C,) -> (N, n) bool, whether a row goes right; NaN does."""
         out = torch.zeros(self.size, len(x), dtype=torch.bool)
         columns = x.detach().T
         out[self.continuous] = ~(columns[self.feature] <= thresholds.detach()[:, None])
@@ -89,7 +109,7 @@ class Gates:
 
 
 class StraightThrough(torch.autograd.Function):
-    """x (n, d), thresholds (C,), table (L, k) -> (n, k), the sums over all trees of each row's leaf's entry."""
+    """The columns that are read x (n, u), thresholds (C,), table (L, k) -> (n, k): sums over all trees of the rows' leaves."""
 
     @staticmethod
     def forward(

@@ -13,6 +13,7 @@ from torch import Tensor
 from sparkdiff.errors import InputError
 from sparkdiff.jvm import trees as spark
 from sparkdiff.nodes import Nodes
+from sparkdiff.sparse import SparseRows
 from sparkdiff.stages.base import (
     SUPPORT,
     FeatureStats,
@@ -22,7 +23,6 @@ from sparkdiff.stages.base import (
     Pulled,
     Rows,
     columns_of,
-    dense,
     parameter,
     register,
     tensor,
@@ -85,6 +85,9 @@ class Trees(Predictor):
 
     # Rows to leaves, leaves to outputs ------------------------------------------------------------------------------
 
+    def trees_and_leaves(self) -> tuple[int, int]:
+        return self.nodes.trees, len(self.leaves)
+
     def route(self, x: Rows) -> Tensor:  # type: ignore[override]
         return self.router.leaf(x, self.thresholds)
 
@@ -102,14 +105,11 @@ class Trees(Predictor):
 
     def total(self, x: Rows) -> Tensor:
         table = self.table()
-        gradients = torch.is_grad_enabled() and (
-            self.thresholds.requires_grad or (isinstance(x, Tensor) and x.requires_grad)
-        )
-        if not gradients:
+        if not (torch.is_grad_enabled() and (self.thresholds.requires_grad or _wants_gradient(x))):
             return self.gathered(self.route(x)) if table.requires_grad else self.router.total(x, self.thresholds, table)
-        rows = dense(x)
         if self._gates is None:
             self._gates = Gates(self.nodes)
+        rows = self._gates.read(x)
         wide = table if table.ndim == 2 else table[:, None]
         parts = []
         for part in rows.split(self._gates.rows_at_once(wide.shape[1])):
@@ -130,8 +130,8 @@ class Trees(Predictor):
         return self.combined(self.gathered(leaves))
 
     def forward(self, x: Rows) -> tuple[Tensor, ...]:  # type: ignore[override]
-        if torch.is_grad_enabled() and isinstance(x, Tensor) and x.requires_grad:
-            return self.shows(self.total(x), self.route(x.detach()))
+        if torch.is_grad_enabled() and (self.thresholds.requires_grad or _wants_gradient(x)):
+            return self.shows(self.total(x), self.route(x))
         if "leafCol" in self.shown or "varianceCol" in self.shown:
             return self.routed(self.route(x))
         return self.shows(self.total(x), None)
@@ -236,6 +236,10 @@ class Trees(Predictor):
 
 EDGES = 1000
 """Rows on which parity is checked at the splits."""
+
+
+def _wants_gradient(x: Rows) -> bool:
+    return (x.values if isinstance(x, SparseRows) else x).requires_grad
 
 
 def _spreads(thresholds: Tensor, feature: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ LAYERS = [
     ["errors"],
     ["options", "nodes", "sparse", "checkpoint", "parallel", "optimizers", "formulas"],
     ["jvm"],
-    ["nesting"],
+    ["nesting", "foreign"],
     ["stages.base"],
     ["stages"],  # and all other modules of it
     ["graph", "columns"],
@@ -27,7 +27,7 @@ LAYERS = [
     ["parity", "cache", "measure", "flips"],
     ["slots", "outliers", "twins"],
     ["separation", "monotone"],
-    ["candidates", "preflight", "faithful", "slices", "compatibility", "datachecks"],
+    ["candidates", "outset", "preflight", "faithful", "slices", "compatibility", "datachecks"],
     ["train"],
     ["rank"],
     ["launch"],
@@ -43,6 +43,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 NO_SPARK = (
     "train",
     "candidates",
+    "outset",
     "folding",
     "monotone",
     "derivatives",
@@ -68,7 +69,22 @@ NO_SPARK = (
     "stream",
     "stages",
 )  # a package stands for all of its modules
-NO_TORCH = ("jvm", "jvm.trees", "nodes", "nesting", "options", "errors", "splits", "preflight")
+NO_TORCH = (
+    "jvm",
+    "jvm.trees",
+    "nodes",
+    "nesting",
+    "options",
+    "errors",
+    "splits",
+    "preflight",
+    "foreign",
+    "foreign.trees",
+    "foreign.models",
+    "foreign.sklearn_",
+    "foreign.lightgbm_",
+    "foreign.xgboost_",
+)
 
 
 def module_of(path: Path) -> str:
@@ -117,7 +133,7 @@ def one_way(module: str, other: str) -> bool:
     """Whether `module` may import `other`."""
     if layer(other) < layer(module):
         return True
-    return package(module) == package(other) and package(module) in ("jvm", "stages", "stream", "report")
+    return package(module) == package(other) and package(module) in ("jvm", "stages", "stream", "report", "foreign")
 
 
 def test_the_rules_can_fail() -> None:

@@ -1,0 +1,72 @@
+"""Which candidates should train trees? A grid of learning rates, anchors and input noise, on training and validation rows only.
+
+Boosted trees of 20 to 200 and a forest as Spark fitted them (the cases of tree_gains.py), leaves only. Per run a candidate
+counts as its best epoch's relative gain on the validation rows; a set of candidates counts as its best. Test rows are never
+read, and the splits aren't those of docs/gains.md. Prints the grid and the best sets, writes JSON; what that holds isn't run
+again.
+
+    SPARK_CONF_DIR=conf python benchmarks/tree_recipes.py --seeds 2 --out tree_recipes.json --folder runs/tree_recipes
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import re
+import sys
+from pathlib import Path
+
+import torch
+from recipes import FIRST_SEED, gains, report
+from tree_gains import CASES, ODD, SQUARED, Case, Split, rows_for
+
+from sparkdiff.recipes import Recipe
+from sparkdiff.run import load_config, start_session
+
+RATES, ANCHORS, NOISE = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2), (0.0, 1e-3, 1e-2, 1e-1), (0.05, 0.2)
+GRID = [Recipe(rate, anchor) for rate in RATES for anchor in ANCHORS]
+GRID += [Recipe(rate, 1e-3, noise=noise) for rate in RATES[1:4] for noise in NOISE]
+BEHIND = CASES[-1]
+MORE = (
+    Case("hours, GBT 50, squared", SQUARED, 50, "squared"),
+    Case("hours, GBT 100, squared", SQUARED, 100, "squared"),
+    Case("odd digits, GBT 100, log-loss", ODD, 100, "logLoss", "odd"),
+    dataclasses.replace(BEHIND, name=f"{BEHIND.name}, through the trees", freeze=()),
+)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--cases", default="", help="only cases that match this regular expression")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--folder", type=Path, required=True, help="where fitted models and caches are kept")
+    given = parser.parse_args()
+    folder = given.folder.resolve()
+    runs: dict[str, dict[str, list[float]]] = json.loads(given.out.read_text()) if given.out.exists() else {}
+    configs = {name: load_config(Path(f"conf/{name}.yaml"), []) for name in ("bikeshare", "digits")}
+    spark = start_session(configs["bikeshare"].spark)
+    spark.sparkContext.setLogLevel("ERROR")
+    spark.sparkContext.setCheckpointDir((folder / "checkpoints").as_uri())
+    torch.set_num_threads(1)
+    for seed in range(FIRST_SEED, FIRST_SEED + given.seeds):
+        for case in (*CASES, *MORE):
+            known = runs.setdefault(case.name, {})
+            if str(seed) in known or not re.search(given.cases, case.name):
+                continue
+            split = Split(case, seed, *rows_for(spark, configs, case, seed), folder)
+            cache = str(folder / "cache")
+            options = {"labelCol": case.label, "loss": case.loss, "lossParams": dict(case.lossParams)}
+            known[str(seed)] = gains(
+                split.original(), split.rows.learning, seed, cache, GRID, freeze=case.freeze, **options
+            )
+            given.out.write_text(json.dumps(runs, indent=1) + "\n")
+            print(f"seed {seed}, {case.name}: best {max(known[str(seed)]):+.2%}", file=sys.stderr, flush=True)
+    measured = {name: list(each.values()) for name, each in runs.items() if each}
+    print(report(measured, GRID, (1, 2, 3, 4)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

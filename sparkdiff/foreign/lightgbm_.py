@@ -1,0 +1,139 @@
+"""LightGBM's trees, read from the text of its saved models, which holds every double in 17 digits."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from sparkdiff.errors import InputError
+from sparkdiff.foreign.models import GAMMA, IDENTITY, LOGIT, POISSON, Boosted, tweedie
+from sparkdiff.foreign.trees import Trees
+from sparkdiff.nodes import Array
+
+IDENTITIES = (
+    "regression", "regression_l1", "huber", "fair", "quantile", "mape", "lambdarank", "rank_xendcg",
+)  # fmt: skip
+LINKS: Mapping[str, Mapping[str, Any]] = {
+    **dict.fromkeys(IDENTITIES, IDENTITY), "poisson": POISSON, "gamma": GAMMA, "cross_entropy": LOGIT,
+}  # fmt: skip
+KNOWN = (*LINKS, "tweedie", "binary", "multiclass")
+ZERO = float(np.float32(1e-35))
+"""LightGBM's kZeroThreshold: entries of a row that are no larger count as 0."""
+CATEGORICAL, DEFAULT_LEFT = 1, 2
+NO_MISSING, ZERO_MISSING, NAN_MISSING = 0, 1, 2
+
+
+def read(model: Any, *, whole: bool) -> Boosted:
+    """The trees that `predict` of a Booster or of a fitted LGBM estimator sums: up to the best iteration, if it has one.
+
+    Args:
+        whole: whether categorical features hold whole numbers.
+
+    Raises:
+        InputError: no such model, or what MLlib has no model for.
+    """
+    if not type(model).__module__.startswith("lightgbm."):
+        raise InputError(
+            f"from_lightgbm reads a Booster or a fitted LGBM estimator; got {type(model).__module__}.{type(model).__qualname__}"
+        )
+    if not hasattr(model, "model_to_string") and not model.__sklearn_is_fitted__():
+        raise InputError(f"{type(model).__name__} isn't fitted: call its fit first")
+    booster = model if hasattr(model, "model_to_string") else model.booster_
+    text = booster.model_to_string()
+    head, *sections = re.split(r"\nTree=\d+\n", text.split("\nend of trees", 1)[0])
+    about = _fields(head)
+    name, _, options = about.get("objective", "").partition(" ")
+    if name not in KNOWN or "sqrt" in options.split():
+        raise InputError(
+            f"LightGBM's objective {about.get('objective', 'of your own')!r} has no link in MLlib that is known here; "
+            f"known: {', '.join(KNOWN)}"
+        )
+    trees = [_tree(_fields(section), whole=whole) for section in sections]
+    outputs = int(about["num_tree_per_iteration"])
+    weights = np.full(len(trees), outputs / len(trees) if "average_output" in about else 1.0)
+    classes = None
+    if name in ("binary", "multiclass"):
+        classes = list(getattr(model, "classes_", range(max(2, int(about["num_class"])))))
+    if name == "binary":  # p = sigmoid(sigmoid * margin)
+        weights = weights * float(dict(o.split(":") for o in options.split())["sigmoid"])
+    return Boosted(
+        trees=trees,
+        treeWeights=weights,
+        output=np.arange(len(trees)) % outputs,
+        base=np.zeros(outputs),
+        numFeatures=int(about["max_feature_idx"]) + 1,
+        link=_link(name, text),
+        classes=classes,
+    )
+
+
+def _link(name: str, text: str) -> Mapping[str, Any]:
+    if name != "tweedie":
+        return LINKS.get(name, IDENTITY)
+    power = re.search(r"^\[tweedie_variance_power: (.*)\]$", text, re.MULTILINE)
+    return tweedie(float(power[1]) if power else 1.5)
+
+
+def _fields(section: str) -> dict[str, str]:
+    return dict(line.partition("=")[::2] for line in section.splitlines())
+
+
+def _numbers(fields: Mapping[str, str], name: str, kind: Any = np.float64) -> Array:
+    return np.array(fields.get(name, "").split(), kind)
+
+
+def _tree(fields: Mapping[str, str], *, whole: bool) -> Trees:
+    """Its inner nodes first, the root in front, then its leaves."""
+    if fields.get("is_linear", "0") == "1":
+        raise InputError("LightGBM's linear_tree has a regression in each leaf, and Spark's leaves have one value")
+    leaves = _numbers(fields, "leaf_value")
+    inner, zeros = len(leaves) - 1, np.zeros(len(leaves))
+    if not inner:
+        return Trees.constant(float(leaves[0]))
+    kind = _numbers(fields, "decision_type", np.int64)
+    threshold, missing = _numbers(fields, "threshold"), kind >> 2 & 3
+    feature = _numbers(fields, "split_feature", np.int64)
+    categorical, left = kind & CATEGORICAL != 0, kind & DEFAULT_LEFT != 0
+    if categorical.any() and not whole:
+        raise InputError(
+            f"feature {feature[categorical][0]} is categorical: LightGBM takes 3.7 for category 3, and Spark doesn't; "
+            "if your rows have whole numbers there, say categories='whole'"
+        )
+    zero = threshold >= 0
+    bad = ~categorical & (missing == ZERO_MISSING) & (left != zero)
+    if bad.any():
+        raise InputError(
+            f"feature {feature[bad][0]}: zero_as_missing sends zeros to another side than the numbers next to them, which one of "
+            "Spark's splits can't; train with zero_as_missing=false"
+        )
+    # Zero is all of [-ZERO, ZERO], and NaN is zero unless the feature has missing values.
+    near = ~categorical & (np.abs(threshold) <= ZERO)
+    threshold = np.where(near, np.where(zero, ZERO, np.nextafter(-ZERO, -np.inf)), threshold)
+    nanLeft = ~categorical & np.where(missing == NO_MISSING, zero, left)
+    bounds, words = _numbers(fields, "cat_boundaries", np.int64), _numbers(fields, "cat_threshold", np.uint32)
+    sets = {}
+    for j in np.flatnonzero(categorical).tolist():
+        each = int(threshold[j])  # a number among the lists
+        bits = np.unpackbits(words[bounds[each] : bounds[each + 1]].astype("<u4").view(np.uint8), bitorder="little")
+        sets[j] = (np.flatnonzero(bits).astype(np.float64), True)
+    count = np.concatenate([_numbers(fields, "internal_count"), _numbers(fields, "leaf_count")])
+    gain = np.concatenate([_numbers(fields, "split_gain"), zeros]) / np.maximum(count, 1)
+    children = [np.concatenate([_numbers(fields, f"{side}_child", np.int64), zeros - 1]) for side in ("left", "right")]
+    for child in children:  # ~leaf
+        child[:inner] = np.where(child[:inner] < 0, inner + ~child[:inner].astype(np.int64), child[:inner])
+    return Trees(
+        offsets=np.array([0, 2 * inner + 1]),
+        left=children[0].astype(np.int64),
+        right=children[1].astype(np.int64),
+        feature=np.concatenate([feature, zeros.astype(np.int64) - 1]),
+        threshold=np.concatenate([threshold, zeros]),
+        nanLeft=np.concatenate([nanLeft, zeros > 0]),
+        value=np.concatenate([_numbers(fields, "internal_value"), leaves]),
+        impurity=np.zeros(2 * inner + 1),
+        gain=np.maximum(gain, 0),
+        count=count,
+        sets=sets,
+    )

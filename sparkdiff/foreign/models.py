@@ -1,0 +1,183 @@
+"""Fitted MLlib models of trees that another library grew: the ensemble, and the link behind its margin."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from pyspark.ml import PipelineModel
+from pyspark.ml.classification import (
+    DecisionTreeClassifier,
+    GBTClassifier,
+    LogisticRegression,
+    RandomForestClassifier,
+)
+from pyspark.ml.feature import IndexToString, VectorAssembler
+from pyspark.ml.regression import (
+    DecisionTreeRegressor,
+    GBTRegressor,
+    GeneralizedLinearRegression,
+    RandomForestRegressor,
+)
+
+from sparkdiff import jvm
+from sparkdiff.errors import InputError
+from sparkdiff.foreign.trees import Trees
+from sparkdiff.jvm import trees as java_trees
+from sparkdiff.nodes import Array, Nodes
+
+IDENTITY: Mapping[str, Any] = {}
+POISSON = {"family": "poisson", "link": "log"}
+GAMMA = {"family": "gamma", "link": "log"}
+LOGIT = {"family": "binomial", "link": "logit"}
+
+
+def tweedie(variancePower: float) -> dict[str, Any]:
+    return {"family": "tweedie", "variancePower": variancePower, "linkPower": 0.0}
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+    """What the models read and write, in Spark's terms, and whether rows can have NaN."""
+
+    featuresCol: str
+    predictionCol: str
+    probabilityCol: str
+    rawPredictionCol: str
+    predictedLabelCol: str | None
+    missing: str
+
+    def __post_init__(self) -> None:
+        if self.missing not in ("keep", "absent"):
+            raise InputError(
+                f"missing must be 'keep' (NaN goes where the library sends it) or 'absent' (no row has NaN), got {self.missing!r}"
+            )
+
+    def nodes(self, trees: Sequence[Trees]) -> Nodes:
+        joined = Trees.join(trees)
+        return (joined.without_missing() if self.missing == "absent" else joined).nodes()
+
+
+@dataclasses.dataclass(frozen=True)
+class Boosted:
+    """Sums of trees: margin k of a row = base[k] + sum over t of treeWeights[t] * trees[t](row), for the t with output[t] = k.
+
+    Attributes:
+        trees: T of one tree each.
+        treeWeights: (T,).
+        output: (T,) int.
+        base: (K,).
+        link: Params of a GeneralizedLinearRegression whose mean the margin is linked to; empty: the margin is the prediction.
+        classes: of a classifier: two with K = 1 and p = sigmoid(margin), or K and their softmax.
+    """
+
+    trees: Sequence[Trees]
+    treeWeights: Array
+    output: Array
+    base: Array
+    numFeatures: int
+    link: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    classes: Sequence[Any] | None = None
+
+    def model(self, columns: Columns) -> Any:
+        """A GBT model where it can hold everything, else a pipeline of one per margin, VectorAssembler and the link."""
+        if self.classes is None and not self.link:
+            return self._regression(0, columns, columns.predictionCol, float(self.base[0]))
+        if self.classes is None:
+            estimator = GeneralizedLinearRegression(predictionCol=columns.predictionCol, **self.link)
+            return self._linked(columns, estimator, {"coefficients": np.ones(1), "intercept": float(self.base[0])})
+        if len(self.base) == 1:
+            return labelled(self._classification(columns), self.classes, columns)
+        k = len(self.base)
+        softmax = LogisticRegression(family="multinomial", **_classifier(columns))
+        weights = {"coefficientMatrix": np.eye(k), "interceptVector": self.base, "numClasses": k, "isMultinomial": True}
+        return labelled(self._linked(columns, softmax, weights), self.classes, columns)
+
+    def _linked(self, columns: Columns, estimator: Any, weights: Mapping[str, Any]) -> PipelineModel:
+        margins = [f"{estimator.uid}__margin{i}" for i in range(len(self.base))]
+        estimator.setFeaturesCol(f"{estimator.uid}__margins")
+        assembler = VectorAssembler(inputCols=margins, outputCol=estimator.getFeaturesCol(), handleInvalid="keep")
+        trees = [self._regression(i, columns, margin, 0.0) for i, margin in enumerate(margins)]
+        return PipelineModel([*trees, assembler, jvm.fitted(estimator, weights)])
+
+    def _regression(self, output: int, columns: Columns, predictionCol: str, base: float) -> Any:
+        nodes, weights = self._with_base(output, base, columns)
+        estimator = GBTRegressor(
+            featuresCol=columns.featuresCol, predictionCol=predictionCol, maxDepth=depth(nodes), maxIter=nodes.trees
+        )
+        return java_trees.fitted(estimator, nodes, self.numFeatures, treeWeights=weights)
+
+    def _classification(self, columns: Columns) -> Any:
+        """Spark's probability is sigmoid(2 * margin)."""
+        nodes, weights = self._with_base(0, float(self.base[0]), columns)
+        estimator = GBTClassifier(featuresCol=columns.featuresCol, maxDepth=depth(nodes), maxIter=nodes.trees)
+        for setting, value in _classifier(columns).items():
+            estimator.set(estimator.getParam(setting), value)  # __init__ doesn't take them all
+        return java_trees.fitted(estimator, nodes, self.numFeatures, treeWeights=weights / 2)
+
+    def _with_base(self, output: int, base: float, columns: Columns) -> tuple[Nodes, Array]:
+        """The nodes and weights of one margin's trees; what is added to their sum is a tree of one leaf, the first."""
+        which = np.flatnonzero(self.output == output).tolist()
+        first = [] if base == 0 and which else [Trees.constant(base)]
+        weights = np.concatenate([np.ones(len(first)), self.treeWeights[which]])
+        return columns.nodes([*first, *(self.trees[t] for t in which)]), weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Averaged:
+    """Means of trees: their values, or of classes their shares (`stats` of the leaves).
+
+    Attributes:
+        trees: T of one tree each; one tree that is no forest's is a DecisionTree.
+        impurity: Spark's name of the measure that they were grown by, of classes.
+    """
+
+    trees: Sequence[Trees]
+    numFeatures: int
+    forest: bool
+    impurity: str = "variance"
+    classes: Sequence[Any] | None = None
+
+    def model(self, columns: Columns) -> Any:
+        nodes = columns.nodes(self.trees)
+        params: dict[str, Any] = {"maxDepth": depth(nodes), "featuresCol": columns.featuresCol}
+        if self.forest:
+            params["numTrees"] = nodes.trees
+        if self.classes is None:
+            regressor: Any = RandomForestRegressor if self.forest else DecisionTreeRegressor
+            return java_trees.fitted(regressor(predictionCol=columns.predictionCol, **params), nodes, self.numFeatures)
+        classifier: Any = RandomForestClassifier if self.forest else DecisionTreeClassifier
+        estimator = classifier(impurity=self.impurity, **_classifier(columns), **params)
+        model = java_trees.fitted(estimator, nodes, self.numFeatures, numClasses=len(self.classes))
+        return labelled(model, self.classes, columns)
+
+
+def _classifier(columns: Columns) -> dict[str, Any]:
+    return {name: getattr(columns, name) for name in ("predictionCol", "probabilityCol", "rawPredictionCol")}
+
+
+def labelled(model: Any, classes: Sequence[Any], columns: Columns) -> Any:
+    """A classifier with its labels; Spark's predictions are the classes' numbers, 0 to k - 1.
+
+    Raises:
+        InputError: the classes are others, and no column is named for them.
+    """
+    names = [str(c.item() if isinstance(c, np.generic) else c) for c in classes]
+    if columns.predictedLabelCol is None:
+        if names in ([str(i) for i in range(len(names))], [f"{i}.0" for i in range(len(names))]):
+            return model
+        if list(classes) == [False, True]:
+            return model
+        raise InputError(
+            f"the classes are {', '.join(names[:10])}, and Spark predicts their numbers, 0 to {len(names) - 1}; "
+            "name a column for the classes themselves: predictedLabelCol='...'"
+        )
+    text = IndexToString(inputCol=columns.predictionCol, outputCol=columns.predictedLabelCol, labels=names)
+    return PipelineModel([*(model.stages if isinstance(model, PipelineModel) else [model]), text])
+
+
+def depth(nodes: Nodes) -> int:
+    """Of the deepest tree, within what Spark's Param allows."""
+    return min(int(nodes.depth().max()), 30)

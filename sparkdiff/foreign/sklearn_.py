@@ -1,0 +1,186 @@
+"""scikit-learn's trees, read from fitted estimators: `tree_` of single trees, predictors of histogram boosting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from sparkdiff.errors import InputError
+from sparkdiff.foreign.models import GAMMA, IDENTITY, POISSON, Averaged, Boosted
+from sparkdiff.foreign.trees import Trees, below, rounding_to
+from sparkdiff.nodes import Array
+
+IMPURITIES = {"gini": "gini", "entropy": "entropy", "log_loss": "entropy"}
+HIST_LINKS: Mapping[str, Mapping[str, Any]] = {
+    "squared_error": IDENTITY, "absolute_error": IDENTITY, "quantile": IDENTITY, "poisson": POISSON, "gamma": GAMMA,
+}  # fmt: skip
+
+
+def read(model: Any) -> Boosted | Averaged:
+    """The trees of a fitted estimator of exactly one of the classes below (a subclass may predict otherwise).
+
+    Raises:
+        InputError: another class, not fitted, several outputs, or what MLlib has no model for.
+    """
+    kind = type(model)
+    reader = READERS.get(kind.__name__) if kind.__module__.startswith("sklearn.") else None
+    if reader is None:
+        raise InputError(f"from_sklearn reads {', '.join(READERS)}; got {kind.__module__}.{kind.__qualname__}")
+    if not hasattr(model, "n_features_in_"):
+        raise InputError(f"{kind.__name__} isn't fitted: call its fit first")
+    if getattr(model, "n_outputs_", 1) != 1:
+        raise InputError(
+            f"{kind.__name__} has {model.n_outputs_} outputs, and Spark's trees one: train one model for each"
+        )
+    return reader(model)
+
+
+def _single(model: Any) -> Averaged:
+    return _averaged(model, [model], forest=False)
+
+
+def _forest(model: Any) -> Averaged:
+    return _averaged(model, model.estimators_, forest=True)
+
+
+def _averaged(model: Any, members: Any, *, forest: bool) -> Averaged:
+    nan = bool(model.__sklearn_tags__().input_tags.allow_nan)
+    classes = getattr(model, "classes_", None)
+    trees = [_tree(member.tree_, nan=nan, classes=classes is not None) for member in members]
+    if classes is None:
+        return Averaged(trees, model.n_features_in_, forest)
+    return Averaged(trees, model.n_features_in_, forest, IMPURITIES[model.criterion], list(classes))
+
+
+def _tree(tree: Any, *, nan: bool, classes: bool) -> Trees:
+    """x is rounded to float32, and left is float32(x) <= threshold (sklearn.tree._tree.Tree)."""
+    inner = tree.children_left >= 0
+    threshold = np.where(inner, rounding_to(below(np.where(inner, tree.threshold, 0.0))), 0.0)
+    weight = tree.weighted_n_node_samples
+    children = [np.where(inner, child, 0) for child in (tree.children_left, tree.children_right)]
+    lost = sum(weight[child] * tree.impurity[child] for child in children)
+    value = tree.value[:, 0, :]
+    return Trees(
+        offsets=np.array([0, tree.node_count]),
+        left=tree.children_left,
+        right=tree.children_right,
+        feature=tree.feature,
+        threshold=threshold,
+        nanLeft=tree.missing_go_to_left.astype(bool) & nan & inner,
+        value=value.argmax(1).astype(np.float64) if classes else value[:, 0],
+        impurity=tree.impurity,
+        gain=np.where(inner, tree.impurity - lost / weight, 0.0),
+        count=weight,
+        stats=_weights(value, weight) if classes else None,
+    )
+
+
+def _weights(value: Array, weight: Array) -> Array:
+    """(N, classes) shares -> the weights of the rows, whole again where they were, so that their quotients are the shares."""
+    weights = value * weight[:, None]
+    whole = np.rint(weights)
+    exact = np.abs(weights - whole).max(1, keepdims=True) < 1e-6
+    return np.where(exact, whole, weights)
+
+
+def _gradient_boosting(model: Any) -> Boosted:
+    """x as in `_tree`; NaN is refused there, so Spark's way will do."""
+    if model.init_ != "zero" and type(model.init_).__name__ not in ("DummyRegressor", "DummyClassifier"):
+        raise InputError(
+            f"{type(model).__name__}: init is {type(model.init_).__name__}, a model of its own, which trees can't hold; "
+            "train with init=None or 'zero'"
+        )
+    classes = getattr(model, "classes_", None)
+    base = np.asarray(model._raw_predict_init(np.zeros((1, model.n_features_in_), np.float32)), np.float64)[0]
+    rounds, outputs = model.estimators_.shape
+    trees = [_tree(member.tree_, nan=False, classes=False) for member in model.estimators_.ravel()]
+    # The exponential loss has p = sigmoid(2 * margin).
+    scale = 2.0 if model.loss == "exponential" else 1.0
+    return Boosted(
+        trees=trees,
+        treeWeights=np.full(len(trees), scale * model.learning_rate),
+        output=np.tile(np.arange(outputs), rounds),
+        base=scale * base,
+        numFeatures=model.n_features_in_,
+        classes=None if classes is None else list(classes),
+    )
+
+
+def _hist(model: Any) -> Boosted:
+    """x is a double, and left is x <= num_threshold (sklearn.ensemble._hist_gradient_boosting._predictor)."""
+    classes = getattr(model, "classes_", None)
+    loss = model.loss
+    if classes is None and (not isinstance(loss, str) or loss not in HIST_LINKS):
+        raise InputError(
+            f"{type(model).__name__}: loss={loss!r} has no link known here; known: {', '.join(HIST_LINKS)}"
+        )
+    columns, categories = _hist_columns(model)
+    rounds, outputs = model._predictors, model.n_trees_per_iteration_
+    trees = [_hist_tree(predictor, columns, categories) for each in rounds for predictor in each]
+    return Boosted(
+        trees=trees,
+        treeWeights=np.ones(len(trees)),
+        output=np.tile(np.arange(outputs), len(rounds)),
+        base=np.asarray(model._baseline_prediction, np.float64).reshape(-1),
+        numFeatures=model.n_features_in_,
+        link=IDENTITY if classes is not None else HIST_LINKS[loss],
+        classes=None if classes is None else list(classes),
+    )
+
+
+def _hist_columns(model: Any) -> tuple[Array, dict[int, Array]]:
+    """The model's features by their number in its trees, and the categories by theirs: it puts categorical columns first."""
+    if model.is_categorical_ is None:
+        return np.arange(model.n_features_in_), {}
+    nominal = np.flatnonzero(model.is_categorical_)
+    columns = np.concatenate([nominal, np.flatnonzero(~model.is_categorical_)])
+    found = model._preprocessor.named_transformers_["encoder"].categories_
+    for column, categories in zip(nominal, found, strict=True):
+        if categories.dtype.kind not in "iufb":
+            raise InputError(
+                f"{type(model).__name__}: feature {column} has the categories {', '.join(map(repr, categories[:3]))}...; "
+                "a vector holds numbers: number the categories (OrdinalEncoder there, StringIndexer in Spark) and train again"
+            )
+    return columns, dict(enumerate(np.asarray(categories, np.float64) for categories in found))
+
+
+def _hist_tree(predictor: Any, columns: Array, categories: dict[int, Array]) -> Trees:
+    nodes = predictor.nodes
+    inner = nodes["is_leaf"] == 0
+    left, right = (np.where(inner, nodes[side].astype(np.int64), -1) for side in ("left", "right"))
+    nanLeft = (nodes["missing_go_to_left"] != 0) & inner
+    sets = {}
+    for j in np.flatnonzero(inner & (nodes["is_categorical"] != 0)).tolist():
+        # Numbered categories; what is none of them counts as missing.
+        known = categories[int(nodes["feature_idx"][j])]
+        bits = predictor.raw_left_cat_bitsets[nodes["bitset_idx"][j]]
+        goes = np.unpackbits(bits.astype("<u4").view(np.uint8), bitorder="little")[: len(known)] != 0
+        listed = ~goes if nanLeft[j] else goes
+        sets[j] = (known[listed & ~np.isnan(known)], not nanLeft[j])
+    count = nodes["count"].astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        gain = np.where(inner & (nodes["gain"] > 0), nodes["gain"] / np.maximum(count, 1), 0.0)
+    return Trees(
+        offsets=np.array([0, len(nodes)]),
+        left=left,
+        right=right,
+        feature=np.where(inner, columns[np.where(inner, nodes["feature_idx"], 0)], -1),
+        threshold=np.where(inner, nodes["num_threshold"], 0.0),
+        nanLeft=nanLeft,
+        value=nodes["value"],
+        impurity=np.zeros(len(nodes)),
+        gain=gain,
+        count=count,
+        sets=sets,
+    )
+
+
+READERS: Mapping[str, Callable[[Any], Boosted | Averaged]] = {
+    "DecisionTreeRegressor": _single, "DecisionTreeClassifier": _single, "ExtraTreeRegressor": _single,
+    "ExtraTreeClassifier": _single, "RandomForestRegressor": _forest, "RandomForestClassifier": _forest,
+    "ExtraTreesRegressor": _forest, "ExtraTreesClassifier": _forest, "GradientBoostingRegressor": _gradient_boosting,
+    "GradientBoostingClassifier": _gradient_boosting, "HistGradientBoostingRegressor": _hist,
+    "HistGradientBoostingClassifier": _hist,
+}  # fmt: skip

@@ -1,0 +1,260 @@
+"""Trees of any library as arrays, and Spark's nodes of them: the same leaf for every double, NaN included."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+
+from sparkdiff.errors import InputError
+from sparkdiff.nodes import Array, Nodes
+
+GROWTH = 20
+"""By which factor the splits that find NaN may blow a model up."""
+LARGEST_CATEGORY = 65_535
+"""Spark lists categories one by one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Trees:
+    """All nodes of T trees, one tree after the other, each from its root, in any order.
+
+    Attributes:
+        offsets: (T + 1,) int, where each tree's nodes begin.
+        left, right: (N,) int, children, counted from the tree's root; -1 at leaves.
+        feature: (N,) int.
+        threshold: (N,) float64, the largest double that goes left.
+        nanLeft: (N,) bool, whether NaN goes left.
+        value: (N,) float64, what the node predicts.
+        impurity, gain: (N,) float64; gain times count is what featureImportances sum.
+        count: (N,) float64 training rows, or their weights.
+        stats: (N, classes) float64 weights of a classification tree; None: of a regression.
+        sets: of a categorical split, by node, its categories and whether they go left (all other values right) or right.
+    """
+
+    offsets: Array
+    left: Array
+    right: Array
+    feature: Array
+    threshold: Array
+    nanLeft: Array
+    value: Array
+    impurity: Array
+    gain: Array
+    count: Array
+    stats: Array | None = None
+    sets: dict[int, tuple[Array, bool]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def trees(self) -> int:
+        return len(self.offsets) - 1
+
+    @staticmethod
+    def constant(value: float) -> Trees:
+        """One leaf."""
+        zero, one = np.zeros(1), np.full(1, -1)
+        return Trees(np.array([0, 1]), one, one, one, zero, zero > 0, np.full(1, value), zero, zero, zero)
+
+    @staticmethod
+    def join(parts: Sequence[Trees]) -> Trees:
+        """The trees of all parts; all have stats, or none."""
+        firsts = np.cumsum([0, *(len(part.left) for part in parts)]).tolist()
+        fields = {
+            field.name: np.concatenate([getattr(part, field.name) for part in parts])
+            for field in dataclasses.fields(Trees)
+            if field.name not in ("offsets", "sets") and getattr(parts[0], field.name) is not None
+        }
+        offsets = [first + part.offsets[:-1] for first, part in zip(firsts, parts, strict=False)]
+        sets = {first + j: each for first, part in zip(firsts, parts, strict=False) for j, each in part.sets.items()}
+        return Trees(offsets=np.concatenate([*offsets, firsts[-1:]]), sets=sets, **fields)
+
+    def without_missing(self) -> Trees:
+        """The same where no row has NaN: it goes as Spark sends it."""
+        nanLeft = np.zeros(len(self.left), bool)
+        for node, (_, setLeft) in self.sets.items():
+            nanLeft[node] = not setLeft
+        return dataclasses.replace(self, nanLeft=nanLeft)
+
+    def nodes(self) -> Nodes:
+        """In Spark's terms and order.
+
+        Spark sends NaN right at every threshold, and with all other values at a categorical split. Where the library
+        doesn't, a split at infinity stands in front, which NaN alone fails, with a copy of the side that NaN goes to; each
+        path asks once a feature. Copies and questions have gain 0, so that featureImportances are the library's.
+
+        Raises:
+            InputError: that makes the trees more than 20 times as large; or a category is no whole number in 0..65535.
+        """
+        grown = self._grown()
+        source, order = grown.source, grown.order
+        ask, copy = grown.ask[order], grown.copy[order]
+        source = source[order]
+        inner = grown.left[order] >= 0
+        categorical = np.isin(source, np.fromiter(self.sets, np.int64, len(self.sets))) & inner & ~ask
+        values = np.where(ask, np.inf, self.threshold[source])
+        lists, numCategories = {}, np.full(len(source), -1, np.int32)
+        for j in np.flatnonzero(categorical):
+            lists[int(j)], numCategories[j] = self._categories(int(source[j]))
+        lengths = inner.astype(np.int64)
+        for j, listed in lists.items():
+            lengths[j] = len(listed)
+        ends = np.cumsum(lengths)
+        flat = np.repeat(values, lengths)
+        for j, listed in lists.items():
+            flat[ends[j] - len(listed) : ends[j]] = listed
+        count, value = self.count[source], self.value[source]
+        stats = self.stats[source] if self.stats is not None else _moments(count, value, self.impurity[source])
+        place = grown.place
+        return Nodes(
+            offsets=grown.offsets,
+            prediction=value,
+            impurity=self.impurity[source],
+            gain=np.where(ask | copy | ~inner, 0.0, self.gain[source]),
+            impurityStats=stats,
+            rawCount=np.where(copy, 0, np.rint(count)).astype(np.int64),
+            leftChild=_within(place, grown.left[order], grown.roots),
+            rightChild=_within(place, grown.right[order], grown.roots),
+            featureIndex=np.where(inner, self.feature[source], -1).astype(np.int32),
+            numCategories=numCategories,
+            values=flat,
+            ends=ends,
+        )
+
+    def _categories(self, node: int) -> tuple[Array, int]:
+        """Spark's left categories and their number.
+
+        org.apache.spark.ml.tree.CategoricalSplit keeps the smaller side as a set (the left one, if both are equal) and
+        sends all other values to the other side, whether they are categories or not. The number decides which.
+        """
+        found, left = self.sets[node]
+        found = np.sort(found)
+        if (found != np.floor(found)).any() or (found < 0).any() or (found > LARGEST_CATEGORY).any():
+            wrong = found[(found != np.floor(found)) | (found < 0) | (found > LARGEST_CATEGORY)][0]
+            raise InputError(
+                f"feature {self.feature[node]}: {wrong} is a category, and Spark's are whole numbers in "
+                f"0..{LARGEST_CATEGORY}; number the categories (StringIndexer in Spark, OrdinalEncoder there) and train again"
+            )
+        last = int(found.max(initial=0)) + 1
+        if left:
+            return found, max(2 * len(found), last, 2)
+        number = max(2 * len(found) + 1, last)
+        return np.setdiff1d(np.arange(number), found).astype(np.float64), number
+
+    def _grown(self) -> _Grown:
+        """The trees level by level, all at once, with the questions for NaN."""
+        base = np.repeat(self.offsets[:-1], np.diff(self.offsets))
+        inner = self.left >= 0
+        left, right = np.where(inner, base + self.left, -1), np.where(inner, base + self.right, -1)
+        threshold = inner.copy()
+        threshold[list(self.sets)] = False
+        wants = inner & (self.nanLeft != self.without_missing().nanLeft)
+        rank, ranks = self._ranks(base, wants)
+        wants, known = wants & (rank >= 0), rank >= 0
+        item, tree = self.offsets[:-1].astype(np.int64), np.arange(self.trees)
+        present, absent = np.zeros((self.trees, ranks), bool), np.zeros((self.trees, ranks), bool)
+        levels: list[tuple[Array, ...]] = []
+        total = 0
+        while len(item):
+            rows = np.arange(len(item))
+            while (skip := inner[item] & known[item] & absent[rows, rank[item]]).any():  # it is NaN, and nothing to ask
+                item = np.where(skip, np.where(self.nanLeft[item], left[item], right[item]), item)
+            split = np.flatnonzero(inner[item])
+            ask = wants[item] & ~present[rows, rank[item]]
+            first = total + len(item)
+            children = np.full((2, len(item)), -1)
+            children[:, split] = first + np.arange(2 * len(split)).reshape(2, -1)
+            levels.append((item, ask, absent.any(1), *children, tree))
+            total = first
+            if total > GROWTH * len(self.left):
+                raise InputError(
+                    f"where NaN goes can be kept, but makes the trees more than {GROWTH} times as large ({len(self.left)} nodes "
+                    "now); if your rows have no NaN, say missing='absent'"
+                )
+            asked, source = ask[split], item[split]
+            seen, unseen = present[split], absent[split]
+            at, lanes = rank[source], np.arange(len(split))
+            seenLeft, unseenRight = seen.copy(), unseen.copy()
+            now = known[source] & (asked | threshold[source])  # x <= threshold, or x <= infinity: it isn't NaN
+            seenLeft[lanes[now], at[now]] = True
+            unseenRight[lanes[asked], at[asked]] = True
+            side = np.where(self.nanLeft[source], left[source], right[source])
+            item = np.concatenate([np.where(asked, source, left[source]), np.where(asked, side, right[source])])
+            present, absent = np.concatenate([seenLeft, seen]), np.concatenate([unseen, unseenRight])
+            tree = np.concatenate([tree[split]] * 2)
+        return _Grown.of(levels, self.trees)
+
+    def _ranks(self, base: Array, wants: Array) -> tuple[Array, int]:
+        """(N,) int: a small number for each feature of a tree that has questions to ask, -1 for others; and how many."""
+        width = int(self.feature.max(initial=0)) + 1
+        key = base * width + np.maximum(self.feature, 0)
+        asked = np.unique(key[wants])
+        if not len(asked):
+            return np.full(len(base), -1), 1
+        _, begin, inverse = np.unique(asked // width, return_index=True, return_inverse=True)
+        number = np.arange(len(asked)) - begin[inverse]
+        at = np.minimum(np.searchsorted(asked, key), len(asked) - 1)
+        return np.where((asked[at] == key) & (self.left >= 0), number[at], -1), int(number.max()) + 1
+
+
+@dataclasses.dataclass(frozen=True)
+class _Grown:
+    """M nodes level by level: of which source, asking for NaN, on NaN's side; and their places in Spark's order."""
+
+    source: Array
+    ask: Array
+    copy: Array
+    left: Array
+    right: Array
+    place: Array
+    order: Array
+    offsets: Array
+    roots: Array  # (M,) in Spark's order: the first node of each node's tree
+
+    @staticmethod
+    def of(levels: list[tuple[Array, ...]], trees: int) -> _Grown:
+        source, ask, copy, left, right, _ = (np.concatenate(column) for column in zip(*levels, strict=True))
+        edges = np.cumsum([0, *(len(level[0]) for level in levels)])
+        size, place = np.ones(len(source), np.int64), np.zeros(len(source), np.int64)
+        for first, last in zip(edges[-2::-1], edges[:0:-1], strict=True):
+            has = first + np.flatnonzero(left[first:last] >= 0)
+            size[has] += size[left[has]] + size[right[has]]
+        offsets = np.cumsum([0, *size[:trees]])
+        place[:trees] = offsets[:-1]
+        for first, last in itertools.pairwise(edges.tolist()):
+            has = first + np.flatnonzero(left[first:last] >= 0)
+            place[left[has]] = place[has] + 1
+            place[right[has]] = place[has] + 1 + size[left[has]]
+        roots = np.repeat(offsets[:-1], np.diff(offsets))
+        return _Grown(source, ask, copy, left, right, place, np.argsort(place), offsets, roots)
+
+
+def _within(place: Array, child: Array, roots: Array) -> Array:
+    return np.where(child >= 0, place[child] - roots, -1).astype(np.int32)
+
+
+def _moments(count: Array, value: Array, impurity: Array) -> Array:
+    """(N, 3) count, sum and sum of squares of rows with this mean and variance."""
+    return np.stack([count, count * value, count * (value**2 + impurity)], 1)
+
+
+def rounding_to(limit: Array) -> Array:
+    """(n,) float32 -> (n,) float64: the largest double that rounds to this number or a smaller one (IEEE 754, half to even)."""
+    limit = np.asarray(limit, np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        above = np.nextafter(limit, np.float32(np.inf))
+        low, high = limit.astype(np.float64), above.astype(np.float64)
+        step = 2.0**104  # between the largest float32 and where infinity would follow
+        high = np.where(np.isposinf(high), np.float64(np.finfo(np.float32).max) + step, high)
+        low = np.where(np.isneginf(low), np.float64(np.finfo(np.float32).min) - step, low)
+        middle = low + (high - low) / 2
+        middle = np.where(middle.astype(np.float32) <= limit, middle, np.nextafter(middle, -np.inf))
+    return np.where(np.isposinf(limit), np.inf, middle)
+
+
+def below(threshold: Array) -> Array:
+    """(n,) float64 -> (n,) float32: the largest float32 at or below."""
+    with np.errstate(over="ignore"):
+        near = np.asarray(threshold, np.float64).astype(np.float32)
+        return np.where(near.astype(np.float64) > threshold, np.nextafter(near, np.float32(-np.inf)), near)

@@ -1,0 +1,122 @@
+"""XGBoost's trees, read from the JSON of its saved models, whose numbers give its float32 back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from sparkdiff.errors import InputError
+from sparkdiff.foreign.models import GAMMA, IDENTITY, LOGIT, POISSON, Boosted, tweedie
+from sparkdiff.foreign.trees import Trees, rounding_to
+from sparkdiff.nodes import Array
+
+IDENTITIES = (
+    "reg:squarederror", "reg:squaredlogerror", "reg:pseudohubererror", "reg:absoluteerror", "reg:quantileerror",
+    "reg:expectileerror", "rank:ndcg", "rank:map", "rank:pairwise",
+)  # fmt: skip
+LINKS: Mapping[str, Mapping[str, Any]] = {
+    **dict.fromkeys(IDENTITIES, IDENTITY), "count:poisson": POISSON, "reg:gamma": GAMMA, "reg:logistic": LOGIT,
+}  # fmt: skip
+KNOWN = (*LINKS, "reg:tweedie", "binary:logistic", "multi:softprob", "multi:softmax")
+
+
+def read(model: Any, *, whole: bool) -> Boosted:
+    """The trees that `predict` sums: of an XGB estimator up to the best iteration, if it has one, of a Booster all.
+
+    Args:
+        whole: whether categorical features hold whole numbers.
+
+    Raises:
+        InputError: no such model, or what MLlib has no model for.
+    """
+    if not type(model).__module__.startswith("xgboost."):
+        raise InputError(
+            f"from_xgboost reads a Booster or a fitted XGB estimator; got {type(model).__module__}.{type(model).__qualname__}"
+        )
+    booster, classes, last = model, None, None
+    if not hasattr(model, "save_raw"):
+        if not model.__sklearn_is_fitted__():
+            raise InputError(f"{type(model).__name__} isn't fitted: call its fit first")
+        if not np.isnan(model.missing):
+            raise InputError(
+                f"{type(model).__name__}: missing={model.missing}, and a plain value can't be missing in Spark's trees; "
+                "replace it by NaN and train again"
+            )
+        booster, classes = model.get_booster(), getattr(model, "classes_", None)
+        last = booster.attr("best_iteration")
+    learner = json.loads(bytes(booster.save_raw("json")))["learner"]
+    name, about = learner["objective"]["name"], learner["learner_model_param"]
+    if name not in KNOWN:
+        raise InputError(
+            f"XGBoost's objective {name} has no link in MLlib that is known here; known: {', '.join(KNOWN)}"
+        )
+    if int(about.get("num_target", 1)) > 1:
+        raise InputError(
+            f"the model has {about['num_target']} targets, and Spark's trees one: train one model for each"
+        )
+    gradient = learner["gradient_booster"]
+    if gradient["name"] not in ("gbtree", "dart"):
+        raise InputError(f"booster={gradient['name']} has no trees: train with gbtree or dart")
+    weights = np.array(gradient.get("weight_drop", []))
+    ensemble = gradient.get("gbtree", gradient)["model"]
+    count = len(ensemble["trees"]) if last is None else ensemble["iteration_indptr"][int(last) + 1]
+    outputs = max(1, int(about["num_class"]))
+    base = np.array(json.loads(about["base_score"]), np.float64).reshape(-1)
+    if name in ("binary:logistic", "reg:logistic"):
+        base = np.log(base / (1 - base))
+    elif LINKS.get(name, POISSON) is not IDENTITY and not name.startswith("multi:"):
+        base = np.log(base)
+    if name.startswith(("binary:", "multi:")):
+        classes = list(range(max(2, outputs)) if classes is None else classes)
+    return Boosted(
+        trees=[_tree(tree, whole=whole) for tree in ensemble["trees"][:count]],
+        treeWeights=weights[:count] if len(weights) else np.ones(count),
+        output=np.array(ensemble["tree_info"][:count], np.int64),
+        base=np.broadcast_to(base, (outputs,)),
+        numFeatures=int(about["num_feature"]),
+        link=_link(name, learner["objective"]),
+        classes=classes,
+    )
+
+
+def _link(name: str, objective: Mapping[str, Any]) -> Mapping[str, Any]:
+    if name == "reg:tweedie":
+        return tweedie(float(objective["tweedie_regression_param"]["tweedie_variance_power"]))
+    return LINKS.get(name, IDENTITY)
+
+
+def _tree(tree: Mapping[str, Any], *, whole: bool) -> Trees:
+    """x is rounded to float32, and left is float32(x) < split_conditions; the listed categories go right."""
+    left, right = np.array(tree["left_children"], np.int64), np.array(tree["right_children"], np.int64)
+    inner = left >= 0
+    condition = np.array(tree["split_conditions"], np.float64).astype(np.float32)
+    threshold = rounding_to(np.nextafter(condition, np.float32(-np.inf)))
+    feature = np.where(inner, np.array(tree["split_indices"], np.int64), -1)
+    sets: dict[int, tuple[Array, bool]] = {}
+    listed = np.array(tree["categories"], np.float64)
+    for j, start, size in zip(
+        tree["categories_nodes"], tree["categories_segments"], tree["categories_sizes"], strict=True
+    ):
+        if not whole:
+            raise InputError(
+                f"feature {feature[j]} is categorical: XGBoost takes 3.7 for category 3, and Spark doesn't; "
+                "if your rows have whole numbers there, say categories='whole'"
+            )
+        sets[j] = (listed[start : start + size], False)
+    weight = np.array(tree["sum_hessian"])
+    return Trees(
+        offsets=np.array([0, len(left)]),
+        left=left,
+        right=right,
+        feature=feature,
+        threshold=np.where(inner, threshold, 0.0),
+        nanLeft=(np.array(tree["default_left"]) != 0) & inner,
+        value=np.where(inner, np.array(tree["base_weights"]), condition.astype(np.float64)),
+        impurity=np.zeros(len(left)),
+        gain=np.where(inner, np.maximum(np.array(tree["loss_changes"]), 0) / np.maximum(weight, 1e-300), 0.0),
+        count=weight,
+        sets=sets,
+    )

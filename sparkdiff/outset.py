@@ -1,0 +1,57 @@
+"""What a training starts from: the parameters' natural units, what the inputs look like, and which candidates train."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from sparkdiff.folding import fixed_versions, routed_versions
+from sparkdiff.graph import LEAVES, Version
+from sparkdiff.measure import Data, all_dense, cut_points, features, leaf_counts, settling
+from sparkdiff.network import Network
+from sparkdiff.options import Options
+from sparkdiff.recipes import Recipe, candidates
+from sparkdiff.scales import Scales
+from sparkdiff.stages.base import FeatureStats, LabelStats
+from sparkdiff.stages.predictor import Predictor
+
+
+@dataclasses.dataclass(frozen=True)
+class Outset:
+    """
+    Attributes:
+        frozen: per parameter how many entries are frozen, as too few rows speak for them.
+        stats: of the network's fixed inputs; the standard deviation of a category's number is 0, as no noise may be added to it.
+    """
+
+    scales: Scales
+    frozen: dict[str, int]
+    stats: Mapping[Version, FeatureStats]
+    recipes: tuple[Recipe, ...]
+
+
+def outset(network: Network, data: Data, label: LabelStats, options: Options, validationRows: int) -> Outset:
+    """Look at the training rows, in passes over them; the network's stages take note of what they need to know."""
+    graph, inputs = network.graph, fixed_versions(network)
+    modules = {i: network.module(i) for i in network.positions}
+    reads = {i: graph.leaves[i].reads[0] for i, m in modules.items() if m.feature_axis or m.routes}
+    # What a predictor in front of others predicts isn't the label: its own predictions tell its unit.
+    others = {
+        i: (graph.fold(graph.leaves[i].outputs[0]), i)
+        for i, m in modules.items()
+        if isinstance(m, Predictor) and i != graph.head and not m.classes and graph.leaves[i].outputs
+    }
+    stats, reached = features(network, data, {*reads.values(), *inputs, *others.values()}), leaf_counts(network, data)
+    labels = {
+        i: dataclasses.replace(label, mean=float(stats[v].mean[0]), std=float(stats[v].std[0]))
+        for i, v in others.items()
+    }
+    seen = {i: dataclasses.replace(stats[v], leaves=reached.get(i)) for i, v in reads.items()}
+    for i, v in reads.items():
+        modules[i].look(seen[i], cut_points(network, data, i) if i in settling(network) else {})
+        stats[v] = dataclasses.replace(stats[v], std=stats[v].std.index_fill(0, modules[i].nominal(), 0.0))
+    scales, frozen = Scales.of(network, seen, label, options, labels)
+    trees = sum(m.trees_and_leaves()[0] for m in modules.values() if any(p.requires_grad for p in m.parameters()))
+    newton = (LEAVES, graph.head) in routed_versions(network) and not network.head.wide
+    recipes = candidates(options, validationRows, mixes=all_dense(network, data, inputs), trees=trees, newton=newton)
+    return Outset(scales, frozen, {v: stats[v] for v in inputs}, tuple(recipes))

@@ -1,0 +1,173 @@
+"""What comes home is a plain Spark model: it is saved, loaded and served like one; and what can't come is refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import adversarial
+import lightgbm as lgb
+import numpy as np
+import pytest
+import served
+import xgboost as xgb
+from pyspark.ml import PipelineModel
+from pyspark.ml.functions import array_to_vector
+from sklearn.ensemble import (
+    GradientBoostingRegressor,
+    HistGradientBoostingClassifier,
+    HistGradientBoostingRegressor,
+    RandomForestClassifier,
+    RandomForestRegressor,
+)
+from sklearn.linear_model import LinearRegression
+from sklearn.tree import DecisionTreeClassifier
+from test_lightgbm import SMALL
+from test_sklearn import WIDTH, data
+
+import sparkdiff
+from sparkdiff import InputError, jvm
+
+X, Y = data(nan=True)
+COUNTS = np.minimum(Y, 2).astype(int)
+
+
+def poisson() -> Any:
+    return HistGradientBoostingRegressor(loss="poisson", max_iter=8, max_leaf_nodes=6).fit(X, Y)
+
+
+def homes() -> dict[str, Any]:
+    return {
+        "GBTRegressionModel": sparkdiff.from_lightgbm(lgb.LGBMRegressor(**SMALL).fit(X, Y)),
+        "GBTClassificationModel": sparkdiff.from_xgboost(xgb.XGBClassifier(n_estimators=5).fit(X, COUNTS > 1)),
+        "RandomForestRegressionModel": sparkdiff.from_sklearn(RandomForestRegressor(5, max_depth=4).fit(X, Y)),
+        "RandomForestClassificationModel": sparkdiff.from_sklearn(
+            RandomForestClassifier(5, max_depth=4).fit(X, COUNTS)
+        ),
+        "DecisionTreeClassificationModel": sparkdiff.from_sklearn(DecisionTreeClassifier(max_depth=4).fit(X, COUNTS)),
+        "poisson": sparkdiff.from_sklearn(poisson()),
+        "softmax": sparkdiff.from_sklearn(HistGradientBoostingClassifier(max_iter=5).fit(X, COUNTS)),
+    }
+
+
+def test_saved_and_loaded_it_is_the_same(spark: Any, tmp_path: Path) -> None:
+    for name, home in homes().items():
+        kind = [type(stage).__name__ for stage in getattr(home, "stages", [home])]
+        assert kind == {
+            "poisson": ["GBTRegressionModel", "VectorAssembler", "GeneralizedLinearRegressionModel"],
+            "softmax": ["GBTRegressionModel"] * 3 + ["VectorAssembler", "LogisticRegressionModel"],
+        }.get(name, [name])
+        home.write().save(str(tmp_path / name))
+        back = type(home).load(str(tmp_path / name))
+        rows = adversarial.rows(home, WIDTH, inf=False)
+        columns = ["prediction", *(["probability", "rawPrediction"] if "Classifi" in name or name == "softmax" else [])]
+        before, after = (adversarial.served(spark, model, rows, *columns) for model in (home, back))
+        for one, other in zip(before, after, strict=True):
+            np.testing.assert_array_equal(one, other)
+            assert len(np.unique(one)) > 1
+        for one, other in zip(adversarial.ensembles(home), adversarial.ensembles(back), strict=True):
+            assert one.uid == other.uid
+            assert jvm.defined_params(one)["set"] == jvm.defined_params(other)["set"]
+            np.testing.assert_array_equal(one.featureImportances.toArray(), other.featureImportances.toArray())
+            assert one.numFeatures == other.numFeatures == WIDTH
+
+
+@pytest.mark.slow
+def test_it_is_served_where_no_library_of_trees_is(spark: Any, tmp_path: Path) -> None:
+    model = poisson()
+    rows = adversarial.rows(sparkdiff.from_sklearn(model), WIDTH)[:500]
+    sparkdiff.from_sklearn(model).write().save(str(tmp_path / "model"))
+    frame = spark.createDataFrame([(i, row) for i, row in enumerate(rows.tolist())], "id int, x array<double>")
+    frame.select("id", array_to_vector("x").alias("features")).write.parquet(str(tmp_path / "rows"))
+    (found,) = served.predictions([tmp_path / "model"], tmp_path / "rows")
+    np.testing.assert_allclose(found, model.predict(rows), rtol=1e-12)
+
+
+def test_columns_and_params(spark: Any) -> None:
+    home = sparkdiff.from_sklearn(
+        HistGradientBoostingClassifier(max_iter=5, max_depth=3).fit(X, np.array(["no", "yes"])[(COUNTS > 1).astype(int)]),
+        featuresCol="features", predictionCol="p", probabilityCol="q", rawPredictionCol="r", predictedLabelCol="label", missing="absent",
+    )  # fmt: skip
+    clean = np.nan_to_num(X)
+    number, probability, raw, label = adversarial.served(spark, home, clean, "p", "q", "r", "label")
+    np.testing.assert_array_equal(number, probability.argmax(1))
+    np.testing.assert_array_equal(number, raw.argmax(1))
+    np.testing.assert_array_equal(label, np.array(["no", "yes"])[number.astype(int)])
+    assert set(label) == {"no", "yes"}
+    trees = home.stages[0]
+    assert (trees.getMaxDepth(), trees.getMaxIter()) == (3, 6)  # the sixth is what they start from
+    assert trees.getNumTrees == 6
+
+
+def test_missing_values_cost_splits_only_where_they_may_come(spark: Any) -> None:
+    model = HistGradientBoostingRegressor(max_iter=5).fit(np.nan_to_num(X), Y)
+    sizes = [len(adversarial.trees.read(sparkdiff.from_sklearn(model, missing=m))) for m in ("absent", "keep")]
+    assert sizes[0] == 1 + sum(len(p[0].nodes) for p in model._predictors) < sizes[1]
+
+
+def test_two_models_in_one_pipeline_do_not_clash(spark: Any) -> None:
+    first, second = (sparkdiff.from_sklearn(poisson(), predictionCol=name) for name in ("first", "second"))
+    both = PipelineModel([*first.stages, *second.stages])
+    one, other = adversarial.served(spark, both, X, "first", "second")
+    np.testing.assert_array_equal(one, other)
+
+
+class Doubled(GradientBoostingRegressor):
+    def predict(self, X: Any) -> Any:
+        return 2 * super().predict(X)
+
+
+REFUSED: dict[str, tuple[str, Any, str]] = {
+    "no trees": ("sklearn", lambda: LinearRegression(), r"from_sklearn reads DecisionTreeRegressor, .*got sklearn\.linear_model"),
+    "a subclass": ("sklearn", lambda: Doubled(), r"got test_home\.Doubled"),
+    "unfitted": ("sklearn", lambda: RandomForestRegressor(), "RandomForestRegressor isn't fitted"),
+    "unfitted lightgbm": ("lightgbm", lambda: lgb.LGBMRegressor(), "LGBMRegressor isn't fitted"),
+    "unfitted xgboost": ("xgboost", lambda: xgb.XGBRegressor(), "XGBRegressor isn't fitted"),
+    "another library": ("lightgbm", lambda: RandomForestRegressor(), "from_lightgbm reads a Booster .*got sklearn"),
+    "yet another": ("xgboost", lambda: RandomForestRegressor(), "from_xgboost reads a Booster .*got sklearn"),
+    "outputs": ("sklearn", lambda: RandomForestRegressor(3).fit(X, np.stack([Y, Y], 1)), "has 2 outputs"),
+    "init": ("sklearn", lambda: GradientBoostingRegressor(init=LinearRegression()).fit(np.nan_to_num(X), Y), "init is LinearRegression"),
+    "classes": ("sklearn", lambda: RandomForestClassifier(3).fit(X, COUNTS + 1), "the classes are 1, 2, 3, .*predictedLabelCol"),
+    "texts": (
+        "sklearn", lambda: HistGradientBoostingRegressor(categorical_features=[0], max_iter=2).fit(
+            np.array([["a"], ["b"]] * 50, dtype=object), np.arange(100) % 2), "feature 0 has the categories 'a', 'b'"),
+    "fractions": (
+        "sklearn", lambda: HistGradientBoostingRegressor(categorical_features=[0], max_iter=2).fit(
+            np.array([[0.5], [1.5]] * 50), np.arange(100) % 2), r"feature 0: [01]\.5 is a category"),
+    "linear trees": ("lightgbm", lambda: lgb.LGBMRegressor(**SMALL, linear_tree=True).fit(X, Y), "linear_tree"),
+    "square root": ("lightgbm", lambda: lgb.LGBMRegressor(**SMALL, reg_sqrt=True).fit(X, Y), "objective 'regression sqrt'"),
+    "one versus all": (
+        "lightgbm", lambda: lgb.LGBMClassifier(**SMALL, objective="multiclassova").fit(X, COUNTS), "'multiclassova num_class:3"),
+    "own objective": (
+        "lightgbm", lambda: lgb.LGBMRegressor(**SMALL, objective=lambda y, p: (p - y, np.ones(len(y)))).fit(X, Y),
+        "objective 'of your own'"),
+    "targets": ("xgboost", lambda: xgb.XGBRegressor(n_estimators=2).fit(X, np.stack([Y, Y], 1)), "has 2 targets"),
+    "vector leaves": (
+        "xgboost", lambda: xgb.XGBRegressor(n_estimators=2, multi_strategy="multi_output_tree").fit(X, np.stack([Y, Y], 1)),
+        "has 2 targets"),
+    "several quantiles": (
+        "xgboost", lambda: xgb.XGBRegressor(n_estimators=2, objective="reg:quantileerror", quantile_alpha=[0.1, 0.9]).fit(X, Y),
+        "has 2 targets"),
+    "no trees either": ("xgboost", lambda: xgb.XGBRegressor(n_estimators=2, booster="gblinear").fit(np.nan_to_num(X), Y), "booster=gblinear"),
+    "hinge": ("xgboost", lambda: xgb.XGBClassifier(n_estimators=2, objective="binary:hinge").fit(X, COUNTS > 1), "objective binary:hinge"),
+    "survival": ("xgboost", lambda: xgb.XGBRegressor(n_estimators=2, objective="survival:cox").fit(X, Y + 1), "objective survival:cox"),
+    "zero is missing": ("xgboost", lambda: xgb.XGBRegressor(n_estimators=2, missing=0.0).fit(np.nan_to_num(X), Y), "missing=0.0"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_by_name(spark: Any, name: str) -> None:
+    library, model, said = REFUSED[name]
+    with pytest.raises(InputError, match=said):
+        getattr(sparkdiff, f"from_{library}")(model())
+
+
+def test_wrong_options_and_no_constructors(spark: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = poisson()
+    with pytest.raises(InputError, match="missing must be 'keep'.*got 'left'"):
+        sparkdiff.from_sklearn(model, missing="left")
+    with pytest.raises(InputError, match="categories must be 'any' or 'whole'.*got 'some'"):
+        sparkdiff.from_xgboost(model, categories="some")
+    monkeypatch.setattr(jvm, "has_constructors", lambda: False)
+    with pytest.raises(InputError, match=r"GBTRegressor: a model can't be made from nothing here.*classic session"):
+        sparkdiff.from_sklearn(model)

@@ -1,0 +1,153 @@
+"""scikit-learn's trees in Spark: the same leaf for every double, the same predictions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import adversarial
+import numpy as np
+import pytest
+from sklearn.ensemble import (
+    ExtraTreesClassifier,
+    ExtraTreesRegressor,
+    GradientBoostingClassifier,
+    GradientBoostingRegressor,
+    HistGradientBoostingClassifier,
+    HistGradientBoostingRegressor,
+    RandomForestClassifier,
+    RandomForestRegressor,
+)
+from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor, ExtraTreeRegressor
+
+import sparkdiff
+
+WIDTH = 4
+
+
+def data(seed: int = 0, *, nan: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(seed)
+    X = random.normal(size=(400, WIDTH))
+    X[:, 1] = np.round(X[:, 1], 1)
+    X[:, 2] = random.integers(0, 3, 400)
+    rate = np.exp(0.5 * X[:, 0] + 0.3 * (X[:, 2] == 1) - 0.4 * np.abs(X[:, 1]))
+    if nan:
+        X[random.random(X.shape) < 0.15] = np.nan
+        rate = np.where(np.isnan(X[:, 0]), 3.0, rate)
+    return X, random.poisson(2 * rate).astype(float)
+
+
+REGRESSORS: dict[str, tuple[Any, bool]] = {
+    "tree": (DecisionTreeRegressor(max_depth=6), True),
+    "tree by absolute error": (DecisionTreeRegressor(criterion="absolute_error", max_leaf_nodes=20), True),
+    "extra tree": (ExtraTreeRegressor(max_depth=6, random_state=0), True),
+    "forest": (RandomForestRegressor(10, max_depth=6, random_state=0), True),
+    "extra trees": (ExtraTreesRegressor(10, max_depth=6, random_state=0), True),
+    "boosting": (GradientBoostingRegressor(n_estimators=20, random_state=0), False),
+    "boosting from zero": (GradientBoostingRegressor(n_estimators=20, init="zero", subsample=0.7), False),
+    "boosting best first": (GradientBoostingRegressor(loss="huber", max_leaf_nodes=9, n_estimators=10), False),
+    "hist": (HistGradientBoostingRegressor(max_iter=20), True),
+    "hist poisson": (HistGradientBoostingRegressor(loss="poisson", max_iter=20), True),
+    "hist quantile": (HistGradientBoostingRegressor(loss="quantile", quantile=0.9, max_iter=10), True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("nan", [False, True])
+@pytest.mark.parametrize("name", REGRESSORS)
+def test_regressors(spark: Any, name: str, nan: bool) -> None:
+    model, takes_nan = REGRESSORS[name]
+    X, y = data(nan=nan and takes_nan)
+    model.fit(X, y)
+    home = sparkdiff.from_sklearn(model)
+    hist = name.startswith("hist")
+    rows = adversarial.rows(home, WIDTH, nan=takes_nan, inf=hist)
+    (found,) = adversarial.served(spark, home, rows, "prediction")
+    with np.errstate(invalid="ignore", over="ignore"):  # scikit-learn adds all values up
+        expected = model.predict(rows)
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
+
+
+CLASSIFIERS: dict[str, tuple[Any, bool]] = {
+    "tree": (DecisionTreeClassifier(max_depth=6, criterion="entropy"), True),
+    "forest": (RandomForestClassifier(10, max_depth=6, random_state=0), True),
+    "weighted forest": (RandomForestClassifier(5, max_leaf_nodes=12, class_weight="balanced", random_state=0), True),
+    "extra trees": (ExtraTreesClassifier(10, max_depth=6, random_state=0), True),
+    "boosting": (GradientBoostingClassifier(n_estimators=15, random_state=0), False),
+    "hist": (HistGradientBoostingClassifier(max_iter=15), True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_classifiers(spark: Any, name: str, classes: int) -> None:
+    model, takes_nan = CLASSIFIERS[name]
+    X, y = data(nan=takes_nan)
+    model.fit(X, np.minimum(y, classes - 1).astype(int))
+    check_classifier(spark, model, takes_nan, inf=name == "hist")
+
+
+def check_classifier(spark: Any, model: Any, takes_nan: bool, *, inf: bool = False) -> None:
+    home = sparkdiff.from_sklearn(model, predictionCol="number")
+    rows = adversarial.rows(home, WIDTH, nan=takes_nan, inf=inf)
+    probability, number = adversarial.served(spark, home, rows, "probability", "number")
+    expected = model.predict_proba(rows)
+    np.testing.assert_allclose(probability, expected, rtol=1e-12, atol=1e-12)
+    top = np.sort(expected, 1)
+    clear = top[:, -1] - top[:, -2] > 1e-12
+    assert clear.mean() > 0.5
+    np.testing.assert_array_equal(model.classes_[number[clear].astype(int)], model.predict(rows)[clear])
+
+
+def test_the_exponential_loss(spark: Any) -> None:
+    X, y = data()
+    model = GradientBoostingClassifier(loss="exponential", n_estimators=15, random_state=0).fit(X, y > 1)
+    check_classifier(spark, model, False)
+
+
+def nominal(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Two columns of categories, 40 of them with gaps and a few with NaN, between two of numbers."""
+    random = np.random.default_rng(seed)
+    X = random.normal(size=(1500, WIDTH))
+    X[:, 1] = random.permutation(48)[:40][random.integers(0, 40, 1500)]
+    X[:, 3] = random.choice([0, 2, 5, 7, np.nan], 1500)
+    effect = random.normal(size=48)
+    return X, effect[X[:, 1].astype(int)] + np.where(np.isnan(X[:, 3]), 2, X[:, 3] % 3) + 0.3 * X[:, 0]
+
+
+def test_categories(spark: Any) -> None:
+    X, y = nominal()
+    model = HistGradientBoostingRegressor(categorical_features=[1, 3], max_iter=15).fit(X, y)
+    home = sparkdiff.from_sklearn(model)
+    nodes = adversarial.trees.read(home)
+    assert (nodes.numCategories >= 0).sum() > 30  # splits of categories, of which
+    ends = nodes.ends - nodes.starts
+    assert (
+        ends[nodes.numCategories >= 0] * 2 > nodes.numCategories[nodes.numCategories >= 0]
+    ).any()  # some keep the rest left
+    rows = adversarial.rows(home, WIDTH)
+    rows[:, [1, 3]] = np.clip(rows[:, [1, 3]], -1e300, 1e300)  # infinities are refused there
+    (found,) = adversarial.served(spark, home, rows, "prediction")
+    with np.errstate(invalid="ignore"):  # scikit-learn adds all values up
+        expected = model.predict(rows)
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("boosted", [False, True])
+def test_feature_importances(spark: Any, boosted: bool) -> None:
+    """By gain; splits that only look for NaN have none."""
+    X, y = data()
+    model: Any = GradientBoostingRegressor(n_estimators=20) if boosted else RandomForestRegressor(10, max_depth=6)
+    home = sparkdiff.from_sklearn(model.fit(X, y))
+    np.testing.assert_allclose(home.featureImportances.toArray(), model.feature_importances_, rtol=1e-9)
+
+
+def test_huge_numbers_are_rounded_as_float32_is(spark: Any) -> None:
+    """Thresholds from 1e-44 to 3e38, which `float32(x) <= threshold` sees in steps."""
+    random = np.random.default_rng(0)
+    X = (10.0 ** random.uniform(-44, 38.4, size=(500, WIDTH)) * random.choice([-1, 1], (500, WIDTH))).astype(np.float32)
+    model = RandomForestRegressor(10, random_state=0).fit(X, random.normal(size=500))
+    home = sparkdiff.from_sklearn(model, missing="absent")
+    rows = adversarial.rows(home, WIDTH, nan=False, inf=False)
+    (found,) = adversarial.served(spark, home, rows, "prediction")
+    with np.errstate(invalid="ignore", over="ignore"):  # scikit-learn adds all values up
+        expected = model.predict(rows)
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
