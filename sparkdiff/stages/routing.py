@@ -17,7 +17,7 @@ from torch import Tensor
 from sparkdiff.nodes import Array, Nodes
 from sparkdiff.sparse import SparseRows
 
-PAIRS = 100_000
+PAIRS = 65_536
 """Rows times trees that are under way at a time: what a level reads and writes then stays in the processor's cache."""
 CELLS = 4_000_000
 """Values that are copied at a time, where columns are gathered or sparse rows made dense."""
@@ -110,8 +110,8 @@ class Router:
 
         # A node's left child has the odd place: `x <= threshold` is then the last bit of the place on the next level.
         places = nodes.offsets[:-1]
-        self.levels: list[Splits] = []  # of T * 2^l places each, as long as half of them are inner nodes
-        while inner[places].any() and len(places) <= 2 * inner[places].sum():
+        self.levels: list[Splits] = []  # of T * 2^l places each, while a quarter of them are inner nodes
+        while inner[places].any() and len(places) <= 4 * inner[places].sum():
             self.levels.append(splits(places))
             children = [np.where(inner[places], right[places], places), np.where(inner[places], left[places], places)]
             places = np.stack(children, 1).reshape(-1)
