@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from pyspark.sql import functions as F
 from test_laws import generated
 
 from sparkdiff.jvm import trees
+from sparkdiff.nodes import Nodes
 from sparkdiff.stages.base import REGISTRY, StageModule, class_name
 from sparkdiff.testing import check_stages, perturbed
 
@@ -122,3 +124,31 @@ NAMES = [
 def test_trees(table: DataFrame, base: Base, name: str, drawn: list[int]) -> None:
     kinds = CLASSES.get(name, (0,))
     check([stage(base, np.random.default_rng(s), name, kinds[s % len(kinds)]) for s in drawn], table)
+
+
+def test_many_classes_and_a_single_leaf(table: DataFrame, base: Base) -> None:
+    random = np.random.default_rng(5)
+    leaf = trees.rebuild(base("DecisionTreeRegressor"), Nodes.of([grown_leaf()]))
+    leaf = leaf.copy({leaf.featuresCol: "mixed", leaf.leafCol: "leaf", leaf.varianceCol: "v"})
+    check(
+        [leaf, *(stage(base, random, name, MANY) for name in ("DecisionTreeClassifier", "RandomForestClassifier"))],
+        table,
+    )
+
+
+def grown_leaf() -> list[dict[str, Any]]:
+    """The records of a tree of one leaf that no row was fitted on."""
+    split = {"featureIndex": -1, "leftCategoriesOrThreshold": [], "numCategories": -1}
+    return [{
+        "prediction": 0.25, "impurity": 0.0, "gain": -1.0, "impurityStats": [0.0, 0.0, 0.0], "rawCount": 0, "leftChild": -1,
+        "rightChild": -1, "split": split,
+    }]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_trees_without_constructors(table: DataFrame, base: Base) -> None:
+    random = np.random.default_rng(6)
+    kinds = {"GBTClassifier": 2, "DecisionTreeClassifier": 3}
+    stages = [stage(base, random, name, classes) for name, classes in kinds.items()]
+    with patch.object(jvm, "has_constructors", return_value=False):
+        check(stages, table)

@@ -93,6 +93,52 @@ def rows(number: int) -> Array:
     )
 
 
+def reaching(nodes: Nodes, width: int) -> Array:
+    """(m, width): for each leaf of each tree that any row can reach, one that does, its values exactly on thresholds."""
+    out, left, values = [], nodes.leftChild, nodes.values
+    for begin in nodes.offsets[:-1]:
+        bounds = (np.full(width, -math.inf), np.full(width, math.inf))
+        todo: list[tuple[int, Array, Array, dict[int, set[float]]]] = [(int(begin), *bounds, {})]
+        while todo:
+            j, low, high, sets = todo.pop()
+            if nodes.leaf[j]:
+                row = np.where(high < math.inf, high, np.where(low > -math.inf, np.nextafter(low, math.inf), 0.0))
+                for feature, categories in sets.items():
+                    row[feature] = max(categories)
+                out.append(row)
+                continue
+            feature, split = int(nodes.featureIndex[j]), values[nodes.starts[j] : nodes.ends[j]]
+            sides: list[tuple[int, Array, Array, dict[int, set[float]]]]
+            if nodes.numCategories[j] < 0:
+                below, above = high.copy(), low.copy()
+                below[feature], above[feature] = min(high[feature], split[0]), max(low[feature], split[0])
+                sides = [
+                    (int(begin + left[j]), low, below, sets),
+                    (int(begin + nodes.rightChild[j]), above, high, sets),
+                ]
+                todo += [side for side in sides if side[1][feature] < side[2][feature]]
+            else:
+                every = sets.get(feature, set(map(float, range(nodes.numCategories[j]))))
+                parts = (every & set(split)), (every - set(split))
+                children = (left[j], nodes.rightChild[j])
+                sides = [
+                    (int(begin + c), low, high, {**sets, feature: part})
+                    for c, part in zip(children, parts, strict=True)
+                ]
+                todo += [side for side in sides if side[3][feature]]
+    return np.array(out)
+
+
+def edges(nodes: Nodes, width: int) -> Array:
+    """(m, width): every combination of values on and just above thresholds, categories, none of them, and NaN."""
+    features = []
+    for f in range(width):
+        cuts = np.unique(nodes.values[nodes.starts[nodes.continuous & (nodes.featureIndex == f)]])
+        few = nodes.numCategories[nodes.featureIndex == f].max(initial=-1)
+        features.append(np.concatenate([cuts, np.nextafter(cuts, math.inf), np.arange(few + 1), [math.nan]]))
+    return np.stack(np.meshgrid(*features), -1).reshape(-1, width)
+
+
 def differing(found: Nodes, wished: Nodes) -> list[str]:
     """The fields in which two ensembles differ, if any; in what order Spark keeps a node's categories says nothing."""
 
