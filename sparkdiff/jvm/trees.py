@@ -45,7 +45,7 @@ def rebuild(stage: Any, nodes: Nodes, treeWeights: Array | None = None) -> Any:
     old = stage.copy()  # copy() also carries Params that were set in Python over to the Java object
     new: Any
     if jvm.has_constructors():
-        new: Any = JavaParams._from_java(_constructed(old, nodes, treeWeights))
+        new = JavaParams._from_java(_constructed(old, nodes, treeWeights))
     else:
         new = _rewritten(old, nodes, treeWeights)
     # Python objects have defaults of their own, see jvm.rebuild.

@@ -20,6 +20,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from test_laws import generated
 
+from sparkdiff import jvm
 from sparkdiff.jvm import trees
 from sparkdiff.nodes import Nodes
 from sparkdiff.stages.base import REGISTRY, StageModule, class_name
