@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from growing import grown
 from torch import Tensor
 
 from sparkdiff.graph import Graph, Leaf
@@ -14,6 +16,7 @@ from sparkdiff.options import Options
 from sparkdiff.scales import Scales
 from sparkdiff.stages.base import FeatureStats, LabelStats, StageModule
 from sparkdiff.stages.linear import GeneralizedLinearRegression, LinearRegression, LogisticRegression
+from sparkdiff.stages.trees import GBTClassification, GBTRegression, Trees, VotingTrees
 
 F64 = torch.float64
 
@@ -40,9 +43,21 @@ def scales(net: Network, widths: dict[str, int], options: Options) -> Scales:
     x = {}
     for i in net.positions:
         n = widths[net.graph.leaves[i].reads[0][0]]
-        x[i] = FeatureStats(torch.zeros(n, dtype=F64), torch.ones(n, dtype=F64), torch.full((n,), 99))
+        leaves = torch.full((net.module(i).trees_and_leaves()[1],), 99)
+        x[i] = FeatureStats(torch.zeros(n, dtype=F64), torch.ones(n, dtype=F64), torch.full((n,), 99), leaves)
     classes = torch.full((net.head.classes,), 99) if net.head.classes else torch.empty(0, dtype=torch.int64)
     return Scales.of(net, x, LabelStats(1.0, 2.0, 0.0, 9.0, classes), options)[0]
+
+
+def trees(kind: type[Trees], seed: int, shown: str = "predictionCol", number: int = 3) -> Trees:
+    """Trees of chance on growing.WIDTH features, of which two are categories."""
+    random = np.random.default_rng(seed)
+    voting = issubclass(kind, VotingTrees)
+    nodes = grown(random, 1 if kind.single else number, 3 if voting else 0)
+    weights = torch.from_numpy(random.normal(size=number)) if kind in (GBTRegression, GBTClassification) else None
+    made = kind(nodes, weights, (shown,), f"trees{seed}")
+    made.classes = 3 if voting else 2 if kind is GBTClassification else 0
+    return made
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

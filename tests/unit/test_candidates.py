@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from chains import F64, glr, least_squares, logistic, network, normal, scales
+from chains import F64, glr, least_squares, logistic, network, normal, scales, trees
+from growing import WIDTH, rows
 from torch import Tensor
 
 from sparkdiff.candidates import Candidates, Draw
-from sparkdiff.folding import fold
+from sparkdiff.folding import fold, routed_versions
 from sparkdiff.losses import Objective, resolve
 from sparkdiff.monotone import Monotone
 from sparkdiff.network import Network
@@ -27,6 +28,13 @@ from sparkdiff.stages.assembling import VectorAssembler
 from sparkdiff.stages.base import FeatureStats, LabelStats
 from sparkdiff.stages.projection import PCA
 from sparkdiff.stages.scaling import MinMaxScaler, StandardScaler
+from sparkdiff.stages.trees import (
+    DecisionTreeRegression,
+    GBTClassification,
+    GBTRegression,
+    RandomForestClassification,
+    RandomForestRegression,
+)
 from sparkdiff.train import _agrees
 
 N, STEPS = 24, 12
@@ -98,7 +106,44 @@ def cases() -> dict[str, tuple[Network, dict[str, Any], dict[str, int]]]:
     }  # fmt: skip
 
 
-CASES = cases()
+def with_weights(module: GBTRegression | GBTClassification) -> Any:
+    module.treeWeights.requires_grad_()
+    return module
+
+
+def cases_of_trees() -> dict[str, tuple[Network, dict[str, Any], dict[str, int]]]:
+    x, widths = {"x": torch.from_numpy(rows(N))}, {"x": WIDTH, "t": 1, "f": 2 + WIDTH, "p": 1}
+    finite = {"x": x["x"].nan_to_num(0.0, 1.0, -1.0).clamp(-3, 3)}
+
+    def stacked(head: Any) -> Network:
+        """Two ensembles and what they look at in front of a linear predictor."""
+        return network(
+            (trees(GBTRegression, 1), ["x"], "t"), (trees(RandomForestRegression, 2), ["x"], "u"),
+            (VectorAssembler("a", ("t", "x", "u"), True), ["t", "x", "u"], "f"), (head, ["f"], "p"),
+        )  # fmt: skip
+
+    return {
+        "GBT, squared": (network((trees(GBTRegression, 1), ["x"], "p")), x, widths),
+        "GBT with its weights": (network((with_weights(trees(GBTRegression, 2)), ["x"], "p")), x, widths),
+        "forest, squared": (network((trees(RandomForestRegression, 3), ["x"], "p")), x, widths),
+        "one tree": (network((trees(DecisionTreeRegression, 12), ["x"], "p")), x, widths),
+        "GBT, logistic": (
+            network((with_weights(trees(GBTClassification, 4, "probabilityCol")), ["x"], "p")), x, widths,
+        ),
+        "trees, linear": (stacked(least_squares(2 + WIDTH)), finite, widths | {"u": 1}),
+        "trees, Poisson": (stacked(glr(2 + WIDTH)), finite, widths | {"u": 1}),
+        "sparse rows, GBT": (
+            network((trees(GBTRegression, 1), ["x"], "p")), {"x": sparse(normal(N, WIDTH))}, widths,
+        ),
+    }  # fmt: skip
+
+
+CASES = cases() | cases_of_trees()
+CLASSES = (
+    network((trees(RandomForestClassification, 1, "probabilityCol"), ["x"], "p")), {"x": torch.from_numpy(rows(N))},
+    {"x": WIDTH, "p": 1},
+)  # fmt: skip
+"""A network that isn't affine in what trains."""
 
 
 def objective_of(net: Network, loss: Any = "auto", **params: float) -> Objective:
@@ -109,11 +154,13 @@ class Run:
     """Candidates on the rows of a case, step by step."""
 
     def __init__(self, name: str, recipes: list[Recipe], *, folds: bool = True, loss: Any = "auto", **options: Any):
-        self.net, self.values, widths = copy.deepcopy(CASES[name])
+        self.net, self.values, widths = copy.deepcopy(CASES.get(name, CLASSES))
         self.options = Options.of(options)
         versions = {(c, -1): w for c, w in widths.items()} | {
             (leaf.outputs[0], i): widths[leaf.outputs[0]] for i, leaf in enumerate(self.net.graph.leaves)
         }
+        self.routed = routed_versions(self.net) if folds else []
+        versions |= {v: self.net.module(v[1]).trees_and_leaves()[1] for v in self.routed}
         folded = fold(self.net, versions) if folds else None
         assert (folded is not None) == folds
         self.scales = scales(self.net, widths, self.options)
@@ -126,6 +173,7 @@ class Run:
             return x.take(torch.arange(N)[rows]) if isinstance(x, SparseRows) else x[rows]
 
         values = {(c, -1): part(x) for c, x in self.values.items()}
+        self.net.route(values, self.routed)
         self.team.add(values, self.y[rows], self.weight[rows], self.objective, draw)
 
     def steps(self, number: int = STEPS, first: int = 0, **step: float) -> Tensor:
@@ -297,6 +345,22 @@ def test_one_that_diverges_leaves_the_others_alone() -> None:
     wild, tame = Run("scaler, PCA, Poisson", [Recipe(1e4, 0.0), *RECIPES]), Run("scaler, PCA, Poisson", RECIPES)
     torch.testing.assert_close(wild.steps()[1:], tame.steps(), rtol=1e-9, atol=1e-10)
     assert not wild.team.losses[0].isfinite() or wild.team.losses[0] > 1e6
+
+
+def test_class_weights_of_leaves_stay_what_spark_can_use() -> None:
+    run = Run("forest of classes", [Recipe(0.3, 0.0), Recipe(1e-3, 0.0)], folds=False)
+    assert run.net.head.has_bounds()
+    run.steps(1)
+    small = run.team.flat[1].view(-1, 3)
+    assert not torch.equal(small.flatten(), run.team.start)
+    run.steps(20, first=1)
+    leaves = run.team.flat[0].view(-1, 3)
+    assert not torch.equal(leaves.flatten(), run.team.start)
+    assert float(leaves.min()) == 0.0
+    assert bool((leaves.sum(1) > 0)[run.team.start.view(-1, 3).sum(1) > 0].all())
+    torch.testing.assert_close(
+        run.team.u * run.scales.unit + run.team.start, run.team.flat
+    )  # no debt is run up below 0
 
 
 # ---- recipes
