@@ -300,8 +300,8 @@ class Graph:
                 )
                 if not stage or wanted not in known:
                     raise InputError(
-                        f"unfreeze={name!r}: {leaf.uid} has no parameter {wanted!r} that trains on request only; "
-                        f"{', '.join(f'{leaf.uid}.{n}' for n in known) or 'it has none'}"
+                        f"unfreeze={name!r} must name a parameter that trains on request only, as <stage>.<parameter>; of "
+                        f"{leaf.uid} these do: {', '.join(f'{leaf.stageClass}.{n}' for n in known) or 'none'}"
                     )
                 getattr(leaf.module, wanted).requires_grad_()
                 leaf.parametric = True

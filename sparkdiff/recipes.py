@@ -45,8 +45,9 @@ class Recipe:
 # validation rows (benchmarks/recipes.py).
 _FAST = (10, 100)
 _DEFAULT = ((1, 1), (3, 1), (10, 1), (10, 100))
-# ... of trees: without a pull, with a strong one, and two that see rows that weren't there (benchmarks/tree_gains.py).
-_TREES: tuple[dict[str, float], ...] = ({"anchor": 0}, {"anchor": 10}, {"noise": 0.2}, {"noise": 0.4})
+# The same of trees, of a grid of 26 (benchmarks/tree_recipes.py): learningRate, regAnchor, noise.
+_TREES_GENTLE, _TREES_FAST = (1, 10), (3, 1)
+_TREES = (_TREES_GENTLE, _TREES_FAST, (1, 1, 0.05), (3, 1, 0.2))
 
 
 def candidates(
@@ -61,17 +62,18 @@ def candidates(
     """
     o = options
 
-    def recipe(rate: float = 1, anchor: float = 1, **more: float) -> Recipe:
-        return Recipe(rate * o.learningRate, anchor * o.regAnchor, o.optimizer, **{"ema": o.ema, **more})
+    def recipe(rate: float = 1, anchor: float = 1, noise: float = 0, **more: float) -> Recipe:
+        return Recipe(rate * o.learningRate, anchor * o.regAnchor, o.optimizer, noise=noise, **{"ema": o.ema, **more})
 
-    gentle = recipe(**_TREES[1]) if trees else recipe()
+    gentle = recipe(*_TREES_GENTLE) if trees else recipe()
     if validationRows < FEW_ROWS:
         return [gentle]
     if o.recipe == "fast":
-        return [recipe(**_TREES[2])] if trees else [recipe(*_FAST)]
-    out = [recipe(**more) for more in _TREES] if trees else [recipe(rate, anchor) for rate, anchor in _DEFAULT]
+        return [recipe(*(_TREES_FAST if trees else _FAST))]
+    out = [recipe(*factors) for factors in (_TREES if trees else _DEFAULT)]
     if o.recipe == "thorough":
-        out += [recipe(3, ema=0.99), recipe(3, noise=0.2), recipe(3, noise=0.4), recipe(3, mask=0.1)]
+        noise = () if trees else (0.2, 0.4)
+        out += [recipe(3, ema=0.99), *(recipe(3, noise=n) for n in noise), recipe(3, mask=0.1)]
         out += [recipe(3, mixup=0.2)] if mixes else []
         out += [Recipe(1.0, 10 * o.regAnchor, "lbfgs")]
         # All trees step at once, each as if it were alone: a T-th of the step of each can't overshoot.

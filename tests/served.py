@@ -1,4 +1,4 @@
-"""A saved model as production serves it: in a process that can import neither torch, sparkdiff nor a library of trees."""
+"""A saved model as production serves it: in a process of its own without torch, sparkdiff and libraries of trees."""
 
 from __future__ import annotations
 

@@ -83,7 +83,8 @@ def from_xgboost(
     featureImportances is its cover, the sum of its hessians.
 
     Args:
-        model: a Booster, or a fitted XGB estimator: up to its best iteration, where it has one, as its own `predict`.
+        model: a Booster, or a fitted XGB estimator: up to its best iteration, where it has one, as its own `predict`. What a
+            DMatrix counts as missing beside NaN is no part of a Booster, and Spark doesn't know of it.
     """
     columns = Columns(featuresCol, predictionCol, probabilityCol, rawPredictionCol, predictedLabelCol, missing)
     return xgboost_.read(model, whole=_whole(categories)).model(columns)

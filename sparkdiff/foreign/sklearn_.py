@@ -30,6 +30,8 @@ def read(model: Any) -> Boosted | Averaged:
         raise InputError(f"from_sklearn reads {', '.join(READERS)}; got {kind.__module__}.{kind.__qualname__}")
     if not hasattr(model, "n_features_in_"):
         raise InputError(f"{kind.__name__} isn't fitted: call its fit first")
+    if not hasattr(model, "__sklearn_tags__"):
+        raise InputError("from_sklearn needs scikit-learn 1.6 or newer: load the model there, or train it again")
     if getattr(model, "n_outputs_", 1) != 1:
         raise InputError(
             f"{kind.__name__} has {model.n_outputs_} outputs, and Spark's trees one: train one model for each"

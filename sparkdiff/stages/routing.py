@@ -17,7 +17,7 @@ from torch import Tensor
 from sparkdiff.nodes import Array, Nodes
 from sparkdiff.sparse import SparseRows
 
-PAIRS = 100_000
+PAIRS = 65_536
 """Rows times trees that are under way at a time: what a level reads and writes then stays in the processor's cache."""
 CELLS = 4_000_000
 """Values that are copied at a time, where columns are gathered or sparse rows made dense."""
@@ -74,6 +74,21 @@ class Subsets:
         left[where] = self.flags.index_select(0, category.add_(self.begins.index_select(0, subset)))
 
 
+class Room:
+    """Memory for a level of n pairs of row and tree, used again and again: the system's fresh pages cost more than the work."""
+
+    def __init__(self, n: int):
+        self.index, self.place = torch.empty(n, dtype=torch.int32), torch.empty(n, dtype=torch.int32)
+        self.value, self.threshold = torch.empty(n, dtype=torch.float64), torch.empty(n, dtype=torch.float64)
+        self.left = torch.empty(n, dtype=torch.bool)
+
+    def first(self, n: int) -> Room:
+        """As much as n pairs need of it, the same memory."""
+        out = object.__new__(Room)
+        out.__dict__ = {name: memory[:n] for name, memory in vars(self).items()}
+        return out
+
+
 class Router:
     """Which leaf of each tree a row falls into; the leaves are numbered over all trees, each tree's from left to right.
 
@@ -110,8 +125,8 @@ class Router:
 
         # A node's left child has the odd place: `x <= threshold` is then the last bit of the place on the next level.
         places = nodes.offsets[:-1]
-        self.levels: list[Splits] = []  # of T * 2^l places each, as long as half of them are inner nodes
-        while inner[places].any() and len(places) <= 2 * inner[places].sum():
+        self.levels: list[Splits] = []  # of T * 2^l places each, while a quarter of them are inner nodes
+        while inner[places].any() and len(places) <= 4 * inner[places].sum():
             self.levels.append(splits(places))
             children = [np.where(inner[places], right[places], places), np.where(inner[places], left[places], places)]
             places = np.stack(children, 1).reshape(-1)
@@ -135,8 +150,9 @@ class Router:
         """
         self._load(thresholds)
         out = torch.empty(len(x), self.trees, dtype=torch.int32)
+        room = self._room(x)
         for begin, part in self._parts(x):
-            out[begin : begin + len(part)] = self._finish(part, self._places(part)).t()
+            out[begin : begin + len(part)] = self._finish(part, self._places(part, room)).t()
         return out
 
     def total(self, x: Tensor | SparseRows, thresholds: Tensor, table: Tensor) -> Tensor:
@@ -152,13 +168,16 @@ class Router:
         self._load(thresholds)
         # Where the levels are all there is, a table by place saves the way over the leaf's number.
         by_place = None if self.below else table.index_select(0, self.entry - self.inner)
-        out = [table.new_empty(0, *table.shape[1:])]
+        out, room = [table.new_empty(0, *table.shape[1:])], self._room(x)
         for _, part in self._parts(x):
             with torch.no_grad():
-                at = self._places(part)
+                at = self._places(part, room)
                 if by_place is None:
                     at = self._finish(part, at)
-            chosen = (table if by_place is None else by_place).index_select(0, at.view(-1))
+            if by_place is None:
+                chosen = table.index_select(0, at.view(-1))
+            else:  # autograd keeps the index, and the next part needs its memory
+                chosen = by_place.index_select(0, at.view(-1).clone() if by_place.requires_grad else at.view(-1))
             out.append(chosen.view(self.trees, len(part), *table.shape[1:]).sum(0))
         return torch.cat(out)
 
@@ -171,12 +190,19 @@ class Router:
         for splits in [*self.levels, *([self.below] if self.below else [])]:
             splits.load(padded)
 
-    def _parts(self, x: Tensor | SparseRows) -> Iterator[tuple[int, Tensor]]:
-        """Each part's first row, and its rows as far as they are read, (m, u) or, of dense ones, maybe some columns more."""
+    def _rows(self, x: Tensor | SparseRows) -> int:
+        """Rows at a time."""
         limit = CELLS // max(1, len(self.columns))
         if self.prefix and not isinstance(x, SparseRows):
             limit = (2**31 - 1) // max(1, x.shape[1])  # an int32 has to find every value of the part
-        rows = max(1, min(PAIRS // self.trees, limit))
+        return max(1, min(PAIRS // self.trees, limit, len(x)))
+
+    def _room(self, x: Tensor | SparseRows) -> Room:
+        return Room(self._rows(x) * self.trees)
+
+    def _parts(self, x: Tensor | SparseRows) -> Iterator[tuple[int, Tensor]]:
+        """Each part's first row, and its rows as far as they are read, (m, u) or, of dense ones, maybe some columns more."""
+        rows = self._rows(x)
         for begin in range(0, len(x), rows):
             if isinstance(x, SparseRows):
                 yield begin, self._dense(x, begin, min(begin + rows, len(x)))
@@ -198,24 +224,28 @@ class Router:
         out.view(-1)[(row * width + column).index_select(0, read)] = values.index_select(0, read)
         return out
 
-    def _places(self, x: Tensor) -> Tensor:
+    def _places(self, x: Tensor, room: Room) -> Tensor:
         """The place below the levels of each row in each tree, (T, m) int32, of the columns that are read (m, u)."""
-        at = torch.arange(self.trees, dtype=torch.int32)[:, None]
+        shape = (self.trees, len(x))
+        room = room.first(self.trees * len(x))
         flat, row = x.view(-1), torch.arange(len(x), dtype=torch.int32) * x.shape[1]
+        value, left, place = room.value.view(shape), room.left.view(shape), room.place.view(shape)
+        place.copy_(torch.arange(self.trees, dtype=torch.int32)[:, None])
         for number, splits in enumerate(self.levels):
             assert splits.threshold is not None
             if number:
-                place = at.view(-1)
-                index = splits.column.index_select(0, place).view(at.shape).add_(row).view(-1)
-                value, threshold = flat.index_select(0, index), splits.threshold.index_select(0, place)
+                torch.index_select(splits.column, 0, room.place, out=room.index)
+                room.index.view(shape).add_(row)
+                torch.index_select(flat, 0, room.index, out=room.value)
+                torch.index_select(splits.threshold, 0, room.place, out=room.threshold)
+                torch.le(room.value, room.threshold, out=room.left)
             else:  # all rows of a tree meet the same split
-                place = at.expand(self.trees, len(x)).reshape(-1) if splits.subset is not None else at
-                value, threshold = x.t().index_select(0, splits.column), splits.threshold[:, None]
-            left = value <= threshold
+                torch.index_select(x.t(), 0, splits.column, out=value)
+                torch.le(value, splits.threshold[:, None], out=left)
             if splits.subset is not None:
-                self.subsets.correct(left.view(-1), splits.subset.index_select(0, place), value.view(-1))
-            at = torch.add(left.view(self.trees, len(x)), at, alpha=2)
-        return at.expand(self.trees, len(x)).contiguous()
+                self.subsets.correct(room.left, splits.subset.index_select(0, room.place), room.value)
+            torch.add(left, place, alpha=2, out=place)
+        return place
 
     def _finish(self, x: Tensor, at: Tensor) -> Tensor:
         """The leaf's number of each row in each tree, (T, m) int32, given the places below the levels."""

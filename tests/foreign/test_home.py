@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from sparkdiff import InputError, jvm
 
 X, Y = data(nan=True)
 COUNTS = np.minimum(Y, 2).astype(int)
+CLEAN = np.nan_to_num(X)
 
 
 def poisson() -> Any:
@@ -50,6 +52,7 @@ def homes() -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_saved_and_loaded_it_is_the_same(spark: Any, tmp_path: Path) -> None:
     for name, home in homes().items():
         kind = [type(stage).__name__ for stage in getattr(home, "stages", [home])]
@@ -86,7 +89,8 @@ def test_it_is_served_where_no_library_of_trees_is(spark: Any, tmp_path: Path) -
 def test_columns_and_params(spark: Any) -> None:
     home = sparkdiff.from_sklearn(
         HistGradientBoostingClassifier(max_iter=5, max_depth=3).fit(X, np.array(["no", "yes"])[(COUNTS > 1).astype(int)]),
-        featuresCol="features", predictionCol="p", probabilityCol="q", rawPredictionCol="r", predictedLabelCol="label", missing="absent",
+        featuresCol="features", predictionCol="p", probabilityCol="q", rawPredictionCol="r",
+        predictedLabelCol="label", missing="absent",
     )  # fmt: skip
     clean = np.nan_to_num(X)
     number, probability, raw, label = adversarial.served(spark, home, clean, "p", "q", "r", "label")
@@ -126,7 +130,7 @@ REFUSED: dict[str, tuple[str, Any, str]] = {
     "another library": ("lightgbm", lambda: RandomForestRegressor(), "from_lightgbm reads a Booster .*got sklearn"),
     "yet another": ("xgboost", lambda: RandomForestRegressor(), "from_xgboost reads a Booster .*got sklearn"),
     "outputs": ("sklearn", lambda: RandomForestRegressor(3).fit(X, np.stack([Y, Y], 1)), "has 2 outputs"),
-    "init": ("sklearn", lambda: GradientBoostingRegressor(init=LinearRegression()).fit(np.nan_to_num(X), Y), "init is LinearRegression"),
+    "init": ("sklearn", lambda: GradientBoostingRegressor(init=LinearRegression()).fit(CLEAN, Y), "init is LinearRegression"),
     "classes": ("sklearn", lambda: RandomForestClassifier(3).fit(X, COUNTS + 1), "the classes are 1, 2, 3, .*predictedLabelCol"),
     "texts": (
         "sklearn", lambda: HistGradientBoostingRegressor(categorical_features=[0], max_iter=2).fit(
@@ -148,10 +152,10 @@ REFUSED: dict[str, tuple[str, Any, str]] = {
     "several quantiles": (
         "xgboost", lambda: xgb.XGBRegressor(n_estimators=2, objective="reg:quantileerror", quantile_alpha=[0.1, 0.9]).fit(X, Y),
         "has 2 targets"),
-    "no trees either": ("xgboost", lambda: xgb.XGBRegressor(n_estimators=2, booster="gblinear").fit(np.nan_to_num(X), Y), "booster=gblinear"),
-    "hinge": ("xgboost", lambda: xgb.XGBClassifier(n_estimators=2, objective="binary:hinge").fit(X, COUNTS > 1), "objective binary:hinge"),
-    "survival": ("xgboost", lambda: xgb.XGBRegressor(n_estimators=2, objective="survival:cox").fit(X, Y + 1), "objective survival:cox"),
-    "zero is missing": ("xgboost", lambda: xgb.XGBRegressor(n_estimators=2, missing=0.0).fit(np.nan_to_num(X), Y), "missing=0.0"),
+    "no trees either": ("xgboost", lambda: xgb.XGBRegressor(booster="gblinear").fit(CLEAN, Y), "booster=gblinear"),
+    "hinge": ("xgboost", lambda: xgb.XGBClassifier(objective="binary:hinge").fit(X, COUNTS > 1), "objective binary:hinge"),
+    "survival": ("xgboost", lambda: xgb.XGBRegressor(objective="survival:cox").fit(X, Y + 1), "objective survival:cox"),
+    "zero is missing": ("xgboost", lambda: xgb.XGBRegressor(n_estimators=2, missing=0.0).fit(CLEAN, Y), "missing=0.0"),
 }  # fmt: skip
 
 
@@ -164,10 +168,29 @@ def test_refused_by_name(spark: Any, name: str) -> None:
 
 def test_wrong_options_and_no_constructors(spark: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model = poisson()
-    with pytest.raises(InputError, match="missing must be 'keep'.*got 'left'"):
+    with pytest.raises(InputError, match=r"missing must be 'keep'.*got 'left'"):
         sparkdiff.from_sklearn(model, missing="left")
-    with pytest.raises(InputError, match="categories must be 'any' or 'whole'.*got 'some'"):
+    with pytest.raises(InputError, match=r"categories must be 'any' or 'whole'.*got 'some'"):
         sparkdiff.from_xgboost(model, categories="some")
     monkeypatch.setattr(jvm, "has_constructors", lambda: False)
     with pytest.raises(InputError, match=r"GBTRegressor: a model can't be made from nothing here.*classic session"):
         sparkdiff.from_sklearn(model)
+
+
+def test_the_example_of_the_docs(spark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path(__file__).parents[2]
+    (example,) = re.findall(
+        r"```python\n(.*?)```", (root / "docs" / "foreign.md").read_text(encoding="utf-8"), re.DOTALL
+    )
+    assert "models/riders" in example
+    monkeypatch.chdir(root)
+    names: dict[str, Any] = {"spark": spark}
+    exec(example.replace("models/riders", str(tmp_path / "riders")), names)
+    out = (
+        PipelineModel.load(str(tmp_path / "riders"))
+        .transform(names["hours"])
+        .select("prediction")
+        .toPandas()["prediction"]
+    )
+    np.testing.assert_allclose(out, names["boosted"].predict(np.stack(names["rows"]["x"])), rtol=1e-12)
+    assert out.min() > 0

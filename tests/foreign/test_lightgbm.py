@@ -34,7 +34,7 @@ REGRESSIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("nan", [False, True])
+@pytest.mark.parametrize("nan", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("name", REGRESSIONS)
 def test_regressions(spark: Any, name: str, nan: bool) -> None:
     X, y = data(nan=nan)

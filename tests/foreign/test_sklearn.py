@@ -51,7 +51,7 @@ REGRESSORS: dict[str, tuple[Any, bool]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("nan", [False, True])
+@pytest.mark.parametrize("nan", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("name", REGRESSORS)
 def test_regressors(spark: Any, name: str, nan: bool) -> None:
     model, takes_nan = REGRESSORS[name]

@@ -166,7 +166,7 @@ def moved(tree: Tree, columns: list[int]) -> Tree:
     return {**tree, "feature": columns[tree["feature"]], "left": left, "right": right}
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=200)
 @given(ensembles, batches, st.sampled_from([1, 5, 100_000]))
 @example([None], [[0.0] * WIDTH], 100_000)
 @example([chain(30, left=True), None, full(5)], [[v] * WIDTH for v in VALUES], 40)
@@ -252,7 +252,8 @@ def test_thresholds_follow_the_order_of_the_nodes() -> None:
 
 @pytest.mark.parametrize("forest", [[full(4)] * 3, [full(4), chain(30, left=True)]], ids=["full", "mixed"])
 @pytest.mark.parametrize("k", [(), (3,)])
-def test_derivatives_go_to_the_table(forest: list[Tree], k: tuple[int, ...]) -> None:
+def test_derivatives_go_to_the_table(forest: list[Tree], k: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routing, "PAIRS", 100)  # several parts
     nodes = nodes_of(forest)
     router, x = Router(nodes), torch.randn(70, WIDTH, dtype=torch.float64)
     table = torch.randn(router.leaves, *k, dtype=torch.float64, requires_grad=True)
