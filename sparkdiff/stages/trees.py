@@ -495,10 +495,16 @@ class VotingTrees(ClassifyingTrees):
 
     @torch.no_grad()
     def project_(self) -> None:
+        """Weights >= 0, each leaf's adding up to what they did when it was fitted.
+
+        Only their shares count in a loss, so that a leaf's total would drift, and near 0 a step would turn it over.
+        """
         self.leaves.clamp_(min=0)
+        fitted, total = self.fitted_leaves(), self.leaves.sum(1)
+        size = fitted.sum(1)
+        self.leaves.mul_(torch.where((total > 0) & (size > 0), size / total, 1.0)[:, None])
         # Spark refuses rows without any weight: such a leaf starts again from what Spark fitted.
-        nothing = self.leaves.sum(1) == 0
-        self.leaves[nothing] = self.fitted_leaves()[nothing]
+        self.leaves[total == 0] = fitted[total == 0]
 
     def fitted_leaves(self) -> Tensor:
         return torch.from_numpy(self.nodes.impurityStats[self.nodes.leaf])
