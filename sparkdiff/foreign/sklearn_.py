@@ -144,7 +144,7 @@ def _hist_columns(model: Any) -> tuple[Array, dict[int, Array]]:
             some = ", ".join(map(repr, categories[:3].tolist()))
             raise InputError(
                 f"{type(model).__name__}: feature {column} has the categories {some}...; a vector "
-                " holds numbers: number the categories (OrdinalEncoder there, StringIndexer in Spark) and train again"
+                "holds numbers: number the categories (OrdinalEncoder there, StringIndexer in Spark) and train again"
             )
     return columns, dict(enumerate(np.asarray(categories, np.float64) for categories in found))
 
