@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,15 +56,17 @@ def _constructed(old: Any, nodes: Nodes, treeWeights: Array | None) -> Any:
     # An ensemble's trees are read with its own impurity, whatever theirs say (EnsembleModelReadWrite.loadImpl).
     impurity = old.getOrDefault("impurity")
     none = _gateway().org.apache.spark.ml.param.ParamMap.empty()
-    new: list[Any] = []
+    classes, new = _classes(trees[0]), []
+    make = _constructor(trees[0], 3 + len(classes))  # once: each question to Java costs as much as a tree
     for tree, root in zip(trees, roots(nodes, impurity), strict=True):
-        made = _new(tree, tree.uid(), root, tree.numFeatures(), *_classes(tree))
+        made = make(tree.uid(), root, tree.numFeatures(), *classes)
         new.append(tree.copyValues(made, none))
     if not is_ensemble(old):
         return new[0]
     boosted = type(old).__name__.startswith("GBT")
     weights = [_doubles(old.treeWeights if treeWeights is None else treeWeights)] if boosted else []
-    made = _new(java, java.uid(), _array(trees[0].getClass(), new), *weights, java.numFeatures(), *_classes(java))
+    arguments = [java.uid(), _array(trees[0].getClass(), new), *weights, java.numFeatures(), *_classes(java)]
+    made = _constructor(java, len(arguments))(*arguments)
     return java.copyValues(made, none)
 
 
@@ -76,12 +78,13 @@ def roots(nodes: Nodes, impurity: str) -> list[Any]:
     return [build.buildTreeFromNodes(tree, impurity) for tree in trees]
 
 
-def _new(like: Any, *arguments: Any) -> Any:
-    """By the constructor of `like`'s class that takes as many arguments; no two of them take as many as we give."""
+def _constructor(like: Any, count: int) -> Callable[..., Any]:
+    """The constructor of `like`'s class that takes `count` arguments; no two of them take as many as we give."""
     for constructor in like.getClass().getConstructors():
-        if len(constructor.getParameterTypes()) == len(arguments):
-            return constructor.newInstance(_array(_class("java.lang.Object"), arguments))
-    raise SparkdiffError(f"{like.getClass().getName()} has no constructor of {len(arguments)} arguments")
+        if len(constructor.getParameterTypes()) == count:
+            kind = _class("java.lang.Object")
+            return lambda *arguments: constructor.newInstance(_array(kind, arguments))
+    raise SparkdiffError(f"{like.getClass().getName()} has no constructor of {count} arguments")
 
 
 def _classes(java: Any) -> list[int]:
