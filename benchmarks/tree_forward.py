@@ -116,7 +116,13 @@ class Hummingbird:
     def __init__(self, python: Path, trees: int, depth: int):
         script = Path(__file__).with_name("hummingbird_arm.py")
         command = [str(python), "-W", "ignore", str(script), str(trees), str(depth)]
-        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+        # glibc is told to keep freed memory: Hummingbird asks for some with every operation, and fresh pages would cost it more.
+        keep = {
+            "MALLOC_MMAP_THRESHOLD_": str(2**30),
+            "MALLOC_TRIM_THRESHOLD_": str(2**32),
+            "MALLOC_TOP_PAD_": str(2**28),
+        }
+        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | keep
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
