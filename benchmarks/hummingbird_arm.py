@@ -30,7 +30,7 @@ def forest(trees: int, depth: int) -> tuple[RandomForestRegressor, np.ndarray[An
 
 
 def main() -> None:
-    """Write what there is to run, then answer each line, an arm's number and one of rows, with the CPU seconds of TIMES runs."""
+    """Write what there is to run, then answer each line, an arm, how many rows and how often, with the CPU seconds that took."""
     import torch
     from hummingbird.ml import convert
 
@@ -49,12 +49,12 @@ def main() -> None:
     predictions = models[IMPLEMENTATIONS[0]].predict(inputs["float64"][:100]).ravel().tolist()
     print(json.dumps({"arms": arms, "nodes": nodes, "predictions": predictions}), flush=True)
     for line in sys.stdin:
-        arm, number = map(int, line.split())
+        arm, number, times = map(int, line.split())
         name, kind, batch = arms[arm]
         model, rows = models[name], inputs[kind]
         assert torch.get_num_threads() == 1
         start = time.process_time()
-        for begin in [*range(0, number, batch)] * TIMES:
+        for begin in [*range(0, number, batch)] * times:
             model.predict(rows[begin : begin + batch])
         print(time.process_time() - start, flush=True)
 

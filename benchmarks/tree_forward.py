@@ -136,9 +136,9 @@ class Hummingbird:
             raise SystemExit(f"--hummingbird: its process ended with {self.process.wait()}, see above")
         return line
 
-    def seconds(self, arm: int, rows: int = ROWS) -> float:
+    def seconds(self, arm: int, rows: int = ROWS, times: int = TIMES) -> float:
         assert self.process.stdin
-        print(arm, rows, file=self.process.stdin, flush=True)
+        print(arm, rows, times, file=self.process.stdin, flush=True)
         return float(self._line())
 
     def close(self) -> None:
@@ -171,7 +171,7 @@ def measure(trees: int, depth: int, rounds: int, python: Path | None, spark: Spa
     if rival:
         assert abs(rival.about["nodes"] / len(nodes) - 1) < 0.02, (rival.about["nodes"], len(nodes))
         assert np.abs(np.array(rival.about["predictions"]) - expected[:100]).max() < 0.05 * np.ptp(expected)
-        first = {arm: rival.seconds(arm, max(BATCHES)) for arm in range(len(rival.about["arms"]))}
+        first = {arm: rival.seconds(arm, max(BATCHES), 1) for arm in range(len(rival.about["arms"]))}
         for arm in sorted(first, key=lambda arm: first[arm])[:3]:
             arms["Hummingbird {} {} by {:,}".format(*rival.about["arms"][arm])] = lambda arm=arm: rival.seconds(arm)  # type: ignore[misc]
 
