@@ -15,6 +15,8 @@ import numpy as np
 from sklearn.ensemble import RandomForestRegressor
 
 ROWS, FEATURES = 10_000, 30
+TIMES = 5
+"""Runs over the rows that make up one measurement: what an arm finds in the caches is mostly its own."""
 IMPLEMENTATIONS, BATCHES = ("perf_tree_trav", "tree_trav", "gemm"), (200, 1_000, 5_000)
 
 
@@ -28,7 +30,7 @@ def forest(trees: int, depth: int) -> tuple[RandomForestRegressor, np.ndarray[An
 
 
 def main() -> None:
-    """Write what there is to run, then answer each line, an arm's number and a number of rows, with the CPU seconds of a run."""
+    """Write what there is to run, then answer each line, an arm, how many rows and how often, with the CPU seconds that took."""
     import torch
     from hummingbird.ml import convert
 
@@ -36,20 +38,23 @@ def main() -> None:
     parser.add_argument("trees", type=int)
     parser.add_argument("depth", type=int)
     given = parser.parse_args()
-    torch.set_num_threads(1)
     fitted, x = forest(given.trees, given.depth)
-    models = {n: convert(fitted, "torch", extra_config={"tree_implementation": n}) for n in IMPLEMENTATIONS}
+    models = {
+        n: convert(fitted, "torch", extra_config={"tree_implementation": n, "n_threads": 1}) for n in IMPLEMENTATIONS
+    }
+    torch.set_num_threads(1)  # after `convert`, which sets as many as the machine has cores
     arms = [(n, kind, batch) for n in IMPLEMENTATIONS for kind in ("float32", "float64") for batch in BATCHES]
     inputs = {kind: x.astype(kind) for kind in ("float32", "float64")}
     nodes = sum(tree.tree_.node_count for tree in fitted.estimators_)
     predictions = models[IMPLEMENTATIONS[0]].predict(inputs["float64"][:100]).ravel().tolist()
     print(json.dumps({"arms": arms, "nodes": nodes, "predictions": predictions}), flush=True)
     for line in sys.stdin:
-        arm, number = map(int, line.split())
+        arm, number, times = map(int, line.split())
         name, kind, batch = arms[arm]
         model, rows = models[name], inputs[kind]
+        assert torch.get_num_threads() == 1
         start = time.process_time()
-        for begin in range(0, number, batch):
+        for begin in [*range(0, number, batch)] * times:
             model.predict(rows[begin : begin + batch])
         print(time.process_time() - start, flush=True)
 

@@ -23,7 +23,7 @@ from unittest import mock
 from poster_table import CONFIG, HELD_OUT, VARIANTS, build, rows_of
 from pyspark.sql import functions as F
 
-from sparkdiff import FineTuner, finetune
+from sparkdiff import FineTuner, outset
 from sparkdiff.recipes import Recipe
 from sparkdiff.run import function, load_config, load_data, start_session
 
@@ -35,7 +35,7 @@ FIRST_SEED = 100
 
 def gains(model: Any, rows: Any, seed: int, folder: str, grid: Sequence[Recipe] = GRID, **options: Any) -> list[float]:
     """Per candidate of the grid the relative gain of its best epoch on the validation rows."""
-    with mock.patch.object(finetune, "candidates", return_value=list(grid)):
+    with mock.patch.object(outset, "candidates", return_value=list(grid)):
         tuner = FineTuner(
             pipeline=model, validationIndicatorCol=HELD_OUT, seed=seed, cacheDir=folder, guard=1.0, **options
         )

@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from hummingbird_arm import BATCHES, FEATURES, ROWS, forest
+from hummingbird_arm import BATCHES, FEATURES, ROWS, TIMES, forest
 from pyspark.ml.linalg import Vectors
 from pyspark.ml.regression import RandomForestRegressor
 from pyspark.sql import SparkSession, functions
@@ -42,7 +42,7 @@ SIZES = ((100, 5), (100, 8), (500, 5))
 BOUNDS = {"Hummingbird": 1.0, "scikit-learn": 0.9, "MLlib": 2.5}
 SPARK_COPIES = 10  # of the rows, so that MLlib's time is that of its trees
 Arm = Callable[[], float]
-"""Runs once over all rows and returns its CPU seconds."""
+"""Runs TIMES over all rows and returns its CPU seconds."""
 
 
 def nodes_of(fitted: Any) -> Nodes:
@@ -77,7 +77,8 @@ def stump(trees: int) -> Nodes:
 
 def seconds(run: Callable[[], object]) -> float:
     start = time.process_time()
-    run()
+    for _ in range(TIMES):
+        run()
     return time.process_time() - start
 
 
@@ -116,7 +117,13 @@ class Hummingbird:
     def __init__(self, python: Path, trees: int, depth: int):
         script = Path(__file__).with_name("hummingbird_arm.py")
         command = [str(python), "-W", "ignore", str(script), str(trees), str(depth)]
-        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+        # glibc is told to keep freed memory: Hummingbird asks for some with every operation, and fresh pages would cost it more.
+        keep = {
+            "MALLOC_MMAP_THRESHOLD_": str(2**30),
+            "MALLOC_TRIM_THRESHOLD_": str(2**32),
+            "MALLOC_TOP_PAD_": str(2**28),
+        }
+        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | keep
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
@@ -129,9 +136,9 @@ class Hummingbird:
             raise SystemExit(f"--hummingbird: its process ended with {self.process.wait()}, see above")
         return line
 
-    def seconds(self, arm: int, rows: int = ROWS) -> float:
+    def seconds(self, arm: int, rows: int = ROWS, times: int = TIMES) -> float:
         assert self.process.stdin
-        print(arm, rows, file=self.process.stdin, flush=True)
+        print(arm, rows, times, file=self.process.stdin, flush=True)
         return float(self._line())
 
     def close(self) -> None:
@@ -157,14 +164,14 @@ def measure(trees: int, depth: int, rounds: int, python: Path | None, spark: Spa
     arms: dict[str, Arm] = {
         "ours": lambda: seconds(lambda: router.total(x, thresholds, table)),
         "scikit-learn": lambda: seconds(lambda: fitted.predict(single)),
-        "MLlib": lambda: mllib.seconds(model) / SPARK_COPIES,
-        "no trees": lambda: mllib.seconds(empty) / SPARK_COPIES,
+        "MLlib": lambda: mllib.seconds(model) * TIMES / SPARK_COPIES,
+        "no trees": lambda: mllib.seconds(empty) * TIMES / SPARK_COPIES,
     }
     rival = Hummingbird(python, trees, depth) if python else None
     if rival:
         assert abs(rival.about["nodes"] / len(nodes) - 1) < 0.02, (rival.about["nodes"], len(nodes))
         assert np.abs(np.array(rival.about["predictions"]) - expected[:100]).max() < 0.05 * np.ptp(expected)
-        first = {arm: rival.seconds(arm, max(BATCHES)) for arm in range(len(rival.about["arms"]))}
+        first = {arm: rival.seconds(arm, max(BATCHES), 1) for arm in range(len(rival.about["arms"]))}
         for arm in sorted(first, key=lambda arm: first[arm])[:3]:
             arms["Hummingbird {} {} by {:,}".format(*rival.about["arms"][arm])] = lambda arm=arm: rival.seconds(arm)  # type: ignore[misc]
 
@@ -180,7 +187,7 @@ def measure(trees: int, depth: int, rounds: int, python: Path | None, spark: Spa
     nothing = times.pop("no trees")
     times["MLlib's trees alone"] = [a - b for a, b in zip(times["MLlib"], nothing, strict=True)]
     ours = times["ours"]
-    pairs = ROWS * trees
+    pairs = ROWS * trees * TIMES
     return {
         "trees": trees, "depth": depth, "nodes": len(nodes),
         "millionRowTreesPerSecond": {n: pairs / statistics.median(t) / 1e6 for n, t in times.items()},

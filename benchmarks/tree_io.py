@@ -165,25 +165,31 @@ def heap(spark: SparkSession) -> int:
 
 def many(spark: SparkSession, data: DataFrame, trees: int) -> dict[str, Any]:
     nodes, stage = full(trees, MANY_DEPTH), stumps(data, trees)
-    before = heap(spark)
     start = time.perf_counter()
     model = jvm_trees.rebuild(stage, nodes)
     written = time.perf_counter()
     again = jvm_trees.read(model)
     read = time.perf_counter()
     same(nodes, again)
-    held = heap(spark) - before
-    peaks = []
-    for run in (lambda: jvm_trees.rebuild(stage, nodes), lambda: jvm_trees.read(model)):
-        tracemalloc.start()
-        run()
-        peaks.append(tracemalloc.get_traced_memory()[1] / len(nodes))
-        tracemalloc.stop()
+    held = heap(spark)
+    del model
+    held -= heap(spark)
+    model, write_peak = traced(lambda: jvm_trees.rebuild(stage, nodes))
+    _, read_peak = traced(lambda: jvm_trees.read(model))
     assert np.isfinite([row[0] for row in model.transform(data.limit(10)).select("prediction").collect()]).all()
     return {
         "trees": trees, "nodes": len(nodes), "writeSeconds": written - start, "readSeconds": read - written,
-        "pythonBytesPerNode": {"write": peaks[0], "read": peaks[1]}, "jvmBytesPerNode": held / len(nodes),
+        "pythonBytesPerNode": {"read": read_peak / len(nodes), "write": write_peak / len(nodes)},
+        "jvmBytesPerNode": held / len(nodes),
     }  # fmt: skip
+
+
+def traced(run: Callable[[], Any]) -> tuple[Any, int]:
+    """What `run` gives, and Python's peak of memory in bytes."""
+    tracemalloc.start()
+    out, peak = run(), tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return out, peak
 
 
 def same(a: Nodes, b: Nodes) -> None:

@@ -301,8 +301,8 @@ def settling(network: Network) -> set[int]:
 
 
 @torch.no_grad()
-def cut_points(network: Network, data: Data, i: int) -> dict[int, Tensor]:
-    """The midpoints between neighbouring values of the training rows, of each feature that stage i compares with thresholds.
+def distinct_values(network: Network, data: Data, i: int) -> dict[int, Tensor]:
+    """The finite values of the training rows, ascending, of each feature that stage i compares with thresholds.
 
     Of a feature of many values, about VALUES of them, evenly by rank.
     """
@@ -319,7 +319,7 @@ def cut_points(network: Network, data: Data, i: int) -> dict[int, Tensor]:
             seen = torch.cat([found[feature], own[own.isfinite()]]) if feature in found else own[own.isfinite()]
             seen = seen.unique()
             found[feature] = seen[:: len(seen) // VALUES + 1] if len(seen) > 2 * VALUES else seen
-    return {f: (v[1:] + v[:-1]) / 2 for f, v in found.items() if len(v) > 1}
+    return {f: v for f, v in found.items() if len(v) > 1}
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from sparkdiff.folding import fixed_versions, routed_versions
 from sparkdiff.graph import LEAVES, Version
-from sparkdiff.measure import Data, all_dense, cut_points, features, leaf_counts, settling
+from sparkdiff.measure import Data, all_dense, distinct_values, features, leaf_counts, settling
 from sparkdiff.network import Network
 from sparkdiff.options import Options
 from sparkdiff.recipes import Recipe, candidates
@@ -48,7 +48,7 @@ def outset(network: Network, data: Data, label: LabelStats, options: Options, va
     }
     seen = {i: dataclasses.replace(stats[v], leaves=reached.get(i)) for i, v in reads.items()}
     for i, v in reads.items():
-        modules[i].look(seen[i], cut_points(network, data, i) if i in settling(network) else {})
+        modules[i].look(seen[i], distinct_values(network, data, i) if i in settling(network) else {})
         stats[v] = dataclasses.replace(stats[v], std=stats[v].std.index_fill(0, modules[i].nominal(), 0.0))
     scales, frozen = Scales.of(network, seen, label, options, labels)
     trees = sum(m.trees_and_leaves()[0] for m in modules.values() if any(p.requires_grad for p in m.parameters()))

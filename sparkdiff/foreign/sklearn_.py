@@ -141,9 +141,10 @@ def _hist_columns(model: Any) -> tuple[Array, dict[int, Array]]:
     found = model._preprocessor.named_transformers_["encoder"].categories_
     for column, categories in zip(nominal, found, strict=True):
         if categories.dtype.kind not in "iufb":
+            some = ", ".join(map(repr, categories[:3].tolist()))
             raise InputError(
-                f"{type(model).__name__}: feature {column} has the categories {', '.join(map(repr, categories[:3]))}...; "
-                "a vector holds numbers: number the categories (OrdinalEncoder there, StringIndexer in Spark) and train again"
+                f"{type(model).__name__}: feature {column} has the categories {some}...; a vector "
+                "holds numbers: number the categories (OrdinalEncoder there, StringIndexer in Spark) and train again"
             )
     return columns, dict(enumerate(np.asarray(categories, np.float64) for categories in found))
 

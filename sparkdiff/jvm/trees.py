@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,15 +58,17 @@ def _constructed(old: Any, nodes: Nodes, treeWeights: Array | None) -> Any:
     # An ensemble's trees are read with its own impurity, whatever theirs say (EnsembleModelReadWrite.loadImpl).
     impurity = old.getOrDefault("impurity")
     none = _gateway().org.apache.spark.ml.param.ParamMap.empty()
-    new: list[Any] = []
+    classes, new = _classes(trees[0]), []
+    make = _constructor(trees[0].getClass(), 3 + len(classes))  # once: each question to Java costs as much as a tree
     for tree, root in zip(trees, roots(nodes, impurity), strict=True):
-        made = _new(tree, tree.uid(), root, tree.numFeatures(), *_classes(tree))
+        made = make(tree.uid(), root, tree.numFeatures(), *classes)
         new.append(tree.copyValues(made, none))
     if not is_ensemble(old):
         return new[0]
     boosted = type(old).__name__.startswith("GBT")
     weights = [_doubles(old.treeWeights if treeWeights is None else treeWeights)] if boosted else []
-    made = _new(java, java.uid(), _array(trees[0].getClass(), new), *weights, java.numFeatures(), *_classes(java))
+    ensemble = _array(trees[0].getClass(), new)
+    made = _made(java.getClass(), java.uid(), ensemble, *weights, java.numFeatures(), *_classes(java))
     return java.copyValues(made, none)
 
 
@@ -94,7 +96,8 @@ def fitted(
             else ("regression.DecisionTreeRegression", "dtr")
         )
         member = _class(f"org.apache.spark.ml.{tree}Model")
-        members = [_made(member, f"{prefix}_{uuid.uuid4().hex[-12:]}", root, numFeatures, *voting) for root in made]
+        make = _constructor(member, 3 + len(voting))
+        members = [make(f"{prefix}_{uuid.uuid4().hex[-12:]}", root, numFeatures, *voting) for root in made]
         weights = [_doubles(treeWeights)] if boosted else []
         new = _made(kind, java.uid(), _array(member, members), *weights, numFeatures, *classes)
     else:
@@ -110,16 +113,17 @@ def roots(nodes: Nodes, impurity: str) -> list[Any]:
     return [build.buildTreeFromNodes(tree, impurity) for tree in trees]
 
 
-def _new(like: Any, *arguments: Any) -> Any:
-    return _made(like.getClass(), *arguments)
+def _constructor(kind: Any, count: int) -> Callable[..., Any]:
+    """The constructor of a class that takes `count` arguments; no two of them take as many as we give."""
+    for constructor in kind.getConstructors():
+        if len(constructor.getParameterTypes()) == count:
+            anything = _class("java.lang.Object")
+            return lambda *arguments: constructor.newInstance(_array(anything, arguments))
+    raise SparkdiffError(f"{kind.getName()} has no constructor of {count} arguments")
 
 
 def _made(kind: Any, *arguments: Any) -> Any:
-    """By the constructor of a class that takes as many arguments; no two of them take as many as we give."""
-    for constructor in kind.getConstructors():
-        if len(constructor.getParameterTypes()) == len(arguments):
-            return constructor.newInstance(_array(_class("java.lang.Object"), arguments))
-    raise SparkdiffError(f"{kind.getName()} has no constructor of {len(arguments)} arguments")
+    return _constructor(kind, len(arguments))(*arguments)
 
 
 def _classes(java: Any) -> list[int]:

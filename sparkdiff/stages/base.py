@@ -157,12 +157,12 @@ class StageModule(nn.Module):
         """Whether no parameter that trains changes where a row goes."""
         return False
 
-    def look(self, x: FeatureStats, points: Mapping[int, Tensor]) -> None:
+    def look(self, x: FeatureStats, values: Mapping[int, Tensor]) -> None:
         """Take note of what the stage's input looks like, before training.
 
         Args:
-            points: of features that are compared with thresholds that train, the midpoints (m,) between the values that
-                training rows have, ascending.
+            values: of features that are compared with thresholds that train, the values (m,) that training rows have,
+                ascending.
         """
 
     def settle_(self) -> None:

@@ -33,6 +33,10 @@ from sparkdiff.stages.routing import Router
 
 MANY = 20
 """Trees above which each one's leaves move less, so that a step of all of them stays as large."""
+STEADY = 0.3
+"""A threshold's unit in standard deviations of its feature; with 3, those of bike sharing ran away from their leaves."""
+EDGES = 1000
+"""Rows on which parity is checked at the splits."""
 FLOOR = 1e-15
 """Least probability in a loss, as MulticlassClassificationEvaluator's eps."""
 
@@ -60,7 +64,7 @@ class Trees(Predictor):
         super().__init__()
         self.nodes, self.shown, self.uid = nodes, shown, uid
         self.leaves = parameter(tensor(getattr(nodes, self.LEAF)[nodes.leaf]))  # (L,), or (L, k) for k classes
-        self.thresholds = parameter(tensor(nodes.values[nodes.starts[nodes.continuous]]), False)  # (C,)
+        self.thresholds = parameter(self.fitted_thresholds(), False)  # (C,)
         if treeWeights is not None:
             self.treeWeights = parameter(treeWeights, False)  # (T,)
         number = np.repeat(np.arange(nodes.trees), np.diff(nodes.offsets))
@@ -70,7 +74,7 @@ class Trees(Predictor):
         self.register_buffer("tau", _spreads(self.thresholds.detach(), self.feature), persistent=False)  # (C,)
         self.router = Router(nodes)
         self._gates: Gates | None = None
-        self.points: dict[int, Tensor] = {}
+        self.values: dict[int, Tensor] = {}
 
     @classmethod
     def from_spark(cls, stage: Any) -> Trees:
@@ -157,27 +161,26 @@ class Trees(Predictor):
     def routes_fixed(self) -> bool:
         return not self.thresholds.requires_grad
 
-    def look(self, x: FeatureStats, points: Mapping[int, Tensor]) -> None:
+    def look(self, x: FeatureStats, values: Mapping[int, Tensor]) -> None:
         spread = x.std[self.feature]
-        self.tau, self.points = torch.where(spread > 0, SHARPNESS * spread, self.tau), dict(points)
+        self.tau, self.values = torch.where(spread > 0, SHARPNESS * spread, self.tau), dict(values)
 
     def settles(self) -> bool:
-        return not self.routes_fixed and bool(self.points)
+        return not self.routes_fixed and bool(self.values)
 
     @torch.no_grad()
     def settle_(self) -> None:
-        """Each threshold to the nearest midpoint between neighbouring values of its feature."""
-        for feature, points in self.points.items():
+        """Each threshold to the middle between the two values that it separates; where they are still the same two, back."""
+        for feature, values in self.values.items():
             at = self.feature == feature
-            now = self.thresholds[at]
-            above = (
-                torch.searchsorted(points, now).clamp(1, len(points) - 1)
-                if len(points) > 1
-                else torch.zeros_like(now).long()
-            )
-            below = (above - 1).clamp_min(0)
-            nearer = (now - points[below]).abs() <= (points[above] - now).abs()
-            self.thresholds[at] = torch.where(nearer, points[below], points[above])
+            now, was = self.thresholds[at], self.fitted_thresholds()[at]
+            above, before = (torch.searchsorted(values, t, right=True) for t in (now, was))
+            middle = (values[(above - 1).clamp_min(0)] + values[above.clamp_max(len(values) - 1)]) / 2
+            outside = (above == 0) | (above == len(values))
+            self.thresholds[at] = torch.where(above == before, was, torch.where(outside, now, middle))
+
+    def fitted_thresholds(self) -> Tensor:
+        return tensor(self.nodes.values[self.nodes.starts[self.nodes.continuous]])
 
     def edge_rows(self, row: Tensor) -> Tensor:
         """At most EDGES rows like `row` (1, d) with a feature on a threshold, or at a category or beside all of them."""
@@ -188,7 +191,7 @@ class Trees(Predictor):
                 (int(nodes.featureIndex[j]), float(v)) for v in (0, nodes.numCategories[j] - 1, nodes.numCategories[j])
             ]
         at = list(dict.fromkeys(at))
-        at = at[:: max(1, len(at) // EDGES)]
+        at = at[:: -(-len(at) // EDGES) or 1]
         rows = row.repeat(len(at), 1)
         features, values = (
             torch.tensor([f for f, _ in at]).long(),
@@ -209,7 +212,7 @@ class Trees(Predictor):
         share = self.share().detach().abs()
         own = torch.where(share > 0, 1 / share, 0.0)[self.tree] * min(1.0, MANY / self.nodes.trees)
         unit = own.view(-1, *[1] * (self.leaves.ndim - 1)) * self.leaf_unit(y)
-        out = {"leaves": unit, "thresholds": 3 * x.std[self.feature]}
+        out = {"leaves": unit, "thresholds": STEADY * x.std[self.feature]}
         if hasattr(self, "treeWeights"):
             out["treeWeights"] = self.treeWeights.detach().abs().max().clamp_min(1e-300)
         return out
@@ -232,10 +235,6 @@ class Trees(Predictor):
     def to_spark(self, stage: Any) -> Any:
         weights = self.weight("treeWeights") if hasattr(self, "treeWeights") else None
         return spark.rebuild(stage, self.written_nodes(), weights)
-
-
-EDGES = 1000
-"""Rows on which parity is checked at the splits."""
 
 
 def _wants_gradient(x: Rows) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sparkdiff.augment import augmented
 from sparkdiff.errors import InputError
-from sparkdiff.measure import cut_points, leaf_counts
+from sparkdiff.measure import distinct_values, leaf_counts
 from sparkdiff.recipes import Recipe
 from sparkdiff.sparse import SparseRows
 from sparkdiff.stages import gates
@@ -161,26 +161,41 @@ def stats(std: Tensor, support: Tensor, leaves: Tensor) -> FeatureStats:
     return FeatureStats(torch.zeros(len(std), dtype=F64), std, support, leaves)
 
 
-def test_thresholds_settle_at_the_nearest_midpoint() -> None:
+def test_thresholds_settle_between_the_values_that_they_separate() -> None:
     trees = module(GBTRegression, 4)
     trees.thresholds.requires_grad_()
+    was = trees.thresholds.detach().clone()
     with torch.no_grad():
-        trees.thresholds.copy_(3 * normal(len(trees.thresholds)))
+        moved = torch.rand(len(was), generator=torch.Generator().manual_seed(0)) < 0.7
+        trees.thresholds[moved] = 3 * normal(int(moved.sum()))
     features = trees.feature.unique().tolist()
-    points = {f: normal(n, seed=f).sort().values for f, n in zip(features, (1, 2, 40), strict=False)}
-    left_alone = [f for f in features if f not in points]
+    values = {f: normal(n, seed=f).sort().values for f, n in zip(features, (2, 3, 40), strict=False)}
     std = torch.tensor([2.0, 0.0, 1.0, 1.0], dtype=F64)
     old_tau = trees.tau.clone()
-    trees.look(stats(std, torch.full((WIDTH,), 99), torch.empty(0)), points)
+    trees.look(stats(std, torch.full((WIDTH,), 99), torch.empty(0)), values)
     expected_tau = torch.where(std[trees.feature] > 0, gates.SHARPNESS * std[trees.feature], old_tau)
     torch.testing.assert_close(trees.tau, expected_tau)
     before = trees.thresholds.detach().clone()
     assert trees.settles()
     trees.settle_()
-    for f, t, now in zip(trees.feature.tolist(), before.tolist(), trees.thresholds.tolist(), strict=True):
-        nearest = t if f in left_alone else min(points[f].tolist(), key=lambda v, t=t: abs(v - t))
-        assert now == nearest
-    assert (before != trees.thresholds).any()
+    kinds = set()
+    facts = zip(trees.feature.tolist(), was.tolist(), before.tolist(), trees.thresholds.tolist(), strict=True)
+    for f, old, given, now in facts:
+        known = values[f].tolist() if f in values else []
+        left, right = [v for v in known if v <= given], [v for v in known if v > given]
+        kind = (
+            "same side"
+            if not known or left == [v for v in known if v <= old]
+            else "between"
+            if left and right
+            else "outside"
+        )
+        kinds.add(kind)
+        if kind == "between":
+            assert now == (left[-1] + right[0]) / 2
+        else:
+            assert now == (old if known and kind == "same side" else given)
+    assert kinds == {"same side", "between", "outside"}
     settled = trees.thresholds.detach().clone()
     trees.settle_()
     assert torch.equal(trees.thresholds, settled)
@@ -188,7 +203,7 @@ def test_thresholds_settle_at_the_nearest_midpoint() -> None:
     assert not trees.settles()
 
 
-def test_midpoints_are_those_of_the_rows_that_count() -> None:
+def test_values_are_those_of_the_rows_that_count() -> None:
     trees = module(GBTRegression, 4)
     x = torch.tensor([[1.0, 5.0], [3.0, 5.0], [math.nan, 5.0], [math.inf, 5.0], [2.0, 5.0], [100.0, 5.0]], dtype=F64)
     trees.feature = torch.tensor([0, 0, 1])
@@ -199,8 +214,8 @@ def test_midpoints_are_those_of_the_rows_that_count() -> None:
     )  # fmt: skip
     batches = [(x[:3], None, weight[:3], None), (x[3:], None, weight[3:], None)]
     data = SimpleNamespace(batches=lambda split: batches, values=lambda batch: {("x", -1): batch})
-    found = cut_points(network, data, 0)  # type: ignore[arg-type]
-    assert {f: v.tolist() for f, v in found.items()} == {0: [1.5, 2.5]}
+    found = distinct_values(network, data, 0)  # type: ignore[arg-type]
+    assert {f: v.tolist() for f, v in found.items()} == {0: [1.0, 2.0, 3.0]}
 
 
 def test_a_leaf_that_few_rows_reach_stays() -> None:
@@ -228,7 +243,7 @@ def test_a_unit_of_a_leaf_moves_the_margin_alike_whatever_its_tree_weighs(kind: 
     trees = module(kind, 2)
     std = torch.arange(1.0, WIDTH + 1, dtype=F64)
     units = trees.units(stats(std, torch.full((WIDTH,), 99), torch.empty(0)), LABELS)
-    torch.testing.assert_close(units["thresholds"], 3 * std[trees.feature])
+    torch.testing.assert_close(units["thresholds"], 0.3 * std[trees.feature])
     unit = torch.as_tensor(units["leaves"]).expand_as(trees.leaves)
     with torch.no_grad():
         before = trees.table().clone()
