@@ -499,11 +499,13 @@ class VotingTrees(ClassifyingTrees):
         Only their shares count in a loss, so that a leaf's total would drift, and near 0 a step would turn it over.
         """
         self.leaves.clamp_(min=0)
-        fitted, total = self.fitted_leaves(), self.leaves.sum(1)
-        size = fitted.sum(1)
-        self.leaves.mul_(torch.where((total > 0) & (size > 0), size / total, 1.0)[:, None])
+        fitted, total = self.fitted_leaves(), self.leaves.sum(1, keepdim=True)
+        size = fitted.sum(1, keepdim=True)
+        kept = (total == size) | (total == 0) | (size == 0)  # bit for bit
+        self.leaves.copy_(torch.where(kept, self.leaves, self.leaves / total * size))
         # Spark refuses rows without any weight: such a leaf starts again from what Spark fitted.
-        self.leaves[total == 0] = fitted[total == 0]
+        nothing = self.leaves.sum(1) == 0
+        self.leaves[nothing] = fitted[nothing]
 
     def fitted_leaves(self) -> Tensor:
         return torch.from_numpy(self.nodes.impurityStats[self.nodes.leaf])

@@ -268,13 +268,15 @@ def test_weights_of_classes_stay_what_spark_can_use() -> None:
         trees.leaves[0] = -1.0
         trees.leaves[1, 0] = -2.0
         trees.leaves[1, 1] = 3.0
+        trees.leaves[2] = torch.tensor([0.0, 5e-324, 0.0], dtype=F64)  # its reciprocal is infinite
     with pytest.raises(InputError, match="trees: leaves must hold weights >= 0 of the classes, but an entry is -"):
         trees.check_domain("trees")
     trees.project_()
     assert torch.equal(trees.leaves[0], fitted[0])  # nothing was left of it
     shares = torch.tensor([0.0, 3.0, fitted[1, 2]], dtype=F64) / (3.0 + fitted[1, 2])
     torch.testing.assert_close(trees.leaves[1], shares * fitted[1].sum())
-    assert torch.equal(trees.leaves[2:], fitted[2:])  # bit for bit where nothing moved
+    assert trees.leaves[2].tolist() == [0.0, fitted[2].sum(), 0.0]
+    assert torch.equal(trees.leaves[3:], fitted[3:])  # bit for bit where nothing moved
     trees.check_domain("trees")
     with torch.no_grad():
         trees.leaves[0] = 0.0
