@@ -35,6 +35,8 @@ MANY = 20
 """Trees above which each one's leaves move less, so that a step of all of them stays as large."""
 STEADY = 0.3
 """A threshold's unit in standard deviations of its feature; with 3, those of bike sharing ran away from their leaves."""
+EDGES = 1000
+"""Rows on which parity is checked at the splits."""
 FLOOR = 1e-15
 """Least probability in a loss, as MulticlassClassificationEvaluator's eps."""
 
@@ -189,7 +191,7 @@ class Trees(Predictor):
                 (int(nodes.featureIndex[j]), float(v)) for v in (0, nodes.numCategories[j] - 1, nodes.numCategories[j])
             ]
         at = list(dict.fromkeys(at))
-        at = at[:: max(1, len(at) // EDGES)]
+        at = at[:: -(-len(at) // EDGES) or 1]
         rows = row.repeat(len(at), 1)
         features, values = (
             torch.tensor([f for f, _ in at]).long(),
@@ -233,10 +235,6 @@ class Trees(Predictor):
     def to_spark(self, stage: Any) -> Any:
         weights = self.weight("treeWeights") if hasattr(self, "treeWeights") else None
         return spark.rebuild(stage, self.written_nodes(), weights)
-
-
-EDGES = 1000
-"""Rows on which parity is checked at the splits."""
 
 
 def _wants_gradient(x: Rows) -> bool:
@@ -496,10 +494,16 @@ class VotingTrees(ClassifyingTrees):
 
     @torch.no_grad()
     def project_(self) -> None:
+        """Weights >= 0, each leaf's adding up to what they did when it was fitted.
+
+        Only their shares count in a loss, so that a leaf's total would drift, and near 0 a step would turn it over.
+        """
         self.leaves.clamp_(min=0)
+        fitted, total = self.fitted_leaves(), self.leaves.sum(1)
+        size = fitted.sum(1)
+        self.leaves.mul_(torch.where((total > 0) & (size > 0), size / total, 1.0)[:, None])
         # Spark refuses rows without any weight: such a leaf starts again from what Spark fitted.
-        nothing = self.leaves.sum(1) == 0
-        self.leaves[nothing] = self.fitted_leaves()[nothing]
+        self.leaves[total == 0] = fitted[total == 0]
 
     def fitted_leaves(self) -> Tensor:
         return torch.from_numpy(self.nodes.impurityStats[self.nodes.leaf])

@@ -107,9 +107,8 @@ def test_every_class_trains_and_comes_back_plain(
 def test_boosted_trees_of_small_steps_improve(
     df: DataFrame, fitted: Callable[[str], PipelineModel], shared: Path
 ) -> None:
-    for name in ("gbtr", "gbtc"):
-        found = tune(fitted(name), df, shared, **FAST).summary
-        assert found.decision == "tuned" and found.gain > 0.03 and found.p < 0.025
+    found = tune(fitted("gbtr"), df, shared, **FAST).summary
+    assert found.decision == "tuned" and found.gain > 0.1 and found.p < 0.025
 
 
 def test_a_quantile_of_trees_fitted_by_squares(
@@ -244,9 +243,11 @@ def test_groups_that_are_treated_alike(df: DataFrame, fitted: Callable[[str], Pi
         return float(shown.groupby("hour")["prediction"].mean().var() / shown["prediction"].var())
 
     given = FAST | {"guard": 1.0, "guardCols": ["hour"]}
-    free = tune(fitted("gbtr"), df, shared, **given)
-    held = tune(fitted("gbtr"), df, shared, penalties={"parityGap": {"hour": 100.0}}, **given)
-    assert gap(held.pipelineModel) < 0.6 * gap(free.pipelineModel)
+    gaps = [gap(tune(fitted("gbtr"), df, shared, **given).pipelineModel)]
+    for strength in (0.1, 1.0):  # a larger one finds no epoch that is better for the metric
+        found = tune(fitted("gbtr"), df, shared, penalties={"parityGap": {"hour": strength}}, **given)
+        gaps.append(gap(found.pipelineModel))
+    assert gaps[0] > gaps[1] > 1.5 * gaps[2]
 
 
 # Trees behind and in front of other stages -------------------------------------------------------------------------------
@@ -326,6 +327,18 @@ def test_wide_sparse_features_stay_sparse(df: DataFrame, shared: Path, monkeypat
     found = tune(model, df, shared, guard=1.0, **FAST | {"maxEpochs": 3})
     assert found.summary.decision == "tuned"
     assert moved(found.pipelineModel, model) >= {"impurityStats"}
+
+
+@pytest.mark.parametrize("name", ["gbtr", "rfc"])
+def test_processes_change_nothing(
+    df: DataFrame, fitted: Callable[[str], PipelineModel], shared: Path, name: str
+) -> None:
+    given = FAST | {"maxEpochs": 4, "guard": 1.0, "unfreeze": [f"{fitted(name).stages[-1].uid}.thresholds"]}
+    one, two = (nodes(tune(fitted(name), df, shared, numProcesses=n, **given).pipelineModel) for n in (1, 2))
+    was = nodes(fitted(name))
+    assert not np.array_equal(one.values, was.values)
+    for field in ("values", "prediction", "impurityStats"):
+        np.testing.assert_allclose(getattr(two, field), getattr(one, field), rtol=0, atol=1e-12)
 
 
 def test_the_same_run_again_is_read_and_a_fit_repeats(

@@ -315,9 +315,11 @@ def test_lbfgs_finds_the_anchored_least_squares_solution() -> None:
     assert float(value(flat.detach())) < float(value(run.team.start)) - 0.01
 
 
-def test_a_break_changes_nothing() -> None:
+@pytest.mark.parametrize("name", ["bounds", "GBT, logistic"])
+def test_a_break_changes_nothing(name: str) -> None:
     recipes = [*RECIPES, Recipe(1.0, 1e-2, "lbfgs"), Recipe(1e-2, 1e-3, ema=0.9)]
-    whole, first, second = (Run("bounds", recipes) for _ in range(3))
+    recipes += [Recipe(0.3, 1e-2, "newton")] if "GBT" in name else []
+    whole, first, second = (Run(name, recipes) for _ in range(3))
     expected = whole.steps()
     whole.team.end_epoch(1.0)
     first.steps(5)
