@@ -87,6 +87,8 @@ def flips(old: PipelineModel, new: PipelineModel, rows: DataFrame) -> float:
 
 
 def arms(original: str, thirds: list[DataFrame], folder: Path) -> list[dict[str, Any]]:
+    if original.startswith("regParam"):
+        thirds = [rows.withColumns({c: F.col(c).cast("string") for c in CATEGORIES}) for rows in thirds]
     first, second, last = thirds
     old = ORIGINALS[original]().fit(first)
     models: dict[str, tuple[PipelineModel, dict[str, Any]]] = {"old model": (old, {})}

@@ -317,6 +317,37 @@ def table(case: Case, results: list[dict[str, Any]]) -> str:
     return f"**{case.name}**\n\n{markdown(head, lines)}"
 
 
+SHORT = {
+    TUNED: "fine-tuned", LEAVES: "leaves alone", TWICE: "twice the trees", REFIT: "refitted on train + validation",
+    OWN: "own lossType", DELETED: "PCA deleted", LIGHT: "LightGBM", LIGHT_REFIT: "then its `refit`",
+    HIST: "HistGB brought home", HIST_TUNED: "then fine-tuned", HIST_100: "HistGB, 100 trees",
+}  # fmt: skip
+
+
+def overview(results: list[dict[str, Any]]) -> str:
+    """All cases side by side: the original's mean loss, and each arm's mean change against it on the same splits."""
+    found = {(r["case"], r["arm"], r["seed"]): r for r in results}
+    cases = [c for c in CASES if any(r["case"] == c.name for r in results)]
+
+    def cell(case: Case, arm: str) -> str:
+        runs = [r for (c, a, _), r in found.items() if (c, a) == (case.name, arm)]
+        both = [(r, found[case.name, ORIGINAL, r["seed"]]) for r in runs if (case.name, ORIGINAL, r["seed"]) in found]
+        if not both:
+            return "–"
+        text = f"{statistics.fmean(r['loss'] / o['loss'] - 1 for r, o in both):+.1%}"
+        return f"**{text}**" if arm == TUNED else text
+
+    def kept(case: Case) -> str:
+        runs = [r for (c, a, _), r in found.items() if (c, a) == (case.name, TUNED)]
+        return f"{sum(r['decision'] == 'tuned' for r in runs)} of {len(runs)}" if runs else "–"
+
+    lines = [["original", *(spread([r["loss"] for (n, a, _), r in found.items() if (n, a) == (c.name, ORIGINAL)],
+                                   0 if c.loss == "squared" else 3) for c in cases)]]  # fmt: skip
+    lines += [[name, *cells] for arm, name in SHORT.items() if set(cells := [cell(c, arm) for c in cases]) != {"–"}]
+    lines.insert(2, ["tuned", *map(kept, cases)])
+    return markdown(["", *(c.name for c in cases)], lines)
+
+
 def candidates(results: list[dict[str, Any]]) -> str:
     """The best validation loss of every candidate against the original's: what recipes may be chosen by."""
     lines = []
@@ -360,6 +391,7 @@ def main() -> int:
         results.append(found)
         given.out.write_text(json.dumps(results, indent=1) + "\n")
         print(f"seed {seed}, {case.name}, {name}: {found['loss']:.4g}", file=sys.stderr, flush=True)
+    print(f"Mean change of the test loss against the original of the same split\n\n{overview(results)}\n")
     print("\n\n".join(table(case, results) for case in CASES if any(r["case"] == case.name for r in results)))
     if given.candidates:
         print(f"\n{candidates(results)}")
