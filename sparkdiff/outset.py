@@ -52,6 +52,7 @@ def outset(network: Network, data: Data, label: LabelStats, options: Options, va
         stats[v] = dataclasses.replace(stats[v], std=stats[v].std.index_fill(0, modules[i].nominal(), 0.0))
     scales, frozen = Scales.of(network, seen, label, options, labels)
     trees = sum(m.trees_and_leaves()[0] for m in modules.values() if any(p.requires_grad for p in m.parameters()))
+    mixes = all_dense(network, data, inputs) and not any(len(m.nominal()) for m in modules.values())
     newton = (LEAVES, graph.head) in routed_versions(network) and not network.head.wide
-    recipes = candidates(options, validationRows, mixes=all_dense(network, data, inputs), trees=trees, newton=newton)
+    recipes = candidates(options, validationRows, mixes=mixes, trees=trees, newton=newton)
     return Outset(scales, frozen, {v: stats[v] for v in inputs}, tuple(recipes))

@@ -389,6 +389,21 @@ def test_the_three_recipes() -> None:
         assert candidates(Options.of({"recipe": recipe}), 999) == [Recipe(1e-3, 1e-3)]
 
 
+def test_the_recipes_of_trees() -> None:
+    def of(rows: int = 5000, **given: Any) -> list[Recipe]:
+        return candidates(Options.of(given), rows, trees=50, newton=True)
+
+    assert of() == [
+        Recipe(1e-3, 1e-2), Recipe(3e-3, 1e-3), Recipe(1e-3, 1e-3, noise=0.05), Recipe(3e-3, 1e-3, noise=0.2),
+    ]  # fmt: skip
+    thorough = of(recipe="thorough")
+    assert thorough[:4] == of()
+    assert Recipe(1 / 50, 1e-2, "newton") in thorough  # a step of all trees at once is as long as one of each alone
+    assert not any(r.optimizer == "newton" for r in candidates(Options.of({"recipe": "thorough"}), 5000, trees=50))
+    for recipe in ("fast", "default", "thorough"):
+        assert of(999, recipe=recipe) == of(recipe="fast") == [Recipe(3e-3, 1e-3)]
+
+
 # ---- augmentation
 
 
