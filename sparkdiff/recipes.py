@@ -46,14 +46,14 @@ class Recipe:
 _FAST = (10, 100)
 _DEFAULT = ((1, 1), (3, 1), (10, 1), (10, 100))
 # The same of trees, of a grid of 26 (benchmarks/tree_recipes.py): learningRate, regAnchor, noise.
-_TREES_ALONE = (3, 1)
-_TREES = ((1, 10), _TREES_ALONE, (1, 1, 0.05), (3, 1, 0.2))
+_TREES_FAST = (3, 1)
+_TREES = ((1, 10), _TREES_FAST, (1, 1, 0.05), (3, 1, 0.2))
 
 
 def candidates(
     options: Options, validationRows: int, *, mixes: bool = True, trees: int = 0, newton: bool = False
 ) -> list[Recipe]:
-    """The recipes to try. Below 1,000 validation rows it is one alone, whatever was asked for.
+    """The recipes to try. Below 1,000 validation rows it is the gentle one alone, whatever was asked for.
 
     Args:
         mixes: whether rows can be mixed (sparse ones and categories' numbers can't).
@@ -65,11 +65,11 @@ def candidates(
     def recipe(rate: float = 1, anchor: float = 1, noise: float = 0, **more: float) -> Recipe:
         return Recipe(rate * o.learningRate, anchor * o.regAnchor, o.optimizer, noise=noise, **{"ema": o.ema, **more})
 
-    alone = recipe(*_TREES_ALONE) if trees else recipe()
+    gentle = recipe(*_TREES[0]) if trees else recipe()
     if validationRows < FEW_ROWS:
-        return [alone]
+        return [gentle]
     if o.recipe == "fast":
-        return [alone if trees else recipe(*_FAST)]
+        return [recipe(*(_TREES_FAST if trees else _FAST))]
     out = [recipe(*factors) for factors in (_TREES if trees else _DEFAULT)]
     if o.recipe == "thorough":
         noise = () if trees else (0.2, 0.4)
