@@ -195,6 +195,7 @@ def test_a_search_and_pipelines_around_trees(spark: SparkSession, data: DataFram
 
 
 @pytest.mark.slow
+@pytest.mark.once
 @pytest.mark.parametrize("name", ["rfc", "gbtc", "dtc"])
 def test_no_label_differs_on_a_million_rows(spark: SparkSession, stages: Callable[[str], Any], name: str) -> None:
     """Every value lies on a threshold, the double before or the double behind."""
@@ -216,6 +217,7 @@ def test_no_label_differs_on_a_million_rows(spark: SparkSession, stages: Callabl
 
 
 @pytest.mark.slow
+@pytest.mark.once
 def test_a_thousand_trees(spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In time and memory that grow with the nodes: 127,000 of them."""
     random = np.random.default_rng(0)
