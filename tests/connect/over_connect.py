@@ -18,8 +18,9 @@ import torch
 import yaml
 from pyspark import SparkContext
 from pyspark.ml import PipelineModel
+from pyspark.ml.classification import RandomForestClassifier
 from pyspark.ml.feature import StandardScaler, VectorAssembler
-from pyspark.ml.regression import GeneralizedLinearRegression, LinearRegression
+from pyspark.ml.regression import GBTRegressor, GeneralizedLinearRegression, LinearRegression
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
@@ -105,6 +106,22 @@ def main(folder: Path) -> None:
     assert predictions(again, df) == facts["predictions"]
     assert again.summary.metrics == tuned.summary.metrics
     assert sparkdiff.FineTuner.load(f"file://{folder}/tuner").getMaxEpochs() == 6
+
+    # Trees: read from what the server saves, written back the same way, weights of the trees included.
+    for estimator in (
+        GBTRegressor(featuresCol="v", labelCol="bikers", maxIter=3, maxDepth=3, leafCol="leaves"),
+        RandomForestClassifier(featuresCol="v", labelCol="holiday", numTrees=3, maxDepth=3),
+    ):
+        trees = estimator.fit(numbers)
+        grown = sparkdiff.translate(trees)
+        assert sparkdiff.verify(trees, numbers, network=grown).ok
+        with torch.no_grad():
+            for parameter in grown.parameters():
+                parameter.mul_(1.5).add_(0.25)
+        other = sparkdiff.write_back(trees, grown)
+        assert params(other) == params(trees)
+        assert sparkdiff.verify(other, numbers, network=grown).ok
+        assert not sparkdiff.verify(trees, numbers, network=grown).ok
 
     job = run.load_config(
         ROOT / "conf" / "bikeshare.yaml",
