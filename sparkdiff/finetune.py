@@ -22,7 +22,6 @@ from sparkdiff.cache import Cache
 from sparkdiff.checkpoint import RunFolder
 from sparkdiff.errors import InputError, ParityError
 from sparkdiff.fingerprint import Request, virtual_shards
-from sparkdiff.folding import Folded, fold
 from sparkdiff.graph import Graph, Version
 from sparkdiff.losses import Objective, check_label
 from sparkdiff.measure import Data, Score, score
@@ -38,7 +37,7 @@ from sparkdiff.report import Phases
 from sparkdiff.scales import trained
 from sparkdiff.slots import Slots
 from sparkdiff.splits import REFERENCE, SPLITS, TRAIN, VALIDATION, Source, rule
-from sparkdiff.stages.base import SUPPORT, FeatureStats, LabelStats, columns_of
+from sparkdiff.stages.base import SUPPORT, LabelStats, columns_of
 from sparkdiff.stream import Stream
 from sparkdiff.summary import FineTuningSummary
 from sparkdiff.train import Trained
@@ -166,7 +165,7 @@ def fine_tune(
             say(f"{len(doubts)} warnings about the rows" if doubts else "nothing to say against the rows")
         with phases.phase("train") as say:
             start = outset(network, data, label, options, cache.rows(VALIDATION))
-            wishes = _Wishes.of(options, network, data, cache) if "monotone" in options.penalties else None
+            wishes = _wishes(options, network, data, cache) if "monotone" in options.penalties else None
             penalty = None if wishes is None else wishes.penalty(start.stats, label)
             assignment = Assignment(
                 network, cache.folder, stream.backend, in_memory, data.columns, label, before[VALIDATION],
@@ -210,31 +209,6 @@ def fine_tune(
             phases,
         )
         return Outcome(model, task.plan, summary, folder)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Wishes:
-    """The slopes that the owner wants to rise or fall, and what it takes to look at them."""
-
-    given: Mapping[str, float]
-    network: Network
-    folded: Folded | None
-    slots: Slots
-
-    @staticmethod
-    def of(options: Options, network: Network, data: Data, cache: Cache) -> _Wishes:
-        values = data.values(data.nothing())
-        network.margin(values)
-        slots = Slots(network, _described(cache, data), values)
-        trees = any(network.module(i).routes for i in network.positions)  # no slope says where their predictions rise
-        return _Wishes(options.penalties["monotone"], network, None if trees else fold(network, slots.widths), slots)
-
-    def penalty(self, stats: Mapping[Version, FeatureStats], label: LabelStats) -> monotone.Monotone:
-        return monotone.resolve(self.given, self.network, self.folded, self.slots, stats, label)
-
-    def broken(self, tuned: Network) -> list[str]:
-        assert self.folded is not None
-        return monotone.broken(self.given, tuned, self.folded, self.slots)
 
 
 def whole_batches(options: Options) -> Options:
@@ -297,6 +271,12 @@ def _check_finite(before: dict[str, Score], metric: Metric, task: Task, labels: 
                 f"the mean {metric.name} of {task.model.uid} on the {split} rows is {found.value}: its label column "
                 f"{task.labelCol!r} lies between {labels.low!r} and {labels.high!r}; clean or scale it, or choose another metric"
             )
+
+
+def _wishes(options: Options, network: Network, data: Data, cache: Cache) -> monotone.Wishes:
+    values = data.values(data.nothing())
+    network.margin(values)
+    return monotone.Wishes(options.penalties["monotone"], network, Slots(network, _described(cache, data), values))
 
 
 def _doubts(task: Task, cache: Cache, network: Network, data: Data, label: LabelStats) -> list[str]:

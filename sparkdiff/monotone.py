@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sparkdiff.errors import InputError, did_you_mean
-from sparkdiff.folding import Folded, Slopes
+from sparkdiff.folding import Slopes, fold
 from sparkdiff.graph import Version
 from sparkdiff.network import Network
 from sparkdiff.slots import Slots
@@ -41,57 +41,64 @@ class Monotone:
         return found
 
 
-def resolve(
-    wishes: Mapping[str, float], network: Network, folded: Folded | None, slots: Slots, stats: Mapping[Version, FeatureStats],
-    y: LabelStats,
-) -> Monotone:  # fmt: skip
-    """The penalty of {feature: strength, its sign the slope's}.
+class Wishes:
+    """The slopes that the owner wants to rise or fall, {feature: strength, its sign the slope's}.
 
     Args:
         slots: what the inputs' entries are called.
-        stats: of the network's fixed inputs.
-
-    Raises:
-        InputError: the margin isn't linear in the inputs, has an entry per class, or falls as the mean rises; or a name is
-            that of no input.
     """
-    head = network.head
-    uid = network.graph.leaves[network.graph.head].uid  # type: ignore[index]
-    if folded is None or head.wide:
-        why = "has a margin for each class" if head.wide else "isn't linear in the inputs"
-        raise InputError(
-            f"penalties.monotone: the prediction of {uid} {why}, so no single slope has a sign; leave it out"
-        )
-    if isinstance(head, GeneralizedLinearRegression) and head.link not in RISING:
-        raise InputError(
-            f"penalties.monotone needs a link whose mean rises with the margin ({', '.join(RISING)}), but {uid} has "
-            f"{head.link}; leave it out"
-        )
-    places = {slots.name(v, j): (v, j) for v, s in stats.items() for j in range(len(s.std))}
-    unit = head.margin_unit(y)
-    signs = {v: torch.zeros_like(s.std) for v, s in stats.items()}
-    weights = {v: torch.zeros_like(s.std) for v, s in stats.items()}
-    for name, strength in wishes.items():
-        if name not in places:
-            raise InputError(f"penalties.monotone: {name!r} names no input. {did_you_mean(name, places)}")
-        v, j = places[name]
-        signs[v][j] = 1.0 if strength > 0 else -1.0
-        weights[v][j] = abs(strength) * (stats[v].std[j] / unit) ** 2
-    return Monotone({v: s for v, s in signs.items() if bool((s != 0).any())}, weights)
 
+    def __init__(self, given: Mapping[str, float], network: Network, slots: Slots):
+        self.given, self.network, self.slots = given, network, slots
+        trees = any(network.module(i).routes for i in network.positions)  # no slope says where their predictions rise
+        self.folded = None if trees else fold(network, slots.widths)
 
-def broken(wishes: Mapping[str, float], network: Network, folded: Folded, slots: Slots) -> list[str]:
-    """A sentence per wish that the network doesn't fulfil."""
-    parameters = {i: {n: p.detach() for n, p in network.module(i).named_parameters()} for i in network.positions}
-    slopes = folded.slopes(parameters, 1)
-    out = []
-    for v, slope in slopes.of.items():
-        for j, value in enumerate(slope[0, :, 0].tolist()):
-            wish = wishes.get(slots.name(v, j)) if value else None
-            if wish is not None and value * wish < 0:
-                verb = "fall" if value < 0 else "rise"
-                out.append(
-                    f"predictions still {verb} with {slots.name(v, j)!r} (slope {value:.3g} of the margin): raise "
-                    f"penalties.monotone.{slots.name(v, j)}, now {wish:g}"
-                )
-    return out
+    def penalty(self, stats: Mapping[Version, FeatureStats], y: LabelStats) -> Monotone:
+        """
+        Args:
+            stats: of the network's fixed inputs.
+
+        Raises:
+            InputError: the margin isn't linear in the inputs, has an entry per class, or falls as the mean rises; or a name
+                is that of no input.
+        """
+        network, slots, head = self.network, self.slots, self.network.head
+        uid = network.graph.leaves[network.graph.head].uid  # type: ignore[index]
+        if self.folded is None or head.wide:
+            why = "has a margin for each class" if head.wide else "isn't linear in the inputs"
+            raise InputError(
+                f"penalties.monotone: the prediction of {uid} {why}, so no single slope has a sign; leave it out"
+            )
+        if isinstance(head, GeneralizedLinearRegression) and head.link not in RISING:
+            raise InputError(
+                f"penalties.monotone needs a link whose mean rises with the margin ({', '.join(RISING)}), but {uid} has "
+                f"{head.link}; leave it out"
+            )
+        places = {slots.name(v, j): (v, j) for v, s in stats.items() for j in range(len(s.std))}
+        unit = head.margin_unit(y)
+        signs = {v: torch.zeros_like(s.std) for v, s in stats.items()}
+        weights = {v: torch.zeros_like(s.std) for v, s in stats.items()}
+        for name, strength in self.given.items():
+            if name not in places:
+                raise InputError(f"penalties.monotone: {name!r} names no input. {did_you_mean(name, places)}")
+            v, j = places[name]
+            signs[v][j] = 1.0 if strength > 0 else -1.0
+            weights[v][j] = abs(strength) * (stats[v].std[j] / unit) ** 2
+        return Monotone({v: s for v, s in signs.items() if bool((s != 0).any())}, weights)
+
+    def broken(self, network: Network) -> list[str]:
+        """A sentence per wish that this network, trained from the first, doesn't fulfil."""
+        assert self.folded is not None
+        parameters = {i: {n: p.detach() for n, p in network.module(i).named_parameters()} for i in network.positions}
+        slopes = self.folded.slopes(parameters, 1)
+        out = []
+        for v, slope in slopes.of.items():
+            for j, value in enumerate(slope[0, :, 0].tolist()):
+                wish = self.given.get(self.slots.name(v, j)) if value else None
+                if wish is not None and value * wish < 0:
+                    verb = "fall" if value < 0 else "rise"
+                    out.append(
+                        f"predictions still {verb} with {self.slots.name(v, j)!r} (slope {value:.3g} of the margin): raise "
+                        f"penalties.monotone.{self.slots.name(v, j)}, now {wish:g}"
+                    )
+        return out

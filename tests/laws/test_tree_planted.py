@@ -21,8 +21,8 @@ from torch import Tensor
 from sparkdiff.jvm import trees
 from sparkdiff.network import Network
 from sparkdiff.nodes import Nodes
+from sparkdiff.stages.forest import Trees
 from sparkdiff.stages.routing import Router
-from sparkdiff.stages.trees import Trees
 
 WIDTH = 3
 CLASSES = 3

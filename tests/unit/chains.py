@@ -15,8 +15,9 @@ from sparkdiff.network import Network
 from sparkdiff.options import Options
 from sparkdiff.scales import Scales
 from sparkdiff.stages.base import FeatureStats, LabelStats, StageModule
+from sparkdiff.stages.forest import Trees
 from sparkdiff.stages.linear import GeneralizedLinearRegression, LinearRegression, LogisticRegression
-from sparkdiff.stages.trees import GBTClassification, GBTRegression, Trees, VotingTrees
+from sparkdiff.stages.trees import GBTClassification, GBTRegression, VotingTrees
 
 F64 = torch.float64
 

@@ -21,6 +21,7 @@ from sparkdiff.recipes import Recipe
 from sparkdiff.sparse import SparseRows
 from sparkdiff.stages import gates
 from sparkdiff.stages.base import FeatureStats, LabelStats
+from sparkdiff.stages.forest import Trees
 from sparkdiff.stages.trees import (
     DecisionTreeClassification,
     DecisionTreeRegression,
@@ -28,7 +29,6 @@ from sparkdiff.stages.trees import (
     GBTRegression,
     RandomForestClassification,
     RandomForestRegression,
-    Trees,
 )
 
 LABELS = LabelStats(1.0, 2.0, 0.0, 9.0, torch.empty(0, dtype=torch.int64))

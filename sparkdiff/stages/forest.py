@@ -1,0 +1,242 @@
+"""What all stages of trees have in common: rows to leaves by hard splits, leaves to outputs, training, writing back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparkdiff.jvm import trees as spark
+from sparkdiff.nodes import Nodes
+from sparkdiff.sparse import SparseRows
+from sparkdiff.stages.base import (
+    SUPPORT,
+    FeatureStats,
+    LabelStats,
+    Rows,
+    columns_of,
+    parameter,
+    tensor,
+)
+from sparkdiff.stages.gates import SHARPNESS, Gates, StraightThrough
+from sparkdiff.stages.predictor import Predictor
+from sparkdiff.stages.routing import Router
+
+MANY = 20
+"""Trees above which each one's leaves move less, so that a step of all of them stays as large."""
+STEADY = 0.3
+"""A threshold's unit in standard deviations of its feature; with 3, those of bike sharing ran away from their leaves."""
+EDGES = 1000
+"""Rows on which parity is checked at the splits."""
+
+
+class Trees(Predictor):
+    """prediction = sum over trees of share * leaf, where a row goes left at a node if x[feature] <= threshold; NaN goes right.
+
+    The leaves train. Thresholds and tree weights do on request: thresholds, and what stands in front of the trees, by
+    straight-through estimation (stages/gates.py), always with hard splits forward.
+
+    Source: org.apache.spark.ml.tree.{Node, ContinuousSplit, CategoricalSplit, TreeEnsembleModel}.
+    """
+
+    tree: Tensor
+    first: Tensor
+    feature: Tensor
+    tau: Tensor
+    label_cols: ClassVar[tuple[str, ...]] = ("leafCol",)
+    routes = True
+    optional = frozenset({"thresholds", "treeWeights"})
+    LEAF: ClassVar[str] = "prediction"
+    """The field of a node that a leaf's parameters are."""
+
+    def __init__(self, nodes: Nodes, treeWeights: Tensor | None, shown: tuple[str, ...], uid: str):
+        super().__init__()
+        self.nodes, self.shown, self.uid = nodes, shown, uid
+        self.leaves = parameter(tensor(getattr(nodes, self.LEAF)[nodes.leaf]))  # (L,), or (L, k) for k classes
+        self.thresholds = parameter(self.fitted_thresholds(), False)  # (C,)
+        if treeWeights is not None:
+            self.treeWeights = parameter(treeWeights, False)  # (T,)
+        number = np.repeat(np.arange(nodes.trees), np.diff(nodes.offsets))
+        self.register_buffer("tree", torch.from_numpy(number[nodes.leaf]), persistent=False)  # (L,) each leaf's tree
+        self.register_buffer("first", torch.searchsorted(self.tree, torch.arange(nodes.trees)), persistent=False)
+        self.register_buffer("feature", torch.from_numpy(nodes.featureIndex[nodes.continuous]).long(), persistent=False)
+        self.register_buffer("tau", _spreads(self.thresholds.detach(), self.feature), persistent=False)  # (C,)
+        self.router = Router(nodes)
+        self._gates: Gates | None = None
+        self.values: dict[int, Tensor] = {}
+
+    @classmethod
+    def from_spark(cls, stage: Any) -> Trees:
+        weights = tensor(stage.treeWeights) if type(stage).__name__.startswith("GBT") else None
+        return cls(spark.read(stage), weights, tuple(c for c in cls.SHOWN if columns_of(stage, (c,))), stage.uid)
+
+    SHOWN: ClassVar[tuple[str, ...]] = ("predictionCol", "leafCol")
+
+    @classmethod
+    def outputs(cls, stage: Any) -> tuple[str, ...]:
+        return columns_of(stage, cls.SHOWN)
+
+    # Rows to leaves, leaves to outputs ------------------------------------------------------------------------------
+
+    def trees_and_leaves(self) -> tuple[int, int]:
+        return self.nodes.trees, len(self.leaves)
+
+    def route(self, x: Rows) -> Tensor:  # type: ignore[override]
+        return self.router.leaf(x, self.thresholds)
+
+    def share(self) -> Tensor:
+        """What each tree's leaf counts in the margin, (T,)."""
+        raise NotImplementedError
+
+    def table(self) -> Tensor:
+        """What each leaf adds to the margin, (L,) or (L, k)."""
+        return self.leaves * self.share()[self.tree]
+
+    def combined(self, total: Tensor) -> Tensor:
+        """The margin of the sums over all trees (n,) or (n, k) of the leaves' `table`."""
+        return total
+
+    def total(self, x: Rows) -> Tensor:
+        table = self.table()
+        if not (torch.is_grad_enabled() and (self.thresholds.requires_grad or _wants_gradient(x))):
+            return self.gathered(self.route(x)) if table.requires_grad else self.router.total(x, self.thresholds, table)
+        if self._gates is None:
+            self._gates = Gates(self.nodes)
+        rows = self._gates.read(x)
+        wide = table if table.ndim == 2 else table[:, None]
+        parts = []
+        for part in rows.split(self._gates.rows_at_once(wide.shape[1])):
+            goes = self._gates.goes(part, self.thresholds)
+            parts.append(StraightThrough.apply(part, self.thresholds, wide, self.tau, goes, self._gates))
+        total = torch.cat(parts) if parts else wide.new_zeros(0, wide.shape[1])
+        return total if table.ndim == 2 else total[:, 0]
+
+    def gathered(self, leaves: Tensor) -> Tensor:
+        """(n, T) numbers of leaves -> the sums of their table's entries, (n,) or (n, k)."""
+        table = self.table()
+        return table.index_select(0, leaves.reshape(-1)).view(*leaves.shape, *table.shape[1:]).sum(1)
+
+    def margin(self, x: Rows) -> Tensor:  # type: ignore[override]
+        return self.combined(self.total(x))
+
+    def routed_margin(self, leaves: Tensor) -> Tensor:
+        return self.combined(self.gathered(leaves))
+
+    def forward(self, x: Rows) -> tuple[Tensor, ...]:  # type: ignore[override]
+        if torch.is_grad_enabled() and (self.thresholds.requires_grad or _wants_gradient(x)):
+            return self.shows(self.total(x), self.route(x))
+        if "leafCol" in self.shown or "varianceCol" in self.shown:
+            return self.routed(self.route(x))
+        return self.shows(self.total(x), None)
+
+    def routed(self, leaves: Tensor) -> tuple[Tensor, ...]:
+        return self.shows(self.gathered(leaves), leaves)
+
+    def shows(self, total: Tensor, leaves: Tensor | None) -> tuple[Tensor, ...]:
+        """The output columns, given the sums over all trees and, where they are shown, the leaves (n, T)."""
+        raise NotImplementedError
+
+    def leaf_column(self, leaves: Tensor) -> Tensor:
+        """Numbers of leaves over all trees (n, T) -> within their tree; (n,) of a single tree's stage, else (n, T)."""
+        own = (leaves - self.first).to(torch.float64)
+        return own[:, 0] if self.single else own
+
+    single: ClassVar[bool] = False
+    """Whether the stage is one tree, not an ensemble."""
+
+    # Training -------------------------------------------------------------------------------------------------------
+
+    @property
+    def routes_fixed(self) -> bool:
+        return not self.thresholds.requires_grad
+
+    def look(self, x: FeatureStats, values: Mapping[int, Tensor]) -> None:
+        spread = x.std[self.feature]
+        self.tau, self.values = torch.where(spread > 0, SHARPNESS * spread, self.tau), dict(values)
+
+    def settles(self) -> bool:
+        return not self.routes_fixed and bool(self.values)
+
+    @torch.no_grad()
+    def settle_(self) -> None:
+        """Each threshold to the middle between the two values that it separates; where they are still the same two, back."""
+        for feature, values in self.values.items():
+            at = self.feature == feature
+            now, was = self.thresholds[at], self.fitted_thresholds()[at]
+            above, before = (torch.searchsorted(values, t, right=True) for t in (now, was))
+            middle = (values[(above - 1).clamp_min(0)] + values[above.clamp_max(len(values) - 1)]) / 2
+            outside = (above == 0) | (above == len(values))
+            self.thresholds[at] = torch.where(above == before, was, torch.where(outside, now, middle))
+
+    def fitted_thresholds(self) -> Tensor:
+        return tensor(self.nodes.values[self.nodes.starts[self.nodes.continuous]])
+
+    def edge_rows(self, row: Tensor) -> Tensor:
+        """At most EDGES rows like `row` (1, d) with a feature on a threshold, or at a category or beside all of them."""
+        nodes = self.nodes
+        at = [*zip(nodes.featureIndex[nodes.continuous].tolist(), self.thresholds.tolist(), strict=True)]
+        for j in np.flatnonzero(nodes.categorical):
+            at += [
+                (int(nodes.featureIndex[j]), float(v)) for v in (0, nodes.numCategories[j] - 1, nodes.numCategories[j])
+            ]
+        at = list(dict.fromkeys(at))
+        at = at[:: -(-len(at) // EDGES) or 1]
+        rows = row.repeat(len(at), 1)
+        features, values = (
+            torch.tensor([f for f, _ in at]).long(),
+            torch.tensor([v for _, v in at], dtype=torch.float64),
+        )
+        rows[torch.arange(len(at)), features] = values
+        return rows
+
+    def nominal(self) -> Tensor:
+        """Features (q,) that are categories, to which nothing can be added."""
+        return torch.from_numpy(np.unique(self.nodes.featureIndex[self.nodes.categorical])).long()
+
+    def leaf_unit(self, y: LabelStats) -> Tensor | float:
+        """How far a leaf's share of the margin moves by one unit, broadcastable to `leaves`."""
+        return self.margin_unit(y)
+
+    def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
+        share = self.share().detach().abs()
+        own = torch.where(share > 0, 1 / share, 0.0)[self.tree] * min(1.0, MANY / self.nodes.trees)
+        unit = own.view(-1, *[1] * (self.leaves.ndim - 1)) * self.leaf_unit(y)
+        out = {"leaves": unit, "thresholds": STEADY * x.std[self.feature]}
+        if hasattr(self, "treeWeights"):
+            out["treeWeights"] = self.treeWeights.detach().abs().max().clamp_min(1e-300)
+        return out
+
+    def supported(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
+        assert x.leaves is not None
+        reached = (x.leaves >= SUPPORT).view(-1, *[1] * (self.leaves.ndim - 1)).expand_as(self.leaves)
+        return {"leaves": reached, "thresholds": (x.support >= SUPPORT)[self.feature]}
+
+    # Back to Spark --------------------------------------------------------------------------------------------------
+
+    def written_nodes(self) -> Nodes:
+        """The nodes with this module's thresholds and leaves."""
+        nodes, values = self.nodes, self.nodes.values.copy()
+        values[nodes.starts[nodes.continuous]] = self.weight("thresholds")
+        held = getattr(nodes, self.LEAF).copy()
+        held[nodes.leaf] = self.weight("leaves")
+        return nodes.replace(values=values, **{self.LEAF: held})
+
+    def to_spark(self, stage: Any) -> Any:
+        weights = self.weight("treeWeights") if hasattr(self, "treeWeights") else None
+        return spark.rebuild(stage, self.written_nodes(), weights)
+
+
+def _wants_gradient(x: Rows) -> bool:
+    return (x.values if isinstance(x, SparseRows) else x).requires_grad
+
+
+def _spreads(thresholds: Tensor, feature: Tensor) -> Tensor:
+    """tau of each threshold (C,) as long as nobody has looked at rows: by the spread of its feature's thresholds, or 1."""
+    size = int(feature.max()) + 1 if len(feature) else 0
+    count, total, square = (torch.zeros(size, dtype=torch.float64).index_add_(0, feature, v) for v in (
+        torch.ones_like(thresholds), thresholds, thresholds**2))  # fmt: skip
+    spread = (square / count - (total / count) ** 2).clamp_min(0).sqrt()[feature]
+    return SHARPNESS * torch.where(spread > 0, spread, 1.0).nan_to_num(1.0, 1.0, 1.0)
