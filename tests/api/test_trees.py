@@ -94,7 +94,8 @@ def test_every_class_trains_and_comes_back_plain(
     was = vars(nodes(model))
     stage = plan(model).stages[-1]
     assert stage.role == "translated" and stage.trainable
-    found = tune(model, df, shared, guard=1.0, **FAST)  # whatever training moved is to be seen
+    # Whatever training moved is to be seen. Another Spark grows another forest from the same seed: small steps help any.
+    found = tune(model, df, shared, guard=1.0, **FAST | {"learningRate": 0.002 if name in ("dtc", "rfc") else 0.02})
     new = found.pipelineModel
     assert found.summary.decision == "tuned"
     plain(new, model)
