@@ -39,6 +39,7 @@ class Judgement:
     reference: Change | None = None
     compatibility: Compatibility | None = None
     maxFlipRate: float = 1.0
+    stricter: int = 1  # what the guard was divided by beside fleetSize
 
     @property
     def worse(self) -> list[Change]:
@@ -101,7 +102,8 @@ def judge(
         if unit != "rows":  # groups before they are dealt into blocks, where some meet
             distinct = torch.cat([distinct, scalar(batch, "block")[weight > 0]]).unique()
     units = rows if unit == "rows" else len(distinct)
-    level = o.guard / o.fleetSize / (STRICTER if moves_splits(network) else 1) if o.guard < 1 else o.guard
+    stricter = STRICTER if o.guard < 1 and moves_splits(network) else 1
+    level = o.guard / o.fleetSize / stricter if o.guard < 1 else o.guard
     correlation = None
     if o.timeCol:
         correlation = guard.correlation_time(_differences(data, metric, network, found.network))
@@ -112,14 +114,14 @@ def judge(
     # A fleet's budget is one of false accepts: a false veto costs a gain, never a model, and so keeps the level of one run.
     worse = o.guard * verdict.level / level if o.guard < 1 else None
     if verdict.best < 0:
-        return Judgement(verdict, worse)
+        return Judgement(verdict, worse, stricter=stricter)
     how: dict[str, Any] = {"unit": unit, "level": worse or 0.025, "joined": verdict.joined, "seed": o.seed}
     columns = list(data.stream.slices.values())
     return Judgement(
         verdict, worse,
         tuple(slices.changes(network, found.network, data, "validation", metric, columns, **how)) if columns else (),
         slices.changes(network, found.network, data, "reference", metric, (), **how)[0] if reference else None,
-        compatibility.compare(network, found.network, data, "validation"), o.maxFlipRate,
+        compatibility.compare(network, found.network, data, "validation"), o.maxFlipRate, stricter,
     )  # fmt: skip
 
 
@@ -142,8 +144,10 @@ def reason(judgement: Judgement, options: Options, metric: Metric, original: flo
         better = f"{metric.direction} {metric.name}"
         return f"no epoch of any candidate had a {better} on the validation rows: nothing to gain from here"
     gain = f"the best epoch's gain of {verdict.gain / max(abs(original), 1e-12):.2%} on the validation rows"
-    share = f" = guard {o.guard:g} / fleetSize {o.fleetSize:,}" if o.fleetSize > 1 and o.guard < 1 else ""
-    shrunk = ", shrunk" if share and verdict.level < 0.99 * o.guard / o.fleetSize else ""
+    parts = [f" / fleetSize {o.fleetSize:,}"] if o.fleetSize > 1 else []
+    parts += [f" / {judgement.stricter} as thresholds train"] if judgement.stricter > 1 else []
+    share = f" = guard {o.guard:g}{''.join(parts)}" if parts and o.guard < 1 else ""
+    shrunk = ", shrunk" if share and verdict.level < 0.99 * o.guard / o.fleetSize / judgement.stricter else ""
     figures = f"({p_value(verdict.p, verdict.level / 10)}, needed < {verdict.level:.3g}{share}{shrunk})"
     if not verdict.accepted:
         return f"{gain} is within what chance explains {figures}; more validation rows can show smaller gains"

@@ -308,7 +308,7 @@ def distinct_values(network: Network, data: Data, i: int) -> dict[int, Tensor]:
     """
     [version] = network.graph.leaves[i].reads
     found: dict[int, Tensor] = {}
-    used = network.module(i).feature.unique().tolist()  # type: ignore[union-attr, operator]
+    used = network.module(i).compared().tolist()
     for batch, _, weight, _ in data.batches("train"):
         values = data.values(batch)
         network.run(values, [version])

@@ -84,25 +84,6 @@ class Nodes:
         """(N,) bool: inner nodes with a set of categories."""
         return np.asarray(~self.leaf & (self.numCategories >= 0))
 
-    def goes_right(self) -> tuple[Array, Array]:
-        """By category whether a row goes right at the categorical nodes, in their order.
-
-        What is no category (a fraction, an unseen number, NaN) counts as one more category behind the others. It goes left
-        where more than half of the categories do: Spark keeps the smaller set, and looks whether it holds the value.
-        Source: org.apache.spark.ml.tree.CategoricalSplit.
-
-        Returns:
-            starts (Q + 1,) int64 of each node's part of the second, (sum over nodes of numCategories + 1,) bool.
-        """
-        nodes = np.flatnonzero(self.categorical)
-        sizes = self.numCategories[nodes].astype(np.int64)
-        starts, first = np.concatenate([[0], np.cumsum(sizes + 1)]), self.starts
-        right = np.ones(starts[-1], bool)
-        for start, size, begin, end in zip(starts, sizes, first[nodes], self.ends[nodes], strict=False):
-            right[start + self.values[begin:end].astype(np.int64)] = False
-            right[start + size] = end - begin <= size // 2
-        return starts, right
-
     def depth(self) -> Array:
         """(N,) int64: 0 at the roots."""
         depth = np.full(len(self), -1, np.int64)

@@ -83,11 +83,12 @@ def fitted(
         numClasses: of a classifier.
 
     Raises:
-        InputError: no constructor can be called.
+        InputError: no constructor can be called, or these are no trees on vectors of so many features.
     """
     kind, java = jvm.model_class(estimator), estimator._java_obj
     boosted, classes = "GBT" in kind.getName(), [numClasses] if "Classification" in kind.getName() else []
     voting = [] if boosted else classes
+    nodes.check(numFeatures, estimator.uid)
     made = roots(nodes, estimator.getImpurity() if voting else "variance")
     if is_ensemble(estimator):
         tree, prefix = (

@@ -168,6 +168,10 @@ class StageModule(nn.Module):
     def settle_(self) -> None:
         """Move parameters, in place, to where they would be written back."""
 
+    def compared(self) -> Tensor:
+        """Features (q,) int64 of the input that are compared with thresholds."""
+        return torch.empty(0, dtype=torch.int64)
+
     def nominal(self) -> Tensor:
         """Features (q,) int64 of the input that are categories, to which no noise can be added."""
         return torch.empty(0, dtype=torch.int64)

@@ -126,11 +126,10 @@ class Trees(Predictor):
         return self.combined(self.gathered(leaves))
 
     def forward(self, x: Rows) -> tuple[Tensor, ...]:  # type: ignore[override]
-        if torch.is_grad_enabled() and (self.thresholds.requires_grad or _wants_gradient(x)):
-            return self.shows(self.total(x), self.route(x))
-        if "leafCol" in self.shown or "varianceCol" in self.shown:
-            return self.routed(self.route(x))
-        return self.shows(self.total(x), None)
+        leaves = self.route(x) if "leafCol" in self.shown or "varianceCol" in self.shown else None
+        if leaves is None or (torch.is_grad_enabled() and (self.thresholds.requires_grad or _wants_gradient(x))):
+            return self.shows(self.total(x), leaves)
+        return self.routed(leaves)
 
     def routed(self, leaves: Tensor) -> tuple[Tensor, ...]:
         return self.shows(self.gathered(leaves), leaves)
@@ -191,6 +190,9 @@ class Trees(Predictor):
         )
         rows[torch.arange(len(at)), features] = values
         return rows
+
+    def compared(self) -> Tensor:
+        return self.feature.unique()
 
     def nominal(self) -> Tensor:
         """Features (q,) that are categories, to which nothing can be added."""

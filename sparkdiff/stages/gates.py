@@ -16,6 +16,7 @@ from torch import Tensor
 from sparkdiff.nodes import Nodes
 from sparkdiff.sparse import SparseRows
 from sparkdiff.stages.base import Rows
+from sparkdiff.stages.routing import Subsets
 
 SHARPNESS = 0.3
 """tau in standard deviations of the feature."""
@@ -55,9 +56,7 @@ class Gates:
         self.feature = column(nodes.continuous)  # (C,) among those
         self.categorical = torch.from_numpy(place[np.flatnonzero(nodes.categorical)])
         self.category = column(nodes.categorical)
-        starts, right = nodes.goes_right()
-        self.starts, self.right_of = torch.from_numpy(starts[:-1])[:, None], torch.from_numpy(right)
-        self.categories = torch.from_numpy(nodes.numCategories[nodes.categorical].astype(np.int64))[:, None]
+        self.subsets = Subsets.of(nodes, np.flatnonzero(nodes.categorical))
         self.size = len(nodes)
 
     def _levels(self) -> list[tuple[int, int]]:
@@ -84,8 +83,10 @@ class Gates:
         out[self.continuous] = ~(columns[self.feature] <= thresholds.detach()[:, None])
         if len(self.categorical):
             value = columns[self.category]
-            known = (value == value.floor()) & (value >= 0) & (value < self.categories)
-            out[self.categorical] = self.right_of[self.starts + torch.where(known, value, self.categories).long()]
+            left = torch.empty_like(value, dtype=torch.bool)
+            subset = torch.arange(len(value))[:, None].expand(value.shape).reshape(-1)
+            self.subsets.correct(left.view(-1), subset, value.view(-1))
+            out[self.categorical] = ~left
         return out
 
     def subtrees(self, goes: Tensor, table: Tensor) -> Tensor:

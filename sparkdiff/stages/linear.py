@@ -24,7 +24,7 @@ from sparkdiff.stages.base import (
     register,
     tensor,
 )
-from sparkdiff.stages.predictor import Predictor, first_largest, logit, softmax
+from sparkdiff.stages.predictor import Predictor, by_thresholds, first_largest, lead, logit, softmax
 
 LARGEST = sys.float_info.max
 EPSILON = 1e-16  # GeneralizedLinearRegression.epsilon
@@ -297,8 +297,7 @@ class LogisticRegression(Predictor):
         """The class by the first column that Spark shows: they round differently, and NaN wins or loses differently."""
         if self.isMultinomial:
             if self.thresholds is not None:
-                scores = probability / self.thresholds
-                return torch.where(scores.isnan(), -math.inf, scores).argmax(1)
+                return by_thresholds(probability, self.thresholds)
             only = "probabilityCol" in self.shown and "rawPredictionCol" not in self.shown
             return first_largest(probability if only else raw)
         if "rawPredictionCol" in self.shown:
@@ -313,9 +312,7 @@ class LogisticRegression(Predictor):
     def boundary(self, margin: Tensor) -> Tensor:
         if not self.isMultinomial:
             return (margin - logit(self.threshold)).abs() / margin.abs().clamp_min(1)
-        score = margin if self.thresholds is None else torch.softmax(margin, 1) / self.thresholds
-        top = score.topk(2, 1).values
-        return (top[:, 0] - top[:, 1]) / top[:, 0].abs().clamp_min(1)
+        return lead(margin if self.thresholds is None else torch.softmax(margin, 1) / self.thresholds)
 
     def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
         return {"coefficientMatrix": coefficient_units(x, 1.0).expand_as(self.coefficientMatrix)}

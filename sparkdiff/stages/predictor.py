@@ -83,6 +83,21 @@ def first_largest(scores: Tensor) -> Tensor:
     return torch.where(scores[:, 0].isnan(), 0, found)
 
 
+def by_thresholds(probability: Tensor, thresholds: Tensor) -> Tensor:
+    """The class of the largest probability over its threshold, (n, k), (k,) -> (n,) int64; NaN never wins.
+
+    Source: org.apache.spark.ml.classification.ProbabilisticClassificationModel.probability2prediction.
+    """
+    scores = probability / thresholds
+    return torch.where(scores.isnan(), -math.inf, scores).argmax(1)
+
+
+def lead(scores: Tensor) -> Tensor:
+    """How far the largest score is above the second, over its size, (n, k) -> (n,)."""
+    top = scores.topk(2, 1).values
+    return (top[:, 0] - top[:, 1]) / top[:, 0].abs().clamp_min(1)
+
+
 def logit(threshold: float) -> float:
     return -math.inf if threshold == 0 else math.inf if threshold == 1 else math.log(threshold / (1 - threshold))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -14,7 +13,7 @@ from sparkdiff.errors import InputError
 from sparkdiff.nodes import Nodes
 from sparkdiff.stages.base import LabelStats, NotAffineError, Parameters, Pulled, register, tensor
 from sparkdiff.stages.forest import Trees
-from sparkdiff.stages.predictor import first_largest
+from sparkdiff.stages.predictor import by_thresholds, first_largest, lead
 
 FLOOR = 1e-15
 """Least probability in a loss, as MulticlassClassificationEvaluator's eps."""
@@ -174,8 +173,7 @@ class ClassifyingTrees(Trees):
         if self.cuts is not None and not (
             self.single and {"rawPredictionCol", "probabilityCol"}.isdisjoint(self.shown)
         ):
-            scores = probability / self.cuts
-            return torch.where(scores.isnan(), -math.inf, scores).argmax(1)
+            return by_thresholds(probability, self.cuts)
         only = "probabilityCol" in self.shown and "rawPredictionCol" not in self.shown
         return first_largest(probability if only else raw)
 
@@ -253,8 +251,7 @@ class VotingTrees(ClassifyingTrees):
 
     def boundary(self, margin: Tensor) -> Tensor:
         score = torch.softmax(margin, 1)
-        top = (score if self.cuts is None else score / self.cuts).topk(2, 1).values
-        return (top[:, 0] - top[:, 1]) / top[:, 0].abs().clamp_min(1)
+        return lead(score if self.cuts is None else score / self.cuts)
 
     def leaf_unit(self, y: LabelStats) -> Tensor | float:
         # Of the leaf's own total, so that its probabilities move; a class's share varies by about a third.
