@@ -44,7 +44,8 @@ class Draw:
 
 
 class Candidates:
-    """K candidates: each is a row of u (K, p), in natural units; its parameters are p0 + unit * u, or p0 * exp(unit * u).
+    """K candidates: each is a row of u (K, p), in natural units; its parameters are p0 + unit * u, or what a
+    constraint makes of p0 and unit * u.
 
     The parameters of a stage lie in `flat` (K, p) as they do in a network, so that the same memory is read as (K, *shape) by a
     folded network and as (*shape) by the candidates' own networks where there is none.
@@ -70,7 +71,6 @@ class Candidates:
         self.flat = self.start.repeat(count, 1)
         self.u = torch.zeros_like(self.flat)
         self.u.grad = torch.zeros_like(self.u)
-        self.positive = _runs(scales.positive)
         modules = [network.module(i) for i in network.positions]
         self.room = self._views(self.gradient)
         own = self._views(self.flat)
@@ -240,15 +240,18 @@ class Candidates:
     def _towards(self, gradient: Tensor, factor: float, out: Tensor) -> None:
         """The gradient by u, times a factor, from the one by the parameters (K, p)."""
         torch.mul(gradient, self.scales.unit, out=out)
-        for part in self.positive:
-            out[:, part] *= self.flat[:, part]
+        for part in self.scales.constrained:
+            start, value, unit = part.of(self.start), part.of(self.flat), part.of(self.scales.unit)
+            move = part.of(self.u) * unit
+            part.of(out).copy_(part.constraint.gradient(start, move, value, part.of(gradient)) * unit)
         out *= factor
 
     def _load(self, u: Tensor) -> None:
         """Set `flat` to the parameters at u (K, p)."""
         torch.addcmul(self.start, u, self.scales.unit, out=self.flat)
-        for part in self.positive:
-            self.flat[:, part] = self.start[part] * torch.exp(u[:, part] * self.scales.unit[part])
+        for part in self.scales.constrained:
+            move = part.of(u) * part.of(self.scales.unit)
+            part.of(self.flat).copy_(part.constraint.value(part.of(self.start), move))
 
     def _project(self) -> None:
         before = self.flat.clone()
@@ -415,14 +418,6 @@ def _batch_losses(
         [found] = torch.autograd.grad(total.sum(), [whole])
         gradient = found[:, first : first + margin.shape[1]]
     return total.detach() / team.world, gradient
-
-
-def _runs(flags: Tensor | None) -> list[slice]:
-    """The runs of True in (p,)."""
-    if flags is None:
-        return []
-    edges = torch.cat([torch.zeros(1), flags.double(), torch.zeros(1)]).diff().nonzero()[:, 0].tolist()
-    return [slice(a, b) for a, b in zip(edges[::2], edges[1::2], strict=True)]
 
 
 def _repeated(x: Tensor, count: int) -> Tensor:  # (n,) -> (count * n,)

@@ -11,6 +11,7 @@ from torch import Tensor
 from sparkdiff.network import Network
 from sparkdiff.options import Options
 from sparkdiff.stages.base import FeatureStats, LabelStats
+from sparkdiff.stages.constraints import Constraint
 
 Named = tuple[int, str, Tensor]
 
@@ -34,11 +35,25 @@ def load(network: Network, flat: Tensor) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Scales:
-    """Per trainable entry its natural unit, 0 where it must not move; p = p0 + unit * u, and p0 * exp(unit * u) if positive."""
+class Constrained:
+    """The entries [first, last) of the flat vector, which are one parameter of this shape."""
 
-    unit: Tensor  # (p,)
-    positive: Tensor | None  # (p,) bool, None where no parameter is positive
+    first: int
+    last: int
+    shape: tuple[int, ...]
+    constraint: Constraint
+
+    def of(self, matrix: Tensor) -> Tensor:
+        """These entries of (K, p) or (p,), as (K, *shape) or (*shape)."""
+        return matrix[..., self.first : self.last].view(*matrix.shape[:-1], *self.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scales:
+    """Natural units of the trainable entries: p = p0 + unit * u, where not constrained."""
+
+    unit: Tensor  # (p,) 0 where an entry must not move
+    constrained: tuple[Constrained, ...]
     rate: Tensor  # (p,) a stage's own learning rate over the common one
 
     @staticmethod
@@ -57,7 +72,7 @@ class Scales:
             for n, r in options.learningRates.items()
             for i in network.graph.select([n], "learningRates")
         }
-        unit, positive, rate, frozen = [], [], [], {}
+        unit, constrained, rate, frozen, first = [], [], [], {}, 0
         for i, name, p in trained(network):
             module, label = network.module(i), (others or {}).get(i, y)
             mask = module.counts().get(name, torch.ones_like(p, dtype=torch.bool))
@@ -68,17 +83,19 @@ class Scales:
                 1.0 if name in module.positive else module.units(x[i], label).get(name, 1.0), dtype=torch.float64
             )
             unit.append((own.expand_as(p) * (mask & supported & p.detach().isfinite())).flatten())
-            positive.append(torch.full((p.numel(),), name in module.positive))
+            constraint, last = module.constraints().get(name), first + p.numel()
+            if constraint is not None:
+                constrained.append(Constrained(first, last, tuple(p.shape), constraint))
+            first = last
             rate.append(torch.full((p.numel(),), rates.get(i, 1.0), dtype=torch.float64))
-        flags = torch.cat(positive)
-        return Scales(torch.cat(unit), flags if bool(flags.any()) else None, torch.cat(rate)), frozen
+        return Scales(torch.cat(unit), tuple(constrained), torch.cat(rate)), frozen
 
     def moved(self, network: Network, flat: Tensor) -> dict[str, tuple[float, float]]:
         """How far each parameter is from `flat` (p,), in its units: {uid.parameter: (largest, root mean square)}."""
         start = flattened(network)
         change = flat - start
-        if self.positive is not None:
-            change = torch.where(self.positive, torch.log(flat / start), change)
+        for part in self.constrained:
+            part.of(change).copy_(part.constraint.moved(part.of(start), part.of(flat)))
         out, first = {}, 0
         for i, name, p in trained(network):
             unit, own = self.unit[first : first + p.numel()], change[first : first + p.numel()]

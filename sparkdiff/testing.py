@@ -44,13 +44,20 @@ class LawBroken(SparkdiffError, AssertionError):
 def perturbed(module: StageModule, generator: torch.Generator) -> None:
     """Move every trainable parameter in place, each entry differently: to the next double, a little, far, across 0, to 0.
 
-    What must stay positive stays so; where the module has a domain of its own, its `project_` has the last word.
+    Parameters that are constrained stay inside their domain; where the module has one of its own, its `project_` has the
+    last word.
     """
     with torch.no_grad():
         for name, p in module.named_parameters():
             if not p.requires_grad:
                 continue
             noise = torch.rand(p.shape, generator=generator, dtype=p.dtype)
+            constraint = module.constraints().get(name)
+            if constraint is not None and name not in module.positive:
+                moves = [torch.zeros_like(p), 1e-6 * noise, noise, -noise, 3 * noise, -3 * noise]
+                which = torch.randint(len(moves), p.shape, generator=generator)
+                p.copy_(constraint.value(p, torch.stack(moves).gather(0, which[None]))[0])
+                continue
             if name in module.positive:
                 moves = [
                     p.nextafter(torch.full_like(p, torch.inf)),

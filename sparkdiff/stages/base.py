@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sparkdiff import jvm
 from sparkdiff.errors import InputError
 from sparkdiff.sparse import SparseRows
+from sparkdiff.stages.constraints import Constraint, Positive
 
 Rows = Tensor | SparseRows
 REGISTRY: dict[str, type[StageModule]] = {}
@@ -101,7 +102,7 @@ class StageModule(nn.Module):
     feature_axis: ClassVar[dict[str, int]] = {}
     """For each parameter with an entry per input feature: the axis that runs over the features."""
     positive: ClassVar[frozenset[str]] = frozenset()
-    """Parameters that must stay > 0 where they count; they train as p0 * exp(u)."""
+    """Parameters that must stay > 0 where they count."""
     expands: ClassVar[bool] = False
     """Whether the outputs are larger than the inputs, so that the cache is smaller with this stage in torch."""
     differentiable: ClassVar[bool] = True
@@ -217,6 +218,10 @@ class StageModule(nn.Module):
             NotAffineError: the stage isn't affine; its candidates are then evaluated one by one.
         """
         raise NotAffineError(type(self).__name__)
+
+    def constraints(self) -> dict[str, Constraint]:
+        """How parameters that aren't free stay inside their domain while they train; a missing one is free: p0 + unit * u."""
+        return dict.fromkeys(self.positive, Positive())
 
     def has_bounds(self) -> bool:
         """Whether `project_` has anything to do."""

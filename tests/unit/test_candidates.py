@@ -244,8 +244,9 @@ def test_each_candidate_is_what_a_loop_in_plain_torch_gives(optimizer: str, clip
     given = {"optimizer": optimizer, "learningRates": {"stage1": 3e-3}} | ({"gradientClip": clip} if clip else {})
     run = Run("scaler, PCA, Poisson", recipes, **given)
     found = run.steps()
-    unit, positive = run.scales.unit, run.scales.positive
-    assert positive is not None
+    unit, [part] = run.scales.unit, run.scales.constrained
+    positive = torch.zeros(len(unit), dtype=torch.bool)
+    positive[part.first : part.last] = True
     own = torch.ones_like(unit)
     own[10:25] = 3.0  # the PCA's rate over the common one, 1e-3
     make = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[optimizer]

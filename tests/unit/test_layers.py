@@ -16,6 +16,7 @@ LAYERS = [
     ["options", "nodes", "sparse", "checkpoint", "parallel", "optimizers", "formulas"],
     ["jvm"],
     ["nesting", "foreign"],
+    ["stages.constraints"],
     ["stages.base"],
     ["stages"],  # and all other modules of it
     ["graph", "columns"],

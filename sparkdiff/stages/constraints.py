@@ -1,0 +1,109 @@
+"""Maps from free moves to parameters inside their domain, so that every optimizer step ends where Spark's stage is defined."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Constraint:
+    """A map from moves u, which optimizers and anchors act on, to parameters; u = 0 gives the start bit for bit.
+
+    A subclass gives `value`, and `gradient` where there is a closed form. Instances hold settings only and can be pickled.
+    """
+
+    elementwise: bool = False
+    """Whether each parameter depends on its own move alone."""
+
+    def value(self, start: Tensor, move: Tensor) -> Tensor:
+        """(*shape), (K, *shape) -> (K, *shape)."""
+        raise NotImplementedError
+
+    def gradient(self, start: Tensor, move: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        """The gradient by the moves from the one by the parameters, all (K, *shape)."""
+        with torch.enable_grad():
+            free = move.detach().requires_grad_()
+            [out] = torch.autograd.grad(self.value(start, free), [free], [gradient])
+        return out
+
+    def moved(self, start: Tensor, value: Tensor) -> Tensor:
+        """How far parameters are from the start, in moves, (*shape), (*shape) -> (*shape); for reports."""
+        return value - start
+
+
+class Positive(Constraint):
+    """start * exp(move): what is above 0 stays so, and what is 0 stays 0."""
+
+    elementwise = True
+
+    def value(self, start: Tensor, move: Tensor) -> Tensor:
+        return start * torch.exp(move)
+
+    def gradient(self, start: Tensor, move: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        return gradient * value
+
+    def moved(self, start: Tensor, value: Tensor) -> Tensor:
+        return torch.where(start > 0, torch.log(value / start), 0.0)
+
+
+class Ordered(Constraint):
+    """Ascending along the last axis: the first finite entry moves freely, each further one by exp(move) times its step.
+
+    Equal neighbours stay equal; infinite entries at the ends stay where they are.
+    """
+
+    def value(self, start: Tensor, move: Tensor) -> Tensor:
+        finite = start.isfinite()
+        step, inner = self._steps(start)
+        grown = torch.where(inner, step * torch.expm1(move), torch.where(finite, move, 0.0))
+        return torch.where(finite, start + grown.cumsum(-1), start)
+
+    def moved(self, start: Tensor, value: Tensor) -> Tensor:
+        (before, inner), (after, _) = self._steps(start), self._steps(value)
+        ratio = torch.where(before > 0, after / torch.where(before > 0, before, 1.0), 1.0)
+        return torch.where(inner, torch.log(ratio), torch.where(start.isfinite(), value - start, 0.0))
+
+    @staticmethod
+    def _steps(x: Tensor) -> tuple[Tensor, Tensor]:
+        """Each entry's distance to the one before, 0 where one of the two is infinite or missing, and where neither is."""
+        finite = x.isfinite()
+        known = torch.where(finite, x, 0.0)
+        inner = finite & torch.cat([torch.zeros_like(finite[..., :1]), finite[..., :-1]], -1)
+        return torch.where(inner, torch.cat([known[..., :1], known.diff(dim=-1)], -1), 0.0), inner
+
+
+class UnitNorm(Constraint):
+    """Rows keep their Euclidean norm along the last axis while they turn."""
+
+    def value(self, start: Tensor, move: Tensor) -> Tensor:
+        norm = start.norm(dim=-1, keepdim=True)
+        turned = start + move
+        # As a difference of two roundings of the same form, so that u = 0 is the start itself.
+        return start + (self._to_length(turned, norm) - self._to_length(start, norm))
+
+    @staticmethod
+    def _to_length(x: Tensor, length: Tensor) -> Tensor:
+        norm = x.norm(dim=-1, keepdim=True)
+        return x * (length / torch.where(norm > 0, norm, 1.0))
+
+
+class LogProbabilities(Constraint):
+    """Logarithms of shares whose total along the last axis stays what it was (1 in a fitted model); a share of 0 stays 0."""
+
+    def value(self, start: Tensor, move: Tensor) -> Tensor:
+        free = move - (torch.logsumexp(start + move, -1, True) - torch.logsumexp(start, -1, True))
+        return torch.where(start.isfinite(), start + free, start)
+
+    def moved(self, start: Tensor, value: Tensor) -> Tensor:
+        return torch.where(start.isfinite(), value - start, 0.0)
+
+
+class Probabilities(Constraint):
+    """Shares > 0 whose total along the last axis stays what it was; a share of 0 stays 0."""
+
+    def value(self, start: Tensor, move: Tensor) -> Tensor:
+        total = start.sum(-1, keepdim=True)
+        return start * torch.exp(move - torch.log((start * torch.exp(move)).sum(-1, keepdim=True) / total))
+
+    def moved(self, start: Tensor, value: Tensor) -> Tensor:
+        return torch.where(start > 0, torch.log(value / start), 0.0)
