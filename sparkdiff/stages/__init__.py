@@ -7,14 +7,16 @@ from sparkdiff.stages import (
     factorization_machine,
     isotonic,
     linear,
+    one_vs_rest,
     perceptron,
     projection,
     scaling,
     support_vector,
+    survival,
     trees,
 )
 
 __all__ = [
-    "assembling", "bayes", "encoding", "factorization_machine", "isotonic", "linear", "perceptron", "projection", "scaling",
-    "support_vector", "trees",
+    "assembling", "bayes", "encoding", "factorization_machine", "isotonic", "linear", "one_vs_rest", "perceptron",
+    "projection", "scaling", "support_vector", "survival", "trees",
 ]  # fmt: skip

@@ -18,6 +18,11 @@ class Predictor(StageModule):
     classes: int = 0
     """Number of classes; 0 for a regression."""
 
+    @classmethod
+    def loss_inputs(cls, stage: Any) -> tuple[str, ...]:
+        """Columns that only the loss reads, not the prediction; `margin` gets them after the inputs where there is a loss."""
+        return ()
+
     def margin(self, *columns: Rows) -> Tensor:
         """What losses are computed from: (n,), or (n, k) for k classes in softmax form."""
         raise NotImplementedError
