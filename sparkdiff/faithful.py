@@ -11,7 +11,7 @@ import torch
 from sparkdiff import jvm
 from sparkdiff.cache import Cache
 from sparkdiff.columns import schema_of, write_columns
-from sparkdiff.errors import ParityError
+from sparkdiff.errors import InputError, ParityError
 from sparkdiff.graph import Version
 from sparkdiff.measure import Data
 from sparkdiff.nesting import flatten
@@ -31,8 +31,8 @@ def check(model: Any, network: Network, data: Data, cache: Cache) -> Parity:
         ParityError: they disagree.
     """
     spark, graph = jvm.session(), network.graph
-    sample = _sample(data)
-    edges = _edges(network, {v: taken(c, torch.tensor([0])) for v, c in sample.items()}, sample)
+    sample = _sample(network, data)
+    edges = _accepted(network, _edges(network, {v: taken(c, torch.tensor([0])) for v, c in sample.items()}, sample))
     named: dict[str, Rows] = {}
     for v, c in sample.items():
         named[graph.name(v)] = below([c, edges[v]])
@@ -52,7 +52,8 @@ def check(model: Any, network: Network, data: Data, cache: Cache) -> Parity:
     return parity
 
 
-def _sample(data: Data) -> dict[Version, Rows]:
+def _sample(network: Network, data: Data) -> dict[Version, Rows]:
+    """Cached rows of what the stages read; what only the loss reads is none of Spark's."""
     parts: list[dict[Version, Rows]] = []
     rows = 0
     for split in (TRAIN, VALIDATION):
@@ -62,9 +63,28 @@ def _sample(data: Data) -> dict[Version, Rows]:
             parts.append(data.values(batch))
             rows += len(batch["label"])
     out: dict[Version, Rows] = {}
-    for v in data.columns:
+    for v in network.reads:
         out[v] = below([p[v] for p in parts])
     return out
+
+
+@torch.no_grad()
+def _accepted(network: Network, rows: dict[Version, Rows]) -> dict[Version, Rows]:
+    """These rows without those on which a stage fails, as Spark's does: a NaiveBayes behind a scaler gets negative counts."""
+    outputs = list(network.writes.values())
+
+    def accepts(at: torch.Tensor) -> bool:
+        try:
+            network.run({v: taken(c, at) for v, c in rows.items()}, outputs)
+        except InputError:
+            return False
+        return True
+
+    every = torch.arange(min(map(len, rows.values()), default=0))
+    if accepts(every):
+        return rows
+    kept = torch.tensor([i for i in every.tolist() if accepts(torch.tensor([i]))], dtype=torch.int64)
+    return {v: taken(c, kept) for v, c in rows.items()}
 
 
 def _edges(network: Network, row: dict[Version, Rows], sample: dict[Version, Rows]) -> dict[Version, Rows]:
@@ -86,7 +106,7 @@ def _edges(network: Network, row: dict[Version, Rows], sample: dict[Version, Row
             changes += [(v, torch.tensor([e], dtype=torch.float64)) for e in own[0]]
         else:
             rows = [network.module(i).edge_rows(row[v]) for i in network.positions if graph.leaves[i].reads == (v,)]  # type: ignore[arg-type]
-            changes += [(v, e) for part in rows for e in part.split(1)]
+            changes += [(v, e) for part in rows if len(part) for e in part.split(1)]
             low, high = column.amin(0, keepdim=True), column.amax(0, keepdim=True)
             changes += [(v, e) for e in (torch.zeros_like(low), low, high, 10 * low, 10 * high)]
     out: dict[Version, Rows] = {}
