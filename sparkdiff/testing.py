@@ -179,7 +179,7 @@ def _parameters(
             counting = module.counts().get(name, torch.ones_like(p, dtype=torch.bool))
             kept = ~counting | (now == was)  # zeros of both signs are one parameter
             _same_tensor("put-get", stage, name, torch.where(kept, was, now), p, when)
-        _same_facts("put-get", stage, _without_weights(before), _without_weights(_facts(put)), when)
+        _same_facts("put-get", stage, _without_weights(cls, before), _without_weights(cls, _facts(put)), when)
         trials.append(_Trial("put-get", put, wished, stage))
     return trials
 
@@ -197,8 +197,9 @@ def _facts(stage: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _without_weights(facts: dict[str, Any]) -> dict[str, Any]:
-    return {**facts, "weights": {}}
+def _without_weights(cls: type[StageModule], facts: dict[str, Any]) -> dict[str, Any]:
+    params = {name: value for name, value in facts["Params set"].items() if name not in cls.weight_params}
+    return {**facts, "weights": {}, "Params set": params}
 
 
 def _same_facts(law: str, stage: Any, was: dict[str, Any], now: dict[str, Any], when: str) -> None:
