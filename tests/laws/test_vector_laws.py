@@ -85,6 +85,7 @@ def test_scalers(features: Features, fitted: Callable[[str], Any], drawn: Any) -
     check([built(fitted(name), weights, **params) for name, weights, params in several], features(width))
 
 
+@pytest.mark.slow
 def test_weights_by_way_of_files(features: Features, fitted: Callable[[str], Any]) -> None:
     zero = np.array([2.5, 0.0, 1e-3])
     stages = [
