@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from chains import F64, glr, least_squares, logistic, network, normal, scales, trees
+from chains import F64, bayes, glr, least_squares, logistic, network, normal, scales, support_vector, trees
 from growing import WIDTH, rows
 from torch import Tensor
 
@@ -26,6 +26,7 @@ from sparkdiff.scales import flattened
 from sparkdiff.sparse import SparseRows
 from sparkdiff.stages.assembling import VectorAssembler
 from sparkdiff.stages.base import FeatureStats, LabelStats
+from sparkdiff.stages.bayes import Bernoulli, Multinomial
 from sparkdiff.stages.projection import DCT, PCA
 from sparkdiff.stages.scaling import MaxAbsScaler, MinMaxScaler, RobustScaler, StandardScaler
 from sparkdiff.stages.selecting import Selection, VectorSizeHint
@@ -117,6 +118,11 @@ def cases() -> dict[str, tuple[Network, dict[str, Any], dict[str, int]]]:
             ),
             {"x": sparse(x)}, {"x": 5, "r": 5, "m": 5, "s": 5, "p": 1},
         ),
+        "support vectors": (
+            network((scaler(5), ["x"], "s"), (support_vector(5), ["s"], "p")), {"x": x}, {"x": 5, "s": 5, "p": 1},
+        ),
+        "multinomial": (network((bayes(Multinomial, 5), ["x"], "p")), {"x": x.abs()}, {"x": 5, "p": 1}),
+        "sparse rows, bernoulli": (network((bayes(Bernoulli, 5), ["x"], "p")), {"x": sparse((x > 0).double())}, {"x": 5, "p": 1}),
         "bounds": (
             network(
                 (scaler(5), ["x"], "s"),
