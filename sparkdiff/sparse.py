@@ -18,7 +18,7 @@ from torch import Tensor
 class SparseRows:
     """n sparse rows of the same width; inside a row the indices are distinct and ascending, as in Spark's SparseVector."""
 
-    indices: Tensor  # (nnz,) int64
+    indices: Tensor  # (nnz,) int64; int32 in a table that rows are taken from
     values: Tensor  # (nnz,) floating
     offsets: Tensor  # (n + 1,) int64, offsets[0] == 0, offsets[-1] == nnz
     width: int
@@ -40,7 +40,7 @@ class SparseRows:
         offsets = torch.zeros(len(order) + 1, dtype=torch.int64)
         torch.cumsum(lengths, 0, out=offsets[1:])
         entries = torch.arange(int(offsets[-1])) + torch.repeat_interleave(starts - offsets[:-1], lengths)
-        indices, values = self.indices.index_select(0, entries), self.values.index_select(0, entries)
+        indices, values = self.indices.index_select(0, entries).long(), self.values.index_select(0, entries)
         return SparseRows(indices, values, offsets, self.width)
 
     def select(self, columns: Tensor) -> SparseRows:
