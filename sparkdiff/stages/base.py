@@ -50,6 +50,27 @@ class NotAffineError(Exception):
     """A stage isn't affine in its inputs; never leaves the package."""
 
 
+class StaysInSparkError(Exception):
+    """What a stage's input columns hold keeps it in Spark, for the reason given; never leaves the package."""
+
+
+UNDECIDED = "decided when data are seen"
+
+
+class Field(NamedTuple):
+    """What is known of an input column before a row is seen.
+
+    Attributes:
+        vector: whether it holds vectors.
+        attributes: its `ml_attr` metadata, as Spark writes them; None where it has none.
+        storage: how Spark stores each of its vectors, as the `storage` of a StageModule.
+    """
+
+    vector: bool
+    attributes: Mapping[str, Any] | None
+    storage: str = ""
+
+
 class Pulled(NamedTuple):
     """What StageModule.pull returns, with its derivative: autograd would take several times as long over such small tensors.
 
@@ -113,6 +134,9 @@ class StageModule(nn.Module):
     """Params that name outputs which are classes or indices: no gradient, and parity counts disagreements."""
     optional: ClassVar[frozenset[str]] = frozenset()
     """Parameters that train only where the user asks for them."""
+    storage: ClassVar[str] = ""
+    """How Spark stores each vector that this stage writes: "sparse", "compressed" (dense or sparse, whichever takes less
+    room), or "" where that depends on the input."""
     routes: ClassVar[bool] = False
     """Whether the stage sends rows to leaves (`route`), and computes its outputs from these alone (`routed`)."""
 
@@ -142,6 +166,20 @@ class StageModule(nn.Module):
     def from_spark(cls, stage: Any) -> StageModule:
         """The module of a fitted stage."""
         raise NotImplementedError
+
+    @classmethod
+    def wants_fields(cls, stage: Any) -> bool:
+        """Whether what the input columns are (their `ml_attr` metadata) decides what the stage computes."""
+        return False
+
+    @classmethod
+    def from_fields(cls, stage: Any, fields: Sequence[Field | None]) -> StageModule:
+        """The module of a stage that wants to know its input columns; None is a column that nothing is known of yet.
+
+        Raises:
+            StaysInSparkError: these columns keep it in Spark.
+        """
+        return cls.from_spark(stage)
 
     def trees_and_leaves(self) -> tuple[int, int]:
         """Numbers of trees and of leaves over all trees, of a stage that routes."""

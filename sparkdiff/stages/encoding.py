@@ -22,6 +22,7 @@ class OneHotEncoder(StageModule):
 
     expands = True
     differentiable = False
+    storage = "sparse"
 
     def __init__(self, uid: str, names: tuple[str, ...], sizes: tuple[int, ...], keep: bool, drop_last: bool):
         super().__init__()
