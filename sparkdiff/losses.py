@@ -29,6 +29,8 @@ from sparkdiff.stages.predictor import Predictor
 
 REGRESSION = ("squared", "absolute", "huber", "quantile", "poisson", "gamma", "tweedie")
 CLASSIFICATION = ("logLoss", "hinge", "focal", "cost", "auc", "mmce")
+UNLABELLED = ("inertia", "logLikelihood")
+"""Losses of clusters, without a label."""
 BATCH = ("auc", "mmce")
 """Losses of a whole batch, which no row has a part of."""
 PARAMS: dict[str, dict[str, Any]] = {
@@ -292,6 +294,8 @@ def means(head: Predictor, margin: Tensor) -> Tensor | None:
 
 
 def _component(name: str, params: Mapping[str, Any], head: Predictor, y: LabelStats) -> Objective:
+    if not head.labelled or name in UNLABELLED:
+        return _unlabelled(name, head)
     if name == "logLoss":
         return Objective(name, _log_loss(head), exact=derivative(name, None, head))
     if (head.classes or head.binomial) and (name in REGRESSION or not head.classes):
@@ -306,6 +310,17 @@ def _component(name: str, params: Mapping[str, Any], head: Predictor, y: LabelSt
             f"loss={name!r} needs classes, which {type(head).__name__} doesn't predict; use one of {', '.join(REGRESSION)}"
         )
     return _classification(name, params, head)
+
+
+def _unlabelled(name: str, head: Predictor) -> Objective:
+    own = head.own_loss()[0]
+    if head.labelled:
+        raise InputError(f"loss={name!r} is of clusters, and {type(head).__name__} predicts a label; use {own!r}")
+    if name != own:
+        raise InputError(
+            f"loss={name!r} on {type(head).__name__}: its clusters have no label; use {own!r}, or a callable of its outputs"
+        )
+    return Objective(name, lambda m, y, w: head.cost(m), 1 / head.loss_unit())
 
 
 def index(y: Tensor, classes: int) -> Tensor:

@@ -6,7 +6,7 @@ import contextlib
 import contextvars
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -191,10 +191,38 @@ def rebuild(stage: Any, weights: Mapping[str, Any]) -> Any:
     Raises:
         SparkdiffError: no constructor takes these weights, or the saved data lack one.
     """
+    return rebuilt(stage, lambda old: _constructed(old, weights), lambda old: _rewritten(old, weights))
+
+
+def rebuilt(stage: Any, construct: Callable[[Any], Any], rewrite: Callable[[Any], Any]) -> Any:
+    """`rebuild` for a class whose constructor or saved data are of another form.
+
+    Args:
+        construct, rewrite: a copy of the stage -> a new one with other weights, by a Scala constructor or by way of files.
+    """
     old = stage.copy()  # copy() also carries Params that were set in Python over to the Java object
-    new = _constructed(old, weights) if has_constructors() else _rewritten(old, weights)
+    new = construct(old) if has_constructors() else rewrite(old)
     # Python objects have defaults of their own (an unset outputCol is <uid>__output of a uid made up by __init__).
     return old._copyValues(new._resetUid(stage.uid))
+
+
+def made_of(old: Any, *arguments: Any) -> Any:
+    """A model of the same class, uid and Params by the constructor that takes (String uid, *arguments), all of them Java's.
+
+    Raises:
+        SparkdiffError: there is none of so many arguments.
+    """
+    context: Any = session().sparkContext
+    java, kind = old._java_obj, old._java_obj.getClass()
+    for constructor in kind.getConstructors():
+        if len(constructor.getParameterTypes()) == len(arguments) + 1:
+            every = context._gateway.new_array(context._jvm.java.lang.Object, len(arguments) + 1)
+            for i, argument in enumerate((java.uid(), *arguments)):
+                every[i] = argument
+            new = constructor.newInstance(every)
+            java.copyValues(new, context._jvm.org.apache.spark.ml.param.ParamMap.empty())
+            return JavaParams._from_java(new)
+    raise SparkdiffError(f"{java.uid()}: {kind.getName()} has no constructor of {len(arguments)} weights")
 
 
 def _constructed(old: Any, weights: Mapping[str, Any]) -> Any:
