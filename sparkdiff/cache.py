@@ -287,7 +287,8 @@ def _write(request: Request, frames: list[DataFrame], columns: list[dict[str, An
             f = fields[fold(column["column"])]
             selected += _physical(column, f.dataType, splits.quoted(f.name))
         weight = splits.quoted(request.weightCol).cast("double") if request.weightCol else F.lit(1.0)
-        selected += [splits.quoted(request.labelCol).cast("double").alias("label"), weight.alias("weight")]
+        label = splits.quoted(request.labelCol).cast("double") if request.labelCol else F.lit(0.0)  # clusters have none
+        selected += [label.alias("label"), weight.alias("weight")]
         selected += [F.col(BLOCK).alias("block"), F.col(TIME).alias("time"), F.col(SPLIT).alias("split")]
         selected += [F.col(f"{SLICE}{i}").alias(name) for i, name in enumerate(slices)]
         part = df.select(*selected).where("weight <> 0 OR weight IS NULL")  # weight 0 counts nowhere

@@ -77,14 +77,15 @@ class Graph:
 
     def __init__(
         self, model: Any, *, reference: Iterable[Any] = (), predictionCol: str | None = None, unfreeze: Iterable[str] = (),
-        beside: Iterable[str | None] = (), data: SchemaOrRows = None,
+        beside: Iterable[str | None] = (), data: SchemaOrRows = None, labelled: bool = False,
     ):  # fmt: skip
         """
         Args:
             beside: columns that training reads beside the features; None in the places of label and weight stands for the head's.
             data: decides what a few stages compute.
+            labelled: whether a loss compares the outputs of clusters with a label, so that what feeds them may train.
         """
-        self.fold = folding()
+        self.fold, self.labelled = folding(), labelled
         self.leaves = [self._leaf(path, stage) for path, stage in flatten(model)]
         self.holders = [(path, (held.uid, type(held).__name__)) for path, held in holders(model)]
         self._link()
@@ -219,13 +220,18 @@ class Graph:
 
     def predictors(self) -> list[int]:
         """Differentiable predictors that no other predictor builds on."""
-        found = [i for i in self.translated() if isinstance(self.leaves[i].module, Predictor)]
+        found = self._predictors()
         return [i for i in found if not any(i in self.ancestors([j]) for j in found)]
 
-    def _head(self, predictionCol: str | None) -> int | None:
+    def _predictors(self) -> list[int]:
+        """All differentiable predictors; clusters only where nothing is fitted to a label."""
         found = [i for i in self.translated() if isinstance(self.leaves[i].module, Predictor)]
+        return [i for i in found if self.leaves[i].module.labelled] or found  # type: ignore[union-attr]
+
+    def _head(self, predictionCol: str | None) -> int | None:
         if predictionCol is None:
-            return max(found, default=None)
+            return max(self._predictors(), default=None)
+        found = [i for i in self.translated() if isinstance(self.leaves[i].module, Predictor)]
         match = [
             i
             for i in found
@@ -256,11 +262,16 @@ class Graph:
                 out |= {i: column for i in (self.ancestors(writers[-1:]) | {writers[-1]}) - set(out)}
         return out
 
+    def clusters(self) -> bool:
+        """Whether the loss is of clusters, without a label: what feeds them would make all rows alike, and the loss small."""
+        head = self.leaves[self.head].module if self.head is not None else None
+        return isinstance(head, Predictor) and not head.labelled and not self.labelled
+
     def _on_path(self) -> set[int]:
         """Stages from which a differentiable path leads to the loss."""
         if self.head is None:
             return set()
-        out, stack = {self.head}, [self.head]
+        out, stack = {self.head}, [] if self.clusters() else [self.head]
         while stack:
             leaf = self.leaves[stack.pop()]
             if not leaf.differentiable:
@@ -407,7 +418,13 @@ class Graph:
             return f"nothing to train; {leaf.note}" if leaf.note else "nothing to train"
         if self.head is None:
             return "no predictor that a loss could be attached to"
-        return self.blocked.get(i, "no differentiable path to the loss")
+        if i in self.blocked:
+            return self.blocked[i]
+        if i in self.upstream and self.clusters():
+            return "only a loss with a label can train it: that of clusters is least where all rows are made alike"
+        if isinstance(leaf.module, Predictor) and not leaf.differentiable and i != self.head:
+            return "no differentiable path to the loss: its output is a whole number"
+        return "no differentiable path to the loss"
 
 
 def check_columns(graph: Graph, schema: StructType, also: Iterable[str | None] = ()) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
@@ -94,6 +94,9 @@ class FeatureStats:
     std: Tensor  # (d,)
     support: Tensor  # (d,) int64: rows whose value differs from the column's usual one
     leaves: Tensor | None = None  # (L,) int64: rows that each leaf of a stage of trees holds
+    reached: Mapping[str, Tensor] = field(
+        default_factory=dict
+    )  # rows (m,) int64 that reach each of a parameter's entries
 
 
 @dataclass(frozen=True)
@@ -208,6 +211,10 @@ class StageModule(nn.Module):
 
     def settle_(self) -> None:
         """Move parameters, in place, to where they would be written back."""
+
+    def reached(self, *columns: Rows) -> dict[str, Tensor]:
+        """For parameters of which a row sees one entry, or row of entries, only: which one, (n,) int64, negative for none."""
+        return {}
 
     def compared(self) -> Tensor:
         """Features (q,) int64 of the input that are compared with thresholds."""
