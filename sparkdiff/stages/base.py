@@ -131,6 +131,8 @@ class StageModule(nn.Module):
     """Parameters that must stay > 0 where they count."""
     expands: ClassVar[bool] = False
     """Whether the outputs are larger than the inputs, so that the cache is smaller with this stage in torch."""
+    makes_dense: str = ""
+    """What makes the outputs dense where the input is sparse; empty where they stay sparse, or are no vectors."""
     differentiable: ClassVar[bool] = True
     """Whether gradients flow from the outputs to the inputs."""
     label_cols: ClassVar[tuple[str, ...]] = ()

@@ -520,3 +520,18 @@ def test_columns_far_from_zero_are_not_folded(offset: float, folds: bool) -> Non
     assert folded is not None
     data = SimpleNamespace(batches=lambda split: [(x,)], values=lambda batch: {("x", -1): batch}, team=ALONE)
     assert _agrees(folded, net, data) is folds  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("selects", [True, False])
+def test_what_is_not_selected_may_be_nan(selects: bool) -> None:
+    """A slope of 0 doesn't shut NaN out, so such rows are computed stage by stage."""
+    x = normal(N, 5)
+    x[3, 4] = math.nan
+    picked = [0, 2] if selects else [0, 4]
+    net = network(
+        (scaler(5), ["x"], "s"), (Selection("selector", picked), ["s"], "u"), (glr(2), ["u"], "p"),
+    )  # fmt: skip
+    folded = fold(net, {("x", -1): 5, ("s", 0): 5, ("u", 1): 2, ("p", 2): 1})
+    assert folded is not None
+    data = SimpleNamespace(batches=lambda split: [(x,)], values=lambda batch: {("x", -1): batch}, team=ALONE)
+    assert _agrees(folded, net, data) is not selects  # type: ignore[arg-type]
