@@ -150,6 +150,11 @@ def _check(request: Request) -> None:
         splits.check_columns(source.df, request.options)
         check_stage_columns(request.graph, source.df.schema, (request.labelCol, request.weightCol))
         names = _after(request.graph, source.df)
+        head = request.graph.leaves[request.graph.head]  # type: ignore[index]
+        for lost in (c for c in head.lossInputs if request.graph.fold(c) not in names):
+            raise InputError(
+                f"the loss of {head.uid} reads column {lost!r}, which the data lack. {did_you_mean(lost, source.df.columns)}"
+            )
         for option, column in (("labelCol", request.labelCol), ("weightCol", request.weightCol)):
             if column is not None and request.graph.fold(column) not in names:
                 raise InputError(

@@ -62,6 +62,8 @@ class Leaf:
     parametric: bool  # has parameters that its settings let train
     note: str = ""  # what was taken for granted
     reads: tuple[Version, ...] = ()
+    lossInputs: tuple[str, ...] = ()
+    lossReads: tuple[Version, ...] = ()  # what only its loss reads
     parents: frozenset[int] = frozenset()
 
     @property
@@ -95,6 +97,8 @@ class Graph:
             self._leave(i, "left in Spark by request")
         self._leave_unreachable()
         self.head = self._head(predictionCol)
+        if self.head is not None:
+            self.leaves[self.head].parents |= {p for _, p in self.leaves[self.head].lossReads if p >= 0}
         self.upstream = self.ancestors([self.head]) | {self.head} if self.head is not None else set()
         self.makers = self._makers(beside)
         self.blocked = self._blocked()
@@ -122,16 +126,21 @@ class Graph:
         waits = cls is not None and cls.wants_fields(stage)
         module = cls.from_spark(stage) if cls is not None and not why and not waits else None
         inputs = tuple(map(unquoted, inputs))
+        loss_inputs = cls.loss_inputs(stage) if cls is not None and issubclass(cls, Predictor) else ()
         parametric = module is not None and any(p.requires_grad for p in module.parameters())
         return Leaf(
-            path, stage.uid, type(stage).__name__, stage, inputs, outputs, opaque, drops, module, why, parametric
-        )
+            path, stage.uid, type(stage).__name__, stage, inputs, outputs, opaque, drops, module, why, parametric,
+            lossInputs=tuple(map(unquoted, loss_inputs)),
+        )  # fmt: skip
 
     def _link(self) -> None:
         current: dict[str, int] = {}
         barrier = -1
         for i, leaf in enumerate(self.leaves):
-            leaf.reads = tuple((self.fold(c), current.get(self.fold(c), barrier)) for c in leaf.inputs)
+            leaf.reads, leaf.lossReads = (
+                tuple((self.fold(c), current.get(self.fold(c), barrier)) for c in columns)
+                for columns in (leaf.inputs, leaf.lossInputs)
+            )
             parents = range(i) if leaf.opaque else (p for _, p in leaf.reads if p >= 0)
             leaf.parents = frozenset(parents)
             if leaf.opaque:
@@ -334,16 +343,26 @@ class Graph:
             df = self.leaves[i].stage.transform(df)
         return df
 
+    def margin_reads(self, i: int) -> tuple[Version, ...]:
+        """What the margin of stage i is computed from: the head's also from what only its loss reads."""
+        leaf = self.leaves[i]
+        return (*leaf.reads, *leaf.lossReads) if i == self.head else leaf.reads
+
+    @property
+    def lossReads(self) -> tuple[Version, ...]:
+        """What only the loss reads."""
+        return self.leaves[self.head].lossReads if self.head is not None else ()
+
     def cut(self) -> list[Version]:
-        """The column versions that the training network reads, in the order of first use."""
+        """The column versions that training reads, in the order of first use."""
         live = set(self.live)
-        return list(dict.fromkeys(v for i in self.live for v in self.leaves[i].reads if v[1] not in live))
+        return list(dict.fromkeys(v for i in self.live for v in self.margin_reads(i) if v[1] not in live))
 
     def name(self, version: Version) -> str:
         """The column's name as its writer (or first reader) spells it."""
         name, producer = version
         spelled = self.leaves[producer].outputs if producer >= 0 else ()
-        for c in (*spelled, *(c for leaf in self.leaves for c in leaf.inputs)):
+        for c in (*spelled, *(c for leaf in self.leaves for c in (*leaf.inputs, *leaf.lossInputs))):
             if self.fold(c) == name:
                 return c
         return name

@@ -284,6 +284,8 @@ def check_label(bound: Bound, head: Predictor, y: LabelStats, column: str, fract
             refuse(y.low if y.low < 0 else y.high, rule)
         if fractional is not None:
             refuse(fractional, rule)
+    elif bound.name == "weibull" and y.low <= 0:
+        refuse(y.low, "times > 0; drop such rows")
     elif bound.name == "logLoss" and (y.low < 0 or y.high > 1):
         refuse(y.low if y.low < 0 else y.high, "labels from 0 to 1")
     elif power is not None and power < 2 and y.low < 0:

@@ -20,6 +20,11 @@ class Predictor(StageModule):
     labelled: bool = True
     """Whether it was fitted to a label. One that wasn't has a loss of its own, `cost`."""
 
+    @classmethod
+    def loss_inputs(cls, stage: Any) -> tuple[str, ...]:
+        """Columns that only the loss reads, not the prediction; `margin` gets them after the inputs where there is a loss."""
+        return ()
+
     def margin(self, *columns: Rows) -> Tensor:
         """What losses are computed from: (n,), or (n, k) for k classes in softmax form."""
         raise NotImplementedError
