@@ -13,6 +13,7 @@ from sparkdiff.sparse import SparseRows
 from sparkdiff.stages.base import (
     FeatureStats,
     LabelStats,
+    NotSparseError,
     Parameters,
     Pulled,
     Rows,
@@ -74,6 +75,14 @@ class StandardScaler(StageModule):
             return gradient * factor
 
         return Pulled([pulled], -(mean.mT @ pulled) if self.with_mean else 0.0, back)
+
+    def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[StageModule, Tensor | None]:
+        [reached] = columns
+        if self.with_mean or reached is None:
+            raise NotSparseError("a column of 0 isn't 0 when it is centred")
+        if self.all_move:
+            return self, reached
+        return self.with_buffers(moves=self.moves.index_select(0, reached)), reached
 
     def counts(self) -> dict[str, Tensor]:
         return {"std": self.moves, "mean": self.moves} if self.with_std else {"std": torch.zeros_like(self.moves)}
