@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -28,6 +29,9 @@ class Predictor(StageModule):
     def margin(self, *columns: Rows) -> Tensor:
         """What losses are computed from: (n,), or (n, k) for k classes in softmax form."""
         raise NotImplementedError
+
+    def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[StageModule, Tensor | None]:
+        return self, None
 
     def routed_margin(self, leaves: Tensor) -> Tensor:
         """The margin of rows that fall into these leaves (n, T), of a stage of trees."""

@@ -12,6 +12,7 @@ from sparkdiff.errors import InputError
 from sparkdiff.stages.base import (
     FeatureStats,
     LabelStats,
+    NotSparseError,
     Parameters,
     Pulled,
     Rows,
@@ -148,6 +149,14 @@ class MaxAbsScaler(StageModule):
             return gradients[0] * factor
 
         return Pulled([pulled], 0.0, back)
+
+    def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[StageModule, Tensor | None]:
+        [reached] = columns
+        if self.with_mean or reached is None:
+            raise NotSparseError("a column of 0 isn't 0 when it is centred")
+        if self.all_move:
+            return self, reached
+        return self.with_buffers(moves=self.moves.index_select(0, reached)), reached
 
     def counts(self) -> dict[str, Tensor]:
         return {"maxAbs": self.moves}
