@@ -24,6 +24,16 @@ GUESSES: tuple[DataType, ...] = (
 )  # fmt: skip
 
 
+def fields_by_name(schema: StructType, fold: Callable[[str], str]) -> dict[str, StructField]:
+    """The fields of a schema by their folded names; those of structs too, as `struct.field`, where no column is called so."""
+    nested: dict[str, StructField] = {}
+    for field in schema.fields:
+        if isinstance(field.dataType, StructType):
+            inner = fields_by_name(field.dataType, fold)
+            nested |= {f"{fold(field.name)}.{name}": found for name, found in inner.items()}
+    return nested | {fold(f.name): f for f in schema.fields}
+
+
 class Step(NamedTuple):
     """A stage as far as columns go; `inputs` and `reads` name the same columns, `parents` are positions."""
 
@@ -52,7 +62,7 @@ def known_fields(
     found: dict[Version, StructField] = {}
 
     def note(frame: DataFrame, writer: int) -> None:
-        fields = {fold(f.name): f for f in frame.schema.fields}
+        fields = fields_by_name(frame.schema, fold)
         found.update({v: fields[v[0]] for v in wanted if v[1] == writer and v[0] in fields})
 
     try:

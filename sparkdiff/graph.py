@@ -11,7 +11,7 @@ from pyspark.ml import Transformer
 from pyspark.ml.linalg import VectorUDT
 
 from sparkdiff import jvm
-from sparkdiff.attributes import SchemaOrRows, Step, known_fields
+from sparkdiff.attributes import SchemaOrRows, Step, fields_by_name, known_fields
 from sparkdiff.attributes import Version as Version
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.nesting import flatten, holders
@@ -53,6 +53,7 @@ class Leaf:
     uid: str
     stageClass: str
     stage: Any
+    spelled: tuple[str, ...]  # the inputs as the Params name them
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     opaque: bool  # reads and writes any column
@@ -120,11 +121,11 @@ class Graph:
         drops = opaque or (skips and stage.getOrDefault("handleInvalid") == "skip")
         waits = cls is not None and cls.wants_fields(stage)
         module = cls.from_spark(stage) if cls is not None and not why and not waits else None
-        inputs = tuple(map(unquoted, inputs))
         parametric = module is not None and any(p.requires_grad for p in module.parameters())
         return Leaf(
-            path, stage.uid, type(stage).__name__, stage, inputs, outputs, opaque, drops, module, why, parametric
-        )
+            path, stage.uid, type(stage).__name__, stage, inputs, tuple(map(unquoted, inputs)), outputs, opaque, drops, module,
+            why, parametric,
+        )  # fmt: skip
 
     def _link(self) -> None:
         current: dict[str, int] = {}
@@ -337,6 +338,13 @@ class Graph:
                 return c
         return name
 
+    def in_struct(self, version: Version) -> bool:
+        """Whether it is a field of a struct of the data, `struct.field`; a column called so is read in backticks."""
+        if version[1] != -1 or "." not in version[0]:
+            return False
+        readers = (c for leaf in self.leaves for c, v in zip(leaf.spelled, leaf.reads, strict=True) if v == version)
+        return all(unquoted(c) == c for c in readers)
+
     def without_spark(self) -> Graph:
         """The same graph without the Spark stages, for processes that have no session; it can compute, not write back."""
         out = copy.copy(self)
@@ -416,7 +424,7 @@ def check_columns(graph: Graph, schema: StructType, also: Iterable[str | None] =
     Args:
         also: columns that are read by what comes after the pipeline.
     """
-    known = {graph.fold(c) for c in schema.names}
+    known = set(fields_by_name(schema, graph.fold))
     read = {name for leaf in graph.leaves for name, _ in leaf.reads} | {graph.fold(c) for c in also if c is not None}
     for leaf in graph.leaves:
         if leaf.opaque:
