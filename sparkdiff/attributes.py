@@ -12,13 +12,12 @@ from pyspark.sql.types import ArrayType, DataType, DoubleType, StringType, Struc
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError
+from sparkdiff.stages.base import UNKNOWN_SLOT
 
 Version = tuple[str, int]
 """A column as one stage left it: its folded name and the position of the stage that wrote it, -1 for the source."""
 SchemaOrRows = StructType | DataFrame | None
 """What is known of the data: their schema, the data themselves (in which Spark looks for a vector's width), or nothing."""
-UNKNOWN_SLOT = "?"
-"""What the only slot of a source vector of unknown width is called, for an assembler to pass on."""
 GUESSES: tuple[DataType, ...] = (
     DoubleType(), VectorUDT(), StringType(), ArrayType(StringType()), ArrayType(DoubleType()),
 )  # fmt: skip

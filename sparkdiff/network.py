@@ -223,7 +223,7 @@ def written(stage: Any, module: StageModule) -> Any:
     if not any(True for _ in module.parameters()):
         return stage
     old = type(module).from_spark(stage)
-    fresh = type(module).from_spark(stage)
+    fresh = copy.deepcopy(old)
     counts, changed = old.counts(), False
     for (name, now), was, target in zip(module.named_parameters(), old.parameters(), fresh.parameters(), strict=True):
         moved = (now != was) & ~(now.isnan() & was.isnan())

@@ -166,9 +166,9 @@ class _Read:
         except StaysInSparkError as e:
             raise InputError(f"{stage.uid} has no torch form: {e}") from e
 
-    def facts(self, stage: Any) -> dict[str, Any]:
-        """All of a stage that must survive."""
-        module, params = self.module(stage), jvm.defined_params(stage)
+    def facts(self, stage: Any, module: StageModule | None = None) -> dict[str, Any]:
+        """All of a stage that must survive; `module` is its own, where it has been read already."""
+        module, params = module or self.module(stage), jvm.defined_params(stage)
         return {
             "class": class_name(stage), "uid": stage.uid, "Params set": params["set"], "default Params": params["default"],
             "weights": {
@@ -182,9 +182,9 @@ def _parameters(
     read: _Read, perturb: Callable[[StageModule, torch.Generator], None], generator: torch.Generator
 ) -> list[_Trial]:
     """Check all that needs no rows; what is left to compare on rows."""
-    stage = read.stage
-    before, module = read.facts(stage), read.module(stage)
-    java = jvm.java_params(stage)
+    stage, cls = read.stage, read.cls
+    module = read.module(stage)
+    before, java = read.facts(stage, module), jvm.java_params(stage)
 
     def untouched() -> None:
         _same_facts("untouched", stage, before, read.facts(stage), "after writing back")
@@ -211,13 +211,15 @@ def _parameters(
             counting = module.counts().get(name, torch.ones_like(p, dtype=torch.bool))
             kept = ~counting | (now == was)  # zeros of both signs are one parameter
             _same_tensor("put-get", stage, name, torch.where(kept, was, now), p, when)
-        _same_facts("put-get", stage, _without_weights(before), _without_weights(read.facts(put)), when)
+        rest = _without_weights(cls, read.facts(put, wished))
+        _same_facts("put-get", stage, _without_weights(cls, before), rest, when)
         trials.append(_Trial("put-get", put, wished, stage))
     return trials
 
 
-def _without_weights(facts: dict[str, Any]) -> dict[str, Any]:
-    return {**facts, "weights": {}}
+def _without_weights(cls: type[StageModule], facts: dict[str, Any]) -> dict[str, Any]:
+    params = {name: value for name, value in facts["Params set"].items() if name not in cls.weight_params}
+    return {**facts, "weights": {}, "Params set": params}
 
 
 def _same_facts(law: str, stage: Any, was: dict[str, Any], now: dict[str, Any], when: str) -> None:

@@ -55,6 +55,8 @@ class StaysInSparkError(Exception):
 
 
 UNDECIDED = "decided when data are seen"
+UNKNOWN_SLOT = "(of unknown width)"
+"""What the only slot of a vector of unknown width is called until data are seen; an assembler adds it to the column's name."""
 
 
 class Field(NamedTuple):
@@ -120,6 +122,8 @@ class StageModule(nn.Module):
 
     weights: ClassVar[tuple[str, ...]] = ()
     """Names of the weights in the stage's saved data, in the order of its Scala constructor (after the uid)."""
+    weight_params: ClassVar[tuple[str, ...]] = ()
+    """Of the weights those that Spark keeps in Params of the stage, not in saved data; such a Param is set where it changed."""
     feature_axis: ClassVar[dict[str, int]] = {}
     """For each parameter with an entry per input feature: the axis that runs over the features."""
     positive: ClassVar[frozenset[str]] = frozenset()
@@ -284,6 +288,8 @@ class StageModule(nn.Module):
 
     def to_spark(self, stage: Any) -> Any:
         """A new fitted stage like `stage` (class, uid, Params set and default) with this module's parameters."""
+        if self.weight_params:
+            return jvm.with_params(stage, {name: self.weight(name) for name in self.weight_params})
         return jvm.rebuild(stage, {name: self.weight(name) for name in self.weights}) if self.weights else stage.copy()
 
     def weight(self, name: str) -> Any:
@@ -337,6 +343,11 @@ def width(x: Rows) -> int:
 def matrix(x: Tensor) -> Tensor:
     """A scalar (n,) as (n, 1)."""
     return x[:, None] if x.ndim == 1 else x
+
+
+def scaled(x: Rows, factor: Tensor) -> Rows:
+    """Each feature times its factor (d,); sparse stays sparse."""
+    return x.with_values(x.values * factor[x.indices]) if isinstance(x, SparseRows) else x * factor
 
 
 def taken(x: Rows, rows: Tensor) -> Rows:
