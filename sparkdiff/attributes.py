@@ -71,7 +71,7 @@ def known_fields(
             frame = _with(frame, sources, DoubleType())
         note(frame, -1)
         for i in sorted(needed):
-            if not isinstance(data, DataFrame) and not _is_plain(steps[i].stage):
+            if not isinstance(data, DataFrame) and not is_plain(steps[i].stage):
                 break  # what a stage of others does with no rows, or instead of reading them, nobody knows
             frame = _after(steps[i], frame, guess=data is None, fold=fold)
             note(frame, i)
@@ -80,7 +80,8 @@ def known_fields(
     return found
 
 
-def _is_plain(stage: Any) -> bool:
+def is_plain(stage: Any) -> bool:
+    """Whether a stage is Spark's own, or stands for what Spark keeps to itself."""
     return type(stage).__module__.startswith(("pyspark.ml.", "sparkdiff."))
 
 

@@ -7,11 +7,11 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from pyspark.ml import Transformer
+from pyspark.ml import Transformer, UnaryTransformer
 from pyspark.ml.linalg import VectorUDT
 
 from sparkdiff import jvm
-from sparkdiff.attributes import SchemaOrRows, Step, fields_by_name, known_fields
+from sparkdiff.attributes import SchemaOrRows, Step, fields_by_name, is_plain, known_fields
 from sparkdiff.attributes import Version as Version
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.nesting import flatten, holders
@@ -114,9 +114,10 @@ class Graph:
             why = cls.refuses(stage) or ""
             inputs, outputs = cls.inputs(stage), cls.outputs(stage)
         else:
-            why = UNTRANSLATED.get(name, "no torch form")
+            why = UNTRANSLATED.get(name) or foreign(stage) or "no torch form"
             inputs, outputs = columns_of(stage, INPUTS), columns_of(stage, OUTPUTS)
-            opaque = type(stage).__name__ in ANY_COLUMN or not outputs
+            own = is_plain(stage) or isinstance(stage, UnaryTransformer)
+            opaque = type(stage).__name__ in ANY_COLUMN or not outputs or not own
         skips = stage.hasParam("handleInvalid") and stage.isDefined("handleInvalid")
         drops = opaque or (skips and stage.getOrDefault("handleInvalid") == "skip")
         waits = cls is not None and cls.wants_fields(stage)
@@ -436,6 +437,21 @@ def check_columns(graph: Graph, schema: StructType, also: Iterable[str | None] =
                 raise InputError(
                     f"{leaf.uid} reads column {column!r}, which the data lack. {did_you_mean(column, schema.names)}"
                 )
+
+
+def foreign(stage: Any) -> str | None:
+    """Why a stage that isn't Spark's own stays in Spark; None for Spark's."""
+    if is_plain(stage):
+        return None
+    whose = type(stage).__module__.partition(".")[0]
+    if callable(getattr(stage, "cpu", None)):
+        return f"{whose}'s model: call .cpu() on it first, which gives Spark's own"
+    does = (
+        "only computes its output column"
+        if isinstance(stage, UnaryTransformer)
+        else "may read and write any column and row"
+    )
+    return f"no stage of Spark's, it {does}; a StageModule registered for {class_name(stage)} would translate it"
 
 
 def field_of(field: StructField, storage: str = "") -> Field:

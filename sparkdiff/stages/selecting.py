@@ -97,10 +97,10 @@ class VectorSlicer(Selection):
         attributes = field.attributes or {}
         kinds = (attributes.get("attrs") or {}).values()
         places = {a["name"]: int(a["idx"]) for kind in kinds for a in kind if "name" in a and "idx" in a}
-        known = min((i for n, i in places.items() if n.endswith(UNKNOWN_SLOT)), default=len(places) + 1)
+        unknown = min((i for n, i in places.items() if n.endswith(UNKNOWN_SLOT)), default=None)
         for wanted in stage.getNames():
-            if places.get(wanted, known) >= known and known <= len(places):
-                raise undecided  # a vector of unknown width stands before it
+            if unknown is not None and places.get(wanted, unknown) >= unknown:
+                raise undecided  # it may be in a vector of unknown width, or behind it
             if wanted not in places:
                 raise StaysInSparkError(f"no entry of {name!r} is called {wanted!r}, so that Spark refuses it")
         module = cls(stage.uid, [*stage.getIndices(), *(places[n] for n in stage.getNames())])
