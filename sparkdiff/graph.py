@@ -89,6 +89,7 @@ class Graph:
         self.leaves = [self._leaf(path, stage) for path, stage in flatten(model)]
         self.holders = [(path, (held.uid, type(held).__name__)) for path, held in holders(model)]
         self._link()
+        self._leave_ambiguous()
         self._decide(data)
         self._unfreeze(unfreeze)
         for i in self.select(reference, "reference"):
@@ -138,6 +139,16 @@ class Graph:
             if leaf.opaque:
                 barrier, current = i, {}
             current.update({self.fold(c): i for c in leaf.outputs})
+
+    def _leave_ambiguous(self) -> None:
+        """A tensor has one name: where a field `s.b` of a struct and a column of that name are read, the field stays in Spark."""
+        columns = {v for leaf in self.leaves for c, v in zip(leaf.spelled, leaf.reads, strict=True) if unquoted(c) != c}
+        for i, leaf in enumerate(self.leaves):
+            for c, v in zip(leaf.spelled, leaf.reads, strict=True):
+                if v in columns and v[1] == -1 and "." in c and unquoted(c) == c:
+                    self._leave(
+                        i, f"reads the field {c!r} of a struct, and another stage a column of that name: rename one"
+                    )
 
     def _decide(self, data: SchemaOrRows) -> None:
         """Translate the stages for which the attributes of their input columns decide what they compute."""

@@ -90,10 +90,14 @@ def compare(df: DataFrame, stages: Mapping[int, Any], network: Network, folder: 
     outputs = [(graph.fold(c), i) for i in network.positions for c in graph.leaves[i].outputs]
     held: dict[Version, str] = {}
 
+    hidden = "__sparkdiff_v"
+    while any(c.lower().startswith(hidden) for c in (*df.columns, *(o for leaf in graph.leaves for o in leaf.outputs))):
+        hidden = f"_{hidden}"
+
     def hold(df: DataFrame, producer: int) -> DataFrame:
         # A later stage may overwrite the column, so each version is kept aside as it appears.
         new = [v for v in (*network.reads, *outputs) if (v[1] if v[1] in stages else -1) == producer and v not in held]
-        held.update({v: f"__sparkdiff_v{len(held) + i}" for i, v in enumerate(new)})
+        held.update({v: f"{hidden}{len(held) + i}" for i, v in enumerate(new)})
         return df.withColumns({held[v]: named(graph.name(v), in_struct=graph.in_struct(v)) for v in new}) if new else df
 
     with tempfile.TemporaryDirectory(prefix="sparkdiff-verify-", dir=folder) as name:
