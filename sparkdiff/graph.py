@@ -7,11 +7,11 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from pyspark.ml import Transformer
+from pyspark.ml import Transformer, UnaryTransformer
 from pyspark.ml.linalg import VectorUDT
 
 from sparkdiff import jvm
-from sparkdiff.attributes import SchemaOrRows, Step, known_fields
+from sparkdiff.attributes import SchemaOrRows, Step, fields_by_name, is_plain, known_fields
 from sparkdiff.attributes import Version as Version
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.nesting import flatten, holders
@@ -53,6 +53,7 @@ class Leaf:
     uid: str
     stageClass: str
     stage: Any
+    spelled: tuple[str, ...]  # the inputs as the Params name them
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     opaque: bool  # reads and writes any column
@@ -91,6 +92,7 @@ class Graph:
         self.leaves = [self._leaf(path, stage) for path, stage in flatten(model)]
         self.holders = [(path, (held.uid, type(held).__name__)) for path, held in holders(model)]
         self._link()
+        self._leave_ambiguous()
         self._decide(data)
         self._unfreeze(unfreeze)
         for i in self.select(reference, "reference"):
@@ -118,19 +120,19 @@ class Graph:
             why = cls.refuses(stage) or ""
             inputs, outputs = cls.inputs(stage), cls.outputs(stage)
         else:
-            why = UNTRANSLATED.get(name, "no torch form")
+            why = UNTRANSLATED.get(name) or foreign(stage) or "no torch form"
             inputs, outputs = columns_of(stage, INPUTS), columns_of(stage, OUTPUTS)
-            opaque = type(stage).__name__ in ANY_COLUMN or not outputs
+            own = is_plain(stage) or isinstance(stage, UnaryTransformer)
+            opaque = type(stage).__name__ in ANY_COLUMN or not outputs or not own
         skips = stage.hasParam("handleInvalid") and stage.isDefined("handleInvalid")
         drops = opaque or (skips and stage.getOrDefault("handleInvalid") == "skip")
         waits = cls is not None and cls.wants_fields(stage)
         module = cls.from_spark(stage) if cls is not None and not why and not waits else None
-        inputs = tuple(map(unquoted, inputs))
         loss_inputs = cls.loss_inputs(stage) if cls is not None and issubclass(cls, Predictor) else ()
         parametric = module is not None and any(p.requires_grad for p in module.parameters())
         return Leaf(
-            path, stage.uid, type(stage).__name__, stage, inputs, outputs, opaque, drops, module, why, parametric,
-            lossInputs=tuple(map(unquoted, loss_inputs)),
+            path, stage.uid, type(stage).__name__, stage, inputs, tuple(map(unquoted, inputs)), outputs, opaque, drops, module,
+            why, parametric, lossInputs=tuple(map(unquoted, loss_inputs)),
         )  # fmt: skip
 
     def _link(self) -> None:
@@ -146,6 +148,16 @@ class Graph:
             if leaf.opaque:
                 barrier, current = i, {}
             current.update({self.fold(c): i for c in leaf.outputs})
+
+    def _leave_ambiguous(self) -> None:
+        """A tensor has one name: where a field `s.b` of a struct and a column of that name are read, the field stays in Spark."""
+        columns = {v for leaf in self.leaves for c, v in zip(leaf.spelled, leaf.reads, strict=True) if unquoted(c) != c}
+        for i, leaf in enumerate(self.leaves):
+            for c, v in zip(leaf.spelled, leaf.reads, strict=True):
+                if v in columns and v[1] == -1 and "." in c and unquoted(c) == c:
+                    self._leave(
+                        i, f"reads the field {c!r} of a struct, and another stage a column of that name: rename one"
+                    )
 
     def _decide(self, data: SchemaOrRows) -> None:
         """Translate the stages for which the attributes of their input columns decide what they compute."""
@@ -367,6 +379,13 @@ class Graph:
                 return c
         return name
 
+    def in_struct(self, version: Version) -> bool:
+        """Whether it is a field of a struct of the data, `struct.field`; a column called so is read in backticks."""
+        if version[1] != -1 or "." not in version[0]:
+            return False
+        readers = (c for leaf in self.leaves for c, v in zip(leaf.spelled, leaf.reads, strict=True) if v == version)
+        return all(unquoted(c) == c for c in readers)
+
     def without_spark(self) -> Graph:
         """The same graph without the Spark stages, for processes that have no session; it can compute, not write back."""
         out = copy.copy(self)
@@ -452,7 +471,7 @@ def check_columns(graph: Graph, schema: StructType, also: Iterable[str | None] =
     Args:
         also: columns that are read by what comes after the pipeline.
     """
-    known = {graph.fold(c) for c in schema.names}
+    known = set(fields_by_name(schema, graph.fold))
     read = {name for leaf in graph.leaves for name, _ in leaf.reads} | {graph.fold(c) for c in also if c is not None}
     for leaf in graph.leaves:
         if leaf.opaque:
@@ -464,6 +483,21 @@ def check_columns(graph: Graph, schema: StructType, also: Iterable[str | None] =
                 raise InputError(
                     f"{leaf.uid} reads column {column!r}, which the data lack. {did_you_mean(column, schema.names)}"
                 )
+
+
+def foreign(stage: Any) -> str | None:
+    """Why a stage that isn't Spark's own stays in Spark; None for Spark's."""
+    if is_plain(stage):
+        return None
+    whose = type(stage).__module__.partition(".")[0]
+    if callable(getattr(stage, "cpu", None)):
+        return f"{whose}'s model: call .cpu() on it first, which gives Spark's own"
+    does = (
+        "only computes its output column"
+        if isinstance(stage, UnaryTransformer)
+        else "may read and write any column and row"
+    )
+    return f"no stage of Spark's, it {does}; a StageModule registered for {class_name(stage)} would translate it"
 
 
 def field_of(field: StructField, storage: str = "") -> Field:

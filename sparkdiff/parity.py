@@ -15,13 +15,13 @@ from pyspark.sql import DataFrame
 from torch import Tensor
 
 from sparkdiff import jvm
-from sparkdiff.columns import read_plain, write_plain
+from sparkdiff.columns import named, read_plain, write_plain
 from sparkdiff.errors import InputError
 from sparkdiff.graph import Version, check_columns
 from sparkdiff.nesting import flatten
 from sparkdiff.network import Network, seeing, translate
 from sparkdiff.sparse import SparseRows
-from sparkdiff.splits import quoted, refuse_stream
+from sparkdiff.splits import refuse_stream
 from sparkdiff.stages.base import Rows, columns_of, dense, width
 from sparkdiff.stages.predictor import Predictor
 
@@ -90,11 +90,15 @@ def compare(df: DataFrame, stages: Mapping[int, Any], network: Network, folder: 
     outputs = [(graph.fold(c), i) for i in network.positions for c in graph.leaves[i].outputs]
     held: dict[Version, str] = {}
 
+    hidden = "__sparkdiff_v"
+    while any(c.lower().startswith(hidden) for c in (*df.columns, *(o for leaf in graph.leaves for o in leaf.outputs))):
+        hidden = f"_{hidden}"
+
     def hold(df: DataFrame, producer: int) -> DataFrame:
         # A later stage may overwrite the column, so each version is kept aside as it appears.
         new = [v for v in (*network.reads, *outputs) if (v[1] if v[1] in stages else -1) == producer and v not in held]
-        held.update({v: f"__sparkdiff_v{len(held) + i}" for i, v in enumerate(new)})
-        return df.withColumns({held[v]: quoted(graph.name(v)) for v in new}) if new else df
+        held.update({v: f"{hidden}{len(held) + i}" for i, v in enumerate(new)})
+        return df.withColumns({held[v]: named(graph.name(v), in_struct=graph.in_struct(v)) for v in new}) if new else df
 
     with tempfile.TemporaryDirectory(prefix="sparkdiff-verify-", dir=folder) as name:
         where = Path(name) / "rows"

@@ -56,6 +56,8 @@ class StaysInSparkError(Exception):
 
 
 UNDECIDED = "decided when data are seen"
+UNKNOWN_SLOT = "(of unknown width)"
+"""What the only slot of a vector of unknown width is called until data are seen; an assembler adds it to the column's name."""
 
 
 class Field(NamedTuple):
