@@ -53,7 +53,6 @@ class Leaf:
     uid: str
     stageClass: str
     stage: Any
-    spelled: tuple[str, ...]  # the inputs as the Params name them
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     opaque: bool  # reads and writes any column
@@ -62,6 +61,7 @@ class Leaf:
     why: str  # ... and why
     parametric: bool  # has parameters that its settings let train
     note: str = ""  # what was taken for granted
+    spelled: tuple[str, ...] = ()  # the inputs as the Params name them
     reads: tuple[Version, ...] = ()
     lossInputs: tuple[str, ...] = ()
     lossReads: tuple[Version, ...] = ()  # what only its loss reads
@@ -131,8 +131,8 @@ class Graph:
         loss_inputs = cls.loss_inputs(stage) if cls is not None and issubclass(cls, Predictor) else ()
         parametric = module is not None and any(p.requires_grad for p in module.parameters())
         return Leaf(
-            path, stage.uid, type(stage).__name__, stage, inputs, tuple(map(unquoted, inputs)), outputs, opaque, drops, module,
-            why, parametric, lossInputs=tuple(map(unquoted, loss_inputs)),
+            path, stage.uid, type(stage).__name__, stage, tuple(map(unquoted, inputs)), outputs, opaque, drops, module,
+            why, parametric, spelled=inputs, lossInputs=tuple(map(unquoted, loss_inputs)),
         )  # fmt: skip
 
     def _link(self) -> None:
