@@ -290,6 +290,17 @@ class StageModule(nn.Module):
         """
         raise NotSparseError(type(self).__name__)
 
+    def by_column(self, columns: Sequence[Tensor | None], *buffers: str) -> tuple[StageModule, Tensor | None]:
+        """`narrowed` of a stage that makes each column of its output of the same one of its only input.
+
+        Args:
+            buffers: names of those with an entry per column.
+        """
+        [reached] = columns
+        if reached is None:
+            return self, None
+        return self.with_buffers(**{n: getattr(self, n).index_select(0, reached) for n in buffers}), reached
+
     def with_buffers(self, **buffers: Tensor) -> StageModule:
         """This stage with other buffers of these names; everything else is shared."""
         other = copy.copy(self)
