@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from sparkdiff import jvm
 from sparkdiff.cache import Cache
 from sparkdiff.columns import schema_of, write_columns
 from sparkdiff.errors import ParityError
-from sparkdiff.graph import Version
+from sparkdiff.graph import Version, null_of
 from sparkdiff.measure import Data
 from sparkdiff.nesting import flatten
 from sparkdiff.network import Network
@@ -32,14 +33,19 @@ def check(model: Any, network: Network, data: Data, cache: Cache) -> Parity:
     """
     spark, graph = jvm.session(), network.graph
     sample = _sample(data)
-    edges = _edges(network, {v: taken(c, torch.tensor([0])) for v, c in sample.items()}, sample)
+    flags = {v: sample.pop(v) for v in network.flags if v in sample}
+    first = {v: taken(c, torch.tensor([0])) for v, c in (sample | flags).items()}
+    edges = _edges(network, first, sample)
     named: dict[str, Rows] = {}
+    nulls: dict[str, torch.Tensor] = {}
     for v, c in sample.items():
         named[graph.name(v)] = below([c, edges[v]])
+        if null_of(v) in flags:
+            nulls[graph.name(v)] = below([flags[null_of(v)], edges[null_of(v)]])  # type: ignore[assignment]
     metadata = {c["column"]: c.get("metadata") or {} for c in cache.manifest["columns"]}
     stages = [stage for _, stage in flatten(model)]
     with tempfile.TemporaryDirectory(prefix=".parity-", dir=cache.folder.parent) as folder:
-        write_columns(named, Path(folder) / "sample.parquet")
+        write_columns(named, Path(folder) / "sample.parquet", nulls)
         df = spark.read.schema(schema_of(named, metadata)).parquet(f"file://{folder}/sample.parquet")
         parity = compare(df, {i: stages[i] for i in graph.live}, network, Path(folder))
     if not parity.ok:
@@ -76,14 +82,16 @@ def _edges(network: Network, row: dict[Version, Rows], sample: dict[Version, Row
             nothing = torch.zeros(0, dtype=torch.int64)
             changes.append((v, SparseRows(nothing, column.values[:0], torch.zeros(2, dtype=torch.int64), column.width)))
             continue
+        readers = [i for i in network.positions if v in graph.leaves[i].reads]
         own = [
             module.edges()[k]
-            for i in network.positions
+            for i in readers
             for k, read in enumerate(graph.leaves[i].reads)
-            if read == v and k < len((module := network.module(i)).edges())
+            if read == v and column.ndim == 1 and k < len((module := network.module(i)).edges())
         ]
-        if own:
-            changes += [(v, torch.tensor([e], dtype=torch.float64)) for e in own[0]]
+        if own:  # what one reader takes for a gap, another may refuse
+            given = [e for e in own[0] if len(readers) == 1 or not math.isnan(e)]
+            changes += [(v, torch.tensor([e], dtype=torch.float64)) for e in given]
         else:
             rows = [network.module(i).edge_rows(row[v]) for i in network.positions if graph.leaves[i].reads == (v,)]  # type: ignore[arg-type]
             changes += [(v, e) for part in rows for e in part.split(1)]
@@ -92,4 +100,6 @@ def _edges(network: Network, row: dict[Version, Rows], sample: dict[Version, Row
     out: dict[Version, Rows] = {}
     for v in sample:
         out[v] = below([value if changed == v else row[v] for changed, value in changes])
+        if (flag := null_of(v)) in row:  # a value in place of the null of this row is none
+            out[flag] = below([torch.tensor([False]) if changed == v else row[flag] for changed, _ in changes])
     return out

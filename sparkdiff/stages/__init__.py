@@ -1,5 +1,5 @@
 """The translations of MLlib's stages; importing the package registers all of them."""
 
-from sparkdiff.stages import assembling, encoding, linear, projection, scaling, trees
+from sparkdiff.stages import assembling, binning, encoding, imputing, linear, projection, scaling, targets, trees
 
-__all__ = ["assembling", "encoding", "linear", "projection", "scaling", "trees"]
+__all__ = ["assembling", "binning", "encoding", "imputing", "linear", "projection", "scaling", "targets", "trees"]
