@@ -219,7 +219,7 @@ def write_back(model: Any, network: Network) -> Any:
 def written(stage: Any, module: StageModule) -> Any:
     """`stage` itself where the module holds its parameters, else a new stage with the module's; masked entries as they were."""
     old = type(module).from_spark(stage)
-    fresh = type(module).from_spark(stage)
+    fresh = copy.deepcopy(old)
     counts, changed = old.counts(), False
     for (name, now), was, target in zip(module.named_parameters(), old.parameters(), fresh.parameters(), strict=True):
         moved = (now != was) & ~(now.isnan() & was.isnan())

@@ -151,8 +151,8 @@ def _parameters(
     refused = cls.refuses(stage)
     if refused is not None:
         raise InputError(f"{stage.uid} has no torch form: {refused}")
-    before, module = _facts(stage), cls.from_spark(stage)
-    java = jvm.java_params(stage)
+    module = cls.from_spark(stage)
+    before, java = _facts(stage, module), jvm.java_params(stage)
 
     def untouched() -> None:
         _same_facts("untouched", stage, before, _facts(stage), "after writing back")
@@ -179,14 +179,14 @@ def _parameters(
             counting = module.counts().get(name, torch.ones_like(p, dtype=torch.bool))
             kept = ~counting | (now == was)  # zeros of both signs are one parameter
             _same_tensor("put-get", stage, name, torch.where(kept, was, now), p, when)
-        _same_facts("put-get", stage, _without_weights(cls, before), _without_weights(cls, _facts(put)), when)
+        _same_facts("put-get", stage, _without_weights(cls, before), _without_weights(cls, _facts(put, wished)), when)
         trials.append(_Trial("put-get", put, wished, stage))
     return trials
 
 
-def _facts(stage: Any) -> dict[str, Any]:
-    """All of a stage that must survive."""
-    module = REGISTRY[class_name(stage)].from_spark(stage)
+def _facts(stage: Any, module: StageModule | None = None) -> dict[str, Any]:
+    """All of a stage that must survive; `module` is its own, where it has been read already."""
+    module = module or REGISTRY[class_name(stage)].from_spark(stage)
     params = jvm.defined_params(stage)
     return {
         "class": class_name(stage), "uid": stage.uid, "Params set": params["set"], "default Params": params["default"],

@@ -73,6 +73,7 @@ NO_SPARK = (
 NO_TORCH = (
     "jvm",
     "jvm.trees",
+    "jvm.encoders",
     "nodes",
     "nesting",
     "options",
