@@ -1,22 +1,7 @@
-"""The translations of MLlib's stages; importing the package registers all of them."""
+"""The translations of MLlib's stages; importing the package registers those of all its modules."""
 
-from sparkdiff.stages import (
-    assembling,
-    bayes,
-    encoding,
-    factorization_machine,
-    isotonic,
-    linear,
-    one_vs_rest,
-    perceptron,
-    projection,
-    scaling,
-    support_vector,
-    survival,
-    trees,
-)
+import importlib
+import pkgutil
 
-__all__ = [
-    "assembling", "bayes", "encoding", "factorization_machine", "isotonic", "linear", "one_vs_rest", "perceptron",
-    "projection", "scaling", "support_vector", "survival", "trees",
-]  # fmt: skip
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 from naming import named
-from pyspark.ml import Pipeline, PipelineModel
+from pyspark.ml import Pipeline, PipelineModel, Transformer
 from pyspark.ml.classification import LinearSVC, LogisticRegression
-from pyspark.ml.feature import Imputer, Normalizer, SQLTransformer, StandardScaler, VectorAssembler
+from pyspark.ml.feature import Imputer, SQLTransformer, StandardScaler, VectorAssembler
+from pyspark.ml.param.shared import HasInputCol, HasOutputCol
 from pyspark.sql import DataFrame, SparkSession
 
 import sparkdiff
@@ -30,9 +31,17 @@ def assembler(uid: str, inputCols: list[str], outputCol: str = "all") -> VectorA
     return named(uid, VectorAssembler, inputCols=inputCols, outputCol=outputCol)
 
 
-def normalizer(source: str, to: str) -> Normalizer:
+class Unit(Transformer, HasInputCol, HasOutputCol):
+    """A stage of somebody's own, in Python."""
+
+    def _transform(self, dataset: DataFrame) -> DataFrame:
+        raise NotImplementedError  # a plan runs nothing
+
+
+def normalizer(source: str, to: str) -> Unit:
     """A stage without a torch form."""
-    return named("normalizer", Normalizer, inputCol=source, outputCol=to)
+    stage = named("normalizer", Unit)
+    return stage.copy({stage.inputCol: source, stage.outputCol: to})
 
 
 def sql(statement: str) -> SQLTransformer:
@@ -122,10 +131,14 @@ def test_a_dead_branch_neither_trains_nor_counts(stage: Stage) -> None:
 def test_columns_have_versions(fitted: dict[str, Any], stage: Stage, df: DataFrame) -> None:
     """`a` is assembled, then overwritten by an Imputer, then assembled again."""
     imputer = named("imputer", Imputer, inputCols=["a"], outputCols=["a"]).fit(df)
-    found = plan(PipelineModel([
+    model = PipelineModel([
         assembler("early", ["a", "b"], "raw"), imputer, assembler("late", ["a", "b", "c"], "vector"), stage("scaler"),
         assembler("joined", ["raw", "scaled"]), stage("linear", featuresCol="all"),
-    ]))  # fmt: skip
+    ])  # fmt: skip
+    whole = plan(model)
+    assert trained(whole) == ["imputer", "scaler", "linear"]
+    assert whole.cacheCols == ("a", "b", "c", "raw")
+    found = plan(model, reference=["imputer"])
     assert of(found, "early").role == "referenced"
     assert of(found, "early").reason == "reads 'a' before imputer, which stays in Spark, rewrites it"
     assert trained(found) == ["scaler", "linear"]

@@ -29,7 +29,7 @@ F64 = torch.float64
 def network(*stages: tuple[StageModule, Sequence[str], str]) -> Network:
     """A network of (module, columns it reads, column it writes); the last one is the predictor."""
     graph = Graph.__new__(Graph)
-    graph.fold, graph.head, graph.leaves = str.lower, len(stages) - 1, []
+    graph.fold, graph.head, graph.leaves, graph.holders = str.lower, len(stages) - 1, [], []
     made: dict[str, int] = {}
     for i, (module, reads, writes) in enumerate(stages):
         trains = any(p.requires_grad for p in module.parameters())

@@ -16,14 +16,16 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.guard import MAX_BLOCKS
-from sparkdiff.losses import check_label
+from sparkdiff.losses import UNLABELLED, check_label
 from sparkdiff.losses import resolve as resolve_loss
 from sparkdiff.measure import Tally
 from sparkdiff.metrics import Metric, influence, resolve
-from sparkdiff.options import METRICS, Options
+from sparkdiff.options import METRICS as EVERY
+from sparkdiff.options import Options
 from sparkdiff.parallel import Team
 from sparkdiff.stages.predictor import Predictor
 
+METRICS = [name for name in EVERY if name not in UNLABELLED]  # those of clusters: tests/api/test_clusters.py
 Array = NDArray[np.float64]
 RANDOM = np.random.default_rng(11)
 N = 80
