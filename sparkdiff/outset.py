@@ -34,7 +34,11 @@ def outset(network: Network, data: Data, label: LabelStats, options: Options, va
     """Look at the training rows, in passes over them; the network's stages take note of what they need to know."""
     graph, inputs = network.graph, fixed_versions(network)
     modules = {i: network.module(i) for i in network.positions}
-    reads = {i: graph.leaves[i].reads[0] for i, m in modules.items() if m.feature_axis or m.routes}
+    reads = {
+        i: graph.leaves[i].reads[0]
+        for i, m in modules.items()
+        if m.feature_axis or m.routes or any(p.requires_grad for p in m.parameters())
+    }
     # What a predictor in front of others predicts isn't the label: its own predictions tell its unit.
     others = {
         i: (graph.fold(graph.leaves[i].outputs[0]), i)

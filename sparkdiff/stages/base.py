@@ -18,6 +18,7 @@ from sparkdiff.stages.constraints import Constraint, Positive
 Rows = Tensor | SparseRows
 REGISTRY: dict[str, type[StageModule]] = {}
 UNTRANSLATED: dict[str, str] = {}
+SKIPS = "handleInvalid='skip' drops rows, which a torch module cannot; use 'error' or 'keep'"
 SUPPORT = 5
 """Training rows that must differ from a feature's usual value, or bear a class, for the parameters about it to train."""
 _Module = TypeVar("_Module", bound="type[StageModule]")
@@ -107,6 +108,8 @@ class StageModule(nn.Module):
     """Parameters that must stay > 0 where they count."""
     expands: ClassVar[bool] = False
     """Whether the outputs are larger than the inputs, so that the cache is smaller with this stage in torch."""
+    refusals: ClassVar[Mapping[str, str]] = {}
+    """Settings with which a fitted stage stays in Spark although its class has a torch form, and why; beside skipping rows."""
     makes_dense: str = ""
     """What makes the outputs dense where the input is sparse; empty where they stay sparse, or are no vectors."""
     differentiable: ClassVar[bool] = True
@@ -137,7 +140,7 @@ class StageModule(nn.Module):
     def refuses(cls, stage: Any) -> str | None:
         """Why this fitted stage must stay in Spark although its class has a torch form; None where it has one."""
         if stage.hasParam("handleInvalid") and stage.getOrDefault("handleInvalid") == "skip":
-            return "handleInvalid='skip' drops rows, which a torch module cannot; use 'error' or 'keep'"
+            return SKIPS
         return None
 
     @classmethod

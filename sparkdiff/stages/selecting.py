@@ -64,10 +64,14 @@ class VarianceThresholdSelector(Selector):
 class VectorSlicer(Selection):
     """The entries of these indices, in their order."""
 
+    refusals = {
+        "names": "names are looked up in the attributes of its input, so which entries they are is decided when data are seen"
+    }
+
     @classmethod
     def refuses(cls, stage: Any) -> str | None:
         if stage.getNames():
-            return "names are looked up in the attributes of its input, so which entries they are is decided when data are seen"
+            return cls.refusals["names"]
         return super().refuses(stage)
 
     @classmethod

@@ -80,6 +80,10 @@ class ElementwiseProduct(StageModule):
     weights = ("scalingVec",)
     weight_params = ("scalingVec",)
     feature_axis = {"scalingVec": 0}
+    refusals = {
+        "scalingVec holds NaN or infinity": "scalingVec isn't finite, and Spark's product of that and 0 depends on how a vector "
+        "is stored"
+    }
 
     def __init__(self, scalingVec: Tensor):
         super().__init__()
@@ -88,7 +92,7 @@ class ElementwiseProduct(StageModule):
     @classmethod
     def refuses(cls, stage: Any) -> str | None:
         if not bool(tensor(stage.getScalingVec()).isfinite().all()):
-            return "scalingVec isn't finite, and Spark's product of that and 0 depends on how a vector is stored"
+            return cls.refusals["scalingVec holds NaN or infinity"]
         return super().refuses(stage)
 
     @classmethod
