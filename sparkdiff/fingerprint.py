@@ -44,7 +44,7 @@ class Request:
     graph: Graph
     sources: list[Source]
     options: Options
-    labelCol: str
+    labelCol: str | None
     weightCol: str | None
 
     @property
@@ -70,6 +70,8 @@ def fingerprint(request: Request, folder: Path) -> str:
         "sources": [[s.split, source_facts(s.df)] for s in request.sources],
     }
     graph = request.graph
+    if nulls := graph.telling(graph.live):
+        parts["nulls"] = [graph.name(v) for v in nulls]
     if any(graph.leaves[i].opaque for i in graph.cached):  # SQL may call functions and read tables of its own
         facts = [jvm.plan_facts(graph.before_cut(s.df), after_stages=True) for s in request.sources]
         parts["tables"] = None if None in facts else [[f["relations"], f["files"]] for f in facts if f]
@@ -96,7 +98,9 @@ def _content(df: DataFrame) -> Any:
 def _saved_bytes(graph: Graph, folder: Path) -> list[str] | None:
     """Digest of the saved stages that run before the cache; None where one can't be saved, or is Python code."""
     stages = [graph.leaves[i].stage for i in sorted(graph.cached)]
-    if not all(isinstance(s, JavaParams) or type(s).__module__.startswith("pyspark.ml.") for s in stages):
+    if not all(
+        isinstance(s, JavaParams) or type(s).__module__.startswith(("pyspark.ml.", "sparkdiff.")) for s in stages
+    ):
         return None
     return digest_of(PipelineModel(stages), folder) if stages else []
 

@@ -10,8 +10,9 @@ import torch
 from pyspark.ml import PipelineModel
 from torch import Tensor, nn
 
+from sparkdiff.attributes import SchemaOrRows
 from sparkdiff.errors import InputError, did_you_mean
-from sparkdiff.graph import LEAVES, Graph, Version
+from sparkdiff.graph import LEAVES, Graph, Version, null_of
 from sparkdiff.nesting import flatten, replaced
 from sparkdiff.sparse import SparseRows
 from sparkdiff.stages.base import Rows, StageModule
@@ -22,7 +23,8 @@ class Network(nn.Module):
     """The translated stages of a pipeline, float64, keyed by Spark's column names.
 
     `network(columns)` takes the `inputCols` and returns the `outputCols`. A numeric or boolean scalar column is `(n,)`, a
-    vector `(n, d)`, sparse vectors `torch.sparse_csr`; null is NaN.
+    vector `(n, d)`, sparse vectors `torch.sparse_csr`; null is NaN. Where a stage tells the two apart (Bucketizer, an Imputer
+    whose missingValue isn't NaN, OneHotEncoder, TargetEncoder), a boolean column `"<name> is null"` may say which it is.
 
     Attributes:
         inputCols: columns that a call needs (only those that the wished outputs depend on).
@@ -37,6 +39,7 @@ class Network(nn.Module):
         self._schedules: dict[tuple[tuple[Version, ...], frozenset[Version]], list[int]] = {}
         inside = set(positions)
         self.reads = list(dict.fromkeys(v for i in positions for v in graph.leaves[i].reads if v[1] not in inside))
+        self.flags = [null_of(v) for v in graph.telling(positions)]
         self.writes: dict[str, Version] = {}  # folded name -> its last version
         for i in positions:
             self.writes.update({graph.fold(c): (graph.fold(c), i) for c in graph.leaves[i].outputs})
@@ -67,7 +70,8 @@ class Network(nn.Module):
         fold, named = self.graph.fold, {}
         for name, column in columns.items():
             named[fold(name)] = column
-        return {v: _inside(named[v[0]], v[0]) for v in self.reads if v[0] in named}
+        found = {v: _inside(named[v[0]], v[0]) for v in self.reads if v[0] in named}
+        return found | {v: named[v[0]].bool() for v in self.flags if v[0] in named}
 
     def run(self, values: dict[Version, Rows], wanted: Iterable[Version]) -> None:
         """Compute the wanted versions and all that they depend on, into `values`.
@@ -86,7 +90,22 @@ class Network(nn.Module):
                 raise InputError(
                     f"{leaf.uid} wants column {name!r}, which the call lacks. {did_you_mean(name, self.inputCols)}"
                 )
-            self._put(i, self.module(i)(*(values[v] for v in leaf.reads)), values)
+            module = self.module(i)
+            self._put(i, module(*(values[v] for v in leaf.reads), **self.told(module, leaf.reads, values)), values)
+
+    def told(self, module: StageModule, reads: Sequence[Version], values: Mapping[Version, Rows]) -> dict[str, Any]:
+        """Which rows of its inputs are null, for a stage that wants to know."""
+        return {"nulls": [self._null(v, values) for v in reads]} if module.tells_null else {}
+
+    def _null(self, v: Version, values: Mapping[Version, Rows]) -> Tensor | None:
+        if v[1] not in self.positions:
+            return values.get(null_of(v))  # type: ignore[return-value]  # flags are tensors
+        column = values[v]
+        return (
+            column.isnan()
+            if self.module(v[1]).writes_null and isinstance(column, Tensor) and column.ndim == 1
+            else None
+        )
 
     def _put(self, i: int, out: Any, values: dict[Version, Rows]) -> None:
         out = out if isinstance(out, tuple) else (out,)
@@ -131,7 +150,7 @@ class Network(nn.Module):
         routed = values.get((LEAVES, self.graph.head))  # type: ignore[arg-type]
         if isinstance(routed, Tensor):
             return self.head.routed_margin(routed)
-        reads = self.graph.leaves[self.graph.head].reads  # type: ignore[index]
+        reads = self.graph.margin_reads(self.graph.head)  # type: ignore[arg-type]
         self.run(values, [v for v in reads if v not in values])
         return self.head.margin(*(values[v] for v in reads))
 
@@ -162,16 +181,35 @@ def _outside(column: Rows) -> Tensor:
     return column.to_csr() if isinstance(column, SparseRows) else column
 
 
-def translate(model: Any) -> Network:
+def translate(model: Any, *, schema: SchemaOrRows = None) -> Network:
     """The translated stages of a fitted pipeline (or of one fitted stage) as a torch module with Spark's own parameters.
 
     `requires_grad` is set exactly where `plan(model)` says trainable.
 
+    Args:
+        schema: of the data, or the data themselves; without them, columns that no stage makes are taken for free of categories
+            (`ml_attr` metadata decide what a few stages compute; the plan says which).
+
     Raises:
         InputError: the pipeline isn't fitted.
     """
-    graph = Graph(model)
+    graph = Graph(model, data=schema)
     return Network(graph, graph.translated())
+
+
+def seeing(network: Network, model: Any, data: SchemaOrRows) -> Network:
+    """The network, parameters shared, with the stages for which the data's attributes decide translated anew."""
+    waiting = [
+        i for i in network.positions if (s := network.graph.leaves[i].stage) and network.module(i).wants_fields(s)
+    ]
+    if not waiting:
+        return network
+    graph = Graph(model, data=data)
+    if any(graph.leaves[i].module is None for i in network.positions):
+        return network
+    other = Network(graph, network.positions)
+    other.stages.update({str(i): network.module(i) for i in network.positions if i not in waiting})
+    return other
 
 
 def write_back(model: Any, network: Network) -> Any:
@@ -200,6 +238,8 @@ def write_back(model: Any, network: Network) -> Any:
 @torch.no_grad()
 def written(stage: Any, module: StageModule) -> Any:
     """`stage` itself where the module holds its parameters, else a new stage with the module's; masked entries as they were."""
+    if not any(True for _ in module.parameters()):
+        return stage
     old = type(module).from_spark(stage)
     fresh = copy.deepcopy(old)
     counts, changed = old.counts(), False

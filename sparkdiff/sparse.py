@@ -18,7 +18,7 @@ from torch import Tensor
 class SparseRows:
     """n sparse rows of the same width; inside a row the indices are distinct and ascending, as in Spark's SparseVector."""
 
-    indices: Tensor  # (nnz,) int64
+    indices: Tensor  # (nnz,) int64; int32 in a table that rows are taken from
     values: Tensor  # (nnz,) floating
     offsets: Tensor  # (n + 1,) int64, offsets[0] == 0, offsets[-1] == nnz
     width: int
@@ -40,7 +40,7 @@ class SparseRows:
         offsets = torch.zeros(len(order) + 1, dtype=torch.int64)
         torch.cumsum(lengths, 0, out=offsets[1:])
         entries = torch.arange(int(offsets[-1])) + torch.repeat_interleave(starts - offsets[:-1], lengths)
-        indices, values = self.indices.index_select(0, entries), self.values.index_select(0, entries)
+        indices, values = self.indices.index_select(0, entries).long(), self.values.index_select(0, entries)
         return SparseRows(indices, values, offsets, self.width)
 
     def select(self, columns: Tensor) -> SparseRows:
@@ -59,6 +59,18 @@ class SparseRows:
 
     def with_values(self, values: Tensor) -> SparseRows:
         return SparseRows(self.indices, values, self.offsets, self.width)
+
+    def with_nan(self, which: Tensor) -> SparseRows:
+        """The same rows, those that `which` (n,) bool says NaN in every entry."""
+        lengths = torch.where(which, self.width, self.lengths())
+        offsets = torch.zeros_like(self.offsets)
+        torch.cumsum(lengths, 0, out=offsets[1:])
+        filled = which.repeat_interleave(lengths)
+        kept = ~which.repeat_interleave(self.lengths())
+        indices = torch.arange(len(filled)) - offsets[:-1].repeat_interleave(lengths)
+        indices[~filled] = self.indices[kept]
+        values = self.values.new_full((len(filled),), torch.nan).masked_scatter(~filled, self.values[kept])
+        return SparseRows(indices, values, offsets, self.width)
 
     def matmul(self, matrix: Tensor) -> Tensor:
         """(n, d) @ (d, k) -> (n, k), with gradients to the matrix and to the values."""

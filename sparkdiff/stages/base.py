@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
@@ -16,9 +17,14 @@ from sparkdiff.sparse import SparseRows
 from sparkdiff.stages.constraints import Constraint, Positive
 
 Rows = Tensor | SparseRows
+Parameters = Mapping[str, Tensor]
+Nulls = Sequence[Tensor | None]
+"""Per input column which rows (n,) bool are null; None where none is, or nobody can tell."""
 REGISTRY: dict[str, type[StageModule]] = {}
 UNTRANSLATED: dict[str, str] = {}
 SKIPS = "handleInvalid='skip' drops rows, which a torch module cannot; use 'error' or 'keep'"
+NULL = " is null"
+"""Ends the name of the boolean column that says in which rows another column is null."""
 SUPPORT = 5
 """Training rows that must differ from a feature's usual value, or bear a class, for the parameters about it to train."""
 _Module = TypeVar("_Module", bound="type[StageModule]")
@@ -44,11 +50,35 @@ def class_name(stage: Any) -> str:
     return f"{type(stage).__module__}.{type(stage).__qualname__}"
 
 
-Parameters = Mapping[str, Tensor]
-
-
 class NotAffineError(Exception):
     """A stage isn't affine in its inputs; never leaves the package."""
+
+
+class StaysInSparkError(Exception):
+    """What a stage's input columns hold keeps it in Spark, for the reason given; never leaves the package."""
+
+
+UNDECIDED = "decided when data are seen"
+UNKNOWN_SLOT = "(of unknown width)"
+"""What the only slot of a vector of unknown width is called until data are seen; an assembler adds it to the column's name."""
+
+
+class Field(NamedTuple):
+    """What is known of an input column before a row is seen.
+
+    Attributes:
+        vector: whether it holds vectors.
+        attributes: its `ml_attr` metadata, as Spark writes them; None where it has none.
+        storage: how Spark stores each of its vectors, as the `storage` of a StageModule.
+    """
+
+    vector: bool
+    attributes: Mapping[str, Any] | None
+    storage: str = ""
+
+
+class NotSparseError(Exception):
+    """A stage's output depends on columns that are 0; never leaves the package."""
 
 
 class Pulled(NamedTuple):
@@ -74,6 +104,7 @@ class FeatureStats:
     std: Tensor  # (d,)
     support: Tensor  # (d,) int64: rows whose value differs from the column's usual one
     leaves: Tensor | None = None  # (L,) int64: rows that each leaf of a stage of trees holds
+    sums: Parameters = field(default_factory=dict)  # of the stage's own `tally`
 
 
 @dataclass(frozen=True)
@@ -94,6 +125,11 @@ class StageModule(nn.Module):
     in the order of `inputs(stage)` and returns the output columns in the order of `outputs(stage)`; a scalar column is
     `(n,)`, a vector column `(n, d)` or SparseRows.
 
+    Null is NaN. A stage to which the two aren't the same says so by `tells_null`, and its `forward` then also takes
+    `nulls=`, which rows of each input are null. They come from outside, in the optional column `"<name> is null"`, or from a
+    stage before that passes null on (`writes_null`); other stages' outputs hold none. Where an input has no such column, its
+    NaN is NaN, unless NaN is what the stage refuses and null isn't.
+
     Four laws hold, and `sparkdiff.testing.check_stage` checks them: parity with `stage.transform`; writing back what was
     read changes nothing; reading what was written gives the module's parameters; the caller's stage never changes.
     """
@@ -106,18 +142,30 @@ class StageModule(nn.Module):
     """For each parameter with an entry per input feature: the axis that runs over the features."""
     positive: ClassVar[frozenset[str]] = frozenset()
     """Parameters that must stay > 0 where they count."""
+    describes_weights: ClassVar[bool] = False
+    """Whether the metadata of the outputs tell the weights, and change with them."""
     expands: ClassVar[bool] = False
     """Whether the outputs are larger than the inputs, so that the cache is smaller with this stage in torch."""
-    refusals: ClassVar[Mapping[str, str]] = {}
-    """Settings with which a fitted stage stays in Spark although its class has a torch form, and why; beside skipping rows."""
+    refusals: ClassVar[tuple[str, ...]] = ()
+    """The settings for which `refuses` or `from_fields` leave a stage in Spark, in words, as docs/stages.md lists them; beside
+    handleInvalid='skip'."""
     makes_dense: str = ""
     """What makes the outputs dense where the input is sparse; empty where they stay sparse, or are no vectors."""
     differentiable: ClassVar[bool] = True
     """Whether gradients flow from the outputs to the inputs."""
     label_cols: ClassVar[tuple[str, ...]] = ()
     """Params that name outputs which are classes or indices: no gradient, and parity counts disagreements."""
+    tells_null: bool = False
+    """Whether null and NaN in an input aren't the same to the stage, so that `forward` takes `nulls=` (Nulls)."""
+    writes_null: bool = False
+    """Whether NaN in an output is null in Spark."""
+    reads_categories: ClassVar[bool] = False
+    """Whether the scalar inputs are numbers of categories, to which no noise can be added."""
     optional: ClassVar[frozenset[str]] = frozenset()
     """Parameters that train only where the user asks for them."""
+    storage: ClassVar[str] = ""
+    """How Spark stores each vector that this stage writes: "sparse", "compressed" (dense or sparse, whichever takes less
+    room), or "" where that depends on the input."""
     routes: ClassVar[bool] = False
     """Whether the stage sends rows to leaves (`route`), and computes its outputs from these alone (`routed`)."""
 
@@ -148,6 +196,20 @@ class StageModule(nn.Module):
         """The module of a fitted stage."""
         raise NotImplementedError
 
+    @classmethod
+    def wants_fields(cls, stage: Any) -> bool:
+        """Whether what the input columns are (their `ml_attr` metadata) decides what the stage computes."""
+        return False
+
+    @classmethod
+    def from_fields(cls, stage: Any, fields: Sequence[Field | None]) -> StageModule:
+        """The module of a stage that wants to know its input columns; None is a column that nothing is known of yet.
+
+        Raises:
+            StaysInSparkError: these columns keep it in Spark.
+        """
+        return cls.from_spark(stage)
+
     def trees_and_leaves(self) -> tuple[int, int]:
         """Numbers of trees and of leaves over all trees, of a stage that routes."""
         return 0, 0
@@ -164,6 +226,17 @@ class StageModule(nn.Module):
     def routes_fixed(self) -> bool:
         """Whether no parameter that trains changes where a row goes."""
         return False
+
+    def passes_gradient(self) -> bool:
+        """Whether outputs that are classes or indices have a gradient after all, by straight-through estimation."""
+        return False
+
+    def tally(self, *columns: Rows, nulls: Nulls | None = None) -> dict[str, Tensor]:
+        """What `units` and `supported` want to know of the training rows beside FeatureStats: sums over these rows.
+
+        Added up over all of them they come back as `FeatureStats.sums`. Takes what `forward` takes.
+        """
+        return {}
 
     def look(self, x: FeatureStats, values: Mapping[int, Tensor]) -> None:
         """Take note of what the stage's input looks like, before training.
@@ -225,6 +298,38 @@ class StageModule(nn.Module):
             NotAffineError: the stage isn't affine; its candidates are then evaluated one by one.
         """
         raise NotAffineError(type(self).__name__)
+
+    def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[StageModule, Tensor | None]:
+        """This stage, for `pull`, on some columns of its inputs, and the columns of its output that are left; None means all.
+
+        It lets a batch of wide sparse rows train the parameters of the columns alone that it has entries in: those of
+        `feature_axis` are cut down likewise.
+
+        Args:
+            columns: per input (c,), ascending.
+            widths: of the inputs.
+
+        Raises:
+            NotSparseError: columns of 0 count too.
+        """
+        raise NotSparseError(type(self).__name__)
+
+    def by_column(self, columns: Sequence[Tensor | None], *buffers: str) -> tuple[StageModule, Tensor | None]:
+        """`narrowed` of a stage that makes each column of its output of the same one of its only input.
+
+        Args:
+            buffers: names of those with an entry per column.
+        """
+        [reached] = columns
+        if reached is None:
+            return self, None
+        return self.with_buffers(**{n: getattr(self, n).index_select(0, reached) for n in buffers}), reached
+
+    def with_buffers(self, **buffers: Tensor) -> StageModule:
+        """This stage with other buffers of these names; everything else is shared."""
+        other = copy.copy(self)
+        other._buffers = {**self._buffers, **buffers}
+        return other
 
     def constraints(self) -> dict[str, Constraint]:
         """How parameters that aren't free stay inside their domain while they train; a missing one is free: p0 + unit * u."""

@@ -54,6 +54,9 @@ class PCA(StageModule):
 
         return Pulled([pc @ slope], 0.0, back)
 
+    def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[StageModule, Tensor | None]:
+        return self, None
+
     def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
         # Rotations act on x in its own scale: one unit turns a component by one standard deviation of a column.
         spread = torch.where(x.std > 0, x.std, 1.0)

@@ -12,6 +12,7 @@ from sparkdiff.errors import InputError
 from sparkdiff.stages.base import (
     FeatureStats,
     LabelStats,
+    NotSparseError,
     Parameters,
     Pulled,
     Rows,
@@ -73,6 +74,11 @@ class Standardizer(StageModule):
             return gradient * factor
 
         return Pulled([pulled], -(middle.mT @ pulled) if self.shifts else 0.0, back)
+
+    def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[StageModule, Tensor | None]:
+        if self.shifts and columns[0] is not None:
+            raise NotSparseError("a column of 0 isn't 0 when it is centred")
+        return self.by_column(columns, *(() if self.all_move else ("moves",)))
 
     def counts(self) -> dict[str, Tensor]:
         divisor, shift = self.weights
@@ -148,6 +154,9 @@ class MaxAbsScaler(StageModule):
             return gradients[0] * factor
 
         return Pulled([pulled], 0.0, back)
+
+    def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[StageModule, Tensor | None]:
+        return self.by_column(columns, "moves")
 
     def counts(self) -> dict[str, Tensor]:
         return {"maxAbs": self.moves}

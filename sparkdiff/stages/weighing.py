@@ -80,10 +80,7 @@ class ElementwiseProduct(StageModule):
     weights = ("scalingVec",)
     weight_params = ("scalingVec",)
     feature_axis = {"scalingVec": 0}
-    refusals = {
-        "scalingVec holds NaN or infinity": "scalingVec isn't finite, and Spark's product of that and 0 depends on how a vector "
-        "is stored"
-    }
+    refusals = ("a scalingVec that isn't finite",)
 
     def __init__(self, scalingVec: Tensor):
         super().__init__()
@@ -92,7 +89,7 @@ class ElementwiseProduct(StageModule):
     @classmethod
     def refuses(cls, stage: Any) -> str | None:
         if not bool(tensor(stage.getScalingVec()).isfinite().all()):
-            return cls.refusals["scalingVec holds NaN or infinity"]
+            return "scalingVec isn't finite, and Spark's product of that and 0 depends on how a vector is stored"
         return super().refuses(stage)
 
     @classmethod
@@ -111,6 +108,9 @@ class ElementwiseProduct(StageModule):
             return gradients[0] * factor
 
         return Pulled([slope * factor], 0.0, back)
+
+    def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[StageModule, Tensor | None]:
+        return self.by_column(columns)
 
     def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
         # Relative to each weight; one of 0 moves as the others do on average.

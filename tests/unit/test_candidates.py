@@ -10,13 +10,26 @@ from typing import Any
 
 import pytest
 import torch
-from chains import F64, glr, least_squares, logistic, network, normal, scales, trees
+from chains import (
+    F64,
+    bayes,
+    glr,
+    least_squares,
+    logistic,
+    network,
+    normal,
+    one_vs_rest,
+    scales,
+    support_vector,
+    survival,
+    trees,
+)
 from growing import WIDTH, rows
 from torch import Tensor
 
 from sparkdiff.candidates import Candidates, Draw
 from sparkdiff.folding import fold, routed_versions
-from sparkdiff.losses import Objective, resolve
+from sparkdiff.losses import OWN, Objective, resolve
 from sparkdiff.monotone import Monotone
 from sparkdiff.network import Network
 from sparkdiff.options import Options
@@ -26,6 +39,7 @@ from sparkdiff.scales import flattened
 from sparkdiff.sparse import SparseRows
 from sparkdiff.stages.assembling import VectorAssembler
 from sparkdiff.stages.base import FeatureStats, LabelStats
+from sparkdiff.stages.bayes import Bernoulli, Multinomial
 from sparkdiff.stages.projection import DCT, PCA
 from sparkdiff.stages.scaling import MaxAbsScaler, MinMaxScaler, RobustScaler, StandardScaler
 from sparkdiff.stages.selecting import Selection, VectorSizeHint
@@ -117,6 +131,18 @@ def cases() -> dict[str, tuple[Network, dict[str, Any], dict[str, int]]]:
             ),
             {"x": sparse(x)}, {"x": 5, "r": 5, "m": 5, "s": 5, "p": 1},
         ),
+        "support vectors": (
+            network((scaler(5), ["x"], "s"), (support_vector(5), ["s"], "p")), {"x": x}, {"x": 5, "s": 5, "p": 1},
+        ),
+        "survival": (
+            network((scaler(5), ["x"], "s"), (survival(5), ["s"], "p")), {"x": x, "censor": (normal(N, seed=4) > 0).double()},
+            {"x": 5, "s": 5, "censor": 1, "p": 1},
+        ),
+        "one against the rest": (
+            network((scaler(5), ["x"], "s"), (one_vs_rest(5), ["s"], "p")), {"x": x}, {"x": 5, "s": 5, "p": 1},
+        ),
+        "multinomial": (network((bayes(Multinomial, 5), ["x"], "p")), {"x": x.abs()}, {"x": 5, "p": 1}),
+        "sparse rows, bernoulli": (network((bayes(Bernoulli, 5), ["x"], "p")), {"x": sparse((x > 0).double())}, {"x": 5, "p": 1}),
         "bounds": (
             network(
                 (scaler(5), ["x"], "s"),
@@ -240,12 +266,12 @@ def test_a_callable_sees_one_candidate_at_a_time() -> None:
 @pytest.mark.parametrize("loss", ["auto", "gamma", "poisson"])
 def test_closed_forms_are_what_autograd_finds(name: str, loss: str) -> None:
     net = CASES[name][0]
-    if net.head.classes and loss != "auto":
+    if loss != "auto" and (net.head.classes or net.head.own_loss()[0] in OWN):
         return
     objective = objective_of(net, loss)
     exact = objective.exact
     if exact is None:
-        assert loss != "auto"
+        assert loss != "auto" or objective.name in OWN
         return
     assert objective.rows is not None
     margin = (3 * normal(2, 500, *([3] if net.head.wide else []), seed=11)).requires_grad_()
