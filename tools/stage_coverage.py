@@ -1,7 +1,7 @@
 """Writes docs/stages.md: what becomes of each class of MLlib that can stand in a fitted pipeline.
 
-    python tools/coverage.py          # writes the file
-    python tools/coverage.py --check  # exit code 1 where the file isn't what this would write
+    python tools/stage_coverage.py          # writes the file
+    python tools/stage_coverage.py --check  # exit code 1 where the file isn't what this would write
 
 Every class is fitted or made once, on a few rows, and its plan and its module are asked; only what others translate is typed.
 """
@@ -238,7 +238,7 @@ def page(df: DataFrame) -> str:
     return "\n".join([*lines, LAST, ""])
 
 
-WRITTEN_BY = "<!-- written by tools/coverage.py; a test holds it against what that would write -->"
+WRITTEN_BY = "<!-- written by tools/stage_coverage.py; a test holds it against what that would write -->"
 LAST = (
     "Anything else, such as a Python stage of your own or another library's model, stays in Spark unless a translation is "
     "registered: [thirty lines](own_stages.md)."
@@ -288,12 +288,11 @@ def others(name: str) -> list[str]:
 
 
 def main() -> int:
-    session = (
-        SparkSession.builder.master("local[2]")
-        .config("spark.ui.enabled", "false")
-        .config("spark.sql.shuffle.partitions", "2")
+    builder = SparkSession.builder.master("local[2]").config("spark.ui.enabled", "false")
+    builder = builder.config("spark.sql.shuffle.partitions", "2").config(
+        "spark.driver.extraJavaOptions", "-XX:TieredStopAtLevel=1"
     )
-    text = page(rows(session.getOrCreate()))
+    text = page(rows(builder.getOrCreate()))
     if "--check" in sys.argv:
         return int(PAGE.read_text(encoding="utf-8") != text)
     PAGE.write_text(text, encoding="utf-8")
