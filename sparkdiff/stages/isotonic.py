@@ -47,6 +47,7 @@ class IsotonicRegression(Predictor):
     """
 
     weights = ("boundaries", "predictions", "isotonic")
+    refusals = ("no boundaries",)
 
     def __init__(self, boundaries: Tensor, predictions: Tensor, isotonic: bool, index: int, uid: str):
         super().__init__()

@@ -78,6 +78,7 @@ class VectorSlicer(Selection):
     Source: org.apache.spark.ml.feature.VectorSlicer.getSelectedFeatureIndices.
     """
 
+    refusals = ("names, until data are seen", "names that no entry has")
     size: int | None = None  # of the vectors that the names were looked up for
 
     @classmethod
