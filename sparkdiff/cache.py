@@ -152,6 +152,11 @@ def _check(request: Request) -> None:
         splits.check_columns(source.df, request.options)
         check_stage_columns(request.graph, source.df.schema, (request.labelCol, request.weightCol))
         names = _after(request.graph, source.df)
+        head = request.graph.leaves[request.graph.head]  # type: ignore[index]
+        for lost in (c for c in head.lossInputs if request.graph.fold(c) not in names):
+            raise InputError(
+                f"the loss of {head.uid} reads column {lost!r}, which the data lack. {did_you_mean(lost, source.df.columns)}"
+            )
         for option, column in (("labelCol", request.labelCol), ("weightCol", request.weightCol)):
             if column is not None and request.graph.fold(column) not in names:
                 raise InputError(
@@ -294,7 +299,8 @@ def _write(request: Request, frames: list[DataFrame], columns: list[dict[str, An
             f = fields[version[0]]
             selected += _physical(column, f.dataType, _source(request.graph, version, f.name))
         weight = splits.quoted(request.weightCol).cast("double") if request.weightCol else F.lit(1.0)
-        selected += [splits.quoted(request.labelCol).cast("double").alias("label"), weight.alias("weight")]
+        label = splits.quoted(request.labelCol).cast("double") if request.labelCol else F.lit(0.0)  # clusters have none
+        selected += [label.alias("label"), weight.alias("weight")]
         selected += [F.col(BLOCK).alias("block"), F.col(TIME).alias("time"), F.col(SPLIT).alias("split")]
         selected += [F.col(f"{SLICE}{i}").alias(name) for i, name in enumerate(slices)]
         part = df.select(*selected).where("weight <> 0 OR weight IS NULL")  # weight 0 counts nowhere

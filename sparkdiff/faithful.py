@@ -11,7 +11,7 @@ import torch
 from sparkdiff import jvm
 from sparkdiff.cache import Cache
 from sparkdiff.columns import into_structs, schema_of, write_columns
-from sparkdiff.errors import ParityError
+from sparkdiff.errors import InputError, ParityError
 from sparkdiff.graph import Version
 from sparkdiff.measure import Data
 from sparkdiff.nesting import flatten
@@ -90,7 +90,22 @@ def _edges(network: Network, row: dict[Version, Rows], sample: dict[Version, Row
             changes += [(v, e) for part in rows for e in part.split(1)]
             low, high = column.amin(0, keepdim=True), column.amax(0, keepdim=True)
             changes += [(v, e) for e in (torch.zeros_like(low), low, high, 10 * low, 10 * high)]
+    every = [{v: value if changed == v else row[v] for v in sample} for changed, value in changes]
+    accepted = [r for r in every if _accepts(network, r)]
     out: dict[Version, Rows] = {}
     for v in sample:
-        out[v] = below([value if changed == v else row[v] for changed, value in changes])
+        out[v] = below([r[v] for r in accepted] or [taken(row[v], torch.empty(0, dtype=torch.int64))])
     return out
+
+
+@torch.no_grad()
+def _accepts(network: Network, row: dict[Version, Rows]) -> bool:
+    """Whether the network computes this row; what it refuses, as there is no cosine of zeros, Spark refuses too."""
+    values = dict(row)
+    try:
+        network.run(
+            values, [(network.graph.fold(c), i) for i in network.positions for c in network.graph.leaves[i].outputs]
+        )
+    except InputError:
+        return False
+    return True

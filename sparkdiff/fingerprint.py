@@ -44,7 +44,7 @@ class Request:
     graph: Graph
     sources: list[Source]
     options: Options
-    labelCol: str
+    labelCol: str | None
     weightCol: str | None
 
     @property

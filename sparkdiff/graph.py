@@ -53,7 +53,6 @@ class Leaf:
     uid: str
     stageClass: str
     stage: Any
-    spelled: tuple[str, ...]  # the inputs as the Params name them
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     opaque: bool  # reads and writes any column
@@ -62,7 +61,10 @@ class Leaf:
     why: str  # ... and why
     parametric: bool  # has parameters that its settings let train
     note: str = ""  # what was taken for granted
+    spelled: tuple[str, ...] = ()  # the inputs as the Params name them
     reads: tuple[Version, ...] = ()
+    lossInputs: tuple[str, ...] = ()
+    lossReads: tuple[Version, ...] = ()  # what only its loss reads
     parents: frozenset[int] = frozenset()
 
     @property
@@ -78,14 +80,15 @@ class Graph:
 
     def __init__(
         self, model: Any, *, reference: Iterable[Any] = (), predictionCol: str | None = None, unfreeze: Iterable[str] = (),
-        beside: Iterable[str | None] = (), data: SchemaOrRows = None,
+        beside: Iterable[str | None] = (), data: SchemaOrRows = None, labelled: bool = False,
     ):  # fmt: skip
         """
         Args:
             beside: columns that training reads beside the features; None in the places of label and weight stands for the head's.
             data: decides what a few stages compute.
+            labelled: whether a loss compares the outputs of clusters with a label, so that what feeds them may train.
         """
-        self.fold = folding()
+        self.fold, self.labelled = folding(), labelled
         self.leaves = [self._leaf(path, stage) for path, stage in flatten(model)]
         self.holders = [(path, (held.uid, type(held).__name__)) for path, held in holders(model)]
         self._link()
@@ -96,6 +99,8 @@ class Graph:
             self._leave(i, "left in Spark by request")
         self._leave_unreachable()
         self.head = self._head(predictionCol)
+        if self.head is not None:
+            self.leaves[self.head].parents |= {p for _, p in self.leaves[self.head].lossReads if p >= 0}
         self.upstream = self.ancestors([self.head]) | {self.head} if self.head is not None else set()
         self.makers = self._makers(beside)
         self.blocked = self._blocked()
@@ -123,17 +128,21 @@ class Graph:
         drops = opaque or (skips and stage.getOrDefault("handleInvalid") == "skip")
         waits = cls is not None and cls.wants_fields(stage)
         module = cls.from_spark(stage) if cls is not None and not why and not waits else None
+        loss_inputs = cls.loss_inputs(stage) if cls is not None and issubclass(cls, Predictor) else ()
         parametric = module is not None and any(p.requires_grad for p in module.parameters())
         return Leaf(
-            path, stage.uid, type(stage).__name__, stage, inputs, tuple(map(unquoted, inputs)), outputs, opaque, drops, module,
-            why, parametric,
+            path, stage.uid, type(stage).__name__, stage, tuple(map(unquoted, inputs)), outputs, opaque, drops, module,
+            why, parametric, spelled=inputs, lossInputs=tuple(map(unquoted, loss_inputs)),
         )  # fmt: skip
 
     def _link(self) -> None:
         current: dict[str, int] = {}
         barrier = -1
         for i, leaf in enumerate(self.leaves):
-            leaf.reads = tuple((self.fold(c), current.get(self.fold(c), barrier)) for c in leaf.inputs)
+            leaf.reads, leaf.lossReads = (
+                tuple((self.fold(c), current.get(self.fold(c), barrier)) for c in columns)
+                for columns in (leaf.inputs, leaf.lossInputs)
+            )
             parents = range(i) if leaf.opaque else (p for _, p in leaf.reads if p >= 0)
             leaf.parents = frozenset(parents)
             if leaf.opaque:
@@ -232,13 +241,18 @@ class Graph:
 
     def predictors(self) -> list[int]:
         """Differentiable predictors that no other predictor builds on."""
-        found = [i for i in self.translated() if isinstance(self.leaves[i].module, Predictor)]
+        found = self._predictors()
         return [i for i in found if not any(i in self.ancestors([j]) for j in found)]
 
-    def _head(self, predictionCol: str | None) -> int | None:
+    def _predictors(self) -> list[int]:
+        """All differentiable predictors; clusters only where nothing is fitted to a label."""
         found = [i for i in self.translated() if isinstance(self.leaves[i].module, Predictor)]
+        return [i for i in found if self.leaves[i].module.labelled] or found  # type: ignore[union-attr]
+
+    def _head(self, predictionCol: str | None) -> int | None:
         if predictionCol is None:
-            return max(found, default=None)
+            return max(self._predictors(), default=None)
+        found = [i for i in self.translated() if isinstance(self.leaves[i].module, Predictor)]
         match = [
             i
             for i in found
@@ -269,11 +283,16 @@ class Graph:
                 out |= {i: column for i in (self.ancestors(writers[-1:]) | {writers[-1]}) - set(out)}
         return out
 
+    def clusters(self) -> bool:
+        """Whether the loss is of clusters, without a label: what feeds them would make all rows alike, and the loss small."""
+        head = self.leaves[self.head].module if self.head is not None else None
+        return isinstance(head, Predictor) and not head.labelled and not self.labelled
+
     def _on_path(self) -> set[int]:
         """Stages from which a differentiable path leads to the loss."""
         if self.head is None:
             return set()
-        out, stack = {self.head}, [self.head]
+        out, stack = {self.head}, [] if self.clusters() else [self.head]
         while stack:
             leaf = self.leaves[stack.pop()]
             if not leaf.differentiable:
@@ -336,16 +355,26 @@ class Graph:
             df = self.leaves[i].stage.transform(df)
         return df
 
+    def margin_reads(self, i: int) -> tuple[Version, ...]:
+        """What the margin of stage i is computed from: the head's also from what only its loss reads."""
+        leaf = self.leaves[i]
+        return (*leaf.reads, *leaf.lossReads) if i == self.head else leaf.reads
+
+    @property
+    def lossReads(self) -> tuple[Version, ...]:
+        """What only the loss reads."""
+        return self.leaves[self.head].lossReads if self.head is not None else ()
+
     def cut(self) -> list[Version]:
-        """The column versions that the training network reads, in the order of first use."""
+        """The column versions that training reads, in the order of first use."""
         live = set(self.live)
-        return list(dict.fromkeys(v for i in self.live for v in self.leaves[i].reads if v[1] not in live))
+        return list(dict.fromkeys(v for i in self.live for v in self.margin_reads(i) if v[1] not in live))
 
     def name(self, version: Version) -> str:
         """The column's name as its writer (or first reader) spells it."""
         name, producer = version
         spelled = self.leaves[producer].outputs if producer >= 0 else ()
-        for c in (*spelled, *(c for leaf in self.leaves for c in leaf.inputs)):
+        for c in (*spelled, *(c for leaf in self.leaves for c in (*leaf.inputs, *leaf.lossInputs))):
             if self.fold(c) == name:
                 return c
         return name
@@ -427,7 +456,13 @@ class Graph:
             return f"nothing to train; {leaf.note}" if leaf.note else "nothing to train"
         if self.head is None:
             return "no predictor that a loss could be attached to"
-        return self.blocked.get(i, "no differentiable path to the loss")
+        if i in self.blocked:
+            return self.blocked[i]
+        if i in self.upstream and self.clusters():
+            return "only a loss with a label can train it: that of clusters is least where all rows are made alike"
+        if isinstance(leaf.module, Predictor) and not leaf.differentiable and i != self.head:
+            return "no differentiable path to the loss: its output is a whole number"
+        return "no differentiable path to the loss"
 
 
 def check_columns(graph: Graph, schema: StructType, also: Iterable[str | None] = ()) -> None:

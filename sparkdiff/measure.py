@@ -18,7 +18,7 @@ from sparkdiff.metrics import Metric, influence
 from sparkdiff.network import Network
 from sparkdiff.parallel import ALONE, Team
 from sparkdiff.sparse import SparseRows
-from sparkdiff.stages.base import FeatureStats, Rows, dense, matrix, width
+from sparkdiff.stages.base import FeatureStats, Rows, StageModule, dense, matrix, width
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.stages.projection import PCA
 from sparkdiff.stream import Batch, Prepare, Stream
@@ -285,6 +285,23 @@ def leaf_counts(network: Network, data: Data) -> dict[int, Tensor]:
             leaves = values[LEAVES, i]
             assert isinstance(leaves, Tensor)
             count += torch.bincount(leaves[weight > 0].view(-1), minlength=len(count))
+    return found
+
+
+@torch.no_grad()
+def reached_counts(network: Network, data: Data) -> dict[int, dict[str, Tensor]]:
+    """Training rows of weight > 0 that reach each entry (m,) of the parameters that `reached` names, by position, in one pass."""
+    asking = [i for i in network.positions if type(network.module(i)).reached is not StageModule.reached]
+    found: dict[int, dict[str, Tensor]] = {i: {} for i in asking}
+    for batch, _, weight, _ in data.batches("train") if asking else ():
+        values = data.values(batch)
+        for i, counts in found.items():
+            reads, module = network.graph.leaves[i].reads, network.module(i)
+            network.run(values, [v for v in reads if v not in values])
+            for name, entries in module.reached(*(values[v] for v in reads)).items():
+                known = entries[(weight > 0) & (entries >= 0)]
+                size = len(getattr(module, name))
+                counts[name] = counts.get(name, 0) + torch.bincount(known, minlength=size)
     return found
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from sparkdiff.errors import InputError
 from sparkdiff.formulas import probabilities
 from sparkdiff.losses import PARAMS as LOSS_PARAMS
-from sparkdiff.losses import Objective, Rows, cost_matrix, index, rank_score
+from sparkdiff.losses import UNLABELLED, Objective, Rows, cost_matrix, index, rank_score
 from sparkdiff.losses import resolve as resolve_loss
 from sparkdiff.options import Options
 from sparkdiff.stages.base import LabelStats
@@ -135,6 +135,10 @@ def _of(objective: Objective) -> Metric:
 
 
 def _named(name: str, params: Mapping[str, Any], head: Predictor, columns: tuple[str, ...], y: LabelStats) -> Metric:
+    if not head.labelled and name not in UNLABELLED:
+        raise InputError(
+            f"metric={name!r} compares with a label, which {type(head).__name__} wasn't fitted to; use {head.own_loss()[0]!r}"
+        )
     if name in REGRESSION:
         if head.classes:
             usable = ("logLoss", *(BINARY if head.classes == 2 else ()), *MULTICLASS)

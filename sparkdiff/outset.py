@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from sparkdiff.folding import fixed_versions, routed_versions
 from sparkdiff.graph import LEAVES, Version
-from sparkdiff.measure import Data, all_dense, distinct_values, features, leaf_counts, settling
+from sparkdiff.measure import Data, all_dense, distinct_values, features, leaf_counts, reached_counts, settling
 from sparkdiff.network import Network
 from sparkdiff.options import Options
 from sparkdiff.recipes import Recipe, candidates
@@ -34,25 +34,33 @@ def outset(network: Network, data: Data, label: LabelStats, options: Options, va
     """Look at the training rows, in passes over them; the network's stages take note of what they need to know."""
     graph, inputs = network.graph, fixed_versions(network)
     modules = {i: network.module(i) for i in network.positions}
-    reads = {i: graph.leaves[i].reads[0] for i, m in modules.items() if m.feature_axis or m.routes}
+    reads = {
+        i: graph.leaves[i].reads[0]
+        for i, m in modules.items()
+        if m.routes or any(p.requires_grad for p in m.parameters())
+    }
     # What a predictor in front of others predicts isn't the label: its own predictions tell its unit.
     others = {
         i: (graph.fold(graph.leaves[i].outputs[0]), i)
         for i, m in modules.items()
         if isinstance(m, Predictor) and i != graph.head and not m.classes and graph.leaves[i].outputs
     }
-    stats, reached = features(network, data, {*reads.values(), *inputs, *others.values()}), leaf_counts(network, data)
+    stats, leaves = features(network, data, {*reads.values(), *inputs, *others.values()}), leaf_counts(network, data)
+    reached = reached_counts(network, data)
     labels = {
         i: dataclasses.replace(label, mean=float(stats[v].mean[0]), std=float(stats[v].std[0]))
         for i, v in others.items()
     }
-    seen = {i: dataclasses.replace(stats[v], leaves=reached.get(i)) for i, v in reads.items()}
+    seen = {
+        i: dataclasses.replace(stats[v], leaves=leaves.get(i), reached=reached.get(i, {})) for i, v in reads.items()
+    }
     for i, v in reads.items():
         modules[i].look(seen[i], distinct_values(network, data, i) if i in settling(network) else {})
         stats[v] = dataclasses.replace(stats[v], std=stats[v].std.index_fill(0, modules[i].nominal(), 0.0))
     scales, frozen = Scales.of(network, seen, label, options, labels)
     trees = sum(m.trees_and_leaves()[0] for m in modules.values() if any(p.requires_grad for p in m.parameters()))
     mixes = all_dense(network, data, inputs) and not any(len(m.nominal()) for m in modules.values())
+    mixes = mixes and not graph.lossReads  # a mixture of two rows has no loss input of its own
     newton = (LEAVES, graph.head) in routed_versions(network) and not network.head.wide
     recipes = candidates(options, validationRows, mixes=mixes, trees=trees, newton=newton)
     return Outset(scales, frozen, {v: stats[v] for v in inputs}, tuple(recipes))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
@@ -73,6 +74,10 @@ class Field(NamedTuple):
     storage: str = ""
 
 
+class NotSparseError(Exception):
+    """A stage's output depends on columns that are 0; never leaves the package."""
+
+
 class Pulled(NamedTuple):
     """What StageModule.pull returns, with its derivative: autograd would take several times as long over such small tensors.
 
@@ -96,6 +101,9 @@ class FeatureStats:
     std: Tensor  # (d,)
     support: Tensor  # (d,) int64: rows whose value differs from the column's usual one
     leaves: Tensor | None = None  # (L,) int64: rows that each leaf of a stage of trees holds
+    reached: Mapping[str, Tensor] = field(
+        default_factory=dict
+    )  # rows (m,) int64 that reach each of a parameter's entries
 
 
 @dataclass(frozen=True)
@@ -130,6 +138,8 @@ class StageModule(nn.Module):
     """Parameters that must stay > 0 where they count."""
     expands: ClassVar[bool] = False
     """Whether the outputs are larger than the inputs, so that the cache is smaller with this stage in torch."""
+    makes_dense: str = ""
+    """What makes the outputs dense where the input is sparse; empty where they stay sparse, or are no vectors."""
     differentiable: ClassVar[bool] = True
     """Whether gradients flow from the outputs to the inputs."""
     label_cols: ClassVar[tuple[str, ...]] = ()
@@ -211,6 +221,10 @@ class StageModule(nn.Module):
     def settle_(self) -> None:
         """Move parameters, in place, to where they would be written back."""
 
+    def reached(self, *columns: Rows) -> dict[str, Tensor]:
+        """For parameters of which a row sees one entry, or row of entries, only: which one, (n,) int64, negative for none."""
+        return {}
+
     def compared(self) -> Tensor:
         """Features (q,) int64 of the input that are compared with thresholds."""
         return torch.empty(0, dtype=torch.int64)
@@ -260,6 +274,27 @@ class StageModule(nn.Module):
             NotAffineError: the stage isn't affine; its candidates are then evaluated one by one.
         """
         raise NotAffineError(type(self).__name__)
+
+    def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[StageModule, Tensor | None]:
+        """This stage, for `pull`, on some columns of its inputs, and the columns of its output that are left; None means all.
+
+        It lets a batch of wide sparse rows train the parameters of the columns alone that it has entries in: those of
+        `feature_axis` are cut down likewise.
+
+        Args:
+            columns: per input (c,), ascending.
+            widths: of the inputs.
+
+        Raises:
+            NotSparseError: columns of 0 count too.
+        """
+        raise NotSparseError(type(self).__name__)
+
+    def with_buffers(self, **buffers: Tensor) -> StageModule:
+        """This stage with other buffers of these names; everything else is shared."""
+        other = copy.copy(self)
+        other._buffers = {**self._buffers, **buffers}
+        return other
 
     def constraints(self) -> dict[str, Constraint]:
         """How parameters that aren't free stay inside their domain while they train; a missing one is free: p0 + unit * u."""
