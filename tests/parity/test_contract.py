@@ -288,7 +288,7 @@ def test_write_back(model: Any, network: Any, df: DataFrame) -> None:
     assert sparkdiff.write_back(model, network) is model
     with torch.no_grad():
         network.head.coefficients.mul_(1.25)
-        network.module(3).mean.add_(0.5)
+        network.module(3).mean[:4] += 0.5  # not of the constant column, which never counts
     new = sparkdiff.write_back(model, network)
     assert (type(new), new.uid) == (PipelineModel, model.uid)
     assert [a is b for a, b in zip(new.stages, objects, strict=True)] == [True, True, False, True, True, False]

@@ -124,7 +124,7 @@ def test_a_users_own_stage(df: DataFrame, tmp_path: Path) -> None:
     found = plan(model, schema=df.schema)
     assert (of(found, "mine").role, of(found, "mine").cached) == ("referenced", True)
     assert of(found, "mine").reason == (
-        "no stage of Spark's, it may read and write any column and row; a StageModule registered for strangers.Clipped would "
+        "no stage of Spark's, it may read any column and drop rows; a StageModule registered for strangers.Clipped would "
         "translate it"
     )
     assert [s.trainable for s in found.stages] == [False, False, True, True]
@@ -143,14 +143,14 @@ def test_a_users_own_stage(df: DataFrame, tmp_path: Path) -> None:
 
 
 def test_what_a_users_stage_may_have_read_stays(df: DataFrame, fitted: dict[str, Any]) -> None:
-    """It isn't known to leave `scaled` alone, or not to have made another column of it."""
+    """It isn't known to read no more than it declares, nor to keep all rows."""
     aside = named("aside", Clipped)._set(inputCol="a", outputCol="clipped")
     model = PipelineModel([
         fitted["assembler"], fitted["scaler"], aside, with_params(fitted["linear"], featuresCol="scaled"),
     ])  # fmt: skip
     found = plan(model)
     assert not of(found, "scaler").trainable
-    assert "aside, which stays in Spark" in of(found, "scaler").reason
+    assert of(found, "scaler").reason == "comes before aside, which stays in Spark and may drop rows for what it reads"
     assert of(found, "linear").trainable
     one_column = named("aside", Squared)._set(inputCol="a", outputCol="squared")
     found = plan(PipelineModel([*model.stages[:2], one_column, model.stages[3]]))
@@ -159,6 +159,19 @@ def test_what_a_users_stage_may_have_read_stays(df: DataFrame, fitted: dict[str,
         "no stage of Spark's, it only computes its output column; a StageModule"
     )
     assert verify(model, df).ok
+
+
+def test_rows_that_are_dropped_for_what_trains(df: DataFrame, fitted: dict[str, Any]) -> None:
+    """A branch that nobody reads decides which rows there are."""
+    side = named("side", VectorAssembler, inputCols=["scaled", "a"], outputCol="side", handleInvalid="skip")
+    linear = with_params(fitted["linear"], featuresCol="scaled")
+    model = PipelineModel([fitted["assembler"], fitted["scaler"], side, linear])
+    found = plan(model)
+    assert [s.uid for s in found.stages if s.trainable] == ["linear"]
+    assert of(found, "scaler").reason == "comes before side, which stays in Spark and may drop rows for what it reads"
+    assert found.cacheCols == ("scaled",)
+    after = plan(PipelineModel([*model.stages[:2], linear, side]))
+    assert [s.uid for s in after.stages if s.trainable] == ["scaler", "linear"]
 
 
 def test_models_of_other_libraries(df: DataFrame, fitted: dict[str, Any]) -> None:
