@@ -90,7 +90,7 @@ def test_what_is_known_without_data(rows: DataFrame) -> None:
     undecided = ("referenced", "which entries of 'dense' have the names that it picks is decided when data are seen")
     assert reason(sliced(["sky"])) == undecided
     assert reason(sliced(["sky"]), schema=rows.schema) == ("translated", "nothing to train")
-    bare = rows.select(F.col("dense").alias("dense", metadata={})).schema
+    bare = rows.select(F.col("dense").alias("dense", metadata={"note": "bare"})).schema
     assert reason(sliced(["sky"]), schema=bare) == undecided  # a schema says nothing about a bare vector's width
     assert reason(sliced(["snow"]), schema=rows.schema) == (
         "referenced", "no entry of 'dense' is called 'snow', so that Spark refuses it"
@@ -101,7 +101,7 @@ def test_what_is_known_without_data(rows: DataFrame) -> None:
         "nothing to train; whether a, b hold categories is decided when data are seen",
     )
     after = PipelineModel([VectorAssembler(inputCols=["a", "v", "b"], outputCol="dense"), sliced(["b"])])
-    schema = rows.select("a", "b", F.col("dense").alias("v", metadata={})).schema
+    schema = rows.select("a", "b", F.col("dense").alias("v", metadata={"note": "bare"})).schema
     assert reason(after, schema=schema) == undecided  # b stands behind a vector of unknown width
     before = PipelineModel([after.stages[0], sliced(["a"])])
     assert reason(before, schema=schema)[0] == "translated"
@@ -109,7 +109,7 @@ def test_what_is_known_without_data(rows: DataFrame) -> None:
 
 def test_the_data_tell(rows: DataFrame) -> None:
     """verify looks at the rows where their schema leaves a width open."""
-    df = rows.select("a", "b", F.col("dense").alias("v", metadata={}))
+    df = rows.select("a", "b", F.col("dense").alias("v", metadata={"note": "bare"}))
     model = PipelineModel([
         VectorAssembler(inputCols=["a", "v", "b"], outputCol="dense", handleInvalid="error"), sliced(["b", "v_3", "a"]),
     ])  # fmt: skip
@@ -124,7 +124,7 @@ def test_a_guess_that_turns_out_wrong_is_noticed(rows: DataFrame) -> None:
     network = sparkdiff.translate(model)
     with pytest.raises(InputError, match=r"has 3 entries a row, but the names that it picks were looked up among 2"):
         network({"a": torch.ones(4, 2), "b": torch.ones(4)})
-    df = rows.select("b", F.col("dense").alias("a", metadata={}))
+    df = rows.select("b", F.col("dense").alias("a", metadata={"note": "bare"}))
     assert sparkdiff.verify(model, df, network=network).ok
 
 

@@ -78,6 +78,7 @@ NO_TORCH = (
     "jvm.trees",
     "jvm.formulas",
     "attributes",
+    "jvm.encoders",
     "nodes",
     "nesting",
     "options",
