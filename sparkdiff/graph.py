@@ -62,12 +62,12 @@ class Leaf:
     stage: Any
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    own: bool  # Spark's own, or translated; any other stage may read more than it declares, and drop rows
     opaque: bool  # reads and writes any column
     drops_rows: bool
     module: StageModule | None  # None: stays in Spark
     why: str  # ... and why
     parametric: bool  # has parameters that its settings let train
+    own: bool = True  # Spark's own, or translated; any other stage may read more than it declares, and drop rows
     note: str = ""  # what was taken for granted
     spelled: tuple[str, ...] = ()  # the inputs as the Params name them
     reads: tuple[Version, ...] = ()
@@ -141,8 +141,8 @@ class Graph:
         loss_inputs = cls.loss_inputs(stage) if cls is not None and issubclass(cls, Predictor) else ()
         parametric = module is not None and any(p.requires_grad for p in module.parameters())
         return Leaf(
-            path, stage.uid, type(stage).__name__, stage, tuple(map(unquoted, inputs)), outputs, own, opaque, drops, module,
-            why, parametric, spelled=inputs, lossInputs=tuple(map(unquoted, loss_inputs)),
+            path, stage.uid, type(stage).__name__, stage, tuple(map(unquoted, inputs)), outputs, opaque, drops, module,
+            why, parametric, own=own, spelled=inputs, lossInputs=tuple(map(unquoted, loss_inputs)),
         )  # fmt: skip
 
     def _link(self) -> None:
