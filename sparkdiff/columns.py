@@ -23,6 +23,9 @@ VECTOR = pa.struct(
     [("type", pa.int8()), ("size", pa.int32()), ("indices", pa.list_(pa.int32())), ("values", pa.list_(pa.float64()))]
 )
 
+WIDE = 1024
+"""Width from which a few dense rows among sparse ones don't make all of them dense."""
+
 
 def physical(field: StructField, column: Column) -> Column:
     """A column as plain types: vectors as Spark stores them, arrays as doubles, scalars as double."""
@@ -48,7 +51,9 @@ def read_plain(folder: Path, rows: int) -> Iterator[dict[str, Rows]]:
 
 
 def from_arrow(column: pa.Array) -> Rows:
-    """A column as tensor: (n,) for numbers, (n, d) for lists, and for vectors SparseRows where every row is sparse."""
+    """A column as tensor: (n,) for numbers, (n, d) for lists, and for vectors SparseRows where every row is sparse, or most
+    rows of a wide column are.
+    """
     if pa.types.is_struct(column.type):
         return _vectors(column)
     if pa.types.is_list(column.type):
@@ -81,6 +86,8 @@ def _vectors(column: pa.StructArray) -> Rows:
     # Rows of both kinds: a dense row's indices are 0 .. width-1, a null row is NaN throughout.
     index = np.arange(len(flat)) - np.repeat(offsets[:-1].numpy(), lengths)
     index[np.repeat(sparse, lengths)] = np.asarray(indices.flatten())
+    if width >= WIDE and len(flat) < n * width // 4 and not null.any():
+        return SparseRows(torch.from_numpy(index), flat, offsets, width)
     out = torch.zeros(n, width, dtype=torch.float64)
     out[torch.from_numpy(np.repeat(np.arange(n), lengths)), torch.from_numpy(index)] = flat
     out[torch.from_numpy(null)] = torch.nan

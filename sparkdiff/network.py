@@ -10,6 +10,7 @@ import torch
 from pyspark.ml import PipelineModel
 from torch import Tensor, nn
 
+from sparkdiff.attributes import SchemaOrRows
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.graph import LEAVES, Graph, Version
 from sparkdiff.nesting import flatten, replaced
@@ -22,7 +23,8 @@ class Network(nn.Module):
     """The translated stages of a pipeline, float64, keyed by Spark's column names.
 
     `network(columns)` takes the `inputCols` and returns the `outputCols`. A numeric or boolean scalar column is `(n,)`, a
-    vector `(n, d)`, sparse vectors `torch.sparse_csr`; null is NaN.
+    vector `(n, d)`, sparse vectors `torch.sparse_csr`; null is NaN. Outputs of stages that Spark holds in float32 (ALS,
+    Word2Vec) are float32; the stages behind them compute with what Spark's would read.
 
     Attributes:
         inputCols: columns that a call needs (only those that the wished outputs depend on).
@@ -60,7 +62,7 @@ class Network(nn.Module):
         wanted = self._wanted(outputCols)
         values = self.given(columns)
         self.run(values, wanted)
-        return {self.graph.name(v): _outside(values[v]) for v in wanted}
+        return {self.graph.name(v): _outside(values[v], self.module(v[1]).single) for v in wanted}
 
     def given(self, columns: Mapping[str, Any]) -> dict[Version, Rows]:
         """The columns of a call as versions; keys that no stage reads are left out."""
@@ -158,20 +160,40 @@ def _inside(column: Any, name: str) -> Rows:
     return column.to(torch.float64)
 
 
-def _outside(column: Rows) -> Tensor:
-    return column.to_csr() if isinstance(column, SparseRows) else column
+def _outside(column: Rows, single: bool) -> Tensor:
+    out = column.to_csr() if isinstance(column, SparseRows) else column
+    return out.float() if single else out
 
 
-def translate(model: Any) -> Network:
+def translate(model: Any, *, schema: SchemaOrRows = None) -> Network:
     """The translated stages of a fitted pipeline (or of one fitted stage) as a torch module with Spark's own parameters.
 
     `requires_grad` is set exactly where `plan(model)` says trainable.
 
+    Args:
+        schema: of the data, or the data themselves; without them, columns that no stage makes are taken for free of categories
+            (`ml_attr` metadata decide what a few stages compute; the plan says which).
+
     Raises:
         InputError: the pipeline isn't fitted.
     """
-    graph = Graph(model)
+    graph = Graph(model, data=schema)
     return Network(graph, graph.translated())
+
+
+def seeing(network: Network, model: Any, data: SchemaOrRows) -> Network:
+    """The network, parameters shared, with the stages for which the data's attributes decide translated anew."""
+    waiting = [
+        i for i in network.positions if (s := network.graph.leaves[i].stage) and network.module(i).wants_fields(s)
+    ]
+    if not waiting:
+        return network
+    graph = Graph(model, data=data)
+    if any(graph.leaves[i].module is None for i in network.positions):
+        return network
+    other = Network(graph, network.positions)
+    other.stages.update({str(i): network.module(i) for i in network.positions if i not in waiting})
+    return other
 
 
 def write_back(model: Any, network: Network) -> Any:
@@ -200,6 +222,8 @@ def write_back(model: Any, network: Network) -> Any:
 @torch.no_grad()
 def written(stage: Any, module: StageModule) -> Any:
     """`stage` itself where the module holds its parameters, else a new stage with the module's; masked entries as they were."""
+    if not any(True for _ in module.parameters()):
+        return stage
     old = type(module).from_spark(stage)
     fresh = copy.deepcopy(old)
     counts, changed = old.counts(), False

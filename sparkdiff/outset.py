@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+import torch
+
 from sparkdiff.folding import fixed_versions, routed_versions
 from sparkdiff.graph import LEAVES, Version
 from sparkdiff.measure import Data, all_dense, distinct_values, features, leaf_counts, reached_counts, settling
@@ -57,9 +59,14 @@ def outset(network: Network, data: Data, label: LabelStats, options: Options, va
     for i, v in reads.items():
         modules[i].look(seen[i], distinct_values(network, data, i) if i in settling(network) else {})
         stats[v] = dataclasses.replace(stats[v], std=stats[v].std.index_fill(0, modules[i].nominal(), 0.0))
+    for i, m in modules.items():
+        if m.indexes:
+            for v in graph.leaves[i].reads:
+                if v in stats:
+                    stats[v] = dataclasses.replace(stats[v], std=torch.zeros_like(stats[v].std))
     scales, frozen = Scales.of(network, seen, label, options, labels)
     trees = sum(m.trees_and_leaves()[0] for m in modules.values() if any(p.requires_grad for p in m.parameters()))
-    mixes = all_dense(network, data, inputs) and not any(len(m.nominal()) for m in modules.values())
+    mixes = all_dense(network, data, inputs) and not any(m.indexes or len(m.nominal()) for m in modules.values())
     newton = (LEAVES, graph.head) in routed_versions(network) and not network.head.wide
     recipes = candidates(options, validationRows, mixes=mixes, trees=trees, newton=newton)
     return Outset(scales, frozen, {v: stats[v] for v in inputs}, tuple(recipes))

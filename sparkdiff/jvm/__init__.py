@@ -173,10 +173,15 @@ def scratch(folder: Path) -> Iterator[None]:
         _scratch.reset(token)
 
 
+def scratch_folder() -> Path | None:
+    """Where a stage can be written for a moment; None: any temporary folder will do."""
+    return _scratch.get() or shared_folder()
+
+
 @contextlib.contextmanager
 def saved(stage: Any) -> Iterator[str]:
     """The address of a stage saved for a moment, in a folder that Spark and this process both see."""
-    with tempfile.TemporaryDirectory(prefix=".stage-", dir=_scratch.get() or shared_folder()) as name:
+    with tempfile.TemporaryDirectory(prefix=".stage-", dir=scratch_folder()) as name:
         where = f"file://{name}/stage"
         stage.write().save(where)
         yield where
@@ -203,7 +208,10 @@ def rebuilt(stage: Any, construct: Callable[[Any], Any], rewrite: Callable[[Any]
     old = stage.copy()  # copy() also carries Params that were set in Python over to the Java object
     new = construct(old) if has_constructors() else rewrite(old)
     # Python objects have defaults of their own (an unset outputCol is <uid>__output of a uid made up by __init__).
-    return old._copyValues(new._resetUid(stage.uid))
+    new = old._copyValues(new._resetUid(stage.uid))
+    for param in [p for p in new._paramMap if not old.isSet(p.name)]:  # Java alone knows that ALS sets blockSize
+        del new._paramMap[param]
+    return new
 
 
 def made_of(old: Any, *arguments: Any) -> Any:
@@ -223,6 +231,36 @@ def made_of(old: Any, *arguments: Any) -> Any:
             java.copyValues(new, context._jvm.org.apache.spark.ml.param.ParamMap.empty())
             return JavaParams._from_java(new)
     raise SparkdiffError(f"{java.uid()}: {kind.getName()} has no constructor of {len(arguments)} weights")
+
+
+def with_params(stage: Any, values: Mapping[str, Any]) -> Any:
+    """A new stage like `stage` with these values (numbers, numpy vectors) in its Params; what is the same isn't set."""
+    new = {name: ml_value(value, None) for name, value in values.items()}
+    return stage.copy({stage.getParam(n): v for n, v in new.items() if stage.getOrDefault(n) != v})
+
+
+def rebuild_around(stage: Any, weights: Mapping[str, Any], inner: Callable[[Any, Any], Any]) -> Any:
+    """`rebuild` for a class of spark.ml whose constructor takes (String uid, a model of spark.mllib).
+
+    Args:
+        inner: (the JVM's packages, the Java object of the stage) -> the mllib model with these weights.
+    """
+    packages = session().sparkContext._jvm if has_constructors() else None  # type: ignore[attr-defined]
+    return rebuilt(
+        stage, lambda old: made_of(old, inner(packages, old._java_obj)), lambda old: _rewritten(old, weights)
+    )
+
+
+def idf(stage: Any, values: np.ndarray) -> Any:
+    """An IDFModel like `stage` with other inverse document frequencies (d,); docFreq and numDocs are kept."""
+
+    def inner(jvm: Any, java: Any) -> Any:
+        vector = jvm.org.apache.spark.mllib.linalg.Vectors.fromML(
+            _py2java(session().sparkContext, Vectors.dense(values))
+        )
+        return jvm.org.apache.spark.mllib.feature.IDFModel(vector, java.docFreq(), java.numDocs())
+
+    return rebuild_around(stage, {"idf": values}, inner)
 
 
 def _constructed(old: Any, weights: Mapping[str, Any]) -> Any:

@@ -50,6 +50,27 @@ class NotAffineError(Exception):
     """A stage isn't affine in its inputs; never leaves the package."""
 
 
+class StaysInSparkError(Exception):
+    """What a stage's input columns hold keeps it in Spark, for the reason given; never leaves the package."""
+
+
+UNDECIDED = "decided when data are seen"
+
+
+class Field(NamedTuple):
+    """What is known of an input column before a row is seen.
+
+    Attributes:
+        vector: whether it holds vectors.
+        attributes: its `ml_attr` metadata, as Spark writes them; None where it has none.
+        storage: how Spark stores each of its vectors, as the `storage` of a StageModule.
+    """
+
+    vector: bool
+    attributes: Mapping[str, Any] | None
+    storage: str = ""
+
+
 class Pulled(NamedTuple):
     """What StageModule.pull returns, with its derivative: autograd would take several times as long over such small tensors.
 
@@ -102,6 +123,8 @@ class StageModule(nn.Module):
 
     weights: ClassVar[tuple[str, ...]] = ()
     """Names of the weights in the stage's saved data, in the order of its Scala constructor (after the uid)."""
+    weight_params: ClassVar[tuple[str, ...]] = ()
+    """Of the weights those that Spark keeps in Params of the stage, not in saved data; such a Param is set where it changed."""
     feature_axis: ClassVar[dict[str, int]] = {}
     """For each parameter with an entry per input feature: the axis that runs over the features."""
     positive: ClassVar[frozenset[str]] = frozenset()
@@ -114,6 +137,15 @@ class StageModule(nn.Module):
     """Params that name outputs which are classes or indices: no gradient, and parity counts disagreements."""
     optional: ClassVar[frozenset[str]] = frozenset()
     """Parameters that train only where the user asks for them."""
+    storage: ClassVar[str] = ""
+    """How Spark stores each vector that this stage writes: "sparse", "compressed" (dense or sparse, whichever takes less
+    room), or "" where that depends on the input."""
+    single: ClassVar[bool] = False
+    """Whether Spark holds the weights in float32: so are the outputs at the network's border, and parity is to 1e-6 there and
+    behind. Parameters train in float64 and settle at what float32 can hold.
+    """
+    indexes: ClassVar[bool] = False
+    """Whether the inputs say which entries of a table a row means, so that no noise can be added to them."""
     routes: ClassVar[bool] = False
     """Whether the stage sends rows to leaves (`route`), and computes its outputs from these alone (`routed`)."""
 
@@ -144,6 +176,20 @@ class StageModule(nn.Module):
         """The module of a fitted stage."""
         raise NotImplementedError
 
+    @classmethod
+    def wants_fields(cls, stage: Any) -> bool:
+        """Whether what the input columns are (their `ml_attr` metadata) decides what the stage computes."""
+        return False
+
+    @classmethod
+    def from_fields(cls, stage: Any, fields: Sequence[Field | None]) -> StageModule:
+        """The module of a stage that wants to know its input columns; None is a column that nothing is known of yet.
+
+        Raises:
+            StaysInSparkError: these columns keep it in Spark.
+        """
+        return cls.from_spark(stage)
+
     def trees_and_leaves(self) -> tuple[int, int]:
         """Numbers of trees and of leaves over all trees, of a stage that routes."""
         return 0, 0
@@ -169,12 +215,19 @@ class StageModule(nn.Module):
                 ascending.
         """
 
+    @torch.no_grad()
     def settle_(self) -> None:
         """Move parameters, in place, to where they would be written back."""
+        for p in self.parameters() if self.single else ():
+            p.copy_(p.float())
 
     def reached(self, *columns: Rows) -> dict[str, Tensor]:
         """For parameters of which a row sees one entry, or row of entries, only: which one, (n,) int64, negative for none."""
         return {}
+
+    def unknown(self, *columns: Rows) -> str | None:
+        """What about these rows, all numbers though they are, makes the outputs NaN."""
+        return None
 
     def compared(self) -> Tensor:
         """Features (q,) int64 of the input that are compared with thresholds."""
@@ -236,7 +289,7 @@ class StageModule(nn.Module):
 
     def settles(self) -> bool:
         """Whether `settle_` has anything to do."""
-        return False
+        return self.single
 
     def project_(self) -> None:
         """Move the parameters back into their domain, in place, after an optimizer step."""
@@ -253,6 +306,8 @@ class StageModule(nn.Module):
 
     def to_spark(self, stage: Any) -> Any:
         """A new fitted stage like `stage` (class, uid, Params set and default) with this module's parameters."""
+        if self.weight_params:
+            return jvm.with_params(stage, {name: self.weight(name) for name in self.weight_params})
         return jvm.rebuild(stage, {name: self.weight(name) for name in self.weights}) if self.weights else stage.copy()
 
     def weight(self, name: str) -> Any:
@@ -306,6 +361,11 @@ def width(x: Rows) -> int:
 def matrix(x: Tensor) -> Tensor:
     """A scalar (n,) as (n, 1)."""
     return x[:, None] if x.ndim == 1 else x
+
+
+def scaled(x: Rows, factor: Tensor) -> Rows:
+    """Each feature times its factor (d,); sparse stays sparse."""
+    return x.with_values(x.values * factor[x.indices]) if isinstance(x, SparseRows) else x * factor
 
 
 def taken(x: Rows, rows: Tensor) -> Rows:
