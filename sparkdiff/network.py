@@ -47,7 +47,10 @@ class Network(nn.Module):
 
     @property
     def reference(self) -> PipelineModel | None:
-        stages = [self.graph.leaves[i].stage for i in self.graph.reference()]
+        graph, reference, stages = self.graph, set(self.graph.reference()), []
+        for i in sorted({*reference, *self.positions}):
+            stages += graph.preparation(i) if i in self.positions else []
+            stages += [graph.leaves[i].stage] if i in reference else []
         return PipelineModel(stages) if stages else None
 
     def module(self, position: int) -> StageModule:

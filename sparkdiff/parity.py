@@ -17,7 +17,7 @@ from torch import Tensor
 from sparkdiff import jvm
 from sparkdiff.columns import read_plain, write_plain
 from sparkdiff.errors import InputError
-from sparkdiff.graph import Version, check_columns
+from sparkdiff.graph import Version, check_columns, in_front_of
 from sparkdiff.nesting import flatten
 from sparkdiff.network import Network, seeing, translate
 from sparkdiff.sparse import SparseRows
@@ -83,8 +83,14 @@ def verify(model: Any, df: DataFrame, network: Network | None = None) -> Parity:
     return compare(df, {i: stages[i] for i in range(last + 1)}, network)
 
 
-def compare(df: DataFrame, stages: Mapping[int, Any], network: Network, folder: Path | None = None) -> Parity:
+def compare(
+    df: DataFrame, stages: Mapping[int, Any], network: Network, folder: Path | None = None,
+    recovered: Mapping[tuple[int, Version], str] | None = None,
+) -> Parity:  # fmt: skip
     """Run `stages` (by position in the network's graph) in Spark on `df`, and the network on what they read.
+
+    Args:
+        recovered: by a stage and what it reads, columns of `df` that stand for it; what was made of it is in `df`, too.
 
     Raises:
         InputError: Spark failed on the rows, or there is no row.
@@ -92,10 +98,13 @@ def compare(df: DataFrame, stages: Mapping[int, Any], network: Network, folder: 
     graph = network.graph
     outputs = [(graph.fold(c), i) for i in network.positions for c in graph.leaves[i].outputs]
     held: dict[Version, str] = {}
+    there = {graph.fold(c) for c in df.columns}
+    made = [i for i in stages if i in network.positions and not set(map(graph.fold, graph.leaves[i].made)) <= there]
+    moments = {*stages, *map(in_front_of, made)}
 
     def hold(df: DataFrame, producer: int) -> DataFrame:
         # A later stage may overwrite the column, so each version is kept aside as it appears.
-        new = [v for v in (*network.reads, *outputs) if (v[1] if v[1] in stages else -1) == producer and v not in held]
+        new = [v for v in (*network.reads, *outputs) if (v[1] if v[1] in moments else -1) == producer and v not in held]
         held.update({v: f"__sparkdiff_v{len(held) + i}" for i, v in enumerate(new)})
         return df.withColumns({held[v]: quoted(graph.name(v)) for v in new}) if new else df
 
@@ -104,6 +113,11 @@ def compare(df: DataFrame, stages: Mapping[int, Any], network: Network, folder: 
         try:
             df = hold(df, -1)
             for i in sorted(stages):
+                for stage in graph.preparation(i) if i in made else []:
+                    df = stage.transform(df)
+                df = hold(df, in_front_of(i)) if i in made else df
+                for v, column in ((v, c) for (of, v), c in (recovered or {}).items() if of == i):
+                    df = df.withColumn(graph.name(v), quoted(column))
                 df = hold(stages[i].transform(df), i)
             write_plain(df, list(held.values()), where)
         except jvm.SparkError as e:

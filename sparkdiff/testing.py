@@ -257,29 +257,38 @@ def _outputs(trials: Sequence[_Trial], df: DataFrame, tolerance: float) -> None:
     """Run all stages over the same rows in one job and compare with their modules."""
     fold = folding()
     sources = {fold(c): f"in{i}" for i, c in enumerate(dict.fromkeys(c for t in trials for c in _inputs(t.original)))}
+    read = {fold(c) for t in trials if not type(t.module).made(t.original) for c in _inputs(t.original)}
+    made: dict[int, list[str]] = {}  # by trial, where plain stages make what the module reads
     try:
         rows = df.select(*(quoted(c).alias(name) for c, name in sources.items()))
-        names, schemas = list(sources.values()), []
+        names, schemas, kept_in = list(sources.values()), [], [name for c, name in sources.items() if c not in read]
         for k, trial in enumerate(trials):
             spelled = {fold(c): c for c in _inputs(trial.original)}  # Spark 3.5 finds a column as it is spelled only
-            out = trial.stage.transform(rows.withColumns({c: quoted(sources[f]) for f, c in spelled.items()}))
+            out = rows.withColumns({c: quoted(sources[f]) for f, c in spelled.items()})
+            for before in type(trial.module).preparation(trial.original):
+                out = before.transform(out)
+            made[k] = [f"made{k}_{i}" for i, _ in enumerate(type(trial.module).made(trial.original))]
+            own = dict(zip(made[k], type(trial.module).made(trial.original), strict=True))
+            out = trial.stage.transform(out)
             columns = type(trial.module).outputs(trial.original)
             for c in columns:
                 if c not in out.columns:
                     raise LawBroken(trial.law, trial.original, c, None, f"isn't among Spark's columns {out.columns}")
             schemas.append([out.schema[c] for c in columns])
             kept = [f"out{k}_{i}" for i in range(len(columns))]
-            rows = out.select(*names, *(quoted(c).alias(name) for c, name in zip(columns, kept, strict=True)))
-            names += kept
+            wished = {**own, **dict(zip(kept, columns, strict=True))}
+            rows = out.select(*names, *(quoted(c).alias(name) for name, c in wished.items()))
+            names += wished
         for trial, schema in zip(trials, schemas, strict=True):
             _same_schema(trial, schema, schemas[next(k for k, t in enumerate(trials) if t.stage is trial.original)])
         with tempfile.TemporaryDirectory(prefix="sparkdiff-check-") as folder:
+            names = [name for name in names if name not in kept_in]
             write_plain(rows, names, Path(folder) / "rows")
             seen = 0
             for batch in read_plain(Path(folder) / "rows", ROWS_AT_ONCE):
                 values = {name: batch[f"v{i}"] for i, name in enumerate(names)}
                 for k, trial in enumerate(trials):
-                    given = [values[sources[fold(c)]] for c in _inputs(trial.original)]
+                    given = [values[c] for c in made[k] or (sources[fold(c)] for c in _inputs(trial.original))]
                     outputs = type(trial.module).outputs(trial.original)
                     _compare(trial, given, {c: values[f"out{k}_{i}"] for i, c in enumerate(outputs)}, tolerance, seen)
                 seen += len(values[names[0]])

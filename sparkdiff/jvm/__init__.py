@@ -173,6 +173,21 @@ def scratch(folder: Path) -> Iterator[None]:
         _scratch.reset(token)
 
 
+@contextlib.contextmanager
+def by_arrow() -> Iterator[None]:
+    """Inside, pandas' frames travel by Arrow, as with Spark Connect they always do."""
+    spark, key = session(), "spark.sql.execution.arrow.pyspark.enabled"
+    if not in_process(spark):
+        yield
+        return
+    before = spark.conf.get(key, None)
+    spark.conf.set(key, "true")
+    try:
+        yield
+    finally:
+        spark.conf.unset(key) if before is None else spark.conf.set(key, before)
+
+
 def scratch_folder() -> Path | None:
     """Where a stage can be written for a moment; None: any temporary folder will do."""
     return _scratch.get() or shared_folder()

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +13,11 @@ import numpy as np
 import pandas as pd
 from pyspark.sql import DataFrame
 
-from sparkdiff.jvm import in_process, made_of, rebuilt, scratch_folder, session
+from sparkdiff.jvm import by_arrow, made_of, rebuilt, scratch_folder, session
 
 Table = tuple[np.ndarray, np.ndarray]
 """ids (n,) int64, ascending, and factors (n, rank) float32."""
 _read: weakref.WeakKeyDictionary[Any, tuple[Table, Table]] = weakref.WeakKeyDictionary()
-ARROW = "spark.sql.execution.arrow.pyspark.enabled"
 
 
 def tables(stage: Any) -> tuple[Table, Table]:
@@ -50,7 +47,7 @@ def als(stage: Any, users: Table, items: Table) -> Any:
 
 
 def _table(df: DataFrame, rank: int) -> Table:
-    with _by_arrow():
+    with by_arrow():
         found = df.select("id", "features").toPandas()
     ids = found["id"].to_numpy(np.int64)
     factors = np.concatenate([np.empty(0, np.float32), *found["features"]]).astype(np.float32).reshape(len(ids), rank)
@@ -60,20 +57,6 @@ def _table(df: DataFrame, rank: int) -> Table:
 
 def _frame(table: Table) -> DataFrame:
     ids, factors = table
-    with _by_arrow():
+    with by_arrow():
         rows = pd.DataFrame({"id": ids.astype(np.int32), "features": list(factors)})
         return session().createDataFrame(rows, "id int, features array<float>")
-
-
-@contextlib.contextmanager
-def _by_arrow() -> Iterator[None]:
-    """Inside, pandas' frames travel by Arrow, as with Spark Connect they always do."""
-    spark = session()
-    before = spark.conf.get(ARROW, None) if in_process(spark) else None
-    if in_process(spark):
-        spark.conf.set(ARROW, "true")
-    try:
-        yield
-    finally:
-        if in_process(spark):
-            spark.conf.unset(ARROW) if before is None else spark.conf.set(ARROW, before)

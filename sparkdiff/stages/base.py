@@ -144,6 +144,8 @@ class StageModule(nn.Module):
     """Whether Spark holds the weights in float32: so are the outputs at the network's border, and parity is to 1e-6 there and
     behind. Parameters train in float64 and settle at what float32 can hold.
     """
+    before: ClassVar[str] = ""
+    """What Spark does first, by plain stages of `preparation`, for a stage whose inputs can't enter torch; the plan says so."""
     indexes: ClassVar[bool] = False
     """Whether the inputs say which entries of a table a row means, so that no noise can be added to them."""
     routes: ClassVar[bool] = False
@@ -170,6 +172,20 @@ class StageModule(nn.Module):
         if stage.hasParam("handleInvalid") and stage.getOrDefault("handleInvalid") == "skip":
             return "handleInvalid='skip' drops rows, which a torch module cannot; use 'error' or 'keep'"
         return None
+
+    @classmethod
+    def made(cls, stage: Any) -> tuple[str, ...]:
+        """The columns that `preparation` makes, which `forward` takes in place of `inputs`; none where it takes these."""
+        return ()
+
+    @classmethod
+    def preparation(cls, stage: Any) -> list[Any]:
+        """Plain stages that Spark runs in front of the fitted one."""
+        return []
+
+    def recovered(self, *columns: Rows) -> tuple[Any, ...]:
+        """Inputs of Spark's stage, as arrays of Arrow, from which `preparation` would make these columns."""
+        raise NotImplementedError
 
     @classmethod
     def from_spark(cls, stage: Any) -> StageModule:
@@ -297,6 +313,11 @@ class StageModule(nn.Module):
     def check_domain(self, uid: str) -> None:
         """Raise InputError where a parameter has left the domain in which Spark's stage is defined."""
         for name, p in self.named_parameters():
+            if self.single and bool((p.isfinite() & ~p.float().isfinite()).any()):
+                value = p[~p.float().isfinite()][0].item()
+                raise InputError(
+                    f"{uid}: {name} holds {value!r}, which is too large for Spark's float; clamp it before writing back"
+                )
             counting = self.counts().get(name, torch.ones_like(p, dtype=torch.bool))
             if name in self.positive and bool(((p <= 0) & counting).any()):
                 worst = p[(p <= 0) & counting][0].item()
