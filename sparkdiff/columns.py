@@ -34,6 +34,29 @@ def physical(field: StructField, column: Column) -> Column:
     return column.cast("array<double>" if isinstance(field.dataType, ArrayType) else "double")
 
 
+def named(name: str, *, in_struct: bool = False) -> Column:
+    """The column of this name, which may contain dots and backticks; or the field of a struct, `struct.field`."""
+    return F.col(name if in_struct else "`" + name.replace("`", "``") + "`")
+
+
+def into_structs(df: DataFrame, names: Sequence[str]) -> DataFrame:
+    """The rows with the columns of these names, `struct.field`, in structs instead."""
+    tree: dict[str, Any] = {}
+    for name in names:
+        place = tree
+        *path, last = name.split(".")
+        for part in path:
+            place = place.setdefault(part, {})
+        place[last] = name
+
+    def of(place: Any) -> Column:
+        if isinstance(place, str):
+            return named(place)
+        return F.struct(*(of(inner).alias(part) for part, inner in place.items()))
+
+    return df.withColumns({part: of(place) for part, place in tree.items()}).drop(*map(named, names)) if tree else df
+
+
 def write_plain(df: DataFrame, names: Sequence[str], folder: Path) -> None:
     """Write these columns of a DataFrame to Parquet, in plain types, under the names v0, v1, ..."""
     fields = {f.name: f for f in df.schema.fields}

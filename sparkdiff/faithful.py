@@ -12,7 +12,7 @@ import torch
 
 from sparkdiff import jvm
 from sparkdiff.cache import Cache
-from sparkdiff.columns import schema_of, write_columns
+from sparkdiff.columns import into_structs, schema_of, write_columns
 from sparkdiff.errors import InputError, ParityError
 from sparkdiff.graph import Version
 from sparkdiff.measure import Data
@@ -44,6 +44,7 @@ def check(model: Any, network: Network, data: Data, cache: Cache) -> Parity:
     with tempfile.TemporaryDirectory(prefix=".parity-", dir=cache.folder.parent) as folder:
         write_columns(named, Path(folder) / "sample.parquet", spoken)
         df = spark.read.schema(schema_of(named, metadata, spoken)).parquet(f"file://{folder}/sample.parquet")
+        df = into_structs(df, [graph.name(v) for v in sample if graph.in_struct(v)])
         parity = compare(df, {i: stages[i] for i in graph.live}, network, Path(folder), recovered)
     if not parity.ok:
         worst = sorted(parity.maxRelDiff.items(), key=lambda item: -item[1])

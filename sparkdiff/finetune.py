@@ -90,6 +90,7 @@ def prepare(model: Any, options: Options, data: SchemaOrRows = None) -> Task:
         unfreeze=o.unfreeze,
         beside=(o.labelCol, o.weightCol),
         data=data,
+        labelled=o.labelCol is not None,
     )
     several = graph.predictors()
     if options.predictionCol is None and len(several) > 1:

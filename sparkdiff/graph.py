@@ -7,11 +7,11 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from pyspark.ml import Transformer
+from pyspark.ml import Transformer, UnaryTransformer
 from pyspark.ml.linalg import VectorUDT
 
 from sparkdiff import jvm
-from sparkdiff.attributes import SchemaOrRows, Step, known_fields
+from sparkdiff.attributes import SchemaOrRows, Step, fields_by_name, is_plain, known_fields
 from sparkdiff.attributes import Version as Version
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.nesting import flatten, holders
@@ -64,6 +64,9 @@ class Leaf:
     made: tuple[str, ...] = ()  # columns that plain stages in front of it make for torch
     sources: tuple[Version, ...] = ()  # what Spark's stage reads
     reads: tuple[Version, ...] = ()  # what its module reads
+    lossInputs: tuple[str, ...] = ()
+    lossReads: tuple[Version, ...] = ()  # what only its loss reads
+    spelled: tuple[str, ...] = ()  # the inputs as the Params name them
     parents: frozenset[int] = frozenset()
 
     @property
@@ -79,24 +82,27 @@ class Graph:
 
     def __init__(
         self, model: Any, *, reference: Iterable[Any] = (), predictionCol: str | None = None, unfreeze: Iterable[str] = (),
-        beside: Iterable[str | None] = (), data: SchemaOrRows = None,
+        beside: Iterable[str | None] = (), data: SchemaOrRows = None, labelled: bool = False,
     ):  # fmt: skip
         """
         Args:
             beside: columns that training reads beside the features; None in the places of label and weight stands for the head's.
             data: decides what a few stages compute.
+            labelled: whether a loss compares the outputs of clusters with a label, so that what feeds them may train.
         """
-        beside = tuple(beside)
-        self.fold, self.labelled = folding(), any(beside[:1])
+        self.fold, self.labelled = folding(), labelled
         self.leaves = [self._leaf(path, stage) for path, stage in flatten(model)]
         self.holders = [(path, (held.uid, type(held).__name__)) for path, held in holders(model)]
         self._link()
+        self._leave_ambiguous()
         self._decide(data)
         self._unfreeze(unfreeze)
         for i in self.select(reference, "reference"):
             self._leave(i, "left in Spark by request")
         self._leave_unreachable()
         self.head = self._head(predictionCol)
+        if self.head is not None:
+            self.leaves[self.head].parents |= {p for _, p in self.leaves[self.head].lossReads if p >= 0}
         self.upstream = self.ancestors([self.head]) | {self.head} if self.head is not None else set()
         self.makers = self._makers(beside)
         self.blocked = self._blocked()
@@ -116,42 +122,48 @@ class Graph:
             why = cls.refuses(stage) or ""
             inputs, outputs = cls.inputs(stage), cls.outputs(stage)
         else:
-            why = UNTRANSLATED.get(name, "no torch form")
+            why = UNTRANSLATED.get(name) or foreign(stage) or "no torch form"
             inputs, outputs = columns_of(stage, INPUTS), columns_of(stage, OUTPUTS)
-            opaque = type(stage).__name__ in ANY_COLUMN or not outputs
+            own = is_plain(stage) or isinstance(stage, UnaryTransformer)
+            opaque = type(stage).__name__ in ANY_COLUMN or not outputs or not own
         skips = stage.hasParam("handleInvalid") and stage.isDefined("handleInvalid")
         drops = opaque or (skips and stage.getOrDefault("handleInvalid") == "skip")
         waits = cls is not None and cls.wants_fields(stage)
         module = cls.from_spark(stage) if cls is not None and not why and not waits else None
-        inputs = tuple(map(unquoted, inputs))
+        loss_inputs = cls.loss_inputs(stage) if cls is not None and issubclass(cls, Predictor) else ()
         parametric = module is not None and any(p.requires_grad for p in module.parameters())
         made = cls.made(stage) if cls is not None and module is not None else ()
         return Leaf(
-            path,
-            stage.uid,
-            type(stage).__name__,
-            stage,
-            inputs,
-            outputs,
-            opaque,
-            drops,
-            module,
-            why,
-            parametric,
-            made=made,
-        )
+            path, stage.uid, type(stage).__name__, stage, tuple(map(unquoted, inputs)), outputs, opaque, drops, module,
+            why, parametric, spelled=inputs, made=made, lossInputs=tuple(map(unquoted, loss_inputs)),
+        )  # fmt: skip
 
     def _link(self) -> None:
         current: dict[str, int] = {}
         barrier = -1
         for i, leaf in enumerate(self.leaves):
-            leaf.sources = tuple((self.fold(c), current.get(self.fold(c), barrier)) for c in leaf.inputs)
+            leaf.sources, leaf.lossReads = (
+                tuple((self.fold(c), current.get(self.fold(c), barrier)) for c in columns)
+                for columns in (leaf.inputs, leaf.lossInputs)
+            )
             leaf.reads = tuple((self.fold(c), in_front_of(i)) for c in leaf.made) or leaf.sources
             parents = range(i) if leaf.opaque else (p for _, p in leaf.sources if p >= 0)
             leaf.parents = frozenset(parents)
             if leaf.opaque:
                 barrier, current = i, {}
             current.update({self.fold(c): i for c in leaf.outputs})
+
+    def _leave_ambiguous(self) -> None:
+        """A tensor has one name: where a field `s.b` of a struct and a column of that name are read, the field stays in Spark."""
+        columns = {
+            v for leaf in self.leaves for c, v in zip(leaf.spelled, leaf.sources, strict=True) if unquoted(c) != c
+        }
+        for i, leaf in enumerate(self.leaves):
+            for c, v in zip(leaf.spelled, leaf.sources, strict=True):
+                if v in columns and v[1] == -1 and "." in c and unquoted(c) == c:
+                    self._leave(
+                        i, f"reads the field {c!r} of a struct, and another stage a column of that name: rename one"
+                    )
 
     def _decide(self, data: SchemaOrRows) -> None:
         """Translate the stages for which the attributes of their input columns decide what they compute."""
@@ -273,11 +285,6 @@ class Graph:
             )
         return match[-1]
 
-    def clusters(self) -> bool:
-        """Whether the loss is of clusters, without a label: what feeds them would make all rows alike, and the loss small."""
-        head = self.leaves[self.head].module if self.head is not None else None
-        return isinstance(head, Predictor) and not head.labelled and not self.labelled
-
     def _makers(self, beside: Iterable[str | None]) -> dict[int, str]:
         """The stages that make what training reads beside the features, each with such a column."""
         if self.head is None:
@@ -295,6 +302,11 @@ class Graph:
             if writers:
                 out |= {i: column for i in (self.ancestors(writers[-1:]) | {writers[-1]}) - set(out)}
         return out
+
+    def clusters(self) -> bool:
+        """Whether the loss is of clusters, without a label: what feeds them would make all rows alike, and the loss small."""
+        head = self.leaves[self.head].module if self.head is not None else None
+        return isinstance(head, Predictor) and not head.labelled and not self.labelled
 
     def _on_path(self) -> set[int]:
         """Stages from which a differentiable path leads to the loss."""
@@ -369,19 +381,36 @@ class Graph:
         leaf = self.leaves[i]
         return type(leaf.module).preparation(leaf.stage) if leaf.module is not None and leaf.made else []
 
+    def margin_reads(self, i: int) -> tuple[Version, ...]:
+        """What the margin of stage i is computed from: the head's also from what only its loss reads."""
+        leaf = self.leaves[i]
+        return (*leaf.reads, *leaf.lossReads) if i == self.head else leaf.reads
+
+    @property
+    def lossReads(self) -> tuple[Version, ...]:
+        """What only the loss reads."""
+        return self.leaves[self.head].lossReads if self.head is not None else ()
+
     def cut(self) -> list[Version]:
-        """The column versions that the training network reads, in the order of first use."""
+        """The column versions that training reads, in the order of first use."""
         live = set(self.live)
-        return list(dict.fromkeys(v for i in self.live for v in self.leaves[i].reads if v[1] not in live))
+        return list(dict.fromkeys(v for i in self.live for v in self.margin_reads(i) if v[1] not in live))
 
     def name(self, version: Version) -> str:
         """The column's name as its writer (or first reader) spells it."""
         name, producer = version
         spelled = self.leaves[producer].outputs if producer >= 0 else ()
-        for c in (*spelled, *(c for leaf in self.leaves for c in (*leaf.inputs, *leaf.made))):
+        for c in (*spelled, *(c for leaf in self.leaves for c in (*leaf.inputs, *leaf.lossInputs, *leaf.made))):
             if self.fold(c) == name:
                 return c
         return name
+
+    def in_struct(self, version: Version) -> bool:
+        """Whether it is a field of a struct of the data, `struct.field`; a column called so is read in backticks."""
+        if version[1] != -1 or "." not in version[0]:
+            return False
+        readers = (c for leaf in self.leaves for c, v in zip(leaf.spelled, leaf.sources, strict=True) if v == version)
+        return all(unquoted(c) == c for c in readers)
 
     def without_spark(self) -> Graph:
         """The same graph without the Spark stages, for processes that have no session; it can compute, not write back."""
@@ -474,7 +503,7 @@ def check_columns(graph: Graph, schema: StructType, also: Iterable[str | None] =
     Args:
         also: columns that are read by what comes after the pipeline.
     """
-    known = {graph.fold(c) for c in schema.names}
+    known = set(fields_by_name(schema, graph.fold))
     read = {name for leaf in graph.leaves for name, _ in leaf.sources} | {graph.fold(c) for c in also if c is not None}
     for leaf in graph.leaves:
         if leaf.opaque:
@@ -486,6 +515,21 @@ def check_columns(graph: Graph, schema: StructType, also: Iterable[str | None] =
                 raise InputError(
                     f"{leaf.uid} reads column {column!r}, which the data lack. {did_you_mean(column, schema.names)}"
                 )
+
+
+def foreign(stage: Any) -> str | None:
+    """Why a stage that isn't Spark's own stays in Spark; None for Spark's."""
+    if is_plain(stage):
+        return None
+    whose = type(stage).__module__.partition(".")[0]
+    if callable(getattr(stage, "cpu", None)):
+        return f"{whose}'s model: call .cpu() on it first, which gives Spark's own"
+    does = (
+        "only computes its output column"
+        if isinstance(stage, UnaryTransformer)
+        else "may read and write any column and row"
+    )
+    return f"no stage of Spark's, it {does}; a StageModule registered for {class_name(stage)} would translate it"
 
 
 def field_of(field: StructField, storage: str = "") -> Field:

@@ -29,11 +29,11 @@ from sparkdiff.stages.predictor import Predictor
 
 REGRESSION = ("squared", "absolute", "huber", "quantile", "poisson", "gamma", "tweedie")
 CLASSIFICATION = ("logLoss", "hinge", "focal", "cost", "auc", "mmce")
-UNLABELLED = ("inertia", "logLikelihood")
-"""Losses of clusters, without a label."""
 OF_PROBABILITIES = ("logLoss", "focal", "mmce")
 OWN = ("weibull", "oneVsRest")
 """Losses that only the predictors have whose own they are."""
+UNLABELLED = ("inertia", "logLikelihood")
+"""Losses of clusters, without a label."""
 BATCH = ("auc", "mmce")
 """Losses of a whole batch, which no row has a part of."""
 PARAMS: dict[str, dict[str, Any]] = {
@@ -284,6 +284,8 @@ def check_label(bound: Bound, head: Predictor, y: LabelStats, column: str, fract
             refuse(y.low if y.low < 0 else y.high, rule)
         if fractional is not None:
             refuse(fractional, rule)
+    elif bound.name == "weibull" and y.low <= 0:
+        refuse(y.low, "times > 0; drop such rows")
     elif bound.name == "logLoss" and (y.low < 0 or y.high > 1):
         refuse(y.low if y.low < 0 else y.high, "labels from 0 to 1")
     elif power is not None and power < 2 and y.low < 0:

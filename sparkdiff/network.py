@@ -136,7 +136,7 @@ class Network(nn.Module):
         routed = values.get((LEAVES, self.graph.head))  # type: ignore[arg-type]
         if isinstance(routed, Tensor):
             return self.head.routed_margin(routed)
-        reads = self.graph.leaves[self.graph.head].reads  # type: ignore[index]
+        reads = self.graph.margin_reads(self.graph.head)  # type: ignore[arg-type]
         self.run(values, [v for v in reads if v not in values])
         return self.head.margin(*(values[v] for v in reads))
 

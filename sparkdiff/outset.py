@@ -39,7 +39,7 @@ def outset(network: Network, data: Data, label: LabelStats, options: Options, va
     reads = {
         i: graph.leaves[i].reads[0]
         for i, m in modules.items()
-        if m.feature_axis or m.routes or any(p.requires_grad for p in m.parameters())
+        if m.routes or any(p.requires_grad for p in m.parameters())
     }
     # What a predictor in front of others predicts isn't the label: its own predictions tell its unit.
     others = {
@@ -67,6 +67,7 @@ def outset(network: Network, data: Data, label: LabelStats, options: Options, va
     scales, frozen = Scales.of(network, seen, label, options, labels)
     trees = sum(m.trees_and_leaves()[0] for m in modules.values() if any(p.requires_grad for p in m.parameters()))
     mixes = all_dense(network, data, inputs) and not any(m.indexes or len(m.nominal()) for m in modules.values())
+    mixes = mixes and not graph.lossReads  # a mixture of two rows has no loss input of its own
     newton = (LEAVES, graph.head) in routed_versions(network) and not network.head.wide
     recipes = candidates(options, validationRows, mixes=mixes, trees=trees, newton=newton)
     return Outset(scales, frozen, {v: stats[v] for v in inputs}, tuple(recipes))

@@ -12,16 +12,17 @@ from typing import Any
 
 import torch
 from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
 from torch import Tensor
 
 from sparkdiff import jvm
-from sparkdiff.columns import read_plain, write_plain
+from sparkdiff.columns import named, read_plain, write_plain
 from sparkdiff.errors import InputError
 from sparkdiff.graph import Version, check_columns, in_front_of
 from sparkdiff.nesting import flatten
 from sparkdiff.network import Network, seeing, translate
 from sparkdiff.sparse import SparseRows
-from sparkdiff.splits import quoted, refuse_stream
+from sparkdiff.splits import refuse_stream
 from sparkdiff.stages.base import Rows, columns_of, dense, width
 from sparkdiff.stages.predictor import Predictor
 
@@ -102,11 +103,15 @@ def compare(
     made = [i for i in stages if i in network.positions and not set(map(graph.fold, graph.leaves[i].made)) <= there]
     moments = {*stages, *map(in_front_of, made)}
 
+    hidden = "__sparkdiff_v"
+    while any(c.lower().startswith(hidden) for c in (*df.columns, *(o for leaf in graph.leaves for o in leaf.outputs))):
+        hidden = f"_{hidden}"
+
     def hold(df: DataFrame, producer: int) -> DataFrame:
         # A later stage may overwrite the column, so each version is kept aside as it appears.
         new = [v for v in (*network.reads, *outputs) if (v[1] if v[1] in moments else -1) == producer and v not in held]
-        held.update({v: f"__sparkdiff_v{len(held) + i}" for i, v in enumerate(new)})
-        return df.withColumns({held[v]: quoted(graph.name(v)) for v in new}) if new else df
+        held.update({v: f"{hidden}{len(held) + i}" for i, v in enumerate(new)})
+        return df.withColumns({held[v]: named(graph.name(v), in_struct=graph.in_struct(v)) for v in new}) if new else df
 
     with tempfile.TemporaryDirectory(prefix="sparkdiff-verify-", dir=folder) as name:
         where = Path(name) / "rows"
@@ -117,7 +122,7 @@ def compare(
                     df = stage.transform(df)
                 df = hold(df, in_front_of(i)) if i in made else df
                 for v, column in ((v, c) for (of, v), c in (recovered or {}).items() if of == i):
-                    df = df.withColumn(graph.name(v), quoted(column))
+                    df = df.withColumn(graph.name(v), F.col(column))
                 df = hold(stages[i].transform(df), i)
             write_plain(df, list(held.values()), where)
         except jvm.SparkError as e:

@@ -229,6 +229,38 @@ def rebuilt(stage: Any, construct: Callable[[Any], Any], rewrite: Callable[[Any]
     return new
 
 
+def with_params(stage: Any, values: Mapping[str, Any]) -> Any:
+    """A new stage like `stage` with these values (numbers, numpy vectors) in its Params; what is the same isn't set."""
+    new = {name: ml_value(value, None) for name, value in values.items()}
+    return stage.copy({stage.getParam(n): v for n, v in new.items() if stage.getOrDefault(n) != v})
+
+
+def rebuild_around(stage: Any, weights: Mapping[str, Any], inner: Callable[[Any, Any], Any]) -> Any:
+    """`rebuild` for a class of spark.ml whose constructor takes (String uid, a model of spark.mllib).
+
+    Args:
+        inner: (the JVM's packages, the Java object of the stage) -> the mllib model with these weights.
+    """
+
+    def construct(old: Any) -> Any:
+        context: Any = session().sparkContext
+        return made_of(old, inner(context._jvm, old._java_obj))
+
+    return rebuilt(stage, construct, lambda old: _rewritten(old, weights))
+
+
+def idf(stage: Any, values: np.ndarray) -> Any:
+    """An IDFModel like `stage` with other inverse document frequencies (d,); docFreq and numDocs are kept."""
+
+    def inner(jvm: Any, java: Any) -> Any:
+        vector = jvm.org.apache.spark.mllib.linalg.Vectors.fromML(
+            _py2java(session().sparkContext, Vectors.dense(values))
+        )
+        return jvm.org.apache.spark.mllib.feature.IDFModel(vector, java.docFreq(), java.numDocs())
+
+    return rebuild_around(stage, {"idf": values}, inner)
+
+
 def made_of(old: Any, *arguments: Any) -> Any:
     """A model of the same class, uid and Params by the constructor that takes (String uid, *arguments), all of them Java's.
 
@@ -246,36 +278,6 @@ def made_of(old: Any, *arguments: Any) -> Any:
             java.copyValues(new, context._jvm.org.apache.spark.ml.param.ParamMap.empty())
             return JavaParams._from_java(new)
     raise SparkdiffError(f"{java.uid()}: {kind.getName()} has no constructor of {len(arguments)} weights")
-
-
-def with_params(stage: Any, values: Mapping[str, Any]) -> Any:
-    """A new stage like `stage` with these values (numbers, numpy vectors) in its Params; what is the same isn't set."""
-    new = {name: ml_value(value, None) for name, value in values.items()}
-    return stage.copy({stage.getParam(n): v for n, v in new.items() if stage.getOrDefault(n) != v})
-
-
-def rebuild_around(stage: Any, weights: Mapping[str, Any], inner: Callable[[Any, Any], Any]) -> Any:
-    """`rebuild` for a class of spark.ml whose constructor takes (String uid, a model of spark.mllib).
-
-    Args:
-        inner: (the JVM's packages, the Java object of the stage) -> the mllib model with these weights.
-    """
-    packages = session().sparkContext._jvm if has_constructors() else None  # type: ignore[attr-defined]
-    return rebuilt(
-        stage, lambda old: made_of(old, inner(packages, old._java_obj)), lambda old: _rewritten(old, weights)
-    )
-
-
-def idf(stage: Any, values: np.ndarray) -> Any:
-    """An IDFModel like `stage` with other inverse document frequencies (d,); docFreq and numDocs are kept."""
-
-    def inner(jvm: Any, java: Any) -> Any:
-        vector = jvm.org.apache.spark.mllib.linalg.Vectors.fromML(
-            _py2java(session().sparkContext, Vectors.dense(values))
-        )
-        return jvm.org.apache.spark.mllib.feature.IDFModel(vector, java.docFreq(), java.numDocs())
-
-    return rebuild_around(stage, {"idf": values}, inner)
 
 
 def _constructed(old: Any, weights: Mapping[str, Any]) -> Any:

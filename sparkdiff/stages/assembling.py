@@ -47,6 +47,13 @@ class VectorAssembler(StageModule):
             list(slope.split(list(widths), -2)), 0.0, lambda gradients, constant, room: torch.cat(gradients, -2)
         )
 
+    def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[StageModule, Tensor | None]:
+        parts, first = [], 0
+        for reached, width in zip(columns, widths, strict=True):
+            parts.append(torch.arange(first, first + width) if reached is None else reached + first)
+            first += width
+        return self, torch.cat(parts)
+
 
 def beside(parts: list[Rows]) -> SparseRows:
     """Sparse and dense blocks of n rows side by side, as sparse rows; zeros of dense blocks are not stored."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, TypeVar
@@ -55,6 +56,8 @@ class StaysInSparkError(Exception):
 
 
 UNDECIDED = "decided when data are seen"
+UNKNOWN_SLOT = "(of unknown width)"
+"""What the only slot of a vector of unknown width is called until data are seen; an assembler adds it to the column's name."""
 
 
 class Field(NamedTuple):
@@ -69,6 +72,10 @@ class Field(NamedTuple):
     vector: bool
     attributes: Mapping[str, Any] | None
     storage: str = ""
+
+
+class NotSparseError(Exception):
+    """A stage's output depends on columns that are 0; never leaves the package."""
 
 
 class Pulled(NamedTuple):
@@ -131,6 +138,8 @@ class StageModule(nn.Module):
     """Parameters that must stay > 0 where they count."""
     expands: ClassVar[bool] = False
     """Whether the outputs are larger than the inputs, so that the cache is smaller with this stage in torch."""
+    makes_dense: str = ""
+    """What makes the outputs dense where the input is sparse; empty where they stay sparse, or are no vectors."""
     differentiable: ClassVar[bool] = True
     """Whether gradients flow from the outputs to the inputs."""
     label_cols: ClassVar[tuple[str, ...]] = ()
@@ -294,6 +303,27 @@ class StageModule(nn.Module):
             NotAffineError: the stage isn't affine; its candidates are then evaluated one by one.
         """
         raise NotAffineError(type(self).__name__)
+
+    def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[StageModule, Tensor | None]:
+        """This stage, for `pull`, on some columns of its inputs, and the columns of its output that are left; None means all.
+
+        It lets a batch of wide sparse rows train the parameters of the columns alone that it has entries in: those of
+        `feature_axis` are cut down likewise.
+
+        Args:
+            columns: per input (c,), ascending.
+            widths: of the inputs.
+
+        Raises:
+            NotSparseError: columns of 0 count too.
+        """
+        raise NotSparseError(type(self).__name__)
+
+    def with_buffers(self, **buffers: Tensor) -> StageModule:
+        """This stage with other buffers of these names; everything else is shared."""
+        other = copy.copy(self)
+        other._buffers = {**self._buffers, **buffers}
+        return other
 
     def constraints(self) -> dict[str, Constraint]:
         """How parameters that aren't free stay inside their domain while they train; a missing one is free: p0 + unit * u."""

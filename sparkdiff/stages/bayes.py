@@ -44,6 +44,7 @@ class NaiveBayes(ProbabilisticClassifier):
     """
 
     weights = ("pi", "theta", "sigma")
+    feature_axis = {"theta": 1, "sigma": 1}
 
     def __init__(
         self, pi: Tensor, theta: Tensor, sigma: Tensor, *, shown: tuple[str, ...], thresholds: Tensor | None, uid: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -22,9 +23,17 @@ class Predictor(StageModule):
     labelled: bool = True
     """Whether it was fitted to a label. One that wasn't has a loss of its own, `cost`."""
 
+    @classmethod
+    def loss_inputs(cls, stage: Any) -> tuple[str, ...]:
+        """Columns that only the loss reads, not the prediction; `margin` gets them after the inputs where there is a loss."""
+        return ()
+
     def margin(self, *columns: Rows) -> Tensor:
         """What losses are computed from: (n,), or (n, k) for k classes in softmax form."""
         raise NotImplementedError
+
+    def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[StageModule, Tensor | None]:
+        return self, None
 
     def routed_margin(self, leaves: Tensor) -> Tensor:
         """The margin of rows that fall into these leaves (n, T), of a stage of trees."""
@@ -41,6 +50,10 @@ class Predictor(StageModule):
         """The loss the stage was fitted with, and its parameters."""
         raise NotImplementedError
 
+    def own_rows(self, margin: Tensor, label: Tensor, weight: Tensor) -> Tensor:
+        """The loss that only this predictor has, per row (n,), unweighted."""
+        raise NotImplementedError
+
     def cost(self, margin: Tensor) -> Tensor:
         """The own loss of each row, (n,), of a predictor without a label."""
         raise NotImplementedError
@@ -48,10 +61,6 @@ class Predictor(StageModule):
     def loss_unit(self) -> float:
         """What a large difference of `cost` is, so that training doesn't depend on the features' units."""
         return 1.0
-
-    def own_rows(self, margin: Tensor, label: Tensor, weight: Tensor) -> Tensor:
-        """The loss that only this predictor has, per row (n,), unweighted."""
-        raise NotImplementedError
 
     def mean(self, margin: Tensor) -> Tensor:
         """The predicted mean of a regression, (n,); what Spark shows as prediction."""

@@ -30,6 +30,7 @@ class PCA(StageModule):
 
     weights = ("pc", "explainedVariance")
     feature_axis = {"pc": 0}
+    makes_dense = "each component adds up all entries"
 
     def __init__(self, pc: Tensor, explainedVariance: Tensor):
         super().__init__()
@@ -53,6 +54,9 @@ class PCA(StageModule):
 
         return Pulled([pc @ slope], 0.0, back)
 
+    def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[StageModule, Tensor | None]:
+        return self, None
+
     def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
         # Rotations act on x in its own scale: one unit turns a component by one standard deviation of a column.
         spread = torch.where(x.std > 0, x.std, 1.0)
@@ -69,6 +73,8 @@ class DCT(StageModule):
 
     Source: org.apache.spark.ml.feature.DCT, by the DoubleDCT_1D of JTransforms, scaled.
     """
+
+    makes_dense = "each output adds up all entries"
 
     def __init__(self, inverse: bool):
         super().__init__()

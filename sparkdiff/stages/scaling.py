@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from sparkdiff.errors import InputError
 from sparkdiff.stages.base import (
     FeatureStats,
     LabelStats,
+    NotSparseError,
     Parameters,
     Pulled,
     Rows,
@@ -28,11 +29,13 @@ class Standardizer(StageModule):
     """y = (x - shift) * (1 / divisor), and x * 0 where the divisor is 0, by the reciprocal as in Spark (x / divisor differs in
     the last bit).
 
-    A subclass names its `weights`: divisor, shift. Sparse stays sparse without shift.
+    A subclass names its `weights`: divisor, shift; and the Param `shifts_by` that asks for the shift, without which sparse
+    stays sparse.
 
     Source: org.apache.spark.ml.feature.StandardScalerModel.getTransformFunc.
     """
 
+    shifts_by: ClassVar[str]
     moves: Tensor
 
     def __init__(self, divisor: Tensor, shift: Tensor, divides: bool, shifts: bool):
@@ -41,6 +44,7 @@ class Standardizer(StageModule):
         self.register_parameter(self.weights[1], parameter(shift, shifts))  # (d,)
         self.register_buffer("moves", divisor != 0)  # (d,) constant columns stay 0, always
         self.divides, self.shifts, self.all_move = divides, shifts, bool(self.moves.all())
+        self.makes_dense = f"{self.shifts_by}=True" if shifts else ""
 
     def forward(self, x: Rows) -> Rows:  # (n, d) -> (n, d)
         divisor, shift = (getattr(self, name) for name in self.weights)
@@ -85,6 +89,7 @@ class StandardScaler(Standardizer):
     """y = (x - mean) * (1 / std), each of the two on request; x * 0 where std = 0."""
 
     weights = ("std", "mean")
+    shifts_by = "withMean"
     feature_axis = {"std": 0, "mean": 0}
     positive = frozenset({"std"})
 
@@ -98,6 +103,7 @@ class RobustScaler(Standardizer):
     """y = (x - median) * (1 / range), each of the two on request; x * 0 where range = 0."""
 
     weights = ("range", "median")
+    shifts_by = "withCentering"
     feature_axis = {"range": 0, "median": 0}
     positive = frozenset({"range"})
 
@@ -144,6 +150,14 @@ class MaxAbsScaler(StageModule):
 
         return Pulled([pulled], 0.0, back)
 
+    def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[StageModule, Tensor | None]:
+        [reached] = columns
+        if self.with_mean or reached is None:
+            raise NotSparseError("a column of 0 isn't 0 when it is centred")
+        if self.all_move:
+            return self, reached
+        return self.with_buffers(moves=self.moves.index_select(0, reached)), reached
+
     def counts(self) -> dict[str, Tensor]:
         return {"maxAbs": self.moves}
 
@@ -154,6 +168,7 @@ class MinMaxScaler(StageModule):
 
     weights = ("originalMin", "originalMax")
     feature_axis = {"originalMin": 0, "originalMax": 0}
+    makes_dense = "the scale moves 0"
     range: Tensor
     moves: Tensor
 
