@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from pyspark.sql import DataFrame
 
 from sparkdiff.jvm import by_arrow, made_of, rebuilt, scratch_folder, session
@@ -57,6 +56,8 @@ def _table(df: DataFrame, rank: int) -> Table:
 
 def _frame(table: Table) -> DataFrame:
     ids, factors = table
+    import pandas as pd
+
     with by_arrow():
         rows = pd.DataFrame({"id": ids.astype(np.int32), "features": list(factors)})
         return session().createDataFrame(rows, "id int, features array<float>")

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from pyspark.ml.feature import CountVectorizerModel, SQLTransformer, VectorAssembler
 from pyspark.ml.functions import vector_to_array
 from pyspark.ml.wrapper import JavaParams
@@ -54,6 +53,8 @@ def word2vec(stage: Any, words: Sequence[str], vectors: np.ndarray) -> Any:
         return made_of(old, jvm.org.apache.spark.mllib.feature.Word2VecModel(index, floats))
 
     def rewrite(old: Any) -> Any:
+        import pandas as pd
+
         with saved(old) as where, by_arrow():
             rows = pd.DataFrame({"word": list(words), "vector": list(vectors.astype(np.float32))})
             frame = session().createDataFrame(rows, "word string, vector array<float>")
