@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.evaluation import BinaryClassificationEvaluator
@@ -98,7 +99,18 @@ def test_as_a_feature(ratings: DataFrame, shared: Path) -> None:
     found = tune(model, ratings, shared, learningRate=0.03, maxEpochs=5)
     assert found.summary.decision == "tuned", found.summary.reason
     assert any("userFactors" in name for name in found.summary.stages)
-    assert sparkdiff.verify(found.pipelineModel, ratings).ok
+    some = ratings.limit(200)
+    for step, ok in ((0.0, True), (1e-7, True), (1e-5, False)):  # behind Spark's floats parity is to 1e-6
+        network = sparkdiff.translate(found.pipelineModel)
+        with torch.no_grad():
+            network.head.intercept.add_(step)
+        assert sparkdiff.verify(found.pipelineModel, some, network).ok is ok
+    plain = VectorAssembler(inputCols=["user", "other"], outputCol="x")
+    alone = Pipeline(stages=[plain, LinearRegression(featuresCol="x", labelCol="rating")]).fit(ratings)
+    network = sparkdiff.translate(alone)
+    with torch.no_grad():
+        network.head.intercept.add_(1e-7)
+    assert not sparkdiff.verify(alone, some, network).ok
 
 
 def test_few_rows_don_t_move_a_user(ratings: DataFrame, recommender: PipelineModel, shared: Path) -> None:
