@@ -29,10 +29,11 @@ from sparkdiff.attributes import fields_by_name
 from sparkdiff.columns import named
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.fingerprint import FORMAT, Request, fingerprint
-from sparkdiff.graph import Graph, Version
+from sparkdiff.graph import Graph, Version, null_of
 from sparkdiff.graph import check_columns as check_stage_columns
 from sparkdiff.options import Options
 from sparkdiff.splits import BLOCK, SLICE, SPLIT, SPLITS, TIME
+from sparkdiff.stages.base import NULL
 from sparkdiff.stream import DamagedCacheError, Stream
 
 PIECE_BYTES = 1 << 26
@@ -56,8 +57,10 @@ class Cache:
         return str(self.manifest["fingerprint"])
 
     def columns(self, graph: Graph) -> dict[Version, str]:
-        """Which cached column holds which column version of the cut."""
-        return {version: f"c{i}" for i, version in enumerate(graph.cut())}
+        """Which cached column holds which column version of the cut, and which says where it is null."""
+        cut, names = list(enumerate(graph.cut())), {c["name"] for c in self.manifest["columns"]}
+        nulls = {null_of(version): f"null{i}" for i, version in cut if f"null{i}" in names}
+        return {version: f"c{i}" for i, version in cut} | nulls
 
     def rows(self, split: str) -> int:
         return sum(p["rows"] for shard in self.manifest["splits"][split] for p in shard)
@@ -186,12 +189,13 @@ def _build(request: Request, key: str, folder: Path) -> None:
         frames = [request.graph.before_cut(df) for df in dealt]
         columns = _layout(request, frames[0], slices)
         _write(request, frames, columns, folder)
+        shards = {s: _shards(folder, s, request.shards) for s in SPLITS}
     except jvm.SparkError as e:
         ran = ", ".join(request.graph.leaves[i].uid for i in sorted(request.graph.cached)) or "reading the data"
         raise InputError(f"Spark failed while it ran what comes before training ({ran}): {jvm.cause(e)}") from e
     manifest: dict[str, Any] = {
-        "format": FORMAT, "fingerprint": key, "virtualShards": request.shards, "columns": columns,
-        "splits": {s: _shards(folder, s, request.shards) for s in SPLITS},
+        "format": FORMAT, "fingerprint": key, "virtualShards": request.shards, "splits": shards,
+        "columns": [c for c in columns if c.get("dtype") != "bool" or _holds_true(folder, shards, c["name"])],
     }  # fmt: skip
     manifest["stats"] = {s: _stats(folder, manifest["splits"][s], request, s) for s in SPLITS}
     (folder / "manifest.json").write_text(json.dumps(manifest | {"digest": _digest(manifest)}), encoding="utf-8")
@@ -220,6 +224,10 @@ def _layout(request: Request, df: DataFrame, slices: dict[str, tuple[Any, ...]])
                 f"column {field.name!r} is {field.dataType.simpleString()}; torch takes numbers, vectors and arrays of numbers"
             )
         out.append(column)
+    for i, version in enumerate(graph.cut()):
+        if version in graph.telling(graph.live) and fields[version[0]].nullable and out[i]["kind"] == "scalar":
+            column = {"name": f"null{i}", "column": graph.name(version) + NULL, "kind": "scalar", "width": 1}
+            out.append(column | {"dtype": "bool"})
     for name, dtype in (("label", "float64"), ("weight", "float64"), ("block", "int64"), ("time", "float64")):
         out.append({"name": name, "column": name, "kind": "scalar", "width": 1, "dtype": dtype})
     for i, (name, values) in enumerate(slices.items()):
@@ -233,6 +241,10 @@ def _source(graph: Graph, version: Version, name: str) -> Column:
     """The column that holds a version of the cut, `name` as the schema spells it."""
     in_struct = graph.in_struct(version)
     return named(graph.name(version) if in_struct else name, in_struct=in_struct)
+
+
+def _holds_true(folder: Path, splits: dict[str, Any], name: str) -> bool:
+    return any(pc.any(table[name]).as_py() for shards in splits.values() for table in _tables(folder, shards, [name]))
 
 
 def _width(df: DataFrame, c: Column, name: str, kind: DataType) -> tuple[int, float]:
@@ -279,6 +291,7 @@ def _physical(column: dict[str, Any], field_type: DataType, c: Column) -> list[C
 def _write(request: Request, frames: list[DataFrame], columns: list[dict[str, Any]], folder: Path) -> None:
     union: DataFrame | None = None
     slices = [f"slice{i}" for i in range(len(request.options.guardCols))]
+    nulls = [c["name"] for c in columns if c.get("dtype") == "bool"]
     own = (SPLIT, BLOCK, TIME, *(f"{SLICE}{i}" for i in range(len(slices))))
     for df in frames:
         selected: list[Column] = []
@@ -295,9 +308,12 @@ def _write(request: Request, frames: list[DataFrame], columns: list[dict[str, An
                 )
         _check_number("labelCol", request.labelCol, df, request.graph)  # here they may be made by a stage
         _check_number("weightCol", request.weightCol, df, request.graph)
-        for column, version in zip(columns, request.graph.cut(), strict=False):
+        for i, (column, version) in enumerate(zip(columns, request.graph.cut(), strict=False)):
             f = fields[version[0]]
-            selected += _physical(column, f.dataType, _source(request.graph, version, f.name))
+            source = _source(request.graph, version, f.name)
+            selected += _physical(column, f.dataType, source)
+            if f"null{i}" in nulls:
+                selected.append(source.isNull().alias(f"null{i}"))
         weight = splits.quoted(request.weightCol).cast("double") if request.weightCol else F.lit(1.0)
         label = splits.quoted(request.labelCol).cast("double") if request.labelCol else F.lit(0.0)  # clusters have none
         selected += [label.alias("label"), weight.alias("weight")]
@@ -308,7 +324,8 @@ def _write(request: Request, frames: list[DataFrame], columns: list[dict[str, An
     assert union is not None
     # Equal rows are dealt by their occurrence number too, so that the files depend on the rows alone, not on partitions.
     # The slices don't count: naming another guardCol changes no order of rows, and so no training.
-    hashed = union.withColumn("hash", splits.row_hash(union.drop(*slices)))
+    # Nor do the flags of nulls: a null that is hashed isn't NaN.
+    hashed = union.withColumn("hash", splits.row_hash(union.drop(*slices, *nulls)))
     occurrence = F.row_number().over(Window.partitionBy("hash").orderBy("hash", *slices))
     keyed = hashed.withColumn("key", F.xxhash64("hash", occurrence)).withColumn(
         "shard", F.pmod(F.col("key"), F.lit(request.shards))
@@ -318,7 +335,7 @@ def _write(request: Request, frames: list[DataFrame], columns: list[dict[str, An
         .sortWithinPartitions("split", "shard", "key")
         .drop("hash", "key")
     )
-    width = sum(c["width"] if c["kind"] == "dense" else 1 for c in columns)
+    width = sum(c["width"] if c["kind"] == "dense" else 1 for c in columns if c["name"] not in nulls)
     piece = max(1024, min(65536, PIECE_BYTES // (8 * width)))
     dealt.write.mode("append").option("maxRecordsPerFile", piece).partitionBy("split", "shard").parquet(
         f"file://{folder}"

@@ -17,7 +17,7 @@ from pyspark.sql.types import ArrayType, DoubleType, StringType, StructField, St
 
 from sparkdiff.errors import InputError
 from sparkdiff.sparse import SparseRows
-from sparkdiff.stages.base import Rows
+from sparkdiff.stages.base import NULL, Rows
 
 VECTOR = pa.struct(
     [("type", pa.int8()), ("size", pa.int32()), ("indices", pa.list_(pa.int32())), ("values", pa.list_(pa.float64()))]
@@ -66,11 +66,17 @@ def write_plain(df: DataFrame, names: Sequence[str], folder: Path) -> None:
 
 
 def read_plain(folder: Path, rows: int) -> Iterator[dict[str, Rows]]:
-    """The columns written by `write_plain`, at most `rows` rows at a time."""
+    """The columns written by `write_plain`, at most `rows` rows at a time; for scalars that hold nulls, which these are."""
     for path in sorted(folder.glob("part-*.parquet")):
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(rows):
-                yield {name: from_arrow(batch.column(name)) for name in batch.schema.names}
+                columns: dict[str, Rows] = {}
+                for name in batch.schema.names:
+                    column = batch.column(name)
+                    columns[name] = from_arrow(column)
+                    if column.null_count and is_scalar(columns[name]):
+                        columns[name + NULL] = torch.from_numpy(np.array(column.is_null()))
+                yield columns
 
 
 def from_arrow(column: pa.Array) -> Rows:
@@ -104,8 +110,9 @@ def _vectors(column: pa.StructArray) -> Rows:
         raise InputError(f"a vector column holds vectors of {widths.min()} and of {width} entries")
     flat, offsets = _numbers(values.flatten()), torch.zeros(n + 1, dtype=torch.int64)
     torch.cumsum(torch.from_numpy(lengths.astype(np.int64)), 0, out=offsets[1:])
-    if (sparse & ~null).all() and not null.any():
-        return SparseRows(torch.from_numpy(np.array(indices.flatten(), dtype=np.int64)), flat, offsets, width)
+    if (sparse | null).all() and sparse[~null].any():
+        rows = SparseRows(torch.from_numpy(np.array(indices.flatten(), dtype=np.int64)), flat, offsets, width)
+        return rows.with_nan(torch.from_numpy(null)) if null.any() else rows
     # Rows of both kinds: a dense row's indices are 0 .. width-1, a null row is NaN throughout.
     index = np.arange(len(flat)) - np.repeat(offsets[:-1].numpy(), lengths)
     index[np.repeat(sparse, lengths)] = np.asarray(indices.flatten())
@@ -117,8 +124,8 @@ def _vectors(column: pa.StructArray) -> Rows:
     return out
 
 
-def to_arrow(column: Rows) -> pa.Array:
-    """A tensor as the column that Spark reads back as number or vector."""
+def to_arrow(column: Rows, null: torch.Tensor | None = None) -> pa.Array:
+    """A tensor as the column that Spark reads back as number or vector; `null` (n,) says which numbers are null."""
     if isinstance(column, SparseRows):
         n = len(column)
         offsets = pa.array(column.offsets.numpy().astype(np.int32))
@@ -129,7 +136,7 @@ def to_arrow(column: Rows) -> pa.Array:
             [pa.array(np.zeros(n, dtype=np.int8)), sizes, indices, values], fields=list(VECTOR)
         )
     if column.ndim == 1:
-        return pa.array(column.numpy())
+        return pa.array(column.numpy(), mask=None if null is None else null.numpy())
     n, width = column.shape
     offsets = pa.array(np.arange(0, n * width + 1, width, dtype=np.int32) if width else np.zeros(n + 1, dtype=np.int32))
     values = pa.ListArray.from_arrays(offsets, pa.array(column.contiguous().view(-1).numpy()))
@@ -137,9 +144,13 @@ def to_arrow(column: Rows) -> pa.Array:
     return pa.StructArray.from_arrays([pa.array(np.ones(n, dtype=np.int8)), *none, values], fields=list(VECTOR))
 
 
-def write_columns(columns: Mapping[str, Rows], path: Path, words: Mapping[str, pa.Array] | None = None) -> None:
-    """Write tensors, and lists of words, as one Parquet file that `schema_of` describes to Spark."""
-    pq.write_table(pa.table({**{name: to_arrow(c) for name, c in columns.items()}, **(words or {})}), path)
+def write_columns(
+    columns: Mapping[str, Rows], path: Path, nulls: Mapping[str, torch.Tensor] | None = None,
+    words: Mapping[str, pa.Array] | None = None,
+) -> None:  # fmt: skip
+    """Write tensors, and lists of words, as one Parquet file that `schema_of` describes to Spark; `nulls` are scalars'."""
+    arrays = {name: to_arrow(c, (nulls or {}).get(name)) for name, c in columns.items()}
+    pq.write_table(pa.table({**arrays, **(words or {})}), path)
 
 
 def is_scalar(column: Rows) -> bool:

@@ -70,6 +70,8 @@ def fingerprint(request: Request, folder: Path) -> str:
         "sources": [[s.split, source_facts(s.df)] for s in request.sources],
     }
     graph = request.graph
+    if nulls := graph.telling(graph.live):
+        parts["nulls"] = [graph.name(v) for v in nulls]
     if any(graph.leaves[i].opaque for i in graph.cached):  # SQL may call functions and read tables of its own
         facts = [jvm.plan_facts(graph.before_cut(s.df), after_stages=True) for s in request.sources]
         parts["tables"] = None if None in facts else [[f["relations"], f["files"]] for f in facts if f]

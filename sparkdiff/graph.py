@@ -16,6 +16,7 @@ from sparkdiff.attributes import Version as Version
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.nesting import flatten, holders
 from sparkdiff.stages.base import (
+    NULL,
     REGISTRY,
     UNDECIDED,
     UNTRANSLATED,
@@ -33,6 +34,12 @@ if TYPE_CHECKING:
 
 LEAVES = "\0leaves"
 """In place of a name: which leaves a stage of trees sends each row to. No column is called so."""
+
+
+def null_of(version: Version) -> Version:
+    """The version that says in which rows this one is null."""
+    return version[0] + NULL, version[1]
+
 
 INPUTS = ("inputCol", "inputCols", "featuresCol", "offsetCol", "userCol", "itemCol", "itemsCol")
 OUTPUTS = (
@@ -321,7 +328,7 @@ class Graph:
                 parent = self.leaves[p] if p >= 0 else None
                 if parent is None or parent.module is None or p in out:
                     continue
-                if name not in map(self.fold, parent.module.labels(parent.stage)):
+                if parent.module.passes_gradient() or name not in map(self.fold, parent.module.labels(parent.stage)):
                     out.add(p)
                     stack.append(p)
         return out
@@ -395,6 +402,12 @@ class Graph:
         """The column versions that training reads, in the order of first use."""
         live = set(self.live)
         return list(dict.fromkeys(v for i in self.live for v in self.margin_reads(i) if v[1] not in live))
+
+    def telling(self, positions: Iterable[int]) -> list[Version]:
+        """The versions that stages at these positions read from outside of them, and whose nulls they tell from NaN."""
+        inside = set(positions)
+        reads = [v for i in inside if self.leaves[i].module.tells_null for v in self.leaves[i].reads]  # type: ignore[union-attr]
+        return [v for v in dict.fromkeys(reads) if v[1] not in inside]
 
     def name(self, version: Version) -> str:
         """The column's name as its writer (or first reader) spells it."""

@@ -261,9 +261,9 @@ class Feature:
             return
         if not self.n:
             width = x.width if isinstance(x, SparseRows) else x.shape[1]
-            self.usual = torch.zeros(width, dtype=torch.float64) if isinstance(x, SparseRows) else x.median(0).values
+            self.usual = torch.zeros(width, dtype=torch.float64) if isinstance(x, SparseRows) else _median(x)
             self.sum, self.square = torch.zeros_like(self.usual), torch.zeros_like(self.usual)
-            self.support = torch.zeros(width, dtype=torch.int64)
+            self.support, self.missing = torch.zeros(width, dtype=torch.int64), torch.zeros(width, dtype=torch.int64)
         self.n += len(x)
         if isinstance(x, SparseRows):
             v = x.values - self.usual[x.indices]
@@ -272,13 +272,23 @@ class Feature:
             self.support.index_add_(0, x.indices, (x.values != self.usual[x.indices]).long())
         else:
             v = x - self.usual
+            if bool((lacking := x.isnan()).any()):
+                self.missing += lacking.sum(0)
+                v = torch.where(lacking, 0.0, v)
             self.sum += v.sum(0)
             self.square += (v * v).sum(0)
-            self.support += (x != self.usual).sum(0)
+            self.support += (v != 0).sum(0)
 
     def stats(self) -> FeatureStats:
-        mean = self.sum / self.n
-        return FeatureStats(self.usual + mean, (self.square / self.n - mean * mean).clamp_min(0).sqrt(), self.support)
+        """Of the entries that aren't NaN."""
+        n = (self.n - self.missing).clamp_min(1)
+        mean = self.sum / n
+        return FeatureStats(self.usual + mean, (self.square / n - mean * mean).clamp_min(0).sqrt(), self.support)
+
+
+def _median(x: Tensor) -> Tensor:
+    """Of the columns of (n, d), (d,); 0 of one that is NaN throughout."""
+    return x.nanmedian(0).values.nan_to_num(0.0, torch.inf, -torch.inf)
 
 
 @torch.no_grad()
@@ -297,19 +307,24 @@ def leaf_counts(network: Network, data: Data) -> dict[int, Tensor]:
 
 
 @torch.no_grad()
-def reached_counts(network: Network, data: Data) -> dict[int, dict[str, Tensor]]:
-    """Training rows of weight > 0 that reach each entry (m,) of the parameters that `reached` names, by position, in one pass."""
-    asking = [i for i in network.positions if type(network.module(i)).reached is not StageModule.reached]
+def tallies(network: Network, data: Data) -> dict[int, dict[str, Tensor]]:
+    """What the stages that train tally of the training rows of weight > 0, by position, in one pass."""
+    asking = [
+        i
+        for i in network.positions
+        if type(network.module(i)).tally is not StageModule.tally
+        and any(p.requires_grad for p in network.module(i).parameters())
+    ]
     found: dict[int, dict[str, Tensor]] = {i: {} for i in asking}
     for batch, _, weight, _ in data.batches("train") if asking else ():
-        values = data.values(batch)
-        for i, counts in found.items():
+        values, counted = data.values(batch), (weight > 0).nonzero()[:, 0]
+        for i in asking:
             reads, module = network.graph.leaves[i].reads, network.module(i)
             network.run(values, [v for v in reads if v not in values])
-            for name, entries in module.reached(*(values[v] for v in reads)).items():
-                known = entries[(weight > 0) & (entries >= 0)]
-                size = len(getattr(module, name))
-                counts[name] = counts.get(name, 0) + torch.bincount(known, minlength=size)
+            told = network.told(module, reads, values)
+            nulls = {"nulls": [None if n is None else n[counted] for n in told["nulls"]]} if told else {}
+            for name, part in module.tally(*(taken(values[v], counted) for v in reads), **nulls).items():
+                found[i][name] = found[i][name] + part if name in found[i] else part
     return found
 
 

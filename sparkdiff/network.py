@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sparkdiff.attributes import SchemaOrRows
 from sparkdiff.errors import InputError, did_you_mean
-from sparkdiff.graph import LEAVES, Graph, Version
+from sparkdiff.graph import LEAVES, Graph, Version, null_of
 from sparkdiff.nesting import flatten, replaced
 from sparkdiff.sparse import SparseRows
 from sparkdiff.stages.base import Rows, StageModule
@@ -23,8 +23,9 @@ class Network(nn.Module):
     """The translated stages of a pipeline, float64, keyed by Spark's column names.
 
     `network(columns)` takes the `inputCols` and returns the `outputCols`. A numeric or boolean scalar column is `(n,)`, a
-    vector `(n, d)`, sparse vectors `torch.sparse_csr`; null is NaN. Outputs of stages that Spark holds in float32 (ALS,
-    Word2Vec) are float32; the stages behind them compute with what Spark's would read.
+    vector `(n, d)`, sparse vectors `torch.sparse_csr`; null is NaN. Where a stage tells the two apart (Bucketizer, an Imputer
+    whose missingValue isn't NaN, OneHotEncoder, TargetEncoder), a boolean column `"<name> is null"` may say which it is.
+    Outputs of stages that Spark holds in float32 (ALS, Word2Vec) are float32; those behind compute with what Spark's would read.
 
     Attributes:
         inputCols: columns that a call needs (only those that the wished outputs depend on).
@@ -39,6 +40,7 @@ class Network(nn.Module):
         self._schedules: dict[tuple[tuple[Version, ...], frozenset[Version]], list[int]] = {}
         inside = set(positions)
         self.reads = list(dict.fromkeys(v for i in positions for v in graph.leaves[i].reads if v[1] not in inside))
+        self.flags = [null_of(v) for v in graph.telling(positions)]
         self.writes: dict[str, Version] = {}  # folded name -> its last version
         for i in positions:
             self.writes.update({graph.fold(c): (graph.fold(c), i) for c in graph.leaves[i].outputs})
@@ -72,7 +74,8 @@ class Network(nn.Module):
         fold, named = self.graph.fold, {}
         for name, column in columns.items():
             named[fold(name)] = column
-        return {v: _inside(named[v[0]], v[0]) for v in self.reads if v[0] in named}
+        found = {v: _inside(named[v[0]], v[0]) for v in self.reads if v[0] in named}
+        return found | {v: named[v[0]].bool() for v in self.flags if v[0] in named}
 
     def run(self, values: dict[Version, Rows], wanted: Iterable[Version]) -> None:
         """Compute the wanted versions and all that they depend on, into `values`.
@@ -91,7 +94,22 @@ class Network(nn.Module):
                 raise InputError(
                     f"{leaf.uid} wants column {name!r}, which the call lacks. {did_you_mean(name, self.inputCols)}"
                 )
-            self._put(i, self.module(i)(*(values[v] for v in leaf.reads)), values)
+            module = self.module(i)
+            self._put(i, module(*(values[v] for v in leaf.reads), **self.told(module, leaf.reads, values)), values)
+
+    def told(self, module: StageModule, reads: Sequence[Version], values: Mapping[Version, Rows]) -> dict[str, Any]:
+        """Which rows of its inputs are null, for a stage that wants to know."""
+        return {"nulls": [self._null(v, values) for v in reads]} if module.tells_null else {}
+
+    def _null(self, v: Version, values: Mapping[Version, Rows]) -> Tensor | None:
+        if v[1] not in self.positions:
+            return values.get(null_of(v))  # type: ignore[return-value]  # flags are tensors
+        column = values[v]
+        return (
+            column.isnan()
+            if self.module(v[1]).writes_null and isinstance(column, Tensor) and column.ndim == 1
+            else None
+        )
 
     def _put(self, i: int, out: Any, values: dict[Version, Rows]) -> None:
         out = out if isinstance(out, tuple) else (out,)

@@ -18,12 +18,12 @@ from torch import Tensor
 from sparkdiff import jvm
 from sparkdiff.columns import named, read_plain, write_plain
 from sparkdiff.errors import InputError
-from sparkdiff.graph import Version, check_columns, in_front_of
+from sparkdiff.graph import Version, check_columns, in_front_of, null_of
 from sparkdiff.nesting import flatten
 from sparkdiff.network import Network, seeing, translate
 from sparkdiff.sparse import SparseRows
 from sparkdiff.splits import refuse_stream
-from sparkdiff.stages.base import Rows, columns_of, dense, width
+from sparkdiff.stages.base import NULL, Rows, columns_of, dense, width
 from sparkdiff.stages.predictor import Predictor
 
 TOLERANCE = 1e-9
@@ -135,7 +135,9 @@ def compare(
             for probe in itertools.islice(read_plain(where, PROBE), 1):
                 rows = _rows_at_once(network, {v: probe[f"v{i}"] for i, v in enumerate(held)}, outputs)
             for batch in read_plain(where, rows):
-                tally.add({v: batch[f"v{i}"] for i, v in enumerate(held)}, outputs)
+                values = {v: batch[f"v{i}"] for i, v in enumerate(held)}
+                nulls = {null_of(v): batch[f"v{i}{NULL}"] for i, v in enumerate(held) if f"v{i}{NULL}" in batch}
+                tally.add(values | nulls, outputs)
         finally:
             shutil.rmtree(where, ignore_errors=True)
     return tally.parity()
@@ -187,13 +189,14 @@ class Tally:
     @torch.no_grad()
     def add(self, spark: dict[Version, Rows], outputs: list[Version]) -> None:
         network, graph = self.network, self.network.graph
-        values = {v: c for v, c in spark.items() if v in network.reads}
+        values = {v: c for v, c in spark.items() if v in network.reads or v in network.flags}
         network.run(values, outputs)
         self.rows += len(spark[outputs[0]])
         for v in outputs:
             name, leaf = graph.name(v), graph.leaves[v[1]]
             if v[0] in map(graph.fold, leaf.module.labels(leaf.stage)):  # type: ignore[union-attr]
-                self._labels(v, values, dense(values[v]) != dense(spark[v]))
+                ours, theirs = dense(values[v]), dense(spark[v])
+                self._labels(v, values, (ours != theirs) & ~(ours.isnan() & theirs.isnan()))
                 continue
             ours, theirs = _entries(values[v], spark[v])
             if ours.shape != theirs.shape:

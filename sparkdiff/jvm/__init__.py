@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from py4j.java_collections import JavaArray
 from py4j.java_gateway import JavaObject
 from py4j.protocol import Py4JError, Py4JJavaError
 from pyspark.errors import PySparkException
@@ -173,6 +174,11 @@ def scratch(folder: Path) -> Iterator[None]:
         _scratch.reset(token)
 
 
+def scratch_folder() -> Path | None:
+    """Where that is; None where a temporary folder will do."""
+    return _scratch.get() or shared_folder()
+
+
 @contextlib.contextmanager
 def by_arrow() -> Iterator[None]:
     """Inside, pandas' frames travel by Arrow, as with Spark Connect they always do."""
@@ -186,11 +192,6 @@ def by_arrow() -> Iterator[None]:
         yield
     finally:
         spark.conf.unset(key) if before is None else spark.conf.set(key, before)
-
-
-def scratch_folder() -> Path | None:
-    """Where a stage can be written for a moment; None: any temporary folder will do."""
-    return _scratch.get() or shared_folder()
 
 
 @contextlib.contextmanager
@@ -392,7 +393,18 @@ def defined_params(stage: Any) -> dict[str, dict[str, Any]]:
 def java_params(stage: Any) -> str | None:
     """The Params of a stage's Java object, which may lag behind those set in Python; None where it has none."""
     java = getattr(stage, "_java_obj", None)
-    return str(java.extractParamMap().toString()) if isinstance(java, JavaObject) else None
+    if not isinstance(java, JavaObject):
+        return None
+    params = java.extractParamMap()
+    text = str(params.toString())
+    if "@" in text:  # an array's text is its address
+        pairs = [params.toSeq().apply(i) for i in range(params.size())]
+        text = "\n".join(f"{pair.param().name()}: {_listed(pair.value())}" for pair in pairs)
+    return text
+
+
+def _listed(value: Any) -> Any:
+    return [_listed(v) for v in value] if isinstance(value, JavaArray) else value
 
 
 def default_output(stage: Any) -> Any:

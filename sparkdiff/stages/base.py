@@ -17,8 +17,13 @@ from sparkdiff.sparse import SparseRows
 from sparkdiff.stages.constraints import Constraint, Positive
 
 Rows = Tensor | SparseRows
+Parameters = Mapping[str, Tensor]
+Nulls = Sequence[Tensor | None]
+"""Per input column which rows (n,) bool are null; None where none is, or nobody can tell."""
 REGISTRY: dict[str, type[StageModule]] = {}
 UNTRANSLATED: dict[str, str] = {}
+NULL = " is null"
+"""Ends the name of the boolean column that says in which rows another column is null."""
 SUPPORT = 5
 """Training rows that must differ from a feature's usual value, or bear a class, for the parameters about it to train."""
 _Module = TypeVar("_Module", bound="type[StageModule]")
@@ -42,9 +47,6 @@ def leave_in_spark(class_name: str, reason: str) -> None:
 def class_name(stage: Any) -> str:
     """Full Python name of a stage's class."""
     return f"{type(stage).__module__}.{type(stage).__qualname__}"
-
-
-Parameters = Mapping[str, Tensor]
 
 
 class NotAffineError(Exception):
@@ -101,9 +103,7 @@ class FeatureStats:
     std: Tensor  # (d,)
     support: Tensor  # (d,) int64: rows whose value differs from the column's usual one
     leaves: Tensor | None = None  # (L,) int64: rows that each leaf of a stage of trees holds
-    reached: Mapping[str, Tensor] = field(
-        default_factory=dict
-    )  # rows (m,) int64 that reach each of a parameter's entries
+    sums: Parameters = field(default_factory=dict)  # of the stage's own `tally`
 
 
 @dataclass(frozen=True)
@@ -124,6 +124,11 @@ class StageModule(nn.Module):
     in the order of `inputs(stage)` and returns the output columns in the order of `outputs(stage)`; a scalar column is
     `(n,)`, a vector column `(n, d)` or SparseRows.
 
+    Null is NaN. A stage to which the two aren't the same says so by `tells_null`, and its `forward` then also takes
+    `nulls=`, which rows of each input are null. They come from outside, in the optional column `"<name> is null"`, or from a
+    stage before that passes null on (`writes_null`); other stages' outputs hold none. Where an input has no such column, its
+    NaN is NaN, unless NaN is what the stage refuses and null isn't.
+
     Four laws hold, and `sparkdiff.testing.check_stage` checks them: parity with `stage.transform`; writing back what was
     read changes nothing; reading what was written gives the module's parameters; the caller's stage never changes.
     """
@@ -136,6 +141,8 @@ class StageModule(nn.Module):
     """For each parameter with an entry per input feature: the axis that runs over the features."""
     positive: ClassVar[frozenset[str]] = frozenset()
     """Parameters that must stay > 0 where they count."""
+    describes_weights: ClassVar[bool] = False
+    """Whether the metadata of the outputs tell the weights, and change with them."""
     expands: ClassVar[bool] = False
     """Whether the outputs are larger than the inputs, so that the cache is smaller with this stage in torch."""
     makes_dense: str = ""
@@ -144,6 +151,12 @@ class StageModule(nn.Module):
     """Whether gradients flow from the outputs to the inputs."""
     label_cols: ClassVar[tuple[str, ...]] = ()
     """Params that name outputs which are classes or indices: no gradient, and parity counts disagreements."""
+    tells_null: bool = False
+    """Whether null and NaN in an input aren't the same to the stage, so that `forward` takes `nulls=` (Nulls)."""
+    writes_null: bool = False
+    """Whether NaN in an output is null in Spark."""
+    reads_categories: ClassVar[bool] = False
+    """Whether the scalar inputs are numbers of categories, to which no noise can be added."""
     optional: ClassVar[frozenset[str]] = frozenset()
     """Parameters that train only where the user asks for them."""
     storage: ClassVar[str] = ""
@@ -155,8 +168,8 @@ class StageModule(nn.Module):
     """
     before: ClassVar[str] = ""
     """What Spark does first, by plain stages of `preparation`, for a stage whose inputs can't enter torch; the plan says so."""
-    indexes: ClassVar[bool] = False
-    """Whether the inputs say which entries of a table a row means, so that no noise can be added to them."""
+    identifies: ClassVar[bool] = False
+    """Whether the inputs are identifiers, which are no features."""
     routes: ClassVar[bool] = False
     """Whether the stage sends rows to leaves (`route`), and computes its outputs from these alone (`routed`)."""
 
@@ -232,6 +245,17 @@ class StageModule(nn.Module):
         """Whether no parameter that trains changes where a row goes."""
         return False
 
+    def passes_gradient(self) -> bool:
+        """Whether outputs that are classes or indices have a gradient after all, by straight-through estimation."""
+        return False
+
+    def tally(self, *columns: Rows, nulls: Nulls | None = None) -> dict[str, Tensor]:
+        """What `units` and `supported` want to know of the training rows beside FeatureStats: sums over these rows.
+
+        Added up over all of them they come back as `FeatureStats.sums`. Takes what `forward` takes.
+        """
+        return {}
+
     def look(self, x: FeatureStats, values: Mapping[int, Tensor]) -> None:
         """Take note of what the stage's input looks like, before training.
 
@@ -245,10 +269,6 @@ class StageModule(nn.Module):
         """Move parameters, in place, to where they would be written back."""
         for p in self.parameters() if self.single else ():
             p.copy_(p.float())
-
-    def reached(self, *columns: Rows) -> dict[str, Tensor]:
-        """For parameters of which a row sees one entry, or row of entries, only: which one, (n,) int64, negative for none."""
-        return {}
 
     def unknown(self, *columns: Rows) -> str | None:
         """What about these rows, all numbers though they are, makes the outputs NaN."""
@@ -318,6 +338,17 @@ class StageModule(nn.Module):
             NotSparseError: columns of 0 count too.
         """
         raise NotSparseError(type(self).__name__)
+
+    def by_column(self, columns: Sequence[Tensor | None], *buffers: str) -> tuple[StageModule, Tensor | None]:
+        """`narrowed` of a stage that makes each column of its output of the same one of its only input.
+
+        Args:
+            buffers: names of those with an entry per column.
+        """
+        [reached] = columns
+        if reached is None:
+            return self, None
+        return self.with_buffers(**{n: getattr(self, n).index_select(0, reached) for n in buffers}), reached
 
     def with_buffers(self, **buffers: Tensor) -> StageModule:
         """This stage with other buffers of these names; everything else is shared."""

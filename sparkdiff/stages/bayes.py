@@ -16,9 +16,11 @@ from sparkdiff.stages.base import (
     FeatureStats,
     LabelStats,
     NotAffineError,
+    NotSparseError,
     Parameters,
     Pulled,
     Rows,
+    StageModule,
     dense,
     parameter,
     register,
@@ -230,6 +232,9 @@ class Bernoulli(Counting):
                 room["pi"].add_(constant[:, 0])
 
         return Pulled([(p["theta"] - absent).mT], (p["pi"] + absent.sum(-1))[..., None, :], back)
+
+    def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[StageModule, Tensor | None]:
+        raise NotSparseError("a word that is absent speaks for a class, too")
 
     def check_domain(self, uid: str) -> None:
         super().check_domain(uid)

@@ -18,18 +18,12 @@ from sparkdiff.stages.base import (
     LabelStats,
     Rows,
     columns_of,
-    leave_in_spark,
     parameter,
     register,
     tensor,
 )
 from sparkdiff.stages.constraints import Constraint, Covariance, Probabilities, UnitNorm
 from sparkdiff.stages.predictor import Predictor, first_largest, lead
-
-leave_in_spark(
-    "pyspark.ml.clustering.BisectingKMeansModel",
-    "it walks a tree of centres to an integer, through which no gradient passes",
-)
 
 EPSILON = 2.0**-52  # org.apache.spark.ml.impl.Utils.EPSILON
 
@@ -54,6 +48,9 @@ class Clusters(Predictor):
     @property
     def wide(self) -> bool:
         return True
+
+    def tally(self, x: Rows) -> dict[str, Tensor]:  # type: ignore[override]
+        return {"rows": torch.bincount(self.decision(self.margin(x)).long(), minlength=self.classes)}
 
 
 @register("pyspark.ml.clustering.KMeansModel")
@@ -129,15 +126,12 @@ class KMeans(Clusters):
         size = 1 if self.cosine else (3 * norms + 2 * least[:, 0]).clamp_min(1)
         return (least[:, 1] - least[:, 0]).nan_to_num(math.inf) / size
 
-    def reached(self, x: Rows) -> dict[str, Tensor]:  # type: ignore[override]
-        return {"clusterCenters": self.decision(self.margin(x)).long()}
-
     def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
         size = ((x.mean**2 + x.std**2).sum().sqrt()).clamp_min(1e-300) if self.cosine else 1.0
         return {"clusterCenters": (x.std / size).expand_as(self.clusterCenters)}
 
     def supported(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
-        rows = x.reached["clusterCenters"] >= SUPPORT
+        rows = x.sums["rows"] >= SUPPORT
         return {"clusterCenters": super().supported(x, y)["clusterCenters"] & rows[:, None]}
 
     def constraints(self) -> dict[str, Constraint]:
@@ -244,14 +238,11 @@ class GaussianMixture(Clusters):
         densities = self.densities(margin)
         return lead(densities / densities.sum(1, keepdim=True))
 
-    def reached(self, x: Rows) -> dict[str, Tensor]:  # type: ignore[override]
-        return {"mixture": self.decision(self.margin(x)).long()}
-
     def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
         return {"mus": self.sigmas.detach().diagonal(dim1=1, dim2=2).clamp_min(0).sqrt()}
 
     def supported(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
-        rows = x.reached["mixture"] >= SUPPORT
+        rows = x.sums["rows"] >= SUPPORT
         return {
             "mixture": rows, "mus": super().supported(x, y)["mus"] & rows[:, None],
             "sigmas": rows[:, None, None].expand_as(self.sigmas),

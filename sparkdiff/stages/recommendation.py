@@ -46,7 +46,8 @@ class ALS(Predictor):
 
     weights = ("rank", "userFactors", "itemFactors")
     single = True
-    indexes = True
+    reads_categories = True
+    identifies = True
     ranks = True
 
     users: Tensor
@@ -79,12 +80,13 @@ class ALS(Predictor):
         return cls(*factors.tables(stage), stage.uid, cls.inputs(stage))
 
     def margin(self, user: Tensor, item: Tensor) -> Tensor:  # type: ignore[override]  # (n,), (n,) -> (n,)
-        found = self.reached(user, item)
+        found = self.places(user, item)
         u, i = found["userFactors"], found["itemFactors"]
         product = FloatProduct.apply(self.userFactors[u.clamp_min(0)], self.itemFactors[i.clamp_min(0)])
         return torch.where((u >= 0) & (i >= 0), product, math.nan)
 
-    def reached(self, user: Tensor, item: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+    def places(self, user: Tensor, item: Tensor) -> dict[str, Tensor]:
+        """Which row of each table is meant, (n,), (n,) -> (n,) int64 each, -1 where none is."""
         return {
             "userFactors": self._places(self.users, user, self.names[0]),
             "itemFactors": self._places(self.items, item, self.names[1]),
@@ -102,8 +104,12 @@ class ALS(Predictor):
         place = torch.searchsorted(known, whole).clamp_max(len(known) - 1)
         return torch.where(known[place] == whole, place, -1)
 
+    def tally(self, user: Tensor, item: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+        found = self.places(user, item)
+        return {n: torch.bincount(p[p >= 0], minlength=len(getattr(self, n))) for n, p in found.items()}
+
     def unknown(self, user: Tensor, item: Tensor) -> str | None:  # type: ignore[override]
-        for (what, places), name, ids in zip(self.reached(user, item).items(), self.names, (user, item), strict=True):
+        for (what, places), name, ids in zip(self.places(user, item).items(), self.names, (user, item), strict=True):
             if bool((places < 0).any()):
                 return (
                     f"column {name!r} holds {int(ids[places < 0][0])}, which {what} of {self.uid} lack, so that the "
@@ -131,7 +137,7 @@ class ALS(Predictor):
         }
 
     def supported(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
-        return {name: (x.reached[name] >= SUPPORT)[:, None].expand_as(p) for name, p in self.named_parameters()}
+        return {name: (x.sums[name] >= SUPPORT)[:, None].expand_as(p) for name, p in self.named_parameters()}
 
     def to_spark(self, stage: Any) -> Any:
         users, items = (self.weight(name).astype("float32") for name in ("userFactors", "itemFactors"))

@@ -75,6 +75,11 @@ class Standardizer(StageModule):
 
         return Pulled([pulled], -(middle.mT @ pulled) if self.shifts else 0.0, back)
 
+    def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[StageModule, Tensor | None]:
+        if self.shifts and columns[0] is not None:
+            raise NotSparseError("a column of 0 isn't 0 when it is centred")
+        return self.by_column(columns, *(() if self.all_move else ("moves",)))
+
     def counts(self) -> dict[str, Tensor]:
         divisor, shift = self.weights
         return {divisor: self.moves, shift: self.moves} if self.divides else {divisor: torch.zeros_like(self.moves)}
@@ -151,12 +156,7 @@ class MaxAbsScaler(StageModule):
         return Pulled([pulled], 0.0, back)
 
     def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[StageModule, Tensor | None]:
-        [reached] = columns
-        if self.with_mean or reached is None:
-            raise NotSparseError("a column of 0 isn't 0 when it is centred")
-        if self.all_move:
-            return self, reached
-        return self.with_buffers(moves=self.moves.index_select(0, reached)), reached
+        return self.by_column(columns, "moves")
 
     def counts(self) -> dict[str, Tensor]:
         return {"maxAbs": self.moves}

@@ -142,3 +142,6 @@ class VectorSizeHint(StageModule):
 
     def pull(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> Pulled:
         return Pulled([slope], 0.0, lambda gradients, constant, room: gradients[0])
+
+    def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[StageModule, Tensor | None]:
+        return self.by_column(columns)

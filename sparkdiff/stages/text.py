@@ -54,6 +54,9 @@ class IDF(StageModule):
 
         return Pulled([slope * idf], 0.0, back)
 
+    def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[StageModule, Tensor | None]:
+        return self.by_column(columns)
+
     def constraints(self) -> dict[str, Constraint]:
         return {"idf": Positive()}
 

@@ -108,6 +108,9 @@ class ElementwiseProduct(StageModule):
 
         return Pulled([slope * factor], 0.0, back)
 
+    def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[StageModule, Tensor | None]:
+        return self.by_column(columns)
+
     def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
         # Relative to each weight; one of 0 moves as the others do on average.
         size = self.scalingVec.detach().abs()

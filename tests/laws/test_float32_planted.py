@@ -31,7 +31,7 @@ def nearest_id(self: Any, known: Tensor, ids: Tensor, name: str) -> Tensor:
 
 
 def in_double(self: Any, user: Tensor, item: Tensor) -> Tensor:
-    found = self.reached(user, item)
+    found = self.places(user, item)
     u, i = (found[n] for n in ("userFactors", "itemFactors"))
     product = (self.userFactors[u.clamp_min(0)] * self.itemFactors[i.clamp_min(0)]).sum(1)
     return torch.where((u >= 0) & (i >= 0), product, torch.nan)

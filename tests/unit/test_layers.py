@@ -81,6 +81,7 @@ NO_TORCH = (
     "jvm.words",
     "jvm.formulas",
     "attributes",
+    "jvm.encoders",
     "nodes",
     "nesting",
     "options",
