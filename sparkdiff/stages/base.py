@@ -166,6 +166,14 @@ class StageModule(nn.Module):
     storage: ClassVar[str] = ""
     """How Spark stores each vector that this stage writes: "sparse", "compressed" (dense or sparse, whichever takes less
     room), or "" where that depends on the input."""
+    single: ClassVar[bool] = False
+    """Whether Spark holds the weights in float32: so are the outputs at the network's border, and parity is to 1e-6 there and
+    behind. Parameters train in float64 and settle at what float32 can hold.
+    """
+    before: ClassVar[str] = ""
+    """What Spark does first, by plain stages of `preparation`, for a stage whose inputs can't enter torch; the plan says so."""
+    identifies: ClassVar[bool] = False
+    """Whether the inputs are identifiers, which are no features."""
     routes: ClassVar[bool] = False
     """Whether the stage sends rows to leaves (`route`), and computes its outputs from these alone (`routed`)."""
 
@@ -190,6 +198,20 @@ class StageModule(nn.Module):
         if stage.hasParam("handleInvalid") and stage.getOrDefault("handleInvalid") == "skip":
             return SKIPS
         return None
+
+    @classmethod
+    def made(cls, stage: Any) -> tuple[str, ...]:
+        """The columns that `preparation` makes, which `forward` takes in place of `inputs`; none where it takes these."""
+        return ()
+
+    @classmethod
+    def preparation(cls, stage: Any) -> list[Any]:
+        """Plain stages that Spark runs in front of the fitted one."""
+        return []
+
+    def recovered(self, *columns: Rows) -> tuple[Any, ...]:
+        """Inputs of Spark's stage, as arrays of Arrow, from which `preparation` would make these columns."""
+        raise NotImplementedError
 
     @classmethod
     def from_spark(cls, stage: Any) -> StageModule:
@@ -246,8 +268,15 @@ class StageModule(nn.Module):
                 ascending.
         """
 
+    @torch.no_grad()
     def settle_(self) -> None:
         """Move parameters, in place, to where they would be written back."""
+        for p in self.parameters() if self.single else ():
+            p.copy_(p.float())
+
+    def unknown(self, *columns: Rows) -> str | None:
+        """What about these rows, all numbers though they are, makes the outputs NaN."""
+        return None
 
     def compared(self) -> Tensor:
         """Features (q,) int64 of the input that are compared with thresholds."""
@@ -341,7 +370,7 @@ class StageModule(nn.Module):
 
     def settles(self) -> bool:
         """Whether `settle_` has anything to do."""
-        return False
+        return self.single
 
     def project_(self) -> None:
         """Move the parameters back into their domain, in place, after an optimizer step."""
@@ -349,6 +378,11 @@ class StageModule(nn.Module):
     def check_domain(self, uid: str) -> None:
         """Raise InputError where a parameter has left the domain in which Spark's stage is defined."""
         for name, p in self.named_parameters():
+            if self.single and bool((p.isfinite() & ~p.float().isfinite()).any()):
+                value = p[~p.float().isfinite()][0].item()
+                raise InputError(
+                    f"{uid}: {name} holds {value!r}, which is too large for Spark's float; clamp it before writing back"
+                )
             counting = self.counts().get(name, torch.ones_like(p, dtype=torch.bool))
             if name in self.positive and bool(((p <= 0) & counting).any()):
                 worst = p[(p <= 0) & counting][0].item()
