@@ -148,7 +148,7 @@ def _digest(manifest: dict[str, Any]) -> str:
 def _check(request: Request) -> None:
     for source in request.sources:
         splits.check_columns(source.df, request.options)
-        check_stage_columns(request.graph, source.df.schema)
+        check_stage_columns(request.graph, source.df.schema, (request.labelCol, request.weightCol))
         names = _after(request.graph, source.df)
         for option, column in (("labelCol", request.labelCol), ("weightCol", request.weightCol)):
             if column is not None and request.graph.fold(column) not in names:

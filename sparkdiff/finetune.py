@@ -18,6 +18,7 @@ from pyspark.util import VersionUtils
 from sparkdiff import cache as caches
 from sparkdiff import datachecks, faithful, guard, jvm, launch, monotone
 from sparkdiff.acceptance import Judgement, check_options, judge, reason
+from sparkdiff.attributes import SchemaOrRows
 from sparkdiff.cache import Cache
 from sparkdiff.checkpoint import RunFolder
 from sparkdiff.errors import InputError, ParityError
@@ -71,14 +72,24 @@ class Task:
     weightCol: str | None
 
 
-def prepare(model: Any, options: Options) -> Task:
+def prepare(model: Any, options: Options, data: SchemaOrRows = None) -> Task:
     """Plan the pipeline and resolve the predictor, the label and the weight.
+
+    Args:
+        data: the rows, whose schema decides what a few stages compute.
 
     Raises:
         InputError: not fitted, several predictors, nothing to train, or a stage name that matches none.
     """
     o = options
-    graph = Graph(model, reference=o.reference, predictionCol=o.predictionCol, unfreeze=o.unfreeze)
+    graph = Graph(
+        model,
+        reference=o.reference,
+        predictionCol=o.predictionCol,
+        unfreeze=o.unfreeze,
+        beside=(o.labelCol, o.weightCol),
+        data=data,
+    )
     several = graph.predictors()
     if options.predictionCol is None and len(several) > 1:
         found = "; ".join(f"{graph.leaves[i].uid} ({', '.join(graph.leaves[i].outputs)})" for i in several)

@@ -8,19 +8,28 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from pyspark.ml import Transformer
+from pyspark.ml.linalg import VectorUDT
 
 from sparkdiff import jvm
+from sparkdiff.attributes import SchemaOrRows, Step, known_fields
+from sparkdiff.attributes import Version as Version
 from sparkdiff.errors import InputError, did_you_mean
-from sparkdiff.nesting import flatten
-from sparkdiff.stages.base import REGISTRY, UNTRANSLATED, StageModule, class_name, columns_of
+from sparkdiff.nesting import flatten, holders
+from sparkdiff.stages.base import (
+    REGISTRY,
+    UNDECIDED,
+    UNTRANSLATED,
+    Field,
+    StageModule,
+    StaysInSparkError,
+    class_name,
+    columns_of,
+)
 from sparkdiff.stages.predictor import Predictor
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
-    from pyspark.sql.types import StructType
-
-Version = tuple[str, int]
-"""A column as one stage left it: its folded name and the position of the stage that wrote it, -1 for the source."""
+    from pyspark.sql.types import StructField, StructType
 
 LEAVES = "\0leaves"
 """In place of a name: which leaves a stage of trees sends each row to. No column is called so."""
@@ -31,6 +40,9 @@ OUTPUTS = (
     "quantilesCol", "topicDistributionCol", "varianceCol",
 )  # fmt: skip
 ANY_COLUMN = ("SQLTransformer", "RFormulaModel", "ColumnPruner", "VectorAttributeRewriter")
+
+PASSED_OVER = ("StringIndexerModel", "FormulaLabel")
+"""Stages that Spark passes over where the data lack their input: a label isn't there when a model only predicts."""
 
 
 @dataclasses.dataclass
@@ -48,6 +60,7 @@ class Leaf:
     module: StageModule | None  # None: stays in Spark
     why: str  # ... and why
     parametric: bool  # has parameters that its settings let train
+    note: str = ""  # what was taken for granted
     reads: tuple[Version, ...] = ()
     parents: frozenset[int] = frozenset()
 
@@ -63,17 +76,26 @@ class Graph:
     """The analysed pipeline: what `plan` shows, `translate` builds and FineTuner trains."""
 
     def __init__(
-        self, model: Any, *, reference: Iterable[Any] = (), predictionCol: str | None = None, unfreeze: Iterable[str] = ()
+        self, model: Any, *, reference: Iterable[Any] = (), predictionCol: str | None = None, unfreeze: Iterable[str] = (),
+        beside: Iterable[str | None] = (), data: SchemaOrRows = None,
     ):  # fmt: skip
+        """
+        Args:
+            beside: columns that training reads beside the features; None in the places of label and weight stands for the head's.
+            data: decides what a few stages compute.
+        """
         self.fold = folding()
         self.leaves = [self._leaf(path, stage) for path, stage in flatten(model)]
+        self.holders = [(path, (held.uid, type(held).__name__)) for path, held in holders(model)]
         self._link()
+        self._decide(data)
         self._unfreeze(unfreeze)
         for i in self.select(reference, "reference"):
             self._leave(i, "left in Spark by request")
         self._leave_unreachable()
         self.head = self._head(predictionCol)
         self.upstream = self.ancestors([self.head]) | {self.head} if self.head is not None else set()
+        self.makers = self._makers(beside)
         self.blocked = self._blocked()
         self.trainable = {i for i in self._on_path() if self.leaves[i].has_parameters() and i not in self.blocked}
         for i in set(self.translated()) - self.trainable:
@@ -96,7 +118,8 @@ class Graph:
             opaque = type(stage).__name__ in ANY_COLUMN or not outputs
         skips = stage.hasParam("handleInvalid") and stage.isDefined("handleInvalid")
         drops = opaque or (skips and stage.getOrDefault("handleInvalid") == "skip")
-        module = cls.from_spark(stage) if cls is not None and not why else None
+        waits = cls is not None and cls.wants_fields(stage)
+        module = cls.from_spark(stage) if cls is not None and not why and not waits else None
         inputs = tuple(map(unquoted, inputs))
         parametric = module is not None and any(p.requires_grad for p in module.parameters())
         return Leaf(
@@ -113,6 +136,33 @@ class Graph:
             if leaf.opaque:
                 barrier, current = i, {}
             current.update({self.fold(c): i for c in leaf.outputs})
+
+    def _decide(self, data: SchemaOrRows) -> None:
+        """Translate the stages for which the attributes of their input columns decide what they compute."""
+        waiting = [i for i, leaf in enumerate(self.leaves) if leaf.module is None and not leaf.why]
+        if not waiting:
+            return
+        steps = [Step(leaf.stage, leaf.inputs, leaf.reads, leaf.parents) for leaf in self.leaves]
+        known = known_fields(steps, {v for i in waiting for v in self.leaves[i].reads}, data, self.fold)
+        for i in waiting:
+            leaf = self.leaves[i]
+            fields = []
+            for v in leaf.reads:
+                writer = REGISTRY.get(class_name(self.leaves[v[1]].stage)) if v[1] >= 0 else None
+                fields.append(field_of(known[v], writer.storage if writer else "") if v in known else None)
+            try:
+                leaf.module = REGISTRY[class_name(leaf.stage)].from_fields(leaf.stage, fields)
+            except StaysInSparkError as e:
+                leaf.why = str(e)
+            if data is None and leaf.module is not None:
+                described = [self.leaves[j] for j in (i, *sorted(self.ancestors([i]))) if not self._makes_categories(j)]
+                sources = dict.fromkeys(self.name(v) for of in described for v in of.reads if v[1] == -1)
+                if sources:
+                    leaf.note = f"whether {', '.join(sources)} hold categories is {UNDECIDED}"
+
+    def _makes_categories(self, i: int) -> bool:
+        """Whether what the stage reads doesn't show in the attributes of what it writes."""
+        return self.leaves[i].stageClass in ("StringIndexerModel", "OneHotEncoderModel")
 
     def ancestors(self, of: Iterable[int]) -> set[int]:
         """Every stage from which a column path leads to one of these."""
@@ -188,6 +238,24 @@ class Graph:
             )
         return match[-1]
 
+    def _makers(self, beside: Iterable[str | None]) -> dict[int, str]:
+        """The stages that make what training reads beside the features, each with such a column."""
+        if self.head is None:
+            return {}
+        head = self.leaves[self.head].stage
+        own = [next(iter(columns_of(head, (param,))), None) for param in ("labelCol", "weightCol")]
+        given = [*beside, None, None]
+        out: dict[int, str] = {}
+        for column in [*(a or b for a, b in zip(given[:2], own, strict=True)), *given[2:]]:
+            if column is None:
+                continue
+            name = self.fold(column)
+            # An opaque stage may write it too; it runs where anything after it does.
+            writers = [i for i, leaf in enumerate(self.leaves[: self.head]) if name in map(self.fold, leaf.outputs)]
+            if writers:
+                out |= {i: column for i in (self.ancestors(writers[-1:]) | {writers[-1]}) - set(out)}
+        return out
+
     def _on_path(self) -> set[int]:
         """Stages from which a differentiable path leads to the loss."""
         if self.head is None:
@@ -208,7 +276,7 @@ class Graph:
 
     def _blocked(self) -> dict[int, str]:
         """Stages that must not change although a path leads to the loss, with the reason."""
-        out: dict[int, str] = {}
+        out = {i: f"makes {column!r}, which the loss reads" for i, column in self.makers.items() if i != self.head}
         for i in sorted(self.upstream):
             if self.leaves[i].module is None:
                 for j in self.ancestors([i]):
@@ -229,7 +297,14 @@ class Graph:
         spark = {i for i in self.upstream if self.leaves[i].module is None}
         last = max(self.upstream)
         spark |= {i for i, leaf in enumerate(self.leaves) if leaf.module is None and leaf.drops_rows and i < last}
+        spark |= set(self.makers)
         spark |= self.ancestors(spark)
+        for i in self.makers:
+            if self._overwrites(i, spark):
+                raise InputError(
+                    f"{self.leaves[i].uid} makes {self.makers[i]!r}, which training reads, in place of a column that stages "
+                    "before it read: give it another output column"
+                )
         for i in sorted(self.upstream - spark):
             leaf = self.leaves[i]
             stays_small = leaf.module is not None and not leaf.module.expands
@@ -271,13 +346,14 @@ class Graph:
     # Selecting and showing ------------------------------------------------------------------------------------------
 
     def select(self, names: Iterable[Any], option: str) -> set[int]:
-        """Positions of the stages named by uid, stage, class name or output column."""
+        """Positions of the stages named by uid, stage, class name or output column; of what holds stages, all in it."""
         out: set[int] = set()
         for wanted in [names] if isinstance(names, (str, Transformer)) else names:
             name = wanted if isinstance(wanted, str) else wanted.uid
             match = {
                 i for i, leaf in enumerate(self.leaves)
                 if name in (leaf.uid, leaf.stageClass) or self.fold(name) in map(self.fold, leaf.outputs)
+                or any(name in names and leaf.path[: len(path)] == path for path, names in self.holders)
             }  # fmt: skip
             if not match:
                 known = [n for leaf in self.leaves for n in (leaf.uid, leaf.stageClass, *leaf.outputs)]
@@ -328,23 +404,35 @@ class Graph:
         if i in self.trainable:
             return "the loss" if i == self.head else "a differentiable path leads to the loss"
         if not leaf.has_parameters():
-            return "nothing to train"
+            return f"nothing to train; {leaf.note}" if leaf.note else "nothing to train"
         if self.head is None:
             return "no predictor that a loss could be attached to"
         return self.blocked.get(i, "no differentiable path to the loss")
 
 
-def check_columns(graph: Graph, schema: StructType) -> None:
-    """Raise InputError where a stage reads a column that neither the data nor a stage has."""
+def check_columns(graph: Graph, schema: StructType, also: Iterable[str | None] = ()) -> None:
+    """Raise InputError where a stage reads a column that neither the data nor a stage has.
+
+    Args:
+        also: columns that are read by what comes after the pipeline.
+    """
     known = {graph.fold(c) for c in schema.names}
+    read = {name for leaf in graph.leaves for name, _ in leaf.reads} | {graph.fold(c) for c in also if c is not None}
     for leaf in graph.leaves:
         if leaf.opaque:
             return
+        if leaf.stageClass in PASSED_OVER and not read & set(map(graph.fold, leaf.outputs)):
+            continue
         for (name, producer), column in zip(leaf.reads, leaf.inputs, strict=True):
             if producer < 0 and name not in known:
                 raise InputError(
                     f"{leaf.uid} reads column {column!r}, which the data lack. {did_you_mean(column, schema.names)}"
                 )
+
+
+def field_of(field: StructField, storage: str = "") -> Field:
+    """What a stage that wants to know its input columns is told of one."""
+    return Field(isinstance(field.dataType, VectorUDT), (field.metadata or {}).get("ml_attr"), storage)
 
 
 def unquoted(name: str) -> str:

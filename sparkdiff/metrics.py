@@ -155,7 +155,7 @@ def _named(name: str, params: Mapping[str, Any], head: Predictor, columns: tuple
         return Metric(
             name,
             True,
-            column=head.mean if probability else rank_score,
+            column=head.mean if probability else lambda margin: rank_score(head.class_scores(margin)),
             value=BINARY[name],
             needs="rows of both classes",
             ranks=True,
@@ -314,6 +314,8 @@ def _classes(name: str, params: Mapping[str, Any], head: Predictor) -> Metric:
 
         return Metric(name, rows=cost)
     if name == "expectedCalibrationError":
+        if not head.probable:
+            raise InputError(f"metric={name!r} measures probabilities, which {type(head).__name__} doesn't output")
         return _calibration(name, params["numBins"])
     beta, label = params.get("beta", 1.0), params.get("metricLabel", 0.0)
     if not isinstance(beta, (int, float)) or not beta > 0:

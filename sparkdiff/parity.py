@@ -19,7 +19,7 @@ from sparkdiff.columns import read_plain, write_plain
 from sparkdiff.errors import InputError
 from sparkdiff.graph import Version, check_columns
 from sparkdiff.nesting import flatten
-from sparkdiff.network import Network, translate
+from sparkdiff.network import Network, seeing, translate
 from sparkdiff.sparse import SparseRows
 from sparkdiff.splits import quoted, refuse_stream
 from sparkdiff.stages.base import Rows, columns_of, dense, width
@@ -70,11 +70,11 @@ def verify(model: Any, df: DataFrame, network: Network | None = None) -> Parity:
     Raises:
         InputError: nothing is translated, the data lack a column, or there is no row to compare.
     """
-    network = network or translate(model)
+    refuse_stream(df)
+    network = seeing(network, model, df) if network is not None else translate(model, schema=df)
     stages = [stage for _, stage in flatten(model)]
     if not network.outputCols:
         raise InputError("no stage is translated that writes a column, so that there is no column to compare")
-    refuse_stream(df)
     check_columns(network.graph, df.schema)
     last = max(network.positions)
     return compare(df, {i: stages[i] for i in range(last + 1)}, network)

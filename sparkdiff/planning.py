@@ -85,7 +85,7 @@ def plan(
     Raises:
         InputError: the pipeline isn't fitted, or a name matches no stage.
     """
-    graph = Graph(model, reference=reference, unfreeze=unfreeze)
+    graph = Graph(model, reference=reference, unfreeze=unfreeze, data=schema)
     if schema is not None:
         check_columns(graph, schema)
     return plan_of(graph, graph.restrict(freeze, target))

@@ -235,7 +235,8 @@ def train(
 def _agrees(folded: Folded, network: Network, data: Data) -> bool:
     """Whether the folded network gives the network's margins on validation rows, in all processes.
 
-    (x - mean) * slope, multiplied out, loses the digits by which a column's mean exceeds its standard deviation.
+    (x - mean) * slope, multiplied out, loses the digits by which a column's mean exceeds its standard deviation; and a slope
+    of 0 is no selection where a feature that isn't selected holds NaN.
     """
     parameters = {i: dict(network.module(i).named_parameters()) for i in network.positions}
     slopes = folded.slopes(parameters, 1)
@@ -243,8 +244,9 @@ def _agrees(folded: Folded, network: Network, data: Data) -> bool:
     for batch, *_ in data.batches("validation"):
         values = data.values(batch)
         margin = network.margin(dict(values))
-        apart = (folded.margins(slopes, values)[0] - margin).abs()
-        wrong += (apart > TOLERANCE * margin.abs().clamp_min(1)).sum()
+        found = folded.margins(slopes, values)[0]
+        near = (found - margin).abs() <= TOLERANCE * margin.abs().clamp_min(1)
+        wrong += (~near & (found != margin) & ~(found.isnan() & margin.isnan())).sum()
     data.team.sum_(wrong)
     return not bool(wrong)
 

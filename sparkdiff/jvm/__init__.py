@@ -6,7 +6,7 @@ import contextlib
 import contextvars
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -195,6 +195,43 @@ def rebuild(stage: Any, weights: Mapping[str, Any]) -> Any:
     new = _constructed(old, weights) if has_constructors() else _rewritten(old, weights)
     # Python objects have defaults of their own (an unset outputCol is <uid>__output of a uid made up by __init__).
     return old._copyValues(new._resetUid(stage.uid))
+
+
+def with_params(stage: Any, values: Mapping[str, Any]) -> Any:
+    """A new stage like `stage` with these values (numbers, numpy vectors) in its Params; what is the same isn't set."""
+    new = {name: ml_value(value, None) for name, value in values.items()}
+    return stage.copy({stage.getParam(n): v for n, v in new.items() if stage.getOrDefault(n) != v})
+
+
+def rebuild_around(stage: Any, weights: Mapping[str, Any], inner: Callable[[Any, Any], Any]) -> Any:
+    """`rebuild` for a class of spark.ml whose constructor takes (String uid, a model of spark.mllib).
+
+    Args:
+        inner: (the JVM's packages, the Java object of the stage) -> the mllib model with these weights.
+    """
+    if not has_constructors():
+        return rebuild(stage, weights)
+    old = stage.copy()
+    context: Any = session().sparkContext
+    java, jvm = old._java_obj, context._jvm
+    arguments = context._gateway.new_array(jvm.java.lang.Object, 2)
+    arguments[0], arguments[1] = java.uid(), inner(jvm, java)
+    [constructor] = [c for c in java.getClass().getConstructors() if len(c.getParameterTypes()) == 2]
+    new: Any = constructor.newInstance(arguments)
+    java.copyValues(new, jvm.org.apache.spark.ml.param.ParamMap.empty())
+    return old._copyValues(JavaParams._from_java(new)._resetUid(stage.uid))
+
+
+def idf(stage: Any, values: np.ndarray) -> Any:
+    """An IDFModel like `stage` with other inverse document frequencies (d,); docFreq and numDocs are kept."""
+
+    def inner(jvm: Any, java: Any) -> Any:
+        vector = jvm.org.apache.spark.mllib.linalg.Vectors.fromML(
+            _py2java(session().sparkContext, Vectors.dense(values))
+        )
+        return jvm.org.apache.spark.mllib.feature.IDFModel(vector, java.docFreq(), java.numDocs())
+
+    return rebuild_around(stage, {"idf": values}, inner)
 
 
 def _constructed(old: Any, weights: Mapping[str, Any]) -> Any:

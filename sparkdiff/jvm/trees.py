@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -59,7 +60,7 @@ def _constructed(old: Any, nodes: Nodes, treeWeights: Array | None) -> Any:
     impurity = old.getOrDefault("impurity")
     none = _gateway().org.apache.spark.ml.param.ParamMap.empty()
     classes, new = _classes(trees[0]), []
-    make = _constructor(trees[0].getClass(), 3 + len(classes))  # once: each question to Java costs as much as a tree
+    make = _constructor(trees[0].getClass(), 3 + len(classes))
     for tree, root in zip(trees, roots(nodes, impurity), strict=True):
         made = make(tree.uid(), root, tree.numFeatures(), *classes)
         new.append(tree.copyValues(made, none))
@@ -138,13 +139,24 @@ def _gateway() -> Any:
 
 def _class(name: str) -> Any:
     """A Java class by name, as Spark's own loader finds it."""
-    java = _gateway().java.lang
+    return _found(_gateway(), name)
+
+
+@functools.cache
+def _found(gateway: Any, name: str) -> Any:
+    """Kept, as each question to Java costs as much as a tree."""
+    java = gateway.java.lang
     return java.Class.forName(name, True, java.Thread.currentThread().getContextClassLoader())
 
 
 def _object(name: str) -> Any:
     """A Scala object by name."""
-    return _class(f"{name}$").getField("MODULE$").get(None)
+    return _singleton(_gateway(), name)
+
+
+@functools.cache
+def _singleton(gateway: Any, name: str) -> Any:
+    return _found(gateway, f"{name}$").getField("MODULE$").get(None)
 
 
 def _array(kind: Any, items: Sequence[Any]) -> Any:
@@ -162,6 +174,11 @@ def _doubles(values: Any) -> Any:
 
 def _mapper() -> Any:
     """Spark's own Jackson, set to look at fields: SplitData.getSplit asserts on leaves."""
+    return _set_up(_gateway())
+
+
+@functools.cache
+def _set_up(gateway: Any) -> Any:
     mapper = _class(f"{JACKSON}.databind.ObjectMapper").getConstructor(_array(_class("java.lang.Class"), []))
     mapper = mapper.newInstance(_array(_class("java.lang.Object"), []))
     mapper.registerModule(_object(f"{JACKSON}.module.scala.DefaultScalaModule"))

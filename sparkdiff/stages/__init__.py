@@ -1,5 +1,7 @@
-"""The translations of MLlib's stages; importing the package registers all of them."""
+"""The translations of MLlib's stages; importing the package registers those of all its modules."""
 
-from sparkdiff.stages import assembling, encoding, linear, projection, scaling, trees
+import importlib
+import pkgutil
 
-__all__ = ["assembling", "encoding", "linear", "projection", "scaling", "trees"]
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")

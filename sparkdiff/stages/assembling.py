@@ -20,6 +20,8 @@ class VectorAssembler(StageModule):
     With handleInvalid='error' a null or NaN scalar raises, as in Spark; with 'keep' it becomes NaN.
     """
 
+    storage = "compressed"
+
     def __init__(self, uid: str, names: tuple[str, ...], keep: bool):
         super().__init__()
         self.uid, self.names, self.keep = uid, names, keep

@@ -55,6 +55,27 @@ class NotSparseError(Exception):
     """A stage's output depends on columns that are 0; never leaves the package."""
 
 
+class StaysInSparkError(Exception):
+    """What a stage's input columns hold keeps it in Spark, for the reason given; never leaves the package."""
+
+
+UNDECIDED = "decided when data are seen"
+
+
+class Field(NamedTuple):
+    """What is known of an input column before a row is seen.
+
+    Attributes:
+        vector: whether it holds vectors.
+        attributes: its `ml_attr` metadata, as Spark writes them; None where it has none.
+        storage: how Spark stores each of its vectors, as the `storage` of a StageModule.
+    """
+
+    vector: bool
+    attributes: Mapping[str, Any] | None
+    storage: str = ""
+
+
 class Pulled(NamedTuple):
     """What StageModule.pull returns, with its derivative: autograd would take several times as long over such small tensors.
 
@@ -104,6 +125,8 @@ class StageModule(nn.Module):
 
     weights: ClassVar[tuple[str, ...]] = ()
     """Names of the weights in the stage's saved data, in the order of its Scala constructor (after the uid)."""
+    weight_params: ClassVar[tuple[str, ...]] = ()
+    """Of the weights those that Spark keeps in Params of the stage, not in saved data; such a Param is set where it changed."""
     feature_axis: ClassVar[dict[str, int]] = {}
     """For each parameter with an entry per input feature: the axis that runs over the features."""
     positive: ClassVar[frozenset[str]] = frozenset()
@@ -114,8 +137,13 @@ class StageModule(nn.Module):
     """Whether gradients flow from the outputs to the inputs."""
     label_cols: ClassVar[tuple[str, ...]] = ()
     """Params that name outputs which are classes or indices: no gradient, and parity counts disagreements."""
+    columnwise: ClassVar[bool] = False
+    """Whether each column of the output depends on the same column of the one input alone, and is 0 where that is."""
     optional: ClassVar[frozenset[str]] = frozenset()
     """Parameters that train only where the user asks for them."""
+    storage: ClassVar[str] = ""
+    """How Spark stores each vector that this stage writes: "sparse", "compressed" (dense or sparse, whichever takes less
+    room), or "" where that depends on the input."""
     routes: ClassVar[bool] = False
     """Whether the stage sends rows to leaves (`route`), and computes its outputs from these alone (`routed`)."""
 
@@ -145,6 +173,20 @@ class StageModule(nn.Module):
     def from_spark(cls, stage: Any) -> StageModule:
         """The module of a fitted stage."""
         raise NotImplementedError
+
+    @classmethod
+    def wants_fields(cls, stage: Any) -> bool:
+        """Whether what the input columns are (their `ml_attr` metadata) decides what the stage computes."""
+        return False
+
+    @classmethod
+    def from_fields(cls, stage: Any, fields: Sequence[Field | None]) -> StageModule:
+        """The module of a stage that wants to know its input columns; None is a column that nothing is known of yet.
+
+        Raises:
+            StaysInSparkError: these columns keep it in Spark.
+        """
+        return cls.from_spark(stage)
 
     def trees_and_leaves(self) -> tuple[int, int]:
         """Numbers of trees and of leaves over all trees, of a stage that routes."""
@@ -237,7 +279,9 @@ class StageModule(nn.Module):
         Raises:
             NotSparseError: columns of 0 count too.
         """
-        raise NotSparseError(type(self).__name__)
+        if not self.columnwise:
+            raise NotSparseError(type(self).__name__)
+        return self, columns[0]
 
     def with_buffers(self, **buffers: Tensor) -> StageModule:
         """This stage with other buffers of these names; everything else is shared."""
@@ -272,6 +316,8 @@ class StageModule(nn.Module):
 
     def to_spark(self, stage: Any) -> Any:
         """A new fitted stage like `stage` (class, uid, Params set and default) with this module's parameters."""
+        if self.weight_params:
+            return jvm.with_params(stage, {name: self.weight(name) for name in self.weight_params})
         return jvm.rebuild(stage, {name: self.weight(name) for name in self.weights}) if self.weights else stage.copy()
 
     def weight(self, name: str) -> Any:
@@ -325,6 +371,11 @@ def width(x: Rows) -> int:
 def matrix(x: Tensor) -> Tensor:
     """A scalar (n,) as (n, 1)."""
     return x[:, None] if x.ndim == 1 else x
+
+
+def scaled(x: Rows, factor: Tensor) -> Rows:
+    """Each feature times its factor (d,); sparse stays sparse."""
+    return x.with_values(x.values * factor[x.indices]) if isinstance(x, SparseRows) else x * factor
 
 
 def taken(x: Rows, rows: Tensor) -> Rows:

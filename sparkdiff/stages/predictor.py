@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparkdiff.stages.base import LabelStats, Rows, StageModule
+from sparkdiff.stages.base import LabelStats, Rows, StageModule, columns_of, tensor
 
 
 class Predictor(StageModule):
@@ -40,14 +41,30 @@ class Predictor(StageModule):
         """The loss the stage was fitted with, and its parameters."""
         raise NotImplementedError
 
+    def own_rows(self, margin: Tensor, label: Tensor, weight: Tensor) -> Tensor:
+        """The loss that only this predictor has, per row (n,), unweighted."""
+        raise NotImplementedError
+
     def mean(self, margin: Tensor) -> Tensor:
         """The predicted mean of a regression, (n,); what Spark shows as prediction."""
         raise NotImplementedError
 
     @property
+    def margins(self) -> int:
+        """Numbers in a row's margin; 0 where it is a number itself."""
+        return self.classes if self.margin_link == "softmax" else 0
+
+    @property
     def wide(self) -> bool:
-        """Whether a row's margin is a vector, one entry per class."""
-        return self.margin_link == "softmax"
+        """Whether a row's margin is a vector."""
+        return self.margins > 0
+
+    probable: bool = True
+    """Of a classifier: whether its margin tells probabilities."""
+
+    def class_scores(self, margin: Tensor) -> Tensor:
+        """What tells the classes apart: (n,), larger for class 1, or (n, k)."""
+        return margin
 
     @property
     def margin_link(self) -> str:
@@ -79,6 +96,63 @@ class Predictor(StageModule):
     def margin_unit(self, y: LabelStats) -> float:
         """The natural unit of the margin: what a change of one standard deviation of the label is on the margin's scale."""
         return 1.0
+
+
+class ProbabilisticClassifier(Predictor):
+    """A classifier with a margin (n,), the log-odds of class 1, or (n, k) whose softmax the probabilities are.
+
+    Source: org.apache.spark.ml.classification.ProbabilisticClassificationModel.transform.
+    """
+
+    SHOWN: ClassVar[tuple[str, ...]] = ("rawPredictionCol", "probabilityCol", "predictionCol")
+    label_cols = ("predictionCol",)
+
+    def __init__(self, classes: int, shown: tuple[str, ...], thresholds: Tensor | None):
+        super().__init__()
+        self.classes, self.shown, self.thresholds = classes, shown, thresholds
+
+    @classmethod
+    def settings(cls, stage: Any) -> dict[str, Any]:
+        """`shown` and `thresholds` of a fitted stage."""
+        thresholds = tensor(stage.getOrDefault("thresholds")) if stage.isDefined("thresholds") else None
+        return {"shown": tuple(c for c in cls.SHOWN if columns_of(stage, (c,))), "thresholds": thresholds}
+
+    @classmethod
+    def outputs(cls, stage: Any) -> tuple[str, ...]:
+        return columns_of(stage, cls.SHOWN)
+
+    def shows(self, margin: Tensor) -> tuple[Tensor, Tensor]:
+        """rawPrediction and probability, (n, k) each."""
+        raise NotImplementedError
+
+    def columns(self, margin: Tensor) -> tuple[Tensor, ...]:
+        raw, probability = self.shows(margin)
+        columns = dict(zip(self.SHOWN, (raw, probability, self.label(raw, probability)), strict=True))
+        return tuple(columns[c].to(margin.dtype) for c in self.shown)
+
+    def label(self, raw: Tensor, probability: Tensor) -> Tensor:  # (n, k), (n, k) -> (n,)
+        """The class by the first column that Spark shows: they round differently."""
+        if self.thresholds is not None:
+            return by_thresholds(probability, self.thresholds)
+        only = "probabilityCol" in self.shown and "rawPredictionCol" not in self.shown
+        return first_largest(probability if only else raw)
+
+    def decision(self, margin: Tensor) -> Tensor:
+        return self.label(*self.shows(margin)).to(margin.dtype)
+
+    def decision_margin(self, margin: Tensor) -> Tensor:
+        if self.thresholds is None:
+            return margin
+        logs = torch.log(self.thresholds)
+        return margin - (logs if self.wide else logs[1] - logs[0])
+
+    def boundary(self, margin: Tensor) -> Tensor:
+        if not self.wide:
+            return self.decision_margin(margin).abs() / margin.abs().clamp_min(1)
+        return lead(margin if self.thresholds is None else torch.softmax(margin, 1) / self.thresholds)
+
+    def own_loss(self) -> tuple[str, dict[str, float]]:
+        return "logLoss", {}
 
 
 def first_largest(scores: Tensor) -> Tensor:

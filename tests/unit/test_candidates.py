@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from chains import F64, glr, least_squares, logistic, network, normal, scales, trees
+from chains import F64, bayes, glr, least_squares, logistic, network, normal, scales, support_vector, trees
 from growing import WIDTH, rows
 from torch import Tensor
 
@@ -26,8 +26,11 @@ from sparkdiff.scales import flattened
 from sparkdiff.sparse import SparseRows
 from sparkdiff.stages.assembling import VectorAssembler
 from sparkdiff.stages.base import FeatureStats, LabelStats
-from sparkdiff.stages.projection import PCA
-from sparkdiff.stages.scaling import MinMaxScaler, StandardScaler
+from sparkdiff.stages.bayes import Bernoulli, Multinomial
+from sparkdiff.stages.projection import DCT, PCA
+from sparkdiff.stages.scaling import MaxAbsScaler, MinMaxScaler, RobustScaler, StandardScaler
+from sparkdiff.stages.selecting import Selection, VectorSizeHint
+from sparkdiff.stages.text import IDF
 from sparkdiff.stages.trees import (
     DecisionTreeRegression,
     GBTClassification,
@@ -35,6 +38,7 @@ from sparkdiff.stages.trees import (
     RandomForestClassification,
     RandomForestRegression,
 )
+from sparkdiff.stages.weighing import ElementwiseProduct
 from sparkdiff.train import _agrees
 
 N, STEPS = 24, 12
@@ -96,6 +100,29 @@ def cases() -> dict[str, tuple[Network, dict[str, Any], dict[str, int]]]:
             {"x": sparse(x), "o": normal(N, seed=9) / 3}, {"x": 5, "s": 5, "o": 1, "p": 1},
         ),
         "sparse rows, softmax": (network((logistic(5, 3), ["x"], "p")), {"x": sparse(x)}, {"x": 5, "p": 1}),
+        "robust, maximum, weights, waves": (
+            network(
+                (RobustScaler(normal(5, seed=3).abs() + 0.5, normal(5), True, True), ["x"], "s"),
+                (DCT(False), ["s"], "t"), (MaxAbsScaler(normal(5, seed=4).abs() + 0.5), ["t"], "u"),
+                (Selection("selector", [3, 0, 4]), ["u"], "v"), (DCT(True), ["v"], "w"),
+                (VectorSizeHint("h", 3, True), ["w"], "w"), (ElementwiseProduct(normal(3, seed=6)), ["w"], "z"),
+                (glr(3), ["z"], "p"),
+            ),
+            {"x": x}, {"x": 5, "s": 5, "t": 5, "u": 5, "v": 3, "w": 3, "z": 3, "p": 1},
+        ),
+        "sparse rows, weights of words": (
+            network(
+                (RobustScaler(normal(5, seed=3).abs() + 0.5, normal(5), True, False), ["x"], "r"),
+                (MaxAbsScaler(torch.tensor([1.0, 0.0, 2.0, 0.3, 5.0], dtype=F64)), ["r"], "m"),
+                (IDF(normal(5, seed=5).abs()), ["m"], "s"), (logistic(5, 3), ["s"], "p"),
+            ),
+            {"x": sparse(x)}, {"x": 5, "r": 5, "m": 5, "s": 5, "p": 1},
+        ),
+        "support vectors": (
+            network((scaler(5), ["x"], "s"), (support_vector(5), ["s"], "p")), {"x": x}, {"x": 5, "s": 5, "p": 1},
+        ),
+        "multinomial": (network((bayes(Multinomial, 5), ["x"], "p")), {"x": x.abs()}, {"x": 5, "p": 1}),
+        "sparse rows, bernoulli": (network((bayes(Bernoulli, 5), ["x"], "p")), {"x": sparse((x > 0).double())}, {"x": 5, "p": 1}),
         "bounds": (
             network(
                 (scaler(5), ["x"], "s"),

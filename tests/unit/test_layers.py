@@ -19,6 +19,7 @@ LAYERS = [
     ["stages.constraints"],
     ["stages.base"],
     ["stages"],  # and all other modules of it
+    ["attributes"],
     ["graph", "columns"],
     ["guard"],
     ["network", "derivatives", "splits", "planning", "recipes"],
@@ -75,6 +76,8 @@ NO_SPARK = (
 NO_TORCH = (
     "jvm",
     "jvm.trees",
+    "jvm.formulas",
+    "attributes",
     "nodes",
     "nesting",
     "options",
