@@ -161,6 +161,8 @@ class StageModule(nn.Module):
     """Whether NaN in an output is null in Spark."""
     reads_categories: ClassVar[bool] = False
     """Whether the scalar inputs are numbers of categories, to which no noise can be added."""
+    columnwise: ClassVar[bool] = False
+    """Whether each column of the output depends on the same column of the one input alone, and is 0 where that is."""
     optional: ClassVar[frozenset[str]] = frozenset()
     """Parameters that train only where the user asks for them."""
     storage: ClassVar[str] = ""
@@ -341,18 +343,9 @@ class StageModule(nn.Module):
         Raises:
             NotSparseError: columns of 0 count too.
         """
-        raise NotSparseError(type(self).__name__)
-
-    def by_column(self, columns: Sequence[Tensor | None], *buffers: str) -> tuple[StageModule, Tensor | None]:
-        """`narrowed` of a stage that makes each column of its output of the same one of its only input.
-
-        Args:
-            buffers: names of those with an entry per column.
-        """
-        [reached] = columns
-        if reached is None:
-            return self, None
-        return self.with_buffers(**{n: getattr(self, n).index_select(0, reached) for n in buffers}), reached
+        if not self.columnwise:
+            raise NotSparseError(type(self).__name__)
+        return self, columns[0]
 
     def with_buffers(self, **buffers: Tensor) -> StageModule:
         """This stage with other buffers of these names; everything else is shared."""
