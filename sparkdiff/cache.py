@@ -25,6 +25,8 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, BooleanType, DataType, NumericType
 
 from sparkdiff import jvm, splits
+from sparkdiff.attributes import fields_by_name
+from sparkdiff.columns import named
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.fingerprint import FORMAT, Request, fingerprint
 from sparkdiff.graph import Graph, Version, null_of
@@ -151,8 +153,13 @@ def _digest(manifest: dict[str, Any]) -> str:
 def _check(request: Request) -> None:
     for source in request.sources:
         splits.check_columns(source.df, request.options)
-        check_stage_columns(request.graph, source.df.schema)
+        check_stage_columns(request.graph, source.df.schema, (request.labelCol, request.weightCol))
         names = _after(request.graph, source.df)
+        head = request.graph.leaves[request.graph.head]  # type: ignore[index]
+        for lost in (c for c in head.lossInputs if request.graph.fold(c) not in names):
+            raise InputError(
+                f"the loss of {head.uid} reads column {lost!r}, which the data lack. {did_you_mean(lost, source.df.columns)}"
+            )
         for option, column in (("labelCol", request.labelCol), ("weightCol", request.weightCol)):
             if column is not None and request.graph.fold(column) not in names:
                 raise InputError(
@@ -198,7 +205,7 @@ def _layout(request: Request, df: DataFrame, slices: dict[str, tuple[Any, ...]])
     """How each column lies in the files, the cut's first. Vectors of unknown width cost a small job over the first rows."""
     graph = request.graph
     out: list[dict[str, Any]] = []
-    fields = {graph.fold(f.name): f for f in df.schema.fields}
+    fields = fields_by_name(df.schema, graph.fold)
     for i, version in enumerate(graph.cut()):
         field = fields.get(version[0])
         if field is None:
@@ -207,7 +214,7 @@ def _layout(request: Request, df: DataFrame, slices: dict[str, tuple[Any, ...]])
             )
         column: dict[str, Any] = {"name": f"c{i}", "column": graph.name(version), "metadata": field.metadata}
         if isinstance(field.dataType, (VectorUDT, ArrayType)):
-            width, fill = _width(df, field.name, field.dataType)
+            width, fill = _width(df, _source(graph, version, field.name), graph.name(version), field.dataType)
             sparse = isinstance(field.dataType, VectorUDT) and width >= SPARSE_WIDTH and fill < SPARSE_FILL
             column |= {"kind": "sparse" if sparse else "dense", "width": width}
         elif isinstance(field.dataType, (NumericType, BooleanType)):
@@ -230,13 +237,18 @@ def _layout(request: Request, df: DataFrame, slices: dict[str, tuple[Any, ...]])
     return out
 
 
+def _source(graph: Graph, version: Version, name: str) -> Column:
+    """The column that holds a version of the cut, `name` as the schema spells it."""
+    in_struct = graph.in_struct(version)
+    return named(graph.name(version) if in_struct else name, in_struct=in_struct)
+
+
 def _holds_true(folder: Path, splits: dict[str, Any], name: str) -> bool:
     return any(pc.any(table[name]).as_py() for shards in splits.values() for table in _tables(folder, shards, [name]))
 
 
-def _width(df: DataFrame, name: str, kind: DataType) -> tuple[int, float]:
+def _width(df: DataFrame, c: Column, name: str, kind: DataType) -> tuple[int, float]:
     """Width of a vector column and the share of its entries that is stored, from its first rows."""
-    c = splits.quoted(name)
     if isinstance(kind, ArrayType):
         size, stored = F.size(c), F.size(c)
     else:
@@ -284,7 +296,7 @@ def _write(request: Request, frames: list[DataFrame], columns: list[dict[str, An
     for df in frames:
         selected: list[Column] = []
         fold = request.graph.fold
-        fields = {fold(f.name): f for f in df.schema.fields}
+        fields = fields_by_name(df.schema, fold)
         for lost in (request.labelCol, request.weightCol, *own):
             if lost is not None and fold(lost) not in fields:
                 cut = ", ".join(
@@ -296,14 +308,15 @@ def _write(request: Request, frames: list[DataFrame], columns: list[dict[str, An
                 )
         _check_number("labelCol", request.labelCol, df, request.graph)  # here they may be made by a stage
         _check_number("weightCol", request.weightCol, df, request.graph)
-        for column in columns[: len(request.graph.cut())]:
-            f = fields[fold(column["column"])]
-            selected += _physical(column, f.dataType, splits.quoted(f.name))
-        for name in nulls:
-            f = fields[fold(columns[int(name.removeprefix("null"))]["column"])]
-            selected.append(splits.quoted(f.name).isNull().alias(name))
+        for i, (column, version) in enumerate(zip(columns, request.graph.cut(), strict=False)):
+            f = fields[version[0]]
+            source = _source(request.graph, version, f.name)
+            selected += _physical(column, f.dataType, source)
+            if f"null{i}" in nulls:
+                selected.append(source.isNull().alias(f"null{i}"))
         weight = splits.quoted(request.weightCol).cast("double") if request.weightCol else F.lit(1.0)
-        selected += [splits.quoted(request.labelCol).cast("double").alias("label"), weight.alias("weight")]
+        label = splits.quoted(request.labelCol).cast("double") if request.labelCol else F.lit(0.0)  # clusters have none
+        selected += [label.alias("label"), weight.alias("weight")]
         selected += [F.col(BLOCK).alias("block"), F.col(TIME).alias("time"), F.col(SPLIT).alias("split")]
         selected += [F.col(f"{SLICE}{i}").alias(name) for i, name in enumerate(slices)]
         part = df.select(*selected).where("weight <> 0 OR weight IS NULL")  # weight 0 counts nowhere

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,15 +17,20 @@ from sparkdiff.measure import Data, Score, Tally
 from sparkdiff.metrics import Metric
 from sparkdiff.monotone import Monotone
 from sparkdiff.network import Network
-from sparkdiff.optimizers import FirstOrder
+from sparkdiff.optimizers import Behind, FirstOrder
 from sparkdiff.options import Options
 from sparkdiff.parallel import ALONE, Team
+from sparkdiff.reach import Reach, Span, pieces
 from sparkdiff.recipes import Recipe
 from sparkdiff.scales import Scales, flattened, trained
-from sparkdiff.stages.base import FeatureStats, Rows, below
+from sparkdiff.sparse import SparseRows
+from sparkdiff.stages.base import FeatureStats, Rows, StageModule, below
 
 ONCE_AN_EPOCH = ("lbfgs", "newton")
 """Optimizers that step along the gradient of all rows."""
+
+ENTRIES = 1 << 17
+"""Entries of u that are brought up to date at a time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,37 +52,33 @@ class Candidates:
     """K candidates: each is a row of u (K, p), in natural units; its parameters are p0 + unit * u, or what a
     constraint makes of p0 and unit * u.
 
-    The parameters of a stage lie in `flat` (K, p) as they do in a network, so that the same memory is read as (K, *shape) by a
+    The parameters of a stage lie in a span's `flat` as they do in a network, so that the same memory is read as (K, *shape) by a
     folded network and as (*shape) by the candidates' own networks where there is none.
 
+    Args:
+        reach: how to train on the columns alone that a batch reaches; None trains all parameters at every step.
+
     Attributes:
-        sums: in one piece, so that a step needs one sum over the processes: gradients (K, p), losses (K,), weight ().
+        span: all parameters, or those that the batch of the current step reaches.
     """
 
     def __init__(
         self, network: Network, recipes: Sequence[Recipe], options: Options, scales: Scales, folded: Folded | None,
-        monotone: Monotone | None = None,
+        monotone: Monotone | None = None, reach: Reach | None = None,
     ):  # fmt: skip
         self.network, self.recipes, self.options, self.scales = network, list(recipes), options, scales
-        self.folded, self.head, self.monotone = folded, network.head, monotone
+        self.folded, self.head, self.monotone, self.reach = folded, network.head, monotone, reach
         self.start, self.routed = flattened(network), routed_versions(network)
-        count, size = len(recipes), len(self.start)
+        count = len(recipes)
         self.curved = [k for k, r in enumerate(recipes) if r.optimizer == "newton"]
-        sizes = [count * size, count, len(self.curved) * size, 1]
-        self.sums = torch.zeros(sum(sizes), dtype=torch.float64)
-        gradient, self.losses, curvature, weight = self.sums.split(sizes)
-        self.gradient, self.curvature = gradient.view(count, size), curvature.view(len(self.curved), size)
-        self.weight = weight[0]
-        self.flat = self.start.repeat(count, 1)
-        self.u = torch.zeros_like(self.flat)
-        self.u.grad = torch.zeros_like(self.u)
+        self.u = torch.zeros(count, len(self.start), dtype=torch.float64)
         modules = [network.module(i) for i in network.positions]
-        self.room = self._views(self.gradient)
-        own = self._views(self.flat)
-        self.parameters = {
-            i: {n: p.detach() for n, p in network.module(i).named_parameters()} | own[i] for i in network.positions
-        }
         self.projects, self.settles = any(m.has_bounds() for m in modules), any(m.settles() for m in modules)
+        assert reach is None or can_reach(modules, recipes, options, monotone)
+        self.room: Tensor | None = None
+        self.near: dict[str, Tensor] = {}  # what the candidates are at the span's entries
+        self.places = torch.empty(0, dtype=torch.int64)  # ... and where in (K, p), read row by row
+        self.span = self._whole() if reach is None else reach.span(reach.none(), count)
         self.clones = [self._clone(k) for k in range(count)] if self.projects or folded is None else []
 
         def column(values: Iterable[float]) -> Tensor:
@@ -85,19 +86,24 @@ class Candidates:
 
         self.anchor = column(r.regAnchor for r in recipes)
         self.forget = column(1 - r.ema for r in recipes) if any(r.ema for r in recipes) else None
-        self.average = self.u.detach().clone() if self.forget is not None else self.u
+        self.average = self.u.clone() if self.forget is not None else self.u
         rates = [0.0 if r.optimizer in ONCE_AN_EPOCH else r.learningRate for r in recipes]
         self.base = max(rates)
-        rate = column(r / (self.base or 1.0) for r in rates) * scales.rate
+        rate = column(r / (self.base or 1.0) for r in rates)
+        if bool((scales.rate != 1).any()):
+            rate = rate * scales.rate
         kind = next((r.optimizer for r in recipes if r.optimizer not in ONCE_AN_EPOCH), None)
         self.optimizer = FirstOrder(kind, self.u, None if bool((rate == 1).all()) else rate) if kind else None
+        self.behind = None
+        if reach is not None and kind:
+            self.behind = Behind(kind, len(self.start), self.anchor, None if self.forget is None else 1 - self.forget)
         self.slow = {
             k: torch.optim.LBFGS([torch.zeros_like(self.start)], r.learningRate, max_iter=1)
             for k, r in enumerate(recipes)
             if r.optimizer == "lbfgs"
         }
         # Of the epoch so far, for those and for Newton's steps.
-        self.whole = torch.zeros_like(self.u) if self.slow or self.curved else self.u.grad
+        self.whole = torch.zeros_like(self.u) if self.slow or self.curved else torch.empty(0)
         self.bent = torch.zeros_like(self.curvature)
         self.total, self.total_weight = torch.zeros_like(self.losses), torch.zeros_like(self.weight)
         groups: dict[tuple[float, ...], list[int]] = {}
@@ -106,15 +112,11 @@ class Candidates:
         self.groups = list(groups.values())
         self.inverse = torch.tensor([k for rows in self.groups for k in rows]).argsort()
 
-    def _views(self, matrix: Tensor) -> dict[int, dict[str, Tensor]]:
-        """Per stage and name the parameters that train, as (K, *shape) views of a matrix (K, p)."""
-        out: dict[int, dict[str, Tensor]] = {i: {} for i in self.network.positions}
-        first = 0
-        for i, name, p in trained(self.network):
-            last = first + p.numel()
-            out[i][name] = matrix[:, first:last].view(len(matrix), *p.shape)
-            first = last
-        return out
+    def _whole(self) -> Span:
+        return Span(
+            self.network, pieces(self.network), self.start, self.scales, len(self.recipes), curved=len(self.curved),
+            folded=self.folded,
+        )  # fmt: skip
 
     def _clone(self, k: int) -> Network:
         """A network whose trainable parameters are this candidate's, in the same memory."""
@@ -124,6 +126,95 @@ class Candidates:
             p.data, p.grad = self.flat[k, first:last].view_as(p), self.gradient[k, first:last].view_as(p)
             first = last
         return clone
+
+    @property
+    def sums(self) -> Tensor:
+        return self.span.sums
+
+    @property
+    def flat(self) -> Tensor:
+        return self.span.flat
+
+    @property
+    def gradient(self) -> Tensor:
+        return self.span.gradient
+
+    @property
+    def curvature(self) -> Tensor:
+        return self.span.curvature
+
+    @property
+    def losses(self) -> Tensor:
+        return self.span.losses
+
+    @property
+    def weight(self) -> Tensor:
+        return self.span.weight
+
+    @property
+    def parameters(self) -> Mapping[int, Mapping[str, Tensor]]:
+        return self.span.parameters
+
+    # Which entries --------------------------------------------------------------------------------------------------
+
+    def _places(self, entries: Tensor) -> Tensor:
+        """Where the entries (q,) of all candidates lie in a matrix (K, p) read row by row."""
+        return (entries + len(self.start) * torch.arange(len(self.recipes))[:, None]).view(-1)
+
+    def _taken(self, matrix: Tensor, places: Tensor) -> Tensor:  # (K, p), (K * q,) -> (K, q)
+        return matrix.view(-1).index_select(0, places).view(len(self.recipes), -1)
+
+    def _here(self, matrix: Tensor | None) -> Tensor | None:
+        """What the span's entries of a matrix (K, p) or (K, 1) are."""
+        entries = self.span.entries
+        if matrix is None or entries is None or matrix.shape[1] == 1:
+            return matrix
+        return matrix.index_select(1, entries)
+
+    @torch.no_grad()
+    def _arrive(self, values: Mapping[Version, Rows], team: Team) -> dict[Version, SparseRows]:
+        """Make the span of the parameters that this batch reaches, bring them up to date, and return the sparse rows as it
+        reads them.
+        """
+        assert self.reach is not None
+        columns = self.reach.columns(values, team)
+        self.span = span = self.reach.span(columns, len(self.recipes))
+        assert span.entries is not None
+        self.places = self._places(span.entries)
+        self.near = {name: self._taken(matrix, self.places) for name, matrix in self._matrices().items()}
+        if self.behind is not None:
+            since = self.behind.since.index_select(0, span.entries)
+            self._catch_up(self.near, since, self._here(self._rate()))
+        span.load(self.near["u"])
+        return self.reach.rows(values, columns)
+
+    def _rate(self) -> Tensor | None:
+        return self.optimizer.rate if self.optimizer else None
+
+    def _matrices(self) -> dict[str, Tensor]:
+        """What the candidates are at each entry, (K, p) each."""
+        out = {"u": self.u}
+        if self.optimizer:
+            out |= {"mean": self.optimizer.mean, "square": self.optimizer.square}
+        return out | ({"average": self.average} if self.forget is not None else {})
+
+    def _catch_up(self, near: Mapping[str, Tensor], since: Tensor, rate: Tensor | None) -> None:
+        assert self.behind is not None
+        moments = near["mean"], near["square"]
+        self.behind.catch_up(near["u"], moments, since, rate, near.get("average"))
+
+    def _catch_up_all(self) -> None:
+        """Bring every entry up to date, some at a time."""
+        if self.behind is None or not self.behind.now:
+            return
+        rate, matrices = self._rate(), self._matrices()
+        for part in torch.arange(len(self.start)).split(ENTRIES // len(self.recipes)):
+            here = slice(int(part[0]), int(part[-1]) + 1)
+            near = {name: matrix[:, here].contiguous() for name, matrix in matrices.items()}
+            self._catch_up(near, self.behind.since[here], rate if rate is None or rate.shape[1] == 1 else rate[:, here])
+            for name, matrix in matrices.items():
+                matrix[:, here] = near[name]
+        self.behind.none()
 
     # A step ---------------------------------------------------------------------------------------------------------
 
@@ -136,12 +227,15 @@ class Candidates:
         Args:
             groups: the codes (n,) of the columns that the objective's penalties name.
         """
-        self.weight += weight.sum()
+        reached = self._arrive(values, team) if self.reach is not None else {}
+        self.weight.add_(weight.sum())
         if objective.batch is None and not bool((weight > 0).any()):
             return
-        slopes = self.folded.slopes(self.parameters, len(self.recipes)) if self.folded else None
+        folded = self.span.folded
+        slopes = folded.slopes(self.parameters, len(self.recipes)) if folded else None
         parts: list[tuple[dict[Version, Tensor], Tensor]] = []
         for rows, (seen, targets) in zip(self.groups, self._seen(values, (label, weight), draw), strict=True):
+            seen = {**seen, **{v: x.with_values(_entries(seen[v])) for v, x in reached.items()}}
             margin = self._margins(rows, slopes, seen)
             loss, gradient = _losses(objective, margin.detach(), targets)
             if self.curved and self.folded is not None:
@@ -150,19 +244,19 @@ class Candidates:
                 more, slope = _batch_losses(objective.batch, margin.detach(), targets, groups or {}, team)
                 loss, gradient = loss + more, gradient + slope
             if len(rows) == len(self.recipes):
-                self.losses += loss
+                self.losses.add_(loss)
             else:
                 self.losses[rows] += loss
-            if self.folded is not None and slopes is not None:
-                parts.append(self.folded.slope_gradients(slopes, seen, gradient))
+            if folded is not None and slopes is not None:
+                parts.append(folded.slope_gradients(slopes, seen, gradient))
             else:
                 margin.backward(gradient)  # into the clones' gradients, which lie in `gradient`
-        if self.folded is not None and slopes is not None:
+        if folded is not None and slopes is not None:
             gradients, constant = parts[0]
             if len(parts) > 1:
                 gradients = {v: torch.cat([found[v] for found, _ in parts])[self.inverse] for v in gradients}
                 constant = torch.cat([found for _, found in parts])[self.inverse]
-            self.folded.back(slopes, gradients, constant, self.room)
+            folded.back(slopes, gradients, constant, self.span.room)
 
     @torch.no_grad()
     def _seen(
@@ -176,9 +270,9 @@ class Candidates:
                 out.append((values, [target]))
                 continue
             inputs = {v: values[v] for v in draw.stats}
-            flags = {v: values[v] for v in self.network.flags if v in values}
+            beside = [*self.network.graph.lossReads, *(v for v in self.network.flags if v in values)]
             seen, targets = augmented(recipe, inputs, target, draw.stats, draw.shards, (*draw.key, group))
-            out.append((seen | flags, targets))
+            out.append((seen | {v: values[v] for v in beside}, targets))
             drawn.append(out[-1][0])
         if drawn and self.routed:  # all at once: on so few rows a call costs more than they do
             together = {v: below([seen[v] for seen in drawn]) for v in draw.stats}
@@ -193,7 +287,7 @@ class Candidates:
     ) -> None:  # fmt: skip
         """Add w * second derivative of the loss by the head's leaves, for the candidates that take Newton's steps."""
         assert self.folded is not None
-        room = self._views(self.curvature)[self.network.graph.head]["leaves"]  # type: ignore[index]
+        room = self.span.views(self.curvature)[self.network.graph.head]["leaves"]  # type: ignore[index]
         for j, k in enumerate(self.curved):
             if k in rows:
                 second = _second(objective, margin[rows.index(k)], targets)
@@ -201,11 +295,12 @@ class Candidates:
 
     def _margins(self, rows: list[int], slopes: Slopes | None, values: Mapping[Version, Rows]) -> Tensor:
         """(k, n) or (k, n, classes) margins of these candidates; a graph of autograd where the network isn't folded."""
-        if self.folded is None or slopes is None:
+        folded = self.span.folded
+        if folded is None or slopes is None:
             return torch.stack([self.clones[k].margin(dict(values)) for k in rows])
         if len(rows) < len(self.recipes):
             slopes = Slopes({v: s[rows] for v, s in slopes.of.items()}, slopes.constant[rows], slopes.tape)
-        return self.folded.margins(slopes, values)
+        return folded.margins(slopes, values)
 
     @torch.no_grad()
     def step(self, scale: float, factor: float = 1.0) -> None:
@@ -214,46 +309,59 @@ class Candidates:
         self.total_weight += self.weight
         if self.monotone is not None:
             self._penalise(self.monotone, float(self.weight) / scale)
+        span = self.span
         if self.slow or self.curved:
-            self.whole += self.gradient
+            if span.entries is None:
+                self.whole += self.gradient
+            else:
+                self.whole.index_add_(1, span.entries, self.gradient)
+        if self.curved:
             self.bent += self.curvature
         if self.optimizer is None:
             return
-        u = self.u
-        assert u.grad is not None
-        self._towards(self.gradient, scale / float(self.weight), u.grad)
-        u.grad.addcmul_(u, self.anchor)
+        near = self._matrices() if span.entries is None else self.near
+        u = near["u"]
+        gradient = self._scratch() if span.entries is None else torch.empty_like(u)
+        self._towards(span, u, self.gradient, scale / float(self.weight), gradient)
+        gradient.addcmul_(u, self.anchor)
         if self.options.gradientClip is not None:
-            u.grad.mul_((self.options.gradientClip / u.grad.norm(dim=1, keepdim=True).clamp_min(1e-300)).clamp_max(1))
-        self.optimizer.step(self.base * factor)
-        self._load(u)
+            gradient.mul_(
+                (self.options.gradientClip / gradient.norm(dim=1, keepdim=True).clamp_min(1e-300)).clamp_max(1)
+            )
+        self.optimizer.step(u, gradient, self.base * factor, (near["mean"], near["square"]), self._here(self._rate()))
+        if self.behind is not None:
+            assert span.entries is not None
+            if self.forget is not None:
+                near["average"].lerp_(u, self.forget)
+            for name, matrix in self._matrices().items():
+                matrix.view(-1).index_copy_(0, self.places, near[name].view(-1))
+            self.behind.stepped(self.base * factor, int(self.optimizer.steps))
+            self.behind.since.index_fill_(0, span.entries, self.behind.now)
+            return
+        span.load(u)
         if self.projects:
             self._project()
         if self.forget is not None:
             self.average.lerp_(u, self.forget)
+
+    def _scratch(self) -> Tensor:
+        """Room (K, p) for a gradient by u."""
+        if self.room is None:
+            self.room = torch.zeros_like(self.u)
+        return self.room
 
     def _penalise(self, monotone: Monotone, factor: float) -> None:
         """Add the penalty's gradient, times a factor, to the sums; every process does the same."""
         assert self.folded is not None
         slopes = self.folded.slopes(self.parameters, len(self.recipes))
         gradients = {v: factor * gradient for v, gradient in monotone.gradients(slopes).items()}
-        self.folded.back(slopes, gradients, torch.zeros_like(slopes.constant), self.room)
+        self.folded.back(slopes, gradients, torch.zeros_like(slopes.constant), self.span.room)
 
-    def _towards(self, gradient: Tensor, factor: float, out: Tensor) -> None:
-        """The gradient by u, times a factor, from the one by the parameters (K, p)."""
-        torch.mul(gradient, self.scales.unit, out=out)
-        for part in self.scales.constrained:
-            start, value, unit = part.of(self.start), part.of(self.flat), part.of(self.scales.unit)
-            move = part.of(self.u) * unit
-            part.of(out).copy_(part.constraint.gradient(start, move, value, part.of(gradient)) * unit)
+    @staticmethod
+    def _towards(span: Span, u: Tensor, gradient: Tensor, factor: float, out: Tensor) -> None:
+        """The gradient by u, times a factor, from the one by the parameters (K, q)."""
+        span.scales.by_u(span.start, u, span.flat, gradient, out)
         out *= factor
-
-    def _load(self, u: Tensor) -> None:
-        """Set `flat` to the parameters at u (K, p)."""
-        torch.addcmul(self.start, u, self.scales.unit, out=self.flat)
-        for part in self.scales.constrained:
-            move = part.of(u) * part.of(self.scales.unit)
-            part.of(self.flat).copy_(part.constraint.value(part.of(self.start), move))
 
     def _project(self) -> None:
         before = self.flat.clone()
@@ -268,26 +376,32 @@ class Candidates:
     @torch.no_grad()
     def end_epoch(self, scale: float) -> list[float]:
         """The steps that are taken once an epoch, and the mean training losses of the epoch; starts the next one."""
+        self._catch_up_all()
         once = [*self.slow, *self.curved]
         if once:
-            assert self.u.grad is not None
-            self._towards(self.whole, scale / float(self.total_weight), self.u.grad)
+            span = self.span
+            if span.entries is not None:
+                span = self._whole()
+                span.load(self.u)
+            gradient = self._scratch()
+            self._towards(span, self.u, self.whole, scale / float(self.total_weight), gradient)
         for k, optimizer in self.slow.items():
             u = optimizer.param_groups[0]["params"][0]
             u.copy_(self.u[k])
-            u.grad = self.u.grad[k] + self.recipes[k].regAnchor * u  # type: ignore[index]
+            u.grad = gradient[k] + self.recipes[k].regAnchor * u
             optimizer.step(lambda: 0.0)  # type: ignore[arg-type, return-value]
             self.u[k] = u
         if self.curved:
             bent = self.bent * self.scales.unit**2 * (scale / float(self.total_weight))
             anchor = self.anchor[self.curved]
-            step = (self.u.grad[self.curved] + anchor * self.u[self.curved]) / (bent + anchor)  # type: ignore[index]
+            step = (gradient[self.curved] + anchor * self.u[self.curved]) / (bent + anchor)
             rates = torch.tensor([self.recipes[k].learningRate for k in self.curved], dtype=torch.float64)[:, None]
             self.u[self.curved] -= torch.where(bent > 0, rates * step, 0.0)
         if once:
             self.whole.zero_()
             self.bent.zero_()
-            self._load(self.u)
+            if self.span.entries is None:
+                self.span.load(self.u)
             if self.projects:
                 self._project()
             if self.forget is not None:
@@ -298,36 +412,56 @@ class Candidates:
         return means
 
     @torch.no_grad()
-    def scores(self, data: Data, split: str, metric: Metric) -> tuple[list[Score], Tensor]:
-        """Each candidate's score on a split, over all processes, and the parameters (K, p) that it was measured with."""
-        if self.forget is not None:
-            self._load(self.average)
-        for module in (c.module(i) for c in self.clones for i in c.positions) if self.settles else ():
-            module.settle_()
-        measured = self.flat.clone()
+    def scores(self, data: Data, split: str, metric: Metric) -> tuple[list[Score], Callable[[int], Tensor]]:
+        """Each candidate's score on a split, over all processes, and what gives the parameters (p,) that the k-th was measured
+        with, until the next step.
+        """
         every = list(range(len(self.recipes)))
-        slopes = self.folded.slopes(self.parameters, len(every)) if self.folded else None
         tallies = [Tally(metric, self.head) for _ in every]
+        slopes = None
+        if self.reach is None:
+            if self.forget is not None:
+                self.span.load(self.average)
+            for module in (c.module(i) for c in self.clones for i in c.positions) if self.settles else ():
+                module.settle_()
+            slopes = self.folded.slopes(self.parameters, len(every)) if self.folded else None
         for batch, label, weight, block in data.batches(split):
-            for tally, margin in zip(tallies, self._margins(every, slopes, data.values(batch)), strict=True):
+            values = data.values(batch)
+            if self.reach is not None:
+                columns = self.reach.columns(values)
+                self.span = self.reach.span(columns, len(every))
+                assert self.span.folded is not None and self.span.entries is not None
+                self.span.load(self._taken(self.average, self._places(self.span.entries)))
+                slopes = self.span.folded.slopes(self.parameters, len(every))
+                values |= self.reach.rows(values, columns)
+            for tally, margin in zip(tallies, self._margins(every, slopes, values), strict=True):
                 tally.add(margin, label, weight, block)
+        scores = [tally.score(data.team) for tally in tallies]
+        if self.reach is not None:
+            return scores, lambda k: self.scales.parameters(
+                self.start, self.average[k : k + 1], self.start[None].clone()
+            )[0]
+        measured = self.flat.clone()
         if self.forget is not None or self.settles:
-            self._load(self.u)
-        return [tally.score(data.team) for tally in tallies], measured
+            self.span.load(self.u)
+        return scores, measured.__getitem__
 
     # Saving and leaving ---------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
         return {
-            "flat": self.flat, "u": self.u.detach(), "average": self.average.detach(), "whole": self.whole, "total": self.total,
-            "totalWeight": self.total_weight, "optimizer": self.optimizer.state() if self.optimizer else None,
+            "flat": None if self.reach else self.flat, "u": self.u, "average": self.average, "whole": self.whole,
+            "total": self.total, "totalWeight": self.total_weight,
+            "optimizer": self.optimizer.state() if self.optimizer else None,
             "slow": {k: optimizer.state_dict() for k, optimizer in self.slow.items()}, "bent": self.bent,
+            "behind": self.behind.state() if self.behind else None,
         }  # fmt: skip
 
     @torch.no_grad()
     def load(self, state: Mapping[str, Any]) -> None:
         self.u.copy_(state["u"])
-        self.flat.copy_(state["flat"])
+        if self.reach is None:
+            self.flat.copy_(state["flat"])
         if self.forget is not None:
             self.average.copy_(state["average"])
         if self.slow or self.curved:
@@ -337,22 +471,41 @@ class Candidates:
         self.total_weight.copy_(state["totalWeight"])
         if self.optimizer:
             self.optimizer.load(state["optimizer"])
+        if self.behind:
+            self.behind.load(state["behind"])
         for k, optimizer in self.slow.items():
             optimizer.load_state_dict(state["slow"][k])
 
     def kept(self, rows: list[int]) -> Candidates:
         """These candidates alone, as they are now."""
         recipes = [self.recipes[k] for k in rows]
-        kept = Candidates(self.network, recipes, self.options, self.scales, self.folded, self.monotone)
+        kept = Candidates(self.network, recipes, self.options, self.scales, self.folded, self.monotone, self.reach)
         state = self.state()
         for name in ("flat", "u", "average", "whole", "total"):
-            state[name] = state[name][rows]
+            state[name] = state[name][rows] if state[name] is not None and len(state[name]) else state[name]
         if state["optimizer"]:
             state["optimizer"] = {n: x[rows] if x.shape == self.u.shape else x for n, x in state["optimizer"].items()}
         state["slow"] = {new: state["slow"][k] for new, k in enumerate(rows) if k in self.slow}
         state["bent"] = state["bent"][[j for j, k in enumerate(self.curved) if k in rows]]
         kept.load(state)
         return kept
+
+
+def can_reach(
+    modules: Iterable[StageModule], recipes: Iterable[Recipe], options: Options, monotone: Monotone | None
+) -> bool:  # fmt: skip
+    """Whether no step looks at all parameters: a clipped norm, bounds, a penalty and Newton's curvature do."""
+    return (
+        options.gradientClip is None
+        and monotone is None
+        and not any(m.has_bounds() or m.settles() for m in modules)
+        and not any(r.optimizer == "newton" for r in recipes)
+    )
+
+
+def _entries(x: Rows) -> Tensor:
+    assert isinstance(x, SparseRows)
+    return x.values
 
 
 def _losses(objective: Objective, margin: Tensor, targets: Sequence[Target]) -> tuple[Tensor, Tensor]:

@@ -23,12 +23,38 @@ VECTOR = pa.struct(
     [("type", pa.int8()), ("size", pa.int32()), ("indices", pa.list_(pa.int32())), ("values", pa.list_(pa.float64()))]
 )
 
+WIDE = 1024
+"""Width from which a few dense rows among sparse ones don't make all of them dense."""
+
 
 def physical(field: StructField, column: Column) -> Column:
     """A column as plain types: vectors as Spark stores them, arrays as doubles, scalars as double."""
     if isinstance(field.dataType, VectorUDT):
         return F.unwrap_udt(column)
     return column.cast("array<double>" if isinstance(field.dataType, ArrayType) else "double")
+
+
+def named(name: str, *, in_struct: bool = False) -> Column:
+    """The column of this name, which may contain dots and backticks; or the field of a struct, `struct.field`."""
+    return F.col(name if in_struct else "`" + name.replace("`", "``") + "`")
+
+
+def into_structs(df: DataFrame, names: Sequence[str]) -> DataFrame:
+    """The rows with the columns of these names, `struct.field`, in structs instead."""
+    tree: dict[str, Any] = {}
+    for name in names:
+        place = tree
+        *path, last = name.split(".")
+        for part in path:
+            place = place.setdefault(part, {})
+        place[last] = name
+
+    def of(place: Any) -> Column:
+        if isinstance(place, str):
+            return named(place)
+        return F.struct(*(of(inner).alias(part) for part, inner in place.items()))
+
+    return df.withColumns({part: of(place) for part, place in tree.items()}).drop(*map(named, names)) if tree else df
 
 
 def write_plain(df: DataFrame, names: Sequence[str], folder: Path) -> None:
@@ -54,7 +80,9 @@ def read_plain(folder: Path, rows: int) -> Iterator[dict[str, Rows]]:
 
 
 def from_arrow(column: pa.Array) -> Rows:
-    """A column as tensor: (n,) for numbers, (n, d) for lists, and for vectors SparseRows where every row is sparse."""
+    """A column as tensor: (n,) for numbers, (n, d) for lists, and for vectors SparseRows where every row is sparse, or most
+    rows of a wide column are.
+    """
     if pa.types.is_struct(column.type):
         return _vectors(column)
     if pa.types.is_list(column.type):
@@ -88,6 +116,8 @@ def _vectors(column: pa.StructArray) -> Rows:
     # Rows of both kinds: a dense row's indices are 0 .. width-1, a null row is NaN throughout.
     index = np.arange(len(flat)) - np.repeat(offsets[:-1].numpy(), lengths)
     index[np.repeat(sparse, lengths)] = np.asarray(indices.flatten())
+    if width >= WIDE and len(flat) < n * width // 4 and not null.any():
+        return SparseRows(torch.from_numpy(index), flat, offsets, width)
     out = torch.zeros(n, width, dtype=torch.float64)
     out[torch.from_numpy(np.repeat(np.arange(n), lengths)), torch.from_numpy(index)] = flat
     out[torch.from_numpy(null)] = torch.nan

@@ -177,7 +177,7 @@ class _Seen:
 
     def leaks(self) -> list[str]:
         """Features that alone give the label away."""
-        if not self.sampled[TRAIN]:
+        if not self.sampled[TRAIN] or not self.network.head.labelled:
             return []
         columns, y, _ = self._gathered(TRAIN)
         found = []

@@ -24,6 +24,8 @@ def derivative(name: str, power: float | None, head: Predictor) -> Derivative | 
         return _squared
     if power is not None and link == "log":
         return {1.0: _poisson, 2.0: _gamma}.get(power)
+    if name == "hinge" and head.classes == 2 and not head.wide:
+        return _hinge
     if name == "logLoss":
         return {"logit": _sigmoid, "softmax": _softmax}.get(link)
     return None
@@ -50,6 +52,12 @@ def _gamma(margin: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 def _sigmoid(margin: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return F.softplus(margin) - y * margin, torch.sigmoid(margin) - y
+
+
+def _hinge(margin: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    sign = 2 * y - 1
+    loss = (1 - sign * margin).clamp_min(0)
+    return loss, torch.where(sign * margin <= 1, -sign, 0.0)
 
 
 def _softmax(margin: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,8 +11,8 @@ import torch
 
 from sparkdiff import jvm
 from sparkdiff.cache import Cache
-from sparkdiff.columns import schema_of, write_columns
-from sparkdiff.errors import ParityError
+from sparkdiff.columns import into_structs, schema_of, write_columns
+from sparkdiff.errors import InputError, ParityError
 from sparkdiff.graph import Version, null_of
 from sparkdiff.measure import Data
 from sparkdiff.nesting import flatten
@@ -47,6 +47,7 @@ def check(model: Any, network: Network, data: Data, cache: Cache) -> Parity:
     with tempfile.TemporaryDirectory(prefix=".parity-", dir=cache.folder.parent) as folder:
         write_columns(named, Path(folder) / "sample.parquet", nulls)
         df = spark.read.schema(schema_of(named, metadata)).parquet(f"file://{folder}/sample.parquet")
+        df = into_structs(df, [graph.name(v) for v in sample if graph.in_struct(v)])
         parity = compare(df, {i: stages[i] for i in graph.live}, network, Path(folder))
     if not parity.ok:
         worst = sorted(parity.maxRelDiff.items(), key=lambda item: -item[1])
@@ -97,9 +98,29 @@ def _edges(network: Network, row: dict[Version, Rows], sample: dict[Version, Row
             changes += [(v, e) for part in rows for e in part.split(1)]
             low, high = column.amin(0, keepdim=True), column.amax(0, keepdim=True)
             changes += [(v, e) for e in (torch.zeros_like(low), low, high, 10 * low, 10 * high)]
+    every = [row | {changed: value} | _no_null(row, changed) for changed, value in changes]
+    accepted = [r for r in every if _accepts(network, r)]
     out: dict[Version, Rows] = {}
     for v in sample:
-        out[v] = below([value if changed == v else row[v] for changed, value in changes])
-        if (flag := null_of(v)) in row:  # a value in place of the null of this row is none
-            out[flag] = below([torch.tensor([False]) if changed == v else row[flag] for changed, _ in changes])
+        out[v] = below([r[v] for r in accepted] or [taken(row[v], torch.empty(0, dtype=torch.int64))])
+        if (flag := null_of(v)) in row:
+            out[flag] = below([r[flag] for r in accepted] or [taken(row[flag], torch.empty(0, dtype=torch.int64))])
     return out
+
+
+def _no_null(row: dict[Version, Rows], v: Version) -> dict[Version, Rows]:
+    """A value in place of the null of a row is none."""
+    return {null_of(v): torch.tensor([False])} if null_of(v) in row else {}
+
+
+@torch.no_grad()
+def _accepts(network: Network, row: dict[Version, Rows]) -> bool:
+    """Whether the network computes this row; what it refuses, as there is no cosine of zeros, Spark refuses too."""
+    values = dict(row)
+    try:
+        network.run(
+            values, [(network.graph.fold(c), i) for i in network.positions for c in network.graph.leaves[i].outputs]
+        )
+    except InputError:
+        return False
+    return True

@@ -44,7 +44,7 @@ class Request:
     graph: Graph
     sources: list[Source]
     options: Options
-    labelCol: str
+    labelCol: str | None
     weightCol: str | None
 
     @property
@@ -98,7 +98,9 @@ def _content(df: DataFrame) -> Any:
 def _saved_bytes(graph: Graph, folder: Path) -> list[str] | None:
     """Digest of the saved stages that run before the cache; None where one can't be saved, or is Python code."""
     stages = [graph.leaves[i].stage for i in sorted(graph.cached)]
-    if not all(isinstance(s, JavaParams) or type(s).__module__.startswith("pyspark.ml.") for s in stages):
+    if not all(
+        isinstance(s, JavaParams) or type(s).__module__.startswith(("pyspark.ml.", "sparkdiff.")) for s in stages
+    ):
         return None
     return digest_of(PipelineModel(stages), folder) if stages else []
 

@@ -75,7 +75,7 @@ def predictions(old: Any, new: Any, df: DataFrame, sample: int | None = None) ->
         InputError: the data lack a column or have no row, no column can be compared, or Spark failed on the rows.
     """
     refuse_stream(df)
-    graphs = Graph(old), Graph(new)
+    graphs = Graph(old, data=df), Graph(new, data=df)
     for graph in graphs:
         check_columns(graph, df.schema)
     ours, theirs = map(_outputs, graphs)

@@ -8,6 +8,7 @@ network is evaluated candidate by candidate.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -92,11 +93,40 @@ class Folded:
             writes = tuple((graph.fold(c), i) for c in leaf.outputs)
             if i == graph.head or wanted & set(writes):
                 writes = () if i == graph.head else tuple(v for v in writes if v in wanted)
-                module, reads = network.module(i), leaf.reads
+                module, reads = network.module(i), graph.margin_reads(i)
                 if module.routes:  # affine in its leaves, whatever it is in its features
                     reads = ((LEAVES, i),) if (LEAVES, i) in routed else ()
                 self.chain.append(Link(i, module, reads, [widths[v] for v in reads], writes))
                 wanted |= set(reads)
+
+    @property
+    def reads(self) -> set[Version]:
+        """The fixed versions that the margin is made of."""
+        made = {v for link in self.chain for v in link.writes}
+        return {v for link in self.chain for v in link.reads} - made
+
+    def narrowed(self, columns: Mapping[Version, Tensor]) -> tuple[Folded, dict[int, Tensor]]:
+        """The network on some columns (c,) of its inputs, all others being 0; and the features (c,) that are left of each stage.
+
+        Raises:
+            NotSparseError: the other columns count too.
+        """
+        known: dict[Version, Tensor | None] = dict(columns)
+        features: dict[int, Tensor] = {}
+        chain = []
+        for link in reversed(self.chain):
+            of = [known.get(v) for v in link.reads]
+            if any(c is not None for c in of):
+                module, out = link.module.narrowed(of, link.widths)
+                known.update(dict.fromkeys(link.writes, out))
+                if of[0] is not None:
+                    features[link.position] = of[0]
+                widths = [w if c is None else len(c) for c, w in zip(of, link.widths, strict=True)]
+                link = link._replace(module=module, widths=widths)
+            chain.append(link)
+        folded = copy.copy(self)
+        folded.chain = chain[::-1]
+        return folded, features
 
     @torch.no_grad()
     def slopes(self, parameters: Mapping[int, Parameters], candidates: int) -> Slopes:

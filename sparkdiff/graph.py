@@ -7,20 +7,30 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from pyspark.ml import Transformer
+from pyspark.ml import Transformer, UnaryTransformer
+from pyspark.ml.linalg import VectorUDT
 
 from sparkdiff import jvm
+from sparkdiff.attributes import SchemaOrRows, Step, fields_by_name, is_plain, known_fields
+from sparkdiff.attributes import Version as Version
 from sparkdiff.errors import InputError, did_you_mean
-from sparkdiff.nesting import flatten
-from sparkdiff.stages.base import NULL, REGISTRY, UNTRANSLATED, StageModule, class_name, columns_of
+from sparkdiff.nesting import flatten, holders
+from sparkdiff.stages.base import (
+    NULL,
+    REGISTRY,
+    UNDECIDED,
+    UNTRANSLATED,
+    Field,
+    StageModule,
+    StaysInSparkError,
+    class_name,
+    columns_of,
+)
 from sparkdiff.stages.predictor import Predictor
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
-    from pyspark.sql.types import StructType
-
-Version = tuple[str, int]
-"""A column as one stage left it: its folded name and the position of the stage that wrote it, -1 for the source."""
+    from pyspark.sql.types import StructField, StructType
 
 LEAVES = "\0leaves"
 """In place of a name: which leaves a stage of trees sends each row to. No column is called so."""
@@ -38,6 +48,9 @@ OUTPUTS = (
 )  # fmt: skip
 ANY_COLUMN = ("SQLTransformer", "RFormulaModel", "ColumnPruner", "VectorAttributeRewriter")
 
+PASSED_OVER = ("StringIndexerModel", "FormulaLabel")
+"""Stages that Spark passes over where the data lack their input: a label isn't there when a model only predicts."""
+
 
 @dataclasses.dataclass
 class Leaf:
@@ -54,7 +67,11 @@ class Leaf:
     module: StageModule | None  # None: stays in Spark
     why: str  # ... and why
     parametric: bool  # has parameters that its settings let train
+    note: str = ""  # what was taken for granted
+    spelled: tuple[str, ...] = ()  # the inputs as the Params name them
     reads: tuple[Version, ...] = ()
+    lossInputs: tuple[str, ...] = ()
+    lossReads: tuple[Version, ...] = ()  # what only its loss reads
     parents: frozenset[int] = frozenset()
 
     @property
@@ -69,17 +86,30 @@ class Graph:
     """The analysed pipeline: what `plan` shows, `translate` builds and FineTuner trains."""
 
     def __init__(
-        self, model: Any, *, reference: Iterable[Any] = (), predictionCol: str | None = None, unfreeze: Iterable[str] = ()
+        self, model: Any, *, reference: Iterable[Any] = (), predictionCol: str | None = None, unfreeze: Iterable[str] = (),
+        beside: Iterable[str | None] = (), data: SchemaOrRows = None, labelled: bool = False,
     ):  # fmt: skip
-        self.fold = folding()
+        """
+        Args:
+            beside: columns that training reads beside the features; None in the places of label and weight stands for the head's.
+            data: decides what a few stages compute.
+            labelled: whether a loss compares the outputs of clusters with a label, so that what feeds them may train.
+        """
+        self.fold, self.labelled = folding(), labelled
         self.leaves = [self._leaf(path, stage) for path, stage in flatten(model)]
+        self.holders = [(path, (held.uid, type(held).__name__)) for path, held in holders(model)]
         self._link()
+        self._leave_ambiguous()
+        self._decide(data)
         self._unfreeze(unfreeze)
         for i in self.select(reference, "reference"):
             self._leave(i, "left in Spark by request")
         self._leave_unreachable()
         self.head = self._head(predictionCol)
+        if self.head is not None:
+            self.leaves[self.head].parents |= {p for _, p in self.leaves[self.head].lossReads if p >= 0}
         self.upstream = self.ancestors([self.head]) | {self.head} if self.head is not None else set()
+        self.makers = self._makers(beside)
         self.blocked = self._blocked()
         self.trainable = {i for i in self._on_path() if self.leaves[i].has_parameters() and i not in self.blocked}
         for i in set(self.translated()) - self.trainable:
@@ -97,28 +127,71 @@ class Graph:
             why = cls.refuses(stage) or ""
             inputs, outputs = cls.inputs(stage), cls.outputs(stage)
         else:
-            why = UNTRANSLATED.get(name, "no torch form")
+            why = UNTRANSLATED.get(name) or foreign(stage) or "no torch form"
             inputs, outputs = columns_of(stage, INPUTS), columns_of(stage, OUTPUTS)
-            opaque = type(stage).__name__ in ANY_COLUMN or not outputs
+            own = is_plain(stage) or isinstance(stage, UnaryTransformer)
+            opaque = type(stage).__name__ in ANY_COLUMN or not outputs or not own
         skips = stage.hasParam("handleInvalid") and stage.isDefined("handleInvalid")
         drops = opaque or (skips and stage.getOrDefault("handleInvalid") == "skip")
-        module = cls.from_spark(stage) if cls is not None and not why else None
-        inputs = tuple(map(unquoted, inputs))
+        waits = cls is not None and cls.wants_fields(stage)
+        module = cls.from_spark(stage) if cls is not None and not why and not waits else None
+        loss_inputs = cls.loss_inputs(stage) if cls is not None and issubclass(cls, Predictor) else ()
         parametric = module is not None and any(p.requires_grad for p in module.parameters())
         return Leaf(
-            path, stage.uid, type(stage).__name__, stage, inputs, outputs, opaque, drops, module, why, parametric
-        )
+            path, stage.uid, type(stage).__name__, stage, tuple(map(unquoted, inputs)), outputs, opaque, drops, module,
+            why, parametric, spelled=inputs, lossInputs=tuple(map(unquoted, loss_inputs)),
+        )  # fmt: skip
 
     def _link(self) -> None:
         current: dict[str, int] = {}
         barrier = -1
         for i, leaf in enumerate(self.leaves):
-            leaf.reads = tuple((self.fold(c), current.get(self.fold(c), barrier)) for c in leaf.inputs)
+            leaf.reads, leaf.lossReads = (
+                tuple((self.fold(c), current.get(self.fold(c), barrier)) for c in columns)
+                for columns in (leaf.inputs, leaf.lossInputs)
+            )
             parents = range(i) if leaf.opaque else (p for _, p in leaf.reads if p >= 0)
             leaf.parents = frozenset(parents)
             if leaf.opaque:
                 barrier, current = i, {}
             current.update({self.fold(c): i for c in leaf.outputs})
+
+    def _leave_ambiguous(self) -> None:
+        """A tensor has one name: where a field `s.b` of a struct and a column of that name are read, the field stays in Spark."""
+        columns = {v for leaf in self.leaves for c, v in zip(leaf.spelled, leaf.reads, strict=True) if unquoted(c) != c}
+        for i, leaf in enumerate(self.leaves):
+            for c, v in zip(leaf.spelled, leaf.reads, strict=True):
+                if v in columns and v[1] == -1 and "." in c and unquoted(c) == c:
+                    self._leave(
+                        i, f"reads the field {c!r} of a struct, and another stage a column of that name: rename one"
+                    )
+
+    def _decide(self, data: SchemaOrRows) -> None:
+        """Translate the stages for which the attributes of their input columns decide what they compute."""
+        waiting = [i for i, leaf in enumerate(self.leaves) if leaf.module is None and not leaf.why]
+        if not waiting:
+            return
+        steps = [Step(leaf.stage, leaf.inputs, leaf.reads, leaf.parents) for leaf in self.leaves]
+        known = known_fields(steps, {v for i in waiting for v in self.leaves[i].reads}, data, self.fold)
+        for i in waiting:
+            leaf = self.leaves[i]
+            fields = []
+            for v in leaf.reads:
+                writer = REGISTRY.get(class_name(self.leaves[v[1]].stage)) if v[1] >= 0 else None
+                fields.append(field_of(known[v], writer.storage if writer else "") if v in known else None)
+            try:
+                leaf.module = REGISTRY[class_name(leaf.stage)].from_fields(leaf.stage, fields)
+            except StaysInSparkError as e:
+                leaf.why = str(e)
+            if data is None and leaf.module is not None:
+                described = [self.leaves[j] for j in (i, *sorted(self.ancestors([i]))) if not self._makes_categories(j)]
+                sources = dict.fromkeys(self.name(v) for of in described for v in of.reads if v[1] == -1)
+                if sources:
+                    leaf.note = f"whether {', '.join(sources)} hold categories is {UNDECIDED}"
+
+    def _makes_categories(self, i: int) -> bool:
+        """Whether what the stage reads doesn't show in the attributes of what it writes."""
+        return self.leaves[i].stageClass in ("StringIndexerModel", "OneHotEncoderModel")
 
     def ancestors(self, of: Iterable[int]) -> set[int]:
         """Every stage from which a column path leads to one of these."""
@@ -175,13 +248,18 @@ class Graph:
 
     def predictors(self) -> list[int]:
         """Differentiable predictors that no other predictor builds on."""
-        found = [i for i in self.translated() if isinstance(self.leaves[i].module, Predictor)]
+        found = self._predictors()
         return [i for i in found if not any(i in self.ancestors([j]) for j in found)]
 
-    def _head(self, predictionCol: str | None) -> int | None:
+    def _predictors(self) -> list[int]:
+        """All differentiable predictors; clusters only where nothing is fitted to a label."""
         found = [i for i in self.translated() if isinstance(self.leaves[i].module, Predictor)]
+        return [i for i in found if self.leaves[i].module.labelled] or found  # type: ignore[union-attr]
+
+    def _head(self, predictionCol: str | None) -> int | None:
         if predictionCol is None:
-            return max(found, default=None)
+            return max(self._predictors(), default=None)
+        found = [i for i in self.translated() if isinstance(self.leaves[i].module, Predictor)]
         match = [
             i
             for i in found
@@ -194,11 +272,34 @@ class Graph:
             )
         return match[-1]
 
+    def _makers(self, beside: Iterable[str | None]) -> dict[int, str]:
+        """The stages that make what training reads beside the features, each with such a column."""
+        if self.head is None:
+            return {}
+        head = self.leaves[self.head].stage
+        own = [next(iter(columns_of(head, (param,))), None) for param in ("labelCol", "weightCol")]
+        given = [*beside, None, None]
+        out: dict[int, str] = {}
+        for column in [*(a or b for a, b in zip(given[:2], own, strict=True)), *given[2:]]:
+            if column is None:
+                continue
+            name = self.fold(column)
+            # An opaque stage may write it too; it runs where anything after it does.
+            writers = [i for i, leaf in enumerate(self.leaves[: self.head]) if name in map(self.fold, leaf.outputs)]
+            if writers:
+                out |= {i: column for i in (self.ancestors(writers[-1:]) | {writers[-1]}) - set(out)}
+        return out
+
+    def clusters(self) -> bool:
+        """Whether the loss is of clusters, without a label: what feeds them would make all rows alike, and the loss small."""
+        head = self.leaves[self.head].module if self.head is not None else None
+        return isinstance(head, Predictor) and not head.labelled and not self.labelled
+
     def _on_path(self) -> set[int]:
         """Stages from which a differentiable path leads to the loss."""
         if self.head is None:
             return set()
-        out, stack = {self.head}, [self.head]
+        out, stack = {self.head}, [] if self.clusters() else [self.head]
         while stack:
             leaf = self.leaves[stack.pop()]
             if not leaf.differentiable:
@@ -214,7 +315,7 @@ class Graph:
 
     def _blocked(self) -> dict[int, str]:
         """Stages that must not change although a path leads to the loss, with the reason."""
-        out: dict[int, str] = {}
+        out = {i: f"makes {column!r}, which the loss reads" for i, column in self.makers.items() if i != self.head}
         for i in sorted(self.upstream):
             if self.leaves[i].module is None:
                 for j in self.ancestors([i]):
@@ -235,7 +336,14 @@ class Graph:
         spark = {i for i in self.upstream if self.leaves[i].module is None}
         last = max(self.upstream)
         spark |= {i for i, leaf in enumerate(self.leaves) if leaf.module is None and leaf.drops_rows and i < last}
+        spark |= set(self.makers)
         spark |= self.ancestors(spark)
+        for i in self.makers:
+            if self._overwrites(i, spark):
+                raise InputError(
+                    f"{self.leaves[i].uid} makes {self.makers[i]!r}, which training reads, in place of a column that stages "
+                    "before it read: give it another output column"
+                )
         for i in sorted(self.upstream - spark):
             leaf = self.leaves[i]
             stays_small = leaf.module is not None and not leaf.module.expands
@@ -254,10 +362,20 @@ class Graph:
             df = self.leaves[i].stage.transform(df)
         return df
 
+    def margin_reads(self, i: int) -> tuple[Version, ...]:
+        """What the margin of stage i is computed from: the head's also from what only its loss reads."""
+        leaf = self.leaves[i]
+        return (*leaf.reads, *leaf.lossReads) if i == self.head else leaf.reads
+
+    @property
+    def lossReads(self) -> tuple[Version, ...]:
+        """What only the loss reads."""
+        return self.leaves[self.head].lossReads if self.head is not None else ()
+
     def cut(self) -> list[Version]:
-        """The column versions that the training network reads, in the order of first use."""
+        """The column versions that training reads, in the order of first use."""
         live = set(self.live)
-        return list(dict.fromkeys(v for i in self.live for v in self.leaves[i].reads if v[1] not in live))
+        return list(dict.fromkeys(v for i in self.live for v in self.margin_reads(i) if v[1] not in live))
 
     def telling(self, positions: Iterable[int]) -> list[Version]:
         """The versions that stages at these positions read from outside of them, and whose nulls they tell from NaN."""
@@ -269,10 +387,17 @@ class Graph:
         """The column's name as its writer (or first reader) spells it."""
         name, producer = version
         spelled = self.leaves[producer].outputs if producer >= 0 else ()
-        for c in (*spelled, *(c for leaf in self.leaves for c in leaf.inputs)):
+        for c in (*spelled, *(c for leaf in self.leaves for c in (*leaf.inputs, *leaf.lossInputs))):
             if self.fold(c) == name:
                 return c
         return name
+
+    def in_struct(self, version: Version) -> bool:
+        """Whether it is a field of a struct of the data, `struct.field`; a column called so is read in backticks."""
+        if version[1] != -1 or "." not in version[0]:
+            return False
+        readers = (c for leaf in self.leaves for c, v in zip(leaf.spelled, leaf.reads, strict=True) if v == version)
+        return all(unquoted(c) == c for c in readers)
 
     def without_spark(self) -> Graph:
         """The same graph without the Spark stages, for processes that have no session; it can compute, not write back."""
@@ -283,13 +408,14 @@ class Graph:
     # Selecting and showing ------------------------------------------------------------------------------------------
 
     def select(self, names: Iterable[Any], option: str) -> set[int]:
-        """Positions of the stages named by uid, stage, class name or output column."""
+        """Positions of the stages named by uid, stage, class name or output column; of what holds stages, all in it."""
         out: set[int] = set()
         for wanted in [names] if isinstance(names, (str, Transformer)) else names:
             name = wanted if isinstance(wanted, str) else wanted.uid
             match = {
                 i for i, leaf in enumerate(self.leaves)
                 if name in (leaf.uid, leaf.stageClass) or self.fold(name) in map(self.fold, leaf.outputs)
+                or any(name in names and leaf.path[: len(path)] == path for path, names in self.holders)
             }  # fmt: skip
             if not match:
                 known = [n for leaf in self.leaves for n in (leaf.uid, leaf.stageClass, *leaf.outputs)]
@@ -340,23 +466,56 @@ class Graph:
         if i in self.trainable:
             return "the loss" if i == self.head else "a differentiable path leads to the loss"
         if not leaf.has_parameters():
-            return "nothing to train"
+            return f"nothing to train; {leaf.note}" if leaf.note else "nothing to train"
         if self.head is None:
             return "no predictor that a loss could be attached to"
-        return self.blocked.get(i, "no differentiable path to the loss")
+        if i in self.blocked:
+            return self.blocked[i]
+        if i in self.upstream and self.clusters():
+            return "only a loss with a label can train it: that of clusters is least where all rows are made alike"
+        if isinstance(leaf.module, Predictor) and not leaf.differentiable and i != self.head:
+            return "no differentiable path to the loss: its output is a whole number"
+        return "no differentiable path to the loss"
 
 
-def check_columns(graph: Graph, schema: StructType) -> None:
-    """Raise InputError where a stage reads a column that neither the data nor a stage has."""
-    known = {graph.fold(c) for c in schema.names}
+def check_columns(graph: Graph, schema: StructType, also: Iterable[str | None] = ()) -> None:
+    """Raise InputError where a stage reads a column that neither the data nor a stage has.
+
+    Args:
+        also: columns that are read by what comes after the pipeline.
+    """
+    known = set(fields_by_name(schema, graph.fold))
+    read = {name for leaf in graph.leaves for name, _ in leaf.reads} | {graph.fold(c) for c in also if c is not None}
     for leaf in graph.leaves:
         if leaf.opaque:
             return
+        if leaf.stageClass in PASSED_OVER and not read & set(map(graph.fold, leaf.outputs)):
+            continue
         for (name, producer), column in zip(leaf.reads, leaf.inputs, strict=True):
             if producer < 0 and name not in known:
                 raise InputError(
                     f"{leaf.uid} reads column {column!r}, which the data lack. {did_you_mean(column, schema.names)}"
                 )
+
+
+def foreign(stage: Any) -> str | None:
+    """Why a stage that isn't Spark's own stays in Spark; None for Spark's."""
+    if is_plain(stage):
+        return None
+    whose = type(stage).__module__.partition(".")[0]
+    if callable(getattr(stage, "cpu", None)):
+        return f"{whose}'s model: call .cpu() on it first, which gives Spark's own"
+    does = (
+        "only computes its output column"
+        if isinstance(stage, UnaryTransformer)
+        else "may read and write any column and row"
+    )
+    return f"no stage of Spark's, it {does}; a StageModule registered for {class_name(stage)} would translate it"
+
+
+def field_of(field: StructField, storage: str = "") -> Field:
+    """What a stage that wants to know its input columns is told of one."""
+    return Field(isinstance(field.dataType, VectorUDT), (field.metadata or {}).get("ml_attr"), storage)
 
 
 def unquoted(name: str) -> str:

@@ -29,6 +29,11 @@ from sparkdiff.stages.predictor import Predictor
 
 REGRESSION = ("squared", "absolute", "huber", "quantile", "poisson", "gamma", "tweedie")
 CLASSIFICATION = ("logLoss", "hinge", "focal", "cost", "auc", "mmce")
+OF_PROBABILITIES = ("logLoss", "focal", "mmce")
+OWN = ("weibull", "oneVsRest")
+"""Losses that only the predictors have whose own they are."""
+UNLABELLED = ("inertia", "logLikelihood")
+"""Losses of clusters, without a label."""
 BATCH = ("auc", "mmce")
 """Losses of a whole batch, which no row has a part of."""
 PARAMS: dict[str, dict[str, Any]] = {
@@ -115,7 +120,7 @@ def resolve(
             raise InputError(f"loss={dict(loss)!r} names {name!r} twice: 'auto' is it too")  # type: ignore[arg-type]
         weights[name] = weight
     known = {name: set(PARAMS.get(name, {})) for name in weights}
-    by_class = [n for n in weights if head.classes and n in CLASSIFICATION and n not in BATCH]
+    by_class = [n for n in weights if head.classes and n in (*CLASSIFICATION, "oneVsRest") and n not in BATCH]
     takes = set[str]().union(*known.values(), {"classWeights"} if by_class else ())
     if unknown := set(params) - takes:
         of = " + ".join(map(repr, weights))
@@ -186,7 +191,7 @@ def _is_of_batch(loss: Callable[..., Tensor], head: Predictor, columns: tuple[st
 
 def zero_margin(head: Predictor, n: int) -> Tensor:
     """Margins of n rows, all 0, of the predictor's shape: (n,) or (n, k)."""
-    return torch.zeros((n, head.classes) if head.wide else n, dtype=torch.float64)
+    return torch.zeros((n, head.margins) if head.wide else n, dtype=torch.float64)
 
 
 def _sum(parts: Sequence[Objective], weights: Sequence[float]) -> Objective:
@@ -236,6 +241,10 @@ def penalised(
         )
     if not gaps:
         return objective
+    if head.classes and not head.probable:
+        raise InputError(
+            f"penalties.parityGap compares probabilities, which {type(head).__name__} doesn't output; leave it out"
+        )
     unit = 1.0 if head.classes or head.binomial else 1 / (y.std or 1.0) ** 2
     before = objective.batch
 
@@ -275,6 +284,8 @@ def check_label(bound: Bound, head: Predictor, y: LabelStats, column: str, fract
             refuse(y.low if y.low < 0 else y.high, rule)
         if fractional is not None:
             refuse(fractional, rule)
+    elif bound.name == "weibull" and y.low <= 0:
+        refuse(y.low, "times > 0; drop such rows")
     elif bound.name == "logLoss" and (y.low < 0 or y.high > 1):
         refuse(y.low if y.low < 0 else y.high, "labels from 0 to 1")
     elif power is not None and power < 2 and y.low < 0:
@@ -292,6 +303,23 @@ def means(head: Predictor, margin: Tensor) -> Tensor | None:
 
 
 def _component(name: str, params: Mapping[str, Any], head: Predictor, y: LabelStats) -> Objective:
+    if not head.labelled or name in UNLABELLED:
+        return _unlabelled(name, head)
+    own = head.own_loss()[0]
+    if name in OWN and name != own:
+        raise InputError(f"loss={name!r} is none of {type(head).__name__}; its own is {own!r}")
+    if name in OWN:
+        return Objective(name, head.own_rows)
+    if own == "weibull":
+        raise InputError(
+            f"loss={name!r} on {type(head).__name__} would take censored labels for events, and `prediction` for something "
+            "else than the scale of a Weibull distribution; use 'weibull', or a callable of its outputs"
+        )
+    if name in OF_PROBABILITIES and head.classes and not head.probable:
+        usable = dict.fromkeys((own, "hinge", "cost", *(("auc",) if head.classes == 2 else ())))
+        raise InputError(
+            f"loss={name!r} needs probabilities, which {type(head).__name__} doesn't output; use one of {', '.join(usable)}"
+        )
     if name == "logLoss":
         return Objective(name, _log_loss(head), exact=derivative(name, None, head))
     if (head.classes or head.binomial) and (name in REGRESSION or not head.classes):
@@ -306,6 +334,17 @@ def _component(name: str, params: Mapping[str, Any], head: Predictor, y: LabelSt
             f"loss={name!r} needs classes, which {type(head).__name__} doesn't predict; use one of {', '.join(REGRESSION)}"
         )
     return _classification(name, params, head)
+
+
+def _unlabelled(name: str, head: Predictor) -> Objective:
+    own = head.own_loss()[0]
+    if head.labelled:
+        raise InputError(f"loss={name!r} is of clusters, and {type(head).__name__} predicts a label; use {own!r}")
+    if name != own:
+        raise InputError(
+            f"loss={name!r} on {type(head).__name__}: its clusters have no label; use {own!r}, or a callable of its outputs"
+        )
+    return Objective(name, lambda m, y, w: head.cost(m), 1 / head.loss_unit())
 
 
 def index(y: Tensor, classes: int) -> Tensor:
@@ -356,7 +395,10 @@ def _regression(name: str, params: Mapping[str, Any], head: Predictor, y: LabelS
 def _classification(name: str, params: Mapping[str, Any], head: Predictor) -> Objective:
     k = head.classes
     if name == "hinge":
-        return Objective(name, lambda m, y, w: hinge(m, index(y, k)), calibrated=False)
+        return Objective(
+            name, lambda m, y, w: hinge(head.class_scores(m), index(y, k)), calibrated=not head.probable,
+            exact=derivative(name, None, head),
+        )  # fmt: skip
     if name == "focal":
         gamma = number(name, params, "gamma", ">= 0", lambda v: v >= 0)
         return Objective(name, lambda m, y, w: focal(m, index(y, k), gamma), calibrated=gamma == 0)
@@ -370,18 +412,22 @@ def _classification(name: str, params: Mapping[str, Any], head: Predictor) -> Ob
                 "loss='cost' can't be trained at a threshold of 0 or 1, which decides without the features"
             )
         return Objective(
-            name, lambda m, y, w: mean_cost(head.decision_margin(m), index(y, k), costs), 1 / spread, calibrated=False
-        )
+            name, lambda m, y, w: mean_cost(head.decision_margin(m), index(y, k), costs), 1 / spread,
+            calibrated=not head.probable,
+        )  # fmt: skip
     if name == "auc":
         if k != 2:
             raise InputError(f"loss='auc' ranks two classes, but {type(head).__name__} predicts {k}; use 'logLoss'")
-        return Objective(name, batch=lambda m, y, w, groups: pairwise_logistic(rank_score(m), y, w), calibrated=False)
+        return Objective(
+            name, batch=lambda m, y, w, groups: pairwise_logistic(rank_score(head.class_scores(m)), y, w),
+            calibrated=not head.probable,
+        )  # fmt: skip
     return Objective(name, batch=lambda m, y, w, groups: calibration_error(m, index(y, k), w))
 
 
-def rank_score(margin: Tensor) -> Tensor:
+def rank_score(scores: Tensor) -> Tensor:
     """What ranks the rows of two classes, (n,): the log-odds of class 1, of one margin and of a softmax alike."""
-    return margin if margin.ndim == 1 else margin[:, 1] - margin[:, 0]
+    return scores if scores.ndim == 1 else scores[:, 1] - scores[:, 0]
 
 
 def number(name: str, params: Mapping[str, Any], param: str, rule: str, good: Callable[[float], bool]) -> float:

@@ -22,7 +22,7 @@ from torch import Tensor
 from sparkdiff.errors import InputError
 from sparkdiff.formulas import probabilities
 from sparkdiff.losses import PARAMS as LOSS_PARAMS
-from sparkdiff.losses import Objective, Rows, cost_matrix, index, rank_score
+from sparkdiff.losses import UNLABELLED, Objective, Rows, cost_matrix, index, rank_score
 from sparkdiff.losses import resolve as resolve_loss
 from sparkdiff.options import Options
 from sparkdiff.stages.base import LabelStats
@@ -135,6 +135,10 @@ def _of(objective: Objective) -> Metric:
 
 
 def _named(name: str, params: Mapping[str, Any], head: Predictor, columns: tuple[str, ...], y: LabelStats) -> Metric:
+    if not head.labelled and name not in UNLABELLED:
+        raise InputError(
+            f"metric={name!r} compares with a label, which {type(head).__name__} wasn't fitted to; use {head.own_loss()[0]!r}"
+        )
     if name in REGRESSION:
         if head.classes:
             usable = ("logLoss", *(BINARY if head.classes == 2 else ()), *MULTICLASS)
@@ -155,7 +159,7 @@ def _named(name: str, params: Mapping[str, Any], head: Predictor, columns: tuple
         return Metric(
             name,
             True,
-            column=head.mean if probability else rank_score,
+            column=head.mean if probability else lambda margin: rank_score(head.class_scores(margin)),
             value=BINARY[name],
             needs="rows of both classes",
             ranks=True,
@@ -314,6 +318,8 @@ def _classes(name: str, params: Mapping[str, Any], head: Predictor) -> Metric:
 
         return Metric(name, rows=cost)
     if name == "expectedCalibrationError":
+        if not head.probable:
+            raise InputError(f"metric={name!r} measures probabilities, which {type(head).__name__} doesn't output")
         return _calibration(name, params["numBins"])
     beta, label = params.get("beta", 1.0), params.get("metricLabel", 0.0)
     if not isinstance(beta, (int, float)) or not beta > 0:

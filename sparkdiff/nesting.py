@@ -1,4 +1,4 @@
-"""Pipelines within pipelines and within the models of a search: their leaf stages, and the same nest with others in place."""
+"""Pipelines within pipelines, searches and formulas: their leaf stages, and the same nest with others in place."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from pyspark.ml import Estimator, PipelineModel, Transformer
+from pyspark.ml.feature import RFormulaModel
 from pyspark.ml.tuning import CrossValidatorModel, TrainValidationSplitModel
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError
+from sparkdiff.jvm.formulas import parts
 
 Path = tuple[int, ...]
 """Position of a leaf in the nested pipelines. The model of a search has one `bestModel`, so it adds nothing to the path."""
@@ -37,13 +39,27 @@ def flatten(model: Any, path: Path = ()) -> list[tuple[Path, Any]]:
         return flatten(model.bestModel, path)
     if isinstance(model, Holder):
         return flatten(model.pipelineModel, path)
+    if type(model) is RFormulaModel and (inside := parts(model)) is not None:
+        return [((*path, i), stage) for i, stage in enumerate(inside)]
     return [(path, model)]
+
+
+def holders(model: Any, path: Path = ()) -> list[tuple[Path, Any]]:
+    """What holds the leaf stages, itself included: pipelines, searches, formulas, with the path that their leaves begin with."""
+    if isinstance(model, PipelineModel):
+        return [(path, model), *(h for i, stage in enumerate(model.stages) for h in holders(stage, (*path, i)))]
+    if isinstance(model, (CrossValidatorModel, TrainValidationSplitModel)):
+        return [(path, model), *holders(model.bestModel, path)]
+    if isinstance(model, Holder):
+        return [(path, model), *holders(model.pipelineModel, path)]
+    return [(path, model)] if type(model) is RFormulaModel else []
 
 
 def replaced(model: Any, new: Mapping[Path, Any], path: Path = ()) -> Any:
     """The same nest with `new` leaves at their positions; whatever holds no new one is the same object.
 
-    A `Holder` gives way to what it holds. The model of a search keeps its class, uid, Params, metrics and sub-models.
+    A `Holder` gives way to what it holds. The model of a search keeps its class, uid, Params, metrics and sub-models. An
+    RFormulaModel stays the same object: none of its parts has anything to train.
     """
     if isinstance(model, PipelineModel):
         stages = [replaced(s, new, (*path, i)) for i, s in enumerate(model.stages)]

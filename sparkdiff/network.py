@@ -10,6 +10,7 @@ import torch
 from pyspark.ml import PipelineModel
 from torch import Tensor, nn
 
+from sparkdiff.attributes import SchemaOrRows
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.graph import LEAVES, Graph, Version, null_of
 from sparkdiff.nesting import flatten, replaced
@@ -149,7 +150,7 @@ class Network(nn.Module):
         routed = values.get((LEAVES, self.graph.head))  # type: ignore[arg-type]
         if isinstance(routed, Tensor):
             return self.head.routed_margin(routed)
-        reads = self.graph.leaves[self.graph.head].reads  # type: ignore[index]
+        reads = self.graph.margin_reads(self.graph.head)  # type: ignore[arg-type]
         self.run(values, [v for v in reads if v not in values])
         return self.head.margin(*(values[v] for v in reads))
 
@@ -180,16 +181,35 @@ def _outside(column: Rows) -> Tensor:
     return column.to_csr() if isinstance(column, SparseRows) else column
 
 
-def translate(model: Any) -> Network:
+def translate(model: Any, *, schema: SchemaOrRows = None) -> Network:
     """The translated stages of a fitted pipeline (or of one fitted stage) as a torch module with Spark's own parameters.
 
     `requires_grad` is set exactly where `plan(model)` says trainable.
 
+    Args:
+        schema: of the data, or the data themselves; without them, columns that no stage makes are taken for free of categories
+            (`ml_attr` metadata decide what a few stages compute; the plan says which).
+
     Raises:
         InputError: the pipeline isn't fitted.
     """
-    graph = Graph(model)
+    graph = Graph(model, data=schema)
     return Network(graph, graph.translated())
+
+
+def seeing(network: Network, model: Any, data: SchemaOrRows) -> Network:
+    """The network, parameters shared, with the stages for which the data's attributes decide translated anew."""
+    waiting = [
+        i for i in network.positions if (s := network.graph.leaves[i].stage) and network.module(i).wants_fields(s)
+    ]
+    if not waiting:
+        return network
+    graph = Graph(model, data=data)
+    if any(graph.leaves[i].module is None for i in network.positions):
+        return network
+    other = Network(graph, network.positions)
+    other.stages.update({str(i): network.module(i) for i in network.positions if i not in waiting})
+    return other
 
 
 def write_back(model: Any, network: Network) -> Any:
@@ -218,6 +238,8 @@ def write_back(model: Any, network: Network) -> Any:
 @torch.no_grad()
 def written(stage: Any, module: StageModule) -> Any:
     """`stage` itself where the module holds its parameters, else a new stage with the module's; masked entries as they were."""
+    if not any(True for _ in module.parameters()):
+        return stage
     old = type(module).from_spark(stage)
     fresh = copy.deepcopy(old)
     counts, changed = old.counts(), False

@@ -37,7 +37,7 @@ def outset(network: Network, data: Data, label: LabelStats, options: Options, va
     graph, inputs = network.graph, fixed_versions(network)
     modules = {i: network.module(i) for i in network.positions}
     trains = {i for i, m in modules.items() if any(p.requires_grad for p in m.parameters())}
-    reads = {i: graph.leaves[i].reads[0] for i, m in modules.items() if m.feature_axis or m.routes or i in trains}
+    reads = {i: graph.leaves[i].reads[0] for i, m in modules.items() if m.routes or i in trains}
     # What a predictor in front of others predicts isn't the label: its own predictions tell its unit.
     others = {
         i: (graph.fold(graph.leaves[i].outputs[0]), i)
@@ -59,7 +59,8 @@ def outset(network: Network, data: Data, label: LabelStats, options: Options, va
     scales, frozen = Scales.of(network, seen, label, options, labels)
     trees = sum(m.trees_and_leaves()[0] for m in modules.values() if any(p.requires_grad for p in m.parameters()))
     apart = any(len(m.nominal()) or (i in trains and (m.reads_categories or m.tells_null)) for i, m in modules.items())
-    mixes = all_dense(network, data, inputs) and not apart
+    # A mixture of two rows has no loss input of its own.
+    mixes = all_dense(network, data, inputs) and not apart and not graph.lossReads
     newton = (LEAVES, graph.head) in routed_versions(network) and not network.head.wide
     recipes = candidates(options, validationRows, mixes=mixes, trees=trees, newton=newton)
     return Outset(scales, frozen, {v: stats[v] for v in inputs}, tuple(recipes))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -14,18 +15,21 @@ from pyspark.sql import DataFrame
 from torch import Tensor
 
 from sparkdiff import jvm
-from sparkdiff.columns import read_plain, write_plain
+from sparkdiff.columns import named, read_plain, write_plain
 from sparkdiff.errors import InputError
 from sparkdiff.graph import Version, check_columns, null_of
 from sparkdiff.nesting import flatten
-from sparkdiff.network import Network, translate
-from sparkdiff.splits import quoted, refuse_stream
-from sparkdiff.stages.base import NULL, Rows, columns_of, dense
+from sparkdiff.network import Network, seeing, translate
+from sparkdiff.sparse import SparseRows
+from sparkdiff.splits import refuse_stream
+from sparkdiff.stages.base import NULL, Rows, columns_of, dense, width
 from sparkdiff.stages.predictor import Predictor
 
 TOLERANCE = 1e-9
 CHUNK = 1 << 22
-"""Entries of the widest column that are compared at a time (32 MiB of doubles)."""
+"""Stored entries of the widest column that are compared at a time (32 MiB of doubles)."""
+PROBE = 16
+"""Rows that tell how wide the columns are."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,11 +70,11 @@ def verify(model: Any, df: DataFrame, network: Network | None = None) -> Parity:
     Raises:
         InputError: nothing is translated, the data lack a column, or there is no row to compare.
     """
-    network = network or translate(model)
+    refuse_stream(df)
+    network = seeing(network, model, df) if network is not None else translate(model, schema=df)
     stages = [stage for _, stage in flatten(model)]
     if not network.outputCols:
         raise InputError("no stage is translated that writes a column, so that there is no column to compare")
-    refuse_stream(df)
     check_columns(network.graph, df.schema)
     last = max(network.positions)
     return compare(df, {i: stages[i] for i in range(last + 1)}, network)
@@ -86,11 +90,15 @@ def compare(df: DataFrame, stages: Mapping[int, Any], network: Network, folder: 
     outputs = [(graph.fold(c), i) for i in network.positions for c in graph.leaves[i].outputs]
     held: dict[Version, str] = {}
 
+    hidden = "__sparkdiff_v"
+    while any(c.lower().startswith(hidden) for c in (*df.columns, *(o for leaf in graph.leaves for o in leaf.outputs))):
+        hidden = f"_{hidden}"
+
     def hold(df: DataFrame, producer: int) -> DataFrame:
         # A later stage may overwrite the column, so each version is kept aside as it appears.
         new = [v for v in (*network.reads, *outputs) if (v[1] if v[1] in stages else -1) == producer and v not in held]
-        held.update({v: f"__sparkdiff_v{len(held) + i}" for i, v in enumerate(new)})
-        return df.withColumns({held[v]: quoted(graph.name(v)) for v in new}) if new else df
+        held.update({v: f"{hidden}{len(held) + i}" for i, v in enumerate(new)})
+        return df.withColumns({held[v]: named(graph.name(v), in_struct=graph.in_struct(v)) for v in new}) if new else df
 
     with tempfile.TemporaryDirectory(prefix="sparkdiff-verify-", dir=folder) as name:
         where = Path(name) / "rows"
@@ -105,7 +113,10 @@ def compare(df: DataFrame, stages: Mapping[int, Any], network: Network, folder: 
             ) from e
         tally = Tally(network)
         try:
-            for batch in read_plain(where, _rows_at_once(network)):
+            rows = PROBE
+            for probe in itertools.islice(read_plain(where, PROBE), 1):
+                rows = _rows_at_once(network, {v: probe[f"v{i}"] for i, v in enumerate(held)}, outputs)
+            for batch in read_plain(where, rows):
                 values = {v: batch[f"v{i}"] for i, v in enumerate(held)}
                 nulls = {null_of(v): batch[f"v{i}{NULL}"] for i, v in enumerate(held) if f"v{i}{NULL}" in batch}
                 tally.add(values | nulls, outputs)
@@ -122,9 +133,26 @@ def differences(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
     return difference, torch.where(same, 0.0, difference / theirs.abs().clamp_min(1).nan_to_num(1.0, 1.0, 1.0))
 
 
-def _rows_at_once(network: Network) -> int:
-    widths = [p.numel() for module in network.stages.values() for p in module.parameters()]
-    return max(16, min(16384, CHUNK // max([1, *widths])))
+@torch.no_grad()
+def _rows_at_once(network: Network, spark: dict[Version, Rows], outputs: list[Version]) -> int:
+    values = {v: c for v, c in spark.items() if v in network.reads}
+    network.run(values, outputs)
+    seen = [*values.values(), *spark.values()]
+    widest = max(x.values.numel() / max(1, len(x)) if isinstance(x, SparseRows) else width(x) for x in seen)
+    return max(PROBE, min(16384, int(CHUNK / max(1, widest))))
+
+
+def _entries(ours: Rows, theirs: Rows) -> tuple[Tensor, Tensor]:
+    """Both strided; of two sparse batches of a width only the entries that one of them stores, (m,) each."""
+    if not (isinstance(ours, SparseRows) and isinstance(theirs, SparseRows)) or ours.width != theirs.width:
+        return dense(ours), dense(theirs)
+    places = [x.rows() * x.width + x.indices for x in (ours, theirs)]
+    if torch.equal(*places):
+        return ours.values, theirs.values
+    every, found = torch.cat(places).unique(return_inverse=True)
+    parts = zip((ours, theirs), found.split([len(p) for p in places]), strict=True)
+    first, second = (x.values.new_zeros(len(every)).index_put((place,), x.values) for x, place in parts)
+    return first, second
 
 
 class Tally:
@@ -143,11 +171,12 @@ class Tally:
         network.run(values, outputs)
         self.rows += len(spark[outputs[0]])
         for v in outputs:
-            name, ours, theirs = graph.name(v), dense(values[v]), dense(spark[v])
-            leaf = graph.leaves[v[1]]
+            name, leaf = graph.name(v), graph.leaves[v[1]]
             if v[0] in map(graph.fold, leaf.module.labels(leaf.stage)):  # type: ignore[union-attr]
+                ours, theirs = dense(values[v]), dense(spark[v])
                 self._labels(v, values, (ours != theirs) & ~(ours.isnan() & theirs.isnan()))
                 continue
+            ours, theirs = _entries(values[v], spark[v])
             if ours.shape != theirs.shape:
                 raise InputError(
                     f"{leaf.uid}: Spark's {name!r} has shape {tuple(theirs.shape)}, the network's {tuple(ours.shape)}"

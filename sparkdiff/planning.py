@@ -85,7 +85,7 @@ def plan(
     Raises:
         InputError: the pipeline isn't fitted, or a name matches no stage.
     """
-    graph = Graph(model, reference=reference, unfreeze=unfreeze)
+    graph = Graph(model, reference=reference, unfreeze=unfreeze, data=schema)
     if schema is not None:
         check_columns(graph, schema)
     return plan_of(graph, graph.restrict(freeze, target))
@@ -96,15 +96,42 @@ def _number(module: StageModule) -> int:
     return sum(p.numel() for n, p in module.named_parameters() if p.requires_grad or n not in module.optional)
 
 
+COUNTING = ("HashingTF", "CountVectorizerModel", "FeatureHasher")
+"""Stages whose vectors are sparse and may be very wide."""
+WIDE = 1024
+
+
+def _dense_notes(graph: Graph) -> dict[int, str]:
+    """What to say of the stages that make rows dense which arrive sparse, or may do and are wide."""
+    sparse: set[int] = set()
+    notes = {}
+    for i, leaf in enumerate(graph.leaves):
+        arrives = any(p in sparse for _, p in leaf.reads)
+        module = leaf.module
+        if leaf.stageClass in COUNTING or (arrives and module is not None and not module.makes_dense):
+            sparse.add(i)
+        if module is None or not module.makes_dense:
+            continue
+        width = max((getattr(module, n).shape[axis] for n, axis in module.feature_axis.items()), default=0)
+        if arrives:
+            entries = f" of {width:,} entries" if width else ""
+            notes[i] = f"makes sparse rows{entries} dense ({module.makes_dense})"
+        elif width >= WIDE:
+            notes[i] = f"makes rows of {width:,} entries dense, should they be sparse ({module.makes_dense})"
+    return notes
+
+
 def plan_of(graph: Graph, frozen: dict[int, str]) -> Plan:
     """The plan of an analysed pipeline, in which `frozen` stages keep their parameters for the reasons given."""
+    notes = _dense_notes(graph)
     stages = tuple(
         StagePlan(
             path=leaf.path, uid=leaf.uid, stageClass=leaf.stageClass,
             role="referenced" if leaf.module is None else "translated", cached=i in graph.cached,
             trainable=i in graph.trainable and i not in frozen,
             numParameters=_number(leaf.module) if leaf.module is not None else 0,
-            inputCols=leaf.inputs, outputCols=leaf.outputs, reason=graph.reason(i, frozen),
+            inputCols=leaf.inputs, outputCols=leaf.outputs,
+            reason="; ".join(filter(None, (graph.reason(i, frozen), notes.get(i)))),
         )
         for i, leaf in enumerate(graph.leaves)
     )  # fmt: skip

@@ -232,7 +232,7 @@ def run(config: Config) -> FineTuningSummary:
         say(f"data: {', '.join(config.data)}")
     model, parent = _model(spark, config, sources, options, phases)
     with phases.phase("plan"):
-        task = prepare(model, options)
+        task = prepare(model, options, sources[0].df)
     if options.verbosity:
         print(task.plan, flush=True)
     mine = options.runId == own

@@ -45,7 +45,7 @@ class Constrained:
 
     def of(self, matrix: Tensor) -> Tensor:
         """These entries of (K, p) or (p,), as (K, *shape) or (*shape)."""
-        return matrix[..., self.first : self.last].view(*matrix.shape[:-1], *self.shape)
+        return matrix[..., self.first : self.last].view(matrix.shape[:-1] + self.shape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +89,22 @@ class Scales:
             first = last
             rate.append(torch.full((p.numel(),), rates.get(i, 1.0), dtype=torch.float64))
         return Scales(torch.cat(unit), tuple(constrained), torch.cat(rate)), frozen
+
+    def parameters(self, start: Tensor, u: Tensor, out: Tensor) -> Tensor:
+        """Put the parameters at u (K, p) into `out`; `start` (p,) are those at 0."""
+        torch.addcmul(start, u, self.unit, out=out)
+        for part in self.constrained:
+            move = part.of(u) * part.of(self.unit)
+            part.of(out).copy_(part.constraint.value(part.of(start), move))
+        return out
+
+    def by_u(self, start: Tensor, u: Tensor, flat: Tensor, gradient: Tensor, out: Tensor) -> None:
+        """Put the gradient by u into `out`, from the one by the parameters `flat`, all (K, p)."""
+        torch.mul(gradient, self.unit, out=out)
+        for part in self.constrained:
+            value, unit = part.of(flat), part.of(self.unit)
+            move = part.of(u) * unit
+            part.of(out).copy_(part.constraint.gradient(part.of(start), move, value, part.of(gradient)) * unit)
 
     def moved(self, network: Network, flat: Tensor) -> dict[str, tuple[float, float]]:
         """How far each parameter is from `flat` (p,), in its units: {uid.parameter: (largest, root mean square)}."""

@@ -18,7 +18,7 @@ from torch import Tensor
 class SparseRows:
     """n sparse rows of the same width; inside a row the indices are distinct and ascending, as in Spark's SparseVector."""
 
-    indices: Tensor  # (nnz,) int64
+    indices: Tensor  # (nnz,) int64; int32 in a table that rows are taken from
     values: Tensor  # (nnz,) floating
     offsets: Tensor  # (n + 1,) int64, offsets[0] == 0, offsets[-1] == nnz
     width: int
@@ -40,8 +40,22 @@ class SparseRows:
         offsets = torch.zeros(len(order) + 1, dtype=torch.int64)
         torch.cumsum(lengths, 0, out=offsets[1:])
         entries = torch.arange(int(offsets[-1])) + torch.repeat_interleave(starts - offsets[:-1], lengths)
-        indices, values = self.indices.index_select(0, entries), self.values.index_select(0, entries)
+        indices, values = self.indices.index_select(0, entries).long(), self.values.index_select(0, entries)
         return SparseRows(indices, values, offsets, self.width)
+
+    def select(self, columns: Tensor) -> SparseRows:
+        """The columns `columns` (k,), distinct, in that order."""
+        place = torch.full((self.width,), -1, dtype=torch.int64)
+        place[columns] = torch.arange(len(columns))
+        to = place[self.indices]
+        kept = to >= 0
+        rows, to, values = self.rows()[kept], to[kept], self.values[kept]
+        if bool((columns.diff() < 0).any()):
+            order = torch.argsort(rows * len(columns) + to)
+            to, values = to[order], values[order]
+        offsets = torch.zeros(len(self) + 1, dtype=torch.int64)
+        torch.cumsum(torch.bincount(rows, minlength=len(self)), 0, out=offsets[1:])
+        return SparseRows(to, values, offsets, len(columns))
 
     def with_values(self, values: Tensor) -> SparseRows:
         return SparseRows(self.indices, values, self.offsets, self.width)

@@ -15,11 +15,21 @@ from torch import Tensor
 from sparkdiff import jvm
 from sparkdiff.columns import read_plain, write_plain
 from sparkdiff.errors import InputError, SparkdiffError, did_you_mean
-from sparkdiff.graph import folding, unquoted
+from sparkdiff.graph import field_of, folding, unquoted
 from sparkdiff.network import written
 from sparkdiff.parity import TOLERANCE, differences
 from sparkdiff.splits import quoted
-from sparkdiff.stages.base import NULL, REGISTRY, Nulls, Rows, StageModule, class_name, columns_of, dense
+from sparkdiff.stages.base import (
+    NULL,
+    REGISTRY,
+    Nulls,
+    Rows,
+    StageModule,
+    StaysInSparkError,
+    class_name,
+    columns_of,
+    dense,
+)
 from sparkdiff.stages.predictor import Predictor
 
 ROWS_AT_ONCE = 4096
@@ -119,11 +129,12 @@ def check_stages(
 ) -> None:  # fmt: skip
     """`check_stage` for many stages over one DataFrame in one Spark job, which is several times faster than one by one."""
     generator = torch.Generator().manual_seed(SEED)
-    trials = [trial for stage in stages for trial in _parameters(stage, perturb, generator)]
-    before = [_facts(stage) for stage in stages]
+    reads = [_Read(stage, df) for stage in stages]
+    trials = [trial for read in reads for trial in _parameters(read, perturb, generator)]
+    before = [read.facts(read.stage) for read in reads]
     _outputs(trials, df, tolerance)
-    for stage, facts in zip(stages, before, strict=True):
-        _same_facts("untouched", stage, facts, _facts(stage), "after transform")
+    for read, facts in zip(reads, before, strict=True):
+        _same_facts("untouched", read.stage, facts, read.facts(read.stage), "after transform")
 
 
 # Parameters: no Spark job -----------------------------------------------------------------------------------------------
@@ -139,23 +150,54 @@ class _Trial:
     original: Any
 
 
+class _Read:
+    """A stage, and how it and others like it are read, given the columns that they are going to transform."""
+
+    def __init__(self, stage: Any, df: DataFrame):
+        self.stage = stage
+        cls = REGISTRY.get(class_name(stage))
+        if cls is None:
+            raise InputError(
+                f"no translation is registered for {class_name(stage)}. {did_you_mean(class_name(stage), REGISTRY)}"
+            )
+        refused = cls.refuses(stage)
+        if refused is not None:
+            raise InputError(f"{stage.uid} has no torch form: {refused}")
+        fold = folding()
+        there = {fold(f.name): f for f in df.schema.fields}
+        found = [there.get(fold(c)) for c in _inputs(stage)]
+        self.cls, self.fields = cls, [None if f is None else field_of(f) for f in found]
+
+    def module(self, stage: Any) -> StageModule:
+        """The module of this stage, or of one that was written back in its place."""
+        try:
+            wants = self.cls.wants_fields(stage)
+            return self.cls.from_fields(stage, self.fields) if wants else self.cls.from_spark(stage)
+        except StaysInSparkError as e:
+            raise InputError(f"{stage.uid} has no torch form: {e}") from e
+
+    def facts(self, stage: Any, module: StageModule | None = None) -> dict[str, Any]:
+        """All of a stage that must survive; `module` is its own, where it has been read already."""
+        module, params = module or self.module(stage), jvm.defined_params(stage)
+        return {
+            "class": class_name(stage), "uid": stage.uid, "Params set": params["set"], "default Params": params["default"],
+            "weights": {
+                **{name: value.detach().clone() for name, value in module.state_dict().items()},
+                **{name: torch.as_tensor(module.weight(name)) for name in module.weights},
+            },
+        }  # fmt: skip
+
+
 def _parameters(
-    stage: Any, perturb: Callable[[StageModule, torch.Generator], None], generator: torch.Generator
+    read: _Read, perturb: Callable[[StageModule, torch.Generator], None], generator: torch.Generator
 ) -> list[_Trial]:
     """Check all that needs no rows; what is left to compare on rows."""
-    cls = REGISTRY.get(class_name(stage))
-    if cls is None:
-        raise InputError(
-            f"no translation is registered for {class_name(stage)}. {did_you_mean(class_name(stage), REGISTRY)}"
-        )
-    refused = cls.refuses(stage)
-    if refused is not None:
-        raise InputError(f"{stage.uid} has no torch form: {refused}")
-    module = cls.from_spark(stage)
-    before, java = _facts(stage, module), jvm.java_params(stage)
+    stage, cls = read.stage, read.cls
+    module = read.module(stage)
+    before, java = read.facts(stage, module), jvm.java_params(stage)
 
     def untouched() -> None:
-        _same_facts("untouched", stage, before, _facts(stage), "after writing back")
+        _same_facts("untouched", stage, before, read.facts(stage), "after writing back")
         if jvm.java_params(stage) != java:
             what = f"are {jvm.java_params(stage)} after writing back; they were {java}"
             raise LawBroken("untouched", stage, "Params of the Java object", jvm.java_params(stage), what)
@@ -164,37 +206,25 @@ def _parameters(
         raise LawBroken("get-put", stage, "stage", None, "is another object although no parameter changed")
     again = module.to_spark(stage)
     untouched()
-    _same_facts("get-put", stage, before, _facts(again), "after writing back what was read")
+    _same_facts("get-put", stage, before, read.facts(again), "after writing back what was read")
     trials = [_Trial("parity", stage, module, stage), _Trial("get-put", again, module, stage)]
 
-    moved = cls.from_spark(stage)
+    moved = read.module(stage)
     perturb(moved, generator)
     untouched()
     if any(bool((p != q).any()) for p, q in zip(moved.parameters(), module.parameters(), strict=True)):
         put = written(stage, moved)
         untouched()
         when = "after writing back other parameters"
-        wished = cls.from_spark(put)
+        wished = read.module(put)
         for (name, p), was, now in zip(wished.named_parameters(), module.parameters(), moved.parameters(), strict=True):
             counting = module.counts().get(name, torch.ones_like(p, dtype=torch.bool))
             kept = ~counting | (now == was)  # zeros of both signs are one parameter
             _same_tensor("put-get", stage, name, torch.where(kept, was, now), p, when)
-        _same_facts("put-get", stage, _without_weights(cls, before), _without_weights(cls, _facts(put, wished)), when)
+        rest = _without_weights(cls, read.facts(put, wished))
+        _same_facts("put-get", stage, _without_weights(cls, before), rest, when)
         trials.append(_Trial("put-get", put, wished, stage))
     return trials
-
-
-def _facts(stage: Any, module: StageModule | None = None) -> dict[str, Any]:
-    """All of a stage that must survive; `module` is its own, where it has been read already."""
-    module = module or REGISTRY[class_name(stage)].from_spark(stage)
-    params = jvm.defined_params(stage)
-    return {
-        "class": class_name(stage), "uid": stage.uid, "Params set": params["set"], "default Params": params["default"],
-        "weights": {
-            **{name: value.detach().clone() for name, value in module.state_dict().items()},
-            **{name: torch.as_tensor(module.weight(name)) for name in module.weights},
-        },
-    }  # fmt: skip
 
 
 def _without_weights(cls: type[StageModule], facts: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparkdiff.candidates import Candidates, Draw
+from sparkdiff.candidates import Candidates, Draw, can_reach
 from sparkdiff.folding import Folded, fold
 from sparkdiff.graph import Version
 from sparkdiff.losses import Objective
@@ -24,8 +24,10 @@ from sparkdiff.metrics import Metric
 from sparkdiff.monotone import Monotone
 from sparkdiff.network import Network
 from sparkdiff.options import Options
+from sparkdiff.reach import Reach, reach_of
 from sparkdiff.recipes import Recipe
 from sparkdiff.scales import Scales, flattened, load
+from sparkdiff.sparse import SparseRows
 from sparkdiff.stages.base import FeatureStats
 from sparkdiff.stream import Batch
 
@@ -104,10 +106,25 @@ class Training:
         if folded is not None and self.monotone is None and not _agrees(folded, self.network, data):
             folded = None
         recipes = [self.recipes[k] for k in self.active]
-        self.candidates = Candidates(self.network, recipes, self.options, self.scales, folded, self.monotone)
+        self.candidates = Candidates(
+            self.network, recipes, self.options, self.scales, folded, self.monotone, self._reach(folded, data)
+        )
         if self._saved is not None:
             self.candidates.load(self._saved)
         return self.candidates
+
+    def _reach(self, folded: Folded | None, data: Data) -> Reach | None:
+        """The columns alone that batches reach, where they are few; the same in all processes."""
+        modules = [self.network.module(i) for i in self.network.positions]
+        if folded is None or not can_reach(modules, self.recipes, self.options, self.monotone):
+            return None
+        nothing = data.nothing()
+        values = data.values(data.prepare.rows(nothing) if data.prepare else nothing)
+        sparse = {v: x.width for v, x in values.items() if v in self.stats and isinstance(x, SparseRows)}
+        rows = data.stream.rows("train")
+        return reach_of(
+            self.network, folded, flattened(self.network), self.scales, sparse, self.stats, rows, self.options.batchSize
+        )
 
     def state(self) -> dict[str, Any]:
         return {
@@ -152,16 +169,18 @@ class Training:
     def validate(self, candidates: Candidates, data: Data, objective: Objective, metric: Metric) -> Candidates:
         """Measure every active candidate on the validation split; ends the epoch. Returns those that go on."""
         losses = candidates.end_epoch(objective.scale)
-        scores, flat = candidates.scores(data, "validation", metric)
+        scores, parameters = candidates.scores(data, "validation", metric)
         active = self.active
-        for k, loss, now, parameters in zip(active, losses, scores, flat, strict=True):
+        for j, (k, loss, now) in enumerate(zip(active, losses, scores, strict=True)):
             self.history.append(_entry(self.epoch, k, self.recipes[k], loss, now.value))
             gains = self.original.blocks - now.blocks
             if gains.sum().abs() <= ROUNDING * self.original.blocks.abs().sum():
                 gains = torch.zeros_like(gains)
             self.gains.append(gains)
             self.columns.append((k, self.epoch))
-            self._judge(self.standings[k], now.mean if bool((gains != 0).any()) else self.original.mean, parameters)
+            mean = now.mean if bool((gains != 0).any()) else self.original.mean
+            if self._improves(self.standings[k], mean):
+                self.standings[k].flat = parameters(j).clone()
         self.epoch, self.step = self.epoch + 1, 0
         self.ended = self.epoch > self.options.maxEpochs or not self.active
         rows = [j for j, k in enumerate(active) if self.standings[k].active]
@@ -169,12 +188,12 @@ class Training:
             self.candidates = candidates.kept(rows)
         return self.candidates or candidates
 
-    def _judge(self, standing: Standing, metric: float, flat: Tensor) -> None:
-        if metric < standing.metric:
-            standing.metric, standing.since, standing.flat = metric, 0, flat.clone()
-        else:
-            standing.since += 1
+    def _improves(self, standing: Standing, metric: float) -> bool:
+        """Take note of an epoch; returns whether it is the candidate's best."""
+        better = metric < standing.metric
+        standing.metric, standing.since = (metric, 0) if better else (standing.metric, standing.since + 1)
         standing.active = math.isfinite(metric) and standing.since < self.options.patience
+        return better
 
     def found(self, network: Network) -> Trained:
         """What the training has found; `network` is the original."""
@@ -216,7 +235,8 @@ def train(
 def _agrees(folded: Folded, network: Network, data: Data) -> bool:
     """Whether the folded network gives the network's margins on validation rows, in all processes.
 
-    (x - mean) * slope, multiplied out, loses the digits by which a column's mean exceeds its standard deviation.
+    (x - mean) * slope, multiplied out, loses the digits by which a column's mean exceeds its standard deviation; and a slope
+    of 0 is no selection where a feature that isn't selected holds NaN.
     """
     parameters = {i: dict(network.module(i).named_parameters()) for i in network.positions}
     slopes = folded.slopes(parameters, 1)
@@ -224,8 +244,9 @@ def _agrees(folded: Folded, network: Network, data: Data) -> bool:
     for batch, *_ in data.batches("validation"):
         values = data.values(batch)
         margin = network.margin(dict(values))
-        apart = (folded.margins(slopes, values)[0] - margin).abs()
-        wrong += (apart > TOLERANCE * margin.abs().clamp_min(1)).sum()
+        found = folded.margins(slopes, values)[0]
+        near = (found - margin).abs() <= TOLERANCE * margin.abs().clamp_min(1)
+        wrong += (~near & (found != margin) & ~(found.isnan() & margin.isnan())).sum()
     data.team.sum_(wrong)
     return not bool(wrong)
 

@@ -162,7 +162,7 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
                 raise InputError(f"{given.uid} isn't fitted: pass what its fit() returns, or put it into a Pipeline")
             else:
                 model = shared.once(("plain", given), lambda: plain(given))
-            outcome = fine_tune(prepare(model, options), sources, Phases(options.verbosity > 0), shared=shared)
+            outcome = fine_tune(prepare(model, options, dataset), sources, Phases(options.verbosity > 0), shared=shared)
         found = FineTunerModel(outcome.model, model, outcome.summary)
         self.copy()._copyValues(found)  # whose lists are its own
         return found._set(loss=callable_name(options.loss)) if callable(options.loss) else found  # type: ignore[return-value]

@@ -6,7 +6,7 @@ import contextlib
 import contextvars
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -197,10 +197,70 @@ def rebuild(stage: Any, weights: Mapping[str, Any]) -> Any:
     Raises:
         SparkdiffError: no constructor takes these weights, or the saved data lack one.
     """
+    return rebuilt(stage, lambda old: _constructed(old, weights), lambda old: _rewritten(old, weights))
+
+
+def rebuilt(stage: Any, construct: Callable[[Any], Any], rewrite: Callable[[Any], Any]) -> Any:
+    """`rebuild` for a class whose constructor or saved data are of another form.
+
+    Args:
+        construct, rewrite: a copy of the stage -> a new one with other weights, by a Scala constructor or by way of files.
+    """
     old = stage.copy()  # copy() also carries Params that were set in Python over to the Java object
-    new = _constructed(old, weights) if has_constructors() else _rewritten(old, weights)
+    new = construct(old) if has_constructors() else rewrite(old)
     # Python objects have defaults of their own (an unset outputCol is <uid>__output of a uid made up by __init__).
     return old._copyValues(new._resetUid(stage.uid))
+
+
+def with_params(stage: Any, values: Mapping[str, Any]) -> Any:
+    """A new stage like `stage` with these values (numbers, numpy vectors) in its Params; what is the same isn't set."""
+    new = {name: ml_value(value, None) for name, value in values.items()}
+    return stage.copy({stage.getParam(n): v for n, v in new.items() if stage.getOrDefault(n) != v})
+
+
+def rebuild_around(stage: Any, weights: Mapping[str, Any], inner: Callable[[Any, Any], Any]) -> Any:
+    """`rebuild` for a class of spark.ml whose constructor takes (String uid, a model of spark.mllib).
+
+    Args:
+        inner: (the JVM's packages, the Java object of the stage) -> the mllib model with these weights.
+    """
+
+    def construct(old: Any) -> Any:
+        context: Any = session().sparkContext
+        return made_of(old, inner(context._jvm, old._java_obj))
+
+    return rebuilt(stage, construct, lambda old: _rewritten(old, weights))
+
+
+def idf(stage: Any, values: np.ndarray) -> Any:
+    """An IDFModel like `stage` with other inverse document frequencies (d,); docFreq and numDocs are kept."""
+
+    def inner(jvm: Any, java: Any) -> Any:
+        vector = jvm.org.apache.spark.mllib.linalg.Vectors.fromML(
+            _py2java(session().sparkContext, Vectors.dense(values))
+        )
+        return jvm.org.apache.spark.mllib.feature.IDFModel(vector, java.docFreq(), java.numDocs())
+
+    return rebuild_around(stage, {"idf": values}, inner)
+
+
+def made_of(old: Any, *arguments: Any) -> Any:
+    """A model of the same class, uid and Params by the constructor that takes (String uid, *arguments), all of them Java's.
+
+    Raises:
+        SparkdiffError: there is none of so many arguments.
+    """
+    context: Any = session().sparkContext
+    java, kind = old._java_obj, old._java_obj.getClass()
+    for constructor in kind.getConstructors():
+        if len(constructor.getParameterTypes()) == len(arguments) + 1:
+            every = context._gateway.new_array(context._jvm.java.lang.Object, len(arguments) + 1)
+            for i, argument in enumerate((java.uid(), *arguments)):
+                every[i] = argument
+            new = constructor.newInstance(every)
+            java.copyValues(new, context._jvm.org.apache.spark.ml.param.ParamMap.empty())
+            return JavaParams._from_java(new)
+    raise SparkdiffError(f"{java.uid()}: {kind.getName()} has no constructor of {len(arguments)} weights")
 
 
 def _constructed(old: Any, weights: Mapping[str, Any]) -> Any:

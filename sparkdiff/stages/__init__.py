@@ -1,5 +1,7 @@
-"""The translations of MLlib's stages; importing the package registers all of them."""
+"""The translations of MLlib's stages; importing the package registers those of all its modules."""
 
-from sparkdiff.stages import assembling, binning, encoding, imputing, linear, projection, scaling, targets, trees
+import importlib
+import pkgutil
 
-__all__ = ["assembling", "binning", "encoding", "imputing", "linear", "projection", "scaling", "targets", "trees"]
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")

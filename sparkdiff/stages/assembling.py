@@ -20,6 +20,8 @@ class VectorAssembler(StageModule):
     With handleInvalid='error' a null or NaN scalar raises, as in Spark; with 'keep' it becomes NaN.
     """
 
+    storage = "compressed"
+
     def __init__(self, uid: str, names: tuple[str, ...], keep: bool):
         super().__init__()
         self.uid, self.names, self.keep = uid, names, keep
@@ -44,6 +46,13 @@ class VectorAssembler(StageModule):
         return Pulled(
             list(slope.split(list(widths), -2)), 0.0, lambda gradients, constant, room: torch.cat(gradients, -2)
         )
+
+    def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[StageModule, Tensor | None]:
+        parts, first = [], 0
+        for reached, width in zip(columns, widths, strict=True):
+            parts.append(torch.arange(first, first + width) if reached is None else reached + first)
+            first += width
+        return self, torch.cat(parts)
 
 
 def beside(parts: list[Rows]) -> SparseRows:

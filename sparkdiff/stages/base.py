@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, TypeVar
@@ -50,6 +51,33 @@ def class_name(stage: Any) -> str:
 
 class NotAffineError(Exception):
     """A stage isn't affine in its inputs; never leaves the package."""
+
+
+class StaysInSparkError(Exception):
+    """What a stage's input columns hold keeps it in Spark, for the reason given; never leaves the package."""
+
+
+UNDECIDED = "decided when data are seen"
+UNKNOWN_SLOT = "(of unknown width)"
+"""What the only slot of a vector of unknown width is called until data are seen; an assembler adds it to the column's name."""
+
+
+class Field(NamedTuple):
+    """What is known of an input column before a row is seen.
+
+    Attributes:
+        vector: whether it holds vectors.
+        attributes: its `ml_attr` metadata, as Spark writes them; None where it has none.
+        storage: how Spark stores each of its vectors, as the `storage` of a StageModule.
+    """
+
+    vector: bool
+    attributes: Mapping[str, Any] | None
+    storage: str = ""
+
+
+class NotSparseError(Exception):
+    """A stage's output depends on columns that are 0; never leaves the package."""
 
 
 class Pulled(NamedTuple):
@@ -117,6 +145,8 @@ class StageModule(nn.Module):
     """Whether the metadata of the outputs tell the weights, and change with them."""
     expands: ClassVar[bool] = False
     """Whether the outputs are larger than the inputs, so that the cache is smaller with this stage in torch."""
+    makes_dense: str = ""
+    """What makes the outputs dense where the input is sparse; empty where they stay sparse, or are no vectors."""
     differentiable: ClassVar[bool] = True
     """Whether gradients flow from the outputs to the inputs."""
     label_cols: ClassVar[tuple[str, ...]] = ()
@@ -129,6 +159,9 @@ class StageModule(nn.Module):
     """Whether the scalar inputs are numbers of categories, to which no noise can be added."""
     optional: ClassVar[frozenset[str]] = frozenset()
     """Parameters that train only where the user asks for them."""
+    storage: ClassVar[str] = ""
+    """How Spark stores each vector that this stage writes: "sparse", "compressed" (dense or sparse, whichever takes less
+    room), or "" where that depends on the input."""
     routes: ClassVar[bool] = False
     """Whether the stage sends rows to leaves (`route`), and computes its outputs from these alone (`routed`)."""
 
@@ -158,6 +191,20 @@ class StageModule(nn.Module):
     def from_spark(cls, stage: Any) -> StageModule:
         """The module of a fitted stage."""
         raise NotImplementedError
+
+    @classmethod
+    def wants_fields(cls, stage: Any) -> bool:
+        """Whether what the input columns are (their `ml_attr` metadata) decides what the stage computes."""
+        return False
+
+    @classmethod
+    def from_fields(cls, stage: Any, fields: Sequence[Field | None]) -> StageModule:
+        """The module of a stage that wants to know its input columns; None is a column that nothing is known of yet.
+
+        Raises:
+            StaysInSparkError: these columns keep it in Spark.
+        """
+        return cls.from_spark(stage)
 
     def trees_and_leaves(self) -> tuple[int, int]:
         """Numbers of trees and of leaves over all trees, of a stage that routes."""
@@ -248,6 +295,38 @@ class StageModule(nn.Module):
         """
         raise NotAffineError(type(self).__name__)
 
+    def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[StageModule, Tensor | None]:
+        """This stage, for `pull`, on some columns of its inputs, and the columns of its output that are left; None means all.
+
+        It lets a batch of wide sparse rows train the parameters of the columns alone that it has entries in: those of
+        `feature_axis` are cut down likewise.
+
+        Args:
+            columns: per input (c,), ascending.
+            widths: of the inputs.
+
+        Raises:
+            NotSparseError: columns of 0 count too.
+        """
+        raise NotSparseError(type(self).__name__)
+
+    def by_column(self, columns: Sequence[Tensor | None], *buffers: str) -> tuple[StageModule, Tensor | None]:
+        """`narrowed` of a stage that makes each column of its output of the same one of its only input.
+
+        Args:
+            buffers: names of those with an entry per column.
+        """
+        [reached] = columns
+        if reached is None:
+            return self, None
+        return self.with_buffers(**{n: getattr(self, n).index_select(0, reached) for n in buffers}), reached
+
+    def with_buffers(self, **buffers: Tensor) -> StageModule:
+        """This stage with other buffers of these names; everything else is shared."""
+        other = copy.copy(self)
+        other._buffers = {**self._buffers, **buffers}
+        return other
+
     def constraints(self) -> dict[str, Constraint]:
         """How parameters that aren't free stay inside their domain while they train; a missing one is free: p0 + unit * u."""
         return dict.fromkeys(self.positive, Positive())
@@ -275,6 +354,8 @@ class StageModule(nn.Module):
 
     def to_spark(self, stage: Any) -> Any:
         """A new fitted stage like `stage` (class, uid, Params set and default) with this module's parameters."""
+        if self.weight_params:
+            return jvm.with_params(stage, {name: self.weight(name) for name in self.weight_params})
         return jvm.rebuild(stage, {name: self.weight(name) for name in self.weights}) if self.weights else stage.copy()
 
     def weight(self, name: str) -> Any:
@@ -328,6 +409,11 @@ def width(x: Rows) -> int:
 def matrix(x: Tensor) -> Tensor:
     """A scalar (n,) as (n, 1)."""
     return x[:, None] if x.ndim == 1 else x
+
+
+def scaled(x: Rows, factor: Tensor) -> Rows:
+    """Each feature times its factor (d,); sparse stays sparse."""
+    return x.with_values(x.values * factor[x.indices]) if isinstance(x, SparseRows) else x * factor
 
 
 def taken(x: Rows, rows: Tensor) -> Rows:

@@ -1,4 +1,4 @@
-"""Stages that turn categories into numbers: OneHotEncoder; StringIndexer stays in Spark."""
+"""Stages that turn categories into numbers: OneHotEncoder."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.sparse import SparseRows
-from sparkdiff.stages.base import Nulls, Rows, StageModule, leave_in_spark, register
-
-leave_in_spark("pyspark.ml.feature.StringIndexerModel", "its input is strings, which never enter torch")
+from sparkdiff.stages.base import Nulls, Rows, StageModule, register
 
 SPARSE_FROM = 1024
 """Width from which a one-hot block travels as sparse rows (DESIGN: dense ones cost memory there, sparse ones time below)."""
@@ -27,6 +25,7 @@ class OneHotEncoder(StageModule):
 
     expands = True
     differentiable = False
+    storage = "sparse"
     tells_null = True
 
     def __init__(self, uid: str, names: tuple[str, ...], sizes: tuple[int, ...], keep: bool, drop_last: bool):

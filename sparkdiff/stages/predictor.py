@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparkdiff.stages.base import LabelStats, Rows, StageModule
+from sparkdiff.stages.base import LabelStats, Rows, StageModule, columns_of, tensor
 
 
 class Predictor(StageModule):
@@ -16,10 +18,20 @@ class Predictor(StageModule):
 
     classes: int = 0
     """Number of classes; 0 for a regression."""
+    labelled: bool = True
+    """Whether it was fitted to a label. One that wasn't has a loss of its own, `cost`."""
+
+    @classmethod
+    def loss_inputs(cls, stage: Any) -> tuple[str, ...]:
+        """Columns that only the loss reads, not the prediction; `margin` gets them after the inputs where there is a loss."""
+        return ()
 
     def margin(self, *columns: Rows) -> Tensor:
         """What losses are computed from: (n,), or (n, k) for k classes in softmax form."""
         raise NotImplementedError
+
+    def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[StageModule, Tensor | None]:
+        return self, None
 
     def routed_margin(self, leaves: Tensor) -> Tensor:
         """The margin of rows that fall into these leaves (n, T), of a stage of trees."""
@@ -36,14 +48,38 @@ class Predictor(StageModule):
         """The loss the stage was fitted with, and its parameters."""
         raise NotImplementedError
 
+    def own_rows(self, margin: Tensor, label: Tensor, weight: Tensor) -> Tensor:
+        """The loss that only this predictor has, per row (n,), unweighted."""
+        raise NotImplementedError
+
+    def cost(self, margin: Tensor) -> Tensor:
+        """The own loss of each row, (n,), of a predictor without a label."""
+        raise NotImplementedError
+
+    def loss_unit(self) -> float:
+        """What a large difference of `cost` is, so that training doesn't depend on the features' units."""
+        return 1.0
+
     def mean(self, margin: Tensor) -> Tensor:
         """The predicted mean of a regression, (n,); what Spark shows as prediction."""
         raise NotImplementedError
 
     @property
+    def margins(self) -> int:
+        """Numbers in a row's margin; 0 where it is a number itself."""
+        return self.classes if self.margin_link == "softmax" else 0
+
+    @property
     def wide(self) -> bool:
-        """Whether a row's margin is a vector, one entry per class."""
-        return self.margin_link == "softmax"
+        """Whether a row's margin is a vector."""
+        return self.margins > 0
+
+    probable: bool = True
+    """Of a classifier: whether its margin tells probabilities."""
+
+    def class_scores(self, margin: Tensor) -> Tensor:
+        """What tells the classes apart: (n,), larger for class 1, or (n, k)."""
+        return margin
 
     @property
     def margin_link(self) -> str:
@@ -75,6 +111,63 @@ class Predictor(StageModule):
     def margin_unit(self, y: LabelStats) -> float:
         """The natural unit of the margin: what a change of one standard deviation of the label is on the margin's scale."""
         return 1.0
+
+
+class ProbabilisticClassifier(Predictor):
+    """A classifier with a margin (n,), the log-odds of class 1, or (n, k) whose softmax the probabilities are.
+
+    Source: org.apache.spark.ml.classification.ProbabilisticClassificationModel.transform.
+    """
+
+    SHOWN: ClassVar[tuple[str, ...]] = ("rawPredictionCol", "probabilityCol", "predictionCol")
+    label_cols = ("predictionCol",)
+
+    def __init__(self, classes: int, shown: tuple[str, ...], thresholds: Tensor | None):
+        super().__init__()
+        self.classes, self.shown, self.thresholds = classes, shown, thresholds
+
+    @classmethod
+    def settings(cls, stage: Any) -> dict[str, Any]:
+        """`shown` and `thresholds` of a fitted stage."""
+        thresholds = tensor(stage.getOrDefault("thresholds")) if stage.isDefined("thresholds") else None
+        return {"shown": tuple(c for c in cls.SHOWN if columns_of(stage, (c,))), "thresholds": thresholds}
+
+    @classmethod
+    def outputs(cls, stage: Any) -> tuple[str, ...]:
+        return columns_of(stage, cls.SHOWN)
+
+    def shows(self, margin: Tensor) -> tuple[Tensor, Tensor]:
+        """rawPrediction and probability, (n, k) each."""
+        raise NotImplementedError
+
+    def columns(self, margin: Tensor) -> tuple[Tensor, ...]:
+        raw, probability = self.shows(margin)
+        columns = dict(zip(self.SHOWN, (raw, probability, self.label(raw, probability)), strict=True))
+        return tuple(columns[c].to(margin.dtype) for c in self.shown)
+
+    def label(self, raw: Tensor, probability: Tensor) -> Tensor:  # (n, k), (n, k) -> (n,)
+        """The class by the first column that Spark shows: they round differently."""
+        if self.thresholds is not None:
+            return by_thresholds(probability, self.thresholds)
+        only = "probabilityCol" in self.shown and "rawPredictionCol" not in self.shown
+        return first_largest(probability if only else raw)
+
+    def decision(self, margin: Tensor) -> Tensor:
+        return self.label(*self.shows(margin)).to(margin.dtype)
+
+    def decision_margin(self, margin: Tensor) -> Tensor:
+        if self.thresholds is None:
+            return margin
+        logs = torch.log(self.thresholds)
+        return margin - (logs if self.wide else logs[1] - logs[0])
+
+    def boundary(self, margin: Tensor) -> Tensor:
+        if not self.wide:
+            return self.decision_margin(margin).abs() / margin.abs().clamp_min(1)
+        return lead(margin if self.thresholds is None else torch.softmax(margin, 1) / self.thresholds)
+
+    def own_loss(self) -> tuple[str, dict[str, float]]:
+        return "logLoss", {}
 
 
 def first_largest(scores: Tensor) -> Tensor:

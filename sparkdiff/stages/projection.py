@@ -1,7 +1,8 @@
-"""Linear projections: PCA."""
+"""Linear projections: PCA, DCT."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from sparkdiff.stages.base import (
     Pulled,
     Rows,
     StageModule,
+    dense,
     parameter,
     register,
     tensor,
@@ -28,6 +30,7 @@ class PCA(StageModule):
 
     weights = ("pc", "explainedVariance")
     feature_axis = {"pc": 0}
+    makes_dense = "each component adds up all entries"
 
     def __init__(self, pc: Tensor, explainedVariance: Tensor):
         super().__init__()
@@ -51,8 +54,78 @@ class PCA(StageModule):
 
         return Pulled([pc @ slope], 0.0, back)
 
+    def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[StageModule, Tensor | None]:
+        return self, None
+
     def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
         # Rotations act on x in its own scale: one unit turns a component by one standard deviation of a column.
         spread = torch.where(x.std > 0, x.std, 1.0)
         out = ((x.std[:, None] * self.pc.detach()) ** 2).sum(0).sqrt().clamp_min(1e-12)  # (k,) of uncorrelated columns
         return {"pc": (out / out.mean())[None, :] * (spread.mean() / spread)[:, None]}
+
+
+@register("pyspark.ml.feature.DCT")
+class DCT(StageModule):
+    """The orthonormal cosine transform of type II of each row, or its inverse (type III).
+
+    Each output adds up all inputs, so that one is near to Spark's as measured by the row's largest entry; rows with infinite
+    entries have no transform (Spark's FFT makes infinities or NaN of them as it goes along).
+
+    Source: org.apache.spark.ml.feature.DCT, by the DoubleDCT_1D of JTransforms, scaled.
+    """
+
+    makes_dense = "each output adds up all entries"
+
+    def __init__(self, inverse: bool):
+        super().__init__()
+        self.inverse = inverse
+
+    @classmethod
+    def from_spark(cls, stage: Any) -> DCT:
+        return cls(stage.getInverse())
+
+    def forward(self, x: Rows) -> Tensor:  # (n, d) -> (n, d)
+        x = dense(x)
+        if not x.numel():  # the FFT refuses it
+            return x
+        return inverse_cosine_transform(x) if self.inverse else cosine_transform(x)
+
+    def pull(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> Pulled:
+        # Orthonormal: the transposed matrix is the inverse one.
+        there, back = cosine_transform, inverse_cosine_transform
+        if not self.inverse:
+            there, back = back, there
+        pulled = there(slope.mT).mT
+        return Pulled([pulled], 0.0, lambda gradients, constant, room: back(gradients[0].mT).mT)
+
+
+def cosine_transform(x: Tensor) -> Tensor:
+    """Orthonormal DCT-II along the last axis, (..., d) -> (..., d), by one FFT (Makhoul 1980)."""
+    d = x.shape[-1]
+    turned = torch.fft.fft(torch.cat([x[..., ::2], x[..., 1::2].flip(-1)], -1)) * _turn(d)
+    return turned.real * _weights(d)
+
+
+def inverse_cosine_transform(x: Tensor) -> Tensor:
+    """The inverse of `cosine_transform`, a DCT-III."""
+    d = x.shape[-1]
+    real = x / _weights(d)
+    imaginary = torch.cat([torch.zeros_like(real[..., :1]), real[..., 1:].flip(-1)], -1)
+    mixed = torch.fft.ifft(torch.complex(real, -imaginary) * _turn(d).conj()).real
+    half = (d + 1) // 2
+    out = torch.empty_like(mixed)
+    out[..., ::2], out[..., 1::2] = mixed[..., :half], mixed[..., half:].flip(-1)
+    return out
+
+
+def _turn(d: int) -> Tensor:
+    """exp(-i pi k / 2d), (d,)."""
+    angle = torch.arange(d, dtype=torch.float64) * (-math.pi / (2 * d))
+    return torch.polar(torch.ones_like(angle), angle)
+
+
+def _weights(d: int) -> Tensor:
+    """What makes the transform orthonormal, (d,)."""
+    weights = torch.full((d,), math.sqrt(2 / d), dtype=torch.float64)
+    weights[0] = math.sqrt(1 / d)
+    return weights

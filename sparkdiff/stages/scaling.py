@@ -1,18 +1,18 @@
-"""Scalers: StandardScaler, MinMaxScaler."""
+"""Scalers fitted to each feature: StandardScaler, RobustScaler, MaxAbsScaler, MinMaxScaler."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from sparkdiff.errors import InputError
-from sparkdiff.sparse import SparseRows
 from sparkdiff.stages.base import (
     FeatureStats,
     LabelStats,
+    NotSparseError,
     Parameters,
     Pulled,
     Rows,
@@ -20,66 +20,146 @@ from sparkdiff.stages.base import (
     dense,
     parameter,
     register,
+    scaled,
     tensor,
 )
 
 
-@register("pyspark.ml.feature.StandardScalerModel")
-class StandardScaler(StageModule):
-    """y = (x - mean) * (1 / std), and x * 0 where std = 0, by the reciprocal as in Spark (x / std differs in the last bit)."""
+class Standardizer(StageModule):
+    """y = (x - shift) * (1 / divisor), and x * 0 where the divisor is 0, by the reciprocal as in Spark (x / divisor differs in
+    the last bit).
 
-    weights = ("std", "mean")
-    feature_axis = {"std": 0, "mean": 0}
-    positive = frozenset({"std"})
+    A subclass names its `weights`: divisor, shift; and the Param `shifts_by` that asks for the shift, without which sparse
+    stays sparse.
+
+    Source: org.apache.spark.ml.feature.StandardScalerModel.getTransformFunc.
+    """
+
+    shifts_by: ClassVar[str]
     moves: Tensor
 
-    def __init__(self, std: Tensor, mean: Tensor, with_std: bool, with_mean: bool):
+    def __init__(self, divisor: Tensor, shift: Tensor, divides: bool, shifts: bool):
         super().__init__()
-        self.std = parameter(std, with_std)  # (d,)
-        self.mean = parameter(mean, with_mean)  # (d,)
-        self.register_buffer("moves", std != 0)  # (d,) constant columns stay 0, always
-        self.with_std, self.with_mean, self.all_move = with_std, with_mean, bool(self.moves.all())
+        self.register_parameter(self.weights[0], parameter(divisor, divides))  # (d,)
+        self.register_parameter(self.weights[1], parameter(shift, shifts))  # (d,)
+        self.register_buffer("moves", divisor != 0)  # (d,) constant columns stay 0, always
+        self.divides, self.shifts, self.all_move = divides, shifts, bool(self.moves.all())
+        self.makes_dense = f"{self.shifts_by}=True" if shifts else ""
+
+    def forward(self, x: Rows) -> Rows:  # (n, d) -> (n, d)
+        divisor, shift = (getattr(self, name) for name in self.weights)
+        x = dense(x) - shift if self.shifts else x
+        return scaled(x, self.factor(divisor)) if self.divides else x
+
+    def factor(self, divisor: Tensor) -> Tensor:
+        if self.all_move:
+            return divisor.reciprocal()
+        return torch.where(self.moves, 1 / torch.where(self.moves, divisor, 1.0), 0.0)  # no NaN gradient at 0
+
+    def pull(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> Pulled:
+        # The slope in a constant column is 0, which keeps NaN and inf NaN, as in `forward`.
+        divisor, shift = self.weights
+        factor = self.factor(p[divisor])[..., None] if self.divides else torch.ones(1, 1, dtype=torch.float64)
+        middle = p[shift][..., None]  # (K, d, 1)
+        pulled = slope * factor if self.divides else slope
+
+        def back(gradients: list[Tensor], constant: Tensor, room: Parameters) -> Tensor:
+            gradient = gradients[0]
+            if self.shifts:
+                gradient = gradient - middle * constant
+                if shift in room:
+                    room[shift].sub_((pulled * constant).sum(-1))
+            if divisor in room:
+                room[divisor].sub_((gradient * pulled * factor).sum(-1))
+            return gradient * factor
+
+        return Pulled([pulled], -(middle.mT @ pulled) if self.shifts else 0.0, back)
+
+    def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[StageModule, Tensor | None]:
+        if self.shifts and columns[0] is not None:
+            raise NotSparseError("a column of 0 isn't 0 when it is centred")
+        return self.by_column(columns, *(() if self.all_move else ("moves",)))
+
+    def counts(self) -> dict[str, Tensor]:
+        divisor, shift = self.weights
+        return {divisor: self.moves, shift: self.moves} if self.divides else {divisor: torch.zeros_like(self.moves)}
+
+    def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
+        divisor, shift = self.weights
+        return {shift: torch.where(self.moves, getattr(self, divisor).detach(), 1.0)}
+
+
+@register("pyspark.ml.feature.StandardScalerModel")
+class StandardScaler(Standardizer):
+    """y = (x - mean) * (1 / std), each of the two on request; x * 0 where std = 0."""
+
+    weights = ("std", "mean")
+    shifts_by = "withMean"
+    feature_axis = {"std": 0, "mean": 0}
+    positive = frozenset({"std"})
 
     @classmethod
     def from_spark(cls, stage: Any) -> StandardScaler:
         return cls(tensor(stage.std), tensor(stage.mean), stage.getWithStd(), stage.getWithMean())
 
-    def forward(self, x: Rows) -> Rows:  # (n, d) -> (n, d); sparse stays sparse without mean
-        if not self.with_std:
-            return dense(x) - self.mean if self.with_mean else x
-        factor = self.factor(self.std)
-        if isinstance(x, SparseRows) and not self.with_mean:
-            return x.with_values(x.values * factor[x.indices])
-        return (dense(x) - self.mean) * factor if self.with_mean else dense(x) * factor
 
-    def factor(self, std: Tensor) -> Tensor:
-        if self.all_move:
-            return std.reciprocal()
-        return torch.where(self.moves, 1 / torch.where(self.moves, std, 1.0), 0.0)  # no NaN gradient at std = 0
+@register("pyspark.ml.feature.RobustScalerModel")
+class RobustScaler(Standardizer):
+    """y = (x - median) * (1 / range), each of the two on request; x * 0 where range = 0."""
+
+    weights = ("range", "median")
+    shifts_by = "withCentering"
+    feature_axis = {"range": 0, "median": 0}
+    positive = frozenset({"range"})
+
+    @classmethod
+    def from_spark(cls, stage: Any) -> RobustScaler:
+        return cls(tensor(stage.range), tensor(stage.median), stage.getWithScaling(), stage.getWithCentering())
+
+
+@register("pyspark.ml.feature.MaxAbsScalerModel")
+class MaxAbsScaler(StageModule):
+    """y = x * (1 / maxAbs), and x where maxAbs = 0; sparse stays sparse.
+
+    Source: org.apache.spark.ml.feature.MaxAbsScalerModel.transform.
+    """
+
+    weights = ("maxAbs",)
+    feature_axis = {"maxAbs": 0}
+    positive = frozenset({"maxAbs"})
+    moves: Tensor
+
+    def __init__(self, maxAbs: Tensor):
+        super().__init__()
+        self.maxAbs = parameter(maxAbs)  # (d,)
+        self.register_buffer("moves", maxAbs != 0)  # (d,)
+
+    @classmethod
+    def from_spark(cls, stage: Any) -> MaxAbsScaler:
+        return cls(tensor(stage.maxAbs))
+
+    def factor(self, maxAbs: Tensor) -> Tensor:
+        return torch.where(self.moves, maxAbs, 1.0).reciprocal()
+
+    def forward(self, x: Rows) -> Rows:  # (n, d) -> (n, d)
+        return scaled(x, self.factor(self.maxAbs))
 
     def pull(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> Pulled:
-        # The slope in a constant column is 0, which keeps NaN and inf NaN, as in `forward`.
-        factor = self.factor(p["std"])[..., None] if self.with_std else torch.ones(1, 1, dtype=torch.float64)
-        mean = p["mean"][..., None]  # (K, d, 1)
-        pulled = slope * factor if self.with_std else slope
+        factor = self.factor(p["maxAbs"])[..., None]  # (K, d, 1)
+        pulled = slope * factor
 
         def back(gradients: list[Tensor], constant: Tensor, room: Parameters) -> Tensor:
-            gradient = gradients[0]
-            if self.with_mean:
-                gradient = gradient - mean * constant
-                if "mean" in room:
-                    room["mean"].sub_((pulled * constant).sum(-1))
-            if "std" in room:
-                room["std"].sub_((gradient * pulled * factor).sum(-1))
-            return gradient * factor
+            if "maxAbs" in room:
+                room["maxAbs"].sub_((gradients[0] * pulled * factor).sum(-1) * self.moves)
+            return gradients[0] * factor
 
-        return Pulled([pulled], -(mean.mT @ pulled) if self.with_mean else 0.0, back)
+        return Pulled([pulled], 0.0, back)
+
+    def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[StageModule, Tensor | None]:
+        return self.by_column(columns, "moves")
 
     def counts(self) -> dict[str, Tensor]:
-        return {"std": self.moves, "mean": self.moves} if self.with_std else {"std": torch.zeros_like(self.moves)}
-
-    def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
-        return {"mean": torch.where(self.moves, self.std.detach(), 1.0)}
+        return {"maxAbs": self.moves}
 
 
 @register("pyspark.ml.feature.MinMaxScalerModel")
@@ -88,6 +168,7 @@ class MinMaxScaler(StageModule):
 
     weights = ("originalMin", "originalMax")
     feature_axis = {"originalMin": 0, "originalMax": 0}
+    makes_dense = "the scale moves 0"
     range: Tensor
     moves: Tensor
 

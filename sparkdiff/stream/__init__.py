@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+import torch
 from pyarrow import ArrowException
 from torch import Tensor
 
@@ -176,16 +177,31 @@ class Stream:
 
     def _load(self, pieces: list[Piece]) -> Batch:
         table = {column.name: column.empty(sum(piece.rows for piece in pieces)) for column in self.columns}
-        sparse: dict[str, list[SparseRows]] = {column.name: [] for column in self.columns if column.kind == "sparse"}
-        first = 0
+        paths = [self.manifest.file(piece) for piece in pieces]
+        for column in self.columns:  # room that is never filled takes no memory
+            if isinstance(room := table[column.name], SparseRows):
+                entries = sum(arrow.entries(path, column) for path in paths)
+                indices, values = torch.empty(entries, dtype=torch.int32), torch.empty(entries, dtype=column.dtype)
+                table[column.name] = SparseRows(indices, values, room.offsets, room.width)
+        first, filled = 0, dict.fromkeys(table, 0)
         for piece, batch in zip(pieces, self._read(pieces), strict=True):
             for name, x in batch.items():
-                if isinstance(x, SparseRows):
-                    sparse[name].append(x)
-                elif isinstance(room := table[name], Tensor):
-                    room.numpy()[first : first + piece.rows] = x.numpy()
-            first += piece.rows
-        return table | {name: SparseRows.cat(parts) for name, parts in sparse.items() if parts}
+                room, last = table[name], first + piece.rows
+                if isinstance(x, SparseRows) and isinstance(room, SparseRows):
+                    start, end = filled[name], filled[name] + len(x.values)
+                    room.indices.numpy()[start:end], room.values.numpy()[start:end] = (
+                        x.indices.numpy(),
+                        x.values.numpy(),
+                    )
+                    room.offsets[first + 1 : last + 1] = x.offsets[1:] + start
+                    filled[name] = end
+                elif isinstance(x, Tensor) and isinstance(room, Tensor):
+                    room.numpy()[first:last] = x.numpy()
+            first = last
+        return {
+            name: SparseRows(x.indices[: filled[name]], x.values[: filled[name]], x.offsets, x.width)
+            if isinstance(x, SparseRows) else x for name, x in table.items()
+        }  # fmt: skip
 
     def _read(self, pieces: list[Piece]) -> Generator[Batch]:
         """The pieces one by one, each checked against the manifest."""

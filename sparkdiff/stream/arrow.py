@@ -24,6 +24,14 @@ def read(paths: Sequence[Path], columns: Sequence[Column]) -> Generator[Batch]:
         yield _batch(path, columns)
 
 
+def entries(path: Path, column: Column) -> int:
+    """So many stored entries a file's sparse rows have at most: the footer counts an empty list as one."""
+    footer, field = pq.read_metadata(str(path)), column.fields[0]
+    groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
+    leaves = [g.column(j) for g in groups for j in range(g.num_columns)]
+    return sum(leaf.num_values for leaf in leaves if leaf.path_in_schema.split(".")[0] == field)
+
+
 def _batch(path: Path, columns: Sequence[Column]) -> Batch:
     with pq.ParquetFile(str(path)) as file:
         table = file.read(columns=[field for column in columns for field in column.fields])
@@ -49,7 +57,7 @@ def _sparse(table: pa.Table, column: Column) -> SparseRows:
         raise ValueError(f"indices of column {column.name!r} are not all int32 from 0 to {column.width - 1}")
     offsets = torch.zeros(len(lengths) + 1, dtype=torch.int64)
     torch.cumsum(torch.tensor(lengths), 0, out=offsets[1:])
-    return SparseRows(indices.long(), values, offsets, column.width)
+    return SparseRows(indices, values, offsets, column.width)
 
 
 def _lists(column: pa.ChunkedArray) -> tuple[Tensor, npt.NDArray[np.number[Any]]]:

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 from naming import named
-from pyspark.ml import Pipeline, PipelineModel
+from pyspark.ml import Pipeline, PipelineModel, Transformer
 from pyspark.ml.classification import LinearSVC, LogisticRegression
-from pyspark.ml.feature import Imputer, Normalizer, SQLTransformer, StandardScaler, VectorAssembler
+from pyspark.ml.feature import Imputer, SQLTransformer, StandardScaler, VectorAssembler
+from pyspark.ml.param.shared import HasInputCol, HasOutputCol
 from pyspark.sql import DataFrame, SparkSession
 
 import sparkdiff
@@ -30,9 +31,17 @@ def assembler(uid: str, inputCols: list[str], outputCol: str = "all") -> VectorA
     return named(uid, VectorAssembler, inputCols=inputCols, outputCol=outputCol)
 
 
-def normalizer(source: str, to: str) -> Normalizer:
+class Unit(Transformer, HasInputCol, HasOutputCol):
+    """A stage of somebody's own, in Python."""
+
+    def _transform(self, dataset: DataFrame) -> DataFrame:
+        raise NotImplementedError  # a plan runs nothing
+
+
+def normalizer(source: str, to: str) -> Unit:
     """A stage without a torch form."""
-    return named("normalizer", Normalizer, inputCol=source, outputCol=to)
+    stage = named("normalizer", Unit)
+    return stage.copy({stage.inputCol: source, stage.outputCol: to})
 
 
 def sql(statement: str) -> SQLTransformer:

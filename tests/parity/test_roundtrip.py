@@ -17,11 +17,11 @@ from pyspark.ml.feature import (
     PCA,
     Imputer,
     MinMaxScaler,
-    Normalizer,
     OneHotEncoder,
     SQLTransformer,
     StandardScaler,
     StringIndexer,
+    Tokenizer,
     VectorAssembler,
 )  # fmt: skip
 from pyspark.ml.linalg import Matrices, Vectors
@@ -410,7 +410,7 @@ def test_nothing_to_compare_is_an_error(df: DataFrame, fitted: dict[str, Any]) -
     with pytest.raises(InputError, match="no row"):
         sparkdiff.verify(model, df.where("a > 1e9"))
     with pytest.raises(InputError, match="no stage is translated that writes a column"):
-        sparkdiff.verify(PipelineModel([Normalizer(inputCol="v", outputCol="u")]), df)
+        sparkdiff.verify(PipelineModel([Tokenizer(inputCol="kind", outputCol="words")]), df)
     with pytest.raises(InputError, match="no stage is translated that writes a column"):
         sparkdiff.verify(PipelineModel([]), df)
     silent = fitted["linear"].copy({fitted["linear"].predictionCol: ""})

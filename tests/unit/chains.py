@@ -15,8 +15,12 @@ from sparkdiff.network import Network
 from sparkdiff.options import Options
 from sparkdiff.scales import Scales
 from sparkdiff.stages.base import FeatureStats, LabelStats, StageModule
+from sparkdiff.stages.bayes import NaiveBayes
 from sparkdiff.stages.forest import Trees
 from sparkdiff.stages.linear import GeneralizedLinearRegression, LinearRegression, LogisticRegression
+from sparkdiff.stages.one_vs_rest import OneVsRest
+from sparkdiff.stages.support_vector import LinearSVC
+from sparkdiff.stages.survival import AFTSurvivalRegression
 from sparkdiff.stages.trees import GBTClassification, GBTRegression, VotingTrees
 
 F64 = torch.float64
@@ -25,7 +29,7 @@ F64 = torch.float64
 def network(*stages: tuple[StageModule, Sequence[str], str]) -> Network:
     """A network of (module, columns it reads, column it writes); the last one is the predictor."""
     graph = Graph.__new__(Graph)
-    graph.fold, graph.head, graph.leaves = str.lower, len(stages) - 1, []
+    graph.fold, graph.head, graph.leaves, graph.holders = str.lower, len(stages) - 1, [], []
     made: dict[str, int] = {}
     for i, (module, reads, writes) in enumerate(stages):
         trains = any(p.requires_grad for p in module.parameters())
@@ -33,6 +37,8 @@ def network(*stages: tuple[StageModule, Sequence[str], str]) -> Network:
             (i,), f"stage{i}", type(module).__name__, None, tuple(reads), (writes,), False, False, module, "", trains
         )
         leaf.reads = tuple((c, made.get(c, -1)) for c in reads)
+        if isinstance(module, AFTSurvivalRegression):
+            leaf.lossReads = ((module.censor, -1),)
         leaf.parents = frozenset(made[c] for c in reads if c in made)
         made[writes] = i
         graph.leaves.append(leaf)
@@ -74,6 +80,32 @@ def glr(width: int, family: str = "poisson", link: str = "log", seed: int = 1) -
 
 def least_squares(width: int, seed: int = 1) -> LinearRegression:
     return LinearRegression(0.3 * normal(width, seed=seed), torch.tensor(0.4, dtype=F64), 1.0, True, None)
+
+
+def support_vector(width: int) -> LinearSVC:
+    intercept = torch.tensor(0.1, dtype=F64)
+    return LinearSVC(0.3 * normal(width, seed=1), intercept, True, threshold=0.0, shown=LinearSVC.SHOWN)
+
+
+def survival(width: int) -> AFTSurvivalRegression:
+    return AFTSurvivalRegression(
+        0.3 * normal(width, seed=1), torch.tensor(0.4, dtype=F64), torch.tensor(0.7, dtype=F64), True,
+        quantiles=torch.tensor([0.5], dtype=F64), shown=("predictionCol",), uid="survival", censor="censor",
+    )  # fmt: skip
+
+
+def one_vs_rest(width: int, classes: int = 3) -> OneVsRest:
+    models = [logistic(width) for _ in range(classes)]
+    for k, model in enumerate(models):
+        model.coefficientMatrix.data += 0.2 * normal(1, width, seed=20 + k)
+    return OneVsRest(models, shown=OneVsRest.SHOWN, nan_wins=False)
+
+
+def bayes(kind: type[NaiveBayes], width: int, classes: int = 3) -> NaiveBayes:
+    """With shares of features in a class that add up to less than 1, which both kinds can have."""
+    theta = torch.log_softmax(normal(classes, width, seed=1), 1) - 0.3
+    none = torch.empty(0, 0, dtype=F64)
+    return kind(torch.log_softmax(normal(classes), 0), theta, none, shown=kind.SHOWN, thresholds=None, uid="bayes")
 
 
 def logistic(width: int, classes: int = 2, bounds: dict[str, Tensor] | None = None) -> LogisticRegression:

@@ -1,0 +1,126 @@
+"""What is known of a pipeline's columns before a row is seen: Spark is asked, which runs the stages on no rows. Runs no job."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from pyspark.ml.linalg import VectorUDT
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql.types import ArrayType, DataType, DoubleType, StringType, StructField, StructType
+
+from sparkdiff import jvm
+from sparkdiff.errors import InputError
+from sparkdiff.stages.base import UNKNOWN_SLOT
+
+Version = tuple[str, int]
+"""A column as one stage left it: its folded name and the position of the stage that wrote it, -1 for the source."""
+SchemaOrRows = StructType | DataFrame | None
+"""What is known of the data: their schema, the data themselves (in which Spark looks for a vector's width), or nothing."""
+GUESSES: tuple[DataType, ...] = (
+    DoubleType(), VectorUDT(), StringType(), ArrayType(StringType()), ArrayType(DoubleType()),
+)  # fmt: skip
+
+
+def fields_by_name(schema: StructType, fold: Callable[[str], str]) -> dict[str, StructField]:
+    """The fields of a schema by their folded names; those of structs too, as `struct.field`, where no column is called so."""
+    nested: dict[str, StructField] = {}
+    for field in schema.fields:
+        if isinstance(field.dataType, StructType):
+            inner = fields_by_name(field.dataType, fold)
+            nested |= {f"{fold(field.name)}.{name}": found for name, found in inner.items()}
+    return nested | {fold(f.name): f for f in schema.fields}
+
+
+class Step(NamedTuple):
+    """A stage as far as columns go; `inputs` and `reads` name the same columns, `parents` are positions."""
+
+    stage: Any
+    inputs: tuple[str, ...]
+    reads: tuple[Version, ...]
+    parents: frozenset[int]
+
+
+def known_fields(
+    steps: Sequence[Step], wanted: Iterable[Version], data: SchemaOrRows, fold: Callable[[str], str]
+) -> dict[Version, StructField]:
+    """The schema's fields of these column versions, as far as they can be told.
+
+    Args:
+        data: where nothing is known, source columns are taken for numbers, vectors, strings or arrays, whatever their first
+            reader accepts, and for free of categories.
+    """
+    wanted, needed = set(wanted), set[int]()
+    stack = [p for _, p in wanted if p >= 0]
+    while stack:
+        i = stack.pop()
+        if i not in needed:
+            needed.add(i)
+            stack += steps[i].parents
+    found: dict[Version, StructField] = {}
+
+    def note(frame: DataFrame, writer: int) -> None:
+        fields = fields_by_name(frame.schema, fold)
+        found.update({v: fields[v[0]] for v in wanted if v[1] == writer and v[0] in fields})
+
+    try:
+        frame = _frame(data)
+        if data is None:
+            sources = dict.fromkeys(v[0] for v in wanted if v[1] == -1)
+            frame = _with(frame, sources, DoubleType())
+        note(frame, -1)
+        for i in sorted(needed):
+            if not isinstance(data, DataFrame) and not is_plain(steps[i].stage):
+                break  # what a stage of others does with no rows, or instead of reading them, nobody knows
+            frame = _after(steps[i], frame, guess=data is None, fold=fold)
+            note(frame, i)
+    except (InputError, *jvm.SparkError):
+        pass  # Spark can't tell before it sees rows, or will say why when it does
+    return found
+
+
+def is_plain(stage: Any) -> bool:
+    """Whether a stage is Spark's own, or stands for what Spark keeps to itself."""
+    return type(stage).__module__.startswith(("pyspark.ml.", "sparkdiff."))
+
+
+def _frame(data: SchemaOrRows) -> DataFrame:
+    if isinstance(data, DataFrame):
+        return data
+    fields = [] if data is None else [_sized(f) for f in data.fields]
+    return jvm.session().createDataFrame([], StructType(fields))
+
+
+def _sized(field: StructField) -> StructField:
+    """A vector of unknown width with attributes that an assembler accepts; any other field as it is."""
+    metadata = field.metadata or {}
+    if not isinstance(field.dataType, VectorUDT) or "ml_attr" in metadata:
+        return field
+    attributes = {"num_attrs": 1, "attrs": {"numeric": [{"idx": 0, "name": UNKNOWN_SLOT}]}}
+    return StructField(field.name, field.dataType, field.nullable, {**metadata, "ml_attr": attributes})
+
+
+def _with(frame: DataFrame, names: Iterable[str], kind: DataType) -> DataFrame:
+    """The frame with columns of this type that hold nothing."""
+    fields = {name: _sized(StructField(name, kind)) for name in names}
+    return frame.withColumns({n: F.lit(None).cast(kind).alias(n, metadata=f.metadata) for n, f in fields.items()})
+
+
+def _after(step: Step, frame: DataFrame, *, guess: bool, fold: Callable[[str], str]) -> DataFrame:
+    """What the stage makes of the frame; source columns that are missing are tried as one type after the other."""
+    there = set(map(fold, frame.columns))
+    lacking = [c for c, v in zip(step.inputs, step.reads, strict=True) if v[1] == -1 and fold(c) not in there]
+    if not guess or not lacking:
+        return _analysed(step.stage.transform(frame))
+    for kind in GUESSES[:-1]:
+        try:
+            return _analysed(step.stage.transform(_with(frame, lacking, kind)))
+        except jvm.SparkError:
+            continue
+    return _analysed(step.stage.transform(_with(frame, lacking, GUESSES[-1])))
+
+
+def _analysed(frame: DataFrame) -> DataFrame:
+    _ = frame.schema  # Spark Connect only says here what is wrong
+    return frame

@@ -1,0 +1,68 @@
+"""The stages inside an RFormulaModel, of which pyspark knows the whole only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from py4j.protocol import Py4JError
+from pyspark.errors import PySparkException
+from pyspark.ml import Transformer
+from pyspark.ml.param.shared import HasInputCol, HasOutputCol
+from pyspark.ml.util import DefaultParamsReadable, DefaultParamsWritable, JavaMLWritable
+from pyspark.ml.wrapper import JavaParams, JavaTransformer
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+
+class VectorAttributeRewriter(JavaTransformer, JavaMLWritable):
+    """Gives the slots of a vector the names that the formula's terms have."""
+
+    def getVectorCol(self) -> str:
+        return str(self._java_obj.vectorCol())  # type: ignore[union-attr]
+
+
+class ColumnPruner(JavaTransformer, JavaMLWritable):
+    """Drops the columns that the formula's terms needed on the way."""
+
+
+class FormulaLabel(Transformer, HasInputCol, HasOutputCol, DefaultParamsReadable, DefaultParamsWritable):  # type: ignore[type-arg]
+    """The label of a formula as a double, where the data have it and don't have the column that it goes to.
+
+    Source: org.apache.spark.ml.feature.RFormulaModel.transformLabel, which no stage inside the model does.
+    """
+
+    @classmethod
+    def of(cls, formula: Any, label: str) -> FormulaLabel:
+        return cls()._set(inputCol=label, outputCol=formula.getLabelCol())._resetUid(formula.uid)
+
+    def _transform(self, dataset: DataFrame) -> DataFrame:
+        source, to = self.getInputCol(), self.getOutputCol()
+        if to in dataset.columns or source not in dataset.columns:
+            return dataset
+        return dataset.withColumn(to, F.col("`" + source.replace("`", "``") + "`").cast("double"))
+
+
+_OWN = {"VectorAttributeRewriter": VectorAttributeRewriter, "ColumnPruner": ColumnPruner}
+
+
+def parts(formula: Any) -> list[Any] | None:
+    """The fitted stages that an RFormulaModel runs, in order; None where Spark doesn't let them be had."""
+    try:
+        stages = [_stage(java) for java in formula._java_obj.pipelineModel().stages()]
+        label = str(formula._java_obj.resolvedFormula().label())
+    except (Py4JError, PySparkException, AttributeError, TypeError):
+        return None
+    to = formula.getLabelCol()
+    made = any(s.hasParam("outputCol") and s.isSet("outputCol") and s.getOrDefault("outputCol") == to for s in stages)
+    if label and label != to and not made:
+        stages.append(FormulaLabel.of(formula, label))
+    return stages
+
+
+def _stage(java: Any) -> Any:
+    own = _OWN.get(java.getClass().getSimpleName())
+    if own is None:
+        return JavaParams._from_java(java)
+    stage = own(java)
+    stage._resetUid(str(java.uid()))
+    return stage

@@ -1,0 +1,219 @@
+"""What a batch of wide sparse rows reaches: columns that it has entries in, their parameters, and the network on them alone.
+
+A batch of 128 documents has words in some thousands of 2^18 columns. No other column adds to a margin or has a gradient, so that
+the candidates of a step are those of a small network, the same in all processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparkdiff.folding import Folded
+from sparkdiff.graph import Version
+from sparkdiff.network import Network
+from sparkdiff.parallel import ALONE, Team
+from sparkdiff.scales import Constrained, Scales, trained
+from sparkdiff.sparse import SparseRows
+from sparkdiff.stages.base import FeatureStats, NotSparseError, Rows
+
+DENSE_FROM = 0.25
+"""Share of the parameters that a batch reaches from which all of them are as cheap."""
+
+
+class Piece(NamedTuple):
+    """The entries [first, last) of the flat vector, which are one parameter."""
+
+    position: int
+    name: str
+    shape: tuple[int, ...]
+    first: int
+    last: int
+
+
+def pieces(network: Network) -> list[Piece]:
+    """The parameters that train, in the order of the flat vector."""
+    out, first = [], 0
+    for i, name, p in trained(network):
+        out.append(Piece(i, name, tuple(p.shape), first, first + p.numel()))
+        first += p.numel()
+    return out
+
+
+class Span:
+    """K candidates' parameters, all of them or those that a batch reaches, and room for their gradients.
+
+    Attributes:
+        entries: (q,) int64, which of the flat vector's; None for all.
+        flat: (K, q) parameters, `gradient` (K, q) by them.
+        parameters: per stage and name, (K, *shape) views of `flat`, and what doesn't train as it is.
+        room: the same views of `gradient`.
+        sums: in one piece, so that a step needs one sum over the processes: gradients (K, q), losses (K,), curvature (C, q) of
+            those that take Newton's steps, weight ().
+    """
+
+    def __init__(
+        self, network: Network, parts: Iterable[Piece], start: Tensor, scales: Scales, count: int, *, curved: int = 0,
+        entries: Tensor | None = None, fixed: Mapping[int, Mapping[str, Tensor]] | None = None, folded: Folded | None = None,
+    ):  # fmt: skip
+        self.parts, self.start, self.scales, self.entries, self.folded = list(parts), start, scales, entries, folded
+        size = len(start)
+        sizes = [count * size, count, curved * size, 1]
+        self.sums = torch.zeros(sum(sizes), dtype=torch.float64)
+        gradient, self.losses, curvature, weight = self.sums.split(sizes)
+        self.gradient, self.curvature, self.weight = gradient.view(count, size), curvature.view(curved, size), weight[0]
+        self.flat = start.repeat(count, 1)
+        self.room, own = self.views(self.gradient), self.views(self.flat)
+        given = fixed or {}
+        self.parameters = {
+            i: dict(given.get(i) or {n: p.detach() for n, p in network.module(i).named_parameters()}) | own.get(i, {})
+            for i in network.positions
+        }
+        for i in network.positions:
+            self.room.setdefault(i, {})
+
+    def views(self, matrix: Tensor) -> dict[int, dict[str, Tensor]]:
+        """Per stage and name the parameters that train, as (K, *shape) views of a matrix (K, q)."""
+        out: dict[int, dict[str, Tensor]] = {}
+        for part in self.parts:
+            view = matrix[:, part.first : part.last].view(len(matrix), *part.shape)
+            out.setdefault(part.position, {})[part.name] = view
+        return out
+
+    def load(self, u: Tensor) -> None:
+        """Set `flat` to the parameters at u (K, q)."""
+        self.scales.parameters(self.start, u, self.flat)
+
+
+class Reach:
+    """Makes the span of a batch.
+
+    Attributes:
+        folded: the network on all columns.
+        widths: of the sparse inputs of which only some columns are reached.
+    """
+
+    def __init__(self, network: Network, folded: Folded, start: Tensor, scales: Scales, widths: Mapping[Version, int]):
+        self.network, self.folded, self.start, self.scales, self.widths = network, folded, start, scales, dict(widths)
+        self.parts = pieces(network)
+        self.constrained = {c.first: c.constraint for c in scales.constrained}
+        self._there = {v: np.zeros(width, dtype=bool) for v, width in widths.items()}
+        self._number = {v: torch.zeros(width, dtype=torch.int64) for v, width in widths.items()}
+
+    def columns(self, values: Mapping[Version, Rows], team: Team = ALONE) -> dict[Version, Tensor]:
+        """The columns (c,), ascending, in which any process's rows have an entry."""
+        out = {}
+        for v in self.widths:
+            rows = values[v]
+            assert isinstance(rows, SparseRows)
+            out[v] = self._distinct(v, rows.indices)
+            if team.world > 1:
+                out[v] = self._distinct(v, team.gather(out[v]))
+        return out
+
+    def none(self) -> dict[Version, Tensor]:
+        """No columns."""
+        return {v: torch.empty(0, dtype=torch.int64) for v in self.widths}
+
+    def _distinct(self, v: Version, indices: Tensor) -> Tensor:
+        there = self._there[v]
+        there[indices.numpy()] = True
+        found = np.flatnonzero(there)
+        there[found] = False
+        return torch.from_numpy(found)
+
+    def rows(self, values: Mapping[Version, Rows], columns: Mapping[Version, Tensor]) -> dict[Version, SparseRows]:
+        """The sparse inputs with their columns counted among those that are reached."""
+        out = {}
+        for v, reached in columns.items():
+            x, number = values[v], self._number[v]
+            assert isinstance(x, SparseRows)
+            number[reached] = torch.arange(len(reached))
+            out[v] = SparseRows(number.index_select(0, x.indices), x.values, x.offsets, len(reached))
+        return out
+
+    def span(self, columns: Mapping[Version, Tensor], count: int) -> Span:
+        """Room for K candidates of the network on these columns."""
+        folded, reached = self.folded.narrowed(columns)
+        entries: list[Tensor] = []
+        parts: list[Piece] = []
+        constrained: list[Constrained] = []
+        fixed: dict[int, dict[str, Tensor]] = {}
+        first = 0
+        for part in self.parts:
+            axis = self.network.module(part.position).feature_axis.get(part.name)
+            at = reached.get(part.position)
+            own, shape = _entries(part, axis, at)
+            entries.append(own)
+            parts.append(Piece(part.position, part.name, shape, first, first + len(own)))
+            if (constraint := self.constrained.get(part.first)) is not None:
+                if len(own) < part.last - part.first and not constraint.elementwise:
+                    raise NotSparseError(part.name)
+                constrained.append(Constrained(first, first + len(own), shape, constraint))
+            first += len(own)
+        for i, at in reached.items():
+            module = self.network.module(i)
+            fixed[i] = {
+                n: p.detach().index_select(module.feature_axis[n], at) if n in module.feature_axis else p.detach()
+                for n, p in module.named_parameters()
+                if not p.requires_grad
+            }
+        every = torch.cat(entries)
+        s = self.scales
+        scales = Scales(s.unit.index_select(0, every), tuple(constrained), s.rate)
+        start = self.start.index_select(0, every)
+        return Span(self.network, parts, start, scales, count, entries=every, fixed=fixed, folded=folded)
+
+
+def _entries(part: Piece, axis: int | None, at: Tensor | None) -> tuple[Tensor, tuple[int, ...]]:
+    """The flat vector's entries of a parameter at some features (c,), and its shape there."""
+    if axis is None or at is None:
+        return torch.arange(part.first, part.last), part.shape
+    shape = (*part.shape[:axis], len(at), *part.shape[axis + 1 :])
+    if part.last - part.first == part.shape[axis]:
+        return at + part.first, shape
+    return torch.arange(part.first, part.last).view(part.shape).index_select(axis, at).flatten(), shape
+
+
+def reach_of(
+    network: Network, folded: Folded, start: Tensor, scales: Scales, sparse: Mapping[Version, int],
+    stats: Mapping[Version, FeatureStats], rows: int, batchSize: int,
+) -> Reach | None:  # fmt: skip
+    """How to train on the columns alone that batches reach, or None where these are too many or others count too.
+
+    Args:
+        sparse: widths of the network's fixed inputs that are sparse rows.
+        stats: of all fixed inputs, over so many training rows.
+    """
+    wide = {v: width for v, width in sparse.items() if v in folded.reads}
+    if not wide:
+        return None
+    reach = Reach(network, folded, start, scales, wide)
+    columns = {}
+    for v, width in wide.items():
+        share = stats[v].support.double() / max(1, rows)
+        expected = max(1, int((1 - (1 - share) ** batchSize).sum()))
+        columns[v] = torch.arange(expected) * width // expected
+    try:
+        span = reach.span(columns, 1)
+    except NotSparseError:
+        return None
+    if len(span.start) >= DENSE_FROM * len(start) or not _same(reach, span, columns):
+        return None
+    return reach
+
+
+def _same(reach: Reach, span: Span, columns: Mapping[Version, Tensor]) -> bool:
+    """Whether the network on some columns has the slopes there, and the constant, of the network on all of them."""
+    assert span.folded is not None
+    narrow = span.folded.slopes(span.parameters, 1)
+    parameters = {i: dict(reach.network.module(i).named_parameters()) for i in reach.network.positions}
+    whole = reach.folded.slopes(parameters, 1)
+    pairs = [(narrow.constant, whole.constant)]
+    for v, slope in whole.of.items():
+        pairs.append((narrow.of[v], slope.index_select(1, columns[v]) if v in columns else slope))
+    return all(a.shape == b.shape and torch.allclose(a, b, rtol=1e-12, atol=0.0, equal_nan=True) for a, b in pairs)

@@ -1,0 +1,281 @@
+"""NaiveBayes in its four kinds: multinomial, complement, bernoulli and gaussian."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sparkdiff.errors import InputError
+from sparkdiff.sparse import SparseRows
+from sparkdiff.stages.base import (
+    SUPPORT,
+    FeatureStats,
+    LabelStats,
+    NotAffineError,
+    NotSparseError,
+    Parameters,
+    Pulled,
+    Rows,
+    StageModule,
+    dense,
+    parameter,
+    register,
+    taken,
+    tensor,
+)
+from sparkdiff.stages.constraints import Constraint, LogProbabilities, Positive
+from sparkdiff.stages.linear import coefficient_units, product
+from sparkdiff.stages.predictor import ProbabilisticClassifier, softmax
+
+ENTRIES = 1 << 22
+"""Entries of a dense block of rows (32 MiB of doubles)."""
+DRIFT = 1e-6
+"""How far the logarithm of a total of probabilities may be from where it was, for rounding."""
+
+
+class NaiveBayes(ProbabilisticClassifier):
+    """rawPrediction (n, k) by the kind, probability = its softmax. Fitted by counting; trained for the labels given the features.
+
+    `pi` (k,) are logarithms of the classes' probabilities.
+
+    Source: org.apache.spark.ml.classification.NaiveBayesModel.
+    """
+
+    weights = ("pi", "theta", "sigma")
+    feature_axis = {"theta": 1, "sigma": 1}
+
+    def __init__(
+        self, pi: Tensor, theta: Tensor, sigma: Tensor, *, shown: tuple[str, ...], thresholds: Tensor | None, uid: str
+    ):
+        super().__init__(len(pi), shown, thresholds)
+        self.pi = parameter(pi, not isinstance(self, Complement))  # (k,)
+        self.theta = parameter(theta)  # (k, d)
+        if isinstance(self, Gaussian):
+            self.sigma = parameter(sigma)  # (k, d)
+        else:
+            self.register_buffer("sigma", sigma, persistent=False)  # (0, 0)
+        self.uid = uid
+        self.totals = {name: self._totals(name) for name in ("pi", "theta")}
+
+    @classmethod
+    def from_spark(cls, stage: Any) -> NaiveBayes:
+        kind = KINDS[stage.getModelType()]
+        sigma = tensor(stage.sigma).view(len(stage.pi), -1) if kind is Gaussian else torch.empty(0, 0).double()
+        return kind(tensor(stage.pi), tensor(stage.theta), sigma, uid=stage.uid, **cls.settings(stage))
+
+    @classmethod
+    def refuses(cls, stage: Any) -> str | None:
+        kind = KINDS[stage.getModelType()]
+        if len(stage.pi) < 2:
+            return "it knows one class only, so that nothing is to be told apart"
+        if kind is not Gaussian and not bool(tensor(stage.theta).isfinite().all()):
+            return (
+                "theta holds infinities (smoothing=0), for which Spark computes NaN from a dense vector's zeros and skips a "
+                "sparse one's; fit it with smoothing > 0"
+            )
+        return None
+
+    @property
+    def margin_link(self) -> str:
+        return "softmax"
+
+    def shows(self, margin: Tensor) -> tuple[Tensor, Tensor]:
+        return margin, softmax(margin)
+
+    def supported(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
+        counts = torch.zeros(self.classes, dtype=torch.int64)
+        counts[: len(y.classes)] = y.classes[: self.classes]
+        seen = counts >= SUPPORT
+        both = seen[:, None] & (x.support >= SUPPORT)
+        return {"pi": seen, "theta": both, "sigma": both}
+
+    def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
+        return {"theta": coefficient_units(x, 1.0).expand_as(self.theta)}
+
+    def constraints(self) -> dict[str, Constraint]:
+        return {"pi": LogProbabilities()}
+
+    def logarithms(self, name: str) -> Tensor:
+        """The logarithms of probabilities whose total along the last axis is kept, that this parameter holds."""
+        return getattr(self, name)
+
+    def _totals(self, name: str) -> Tensor:
+        return torch.logsumexp(self.logarithms(name).detach(), -1)
+
+    def check_domain(self, uid: str) -> None:
+        super().check_domain(uid)
+        for name, constraint in self.constraints().items():
+            if isinstance(constraint, LogProbabilities):
+                off = (self._totals(name) - self.totals[name]).abs()
+                if not bool((off <= DRIFT).all()):
+                    worst = self._totals(name).flatten()[int(off.argmax())].exp().item()
+                    raise InputError(
+                        f"{uid}: {name} must hold logarithms of probabilities that add up to what they did, but they add up to "
+                        f"{worst!r}; subtract their logsumexp along the last axis before writing back"
+                    )
+
+
+def accepted(x: Rows, good: Tensor, uid: str, rule: str) -> None:
+    """Raise InputError where an entry isn't `good`, as Spark does; (n, d) or the entries of sparse rows."""
+    if not bool(good.all()):
+        worst = (x.values if isinstance(x, SparseRows) else x)[~good][0].item()
+        raise InputError(f"{uid}: its features hold {worst!r}, but must be {rule}; scale or binarize them before it")
+
+
+class Counting(NaiveBayes):
+    """Kinds whose rawPrediction is affine in the features, which Spark refuses outside of a domain.
+
+    Training something in front of them could push features out of it, so no gradient flows to their inputs.
+    """
+
+    @property
+    def differentiable(self) -> bool:  # type: ignore[override]
+        return False
+
+    def check(self, x: Rows) -> None:
+        entries = x.values if isinstance(x, SparseRows) else x
+        accepted(x, entries >= 0, self.uid, "0 or more")
+
+
+class Multinomial(Counting):
+    """rawPrediction = pi + x @ theta.T; theta holds logarithms of the features' probabilities in each class."""
+
+    def margin(self, x: Rows) -> Tensor:  # type: ignore[override]  # one input column; (n, k)
+        self.check(x)
+        return product(x, self.theta) + self.pi
+
+    def constraints(self) -> dict[str, Constraint]:
+        return {"pi": LogProbabilities(), "theta": LogProbabilities()}
+
+    def pull(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> Pulled:
+        def back(gradients: list[Tensor], constant: Tensor, room: Parameters) -> None:
+            if "theta" in room:
+                room["theta"].add_(gradients[0].mT)
+            if "pi" in room:
+                room["pi"].add_(constant[:, 0])
+
+        return Pulled([p["theta"].mT], p["pi"][..., None, :], back)
+
+
+class Negated(LogProbabilities):
+    """What holds minus the logarithms of shares."""
+
+    def value(self, start: Tensor, move: Tensor) -> Tensor:
+        return -super().value(-start, -move)
+
+
+class Complement(Counting):
+    """rawPrediction = log-softmax of x @ theta.T, whatever pi; theta holds minus the logarithms of the others' probabilities."""
+
+    def margin(self, x: Rows) -> Tensor:  # type: ignore[override]  # one input column; (n, k)
+        self.check(x)
+        scores = product(x, self.theta)
+        # By Spark's order of operations, which makes NaN of an infinite score.
+        top = torch.where(scores.isnan().any(1, keepdim=True), torch.nan, scores).amax(1, keepdim=True)
+        return scores - (torch.log(torch.exp(scores - top).sum(1, keepdim=True)) + top)
+
+    def logarithms(self, name: str) -> Tensor:
+        return -self.theta if name == "theta" else self.pi
+
+    def constraints(self) -> dict[str, Constraint]:
+        return {"theta": Negated()}
+
+
+class LogOdds(Constraint):
+    """Logarithms of probabilities, each by itself: their log-odds move freely; what is 0 or -inf stays."""
+
+    elementwise = True
+
+    def value(self, start: Tensor, move: Tensor) -> Tensor:
+        inner = start.isfinite() & (start < 0)
+        known = torch.where(inner, start, -1.0)
+        new = F.logsigmoid(known - torch.log(-torch.expm1(known)) + move)
+        return torch.where(inner & (move != 0), new, start + torch.where(inner, new - new.detach(), 0.0))
+
+    def moved(self, start: Tensor, value: Tensor) -> Tensor:
+        def odds(log: Tensor) -> Tensor:
+            return log - torch.log(-torch.expm1(log))
+
+        inner = start.isfinite() & (start < 0)
+        return torch.where(inner, odds(value) - odds(start), 0.0)
+
+
+class Bernoulli(Counting):
+    """rawPrediction = pi + sum of theta where x is 1, and of log(1 - exp(theta)) where it is 0."""
+
+    def check(self, x: Rows) -> None:
+        entries = x.values if isinstance(x, SparseRows) else x
+        accepted(x, (entries == 0) | (entries == 1), self.uid, "0 or 1")
+
+    def margin(self, x: Rows) -> Tensor:  # type: ignore[override]  # one input column; (n, k)
+        self.check(x)
+        absent = torch.log1p(-torch.exp(self.theta))
+        return product(x, self.theta - absent) + (self.pi + absent.sum(1))
+
+    def constraints(self) -> dict[str, Constraint]:
+        return {"pi": LogProbabilities(), "theta": LogOdds()}
+
+    def pull(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> Pulled:
+        odds = torch.exp(p["theta"])
+        absent = torch.log1p(-odds)
+        down = odds / (odds - 1)  # the derivative of `absent`
+
+        def back(gradients: list[Tensor], constant: Tensor, room: Parameters) -> None:
+            if "theta" in room:
+                slopes = gradients[0].mT
+                room["theta"].add_(slopes * (1 - down) + constant.mT * down)
+            if "pi" in room:
+                room["pi"].add_(constant[:, 0])
+
+        return Pulled([(p["theta"] - absent).mT], (p["pi"] + absent.sum(-1))[..., None, :], back)
+
+    def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[StageModule, Tensor | None]:
+        raise NotSparseError("a word that is absent speaks for a class, too")
+
+    def check_domain(self, uid: str) -> None:
+        super().check_domain(uid)
+        if not bool((self.theta < 0).all()):
+            worst = self.theta.max().item()
+            raise InputError(
+                f"{uid}: theta must hold logarithms of probabilities, < 0, but an entry is {worst!r}; clamp it before "
+                "writing back"
+            )
+
+
+class Gaussian(NaiveBayes):
+    """rawPrediction = pi - (sum of (x - theta)^2 / sigma + log(sigma)) / 2; theta holds means, sigma variances.
+
+    A zero counts like any other value, so that sparse rows are made dense, some at a time.
+    """
+
+    positive = frozenset({"sigma"})
+
+    def margin(self, x: Rows) -> Tensor:  # type: ignore[override]  # one input column; (n, k)
+        logs = torch.log(self.sigma).sum(1)
+        at_once = max(1, ENTRIES // max(1, self.theta.shape[1]))
+        parts = [taken(x, rows) for rows in torch.arange(len(x)).split(at_once)] or [x]
+        squares = torch.cat([self._squares(dense(part)) for part in parts])
+        return self.pi - (squares + logs) / 2
+
+    def _squares(self, x: Tensor) -> Tensor:  # (n, d) -> (n, k)
+        pairs = zip(self.theta, self.sigma, strict=True)
+        return torch.stack([((x - mean) ** 2 / variance).sum(1) for mean, variance in pairs], 1)
+
+    def pull(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> Pulled:
+        raise NotAffineError(self.uid)
+
+    def constraints(self) -> dict[str, Constraint]:
+        return {"pi": LogProbabilities(), "sigma": Positive()}
+
+    def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
+        return {"theta": self.sigma.detach().clamp_min(0).sqrt()}
+
+
+KINDS: dict[str, type[NaiveBayes]] = {
+    "multinomial": Multinomial, "complement": Complement, "bernoulli": Bernoulli, "gaussian": Gaussian,
+}  # fmt: skip
+register("pyspark.ml.classification.NaiveBayesModel")(NaiveBayes)

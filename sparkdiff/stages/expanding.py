@@ -1,0 +1,98 @@
+"""Stages that multiply features with one another: PolynomialExpansion."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparkdiff.sparse import SparseRows
+from sparkdiff.stages.base import Rows, StageModule, register
+
+
+@register("pyspark.ml.feature.PolynomialExpansion")
+class PolynomialExpansion(StageModule):
+    """All monomials of degree 1 to `degree`, in Spark's order: of (a, b) a, a^2, b, ab, b^2. Sparse stays sparse.
+
+    A monomial is multiplied from its last feature to its first, and what has become 0 stays 0: b^0 * a is 0 of b = 0 and
+    a = inf, while b * a is NaN of b = inf and a = 0. An entry of a sparse row that isn't stored takes no part.
+
+    Source: org.apache.spark.ml.feature.PolynomialExpansion.expandDense and expandSparse.
+    """
+
+    expands = True
+
+    def __init__(self, degree: int):
+        super().__init__()
+        self.degree = degree
+
+    @classmethod
+    def from_spark(cls, stage: Any) -> PolynomialExpansion:
+        return cls(int(stage.getDegree()))
+
+    def forward(self, x: Rows) -> Rows:  # (n, d) -> (n, C(d + degree, degree) - 1)
+        return self.expanded_sparse(x) if isinstance(x, SparseRows) else self.expanded(x)
+
+    def expanded(self, x: Tensor) -> Tensor:
+        levels, place = monomials(x.shape[1], self.degree)
+        products = [x.new_ones(len(x), 1)]
+        for shorter, feature in levels:
+            products.append(times(products[-1][:, shorter], x[:, feature]))
+        return torch.cat(products[1:], 1)[:, place]
+
+    def expanded_sparse(self, x: SparseRows) -> SparseRows:
+        begin, last = (
+            x.offsets[:-1],
+            x.offsets[1:] - 1,
+        )  # a row's first entry, and the last that may be multiplied with next
+        of, product, place = torch.arange(len(x)), x.values.new_ones(len(x)), torch.full((len(x),), -1)
+        found = []
+        for level in range(self.degree):
+            number = last - begin[of] + 1
+            longer = torch.repeat_interleave(torch.arange(len(number)), number)
+            entry = begin[of][longer] + torch.arange(len(longer)) - (number.cumsum(0) - number)[longer]
+            of, last = of[longer], entry
+            product = times(product[longer], x.values[entry])
+            place = place[longer] + skipped(x.width, self.degree - level)[x.indices[entry]]
+            kept = product != 0
+            of, last, product, place = of[kept], last[kept], product[kept], place[kept]
+            found.append((of, place, product))
+        row, place, product = (torch.cat(parts) for parts in zip(*found, strict=True))
+        width = math.comb(x.width + self.degree, self.degree) - 1
+        order = torch.argsort(row * width + place)
+        offsets = torch.zeros(len(x) + 1, dtype=torch.int64)
+        torch.cumsum(torch.bincount(row, minlength=len(x)), 0, out=offsets[1:])
+        return SparseRows(place[order], product[order], offsets, width)
+
+
+def times(product: Tensor, factor: Tensor) -> Tensor:
+    """Their product, in which a `product` of 0 stays 0 whatever the factor, and has its derivative where that is finite."""
+    return torch.where((product == 0) & ~factor.isfinite(), 0.0, product * factor)
+
+
+def skipped(width: int, degree: int) -> Tensor:
+    """Per feature (width,) the number of monomials, 1 among them, of the features before it up to this degree."""
+    return torch.tensor([math.comb(j + degree, degree) for j in range(width)], dtype=torch.int64)
+
+
+@cache
+def monomials(width: int, degree: int) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+    """How to multiply them up, and where they go.
+
+    Returns:
+        per degree the monomial of one degree less, and the feature, no later than its others, that it is multiplied with;
+        and for each place of the output the number of its monomial, counted degree by degree.
+    """
+    last, place = torch.tensor([width - 1]), torch.tensor([-1])
+    levels, places = [], []
+    for level in range(degree):
+        number = last + 1
+        shorter = torch.repeat_interleave(torch.arange(len(last)), number)
+        last = torch.arange(len(shorter)) - (number.cumsum(0) - number)[shorter]
+        place = place[shorter] + skipped(width, degree - level)[last]
+        levels.append((shorter, last))
+        places.append(place)
+    return levels, torch.argsort(torch.cat(places)) if places else torch.empty(0, dtype=torch.int64)

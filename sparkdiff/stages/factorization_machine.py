@@ -1,0 +1,122 @@
+"""FMRegressor and FMClassifier: linear terms and products of all pairs of features, of low rank."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparkdiff.sparse import SparseRows
+from sparkdiff.stages.base import FeatureStats, LabelStats, Rows, StageModule, parameter, register, tensor
+from sparkdiff.stages.linear import coefficient_units, product
+from sparkdiff.stages.predictor import Predictor, ProbabilisticClassifier
+
+
+class Factorized(StageModule):
+    """intercept + x @ linear + sum over i < j of <factors_i, factors_j> x_i x_j.
+
+    Source: org.apache.spark.ml.regression.FactorizationMachines.getRawPrediction.
+    """
+
+    weights = ("intercept", "linear", "factors")
+    feature_axis = {"linear": 0, "factors": 0}
+    intercept: Tensor
+    linear: Tensor
+    factors: Tensor
+
+    def read(self, stage: Any) -> None:
+        """Take the parameters of a fitted stage."""
+        self.intercept = parameter(tensor(stage.intercept), stage.getFitIntercept())  # ()
+        self.linear = parameter(tensor(stage.linear), stage.getFitLinear())  # (d,)
+        self.factors = parameter(tensor(stage.factors))  # (d, f)
+
+    def combined(self, x: Rows) -> Tensor:  # (n, d) -> (n,)
+        out = self.intercept + product(x, self.linear)
+        if torch.is_grad_enabled():
+            total, squares = product(x, self.factors.T), product(_squared(x), (self.factors * self.factors).T)
+            return out + 0.5 * (total * total - squares).sum(1)
+        # What is left of two large squares depends on each rounding: Spark's order of operations, factor by factor.
+        for factor in self.factors.T:
+            if isinstance(x, SparseRows):
+                entries, none = x.values * factor[x.indices], torch.zeros(len(x), dtype=x.values.dtype)
+                total, squares = (none.index_add(0, x.rows(), part) for part in (entries, entries * entries))
+            else:
+                entries = x * factor
+                total, squares = entries.cumsum(1)[:, -1], (entries * entries).cumsum(1)[:, -1]
+            out = out + 0.5 * (total * total - squares)
+        return out
+
+    def parameter_units(self, x: FeatureStats, unit: float) -> dict[str, Tensor]:
+        """A linear coefficient's as elsewhere; a factor's moves its feature's products with the usual others as far."""
+        one = coefficient_units(x, 1.0)
+        usual = (self.factors.detach() * torch.where(x.std > 0, x.std, 0.0)[:, None]).norm(dim=0)  # (f,)
+        size = torch.sqrt(torch.tensor(unit, dtype=torch.float64))
+        scale = torch.where(usual > 0, torch.minimum(unit / usual, size), size)
+        return {
+            "linear": unit * one,
+            "intercept": torch.tensor(unit, dtype=torch.float64),
+            "factors": one[:, None] * scale,
+        }
+
+
+@register("pyspark.ml.regression.FMRegressionModel")
+class FMRegression(Factorized, Predictor):
+    """prediction = the combination of linear terms and products."""
+
+    @classmethod
+    def from_spark(cls, stage: Any) -> FMRegression:
+        out = cls()
+        out.read(stage)
+        return out
+
+    def margin(self, x: Rows) -> Tensor:  # type: ignore[override]  # one input column
+        return self.combined(x)
+
+    @property
+    def margin_link(self) -> str:
+        return "identity"
+
+    def columns(self, margin: Tensor) -> tuple[Tensor, ...]:
+        return (margin,)
+
+    def mean(self, margin: Tensor) -> Tensor:
+        return margin
+
+    def own_loss(self) -> tuple[str, dict[str, float]]:
+        return "squared", {}
+
+    def margin_unit(self, y: LabelStats) -> float:
+        return y.std or 1.0
+
+    def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
+        return self.parameter_units(x, self.margin_unit(y))
+
+
+@register("pyspark.ml.classification.FMClassificationModel")
+class FMClassification(Factorized, ProbabilisticClassifier):
+    """rawPrediction = [-m, m], probability of class 1 = sigmoid(m)."""
+
+    @classmethod
+    def from_spark(cls, stage: Any) -> FMClassification:
+        out = cls(2, **cls.settings(stage))
+        out.read(stage)
+        return out
+
+    def margin(self, x: Rows) -> Tensor:  # type: ignore[override]  # one input column
+        return self.combined(x)
+
+    @property
+    def margin_link(self) -> str:
+        return "logit"
+
+    def shows(self, margin: Tensor) -> tuple[Tensor, Tensor]:
+        one = 1 / (1 + torch.exp(-margin))  # by Spark's order of operations: p[0] = 1 - p[1]
+        return torch.stack([-margin, margin], 1), torch.stack([1 - one, one], 1)
+
+    def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
+        return self.parameter_units(x, 1.0)
+
+
+def _squared(x: Rows) -> Rows:
+    return x.with_values(x.values * x.values) if isinstance(x, SparseRows) else x * x

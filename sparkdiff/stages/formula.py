@@ -1,0 +1,57 @@
+"""What Spark keeps to itself inside an RFormulaModel: VectorAttributeRewriter, ColumnPruner; and its label."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from sparkdiff.stages.base import Parameters, Pulled, Rows, StageModule, leave_in_spark, register
+
+leave_in_spark(
+    "pyspark.ml.feature.RFormulaModel",
+    "its parts can't be had here (Spark Connect, or a cluster that allows no access to Java objects)",
+)
+leave_in_spark("sparkdiff.jvm.formulas.FormulaLabel", "it makes the label, which the loss alone reads")
+
+
+@register("sparkdiff.jvm.formulas.VectorAttributeRewriter")
+class VectorAttributeRewriter(StageModule):
+    """The vector itself; what Spark rewrites are the names of its slots, back from temporary columns to the formula's terms."""
+
+    storage = "compressed"  # the assembler's, which stands in front of it
+
+    @classmethod
+    def inputs(cls, stage: Any) -> tuple[str, ...]:
+        return (stage.getVectorCol(),)
+
+    outputs = inputs
+
+    @classmethod
+    def from_spark(cls, stage: Any) -> VectorAttributeRewriter:
+        return cls()
+
+    def forward(self, x: Rows) -> Rows:  # (n, d) -> (n, d)
+        return x
+
+    def pull(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> Pulled:
+        return Pulled([slope], 0.0, lambda gradients, constant, room: gradients[0])
+
+
+@register("sparkdiff.jvm.formulas.ColumnPruner")
+class ColumnPruner(StageModule):
+    """Nothing to compute: Spark drops the temporary columns here, and the network's have never been in the data."""
+
+    @classmethod
+    def inputs(cls, stage: Any) -> tuple[str, ...]:
+        return ()
+
+    outputs = inputs
+
+    @classmethod
+    def from_spark(cls, stage: Any) -> ColumnPruner:
+        return cls()
+
+    def forward(self) -> tuple[Rows, ...]:
+        return ()

@@ -1,0 +1,83 @@
+"""Stages that number what features hold: VectorIndexer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparkdiff.errors import InputError
+from sparkdiff.sparse import SparseRows
+from sparkdiff.stages.base import Rows, StageModule, register, width
+
+
+@register("pyspark.ml.feature.VectorIndexerModel")
+class VectorIndexer(StageModule):
+    """Values of the features that are categories become their indices; the others stay as they are.
+
+    What is no category raises with handleInvalid='error', and becomes one more index with 'keep'. An entry of a sparse row
+    that isn't stored stays 0, even where 0 is no category, as in Spark; in a batch that mixes dense and sparse vectors all
+    entries count as stored.
+
+    Source: org.apache.spark.ml.feature.VectorIndexerModel.transformFunc.
+    """
+
+    first: Tensor
+    values: Tensor
+    numbers: Tensor
+
+    def __init__(self, uid: str, size: int, maps: Mapping[int, Mapping[float, int]], keep: bool):
+        super().__init__()
+        self.uid, self.size, self.keep = uid, size, keep
+        known = torch.zeros(size, dtype=torch.int64)
+        for feature, categories in maps.items():
+            known[feature] = len(categories)
+        entries = [(v, k) for feature in sorted(maps) for v, k in sorted(maps[feature].items())]
+        # The categories of feature j are the entries first[j] to first[j + 1], ascending by value.
+        self.register_buffer("first", torch.cat([torch.zeros(1, dtype=torch.int64), known.cumsum(0)]))  # (d + 1,)
+        self.register_buffer("values", torch.tensor([v for v, _ in entries], dtype=torch.float64))  # (c,)
+        self.register_buffer("numbers", torch.tensor([k for _, k in entries], dtype=torch.float64))  # (c,)
+        self.differentiable = len(maps) < size  # type: ignore[misc]  # through the other features
+
+    @classmethod
+    def from_spark(cls, stage: Any) -> VectorIndexer:
+        return cls(stage.uid, stage.numFeatures, stage.categoryMaps, stage.getHandleInvalid() == "keep")
+
+    def nominal(self) -> Tensor:
+        return self.first.diff().nonzero()[:, 0]
+
+    def forward(self, x: Rows) -> Rows:  # (n, d) -> (n, d)
+        if len(x) and width(x) != self.size:
+            raise InputError(
+                f"{self.uid}: its input has {width(x)} entries a row, and it was fitted on {self.size}; "
+                "give it the vectors that it was made for"
+            )
+        if isinstance(x, SparseRows):
+            return x.with_values(self.indexed(x.values, x.indices))
+        features = torch.arange(self.size).expand(len(x), -1)
+        return self.indexed(x.reshape(-1), features.reshape(-1)).view_as(x)
+
+    def indexed(self, x: Tensor, feature: Tensor) -> Tensor:
+        """Values (m,) of these features (m,) as indices where the feature is a category."""
+        begin, end = self.first[feature], self.first[feature + 1]
+        nominal = begin < end
+        x_nominal, low, high = x[nominal].detach(), begin[nominal], end[nominal]
+        last = high - 1
+        for _ in range(
+            int(self.first.diff().max() if self.size else 0).bit_length()
+        ):  # the first category that isn't less
+            middle = (low + high) // 2
+            less = (low < high) & (self.values[torch.minimum(middle, last)] < x_nominal)
+            low, high = torch.where(less, middle + 1, low), torch.where(less, high, middle)
+        at = torch.minimum(low, last)
+        known = self.values[at] == x_nominal
+        if not self.keep and not bool(known.all()):
+            k = int((~known).nonzero()[0])
+            raise InputError(
+                f"{self.uid}: feature {int(feature[nominal][k])} holds {x_nominal[k].item()!r}, which is none of its categories; "
+                "set handleInvalid to 'keep', or clean the column"
+            )
+        number = torch.where(known, self.numbers[at], (end - begin)[nominal].to(x.dtype))
+        return x.masked_scatter(nominal, number)

@@ -1,0 +1,181 @@
+"""Products of every entry of one column with every entry of the others: Interaction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparkdiff.errors import InputError
+from sparkdiff.sparse import SparseRows
+from sparkdiff.stages.base import UNDECIDED, Field, Rows, StageModule, StaysInSparkError, dense, register, width
+from sparkdiff.stages.encoding import SPARSE_FROM
+
+
+@register("pyspark.ml.feature.Interaction")
+class Interaction(StageModule):
+    """The products of one entry of each input column, the first column's index slowest; scalars are columns of one entry.
+
+    A nominal scalar of more than one value is its one-hot block first. An entry that Spark stores not gives no product,
+    whatever it is multiplied with: 0 * NaN is NaN for an entry of a dense vector, and 0 for one that a sparse vector lacks.
+
+    Source: org.apache.spark.ml.feature.{Interaction, FeatureEncoder}.
+    """
+
+    expands = True
+    storage = "compressed"
+
+    def __init__(self, uid: str, names: tuple[str, ...], values: tuple[int, ...], storage: tuple[str, ...]):
+        super().__init__()
+        self.uid, self.names = uid, names
+        self.values = values  # of a nominal scalar how many; 1 for what is a number, or a vector of them
+        self.storage_of = storage
+
+    @classmethod
+    def wants_fields(cls, stage: Any) -> bool:
+        return True
+
+    @classmethod
+    def from_spark(cls, stage: Any) -> Interaction:
+        """Over columns that hold no categories."""
+        names = cls.inputs(stage)
+        return cls(stage.uid, names, (1,) * len(names), ("",) * len(names))
+
+    @classmethod
+    def from_fields(cls, stage: Any, fields: Sequence[Field | None]) -> Interaction:
+        names, values, storage = cls.inputs(stage), [], []
+        for name, field in zip(names, fields, strict=True):
+            if field is None:
+                raise StaysInSparkError(f"which categories column {name!r} holds is {UNDECIDED}")
+            values.append(_categories(name, field))
+            storage.append(field.storage)
+        return cls(stage.uid, names, tuple(values), tuple(storage))
+
+    def forward(self, *columns: Rows) -> Rows:  # scalars (n,) and vectors (n, d_i) -> (n, product of d_i)
+        sizes = [max(width(c), k) for c, k in zip(columns, self.values, strict=True)]
+        total = 1
+        for size in sizes:
+            total *= size
+        sparse = any(isinstance(c, SparseRows) for c in columns)
+        if sparse or (total >= SPARSE_FROM and max(self.values) > 1):
+            finite = all(bool((c.values if isinstance(c, SparseRows) else c).isfinite().all()) for c in columns)
+            storage = [
+                s if s != "compressed" or not finite else "sparse" for s in self.storage_of
+            ]  # zeros make no difference
+            parts = [self._stored(*of) for of in zip(columns, self.names, self.values, storage, strict=True)]
+            out = parts[-1]
+            for part in reversed(parts[:-1]):
+                out = _crossed(part, out)
+            return out
+        strided = [
+            self._encoded(dense(c), name, k) for c, name, k in zip(columns, self.names, self.values, strict=True)
+        ]
+        product = strided[-1]
+        for x in reversed(strided[:-1]):
+            product = (x[:, :, None] * product[:, None, :]).flatten(1)
+        if all(bool(x.isfinite().all()) for x in strided):
+            return product
+        counts = [_is_stored(x, k, s) for x, k, s in zip(strided, self.values, self.storage_of, strict=True)]
+        stored = counts[-1]
+        for one in reversed(counts[:-1]):
+            stored = (one[:, :, None] & stored[:, None, :]).flatten(1)
+        return torch.where(stored, product, 0.0)
+
+    def _index(self, x: Tensor, name: str, values: int) -> Tensor:
+        valid = (x >= 0) & (x < values) & (x == x.floor())  # NaN is invalid
+        if not bool(valid.all()):
+            raise InputError(
+                f"{self.uid}: column {name!r} holds {x[~valid][0].item()!r}, but its categories are 0 to {values - 1}; "
+                "clean the column, or index it again"
+            )
+        return x.long()
+
+    def _encoded(self, column: Tensor, name: str, values: int) -> Tensor:  # (n,) or (n, d) -> (n, d or values)
+        if values > 1:
+            return torch.nn.functional.one_hot(self._index(column, name, values), values).to(column.dtype)
+        return column[:, None] if column.ndim == 1 else column
+
+    def _stored(self, column: Rows, name: str, values: int, storage: str) -> SparseRows:
+        """The entries that Spark stores, of which there are products."""
+        if isinstance(column, SparseRows):
+            return _compressed(column) if storage == "compressed" else column
+        n = len(column)
+        if column.ndim == 1:
+            index = self._index(column, name, values) if values > 1 else torch.zeros(n, dtype=torch.int64)
+            value = torch.ones_like(column) if values > 1 else column
+            return SparseRows(index, value, torch.arange(n + 1), values)
+        stored = _is_stored(column, 1, storage)
+        offsets = torch.zeros(n + 1, dtype=torch.int64)
+        torch.cumsum(stored.sum(1), 0, out=offsets[1:])
+        return SparseRows(stored.nonzero()[:, 1], column[stored], offsets, column.shape[1])
+
+
+def _categories(name: str, field: Field) -> int:
+    """How many one-hot columns a scalar gives, 1 for a number.
+
+    Raises:
+        StaysInSparkError: Spark itself refuses the column, or encodes it as only Spark can.
+    """
+    attributes = field.attributes or {}
+    if not field.vector:
+        if attributes.get("type") != "nominal":
+            return 1
+        if "num_vals" not in attributes and "vals" not in attributes:
+            raise StaysInSparkError(
+                f"column {name!r} is nominal without a number of values, which Spark refuses: set it in the metadata"
+            )
+        return max(1, _number_of_values(attributes))
+    nominal = [a for a in (attributes.get("attrs") or {}).get("nominal", ()) if _number_of_values(a) != 1]
+    if nominal:
+        raise StaysInSparkError(
+            f"vector {name!r} holds categories, which Spark encodes in dense rows otherwise than in sparse ones; give "
+            "Interaction their index columns"
+        )
+    return 1
+
+
+def _number_of_values(attribute: Mapping[str, Any]) -> int:
+    return int(attribute["num_vals"]) if "num_vals" in attribute else len(attribute.get("vals", ()))
+
+
+def _is_stored(x: Tensor, values: int, storage: str) -> Tensor:
+    """Which entries of strided rows (n, d) Spark stores, and multiplies therefore."""
+    if values > 1 or storage == "sparse":
+        return x != 0  # so NaN is stored
+    if storage == "compressed":
+        return (x != 0) | _is_dense((x != 0).sum(1), x.shape[1])[:, None]
+    return torch.ones_like(x, dtype=torch.bool)
+
+
+def _is_dense(entries: Tensor, width: int) -> Tensor:
+    """Which rows with so many entries other than 0, (n,), Spark stores dense: org.apache.spark.ml.linalg.Vector.compressed."""
+    return 1.5 * (entries + 1.0) >= width
+
+
+def _compressed(x: SparseRows) -> SparseRows:
+    """The same rows, with all their zeros stored where Spark stores the row dense, and none where it doesn't."""
+    row = x.rows()
+    whole = _is_dense(torch.bincount(row[x.values != 0], minlength=len(x)), x.width)
+    kept, full = (x.values != 0) & ~whole[row], whole.nonzero()[:, 0]
+    rows = torch.cat([row[kept], full.repeat_interleave(x.width)])
+    order = rows.argsort(stable=True)
+    indices = torch.cat([x.indices[kept], torch.arange(x.width).repeat(len(full))])[order]
+    values = torch.cat([x.values[kept], x.take(full).to_dense().flatten()])[order]
+    offsets = torch.zeros(len(x) + 1, dtype=torch.int64)
+    torch.cumsum(torch.bincount(rows, minlength=len(x)), 0, out=offsets[1:])
+    return SparseRows(indices, values, offsets, x.width)
+
+
+def _crossed(slow: SparseRows, fast: SparseRows) -> SparseRows:
+    """Every stored entry of one times every stored entry of the other, row by row."""
+    many, few = slow.lengths(), fast.lengths()
+    offsets = torch.zeros(len(slow) + 1, dtype=torch.int64)
+    torch.cumsum(many * few, 0, out=offsets[1:])
+    row = torch.repeat_interleave(torch.arange(len(slow)), many * few)
+    place = torch.arange(int(offsets[-1])) - offsets[row]
+    i = slow.offsets[row] + place // few[row]
+    j = fast.offsets[row] + place % few[row]
+    index = slow.indices[i] * fast.width + fast.indices[j]
+    return SparseRows(index, slow.values[i] * fast.values[j], offsets, slow.width * fast.width)

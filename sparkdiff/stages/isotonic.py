@@ -1,0 +1,160 @@
+"""IsotonicRegression: a rising or falling curve of one feature, linear between boundaries."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparkdiff.errors import InputError
+from sparkdiff.jvm import isotonic as spark
+from sparkdiff.sparse import SparseRows
+from sparkdiff.stages.base import FeatureStats, LabelStats, Rows, parameter, register, tensor
+from sparkdiff.stages.constraints import Constraint, Ordered
+from sparkdiff.stages.predictor import Predictor
+
+
+class Rising(Ordered):
+    """Ascending, also where two roundings would turn neighbours over."""
+
+    def value(self, start: Tensor, move: Tensor) -> Tensor:
+        return super().value(start, move).cummax(-1).values
+
+
+class Falling(Rising):
+    """Descending."""
+
+    def value(self, start: Tensor, move: Tensor) -> Tensor:
+        return -super().value(-start, move)
+
+    def moved(self, start: Tensor, value: Tensor) -> Tensor:
+        return super().moved(-start, -value)
+
+
+@register("pyspark.ml.regression.IsotonicRegressionModel")
+class IsotonicRegression(Predictor):
+    """prediction = y1 + (y2 - y1) (x - x1) / (x2 - x1) between two boundaries, and the outer predictions beyond them.
+
+    A vector is read at featureIndex. On a boundary the prediction is the one there (of several the one that
+    java.util.Arrays.binarySearch meets), and the slope the mean of both sides'. NaN is above all numbers.
+
+    Source: org.apache.spark.mllib.regression.IsotonicRegressionModel.predict.
+    """
+
+    weights = ("boundaries", "predictions", "isotonic")
+
+    def __init__(self, boundaries: Tensor, predictions: Tensor, isotonic: bool, index: int, uid: str):
+        super().__init__()
+        self.register_buffer("boundaries", boundaries, persistent=False)  # (m,) ascending
+        self.predictions = parameter(predictions)  # (m,)
+        self.isotonic, self.index, self.uid = isotonic, index, uid
+        self.register_buffer("met", torch.from_numpy(_met(boundaries.numpy())), persistent=False)  # (m,) int64
+
+    boundaries: Tensor
+    met: Tensor
+
+    @classmethod
+    def from_spark(cls, stage: Any) -> IsotonicRegression:
+        # A Param of the stage says how it was fitted, too, but could be set on the model.
+        predictions = tensor(stage.predictions)
+        rises = bool((predictions.diff() > 0).any())
+        falls = bool((predictions.diff() < 0).any())
+        isotonic = rises or (stage.getIsotonic() and not falls)
+        return cls(tensor(stage.boundaries), predictions, isotonic, stage.getFeatureIndex(), stage.uid)
+
+    @classmethod
+    def refuses(cls, stage: Any) -> str | None:
+        return None if len(stage.boundaries) else "it has no boundaries, so that Spark can't predict either"
+
+    def margin(self, x: Rows) -> Tensor:  # type: ignore[override]  # one input column, (n,) or (n, d) -> (n,)
+        x = self._feature(x)
+        b, y, last = self.boundaries, self.predictions, len(self.boundaries) - 1
+        value = x.detach().contiguous()
+        at = torch.searchsorted(
+            b, value
+        )  # the first boundary that isn't below; to Java -0.0 is below 0.0, NaN above all
+        past = (b[at.clamp_max(last)] == value) & b[at.clamp_max(last)].signbit() & ~value.signbit()
+        at = torch.where(past, torch.searchsorted(b, value, right=True), at)
+        at = torch.where(value.isnan(), last + 1, at)
+        above, below = at.clamp_max(last), (at - 1).clamp_min(0)
+        inside = (at > 0) & (at <= last)
+        on = (b[above] == value) & (b[above].signbit() == value.signbit())
+        between = inside & ~on
+        width = torch.where(between, b[above] - b[below], 1.0)
+        step = torch.where(between, x - b[below], 0.0)
+        curve = y[below] + (y[above] - y[below]) * step / width
+        end = torch.where(at == 0, y[0], y[last])
+        level = y[self.met[above]]
+        if torch.is_grad_enabled() and x.requires_grad:
+            level = level + torch.where(on, self._slope(above) * (x - x.detach()), 0.0)
+        return torch.where(on, level, torch.where(inside, curve, end))
+
+    def _feature(self, x: Rows) -> Tensor:
+        if isinstance(x, SparseRows):
+            here = x.indices == self.index
+            return x.values.new_zeros(len(x)).index_add(0, x.rows()[here], x.values[here])
+        return x[:, self.index] if x.ndim == 2 else x
+
+    def _slope(self, at: Tensor) -> Tensor:
+        """The mean of the slopes on both sides of these boundaries (n,)."""
+        width = self.boundaries.diff()
+        slope = self.predictions.detach().diff() / torch.where(width > 0, width, torch.inf)
+        flat = slope.new_zeros(1)
+        return (torch.cat([flat, slope])[at] + torch.cat([slope, flat])[at]) / 2
+
+    @property
+    def margin_link(self) -> str:
+        return "identity"
+
+    def columns(self, margin: Tensor) -> tuple[Tensor, ...]:
+        return (margin,)
+
+    def mean(self, margin: Tensor) -> Tensor:
+        return margin
+
+    def own_loss(self) -> tuple[str, dict[str, float]]:
+        return "squared", {}
+
+    def margin_unit(self, y: LabelStats) -> float:
+        return y.std or 1.0
+
+    def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
+        unit = torch.ones_like(self.predictions)  # the steps move by factors
+        unit[0] = self.margin_unit(y)
+        return {"predictions": unit}
+
+    def constraints(self) -> dict[str, Constraint]:
+        return {"predictions": Rising() if self.isotonic else Falling()}
+
+    def edges(self) -> tuple[tuple[float, ...], ...]:
+        return ()
+
+    def check_domain(self, uid: str) -> None:
+        super().check_domain(uid)
+        steps = self.predictions.diff() if self.isotonic else -self.predictions.diff()
+        if bool((steps < 0).any()):
+            i = int((steps < 0).nonzero()[0])
+            a, b = self.predictions[i].item(), self.predictions[i + 1].item()
+            way = "rise" if self.isotonic else "fall"
+            raise InputError(
+                f"{uid}: predictions must {way} from boundary to boundary, but {a!r} comes before {b!r}; sort them before "
+                "writing back"
+            )
+
+    def to_spark(self, stage: Any) -> Any:
+        # To Java 0.0 is above -0.0.
+        return spark.rebuild(stage, self.weight("boundaries"), self.weight("predictions") + 0.0, self.isotonic)
+
+
+def _met(boundaries: np.ndarray) -> np.ndarray:
+    """For each boundary, which of those equal to it java.util.Arrays.binarySearch comes upon."""
+    out = np.arange(len(boundaries))
+    for value in np.unique(boundaries[1:][boundaries[1:] == boundaries[:-1]]):
+        low, high = 0, len(boundaries) - 1
+        while boundaries[(low + high) // 2] != value:
+            middle = (low + high) // 2
+            low, high = (middle + 1, high) if boundaries[middle] < value else (low, middle - 1)
+        out[boundaries == value] = (low + high) // 2
+    return out

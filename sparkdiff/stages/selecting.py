@@ -1,0 +1,147 @@
+"""Stages that pick features or look at their number: VectorSlicer, VectorSizeHint, and the selectors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparkdiff.errors import InputError
+from sparkdiff.sparse import SparseRows
+from sparkdiff.stages.base import (
+    UNDECIDED,
+    UNKNOWN_SLOT,
+    Field,
+    Parameters,
+    Pulled,
+    Rows,
+    StageModule,
+    StaysInSparkError,
+    register,
+    width,
+)
+
+
+class Selection(StageModule):
+    """y = x[:, indices]; sparse stays sparse."""
+
+    indices: Tensor
+
+    def __init__(self, uid: str, indices: Sequence[int]):
+        super().__init__()
+        self.uid = uid
+        self.register_buffer("indices", torch.tensor(indices, dtype=torch.int64))  # (k,) distinct
+
+    def forward(self, x: Rows) -> Rows:  # (n, d) -> (n, k)
+        if len(self.indices) and int(self.indices.max()) >= width(x):
+            raise InputError(
+                f"{self.uid}: its input has {width(x)} entries a row, and it picks entry {int(self.indices.max())}; "
+                "give it the vectors that it was made for"
+            )
+        return x.select(self.indices) if isinstance(x, SparseRows) else x.index_select(1, self.indices)
+
+    def pull(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> Pulled:
+        pulled = slope.new_zeros(*slope.shape[:-2], widths[0], slope.shape[-1])
+        pulled.index_copy_(-2, self.indices, slope)
+        return Pulled([pulled], 0.0, lambda gradients, constant, room: gradients[0].index_select(-2, self.indices))
+
+
+class Selector(Selection):
+    """The features that a fitted selector has kept, in ascending order."""
+
+    @classmethod
+    def from_spark(cls, stage: Any) -> Selector:
+        return cls(stage.uid, sorted(stage.selectedFeatures))
+
+
+@register("pyspark.ml.feature.ChiSqSelectorModel")
+class ChiSqSelector(Selector):
+    """The features chosen by chi-squared tests."""
+
+
+@register("pyspark.ml.feature.UnivariateFeatureSelectorModel")
+class UnivariateFeatureSelector(Selector):
+    """The features chosen by chi-squared, ANOVA or F tests."""
+
+
+@register("pyspark.ml.feature.VarianceThresholdSelectorModel")
+class VarianceThresholdSelector(Selector):
+    """The features whose variance is above a threshold."""
+
+
+@register("pyspark.ml.feature.VectorSlicer")
+class VectorSlicer(Selection):
+    """The entries of these indices, in their order; then those that bear these names in the attributes of the input.
+
+    Source: org.apache.spark.ml.feature.VectorSlicer.getSelectedFeatureIndices.
+    """
+
+    size: int | None = None  # of the vectors that the names were looked up for
+
+    @classmethod
+    def from_spark(cls, stage: Any) -> VectorSlicer:
+        return cls(stage.uid, stage.getIndices())
+
+    @classmethod
+    def wants_fields(cls, stage: Any) -> bool:
+        return bool(stage.getNames())
+
+    @classmethod
+    def from_fields(cls, stage: Any, fields: Sequence[Field | None]) -> VectorSlicer:
+        (name,), (field,) = cls.inputs(stage), fields
+        undecided = StaysInSparkError(f"which entries of {name!r} have the names that it picks is {UNDECIDED}")
+        if field is None:
+            raise undecided
+        attributes = field.attributes or {}
+        kinds = (attributes.get("attrs") or {}).values()
+        places = {a["name"]: int(a["idx"]) for kind in kinds for a in kind if "name" in a and "idx" in a}
+        unknown = min((i for n, i in places.items() if n.endswith(UNKNOWN_SLOT)), default=None)
+        for wanted in stage.getNames():
+            if unknown is not None and places.get(wanted, unknown) >= unknown:
+                raise undecided  # it may be in a vector of unknown width, or behind it
+            if wanted not in places:
+                raise StaysInSparkError(f"no entry of {name!r} is called {wanted!r}, so that Spark refuses it")
+        module = cls(stage.uid, [*stage.getIndices(), *(places[n] for n in stage.getNames())])
+        module.size = int(attributes["num_attrs"]) if "num_attrs" in attributes else None
+        return module
+
+    def forward(self, x: Rows) -> Rows:
+        if self.size is not None and width(x) != self.size:
+            raise InputError(
+                f"{self.uid}: its input has {width(x)} entries a row, but the names that it picks were looked up among "
+                f"{self.size}: translate(model, schema=...) looks them up in the data's schema"
+            )
+        return super().forward(x)
+
+
+@register("pyspark.ml.feature.VectorSizeHint")
+class VectorSizeHint(StageModule):
+    """The column itself; with handleInvalid='error' vectors of another size raise, as in Spark, 'optimistic' doesn't look."""
+
+    def __init__(self, uid: str, size: int, checks: bool):
+        super().__init__()
+        self.uid, self.size, self.checks = uid, size, checks
+
+    @classmethod
+    def outputs(cls, stage: Any) -> tuple[str, ...]:
+        return cls.inputs(stage)
+
+    @classmethod
+    def from_spark(cls, stage: Any) -> VectorSizeHint:
+        return cls(stage.uid, stage.getSize(), stage.getHandleInvalid() == "error")
+
+    def forward(self, x: Rows) -> Rows:  # (n, d) -> (n, d)
+        if self.checks and len(x) and width(x) != self.size:
+            raise InputError(
+                f"{self.uid}: its input has {width(x)} entries a row where size={self.size} is expected; "
+                "mend the vectors, or set handleInvalid to 'optimistic'"
+            )
+        return x
+
+    def pull(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> Pulled:
+        return Pulled([slope], 0.0, lambda gradients, constant, room: gradients[0])
+
+    def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[StageModule, Tensor | None]:
+        return self.by_column(columns)

@@ -1,0 +1,82 @@
+"""LinearSVC, a linear classifier that decides and ranks, but knows no probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from sparkdiff.stages.base import (
+    FeatureStats,
+    LabelStats,
+    Parameters,
+    Pulled,
+    Rows,
+    columns_of,
+    parameter,
+    register,
+    tensor,
+)
+from sparkdiff.stages.linear import coefficient_units, product, regression_margin
+from sparkdiff.stages.predictor import Predictor
+
+
+@register("pyspark.ml.classification.LinearSVCModel")
+class LinearSVC(Predictor):
+    """rawPrediction = [-m, m] with m = x @ coefficients + intercept; prediction = m > threshold, of the margin itself.
+
+    Source: org.apache.spark.ml.classification.LinearSVCModel.
+    """
+
+    weights = ("coefficients", "intercept")
+    feature_axis = {"coefficients": 0}
+    SHOWN: ClassVar[tuple[str, ...]] = ("rawPredictionCol", "predictionCol")
+    label_cols = ("predictionCol",)
+    classes = 2
+    probable = False
+
+    def __init__(
+        self, coefficients: Tensor, intercept: Tensor, fit_intercept: bool, *, threshold: float, shown: tuple[str, ...]
+    ):
+        super().__init__()
+        self.coefficients = parameter(coefficients)  # (d,)
+        self.intercept = parameter(intercept, fit_intercept)  # ()
+        self.threshold, self.shown = threshold, shown
+
+    @classmethod
+    def from_spark(cls, stage: Any) -> LinearSVC:
+        return cls(
+            tensor(stage.coefficients), tensor(stage.intercept), stage.getFitIntercept(), threshold=stage.getThreshold(),
+            shown=tuple(c for c in cls.SHOWN if columns_of(stage, (c,))),
+        )  # fmt: skip
+
+    @classmethod
+    def outputs(cls, stage: Any) -> tuple[str, ...]:
+        return columns_of(stage, cls.SHOWN)
+
+    def margin(self, x: Rows) -> Tensor:  # type: ignore[override]  # one input column
+        return product(x, self.coefficients) + self.intercept
+
+    def pull(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> Pulled:
+        return regression_margin(p)
+
+    def columns(self, margin: Tensor) -> tuple[Tensor, ...]:
+        columns = dict(zip(self.SHOWN, (torch.stack([-margin, margin], 1), self.decision(margin)), strict=True))
+        return tuple(columns[c] for c in self.shown)
+
+    def decision(self, margin: Tensor) -> Tensor:
+        return (margin > self.threshold).to(margin.dtype)
+
+    def decision_margin(self, margin: Tensor) -> Tensor:
+        return margin - self.threshold
+
+    def boundary(self, margin: Tensor) -> Tensor:
+        return self.decision_margin(margin).abs() / margin.abs().clamp_min(1)
+
+    def own_loss(self) -> tuple[str, dict[str, float]]:
+        return "hinge", {}
+
+    def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
+        return {"coefficients": coefficient_units(x, 1.0)}

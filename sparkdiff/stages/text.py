@@ -1,0 +1,64 @@
+"""Stages that weigh words: IDF."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from sparkdiff import jvm
+from sparkdiff.stages.base import (
+    Parameters,
+    Pulled,
+    Rows,
+    StageModule,
+    parameter,
+    register,
+    scaled,
+    tensor,
+)
+from sparkdiff.stages.constraints import Constraint, Positive
+
+
+@register("pyspark.ml.feature.IDFModel")
+class IDF(StageModule):
+    """y = x * idf; sparse stays sparse. `docFreq` and `numDocs` are written back as they were fitted.
+
+    Each idf trains as a factor of itself: what is 0, as for words in fewer than minDocFreq documents, stays 0.
+
+    Source: org.apache.spark.mllib.feature.IDFModel.transformDense and transformSparse.
+    """
+
+    weights = ("idf",)
+    feature_axis = {"idf": 0}
+
+    def __init__(self, idf: Tensor):
+        super().__init__()
+        self.idf = parameter(idf)  # (d,)
+
+    @classmethod
+    def from_spark(cls, stage: Any) -> IDF:
+        return cls(tensor(stage.idf))
+
+    def forward(self, x: Rows) -> Rows:  # (n, d) -> (n, d)
+        return scaled(x, self.idf)
+
+    def pull(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> Pulled:
+        idf = p["idf"][..., None]  # (K, d, 1)
+
+        def back(gradients: list[Tensor], constant: Tensor, room: Parameters) -> Tensor:
+            if "idf" in room:
+                room["idf"].add_((gradients[0] * slope).sum(-1))
+            return gradients[0] * idf
+
+        return Pulled([slope * idf], 0.0, back)
+
+    def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[StageModule, Tensor | None]:
+        return self.by_column(columns)
+
+    def constraints(self) -> dict[str, Constraint]:
+        return {"idf": Positive()}
+
+    def to_spark(self, stage: Any) -> Any:
+        return jvm.idf(stage, self.weight("idf"))

@@ -1,0 +1,118 @@
+"""Stages that weigh the entries of a row: Normalizer, ElementwiseProduct."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparkdiff.sparse import SparseRows
+from sparkdiff.stages.base import (
+    FeatureStats,
+    LabelStats,
+    Parameters,
+    Pulled,
+    Rows,
+    StageModule,
+    parameter,
+    register,
+    scaled,
+    tensor,
+)
+
+
+@register("pyspark.ml.feature.Normalizer")
+class Normalizer(StageModule):
+    """y = x / norm_p(x), p from 1 to infinity; a row of norm 0 stays as it is. The infinity norm overlooks NaN, as in Spark.
+
+    Source: org.apache.spark.mllib.feature.Normalizer, Vectors.norm.
+    """
+
+    def __init__(self, p: float):
+        super().__init__()
+        self.p = p
+
+    @classmethod
+    def from_spark(cls, stage: Any) -> Normalizer:
+        return cls(float(stage.getP()))
+
+    def forward(self, x: Rows) -> Rows:  # (n, d) -> (n, d)
+        norm = self.norm(x)
+        if isinstance(x, SparseRows):
+            return x.with_values(x.values / norm[x.rows()])
+        return x / norm[:, None]
+
+    def norm(self, x: Rows) -> Tensor:
+        """Each row's norm, (n,), and 1 where it is 0."""
+        if math.isinf(self.p):
+            norm = largest(x)
+            return torch.where(norm == 0, 1.0, norm)
+        size = (x.values if isinstance(x, SparseRows) else x).abs()
+        total = row_sums(x, size if self.p == 1 else size * size if self.p == 2 else size**self.p)
+        total = torch.where(total == 0, 1.0, total)  # before the root, whose derivative at 0 is infinite
+        return total if self.p == 1 else total.sqrt() if self.p == 2 else total ** (1 / self.p)
+
+
+def row_sums(x: Rows, entries: Tensor) -> Tensor:
+    """Sums over each row of x of what stands in place of its (stored) entries, (n,)."""
+    return entries.new_zeros(len(x)).index_add(0, x.rows(), entries) if isinstance(x, SparseRows) else entries.sum(1)
+
+
+def largest(x: Rows) -> Tensor:
+    """The largest size of an entry of each row, (n,); 0 of no entry; NaN is smaller than anything."""
+    size = (x.values if isinstance(x, SparseRows) else x).abs()
+    size = torch.where(size.isnan(), 0.0, size)
+    if isinstance(x, SparseRows):
+        return size.new_zeros(len(x)).scatter_reduce(0, x.rows(), size, "amax")
+    return torch.cat([size, size.new_zeros(len(x), 1)], 1).amax(1)
+
+
+@register("pyspark.ml.feature.ElementwiseProduct")
+class ElementwiseProduct(StageModule):
+    """y = x * scalingVec; sparse stays sparse. The weights are a Param of the stage.
+
+    Source: org.apache.spark.mllib.feature.ElementwiseProduct.
+    """
+
+    weights = ("scalingVec",)
+    weight_params = ("scalingVec",)
+    feature_axis = {"scalingVec": 0}
+
+    def __init__(self, scalingVec: Tensor):
+        super().__init__()
+        self.scalingVec = parameter(scalingVec)  # (d,)
+
+    @classmethod
+    def refuses(cls, stage: Any) -> str | None:
+        if not bool(tensor(stage.getScalingVec()).isfinite().all()):
+            return "scalingVec isn't finite, and Spark's product of that and 0 depends on how a vector is stored"
+        return super().refuses(stage)
+
+    @classmethod
+    def from_spark(cls, stage: Any) -> ElementwiseProduct:
+        return cls(tensor(stage.getScalingVec()))
+
+    def forward(self, x: Rows) -> Rows:  # (n, d) -> (n, d)
+        return scaled(x, self.scalingVec)
+
+    def pull(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> Pulled:
+        factor = p["scalingVec"][..., None]  # (K, d, 1)
+
+        def back(gradients: list[Tensor], constant: Tensor, room: Parameters) -> Tensor:
+            if "scalingVec" in room:
+                room["scalingVec"].add_((gradients[0] * slope).sum(-1))
+            return gradients[0] * factor
+
+        return Pulled([slope * factor], 0.0, back)
+
+    def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[StageModule, Tensor | None]:
+        return self.by_column(columns)
+
+    def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
+        # Relative to each weight; one of 0 moves as the others do on average.
+        size = self.scalingVec.detach().abs()
+        usual = size.sum() / (size > 0).sum().clamp_min(1)
+        return {"scalingVec": torch.where(size > 0, size, usual if usual > 0 else 1.0)}
