@@ -190,13 +190,14 @@ class Graph:
                 fields.append(field_of(known[v], writer.storage if writer else "") if v in known else None)
             try:
                 leaf.module = REGISTRY[class_name(leaf.stage)].from_fields(leaf.stage, fields)
+                leaf.parametric = any(p.requires_grad for p in leaf.module.parameters())
             except StaysInSparkError as e:
                 leaf.why = str(e)
             if data is None and leaf.module is not None:
                 described = [self.leaves[j] for j in (i, *sorted(self.ancestors([i]))) if not self._makes_categories(j)]
                 sources = dict.fromkeys(self.name(v) for of in described for v in of.sources if v[1] == -1)
                 if sources:
-                    leaf.note = f"whether {', '.join(sources)} hold categories is {UNDECIDED}"
+                    leaf.note = f"whether {', '.join(sources)} {leaf.module.undecided} is {UNDECIDED}"
 
     def _makes_categories(self, i: int) -> bool:
         """Whether what the stage reads doesn't show in the attributes of what it writes."""
@@ -569,7 +570,8 @@ def foreign(stage: Any) -> str | None:
 
 def field_of(field: StructField, storage: str = "") -> Field:
     """What a stage that wants to know its input columns is told of one."""
-    return Field(isinstance(field.dataType, VectorUDT), (field.metadata or {}).get("ml_attr"), storage)
+    attributes = (field.metadata or {}).get("ml_attr")
+    return Field(isinstance(field.dataType, VectorUDT), attributes, storage, field.dataType.simpleString())
 
 
 def unquoted(name: str) -> str:

@@ -258,6 +258,9 @@ def seeing(network: Network, model: Any, data: SchemaOrRows) -> Network:
         return network
     other = Network(graph, network.positions)
     other.stages.update({str(i): network.module(i) for i in network.positions if i not in waiting})
+    for i in waiting:
+        for p, q in zip(other.module(i).parameters(), network.module(i).parameters(), strict=True):
+            p.data = q.data
     return other
 
 

@@ -70,11 +70,13 @@ class Field(NamedTuple):
         vector: whether it holds vectors.
         attributes: its `ml_attr` metadata, as Spark writes them; None where it has none.
         storage: how Spark stores each of its vectors, as the `storage` of a StageModule.
+        kind: its type, as Spark's `simpleString`.
     """
 
     vector: bool
     attributes: Mapping[str, Any] | None
     storage: str = ""
+    kind: str = ""
 
 
 class NotSparseError(Exception):
@@ -219,6 +221,9 @@ class StageModule(nn.Module):
     def from_spark(cls, stage: Any) -> StageModule:
         """The module of a fitted stage."""
         raise NotImplementedError
+
+    undecided: ClassVar[str] = "hold categories"
+    """What of its input columns the stage can't know before data are seen, where it wants their fields."""
 
     @classmethod
     def wants_fields(cls, stage: Any) -> bool:
