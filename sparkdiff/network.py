@@ -186,7 +186,8 @@ class Network(nn.Module):
             return self.head.routed_margin(routed)
         reads = self.graph.margin_reads(self.graph.head)  # type: ignore[arg-type]
         self.run(values, [v for v in reads if v not in values])
-        return self.head.margin(*(values[v] for v in reads))
+        told = self.told(self.head, self.graph.leaves[self.graph.head].reads, values)  # type: ignore[index]
+        return self.head.margin(*(values[v] for v in reads), **told)
 
     def _wanted(self, outputCols: Iterable[str] | None) -> list[Version]:
         if outputCols is None:

@@ -50,8 +50,9 @@ class NaiveBayes(ProbabilisticClassifier):
     feature_axis = {"theta": 1, "sigma": 1}
 
     def __init__(
-        self, pi: Tensor, theta: Tensor, sigma: Tensor, *, shown: tuple[str, ...], thresholds: Tensor | None, uid: str
-    ):
+        self, pi: Tensor, theta: Tensor, sigma: Tensor, *, shown: tuple[str, ...], thresholds: Tensor | None, uid: str,
+        column: str,
+    ):  # fmt: skip
         super().__init__(len(pi), shown, thresholds)
         self.pi = parameter(pi, not isinstance(self, Complement))  # (k,)
         self.theta = parameter(theta)  # (k, d)
@@ -59,14 +60,21 @@ class NaiveBayes(ProbabilisticClassifier):
             self.sigma = parameter(sigma)  # (k, d)
         else:
             self.register_buffer("sigma", sigma, persistent=False)  # (0, 0)
-        self.uid = uid
+        self.uid, self.column = uid, column
         self.totals = {name: self._totals(name) for name in ("pi", "theta")}
 
     @classmethod
     def from_spark(cls, stage: Any) -> NaiveBayes:
         kind = KINDS[stage.getModelType()]
         sigma = tensor(stage.sigma).view(len(stage.pi), -1) if kind is Gaussian else torch.empty(0, 0).double()
-        return kind(tensor(stage.pi), tensor(stage.theta), sigma, uid=stage.uid, **cls.settings(stage))
+        return kind(
+            tensor(stage.pi),
+            tensor(stage.theta),
+            sigma,
+            uid=stage.uid,
+            column=stage.getFeaturesCol(),
+            **cls.settings(stage),
+        )
 
     @classmethod
     def refuses(cls, stage: Any) -> str | None:
@@ -120,13 +128,6 @@ class NaiveBayes(ProbabilisticClassifier):
                     )
 
 
-def accepted(x: Rows, good: Tensor, uid: str, rule: str) -> None:
-    """Raise InputError where an entry isn't `good`, as Spark does; (n, d) or the entries of sparse rows."""
-    if not bool(good.all()):
-        worst = (x.values if isinstance(x, SparseRows) else x)[~good][0].item()
-        raise InputError(f"{uid}: its features hold {worst!r}, but must be {rule}; scale or binarize them before it")
-
-
 class Counting(NaiveBayes):
     """Kinds whose rawPrediction is affine in the features, which Spark refuses outside of a domain.
 
@@ -137,9 +138,20 @@ class Counting(NaiveBayes):
     def differentiable(self) -> bool:  # type: ignore[override]
         return False
 
+    rule = "0 or more"
+
+    def good(self, entries: Tensor) -> Tensor:
+        return entries >= 0
+
     def check(self, x: Rows) -> None:
+        """Raise InputError where an entry is outside of the domain, as Spark does."""
         entries = x.values if isinstance(x, SparseRows) else x
-        accepted(x, entries >= 0, self.uid, "0 or more")
+        good = self.good(entries)
+        if not bool(good.all()):
+            raise InputError(
+                f"{self.uid}: column {self.column!r} holds {entries[~good][0].item()!r}, but must hold {self.rule}; scale or "
+                "binarize it before"
+            )
 
 
 class Multinomial(Counting):
@@ -175,8 +187,7 @@ class Complement(Counting):
     def margin(self, x: Rows) -> Tensor:  # type: ignore[override]  # one input column; (n, k)
         self.check(x)
         scores = product(x, self.theta)
-        # By Spark's order of operations, which makes NaN of an infinite score.
-        top = torch.where(scores.isnan().any(1, keepdim=True), torch.nan, scores).amax(1, keepdim=True)
+        top = scores.amax(1, keepdim=True)  # by Spark's order of operations, which makes NaN of an infinite score
         return scores - (torch.log(torch.exp(scores - top).sum(1, keepdim=True)) + top)
 
     def logarithms(self, name: str) -> Tensor:
@@ -208,9 +219,10 @@ class LogOdds(Constraint):
 class Bernoulli(Counting):
     """rawPrediction = pi + sum of theta where x is 1, and of log(1 - exp(theta)) where it is 0."""
 
-    def check(self, x: Rows) -> None:
-        entries = x.values if isinstance(x, SparseRows) else x
-        accepted(x, (entries == 0) | (entries == 1), self.uid, "0 or 1")
+    rule = "0 or 1"
+
+    def good(self, entries: Tensor) -> Tensor:
+        return (entries == 0) | (entries == 1)
 
     def margin(self, x: Rows) -> Tensor:  # type: ignore[override]  # one input column; (n, k)
         self.check(x)
