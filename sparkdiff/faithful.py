@@ -112,7 +112,7 @@ def _edges(network: Network, row: dict[Version, Rows], sample: dict[Version, Row
             changes += [(v, torch.tensor([e], dtype=torch.float64)) for e in given]
         else:
             rows = [network.module(i).edge_rows(row[v]) for i in network.positions if graph.leaves[i].reads == (v,)]  # type: ignore[arg-type]
-            changes += [(v, e) for part in rows for e in part.split(1)]
+            changes += [(v, e) for part in rows if len(part) for e in part.split(1)]
             low, high = column.amin(0, keepdim=True), column.amax(0, keepdim=True)
             changes += [(v, e) for e in (torch.zeros_like(low), low, high, 10 * low, 10 * high)]
     every = [row | {changed: value} | _no_null(row, changed) for changed, value in changes]

@@ -68,6 +68,8 @@ def fingerprint(request: Request, folder: Path) -> str:
             for k in ("spark.sql.session.timeZone", "spark.sql.ansi.enabled", "spark.sql.caseSensitive")
         },
         "sources": [[s.split, source_facts(s.df)] for s in request.sources],
+        # The manifest keeps the columns' attributes, of which the plan's text says nothing.
+        "metadata": [[[f.name, f.metadata] for f in s.df.schema.fields if f.metadata] for s in request.sources],
     }
     graph = request.graph
     if nulls := graph.telling(graph.live):

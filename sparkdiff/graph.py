@@ -67,6 +67,7 @@ class Leaf:
     module: StageModule | None  # None: stays in Spark
     why: str  # ... and why
     parametric: bool  # has parameters that its settings let train
+    own: bool = True  # Spark's own, or translated; any other stage may read more than it declares, and drop rows
     note: str = ""  # what was taken for granted
     made: tuple[str, ...] = ()  # columns that plain stages in front of it make for torch
     sources: tuple[Version, ...] = ()  # what Spark's stage reads
@@ -113,7 +114,9 @@ class Graph:
         self.upstream = self.ancestors([self.head]) | {self.head} if self.head is not None else set()
         self.makers = self._makers(beside)
         self.blocked = self._blocked()
-        self.trainable = {i for i in self._on_path() if self.leaves[i].has_parameters() and i not in self.blocked}
+        free = self._on_path() - set(self.blocked)
+        self.trainable = {i for i in free if self.leaves[i].has_parameters()}
+        self.on_request = {i: names for i in free if (names := self._on_request(i))}
         for i in set(self.translated()) - self.trainable:
             self.leaves[i].module.requires_grad_(False)  # type: ignore[union-attr]
         self.cached = self._cached()
@@ -123,7 +126,7 @@ class Graph:
 
     def _leaf(self, path: tuple[int, ...], stage: Any) -> Leaf:
         name = class_name(stage)
-        cls, opaque = REGISTRY.get(name), False
+        cls, opaque, own = REGISTRY.get(name), False, True
         if cls is not None:
             jvm.check_alive(stage)
             why = cls.refuses(stage) or ""
@@ -132,9 +135,9 @@ class Graph:
             why = UNTRANSLATED.get(name) or foreign(stage) or "no torch form"
             inputs, outputs = columns_of(stage, INPUTS), columns_of(stage, OUTPUTS)
             own = is_plain(stage) or isinstance(stage, UnaryTransformer)
-            opaque = type(stage).__name__ in ANY_COLUMN or not outputs or not own
+            opaque = type(stage).__name__ in ANY_COLUMN or not outputs
         skips = stage.hasParam("handleInvalid") and stage.isDefined("handleInvalid")
-        drops = opaque or (skips and stage.getOrDefault("handleInvalid") == "skip")
+        drops = opaque or not own or (skips and stage.getOrDefault("handleInvalid") == "skip")
         waits = cls is not None and cls.wants_fields(stage)
         module = cls.from_spark(stage) if cls is not None and not why and not waits else None
         loss_inputs = cls.loss_inputs(stage) if cls is not None and issubclass(cls, Predictor) else ()
@@ -142,7 +145,7 @@ class Graph:
         made = cls.made(stage) if cls is not None and module is not None else ()
         return Leaf(
             path, stage.uid, type(stage).__name__, stage, tuple(map(unquoted, inputs)), outputs, opaque, drops, module,
-            why, parametric, spelled=inputs, made=made, lossInputs=tuple(map(unquoted, loss_inputs)),
+            why, parametric, own=own, spelled=inputs, made=made, lossInputs=tuple(map(unquoted, loss_inputs)),
         )  # fmt: skip
 
     def _link(self) -> None:
@@ -154,7 +157,7 @@ class Graph:
                 for columns in (leaf.inputs, leaf.lossInputs)
             )
             leaf.reads = tuple((self.fold(c), in_front_of(i)) for c in leaf.made) or leaf.sources
-            parents = range(i) if leaf.opaque else (p for _, p in leaf.sources if p >= 0)
+            parents = range(i) if leaf.opaque or not leaf.own else (p for _, p in leaf.sources if p >= 0)
             leaf.parents = frozenset(parents)
             if leaf.opaque:
                 barrier, current = i, {}
@@ -315,6 +318,12 @@ class Graph:
         head = self.leaves[self.head].module if self.head is not None else None
         return isinstance(head, Predictor) and not head.labelled and not self.labelled
 
+    def _on_request(self, i: int) -> list[str]:
+        """The parameters of a stage that would train if `unfreeze` named them."""
+        module = self.leaves[i].module
+        named = module.named_parameters() if module is not None else ()
+        return sorted(n for n, p in named if module is not None and n in module.optional and not p.requires_grad)
+
     def _on_path(self) -> set[int]:
         """Stages from which a differentiable path leads to the loss."""
         if self.head is None:
@@ -340,6 +349,11 @@ class Graph:
             if self.leaves[i].module is None:
                 for j in self.ancestors([i]):
                     out.setdefault(j, f"feeds {self.leaves[i].uid}, which stays in Spark: {self.leaves[i].why}")
+        for i in self._droppers():
+            for j in self.ancestors([i]):
+                out.setdefault(
+                    j, f"comes before {self.leaves[i].uid}, which stays in Spark and may drop rows for what it reads"
+                )
         for i, leaf in enumerate(self.leaves):
             predicts = isinstance(leaf.module, Predictor) or (
                 leaf.module is None and "predictionCol" in map(_name, leaf.stage.params)
@@ -349,13 +363,16 @@ class Graph:
                     out.setdefault(j, f"also feeds the predictor {leaf.uid}, which the loss doesn't see")
         return out
 
+    def _droppers(self) -> set[int]:
+        """Stages in Spark that may drop rows before the head sees them."""
+        last = max(self.upstream, default=-1)
+        return {i for i, leaf in enumerate(self.leaves[: last + 1]) if leaf.module is None and leaf.drops_rows}
+
     def _cached(self) -> set[int]:
         """Stages that run in Spark before the cache."""
         if not self.trainable:
             return set()
-        spark = {i for i in self.upstream if self.leaves[i].module is None}
-        last = max(self.upstream)
-        spark |= {i for i, leaf in enumerate(self.leaves) if leaf.module is None and leaf.drops_rows and i < last}
+        spark = {i for i in self.upstream if self.leaves[i].module is None} | self._droppers()
         spark |= set(self.makers)
         spark |= self.ancestors(spark)
         for i in self.makers:
@@ -484,6 +501,11 @@ class Graph:
         return frozen
 
     def reason(self, i: int, frozen: dict[int, str]) -> str:
+        """What becomes of a stage and why, in plain words."""
+        request = ", ".join(self.on_request.get(i, ()))
+        return self._reason(i, frozen) + (f"; trains on request (unfreeze): {request}" if request else "")
+
+    def _reason(self, i: int, frozen: dict[int, str]) -> str:
         leaf = self.leaves[i]
         if leaf.module is None:
             return leaf.why
@@ -540,7 +562,7 @@ def foreign(stage: Any) -> str | None:
     does = (
         "only computes its output column"
         if isinstance(stage, UnaryTransformer)
-        else "may read and write any column and row"
+        else "may read any column and drop rows"
     )
     return f"no stage of Spark's, it {does}; a StageModule registered for {class_name(stage)} would translate it"
 

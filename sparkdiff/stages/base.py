@@ -22,6 +22,7 @@ Nulls = Sequence[Tensor | None]
 """Per input column which rows (n,) bool are null; None where none is, or nobody can tell."""
 REGISTRY: dict[str, type[StageModule]] = {}
 UNTRANSLATED: dict[str, str] = {}
+SKIPS = "handleInvalid='skip' drops rows, which a torch module cannot; use 'error' or 'keep'"
 NULL = " is null"
 """Ends the name of the boolean column that says in which rows another column is null."""
 SUPPORT = 5
@@ -145,6 +146,9 @@ class StageModule(nn.Module):
     """Whether the metadata of the outputs tell the weights, and change with them."""
     expands: ClassVar[bool] = False
     """Whether the outputs are larger than the inputs, so that the cache is smaller with this stage in torch."""
+    refusals: ClassVar[tuple[str, ...]] = ()
+    """The settings for which `refuses` or `from_fields` leave a stage in Spark, in words, as docs/stages.md lists them; beside
+    handleInvalid='skip'."""
     makes_dense: str = ""
     """What makes the outputs dense where the input is sparse; empty where they stay sparse, or are no vectors."""
     differentiable: ClassVar[bool] = True
@@ -192,7 +196,7 @@ class StageModule(nn.Module):
     def refuses(cls, stage: Any) -> str | None:
         """Why this fitted stage must stay in Spark although its class has a torch form; None where it has one."""
         if stage.hasParam("handleInvalid") and stage.getOrDefault("handleInvalid") == "skip":
-            return "handleInvalid='skip' drops rows, which a torch module cannot; use 'error' or 'keep'"
+            return SKIPS
         return None
 
     @classmethod
@@ -264,11 +268,8 @@ class StageModule(nn.Module):
                 ascending.
         """
 
-    @torch.no_grad()
     def settle_(self) -> None:
         """Move parameters, in place, to where they would be written back."""
-        for p in self.parameters() if self.single else ():
-            p.copy_(p.float())
 
     def unknown(self, *columns: Rows) -> str | None:
         """What about these rows, all numbers though they are, makes the outputs NaN."""

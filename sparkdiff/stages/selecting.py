@@ -78,6 +78,7 @@ class VectorSlicer(Selection):
     Source: org.apache.spark.ml.feature.VectorSlicer.getSelectedFeatureIndices.
     """
 
+    refusals = ("names, until data are seen", "names that no entry has")
     size: int | None = None  # of the vectors that the names were looked up for
 
     @classmethod
@@ -92,7 +93,7 @@ class VectorSlicer(Selection):
     def from_fields(cls, stage: Any, fields: Sequence[Field | None]) -> VectorSlicer:
         (name,), (field,) = cls.inputs(stage), fields
         undecided = StaysInSparkError(f"which entries of {name!r} have the names that it picks is {UNDECIDED}")
-        if field is None:
+        if field is None or not field.vector:
             raise undecided
         attributes = field.attributes or {}
         kinds = (attributes.get("attrs") or {}).values()

@@ -80,6 +80,7 @@ class ElementwiseProduct(StageModule):
     weights = ("scalingVec",)
     weight_params = ("scalingVec",)
     feature_axis = {"scalingVec": 0}
+    refusals = ("a scalingVec that isn't finite",)
 
     def __init__(self, scalingVec: Tensor):
         super().__init__()

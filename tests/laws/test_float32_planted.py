@@ -16,6 +16,7 @@ from torch import Tensor
 from sparkdiff.jvm import factors
 from sparkdiff.sparse import SparseRows
 from sparkdiff.stages.base import Rows, StageModule
+from sparkdiff.stages.constraints import Rounded
 from sparkdiff.stages.embedding import Word2Vec
 from sparkdiff.stages.recommendation import ALS
 from sparkdiff.testing import LawBroken, check_stage
@@ -67,13 +68,13 @@ def empty_is_nan(self: Any, x: Rows, length: Tensor) -> Tensor:
     return torch.where(length[:, None] > 0, forward(self, x, length), torch.nan)
 
 
-TRAPS: dict[str, tuple[type[StageModule], str, Callable[..., Any]]] = {
+TRAPS: dict[str, tuple[type[Any], str, Callable[..., Any]]] = {
     "unknown id is 0": (ALS, "margin", unknown_is_0),
     "unknown id is another": (ALS, "_places", nearest_id),
     "computed in double": (ALS, "margin", in_double),
     "tables swapped": (ALS, "to_spark", tables_swapped),
     "rows of a table moved": (ALS, "to_spark", unordered),
-    "parameters not rounded": (StageModule, "settle_", lambda self: None),
+    "parameters not rounded": (Rounded, "value", lambda self, start, move: start + move),
     "unknown words don't count": (Word2Vec, "forward", known_words_only),
     "a sum for a mean": (Word2Vec, "forward", sum_of_vectors),
     "repeated words count once": (Word2Vec, "forward", each_word_once),
