@@ -83,9 +83,6 @@ class Word2Vec(StageModule):
         ends[1:] = torch.bincount(of, minlength=len(left)).cumsum(0).numpy()
         return (pa.ListArray.from_arrays(ends, pa.array([*self.words, unknown]).take(pa.array(word[order].numpy()))),)
 
-    def edges(self) -> tuple[tuple[float, ...], ...]:
-        return (), ()  # shares and number together say what was said, so neither changes alone
-
     def nominal(self) -> Tensor:
         return torch.arange(len(self.words))
 
