@@ -100,6 +100,9 @@ def _edges(network: Network, row: dict[Version, Rows], sample: dict[Version, Row
             nothing = torch.zeros(0, dtype=torch.int64)
             changes.append((v, SparseRows(nothing, column.values[:0], torch.zeros(2, dtype=torch.int64), column.width)))
             continue
+        if v[1] < -1:  # what was made of one thing for torch doesn't change alone, but that a vector may be empty
+            changes += [(v, torch.zeros_like(column[:1]))] if column.ndim == 2 else []
+            continue
         readers = [i for i in network.positions if v in graph.leaves[i].reads]
         own = [
             module.edges()[k]

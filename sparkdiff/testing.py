@@ -54,8 +54,8 @@ class LawBroken(SparkdiffError, AssertionError):
 def perturbed(module: StageModule, generator: torch.Generator) -> None:
     """Move every trainable parameter in place, each entry differently: to the next double, a little, far, across 0, to 0.
 
-    Parameters that are constrained stay inside their domain; where the module has one of its own, its `project_` and
-    `settle_` have the last word.
+    Parameters that are constrained stay inside their domain; where the module has one of its own, its `project_` has the
+    last word.
     """
     with torch.no_grad():
         for name, p in module.named_parameters():
@@ -89,7 +89,6 @@ def perturbed(module: StageModule, generator: torch.Generator) -> None:
             new = torch.stack(moves).gather(0, which[None])[0]
             p.copy_(torch.where(new.isfinite(), new, p))
     module.project_()
-    module.settle_()
 
 
 def check_stage(
