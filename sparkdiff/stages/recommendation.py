@@ -45,6 +45,7 @@ class ALS(Predictor):
     """
 
     weights = ("rank", "userFactors", "itemFactors")
+    refusals = ("coldStartStrategy='drop'",)
     single = True
     reads_categories = True
     identifies = True
