@@ -25,6 +25,8 @@ from sparkdiff.splits import TRAIN, VALIDATION
 from sparkdiff.stages.base import Rows, below, taken
 
 PARITY_ROWS = 10_000
+DENSE_ENTRIES = 1 << 26
+"""Entries that Spark may write densely for the comparison (half a gibibyte of doubles)."""
 
 
 def check(model: Any, network: Network, data: Data, cache: Cache) -> Parity:
@@ -34,7 +36,7 @@ def check(model: Any, network: Network, data: Data, cache: Cache) -> Parity:
         ParityError: they disagree.
     """
     spark, graph = jvm.session(), network.graph
-    sample = _sample(data)
+    sample = _sample(data, max(100, min(PARITY_ROWS, DENSE_ENTRIES // max(1, network.made_dense()))))
     flags = {v: sample.pop(v) for v in network.flags if v in sample}
     first = {v: taken(c, torch.tensor([0])) for v, c in (sample | flags).items()}
     edges = _edges(network, first, sample)
@@ -76,12 +78,13 @@ def _recovered(
     return columns, standing
 
 
-def _sample(data: Data) -> dict[Version, Rows]:
+def _sample(data: Data, most: int) -> dict[Version, Rows]:
+    """At most so many rows, or a batch more, of training and validation rows in equal parts."""
     parts: list[dict[Version, Rows]] = []
     rows = 0
     for split in (TRAIN, VALIDATION):
-        for batch in data.stream.batches(split, batchSize=1000):
-            if rows >= PARITY_ROWS // (2 if split == TRAIN else 1):
+        for batch in data.stream.batches(split, batchSize=min(1000, most)):
+            if rows >= most // (2 if split == TRAIN else 1):
                 break
             parts.append(data.values(batch))
             rows += len(batch["label"])

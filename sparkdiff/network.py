@@ -55,6 +55,10 @@ class Network(nn.Module):
             stages += [graph.leaves[i].stage] if i in reference else []
         return PipelineModel(stages) if stages else None
 
+    def made_dense(self) -> int:
+        """Entries of the widest rows that a stage makes dense, should they be sparse."""
+        return max((m.fitted_width() for i in self.positions if (m := self.module(i)).makes_dense), default=0)
+
     def module(self, position: int) -> StageModule:
         return self.stages[str(position)]  # type: ignore[return-value]
 

@@ -360,6 +360,10 @@ class StageModule(nn.Module):
         rounded = {name: Rounded() for name, _ in self.named_parameters()} if self.single else {}
         return {**rounded, **dict.fromkeys(self.positive, Positive())}
 
+    def fitted_width(self) -> int:
+        """How many features the stage was fitted on; 0 where no parameter tells."""
+        return max((getattr(self, name).shape[axis] for name, axis in self.feature_axis.items()), default=0)
+
     def has_bounds(self) -> bool:
         """Whether `project_` has anything to do."""
         return type(self).project_ is not StageModule.project_
