@@ -48,7 +48,7 @@ PLAIN, OWN = 1.0, 2.0
 def chain(*modules: StageModule) -> Network:
     """A network of stages in a row, from the column `c-1` on; without Spark's stages, so it can't be written back."""
     graph = Graph.__new__(Graph)
-    graph.fold, graph.head = str.lower, len(modules) - 1
+    graph.fold, graph.head, graph.holders = str.lower, len(modules) - 1, []
     graph.leaves = []
     for i, module in enumerate(modules):
         parametric = any(p.requires_grad for p in module.parameters())

@@ -12,16 +12,25 @@ from pyspark.sql.types import ArrayType, DataType, DoubleType, StringType, Struc
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError
+from sparkdiff.stages.base import UNKNOWN_SLOT
 
 Version = tuple[str, int]
 """A column as one stage left it: its folded name and the position of the stage that wrote it, -1 for the source."""
 SchemaOrRows = StructType | DataFrame | None
 """What is known of the data: their schema, the data themselves (in which Spark looks for a vector's width), or nothing."""
-UNKNOWN_SLOT = "?"
-"""What the only slot of a source vector of unknown width is called, for an assembler to pass on."""
 GUESSES: tuple[DataType, ...] = (
     DoubleType(), VectorUDT(), StringType(), ArrayType(StringType()), ArrayType(DoubleType()),
 )  # fmt: skip
+
+
+def fields_by_name(schema: StructType, fold: Callable[[str], str]) -> dict[str, StructField]:
+    """The fields of a schema by their folded names; those of structs too, as `struct.field`, where no column is called so."""
+    nested: dict[str, StructField] = {}
+    for field in schema.fields:
+        if isinstance(field.dataType, StructType):
+            inner = fields_by_name(field.dataType, fold)
+            nested |= {f"{fold(field.name)}.{name}": found for name, found in inner.items()}
+    return nested | {fold(f.name): f for f in schema.fields}
 
 
 class Step(NamedTuple):
@@ -52,7 +61,7 @@ def known_fields(
     found: dict[Version, StructField] = {}
 
     def note(frame: DataFrame, writer: int) -> None:
-        fields = {fold(f.name): f for f in frame.schema.fields}
+        fields = fields_by_name(frame.schema, fold)
         found.update({v: fields[v[0]] for v in wanted if v[1] == writer and v[0] in fields})
 
     try:
@@ -62,7 +71,7 @@ def known_fields(
             frame = _with(frame, sources, DoubleType())
         note(frame, -1)
         for i in sorted(needed):
-            if not isinstance(data, DataFrame) and not _is_plain(steps[i].stage):
+            if not isinstance(data, DataFrame) and not is_plain(steps[i].stage):
                 break  # what a stage of others does with no rows, or instead of reading them, nobody knows
             frame = _after(steps[i], frame, guess=data is None, fold=fold)
             note(frame, i)
@@ -71,7 +80,8 @@ def known_fields(
     return found
 
 
-def _is_plain(stage: Any) -> bool:
+def is_plain(stage: Any) -> bool:
+    """Whether a stage is Spark's own, or stands for what Spark keeps to itself."""
     return type(stage).__module__.startswith(("pyspark.ml.", "sparkdiff."))
 
 

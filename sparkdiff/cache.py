@@ -25,12 +25,15 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, BooleanType, DataType, NumericType
 
 from sparkdiff import jvm, splits
+from sparkdiff.attributes import fields_by_name
+from sparkdiff.columns import named
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.fingerprint import FORMAT, Request, fingerprint
-from sparkdiff.graph import Graph, Version
+from sparkdiff.graph import Graph, Version, null_of
 from sparkdiff.graph import check_columns as check_stage_columns
 from sparkdiff.options import Options
 from sparkdiff.splits import BLOCK, SLICE, SPLIT, SPLITS, TIME
+from sparkdiff.stages.base import NULL
 from sparkdiff.stream import DamagedCacheError, Stream
 
 PIECE_BYTES = 1 << 26
@@ -54,8 +57,10 @@ class Cache:
         return str(self.manifest["fingerprint"])
 
     def columns(self, graph: Graph) -> dict[Version, str]:
-        """Which cached column holds which column version of the cut."""
-        return {version: f"c{i}" for i, version in enumerate(graph.cut())}
+        """Which cached column holds which column version of the cut, and which says where it is null."""
+        cut, names = list(enumerate(graph.cut())), {c["name"] for c in self.manifest["columns"]}
+        nulls = {null_of(version): f"null{i}" for i, version in cut if f"null{i}" in names}
+        return {version: f"c{i}" for i, version in cut} | nulls
 
     def rows(self, split: str) -> int:
         return sum(p["rows"] for shard in self.manifest["splits"][split] for p in shard)
@@ -150,6 +155,12 @@ def _check(request: Request) -> None:
         splits.check_columns(source.df, request.options)
         check_stage_columns(request.graph, source.df.schema, (request.labelCol, request.weightCol))
         names = _after(request.graph, source.df)
+        head = request.graph.leaves[request.graph.head]  # type: ignore[index]
+        told = not any(request.graph.leaves[i].opaque for i in request.graph.cached)  # what these make isn't known here
+        for lost in (c for c in head.lossInputs if told and request.graph.fold(c) not in names):
+            raise InputError(
+                f"the loss of {head.uid} reads column {lost!r}, which the data lack. {did_you_mean(lost, source.df.columns)}"
+            )
         for option, column in (("labelCol", request.labelCol), ("weightCol", request.weightCol)):
             if column is not None and request.graph.fold(column) not in names:
                 raise InputError(
@@ -179,12 +190,13 @@ def _build(request: Request, key: str, folder: Path) -> None:
         frames = [request.graph.before_cut(df) for df in dealt]
         columns = _layout(request, frames[0], slices)
         _write(request, frames, columns, folder)
+        shards = {s: _shards(folder, s, request.shards) for s in SPLITS}
     except jvm.SparkError as e:
         ran = ", ".join(request.graph.leaves[i].uid for i in sorted(request.graph.cached)) or "reading the data"
         raise InputError(f"Spark failed while it ran what comes before training ({ran}): {jvm.cause(e)}") from e
     manifest: dict[str, Any] = {
-        "format": FORMAT, "fingerprint": key, "virtualShards": request.shards, "columns": columns,
-        "splits": {s: _shards(folder, s, request.shards) for s in SPLITS},
+        "format": FORMAT, "fingerprint": key, "virtualShards": request.shards, "splits": shards,
+        "columns": [c for c in columns if c.get("dtype") != "bool" or _holds_true(folder, shards, c["name"])],
     }  # fmt: skip
     manifest["stats"] = {s: _stats(folder, manifest["splits"][s], request, s) for s in SPLITS}
     (folder / "manifest.json").write_text(json.dumps(manifest | {"digest": _digest(manifest)}), encoding="utf-8")
@@ -194,7 +206,7 @@ def _layout(request: Request, df: DataFrame, slices: dict[str, tuple[Any, ...]])
     """How each column lies in the files, the cut's first. Vectors of unknown width cost a small job over the first rows."""
     graph = request.graph
     out: list[dict[str, Any]] = []
-    fields = {graph.fold(f.name): f for f in df.schema.fields}
+    fields = fields_by_name(df.schema, graph.fold)
     for i, version in enumerate(graph.cut()):
         field = fields.get(version[0])
         if field is None:
@@ -203,7 +215,7 @@ def _layout(request: Request, df: DataFrame, slices: dict[str, tuple[Any, ...]])
             )
         column: dict[str, Any] = {"name": f"c{i}", "column": graph.name(version), "metadata": field.metadata}
         if isinstance(field.dataType, (VectorUDT, ArrayType)):
-            width, fill = _width(df, field.name, field.dataType)
+            width, fill = _width(df, _source(graph, version, field.name), graph.name(version), field.dataType)
             sparse = isinstance(field.dataType, VectorUDT) and width >= SPARSE_WIDTH and fill < SPARSE_FILL
             column |= {"kind": "sparse" if sparse else "dense", "width": width}
         elif isinstance(field.dataType, (NumericType, BooleanType)):
@@ -213,6 +225,10 @@ def _layout(request: Request, df: DataFrame, slices: dict[str, tuple[Any, ...]])
                 f"column {field.name!r} is {field.dataType.simpleString()}; torch takes numbers, vectors and arrays of numbers"
             )
         out.append(column)
+    for i, version in enumerate(graph.cut()):
+        if version in graph.telling(graph.live) and fields[version[0]].nullable and out[i]["kind"] == "scalar":
+            column = {"name": f"null{i}", "column": graph.name(version) + NULL, "kind": "scalar", "width": 1}
+            out.append(column | {"dtype": "bool"})
     for name, dtype in (("label", "float64"), ("weight", "float64"), ("block", "int64"), ("time", "float64")):
         out.append({"name": name, "column": name, "kind": "scalar", "width": 1, "dtype": dtype})
     for i, (name, values) in enumerate(slices.items()):
@@ -222,9 +238,18 @@ def _layout(request: Request, df: DataFrame, slices: dict[str, tuple[Any, ...]])
     return out
 
 
-def _width(df: DataFrame, name: str, kind: DataType) -> tuple[int, float]:
+def _source(graph: Graph, version: Version, name: str) -> Column:
+    """The column that holds a version of the cut, `name` as the schema spells it."""
+    in_struct = graph.in_struct(version)
+    return named(graph.name(version) if in_struct else name, in_struct=in_struct)
+
+
+def _holds_true(folder: Path, splits: dict[str, Any], name: str) -> bool:
+    return any(pc.any(table[name]).as_py() for shards in splits.values() for table in _tables(folder, shards, [name]))
+
+
+def _width(df: DataFrame, c: Column, name: str, kind: DataType) -> tuple[int, float]:
     """Width of a vector column and the share of its entries that is stored, from its first rows."""
-    c = splits.quoted(name)
     if isinstance(kind, ArrayType):
         size, stored = F.size(c), F.size(c)
     else:
@@ -267,11 +292,12 @@ def _physical(column: dict[str, Any], field_type: DataType, c: Column) -> list[C
 def _write(request: Request, frames: list[DataFrame], columns: list[dict[str, Any]], folder: Path) -> None:
     union: DataFrame | None = None
     slices = [f"slice{i}" for i in range(len(request.options.guardCols))]
+    nulls = [c["name"] for c in columns if c.get("dtype") == "bool"]
     own = (SPLIT, BLOCK, TIME, *(f"{SLICE}{i}" for i in range(len(slices))))
     for df in frames:
         selected: list[Column] = []
         fold = request.graph.fold
-        fields = {fold(f.name): f for f in df.schema.fields}
+        fields = fields_by_name(df.schema, fold)
         for lost in (request.labelCol, request.weightCol, *own):
             if lost is not None and fold(lost) not in fields:
                 cut = ", ".join(
@@ -283,11 +309,15 @@ def _write(request: Request, frames: list[DataFrame], columns: list[dict[str, An
                 )
         _check_number("labelCol", request.labelCol, df, request.graph)  # here they may be made by a stage
         _check_number("weightCol", request.weightCol, df, request.graph)
-        for column in columns[: len(request.graph.cut())]:
-            f = fields[fold(column["column"])]
-            selected += _physical(column, f.dataType, splits.quoted(f.name))
+        for i, (column, version) in enumerate(zip(columns, request.graph.cut(), strict=False)):
+            f = fields[version[0]]
+            source = _source(request.graph, version, f.name)
+            selected += _physical(column, f.dataType, source)
+            if f"null{i}" in nulls:
+                selected.append(source.isNull().alias(f"null{i}"))
         weight = splits.quoted(request.weightCol).cast("double") if request.weightCol else F.lit(1.0)
-        selected += [splits.quoted(request.labelCol).cast("double").alias("label"), weight.alias("weight")]
+        label = splits.quoted(request.labelCol).cast("double") if request.labelCol else F.lit(0.0)  # clusters have none
+        selected += [label.alias("label"), weight.alias("weight")]
         selected += [F.col(BLOCK).alias("block"), F.col(TIME).alias("time"), F.col(SPLIT).alias("split")]
         selected += [F.col(f"{SLICE}{i}").alias(name) for i, name in enumerate(slices)]
         part = df.select(*selected).where("weight <> 0 OR weight IS NULL")  # weight 0 counts nowhere
@@ -295,7 +325,8 @@ def _write(request: Request, frames: list[DataFrame], columns: list[dict[str, An
     assert union is not None
     # Equal rows are dealt by their occurrence number too, so that the files depend on the rows alone, not on partitions.
     # The slices don't count: naming another guardCol changes no order of rows, and so no training.
-    hashed = union.withColumn("hash", splits.row_hash(union.drop(*slices)))
+    # Nor do the flags of nulls: a null that is hashed isn't NaN.
+    hashed = union.withColumn("hash", splits.row_hash(union.drop(*slices, *nulls)))
     occurrence = F.row_number().over(Window.partitionBy("hash").orderBy("hash", *slices))
     keyed = hashed.withColumn("key", F.xxhash64("hash", occurrence)).withColumn(
         "shard", F.pmod(F.col("key"), F.lit(request.shards))
@@ -305,7 +336,7 @@ def _write(request: Request, frames: list[DataFrame], columns: list[dict[str, An
         .sortWithinPartitions("split", "shard", "key")
         .drop("hash", "key")
     )
-    width = sum(c["width"] if c["kind"] == "dense" else 1 for c in columns)
+    width = sum(c["width"] if c["kind"] == "dense" else 1 for c in columns if c["name"] not in nulls)
     piece = max(1024, min(65536, PIECE_BYTES // (8 * width)))
     dealt.write.mode("append").option("maxRecordsPerFile", piece).partitionBy("split", "shard").parquet(
         f"file://{folder}"

@@ -287,7 +287,9 @@ class Candidates:
                 out.append((values, [target]))
                 continue
             inputs = {v: values[v] for v in draw.stats}
-            out.append(augmented(recipe, inputs, target, draw.stats, draw.shards, (*draw.key, group)))
+            beside = [*self.network.graph.lossReads, *(v for v in self.network.flags if v in values)]
+            seen, targets = augmented(recipe, inputs, target, draw.stats, draw.shards, (*draw.key, group))
+            out.append((seen | {v: values[v] for v in beside}, targets))
             drawn.append(out[-1][0])
         if drawn and self.routed:  # all at once: on so few rows a call costs more than they do
             together = {v: below([seen[v] for seen in drawn]) for v in draw.stats}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,11 @@ import torch
 from pyspark.ml.linalg import VectorUDT
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
-from pyspark.sql.types import ArrayType, DoubleType, StructField, StructType
+from pyspark.sql.types import ArrayType, DoubleType, StringType, StructField, StructType
 
 from sparkdiff.errors import InputError
 from sparkdiff.sparse import SparseRows
-from sparkdiff.stages.base import Rows
+from sparkdiff.stages.base import NULL, Rows
 
 VECTOR = pa.struct(
     [("type", pa.int8()), ("size", pa.int32()), ("indices", pa.list_(pa.int32())), ("values", pa.list_(pa.float64()))]
@@ -34,6 +34,29 @@ def physical(field: StructField, column: Column) -> Column:
     return column.cast("array<double>" if isinstance(field.dataType, ArrayType) else "double")
 
 
+def named(name: str, *, in_struct: bool = False) -> Column:
+    """The column of this name, which may contain dots and backticks; or the field of a struct, `struct.field`."""
+    return F.col(name if in_struct else "`" + name.replace("`", "``") + "`")
+
+
+def into_structs(df: DataFrame, names: Sequence[str]) -> DataFrame:
+    """The rows with the columns of these names, `struct.field`, in structs instead."""
+    tree: dict[str, Any] = {}
+    for name in names:
+        place = tree
+        *path, last = name.split(".")
+        for part in path:
+            place = place.setdefault(part, {})
+        place[last] = name
+
+    def of(place: Any) -> Column:
+        if isinstance(place, str):
+            return named(place)
+        return F.struct(*(of(inner).alias(part) for part, inner in place.items()))
+
+    return df.withColumns({part: of(place) for part, place in tree.items()}).drop(*map(named, names)) if tree else df
+
+
 def write_plain(df: DataFrame, names: Sequence[str], folder: Path) -> None:
     """Write these columns of a DataFrame to Parquet, in plain types, under the names v0, v1, ..."""
     fields = {f.name: f for f in df.schema.fields}
@@ -43,11 +66,17 @@ def write_plain(df: DataFrame, names: Sequence[str], folder: Path) -> None:
 
 
 def read_plain(folder: Path, rows: int) -> Iterator[dict[str, Rows]]:
-    """The columns written by `write_plain`, at most `rows` rows at a time."""
+    """The columns written by `write_plain`, at most `rows` rows at a time; for scalars that hold nulls, which these are."""
     for path in sorted(folder.glob("part-*.parquet")):
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(rows):
-                yield {name: from_arrow(batch.column(name)) for name in batch.schema.names}
+                columns: dict[str, Rows] = {}
+                for name in batch.schema.names:
+                    column = batch.column(name)
+                    columns[name] = from_arrow(column)
+                    if column.null_count and is_scalar(columns[name]):
+                        columns[name + NULL] = torch.from_numpy(np.array(column.is_null()))
+                yield columns
 
 
 def from_arrow(column: pa.Array) -> Rows:
@@ -81,8 +110,9 @@ def _vectors(column: pa.StructArray) -> Rows:
         raise InputError(f"a vector column holds vectors of {widths.min()} and of {width} entries")
     flat, offsets = _numbers(values.flatten()), torch.zeros(n + 1, dtype=torch.int64)
     torch.cumsum(torch.from_numpy(lengths.astype(np.int64)), 0, out=offsets[1:])
-    if (sparse & ~null).all() and not null.any():
-        return SparseRows(torch.from_numpy(np.array(indices.flatten(), dtype=np.int64)), flat, offsets, width)
+    if (sparse | null).all() and sparse[~null].any():
+        rows = SparseRows(torch.from_numpy(np.array(indices.flatten(), dtype=np.int64)), flat, offsets, width)
+        return rows.with_nan(torch.from_numpy(null)) if null.any() else rows
     # Rows of both kinds: a dense row's indices are 0 .. width-1, a null row is NaN throughout.
     index = np.arange(len(flat)) - np.repeat(offsets[:-1].numpy(), lengths)
     index[np.repeat(sparse, lengths)] = np.asarray(indices.flatten())
@@ -94,8 +124,8 @@ def _vectors(column: pa.StructArray) -> Rows:
     return out
 
 
-def to_arrow(column: Rows) -> pa.Array:
-    """A tensor as the column that Spark reads back as number or vector."""
+def to_arrow(column: Rows, null: torch.Tensor | None = None) -> pa.Array:
+    """A tensor as the column that Spark reads back as number or vector; `null` (n,) says which numbers are null."""
     if isinstance(column, SparseRows):
         n = len(column)
         offsets = pa.array(column.offsets.numpy().astype(np.int32))
@@ -106,7 +136,7 @@ def to_arrow(column: Rows) -> pa.Array:
             [pa.array(np.zeros(n, dtype=np.int8)), sizes, indices, values], fields=list(VECTOR)
         )
     if column.ndim == 1:
-        return pa.array(column.numpy())
+        return pa.array(column.numpy(), mask=None if null is None else null.numpy())
     n, width = column.shape
     offsets = pa.array(np.arange(0, n * width + 1, width, dtype=np.int32) if width else np.zeros(n + 1, dtype=np.int32))
     values = pa.ListArray.from_arrays(offsets, pa.array(column.contiguous().view(-1).numpy()))
@@ -114,18 +144,24 @@ def to_arrow(column: Rows) -> pa.Array:
     return pa.StructArray.from_arrays([pa.array(np.ones(n, dtype=np.int8)), *none, values], fields=list(VECTOR))
 
 
-def write_columns(columns: Mapping[str, Rows], path: Path) -> None:
-    """Write tensors as one Parquet file that `schema_of` describes to Spark."""
-    pq.write_table(pa.table({name: to_arrow(c) for name, c in columns.items()}), path)
+def write_columns(
+    columns: Mapping[str, Rows], path: Path, nulls: Mapping[str, torch.Tensor] | None = None,
+    words: Mapping[str, pa.Array] | None = None,
+) -> None:  # fmt: skip
+    """Write tensors, and lists of words, as one Parquet file that `schema_of` describes to Spark; `nulls` are scalars'."""
+    arrays = {name: to_arrow(c, (nulls or {}).get(name)) for name, c in columns.items()}
+    pq.write_table(pa.table({**arrays, **(words or {})}), path)
 
 
 def is_scalar(column: Rows) -> bool:
     return isinstance(column, torch.Tensor) and column.ndim == 1
 
 
-def schema_of(columns: Mapping[str, Rows], metadata: Mapping[str, dict[str, Any]]) -> StructType:
+def schema_of(
+    columns: Mapping[str, Rows], metadata: Mapping[str, dict[str, Any]], words: Iterable[str] = ()
+) -> StructType:
     """Spark's schema for `write_columns`: vectors with their attributes, numbers as double."""
     return StructType([
         StructField(name, DoubleType() if is_scalar(c) else VectorUDT(), True, metadata.get(name) or {})
         for name, c in columns.items()
-    ])  # fmt: skip
+    ] + [StructField(name, ArrayType(StringType())) for name in words])  # fmt: skip

@@ -119,7 +119,7 @@ def _shown(network: Network, data: Data, batch: Any, used: Tensor) -> _Shown:
     return _Shown(
         sure[:, 1] if head.classes == 2 else sure.amax(1),
         sure.argmax(1).to(sure.dtype) if label is None else label,
-        probability,
+        probability if head.labelled else None,
     )
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
 
 from sparkdiff import jvm
 from sparkdiff.cache import Cache
-from sparkdiff.columns import schema_of, write_columns
-from sparkdiff.errors import ParityError
-from sparkdiff.graph import Version
+from sparkdiff.columns import into_structs, schema_of, write_columns
+from sparkdiff.errors import InputError, ParityError
+from sparkdiff.graph import Version, null_of
 from sparkdiff.measure import Data
 from sparkdiff.nesting import flatten
 from sparkdiff.network import Network
@@ -32,16 +35,23 @@ def check(model: Any, network: Network, data: Data, cache: Cache) -> Parity:
     """
     spark, graph = jvm.session(), network.graph
     sample = _sample(data)
-    edges = _edges(network, {v: taken(c, torch.tensor([0])) for v, c in sample.items()}, sample)
+    flags = {v: sample.pop(v) for v in network.flags if v in sample}
+    first = {v: taken(c, torch.tensor([0])) for v, c in (sample | flags).items()}
+    edges = _edges(network, first, sample)
     named: dict[str, Rows] = {}
+    nulls: dict[str, torch.Tensor] = {}
     for v, c in sample.items():
         named[graph.name(v)] = below([c, edges[v]])
+        if null_of(v) in flags:
+            nulls[graph.name(v)] = below([flags[null_of(v)], edges[null_of(v)]])  # type: ignore[assignment]
+    spoken, recovered = _recovered(network, named)
     metadata = {c["column"]: c.get("metadata") or {} for c in cache.manifest["columns"]}
     stages = [stage for _, stage in flatten(model)]
     with tempfile.TemporaryDirectory(prefix=".parity-", dir=cache.folder.parent) as folder:
-        write_columns(named, Path(folder) / "sample.parquet")
-        df = spark.read.schema(schema_of(named, metadata)).parquet(f"file://{folder}/sample.parquet")
-        parity = compare(df, {i: stages[i] for i in graph.live}, network, Path(folder))
+        write_columns(named, Path(folder) / "sample.parquet", nulls, spoken)
+        df = spark.read.schema(schema_of(named, metadata, spoken)).parquet(f"file://{folder}/sample.parquet")
+        df = into_structs(df, [graph.name(v) for v in sample if graph.in_struct(v)])
+        parity = compare(df, {i: stages[i] for i in graph.live}, network, Path(folder), recovered)
     if not parity.ok:
         worst = sorted(parity.maxRelDiff.items(), key=lambda item: -item[1])
         raise ParityError(
@@ -50,6 +60,20 @@ def check(model: Any, network: Network, data: Data, cache: Cache) -> Parity:
             + f", {parity.labelDisagreements} labels. Leave the stage in Spark (reference=...) and report it"
         )
     return parity
+
+
+def _recovered(
+    network: Network, named: Mapping[str, Rows]
+) -> tuple[dict[str, pa.Array], dict[tuple[int, Version], str]]:
+    """What stages whose inputs can't enter torch would have read, by column; and which column stands for what."""
+    graph, columns, standing = network.graph, {}, {}
+    for i in (i for i in graph.live if graph.leaves[i].made):
+        leaf = graph.leaves[i]
+        arrays = network.module(i).recovered(*(named[graph.name(v)] for v in leaf.reads))
+        for k, (v, array) in enumerate(zip(leaf.sources, arrays, strict=True)):
+            standing[i, v] = name = f"__sparkdiff_source{i}_{k}"
+            columns[name] = array
+    return columns, standing
 
 
 def _sample(data: Data) -> dict[Version, Rows]:
@@ -76,20 +100,44 @@ def _edges(network: Network, row: dict[Version, Rows], sample: dict[Version, Row
             nothing = torch.zeros(0, dtype=torch.int64)
             changes.append((v, SparseRows(nothing, column.values[:0], torch.zeros(2, dtype=torch.int64), column.width)))
             continue
+        readers = [i for i in network.positions if v in graph.leaves[i].reads]
         own = [
             module.edges()[k]
-            for i in network.positions
+            for i in readers
             for k, read in enumerate(graph.leaves[i].reads)
-            if read == v and k < len((module := network.module(i)).edges())
+            if read == v and column.ndim == 1 and k < len((module := network.module(i)).edges())
         ]
-        if own:
-            changes += [(v, torch.tensor([e], dtype=torch.float64)) for e in own[0]]
+        if own:  # what one reader takes for a gap, another may refuse
+            given = [e for e in own[0] if len(readers) == 1 or not math.isnan(e)]
+            changes += [(v, torch.tensor([e], dtype=torch.float64)) for e in given]
         else:
             rows = [network.module(i).edge_rows(row[v]) for i in network.positions if graph.leaves[i].reads == (v,)]  # type: ignore[arg-type]
-            changes += [(v, e) for part in rows for e in part.split(1)]
+            changes += [(v, e) for part in rows if len(part) for e in part.split(1)]
             low, high = column.amin(0, keepdim=True), column.amax(0, keepdim=True)
             changes += [(v, e) for e in (torch.zeros_like(low), low, high, 10 * low, 10 * high)]
+    every = [row | {changed: value} | _no_null(row, changed) for changed, value in changes]
+    accepted = [r for r in every if _accepts(network, r)]
     out: dict[Version, Rows] = {}
     for v in sample:
-        out[v] = below([value if changed == v else row[v] for changed, value in changes])
+        out[v] = below([r[v] for r in accepted] or [taken(row[v], torch.empty(0, dtype=torch.int64))])
+        if (flag := null_of(v)) in row:
+            out[flag] = below([r[flag] for r in accepted] or [taken(row[flag], torch.empty(0, dtype=torch.int64))])
     return out
+
+
+def _no_null(row: dict[Version, Rows], v: Version) -> dict[Version, Rows]:
+    """A value in place of the null of a row is none."""
+    return {null_of(v): torch.tensor([False])} if null_of(v) in row else {}
+
+
+@torch.no_grad()
+def _accepts(network: Network, row: dict[Version, Rows]) -> bool:
+    """Whether the network computes this row; what it refuses, as there is no cosine of zeros, Spark refuses too."""
+    values = dict(row)
+    try:
+        network.run(
+            values, [(network.graph.fold(c), i) for i in network.positions for c in network.graph.leaves[i].outputs]
+        )
+    except InputError:
+        return False
+    return True

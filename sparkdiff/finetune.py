@@ -39,6 +39,7 @@ from sparkdiff.scales import trained
 from sparkdiff.slots import Slots
 from sparkdiff.splits import REFERENCE, SPLITS, TRAIN, VALIDATION, Source, rule
 from sparkdiff.stages.base import SUPPORT, LabelStats, columns_of
+from sparkdiff.stages.predictor import Predictor
 from sparkdiff.stream import Stream
 from sparkdiff.summary import FineTuningSummary
 from sparkdiff.train import Trained
@@ -68,7 +69,7 @@ class Task:
     graph: Graph
     plan: Plan
     options: Options
-    labelCol: str
+    labelCol: str | None  # None: clusters, whose loss needs none
     weightCol: str | None
 
 
@@ -89,6 +90,7 @@ def prepare(model: Any, options: Options, data: SchemaOrRows = None) -> Task:
         unfreeze=o.unfreeze,
         beside=(o.labelCol, o.weightCol),
         data=data,
+        labelled=o.labelCol is not None,
     )
     several = graph.predictors()
     if options.predictionCol is None and len(several) > 1:
@@ -101,9 +103,17 @@ def prepare(model: Any, options: Options, data: SchemaOrRows = None) -> Task:
     if not any(s.trainable for s in plan.stages):
         reasons = "; ".join(f"{s.uid}: {s.reason}" for s in plan.stages)
         raise InputError(f"nothing to train in {model.uid}: {reasons}")
-    head = graph.leaves[graph.head].stage  # type: ignore[index]
+    predictor, head = graph.leaves[graph.head].module, graph.leaves[graph.head].stage  # type: ignore[index]
+    assert isinstance(predictor, Predictor)
     label = options.labelCol or next(iter(columns_of(head, ("labelCol",))), None)
-    if label is None:
+    if not predictor.labelled and label is not None and not callable(options.loss):
+        raise InputError(
+            f"{head.uid} has no use for labelCol={label!r}: its clusters have no label. Leave it out, or set loss to a callable "
+            "of its outputs and the label"
+        )
+    if not predictor.labelled and label is None and callable(options.loss):
+        raise InputError(f"{head.uid} names no label column, which a loss of your own needs; set labelCol")
+    if label is None and predictor.labelled:
         raise InputError(f"{head.uid} names no label column; set labelCol")
     weight = options.weightCol or next(iter(columns_of(head, ("weightCol",))), None)
     return Task(model, graph, plan, options, label, weight)
@@ -164,7 +174,8 @@ def fine_tune(
         objective, metric = objectives(options, network, label)
         labels, fractional = _all_labels(cache)
         for bound in (objective, metric):
-            check_label(bound, network.head, labels, task.labelCol, fractional)
+            if task.labelCol is not None and network.head.labelled:
+                check_label(bound, network.head, labels, task.labelCol, fractional)
         with phases.phase("verify") as say:
             before = {s: score(network, data, s, metric) for s in SPLITS if cache.rows(s)}
             _check_finite(before, metric, task, labels)
@@ -278,10 +289,9 @@ def _check_finite(before: dict[str, Score], metric: Metric, task: Task, labels: 
     """Raise InputError where the original's metric is infinite or NaN although its inputs are finite."""
     for split, found in before.items():
         if not math.isfinite(found.mean):
-            raise InputError(
-                f"the mean {metric.name} of {task.model.uid} on the {split} rows is {found.value}: its label column "
-                f"{task.labelCol!r} lies between {labels.low!r} and {labels.high!r}; clean or scale it, or choose another metric"
-            )
+            between = f"lies between {labels.low!r} and {labels.high!r}; clean or scale it, or choose another metric"
+            why = f"its label column {task.labelCol!r} {between}" if task.labelCol else "clean or scale its features"
+            raise InputError(f"the mean {metric.name} of {task.model.uid} on the {split} rows is {found.value}: {why}")
 
 
 def _wishes(options: Options, network: Network, data: Data, cache: Cache) -> monotone.Wishes:

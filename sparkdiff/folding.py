@@ -93,7 +93,7 @@ class Folded:
             writes = tuple((graph.fold(c), i) for c in leaf.outputs)
             if i == graph.head or wanted & set(writes):
                 writes = () if i == graph.head else tuple(v for v in writes if v in wanted)
-                module, reads = network.module(i), leaf.reads
+                module, reads = network.module(i), graph.margin_reads(i)
                 if module.routes:  # affine in its leaves, whatever it is in its features
                     reads = ((LEAVES, i),) if (LEAVES, i) in routed else ()
                 self.chain.append(Link(i, module, reads, [widths[v] for v in reads], writes))

@@ -32,6 +32,8 @@ CLASSIFICATION = ("logLoss", "hinge", "focal", "cost", "auc", "mmce")
 OF_PROBABILITIES = ("logLoss", "focal", "mmce")
 OWN = ("weibull", "oneVsRest")
 """Losses that only the predictors have whose own they are."""
+UNLABELLED = ("inertia", "logLikelihood")
+"""Losses of clusters, without a label."""
 BATCH = ("auc", "mmce")
 """Losses of a whole batch, which no row has a part of."""
 PARAMS: dict[str, dict[str, Any]] = {
@@ -282,6 +284,8 @@ def check_label(bound: Bound, head: Predictor, y: LabelStats, column: str, fract
             refuse(y.low if y.low < 0 else y.high, rule)
         if fractional is not None:
             refuse(fractional, rule)
+    elif bound.name == "weibull" and y.low <= 0:
+        refuse(y.low, "times > 0; drop such rows")
     elif bound.name == "logLoss" and (y.low < 0 or y.high > 1):
         refuse(y.low if y.low < 0 else y.high, "labels from 0 to 1")
     elif power is not None and power < 2 and y.low < 0:
@@ -299,6 +303,8 @@ def means(head: Predictor, margin: Tensor) -> Tensor | None:
 
 
 def _component(name: str, params: Mapping[str, Any], head: Predictor, y: LabelStats) -> Objective:
+    if not head.labelled or name in UNLABELLED:
+        return _unlabelled(name, head)
     own = head.own_loss()[0]
     if name in OWN and name != own:
         raise InputError(f"loss={name!r} is none of {type(head).__name__}; its own is {own!r}")
@@ -323,11 +329,24 @@ def _component(name: str, params: Mapping[str, Any], head: Predictor, y: LabelSt
         )
     if name in REGRESSION:
         return _regression(name, params, head, y)
+    if name == "auc" and head.ranks:
+        return Objective(name, batch=lambda m, y, w, groups: pairwise_logistic(head.mean(m), y, w), calibrated=False)
     if not head.classes:
         raise InputError(
             f"loss={name!r} needs classes, which {type(head).__name__} doesn't predict; use one of {', '.join(REGRESSION)}"
         )
     return _classification(name, params, head)
+
+
+def _unlabelled(name: str, head: Predictor) -> Objective:
+    own = head.own_loss()[0]
+    if head.labelled:
+        raise InputError(f"loss={name!r} is of clusters, and {type(head).__name__} predicts a label; use {own!r}")
+    if name != own:
+        raise InputError(
+            f"loss={name!r} on {type(head).__name__}: its clusters have no label; use {own!r}, or a callable of its outputs"
+        )
+    return Objective(name, lambda m, y, w: head.cost(m), 1 / head.loss_unit())
 
 
 def index(y: Tensor, classes: int) -> Tensor:

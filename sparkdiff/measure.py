@@ -18,7 +18,7 @@ from sparkdiff.metrics import Metric, influence
 from sparkdiff.network import Network
 from sparkdiff.parallel import ALONE, Team
 from sparkdiff.sparse import SparseRows
-from sparkdiff.stages.base import FeatureStats, Rows, dense, matrix, width
+from sparkdiff.stages.base import FeatureStats, Rows, StageModule, dense, matrix, taken, width
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.stages.projection import PCA
 from sparkdiff.stream import Batch, Prepare, Stream
@@ -205,6 +205,14 @@ def contributions(network: Network, data: Data, split: str, metric: Metric) -> T
 
 def _explain(network: Network, data: Data, batch: Batch, bad: Tensor) -> None:
     """Raise the InputError of rows without a finite loss where an input is to blame."""
+    values = data.values(batch)
+    with torch.no_grad():
+        network.run(values, [v for i in network.positions for v in network.graph.leaves[i].reads if v not in values])
+    worst = torch.nonzero(bad)[:1, 0]
+    for i in network.positions:
+        reads = [taken(values[v], worst) for v in network.graph.leaves[i].reads]
+        if why := network.module(i).unknown(*reads):
+            raise InputError(why)
     wanting = next(
         network.graph.leaves[i].uid for i in network.positions if isinstance(network.module(i), (Predictor, PCA))
     )
@@ -253,9 +261,9 @@ class Feature:
             return
         if not self.n:
             width = x.width if isinstance(x, SparseRows) else x.shape[1]
-            self.usual = torch.zeros(width, dtype=torch.float64) if isinstance(x, SparseRows) else x.median(0).values
+            self.usual = torch.zeros(width, dtype=torch.float64) if isinstance(x, SparseRows) else _median(x)
             self.sum, self.square = torch.zeros_like(self.usual), torch.zeros_like(self.usual)
-            self.support = torch.zeros(width, dtype=torch.int64)
+            self.support, self.missing = torch.zeros(width, dtype=torch.int64), torch.zeros(width, dtype=torch.int64)
         self.n += len(x)
         if isinstance(x, SparseRows):
             v = x.values - self.usual[x.indices]
@@ -264,13 +272,23 @@ class Feature:
             self.support.index_add_(0, x.indices, (x.values != self.usual[x.indices]).long())
         else:
             v = x - self.usual
+            if bool((lacking := x.isnan()).any()):
+                self.missing += lacking.sum(0)
+                v = torch.where(lacking, 0.0, v)
             self.sum += v.sum(0)
             self.square += (v * v).sum(0)
-            self.support += (x != self.usual).sum(0)
+            self.support += (v != 0).sum(0)
 
     def stats(self) -> FeatureStats:
-        mean = self.sum / self.n
-        return FeatureStats(self.usual + mean, (self.square / self.n - mean * mean).clamp_min(0).sqrt(), self.support)
+        """Of the entries that aren't NaN."""
+        n = (self.n - self.missing).clamp_min(1)
+        mean = self.sum / n
+        return FeatureStats(self.usual + mean, (self.square / n - mean * mean).clamp_min(0).sqrt(), self.support)
+
+
+def _median(x: Tensor) -> Tensor:
+    """Of the columns of (n, d), (d,); 0 of one that is NaN throughout."""
+    return x.nanmedian(0).values.nan_to_num(0.0, torch.inf, -torch.inf)
 
 
 @torch.no_grad()
@@ -285,6 +303,28 @@ def leaf_counts(network: Network, data: Data) -> dict[int, Tensor]:
             leaves = values[LEAVES, i]
             assert isinstance(leaves, Tensor)
             count += torch.bincount(leaves[weight > 0].view(-1), minlength=len(count))
+    return found
+
+
+@torch.no_grad()
+def tallies(network: Network, data: Data) -> dict[int, dict[str, Tensor]]:
+    """What the stages that train tally of the training rows of weight > 0, by position, in one pass."""
+    asking = [
+        i
+        for i in network.positions
+        if type(network.module(i)).tally is not StageModule.tally
+        and any(p.requires_grad for p in network.module(i).parameters())
+    ]
+    found: dict[int, dict[str, Tensor]] = {i: {} for i in asking}
+    for batch, _, weight, _ in data.batches("train") if asking else ():
+        values, counted = data.values(batch), (weight > 0).nonzero()[:, 0]
+        for i in asking:
+            reads, module = network.graph.leaves[i].reads, network.module(i)
+            network.run(values, [v for v in reads if v not in values])
+            told = network.told(module, reads, values)
+            nulls = {"nulls": [None if n is None else n[counted] for n in told["nulls"]]} if told else {}
+            for name, part in module.tally(*(taken(values[v], counted) for v in reads), **nulls).items():
+                found[i][name] = found[i][name] + part if name in found[i] else part
     return found
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from sparkdiff.errors import InputError
 from sparkdiff.formulas import probabilities
 from sparkdiff.losses import PARAMS as LOSS_PARAMS
-from sparkdiff.losses import Objective, Rows, cost_matrix, index, rank_score
+from sparkdiff.losses import UNLABELLED, Objective, Rows, cost_matrix, index, rank_score
 from sparkdiff.losses import resolve as resolve_loss
 from sparkdiff.options import Options
 from sparkdiff.stages.base import LabelStats
@@ -135,6 +135,10 @@ def _of(objective: Objective) -> Metric:
 
 
 def _named(name: str, params: Mapping[str, Any], head: Predictor, columns: tuple[str, ...], y: LabelStats) -> Metric:
+    if not head.labelled and name not in UNLABELLED:
+        raise InputError(
+            f"metric={name!r} compares with a label, which {type(head).__name__} wasn't fitted to; use {head.own_loss()[0]!r}"
+        )
     if name in REGRESSION:
         if head.classes:
             usable = ("logLoss", *(BINARY if head.classes == 2 else ()), *MULTICLASS)
@@ -148,7 +152,7 @@ def _named(name: str, params: Mapping[str, Any], head: Predictor, columns: tuple
         rows = half.rows
         return replace(half, name=name, rows=lambda m, y, w: 2 * rows(m, y, w))
     if name in BINARY:
-        probability = not head.classes and head.own_loss()[0] == "logLoss"
+        probability = not head.classes and (head.own_loss()[0] == "logLoss" or head.ranks)
         if not probability and head.classes != 2:
             found = f"{head.classes} classes" if head.classes else "numbers"
             raise InputError(f"metric={name!r} needs two classes, but {type(head).__name__} predicts {found}")

@@ -65,7 +65,9 @@ class Wishes:
         network, slots, head = self.network, self.slots, self.network.head
         uid = network.graph.leaves[network.graph.head].uid  # type: ignore[index]
         if self.folded is None or head.wide:
-            why = "has a margin for each class" if head.wide else "isn't linear in the inputs"
+            why = "isn't linear in the inputs"
+            if head.wide:
+                why = "has a margin for each class" if head.classes else "has more than one number in its margin"
             raise InputError(
                 f"penalties.monotone: the prediction of {uid} {why}, so no single slope has a sign; leave it out"
             )

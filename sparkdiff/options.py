@@ -15,6 +15,7 @@ from sparkdiff.errors import InputError, did_you_mean
 LOSSES = (
     *("auto", "squared", "absolute", "huber", "quantile", "poisson", "gamma", "tweedie"),
     *("logLoss", "hinge", "focal", "cost", "auc", "mmce"),
+    *("weibull", "oneVsRest", "inertia", "logLikelihood"),
 )
 METRICS = (
     *(name for name in LOSSES if name not in ("auto", "auc", "mmce")),  # the last two are no means over rows

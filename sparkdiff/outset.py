@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+import torch
+
 from sparkdiff.folding import fixed_versions, routed_versions
 from sparkdiff.graph import LEAVES, Version
-from sparkdiff.measure import Data, all_dense, distinct_values, features, leaf_counts, settling
+from sparkdiff.measure import Data, all_dense, distinct_values, features, leaf_counts, settling, tallies
 from sparkdiff.network import Network
 from sparkdiff.options import Options
 from sparkdiff.recipes import Recipe, candidates
@@ -34,7 +36,8 @@ def outset(network: Network, data: Data, label: LabelStats, options: Options, va
     """Look at the training rows, in passes over them; the network's stages take note of what they need to know."""
     graph, inputs = network.graph, fixed_versions(network)
     modules = {i: network.module(i) for i in network.positions}
-    reads = {i: graph.leaves[i].reads[0] for i, m in modules.items() if m.feature_axis or m.routes}
+    trains = {i for i, m in modules.items() if any(p.requires_grad for p in m.parameters())}
+    reads = {i: graph.leaves[i].reads[0] for i, m in modules.items() if m.routes or i in trains}
     # What a predictor in front of others predicts isn't the label: its own predictions tell its unit.
     others = {
         i: (graph.fold(graph.leaves[i].outputs[0]), i)
@@ -42,17 +45,22 @@ def outset(network: Network, data: Data, label: LabelStats, options: Options, va
         if isinstance(m, Predictor) and i != graph.head and not m.classes and graph.leaves[i].outputs
     }
     stats, reached = features(network, data, {*reads.values(), *inputs, *others.values()}), leaf_counts(network, data)
+    sums = tallies(network, data)
     labels = {
         i: dataclasses.replace(label, mean=float(stats[v].mean[0]), std=float(stats[v].std[0]))
         for i, v in others.items()
     }
-    seen = {i: dataclasses.replace(stats[v], leaves=reached.get(i)) for i, v in reads.items()}
+    seen = {i: dataclasses.replace(stats[v], leaves=reached.get(i), sums=sums.get(i, {})) for i, v in reads.items()}
     for i, v in reads.items():
         modules[i].look(seen[i], distinct_values(network, data, i) if i in settling(network) else {})
         stats[v] = dataclasses.replace(stats[v], std=stats[v].std.index_fill(0, modules[i].nominal(), 0.0))
+    numbered = [v for i in trains if modules[i].reads_categories for v in graph.leaves[i].reads if v in stats]
+    stats |= {v: dataclasses.replace(stats[v], std=torch.zeros_like(stats[v].std)) for v in numbered}
     scales, frozen = Scales.of(network, seen, label, options, labels)
     trees = sum(m.trees_and_leaves()[0] for m in modules.values() if any(p.requires_grad for p in m.parameters()))
-    mixes = all_dense(network, data, inputs) and not any(len(m.nominal()) for m in modules.values())
+    apart = any(len(m.nominal()) or (i in trains and (m.reads_categories or m.tells_null)) for i, m in modules.items())
+    # A mixture of two rows has no loss input of its own.
+    mixes = all_dense(network, data, inputs) and not apart and not graph.lossReads
     newton = (LEAVES, graph.head) in routed_versions(network) and not network.head.wide
     recipes = candidates(options, validationRows, mixes=mixes, trees=trees, newton=newton)
     return Outset(scales, frozen, {v: stats[v] for v in inputs}, tuple(recipes))

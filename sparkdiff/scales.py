@@ -45,7 +45,7 @@ class Constrained:
 
     def of(self, matrix: Tensor) -> Tensor:
         """These entries of (K, p) or (p,), as (K, *shape) or (*shape)."""
-        return matrix[..., self.first : self.last].view(*matrix.shape[:-1], *self.shape)
+        return matrix[..., self.first : self.last].view(matrix.shape[:-1] + self.shape)
 
 
 @dataclasses.dataclass(frozen=True)

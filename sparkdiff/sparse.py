@@ -60,6 +60,18 @@ class SparseRows:
     def with_values(self, values: Tensor) -> SparseRows:
         return SparseRows(self.indices, values, self.offsets, self.width)
 
+    def with_nan(self, which: Tensor) -> SparseRows:
+        """The same rows, those that `which` (n,) bool says NaN in every entry."""
+        lengths = torch.where(which, self.width, self.lengths())
+        offsets = torch.zeros_like(self.offsets)
+        torch.cumsum(lengths, 0, out=offsets[1:])
+        filled = which.repeat_interleave(lengths)
+        kept = ~which.repeat_interleave(self.lengths())
+        indices = torch.arange(len(filled)) - offsets[:-1].repeat_interleave(lengths)
+        indices[~filled] = self.indices[kept]
+        values = self.values.new_full((len(filled),), torch.nan).masked_scatter(~filled, self.values[kept])
+        return SparseRows(indices, values, offsets, self.width)
+
     def matmul(self, matrix: Tensor) -> Tensor:
         """(n, d) @ (d, k) -> (n, k), with gradients to the matrix and to the values."""
         if not len(self.indices):

@@ -102,6 +102,6 @@ def _row_hash(x: Rows, salt: int) -> Tensor:
         at = _mixed(x.indices[stored] + (salt << 32))
         entries = _mixed(_bits(x.values[stored]) + at)
         return torch.zeros(len(x), dtype=torch.int64).index_add_(0, x.rows()[stored], entries)
-    columns = matrix(x)
+    columns = matrix(x).to(torch.float64)  # flags are booleans
     at = _mixed(torch.arange(columns.shape[1]) + (salt << 32))
     return _mixed(_bits(columns) + at).sum(1)

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from py4j.java_collections import JavaArray
 from py4j.java_gateway import JavaObject
 from py4j.protocol import Py4JError, Py4JJavaError
 from pyspark.errors import PySparkException
@@ -173,10 +174,30 @@ def scratch(folder: Path) -> Iterator[None]:
         _scratch.reset(token)
 
 
+def scratch_folder() -> Path | None:
+    """Where that is; None where a temporary folder will do."""
+    return _scratch.get() or shared_folder()
+
+
+@contextlib.contextmanager
+def by_arrow() -> Iterator[None]:
+    """Inside, pandas' frames travel by Arrow, as with Spark Connect they always do."""
+    spark, key = session(), "spark.sql.execution.arrow.pyspark.enabled"
+    if not in_process(spark):
+        yield
+        return
+    before = spark.conf.get(key, None)
+    spark.conf.set(key, "true")
+    try:
+        yield
+    finally:
+        spark.conf.unset(key) if before is None else spark.conf.set(key, before)
+
+
 @contextlib.contextmanager
 def saved(stage: Any) -> Iterator[str]:
     """The address of a stage saved for a moment, in a folder that Spark and this process both see."""
-    with tempfile.TemporaryDirectory(prefix=".stage-", dir=_scratch.get() or shared_folder()) as name:
+    with tempfile.TemporaryDirectory(prefix=".stage-", dir=scratch_folder()) as name:
         where = f"file://{name}/stage"
         stage.write().save(where)
         yield where
@@ -191,10 +212,22 @@ def rebuild(stage: Any, weights: Mapping[str, Any]) -> Any:
     Raises:
         SparkdiffError: no constructor takes these weights, or the saved data lack one.
     """
+    return rebuilt(stage, lambda old: _constructed(old, weights), lambda old: _rewritten(old, weights))
+
+
+def rebuilt(stage: Any, construct: Callable[[Any], Any], rewrite: Callable[[Any], Any]) -> Any:
+    """`rebuild` for a class whose constructor or saved data are of another form.
+
+    Args:
+        construct, rewrite: a copy of the stage -> a new one with other weights, by a Scala constructor or by way of files.
+    """
     old = stage.copy()  # copy() also carries Params that were set in Python over to the Java object
-    new = _constructed(old, weights) if has_constructors() else _rewritten(old, weights)
+    new = construct(old) if has_constructors() else rewrite(old)
     # Python objects have defaults of their own (an unset outputCol is <uid>__output of a uid made up by __init__).
-    return old._copyValues(new._resetUid(stage.uid))
+    new = old._copyValues(new._resetUid(stage.uid))
+    for param in [p for p in new._paramMap if not old.isSet(p.name)]:  # Java alone knows that ALS sets blockSize
+        del new._paramMap[param]
+    return new
 
 
 def with_params(stage: Any, values: Mapping[str, Any]) -> Any:
@@ -209,17 +242,12 @@ def rebuild_around(stage: Any, weights: Mapping[str, Any], inner: Callable[[Any,
     Args:
         inner: (the JVM's packages, the Java object of the stage) -> the mllib model with these weights.
     """
-    if not has_constructors():
-        return rebuild(stage, weights)
-    old = stage.copy()
-    context: Any = session().sparkContext
-    java, jvm = old._java_obj, context._jvm
-    arguments = context._gateway.new_array(jvm.java.lang.Object, 2)
-    arguments[0], arguments[1] = java.uid(), inner(jvm, java)
-    [constructor] = [c for c in java.getClass().getConstructors() if len(c.getParameterTypes()) == 2]
-    new: Any = constructor.newInstance(arguments)
-    java.copyValues(new, jvm.org.apache.spark.ml.param.ParamMap.empty())
-    return old._copyValues(JavaParams._from_java(new)._resetUid(stage.uid))
+
+    def construct(old: Any) -> Any:
+        context: Any = session().sparkContext
+        return made_of(old, inner(context._jvm, old._java_obj))
+
+    return rebuilt(stage, construct, lambda old: _rewritten(old, weights))
 
 
 def idf(stage: Any, values: np.ndarray) -> Any:
@@ -232,6 +260,25 @@ def idf(stage: Any, values: np.ndarray) -> Any:
         return jvm.org.apache.spark.mllib.feature.IDFModel(vector, java.docFreq(), java.numDocs())
 
     return rebuild_around(stage, {"idf": values}, inner)
+
+
+def made_of(old: Any, *arguments: Any) -> Any:
+    """A model of the same class, uid and Params by the constructor that takes (String uid, *arguments), all of them Java's.
+
+    Raises:
+        SparkdiffError: there is none of so many arguments.
+    """
+    context: Any = session().sparkContext
+    java, kind = old._java_obj, old._java_obj.getClass()
+    for constructor in kind.getConstructors():
+        if len(constructor.getParameterTypes()) == len(arguments) + 1:
+            every = context._gateway.new_array(context._jvm.java.lang.Object, len(arguments) + 1)
+            for i, argument in enumerate((java.uid(), *arguments)):
+                every[i] = argument
+            new = constructor.newInstance(every)
+            java.copyValues(new, context._jvm.org.apache.spark.ml.param.ParamMap.empty())
+            return JavaParams._from_java(new)
+    raise SparkdiffError(f"{java.uid()}: {kind.getName()} has no constructor of {len(arguments)} weights")
 
 
 def _constructed(old: Any, weights: Mapping[str, Any]) -> Any:
@@ -346,7 +393,18 @@ def defined_params(stage: Any) -> dict[str, dict[str, Any]]:
 def java_params(stage: Any) -> str | None:
     """The Params of a stage's Java object, which may lag behind those set in Python; None where it has none."""
     java = getattr(stage, "_java_obj", None)
-    return str(java.extractParamMap().toString()) if isinstance(java, JavaObject) else None
+    if not isinstance(java, JavaObject):
+        return None
+    params = java.extractParamMap()
+    text = str(params.toString())
+    if "@" in text:  # an array's text is its address
+        pairs = [params.toSeq().apply(i) for i in range(params.size())]
+        text = "\n".join(f"{pair.param().name()}: {_listed(pair.value())}" for pair in pairs)
+    return text
+
+
+def _listed(value: Any) -> Any:
+    return [_listed(v) for v in value] if isinstance(value, JavaArray) else value
 
 
 def default_output(stage: Any) -> Any:

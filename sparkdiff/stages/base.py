@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
@@ -17,8 +17,14 @@ from sparkdiff.sparse import SparseRows
 from sparkdiff.stages.constraints import Constraint, Positive
 
 Rows = Tensor | SparseRows
+Parameters = Mapping[str, Tensor]
+Nulls = Sequence[Tensor | None]
+"""Per input column which rows (n,) bool are null; None where none is, or nobody can tell."""
 REGISTRY: dict[str, type[StageModule]] = {}
 UNTRANSLATED: dict[str, str] = {}
+SKIPS = "handleInvalid='skip' drops rows, which a torch module cannot; use 'error' or 'keep'"
+NULL = " is null"
+"""Ends the name of the boolean column that says in which rows another column is null."""
 SUPPORT = 5
 """Training rows that must differ from a feature's usual value, or bear a class, for the parameters about it to train."""
 _Module = TypeVar("_Module", bound="type[StageModule]")
@@ -44,15 +50,8 @@ def class_name(stage: Any) -> str:
     return f"{type(stage).__module__}.{type(stage).__qualname__}"
 
 
-Parameters = Mapping[str, Tensor]
-
-
 class NotAffineError(Exception):
     """A stage isn't affine in its inputs; never leaves the package."""
-
-
-class NotSparseError(Exception):
-    """A stage's output depends on columns that are 0; never leaves the package."""
 
 
 class StaysInSparkError(Exception):
@@ -60,6 +59,8 @@ class StaysInSparkError(Exception):
 
 
 UNDECIDED = "decided when data are seen"
+UNKNOWN_SLOT = "(of unknown width)"
+"""What the only slot of a vector of unknown width is called until data are seen; an assembler adds it to the column's name."""
 
 
 class Field(NamedTuple):
@@ -69,11 +70,17 @@ class Field(NamedTuple):
         vector: whether it holds vectors.
         attributes: its `ml_attr` metadata, as Spark writes them; None where it has none.
         storage: how Spark stores each of its vectors, as the `storage` of a StageModule.
+        kind: its type, as Spark's `simpleString`.
     """
 
     vector: bool
     attributes: Mapping[str, Any] | None
     storage: str = ""
+    kind: str = ""
+
+
+class NotSparseError(Exception):
+    """A stage's output depends on columns that are 0; never leaves the package."""
 
 
 class Pulled(NamedTuple):
@@ -99,6 +106,7 @@ class FeatureStats:
     std: Tensor  # (d,)
     support: Tensor  # (d,) int64: rows whose value differs from the column's usual one
     leaves: Tensor | None = None  # (L,) int64: rows that each leaf of a stage of trees holds
+    sums: Parameters = field(default_factory=dict)  # of the stage's own `tally`
 
 
 @dataclass(frozen=True)
@@ -119,6 +127,11 @@ class StageModule(nn.Module):
     in the order of `inputs(stage)` and returns the output columns in the order of `outputs(stage)`; a scalar column is
     `(n,)`, a vector column `(n, d)` or SparseRows.
 
+    Null is NaN. A stage to which the two aren't the same says so by `tells_null`, and its `forward` then also takes
+    `nulls=`, which rows of each input are null. They come from outside, in the optional column `"<name> is null"`, or from a
+    stage before that passes null on (`writes_null`); other stages' outputs hold none. Where an input has no such column, its
+    NaN is NaN, unless NaN is what the stage refuses and null isn't.
+
     Four laws hold, and `sparkdiff.testing.check_stage` checks them: parity with `stage.transform`; writing back what was
     read changes nothing; reading what was written gives the module's parameters; the caller's stage never changes.
     """
@@ -131,12 +144,25 @@ class StageModule(nn.Module):
     """For each parameter with an entry per input feature: the axis that runs over the features."""
     positive: ClassVar[frozenset[str]] = frozenset()
     """Parameters that must stay > 0 where they count."""
+    describes_weights: ClassVar[bool] = False
+    """Whether the metadata of the outputs tell the weights, and change with them."""
     expands: ClassVar[bool] = False
     """Whether the outputs are larger than the inputs, so that the cache is smaller with this stage in torch."""
+    refusals: ClassVar[tuple[str, ...]] = ()
+    """The settings for which `refuses` or `from_fields` leave a stage in Spark, in words, as docs/stages.md lists them; beside
+    handleInvalid='skip'."""
+    makes_dense: str = ""
+    """What makes the outputs dense where the input is sparse; empty where they stay sparse, or are no vectors."""
     differentiable: ClassVar[bool] = True
     """Whether gradients flow from the outputs to the inputs."""
     label_cols: ClassVar[tuple[str, ...]] = ()
     """Params that name outputs which are classes or indices: no gradient, and parity counts disagreements."""
+    tells_null: bool = False
+    """Whether null and NaN in an input aren't the same to the stage, so that `forward` takes `nulls=` (Nulls)."""
+    writes_null: bool = False
+    """Whether NaN in an output is null in Spark."""
+    reads_categories: ClassVar[bool] = False
+    """Whether the scalar inputs are numbers of categories, to which no noise can be added."""
     columnwise: ClassVar[bool] = False
     """Whether each column of the output depends on the same column of the one input alone, and is 0 where that is."""
     optional: ClassVar[frozenset[str]] = frozenset()
@@ -144,6 +170,14 @@ class StageModule(nn.Module):
     storage: ClassVar[str] = ""
     """How Spark stores each vector that this stage writes: "sparse", "compressed" (dense or sparse, whichever takes less
     room), or "" where that depends on the input."""
+    single: ClassVar[bool] = False
+    """Whether Spark holds the weights in float32: so are the outputs at the network's border, and parity is to 1e-6 there and
+    behind. Parameters train in float64 and settle at what float32 can hold.
+    """
+    before: ClassVar[str] = ""
+    """What Spark does first, by plain stages of `preparation`, for a stage whose inputs can't enter torch; the plan says so."""
+    identifies: ClassVar[bool] = False
+    """Whether the inputs are identifiers, which are no features."""
     routes: ClassVar[bool] = False
     """Whether the stage sends rows to leaves (`route`), and computes its outputs from these alone (`routed`)."""
 
@@ -166,13 +200,30 @@ class StageModule(nn.Module):
     def refuses(cls, stage: Any) -> str | None:
         """Why this fitted stage must stay in Spark although its class has a torch form; None where it has one."""
         if stage.hasParam("handleInvalid") and stage.getOrDefault("handleInvalid") == "skip":
-            return "handleInvalid='skip' drops rows, which a torch module cannot; use 'error' or 'keep'"
+            return SKIPS
         return None
+
+    @classmethod
+    def made(cls, stage: Any) -> tuple[str, ...]:
+        """The columns that `preparation` makes, which `forward` takes in place of `inputs`; none where it takes these."""
+        return ()
+
+    @classmethod
+    def preparation(cls, stage: Any) -> list[Any]:
+        """Plain stages that Spark runs in front of the fitted one."""
+        return []
+
+    def recovered(self, *columns: Rows) -> tuple[Any, ...]:
+        """Inputs of Spark's stage, as arrays of Arrow, from which `preparation` would make these columns."""
+        raise NotImplementedError
 
     @classmethod
     def from_spark(cls, stage: Any) -> StageModule:
         """The module of a fitted stage."""
         raise NotImplementedError
+
+    undecided: ClassVar[str] = "hold categories"
+    """What of its input columns the stage can't know before data are seen, where it wants their fields."""
 
     @classmethod
     def wants_fields(cls, stage: Any) -> bool:
@@ -205,6 +256,17 @@ class StageModule(nn.Module):
         """Whether no parameter that trains changes where a row goes."""
         return False
 
+    def passes_gradient(self) -> bool:
+        """Whether outputs that are classes or indices have a gradient after all, by straight-through estimation."""
+        return False
+
+    def tally(self, *columns: Rows, nulls: Nulls | None = None) -> dict[str, Tensor]:
+        """What `units` and `supported` want to know of the training rows beside FeatureStats: sums over these rows.
+
+        Added up over all of them they come back as `FeatureStats.sums`. Takes what `forward` takes.
+        """
+        return {}
+
     def look(self, x: FeatureStats, values: Mapping[int, Tensor]) -> None:
         """Take note of what the stage's input looks like, before training.
 
@@ -213,8 +275,15 @@ class StageModule(nn.Module):
                 ascending.
         """
 
+    @torch.no_grad()
     def settle_(self) -> None:
         """Move parameters, in place, to where they would be written back."""
+        for p in self.parameters() if self.single else ():
+            p.copy_(p.float())
+
+    def unknown(self, *columns: Rows) -> str | None:
+        """What about these rows, all numbers though they are, makes the outputs NaN."""
+        return None
 
     def compared(self) -> Tensor:
         """Features (q,) int64 of the input that are compared with thresholds."""
@@ -299,7 +368,7 @@ class StageModule(nn.Module):
 
     def settles(self) -> bool:
         """Whether `settle_` has anything to do."""
-        return False
+        return self.single
 
     def project_(self) -> None:
         """Move the parameters back into their domain, in place, after an optimizer step."""
@@ -307,6 +376,11 @@ class StageModule(nn.Module):
     def check_domain(self, uid: str) -> None:
         """Raise InputError where a parameter has left the domain in which Spark's stage is defined."""
         for name, p in self.named_parameters():
+            if self.single and bool((p.isfinite() & ~p.float().isfinite()).any()):
+                value = p[~p.float().isfinite()][0].item()
+                raise InputError(
+                    f"{uid}: {name} holds {value!r}, which is too large for Spark's float; clamp it before writing back"
+                )
             counting = self.counts().get(name, torch.ones_like(p, dtype=torch.bool))
             if name in self.positive and bool(((p <= 0) & counting).any()):
                 worst = p[(p <= 0) & counting][0].item()

@@ -16,9 +16,11 @@ from sparkdiff.stages.base import (
     FeatureStats,
     LabelStats,
     NotAffineError,
+    NotSparseError,
     Parameters,
     Pulled,
     Rows,
+    StageModule,
     dense,
     parameter,
     register,
@@ -44,6 +46,8 @@ class NaiveBayes(ProbabilisticClassifier):
     """
 
     weights = ("pi", "theta", "sigma")
+    refusals = ("one class only", "infinite theta (smoothing=0)")
+    feature_axis = {"theta": 1, "sigma": 1}
 
     def __init__(
         self, pi: Tensor, theta: Tensor, sigma: Tensor, *, shown: tuple[str, ...], thresholds: Tensor | None, uid: str
@@ -229,6 +233,9 @@ class Bernoulli(Counting):
                 room["pi"].add_(constant[:, 0])
 
         return Pulled([(p["theta"] - absent).mT], (p["pi"] + absent.sum(-1))[..., None, :], back)
+
+    def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[StageModule, Tensor | None]:
+        raise NotSparseError("a word that is absent speaks for a class, too")
 
     def check_domain(self, uid: str) -> None:
         super().check_domain(uid)

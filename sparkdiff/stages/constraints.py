@@ -107,3 +107,29 @@ class Probabilities(Constraint):
 
     def moved(self, start: Tensor, value: Tensor) -> Tensor:
         return torch.where(start > 0, torch.log(value / start), 0.0)
+
+
+class Covariance(Constraint):
+    """Positive definite matrices (..., d, d): of L L' the root L turns into L T, T with exp(move) on its diagonal.
+
+    T is lower triangular: the moves above the diagonal do nothing. A matrix without a root, a singular one, stays what it was.
+    """
+
+    def value(self, start: Tensor, move: Tensor) -> Tensor:
+        root, found = self._root(start)
+        turned = root @ (move.tril(-1) + torch.diag_embed(move.diagonal(dim1=-2, dim2=-1).exp()))
+        change = turned @ turned.mT - root @ root.mT
+        return torch.where(found, start + (change + change.mT) / 2, start)
+
+    def moved(self, start: Tensor, value: Tensor) -> Tensor:
+        (before, found), (after, still) = self._root(start), self._root(value)
+        turn = torch.linalg.solve_triangular(before, after, upper=False)
+        logarithms = torch.diag_embed(turn.diagonal(dim1=-2, dim2=-1).log())
+        return torch.where(found & still, turn.tril(-1) + logarithms, 0.0)
+
+    @staticmethod
+    def _root(x: Tensor) -> tuple[Tensor, Tensor]:
+        """The lower root of each matrix and whether it has one, (...) -> (..., 1, 1); of one that has none the identity."""
+        root, failed = torch.linalg.cholesky_ex(x)
+        found = (failed == 0)[..., None, None]
+        return torch.where(found, root, torch.eye(x.shape[-1], dtype=x.dtype)), found

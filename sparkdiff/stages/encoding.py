@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.sparse import SparseRows
-from sparkdiff.stages.base import Rows, StageModule, register
+from sparkdiff.stages.base import Nulls, Rows, StageModule, register
 
 SPARSE_FROM = 1024
 """Width from which a one-hot block travels as sparse rows (DESIGN: dense ones cost memory there, sparse ones time below)."""
@@ -18,11 +18,15 @@ SPARSE_FROM = 1024
 
 @register("pyspark.ml.feature.OneHotEncoderModel")
 class OneHotEncoder(StageModule):
-    """Index -> one-hot block. handleInvalid='keep' has an extra last slot for invalid indices; dropLast drops the last slot."""
+    """Index -> one-hot block. handleInvalid='keep' has an extra last slot for invalid indices; dropLast drops the last slot.
+
+    Null stays null, which is NaN in every slot; without the column `"<name> is null"` NaN is an invalid index.
+    """
 
     expands = True
     differentiable = False
     storage = "sparse"
+    tells_null = True
 
     def __init__(self, uid: str, names: tuple[str, ...], sizes: tuple[int, ...], keep: bool, drop_last: bool):
         super().__init__()
@@ -36,11 +40,20 @@ class OneHotEncoder(StageModule):
     def edges(self) -> tuple[tuple[float, ...], ...]:
         return tuple(tuple(float(k) for k in range(-self.keep, min(size, 100) + self.keep)) for size in self.sizes)
 
-    def forward(self, *columns: Tensor) -> Rows | tuple[Rows, ...]:  # each (n,) -> (n, size)
-        out = tuple(self.encode(*block) for block in zip(columns, self.sizes, self.names, strict=True))
+    def forward(
+        self, *columns: Tensor, nulls: Nulls | None = None
+    ) -> Rows | tuple[Rows, ...]:  # each (n,) -> (n, size)
+        told = nulls or [None] * len(columns)
+        out = tuple(self.encode(*block) for block in zip(columns, told, self.sizes, self.names, strict=True))
         return out[0] if len(out) == 1 else out
 
-    def encode(self, x: Tensor, size: int, name: str) -> Rows:
+    def encode(self, x: Tensor, null: Tensor | None, size: int, name: str) -> Rows:
+        if null is None or not bool(null.any()):
+            return self.hot(x, size, name)
+        out = self.hot(torch.where(null, 0.0, x), size, name)
+        return out.with_nan(null) if isinstance(out, SparseRows) else torch.where(null[:, None], torch.nan, out)
+
+    def hot(self, x: Tensor, size: int, name: str) -> Rows:
         valid = (x >= 0) & (x < size)  # NaN is invalid
         if not self.keep and not bool(valid.all()):
             raise InputError(

@@ -18,6 +18,15 @@ class Predictor(StageModule):
 
     classes: int = 0
     """Number of classes; 0 for a regression."""
+    ranks: bool = False
+    """Whether a regression's means may be taken for scores that put rows of label 1 above those of label 0."""
+    labelled: bool = True
+    """Whether it was fitted to a label. One that wasn't has a loss of its own, `cost`."""
+
+    @classmethod
+    def loss_inputs(cls, stage: Any) -> tuple[str, ...]:
+        """Columns that only the loss reads, not the prediction; `margin` gets them after the inputs where there is a loss."""
+        return ()
 
     def margin(self, *columns: Rows) -> Tensor:
         """What losses are computed from: (n,), or (n, k) for k classes in softmax form."""
@@ -44,6 +53,14 @@ class Predictor(StageModule):
     def own_rows(self, margin: Tensor, label: Tensor, weight: Tensor) -> Tensor:
         """The loss that only this predictor has, per row (n,), unweighted."""
         raise NotImplementedError
+
+    def cost(self, margin: Tensor) -> Tensor:
+        """The own loss of each row, (n,), of a predictor without a label."""
+        raise NotImplementedError
+
+    def loss_unit(self) -> float:
+        """What a large difference of `cost` is, so that training doesn't depend on the features' units."""
+        return 1.0
 
     def mean(self, margin: Tensor) -> Tensor:
         """The predicted mean of a regression, (n,); what Spark shows as prediction."""

@@ -30,6 +30,7 @@ class PCA(StageModule):
 
     weights = ("pc", "explainedVariance")
     feature_axis = {"pc": 0}
+    makes_dense = "each component adds up all entries"
 
     def __init__(self, pc: Tensor, explainedVariance: Tensor):
         super().__init__()
@@ -72,6 +73,8 @@ class DCT(StageModule):
 
     Source: org.apache.spark.ml.feature.DCT, by the DoubleDCT_1D of JTransforms, scaled.
     """
+
+    makes_dense = "each output adds up all entries"
 
     def __init__(self, inverse: bool):
         super().__init__()

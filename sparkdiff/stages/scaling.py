@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -34,11 +34,13 @@ class Standardizer(StageModule):
     """y = (x - shift) * (1 / divisor), and x * 0 where the divisor is 0, by the reciprocal as in Spark (x / divisor differs in
     the last bit).
 
-    A subclass names its `weights`: divisor, shift. Sparse stays sparse without shift.
+    A subclass names its `weights`: divisor, shift; and the Param `shifts_by` that asks for the shift, without which sparse
+    stays sparse.
 
     Source: org.apache.spark.ml.feature.StandardScalerModel.getTransformFunc.
     """
 
+    shifts_by: ClassVar[str]
     moves: Tensor
 
     def __init__(self, divisor: Tensor, shift: Tensor, divides: bool, shifts: bool):
@@ -47,6 +49,7 @@ class Standardizer(StageModule):
         self.register_parameter(self.weights[1], parameter(shift, shifts))  # (d,)
         self.register_buffer("moves", divisor != 0)  # (d,) constant columns stay 0, always
         self.divides, self.shifts, self.all_move = divides, shifts, bool(self.moves.all())
+        self.makes_dense = f"{self.shifts_by}=True" if shifts else ""
 
     def forward(self, x: Rows) -> Rows:  # (n, d) -> (n, d)
         divisor, shift = (getattr(self, name) for name in self.weights)
@@ -96,6 +99,7 @@ class StandardScaler(Standardizer):
     """y = (x - mean) * (1 / std), each of the two on request; x * 0 where std = 0."""
 
     weights = ("std", "mean")
+    shifts_by = "withMean"
     feature_axis = {"std": 0, "mean": 0}
     positive = frozenset({"std"})
 
@@ -109,6 +113,7 @@ class RobustScaler(Standardizer):
     """y = (x - median) * (1 / range), each of the two on request; x * 0 where range = 0."""
 
     weights = ("range", "median")
+    shifts_by = "withCentering"
     feature_axis = {"range": 0, "median": 0}
     positive = frozenset({"range"})
 
@@ -168,6 +173,7 @@ class MinMaxScaler(StageModule):
 
     weights = ("originalMin", "originalMax")
     feature_axis = {"originalMin": 0, "originalMax": 0}
+    makes_dense = "the scale moves 0"
     range: Tensor
     moves: Tensor
 

@@ -10,7 +10,18 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.sparse import SparseRows
-from sparkdiff.stages.base import Parameters, Pulled, Rows, StageModule, register, width
+from sparkdiff.stages.base import (
+    UNDECIDED,
+    UNKNOWN_SLOT,
+    Field,
+    Parameters,
+    Pulled,
+    Rows,
+    StageModule,
+    StaysInSparkError,
+    register,
+    width,
+)
 
 
 class Selection(StageModule):
@@ -70,17 +81,48 @@ class VarianceThresholdSelector(Selector):
 
 @register("pyspark.ml.feature.VectorSlicer")
 class VectorSlicer(Selection):
-    """The entries of these indices, in their order."""
+    """The entries of these indices, in their order; then those that bear these names in the attributes of the input.
 
-    @classmethod
-    def refuses(cls, stage: Any) -> str | None:
-        if stage.getNames():
-            return "names are looked up in the attributes of its input, so which entries they are is decided when data are seen"
-        return super().refuses(stage)
+    Source: org.apache.spark.ml.feature.VectorSlicer.getSelectedFeatureIndices.
+    """
+
+    refusals = ("names, until data are seen", "names that no entry has")
+    size: int | None = None  # of the vectors that the names were looked up for
 
     @classmethod
     def from_spark(cls, stage: Any) -> VectorSlicer:
         return cls(stage.uid, stage.getIndices())
+
+    @classmethod
+    def wants_fields(cls, stage: Any) -> bool:
+        return bool(stage.getNames())
+
+    @classmethod
+    def from_fields(cls, stage: Any, fields: Sequence[Field | None]) -> VectorSlicer:
+        (name,), (field,) = cls.inputs(stage), fields
+        undecided = StaysInSparkError(f"which entries of {name!r} have the names that it picks is {UNDECIDED}")
+        if field is None or not field.vector:
+            raise undecided
+        attributes = field.attributes or {}
+        kinds = (attributes.get("attrs") or {}).values()
+        places = {a["name"]: int(a["idx"]) for kind in kinds for a in kind if "name" in a and "idx" in a}
+        unknown = min((i for n, i in places.items() if n.endswith(UNKNOWN_SLOT)), default=None)
+        for wanted in stage.getNames():
+            if unknown is not None and places.get(wanted, unknown) >= unknown:
+                raise undecided  # it may be in a vector of unknown width, or behind it
+            if wanted not in places:
+                raise StaysInSparkError(f"no entry of {name!r} is called {wanted!r}, so that Spark refuses it")
+        module = cls(stage.uid, [*stage.getIndices(), *(places[n] for n in stage.getNames())])
+        module.size = int(attributes["num_attrs"]) if "num_attrs" in attributes else None
+        return module
+
+    def forward(self, x: Rows) -> Rows:
+        if self.size is not None and width(x) != self.size:
+            raise InputError(
+                f"{self.uid}: its input has {width(x)} entries a row, but the names that it picks were looked up among "
+                f"{self.size}: translate(model, schema=...) looks them up in the data's schema"
+            )
+        return super().forward(x)
 
 
 @register("pyspark.ml.feature.VectorSizeHint")

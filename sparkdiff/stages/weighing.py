@@ -81,6 +81,7 @@ class ElementwiseProduct(StageModule):
     columnwise = True
     weight_params = ("scalingVec",)
     feature_axis = {"scalingVec": 0}
+    refusals = ("a scalingVec that isn't finite",)
 
     def __init__(self, scalingVec: Tensor):
         super().__init__()

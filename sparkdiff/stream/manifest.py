@@ -17,7 +17,7 @@ from sparkdiff.sparse import SparseRows
 
 FORMAT = 2
 Batch = dict[str, Tensor | SparseRows]
-_DTYPES = {"float64": torch.float64, "float32": torch.float32, "int64": torch.int64}
+_DTYPES = {"float64": torch.float64, "float32": torch.float32, "int64": torch.int64, "bool": torch.bool}
 _PATH = re.compile(
     r"[\w=-][\w.=-]*(/[\w=-][\w.=-]*)*", re.ASCII
 )  # no part starts with a dot: nothing leaves the folder

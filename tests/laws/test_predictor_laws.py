@@ -10,21 +10,33 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from growing import WIDTH, grown
 from hypothesis import given
 from hypothesis import strategies as st
 from making import AT_ONCE, COLUMNS, Features, check, sparse
-from pyspark.ml.classification import FMClassifier, LinearSVC, MultilayerPerceptronClassifier, NaiveBayes
+from pyspark.ml.classification import (
+    DecisionTreeClassifier,
+    FMClassifier,
+    GBTClassifier,
+    LinearSVC,
+    LogisticRegression,
+    MultilayerPerceptronClassifier,
+    NaiveBayes,
+    OneVsRestModel,
+    RandomForestClassifier,
+)  # fmt: skip
 from pyspark.ml.linalg import Vectors
-from pyspark.ml.regression import FMRegressor, IsotonicRegression
+from pyspark.ml.regression import AFTSurvivalRegression, FMRegressor, IsotonicRegression
 from pyspark.sql import DataFrame, SparkSession
 from test_laws import generated
 
 import sparkdiff
 from sparkdiff import jvm
-from sparkdiff.jvm import isotonic
+from sparkdiff.jvm import isotonic, trees
+
+TREES = {c.__name__: c for c in (DecisionTreeClassifier, GBTClassifier, RandomForestClassifier)}
 
 SHOWN = ("rpl", "rpl", "rp", "rl", "pl", "r", "p", "l")
-WIDTH = 3
 random = np.random.default_rng(0)
 seeds = st.lists(st.integers(0, 2**32 - 1), min_size=AT_ONCE, max_size=AT_ONCE, unique=True)
 
@@ -145,9 +157,9 @@ def test_naive_bayes(features: Features, counted: DataFrame, kind: str, drawn: l
 def test_naive_bayes_refuses_what_spark_refuses(spark: SparkSession, kind: str, value: float) -> None:
     stage = bayes(np.random.default_rng(1), kind)
     name = stage.getFeaturesCol()
-    df = spark.createDataFrame([(Vectors.dense(1.0, 0.0, value),)], [name])
+    df = spark.createDataFrame([(Vectors.dense(1.0, 0.0, 0.0, value),)], [name])
     with pytest.raises(sparkdiff.InputError, match=rf"{stage.uid}: its features hold {value!r}, but must be 0 or"):
-        sparkdiff.translate(stage)({name: torch.tensor([[1.0, 0.0, value]], dtype=torch.float64)})
+        sparkdiff.translate(stage)({name: torch.tensor([[1.0, 0.0, 0.0, value]], dtype=torch.float64)})
     with pytest.raises(sparkdiff.InputError, match="Spark failed"):
         sparkdiff.verify(stage, df)
 
@@ -205,3 +217,83 @@ def test_without_constructors(features: Features, counted: DataFrame, curves: An
         check([*stages, smooth], features(WIDTH))
         check([counting], counted)
         check([steps], places)
+
+
+def survival(random: np.random.Generator) -> Any:
+    quantiles = random.choice([0.001, 0.1, 0.5, 0.63, 0.99, 0.999999], random.integers(1, 4), replace=False)
+    shown = {"quantilesCol": "quantiles"} if random.random() < 0.7 else {}
+    fit = bool(random.random() < 0.7)
+    estimator = AFTSurvivalRegression(
+        quantileProbabilities=quantiles.tolist(), fitIntercept=fit, **shown, **column(random)
+    )
+    weights = {"coefficients": numbers(random, WIDTH), "intercept": float(numbers(random)) if fit else 0.0}
+    return jvm.fitted(estimator, {**weights, "scale": float(10.0 ** random.integers(-4, 3) * random.random())})
+
+
+def members(random: np.random.Generator, kind: str, count: int) -> list[Any]:
+    """Binary classifiers without Params of their own."""
+    plain = {"featuresCol": "mixed"}
+    if kind == "LinearSVC":
+        return [
+            jvm.fitted(
+                LinearSVC(**plain), {"coefficients": numbers(random, WIDTH), "intercept": float(numbers(random))}
+            )
+            for _ in range(count)
+        ]
+    if kind == "FMClassifier":
+        return [
+            jvm.fitted(FMClassifier(factorSize=2, **plain), {
+                "intercept": float(numbers(random)), "linear": numbers(random, WIDTH), "factors": np.eye(WIDTH, 2),
+            })
+            for _ in range(count)
+        ]  # fmt: skip
+    if kind == "MultilayerPerceptronClassifier":
+        estimator = MultilayerPerceptronClassifier(layers=[WIDTH, 2, 2], **plain)
+        return [jvm.fitted(estimator, {"weights": numbers(random, 2 * (WIDTH + 1) + 6)}) for _ in range(count)]
+    if kind == "NaiveBayes":
+        estimator = NaiveBayes(modelType="gaussian", **plain)
+        return [
+            jvm.fitted(estimator, {
+                "pi": log_shares(random, 2), "theta": numbers(random, 2, WIDTH), "sigma": random.random((2, WIDTH)) + 0.01,
+            })
+            for _ in range(count)
+        ]  # fmt: skip
+    if kind in TREES:
+        boosted = kind == "GBTClassifier"
+        each = 1 if kind == "DecisionTreeClassifier" else 2
+        nodes = [grown(random, each, 0 if boosted else 2) for _ in range(count)]
+        return [
+            trees.fitted(TREES[kind](**plain), n, WIDTH, treeWeights=np.array([0.3, 1.0]) if boosted else None)
+            for n in nodes
+        ]
+    rows = {"LogisticRegression": 1, "LogisticRegression of 2 rows": 2}[kind]
+    return [
+        jvm.fitted(LogisticRegression(family="multinomial" if rows == 2 else "binomial", **plain), {
+            "coefficientMatrix": numbers(random, rows, WIDTH), "interceptVector": numbers(random, rows), "numClasses": 2,
+            "isMultinomial": rows == 2,
+        })
+        for _ in range(count)
+    ]  # fmt: skip
+
+
+def one_vs_rest(random: np.random.Generator, kind: str, count: int) -> Any:
+    model = OneVsRestModel(models=members(random, kind, count))
+    return model._set(featuresCol="mixed", classifier=LogisticRegression())  # what fitted them doesn't matter here
+
+
+KINDS = (
+    "LogisticRegression", "LinearSVC", "NaiveBayes", "GBTClassifier", "DecisionTreeClassifier",
+    "LogisticRegression of 2 rows", "FMClassifier", "MultilayerPerceptronClassifier", "RandomForestClassifier",
+)  # fmt: skip
+
+
+# One a job: Spark's time to plan grows much faster than their number.
+@pytest.mark.parametrize("kind", [*KINDS[:5], *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[5:])])
+def test_one_vs_rest(features: Features, kind: str) -> None:
+    check([one_vs_rest(np.random.default_rng(8), kind, 3 if kind == "LogisticRegression" else 2)], features(WIDTH))
+
+
+@generated(1)
+@given(seeds)
+def test_survival(features: Features, drawn: list[int]) -> None:
+    check([survival(np.random.default_rng(s)) for s in drawn], features(WIDTH))

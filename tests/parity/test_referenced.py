@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,14 +12,21 @@ from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.clustering import LDA, BisectingKMeans
 from pyspark.ml.feature import (
+    DCT,
+    IDF,
+    PCA,
     BucketedRandomProjectionLSH,
     CountVectorizer,
     FeatureHasher,
     HashingTF,
     IndexToString,
+    MaxAbsScaler,
     MinHashLSH,
+    MinMaxScaler,
     NGram,
+    Normalizer,
     RegexTokenizer,
+    RobustScaler,
     SQLTransformer,
     StandardScaler,
     StopWordsRemover,
@@ -163,3 +171,54 @@ def test_an_integer_output_is_no_way_for_gradients(rows: DataFrame, fitted: Call
     assert [s.trainable for s in found.stages] == [False, False, False, True]
     assert found.stages[0].reason.startswith("feeds BisectingKMeans_")
     assert "down a tree of centres" in found.stages[0].reason
+
+
+# What makes sparse rows dense -------------------------------------------------------------------------------------------
+
+DENSE = {
+    "mean": (
+        lambda: StandardScaler(inputCol="o", outputCol="x", withMean=True), r"sparse rows of 8 entries dense \(withMean=True\)",
+    ),
+    "centre": (
+        lambda: RobustScaler(inputCol="o", outputCol="x", withCentering=True),
+        r"sparse rows of 8 entries dense \(withCentering=True\)",
+    ),
+    "range": (lambda: MinMaxScaler(inputCol="o", outputCol="x"), r"sparse rows of 8 entries dense \(the scale moves 0\)"),
+    "waves": (lambda: DCT(inputCol="o", outputCol="x"), r"sparse rows dense \(each output adds up all entries\)"),
+    "components": (lambda: PCA(inputCol="o", outputCol="x", k=2), r"dense \(each component adds up all entries\)"),
+}  # fmt: skip
+SPARSE = {
+    "std": lambda: StandardScaler(inputCol="o", outputCol="x"),
+    "largest": lambda: MaxAbsScaler(inputCol="o", outputCol="x"),
+    "words": lambda: IDF(inputCol="o", outputCol="x"),
+    "norm": lambda: Normalizer(inputCol="o", outputCol="x"),
+}
+
+
+def counted(rows: DataFrame, *stages: Any) -> PipelineModel:
+    return Pipeline(stages=[HashingTF(inputCol="words", outputCol="o", numFeatures=8), *stages]).fit(rows)
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_the_plan_says_what_makes_rows_dense(rows: DataFrame, name: str) -> None:
+    make, why = DENSE[name]
+    behind = StandardScaler(inputCol="x", outputCol="y", withMean=True)  # reads dense rows already
+    found = plan(counted(rows, make(), behind)).stages
+    assert re.search(f"; makes {why}$" if name != "components" else why, found[1].reason)
+    assert "dense" not in found[2].reason
+    model = counted(rows, IDF(inputCol="o", outputCol="weighed"), (scaler := make()).copy({scaler.inputCol: "weighed"}))
+    assert re.search(why, plan(model).stages[2].reason)
+    assert (
+        re.search(why, plan(PipelineModel(model.stages[1:])).stages[1].reason) is None
+    )  # nothing is known of its input
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_what_stays_sparse_is_no_matter(rows: DataFrame, name: str) -> None:
+    assert "dense" not in plan(counted(rows, SPARSE[name]())).stages[1].reason
+
+
+def test_wide_rows_of_the_source_may_be_sparse(spark: SparkSession) -> None:
+    df = spark.createDataFrame([(Vectors.sparse(2000, [3], [1.0]),), (Vectors.sparse(2000, [7], [2.0]),)], ["o"])
+    found = plan(StandardScaler(inputCol="o", outputCol="x", withMean=True).fit(df)).stages[0].reason
+    assert found.endswith("makes rows of 2,000 entries dense, should they be sparse (withMean=True)")

@@ -18,7 +18,9 @@ from sparkdiff.stages.base import FeatureStats, LabelStats, StageModule
 from sparkdiff.stages.bayes import NaiveBayes
 from sparkdiff.stages.forest import Trees
 from sparkdiff.stages.linear import GeneralizedLinearRegression, LinearRegression, LogisticRegression
+from sparkdiff.stages.one_vs_rest import OneVsRest
 from sparkdiff.stages.support_vector import LinearSVC
+from sparkdiff.stages.survival import AFTSurvivalRegression
 from sparkdiff.stages.trees import GBTClassification, GBTRegression, VotingTrees
 
 F64 = torch.float64
@@ -35,6 +37,8 @@ def network(*stages: tuple[StageModule, Sequence[str], str]) -> Network:
             (i,), f"stage{i}", type(module).__name__, None, tuple(reads), (writes,), False, False, module, "", trains
         )
         leaf.reads = tuple((c, made.get(c, -1)) for c in reads)
+        if isinstance(module, AFTSurvivalRegression):
+            leaf.lossReads = ((module.censor, -1),)
         leaf.parents = frozenset(made[c] for c in reads if c in made)
         made[writes] = i
         graph.leaves.append(leaf)
@@ -81,6 +85,20 @@ def least_squares(width: int, seed: int = 1) -> LinearRegression:
 def support_vector(width: int) -> LinearSVC:
     intercept = torch.tensor(0.1, dtype=F64)
     return LinearSVC(0.3 * normal(width, seed=1), intercept, True, threshold=0.0, shown=LinearSVC.SHOWN)
+
+
+def survival(width: int) -> AFTSurvivalRegression:
+    return AFTSurvivalRegression(
+        0.3 * normal(width, seed=1), torch.tensor(0.4, dtype=F64), torch.tensor(0.7, dtype=F64), True,
+        quantiles=torch.tensor([0.5], dtype=F64), shown=("predictionCol",), uid="survival", censor="censor",
+    )  # fmt: skip
+
+
+def one_vs_rest(width: int, classes: int = 3) -> OneVsRest:
+    models = [logistic(width) for _ in range(classes)]
+    for k, model in enumerate(models):
+        model.coefficientMatrix.data += 0.2 * normal(1, width, seed=20 + k)
+    return OneVsRest(models, shown=OneVsRest.SHOWN, nan_wins=False)
 
 
 def bayes(kind: type[NaiveBayes], width: int, classes: int = 3) -> NaiveBayes:

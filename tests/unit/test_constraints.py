@@ -8,7 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparkdiff.stages.constraints import Constraint, LogProbabilities, Ordered, Positive, Probabilities, UnitNorm
+from sparkdiff.stages.constraints import (
+    Constraint,
+    Covariance,
+    LogProbabilities,
+    Ordered,
+    Positive,
+    Probabilities,
+    UnitNorm,
+)
 
 F64 = torch.float64
 INF = float("inf")
@@ -20,6 +28,8 @@ def rows(seed: int) -> Tensor:
 
 SHARES = torch.softmax(rows(1), -1)
 SHARES[1, 2] = 0.0
+SPREADS = rows(2)[:, :3, None] * rows(2)[:, None, :3] + torch.diag_embed(rows(1)[:, :3].exp())
+SPREADS[2] = torch.ones(3, 3, dtype=F64)  # singular
 STARTS: dict[str, tuple[Constraint, Tensor]] = {
     "positive": (Positive(), rows(1).exp()),
     "ordered": (Ordered(), rows(1).sort(-1).values),
@@ -30,6 +40,7 @@ STARTS: dict[str, tuple[Constraint, Tensor]] = {
     "log-probabilities": (LogProbabilities(), torch.log_softmax(rows(1), -1)),
     "log-probabilities with a class that never occurs": (LogProbabilities(), torch.log(SHARES)),
     "probabilities": (Probabilities(), SHARES),
+    "covariances": (Covariance(), SPREADS),
 }  # fmt: skip
 
 
@@ -39,6 +50,9 @@ def holds(constraint: Constraint, start: Tensor, value: Tensor) -> bool:
     if isinstance(constraint, Ordered):
         ends = ~start.isfinite()
         return bool((value[..., 1:] >= value[..., :-1]).all() and (value[..., ends] == start[ends]).all())
+    if isinstance(constraint, Covariance):
+        regular, symmetric = value[:2], torch.equal(value, value.mT)
+        return symmetric and bool((torch.linalg.eigvalsh(regular) > 0).all()) and torch.equal(value[2], start[2])
     total = {
         UnitNorm: lambda x: x.norm(dim=-1),
         LogProbabilities: lambda x: x.exp().sum(-1),
@@ -86,7 +100,7 @@ def test_gradients_are_those_of_differences(name: str) -> None:
         assert torch.equal(constraint.value(start, other)[..., 1:], constraint.value(start, move)[..., 1:])
 
 
-@pytest.mark.parametrize("name", ["positive", "ordered", "ordered with ends", "probabilities"])
+@pytest.mark.parametrize("name", ["positive", "ordered", "ordered with ends", "probabilities", "covariances"])
 def test_how_far_parameters_moved_is_told_in_moves(name: str) -> None:
     constraint, start = STARTS[name]
     move = 0.3 * torch.randn(1, *start.shape, dtype=F64, generator=torch.Generator().manual_seed(4))

@@ -9,20 +9,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from chains import one_vs_rest, survival
 from numpy.typing import NDArray
 from test_objectives import COLUMNS, COSTS, glr, linear, logistic, stats, tensor
 from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.guard import MAX_BLOCKS
-from sparkdiff.losses import check_label
+from sparkdiff.losses import UNLABELLED, check_label
 from sparkdiff.losses import resolve as resolve_loss
 from sparkdiff.measure import Tally
 from sparkdiff.metrics import Metric, influence, resolve
-from sparkdiff.options import METRICS, Options
+from sparkdiff.options import METRICS as EVERY
+from sparkdiff.options import Options
 from sparkdiff.parallel import Team
 from sparkdiff.stages.predictor import Predictor
 
+METRICS = [name for name in EVERY if name not in UNLABELLED]  # those of clusters: tests/api/test_clusters.py
 Array = NDArray[np.float64]
 RANDOM = np.random.default_rng(11)
 N = 80
@@ -70,7 +73,10 @@ def case(name: str) -> tuple[Metric, Predictor, Tensor, Tensor]:
     params = {"metricParams": PARAMS[name]} if name in PARAMS else {}
     if name in ("areaUnderROC", "areaUnderPR", "expectedCost", "cost"):
         return metric(name, BINARY, **params), BINARY, SCORE, Y2
-    for head, margin, y in ((linear(), GUESS, REAL), (THREE, M3, Y3)):
+    times = torch.stack([GUESS.log(), torch.full_like(GUESS, -0.3), (W > 0).to(W.dtype)], 1)
+    heads = [(linear(), GUESS, REAL), (THREE, M3, Y3)]
+    heads += [(survival(1), times, REAL), (one_vs_rest(1), torch.cat([M3, 2 * M3], 1), Y3)]
+    for head, margin, y in heads:
         try:
             return metric(name, head, y.numpy(), **params), head, margin, y
         except InputError:
@@ -91,7 +97,13 @@ def references() -> dict[str, Any]:
         c = m.confusion_matrix(y3, found, sample_weight=w)
         return (c.sum(0) - np.diag(c)) / (c.sum() - c.sum(1))  # type: ignore[no-any-return]
 
+    scipy = pytest.importorskip("scipy.stats")
+    weibull, seen = scipy.weibull_min(np.exp(0.3), scale=g), W.numpy() > 0
+    surprise = -np.where(seen, weibull.logpdf(y) + np.log(y), weibull.logsf(y))  # of log(y), as Spark counts it
+    own = 1 / (1 + np.exp(-2 * M3.numpy()))
     return {
+        "weibull": lambda w: np.average(surprise, weights=w),
+        "oneVsRest": lambda w: sum(m.log_loss(y3 == k, own[:, k], sample_weight=w) for k in range(3)),
         "rmse": lambda w: m.root_mean_squared_error(y, g, sample_weight=w),
         "mse": lambda w: m.mean_squared_error(y, g, sample_weight=w),
         "squared": lambda w: m.mean_squared_error(y, g, sample_weight=w),
@@ -217,7 +229,7 @@ def test_the_direction_is_the_field_s(name: str) -> None:
     smaller = {
         *("rmse", "mse", "mae", "squared", "absolute", "quantile", "poisson", "gamma", "tweedie", "poissonDeviance"),
         *("logLoss", "hammingLoss", "weightedFalsePositiveRate", "falsePositiveRateByLabel", "expectedCost"),
-        "expectedCalibrationError",
+        *("expectedCalibrationError", "weibull", "oneVsRest"),
     }
     found = case(name)[0]
     assert found.name == name

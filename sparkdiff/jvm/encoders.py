@@ -1,0 +1,134 @@
+"""What an ImputerModel fills in and a TargetEncoderModel looks up, read from Spark and written back."""
+
+from __future__ import annotations
+
+import atexit
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from pyspark.ml.wrapper import JavaParams
+from pyspark.sql import DataFrame
+
+from sparkdiff import jvm
+from sparkdiff.errors import SparkdiffError
+
+Numbers = npt.NDArray[np.float64]
+
+
+def surrogates(stage: Any, columns: Sequence[str]) -> list[float]:
+    """What an ImputerModel fills into these columns."""
+    return list(stage.surrogateDF.select(*columns).head())
+
+
+def with_surrogates(stage: Any, values: Mapping[str, float]) -> Any:
+    """A new ImputerModel like `stage` (uid, Params set and default) that fills these values into its columns."""
+    old = stage.copy()
+    frame: DataFrame = old.surrogateDF
+    row: dict[str, float] = dict(zip(frame.columns, frame.head(), strict=True))  # type: ignore[arg-type]
+    spelled = {name.lower(): name for name in row}  # where a Param spells a column otherwise
+    row.update({name if name in row else spelled[name.lower()]: value for name, value in values.items()})
+    new = _constructed(old, row) if jvm.has_constructors() else _rewritten(old, row)
+    return old._copyValues(new._resetUid(stage.uid))
+
+
+def _constructed(old: Any, row: dict[str, float]) -> Any:
+    """By the constructor: Spark 3.5 and 4.0 want a DataFrame of one row, later versions the names and the values."""
+    context: Any = jvm.session().sparkContext
+    [kinds] = [
+        [t.getName() for t in constructor.getParameterTypes()]
+        for constructor in old._java_obj.getClass().getConstructors()
+        if len(constructor.getParameterTypes()) > 1
+    ]
+    if kinds[1:] == ["org.apache.spark.sql.Dataset"]:
+        arguments = [_one_row(row)._jdf]
+    else:
+        names = context._gateway.new_array(context._jvm.java.lang.String, len(row))
+        numbers = context._gateway.new_array(context._jvm.double, len(row))
+        for i, (name, value) in enumerate(row.items()):
+            names[i], numbers[i] = name, value
+        arguments = [names, numbers]
+    java = context._jvm.org.apache.spark.ml.feature.ImputerModel(old._java_obj.uid(), *arguments)
+    old._java_obj.copyValues(java, context._jvm.org.apache.spark.ml.param.ParamMap.empty())
+    return JavaParams._from_java(java)
+
+
+def _rewritten(old: Any, row: dict[str, float]) -> Any:
+    """By way of files. Spark 3.5 and 4.0 read them when the model is used, so they stay as long as this process."""
+    folder = Path(tempfile.mkdtemp(prefix=".imputer-", dir=jvm.scratch_folder()))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    where = f"file://{folder}/stage"
+    old.write().save(where)
+    _one_row(row).coalesce(1).write.mode("overwrite").parquet(f"{where}/data")
+    return type(old).load(where)
+
+
+def _one_row(row: Mapping[str, float]) -> DataFrame:
+    """A DataFrame that holds its row itself: reading it runs no job."""
+    names = ", ".join("`" + name.replace("`", "``") + "`" for name in row)
+    values = ", ".join(f"CAST('{value!r}' AS DOUBLE)" for value in row.values())
+    return jvm.session().sql(f"SELECT * FROM VALUES ({values}) AS surrogates({names})")
+
+
+class Statistics(NamedTuple):
+    """What a TargetEncoderModel knows of one column's categories, (k,) each."""
+
+    categories: Numbers
+    counts: Numbers
+    stats: Numbers
+
+
+ENTRY = re.compile(r"\(([^,()]+),\(([^,()]+),([^,()]+)\)\)")
+"""An entry of a Scala Seq[(Double, (Double, Double))] as text; a double's text is the double."""
+
+
+def statistics(stage: Any) -> list[Statistics]:
+    """Per column of a TargetEncoderModel its categories, their counts and stats."""
+    if jvm.has_constructors():
+        texts = [column.toSeq().toString() for column in stage._java_obj.stats()]
+        return [Statistics(*np.array(ENTRY.findall(text), dtype=np.float64).reshape(-1, 3).T.copy()) for text in texts]
+    with jvm.saved(stage) as where:
+        rows = jvm.session().read.parquet(f"{where}/data").orderBy("index").collect()
+    return [Statistics(*(np.array(row[name], dtype=np.float64) for name in Statistics._fields)) for row in rows]
+
+
+FEW = 1000
+"""Categories up to which a model is made by its constructor: one by one they go over to Java, and that takes time."""
+
+
+def with_statistics(stage: Any, columns: Sequence[Statistics]) -> Any:
+    """A new TargetEncoderModel like `stage` (uid, Params set and default) with these statistics."""
+    old = stage.copy()
+    few = sum(len(c.categories) for c in columns) <= FEW
+    new = _with_maps(old, columns) if few and jvm.has_constructors() else _with_files(old, columns)
+    return old._copyValues(new._resetUid(stage.uid))
+
+
+def _with_maps(old: Any, columns: Sequence[Statistics]) -> Any:
+    context: Any = jvm.session().sparkContext
+    scala = context._jvm.scala
+    maps = context._gateway.new_array(scala.collection.immutable.Map, len(columns))
+    for i, column in enumerate(columns):
+        entries = scala.Predef.Map().empty()
+        for category, count, stat in zip(*(values.tolist() for values in column), strict=True):
+            entries = entries.updated(category, scala.Tuple2(count, stat))
+        maps[i] = entries
+    java = context._jvm.org.apache.spark.ml.feature.TargetEncoderModel(old._java_obj.uid(), maps)
+    old._java_obj.copyValues(java, context._jvm.org.apache.spark.ml.param.ParamMap.empty())
+    return JavaParams._from_java(java)
+
+
+def _with_files(old: Any, columns: Sequence[Statistics]) -> Any:
+    spark = jvm.session()
+    with jvm.saved(old) as where:
+        schema = spark.read.parquet(f"{where}/data").schema
+        if schema.names != ["index", *Statistics._fields]:
+            raise SparkdiffError(f"{old.uid}: its saved data hold {', '.join(schema.names)}, which nothing here knows")
+        rows = [(i, *(values.tolist() for values in column)) for i, column in enumerate(columns)]
+        spark.createDataFrame(rows, schema).coalesce(1).write.mode("overwrite").parquet(f"{where}/data")
+        return type(old).load(where)

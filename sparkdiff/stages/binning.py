@@ -1,0 +1,296 @@
+"""Stages that compare numbers with thresholds: Binarizer, Bucketizer (and what QuantileDiscretizer fits)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparkdiff.errors import InputError
+from sparkdiff.sparse import SparseRows
+from sparkdiff.stages.base import (
+    FeatureStats,
+    LabelStats,
+    Nulls,
+    Rows,
+    StageModule,
+    dense,
+    parameter,
+    register,
+    tensor,
+)
+from sparkdiff.stages.constraints import Constraint, Ordered
+
+SHARPNESS = 0.3
+"""tau in standard deviations of what is compared, and so a threshold's unit."""
+
+
+class Steps(torch.autograd.Function):
+    """Into which bin each x (n,) falls, given as `found` (n,); thresholds (m,) between the bins learn, x does not.
+
+    Forward it is the bin; backward it is the sum over the thresholds of sigmoid((x - threshold) / tau), so that a threshold
+    is told what a row near to it would have given on its other side.
+    Source: Bengio, Léonard and Courville, "Estimating or Propagating Gradients Through Stochastic Neurons", 2013.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, found: Tensor, x: Tensor, thresholds: Tensor, tau: Tensor) -> Tensor:
+        ctx.save_for_backward(x, thresholds, tau)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, thresholds, tau = ctx.saved_tensors
+        soft = torch.sigmoid((x[:, None] - thresholds) / tau)
+        slope = (soft * (1 - soft) / tau).nan_to_num(0.0, 0.0, 0.0)  # (n, m)
+        return None, None, -(gradient @ slope), None
+
+
+class Comparing(StageModule):
+    """What both have in common: thresholds that train on request only, written back as Params.
+
+    The gradient ends here: what stands in front doesn't train through a number of a bin.
+    """
+
+    differentiable = False
+    tau: Tensor
+
+    def passes_gradient(self) -> bool:
+        return any(p.requires_grad for p in self.parameters())
+
+    def tally(self, *columns: Rows, nulls: Nulls | None = None) -> dict[str, Tensor]:
+        """Per column: how many finite numbers it holds, their sum and the sum of their squares."""
+        parts = []
+        for x in columns:
+            known = x.values if isinstance(x, SparseRows) else x[x.isfinite()]
+            parts.append(torch.stack([known.new_tensor(float(len(known))), known.sum(), (known * known).sum()]))
+        return {"moments": torch.stack(parts)}  # (c, 3)
+
+    def spread(self, x: FeatureStats) -> Tensor:
+        """The standard deviation of each column, (c,); 1 of a constant one."""
+        n, total, square = x.sums["moments"].unbind(1)
+        mean = total / n.clamp_min(1)
+        found = (square / n.clamp_min(1) - mean * mean).clamp_min(0).sqrt()
+        return torch.where(found > 0, found, 1.0)
+
+    def look(self, x: FeatureStats, values: Mapping[int, Tensor]) -> None:
+        if x.sums:
+            self.tau = SHARPNESS * self.spread(x)
+
+
+@register("pyspark.ml.feature.Binarizer")
+class Binarizer(Comparing):
+    """1 where x > threshold, else 0; of numbers, or of the entries of a vector.
+
+    NaN is 0, but 1 in a vector with a threshold below 0, where Spark asks for x <= threshold.
+
+    Source: org.apache.spark.ml.feature.Binarizer.transform.
+    """
+
+    weight_params = ("threshold", "thresholds")
+    optional = frozenset({"threshold", "thresholds"})
+
+    def __init__(self, name: str, thresholds: Tensor, columns: int):
+        super().__init__()
+        self.register_parameter(
+            name, parameter(thresholds, False)
+        )  # `threshold` () of all columns, or `thresholds` (c,)
+        self.name, self.columns = name, columns
+        self.register_buffer("tau", torch.ones(columns, dtype=torch.float64), persistent=False)  # (c,)
+
+    @classmethod
+    def from_spark(cls, stage: Any) -> Binarizer:
+        several = stage.isSet("inputCols") and stage.isSet("thresholds")
+        name = "thresholds" if several else "threshold"
+        return cls(name, tensor(stage.getOrDefault(name)), len(cls.inputs(stage)))
+
+    @property
+    def thresholds_of(self) -> Tensor:
+        """(c,)"""
+        own: Tensor = getattr(self, self.name)
+        return own.expand(self.columns)
+
+    def forward(self, *columns: Rows) -> Rows | tuple[Rows, ...]:  # each (n,) -> (n,) or (n, d) -> (n, d)
+        pairs = zip(columns, self.thresholds_of.unbind(), self.tau.unbind(), strict=True)
+        out = tuple(self.compared_with(x, threshold, tau) for x, threshold, tau in pairs)
+        return out[0] if len(out) == 1 else out
+
+    def compared_with(self, x: Rows, threshold: Tensor, tau: Tensor) -> Rows:
+        if isinstance(x, SparseRows) and bool(threshold >= 0):
+            return x.with_values(self.step(x.values, x.values > threshold, threshold, tau))
+        x = dense(x)
+        above = ~(x <= threshold) if x.ndim == 2 and bool(threshold < 0) else x > threshold
+        return self.step(x.flatten(), above.flatten(), threshold, tau).view_as(x)
+
+    def step(self, x: Tensor, above: Tensor, threshold: Tensor, tau: Tensor) -> Tensor:
+        found = above.to(x.dtype)
+        if not threshold.requires_grad:
+            return found
+        applied: Tensor = Steps.apply(found, x.detach(), threshold[None], tau[None])
+        return applied
+
+    def edges(self) -> tuple[tuple[float, ...], ...]:
+        return tuple((t, math.nextafter(t, math.inf), math.nan) for t in self.thresholds_of.tolist())
+
+    def edge_rows(self, row: Tensor) -> Tensor:
+        [t] = self.thresholds_of.tolist()
+        values = torch.tensor([t, math.nextafter(t, math.inf), 0.0], dtype=torch.float64)
+        return values[:, None].expand(-1, row.shape[1])
+
+    def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
+        unit = SHARPNESS * self.spread(x)
+        return {self.name: unit if self.name == "thresholds" else unit.mean()}
+
+    def to_spark(self, stage: Any) -> Any:
+        value = self.weight(self.name)
+        value = value if isinstance(value, float) else value.tolist()
+        return stage.copy({} if value == stage.getOrDefault(self.name) else {stage.getParam(self.name): value})
+
+
+class Splits(Ordered):
+    """Splits ascend along the last axis between outer ones that stay; infinite entries behind the last are padding."""
+
+    def __init__(self, outer: Tensor):
+        self.outer = outer  # (*shape) bool
+
+    def value(self, start: Tensor, move: Tensor) -> Tensor:
+        low, high = self._ends(start)
+        # From the first one on; where only the last one is finite, from there on.
+        upwards = self._stretched(start, super().value(start, torch.where(self.outer, 0.0, move)))
+        mirrored = Ordered().value(-start.flip(-1), torch.where(self.outer, 0.0, -move).flip(-1))
+        out = torch.where(low.isinf() & high.isfinite(), -mirrored.flip(-1), upwards)
+        out = torch.where(self.outer | ~start.isfinite(), start, out)
+        # Two that rounding makes one are no splits: then all of them stay.
+        ascend = (out[..., 1:] > out[..., :-1]) | out[..., 1:].isinf()
+        return torch.where(ascend.all(-1, keepdim=True), out, start.expand_as(out))
+
+    def _stretched(self, start: Tensor, x: Tensor) -> Tensor:
+        """Between two finite ends: moved so that the last one comes to lie where it was."""
+        both = torch.cat(self._ends(start), -1).isfinite().all(-1, keepdim=True)
+        # No infinity goes through what isn't taken: its gradient would be NaN.
+        low, high = self._ends(torch.where(both, start.nan_to_num(0.0, 0.0, 0.0), 0.0))
+
+        def to_length(x: Tensor) -> Tensor:
+            x = torch.where(both & x.isfinite(), x, 0.0)
+            first, last = self._ends(x)
+            return (x - first) * ((high - low) / torch.where(last > first, last - first, 1.0))
+
+        # As a difference of two roundings of the same form, so that no move is the start itself.
+        return torch.where(both, start + (to_length(x) - to_length(start)), x)
+
+    def _ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The outer entries, (..., 1) each."""
+        last = self.outer.long().cumsum(-1).argmax(-1, keepdim=True).expand(*x.shape[:-1], 1)
+        return x[..., :1], x.gather(-1, last)
+
+
+@register("pyspark.ml.feature.Bucketizer")
+class Bucketizer(Comparing):
+    """The number of the bin [a, b) that a number falls into, in the last one [a, b]; what lies outside is refused.
+
+    NaN is the number of bins with handleInvalid='keep' and refused with 'error'; null stays null. -0.0 lies below 0.0.
+
+    Source: org.apache.spark.ml.feature.Bucketizer.binarySearchForBuckets.
+    """
+
+    label_cols = ("outputCol", "outputCols")
+    tells_null = True
+    writes_null = True
+    describes_weights = True
+    weight_params = ("splits", "splitsArray")
+    optional = frozenset({"splits", "splitsArray"})
+
+    def __init__(self, name: str, splits: list[Tensor], keep: bool, uid: str, names: tuple[str, ...]):
+        super().__init__()
+        padded = nn.utils.rnn.pad_sequence(splits, batch_first=True, padding_value=math.inf)
+        # `splits` (m,) of one column, or `splitsArray` (c, m) with padding.
+        self.register_parameter(name, parameter(padded[0] if name == "splits" else padded, False))
+        self.name, self.sizes, self.keep, self.uid, self.names = name, [len(s) for s in splits], keep, uid, names
+        place, sizes = torch.arange(padded.shape[1]), torch.tensor(self.sizes)[:, None]
+        self.outer = ((place == 0) | (place == sizes - 1)).view_as(getattr(self, name))
+        self.inner = ((place > 0) & (place < sizes - 1)).view_as(getattr(self, name))
+        self.register_buffer("tau", torch.ones(len(splits), dtype=torch.float64), persistent=False)  # (c,)
+
+    @classmethod
+    def from_spark(cls, stage: Any) -> Bucketizer:
+        several = stage.isSet("inputCols")
+        splits = stage.getSplitsArray() if several else [stage.getSplits()]
+        name = "splitsArray" if several else "splits"
+        return cls(name, [tensor(s) for s in splits], stage.getHandleInvalid() == "keep", stage.uid, cls.inputs(stage))
+
+    def splits_of(self) -> list[Tensor]:
+        """Per column its splits, (m,)."""
+        own: Tensor = getattr(self, self.name)
+        return [row[:size] for row, size in zip(own.view(-1, own.shape[-1]).unbind(), self.sizes, strict=True)]
+
+    def forward(self, *columns: Tensor, nulls: Nulls | None = None) -> Tensor | tuple[Tensor, ...]:  # each (n,)
+        told = nulls or [None] * len(columns)
+        parts = zip(columns, told, self.splits_of(), self.tau.unbind(), self.names, strict=True)
+        out = tuple(self.bin(*part) for part in parts)
+        return out[0] if len(out) == 1 else out
+
+    def bin(self, x: Tensor, null: Tensor | None, splits: Tensor, tau: Tensor, name: str) -> Tensor:
+        empty = x.isnan()
+        # Where nobody tells null from NaN, NaN is what the stage takes.
+        null = (torch.zeros_like(empty) if self.keep else empty) if null is None else null
+        if not self.keep and bool((empty & ~null).any()):
+            raise InputError(
+                f"{self.uid}: column {name!r} holds NaN, which handleInvalid='error' refuses; impute it, or set "
+                "handleInvalid to 'keep'"
+            )
+        outside = (x < splits[0]) | (x > splits[-1]) | ((x == splits[0]) & (ordered_bits(x) < ordered_bits(splits[:1])))
+        if bool((outside & ~null).any()):
+            raise InputError(
+                f"{self.uid}: column {name!r} holds {x[outside & ~null][0].item()!r}, outside of the splits "
+                f"{splits[0].item()!r} to {splits[-1].item()!r}; clean the column, or let the splits end in -inf and inf"
+            )
+        place = torch.searchsorted(ordered_bits(splits.detach()), ordered_bits(x), right=True) - 1
+        found = torch.where(x == splits[-1], len(splits) - 2, place).to(x.dtype)
+        found = torch.where(null, torch.nan, torch.where(empty, float(len(splits) - 1), found))
+        if not splits.requires_grad:
+            return found
+        applied: Tensor = Steps.apply(found, x.detach(), splits[1:-1], tau)
+        return applied
+
+    def edges(self) -> tuple[tuple[float, ...], ...]:
+        out = []
+        for splits in self.splits_of():
+            inner = splits[1:-1]
+            below = inner.nextafter(torch.full_like(inner, -math.inf))
+            out.append(tuple(torch.cat([splits, below])[: 2 * len(splits)].tolist()))
+        return tuple(out)
+
+    def counts(self) -> dict[str, Tensor]:
+        return {self.name: self.inner}
+
+    def constraints(self) -> dict[str, Constraint]:
+        return {self.name: Splits(self.outer)}
+
+    def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
+        """Of a split that moves freely in its column's standard deviations, of others in logarithms of distances."""
+        own: Tensor = getattr(self, self.name).detach()
+        free = self.inner & ~torch.cat([own[..., :1], own[..., :-1]], -1).isfinite()
+        free = free & own.gather(-1, torch.tensor(self.sizes).view(*own.shape[:-1], 1) - 1).isinf()
+        spread = self.spread(x).view(*own.shape[:-1], 1)
+        return {self.name: SHARPNESS * torch.where(free, spread, 1.0)}
+
+    def check_domain(self, uid: str) -> None:
+        for splits in self.splits_of():
+            if bool((splits.diff() <= 0).any()):
+                j = int((splits.diff() <= 0).nonzero()[0])
+                low, high = splits[j].item(), splits[j + 1].item()
+                raise InputError(f"{uid}: {self.name} must ascend, but {low!r} comes before {high!r}")
+
+    def to_spark(self, stage: Any) -> Any:
+        value = [s.tolist() for s in self.splits_of()]
+        value = value if self.name == "splitsArray" else value[0]
+        return stage.copy({} if value == stage.getOrDefault(self.name) else {stage.getParam(self.name): value})
+
+
+def ordered_bits(x: Tensor) -> Tensor:
+    """Integers in the order of Java's Double.compare, in which -0.0 comes before 0.0; float64 -> int64."""
+    bits = x.contiguous().view(torch.int64)
+    return torch.where(bits < 0, bits ^ 0x7FFFFFFFFFFFFFFF, bits)

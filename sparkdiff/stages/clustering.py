@@ -1,0 +1,270 @@
+"""Clusters: KMeans and GaussianMixture, whose own loss needs no label."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparkdiff.errors import InputError
+from sparkdiff.jvm import clustering
+from sparkdiff.sparse import SparseRows
+from sparkdiff.stages.base import (
+    SUPPORT,
+    FeatureStats,
+    LabelStats,
+    Rows,
+    columns_of,
+    parameter,
+    register,
+    tensor,
+)
+from sparkdiff.stages.constraints import Constraint, Covariance, Probabilities, UnitNorm
+from sparkdiff.stages.predictor import Predictor, first_largest, lead
+
+EPSILON = 2.0**-52  # org.apache.spark.ml.impl.Utils.EPSILON
+
+
+def squares(x: Rows) -> Tensor:
+    """Sum of the squared entries of each row, (n, d) -> (n,)."""
+    if isinstance(x, SparseRows):
+        return x.with_values(x.values**2).matmul(x.values.new_ones(x.width, 1))[:, 0]
+    return (x * x).sum(1)
+
+
+class Clusters(Predictor):
+    """What models of k clusters have in common: classes without a label."""
+
+    labelled = False
+    label_cols = ("predictionCol",)
+
+    def __init__(self, clusters: int, uid: str, shown: tuple[str, ...]):
+        super().__init__()
+        self.classes, self.uid, self.shown = clusters, uid, shown
+
+    @property
+    def wide(self) -> bool:
+        return True
+
+    def tally(self, x: Rows) -> dict[str, Tensor]:  # type: ignore[override]
+        return {"rows": torch.bincount(self.decision(self.margin(x)).long(), minlength=self.classes)}
+
+
+@register("pyspark.ml.clustering.KMeansModel")
+class KMeans(Clusters):
+    """The nearest centre; the first one of equal distance, and the first where a distance isn't finite.
+
+    Source: org.apache.spark.mllib.clustering.DistanceMeasure. The margin holds the distances (n, k), squared if euclidean and
+    1 - cosine else; the loss is the least of them, which is what KMeansSummary.trainingCost sums.
+    """
+
+    weights = ("clusterCenters",)
+    feature_axis = {"clusterCenters": 1}
+    differentiable = False
+
+    def __init__(self, clusterCenters: Tensor, cosine: bool, uid: str, shown: tuple[str, ...]):
+        super().__init__(len(clusterCenters), uid, shown)
+        self.clusterCenters = parameter(clusterCenters)  # (k, d)
+        self.cosine = cosine
+
+    @classmethod
+    def from_spark(cls, stage: Any) -> KMeans:
+        cosine = stage.getOrDefault("distanceMeasure") == "cosine"
+        return cls(tensor(np.stack(stage.clusterCenters())), cosine, stage.uid, cls.outputs(stage))
+
+    @classmethod
+    def outputs(cls, stage: Any) -> tuple[str, ...]:
+        return columns_of(stage, ("predictionCol",))
+
+    def margin(self, x: Rows) -> Tensor:  # type: ignore[override]  # (n, d) -> (n, k)
+        centers, square = self.clusterCenters, squares(x)
+        if bool(square.isnan().any()):  # Spark: "Both norms should be greater or equal to 0.0"
+            raise InputError(
+                f"{self.uid}: the features of a row hold NaN or null, which has no distance; impute or drop it"
+            )
+        if self.cosine:
+            if not bool((square > 0).all()):
+                raise InputError(f"{self.uid}: the features of a row are all 0, which has no cosine; drop such rows")
+            return 1 - self._products(x) / centers.norm(dim=1) / square.sqrt()[:, None]
+        if isinstance(x, SparseRows):
+            return (square[:, None] + squares(centers) - 2 * self._products(x)).clamp_min(0)
+        # Not by products of matrices, which would leave few digits to rows that are far from 0 and near to a centre.
+        return torch.cdist(x, centers, compute_mode="donot_use_mm_for_euclid_dist").square()
+
+    def _products(self, x: Rows) -> Tensor:
+        return x.matmul(self.clusterCenters.T)
+
+    def decision(self, margin: Tensor) -> Tensor:
+        return torch.where(margin.isnan(), math.inf, margin).argmin(1).to(margin.dtype)
+
+    def columns(self, margin: Tensor) -> tuple[Tensor, ...]:
+        return (self.decision(margin),) if self.shown else ()
+
+    def decision_margin(self, margin: Tensor) -> Tensor:
+        return -margin
+
+    def cost(self, margin: Tensor) -> Tensor:
+        return margin.amin(1)
+
+    def own_loss(self) -> tuple[str, dict[str, float]]:
+        return "inertia", {}
+
+    def loss_unit(self) -> float:
+        """The variance of the centres: how far clusters are apart."""
+        spread = float(self.clusterCenters.detach().var(0, correction=0).sum())
+        return 1.0 if self.cosine or not spread > 0 else spread
+
+    def boundary(self, margin: Tensor) -> Tensor:
+        if self.classes == 1:
+            return torch.full_like(margin[:, 0], math.inf)
+        least, which = torch.where(margin.isnan(), math.inf, margin).topk(2, 1, largest=False)
+        # Spark's distances are differences of squared norms where these are large, and as coarse as they are.
+        norms = squares(self.clusterCenters)[which].amax(1)
+        size = 1 if self.cosine else (3 * norms + 2 * least[:, 0]).clamp_min(1)
+        return (least[:, 1] - least[:, 0]).nan_to_num(math.inf) / size
+
+    def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
+        size = ((x.mean**2 + x.std**2).sum().sqrt()).clamp_min(1e-300) if self.cosine else 1.0
+        return {"clusterCenters": (x.std / size).expand_as(self.clusterCenters)}
+
+    def supported(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
+        rows = x.sums["rows"] >= SUPPORT
+        return {"clusterCenters": super().supported(x, y)["clusterCenters"] & rows[:, None]}
+
+    def constraints(self) -> dict[str, Constraint]:
+        return {"clusterCenters": UnitNorm()} if self.cosine else {}
+
+    def check_domain(self, uid: str) -> None:
+        if not self.cosine:
+            return
+        norm = self.clusterCenters.detach().norm(dim=1)
+        wrong = (norm - 1).abs() > 1e-6
+        if bool(wrong.any()):
+            raise InputError(
+                f"{uid}: clusterCenters must have norm 1 for the cosine distance, but one has {norm[wrong][0].item()!r}; "
+                "divide it by its norm before writing back"
+            )
+
+    def to_spark(self, stage: Any) -> Any:
+        return clustering.k_means(stage, self.weight("clusterCenters"))
+
+
+@register("pyspark.ml.clustering.GaussianMixtureModel")
+class GaussianMixture(Clusters):
+    """probability = epsilon + weight * density, over their sum; the density by the pseudo-inverse of the covariance.
+
+    Sources: org.apache.spark.ml.clustering.GaussianMixtureModel.computeProbabilities and
+    org.apache.spark.ml.stat.distribution.MultivariateGaussian. The margin holds log(weight * density), (n, k); the loss is
+    -log of the sum, of which GaussianMixtureSummary.logLikelihood is the negative total.
+    """
+
+    weights = ("mixture", "mus", "sigmas")
+    feature_axis = {"mus": 1}
+    SHOWN = ("predictionCol", "probabilityCol")
+
+    def __init__(self, mixture: Tensor, mus: Tensor, sigmas: Tensor, uid: str, shown: tuple[str, ...]):
+        super().__init__(len(mixture), uid, shown)
+        self.mixture = parameter(mixture)  # (k,)
+        self.mus = parameter(mus)  # (k, d)
+        self.sigmas = parameter(sigmas)  # (k, d, d)
+
+    @classmethod
+    def from_spark(cls, stage: Any) -> GaussianMixture:
+        gaussians = stage.gaussians
+        return cls(
+            tensor(stage.weights), torch.stack([tensor(g.mean) for g in gaussians]),
+            torch.stack([tensor(g.cov) for g in gaussians]), stage.uid,
+            tuple(c for c in cls.SHOWN if columns_of(stage, (c,))),
+        )  # fmt: skip
+
+    @classmethod
+    def outputs(cls, stage: Any) -> tuple[str, ...]:
+        return columns_of(stage, cls.SHOWN)
+
+    def roots(self) -> tuple[Tensor, Tensor]:
+        """The root R (k, d, d) of each covariance's pseudo-inverse, R'R, and the density's constant (k,); no gradient."""
+        values, vectors = torch.linalg.eigh(self.sigmas.detach())
+        kept = values > EPSILON * values.amax(1, keepdim=True) * values.shape[1]
+        roots = torch.where(kept, (1 / torch.where(kept, values, 1.0)).sqrt(), 0.0)[:, :, None] * vectors.mT
+        logarithms = torch.where(kept, torch.where(kept, values, 1.0).log(), 0.0).sum(1)
+        return roots, -0.5 * (values.shape[1] * math.log(2 * math.pi) + logarithms)
+
+    def margin(self, x: Rows) -> Tensor:  # type: ignore[override]  # (n, d) -> (n, k)
+        roots, constant = self.roots()
+        k, d = self.mus.shape
+        scaled = x.matmul(roots.reshape(k * d, d).T).view(-1, k, d)
+        off = (roots @ self.mus[:, :, None])[:, :, 0] - scaled  # (n, k, d)
+        logarithm = constant - 0.5 * (off * off).sum(2)
+        if torch.is_grad_enabled() and self.sigmas.requires_grad:
+            # The derivative by the covariance S, as a term of value 0: (z z' - inverse S) / 2 with z = inverse S (x - mu).
+            change, inverse = self.sigmas - self.sigmas.detach(), roots.mT @ roots
+            z = (off.detach()[:, :, None] @ roots)[:, :, 0]
+            logarithm = (
+                logarithm + 0.5 * ((z[:, :, None] @ change)[:, :, 0] * z).sum(2) - 0.5 * (inverse * change).sum((1, 2))
+            )
+        return self.mixture.log() + logarithm
+
+    def densities(self, margin: Tensor) -> Tensor:
+        return EPSILON + margin.exp()
+
+    def columns(self, margin: Tensor) -> tuple[Tensor, ...]:
+        densities = self.densities(margin)
+        probability = densities / densities.sum(1, keepdim=True)
+        columns = {"probabilityCol": probability, "predictionCol": first_largest(probability).to(margin.dtype)}
+        return tuple(columns[c] for c in self.shown)
+
+    def decision(self, margin: Tensor) -> Tensor:
+        return first_largest(self.densities(margin)).to(margin.dtype)
+
+    def decision_margin(self, margin: Tensor) -> Tensor:
+        return margin
+
+    def cost(self, margin: Tensor) -> Tensor:
+        floor = margin.new_tensor(self.classes * EPSILON).log()
+        return -torch.logaddexp(margin.clamp_min(-1e6).logsumexp(1), floor)  # no NaN from a weight of 0
+
+    def own_loss(self) -> tuple[str, dict[str, float]]:
+        return "logLikelihood", {}
+
+    def loss_unit(self) -> float:
+        return float(self.mus.shape[1])
+
+    def boundary(self, margin: Tensor) -> Tensor:
+        if self.classes == 1:
+            return torch.full_like(margin[:, 0], math.inf)
+        densities = self.densities(margin)
+        return lead(densities / densities.sum(1, keepdim=True))
+
+    def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
+        return {"mus": self.sigmas.detach().diagonal(dim1=1, dim2=2).clamp_min(0).sqrt()}
+
+    def supported(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
+        rows = x.sums["rows"] >= SUPPORT
+        return {
+            "mixture": rows, "mus": super().supported(x, y)["mus"] & rows[:, None],
+            "sigmas": rows[:, None, None].expand_as(self.sigmas),
+        }  # fmt: skip
+
+    def constraints(self) -> dict[str, Constraint]:
+        return {"mixture": Probabilities(), "sigmas": Covariance()}
+
+    def check_domain(self, uid: str) -> None:
+        shares, sigmas = self.mixture.detach(), self.sigmas.detach()
+        if not bool((shares >= 0).all()) or abs(float(shares.sum()) - 1) > 1e-6:
+            raise InputError(
+                f"{uid}: mixture must be shares >= 0 of sum 1, but is {shares.tolist()!r}; divide it by its sum"
+            )
+        least = torch.linalg.eigvalsh(sigmas)[:, 0]
+        if not torch.allclose(sigmas, sigmas.mT, rtol=1e-9, atol=0) or bool(
+            (least < -1e-9 * sigmas.abs().amax((1, 2))).any()
+        ):
+            raise InputError(
+                f"{uid}: sigmas must be symmetric without negative eigenvalues, but one isn't symmetric or has the eigenvalue "
+                f"{least.min().item()!r}"
+            )
+
+    def to_spark(self, stage: Any) -> Any:
+        return clustering.gaussian_mixture(stage, *(self.weight(name) for name in self.weights))

@@ -1,0 +1,106 @@
+"""Stages that fill gaps: Imputer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparkdiff.jvm import encoders as spark
+from sparkdiff.stages.base import (
+    SUPPORT,
+    FeatureStats,
+    Field,
+    LabelStats,
+    Nulls,
+    StageModule,
+    StaysInSparkError,
+    parameter,
+    register,
+    tensor,
+)
+
+WHOLE = ("tinyint", "smallint", "int", "bigint")
+
+
+@register("pyspark.ml.feature.ImputerModel")
+class Imputer(StageModule):
+    """The surrogate where a number is null or equals missingValue (NaN equals NaN), else the number.
+
+    An output is of its input's type: a surrogate loses its fraction in a column of whole numbers, where it doesn't train, and
+    the bits that a float has not.
+
+    Source: org.apache.spark.ml.feature.ImputerModel.transform.
+    """
+
+    undecided = "hold doubles"
+
+    def __init__(self, surrogates: Tensor, missing: float, kinds: Sequence[str]):
+        super().__init__()
+        self.whole, self.single = [k in WHOLE for k in kinds], [k == "float" for k in kinds]
+        self.surrogates = parameter(surrogates, not all(self.whole))  # (c,), one per column
+        self.missing, self.tells_null = missing, not math.isnan(missing)
+
+    @classmethod
+    def from_spark(cls, stage: Any) -> Imputer:
+        return cls.from_fields(stage, [None for _ in cls.inputs(stage)])
+
+    @classmethod
+    def wants_fields(cls, stage: Any) -> bool:
+        return True
+
+    @classmethod
+    def from_fields(cls, stage: Any, fields: Sequence[Field | None]) -> Imputer:
+        columns, kinds = cls.inputs(stage), ["double" if f is None else f.kind for f in fields]
+        for column, kind in zip(columns, kinds, strict=True):
+            if kind not in (*WHOLE, "float", "double"):
+                raise StaysInSparkError(f"column {column!r} is {kind}: what it rounds a surrogate to has no torch form")
+        return cls(tensor(spark.surrogates(stage, columns)), stage.getMissingValue(), kinds)
+
+    def filled(self) -> list[Tensor]:
+        """Per column what takes a gap's place, ()."""
+        parts = zip(self.surrogates.unbind(), self.whole, self.single, strict=True)
+        return [s.trunc() if whole else s.float().double() if single else s for s, whole, single in parts]
+
+    def forward(self, *columns: Tensor, nulls: Nulls | None = None) -> tuple[Tensor, ...]:  # (n,) each
+        absent = self.absent(columns, nulls)
+        return tuple(torch.where(a, s, x) for a, s, x in zip(absent, self.filled(), columns, strict=True))
+
+    def absent(self, columns: tuple[Tensor, ...], nulls: Nulls | None) -> list[Tensor]:
+        """Per column which rows (n,) are filled."""
+        if not self.tells_null:
+            return [x.isnan() for x in columns]
+        told = nulls or [None] * len(columns)
+        return [x == self.missing if n is None else (x == self.missing) | n for x, n in zip(columns, told, strict=True)]
+
+    def edges(self) -> tuple[tuple[float, ...], ...]:
+        return tuple((self.missing, 0.0) for _ in self.surrogates)
+
+    def tally(self, *columns: Tensor, nulls: Nulls | None = None) -> dict[str, Tensor]:  # type: ignore[override]
+        """Per column: the rows that are filled, and of the others their number, sum and sum of squares."""
+        filled = torch.stack(self.absent(columns, nulls))  # (c, n)
+        there = torch.stack(columns).masked_fill(filled, 0.0)
+        there = torch.where(there.isfinite(), there, 0.0)
+        return {
+            "filled": filled.sum(1),
+            "there": (~filled).sum(1),
+            "sum": there.sum(1),
+            "square": (there * there).sum(1),
+        }
+
+    def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
+        """A surrogate's unit is the standard deviation of what its column holds."""
+        n = x.sums["there"].clamp_min(1)
+        mean = x.sums["sum"] / n
+        spread = (x.sums["square"] / n - mean * mean).clamp_min(0).sqrt()
+        moves = ~torch.tensor(self.whole)
+        return {"surrogates": torch.where(spread > 0, spread, 1.0) * moves}
+
+    def supported(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
+        return {"surrogates": x.sums["filled"] >= SUPPORT}
+
+    def to_spark(self, stage: Any) -> Any:
+        return spark.with_surrogates(stage, dict(zip(type(self).inputs(stage), self.surrogates.tolist(), strict=True)))

@@ -1,0 +1,239 @@
+"""OneVsRest: a binary classifier for each class, and the class whose classifier is the surest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparkdiff import jvm
+from sparkdiff.stages.base import (
+    REGISTRY,
+    SUPPORT,
+    FeatureStats,
+    LabelStats,
+    NotAffineError,
+    Parameters,
+    Pulled,
+    Rows,
+    class_name,
+    columns_of,
+    register,
+)
+from sparkdiff.stages.constraints import Constraint
+from sparkdiff.stages.forest import Trees
+from sparkdiff.stages.predictor import Predictor, first_largest, lead
+from sparkdiff.stages.trees import ClassifyingTrees
+
+
+@register("pyspark.ml.classification.OneVsRestModel")
+class OneVsRest(Predictor):
+    """rawPrediction = each model's rawPrediction of its class 1; prediction = the largest.
+
+    The margin is (n, 2 k): these, and the models' own margins (log-odds; of a LinearSVC its margin), which the loss is made of:
+    the sum over classes of what each model was fitted by. A softmax of rawPrediction is nothing that Spark shows.
+
+    Source: pyspark.ml.classification.OneVsRestModel._transform.
+    """
+
+    SHOWN: ClassVar[tuple[str, ...]] = ("rawPredictionCol", "predictionCol")
+    refusals = ("one model only", "a model that stays in Spark", "models with columns or classes of their own")
+    label_cols = ("predictionCol",)
+    probable = False
+
+    def __init__(self, models: Sequence[Predictor], *, shown: tuple[str, ...], nan_wins: bool):
+        super().__init__()
+        self.models = nn.ModuleList(models)
+        self.classes, self.shown, self.nan_wins = len(models), shown, nan_wins
+
+    @property
+    def margins(self) -> int:
+        return 2 * self.classes
+
+    @property
+    def differentiable(self) -> bool:  # type: ignore[override]
+        return all(m.differentiable for m in self._models())
+
+    @classmethod
+    def from_spark(cls, stage: Any) -> OneVsRest:
+        models: list[Any] = [REGISTRY[class_name(m)].from_spark(m) for m in stage.models]
+        shown = tuple(c for c in cls.SHOWN if columns_of(stage, (c,)))
+        # Newer Sparks ask array_argmax, to which NaN is the largest; to Python's max it is so in front only.
+        return cls(models, shown=shown, nan_wins="array_argmax" in type(stage)._transform.__code__.co_names)
+
+    @classmethod
+    def inputs(cls, stage: Any) -> tuple[str, ...]:
+        return columns_of(stage, ("featuresCol",))
+
+    @classmethod
+    def outputs(cls, stage: Any) -> tuple[str, ...]:
+        return columns_of(stage, cls.SHOWN)
+
+    @classmethod
+    def refuses(cls, stage: Any) -> str | None:
+        if len(stage.models) < 2:
+            return "it has one model only, so that nothing is to be told apart"
+        for model in stage.models:
+            module = REGISTRY.get(class_name(model))
+            if module is None or not issubclass(module, Predictor):
+                return f"its model {model.uid} ({type(model).__name__}) has no torch form"
+            if (why := module.refuses(model)) is not None:
+                return f"its model {model.uid} must stay in Spark: {why}"
+            for param in ("featuresCol", "rawPredictionCol"):
+                own, whole = columns_of(model, (param,)), columns_of(stage, (param,))
+                if own != whole:
+                    return (
+                        f"its model {model.uid} has {param}={own[0] if own else ''!r}, but it itself "
+                        f"{whole[0] if whole else ''!r}: Spark's Python and Scala disagree about what that means; set both alike"
+                    )
+            if int(model.numClasses) != 2:
+                return f"its model {model.uid} tells {model.numClasses} classes apart, not two"
+        return None
+
+    def margin(self, x: Rows) -> Tensor:  # type: ignore[override]  # one input column; (n, 2 k)
+        raws, margins = zip(*(_raw_and_margin(m, x) for m in self._models()), strict=True)
+        return torch.stack([*raws, *margins], 1)
+
+    def _models(self) -> list[Predictor]:
+        return list(self.models)  # type: ignore[arg-type]
+
+    def pull(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> Pulled:
+        parts: list[Pulled] = []
+        for j, model in enumerate(self._models()):
+            if isinstance(model, Trees) or model.margin_link == "softmax":
+                raise NotAffineError("only log-odds are their models' rawPrediction")
+            parts.append(model.pull(_of(p, j), slope, widths))
+        slopes = [torch.cat([part.slopes[0] for part in parts] * 2, -1)]
+        constant = torch.cat([torch.as_tensor(part.constant) for part in parts] * 2, -1)
+
+        def back(gradients: list[Tensor], constants: Tensor, room: Parameters) -> None:
+            k = len(parts)
+            for j, part in enumerate(parts):
+                both = [g[..., j : j + 1] + g[..., k + j : k + j + 1] for g in (gradients[0], constants)]
+                part.back([both[0]], both[1], _of(room, j))
+
+        return Pulled(slopes, constant, back)
+
+    def class_scores(self, margin: Tensor) -> Tensor:
+        return margin[:, : self.classes]
+
+    def columns(self, margin: Tensor) -> tuple[Tensor, ...]:
+        columns = dict(zip(self.SHOWN, (self.class_scores(margin), self.decision(margin)), strict=True))
+        return tuple(columns[c] for c in self.shown)
+
+    def decision(self, margin: Tensor) -> Tensor:
+        scores = self.class_scores(margin)
+        if self.nan_wins:
+            found = torch.where(scores.isnan().any(1), scores.isnan().to(torch.int8).argmax(1), first_largest(scores))
+        else:
+            found = first_largest(scores)
+        return found.to(margin.dtype)
+
+    def decision_margin(self, margin: Tensor) -> Tensor:
+        return self.class_scores(margin)
+
+    def boundary(self, margin: Tensor) -> Tensor:
+        return lead(self.class_scores(margin))
+
+    def own_loss(self) -> tuple[str, dict[str, float]]:
+        return "oneVsRest", {}
+
+    def own_rows(self, margin: Tensor, label: Tensor, weight: Tensor) -> Tensor:
+        """The sum over classes of the models' own losses, each of its class against the rest."""
+        own = margin[:, self.classes :]
+        index = label.nan_to_num().clamp(0, self.classes - 1).long()  # a row of weight 0 may hold anything
+        mine = F.one_hot(index, self.classes).to(own.dtype)
+        if self._models()[0].own_loss()[0] == "hinge":
+            return (1 - (2 * mine - 1) * own).clamp_min(0).sum(1)
+        return (F.softplus(own) - mine * own).sum(1)
+
+    # What the models know about their parameters ------------------------------------------------------------------------
+
+    def _each(self, values: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        return {f"models.{j}.{name}": v for j, of in enumerate(values) for name, v in of.items()}
+
+    def constraints(self) -> dict[str, Constraint]:
+        return self._each([m.constraints() for m in self._models()])
+
+    def counts(self) -> dict[str, Tensor]:
+        return self._each([m.counts() for m in self._models()])
+
+    def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
+        found = [dict(m.units(x, _two(y, j))) for j, m in enumerate(self._models())]
+        return self._each([
+            of | dict.fromkeys(m.positive, torch.ones((), dtype=torch.float64))
+            for of, m in zip(found, self._models(), strict=True)
+        ])  # fmt: skip
+
+    def supported(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
+        return self._each([
+            # Who falls into a leaf isn't known here: the rows that it was fitted on.
+            {"leaves": _fitted_on(m) >= SUPPORT} if isinstance(m, Trees) else m.supported(x, _two(y, j))
+            for j, m in enumerate(self._models())
+        ])  # fmt: skip
+
+    def has_bounds(self) -> bool:
+        return any(m.has_bounds() for m in self._models())
+
+    def project_(self) -> None:
+        for m in self._models():
+            m.project_()
+
+    @property
+    def optional(self) -> frozenset[str]:  # type: ignore[override]
+        return frozenset(f"models.{j}.{name}" for j, m in enumerate(self._models()) for name in m.optional)
+
+    def look(self, x: FeatureStats, values: Mapping[int, Tensor]) -> None:
+        for m in self._models():
+            m.look(x, values)
+
+    def edge_rows(self, row: Tensor) -> Tensor:
+        return torch.cat([m.edge_rows(row) for m in self._models()])
+
+    def nominal(self) -> Tensor:
+        return torch.cat([m.nominal() for m in self._models()]).unique()
+
+    def check_domain(self, uid: str) -> None:
+        for j, m in enumerate(self._models()):
+            m.check_domain(f"{uid}, class {j}")
+
+    def to_spark(self, stage: Any) -> Any:
+        models = [module.to_spark(model) for module, model in zip(self._models(), stage.models, strict=True)]
+        return jvm.with_uid(type(stage)(models=models), stage)
+
+
+def _raw_and_margin(model: Predictor, x: Rows) -> tuple[Tensor, Tensor]:
+    """A model's rawPrediction of class 1 and its log-odds (of a LinearSVC its margin), (n,) each."""
+    if isinstance(model, ClassifyingTrees):
+        total = model.total(x)
+        raw, margin = model.scores(total)[0][:, 1], model.combined(total)
+    else:
+        margin = model.margin(x)
+        raw = margin if not model.wide else margin[:, 1]
+    return raw, margin if margin.ndim == 1 else margin[:, 1] - margin[:, 0]
+
+
+def _of(p: Parameters, j: int) -> Parameters:
+    """The parameters of model j, by their own names."""
+    head = f"models.{j}."
+    return {name.removeprefix(head): value for name, value in p.items() if name.startswith(head)}
+
+
+def _two(y: LabelStats, j: int) -> LabelStats:
+    """The labels as model j sees them: class j or the rest."""
+    if j >= len(y.classes):
+        return LabelStats(0.0, 0.0, 0.0, 0.0, torch.tensor([int(y.classes.sum()), 0]))
+    mine, total = int(y.classes[j]), int(y.classes.sum())
+    share = mine / max(total, 1)
+    return LabelStats(
+        share, (share * (1 - share)) ** 0.5, float(mine == total), float(mine > 0), torch.tensor([total - mine, mine])
+    )
+
+
+def _fitted_on(trees: Trees) -> Tensor:
+    """Rows that each leaf was fitted on, broadcast over its entries."""
+    rows = torch.from_numpy(trees.nodes.rawCount[trees.nodes.leaf].copy())
+    return rows.view(-1, *[1] * (trees.leaves.ndim - 1)).expand_as(trees.leaves)

@@ -1,0 +1,122 @@
+"""AFTSurvivalRegression: times to an event, of which some are only known to be longer than what was seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from sparkdiff.errors import InputError
+from sparkdiff.stages.base import (
+    FeatureStats,
+    LabelStats,
+    Parameters,
+    Pulled,
+    Rows,
+    columns_of,
+    parameter,
+    register,
+    tensor,
+)
+from sparkdiff.stages.linear import coefficient_units, product
+from sparkdiff.stages.predictor import Predictor
+
+
+@register("pyspark.ml.regression.AFTSurvivalRegressionModel")
+class AFTSurvivalRegression(Predictor):
+    """prediction = exp(eta) with eta = x @ coefficients + intercept; quantile at q = exp(eta) * (-log(1 - q))^scale.
+
+    The margin is (n, 3): eta, log(scale), and censorCol, which only the loss reads: 1 where the event was seen, 0 where the
+    label is a time up to which it wasn't.
+
+    Source: org.apache.spark.ml.regression.AFTSurvivalRegressionModel, and AFTAggregator for the loss.
+    """
+
+    weights = ("coefficients", "intercept", "scale")
+    feature_axis = {"coefficients": 0}
+    positive = frozenset({"scale"})
+    SHOWN: ClassVar[tuple[str, ...]] = ("predictionCol", "quantilesCol")
+    margins = 3
+    positive_mean = True
+
+    def __init__(
+        self, coefficients: Tensor, intercept: Tensor, scale: Tensor, fit_intercept: bool, *, quantiles: Tensor,
+        shown: tuple[str, ...], uid: str, censor: str,
+    ):  # fmt: skip
+        super().__init__()
+        self.coefficients = parameter(coefficients)  # (d,)
+        self.intercept = parameter(intercept, fit_intercept)  # ()
+        self.scale = parameter(scale)  # ()
+        self.quantiles, self.shown, self.uid, self.censor = quantiles, shown, uid, censor  # (q,) probabilities
+
+    @classmethod
+    def from_spark(cls, stage: Any) -> AFTSurvivalRegression:
+        return cls(
+            tensor(stage.coefficients), tensor(stage.intercept), tensor(stage.scale), stage.getFitIntercept(),
+            quantiles=tensor(stage.getQuantileProbabilities()), uid=stage.uid, censor=stage.getCensorCol(),
+            shown=tuple(c for c in cls.SHOWN if columns_of(stage, (c,))),
+        )  # fmt: skip
+
+    @classmethod
+    def outputs(cls, stage: Any) -> tuple[str, ...]:
+        return columns_of(stage, cls.SHOWN)
+
+    @classmethod
+    def loss_inputs(cls, stage: Any) -> tuple[str, ...]:
+        return columns_of(stage, ("censorCol",))
+
+    def margin(self, x: Rows, censor: Tensor | None = None) -> Tensor:  # type: ignore[override]  # (n, 3)
+        eta = product(x, self.coefficients) + self.intercept
+        if censor is None:
+            censor = torch.ones_like(eta)
+        elif not bool(((censor == 0) | (censor == 1)).all()):
+            wrong = censor[(censor != 0) & (censor != 1)][0].item()
+            raise InputError(
+                f"{self.uid}: censorCol={self.censor!r} holds {wrong!r}, but must be 1 where the event was seen and 0 where it "
+                "wasn't yet"
+            )
+        return torch.stack([eta, torch.log(self.scale).expand_as(eta), censor], 1)
+
+    def pull(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> Pulled:
+        none = p["coefficients"].new_zeros(())
+        slopes = torch.nn.functional.pad(p["coefficients"][..., None], (0, 2))
+        censor = torch.tensor([[[0.0, 0.0, 1.0]]], dtype=torch.float64)
+        constant = torch.stack(torch.broadcast_tensors(p["intercept"], torch.log(p["scale"]), none), -1)[..., None, :]
+
+        def back(gradients: list[Tensor], constants: Tensor, room: Parameters) -> None:
+            if "coefficients" in room:
+                room["coefficients"].add_(gradients[0][:, :, 0])
+            if "intercept" in room:
+                room["intercept"].add_(constants[:, 0, 0])
+            if "scale" in room:
+                room["scale"].add_(constants[:, 0, 1] / p["scale"])
+
+        return Pulled([slopes, *([censor] if len(widths) > 1 else [])], constant, back)
+
+    def columns(self, margin: Tensor) -> tuple[Tensor, ...]:
+        time = torch.exp(margin[:, 0])
+        # By Spark's order of operations, whose shape k = 1 / scale divides the exponent.
+        exponents = torch.log(-torch.log(1 - self.quantiles)) / (1 / torch.exp(margin[:, 1:2]))
+        columns = dict(zip(self.SHOWN, (time, time[:, None] * torch.exp(exponents)), strict=True))
+        return tuple(columns[c] for c in self.shown)
+
+    def mean(self, margin: Tensor) -> Tensor:
+        return torch.exp(margin[:, 0])
+
+    def own_loss(self) -> tuple[str, dict[str, float]]:
+        return "weibull", {}
+
+    def own_rows(self, margin: Tensor, label: Tensor, weight: Tensor) -> Tensor:
+        """Minus the log-likelihood of a Weibull distribution with right censoring, as AFTAggregator's."""
+        eta, log_scale, censor = margin[:, 0], margin[:, 1], margin[:, 2].detach()
+        residual = (torch.log(label) - eta) * torch.exp(-log_scale)
+        return censor * (log_scale - residual) + torch.exp(residual)
+
+    def margin_unit(self, y: LabelStats) -> float:
+        return float(self.scale.detach())
+
+    def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
+        unit = self.margin_unit(y)
+        return {"coefficients": coefficient_units(x, unit), "intercept": torch.tensor(unit, dtype=torch.float64)}

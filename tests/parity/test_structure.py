@@ -1,0 +1,340 @@
+"""Pipelines of every shape: stages of others, unfitted ones, several heads, odd names, structs, columns in place."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pyspark.ml.classification
+import pyspark.ml.clustering
+import pyspark.ml.feature
+import pyspark.ml.fpm
+import pyspark.ml.recommendation
+import pyspark.ml.regression
+import pyspark.ml.tuning
+import pytest
+import torch
+from naming import named
+from pyspark.errors import PySparkException
+from pyspark.ml import Estimator, Pipeline, PipelineModel
+from pyspark.ml.classification import LogisticRegression, OneVsRest
+from pyspark.ml.feature import StandardScaler, StringIndexer, Tokenizer, VectorAssembler
+from pyspark.ml.regression import LinearRegression
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+from strangers import BoosterModel, Clipped, OnTheGpu, Squared
+
+import sparkdiff
+from sparkdiff import InputError, plan, translate, verify, write_back
+
+
+def with_params(stage: Any, **params: Any) -> Any:
+    return stage.copy({stage.getParam(name): value for name, value in params.items()})
+
+
+def assembler(*names: str, outputCol: str = "features") -> VectorAssembler:
+    return VectorAssembler(inputCols=list(names), outputCol=outputCol)
+
+
+def of(found: sparkdiff.Plan, uid: str) -> Any:
+    (only,) = (s for s in found.stages if s.uid == uid)
+    return only
+
+
+# Stages that aren't fitted ----------------------------------------------------------------------------------------------
+
+MODULES = (
+    pyspark.ml.classification, pyspark.ml.clustering, pyspark.ml.feature, pyspark.ml.fpm, pyspark.ml.recommendation,
+    pyspark.ml.regression, pyspark.ml.tuning,
+)  # fmt: skip
+ESTIMATORS = {
+    name: cls
+    for module in MODULES
+    for name, cls in inspect.getmembers(module, inspect.isclass)
+    if issubclass(cls, Estimator)
+    and cls.__module__ == module.__name__
+    and not (inspect.isabstract(cls) or name[0] == "_")
+}
+
+
+def test_all_estimators_are_there() -> None:
+    assert len(ESTIMATORS) in (44, 45)  # TargetEncoder came with Spark 4
+
+
+@pytest.mark.parametrize("name", sorted(ESTIMATORS))
+def test_an_estimator_must_be_fitted_first(df: DataFrame, fitted: dict[str, Any], name: str) -> None:
+    stage = ESTIMATORS[name]()
+    deep = PipelineModel([fitted["assembler"], PipelineModel([PipelineModel([stage])])])
+    for model in (stage, deep):
+        for function in (plan, translate, lambda m: verify(m, df)):
+            with pytest.raises(InputError, match=rf"{name} {stage.uid} isn't fitted: fit it first"):
+                function(model)
+
+
+def test_estimators_that_a_model_keeps_are_no_stages(df: DataFrame, fitted: dict[str, Any]) -> None:
+    """OneVsRestModel holds the classifier that it was made by; a tuned model its estimator."""
+    rows = fitted["assembler"].transform(df)
+    model = OneVsRest(classifier=LogisticRegression(maxIter=1), featuresCol="vector", labelCol="grade").fit(rows)
+    assert [s.stageClass for s in plan(model).stages] == ["OneVsRestModel"]
+
+
+# Empty and plain ones ---------------------------------------------------------------------------------------------------
+
+
+def test_an_empty_pipeline(df: DataFrame) -> None:
+    for model in (PipelineModel([]), PipelineModel([PipelineModel([]), PipelineModel([])])):
+        found, network = plan(model, schema=df.schema), translate(model)
+        assert (found.stages, found.cacheCols) == ((), ())
+        assert str(found).endswith("trains 0 parameters in 0 of 0 stages; the cache holds nothing")
+        assert (network.inputCols, network.outputCols, network.reference, network({})) == ((), (), None, {})
+        assert write_back(model, network) is model
+        with pytest.raises(InputError, match="no column to compare"):
+            verify(model, df)
+        with pytest.raises(InputError, match="nothing to train"):
+            sparkdiff.FineTuner(pipeline=model, labelCol="count").fit(df)
+
+
+def test_a_pipeline_that_stays_in_spark(df: DataFrame) -> None:
+    model = PipelineModel(
+        [Tokenizer(inputCol="kind", outputCol="words"), Clipped()._set(inputCol="a", outputCol="clipped")]
+    )
+    network = translate(model)
+    assert [s.role for s in plan(model).stages] == ["referenced", "referenced"]
+    assert (network.inputCols, network.outputCols, network.reference, network({"a": torch.ones(2)})) == (
+        (),
+        (),
+        None,
+        {},
+    )
+    assert write_back(model, network) is model
+    with pytest.raises(InputError, match="no column to compare"):
+        verify(model, df)
+
+
+# Stages of others -------------------------------------------------------------------------------------------------------
+
+
+def test_a_users_own_stage(df: DataFrame, tmp_path: Path) -> None:
+    """It stays as it is, in Spark, and what it does to rows and columns is done before the cache."""
+    mine = named("mine", Clipped)._set(inputCol="a", outputCol="clipped")
+    model = Pipeline(stages=[
+        mine, assembler("clipped", "b"), StandardScaler(inputCol="features", outputCol="scaled"),
+        LinearRegression(featuresCol="scaled", labelCol="count", regParam=1.0),
+    ]).fit(df)  # fmt: skip
+    found = plan(model, schema=df.schema)
+    assert (of(found, "mine").role, of(found, "mine").cached) == ("referenced", True)
+    assert of(found, "mine").reason == (
+        "no stage of Spark's, it may read any column and drop rows; a StageModule registered for strangers.Clipped would "
+        "translate it"
+    )
+    assert [s.trainable for s in found.stages] == [False, False, True, True]
+    network = translate(model)
+    assert [s.uid for s in network.reference.stages] == ["mine"]
+    with torch.no_grad():
+        network.head.coefficients.mul_(1.5)
+    new = write_back(model, network)
+    assert new.stages[0] is mine
+    parity = verify(new, df, network=network)
+    assert parity.ok
+    assert parity.rows == df.where("a > -2").count() < df.count()
+    new.write().overwrite().save(str(tmp_path / "model"))
+    loaded = PipelineModel.load(str(tmp_path / "model"))
+    assert verify(loaded, df, network=network).ok
+
+
+def test_what_a_users_stage_may_have_read_stays(df: DataFrame, fitted: dict[str, Any]) -> None:
+    """It isn't known to read no more than it declares, nor to keep all rows."""
+    aside = named("aside", Clipped)._set(inputCol="a", outputCol="clipped")
+    model = PipelineModel([
+        fitted["assembler"], fitted["scaler"], aside, with_params(fitted["linear"], featuresCol="scaled"),
+    ])  # fmt: skip
+    found = plan(model)
+    assert not of(found, "scaler").trainable
+    assert of(found, "scaler").reason == "comes before aside, which stays in Spark and may drop rows for what it reads"
+    assert of(found, "linear").trainable
+    one_column = named("aside", Squared)._set(inputCol="a", outputCol="squared")
+    found = plan(PipelineModel([*model.stages[:2], one_column, model.stages[3]]))
+    assert of(found, "scaler").trainable
+    assert of(found, "aside").reason.startswith(
+        "no stage of Spark's, it only computes its output column; a StageModule"
+    )
+    assert verify(model, df).ok
+
+
+def test_rows_that_are_dropped_for_what_trains(df: DataFrame, fitted: dict[str, Any]) -> None:
+    """A branch that nobody reads decides which rows there are."""
+    side = named("side", VectorAssembler, inputCols=["scaled", "a"], outputCol="side", handleInvalid="skip")
+    linear = with_params(fitted["linear"], featuresCol="scaled")
+    model = PipelineModel([fitted["assembler"], fitted["scaler"], side, linear])
+    found = plan(model)
+    assert [s.uid for s in found.stages if s.trainable] == ["linear"]
+    assert of(found, "scaler").reason == "comes before side, which stays in Spark and may drop rows for what it reads"
+    assert found.cacheCols == ("scaled",)
+    after = plan(PipelineModel([*model.stages[:2], linear, side]))
+    assert [s.uid for s in after.stages if s.trainable] == ["scaler", "linear"]
+
+
+def test_models_of_other_libraries(df: DataFrame, fitted: dict[str, Any]) -> None:
+    booster = named("booster", BoosterModel)._set(featuresCol="vector", predictionCol="boosted")
+    gpu = named("gpu", OnTheGpu)._set(featuresCol="vector", predictionCol="fast")
+    model = PipelineModel([fitted["assembler"], booster, gpu, fitted["linear"]])
+    found = plan(model)
+    assert of(found, "gpu").reason == "strangers's model: call .cpu() on it first, which gives Spark's own"
+    assert (of(found, "booster").role, of(found, "booster").inputCols) == ("referenced", ("vector",))
+    assert of(found, "linear").trainable
+    network = translate(model)
+    with torch.no_grad():
+        network.head.intercept.add_(1.0)
+    new = write_back(model, network)
+    assert [a is b for a, b in zip(new.stages, model.stages, strict=True)] == [True, True, True, False]
+    assert verify(new, df, network=network).ok
+
+
+# Labels, heads, stacks --------------------------------------------------------------------------------------------------
+
+
+def test_a_label_that_a_stage_makes(df: DataFrame) -> None:
+    """It is made before the cache, and what makes it doesn't train."""
+    index = named("index", StringIndexer, inputCol="kind", outputCol="kindIndex", stringOrderType="alphabetAsc")
+    predictor = named("predictor", LogisticRegression, labelCol="kindIndex", maxIter=2)
+    model = Pipeline(stages=[index, assembler("a", "b"), predictor]).fit(df)
+    found = plan(model)
+    assert (of(found, "index").cached, of(found, "index").role) == (True, "referenced")
+    wide = df.unionByName(df).unionByName(df)
+    tuned = sparkdiff.FineTuner(pipeline=model, maxEpochs=1, recipe="fast", verbosity=0).fit(wide)
+    assert tuned.summary.parity["before"]["ok"]
+    assert verify(model, df.drop("kind")).ok  # a label isn't there when a model only predicts
+    with pytest.raises(InputError, match="index reads column 'kind', which the data lack"):
+        sparkdiff.FineTuner(pipeline=model, verbosity=0).fit(wide.drop("kind"))
+
+
+def test_what_makes_the_label_does_not_train(fitted: dict[str, Any]) -> None:
+    stages = [
+        fitted["assembler"],
+        fitted["scaler"],
+        with_params(fitted["logistic"], featuresCol="scaled", predictionCol="made"),
+    ]
+    joined = named("joined", VectorAssembler, inputCols=["scaled"], outputCol="all")
+    model = PipelineModel([*stages, joined, with_params(fitted["linear"], featuresCol="all", labelCol="made")])
+    found = plan(model)
+    assert of(found, "scaler").reason == "makes 'made', which the loss reads"
+    assert [s.uid for s in found.stages if s.trainable] == ["linear"]
+    assert of(found, "logistic").cached
+
+
+def test_a_label_made_in_place_of_a_column_that_was_read(df: DataFrame, fitted: dict[str, Any]) -> None:
+    index = named("index", StringIndexer, inputCol="kind", outputCol="index").fit(df.drop("index"))
+    joined = assembler("hot", "a", outputCol="joined")
+    linear = with_params(fitted["linear"], featuresCol="joined", labelCol="index")
+    with pytest.raises(
+        InputError, match="index makes 'index', which training reads, in place of a column that stages before"
+    ):
+        plan(PipelineModel([fitted["encoder"], index, joined, linear]))
+    assert plan(PipelineModel([index, fitted["encoder"], joined, linear])).cacheCols == ("index", "a")
+
+
+def test_two_heads(df: DataFrame, fitted: dict[str, Any]) -> None:
+    """The loss is on one; the other keeps its predictions, whatever trains."""
+    first = with_params(fitted["logistic"], featuresCol="scaled", predictionCol="first", labelCol="label")
+    second = with_params(fitted["linear"], featuresCol="squeezed", predictionCol="second")
+    model = PipelineModel([fitted["assembler"], fitted["scaler"], fitted["minmax"], first, second])
+    wide = df.unionByName(df).unionByName(df).cache()
+    for column, kept in (("first", "second"), ("second", "first")):
+        tuner = sparkdiff.FineTuner(
+            pipeline=model, predictionCol=column, maxEpochs=2, learningRate=0.05, guard=1.0, recipe="fast", verbosity=0
+        )  # fmt: skip
+        tuned = tuner.fit(wide)
+        assert tuned.summary.decision == "tuned"
+        rows = [[r[kept] for r in m.transform(df).orderBy("a").collect()] for m in (model, tuned.pipelineModel)]
+        assert rows[0] == rows[1]
+    with pytest.raises(InputError, match=r"several predictors could be trained for: logistic .*; linear"):
+        sparkdiff.FineTuner(pipeline=model, verbosity=0).fit(wide)
+
+
+def test_stacked(df: DataFrame, fitted: dict[str, Any]) -> None:
+    """A classifier's probabilities feed a regression, and gradients go all the way."""
+    below = with_params(fitted["softmax"], featuresCol="scaled", predictionCol="below")
+    rows = PipelineModel([fitted["assembler"], fitted["scaler"], below]).transform(df)
+    join, above = (
+        assembler("probability", "scaled", outputCol="all"),
+        LinearRegression(featuresCol="all", labelCol="count"),
+    )
+    model = PipelineModel([fitted["assembler"], fitted["scaler"], below, Pipeline(stages=[join, above]).fit(rows)])
+    assert [s.uid for s in plan(model).stages if s.trainable][:2] == ["scaler", "softmax"]
+    network = translate(model)
+    columns = {c: torch.linspace(-1, 1, 7) for c in network.inputCols}
+    network(columns)["prediction"].sum().backward()
+    for i in (1, 2, 4):
+        for name, p in network.module(i).named_parameters():
+            assert p.grad is not None, (i, name)
+            assert p.grad.abs().sum() > 0, (i, name)
+    assert verify(model, df).ok
+
+
+# Columns ----------------------------------------------------------------------------------------------------------------
+
+LONG = "x" * 400
+NAMES = ["a.b", "Größe", "two words", "tick`s", "数", LONG, "__sparkdiff_v0", "SELECT"]
+
+
+def in_backticks(name: str) -> str:
+    return "`" + name.replace("`", "``") + "`"
+
+
+def taken(df: DataFrame, name: str) -> bool:
+    """Whether Spark's own stages find a column by this name: Spark 3.5's none with a dot, nor any in backticks."""
+    try:
+        return bool(assembler(name, outputCol="probe").transform(df).columns)
+    except PySparkException:
+        return False
+
+
+def test_odd_names(df: DataFrame) -> None:
+    """As inputs in backticks, as outputs as they are; through verify, the cache, training and write-back."""
+    dots = taken(df.withColumn("a.b", F.col("a")), "`a.b`")
+    names = [n for n in NAMES if dots or not set(n) & {".", "`"}]
+    values = [F.col("abc"[i % 3]) * (i + 1) + F.col("index") * i for i in range(len(names))]
+    odd = df.select("count", *(v.alias(n) for v, n in zip(values, names, strict=True)))
+    odd = odd.unionByName(odd).unionByName(odd).cache()
+    made, out = "x.y" if dots else "x y", "größer als 数"  # a predictor finds no features in backticks
+    spelled = in_backticks if dots else str
+    model = Pipeline(stages=[
+        assembler(*map(spelled, names), outputCol=made), StandardScaler(inputCol=spelled(made), outputCol=out),
+        LinearRegression(featuresCol=out, labelCol="count", predictionCol="vor her", regParam=1.0),
+    ]).fit(odd)  # fmt: skip
+    network = translate(model)
+    assert network.inputCols == tuple(names)
+    assert network.outputCols == (made, out, "vor her")
+    assert verify(model, odd).ok
+    tuned = sparkdiff.FineTuner(
+        pipeline=model, maxEpochs=2, learningRate=0.05, guard=1.0, recipe="fast", verbosity=0, reference=()
+    ).fit(odd)  # fmt: skip
+    assert tuned.summary.parity["before"]["ok"]
+    assert verify(tuned.pipelineModel, odd).ok
+
+
+def test_fields_of_structs(df: DataFrame) -> None:
+    """`s.b` is the field b of s, however deep; in backticks it is the column s.b."""
+    inner = F.struct(F.col("b").alias("B"), F.col("c"))
+    nested = df.select(
+        F.struct("a", inner.alias("in")).alias("S"), F.col("b").alias("s.a"), "count", F.col("c").alias("plain")
+    )  # fmt: skip
+    nested = nested.unionByName(nested).unionByName(nested).cache()
+    if not taken(nested, "S.a"):
+        pytest.skip("this Spark's stages don't find the fields of structs")
+    both = PipelineModel([assembler("S.a", outputCol="one"), assembler("`s.a`", "plain", outputCol="two")])
+    assert [s.role for s in plan(both).stages] == ["referenced", "translated"]  # a tensor has one name
+    assert (
+        plan(both).stages[0].reason
+        == "reads the field 'S.a' of a struct, and another stage a column of that name: rename one"
+    )
+    assert verify(both, nested).ok
+    fields = Pipeline(
+        stages=[assembler("S.a", "s.in.b", "plain"), LinearRegression(labelCol="count", regParam=1.0)]
+    ).fit(nested)
+    assert verify(fields, nested).ok
+    with pytest.raises(InputError, match=r"reads column 'S\.q', which the data lack"):
+        verify(assembler("S.q"), nested)
+    tuned = sparkdiff.FineTuner(pipeline=fields, maxEpochs=1, recipe="fast", verbosity=0).fit(nested)
+    assert tuned.summary.parity["before"]["ok"]
