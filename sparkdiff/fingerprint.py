@@ -100,6 +100,7 @@ def _content(df: DataFrame) -> Any:
 def _saved_bytes(graph: Graph, folder: Path) -> list[str] | None:
     """Digest of the saved stages that run before the cache; None where one can't be saved, or is Python code."""
     stages = [graph.leaves[i].stage for i in sorted(graph.cached)]
+    stages += [stage for i in graph.live for stage in graph.preparation(i)]
     if not all(
         isinstance(s, JavaParams) or type(s).__module__.startswith(("pyspark.ml.", "sparkdiff.")) for s in stages
     ):

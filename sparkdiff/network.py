@@ -25,6 +25,7 @@ class Network(nn.Module):
     `network(columns)` takes the `inputCols` and returns the `outputCols`. A numeric or boolean scalar column is `(n,)`, a
     vector `(n, d)`, sparse vectors `torch.sparse_csr`; null is NaN. Where a stage tells the two apart (Bucketizer, an Imputer
     whose missingValue isn't NaN, OneHotEncoder, TargetEncoder), a boolean column `"<name> is null"` may say which it is.
+    Outputs of stages that Spark holds in float32 (ALS, Word2Vec) are float32; those behind compute with what Spark's would read.
 
     Attributes:
         inputCols: columns that a call needs (only those that the wished outputs depend on).
@@ -48,7 +49,10 @@ class Network(nn.Module):
 
     @property
     def reference(self) -> PipelineModel | None:
-        stages = [self.graph.leaves[i].stage for i in self.graph.reference()]
+        graph, reference, stages = self.graph, set(self.graph.reference()), []
+        for i in sorted({*reference, *self.positions}):
+            stages += graph.preparation(i) if i in self.positions else []
+            stages += [graph.leaves[i].stage] if i in reference else []
         return PipelineModel(stages) if stages else None
 
     def module(self, position: int) -> StageModule:
@@ -69,7 +73,7 @@ class Network(nn.Module):
             )
         self._check_widths(values)
         self.run(values, wanted, explain=True)
-        return {self.graph.name(v): _outside(values[v]) for v in wanted}
+        return {self.graph.name(v): _outside(values[v], self.module(v[1]).single) for v in wanted}
 
     def given(self, columns: Mapping[str, Any]) -> dict[Version, Rows]:
         """The columns of a call as versions; keys that no stage reads are left out."""
@@ -221,8 +225,9 @@ def _shape(column: Rows) -> tuple[int, ...]:
     return tuple(column.shape) if isinstance(column, Tensor) else (len(column), column.width)
 
 
-def _outside(column: Rows) -> Tensor:
-    return column.to_csr() if isinstance(column, SparseRows) else column
+def _outside(column: Rows, single: bool) -> Tensor:
+    out = column.to_csr() if isinstance(column, SparseRows) else column
+    return out.float() if single else out
 
 
 def translate(model: Any, *, schema: SchemaOrRows = None) -> Network:
@@ -253,6 +258,9 @@ def seeing(network: Network, model: Any, data: SchemaOrRows) -> Network:
         return network
     other = Network(graph, network.positions)
     other.stages.update({str(i): network.module(i) for i in network.positions if i not in waiting})
+    for i in waiting:
+        for p, q in zip(other.module(i).parameters(), network.module(i).parameters(), strict=True):
+            p.data = q.data
     return other
 
 

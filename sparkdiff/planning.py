@@ -87,7 +87,7 @@ def plan(
     model: Any, *, schema: StructType | None = None, freeze: Sequence[Any] = (), reference: Sequence[Any] = (),
     target: Sequence[Any] = (), unfreeze: Sequence[str] = (),
 ) -> Plan:  # fmt: skip
-    """What sparkdiff would do with a fitted pipeline or stage, stage by stage. Runs no job.
+    """What sparkdiff would do with a fitted pipeline or stage, stage by stage. Runs no job, but to read an ALSModel's factors.
 
     Args:
         model: a fitted `PipelineModel` or one fitted stage.
