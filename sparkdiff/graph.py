@@ -151,11 +151,17 @@ class Graph:
     def _link(self) -> None:
         current: dict[str, int] = {}
         barrier = -1
+
+        def writer(spelled: str) -> int:
+            """Who has written a column or, of a field `s.b`, the struct."""
+            name = self.fold(unquoted(spelled))
+            while name not in current and "." in name and unquoted(spelled) == spelled:
+                name = name.rpartition(".")[0]
+            return current.get(name, barrier)
+
         for i, leaf in enumerate(self.leaves):
-            leaf.sources, leaf.lossReads = (
-                tuple((self.fold(c), current.get(self.fold(c), barrier)) for c in columns)
-                for columns in (leaf.inputs, leaf.lossInputs)
-            )
+            leaf.sources = tuple((self.fold(unquoted(c)), writer(c)) for c in leaf.spelled)
+            leaf.lossReads = tuple((self.fold(c), current.get(self.fold(c), barrier)) for c in leaf.lossInputs)
             leaf.reads = tuple((self.fold(c), in_front_of(i)) for c in leaf.made) or leaf.sources
             parents = range(i) if leaf.opaque or not leaf.own else (p for _, p in leaf.sources if p >= 0)
             leaf.parents = frozenset(parents)
@@ -170,7 +176,7 @@ class Graph:
         }
         for i, leaf in enumerate(self.leaves):
             for c, v in zip(leaf.spelled, leaf.sources, strict=True):
-                if v in columns and v[1] == -1 and "." in c and unquoted(c) == c:
+                if v in columns and "." in c and unquoted(c) == c:
                     self._leave(
                         i, f"reads the field {c!r} of a struct, and another stage a column of that name: rename one"
                     )
@@ -437,11 +443,12 @@ class Graph:
         return name
 
     def in_struct(self, version: Version) -> bool:
-        """Whether it is a field of a struct of the data, `struct.field`; a column called so is read in backticks."""
-        if version[1] != -1 or "." not in version[0]:
+        """Whether it is a field of a struct, `struct.field`; a column called so is read in backticks."""
+        name, producer = version
+        if "." not in name or (producer >= 0 and name in map(self.fold, self.leaves[producer].outputs)):
             return False
-        readers = (c for leaf in self.leaves for c, v in zip(leaf.spelled, leaf.sources, strict=True) if v == version)
-        return all(unquoted(c) == c for c in readers)
+        readers = [c for leaf in self.leaves for c, v in zip(leaf.spelled, leaf.sources, strict=True) if v == version]
+        return bool(readers) and all(unquoted(c) == c for c in readers)
 
     def without_spark(self) -> Graph:
         """The same graph without the Spark stages, for processes that have no session; it can compute, not write back."""
