@@ -101,7 +101,7 @@ class Graph:
         self._link()
         self._leave_ambiguous()
         self._decide(data)
-        self._unfreeze(unfreeze)
+        asked = self._unfreeze(unfreeze)
         for i in self.select(reference, "reference"):
             self._leave(i, "left in Spark by request")
         self._leave_unreachable()
@@ -112,6 +112,10 @@ class Graph:
         self.makers = self._makers(beside)
         self.blocked = self._blocked()
         self.trainable = {i for i in self._on_path() if self.leaves[i].has_parameters() and i not in self.blocked}
+        for name, found in asked.items():
+            if not found & self.trainable:
+                i = min(found)
+                raise InputError(f"unfreeze={name!r}: {self.leaves[i].uid} can't train: {self.reason(i, {})}")
         for i in set(self.translated()) - self.trainable:
             self.leaves[i].module.requires_grad_(False)  # type: ignore[union-attr]
         self.cached = self._cached()
@@ -426,11 +430,17 @@ class Graph:
             out |= match
         return out
 
-    def _unfreeze(self, names: Iterable[str]) -> None:
-        """Let parameters train that do so on request only, each named `<uid, class name or output column>.<parameter>`."""
+    def _unfreeze(self, names: Iterable[str]) -> dict[str, set[int]]:
+        """Let parameters train that do so on request only, each named `<uid, class name or output column>.<parameter>`.
+
+        Returns:
+            the stages that each name is about.
+        """
+        asked = {}
         for name in names:
             stage, _, wanted = name.rpartition(".")
-            for i in self.select([stage] if stage else [name], "unfreeze"):
+            asked[name] = self.select([stage] if stage else [name], "unfreeze")
+            for i in asked[name]:
                 leaf = self.leaves[i]
                 known = (
                     sorted(n for n, _ in leaf.module.named_parameters() if n in leaf.module.optional)
@@ -444,6 +454,7 @@ class Graph:
                     )
                 getattr(leaf.module, wanted).requires_grad_()
                 leaf.parametric = True
+        return asked
 
     def restrict(self, freeze: Iterable[Any], target: Iterable[Any]) -> dict[int, str]:
         """Trainable stages that keep their parameters by the user's wish, with the reason. The cut never depends on it."""
