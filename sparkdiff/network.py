@@ -77,7 +77,7 @@ class Network(nn.Module):
             )
         self._check_widths(values)
         self.run(values, wanted, explain=True)
-        return {self.graph.name(v): _outside(values[v], self.module(v[1]).single) for v in wanted}
+        return {self.graph.name(v): _outside(values[v], self.module(v[1]).float32) for v in wanted}
 
     def given(self, columns: Mapping[str, Any]) -> dict[Version, Rows]:
         """The columns of a call as versions; keys that no stage reads are left out."""

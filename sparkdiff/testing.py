@@ -112,7 +112,7 @@ def check_stage(
 
     Args:
         stage: a fitted stage; its input columns are in `df`, other columns are ignored.
-        tolerance: of 1 and 3; at least 1e-6 for a stage that Spark holds in float32 (`single`).
+        tolerance: of 1 and 3; at least 1e-6 for a stage that Spark holds in float32 (`float32`).
         perturb: moves the trainable parameters of a module in place, inside their domain; the default tries the entries'
             neighbours, other signs, zeros and magnitudes.
 
@@ -348,7 +348,7 @@ def _compare(
             trial.law, stage, "forward", len(out), f"returns {len(out)} columns; Spark writes {', '.join(names)}"
         )
     labels = type(module).labels(stage)
-    tolerance = max(tolerance, SINGLE) if module.single else tolerance
+    tolerance = max(tolerance, SINGLE) if module.float32 else tolerance
     for name, column, null, returned in zip(names, *found, out, strict=True):
         theirs, ours = dense(column), dense(returned)
         if ours.shape != theirs.shape:

@@ -170,7 +170,7 @@ class StageModule(nn.Module):
     storage: ClassVar[str] = ""
     """How Spark stores each vector that this stage writes: "sparse", "compressed" (dense or sparse, whichever takes less
     room), or "" where that depends on the input."""
-    single: ClassVar[bool] = False
+    float32: ClassVar[bool] = False
     """Whether Spark holds the weights in float32: so are the outputs at the network's border, and parity is to 1e-6 there and
     behind. Parameters are float64 tensors of what float32 can hold.
     """
@@ -357,7 +357,7 @@ class StageModule(nn.Module):
 
     def constraints(self) -> dict[str, Constraint]:
         """How parameters that aren't free stay inside their domain while they train; a missing one is free: p0 + unit * u."""
-        rounded = {name: Rounded() for name, _ in self.named_parameters()} if self.single else {}
+        rounded = {name: Rounded() for name, _ in self.named_parameters()} if self.float32 else {}
         return {**rounded, **dict.fromkeys(self.positive, Positive())}
 
     def fitted_width(self) -> int:
@@ -378,7 +378,7 @@ class StageModule(nn.Module):
     def check_domain(self, uid: str) -> None:
         """Raise InputError where a parameter has left the domain in which Spark's stage is defined."""
         for name, p in self.named_parameters():
-            if self.single and bool((p.isfinite() & ~p.float().isfinite()).any()):
+            if self.float32 and bool((p.isfinite() & ~p.float().isfinite()).any()):
                 value = p[~p.float().isfinite()][0].item()
                 raise InputError(
                     f"{uid}: {name} holds {value!r}, which is too large for Spark's float; clamp it before writing back"

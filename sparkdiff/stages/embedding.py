@@ -27,7 +27,7 @@ class Word2Vec(StageModule):
 
     weights = ("vectors",)
     feature_axis = {"vectors": 0}
-    single = True
+    float32 = True
     before = "Spark counts its words"
 
     def __init__(self, words: tuple[str, ...], vectors: Tensor):
