@@ -98,7 +98,7 @@ def one_vs_rest(width: int, classes: int = 3) -> OneVsRest:
     models = [logistic(width) for _ in range(classes)]
     for k, model in enumerate(models):
         model.coefficientMatrix.data += 0.2 * normal(1, width, seed=20 + k)
-    return OneVsRest(models, shown=OneVsRest.SHOWN, nan_wins=False)
+    return OneVsRest(models, shown=OneVsRest.SHOWN, by_array=False)
 
 
 def bayes(kind: type[NaiveBayes], width: int, classes: int = 3) -> NaiveBayes:
