@@ -213,6 +213,7 @@ def _layout(request: Request, df: DataFrame, slices: dict[str, tuple[Any, ...]])
                 f"column {graph.name(version)!r} is gone when the cache is written: a stage before drops it"
             )
         column: dict[str, Any] = {"name": f"c{i}", "column": graph.name(version), "metadata": field.metadata}
+        column["type"] = field.dataType.simpleString()
         if isinstance(field.dataType, (VectorUDT, ArrayType)):
             width, fill = _width(df, _source(graph, version, field.name), graph.name(version), field.dataType)
             sparse = isinstance(field.dataType, VectorUDT) and width >= SPARSE_WIDTH and fill < SPARSE_FILL

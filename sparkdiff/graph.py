@@ -104,7 +104,7 @@ class Graph:
         self._link()
         self._leave_ambiguous()
         self._decide(data)
-        self._unfreeze(unfreeze)
+        asked = self._unfreeze(unfreeze)
         for i in self.select(reference, "reference"):
             self._leave(i, "left in Spark by request")
         self._leave_unreachable()
@@ -117,6 +117,10 @@ class Graph:
         free = self._on_path() - set(self.blocked)
         self.trainable = {i for i in free if self.leaves[i].has_parameters()}
         self.on_request = {i: names for i in free if (names := self._on_request(i))}
+        for name, found in asked.items():
+            if not found & self.trainable:
+                i = min(found)
+                raise InputError(f"unfreeze={name!r}: {self.leaves[i].uid} can't train: {self.reason(i, {})}")
         for i in set(self.translated()) - self.trainable:
             self.leaves[i].module.requires_grad_(False)  # type: ignore[union-attr]
         self.cached = self._cached()
@@ -213,7 +217,7 @@ class Graph:
         """The translated stages that Spark holds in float32, and those behind them, whose outputs are as coarse."""
         out: set[int] = set()
         for i in self.translated():
-            if self.leaves[i].module.single or any(p in out for _, p in self.leaves[i].reads):  # type: ignore[union-attr]
+            if self.leaves[i].module.float32 or any(p in out for _, p in self.leaves[i].reads):  # type: ignore[union-attr]
                 out.add(i)
         return out
 
@@ -476,11 +480,17 @@ class Graph:
             out |= match
         return out
 
-    def _unfreeze(self, names: Iterable[str]) -> None:
-        """Let parameters train that do so on request only, each named `<uid, class name or output column>.<parameter>`."""
+    def _unfreeze(self, names: Iterable[str]) -> dict[str, set[int]]:
+        """Let parameters train that do so on request only, each named `<uid, class name or output column>.<parameter>`.
+
+        Returns:
+            the stages that each name is about.
+        """
+        asked = {}
         for name in names:
             stage, _, wanted = name.rpartition(".")
-            for i in self.select([stage] if stage else [name], "unfreeze"):
+            asked[name] = self.select([stage] if stage else [name], "unfreeze")
+            for i in asked[name]:
                 leaf = self.leaves[i]
                 known = (
                     sorted(n for n, _ in leaf.module.named_parameters() if n in leaf.module.optional)
@@ -494,6 +504,7 @@ class Graph:
                     )
                 getattr(leaf.module, wanted).requires_grad_()
                 leaf.parametric = True
+        return asked
 
     def restrict(self, freeze: Iterable[Any], target: Iterable[Any]) -> dict[int, str]:
         """Trainable stages that keep their parameters by the user's wish, with the reason. The cut never depends on it."""

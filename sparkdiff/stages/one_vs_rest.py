@@ -183,6 +183,10 @@ class OneVsRest(Predictor):
             m.project_()
 
     @property
+    def feature_axis(self) -> dict[str, int]:  # type: ignore[override]
+        return self._each([m.feature_axis for m in self._models()])
+
+    @property
     def optional(self) -> frozenset[str]:  # type: ignore[override]
         return frozenset(f"models.{j}.{name}" for j, m in enumerate(self._models()) for name in m.optional)
 
