@@ -290,9 +290,9 @@ def main() -> None:
         found.append(t)
         m = t["metrics"]
         print(
-            f"{corpus:9}{original:12}{recipe:8} batch {batch:5}: "
-            f"grown {t['grown'] / 2**20:6.0f} MiB of {t['allowed'] / 2**20:6.0f} allowed "
-            f"(cache {t['cache'] / 2**20:.0f}), {m['before']:.4f} -> {m['after']:.4f} {t['decision']}"
+            f"{corpus:9}{original:12}{recipe:8} batch {batch:5}: grown {t['grown'] / 2**20:6.0f} MiB of "
+            f"{t['allowed'] / 2**20:6.0f} allowed (cache {t['cache'] / 2**20:.0f}), "
+            f"{m['before']:.4f} -> {m['after']:.4f} {t['decision']}"
             + (f", epoch {t['slower']:.2f} of a loop by hand" if t["slower"] else ""),
             flush=True,
         )

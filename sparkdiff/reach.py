@@ -23,8 +23,13 @@ from sparkdiff.stages.base import FeatureStats, NotSparseError, Rows
 
 DENSE_FROM = 0.25
 """Share of the parameters that some batches reach from which all of them are as cheap."""
-TOGETHER = 1024
-"""Rows of the batches that share a span: what it costs to make is more than a small batch's steps."""
+TOGETHER, MOST = 4096, 8
+"""Rows, and number, of the batches that share a span: it costs more to make than a step does, and grows with its rows."""
+
+
+def batches_together(batchSize: int) -> int:
+    """The number of consecutive batches that share a span."""
+    return max(1, min(MOST, TOGETHER // batchSize))
 
 
 class Piece(NamedTuple):
@@ -243,7 +248,7 @@ def reach_of(
     columns = {}
     for v, width in wide.items():
         share = stats[v].support.double() / max(1, rows)
-        expected = max(1, int((1 - (1 - share) ** max(batchSize, TOGETHER)).sum()))
+        expected = max(1, int((1 - (1 - share) ** (batchSize * batches_together(batchSize))).sum()))
         columns[v] = torch.arange(expected) * width // expected
     try:
         reach = Reach(network, folded, start, scales, wide)

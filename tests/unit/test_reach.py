@@ -351,8 +351,8 @@ def adam(u: Tensor, mean: Tensor, square: Tensor, gradient: Tensor, anchor: floa
 def test_entries_are_brought_to_where_every_step_would_have_taken_them(
     often: float, anchor: float, rate: float
 ) -> None:
-    """2,000 steps, of each of which an entry sees a share."""
-    n, steps = 50, 2000
+    """1,000 steps, of each of which an entry sees a share."""
+    n, steps = 50, 1000
     random = torch.Generator().manual_seed(1)
     there = torch.rand(steps, n, generator=random) < often
     noise, aim = normal(steps, n, seed=2), 0.5 * normal(n, seed=3)
