@@ -156,7 +156,8 @@ def _check(request: Request) -> None:
         check_stage_columns(request.graph, source.df.schema, (request.labelCol, request.weightCol))
         names = _after(request.graph, source.df)
         head = request.graph.leaves[request.graph.head]  # type: ignore[index]
-        for lost in (c for c in head.lossInputs if request.graph.fold(c) not in names):
+        told = not any(request.graph.leaves[i].opaque for i in request.graph.cached)  # what these make isn't known here
+        for lost in (c for c in head.lossInputs if told and request.graph.fold(c) not in names):
             raise InputError(
                 f"the loss of {head.uid} reads column {lost!r}, which the data lack. {did_you_mean(lost, source.df.columns)}"
             )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
 
 from sparkdiff import jvm
@@ -44,9 +46,10 @@ def check(model: Any, network: Network, data: Data, cache: Cache) -> Parity:
         named[graph.name(v)] = below([c, edges[v]])
         if null_of(v) in flags:
             nulls[graph.name(v)] = below([flags[null_of(v)], edges[null_of(v)]])  # type: ignore[assignment]
+    spoken, recovered = _recovered(network, named)
     described = {c["column"]: c for c in cache.manifest["columns"]}
     metadata = {name: entry.get("metadata") or {} for name, entry in described.items()}
-    narrow = {name: kind for name in named if (kind := described[name].get("type")) in NARROW}
+    narrow = {name: kind for name in named if name not in spoken and (kind := described[name].get("type")) in NARROW}
     for name, kind in narrow.items():
         x, power = named[name], NARROW[kind]
         if isinstance(x, torch.Tensor) and power is not None:
@@ -54,12 +57,12 @@ def check(model: Any, network: Network, data: Data, cache: Cache) -> Parity:
             named[name] = x.nan_to_num(0.0).trunc().clamp(-(2.0**power), 2.0**power - 1)
     stages = [stage for _, stage in flatten(model)]
     with tempfile.TemporaryDirectory(prefix=".parity-", dir=cache.folder.parent) as folder:
-        write_columns(named, Path(folder) / "sample.parquet", nulls)
-        df = spark.read.schema(schema_of(named, metadata)).parquet(f"file://{folder}/sample.parquet")
+        write_columns(named, Path(folder) / "sample.parquet", nulls, spoken)
+        df = spark.read.schema(schema_of(named, metadata, spoken)).parquet(f"file://{folder}/sample.parquet")
         if narrow:
             df = df.withColumns({n: quoted(n).cast(k).alias(n, metadata=metadata[n]) for n, k in narrow.items()})
         df = into_structs(df, [graph.name(v) for v in sample if graph.in_struct(v)])
-        parity = compare(df, {i: stages[i] for i in graph.live}, network, Path(folder))
+        parity = compare(df, {i: stages[i] for i in graph.live}, network, Path(folder), recovered)
     if not parity.ok:
         worst = sorted(parity.maxRelDiff.items(), key=lambda item: -item[1])
         raise ParityError(
@@ -68,6 +71,20 @@ def check(model: Any, network: Network, data: Data, cache: Cache) -> Parity:
             + f", {parity.labelDisagreements} labels. Leave the stage in Spark (reference=...) and report it"
         )
     return parity
+
+
+def _recovered(
+    network: Network, named: Mapping[str, Rows]
+) -> tuple[dict[str, pa.Array], dict[tuple[int, Version], str]]:
+    """What stages whose inputs can't enter torch would have read, by column; and which column stands for what."""
+    graph, columns, standing = network.graph, {}, {}
+    for i in (i for i in graph.live if graph.leaves[i].made):
+        leaf = graph.leaves[i]
+        arrays = network.module(i).recovered(*(named[graph.name(v)] for v in leaf.reads))
+        for k, (v, array) in enumerate(zip(leaf.sources, arrays, strict=True)):
+            standing[i, v] = name = f"__sparkdiff_source{i}_{k}"
+            columns[name] = array
+    return columns, standing
 
 
 def _sample(data: Data) -> dict[Version, Rows]:
@@ -106,7 +123,7 @@ def _edges(network: Network, row: dict[Version, Rows], sample: dict[Version, Row
             changes += [(v, torch.tensor([e], dtype=torch.float64)) for e in given]
         else:
             rows = [network.module(i).edge_rows(row[v]) for i in network.positions if graph.leaves[i].reads == (v,)]  # type: ignore[arg-type]
-            changes += [(v, e) for part in rows for e in part.split(1)]
+            changes += [(v, e) for part in rows if len(part) for e in part.split(1)]
             low, high = column.amin(0, keepdim=True), column.amax(0, keepdim=True)
             changes += [(v, e) for e in (torch.zeros_like(low), low, high, 10 * low, 10 * high)]
     every = [row | {changed: value} | _no_null(row, changed) for changed, value in changes]

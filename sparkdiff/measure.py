@@ -205,6 +205,14 @@ def contributions(network: Network, data: Data, split: str, metric: Metric) -> T
 
 def _explain(network: Network, data: Data, batch: Batch, bad: Tensor) -> None:
     """Raise the InputError of rows without a finite loss where an input is to blame."""
+    values = data.values(batch)
+    with torch.no_grad():
+        network.run(values, [v for i in network.positions for v in network.graph.leaves[i].reads if v not in values])
+    worst = torch.nonzero(bad)[:1, 0]
+    for i in network.positions:
+        reads = [taken(values[v], worst) for v in network.graph.leaves[i].reads]
+        if why := network.module(i).unknown(*reads):
+            raise InputError(why)
     wanting = next(
         network.graph.leaves[i].uid for i in network.positions if isinstance(network.module(i), (Predictor, PCA))
     )

@@ -6,7 +6,7 @@ the candidates of a step are those of a small network, the same in all processes
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +22,9 @@ from sparkdiff.sparse import SparseRows
 from sparkdiff.stages.base import FeatureStats, NotSparseError, Rows
 
 DENSE_FROM = 0.25
-"""Share of the parameters that a batch reaches from which all of them are as cheap."""
+"""Share of the parameters that some batches reach from which all of them are as cheap."""
+TOGETHER = 1024
+"""Rows of the batches that share a span: what it costs to make is more than a small batch's steps."""
 
 
 class Piece(NamedTuple):
@@ -67,6 +69,7 @@ class Span:
         gradient, self.losses, curvature, weight = self.sums.split(sizes)
         self.gradient, self.curvature, self.weight = gradient.view(count, size), curvature.view(curved, size), weight[0]
         self.flat = start.repeat(count, 1)
+        self._scratch: Tensor | None = None
         self.room, own = self.views(self.gradient), self.views(self.flat)
         given = fixed or {}
         self.parameters = {
@@ -83,6 +86,13 @@ class Span:
             view = matrix[:, part.first : part.last].view(len(matrix), *part.shape)
             out.setdefault(part.position, {})[part.name] = view
         return out
+
+    @property
+    def scratch(self) -> Tensor:
+        """Room (K, q) for a gradient by u."""
+        if self._scratch is None:
+            self._scratch = torch.empty_like(self.flat)
+        return self._scratch
 
     def load(self, u: Tensor) -> None:
         """Set `flat` to the parameters at u (K, q)."""
@@ -102,26 +112,26 @@ class Reach:
         self.parts = pieces(network)
         self.constrained = {c.first: c.constraint for c in scales.constrained}
         self._there = {v: np.zeros(width, dtype=bool) for v, width in widths.items()}
+        self._numbered: dict[Version, Tensor] = {}  # the columns that the numbers are of
         self._number = {v: torch.zeros(width, dtype=torch.int64) for v, width in widths.items()}
 
-    def columns(self, values: Mapping[Version, Rows], team: Team = ALONE) -> dict[Version, Tensor]:
-        """The columns (c,), ascending, in which any process's rows have an entry."""
+    def columns(self, batches: Sequence[Mapping[Version, Rows]], team: Team = ALONE) -> dict[Version, Tensor]:
+        """The columns (c,), ascending, in which a row of these batches has an entry, in any process."""
         out = {}
         for v in self.widths:
-            rows = values[v]
-            assert isinstance(rows, SparseRows)
-            out[v] = self._distinct(v, rows.indices)
+            out[v] = self._distinct(v, [_indices(values[v]) for values in batches])
             if team.world > 1:
-                out[v] = self._distinct(v, team.gather(out[v]))
+                out[v] = self._distinct(v, [team.gather(out[v])])
         return out
 
     def none(self) -> dict[Version, Tensor]:
         """No columns."""
         return {v: torch.empty(0, dtype=torch.int64) for v in self.widths}
 
-    def _distinct(self, v: Version, indices: Tensor) -> Tensor:
+    def _distinct(self, v: Version, indices: Sequence[Tensor]) -> Tensor:
         there = self._there[v]
-        there[indices.numpy()] = True
+        for part in indices:
+            there[part.numpy()] = True
         found = np.flatnonzero(there)
         there[found] = False
         return torch.from_numpy(found)
@@ -132,7 +142,9 @@ class Reach:
         for v, reached in columns.items():
             x, number = values[v], self._number[v]
             assert isinstance(x, SparseRows)
-            number[reached] = torch.arange(len(reached))
+            if self._numbered.get(v) is not reached:
+                number.index_copy_(0, reached, torch.arange(len(reached)))
+                self._numbered[v] = reached
             out[v] = SparseRows(number.index_select(0, x.indices), x.values, x.offsets, len(reached))
         return out
 
@@ -169,6 +181,11 @@ class Reach:
         return Span(self.network, parts, start, scales, count, entries=every, fixed=fixed, folded=folded)
 
 
+def _indices(x: Rows) -> Tensor:
+    assert isinstance(x, SparseRows)
+    return x.indices
+
+
 def _entries(part: Piece, axis: int | None, at: Tensor | None) -> tuple[Tensor, tuple[int, ...]]:
     """The flat vector's entries of a parameter at some features (c,), and its shape there."""
     if axis is None or at is None:
@@ -196,7 +213,7 @@ def reach_of(
     columns = {}
     for v, width in wide.items():
         share = stats[v].support.double() / max(1, rows)
-        expected = max(1, int((1 - (1 - share) ** batchSize).sum()))
+        expected = max(1, int((1 - (1 - share) ** max(batchSize, TOGETHER)).sum()))
         columns[v] = torch.arange(expected) * width // expected
     try:
         span = reach.span(columns, 1)

@@ -46,6 +46,7 @@ class NaiveBayes(ProbabilisticClassifier):
     """
 
     weights = ("pi", "theta", "sigma")
+    refusals = ("one class only", "infinite theta (smoothing=0)")
     feature_axis = {"theta": 1, "sigma": 1}
 
     def __init__(

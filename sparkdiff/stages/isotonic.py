@@ -15,6 +15,9 @@ from sparkdiff.stages.base import FeatureStats, LabelStats, Rows, parameter, reg
 from sparkdiff.stages.constraints import Constraint, Ordered
 from sparkdiff.stages.predictor import Predictor
 
+EDGES = 1000
+"""Rows on which parity is checked on the boundaries."""
+
 
 class Rising(Ordered):
     """Ascending, also where two roundings would turn neighbours over."""
@@ -44,6 +47,7 @@ class IsotonicRegression(Predictor):
     """
 
     weights = ("boundaries", "predictions", "isotonic")
+    refusals = ("no boundaries",)
 
     def __init__(self, boundaries: Tensor, predictions: Tensor, isotonic: bool, index: int, uid: str):
         super().__init__()
@@ -128,8 +132,14 @@ class IsotonicRegression(Predictor):
     def constraints(self) -> dict[str, Constraint]:
         return {"predictions": Rising() if self.isotonic else Falling()}
 
-    def edges(self) -> tuple[tuple[float, ...], ...]:
-        return ()
+    def edge_rows(self, row: Tensor) -> Tensor:
+        """At most EDGES rows like `row`, (1,) or (1, d), on the boundaries."""
+        places = self.boundaries[:: -(-len(self.boundaries) // EDGES)]
+        if row.ndim == 1:
+            return places.clone()
+        rows = row.repeat(len(places), 1)
+        rows[:, self.index] = places
+        return rows
 
     def check_domain(self, uid: str) -> None:
         super().check_domain(uid)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -40,6 +40,7 @@ class OneVsRest(Predictor):
     """
 
     SHOWN: ClassVar[tuple[str, ...]] = ("rawPredictionCol", "predictionCol")
+    refusals = ("one model only", "a model that stays in Spark", "models with columns or classes of their own")
     label_cols = ("predictionCol",)
     probable = False
 
@@ -180,6 +181,17 @@ class OneVsRest(Predictor):
     def project_(self) -> None:
         for m in self._models():
             m.project_()
+
+    @property
+    def optional(self) -> frozenset[str]:  # type: ignore[override]
+        return frozenset(f"models.{j}.{name}" for j, m in enumerate(self._models()) for name in m.optional)
+
+    def look(self, x: FeatureStats, values: Mapping[int, Tensor]) -> None:
+        for m in self._models():
+            m.look(x, values)
+
+    def edge_rows(self, row: Tensor) -> Tensor:
+        return torch.cat([m.edge_rows(row) for m in self._models()])
 
     def nominal(self) -> Tensor:
         return torch.cat([m.nominal() for m in self._models()]).unique()

@@ -119,11 +119,11 @@ class Outputs:
         """A network per entry that trains, with that entry changed by a millionth of its unit."""
         units, counts = self.units(), self.module.counts()
         for name in self.trainable:
-            shape = getattr(self.module, name).shape
+            shape = self.module.get_parameter(name).shape
             counting = counts.get(name, torch.ones(shape, dtype=torch.bool))
             for entry in counting.nonzero().tolist():
                 network = self.network.clone()
-                p, at = getattr(network.module(0), name), tuple(entry)
+                p, at = network.module(0).get_parameter(name), tuple(entry)
                 with torch.no_grad():
                     p[at] = (
                         p[at] * np.exp(STEP)

@@ -40,6 +40,7 @@ from sparkdiff.sparse import SparseRows
 from sparkdiff.stages.assembling import VectorAssembler
 from sparkdiff.stages.base import FeatureStats, LabelStats
 from sparkdiff.stages.bayes import Bernoulli, Multinomial
+from sparkdiff.stages.formula import VectorAttributeRewriter
 from sparkdiff.stages.projection import DCT, PCA
 from sparkdiff.stages.scaling import MaxAbsScaler, MinMaxScaler, RobustScaler, StandardScaler
 from sparkdiff.stages.selecting import Selection, VectorSizeHint
@@ -118,7 +119,8 @@ def cases() -> dict[str, tuple[Network, dict[str, Any], dict[str, int]]]:
                 (RobustScaler(normal(5, seed=3).abs() + 0.5, normal(5), True, True), ["x"], "s"),
                 (DCT(False), ["s"], "t"), (MaxAbsScaler(normal(5, seed=4).abs() + 0.5), ["t"], "u"),
                 (Selection("selector", [3, 0, 4]), ["u"], "v"), (DCT(True), ["v"], "w"),
-                (VectorSizeHint("h", 3, True), ["w"], "w"), (ElementwiseProduct(normal(3, seed=6)), ["w"], "z"),
+                (VectorSizeHint("h", 3, True), ["w"], "w"), (VectorAttributeRewriter(), ["w"], "w"),
+                (ElementwiseProduct(normal(3, seed=6)), ["w"], "z"),
                 (glr(3), ["z"], "p"),
             ),
             {"x": x}, {"x": 5, "s": 5, "t": 5, "u": 5, "v": 3, "w": 3, "z": 3, "p": 1},

@@ -76,6 +76,9 @@ NO_SPARK = (
 NO_TORCH = (
     "jvm",
     "jvm.trees",
+    "jvm.clustering",
+    "jvm.factors",
+    "jvm.words",
     "jvm.formulas",
     "attributes",
     "jvm.encoders",

@@ -25,9 +25,12 @@ from sparkdiff.sparse import SparseRows
 from sparkdiff.stages.assembling import VectorAssembler
 from sparkdiff.stages.base import FeatureStats, LabelStats, Rows
 from sparkdiff.stages.projection import PCA
-from sparkdiff.stages.scaling import StandardScaler
+from sparkdiff.stages.scaling import MaxAbsScaler, StandardScaler
+from sparkdiff.stages.selecting import VectorSlicer
+from sparkdiff.stages.text import IDF
+from sparkdiff.stages.weighing import ElementwiseProduct
 
-ROWS, WIDTH, BATCH = 120, 600, 8
+ROWS, WIDTH, BATCH, TOGETHER = 120, 600, 8, 2
 LABELS = LabelStats(1.0, 2.0, 0.0, 9.0, torch.tensor([99, 99, 99]))
 RECIPES = [Recipe(1e-2, 1e-3), Recipe(3e-3, 1e-2), Recipe(1e-2, 0.0)]
 
@@ -69,11 +72,25 @@ CASES: dict[str, tuple[Network, dict[str, Rows], dict[str, int]]] = {
         {"x": sparse(), "n": normal(ROWS, 3, seed=8), "z": sparse(seed=5)},
         {"x": WIDTH, "s": WIDTH, "n": 3, "z": WIDTH, "f": 2 * WIDTH + 3, "p": 1},
     ),
+    "IDF, weights, some columns, largest": (
+        network(
+            (IDF(normal(WIDTH, seed=3).abs()), ["x"], "i"), (ElementwiseProduct(normal(WIDTH, seed=4)), ["i"], "w"),
+            (VectorSlicer("v", torch.randperm(WIDTH, generator=torch.Generator().manual_seed(6))[:500].tolist()), ["w"], "v"),
+            (MaxAbsScaler(torch.where(torch.arange(500) % 9 == 0, 0.0, normal(500, seed=5).abs() + 0.5)), ["v"], "s"),
+            (logistic(500), ["s"], "p"),
+        ),
+        {"x": sparse()}, {"x": WIDTH, "i": WIDTH, "w": WIDTH, "v": 500, "s": 500, "p": 1},
+    ),
     "PCA": (
         network((PCA(0.5 * normal(WIDTH, 2, seed=5), torch.ones(2, dtype=F64)), ["x"], "c"), (least_squares(2), ["c"], "p")),
         {"x": sparse()}, {"x": WIDTH, "c": 2, "p": 1},
     ),
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def few_rows_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sparkdiff.reach.TOGETHER", TOGETHER * BATCH)
 
 
 class Run:
@@ -116,6 +133,9 @@ class Run:
         for step in range(first, first + number):
             self.team.sums.zero_()
             values, (y, weight) = self.rows(step)
+            if step % TOGETHER == 0 or step == first:
+                start = step // TOGETHER * TOGETHER
+                self.team.enter([self.rows(k)[0] for k in range(start, start + TOGETHER)])
             self.team.add(values, y, weight, self.objective, draw or Draw((), (), {}))
             self.team.step(self.objective.scale)
         return self
@@ -129,7 +149,7 @@ class Run:
 def moved(name: str, recipes: list[Recipe], number: int = 45, **options: Any) -> tuple[Tensor, Tensor]:
     one = Run(name, recipes, **options).steps(number)
     other = Run(name, recipes, reaches=False, **options).steps(number)
-    assert len(one.team.span.start) < 0.25 * len(other.team.span.start)
+    assert len(one.team.span.start) < 0.3 * len(other.team.span.start)
     return one.end(), other.end()
 
 
@@ -150,7 +170,7 @@ def test_without_an_anchor_both_go_the_same_way(name: str, optimizer: str) -> No
     recipes = [Recipe(1e-2, 0.0, optimizer), Recipe(1e-3, 0.0, optimizer)]
     found, expected = moved(name, recipes)
     assert (expected != 0).double().mean() > 0.1
-    close(found, expected, 1e-5 if optimizer == "adam" else 1e-3, 1e-2)
+    close(found, expected, 1e-4 if optimizer == "adam" else 1e-3, 1e-2)
     assert bool((found[:, expected[0] == 0] == 0).all())
 
 
@@ -177,6 +197,7 @@ def test_a_stage_of_its_own_rate_and_a_schedule() -> None:
         for step in range(40):
             run.team.sums.zero_()
             values, (y, weight) = run.rows(step)
+            run.team.enter([values])
             run.team.add(values, y, weight, run.objective, Draw((), (), {}))
             run.team.step(run.objective.scale, 1 - step / 50)
     close(runs[0].end(), runs[1].end(), 1e-5, 1e-2)
@@ -241,6 +262,7 @@ class Half:
 def test_two_processes_add_up_to_one() -> None:
     alone = Run("scaler, softmax", RECIPES)
     values, (y, weight) = alone.rows(0)
+    alone.team.enter([values])
     alone.team.add(values, y, weight, alone.objective, Draw((), (), {}))
     halves = []
     rows = values["x", -1]
@@ -249,9 +271,9 @@ def test_two_processes_add_up_to_one() -> None:
         run, every = Run("scaler, softmax", RECIPES), torch.arange(8)
         others = rows.take(every[other]).indices.unique()
         team: Any = Half(others)
-        run.team.add(
-            {("x", -1): rows.take(every[own])}, y[own], weight[own], run.objective, Draw((), (), {}), team=team
-        )
+        here: dict[Any, Rows] = {("x", -1): rows.take(every[own])}
+        run.team.enter([here], team)
+        run.team.add(here, y[own], weight[own], run.objective, Draw((), (), {}), team=team)
         halves.append(run.team.sums)
     assert len(alone.team.sums) < 3 * 0.25 * len(alone.team.start)  # so few numbers are added up
     torch.testing.assert_close(halves[0] + halves[1], alone.team.sums, rtol=1e-11, atol=1e-12)
