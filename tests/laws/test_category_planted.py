@@ -195,7 +195,7 @@ def where(condition: Callable[[Tensor], Tensor], value: float) -> Callable[[Tens
 TRAPS: list[tuple[str, str, Trap]] = [
     ("Imputer", "NaN stays", absent(lambda x, n, missing: torch.zeros_like(x, dtype=torch.bool))),
     ("Imputer", "the fraction stays in whole numbers", setting(whole=[False] * 3)),
-    ("Imputer", "a float holds a double", setting(single=[False] * 3)),
+    ("Imputer", "a float holds a double", setting(floats=[False] * 3)),
     ("Imputer of 1.5", "null stays", absent(lambda x, n, missing: x == missing)),
     ("Imputer of 1.5", "NaN is filled, too", absent(lambda x, n, missing: (x == missing) | x.isnan())),
     ("Binarizer", ">=", just_below),
