@@ -41,7 +41,7 @@ class Imputer(StageModule):
 
     def __init__(self, surrogates: Tensor, missing: float, kinds: Sequence[str]):
         super().__init__()
-        self.whole, self.single = [k in WHOLE for k in kinds], [k == "float" for k in kinds]
+        self.whole, self.rounded = [k in WHOLE for k in kinds], [k == "float" for k in kinds]
         self.surrogates = parameter(surrogates, not all(self.whole))  # (c,), one per column
         self.missing, self.tells_null = missing, not math.isnan(missing)
 
@@ -63,8 +63,8 @@ class Imputer(StageModule):
 
     def filled(self) -> list[Tensor]:
         """Per column what takes a gap's place, ()."""
-        parts = zip(self.surrogates.unbind(), self.whole, self.single, strict=True)
-        return [s.trunc() if whole else s.float().double() if single else s for s, whole, single in parts]
+        parts = zip(self.surrogates.unbind(), self.whole, self.rounded, strict=True)
+        return [s.trunc() if whole else s.float().double() if rounded else s for s, whole, rounded in parts]
 
     def forward(self, *columns: Tensor, nulls: Nulls | None = None) -> tuple[Tensor, ...]:  # (n,) each
         absent = self.absent(columns, nulls)

@@ -46,7 +46,7 @@ class ALS(Predictor):
 
     weights = ("rank", "userFactors", "itemFactors")
     refusals = ("coldStartStrategy='drop'",)
-    single = True
+    float32 = True
     reads_categories = True
     identifies = True
     ranks = True

@@ -76,7 +76,7 @@ def cases(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> dict
             params = {base.smoothing: 2.0, base.targetType: kind, base.outputCol: kind}
             stages[f"{kind} TargetEncoder"] = encoders.with_statistics(base, [entries]).copy(params)
     made, columns = df, dict.fromkeys(df.columns)
-    for k, (name, stage) in enumerate(stages.items()):
+    for k, stage in enumerate(stages.values()):
         outputs = translate(stage).outputCols
         renamed = {c: f"out{k}_{c}" for c in outputs}
         made = stage.transform(made).withColumnsRenamed(renamed)
