@@ -19,7 +19,16 @@ import yaml
 from pyspark import SparkContext
 from pyspark.ml import PipelineModel
 from pyspark.ml.classification import RandomForestClassifier
-from pyspark.ml.feature import StandardScaler, VectorAssembler
+from pyspark.ml.feature import (
+    IDF,
+    ElementwiseProduct,
+    RobustScaler,
+    StandardScaler,
+    VarianceThresholdSelector,
+    VectorAssembler,
+    VectorIndexer,
+)
+from pyspark.ml.linalg import Vectors
 from pyspark.ml.regression import GBTRegressor, GeneralizedLinearRegression, LinearRegression
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -27,6 +36,7 @@ from pyspark.sql import functions as F
 import sparkdiff
 from sparkdiff import jvm, run
 from sparkdiff.graph import flatten
+from sparkdiff.testing import check_stage
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "conf"))
@@ -133,6 +143,16 @@ def main(folder: Path) -> None:
         sparkdiff.verify(model, df.withColumn("temp", F.lit(None).cast("double")))
     except sparkdiff.InputError as e:
         facts["refused"] = str(e)
+
+    # What these are fitted to is no vector, or one that constructors wrap: maps, arrays of counts, indices of features.
+    for estimator in (
+        IDF(inputCol="v", outputCol="o", minDocFreq=9),
+        RobustScaler(inputCol="v", outputCol="o", withCentering=True),
+        VectorIndexer(inputCol="v", outputCol="o", handleInvalid="keep"),
+        VarianceThresholdSelector(featuresCol="v", outputCol="o"),
+        ElementwiseProduct(inputCol="v", outputCol="o", scalingVec=Vectors.dense(2.0, -1.0)),
+    ):
+        check_stage(estimator.fit(numbers) if hasattr(estimator, "fit") else estimator, numbers)
 
     # A scaler with no output column set: a loaded one's Python object names another than Spark writes.
     assembled = model.transform(df).select("assembled", "bikers")
