@@ -25,8 +25,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, BooleanType, DataType, NumericType
 
 from sparkdiff import jvm, splits
-from sparkdiff.attributes import fields_by_name
-from sparkdiff.columns import named
+from sparkdiff.attributes import fields_by_name, named
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.fingerprint import FORMAT, Request, fingerprint
 from sparkdiff.graph import Graph, Version, null_of

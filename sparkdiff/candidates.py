@@ -69,6 +69,8 @@ class Candidates:
         self.network, self.recipes, self.options, self.scales = network, list(recipes), options, scales
         self.folded, self.head, self.monotone, self.reach = folded, network.head, monotone, reach
         self.start, self.routed = flattened(network), routed_versions(network)
+        if reach is not None:
+            self.start, self.scales = reach.start, reach.scales
         count = len(recipes)
         self.curved = [k for k, r in enumerate(recipes) if r.optimizer == "newton"]
         self.u = torch.zeros(count, len(self.start), dtype=torch.float64)
@@ -90,8 +92,8 @@ class Candidates:
         rates = [0.0 if r.optimizer in ONCE_AN_EPOCH else r.learningRate for r in recipes]
         self.base = max(rates)
         rate = column(r / (self.base or 1.0) for r in rates)
-        if bool((scales.rate != 1).any()):
-            rate = rate * scales.rate
+        if bool((self.scales.rate != 1).any()):
+            rate = rate * self.scales.rate
         kind = next((r.optimizer for r in recipes if r.optimizer not in ONCE_AN_EPOCH), None)
         self.optimizer = FirstOrder(kind, self.u, None if bool((rate == 1).all()) else rate) if kind else None
         self.behind = None
@@ -336,7 +338,8 @@ class Candidates:
             return
         near = self._matrices() if span.entries is None else self.near
         u, gradient = near["u"], span.scratch
-        self._towards(span, u, self.gradient, scale / float(self.weight), gradient)
+        span.scales.by_u(span.start, u, span.flat, self.gradient, gradient)
+        gradient *= scale / float(self.weight)
         gradient.addcmul_(u, self.anchor)
         if self.options.gradientClip is not None:
             gradient.mul_(
@@ -358,12 +361,6 @@ class Candidates:
         gradients = {v: factor * gradient for v, gradient in monotone.gradients(slopes).items()}
         self.folded.back(slopes, gradients, torch.zeros_like(slopes.constant), self.span.room)
 
-    @staticmethod
-    def _towards(span: Span, u: Tensor, gradient: Tensor, factor: float, out: Tensor) -> None:
-        """The gradient by u, times a factor, from the one by the parameters (K, q)."""
-        span.scales.by_u(span.start, u, span.flat, gradient, out)
-        out *= factor
-
     def _project(self) -> None:
         before = self.flat.clone()
         for clone in self.clones:
@@ -380,12 +377,10 @@ class Candidates:
         self._catch_up_all()
         once = [*self.slow, *self.curved]
         if once:
-            span = self.span
-            if span.entries is not None:
-                span = self._whole()
-                span.load(self.u)
-            gradient = span.scratch
-            self._towards(span, self.u, self.whole, scale / float(self.total_weight), gradient)
+            flat = self.scales.parameters(self.start, self.u, torch.empty_like(self.u))
+            gradient = torch.empty_like(self.u)
+            self.scales.by_u(self.start, self.u, flat, self.whole, gradient)
+            gradient *= scale / float(self.total_weight)
         for k, optimizer in self.slow.items():
             u = optimizer.param_groups[0]["params"][0]
             u.copy_(self.u[k])
@@ -439,9 +434,8 @@ class Candidates:
                 tally.add(margin, label, weight, block)
         scores = [tally.score(data.team) for tally in tallies]
         if self.reach is not None:
-            return scores, lambda k: self.scales.parameters(
-                self.start, self.average[k : k + 1], self.start[None].clone()
-            )[0]
+            reach = self.reach
+            return scores, lambda k: reach.parameters(self.average[k])
         measured = self.flat.clone()
         if self.forget is not None or self.settles:
             self.span.load(self.u)

@@ -15,6 +15,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, DoubleType, StringType, StructField, StructType
 
+from sparkdiff.attributes import named
 from sparkdiff.errors import InputError
 from sparkdiff.sparse import SparseRows
 from sparkdiff.stages.base import NULL, Rows
@@ -32,11 +33,6 @@ def physical(field: StructField, column: Column) -> Column:
     if isinstance(field.dataType, VectorUDT):
         return F.unwrap_udt(column)
     return column.cast("array<double>" if isinstance(field.dataType, ArrayType) else "double")
-
-
-def named(name: str, *, in_struct: bool = False) -> Column:
-    """The column of this name, which may contain dots and backticks; or the field of a struct, `struct.field`."""
-    return F.col(name if in_struct else "`" + name.replace("`", "``") + "`")
 
 
 def into_structs(df: DataFrame, names: Sequence[str]) -> DataFrame:

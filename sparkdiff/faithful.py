@@ -25,6 +25,8 @@ from sparkdiff.splits import TRAIN, VALIDATION, quoted
 from sparkdiff.stages.base import Rows, below, taken
 
 PARITY_ROWS = 10_000
+DENSE_ENTRIES = 1 << 26
+"""Entries that Spark may write densely for the comparison (half a gibibyte of doubles)."""
 NARROW = {"tinyint": 7, "smallint": 15, "int": 31, "bigint": 53, "float": None}
 """Types whose columns are rebuilt as they were, as a stage may give back what it reads; of whole numbers 2 to this power."""
 
@@ -36,7 +38,7 @@ def check(model: Any, network: Network, data: Data, cache: Cache) -> Parity:
         ParityError: they disagree.
     """
     spark, graph = jvm.session(), network.graph
-    sample = _sample(data)
+    sample = _sample(data, max(100, min(PARITY_ROWS, DENSE_ENTRIES // max(1, network.made_dense()))))
     flags = {v: sample.pop(v) for v in network.flags if v in sample}
     first = {v: taken(c, torch.tensor([0])) for v, c in (sample | flags).items()}
     edges = _edges(network, first, sample)
@@ -87,12 +89,13 @@ def _recovered(
     return columns, standing
 
 
-def _sample(data: Data) -> dict[Version, Rows]:
+def _sample(data: Data, most: int) -> dict[Version, Rows]:
+    """At most so many rows, or a batch more, of training and validation rows in equal parts."""
     parts: list[dict[Version, Rows]] = []
     rows = 0
     for split in (TRAIN, VALIDATION):
-        for batch in data.stream.batches(split, batchSize=1000):
-            if rows >= PARITY_ROWS // (2 if split == TRAIN else 1):
+        for batch in data.stream.batches(split, batchSize=min(1000, most)):
+            if rows >= most // (2 if split == TRAIN else 1):
                 break
             parts.append(data.values(batch))
             rows += len(batch["label"])
@@ -110,6 +113,9 @@ def _edges(network: Network, row: dict[Version, Rows], sample: dict[Version, Row
         if isinstance(column, SparseRows):
             nothing = torch.zeros(0, dtype=torch.int64)
             changes.append((v, SparseRows(nothing, column.values[:0], torch.zeros(2, dtype=torch.int64), column.width)))
+            continue
+        if v[1] < -1:  # what was made of one thing for torch doesn't change alone, but that a vector may be empty
+            changes += [(v, torch.zeros_like(column[:1]))] if column.ndim == 2 else []
             continue
         readers = [i for i in network.positions if v in graph.leaves[i].reads]
         own = [

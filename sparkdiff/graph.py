@@ -116,11 +116,11 @@ class Graph:
         self.blocked = self._blocked()
         free = self._on_path() - set(self.blocked)
         self.trainable = {i for i in free if self.leaves[i].has_parameters()}
+        self.on_request = {i: names for i in free if (names := self._on_request(i))}
         for name, found in asked.items():
             if not found & self.trainable:
                 i = min(found)
                 raise InputError(f"unfreeze={name!r}: {self.leaves[i].uid} can't train: {self.reason(i, {})}")
-        self.on_request = {i: names for i in free if (names := self._on_request(i))}
         for i in set(self.translated()) - self.trainable:
             self.leaves[i].module.requires_grad_(False)  # type: ignore[union-attr]
         self.cached = self._cached()
@@ -155,11 +155,17 @@ class Graph:
     def _link(self) -> None:
         current: dict[str, int] = {}
         barrier = -1
+
+        def writer(spelled: str) -> int:
+            """Who has written a column or, of a field `s.b`, the struct."""
+            name = self.fold(unquoted(spelled))
+            while name not in current and "." in name and unquoted(spelled) == spelled:
+                name = name.rpartition(".")[0]
+            return current.get(name, barrier)
+
         for i, leaf in enumerate(self.leaves):
-            leaf.sources, leaf.lossReads = (
-                tuple((self.fold(c), current.get(self.fold(c), barrier)) for c in columns)
-                for columns in (leaf.inputs, leaf.lossInputs)
-            )
+            leaf.sources = tuple((self.fold(unquoted(c)), writer(c)) for c in leaf.spelled)
+            leaf.lossReads = tuple((self.fold(c), current.get(self.fold(c), barrier)) for c in leaf.lossInputs)
             leaf.reads = tuple((self.fold(c), in_front_of(i)) for c in leaf.made) or leaf.sources
             parents = range(i) if leaf.opaque or not leaf.own else (p for _, p in leaf.sources if p >= 0)
             leaf.parents = frozenset(parents)
@@ -174,7 +180,7 @@ class Graph:
         }
         for i, leaf in enumerate(self.leaves):
             for c, v in zip(leaf.spelled, leaf.sources, strict=True):
-                if v in columns and v[1] == -1 and "." in c and unquoted(c) == c:
+                if v in columns and "." in c and unquoted(c) == c:
                     self._leave(
                         i, f"reads the field {c!r} of a struct, and another stage a column of that name: rename one"
                     )
@@ -211,7 +217,7 @@ class Graph:
         """The translated stages that Spark holds in float32, and those behind them, whose outputs are as coarse."""
         out: set[int] = set()
         for i in self.translated():
-            if self.leaves[i].module.single or any(p in out for _, p in self.leaves[i].reads):  # type: ignore[union-attr]
+            if self.leaves[i].module.float32 or any(p in out for _, p in self.leaves[i].reads):  # type: ignore[union-attr]
                 out.add(i)
         return out
 
@@ -441,11 +447,12 @@ class Graph:
         return name
 
     def in_struct(self, version: Version) -> bool:
-        """Whether it is a field of a struct of the data, `struct.field`; a column called so is read in backticks."""
-        if version[1] != -1 or "." not in version[0]:
+        """Whether it is a field of a struct, `struct.field`; a column called so is read in backticks."""
+        name, producer = version
+        if "." not in name or (producer >= 0 and name in map(self.fold, self.leaves[producer].outputs)):
             return False
-        readers = (c for leaf in self.leaves for c, v in zip(leaf.spelled, leaf.sources, strict=True) if v == version)
-        return all(unquoted(c) == c for c in readers)
+        readers = [c for leaf in self.leaves for c, v in zip(leaf.spelled, leaf.sources, strict=True) if v == version]
+        return bool(readers) and all(unquoted(c) == c for c in readers)
 
     def without_spark(self) -> Graph:
         """The same graph without the Spark stages, for processes that have no session; it can compute, not write back."""

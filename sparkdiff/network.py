@@ -55,6 +55,10 @@ class Network(nn.Module):
             stages += [graph.leaves[i].stage] if i in reference else []
         return PipelineModel(stages) if stages else None
 
+    def made_dense(self) -> int:
+        """Entries of the widest rows that a stage makes dense, should they be sparse."""
+        return max((m.fitted_width() for i in self.positions if (m := self.module(i)).makes_dense), default=0)
+
     def module(self, position: int) -> StageModule:
         return self.stages[str(position)]  # type: ignore[return-value]
 
@@ -73,7 +77,7 @@ class Network(nn.Module):
             )
         self._check_widths(values)
         self.run(values, wanted, explain=True)
-        return {self.graph.name(v): _outside(values[v], self.module(v[1]).single) for v in wanted}
+        return {self.graph.name(v): _outside(values[v], self.module(v[1]).float32) for v in wanted}
 
     def given(self, columns: Mapping[str, Any]) -> dict[Version, Rows]:
         """The columns of a call as versions; keys that no stage reads are left out."""
@@ -186,7 +190,8 @@ class Network(nn.Module):
             return self.head.routed_margin(routed)
         reads = self.graph.margin_reads(self.graph.head)  # type: ignore[arg-type]
         self.run(values, [v for v in reads if v not in values])
-        return self.head.margin(*(values[v] for v in reads))
+        told = self.told(self.head, self.graph.leaves[self.graph.head].reads, values)  # type: ignore[index]
+        return self.head.margin(*(values[v] for v in reads), **told)
 
     def _wanted(self, outputCols: Iterable[str] | None) -> list[Version]:
         if outputCols is None:

@@ -16,7 +16,8 @@ from pyspark.sql import functions as F
 from torch import Tensor
 
 from sparkdiff import jvm
-from sparkdiff.columns import named, read_plain, write_plain
+from sparkdiff.attributes import named
+from sparkdiff.columns import read_plain, write_plain
 from sparkdiff.errors import InputError
 from sparkdiff.graph import Version, check_columns, in_front_of, null_of
 from sparkdiff.nesting import flatten

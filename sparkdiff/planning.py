@@ -126,7 +126,7 @@ def _dense_notes(graph: Graph) -> dict[int, str]:
             sparse.add(i)
         if module is None or not module.makes_dense:
             continue
-        width = max((getattr(module, n).shape[axis] for n, axis in module.feature_axis.items()), default=0)
+        width = module.fitted_width()
         if arrives:
             entries = f" of {width:,} entries" if width else ""
             notes[i] = f"makes sparse rows{entries} dense ({module.makes_dense})"

@@ -54,8 +54,8 @@ class LawBroken(SparkdiffError, AssertionError):
 def perturbed(module: StageModule, generator: torch.Generator) -> None:
     """Move every trainable parameter in place, each entry differently: to the next double, a little, far, across 0, to 0.
 
-    Parameters that are constrained stay inside their domain; where the module has one of its own, its `project_` and
-    `settle_` have the last word.
+    Parameters that are constrained stay inside their domain; where the module has one of its own, its `project_` has the
+    last word.
     """
     with torch.no_grad():
         for name, p in module.named_parameters():
@@ -89,7 +89,6 @@ def perturbed(module: StageModule, generator: torch.Generator) -> None:
             new = torch.stack(moves).gather(0, which[None])[0]
             p.copy_(torch.where(new.isfinite(), new, p))
     module.project_()
-    module.settle_()
 
 
 def check_stage(
@@ -113,7 +112,7 @@ def check_stage(
 
     Args:
         stage: a fitted stage; its input columns are in `df`, other columns are ignored.
-        tolerance: of 1 and 3; at least 1e-6 for a stage that Spark holds in float32 (`single`).
+        tolerance: of 1 and 3; at least 1e-6 for a stage that Spark holds in float32 (`float32`).
         perturb: moves the trainable parameters of a module in place, inside their domain; the default tries the entries'
             neighbours, other signs, zeros and magnitudes.
 
@@ -349,7 +348,7 @@ def _compare(
             trial.law, stage, "forward", len(out), f"returns {len(out)} columns; Spark writes {', '.join(names)}"
         )
     labels = type(module).labels(stage)
-    tolerance = max(tolerance, SINGLE) if module.single else tolerance
+    tolerance = max(tolerance, SINGLE) if module.float32 else tolerance
     for name, column, null, returned in zip(names, *found, out, strict=True):
         theirs, ours = dense(column), dense(returned)
         if ours.shape != theirs.shape:

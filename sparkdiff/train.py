@@ -25,7 +25,7 @@ from sparkdiff.metrics import Metric
 from sparkdiff.monotone import Monotone
 from sparkdiff.network import Network
 from sparkdiff.options import Options
-from sparkdiff.reach import TOGETHER, Reach, reach_of
+from sparkdiff.reach import Reach, batches_together, reach_of
 from sparkdiff.recipes import Recipe
 from sparkdiff.scales import Scales, flattened, load
 from sparkdiff.sparse import SparseRows
@@ -220,7 +220,7 @@ def train(
         data = data.prepared(training.network)
         candidates = training.begin(data)
         while not training.ended:
-            together = 1 if candidates.reach is None else max(1, TOGETHER // options.batchSize)
+            together = 1 if candidates.reach is None else batches_together(options.batchSize)
             first = (
                 training.step // together * together
             )  # where the batches begin that those of the next step are among

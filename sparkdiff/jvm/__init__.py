@@ -6,6 +6,7 @@ import contextlib
 import contextvars
 import re
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -183,15 +184,18 @@ def scratch_folder() -> Path | None:
 def by_arrow() -> Iterator[None]:
     """Inside, pandas' frames travel by Arrow, as with Spark Connect they always do."""
     spark, key = session(), "spark.sql.execution.arrow.pyspark.enabled"
-    if not in_process(spark):
-        yield
-        return
-    before = spark.conf.get(key, None)
-    spark.conf.set(key, "true")
+    before = spark.conf.get(key, None) if in_process(spark) else "true"
+    if before != "true":
+        spark.conf.set(key, "true")
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*_dtype is deprecated")  # PySpark 3.5 asks pandas in words of old
+            yield
     finally:
-        spark.conf.unset(key) if before is None else spark.conf.set(key, before)
+        if before is None:
+            spark.conf.unset(key)
+        elif before != "true":
+            spark.conf.set(key, before)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from pyspark.ml.feature import CountVectorizerModel, SQLTransformer, VectorAssembler
+from pyspark.ml.feature import CountVectorizerModel, Interaction, SQLTransformer
 from pyspark.ml.functions import vector_to_array
 from pyspark.ml.wrapper import JavaParams
 from pyspark.sql import functions as F
@@ -64,14 +64,20 @@ def word2vec(stage: Any, words: Sequence[str], vectors: np.ndarray) -> Any:
     return rebuilt(stage, construct, rewrite)
 
 
-def counting(words: Sequence[str], column: str, output: str) -> list[Any]:
-    """Plain stages that make of a column of words a vector: how often it holds each of these words, and how many it holds."""
-    counts, length = f"{output}_counts", f"{output}_length"
-    quoted = "`" + column.replace("`", "``") + "`"
+def counting(words: Sequence[str], column: str, shares: str, length: str) -> list[Any]:
+    """Plain stages that make of a column of words a vector: how often it holds each of these words, over how many it holds.
+
+    Args:
+        shares, length: what the vector's column is called, and that of the number of words.
+    """
+    counts, inverse, said = f"{shares}_counts", f"{shares}_inverse", f"size({'`' + column.replace('`', '``') + '`'})"
     return [
         _counter(words).setInputCol(column).setOutputCol(counts),
-        SQLTransformer(statement=f"SELECT *, CAST(size({quoted}) AS DOUBLE) AS `{length}` FROM __THIS__"),
-        VectorAssembler(inputCols=[counts, length], outputCol=output),
+        SQLTransformer(
+            statement=f"SELECT *, CAST({said} AS DOUBLE) AS `{length}`, "
+            f"CASE WHEN {said} > 0 THEN 1.0D / {said} ELSE 0.0D END AS `{inverse}` FROM __THIS__"
+        ),
+        Interaction(inputCols=[inverse, counts], outputCol=shares),
     ]
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sparkdiff import jvm
 from sparkdiff.errors import InputError
 from sparkdiff.sparse import SparseRows
-from sparkdiff.stages.constraints import Constraint, Positive
+from sparkdiff.stages.constraints import Constraint, Positive, Rounded
 
 Rows = Tensor | SparseRows
 Parameters = Mapping[str, Tensor]
@@ -170,9 +170,9 @@ class StageModule(nn.Module):
     storage: ClassVar[str] = ""
     """How Spark stores each vector that this stage writes: "sparse", "compressed" (dense or sparse, whichever takes less
     room), or "" where that depends on the input."""
-    single: ClassVar[bool] = False
+    float32: ClassVar[bool] = False
     """Whether Spark holds the weights in float32: so are the outputs at the network's border, and parity is to 1e-6 there and
-    behind. Parameters train in float64 and settle at what float32 can hold.
+    behind. Parameters are float64 tensors of what float32 can hold.
     """
     before: ClassVar[str] = ""
     """What Spark does first, by plain stages of `preparation`, for a stage whose inputs can't enter torch; the plan says so."""
@@ -275,11 +275,8 @@ class StageModule(nn.Module):
                 ascending.
         """
 
-    @torch.no_grad()
     def settle_(self) -> None:
         """Move parameters, in place, to where they would be written back."""
-        for p in self.parameters() if self.single else ():
-            p.copy_(p.float())
 
     def unknown(self, *columns: Rows) -> str | None:
         """What about these rows, all numbers though they are, makes the outputs NaN."""
@@ -360,7 +357,12 @@ class StageModule(nn.Module):
 
     def constraints(self) -> dict[str, Constraint]:
         """How parameters that aren't free stay inside their domain while they train; a missing one is free: p0 + unit * u."""
-        return dict.fromkeys(self.positive, Positive())
+        rounded = {name: Rounded() for name, _ in self.named_parameters()} if self.float32 else {}
+        return {**rounded, **dict.fromkeys(self.positive, Positive())}
+
+    def fitted_width(self) -> int:
+        """How many features the stage was fitted on; 0 where no parameter tells."""
+        return max((getattr(self, name).shape[axis] for name, axis in self.feature_axis.items()), default=0)
 
     def has_bounds(self) -> bool:
         """Whether `project_` has anything to do."""
@@ -368,7 +370,7 @@ class StageModule(nn.Module):
 
     def settles(self) -> bool:
         """Whether `settle_` has anything to do."""
-        return self.single
+        return False
 
     def project_(self) -> None:
         """Move the parameters back into their domain, in place, after an optimizer step."""
@@ -376,7 +378,7 @@ class StageModule(nn.Module):
     def check_domain(self, uid: str) -> None:
         """Raise InputError where a parameter has left the domain in which Spark's stage is defined."""
         for name, p in self.named_parameters():
-            if self.single and bool((p.isfinite() & ~p.float().isfinite()).any()):
+            if self.float32 and bool((p.isfinite() & ~p.float().isfinite()).any()):
                 value = p[~p.float().isfinite()][0].item()
                 raise InputError(
                     f"{uid}: {name} holds {value!r}, which is too large for Spark's float; clamp it before writing back"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +34,7 @@ from sparkdiff.stages.predictor import ProbabilisticClassifier, softmax
 ENTRIES = 1 << 22
 """Entries of a dense block of rows (32 MiB of doubles)."""
 DRIFT = 1e-6
-"""How far the logarithm of a total of probabilities may be from where it was, for rounding."""
+"""How far above 0 the logarithm of a probability may be, for rounding."""
 
 
 class NaiveBayes(ProbabilisticClassifier):
@@ -50,8 +50,9 @@ class NaiveBayes(ProbabilisticClassifier):
     feature_axis = {"theta": 1, "sigma": 1}
 
     def __init__(
-        self, pi: Tensor, theta: Tensor, sigma: Tensor, *, shown: tuple[str, ...], thresholds: Tensor | None, uid: str
-    ):
+        self, pi: Tensor, theta: Tensor, sigma: Tensor, *, shown: tuple[str, ...], thresholds: Tensor | None, uid: str,
+        column: str,
+    ):  # fmt: skip
         super().__init__(len(pi), shown, thresholds)
         self.pi = parameter(pi, not isinstance(self, Complement))  # (k,)
         self.theta = parameter(theta)  # (k, d)
@@ -59,14 +60,20 @@ class NaiveBayes(ProbabilisticClassifier):
             self.sigma = parameter(sigma)  # (k, d)
         else:
             self.register_buffer("sigma", sigma, persistent=False)  # (0, 0)
-        self.uid = uid
-        self.totals = {name: self._totals(name) for name in ("pi", "theta")}
+        self.uid, self.column = uid, column
 
     @classmethod
     def from_spark(cls, stage: Any) -> NaiveBayes:
         kind = KINDS[stage.getModelType()]
         sigma = tensor(stage.sigma).view(len(stage.pi), -1) if kind is Gaussian else torch.empty(0, 0).double()
-        return kind(tensor(stage.pi), tensor(stage.theta), sigma, uid=stage.uid, **cls.settings(stage))
+        return kind(
+            tensor(stage.pi),
+            tensor(stage.theta),
+            sigma,
+            uid=stage.uid,
+            column=stage.getFeaturesCol(),
+            **cls.settings(stage),
+        )
 
     @classmethod
     def refuses(cls, stage: Any) -> str | None:
@@ -101,30 +108,24 @@ class NaiveBayes(ProbabilisticClassifier):
         return {"pi": LogProbabilities()}
 
     def logarithms(self, name: str) -> Tensor:
-        """The logarithms of probabilities whose total along the last axis is kept, that this parameter holds."""
-        return getattr(self, name)
+        """The logarithms of probabilities that this parameter holds; training keeps their total along the last axis."""
+        out: Tensor = getattr(self, name)
+        return -out if name == "theta" and self.negated else out
 
-    def _totals(self, name: str) -> Tensor:
-        return torch.logsumexp(self.logarithms(name).detach(), -1)
+    negated: ClassVar[bool] = False
+    """Whether theta holds minus the logarithms."""
 
     def check_domain(self, uid: str) -> None:
         super().check_domain(uid)
         for name, constraint in self.constraints().items():
             if isinstance(constraint, LogProbabilities):
-                off = (self._totals(name) - self.totals[name]).abs()
-                if not bool((off <= DRIFT).all()):
-                    worst = self._totals(name).flatten()[int(off.argmax())].exp().item()
+                wrong = self.logarithms(name).detach()
+                if not bool((wrong <= DRIFT).all()):
                     raise InputError(
-                        f"{uid}: {name} must hold logarithms of probabilities that add up to what they did, but they add up to "
-                        f"{worst!r}; subtract their logsumexp along the last axis before writing back"
+                        f"{uid}: {name} must hold {'minus ' * (name == 'theta' and self.negated)}logarithms of probabilities, "
+                        f"but an entry is {getattr(self, name).flatten()[int(wrong.argmax())].item()!r}; subtract their "
+                        "logsumexp along the last axis before writing back"
                     )
-
-
-def accepted(x: Rows, good: Tensor, uid: str, rule: str) -> None:
-    """Raise InputError where an entry isn't `good`, as Spark does; (n, d) or the entries of sparse rows."""
-    if not bool(good.all()):
-        worst = (x.values if isinstance(x, SparseRows) else x)[~good][0].item()
-        raise InputError(f"{uid}: its features hold {worst!r}, but must be {rule}; scale or binarize them before it")
 
 
 class Counting(NaiveBayes):
@@ -137,9 +138,20 @@ class Counting(NaiveBayes):
     def differentiable(self) -> bool:  # type: ignore[override]
         return False
 
+    rule = "0 or more"
+
+    def good(self, entries: Tensor) -> Tensor:
+        return entries >= 0
+
     def check(self, x: Rows) -> None:
+        """Raise InputError where an entry is outside of the domain, as Spark does."""
         entries = x.values if isinstance(x, SparseRows) else x
-        accepted(x, entries >= 0, self.uid, "0 or more")
+        good = self.good(entries)
+        if not bool(good.all()):
+            raise InputError(
+                f"{self.uid}: column {self.column!r} holds {entries[~good][0].item()!r}, but must hold {self.rule}; scale or "
+                "binarize it before"
+            )
 
 
 class Multinomial(Counting):
@@ -172,15 +184,13 @@ class Negated(LogProbabilities):
 class Complement(Counting):
     """rawPrediction = log-softmax of x @ theta.T, whatever pi; theta holds minus the logarithms of the others' probabilities."""
 
+    negated = True
+
     def margin(self, x: Rows) -> Tensor:  # type: ignore[override]  # one input column; (n, k)
         self.check(x)
         scores = product(x, self.theta)
-        # By Spark's order of operations, which makes NaN of an infinite score.
-        top = torch.where(scores.isnan().any(1, keepdim=True), torch.nan, scores).amax(1, keepdim=True)
+        top = scores.amax(1, keepdim=True)  # by Spark's order of operations, which makes NaN of an infinite score
         return scores - (torch.log(torch.exp(scores - top).sum(1, keepdim=True)) + top)
-
-    def logarithms(self, name: str) -> Tensor:
-        return -self.theta if name == "theta" else self.pi
 
     def constraints(self) -> dict[str, Constraint]:
         return {"theta": Negated()}
@@ -208,9 +218,10 @@ class LogOdds(Constraint):
 class Bernoulli(Counting):
     """rawPrediction = pi + sum of theta where x is 1, and of log(1 - exp(theta)) where it is 0."""
 
-    def check(self, x: Rows) -> None:
-        entries = x.values if isinstance(x, SparseRows) else x
-        accepted(x, (entries == 0) | (entries == 1), self.uid, "0 or 1")
+    rule = "0 or 1"
+
+    def good(self, entries: Tensor) -> Tensor:
+        return (entries == 0) | (entries == 1)
 
     def margin(self, x: Rows) -> Tensor:  # type: ignore[override]  # one input column; (n, k)
         self.check(x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,21 +12,22 @@ from torch import Tensor
 
 from sparkdiff.jvm import words as vocabularies
 from sparkdiff.sparse import SparseRows
-from sparkdiff.stages.base import SUPPORT, FeatureStats, LabelStats, Rows, StageModule, parameter, register
+from sparkdiff.stages.base import FeatureStats, LabelStats, Parameters, Pulled, Rows, StageModule, parameter, register
 
 
 @register("pyspark.ml.feature.Word2VecModel")
 class Word2Vec(StageModule):
     """The mean of the words' vectors; unknown words count as 0, a row without words is 0. The vectors are float32.
 
-    Strings never enter torch: Spark counts the words first, and this stage reads a vector of each known word's number and,
-    last, the number of all words.
+    Strings never enter torch: Spark first makes of each row how often it says each known word over how many words it says, and
+    that number, which is read to tell what was said and counts nowhere else.
 
     Source: org.apache.spark.ml.feature.Word2VecModel.transform, which sums in double and multiplies by 1 / number.
     """
 
     weights = ("vectors",)
-    single = True
+    feature_axis = {"vectors": 0}
+    float32 = True
     before = "Spark counts its words"
 
     def __init__(self, words: tuple[str, ...], vectors: Tensor):
@@ -40,39 +42,38 @@ class Word2Vec(StageModule):
 
     @classmethod
     def made(cls, stage: Any) -> tuple[str, ...]:
-        return (f"{stage.uid}__words",)
+        return f"{stage.uid}__words", f"{stage.uid}__length"
 
     @classmethod
     def preparation(cls, stage: Any) -> list[Any]:
-        [column], [output] = cls.inputs(stage), cls.made(stage)
-        return vocabularies.counting(vocabularies.vocabulary(stage)[0], column, output)
+        [column], (shares, length) = cls.inputs(stage), cls.made(stage)
+        return vocabularies.counting(vocabularies.vocabulary(stage)[0], column, shares, length)
 
-    def forward(self, x: Rows) -> Tensor:  # (n, v + 1) -> (n, d)
-        counts, length = self._parts(x)
-        sums = counts.matmul(self.vectors)
-        return sums * torch.where(length > 0, 1 / torch.where(length > 0, length, 1.0), 0.0)[:, None]
+    def forward(self, x: Rows, length: Tensor) -> Tensor:  # (n, v), (n,) -> (n, d)
+        return x.matmul(self.vectors)
 
-    def _parts(self, x: Rows) -> tuple[Rows, Tensor]:
-        """The counts of known words (n, v), and how many words there are (n,); at least the known ones."""
-        size = len(self.words)
-        if not isinstance(x, SparseRows):
-            return x[:, :size], torch.maximum(x[:, size], x[:, :size].sum(1))
-        rows, known = x.rows(), x.indices < size
-        ends = torch.zeros(len(x) + 1, dtype=torch.int64)
-        ends[1:] = torch.bincount(rows[known], minlength=len(x)).cumsum(0)
-        empty = x.values.new_zeros(len(x))
-        total = empty.index_add(0, rows[known], x.values[known])
-        length = empty.index_add(0, rows[~known], x.values[~known])
-        return SparseRows(x.indices[known], x.values[known], ends, size), torch.maximum(length, total)
+    def pull(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> Pulled:
+        vectors = p["vectors"]
 
-    def recovered(self, x: Rows) -> tuple[pa.Array]:  # type: ignore[override]
-        counts, length = self._parts(x)
-        if isinstance(counts, SparseRows):
-            rows, found, times = counts.rows(), counts.indices, counts.values.long()
+        def back(gradients: list[Tensor], constant: Tensor, room: Parameters) -> Tensor:
+            if "vectors" in room:
+                room["vectors"].add_(gradients[0] @ slope.mT)
+            return vectors.mT @ gradients[0]
+
+        return Pulled([vectors @ slope, torch.zeros(1, slope.shape[-1], dtype=slope.dtype)], 0.0, back)
+
+    def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[StageModule, Tensor | None]:
+        return self, None
+
+    def recovered(self, x: Rows, length: Tensor) -> tuple[pa.Array]:  # type: ignore[override]
+        if isinstance(x, SparseRows):
+            rows, found, shares = x.rows(), x.indices, x.values
         else:
-            rows, found = counts.nonzero().unbind(1)
-            times = counts[rows, found].long()
-        unknown = next(w for w in ("?" * k for k in range(len(self.words) + 2)) if w not in set(self.words))
+            rows, found = x.nonzero().unbind(1)
+            shares = x[rows, found]
+        times = (shares * length[rows]).round().long()
+        known = set(self.words)
+        unknown = next(w for w in ("?" * k for k in range(len(known) + 1)) if w not in known)
         left = length.long().index_add(0, rows, -times)
         # Of each row first the known words, then as many unknown ones as are left.
         of = torch.cat([rows.repeat_interleave(times), torch.arange(len(left)).repeat_interleave(left)])
@@ -83,14 +84,11 @@ class Word2Vec(StageModule):
         return (pa.ListArray.from_arrays(ends, pa.array([*self.words, unknown]).take(pa.array(word[order].numpy()))),)
 
     def nominal(self) -> Tensor:
-        return torch.arange(len(self.words) + 1)
+        return torch.arange(len(self.words))
 
     def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
         size = self.vectors.detach().square().mean().sqrt()
         return {"vectors": size if size > 0 else torch.ones_like(size)}
-
-    def supported(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
-        return {"vectors": (x.support[: len(self.words)] >= SUPPORT)[:, None].expand_as(self.vectors)}
 
     def to_spark(self, stage: Any) -> Any:
         return vocabularies.word2vec(stage, self.words, self.weight("vectors").astype(np.float32))

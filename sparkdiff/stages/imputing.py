@@ -37,6 +37,7 @@ class Imputer(StageModule):
     """
 
     undecided = "hold doubles"
+    refusals = ("columns that aren't of whole or floating numbers",)
 
     def __init__(self, surrogates: Tensor, missing: float, kinds: Sequence[str]):
         super().__init__()

@@ -11,7 +11,7 @@ from torch import Tensor
 from sparkdiff.errors import InputError
 from sparkdiff.jvm import isotonic as spark
 from sparkdiff.sparse import SparseRows
-from sparkdiff.stages.base import FeatureStats, LabelStats, Rows, parameter, register, tensor
+from sparkdiff.stages.base import FeatureStats, LabelStats, Nulls, Rows, parameter, register, tensor
 from sparkdiff.stages.constraints import Constraint, Ordered
 from sparkdiff.stages.predictor import Predictor
 
@@ -41,13 +41,15 @@ class IsotonicRegression(Predictor):
     """prediction = y1 + (y2 - y1) (x - x1) / (x2 - x1) between two boundaries, and the outer predictions beyond them.
 
     A vector is read at featureIndex. On a boundary the prediction is the one there (of several the one that
-    java.util.Arrays.binarySearch meets), and the slope the mean of both sides'. NaN is above all numbers.
+    java.util.Arrays.binarySearch meets), and the slope the mean of both sides'. NaN is above all numbers; null stays null.
 
     Source: org.apache.spark.mllib.regression.IsotonicRegressionModel.predict.
     """
 
     weights = ("boundaries", "predictions", "isotonic")
     refusals = ("no boundaries",)
+    tells_null = True
+    writes_null = True
 
     def __init__(self, boundaries: Tensor, predictions: Tensor, isotonic: bool, index: int, uid: str):
         super().__init__()
@@ -72,8 +74,15 @@ class IsotonicRegression(Predictor):
     def refuses(cls, stage: Any) -> str | None:
         return None if len(stage.boundaries) else "it has no boundaries, so that Spark can't predict either"
 
-    def margin(self, x: Rows) -> Tensor:  # type: ignore[override]  # one input column, (n,) or (n, d) -> (n,)
-        x = self._feature(x)
+    def forward(self, x: Rows, nulls: Nulls | None = None) -> tuple[Tensor, ...]:  # type: ignore[override]
+        return self.columns(self.margin(x, nulls))
+
+    def margin(self, x: Rows, nulls: Nulls | None = None) -> Tensor:  # type: ignore[override]  # (n,) or (n, d) -> (n,)
+        found = self._curve(self._feature(x))
+        null = nulls[0] if nulls else None
+        return found if null is None else torch.where(null, torch.nan, found)
+
+    def _curve(self, x: Tensor) -> Tensor:
         b, y, last = self.boundaries, self.predictions, len(self.boundaries) - 1
         value = x.detach().contiguous()
         at = torch.searchsorted(

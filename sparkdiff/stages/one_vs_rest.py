@@ -44,10 +44,10 @@ class OneVsRest(Predictor):
     label_cols = ("predictionCol",)
     probable = False
 
-    def __init__(self, models: Sequence[Predictor], *, shown: tuple[str, ...], nan_wins: bool):
+    def __init__(self, models: Sequence[Predictor], *, shown: tuple[str, ...], by_array: bool):
         super().__init__()
         self.models = nn.ModuleList(models)
-        self.classes, self.shown, self.nan_wins = len(models), shown, nan_wins
+        self.classes, self.shown, self.by_array = len(models), shown, by_array
 
     @property
     def margins(self) -> int:
@@ -61,8 +61,8 @@ class OneVsRest(Predictor):
     def from_spark(cls, stage: Any) -> OneVsRest:
         models: list[Any] = [REGISTRY[class_name(m)].from_spark(m) for m in stage.models]
         shown = tuple(c for c in cls.SHOWN if columns_of(stage, (c,)))
-        # Newer Sparks ask array_argmax, to which NaN is the largest; to Python's max it is so in front only.
-        return cls(models, shown=shown, nan_wins="array_argmax" in type(stage)._transform.__code__.co_names)
+        # To Python's max NaN is the largest in front only; to array_argmax of newer Sparks nowhere, and what exceeds -inf counts.
+        return cls(models, shown=shown, by_array="array_argmax" in type(stage)._transform.__code__.co_names)
 
     @classmethod
     def inputs(cls, stage: Any) -> tuple[str, ...]:
@@ -126,11 +126,10 @@ class OneVsRest(Predictor):
 
     def decision(self, margin: Tensor) -> Tensor:
         scores = self.class_scores(margin)
-        if self.nan_wins:
-            found = torch.where(scores.isnan().any(1), scores.isnan().to(torch.int8).argmax(1), first_largest(scores))
-        else:
-            found = first_largest(scores)
-        return found.to(margin.dtype)
+        if not self.by_array:
+            return first_largest(scores).to(margin.dtype)
+        best, found = torch.where(scores.isnan(), -torch.inf, scores).max(1)
+        return torch.where(best > -torch.inf, found, -1).to(margin.dtype)
 
     def decision_margin(self, margin: Tensor) -> Tensor:
         return self.class_scores(margin)
@@ -181,6 +180,10 @@ class OneVsRest(Predictor):
     def project_(self) -> None:
         for m in self._models():
             m.project_()
+
+    @property
+    def feature_axis(self) -> dict[str, int]:  # type: ignore[override]
+        return self._each([m.feature_axis for m in self._models()])
 
     @property
     def optional(self) -> frozenset[str]:  # type: ignore[override]

@@ -29,7 +29,7 @@ class Predictor(StageModule):
         return ()
 
     def margin(self, *columns: Rows) -> Tensor:
-        """What losses are computed from: (n,), or (n, k) for k classes in softmax form."""
+        """What losses are computed from: (n,), or (n, k) for k classes in softmax form. Takes `nulls=` where forward does."""
         raise NotImplementedError
 
     def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[StageModule, Tensor | None]:

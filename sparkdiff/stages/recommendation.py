@@ -45,7 +45,8 @@ class ALS(Predictor):
     """
 
     weights = ("rank", "userFactors", "itemFactors")
-    single = True
+    refusals = ("coldStartStrategy='drop'",)
+    float32 = True
     reads_categories = True
     identifies = True
     ranks = True

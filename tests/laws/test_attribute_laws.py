@@ -154,9 +154,9 @@ def test_spark_is_asked_about_what_is_wanted_only(rows: DataFrame, monkeypatch: 
     asked: list[str] = []
     after = attributes._after
 
-    def watched(step: Any, *arguments: Any, **options: Any) -> Any:
-        asked.append(type(step.stage).__name__)
-        return after(step, *arguments, **options)
+    def watched(stage: Any, *arguments: Any) -> Any:
+        asked.append(type(stage).__name__)
+        return after(stage, *arguments)
 
     monkeypatch.setattr(attributes, "_after", watched)
     scaler = StandardScaler(inputCol="dense", outputCol="scaled").fit(rows.where("a < 3"))
@@ -165,3 +165,17 @@ def test_spark_is_asked_about_what_is_wanted_only(rows: DataFrame, monkeypatch: 
     assert asked == []
     assert reason(model, schema=rows.schema)[0] == "translated"
     assert asked == ["VectorAssembler"]
+
+
+def test_a_source_column_is_what_its_first_reader_takes(rows: DataFrame) -> None:
+    """Without a schema: `dense` is a vector, as a scaler reads it, also for what reads it directly."""
+    scaler = StandardScaler(inputCol="dense", outputCol="scaled").fit(rows.where("a < 3"))
+    sizes = VectorAssembler(inputCols=["scaled", "b"], outputCol="both")
+    model = PipelineModel([scaler, sizes, Interaction(inputCols=["dense", "both", "a"], outputCol="out")])
+    steps = [attributes.Step(s, s.getInputCols() if s is sizes else ("dense",), (("dense", -1), ("b", -1))[: 1 + (s is sizes)],
+                             frozenset({0} if s is sizes else ())) for s in model.stages[:2]]  # fmt: skip
+    steps[1] = steps[1]._replace(reads=(("scaled", 0), ("b", -1)))
+    found = attributes.known_fields(steps, {("dense", -1), ("b", -1), ("a", -1), ("scaled", 0)}, None, str.lower)
+    kinds = {v: f.dataType.simpleString() for v, f in found.items()}
+    assert kinds == {("dense", -1): "vector", ("b", -1): "double", ("a", -1): "double", ("scaled", 0): "vector"}
+    assert sparkdiff.plan(model).stages[2].role == "translated"

@@ -15,6 +15,8 @@ from recommending import ITEMS, USERS, WORDS, als, documents, fitted, pairs, wor
 import sparkdiff
 from sparkdiff import jvm
 from sparkdiff.jvm import factors, words
+from sparkdiff.sparse import SparseRows
+from sparkdiff.stages.constraints import Rounded
 from sparkdiff.stages.recommendation import FloatProduct
 from sparkdiff.testing import check_stages
 
@@ -98,9 +100,9 @@ def test_outputs_are_float32_and_the_stages_behind_read_what_spark_s_do(bases: t
     out = network({"user": torch.tensor([0, 12345]), "item": torch.tensor([2, 2])})["prediction"]
     assert out.dtype == torch.float32
     assert out.isnan().tolist() == [False, True]
-    counts = torch.tensor([[1.0, 0, 0, 0, 0, 2.0]])
     network = sparkdiff.translate(bases[1])
-    assert network({network.inputCols[0]: counts})["vector"].dtype == torch.float32
+    given = dict(zip(network.inputCols, (torch.tensor([[0.5, 0, 0, 0, 0]]), torch.tensor([2.0])), strict=True))
+    assert network(given)["vector"].dtype == torch.float32
 
 
 @pytest.mark.parametrize("value", [float("nan"), 1.5, 3e9, -3e9, float("inf")])
@@ -133,17 +135,26 @@ def test_words_are_counted_by_plain_stages(bases: tuple[Any, Any], spoken: DataF
     assert network.reference is not None
     assert [type(s).__module__ for s in network.reference.stages] == ["pyspark.ml.feature"] * 3
     made = network.reference.transform(spoken).select("words", *network.inputCols).collect()
-    for said, counts in made:
-        expected = [sum(w == known for w in said) for known in sorted(WORDS)]
-        assert counts.toArray().tolist() == [*expected, len(said)]
+    for said, shares, length in made:
+        expected = np.array([sum(w == known for w in said) for known in sorted(WORDS)])
+        assert length == len(said)
+        assert shares.toArray() == pytest.approx(expected / max(len(said), 1), rel=1e-15)
 
 
-def test_recovered_words_have_these_counts(bases: tuple[Any, Any]) -> None:
-    module = sparkdiff.translate(bases[1]).module(0)
-    counts = torch.tensor([[2.0, 0, 1, 0, 0, 4], [0] * 6, [0, 0, 0, 0, 0, 2], [0, 1, 0, 0, 0, 0]], dtype=torch.float64)
-    for x in (counts, sparkdiff.network.SparseRows.from_csr(counts.to_sparse_csr())):
-        [said] = module.recovered(x)
-        known = sorted(WORDS)
-        assert [sorted(row, key=str) for row in said.to_pylist()] == [
-            sorted([known[0], known[0], known[2], ""]), [], ["", ""], [known[1]],
-        ]  # fmt: skip
+def test_recovered_words_have_these_shares(bases: tuple[Any, Any]) -> None:
+    module, known = sparkdiff.translate(bases[1]).module(0), sorted(WORDS)
+    shares = torch.tensor([[0.5, 0, 0.25, 0, 0], [0] * 5, [0] * 5, [0, 1, 0, 0, 0]], dtype=torch.float64)
+    length = torch.tensor([4.0, 0.0, 2.0, 1.0], dtype=torch.float64)
+    for x in (shares, SparseRows.from_csr(shares.to_sparse_csr())):
+        [said] = module.recovered(x, length)
+        assert said.to_pylist() == [[known[0], known[0], known[2], ""], [], ["", ""], [known[1]]]
+
+
+def test_rounded_parameters_are_float32_at_every_step() -> None:
+    constraint, start = Rounded(), torch.tensor([0.5, 1e-40, 3.0]).double()
+    move = torch.tensor([[0.0, 0.0, 0.0], [1e-9, 1e-42, 1e-3]], dtype=torch.float64)
+    value = constraint.value(start, move)
+    assert torch.equal(value[0], start)
+    assert torch.equal(value, value.float().double())
+    assert value[1, 0] == start[0]
+    assert value[1, 2] != start[2]

@@ -14,12 +14,14 @@ from recommending import als, documents, fitted, pairs, word2vec
 from torch import Tensor
 
 from sparkdiff.jvm import factors
+from sparkdiff.sparse import SparseRows
 from sparkdiff.stages.base import Rows, StageModule
+from sparkdiff.stages.constraints import Rounded
 from sparkdiff.stages.embedding import Word2Vec
 from sparkdiff.stages.recommendation import ALS
 from sparkdiff.testing import LawBroken, check_stage
 
-margin, written, parts, kept = ALS.margin, ALS.to_spark, Word2Vec._parts, StageModule.settle_
+margin, forward = ALS.margin, Word2Vec.forward
 
 
 def unknown_is_0(self: Any, user: Tensor, item: Tensor) -> Tensor:
@@ -47,43 +49,35 @@ def unordered(self: Any, stage: Any) -> Any:
     return factors.als(stage, (self.users.numpy(), users[::-1]), (self.items.numpy(), items))
 
 
-def unrounded(self: Any) -> None:
-    if not self.single:
-        kept(self)
+def known_words_only(self: Any, x: Rows, length: Tensor) -> Tensor:
+    known = x.matmul(torch.ones(len(self.words), 1, dtype=torch.float64))
+    return forward(self, x, length) / torch.where(known > 0, known, 1.0)
 
 
-def known_words_only(self: Any, x: Rows) -> tuple[Rows, Tensor]:
-    counts, _ = parts(self, x)
-    return counts, counts.matmul(torch.ones(len(self.words), 1, dtype=torch.float64))[:, 0]
+def sum_of_vectors(self: Any, x: Rows, length: Tensor) -> Tensor:
+    return forward(self, x, length) * length[:, None]
 
 
-def sum_of_vectors(self: Any, x: Rows) -> tuple[Rows, Tensor]:
-    counts, length = parts(self, x)
-    return counts, torch.ones_like(length)
+def each_word_once(self: Any, x: Rows, length: Tensor) -> Tensor:
+    one = 1 / length.clamp_min(1)
+    cut = torch.minimum(x.to_dense() if isinstance(x, SparseRows) else x, one[:, None])
+    return forward(self, cut, length)
 
 
-def each_word_once(self: Any, x: Rows) -> tuple[Rows, Tensor]:
-    counts, length = parts(self, x)
-    return counts.with_values(counts.values.clamp_max(1)) if hasattr(counts, "values") and not isinstance(
-        counts, Tensor
-    ) else counts.clamp_max(1), length  # fmt: skip
+def empty_is_nan(self: Any, x: Rows, length: Tensor) -> Tensor:
+    return torch.where(length[:, None] > 0, forward(self, x, length), torch.nan)
 
 
-def empty_is_nan(self: Any, x: Rows) -> Tensor:
-    counts, length = parts(self, x)
-    return counts.matmul(self.vectors) / length[:, None]
-
-
-TRAPS: dict[str, tuple[type[StageModule], str, Callable[..., Any]]] = {
+TRAPS: dict[str, tuple[type[Any], str, Callable[..., Any]]] = {
     "unknown id is 0": (ALS, "margin", unknown_is_0),
     "unknown id is another": (ALS, "_places", nearest_id),
     "computed in double": (ALS, "margin", in_double),
     "tables swapped": (ALS, "to_spark", tables_swapped),
     "rows of a table moved": (ALS, "to_spark", unordered),
-    "parameters not rounded, ALS": (StageModule, "settle_", unrounded),
-    "unknown words don't count": (Word2Vec, "_parts", known_words_only),
-    "a sum for a mean": (Word2Vec, "_parts", sum_of_vectors),
-    "repeated words count once": (Word2Vec, "_parts", each_word_once),
+    "parameters not rounded": (Rounded, "value", lambda self, start, move: start + move),
+    "unknown words don't count": (Word2Vec, "forward", known_words_only),
+    "a sum for a mean": (Word2Vec, "forward", sum_of_vectors),
+    "repeated words count once": (Word2Vec, "forward", each_word_once),
     "nothing said is NaN": (Word2Vec, "forward", empty_is_nan),
 }
 

@@ -136,7 +136,7 @@ def sigmoid_of_twice(self: FMClassification, margin: Tensor) -> tuple[Tensor, Te
     return torch.stack([-margin, margin], 1), torch.stack([1 - one, one], 1)
 
 
-def no_clamp(self: Curve, x: Any) -> Tensor:
+def no_clamp(self: Curve, x: Any, nulls: Any = None) -> Tensor:
     b, y, at = (
         self.boundaries,
         self.predictions,
@@ -145,7 +145,7 @@ def no_clamp(self: Curve, x: Any) -> Tensor:
     return y[at - 1] + (y[at] - y[at - 1]) * (dense(x)[:, 1] - b[at - 1]) / (b[at] - b[at - 1])
 
 
-def steps(self: Curve, x: Any) -> Tensor:
+def steps(self: Curve, x: Any, nulls: Any = None) -> Tensor:
     return self.predictions[torch.searchsorted(self.boundaries, dense(x)[:, 1].contiguous()).clamp(0, 3)]
 
 
@@ -316,6 +316,23 @@ def test_reasons(spark: SparkSession) -> None:
     assert "tells 3 classes apart, not two" in reason(
         OneVsRestModel(models=[three, three])._set(classifier=NaiveBayes())
     )
+
+
+def test_models_keep_uids_and_params(spark: SparkSession) -> None:
+    model = one_vs_rest()
+    model.models[2]._set(threshold=0.3, predictionCol="own")
+    network = sparkdiff.translate(model)
+    with torch.no_grad():
+        for p in network.parameters():
+            p += 0.5
+    new = sparkdiff.write_back(model, network)
+    assert new.uid == model.uid
+    assert new.getClassifier() is model.getClassifier()
+    for j, (before, after) in enumerate(zip(model.models, new.models, strict=True)):
+        assert after.uid == before.uid
+        assert jvm.defined_params(after) == jvm.defined_params(before)
+        assert after.coefficients.toArray().tolist() == (W[j] + 0.5).tolist()
+    assert model.models[0].coefficients.toArray().tolist() == W[0].tolist()
 
 
 def test_a_network_of_one_against_the_rest_is_cloned_with_its_models(spark: SparkSession) -> None:

@@ -19,8 +19,28 @@ from naming import named
 from pyspark.errors import PySparkException
 from pyspark.ml import Estimator, Pipeline, PipelineModel
 from pyspark.ml.classification import LogisticRegression, OneVsRest
-from pyspark.ml.feature import StandardScaler, StringIndexer, Tokenizer, VectorAssembler
-from pyspark.ml.regression import LinearRegression
+from pyspark.ml.feature import (
+    IDF,
+    PCA,
+    Binarizer,
+    Bucketizer,
+    HashingTF,
+    Imputer,
+    Interaction,
+    MaxAbsScaler,
+    MinMaxScaler,
+    Normalizer,
+    OneHotEncoder,
+    PolynomialExpansion,
+    RobustScaler,
+    SQLTransformer,
+    StandardScaler,
+    StringIndexer,
+    Tokenizer,
+    VectorAssembler,
+    VectorSlicer,
+)
+from pyspark.ml.regression import GBTRegressor, LinearRegression
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from strangers import BoosterModel, Clipped, OnTheGpu, Squared
@@ -338,3 +358,62 @@ def test_fields_of_structs(df: DataFrame) -> None:
         verify(assembler("S.q"), nested)
     tuned = sparkdiff.FineTuner(pipeline=fields, maxEpochs=1, recipe="fast", verbosity=0).fit(nested)
     assert tuned.summary.parity["before"]["ok"]
+    made = SQLTransformer(statement="SELECT *, struct(b AS q, count) AS st FROM __THIS__")
+    predictor = LinearRegression(featuresCol="made", labelCol="count", regParam=1.0)
+    behind = Pipeline(stages=[made, Interaction(inputCols=["st.q", "S.in.B"], outputCol="made"), predictor])
+    model = behind.fit(df.withColumn("S", F.struct(inner.alias("in"))))
+    again = df.unionByName(df).unionByName(df).withColumn("S", F.struct(inner.alias("in")))
+    assert verify(model, again).ok
+    tuned = sparkdiff.FineTuner(pipeline=model, maxEpochs=1, recipe="fast", verbosity=0).fit(again)
+    assert tuned.summary.parity["before"]["ok"]
+
+
+def test_many_classes_at_once(df: DataFrame) -> None:
+    """Text, categories, numbers, products, trees and two predictors, in one pipeline of 22 stages."""
+    model = Pipeline(stages=[
+        Tokenizer(inputCol="kind", outputCol="words"), HashingTF(inputCol="words", outputCol="tf", numFeatures=64),
+        IDF(inputCol="tf", outputCol="idf"), StringIndexer(inputCol="kind", outputCol="kindIndex"),
+        OneHotEncoder(inputCols=["kindIndex", "index"], outputCols=["hot", "hotter"]),
+        Imputer(inputCols=["a"], outputCols=["filled"]), Bucketizer(inputCol="b", outputCol="binned", splits=[-99, 0, 5, 99]),
+        Binarizer(inputCol="b", outputCol="above", threshold=1.0), assembler("filled", "b", "binned", "above", outputCol="v"),
+        RobustScaler(inputCol="v", outputCol="robust"), MaxAbsScaler(inputCol="robust", outputCol="small"),
+        MinMaxScaler(inputCol="v", outputCol="ranged"), Normalizer(inputCol="ranged", outputCol="unit"),
+        PolynomialExpansion(inputCol="unit", outputCol="powers"), VectorSlicer(inputCol="v", outputCol="some", names=["b"]),
+        Interaction(inputCols=["kindIndex", "filled"], outputCol="products"),
+        assembler("idf", "hot", "hotter", "small", "powers", "some", "products"),
+        StandardScaler(inputCol="features", outputCol="z"), PCA(inputCol="z", outputCol="main", k=4),
+        GBTRegressor(featuresCol="main", labelCol="count", predictionCol="gbt", maxIter=2),
+        assembler("main", "gbt", outputCol="last"), LinearRegression(featuresCol="last", labelCol="count", regParam=0.1),
+    ]).fit(df)  # fmt: skip
+    found = plan(model, schema=df.schema)
+    assert [s.stageClass for s in found.stages if s.role == "referenced"] == [
+        "Tokenizer",
+        "HashingTF",
+        "StringIndexerModel",
+    ]
+    trains = [s.stageClass for s in found.stages if s.trainable]
+    assert trains == [
+        "IDFModel", "ImputerModel", "RobustScalerModel", "MaxAbsScalerModel", "MinMaxScalerModel", "StandardScalerModel",
+        "PCAModel", "GBTRegressionModel", "LinearRegressionModel",
+    ]  # fmt: skip
+    lines = str(found).splitlines()
+    assert [line.split()[0] for line in lines[1:-1]] == [str(i) for i in range(22)]
+    assert lines[20].endswith(
+        "a differentiable path leads to the loss; trains on request (unfreeze): thresholds, treeWeights"
+    )
+    assert verify(model, df).ok
+    network = translate(model)
+    assert write_back(model, network) is model
+    with torch.no_grad():
+        for planned, (_, module) in zip(
+            [s for s in found.stages if s.role == "translated"], network.stages.items(), strict=True
+        ):
+            for p in module.parameters() if planned.trainable else ():
+                if p.requires_grad:
+                    p.mul_(1.01)
+    new = write_back(model, network)
+    assert [old is now for old, now in zip(model.stages, new.stages, strict=True)] == [
+        not s.trainable for s in found.stages
+    ]
+    assert verify(new, df, network=network).ok
+    assert not verify(model, df, network=network).ok

@@ -98,14 +98,16 @@ def one_vs_rest(width: int, classes: int = 3) -> OneVsRest:
     models = [logistic(width) for _ in range(classes)]
     for k, model in enumerate(models):
         model.coefficientMatrix.data += 0.2 * normal(1, width, seed=20 + k)
-    return OneVsRest(models, shown=OneVsRest.SHOWN, nan_wins=False)
+    return OneVsRest(models, shown=OneVsRest.SHOWN, by_array=False)
 
 
 def bayes(kind: type[NaiveBayes], width: int, classes: int = 3) -> NaiveBayes:
     """With shares of features in a class that add up to less than 1, which both kinds can have."""
     theta = torch.log_softmax(normal(classes, width, seed=1), 1) - 0.3
     none = torch.empty(0, 0, dtype=F64)
-    return kind(torch.log_softmax(normal(classes), 0), theta, none, shown=kind.SHOWN, thresholds=None, uid="bayes")
+    return kind(
+        torch.log_softmax(normal(classes), 0), theta, none, shown=kind.SHOWN, thresholds=None, uid="bayes", column="x"
+    )
 
 
 def logistic(width: int, classes: int = 2, bounds: dict[str, Tensor] | None = None) -> LogisticRegression:

@@ -40,6 +40,7 @@ from sparkdiff.sparse import SparseRows
 from sparkdiff.stages.assembling import VectorAssembler
 from sparkdiff.stages.base import FeatureStats, LabelStats
 from sparkdiff.stages.bayes import Bernoulli, Multinomial
+from sparkdiff.stages.embedding import Word2Vec
 from sparkdiff.stages.formula import VectorAttributeRewriter
 from sparkdiff.stages.projection import DCT, PCA
 from sparkdiff.stages.scaling import MaxAbsScaler, MinMaxScaler, RobustScaler, StandardScaler
@@ -132,6 +133,10 @@ def cases() -> dict[str, tuple[Network, dict[str, Any], dict[str, int]]]:
                 (IDF(normal(5, seed=5).abs()), ["m"], "s"), (logistic(5, 3), ["s"], "p"),
             ),
             {"x": sparse(x)}, {"x": 5, "r": 5, "m": 5, "s": 5, "p": 1},
+        ),
+        "words": (
+            network((Word2Vec(tuple("abcde"), normal(5, 3).float().double()), ["x", "n"], "v"), (logistic(3), ["v"], "p")),
+            {"x": sparse(x), "n": normal(N, seed=8).abs().ceil()}, {"x": 5, "n": 1, "v": 3, "p": 1},
         ),
         "support vectors": (
             network((scaler(5), ["x"], "s"), (support_vector(5), ["s"], "p")), {"x": x}, {"x": 5, "s": 5, "p": 1},

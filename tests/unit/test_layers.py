@@ -80,7 +80,6 @@ NO_TORCH = (
     "jvm.factors",
     "jvm.words",
     "jvm.formulas",
-    "attributes",
     "jvm.encoders",
     "nodes",
     "nesting",

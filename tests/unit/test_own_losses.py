@@ -14,7 +14,7 @@ from sparkdiff.losses import check_label, penalised, resolve
 from sparkdiff.metrics import resolve as resolve_metric
 from sparkdiff.options import Options
 from sparkdiff.stages.base import LabelStats
-from sparkdiff.stages.bayes import Bernoulli, LogOdds, Multinomial, Negated
+from sparkdiff.stages.bayes import Bernoulli, Complement, LogOdds, Multinomial, Negated
 from sparkdiff.stages.isotonic import Falling, IsotonicRegression, Rising
 from sparkdiff.stages.one_vs_rest import OneVsRest
 from sparkdiff.stages.predictor import Predictor
@@ -38,7 +38,7 @@ def test_one_against_the_rest_is_the_models_own_losses_added_up() -> None:
     margin = normal(4, 6)
     expected = sum(rows("logLoss", logistic(2), margin[:, 3 + k], (y == k).double()) for k in range(3))
     torch.testing.assert_close(rows("auto", head, margin, y), expected, rtol=1e-12, atol=1e-12)
-    machines = OneVsRest([support_vector(2) for _ in range(3)], shown=OneVsRest.SHOWN, nan_wins=False)
+    machines = OneVsRest([support_vector(2) for _ in range(3)], shown=OneVsRest.SHOWN, by_array=False)
     expected = sum(rows("hinge", support_vector(2), margin[:, 3 + k], (y == k).double()) for k in range(3))
     torch.testing.assert_close(rows("auto", machines, margin, y), expected, rtol=1e-12, atol=1e-12)
 
@@ -52,12 +52,12 @@ def test_one_against_the_rest_decides_by_raw_predictions() -> None:
     torch.testing.assert_close(rows("hinge", head, margin, y), before)
 
 
-@pytest.mark.parametrize("nan_wins", [False, True])
-def test_not_a_number_among_the_scores(nan_wins: bool) -> None:
+@pytest.mark.parametrize("by_array", [False, True])
+def test_not_a_number_among_the_scores(by_array: bool) -> None:
     head, nan = one_vs_rest(2), torch.nan
-    head.nan_wins = nan_wins
+    head.by_array = by_array
     margin = torch.tensor([[nan, 1.0, 2.0], [1.0, nan, 2.0], [1.0, nan, nan], [nan] * 3], dtype=F64)
-    assert head.decision(margin.repeat(1, 2)).tolist() == ([0.0, 1.0, 1.0, 0.0] if nan_wins else [0.0, 2.0, 0.0, 0.0])
+    assert head.decision(margin.repeat(1, 2)).tolist() == ([2.0, 2.0, 0.0, -1.0] if by_array else [0.0, 2.0, 0.0, 0.0])
 
 
 def test_the_censored_weibull_loss_has_the_gradient_of_spark() -> None:
@@ -166,7 +166,7 @@ def test_curves_stay_monotone(map_: Rising, sign: int) -> None:
 
 def test_nothing_in_front_of_counts_may_train() -> None:
     assert not bayes(Multinomial, 3).differentiable
-    assert not OneVsRest([bayes(Bernoulli, 3, 2)] * 2, shown=OneVsRest.SHOWN, nan_wins=False).differentiable
+    assert not OneVsRest([bayes(Bernoulli, 3, 2)] * 2, shown=OneVsRest.SHOWN, by_array=False).differentiable
     assert one_vs_rest(3).differentiable
 
 
@@ -174,11 +174,19 @@ def test_log_probabilities_are_checked() -> None:
     module = bayes(Multinomial, 3)
     module.check_domain("nb_1")
     with torch.no_grad():
-        module.theta[1, 2] += 0.1
-    with pytest.raises(
-        InputError, match="nb_1: theta must hold logarithms of probabilities that add up to what they did"
-    ):
+        module.theta[1, 2] -= 0.1
+    module.check_domain("nb_1")  # shares needn't add up to 1: Spark computes as well
+    with torch.no_grad():
+        module.theta[1, 2] = 0.1
+    with pytest.raises(InputError, match=r"nb_1: theta must hold logarithms of probabilities, but an entry is 0\.1"):
         module.check_domain("nb_1")
+    complement = bayes(Complement, 3)
+    with torch.no_grad():
+        complement.theta.neg_()
+        complement.check_domain("nb_1")
+        complement.theta[0, 0] = -0.1
+    with pytest.raises(InputError, match=r"theta must hold minus logarithms of probabilities, but an entry is -0\.1"):
+        complement.check_domain("nb_1")
     bernoulli = bayes(Bernoulli, 3)
     with torch.no_grad():
         bernoulli.theta[0, 0] = 0.0
