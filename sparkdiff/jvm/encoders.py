@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import re
 import shutil
 import tempfile
@@ -73,6 +74,17 @@ def _one_row(row: Mapping[str, float]) -> DataFrame:
     names = ", ".join("`" + name.replace("`", "``") + "`" for name in row)
     values = ", ".join(f"CAST('{value!r}' AS DOUBLE)" for value in row.values())
     return jvm.session().sql(f"SELECT * FROM VALUES ({values}) AS surrogates({names})")
+
+
+def binarizer_keeps_null(stage: Any) -> bool:
+    """Whether a Binarizer leaves null as it is, as until Spark 3.5; later null is 0. Asks for a schema, and runs no job."""
+    return _keeps_null(type(stage), jvm.session().version)  # type: ignore[arg-type]  # a class can be hashed
+
+
+@functools.cache
+def _keeps_null(kind: type, version: str) -> bool:
+    null = jvm.session().sql("SELECT CAST(NULL AS DOUBLE) AS x")
+    return bool(kind(inputCol="x", outputCol="y").transform(null).schema["y"].nullable)
 
 
 class Statistics(NamedTuple):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparkdiff.errors import InputError
+from sparkdiff.jvm import encoders as spark
 from sparkdiff.sparse import SparseRows
 from sparkdiff.stages.base import (
     FeatureStats,
@@ -85,7 +86,8 @@ class Comparing(StageModule):
 class Binarizer(Comparing):
     """1 where x > threshold, else 0; of numbers, or of the entries of a vector.
 
-    NaN is 0, but 1 in a vector with a threshold below 0, where Spark asks for x <= threshold.
+    NaN is 0, but 1 in a vector with a threshold below 0, where Spark asks for x <= threshold. Null stays null in Spark 3.5,
+    and is 0 in later versions.
 
     Source: org.apache.spark.ml.feature.Binarizer.transform.
     """
@@ -93,8 +95,9 @@ class Binarizer(Comparing):
     weight_params = ("threshold", "thresholds")
     optional = frozenset({"threshold", "thresholds"})
 
-    def __init__(self, name: str, thresholds: Tensor, columns: int):
+    def __init__(self, name: str, thresholds: Tensor, columns: int, keeps_null: bool = False):
         super().__init__()
+        self.tells_null = self.writes_null = keeps_null
         self.register_parameter(
             name, parameter(thresholds, False)
         )  # `threshold` () of all columns, or `thresholds` (c,)
@@ -105,7 +108,8 @@ class Binarizer(Comparing):
     def from_spark(cls, stage: Any) -> Binarizer:
         several = stage.isSet("inputCols") and stage.isSet("thresholds")
         name = "thresholds" if several else "threshold"
-        return cls(name, tensor(stage.getOrDefault(name)), len(cls.inputs(stage)))
+        columns = len(cls.inputs(stage))
+        return cls(name, tensor(stage.getOrDefault(name)), columns, spark.binarizer_keeps_null(stage))
 
     @property
     def thresholds_of(self) -> Tensor:
@@ -113,10 +117,19 @@ class Binarizer(Comparing):
         own: Tensor = getattr(self, self.name)
         return own.expand(self.columns)
 
-    def forward(self, *columns: Rows) -> Rows | tuple[Rows, ...]:  # each (n,) -> (n,) or (n, d) -> (n, d)
-        pairs = zip(columns, self.thresholds_of.unbind(), self.tau.unbind(), strict=True)
-        out = tuple(self.compared_with(x, threshold, tau) for x, threshold, tau in pairs)
+    def forward(
+        self, *columns: Rows, nulls: Nulls | None = None
+    ) -> Rows | tuple[Rows, ...]:  # each (n,) or (n, d), and so out
+        told = nulls or [None] * len(columns)
+        parts = zip(columns, told, self.thresholds_of.unbind(), self.tau.unbind(), strict=True)
+        out = tuple(self.binary(*part) for part in parts)
         return out[0] if len(out) == 1 else out
+
+    def binary(self, x: Rows, null: Tensor | None, threshold: Tensor, tau: Tensor) -> Rows:
+        out = self.compared_with(x, threshold, tau)
+        if null is None or isinstance(out, SparseRows) or out.ndim == 2:  # a vector that is null fails in Spark
+            return out
+        return torch.where(null, torch.nan, out)
 
     def compared_with(self, x: Rows, threshold: Tensor, tau: Tensor) -> Rows:
         if isinstance(x, SparseRows) and bool(threshold >= 0):

@@ -14,7 +14,6 @@ import torch
 from gaps import INF, NAN
 from making import one_hot
 from pyspark.ml.feature import Binarizer, Bucketizer, Imputer
-from pyspark.ml.linalg import Vectors, VectorUDT
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 from torch import Tensor
@@ -48,11 +47,7 @@ class Case:
 def cases(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
     """All in one job."""
     df = gaps.numbers(spark)
-    df = df.withColumns({"i0": F.col("i"), "e": F.when(F.col("i").isNull(), F.lit(1.0)).otherwise(F.col("i"))})
-    to_vector = F.udf(
-        lambda k: [Vectors.dense(NAN, -2.0, 0.0), Vectors.sparse(3, [0], [-1.0])][int(k) % 2], VectorUDT()
-    )
-    df = df.withColumn("v", to_vector(F.coalesce("n", F.lit(0))))
+    df = df.withColumn("i0", F.col("i"))
     imputer = Imputer(inputCols=["x", "n", "f"], outputCols=["x2", "n2", "f2"]).fit(
         df.fillna(0.0).replace([-INF, INF], 0.0)
     )
