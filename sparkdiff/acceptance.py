@@ -22,7 +22,7 @@ from sparkdiff.train import Trained
 
 NAMED = 3  # slices that a reason names
 STRICTER = 10
-"""What the p-value needed is divided by where thresholds of trees train: they fit chance more easily than leaves do."""
+"""What the p-value needed is divided by where thresholds train: they fit chance more easily than leaves do."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,9 @@ class Judgement:
 
 
 def moves_splits(network: Network) -> bool:
-    """Whether thresholds of trees train."""
+    """Whether thresholds train, of trees or of stages that bin numbers."""
     modules = (network.module(i) for i in network.positions)
-    return any(m.routes and not m.routes_fixed for m in modules)
+    return any(m.passes_gradient() or (m.routes and not m.routes_fixed) for m in modules)
 
 
 def check_options(options: Options, head: Predictor) -> None:

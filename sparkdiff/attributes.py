@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from pyspark.ml.linalg import VectorUDT
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, DataType, DoubleType, StringType, StructField, StructType
 
@@ -62,19 +62,21 @@ def known_fields(
 
     def note(frame: DataFrame, writer: int) -> None:
         fields = fields_by_name(frame.schema, fold)
-        found.update({v: fields[v[0]] for v in wanted if v[1] == writer and v[0] in fields})
+        found.update({v: fields[v[0]] for v in wanted - set(found) if v[1] == writer and v[0] in fields})
 
     try:
         frame = _frame(data)
-        if data is None:
-            sources = dict.fromkeys(v[0] for v in wanted if v[1] == -1)
-            frame = _with(frame, sources, DoubleType())
         note(frame, -1)
         for i in sorted(needed):
             if not isinstance(data, DataFrame) and not is_plain(steps[i].stage):
                 break  # what a stage of others does with no rows, or instead of reading them, nobody knows
-            frame = _after(steps[i], frame, guess=data is None, fold=fold)
+            lacking = _lacking(steps[i], frame, fold) if data is None else []
+            guessed, frame = _after(steps[i].stage, frame, lacking)
+            if lacking:
+                note(guessed.select(*map(named, lacking)), -1)
             note(frame, i)
+        if data is None:
+            found |= {v: StructField(v[0], DoubleType()) for v in wanted - set(found) if v[1] == -1}
     except (InputError, *jvm.SparkError):
         pass  # Spark can't tell before it sees rows, or will say why when it does
     return found
@@ -107,18 +109,27 @@ def _with(frame: DataFrame, names: Iterable[str], kind: DataType) -> DataFrame:
     return frame.withColumns({n: F.lit(None).cast(kind).alias(n, metadata=f.metadata) for n, f in fields.items()})
 
 
-def _after(step: Step, frame: DataFrame, *, guess: bool, fold: Callable[[str], str]) -> DataFrame:
-    """What the stage makes of the frame; source columns that are missing are tried as one type after the other."""
+def named(name: str, *, in_struct: bool = False) -> Column:
+    """The column of this name, which may contain dots and backticks; or the field of a struct, `struct.field`."""
+    return F.col(name if in_struct else "`" + name.replace("`", "``") + "`")
+
+
+def _lacking(step: Step, frame: DataFrame, fold: Callable[[str], str]) -> list[str]:
+    """The source columns that the stage reads and the frame doesn't have."""
     there = set(map(fold, frame.columns))
-    lacking = [c for c, v in zip(step.inputs, step.reads, strict=True) if v[1] == -1 and fold(c) not in there]
-    if not guess or not lacking:
-        return _analysed(step.stage.transform(frame))
-    for kind in GUESSES[:-1]:
+    return [c for c, v in zip(step.inputs, step.reads, strict=True) if v[1] == -1 and fold(c) not in there]
+
+
+def _after(stage: Any, frame: DataFrame, lacking: Sequence[str]) -> tuple[DataFrame, DataFrame]:
+    """The frame with the lacking columns, of the first type that the stage accepts, and what the stage makes of it."""
+    for kind in GUESSES if lacking else GUESSES[:1]:
+        with_them = _with(frame, lacking, kind) if lacking else frame
         try:
-            return _analysed(step.stage.transform(_with(frame, lacking, kind)))
+            return with_them, _analysed(stage.transform(with_them))
         except jvm.SparkError:
-            continue
-    return _analysed(step.stage.transform(_with(frame, lacking, GUESSES[-1])))
+            if not lacking or kind is GUESSES[-1]:
+                raise
+    raise AssertionError("there is a last guess")
 
 
 def _analysed(frame: DataFrame) -> DataFrame:

@@ -25,8 +25,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, BooleanType, DataType, NumericType
 
 from sparkdiff import jvm, splits
-from sparkdiff.attributes import fields_by_name
-from sparkdiff.columns import named
+from sparkdiff.attributes import fields_by_name, named
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.fingerprint import FORMAT, Request, fingerprint
 from sparkdiff.graph import Graph, Version, null_of
@@ -214,6 +213,7 @@ def _layout(request: Request, df: DataFrame, slices: dict[str, tuple[Any, ...]])
                 f"column {graph.name(version)!r} is gone when the cache is written: a stage before drops it"
             )
         column: dict[str, Any] = {"name": f"c{i}", "column": graph.name(version), "metadata": field.metadata}
+        column["type"] = field.dataType.simpleString()
         if isinstance(field.dataType, (VectorUDT, ArrayType)):
             width, fill = _width(df, _source(graph, version, field.name), graph.name(version), field.dataType)
             sparse = isinstance(field.dataType, VectorUDT) and width >= SPARSE_WIDTH and fill < SPARSE_FILL

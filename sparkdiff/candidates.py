@@ -69,16 +69,18 @@ class Candidates:
         self.network, self.recipes, self.options, self.scales = network, list(recipes), options, scales
         self.folded, self.head, self.monotone, self.reach = folded, network.head, monotone, reach
         self.start, self.routed = flattened(network), routed_versions(network)
+        if reach is not None:
+            self.start, self.scales = reach.start, reach.scales
         count = len(recipes)
         self.curved = [k for k, r in enumerate(recipes) if r.optimizer == "newton"]
         self.u = torch.zeros(count, len(self.start), dtype=torch.float64)
         modules = [network.module(i) for i in network.positions]
         self.projects, self.settles = any(m.has_bounds() for m in modules), any(m.settles() for m in modules)
         assert reach is None or can_reach(modules, recipes, options, monotone)
-        self.room: Tensor | None = None
+        self.columns: dict[Version, Tensor] = {} if reach is None else reach.none()  # those that the span is of
         self.near: dict[str, Tensor] = {}  # what the candidates are at the span's entries
         self.places = torch.empty(0, dtype=torch.int64)  # ... and where in (K, p), read row by row
-        self.span = self._whole() if reach is None else reach.span(reach.none(), count)
+        self.span = self._whole() if reach is None else reach.span(self.columns, count)
         self.clones = [self._clone(k) for k in range(count)] if self.projects or folded is None else []
 
         def column(values: Iterable[float]) -> Tensor:
@@ -90,8 +92,8 @@ class Candidates:
         rates = [0.0 if r.optimizer in ONCE_AN_EPOCH else r.learningRate for r in recipes]
         self.base = max(rates)
         rate = column(r / (self.base or 1.0) for r in rates)
-        if bool((scales.rate != 1).any()):
-            rate = rate * scales.rate
+        if bool((self.scales.rate != 1).any()):
+            rate = rate * self.scales.rate
         kind = next((r.optimizer for r in recipes if r.optimizer not in ONCE_AN_EPOCH), None)
         self.optimizer = FirstOrder(kind, self.u, None if bool((rate == 1).all()) else rate) if kind else None
         self.behind = None
@@ -172,21 +174,34 @@ class Candidates:
         return matrix.index_select(1, entries)
 
     @torch.no_grad()
-    def _arrive(self, values: Mapping[Version, Rows], team: Team) -> dict[Version, SparseRows]:
-        """Make the span of the parameters that this batch reaches, bring them up to date, and return the sparse rows as it
-        reads them.
+    def enter(self, batches: Sequence[Mapping[Version, Rows]], team: Team = ALONE) -> None:
+        """Before the steps on some batches: make the span of the parameters that these reach, and bring them up to date.
+
+        Nothing to do where all parameters train at every step.
         """
-        assert self.reach is not None
-        columns = self.reach.columns(values, team)
-        self.span = span = self.reach.span(columns, len(self.recipes))
+        if self.reach is None:
+            return
+        self._put_back()
+        self.columns = self.reach.columns(batches, team)
+        self.span = span = self.reach.span(self.columns, len(self.recipes))
         assert span.entries is not None
         self.places = self._places(span.entries)
         self.near = {name: self._taken(matrix, self.places) for name, matrix in self._matrices().items()}
         if self.behind is not None:
             since = self.behind.since.index_select(0, span.entries)
-            self._catch_up(self.near, since, self._here(self._rate()))
+            if bool((since < self.behind.now).any()):
+                self._catch_up(self.near, since, self._here(self._rate()))
         span.load(self.near["u"])
-        return self.reach.rows(values, columns)
+
+    @torch.no_grad()
+    def _put_back(self) -> None:
+        """Store what the steps since `enter` have made of the span."""
+        if self.behind is None or not self.near:
+            return
+        assert self.span.entries is not None
+        for name, matrix in self._matrices().items():
+            matrix.view(-1).index_copy_(0, self.places, self.near[name].view(-1))
+        self.behind.since.index_fill_(0, self.span.entries, self.behind.now)
 
     def _rate(self) -> Tensor | None:
         return self.optimizer.rate if self.optimizer else None
@@ -205,6 +220,8 @@ class Candidates:
 
     def _catch_up_all(self) -> None:
         """Bring every entry up to date, some at a time."""
+        self._put_back()
+        self.near = {}
         if self.behind is None or not self.behind.now:
             return
         rate, matrices = self._rate(), self._matrices()
@@ -227,7 +244,7 @@ class Candidates:
         Args:
             groups: the codes (n,) of the columns that the objective's penalties name.
         """
-        reached = self._arrive(values, team) if self.reach is not None else {}
+        reached = self.reach.rows(values, self.columns) if self.reach is not None else {}
         self.weight.add_(weight.sum())
         if objective.batch is None and not bool((weight > 0).any()):
             return
@@ -320,9 +337,9 @@ class Candidates:
         if self.optimizer is None:
             return
         near = self._matrices() if span.entries is None else self.near
-        u = near["u"]
-        gradient = self._scratch() if span.entries is None else torch.empty_like(u)
-        self._towards(span, u, self.gradient, scale / float(self.weight), gradient)
+        u, gradient = near["u"], span.scratch
+        span.scales.by_u(span.start, u, span.flat, self.gradient, gradient)
+        gradient *= scale / float(self.weight)
         gradient.addcmul_(u, self.anchor)
         if self.options.gradientClip is not None:
             gradient.mul_(
@@ -330,25 +347,12 @@ class Candidates:
             )
         self.optimizer.step(u, gradient, self.base * factor, (near["mean"], near["square"]), self._here(self._rate()))
         if self.behind is not None:
-            assert span.entries is not None
-            if self.forget is not None:
-                near["average"].lerp_(u, self.forget)
-            for name, matrix in self._matrices().items():
-                matrix.view(-1).index_copy_(0, self.places, near[name].view(-1))
             self.behind.stepped(self.base * factor, int(self.optimizer.steps))
-            self.behind.since.index_fill_(0, span.entries, self.behind.now)
-            return
         span.load(u)
         if self.projects:
             self._project()
         if self.forget is not None:
-            self.average.lerp_(u, self.forget)
-
-    def _scratch(self) -> Tensor:
-        """Room (K, p) for a gradient by u."""
-        if self.room is None:
-            self.room = torch.zeros_like(self.u)
-        return self.room
+            near["average"].lerp_(u, self.forget)
 
     def _penalise(self, monotone: Monotone, factor: float) -> None:
         """Add the penalty's gradient, times a factor, to the sums; every process does the same."""
@@ -356,12 +360,6 @@ class Candidates:
         slopes = self.folded.slopes(self.parameters, len(self.recipes))
         gradients = {v: factor * gradient for v, gradient in monotone.gradients(slopes).items()}
         self.folded.back(slopes, gradients, torch.zeros_like(slopes.constant), self.span.room)
-
-    @staticmethod
-    def _towards(span: Span, u: Tensor, gradient: Tensor, factor: float, out: Tensor) -> None:
-        """The gradient by u, times a factor, from the one by the parameters (K, q)."""
-        span.scales.by_u(span.start, u, span.flat, gradient, out)
-        out *= factor
 
     def _project(self) -> None:
         before = self.flat.clone()
@@ -379,12 +377,10 @@ class Candidates:
         self._catch_up_all()
         once = [*self.slow, *self.curved]
         if once:
-            span = self.span
-            if span.entries is not None:
-                span = self._whole()
-                span.load(self.u)
-            gradient = self._scratch()
-            self._towards(span, self.u, self.whole, scale / float(self.total_weight), gradient)
+            flat = self.scales.parameters(self.start, self.u, torch.empty_like(self.u))
+            gradient = torch.empty_like(self.u)
+            self.scales.by_u(self.start, self.u, flat, self.whole, gradient)
+            gradient *= scale / float(self.total_weight)
         for k, optimizer in self.slow.items():
             u = optimizer.param_groups[0]["params"][0]
             u.copy_(self.u[k])
@@ -428,7 +424,7 @@ class Candidates:
         for batch, label, weight, block in data.batches(split):
             values = data.values(batch)
             if self.reach is not None:
-                columns = self.reach.columns(values)
+                columns = self.reach.columns([values])
                 self.span = self.reach.span(columns, len(every))
                 assert self.span.folded is not None and self.span.entries is not None
                 self.span.load(self._taken(self.average, self._places(self.span.entries)))
@@ -438,9 +434,8 @@ class Candidates:
                 tally.add(margin, label, weight, block)
         scores = [tally.score(data.team) for tally in tallies]
         if self.reach is not None:
-            return scores, lambda k: self.scales.parameters(
-                self.start, self.average[k : k + 1], self.start[None].clone()
-            )[0]
+            reach = self.reach
+            return scores, lambda k: reach.parameters(self.average[k])
         measured = self.flat.clone()
         if self.forget is not None or self.settles:
             self.span.load(self.u)
@@ -449,6 +444,7 @@ class Candidates:
     # Saving and leaving ---------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
+        self._put_back()
         return {
             "flat": None if self.reach else self.flat, "u": self.u, "average": self.average, "whole": self.whole,
             "total": self.total, "totalWeight": self.total_weight,

@@ -11,8 +11,9 @@ from typing import Annotated, Optional
 
 import typer
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.types import StructType
 
-from sparkdiff import run
+from sparkdiff import jvm, run
 from sparkdiff.cache import root
 from sparkdiff.difference import between
 from sparkdiff.errors import InputError, SparkdiffError
@@ -39,14 +40,18 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 @app.command()
 def plan(
     model: Model, freeze: Names = None, reference: Names = None, target: Names = None, unfreeze: Names = None,
+    schema: Annotated[
+        Optional[str], typer.Option(help="Of the data, as DDL (`a double, b string`) or as JSON of a StructType.")  # noqa: UP045
+    ] = None,
     as_json: AsJson = False,
     strict: Annotated[bool, typer.Option(help="Exit with 3 unless every stage is translated.")] = False,
 ) -> None:  # fmt: skip
     """What would be trained, and why not the rest. Runs no job."""
-    fitted = run.load_model(run.start_session({}), run.located(model, Path.cwd()))
-    found = make_plan(
-        fitted, freeze=freeze or (), reference=reference or (), target=target or (), unfreeze=unfreeze or ()
-    )
+    spark = run.start_session({})
+    fitted = run.load_model(spark, run.located(model, Path.cwd()))
+    known = None if schema is None else _schema(spark, schema)
+    wishes = {"freeze": freeze, "reference": reference, "target": target, "unfreeze": unfreeze}
+    found = make_plan(fitted, schema=known, **{option: names or () for option, names in wishes.items()})
     print(found.toJSON() if as_json else found)
     if strict and any(s.role == "referenced" for s in found.stages):
         raise typer.Exit(NOT_STRICT)
@@ -106,6 +111,17 @@ def diff(
     if rows is not None:
         found = dataclasses.replace(found, predictions=predictions(before, after, rows, sample))
     print(found.toJSON() if as_json else found)
+
+
+def _schema(spark: SparkSession, given: str) -> StructType:
+    try:
+        if given.lstrip().startswith("{"):
+            return StructType.fromJson(json.loads(given))
+        return spark.createDataFrame([], given).schema
+    except (*jvm.SparkError, ValueError, KeyError, TypeError) as e:
+        raise InputError(
+            f"--schema must be DDL such as 'a double, b string', or JSON of a StructType. Got {given!r} instead: {jvm.cause(e)}"
+        ) from e
 
 
 def _rows(spark: SparkSession, path: str, format: str, options: str, command: str) -> DataFrame:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ import torch
 from pyspark.ml.linalg import VectorUDT
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
-from pyspark.sql.types import ArrayType, DoubleType, StructField, StructType
+from pyspark.sql.types import ArrayType, DoubleType, StringType, StructField, StructType
 
+from sparkdiff.attributes import named
 from sparkdiff.errors import InputError
 from sparkdiff.sparse import SparseRows
 from sparkdiff.stages.base import NULL, Rows
@@ -32,11 +33,6 @@ def physical(field: StructField, column: Column) -> Column:
     if isinstance(field.dataType, VectorUDT):
         return F.unwrap_udt(column)
     return column.cast("array<double>" if isinstance(field.dataType, ArrayType) else "double")
-
-
-def named(name: str, *, in_struct: bool = False) -> Column:
-    """The column of this name, which may contain dots and backticks; or the field of a struct, `struct.field`."""
-    return F.col(name if in_struct else "`" + name.replace("`", "``") + "`")
 
 
 def into_structs(df: DataFrame, names: Sequence[str]) -> DataFrame:
@@ -144,18 +140,24 @@ def to_arrow(column: Rows, null: torch.Tensor | None = None) -> pa.Array:
     return pa.StructArray.from_arrays([pa.array(np.ones(n, dtype=np.int8)), *none, values], fields=list(VECTOR))
 
 
-def write_columns(columns: Mapping[str, Rows], path: Path, nulls: Mapping[str, torch.Tensor] | None = None) -> None:
-    """Write tensors as one Parquet file that `schema_of` describes to Spark; `nulls` are those of scalars, by name."""
-    pq.write_table(pa.table({name: to_arrow(c, (nulls or {}).get(name)) for name, c in columns.items()}), path)
+def write_columns(
+    columns: Mapping[str, Rows], path: Path, nulls: Mapping[str, torch.Tensor] | None = None,
+    words: Mapping[str, pa.Array] | None = None,
+) -> None:  # fmt: skip
+    """Write tensors, and lists of words, as one Parquet file that `schema_of` describes to Spark; `nulls` are scalars'."""
+    arrays = {name: to_arrow(c, (nulls or {}).get(name)) for name, c in columns.items()}
+    pq.write_table(pa.table({**arrays, **(words or {})}), path)
 
 
 def is_scalar(column: Rows) -> bool:
     return isinstance(column, torch.Tensor) and column.ndim == 1
 
 
-def schema_of(columns: Mapping[str, Rows], metadata: Mapping[str, dict[str, Any]]) -> StructType:
+def schema_of(
+    columns: Mapping[str, Rows], metadata: Mapping[str, dict[str, Any]], words: Iterable[str] = ()
+) -> StructType:
     """Spark's schema for `write_columns`: vectors with their attributes, numbers as double."""
     return StructType([
         StructField(name, DoubleType() if is_scalar(c) else VectorUDT(), True, metadata.get(name) or {})
         for name, c in columns.items()
-    ])  # fmt: skip
+    ] + [StructField(name, ArrayType(StringType())) for name in words])  # fmt: skip

@@ -245,7 +245,7 @@ class _Seen:
 
     def drift(self) -> list[str]:
         """Validation rows that a classifier tells from training rows."""
-        if min(self.sampled.values()) < 2 * 30:
+        if min(self.sampled.values()) < 2 * 30 or not self.versions:
             return []
         (train, _, early), (held, _, late) = self._gathered(TRAIN), self._gathered(VALIDATION)
         columns = [below([train[v], held[v]]) for v in self.versions]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
 
 from sparkdiff import jvm
@@ -19,10 +21,14 @@ from sparkdiff.nesting import flatten
 from sparkdiff.network import Network
 from sparkdiff.parity import Parity, compare
 from sparkdiff.sparse import SparseRows
-from sparkdiff.splits import TRAIN, VALIDATION
+from sparkdiff.splits import TRAIN, VALIDATION, quoted
 from sparkdiff.stages.base import Rows, below, taken
 
 PARITY_ROWS = 10_000
+DENSE_ENTRIES = 1 << 26
+"""Entries that Spark may write densely for the comparison (half a gibibyte of doubles)."""
+NARROW = {"tinyint": 7, "smallint": 15, "int": 31, "bigint": 53, "float": None}
+"""Types whose columns are rebuilt as they were, as a stage may give back what it reads; of whole numbers 2 to this power."""
 
 
 def check(model: Any, network: Network, data: Data, cache: Cache) -> Parity:
@@ -32,7 +38,7 @@ def check(model: Any, network: Network, data: Data, cache: Cache) -> Parity:
         ParityError: they disagree.
     """
     spark, graph = jvm.session(), network.graph
-    sample = _sample(data)
+    sample = _sample(data, max(100, min(PARITY_ROWS, DENSE_ENTRIES // max(1, network.made_dense()))))
     flags = {v: sample.pop(v) for v in network.flags if v in sample}
     first = {v: taken(c, torch.tensor([0])) for v, c in (sample | flags).items()}
     edges = _edges(network, first, sample)
@@ -42,13 +48,23 @@ def check(model: Any, network: Network, data: Data, cache: Cache) -> Parity:
         named[graph.name(v)] = below([c, edges[v]])
         if null_of(v) in flags:
             nulls[graph.name(v)] = below([flags[null_of(v)], edges[null_of(v)]])  # type: ignore[assignment]
-    metadata = {c["column"]: c.get("metadata") or {} for c in cache.manifest["columns"]}
+    spoken, recovered = _recovered(network, named)
+    described = {c["column"]: c for c in cache.manifest["columns"]}
+    metadata = {name: entry.get("metadata") or {} for name, entry in described.items()}
+    narrow = {name: kind for name in named if name not in spoken and (kind := described[name].get("type")) in NARROW}
+    for name, kind in narrow.items():
+        x, power = named[name], NARROW[kind]
+        if isinstance(x, torch.Tensor) and power is not None:
+            nulls[name] = x.isnan()
+            named[name] = x.nan_to_num(0.0).trunc().clamp(-(2.0**power), 2.0**power - 1)
     stages = [stage for _, stage in flatten(model)]
     with tempfile.TemporaryDirectory(prefix=".parity-", dir=cache.folder.parent) as folder:
-        write_columns(named, Path(folder) / "sample.parquet", nulls)
-        df = spark.read.schema(schema_of(named, metadata)).parquet(f"file://{folder}/sample.parquet")
+        write_columns(named, Path(folder) / "sample.parquet", nulls, spoken)
+        df = spark.read.schema(schema_of(named, metadata, spoken)).parquet(f"file://{folder}/sample.parquet")
+        if narrow:
+            df = df.withColumns({n: quoted(n).cast(k).alias(n, metadata=metadata[n]) for n, k in narrow.items()})
         df = into_structs(df, [graph.name(v) for v in sample if graph.in_struct(v)])
-        parity = compare(df, {i: stages[i] for i in graph.live}, network, Path(folder))
+        parity = compare(df, {i: stages[i] for i in graph.live}, network, Path(folder), recovered)
     if not parity.ok:
         worst = sorted(parity.maxRelDiff.items(), key=lambda item: -item[1])
         raise ParityError(
@@ -59,12 +75,27 @@ def check(model: Any, network: Network, data: Data, cache: Cache) -> Parity:
     return parity
 
 
-def _sample(data: Data) -> dict[Version, Rows]:
+def _recovered(
+    network: Network, named: Mapping[str, Rows]
+) -> tuple[dict[str, pa.Array], dict[tuple[int, Version], str]]:
+    """What stages whose inputs can't enter torch would have read, by column; and which column stands for what."""
+    graph, columns, standing = network.graph, {}, {}
+    for i in (i for i in graph.live if graph.leaves[i].made):
+        leaf = graph.leaves[i]
+        arrays = network.module(i).recovered(*(named[graph.name(v)] for v in leaf.reads))
+        for k, (v, array) in enumerate(zip(leaf.sources, arrays, strict=True)):
+            standing[i, v] = name = f"__sparkdiff_source{i}_{k}"
+            columns[name] = array
+    return columns, standing
+
+
+def _sample(data: Data, most: int) -> dict[Version, Rows]:
+    """At most so many rows, or a batch more, of training and validation rows in equal parts."""
     parts: list[dict[Version, Rows]] = []
     rows = 0
     for split in (TRAIN, VALIDATION):
-        for batch in data.stream.batches(split, batchSize=1000):
-            if rows >= PARITY_ROWS // (2 if split == TRAIN else 1):
+        for batch in data.stream.batches(split, batchSize=min(1000, most)):
+            if rows >= most // (2 if split == TRAIN else 1):
                 break
             parts.append(data.values(batch))
             rows += len(batch["label"])
@@ -82,6 +113,9 @@ def _edges(network: Network, row: dict[Version, Rows], sample: dict[Version, Row
         if isinstance(column, SparseRows):
             nothing = torch.zeros(0, dtype=torch.int64)
             changes.append((v, SparseRows(nothing, column.values[:0], torch.zeros(2, dtype=torch.int64), column.width)))
+            continue
+        if v[1] < -1:  # what was made of one thing for torch doesn't change alone, but that a vector may be empty
+            changes += [(v, torch.zeros_like(column[:1]))] if column.ndim == 2 else []
             continue
         readers = [i for i in network.positions if v in graph.leaves[i].reads]
         own = [

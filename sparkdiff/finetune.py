@@ -25,7 +25,7 @@ from sparkdiff.errors import InputError, ParityError
 from sparkdiff.fingerprint import Request, virtual_shards
 from sparkdiff.graph import Graph, Version
 from sparkdiff.losses import Objective, check_label
-from sparkdiff.measure import Data, Score, score
+from sparkdiff.measure import Data, Score, rows_at_once, score
 from sparkdiff.metrics import Metric
 from sparkdiff.nesting import flatten
 from sparkdiff.network import Network, write_back
@@ -168,7 +168,7 @@ def fine_tune(
     # Where others train, this process only measures, once before and once after.
     held = in_memory and options.numProcesses == 1
     with Stream(cache.folder, backend=options.stream, inMemory=held, seed=options.seed) as stream:
-        data = Data(stream, cache.columns(graph))
+        data = Data(stream, cache.columns(graph), rows=rows_at_once(network))
         label = _label(task, cache, network, sources)
         check_options(options, network.head)
         objective, metric = objectives(options, network, label)

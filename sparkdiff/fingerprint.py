@@ -68,6 +68,8 @@ def fingerprint(request: Request, folder: Path) -> str:
             for k in ("spark.sql.session.timeZone", "spark.sql.ansi.enabled", "spark.sql.caseSensitive")
         },
         "sources": [[s.split, source_facts(s.df)] for s in request.sources],
+        # The manifest keeps the columns' attributes, of which the plan's text says nothing.
+        "metadata": [[[f.name, f.metadata] for f in s.df.schema.fields if f.metadata] for s in request.sources],
     }
     graph = request.graph
     if nulls := graph.telling(graph.live):
@@ -98,6 +100,7 @@ def _content(df: DataFrame) -> Any:
 def _saved_bytes(graph: Graph, folder: Path) -> list[str] | None:
     """Digest of the saved stages that run before the cache; None where one can't be saved, or is Python code."""
     stages = [graph.leaves[i].stage for i in sorted(graph.cached)]
+    stages += [stage for i in graph.live for stage in graph.preparation(i)]
     if not all(
         isinstance(s, JavaParams) or type(s).__module__.startswith(("pyspark.ml.", "sparkdiff.")) for s in stages
     ):

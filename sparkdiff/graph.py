@@ -67,11 +67,14 @@ class Leaf:
     module: StageModule | None  # None: stays in Spark
     why: str  # ... and why
     parametric: bool  # has parameters that its settings let train
+    own: bool = True  # Spark's own, or translated; any other stage may read more than it declares, and drop rows
     note: str = ""  # what was taken for granted
-    spelled: tuple[str, ...] = ()  # the inputs as the Params name them
-    reads: tuple[Version, ...] = ()
+    made: tuple[str, ...] = ()  # columns that plain stages in front of it make for torch
+    sources: tuple[Version, ...] = ()  # what Spark's stage reads
+    reads: tuple[Version, ...] = ()  # what its module reads
     lossInputs: tuple[str, ...] = ()
     lossReads: tuple[Version, ...] = ()  # what only its loss reads
+    spelled: tuple[str, ...] = ()  # the inputs as the Params name them
     parents: frozenset[int] = frozenset()
 
     @property
@@ -101,7 +104,7 @@ class Graph:
         self._link()
         self._leave_ambiguous()
         self._decide(data)
-        self._unfreeze(unfreeze)
+        asked = self._unfreeze(unfreeze)
         for i in self.select(reference, "reference"):
             self._leave(i, "left in Spark by request")
         self._leave_unreachable()
@@ -111,7 +114,13 @@ class Graph:
         self.upstream = self.ancestors([self.head]) | {self.head} if self.head is not None else set()
         self.makers = self._makers(beside)
         self.blocked = self._blocked()
-        self.trainable = {i for i in self._on_path() if self.leaves[i].has_parameters() and i not in self.blocked}
+        free = self._on_path() - set(self.blocked)
+        self.trainable = {i for i in free if self.leaves[i].has_parameters()}
+        self.on_request = {i: names for i in free if (names := self._on_request(i))}
+        for name, found in asked.items():
+            if not found & self.trainable:
+                i = min(found)
+                raise InputError(f"unfreeze={name!r}: {self.leaves[i].uid} can't train: {self.reason(i, {})}")
         for i in set(self.translated()) - self.trainable:
             self.leaves[i].module.requires_grad_(False)  # type: ignore[union-attr]
         self.cached = self._cached()
@@ -121,7 +130,7 @@ class Graph:
 
     def _leaf(self, path: tuple[int, ...], stage: Any) -> Leaf:
         name = class_name(stage)
-        cls, opaque = REGISTRY.get(name), False
+        cls, opaque, own = REGISTRY.get(name), False, True
         if cls is not None:
             jvm.check_alive(stage)
             why = cls.refuses(stage) or ""
@@ -130,27 +139,35 @@ class Graph:
             why = UNTRANSLATED.get(name) or foreign(stage) or "no torch form"
             inputs, outputs = columns_of(stage, INPUTS), columns_of(stage, OUTPUTS)
             own = is_plain(stage) or isinstance(stage, UnaryTransformer)
-            opaque = type(stage).__name__ in ANY_COLUMN or not outputs or not own
+            opaque = type(stage).__name__ in ANY_COLUMN or not outputs
         skips = stage.hasParam("handleInvalid") and stage.isDefined("handleInvalid")
-        drops = opaque or (skips and stage.getOrDefault("handleInvalid") == "skip")
+        drops = opaque or not own or (skips and stage.getOrDefault("handleInvalid") == "skip")
         waits = cls is not None and cls.wants_fields(stage)
         module = cls.from_spark(stage) if cls is not None and not why and not waits else None
         loss_inputs = cls.loss_inputs(stage) if cls is not None and issubclass(cls, Predictor) else ()
         parametric = module is not None and any(p.requires_grad for p in module.parameters())
+        made = cls.made(stage) if cls is not None and module is not None else ()
         return Leaf(
             path, stage.uid, type(stage).__name__, stage, tuple(map(unquoted, inputs)), outputs, opaque, drops, module,
-            why, parametric, spelled=inputs, lossInputs=tuple(map(unquoted, loss_inputs)),
+            why, parametric, own=own, spelled=inputs, made=made, lossInputs=tuple(map(unquoted, loss_inputs)),
         )  # fmt: skip
 
     def _link(self) -> None:
         current: dict[str, int] = {}
         barrier = -1
+
+        def writer(spelled: str) -> int:
+            """Who has written a column or, of a field `s.b`, the struct."""
+            name = self.fold(unquoted(spelled))
+            while name not in current and "." in name and unquoted(spelled) == spelled:
+                name = name.rpartition(".")[0]
+            return current.get(name, barrier)
+
         for i, leaf in enumerate(self.leaves):
-            leaf.reads, leaf.lossReads = (
-                tuple((self.fold(c), current.get(self.fold(c), barrier)) for c in columns)
-                for columns in (leaf.inputs, leaf.lossInputs)
-            )
-            parents = range(i) if leaf.opaque else (p for _, p in leaf.reads if p >= 0)
+            leaf.sources = tuple((self.fold(unquoted(c)), writer(c)) for c in leaf.spelled)
+            leaf.lossReads = tuple((self.fold(c), current.get(self.fold(c), barrier)) for c in leaf.lossInputs)
+            leaf.reads = tuple((self.fold(c), in_front_of(i)) for c in leaf.made) or leaf.sources
+            parents = range(i) if leaf.opaque or not leaf.own else (p for _, p in leaf.sources if p >= 0)
             leaf.parents = frozenset(parents)
             if leaf.opaque:
                 barrier, current = i, {}
@@ -158,10 +175,12 @@ class Graph:
 
     def _leave_ambiguous(self) -> None:
         """A tensor has one name: where a field `s.b` of a struct and a column of that name are read, the field stays in Spark."""
-        columns = {v for leaf in self.leaves for c, v in zip(leaf.spelled, leaf.reads, strict=True) if unquoted(c) != c}
+        columns = {
+            v for leaf in self.leaves for c, v in zip(leaf.spelled, leaf.sources, strict=True) if unquoted(c) != c
+        }
         for i, leaf in enumerate(self.leaves):
-            for c, v in zip(leaf.spelled, leaf.reads, strict=True):
-                if v in columns and v[1] == -1 and "." in c and unquoted(c) == c:
+            for c, v in zip(leaf.spelled, leaf.sources, strict=True):
+                if v in columns and "." in c and unquoted(c) == c:
                     self._leave(
                         i, f"reads the field {c!r} of a struct, and another stage a column of that name: rename one"
                     )
@@ -171,7 +190,7 @@ class Graph:
         waiting = [i for i, leaf in enumerate(self.leaves) if leaf.module is None and not leaf.why]
         if not waiting:
             return
-        steps = [Step(leaf.stage, leaf.inputs, leaf.reads, leaf.parents) for leaf in self.leaves]
+        steps = [Step(leaf.stage, leaf.inputs, leaf.sources, leaf.parents) for leaf in self.leaves]
         known = known_fields(steps, {v for i in waiting for v in self.leaves[i].reads}, data, self.fold)
         for i in waiting:
             leaf = self.leaves[i]
@@ -181,17 +200,26 @@ class Graph:
                 fields.append(field_of(known[v], writer.storage if writer else "") if v in known else None)
             try:
                 leaf.module = REGISTRY[class_name(leaf.stage)].from_fields(leaf.stage, fields)
+                leaf.parametric = any(p.requires_grad for p in leaf.module.parameters())
             except StaysInSparkError as e:
                 leaf.why = str(e)
             if data is None and leaf.module is not None:
                 described = [self.leaves[j] for j in (i, *sorted(self.ancestors([i]))) if not self._makes_categories(j)]
-                sources = dict.fromkeys(self.name(v) for of in described for v in of.reads if v[1] == -1)
+                sources = dict.fromkeys(self.name(v) for of in described for v in of.sources if v[1] == -1)
                 if sources:
-                    leaf.note = f"whether {', '.join(sources)} hold categories is {UNDECIDED}"
+                    leaf.note = f"whether {', '.join(sources)} {leaf.module.undecided} is {UNDECIDED}"
 
     def _makes_categories(self, i: int) -> bool:
         """Whether what the stage reads doesn't show in the attributes of what it writes."""
         return self.leaves[i].stageClass in ("StringIndexerModel", "OneHotEncoderModel")
+
+    def single(self) -> set[int]:
+        """The translated stages that Spark holds in float32, and those behind them, whose outputs are as coarse."""
+        out: set[int] = set()
+        for i in self.translated():
+            if self.leaves[i].module.float32 or any(p in out for _, p in self.leaves[i].reads):  # type: ignore[union-attr]
+                out.add(i)
+        return out
 
     def ancestors(self, of: Iterable[int]) -> set[int]:
         """Every stage from which a column path leads to one of these."""
@@ -208,18 +236,23 @@ class Graph:
         return [i for i, leaf in enumerate(self.leaves) if leaf.module is not None]
 
     def _leave(self, i: int, why: str) -> None:
-        self.leaves[i].module, self.leaves[i].why = None, why
+        leaf = self.leaves[i]
+        leaf.module, leaf.why, leaf.made, leaf.reads = None, why, (), leaf.sources
 
     def reference(self) -> list[int]:
         """The stages that Spark runs to make the network's inputs (translated ones among them where they feed others)."""
         translated = set(self.translated())
         if not translated:
             return []
-        made = {p for i in translated for _, p in self.leaves[i].reads if p >= 0 and p not in translated}
+        made = {p for i in translated for _, p in self._read_from_spark(i) if p >= 0 and p not in translated}
         made |= {
             i for i, leaf in enumerate(self.leaves) if leaf.drops_rows and i < max(translated) and i not in translated
         }
         return sorted(made | self.ancestors(made))
+
+    def _read_from_spark(self, i: int) -> tuple[Version, ...]:
+        """What must be there for a translated stage: what it reads, or what is made of it for torch."""
+        return self.leaves[i].sources if self.leaves[i].made else self.leaves[i].reads
 
     def _leave_unreachable(self) -> None:
         """A stage that reads a column which a stage of the reference overwrites later can't have it: that stays in Spark."""
@@ -229,9 +262,10 @@ class Graph:
                 for name, producer in self.leaves[i].reads:
                     if producer in translated:
                         continue
+                    there = i if producer == in_front_of(i) else producer
                     writers = [
                         r for r in reference
-                        if r > producer and (self.leaves[r].opaque or name in map(self.fold, self.leaves[r].outputs))
+                        if r > there and (self.leaves[r].opaque or name in map(self.fold, self.leaves[r].outputs))
                     ]  # fmt: skip
                     if writers:
                         last = self.leaves[writers[-1]]
@@ -295,6 +329,12 @@ class Graph:
         head = self.leaves[self.head].module if self.head is not None else None
         return isinstance(head, Predictor) and not head.labelled and not self.labelled
 
+    def _on_request(self, i: int) -> list[str]:
+        """The parameters of a stage that would train if `unfreeze` named them."""
+        module = self.leaves[i].module
+        named = module.named_parameters() if module is not None else ()
+        return sorted(n for n, p in named if module is not None and n in module.optional and not p.requires_grad)
+
     def _on_path(self) -> set[int]:
         """Stages from which a differentiable path leads to the loss."""
         if self.head is None:
@@ -320,6 +360,11 @@ class Graph:
             if self.leaves[i].module is None:
                 for j in self.ancestors([i]):
                     out.setdefault(j, f"feeds {self.leaves[i].uid}, which stays in Spark: {self.leaves[i].why}")
+        for i in self._droppers():
+            for j in self.ancestors([i]):
+                out.setdefault(
+                    j, f"comes before {self.leaves[i].uid}, which stays in Spark and may drop rows for what it reads"
+                )
         for i, leaf in enumerate(self.leaves):
             predicts = isinstance(leaf.module, Predictor) or (
                 leaf.module is None and "predictionCol" in map(_name, leaf.stage.params)
@@ -329,13 +374,16 @@ class Graph:
                     out.setdefault(j, f"also feeds the predictor {leaf.uid}, which the loss doesn't see")
         return out
 
+    def _droppers(self) -> set[int]:
+        """Stages in Spark that may drop rows before the head sees them."""
+        last = max(self.upstream, default=-1)
+        return {i for i, leaf in enumerate(self.leaves[: last + 1]) if leaf.module is None and leaf.drops_rows}
+
     def _cached(self) -> set[int]:
         """Stages that run in Spark before the cache."""
         if not self.trainable:
             return set()
-        spark = {i for i in self.upstream if self.leaves[i].module is None}
-        last = max(self.upstream)
-        spark |= {i for i, leaf in enumerate(self.leaves) if leaf.module is None and leaf.drops_rows and i < last}
+        spark = {i for i in self.upstream if self.leaves[i].module is None} | self._droppers()
         spark |= set(self.makers)
         spark |= self.ancestors(spark)
         for i in self.makers:
@@ -358,9 +406,15 @@ class Graph:
 
     def before_cut(self, df: DataFrame) -> DataFrame:
         """What Spark computes before the cache."""
-        for i in sorted(self.cached):
-            df = self.leaves[i].stage.transform(df)
+        for i in sorted({*self.cached, *self.live}):
+            for stage in [self.leaves[i].stage] if i in self.cached else self.preparation(i):
+                df = stage.transform(df)
         return df
+
+    def preparation(self, i: int) -> list[Any]:
+        """Plain stages that make of what a stage reads what its module reads."""
+        leaf = self.leaves[i]
+        return type(leaf.module).preparation(leaf.stage) if leaf.module is not None and leaf.made else []
 
     def margin_reads(self, i: int) -> tuple[Version, ...]:
         """What the margin of stage i is computed from: the head's also from what only its loss reads."""
@@ -387,17 +441,18 @@ class Graph:
         """The column's name as its writer (or first reader) spells it."""
         name, producer = version
         spelled = self.leaves[producer].outputs if producer >= 0 else ()
-        for c in (*spelled, *(c for leaf in self.leaves for c in (*leaf.inputs, *leaf.lossInputs))):
+        for c in (*spelled, *(c for leaf in self.leaves for c in (*leaf.inputs, *leaf.lossInputs, *leaf.made))):
             if self.fold(c) == name:
                 return c
         return name
 
     def in_struct(self, version: Version) -> bool:
-        """Whether it is a field of a struct of the data, `struct.field`; a column called so is read in backticks."""
-        if version[1] != -1 or "." not in version[0]:
+        """Whether it is a field of a struct, `struct.field`; a column called so is read in backticks."""
+        name, producer = version
+        if "." not in name or (producer >= 0 and name in map(self.fold, self.leaves[producer].outputs)):
             return False
-        readers = (c for leaf in self.leaves for c, v in zip(leaf.spelled, leaf.reads, strict=True) if v == version)
-        return all(unquoted(c) == c for c in readers)
+        readers = [c for leaf in self.leaves for c, v in zip(leaf.spelled, leaf.sources, strict=True) if v == version]
+        return bool(readers) and all(unquoted(c) == c for c in readers)
 
     def without_spark(self) -> Graph:
         """The same graph without the Spark stages, for processes that have no session; it can compute, not write back."""
@@ -425,11 +480,17 @@ class Graph:
             out |= match
         return out
 
-    def _unfreeze(self, names: Iterable[str]) -> None:
-        """Let parameters train that do so on request only, each named `<uid, class name or output column>.<parameter>`."""
+    def _unfreeze(self, names: Iterable[str]) -> dict[str, set[int]]:
+        """Let parameters train that do so on request only, each named `<uid, class name or output column>.<parameter>`.
+
+        Returns:
+            the stages that each name is about.
+        """
+        asked = {}
         for name in names:
             stage, _, wanted = name.rpartition(".")
-            for i in self.select([stage] if stage else [name], "unfreeze"):
+            asked[name] = self.select([stage] if stage else [name], "unfreeze")
+            for i in asked[name]:
                 leaf = self.leaves[i]
                 known = (
                     sorted(n for n, _ in leaf.module.named_parameters() if n in leaf.module.optional)
@@ -443,6 +504,7 @@ class Graph:
                     )
                 getattr(leaf.module, wanted).requires_grad_()
                 leaf.parametric = True
+        return asked
 
     def restrict(self, freeze: Iterable[Any], target: Iterable[Any]) -> dict[int, str]:
         """Trainable stages that keep their parameters by the user's wish, with the reason. The cut never depends on it."""
@@ -458,13 +520,19 @@ class Graph:
         return frozen
 
     def reason(self, i: int, frozen: dict[int, str]) -> str:
+        """What becomes of a stage and why, in plain words."""
+        request = ", ".join(self.on_request.get(i, ()))
+        return self._reason(i, frozen) + (f"; trains on request (unfreeze): {request}" if request else "")
+
+    def _reason(self, i: int, frozen: dict[int, str]) -> str:
         leaf = self.leaves[i]
         if leaf.module is None:
             return leaf.why
         if i in frozen and i in self.trainable:
             return frozen[i]
         if i in self.trainable:
-            return "the loss" if i == self.head else "a differentiable path leads to the loss"
+            why = "the loss" if i == self.head else "a differentiable path leads to the loss"
+            return f"{why}; {leaf.module.before}" if leaf.made else why
         if not leaf.has_parameters():
             return f"nothing to train; {leaf.note}" if leaf.note else "nothing to train"
         if self.head is None:
@@ -478,6 +546,11 @@ class Graph:
         return "no differentiable path to the loss"
 
 
+def in_front_of(position: int) -> int:
+    """In place of a version's writer: the plain stages that stand in front of a stage."""
+    return -2 - position
+
+
 def check_columns(graph: Graph, schema: StructType, also: Iterable[str | None] = ()) -> None:
     """Raise InputError where a stage reads a column that neither the data nor a stage has.
 
@@ -485,13 +558,13 @@ def check_columns(graph: Graph, schema: StructType, also: Iterable[str | None] =
         also: columns that are read by what comes after the pipeline.
     """
     known = set(fields_by_name(schema, graph.fold))
-    read = {name for leaf in graph.leaves for name, _ in leaf.reads} | {graph.fold(c) for c in also if c is not None}
+    read = {name for leaf in graph.leaves for name, _ in leaf.sources} | {graph.fold(c) for c in also if c is not None}
     for leaf in graph.leaves:
         if leaf.opaque:
             return
         if leaf.stageClass in PASSED_OVER and not read & set(map(graph.fold, leaf.outputs)):
             continue
-        for (name, producer), column in zip(leaf.reads, leaf.inputs, strict=True):
+        for (name, producer), column in zip(leaf.sources, leaf.inputs, strict=True):
             if producer < 0 and name not in known:
                 raise InputError(
                     f"{leaf.uid} reads column {column!r}, which the data lack. {did_you_mean(column, schema.names)}"
@@ -508,14 +581,15 @@ def foreign(stage: Any) -> str | None:
     does = (
         "only computes its output column"
         if isinstance(stage, UnaryTransformer)
-        else "may read and write any column and row"
+        else "may read any column and drop rows"
     )
     return f"no stage of Spark's, it {does}; a StageModule registered for {class_name(stage)} would translate it"
 
 
 def field_of(field: StructField, storage: str = "") -> Field:
     """What a stage that wants to know its input columns is told of one."""
-    return Field(isinstance(field.dataType, VectorUDT), (field.metadata or {}).get("ml_attr"), storage)
+    attributes = (field.metadata or {}).get("ml_attr")
+    return Field(isinstance(field.dataType, VectorUDT), attributes, storage, field.dataType.simpleString())
 
 
 def unquoted(name: str) -> str:

@@ -329,6 +329,8 @@ def _component(name: str, params: Mapping[str, Any], head: Predictor, y: LabelSt
         )
     if name in REGRESSION:
         return _regression(name, params, head, y)
+    if name == "auc" and head.ranks:
+        return Objective(name, batch=lambda m, y, w, groups: pairwise_logistic(head.mean(m), y, w), calibrated=False)
     if not head.classes:
         raise InputError(
             f"loss={name!r} needs classes, which {type(head).__name__} doesn't predict; use one of {', '.join(REGRESSION)}"

@@ -27,13 +27,20 @@ VALUES = 1 << 15
 """Different values of a feature that are told apart."""
 EVAL_ROWS = 8192
 """Rows that are measured at a time."""
+DENSE_ENTRIES = 1 << 24
+"""Entries that a stage may make dense at a time while rows are measured (128 MiB of doubles)."""
+
+
+def rows_at_once(network: Network) -> int:
+    """EVAL_ROWS, but fewer where a stage makes wide rows dense."""
+    return max(16, min(EVAL_ROWS, DENSE_ENTRIES // max(1, network.made_dense())))
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
     """The stream, what its columns are, and which process of how many reads it.
 
-    `tick` is called for every batch that is measured.
+    `tick` is called for every batch that is measured, of `rows` rows.
     """
 
     stream: Stream
@@ -41,6 +48,7 @@ class Data:
     team: Team = ALONE
     tick: Callable[[], None] = lambda: None
     prepare: Prepare | None = None
+    rows: int = EVAL_ROWS
 
     def values(self, batch: Batch) -> dict[Version, Rows]:
         return {v: batch[name] for v, name in self.columns.items()}
@@ -70,7 +78,7 @@ class Data:
         """This process's rows in large batches, as they lie, for measuring: (batch, label, weight, block)."""
         team = self.team
         for batch in self.stream.batches(
-            split, batchSize=EVAL_ROWS * team.world, rank=team.rank, world=team.world, prepare=self.prepare
+            split, batchSize=self.rows * team.world, rank=team.rank, world=team.world, prepare=self.prepare
         ):
             self.tick()
             yield batch, scalar(batch, "label"), scalar(batch, "weight"), scalar(batch, "block") % MAX_BLOCKS
@@ -205,6 +213,14 @@ def contributions(network: Network, data: Data, split: str, metric: Metric) -> T
 
 def _explain(network: Network, data: Data, batch: Batch, bad: Tensor) -> None:
     """Raise the InputError of rows without a finite loss where an input is to blame."""
+    values = data.values(batch)
+    with torch.no_grad():
+        network.run(values, [v for i in network.positions for v in network.graph.leaves[i].reads if v not in values])
+    worst = torch.nonzero(bad)[:1, 0]
+    for i in network.positions:
+        reads = [taken(values[v], worst) for v in network.graph.leaves[i].reads]
+        if why := network.module(i).unknown(*reads):
+            raise InputError(why)
     wanting = next(
         network.graph.leaves[i].uid for i in network.positions if isinstance(network.module(i), (Predictor, PCA))
     )

@@ -152,7 +152,7 @@ def _named(name: str, params: Mapping[str, Any], head: Predictor, columns: tuple
         rows = half.rows
         return replace(half, name=name, rows=lambda m, y, w: 2 * rows(m, y, w))
     if name in BINARY:
-        probability = not head.classes and head.own_loss()[0] == "logLoss"
+        probability = not head.classes and (head.own_loss()[0] == "logLoss" or head.ranks)
         if not probability and head.classes != 2:
             found = f"{head.classes} classes" if head.classes else "numbers"
             raise InputError(f"metric={name!r} needs two classes, but {type(head).__name__} predicts {found}")

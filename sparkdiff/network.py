@@ -15,7 +15,7 @@ from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.graph import LEAVES, Graph, Version, null_of
 from sparkdiff.nesting import flatten, replaced
 from sparkdiff.sparse import SparseRows
-from sparkdiff.stages.base import Rows, StageModule
+from sparkdiff.stages.base import Rows, StageModule, width
 from sparkdiff.stages.predictor import Predictor
 
 
@@ -25,6 +25,7 @@ class Network(nn.Module):
     `network(columns)` takes the `inputCols` and returns the `outputCols`. A numeric or boolean scalar column is `(n,)`, a
     vector `(n, d)`, sparse vectors `torch.sparse_csr`; null is NaN. Where a stage tells the two apart (Bucketizer, an Imputer
     whose missingValue isn't NaN, OneHotEncoder, TargetEncoder), a boolean column `"<name> is null"` may say which it is.
+    Outputs of stages that Spark holds in float32 (ALS, Word2Vec) are float32; those behind compute with what Spark's would read.
 
     Attributes:
         inputCols: columns that a call needs (only those that the wished outputs depend on).
@@ -48,8 +49,15 @@ class Network(nn.Module):
 
     @property
     def reference(self) -> PipelineModel | None:
-        stages = [self.graph.leaves[i].stage for i in self.graph.reference()]
+        graph, reference, stages = self.graph, set(self.graph.reference()), []
+        for i in sorted({*reference, *self.positions}):
+            stages += graph.preparation(i) if i in self.positions else []
+            stages += [graph.leaves[i].stage] if i in reference else []
         return PipelineModel(stages) if stages else None
+
+    def made_dense(self) -> int:
+        """Entries of the widest rows that a stage makes dense, should they be sparse."""
+        return max((m.fitted_width() for i in self.positions if (m := self.module(i)).makes_dense), default=0)
 
     def module(self, position: int) -> StageModule:
         return self.stages[str(position)]  # type: ignore[return-value]
@@ -62,19 +70,42 @@ class Network(nn.Module):
     def forward(self, columns: Mapping[str, Tensor], outputCols: Iterable[str] | None = None) -> dict[str, Tensor]:
         wanted = self._wanted(outputCols)
         values = self.given(columns)
-        self.run(values, wanted)
-        return {self.graph.name(v): _outside(values[v]) for v in wanted}
+        lengths = {self.graph.name(v): len(x) for v, x in values.items()}
+        if len(set(lengths.values())) > 1:
+            raise InputError(
+                f"columns must be of one length, got {', '.join(f'{n} in {c!r}' for c, n in lengths.items())}"
+            )
+        self._check_widths(values)
+        self.run(values, wanted, explain=True)
+        return {self.graph.name(v): _outside(values[v], self.module(v[1]).float32) for v in wanted}
 
     def given(self, columns: Mapping[str, Any]) -> dict[Version, Rows]:
         """The columns of a call as versions; keys that no stage reads are left out."""
         fold, named = self.graph.fold, {}
+        if not isinstance(columns, Mapping):
+            raise InputError(f"a network takes tensors by column name, got {type(columns).__name__}")
         for name, column in columns.items():
             named[fold(name)] = column
         found = {v: _inside(named[v[0]], v[0]) for v in self.reads if v[0] in named}
-        return found | {v: named[v[0]].bool() for v in self.flags if v[0] in named}
+        return found | {v: _flags(named[v[0]], v[0]) for v in self.flags if v[0] in named}
 
-    def run(self, values: dict[Version, Rows], wanted: Iterable[Version]) -> None:
+    def _check_widths(self, values: Mapping[Version, Rows]) -> None:
+        """Raise InputError where a stage has a parameter entry per feature and gets vectors of another width."""
+        for i in self.positions:
+            leaf, module = self.graph.leaves[i], self.module(i)
+            x = values.get(leaf.reads[0]) if leaf.reads else None
+            if x is None or (len(leaf.reads) > 1 and isinstance(x, Tensor) and x.ndim == 1):  # one scalar of several
+                continue
+            for name, axis in module.feature_axis.items():
+                if width(x) != (wanted := getattr(module, name).shape[axis]):
+                    column = self.graph.name(leaf.reads[0])
+                    raise InputError(f"{leaf.uid} wants {wanted} entries a row in column {column!r}, got {width(x)}")
+
+    def run(self, values: dict[Version, Rows], wanted: Iterable[Version], *, explain: bool = False) -> None:
         """Compute the wanted versions and all that they depend on, into `values`.
+
+        Args:
+            explain: which stage torch fails in, and on what shapes.
 
         Raises:
             InputError: an input is missing; names the stage that wants it.
@@ -91,7 +122,14 @@ class Network(nn.Module):
                     f"{leaf.uid} wants column {name!r}, which the call lacks. {did_you_mean(name, self.inputCols)}"
                 )
             module = self.module(i)
-            self._put(i, module(*(values[v] for v in leaf.reads), **self.told(module, leaf.reads, values)), values)
+            try:
+                out = module(*(values[v] for v in leaf.reads), **self.told(module, leaf.reads, values))
+            except (RuntimeError, IndexError) as e:
+                if not explain or isinstance(e, torch.OutOfMemoryError):
+                    raise
+                shapes = ", ".join(f"{self.graph.name(v)!r} {_shape(values[v])}" for v in leaf.reads)
+                raise InputError(f"{leaf.uid} can't compute on columns of these shapes: {shapes} ({e})") from e
+            self._put(i, out, values)
 
     def told(self, module: StageModule, reads: Sequence[Version], values: Mapping[Version, Rows]) -> dict[str, Any]:
         """Which rows of its inputs are null, for a stage that wants to know."""
@@ -159,7 +197,7 @@ class Network(nn.Module):
         if outputCols is None:
             return list(self.writes.values())
         wanted = []
-        for c in outputCols:
+        for c in [outputCols] if isinstance(outputCols, str) else outputCols:
             if self.graph.fold(c) not in self.writes:
                 raise InputError(f"no translated stage writes column {c!r}. {did_you_mean(c, self.outputCols)}")
             wanted.append(self.writes[self.graph.fold(c)])
@@ -171,15 +209,30 @@ def _inside(column: Any, name: str) -> Rows:
         return column
     if not isinstance(column, Tensor):
         raise InputError(f"column {name!r} must be a torch tensor, got {type(column).__name__}")
-    if column.layout == torch.sparse_csr:
-        return SparseRows.from_csr(column.to(torch.float64))
+    if column.layout not in (torch.strided, torch.sparse_csr) or column.is_complex():
+        kind = column.layout if column.layout != torch.strided else column.dtype
+        raise InputError(f"column {name!r} must be a strided or CSR tensor of real numbers, got {kind}")
     if column.ndim not in (1, 2):
         raise InputError(f"column {name!r} must be (n,) or (n, d), got shape {tuple(column.shape)}")
+    if column.layout == torch.sparse_csr:
+        return SparseRows.from_csr(column.to(torch.float64))
     return column.to(torch.float64)
 
 
-def _outside(column: Rows) -> Tensor:
-    return column.to_csr() if isinstance(column, SparseRows) else column
+def _flags(column: Any, name: str) -> Tensor:
+    if not isinstance(column, Tensor) or column.ndim != 1:
+        shape = tuple(column.shape) if isinstance(column, Tensor) else type(column).__name__
+        raise InputError(f"column {name!r} must be a boolean tensor (n,), got {shape}")
+    return column.bool()
+
+
+def _shape(column: Rows) -> tuple[int, ...]:
+    return tuple(column.shape) if isinstance(column, Tensor) else (len(column), column.width)
+
+
+def _outside(column: Rows, single: bool) -> Tensor:
+    out = column.to_csr() if isinstance(column, SparseRows) else column
+    return out.float() if single else out
 
 
 def translate(model: Any, *, schema: SchemaOrRows = None) -> Network:
@@ -210,6 +263,9 @@ def seeing(network: Network, model: Any, data: SchemaOrRows) -> Network:
         return network
     other = Network(graph, network.positions)
     other.stages.update({str(i): network.module(i) for i in network.positions if i not in waiting})
+    for i in waiting:
+        for p, q in zip(other.module(i).parameters(), network.module(i).parameters(), strict=True):
+            p.data = q.data
     return other
 
 

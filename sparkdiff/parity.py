@@ -12,12 +12,14 @@ from typing import Any
 
 import torch
 from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
 from torch import Tensor
 
 from sparkdiff import jvm
-from sparkdiff.columns import named, read_plain, write_plain
+from sparkdiff.attributes import named
+from sparkdiff.columns import read_plain, write_plain
 from sparkdiff.errors import InputError
-from sparkdiff.graph import Version, check_columns, null_of
+from sparkdiff.graph import Version, check_columns, in_front_of, null_of
 from sparkdiff.nesting import flatten
 from sparkdiff.network import Network, seeing, translate
 from sparkdiff.sparse import SparseRows
@@ -26,6 +28,8 @@ from sparkdiff.stages.base import NULL, Rows, columns_of, dense, width
 from sparkdiff.stages.predictor import Predictor
 
 TOLERANCE = 1e-9
+SINGLE = 1e-6
+"""The tolerance where Spark holds weights in float32, and behind."""
 CHUNK = 1 << 22
 """Stored entries of the widest column that are compared at a time (32 MiB of doubles)."""
 PROBE = 16
@@ -42,7 +46,8 @@ class Parity:
             infinite with another sign.
         labelDisagreements: rows in which a label or index column differs.
         rows: rows compared.
-        ok: every maxRelDiff is within the tolerance, and no label differs whose margin isn't as near to the boundary.
+        ok: every maxRelDiff is within the tolerance (1e-9; 1e-6 from where Spark holds float32 on), and no label differs whose
+            margin isn't as near to the boundary.
     """
 
     maxAbsDiff: dict[str, float]
@@ -80,8 +85,14 @@ def verify(model: Any, df: DataFrame, network: Network | None = None) -> Parity:
     return compare(df, {i: stages[i] for i in range(last + 1)}, network)
 
 
-def compare(df: DataFrame, stages: Mapping[int, Any], network: Network, folder: Path | None = None) -> Parity:
+def compare(
+    df: DataFrame, stages: Mapping[int, Any], network: Network, folder: Path | None = None,
+    recovered: Mapping[tuple[int, Version], str] | None = None,
+) -> Parity:  # fmt: skip
     """Run `stages` (by position in the network's graph) in Spark on `df`, and the network on what they read.
+
+    Args:
+        recovered: by a stage and what it reads, columns of `df` that stand for it; what was made of it is in `df`, too.
 
     Raises:
         InputError: Spark failed on the rows, or there is no row.
@@ -89,6 +100,9 @@ def compare(df: DataFrame, stages: Mapping[int, Any], network: Network, folder: 
     graph = network.graph
     outputs = [(graph.fold(c), i) for i in network.positions for c in graph.leaves[i].outputs]
     held: dict[Version, str] = {}
+    there = {graph.fold(c) for c in df.columns}
+    made = [i for i in stages if i in network.positions and not set(map(graph.fold, graph.leaves[i].made)) <= there]
+    moments = {*stages, *map(in_front_of, made)}
 
     hidden = "__sparkdiff_v"
     while any(c.lower().startswith(hidden) for c in (*df.columns, *(o for leaf in graph.leaves for o in leaf.outputs))):
@@ -96,7 +110,7 @@ def compare(df: DataFrame, stages: Mapping[int, Any], network: Network, folder: 
 
     def hold(df: DataFrame, producer: int) -> DataFrame:
         # A later stage may overwrite the column, so each version is kept aside as it appears.
-        new = [v for v in (*network.reads, *outputs) if (v[1] if v[1] in stages else -1) == producer and v not in held]
+        new = [v for v in (*network.reads, *outputs) if (v[1] if v[1] in moments else -1) == producer and v not in held]
         held.update({v: f"{hidden}{len(held) + i}" for i, v in enumerate(new)})
         return df.withColumns({held[v]: named(graph.name(v), in_struct=graph.in_struct(v)) for v in new}) if new else df
 
@@ -105,6 +119,11 @@ def compare(df: DataFrame, stages: Mapping[int, Any], network: Network, folder: 
         try:
             df = hold(df, -1)
             for i in sorted(stages):
+                for stage in graph.preparation(i) if i in made else []:
+                    df = stage.transform(df)
+                df = hold(df, in_front_of(i)) if i in made else df
+                for v, column in ((v, c) for (of, v), c in (recovered or {}).items() if of == i):
+                    df = df.withColumn(graph.name(v), F.col(column))
                 df = hold(stages[i].transform(df), i)
             write_plain(df, list(held.values()), where)
         except jvm.SparkError as e:
@@ -162,7 +181,11 @@ class Tally:
         self.network = network
         self.abs: dict[str, float] = {}
         self.rel: dict[str, float] = {}
-        self.disagreements = self.unexplained = self.rows = 0
+        self.disagreements = self.unexplained = self.exceeding = self.rows = 0
+        self.single = network.graph.single()
+
+    def tolerance(self, position: int) -> float:
+        return SINGLE if position in self.single else TOLERANCE
 
     @torch.no_grad()
     def add(self, spark: dict[Version, Rows], outputs: list[Version]) -> None:
@@ -184,6 +207,7 @@ class Tally:
             difference, relative = differences(ours, theirs)
             self.abs[name] = max(self.abs.get(name, 0.0), difference.max().item() if difference.numel() else 0.0)
             self.rel[name] = max(self.rel.get(name, 0.0), relative.max().item() if relative.numel() else 0.0)
+            self.exceeding += int((relative > self.tolerance(v[1])).sum())
 
     def _labels(self, version: Version, values: dict[Version, Rows], differ: Tensor) -> None:
         differ = differ.any(1) if differ.ndim == 2 else differ  # the leaves of several trees
@@ -195,10 +219,10 @@ class Tally:
         near = None
         if isinstance(module, Predictor) and name in map(graph.fold, columns_of(leaf.stage, ("predictionCol",))):
             near = module.boundary(module.margin(*(values[r] for r in leaf.reads)))
-        self.unexplained += int((differ if near is None else differ & ~(near <= TOLERANCE)).sum())
+        self.unexplained += int((differ if near is None else differ & ~(near <= self.tolerance(position))).sum())
 
     def parity(self) -> Parity:
         if not self.rows:
             raise InputError("there is no row to compare on")
-        ok = not self.unexplained and all(r <= TOLERANCE for r in self.rel.values())
+        ok = not self.unexplained and not self.exceeding
         return Parity(self.abs, self.rel, self.disagreements, self.rows, ok)

@@ -14,10 +14,22 @@ if TYPE_CHECKING:
     import pandas as pd
     from pyspark.sql.types import StructType
 
+SHOWN = 20
+"""Columns of the cache that are named in print."""
+
 
 @dataclasses.dataclass(frozen=True)
 class StagePlan:
-    """What happens to one leaf stage."""
+    """What happens to one leaf stage.
+
+    Attributes:
+        path: position in the nested pipelines, and in the formulas among them.
+        role: "translated", in torch, or "referenced", in Spark.
+        cached: whether Spark runs it before the cache, once for all epochs.
+        trainable: whether its parameters would change.
+        numParameters: entries of its parameters, without those that train on request only; 0 where it is referenced.
+        reason: what becomes of it and why, in plain words.
+    """
 
     path: tuple[int, ...]
     uid: str
@@ -61,10 +73,12 @@ class Plan:
         ]
         widths = [max(len(r[i]) for r in [head, *rows]) for i in range(3)]
         lines = ["  ".join([*(c.ljust(w) for c, w in zip(r, widths, strict=False)), r[3]]) for r in [head, *rows]]
+        more = len(self.cacheCols) - SHOWN
+        held = [*self.cacheCols[:SHOWN], f"{more} more"] if more > 1 else self.cacheCols
         trained = [s for s in self.stages if s.trainable]
         lines.append(
             f"trains {sum(s.numParameters for s in trained):,} parameters in {len(trained)} of {len(self.stages)} stages; "
-            f"the cache holds {', '.join(self.cacheCols) or 'nothing'}"
+            f"the cache holds {', '.join(held) or 'nothing'}"
         )
         return "\n".join(lines)
 
@@ -73,7 +87,7 @@ def plan(
     model: Any, *, schema: StructType | None = None, freeze: Sequence[Any] = (), reference: Sequence[Any] = (),
     target: Sequence[Any] = (), unfreeze: Sequence[str] = (),
 ) -> Plan:  # fmt: skip
-    """What sparkdiff would do with a fitted pipeline or stage, stage by stage. Runs no job.
+    """What sparkdiff would do with a fitted pipeline or stage, stage by stage. Runs no job, but to read an ALSModel's factors.
 
     Args:
         model: a fitted `PipelineModel` or one fitted stage.
@@ -112,7 +126,7 @@ def _dense_notes(graph: Graph) -> dict[int, str]:
             sparse.add(i)
         if module is None or not module.makes_dense:
             continue
-        width = max((getattr(module, n).shape[axis] for n, axis in module.feature_axis.items()), default=0)
+        width = module.fitted_width()
         if arrives:
             entries = f" of {width:,} entries" if width else ""
             notes[i] = f"makes sparse rows{entries} dense ({module.makes_dense})"

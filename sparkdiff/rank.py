@@ -30,7 +30,7 @@ from sparkdiff import checkpoint, losses, metrics
 from sparkdiff.errors import SparkdiffError
 from sparkdiff.graph import Version
 from sparkdiff.losses import Objective
-from sparkdiff.measure import Data, Score
+from sparkdiff.measure import Data, Score, rows_at_once
 from sparkdiff.metrics import Metric
 from sparkdiff.monotone import Monotone
 from sparkdiff.network import Network
@@ -75,7 +75,8 @@ def work(
     """Train to the end, as one process of a team."""
     a = assignment
     objective, metric = objectives(a.options, a.network, a.label)
-    train(training, Data(stream, a.columns, team, tick), objective, metric, on_step)
+    data = Data(stream, a.columns, team, tick, rows=rows_at_once(a.network))
+    train(training, data, objective, metric, on_step)
 
 
 def objectives(options: Options, network: Network, label: LabelStats) -> tuple[Objective, Metric]:

@@ -6,7 +6,7 @@ the candidates of a step are those of a small network, the same in all processes
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +22,14 @@ from sparkdiff.sparse import SparseRows
 from sparkdiff.stages.base import FeatureStats, NotSparseError, Rows
 
 DENSE_FROM = 0.25
-"""Share of the parameters that a batch reaches from which all of them are as cheap."""
+"""Share of the parameters that some batches reach from which all of them are as cheap."""
+TOGETHER, MOST = 4096, 8
+"""Rows, and number, of the batches that share a span: it costs more to make than a step does, and grows with its rows."""
+
+
+def batches_together(batchSize: int) -> int:
+    """The number of consecutive batches that share a span."""
+    return max(1, min(MOST, TOGETHER // batchSize))
 
 
 class Piece(NamedTuple):
@@ -48,7 +55,7 @@ class Span:
     """K candidates' parameters, all of them or those that a batch reaches, and room for their gradients.
 
     Attributes:
-        entries: (q,) int64, which of the flat vector's; None for all.
+        entries: (q,) int64, which of those that the candidates' state is of; None for all of the flat vector.
         flat: (K, q) parameters, `gradient` (K, q) by them.
         parameters: per stage and name, (K, *shape) views of `flat`, and what doesn't train as it is.
         room: the same views of `gradient`.
@@ -67,6 +74,7 @@ class Span:
         gradient, self.losses, curvature, weight = self.sums.split(sizes)
         self.gradient, self.curvature, self.weight = gradient.view(count, size), curvature.view(curved, size), weight[0]
         self.flat = start.repeat(count, 1)
+        self._scratch: Tensor | None = None
         self.room, own = self.views(self.gradient), self.views(self.flat)
         given = fixed or {}
         self.parameters = {
@@ -84,44 +92,78 @@ class Span:
             out.setdefault(part.position, {})[part.name] = view
         return out
 
+    @property
+    def scratch(self) -> Tensor:
+        """Room (K, q) for a gradient by u."""
+        if self._scratch is None:
+            self._scratch = torch.empty_like(self.flat)
+        return self._scratch
+
     def load(self, u: Tensor) -> None:
         """Set `flat` to the parameters at u (K, q)."""
         self.scales.parameters(self.start, u, self.flat)
 
 
 class Reach:
-    """Makes the span of a batch.
+    """Makes the span of some batches.
 
     Attributes:
         folded: the network on all columns.
         widths: of the sparse inputs of which only some columns are reached.
+        moving: (m,) int64, the entries of the flat vector that training may move; the state of the candidates is of these, and of
+            one more at the end, which stands for all that stay.
+        slots: (p,) int32, where each entry is among them.
+        scales, start: of `moving` and that one more.
     """
 
     def __init__(self, network: Network, folded: Folded, start: Tensor, scales: Scales, widths: Mapping[Version, int]):
-        self.network, self.folded, self.start, self.scales, self.widths = network, folded, start, scales, dict(widths)
+        self.network, self.folded, self.whole, self.widths = network, folded, start, dict(widths)
         self.parts = pieces(network)
         self.constrained = {c.first: c.constraint for c in scales.constrained}
         self._there = {v: np.zeros(width, dtype=bool) for v, width in widths.items()}
+        self._numbered: dict[Version, Tensor] = {}  # the columns that the numbers are of
         self._number = {v: torch.zeros(width, dtype=torch.int64) for v, width in widths.items()}
+        _, reached = folded.narrowed(self.none())
+        moves = torch.ones(len(start), dtype=torch.bool)
+        for part in self.parts:
+            if part.position in reached and part.name in network.module(part.position).feature_axis:
+                moves[part.first : part.last] = scales.unit[part.first : part.last] != 0
+        self.moving = moves.nonzero()[:, 0]
+        self.slots = torch.full((len(start),), len(self.moving), dtype=torch.int32)
+        self.slots[self.moving] = torch.arange(len(self.moving), dtype=torch.int32)
+        constrained = []
+        for c in scales.constrained:
+            before, own = int(moves[: c.first].sum()), int(moves[c.first : c.last].sum())
+            shape = c.shape if own == c.last - c.first else (own,)
+            constrained.append(Constrained(before, before + own, shape, c.constraint))
+        self.scales = Scales(
+            _and(scales.unit[self.moving], 0.0), tuple(constrained), _and(scales.rate[self.moving], 1.0)
+        )
+        self.start = _and(start[self.moving], 0.0)
 
-    def columns(self, values: Mapping[Version, Rows], team: Team = ALONE) -> dict[Version, Tensor]:
-        """The columns (c,), ascending, in which any process's rows have an entry."""
+    def parameters(self, u: Tensor) -> Tensor:
+        """All parameters (p,) at u (m + 1,)."""
+        out = self.whole.clone()
+        out[self.moving] = self.scales.parameters(self.start, u[None], torch.empty(1, len(u), dtype=u.dtype))[0, :-1]
+        return out
+
+    def columns(self, batches: Sequence[Mapping[Version, Rows]], team: Team = ALONE) -> dict[Version, Tensor]:
+        """The columns (c,), ascending, in which a row of these batches has an entry, in any process."""
         out = {}
         for v in self.widths:
-            rows = values[v]
-            assert isinstance(rows, SparseRows)
-            out[v] = self._distinct(v, rows.indices)
+            out[v] = self._distinct(v, [_indices(values[v]) for values in batches])
             if team.world > 1:
-                out[v] = self._distinct(v, team.gather(out[v]))
+                out[v] = self._distinct(v, [team.gather(out[v])])
         return out
 
     def none(self) -> dict[Version, Tensor]:
         """No columns."""
         return {v: torch.empty(0, dtype=torch.int64) for v in self.widths}
 
-    def _distinct(self, v: Version, indices: Tensor) -> Tensor:
+    def _distinct(self, v: Version, indices: Sequence[Tensor]) -> Tensor:
         there = self._there[v]
-        there[indices.numpy()] = True
+        for part in indices:
+            there[part.numpy()] = True
         found = np.flatnonzero(there)
         there[found] = False
         return torch.from_numpy(found)
@@ -132,7 +174,9 @@ class Reach:
         for v, reached in columns.items():
             x, number = values[v], self._number[v]
             assert isinstance(x, SparseRows)
-            number[reached] = torch.arange(len(reached))
+            if self._numbered.get(v) is not reached:
+                number.index_copy_(0, reached, torch.arange(len(reached)))
+                self._numbered[v] = reached
             out[v] = SparseRows(number.index_select(0, x.indices), x.values, x.offsets, len(reached))
         return out
 
@@ -163,10 +207,19 @@ class Reach:
                 if not p.requires_grad
             }
         every = torch.cat(entries)
-        s = self.scales
-        scales = Scales(s.unit.index_select(0, every), tuple(constrained), s.rate)
-        start = self.start.index_select(0, every)
-        return Span(self.network, parts, start, scales, count, entries=every, fixed=fixed, folded=folded)
+        slots = self.slots.index_select(0, every).long()
+        scales = Scales(self.scales.unit.index_select(0, slots), tuple(constrained), self.scales.rate)
+        start = self.whole.index_select(0, every)
+        return Span(self.network, parts, start, scales, count, entries=slots, fixed=fixed, folded=folded)
+
+
+def _and(x: Tensor, last: float) -> Tensor:
+    return torch.cat([x, x.new_tensor([last])])
+
+
+def _indices(x: Rows) -> Tensor:
+    assert isinstance(x, SparseRows)
+    return x.indices
 
 
 def _entries(part: Piece, axis: int | None, at: Tensor | None) -> tuple[Tensor, tuple[int, ...]]:
@@ -192,13 +245,13 @@ def reach_of(
     wide = {v: width for v, width in sparse.items() if v in folded.reads}
     if not wide:
         return None
-    reach = Reach(network, folded, start, scales, wide)
     columns = {}
     for v, width in wide.items():
         share = stats[v].support.double() / max(1, rows)
-        expected = max(1, int((1 - (1 - share) ** batchSize).sum()))
+        expected = max(1, int((1 - (1 - share) ** (batchSize * batches_together(batchSize))).sum()))
         columns[v] = torch.arange(expected) * width // expected
     try:
+        reach = Reach(network, folded, start, scales, wide)
         span = reach.span(columns, 1)
     except NotSparseError:
         return None

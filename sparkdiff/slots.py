@@ -17,13 +17,17 @@ from sparkdiff.stages.encoding import OneHotEncoder
 
 
 def entering(network: Network) -> list[Version]:
-    """The column versions that stages with parameters read and that no parameter, trained or frozen, has touched."""
+    """The column versions that stages with parameters read and that no parameter, trained or frozen, has touched.
+
+    Identifiers are no features.
+    """
     plain: set[int] = set()
     for i in network.positions:
         parents = {p for _, p in network.graph.leaves[i].reads if p in network.positions}
         if parents <= plain and not any(True for _ in network.module(i).parameters()):
             plain.add(i)
-    read = (v for i in network.positions if i not in plain for v in network.graph.leaves[i].reads)
+    features = (i for i in network.positions if i not in plain and not network.module(i).identifies)
+    read = (v for i in features for v in network.graph.leaves[i].reads)
     return [v for v in dict.fromkeys(read) if v[1] in plain or v[1] not in network.positions]
 
 

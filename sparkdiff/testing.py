@@ -17,7 +17,7 @@ from sparkdiff.columns import read_plain, write_plain
 from sparkdiff.errors import InputError, SparkdiffError, did_you_mean
 from sparkdiff.graph import field_of, folding, unquoted
 from sparkdiff.network import written
-from sparkdiff.parity import TOLERANCE, differences
+from sparkdiff.parity import SINGLE, TOLERANCE, differences
 from sparkdiff.splits import quoted
 from sparkdiff.stages.base import (
     NULL,
@@ -112,7 +112,7 @@ def check_stage(
 
     Args:
         stage: a fitted stage; its input columns are in `df`, other columns are ignored.
-        tolerance: of 1 and 3.
+        tolerance: of 1 and 3; at least 1e-6 for a stage that Spark holds in float32 (`float32`).
         perturb: moves the trainable parameters of a module in place, inside their domain; the default tries the entries'
             neighbours, other signs, zeros and magnitudes.
 
@@ -271,23 +271,32 @@ def _outputs(trials: Sequence[_Trial], df: DataFrame, tolerance: float) -> None:
     """Run all stages over the same rows in one job and compare with their modules."""
     fold = folding()
     sources = {fold(c): f"in{i}" for i, c in enumerate(dict.fromkeys(c for t in trials for c in _inputs(t.original)))}
+    tensors = {fold(c) for t in trials if not type(t.module).made(t.original) for c in _inputs(t.original)}
+    made: dict[int, list[str]] = {}  # by trial, where plain stages make what the module reads
     try:
         rows = df.select(*(quoted(c).alias(name) for c, name in sources.items()))
-        names, schemas = list(sources.values()), []
+        names, schemas, kept_in = list(sources.values()), [], [name for c, name in sources.items() if c not in tensors]
         for k, trial in enumerate(trials):
             spelled = {fold(c): c for c in _inputs(trial.original)}  # Spark 3.5 finds a column as it is spelled only
-            out = trial.stage.transform(rows.withColumns({c: quoted(sources[f]) for f, c in spelled.items()}))
+            out = rows.withColumns({c: quoted(sources[f]) for f, c in spelled.items()})
+            for before in type(trial.module).preparation(trial.original):
+                out = before.transform(out)
+            made[k] = [f"made{k}_{i}" for i, _ in enumerate(type(trial.module).made(trial.original))]
+            own = dict(zip(made[k], type(trial.module).made(trial.original), strict=True))
+            out = trial.stage.transform(out)
             columns = type(trial.module).outputs(trial.original)
             for c in columns:
                 if c not in out.columns:
                     raise LawBroken(trial.law, trial.original, c, None, f"isn't among Spark's columns {out.columns}")
             schemas.append([out.schema[c] for c in columns])
             kept = [f"out{k}_{i}" for i in range(len(columns))]
-            rows = out.select(*names, *(quoted(c).alias(name) for c, name in zip(columns, kept, strict=True)))
-            names += kept
+            wished = {**own, **dict(zip(kept, columns, strict=True))}
+            rows = out.select(*names, *(quoted(c).alias(name) for name, c in wished.items()))
+            names += wished
         for trial, schema in zip(trials, schemas, strict=True):
             _same_schema(trial, schema, schemas[next(k for k, t in enumerate(trials) if t.stage is trial.original)])
         with tempfile.TemporaryDirectory(prefix="sparkdiff-check-") as folder:
+            names = [name for name in names if name not in kept_in]
             write_plain(rows, names, Path(folder) / "rows")
             seen = 0
             for batch in read_plain(Path(folder) / "rows", ROWS_AT_ONCE):
@@ -296,7 +305,7 @@ def _outputs(trials: Sequence[_Trial], df: DataFrame, tolerance: float) -> None:
                     name: cast(Tensor, batch[f"v{i}{NULL}"]) for i, name in enumerate(names) if f"v{i}{NULL}" in batch
                 }
                 for k, trial in enumerate(trials):
-                    read = [sources[fold(c)] for c in _inputs(trial.original)]
+                    read = made[k] or [sources[fold(c)] for c in _inputs(trial.original)]
                     written = [f"out{k}_{i}" for i in range(len(type(trial.module).outputs(trial.original)))]
                     given = [values[name] for name in read], [nulls.get(name) for name in read]
                     found = [values[name] for name in written], [nulls.get(name) for name in written]
@@ -339,6 +348,7 @@ def _compare(
             trial.law, stage, "forward", len(out), f"returns {len(out)} columns; Spark writes {', '.join(names)}"
         )
     labels = type(module).labels(stage)
+    tolerance = max(tolerance, SINGLE) if module.float32 else tolerance
     for name, column, null, returned in zip(names, *found, out, strict=True):
         theirs, ours = dense(column), dense(returned)
         if ours.shape != theirs.shape:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -24,7 +25,7 @@ from sparkdiff.metrics import Metric
 from sparkdiff.monotone import Monotone
 from sparkdiff.network import Network
 from sparkdiff.options import Options
-from sparkdiff.reach import Reach, reach_of
+from sparkdiff.reach import Reach, batches_together, reach_of
 from sparkdiff.recipes import Recipe
 from sparkdiff.scales import Scales, flattened, load
 from sparkdiff.sparse import SparseRows
@@ -219,14 +220,21 @@ def train(
         data = data.prepared(training.network)
         candidates = training.begin(data)
         while not training.ended:
+            together = 1 if candidates.reach is None else batches_together(options.batchSize)
+            first = (
+                training.step // together * together
+            )  # where the batches begin that those of the next step are among
             steps = data.stream.batches(
-                "train", batchSize=options.batchSize, epoch=training.epoch, first=training.step, rank=data.team.rank,
+                "train", batchSize=options.batchSize, epoch=training.epoch, first=first, rank=data.team.rank,
                 world=data.team.world, prepare=data.prepare,
             )  # fmt: skip
-            for batch in steps:
-                training.fit(candidates, data, batch, objective)
-                training.step += 1
-                on_step(training)
+            while some := list(itertools.islice(steps, together)):
+                candidates.enter([data.values(batch) for batch in some], data.team)
+                for batch in some[training.step - first :]:
+                    training.fit(candidates, data, batch, objective)
+                    training.step += 1
+                    on_step(training)
+                first = training.step
             candidates = training.validate(candidates, data, objective, metric)
             on_step(training)
 

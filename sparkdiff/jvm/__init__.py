@@ -6,6 +6,7 @@ import contextlib
 import contextvars
 import re
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -180,6 +181,24 @@ def scratch_folder() -> Path | None:
 
 
 @contextlib.contextmanager
+def by_arrow() -> Iterator[None]:
+    """Inside, pandas' frames travel by Arrow, as with Spark Connect they always do."""
+    spark, key = session(), "spark.sql.execution.arrow.pyspark.enabled"
+    before = spark.conf.get(key, None) if in_process(spark) else "true"
+    if before != "true":
+        spark.conf.set(key, "true")
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*_dtype is deprecated")  # PySpark 3.5 asks pandas in words of old
+            yield
+    finally:
+        if before is None:
+            spark.conf.unset(key)
+        elif before != "true":
+            spark.conf.set(key, before)
+
+
+@contextlib.contextmanager
 def saved(stage: Any) -> Iterator[str]:
     """The address of a stage saved for a moment, in a folder that Spark and this process both see."""
     with tempfile.TemporaryDirectory(prefix=".stage-", dir=scratch_folder()) as name:
@@ -209,7 +228,10 @@ def rebuilt(stage: Any, construct: Callable[[Any], Any], rewrite: Callable[[Any]
     old = stage.copy()  # copy() also carries Params that were set in Python over to the Java object
     new = construct(old) if has_constructors() else rewrite(old)
     # Python objects have defaults of their own (an unset outputCol is <uid>__output of a uid made up by __init__).
-    return old._copyValues(new._resetUid(stage.uid))
+    new = old._copyValues(new._resetUid(stage.uid))
+    for param in [p for p in new._paramMap if not old.isSet(p.name)]:  # Java alone knows that ALS sets blockSize
+        del new._paramMap[param]
+    return new
 
 
 def with_params(stage: Any, values: Mapping[str, Any]) -> Any:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sparkdiff import jvm
 from sparkdiff.errors import InputError
 from sparkdiff.sparse import SparseRows
-from sparkdiff.stages.constraints import Constraint, Positive
+from sparkdiff.stages.constraints import Constraint, Positive, Rounded
 
 Rows = Tensor | SparseRows
 Parameters = Mapping[str, Tensor]
@@ -22,6 +22,7 @@ Nulls = Sequence[Tensor | None]
 """Per input column which rows (n,) bool are null; None where none is, or nobody can tell."""
 REGISTRY: dict[str, type[StageModule]] = {}
 UNTRANSLATED: dict[str, str] = {}
+SKIPS = "handleInvalid='skip' drops rows, which a torch module cannot; use 'error' or 'keep'"
 NULL = " is null"
 """Ends the name of the boolean column that says in which rows another column is null."""
 SUPPORT = 5
@@ -69,11 +70,13 @@ class Field(NamedTuple):
         vector: whether it holds vectors.
         attributes: its `ml_attr` metadata, as Spark writes them; None where it has none.
         storage: how Spark stores each of its vectors, as the `storage` of a StageModule.
+        kind: its type, as Spark's `simpleString`.
     """
 
     vector: bool
     attributes: Mapping[str, Any] | None
     storage: str = ""
+    kind: str = ""
 
 
 class NotSparseError(Exception):
@@ -145,6 +148,9 @@ class StageModule(nn.Module):
     """Whether the metadata of the outputs tell the weights, and change with them."""
     expands: ClassVar[bool] = False
     """Whether the outputs are larger than the inputs, so that the cache is smaller with this stage in torch."""
+    refusals: ClassVar[tuple[str, ...]] = ()
+    """The settings for which `refuses` or `from_fields` leave a stage in Spark, in words, as docs/stages.md lists them; beside
+    handleInvalid='skip'."""
     makes_dense: str = ""
     """What makes the outputs dense where the input is sparse; empty where they stay sparse, or are no vectors."""
     differentiable: ClassVar[bool] = True
@@ -157,11 +163,21 @@ class StageModule(nn.Module):
     """Whether NaN in an output is null in Spark."""
     reads_categories: ClassVar[bool] = False
     """Whether the scalar inputs are numbers of categories, to which no noise can be added."""
+    columnwise: ClassVar[bool] = False
+    """Whether each column of the output depends on the same column of the one input alone, and is 0 where that is."""
     optional: ClassVar[frozenset[str]] = frozenset()
     """Parameters that train only where the user asks for them."""
     storage: ClassVar[str] = ""
     """How Spark stores each vector that this stage writes: "sparse", "compressed" (dense or sparse, whichever takes less
     room), or "" where that depends on the input."""
+    float32: ClassVar[bool] = False
+    """Whether Spark holds the weights in float32: so are the outputs at the network's border, and parity is to 1e-6 there and
+    behind. Parameters are float64 tensors of what float32 can hold.
+    """
+    before: ClassVar[str] = ""
+    """What Spark does first, by plain stages of `preparation`, for a stage whose inputs can't enter torch; the plan says so."""
+    identifies: ClassVar[bool] = False
+    """Whether the inputs are identifiers, which are no features."""
     routes: ClassVar[bool] = False
     """Whether the stage sends rows to leaves (`route`), and computes its outputs from these alone (`routed`)."""
 
@@ -184,13 +200,30 @@ class StageModule(nn.Module):
     def refuses(cls, stage: Any) -> str | None:
         """Why this fitted stage must stay in Spark although its class has a torch form; None where it has one."""
         if stage.hasParam("handleInvalid") and stage.getOrDefault("handleInvalid") == "skip":
-            return "handleInvalid='skip' drops rows, which a torch module cannot; use 'error' or 'keep'"
+            return SKIPS
         return None
+
+    @classmethod
+    def made(cls, stage: Any) -> tuple[str, ...]:
+        """The columns that `preparation` makes, which `forward` takes in place of `inputs`; none where it takes these."""
+        return ()
+
+    @classmethod
+    def preparation(cls, stage: Any) -> list[Any]:
+        """Plain stages that Spark runs in front of the fitted one."""
+        return []
+
+    def recovered(self, *columns: Rows) -> tuple[Any, ...]:
+        """Inputs of Spark's stage, as arrays of Arrow, from which `preparation` would make these columns."""
+        raise NotImplementedError
 
     @classmethod
     def from_spark(cls, stage: Any) -> StageModule:
         """The module of a fitted stage."""
         raise NotImplementedError
+
+    undecided: ClassVar[str] = "hold categories"
+    """What of its input columns the stage can't know before data are seen, where it wants their fields."""
 
     @classmethod
     def wants_fields(cls, stage: Any) -> bool:
@@ -244,6 +277,10 @@ class StageModule(nn.Module):
 
     def settle_(self) -> None:
         """Move parameters, in place, to where they would be written back."""
+
+    def unknown(self, *columns: Rows) -> str | None:
+        """What about these rows, all numbers though they are, makes the outputs NaN."""
+        return None
 
     def compared(self) -> Tensor:
         """Features (q,) int64 of the input that are compared with thresholds."""
@@ -308,18 +345,9 @@ class StageModule(nn.Module):
         Raises:
             NotSparseError: columns of 0 count too.
         """
-        raise NotSparseError(type(self).__name__)
-
-    def by_column(self, columns: Sequence[Tensor | None], *buffers: str) -> tuple[StageModule, Tensor | None]:
-        """`narrowed` of a stage that makes each column of its output of the same one of its only input.
-
-        Args:
-            buffers: names of those with an entry per column.
-        """
-        [reached] = columns
-        if reached is None:
-            return self, None
-        return self.with_buffers(**{n: getattr(self, n).index_select(0, reached) for n in buffers}), reached
+        if not self.columnwise:
+            raise NotSparseError(type(self).__name__)
+        return self, columns[0]
 
     def with_buffers(self, **buffers: Tensor) -> StageModule:
         """This stage with other buffers of these names; everything else is shared."""
@@ -329,7 +357,12 @@ class StageModule(nn.Module):
 
     def constraints(self) -> dict[str, Constraint]:
         """How parameters that aren't free stay inside their domain while they train; a missing one is free: p0 + unit * u."""
-        return dict.fromkeys(self.positive, Positive())
+        rounded = {name: Rounded() for name, _ in self.named_parameters()} if self.float32 else {}
+        return {**rounded, **dict.fromkeys(self.positive, Positive())}
+
+    def fitted_width(self) -> int:
+        """How many features the stage was fitted on; 0 where no parameter tells."""
+        return max((getattr(self, name).shape[axis] for name, axis in self.feature_axis.items()), default=0)
 
     def has_bounds(self) -> bool:
         """Whether `project_` has anything to do."""
@@ -345,6 +378,11 @@ class StageModule(nn.Module):
     def check_domain(self, uid: str) -> None:
         """Raise InputError where a parameter has left the domain in which Spark's stage is defined."""
         for name, p in self.named_parameters():
+            if self.float32 and bool((p.isfinite() & ~p.float().isfinite()).any()):
+                value = p[~p.float().isfinite()][0].item()
+                raise InputError(
+                    f"{uid}: {name} holds {value!r}, which is too large for Spark's float; clamp it before writing back"
+                )
             counting = self.counts().get(name, torch.ones_like(p, dtype=torch.bool))
             if name in self.positive and bool(((p <= 0) & counting).any()):
                 worst = p[(p <= 0) & counting][0].item()

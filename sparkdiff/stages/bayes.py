@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +34,7 @@ from sparkdiff.stages.predictor import ProbabilisticClassifier, softmax
 ENTRIES = 1 << 22
 """Entries of a dense block of rows (32 MiB of doubles)."""
 DRIFT = 1e-6
-"""How far the logarithm of a total of probabilities may be from where it was, for rounding."""
+"""How far above 0 the logarithm of a probability may be, for rounding."""
 
 
 class NaiveBayes(ProbabilisticClassifier):
@@ -46,6 +46,7 @@ class NaiveBayes(ProbabilisticClassifier):
     """
 
     weights = ("pi", "theta", "sigma")
+    refusals = ("one class only", "infinite theta (smoothing=0)")
     feature_axis = {"theta": 1, "sigma": 1}
 
     def __init__(
@@ -60,7 +61,6 @@ class NaiveBayes(ProbabilisticClassifier):
         else:
             self.register_buffer("sigma", sigma, persistent=False)  # (0, 0)
         self.uid, self.column = uid, column
-        self.totals = {name: self._totals(name) for name in ("pi", "theta")}
 
     @classmethod
     def from_spark(cls, stage: Any) -> NaiveBayes:
@@ -108,22 +108,23 @@ class NaiveBayes(ProbabilisticClassifier):
         return {"pi": LogProbabilities()}
 
     def logarithms(self, name: str) -> Tensor:
-        """The logarithms of probabilities whose total along the last axis is kept, that this parameter holds."""
-        return getattr(self, name)
+        """The logarithms of probabilities that this parameter holds; training keeps their total along the last axis."""
+        out: Tensor = getattr(self, name)
+        return -out if name == "theta" and self.negated else out
 
-    def _totals(self, name: str) -> Tensor:
-        return torch.logsumexp(self.logarithms(name).detach(), -1)
+    negated: ClassVar[bool] = False
+    """Whether theta holds minus the logarithms."""
 
     def check_domain(self, uid: str) -> None:
         super().check_domain(uid)
         for name, constraint in self.constraints().items():
             if isinstance(constraint, LogProbabilities):
-                off = (self._totals(name) - self.totals[name]).abs()
-                if not bool((off <= DRIFT).all()):
-                    worst = self._totals(name).flatten()[int(off.argmax())].exp().item()
+                wrong = self.logarithms(name).detach()
+                if not bool((wrong <= DRIFT).all()):
                     raise InputError(
-                        f"{uid}: {name} must hold logarithms of probabilities that add up to what they did, but they add up to "
-                        f"{worst!r}; subtract their logsumexp along the last axis before writing back"
+                        f"{uid}: {name} must hold {'minus ' * (name == 'theta' and self.negated)}logarithms of probabilities, "
+                        f"but an entry is {getattr(self, name).flatten()[int(wrong.argmax())].item()!r}; subtract their "
+                        "logsumexp along the last axis before writing back"
                     )
 
 
@@ -183,14 +184,13 @@ class Negated(LogProbabilities):
 class Complement(Counting):
     """rawPrediction = log-softmax of x @ theta.T, whatever pi; theta holds minus the logarithms of the others' probabilities."""
 
+    negated = True
+
     def margin(self, x: Rows) -> Tensor:  # type: ignore[override]  # one input column; (n, k)
         self.check(x)
         scores = product(x, self.theta)
         top = scores.amax(1, keepdim=True)  # by Spark's order of operations, which makes NaN of an infinite score
         return scores - (torch.log(torch.exp(scores - top).sum(1, keepdim=True)) + top)
-
-    def logarithms(self, name: str) -> Tensor:
-        return -self.theta if name == "theta" else self.pi
 
     def constraints(self) -> dict[str, Constraint]:
         return {"theta": Negated()}

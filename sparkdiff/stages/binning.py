@@ -169,13 +169,14 @@ class Splits(Ordered):
 
     def _stretched(self, start: Tensor, x: Tensor) -> Tensor:
         """Between two finite ends: moved so that the last one comes to lie where it was."""
-        low, high = self._ends(start)
-        both = low.isfinite() & high.isfinite()
+        both = torch.cat(self._ends(start), -1).isfinite().all(-1, keepdim=True)
+        # No infinity goes through what isn't taken: its gradient would be NaN.
+        low, high = self._ends(torch.where(both, start.nan_to_num(0.0, 0.0, 0.0), 0.0))
 
         def to_length(x: Tensor) -> Tensor:
-            first, last = self._ends(torch.where(x.isfinite(), x, 0.0))
-            length = torch.where(last > first, last - first, 1.0)
-            return (torch.where(x.isfinite(), x, 0.0) - first) * ((high - low) / length)
+            x = torch.where(both & x.isfinite(), x, 0.0)
+            first, last = self._ends(x)
+            return (x - first) * ((high - low) / torch.where(last > first, last - first, 1.0))
 
         # As a difference of two roundings of the same form, so that no move is the start itself.
         return torch.where(both, start + (to_length(x) - to_length(start)), x)

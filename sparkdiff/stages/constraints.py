@@ -46,6 +46,18 @@ class Positive(Constraint):
         return torch.where(start > 0, torch.log(value / start), 0.0)
 
 
+class Rounded(Constraint):
+    """start + move, as float32 holds it."""
+
+    elementwise = True
+
+    def value(self, start: Tensor, move: Tensor) -> Tensor:
+        return (start + move).float().to(start.dtype)
+
+    def gradient(self, start: Tensor, move: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        return gradient
+
+
 class Ordered(Constraint):
     """Ascending along the last axis: the first finite entry moves freely, each further one by exp(move) times its step.
 

@@ -20,6 +20,7 @@ leave_in_spark("sparkdiff.jvm.formulas.FormulaLabel", "it makes the label, which
 class VectorAttributeRewriter(StageModule):
     """The vector itself; what Spark rewrites are the names of its slots, back from temporary columns to the formula's terms."""
 
+    columnwise = True
     storage = "compressed"  # the assembler's, which stands in front of it
 
     @classmethod

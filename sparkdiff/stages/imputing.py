@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,35 +13,62 @@ from sparkdiff.jvm import encoders as spark
 from sparkdiff.stages.base import (
     SUPPORT,
     FeatureStats,
+    Field,
     LabelStats,
     Nulls,
     StageModule,
+    StaysInSparkError,
     parameter,
     register,
     tensor,
 )
+
+WHOLE = ("tinyint", "smallint", "int", "bigint")
 
 
 @register("pyspark.ml.feature.ImputerModel")
 class Imputer(StageModule):
     """The surrogate where a number is null or equals missingValue (NaN equals NaN), else the number.
 
+    An output is of its input's type: a surrogate loses its fraction in a column of whole numbers, where it doesn't train, and
+    the bits that a float has not.
+
     Source: org.apache.spark.ml.feature.ImputerModel.transform.
     """
 
-    def __init__(self, surrogates: Tensor, missing: float):
+    undecided = "hold doubles"
+    refusals = ("columns that aren't of whole or floating numbers",)
+
+    def __init__(self, surrogates: Tensor, missing: float, kinds: Sequence[str]):
         super().__init__()
-        self.surrogates = parameter(surrogates)  # (c,), one per column
+        self.whole, self.floats = [k in WHOLE for k in kinds], [k == "float" for k in kinds]
+        self.surrogates = parameter(surrogates, not all(self.whole))  # (c,), one per column
         self.missing, self.tells_null = missing, not math.isnan(missing)
 
     @classmethod
     def from_spark(cls, stage: Any) -> Imputer:
-        surrogates = spark.surrogates(stage, cls.inputs(stage))
-        return cls(tensor(surrogates), stage.getMissingValue())
+        return cls.from_fields(stage, [None for _ in cls.inputs(stage)])
+
+    @classmethod
+    def wants_fields(cls, stage: Any) -> bool:
+        return True
+
+    @classmethod
+    def from_fields(cls, stage: Any, fields: Sequence[Field | None]) -> Imputer:
+        columns, kinds = cls.inputs(stage), ["double" if f is None else f.kind for f in fields]
+        for column, kind in zip(columns, kinds, strict=True):
+            if kind not in (*WHOLE, "float", "double"):
+                raise StaysInSparkError(f"column {column!r} is {kind}: what it rounds a surrogate to has no torch form")
+        return cls(tensor(spark.surrogates(stage, columns)), stage.getMissingValue(), kinds)
+
+    def filled(self) -> list[Tensor]:
+        """Per column what takes a gap's place, ()."""
+        parts = zip(self.surrogates.unbind(), self.whole, self.floats, strict=True)
+        return [s.trunc() if whole else s.float().double() if narrow else s for s, whole, narrow in parts]
 
     def forward(self, *columns: Tensor, nulls: Nulls | None = None) -> tuple[Tensor, ...]:  # (n,) each
         absent = self.absent(columns, nulls)
-        return tuple(torch.where(a, s, x) for a, s, x in zip(absent, self.surrogates.unbind(), columns, strict=True))
+        return tuple(torch.where(a, s, x) for a, s, x in zip(absent, self.filled(), columns, strict=True))
 
     def absent(self, columns: tuple[Tensor, ...], nulls: Nulls | None) -> list[Tensor]:
         """Per column which rows (n,) are filled."""
@@ -69,7 +97,8 @@ class Imputer(StageModule):
         n = x.sums["there"].clamp_min(1)
         mean = x.sums["sum"] / n
         spread = (x.sums["square"] / n - mean * mean).clamp_min(0).sqrt()
-        return {"surrogates": torch.where(spread > 0, spread, 1.0)}
+        moves = ~torch.tensor(self.whole)
+        return {"surrogates": torch.where(spread > 0, spread, 1.0) * moves}
 
     def supported(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
         return {"surrogates": x.sums["filled"] >= SUPPORT}

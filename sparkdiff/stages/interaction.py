@@ -24,6 +24,11 @@ class Interaction(StageModule):
     Source: org.apache.spark.ml.feature.{Interaction, FeatureEncoder}.
     """
 
+    refusals = (
+        "columns that nothing is known of",
+        "vectors of categories",
+        "nominal numbers without a number of values",
+    )
     expands = True
     storage = "compressed"
 

@@ -47,6 +47,7 @@ class IsotonicRegression(Predictor):
     """
 
     weights = ("boundaries", "predictions", "isotonic")
+    refusals = ("no boundaries",)
     tells_null = True
     writes_null = True
 

@@ -40,6 +40,7 @@ class OneVsRest(Predictor):
     """
 
     SHOWN: ClassVar[tuple[str, ...]] = ("rawPredictionCol", "predictionCol")
+    refusals = ("one model only", "a model that stays in Spark", "models with columns or classes of their own")
     label_cols = ("predictionCol",)
     probable = False
 

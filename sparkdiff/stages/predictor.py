@@ -18,6 +18,8 @@ class Predictor(StageModule):
 
     classes: int = 0
     """Number of classes; 0 for a regression."""
+    ranks: bool = False
+    """Whether a regression's means may be taken for scores that put rows of label 1 above those of label 0."""
     labelled: bool = True
     """Whether it was fitted to a label. One that wasn't has a loss of its own, `cost`."""
 

@@ -25,6 +25,11 @@ from sparkdiff.stages.base import (
 )
 
 
+def at_columns(scaler: Any, columns: Tensor | None) -> StageModule:
+    """A scaler for some of its columns (c,), or all."""
+    return scaler if columns is None else scaler.with_buffers(moves=scaler.moves.index_select(0, columns))  # type: ignore[no-any-return]
+
+
 class Standardizer(StageModule):
     """y = (x - shift) * (1 / divisor), and x * 0 where the divisor is 0, by the reciprocal as in Spark (x / divisor differs in
     the last bit).
@@ -76,9 +81,9 @@ class Standardizer(StageModule):
         return Pulled([pulled], -(middle.mT @ pulled) if self.shifts else 0.0, back)
 
     def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[StageModule, Tensor | None]:
-        if self.shifts and columns[0] is not None:
-            raise NotSparseError("a column of 0 isn't 0 when it is centred")
-        return self.by_column(columns, *(() if self.all_move else ("moves",)))
+        if self.shifts:
+            raise NotSparseError("a column of 0 isn't 0 once it is centred")
+        return at_columns(self, columns[0]), columns[0]
 
     def counts(self) -> dict[str, Tensor]:
         divisor, shift = self.weights
@@ -156,7 +161,7 @@ class MaxAbsScaler(StageModule):
         return Pulled([pulled], 0.0, back)
 
     def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[StageModule, Tensor | None]:
-        return self.by_column(columns, "moves")
+        return at_columns(self, columns[0]), columns[0]
 
     def counts(self) -> dict[str, Tensor]:
         return {"maxAbs": self.moves}

@@ -47,6 +47,14 @@ class Selection(StageModule):
         pulled.index_copy_(-2, self.indices, slope)
         return Pulled([pulled], 0.0, lambda gradients, constant, room: gradients[0].index_select(-2, self.indices))
 
+    def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[StageModule, Tensor | None]:
+        [reached] = columns
+        if reached is None:
+            return self, None
+        place = torch.full((widths[0],), -1).index_copy_(0, reached, torch.arange(len(reached)))[self.indices]
+        kept = (place >= 0).nonzero()[:, 0]
+        return self.with_buffers(indices=place.index_select(0, kept)), kept
+
 
 class Selector(Selection):
     """The features that a fitted selector has kept, in ascending order."""
@@ -78,6 +86,7 @@ class VectorSlicer(Selection):
     Source: org.apache.spark.ml.feature.VectorSlicer.getSelectedFeatureIndices.
     """
 
+    refusals = ("names, until data are seen", "names that no entry has")
     size: int | None = None  # of the vectors that the names were looked up for
 
     @classmethod
@@ -92,7 +101,7 @@ class VectorSlicer(Selection):
     def from_fields(cls, stage: Any, fields: Sequence[Field | None]) -> VectorSlicer:
         (name,), (field,) = cls.inputs(stage), fields
         undecided = StaysInSparkError(f"which entries of {name!r} have the names that it picks is {UNDECIDED}")
-        if field is None:
+        if field is None or not field.vector:
             raise undecided
         attributes = field.attributes or {}
         kinds = (attributes.get("attrs") or {}).values()
@@ -120,6 +129,8 @@ class VectorSlicer(Selection):
 class VectorSizeHint(StageModule):
     """The column itself; with handleInvalid='error' vectors of another size raise, as in Spark, 'optimistic' doesn't look."""
 
+    columnwise = True
+
     def __init__(self, uid: str, size: int, checks: bool):
         super().__init__()
         self.uid, self.size, self.checks = uid, size, checks
@@ -142,6 +153,3 @@ class VectorSizeHint(StageModule):
 
     def pull(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> Pulled:
         return Pulled([slope], 0.0, lambda gradients, constant, room: gradients[0])
-
-    def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[StageModule, Tensor | None]:
-        return self.by_column(columns)

@@ -31,6 +31,7 @@ class IDF(StageModule):
     """
 
     weights = ("idf",)
+    columnwise = True
     feature_axis = {"idf": 0}
 
     def __init__(self, idf: Tensor):
@@ -53,9 +54,6 @@ class IDF(StageModule):
             return gradients[0] * idf
 
         return Pulled([slope * idf], 0.0, back)
-
-    def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[StageModule, Tensor | None]:
-        return self.by_column(columns)
 
     def constraints(self) -> dict[str, Constraint]:
         return {"idf": Positive()}

@@ -78,8 +78,10 @@ class ElementwiseProduct(StageModule):
     """
 
     weights = ("scalingVec",)
+    columnwise = True
     weight_params = ("scalingVec",)
     feature_axis = {"scalingVec": 0}
+    refusals = ("a scalingVec that isn't finite",)
 
     def __init__(self, scalingVec: Tensor):
         super().__init__()
@@ -107,9 +109,6 @@ class ElementwiseProduct(StageModule):
             return gradients[0] * factor
 
         return Pulled([slope * factor], 0.0, back)
-
-    def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[StageModule, Tensor | None]:
-        return self.by_column(columns)
 
     def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
         # Relative to each weight; one of 0 moves as the others do on average.

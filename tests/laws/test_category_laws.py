@@ -6,9 +6,11 @@ import itertools
 from typing import Any
 from unittest.mock import patch
 
+import gaps
 import numpy as np
 import pytest
 import torch
+from gaps import INF, NAN
 from making import COLUMNS, Features, check, one_hot
 from pyspark.ml.feature import Binarizer, Bucketizer, Imputer
 from pyspark.sql import DataFrame, SparkSession
@@ -20,8 +22,6 @@ from sparkdiff.jvm.encoders import Statistics
 from sparkdiff.stages.base import StageModule
 from sparkdiff.testing import check_stages, perturbed
 
-NAN, INF = float("nan"), float("inf")
-VALUES = [None, NAN, -INF, INF, -0.0, 0.0, 5e-324, -5e-324, 0.1, 0.5, 1.0, 1.5, 2.0, -1.0, -2.25, 3.0, 700.0, -1e300]
 random = np.random.default_rng(11)
 
 
@@ -31,26 +31,7 @@ def any_number(n: int) -> list[float]:
 
 @pytest.fixture(scope="module")
 def numbers(spark: SparkSession) -> DataFrame:
-    """`x`, `y`, `z` hold null, NaN and extremes in different rows; `b` lies in [-1, 3], with null; `i` and `j` are indices,
-    with null and NaN; one of the partitions is empty.
-    """
-    n = len(VALUES)
-    inside = [None if v is None or v != v else min(max(v, -1.0), 3.0) for v in VALUES]
-    index = [0.0, 1.0, 2.0, 3.0, 5.0, None, NAN, -1.0, 0.5, 2147483647.0, INF]
-    valid = [0.0, 1.0, None, 4.0, 2.0]
-    rows = [
-        (
-            VALUES[k % n],
-            VALUES[(k + 5) % n],
-            VALUES[(7 * k) % n],
-            inside[k % n],
-            index[k % len(index)],
-            valid[k % len(valid)],
-        )
-        for k in range(2 * n)
-    ]
-    df = spark.createDataFrame(rows, "x double, y double, z double, b double, i double, j double")
-    return df.repartition(3).where("rand(1) >= 0").cache()
+    return gaps.numbers(spark)
 
 
 def trained(module: StageModule, generator: torch.Generator) -> None:
@@ -69,7 +50,13 @@ def imputers(numbers: DataFrame) -> list[Any]:
     single = Imputer(inputCol="y", outputCol="filled").fit(finite)
     in_place = Imputer(inputCols=["z", "x"], outputCols=["z", "x"], strategy="mode").fit(finite)
     missing = [NAN, 0.0, 1.5]
+    typed = Imputer(inputCols=["n", "f", "x"], outputCols=["on", "of", "ox"]).fit(
+        numbers.fillna(0.0).replace([-INF, INF], 0.0)
+    )
     return [
+        encoders.with_surrogates(typed, {"n": -2.75, "f": 0.1, "x": 0.1}).copy({typed.missingValue: m})
+        for m in (NAN, 3.0)
+    ] + [
         encoders.with_surrogates(base, dict(zip(columns, any_number(len(columns)), strict=True))).copy(
             {base.missingValue: m}
         )

@@ -95,7 +95,7 @@ def test_a_stage_that_stays_in_spark_cuts_off_what_feeds_it(stage: Stage) -> Non
         stage("linear", featuresCol="squeezed"),
     ]))  # fmt: skip
     assert of(found, "scaler").role == "translated"
-    assert of(found, "scaler").reason == "feeds normalizer, which stays in Spark: no torch form"
+    assert of(found, "scaler").reason.startswith("feeds normalizer, which stays in Spark: ")
     assert (trained(found), found.cacheCols) == (["minmax", "linear"], ("unit",))
     assert cached(found) == ["assembler", "scaler", "normalizer"]
 
@@ -115,7 +115,7 @@ def test_a_scaler_that_feeds_both_sides_must_not_move(stage: Stage) -> None:
         assembler("joined", ["scaled", "unit", "squeezed"]), stage("linear", featuresCol="all"),
     ]))  # fmt: skip
     assert trained(found) == ["minmax", "linear"]
-    assert of(found, "scaler").reason == "feeds normalizer, which stays in Spark: no torch form"
+    assert of(found, "scaler").reason.startswith("feeds normalizer, which stays in Spark: ")
     assert set(found.cacheCols) == {"scaled", "unit"}
 
 

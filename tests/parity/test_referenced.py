@@ -113,7 +113,9 @@ def logistic(rows: DataFrame) -> Any:
 
 
 def test_all_are_here() -> None:
-    assert {name.rpartition(".")[2] for name in UNTRANSLATED if name.startswith("pyspark.ml.")} == set(STAGES)
+    """But the whole of a formula, which has tests of its own."""
+    left = {name.rpartition(".")[2] for name in UNTRANSLATED if name.startswith("pyspark.ml.")}
+    assert left - {"RFormulaModel"} == set(STAGES)
 
 
 @pytest.mark.parametrize("name", STAGES)

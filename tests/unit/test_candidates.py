@@ -40,6 +40,8 @@ from sparkdiff.sparse import SparseRows
 from sparkdiff.stages.assembling import VectorAssembler
 from sparkdiff.stages.base import FeatureStats, LabelStats
 from sparkdiff.stages.bayes import Bernoulli, Multinomial
+from sparkdiff.stages.embedding import Word2Vec
+from sparkdiff.stages.formula import VectorAttributeRewriter
 from sparkdiff.stages.projection import DCT, PCA
 from sparkdiff.stages.scaling import MaxAbsScaler, MinMaxScaler, RobustScaler, StandardScaler
 from sparkdiff.stages.selecting import Selection, VectorSizeHint
@@ -118,7 +120,8 @@ def cases() -> dict[str, tuple[Network, dict[str, Any], dict[str, int]]]:
                 (RobustScaler(normal(5, seed=3).abs() + 0.5, normal(5), True, True), ["x"], "s"),
                 (DCT(False), ["s"], "t"), (MaxAbsScaler(normal(5, seed=4).abs() + 0.5), ["t"], "u"),
                 (Selection("selector", [3, 0, 4]), ["u"], "v"), (DCT(True), ["v"], "w"),
-                (VectorSizeHint("h", 3, True), ["w"], "w"), (ElementwiseProduct(normal(3, seed=6)), ["w"], "z"),
+                (VectorSizeHint("h", 3, True), ["w"], "w"), (VectorAttributeRewriter(), ["w"], "w"),
+                (ElementwiseProduct(normal(3, seed=6)), ["w"], "z"),
                 (glr(3), ["z"], "p"),
             ),
             {"x": x}, {"x": 5, "s": 5, "t": 5, "u": 5, "v": 3, "w": 3, "z": 3, "p": 1},
@@ -130,6 +133,10 @@ def cases() -> dict[str, tuple[Network, dict[str, Any], dict[str, int]]]:
                 (IDF(normal(5, seed=5).abs()), ["m"], "s"), (logistic(5, 3), ["s"], "p"),
             ),
             {"x": sparse(x)}, {"x": 5, "r": 5, "m": 5, "s": 5, "p": 1},
+        ),
+        "words": (
+            network((Word2Vec(tuple("abcde"), normal(5, 3).float().double()), ["x", "n"], "v"), (logistic(3), ["v"], "p")),
+            {"x": sparse(x), "n": normal(N, seed=8).abs().ceil()}, {"x": 5, "n": 1, "v": 3, "p": 1},
         ),
         "support vectors": (
             network((scaler(5), ["x"], "s"), (support_vector(5), ["s"], "p")), {"x": x}, {"x": 5, "s": 5, "p": 1},

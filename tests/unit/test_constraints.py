@@ -100,7 +100,7 @@ def test_gradients_are_those_of_differences(name: str) -> None:
         assert torch.equal(constraint.value(start, other)[..., 1:], constraint.value(start, move)[..., 1:])
 
 
-@pytest.mark.parametrize("name", ["positive", "ordered", "ordered with ends", "probabilities"])
+@pytest.mark.parametrize("name", ["positive", "ordered", "ordered with ends", "probabilities", "covariances"])
 def test_how_far_parameters_moved_is_told_in_moves(name: str) -> None:
     constraint, start = STARTS[name]
     move = 0.3 * torch.randn(1, *start.shape, dtype=F64, generator=torch.Generator().manual_seed(4))

@@ -76,8 +76,10 @@ NO_SPARK = (
 NO_TORCH = (
     "jvm",
     "jvm.trees",
+    "jvm.clustering",
+    "jvm.factors",
+    "jvm.words",
     "jvm.formulas",
-    "attributes",
     "jvm.encoders",
     "nodes",
     "nesting",

@@ -14,7 +14,7 @@ from sparkdiff.losses import check_label, penalised, resolve
 from sparkdiff.metrics import resolve as resolve_metric
 from sparkdiff.options import Options
 from sparkdiff.stages.base import LabelStats
-from sparkdiff.stages.bayes import Bernoulli, LogOdds, Multinomial, Negated
+from sparkdiff.stages.bayes import Bernoulli, Complement, LogOdds, Multinomial, Negated
 from sparkdiff.stages.isotonic import Falling, IsotonicRegression, Rising
 from sparkdiff.stages.one_vs_rest import OneVsRest
 from sparkdiff.stages.predictor import Predictor
@@ -174,11 +174,19 @@ def test_log_probabilities_are_checked() -> None:
     module = bayes(Multinomial, 3)
     module.check_domain("nb_1")
     with torch.no_grad():
-        module.theta[1, 2] += 0.1
-    with pytest.raises(
-        InputError, match="nb_1: theta must hold logarithms of probabilities that add up to what they did"
-    ):
+        module.theta[1, 2] -= 0.1
+    module.check_domain("nb_1")  # shares needn't add up to 1: Spark computes as well
+    with torch.no_grad():
+        module.theta[1, 2] = 0.1
+    with pytest.raises(InputError, match=r"nb_1: theta must hold logarithms of probabilities, but an entry is 0\.1"):
         module.check_domain("nb_1")
+    complement = bayes(Complement, 3)
+    with torch.no_grad():
+        complement.theta.neg_()
+        complement.check_domain("nb_1")
+        complement.theta[0, 0] = -0.1
+    with pytest.raises(InputError, match=r"theta must hold minus logarithms of probabilities, but an entry is -0\.1"):
+        complement.check_domain("nb_1")
     bernoulli = bayes(Bernoulli, 3)
     with torch.no_grad():
         bernoulli.theta[0, 0] = 0.0

@@ -25,9 +25,12 @@ from sparkdiff.sparse import SparseRows
 from sparkdiff.stages.assembling import VectorAssembler
 from sparkdiff.stages.base import FeatureStats, LabelStats, Rows
 from sparkdiff.stages.projection import PCA
-from sparkdiff.stages.scaling import StandardScaler
+from sparkdiff.stages.scaling import MaxAbsScaler, StandardScaler
+from sparkdiff.stages.selecting import VectorSlicer
+from sparkdiff.stages.text import IDF
+from sparkdiff.stages.weighing import ElementwiseProduct
 
-ROWS, WIDTH, BATCH = 120, 600, 8
+ROWS, WIDTH, BATCH, TOGETHER = 120, 600, 8, 2
 LABELS = LabelStats(1.0, 2.0, 0.0, 9.0, torch.tensor([99, 99, 99]))
 RECIPES = [Recipe(1e-2, 1e-3), Recipe(3e-3, 1e-2), Recipe(1e-2, 0.0)]
 
@@ -69,11 +72,25 @@ CASES: dict[str, tuple[Network, dict[str, Rows], dict[str, int]]] = {
         {"x": sparse(), "n": normal(ROWS, 3, seed=8), "z": sparse(seed=5)},
         {"x": WIDTH, "s": WIDTH, "n": 3, "z": WIDTH, "f": 2 * WIDTH + 3, "p": 1},
     ),
+    "IDF, weights, some columns, largest": (
+        network(
+            (IDF(normal(WIDTH, seed=3).abs()), ["x"], "i"), (ElementwiseProduct(normal(WIDTH, seed=4)), ["i"], "w"),
+            (VectorSlicer("v", torch.randperm(WIDTH, generator=torch.Generator().manual_seed(6))[:500].tolist()), ["w"], "v"),
+            (MaxAbsScaler(torch.where(torch.arange(500) % 9 == 0, 0.0, normal(500, seed=5).abs() + 0.5)), ["v"], "s"),
+            (logistic(500), ["s"], "p"),
+        ),
+        {"x": sparse()}, {"x": WIDTH, "i": WIDTH, "w": WIDTH, "v": 500, "s": 500, "p": 1},
+    ),
     "PCA": (
         network((PCA(0.5 * normal(WIDTH, 2, seed=5), torch.ones(2, dtype=F64)), ["x"], "c"), (least_squares(2), ["c"], "p")),
         {"x": sparse()}, {"x": WIDTH, "c": 2, "p": 1},
     ),
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def few_rows_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sparkdiff.reach.TOGETHER", TOGETHER * BATCH)
 
 
 class Run:
@@ -87,6 +104,7 @@ class Run:
         folded = fold(self.net, versions)
         assert folded is not None
         self.scales = scales(self.net, widths, self.options)
+        self.scales.unit[::11] = 0.0  # too few rows speak for these
         self.reach = self._reach(folded) if reaches else None
         self.team = Candidates(self.net, recipes, self.options, self.scales, folded, None, self.reach)
         y = normal(ROWS, seed=7).abs() * 2 + 0.1
@@ -116,6 +134,9 @@ class Run:
         for step in range(first, first + number):
             self.team.sums.zero_()
             values, (y, weight) = self.rows(step)
+            if step % TOGETHER == 0 or step == first:
+                start = step // TOGETHER * TOGETHER
+                self.team.enter([self.rows(k)[0] for k in range(start, start + TOGETHER)])
             self.team.add(values, y, weight, self.objective, draw or Draw((), (), {}))
             self.team.step(self.objective.scale)
         return self
@@ -123,13 +144,20 @@ class Run:
     def end(self) -> Tensor:
         """The natural units (K, p) at the epoch's end."""
         self.team.end_epoch(self.objective.scale)
-        return self.team.u.clone()
+        return self.all(self.team.u)
+
+    def all(self, u: Tensor) -> Tensor:
+        """The candidates' state at all entries (K, p)."""
+        if self.reach is None:
+            return u.clone()
+        assert bool((u[:, -1] == 0).all())  # what stands for all that stay
+        return torch.zeros(len(u), len(self.reach.whole), dtype=F64).index_copy_(1, self.reach.moving, u[:, :-1])
 
 
 def moved(name: str, recipes: list[Recipe], number: int = 45, **options: Any) -> tuple[Tensor, Tensor]:
     one = Run(name, recipes, **options).steps(number)
     other = Run(name, recipes, reaches=False, **options).steps(number)
-    assert len(one.team.span.start) < 0.25 * len(other.team.span.start)
+    assert len(one.team.span.start) < 0.3 * len(other.team.span.start)
     return one.end(), other.end()
 
 
@@ -150,7 +178,7 @@ def test_without_an_anchor_both_go_the_same_way(name: str, optimizer: str) -> No
     recipes = [Recipe(1e-2, 0.0, optimizer), Recipe(1e-3, 0.0, optimizer)]
     found, expected = moved(name, recipes)
     assert (expected != 0).double().mean() > 0.1
-    close(found, expected, 1e-5 if optimizer == "adam" else 1e-3, 1e-2)
+    close(found, expected, 1e-4 if optimizer == "adam" else 1e-3, 1e-2)
     assert bool((found[:, expected[0] == 0] == 0).all())
 
 
@@ -177,6 +205,7 @@ def test_a_stage_of_its_own_rate_and_a_schedule() -> None:
         for step in range(40):
             run.team.sums.zero_()
             values, (y, weight) = run.rows(step)
+            run.team.enter([values])
             run.team.add(values, y, weight, run.objective, Draw((), (), {}))
             run.team.step(run.objective.scale, 1 - step / 50)
     close(runs[0].end(), runs[1].end(), 1e-5, 1e-2)
@@ -186,7 +215,7 @@ def test_the_average_over_steps() -> None:
     recipes = [Recipe(1e-2, 0.0, ema=0.9), Recipe(1e-2, 0.0), Recipe(3e-3, 1e-2, "adam", ema=0.99)]
     one, other = (Run("sigmoid", recipes, reaches=r).steps(60) for r in (True, False))
     one.end(), other.end()
-    apart = (one.team.average - other.team.average).abs().amax(1) / other.team.average.abs().amax(1)
+    apart = (one.all(one.team.average) - other.team.average).abs().amax(1) / other.team.average.abs().amax(1)
     assert float(apart.max()) < 0.05  # between two looks at it an entry is taken to move evenly
     assert torch.equal(one.team.average[1], one.team.u[1])
 
@@ -241,6 +270,7 @@ class Half:
 def test_two_processes_add_up_to_one() -> None:
     alone = Run("scaler, softmax", RECIPES)
     values, (y, weight) = alone.rows(0)
+    alone.team.enter([values])
     alone.team.add(values, y, weight, alone.objective, Draw((), (), {}))
     halves = []
     rows = values["x", -1]
@@ -249,11 +279,11 @@ def test_two_processes_add_up_to_one() -> None:
         run, every = Run("scaler, softmax", RECIPES), torch.arange(8)
         others = rows.take(every[other]).indices.unique()
         team: Any = Half(others)
-        run.team.add(
-            {("x", -1): rows.take(every[own])}, y[own], weight[own], run.objective, Draw((), (), {}), team=team
-        )
+        here: dict[Any, Rows] = {("x", -1): rows.take(every[own])}
+        run.team.enter([here], team)
+        run.team.add(here, y[own], weight[own], run.objective, Draw((), (), {}), team=team)
         halves.append(run.team.sums)
-    assert len(alone.team.sums) < 3 * 0.25 * len(alone.team.start)  # so few numbers are added up
+    assert len(alone.team.sums) < 3 * 0.25 * len(flattened(alone.net))  # so few numbers are added up
     torch.testing.assert_close(halves[0] + halves[1], alone.team.sums, rtol=1e-11, atol=1e-12)
 
 
@@ -321,8 +351,8 @@ def adam(u: Tensor, mean: Tensor, square: Tensor, gradient: Tensor, anchor: floa
 def test_entries_are_brought_to_where_every_step_would_have_taken_them(
     often: float, anchor: float, rate: float
 ) -> None:
-    """2,000 steps, of each of which an entry sees a share."""
-    n, steps = 50, 2000
+    """1,000 steps, of each of which an entry sees a share."""
+    n, steps = 50, 1000
     random = torch.Generator().manual_seed(1)
     there = torch.rand(steps, n, generator=random) < often
     noise, aim = normal(steps, n, seed=2), 0.5 * normal(n, seed=3)

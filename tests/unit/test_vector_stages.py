@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from chains import logistic, network
 from torch import Tensor
 
 from sparkdiff.errors import InputError
+from sparkdiff.measure import Data, rows_at_once
 from sparkdiff.sparse import SparseRows
 from sparkdiff.stages.base import StageModule, dense
 from sparkdiff.stages.expanding import PolynomialExpansion
 from sparkdiff.stages.indexing import VectorIndexer
 from sparkdiff.stages.projection import DCT
-from sparkdiff.stages.scaling import MaxAbsScaler, RobustScaler
+from sparkdiff.stages.scaling import MaxAbsScaler, RobustScaler, StandardScaler
 from sparkdiff.stages.selecting import Selection, VectorSizeHint
 from sparkdiff.stages.text import IDF
 from sparkdiff.stages.weighing import ElementwiseProduct, Normalizer
@@ -167,3 +171,21 @@ def test_units() -> None:
     assert bool((unit > 0).all())
     assert unit[[0, 2, 3, 4]].tolist() == WEIGHTS[[0, 2, 3, 4]].abs().tolist()
     assert float(ElementwiseProduct(torch.zeros(2, dtype=F64)).units(None, None)["scalingVec"].sum()) == 2.0  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("with_mean", "width", "rows"), [(True, 1 << 18, 64), (False, 1 << 18, 8192), (True, 2000, 8192)]
+)
+def test_fewer_wide_rows_are_dense_at_a_time(with_mean: bool, width: int, rows: int) -> None:
+    ones = torch.ones(width, dtype=F64)
+    net = network((StandardScaler(ones, ones, True, with_mean), ["x"], "s"), (logistic(width), ["s"], "p"))
+    assert rows_at_once(net) == rows
+    sizes: list[int] = []
+
+    def batches(split: str, *, batchSize: int, **_: Any) -> Iterator[Any]:
+        sizes.append(batchSize)
+        return iter(())
+
+    data = Data(SimpleNamespace(batches=batches), {}, rows=rows_at_once(net))  # type: ignore[arg-type]
+    assert list(data.batches("validation")) == []
+    assert sizes == [rows]

@@ -1,0 +1,63 @@
+"""The tables of an ALSModel, by Arrow, and the model rebuilt with others. They are DataFrames: to read them takes a job each."""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import tempfile
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pyspark.sql import DataFrame
+
+from sparkdiff.jvm import by_arrow, made_of, rebuilt, scratch_folder, session
+
+Table = tuple[np.ndarray, np.ndarray]
+"""ids (n,) int64, ascending, and factors (n, rank) float32."""
+_read: weakref.WeakKeyDictionary[Any, tuple[Table, Table]] = weakref.WeakKeyDictionary()
+
+
+def tables(stage: Any) -> tuple[Table, Table]:
+    """The tables of users and of items. A fitted model's never change, so they are read once."""
+    if stage not in _read:
+        _read[stage] = _table(stage.userFactors, stage.rank), _table(stage.itemFactors, stage.rank)
+    return _read[stage]
+
+
+def als(stage: Any, users: Table, items: Table) -> Any:
+    """An ALSModel like `stage` with these tables."""
+
+    def construct(old: Any) -> Any:
+        return made_of(old, stage.rank, _frame(users)._jdf, _frame(items)._jdf)
+
+    def rewrite(old: Any) -> Any:
+        # The loaded model reads its files whenever it is used.
+        folder = Path(tempfile.mkdtemp(prefix=".stage-", dir=scratch_folder()))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        where = f"file://{folder}/stage"
+        old.write().save(where)
+        for name, table in (("userFactors", users), ("itemFactors", items)):
+            _frame(table).coalesce(1).write.mode("overwrite").parquet(f"{where}/{name}")
+        return type(old).load(where)
+
+    return rebuilt(stage, construct, rewrite)
+
+
+def _table(df: DataFrame, rank: int) -> Table:
+    with by_arrow():
+        found = df.select("id", "features").toPandas()
+    ids = found["id"].to_numpy(np.int64)
+    factors = np.concatenate([np.empty(0, np.float32), *found["features"]]).astype(np.float32).reshape(len(ids), rank)
+    order = ids.argsort()
+    return ids[order], factors[order]
+
+
+def _frame(table: Table) -> DataFrame:
+    ids, factors = table
+    import pandas as pd
+
+    with by_arrow():
+        rows = pd.DataFrame({"id": ids.astype(np.int32), "features": list(factors)})
+        return session().createDataFrame(rows, "id int, features array<float>")

@@ -1,0 +1,126 @@
+"""The words and vectors of a Word2VecModel, the model rebuilt with others, and plain stages that count its words.
+
+Where constructors can be called, a vocabulary travels as one string and its vectors as bytes: no job, and no call per word.
+Elsewhere a DataFrame does, by Arrow.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from pyspark.ml.feature import CountVectorizerModel, Interaction, SQLTransformer
+from pyspark.ml.functions import vector_to_array
+from pyspark.ml.wrapper import JavaParams
+from pyspark.sql import functions as F
+
+from sparkdiff.jvm import by_arrow, has_constructors, made_of, rebuilt, saved, session
+
+Vocabulary = tuple[tuple[str, ...], np.ndarray]
+"""Words, sorted, and their vectors (v, d) float32."""
+BETWEEN = "\0"
+"""What no word holds, to travel as one string."""
+MLLIB = "org.apache.spark.mllib.feature.Word2VecModel"
+LITERAL = 16  # java.util.regex.Pattern.LITERAL
+_read: weakref.WeakKeyDictionary[Any, Vocabulary] = weakref.WeakKeyDictionary()
+
+
+def vocabulary(stage: Any) -> Vocabulary:
+    """The words of a Word2VecModel and their vectors. A fitted model's never change, so they are read once."""
+    if stage not in _read:
+        words, vectors = _by_bytes(stage) if has_constructors() else _by_arrow(stage)
+        order = sorted(range(len(words)), key=words.__getitem__)
+        _read[stage] = tuple(words[k] for k in order), vectors[order]
+    return _read[stage]
+
+
+def word2vec(stage: Any, words: Sequence[str], vectors: np.ndarray) -> Any:
+    """A Word2VecModel like `stage` with other vectors (v, d) of its words."""
+
+    def construct(old: Any) -> Any:
+        context: Any = session().sparkContext
+        jvm, index = context._jvm, _mllib(old).wordIndex()
+        places = _places(index)
+        if places is None:
+            return rewrite(old)
+        ordered = np.empty_like(vectors, dtype="<f4")
+        ordered[[places[w] for w in words]] = vectors
+        floats = context._gateway.new_array(jvm.float, ordered.size)
+        wrapped = jvm.java.nio.ByteBuffer.wrap(ordered.tobytes()).order(jvm.java.nio.ByteOrder.LITTLE_ENDIAN)
+        wrapped.asFloatBuffer().get(floats)
+        return made_of(old, jvm.org.apache.spark.mllib.feature.Word2VecModel(index, floats))
+
+    def rewrite(old: Any) -> Any:
+        import pandas as pd
+
+        with saved(old) as where, by_arrow():
+            rows = pd.DataFrame({"word": list(words), "vector": list(vectors.astype(np.float32))})
+            frame = session().createDataFrame(rows, "word string, vector array<float>")
+            frame.coalesce(1).write.mode("overwrite").parquet(f"{where}/data")
+            return type(old).load(where)
+
+    return rebuilt(stage, construct, rewrite)
+
+
+def counting(words: Sequence[str], column: str, shares: str, length: str) -> list[Any]:
+    """Plain stages that make of a column of words a vector: how often it holds each of these words, over how many it holds.
+
+    Args:
+        shares, length: what the vector's column is called, and that of the number of words.
+    """
+    counts, inverse, said = f"{shares}_counts", f"{shares}_inverse", f"size({'`' + column.replace('`', '``') + '`'})"
+    return [
+        _counter(words).setInputCol(column).setOutputCol(counts),
+        SQLTransformer(
+            statement=f"SELECT *, CAST({said} AS DOUBLE) AS `{length}`, "
+            f"CASE WHEN {said} > 0 THEN 1.0D / {said} ELSE 0.0D END AS `{inverse}` FROM __THIS__"
+        ),
+        Interaction(inputCols=[inverse, counts], outputCol=shares),
+    ]
+
+
+def _counter(words: Sequence[str]) -> CountVectorizerModel:
+    together = BETWEEN.join(words)
+    if not has_constructors() or together.count(BETWEEN) != len(words) - 1:
+        return CountVectorizerModel.from_vocabulary(list(words), inputCol="words")
+    context: Any = session().sparkContext
+    jvm = context._jvm
+    array = jvm.java.util.regex.Pattern.compile(BETWEEN, LITERAL).split(together, -1)
+    counter: CountVectorizerModel = JavaParams._from_java(jvm.org.apache.spark.ml.feature.CountVectorizerModel(array))
+    return counter
+
+
+def _mllib(stage: Any) -> Any:
+    """The model of spark.mllib that a Word2VecModel holds and doesn't show."""
+    kind = stage._java_obj.getClass()
+    [field] = [f for f in kind.getDeclaredFields() if f.getType().getName() == MLLIB]
+    field.setAccessible(True)
+    return field.get(stage._java_obj)
+
+
+def _places(index: Any) -> dict[str, int] | None:
+    """A Scala map of words to places; None where a word can't travel so."""
+    words, places = (str(part.mkString(BETWEEN)).split(BETWEEN) for part in (index.keys(), index.values()))
+    return dict(zip(words, map(int, places), strict=True)) if len(words) == len(places) else None
+
+
+def _by_bytes(stage: Any) -> tuple[list[str], np.ndarray]:
+    mllib = _mllib(stage)
+    places = _places(mllib.wordIndex())
+    if places is None:
+        return _by_arrow(stage)
+    context: Any = session().sparkContext
+    nio = context._jvm.java.nio
+    size = len(places) * stage.getVectorSize()
+    buffer = nio.ByteBuffer.allocate(4 * size).order(nio.ByteOrder.LITTLE_ENDIAN)
+    buffer.asFloatBuffer().put(mllib.wordVectors())
+    vectors = np.frombuffer(buffer.array(), dtype="<f4").reshape(len(places), -1)
+    return list(places), vectors[list(places.values())]
+
+
+def _by_arrow(stage: Any) -> tuple[list[str], np.ndarray]:
+    with by_arrow():
+        found = stage.getVectors().select("word", vector_to_array(F.col("vector"), "float32").alias("v")).toPandas()
+    return found["word"].tolist(), np.stack(found["v"]).astype(np.float32)

@@ -1,0 +1,94 @@
+"""Words as vectors that train: Word2Vec."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from sparkdiff.jvm import words as vocabularies
+from sparkdiff.sparse import SparseRows
+from sparkdiff.stages.base import FeatureStats, LabelStats, Parameters, Pulled, Rows, StageModule, parameter, register
+
+
+@register("pyspark.ml.feature.Word2VecModel")
+class Word2Vec(StageModule):
+    """The mean of the words' vectors; unknown words count as 0, a row without words is 0. The vectors are float32.
+
+    Strings never enter torch: Spark first makes of each row how often it says each known word over how many words it says, and
+    that number, which is read to tell what was said and counts nowhere else.
+
+    Source: org.apache.spark.ml.feature.Word2VecModel.transform, which sums in double and multiplies by 1 / number.
+    """
+
+    weights = ("vectors",)
+    feature_axis = {"vectors": 0}
+    float32 = True
+    before = "Spark counts its words"
+
+    def __init__(self, words: tuple[str, ...], vectors: Tensor):
+        super().__init__()
+        self.words = words
+        self.vectors = parameter(vectors)  # (v, d)
+
+    @classmethod
+    def from_spark(cls, stage: Any) -> Word2Vec:
+        words, vectors = vocabularies.vocabulary(stage)
+        return cls(words, torch.from_numpy(vectors).double())
+
+    @classmethod
+    def made(cls, stage: Any) -> tuple[str, ...]:
+        return f"{stage.uid}__words", f"{stage.uid}__length"
+
+    @classmethod
+    def preparation(cls, stage: Any) -> list[Any]:
+        [column], (shares, length) = cls.inputs(stage), cls.made(stage)
+        return vocabularies.counting(vocabularies.vocabulary(stage)[0], column, shares, length)
+
+    def forward(self, x: Rows, length: Tensor) -> Tensor:  # (n, v), (n,) -> (n, d)
+        return x.matmul(self.vectors)
+
+    def pull(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> Pulled:
+        vectors = p["vectors"]
+
+        def back(gradients: list[Tensor], constant: Tensor, room: Parameters) -> Tensor:
+            if "vectors" in room:
+                room["vectors"].add_(gradients[0] @ slope.mT)
+            return vectors.mT @ gradients[0]
+
+        return Pulled([vectors @ slope, torch.zeros(1, slope.shape[-1], dtype=slope.dtype)], 0.0, back)
+
+    def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[StageModule, Tensor | None]:
+        return self, None
+
+    def recovered(self, x: Rows, length: Tensor) -> tuple[pa.Array]:  # type: ignore[override]
+        if isinstance(x, SparseRows):
+            rows, found, shares = x.rows(), x.indices, x.values
+        else:
+            rows, found = x.nonzero().unbind(1)
+            shares = x[rows, found]
+        times = (shares * length[rows]).round().long()
+        known = set(self.words)
+        unknown = next(w for w in ("?" * k for k in range(len(known) + 1)) if w not in known)
+        left = length.long().index_add(0, rows, -times)
+        # Of each row first the known words, then as many unknown ones as are left.
+        of = torch.cat([rows.repeat_interleave(times), torch.arange(len(left)).repeat_interleave(left)])
+        word = torch.cat([found.repeat_interleave(times), torch.full((int(left.sum()),), len(self.words))])
+        order = of.argsort(stable=True)
+        ends = np.zeros(len(left) + 1, dtype=np.int32)
+        ends[1:] = torch.bincount(of, minlength=len(left)).cumsum(0).numpy()
+        return (pa.ListArray.from_arrays(ends, pa.array([*self.words, unknown]).take(pa.array(word[order].numpy()))),)
+
+    def nominal(self) -> Tensor:
+        return torch.arange(len(self.words))
+
+    def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
+        size = self.vectors.detach().square().mean().sqrt()
+        return {"vectors": size if size > 0 else torch.ones_like(size)}
+
+    def to_spark(self, stage: Any) -> Any:
+        return vocabularies.word2vec(stage, self.words, self.weight("vectors").astype(np.float32))

@@ -1,0 +1,145 @@
+"""Recommenders: ALS, the product of a user's and an item's factors."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparkdiff.errors import InputError
+from sparkdiff.jvm import factors
+from sparkdiff.stages.base import SUPPORT, FeatureStats, LabelStats, columns_of, parameter, register
+from sparkdiff.stages.predictor import Predictor
+
+INTEGERS = (-(2.0**31), 2.0**31 - 1)
+
+
+class FloatProduct(torch.autograd.Function):
+    """Products of rows of factors, (n, r), (n, r) -> (n,), as Spark sums them: one after the other, in float32."""
+
+    @staticmethod
+    def forward(ctx: Any, users: Tensor, items: Tensor) -> Tensor:
+        ctx.save_for_backward(users, items)
+        terms = (users.float() * items.float()).unbind(1)
+        total = torch.zeros_like(terms[0])
+        for term in terms:
+            total = total + term
+        return total.double()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        users, items = ctx.saved_tensors
+        return gradient[:, None] * items, gradient[:, None] * users
+
+
+@register("pyspark.ml.recommendation.ALSModel")
+class ALS(Predictor):
+    """prediction = the product of the user's and the item's factors, all in float32; NaN where one of them is unknown.
+
+    The model doesn't say whether it was fitted to ratings or, with implicitPrefs, to preferences weighted by confidence: its
+    own loss is the squared error of whatever the label column holds, by weightCol.
+
+    Source: org.apache.spark.ml.recommendation.ALSModel (transform, predict, checkIntegers).
+    """
+
+    weights = ("rank", "userFactors", "itemFactors")
+    refusals = ("coldStartStrategy='drop'",)
+    float32 = True
+    reads_categories = True
+    identifies = True
+    ranks = True
+
+    users: Tensor
+    items: Tensor
+
+    def __init__(self, users: factors.Table, items: factors.Table, uid: str, names: tuple[str, ...]):
+        super().__init__()
+        self.uid, self.names, self.rank = uid, names, users[1].shape[1]
+        self.register_buffer("users", torch.from_numpy(users[0].copy()))  # (u,) int64, ascending
+        self.register_buffer("items", torch.from_numpy(items[0].copy()))  # (i,)
+        self.userFactors = parameter(torch.from_numpy(users[1]).double())  # (u, rank)
+        self.itemFactors = parameter(torch.from_numpy(items[1]).double())  # (i, rank)
+
+    @classmethod
+    def inputs(cls, stage: Any) -> tuple[str, ...]:
+        return columns_of(stage, ("userCol", "itemCol"))
+
+    @classmethod
+    def outputs(cls, stage: Any) -> tuple[str, ...]:
+        return columns_of(stage, ("predictionCol",))
+
+    @classmethod
+    def refuses(cls, stage: Any) -> str | None:
+        if stage.getOrDefault("coldStartStrategy") == "drop":
+            return "coldStartStrategy='drop' drops rows, which a torch module cannot; use 'nan'"
+        return super().refuses(stage)
+
+    @classmethod
+    def from_spark(cls, stage: Any) -> ALS:
+        return cls(*factors.tables(stage), stage.uid, cls.inputs(stage))
+
+    def margin(self, user: Tensor, item: Tensor) -> Tensor:  # type: ignore[override]  # (n,), (n,) -> (n,)
+        found = self.places(user, item)
+        u, i = found["userFactors"], found["itemFactors"]
+        product = FloatProduct.apply(self.userFactors[u.clamp_min(0)], self.itemFactors[i.clamp_min(0)])
+        return torch.where((u >= 0) & (i >= 0), product, math.nan)
+
+    def places(self, user: Tensor, item: Tensor) -> dict[str, Tensor]:
+        """Which row of each table is meant, (n,), (n,) -> (n,) int64 each, -1 where none is."""
+        return {
+            "userFactors": self._places(self.users, user, self.names[0]),
+            "itemFactors": self._places(self.items, item, self.names[1]),
+        }
+
+    def _places(self, known: Tensor, ids: Tensor, name: str) -> Tensor:
+        """Where in the table each id is, -1 where it isn't, (m,), (n,) -> (n,) int64."""
+        wrong = ~((ids == ids.round()) & (ids >= INTEGERS[0]) & (ids <= INTEGERS[1]))  # NaN too
+        if bool(wrong.any()):
+            raise InputError(
+                f"{self.uid}: column {name!r} holds {ids[wrong][0].item()!r} (or null), but ids are whole numbers in the range "
+                "of integers; drop such rows"
+            )
+        whole = ids.long()
+        place = torch.searchsorted(known, whole).clamp_max(len(known) - 1)
+        return torch.where(known[place] == whole, place, -1)
+
+    def tally(self, user: Tensor, item: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+        found = self.places(user, item)
+        return {n: torch.bincount(p[p >= 0], minlength=len(getattr(self, n))) for n, p in found.items()}
+
+    def unknown(self, user: Tensor, item: Tensor) -> str | None:  # type: ignore[override]
+        for (what, places), name, ids in zip(self.places(user, item).items(), self.names, (user, item), strict=True):
+            if bool((places < 0).any()):
+                return (
+                    f"column {name!r} holds {int(ids[places < 0][0])}, which {what} of {self.uid} lack, so that the "
+                    "prediction is NaN; drop such rows"
+                )
+        return None
+
+    def columns(self, margin: Tensor) -> tuple[Tensor, ...]:
+        return (margin,)
+
+    def mean(self, margin: Tensor) -> Tensor:
+        return margin
+
+    @property
+    def margin_link(self) -> str:
+        return "identity"
+
+    def own_loss(self) -> tuple[str, dict[str, float]]:
+        return "squared", {}
+
+    def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
+        return {
+            name: torch.where((size := p.detach().square().mean().sqrt()) > 0, size, 1.0)
+            for name, p in self.named_parameters()
+        }
+
+    def supported(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
+        return {name: (x.sums[name] >= SUPPORT)[:, None].expand_as(p) for name, p in self.named_parameters()}
+
+    def to_spark(self, stage: Any) -> Any:
+        users, items = (self.weight(name).astype("float32") for name in ("userFactors", "itemFactors"))
+        return factors.als(stage, (self.users.numpy(), users), (self.items.numpy(), items))

@@ -1,0 +1,72 @@
+"""A text pipeline of 2^18 columns in a process that may not take the memory of one dense batch; two processes agree with one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
+
+RUN = """
+import json, resource, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2] + "/benchmarks")
+import pyarrow.parquet as pq
+import torch
+from sparse import WIDTH, invented, pipeline, session, status
+import sparkdiff
+from sparkdiff.reach import Reach
+
+spark, folder = session(), sys.argv[1]
+pq.write_table(invented(20_000, 2), folder + "/rows.parquet")
+df = spark.read.parquet("file://" + folder + "/rows.parquet")
+model = pipeline(regParam=1.0, maxIter=3).fit(df)
+df.limit(5).toPandas()
+dense = 8 * 1024 * WIDTH
+resource.setrlimit(resource.RLIMIT_AS, (status("VmSize") + dense * 9 // 10, resource.RLIM_INFINITY))
+reaches, made = [], Reach.__init__
+Reach.__init__ = lambda self, *given: reaches.append(self) or made(self, *given)
+
+def fit(**params):
+    tuner = sparkdiff.FineTuner(pipeline=model, batchSize=1024, maxEpochs=2, seed=3, cacheDir=folder + "/cache", **params)
+    tuned = tuner.fit(df)
+    s, lr = tuned.summary, tuned.pipelineModel.stages[-1]
+    return {
+        "decision": s.decision, "metrics": s.metrics["validation"], "candidates": int(s.history.candidate.max()) + 1,
+        "parity": [p["ok"] for p in s.parity.values()], "coefficients": lr.coefficients.toArray().tolist(),
+    }
+
+found = {"one": fit(recipe="fast"), "four": fit(), "in reach": len(reaches), "two": fit(recipe="fast", numProcesses=2)}
+print("FOUND " + json.dumps(found))
+"""
+
+
+def test_no_batch_is_ever_dense(tmp_path: Path) -> None:
+    script = tmp_path / "run.py"
+    script.write_text(RUN)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYSPARK_PYTHON": sys.executable, "MALLOC_ARENA_MAX": "2"}
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path), str(ROOT)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=1200,
+    )
+    assert done.returncode == 0, done.stderr
+    line = next(x for x in done.stdout.splitlines() if x.startswith("FOUND "))
+    found = json.loads(line.removeprefix("FOUND "))
+    assert found["in reach"] == 2  # both trainings stepped on the columns of the batches alone
+    assert found["four"]["candidates"] == 4
+    for run in (found["one"], found["four"], found["two"]):
+        assert run["decision"] == "tuned"
+        assert run["metrics"]["after"] < run["metrics"]["before"]
+        assert all(run["parity"])
+    apart = [abs(a - b) for a, b in zip(found["one"]["coefficients"], found["two"]["coefficients"], strict=True)]
+    print(f"two processes differ from one by {max(apart):.1e}")
+    assert max(apart) < 1e-9
