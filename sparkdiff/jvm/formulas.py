@@ -14,14 +14,26 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 
-class VectorAttributeRewriter(JavaTransformer, JavaMLWritable):
+class Part(JavaTransformer, JavaMLWritable):
+    """What pyspark has no class for. It has no Params, and Spark's own copy() of it fails for want of a constructor."""
+
+    @classmethod
+    def of(cls, java: Any) -> Part:
+        return cls(java)._resetUid(str(java.uid()))
+
+    def copy(self, extra: Any = None) -> Part:
+        java: Any = self._java_obj
+        return self.of(java.getClass().cast(java))  # a reference of its own: that of a stage ends with the stage
+
+
+class VectorAttributeRewriter(Part):
     """Gives the slots of a vector the names that the formula's terms have."""
 
     def getVectorCol(self) -> str:
         return str(self._java_obj.vectorCol())  # type: ignore[union-attr]
 
 
-class ColumnPruner(JavaTransformer, JavaMLWritable):
+class ColumnPruner(Part):
     """Drops the columns that the formula's terms needed on the way."""
 
 
@@ -61,8 +73,4 @@ def parts(formula: Any) -> list[Any] | None:
 
 def _stage(java: Any) -> Any:
     own = _OWN.get(java.getClass().getSimpleName())
-    if own is None:
-        return JavaParams._from_java(java)
-    stage = own(java)
-    stage._resetUid(str(java.uid()))
-    return stage
+    return JavaParams._from_java(java) if own is None else own.of(java)

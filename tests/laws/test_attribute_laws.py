@@ -8,13 +8,16 @@ import pytest
 import torch
 from making import check
 from pyspark.ml import PipelineModel
-from pyspark.ml.feature import Interaction, StandardScaler, VectorAssembler, VectorSlicer
+from pyspark.ml.feature import Interaction, RFormula, StandardScaler, VectorAssembler, VectorSlicer
 from pyspark.ml.linalg import Vectors
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 import sparkdiff
 from sparkdiff import InputError, attributes
+from sparkdiff.jvm.formulas import parts
+from sparkdiff.stages import formula
+from sparkdiff.stages.base import dense
 from sparkdiff.stages.selecting import VectorSlicer as Sliced
 from sparkdiff.testing import LawBroken, check_stage
 
@@ -179,3 +182,20 @@ def test_a_source_column_is_what_its_first_reader_takes(rows: DataFrame) -> None
     kinds = {v: f.dataType.simpleString() for v, f in found.items()}
     assert kinds == {("dense", -1): "vector", ("b", -1): "double", ("a", -1): "double", ("scaled", 0): "vector"}
     assert sparkdiff.plan(model).stages[2].role == "translated"
+
+
+def test_what_a_formula_keeps_to_itself(rows: DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rewriter of slot names and the pruner of temporary columns, as stages of their own."""
+    model = RFormula(formula="~ a:b + a").fit(rows)
+    inside = {type(s).__name__: s for s in parts(model) or ()}
+    df = rows.drop("dense").withColumnRenamed("sparse", "features").unionAll(rows.select("mixed", "mixed", "a", "b"))
+    check([inside["VectorAttributeRewriter"]], df)
+    pruner = inside["ColumnPruner"]  # reads and writes no column that a tensor could stand for
+    assert sparkdiff.translate(pruner)({}) == {}
+    made = inside["Interaction"].transform(df)
+    assert len(made.columns) == len(df.columns) + 1
+    for stage in (pruner, pruner.copy()):
+        assert stage.transform(made).columns == df.columns
+    monkeypatch.setattr(formula.VectorAttributeRewriter, "forward", lambda self, x: dense(x).flip(1))
+    with pytest.raises(LawBroken):
+        check_stage(inside["VectorAttributeRewriter"], df)
