@@ -260,7 +260,7 @@ class Feature:
     """Streaming statistics of one stage's input."""
 
     def __init__(self) -> None:
-        self.n = 0
+        self.n, self.sparse = 0, False
 
     def add(self, x: Rows, counted: Tensor) -> None:
         """Add a batch (n, d), of which the rows `counted` (n,) count."""
@@ -268,6 +268,7 @@ class Feature:
         if not len(x):
             return
         if not self.n:
+            self.sparse = isinstance(x, SparseRows)
             width = x.width if isinstance(x, SparseRows) else x.shape[1]
             self.usual = torch.zeros(width, dtype=torch.float64) if isinstance(x, SparseRows) else _median(x)
             self.sum, self.square = torch.zeros_like(self.usual), torch.zeros_like(self.usual)
@@ -291,7 +292,9 @@ class Feature:
         """Of the entries that aren't NaN."""
         n = (self.n - self.missing).clamp_min(1)
         mean = self.sum / n
-        return FeatureStats(self.usual + mean, (self.square / n - mean * mean).clamp_min(0).sqrt(), self.support)
+        std = (self.square / n - mean * mean).clamp_min(0).sqrt()
+        entry = (self.square / self.support.clamp_min(1)).sqrt() if self.sparse else None
+        return FeatureStats(self.usual + mean, std, self.support, entry=entry)
 
 
 def _median(x: Tensor) -> Tensor:

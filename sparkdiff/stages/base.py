@@ -106,6 +106,7 @@ class FeatureStats:
     std: Tensor  # (d,)
     support: Tensor  # (d,) int64: rows whose value differs from the column's usual one
     leaves: Tensor | None = None  # (L,) int64: rows that each leaf of a stage of trees holds
+    entry: Tensor | None = None  # (d,) of sparse rows: root mean square of the entries that aren't 0
     sums: Parameters = field(default_factory=dict)  # of the stage's own `tally`
 
 

@@ -50,8 +50,13 @@ def regression_margin(p: Parameters, *more: Tensor) -> Pulled:
 
 
 def coefficient_units(x: FeatureStats, unit: float) -> Tensor:
-    """A coefficient's unit: one unit of the margin per standard deviation of its column (1 where the column is constant)."""
-    return unit / torch.where(x.std > 0, x.std, 1.0)
+    """A coefficient's unit: one unit of the margin per standard deviation of its column (1 where the column is constant).
+
+    Of sparse rows it is one per usual entry: the standard deviation of a rare word's column is a hundredth of an entry, and a
+    hundred such units would meet in the rows that have it.
+    """
+    spread = x.std if x.entry is None else x.entry
+    return unit / torch.where(spread > 0, spread, 1.0)
 
 
 @register("pyspark.ml.regression.LinearRegressionModel")
