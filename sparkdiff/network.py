@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -97,7 +98,7 @@ class Network(nn.Module):
             if x is None or (len(leaf.reads) > 1 and isinstance(x, Tensor) and x.ndim == 1):  # one scalar of several
                 continue
             for name, axis in module.feature_axis.items():
-                if width(x) != (wanted := getattr(module, name).shape[axis]):
+                if width(x) != (wanted := attrgetter(name)(module).shape[axis]):
                     column = self.graph.name(leaf.reads[0])
                     raise InputError(f"{leaf.uid} wants {wanted} entries a row in column {column!r}, got {width(x)}")
 

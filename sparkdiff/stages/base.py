@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
@@ -363,7 +364,7 @@ class StageModule(nn.Module):
 
     def fitted_width(self) -> int:
         """How many features the stage was fitted on; 0 where no parameter tells."""
-        return max((getattr(self, name).shape[axis] for name, axis in self.feature_axis.items()), default=0)
+        return max((attrgetter(name)(self).shape[axis] for name, axis in self.feature_axis.items()), default=0)
 
     def has_bounds(self) -> bool:
         """Whether `project_` has anything to do."""

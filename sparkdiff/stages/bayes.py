@@ -47,7 +47,7 @@ class NaiveBayes(ProbabilisticClassifier):
 
     weights = ("pi", "theta", "sigma")
     refusals = ("one class only", "infinite theta (smoothing=0)")
-    feature_axis = {"theta": 1, "sigma": 1}
+    feature_axis = {"theta": 1}
 
     def __init__(
         self, pi: Tensor, theta: Tensor, sigma: Tensor, *, shown: tuple[str, ...], thresholds: Tensor | None, uid: str,
@@ -265,6 +265,7 @@ class Gaussian(NaiveBayes):
     """
 
     positive = frozenset({"sigma"})
+    feature_axis = {"theta": 1, "sigma": 1}
 
     def margin(self, x: Rows) -> Tensor:  # type: ignore[override]  # one input column; (n, k)
         logs = torch.log(self.sigma).sum(1)
