@@ -13,7 +13,7 @@ import pytest
 import torch
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import GBTClassifier, LogisticRegression
-from pyspark.ml.clustering import KMeans
+from pyspark.ml.clustering import BisectingKMeans
 from pyspark.ml.feature import (
     Imputer,
     IndexToString,
@@ -169,7 +169,7 @@ def test_stages_without_a_torch_form_are_told_by_what_they_save(
     df: DataFrame, write: Write, table: pa.Table, tmp_path: Path
 ) -> None:
     data = VectorAssembler(inputCols=NUMBERS, outputCol="features").transform(df)
-    one, two = (KMeans(k=2, seed=seed, maxIter=1).fit(data.limit(rows)) for seed, rows in ((1, 100), (1, 90)))
+    one, two = (BisectingKMeans(k=2, seed=seed, maxIter=1).fit(data.limit(rows)) for seed, rows in ((1, 100), (1, 90)))
     found = between(one, two, tmp_path)
     assert what(found) == ["differs"]
     assert found.stages[0].content

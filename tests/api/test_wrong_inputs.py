@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import LogisticRegression
-from pyspark.ml.clustering import KMeans
+from pyspark.ml.clustering import BisectingKMeans
 from pyspark.ml.feature import PCA, OneHotEncoder, SQLTransformer, StandardScaler, StringIndexer, VectorAssembler
 from pyspark.ml.functions import array_to_vector
 from pyspark.ml.regression import GeneralizedLinearRegression, LinearRegression
@@ -85,7 +85,11 @@ def test_nothing_to_train(df: DataFrame, numeric: PipelineModel, folder: Path) -
     refused(f"nothing to train in .*{indexer.stages[0].uid}: its input is strings", indexer, df, folder)
     vectors = VectorAssembler(inputCols=NUMBERS, outputCol="features")
     clusters = Pipeline(
-        stages=[vectors, StandardScaler(inputCol="features", outputCol="s"), KMeans(featuresCol="s", k=2, maxIter=1)]
+        stages=[
+            vectors,
+            StandardScaler(inputCol="features", outputCol="s"),
+            BisectingKMeans(featuresCol="s", k=2, maxIter=1),
+        ]
     )
     refused("nothing to train in .*StandardScaler.*no predictor", clusters.fit(df), df, folder)
     refused("nothing to train", numeric, df, folder, reference=[s.uid for s in numeric.stages])
