@@ -181,7 +181,8 @@ def digest_of_folder(folder: Path, *, by_whom: bool = True) -> list[str]:
     draws per process.
     """
     metas = {p: json.loads(p.read_text()) for p in sorted(folder.rglob("metadata/part-*"))}
-    uids = {meta["uid"]: f"uid{i}" for i, meta in enumerate(metas.values())}
+    # What some models (BisectingKMeans) keep as their data is a saved model of spark.mllib, which has no uid.
+    uids = {uid: f"uid{i}" for i, meta in enumerate(metas.values()) if (uid := meta.get("uid"))}
 
     def anonymous(text: str) -> str:
         for uid, name in uids.items():
