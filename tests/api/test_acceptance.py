@@ -24,6 +24,8 @@ from sparkdiff import FineTuner, FineTunerModel, InputError
 from sparkdiff.splits import Source
 from sparkdiff.stream import Stream
 
+pytestmark = pytest.mark.once  # what is Spark's in it the laws check on every version
+
 REGIONS = ("north", "south", "west", "islands")
 
 

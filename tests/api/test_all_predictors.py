@@ -26,6 +26,8 @@ from riders import NUMBERS, pipeline, sides, tune
 
 import sparkdiff
 
+pytestmark = pytest.mark.once  # what is Spark's in it the laws check on every version
+
 Array = np.ndarray[Any, Any]
 
 

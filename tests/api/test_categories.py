@@ -22,7 +22,7 @@ import sparkdiff
 from sparkdiff import InputError, jvm, plan
 from sparkdiff.jvm import encoders
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.once]
 NAN, INF = float("nan"), float("inf")
 FAST: dict[str, Any] = {"maxEpochs": 6, "guard": 1.0, "verbosity": 0}
 TARGET_ENCODER = getattr(pyspark.ml.feature, "TargetEncoder", None)

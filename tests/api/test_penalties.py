@@ -15,7 +15,7 @@ from riders import pipeline, predictions, tune
 
 from sparkdiff import InputError, translate
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.once]
 FREE: dict[str, Any] = {"maxEpochs": 25, "guard": 1.0}
 
 

@@ -20,6 +20,8 @@ from riders import sides, tune
 import sparkdiff
 from sparkdiff.jvm import factors, words
 
+pytestmark = pytest.mark.once  # what is Spark's in it the laws check on every version
+
 USERS, ITEMS, RANK = 60, 40, 3
 
 

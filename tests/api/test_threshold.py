@@ -19,6 +19,8 @@ from riders import NUMBERS, tune
 import sparkdiff
 from sparkdiff import InputError
 
+pytestmark = pytest.mark.once  # what is Spark's in it the laws check on every version
+
 COSTS = {"costs": [[0.0, 1.0], [8.0, 0.0]]}
 THRESHOLD = ["LogisticRegressionModel.threshold"]
 

@@ -27,7 +27,7 @@ from sparkdiff.jvm import defined_params, trees
 from sparkdiff.nodes import Nodes
 from sparkdiff.sparse import SparseRows
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.once]
 FAST: dict[str, Any] = {"maxEpochs": 15, "learningRate": 0.02, "regAnchor": 1e-4, "patience": 15}
 SEED = {"featuresCol": "x", "maxDepth": 3, "seed": 3}
 HEADS: dict[str, Callable[[], Any]] = {

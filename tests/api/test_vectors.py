@@ -31,6 +31,8 @@ from riders import NUMBERS, tune
 import sparkdiff
 from sparkdiff import FineTunerModel
 
+pytestmark = pytest.mark.once  # what is Spark's in it the laws check on every version
+
 
 def trained(model: Any) -> list[str]:
     return [s.stageClass for s in sparkdiff.plan(model).stages if s.trainable]
