@@ -163,7 +163,9 @@ def one(folder: Path, corpus: str, original: str, recipe: str, batch: int, epoch
     )  # fmt: skip
     df.limit(5).toPandas()  # Arrow, pandas and the JVM's part of them are there
     weight = torch.zeros(1, requires_grad=True)
-    torch.optim.LBFGS([weight]).step(lambda: (weight * weight).sum())  # ... and torch's compiler, which its optimizers import
+    torch.optim.LBFGS([weight]).step(
+        lambda: (weight * weight).sum()
+    )  # ... and torch's compiler, which its optimizers import
     before, space, dense = status("VmRSS"), status("VmSize"), 8 * batch * WIDTH
     seen: list[Any] = []
     run = launch.run
