@@ -107,12 +107,7 @@ def plan(
 
 def _number(module: StageModule) -> int:
     """Entries of its parameters, without those that would train on request only."""
-    return sum(
-        p.numel()
-        for part in module.modules()
-        for n, p in part.named_parameters(recurse=False)
-        if p.requires_grad or n not in getattr(part, "optional", ())
-    )
+    return sum(p.numel() for n, p in module.named_parameters() if p.requires_grad or n not in module.optional)
 
 
 COUNTING = ("HashingTF", "CountVectorizerModel", "FeatureHasher")

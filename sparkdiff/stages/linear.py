@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from sparkdiff import jvm
 from sparkdiff.errors import InputError
 from sparkdiff.sparse import SparseRows
 from sparkdiff.stages.base import (
@@ -25,7 +24,6 @@ from sparkdiff.stages.base import (
     register,
     tensor,
 )
-from sparkdiff.stages.constraints import Constraint
 from sparkdiff.stages.predictor import Predictor, by_thresholds, first_largest, lead, logit, softmax
 
 LARGEST = sys.float_info.max
@@ -222,15 +220,9 @@ class LogisticRegression(Predictor):
     """One row of coefficients: rawPrediction = [-m, m], probability = sigmoid; several rows: softmax, also for two classes.
 
     Which of the two it is shows in the matrix's shape, never in the number of classes.
-
-    With one row `threshold` trains on request, by a loss of decisions alone: the margin is then m less how far the threshold's
-    log-odds have moved, so that all that decides at the original threshold decides at the new one; what Spark shows, but for
-    the decision, is of m.
     """
 
     weights = ("coefficientMatrix", "interceptVector", "numClasses", "isMultinomial")
-    weight_params = ("threshold",)
-    optional = frozenset({"threshold"})
     feature_axis = {"coefficientMatrix": 1}
     SHOWN: ClassVar[tuple[str, ...]] = ("rawPredictionCol", "probabilityCol", "predictionCol")
     label_cols = ("predictionCol",)
@@ -238,16 +230,13 @@ class LogisticRegression(Predictor):
     def __init__(
         self, coefficientMatrix: Tensor, interceptVector: Tensor, fit_intercept: bool, *, num_classes: int,
         thresholds: Tensor | None, threshold: float, bounds: dict[str, Tensor], shown: tuple[str, ...], uid: str,
-        movable: bool = True,
     ):  # fmt: skip
         super().__init__()
         self.coefficientMatrix = parameter(coefficientMatrix)  # (1, d) or (k, d)
         self.interceptVector = parameter(interceptVector, fit_intercept)  # (1,) or (k,)
         self.numClasses, self.isMultinomial = num_classes, len(coefficientMatrix) > 1
-        self.thresholds, self.shown, self.uid, self.bounds = thresholds, shown, uid, bounds
-        self.decides_at = threshold  # what losses and metrics compare the margin with, as log-odds
-        if movable and not self.isMultinomial and 0 < threshold < 1:
-            self.threshold = parameter(torch.tensor(threshold, dtype=torch.float64), False)  # ()
+        self.thresholds, self.threshold, self.shown, self.uid = thresholds, threshold, shown, uid
+        self.bounds = bounds
         self.classes = max(num_classes, 2)
 
     @classmethod
@@ -264,7 +253,7 @@ class LogisticRegression(Predictor):
             matrix, tensor(stage.interceptVector), stage.getFitIntercept(), num_classes=stage.numClasses,
             thresholds=tensor(stage.getOrDefault("thresholds")) if given and len(matrix) > 1 else None,
             threshold=binary_threshold(stage) if len(matrix) == 1 else 0.5, bounds=bounds, uid=stage.uid,
-            shown=tuple(c for c in cls.SHOWN if columns_of(stage, (c,))), movable=not stage.isSet("thresholds"),
+            shown=tuple(c for c in cls.SHOWN if columns_of(stage, (c,))),
         )  # fmt: skip
 
     @classmethod
@@ -272,29 +261,9 @@ class LogisticRegression(Predictor):
         return columns_of(stage, cls.SHOWN)
 
     def margin(self, x: Rows) -> Tensor:  # type: ignore[override]  # (n,) or (n, k)
-        out = self.log_odds(x)
-        return out - self.moved(self.threshold) if self.decides_only else out
-
-    def log_odds(self, x: Rows) -> Tensor:
-        """What Spark's columns are made of, (n,) or (n, k)."""
         if self.isMultinomial:
             return product(x, self.coefficientMatrix) + self.interceptVector
         return product(x, self.coefficientMatrix[0]) + self.interceptVector[0]
-
-    @property
-    def threshold_now(self) -> float:
-        return self.weight("threshold") if "threshold" in self._parameters else self.decides_at
-
-    @property
-    def decides_only(self) -> bool:  # type: ignore[override]
-        return "threshold" in self._parameters and self.threshold.requires_grad
-
-    def moved(self, threshold: Tensor) -> Tensor:
-        """How far thresholds' log-odds are from where they were."""
-        return torch.logit(threshold) - logit(self.decides_at)
-
-    def forward(self, x: Rows) -> tuple[Tensor, ...]:  # type: ignore[override]
-        return self.columns(self.log_odds(x))
 
     @property
     def margin_link(self) -> str:
@@ -306,18 +275,12 @@ class LogisticRegression(Predictor):
                 room["coefficientMatrix"].add_(gradients[0].mT)
             if "interceptVector" in room:
                 room["interceptVector"].add_(constant[:, 0])
-            if "threshold" in room:
-                t = p["threshold"]
-                room["threshold"].sub_(constant[:, 0, 0] / (t * (1 - t)))
 
-        made = p["interceptVector"][..., None, :]
-        if self.decides_only:
-            made = made - self.moved(p["threshold"])[..., None, None]
-        return Pulled([p["coefficientMatrix"].mT], made, back)
+        return Pulled([p["coefficientMatrix"].mT], p["interceptVector"][..., None, :], back)
 
     def columns(self, margin: Tensor) -> tuple[Tensor, ...]:
         raw, probability = self._scores(margin)
-        prediction = self.label(raw, probability, self.threshold_now).to(margin.dtype)
+        prediction = self.label(raw, probability).to(margin.dtype)
         columns = dict(zip(self.SHOWN, (raw, probability, prediction), strict=True))
         return tuple(columns[c] for c in self.shown)
 
@@ -328,14 +291,14 @@ class LogisticRegression(Predictor):
         return torch.stack([-margin, margin], 1), torch.stack([zero, 1 - zero], 1)
 
     def decision(self, margin: Tensor) -> Tensor:
-        return self.label(*self._scores(margin), self.decides_at).to(margin.dtype)
+        return self.label(*self._scores(margin)).to(margin.dtype)
 
     def decision_margin(self, margin: Tensor) -> Tensor:
         if not self.isMultinomial:
-            return margin - logit(self.decides_at)
+            return margin - logit(self.threshold)
         return margin if self.thresholds is None else margin - torch.log(self.thresholds)
 
-    def label(self, raw: Tensor, probability: Tensor, threshold: float) -> Tensor:  # (n, k), (n, k) -> (n,)
+    def label(self, raw: Tensor, probability: Tensor) -> Tensor:  # (n, k), (n, k) -> (n,)
         """The class by the first column that Spark shows: they round differently, and NaN wins or loses differently."""
         if self.isMultinomial:
             if self.thresholds is not None:
@@ -343,15 +306,17 @@ class LogisticRegression(Predictor):
             only = "probabilityCol" in self.shown and "rawPredictionCol" not in self.shown
             return first_largest(probability if only else raw)
         if "rawPredictionCol" in self.shown:
-            return raw[:, 1] > logit(threshold)
-        return (probability[:, 1] if "probabilityCol" in self.shown else 1 / (1 + torch.exp(raw[:, 0]))) > threshold
+            return raw[:, 1] > logit(self.threshold)
+        return (
+            probability[:, 1] if "probabilityCol" in self.shown else 1 / (1 + torch.exp(raw[:, 0]))
+        ) > self.threshold
 
     def own_loss(self) -> tuple[str, dict[str, float]]:
         return "logLoss", {}
 
     def boundary(self, margin: Tensor) -> Tensor:
         if not self.isMultinomial:
-            return (margin - logit(self.decides_at)).abs() / margin.abs().clamp_min(1)
+            return (margin - logit(self.threshold)).abs() / margin.abs().clamp_min(1)
         return lead(margin if self.thresholds is None else torch.softmax(margin, 1) / self.thresholds)
 
     def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
@@ -366,13 +331,6 @@ class LogisticRegression(Predictor):
             out |= {"coefficientMatrix": out["coefficientMatrix"] & seen[:, None], "interceptVector": seen}
         return out
 
-    def constraints(self) -> dict[str, Constraint]:
-        return {"threshold": Odds()}
-
-    def to_spark(self, stage: Any) -> Any:
-        new = jvm.rebuild(stage, {name: self.weight(name) for name in self.weights})
-        return jvm.with_params(new, {"threshold": self.threshold_now}) if "threshold" in self._parameters else new
-
     def has_bounds(self) -> bool:
         return bool(self.bounds)
 
@@ -385,8 +343,6 @@ class LogisticRegression(Predictor):
 
     def check_domain(self, uid: str) -> None:
         super().check_domain(uid)
-        if not 0 <= self.threshold_now <= 1:
-            raise InputError(f"{uid}: threshold must be from 0 to 1, but is {self.threshold_now!r}")
         for name, bound in self.bounds.items():
             side, weight = name.split()
             p, bound = getattr(self, weight), bound.view_as(getattr(self, weight))
@@ -394,19 +350,6 @@ class LogisticRegression(Predictor):
             if bool(wrong.any()):
                 value, limit = p[wrong][0].item(), bound[wrong][0].item()
                 raise InputError(f"{uid}: {weight} has an entry of {value!r}, outside its {side} bound {limit!r}")
-
-
-class Odds(Constraint):
-    """A probability whose log-odds move freely; 0 and 1 stay."""
-
-    elementwise = True
-
-    def value(self, start: Tensor, move: Tensor) -> Tensor:
-        odds = torch.logit(start)
-        return torch.where(odds.isfinite(), start + (torch.sigmoid(odds + move) - torch.sigmoid(odds)), start)
-
-    def moved(self, start: Tensor, value: Tensor) -> Tensor:
-        return torch.where(torch.logit(start).isfinite(), torch.logit(value) - torch.logit(start), 0.0)
 
 
 def binary_threshold(stage: Any) -> float:
