@@ -19,6 +19,7 @@ from sparkdiff.stages.base import (
     tensor,
 )
 from sparkdiff.stages.constraints import Constraint, Positive
+from sparkdiff.stages.weighing import pulled_by_column
 
 
 @register("pyspark.ml.feature.IDFModel")
@@ -46,14 +47,7 @@ class IDF(StageModule):
         return scaled(x, self.idf)
 
     def pull(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> Pulled:
-        idf = p["idf"][..., None]  # (K, d, 1)
-
-        def back(gradients: list[Tensor], constant: Tensor, room: Parameters) -> Tensor:
-            if "idf" in room:
-                room["idf"].add_((gradients[0] * slope).sum(-1))
-            return gradients[0] * idf
-
-        return Pulled([slope * idf], 0.0, back)
+        return pulled_by_column("idf", p, slope)
 
     def constraints(self) -> dict[str, Constraint]:
         return {"idf": Positive()}

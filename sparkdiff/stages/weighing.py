@@ -70,6 +70,18 @@ def largest(x: Rows) -> Tensor:
     return torch.cat([size, size.new_zeros(len(x), 1)], 1).amax(1)
 
 
+def pulled_by_column(name: str, p: Parameters, slope: Tensor) -> Pulled:
+    """`pull` of x * factor, the factors (d,) being the parameter of this name."""
+    factor = p[name][..., None]  # (K, d, 1)
+
+    def back(gradients: list[Tensor], constant: Tensor, room: Parameters) -> Tensor:
+        if name in room:
+            room[name].add_((gradients[0] * slope).sum(-1))
+        return gradients[0] * factor
+
+    return Pulled([slope * factor], 0.0, back)
+
+
 @register("pyspark.ml.feature.ElementwiseProduct")
 class ElementwiseProduct(StageModule):
     """y = x * scalingVec; sparse stays sparse. The weights are a Param of the stage.
@@ -101,14 +113,7 @@ class ElementwiseProduct(StageModule):
         return scaled(x, self.scalingVec)
 
     def pull(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> Pulled:
-        factor = p["scalingVec"][..., None]  # (K, d, 1)
-
-        def back(gradients: list[Tensor], constant: Tensor, room: Parameters) -> Tensor:
-            if "scalingVec" in room:
-                room["scalingVec"].add_((gradients[0] * slope).sum(-1))
-            return gradients[0] * factor
-
-        return Pulled([slope * factor], 0.0, back)
+        return pulled_by_column("scalingVec", p, slope)
 
     def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
         # Relative to each weight; one of 0 moves as the others do on average.
