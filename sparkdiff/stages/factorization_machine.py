@@ -10,7 +10,7 @@ from torch import Tensor
 from sparkdiff.sparse import SparseRows
 from sparkdiff.stages.base import FeatureStats, LabelStats, Rows, StageModule, parameter, register, tensor
 from sparkdiff.stages.linear import coefficient_units, product
-from sparkdiff.stages.predictor import Predictor, ProbabilisticClassifier
+from sparkdiff.stages.predictor import LeastSquares, ProbabilisticClassifier
 
 
 class Factorized(StageModule):
@@ -61,7 +61,7 @@ class Factorized(StageModule):
 
 
 @register("pyspark.ml.regression.FMRegressionModel")
-class FMRegression(Factorized, Predictor):
+class FMRegression(Factorized, LeastSquares):
     """prediction = the combination of linear terms and products."""
 
     @classmethod
@@ -72,22 +72,6 @@ class FMRegression(Factorized, Predictor):
 
     def margin(self, x: Rows) -> Tensor:  # type: ignore[override]  # one input column
         return self.combined(x)
-
-    @property
-    def margin_link(self) -> str:
-        return "identity"
-
-    def columns(self, margin: Tensor) -> tuple[Tensor, ...]:
-        return (margin,)
-
-    def mean(self, margin: Tensor) -> Tensor:
-        return margin
-
-    def own_loss(self) -> tuple[str, dict[str, float]]:
-        return "squared", {}
-
-    def margin_unit(self, y: LabelStats) -> float:
-        return y.std or 1.0
 
     def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
         return self.parameter_units(x, self.margin_unit(y))

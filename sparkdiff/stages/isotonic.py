@@ -13,7 +13,7 @@ from sparkdiff.jvm import isotonic as spark
 from sparkdiff.sparse import SparseRows
 from sparkdiff.stages.base import FeatureStats, LabelStats, Nulls, Rows, parameter, register, tensor
 from sparkdiff.stages.constraints import Constraint, Ordered
-from sparkdiff.stages.predictor import Predictor
+from sparkdiff.stages.predictor import LeastSquares
 
 EDGES = 1000
 """Rows on which parity is checked on the boundaries."""
@@ -37,7 +37,7 @@ class Falling(Rising):
 
 
 @register("pyspark.ml.regression.IsotonicRegressionModel")
-class IsotonicRegression(Predictor):
+class IsotonicRegression(LeastSquares):
     """prediction = y1 + (y2 - y1) (x - x1) / (x2 - x1) between two boundaries, and the outer predictions beyond them.
 
     A vector is read at featureIndex. On a boundary the prediction is the one there (of several the one that
@@ -116,22 +116,6 @@ class IsotonicRegression(Predictor):
         slope = self.predictions.detach().diff() / torch.where(width > 0, width, torch.inf)
         flat = slope.new_zeros(1)
         return (torch.cat([flat, slope])[at] + torch.cat([slope, flat])[at]) / 2
-
-    @property
-    def margin_link(self) -> str:
-        return "identity"
-
-    def columns(self, margin: Tensor) -> tuple[Tensor, ...]:
-        return (margin,)
-
-    def mean(self, margin: Tensor) -> Tensor:
-        return margin
-
-    def own_loss(self) -> tuple[str, dict[str, float]]:
-        return "squared", {}
-
-    def margin_unit(self, y: LabelStats) -> float:
-        return y.std or 1.0
 
     def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
         unit = torch.ones_like(self.predictions)  # the steps move by factors

@@ -24,7 +24,7 @@ from sparkdiff.stages.base import (
     register,
     tensor,
 )
-from sparkdiff.stages.predictor import Predictor, by_thresholds, first_largest, lead, logit, softmax
+from sparkdiff.stages.predictor import LeastSquares, Predictor, by_thresholds, first_largest, lead, logit, softmax
 
 LARGEST = sys.float_info.max
 EPSILON = 1e-16  # GeneralizedLinearRegression.epsilon
@@ -60,7 +60,7 @@ def coefficient_units(x: FeatureStats, unit: float) -> Tensor:
 
 
 @register("pyspark.ml.regression.LinearRegressionModel")
-class LinearRegression(Predictor):
+class LinearRegression(LeastSquares):
     """prediction = x @ coefficients + intercept. A Huber model's `scale` is written back as it was fitted."""
 
     weights = ("coefficients", "intercept", "scale")
@@ -85,22 +85,9 @@ class LinearRegression(Predictor):
     def pull(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> Pulled:
         return regression_margin(p)
 
-    def columns(self, margin: Tensor) -> tuple[Tensor, ...]:
-        return (margin,)
-
-    def mean(self, margin: Tensor) -> Tensor:
-        return margin
-
-    @property
-    def margin_link(self) -> str:
-        return "identity"
-
     def own_loss(self) -> tuple[str, dict[str, float]]:
         # Spark's Huber loss in Owen's concomitant-scale form is, at a given scale, Huber's with delta = epsilon * scale.
         return ("squared", {}) if self.epsilon is None else ("huber", {"delta": self.epsilon * self.scale})
-
-    def margin_unit(self, y: LabelStats) -> float:
-        return y.std or 1.0
 
     def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
         unit = self.margin_unit(y)

@@ -115,6 +115,26 @@ class Predictor(StageModule):
         return 1.0
 
 
+class LeastSquares(Predictor):
+    """A regression whose margin is the prediction, fitted by least squares."""
+
+    @property
+    def margin_link(self) -> str:
+        return "identity"
+
+    def columns(self, margin: Tensor) -> tuple[Tensor, ...]:
+        return (margin,)
+
+    def mean(self, margin: Tensor) -> Tensor:
+        return margin
+
+    def own_loss(self) -> tuple[str, dict[str, float]]:
+        return "squared", {}
+
+    def margin_unit(self, y: LabelStats) -> float:
+        return y.std or 1.0
+
+
 class ProbabilisticClassifier(Predictor):
     """A classifier with a margin (n,), the log-odds of class 1, or (n, k) whose softmax the probabilities are.
 
