@@ -145,6 +145,21 @@ class Peak:
         self.thread.join()
 
 
+def start(spark: Any) -> None:
+    """Tune something tiny: what libraries load when they are first used belongs to the started process."""
+    import torch
+
+    import sparkdiff
+    from sparkdiff.memory import trim
+
+    rows = spark.range(400).selectExpr("'w' || id % 7 text", "cast(id % 2 as double) label")
+    with tempfile.TemporaryDirectory() as folder:
+        sparkdiff.FineTuner(pipeline=pipeline(maxIter=2).fit(rows), maxEpochs=1, cacheDir=folder, verbosity=0).fit(rows)
+    weight = torch.zeros(1, requires_grad=True)
+    torch.optim.LBFGS([weight]).step(lambda: (weight * weight).sum())  # imports torch's compiler
+    trim()
+
+
 def one(folder: Path, corpus: str, original: str, recipe: str, batch: int, epochs: int, timed: bool) -> dict[str, Any]:
     """Tune an original with less address space than a dense batch would take; what it took, and what came of it."""
     import torch
@@ -161,11 +176,7 @@ def one(folder: Path, corpus: str, original: str, recipe: str, batch: int, epoch
         pipeline=model, maxEpochs=epochs, recipe=recipe, batchSize=batch, cacheDir=str(folder / f"cache-{corpus}-{original}"),
         verbosity=0,
     )  # fmt: skip
-    df.limit(5).toPandas()  # Arrow, pandas and the JVM's part of them are there
-    weight = torch.zeros(1, requires_grad=True)
-    torch.optim.LBFGS([weight]).step(
-        lambda: (weight * weight).sum()
-    )  # ... and torch's compiler, which its optimizers import
+    start(spark)
     before, space, dense = status("VmRSS"), status("VmSize"), 8 * batch * WIDTH
     seen: list[Any] = []
     run = launch.run

@@ -29,9 +29,6 @@ from sparkdiff.stages.base import FeatureStats, Rows, StageModule, below
 ONCE_AN_EPOCH = ("lbfgs", "newton")
 """Optimizers that step along the gradient of all rows."""
 
-ENTRIES = 1 << 17
-"""Entries of u that are brought up to date at a time."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Draw:
@@ -219,18 +216,12 @@ class Candidates:
         self.behind.catch_up(near["u"], moments, since, rate, near.get("average"))
 
     def _catch_up_all(self) -> None:
-        """Bring every entry up to date, some at a time."""
+        """Bring every entry up to date."""
         self._put_back()
         self.near = {}
         if self.behind is None or not self.behind.now:
             return
-        rate, matrices = self._rate(), self._matrices()
-        for part in torch.arange(len(self.start)).split(ENTRIES // len(self.recipes)):
-            here = slice(int(part[0]), int(part[-1]) + 1)
-            near = {name: matrix[:, here].contiguous() for name, matrix in matrices.items()}
-            self._catch_up(near, self.behind.since[here], rate if rate is None or rate.shape[1] == 1 else rate[:, here])
-            for name, matrix in matrices.items():
-                matrix[:, here] = near[name]
+        self._catch_up(self._matrices(), self.behind.since, self._rate())
         self.behind.none()
 
     # A step ---------------------------------------------------------------------------------------------------------
@@ -409,8 +400,8 @@ class Candidates:
 
     @torch.no_grad()
     def scores(self, data: Data, split: str, metric: Metric) -> tuple[list[Score], Callable[[int], Tensor]]:
-        """Each candidate's score on a split, over all processes, and what gives the parameters (p,) that the k-th was measured
-        with, until the next step.
+        """Each candidate's score on a split, over all processes, and what gives a copy of the parameters (p,) that the
+        k-th was measured with, until the next step.
         """
         every = list(range(len(self.recipes)))
         tallies = [Tally(metric, self.head) for _ in every]
@@ -439,7 +430,7 @@ class Candidates:
         measured = self.flat.clone()
         if self.forget is not None or self.settles:
             self.span.load(self.u)
-        return scores, measured.__getitem__
+        return scores, lambda k: measured[k].clone()
 
     # Saving and leaving ---------------------------------------------------------------------------------------------
 

@@ -28,12 +28,13 @@ class DamagedCheckpoint(UserWarning):
     """A checkpoint was not as it was written, and an older one (or none) took its place."""
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, *content: bytes | memoryview) -> None:
     """Write a file so that it is there whole or not at all, also after a power cut."""
     temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
     try:
         with temporary.open("wb") as file:
-            file.write(content)
+            for part in content:
+                file.write(part)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -45,10 +46,10 @@ def save(path: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint of tensors, numbers, strings, lists and dicts; the one before it is kept as `<name>.previous`."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    content = buffer.getvalue()
+    content = buffer.getbuffer()
     if path.exists():
         os.replace(path, _previous(path))  # a crash between this and the next line leaves the older one
-    write_bytes(path, HEAD + hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
+    write_bytes(path, HEAD + hashlib.sha256(content).hexdigest().encode() + b"\n", content)
 
 
 def load(path: Path) -> dict[str, Any] | None:

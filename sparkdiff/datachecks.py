@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparkdiff import memory
 from sparkdiff.graph import Version
 from sparkdiff.guard import Verdict
 from sparkdiff.losses import Objective, resolve
@@ -58,9 +59,11 @@ def check(
     for split in splits:
         for batch, y, weight, _ in data.batches(split):
             seen.add(split, batch, y, weight)
-    return [
-        *seen.extremes(), *seen.leaks(), *seen.twins(), *seen.straddling(), *seen.own_rows(), *seen.drift(), *seen.unseen(),
-    ]  # fmt: skip
+        memory.trim()
+    extremes, unseen = seen.extremes(), seen.unseen()
+    seen.spreads.clear()  # five vectors of the width for each split
+    memory.trim()
+    return [*extremes, *seen.leaks(), *seen.twins(), *seen.straddling(), *seen.own_rows(), *seen.drift(), *unseen]
 
 
 class _Seen:
@@ -104,7 +107,9 @@ class _Seen:
             self._begin(values)
         self.rows[split] += len(y)
         for v in self.versions:
-            self.spreads[v].setdefault(split, Spread()).add(_vector(values[v]), self.usual[v])
+            if split not in self.spreads[v]:
+                self.spreads[v][split] = Spread(self.usual[v])
+            self.spreads[v][split].add(_vector(values[v]))
         for v, counts in self.indices.items():
             x, size = values[v], len(counts[split]) - 1
             assert isinstance(x, Tensor)
@@ -129,7 +134,7 @@ class _Seen:
         for v in self.versions:
             x = _vector(values[v])
             if isinstance(x, SparseRows):
-                self.usual[v] = torch.zeros(x.width, dtype=torch.float64)
+                self.usual[v] = torch.zeros((), dtype=torch.float64).expand(x.width)
             else:
                 self.usual[v] = torch.where(slots.binary(v), 0.0, x.nan_to_num().median(0).values)
         sizes = slots.encoded() | {v: len(names) for v, names in slots.levels.items() if names}
@@ -159,14 +164,14 @@ class _Seen:
         found = []
         for v, spreads in self.spreads.items():
             for split, s in spreads.items():
-                z = farness(split, spreads, self.usual[v])
+                z = farness(split, spreads)
                 if self.sparse[v] and not self.slots.named(v):
                     z = torch.where(z > FARTHEST, z, 0.0)  # counts of words are like that
                 for j in (z > 0).nonzero()[:, 0].tolist():
                     found.append((float(z[j]), v, j, split, s))
         found.sort(key=lambda f: -f[0])
         out = [
-            f"column {self._name(v, j)!r} holds {float(s.value[j]):.7g} in {_rows(int(s.count[j]), split)}, {z:,.0f} times as "
+            f"column {self._name(v, j)!r} holds {s.farthest(j):.7g} in {_rows(int(s.count[j]), split)}, {z:,.0f} times as "
             f"far from the usual {float(self.usual[v][j]):.4g} as other values lie: if it stands for a missing value, "
             "make it null and impute it; else clip it"
             for z, v, j, split, s in found[:SHOWN]

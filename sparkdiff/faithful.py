@@ -10,8 +10,9 @@ from typing import Any
 
 import pyarrow as pa
 import torch
+from pyspark.sql import DataFrame
 
-from sparkdiff import jvm
+from sparkdiff import jvm, memory
 from sparkdiff.cache import Cache
 from sparkdiff.columns import into_structs, schema_of, write_columns
 from sparkdiff.errors import InputError, ParityError
@@ -31,14 +32,36 @@ NARROW = {"tinyint": 7, "smallint": 15, "int": 31, "bigint": 53, "float": None}
 """Types whose columns are rebuilt as they were, as a stage may give back what it reads; of whole numbers 2 to this power."""
 
 
-def check(model: Any, network: Network, data: Data, cache: Cache) -> Parity:
+def check(model: Any, network: Network, sample: dict[Version, Rows], cache: Cache) -> Parity:
     """Spark's trained stages against the network, on cached rows and on rows built at the edges of their inputs.
+
+    Args:
+        sample: of the cached rows, see `sample_of`; emptied once Spark has them.
 
     Raises:
         ParityError: they disagree.
     """
-    spark, graph = jvm.session(), network.graph
-    sample = _sample(data, max(100, min(PARITY_ROWS, DENSE_ENTRIES // max(1, network.made_dense()))))
+    with tempfile.TemporaryDirectory(prefix=".parity-", dir=cache.folder.parent) as folder:
+        df, recovered = _written(network, dict(sample), cache, Path(folder))
+        stages = [stage for _, stage in flatten(model)]
+        sample.clear()
+        memory.trim()
+        parity = compare(df, {i: stages[i] for i in network.graph.live}, network, Path(folder), recovered)
+    if not parity.ok:
+        worst = sorted(parity.maxRelDiff.items(), key=lambda item: -item[1])
+        raise ParityError(
+            f"{model.uid}: Spark and the network disagree on {parity.rows} rows, so nothing was changed: "
+            + ", ".join(f"{c} by {d:.1e}" for c, d in worst if d > 0)
+            + f", {parity.labelDisagreements} labels. Leave the stage in Spark (reference=...) and report it"
+        )
+    return parity
+
+
+def _written(
+    network: Network, sample: dict[Version, Rows], cache: Cache, folder: Path
+) -> tuple[DataFrame, dict[tuple[int, Version], str]]:
+    """A file of the sample and of edge rows as Spark's rows, and the columns that stand for what stages would have read."""
+    graph = network.graph
     flags = {v: sample.pop(v) for v in network.flags if v in sample}
     first = {v: taken(c, torch.tensor([0])) for v, c in (sample | flags).items()}
     edges = _edges(network, first, sample)
@@ -57,22 +80,11 @@ def check(model: Any, network: Network, data: Data, cache: Cache) -> Parity:
         if isinstance(x, torch.Tensor) and power is not None:
             nulls[name] = x.isnan()
             named[name] = x.nan_to_num(0.0).trunc().clamp(-(2.0**power), 2.0**power - 1)
-    stages = [stage for _, stage in flatten(model)]
-    with tempfile.TemporaryDirectory(prefix=".parity-", dir=cache.folder.parent) as folder:
-        write_columns(named, Path(folder) / "sample.parquet", nulls, spoken)
-        df = spark.read.schema(schema_of(named, metadata, spoken)).parquet(f"file://{folder}/sample.parquet")
-        if narrow:
-            df = df.withColumns({n: quoted(n).cast(k).alias(n, metadata=metadata[n]) for n, k in narrow.items()})
-        df = into_structs(df, [graph.name(v) for v in sample if graph.in_struct(v)])
-        parity = compare(df, {i: stages[i] for i in graph.live}, network, Path(folder), recovered)
-    if not parity.ok:
-        worst = sorted(parity.maxRelDiff.items(), key=lambda item: -item[1])
-        raise ParityError(
-            f"{model.uid}: Spark and the network disagree on {parity.rows} rows, so nothing was changed: "
-            + ", ".join(f"{c} by {d:.1e}" for c, d in worst if d > 0)
-            + f", {parity.labelDisagreements} labels. Leave the stage in Spark (reference=...) and report it"
-        )
-    return parity
+    write_columns(named, folder / "sample.parquet", nulls, spoken)
+    df = jvm.session().read.schema(schema_of(named, metadata, spoken)).parquet(f"file://{folder}/sample.parquet")
+    if narrow:
+        df = df.withColumns({n: quoted(n).cast(k).alias(n, metadata=metadata[n]) for n, k in narrow.items()})
+    return into_structs(df, [graph.name(v) for v in sample if graph.in_struct(v)]), recovered
 
 
 def _recovered(
@@ -89,8 +101,9 @@ def _recovered(
     return columns, standing
 
 
-def _sample(data: Data, most: int) -> dict[Version, Rows]:
-    """At most so many rows, or a batch more, of training and validation rows in equal parts."""
+def sample_of(network: Network, data: Data) -> dict[Version, Rows]:
+    """The cached rows that `check` takes: training and validation rows in equal parts, fewer where stages make them dense."""
+    most = max(100, min(PARITY_ROWS, DENSE_ENTRIES // max(1, network.made_dense())))
     parts: list[dict[Version, Rows]] = []
     rows = 0
     for split in (TRAIN, VALIDATION):

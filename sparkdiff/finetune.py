@@ -16,7 +16,7 @@ import torch
 from pyspark.util import VersionUtils
 
 from sparkdiff import cache as caches
-from sparkdiff import datachecks, faithful, guard, jvm, launch, monotone
+from sparkdiff import datachecks, faithful, guard, jvm, launch, memory, monotone
 from sparkdiff.acceptance import Judgement, check_options, judge, reason
 from sparkdiff.attributes import SchemaOrRows
 from sparkdiff.cache import Cache
@@ -168,7 +168,7 @@ def fine_tune(
     # Where others train, this process only measures, once before and once after.
     held = in_memory and options.numProcesses == 1
     with Stream(cache.folder, backend=options.stream, inMemory=held, seed=options.seed) as stream:
-        data = Data(stream, cache.columns(graph), rows=rows_at_once(network))
+        data = Data(stream, cache.columns(graph), rows=rows_at_once(network, stream))
         label = _label(task, cache, network, sources)
         check_options(options, network.head)
         objective, metric = objectives(options, network, label)
@@ -178,15 +178,21 @@ def fine_tune(
                 check_label(bound, network.head, labels, task.labelCol, fractional)
         with phases.phase("verify") as say:
             before = {s: score(network, data, s, metric) for s in SPLITS if cache.rows(s)}
+            memory.trim()
             _check_finite(before, metric, task, labels)
             _check_classes(metric, cache)
-            parity = {"before": shared.once(("parity", what), lambda: faithful.check(task.model, network, data, cache))}
+
+            def compared() -> Parity:
+                return faithful.check(task.model, network, faithful.sample_of(network, data), cache)
+
+            parity = {"before": shared.once(("parity", what), compared)}
             say(f"the network reproduces Spark: {parity['before']}")
         with phases.phase("check") as say:
             doubts = shared.once(("check", what), lambda: _doubts(task, cache, network, data, label))
             say(f"{len(doubts)} warnings about the rows" if doubts else "nothing to say against the rows")
         with phases.phase("train") as say:
             start = outset(network, data, label, options, cache.rows(VALIDATION))
+            memory.trim()
             wishes = _wishes(options, network, data, cache) if "monotone" in options.penalties else None
             penalty = None if wishes is None else wishes.penalty(start.stats, label)
             assignment = Assignment(
@@ -210,11 +216,15 @@ def fine_tune(
         model, after = task.model, before
         if judged.accepted:
             with phases.phase("write back") as say:
+                after = {s: tuned if s == VALIDATION else score(found.network, data, s, metric) for s in before}
+                memory.trim()
+                sample = faithful.sample_of(found.network, data)
+                stream.close()  # the last that read the rows: room for Spark's
+                memory.trim()
                 with jvm.scratch(cache.folder.parent):
                     model = write_back(task.model, found.network)
-                parity["after"] = faithful.check(model, found.network, data, cache)
+                parity["after"] = faithful.check(model, found.network, sample, cache)
                 say(f"Spark reproduces the network: {parity['after']}")
-            after = {s: tuned if s == VALIDATION else score(found.network, data, s, metric) for s in before}
         summary = _summary(
             task,
             cache,

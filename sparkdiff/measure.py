@@ -25,15 +25,16 @@ from sparkdiff.stream import Batch, Prepare, Stream
 
 VALUES = 1 << 15
 """Different values of a feature that are told apart."""
-EVAL_ROWS = 8192
-"""Rows that are measured at a time."""
+EVAL_ROWS, SPARSE_ROWS = 8192, 1024
+"""Rows that are measured at a time; fewer sparse ones, of whose entries a dozen temporaries are made."""
 DENSE_ENTRIES = 1 << 24
 """Entries that a stage may make dense at a time while rows are measured (128 MiB of doubles)."""
 
 
-def rows_at_once(network: Network) -> int:
-    """EVAL_ROWS, but fewer where a stage makes wide rows dense."""
-    return max(16, min(EVAL_ROWS, DENSE_ENTRIES // max(1, network.made_dense())))
+def rows_at_once(network: Network, stream: Stream) -> int:
+    """EVAL_ROWS, but fewer of sparse rows, and where a stage makes wide rows dense."""
+    most = SPARSE_ROWS if any(column.kind == "sparse" for column in stream.columns) else EVAL_ROWS
+    return max(16, min(most, DENSE_ENTRIES // max(1, network.made_dense())))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -270,15 +271,16 @@ class Feature:
         if not self.n:
             self.sparse = isinstance(x, SparseRows)
             width = x.width if isinstance(x, SparseRows) else x.shape[1]
-            self.usual = torch.zeros(width, dtype=torch.float64) if isinstance(x, SparseRows) else _median(x)
-            self.sum, self.square = torch.zeros_like(self.usual), torch.zeros_like(self.usual)
-            self.support, self.missing = torch.zeros(width, dtype=torch.int64), torch.zeros(width, dtype=torch.int64)
+            self.sum, self.square = (torch.zeros(width, dtype=torch.float64) for _ in range(2))
+            self.support = torch.zeros(width, dtype=torch.int64)
+            # Of sparse rows one number for all columns.
+            self.usual = torch.zeros((), dtype=torch.float64) if isinstance(x, SparseRows) else _median(x)
+            self.missing = torch.zeros_like(self.usual, dtype=torch.int64)
         self.n += len(x)
         if isinstance(x, SparseRows):
-            v = x.values - self.usual[x.indices]
-            self.sum.index_add_(0, x.indices, v)
-            self.square.index_add_(0, x.indices, v * v)
-            self.support.index_add_(0, x.indices, (x.values != self.usual[x.indices]).long())
+            self.sum.index_add_(0, x.indices, x.values)
+            self.square.index_add_(0, x.indices, x.values * x.values)
+            self.support.index_add_(0, x.indices, (x.values != 0).long())
         else:
             v = x - self.usual
             if bool((lacking := x.isnan()).any()):

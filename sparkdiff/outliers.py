@@ -21,73 +21,71 @@ class Spread:
     doesn't hide behind the spread that it makes itself.
     """
 
-    def __init__(self) -> None:
-        self.far: Tensor | None = None
+    def __init__(self, usual: Tensor) -> None:
+        self.usual = usual  # (w,)
+        self.far, self.next, self.square = (torch.zeros_like(usual) for _ in range(3))
+        self.count, self.others = (torch.zeros(len(usual), dtype=torch.int32) for _ in range(2))
+        self.above = torch.zeros(
+            len(usual), dtype=torch.bool
+        )  # whether the farthest value is larger than the usual one
 
-    def add(self, x: Rows, usual: Tensor) -> None:
+    def add(self, x: Rows) -> None:
         """Add a batch (n, w). What isn't finite counts as usual: the loss has refused what matters of it."""
+        at: Tensor | slice = slice(None)  # the slots that have something to add
         if isinstance(x, SparseRows):
-            w, i = x.width, x.indices
+            at, x = x.compact()
+            usual, w, i = self.usual[at], x.width, x.indices
             away = (x.values - usual[i]).abs().nan_to_num(0.0, 0.0)
             zeros = torch.zeros(w, dtype=away.dtype)
             far = zeros.scatter_reduce(0, i, away, "amax")
             top = away == far[i]
             rest = torch.where(top, 0.0, away)
             count = torch.bincount(i[top], minlength=w)
-            value = usual.index_put((i[top],), x.values[top])
+            above = torch.zeros(w, dtype=torch.bool).index_put((i[top],), x.values[top] > usual[i[top]])
             following = zeros.scatter_reduce(0, i, rest, "amax")
             square, others = zeros.index_add(0, i, rest.square()), torch.bincount(i[rest > 0], minlength=w)
         else:
-            away = (x - usual).abs().nan_to_num(0.0, 0.0)
-            far, at = away.max(0)
+            away = (x - self.usual).abs().nan_to_num(0.0, 0.0)
+            far, row = away.max(0)
             top = away == far
             rest = away.masked_fill(top, 0.0)
-            count, value = top.sum(0), x.gather(0, at[None])[0]
+            count, above = top.sum(0), x.gather(0, row[None])[0] > self.usual
             following, square, others = rest.amax(0), rest.square().sum(0), (rest > 0).sum(0)
-        if self.far is None:
-            self.far, self.count, self.value, self.next, self.square, self.others = (
-                far,
-                count,
-                value,
-                following,
-                square,
-                others,
-            )
-            return
-        equal, farther = far == self.far, far > self.far
-        beaten = torch.where(farther, self.far, far).masked_fill(equal, 0.0)
-        number = torch.where(farther, self.count, count).masked_fill(beaten == 0, 0)
-        self.square = self.square + square + number * beaten.square()
-        self.others = self.others + others + number
-        self.next = torch.maximum(torch.maximum(self.next, following), beaten)
-        self.count = torch.where(equal, self.count + count, torch.where(farther, count, self.count))
-        self.value = torch.where(farther, value, self.value)
-        self.far = torch.maximum(self.far, far)
+        before, counted, count, others = self.far[at], self.count[at], count.int(), others.int()
+        equal, farther = far == before, far > before
+        beaten = torch.where(farther, before, far).masked_fill(equal, 0.0)
+        number = torch.where(farther, counted, count).masked_fill(beaten == 0, 0)
+        self.square[at] += square + number * beaten.square()
+        self.others[at] += others + number
+        self.next[at] = torch.maximum(torch.maximum(self.next[at], following), beaten)
+        self.count[at] = torch.where(equal, counted + count, torch.where(farther, count, counted))
+        self.above[at] = torch.where(farther, above, self.above[at])
+        self.far[at] = torch.maximum(before, far)
+
+    def farthest(self, slot: int) -> float:
+        """A slot's farthest value."""
+        return float(self.usual[slot] + (self.far[slot] if self.above[slot] else -self.far[slot]))
 
     def support(self) -> Tensor:
         """(w,) rows that differ from the usual value."""
-        assert self.far is not None
         return self.others + torch.where(self.far > 0, self.count, 0)
 
 
-def farness(split: str, spreads: Mapping[str, Spread], usual: Tensor) -> Tensor:
+def farness(split: str, spreads: Mapping[str, Spread]) -> Tensor:
     """How many times as far from the usual value as others the farthest value of a split lies, (w,); 0 where that isn't extreme.
 
     The others' distance is the root mean square over the training rows that differ from the usual value; where fewer than
     five do (rare levels, constant columns), at least 1 and the usual value's size.
     """
     own, base = spreads[split], spreads.get("train", spreads[split])
-    assert own.far is not None
-    assert base.far is not None
     # Training rows whose farthest value lies nearer than this one are others, too.
     nearer = (base.far < own.far) & (base.far > 0)
     square = base.square + torch.where(nearer, base.count * base.far.square(), 0.0)
     others = base.others + torch.where(nearer, base.count, 0)
     scale = (square / others.clamp_min(1)).sqrt()
-    scale = torch.where(others >= 5, scale, torch.maximum(scale, usual.abs().clamp_min(1.0)))
+    scale = torch.where(others >= 5, scale, torch.maximum(scale, own.usual.abs().clamp_min(1.0)))
     following = torch.zeros_like(scale)
     for s in spreads.values():
-        assert s.far is not None
         following = torch.maximum(
             following, torch.where(s.far < own.far, s.far, torch.where(s.next < own.far, s.next, 0.0))
         )

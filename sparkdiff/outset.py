@@ -23,7 +23,8 @@ class Outset:
     """
     Attributes:
         frozen: per parameter how many entries are frozen, as too few rows speak for them.
-        stats: of the network's fixed inputs; the standard deviation of a category's number is 0, as no noise may be added to it.
+        stats: of the network's fixed inputs; the standard deviation of a category's number is 0, as no noise may be added to it;
+            no means and standard deviations where nothing will ask for them.
     """
 
     scales: Scales
@@ -63,4 +64,8 @@ def outset(network: Network, data: Data, label: LabelStats, options: Options, va
     mixes = all_dense(network, data, inputs) and not apart and not graph.lossReads
     newton = (LEAVES, graph.head) in routed_versions(network) and not network.head.wide
     recipes = candidates(options, validationRows, mixes=mixes, trees=trees, newton=newton)
-    return Outset(scales, frozen, {v: stats[v] for v in inputs}, tuple(recipes))
+    kept = {v: dataclasses.replace(stats[v], entry=None) for v in inputs}  # the scales are made
+    if not any(r.augments for r in recipes) and "monotone" not in options.penalties:
+        none = torch.empty(0, dtype=torch.float64)
+        kept = {v: dataclasses.replace(s, mean=none, std=none) for v, s in kept.items()}
+    return Outset(scales, frozen, kept, tuple(recipes))

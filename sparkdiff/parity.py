@@ -30,8 +30,8 @@ from sparkdiff.stages.predictor import Predictor
 TOLERANCE = 1e-9
 SINGLE = 1e-6
 """The tolerance where Spark holds weights in float32, and behind."""
-CHUNK = 1 << 22
-"""Stored entries of the widest column that are compared at a time (32 MiB of doubles)."""
+CHUNK = 1 << 18
+"""Stored entries of the widest column that are compared at a time (2 MiB of doubles, of which a dozen temporaries are made)."""
 PROBE = 16
 """Rows that tell how wide the columns are."""
 

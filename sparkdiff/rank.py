@@ -75,7 +75,7 @@ def work(
     """Train to the end, as one process of a team."""
     a = assignment
     objective, metric = objectives(a.options, a.network, a.label)
-    data = Data(stream, a.columns, team, tick, rows=rows_at_once(a.network))
+    data = Data(stream, a.columns, team, tick, rows=rows_at_once(a.network, stream))
     train(training, data, objective, metric, on_step)
 
 

@@ -110,7 +110,7 @@ class Reach:
     Attributes:
         folded: the network on all columns.
         widths: of the sparse inputs of which only some columns are reached.
-        moving: (m,) int64, the entries of the flat vector that training may move; the state of the candidates is of these, and of
+        moving: (m,) int32, the entries of the flat vector that training may move; the state of the candidates is of these, and of
             one more at the end, which stands for all that stay.
         slots: (p,) int32, where each entry is among them.
         scales, start: of `moving` and that one more.
@@ -122,13 +122,13 @@ class Reach:
         self.constrained = {c.first: c.constraint for c in scales.constrained}
         self._there = {v: np.zeros(width, dtype=bool) for v, width in widths.items()}
         self._numbered: dict[Version, Tensor] = {}  # the columns that the numbers are of
-        self._number = {v: torch.zeros(width, dtype=torch.int64) for v, width in widths.items()}
+        self._number = {v: torch.zeros(width, dtype=torch.int32) for v, width in widths.items()}
         _, reached = folded.narrowed(self.none())
         moves = torch.ones(len(start), dtype=torch.bool)
         for part in self.parts:
             if part.position in reached and part.name in network.module(part.position).feature_axis:
                 moves[part.first : part.last] = scales.unit[part.first : part.last] != 0
-        self.moving = moves.nonzero()[:, 0]
+        self.moving = moves.nonzero()[:, 0].int()
         self.slots = torch.full((len(start),), len(self.moving), dtype=torch.int32)
         self.slots[self.moving] = torch.arange(len(self.moving), dtype=torch.int32)
         constrained = []
@@ -136,9 +136,8 @@ class Reach:
             before, own = int(moves[: c.first].sum()), int(moves[c.first : c.last].sum())
             shape = c.shape if own == c.last - c.first else (own,)
             constrained.append(Constrained(before, before + own, shape, c.constraint))
-        self.scales = Scales(
-            _and(scales.unit[self.moving], 0.0), tuple(constrained), _and(scales.rate[self.moving], 1.0)
-        )
+        rate = scales.rate if len(scales.rate) == 1 else _and(scales.rate[self.moving], 1.0)
+        self.scales = Scales(_and(scales.unit[self.moving], 0.0), tuple(constrained), rate)
         self.start = _and(start[self.moving], 0.0)
 
     def parameters(self, u: Tensor) -> Tensor:
@@ -175,9 +174,9 @@ class Reach:
             x, number = values[v], self._number[v]
             assert isinstance(x, SparseRows)
             if self._numbered.get(v) is not reached:
-                number.index_copy_(0, reached, torch.arange(len(reached)))
+                number.index_copy_(0, reached, torch.arange(len(reached), dtype=torch.int32))
                 self._numbered[v] = reached
-            out[v] = SparseRows(number.index_select(0, x.indices), x.values, x.offsets, len(reached))
+            out[v] = SparseRows(number.index_select(0, x.indices).long(), x.values, x.offsets, len(reached))
         return out
 
     def span(self, columns: Mapping[Version, Tensor], count: int) -> Span:

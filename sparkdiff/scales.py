@@ -54,7 +54,7 @@ class Scales:
 
     unit: Tensor  # (p,) 0 where an entry must not move
     constrained: tuple[Constrained, ...]
-    rate: Tensor  # (p,) a stage's own learning rate over the common one
+    rate: Tensor  # a stage's own learning rate over the common one, (p,); (1,) where no stage has one
 
     @staticmethod
     def of(
@@ -87,8 +87,9 @@ class Scales:
             if constraint is not None:
                 constrained.append(Constrained(first, last, tuple(p.shape), constraint))
             first = last
-            rate.append(torch.full((p.numel(),), rates.get(i, 1.0), dtype=torch.float64))
-        return Scales(torch.cat(unit), tuple(constrained), torch.cat(rate)), frozen
+            rate.append(torch.tensor(rates.get(i, 1.0), dtype=torch.float64).expand(p.numel()))
+        one = torch.ones(1, dtype=torch.float64)
+        return Scales(torch.cat(unit), tuple(constrained), torch.cat(rate) if rates else one), frozen
 
     def parameters(self, start: Tensor, u: Tensor, out: Tensor) -> Tensor:
         """Put the parameters at u (K, p) into `out`; `start` (p,) are those at 0."""

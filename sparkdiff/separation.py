@@ -42,6 +42,7 @@ def leaks_class(x: Rows, y: Tensor, classes: int, bound: float) -> list[tuple[in
     counted = (counts >= LEAST) & (len(y) - counts >= LEAST)
     slots = torch.arange(width(x))
     if isinstance(x, SparseRows):
+        columns, x = x.compact()
         # With the shares p and q of entries that aren't 0 in the class and outside, the AUC is at most 1 - (1-p)(1-q)/2.
         stored = x.values != 0
         cell = x.indices[stored] * classes + y.long()[x.rows()[stored]]
@@ -50,7 +51,7 @@ def leaks_class(x: Rows, y: Tensor, classes: int, bound: float) -> list[tuple[in
         outside = (filled.sum(1, keepdim=True) - filled) / (len(y) - counts).clamp_min(1)
         both_zero = (1 - filled / counts.clamp_min(1)) * (1 - outside)
         slots = ((both_zero <= 2 * (1 - bound)) & counted).any(1).nonzero()[:, 0]
-        dense = _chosen(x, slots)
+        slots, dense = columns[slots], _chosen(x, slots)
     else:
         dense = x if x.ndim == 2 else x[:, None]
     area = torch.where(counted, auc(dense, y, classes), 0.5)
@@ -65,9 +66,10 @@ def leaks_number(x: Rows, y: Tensor, bound: float) -> list[tuple[int, str, float
     Of a sparse column only the slots that are filled in most rows come into question, but for Pearson's.
     """
     if isinstance(x, SparseRows):
+        columns, x = x.compact()
         filled = torch.bincount(x.indices[x.values != 0], minlength=x.width)
         slots = (filled > len(y) // 2).nonzero()[:, 0]
-        dense = _chosen(x, slots)
+        slots, dense = columns[slots], _chosen(x, slots)
     else:
         dense = x if x.ndim == 2 else x[:, None]
         slots = torch.arange(dense.shape[1])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -39,7 +40,8 @@ class SparseRows:
         starts, lengths = self.offsets.index_select(0, order), self.lengths().index_select(0, order)
         offsets = torch.zeros(len(order) + 1, dtype=torch.int64)
         torch.cumsum(lengths, 0, out=offsets[1:])
-        entries = torch.arange(int(offsets[-1])) + torch.repeat_interleave(starts - offsets[:-1], lengths)
+        entries = torch.repeat_interleave(starts - offsets[:-1], lengths)
+        entries += torch.arange(len(entries))
         indices, values = self.indices.index_select(0, entries).long(), self.values.index_select(0, entries)
         return SparseRows(indices, values, offsets, self.width)
 
@@ -56,6 +58,15 @@ class SparseRows:
         offsets = torch.zeros(len(self) + 1, dtype=torch.int64)
         torch.cumsum(torch.bincount(rows, minlength=len(self)), 0, out=offsets[1:])
         return SparseRows(to, values, offsets, len(columns))
+
+    def compact(self) -> tuple[Tensor, SparseRows]:
+        """The columns (c,), ascending, in which a row has an entry, and the rows of these columns alone."""
+        there = np.zeros(self.width, dtype=bool)
+        there[self.indices.numpy()] = True
+        columns = torch.from_numpy(np.flatnonzero(there))
+        place = torch.empty(self.width, dtype=torch.int64)
+        place[columns] = torch.arange(len(columns))
+        return columns, SparseRows(place[self.indices], self.values, self.offsets, len(columns))
 
     def with_values(self, values: Tensor) -> SparseRows:
         return SparseRows(self.indices, values, self.offsets, self.width)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparkdiff import memory
 from sparkdiff.candidates import Candidates, Draw, can_reach
 from sparkdiff.folding import Folded, fold
 from sparkdiff.graph import Version
@@ -84,8 +85,8 @@ class Training:
     ):  # fmt: skip
         self.network, self.recipes, self.options, self.scales = network, recipes, options, scales
         self.original, self.stats, self.monotone = original, stats or {}, monotone
-        start = flattened(network)
-        self.standings = [Standing(original.mean, start) for _ in recipes]
+        self.start = flattened(network)
+        self.standings = [Standing(original.mean, self.start) for _ in recipes]
         self.history = [_entry(0, k, r, math.nan, original.value) for k, r in enumerate(recipes)]
         self.gains: list[Tensor] = []
         self.columns: list[tuple[int, int]] = []
@@ -112,6 +113,7 @@ class Training:
         )
         if self._saved is not None:
             self.candidates.load(self._saved)
+        memory.trim()  # of wide networks, what they were folded and measured with
         return self.candidates
 
     def _reach(self, folded: Folded | None, data: Data) -> Reach | None:
@@ -123,9 +125,7 @@ class Training:
         values = data.values(data.prepare.rows(nothing) if data.prepare else nothing)
         sparse = {v: x.width for v, x in values.items() if v in self.stats and isinstance(x, SparseRows)}
         rows = data.stream.rows("train")
-        return reach_of(
-            self.network, folded, flattened(self.network), self.scales, sparse, self.stats, rows, self.options.batchSize
-        )
+        return reach_of(self.network, folded, self.start, self.scales, sparse, self.stats, rows, self.options.batchSize)
 
     def state(self) -> dict[str, Any]:
         return {
@@ -170,6 +170,8 @@ class Training:
     def validate(self, candidates: Candidates, data: Data, objective: Objective, metric: Metric) -> Candidates:
         """Measure every active candidate on the validation split; ends the epoch. Returns those that go on."""
         losses = candidates.end_epoch(objective.scale)
+        if candidates.reach is not None:
+            memory.trim()  # its steps took blocks of ever other sizes, between which more and more is free
         scores, parameters = candidates.scores(data, "validation", metric)
         active = self.active
         for j, (k, loss, now) in enumerate(zip(active, losses, scores, strict=True)):
@@ -181,7 +183,9 @@ class Training:
             self.columns.append((k, self.epoch))
             mean = now.mean if bool((gains != 0).any()) else self.original.mean
             if self._improves(self.standings[k], mean):
-                self.standings[k].flat = parameters(j).clone()
+                self.standings[k].flat = parameters(j)
+        if candidates.reach is not None:
+            memory.trim()
         self.epoch, self.step = self.epoch + 1, 0
         self.ended = self.epoch > self.options.maxEpochs or not self.active
         rows = [j for j, k in enumerate(active) if self.standings[k].active]

@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from sparkdiff import memory
+
 EVERY = 10.0
 """Seconds between two lines about the same phase where there is no terminal."""
 
@@ -52,7 +54,7 @@ class Line:
 
 
 class Phases:
-    """Times the phases of a run and shows them.
+    """Times the phases of a run, shows them, and gives the memory that each has freed back to the system.
 
     Attributes:
         timings: seconds per phase.
@@ -70,3 +72,4 @@ class Phases:
             yield line
         finally:
             self.timings[name] = self.timings.get(name, 0.0) + line.end()
+            memory.trim()

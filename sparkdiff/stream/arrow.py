@@ -34,8 +34,12 @@ def entries(path: Path, column: Column) -> int:
 
 def _batch(path: Path, columns: Sequence[Column]) -> Batch:
     with pq.ParquetFile(str(path)) as file:
-        table = file.read(columns=[field for column in columns for field in column.fields])
-    return {column.name: _column(table, column) for column in columns}
+        return {c.name: _column(_read(file, c), c) for c in columns}
+
+
+def _read(file: pq.ParquetFile, column: Column) -> pa.Table:
+    """One column; sparse ones in one thread, as Arrow's allocator keeps for each as much freed memory as the column takes."""
+    return file.read(columns=list(column.fields), use_threads=column.kind != "sparse")
 
 
 def _column(table: pa.Table, column: Column) -> Tensor | SparseRows:
@@ -66,5 +70,5 @@ def _lists(column: pa.ChunkedArray) -> tuple[Tensor, npt.NDArray[np.number[Any]]
 
 
 def _own(values: pa.ChunkedArray) -> Tensor:
-    """A copy: Arrow's memory is read-only and shared. Nulls of doubles become NaN."""
-    return torch.from_numpy(np.array(values.to_numpy()))
+    """A copy, where Arrow's memory is read-only and shared. Nulls of doubles become NaN."""
+    return torch.from_numpy(np.require(values.to_numpy(), requirements="W"))

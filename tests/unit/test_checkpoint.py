@@ -59,7 +59,7 @@ def test_a_crash_between_the_renames_leaves_the_one_before(tmp_path: Path, monke
     path = tmp_path / "state.pt"
     checkpoint.save(path, state(1))
 
-    def crash(path: Path, content: bytes) -> None:
+    def crash(path: Path, *content: bytes) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(checkpoint, "write_bytes", crash)

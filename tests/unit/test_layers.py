@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "sparkdiff"
 LAYERS = [
     ["errors"],
-    ["options", "nodes", "sparse", "checkpoint", "parallel", "optimizers", "formulas"],
+    ["memory", "options", "nodes", "sparse", "checkpoint", "parallel", "optimizers", "formulas"],
     ["jvm"],
     ["nesting", "foreign"],
     ["stages.constraints"],

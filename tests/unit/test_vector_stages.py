@@ -23,6 +23,7 @@ from sparkdiff.stages.scaling import MaxAbsScaler, RobustScaler, StandardScaler
 from sparkdiff.stages.selecting import Selection, VectorSizeHint
 from sparkdiff.stages.text import IDF
 from sparkdiff.stages.weighing import ElementwiseProduct, Normalizer
+from sparkdiff.stream.manifest import Column
 
 F64 = torch.float64
 WIDTH = 5
@@ -174,18 +175,19 @@ def test_units() -> None:
 
 
 @pytest.mark.parametrize(
-    ("with_mean", "width", "rows"), [(True, 1 << 18, 64), (False, 1 << 18, 8192), (True, 2000, 8192)]
+    ("with_mean", "width", "kind", "rows"),
+    [(True, 1 << 18, "sparse", 64), (False, 1 << 18, "sparse", 1024), (True, 2000, "dense", 8192)],
 )
-def test_fewer_wide_rows_are_dense_at_a_time(with_mean: bool, width: int, rows: int) -> None:
+def test_fewer_wide_rows_are_dense_at_a_time(with_mean: bool, width: int, kind: str, rows: int) -> None:
     ones = torch.ones(width, dtype=F64)
     net = network((StandardScaler(ones, ones, True, with_mean), ["x"], "s"), (logistic(width), ["s"], "p"))
-    assert rows_at_once(net) == rows
     sizes: list[int] = []
 
     def batches(split: str, *, batchSize: int, **_: Any) -> Iterator[Any]:
         sizes.append(batchSize)
         return iter(())
 
-    data = Data(SimpleNamespace(batches=batches), {}, rows=rows_at_once(net))  # type: ignore[arg-type]
+    stream: Any = SimpleNamespace(batches=batches, columns=[Column("x", "x", kind, width, F64)])
+    data = Data(stream, {}, rows=rows_at_once(net, stream))
     assert list(data.batches("validation")) == []
     assert sizes == [rows]

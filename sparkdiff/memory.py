@@ -1,0 +1,18 @@
+"""Gives memory that is free back to the system between the phases of a run: Spark's JVM, on the same machine, can use it."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+import pyarrow as pa
+
+
+def trim() -> None:
+    """Return what Arrow's and the C library's allocators keep of freed memory.
+
+    glibc keeps blocks of up to 32 MiB once some were freed, scattered between those in use, and never returns them itself.
+    """
+    pa.default_memory_pool().release_unused()
+    if sys.platform == "linux" and (release := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        release(0)
