@@ -19,9 +19,10 @@ from pyspark.sql import functions as F
 from riders import NUMBERS, tune
 
 import sparkdiff
-from sparkdiff import InputError, jvm
+from sparkdiff import InputError, checkpoint, jvm, launch
 from sparkdiff.graph import Graph
 from sparkdiff.network import Network
+from sparkdiff.slots import entering
 
 pytestmark = pytest.mark.once  # what is Spark's in it the laws check on every version
 
@@ -155,6 +156,11 @@ def test_no_param_moves_unasked(df: DataFrame) -> None:
         "stages.5.coefficientMatrix",
         "stages.5.interceptVector",
     ]
+    assert {name for name, _ in entering(network)} == {
+        "temp",
+        "wind",
+        "hum",
+    }  # features, though no parameter reads them yet
     with torch.no_grad():
         for p in network.parameters():
             p += 0.5
@@ -200,16 +206,34 @@ def test_what_was_unfrozen_goes_wherever_the_network_goes(rain: PipelineModel, d
         sparkdiff.write_back(rain, network)
 
 
+class Broken(launch.Checkpoints):
+    """A training that ends in its third epoch, after a checkpoint."""
+
+    calls = 0
+
+    def __call__(self, training: Any) -> None:
+        self.calls += 1
+        if self.calls == 25:
+            checkpoint.save(self.path, training.state())
+            raise KeyboardInterrupt
+
+
 def test_processes_and_runs_that_go_on_change_nothing(
-    rain: PipelineModel, df: DataFrame, shared: Path, tmp_path: Path
+    rain: PipelineModel, df: DataFrame, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: dict[str, Any] = {
         "labelCol": "rain", "loss": "cost", "lossParams": COSTS, "unfreeze": THRESHOLD, "maxEpochs": 4, "guard": 1.0,
         "learningRate": 1e-2, "checkpointDir": str(tmp_path),
     }  # fmt: skip
-    one, two, again = (
-        tune(rain, df, shared, numProcesses=n, runId=run, **given) for n, run in ((1, "one"), (2, "two"), (2, "two"))
+    with monkeypatch.context() as patched:
+        patched.setattr(launch, "Checkpoints", Broken)
+        with pytest.raises(KeyboardInterrupt):
+            tune(rain, df, shared, runId="broken", **given)
+    one, two, again, resumed = (
+        tune(rain, df, shared, numProcesses=n, runId=run, **given)
+        for n, run in ((1, "one"), (2, "two"), (2, "two"), (1, "broken"))
     )
+    assert resumed.pipelineModel.stages[1].getThreshold() == one.pipelineModel.stages[1].getThreshold()
     thresholds = [found.pipelineModel.stages[1].getThreshold() for found in (one, two, again)]
     assert thresholds[0] != 0.5
     assert thresholds[1] == thresholds[2]
