@@ -20,6 +20,7 @@ from riders import NUMBERS, tune
 
 import sparkdiff
 from sparkdiff import InputError, checkpoint, jvm, launch
+from sparkdiff.difference import ParamDifference, between
 from sparkdiff.graph import Graph
 from sparkdiff.network import Network
 from sparkdiff.slots import entering
@@ -241,6 +242,8 @@ def test_processes_and_runs_that_go_on_change_nothing(
     again.write().overwrite().save(f"{tmp_path}/tuned")
     loaded = sparkdiff.FineTunerModel.load(f"{tmp_path}/tuned")
     assert loaded.pipelineModel.stages[1].getThreshold() == thresholds[1]
+    told = between(rain, loaded.pipelineModel, tmp_path).stages[1]
+    assert told.params == (ParamDifference("threshold", ("default", 0.5), ("set", thresholds[1])),)
     # Another run starts at the new threshold; who doesn't ask leaves it there.
     more = tune(
         loaded.pipelineModel, df, shared, labelCol="rain", maxEpochs=2, guard=1.0, learningRate=1e-2
