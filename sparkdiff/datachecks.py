@@ -353,7 +353,7 @@ def _unpenalised(network: Network, label: LabelStats) -> Objective | None:
     head = network.head
     stage = network.graph.leaves[network.graph.head].stage  # type: ignore[index]
     fitted = stage is not None and stage.hasParam("fitIntercept") and stage.getOrDefault("fitIntercept")
-    if not fitted or any("ntercept" in name for name in getattr(head, "bounds", {})):
+    if not fitted or head.decides_only or any("ntercept" in name for name in getattr(head, "bounds", {})):
         return None
     return resolve("auto", {}, head, (), label)
 

@@ -332,8 +332,7 @@ class Graph:
     def _on_request(self, i: int) -> list[str]:
         """The parameters of a stage that would train if `unfreeze` named them."""
         module = self.leaves[i].module
-        named = module.named_parameters() if module is not None else ()
-        return sorted(n for n, p in named if module is not None and n in module.optional and not p.requires_grad)
+        return sorted(n for n, p in module.on_request().items() if not p.requires_grad) if module is not None else []
 
     def _on_path(self) -> set[int]:
         """Stages from which a differentiable path leads to the loss."""
@@ -492,17 +491,15 @@ class Graph:
             asked[name] = self.select([stage] if stage else [name], "unfreeze")
             for i in asked[name]:
                 leaf = self.leaves[i]
-                known = (
-                    sorted(n for n, _ in leaf.module.named_parameters() if n in leaf.module.optional)
-                    if leaf.module
-                    else []
-                )
-                if not stage or wanted not in known:
+                known = sorted(leaf.module.on_request()) if leaf.module is not None else []
+                if leaf.module is None or not stage or wanted not in known:
+                    if leaf.module is not None and stage and wanted in (denied := leaf.module.denied()):
+                        raise InputError(f"unfreeze={name!r}: {leaf.uid} can't train it: {denied[wanted]}")
                     raise InputError(
                         f"unfreeze={name!r} must name a parameter that trains on request only, as <stage>.<parameter>; of "
                         f"{leaf.uid} these do: {', '.join(f'{leaf.stageClass}.{n}' for n in known) or 'none'}"
                     )
-                getattr(leaf.module, wanted).requires_grad_()
+                leaf.module.unfreeze(wanted)
                 leaf.parametric = True
         return asked
 

@@ -106,6 +106,11 @@ def resolve(
     Raises:
         InputError: the loss would change what the predictor's outputs mean, or a parameter is missing, unknown or wrong.
     """
+    if head.decides_only and (callable(loss) or loss not in ("cost", {"cost": 1.0})):
+        raise InputError(
+            f"loss={callable_name(loss) if callable(loss) else loss!r} doesn't see the threshold, which trains by the cost of "
+            "decisions alone: set loss='cost' and lossParams={'costs': ...}, or leave the threshold out of unfreeze"
+        )
     if callable(loss):
         if params:
             raise InputError(

@@ -126,6 +126,11 @@ def resolve(options: Options, objective: Objective, head: Predictor, columns: tu
         raise InputError(
             f"metricParams {sorted(unknown)} mean nothing to the metric {name!r}; it takes {sorted(takes) or 'none'}"
         )
+    if head.decides_only and name not in (*MULTICLASS, "expectedCost"):
+        raise InputError(
+            f"metric={name!r} isn't of decisions, and a threshold that trains changes nothing else: use one of "
+            f"expectedCost, {', '.join(MULTICLASS)}"
+        )
     given = {k: v for k, v in {**options.lossParams, **options.metricParams}.items() if k in takes}
     return _named(name, given, head, columns, y)
 

@@ -265,7 +265,8 @@ def seeing(network: Network, model: Any, data: SchemaOrRows) -> Network:
     other = Network(graph, network.positions)
     other.stages.update({str(i): network.module(i) for i in network.positions if i not in waiting})
     for i in waiting:
-        for p, q in zip(other.module(i).parameters(), network.module(i).parameters(), strict=True):
+        made = other.module(i).unfrozen_as(network.module(i))
+        for p, q in zip(made.parameters(), network.module(i).parameters(), strict=True):
             p.data = q.data
     return other
 
@@ -298,7 +299,7 @@ def written(stage: Any, module: StageModule) -> Any:
     """`stage` itself where the module holds its parameters, else a new stage with the module's; masked entries as they were."""
     if not any(True for _ in module.parameters()):
         return stage
-    old = type(module).from_spark(stage)
+    old = type(module).from_spark(stage).unfrozen_as(module)
     fresh = copy.deepcopy(old)
     counts, changed = old.counts(), False
     for (name, now), was, target in zip(module.named_parameters(), old.parameters(), fresh.parameters(), strict=True):

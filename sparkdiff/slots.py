@@ -17,14 +17,15 @@ from sparkdiff.stages.encoding import OneHotEncoder
 
 
 def entering(network: Network) -> list[Version]:
-    """The column versions that stages with parameters read and that no parameter, trained or frozen, has touched.
+    """The column versions that stages with parameters read and that no parameter, trained, frozen or on request, has touched.
 
     Identifiers are no features.
     """
     plain: set[int] = set()
     for i in network.positions:
         parents = {p for _, p in network.graph.leaves[i].reads if p in network.positions}
-        if parents <= plain and not any(True for _ in network.module(i).parameters()):
+        module = network.module(i)
+        if parents <= plain and not any(True for _ in module.parameters()) and not module.on_request():
             plain.add(i)
     features = (i for i in network.positions if i not in plain and not network.module(i).identifies)
     read = (v for i in features for v in network.graph.leaves[i].reads)

@@ -212,12 +212,13 @@ def _parameters(
     moved = read.module(stage)
     perturb(moved, generator)
     untouched()
-    if any(bool((p != q).any()) for p, q in zip(moved.parameters(), module.parameters(), strict=True)):
+    first = read.module(stage).unfrozen_as(moved)
+    if any(bool((p != q).any()) for p, q in zip(moved.parameters(), first.parameters(), strict=True)):
         put = written(stage, moved)
         untouched()
         when = "after writing back other parameters"
-        wished = read.module(put)
-        for (name, p), was, now in zip(wished.named_parameters(), module.parameters(), moved.parameters(), strict=True):
+        wished = read.module(put).unfrozen_as(moved)
+        for (name, p), was, now in zip(wished.named_parameters(), first.parameters(), moved.parameters(), strict=True):
             counting = module.counts().get(name, torch.ones_like(p, dtype=torch.bool))
             kept = ~counting | (now == was)  # zeros of both signs are one parameter
             _same_tensor("put-get", stage, name, torch.where(kept, was, now), p, when)

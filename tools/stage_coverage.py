@@ -210,7 +210,7 @@ def row(name: str, df: DataFrame) -> Row:
     names = [(n.rpartition(".")[2], p) for n, p in module.named_parameters()]
     return Row(
         name, "translated", unique(n for n, p in names if p.requires_grad and n not in module.optional),
-        unique(n for n, _ in names if n in module.optional), settings(kind, stage), "",
+        unique(module.on_request()), settings(kind, stage), "",
     )  # fmt: skip
 
 

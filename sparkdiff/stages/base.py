@@ -168,7 +168,8 @@ class StageModule(nn.Module):
     columnwise: ClassVar[bool] = False
     """Whether each column of the output depends on the same column of the one input alone, and is 0 where that is."""
     optional: ClassVar[frozenset[str]] = frozenset()
-    """Parameters that train only where the user asks for them."""
+    """What trains only where the user asks for it: parameters, or buffers, which then become parameters. What Spark keeps in a
+    Param of the stage is a buffer, so that the Param stays as it is where all parameters move and nobody asked."""
     storage: ClassVar[str] = ""
     """How Spark stores each vector that this stage writes: "sparse", "compressed" (dense or sparse, whichever takes less
     room), or "" where that depends on the input."""
@@ -257,6 +258,31 @@ class StageModule(nn.Module):
     def routes_fixed(self) -> bool:
         """Whether no parameter that trains changes where a row goes."""
         return False
+
+    def on_request(self) -> dict[str, Tensor]:
+        """What trains only where the user asks for it, by name; `optional` may name what this stage hasn't."""
+        own = {**dict(self.named_buffers(recurse=False)), **dict(self.named_parameters())}
+        return {name: value for name, value in own.items() if name in self.optional}
+
+    def denied(self) -> Mapping[str, str]:
+        """Settings of the stage that a user may take for something that trains on request: why they don't, what to do."""
+        return {}
+
+    def unfreeze(self, name: str) -> None:
+        """Let something train that does so on request only."""
+        if name in self._buffers:
+            value = self.get_buffer(name)
+            delattr(self, name)
+            self.register_parameter(name, parameter(value))
+        self.get_parameter(name).requires_grad_()
+
+    def unfrozen_as(self, other: StageModule) -> StageModule:
+        """This module with the same parameters as another of the stage's class, of which some may have been unfrozen."""
+        own = dict(self.named_parameters())
+        for name, _ in other.named_parameters():
+            if name not in own:
+                self.unfreeze(name)
+        return self
 
     def passes_gradient(self) -> bool:
         """Whether outputs that are classes or indices have a gradient after all, by straight-through estimation."""

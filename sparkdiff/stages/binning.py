@@ -19,7 +19,6 @@ from sparkdiff.stages.base import (
     Rows,
     StageModule,
     dense,
-    parameter,
     register,
     tensor,
 )
@@ -98,9 +97,7 @@ class Binarizer(Comparing):
     def __init__(self, name: str, thresholds: Tensor, columns: int, keeps_null: bool = False):
         super().__init__()
         self.tells_null = self.writes_null = keeps_null
-        self.register_parameter(
-            name, parameter(thresholds, False)
-        )  # `threshold` () of all columns, or `thresholds` (c,)
+        self.register_buffer(name, thresholds)  # `threshold` () of all columns, or `thresholds` (c,)
         self.name, self.columns = name, columns
         self.register_buffer("tau", torch.ones(columns, dtype=torch.float64), persistent=False)  # (c,)
 
@@ -220,7 +217,7 @@ class Bucketizer(Comparing):
         super().__init__()
         padded = nn.utils.rnn.pad_sequence(splits, batch_first=True, padding_value=math.inf)
         # `splits` (m,) of one column, or `splitsArray` (c, m) with padding.
-        self.register_parameter(name, parameter(padded[0] if name == "splits" else padded, False))
+        self.register_buffer(name, padded[0] if name == "splits" else padded)
         self.name, self.sizes, self.keep, self.uid, self.names = name, [len(s) for s in splits], keep, uid, names
         place, sizes = torch.arange(padded.shape[1]), torch.tensor(self.sizes)[:, None]
         self.outer = ((place == 0) | (place == sizes - 1)).view_as(getattr(self, name))

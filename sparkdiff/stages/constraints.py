@@ -46,6 +46,22 @@ class Positive(Constraint):
         return torch.where(start > 0, torch.log(value / start), 0.0)
 
 
+class Odds(Constraint):
+    """Probabilities between 0 and 1 whose log-odds move freely."""
+
+    elementwise = True
+
+    def value(self, start: Tensor, move: Tensor) -> Tensor:
+        grown = start * torch.exp(move)
+        return grown / (1 - start + grown)
+
+    def gradient(self, start: Tensor, move: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        return gradient * value * (1 - value)
+
+    def moved(self, start: Tensor, value: Tensor) -> Tensor:
+        return torch.logit(value) - torch.logit(start)
+
+
 class Rounded(Constraint):
     """start + move, as float32 holds it."""
 

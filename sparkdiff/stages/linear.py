@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from sparkdiff import jvm
 from sparkdiff.errors import InputError
 from sparkdiff.sparse import SparseRows
 from sparkdiff.stages.base import (
@@ -24,6 +25,7 @@ from sparkdiff.stages.base import (
     register,
     tensor,
 )
+from sparkdiff.stages.constraints import Constraint, Odds
 from sparkdiff.stages.predictor import LeastSquares, Predictor, by_thresholds, first_largest, lead, logit, softmax
 
 LARGEST = sys.float_info.max
@@ -207,23 +209,33 @@ class LogisticRegression(Predictor):
     """One row of coefficients: rawPrediction = [-m, m], probability = sigmoid; several rows: softmax, also for two classes.
 
     Which of the two it is shows in the matrix's shape, never in the number of classes.
+
+    With one row `threshold` trains on request, by a loss of decisions alone: the margin is then m less how far the threshold's
+    log-odds have moved, so that whoever compares it with the original threshold decides by the new one; what Spark shows, but
+    for the decision, is of m.
     """
 
     weights = ("coefficientMatrix", "interceptVector", "numClasses", "isMultinomial")
+    weight_params = ("threshold",)
+    optional = frozenset({"threshold"})
     feature_axis = {"coefficientMatrix": 1}
     SHOWN: ClassVar[tuple[str, ...]] = ("rawPredictionCol", "probabilityCol", "predictionCol")
     label_cols = ("predictionCol",)
+    threshold: Tensor
 
     def __init__(
         self, coefficientMatrix: Tensor, interceptVector: Tensor, fit_intercept: bool, *, num_classes: int,
         thresholds: Tensor | None, threshold: float, bounds: dict[str, Tensor], shown: tuple[str, ...], uid: str,
+        movable: bool = True,
     ):  # fmt: skip
         super().__init__()
         self.coefficientMatrix = parameter(coefficientMatrix)  # (1, d) or (k, d)
         self.interceptVector = parameter(interceptVector, fit_intercept)  # (1,) or (k,)
         self.numClasses, self.isMultinomial = num_classes, len(coefficientMatrix) > 1
-        self.thresholds, self.threshold, self.shown, self.uid = thresholds, threshold, shown, uid
-        self.bounds = bounds
+        self.thresholds, self.shown, self.uid, self.bounds = thresholds, shown, uid, bounds
+        self.decides_at = threshold  # what losses and metrics compare the margin with, as log-odds
+        self.register_buffer("threshold", torch.tensor(threshold, dtype=torch.float64))  # ()
+        self.movable = movable and not self.isMultinomial and 0 < threshold < 1
         self.classes = max(num_classes, 2)
 
     @classmethod
@@ -240,7 +252,7 @@ class LogisticRegression(Predictor):
             matrix, tensor(stage.interceptVector), stage.getFitIntercept(), num_classes=stage.numClasses,
             thresholds=tensor(stage.getOrDefault("thresholds")) if given and len(matrix) > 1 else None,
             threshold=binary_threshold(stage) if len(matrix) == 1 else 0.5, bounds=bounds, uid=stage.uid,
-            shown=tuple(c for c in cls.SHOWN if columns_of(stage, (c,))),
+            shown=tuple(c for c in cls.SHOWN if columns_of(stage, (c,))), movable=not stage.isSet("thresholds"),
         )  # fmt: skip
 
     @classmethod
@@ -248,9 +260,30 @@ class LogisticRegression(Predictor):
         return columns_of(stage, cls.SHOWN)
 
     def margin(self, x: Rows) -> Tensor:  # type: ignore[override]  # (n,) or (n, k)
+        out = self.scores(x)
+        return out - self.moved(self.threshold) if self.unfrozen else out
+
+    def scores(self, x: Rows) -> Tensor:
+        """What Spark's columns are made of, (n,) or (n, k)."""
         if self.isMultinomial:
             return product(x, self.coefficientMatrix) + self.interceptVector
         return product(x, self.coefficientMatrix[0]) + self.interceptVector[0]
+
+    @property
+    def unfrozen(self) -> bool:
+        """Whether the threshold may have moved."""
+        return "threshold" in self._parameters
+
+    @property
+    def decides_only(self) -> bool:
+        return self.unfrozen and self.threshold.requires_grad
+
+    def moved(self, threshold: Tensor) -> Tensor:
+        """How far thresholds' log-odds are from where they were; 0 at the start."""
+        return torch.logit(threshold) - torch.logit(threshold.new_tensor(self.decides_at))
+
+    def forward(self, x: Rows) -> tuple[Tensor, ...]:  # type: ignore[override]
+        return self.shows(self.scores(x))
 
     @property
     def margin_link(self) -> str:
@@ -262,12 +295,22 @@ class LogisticRegression(Predictor):
                 room["coefficientMatrix"].add_(gradients[0].mT)
             if "interceptVector" in room:
                 room["interceptVector"].add_(constant[:, 0])
+            if "threshold" in room:
+                t = p["threshold"]
+                room["threshold"].sub_(constant[:, 0, 0] / (t * (1 - t)))
 
-        return Pulled([p["coefficientMatrix"].mT], p["interceptVector"][..., None, :], back)
+        constant = p["interceptVector"][..., None, :]
+        if "threshold" in p:
+            constant = constant - self.moved(p["threshold"])[..., None, None]
+        return Pulled([p["coefficientMatrix"].mT], constant, back)
 
     def columns(self, margin: Tensor) -> tuple[Tensor, ...]:
+        return self.shows(margin + self.moved(self.threshold) if self.unfrozen else margin)
+
+    def shows(self, margin: Tensor) -> tuple[Tensor, ...]:
+        """The output columns of `scores`."""
         raw, probability = self._scores(margin)
-        prediction = self.label(raw, probability).to(margin.dtype)
+        prediction = self.label(raw, probability, self.weight("threshold")).to(margin.dtype)
         columns = dict(zip(self.SHOWN, (raw, probability, prediction), strict=True))
         return tuple(columns[c] for c in self.shown)
 
@@ -278,14 +321,14 @@ class LogisticRegression(Predictor):
         return torch.stack([-margin, margin], 1), torch.stack([zero, 1 - zero], 1)
 
     def decision(self, margin: Tensor) -> Tensor:
-        return self.label(*self._scores(margin)).to(margin.dtype)
+        return self.label(*self._scores(margin), self.decides_at).to(margin.dtype)
 
     def decision_margin(self, margin: Tensor) -> Tensor:
         if not self.isMultinomial:
-            return margin - logit(self.threshold)
+            return margin - logit(self.decides_at)
         return margin if self.thresholds is None else margin - torch.log(self.thresholds)
 
-    def label(self, raw: Tensor, probability: Tensor) -> Tensor:  # (n, k), (n, k) -> (n,)
+    def label(self, raw: Tensor, probability: Tensor, threshold: float) -> Tensor:  # (n, k), (n, k) -> (n,)
         """The class by the first column that Spark shows: they round differently, and NaN wins or loses differently."""
         if self.isMultinomial:
             if self.thresholds is not None:
@@ -293,17 +336,15 @@ class LogisticRegression(Predictor):
             only = "probabilityCol" in self.shown and "rawPredictionCol" not in self.shown
             return first_largest(probability if only else raw)
         if "rawPredictionCol" in self.shown:
-            return raw[:, 1] > logit(self.threshold)
-        return (
-            probability[:, 1] if "probabilityCol" in self.shown else 1 / (1 + torch.exp(raw[:, 0]))
-        ) > self.threshold
+            return raw[:, 1] > logit(threshold)
+        return (probability[:, 1] if "probabilityCol" in self.shown else 1 / (1 + torch.exp(raw[:, 0]))) > threshold
 
     def own_loss(self) -> tuple[str, dict[str, float]]:
         return "logLoss", {}
 
     def boundary(self, margin: Tensor) -> Tensor:
         if not self.isMultinomial:
-            return (margin - logit(self.threshold)).abs() / margin.abs().clamp_min(1)
+            return (margin - logit(self.decides_at)).abs() / margin.abs().clamp_min(1)
         return lead(margin if self.thresholds is None else torch.softmax(margin, 1) / self.thresholds)
 
     def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
@@ -318,6 +359,29 @@ class LogisticRegression(Predictor):
             out |= {"coefficientMatrix": out["coefficientMatrix"] & seen[:, None], "interceptVector": seen}
         return out
 
+    def constraints(self) -> dict[str, Constraint]:
+        return {"threshold": Odds()}
+
+    def on_request(self) -> dict[str, Tensor]:
+        return super().on_request() if self.movable else {}
+
+    def denied(self) -> dict[str, str]:
+        if self.isMultinomial:
+            why = "where each class has a row of coefficients, only these train: leave it out, and set loss='cost'"
+        elif self.movable:
+            return {"thresholds": "they amount to one number, threshold: unfreeze that"}
+        elif 0 < self.decides_at < 1:
+            why = (
+                f"thresholds is set: setThreshold({self.decides_at!r}) on the model clears it, then unfreeze threshold"
+            )
+        else:
+            why = f"at {self.decides_at!r} all rows are of one class: set a threshold between 0 and 1 on the model"
+        return {"threshold": why, "thresholds": why}
+
+    def to_spark(self, stage: Any) -> Any:
+        new = jvm.rebuild(stage, {name: self.weight(name) for name in self.weights})
+        return jvm.with_params(new, {"threshold": self.weight("threshold")}) if self.unfrozen else new
+
     def has_bounds(self) -> bool:
         return bool(self.bounds)
 
@@ -330,6 +394,8 @@ class LogisticRegression(Predictor):
 
     def check_domain(self, uid: str) -> None:
         super().check_domain(uid)
+        if not 0 <= self.threshold <= 1:
+            raise InputError(f"{uid}: threshold must be from 0 to 1, but is {self.threshold.item()!r}")
         for name, bound in self.bounds.items():
             side, weight = name.split()
             p, bound = getattr(self, weight), bound.view_as(getattr(self, weight))

@@ -46,6 +46,11 @@ class Predictor(StageModule):
     def forward(self, *columns: Rows) -> tuple[Tensor, ...]:
         return self.columns(self.margin(*columns))
 
+    @property
+    def decides_only(self) -> bool:
+        """Whether the margin tells decisions alone, as what is compared with it trains, too."""
+        return False
+
     def own_loss(self) -> tuple[str, dict[str, float]]:
         """The loss the stage was fitted with, and its parameters."""
         raise NotImplementedError

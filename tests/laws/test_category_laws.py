@@ -36,7 +36,8 @@ def numbers(spark: SparkSession) -> DataFrame:
 
 def trained(module: StageModule, generator: torch.Generator) -> None:
     """As `perturbed`, also what trains on request only."""
-    module.requires_grad_(True)
+    for name in module.on_request():
+        module.unfreeze(name)
     perturbed(module, generator)
 
 

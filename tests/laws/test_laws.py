@@ -22,6 +22,8 @@ from pyspark.sql.types import BooleanType, DoubleType, IntegerType, LongType, St
 
 import sparkdiff
 from sparkdiff import jvm
+from sparkdiff.stages.base import StageModule
+from sparkdiff.testing import check_stages, perturbed
 
 # The same examples in every run; `SPARKDIFF_EXAMPLES=50 pytest tests/laws` looks for new ones, and CI takes 1 of them on its
 # second and third stack.
@@ -195,6 +197,28 @@ def test_logistic_regression_without_constructors(features: Features, fitted: Fi
     stages = [built(base, weights, **params) for weights, params in several]
     with patch.object(jvm, "has_constructors", return_value=False):
         check(stages, features(width))
+
+
+@pytest.mark.parametrize("constructors", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_thresholds_that_train(
+    features: Features, fitted: Fitted, monkeypatch: pytest.MonkeyPatch, constructors: bool
+) -> None:
+    weights = {
+        "coefficientMatrix": np.array([[1.0, 0.0, -2.0]]), "interceptVector": np.array([0.5]), "numClasses": 2,
+        "isMultinomial": False,
+    }  # fmt: skip
+    stages = [
+        built(fitted("LogisticRegression"), weights, featuresCol="mixed", threshold=threshold)
+        for threshold in (None, 0.5, 0.2, 1e-12, 0.0, 1.0)
+    ]
+
+    def all_moved(module: StageModule, generator: torch.Generator) -> None:
+        for name in module.on_request():
+            module.unfreeze(name)
+        perturbed(module, generator)
+
+    monkeypatch.setattr(jvm, "has_constructors", lambda: constructors)
+    check_stages(stages, features(3), perturb=all_moved)
 
 
 # Corners that generated parameters meet too seldom ----------------------------------------------------------------------

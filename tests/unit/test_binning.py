@@ -77,7 +77,7 @@ def test_the_order_of_doubles_is_java_s() -> None:
 
 def test_a_threshold_moves_towards_what_its_other_side_would_have_given() -> None:
     module = Binarizer("threshold", float64(2.0)[0], 1)
-    module.threshold.requires_grad_()
+    module.unfreeze("threshold")
     x = float64(1.9, 2.1, NAN, 50.0).requires_grad_()
     out = module(x)
     assert out.tolist() == [0.0, 1.0, 0.0, 1.0]
@@ -88,7 +88,7 @@ def test_a_threshold_moves_towards_what_its_other_side_would_have_given() -> Non
 
 def test_each_split_learns_from_the_rows_beside_it() -> None:
     module = Bucketizer("splits", [float64(-INF, 0.0, 100.0, INF)], True, "bucketizer", ("x",))
-    module.splits.requires_grad_()
+    module.unfreeze("splits")
     x = float64(0.5, NAN, INF, -INF)
     out = module(x)
     assert out.tolist() == [1.0, 3.0, 2.0, 0.0]

@@ -150,6 +150,7 @@ def cases() -> dict[str, tuple[Network, dict[str, Any], dict[str, int]]]:
         ),
         "multinomial": (network((bayes(Multinomial, 5), ["x"], "p")), {"x": x.abs()}, {"x": 5, "p": 1}),
         "sparse rows, bernoulli": (network((bayes(Bernoulli, 5), ["x"], "p")), {"x": sparse((x > 0).double())}, {"x": 5, "p": 1}),
+        "threshold": (network((scaler(5), ["x"], "s"), (deciding(5), ["s"], "p")), {"x": x}, {"x": 5, "s": 5, "p": 1}),
         "bounds": (
             network(
                 (scaler(5), ["x"], "s"),
@@ -158,6 +159,13 @@ def cases() -> dict[str, tuple[Network, dict[str, Any], dict[str, int]]]:
             {"x": x}, {"x": 5, "s": 5, "p": 1},
         ),
     }  # fmt: skip
+
+
+def deciding(width: int) -> Any:
+    """With a threshold that trains."""
+    out = logistic(width)
+    out.unfreeze("threshold")
+    return out
 
 
 def with_weights(module: GBTRegression | GBTClassification) -> Any:
@@ -201,6 +209,8 @@ CLASSES = (
 
 
 def objective_of(net: Network, loss: Any = "auto", **params: float) -> Objective:
+    if net.head.decides_only:
+        return resolve("cost", {"costs": [[0.0, 1.0], [2.0, 0.0]]}, net.head, ("prediction",), LABELS)
     return resolve(loss, params, net.head, ("prediction",), LABELS)
 
 
@@ -278,7 +288,7 @@ def test_closed_forms_are_what_autograd_finds(name: str, loss: str) -> None:
     objective = objective_of(net, loss)
     exact = objective.exact
     if exact is None:
-        assert loss != "auto" or objective.name in OWN
+        assert loss != "auto" or objective.name in (*OWN, "cost")
         return
     assert objective.rows is not None
     margin = (3 * normal(2, 500, *([3] if net.head.wide else []), seed=11)).requires_grad_()

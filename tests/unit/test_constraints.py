@@ -12,6 +12,7 @@ from sparkdiff.stages.constraints import (
     Constraint,
     Covariance,
     LogProbabilities,
+    Odds,
     Ordered,
     Positive,
     Probabilities,
@@ -41,12 +42,15 @@ STARTS: dict[str, tuple[Constraint, Tensor]] = {
     "log-probabilities with a class that never occurs": (LogProbabilities(), torch.log(SHARES)),
     "probabilities": (Probabilities(), SHARES),
     "covariances": (Covariance(), SPREADS),
+    "odds": (Odds(), torch.tensor([0.5, 0.1, 0.7, 1e-300, 5e-324, 1e-12, 1 / 3, 1 - 2**-53], dtype=F64)),
 }  # fmt: skip
 
 
 def holds(constraint: Constraint, start: Tensor, value: Tensor) -> bool:
     if isinstance(constraint, Positive):
         return bool((value > 0).all())
+    if isinstance(constraint, Odds):
+        return bool(((value >= 0) & (value <= 1)).all())
     if isinstance(constraint, Ordered):
         ends = ~start.isfinite()
         return bool((value[..., 1:] >= value[..., :-1]).all() and (value[..., ends] == start[ends]).all())
@@ -100,7 +104,7 @@ def test_gradients_are_those_of_differences(name: str) -> None:
         assert torch.equal(constraint.value(start, other)[..., 1:], constraint.value(start, move)[..., 1:])
 
 
-@pytest.mark.parametrize("name", ["positive", "ordered", "ordered with ends", "probabilities", "covariances"])
+@pytest.mark.parametrize("name", ["positive", "ordered", "ordered with ends", "probabilities", "covariances", "odds"])
 def test_how_far_parameters_moved_is_told_in_moves(name: str) -> None:
     constraint, start = STARTS[name]
     move = 0.3 * torch.randn(1, *start.shape, dtype=F64, generator=torch.Generator().manual_seed(4))
