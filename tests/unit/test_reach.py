@@ -151,7 +151,7 @@ class Run:
         if self.reach is None:
             return u.clone()
         assert bool((u[:, -1] == 0).all())  # what stands for all that stay
-        return torch.zeros(len(u), len(self.reach.whole), dtype=F64).index_copy_(1, self.reach.moving, u[:, :-1])
+        return torch.zeros(len(u), len(self.reach.whole), dtype=F64).index_copy_(1, self.reach.moving.long(), u[:, :-1])
 
 
 def moved(name: str, recipes: list[Recipe], number: int = 45, **options: Any) -> tuple[Tensor, Tensor]:
