@@ -14,6 +14,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """`--dist loadfile` takes the files as they come; by default those of few tests, which take longest here, come last."""
+    config.option.loadscopereorder = False
+
+
 class Prompt(socket.SocketIO):
     """A socket's stream that acknowledges at once what comes."""
 

@@ -293,7 +293,8 @@ def _constructed(old: Any, weights: Mapping[str, Any]) -> Any:
 
     Numpy vectors and matrices go over in one piece each.
     """
-    like = {name: getattr(old, name, None) for name in weights}
+    matrices = [name for name, value in weights.items() if isinstance(value, np.ndarray) and value.ndim == 2]
+    like = {name: getattr(old, name, None) for name in matrices}
     return JavaParams._from_java(_made(old._java_obj, old._java_obj.getClass(), weights, like))
 
 
