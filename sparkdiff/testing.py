@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import torch
 from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
 from torch import Tensor
 
 from sparkdiff import jvm
@@ -276,10 +277,11 @@ def _outputs(trials: Sequence[_Trial], df: DataFrame, tolerance: float) -> None:
     made: dict[int, list[str]] = {}  # by trial, where plain stages make what the module reads
     try:
         rows = df.select(*(quoted(c).alias(name) for c, name in sources.items()))
-        names, schemas, kept_in = list(sources.values()), [], [name for c, name in sources.items() if c not in tensors]
+        schemas, kept_in = [], [name for c, name in sources.items() if c not in tensors]
+        carried = {name: F.col(name) for name in sources.values()}  # made once: each takes several calls to Java
         for k, trial in enumerate(trials):
             spelled = {fold(c): c for c in _inputs(trial.original)}  # Spark 3.5 finds a column as it is spelled only
-            out = rows.withColumns({c: quoted(sources[f]) for f, c in spelled.items()})
+            out = rows.withColumns({c: carried[sources[f]] for f, c in spelled.items()})
             for before in type(trial.module).preparation(trial.original):
                 out = before.transform(out)
             made[k] = [f"made{k}_{i}" for i, _ in enumerate(type(trial.module).made(trial.original))]
@@ -292,12 +294,12 @@ def _outputs(trials: Sequence[_Trial], df: DataFrame, tolerance: float) -> None:
             schemas.append([out.schema[c] for c in columns])
             kept = [f"out{k}_{i}" for i in range(len(columns))]
             wished = {**own, **dict(zip(kept, columns, strict=True))}
-            rows = out.select(*names, *(quoted(c).alias(name) for name, c in wished.items()))
-            names += wished
+            rows = out.select(*carried.values(), *(quoted(c).alias(name) for name, c in wished.items()))
+            carried |= {name: F.col(name) for name in wished}
         for trial, schema in zip(trials, schemas, strict=True):
             _same_schema(trial, schema, schemas[next(k for k, t in enumerate(trials) if t.stage is trial.original)])
         with tempfile.TemporaryDirectory(prefix="sparkdiff-check-") as folder:
-            names = [name for name in names if name not in kept_in]
+            names = [name for name in carried if name not in kept_in]
             write_plain(rows, names, Path(folder) / "rows")
             seen = 0
             for batch in read_plain(Path(folder) / "rows", ROWS_AT_ONCE):

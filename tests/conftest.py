@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +14,40 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """`--dist loadfile` takes the files as they come; by default those of few tests, which take longest here, come last."""
+    config.option.loadscopereorder = False
+
+
+class Prompt(socket.SocketIO):
+    """A socket's stream that acknowledges at once what comes."""
+
+    def readinto(self, buffer: Any) -> int | None:
+        self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)  # holds until something is sent
+        return super().readinto(buffer)
+
+
 @pytest.fixture(scope="session")
-def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
+def prompt() -> Iterator[None]:
+    """Java sends an answer of more than 8 kB in pieces, each when the one before is acknowledged, which Linux puts off by
+    40 ms: half of the time of a test whose DataFrames are wide, or whose models large.
+    """
+    from py4j.clientserver import ClientServerConnection
+
+    connect = ClientServerConnection.connect_to_java_server
+
+    def promptly(self: Any) -> None:
+        connect(self)
+        if hasattr(socket, "TCP_QUICKACK"):
+            self.stream.raw.__class__ = Prompt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ClientServerConnection, "connect_to_java_server", promptly)
+        yield
+
+
+@pytest.fixture(scope="session")
+def spark(prompt: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
     os.environ["PYSPARK_PYTHON"] = sys.executable
     from pyspark.sql import SparkSession
 

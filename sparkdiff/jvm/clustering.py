@@ -10,7 +10,7 @@ from pyspark.ml.linalg import DenseMatrix, Vectors
 from pyspark.mllib.linalg import Matrices as OldMatrices
 from pyspark.mllib.linalg import Vectors as OldVectors
 
-from sparkdiff.jvm import made_of, rebuild, rebuilt, saved, session
+from sparkdiff.jvm import made_of, read_rows, rebuild, rebuilt, saved, session, table_of, write_rows
 
 
 def k_means(stage: Any, centers: np.ndarray) -> Any:
@@ -26,11 +26,10 @@ def k_means(stage: Any, centers: np.ndarray) -> Any:
         return made_of(old, model)
 
     def rewrite(old: Any) -> Any:
-        spark = session()
         with saved(old) as where:
-            schema = spark.read.parquet(f"{where}/data").schema
+            schema = read_rows(f"{where}/data").schema
             rows = [(i, Vectors.dense(center)) for i, center in enumerate(centers)]
-            spark.createDataFrame(rows, schema).coalesce(1).write.mode("overwrite").parquet(f"{where}/data")
+            write_rows(f"{where}/data", table_of(rows, schema))
             return type(old).load(where)
 
     return rebuilt(stage, construct, rewrite)

@@ -105,7 +105,7 @@ def statistics(stage: Any) -> list[Statistics]:
         texts = [column.toSeq().toString() for column in stage._java_obj.stats()]
         return [Statistics(*np.array(ENTRY.findall(text), dtype=np.float64).reshape(-1, 3).T.copy()) for text in texts]
     with jvm.saved(stage) as where:
-        rows = jvm.session().read.parquet(f"{where}/data").orderBy("index").collect()
+        rows = jvm.read_rows(f"{where}/data").sort_by("index").to_pylist()
     return [Statistics(*(np.array(row[name], dtype=np.float64) for name in Statistics._fields)) for row in rows]
 
 
@@ -136,11 +136,10 @@ def _with_maps(old: Any, columns: Sequence[Statistics]) -> Any:
 
 
 def _with_files(old: Any, columns: Sequence[Statistics]) -> Any:
-    spark = jvm.session()
     with jvm.saved(old) as where:
-        schema = spark.read.parquet(f"{where}/data").schema
+        schema = jvm.read_rows(f"{where}/data").schema
         if schema.names != ["index", *Statistics._fields]:
             raise SparkdiffError(f"{old.uid}: its saved data hold {', '.join(schema.names)}, which nothing here knows")
         rows = [(i, *(values.tolist() for values in column)) for i, column in enumerate(columns)]
-        spark.createDataFrame(rows, schema).coalesce(1).write.mode("overwrite").parquet(f"{where}/data")
+        jvm.write_rows(f"{where}/data", jvm.table_of(rows, schema))
         return type(old).load(where)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -201,41 +201,25 @@ def _loaded(stage: Any) -> Nodes:
 
 
 def _nodes_in(where: str, *, ensemble: bool) -> Nodes:
-    rows = jvm.session().read.parquet(f"{where}/data").collect()
+    data = jvm.read_rows(f"{where}/data")
     trees: dict[int, list[dict[str, Any]]] = {}
-    for row in rows:  # the columns' names differ between versions, and a single tree's rows are its nodes
-        tree, node = (row[0], row[1]) if ensemble else (0, row)
-        trees.setdefault(tree, []).append(node.asDict(recursive=True))
+    for row in data.to_pylist():  # the columns' names differ between versions, and a single tree's rows are its nodes
+        tree, node = (row[data.column_names[0]], row[data.column_names[1]]) if ensemble else (0, row)
+        trees.setdefault(tree, []).append(node)
     return Nodes.of(sorted(trees[t], key=lambda node: node["id"]) for t in sorted(trees))
 
 
 def _rewritten(old: Any, nodes: Nodes, treeWeights: Array | None) -> Any:
-    """By way of files: the stage saved, its data replaced by Spark itself, and the stage loaded."""
-    spark = jvm.session()
+    """By way of files: the stage saved, its data replaced, and the stage loaded."""
     with jvm.saved(old) as where:
-        schema = spark.read.parquet(f"{where}/data").schema
-        kind = schema[1].dataType if is_ensemble(old) else schema
-        made = [[_row(kind, node) for node in tree] for tree in nodes.records()]
-        rows = [(t, node) for t, tree in enumerate(made) for node in tree] if is_ensemble(old) else made[0]
-        spark.createDataFrame(rows, schema).coalesce(1).write.mode("overwrite").parquet(f"{where}/data")
+        schema = jvm.read_rows(f"{where}/data").schema
+        if is_ensemble(old):
+            rows = [(t, node) for t, tree in enumerate(nodes.records()) for node in tree]
+        else:
+            rows = [tuple(node[name] for name in schema.names) for node in nodes.records()[0]]
+        jvm.write_rows(f"{where}/data", jvm.table_of(rows, schema))
         if treeWeights is not None:
-            meta = spark.read.parquet(f"{where}/treesMetadata")
-            new = [(*row[:2], float(treeWeights[row[0]])) for row in meta.collect()]
-            spark.createDataFrame(new, meta.schema).coalesce(1).write.mode("overwrite").parquet(
-                f"{where}/treesMetadata"
-            )
+            meta = jvm.read_rows(f"{where}/treesMetadata")
+            new = [(*row[:2], treeWeights[row[0]]) for row in zip(*meta.to_pydict().values(), strict=True)]
+            jvm.write_rows(f"{where}/treesMetadata", jvm.table_of(new, meta.schema))
         return type(old).load(where)
-
-
-def _row(schema: Any, node: Mapping[str, Any]) -> tuple[Any, ...]:
-    """A record in the order of the saved columns, numbers that JSON has no way to write as numbers again."""
-
-    def cell(field: Any) -> Any:
-        value = node[field.name]
-        if hasattr(field.dataType, "fields"):
-            return _row(field.dataType, value)
-        if isinstance(value, list):
-            return [float(v) for v in value]
-        return float(value) if field.dataType.typeName() == "double" else value
-
-    return tuple(cell(field) for field in schema)
