@@ -65,6 +65,9 @@ def spark(prompt: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ob
         .config("spark.ui.retainedJobs", "100000")
         # Thousands of small jobs, each with code of its own: the JVM's second compiler takes more time than it gives back.
         .config("spark.driver.extraJavaOptions", "-XX:TieredStopAtLevel=1")
+        # Dozens of stages in a job on few rows: compiling them takes longer than running them. tests/jobs have Spark's defaults.
+        .config("spark.sql.codegen.wholeStage", "false")
+        .config("spark.sql.codegen.factoryMode", "NO_CODEGEN")
         .getOrCreate()
     )
     session.sparkContext.setLogLevel("ERROR")

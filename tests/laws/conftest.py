@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 from making import COLUMNS, Features, Fitted, adversarial, sparse
@@ -12,17 +10,6 @@ from pyspark.ml.feature import PCA, MinMaxScaler, StandardScaler
 from pyspark.ml.linalg import Vectors
 from pyspark.ml.regression import GeneralizedLinearRegression, LinearRegression
 from pyspark.sql import DataFrame, SparkSession
-
-
-@pytest.fixture(scope="package", autouse=True)
-def interpreted(spark: SparkSession) -> Iterator[None]:
-    """Dozens of stages in a job on few rows: compiling them takes longer than running them."""
-    settings = {"spark.sql.codegen.wholeStage": "false", "spark.sql.codegen.factoryMode": "NO_CODEGEN"}
-    for key, value in settings.items():
-        spark.conf.set(key, value)
-    yield
-    for key in settings:
-        spark.conf.unset(key)
 
 
 @pytest.fixture(scope="session")
