@@ -90,6 +90,17 @@ def test_a_feature_that_is_the_number_is_found_and_no_other(form: Form) -> None:
     assert values[2, "Spearman"] == pytest.approx(-1.0)
 
 
+def test_sparse_columns_without_entries_are_counted_past() -> None:
+    y = (torch.arange(400) % 2).double()
+    x = torch.zeros(400, 9, dtype=torch.float64)
+    x[:, 4], x[::7, 2], x[:, 7] = y, 1.0, normal(0, 400)
+    columns, rows = sparse(x).compact()
+    assert columns.tolist() == [2, 4, 7]
+    assert torch.equal(rows.to_dense(), x[:, [2, 4, 7]])
+    assert {j for j, _, _ in leaks_class(sparse(x), y, 2, 0.999)} == {4}
+    assert {j for j, _, _ in leaks_number(sparse(x), x[:, 7], 0.999)} == {7}
+
+
 # Drift ----------------------------------------------------------------------------------------------------------------
 
 
