@@ -69,7 +69,7 @@ class Cache:
         dense = 8 * sum(c["width"] for c in self.manifest["columns"] if c["kind"] != "sparse")
         files = sum(p["bytes"] for shards in self.manifest["splits"].values() for shard in shards for p in shard)
         sparse = any(c["kind"] == "sparse" for c in self.manifest["columns"])
-        # Sparse entries take 12 bytes in memory; in the files they are compressed, here taken to be to less than a quarter.
+        # Sparse entries take up to 12 bytes in memory; in the files they are compressed, here taken to be to less than a quarter.
         needed = dense * sum(map(self.rows, SPLITS)) + (4 * files if sparse else 0)
         return needed < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 

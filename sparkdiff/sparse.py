@@ -37,7 +37,8 @@ class SparseRows:
 
     def take(self, order: Tensor) -> SparseRows:
         """The rows `order` (m,), in that order."""
-        starts, lengths = self.offsets.index_select(0, order), self.lengths().index_select(0, order)
+        starts = self.offsets.index_select(0, order)
+        lengths = self.offsets.index_select(0, order + 1) - starts
         offsets = torch.zeros(len(order) + 1, dtype=torch.int64)
         torch.cumsum(lengths, 0, out=offsets[1:])
         entries = torch.repeat_interleave(starts - offsets[:-1], lengths)

@@ -158,7 +158,7 @@ class Stream:
                 ends = bounds[:, first : first + chunk + 1]
                 counts = ends[:, 1:] - ends[:, :-1]
                 table, rows = source(ends[:, 0], ends[:, -1])
-                gathered = take(table, rows[by_step(counts)])
+                gathered = self._widened(take(table, rows[by_step(counts)]))
                 batches = split(prepare.rows(gathered) if prepare else gathered, counts.sum(0).tolist())
                 yield from itertools.islice(batches, max(start - first, 0), None)
 
@@ -175,24 +175,32 @@ class Stream:
             self._tables[name] = rank, world, self._load([piece for shard in shards for piece in shard])
         return self._tables[name][2]
 
+    def _widened(self, batch: Batch) -> Batch:
+        """The batch with the columns' own dtypes."""
+        own = {column.name: column.dtype for column in self.columns}
+        return {n: x.with_values(x.values.to(own[n])) if isinstance(x, SparseRows) else x for n, x in batch.items()}
+
     def _load(self, pieces: list[Piece]) -> Batch:
+        """The rows of these pieces; doubles of sparse rows that all are floats, as counts of words are, as floats."""
         table = {column.name: column.empty(sum(piece.rows for piece in pieces)) for column in self.columns}
         paths = [self.manifest.file(piece) for piece in pieces]
         for column in self.columns:  # room that is never filled takes no memory
             if isinstance(room := table[column.name], SparseRows):
                 entries = sum(arrow.entries(path, column) for path in paths)
-                indices, values = torch.empty(entries, dtype=torch.int32), torch.empty(entries, dtype=column.dtype)
+                kind = torch.float32 if column.dtype == torch.float64 else column.dtype
+                indices, values = torch.empty(entries, dtype=torch.int32), torch.empty(entries, dtype=kind)
                 table[column.name] = SparseRows(indices, values, room.offsets, room.width)
         first, filled = 0, dict.fromkeys(table, 0)
         for piece, batch in zip(pieces, self._read(pieces), strict=True):
             for name, x in batch.items():
                 room, last = table[name], first + piece.rows
                 if isinstance(x, SparseRows) and isinstance(room, SparseRows):
-                    start, end = filled[name], filled[name] + len(x.values)
-                    room.indices.numpy()[start:end], room.values.numpy()[start:end] = (
-                        x.indices.numpy(),
-                        x.values.numpy(),
-                    )
+                    values, start = x.values.to(room.values.dtype), filled[name]
+                    if not torch.equal(values.to(x.values.dtype), x.values):
+                        room = table[name] = room.with_values(room.values.to(x.values.dtype))
+                        values = x.values
+                    end = start + len(values)
+                    room.indices.numpy()[start:end], room.values.numpy()[start:end] = x.indices.numpy(), values.numpy()
                     room.offsets[first + 1 : last + 1] = x.offsets[1:] + start
                     filled[name] = end
                 elif isinstance(x, Tensor) and isinstance(room, Tensor):

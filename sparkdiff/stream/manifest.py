@@ -51,7 +51,7 @@ class Column:
     @property
     def row_bytes(self) -> int:
         """Bytes per row in memory while rows are gathered: for sparse rows a guess of 64 entries, and what taking them needs."""
-        return self.dtype.itemsize * self.width if self.kind != "sparse" else 64 * 6 * (8 + self.dtype.itemsize)
+        return self.dtype.itemsize * self.width if self.kind != "sparse" else 64 * 3 * (8 + self.dtype.itemsize)
 
     def empty(self, rows: int) -> Tensor | SparseRows:
         """Room for so many rows; sparse rows come without entries."""

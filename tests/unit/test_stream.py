@@ -35,11 +35,29 @@ TRAIN = [[40, 30, 25, 17, 9], [61], [], [7], [50, 50], [33, 0, 12], [1], [20]]  
 SPLITS = {"train": TRAIN, "validation": [[], [2], [], [], [1], [], [], []], "test": [[] for _ in range(8)]}
 
 
+Entries = Callable[[np.random.Generator, int, int], Any]
+"""Draws the entries of a file's sparse rows, of which there are so many; the files are numbered."""
+
+
+def numbers(random: np.random.Generator, size: int, file: int) -> Any:
+    return random.normal(size=size)
+
+
+def counts(random: np.random.Generator, size: int, file: int) -> Any:
+    return random.integers(1, 9, size).astype(float)
+
+
+def mostly_counts(random: np.random.Generator, size: int, file: int) -> Any:
+    return random.choice([0.1, np.nan, -0.0, 1e300], size) if file == 4 else counts(random, size, file)
+
+
 class Cache:
     """A cache folder and what is in it. `block` numbers the rows of all splits in the order of the files."""
 
-    def __init__(self, folder: Path, *, sparse: bool = False, splits: dict[str, Any] = SPLITS):
-        self.folder = folder
+    def __init__(
+        self, folder: Path, *, sparse: bool = False, splits: dict[str, Any] = SPLITS, entries: Entries | None = None
+    ):
+        self.folder, self.entries = folder, entries or numbers
         self.columns: list[dict[str, Any]] = [
             {"name": "c0", "column": "features", "kind": "dense", "width": WIDTH},
             {"name": "c1", "column": "hr index", "kind": "scalar", "width": 1},
@@ -73,7 +91,7 @@ class Cache:
                 "label": self.random.normal(size=rows),
                 "block": np.arange(first, first + rows),
                 "c2_i": pa.ListArray.from_arrays(offsets, pa.array(np.concatenate([[], *indices]), pa.int32())),
-                "c2_v": pa.ListArray.from_arrays(offsets, self.random.normal(size=lengths.sum())),
+                "c2_v": pa.ListArray.from_arrays(offsets, self.entries(self.random, lengths.sum(), len(self.tables))),
             }
         )
         fields = [field for c in self.columns for field in ([c["name"]] if c["kind"] != "sparse" else ["c2_i", "c2_v"])]
@@ -326,12 +344,15 @@ def test_float32_and_several_row_groups(cache: Cache, backend: str, in_memory: b
     np.testing.assert_array_equal(torch.cat([batch["c0"] for batch in batches]), features[order])
 
 
+@pytest.mark.parametrize("entries", [numbers, counts, mostly_counts])
 @pytest.mark.parametrize("epoch", [None, 1])
-def test_sparse_columns(tmp_path: Path, in_memory: bool, epoch: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "_CHUNK_BYTES", 60_000)
-    cache = Cache(tmp_path / "cache", sparse=True)
+def test_sparse_columns(
+    tmp_path: Path, in_memory: bool, epoch: int | None, entries: Entries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "_CHUNK_BYTES", 30_000)
+    cache = Cache(tmp_path / "cache", sparse=True, entries=entries)
     table = pa.concat_tables(cache.tables)
-    indices, values = table["c2_i"].to_pylist(), table["c2_v"].to_pylist()
+    indices, values = table["c2_i"].to_pylist(), [np.array(v).tobytes() for v in table["c2_v"].to_pylist()]
     with Stream(cache.folder, inMemory=in_memory) as stream:
         assert stream.backend == "arrow"
         seen = 0
@@ -341,12 +362,21 @@ def test_sparse_columns(tmp_path: Path, in_memory: bool, epoch: int | None, monk
             assert (x.indices.dtype, x.values.dtype, x.offsets.dtype) == (torch.int64, torch.float64, torch.int64)
             assert x.offsets[0] == 0 and x.offsets[-1] == len(x.indices) == len(x.values)
             for i, row in enumerate(rows):
-                entries = slice(int(x.offsets[i]), int(x.offsets[i + 1]))
-                assert x.indices[entries].tolist() == indices[row] and x.values[entries].tolist() == values[row]
+                own = slice(int(x.offsets[i]), int(x.offsets[i + 1]))
+                assert x.indices[own].tolist() == indices[row] and x.values[own].numpy().tobytes() == values[row]
             seen += len(rows)
         assert seen == stream.rows("train")
         empty = [batch["c2"] for batch in serve(stream, "validation", batchSize=1, rank=0, world=8)]
         assert [len(x) for x in empty] == [0, 0, 0] and {x.width for x in empty} == {SPARSE_WIDTH}
+
+
+def test_sparse_counts_take_half_of_the_memory(tmp_path: Path) -> None:
+    held = {}
+    for entries in (numbers, counts, mostly_counts):
+        with Stream(Cache(tmp_path / entries.__name__, sparse=True, entries=entries).folder) as stream:
+            list(serve(stream, "train", batchSize=16))
+            held[entries.__name__] = stream._tables["train"][2]["c2"].values.dtype
+    assert held == {"numbers": torch.float64, "counts": torch.float32, "mostly_counts": torch.float64}
 
 
 # ---- back ends
