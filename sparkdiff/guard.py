@@ -196,12 +196,19 @@ def _likelihood_root(x: Tensor) -> float:
     low, high = 0.0, float(-x.min())
     if high <= 0:
         return math.inf
-    x = x / high  # the multiplier t solves sum(x / (1 + t x)) = 0, which falls from t = 0 to the pole at t = 1
-    high = 1.0
+    # The multiplier t solves sum(x / (1 + t x)) = 0, which falls from t = 0 to the pole at t = 1: Newton's steps, halves of
+    # what is left in place of those that leave it.
+    x = x / high
+    low, high, t = 0.0, 1.0, 0.0
     for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if float((x / (1 + middle * x)).sum()) > 0 else (low, middle)
-    return math.sqrt(max(2 * float(torch.log1p(low * x).sum()), 0.0))
+        share = x / (1 + t * x)
+        slope, fall = float(share.sum()), float(share.square().sum())
+        low, high = (t, high) if slope > 0 else (low, t)
+        step = slope / fall
+        if slope * step < 1e-15:  # what is left to the top of the likelihood, twice
+            break
+        t = t + step if low < t + step < high else (low + high) / 2
+    return math.sqrt(max(2 * float(torch.log1p(t * x).sum()), 0.0))
 
 
 def _score(x: Tensor, *, adjusted: bool = False) -> float:
@@ -261,23 +268,30 @@ def _interval(gains: Tensor, best: Tensor, loss: Tensor, tail: float, seed: int)
     drawn = torch.cat([signs @ both.T for signs in _signs(len(loss), draws, seed)])
     squares, cross, own = gains.square().sum(1), gains @ loss, float(loss @ loss)
 
-    def rejects(r: float, side: int) -> bool:
+    def excess(r: float, side: int) -> float:
+        """By how much the score is above the largest that isn't rejected."""
         norm = (squares - 2 * r * cross + r * r * own).clamp_min(1e-300).sqrt()
         largest = ((drawn[:, :-1] - r * drawn[:, -1:]) / norm).amax(1)
-        return _score(side * (best - r * loss)) > min(float(largest.topk(allowed + 1).values[-1]), certain)
+        return _score(side * (best - r * loss)) - min(float(largest.topk(allowed + 1).values[-1]), certain)
 
     def bound(outside: float, side: int) -> float:
         """The last ratio, on the way from the estimate to `outside` or beyond, that isn't rejected."""
-        inside = ratio
+        inside, below = ratio, excess(ratio, side)
         for _ in range(60):
-            if rejects(outside, side):
+            if (above := excess(outside, side)) > 0:
                 break
-            inside, outside = outside, outside - side * 2 * max(abs(outside - ratio), ratio)
+            inside, below, outside = outside, above, outside - side * 2 * max(abs(outside - ratio), ratio)
         else:
             return -side * math.inf
-        for _ in range(14):
-            middle = (inside + outside) / 2
-            inside, outside = (inside, middle) if rejects(middle, side) else (middle, outside)
+        exact, last = abs(outside - inside) / 2**14, 0
+        for _ in range(60):  # false position, the end that stays counting half (the Illinois algorithm)
+            if abs(outside - inside) <= exact:
+                break
+            r = outside - above * (outside - inside) / (above - below)
+            if (value := excess(r, side)) > 0:
+                outside, above, below, last = r, value, below / 2 if last > 0 else below, 1
+            else:
+                inside, below, above, last = r, value, above / 2 if last < 0 else above, -1
         return inside
 
     return bound(0.0, 1), bound(2 * ratio, -1)
