@@ -208,7 +208,7 @@ def against_a_loop_by_hand(assignment: Any) -> float:
     import torch
     import torch.nn.functional as F
 
-    from sparkdiff.measure import Data
+    from sparkdiff.measure import Data, rows_at_once
     from sparkdiff.rank import objectives
     from sparkdiff.stages.text import IDF
     from sparkdiff.stream import Stream
@@ -219,7 +219,7 @@ def against_a_loop_by_hand(assignment: Any) -> float:
     network, batch = assignment.network, options.batchSize
     [idf] = (network.module(i).idf.detach() for i in network.positions if isinstance(network.module(i), IDF))
     with Stream(assignment.cache, backend=assignment.backend, inMemory=True, seed=0) as stream:
-        data = Data(stream, assignment.columns)
+        data = Data(stream, assignment.columns, rows=rows_at_once(network, stream))
         [name] = assignment.columns.values()
         rows = {split: next(stream.batches(split, batchSize=1 << 40)) for split in ("train", "validation")}
         x, y = {}, {}

@@ -23,7 +23,7 @@ from sparkdiff.stages.base import FeatureStats, NotSparseError, Rows
 
 DENSE_FROM = 0.25
 """Share of the parameters that some batches reach from which all of them are as cheap."""
-TOGETHER, MOST = 4096, 8
+TOGETHER, MOST = 8192, 8
 """Rows, and number, of the batches that share a span: it costs more to make than a step does, and grows with its rows."""
 
 
