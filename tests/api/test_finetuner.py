@@ -275,7 +275,7 @@ def test_nothing_of_the_callers_changes(spark: SparkSession, df: DataFrame, fold
     params = [{p.name: v for p, v in s.extractParamMap().items()} for s in model.stages]
     objects, columns, plan = list(model.stages), df.columns, df._jdf.queryExecution().optimizedPlan().toString()
     confs = {r.key: r.value for r in spark.sql("SET").collect()}
-    views, torch_state = spark.catalog.listTables(), torch.get_rng_state().clone()
+    views, torch_state = spark.sql("SHOW TABLES").collect(), torch.get_rng_state().clone()
     threads, numpy_state = torch.get_num_threads(), np.random.get_state()[1].copy()
     found = tune(model, df, folder)
     assert found.summary.decision == "tuned"
@@ -285,7 +285,7 @@ def test_nothing_of_the_callers_changes(spark: SparkSession, df: DataFrame, fold
     assert df.columns == columns
     assert df._jdf.queryExecution().optimizedPlan().toString() == plan
     assert {r.key: r.value for r in spark.sql("SET").collect()} == confs
-    assert spark.catalog.listTables() == views
+    assert spark.sql("SHOW TABLES").collect() == views
     assert torch.equal(torch.get_rng_state(), torch_state)
     assert np.array_equal(np.random.get_state()[1], numpy_state)
     assert torch.get_num_threads() == threads
