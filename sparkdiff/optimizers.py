@@ -124,14 +124,17 @@ class Behind:
         self, u: Tensor, moments: tuple[Tensor, Tensor], since: Tensor, rate: Tensor | None, average: Tensor | None
     ) -> None:
         """Bring entries (K, q), which have been as they are since these steps (q,), up to date, in place."""
-        at_once = max(1, TOGETHER // len(u))
-        for first in range(0, u.shape[1], at_once):
-            part = slice(first, first + at_once)
-            mean, square = (m[:, part] for m in moments)
-            self._part(
-                u[:, part], (mean, square), since[part], rate if rate is None or rate.shape[1] == 1 else rate[:, part],
-                None if average is None else average[:, part],
-            )  # fmt: skip
+        matrices = [u, *moments] if average is None else [u, *moments, average]
+        behind = (since < self.now).nonzero()[:, 0]  # those of the span before aren't, half of all
+        for places in behind.split(max(1, TOGETHER // len(u))):
+            now = [m.index_select(1, places) for m in matrices]
+            if rate is not None and rate.shape[1] > 1:
+                own: Tensor | None = rate.index_select(1, places)
+            else:
+                own = rate
+            self._part(now[0], (now[1], now[2]), since.index_select(0, places), own, now[3] if len(now) > 3 else None)
+            for matrix, part in zip(matrices, now, strict=True):
+                matrix.index_copy_(1, places, part)
 
     def _part(
         self, u: Tensor, moments: tuple[Tensor, Tensor], since: Tensor, rate: Tensor | None, average: Tensor | None
@@ -174,13 +177,15 @@ class Behind:
             (power - fade / power) / (2 * apart),
             (power / larger - fade / BETA1 * larger / power) / (2 * apart),
         )
-        if bool((swings := inner < 0).any()):
-            angle = torch.atan2(apart, half)[swings]
-            n, size = early.expand_as(u)[swings], (fade / BETA1).sqrt().expand_as(u)[swings] / angle.sin()
-            now[swings], before[swings] = (
-                size * torch.sin(n * angle),
-                size / math.sqrt(BETA1) * torch.sin((n - 1) * angle),
-            )
+        if len(swings := (inner.view(-1) < 0).nonzero()[:, 0]):
+
+            def there(x: Tensor) -> Tensor:
+                return x.expand_as(u).reshape(-1).index_select(0, swings)
+
+            angle, n = torch.atan2(there(apart), there(half)), there(early)
+            size = there((fade / BETA1).sqrt()) / angle.sin()
+            now.view(-1).index_copy_(0, swings, size * torch.sin(n * angle))
+            before.view(-1).index_copy_(0, swings, size / math.sqrt(BETA1) * torch.sin((n - 1) * angle))
         kick = BETA1 * mean + (1 - BETA1) * anchor * u
         # Without an anchor the fading can be summed step by step.
         exact = self.momentum.index_select(0, since) * scale / (square.sqrt().add_(self.epsilon))
@@ -190,16 +195,22 @@ class Behind:
         # Then it is the anchor's gradient, and u decays.
         flat = (anchor * u).square_()
         torch.addcmul(flat, square - flat, self.second.index_select(0, early), out=square)
-        late = steps - early
-        if bool((late > 0).any()):
+        if len(places := (steps > SETTLED).nonzero()[:, 0]):
+            every, late = (u, mean, square), (steps - early).index_select(0, places)
+            u, mean, square, flat = (x.index_select(1, places) for x in (*every, flat))
+            left = self.moved[self.now] - at_turn.index_select(0, places)
             own = square - flat
             slow = square.sqrt().add_(self.epsilon).reciprocal_()
             slow += 4 / torch.addcmul(flat, own, self.half.index_select(0, late)).sqrt_().add_(self.epsilon)
             torch.addcmul(flat, own, self.second.index_select(0, late), out=square)
             slow += 1 / square.sqrt().add_(self.epsilon)
-            u *= torch.exp(slow * (anchor / -6) * ((self.moved[self.now] - at_turn) * scale))
+            if isinstance(scale, Tensor) and scale.shape[1] > 1:
+                scale = scale.index_select(1, places)
+            u *= torch.exp(slow * (anchor / -6) * (left * scale))
             flat = anchor * u
             torch.addcmul(flat, mean - flat, self.first.index_select(0, late), out=mean)
+            for x, part in zip(every, (u, mean, square), strict=True):
+                x.index_copy_(1, places, part)
 
     def state(self) -> dict[str, Any]:
         return {"since": self.since, "tables": self.tables[:, : self.now + 1], "epsilon": self.epsilon}

@@ -24,12 +24,14 @@ from sparkdiff.stages.base import FeatureStats, NotSparseError, Rows
 DENSE_FROM = 0.25
 """Share of the parameters that some batches reach from which all of them are as cheap."""
 TOGETHER, MOST = 8192, 8
-"""Rows, and number, of the batches that share a span: it costs more to make than a step does, and grows with its rows."""
+"""Rows times candidates, and number, of the batches that share a span: it costs more to make than a step does, and grows with
+these.
+"""
 
 
-def batches_together(batchSize: int) -> int:
+def batches_together(batchSize: int, candidates: int) -> int:
     """The number of consecutive batches that share a span."""
-    return max(1, min(MOST, TOGETHER // batchSize))
+    return max(1, min(MOST, TOGETHER // (batchSize * candidates)))
 
 
 class Piece(NamedTuple):
@@ -233,11 +235,12 @@ def _entries(part: Piece, axis: int | None, at: Tensor | None) -> tuple[Tensor, 
 
 def reach_of(
     network: Network, folded: Folded, start: Tensor, scales: Scales, sparse: Mapping[Version, int],
-    stats: Mapping[Version, FeatureStats], rows: int, batchSize: int,
+    stats: Mapping[Version, FeatureStats], rows: int, together: int,
 ) -> Reach | None:  # fmt: skip
     """How to train on the columns alone that batches reach, or None where these are too many or others count too.
 
     Args:
+        together: rows of the batches that share a span.
         sparse: widths of the network's fixed inputs that are sparse rows.
         stats: of all fixed inputs, over so many training rows.
     """
@@ -247,7 +250,7 @@ def reach_of(
     columns = {}
     for v, width in wide.items():
         share = stats[v].support.double() / max(1, rows)
-        expected = max(1, int((1 - (1 - share) ** (batchSize * batches_together(batchSize))).sum()))
+        expected = max(1, int((1 - (1 - share) ** together).sum()))
         columns[v] = torch.arange(expected) * width // expected
     try:
         reach = Reach(network, folded, start, scales, wide)

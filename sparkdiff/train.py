@@ -125,7 +125,13 @@ class Training:
         values = data.values(data.prepare.rows(nothing) if data.prepare else nothing)
         sparse = {v: x.width for v, x in values.items() if v in self.stats and isinstance(x, SparseRows)}
         rows = data.stream.rows("train")
-        return reach_of(self.network, folded, self.start, self.scales, sparse, self.stats, rows, self.options.batchSize)
+        together = self.options.batchSize * self.together
+        return reach_of(self.network, folded, self.start, self.scales, sparse, self.stats, rows, together)
+
+    @property
+    def together(self) -> int:
+        """The number of consecutive batches that share a span, where there are spans."""
+        return batches_together(self.options.batchSize, len(self.recipes))
 
     def state(self) -> dict[str, Any]:
         return {
@@ -224,7 +230,7 @@ def train(
         data = data.prepared(training.network)
         candidates = training.begin(data)
         while not training.ended:
-            together = 1 if candidates.reach is None else batches_together(options.batchSize)
+            together = 1 if candidates.reach is None else training.together
             first = (
                 training.step // together * together
             )  # where the batches begin that those of the next step are among

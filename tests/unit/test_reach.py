@@ -120,7 +120,7 @@ class Run:
                 support = torch.bincount(x.indices, minlength=x.width)
                 stats[c, -1] = FeatureStats(torch.zeros(x.width, dtype=F64), torch.ones(x.width, dtype=F64), support)
         self.stats = stats
-        found = reach_of(self.net, folded, flattened(self.net), self.scales, widths, stats, ROWS, BATCH)
+        found = reach_of(self.net, folded, flattened(self.net), self.scales, widths, stats, ROWS, BATCH * TOGETHER)
         assert found is not None
         return found
 
@@ -327,13 +327,13 @@ def test_many_columns_a_batch_or_a_centred_one_train_all() -> None:
     assert folded is not None
     start, width = flattened(run.net), {("x", -1): WIDTH}
     often = {("x", -1): dataclasses.replace(run.stats["x", -1], support=torch.full((WIDTH,), 60))}
-    assert reach_of(run.net, folded, start, run.scales, width, often, ROWS, BATCH) is None
+    assert reach_of(run.net, folded, start, run.scales, width, often, ROWS, BATCH * TOGETHER) is None
     centred = StandardScaler(torch.ones(WIDTH, dtype=F64), normal(WIDTH), True, True)
     net = network((centred, ["x"], "s"), (logistic(WIDTH), ["s"], "p"))
     folded = fold(net, {("x", -1): WIDTH, ("s", 0): WIDTH, ("p", 1): 1})
     assert folded is not None
     own = scales(net, {"x": WIDTH, "s": WIDTH}, run.options)
-    assert reach_of(net, folded, flattened(net), own, width, run.stats, ROWS, BATCH) is None
+    assert reach_of(net, folded, flattened(net), own, width, run.stats, ROWS, BATCH * TOGETHER) is None
 
 
 # ---- what a step does to entries that it doesn't touch
