@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -28,13 +28,13 @@ class DamagedCheckpoint(UserWarning):
     """A checkpoint was not as it was written, and an older one (or none) took its place."""
 
 
-def write_bytes(path: Path, *content: bytes | memoryview) -> None:
-    """Write a file so that it is there whole or not at all, also after a power cut."""
+@contextlib.contextmanager
+def written(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to that is there whole in the end, or not at all, also after a power cut."""
     temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
     try:
         with temporary.open("wb") as file:
-            for part in content:
-                file.write(part)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -42,14 +42,39 @@ def write_bytes(path: Path, *content: bytes | memoryview) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    with written(path) as file:
+        file.write(content)
+
+
+class _Hashed:
+    """What torch.save writes to: a second copy of a state in memory would be as large as the training."""
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.digest = file, hashlib.sha256()
+
+    def write(self, part: bytes) -> int:
+        self.digest.update(part)
+        return self.file.write(part)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
 def save(path: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint of tensors, numbers, strings, lists and dicts; the one before it is kept as `<name>.previous`."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    content = buffer.getbuffer()
-    if path.exists():
-        os.replace(path, _previous(path))  # a crash between this and the next line leaves the older one
-    write_bytes(path, HEAD + hashlib.sha256(content).hexdigest().encode() + b"\n", content)
+    with written(path) as file:
+        file.write(_head(hashlib.sha256()))  # room for it
+        hashed = _Hashed(file)
+        torch.save(state, hashed)  # type: ignore[arg-type]  # it asks for no more than it uses
+        file.seek(0)
+        file.write(_head(hashed.digest))
+        if path.exists():
+            os.replace(path, _previous(path))  # a crash between this and the end leaves the older one
+
+
+def _head(digest: Any) -> bytes:
+    return HEAD + digest.hexdigest().encode() + b"\n"
 
 
 def load(path: Path) -> dict[str, Any] | None:
@@ -70,7 +95,7 @@ def _previous(path: Path) -> Path:
 
 def _read(path: Path) -> dict[str, Any]:
     head, _, content = path.read_bytes().partition(b"\n")
-    if head != HEAD + hashlib.sha256(content).hexdigest().encode():
+    if head + b"\n" != _head(hashlib.sha256(content)):
         raise ValueError("its content is not what was written (sha256 differs)")
     state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     return state

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +60,17 @@ def test_a_crash_between_the_renames_leaves_the_one_before(tmp_path: Path, monke
     path = tmp_path / "state.pt"
     checkpoint.save(path, state(1))
 
-    def crash(path: Path, *content: bytes) -> None:
-        raise KeyboardInterrupt
+    replace = os.replace
 
-    monkeypatch.setattr(checkpoint, "write_bytes", crash)
-    with pytest.raises(KeyboardInterrupt):
+    def crash(source: Path, target: Path) -> None:
+        if target == path:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", crash)
         checkpoint.save(path, state(2))
+    assert [p.name for p in tmp_path.iterdir()] == ["state.pt.previous"]
     found = checkpoint.load(path)
     assert found is not None
     assert found["step"] == 1
