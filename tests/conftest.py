@@ -14,9 +14,14 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
+# For every JVM that tests start: on small data its second compiler, and threads that collect garbage, take more than they give.
+QUICK = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """`--dist loadfile` takes the files as they come; by default those of few tests, which take longest here, come last."""
     config.option.loadscopereorder = False
+    os.environ.setdefault("JDK_JAVA_OPTIONS", QUICK)
 
 
 class Prompt(socket.SocketIO):
@@ -63,8 +68,6 @@ def spark(prompt: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ob
         # Tests ask what a stage has read; thousands of stages later Spark would have forgotten it.
         .config("spark.ui.retainedStages", "100000")
         .config("spark.ui.retainedJobs", "100000")
-        # Thousands of small jobs, each with code of its own: the JVM's second compiler takes more time than it gives back.
-        .config("spark.driver.extraJavaOptions", "-XX:TieredStopAtLevel=1")
         # Dozens of stages in a job on few rows: compiling them takes longer than running them. tests/jobs have Spark's defaults.
         .config("spark.sql.codegen.wholeStage", "false")
         .config("spark.sql.codegen.factoryMode", "NO_CODEGEN")

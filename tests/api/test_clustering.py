@@ -22,6 +22,8 @@ import sparkdiff
 from sparkdiff.options import LOSSES
 from sparkdiff.stages.predictor import Predictor
 
+pytestmark = pytest.mark.once  # what is Spark's in it the laws check on every version
+
 CENTERS = np.array([[1.0, 0.0, 0.0], [5.0, 0.0, 1.0], [0.0, 6.0, 3.0]])
 
 

@@ -30,6 +30,8 @@ from sparkdiff.difference import Difference, between
 from sparkdiff.fingerprint import hash_of_folder
 from sparkdiff.flips import predictions
 
+pytestmark = pytest.mark.once  # hashes, options and messages of our own: no stack changes them
+
 
 def save(model: Any, path: Path) -> Path:
     model.write().overwrite().save(f"file://{path}")

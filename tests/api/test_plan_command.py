@@ -12,6 +12,8 @@ from pyspark.sql import SparkSession
 
 from sparkdiff.cli import DONE, NOT_STRICT, WRONG_INPUT, main
 
+pytestmark = pytest.mark.once  # hashes, options and messages of our own: no stack changes them
+
 SCHEMA = "kind string, a double, b float"
 
 

@@ -95,6 +95,7 @@ def tuner_of(model: Any, folder: Path, **options: Any) -> FineTuner:
 # Many settings --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("kind", ["files", "memory"])
 def test_the_maps_of_one_fit_share_all_but_the_training(
     spark: SparkSession, df: DataFrame, short: PipelineModel, table: pa.Table, folder: Path, counted: dict[str, int],
@@ -126,6 +127,7 @@ def test_the_maps_of_one_fit_share_all_but_the_training(
         assert alone.cache == {"hit": True, "fingerprint": m.summary.cache["fingerprint"]}
 
 
+@pytest.mark.once
 def test_maps_that_change_the_cache_get_their_own(
     df: DataFrame, short: PipelineModel, folder: Path, counted: dict[str, int]
 ) -> None:
@@ -138,6 +140,7 @@ def test_maps_that_change_the_cache_get_their_own(
     assert len(set(prints)) == 3
 
 
+@pytest.mark.once
 def test_an_unfitted_pipeline_is_fitted_once_per_split(
     df: DataFrame, folder: Path, counted: dict[str, int], short: PipelineModel
 ) -> None:
@@ -178,6 +181,7 @@ def test_a_wrong_map_is_refused_before_the_first_fit(
 # Searches -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.once
 def test_a_cross_validator_builds_one_cache_per_fold(
     df: DataFrame,
     short: PipelineModel,
@@ -206,6 +210,7 @@ def test_a_cross_validator_builds_one_cache_per_fold(
     assert for_four - for_one <= 3 * 3 * jobs()  # nine more settings are evaluated; nothing else needs a job
 
 
+@pytest.mark.once
 def test_a_pipeline_in_a_search_shares_caches_too(
     df: DataFrame, folder: Path, counted: dict[str, int], absolute: RegressionEvaluator
 ) -> None:
@@ -268,6 +273,7 @@ def test_two_threads_find_the_same_bits(searched: dict[int, CrossValidatorModel]
         assert a.summary.history.equals(b.summary.history)
 
 
+@pytest.mark.once
 def test_threads_of_ones_own(df: DataFrame, numeric: PipelineModel, short: PipelineModel, folder: Path) -> None:
     settings: list[dict[str, Any]] = [{"learningRate": 0.01}, {"learningRate": 0.01}, {"loss": "absolute"}, {"seed": 1}]
     threads, found = torch.get_num_threads(), {}
@@ -417,6 +423,7 @@ def _leaves(model: Any) -> list[Any]:
 # In a new session -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.once
 @pytest.mark.slow
 def test_all_of_it_can_be_loaded_in_a_new_session(
     df: DataFrame, shared: Path, tmp_path: Path, absolute: RegressionEvaluator

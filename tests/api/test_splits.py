@@ -22,6 +22,8 @@ from sparkdiff.options import Options
 from sparkdiff.report import Phases
 from sparkdiff.splits import BLOCK, SPLIT, Source, row_hash, with_splits
 
+pytestmark = pytest.mark.once  # hashes, options and messages of our own: no stack changes them
+
 
 def dealt(df: DataFrame | list[Source], **options: Any) -> pd.DataFrame:
     """The rows with their side and block."""

@@ -23,6 +23,8 @@ from riders import NUMBERS, tune, unfitted
 import sparkdiff
 from sparkdiff import FineTuner, InputError, SparkdiffError
 
+pytestmark = pytest.mark.once  # hashes, options and messages of our own: no stack changes them
+
 NAN, INF = float("nan"), float("inf")
 Change = Callable[[DataFrame], DataFrame]
 

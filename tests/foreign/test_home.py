@@ -52,6 +52,7 @@ def homes() -> dict[str, Any]:
     }
 
 
+@pytest.mark.once
 @pytest.mark.slow
 def test_saved_and_loaded_it_is_the_same(spark: Any, tmp_path: Path) -> None:
     for name, home in homes().items():
@@ -75,6 +76,7 @@ def test_saved_and_loaded_it_is_the_same(spark: Any, tmp_path: Path) -> None:
             assert one.numFeatures == other.numFeatures == WIDTH
 
 
+@pytest.mark.once
 @pytest.mark.slow
 def test_it_is_served_where_no_library_of_trees_is(spark: Any, tmp_path: Path) -> None:
     model = poisson()

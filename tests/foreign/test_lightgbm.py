@@ -13,6 +13,8 @@ from test_sklearn import WIDTH, data, nominal
 import sparkdiff
 from sparkdiff import InputError
 
+pytestmark = pytest.mark.once  # the trees are MLlib's, which the laws check on every version
+
 SMALL = {"n_estimators": 12, "num_leaves": 9, "min_child_samples": 5, "verbose": -1, "random_state": 0, "n_jobs": 1}
 REGRESSIONS: dict[str, dict[str, Any]] = {
     "squared": {},

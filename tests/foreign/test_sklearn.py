@@ -21,6 +21,8 @@ from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor, ExtraTre
 
 import sparkdiff
 
+pytestmark = pytest.mark.once  # the trees are MLlib's, which the laws check on every version
+
 WIDTH = 4
 
 

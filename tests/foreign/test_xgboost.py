@@ -14,6 +14,8 @@ from test_sklearn import WIDTH, data, nominal
 import sparkdiff
 from sparkdiff import InputError
 
+pytestmark = pytest.mark.once  # the trees are MLlib's, which the laws check on every version
+
 SMALL = {"n_estimators": 12, "max_depth": 4, "random_state": 0, "n_jobs": 1}
 REGRESSIONS: dict[str, dict[str, Any]] = {
     "squared": {},

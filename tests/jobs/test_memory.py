@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.once]
 
 RUN = """
 import json, os, sys
@@ -51,7 +51,7 @@ launch.run = watched
 conf = {"spark.ui.enabled": "false", "spark.sql.shuffle.partitions": "4"}
 spark = SparkSession.builder.master("local[2]").config(map=conf).getOrCreate()
 d = 40
-df = spark.range(30_000).select(*[F.randn(i).alias(f"x{i}") for i in range(d)], F.randn(99).alias("e"))
+df = spark.range(12_000).select(*[F.randn(i).alias(f"x{i}") for i in range(d)], F.randn(99).alias("e"))
 df = df.withColumn("label", sum(F.col(f"x{i}") * (i % 7) for i in range(d)) + F.col("e"))
 df.write.mode("overwrite").parquet(sys.argv[1] + "/rows")
 df = spark.read.parquet(sys.argv[1] + "/rows")

@@ -24,7 +24,7 @@ import sparkdiff
 from sparkdiff.reach import Reach
 
 spark, folder = session(), sys.argv[1]
-pq.write_table(invented(20_000, 2), folder + "/rows.parquet")
+pq.write_table(invented(6_000, 2), folder + "/rows.parquet")
 df = spark.read.parquet("file://" + folder + "/rows.parquet")
 model = pipeline(regParam=1.0, maxIter=3).fit(df)
 df.limit(5).toPandas()

@@ -182,12 +182,14 @@ def tuner(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return lambda: made.fit(df)
 
 
+@pytest.mark.once
 def test_a_python_that_is_not_there(tuner: Any, workers: Any) -> None:
     workers("/nowhere/python")
     with pytest.raises(InputError, match=r"the executors can't run Python .*/nowhere/python.*set PYSPARK_PYTHON"):
         tuner()
 
 
+@pytest.mark.once
 def test_a_python_without_torch(tuner: Any, workers: Any, tmp_path: Path) -> None:
     workers(python_without(tmp_path / "bare", "torch"))
     with pytest.raises(
@@ -196,6 +198,7 @@ def test_a_python_without_torch(tuner: Any, workers: Any, tmp_path: Path) -> Non
         tuner()
 
 
+@pytest.mark.once
 def test_a_run_folder_that_the_executors_do_not_see(
     tuner: Any, workers: Any, tmp_path: Path, tmp_path_factory: Any
 ) -> None:

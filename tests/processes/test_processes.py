@@ -63,6 +63,7 @@ def test_processes_as_tasks_of_a_barrier_stage(fit: Fit) -> None:
     np.testing.assert_allclose(tasks["weights"], outcome(fit(**options))["weights"], rtol=0, atol=1e-12)
 
 
+@pytest.mark.once
 def test_more_processes_than_slots(fit: Fit) -> None:
     start = time.monotonic()
     with pytest.raises(InputError, match=r"numProcesses=4, but local\[2\] can run 2 tasks at once"):
@@ -70,6 +71,7 @@ def test_more_processes_than_slots(fit: Fit) -> None:
     assert time.monotonic() - start < 30
 
 
+@pytest.mark.once
 def test_fewer_rows_than_processes_train(fit: Fit, rows: DataFrame, spark: SparkSession) -> None:
     # 2 training rows for 4 processes: some have none of a batch, or none at all
     few = (
@@ -92,6 +94,7 @@ def recording(outputs: dict[str, torch.Tensor], label: torch.Tensor, weight: tor
     return (outputs["prediction"] - label) ** 2
 
 
+@pytest.mark.once
 def test_every_row_trains_once_in_an_epoch_and_in_one_process_only(
     fit: Fit, spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,6 +116,7 @@ def test_every_row_trains_once_in_an_epoch_and_in_one_process_only(
     assert sorted(trained) == sorted(y for y in np.arange(1000) / 7 if y <= 110)
 
 
+@pytest.mark.once
 def test_processes_that_see_one_class_only(rows: DataFrame, spark: SparkSession, tmp_path: Path) -> None:
     frame = rows.limit(200).toPandas()
     frame["label"] = (frame.index < 3).astype(float)  # three of 200: most shards have none
@@ -189,6 +193,7 @@ def mean_absolute(outputs: dict[str, torch.Tensor], label: torch.Tensor, weight:
     return ((outputs["prediction"] - label).abs() * weight).sum().div(weight.sum()).sqrt()
 
 
+@pytest.mark.once
 def test_a_loss_of_the_batch_and_a_metric_that_is_no_mean_in_any_number_of_processes(fit: Fit) -> None:
     options = {"loss": mean_absolute, "metric": "rmse", "maxEpochs": 3, "batchSize": 64, "guard": 1.0}
     one, four = (outcome(fit(numProcesses=n, **options)) for n in (1, 4))
@@ -204,11 +209,13 @@ def test_an_exception_in_a_process_comes_with_its_traceback(fit: Fit) -> None:
         fit(numProcesses=2, loss=failing, maxEpochs=1)
 
 
+@pytest.mark.once
 def test_a_wrong_loss_is_the_users_error_in_any_process(fit: Fit) -> None:
     with pytest.raises(InputError, match="no gradient passes through the loss"):
         fit(numProcesses=2, loss=constant, maxEpochs=1)
 
 
+@pytest.mark.once
 def test_a_finished_run_is_returned_and_another_one_is_not_mistaken_for_it(fit: Fit, tmp_path: Path) -> None:
     options = {"runId": "mine", "checkpointDir": str(tmp_path), "maxEpochs": 2}
     first = fit(**options)
@@ -218,6 +225,7 @@ def test_a_finished_run_is_returned_and_another_one_is_not_mistaken_for_it(fit: 
         fit(**{**options, "maxEpochs": 3})
 
 
+@pytest.mark.once
 def test_without_a_run_id_nothing_is_left(fit: Fit, tmp_path: Path) -> None:
     fit(numProcesses=2, maxEpochs=1, checkpointDir=str(tmp_path))
     assert not list(tmp_path.iterdir())

@@ -67,8 +67,8 @@ def test_a_crash_between_the_renames_leaves_the_one_before(tmp_path: Path, monke
             raise KeyboardInterrupt
         replace(source, target)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(os, "replace", crash)
+    monkeypatch.setattr(os, "replace", crash)
+    with pytest.raises(KeyboardInterrupt):
         checkpoint.save(path, state(2))
     assert [p.name for p in tmp_path.iterdir()] == ["state.pt.previous"]
     found = checkpoint.load(path)
