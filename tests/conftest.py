@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-# For every JVM that tests start: on small data its second compiler, and threads that collect garbage, take more than they give.
-QUICK = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+# For every JVM that tests start: on small data its second compiler, threads that collect garbage and a look at the byte code of
+# Spark's own jars take more than they give.
+QUICK = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -XX:+UnlockDiagnosticVMOptions -XX:-BytecodeVerificationRemote"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -34,10 +35,13 @@ class Prompt(socket.SocketIO):
 
 @pytest.fixture(scope="session")
 def prompt() -> Iterator[None]:
-    """Java sends an answer of more than 8 kB in pieces, each when the one before is acknowledged, which Linux puts off by
-    40 ms: half of the time of a test whose DataFrames are wide, or whose models large.
+    """A short way to Java, for tests whose DataFrames are small and whose plans are long.
+
+    Java sends an answer of more than 8 kB in pieces, each when the one before is acknowledged, which Linux puts off by 40 ms. And
+    py4j asks for every name in `jvm.org.apache.spark...` anew, for which Java looks into all of Spark's jars.
     """
     from py4j.clientserver import ClientServerConnection
+    from py4j.java_gateway import JavaClass, JavaMember, JavaPackage, JVMView
 
     connect = ClientServerConnection.connect_to_java_server
 
@@ -46,8 +50,29 @@ def prompt() -> Iterator[None]:
         if hasattr(socket, "TCP_QUICKACK"):
             self.stream.raw.__class__ = Prompt
 
+    def known(look_up: Callable[[Any, str], Any], kinds: tuple[type, ...]) -> Callable[[Any, str], Any]:
+        found: dict[tuple[Any, str, str], Any] = {}
+
+        def attribute(self: Any, name: str) -> Any:
+            key = self._gateway_client, vars(self).get("_fqn", ""), name
+            if key not in found:
+                thing = look_up(self, name)
+                if not isinstance(thing, kinds):
+                    return thing
+                found[key] = thing
+            return found[key]
+
+        return attribute
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ClientServerConnection, "connect_to_java_server", promptly)
+        # What isn't imported yet is a package to a JVMView, and a class later.
+        for place, kinds in (
+            (JVMView, (JavaClass,)),
+            (JavaPackage, (JavaClass, JavaPackage)),
+            (JavaClass, (JavaMember,)),
+        ):
+            patch.setattr(place, "__getattr__", known(place.__getattr__, kinds))
         yield
 
 
@@ -71,6 +96,8 @@ def spark(prompt: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ob
         # Dozens of stages in a job on few rows: compiling them takes longer than running them. tests/jobs have Spark's defaults.
         .config("spark.sql.codegen.wholeStage", "false")
         .config("spark.sql.codegen.factoryMode", "NO_CODEGEN")
+        # PySpark 4 tells Java of every column where in Python it was made: a third of all calls.
+        .config("spark.python.sql.dataFrameDebugging.enabled", "false")
         .getOrCreate()
     )
     session.sparkContext.setLogLevel("ERROR")

@@ -33,6 +33,8 @@ import sparkdiff
 from sparkdiff import InputError, Network, jvm
 from sparkdiff.nesting import flatten
 
+pytestmark = pytest.mark.once  # what is Spark's in it the laws check on every version
+
 
 def categories(keep: bool = True, drop: bool = True) -> list[Any]:
     return [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ import sparkdiff
 from sparkdiff import Network, jvm
 from sparkdiff.jvm import trees
 from sparkdiff.nodes import Nodes
+
+pytestmark = pytest.mark.once  # what is Spark's in it the laws check on every version
 
 WIDTH = 5
 NAMES = ["dtc", "rfc", "gbtc", "dtr", "rfr", "gbtr"]
@@ -194,10 +196,22 @@ def test_a_search_and_pipelines_around_trees(spark: SparkSession, data: DataFram
     assert shift == pytest.approx(0.25 * sum(old.treeWeights))
 
 
+@pytest.fixture
+def compiled(spark: SparkSession) -> Iterator[None]:
+    """Spark with code generation, which a million rows are worth."""
+    own = {name: spark.conf.get(name) for name in ("spark.sql.codegen.wholeStage", "spark.sql.codegen.factoryMode")}
+    for name, value in zip(own, ("true", "FALLBACK"), strict=True):
+        spark.conf.set(name, value)
+    yield
+    for name, value in own.items():
+        spark.conf.set(name, value)
+
+
 @pytest.mark.slow
-@pytest.mark.once
 @pytest.mark.parametrize("name", ["rfc", "gbtc", "dtc"])
-def test_no_label_differs_on_a_million_rows(spark: SparkSession, stages: Callable[[str], Any], name: str) -> None:
+def test_no_label_differs_on_a_million_rows(
+    spark: SparkSession, stages: Callable[[str], Any], name: str, compiled: None
+) -> None:
     """Every value lies on a threshold, the double before or the double behind."""
     stage = sparkdiff.write_back(stages(name), moved(stages(name)))
     nodes = trees.read(stage)
@@ -217,7 +231,6 @@ def test_no_label_differs_on_a_million_rows(spark: SparkSession, stages: Callabl
 
 
 @pytest.mark.slow
-@pytest.mark.once
 def test_a_thousand_trees(spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In time and memory that grow with the nodes: 127,000 of them."""
     random = np.random.default_rng(0)

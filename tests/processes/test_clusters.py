@@ -103,6 +103,7 @@ def same(one: Path, other: Path) -> None:
     assert decisions == ["tuned", "tuned"]
 
 
+@pytest.mark.once
 def test_the_demo_on_local_cluster(runs: Path, local: Path, foreign: str) -> None:
     demo(runs, "local-cluster", master="local-cluster[2,1,1024]", python=foreign)
     same(runs / "local-cluster", local)
