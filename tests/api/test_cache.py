@@ -382,6 +382,7 @@ print("HISTORY " + summary.history.to_json())
 """
 
 
+@pytest.mark.once
 @pytest.mark.slow
 def test_the_same_command_in_a_new_process_hits(
     df: DataFrame, model: PipelineModel, folder: Path, tmp_path: Path
@@ -478,6 +479,7 @@ def whole(df: DataFrame, numeric: PipelineModel, tmp_path_factory: pytest.TempPa
     return cached(numeric, df, tmp_path_factory.mktemp("whole"))
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("damage", list(DAMAGES))
 def test_a_damaged_cache_is_built_again(
     df: DataFrame, numeric: PipelineModel, folder: Path, whole: Cache, damage: str
@@ -498,6 +500,7 @@ def test_a_damaged_cache_is_built_again(
         assert cached(numeric, df, folder).hit
 
 
+@pytest.mark.once
 def test_a_half_written_cache_without_manifest_is_built_again(
     df: DataFrame, numeric: PipelineModel, folder: Path, whole: Cache
 ) -> None:
@@ -509,6 +512,7 @@ def test_a_half_written_cache_without_manifest_is_built_again(
     assert contents(again) == contents(whole)
 
 
+@pytest.mark.once
 def test_two_processes_may_build_the_same_cache(
     df: DataFrame, numeric: PipelineModel, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -526,6 +530,7 @@ def test_two_processes_may_build_the_same_cache(
     assert [p.name for p in folder.iterdir()] == [first.folder.name]
 
 
+@pytest.mark.once
 def test_a_damaged_cache_gives_the_same_fit(df: DataFrame, numeric: PipelineModel, folder: Path) -> None:
     first = tune(numeric, df, folder)
     flip(next(folder.iterdir()))
@@ -538,6 +543,7 @@ def test_a_damaged_cache_gives_the_same_fit(df: DataFrame, numeric: PipelineMode
 # On disk --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("mode", [None, 0o755])
 def test_nobody_else_can_read_the_cache(df: DataFrame, numeric: PipelineModel, folder: Path, mode: int | None) -> None:
     if mode is not None:
@@ -560,6 +566,7 @@ def test_without_cacheDir_a_temporary_folder_or_the_sessions_conf(
         spark.conf.unset("spark.sparkdiff.cacheDir")
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", ["my caches", "100% #1", "größe:x", "a+b&c=d"])
 def test_the_folder_may_have_any_name(df: DataFrame, numeric: PipelineModel, tmp_path: Path, name: str) -> None:
     found = tune(numeric, df, tmp_path / name, maxEpochs=1, stream="auto")
@@ -575,6 +582,7 @@ def test_a_loaded_model_hits(df: DataFrame, model: PipelineModel, shared: Path, 
     assert cached(PipelineModel.load((tmp_path / "model").as_uri()), df, shared).hit
 
 
+@pytest.mark.once
 def test_a_failed_build_leaves_nothing_behind(
     df: DataFrame, numeric: PipelineModel, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -253,6 +253,7 @@ def test_digits(tmp_path: Path) -> None:
     assert found["metrics"]["test"]["after"] < 0.8 * found["metrics"]["test"]["before"]
 
 
+@pytest.mark.once
 def test_the_command_plans_verifies_and_compares_saved_models(demo: Any, tmp_path: Path) -> None:
     import yaml
 

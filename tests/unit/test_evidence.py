@@ -123,6 +123,7 @@ def alarmed(columns: list[Rows], held: Tensor, cluster: Tensor) -> bool:
     return seen.auc > 0.55 and seen.auc - 0.5 > 4 * seen.error
 
 
+@pytest.mark.once
 def test_drift_is_silent_without_any() -> None:
     loud = 0
     for seed in range(60):
