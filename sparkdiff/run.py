@@ -305,7 +305,13 @@ def _fitted(
     temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
     try:
         fitted.write().save(f"file://{temporary}")
-        os.rename(temporary, folder)
+        try:
+            os.rename(temporary, folder)
+        except OSError:
+            if not folder.exists():
+                raise
+            say("reused: another process has fitted the same pipeline on the same rows meanwhile")
+            return PipelineModel.load(f"file://{folder}"), folder
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     say(f"fitted {len(fitted.stages)} stages on the training rows")

@@ -29,12 +29,13 @@ from pyspark.ml.regression import LinearRegression
 from pyspark.ml.util import DefaultParamsReadable, DefaultParamsWritable
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
-from riders import NUMBERS, cached, tune
+from riders import NUMBERS, cached, tune, unfitted
 
-from sparkdiff import InputError
+from sparkdiff import InputError, run
 from sparkdiff import cache as caches
 from sparkdiff.cache import Cache, DamagedCache
 from sparkdiff.fingerprint import source_facts
+from sparkdiff.options import Options
 from sparkdiff.sparse import SparseRows
 from sparkdiff.splits import Source
 from sparkdiff.stream import Stream
@@ -528,6 +529,28 @@ def test_two_processes_may_build_the_same_cache(
     assert others[0].folder == first.folder
     assert others[0].manifest == first.manifest
     assert [p.name for p in folder.iterdir()] == [first.folder.name]
+
+
+@pytest.mark.once
+def test_two_jobs_may_fit_the_same_pipeline(
+    spark: SparkSession, df: DataFrame, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit, others, said = run.fit_on_training_rows, [], []
+
+    def fitted() -> tuple[PipelineModel, Path]:
+        return run._fitted(spark, unfitted(), [Source(df)], Options(cacheDir=str(folder)), said.append)
+
+    def overtaken(*arguments: Any) -> PipelineModel:
+        monkeypatch.setattr(run, "fit_on_training_rows", fit)
+        others.append(fitted())  # another one begins later and is done earlier
+        return fit(*arguments)
+
+    monkeypatch.setattr(run, "fit_on_training_rows", overtaken)
+    model, path = fitted()
+    assert path == others[0][1]
+    assert model.uid == others[0][0].uid  # what lies in the folder, whose hash the run's summary names
+    assert "another process" in said[-1]
+    assert [p.name for p in folder.iterdir()] == [path.name]
 
 
 @pytest.mark.once
