@@ -17,6 +17,10 @@ from sparkdiff.errors import InputError
 from sparkdiff.sparse import SparseRows
 from sparkdiff.stages.constraints import Constraint, Positive, Rounded
 
+# MKL settles at the first call which code its functions run. Where two of its threads are the first, on a busy machine, one of
+# them has exponentials of eight digits in one of thirty processes; so few numbers are one thread's.
+torch.exp(torch.zeros(8, dtype=torch.float64))
+
 Rows = Tensor | SparseRows
 Parameters = Mapping[str, Tensor]
 Nulls = Sequence[Tensor | None]
