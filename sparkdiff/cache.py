@@ -74,6 +74,17 @@ class Cache:
         return needed < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
+def moved(temporary: Path, folder: Path) -> bool:
+    """Give a folder its name; False where another process has made the same meanwhile, which stays."""
+    try:
+        os.rename(temporary, folder)
+    except OSError:
+        if not folder.exists():
+            raise
+        return False
+    return True
+
+
 def root(options: Options) -> Path:
     """The folder of the caches: the option, the session's conf `spark.sparkdiff.cacheDir`, or a temporary folder.
 
@@ -120,11 +131,7 @@ def open_cache(request: Request) -> Cache:
     temporary.mkdir(mode=0o700)  # before there is anything in it
     try:
         _build(request, key, temporary)
-        try:
-            os.rename(temporary, folder)
-        except OSError:
-            if not folder.exists():  # else another process has built the same meanwhile
-                raise
+        moved(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return Cache(folder, _whole(folder, key), hit=False)

@@ -128,10 +128,7 @@ class Behind:
         behind = (since < self.now).nonzero()[:, 0]  # those of the span before aren't, half of all
         for places in behind.split(max(1, TOGETHER // len(u))):
             now = [m.index_select(1, places) for m in matrices]
-            if rate is not None and rate.shape[1] > 1:
-                own: Tensor | None = rate.index_select(1, places)
-            else:
-                own = rate
+            own = None if rate is None else _at(rate, places)
             self._part(now[0], (now[1], now[2]), since.index_select(0, places), own, now[3] if len(now) > 3 else None)
             for matrix, part in zip(matrices, now, strict=True):
                 matrix.index_copy_(1, places, part)
@@ -142,7 +139,7 @@ class Behind:
         since = since.long()
         steps = self.now - since
         before = u.clone() if average is not None else u
-        scale: Tensor | float = 1.0 if rate is None else rate
+        scale = torch.ones(1, 1, dtype=torch.float64) if rate is None else rate
         if self.kind != "adam":
             rates = (self.rates[self.now] - self.rates.index_select(0, since)) / steps.clamp_min(1) * scale
             decay = self.anchor if self.kind == "sgd" else DECAY
@@ -155,9 +152,7 @@ class Behind:
             late = 1 - self.ema * (1 - kept) / (steps.clamp_min(1) * (1 - self.ema))  # as if u had moved evenly
             average.mul_(kept).add_(before * (1 - kept - late)).add_(u * late)
 
-    def _as_adam(
-        self, u: Tensor, mean: Tensor, square: Tensor, since: Tensor, steps: Tensor, scale: Tensor | float
-    ) -> None:
+    def _as_adam(self, u: Tensor, mean: Tensor, square: Tensor, since: Tensor, steps: Tensor, scale: Tensor) -> None:
         anchor = self.anchor
         early = steps.clamp_max(SETTLED)
         turn = since + early
@@ -204,9 +199,7 @@ class Behind:
             slow += 4 / torch.addcmul(flat, own, self.half.index_select(0, late)).sqrt_().add_(self.epsilon)
             torch.addcmul(flat, own, self.second.index_select(0, late), out=square)
             slow += 1 / square.sqrt().add_(self.epsilon)
-            if isinstance(scale, Tensor) and scale.shape[1] > 1:
-                scale = scale.index_select(1, places)
-            u *= torch.exp(slow * (anchor / -6) * (left * scale))
+            u *= torch.exp(slow * (anchor / -6) * (left * _at(scale, places)))
             flat = anchor * u
             torch.addcmul(flat, mean - flat, self.first.index_select(0, late), out=mean)
             for x, part in zip(every, (u, mean, square), strict=True):
@@ -219,3 +212,8 @@ class Behind:
         self.since.copy_(state["since"])
         self._keep(state["tables"])
         self.epsilon = state["epsilon"]
+
+
+def _at(rate: Tensor, places: Tensor) -> Tensor:
+    """The rates (K, q) of these entries; one for all (K, 1) as it is."""
+    return rate if rate.shape[1] == 1 else rate.index_select(1, places)

@@ -25,7 +25,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.utils import is_remote
 
 from sparkdiff import jvm
-from sparkdiff.cache import root
+from sparkdiff.cache import moved, root
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.finetune import Outcome, fine_tune, prepare
 from sparkdiff.fingerprint import digest_of, hash_of, hash_of_folder, params_of, source_facts
@@ -305,11 +305,7 @@ def _fitted(
     temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
     try:
         fitted.write().save(f"file://{temporary}")
-        try:
-            os.rename(temporary, folder)
-        except OSError:
-            if not folder.exists():
-                raise
+        if not moved(temporary, folder):
             say("reused: another process has fitted the same pipeline on the same rows meanwhile")
             return PipelineModel.load(f"file://{folder}"), folder
     finally:

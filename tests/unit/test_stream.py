@@ -370,7 +370,7 @@ def test_sparse_columns(
         assert [len(x) for x in empty] == [0, 0, 0] and {x.width for x in empty} == {SPARSE_WIDTH}
 
 
-def test_sparse_counts_take_half_of_the_memory(tmp_path: Path) -> None:
+def test_only_what_floats_hold_exactly_is_kept_as_floats(tmp_path: Path) -> None:
     held = {}
     for entries in (numbers, counts, mostly_counts):
         with Stream(Cache(tmp_path / entries.__name__, sparse=True, entries=entries).folder) as stream:
