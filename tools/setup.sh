@@ -76,6 +76,23 @@ make_venv() {
     printf '%s\n' "$STACK" > "$VENV/sparkdiff-stack"
 }
 
+# One installation at a time in a VENV: a second call waits for the first, and then finds its work done. The lock is the
+# kernel's, on a file that stays open until this script ends, so that a killed call leaves none behind. Python takes it, as
+# macOS has no flock command.
+lock() {
+    local python
+    for python in "${PYTHON:-}" python3 python3.11 python3.10 python; do
+        if [ -n "$python" ] && "$python" -c 'import fcntl' 2>/dev/null; then break; fi
+        python=""
+    done
+    if [ -z "$python" ]; then return; fi                                     # make_venv says what is missing
+    mkdir -p "$(dirname "$VENV")"
+    exec 9> "$VENV.lock"
+    if "$python" -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)' 2>/dev/null; then return; fi
+    say "another call sets up $VENV: waiting for it"
+    "$python" -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX)'
+}
+
 setup() {
     local level=$1 extras=dev,benchmarks found pins
     found=$(stack_for "$VENV/bin/python")
@@ -106,7 +123,7 @@ setup() {
 for task in "$@"; do
     case $task in
         java) check_java ;;
-        demo | dev) setup "$task" ;;
+        demo | dev) lock; setup "$task" ;;
         *) die "tools/setup.sh [java] demo|dev, got '$task'." ;;
     esac
 done
