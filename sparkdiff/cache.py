@@ -6,6 +6,7 @@ import atexit
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -382,7 +383,10 @@ def _stats(folder: Path, shards: list[list[dict[str, Any]]], request: Request, s
     low, high = float("inf"), float("-inf")
     counts: dict[float, int] = {}
     fractional = None
-    for table in _tables(folder, shards, ["label", "weight", "block"]):
+    graph = request.graph
+    beside = {f"c{i}": graph.name(v) for i, v in enumerate(graph.cut()) if v in graph.lossReads}
+    ranges: dict[str, list[float]] = {}
+    for table in _tables(folder, shards, ["label", "weight", "block", *beside]):
         label, weight = table["label"], table["weight"]
         _refuse(label, "labelCol", request.labelCol, "label", lambda c: pc.is_finite(c), "a finite number")
         _refuse(
@@ -399,9 +403,15 @@ def _stats(folder: Path, shards: list[list[dict[str, Any]]], request: Request, s
             raise InputError(
                 f"{option}={column!r} holds null{' or NaN' * (option == 'timeCol')}; fill it or drop such rows"
             )
-        used = label.filter(pc.greater(weight, 0.0))
+        counted = pc.greater(weight, 0.0)
+        used = label.filter(counted)
         if not len(used):
             continue
+        for name, column in beside.items():
+            values = table[name].filter(counted)
+            least, most = ranges.get(column, [math.inf, -math.inf])
+            if values.null_count < len(values):
+                ranges[column] = [min(least, pc.min(values).as_py()), max(most, pc.max(values).as_py())]
         if fractional is None and len(broken := used.filter(pc.not_equal(pc.floor(used), used))):
             fractional = broken[0].as_py()
         n, total = n + len(used), total + pc.sum(weight).as_py()
@@ -417,8 +427,10 @@ def _stats(folder: Path, shards: list[list[dict[str, Any]]], request: Request, s
                     break
     whole = len(counts) <= 1000 and all(v >= 0 and float(v).is_integer() for v in counts)
     classes = [counts.get(float(k), 0) for k in range(int(high) + 1)] if n and whole and high <= 1000 else []
-    return {"rows": int(n), "weight": total, "mean": mean, "std": (m2 / (n - 1)) ** 0.5 if n > 1 else 0.0,
-            "fractional": fractional, "low": low if n else None, "high": high if n else None, "classes": classes}  # fmt: skip
+    return {
+        "rows": int(n), "weight": total, "mean": mean, "std": (m2 / (n - 1)) ** 0.5 if n > 1 else 0.0, "beside": ranges,
+        "fractional": fractional, "low": low if n else None, "high": high if n else None, "classes": classes,
+    }  # fmt: skip
 
 
 def _refuse(column: pa.ChunkedArray, option: str, name: str | None, what: str, good: Any, rule: str) -> None:

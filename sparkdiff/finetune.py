@@ -24,7 +24,7 @@ from sparkdiff.checkpoint import RunFolder
 from sparkdiff.errors import InputError, ParityError
 from sparkdiff.fingerprint import Request, virtual_shards
 from sparkdiff.graph import Graph, Version
-from sparkdiff.losses import Objective, check_label
+from sparkdiff.losses import Objective, check_label, no_event, one_label
 from sparkdiff.measure import Data, Score, rows_at_once, score
 from sparkdiff.metrics import Metric
 from sparkdiff.nesting import flatten
@@ -176,6 +176,7 @@ def fine_tune(
         for bound in (objective, metric):
             if task.labelCol is not None and network.head.labelled:
                 check_label(bound, network.head, labels, task.labelCol, fractional)
+        uniform = _check_varies(task, cache, network.head)
         with phases.phase("verify") as say:
             before = {s: score(network, data, s, metric) for s in SPLITS if cache.rows(s)}
             memory.trim()
@@ -188,7 +189,7 @@ def fine_tune(
             parity = {"before": shared.once(("parity", what), compared)}
             say(f"the network reproduces Spark: {parity['before']}")
         with phases.phase("check") as say:
-            doubts = shared.once(("check", what), lambda: _doubts(task, cache, network, data, label))
+            doubts = shared.once(("check", what), lambda: _doubts(task, cache, network, data, label)) + uniform
             say(f"{len(doubts)} warnings about the rows" if doubts else "nothing to say against the rows")
         with phases.phase("train") as say:
             start = outset(network, data, label, options, cache.rows(VALIDATION))
@@ -293,6 +294,26 @@ def _all_labels(cache: Cache) -> tuple[LabelStats, float | None]:
     low, high = min(s["low"] for s in parts), max(s["high"] for s in parts)
     fractional = next((s["fractional"] for s in parts if s["fractional"] is not None), None)
     return LabelStats(0.0, 0.0, low, high, torch.empty(0, dtype=torch.int64)), fractional
+
+
+def _check_varies(task: Task, cache: Cache, head: Predictor) -> list[str]:
+    """Warnings about splits all of whose rows have one label.
+
+    Raises:
+        InputError: what trains, or what decides, compares with the labels of such a split. A loss of one's own may do
+            without labels, and neither test nor reference rows let anything be accepted.
+    """
+    found, o = [], task.options
+    compares = {TRAIN: not callable(o.loss), VALIDATION: o.metric is not None or not callable(o.loss)}
+    if task.labelCol is None:
+        return []
+    for split in SPLITS:
+        stats = cache.manifest["stats"][split]
+        for why in (one_label(split, stats, task.labelCol, ranks=head.ranks), no_event(split, stats)):
+            if why is not None and head.labelled and compares.get(split, False):
+                raise InputError(why)
+            found += [why] if why is not None else []
+    return found
 
 
 def _check_finite(before: dict[str, Score], metric: Metric, task: Task, labels: LabelStats) -> None:

@@ -284,7 +284,7 @@ def check_label(bound: Bound, head: Predictor, y: LabelStats, column: str, fract
 
     if head.classes or bound.name in ("areaUnderROC", "areaUnderPR"):
         last = max(head.classes, 2) - 1
-        rule = f"class indices 0 to {last}"
+        rule = f"class indices 0 to {last}{_indexed(column, y, last, fractional)}"
         if y.low < 0 or y.high > last:
             refuse(y.low if y.low < 0 else y.high, rule)
         if fractional is not None:
@@ -292,11 +292,49 @@ def check_label(bound: Bound, head: Predictor, y: LabelStats, column: str, fract
     elif bound.name == "weibull" and y.low <= 0:
         refuse(y.low, "times > 0; drop such rows")
     elif bound.name == "logLoss" and (y.low < 0 or y.high > 1):
-        refuse(y.low if y.low < 0 else y.high, "labels from 0 to 1")
+        refuse(y.low if y.low < 0 else y.high, f"labels from 0 to 1{_indexed(column, y, 1, fractional)}")
     elif power is not None and power < 2 and y.low < 0:
         refuse(y.low, "labels >= 0; drop such rows or choose another loss")
     elif power is not None and power >= 2 and y.low <= 0:
         refuse(y.low, "labels > 0; drop such rows or choose another loss")
+
+
+def _indexed(column: str, y: LabelStats, last: int, fractional: float | None) -> str:
+    """How to get class indices 0 to `last` out of labels that name the classes otherwise."""
+    if fractional is not None:
+        return "; drop such rows"
+    if (y.low, y.high) == (1, last + 1):
+        return f": the labels seem to count from 1, so use {column} - 1, or index them with a StringIndexer"
+    if (y.low, y.high, last) == (-1, 1, 1):
+        return f": the labels seem to be -1 and 1, so use ({column} + 1) / 2, or index them with a StringIndexer"
+    return ": index the labels with a StringIndexer, or drop such rows"
+
+
+def one_label(split: str, y: Mapping[str, Any], column: str, *, ranks: bool = False) -> str | None:
+    """What is wrong with a split all of whose rows have one label: whatever always predicts it is best there.
+
+    Args:
+        y: what the cache's manifest says of the split's labels.
+        ranks: whether the rows are pairs of users and items, of which often only those are kept that were chosen.
+    """
+    if not y["rows"] or y["low"] != y["high"]:
+        return None
+    pairs = " (of implicit feedback: pairs that were not chosen, with 0)" if ranks else ""
+    return (
+        f"label column {column!r} holds {y['low']!r} in all {y['rows']:,} {split} rows of weight > 0, where always predicting "
+        f"it is best: add rows of other labels{pairs}, or split the rows otherwise"
+    )
+
+
+def no_event(split: str, y: Mapping[str, Any]) -> str | None:
+    """What is wrong with a split of durations none of which ended: the longer the predicted ones, the better."""
+    for column, (_, high) in y.get("beside", {}).items():
+        if high == 0:
+            return (
+                f"censorCol={column!r} holds 0 in all {y['rows']:,} {split} rows of weight > 0, so that no event was seen and "
+                "the longest prediction is best: add rows with 1, or split the rows otherwise"
+            )
+    return None
 
 
 def means(head: Predictor, margin: Tensor) -> Tensor | None:

@@ -177,6 +177,8 @@ def test_a_censor_that_is_missing_or_none(times: DataFrame, shared: Path) -> Non
             tune(model, broken, shared)
     with pytest.raises(sparkdiff.InputError, match=r"label column 't' holds 0\.0, but weibull .* needs times > 0"):
         tune(model, times.withColumn("t", F.expr("if(number = 5, 0.0, t)")), shared)
+    with pytest.raises(sparkdiff.InputError, match=r"censorCol='seen' holds 0 in all [\d,]+ train rows .* no event"):
+        tune(model, times.withColumn("seen", F.lit(0.0)), shared)
 
 
 def test_a_censor_made_by_a_stage_is_had_from_the_cache(df: DataFrame, shared: Path) -> None:

@@ -71,6 +71,16 @@ def test_on_ratings(ratings: DataFrame, recommender: PipelineModel, shared: Path
     assert {row["id"] for row in new.recommendForAllUsers(1).selectExpr("user as id").collect()} <= set(range(USERS))
 
 
+def test_pairs_that_all_were_chosen_say_nothing(ratings: DataFrame, recommender: PipelineModel, shared: Path) -> None:
+    """Spark's own fit takes all other pairs for 0; a tuning that sees the chosen ones alone would predict 1 for any pair."""
+    chosen = ratings.withColumn("chosen", F.lit(1.0))
+    for metric in (None, "areaUnderROC"):
+        with pytest.raises(
+            sparkdiff.InputError, match=r"'chosen' holds 1\.0 in all .*pairs that were not chosen, with 0"
+        ):
+            tune(recommender, chosen, shared, labelCol="chosen", metric=metric)
+
+
 def test_on_preferences_by_rank(ratings: DataFrame, shared: Path) -> None:
     """Of implicit feedback: rows are ranked, or weighted by confidence as in Spark's own objective."""
     model = Pipeline(stages=[als(implicitPrefs=True, ratingCol="preference", regParam=0.5)]).fit(ratings)

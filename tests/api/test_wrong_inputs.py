@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from pyspark.ml.functions import array_to_vector
 from pyspark.ml.regression import GeneralizedLinearRegression, LinearRegression
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
-from riders import NUMBERS, tune, unfitted
+from riders import NUMBERS, pinball, tune, unfitted
 
 import sparkdiff
 from sparkdiff import FineTuner, InputError, SparkdiffError
@@ -248,6 +249,52 @@ def test_a_label_beyond_all_bounds(df: DataFrame, heads: dict[str, PipelineModel
         rf"the mean squared of {heads['linear'].uid} on the \w+ rows is (inf|nan): .* and 1e\+300; clean or scale"
     )
     refused(sentence, heads["linear"], row_7("riders", 1e300)(df), folder)
+
+
+def only(column: str, value: float, where: str = "true") -> Change:
+    """One value in all these rows."""
+    return lambda df: df.withColumn(column, F.when(F.expr(where), F.lit(value)).otherwise(F.col(column)))
+
+
+@pytest.mark.parametrize(
+    ("head", "label", "where", "side"),
+    [
+        ("logistic", "rain", "true", "train"),
+        ("linear", "riders", "NOT held", "train"),
+        ("multinomial", "kind", "held", "validation"),
+        ("binomial", "rain", "held", "validation"),
+        ("poisson", "riders", "NOT held AND weight > 0", "train"),
+    ],
+)
+def test_one_label_in_all_rows(
+    df: DataFrame, heads: dict[str, PipelineModel], folder: Path, head: str, label: str, where: str, side: str
+) -> None:
+    sentence = rf"label column '{label}' holds 1\.0 in all [\d,]+ {side} rows of weight > 0.*add rows of other labels"
+    options = {"weightCol": "weight"} if "weight" in where else {}
+    refused(sentence, heads[head], only(label, 1.0, where)(df), folder, validationIndicatorCol="held", **options)
+
+
+def test_one_label_and_what_compares_with_it(
+    df: DataFrame, heads: dict[str, PipelineModel], shared: Path, tmp_path: Path
+) -> None:
+    """A named metric compares with labels, a loss of one's own may do without."""
+    sentence = r"label column 'riders' holds 2\.0 in all [\d,]+ {} rows of weight > 0"
+    own = {"loss": pinball, "maxEpochs": 1}
+    refused(sentence.format("validation"), heads["linear"], only("riders", 2.0)(df), shared, **own, metric="mae")
+    refused(sentence.format("train"), heads["linear"], only("riders", 2.0)(df), shared, loss="quantile", metric="mae")
+    found = tune(heads["linear"], only("riders", 2.0)(df), shared, **own)
+    assert [re.match(sentence.format("(train|validation)"), w).group(1) for w in found.summary.warnings[-2:]] == [
+        "train", "validation",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("labels", "way"), [("rain + 1", r"rain - 1"), ("rain * 2 - 1", r"\(rain \+ 1\) / 2")])
+@pytest.mark.parametrize("head", ["logistic", "binomial"])
+def test_classes_that_are_named_otherwise(
+    df: DataFrame, heads: dict[str, PipelineModel], shared: Path, head: str, labels: str, way: str
+) -> None:
+    named = df.withColumn("rain", F.expr(labels))
+    refused(f"the labels seem to .*, so use {way}, or index them with a StringIndexer", heads[head], named, shared)
 
 
 def test_a_metric_has_its_own_rules(df: DataFrame, heads: dict[str, PipelineModel], folder: Path) -> None:

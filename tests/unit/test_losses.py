@@ -316,7 +316,15 @@ CHECKS: list[tuple[str, dict[str, float], Predictor, list[float], str]] = [
     ("logLoss", {}, logistic(1, 2), [0.0, 2.0], "holds 2.0.*class indices 0 to 1"),
     ("logLoss", {}, logistic(3, 3), [-1.0, 2.0], "holds -1.0.*class indices 0 to 2"),
     ("logLoss", {}, logistic(3, 3), [0.0, 0.5, 2.0], "holds 0.5.*class indices 0 to 2"),
-    ("logLoss", {}, logistic(3, 3), [0.0, 3.0], "holds 3.0.*class indices 0 to 2"),
+    (
+        "logLoss",
+        {},
+        logistic(3, 3),
+        [0.0, 3.0],
+        "holds 3.0.*class indices 0 to 2: index the labels with a StringIndexer",
+    ),
+    ("logLoss", {}, logistic(3, 3), [1.0, 2.0, 3.0], "holds 3.0.*count from 1, so use bikers - 1, or .*StringIndexer"),
+    ("logLoss", {}, logistic(1, 2), [-1.0, 1.0], r"holds -1.0.*seem to be -1 and 1, so use \(bikers \+ 1\) / 2"),
 ]
 
 
