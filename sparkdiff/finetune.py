@@ -139,9 +139,11 @@ class Shared:
 
 def _cached(task: Task, sources: Sequence[Source]) -> tuple[Any, ...]:
     """All that decides, beside the rows to split, what is cached and where; not how it is trained."""
-    o = task.options
+    o, graph = task.options, task.graph
+    # The cut itself, and not the options that move it (reference, predictionCol, unfreeze): a list of these can lack one.
+    cut = tuple(sorted(graph.cached)), tuple(graph.live), tuple(graph.cut()), tuple(graph.telling(graph.live))
     return (
-        task.model, o.reference, o.predictionCol, task.labelCol, task.weightCol, rule(o), o.guardCols, virtual_shards(o),
+        task.model, graph.head, *cut, task.labelCol, task.weightCol, rule(o), o.guardCols, virtual_shards(o),
         o.cacheDir, *(s.df for s in sources if s.split == REFERENCE),
     )  # fmt: skip
 

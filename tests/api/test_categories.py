@@ -203,6 +203,16 @@ def test_thresholds_train_on_request(steps: DataFrame, stepped: PipelineModel) -
         assert changed <= {"threshold", "splits"} and before["default"] == after["default"]
 
 
+def test_settings_that_move_the_cut_share_no_cache(steps: DataFrame, stepped: PipelineModel) -> None:
+    tuner = sparkdiff.FineTuner(pipeline=stepped, labelCol="y", **FAST | {"maxEpochs": 1})
+    # Trained, these stages belong to the network; else Spark runs them before the cache.
+    wishes = ["Binarizer.threshold", "Bucketizer.splits"]
+    few, more, again = tuner.fit(steps, [{}, {tuner.unfreeze: wishes}, {tuner.regAnchor: 0.1}])
+    assert few.summary.metrics["train"]["before"] == pytest.approx(more.summary.metrics["train"]["before"], rel=1e-12)
+    fingerprints = [m.summary.cache["fingerprint"] for m in (few, more, again)]
+    assert fingerprints[0] == fingerprints[2] != fingerprints[1]
+
+
 def test_where_no_gradient_comes_the_plan_says_so(stepped: PipelineModel, steps: DataFrame) -> None:
     encoder = OneHotEncoder(inputCol="bin", outputCol="hot").fit(stepped.stages[1].transform(steps))
     hot = PipelineModel([stepped.stages[1], encoder, LinearRegression(featuresCol="hot", labelCol="y").fit(
