@@ -28,7 +28,7 @@ from pyspark.sql.types import ArrayType, BooleanType, DataType, NumericType
 from sparkdiff import jvm, splits
 from sparkdiff.attributes import fields_by_name, named
 from sparkdiff.errors import InputError, did_you_mean
-from sparkdiff.fingerprint import FORMAT, Request, fingerprint
+from sparkdiff.fingerprint import FORMAT, SHARDS, Request, fingerprint
 from sparkdiff.graph import Graph, Version, null_of
 from sparkdiff.graph import check_columns as check_stage_columns
 from sparkdiff.options import Options
@@ -65,14 +65,14 @@ class Cache:
     def rows(self, split: str) -> int:
         return sum(p["rows"] for shard in self.manifest["splits"][split] for p in shard)
 
-    def fits_in_memory(self) -> bool:
-        """Whether all rows, as tensors, take less than half of this machine's memory."""
+    def fits_in_memory(self, copies: float = 1) -> bool:
+        """Whether all rows, as tensors, held so many times, take less than half of this machine's memory."""
         dense = 8 * sum(c["width"] for c in self.manifest["columns"] if c["kind"] != "sparse")
         files = sum(p["bytes"] for shards in self.manifest["splits"].values() for shard in shards for p in shard)
         sparse = any(c["kind"] == "sparse" for c in self.manifest["columns"])
         # Sparse entries take up to 12 bytes in memory; in the files they are compressed, here taken to be to less than a quarter.
         needed = dense * sum(map(self.rows, SPLITS)) + (4 * files if sparse else 0)
-        return needed < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+        return copies * needed < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 def moved(temporary: Path, folder: Path) -> bool:
@@ -197,12 +197,12 @@ def _build(request: Request, key: str, folder: Path) -> None:
         frames = [request.graph.before_cut(df) for df in dealt]
         columns = _layout(request, frames[0], slices)
         _write(request, frames, columns, folder)
-        shards = {s: _shards(folder, s, request.shards) for s in SPLITS}
+        shards = {s: _shards(folder, s, SHARDS) for s in SPLITS}
     except jvm.SparkError as e:
         ran = ", ".join(request.graph.leaves[i].uid for i in sorted(request.graph.cached)) or "reading the data"
         raise InputError(f"Spark failed while it ran what comes before training ({ran}): {jvm.cause(e)}") from e
     manifest: dict[str, Any] = {
-        "format": FORMAT, "fingerprint": key, "virtualShards": request.shards, "splits": shards,
+        "format": FORMAT, "fingerprint": key, "virtualShards": SHARDS, "splits": shards,
         "columns": [c for c in columns if c.get("dtype") != "bool" or _holds_true(folder, shards, c["name"])],
     }  # fmt: skip
     manifest["stats"] = {s: _stats(folder, manifest["splits"][s], request, s) for s in SPLITS}
@@ -337,12 +337,10 @@ def _write(request: Request, frames: list[DataFrame], columns: list[dict[str, An
     hashed = union.withColumn("hash", splits.row_hash(union.drop(*slices, *nulls)))
     occurrence = F.row_number().over(Window.partitionBy("hash").orderBy("hash", *slices))
     keyed = hashed.withColumn("key", F.xxhash64("hash", occurrence)).withColumn(
-        "shard", F.pmod(F.col("key"), F.lit(request.shards))
+        "shard", F.pmod(F.col("key"), F.lit(SHARDS))
     )
     dealt = (
-        keyed.repartition(request.shards, "split", "shard")
-        .sortWithinPartitions("split", "shard", "key")
-        .drop("hash", "key")
+        keyed.repartition(SHARDS, "split", "shard").sortWithinPartitions("split", "shard", "key").drop("hash", "key")
     )
     width = sum(c["width"] if c["kind"] == "dense" else 1 for c in columns if c["name"] not in nulls)
     piece = max(1024, min(65536, PIECE_BYTES // (8 * width)))

@@ -24,7 +24,7 @@ from sparkdiff.reach import Reach, Span, pieces
 from sparkdiff.recipes import Recipe
 from sparkdiff.scales import Scales, flattened, trained
 from sparkdiff.sparse import SparseRows
-from sparkdiff.stages.base import FeatureStats, Rows, StageModule, below
+from sparkdiff.stages.base import FeatureStats, Rows, StageModule, below, taken
 
 ONCE_AN_EPOCH = ("lbfgs", "newton")
 """Optimizers that step along the gradient of all rows."""
@@ -35,14 +35,19 @@ class Draw:
     """Where a batch stands in the training, which decides what is drawn for its augmentation.
 
     Attributes:
-        shards: (virtual shard, rows) of this process's rows, in their order.
+        shards: (virtual shard, rows) of this process's rows, in their order; of `whole`, where it is given.
         key: seed, epoch and step.
         stats: of the network's fixed inputs.
+        whole: values and target of all rows of the virtual shards of which this process's rows are a part: what is drawn for
+            a row depends on those before it, and it may be mixed with any of them.
+        own: this process's rows (n,) among these.
     """
 
     shards: Sequence[tuple[int, int]]
     key: tuple[int, ...]
     stats: Mapping[Version, FeatureStats]
+    whole: tuple[Mapping[Version, Rows], Target] | None = None
+    own: Tensor | None = None
 
 
 class Candidates:
@@ -125,6 +130,11 @@ class Candidates:
             p.data, p.grad = self.flat[k, first:last].view_as(p), self.gradient[k, first:last].view_as(p)
             first = last
         return clone
+
+    @property
+    def augments(self) -> bool:
+        """Whether a candidate trains on rows that weren't seen."""
+        return any(r.augments for r in self.recipes)
 
     @property
     def sums(self) -> Tensor:
@@ -237,7 +247,8 @@ class Candidates:
         """
         reached = self.reach.rows(values, self.columns) if self.reach is not None else {}
         self.weight.add_(weight.sum())
-        if objective.batch is None and not bool((weight > 0).any()):
+        counted = draw.whole[1][1] if draw.whole else weight  # a row of weight 0 may be mixed with one that counts
+        if objective.batch is None and not bool((counted > 0).any()):
             return
         folded = self.span.folded
         slopes = folded.slopes(self.parameters, len(self.recipes)) if folded else None
@@ -277,9 +288,13 @@ class Candidates:
             if not recipe.augments:
                 out.append((values, [target]))
                 continue
-            inputs = {v: values[v] for v in draw.stats}
+            given, labels = draw.whole or (values, target)
+            inputs = {v: given[v] for v in draw.stats}
             beside = [*self.network.graph.lossReads, *(v for v in self.network.flags if v in values)]
-            seen, targets = augmented(recipe, inputs, target, draw.stats, draw.shards, (*draw.key, group))
+            seen, targets = augmented(recipe, inputs, labels, draw.stats, draw.shards, (*draw.key, group))
+            if (own := draw.own) is not None:
+                seen = {v: taken(x, own) for v, x in seen.items()}
+                targets = [(label[own], weight[own]) for label, weight in targets]
             out.append((seen | {v: values[v] for v in beside}, targets))
             drawn.append(out[-1][0])
         if drawn and self.routed:  # all at once: on so few rows a call costs more than they do

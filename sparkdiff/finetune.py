@@ -22,7 +22,7 @@ from sparkdiff.attributes import SchemaOrRows
 from sparkdiff.cache import Cache
 from sparkdiff.checkpoint import RunFolder
 from sparkdiff.errors import InputError, ParityError
-from sparkdiff.fingerprint import Request, virtual_shards
+from sparkdiff.fingerprint import SHARDS, Request
 from sparkdiff.graph import Graph, Version
 from sparkdiff.losses import Objective, check_label, no_event, one_label
 from sparkdiff.measure import Data, Score, rows_at_once, score
@@ -40,7 +40,7 @@ from sparkdiff.slots import Slots
 from sparkdiff.splits import REFERENCE, SPLITS, TRAIN, VALIDATION, Source, rule
 from sparkdiff.stages.base import SUPPORT, LabelStats, columns_of
 from sparkdiff.stages.predictor import Predictor
-from sparkdiff.stream import Stream
+from sparkdiff.stream import Stream, copies
 from sparkdiff.summary import FineTuningSummary
 from sparkdiff.train import Trained
 
@@ -143,7 +143,7 @@ def _cached(task: Task, sources: Sequence[Source]) -> tuple[Any, ...]:
     # The cut itself, and not the options that move it (reference, predictionCol, unfreeze): a list of these can lack one.
     cut = tuple(sorted(graph.cached)), tuple(graph.live), tuple(graph.cut()), tuple(graph.telling(graph.live))
     return (
-        task.model, graph.head, *cut, task.labelCol, task.weightCol, rule(o), o.guardCols, virtual_shards(o),
+        task.model, graph.head, *cut, task.labelCol, task.weightCol, rule(o), o.guardCols,
         o.cacheDir, *(s.df for s in sources if s.split == REFERENCE),
     )  # fmt: skip
 
@@ -166,7 +166,7 @@ def fine_tune(
         counts = ", ".join(f"{cache.rows(s):,} {s}" for s in SPLITS if cache.rows(s))
         say(f"{'reused' if cache.hit else 'written'}: {counts} rows, {len(task.plan.cacheCols)} columns")
     network = Network(graph, graph.live)
-    in_memory = options.cacheInMemory and cache.fits_in_memory()
+    in_memory = options.cacheInMemory and cache.fits_in_memory(copies(SHARDS, options.numProcesses))
     # Where others train, this process only measures, once before and once after.
     held = in_memory and options.numProcesses == 1
     with Stream(cache.folder, backend=options.stream, inMemory=held, seed=options.seed) as stream:
@@ -248,8 +248,7 @@ def fine_tune(
 
 def whole_batches(options: Options) -> Options:
     """The options with batchSize rounded up, so that every batch takes as many rows from each virtual shard."""
-    shards = virtual_shards(options)
-    return dataclasses.replace(options, batchSize=-(-options.batchSize // shards) * shards)
+    return dataclasses.replace(options, batchSize=-(-options.batchSize // SHARDS) * SHARDS)
 
 
 # What decides where, how and how loud training runs, but not what comes of it.
@@ -395,7 +394,7 @@ def _summary(
         warnings.append(
             f"entries that stayed as they were, as fewer than {SUPPORT} training rows speak for them: {entries}"
         )
-    if task.options.cacheInMemory and not cache.fits_in_memory():
+    if task.options.cacheInMemory and not cache.fits_in_memory(copies(SHARDS, task.options.numProcesses)):
         warnings.append(
             "the cached rows would fill half of this machine's memory, so each epoch read them from the files"
         )

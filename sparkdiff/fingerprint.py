@@ -29,12 +29,7 @@ from sparkdiff.splits import Source
 
 FORMAT = 2
 SHARDS = 8
-"""The fewest virtual shards of a cache."""
-
-
-def virtual_shards(options: Options) -> int:
-    """The smallest multiple of the number of processes that is at least 8, so that 1, 2, 4 and 8 share caches and results."""
-    return -(-SHARDS // options.numProcesses) * options.numProcesses
+"""Virtual shards of a cache, whatever number of processes trains on it: so all share caches, batches and results."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,17 +42,13 @@ class Request:
     labelCol: str | None
     weightCol: str | None
 
-    @property
-    def shards(self) -> int:
-        return virtual_shards(self.options)
-
 
 def fingerprint(request: Request, folder: Path) -> str:
     """Hash of all that decides the cache's content; runs no job over file-based, deterministic sources."""
     spark = request.sources[0].df.sparkSession
     parts: dict[str, Any] = {
         "format": FORMAT,
-        "shards": request.shards,
+        "shards": SHARDS,
         "stages": _saved_bytes(request.graph, folder),
         "cut": [request.graph.name(v) for v in request.graph.cut()],
         "columns": [request.labelCol, request.weightCol],

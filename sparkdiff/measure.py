@@ -79,8 +79,9 @@ class Data:
         """This process's rows in large batches, as they lie, for measuring: (batch, label, weight, block)."""
         team = self.team
         for batch in self.stream.batches(
-            split, batchSize=self.rows * team.world, rank=team.rank, world=team.world, prepare=self.prepare
-        ):
+            split, batchSize=self.stream.together(self.rows, team.world), rank=team.rank, world=team.world,
+            prepare=self.prepare,
+        ):  # fmt: skip
             self.tick()
             yield batch, scalar(batch, "label"), scalar(batch, "weight"), scalar(batch, "block") % MAX_BLOCKS
 

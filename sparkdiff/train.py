@@ -30,8 +30,8 @@ from sparkdiff.reach import Reach, batches_together, reach_of
 from sparkdiff.recipes import Recipe
 from sparkdiff.scales import Scales, flattened, load
 from sparkdiff.sparse import SparseRows
-from sparkdiff.stages.base import FeatureStats
-from sparkdiff.stream import Batch
+from sparkdiff.stages.base import FeatureStats, taken
+from sparkdiff.stream import Batch, Share
 
 SMALL_STEP = 10_000_000
 """Parameters times rows of a step below which one thread is faster."""
@@ -149,19 +149,26 @@ class Training:
         self._saved = state["candidates"]
 
     def fit(self, candidates: Candidates, data: Data, batch: Batch, objective: Objective) -> None:
-        """One step of every active candidate on this process's rows of a batch, of which there may be none."""
+        """One step of every active candidate on this process's rows of a batch, of which there may be none.
+
+        Where a candidate augments, the batch holds all rows of the virtual shards that this process has a share of.
+        """
         o, team = self.options, data.team
         candidates.sums.zero_()
         draw = Draw((), (o.seed, self.epoch, self.step), self.stats)
-        if any(r.augments for r in candidates.recipes):
-            draw = dataclasses.replace(
-                draw, shards=data.stream.shares("train", o.batchSize, self.step, team.rank, team.world)
-            )
         groups = {}
         if objective.batch is not None:
             groups = {name: scalar(batch, c.name) for name, c in data.stream.slices.items()}
-        label, weight = scalar(batch, "label"), scalar(batch, "weight")
-        candidates.add(data.values(batch), label, weight, objective, draw, groups=groups, team=team)
+        values, label, weight = data.values(batch), scalar(batch, "label"), scalar(batch, "weight")
+        if candidates.augments:
+            shares = data.stream.shares("train", o.batchSize, self.step, team.rank, team.world)
+            draw = dataclasses.replace(draw, shards=[(s.shard, s.rows) for s in shares])
+            if any(s.last - s.first < s.rows for s in shares):
+                own = _own(shares)
+                draw = dataclasses.replace(draw, whole=(values, (label, weight)), own=own)
+                values, label, weight = {v: taken(x, own) for v, x in values.items()}, label[own], weight[own]
+                groups = {name: code[own] for name, code in groups.items()}
+        candidates.add(values, label, weight, objective, draw, groups=groups, team=team)
         team.sum_(candidates.sums)
         if bool(candidates.weight > 0):
             candidates.step(objective.scale, self._factor(data))
@@ -236,7 +243,7 @@ def train(
             )  # where the batches begin that those of the next step are among
             steps = data.stream.batches(
                 "train", batchSize=options.batchSize, epoch=training.epoch, first=first, rank=data.team.rank,
-                world=data.team.world, prepare=data.prepare,
+                world=data.team.world, prepare=data.prepare, whole=candidates.augments,
             )  # fmt: skip
             while some := list(itertools.islice(steps, together)):
                 candidates.enter([data.values(batch) for batch in some], data.team)
@@ -247,6 +254,12 @@ def train(
                 first = training.step
             candidates = training.validate(candidates, data, objective, metric)
             on_step(training)
+
+
+def _own(shares: Sequence[Share]) -> Tensor:
+    """The numbers of a process's own rows among all rows of the shards that it has a share of."""
+    starts = itertools.accumulate((s.rows for s in shares), initial=0)
+    return torch.cat([torch.arange(start + s.first, start + s.last) for start, s in zip(starts, shares, strict=False)])
 
 
 @torch.no_grad()

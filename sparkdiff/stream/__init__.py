@@ -3,6 +3,9 @@
 A split's rows lie in V virtual shards of pieces (files). The order of an epoch is f(seed, epoch, virtual shard): a
 permutation of the shard's pieces and, inside each, of its rows. Step t of S takes from a shard of n rows those from
 n*t//S to n*(t+1)//S of that order: every row comes once, and every rank takes the same number of steps.
+
+W ranks share the rows of a step in their order, whatever W is: up to V of them serve whole shards, some perhaps one more than
+others; more than V each serve a part of one or two shards' rows of every step, of which there may be none.
 """
 
 from __future__ import annotations
@@ -11,10 +14,11 @@ import itertools
 import weakref
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
+import numpy as np
 import torch
 from pyarrow import ArrowException
 from torch import Tensor
@@ -25,17 +29,21 @@ from sparkdiff.stream import arrow, petastorm
 from sparkdiff.stream.manifest import Batch, Column, DamagedCacheError, Manifest, Piece
 from sparkdiff.stream.rows import (
     Order,
+    Part,
     Source,
     by_step,
+    copies,
     from_files,
     from_memory,
+    own_rows,
+    parts_of,
     shard_order,
     split,
     step_bounds,
     take,
 )
 
-__all__ = ["Batch", "Column", "DamagedCacheError", "Manifest", "Piece", "Prepare", "Stream"]
+__all__ = ["Batch", "Column", "DamagedCacheError", "Manifest", "Piece", "Prepare", "Share", "Stream", "copies"]
 
 BACKENDS = {"petastorm": petastorm.read, "arrow": arrow.read}
 _CHUNK_BYTES = 8 << 20  # so many bytes of batches are gathered at a time and then served as views
@@ -47,6 +55,16 @@ class Prepare:
 
     rows: Callable[[Batch], Batch]
     row_bytes: int
+
+
+@dataclass(frozen=True)
+class Share:
+    """Of the rows that a virtual shard gives to a step, those from `first` to `last` are a rank's."""
+
+    shard: int
+    rows: int
+    first: int
+    last: int
 
 
 _READ_ERRORS = (
@@ -84,11 +102,24 @@ class Stream:
             raise InputError(f"batchSize must be at least 1, got {batchSize}.")
         return -(-self.rows(split) // batchSize)
 
-    def shares(self, split: str, batchSize: int, step: int, rank: int = 0, world: int = 1) -> list[tuple[int, int]]:
-        """(virtual shard, rows) of this rank's part of a step, in the order of its rows."""
-        steps, shards = self.steps(split, batchSize), self._shards(split)
-        rows = [sum(piece.rows for piece in shard) for shard in shards]
-        return [(i, rows[i] * (step + 1) // steps - rows[i] * step // steps) for i in range(rank, len(shards), world)]
+    def shares(self, split: str, batchSize: int, step: int, rank: int = 0, world: int = 1) -> list[Share]:
+        """This rank's shares of a step, in the order of its rows."""
+        steps, shards, parts = self.steps(split, batchSize), self._shards(split), self._parts(rank, world)
+        rows = [sum(piece.rows for piece in shards[part.shard]) for part in parts]
+        counts = step_bounds(rows, steps)[:, step : step + 2]
+        counts = counts[:, 1:] - counts[:, :-1]
+        numbers = np.concatenate([counts, *own_rows(counts, parts)], axis=1).tolist()
+        return [Share(part.shard, *found) for part, found in zip(parts, numbers, strict=True)]
+
+    def together(self, rows: int, world: int) -> int:
+        """The batch size of which no rank of so many serves more than about `rows` rows."""
+        shards = self.manifest.virtualShards
+        return rows * shards // -(-shards // world) if world <= shards else rows * world
+
+    def _parts(self, rank: int, world: int) -> list[Part]:
+        if not 0 <= rank < world:
+            raise InputError(f"There is no rank {rank} of {world}: ranks count from 0 to one less than the processes.")
+        return parts_of(self.manifest.virtualShards, rank, world)
 
     def batches(
         self,
@@ -100,18 +131,20 @@ class Stream:
         rank: int = 0,
         world: int = 1,
         prepare: Prepare | None = None,
+        whole: bool = False,
     ) -> Iterator[Batch]:
         """This rank's part of every step from `first` on, keyed by `Column.name`; without an epoch the rows come as they lie.
 
         A part may have no rows. The tensors are views of memory that belongs to a few consecutive batches; `prepare` is
         called on the rows of all of these at once, for what a call per batch would make dear.
+
+        Args:
+            whole: with the rows that its shards give to other ranks; which ones are its own, `shares` tells.
         """
-        if not 0 <= rank < world or self.manifest.virtualShards % world:
-            raise InputError(
-                f"rank {rank} of {world} cannot read {self.manifest.virtualShards} virtual shards: "
-                f"rank < processes and virtual shards a multiple of the processes must hold."
-            )
-        batches = self._batches(split, batchSize, self.steps(split, batchSize), epoch, first, rank, world, prepare)
+        parts, steps = self._parts(rank, world), self.steps(split, batchSize)
+        if whole:
+            parts = [replace(part, first=0, last=world) for part in parts]
+        batches = self._batches(split, batchSize, steps, epoch, first, parts, (rank, world), prepare)
         self._running.add(batches)
         return batches
 
@@ -138,19 +171,20 @@ class Stream:
         return [[piece for piece in shard if piece.rows] for shard in self.manifest.splits[name]]
 
     def _batches(
-        self, name: str, batchSize: int, steps: int, epoch: int | None, start: int, rank: int, world: int,
+        self, name: str, batchSize: int, steps: int, epoch: int | None, start: int, parts: list[Part], team: tuple[int, int],
         prepare: Prepare | None,
     ) -> Generator[Batch]:  # fmt: skip
-        shards = self._shards(name)[rank::world]
+        every = self._shards(name)
+        shards = [every[part.shard] for part in parts]
         sizes = [[piece.rows for piece in shard] for shard in shards]
-        keys = [None if epoch is None else (self.seed % 2**64, epoch, rank + i * world) for i in range(len(shards))]
+        keys = [None if epoch is None else (self.seed % 2**64, epoch, part.shard) for part in parts]
         orders = [shard_order(shard, key) for shard, key in zip(sizes, keys, strict=True)]
         bounds = step_bounds([sum(shard) for shard in sizes], steps)
         row_bytes = sum(column.row_bytes for column in self.columns) + (prepare.row_bytes if prepare else 0)
-        chunk = max(1, _CHUNK_BYTES * world // (batchSize * row_bytes))
+        chunk = max(1, _CHUNK_BYTES * min(team[1], len(every)) // (batchSize * row_bytes))
         with ExitStack() as opened:
             if self.inMemory:
-                source = from_memory(self._table(name, shards, rank, world), sizes, orders)
+                source = from_memory(self._table(name, shards, team), sizes, orders)
             else:
                 source = self._files(opened, shards, orders)
             # From the beginning of a chunk, because what `prepare` makes may depend, in the last bit, on the rows beside it.
@@ -158,8 +192,9 @@ class Stream:
                 ends = bounds[:, first : first + chunk + 1]
                 counts = ends[:, 1:] - ends[:, :-1]
                 table, rows = source(ends[:, 0], ends[:, -1])
-                gathered = self._widened(take(table, rows[by_step(counts)]))
-                batches = split(prepare.rows(gathered) if prepare else gathered, counts.sum(0).tolist())
+                gathered = self._widened(take(table, rows[by_step(counts, parts)]))
+                own, end = own_rows(counts, parts)
+                batches = split(prepare.rows(gathered) if prepare else gathered, (end - own).sum(0).tolist())
                 yield from itertools.islice(batches, max(start - first, 0), None)
 
     def _files(self, opened: ExitStack, shards: list[list[Piece]], orders: list[Order]) -> Source:
@@ -168,11 +203,11 @@ class Stream:
             readers.append((opened.enter_context(closing(self._read([shard[i] for i in pieces]))), rows))
         return from_files({column.name: column.empty(0) for column in self.columns}, readers)
 
-    def _table(self, name: str, shards: list[list[Piece]], rank: int, world: int) -> Batch:
+    def _table(self, name: str, shards: list[list[Piece]], team: tuple[int, int]) -> Batch:
         """All rows of the rank's shards, read once."""
-        if name not in self._tables or self._tables[name][:2] != (rank, world):
+        if name not in self._tables or self._tables[name][:2] != team:
             self._tables.pop(name, None)
-            self._tables[name] = rank, world, self._load([piece for shard in shards for piece in shard])
+            self._tables[name] = *team, self._load([piece for shard in shards for piece in shard])
         return self._tables[name][2]
 
     def _widened(self, batch: Batch) -> Batch:

@@ -7,6 +7,7 @@ gather of 8 MB then took 13 times the CPU time).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -36,13 +37,46 @@ def step_bounds(rows: Sequence[int], steps: int) -> Rows:
     return np.array(rows, dtype=np.int64)[:, None] * np.arange(steps + 1) // max(steps, 1)
 
 
-def by_step(counts: Rows) -> Rows:
-    """Where rows that lie shard by shard are found, step by step: (shards, steps) row counts -> (rows,)."""
-    starts = (counts.cumsum() - counts.ravel()).reshape(counts.shape).T.ravel()
-    lengths = counts.T.ravel()
+@dataclass(frozen=True)
+class Part:
+    """What a rank serves of a virtual shard: of n rows of a step those from n * first // world to n * last // world."""
+
+    shard: int
+    first: int
+    last: int
+    world: int
+
+
+def parts_of(shards: int, rank: int, world: int) -> list[Part]:
+    """What a rank serves: whole shards where there are enough of them, else a part of one or two.
+
+    Rank after rank, the rows of a step are those that a process alone would see, in the same order.
+    """
+    begin, end = (shards * r // world * world if world <= shards else shards * r for r in (rank, rank + 1))
+    touched = range(begin // world, -(-end // world))
+    return [Part(i, max(begin - i * world, 0), min(end - i * world, world), world) for i in touched]
+
+
+def copies(shards: int, world: int) -> float:
+    """How often so many ranks together hold the rows: those that serve a part of a shard hold the whole of it."""
+    return sum(len(parts_of(shards, rank, world)) for rank in range(world)) / shards
+
+
+def by_step(counts: Rows, parts: Sequence[Part]) -> Rows:
+    """Where a rank's parts of rows that lie shard by shard are found, step by step: (shards, steps) row counts -> (rows,)."""
+    first, last = own_rows(counts, parts)
+    starts = ((counts.cumsum() - counts.ravel()).reshape(counts.shape) + first).T.ravel()
+    lengths = (last - first).T.ravel()
     rows: Rows = np.arange(lengths.sum(), dtype=np.int64)
     rows += np.repeat(starts - lengths.cumsum() + lengths, lengths)
     return rows
+
+
+def own_rows(counts: Rows, parts: Sequence[Part]) -> tuple[Rows, Rows]:
+    """Where in each shard's rows of each step the rank's part begins and ends: (shards, steps) row counts -> twice the same."""
+    ends = [(part.first, part.last, part.world) for part in parts]
+    first, last, world = np.array(ends, dtype=np.int64).reshape(-1, 3).T[:, :, None]
+    return counts * first // world, counts * last // world
 
 
 def from_memory(table: Batch, sizes: Sequence[Sequence[int]], orders: Sequence[Order]) -> Source:

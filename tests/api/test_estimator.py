@@ -35,7 +35,10 @@ def test_params_can_be_set_got_and_explained(numeric: PipelineModel) -> None:
     text = tuner.explainParams()
     for name in (*options, "pipeline"):
         assert f"{name}: " in text
-    assert "batchSize: rows per optimizer step (default: 128, current: 9)" in text
+    assert (
+        "batchSize: rows per optimizer step, over all processes; rounded up to a multiple of 8 (default: 128, current: 9)"
+        in text
+    )
     assert all(hasattr(tuner, f"{verb}{n[0].upper()}{n[1:]}") for n in options for verb in ("get", "set"))
     assert FineTuner.setSeed.__doc__
     with pytest.raises(InputError, match="'maxEpochs' option must be a whole number"):

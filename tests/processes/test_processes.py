@@ -50,7 +50,7 @@ def test_the_number_of_processes_changes_neither_weights_nor_decision(fit: Fit) 
     # 7 of 10 rows train: 4000 * .7 / 64 = 44 steps an epoch, so 220 steps; enough rows are held out for all ten candidates
     options = {"maxEpochs": 5, "batchSize": 64, "validationFraction": 0.3, "recipe": "thorough"}
     one = outcome(fit(**options))
-    for processes in (2, 4):
+    for processes in (2, 3, 4):
         several = outcome(fit(numProcesses=processes, **options))
         assert several["decision"] == one["decision"] == "tuned"
         np.testing.assert_allclose(several["weights"], one["weights"], rtol=0, atol=1e-12)

@@ -189,7 +189,7 @@ def test_back_ends_and_modes_serve_the_same_batches(cache: Cache, stream: Stream
     with Stream(cache.folder, backend="arrow", inMemory=True, seed=5) as reference:
         for split in ("train", "validation", "test"):
             for epoch in (None, 0, 3):
-                for rank, world in ((0, 1), (1, 2), (5, 8)):
+                for rank, world in ((0, 1), (1, 3), (5, 8), (4, 11)):
                     same: dict[str, Any] = {"batchSize": 16, "epoch": epoch, "rank": rank, "world": world}
                     expected, batches = list(serve(reference, split, **same)), list(serve(stream, split, **same))
                     assert len(batches) == len(expected) == stream.steps(split, 16)
@@ -216,7 +216,7 @@ def test_values_are_those_of_the_files(cache: Cache, stream: Stream, epoch: int 
     assert np.isnan(scalar).any()
 
 
-@pytest.mark.parametrize("world", [1, 2, 4, 8])
+@pytest.mark.parametrize("world", [1, 2, 3, 8, 12])
 def test_every_row_once_an_epoch(cache: Cache, stream: Stream, world: int) -> None:
     for epoch in (None, 0, 1):
         ranks = [blocks(serve(stream, "train", batchSize=16, epoch=epoch, rank=r, world=world)) for r in range(world)]
@@ -225,7 +225,7 @@ def test_every_row_once_an_epoch(cache: Cache, stream: Stream, world: int) -> No
         assert sorted(seen) == list(range(stream.rows("train")))
         whole = blocks(serve(stream, "train", batchSize=16, epoch=epoch))
         for step, batch in enumerate(whole):  # the number of processes does not change what a step sees
-            assert sorted(batch) == sorted(number for batches in ranks for number in batches[step])
+            assert batch == [number for batches in ranks for number in batches[step]]
 
 
 def test_a_step_takes_its_share_of_every_shard(cache: Cache, stream: Stream) -> None:
@@ -450,7 +450,7 @@ def test_wrong_arguments_are_named(stream: Stream) -> None:
         Stream(stream.manifest.folder, backend="parrow")
     with pytest.raises(InputError, match="batchSize"):
         serve(stream, "train", batchSize=0)
-    for rank, world in ((0, 3), (2, 2), (-1, 2)):
+    for rank, world in ((3, 3), (2, 2), (-1, 2), (0, 0)):
         with pytest.raises(InputError, match=f"rank {rank} of {world}"):
             serve(stream, "train", batchSize=16, rank=rank, world=world)
 

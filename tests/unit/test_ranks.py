@@ -1,0 +1,91 @@
+"""Any number of processes trains on the same batches, and finds the same: beyond the last bits nothing may depend on it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ranks import CASES
+
+from sparkdiff.stream.rows import by_step, copies, own_rows, parts_of, step_bounds
+
+TESTS = Path(__file__).parents[1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(0, 70), min_size=8, max_size=8).filter(any), st.integers(1, 40), st.integers(1, 40), st.data()
+)
+def test_the_parts_of_a_step_are_its_rows_in_their_order(
+    sizes: list[int], world: int, batch: int, data: st.DataObject
+) -> None:
+    steps = -(-sum(sizes) // batch)
+    chunk = data.draw(st.integers(1, steps))
+
+    def served(rank: int, world: int) -> list[list[tuple[int, int]]]:
+        """Per step the (shard, number in the shard's order) of a rank's rows, made chunk by chunk as the stream does it."""
+        parts = parts_of(8, rank, world)
+        bounds = step_bounds([sizes[part.shard] for part in parts], steps)
+        out = []
+        for first in range(0, steps, chunk):
+            ends = bounds[:, first : first + chunk + 1]
+            counts = ends[:, 1:] - ends[:, :-1]
+            table = [(p.shard, j) for p, e in zip(parts, ends, strict=True) for j in range(int(e[0]), int(e[-1]))]
+            rows = [table[i] for i in by_step(counts, parts)]
+            begin, end = own_rows(counts, parts)
+            own = (end - begin).sum(0)
+            out += [rows[b - n : b] for n, b in zip(own.tolist(), own.cumsum().tolist(), strict=True)]
+        return out
+
+    alone, ranks = served(0, 1), [served(rank, world) for rank in range(world)]
+    assert [len(steps) for steps in ranks] == [steps] * world
+    assert sorted(row for step in alone for row in step) == [(i, j) for i, n in enumerate(sizes) for j in range(n)]
+    for t, step in enumerate(alone):
+        assert [row for rank in ranks for row in rank[t]] == step
+
+
+def test_shards_are_dealt_evenly() -> None:
+    def shards(world: int) -> list[list[int]]:
+        return [[part.shard for part in parts_of(8, rank, world)] for rank in range(world)]
+
+    assert shards(3) == [[0, 1], [2, 3, 4], [5, 6, 7]]
+    assert shards(8) == [[i] for i in range(8)]
+    assert shards(16) == [[i // 2] for i in range(16)]
+    for world in range(1, 41):
+        lengths = [len(held) for held in shards(world)]
+        assert max(lengths) <= (-(-8 // world) if world <= 8 else 2)
+        assert copies(8, world) == sum(lengths) / 8 <= max(1, world / 4)
+    assert copies(8, 3) == copies(8, 8) == 1
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ranks")
+    path = os.pathsep.join([str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")])
+    ran = subprocess.run(
+        [sys.executable, str(TESTS / "unit" / "ranks.py"), str(folder)], capture_output=True, text=True, timeout=500,
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.once
+@pytest.mark.parametrize("case", list(CASES))
+def test_any_number_of_processes_finds_the_same(trained: Path, case: str) -> None:
+    alone = torch.load(trained / f"{case}-1.pt")
+    assert (alone["u"].abs().amax(1) > 1e-4).all()  # every candidate has trained
+    for world in CASES[case].worlds[1:]:
+        found = torch.load(trained / f"{case}-{world}.pt")
+        for name, bound in (("u", 1e-10), ("history", 1e-12), ("gains", 1e-11)):
+            np.testing.assert_allclose(
+                found[name], alone[name], rtol=bound, atol=bound, err_msg=f"{name}, {world} processes"
+            )
