@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import hashlib
 import importlib.metadata
 import math
 import sys
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +20,23 @@ from sparkdiff import datachecks, faithful, guard, jvm, launch, memory, monotone
 from sparkdiff.acceptance import Judgement, check_options, judge, reason
 from sparkdiff.attributes import SchemaOrRows
 from sparkdiff.cache import Cache
-from sparkdiff.checkpoint import RunFolder
+from sparkdiff.checkpoint import RunFolder, folder_name, not_writable, untold
 from sparkdiff.errors import InputError, ParityError
-from sparkdiff.fingerprint import SHARDS, Request
+from sparkdiff.fingerprint import SHARDS, Request, all_params, without_uids
 from sparkdiff.graph import Graph, Version
+from sparkdiff.identity import UntoldError, identity
+from sparkdiff.lease import held
 from sparkdiff.losses import Objective, check_label, no_event, one_label
 from sparkdiff.measure import Data, Score, rows_at_once, score
 from sparkdiff.metrics import Metric
 from sparkdiff.nesting import flatten
 from sparkdiff.network import Network, write_back
-from sparkdiff.options import Options
+from sparkdiff.options import Options, callable_name
 from sparkdiff.outset import outset
 from sparkdiff.parity import Parity
 from sparkdiff.planning import Plan, plan_of
 from sparkdiff.rank import Assignment, objectives
 from sparkdiff.report import Phases
-from sparkdiff.scales import trained
 from sparkdiff.slots import Slots
 from sparkdiff.splits import REFERENCE, SPLITS, TRAIN, VALIDATION, Source, rule
 from sparkdiff.stages.base import SUPPORT, LabelStats, columns_of
@@ -166,6 +167,8 @@ def fine_tune(
         counts = ", ".join(f"{cache.rows(s):,} {s}" for s in SPLITS if cache.rows(s))
         say(f"{'reused' if cache.hit else 'written'}: {counts} rows, {len(task.plan.cacheCols)} columns")
     network = Network(graph, graph.live)
+    # Before the network sees a row, by which some stages remember how far it is spread.
+    what_trains = _told_of(network) if options.runId is not None else {}
     in_memory = options.cacheInMemory and cache.fits_in_memory(copies(SHARDS, options.numProcesses))
     # Where others train, this process only measures, once before and once after.
     held = in_memory and options.numProcesses == 1
@@ -202,9 +205,12 @@ def fine_tune(
                 network, cache.folder, stream.backend, in_memory, data.columns, label, before[VALIDATION],
                 start.scales, start.recipes, whole_batches(options), metric.name, start.stats, penalty,
             )  # fmt: skip
-            folder = _run_folder(assignment, cache, replace)
-            with folder.kept(always=options.runId is not None):
+            with (
+                _run_folder(options, what_trains, cache, replace) as folder,
+                folder.kept(always=options.runId is not None),
+            ):
                 training, lost = launch.run(assignment, stream, folder, say.now)
+                folder.check()
             found = training.found(network)
         with phases.phase("judge"):
             tuned = score(found.network, data, VALIDATION, metric)
@@ -254,21 +260,52 @@ def whole_batches(options: Options) -> Options:
 # What decides where, how and how loud training runs, but not what comes of it.
 _OUTSIDE = (
     "verbosity", "numProcesses", "localMode", "timeout", "stream", "cacheInMemory", "cacheDir", "checkpointDir", "runId", "guard",
-    "maxFlipRate", "fleetSize",
+    "maxFlipRate", "fleetSize", "waitForRun",
 )  # fmt: skip
 
 
-def _run_folder(assignment: Assignment, cache: Cache, replace: bool) -> RunFolder:
-    """The folder of this training, which an earlier one of the same runId may have left a checkpoint in."""
-    o = assignment.options
-    start = hashlib.sha256()
-    for i, name, p in trained(assignment.network):
-        start.update(f"{i} {name}".encode() + p.detach().numpy().tobytes())
-    request = {k: v for k, v in o.asdict().items() if k not in _OUTSIDE}
-    request |= {"rows": cache.fingerprint, "pipeline": start.hexdigest()}
+@contextlib.contextmanager
+def _run_folder(o: Options, what_trains: Mapping[str, Any], cache: Cache, replace: bool) -> Iterator[RunFolder]:
+    """The folder of this training, which an earlier one of the same runId may have left a checkpoint in; nobody else's now."""
     where = Path(o.checkpointDir).absolute() if o.checkpointDir else cache.folder.parent / "checkpoints"
-    name = o.runId or uuid.uuid4().hex[:12]
-    return RunFolder.open(where, name, request, replace=replace, own=o.checkpointDir is None)
+    name, own = folder_name(o.runId or uuid.uuid4().hex[:12]), o.checkpointDir is None
+    request: dict[str, Any] = {k: v for k, v in whole_batches(o).asdict().items() if k not in _OUTSIDE}
+    if callable(o.loss) and o.runId is not None:
+        request["loss"] = told(lambda: f"{callable_name(o.loss)} {identity(o.loss)[:16]}")  # type: ignore[arg-type]
+    request |= {"rows": cache.fingerprint, **what_trains}
+    try:
+        with contextlib.ExitStack() as stack:
+            try:
+                lease = stack.enter_context(held(where / f".{name}.lease", f"runId={name!r}", wait=o.waitForRun))
+            except OSError as e:
+                raise not_writable(where / name, e) from e
+            yield RunFolder.open(where, name, request, replace=replace, own=own, lease=lease)
+    finally:
+        if own:
+            with contextlib.suppress(OSError):  # there are other runs in it
+                where.rmdir()
+
+
+def _told_of(network: Network) -> dict[str, Any]:
+    """What a network computes before it is trained, free of uids: the same in each process that is given the same pipeline.
+
+    Its stages' Params, to be read; and of those that it translates all that they hold, and the code of those that aren't ours.
+    """
+    leaves = network.graph.leaves
+    stages = [leaf.stage for leaf in leaves]
+    modules = [(i, network.module(i)) for i in network.positions]
+    return {
+        "stages": {f"{i} {s.stageClass}": p for i, (s, p) in enumerate(zip(leaves, all_params(stages), strict=True))},
+        "pipeline": told(lambda: identity(modules, bare=without_uids([s.uid for s in stages]))),
+    }
+
+
+def told(tell: Callable[[], str]) -> str:
+    """What `tell` returns, or why nothing can be told, in words that are equal to nothing else."""
+    try:
+        return tell()
+    except UntoldError as e:
+        return untold(f"({e})")
 
 
 def _label(task: Task, cache: Cache, network: Network, sources: Sequence[Source]) -> LabelStats:

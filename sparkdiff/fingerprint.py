@@ -9,7 +9,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyspark.ml import PipelineModel
+from pyspark.ml.param import Param, Params
 from pyspark.ml.wrapper import JavaParams
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
@@ -24,6 +25,7 @@ from pyspark.sql import functions as F
 from sparkdiff import jvm, splits
 from sparkdiff.errors import InputError
 from sparkdiff.graph import Graph
+from sparkdiff.identity import UntoldError
 from sparkdiff.options import Options
 from sparkdiff.splits import Source
 
@@ -99,30 +101,78 @@ def _saved_bytes(graph: Graph, folder: Path) -> list[str] | None:
     return digest_of(PipelineModel(stages), folder) if stages else []
 
 
-def params_of(pipeline: Any) -> str | None:
-    """Classes and Params of an unfitted pipeline, free of uids; None where they don't tell it whole (a stage not of Spark's)."""
-    stages = pipeline.getStages() if hasattr(pipeline, "getStages") else [pipeline]
-    parts: list[Any] = []
+def params_of(pipeline: Any) -> str:
+    """Classes and Params of an unfitted pipeline, free of uids: the same text stands for the same pipeline.
+
+    Raises:
+        UntoldError: they don't tell it whole, as a stage isn't Spark's own, or reads what isn't in them; names the stage.
+    """
+    return json.dumps(_described(pipeline, []), sort_keys=True)
+
+
+def _described(stage: Any, uids: list[str]) -> Any:
+    """A stage, evaluator or pipeline of Spark's own by its class and Params, in JSON's values."""
+    kind = type(stage)
+    who = f"{stage.uid} ({kind.__name__})"
+    if not kind.__module__.startswith("pyspark.ml."):
+        raise UntoldError(f"the code of {who} isn't Spark's own")
+    if kind.__name__ == "SQLTransformer":
+        raise UntoldError(f"the statement of {who} may call functions and read tables of the session")
+    uids.append(stage.uid)
+    params = jvm.defined_params(stage)
+    params["default"].pop("seed", None)  # differs between two Python processes
+    values = {**params["default"], **params["set"]}
+    try:
+        return [f"{kind.__module__}.{kind.__name__}", {k: _value(values[k], uids) for k in sorted(values)}]
+    except TypeError as e:
+        raise UntoldError(f"{e} in {who}") from e
+
+
+def _value(value: Any, uids: list[str]) -> Any:
+    """A Param's value in JSON's values, which tell it from all others."""
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    if isinstance(value, str):
+        i = next((i for i, uid in enumerate(uids) if value.startswith(f"{uid}__")), None)
+        return value if i is None else {"uid": i, "": value[len(uids[i]) :]}  # a default output column
+    if isinstance(value, (list, tuple)):
+        return [_value(v, uids) for v in value]
+    if isinstance(value, dict):  # of a search: what its settings set
+        return {"map": sorted(([_value(k, uids), _value(v, uids)] for k, v in value.items()), key=json.dumps)}
+    if isinstance(value, Param):
+        if value.parent not in uids:
+            raise TypeError(f"{value.parent}.{value.name}, a Param of another stage,")
+        return {"param": [uids.index(value.parent), value.name]}
+    if isinstance(value, Params):
+        return {"stage": _described(value, uids)}
+    if hasattr(value, "toArray"):
+        return {"array": [type(value).__name__, value.toArray().tolist()]}
+    raise TypeError(f"a value of {type(value).__module__}.{type(value).__name__}")
+
+
+def all_params(stages: Sequence[Any]) -> list[dict[str, Any]]:
+    """Of each fitted stage, all its Params in JSON's values, free of uids and of what Python draws per process."""
+    uids = [stage.uid for stage in stages]
+    out = []
     for stage in stages:
-        if hasattr(stage, "getStages"):
-            parts.append(params_of(stage))
-            continue
         params = jvm.defined_params(stage)
-        params["default"].pop("seed", None)  # differs between two Python processes
-        values = {
-            k: v.toArray().tolist() if hasattr(v, "toArray") else v
-            for k, v in {**params["default"], **params["set"]}.items()
-        }
-        simple = all(isinstance(v, (str, int, float, list, type(None))) for v in values.values())
-        parts.append(
-            [type(stage).__name__, values] if simple and type(stage).__module__.startswith("pyspark.ml.") else None
-        )
-    if None in parts:
-        return None
-    text = json.dumps(parts, sort_keys=True)
-    for i, stage in enumerate(stages):
-        text = text.replace(stage.uid, f"uid{i}")
-    return text
+        params["default"].pop("seed", None)
+        values = {}
+        for name, value in sorted({**params["default"], **params["set"]}.items()):
+            with contextlib.suppress(TypeError, UntoldError):  # a stage within, whose model is what counts
+                # A stage that was loaded has another stage's uid in its default output.
+                bare = isinstance(value, str) and name not in params["set"]
+                values[name] = re.sub(r"^\w+_[0-9a-f]{12}__", "__", value) if bare else _value(value, uids)
+        out.append(values)
+    return out
+
+
+def without_uids(uids: Sequence[str]) -> Callable[[str], str]:
+    """Strings as they would be whenever these stages were made: with numbers for their uids."""
+    numbers = {uid: f"uid{i}" for i, uid in enumerate(uids)}
+    known = re.compile("|".join([*map(re.escape, sorted(uids, key=len, reverse=True)), r"\w+_[0-9a-f]{12}(?=__)"]))
+    # A stage that was loaded has yet another uid in its default output.
+    return lambda text: known.sub(lambda found: numbers.get(found[0], "uid"), text)
 
 
 def digest_of(model: Any, folder: Path) -> list[str] | None:

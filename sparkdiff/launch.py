@@ -69,7 +69,7 @@ def run(assignment: Assignment, stream: Stream, folder: RunFolder, say: Say) -> 
         return training, []
     if assignment.options.numProcesses > 1:
         return _in_processes(assignment, folder, say)
-    saves, shown = Checkpoints(folder.state, assignment.options.timeout), 0
+    saves, shown = Checkpoints(folder.state, assignment.options.timeout, folder.check), 0
 
     def on_step(training: Training) -> None:
         nonlocal shown

@@ -79,6 +79,7 @@ class Options:
     cacheInMemory: bool = option(True, "keep the cached rows in memory while training; false reads the files in every epoch")
     checkpointDir: str | None = option(None, "folder of the checkpoints; `checkpoints` in the folder of the caches where unset", kind=str)
     runId: str | None = option(None, "name of this training: what was interrupted under it goes on, what was finished is returned; new where unset", kind=str)
+    waitForRun: float = option(0.0, "seconds to wait while another process trains under this runId or writes this output; 0 fails at once", low=0)
     seed: int = option(0, "seed of the split, of the order of rows and of the test", low=0, high=2**63 - 1)
     verbosity: int = option(0, "0 is silent, 1 shows the phases", low=0, high=1)
     # fmt: on

@@ -94,11 +94,13 @@ def objectives(options: Options, network: Network, label: LabelStats) -> tuple[O
 class Checkpoints:
     """Saves a training from time to time, at most a tenth of the timeout apart, and in the end."""
 
-    def __init__(self, path: Path, timeout: float):
+    def __init__(self, path: Path, timeout: float, check: Callable[[], None] = lambda: None):
         self.path, self.every, self.last = path, min(30.0, timeout / 10), time.monotonic()
+        self.check = check  # raises where the folder is another's by now
 
     def __call__(self, training: Training) -> None:
         if training.ended or time.monotonic() - self.last > self.every:
+            self.check()
             checkpoint.save(self.path, training.state())
             self.last = time.monotonic()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import dataclasses
 import hashlib
 import importlib
@@ -12,7 +13,7 @@ import shutil
 import sys
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,13 @@ from pyspark.sql.utils import is_remote
 
 from sparkdiff import jvm
 from sparkdiff.cache import moved, root
+from sparkdiff.checkpoint import NONCE, UNTOLD
 from sparkdiff.errors import InputError, did_you_mean
-from sparkdiff.finetune import Outcome, fine_tune, prepare
-from sparkdiff.fingerprint import digest_of, hash_of, hash_of_folder, params_of, source_facts
+from sparkdiff.finetune import Outcome, fine_tune, prepare, told
+from sparkdiff.fingerprint import hash_of, hash_of_folder, params_of, source_facts
+from sparkdiff.identity import UntoldError, identity
+from sparkdiff.lease import Lease, held
+from sparkdiff.nesting import flatten
 from sparkdiff.options import Options
 from sparkdiff.report import Phases
 from sparkdiff.splits import REFERENCE, SPLITS, TEST, TRAIN, VALIDATION, Source
@@ -36,6 +41,8 @@ from sparkdiff.summary import FineTuningSummary
 from sparkdiff.tuner import fit_on_training_rows
 
 SECTIONS = ("pipeline", "data", "fineTuner", "spark", "output")
+SETTINGS = ("spark.sql.session.timeZone", "spark.sql.ansi.enabled", "spark.sql.caseSensitive")
+"""Of the session, that decide what a pipeline makes of the same rows."""
 SOURCE_KEYS = ("path", "format", "options", "schema", "table", "where")
 
 
@@ -206,15 +213,37 @@ def model_of_run(path: str) -> str:
 
 
 def run(config: Config) -> FineTuningSummary:
-    """Run the job and write its folder; where that holds a finished run of the same runId and options, return it.
+    """Run the job and write its folder; where that holds a finished run of the same runId, options, data and pipeline, return it.
 
     Raises:
         InputError: wrong configuration or data; nothing is written then but caches.
+        HeldError: another process writes this output now.
         SparkdiffError: it failed while running.
     """
-    if (finished := _finished(config)) is not None:
-        return finished
-    if config.output.exists() and not config.overwrite:
+    with _alone(config) as lease:
+        return _run(config, lease)
+
+
+@contextlib.contextmanager
+def _alone(config: Config) -> Iterator[Lease]:
+    """Nobody else writes the job's output while the context lasts."""
+    output = config.output
+    missing = [folder for folder in output.parents if not folder.exists()]
+    where, wait = output.with_name(f".{output.name}.lease"), Options.of(config.options).waitForRun
+    with contextlib.ExitStack() as stack:
+        try:
+            lease = stack.enter_context(held(where, f"output {output}", wait=wait))
+        except OSError as e:
+            raise InputError(f"output {output} cannot be written ({e.strerror}): choose another folder") from e
+        yield lease
+    for folder in missing:
+        with contextlib.suppress(OSError):  # something was written into it
+            folder.rmdir()
+
+
+def _run(config: Config, lease: Lease) -> FineTuningSummary:
+    found = _finished(config)
+    if found is None and config.output.exists() and not config.overwrite:
         raise InputError(f"output {config.output} exists: choose another folder, or set output.mode=overwrite")
     if config.output.exists() and not ((config.output / "summary.json").exists() or not any(config.output.iterdir())):
         raise InputError(
@@ -230,7 +259,21 @@ def run(config: Config) -> FineTuningSummary:
             Source(load_data(spark, d, config.folder, s), _split(s, config.data)) for s, d in config.data.items()
         ]
         say(f"data: {', '.join(config.data)}")
-    model, parent = _model(spark, config, sources, options, phases)
+        made, path = _made(spark, config, sources)
+    inputs = _inputs(spark, sources, made, path, options) if "runId" in config.options else {}
+    if found is not None:
+        before = found["fingerprints"].get("inputs", {})
+        changed = [name for name in sorted({*before, *inputs}) if before.get(name) != inputs.get(name)]
+        if not changed:
+            return _read_summary(found, config)
+        if not config.overwrite:
+            why = "; ".join(f"{k} {inputs[k][:-NONCE]}" for k in changed if str(inputs.get(k)).startswith(UNTOLD))
+            raise InputError(
+                f"output {config.output} holds the finished run of runId={options.runId!r}, but its {', '.join(changed)} "
+                f"changed since{f' ({why})' if why else ''}: choose another folder and runId, or set output.mode=overwrite and "
+                "another runId"
+            )
+    model, parent = _model(config, made, path, sources, options, phases)
     with phases.phase("plan"):
         task = prepare(model, options, sources[0].df)
     if options.verbosity:
@@ -238,7 +281,7 @@ def run(config: Config) -> FineTuningSummary:
     mine = options.runId == own
     outcome = fine_tune(task, sources, phases, replace=mine)
     with phases.phase("save") as say:
-        write_run(outcome, config, phases, parent)
+        write_run(outcome, config, phases, parent, inputs, lease)
         say(str(config.output))
     if mine:
         outcome.folder.remove()  # the same command, interrupted before this line, goes on; after it, it begins anew
@@ -247,18 +290,47 @@ def run(config: Config) -> FineTuningSummary:
 
 def _request(config: Config) -> str:
     """Hash of all that a job was told."""
-    told = [config.pipeline, config.data, Options.of(config.options).asdict(), str(config.output)]
-    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
+    options = Options.of(config.options)
+    named = {k: v for k, v in options.asdict().items() if k not in ("verbosity", "waitForRun", "timeout", "localMode")}
+    if callable(options.loss):
+        named["loss"] = told(lambda: identity(options.loss))
+    request = [config.pipeline, config.data, named, str(config.output)]
+    return hashlib.sha256(json.dumps(request, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _finished(config: Config) -> FineTuningSummary | None:
-    """The summary of the output folder, where it holds what this job would do again."""
+def _inputs(
+    spark: SparkSession, sources: list[Source], made: Any, path: str | None, options: Options
+) -> dict[str, str]:
+    """Hashes of what a job reads, by name: of the data's content, of the session's settings, and of the pipeline."""
+
+    def pipeline() -> str:
+        if isinstance(made, Estimator):
+            return params_of(made)
+        own = [type(s) for _, s in flatten(made) if not type(s).__module__.startswith(("pyspark.ml.", "sparkdiff."))]
+        if (content := hash_of(made, path, root(options))) is None:
+            raise UntoldError("it can't be saved")
+        return f"{content} {identity(own)}"
+
+    facts: dict[str, Any] = {s.split or TRAIN: source_facts(s.df) for s in sources}
+    facts |= {"pipeline": told(pipeline), "settings": [spark.version, *(spark.conf.get(k) for k in SETTINGS)]}
+    return {
+        k: v
+        if k == "pipeline" and v.startswith(UNTOLD)
+        else hashlib.sha256(json.dumps(v, default=str).encode()).hexdigest()
+        for k, v in facts.items()
+    }
+
+
+def _finished(config: Config) -> dict[str, Any] | None:
+    """What summary.json of the output folder says, where it holds a run that was told the same."""
     path = config.output / "summary.json"
     if "runId" not in config.options or not path.exists():
         return None
-    found = json.loads(path.read_text(encoding="utf-8"))
-    if found.get("fingerprints", {}).get("request") != _request(config):
-        return None
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found if found.get("fingerprints", {}).get("request") == _request(config) else None
+
+
+def _read_summary(found: Mapping[str, Any], config: Config) -> FineTuningSummary:
     records: Any = pd.read_csv(config.output / "history.csv").to_dict("records")
     known = {f.name for f in dataclasses.fields(FineTuningSummary)}
     return FineTuningSummary(**{k: v for k, v in found.items() if k in known}, records=records)
@@ -268,36 +340,48 @@ def _split(split: str, data: Mapping[str, Any]) -> str | None:
     return None if split == TRAIN and VALIDATION not in data else split
 
 
-def _model(
-    spark: SparkSession, config: Config, sources: list[Source], options: Options, phases: Phases
-) -> tuple[Any, dict[str, Any]]:
-    """The fitted pipeline, and what the summary says of it: path, content hash and, where there is one, the function."""
+def _made(spark: SparkSession, config: Config, sources: list[Source]) -> tuple[Any, str | None]:
+    """The pipeline that the job names, fitted or not, and the path that it was loaded from."""
     if not is_function(config.pipeline):
         path = located(config.pipeline, config.folder)
-        with phases.phase("load"):
-            model = load_model(spark, path)
-            return model, {"path": path.removeprefix("file://"), "hash": hash_of(model, path, root(options))}
+        return load_model(spark, path), path
     train = [s for s in sources if s.split is None or s.split == TRAIN]
-    made = function(config.pipeline, config.folder)(train[0].df)
+    return function(config.pipeline, config.folder)(train[0].df), None
+
+
+def _model(
+    config: Config, made: Any, path: str | None, sources: list[Source], options: Options, phases: Phases
+) -> tuple[Any, dict[str, Any]]:
+    """The fitted pipeline, and what the summary says of it: path, content hash and, where there is one, the function."""
+    if path is not None:
+        return made, {"path": path.removeprefix("file://"), "hash": hash_of(made, path, root(options))}
     if not isinstance(made, Estimator):
         return made, {"path": None, "function": config.pipeline, "hash": hash_of(made, None, root(options))}
     pipeline = made if isinstance(made, Pipeline) else Pipeline(stages=[made])
     with phases.phase("fit") as say:
-        model, folder = _fitted(spark, pipeline, [s for s in sources if s.split not in (TEST, REFERENCE)], options, say)
+        rows = [s for s in sources if s.split not in (TEST, REFERENCE)]
+        model, folder = _fitted(rows[0].df.sparkSession, pipeline, rows, options, say)
         return model, {"path": str(folder), "function": config.pipeline, "hash": hash_of_folder(folder)}
 
 
 def _fitted(
     spark: SparkSession, pipeline: Pipeline, sources: list[Source], options: Options, say: Any
 ) -> tuple[Any, Path]:
-    """The pipeline fitted on the training rows and where it is kept: in the cache folder, for the same rows next time."""
-    o = options
-    key = json.dumps(
-        [params_of(pipeline) or digest_of(pipeline, root(options)), [[s.split, source_facts(s.df)] for s in sources],
-         [o.validationIndicatorCol, o.validationFraction, o.groupCol, o.timeCol, o.seed], spark.version],
-        default=str,
-    )  # fmt: skip
-    folder = root(options) / f"fitted-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    """The pipeline fitted on the training rows and where it is kept: in the cache folder, for the same rows next time.
+
+    A pipeline that its classes and Params don't tell from another one is fitted each time.
+    """
+    o, why = options, ""
+    try:
+        key = json.dumps(
+            [params_of(pipeline), [[s.split, source_facts(s.df)] for s in sources],
+             [o.validationIndicatorCol, o.validationFraction, o.groupCol, o.timeCol, o.seed], spark.version,
+             [spark.conf.get(k) for k in SETTINGS]],
+            default=str,
+        )  # fmt: skip
+        folder = root(options) / f"fitted-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    except UntoldError as e:
+        folder, why = root(options) / f"fitted-{uuid.uuid4().hex[:16]}", f"; not reused by other jobs: {e}"
     if folder.exists():
         say("reused: the same pipeline was fitted on the same rows before")
         return PipelineModel.load(f"file://{folder}"), folder
@@ -310,11 +394,13 @@ def _fitted(
             return PipelineModel.load(f"file://{folder}"), folder
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    say(f"fitted {len(fitted.stages)} stages on the training rows")
+    say(f"fitted {len(fitted.stages)} stages on the training rows{why}")
     return fitted, folder
 
 
-def write_run(outcome: Outcome, config: Config, phases: Phases, parent: Mapping[str, Any]) -> None:
+def write_run(
+    outcome: Outcome, config: Config, phases: Phases, parent: Mapping[str, Any], inputs: Mapping[str, str], lease: Lease
+) -> None:  # fmt: skip
     """Write the run's folder beside its place and rename it there; an old run goes once the new one is complete."""
     start, output = time.perf_counter(), config.output
     temporary, old = (output.with_name(f".{output.name}-{uuid.uuid4().hex[:8]}{end}") for end in ("", ".old"))
@@ -327,9 +413,11 @@ def write_run(outcome: Outcome, config: Config, phases: Phases, parent: Mapping[
         timings = {**phases.timings, "save": time.perf_counter() - start}
         summary["timings"] = {k: round(v, 3) for k, v in timings.items()}
         summary["fingerprints"] = {"cache": outcome.summary.cache["fingerprint"], "request": _request(config)}
+        summary["fingerprints"] |= {"inputs": inputs} if inputs else {}
         summary["parent"] = parent
         summary["model"] = {"path": "model", "hash": hash_of_folder(temporary / "model")}
         (temporary / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
+        lease.check()
         if output.exists():
             os.rename(output, old)
         os.rename(temporary, output)

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparkdiff import checkpoint
-from sparkdiff.checkpoint import DamagedCheckpoint, RunFolder
+from sparkdiff.checkpoint import DamagedCheckpoint, NotResumable, RunFolder, untold
 from sparkdiff.errors import InputError
+from sparkdiff.lease import HeldError, held
 
 
 def state(step: int) -> dict[str, Any]:
@@ -93,6 +94,58 @@ def test_a_run_belongs_to_one_request(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"runId='run' was begun with other rows \(rows: 'a', now 'b'\)"):
         RunFolder.open(tmp_path, "run", {"rows": "b", "maxEpochs": 3}, replace=False)
     assert not RunFolder.open(tmp_path, "run", {"rows": "b", "maxEpochs": 3}, replace=True).state.exists()
+
+
+def test_a_run_of_what_cannot_be_told_begins_anew(tmp_path: Path) -> None:
+    def begin(**others: Any) -> RunFolder:
+        with pytest.warns(
+            NotResumable, match=r"runId='run' begins anew each time: its loss can't be told: \(a lock\)$"
+        ):
+            return RunFolder.open(tmp_path, "run", {"loss": untold("(a lock)"), **others}, replace=False)
+
+    checkpoint.save(begin().state, state(1))
+    assert not begin().state.exists()
+    with pytest.raises(InputError, match="begun with other loss, maxEpochs"):
+        RunFolder.open(tmp_path, "run", {"loss": untold("(a lock)"), "maxEpochs": 3}, replace=False)
+    with pytest.raises(InputError, match="begun with other loss"):  # which was told now, and not then
+        RunFolder.open(tmp_path, "run", {"loss": "squared"}, replace=False)
+
+
+def test_what_differs_within_a_mapping_is_named(tmp_path: Path) -> None:
+    RunFolder.open(tmp_path, "run", {"stages": {"0 A": {"k": 1, "m": 2}}, "lossParams": {}}, replace=False)
+    changed = {"stages": {"0 A": {"k": 3, "m": 2}}, "lossParams": {"tau": 0.5}}
+    with pytest.raises(
+        InputError, match=r"other lossParams.tau, stages.0 A.k \(lossParams.tau: None, now 0.5; stages.0 A.k: 1, n"
+    ):
+        RunFolder.open(tmp_path, "run", changed, replace=False)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(
+        st.sampled_from([None, 0, 0.0, -0.0, 1, 1.0, True, False, "1", "", [1], [1.0], {"a": 1}, {"a": True}]),
+        max_size=2,
+    )
+)
+def test_equal_requests_are_those_of_equal_text(values: list[Any]) -> None:
+    assert not checkpoint._changed({"v": values}, {"v": values})
+    for i in range(len(values)):
+        for other in (None, 0, 0.0, 1, True, "1", [True]):
+            changed = {"v": [*values[:i], other, *values[i + 1 :]]}
+            assert bool(checkpoint._changed({"v": values}, changed)) == (repr(changed["v"]) != repr(values))
+
+
+def test_who_has_lost_a_run_leaves_it_alone(tmp_path: Path) -> None:
+    path = tmp_path / ".run.lease"
+    with held(path, "runId='run'", beat=60) as lease:
+        run = RunFolder.open(tmp_path, "run", {}, replace=False, lease=lease)
+        os.rename(path, tmp_path / "aside")
+        with held(path, "runId='run'", beat=60) as other:
+            with pytest.raises(HeldError, match=r"runId='run' isn't this process's any more"), run.kept(always=True):
+                run.check()
+            assert run.path.exists()
+            RunFolder.open(tmp_path, "run", {}, replace=False, lease=other).remove()
+            assert not run.path.exists()
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", ".hidden", "a" * 101, "a b"])

@@ -13,7 +13,8 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "sparkdiff"
 LAYERS = [
     ["errors"],
-    ["memory", "options", "nodes", "sparse", "checkpoint", "parallel", "optimizers", "formulas"],
+    ["lease"],
+    ["memory", "options", "nodes", "sparse", "checkpoint", "identity", "parallel", "optimizers", "formulas"],
     ["jvm"],
     ["nesting", "foreign"],
     ["stages.constraints"],
@@ -57,6 +58,8 @@ NO_SPARK = (
     "recipes",
     "rank",
     "checkpoint",
+    "lease",
+    "identity",
     "parallel",
     "measure",
     "slices",

@@ -1,0 +1,237 @@
+"""Who works on something now: a file that its owner renews while it works, and that another process may take once it runs out.
+
+Clocks of two machines are never compared: a waiting process watches whether the file's time changes, and asks the file system
+for its own time. On one machine, an owner that is gone is known to be gone at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sparkdiff.errors import SparkdiffError
+
+BEAT, LASTS = 5.0, 60.0
+"""Seconds between two renewals, and without one until the lease has run out."""
+GONE = 1.0
+"""Seconds for which a lease may be missing: who has moved it away by mistake puts it back at once."""
+
+
+class HeldError(SparkdiffError):
+    """Another process does this now, or has taken it over meanwhile. The command exits with 1."""
+
+
+@dataclass
+class Lease:
+    """A lease that this process holds, or has held.
+
+    Attributes:
+        what: what it is a lease of, as messages name it.
+        owner: a name that no other lease has, in this process neither.
+    """
+
+    path: Path
+    what: str
+    owner: str
+    file: int  # renewing it can't touch the lease of who has moved this one away
+    lasts: float
+    ended: threading.Event = field(default_factory=threading.Event)
+
+    def lost(self) -> bool:
+        """Whether it isn't this owner's any more though it wasn't given back; renews it otherwise."""
+        if self.ended.is_set():
+            return False
+        self._renew()
+        end = time.monotonic() + GONE
+        while (seen := _look(self.path)) is None and time.monotonic() < end:
+            time.sleep(GONE / 20)
+        return seen is None or seen.owner != self.owner
+
+    def check(self) -> None:
+        """Raise HeldError where another process has taken over: what this one has made must not be written then."""
+        if self.lost():
+            seen = _look(self.path)
+            raise HeldError(
+                f"{self.what} isn't this process's any more: it did not renew its lease {self.path} for {self.lasts:g} s (was it "
+                f"suspended?), and {seen.who() if seen else 'another process'} took over. Nothing was written; that process "
+                "goes on"
+            )
+
+    def _renew(self) -> None:
+        with contextlib.suppress(OSError):  # of a network's file system: the next one may succeed
+            os.utime(self.file)
+
+    def _beat(self, seconds: float) -> None:
+        while not self.ended.wait(seconds):
+            self._renew()
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A lease as another process sees it."""
+
+    content: dict[str, Any]
+    node: int
+    time: int  # by the file system's clock
+
+    @property
+    def owner(self) -> str | None:
+        return self.content.get("owner")
+
+    def who(self) -> str:
+        c = self.content
+        if not c:
+            return "a process that is just beginning"
+        return f"process {c['pid']} on {c['host']}, since {c['begun']}"
+
+    def dead(self) -> bool:
+        """Whether its owner is known to be gone, as it ran on this very machine."""
+        c = self.content
+        if not c or c["machine"] is None or c["machine"] != machine():
+            return False
+        try:
+            os.kill(c["pid"], 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:  # another user's, of which /proc may say nothing
+            return False
+        return started(c["pid"]) != c["started"]
+
+
+@contextlib.contextmanager
+def held(path: Path, what: str, *, wait: float = 0.0, beat: float = BEAT, lasts: float = LASTS) -> Iterator[Lease]:
+    """Hold a lease while the context lasts.
+
+    Args:
+        path: its file, whose folder is made where there is none.
+        what: what it is a lease of, for messages.
+        wait: seconds to wait for another owner to end.
+
+    Raises:
+        HeldError: another process holds it, and still does after `wait` seconds; says who.
+        OSError: the file can't be written.
+    """
+    lease = _taken(path, what, wait, beat, lasts)
+    thread = threading.Thread(target=lease._beat, args=(beat,), daemon=True, name=f"lease {path.name}")
+    thread.start()
+    try:
+        yield lease
+    finally:
+        lease.ended.set()
+        thread.join()
+        _remove(path, lease.owner)
+        os.close(lease.file)
+
+
+def _taken(path: Path, what: str, wait: float, beat: float, lasts: float) -> Lease:
+    owner, end = uuid.uuid4().hex, time.monotonic() + wait
+    watched, since = None, 0.0  # the lease that is watched, and since when it hasn't changed
+    while True:
+        if (file := _begun(path)) is not None:
+            content = {
+                "owner": owner, "what": what, "host": socket.gethostname(), "pid": os.getpid(), "machine": machine(),
+                "started": started(os.getpid()), "begun": time.strftime("%Y-%m-%d %H:%M:%S %z"), "beat": beat, "lasts": lasts,
+            }  # fmt: skip
+            try:
+                os.write(file, json.dumps(content).encode())
+            except OSError:  # a full disk
+                os.close(file)
+                path.unlink(missing_ok=True)
+                raise
+            return Lease(path, what, owner, file, lasts)
+        seen, now = _look(path), time.monotonic()
+        if seen is None:
+            continue
+        if seen != watched:
+            watched, since = seen, now
+        its_beat, its_lasts = seen.content.get("beat", beat), seen.content.get("lasts", lasts)
+        old = _age(path, seen) > its_lasts  # but the clock may have been set: it must stay as it is for a while
+        if seen.dead() or now - since > its_lasts or (old and now - since > 2 * its_beat):
+            _remove(path, seen.owner)
+            continue
+        if now >= end and not old:
+            raise HeldError(
+                f"{what} is held by {seen.who()}: let it end, give this one another name, or set waitForRun to the seconds "
+                f"that it may wait. A process that was killed loses its lease ({path}) after {its_lasts:g} s"
+            )
+        time.sleep(min(its_beat / 2, max(end - now, its_beat / 10)))
+
+
+def _begun(path: Path) -> int | None:
+    """The file of a new lease; None where there is one."""
+    for _ in range(100):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            return os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+        except FileExistsError:
+            return None
+        except FileNotFoundError:  # another process has removed the folder, which was empty
+            continue
+    raise FileNotFoundError(f"{path.parent} is removed again and again")
+
+
+def _look(path: Path) -> _Seen | None:
+    """The lease at this path; None where there is none."""
+    try:
+        with path.open("rb") as file:
+            stat, content = os.fstat(file.fileno()), file.read()
+    except FileNotFoundError:
+        return None
+    try:
+        return _Seen(json.loads(content), stat.st_ino, stat.st_mtime_ns)
+    except ValueError:  # not written yet
+        return _Seen({}, stat.st_ino, stat.st_mtime_ns)
+
+
+def _age(path: Path, seen: _Seen) -> float:
+    """Seconds since a lease was renewed, by the clock of the file system alone."""
+    probe = path.with_name(f"{path.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        probe.touch()
+        return (probe.stat().st_mtime_ns - seen.time) / 1e9
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _remove(path: Path, owner: str | None) -> None:
+    """Remove the lease of this owner, and no other's."""
+    aside = path.with_name(f"{path.name}-{uuid.uuid4().hex[:8]}")
+    seen = _look(path)
+    if seen is None or seen.owner != owner:
+        return
+    try:
+        os.rename(path, aside)
+    except FileNotFoundError:
+        return
+    moved = _look(aside)
+    if moved is not None and moved.owner != owner:  # it was another's by then, which has it back
+        with contextlib.suppress(OSError):
+            os.link(aside, path)
+    aside.unlink(missing_ok=True)
+
+
+def machine() -> str | None:
+    """What two processes share that see each other's pids; None where it can't be told."""
+    try:
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return None
+
+
+def started(pid: int) -> int | None:
+    """When a process began, in the kernel's ticks; None where there is none, or it is dead. A pid is given anew."""
+    try:
+        # The command, in brackets, may hold blanks and brackets itself.
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if state[0] in "ZX" else int(state[19])

@@ -1,0 +1,243 @@
+"""Identities of callables: no two different ones equal, equal ones equal, in another process too."""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparkdiff.identity import UntoldError, identity
+
+MODULE = """
+import dataclasses
+import enum
+import functools
+
+import numpy as np
+import torch
+import torch.nn.functional as NN
+
+import {helpers} as helpers
+from {helpers} import LIMITS
+
+SCALE = {scale}
+KINDS = {{"a", "b", "ccc", "dd"}}
+
+
+class Kind(enum.Enum):
+    one = 1
+    two = "two"
+
+
+@dataclasses.dataclass(frozen=True)
+class Huber:
+    delta: float = 1.0
+    kinds: tuple = (Kind.one, 2)
+
+    def __call__(self, outputs, label, weight):
+        return NN.huber_loss(outputs["prediction"], label, reduction="none", delta=self.delta)
+
+
+class Network(torch.nn.Module):
+    def __init__(self, k):
+        super().__init__()
+        self.k = torch.nn.Parameter(torch.full((2,), k))
+
+    def forward(self, outputs, label, weight):
+        return super().forward(outputs) * self.k
+
+
+def plain(outputs, label, weight):
+    return SCALE * (outputs["prediction"] - label) ** 2
+
+
+def reaching(outputs, label, weight):
+    return helpers.squared(outputs["prediction"] - label)
+
+
+def importing(outputs, label, weight):
+    import {helpers} as mine
+    return mine.squared(outputs["prediction"] - label)
+
+
+def choosing(outputs, label, weight):
+    return outputs["prediction"] if "a" in KINDS and label in {{"x", "y", "z"}} else LIMITS
+
+
+def power(k):
+    return lambda outputs, label, weight: (outputs["prediction"] - label) ** k
+
+
+def even(n):
+    return n == 0 or odd(n - 1)
+
+
+def odd(n):
+    return n != 0 and even(n - 1)
+
+
+@functools.lru_cache
+def cached(n):
+    return n * SCALE
+
+
+@functools.wraps(plain)
+def wrapped(*args):
+    return plain(*args) + 1
+
+
+ALL = {{
+    "plain": plain, "reaching": reaching, "importing": importing, "choosing": choosing, "wrapped": wrapped, "cached": cached,
+    "even": even, "odd": odd, "power 1": power(1), "power 1.0": power(1.0), "power True": power(True), "power 2": power(2),
+    "partial": functools.partial(plain, weight=1.0), "partial 2": functools.partial(plain, weight=2.0),
+    "partial of another": functools.partial(reaching, weight=1.0), "nested": functools.partial(functools.partial(plain), 1),
+    "huber": Huber(), "huber 2": Huber(2.0), "huber of kinds": Huber(kinds=(Kind.two, 2)), "class": Huber,
+    "bound": Huber().__call__,
+    "network": Network(1.0), "network 2": Network(2.0), "forward": Network(1.0).forward,
+    "mse": torch.nn.MSELoss(), "mse none": torch.nn.MSELoss(reduction="none"), "exp": torch.exp, "numpy exp": np.exp, "len": len,
+    "lambda": lambda o, l, w: o, "lambda of l": lambda o, l, w: l, "default": lambda o, l=1: o, "default 2": lambda o, l=2: o,
+    "array": power(np.arange(3)), "array of floats": power(np.arange(3.0)), "tensor": power(torch.ones(2)),
+    "set": power({{1, 2}}),
+    "dict": power({{"a": 1, "b": 2}}), "dict in another order": power({{"b": 2, "a": 1}}),
+    "minus zero": power(-0.0), "zero": power(0.0),
+}}
+"""
+HELPERS = """
+LIMITS = {limits}
+
+def _of(x):
+    return x ** {exponent}
+
+def squared(x):
+    return _of(x)
+"""
+SHOW = "import sys; sys.path.insert(0, sys.argv[1]); import losses; from sparkdiff.identity import identity\n"
+SHOW += "for name, loss in losses.ALL.items(): print(name, identity(loss), sep='\\t')"
+
+
+def told(folder: Path, seed: int, *, scale: float = 2.0, limits: Any = (1, 2), exponent: int = 2) -> dict[str, str]:
+    """The identities of all callables of a module, as another process tells them."""
+    folder.mkdir(exist_ok=True)
+    (folder / "losses.py").write_text(MODULE.format(helpers="helpers", scale=scale))
+    (folder / "helpers.py").write_text(HELPERS.format(limits=limits, exponent=exponent))
+    done = subprocess.run(
+        [sys.executable, "-c", SHOW, str(folder)], capture_output=True, text=True, cwd=Path(__file__).parents[2],
+        env={"PYTHONHASHSEED": str(seed), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return dict(line.split("\t") for line in done.stdout.splitlines())
+
+
+@pytest.mark.once
+def test_what_differs_differs_and_what_is_equal_is_equal_in_another_process(tmp_path: Path) -> None:
+    first = told(tmp_path / "one", 1)
+    assert len({*first.values()}) == len(first)
+    assert told(tmp_path / "two", 2) == first  # in another folder, with other hashes of strings
+    other = told(tmp_path / "two", 3, scale=3.0, exponent=3)
+    reads = {
+        "plain",
+        "reaching",
+        "importing",
+        "wrapped",
+        "cached",
+        "partial",
+        "partial 2",
+        "partial of another",
+        "nested",
+    }
+    assert {name for name in first if other[name] != first[name]} == reads
+    limited = told(tmp_path / "one", 4, limits=(1, 3))
+    # A function's helpers may hold what it doesn't name, so that their file counts too.
+    assert {name for name in first if limited[name] != first[name]} == {
+        "choosing",
+        "reaching",
+        "importing",
+        "partial of another",
+    }
+
+
+SIMPLE = (
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=3) | st.binary(max_size=3)
+)
+VALUES = st.recursive(
+    SIMPLE,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.tuples(inner, inner) | st.dictionaries(st.text(max_size=2), inner, max_size=2)
+    ),
+    max_leaves=5,
+)
+
+
+def exactly(value: Any) -> str:
+    """A text that tells values apart which are equal, as 1 and 1.0."""
+    return repr(value)
+
+
+def closing_over(value: Any) -> Callable[..., Any]:
+    return lambda outputs, label, weight: (outputs, value)
+
+
+MAKERS: list[Callable[[Any], Any]] = [
+    closing_over,
+    lambda value: functools.partial(max, value),
+    lambda value: functools.partial(max, key=value),
+    lambda value: eval("lambda x, y=value: x", {"value": value}),
+    lambda value: eval("lambda x: value", {"value": value}),
+]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, len(MAKERS) - 1), st.integers(0, len(MAKERS) - 1), VALUES, VALUES)
+def test_two_callables_are_equal_only_if_they_are_made_alike_of_equal_values(i: int, j: int, a: Any, b: Any) -> None:
+    same = identity(MAKERS[i](a)) == identity(MAKERS[j](b))
+    assert same == (i == j and exactly(a) == exactly(b))
+
+
+@pytest.mark.parametrize("value", [threading.Lock(), threading.local(), (x for x in ()), torch.eye(2).to_sparse()])
+def test_what_cannot_be_told(value: Any) -> None:
+    with pytest.raises(UntoldError, match=r"an object of|a tensor of layout"):
+        identity(functools.partial(closing_over(value), 1))
+
+
+def test_values_that_hold_themselves() -> None:
+    knot: list[Any] = []
+    knot.append(knot)
+    assert identity(knot) == identity(knot) != identity([[]])
+    deep: list[Any] = []
+    for _ in range(1000):
+        deep = [deep]
+    with pytest.raises(UntoldError, match="nested too deeply"):
+        identity(deep)
+
+
+def test_arrays_of_all_kinds() -> None:
+    kinds = [
+        np.zeros(2),
+        np.zeros(2, "f4"),
+        np.zeros((1, 2)),
+        np.array([0.0, -0.0]),
+        np.array(["a", 1], object),
+        np.float64(0),
+    ]
+    kinds += [
+        torch.zeros(2),
+        torch.zeros(2, dtype=torch.bfloat16),
+        torch.zeros(2, dtype=torch.bool),
+        torch.zeros(2).requires_grad_(),
+    ]
+    assert len({identity(kind) for kind in kinds}) == len(kinds)
+    assert identity(torch.arange(6).view(2, 3).T) == identity(torch.arange(6).view(2, 3).T.contiguous())
+
+
+def test_names_that_do_not_count() -> None:
+    assert identity(["pca_1__output"], bare=lambda text: text.replace("pca_1", "")) == identity(["__output"])

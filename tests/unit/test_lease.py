@@ -1,0 +1,172 @@
+"""Leases between real processes: one owner at a time, whatever becomes of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from sparkdiff import lease
+from sparkdiff.lease import HeldError, held
+
+BEAT, LASTS = 0.05, 0.6
+OWNER = """
+import sys
+from pathlib import Path
+from sparkdiff.lease import HeldError, held
+try:
+    with held(Path(sys.argv[1]), "runId='x'", wait=float(sys.argv[2]), beat={beat}, lasts={lasts}) as mine:
+        print("held", flush=True)
+        sys.stdin.readline()
+        mine.check()
+    print("ended", flush=True)
+except HeldError as e:
+    print(f"refused {{e}}", flush=True)
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "runs" / ".x.lease"
+
+
+@pytest.fixture
+def start(path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start a process that holds the lease until it is sent a line."""
+    begun: list[subprocess.Popen[str]] = []
+
+    def one(wait: float = 0.0, *, lasts: float = LASTS) -> subprocess.Popen[str]:
+        code = OWNER.format(beat=BEAT, lasts=lasts)
+        pipe = subprocess.PIPE
+        begun.append(
+            subprocess.Popen([sys.executable, "-c", code, str(path), str(wait)], stdin=pipe, stdout=pipe, text=True)
+        )
+        return begun[-1]
+
+    yield one
+    for process in begun:
+        process.kill()
+        process.communicate()
+
+
+def line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def let_go(process: subprocess.Popen[str]) -> None:
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
+def test_the_second_is_told_who_holds_it_and_a_third_waits(
+    start: Callable[..., subprocess.Popen[str]], path: Path
+) -> None:
+    first = start()
+    assert line(first) == "held"
+    with pytest.raises(HeldError) as e, held(path, "runId='x'", beat=BEAT, lasts=LASTS):
+        pass
+    for part in ("runId='x'", f"process {first.pid} on {os.uname().nodename}, since 2", "waitForRun"):
+        assert part in str(e.value)
+    waiting = start(60)
+    let_go(first)
+    assert line(first) == "ended"
+    assert line(waiting) == "held"
+    let_go(waiting)
+    assert line(waiting) == "ended"
+    assert not list(path.parent.iterdir())
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_the_lease_of_a_killed_owner_runs_out(
+    start: Callable[..., subprocess.Popen[str]], path: Path, told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = start(lasts=60 if told else LASTS)
+    assert line(first) == "held"
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    if not told:  # as seen from another machine
+        monkeypatch.setattr(lease, "machine", lambda: "another one")
+    with held(path, "runId='x'", wait=0 if told else 60, beat=BEAT, lasts=LASTS) as mine:
+        assert not mine.lost()
+
+
+def test_a_pid_that_is_anothers_by_now_holds_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with held(path, "runId='x'", beat=BEAT, lasts=60):
+        began = lease.started(os.getpid())
+        monkeypatch.setattr(lease, "started", lambda pid: (began or 0) + 1)
+        with held(path, "runId='x'", beat=BEAT, lasts=60) as mine:
+            assert not mine.lost()
+
+
+@pytest.mark.skipif(lease.machine() is None, reason="needs /proc")
+def test_who_was_suspended_writes_nothing(start: Callable[..., subprocess.Popen[str]], path: Path) -> None:
+    first = start()
+    assert line(first) == "held"
+    os.kill(first.pid, signal.SIGSTOP)
+    with held(path, "runId='x'", wait=60, beat=BEAT, lasts=LASTS) as mine:
+        os.kill(first.pid, signal.SIGCONT)
+        let_go(first)
+        assert f"process {os.getpid()} on" in (said := line(first))
+        assert said.startswith("refused runId='x' isn't this process's any more")
+        mine.check()
+    assert not list(path.parent.iterdir())
+
+
+def test_one_owner_at_a_time_in_a_crowd(path: Path) -> None:
+    """Threads that take the lease, and that take away one another's leases as if they had run out."""
+    inside, most, done = 0, 0, 0
+    lock = threading.Lock()
+
+    def work() -> None:
+        nonlocal inside, most, done
+        for _ in range(5):
+            with held(path, "runId='x'", wait=60, beat=0.01, lasts=60):
+                with lock:
+                    inside += 1
+                    most = max(most, inside)
+                with lock:
+                    inside, done = inside - 1, done + 1
+            lease._remove(path, "of one that is long gone")
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (most, done) == (1, 30)
+    assert not path.exists()
+
+
+def test_a_lease_that_is_moved_away_by_mistake_comes_back(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with held(path, "runId='x'", beat=BEAT, lasts=60) as mine:
+        looks = iter([lease._Seen({"owner": "dead"}, 0, 0)])  # the last look before the move came too early
+        look = lease._look
+        monkeypatch.setattr(lease, "_look", lambda p: next(looks, None) or look(p))
+        lease._remove(path, "dead")
+        assert not mine.lost()
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"), held(tmp_path / "file" / "x", "runId='x'"):
+        pass
+
+
+def test_a_lease_is_not_renewed_for_another(path: Path) -> None:
+    """An owner that wakes up late renews the file that it has open, not the one that has taken its place."""
+    with held(path, "runId='x'", beat=60, lasts=60) as old:
+        os.rename(path, path.with_name("aside"))
+        with held(path, "runId='x'", beat=60, lasts=60) as new:
+            os.utime(path, (0, 0))
+            assert old.lost()
+            assert path.stat().st_mtime == 0
+            assert not new.lost()
+            assert path.stat().st_mtime > 0
