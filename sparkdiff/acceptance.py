@@ -108,7 +108,7 @@ def judge(
     if o.timeCol:
         correlation = guard.correlation_time(_differences(data, metric, network, found.network))
     verdict = guard.decide(
-        found.gains, found.weights, level=level, original=original.blocks, unit=unit, units=units,
+        found.gains, found.weights, chosen=found.chosen, level=level, original=original.blocks, unit=unit, units=units,
         blockRows=rows / max(units, 1), correlationTime=correlation, seed=o.seed,
     )  # fmt: skip
     # A fleet's budget is one of false accepts: a false veto costs a gain, never a model, and so keeps the level of one run.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sparkdiff import memory
 from sparkdiff.graph import Version
-from sparkdiff.guard import Verdict
+from sparkdiff.guard import Verdict, total_gain
 from sparkdiff.losses import Objective, resolve
 from sparkdiff.measure import Data, scalar
 from sparkdiff.network import Network
@@ -362,17 +362,18 @@ def too_few_rows(gains: Tensor, weights: Tensor, verdict: Verdict, before: float
     """A warning where nothing was accepted and a gain of HOPED would have had less than POWER to be.
 
     The smallest gain that is seen with a probability of POWER is (quantile of the level + quantile of POWER) standard
-    errors of the best column's gain; that the best of many columns was chosen makes it larger still.
+    errors of the gain that was judged (where none gained, of the column's that lost least); that it is the best of many
+    makes it larger still.
 
     Args:
         gains, weights: what the guard judged, (C, B) and (B,).
         before: the original's metric.
     """
-    finite = gains.isfinite().all(1)
-    if verdict.accepted or verdict.level >= 1 or not bool(finite.any()):
+    totals = total_gain(gains)
+    column = verdict.best if verdict.best >= 0 else int(totals.argmax())
+    if verdict.accepted or verdict.level >= 1 or not bool(totals[column].isfinite()):
         return []
-    gains, weights = gains[finite][:, weights > 0], weights[weights > 0]
-    best = gains[gains.sum(1).argmax()]
+    best, weights = gains[column, weights > 0], weights[weights > 0]
     rest = best - best.sum() / weights.sum() * weights
     error = float(rest.norm() / weights.sum()) / max(abs(before), 1e-12)
     normal = NormalDist()

@@ -43,7 +43,7 @@ from sparkdiff.stages.base import SUPPORT, LabelStats, columns_of
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.stream import Stream, copies
 from sparkdiff.summary import FineTuningSummary
-from sparkdiff.train import Trained
+from sparkdiff.train import STATE, Trained
 
 FOLDED = 1e-6
 """Relative difference allowed between a metric of the folded candidates and of the network itself."""
@@ -272,7 +272,7 @@ def _run_folder(o: Options, what_trains: Mapping[str, Any], cache: Cache, replac
     request: dict[str, Any] = {k: v for k, v in whole_batches(o).asdict().items() if k not in _OUTSIDE}
     if callable(o.loss) and o.runId is not None:
         request["loss"] = told(lambda: f"{callable_name(o.loss)} {identity(o.loss)[:16]}")  # type: ignore[arg-type]
-    request |= {"rows": cache.fingerprint, **what_trains}
+    request |= {"rows": cache.fingerprint, "stateVersion": STATE, **what_trains}
     try:
         with contextlib.ExitStack() as stack:
             try:

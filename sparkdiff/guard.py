@@ -12,8 +12,9 @@ that test, with rows dealt into blocks that may be taken as independent, and fou
   2.5% they accept up to 5% with 50 groups.
 - Each column is divided by its own root sum of squares (Hansen 2005), so that one noisy, bad candidate neither drowns the
   others' gains nor, as the column drawn most often, hides that there was a choice among the others.
-- The column that ships, the one with the largest mean gain, is compared with the largest *score* of any column. Its own
-  score may be smaller than that of another, so the test keeps its level whatever the other columns are worth.
+- The column that ships, one with the largest mean gain, is compared with the largest *score* of any column. Its own score
+  may be smaller than that of another, so the test keeps its level whatever the other columns are worth, and however one of
+  those that gain the same was chosen.
 - Signs make the drawn distribution symmetric, but losses that are rarely large make gains skewed to the left, where a sample
   without its share of the rare losses looks both good and steady. Then the score is lowered to the signed root of the
   empirical likelihood ratio (Owen 1988), which follows the skewness; it is never raised.
@@ -53,7 +54,7 @@ class Verdict:
     """What the guard decided, and the figures it decided on."""
 
     accepted: bool
-    best: int  # column with the largest mean gain, -1 where the original is best
+    best: int  # column that ships if accepted, -1 where the original is best
     gain: float  # its mean gain in units of the loss, 0.0 where the original is best
     z: float  # gain / its block-wise standard error, 0.0 where the original is best; ignores that it was chosen
     p: float  # of a gain like this without a true one; 1.0 where the original is best
@@ -63,10 +64,16 @@ class Verdict:
     joined: int = 1  # neighbouring blocks that were counted as one
 
 
+def total_gain(gains: Tensor) -> Tensor:
+    """Sums over the blocks (..., B); -inf where a column has diverged: it isn't finite throughout, or can't be squared."""
+    return torch.where(gains.square().sum(-1).isfinite(), gains.sum(-1), -math.inf)
+
+
 def decide(
     gains: Tensor,
     weights: Tensor,
     *,
+    chosen: int | None = None,
     level: float = 0.025,
     original: Tensor | None = None,
     unit: Literal["rows", "groups", "blocks"] = "rows",
@@ -75,12 +82,15 @@ def decide(
     correlationTime: float | None = None,
     seed: int = 0,
 ) -> Verdict:
-    """Picks the column with the largest mean gain and tests whether it is a true gain. Touches no global state.
+    """Tests whether the gain of the column that ships is a true one. Touches no global state.
 
     Args:
         gains: (C, B) sums over the rows of each block of weight * (loss of the original - loss of the column). A column
             that is not finite throughout has diverged and is never picked.
         weights: (B,) sums of the weights; blocks of weight 0 are dropped.
+        chosen: the column that ships, -1 for the original: whoever holds its parameters has chosen it, and a second choice
+            here might end otherwise where columns gain the same. The test holds for any choice. Where not given, the column
+            with the largest mean gain, the first of several.
         level: p-value to accept; from 1 on any positive mean gain is accepted.
         original: (B,) sums of weight * loss of the original, for the interval of the relative gain.
         unit: what was dealt into blocks: rows or groups by hash, or contiguous `blocks` of time.
@@ -114,17 +124,15 @@ def decide(
         level, tail = shrunk, TAIL * shrunk / level
         gains, weights, loss = _join(gains, join), _join(weights, join), None if loss is None else _join(loss, join)
 
-    total = gains.sum(1)  # (C,)
-    norm = gains.square().sum(1).sqrt()
-    moved = norm.isfinite() & (norm > 0)  # a square that overflows counts as diverged
-    total = torch.where(moved, total, -math.inf)
-    best = int(total.argmax()) if len(total) else -1
-    if best < 0 or not total[best] > 0:
+    totals, norm = total_gain(gains), gains.square().sum(1).sqrt()  # (C,)
+    moved = norm.isfinite() & (norm > 0)
+    best = chosen if chosen is not None else int(totals.argmax()) if len(totals) else -1
+    if best < 0 or not totals[best] > 0:
         return Verdict(False, -1, 0.0, 0.0, 1.0, level, warnings, joined=join)
-    gain = float(total[best] / weights.sum())
+    gain = float(totals[best] / weights.sum())
     residual = gains[best] - gain * weights
     error = float(residual.norm()) * math.sqrt(len(weights) / max(len(weights) - 1, 1))
-    z = float(total[best]) / max(error, 1e-12 * float(total[best]))  # finite even where all blocks gain the same
+    z = float(totals[best]) / max(error, 1e-12 * float(totals[best]))  # finite even where all blocks gain the same
     p = _p_value(gains[moved] / norm[moved, None], _score(gains[best]), level, seed)
     ratios = None if loss is None else _interval(gains[moved], gains[best], loss, tail, seed)
     return Verdict(p < level or level >= 1, best, gain, z, p, level, warnings, ratios, join)

@@ -20,6 +20,7 @@ from sparkdiff import memory
 from sparkdiff.candidates import Candidates, Draw, can_reach
 from sparkdiff.folding import Folded, fold
 from sparkdiff.graph import Version
+from sparkdiff.guard import total_gain
 from sparkdiff.losses import Objective
 from sparkdiff.measure import Data, Score, scalar, widths
 from sparkdiff.metrics import Metric
@@ -38,7 +39,10 @@ SMALL_STEP = 10_000_000
 TOLERANCE = 1e-9
 """Relative difference of margins from which a network isn't folded; Spark and the network may differ by as much."""
 ROUNDING = 1e-12
-"""Share of the original's loss below which a gain is the rounding of another order of additions, and counts as none."""
+"""Share of the original's loss below which two gains differ by the rounding of another order of additions, and are the same."""
+
+STATE = 2
+"""Version of what `Training.state` holds; a run that was begun with another isn't gone on with."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +54,8 @@ class Trained:
         gains: (C, B) per column (candidate, epoch >= 1) the block sums of w * (loss of the original - loss).
         weights: (B,) block sums of w.
         steps: the (candidate, epoch) of each column of `gains`.
-        network: the network at the column with the largest mean gain (the original where none gains).
+        chosen: the column with the largest mean gain, the first of those that gain the same; -1 where none gains.
+        network: the network at that column (the original where none gains).
         moved: per parameter how far it moved, in its natural units: {uid.parameter: (largest, root mean square)}.
     """
 
@@ -58,6 +63,7 @@ class Trained:
     gains: Tensor
     weights: Tensor
     steps: list[tuple[int, int]]
+    chosen: int
     network: Network
     moved: dict[str, tuple[float, float]]
 
@@ -68,6 +74,8 @@ class Standing:
 
     metric: float
     flat: Tensor  # (p,)
+    gain: float = 0.0  # the sum of its blocks
+    column: int = -1  # where its blocks are among all gains; -1: it is the original
     since: int = 0
     active: bool = True
 
@@ -87,6 +95,7 @@ class Training:
         self.original, self.stats, self.monotone = original, stats or {}, monotone
         self.start = flattened(network)
         self.standings = [Standing(original.mean, self.start) for _ in recipes]
+        self.rounding = ROUNDING * float(original.blocks.abs().sum())
         self.history = [_entry(0, k, r, math.nan, original.value) for k, r in enumerate(recipes)]
         self.gains: list[Tensor] = []
         self.columns: list[tuple[int, int]] = []
@@ -99,8 +108,17 @@ class Training:
         return [k for k, s in enumerate(self.standings) if s.active]
 
     @property
+    def chosen(self) -> Standing:
+        """What ships: the best epoch of the candidate that gains most. Of equal gains the first: by epoch, then by candidate."""
+        best = Standing(self.original.mean, self.start)
+        for standing in sorted(self.standings, key=lambda s: s.column):
+            if self._exceeds(standing.gain, best):
+                best = standing
+        return best
+
+    @property
     def best(self) -> float:
-        return min(s.metric for s in self.standings)
+        return self.chosen.metric
 
     def begin(self, data: Data) -> Candidates:
         """Make the candidates that are active, as they were when the training was saved."""
@@ -190,12 +208,11 @@ class Training:
         for j, (k, loss, now) in enumerate(zip(active, losses, scores, strict=True)):
             self.history.append(_entry(self.epoch, k, self.recipes[k], loss, now.value))
             gains = self.original.blocks - now.blocks
-            if gains.sum().abs() <= ROUNDING * self.original.blocks.abs().sum():
+            if gains.abs().sum() <= self.rounding:
                 gains = torch.zeros_like(gains)
             self.gains.append(gains)
             self.columns.append((k, self.epoch))
-            mean = now.mean if bool((gains != 0).any()) else self.original.mean
-            if self._improves(self.standings[k], mean):
+            if self._improves(self.standings[k], now.mean):
                 self.standings[k].flat = parameters(j)
         if candidates.reach is not None:
             memory.trim()
@@ -207,20 +224,28 @@ class Training:
         return self.candidates or candidates
 
     def _improves(self, standing: Standing, metric: float) -> bool:
-        """Take note of an epoch; returns whether it is the candidate's best."""
-        better = metric < standing.metric
-        standing.metric, standing.since = (metric, 0) if better else (standing.metric, standing.since + 1)
+        """Take note of the newest column; returns whether it is the candidate's best."""
+        gain = float(total_gain(self.gains[-1]))
+        better = self._exceeds(gain, standing)
+        if better:
+            standing.metric, standing.gain, standing.column, standing.since = metric, gain, len(self.gains) - 1, 0
+        else:
+            standing.since += 1
         standing.active = math.isfinite(metric) and standing.since < self.options.patience
         return better
 
+    def _exceeds(self, gain: float, standing: Standing) -> bool:
+        return gain > standing.gain + self.rounding
+
     def found(self, network: Network) -> Trained:
         """What the training has found; `network` is the original."""
-        best = min(self.standings, key=lambda s: s.metric)
+        best = self.chosen
         out, moved = network.clone(), {}
-        if best.metric < self.original.mean:
+        if best.column >= 0:
             load(out, best.flat)
             moved = self.scales.moved(network, best.flat)
-        return Trained(self.history, torch.stack(self.gains), self.original.weights, self.columns, out, moved)
+        gains = torch.stack(self.gains)
+        return Trained(self.history, gains, self.original.weights, self.columns, best.column, out, moved)
 
 
 def train(

@@ -174,12 +174,15 @@ def test_from_a_thousand_validation_rows_four_candidates_run(
     assert gains.shape == (12, guard.MAX_BLOCKS)
     assert decided[0]["level"] == 0.025
     assert (decided[0]["unit"], decided[0]["units"]) == ("rows", int(w.sum()))
-    # gain and z from the block sums
-    best = gains[int(gains.sum(1).argmax())][w > 0]
+    # gain and z from the block sums of what ships
+    epoch, candidate = divmod(decided[0]["chosen"], 4)
+    best = gains[decided[0]["chosen"]][w > 0]
     held = summary.metrics["validation"]
     assert held is not None
     mean = float(best.sum() / w.sum())
     assert mean == pytest.approx(held["before"] - held["after"], rel=1e-9)
+    shipped = history[(history.epoch == epoch + 1) & (history.candidate == candidate)].validationMetric.item()
+    assert held["after"] == pytest.approx(shipped, rel=1e-9)
     residual = best - mean * w[w > 0]
     error = float(residual.norm()) / float(w.sum()) * math.sqrt(len(best) / (len(best) - 1))
     assert summary.z == pytest.approx(mean / error, rel=1e-9)

@@ -1,0 +1,170 @@
+"""What was tested ships: the guard's figures are those of the epoch and candidate whose parameters training kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from chains import F64, network, scales
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_metrics import METRICS, case
+from test_objectives import linear, stats
+from torch import Tensor
+
+from sparkdiff import guard
+from sparkdiff.losses import resolve
+from sparkdiff.measure import Score, Tally
+from sparkdiff.metrics import Metric
+from sparkdiff.options import Options
+from sparkdiff.parallel import Team
+from sparkdiff.recipes import Recipe
+from sparkdiff.scales import flattened
+from sparkdiff.train import Trained, Training
+
+ROWS, TWINS = 20, 4  # as many rows in one, of the same label and weight
+PLACES = torch.arange(ROWS * TWINS).view(TWINS, ROWS)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Two threads on small matrices mostly wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@dataclass
+class Columns:
+    """Candidates whose scores are known beforehand; all parameters of candidate k in an epoch are count * epoch + k."""
+
+    scores_of: Callable[[int, int], Score]  # of a candidate and an epoch
+    count: int
+    rows: list[int]
+    loss: float = 0.0
+    epoch: int = 0
+    reach: None = None
+
+    def end_epoch(self, scale: float) -> list[float]:
+        self.epoch += 1
+        return [self.loss] * len(self.rows)
+
+    def scores(self, *_: Any) -> tuple[list[Score], Callable[[int], Tensor]]:
+        first = self.count * self.epoch
+        return [self.scores_of(k, self.epoch) for k in self.rows], lambda j: torch.full(
+            (2,), first + self.rows[j], dtype=F64
+        )
+
+    def kept(self, rows: Sequence[int]) -> Columns:
+        return Columns(self.scores_of, self.count, [self.rows[j] for j in rows], self.loss, self.epoch)
+
+
+def trained(
+    original: Score, scores_of: Callable[[int, int], Score], candidates: int, epochs: int, **given: Any
+) -> Trained:
+    """What a training finds whose candidates have these scores."""
+    options = Options.of({"maxEpochs": epochs, "patience": epochs, **given})
+    net = network((linear(), ["x"], "prediction"))
+    training = Training(net, [Recipe(0.1, 0.0)] * candidates, options, scales(net, {"x": 1}, options), original)
+    training.candidates = now = Columns(scores_of, candidates, list(range(candidates)))  # type: ignore[assignment]
+    objective = resolve("squared", {}, net.head, ("prediction",), stats())
+    while not training.ended:
+        now = training.validate(now, None, objective, Metric("any"))  # type: ignore[arg-type]
+    return training.found(net)
+
+
+def shipped(found: Trained, candidates: int) -> tuple[int, int] | None:
+    """The candidate and the epoch whose parameters the network holds, None where they are the original's."""
+    [mark] = set(flattened(found.network).tolist())
+    return None if found.chosen < 0 else (int(mark) % candidates, int(mark) // candidates)
+
+
+def tied(name: str, seed: int, levels: int) -> tuple[Score, list[Callable[[torch.Generator], Score]]]:
+    """The original's score, and what draws a better one: by level, the same value each time, but of other rows.
+
+    Rows of one label and weight exchange their predictions, which changes no metric but for the order of additions.
+    """
+    metric, head, margin, y = case(name)
+    generator = torch.Generator().manual_seed(seed)
+    y, weight = y[:ROWS].repeat(TWINS), torch.randint(1, 4, (ROWS,), generator=generator).double().repeat(TWINS) / 7
+
+    def score(margin: Tensor) -> Score:
+        tally = Tally(metric, head)
+        tally.add(margin, y, weight, torch.arange(len(y)))
+        return tally.score(Team())
+
+    def margins() -> Tensor:
+        out = margin[torch.randperm(len(margin), generator=generator)]
+        if name == "weibull":  # whether the event was seen belongs to the label
+            out[:, 2] = margin[:ROWS, 2].repeat(TWINS)
+        return out
+
+    def exchanged(margin: Tensor) -> Callable[[torch.Generator], Score]:
+        return lambda g: score(margin[PLACES.gather(0, torch.rand(TWINS, ROWS, generator=g).argsort(0)).flatten()])
+
+    found = sorted((margins() for _ in range(levels + 1)), key=lambda m: -score(m).mean)
+    return score(found[0]), [exchanged(m) for m in found[1:]]
+
+
+@pytest.mark.parametrize("name", METRICS)
+@settings(max_examples=5, deadline=None)
+@given(seed=st.integers(0, 10**6), candidates=st.integers(1, 4), epochs=st.integers(1, 6), data=st.data())
+def test_what_was_tested_ships(name: str, seed: int, candidates: int, epochs: int, data: st.DataObject) -> None:
+    original, levels = tied(name, seed, 2)
+    which = data.draw(st.lists(st.integers(0, 1), min_size=candidates * epochs, max_size=candidates * epochs))
+    scores = [levels[level](torch.Generator().manual_seed(i)) for i, level in enumerate(which)]
+    found = trained(original, lambda k, epoch: scores[candidates * (epoch - 1) + k], candidates, epochs)
+    ships = shipped(found, candidates)
+    verdict = guard.decide(found.gains, found.weights, chosen=found.chosen, original=original.blocks, units=80)
+    totals = found.gains.sum(1)
+    best = float(totals.max())
+    if not best > 1e-9 * float(original.blocks.abs().sum()):
+        assert (found.chosen, ships, verdict.best) == (-1, None, -1)
+        return
+    assert ships == found.steps[verdict.best]
+    # Of equal gains the first: by epoch, then by candidate.
+    assert verdict.best == int((totals >= best * (1 - 1e-9)).nonzero()[0])
+    gains = original.blocks - scores[candidates * (ships[1] - 1) + ships[0]].blocks
+    mean, used = gains.sum() / original.weights.sum(), original.weights > 0
+    error = (gains - mean * original.weights)[used].norm() * math.sqrt(80 / 79) / original.weights.sum()
+    assert verdict.gain == pytest.approx(float(mean), rel=1e-9)
+    assert verdict.z == pytest.approx(float(mean / error), rel=1e-9)
+    others = [g for i, g in enumerate(found.gains) if i != verdict.best]
+    first = guard.decide(
+        torch.stack([gains, *others]), found.weights, chosen=0, original=original.blocks, units=80
+    )  # fmt: skip
+    assert verdict.p == pytest.approx(first.p, rel=1e-9)
+    assert verdict.interval == pytest.approx(first.interval, rel=1e-9)
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 10**6), candidates=st.integers(1, 4))
+def test_the_order_of_additions_chooses_nothing(seed: int, candidates: int) -> None:
+    """Several processes add the same numbers in another order, which may change the last bits of every sum."""
+    original, [level] = tied("accuracy", seed, 1)
+    scores = [level(torch.Generator().manual_seed(i)) for i in range(3 * candidates)]
+    noise = torch.Generator().manual_seed(seed)
+
+    def rounded(score: Score) -> Score:
+        error = 1 + 4e-16 * torch.randint(-1, 2, score.blocks.shape, generator=noise)
+        return Score(score.blocks * error, score.weights, score.below, score.sign)
+
+    runs = [
+        trained(original, lambda k, epoch, change=change: change(scores[candidates * (epoch - 1) + k]), candidates, 3)
+        for change in (lambda s: s, rounded, rounded)
+    ]  # fmt: skip
+    assert len({run.chosen for run in runs}) == 1
+
+
+def test_a_column_that_gains_here_what_it_loses_there_counts_as_tried() -> None:
+    """It is none that ships, but the best of all is compared with it, too."""
+    ones = torch.ones(60, dtype=F64)
+    even = torch.tensor([1.0, -1.0], dtype=F64).repeat(30)
+    found = trained(Score(5 * ones, ones, 0), lambda k, epoch: Score(5 * ones - even, ones, 0), 1, 2)
+    assert found.chosen == -1
+    assert found.gains.tolist() == [even.tolist()] * 2
