@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ from sparkdiff.options import Options
 from sparkdiff.report import p_value
 from sparkdiff.slices import Change
 from sparkdiff.stages.predictor import Predictor
-from sparkdiff.train import Trained
+from sparkdiff.train import Trained, diverged
 
 NAMED = 3  # slices that a reason names
 STRICTER = 10
@@ -133,16 +134,51 @@ def _differences(data: Data, metric: Metric, one: Network, other: Network) -> Te
     return (first - second)[times.argsort(stable=True)]
 
 
-def reason(judgement: Judgement, options: Options, metric: Metric, original: float) -> str:
+def divergence(history: Sequence[Mapping[str, Any]], options: Options) -> str:
+    """How many candidates diverged, when, and what to do about it; empty where none did."""
+    lost, total = diverged(history), candidates(history)
+    if not lost:
+        return ""
+    first, last = min(row["epoch"] for row in lost), max(row["epoch"] for row in lost)
+    when = f"epoch {first}" if first == last else f"epochs {first} to {last}"
+    if len(lost) == total:
+        who, how = (
+            f"all {total} candidates" if total > 1 else "the only candidate",
+            f"learningRate={options.learningRate:g}",
+        )
+    else:
+        who, how = f"{len(lost)} of {total} candidates", "; ".join(row["recipe"] for row in lost)
+    by_rate = [row["recipe"].startswith(options.optimizer) for row in lost]  # the others take steps of their own
+    remedies = (
+        [f"lower learningRate or {'set ' if options.gradientClip is None else ''}gradientClip"] if any(by_rate) else []
+    )
+    remedies += [] if all(by_rate) else ["choose recipe=default, which leaves out lbfgs and newton"]
+    return f"{who} diverged in {when} ({how}): {', and '.join(remedies)}"
+
+
+def candidates(history: Sequence[Mapping[str, Any]]) -> int:
+    """How many there were."""
+    return len({row["candidate"] for row in history})
+
+
+def reason(
+    judgement: Judgement, options: Options, metric: Metric, original: float, history: Sequence[Mapping[str, Any]] = ()
+) -> str:  # fmt: skip
     """Why the original is kept or not, in a sentence that holds the figures.
 
     Args:
         original: the original's metric on the validation rows.
+        history: a row per epoch and candidate.
     """
     verdict, o = judgement.verdict, options
     if verdict.best < 0:
-        better = f"{metric.direction} {metric.name}"
-        return f"no epoch of any candidate had a {better} on the validation rows: nothing to gain from here"
+        better = f"had a {metric.direction} {metric.name} on the validation rows"
+        lost = divergence(history, o)
+        if len(diverged(history)) == candidates(history) > 0:
+            return f"{lost}; no epoch before {better}, so what there is to gain isn't known"
+        if lost:
+            return f"no epoch of any other candidate {better}, and {lost}"
+        return f"no epoch of any candidate {better}: nothing to gain from here"
     gain = f"the best epoch's gain of {verdict.gain / max(abs(original), 1e-12):.2%} on the validation rows"
     parts = [f" / fleetSize {o.fleetSize:,}"] if o.fleetSize > 1 else []
     parts += [f" / {judgement.stricter} as thresholds train"] if judgement.stricter > 1 else []

@@ -17,7 +17,7 @@ from pyspark.util import VersionUtils
 
 from sparkdiff import cache as caches
 from sparkdiff import datachecks, faithful, guard, jvm, launch, memory, monotone
-from sparkdiff.acceptance import Judgement, check_options, judge, reason
+from sparkdiff.acceptance import Judgement, candidates, check_options, divergence, judge, reason
 from sparkdiff.attributes import SchemaOrRows
 from sparkdiff.cache import Cache
 from sparkdiff.checkpoint import RunFolder, folder_name, not_writable, untold
@@ -43,7 +43,7 @@ from sparkdiff.stages.base import SUPPORT, LabelStats, columns_of
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.stream import Stream, copies
 from sparkdiff.summary import FineTuningSummary
-from sparkdiff.train import STATE, Trained
+from sparkdiff.train import STATE, Trained, diverged
 
 FOLDED = 1e-6
 """Relative difference allowed between a metric of the folded candidates and of the network itself."""
@@ -421,6 +421,8 @@ def _summary(
     scale, sign = max(abs(held["before"]), 1e-12), before[VALIDATION].sign
     warnings = [*verdict.warnings, *unreadable_by_older_spark(task.model), *doubts]
     warnings += [f"{loss}; training went on from the last checkpoint" for loss in lost]
+    if (lost_candidates := divergence(found.history, task.options)) and verdict.best >= 0:  # else the reason says it
+        warnings.append(lost_candidates)
     if judged.reference is not None and judged.reference.p is None:
         warnings.append(
             f"the reference rows come from {judged.reference.units} groups or blocks, fewer than {guard.MIN_UNITS}: they "
@@ -447,7 +449,7 @@ def _summary(
         )
     return FineTuningSummary(
         decision="tuned" if judged.accepted else "kept original",
-        reason=reason(judged, task.options, metric, held["before"]),
+        reason=reason(judged, task.options, metric, held["before"], found.history),
         metric=metric.name, metricDirection=metric.direction, metrics=metrics,
         gain=sign * (held["before"] - held["after"]) / scale,
         z=verdict.z, p=verdict.p, records=found.history,
@@ -463,6 +465,7 @@ def _summary(
         slices=[dataclasses.asdict(c) for c in judged.slices],
         reference=None if judged.reference is None else dataclasses.asdict(judged.reference),
         compatibility=None if judged.compatibility is None else dataclasses.asdict(judged.compatibility),
+        candidates=candidates(found.history), diverged=len(diverged(found.history)),
     )  # fmt: skip
 
 

@@ -25,6 +25,8 @@ class FineTuningSummary:
         gain: (before - after) / max(abs(before), 1e-12) on validation rows, negated where larger is better: better is positive.
         z: mean gain of the chosen epoch over its block-wise standard error; 0.0 when the original is best.
         p: p-value of the max-bootstrap over all epochs and candidates.
+        candidates, diverged: how many were trained, and how many of them diverged (their loss or metric was no longer
+            finite) and stopped there; None in what an earlier version saved.
         records: the rows of `history`, one per epoch and candidate; epoch 0 is the original.
         parity: {"before", "after"} of write-back: rows, largest relative difference per column, label disagreements.
         stages: how far each parameter moved, in its natural units: {"uid.parameter": {"largest", "rootMeanSquare"}}.
@@ -63,6 +65,8 @@ class FineTuningSummary:
     slices: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     reference: dict[str, Any] | None = None
     compatibility: dict[str, Any] | None = None
+    candidates: int | None = None
+    diverged: int | None = None
 
     @property
     def history(self) -> pd.DataFrame:

@@ -208,11 +208,13 @@ class Training:
         for j, (k, loss, now) in enumerate(zip(active, losses, scores, strict=True)):
             self.history.append(_entry(self.epoch, k, self.recipes[k], loss, now.value))
             gains = self.original.blocks - now.blocks
+            if not math.isfinite(loss):
+                gains = torch.full_like(gains, math.nan)  # it has diverged, whatever the metric makes of it
             if gains.abs().sum() <= self.rounding:
                 gains = torch.zeros_like(gains)
             self.gains.append(gains)
             self.columns.append((k, self.epoch))
-            if self._improves(self.standings[k], now.mean):
+            if self._improves(self.standings[k], now.mean if math.isfinite(loss) else math.nan):
                 self.standings[k].flat = parameters(j)
         if candidates.reach is not None:
             memory.trim()
@@ -254,8 +256,9 @@ def train(
 ) -> None:  # fmt: skip
     """Train on the train split to the end, and measure on the validation split after every epoch.
 
-    All candidates see the same batches. A candidate stops when its validation metric hasn't improved for
-    `options.patience` epochs, or when it diverges. `on_step` is called after every step and every epoch.
+    All candidates see the same batches. A candidate stops when its validation metric hasn't improved for `options.patience`
+    epochs, or when it diverges: its training loss or its metric isn't finite. `on_step` is called after every step and every
+    epoch.
     """
     options = training.options
     with one_thread_for_small_steps(len(training.scales.unit) * options.batchSize):
@@ -316,6 +319,15 @@ def one_thread_for_small_steps(work: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def diverged(history: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Of each candidate that diverged the row of the history in which it did; it has no later one."""
+    return [
+        row
+        for row in history
+        if row["epoch"] and not (math.isfinite(row["trainLoss"]) and math.isfinite(row["validationMetric"]))
+    ]
 
 
 def _entry(epoch: int, candidate: int, recipe: Recipe, train: float, validation: float) -> dict[str, Any]:

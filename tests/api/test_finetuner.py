@@ -170,6 +170,7 @@ def test_from_a_thousand_validation_rows_four_candidates_run(
     ]
     assert list(history.groupby("candidate")["learningRate"].first()) == [1e-3, 3e-3, 1e-2, 1e-2]
     assert list(history.groupby("candidate")["regAnchor"].first()) == [1e-3, 1e-3, 1e-3, 1e-1]
+    assert (summary.candidates, summary.diverged) == (4, 0)
     gains, w = decided[0]["gains"], decided[0]["weights"]
     assert gains.shape == (12, guard.MAX_BLOCKS)
     assert decided[0]["level"] == 0.025
@@ -186,6 +187,22 @@ def test_from_a_thousand_validation_rows_four_candidates_run(
     residual = best - mean * w[w > 0]
     error = float(residual.norm()) / float(w.sum()) * math.sqrt(len(best) / (len(best) - 1))
     assert summary.z == pytest.approx(mean / error, rel=1e-9)
+
+
+def test_four_candidates_that_diverge_are_told_from_nothing_to_gain(
+    df: DataFrame, numeric: PipelineModel, shared: Path, tmp_path: Path
+) -> None:
+    given: dict[str, Any] = {"validationFraction": 0.75, "learningRate": 1e6, "checkpointDir": str(tmp_path)}
+    for _ in range(2):  # the second is read from the first one's checkpoint
+        found = tune(numeric, df, shared, runId="diverged", **given)
+        s = found.summary
+        assert found.pipelineModel is numeric
+        assert (s.decision, s.candidates, s.diverged) == ("kept original", 4, 4)
+        assert s.reason.startswith(
+            "all 4 candidates diverged in epoch 1 (learningRate=1e+06): lower learningRate or set gradientClip"
+        )
+        assert "nothing to gain" not in str(s)
+        assert (s.asdict()["candidates"], s.asdict()["diverged"]) == (4, 4)
 
 
 def test_a_single_stage_comes_back_as_that_stage(df: DataFrame, folder: Path) -> None:

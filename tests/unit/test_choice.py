@@ -1,4 +1,4 @@
-"""What was tested ships: the guard's figures are those of the epoch and candidate whose parameters training kept."""
+"""What training keeps of its candidates: the column that was tested ships, and those that diverged are counted."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from test_objectives import linear, stats
 from torch import Tensor
 
 from sparkdiff import guard
+from sparkdiff.acceptance import Judgement, divergence, reason
 from sparkdiff.losses import resolve
 from sparkdiff.measure import Score, Tally
 from sparkdiff.metrics import Metric
@@ -24,7 +25,7 @@ from sparkdiff.options import Options
 from sparkdiff.parallel import Team
 from sparkdiff.recipes import Recipe
 from sparkdiff.scales import flattened
-from sparkdiff.train import Trained, Training
+from sparkdiff.train import Trained, Training, diverged
 
 ROWS, TWINS = 20, 4  # as many rows in one, of the same label and weight
 PLACES = torch.arange(ROWS * TWINS).view(TWINS, ROWS)
@@ -65,13 +66,13 @@ class Columns:
 
 
 def trained(
-    original: Score, scores_of: Callable[[int, int], Score], candidates: int, epochs: int, **given: Any
-) -> Trained:
+    original: Score, scores_of: Callable[[int, int], Score], candidates: int, epochs: int, loss: float = 0.0, **given: Any
+) -> Trained:  # fmt: skip
     """What a training finds whose candidates have these scores."""
     options = Options.of({"maxEpochs": epochs, "patience": epochs, **given})
     net = network((linear(), ["x"], "prediction"))
     training = Training(net, [Recipe(0.1, 0.0)] * candidates, options, scales(net, {"x": 1}, options), original)
-    training.candidates = now = Columns(scores_of, candidates, list(range(candidates)))  # type: ignore[assignment]
+    training.candidates = now = Columns(scores_of, candidates, list(range(candidates)), loss)  # type: ignore[assignment]
     objective = resolve("squared", {}, net.head, ("prediction",), stats())
     while not training.ended:
         now = training.validate(now, None, objective, Metric("any"))  # type: ignore[arg-type]
@@ -168,3 +169,61 @@ def test_a_column_that_gains_here_what_it_loses_there_counts_as_tried() -> None:
     found = trained(Score(5 * ones, ones, 0), lambda k, epoch: Score(5 * ones - even, ones, 0), 1, 2)
     assert found.chosen == -1
     assert found.gains.tolist() == [even.tolist()] * 2
+
+
+# Divergence -----------------------------------------------------------------------------------------------------------
+
+
+def run(*metrics: Sequence[float], losses: float = 0.0, **given: Any) -> tuple[Trained, str, str]:
+    """Candidates with these metrics, epoch by epoch, of an original of 5; what is told of those that diverged."""
+    ones = torch.ones(60, dtype=F64)
+    found = trained(
+        Score(5 * ones, ones, 0), lambda k, epoch: Score(metrics[k][epoch - 1] * ones, ones, 0), len(metrics),
+        len(metrics[0]), loss=losses, **given,
+    )  # fmt: skip
+    options = Options.of(given)
+    verdict = guard.decide(found.gains, found.weights, chosen=found.chosen)
+    told = reason(Judgement(verdict, None), options, Metric("rmse"), 5.0, found.history)
+    return found, told, divergence(found.history, options)
+
+
+def test_all_candidates_that_diverge_say_nothing_about_what_there_is_to_gain() -> None:
+    found, told, _ = run([math.nan], [math.inf], learningRate=100.0)
+    assert told == (
+        "all 2 candidates diverged in epoch 1 (learningRate=100): lower learningRate or set gradientClip; no epoch before had "
+        "a smaller rmse on the validation rows, so what there is to gain isn't known"
+    )
+    assert (len(diverged(found.history)), found.chosen) == (2, -1)
+    assert "the only candidate diverged in epoch 2 (" in run([6.0, math.nan])[1]
+    assert "in epochs 1 to 2 (" in run([6.0, math.nan], [math.nan, 1.0], gradientClip=1.0)[1]
+    assert "lower learningRate or gradientClip;" in run([math.nan], gradientClip=1.0)[1]
+
+
+def test_a_loss_that_is_not_finite_ends_a_candidate_whatever_its_metric() -> None:
+    found, told, _ = run([4.0, 3.0], losses=math.inf)
+    assert (found.chosen, len(found.history), len(diverged(found.history))) == (-1, 2, 1)
+    assert "diverged in epoch 1" in told
+
+
+def test_some_candidates_that_diverge_are_counted() -> None:
+    found, told, lost = run([6.0, 6.0], [6.0, math.nan])
+    assert told.startswith(
+        "no epoch of any other candidate had a smaller rmse on the validation rows, and 1 of 2 candidates"
+    )
+    assert (
+        lost == "1 of 2 candidates diverged in epoch 2 (adam 0.1, regAnchor 0): lower learningRate or set gradientClip"
+    )
+    found, told, lost = run([4.0, 3.0], [2.0, math.nan])  # what it had before counts
+    assert found.steps[found.chosen] == (1, 1)
+    assert (len(diverged(found.history)), "diverged" in told, bool(lost)) == (1, False, True)
+    assert run([6.0])[1:] == (
+        "no epoch of any candidate had a smaller rmse on the validation rows: nothing to gain from here", ""
+    )  # fmt: skip
+
+
+def test_steps_that_do_not_depend_on_the_learning_rate_have_another_remedy() -> None:
+    rows = [{"epoch": 1, "candidate": 0, "recipe": "lbfgs 1", "trainLoss": math.nan, "validationMetric": math.nan}]
+    well = [rows[0] | {"candidate": 1, "trainLoss": 1.0, "validationMetric": 1.0}]
+    assert divergence(rows + well, Options()).endswith(
+        "(lbfgs 1): choose recipe=default, which leaves out lbfgs and newton"
+    )
