@@ -291,7 +291,7 @@ def check_label(bound: Bound, head: Predictor, y: LabelStats, column: str, fract
             refuse(fractional, rule)
     elif bound.name == "weibull" and y.low <= 0:
         refuse(y.low, "times > 0; drop such rows")
-    elif bound.name == "logLoss" and (y.low < 0 or y.high > 1):
+    elif bound.name in ("logLoss", "brier") and (y.low < 0 or y.high > 1):
         refuse(y.low if y.low < 0 else y.high, f"labels from 0 to 1{_indexed(column, y, 1, fractional)}")
     elif power is not None and power < 2 and y.low < 0:
         refuse(y.low, "labels >= 0; drop such rows or choose another loss")

@@ -33,7 +33,6 @@ DEFAULTS = {"auc": "areaUnderROC", "cost": "expectedCost"}
 PARAMS: dict[str, dict[str, Any]] = {
     **{name: dict.fromkeys(params) for name, params in LOSS_PARAMS.items()},
     "expectedCost": {"costs": None},
-    "expectedCalibrationError": {"numBins": 15.0},
     "weightedFMeasure": {"beta": 1.0},
     "fMeasureByLabel": {"beta": 1.0, "metricLabel": 0.0},
     **{
@@ -169,7 +168,9 @@ def _named(name: str, params: Mapping[str, Any], head: Predictor, columns: tuple
             needs="rows of both classes",
             ranks=True,
         )
-    if name in MULTICLASS or name in ("expectedCost", "expectedCalibrationError"):
+    if name == "brier":
+        return Metric(name, rows=_brier(head))
+    if name in MULTICLASS or name == "expectedCost":
         if not head.classes:
             raise InputError(
                 f"metric={name!r} needs classes, which {type(head).__name__} doesn't predict; use one of {', '.join(REGRESSION)}"
@@ -243,6 +244,24 @@ def area_under_pr(score: Tensor, y: Tensor, w: Tensor) -> Tensor:
 
 
 BINARY: dict[str, Value] = {"areaUnderROC": area_under_roc, "areaUnderPR": area_under_pr}
+
+
+def _brier(head: Predictor) -> Rows:
+    """The Brier score (1950): (p - y)^2 of class 1 where there are two, the sum of (p_k - 1[y = k])^2 over k of several.
+
+    The original sums over two classes as well, which is twice as much; this is what scikit-learn's brier_score_loss gives.
+    """
+    if not head.classes and head.own_loss()[0] == "logLoss":
+        return lambda m, y, w: (head.mean(m) - y) ** 2
+    if not head.classes or not head.probable:
+        raise InputError(f"metric='brier' measures probabilities, which {type(head).__name__} doesn't output")
+    half = 2.0 if head.classes == 2 else 1.0
+
+    def rows(margin: Tensor, y: Tensor, w: Tensor) -> Tensor:
+        came = torch.nn.functional.one_hot(index(y, head.classes), head.classes)
+        return ((probabilities(margin) - came) ** 2).sum(1) / half
+
+    return rows
 
 
 # Classes --------------------------------------------------------------------------------------------------------------
@@ -322,10 +341,6 @@ def _classes(name: str, params: Mapping[str, Any], head: Predictor) -> Metric:
             return torch.where(found.isnan(), torch.nan, costs[index(y, k), index(found, k)])
 
         return Metric(name, rows=cost)
-    if name == "expectedCalibrationError":
-        if not head.probable:
-            raise InputError(f"metric={name!r} measures probabilities, which {type(head).__name__} doesn't output")
-        return _calibration(name, params["numBins"])
     beta, label = params.get("beta", 1.0), params.get("metricLabel", 0.0)
     if not isinstance(beta, (int, float)) or not beta > 0:
         raise InputError(f"metric={name!r} needs metricParams={{'beta': > 0}}. Got {beta!r} instead")
@@ -350,21 +365,3 @@ def _classes(name: str, params: Mapping[str, Any], head: Predictor) -> Metric:
 
     larger = name != "weightedFalsePositiveRate"
     return Metric(name, larger, column=decision, value=weighted, needs="" if larger else "rows of several classes")
-
-
-def _calibration(name: str, bins: Any) -> Metric:
-    """Expected calibration error (Guo et al. 2017): mean over equal bins of |accuracy - mean confidence|, by the bins' weight."""
-    if not isinstance(bins, (int, float)) or bins < 1 or bins != int(bins):
-        raise InputError(f"metric={name!r} needs metricParams={{'numBins': a whole number >= 1}}. Got {bins!r} instead")
-
-    def column(margin: Tensor) -> Tensor:
-        confidence, found = probabilities(margin).max(1)
-        return torch.stack([confidence, found.to(confidence.dtype)], 1)
-
-    def value(columns: Tensor, y: Tensor, w: Tensor) -> Tensor:
-        confidence, found = columns.unbind(1)
-        bin_ = (confidence * bins).long().clamp_max(int(bins) - 1)
-        gaps = w.new_zeros(int(bins)).index_add(0, bin_, w * ((found == y).to(w.dtype) - confidence))
-        return gaps.abs().sum() / w.sum()
-
-    return Metric(name, column=column, value=value)

@@ -22,14 +22,21 @@ METRICS = (
     *("rmse", "mse", "r2", "mae", "var", "areaUnderROC", "areaUnderPR"),
     *("f1", "accuracy", "weightedPrecision", "weightedRecall", "weightedTruePositiveRate", "weightedFalsePositiveRate"),
     *("weightedFMeasure", "truePositiveRateByLabel", "falsePositiveRateByLabel", "precisionByLabel", "recallByLabel"),
-    *("fMeasureByLabel", "hammingLoss", "poissonDeviance", "expectedCost", "expectedCalibrationError"),
+    *("fMeasureByLabel", "hammingLoss", "poissonDeviance", "expectedCost", "brier"),
 )
 """Losses, and the metrics of Spark's evaluators by their names there."""
+REPORTED = {
+    "expectedCalibrationError": "metric='expectedCalibrationError' can't decide: chance alone makes it larger, the more so the "
+    "more of its bins are filled, so a model that shows fewer different probabilities seems better. Set metric to logLoss or "
+    "brier, which are smaller for better calibrated probabilities; `compatibility` in the summary has the calibration error "
+    "before and after"
+}
+"""Metrics that are reported and can't decide, and why."""
 PENALTIES = ("parityGap", "monotone")
 
 
 def option(default: Any, help: str, **rules: Any) -> Any:
-    """A field with its help and its rules: kind, low, high, openLow, openHigh, choices, callable, sum, lists, nested."""
+    """A field with its help and its rules: kind, low, high, openLow, openHigh, choices, refused, callable, sum, lists, nested."""
     if isinstance(default, dict):
         return dataclasses.field(default_factory=lambda: dict(default), metadata={"help": help, "kind": dict, **rules})
     return dataclasses.field(default=default, metadata={"help": help, "kind": type(default), **rules})
@@ -49,8 +56,8 @@ class Options:
     timeCol: str | None = option(None, "the latest part is held out, and the gain is tested by contiguous blocks", kind=str)
     loss: str | Callable[..., Any] | Mapping[str, float] = option("auto", "what training minimises: a name, a weighted sum {name: weight}, or a callable loss(outputs, label, weight) or its module:qualname", choices=LOSSES, callable=True, sum=True)
     lossParams: Mapping[str, Any] = option({}, "parameters of the loss: delta (huber), tau (quantile), power (tweedie), gamma (focal), costs (cost), classWeights (losses of classes)", lists=True)
-    metric: str | None = option(None, "what picks the epoch and is tested: the name of a loss or of a metric of Spark's evaluators; the loss itself where unset", kind=str, choices=METRICS)
-    metricParams: Mapping[str, Any] = option({}, "parameters of the metric: those of its loss, costs, beta, metricLabel, numBins; lossParams' where unset", lists=True)
+    metric: str | None = option(None, "what picks the epoch and is tested: the name of a loss or of a metric of Spark's evaluators; the loss itself where unset", kind=str, choices=METRICS, refused=REPORTED)
+    metricParams: Mapping[str, Any] = option({}, "parameters of the metric: those of its loss, costs, beta, metricLabel; lossParams' where unset", lists=True)
     penalties: Mapping[str, Mapping[str, float]] = option({}, "terms added in training only: {parityGap: {column: strength}, monotone: {feature: strength, its sign the coefficient's}}", nested=PENALTIES)
     freeze: tuple[str, ...] = option((), "stages that keep their parameters: uid, class name or output column")
     unfreeze: tuple[str, ...] = option((), "parameters to train that do so on request only: <uid, class name or output column>.<parameter>", items="names of parameters")
@@ -189,6 +196,8 @@ def convert(field: dataclasses.Field[Any], value: Any) -> Any:
     if not good:
         raise TypeError(f"The {name!r} option must be {a(kind)}. Got {value!r} instead.")
     value = kind(value)
+    if value in rules.get("refused", ()):
+        raise ValueError(rules["refused"][value])
     if "choices" in rules and value not in rules["choices"]:
         hint = did_you_mean(value, rules["choices"])
         near = f" {hint}" if hint.startswith("Did") else ""

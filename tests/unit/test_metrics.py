@@ -116,6 +116,7 @@ def references() -> dict[str, Any]:
         "gamma": lambda w: m.mean_gamma_deviance(y, g, sample_weight=w) / 2,
         "tweedie": lambda w: m.mean_tweedie_deviance(y, g, power=1.3, sample_weight=w) / 2,
         "logLoss": lambda w: m.log_loss(y3, p, sample_weight=w),
+        "brier": lambda w: m.brier_score_loss(y3, p, labels=range(3), sample_weight=w),
         "hinge": lambda w: m.hinge_loss(y3, M3.numpy(), sample_weight=w),
         "areaUnderROC": lambda w: m.roc_auc_score(y2, SCORE, sample_weight=w),
         "expectedCost": lambda w: np.average(np.array(COSTS)[y2.astype(int), decided], weights=w),
@@ -138,7 +139,7 @@ def references() -> dict[str, Any]:
 
 
 # The formula is Spark's own, or has no reference in scikit-learn; r2 and areaUnderPR are compared with Spark in tests/api.
-OWN = {"r2", "areaUnderPR", "expectedCalibrationError", "cost", "focal", "huber"}
+OWN = {"r2", "areaUnderPR", "cost", "focal", "huber"}
 
 
 @pytest.mark.parametrize("name", [n for n in METRICS if n not in OWN])
@@ -166,19 +167,14 @@ def test_the_area_under_pr_by_hand() -> None:
 
 
 @pytest.mark.parametrize("weights", [torch.ones_like(W), W])
-def test_the_calibration_error_by_bins(weights: Tensor) -> None:
-    found, head, margin, y = case("expectedCalibrationError")
-    p = np.exp(margin.numpy()) / np.exp(margin.numpy()).sum(1, keepdims=True)
-    confidence, hit, w = p.max(1), p.argmax(1) == y.numpy(), weights.numpy()
-    expected = 0.0
-    for low in range(15):
-        here = (confidence > low / 15) & (confidence <= (low + 1) / 15) & (w > 0)
-        if here.any():
-            gap = np.average(hit[here], weights=w[here]) - np.average(confidence[here], weights=w[here])
-            expected += w[here].sum() / w.sum() * abs(gap)
-    assert values(found, head, margin, y, weights)[0] == pytest.approx(expected, rel=1e-12)
-    sure = tensor([[1000.0, 0.0, 0.0]])  # confidence 1 is in the last bin
-    assert values(found, head, sure, tensor([1.0]), torch.ones(1, dtype=torch.float64))[0] == 1.0
+def test_the_brier_score_of_two_classes_is_of_the_second(weights: Tensor) -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    expected = metrics.brier_score_loss(Y2, torch.sigmoid(SCORE), sample_weight=weights)
+    softmax = torch.stack([torch.zeros_like(SCORE), SCORE], 1)
+    for head, margin in ((BINARY, SCORE), (logistic(2, 2), softmax), (glr("binomial", "logit"), SCORE)):
+        assert values(metric("brier", head), head, margin, Y2, weights)[0] == pytest.approx(expected, rel=1e-12)
+    with pytest.raises(InputError, match=r"holds 2.0, but brier on .* needs labels from 0 to 1"):
+        check_label(metric("brier", head), head, stats([0.0, 2.0]), "y", None)
 
 
 @pytest.mark.parametrize("name", [name for name in METRICS if name != "r2"])  # Spark's r2 doesn't count weights so
@@ -229,7 +225,7 @@ def test_the_direction_is_the_field_s(name: str) -> None:
     smaller = {
         *("rmse", "mse", "mae", "squared", "absolute", "quantile", "poisson", "gamma", "tweedie", "poissonDeviance"),
         *("logLoss", "hammingLoss", "weightedFalsePositiveRate", "falsePositiveRateByLabel", "expectedCost"),
-        *("expectedCalibrationError", "weibull", "oneVsRest"),
+        *("brier", "weibull", "oneVsRest"),
     }
     found = case(name)[0]
     assert found.name == name
@@ -317,7 +313,7 @@ def test_a_perfect_fit() -> None:
         assert values(metric(name, THREE), THREE, right, Y3, W)[0] == pytest.approx(best, rel=1e-15)
 
 
-@pytest.mark.parametrize("name", ["areaUnderROC", "accuracy", "expectedCost", "logLoss", "expectedCalibrationError"])
+@pytest.mark.parametrize("name", ["areaUnderROC", "accuracy", "expectedCost", "logLoss", "brier"])
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
 def test_a_network_that_has_diverged_has_no_metric(name: str, wrong: float) -> None:
     """Spark would show a class for NaN, and a candidate that predicts one class for NaN mustn't win."""
@@ -380,7 +376,8 @@ def test_the_metric_of_a_loss(given: dict[str, Any], head: Predictor, name: str)
         ({"metric": "weightedFMeasure", "metricParams": {"beta": 0}}, BINARY, "'beta': > 0.*Got 0.0"),
         ({"metric": "recallByLabel", "metricParams": {"metricLabel": 2}}, BINARY, "'metricLabel': 0 to 1.*Got 2.0"),
         ({"metric": "recallByLabel", "metricParams": {"metricLabel": [1]}}, BINARY, r"Got \[1.0\]"),
-        ({"metric": "expectedCalibrationError", "metricParams": {"numBins": 0.5}}, BINARY, "'numBins'.*Got 0.5"),
+        ({"metric": "expectedCalibrationError"}, BINARY, "can't decide: chance alone .* to logLoss or brier"),
+        ({"metric": "brier"}, linear(), "metric='brier' measures probabilities, which LinearRegression doesn't output"),
     ],
 )  # fmt: skip
 def test_metrics_that_cannot_be_had(given: dict[str, Any], head: Predictor, sentence: str) -> None:
@@ -430,7 +427,7 @@ class FakeTeam(Team):
             self.threads.sum_(self.rank, x)
 
 
-@pytest.mark.parametrize("name", ["areaUnderROC", "mse", "f1", "expectedCalibrationError"])
+@pytest.mark.parametrize("name", ["areaUnderROC", "mse", "f1", "brier"])
 def test_any_number_of_processes_measures_the_same(name: str) -> None:
     found, head, margin, y = case(name)
     block = torch.arange(N) % 7

@@ -95,10 +95,8 @@ def test_what_else_needs_probabilities() -> None:
     objective = resolve("auto", {}, head, COLUMNS, stats())
     assert objective.name == "hinge"
     assert objective.calibrated  # there is nothing to be spoilt
-    with pytest.raises(
-        InputError, match="expectedCalibrationError' measures probabilities, which LinearSVC doesn't output"
-    ):
-        resolve_metric(Options.of({"metric": "expectedCalibrationError"}), objective, head, COLUMNS, stats())
+    with pytest.raises(InputError, match="'brier' measures probabilities, which LinearSVC doesn't output"):
+        resolve_metric(Options.of({"metric": "brier"}), objective, head, COLUMNS, stats())
     with pytest.raises(InputError, match="parityGap compares probabilities, which LinearSVC doesn't output"):
         penalised(objective, {"parityGap": {"g": 1.0}}, head, stats(), ["g"])
     for metric in ("areaUnderROC", "accuracy", "f1"):
