@@ -7,6 +7,13 @@ gain, which the guard reports for the best column, misses the true one, on eithe
 fails where the guard or its interval exceeds a cell's bound. All cells take about twenty minutes of one core.
 
     python benchmarks/guard_size.py --runs 2000 --out guard_size.json
+
+With --metrics the share accepted for each metric that is no mean over rows, tested by its rows' influence: rows are drawn from
+a population in which the original and the columns, of other thresholds, scales and ties, have the same metric. Last the
+expected calibration error, which is refused as a metric, of two calibrated models of which one predicts a constant. About
+five minutes of one core.
+
+    python benchmarks/guard_size.py --metrics --runs 200
 """
 
 from __future__ import annotations
@@ -17,7 +24,7 @@ import math
 import sys
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -26,6 +33,11 @@ import torch
 from torch import Tensor
 
 from sparkdiff import guard
+from sparkdiff.losses import resolve as resolve_loss
+from sparkdiff.metrics import BINARY, REGRESSION, Metric, influence, resolve
+from sparkdiff.options import Options
+from sparkdiff.stages.base import LabelStats
+from sparkdiff.stages.linear import LinearRegression, LogisticRegression
 
 CANDIDATES, EPOCHS = 4, 30
 GROUP_ROWS, GROUP_CORRELATION = 20, 0.1
@@ -235,14 +247,155 @@ def measure(cell: Cell, count: int, seed: int = 0) -> dict[str, float]:
     return {rule: n / (min(count, INTERVALS) if "interval" in rule else count) for rule, n in accepted.items()}
 
 
+# Metrics that are no mean over rows ------------------------------------------------------------------------------------
+
+POPULATION = 50_000
+SIZES = (500, 1700, 5000)
+KINDS = ((1.0, 0.0, 0.0), (1.0, 0.7, 0.0), (0.7, -0.5, 0.0), (1.0, 0.2, 1.0))
+"""Scale of the signal, shift, and width of the steps (0: none) of a column; its noise makes the metric the original's."""
+COUNTED = (
+    *("f1", "weightedPrecision", "weightedRecall", "weightedTruePositiveRate", "weightedFalsePositiveRate"),
+    *("weightedFMeasure", "truePositiveRateByLabel", "falsePositiveRateByLabel", "precisionByLabel", "recallByLabel"),
+    "fMeasureByLabel",
+)
+OF_METRICS = ("rmse", "r2", "var", *BINARY, *COUNTED)
+
+
+def metric_of(name: str) -> Metric:
+    """The metric of a linear regression's predictions, or of a logistic regression's margins."""
+    zeros = torch.zeros(1, dtype=torch.float64)
+    head: LinearRegression | LogisticRegression = LinearRegression(zeros, zeros[0], 1.0, True, None)
+    if name not in REGRESSION:
+        head = LogisticRegression(
+            zeros[None], zeros, True, num_classes=2, thresholds=None, threshold=0.5, bounds={},
+            shown=LogisticRegression.SHOWN, uid="head",
+        )  # fmt: skip
+    params = {"metricLabel": 1.0} if name.endswith("ByLabel") else {}
+    label = LabelStats(0.5, 0.5, 0.0, 1.0, torch.tensor([1, 1]))
+    outputs = ("rawPrediction", "probability", "prediction")
+    return resolve(
+        Options.of({"metric": name, "metricParams": params}), resolve_loss("auto", {}, head, outputs, label), head, outputs,
+        label,
+    )  # fmt: skip
+
+
+def calibration_error(bins: int) -> Metric:
+    """Mean over equal bins of |share of class 1 - mean probability|, by the bins' weight (Naeini et al. 2015)."""
+
+    def value(p: Tensor, y: Tensor, w: Tensor) -> Tensor:
+        gaps = w.new_zeros(bins).index_add(0, (p * bins).long().clamp_max(bins - 1), w * (y - p))
+        return gaps.abs().sum() / w.sum()
+
+    return Metric(f"expectedCalibrationError, {bins} bins", column=lambda x: x, value=value)
+
+
+@dataclass(frozen=True)
+class Population:
+    """Rows to draw from: the label, and what the metric reads of the original (the first) and of the columns."""
+
+    metric: Metric
+    label: Tensor  # (n,); where `drawn` its probability of 1
+    columns: Tensor  # (1 + C, n)
+    drawn: bool = False
+
+    def gains(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Block sums of the gains (C, B), of the weights (B,) and of the original's loss (B,), of rows drawn with replacement."""
+        rows = torch.randint(0, len(self.label), (size,), generator=generator)
+        block = torch.randint(0, guard.MAX_BLOCKS, (size,), generator=generator)
+        ones, label = torch.ones(size, dtype=torch.float64), self.label[rows]
+        if self.drawn:
+            label = (torch.rand(size, generator=generator, dtype=torch.float64) < label).double()
+        psi = torch.stack([influence(self.metric, c, label, ones) for c in self.columns[:, rows]])
+        sums = torch.zeros(len(psi), guard.MAX_BLOCKS, dtype=torch.float64).index_add_(1, block, self.metric.sign * psi)
+        return sums[0] - sums[1:], torch.bincount(block, minlength=guard.MAX_BLOCKS).double(), sums[0]
+
+
+def population(name: str, seed: int = 0) -> Population:
+    """Columns of every kind, twice each, whose metric is the original's; kinds that no noise brings there are left out."""
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{name} {seed}".encode()))
+    draws = [torch.randn(POPULATION, generator=generator, dtype=torch.float64) for _ in range(4 + 2 * len(KINDS))]
+    signal, shared, own, error, *noises = draws
+    label, metric = signal + error, metric_of(name)
+    if name not in REGRESSION:
+        label = (label > 1).double()  # a sixth of class 1 or so
+    ones = torch.ones_like(label)
+    assert metric.column is not None
+    assert metric.value is not None
+
+    def value(x: Tensor) -> float:
+        return float(metric.value(metric.column(x), label, ones))  # type: ignore[misc]
+
+    original = signal + 0.6 * shared + 0.6 * own - 0.5
+    goal, found = value(original), [original]
+    for i, (scale, shift, step) in enumerate(KINDS * 2):
+
+        def column(
+            size: float, noise: Tensor = noises[i], scale: float = scale, shift: float = shift, step: float = step
+        ) -> Tensor:
+            x = scale * signal - 0.5 + shift + size * (shared + noise) / math.sqrt(2)
+            return x if not step else (x / step).round() * step
+
+        low, high = 0.0, 4.0
+        if (value(column(low)) - goal) * (value(column(high)) - goal) > 0:
+            continue
+        rises = value(column(low)) < goal
+        for _ in range(30):
+            middle = (low + high) / 2
+            low, high = (middle, high) if (value(column(middle)) < goal) == rises else (low, middle)
+        found.append(column(low))
+    return Population(metric, label, torch.stack([metric.column(x) for x in found]))
+
+
+def calibrated(bins: int, seed: int = 0) -> Population:
+    """Two calibrated models: one knows each row's probability, the other its mean alone. Both have an error of 0."""
+    generator = torch.Generator().manual_seed(seed)
+    p = torch.rand(POPULATION, generator=generator, dtype=torch.float64)
+    return Population(calibration_error(bins), p, torch.stack([p, torch.full_like(p, float(p.mean()))]), drawn=True)
+
+
+def accepted(rows: Population, size: int, runs: int, seed: int = 0) -> float:
+    """Share of samples of this size on which the guard accepts."""
+    generator, count = torch.Generator().manual_seed(seed), 0
+    for i in range(runs):
+        gains, weights, _ = rows.gains(size, generator)
+        count += guard.decide(gains, weights, unit="rows", units=size, seed=i).accepted
+    return count / runs
+
+
+def metrics(runs: int, only: str = "") -> list[str]:
+    """Prints the share accepted of every metric without a gain, by size; returns those that exceed MOST by chance's error too."""
+    wrong: list[str] = []
+    allowed = MOST + 2 * math.sqrt(MOST / runs)
+    print(f"share accepted in {runs:,} runs{'':17} " + "".join(f"{n:>7,} rows" for n in SIZES))
+    cells: list[tuple[Callable[[], Population], str, bool]] = [
+        *((lambda name=name: population(name), name, True) for name in OF_METRICS),  # type: ignore[misc]
+        *((lambda b=b: calibrated(b), f"expectedCalibrationError, {b} bins", False) for b in (15, 50, 100)),  # type: ignore[misc]
+    ]
+    for make, name, bound in cells:
+        if only not in name:
+            continue
+        rows = make()
+        shares = [accepted(rows, n, runs) for n in SIZES]
+        columns = f"({len(rows.columns) - 1} columns)"
+        print(f"{name:32} {columns:12} {'  '.join(f'{100 * s:9.1f}%' for s in shares)}", flush=True)
+        if bound and max(shares) > allowed:
+            wrong.append(name)
+    return wrong
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cells", default="", help="only cells whose name contains this")
     parser.add_argument("--out", type=Path, help="where to write the results")
+    parser.add_argument("--metrics", action="store_true", help="the metrics that are no mean over rows instead")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.metrics:
+        wrong = metrics(options.runs, options.cells)
+        print("The guard keeps its bounds." if not wrong else f"Out of bounds: {wrong}")
+        return 1 if wrong else 0
     print(
         f"share accepted in {options.runs:,} runs{'':17}   guard  z > 2  old rule  interval above, below the truth  CPU s"
     )

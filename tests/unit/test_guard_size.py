@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_metrics import METRICS, PARAMS, metric
+from test_objectives import linear, logistic
+
+from sparkdiff.errors import InputError
 
 pytestmark = [pytest.mark.slow, pytest.mark.once]
 
@@ -76,3 +80,35 @@ def test_the_simulation_is_what_it_says(cell):
         assert 0.9 < float(torch.stack(neighbours).mean()) < 0.999
         across = torch.corrcoef(gains[:, 10])
         assert 0.3 < float((across.sum() - 4) / 12) < 0.99
+
+
+# Metrics that are no mean over rows ------------------------------------------------------------------------------------
+
+
+def test_every_metric_that_is_no_mean_over_rows_is_simulated():
+    numbers, classes = linear(), logistic()
+    others = set()
+    for name in METRICS:
+        for head in (numbers, classes):
+            try:
+                found = metric(
+                    name, head, metricParams=PARAMS.get(name, {}) | ({"metricLabel": 1} if "ByLabel" in name else {})
+                )
+            except InputError:
+                continue
+            others |= {name} if found.rows is None else set()
+    assert others == set(guard_size.OF_METRICS)
+
+
+@pytest.mark.parametrize("name", guard_size.OF_METRICS)
+def test_the_guard_keeps_its_promise_for_metrics_that_are_no_mean_over_rows(name):
+    rows = guard_size.population(name)
+    ones = torch.ones_like(rows.label)
+    before, *after = (float(rows.metric.value(c, rows.label, ones)) for c in rows.columns)
+    assert len(after) >= 4
+    assert max(abs(value - before) for value in after) < 1e-4  # a hundredth of a sample's error
+    assert guard_size.accepted(rows, 500, 60) <= 0.1  # 2.5%, and three standard errors
+
+
+def test_the_calibration_error_would_break_the_promise():
+    assert guard_size.accepted(guard_size.calibrated(50), 500, 30) > 0.5
