@@ -124,6 +124,7 @@ def test_values_are_converted(name: str, given: Any, taken: Any) -> None:
         ("loss", "possion", "must be one of auto, squared, .*Got 'possion' instead"),
         ("loss", 3, "'loss'.*Got 3 instead"),
         ("metric", "auto", "must be one of squared"),
+        ("metric", "expectedCalibrationError", "can't decide: .* Set metric to logLoss or brier"),
         ("metric", "auc", "must be one of squared"),
         ("metric", "areaUnderRoc", "Got 'areaUnderRoc' instead. Did you mean .*'areaUnderROC'"),
         ("loss", "crossEntropy", "must be one of auto, .*mmce, .*Got 'crossEntropy' instead.$"),

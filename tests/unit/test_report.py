@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 
 from sparkdiff.report import before_after, p_value
+from sparkdiff.summary import FineTuningSummary
 
 
 @pytest.mark.parametrize(
@@ -42,6 +44,13 @@ def test_the_interval_and_what_is_unknown_of_it() -> None:
     text = before_after(summary())
     assert "95% interval +10.00% to unknown of the best epoch, z 4.0, p < 0.001" in text
     assert "interval" not in before_after(summary(gainInterval=None))
+
+
+def test_a_summary_that_an_earlier_version_saved_has_no_count_of_candidates() -> None:
+    kept = {f.name: None for f in dataclasses.fields(FineTuningSummary) if f.default is dataclasses.MISSING}
+    old = FineTuningSummary(**{**kept, "slices": []})  # type: ignore[arg-type]
+    assert (old.candidates, old.diverged) == (None, None)
+    assert old.asdict()["diverged"] is None
 
 
 def test_the_worst_slices_come_first_and_the_untested_last() -> None:
