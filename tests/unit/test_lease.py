@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -9,11 +10,14 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from sparkdiff import lease
+from sparkdiff import lease, run
 from sparkdiff.lease import HeldError, held
+from sparkdiff.report import Phases
 
 BEAT, LASTS = 0.05, 0.6
 OWNER = """
@@ -170,3 +174,27 @@ def test_a_lease_is_not_renewed_for_another(path: Path) -> None:
             assert path.stat().st_mtime == 0
             assert not new.lost()
             assert path.stat().st_mtime > 0
+
+
+def test_a_job_that_lost_its_output_leaves_it_as_it_is(tmp_path: Path) -> None:
+    def save(path: str) -> None:
+        (Path(path.removeprefix("file://")) / "metadata").mkdir(parents=True)
+
+    writer = SimpleNamespace(save=save)
+    summary = SimpleNamespace(records=[{"epoch": 0}], asdict=dict, cache={"fingerprint": "c"})
+    outcome: Any = SimpleNamespace(
+        model=SimpleNamespace(write=lambda: writer), plan=SimpleNamespace(toJSON=str), summary=summary
+    )
+    output, path = tmp_path / "run", tmp_path / ".run.lease"
+    output.mkdir()
+    (output / "summary.json").write_text("the other's")
+    config = run.Config(tmp_path, "m:f", {}, {}, {}, output, overwrite=True)
+    with held(path, "output run", beat=60) as mine:
+        path.unlink()
+        with held(path, "output run", beat=60), pytest.raises(HeldError, match="Nothing was written"):
+            run.write_run(outcome, config, Phases(shown=False), {}, {}, mine)
+        assert (output / "summary.json").read_text() == "the other's"
+        assert [p.name for p in tmp_path.iterdir()] == ["run"]
+        with held(path, "output run", beat=60) as again:
+            run.write_run(outcome, config, Phases(shown=False), {}, {}, again)
+    assert json.loads((output / "summary.json").read_text())["fingerprints"]["cache"] == "c"
