@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
+from typing import Any
 
 
 class SparkdiffError(Exception):
@@ -16,6 +18,31 @@ class InputError(SparkdiffError):
 
 class ParityError(SparkdiffError):
     """Spark and the translated network disagree by more than the tolerance. The command exits with 1."""
+
+
+def kind_of(value: Any) -> str:
+    """What a value of the wrong type is: `str`, or `pandas.DataFrame` where a library made it."""
+    if isinstance(value, type):
+        return f"the class {value.__name__} itself"
+    kind = type(value)
+    package = kind.__module__.partition(".")[0]
+    return kind.__name__ if package == "builtins" else f"{package}.{kind.__name__}"
+
+
+def check_dataframe(name: str, given: Any) -> None:
+    """Raise InputError where `given` is no DataFrame of Spark."""
+    if isinstance(given, type) or not hasattr(given, "isStreaming"):
+        way = (
+            "spark.read loads one" if isinstance(given, (str, os.PathLike)) else "spark.createDataFrame makes one of it"
+        )
+        way = "its to_spark() is one" if hasattr(given, "to_spark") else way
+        raise InputError(f"{name} must be a Spark DataFrame, got {kind_of(given)}: {way}")
+
+
+def check_type(name: str, given: Any, kinds: type | tuple[type, ...], wanted: str) -> None:
+    """Raise InputError where `given` is of none of these kinds."""
+    if not isinstance(given, kinds):
+        raise InputError(f"{name} must be {wanted}, got {kind_of(given)}")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ from pyspark.ml.feature import RFormulaModel
 from pyspark.ml.tuning import CrossValidatorModel, TrainValidationSplitModel
 
 from sparkdiff import jvm
-from sparkdiff.errors import InputError
+from sparkdiff.errors import InputError, kind_of
 from sparkdiff.jvm.formulas import parts
 
 Path = tuple[int, ...]
@@ -32,7 +33,7 @@ def flatten(model: Any, path: Path = ()) -> list[tuple[Path, Any]]:
     if isinstance(model, Estimator):
         raise InputError(f"{type(model).__name__} {model.uid} isn't fitted: fit it first, and pass what fit() returns")
     if not isinstance(model, Transformer):
-        raise InputError(f"expected a fitted PipelineModel or stage, got {type(model).__name__}")
+        raise InputError(f"expected a fitted PipelineModel or stage, got {kind_of(model)}{_way_in(model)}")
     if isinstance(model, PipelineModel):
         return [leaf for i, stage in enumerate(model.stages) for leaf in flatten(stage, (*path, i))]
     if isinstance(model, (CrossValidatorModel, TrainValidationSplitModel)):
@@ -42,6 +43,18 @@ def flatten(model: Any, path: Path = ()) -> list[tuple[Path, Any]]:
     if type(model) is RFormulaModel and (inside := parts(model)) is not None:
         return [((*path, i), stage) for i, stage in enumerate(inside)]
     return [(path, model)]
+
+
+def _way_in(given: Any) -> str:
+    """How what isn't a fitted pipeline may become one."""
+    package = type(given).__module__.partition(".")[0]
+    if isinstance(given, (str, os.PathLike)):
+        return ": load it, PipelineModel.load(path)"
+    if isinstance(given, (list, tuple)):
+        return ": PipelineModel(stages) makes one of fitted stages"
+    if package in ("sklearn", "lightgbm", "xgboost"):
+        return f": sparkdiff.from_{package}(model) makes one of a fitted model of trees"
+    return ""
 
 
 def holders(model: Any, path: Path = ()) -> list[tuple[Path, Any]]:

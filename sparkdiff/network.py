@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from pyspark.ml import PipelineModel
+from pyspark.sql.types import StructType
 from torch import Tensor, nn
 
 from sparkdiff.attributes import SchemaOrRows
-from sparkdiff.errors import InputError, did_you_mean
+from sparkdiff.errors import InputError, check_dataframe, check_type, did_you_mean
 from sparkdiff.graph import LEAVES, Graph, Version, null_of
 from sparkdiff.nesting import flatten, replaced
 from sparkdiff.sparse import SparseRows
@@ -248,6 +249,8 @@ def translate(model: Any, *, schema: SchemaOrRows = None) -> Network:
     Raises:
         InputError: the pipeline isn't fitted.
     """
+    if schema is not None and not isinstance(schema, StructType):
+        check_dataframe("schema, where it isn't a StructType,", schema)
     graph = Graph(model, data=schema)
     return Network(graph, graph.translated())
 
@@ -282,6 +285,7 @@ def write_back(model: Any, network: Network) -> Any:
             another pipeline.
     """
     leaves = flatten(model)
+    check_type("network", network, Network, "what translate(model) makes")
     of = {leaf.path: i for i, leaf in enumerate(network.graph.leaves)}
     if [(p, s.uid) for p, s in leaves] != [(leaf.path, leaf.uid) for leaf in network.graph.leaves]:
         raise InputError(

@@ -18,7 +18,7 @@ from torch import Tensor
 from sparkdiff import jvm
 from sparkdiff.attributes import named
 from sparkdiff.columns import read_plain, write_plain
-from sparkdiff.errors import InputError
+from sparkdiff.errors import InputError, check_dataframe, check_type
 from sparkdiff.graph import Version, check_columns, in_front_of, null_of
 from sparkdiff.nesting import flatten
 from sparkdiff.network import Network, seeing, translate
@@ -75,7 +75,10 @@ def verify(model: Any, df: DataFrame, network: Network | None = None) -> Parity:
     Raises:
         InputError: nothing is translated, the data lack a column, or there is no row to compare.
     """
+    check_dataframe("the rows of verify()", df)
     refuse_stream(df)
+    if network is not None:
+        check_type("network", network, Network, "what translate(model) makes")
     network = seeing(network, model, df) if network is not None else translate(model, schema=df)
     stages = [stage for _, stage in flatten(model)]
     if not network.outputCols:

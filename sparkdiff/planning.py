@@ -7,12 +7,15 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from pyspark.sql.types import StructType
+
+from sparkdiff.errors import check_type
 from sparkdiff.graph import Graph, check_columns
+from sparkdiff.options import Options
 from sparkdiff.stages.base import StageModule
 
 if TYPE_CHECKING:
     import pandas as pd
-    from pyspark.sql.types import StructType
 
 SHOWN = 20
 """Columns of the cache that are named in print."""
@@ -99,10 +102,13 @@ def plan(
     Raises:
         InputError: the pipeline isn't fitted, or a name matches no stage.
     """
-    graph = Graph(model, reference=reference, unfreeze=unfreeze, data=schema)
+    if schema is not None:
+        check_type("schema", schema, StructType, "a StructType such as df.schema")
+    asked = Options.of({"freeze": freeze, "reference": reference, "target": target, "unfreeze": unfreeze})
+    graph = Graph(model, reference=asked.reference, unfreeze=asked.unfreeze, data=schema)
     if schema is not None:
         check_columns(graph, schema)
-    return plan_of(graph, graph.restrict(freeze, target))
+    return plan_of(graph, graph.restrict(asked.freeze, asked.target))
 
 
 def _number(module: StageModule) -> int:

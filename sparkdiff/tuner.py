@@ -15,7 +15,7 @@ from pyspark.ml.util import DefaultParamsReader, DefaultParamsWriter, MLReadable
 from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
-from sparkdiff.errors import InputError
+from sparkdiff.errors import InputError, check_dataframe, kind_of
 from sparkdiff.finetune import Shared, fine_tune, prepare
 from sparkdiff.nesting import Holder, flatten, plain
 from sparkdiff.options import Options, callable_name, named_callable
@@ -83,7 +83,12 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
     pipeline: Param[Any] = Param(Params._dummy(), "pipeline", "fitted PipelineModel or stage, or unfitted Pipeline")  # type: ignore[no-untyped-call]
     referenceData: Param[Any] = Param(Params._dummy(), "referenceData", "DataFrame of rows that may not get worse")  # type: ignore[no-untyped-call]
 
-    def __init__(self, *, pipeline: Any = None, referenceData: DataFrame | None = None, **params: Any):
+    def __init__(self, pipeline: Any = None, *others: Any, referenceData: DataFrame | None = None, **params: Any):
+        if others:
+            raise InputError(
+                f"FineTuner takes nothing but the pipeline without a name, got {', '.join(map(kind_of, others))} as well: "
+                'FineTuner(model, labelCol="label")'
+            )
         super().__init__()
         self._shared: Shared | None = None  # set on the copy that the fits of one fitMultiple start from
         self._setDefaults()
@@ -117,8 +122,8 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
 
     def _set(self, **values: Any) -> Any:
         # Whatever sets a Param comes through here: the values of a grid too, which nobody has checked.
-        if "referenceData" in values and not hasattr(values["referenceData"], "isStreaming"):
-            raise InputError(f"referenceData must be a Spark DataFrame, got {type(values['referenceData']).__name__}")
+        if "referenceData" in values:
+            check_dataframe("referenceData", values["referenceData"])
         given = {name: v for name, v in values.items() if name in FIELDS}
         resolved = Options.of(given)
         return super()._set(**values | {name: _listed(getattr(resolved, name)) for name in given})
@@ -147,8 +152,7 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
         if not self.isSet("pipeline"):
             raise InputError("FineTuner has no pipeline: FineTuner(pipeline=model)")
         jvm.session()
-        if not hasattr(dataset, "isStreaming"):
-            raise InputError(f"fit() wants a Spark DataFrame, got {type(dataset).__name__}")
+        check_dataframe("the dataset of fit()", dataset)
         with ONE_AT_A_TIME:
             options, given, shared = self.options(), self.getPipeline(), self._shared or Shared()
             sources = [Source(dataset)]

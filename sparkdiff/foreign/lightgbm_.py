@@ -35,7 +35,8 @@ def read(model: Any, *, whole: bool) -> Boosted:
     Raises:
         InputError: no such model, or what MLlib has no model for.
     """
-    if not type(model).__module__.startswith("lightgbm."):
+    known = hasattr(model, "model_to_string") or hasattr(model, "__sklearn_is_fitted__")
+    if not type(model).__module__.startswith("lightgbm.") or not known:
         raise InputError(
             f"from_lightgbm reads a Booster or a fitted LGBM estimator; got {type(model).__module__}.{type(model).__qualname__}"
         )

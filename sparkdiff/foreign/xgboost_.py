@@ -32,7 +32,8 @@ def read(model: Any, *, whole: bool) -> Boosted:
     Raises:
         InputError: no such model, or what MLlib has no model for.
     """
-    if not type(model).__module__.startswith("xgboost."):
+    known = hasattr(model, "save_raw") or hasattr(model, "__sklearn_is_fitted__")
+    if not type(model).__module__.startswith("xgboost.") or not known:
         raise InputError(
             f"from_xgboost reads a Booster or a fitted XGB estimator; got {type(model).__module__}.{type(model).__qualname__}"
         )

@@ -58,8 +58,17 @@ def test_what_isnt_fitted(spark: SparkSession, call: Callable[[Any], Any]) -> No
         call(scaler)
     with pytest.raises(InputError, match=f"StandardScaler {scaler.uid} isn't fitted"):
         call(PipelineModel([scaler]))
-    for nothing in (None, "models/churn", 3):
-        with pytest.raises(InputError, match=f"expected a fitted PipelineModel or stage, got {type(nothing).__name__}"):
+    from sklearn.pipeline import Pipeline as Other
+
+    for nothing, told in (
+        (None, "NoneType$"), (3, "int$"), (PipelineModel, "the class PipelineModel itself$"),
+        ("models/churn", "str: load it, PipelineModel.load.path.$"),
+        (Path("models"), "pathlib.PosixPath: load it, PipelineModel.load.path.$"),
+        ([scaler], "list: PipelineModel.stages. makes one of fitted stages$"),
+        (Other([]), "sklearn.Pipeline: sparkdiff.from_sklearn.model. makes one of a fitted model of trees$"),
+        (pd.DataFrame(), "pandas.DataFrame$"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=f"expected a fitted PipelineModel or stage, got {told}"):
             call(nothing)
 
 
@@ -398,7 +407,41 @@ def test_a_stream(spark: SparkSession, numeric: PipelineModel, folder: Path) -> 
 
 @pytest.mark.parametrize("data", [None, pd.DataFrame({"temp": [1.0]}), "data.parquet"], ids=lambda d: type(d).__name__)
 def test_no_dataframe_of_sparks(numeric: PipelineModel, folder: Path, data: Any) -> None:
-    refused(f"fit.. wants a Spark DataFrame, got {type(data).__name__}", numeric, data, folder)
+    kind, way = {
+        "NoneType": ("NoneType", "spark.createDataFrame makes one of it"), "str": ("str", "spark.read loads one"),
+        "DataFrame": ("pandas.DataFrame", "spark.createDataFrame makes one of it"),
+    }[type(data).__name__]  # fmt: skip
+    refused(f"the dataset of fit.. must be a Spark DataFrame, got {kind}: {way}", numeric, data, folder)
+    with pytest.raises(InputError, match=f"the rows of verify.. must be a Spark DataFrame, got {kind}: {way}"):
+        sparkdiff.verify(numeric, data)
+    if data is not None:
+        with pytest.raises(InputError, match=f"referenceData must be a Spark DataFrame, got {kind}: {way}"):
+            FineTuner(numeric, referenceData=data)
+        with pytest.raises(InputError, match=f"schema.* must be a Spark DataFrame, got {kind}"):
+            sparkdiff.translate(numeric, schema=data)
+        with pytest.raises(InputError, match=f"schema must be a StructType such as df.schema, got {kind}"):
+            sparkdiff.plan(numeric, schema=data)
+
+
+def test_a_tuner_takes_its_pipeline_without_a_name(numeric: PipelineModel) -> None:
+    assert FineTuner(numeric, maxEpochs=3).getPipeline() is numeric
+    with pytest.raises(
+        InputError, match=r"nothing but the pipeline without a name, got str as well: FineTuner.model, label"
+    ):
+        FineTuner(numeric, "riders")
+
+
+def test_what_is_no_network(numeric: PipelineModel, df: DataFrame) -> None:
+    for call in (lambda: sparkdiff.write_back(numeric, {}), lambda: sparkdiff.verify(numeric, df, network={})):  # type: ignore[arg-type]
+        with pytest.raises(InputError, match=r"network must be what translate.model. makes, got dict"):
+            call()
+
+
+@pytest.mark.parametrize("option", ["freeze", "reference", "target", "unfreeze"])
+def test_names_that_are_none_for_a_plan(numeric: PipelineModel, option: str) -> None:
+    for wrong in (5, [5], None):
+        with pytest.raises(InputError, match=f"The '{option}' option must be a list of"):
+            sparkdiff.plan(numeric, **{option: wrong})
 
 
 def test_a_query_that_fails(df: DataFrame, numeric: PipelineModel, folder: Path) -> None:
