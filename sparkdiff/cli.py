@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import SparkSession
 from pyspark.sql.types import StructType
 
-from sparkdiff import jvm, run
+from sparkdiff import jvm, places, run
 from sparkdiff.cache import root
 from sparkdiff.difference import between
 from sparkdiff.errors import InputError, SparkdiffError
@@ -47,8 +47,9 @@ def plan(
     strict: Annotated[bool, typer.Option(help="Exit with 3 unless every stage is translated.")] = False,
 ) -> None:  # fmt: skip
     """What would be trained, and why not the rest. Runs no job."""
-    spark = run.start_session({})
-    fitted = run.load_model(spark, run.located(model, Path.cwd()))
+    where = run.located(model, Path.cwd())
+    spark = _session([where])
+    fitted = run.load_model(spark, where)
     known = None if schema is None else _schema(spark, schema)
     wishes = {"freeze": freeze, "reference": reference, "target": target, "unfreeze": unfreeze}
     found = make_plan(fitted, schema=known, **{option: names or () for option, names in wishes.items()})
@@ -62,10 +63,13 @@ def finetune(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="section.key=value, such as fineTuner.maxEpochs=50.")
     ] = None,
-    config: Annotated[Optional[Path], typer.Option(help="The job's YAML file.")] = None,  # noqa: UP045
+    config: Annotated[Optional[str], typer.Option(help="The job's YAML file.")] = None,  # noqa: UP045
 ) -> None:
     """Fine-tune a pipeline as a YAML file says, and write a run folder."""
-    job = run.load_config(config, overrides or [])
+    path = None if config is None else places.local(config)
+    if config is not None and path is None:
+        raise InputError(f"--config {config} must be a file of this machine's file system")
+    job = run.load_config(path, overrides or [])
     print(f"\n{run.run(job)}\nsaved {job.output / 'model'} (plain Spark ML)")
 
 
@@ -77,9 +81,10 @@ def verify(
     options: ReaderOptions = "{}",
 ) -> None:
     """Compare Spark's transform with the translated network, column by column; exits with 1 on a mismatch."""
-    spark = run.start_session({})
-    fitted = run.load_model(spark, run.located(model, Path.cwd()))
-    parity = verify_parity(fitted, _rows(spark, data, format, options, "verify"))
+    where, given = run.located(model, Path.cwd()), _source(data, format, options)
+    spark = _session([where], {"verify": given})
+    fitted = run.load_model(spark, where)
+    parity = verify_parity(fitted, run.load_data(spark, given, Path.cwd(), "verify"))
     for column, difference in parity.maxRelDiff.items():
         print(f"{column:<30} {difference:.3e}")
     print(parity)
@@ -103,10 +108,11 @@ def diff(
 
     Exits with 0 whether or not they differ; --json says "same". A relative difference is over the larger of the two values.
     """
-    spark = run.start_session({})
     paths = [run.model_of_run(run.located(path, Path.cwd())) for path in (old, new)]
+    given = None if data is None else _source(data, format, options)
+    spark = _session(paths, {} if given is None else {"diff": given})
     before, after = (run.load_model(spark, path) for path in paths)
-    rows = None if data is None else _rows(spark, data, format, options, "diff")
+    rows = None if given is None else run.load_data(spark, given, Path.cwd(), "diff")
     found = between(before, after, root(Options()), paths=(paths[0], paths[1]))
     if rows is not None:
         found = dataclasses.replace(found, predictions=predictions(before, after, rows, sample))
@@ -124,13 +130,19 @@ def _schema(spark: SparkSession, given: str) -> StructType:
         ) from e
 
 
-def _rows(spark: SparkSession, path: str, format: str, options: str, command: str) -> DataFrame:
+def _source(path: str, format: str, options: str) -> dict[str, Any]:
+    """The rows of a command, as a job's `data` names them."""
     try:
         given = dict(json.loads(options))
     except (ValueError, TypeError) as e:
         raise InputError(f'--options must be a JSON object such as {{"header": true}}. Got {options!r} instead') from e
-    rows = {"path": path, "format": format, "schema": given.pop("schema", None), "options": given}
-    return run.load_data(spark, rows, Path.cwd(), command)
+    return {"path": path, "format": format, "schema": given.pop("schema", None), "options": given}
+
+
+def _session(models: Sequence[str], data: Mapping[str, Any] | None = None) -> SparkSession:
+    """The session, started once the models and the rows are known to be there."""
+    run.check_there(models, data or {}, Path.cwd(), {})
+    return run.start_session({})
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -21,6 +21,7 @@ from sparkdiff.measure import Data
 from sparkdiff.nesting import flatten
 from sparkdiff.network import Network
 from sparkdiff.parity import Parity, compare
+from sparkdiff.places import address
 from sparkdiff.sparse import SparseRows
 from sparkdiff.splits import TRAIN, VALIDATION, quoted
 from sparkdiff.stages.base import Rows, below, taken
@@ -81,7 +82,7 @@ def _written(
             nulls[name] = x.isnan()
             named[name] = x.nan_to_num(0.0).trunc().clamp(-(2.0**power), 2.0**power - 1)
     write_columns(named, folder / "sample.parquet", nulls, spoken)
-    df = jvm.session().read.schema(schema_of(named, metadata, spoken)).parquet(f"file://{folder}/sample.parquet")
+    df = jvm.session().read.schema(schema_of(named, metadata, spoken)).parquet(address(folder / "sample.parquet"))
     if narrow:
         df = df.withColumns({n: quoted(n).cast(k).alias(n, metadata=metadata[n]) for n, k in narrow.items()})
     return into_structs(df, [graph.name(v) for v in sample if graph.in_struct(v)]), recovered

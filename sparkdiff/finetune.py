@@ -9,14 +9,13 @@ import math
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from pyspark.util import VersionUtils
 
 from sparkdiff import cache as caches
-from sparkdiff import datachecks, faithful, guard, jvm, launch, memory, monotone
+from sparkdiff import datachecks, faithful, guard, jvm, launch, memory, monotone, places
 from sparkdiff.acceptance import Judgement, candidates, check_options, divergence, judge, reason
 from sparkdiff.attributes import SchemaOrRows
 from sparkdiff.cache import Cache
@@ -267,7 +266,7 @@ _OUTSIDE = (
 @contextlib.contextmanager
 def _run_folder(o: Options, what_trains: Mapping[str, Any], cache: Cache, replace: bool) -> Iterator[RunFolder]:
     """The folder of this training, which an earlier one of the same runId may have left a checkpoint in; nobody else's now."""
-    where = Path(o.checkpointDir).absolute() if o.checkpointDir else cache.folder.parent / "checkpoints"
+    where = places.folder("checkpointDir", o.checkpointDir) if o.checkpointDir else cache.folder.parent / "checkpoints"
     name, own = folder_name(o.runId or uuid.uuid4().hex[:12]), o.checkpointDir is None
     request: dict[str, Any] = {k: v for k, v in whole_batches(o).asdict().items() if k not in _OUTSIDE}
     if callable(o.loss) and o.runId is not None:

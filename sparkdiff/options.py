@@ -7,9 +7,11 @@ import functools
 import importlib
 import math
 import numbers
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from sparkdiff import places
 from sparkdiff.errors import InputError, did_you_mean
 
 LOSSES = (
@@ -33,10 +35,22 @@ REPORTED = {
 }
 """Metrics that are reported and can't decide, and why."""
 PENALTIES = ("parityGap", "monotone")
+ELSEWHERE = {
+    "areaUnderROC": ("auc", "auroc", "rocauc", "rocaucscore"),
+    "areaUnderPR": ("aucpr", "auprc", "prauc", "averageprecision", "averageprecisionscore"),
+    "logLoss": ("crossentropy", "binarycrossentropy", "bce", "nll", "logloss"),
+    "squared": ("mse", "meansquarederror", "l2"), "absolute": ("mae", "meanabsoluteerror", "l1"),
+    "rmse": ("rootmeansquarederror",), "mse": ("meansquarederror",), "mae": ("meanabsoluteerror",), "r2": ("r2score",),
+    "f1": ("f1score", "fscore"), "accuracy": ("accuracyscore", "acc"),
+    "weightedPrecision": ("precision", "precisionscore"), "weightedRecall": ("recall", "recallscore", "sensitivity"),
+    "poisson": ("meanpoissondeviance",), "gamma": ("meangammadeviance",), "tweedie": ("meantweediedeviance",),
+    "quantile": ("pinball", "meanpinballloss"), "brier": ("brierscore", "brierscoreloss"),
+}  # fmt: skip
+"""What losses and metrics are called in other libraries: lower case, without `_`, `-` and a leading `neg`."""
 
 
 def option(default: Any, help: str, **rules: Any) -> Any:
-    """A field with its help and its rules: kind, low, high, openLow, openHigh, choices, refused, callable, sum, lists, nested."""
+    """A field with its help and its rules: kind, low, high, openLow, openHigh, choices, refused, callable, sum, lists, nested, folder."""
     if isinstance(default, dict):
         return dataclasses.field(default_factory=lambda: dict(default), metadata={"help": help, "kind": dict, **rules})
     return dataclasses.field(default=default, metadata={"help": help, "kind": type(default), **rules})
@@ -82,9 +96,9 @@ class Options:
     localMode: str = option("auto", "start the processes on the driver's machine (true) or as tasks of a barrier stage (false); auto: true where the master is local", choices=("auto", "true", "false"))
     timeout: float = option(300.0, "seconds without progress after which several processes count as stalled and are started again", low=1)
     stream: str = option("auto", "reader of the cache; auto = petastorm where it is installed", choices=("auto", "petastorm", "arrow"))
-    cacheDir: str | None = option(None, "folder of the caches, seen by Spark and by this process as the same files", kind=str)
+    cacheDir: str | None = option(None, "folder of the caches, seen by Spark and by this process as the same files", kind=str, folder=True)
     cacheInMemory: bool = option(True, "keep the cached rows in memory while training; false reads the files in every epoch")
-    checkpointDir: str | None = option(None, "folder of the checkpoints; `checkpoints` in the folder of the caches where unset", kind=str)
+    checkpointDir: str | None = option(None, "folder of the checkpoints; `checkpoints` in the folder of the caches where unset", kind=str, folder=True)
     runId: str | None = option(None, "name of this training: what was interrupted under it goes on, what was finished is returned; new where unset", kind=str)
     waitForRun: float = option(0.0, "seconds to wait while another process trains under this runId or writes this output; 0 fails at once", low=0)
     seed: int = option(0, "seed of the split, of the order of rows and of the test", low=0, high=2**63 - 1)
@@ -103,7 +117,7 @@ class Options:
         problems, values = [], {}
         for name, value in given.items():
             if name not in fields:
-                problems.append(f"unknown option {name!r}. {did_you_mean(name, fields)}")
+                problems.append(f"unknown option {name!r}. {did_you_mean(str(name), fields)}")
                 continue
             try:
                 values[name] = convert(fields[name], value)
@@ -198,8 +212,12 @@ def convert(field: dataclasses.Field[Any], value: Any) -> Any:
     value = kind(value)
     if value in rules.get("refused", ()):
         raise ValueError(rules["refused"][value])
+    if rules.get("folder") and (refused := places.not_local(name, value)):
+        raise ValueError(refused)
     if "choices" in rules and value not in rules["choices"]:
-        hint = did_you_mean(value, rules["choices"])
+        plain = re.sub(r"^neg(?=_)|[_-]", "", value.lower())
+        same = [repr(n) for n, names in ELSEWHERE.items() if plain in names and n in rules["choices"]]
+        hint = f"Did you mean {' or '.join(same)}?" if same else did_you_mean(value, rules["choices"])
         near = f" {hint}" if hint.startswith("Did") else ""
         raise ValueError(
             f"The {name!r} option must be one of {', '.join(rules['choices'])}. Got {value!r} instead.{near}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import dataclasses
+import datetime
 import hashlib
 import importlib
 import json
@@ -25,7 +26,7 @@ from pyspark.ml.util import DefaultParamsReader
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.utils import is_remote
 
-from sparkdiff import jvm
+from sparkdiff import jvm, places
 from sparkdiff.cache import moved, root
 from sparkdiff.checkpoint import NONCE, UNTOLD
 from sparkdiff.errors import InputError, did_you_mean
@@ -44,11 +45,12 @@ SECTIONS = ("pipeline", "data", "fineTuner", "spark", "output")
 SETTINGS = ("spark.sql.session.timeZone", "spark.sql.ansi.enabled", "spark.sql.caseSensitive")
 """Of the session, that decide what a pipeline makes of the same rows."""
 SOURCE_KEYS = ("path", "format", "options", "schema", "table", "where")
+OPTIONS = {f.name: f for f in dataclasses.fields(Options)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A job's YAML with the command line's overrides; relative paths count from `folder`."""
+    """A job's YAML with the command line's overrides, its paths absolute; modules are looked up in `folder` first."""
 
     folder: Path
     pipeline: str
@@ -62,72 +64,173 @@ class Config:
 def load_config(path: Path | None, overrides: Sequence[str]) -> Config:
     """Read a YAML file (or nothing) and put the overrides `section.key=value` over it.
 
+    A relative path counts from the file's folder where the file holds it, from the current directory in an override. A value
+    that isn't YAML is text, and so is any that isn't quoted where text is wanted.
+
     Raises:
-        InputError: the file can't be read, a key is unknown, or a section is missing.
+        InputError: the file can't be read, a key is unknown, a value is of the wrong kind, or a section is missing.
     """
-    tree: dict[str, Any] = {}
-    if path is not None:
-        try:
-            tree = yaml.safe_load(path.read_text()) or {}
-        except OSError as e:
-            raise InputError(f"--config {path}: {e.strerror}") from e
-        except yaml.YAMLError as e:
-            raise InputError(f"--config {path} isn't YAML: {' '.join(str(e).split())}") from e
+    here = path.parent.absolute() if path is not None else Path.cwd()
+    tree = {} if path is None else _read(path) or {}
     if not isinstance(tree, dict):
         raise InputError(f"--config {path} must hold the sections {', '.join(SECTIONS)}")
-    here = path.parent.absolute() if path is not None else Path.cwd()
+    tree = _anchored(tree, here)
     for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals:
-            raise InputError(f"override {override!r} must be section.key=value, such as fineTuner.maxEpochs=50")
-        _put(tree, key, yaml.safe_load(value), override)
+        _put(tree, override)
     for key in tree:
         if key not in SECTIONS:
             raise InputError(f"unknown section {key!r}. {did_you_mean(str(key), SECTIONS)}")
     for key in ("pipeline", "data", "output"):
         if not tree.get(key):
             raise InputError(f"the job has no {key!r}: give it in the YAML file or as {key}=...")
-    data, output = tree["data"], tree["output"]
+    pipeline, data, output = tree["pipeline"], tree["data"], tree["output"]
+    if not isinstance(pipeline, str):
+        raise InputError(f"pipeline must be the path of a saved model, or module:function. Got {pipeline!r} instead")
     if not isinstance(data, dict) or "train" not in data:
         raise InputError(f"data must be a mapping with 'train' and, optionally, {', '.join(map(repr, SPLITS[1:]))}")
-    for split in data:
+    for split, given in data.items():
         if split not in SPLITS:
             raise InputError(f"unknown data {split!r}. {did_you_mean(str(split), SPLITS)}")
+        _source(split, given)
+    for section in ("fineTuner", "spark"):
+        if not isinstance(tree.get(section) or {}, dict):
+            raise InputError(f"{section} must be a mapping of names to values. Got {tree[section]!r} instead")
     output = {"path": output} if isinstance(output, str) else output
-    mode = output.get("mode", "error")
-    if not isinstance(output.get("path"), str) or mode not in ("error", "overwrite") or set(output) - {"path", "mode"}:
+    good = isinstance(output, dict) and set(output) <= {"path", "mode"} and isinstance(output.get("path"), str)
+    if not good or not output["path"] or output.get("mode", "error") not in ("error", "overwrite"):
         raise InputError(f"output must be a folder, or {{path, mode: error|overwrite}}. Got {output!r} instead")
-    options = dict(tree.get("fineTuner") or {})
+    options, spark = dict(tree.get("fineTuner") or {}), tree.get("spark") or {}
+    for key, value in spark.items():
+        if isinstance(value, (dict, list)):
+            raise InputError(f"spark: {key} must be text, a number, true or false. Got {value!r} instead")
     if isinstance(options.get("loss"), str) and is_function(options["loss"]):
         options["loss"] = function(options["loss"], here)
     Options.of(options)
     return Config(
         here,
-        str(tree["pipeline"]),
+        pipeline,
         data,
         options,
-        tree.get("spark") or {},
-        (here / output["path"]).resolve(),
-        mode == "overwrite",
+        {str(key): value for key, value in spark.items() if value is not None},
+        places.folder("output", output["path"]).resolve(),
+        output.get("mode") == "overwrite",
     )
 
 
-def _put(tree: dict[str, Any], key: str, value: Any, override: str) -> None:
-    section, _, rest = key.partition(".")
+def _read(path: Path) -> Any:
+    try:
+        return _yaml(path.read_text(encoding="utf-8-sig"))
+    except OSError as e:
+        raise InputError(f"--config {path}: {e.strerror}") from e
+    except UnicodeDecodeError as e:
+        raise InputError(f"--config {path} isn't UTF-8 text ({e.reason} at byte {e.start}): save it as UTF-8") from e
+    except ValueError as e:
+        raise InputError(f"--config {path} isn't YAML: {' '.join(str(e).split())}") from e
+
+
+def _yaml(text: str) -> Any:
+    """The value of a YAML text.
+
+    Raises:
+        ValueError: it isn't YAML.
+    """
+    try:
+        value = yaml.safe_load(text)
+        json.dumps(value, default=str, skipkeys=True)  # no value that holds itself
+    # Beside its own errors PyYAML lets those of the code behind its tags through (`!!int x`, `!!bool 3`, `[[[[...`).
+    except (yaml.YAMLError, LookupError, AttributeError, TypeError, OverflowError, RecursionError) as e:
+        raise ValueError(str(e)) from e
+    return value
+
+
+Place = tuple[Any, ...]
+"""The keys that lead to a value: ("data", "train", "path")."""
+
+
+def _wants_text(place: Place) -> bool:
+    match place:
+        case ("pipeline" | "output",) | ("output", _) | ("spark", _) | ("data", _) | ("data", _, "options", _):
+            return True
+        case ("data", _, key):
+            return key != "options"
+        case ("fineTuner", name):
+            rules = OPTIONS[name].metadata if name in OPTIONS else {}
+            return rules.get("kind") is str and "choices" not in rules
+    return False
+
+
+def _value(text: str, place: Place) -> Any:
+    """What an override gives: YAML, or the text itself where it isn't any, or where text is wanted and it isn't quoted."""
+    try:
+        value = _yaml(text)
+    except ValueError:
+        return text
+    if isinstance(value, (datetime.date, bytes)):
+        return text
+    quoted = isinstance(value, str) and text.lstrip().startswith(("'", '"'))
+    structured = value is None or isinstance(value, (dict, list, set))
+    return value if quoted or structured or not _wants_text(place) else text.strip()
+
+
+def _anchored(value: Any, folder: Path, place: Place = ()) -> Any:
+    """A copy of a value of the tree in which every relative path counts from a folder."""
+    if isinstance(value, dict):
+        return {key: _anchored(inner, folder, (*place, key)) for key, inner in value.items()}
+    if not isinstance(value, str) or not value:
+        return value
+    match place:
+        case ("data", _) | ("pipeline",) if is_function(value):
+            return value
+        case ("data", _) | ("data", _, "path"):
+            return places.joined(_name(value, place), folder)
+        case ("pipeline",):
+            where = places.local(_name(value, place))
+            return value if where is None else str(folder / where)
+        case ("output",) | ("output", "path") | ("fineTuner", "cacheDir" | "checkpointDir"):
+            where = None if places.not_local("", _name(value, place)) else places.local(value)
+            return value if where is None else str(folder / where)
+    return value
+
+
+def _name(path: str, place: Place) -> str:
+    try:
+        good = b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        good = False
+    if not good:
+        raise InputError(
+            f"{'.'.join(place)}={path!r} can't be a path: it holds characters that no file's name can have"
+        )
+    return path
+
+
+def _put(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    section, dot, rest = key.partition(".")
     # Keys of Spark's conf have dots of their own.
-    parts = [section, *([rest] if section == "spark" else rest.split("."))] if rest else [section]
-    for part in parts[:-1]:
-        below = tree.setdefault(part, {})
-        if isinstance(below, str) and part in ("output", *SPLITS):
-            below = tree[part] = {"path": below}
+    place: Place = (section, *([rest] if section == "spark" else rest.split("."))) if dot else (section,)
+    if not equals or not all(place):
+        raise InputError(f"override {override!r} must be section.key=value, such as fineTuner.maxEpochs=50")
+    for i, part in enumerate(place[:-1]):
+        below = tree.get(part)
+        below = {} if below is None else below
+        if isinstance(below, str) and (place[: i + 1] == ("output",) or (i == 1 and place[0] == "data")):
+            below = below if is_function(below) else {"path": below}
         if not isinstance(below, dict):
             raise InputError(f"override {override!r}: {part!r} is {below!r}, which has no keys")
+        tree[part] = below
         tree = below
-    tree[parts[-1]] = value
+    tree[place[-1]] = _anchored(_value(text, place), Path.cwd(), place)
 
 
 def start_session(conf: Mapping[str, Any]) -> SparkSession:
-    """The job's session; a key that spark-submit has set stays as it set it. `spark.remote` asks for Spark Connect."""
+    """The job's session; a key that spark-submit has set stays as it set it. `spark.remote` asks for Spark Connect.
+
+    Raises:
+        InputError: Spark would have to be started, and there is no Java that it runs on.
+    """
+    if not _remote(conf):
+        jvm.check_java()
     builder = SparkSession.builder.appName("sparkdiff")
     given = None if is_remote() else SparkConf()  # in a process that has used Connect there is no SparkConf to ask
     for key, value in conf.items():
@@ -140,17 +243,24 @@ def start_session(conf: Mapping[str, Any]) -> SparkSession:
     return spark
 
 
+def _remote(conf: Mapping[str, Any]) -> bool:
+    """Whether a session is, or would be, one of Spark Connect."""
+    return is_remote() or "SPARK_REMOTE" in os.environ or "spark.remote" in conf
+
+
 def function(name: str, folder: Path) -> Any:
     """The object `module:function`, the module looked up beside the YAML file first."""
     module, _, attribute = name.partition(":")
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
     try:
-        return getattr(importlib.import_module(module), attribute)
+        found = importlib.import_module(module)
     except ImportError as e:
         raise InputError(f"{name!r}: no module {module!r} beside the YAML file or on the Python path ({e})") from e
+    try:
+        return getattr(found, attribute)
     except AttributeError as e:
-        names = [n for n in dir(sys.modules[module]) if not n.startswith("_")]
+        names = [n for n in dir(found) if not n.startswith("_")]
         raise InputError(f"{name!r}: module {module!r} has no {attribute!r}. {did_you_mean(attribute, names)}") from e
 
 
@@ -159,39 +269,64 @@ def is_function(name: str) -> bool:
     return bool(colon) and attribute.isidentifier() and all(p.isidentifier() for p in module.split("."))
 
 
+def _source(split: str, given: Any) -> str | dict[str, Any]:
+    """One entry of `data` as module:function or as a mapping.
+
+    Raises:
+        InputError: it is malformed.
+    """
+    if isinstance(given, str) and is_function(given):
+        return given
+    given = {"path": given} if isinstance(given, str) else given
+    if not isinstance(given, dict) or bool(given.get("path")) == bool(given.get("table")):
+        raise InputError(
+            f"data.{split} must be module:function, or hold either a path or a table. Got {given!r} instead"
+        )
+    for key, value in given.items():
+        if key not in SOURCE_KEYS:
+            raise InputError(f"data.{split}: unknown key {key!r}. {did_you_mean(str(key), SOURCE_KEYS)}")
+        if key != "options" and value is not None and not isinstance(value, str):
+            raise InputError(f"data.{split}.{key} must be text. Got {value!r} instead: quote it")
+    options = given.get("options") or {}
+    if not isinstance(options, dict) or any(isinstance(v, (dict, list, set)) for v in options.values()):
+        raise InputError(
+            f"data.{split}.options must be a mapping of names to texts or numbers. Got {options!r} instead"
+        )
+    return given
+
+
 def load_data(spark: SparkSession, given: Any, folder: Path, split: str) -> DataFrame:
     """The DataFrame of one entry of `data`.
 
     Raises:
         InputError: the entry is malformed, or Spark can't read it.
     """
-    if isinstance(given, str) and is_function(given):
+    given = _source(split, given)
+    if isinstance(given, str):
         return function(given, folder)(spark)  # type: ignore[no-any-return]
-    given = {"path": given} if isinstance(given, str) else given
-    if not isinstance(given, dict) or bool(given.get("path")) == bool(given.get("table")):
-        raise InputError(
-            f"data.{split} must be module:function, or hold either a path or a table. Got {given!r} instead"
-        )
-    for key in given:
-        if key not in SOURCE_KEYS:
-            raise InputError(f"data.{split}: unknown key {key!r}. {did_you_mean(str(key), SOURCE_KEYS)}")
     try:
-        reader = spark.read.options(
-            **{k: str(v).lower() if isinstance(v, bool) else v for k, v in (given.get("options") or {}).items()}
-        )
+        options = {
+            str(k): str(v).lower() if isinstance(v, bool) else v for k, v in (given.get("options") or {}).items()
+        }
+        reader = spark.read.options(**options)
         if given.get("schema"):
             reader = reader.schema(given["schema"])
         if given.get("format"):
             reader = reader.format(given["format"])
-        df = reader.table(given["table"]) if given.get("table") else reader.load(located(given["path"], folder))
+        if given.get("table"):
+            df = reader.table(given["table"])
+        else:
+            where = places.joined(given["path"], folder)
+            df = reader.load(where if places.local(where) is None else f"file://{where}")
         return df.where(given["where"]) if given.get("where") else df
     except jvm.SparkError as e:
         raise InputError(f"data.{split} can't be read: {jvm.cause(e)}") from e
 
 
 def located(path: str, folder: Path) -> str:
-    """A path relative to a folder; URLs stay as they are."""
-    return path if "://" in path else f"file://{(folder / path).resolve()}"
+    """The URL of a path relative to a folder; of another file system's as it is."""
+    where = places.local(path)
+    return path if where is None else f"file://{(folder / where).resolve()}"
 
 
 def load_model(spark: SparkSession, path: str) -> Any:
@@ -201,9 +336,36 @@ def load_model(spark: SparkSession, path: str) -> Any:
         InputError: there is none, or it can't be loaded.
     """
     try:
-        return DefaultParamsReader.loadParamsInstance(path, jvm.ml_context(spark))
+        return DefaultParamsReader.loadParamsInstance(jvm.model_at(path), jvm.ml_context(spark))
     except (*jvm.SparkError, ValueError, AttributeError, ImportError) as e:
         raise InputError(f"no Spark ML model can be loaded from {path}: {jvm.cause(e)}") from e
+
+
+def check_there(models: Sequence[str], data: Mapping[str, Any], folder: Path, conf: Mapping[str, Any]) -> None:
+    """Look for models and data before Spark is started for them: starting it takes its time, and its errors are long.
+
+    Args:
+        models: URLs, as of `located`.
+        data: entries of `data`, by split.
+        conf: of the session to come; what lies where a Spark Connect server runs can't be seen from here.
+
+    Raises:
+        InputError: a local path isn't there.
+    """
+    if _remote(conf):
+        return
+    for url in models:
+        path = places.local(url)
+        if path is not None and not (path / "metadata").is_dir():
+            why = "it isn't there" if not path.exists() else "it has no folder 'metadata', as a saved model has"
+            raise InputError(f"no Spark ML model can be loaded from {path}: {why}")
+    for split, given in data.items():
+        source = _source(split, given)
+        if isinstance(source, str) or not source.get("path"):
+            continue
+        where = places.joined(source["path"], folder)
+        if places.local(where) is not None and not places.is_there(where):
+            raise InputError(f"data.{split} can't be read: there is no {where}")
 
 
 def model_of_run(path: str) -> str:
@@ -220,6 +382,7 @@ def run(config: Config) -> FineTuningSummary:
         HeldError: another process writes this output now.
         SparkdiffError: it failed while running.
     """
+    _check_places(config)
     with _alone(config) as lease:
         return _run(config, lease)
 
@@ -230,15 +393,17 @@ def _alone(config: Config) -> Iterator[Lease]:
     output = config.output
     missing = [folder for folder in output.parents if not folder.exists()]
     where, wait = output.with_name(f".{output.name}.lease"), Options.of(config.options).waitForRun
-    with contextlib.ExitStack() as stack:
-        try:
-            lease = stack.enter_context(held(where, f"output {output}", wait=wait))
-        except OSError as e:
-            raise InputError(f"output {output} cannot be written ({e.strerror}): choose another folder") from e
-        yield lease
-    for folder in missing:
-        with contextlib.suppress(OSError):  # something was written into it
-            folder.rmdir()
+    try:
+        with contextlib.ExitStack() as stack:
+            try:
+                lease = stack.enter_context(held(where, f"output {output}", wait=wait))
+            except OSError as e:
+                raise InputError(f"output {output} cannot be written ({e.strerror}): choose another folder") from e
+            yield lease
+    finally:
+        for folder in missing:
+            with contextlib.suppress(OSError):  # something was written into it
+                folder.rmdir()
 
 
 def _run(config: Config, lease: Lease) -> FineTuningSummary:
@@ -286,6 +451,16 @@ def _run(config: Config, lease: Lease) -> FineTuningSummary:
     if mine:
         outcome.folder.remove()  # the same command, interrupted before this line, goes on; after it, it begins anew
     return outcome.summary
+
+
+def _check_places(config: Config) -> None:
+    """Raise InputError where what the job reads isn't there, or what it writes can't be written. Starts no Spark."""
+    places.check_writable("output", config.output, config.output.parent)
+    for name in ("cacheDir", "checkpointDir"):
+        if given := config.options.get(name):
+            places.check_writable(name, given, places.folder(name, given))
+    models = [] if is_function(config.pipeline) else [located(config.pipeline, config.folder)]
+    check_there(models, config.data, config.folder, config.spark)
 
 
 def _request(config: Config) -> str:
@@ -384,14 +559,14 @@ def _fitted(
         folder, why = root(options) / f"fitted-{uuid.uuid4().hex[:16]}", f"; not reused by other jobs: {e}"
     if folder.exists():
         say("reused: the same pipeline was fitted on the same rows before")
-        return PipelineModel.load(f"file://{folder}"), folder
+        return PipelineModel.load(jvm.model_at(folder)), folder
     fitted = fit_on_training_rows(pipeline, sources, options)
     temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
     try:
         fitted.write().save(f"file://{temporary}")
         if not moved(temporary, folder):
             say("reused: another process has fitted the same pipeline on the same rows meanwhile")
-            return PipelineModel.load(f"file://{folder}"), folder
+            return PipelineModel.load(jvm.model_at(folder)), folder
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     say(f"fitted {len(fitted.stages)} stages on the training rows{why}")

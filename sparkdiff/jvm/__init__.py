@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import os
 import re
 import shutil
+import subprocess
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,21 +18,26 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pyspark
 from py4j.java_collections import JavaArray
 from py4j.java_gateway import JavaObject
 from py4j.protocol import Py4JError, Py4JJavaError
 from pyspark.errors import PySparkException
+from pyspark.find_spark_home import _find_spark_home
 from pyspark.ml import PipelineModel
 from pyspark.ml.common import _py2java
 from pyspark.ml.linalg import DenseMatrix, Vectors
 from pyspark.ml.util import MLReader, MLWriter
 from pyspark.ml.wrapper import JavaParams
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.util import VersionUtils
 
+from sparkdiff import places
 from sparkdiff.errors import InputError, SparkdiffError
 
 SparkError = (Py4JError, PySparkException)
 """What Spark raises through Python."""
+VERSION = VersionUtils.majorMinorVersion(pyspark.__version__)
 
 
 def session() -> SparkSession:
@@ -55,9 +62,40 @@ def in_process(spark: SparkSession) -> bool:
     return hasattr(spark, "sparkContext")
 
 
+def check_java() -> None:
+    """Look for Java as Spark's scripts would, where this process is about to start it.
+
+    Raises:
+        InputError: there is none, or it is too old for this Spark.
+    """
+    if SparkSession.getActiveSession() is not None or "PYSPARK_GATEWAY_PORT" in os.environ:
+        return
+    if Path(os.environ.get("SPARK_CONF_DIR") or Path(_find_spark_home()) / "conf", "spark-env.sh").exists():
+        return  # which may choose another one
+    home, needed = os.environ.get("JAVA_HOME"), 17 if VERSION >= (4, 0) else 8
+    java, told = ("java", "the java on PATH") if not home else (f"{home}/bin/java", f"JAVA_HOME={home}")
+    way = "set JAVA_HOME to the folder of a Java 17"
+    try:
+        asked = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as e:
+        missing = f"{told} holds no bin/java that runs" if home else "JAVA_HOME is unset, and no java on PATH runs"
+        raise InputError(f"{missing}: {way}") from e
+    found = re.search(r'version "(?:1\.)?(\d+)', asked.stderr + asked.stdout)
+    if asked.returncode or (found and int(found[1]) < needed):
+        what = "doesn't run" if asked.returncode or not found else f"is Java {found[1]}"
+        raise InputError(f"{told} {what}, and Spark {pyspark.__version__} needs Java 17: {way}")
+
+
 def ml_context(spark: SparkSession) -> Any:
     """What pyspark.ml's readers and writers take: the SparkContext where there is one (3.5 knows nothing else)."""
     return spark.sparkContext if in_process(spark) else spark
+
+
+def model_at(path: str | Path) -> str:
+    """The URL by which this Spark loads the model that is saved at a path, whatever its name."""
+    where = places.address(path)
+    # Spark 3.5 reads metadata through Hadoop's text files, for which a path ends at a comma outside of braces.
+    return where.replace(",", "{\\,}") if VERSION < (4, 0) else where
 
 
 class Writer(MLWriter):
@@ -126,7 +164,7 @@ def shared_folder(cacheDir: str | None = None) -> Path | None:
     None where neither names one, and a temporary folder will do, as Spark runs on one machine.
 
     Raises:
-        InputError: a temporary folder won't do; or the folder isn't in this machine's file system, or can't be made.
+        InputError: a temporary folder won't do; or the folder isn't in this machine's file system, or can't be written to.
     """
     spark = session()
     given = cacheDir or spark.conf.get("spark.sparkdiff.cacheDir", None)
@@ -138,19 +176,14 @@ def shared_folder(cacheDir: str | None = None) -> Path | None:
                 "that Spark and this process both see as files"
             )
         return None
-    local = re.sub(r"^file:(//)?(?=/)", "", given)
-    if re.match(r"\w+:", local):
-        raise InputError(
-            f"cacheDir={given!r} must be a folder of this machine's file system (local, NFS or a FUSE mount such as /dbfs), "
-            "which Spark and torch both see as files"
-        )
-    path = Path(local).absolute()
+    path = places.folder("cacheDir", given)
     try:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as e:
         raise InputError(
             f"cacheDir={given!r} cannot be used: {e.strerror}; give a folder that can be written to"
         ) from e
+    places.check_writable("cacheDir", given, path)
     return path
 
 
@@ -160,7 +193,7 @@ def sees(spark: SparkSession, folder: Path) -> bool:
         return True
     with tempfile.NamedTemporaryFile(prefix="seen-by-spark-", dir=folder) as file:
         try:
-            return bool(spark.read.text(f"file://{file.name}").columns)
+            return bool(spark.read.text(places.address(file.name)).columns)
         except PySparkException:
             return False
 
@@ -369,7 +402,7 @@ def _rewritten(old: Any, weights: Mapping[str, Any]) -> Any:
             new = ml_value(value, SimpleNamespace(**was) if isinstance(was, dict) else None)
             data = data.set_column(place, data.schema.field(place), _arrow([new], data.schema.field(place).type))
         write_rows(f"{where}/data", data)
-        return type(old).load(where)
+        return type(old).load(model_at(where))
 
 
 def read_rows(where: str) -> pa.Table:

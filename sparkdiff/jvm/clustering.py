@@ -10,7 +10,7 @@ from pyspark.ml.linalg import DenseMatrix, Vectors
 from pyspark.mllib.linalg import Matrices as OldMatrices
 from pyspark.mllib.linalg import Vectors as OldVectors
 
-from sparkdiff.jvm import made_of, read_rows, rebuild, rebuilt, saved, session, table_of, write_rows
+from sparkdiff.jvm import made_of, model_at, read_rows, rebuild, rebuilt, saved, session, table_of, write_rows
 
 
 def k_means(stage: Any, centers: np.ndarray) -> Any:
@@ -30,7 +30,7 @@ def k_means(stage: Any, centers: np.ndarray) -> Any:
             schema = read_rows(f"{where}/data").schema
             rows = [(i, Vectors.dense(center)) for i, center in enumerate(centers)]
             write_rows(f"{where}/data", table_of(rows, schema))
-            return type(old).load(where)
+            return type(old).load(model_at(where))
 
     return rebuilt(stage, construct, rewrite)
 

@@ -66,7 +66,7 @@ def _rewritten(old: Any, row: dict[str, float]) -> Any:
     where = f"file://{folder}/stage"
     old.write().save(where)
     _one_row(row).coalesce(1).write.mode("overwrite").parquet(f"{where}/data")
-    return type(old).load(where)
+    return type(old).load(jvm.model_at(where))
 
 
 def _one_row(row: Mapping[str, float]) -> DataFrame:
@@ -142,4 +142,4 @@ def _with_files(old: Any, columns: Sequence[Statistics]) -> Any:
             raise SparkdiffError(f"{old.uid}: its saved data hold {', '.join(schema.names)}, which nothing here knows")
         rows = [(i, *(values.tolist() for values in column)) for i, column in enumerate(columns)]
         jvm.write_rows(f"{where}/data", jvm.table_of(rows, schema))
-        return type(old).load(where)
+        return type(old).load(jvm.model_at(where))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from pyspark.sql import DataFrame
 
-from sparkdiff.jvm import by_arrow, made_of, rebuilt, scratch_folder, session
+from sparkdiff.jvm import by_arrow, made_of, model_at, rebuilt, scratch_folder, session
 
 Table = tuple[np.ndarray, np.ndarray]
 """ids (n,) int64, ascending, and factors (n, rank) float32."""
@@ -40,7 +40,7 @@ def als(stage: Any, users: Table, items: Table) -> Any:
         old.write().save(where)
         for name, table in (("userFactors", users), ("itemFactors", items)):
             _frame(table).coalesce(1).write.mode("overwrite").parquet(f"{where}/{name}")
-        return type(old).load(where)
+        return type(old).load(model_at(where))
 
     return rebuilt(stage, construct, rewrite)
 

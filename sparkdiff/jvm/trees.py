@@ -222,4 +222,4 @@ def _rewritten(old: Any, nodes: Nodes, treeWeights: Array | None) -> Any:
             meta = jvm.read_rows(f"{where}/treesMetadata")
             new = [(*row[:2], treeWeights[row[0]]) for row in zip(*meta.to_pydict().values(), strict=True)]
             jvm.write_rows(f"{where}/treesMetadata", jvm.table_of(new, meta.schema))
-        return type(old).load(where)
+        return type(old).load(jvm.model_at(where))

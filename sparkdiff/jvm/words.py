@@ -16,7 +16,7 @@ from pyspark.ml.functions import vector_to_array
 from pyspark.ml.wrapper import JavaParams
 from pyspark.sql import functions as F
 
-from sparkdiff.jvm import by_arrow, has_constructors, made_of, rebuilt, saved, session
+from sparkdiff.jvm import by_arrow, has_constructors, made_of, model_at, rebuilt, saved, session
 
 Vocabulary = tuple[tuple[str, ...], np.ndarray]
 """Words, sorted, and their vectors (v, d) float32."""
@@ -59,7 +59,7 @@ def word2vec(stage: Any, words: Sequence[str], vectors: np.ndarray) -> Any:
             rows = pd.DataFrame({"word": list(words), "vector": list(vectors.astype(np.float32))})
             frame = session().createDataFrame(rows, "word string, vector array<float>")
             frame.coalesce(1).write.mode("overwrite").parquet(f"{where}/data")
-            return type(old).load(where)
+            return type(old).load(model_at(where))
 
     return rebuilt(stage, construct, rewrite)
 

@@ -13,6 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "sparkdiff"
 LAYERS = [
     ["errors"],
+    ["places"],
     ["lease"],
     ["memory", "options", "nodes", "sparse", "checkpoint", "identity", "parallel", "optimizers", "formulas"],
     ["jvm"],
@@ -88,6 +89,7 @@ NO_TORCH = (
     "nesting",
     "options",
     "errors",
+    "places",
     "splits",
     "preflight",
     "foreign",

@@ -1,0 +1,104 @@
+"""Paths as users give them: which are this machine's, what is there, what can be written to, and how Spark reads them."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+import tempfile
+from pathlib import Path
+
+from sparkdiff.errors import InputError
+
+LOCAL = re.compile(r"file:(//)?(?=/)", re.IGNORECASE)
+URL = re.compile(r"[A-Za-z][\w+.-]*:(?=/)")
+SPECIAL = re.compile(r"[\\{}\[\]*?]")
+"""What Spark's readers take for a part of a glob."""
+
+
+def local(given: str) -> Path | None:
+    """The path in this machine's file system that a path or a `file:` URL names; None where it is any other URL's."""
+    path = LOCAL.sub("", given, count=1) if LOCAL.match(given) else given
+    return None if URL.match(path) else Path(os.path.expanduser(path))
+
+
+def not_local(option: str, given: str) -> str | None:
+    """What to say of a folder that isn't in this machine's file system, or that Spark can't find there; None where it can."""
+    path = local(given)
+    if path is not None and not re.match(r"\w[\w+.-]*:", str(path)):
+        if ":" in str(path) and SPECIAL.search(str(path)):
+            return (
+                f"{option}={given!r} holds ':' beside one of {{}}[]*?\\, by which no Spark finds it: take another name"
+            )
+        return None
+    return (
+        f"{option}={given!r} must be a folder of this machine's file system (local, NFS or a FUSE mount such as /dbfs), "
+        "which Spark and torch both see as files"
+    )
+
+
+def folder(option: str, given: str) -> Path:
+    """The absolute path of a folder that an option names.
+
+    Raises:
+        InputError: it isn't in this machine's file system.
+    """
+    if refused := not_local(option, given):
+        raise InputError(refused)
+    path = local(given)
+    assert path is not None
+    return path.absolute()
+
+
+def check_writable(option: str, given: str | Path, path: Path) -> None:
+    """Raise InputError where a folder can't be made or written to. It isn't made, and nothing stays in the one above."""
+    above = next(p for p in (path, *path.parents) if os.path.lexists(p))
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".sparkdiff-", dir=above))
+    except OSError as e:
+        raise InputError(
+            f"{option}={str(given)!r} cannot be used: {e.strerror}; give a folder that can be written to"
+        ) from e
+
+
+def joined(given: str, folder: Path) -> str:
+    """A path of data, which may be a glob, as an absolute one where it counts from a folder; a URL as it is.
+
+    A name that is there is meant by its letters, and nothing in the folder's own path is a part of a glob.
+    """
+    path = local(given)
+    if path is None:
+        return given
+    if os.path.exists(folder / path):
+        return by_name(str((folder / path).resolve()))
+    return str((Path(by_name(str(folder.absolute()))) / path).resolve())
+
+
+def by_name(path: str) -> str:
+    """A path that Spark's readers, which take every path for a glob, find by its very name."""
+    return SPECIAL.sub(lambda found: "\\" + found[0], path)
+
+
+def address(path: str | Path) -> str:
+    """The URL by which Spark's readers find a local path, or a `file:` URL's, by its very name; any other URL as it is."""
+    where = local(str(path))
+    return str(path) if where is None else f"file://{by_name(str(where))}"
+
+
+def is_there(pattern: str) -> bool:
+    """Whether an absolute local path, a glob as Spark's readers take it, may match something; True where that can't be told."""
+    found = [Path("/")]
+    for part in Path(pattern).parts[1:]:
+        plain = re.sub(r"\\.", "", part)
+        if "{" in plain:  # may span several names
+            return bool(found)
+        try:
+            if re.search(r"[\[*?]", plain):
+                names = re.sub(r"\\(.)", r"[\1]", part).replace("[^", "[!")
+                found = [p / n for p in found if p.is_dir() for n in fnmatch.filter(os.listdir(p), names)]
+            else:
+                found = [p / re.sub(r"\\(.)", r"\1", part) for p in found]
+                found = [p for p in found if os.path.exists(p)]
+        except OSError:
+            return True
+    return bool(found)

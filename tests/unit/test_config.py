@@ -1,0 +1,409 @@
+"""A job's YAML and overrides: what is taken, from where its paths count, and that all else is refused in one line."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from sparkdiff import places, run
+from sparkdiff.cli import WRONG_INPUT, main
+from sparkdiff.errors import InputError
+from sparkdiff.options import Options
+
+pytestmark = pytest.mark.once  # paths and messages of our own: no stack changes them
+
+JOB = """
+pipeline: models/churn
+data:
+  train: &rows {path: rows/train.csv, format: csv, where: day < 6}
+  test: *rows
+fineTuner: {seed: 0, cacheDir: caches}
+output: {path: ../runs/churn, mode: overwrite}
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current directory, with a job in a folder below it."""
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "job.yaml").write_text(JOB)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def load(*overrides: str) -> run.Config:
+    return run.load_config(Path("conf/job.yaml"), overrides)
+
+
+def paths(config: run.Config) -> dict[str, str]:
+    data = {f"data.{split}": given["path"] for split, given in config.data.items() if isinstance(given, dict)}
+    return {
+        "pipeline": config.pipeline, "output": str(config.output), **data,
+        **{n: config.options[n] for n in ("cacheDir", "checkpointDir") if config.options.get(n)},
+    }  # fmt: skip
+
+
+def test_paths_in_the_file_count_from_its_folder(here: Path) -> None:
+    assert {k: os.path.relpath(v, here) for k, v in paths(load()).items()} == {
+        "pipeline": "conf/models/churn", "output": "runs/churn", "cacheDir": "conf/caches",
+        "data.train": "conf/rows/train.csv", "data.test": "conf/rows/train.csv",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("override", "name"),
+    [
+        ("pipeline=models/churn", "pipeline"), ("data.train=x.csv", None), ("data.train.path=x.csv", "data.train"),
+        ("data.test={path: x.csv}", "data.test"), ("output=out", "output"), ("output.path=out", "output"),
+        ("output={path: out}", "output"), ("fineTuner.cacheDir=c", "cacheDir"), ("fineTuner={cacheDir: c}", "cacheDir"),
+        ("fineTuner.checkpointDir=c", "checkpointDir"),
+    ],
+)  # fmt: skip
+def test_paths_in_an_override_count_from_the_current_directory(here: Path, override: str, name: str | None) -> None:
+    given = load(override).data["train"] if name is None else paths(load(override))[name]
+    assert Path(given).parent in (here, here / "models")
+    if name != "cacheDir":
+        assert paths(load(override))["cacheDir"] == str(here / "conf" / "caches")  # the file's own stays
+
+
+def test_functions_are_no_paths(here: Path) -> None:
+    config = load("pipeline=pipelines:churn", "data.test=rows:test")
+    assert (config.pipeline, config.data["test"], config.folder) == ("pipelines:churn", "rows:test", here / "conf")
+    with pytest.raises(InputError, match="'test' is 'rows:test', which has no keys"):
+        load("data.test=rows:test", "data.test.where=day < 3")
+
+
+def test_an_override_changes_no_other_entry_that_yaml_shares_with_it(here: Path) -> None:
+    config = load("data.train.where=day < 3")
+    assert [config.data[s]["where"] for s in ("train", "test")] == ["day < 3", "day < 6"]
+
+
+@pytest.mark.parametrize(
+    ("override", "place", "value"),
+    [
+        ("data.train.where='a' = b", ("data", "train", "where"), "'a' = b"),
+        ("data.train.where=a > 5 # more", ("data", "train", "where"), "a > 5 # more"),
+        ("data.train.where=true", ("data", "train", "where"), "true"),
+        ("data.train.where='a = 1'", ("data", "train", "where"), "a = 1"),
+        ("data.train.options.sep=|", ("data", "train", "options", "sep"), "|"),
+        ("data.train.options.sep=,", ("data", "train", "options", "sep"), ","),
+        ("data.train.options.header=true", ("data", "train", "options", "header"), "true"),
+        ("fineTuner.runId=20260101", ("fineTuner", "runId"), "20260101"),
+        ("fineTuner.labelCol=2026-01-01", ("fineTuner", "labelCol"), "2026-01-01"),
+        ("fineTuner.groupCol=", ("fineTuner", "groupCol"), None),
+        ("fineTuner.maxEpochs=5", ("fineTuner", "maxEpochs"), 5),
+        ("fineTuner.localMode=yes", ("fineTuner", "localMode"), True),
+        ("fineTuner.loss={logLoss: 1, hinge: 2}", ("fineTuner", "loss"), {"logLoss": 1, "hinge": 2}),
+        ("spark.spark.executor.id=010", ("spark", "spark.executor.id"), "010"),
+        ("output.mode=error", ("output", "mode"), "error"),
+    ],
+)
+def test_where_text_is_wanted_an_override_is_text(
+    here: Path, override: str, place: tuple[str, ...], value: Any
+) -> None:
+    config = load(override)
+    found: Any = {"data": config.data, "fineTuner": config.options, "spark": config.spark, "output": {"mode": "error"}}
+    for part in place:
+        found = found[part]
+    assert found == value
+
+
+def test_what_is_there_is_meant_by_its_letters_and_the_rest_is_a_glob(here: Path) -> None:
+    (here / "[x].csv").touch()
+    assert load("data.train.path=*.csv").data["train"]["path"] == f"{here}/*.csv"
+    assert load("data.train.path=[x].csv").data["train"]["path"] == f"{here}/\\[x\\].csv"
+    assert load("data.train.path=[y].csv").data["train"]["path"] == f"{here}/[y].csv"
+
+
+@pytest.mark.parametrize(
+    "name", ["plain", "a b", "a%20b#ü", "a?b*", "[ab]", "{a,b}", "{ab}", "a,b", "a:b", "a\\b", "x[1]{y,z},w:v*"]
+)
+def test_a_folder_of_any_name_holds_data(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / "part-1.csv").touch()
+    for path in ("part-1.csv", "part-*.csv", "part-[0-9].c?v", "part-{1,2}.csv", "*"):
+        where = places.joined(path, folder)
+        assert places.is_there(where), (name, path)
+        assert places.joined(where, Path("/")) == where  # already one
+    for path in ("part-2.csv", "parts-*.csv", "below/*", "part-[a-z].csv", "below/{a,b}/c"):
+        assert not places.is_there(places.joined(path, folder)), (name, path)
+    assert places.is_there(places.by_name(str(folder)))
+
+
+@pytest.mark.parametrize("url", ["s3a://bucket/x", "hdfs://host/x", "dbfs:/x", "abfss://c@a.net/x"])
+def test_folders_elsewhere_are_refused_and_data_elsewhere_are_not(here: Path, url: str) -> None:
+    for place in ("output", "output.path", "fineTuner.cacheDir", "fineTuner.checkpointDir"):
+        name = place.split(".")[-1].replace("path", "output")
+        with pytest.raises(InputError, match=f"{name}='{url}' must be a folder of this machine's file system"):
+            load(f"{place}={url}")
+    config = load(f"pipeline={url}", f"data.train.path={url}", f"data.test={url}")
+    assert (config.pipeline, config.data["train"]["path"], config.data["test"]) == (url, url, url)
+    assert run.located(url, here) == places.joined(url, here) == places.address(url) == url
+
+
+@pytest.mark.parametrize("prefix", ["file://", "file:", ""])
+def test_local_urls_are_local(here: Path, prefix: str) -> None:
+    url = f"{prefix}{here}/x y"
+    config = load(f"output={url}", f"fineTuner.cacheDir={url}", f"data.train.path={url}", f"pipeline={url}")
+    assert paths(config) == {
+        **paths(config),
+        "pipeline": f"{here}/x y",
+        "output": f"{here}/x y",
+        "cacheDir": f"{here}/x y",
+    }
+    assert paths(config)["data.train"] == f"{here}/x y"
+    assert run.located(url, Path("/")) == f"file://{here}/x y"
+    assert places.folder("cacheDir", url) == here / "x y"
+
+
+def test_a_home_is_a_home(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(here / "home"))
+    assert load("output=~/runs/x").output == here / "home" / "runs" / "x"
+
+
+WRONG = [
+    (["fineTuner=5"], "fineTuner must be a mapping of names to values. Got 5 instead"),
+    (["fineTuner=[1]"], "fineTuner must be a mapping"),
+    (["fineTuner={1: 2}"], "unknown option 1. Known: "),
+    (["spark=5"], "spark must be a mapping"),
+    (["spark={a: [1]}"], "spark: a must be text, a number, true or false"),
+    (["output=[a]"], "output must be a folder, or {path, mode: error|overwrite}. Got ['a'] instead"),
+    (["output={path: x, mood: error}"], "output must be a folder"),
+    (["output={path: ''}"], "output must be a folder"),
+    (["output={path: 5}"], "output must be a folder"),
+    (["output.mode=append"], "output must be a folder"),
+    (["output="], "the job has no 'output'"),
+    (["pipeline=[a]"], "pipeline must be the path of a saved model, or module:function. Got ['a'] instead"),
+    (["data=x"], "data must be a mapping with 'train'"),
+    (["data={test: x}"], "data must be a mapping with 'train'"),
+    (["data.trian=x"], "unknown data 'trian'. Did you mean 'train'"),
+    (["data.train=[x]"], "data.train must be module:function, or hold either a path or a table"),
+    (["data.train.path=[x, y]"], "data.train.path must be text. Got ['x', 'y'] instead: quote it"),
+    (["data.train.table=t"], "hold either a path or a table"),
+    (["data.train={path: x, wher: y}"], "data.train: unknown key 'wher'. Did you mean 'where'"),
+    (["data.train={path: x, where: 5}"], "data.train.where must be text. Got 5 instead: quote it"),
+    (["data.train.options=header"], "data.train.options must be a mapping"),
+    (["data.train.options={header: [true]}"], "data.train.options must be a mapping"),
+    (["output=a[1]/b:c"], "holds ':' beside one of {}[]*?"),
+    (["data.train.path.x=5"], "has no keys"),
+    (["nothing"], "must be section.key=value"),
+    (["=x"], "must be section.key=value"),
+    (["fineTuner.=x"], "must be section.key=value"),
+    (["data..train=x"], "must be section.key=value"),
+    (["outptu=x"], "unknown section 'outptu'. Did you mean 'output'"),
+    (["fineTuner.loss=nowhere:loss"], "no module 'nowhere' beside the YAML file"),
+    (['output="a\\0b"'], "can't be a path"),
+    (['data.train.path="a\\ud800b"'], "can't be a path"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "said"), WRONG, ids=lambda v: v[0] if isinstance(v, list) else "")
+def test_what_is_wrong_is_one_line_and_2(here: Path, overrides: list[str], said: str, capsys: Any) -> None:
+    assert main(["finetune", "--config", "conf/job.yaml", *overrides]) == WRONG_INPUT
+    told = capsys.readouterr().err
+    assert said in told
+    assert told.startswith("error: ")
+    assert len(told.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"pipeline: \xff\xfe", "isn't UTF-8 text (invalid start byte at byte 10): save it as UTF-8"),
+        (b"a: [", "isn't YAML: "),
+        (b"a: !!int x", "isn't YAML: "),
+        (b"a: &a [*a]", "isn't YAML: "),
+        (b"- a", "must hold the sections pipeline, data"),
+        (b"5", "must hold the sections"),
+        (b"", "the job has no 'pipeline'"),
+        (b"fineTuner: 5\npipeline: x\ndata: {train: x}\noutput: x", "fineTuner must be a mapping"),
+        (b"pipeline: 5\ndata: {train: x}\noutput: x", "pipeline must be the path"),
+        (b"pipeline: x\ndata: {train: {path: 2024-01-01}}\noutput: x", "data.train.path must be text"),
+    ],
+)
+def test_a_file_that_is_no_job(here: Path, content: bytes, said: str, capsys: Any) -> None:
+    (here / "wrong.yaml").write_bytes(content)
+    assert main(["finetune", "--config", "wrong.yaml"]) == WRONG_INPUT
+    assert said in capsys.readouterr().err
+
+
+def test_a_file_that_isnt_there(here: Path, capsys: Any) -> None:
+    for path, said in (
+        ("no.yaml", "No such file"), ("conf", "Is a directory"), ("s3a://b/x.yaml", "must be a file of this machine's"),
+    ):  # fmt: skip
+        assert main(["finetune", "--config", path]) == WRONG_INPUT
+        assert said in capsys.readouterr().err
+
+
+def test_a_file_may_be_given_by_url_and_begin_with_a_byte_order_mark(here: Path, monkeypatch: Any) -> None:
+    loaded: list[Any] = []
+    monkeypatch.setattr(run, "run", lambda config: loaded.append(config) or "")
+    (here / "conf" / "mark.yaml").write_text(JOB.strip(), encoding="utf-8-sig")
+    assert main(["finetune", "--config", f"file://{here}/conf/mark.yaml"]) == 0
+    assert loaded[0].output == here / "runs" / "churn"
+
+
+def test_an_empty_section_can_be_overridden(here: Path) -> None:
+    (here / "conf" / "job.yaml").write_text(JOB.replace("{seed: 0, cacheDir: caches}", ""))
+    assert load("fineTuner.maxEpochs=5").options == {"maxEpochs": 5}
+
+
+KEYS = st.sampled_from(
+    [
+        "pipeline", "data", "data.train", "data.train.path", "data.train.options", "data.train.where", "data.test", "output",
+        "output.path", "output.mode", "fineTuner", "spark", "spark.spark.x", "", "data.", "output.path.x", "1", "~",
+        *(f"fineTuner.{name}" for name in run.OPTIONS if name != "loss"),  # whose module would be imported
+    ]
+)  # fmt: skip
+VALUES = st.one_of(
+    st.text(max_size=20),
+    st.text(alphabet="{}[]:,&*!|>'\"%@`#-?~. \n\t=0x1_aeinoy\\<", max_size=20),
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.dates(),
+        lambda inner: (
+            st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5) | st.integers(), inner, max_size=3)
+        ),
+        max_leaves=6,
+    ).map(lambda value: yaml.safe_dump(value, default_flow_style=True)),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@example("output", '"\\ud800"')
+@example("data", "&a {train: *a}")
+@example("fineTuner.maxEpochs", "!!int ''")
+@example("fineTuner.seed", "!!bool x")
+@example("data.train.path", "2024-13-45")
+@example("pipeline", "!!timestamp x")
+@example("fineTuner.lossParams", "!!set {balanced}")
+@given(KEYS | st.text(max_size=12), VALUES)
+def test_any_override_is_taken_or_refused(key: str, value: str) -> None:
+    base = ["pipeline=models/churn", "data.train=rows.csv", "output=out"]
+    try:
+        config = run.load_config(None, [*base, f"{key}={value}"])
+    except InputError:
+        return
+    assert config.output.is_absolute()
+    found = [path for path in paths(config).values() if places.local(path) is not None]
+    assert all(Path(path).is_absolute() or run.is_function(path) for path in found)
+
+
+# Before Spark starts --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_spark(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(conf: Any) -> Any:
+        raise AssertionError("Spark was started")
+
+    monkeypatch.setattr(run, "start_session", start)
+    for name in ("SPARK_REMOTE", "SPARK_CONNECT_MODE_ENABLED"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def saved(here: Path) -> Path:
+    """What looks like a saved model, and rows."""
+    (here / "models" / "churn" / "metadata").mkdir(parents=True)
+    (here / "rows.csv").touch()
+    return here
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["plan", "models/chrn"], "no Spark ML model can be loaded from {here}/models/chrn: it isn't there"),
+        (["plan", "models"], "no Spark ML model can be loaded from {here}/models: it has no folder 'metadata'"),
+        (["plan", "file:{here}/models"], "no Spark ML model can be loaded from {here}/models: it has no folder"),
+        (["verify", "models/churn", "--data", "row.csv"], "data.verify can't be read: there is no {here}/row.csv"),
+        (["verify", "models/churn", "--data", "row*.json"], "data.verify can't be read: there is no {here}/row*.json"),
+        (["verify", "models/churn", "--data", "rows.csv", "--options", "[1"], "--options must be a JSON object"),
+        (
+            ["verify", "models/churn", "--data", "rows.csv", "--options", '{{"schema": 5}}'],
+            "data.verify.schema must be",
+        ),
+        (["diff", "models/churn", "models/chrn"], "no Spark ML model can be loaded from {here}/models/chrn"),
+        (["diff", "models/churn", "models/churn", "--data", "row.csv"], "data.diff can't be read: there is no"),
+        (["finetune", "pipeline=models/chrn"], "no Spark ML model can be loaded from {here}/models/chrn"),
+        (["finetune", "data.train.path=row.csv"], "data.train can't be read: there is no {here}/row.csv"),
+        (["finetune", "data.test=row-*.csv"], "data.test can't be read: there is no {here}/row-*.csv"),
+        (["finetune", "output=/proc/run"], "output='/proc/run' cannot be used: "),
+        (["finetune", "output=rows.csv/run"], "output='{here}/rows.csv/run' cannot be used: Not a directory"),
+        (["finetune", "fineTuner.cacheDir=/proc/caches"], "cacheDir='/proc/caches' cannot be used: "),
+        (["finetune", "fineTuner.checkpointDir=rows.csv"], "checkpointDir='{here}/rows.csv' cannot be used: "),
+    ],
+)
+def test_what_lies_here_is_looked_at_first(
+    saved: Path, no_spark: None, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = ["pipeline=models/churn", "data.train=rows.csv", "output=runs/x"] if arguments[0] == "finetune" else []
+    before = sorted(saved.rglob("*"))
+    assert main([arguments[0], *job, *(a.format(here=saved) for a in arguments[1:])]) == WRONG_INPUT
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1
+    assert said.format(here=saved) in told[0]
+    assert sorted(saved.rglob("*")) == before
+
+
+def test_what_lies_elsewhere_is_not(saved: Path, no_spark: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    for arguments in (
+        ["plan", "models/churn"],
+        ["plan", "s3a://bucket/models"],
+        ["diff", "models/churn", "models/churn"],
+    ):
+        with pytest.raises(AssertionError, match="Spark was started"):
+            main(arguments)
+    monkeypatch.setenv("SPARK_REMOTE", "sc://far.away")
+    for arguments in (["plan", "/on/the/server"], ["verify", "/there", "--data", "/rows"]):
+        with pytest.raises(AssertionError, match="Spark was started"):
+            main(arguments)
+
+
+def test_no_java(saved: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from sparkdiff import jvm
+
+    monkeypatch.setattr(jvm.SparkSession, "getActiveSession", lambda: None)
+    for name in ("SPARK_REMOTE", "SPARK_CONNECT_MODE_ENABLED", "PYSPARK_GATEWAY_PORT"):
+        monkeypatch.delenv(name, raising=False)
+
+    def told(home: str | None) -> str:
+        monkeypatch.setenv("JAVA_HOME", home) if home else monkeypatch.delenv("JAVA_HOME", raising=False)
+        assert main(["plan", "models/churn"]) == WRONG_INPUT
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    monkeypatch.setenv("PATH", str(saved))
+    assert "JAVA_HOME is unset, and no java on PATH runs: set JAVA_HOME to the folder of a Java 17" in told(None)
+    assert "JAVA_HOME=/nowhere holds no bin/java that runs: set JAVA_HOME to the folder of a Java 17" in told(
+        "/nowhere"
+    )
+    (saved / "bin").mkdir()
+    (saved / "bin" / "java").write_text("#!/bin/sh\necho 'openjdk version \"1.7.0_99\"' >&2\n")
+    (saved / "bin" / "java").chmod(0o755)
+    assert f"JAVA_HOME={saved} is Java 7, and Spark" in told(str(saved))
+    (saved / "bin" / "java").write_text("#!/bin/sh\nexit 3\n")
+    assert f"JAVA_HOME={saved} doesn't run, and Spark" in told(str(saved))
+
+
+# Suggestions ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "hint"),
+    [
+        ("metric", "auc", "'areaUnderROC'"), ("metric", "roc_auc", "'areaUnderROC'"), ("metric", "AUROC", "'areaUnderROC'"),
+        ("metric", "average_precision", "'areaUnderPR'"), ("metric", "neg_log_loss", "'logLoss'"),
+        ("metric", "neg_root_mean_squared_error", "'rmse'"), ("metric", "mean_squared_error", "'squared' or 'mse'"),
+        ("metric", "f1_score", "'f1'"), ("loss", "mse", "'squared'"), ("loss", "crossEntropy", "'logLoss'"),
+    ],
+)  # fmt: skip
+def test_names_of_other_libraries_are_known(option: str, name: str, hint: str) -> None:
+    with pytest.raises(InputError, match=f"Got '{name}' instead. Did you mean {hint}\\?$"):
+        Options.of({option: name})
