@@ -88,6 +88,7 @@ def prepare(model: Any, options: Options, data: SchemaOrRows = None) -> Task:
         reference=o.reference,
         predictionCol=o.predictionCol,
         unfreeze=o.unfreeze,
+        target=o.target,
         beside=(o.labelCol, o.weightCol),
         data=data,
         labelled=o.labelCol is not None,
@@ -436,6 +437,7 @@ def _summary(
         warnings.append(
             "the cached rows would fill half of this machine's memory, so each epoch read them from the files"
         )
+    warnings += changes_outside(task.graph, [i for i, s in enumerate(task.plan.stages) if s.trainable], judged.accepted)
     if judged.accepted and not objective.calibrated:
         warnings.append(
             f"the loss {objective.name} trains decisions or ranks, not probabilities: those of the tuned pipeline are no longer "
@@ -466,6 +468,23 @@ def _summary(
         compatibility=None if judged.compatibility is None else dataclasses.asdict(judged.compatibility),
         candidates=candidates(found.history), diverged=len(diverged(found.history)),
     )  # fmt: skip
+
+
+def _and(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
+def changes_outside(graph: Graph, trained: Sequence[int], accepted: bool) -> list[str]:
+    """A warning that lists the columns outside of the loss that change with these stages."""
+    columns = graph.outside_columns(trained)
+    if not columns:
+        return []
+    makers = [graph.leaves[i].uid for i in trained if graph.outside_columns([i])]
+    readers = [graph.leaves[j].uid for j in graph.outside_readers(trained)]
+    return [
+        f"columns outside of the loss {'change' if accepted else 'would have changed'}, too: {', '.join(columns)}; "
+        f"{_and(readers)} read{'s' * (len(readers) == 1)} what {_and(makers)} make{'s' * (len(makers) == 1)}"
+    ]
 
 
 def unreadable_by_older_spark(model: Any) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pyspark.ml import Transformer, UnaryTransformer
@@ -76,6 +76,9 @@ class Leaf:
     lossReads: tuple[Version, ...] = ()  # what only its loss reads
     spelled: tuple[str, ...] = ()  # the inputs as the Params name them
     parents: frozenset[int] = frozenset()
+    readsOf: frozenset[int] = (
+        frozenset()
+    )  # who has written what it declares to read; through stages that may read any column
 
     @property
     def differentiable(self) -> bool:
@@ -90,10 +93,11 @@ class Graph:
 
     def __init__(
         self, model: Any, *, reference: Iterable[Any] = (), predictionCol: str | None = None, unfreeze: Iterable[str] = (),
-        beside: Iterable[str | None] = (), data: SchemaOrRows = None, labelled: bool = False,
+        target: Iterable[Any] = (), beside: Iterable[str | None] = (), data: SchemaOrRows = None, labelled: bool = False,
     ):  # fmt: skip
         """
         Args:
+            target: stages that may train although stages outside of the loss read what they make.
             beside: columns that training reads beside the features; None in the places of label and weight stands for the head's.
             data: decides what a few stages compute.
             labelled: whether a loss compares the outputs of clusters with a label, so that what feeds them may train.
@@ -113,8 +117,12 @@ class Graph:
             self.leaves[self.head].parents |= {p for _, p in self.leaves[self.head].lossReads if p >= 0}
         self.upstream = self.ancestors([self.head]) | {self.head} if self.head is not None else set()
         self.makers = self._makers(beside)
-        self.blocked = self._blocked()
-        free = self._on_path() - set(self.blocked)
+        self.outside = self._outside()
+        targets = self.select(target, "target")
+        named = self._named(asked)
+        path = self._on_path()
+        self.blocked = self._blocked(path - targets - set(named) - {self.head})
+        free = path - set(self.blocked)
         self.trainable = {i for i in free if self.leaves[i].has_parameters()}
         self.on_request = {i: names for i in free if (names := self._on_request(i))}
         for name, found in asked.items():
@@ -123,6 +131,10 @@ class Graph:
                 raise InputError(f"unfreeze={name!r}: {self.leaves[i].uid} can't train: {self.reason(i, {})}")
         for i in set(self.translated()) - self.trainable:
             self.leaves[i].module.requires_grad_(False)  # type: ignore[union-attr]
+        self.named = {i: names for i, names in named.items() if i in self.trainable - targets}  # a target trains whole
+        for i, only in self.named.items():
+            for name, p in self.leaves[i].module.named_parameters():  # type: ignore[union-attr]
+                p.requires_grad_(p.requires_grad and name in only)
         self.cached = self._cached()
         self.live = [i for i in sorted(self.upstream) if self.leaves[i].module is not None and i not in self.cached]
 
@@ -154,24 +166,29 @@ class Graph:
 
     def _link(self) -> None:
         current: dict[str, int] = {}
+        declared: dict[str, int] = {}  # the same, as if no stage wrote more than it declares
         barrier = -1
 
-        def writer(spelled: str) -> int:
+        def writer(spelled: str, known: dict[str, int]) -> int:
             """Who has written a column or, of a field `s.b`, the struct."""
             name = self.fold(unquoted(spelled))
-            while name not in current and "." in name and unquoted(spelled) == spelled:
+            while name not in known and "." in name and unquoted(spelled) == spelled:
                 name = name.rpartition(".")[0]
-            return current.get(name, barrier)
+            return known.get(name, barrier)
 
         for i, leaf in enumerate(self.leaves):
-            leaf.sources = tuple((self.fold(unquoted(c)), writer(c)) for c in leaf.spelled)
+            leaf.sources = tuple((self.fold(unquoted(c)), writer(c, current)) for c in leaf.spelled)
             leaf.lossReads = tuple((self.fold(c), current.get(self.fold(c), barrier)) for c in leaf.lossInputs)
             leaf.reads = tuple((self.fold(c), in_front_of(i)) for c in leaf.made) or leaf.sources
             parents = range(i) if leaf.opaque or not leaf.own else (p for _, p in leaf.sources if p >= 0)
             leaf.parents = frozenset(parents)
+            known = range(i) if leaf.opaque else (p for c in leaf.spelled if (p := writer(c, declared)) >= 0)
+            leaf.readsOf = frozenset(known)
             if leaf.opaque:
                 barrier, current = i, {}
             current.update({self.fold(c): i for c in leaf.outputs})
+            declared.update({self.fold(c): i for c in leaf.outputs})
+        self.writers = declared
 
     def _leave_ambiguous(self) -> None:
         """A tensor has one name: where a field `s.b` of a struct and a column of that name are read, the field stays in Spark."""
@@ -352,8 +369,58 @@ class Graph:
                     stack.append(p)
         return out
 
-    def _blocked(self) -> dict[int, str]:
-        """Stages that must not change although a path leads to the loss, with the reason."""
+    def _outside(self) -> dict[int, list[int]]:
+        """Of each stage, those that read what it makes and that the loss doesn't see: neither in front of the head nor behind it.
+
+        What is behind the head is there to follow it, but for a predictor, which was fitted to what the head said before.
+        """
+        if self.head is None:
+            return {}
+        reached: list[frozenset[int]] = []
+        for leaf in self.leaves:
+            reached.append(leaf.readsOf.union(*(reached[p] for p in leaf.readsOf)))
+        out: dict[int, list[int]] = {}
+        for i, leaf in enumerate(self.leaves):
+            if i in self.upstream or (self.head in reached[i] and not self._predicts(i)):
+                continue
+            undeclared = self.ancestors([i]) - {self.head} if self._predicts(i) and not leaf.own else frozenset()
+            for j in reached[i] | undeclared:
+                out.setdefault(j, []).append(i)
+        return out
+
+    def _predicts(self, i: int) -> bool:
+        leaf = self.leaves[i]
+        in_spark = leaf.module is None and "predictionCol" in map(_name, leaf.stage.params)
+        return in_spark or isinstance(leaf.module, Predictor)
+
+    def outside_readers(self, stages: Iterable[int]) -> list[int]:
+        """The stages outside of the loss that read what these make, and so change where they do."""
+        return sorted({j for i in stages for j in self.outside.get(i, ())})
+
+    def outside_columns(self, stages: Iterable[int]) -> list[str]:
+        """The columns outside of the loss that change where these stages do; not those that a later stage replaces."""
+        readers = self.outside_readers(stages)
+        return [c for j in readers for c in self.leaves[j].outputs if self.writers[self.fold(c)] == j]
+
+    def _named(self, asked: Mapping[str, set[int]]) -> dict[int, set[str]]:
+        """What `unfreeze` names of stages that stages outside of the loss read: all that trains of them."""
+        out: dict[int, set[str]] = {}
+        for name, found in asked.items():
+            parameter = name.rpartition(".")[2]
+            shared = {i for i in found if i != self.head and self.outside_columns([i])}
+            regular = {i for i in found - shared if (m := self.leaves[i].module) and parameter not in m.on_request()}
+            if regular and not shared:
+                raise self._not_on_request(name, min(regular))
+            for i in shared:
+                out.setdefault(i, set()).add(parameter)
+        return out
+
+    def _blocked(self, unasked: set[int]) -> dict[int, str]:
+        """Stages that must not change although a path leads to the loss, with the reason.
+
+        Args:
+            unasked: those that must not where a stage outside of the loss reads what they make.
+        """
         out = {i: f"makes {column!r}, which the loss reads" for i, column in self.makers.items() if i != self.head}
         for i in sorted(self.upstream):
             if self.leaves[i].module is None:
@@ -364,14 +431,19 @@ class Graph:
                 out.setdefault(
                     j, f"comes before {self.leaves[i].uid}, which stays in Spark and may drop rows for what it reads"
                 )
-        for i, leaf in enumerate(self.leaves):
-            predicts = isinstance(leaf.module, Predictor) or (
-                leaf.module is None and "predictionCol" in map(_name, leaf.stage.params)
-            )
-            if predicts and i not in self.upstream:
-                for j in self.ancestors([i]) - {self.head}:
-                    out.setdefault(j, f"also feeds the predictor {leaf.uid}, which the loss doesn't see")
+        for i in sorted(unasked):
+            if columns := self.outside_columns([i]):
+                out.setdefault(i, self._why_outside(i, columns))
         return out
+
+    def _why_outside(self, i: int, columns: list[str]) -> str:
+        readers = ", ".join(f"{'the predictor ' * self._predicts(j)}{self.leaves[j].uid}" for j in self.outside[i])
+        module = self.leaves[i].module
+        own = [n for n, p in module.named_parameters() if p.requires_grad] if module is not None else []
+        return (
+            f"also feeds {readers}, which the loss doesn't see: {', '.join(columns)} would change; trains on request "
+            f"(target, unfreeze): {', '.join(own)}"
+        )
 
     def _droppers(self) -> set[int]:
         """Stages in Spark that may drop rows before the head sees them."""
@@ -485,23 +557,29 @@ class Graph:
         Returns:
             the stages that each name is about.
         """
-        asked = {}
+        asked: dict[str, set[int]] = {}
         for name in names:
             stage, _, wanted = name.rpartition(".")
             asked[name] = self.select([stage] if stage else [name], "unfreeze")
             for i in asked[name]:
                 leaf = self.leaves[i]
-                known = sorted(leaf.module.on_request()) if leaf.module is not None else []
-                if leaf.module is None or not stage or wanted not in known:
-                    if leaf.module is not None and stage and wanted in (denied := leaf.module.denied()):
-                        raise InputError(f"unfreeze={name!r}: {leaf.uid} can't train it: {denied[wanted]}")
-                    raise InputError(
-                        f"unfreeze={name!r} must name a parameter that trains on request only, as <stage>.<parameter>; of "
-                        f"{leaf.uid} these do: {', '.join(f'{leaf.stageClass}.{n}' for n in known) or 'none'}"
-                    )
-                leaf.module.unfreeze(wanted)
-                leaf.parametric = True
+                module = leaf.module if stage else None
+                if module is not None and wanted in module.on_request():
+                    module.unfreeze(wanted)
+                    leaf.parametric = True
+                elif module is not None and wanted in (denied := module.denied()):
+                    raise InputError(f"unfreeze={name!r}: {leaf.uid} can't train it: {denied[wanted]}")
+                elif module is None or not any(n == wanted and p.requires_grad for n, p in module.named_parameters()):
+                    raise self._not_on_request(name, i)
         return asked
+
+    def _not_on_request(self, name: str, i: int) -> InputError:
+        leaf = self.leaves[i]
+        known = ", ".join(f"{leaf.stageClass}.{n}" for n in sorted(leaf.module.on_request())) if leaf.module else ""
+        return InputError(
+            f"unfreeze={name!r} must name a parameter that trains on request only, as <stage>.<parameter>; of {leaf.uid} "
+            f"these do: {known or 'none'}"
+        )
 
     def restrict(self, freeze: Iterable[Any], target: Iterable[Any]) -> dict[int, str]:
         """Trainable stages that keep their parameters by the user's wish, with the reason. The cut never depends on it."""
@@ -529,6 +607,8 @@ class Graph:
             return frozen[i]
         if i in self.trainable:
             why = "the loss" if i == self.head else "a differentiable path leads to the loss"
+            if columns := self.outside_columns([i]):
+                why += f"; changes {', '.join(columns)}, which the loss doesn't see"
             return f"{why}; {leaf.module.before}" if leaf.made else why
         if not leaf.has_parameters():
             return f"nothing to train; {leaf.note}" if leaf.note else "nothing to train"

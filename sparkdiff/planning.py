@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pyspark.sql.types import StructType
@@ -97,7 +97,8 @@ def plan(
         schema: of the data; columns that the pipeline needs and the schema lacks are then an error.
         freeze, reference, target: stages to keep, to leave in Spark, to train alone; each a uid, stage, class name or
             output column.
-        unfreeze: parameters to train that do so on request only, `<uid, class name or output column>.<parameter>`.
+        unfreeze: parameters to train that do so on request only, `<uid, class name or output column>.<parameter>`; all those
+            of a stage that also feeds stages outside of the loss do.
 
     Raises:
         InputError: the pipeline isn't fitted, or a name matches no stage.
@@ -105,15 +106,19 @@ def plan(
     if schema is not None:
         check_type("schema", schema, StructType, "a StructType such as df.schema")
     asked = Options.of({"freeze": freeze, "reference": reference, "target": target, "unfreeze": unfreeze})
-    graph = Graph(model, reference=asked.reference, unfreeze=asked.unfreeze, data=schema)
+    graph = Graph(model, reference=asked.reference, unfreeze=asked.unfreeze, target=asked.target, data=schema)
     if schema is not None:
         check_columns(graph, schema)
     return plan_of(graph, graph.restrict(asked.freeze, asked.target))
 
 
-def _number(module: StageModule) -> int:
-    """Entries of its parameters, without those that would train on request only."""
-    return sum(p.numel() for n, p in module.named_parameters() if p.requires_grad or n not in module.optional)
+def _number(module: StageModule, named: Collection[str] | None) -> int:
+    """Entries of its parameters, without those that would train on request only; of those `named`, where given."""
+    return sum(
+        p.numel()
+        for n, p in module.named_parameters()
+        if (n in named if named is not None else p.requires_grad or n not in module.optional)
+    )
 
 
 COUNTING = ("HashingTF", "CountVectorizerModel", "FeatureHasher")
@@ -149,7 +154,7 @@ def plan_of(graph: Graph, frozen: dict[int, str]) -> Plan:
             path=leaf.path, uid=leaf.uid, stageClass=leaf.stageClass,
             role="referenced" if leaf.module is None else "translated", cached=i in graph.cached,
             trainable=i in graph.trainable and i not in frozen,
-            numParameters=_number(leaf.module) if leaf.module is not None else 0,
+            numParameters=_number(leaf.module, graph.named.get(i)) if leaf.module is not None else 0,
             inputCols=leaf.inputs, outputCols=leaf.outputs,
             reason="; ".join(filter(None, (graph.reason(i, frozen), notes.get(i)))),
         )

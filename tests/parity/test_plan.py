@@ -221,7 +221,10 @@ def test_of_two_predictors_the_last_is_the_head(stage: Stage) -> None:
         stage("linear", featuresCol="all", predictionCol="other"),
     ]))  # fmt: skip
     assert trained(found) == ["minmax", "linear"]
-    assert of(found, "scaler").reason == "also feeds the predictor logistic, which the loss doesn't see"
+    assert of(found, "scaler").reason == (
+        "also feeds the predictor logistic, which the loss doesn't see: rawPrediction, probability, prediction would change; "
+        "trains on request (target, unfreeze): std, mean"
+    )
     assert of(found, "logistic").reason == "no differentiable path to the loss"
     assert of(found, "linear").reason == "the loss"
 
@@ -230,7 +233,7 @@ def test_a_predictor_without_a_torch_form_is_seen_too(stage: Stage, df: DataFram
     svc = named("svc", LinearSVC, featuresCol="vector", maxIter=1).fit(stage("assembler").transform(df))
     svc = svc.copy({svc.featuresCol: "scaled", svc.predictionCol: "side"})
     found = plan(PipelineModel([stage("assembler"), stage("scaler"), svc, stage("linear", featuresCol="scaled")]))
-    assert of(found, "scaler").reason == "also feeds the predictor svc, which the loss doesn't see"
+    assert of(found, "scaler").reason.startswith("also feeds the predictor svc, which the loss doesn't see: ")
     assert trained(found) == ["linear"]
 
 
