@@ -232,6 +232,8 @@ def start_session(conf: Mapping[str, Any]) -> SparkSession:
     if not _remote(conf):
         jvm.check_java()
     builder = SparkSession.builder.appName("sparkdiff")
+    if not is_remote():
+        jvm.join_submit()
     given = None if is_remote() else SparkConf()  # in a process that has used Connect there is no SparkConf to ask
     for key, value in conf.items():
         if given is None or not given.contains(key):

@@ -22,6 +22,7 @@ import pyspark
 from py4j.java_collections import JavaArray
 from py4j.java_gateway import JavaObject
 from py4j.protocol import Py4JError, Py4JJavaError
+from pyspark import SparkConf, SparkContext
 from pyspark.errors import PySparkException
 from pyspark.find_spark_home import _find_spark_home
 from pyspark.ml import PipelineModel
@@ -55,6 +56,32 @@ def session() -> SparkSession:
             "no running SparkSession: start one (SparkSession.builder.getOrCreate()) and load the model again"
         )
     return spark
+
+
+SPARKS_OWN_LOG = "org/apache/spark/log4j2-"
+"""Where Spark keeps what it logs by unless the user has a file for that: everything down to INFO."""
+
+
+def join_submit() -> None:
+    """Join the JVM that spark-submit has started, so that a SparkConf knows what it was told, and log warnings only from here on.
+
+    Where the user has said how to log, by `spark.log.level` or a log4j2 file, that holds.
+    """
+    if (
+        "PYSPARK_GATEWAY_PORT" not in os.environ
+    ):  # no spark-submit: a JVM of our own, which starts with the session's settings
+        return
+    try:
+        SparkContext._ensure_initialized()
+        conf: Any = SparkConf()
+        conf._jconf.initializeLogIfNecessary(False)
+        jvm: Any = SparkContext._jvm
+        log4j = jvm.org.apache.logging.log4j
+        source = log4j.LogManager.getContext(False).getConfigLocation()
+        if SPARKS_OWN_LOG in str(source) and not conf.contains("spark.log.level"):
+            jvm.org.apache.spark.util.Utils.setLogLevel(log4j.Level.WARN)
+    except (Py4JError, AttributeError, TypeError):
+        return  # a cluster's py4j that allows too little: it logs as it does
 
 
 def in_process(spark: SparkSession) -> bool:

@@ -32,14 +32,21 @@ sys.exit(code)
 
 
 def submit(
-    script: Path, *arguments: str, expect: int | None = 0, log: Path | None = None
+    script: Path, *arguments: str, expect: int | None = 0, log: Path | None = None, bare: tuple[str, ...] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run a script by spark-submit; Spark's events go to the folder `log`."""
+    """Run a script by spark-submit; Spark's events go to the folder `log`.
+
+    Args:
+        bare: without our settings of the launch, but with these.
+    """
     environment = {
         **os.environ, "PYSPARK_PYTHON": sys.executable, "PYSPARK_DRIVER_PYTHON": sys.executable, "PYTHONPATH": str(ROOT),
         "SPARK_CONF_DIR": str(ROOT / "conf"), "SPARK_HOME": spark_home(),
     }  # fmt: skip
     command = [str(Path(spark_home()) / "bin" / "spark-submit"), "--master", "local[2]"]
+    if bare is not None:
+        environment.pop("SPARK_CONF_DIR")
+        command += [part for setting in bare for part in ("--conf", setting)]
     if log is not None:
         environment.pop("JDK_JAVA_OPTIONS")  # its times are looked at: those of a JVM as users have it
         log.mkdir()
@@ -246,7 +253,13 @@ def test_an_existing_output_is_refused_and_left_alone(demo: Any, data: Path) -> 
 
 @pytest.mark.once
 def test_digits(tmp_path: Path) -> None:
-    submit(ROOT / "jobs" / "finetune.py", "--config", "conf/digits.yaml", f"output.path={tmp_path / 'digits'}")
+    """Without our conf folder, as on a cluster: Spark is quiet, and what spark-submit was told stands over the job's own."""
+    arguments = ["--config", "conf/digits.yaml", f"output.path={tmp_path / 'digits'}"]
+    events = ["spark.spark.eventLog.enabled=true", "spark.spark.eventLog.dir=file:///nowhere"]
+    told = ("spark.eventLog.enabled=false", "spark.ui.enabled=false")
+    done = submit(ROOT / "jobs" / "finetune.py", *arguments, *events, bare=told)
+    assert len(done.stderr.splitlines()) <= 60  # the JVM's; a job's own lines are on stdout
+    assert " INFO " not in done.stdout + done.stderr
     found = summary(tmp_path / "digits")
     assert found["decision"] == "tuned"
     assert found["metric"] == "logLoss"
@@ -263,8 +276,17 @@ def test_the_command_plans_verifies_and_compares_saved_models(demo: Any, tmp_pat
     schema = yaml.safe_load((ROOT / "conf" / "bikeshare.yaml").read_text())["data"]["train"]["schema"]
     options = json.dumps({"schema": schema, "header": "true"})
     commands = [
-        ["plan", model, "--json"],
-        ["verify", model, "--data", str(ROOT / "data" / "bikeshare.csv"), "--format", "csv", "--options", options],
+        ["plan", str(demo[0]), "--json"],  # a run's folder stands for its model
+        [
+            "verify",
+            str(demo[0]),
+            "--data",
+            str(ROOT / "data" / "bikeshare.csv"),
+            "--format",
+            "csv",
+            "--options",
+            options,
+        ],
         ["diff", parent["path"], str(demo[0]), "--json"],
         ["plan", str(tmp_path / "nowhere")],
         ["plan"],
