@@ -30,7 +30,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-Model = Annotated[str, typer.Argument(help="Folder of a saved PipelineModel or stage.")]
+Model = Annotated[str, typer.Argument(help="Folder of a saved PipelineModel or stage, or of a run.")]
 Names = Annotated[Optional[list[str]], typer.Option(help="uid, class name or output column; may be repeated.")]  # noqa: UP045 - typer reads it at run time
 Format = Annotated[str, typer.Option(help="Format of the rows.")]
 ReaderOptions = Annotated[str, typer.Option(help="Reader options and schema as JSON.")]
@@ -47,7 +47,7 @@ def plan(
     strict: Annotated[bool, typer.Option(help="Exit with 3 unless every stage is translated.")] = False,
 ) -> None:  # fmt: skip
     """What would be trained, and why not the rest. Runs no job."""
-    where = run.located(model, Path.cwd())
+    where = run.model_path(model, Path.cwd())
     spark = _session([where])
     fitted = run.load_model(spark, where)
     known = None if schema is None else _schema(spark, schema)
@@ -81,7 +81,7 @@ def verify(
     options: ReaderOptions = "{}",
 ) -> None:
     """Compare Spark's transform with the translated network, column by column; exits with 1 on a mismatch."""
-    where, given = run.located(model, Path.cwd()), _source(data, format, options)
+    where, given = run.model_path(model, Path.cwd()), _source(data, format, options)
     spark = _session([where], {"verify": given})
     fitted = run.load_model(spark, where)
     parity = verify_parity(fitted, run.load_data(spark, given, Path.cwd(), "verify"))
@@ -94,7 +94,7 @@ def verify(
 
 @app.command()
 def diff(
-    old: Annotated[str, typer.Argument(help="Folder of a saved model, or of a run.")],
+    old: Annotated[str, typer.Argument(help="Folder of a saved PipelineModel or stage, or of a run.")],
     new: Annotated[str, typer.Argument(help="The same, to compare with it.")],
     data: Annotated[Optional[str], typer.Option(help="Path of rows to predict on.")] = None,  # noqa: UP045
     format: Format = "parquet",
@@ -108,7 +108,7 @@ def diff(
 
     Exits with 0 whether or not they differ; --json says "same". A relative difference is over the larger of the two values.
     """
-    paths = [run.model_of_run(run.located(path, Path.cwd())) for path in (old, new)]
+    paths = [run.model_path(path, Path.cwd()) for path in (old, new)]
     given = None if data is None else _source(data, format, options)
     spark = _session(paths, {} if given is None else {"diff": given})
     before, after = (run.load_model(spark, path) for path in paths)

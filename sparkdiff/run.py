@@ -231,9 +231,8 @@ def start_session(conf: Mapping[str, Any]) -> SparkSession:
     """
     if not _remote(conf):
         jvm.check_java()
-    builder = SparkSession.builder.appName("sparkdiff")
-    if not is_remote():
         jvm.join_submit()
+    builder = SparkSession.builder.appName("sparkdiff")
     given = None if is_remote() else SparkConf()  # in a process that has used Connect there is no SparkConf to ask
     for key, value in conf.items():
         if given is None or not given.contains(key):
@@ -370,10 +369,17 @@ def check_there(models: Sequence[str], data: Mapping[str, Any], folder: Path, co
             raise InputError(f"data.{split} can't be read: there is no {where}")
 
 
+def model_path(given: str, folder: Path) -> str:
+    """Where a saved model lies that is named by its own folder, or by that of a run; relative to `folder`."""
+    return model_of_run(located(given, folder))
+
+
 def model_of_run(path: str) -> str:
     """The model in a run's folder; any other path as it is."""
-    folder = Path(path.removeprefix("file://"))
-    return f"{path}/model" if (folder / "model" / "metadata").is_dir() and not (folder / "metadata").exists() else path
+    folder = places.local(path)
+    if folder is None or (folder / "metadata").exists() or not (folder / "model" / "metadata").is_dir():
+        return path
+    return f"{path}/model"
 
 
 def run(config: Config) -> FineTuningSummary:
@@ -461,7 +467,7 @@ def _check_places(config: Config) -> None:
     for name in ("cacheDir", "checkpointDir"):
         if given := config.options.get(name):
             places.check_writable(name, given, places.folder(name, given))
-    models = [] if is_function(config.pipeline) else [located(config.pipeline, config.folder)]
+    models = [] if is_function(config.pipeline) else [model_path(config.pipeline, config.folder)]
     check_there(models, config.data, config.folder, config.spark)
 
 
@@ -520,7 +526,7 @@ def _split(split: str, data: Mapping[str, Any]) -> str | None:
 def _made(spark: SparkSession, config: Config, sources: list[Source]) -> tuple[Any, str | None]:
     """The pipeline that the job names, fitted or not, and the path that it was loaded from."""
     if not is_function(config.pipeline):
-        path = located(config.pipeline, config.folder)
+        path = model_path(config.pipeline, config.folder)
         return load_model(spark, path), path
     train = [s for s in sources if s.split is None or s.split == TRAIN]
     return function(config.pipeline, config.folder)(train[0].df), None

@@ -1,0 +1,169 @@
+"""What README, CONTRIBUTING and docs tell the reader to type exists: targets, commands, flags, overrides, files, names."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import os
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+import sparkdiff
+from sparkdiff import run
+from sparkdiff.cli import app
+from sparkdiff.options import Options
+from sparkdiff.splits import SPLITS
+
+pytestmark = pytest.mark.once
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+OPTIONS = {f.name for f in dataclasses.fields(Options)}
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # click's, which typer may bring along or import
+FOLDERS = ("jobs", "conf", "tools", "benchmarks", "tests", "docs", "constraints", "sparkdiff", ".ci")
+SUBMIT = argparse.ArgumentParser(prog="spark-submit", exit_on_error=False, allow_abbrev=False)
+SUBMIT.add_argument("--master")
+SUBMIT.add_argument("--conf", action="append")
+
+
+def spans(page: Path) -> Iterator[str]:
+    """The code between backticks in running text."""
+    yield from (" ".join(code.split()) for code in re.findall(r"`([^`]+)`", FENCE.sub("", page.read_text())))
+
+
+def lines(page: Path) -> Iterator[str]:
+    """The lines of blocks that aren't Python or YAML, continued ones joined."""
+    for language, block in FENCE.findall(page.read_text()):
+        if language in ("", "bash"):
+            yield from block.replace("\\\n", " ").splitlines()
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """All that begins as a command does, word by word, without variables in front; a list of words is no mention of a command."""
+    for text in (*lines(page), *spans(page)):
+        try:
+            words = shlex.split(text, comments=True)
+        except ValueError:  # an apostrophe in printed text
+            continue
+        while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+            words = words[1:]
+        if words and re.fullmatch(r"make|(.*/)?(sparkdiff|spark-submit|python|pip|pre-commit)|\.ci/run", words[0]):
+            yield words
+
+
+def check(words: list[str]) -> None:
+    """Raise where there is no such thing to run."""
+    program, rest = Path(words[0]).name, words[1:]
+    if program == "make":
+        done = subprocess.run(["make", "-n", *rest], cwd=ROOT, capture_output=True, text=True, env=quiet())
+        assert done.returncode == 0, done.stderr
+        known = set(re.findall(r"^(\w+) +\?=|^export (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE))
+        for variable in (w.partition("=")[0] for w in rest if "=" in w):
+            assert any(variable in " ".join(k).split() for k in known), variable
+    elif program == "sparkdiff" or rest[:2] == ["-m", "sparkdiff"]:
+        parse(rest if program == "sparkdiff" else rest[2:])
+    elif program == "spark-submit" and rest:
+        _, after = SUBMIT.parse_known_args(rest)
+        assert (ROOT / after[0]).is_file(), after[0]
+        parse(["finetune", *after[1:]])
+    elif program == "python" and rest and rest[0].endswith(".py"):
+        source = (ROOT / rest[0]).read_text()
+        for flag in (w.partition("=")[0] for w in rest[1:] if w.startswith("--")):
+            assert f'"{flag}"' in source, f"{rest[0]} has no {flag}"
+    elif program == "pip":
+        for name, extra in re.findall(r"(\w+)\[(\w+)\]", " ".join(rest)):
+            project = (ROOT / "pyproject.toml").read_text()
+            assert f'name = "{name}"' in project
+            assert re.search(rf"^{extra} = \[", project, re.MULTILINE)
+    elif program == "run":
+        assert (ROOT / words[0]).is_file()
+
+
+def quiet() -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if not k.startswith("MAKE")}
+
+
+def parse(words: list[str]) -> None:
+    """Parse a command of ours as the command line would, without running it; its name alone is a mention of it."""
+    command: Any = typer.main.get_command(app)
+    found = command.commands[words[0]]
+    if len(words) > 1:
+        context = found.make_context(words[0], words[1:])
+        for text in context.params.get("overrides") or ():
+            override(text)
+        if (path := context.params.get("config")) is not None and str(path).startswith("conf/"):
+            assert (ROOT / path).is_file()
+
+
+def override(text: str) -> None:
+    key, equals, _ = text.partition("=")
+    section, _, rest = key.partition(".")
+    assert equals, text
+    assert section in run.SECTIONS, text
+    if section == "fineTuner":
+        assert rest.partition(".")[0] in OPTIONS, text
+    elif section == "data":
+        split, _, entry = rest.partition(".")
+        assert split in SPLITS, text
+        assert not entry or entry.partition(".")[0] in run.SOURCE_KEYS, text
+    elif section == "output":
+        assert rest in ("", "path", "mode"), text
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_every_command_exists(page: Path) -> None:
+    for words in commands(page):
+        try:
+            check(words)
+        except (AssertionError, KeyError, FileNotFoundError, UsageError, SystemExit) as e:
+            raise AssertionError(f"{page.name}: {shlex.join(words)}: {e}") from e
+
+
+def test_the_pages_are_read_and_wrong_commands_are_found() -> None:
+    found = [words for page in PAGES for words in commands(page)]
+    for start, least in (("make", 10), ("sparkdiff", 5), ("spark-submit", 4), ("python", 10)):
+        assert sum(w[0] == start for w in found) >= least, start
+    for wrong in (
+        "make venv", "make demo CONFIGS=x", "sparkdiff plot models/churn", "sparkdiff plan models/churn --jsn",
+        "python -m sparkdiff verify m --dat x", "spark-submit jobs/tune.py", "spark-submit jobs/finetune.py fineTuner.epochs=1",
+        "spark-submit jobs/finetune.py data.tran.path=x", "spark-submit jobs/finetune.py --confg x",
+        "python benchmarks/tree_io.py --sedes 1", "python benchmarks/none.py", "pip install sparkdiff[conect]",
+        "spark-submit jobs/finetune.py --config conf/week.yaml",
+    ):  # fmt: skip
+        with pytest.raises((AssertionError, KeyError, FileNotFoundError, UsageError)):
+            check(shlex.split(wrong))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_every_file_option_and_name_exists(page: Path) -> None:
+    text = page.read_text()
+    for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
+        assert "://" in link or (page.parent / link).exists(), link
+    for span in spans(page):
+        if re.fullmatch(rf"({'|'.join(map(re.escape, FOLDERS))})/[\w./-]*", span) and "*" not in span:
+            assert (ROOT / span).exists(), span
+        for name in re.findall(r"\bfineTuner\.(\w+)", span):
+            assert name in OPTIONS, name
+        for name in re.findall(r"\bsparkdiff\.(\w+)\(", span):
+            assert hasattr(sparkdiff, name), name
+    for language, block in FENCE.findall(text):
+        if language == "python":
+            for node in ast.walk(ast.parse(block)):
+                if (
+                    isinstance(node, ast.Attribute)
+                    and isinstance(node.value, ast.Name)
+                    and node.value.id == "sparkdiff"
+                ):
+                    assert node.attr == "testing" or hasattr(sparkdiff, node.attr), node.attr
+                if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("FineTuner"):
+                    given = {k.arg for k in node.keywords}
+                    assert given <= OPTIONS | {"pipeline", "referenceData", None}, given
