@@ -603,13 +603,29 @@ def cause(error: BaseException) -> str:
             while java.getCause() is not None:
                 java = java.getCause()
             if java.getMessage():
-                lines = str(java.getMessage()).splitlines()
                 # Of a barrier stage the first line only says that a task failed; the next one says why.
-                return lines[lines[0].endswith("finished unsuccessfully.") and len(lines) > 1].strip()
-    causes = re.findall(r"^Caused by: [\w.$]+: (.*)$", str(error), re.MULTILINE)  # Connect tells them as text
-    if causes:
-        return str(causes[-1])
-    return str(error).strip().split("\n", 1)[0]
+                first, _, rest = str(java.getMessage()).partition("\n")
+                return first_sentences(
+                    rest if first.endswith("finished unsuccessfully.") and rest else f"{first}\n{rest}"
+                )
+    text = str(error)
+    causes = list(re.finditer(r"^Caused by: [\w.$]+: (?=.)", text, re.MULTILINE))  # Connect tells them as text
+    return first_sentences(text[causes[-1].end() :] if causes else text)
+
+
+def first_sentences(message: str) -> str:
+    """The first line of a message of Spark's and those on which its last sentence goes on, in one line.
+
+    What follows sentences that are whole are traces, plans and pieces of code.
+    """
+    lines = message.strip().splitlines()
+    out = lines[:1]
+    for line in lines[1:]:
+        whole = re.search(r"[.;!?)\]]$|SQLSTATE: \w+$", out[-1])
+        if whole or not line.strip() or re.match(r"\s+at |\s*[+:]-|'|==|(Caused|Driver|JVM)\b", line):
+            break
+        out.append(line.strip())
+    return " ".join(out).strip()
 
 
 def slots(spark: SparkSession) -> int | None:
