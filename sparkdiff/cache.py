@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -34,10 +35,12 @@ from sparkdiff.graph import check_columns as check_stage_columns
 from sparkdiff.options import Options
 from sparkdiff.splits import BLOCK, SLICE, SPLIT, SPLITS, TIME
 from sparkdiff.stages.base import NULL
-from sparkdiff.stream import DamagedCacheError, Stream
+from sparkdiff.stream import NEGLIGIBLE, DamagedCacheError, Stream
 
 PIECE_BYTES = 1 << 26
 SPARSE_WIDTH, SPARSE_FILL = 128, 0.25
+USUAL = 64
+"""Weights are taken as they are where the largest lies between two to the power of minus this and of this."""
 
 
 class DamagedCache(UserWarning):
@@ -191,21 +194,35 @@ def _after(graph: Graph, df: DataFrame) -> set[str]:
     return {graph.fold(c) for c in (*df.columns, *made)}
 
 
-def _build(request: Request, key: str, folder: Path) -> None:
+@contextlib.contextmanager
+def _blamed(what: str) -> Iterator[None]:
+    """Inside, what Spark raises becomes an InputError that says what it was doing."""
     try:
-        dealt, slices = splits.with_slices(splits.with_splits(request.sources, request.options), request.options)
+        yield
+    except jvm.SparkError as e:
+        raise InputError(f"Spark failed while it {what}: {jvm.cause(e)}") from e
+
+
+def _build(request: Request, key: str, folder: Path) -> None:
+    o = request.options
+    by = [f"{n}={v!r}" for n in ("validationIndicatorCol", "groupCol", "timeCol", "guardCols") if (v := getattr(o, n))]
+    with _blamed(f"split the rows ({', '.join(by) or 'by a hash of all columns'})"):
+        dealt, slices = splits.with_slices(splits.with_splits(request.sources, o), o)
+        for df in dealt:
+            df.schema  # noqa: B018  # Spark Connect analyses nothing before
+    uids = [request.graph.leaves[i].uid for i in sorted(request.graph.cached)]
+    with _blamed(f"ran what comes before training ({', '.join(['reading the data', *uids])})"):
         frames = [request.graph.before_cut(df) for df in dealt]
         columns = _layout(request, frames[0], slices)
         _write(request, frames, columns, folder)
-        shards = {s: _shards(folder, s, SHARDS) for s in SPLITS}
-    except jvm.SparkError as e:
-        ran = ", ".join(request.graph.leaves[i].uid for i in sorted(request.graph.cached)) or "reading the data"
-        raise InputError(f"Spark failed while it ran what comes before training ({ran}): {jvm.cause(e)}") from e
+    shards = {s: _shards(folder, s, SHARDS) for s in SPLITS}
     manifest: dict[str, Any] = {
         "format": FORMAT, "fingerprint": key, "virtualShards": SHARDS, "splits": shards,
         "columns": [c for c in columns if c.get("dtype") != "bool" or _holds_true(folder, shards, c["name"])],
     }  # fmt: skip
-    manifest["stats"] = {s: _stats(folder, manifest["splits"][s], request, s) for s in SPLITS}
+    ranges = {s: _weights(folder, shards[s], request) for s in SPLITS}
+    manifest["weights"] = {s: exponent for s, (exponent, _) in ranges.items() if exponent is not None}
+    manifest["stats"] = {s: _stats(folder, shards[s], request, ranges[s][1]) for s in SPLITS}
     (folder / "manifest.json").write_text(json.dumps(manifest | {"digest": _digest(manifest)}), encoding="utf-8")
 
 
@@ -266,7 +283,10 @@ def _width(df: DataFrame, c: Column, name: str, kind: DataType) -> tuple[int, fl
         size = F.coalesce(v["size"], stored)
     row = df.where(c.isNotNull()).limit(256).agg(F.max(size), F.sum(stored), F.sum(size)).first()
     if row is None or not row[0]:
-        raise InputError(f"column {name!r} holds no vector")
+        if df.isEmpty():
+            raise InputError("the data hold no row, or a stage before training drops all of them; add rows")
+        holds = "null in all rows" if row is None or row[0] is None else "vectors of no entries only"
+        raise InputError(f"column {name!r} holds {holds}, where training needs vectors with entries")
     return int(row[0]), row[1] / row[2]
 
 
@@ -369,15 +389,40 @@ def _shards(folder: Path, split: str, number: int) -> list[list[dict[str, Any]]]
     return out
 
 
-def _stats(folder: Path, shards: list[list[dict[str, Any]]], request: Request, split: str) -> dict[str, Any]:
-    """Label and weight statistics of one split, and the refusal of rows that can't be used."""
+def _weights(folder: Path, shards: list[list[dict[str, Any]]], request: Request) -> tuple[int | None, float]:
+    """The exponent of the power of two to divide a split's weights by, None for 0, and the smallest weight that counts.
+
+    Sums of weights times losses, and their squares, stay within what doubles hold where the largest weight does. What is
+    less than NEGLIGIBLE of the largest weight would change no digit of any such sum.
+    """
+    least, largest = math.inf, 0.0
+    for table in _tables(folder, shards, ["weight"]):
+        weight = table["weight"]
+        _refuse(
+            weight,
+            "weightCol",
+            request.weightCol,
+            "weight",
+            lambda c: pc.and_(pc.is_finite(c), pc.greater_equal(c, 0.0)),
+            ">= 0",
+        )
+        least = min(least, pc.min(weight.filter(pc.greater(weight, 0.0))).as_py() or math.inf)
+        largest = max(largest, pc.max(weight).as_py() or 0.0)
+    exponent = math.frexp(largest)[1]
+    negligible = math.ldexp(NEGLIGIBLE, exponent)
+    usual = abs(exponent) <= USUAL and not least < negligible
+    return None if usual else exponent, 0.0 if usual else negligible
+
+
+def _stats(folder: Path, shards: list[list[dict[str, Any]]], request: Request, negligible: float) -> dict[str, Any]:
+    """Label statistics of one split, and the refusal of rows that can't be used."""
     if (folder / "split=__HIVE_DEFAULT_PARTITION__").exists():
         o = request.options
         which = f"validationIndicatorCol={o.validationIndicatorCol!r} holds null"
         if not o.validationIndicatorCol:
             which = f"timeCol={o.timeCol!r} holds null or NaN"
         raise InputError(f"{which}, so that a row is on neither side; fill it or drop such rows")
-    n = total = mean = m2 = 0.0
+    n = mean = m2 = 0.0
     low, high = float("inf"), float("-inf")
     counts: dict[float, int] = {}
     fractional = None
@@ -387,21 +432,13 @@ def _stats(folder: Path, shards: list[list[dict[str, Any]]], request: Request, s
     for table in _tables(folder, shards, ["label", "weight", "block", *beside]):
         label, weight = table["label"], table["weight"]
         _refuse(label, "labelCol", request.labelCol, "label", lambda c: pc.is_finite(c), "a finite number")
-        _refuse(
-            weight,
-            "weightCol",
-            request.weightCol,
-            "weight",
-            lambda c: pc.and_(pc.is_finite(c), pc.greater_equal(c, 0.0)),
-            ">= 0",
-        )
         if table["block"].null_count:
             option = "groupCol" if request.options.groupCol else "timeCol"
             column = getattr(request.options, option)
             raise InputError(
                 f"{option}={column!r} holds null{' or NaN' * (option == 'timeCol')}; fill it or drop such rows"
             )
-        counted = pc.greater(weight, 0.0)
+        counted = pc.and_(pc.greater(weight, 0.0), pc.greater_equal(weight, negligible))
         used = label.filter(counted)
         if not len(used):
             continue
@@ -412,7 +449,7 @@ def _stats(folder: Path, shards: list[list[dict[str, Any]]], request: Request, s
                 ranges[column] = [min(least, pc.min(values).as_py()), max(most, pc.max(values).as_py())]
         if fractional is None and len(broken := used.filter(pc.not_equal(pc.floor(used), used))):
             fractional = broken[0].as_py()
-        n, total = n + len(used), total + pc.sum(weight).as_py()
+        n += len(used)
         size, there = len(used), pc.mean(used).as_py()
         delta = there - mean
         mean += delta * size / n
@@ -426,7 +463,7 @@ def _stats(folder: Path, shards: list[list[dict[str, Any]]], request: Request, s
     whole = len(counts) <= 1000 and all(v >= 0 and float(v).is_integer() for v in counts)
     classes = [counts.get(float(k), 0) for k in range(int(high) + 1)] if n and whole and high <= 1000 else []
     return {
-        "rows": int(n), "weight": total, "mean": mean, "std": (m2 / (n - 1)) ** 0.5 if n > 1 else 0.0, "beside": ranges,
+        "rows": int(n), "mean": mean, "std": (m2 / (n - 1)) ** 0.5 if n > 1 else 0.0, "beside": ranges,
         "fractional": fractional, "low": low if n else None, "high": high if n else None, "classes": classes,
     }  # fmt: skip
 

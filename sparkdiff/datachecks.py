@@ -39,6 +39,9 @@ ZERO_SCORE = 1e-3  # a standard normal is as small once in 1,250 times
 DRIFT, DRIFT_BY_TIME = 0.55, 0.75  # AUC
 ERRORS = 4.0  # standard errors
 HOPED = 0.05  # relative gain
+RUINED = (
+    10.0  # a smallest gain beyond is of a change that made nonsense of the predictions, and says nothing about others
+)
 POWER = 0.8
 SHOWN = 3  # findings of a kind that are named
 NAMED = 0.05  # share of the drift from which a feature is named
@@ -375,10 +378,11 @@ def too_few_rows(gains: Tensor, weights: Tensor, verdict: Verdict, before: float
         return []
     best, weights = gains[column, weights > 0], weights[weights > 0]
     rest = best - best.sum() / weights.sum() * weights
-    error = float(rest.norm() / weights.sum()) / max(abs(before), 1e-12)
+    largest = rest.abs().max().clamp_min(1e-300)  # the squares of what diverged may overflow
+    error = float(largest * (rest / largest).norm() / weights.sum()) / max(abs(before), 1e-12)
     normal = NormalDist()
     smallest = (normal.inv_cdf(1 - verdict.level) + normal.inv_cdf(POWER)) * error
-    if not smallest > HOPED:
+    if not HOPED < smallest <= RUINED:
         return []
     return [
         f"validation is small: a change like the best one found would have to gain {smallest:.0%} at least to be accepted in "

@@ -355,12 +355,17 @@ def _check_varies(task: Task, cache: Cache, head: Predictor) -> list[str]:
 
 
 def _check_finite(before: dict[str, Score], metric: Metric, task: Task, labels: LabelStats) -> None:
-    """Raise InputError where the original's metric is infinite or NaN although its inputs are finite."""
+    """Raise InputError where the original's metric, or the squares that test its gains, overflow on finite inputs."""
     for split, found in before.items():
-        if not math.isfinite(found.mean):
-            between = f"lies between {labels.low!r} and {labels.high!r}; clean or scale it, or choose another metric"
-            why = f"its label column {task.labelCol!r} {between}" if task.labelCol else "clean or scale its features"
-            raise InputError(f"the mean {metric.name} of {task.model.uid} on the {split} rows is {found.value}: {why}")
+        if not math.isfinite(found.mean) or not math.isfinite(float(found.blocks.square().sum())):
+            square = ", whose square no double holds" if math.isfinite(found.mean) else ""
+            far = f"some predictions lie too far from the labels ({labels.low!r} to {labels.high!r}); " * bool(
+                task.labelCol
+            )
+            raise InputError(
+                f"the mean {metric.name} of {task.model.uid} on the {split} rows is {found.value}{square}: {far}"
+                "clean or scale the features, or choose another metric or smaller lossParams"
+            )
 
 
 def _wishes(options: Options, network: Network, data: Data, cache: Cache) -> monotone.Wishes:

@@ -34,6 +34,8 @@ OWN = ("weibull", "oneVsRest")
 """Losses that only the predictors have whose own they are."""
 UNLABELLED = ("inertia", "logLikelihood")
 """Losses of clusters, without a label."""
+LARGEST = 1e70
+"""Labels are no larger, nor all smaller than its inverse: the fourth powers of labels have to be doubles."""
 BATCH = ("auc", "mmce")
 """Losses of a whole batch, which no row has a part of."""
 PARAMS: dict[str, dict[str, Any]] = {
@@ -297,6 +299,12 @@ def check_label(bound: Bound, head: Predictor, y: LabelStats, column: str, fract
         refuse(y.low, "labels >= 0; drop such rows or choose another loss")
     elif power is not None and power >= 2 and y.low <= 0:
         refuse(y.low, "labels > 0; drop such rows or choose another loss")
+    largest = max(abs(y.low), abs(y.high))
+    if largest > LARGEST or 0 < largest < 1 / LARGEST:
+        raise InputError(
+            f"label column {column!r} lies between {y.low!r} and {y.high!r}, where the squares of its losses leave the range of "
+            "doubles; clean it, or scale it and fit the pipeline again"
+        )
 
 
 def _indexed(column: str, y: LabelStats, last: int, fractional: float | None) -> str:

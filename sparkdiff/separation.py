@@ -78,7 +78,9 @@ def leaks_number(x: Rows, y: Tensor, bound: float) -> list[tuple[int, str, float
     varied = (dense != dense.median(0).values).sum(0) >= LEAST
     out = []
     for name, a, b in (("Pearson", dense, y[:, None]), ("Spearman", midranks(dense), midranks(y[:, None]))):
-        a, b = a - a.mean(0), b - b.mean(0)
+        a, b = (
+            z / z.abs().amax(0) for z in (a - a.mean(0), b - b.mean(0))
+        )  # whose squares neither over- nor underflow
         r = (a * b).sum(0) / (a.square().sum(0) * b.square().sum()).sqrt()
         out += [(int(slots[j]), name, float(r[j])) for j in ((r.abs() > bound) & varied).nonzero()[:, 0].tolist()]
     return out

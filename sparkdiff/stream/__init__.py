@@ -28,11 +28,13 @@ from sparkdiff.sparse import SparseRows
 from sparkdiff.stream import arrow, petastorm
 from sparkdiff.stream.manifest import Batch, Column, DamagedCacheError, Manifest, Piece
 from sparkdiff.stream.rows import (
+    NEGLIGIBLE,
     Order,
     Part,
     Source,
     by_step,
     copies,
+    divided,
     from_files,
     from_memory,
     own_rows,
@@ -43,7 +45,9 @@ from sparkdiff.stream.rows import (
     take,
 )
 
-__all__ = ["Batch", "Column", "DamagedCacheError", "Manifest", "Piece", "Prepare", "Share", "Stream", "copies"]
+__all__ = [
+    "NEGLIGIBLE", "Batch", "Column", "DamagedCacheError", "Manifest", "Piece", "Prepare", "Share", "Stream", "copies",
+]  # fmt: skip
 
 BACKENDS = {"petastorm": petastorm.read, "arrow": arrow.read}
 _CHUNK_BYTES = 8 << 20  # so many bytes of batches are gathered at a time and then served as views
@@ -193,6 +197,8 @@ class Stream:
                 counts = ends[:, 1:] - ends[:, :-1]
                 table, rows = source(ends[:, 0], ends[:, -1])
                 gathered = self._widened(take(table, rows[by_step(counts, parts)]))
+                if name in self.manifest.weights and isinstance(weight := gathered["weight"], Tensor):
+                    gathered["weight"] = divided(weight, self.manifest.weights[name])
                 own, end = own_rows(counts, parts)
                 batches = split(prepare.rows(gathered) if prepare else gathered, (end - own).sum(0).tolist())
                 yield from itertools.islice(batches, max(start - first, 0), None)

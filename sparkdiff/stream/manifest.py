@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,7 @@ class Manifest:
     virtualShards: int
     columns: tuple[Column, ...]
     splits: dict[str, tuple[tuple[Piece, ...], ...]]
+    weights: Mapping[str, int] = field(default_factory=dict)  # by split: column `weight` is to be divided by 2 ** this
 
     @staticmethod
     def load(folder: Path) -> Manifest:
@@ -113,7 +115,8 @@ class Manifest:
                 )
                 for name, shards in data["splits"].items()
             }
-            manifest = Manifest(folder, data["fingerprint"], data["virtualShards"], columns, splits)
+            weights = {str(split): int(exponent) for split, exponent in data.get("weights", {}).items()}
+            manifest = Manifest(folder, data["fingerprint"], data["virtualShards"], columns, splits, weights)
             manifest._validate()
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DamagedCacheError(folder, "manifest.json", f"{type(error).__name__}: {error}") from error

@@ -17,6 +17,9 @@ from torch import Tensor
 from sparkdiff.sparse import SparseRows
 from sparkdiff.stream.manifest import Batch
 
+NEGLIGIBLE = 2.0**-256
+"""Share of the largest weight below which a row's weight is taken for 0."""
+
 Rows = npt.NDArray[np.int64]  # (n,) row numbers, or counts of rows
 Order = tuple[list[int], Iterator[Rows]]  # the pieces of a shard, and for each of them in turn its rows
 # The rows first[i] to last[i] of the i-th shard's order, shard by shard: a table and their row numbers in it
@@ -133,6 +136,12 @@ class _Held:
             now, self.left = self.left[:number], self.left[number:]
             yield now
             number -= len(now)
+
+
+def divided(weight: Tensor, exponent: int) -> Tensor:
+    """Weights (n,) divided by a power of two, exactly; what then is below NEGLIGIBLE, of weights up to 1, counts nowhere."""
+    out = np.ldexp(weight.numpy(), -exponent)
+    return torch.from_numpy(np.where(out < NEGLIGIBLE, 0.0, out))
 
 
 def take(batch: Batch, rows: Rows) -> Batch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -253,11 +254,41 @@ def test_a_label_outside_of_what_the_loss_allows(
     )
 
 
-def test_a_label_beyond_all_bounds(df: DataFrame, heads: dict[str, PipelineModel], folder: Path) -> None:
-    sentence = (
-        rf"the mean squared of {heads['linear'].uid} on the \w+ rows is (inf|nan): .* and 1e\+300; clean or scale"
-    )
-    refused(sentence, heads["linear"], row_7("riders", 1e300)(df), folder)
+@pytest.mark.parametrize("loss", ["auto", "absolute"])
+@pytest.mark.parametrize("value", [1e300, -1e150])
+def test_a_label_beyond_all_bounds(
+    df: DataFrame, heads: dict[str, PipelineModel], folder: Path, value: float, loss: str
+) -> None:
+    sentence = f"label column 'riders' lies between .*{value!r}.*; clean it, or scale it".replace("+", r"\+")
+    refused(sentence, heads["linear"], row_7("riders", value)(df), folder, loss=loss)
+
+
+def test_labels_below_all_bounds(df: DataFrame, heads: dict[str, PipelineModel], folder: Path) -> None:
+    tiny = df.withColumn("riders", F.col("riders") * 1e-200)
+    refused("label column 'riders' lies between 0.0 and .*e-199, where the squares", heads["linear"], tiny, folder)
+
+
+def test_predictions_beyond_all_bounds(df: DataFrame, heads: dict[str, PipelineModel], shared: Path) -> None:
+    for value, shown in ((1e200, "inf"), (1e100, r".*e\+\d+, whose square no double holds")):
+        sentence = (
+            rf"the mean squared of {heads['linear'].uid} on the \w+ rows is {shown}: .*clean or scale the features"
+        )
+        refused(sentence, heads["linear"], row_7("wind", value)(df), shared)
+    sentence = "the mean logLoss .* square no double holds: .*smaller lossParams"
+    refused(sentence, heads["logistic"], df, shared, lossParams={"classWeights": [1e300, 1e300]})
+
+
+@pytest.mark.parametrize("rate", [1e80, 1e300])
+def test_a_learning_rate_beyond_all_bounds(
+    df: DataFrame, heads: dict[str, PipelineModel], shared: Path, rate: float
+) -> None:
+    """Every candidate diverges: the original stays, and the report can be written."""
+    found = tune(heads["linear"], df, shared, learningRate=rate, maxEpochs=2)
+    assert found.summary.decision == "kept original"
+    assert not [w for w in found.summary.warnings if "validation is small" in w]
+    json.dumps(found.summary.asdict(), allow_nan=False)
+    assert "kept original" in str(found.summary)
+    assert len(found.summary.history.to_csv().splitlines()) > 2
 
 
 def only(column: str, value: float, where: str = "true") -> Change:
@@ -345,7 +376,8 @@ def test_an_assembler_that_takes_no_null(
     refused(
         f"{model.stages[2].uid}: column 'wind' holds null or NaN.*impute it, or set handleInvalid", model, data, folder
     )
-    refused(f"Spark failed while it ran .*{numeric.stages[0].uid}.*(null|NaN)", numeric, data, folder)
+    remedy = "(null|NaN) while assembling a row .*Consider removing (null|NaN)s from dataset or using handleInvalid"
+    refused(f"Spark failed while it ran .*{numeric.stages[0].uid}.*{remedy}", numeric, data, folder)
 
 
 def test_a_category_that_was_never_seen(df: DataFrame, model: PipelineModel, folder: Path) -> None:
@@ -371,6 +403,39 @@ def test_a_weight_that_is_none(df: DataFrame, numeric: PipelineModel, folder: Pa
     assert list(folder.iterdir()) == []
 
 
+@pytest.fixture(scope="module")
+def unweighted(df: DataFrame, numeric: PipelineModel, shared: Path) -> float:
+    found = tune(numeric, df, shared, validationIndicatorCol="held")
+    assert found.summary.decision == "tuned"
+    return found.summary.metrics["validation"]["before"]
+
+
+@pytest.mark.parametrize("weight", ["1e-320D", "1e-200D", "1e160D", "1.7e308D", "if(number % 3 = 0, 1e-320D, 1e-310D)"])
+def test_weights_beyond_all_bounds(
+    df: DataFrame, numeric: PipelineModel, shared: Path, unweighted: float, weight: str
+) -> None:
+    """Equal weights decide as none do, whatever their size."""
+    data = df.withColumn("weight", F.expr(weight))
+    found = tune(numeric, data, shared, validationIndicatorCol="held", weightCol="weight")
+    assert found.summary.decision == "tuned"
+    if weight[0] == "1":
+        assert found.summary.metrics["validation"]["before"] == pytest.approx(unweighted, rel=1e-12)
+    json.dumps(found.summary.asdict(), allow_nan=False)
+
+
+def test_weights_that_are_nothing_beside_others(df: DataFrame, numeric: PipelineModel, shared: Path) -> None:
+    """A batch of theirs alone would divide by next to nothing."""
+    data = df.withColumn("weight", F.expr("if(number < 1000, 1D, 1e-320D)"))
+    options: dict[str, Any] = {"weightCol": "weight", "validationIndicatorCol": "held", "batchSize": 8, "maxEpochs": 2}
+    found, zero = (
+        tune(numeric, rows, shared, **options).summary.metrics["validation"]
+        for rows in (data, data.withColumn("weight", F.expr("if(number < 1000, 1D, 0D)")))
+    )
+    assert found["before"] == pytest.approx(zero["before"], rel=1e-12)
+    few = df.withColumn("weight", F.expr("if(number < 10, 1e300D, 1e-300D)"))
+    refused(r"\d validation rows of weight > 0, at least 30", numeric, few, shared, **options)
+
+
 def test_weights_that_are_all_0(df: DataFrame, numeric: PipelineModel, folder: Path) -> None:
     refused("0 train rows of weight > 0", numeric, df.withColumn("weight", F.lit(0)), folder, weightCol="weight")
 
@@ -378,13 +443,11 @@ def test_weights_that_are_all_0(df: DataFrame, numeric: PipelineModel, folder: P
 def test_too_few_rows(df: DataFrame, numeric: PipelineModel, folder: Path) -> None:
     sentence = r"\d+ validation rows of weight > 0, at least 30 are needed: add rows, or change validationFraction"
     refused(sentence, numeric, df.where("number < 100"), folder)
-    refused("0 train rows|holds no vector", numeric, df.where("number < 0"), folder)
-    refused(
-        "0 train rows|holds no vector",
-        numeric.stages[3],
-        numeric.transform(df).where("number < 0").drop("prediction"),
-        folder,
-    )
+    refused("the data hold no row", numeric, df.where("number < 0"), folder)
+    vectors = numeric.transform(df).drop("prediction")
+    refused("the data hold no row", numeric.stages[3], vectors.where("number < 0"), folder)
+    nulls = vectors.withColumn("components", F.when(F.lit(False), F.col("components")))
+    refused("column 'components' holds null in all rows", numeric.stages[3], nulls, folder)
 
 
 # DataFrames and sessions ----------------------------------------------------------------------------------------------
@@ -450,6 +513,13 @@ def test_a_query_that_fails(df: DataFrame, numeric: PipelineModel, folder: Path)
         numeric,
         df.withColumn("temp", F.raise_error(F.lit("no such thing")).cast("double")),
         folder,
+    )
+    refused(
+        r"Spark failed while it split the rows \(guardCols=\('part',\)\): .*no such thing",
+        numeric,
+        df.withColumn("part", F.raise_error(F.lit("no such thing")).cast("string")),
+        folder,
+        guardCols=["part"],
     )
     udf = F.udf(lambda x: x / 0, "double")
     refused(

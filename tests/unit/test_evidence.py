@@ -306,3 +306,12 @@ def test_too_few_rows_says_what_could_be_seen() -> None:
     assert too_few_rows(gains / 4, weights, verdict(), 2.0) == []  # a gain of 2% can be seen
     diverged = torch.cat([gains, torch.full((1, 400), math.inf, dtype=torch.float64)])
     assert too_few_rows(diverged, weights, verdict(), 2.0) == [text]
+    for ruin in (1e80, 1e200, 1e300):  # of the best epoch, where all made it worse
+        assert too_few_rows((gains - 1) * ruin, weights, verdict(), 2.0) == []
+
+
+@pytest.mark.parametrize("unit", [1e-170, 1e-300, 1e100, 1e200])
+def test_a_correlation_knows_no_unit(unit: float) -> None:
+    x, y = normal(0, 400, 2), normal(1, 400)
+    found = leaks_number(torch.cat([x, (y + 0.001)[:, None]], 1) * unit, y * unit, 0.99)
+    assert [(j, round(r, 5)) for j, _, r in found] == [(2, 1.0), (2, 1.0)]

@@ -21,11 +21,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import sparkdiff.stream as streams
 from sparkdiff.errors import InputError
 from sparkdiff.sparse import SparseRows
 from sparkdiff.stream import DamagedCacheError, Stream, petastorm
+from sparkdiff.stream.rows import divided
 
 HAS_PETASTORM = not petastorm.refusal(Path("/"), ())
 needs_petastorm = pytest.mark.skipif(not HAS_PETASTORM, reason="Petastorm is not usable here")
@@ -702,3 +705,17 @@ def test_memory_stays_over_50_epochs(tmp_path: Path, backend: str, in_memory: bo
     # not, as Arrow's allocator gives memory back when it likes.
     assert late_held - held < 1 << 16
     assert late_pages <= 1.05 * pages
+
+
+@given(st.lists(st.floats(2.0**-200, 1.0), min_size=1), st.integers(-800, 1000))
+def test_weights_are_divided_exactly(shares: list[float], exponent: int) -> None:
+    """Whatever the unit, the same weights come out bit for bit; beside them what is next to nothing counts nowhere."""
+    weights = torch.from_numpy(np.ldexp([*shares, 2.0**-260, 0.0], exponent))
+    assert divided(weights, exponent).tolist() == [*shares, 0.0, 0.0]
+
+
+def test_weights_that_doubles_hardly_hold_are_divided() -> None:
+    tiny = torch.tensor([5e-324, 1e-320, 1e-310], dtype=torch.float64)
+    found = divided(tiny, int(np.frexp(1e-310)[1]))
+    assert bool(((found > 0) & (found <= 1)).all())
+    assert torch.equal(found / found[0], torch.tensor([1.0, 2024.0, 1e-310 / 5e-324], dtype=torch.float64))
