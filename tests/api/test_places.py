@@ -13,6 +13,8 @@ from pyspark.sql import DataFrame, SparkSession
 from sparkdiff import FineTuner, InputError, jvm, run
 from sparkdiff.cli import DONE, main
 
+pytestmark = pytest.mark.once  # paths and messages of our own
+
 QUICK = ["fineTuner.maxEpochs=1", "fineTuner.recipe=fast", "fineTuner.guard=1.0", "fineTuner.verbosity=0"]
 PIPELINE = "from riders import unfitted\n\n\ndef of_riders(train):\n    return unfitted()\n"
 
