@@ -18,14 +18,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyspark.ml import PipelineModel
 from pyspark.ml.param import Param, Params
-from pyspark.ml.wrapper import JavaParams
 from pyspark.sql import DataFrame
-from pyspark.sql import functions as F
 
 from sparkdiff import jvm, splits
-from sparkdiff.errors import InputError
+from sparkdiff.attributes import is_plain
+from sparkdiff.content import content
 from sparkdiff.graph import Graph
 from sparkdiff.identity import UntoldError
+from sparkdiff.jvm.plans import plan_facts
+from sparkdiff.jvm.settings import settings
 from sparkdiff.options import Options
 from sparkdiff.splits import Source
 
@@ -47,7 +48,6 @@ class Request:
 
 def fingerprint(request: Request, folder: Path) -> str:
     """Hash of all that decides the cache's content; runs no job over file-based, deterministic sources."""
-    spark = request.sources[0].df.sparkSession
     parts: dict[str, Any] = {
         "format": FORMAT,
         "shards": SHARDS,
@@ -56,47 +56,42 @@ def fingerprint(request: Request, folder: Path) -> str:
         "columns": [request.labelCol, request.weightCol],
         "split": splits.rule(request.options),
         "slices": request.options.guardCols,
-        "conf": {
-            k: spark.conf.get(k)
-            for k in ("spark.sql.session.timeZone", "spark.sql.ansi.enabled", "spark.sql.caseSensitive")
-        },
         "sources": [[s.split, source_facts(s.df)] for s in request.sources],
-        # The manifest keeps the columns' attributes, of which the plan's text says nothing.
-        "metadata": [[[f.name, f.metadata] for f in s.df.schema.fields if f.metadata] for s in request.sources],
     }
     graph = request.graph
     if nulls := graph.telling(graph.live):
         parts["nulls"] = [graph.name(v) for v in nulls]
     if any(graph.leaves[i].opaque for i in graph.cached):  # SQL may call functions and read tables of its own
-        facts = [jvm.plan_facts(graph.before_cut(s.df), after_stages=True) for s in request.sources]
-        parts["tables"] = None if None in facts else [[f["relations"], f["files"]] for f in facts if f]
+        facts = [plan_facts(graph.before_cut(s.df), after_stages=True) for s in request.sources]
+        parts["tables"] = None if None in facts else _anonymous(facts, [leaf.uid for leaf in graph.leaves])
     if parts["stages"] is None or ("tables" in parts and parts["tables"] is None):
         # What can't be saved, or what code decides, can't be told apart: the rows that it makes decide.
-        parts["stages"] = [_content(graph.before_cut(s.df)) for s in request.sources]
+        parts["stages"] = [content(graph.before_cut(s.df)) for s in request.sources]
+        parts.pop("tables", None)
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def source_facts(df: DataFrame) -> Any:
-    """What decides a DataFrame's rows: its plan and files where that tells all, else count and hash sum of its content."""
-    return jvm.plan_facts(df) or _content(df)
+def source_facts(df: DataFrame) -> dict[str, Any]:
+    """What decides a DataFrame's rows and what Spark makes of them: plan and files where they tell all, else content."""
+    return {**(plan_facts(df) or {"content": content(df)}), "settings": settings(df.sparkSession)}
 
 
-def _content(df: DataFrame) -> Any:
-    h = splits.row_hash(df).cast("decimal(20,0)")  # a sum of longs overflows, and raises under ANSI
-    try:
-        row = df.agg(F.count(F.lit(1)), F.sum(h)).first()
-    except jvm.SparkError as e:
-        raise InputError(f"Spark failed while it read the data: {jvm.cause(e)}") from e
-    return [df.schema.json(), [str(v) for v in row or ()]]
+def _anonymous(facts: Any, uids: list[str]) -> str:
+    """Plans after stages whose columns are named by uids, the same whenever these stages were fitted."""
+    text = json.dumps(facts)
+    for i, uid in enumerate(uids):
+        text = text.replace(uid, f"uid{i}")
+    return text
 
 
 def _saved_bytes(graph: Graph, folder: Path) -> list[str] | None:
-    """Digest of the saved stages that run before the cache; None where one can't be saved, or is Python code."""
+    """Digest of the saved stages that run before the cache; None where one can't be saved, or isn't of a class of Spark's.
+
+    A subclass of a stage of Spark's may have code of its own, which isn't saved.
+    """
     stages = [graph.leaves[i].stage for i in sorted(graph.cached)]
     stages += [stage for i in graph.live for stage in graph.preparation(i)]
-    if not all(
-        isinstance(s, JavaParams) or type(s).__module__.startswith(("pyspark.ml.", "sparkdiff.")) for s in stages
-    ):
+    if not all(is_plain(stage) for stage in stages):
         return None
     return digest_of(PipelineModel(stages), folder) if stages else []
 

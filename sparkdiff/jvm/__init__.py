@@ -30,7 +30,7 @@ from pyspark.ml.common import _py2java
 from pyspark.ml.linalg import DenseMatrix, Vectors
 from pyspark.ml.util import MLReader, MLWriter
 from pyspark.ml.wrapper import JavaParams
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import SparkSession
 from pyspark.util import VersionUtils
 
 from sparkdiff import places
@@ -534,61 +534,6 @@ def with_uid(new: Any, old: Any) -> Any:
     """`new` with the uid and the Params of `old`; for stages that exist in Python only."""
     new._resetUid(old.uid)
     return old._copyValues(new)
-
-
-NOT_IN_THE_PLAN = re.compile(r"Python|InPandas|InArrow|subquery#|exists#|list#")
-"""In a plan's text: Python code, which the text only names, and subqueries, whose files are not among the plan's."""
-
-
-@contextlib.contextmanager
-def full_plan_text(spark: SparkSession) -> Iterator[None]:
-    """Plan texts are cut at 25 fields by default; inside this context they are whole."""
-    key = "spark.sql.debug.maxToStringFields"
-    before = spark.conf.get(key, None)
-    spark.conf.set(key, "1000000")
-    try:
-        yield
-    finally:
-        spark.conf.unset(key) if before is None else spark.conf.set(key, before)
-
-
-def plan_facts(df: DataFrame, *, after_stages: bool = False) -> dict[str, Any] | None:
-    """What decides a DataFrame's content without running a job: plan text and input files with length and mtime.
-
-    None where the content can't be told that way: a leaf that isn't files, a UDF, or a nondeterministic expression. After
-    ML stages, whose own functions show as UDFs too, only Python code counts as one.
-    """
-    try:
-        plan = df._jdf.queryExecution().optimizedPlan()
-        with full_plan_text(df.sparkSession):
-            text = plan.canonicalized().toString()
-    except (Py4JError, PySparkException, AttributeError):
-        return None
-    if not plan.deterministic() or NOT_IN_THE_PLAN.search(text) or ("UDF" in text and not after_stages):
-        return None
-    files, relations, leaves = [], [], plan.collectLeaves()
-    for i in range(leaves.size()):
-        leaf = leaves.apply(i)
-        if not leaf.getClass().getName().endswith("LogicalRelation"):
-            return None
-        relation = leaf.relation()
-        if not relation.getClass().getName().endswith("HadoopFsRelation"):
-            return None
-        relations.append(
-            [relation.dataSchema().json(), relation.partitionSchema().json(), relation.options().toString()]
-        )
-        files += _file_facts(df.sparkSession, relation.location().inputFiles())
-    # The canonicalized text has lost the names; the analyzed one has them, with ids that differ between sessions.
-    return {"plan": text, "columns": df.columns, "relations": relations, "files": sorted(files)}
-
-
-def _file_facts(spark: Any, uris: Any) -> list[list[Any]]:
-    jvm, conf, out = spark._jvm, spark._jsparkSession.sessionState().newHadoopConf(), []
-    for uri in uris:
-        path = jvm.org.apache.hadoop.fs.Path(jvm.java.net.URI.create(uri))
-        status = path.getFileSystem(conf).getFileStatus(path)
-        out.append([uri, status.getLen(), status.getModificationTime()])
-    return out
 
 
 def cause(error: BaseException) -> str:

@@ -25,6 +25,7 @@ LAYERS = [
     ["graph", "columns"],
     ["guard"],
     ["network", "derivatives", "splits", "planning", "recipes"],
+    ["content"],
     ["losses"],
     ["metrics"],
     ["stream", "fingerprint", "folding", "augment", "scales"],

@@ -1,0 +1,82 @@
+"""The content of a DataFrame as a few numbers, whatever the order and the partitions of its rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql.types import (
+    ArrayType,
+    DataType,
+    DoubleType,
+    FloatType,
+    MapType,
+    NullType,
+    StringType,
+    StructType,
+    UserDefinedType,
+)
+
+from sparkdiff import jvm
+from sparkdiff.errors import InputError
+from sparkdiff.splits import quoted
+
+SALTS = (1, 2)
+
+
+def content(df: DataFrame) -> list[Any]:
+    """Schema, number of rows, and two independent sums of the rows' hashes. Runs one job, which reads all rows.
+
+    Raises:
+        InputError: Spark failed on the rows; says why.
+    """
+    sums = [F.sum(h.cast("decimal(20,0)")) for h in row_hashes(df)]  # a sum of longs overflows
+    try:
+        row = df.agg(F.count(F.lit(1)), *sums).first()
+    except jvm.SparkError as e:
+        raise InputError(f"Spark failed while it read the data: {jvm.cause(e)}") from e
+    return [df.schema.json(), [str(v) for v in row or ()]]
+
+
+def row_hashes(df: DataFrame) -> list[Column]:
+    """Two hashes of a row, which don't depend on each other."""
+    parts = [part for field in df.schema.fields for part in hashed(quoted(field.name), field.dataType)]
+    # A salt after the values would add nothing: two rows of one hash would have one hash with it, too.
+    return [F.xxhash64(F.lit(salt), *parts) for salt in SALTS]
+
+
+def hashed(c: Column, kind: DataType) -> list[Column]:
+    """What `xxhash64` has to see of a column so that no two values of its type look alike.
+
+    By itself it passes over nulls, runs arrays together, takes strings of a collation for equal where the collation does, and
+    takes -0.0 for 0.0. (Inside arrays and vectors that last one stays: Spark's own operators, too, take them for equal.)
+    """
+    null = c.isNull()
+    if isinstance(kind, NullType):
+        return [null]
+    if isinstance(kind, UserDefinedType):
+        return hashed(F.unwrap_udt(c), kind.sqlType())
+    if isinstance(kind, StringType):
+        return [null, c.cast("binary")]
+    if isinstance(kind, (DoubleType, FloatType)):
+        return [null, c, F.when(c == 0, c.cast("string"))]
+    if isinstance(kind, StructType):
+        return [null, *(part for f in kind.fields for part in hashed(c.getField(f.name), f.dataType))]
+    if isinstance(kind, MapType):
+        entry = StructType().add("key", kind.keyType, False).add("value", kind.valueType, kind.valueContainsNull)
+        return hashed(F.map_entries(c), ArrayType(entry, containsNull=False))
+    if isinstance(kind, ArrayType):
+        return [null, F.size(c), *_elements(c, kind)]
+    return [null, c]
+
+
+def _elements(c: Column, kind: ArrayType) -> list[Column]:
+    """The elements of an array whose size is known."""
+    if isinstance(kind.elementType, (ArrayType, StructType, MapType, UserDefinedType, NullType)):
+        return [F.transform(c, lambda x: F.xxhash64(*hashed(x, kind.elementType)))]
+    values = c.cast("array<binary>") if isinstance(kind.elementType, StringType) else c
+    if not kind.containsNull:
+        return [values]
+    some = F.exists(c, lambda x: x.isNull())
+    return [some, F.when(some, F.transform(c, lambda x: x.isNull())), values]

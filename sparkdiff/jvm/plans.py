@@ -1,0 +1,246 @@
+"""What decides a DataFrame's rows, told by its plan, its session's settings and its files, without a job."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from py4j.protocol import Py4JError
+from pyspark.errors import PySparkException
+from pyspark.sql import DataFrame, SparkSession
+
+SPARK_FORMATS = re.compile(
+    r"org\.apache\.spark\.(sql\.execution\.datasources|sql\.avro|sql\.hive\.orc|ml\.source)\.[\w.$]+"
+)
+"""Classes of file formats that read nothing but the files they are given. One of Delta, say, also reads deletion vectors."""
+SPARK_LISTINGS = re.compile(r"org\.apache\.spark\.sql\.execution\.(datasources|streaming)\.[\w.$]+")
+
+PLAIN_LITERAL = re.compile(
+    r"void|string|boolean|byte|short|integer|long|float|double|date|timestamp|timestamp_ntz|decimal\(.*\)|interval.*|time\(.*\)"
+)
+"""Types whose values JSON shows whole. Of binary, arrays, maps and structs it shows an address, or values without limits."""
+
+CODE = re.compile(r"Python|UDF|UDAF|ScalaAggregator|InPandas|InArrow|Reflection|ScriptTransformation")
+SUBQUERIES = {"ScalarSubquery", "Exists", "ListQuery", "InSubquery", "LateralSubquery", "LateralJoin"}
+"""Classes in a plan that stand for code, which the plan only names, and for subqueries, whose files are not among the plan's."""
+
+LEFT_OUT = {
+    ("Literal", "value"),  # null; any other value is a string
+    ("LogicalRelation", "relation"),  # told apart by `_relation`
+    ("Like", "escapeChar"),  # looked for in the text
+    ("Expand", "projections"),  # the text has them
+    ("Deduplicate", "dedupSpec"),  # of streams
+    ("Join", "hint"),
+    ("ResolvedHint", "hints"),
+    ("NamedLambdaVariable", "value"),  # filled while it runs
+    ("CommonExpressionDef", "id"),
+    ("CommonExpressionRef", "id"),
+}
+EVALUATION = ("evalMode", "evalContext")
+"""try_add and the like are classes of their own or named so in the text; otherwise `spark.sql.ansi.enabled` decides."""
+NOT_ROWS = {
+    "View": {"desc", "options"},  # when it was made; what it is of follows in the plan
+    "LogicalRelation": {"catalogTable"},
+    "ScalaUDF": {"function", "inputEncoders", "outputEncoder"},
+}
+
+
+def plan_facts(df: DataFrame, *, after_stages: bool = False) -> dict[str, Any] | None:
+    """What decides a DataFrame's content without running a job: the plan, typed and delimited, and its input files.
+
+    None where the content can't be told that way: a leaf that isn't files of a format of Spark's own, code, a subquery, a
+    nondeterministic expression, or anything that the plan's description leaves out. After ML stages, whose own functions are
+    nameless UDFs, only other code counts as such.
+
+    The analyzed plan as JSON has types and values; the optimized plan's text has what JSON lacks (evaluated functions such as
+    current_date, collations). Neither alone is enough.
+    """
+    try:
+        spark = df.sparkSession
+        # Optimized anew: what was persisted since this DataFrame was first looked at is read from memory, not from files.
+        execution, optimized = df._jdf.queryExecution(), df.select("*")._jdf.queryExecution().optimizedPlan()
+        analyzed = execution.analyzed()
+        with _printing(spark):
+            text = optimized.canonicalized().toString()
+            tree = described(analyzed.toJSON(), after_stages=after_stages)
+            escaped = "LIKE" in analyzed.toString() and "ESCAPE" in analyzed.toString()
+        if tree is None or escaped or not optimized.deterministic():
+            return None
+        roots = [_roots(leaf) for leaf in _leaves(analyzed)]
+        relations = [_relation(spark, leaf) for leaf in _leaves(optimized)]
+    except (Py4JError, PySparkException, AttributeError):
+        return None
+    if None in roots or None in relations:
+        return None
+    digest = hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+    return {"plan": text, "analyzed": digest, "schema": df.schema.json(), "roots": roots, "relations": relations}
+
+
+def described(text: str, *, after_stages: bool = False) -> Any:
+    """A plan's JSON without what differs between two sessions (ids); None where it doesn't show all that decides rows."""
+    numbers: dict[tuple[str, Any], int] = {}
+
+    def number(kind: str, value: Any) -> int:
+        return numbers.setdefault((kind, value), len(numbers))
+
+    def walk(node: Any, owner: str) -> Any:
+        if isinstance(node, list):
+            return [walk(n, owner) for n in node]
+        if not isinstance(node, dict):
+            return node
+        kind = str(node.get("class") or node.get("product-class") or owner).rpartition(".")[2]
+        if kind == "ExprId":
+            return number("expression", node["id"])
+        unnamed = kind == "ScalaUDF" and after_stages and "udfName" not in node
+        if kind in SUBQUERIES or (CODE.search(kind) and not unnamed):
+            raise _LeavesOutError(kind)
+        if kind == "Literal" and not _shown(node):
+            raise _LeavesOutError(kind)
+        out = {}
+        for name, value in node.items():
+            if name in NOT_ROWS.get(kind, ()):
+                continue
+            if value is None and (kind, name) not in LEFT_OUT and name not in EVALUATION:
+                raise _LeavesOutError(f"{kind}.{name}")
+            named = kind in ("CTERelationDef", "CTERelationRef") and name in ("id", "cteId")
+            out[name] = number("cte", value) if named else walk(value, kind)
+        return out
+
+    try:
+        return walk(json.loads(text), "")
+    except _LeavesOutError:
+        return None
+
+
+class _LeavesOutError(Exception):
+    """JSON doesn't show this part of a plan; never leaves the module."""
+
+
+def _shown(literal: dict[str, Any]) -> bool:
+    """Whether the value and type of a literal are in its JSON."""
+    kind, value = literal["dataType"], literal.get("value")
+    plain = isinstance(kind, str) and PLAIN_LITERAL.fullmatch(kind) is not None
+    # U+FFFD stands for any bytes that aren't UTF-8.
+    return value is None or (plain and isinstance(value, str) and "\ufffd" not in value)
+
+
+@contextlib.contextmanager
+def _printing(spark: SparkSession) -> Iterator[None]:
+    """Inside, this thread prints plans whole and times in UTC: cut at 25 fields, or in the hour that a clock is set back, two
+    plans would look alike. Another session of its own has these settings, since other threads may use the caller's."""
+    java: Any = spark._jsparkSession  # type: ignore[attr-defined]
+    own = java.newSession()
+    conf = own.sessionState().conf()
+    conf.setConfString("spark.sql.debug.maxToStringFields", "1000000")
+    conf.setConfString("spark.sql.session.timeZone", "UTC")
+    sessions: Any = spark._jvm.org.apache.spark.sql.SparkSession  # type: ignore[union-attr]
+    before = sessions.getActiveSession()
+    sessions.setActiveSession(own)
+    try:
+        yield
+    finally:
+        if before.isDefined():
+            sessions.setActiveSession(before.get())
+        else:
+            sessions.clearActiveSession()
+
+
+def _leaves(plan: Any) -> list[Any]:
+    leaves = plan.collectLeaves()
+    return [leaves.apply(i) for i in range(leaves.size())]
+
+
+def files_of(leaf: Any) -> Any:
+    """A leaf's relation, where it reads files and nothing else; else None."""
+    if not leaf.getClass().getName().endswith(".LogicalRelation"):
+        return None
+    relation = leaf.relation()
+    if not relation.getClass().getName().endswith(".HadoopFsRelation"):
+        return None
+    reads = SPARK_FORMATS.fullmatch(relation.fileFormat().getClass().getName())
+    lists = SPARK_LISTINGS.fullmatch(relation.location().getClass().getName())
+    return relation if reads and lists else None
+
+
+def _roots(leaf: Any) -> list[str] | None:
+    relation = files_of(leaf)
+    return None if relation is None else [path.toString() for path in _each(relation.location().rootPaths())]
+
+
+def _relation(spark: SparkSession, leaf: Any) -> list[Any] | None:
+    """What a leaf reads: format, schemas, options and files."""
+    relation = files_of(leaf)
+    if relation is None:
+        return None
+    options = sorted([pair._1(), pair._2()] for pair in _each(relation.options()))
+    files = file_facts(spark, relation.location().inputFiles())
+    schemas = [relation.dataSchema().json(), relation.partitionSchema().json()]
+    return [relation.fileFormat().getClass().getName(), *schemas, options, files]
+
+
+def _each(collection: Any) -> Iterator[Any]:
+    """The elements of a collection of Scala's."""
+    iterator = collection.iterator()
+    while iterator.hasNext():
+        yield iterator.next()
+
+
+# Files ----------------------------------------------------------------------------------------------------------------
+
+END = 1 << 16
+
+
+def file_facts(spark: SparkSession, uris: Iterable[str]) -> list[list[Any]]:
+    """Per file its address, length, time of change, and what else tells two contents apart.
+
+    A local file (or one on NFS or FUSE): also the time of its last change of any kind, which no program can set, and a hash of
+    its first and last 64 KiB. Elsewhere: the store's ETag, the file's id, or the file system's checksum, whichever it has first;
+    nothing of the file is read.
+    """
+    uris = sorted(uris)
+    local = {uri: unquote(parts.path) for uri in uris if (parts := urlsplit(uri)).scheme == "file" and not parts.netloc}
+    with ThreadPoolExecutor(16) as pool:
+        found = dict(zip(local, pool.map(local_facts, local.values()), strict=True))
+    return [[uri, *(found.get(uri) or remote_facts(spark, uri))] for uri in uris]
+
+
+def local_facts(path: str) -> list[Any] | None:
+    """Length, times and the hash of both ends; None where this process doesn't see the file."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            status = os.fstat(file.fileno())
+            digest = hashlib.sha256(os.pread(file.fileno(), END, 0))
+            digest.update(os.pread(file.fileno(), END, max(status.st_size - END, 0)))
+    except OSError:
+        return None
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, digest.hexdigest()]
+
+
+def remote_facts(spark: SparkSession, uri: str) -> list[Any]:
+    jvm: Any = spark._jvm
+    path = jvm.org.apache.hadoop.fs.Path(jvm.java.net.URI.create(uri))
+    conf = spark._jsparkSession.sessionState().newHadoopConf()  # type: ignore[attr-defined]
+    system = path.getFileSystem(conf)
+    status = system.getFileStatus(path)
+    return [status.getLen(), status.getModificationTime(), _version(jvm, system, path, status)]
+
+
+def _version(jvm: Any, system: Any, path: Any, status: Any) -> str | None:
+    """What a file system has that differs between two contents of one path."""
+    is_a = jvm.py4j.reflection.TypeUtil.isInstanceOf
+    try:
+        if is_a("org.apache.hadoop.fs.EtagSource", status) and status.getEtag():
+            return str(status.getEtag())
+        if is_a("org.apache.hadoop.hdfs.protocol.HdfsFileStatus", status):
+            return str(status.getFileId())
+        checksum = system.getFileChecksum(path)
+    except (Py4JError, PySparkException):
+        return None
+    return None if checksum is None else str(checksum.toString())

@@ -1,0 +1,109 @@
+"""The session's settings that can change rows: all of `spark.sql` but the listed ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from py4j.protocol import Py4JError
+from pyspark.errors import PySparkException
+from pyspark.sql import SparkSession
+
+ALWAYS = ("spark.sql.session.timeZone", "spark.sql.ansi.enabled", "spark.sql.caseSensitive")
+"""Settings that count even where nobody set them: their defaults depend on the machine, the version or the vendor."""
+
+NO_EFFECT = {
+    # How the work is cut and scheduled.
+    "spark.sql.shuffle.": "how many partitions a shuffle makes",
+    "spark.sql.adaptive.": "how a query is cut while it runs",
+    "spark.sql.autoBroadcastJoinThreshold": "which side of a join travels",
+    "spark.sql.broadcast": "how long to wait for it",
+    "spark.sql.join.preferSortMergeJoin": "how to join",
+    "spark.sql.cbo.": "in which order to join",
+    "spark.sql.statistics.": "what is known of sizes",
+    "spark.sql.defaultSizeInBytes": "what is taken for a size that isn't known",
+    "spark.sql.files.maxPartitionBytes": "how files are cut into tasks",
+    "spark.sql.files.openCostInBytes": "how files are cut into tasks",
+    "spark.sql.files.minPartitionNum": "how files are cut into tasks",
+    "spark.sql.files.maxPartitionNum": "how files are cut into tasks",
+    "spark.sql.sources.parallelPartitionDiscovery.": "how files are listed",
+    "spark.sql.sources.bucketing.": "whether a join shuffles",
+    "spark.sql.leafNodeDefaultParallelism": "how many partitions rows in memory have",
+    "spark.sql.inMemoryColumnarStorage.": "how persisted rows lie in memory",
+    "spark.sql.codegen.": "whether a query is compiled",
+    "spark.sql.execution.arrow.pyspark.": "how rows travel to Python",
+    "spark.sql.execution.arrow.maxRecordsPerBatch": "how rows travel to Python",
+    "spark.sql.parquet.enableVectorizedReader": "how a file is read",
+    "spark.sql.parquet.filterPushdown": "what is skipped while a file is read",
+    "spark.sql.orc.enableVectorizedReader": "how a file is read",
+    "spark.sql.orc.filterPushdown": "what is skipped while a file is read",
+    # What is written, and where things lie.
+    "spark.sql.parquet.compression.codec": "how files are written",
+    "spark.sql.orc.compression.codec": "how files are written",
+    "spark.sql.avro.compression.codec": "how files are written",
+    "spark.sql.parquet.output.committer.class": "how files are written",
+    "spark.sql.parquet.fs.optimized.committer.": "how files are written (EMR)",
+    "spark.sql.sources.commitProtocolClass": "how files are written",
+    "spark.sql.sources.partitionOverwriteMode": "how files are written",
+    "spark.sql.maxConcurrentOutputFileWriters": "how files are written",
+    "spark.sql.warehouse.dir": "where managed tables lie; their files are told one by one",
+    "spark.sql.catalogImplementation": "where tables are registered",
+    "spark.sql.catalog.": "addresses and credentials of catalogs; their tables are told by files or content",
+    "spark.sql.hive.metastore": "addresses and versions of a catalog",
+    "spark.sql.hive.filesourcePartitionFileCacheSize": "what is kept of a catalog",
+    "spark.sql.hive.manageFilesourcePartitions": "where partitions are registered",
+    # What is shown, logged and counted; what a session is called.
+    "spark.sql.ui.": "what is shown",
+    "spark.sql.debug.": "what is shown",
+    "spark.sql.maxPlanStringLength": "what is shown",
+    "spark.sql.repl.": "what is shown",
+    "spark.sql.redaction.": "what is shown",
+    "spark.sql.planChangeLog.": "what is logged",
+    "spark.sql.event.": "what is logged",
+    "spark.sql.metrics.": "what is counted",
+    "spark.sql.queryExecutionListeners": "who looks on",
+    "spark.sql.extendedExplainProviders": "who looks on",
+    "spark.sql.pyspark.": "what errors show",
+    "spark.sql.stackTracesInDataFrameContext": "what errors show",
+    "spark.sql.artifact.": "where a session's jars lie",
+    "spark.sql.thriftserver.": "another server",
+    "spark.sql.streaming.": "streams, which aren't accepted",
+}
+"""Settings, and beginnings of settings that end in a dot, that can't change rows, with what they decide instead.
+
+Vendors keep what differs between two sessions or clusters (ids, tags, addresses) outside of `spark.sql`.
+"""
+
+
+def counts(key: str) -> bool:
+    """Whether a setting can change rows."""
+    beginnings = tuple(k for k in NO_EFFECT if k.endswith("."))
+    return key.startswith("spark.sql.") and key not in NO_EFFECT and not key.startswith(beginnings)
+
+
+def settings(spark: SparkSession) -> dict[str, str | None]:
+    """The session's settings that can change rows and aren't at their defaults, and Spark's version.
+
+    Behind Spark Connect, where defaults aren't shown, all that are set.
+    """
+    given = {key: value for key, value in _all(spark).items() if counts(key)}
+    found = {key: value for key, value in given.items() if key not in ALWAYS and value != _default(spark, key)}
+    return found | {key: spark.conf.get(key) for key in ALWAYS} | {"version": spark.version}
+
+
+def _all(spark: SparkSession) -> dict[str, str]:
+    if hasattr(spark.conf, "getAll"):  # since Spark 4.0
+        return dict(spark.conf.getAll)
+    conf: Any = spark.conf
+    pairs, found = conf._jconf.getAll().iterator(), {}
+    while pairs.hasNext():
+        pair = pairs.next()
+        found[pair._1()] = pair._2()
+    return found
+
+
+def _default(spark: SparkSession, key: str) -> str | None:
+    """The default of a setting; None where there is none, or it can't be told."""
+    try:
+        return str(spark._jvm.org.apache.spark.sql.internal.SQLConf().getConfString(key))  # type: ignore[union-attr]
+    except (Py4JError, PySparkException, AttributeError, TypeError):
+        return None

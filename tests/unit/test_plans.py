@@ -1,0 +1,114 @@
+"""What a plan's JSON tells of its rows, and what is seen of a local file; no Spark."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sparkdiff.jvm.plans import END, described, files_of, local_facts
+from sparkdiff.jvm.settings import NO_EFFECT, counts
+
+CATALYST = "org.apache.spark.sql.catalyst.expressions."
+
+
+def literal(value: Any, kind: Any = "string") -> dict[str, Any]:
+    return {"class": CATALYST + "Literal", "num-children": 0, "value": value, "dataType": kind}
+
+
+def alias(number: int, jvm: str, child: dict[str, Any]) -> str:
+    made = {"product-class": CATALYST + "ExprId", "id": number, "jvmId": jvm}
+    return json.dumps(
+        [{"class": CATALYST + "Alias", "num-children": 1, "child": 0, "name": "v", "exprId": made}, child]
+    )
+
+
+def test_ids_of_a_session_are_left_out_and_values_are_not() -> None:
+    one, again, other = (
+        described(alias(*args)) for args in ((5, "a", literal("#5")), (9, "b", literal("#5")), (5, "a", literal("#9")))
+    )
+    assert one is not None
+    assert one == again != other
+
+
+def test_null_and_the_string_null_differ() -> None:
+    found = [
+        described(alias(1, "a", literal(*args)))
+        for args in ((None,), ("null",), (None, "void"), ("1", "integer"), ("1",))
+    ]
+    assert None not in found
+    assert all(a != b for i, a in enumerate(found) for b in found[:i])
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        literal("[B@14ed30e9", "binary"), literal("[a,null]", {"type": "array", "elementType": "string"}), literal("\ufffd"),
+        {"class": CATALYST + "InSet", "hset": None}, {"class": CATALYST + "PythonUDF"}, {"class": CATALYST + "ScalarSubquery"},
+        {"class": CATALYST + "JsonToStructs", "options": None}, {"class": CATALYST + "ScalaUDF", "function": None},
+    ],
+    ids=lambda part: part["class"].rpartition(".")[2] + str(part.get("dataType", "")),
+)  # fmt: skip
+def test_what_json_does_not_show_is_not_trusted(part: dict[str, Any]) -> None:
+    assert described(alias(1, "a", part)) is None
+
+
+class Java:
+    """A Java object of a class, with methods that return what is given."""
+
+    def __init__(self, name: str, **methods: Any) -> None:
+        vars(self).update({method: lambda found=found: found for method, found in methods.items()})
+        self.getClass = lambda: Java("java.lang.Class", getName=name) if name != "java.lang.Class" else None
+
+
+SQL = "org.apache.spark.sql."
+
+
+@pytest.mark.parametrize(
+    ("format", "listing", "trusted"),
+    [
+        ("execution.datasources.parquet.ParquetFileFormat", "execution.datasources.InMemoryFileIndex", True),
+        ("execution.datasources.csv.CSVFileFormat", "execution.datasources.CatalogFileIndex", True),
+        ("delta.DeltaParquetFileFormat", "delta.files.TahoeLogFileIndex", False),  # leaves out rows by deletion vectors
+        ("execution.datasources.parquet.ParquetFileFormat", "delta.files.TahoeLogFileIndex", False),
+    ],
+)
+def test_files_of_a_table_format_do_not_tell_its_rows(format: str, listing: str, trusted: bool) -> None:
+    datasources = SQL + "execution.datasources."
+    relation = Java(datasources + "HadoopFsRelation", fileFormat=Java(SQL + format), location=Java(SQL + listing))
+    assert (files_of(Java(datasources + "LogicalRelation", relation=relation)) is relation) == trusted
+    assert files_of(Java(datasources + "v2.DataSourceV2Relation")) is None
+    assert files_of(Java(datasources + "LogicalRelation", relation=Java(datasources + "jdbc.JDBCRelation"))) is None
+
+
+def test_a_file_is_known_by_more_than_length_and_time(tmp_path: Path) -> None:
+    path = tmp_path / "rows"
+    path.write_bytes(b"a" * (3 * END))
+    first, times = local_facts(str(path)), path.stat()
+    assert first == local_facts(str(path))
+    assert local_facts(str(tmp_path / "none")) is None
+    for place in (0, END + 1, 3 * END - 1):  # head, middle, tail
+        before = local_facts(str(path))
+        with path.open("r+b") as file:
+            file.seek(place)
+            file.write(b"b")
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        while before is not None and path.stat().st_ctime_ns == before[2]:  # that clock ticks in milliseconds
+            os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        after = local_facts(str(path))
+        assert before is not None
+        assert after is not None
+        assert before[:2] == after[:2]
+        assert before != after
+        assert (before[3] != after[3]) == (place != END + 1)  # the middle shows in the time of the last change alone
+
+
+def test_settings_are_told_by_whole_names_or_by_beginnings() -> None:
+    assert counts("spark.sql.legacy.timeParserPolicy")
+    assert counts("spark.sql.shuffled")
+    assert not counts("spark.sql.shuffle.partitions")
+    assert not counts("spark.databricks.session.id")
+    assert all(key.startswith("spark.sql.") and not counts(key) for key in NO_EFFECT)
