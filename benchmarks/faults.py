@@ -72,7 +72,8 @@ def main() -> None:
     text = HEAD + "".join(rows)
     print(text)
     if given.write:
-        given.write.write_text(text)
+        _, heading, rest = given.write.read_text().partition("\n## ")  # what isn't about faults stays
+        given.write.write_text(text + heading + rest)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from pyspark.sql.types import ArrayType, BooleanType, DataType, NumericType
 
 from sparkdiff import jvm, splits
 from sparkdiff.attributes import fields_by_name, named
+from sparkdiff.disk import room
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.fingerprint import FORMAT, SHARDS, Request, fingerprint
 from sparkdiff.graph import Graph, Version, null_of
@@ -41,6 +42,9 @@ PIECE_BYTES = 1 << 26
 SPARSE_WIDTH, SPARSE_FILL = 128, 0.25
 USUAL = 64
 """Weights are taken as they are where the largest lies between two to the power of minus this and of this."""
+
+
+ROOM = "make room, or set cacheDir (and conf spark.local.dir, where Spark keeps what it sorts) to a disk that has more"
 
 
 class DamagedCache(UserWarning):
@@ -120,9 +124,15 @@ def open_cache(request: Request) -> Cache:
 
     Raises:
         InputError: a column is missing, a label, weight, time or group is null or NaN, or Spark failed on the rows.
+        FullDiskError: there is no room for it; nothing is left of it.
     """
     _check(request)
     where = root(request.options)
+    with room("the cache", where, ROOM):
+        return _opened(request, where)
+
+
+def _opened(request: Request, where: Path) -> Cache:
     key = fingerprint(request, where)
     folder = where / key[:16]
     if folder.exists():
@@ -204,6 +214,12 @@ def _blamed(what: str) -> Iterator[None]:
 
 
 def _build(request: Request, key: str, folder: Path) -> None:
+    columns: list[dict[str, Any]] = []
+    with room("the cache", folder.parent, ROOM, lambda: _needed(request, columns)):
+        _fill(request, key, folder, columns)
+
+
+def _fill(request: Request, key: str, folder: Path, columns: list[dict[str, Any]]) -> None:
     o = request.options
     by = [f"{n}={v!r}" for n in ("validationIndicatorCol", "groupCol", "timeCol", "guardCols") if (v := getattr(o, n))]
     with _blamed(f"split the rows ({', '.join(by) or 'by a hash of all columns'})"):
@@ -213,7 +229,7 @@ def _build(request: Request, key: str, folder: Path) -> None:
     uids = [request.graph.leaves[i].uid for i in sorted(request.graph.cached)]
     with _blamed(f"ran what comes before training ({', '.join(['reading the data', *uids])})"):
         frames = [request.graph.before_cut(df) for df in dealt]
-        columns = _layout(request, frames[0], slices)
+        columns += _layout(request, frames[0], slices)
         _write(request, frames, columns, folder)
     shards = {s: _shards(folder, s, SHARDS) for s in SPLITS}
     manifest: dict[str, Any] = {
@@ -224,6 +240,21 @@ def _build(request: Request, key: str, folder: Path) -> None:
     manifest["weights"] = {s: exponent for s, (exponent, _) in ranges.items() if exponent is not None}
     manifest["stats"] = {s: _stats(folder, shards[s], request, ranges[s][1]) for s in SPLITS}
     (folder / "manifest.json").write_text(json.dumps(manifest | {"digest": _digest(manifest)}), encoding="utf-8")
+
+
+def _needed(request: Request, columns: list[dict[str, Any]]) -> str:
+    """About how many bytes the cache takes, in words; empty where the rows can't be counted.
+
+    Args:
+        columns: none where it isn't known yet how wide they are.
+    """
+    wide = sum(c["width"] for c in columns if c["kind"] != "sparse") or len(request.graph.cut())
+    try:
+        rows = sum(source.df.count() for source in request.sources)
+    except jvm.SparkError:
+        return ""
+    beside = " and what the sparse columns take" if any(c["kind"] == "sparse" for c in columns) else ""
+    return f"{'about' if columns else 'at least'} {8 * wide * rows:,} bytes for {rows:,} rows{beside}"
 
 
 def _layout(request: Request, df: DataFrame, slices: dict[str, tuple[Any, ...]]) -> list[dict[str, Any]]:

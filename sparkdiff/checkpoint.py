@@ -61,25 +61,48 @@ class _Hashed:
 
     def __init__(self, file: BinaryIO):
         self.file, self.digest = file, hashlib.sha256()
+        self.failed: OSError | None = None  # which torch.save turns into an internal error of its own
 
     def write(self, part: bytes) -> int:
         self.digest.update(part)
-        return self.file.write(part)
+        try:
+            return self.file.write(part)
+        except OSError as e:
+            self.failed = e
+            raise
 
     def flush(self) -> None:
         self.file.flush()
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint of tensors, numbers, strings, lists and dicts; the one before it is kept as `<name>.previous`."""
+    """Write a checkpoint of tensors, numbers, strings, lists and dicts; the one before it is kept as `<name>.previous`.
+
+    Raises:
+        OSError: it can't be written; the last whole one stays.
+    """
     with written(path) as file:
         file.write(_head(hashlib.sha256()))  # room for it
         hashed = _Hashed(file)
-        torch.save(state, hashed)  # type: ignore[arg-type]  # it asks for no more than it uses
+        try:
+            torch.save(state, hashed)  # type: ignore[arg-type]  # it asks for no more than it uses
+        except RuntimeError as e:
+            if hashed.failed is None:
+                raise
+            raise hashed.failed from e
         file.seek(0)
         file.write(_head(hashed.digest))
+        file.flush()  # a full disk may show only now
         if path.exists():
             os.replace(path, _previous(path))  # a crash between this and the end leaves the older one
+
+
+def size(state: Any) -> int:
+    """Bytes of all tensors of a state, which a checkpoint of it takes a little more than."""
+    if isinstance(state, torch.Tensor):
+        return state.nbytes
+    parts = state.values() if isinstance(state, dict) else state if isinstance(state, (list, tuple)) else ()
+    return sum(map(size, parts))
 
 
 def _head(digest: Any) -> bytes:

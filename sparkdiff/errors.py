@@ -16,6 +16,10 @@ class InputError(SparkdiffError):
     """The caller's input (pipeline, data, options) cannot be used as it is. The command exits with 2."""
 
 
+class FullDiskError(SparkdiffError):
+    """There is no room for a file that is needed. The command exits with 1."""
+
+
 class ParityError(SparkdiffError):
     """Spark and the translated network disagree by more than the tolerance. The command exits with 1."""
 

@@ -13,8 +13,9 @@ import torch
 from pyspark.sql import DataFrame
 
 from sparkdiff import jvm, memory
-from sparkdiff.cache import Cache
+from sparkdiff.cache import ROOM, Cache
 from sparkdiff.columns import into_structs, schema_of, write_columns
+from sparkdiff.disk import room
 from sparkdiff.errors import InputError, ParityError
 from sparkdiff.graph import Version, null_of
 from sparkdiff.measure import Data
@@ -42,7 +43,8 @@ def check(model: Any, network: Network, sample: dict[Version, Rows], cache: Cach
     Raises:
         ParityError: they disagree.
     """
-    with tempfile.TemporaryDirectory(prefix=".parity-", dir=cache.folder.parent) as folder:
+    where = cache.folder.parent
+    with room("the rows to compare", where, ROOM), tempfile.TemporaryDirectory(prefix=".parity-", dir=where) as folder:
         df, recovered = _written(network, dict(sample), cache, Path(folder))
         stages = [stage for _, stage in flatten(model)]
         sample.clear()

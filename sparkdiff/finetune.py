@@ -20,6 +20,7 @@ from sparkdiff.acceptance import Judgement, candidates, check_options, divergenc
 from sparkdiff.attributes import SchemaOrRows
 from sparkdiff.cache import Cache
 from sparkdiff.checkpoint import RunFolder, folder_name, not_writable, untold
+from sparkdiff.disk import room
 from sparkdiff.errors import InputError, ParityError
 from sparkdiff.fingerprint import SHARDS, Request, all_params, without_uids
 from sparkdiff.graph import Graph, Version
@@ -212,6 +213,7 @@ def fine_tune(
                 training, lost = launch.run(assignment, stream, folder, say.now)
                 folder.check()
             found = training.found(network)
+            doubts = [*doubts, training.unsaved] if training.unsaved else doubts
         with phases.phase("judge"):
             tuned = score(found.network, data, VALIDATION, metric)
             _check_trained(training.best, tuned, metric, task)
@@ -230,7 +232,8 @@ def fine_tune(
                 sample = faithful.sample_of(found.network, data)
                 stream.close()  # the last that read the rows: room for Spark's
                 memory.trim()
-                with jvm.scratch(cache.folder.parent):
+                where = cache.folder.parent
+                with jvm.scratch(where), room("what Spark makes the model from", where, caches.ROOM):
                     model = write_back(task.model, found.network)
                 parity["after"] = faithful.check(model, found.network, sample, cache)
                 say(f"Spark reproduces the network: {parity['after']}")

@@ -34,10 +34,11 @@ from pyspark.sql import SparkSession
 
 from sparkdiff import checkpoint, jvm
 from sparkdiff.checkpoint import RunFolder, write_bytes
-from sparkdiff.errors import InputError, SparkdiffError
+from sparkdiff.disk import room
+from sparkdiff.errors import FullDiskError, InputError, SparkdiffError
 from sparkdiff.parallel import ALONE
 from sparkdiff.preflight import check_cluster
-from sparkdiff.rank import Assignment, Checkpoints, work
+from sparkdiff.rank import ROOM, Assignment, Checkpoints, work
 from sparkdiff.stream import Stream
 from sparkdiff.train import Training
 
@@ -108,8 +109,9 @@ def _in_processes(assignment: Assignment, folder: RunFolder, say: Say) -> tuple[
     local = is_local(master) if o.localMode == "auto" else o.localMode == "true"
     lost: list[str] = []
     while True:
-        here = folder.attempt()
-        _equip(here, assignment)
+        with room("what the processes start from", folder.path, ROOM):
+            here = folder.attempt()
+            _equip(here, assignment)
         if not local:
             own = ("petastorm",) if assignment.backend == "petastorm" else ()
             check_cluster(spark, o.numProcesses, here, ("torch", "numpy", "pandas", *own))
@@ -224,16 +226,20 @@ class Attempt:
             self.error = e
 
     def _watch(self, thread: threading.Thread, say: Callable[[int, float], None]) -> None:
-        heard, size, budget, over = time.monotonic(), 0, START, False
+        heard, seen, read, budget, over = time.monotonic(), (0, 0), True, START, False
         progress = self.here / "progress.jsonl"
         while thread.is_alive() and time.monotonic() - heard <= budget:
             thread.join(0.2)
             with contextlib.suppress(FileNotFoundError, ValueError):  # not there yet, or a line half written
-                if (length := progress.stat().st_size) != size:
+                state = progress.stat()
+                if (now := (state.st_size, state.st_mtime_ns)) != seen:
+                    heard, seen, read = time.monotonic(), now, False
+                    budget = self.timeout + max(self.timeout / 2, GRACE)
+                if not read:
                     line = json.loads(progress.read_text().splitlines()[-1])
                     say(line["epoch"], line["best"])
-                    heard, size, over = time.monotonic(), length, line["ended"]
-                    budget = 6 * GRACE if over else self.timeout + max(self.timeout / 2, GRACE)
+                    read, over = True, line["ended"]
+                    budget = 6 * GRACE if over else budget
             if not over and any("error" in r for r in self.ranks()):
                 heard, budget, over = time.monotonic(), GRACE, True
         self.stalled = thread.is_alive() and not over
@@ -263,14 +269,15 @@ class Attempt:
         """Raise the exception of the process that failed first, if one failed by itself.
 
         Raises:
-            InputError, TrainingError: with that process's message or traceback.
+            InputError, FullDiskError, TrainingError: with that process's message or traceback.
         """
         failed = sorted((r for r in self.ranks() if "error" in r and not r["lost"]), key=lambda r: r["time"])
         if not failed:
             return
         first = failed[0]
-        if first["ours"] and first["error"] == "InputError":
-            raise InputError(first["message"])
+        for own in (InputError, FullDiskError):
+            if first["ours"] and first["error"] == own.__name__:
+                raise own(first["message"])
         raise TrainingError(
             f"process {first['rank']} of {self.processes} (on {first['host']}) failed:\n{first['traceback'].rstrip()}"
         )

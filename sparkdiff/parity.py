@@ -18,6 +18,7 @@ from torch import Tensor
 from sparkdiff import jvm
 from sparkdiff.attributes import named
 from sparkdiff.columns import read_plain, write_plain
+from sparkdiff.disk import room
 from sparkdiff.errors import InputError, check_dataframe, check_type
 from sparkdiff.graph import Version, check_columns, in_front_of, null_of
 from sparkdiff.nesting import flatten
@@ -117,7 +118,11 @@ def compare(
         held.update({v: f"{hidden}{len(held) + i}" for i, v in enumerate(new)})
         return df.withColumns({held[v]: named(graph.name(v), in_struct=graph.in_struct(v)) for v in new}) if new else df
 
-    with tempfile.TemporaryDirectory(prefix="sparkdiff-verify-", dir=folder) as name:
+    disk = Path(folder or tempfile.gettempdir())
+    with (
+        room("the rows to compare", disk, "make room"),
+        tempfile.TemporaryDirectory(prefix="sparkdiff-verify-", dir=folder) as name,
+    ):
         where = Path(name) / "rows"
         try:
             df = hold(df, -1)

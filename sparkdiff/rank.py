@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from sparkdiff import checkpoint, losses, metrics
-from sparkdiff.errors import SparkdiffError
+from sparkdiff.disk import room
+from sparkdiff.errors import FullDiskError, SparkdiffError
 from sparkdiff.graph import Version
 from sparkdiff.losses import Objective
 from sparkdiff.measure import Data, Score, rows_at_once
@@ -42,6 +43,7 @@ from sparkdiff.stages.base import FeatureStats, LabelStats
 from sparkdiff.stream import Stream
 from sparkdiff.train import Training, train
 
+ROOM = "make room, or set checkpointDir to a folder of a disk that has more"
 PROGRESS = 0.5
 """Seconds between two lines of progress."""
 
@@ -92,16 +94,39 @@ def objectives(options: Options, network: Network, label: LabelStats) -> tuple[O
 
 
 class Checkpoints:
-    """Saves a training from time to time, at most a tenth of the timeout apart, and in the end."""
+    """Saves a training from time to time, at most a tenth of the timeout apart, and in the end.
 
-    def __init__(self, path: Path, timeout: float, check: Callable[[], None] = lambda: None):
+    Training goes on where that can't be written, unless it is the end of one that others wait for.
+
+    Args:
+        check: raises where the folder is another's by now.
+        awaited: the driver reads from the file what the training has found.
+    """
+
+    def __init__(
+        self, path: Path, timeout: float, check: Callable[[], None] = lambda: None, *, awaited: bool = False
+    ):  # fmt: skip
         self.path, self.every, self.last = path, min(30.0, timeout / 10), time.monotonic()
-        self.check = check  # raises where the folder is another's by now
+        self.check, self.awaited = check, awaited
 
     def __call__(self, training: Training) -> None:
         if training.ended or time.monotonic() - self.last > self.every:
             self.check()
-            checkpoint.save(self.path, training.state())
+            state = training.state()
+            try:
+                with room("a checkpoint", self.path, ROOM, lambda: f"about {checkpoint.size(state):,} bytes"):
+                    checkpoint.save(self.path, state)
+            except (FullDiskError, OSError) as e:
+                if training.ended and self.awaited:
+                    raise
+                why = (
+                    e
+                    if isinstance(e, FullDiskError)
+                    else f"a checkpoint cannot be written to {self.path}: {e.strerror}"
+                )
+                training.unsaved = (
+                    training.unsaved or f"{why}. Training went on without it, and a crash would have cost more"
+                )
             self.last = time.monotonic()
 
 
@@ -133,7 +158,7 @@ def _train(assignment: Assignment, here: Path, team: Team, watchdog: Watchdog) -
     state = here.parent / "state.pt"
     if (saved := checkpoint.load(state)) is not None:
         training.load(saved)
-    saves, last = Checkpoints(state, assignment.options.timeout), 0.0
+    saves, last = Checkpoints(state, assignment.options.timeout, awaited=True), 0.0
 
     def on_step(training: Training) -> None:
         nonlocal last
@@ -144,14 +169,23 @@ def _train(assignment: Assignment, here: Path, team: Team, watchdog: Watchdog) -
         if training.ended or time.monotonic() - last > PROGRESS:
             last = time.monotonic()
             line = {"epoch": training.epoch, "step": training.step, "best": training.best, "ended": training.ended}
-            with (here / "progress.jsonl").open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            _tell(here / "progress.jsonl", line)
 
     watchdog()
     a = assignment
     with Stream(a.cache, backend=a.backend, inMemory=a.inMemory, seed=a.options.seed) as stream:
         work(assignment, training, stream, team, on_step, watchdog)
     watchdog.rest()
+
+
+def _tell(path: Path, line: dict[str, Any]) -> None:
+    """Add a line; on a full disk the file's time alone says that this process is alive."""
+    try:
+        with path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.utime(path)
 
 
 class Watchdog:

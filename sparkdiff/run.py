@@ -26,7 +26,8 @@ from pyspark.ml.util import DefaultParamsReader
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.utils import is_remote
 
-from sparkdiff import jvm, places
+from sparkdiff import disk, jvm, places
+from sparkdiff.cache import ROOM as ROOM_OF_CACHES
 from sparkdiff.cache import moved, root
 from sparkdiff.checkpoint import NONCE, UNTOLD
 from sparkdiff.errors import InputError, did_you_mean
@@ -41,6 +42,7 @@ from sparkdiff.splits import REFERENCE, SPLITS, TEST, TRAIN, VALIDATION, Source
 from sparkdiff.summary import FineTuningSummary
 from sparkdiff.tuner import fit_on_training_rows
 
+ROOM = "make room, and the same command goes on where it was, or set output to a folder of a disk that has more"
 SECTIONS = ("pipeline", "data", "fineTuner", "spark", "output")
 SETTINGS = ("spark.sql.session.timeZone", "spark.sql.ansi.enabled", "spark.sql.caseSensitive")
 """Of the session, that decide what a pipeline makes of the same rows."""
@@ -446,7 +448,8 @@ def _run(config: Config, lease: Lease) -> FineTuningSummary:
                 f"changed since{f' ({why})' if why else ''}: choose another folder and runId, or set output.mode=overwrite and "
                 "another runId"
             )
-    model, parent = _model(config, made, path, sources, options, phases)
+    with disk.room("what is kept of the pipeline", root(options), ROOM_OF_CACHES):
+        model, parent = _model(config, made, path, sources, options, phases)
     with phases.phase("plan"):
         task = prepare(model, options, sources[0].df)
     if options.verbosity:
@@ -585,6 +588,18 @@ def write_run(
     outcome: Outcome, config: Config, phases: Phases, parent: Mapping[str, Any], inputs: Mapping[str, str], lease: Lease
 ) -> None:  # fmt: skip
     """Write the run's folder beside its place and rename it there; an old run goes once the new one is complete."""
+    original = Path(str(parent.get("path")))
+
+    def needed() -> str:
+        return f"about {disk.size(original):,} bytes, as the original's model does" if original.is_dir() else ""
+
+    with disk.room("the run", config.output, ROOM, needed):
+        _write_run(outcome, config, phases, parent, inputs, lease)
+
+
+def _write_run(
+    outcome: Outcome, config: Config, phases: Phases, parent: Mapping[str, Any], inputs: Mapping[str, str], lease: Lease
+) -> None:  # fmt: skip
     start, output = time.perf_counter(), config.output
     temporary, old = (output.with_name(f".{output.name}-{uuid.uuid4().hex[:8]}{end}") for end in ("", ".old"))
     output.parent.mkdir(parents=True, exist_ok=True)

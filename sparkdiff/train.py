@@ -100,6 +100,7 @@ class Training:
         self.gains: list[Tensor] = []
         self.columns: list[tuple[int, int]] = []
         self.epoch, self.step, self.ended = 1, 0, False  # the next step of the current epoch
+        self.unsaved = ""  # the first checkpoint that couldn't be written, and why
         self.candidates: Candidates | None = None  # those that are active, from the first step on
         self._saved: Mapping[str, Any] | None = None
 
@@ -157,6 +158,7 @@ class Training:
             "gains": torch.stack(self.gains) if self.gains else torch.empty(0), "columns": self.columns,
             "standings": [vars(s) for s in self.standings],
             "candidates": self.candidates.state() if self.candidates and not self.ended else None,
+            "unsaved": self.unsaved,
         }  # fmt: skip
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -164,7 +166,7 @@ class Training:
         self.history, self.gains = list(state["history"]), list(state["gains"])
         self.columns = [(k, epoch) for k, epoch in state["columns"]]
         self.standings = [Standing(**s) for s in state["standings"]]
-        self._saved = state["candidates"]
+        self._saved, self.unsaved = state["candidates"], state.get("unsaved", "")
 
     def fit(self, candidates: Candidates, data: Data, batch: Batch, objective: Objective) -> None:
         """One step of every active candidate on this process's rows of a batch, of which there may be none.

@@ -16,13 +16,20 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from faults import LASTING, LOCAL, NUMBERS, outcome, pipeline, slow_poisson, suffer, table
+from full import no_room
 from pyspark.ml import Pipeline
 from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.feature import VectorAssembler
 from pyspark.sql import DataFrame, SparkSession
 
-from sparkdiff import FineTuner, FineTunerModel, InputError, checkpoint, launch
+import sparkdiff
+from sparkdiff import FineTuner, FineTunerModel, InputError, checkpoint, launch, run
+from sparkdiff.checkpoint import RunFolder
+from sparkdiff.errors import FullDiskError
+from sparkdiff.finetune import Outcome
 from sparkdiff.launch import TrainingError
+from sparkdiff.lease import held
+from sparkdiff.report import Phases
 
 pytestmark = pytest.mark.slow
 Fit = Callable[..., FineTunerModel]
@@ -229,6 +236,55 @@ def test_a_finished_run_is_returned_and_another_one_is_not_mistaken_for_it(fit: 
 def test_without_a_run_id_nothing_is_left(fit: Fit, tmp_path: Path) -> None:
     fit(numProcesses=2, maxEpochs=1, checkpointDir=str(tmp_path))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.once
+def test_without_room_for_checkpoints_training_goes_on(fit: Fit, tmp_path: Path) -> None:
+    # What has been found of ten candidates takes 16 kB for each of them and an epoch, more than what starts a process.
+    options = {"maxEpochs": 5, "batchSize": 64, "validationFraction": 0.3, "recipe": "thorough"}
+    whole = outcome(fit(**options))
+    kept = {"checkpointDir": str(tmp_path), "runId": "kept"}
+    with no_room(600_000):
+        alone = fit(**options, **kept)
+    assert outcome(alone) == whole
+    [said] = [w for w in alone.summary.warnings if "checkpoint" in w]
+    assert f"cannot be written to {tmp_path}/kept/state.pt" in said and "bytes are free" in said
+    assert not list((tmp_path / "kept").glob("*state*"))
+    # The driver has nothing but the file.
+    with (
+        no_room(600_000),
+        pytest.raises(FullDiskError, match=rf"{tmp_path}/kept/state.pt.*needs about .* bytes.*checkpointDir"),
+    ):
+        fit(numProcesses=2, **options, **kept)
+    with no_room(1000), pytest.raises(FullDiskError, match=r"the rows to compare cannot be written to .*set cacheDir"):
+        fit(**options)
+
+
+@pytest.mark.once
+def test_without_room_for_the_cache_or_the_run(spark: SparkSession, rows: DataFrame, fit: Fit, tmp_path: Path) -> None:
+    java = spark._jvm.java.lang.ProcessHandle.current().pid()  # type: ignore[union-attr]
+    model, caches, output = pipeline(rows), tmp_path / "caches", tmp_path / "run"
+    tuner = FineTuner(pipeline=model, cacheDir=str(caches), maxEpochs=1)
+    said = rf"the cache cannot be written to {caches}: .*needs about [\d,]+ bytes for 4,000 rows, and .* are free.*set cacheDir"
+    with no_room(30_000, java), pytest.raises(FullDiskError, match=said):
+        tuner.fit(rows)
+    assert not list(caches.iterdir())
+    tuned = fit(maxEpochs=1)
+    config = run.Config(tmp_path, "", {}, {}, {}, output, False)
+    given = (
+        Outcome(tuned.pipelineModel, sparkdiff.plan(model), tuned.summary, RunFolder(tmp_path, "r")),
+        config,
+        Phases(False),
+    )
+    model.write().save(f"file://{tmp_path}/original")
+    said = rf"the run cannot be written to {output}: .*needs about [\d,]+ bytes.* are free.*set output"
+    with held(tmp_path / "lease", "the output") as lease:
+        for process in (java, 0):  # Spark writes the model, Python the rest
+            with no_room(600, process), pytest.raises(FullDiskError, match=said):
+                run.write_run(*given, {"path": f"{tmp_path}/original"}, {}, lease)
+            assert sorted(p.name for p in tmp_path.iterdir()) == ["caches", "lease", "original"]
+        run.write_run(*given, {"path": None}, {}, lease)
+    assert (output / "summary.json").exists()
 
 
 @pytest.mark.faults

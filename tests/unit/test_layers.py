@@ -17,6 +17,7 @@ LAYERS = [
     ["lease"],
     ["memory", "options", "nodes", "sparse", "checkpoint", "identity", "parallel", "optimizers", "formulas"],
     ["jvm"],
+    ["disk"],
     ["nesting", "foreign"],
     ["stages.constraints"],
     ["stages.base"],
