@@ -42,6 +42,7 @@ PIECE_BYTES = 1 << 26
 SPARSE_WIDTH, SPARSE_FILL = 128, 0.25
 USUAL = 64
 """Weights are taken as they are where the largest lies between two to the power of minus this and of this."""
+NO_TIME = "null or NaN or an infinite value"
 
 
 ROOM = "make room, or set cacheDir (and conf spark.local.dir, where Spark keeps what it sorts) to a disk that has more"
@@ -127,6 +128,8 @@ def open_cache(request: Request) -> Cache:
         FullDiskError: there is no room for it; nothing is left of it.
     """
     _check(request)
+    if request.cuts is None:
+        request = dataclasses.replace(request, cuts=splits.find_cuts(request.sources, request.options))
     where = root(request.options)
     with room("the cache", where, ROOM):
         return _opened(request, where)
@@ -173,6 +176,7 @@ def _digest(manifest: dict[str, Any]) -> str:
 def _check(request: Request) -> None:
     for source in request.sources:
         splits.check_columns(source.df, request.options)
+        splits.check_names(c for i in request.graph.cached for c in request.graph.leaves[i].outputs)
         check_stage_columns(request.graph, source.df.schema, (request.labelCol, request.weightCol))
         names = _after(request.graph, source.df)
         head = request.graph.leaves[request.graph.head]  # type: ignore[index]
@@ -223,7 +227,7 @@ def _fill(request: Request, key: str, folder: Path, columns: list[dict[str, Any]
     o = request.options
     by = [f"{n}={v!r}" for n in ("validationIndicatorCol", "groupCol", "timeCol", "guardCols") if (v := getattr(o, n))]
     with _blamed(f"split the rows ({', '.join(by) or 'by a hash of all columns'})"):
-        dealt, slices = splits.with_slices(splits.with_splits(request.sources, o), o)
+        dealt, slices = splits.with_slices(splits.with_splits(request.sources, o, request.cuts), o)
         for df in dealt:
             df.schema  # noqa: B018  # Spark Connect analyses nothing before
     uids = [request.graph.leaves[i].uid for i in sorted(request.graph.cached)]
@@ -447,12 +451,12 @@ def _weights(folder: Path, shards: list[list[dict[str, Any]]], request: Request)
 
 def _stats(folder: Path, shards: list[list[dict[str, Any]]], request: Request, negligible: float) -> dict[str, Any]:
     """Label statistics of one split, and the refusal of rows that can't be used."""
-    if (folder / "split=__HIVE_DEFAULT_PARTITION__").exists():
-        o = request.options
+    if (nowhere := folder / "split=__HIVE_DEFAULT_PARTITION__").exists():
+        o, rows = request.options, sum(pq.read_metadata(path).num_rows for path in nowhere.rglob("*.parquet"))
         which = f"validationIndicatorCol={o.validationIndicatorCol!r} holds null"
         if not o.validationIndicatorCol:
-            which = f"timeCol={o.timeCol!r} holds null or NaN"
-        raise InputError(f"{which}, so that a row is on neither side; fill it or drop such rows")
+            which = f"timeCol={o.timeCol!r} holds {NO_TIME}"
+        raise InputError(f"{which} in {rows} rows, which so are on neither side; fill it or drop such rows")
     n = mean = m2 = 0.0
     low, high = float("inf"), float("-inf")
     counts: dict[float, int] = {}
@@ -466,9 +470,8 @@ def _stats(folder: Path, shards: list[list[dict[str, Any]]], request: Request, n
         if table["block"].null_count:
             option = "groupCol" if request.options.groupCol else "timeCol"
             column = getattr(request.options, option)
-            raise InputError(
-                f"{option}={column!r} holds null{' or NaN' * (option == 'timeCol')}; fill it or drop such rows"
-            )
+            what = "null" if option == "groupCol" else NO_TIME
+            raise InputError(f"{option}={column!r} holds {what}; fill it or drop such rows")
         counted = pc.and_(pc.greater(weight, 0.0), pc.greater_equal(weight, negligible))
         used = label.filter(counted)
         if not len(used):

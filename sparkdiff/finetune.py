@@ -38,7 +38,7 @@ from sparkdiff.planning import Plan, plan_of
 from sparkdiff.rank import Assignment, objectives
 from sparkdiff.report import Phases
 from sparkdiff.slots import Slots
-from sparkdiff.splits import REFERENCE, SPLITS, TRAIN, VALIDATION, Source, rule
+from sparkdiff.splits import REFERENCE, SPLITS, TRAIN, VALIDATION, Cuts, Source, rule
 from sparkdiff.stages.base import SUPPORT, LabelStats, columns_of
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.stream import Stream, copies
@@ -151,11 +151,13 @@ def _cached(task: Task, sources: Sequence[Source]) -> tuple[Any, ...]:
 
 
 def fine_tune(
-    task: Task, sources: Sequence[Source], phases: Phases, *, shared: Shared | None = None, replace: bool = False
-) -> Outcome:
+    task: Task, sources: Sequence[Source], phases: Phases, *, shared: Shared | None = None, replace: bool = False,
+    cuts: Cuts | None = None,
+) -> Outcome:  # fmt: skip
     """Train what the plan says on these rows, and return the pipeline that held-out rows decide for.
 
     Args:
+        cuts: where time divides the rows, if that has been found.
         replace: begin anew where `options.runId` was begun for something else, instead of raising.
 
     Raises:
@@ -164,7 +166,7 @@ def fine_tune(
     """
     graph, options, shared, what = task.graph, task.options, shared or Shared(), _cached(task, sources)
     with phases.phase("cache") as say:
-        cache = shared.cache(what, Request(graph, list(sources), options, task.labelCol, task.weightCol))
+        cache = shared.cache(what, Request(graph, list(sources), options, task.labelCol, task.weightCol, cuts))
         counts = ", ".join(f"{cache.rows(s):,} {s}" for s in SPLITS if cache.rows(s))
         say(f"{'reused' if cache.hit else 'written'}: {counts} rows, {len(task.plan.cacheCols)} columns")
     network = Network(graph, graph.live)

@@ -44,6 +44,7 @@ class Request:
     options: Options
     labelCol: str | None
     weightCol: str | None
+    cuts: splits.Cuts | None = None  # None: still to be found
 
 
 def fingerprint(request: Request, folder: Path) -> str:
@@ -58,6 +59,8 @@ def fingerprint(request: Request, folder: Path) -> str:
         "slices": request.options.guardCols,
         "sources": [[s.split, source_facts(s.df)] for s in request.sources],
     }
+    if request.options.timeCol:
+        parts["cuts"] = dataclasses.astuple(request.cuts or splits.find_cuts(request.sources, request.options))
     graph = request.graph
     if nulls := graph.telling(graph.live):
         parts["nulls"] = [graph.name(v) for v in nulls]

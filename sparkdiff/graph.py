@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
@@ -629,12 +630,26 @@ def in_front_of(position: int) -> int:
 
 
 def check_columns(graph: Graph, schema: StructType, also: Iterable[str | None] = ()) -> None:
-    """Raise InputError where a stage reads a column that neither the data nor a stage has.
+    """Raise InputError where a stage reads a column that neither the data nor a stage has, or a name that columns share.
 
     Args:
         also: columns that are read by what comes after the pipeline.
     """
     known = set(fields_by_name(schema, graph.fold))
+    of_name: dict[str, list[str]] = {}
+    for spelled in schema.names:
+        of_name.setdefault(graph.fold(spelled), []).append(spelled)
+
+    def check_alone(reader: str, column: str) -> None:
+        if len(same := of_name.get(graph.fold(column), [])) > 1:
+            names = ", ".join(map(repr, same))
+            raise InputError(
+                f"{reader} {column!r}, which could be any of {len(same)} columns, {names}: rename all but one"
+            )
+
+    for column in also:
+        if column is not None:
+            check_alone("training reads", column)
     read = {name for leaf in graph.leaves for name, _ in leaf.sources} | {graph.fold(c) for c in also if c is not None}
     for leaf in graph.leaves:
         if leaf.opaque:
@@ -646,6 +661,8 @@ def check_columns(graph: Graph, schema: StructType, also: Iterable[str | None] =
                 raise InputError(
                     f"{leaf.uid} reads column {column!r}, which the data lack. {did_you_mean(column, schema.names)}"
                 )
+            if producer < 0:
+                check_alone(f"{leaf.uid} reads", column)
 
 
 def foreign(stage: Any) -> str | None:
@@ -677,10 +694,25 @@ def unquoted(name: str) -> str:
 def folding() -> Callable[[str], str]:
     """What makes two column names equal, by the running session's rule."""
     try:
-        sensitive = jvm.session().conf.get("spark.sql.caseSensitive", "false") == "true"
+        sensitive = str(jvm.session().conf.get("spark.sql.caseSensitive", "false")).lower() == "true"
     except InputError:  # each stage says so by its name
         sensitive = False
     return str if sensitive else str.lower
+
+
+def read_by_name(df: DataFrame) -> list[str]:
+    """The columns that share their name with no other, and so can be read by it."""
+    fold = folding()
+    times = collections.Counter(map(fold, df.columns))
+    return [c for c in df.columns if times[fold(c)] == 1]
+
+
+def unused(prefix: str, names: Iterable[str]) -> str:
+    """The prefix, with as many underscores in front as it takes for none of these names to begin with it."""
+    taken = [name.lower() for name in names]
+    while any(name.startswith(prefix) for name in taken):
+        prefix = f"_{prefix}"
+    return prefix
 
 
 def _name(param: Any) -> str:

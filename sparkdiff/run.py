@@ -38,7 +38,7 @@ from sparkdiff.lease import Lease, held
 from sparkdiff.nesting import flatten
 from sparkdiff.options import Options
 from sparkdiff.report import Phases
-from sparkdiff.splits import REFERENCE, SPLITS, TEST, TRAIN, VALIDATION, Source
+from sparkdiff.splits import REFERENCE, SPLITS, TEST, TRAIN, VALIDATION, Cuts, Source, find_cuts, rule
 from sparkdiff.summary import FineTuningSummary
 from sparkdiff.tuner import fit_on_training_rows
 
@@ -448,14 +448,15 @@ def _run(config: Config, lease: Lease) -> FineTuningSummary:
                 f"changed since{f' ({why})' if why else ''}: choose another folder and runId, or set output.mode=overwrite and "
                 "another runId"
             )
+    cuts = find_cuts(sources, options) if isinstance(made, Estimator) else None  # once, for the fit and the cache
     with disk.room("what is kept of the pipeline", root(options), ROOM_OF_CACHES):
-        model, parent = _model(config, made, path, sources, options, phases)
+        model, parent = _model(config, made, path, sources, options, cuts, phases)
     with phases.phase("plan"):
         task = prepare(model, options, sources[0].df)
     if options.verbosity:
         print(task.plan, flush=True)
     mine = options.runId == own
-    outcome = fine_tune(task, sources, phases, replace=mine)
+    outcome = fine_tune(task, sources, phases, replace=mine, cuts=cuts)
     with phases.phase("save") as say:
         write_run(outcome, config, phases, parent, inputs, lease)
         say(str(config.output))
@@ -536,8 +537,8 @@ def _made(spark: SparkSession, config: Config, sources: list[Source]) -> tuple[A
 
 
 def _model(
-    config: Config, made: Any, path: str | None, sources: list[Source], options: Options, phases: Phases
-) -> tuple[Any, dict[str, Any]]:
+    config: Config, made: Any, path: str | None, sources: list[Source], options: Options, cuts: Cuts | None, phases: Phases
+) -> tuple[Any, dict[str, Any]]:  # fmt: skip
     """The fitted pipeline, and what the summary says of it: path, content hash and, where there is one, the function."""
     if path is not None:
         return made, {"path": path.removeprefix("file://"), "hash": hash_of(made, path, root(options))}
@@ -546,23 +547,23 @@ def _model(
     pipeline = made if isinstance(made, Pipeline) else Pipeline(stages=[made])
     with phases.phase("fit") as say:
         rows = [s for s in sources if s.split not in (TEST, REFERENCE)]
-        model, folder = _fitted(rows[0].df.sparkSession, pipeline, rows, options, say)
+        model, folder = _fitted(rows[0].df.sparkSession, pipeline, rows, options, say, cuts)
         return model, {"path": str(folder), "function": config.pipeline, "hash": hash_of_folder(folder)}
 
 
 def _fitted(
-    spark: SparkSession, pipeline: Pipeline, sources: list[Source], options: Options, say: Any
+    spark: SparkSession, pipeline: Pipeline, sources: list[Source], options: Options, say: Any, cuts: Cuts | None = None
 ) -> tuple[Any, Path]:
     """The pipeline fitted on the training rows and where it is kept: in the cache folder, for the same rows next time.
 
     A pipeline that its classes and Params don't tell from another one is fitted each time.
     """
-    o, why = options, ""
+    cuts = find_cuts(sources, options) if cuts is None else cuts
+    why, divided = "", [*rule(options), *cuts.deciding]
     try:
         key = json.dumps(
             [params_of(pipeline), [[s.split, source_facts(s.df)] for s in sources],
-             [o.validationIndicatorCol, o.validationFraction, o.groupCol, o.timeCol, o.seed], spark.version,
-             [spark.conf.get(k) for k in SETTINGS]],
+             divided, spark.version, [spark.conf.get(k) for k in SETTINGS]],
             default=str,
         )  # fmt: skip
         folder = root(options) / f"fitted-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
@@ -571,7 +572,7 @@ def _fitted(
     if folder.exists():
         say("reused: the same pipeline was fitted on the same rows before")
         return PipelineModel.load(jvm.model_at(folder)), folder
-    fitted = fit_on_training_rows(pipeline, sources, options)
+    fitted = fit_on_training_rows(pipeline, sources, options, cuts)
     temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
     try:
         fitted.write().save(f"file://{temporary}")

@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import (
+    ArrayType,
     BooleanType,
+    DataType,
     DateType,
     IntegralType,
+    MapType,
     NumericType,
     StringType,
+    StructField,
+    StructType,
     TimestampNTZType,
     TimestampType,
+    UserDefinedType,
 )
 
+from sparkdiff import jvm
 from sparkdiff.errors import InputError, did_you_mean
+from sparkdiff.graph import folding, read_by_name
 from sparkdiff.guard import MAX_BLOCKS, TIME_BLOCKS
 from sparkdiff.options import Options
+from sparkdiff.quantiles import ChangedRowsError, quantiles
 
 TRAIN, VALIDATION, TEST, REFERENCE = SPLITS = ("train", "validation", "test", "reference")
 SPLIT, BLOCK, TIME = "__sparkdiff_split", "__sparkdiff_block", "__sparkdiff_time"
@@ -37,6 +47,18 @@ class Source:
     split: str | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Cuts:
+    """Where `timeCol` divides the rows that decide, in seconds or the column's own numbers; empty without `timeCol`.
+
+    Of each the first is where the part begins (a row of this time or earlier is no part of it), the others are where its later
+    blocks do. `reference` are those of the reference rows.
+    """
+
+    deciding: tuple[float, ...] = ()
+    reference: tuple[float, ...] = ()
+
+
 def rule(options: Options) -> tuple[object, ...]:
     """All that decides, beside the rows, which of them train."""
     o = options
@@ -49,8 +71,12 @@ def refuse_stream(df: DataFrame) -> None:
 
 
 def check_columns(df: DataFrame, options: Options) -> None:
-    """Raise InputError where a column that the options name is missing or of a wrong type. Runs no job."""
+    """Raise InputError where a column that the options name is missing or of a wrong type, or one bears a name of our own.
+
+    Runs no job.
+    """
     refuse_stream(df)
+    check_names(df.columns)
     for name in ("validationIndicatorCol", "groupCol", "timeCol"):
         column = getattr(options, name)
         if column is not None:
@@ -61,13 +87,19 @@ def check_columns(df: DataFrame, options: Options) -> None:
             raise InputError(
                 f"guardCols: column {name!r} is {kind.simpleString()}; slices are by strings, numbers or booleans: cast it"
             )
-    if (
-        options.validationIndicatorCol
-        and field(df, options.validationIndicatorCol, "").simpleString().split(":")[-1] != "boolean"
+    if options.validationIndicatorCol and not isinstance(
+        field(df, options.validationIndicatorCol, "").dataType, BooleanType
     ):
         raise InputError(
             f"validationIndicatorCol={options.validationIndicatorCol!r} must be boolean, true for validation rows"
         )
+    if options.groupCol:
+        kind = field(df, options.groupCol, "groupCol").dataType
+        if not _is_hashed(kind):
+            raise InputError(
+                f"groupCol={options.groupCol!r} is {kind.simpleString()}, which Spark doesn't group by: take a string, number "
+                "or date, one of its entries, say"
+            )
     if options.timeCol:
         kind = field(df, options.timeCol, "timeCol").dataType
         if not isinstance(kind, (NumericType, DateType, TimestampType, TimestampNTZType)):
@@ -76,12 +108,30 @@ def check_columns(df: DataFrame, options: Options) -> None:
             )
 
 
-def field(df: DataFrame, column: str, option: str):  # type: ignore[no-untyped-def]
-    """The schema's field of a column, found as Spark finds it."""
-    for f in df.schema.fields:
-        if f.name.lower() == column.lower():
-            return f
-    raise InputError(f"{option}={column!r} names no column of the data. {did_you_mean(column, df.columns)}")
+def check_names(names: Iterable[str]) -> None:
+    """Raise InputError where one of these columns, of the data or made by a stage, would be overwritten by one of ours."""
+    fold = folding()
+    for name in names:
+        if fold(name) in (SPLIT, BLOCK, TIME) or re.fullmatch(rf"{SLICE}\d+", fold(name)):
+            raise InputError(
+                f"the data or a stage have a column {name!r}, a name that is kept for columns which are added here: rename it"
+            )
+
+
+def field(df: DataFrame, column: str, option: str) -> StructField:
+    """The schema's field of a column, found as Spark finds it: by `spark.sql.caseSensitive`.
+
+    Raises:
+        InputError: no column is called so, or several are.
+    """
+    fold = folding()
+    found = [f for f in df.schema.fields if fold(f.name) == fold(column)]
+    if len(found) > 1:
+        names = ", ".join(repr(f.name) for f in found)
+        raise InputError(f"{option}={column!r} could be any of {len(found)} columns, {names}: rename all but one")
+    if not found:
+        raise InputError(f"{option}={column!r} names no column of the data. {did_you_mean(column, df.columns)}")
+    return found[0]
 
 
 def quoted(name: str) -> Column:
@@ -90,20 +140,34 @@ def quoted(name: str) -> Column:
 
 
 def row_hash(df: DataFrame, *salt: object) -> Column:
-    """Hash of all columns, the same wherever and in whatever order the row stands."""
+    """Hash of all columns, the same wherever and in whatever order the row stands.
+
+    Columns that share a name are left out: nothing can read them by it.
+    """
+    alone = read_by_name(df)
     columns = [
-        F.to_json(F.struct(quoted(f.name)))
-        if "map<" in f.dataType.simpleString()
-        else quoted(f.name)  # no hash of maps
+        quoted(f.name) if _is_hashed(f.dataType) else F.to_json(F.struct(quoted(f.name)))
         for f in sorted(df.schema.fields, key=lambda f: f.name)
+        if f.name in alone
     ]
     return F.xxhash64(*columns, *(F.lit(s) for s in salt))
 
 
-def with_splits(sources: list[Source], options: Options) -> list[DataFrame]:
-    """The sources with SPLIT, BLOCK and TIME columns. Where `timeCol` is set a job runs, two with reference rows."""
+def _is_hashed(kind: DataType) -> bool:
+    """Whether Spark hashes values of this type: it does none that hold a map or a variant."""
+    if isinstance(kind, StructType):
+        return all(_is_hashed(f.dataType) for f in kind.fields)
+    if isinstance(kind, ArrayType):
+        return _is_hashed(kind.elementType)
+    if isinstance(kind, UserDefinedType):
+        return _is_hashed(kind.sqlType())
+    return not isinstance(kind, MapType) and kind.typeName() != "variant"
+
+
+def with_splits(sources: Sequence[Source], options: Options, cuts: Cuts | None = None) -> list[DataFrame]:
+    """The sources with SPLIT, BLOCK and TIME columns, where time divides them at `cuts`; without them they are found first."""
     given = any(s.split == VALIDATION for s in sources)
-    deciding = _time_cuts(sources, options) if options.timeCol else []
+    cuts = find_cuts(sources, options) if cuts is None else cuts
     out = []
     for source in sources:
         df = source.df
@@ -111,8 +175,8 @@ def with_splits(sources: list[Source], options: Options) -> list[DataFrame]:
         time = _seconds(df, options.timeCol) if options.timeCol else F.lit(None).cast("double")
         unit = F.xxhash64(quoted(options.groupCol), F.lit(options.seed)) if options.groupCol else row
         if options.timeCol:
-            cuts = _cuts(df, options.timeCol, 0.0) if source.split == REFERENCE else deciding
-            block = sum((F.when(time > c, 1).when(time <= c, 0) for c in cuts[1:]), F.lit(0)).cast("long")
+            starts = (cuts.reference if source.split == REFERENCE else cuts.deciding)[1:]
+            block = sum((F.when(time > c, 1).when(time <= c, 0) for c in starts), F.lit(0)).cast("long")
         elif options.groupCol:
             block = F.when(quoted(options.groupCol).isNotNull(), unit)
         else:
@@ -123,7 +187,7 @@ def with_splits(sources: list[Source], options: Options) -> list[DataFrame]:
             c = quoted(options.validationIndicatorCol)
             split = F.when(c, VALIDATION).when(~c, TRAIN)
         elif options.timeCol:
-            split = F.when(time > deciding[0], VALIDATION).when(time <= deciding[0], TRAIN)
+            split = F.when(time > cuts.deciding[0], VALIDATION).when(time <= cuts.deciding[0], TRAIN)
         else:
             share = F.pmod(F.xxhash64(unit, F.lit("split")), F.lit(1 << 30))
             split = F.when(share < int(options.validationFraction * (1 << 30)), VALIDATION).otherwise(TRAIN)
@@ -134,29 +198,44 @@ def with_splits(sources: list[Source], options: Options) -> list[DataFrame]:
 def _seconds(df: DataFrame, column: str) -> Column:
     kind, c = field(df, column, "timeCol").dataType, quoted(column)
     seconds = c.cast("double") if isinstance(kind, NumericType) else c.cast("timestamp").cast("double")
-    return F.when(~F.isnan(seconds), seconds)  # NaN, like null, is on neither side
+    # NaN and infinite, like null, are on neither side.
+    return F.when(~F.isnan(seconds) & (F.abs(seconds) < float("inf")), seconds)
 
 
-def _time_cuts(sources: list[Source], options: Options) -> list[float]:
-    """Where the validation part begins, and the starts of its contiguous blocks."""
-    assert options.timeCol is not None
+def find_cuts(sources: Sequence[Source], options: Options) -> Cuts:
+    """Where time divides these rows, exactly; runs two or three jobs where `timeCol` is set, as many again for reference rows.
+
+    Raises:
+        InputError: as `check_columns`; there is no time to divide by; Spark failed on the rows.
+    """
+    if options.timeCol is None:
+        return Cuts()
+    for source in sources:
+        check_columns(source.df, options)
     held_out = [s for s in sources if s.split == VALIDATION]
-    df = (held_out or [s for s in sources if s.split is None])[0].df
-    start = 0.0
+    df, start = (held_out or [s for s in sources if s.split is None])[0].df, 0.0
     if options.validationIndicatorCol and not held_out:
         df = df.where(quoted(options.validationIndicatorCol))
     elif not held_out:
         start = 1 - options.validationFraction
-    return _cuts(df, options.timeCol, start)
+    reference = [_cuts(s.df, options.timeCol, 0.0) for s in sources if s.split == REFERENCE]
+    return Cuts(_cuts(df, options.timeCol, start), *reference)
 
 
-def _cuts(df: DataFrame, column: str, start: float) -> list[float]:
+def _cuts(df: DataFrame, column: str, start: float) -> tuple[float, ...]:
     """Where the part of these rows after the share `start` begins, and the starts of its contiguous blocks."""
     shares = [start + (1 - start) * k / TIME_BLOCKS for k in range(TIME_BLOCKS)]
-    row = df.agg(F.percentile_approx(_seconds(df, column), shares, 10_000)).first()
-    if row is None or row[0] is None:
-        raise InputError(f"timeCol={column!r} holds no value to split by")
-    return [float(v) for v in row[0]]
+    try:
+        found = quantiles(df, _seconds(df, column), shares)
+    except ChangedRowsError as e:
+        raise InputError(
+            f"timeCol={column!r} held other values when the rows were read again: write them to a table, and pass that"
+        ) from e
+    except jvm.SparkError as e:
+        raise InputError(f"Spark failed while it read timeCol={column!r}: {jvm.cause(e)}") from e
+    if not found:
+        raise InputError(f"timeCol={column!r} holds no value to split by, or none that is finite")
+    return tuple(found)
 
 
 # Slices ---------------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import threading
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,19 @@ from sparkdiff.finetune import Shared, fine_tune, prepare
 from sparkdiff.nesting import Holder, flatten, plain
 from sparkdiff.options import Options, callable_name, named_callable
 from sparkdiff.report import Phases
-from sparkdiff.splits import REFERENCE, SPLIT, TRAIN, Source, check_columns, rule, with_splits
+from sparkdiff.splits import (
+    BLOCK,
+    REFERENCE,
+    SPLIT,
+    TIME,
+    TRAIN,
+    Cuts,
+    Source,
+    check_columns,
+    find_cuts,
+    rule,
+    with_splits,
+)
 from sparkdiff.summary import FineTuningSummary
 
 FIELDS = {f.name: f for f in dataclasses.fields(Options)}
@@ -155,18 +168,22 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
         check_dataframe("the dataset of fit()", dataset)
         with ONE_AT_A_TIME:
             options, given, shared = self.options(), self.getPipeline(), self._shared or Shared()
-            sources = [Source(dataset)]
+            sources, cuts = [Source(dataset)], None
             if self.isSet("referenceData"):
                 sources.append(Source(self.getReferenceData(), REFERENCE))
             if isinstance(given, Pipeline):
+                divided = ("cuts", rule(options), *(s.df for s in sources[1:]))
+                cuts = found_cuts = shared.once(divided, lambda: find_cuts(sources, options))
                 model = shared.once(
-                    ("fitted", given, rule(options)), lambda: plain(fit_on_training_rows(given, sources, options))
+                    ("fitted", given, rule(options)),
+                    lambda: plain(fit_on_training_rows(given, sources, options, found_cuts)),
                 )
             elif isinstance(given, Estimator):
                 raise InputError(f"{given.uid} isn't fitted: pass what its fit() returns, or put it into a Pipeline")
             else:
                 model = shared.once(("plain", given), lambda: plain(given))
-            outcome = fine_tune(prepare(model, options, dataset), sources, Phases(options.verbosity > 0), shared=shared)
+            task, phases = prepare(model, options, dataset), Phases(options.verbosity > 0)
+            outcome = fine_tune(task, sources, phases, shared=shared, cuts=cuts)
         found = FineTunerModel(outcome.model, model, outcome.summary)
         self.copy()._copyValues(found)  # whose lists are its own
         return found._set(loss=callable_name(options.loss)) if callable(options.loss) else found  # type: ignore[return-value]
@@ -184,24 +201,23 @@ def _listed(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def fit_on_training_rows(pipeline: Pipeline, sources: list[Source], options: Options) -> PipelineModel:
-    """Fit an unfitted pipeline on the rows that will train, never on those that decide."""
+def fit_on_training_rows(
+    pipeline: Pipeline, sources: Sequence[Source], options: Options, cuts: Cuts | None = None
+) -> PipelineModel:
+    """Fit an unfitted pipeline on the rows that will train, never on those that decide.
+
+    Args:
+        cuts: where time divides the rows, if that has been found.
+    """
     sources = [source for source in sources if source.split != REFERENCE]
     for source in sources:
         check_columns(source.df, options)
-    dealt = with_splits(sources, options)
-    held = [df.where(df[SPLIT] == TRAIN).select(*_original(s, df)) for s, df in zip(sources, dealt, strict=True)]
-    rows = held[0]
-    for other in held[1:]:
-        rows = rows.unionByName(other)
+    dealt = with_splits(sources, options, cuts)
+    held = [df.where(df[SPLIT] == TRAIN).drop(SPLIT, BLOCK, TIME) for df in dealt]
     try:
-        return pipeline.fit(rows)
+        return pipeline.fit(functools.reduce(DataFrame.unionByName, held))
     except jvm.SparkError as e:
         raise InputError(f"{pipeline.uid} can't be fitted on the training rows: {jvm.cause(e)}") from e
-
-
-def _original(source: Source, df: DataFrame) -> list[Any]:
-    return [df["`" + c.replace("`", "``") + "`"] for c in source.df.columns]
 
 
 class FineTunerModel(Model, Holder, _TunerParams, MLWritable, MLReadable):  # type: ignore[type-arg]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +11,22 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import torch
-from pyspark.ml import PipelineModel
+from pyspark.ml import Pipeline, PipelineModel
+from pyspark.ml.feature import VectorAssembler
+from pyspark.ml.regression import LinearRegression
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
-from riders import QUICK, cached, same, tune
+from riders import NUMBERS, QUICK, cached, same, tune
 
-from sparkdiff import InputError, finetune, guard
+from sparkdiff import InputError, finetune, guard, quantiles, splits, tuner
 from sparkdiff.finetune import Outcome, fine_tune, prepare
+from sparkdiff.fingerprint import Request, fingerprint
 from sparkdiff.options import Options
 from sparkdiff.report import Phases
-from sparkdiff.splits import BLOCK, SPLIT, Source, row_hash, with_splits
+from sparkdiff.splits import BLOCK, SPLIT, TIME, Cuts, Source, find_cuts, row_hash, with_splits
 
 pytestmark = pytest.mark.once  # hashes, options and messages of our own: no stack changes them
 
@@ -160,6 +166,131 @@ def test_validation_is_the_latest_part_in_fifty_blocks(df: DataFrame, kind: str)
     assert blocks.value_counts().between(3, 9).all()  # 300 rows in 50 blocks
 
 
+SOME = 6000
+SHARES = [1 - 0.2 + (1 - (1 - 0.2)) * k / guard.TIME_BLOCKS for k in range(guard.TIME_BLOCKS)]
+
+
+def drawn() -> pa.Table:
+    """Columns of times of every type; `mixed` has values of every kind, and ties at both ends of what decides."""
+    random = np.random.default_rng(3)
+    normal = random.normal(size=SOME)
+    kinds = (
+        random.integers(-2, 3, SOME), 0.0 * normal, 5e-324 * random.integers(-3, 4, SOME), normal, -np.exp(normal),
+        np.sign(normal) * np.exp(random.uniform(-700, 700, SOME)), np.full(SOME, 0.9), np.full(SOME, np.nan),
+        np.where(normal < 0, -np.inf, np.inf),
+    )  # fmt: skip
+    micros = 1_760_000_000_000_000 + random.integers(0, 10**10, SOME)
+    columns = {
+        "mixed": pa.array(np.choose(random.integers(0, len(kinds), SOME), kinds), mask=random.random(SOME) < 0.1),
+        "long": 2**60 + random.integers(0, 10_000, SOME),
+        "date": random.integers(-9000, 9000, SOME).astype("datetime64[D]"),
+        "timestamp": pa.array(micros, pa.timestamp("us", "UTC")),
+    }
+    return pa.table(columns)
+
+
+def test_cuts_are_the_exact_quantiles_however_rows_are_partitioned(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """numpy's on the same doubles, from guesses that are bad on few rows as Spark's are on many."""
+    monkeypatch.setattr(quantiles, "ACCURACY", 30)
+    pq.write_table(drawn(), tmp_path / "times.parquet")
+    df = spark.read.parquet((tmp_path / "times.parquet").as_uri())
+    seconds = df.select(*(splits._seconds(df, c).alias(c) for c in df.columns)).toPandas()
+    parts = [df.repartition(5), df.coalesce(1), df.repartitionByRange(9, "mixed")]
+    for i, name in enumerate(["mixed", *df.columns]):
+        values = seconds[name].dropna().to_numpy()
+        assert np.isfinite(values).all()
+        exact = np.quantile(values, SHARES, method="inverted_cdf")
+        found = find_cuts([Source(parts[i % 3])], Options.of({"timeCol": name})).deciding
+        assert list(found) == exact.tolist(), name
+        assert not any(np.signbit(cut) for cut in found if cut == 0)
+
+
+def test_ranks_between_two_guesses_are_counted(spark: SparkSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guess that knows nothing of the rows costs time only."""
+    monkeypatch.setattr(quantiles, "_guessed", lambda values, shares: [-1.0, 2.5, 1e9])
+    values = np.random.default_rng(0).permutation(np.repeat(np.arange(40.0), np.arange(40)))
+    df = spark.createDataFrame(pd.DataFrame({"t": values}))
+    shares = [0.0, 0.001, 0.25, 0.5, 0.999, 1.0]
+    found = quantiles.quantiles(df, F.col("t"), shares)
+    assert found == np.quantile(values, shares, method="inverted_cdf").tolist()
+
+
+def test_the_quantile_lies_in_the_bucket_that_counts_say() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(200):
+        counts = random.integers(0, 6, random.integers(1, 8)).tolist()
+        if not sum(counts):
+            continue
+        values = np.repeat(np.arange(len(counts)), counts)
+        shares = [0.0, *random.random(4), 1.0]
+        places = quantiles.located(shares, counts)
+        assert [i for i, _ in places] == np.quantile(values, shares, method="inverted_cdf").tolist()
+        assert all(1 <= rank <= counts[i] for i, rank in places)
+        at = [sum(counts[:i]) + rank for i, rank in places]
+        assert at == [max(1, int(np.ceil(s * len(values)))) for s in shares]
+
+
+def test_rows_that_change_between_two_readings_are_told(spark: SparkSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    restless = spark.range(500).withColumn("t", F.rand())
+    monkeypatch.setattr(quantiles, "_ranked", lambda rows, wanted: {})  # as where buckets hold fewer rows by now
+    monkeypatch.setattr(quantiles, "ACCURACY", 2)
+    with pytest.raises(InputError, match="timeCol='t' held other values when"):
+        find_cuts([Source(restless)], Options.of({"timeCol": "t"}))
+
+
+def test_an_unfitted_pipeline_is_fitted_on_the_rows_that_train(
+    df: DataFrame, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cuts that are found once divide the rows of the fit and of the cache, and are part of its fingerprint."""
+    found: list[Cuts] = []
+    fits: list[int] = []
+    find, fit = splits.find_cuts, Pipeline.fit
+
+    def counted(*given: Any) -> Cuts:
+        found.append(find(*given))
+        return found[-1]
+
+    def watched(self: Pipeline, rows: DataFrame, params: Any = None) -> Any:
+        fits.append(rows.count())
+        return fit(self, rows, params)
+
+    for module in (splits, tuner):
+        monkeypatch.setattr(module, "find_cuts", counted)
+    monkeypatch.setattr(Pipeline, "fit", watched)
+    stages = [VectorAssembler(inputCols=NUMBERS, outputCol="x"), LinearRegression(featuresCol="x", labelCol="riders")]
+    given = Pipeline(stages=stages)
+    options = {"timeCol": "number", "validationFraction": 0.3, "maxEpochs": 1}
+    tuned = tune(given, df, folder, **options)
+    assert len(found) == 1
+    assert fits == [1050]
+    assert found[0].deciding[0] == 1049.0
+    cache = next(p for p in folder.iterdir() if (p / "manifest.json").exists())
+    rows = pq.ParquetDataset(cache / "train").read(["time"])["time"].to_numpy()
+    assert sorted(rows) == list(range(1050))
+    # Rows that another reading divides otherwise are cached anew, whatever the files' facts say.
+    request = Request(
+        prepare(tuned.originalModel, Options.of({})).graph, [Source(df)], Options.of(options), "riders", None
+    )
+    keys = {
+        fingerprint(dataclasses.replace(request, cuts=cuts), folder)
+        for cuts in (found[0], Cuts((*found[0].deciding[:-1], 1499.5)), Cuts(found[0].deciding, found[0].deciding))
+    }
+    assert len(keys) == 3
+
+
+def test_an_infinite_time_is_refused(df: DataFrame, numeric: PipelineModel, folder: Path) -> None:
+    for value in ("inf", "-inf"):
+        data = df.withColumn("number", F.when(F.col("number") < 500, float(value)).otherwise(F.col("number")))
+        with pytest.raises(
+            InputError, match=r"timeCol='number' holds null or NaN or an infinite value in 500 rows.*drop"
+        ):
+            tune(numeric, data, folder, timeCol="number")
+    with pytest.raises(InputError, match="timeCol='number' holds no value to split by, or none that is finite"):
+        tune(numeric, df.withColumn("number", F.lit(float("inf"))), folder, timeCol="number")
+
+
 def test_rows_of_one_time_stand_on_one_side(df: DataFrame) -> None:
     rows = dealt(df.withColumn("t", F.floor(F.col("number") / 7)), timeCol="t", validationFraction=0.3)
     assert (rows.groupby("t")["split"].nunique() == 1).all()
@@ -269,3 +400,115 @@ def test_a_column_with_a_dot_in_its_name(df: DataFrame, numeric: PipelineModel, 
     assert cache.rows("validation") > 0
     cache = cached(numeric, dotted, folder, validationIndicatorCol="held out")
     assert cache.rows("validation") == df.where("held").count()
+
+
+# Names and types of columns -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sensitive(spark: SparkSession) -> Iterator[None]:
+    """`spark.sql.caseSensitive`, spelled as a person may."""
+    spark.conf.set("spark.sql.caseSensitive", "True")
+    yield
+    spark.conf.unset("spark.sql.caseSensitive")
+
+
+def test_columns_that_differ_in_case_are_told_apart(
+    df: DataFrame, numeric: PipelineModel, folder: Path, sensitive: None
+) -> None:
+    """`s` comes first in the schema: of three values, of which the slices of `S` know nothing."""
+    data = df.select(
+        (F.col("number") % 3).cast("string").alias("s"),
+        "*",
+        (F.col("number") % 2 == 0).alias("S"),
+        F.lit(1).alias("HELD"),
+    )
+    cache = cached(numeric, data, folder, guardCols=["S"], validationIndicatorCol="held")
+    (by_slice,) = (c for c in cache.manifest["columns"] if c["name"] == "slice0")
+    assert by_slice["values"] == [False, True]
+    with pytest.raises(InputError, match="groupCol='USER' names no column of the data"):
+        tune(numeric, data, folder, groupCol="USER")
+    with pytest.raises(InputError, match="validationIndicatorCol='HELD' must be boolean"):
+        tune(numeric, data, folder, validationIndicatorCol="HELD")
+
+
+def test_a_name_that_columns_share_is_refused_where_it_is_used(
+    df: DataFrame, numeric: PipelineModel, folder: Path
+) -> None:
+    twice = df.select("*", F.col("user").alias("USER"), F.lit(1.0).alias("Wind"), F.lit(2.0).alias("riders"))
+    for option in ("groupCol", "timeCol", "guardCols"):
+        value = ["user"] if option == "guardCols" else "user"
+        with pytest.raises(InputError, match=f"{option}='user' could be any of 2 columns, 'user', 'USER': rename"):
+            tune(numeric, twice, folder, **{option: value})
+    with pytest.raises(
+        InputError, match="training reads 'riders', which could be any of 2 columns, 'riders', 'riders'"
+    ):
+        tune(numeric, twice, folder)
+    assembler = numeric.stages[0].uid
+    with pytest.raises(InputError, match=f"{assembler} reads 'wind', which could be any of 2 columns, 'wind', 'Wind'"):
+        tune(numeric, df.withColumn("x", F.lit(1.0)).select("*", F.lit(1.0).alias("Wind")), folder)
+
+
+def test_columns_that_nothing_reads_may_be_anything(
+    spark: SparkSession, df: DataFrame, numeric: PipelineModel, folder: Path
+) -> None:
+    data = df.select("*", F.lit(1).alias("twice"), F.lit(2).alias("Twice"), F.expr("map(user, 1)").alias("m"))
+    if spark.version >= "4":
+        data = data.select(
+            "*", F.expr("parse_json('{\"a\": 1}')").alias("v"), F.expr("array(parse_json('1'))").alias("vs")
+        )
+    assert cached(numeric, data, folder).rows("validation") > 200
+    stages = [VectorAssembler(inputCols=NUMBERS, outputCol="x"), LinearRegression(featuresCol="x", labelCol="riders")]
+    assert tune(Pipeline(stages=stages), data, folder, maxEpochs=1).summary.decision
+    for column in ("m", "v", "vs"):
+        if column in data.columns:
+            with pytest.raises(
+                InputError, match=f"groupCol='{column}' is .*, which Spark doesn't group by: take a string"
+            ):
+                tune(numeric, data, folder, groupCol=column)
+
+
+def test_a_variant_counts_in_the_hash(spark: SparkSession) -> None:
+    if spark.version < "4":
+        pytest.skip("no variants in Spark 3.5")
+    df = spark.sql("SELECT parse_json(concat('{\"a\": ', id, ', \"b\": [1]}')) AS v FROM range(50)")
+    assert df.select(row_hash(df).alias("h")).distinct().count() == 50
+
+
+def test_no_column_is_overwritten(df: DataFrame, numeric: PipelineModel, folder: Path) -> None:
+    for name in (SPLIT, BLOCK.upper(), TIME, "__sparkdiff_slice0"):
+        with pytest.raises(InputError, match=f"column '{name}', a name that is kept for columns .* rename it"):
+            tune(numeric, df.withColumn(name, F.lit("mine")), folder)
+    assembler, scaler, *rest = numeric.stages
+    stages = [assembler.copy({assembler.outputCol: SPLIT}), scaler.copy({scaler.inputCol: SPLIT}), *rest]
+    with pytest.raises(InputError, match=f"column '{SPLIT}', a name that is kept"):
+        tune(PipelineModel(stages), df, folder, reference=[assembler.uid])
+
+
+def test_names_of_the_cache_are_free_for_columns(df: DataFrame, numeric: PipelineModel, folder: Path) -> None:
+    """The cache has columns label, weight, block, time, split, c0, hash, key, shard: of ours, whatever the data's are."""
+    ours = (
+        "label",
+        "weight",
+        "block",
+        "time",
+        "split",
+        "c0",
+        "null0",
+        "slice0",
+        "hash",
+        "key",
+        "shard",
+        "bucket",
+        "value",
+    )
+    data = df.select("*", *(F.lit("x").alias(name) for name in ours if name != "weight"))
+    options = {"groupCol": "user", "guardCols": ["split"], "validationFraction": 0.4}
+    mine = cached(numeric, data.withColumn("weight", F.lit("x")), folder, **options)
+    plain = cached(numeric, df.withColumn("split", F.lit("x")), folder, **options)
+    for split in ("train", "validation"):
+        mean, other = (cache.manifest["stats"][split]["mean"] for cache in (mine, plain))
+        assert mean == pytest.approx(other, rel=1e-12)
+        assert mine.rows(split) == plain.rows(split)
+    renamed = df.withColumnsRenamed({"number": "value"})
+    assert find_cuts([Source(renamed)], Options.of({"timeCol": "value"})).deciding[0] == 1199.0

@@ -532,7 +532,10 @@ def test_a_query_that_fails(df: DataFrame, numeric: PipelineModel, folder: Path)
 
 
 def test_two_columns_of_one_name(df: DataFrame, numeric: PipelineModel, folder: Path) -> None:
-    refused("Spark failed.*(?i:ambiguous).*temp", numeric, df.select("*", F.lit(1.0).alias("temp")), folder)
+    sentence = (
+        f"{numeric.stages[0].uid} reads 'temp', which could be any of 2 columns, 'temp', 'temp': rename all but one"
+    )
+    refused(sentence, numeric, df.select("*", F.lit(1.0).alias("temp")), folder)
 
 
 @pytest.mark.parametrize("drops", ["riders", "weight"])

@@ -18,7 +18,7 @@ LAYERS = [
     ["memory", "options", "nodes", "sparse", "checkpoint", "identity", "parallel", "optimizers", "formulas"],
     ["jvm"],
     ["disk"],
-    ["nesting", "foreign"],
+    ["nesting", "foreign", "quantiles"],
     ["stages.constraints"],
     ["stages.base"],
     ["stages"],  # and all other modules of it
@@ -93,6 +93,7 @@ NO_TORCH = (
     "errors",
     "places",
     "splits",
+    "quantiles",
     "preflight",
     "foreign",
     "foreign.trees",

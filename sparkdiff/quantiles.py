@@ -1,0 +1,87 @@
+"""Exact quantiles of a column, by counting: the same values however the rows are partitioned, and no row is collected."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import operator
+from collections.abc import Iterable, Sequence
+
+from pyspark.ml.feature import Bucketizer
+from pyspark.sql import Column, DataFrame, Window
+from pyspark.sql import functions as F
+
+ACCURACY = 10_000
+"""Of the guess: it is off by at most n / ACCURACY ranks. It decides what the exact values cost, not what they are."""
+
+
+class ChangedRowsError(Exception):
+    """A DataFrame held other values when it was read again."""
+
+
+def quantiles(df: DataFrame, column: Column, shares: Sequence[float]) -> list[float]:
+    """For each share the smallest value v of a double column with count(value <= v) >= share * count (numpy's `inverted_cdf`).
+
+    Null and NaN count nowhere; empty where nothing else is there. Reads the rows twice, and a third time where a quantile is
+    none of the guesses: then the rows between two guesses, a few ten-thousandths of all, are put in order.
+
+    Raises:
+        ChangedRowsError: the rows differ between two readings.
+    """
+    value = F.when(column == 0, 0.0).otherwise(column)  # -0.0 equals 0.0, but not for Bucketizer
+    values = df.select(value.alias("value")).where("value IS NOT NULL AND NOT isnan(value)")
+    guesses = _guessed(values, shares)
+    if not guesses:
+        return []
+    rows = Bucketizer(splits=_bounds(guesses), inputCol="value", outputCol="bucket").transform(values)
+    counted = rows.groupBy("bucket").agg(F.count("value").alias("rows"), F.min("value"), F.max("value"))
+    buckets = sorted(tuple(row) for row in counted.collect())
+    places = located(shares, [n for _, n, _, _ in buckets])
+    found: dict[tuple[int, int], float] = {}
+    for i, rank in places:
+        if buckets[i][2] == buckets[i][3]:
+            found[i, rank] = buckets[i][2]
+    wanted = sorted({(buckets[i][0], rank) for i, rank in places if (i, rank) not in found})
+    ranked = _ranked(rows, wanted) if wanted else {}
+    for i, rank in places:
+        if (i, rank) not in found and (value_there := ranked.get((buckets[i][0], rank))) is not None:
+            found[i, rank] = value_there
+    if len(found) < len(set(places)):
+        raise ChangedRowsError
+    return [found[place] + 0.0 for place in places]
+
+
+def located(shares: Iterable[float], counts: Sequence[int]) -> list[tuple[int, int]]:
+    """In which of the ordered buckets of so many rows each quantile lies, and at which rank in it, from 1."""
+    below = [0, *itertools.accumulate(counts)]
+    out = []
+    for share in shares:
+        rank = min(max(1, math.ceil(share * below[-1])), below[-1])
+        i = next(i for i, n in enumerate(below[1:]) if n >= rank)
+        out.append((i, rank - below[i]))
+    return out
+
+
+def _guessed(values: DataFrame, shares: Sequence[float]) -> list[float]:
+    """Values at these shares and a little below and above, by Spark's approximation."""
+    near = {min(1.0, max(0.0, share + d)) for share in shares for d in (-2 / ACCURACY, 0.0, 2 / ACCURACY)}
+    row = values.agg(F.percentile_approx("value", sorted(near), ACCURACY)).first()
+    return [] if row is None or row[0] is None else sorted(set(row[0]))
+
+
+def _bounds(guesses: Iterable[float]) -> list[float]:
+    """Bounds of half-open buckets: one for each guess alone, and one for what lies between two."""
+    bounds = {b + 0.0 for g in guesses for b in (g, math.nextafter(g, math.inf))}
+    return sorted(bounds | {-math.inf, math.inf})
+
+
+def _ranked(rows: DataFrame, wanted: Iterable[tuple[float, int]]) -> dict[tuple[float, int], float]:
+    """The values at these ranks of their buckets."""
+    ranks = {bucket: [r for _, r in group] for bucket, group in itertools.groupby(wanted, key=operator.itemgetter(0))}
+    inside = rows.where(F.col("bucket").isin(list(ranks)))
+    at = F.row_number().over(Window.partitionBy("bucket").orderBy("value"))
+    is_wanted = functools.reduce(
+        operator.or_, ((F.col("bucket") == bucket) & F.col("rank").isin(found) for bucket, found in ranks.items())
+    )
+    return {(r["bucket"], r["rank"]): r["value"] for r in inside.withColumn("rank", at).where(is_wanted).collect()}
