@@ -17,7 +17,7 @@ from sparkdiff.cache import ROOM, Cache
 from sparkdiff.columns import into_structs, schema_of, write_columns
 from sparkdiff.disk import room
 from sparkdiff.errors import InputError, ParityError
-from sparkdiff.graph import Version, null_of
+from sparkdiff.graph import Version, null_of, unused
 from sparkdiff.measure import Data
 from sparkdiff.nesting import flatten
 from sparkdiff.network import Network
@@ -95,11 +95,12 @@ def _recovered(
 ) -> tuple[dict[str, pa.Array], dict[tuple[int, Version], str]]:
     """What stages whose inputs can't enter torch would have read, by column; and which column stands for what."""
     graph, columns, standing = network.graph, {}, {}
+    prefix = unused("__sparkdiff_source", named)
     for i in (i for i in graph.live if graph.leaves[i].made):
         leaf = graph.leaves[i]
         arrays = network.module(i).recovered(*(named[graph.name(v)] for v in leaf.reads))
         for k, (v, array) in enumerate(zip(leaf.sources, arrays, strict=True)):
-            standing[i, v] = name = f"__sparkdiff_source{i}_{k}"
+            standing[i, v] = name = f"{prefix}{i}_{k}"
             columns[name] = array
     return columns, standing
 

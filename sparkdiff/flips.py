@@ -15,12 +15,11 @@ from pyspark.sql.types import ArrayType, NumericType
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError
-from sparkdiff.graph import Graph, check_columns, folding
+from sparkdiff.graph import Graph, check_columns, folding, read_by_name, unused
 from sparkdiff.splits import quoted, refuse_stream, row_hash
 from sparkdiff.stages.base import columns_of
 
 QUANTILES = (0.5, 0.9, 0.99)
-HIDDEN = "__sparkdiff_"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,18 +87,20 @@ def predictions(old: Any, new: Any, df: DataFrame, sample: int | None = None) ->
     if sample is not None:
         df = df.orderBy(row_hash(df)).limit(sample)
     labels = _labels(graphs[0]) | _labels(graphs[1])
+    columns = read_by_name(df)
+    hidden = unused("__sparkdiff_", (*df.columns, *(c for g in graphs for leaf in g.leaves for c in leaf.outputs)))
     try:
         # The old pipeline may overwrite what the new one reads, so the row is kept aside.
-        row = F.struct(*(quoted(c).alias(f"c{i}") for i, c in enumerate(df.columns)))
-        out = old.transform(df.withColumn(f"{HIDDEN}row", row))
-        _check_kept([f"{HIDDEN}row", *(ours[c] for c in both)], out, old)
+        row = F.struct(*(quoted(c).alias(f"c{i}") for i, c in enumerate(columns)))
+        out = old.transform(df.withColumn(f"{hidden}row", row))
+        _check_kept([f"{hidden}row", *(ours[c] for c in both)], out, old)
         labels |= {c for c in both if _is_nominal(out, ours[c])}
-        keep = [F.col(f"{HIDDEN}row")[f"c{i}"].alias(c, metadata=_metadata(df, c)) for i, c in enumerate(df.columns)]
-        held = [quoted(ours[c]).alias(f"{HIDDEN}{i}") for i, c in enumerate(both)]
+        keep = [F.col(f"{hidden}row")[f"c{i}"].alias(c, metadata=_metadata(df, c)) for i, c in enumerate(columns)]
+        held = [quoted(ours[c]).alias(f"{hidden}{i}") for i, c in enumerate(both)]
         out = new.transform(out.select(*keep, *held))
-        _check_kept([*(f"{HIDDEN}{i}" for i in range(len(both))), *(theirs[c] for c in both)], out, new)
+        _check_kept([*(f"{hidden}{i}" for i in range(len(both))), *(theirs[c] for c in both)], out, new)
         labels |= {c for c in both if _is_nominal(out, theirs[c])}
-        pairs = [(f"{HIDDEN}{i}", theirs[c], c in labels) for i, c in enumerate(both)]
+        pairs = [(f"{hidden}{i}", theirs[c], c in labels) for i, c in enumerate(both)]
         changes = [_change(out, *pair) for pair in pairs]
         kinds = [c.alias(f"d{i}") for i, (_, c) in enumerate(changes)]
         counts = [a for i, (is_label, _) in enumerate(changes) for a in _aggregates(f"d{i}", is_label)]

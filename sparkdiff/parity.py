@@ -20,7 +20,7 @@ from sparkdiff.attributes import named
 from sparkdiff.columns import read_plain, write_plain
 from sparkdiff.disk import room
 from sparkdiff.errors import InputError, check_dataframe, check_type
-from sparkdiff.graph import Version, check_columns, in_front_of, null_of
+from sparkdiff.graph import Version, check_columns, in_front_of, null_of, unused
 from sparkdiff.nesting import flatten
 from sparkdiff.network import Network, seeing, translate
 from sparkdiff.sparse import SparseRows
@@ -108,9 +108,7 @@ def compare(
     made = [i for i in stages if i in network.positions and not set(map(graph.fold, graph.leaves[i].made)) <= there]
     moments = {*stages, *map(in_front_of, made)}
 
-    hidden = "__sparkdiff_v"
-    while any(c.lower().startswith(hidden) for c in (*df.columns, *(o for leaf in graph.leaves for o in leaf.outputs))):
-        hidden = f"_{hidden}"
+    hidden = unused("__sparkdiff_v", (*df.columns, *(o for leaf in graph.leaves for o in leaf.outputs)))
 
     def hold(df: DataFrame, producer: int) -> DataFrame:
         # A later stage may overwrite the column, so each version is kept aside as it appears.

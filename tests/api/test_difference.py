@@ -22,6 +22,7 @@ from pyspark.ml.feature import (
     VectorAssembler,
 )
 from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
 from riders import NUMBERS, Write, unfitted
 
 from sparkdiff import InputError, translate, write_back
@@ -250,6 +251,18 @@ def test_a_sample_is_the_same_rows_each_time(model: PipelineModel, df: DataFrame
     assert shuffled.numbers[0].maxAbsChange == first.numbers[0].maxAbsChange
     assert shuffled.numbers[0].meanAbsChange == pytest.approx(first.numbers[0].meanAbsChange, rel=1e-12)
     assert predictions(model, new, df, 10**6).rows == df.count()
+
+
+def test_columns_of_the_data_are_not_overwritten(df: DataFrame) -> None:
+    """Two pipelines read a column that bears the name of what is kept aside of the first one's row; two columns share a name."""
+    names = ["__sparkdiff_row", "__SPARKDIFF_0"]
+    data = df.withColumnsRenamed({"temp": names[0], "hum": names[1]}).select(
+        "*", F.lit(1).alias("x2"), F.lit(2).alias("X2")
+    )
+    models = [PipelineModel([VectorAssembler(inputCols=n, outputCol="both")]) for n in (names, names[::-1])]
+    (found,) = predictions(*models, data).numbers
+    (distance,) = df.agg(F.avg(F.abs(F.col("temp") - F.col("hum")))).first()
+    assert found.meanAbsChange == pytest.approx(distance, rel=1e-12)
 
 
 def test_rows_and_columns_that_a_pipeline_changes(df: DataFrame, write: Write, table: pa.Table) -> None:
