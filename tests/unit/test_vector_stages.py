@@ -187,7 +187,9 @@ def test_fewer_wide_rows_are_dense_at_a_time(with_mean: bool, width: int, kind: 
         sizes.append(batchSize)
         return iter(())
 
-    stream: Any = SimpleNamespace(batches=batches, columns=[Column("x", "x", kind, width, F64)])
+    stream: Any = SimpleNamespace(
+        batches=batches, columns=[Column("x", "x", kind, width, F64)], together=lambda rows, world: rows * world
+    )
     data = Data(stream, {}, rows=rows_at_once(net, stream))
     assert list(data.batches("validation")) == []
     assert sizes == [rows]
