@@ -192,6 +192,9 @@ def test_rows_that_are_dropped_for_what_trains(df: DataFrame, fitted: dict[str, 
     assert of(found, "scaler").reason == "comes before side, which stays in Spark and may drop rows for what it reads"
     assert found.cacheCols == ("scaled",)
     after = plan(PipelineModel([*model.stages[:2], linear, side]))
+    assert [s.uid for s in after.stages if s.trainable] == ["linear"]
+    assert of(after, "scaler").reason.startswith("also feeds side, which the loss doesn't see: side would change")
+    after = plan(PipelineModel([*model.stages[:2], linear, side]), unfreeze=["scaler.std", "scaler.mean"])
     assert [s.uid for s in after.stages if s.trainable] == ["scaler", "linear"]
 
 
