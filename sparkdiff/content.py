@@ -20,9 +20,11 @@ from pyspark.sql.types import (
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError
+from sparkdiff.graph import read_by_name
 from sparkdiff.splits import quoted
 
 SALTS = (1, 2)
+VARIANT = "variant"  # Spark 3.5 has no class of it
 
 
 def content(df: DataFrame) -> list[Any]:
@@ -40,8 +42,9 @@ def content(df: DataFrame) -> list[Any]:
 
 
 def row_hashes(df: DataFrame) -> list[Column]:
-    """Two hashes of a row, which don't depend on each other."""
-    parts = [part for field in df.schema.fields for part in hashed(quoted(field.name), field.dataType)]
+    """Two hashes of a row, which don't depend on each other. What shares its name with another column, nothing can read."""
+    alone = read_by_name(df)
+    parts = [p for f in df.schema.fields if f.name in alone for p in hashed(quoted(f.name), f.dataType)]
     # A salt after the values would add nothing: two rows of one hash would have one hash with it, too.
     return [F.xxhash64(F.lit(salt), *parts) for salt in SALTS]
 
@@ -55,6 +58,8 @@ def hashed(c: Column, kind: DataType) -> list[Column]:
     null = c.isNull()
     if isinstance(kind, NullType):
         return [null]
+    if kind.typeName() == VARIANT:
+        return [null, F.to_json(F.struct(c.alias("value")))]
     if isinstance(kind, UserDefinedType):
         return hashed(F.unwrap_udt(c), kind.sqlType())
     if isinstance(kind, StringType):
@@ -73,7 +78,8 @@ def hashed(c: Column, kind: DataType) -> list[Column]:
 
 def _elements(c: Column, kind: ArrayType) -> list[Column]:
     """The elements of an array whose size is known."""
-    if isinstance(kind.elementType, (ArrayType, StructType, MapType, UserDefinedType, NullType)):
+    nested = isinstance(kind.elementType, (ArrayType, StructType, MapType, UserDefinedType, NullType))
+    if nested or kind.elementType.typeName() == VARIANT:
         return [F.transform(c, lambda x: F.xxhash64(*hashed(x, kind.elementType)))]
     values = c.cast("array<binary>") if isinstance(kind.elementType, StringType) else c
     if not kind.containsNull:

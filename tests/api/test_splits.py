@@ -22,6 +22,7 @@ from pyspark.sql import functions as F
 from riders import NUMBERS, QUICK, cached, same, tune
 
 from sparkdiff import InputError, finetune, guard, quantiles, splits, tuner
+from sparkdiff.content import content
 from sparkdiff.finetune import Outcome, fine_tune, prepare
 from sparkdiff.fingerprint import Request, fingerprint
 from sparkdiff.options import Options
@@ -473,6 +474,13 @@ def test_a_variant_counts_in_the_hash(spark: SparkSession) -> None:
         pytest.skip("no variants in Spark 3.5")
     df = spark.sql("SELECT parse_json(concat('{\"a\": ', id, ', \"b\": [1]}')) AS v FROM range(50)")
     assert df.select(row_hash(df).alias("h")).distinct().count() == 50
+    twice = F.lit(1).alias("x"), F.lit(2).alias("X")
+    one, same, other = (
+        content(df.select(v.alias("v"), F.array("v").alias("vs"), *twice).orderBy(F.rand()))
+        for v in (F.col("v"), F.col("v"), F.expr("parse_json(replace(to_json(struct(v)), '[1]', '[2]'))"))
+    )
+    assert one == same
+    assert one[1] != other[1]
 
 
 def test_no_column_is_overwritten(df: DataFrame, numeric: PipelineModel, folder: Path) -> None:
