@@ -44,8 +44,6 @@ from sparkdiff.tuner import fit_on_training_rows
 
 ROOM = "make room, and the same command goes on where it was, or set output to a folder of a disk that has more"
 SECTIONS = ("pipeline", "data", "fineTuner", "spark", "output")
-SETTINGS = ("spark.sql.session.timeZone", "spark.sql.ansi.enabled", "spark.sql.caseSensitive")
-"""Of the session, that decide what a pipeline makes of the same rows."""
 SOURCE_KEYS = ("path", "format", "options", "schema", "table", "where")
 OPTIONS = {f.name: f for f in dataclasses.fields(Options)}
 
@@ -435,7 +433,7 @@ def _run(config: Config, lease: Lease) -> FineTuningSummary:
         ]
         say(f"data: {', '.join(config.data)}")
         made, path = _made(spark, config, sources)
-    inputs = _inputs(spark, sources, made, path, options) if "runId" in config.options else {}
+    inputs = _inputs(sources, made, path, options) if "runId" in config.options else {}
     if found is not None:
         before = found["fingerprints"].get("inputs", {})
         changed = [name for name in sorted({*before, *inputs}) if before.get(name) != inputs.get(name)]
@@ -485,9 +483,7 @@ def _request(config: Config) -> str:
     return hashlib.sha256(json.dumps(request, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _inputs(
-    spark: SparkSession, sources: list[Source], made: Any, path: str | None, options: Options
-) -> dict[str, str]:
+def _inputs(sources: list[Source], made: Any, path: str | None, options: Options) -> dict[str, str]:
     """Hashes of what a job reads, by name: of the data's content, of the session's settings, and of the pipeline."""
 
     def pipeline() -> str:
@@ -499,7 +495,8 @@ def _inputs(
         return f"{content} {identity(own)}"
 
     facts: dict[str, Any] = {s.split or TRAIN: source_facts(s.df) for s in sources}
-    facts |= {"pipeline": told(pipeline), "settings": [spark.version, *(spark.conf.get(k) for k in SETTINGS)]}
+    facts["settings"] = [f.pop("settings") for f in facts.values()]
+    facts["pipeline"] = told(pipeline)
     return {
         k: v
         if k == "pipeline" and v.startswith(UNTOLD)
@@ -547,12 +544,12 @@ def _model(
     pipeline = made if isinstance(made, Pipeline) else Pipeline(stages=[made])
     with phases.phase("fit") as say:
         rows = [s for s in sources if s.split not in (TEST, REFERENCE)]
-        model, folder = _fitted(rows[0].df.sparkSession, pipeline, rows, options, say, cuts)
+        model, folder = _fitted(pipeline, rows, options, say, cuts)
         return model, {"path": str(folder), "function": config.pipeline, "hash": hash_of_folder(folder)}
 
 
 def _fitted(
-    spark: SparkSession, pipeline: Pipeline, sources: list[Source], options: Options, say: Any, cuts: Cuts | None = None
+    pipeline: Pipeline, sources: list[Source], options: Options, say: Any, cuts: Cuts | None = None
 ) -> tuple[Any, Path]:
     """The pipeline fitted on the training rows and where it is kept: in the cache folder, for the same rows next time.
 
@@ -561,11 +558,8 @@ def _fitted(
     cuts = find_cuts(sources, options) if cuts is None else cuts
     why, divided = "", [*rule(options), *cuts.deciding]
     try:
-        key = json.dumps(
-            [params_of(pipeline), [[s.split, source_facts(s.df)] for s in sources],
-             divided, spark.version, [spark.conf.get(k) for k in SETTINGS]],
-            default=str,
-        )  # fmt: skip
+        facts = [[s.split, source_facts(s.df)] for s in sources]
+        key = json.dumps([params_of(pipeline), facts, divided], default=str)
         folder = root(options) / f"fitted-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     except UntoldError as e:
         folder, why = root(options) / f"fitted-{uuid.uuid4().hex[:16]}", f"; not reused by other jobs: {e}"

@@ -532,13 +532,11 @@ def test_two_processes_may_build_the_same_cache(
 
 
 @pytest.mark.once
-def test_two_jobs_may_fit_the_same_pipeline(
-    spark: SparkSession, df: DataFrame, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_jobs_may_fit_the_same_pipeline(df: DataFrame, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fit, others, said = run.fit_on_training_rows, [], []
 
     def fitted() -> tuple[PipelineModel, Path]:
-        return run._fitted(spark, unfitted(), [Source(df)], Options(cacheDir=str(folder)), said.append)
+        return run._fitted(unfitted(), [Source(df)], Options(cacheDir=str(folder)), said.append)
 
     def overtaken(*arguments: Any) -> PipelineModel:
         monkeypatch.setattr(run, "fit_on_training_rows", fit)

@@ -92,10 +92,10 @@ def elsewhere(spark: SparkSession) -> Iterator[None]:
 
 
 @pytest.fixture
-def fitted(spark: SparkSession, df: DataFrame, folder: Path) -> Callable[[Pipeline], tuple[Any, str]]:
+def fitted(df: DataFrame, folder: Path) -> Callable[[Pipeline], tuple[Any, str]]:
     def fit(pipeline: Pipeline) -> tuple[Any, str]:
         said: list[str] = []
-        model, path = run._fitted(spark, pipeline, [Source(df)], Options(cacheDir=str(folder)), said.append)
+        model, path = run._fitted(pipeline, [Source(df)], Options(cacheDir=str(folder)), said.append)
         assert path.exists()
         return model, said[-1]
 
