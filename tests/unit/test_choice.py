@@ -81,8 +81,11 @@ def trained(
 
 def shipped(found: Trained, candidates: int) -> tuple[int, int] | None:
     """The candidate and the epoch whose parameters the network holds, None where they are the original's."""
-    [mark] = set(flattened(found.network).tolist())
-    return None if found.chosen < 0 else (int(mark) % candidates, int(mark) // candidates)
+    marks = flattened(found.network)
+    if torch.equal(marks, flattened(network((linear(), ["x"], "prediction")))):
+        return None
+    [mark] = set(marks.tolist())
+    return int(mark) % candidates, int(mark) // candidates
 
 
 def tied(name: str, seed: int, levels: int) -> tuple[Score, list[Callable[[torch.Generator], Score]]]:
@@ -139,8 +142,9 @@ def test_what_was_tested_ships(name: str, seed: int, candidates: int, epochs: in
     first = guard.decide(
         torch.stack([gains, *others]), found.weights, chosen=0, original=original.blocks, units=80
     )  # fmt: skip
-    assert verdict.p == pytest.approx(first.p, rel=1e-9)
-    assert verdict.interval == pytest.approx(first.interval, rel=1e-9)
+    # In another order of columns a draw that ties with the score can fall on the other side of it.
+    assert verdict.p == pytest.approx(first.p, abs=0.01)
+    assert verdict.interval == pytest.approx(first.interval, rel=0.01)
 
 
 @settings(max_examples=50, deadline=None)
