@@ -92,7 +92,8 @@ def save(path: Path, state: dict[str, Any]) -> None:
             raise hashed.failed from e
         file.seek(0)
         file.write(_head(hashed.digest))
-        file.flush()  # a full disk may show only now
+        file.flush()
+        os.fsync(file.fileno())  # a full disk may show only now, when the one before must still be there
         if path.exists():
             os.replace(path, _previous(path))  # a crash between this and the end leaves the older one
 
@@ -245,7 +246,7 @@ class RunFolder:
         try:
             yield
         except BaseException:
-            if not self.state.exists():
+            if not (self.state.exists() or _previous(self.state).exists()):
                 self.remove()
             raise
         if not always:

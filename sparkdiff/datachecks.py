@@ -39,9 +39,7 @@ ZERO_SCORE = 1e-3  # a standard normal is as small once in 1,250 times
 DRIFT, DRIFT_BY_TIME = 0.55, 0.75  # AUC
 ERRORS = 4.0  # standard errors
 HOPED = 0.05  # relative gain
-RUINED = (
-    10.0  # a smallest gain beyond is of a change that made nonsense of the predictions, and says nothing about others
-)
+RUINED = 10.0  # a smallest gain beyond is of a change that made nonsense of the predictions
 POWER = 0.8
 SHOWN = 3  # findings of a kind that are named
 NAMED = 0.05  # share of the drift from which a feature is named

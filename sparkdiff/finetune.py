@@ -25,7 +25,7 @@ from sparkdiff.errors import InputError, ParityError
 from sparkdiff.fingerprint import SHARDS, Request, all_params, without_uids
 from sparkdiff.graph import Graph, Version
 from sparkdiff.identity import UntoldError, identity
-from sparkdiff.lease import held
+from sparkdiff.lease import held, lease_of
 from sparkdiff.losses import Objective, check_label, no_event, one_label
 from sparkdiff.measure import Data, Score, rows_at_once, score
 from sparkdiff.metrics import Metric
@@ -280,8 +280,10 @@ def _run_folder(o: Options, what_trains: Mapping[str, Any], cache: Cache, replac
     request |= {"rows": cache.fingerprint, "stateVersion": STATE, **what_trains}
     try:
         with contextlib.ExitStack() as stack:
+            lease = None
             try:
-                lease = stack.enter_context(held(where / f".{name}.lease", f"runId={name!r}", wait=o.waitForRun))
+                if o.runId is not None:  # nobody else has a name that was just drawn
+                    lease = stack.enter_context(held(lease_of(where / name), f"runId={name!r}", wait=o.waitForRun))
             except OSError as e:
                 raise not_writable(where / name, e) from e
             yield RunFolder.open(where, name, request, replace=replace, own=own, lease=lease)

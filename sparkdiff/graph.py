@@ -77,9 +77,8 @@ class Leaf:
     lossReads: tuple[Version, ...] = ()  # what only its loss reads
     spelled: tuple[str, ...] = ()  # the inputs as the Params name them
     parents: frozenset[int] = frozenset()
-    readsOf: frozenset[int] = (
-        frozenset()
-    )  # who has written what it declares to read; through stages that may read any column
+    # Who has written what it declares to read, through stages that may read any column.
+    readsOf: frozenset[int] = frozenset()
 
     @property
     def differentiable(self) -> bool:
@@ -125,7 +124,8 @@ class Graph:
         self.blocked = self._blocked(path - targets - set(named) - {self.head})
         free = path - set(self.blocked)
         self.trainable = {i for i in free if self.leaves[i].has_parameters()}
-        self.on_request = {i: names for i in free if (names := self._on_request(i))}
+        could = path - set(self._blocked(set()))  # also what only stages outside of the loss keep from it
+        self.on_request = {i: names for i in could if (names := self._on_request(i))}
         for name, found in asked.items():
             if not found & self.trainable:
                 i = min(found)

@@ -65,8 +65,12 @@ class Verdict:
 
 
 def total_gain(gains: Tensor) -> Tensor:
-    """Sums over the blocks (..., B); -inf where a column has diverged: it isn't finite throughout, or can't be squared."""
-    return torch.where(gains.square().sum(-1).isfinite(), gains.sum(-1), -math.inf)
+    """Sums over the blocks (..., B); -inf where a column can't be tested.
+
+    It isn't finite throughout, or its squares are beyond all numbers, or nothing.
+    """
+    squares = gains.square().sum(-1)
+    return torch.where(squares.isfinite() & (squares > 0), gains.sum(-1), -math.inf)
 
 
 def decide(

@@ -36,6 +36,7 @@ from sparkdiff import checkpoint, jvm
 from sparkdiff.checkpoint import RunFolder, write_bytes
 from sparkdiff.disk import room
 from sparkdiff.errors import FullDiskError, InputError, SparkdiffError
+from sparkdiff.lease import Lease
 from sparkdiff.parallel import ALONE
 from sparkdiff.preflight import check_cluster
 from sparkdiff.rank import ROOM, Assignment, Checkpoints, work
@@ -111,7 +112,7 @@ def _in_processes(assignment: Assignment, folder: RunFolder, say: Say) -> tuple[
     while True:
         with room("what the processes start from", folder.path, ROOM):
             here = folder.attempt()
-            _equip(here, assignment)
+            _equip(here, assignment, folder.lease)
         if not local:
             own = ("petastorm",) if assignment.backend == "petastorm" else ()
             check_cluster(spark, o.numProcesses, here, ("torch", "numpy", "pandas", *own))
@@ -130,7 +131,7 @@ def _in_processes(assignment: Assignment, folder: RunFolder, say: Say) -> tuple[
         say(f"{lost[-1]}; going on from the last checkpoint")
 
 
-def _equip(here: Path, assignment: Assignment) -> None:
+def _equip(here: Path, assignment: Assignment, lease: Lease | None) -> None:
     """Put into an attempt's folder what its processes need: our code, the assignment, and what starts them."""
     with zipfile.ZipFile(here / "sparkdiff.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         _add(archive, importlib.resources.files("sparkdiff"), "sparkdiff")
@@ -149,6 +150,8 @@ def _equip(here: Path, assignment: Assignment) -> None:
         if module is not None:
             cloudpickle.unregister_pickle_by_value(module)
     write_bytes(here / "assignment.pickle", content)
+    if lease is not None:
+        lease.pass_on(here)
     paths = [str(Path(p).absolute()) for p in sys.path if p]
     write_bytes(here / "start.py", f"""import sys
 sys.path[:1] = [{str(here / "sparkdiff.zip")!r}]  # in place of this script's own folder
@@ -230,7 +233,7 @@ class Attempt:
         progress = self.here / "progress.jsonl"
         while thread.is_alive() and time.monotonic() - heard <= budget:
             thread.join(0.2)
-            with contextlib.suppress(FileNotFoundError, ValueError):  # not there yet, or a line half written
+            with contextlib.suppress(FileNotFoundError, ValueError, IndexError):  # not there yet, empty, or half a line
                 state = progress.stat()
                 if (now := (state.st_size, state.st_mtime_ns)) != seen:
                     heard, seen, read = time.monotonic(), now, False

@@ -56,6 +56,10 @@ class Lease:
             time.sleep(GONE / 20)
         return seen is None or seen.owner != self.owner
 
+    def pass_on(self, attempt: Path) -> None:
+        """Tell the processes of an attempt, by a file of its folder, in whose name they write."""
+        (attempt / "owner").write_text(self.owner)
+
     def check(self) -> None:
         """Raise HeldError where another process has taken over: what this one has made must not be written then."""
         if self.lost():
@@ -73,6 +77,20 @@ class Lease:
     def _beat(self, seconds: float) -> None:
         while not self.ended.wait(seconds):
             self._renew()
+
+
+def lease_of(folder: Path) -> Path:
+    """The file of a run folder's lease: beside it, as the folder is removed and made anew."""
+    return folder.with_name(f".{folder.name}.lease")
+
+
+def check_passed_on(attempt: Path) -> None:
+    """Raise HeldError where the run folder above is no longer that of the process which has started this attempt."""
+    path, owner = lease_of(attempt.parent), attempt / "owner"
+    if not owner.exists():  # the run has a name of its own
+        return
+    if (seen := _look(path)) is not None and seen.owner not in (None, owner.read_text()):
+        raise HeldError(f"{attempt.parent} is another process's by now, {seen.who()}: nothing more is written")
 
 
 @dataclass(frozen=True)

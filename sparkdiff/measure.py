@@ -116,8 +116,8 @@ class Score:
 class Tally:
     """Adds up one network's metric over the rows of a split.
 
-    Of a metric that is no mean over rows it keeps one number of each row (two for the calibration error), its label, weight
-    and block: 32 bytes a row, and never features.
+    Of a metric that is no mean over rows it keeps one number of each row, its label, weight and block: 32 bytes a row, and
+    never features.
     """
 
     def __init__(self, metric: Metric, head: Predictor):

@@ -209,7 +209,9 @@ REGRESSION: dict[str, Callable[[str, Predictor], Metric]] = {
     "rmse": lambda name, head: Metric(name, column=head.mean, value=_rmse),
     "mse": lambda name, head: Metric(name, rows=lambda m, y, w: (head.mean(m) - y) ** 2),
     "mae": lambda name, head: Metric(name, rows=lambda m, y, w: (head.mean(m) - y).abs()),
-    "r2": lambda name, head: Metric(name, True, column=head.mean, value=_r2, needs="labels that differ"),
+    "r2": lambda name, head: Metric(
+        name, True, column=head.mean, value=_r2, needs="labels that differ and weights that sum to more than 1"
+    ),
     "var": lambda name, head: Metric(name, True, column=head.mean, value=_explained),
 }
 

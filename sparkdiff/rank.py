@@ -30,6 +30,7 @@ from sparkdiff import checkpoint, losses, metrics
 from sparkdiff.disk import room
 from sparkdiff.errors import FullDiskError, SparkdiffError
 from sparkdiff.graph import Version
+from sparkdiff.lease import check_passed_on
 from sparkdiff.losses import Objective
 from sparkdiff.measure import Data, Score, rows_at_once
 from sparkdiff.metrics import Metric
@@ -119,11 +120,8 @@ class Checkpoints:
             except (FullDiskError, OSError) as e:
                 if training.ended and self.awaited:
                     raise
-                why = (
-                    e
-                    if isinstance(e, FullDiskError)
-                    else f"a checkpoint cannot be written to {self.path}: {e.strerror}"
-                )
+                known = f"a checkpoint cannot be written to {self.path}: {getattr(e, 'strerror', None) or e}"
+                why = e if isinstance(e, FullDiskError) else known
                 training.unsaved = (
                     training.unsaved or f"{why}. Training went on without it, and a crash would have cost more"
                 )
@@ -158,7 +156,7 @@ def _train(assignment: Assignment, here: Path, team: Team, watchdog: Watchdog) -
     state = here.parent / "state.pt"
     if (saved := checkpoint.load(state)) is not None:
         training.load(saved)
-    saves, last = Checkpoints(state, assignment.options.timeout, awaited=True), 0.0
+    saves, last = Checkpoints(state, assignment.options.timeout, lambda: check_passed_on(here), awaited=True), 0.0
 
     def on_step(training: Training) -> None:
         nonlocal last

@@ -166,7 +166,7 @@ class Training:
         self.history, self.gains = list(state["history"]), list(state["gains"])
         self.columns = [(k, epoch) for k, epoch in state["columns"]]
         self.standings = [Standing(**s) for s in state["standings"]]
-        self._saved, self.unsaved = state["candidates"], state.get("unsaved", "")
+        self._saved, self.unsaved = state["candidates"], state["unsaved"]
 
     def fit(self, candidates: Candidates, data: Data, batch: Batch, objective: Objective) -> None:
         """One step of every active candidate on this process's rows of a batch, of which there may be none.
@@ -268,9 +268,7 @@ def train(
         candidates = training.begin(data)
         while not training.ended:
             together = 1 if candidates.reach is None else training.together
-            first = (
-                training.step // together * together
-            )  # where the batches begin that those of the next step are among
+            first = training.step // together * together  # of the batches that those of the next step are among
             steps = data.stream.batches(
                 "train", batchSize=options.batchSize, epoch=training.epoch, first=first, rank=data.team.rank,
                 world=data.team.world, prepare=data.prepare, whole=candidates.augments,

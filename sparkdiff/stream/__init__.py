@@ -110,8 +110,8 @@ class Stream:
         """This rank's shares of a step, in the order of its rows."""
         steps, shards, parts = self.steps(split, batchSize), self._shards(split), self._parts(rank, world)
         rows = [sum(piece.rows for piece in shards[part.shard]) for part in parts]
-        counts = step_bounds(rows, steps)[:, step : step + 2]
-        counts = counts[:, 1:] - counts[:, :-1]
+        ends = step_bounds(rows, steps, step, step + 1)
+        counts = ends[:, 1:] - ends[:, :-1]
         numbers = np.concatenate([counts, *own_rows(counts, parts)], axis=1).tolist()
         return [Share(part.shard, *found) for part, found in zip(parts, numbers, strict=True)]
 

@@ -35,9 +35,13 @@ def shard_order(sizes: Sequence[int], key: Sequence[int] | None) -> Order:
     return pieces, (generator.permutation(sizes[i]) for i in pieces)
 
 
-def step_bounds(rows: Sequence[int], steps: int) -> Rows:
-    """Where in its order each shard's share of each step begins, and the last one ends: (shards, steps + 1)."""
-    return np.array(rows, dtype=np.int64)[:, None] * np.arange(steps + 1) // max(steps, 1)
+def step_bounds(rows: Sequence[int], steps: int, first: int = 0, last: int | None = None) -> Rows:
+    """Where in its order each shard's share of the steps from `first` to before `last` (all) begins, and the last one ends.
+
+    (shards, last - first + 1)
+    """
+    numbers = np.arange(first, (steps if last is None else last) + 1)
+    return np.array(rows, dtype=np.int64)[:, None] * numbers // max(steps, 1)
 
 
 @dataclass(frozen=True)

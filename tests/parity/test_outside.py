@@ -237,3 +237,15 @@ def test_no_column_changes_that_the_plan_does_not_name(known: Fitted, df: DataFr
     named_ones = set(asked.outside_columns(asked.trainable))
     assert bool(named_ones) == bool(shared)
     assert changed(asked) - inside - behind == named_ones
+
+
+def test_what_trains_on_request_is_named_where_only_the_outside_bars_it(known: Fitted, df: DataFrame) -> None:
+    first = known["assembler"].getInputCols()[0]
+    shared = PipelineModel([
+        named("cut", Binarizer, inputCol=first, outputCol="above", threshold=0.5),
+        named("side", Binarizer, inputCol="above", outputCol="aside", threshold=0.1),
+        named("two", VectorAssembler, inputCols=["above"], outputCol="x"),
+        copy(known["linear"], featuresCol="x"),
+    ])  # fmt: skip
+    assert reason(plan(shared), "cut") == "nothing to train; trains on request (unfreeze): threshold"
+    assert trained(plan(shared, unfreeze=["cut.threshold"])) == ["cut", "linear"]

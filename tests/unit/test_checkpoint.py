@@ -163,3 +163,27 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 def test_attempts_are_numbered(tmp_path: Path) -> None:
     run = RunFolder.open(tmp_path, "run", {}, replace=False)
     assert [run.attempt().name for _ in range(3)] == ["attempt-1", "attempt-2", "attempt-3"]
+
+
+def test_a_disk_that_says_in_the_end_that_it_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a network's file system does: the checkpoint before is still in its place."""
+    path = tmp_path / "state.pt"
+    checkpoint.save(path, {"epoch": 1})
+
+    def full(file: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.save(path, {"epoch": 2})
+    assert path.exists() and checkpoint.load(path) == {"epoch": 1}
+
+
+def test_a_run_that_fails_keeps_a_checkpoint_under_either_name(tmp_path: Path) -> None:
+    folder = RunFolder.open(tmp_path, "job", {"a": 1}, replace=False)
+    checkpoint.save(folder.state, {"epoch": 1})
+    folder.state.rename(folder.state.with_name("state.pt.previous"))  # as a kill between two renames leaves it
+    failing = folder.kept(always=True)
+    failing.__enter__()
+    assert not failing.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    assert checkpoint.load(folder.state) == {"epoch": 1}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import threading
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from ranks import CASES, assignment, write_cache
 from sparkdiff import checkpoint
 from sparkdiff.disk import free, full, room, size
 from sparkdiff.errors import FullDiskError, InputError
+from sparkdiff.launch import Attempt
 from sparkdiff.parallel import ALONE
 from sparkdiff.rank import Assignment, Checkpoints, work
 from sparkdiff.stream import Stream
@@ -102,3 +104,14 @@ def test_the_end_that_others_wait_for_must_be_written(given: Assignment, tmp_pat
         pytest.raises(FullDiskError, match=r"checkpoint cannot be written .*state.pt: .*set checkpointDir"),
     ):
         trained(given, Checkpoints(tmp_path / "state.pt", 1e9, awaited=True))
+
+
+def test_a_file_of_progress_without_a_line_ends_nothing(tmp_path: Path) -> None:
+    """On a full disk it is made, and stays empty; its time says that the processes are alive."""
+    (tmp_path / "progress.jsonl").touch()
+    attempt = Attempt.__new__(Attempt)
+    attempt.here, attempt.timeout, said = tmp_path, 60.0, []
+    thread = threading.Thread(target=threading.Event().wait, args=(0.5,))
+    thread.start()
+    attempt._watch(thread, lambda epoch, best: said.append(epoch))
+    assert not attempt.stalled and not said

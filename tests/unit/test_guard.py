@@ -461,3 +461,9 @@ def test_without_a_true_loss_few_runs_find_one():
         member = torch.rand((40, 500), generator=generator) < 0.2
         found += bool((guard.worsening(member * rows, level=0.05, seed=seed) < 0.05).any())
     assert found / runs < 0.075  # 5% and 2.3 standard errors
+
+
+def test_gains_whose_squares_are_nothing_are_none():
+    tiny = torch.full((1, 100), 1e-170, dtype=torch.float64)
+    verdict = decide(tiny, torch.ones(100, dtype=torch.float64), chosen=0, original=tiny[0])
+    assert not verdict.accepted and verdict.best == -1

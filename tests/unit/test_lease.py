@@ -198,3 +198,17 @@ def test_a_job_that_lost_its_output_leaves_it_as_it_is(tmp_path: Path) -> None:
         with held(path, "output run", beat=60) as again:
             run.write_run(outcome, config, Phases(shown=False), {}, {}, again)
     assert json.loads((output / "summary.json").read_text())["fingerprints"]["cache"] == "c"
+
+
+def test_processes_of_an_attempt_write_for_its_owner_only(tmp_path: Path) -> None:
+    run_folder = tmp_path / "job"
+    attempt = run_folder / "attempt-1"
+    attempt.mkdir(parents=True)
+    lease.check_passed_on(attempt)  # of a run without a lease
+    with held(lease.lease_of(run_folder), "it") as first:
+        first.pass_on(attempt)
+        lease.check_passed_on(attempt)
+        content = json.loads(first.path.read_text())
+        first.path.write_text(json.dumps(content | {"owner": "another", "pid": 7}))
+        with pytest.raises(HeldError, match="another process's by now, process 7 on"):
+            lease.check_passed_on(attempt)

@@ -28,7 +28,7 @@ import sparkdiff.stream as streams
 from sparkdiff.errors import InputError
 from sparkdiff.sparse import SparseRows
 from sparkdiff.stream import DamagedCacheError, Stream, petastorm
-from sparkdiff.stream.rows import divided
+from sparkdiff.stream.rows import divided, step_bounds
 
 HAS_PETASTORM = not petastorm.refusal(Path("/"), ())
 needs_petastorm = pytest.mark.skipif(not HAS_PETASTORM, reason="Petastorm is not usable here")
@@ -719,3 +719,8 @@ def test_weights_that_doubles_hardly_hold_are_divided() -> None:
     found = divided(tiny, int(np.frexp(1e-310)[1]))
     assert bool(((found > 0) & (found <= 1)).all())
     assert torch.equal(found / found[0], torch.tensor([1.0, 2024.0, 1e-310 / 5e-324], dtype=torch.float64))
+
+
+def test_bounds_of_some_steps_are_those_of_all() -> None:
+    every = step_bounds([7, 100, 3], 9)
+    assert (step_bounds([7, 100, 3], 9, 4, 6) == every[:, 4:7]).all()
