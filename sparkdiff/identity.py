@@ -6,18 +6,20 @@ where all that decides them is the same, in this process and in another one. Wha
 
 from __future__ import annotations
 
+import contextlib
 import copyreg
 import dis
 import functools
 import hashlib
 import importlib
+import importlib.metadata
 import importlib.util
 import pickle
 import site
 import sys
 import sysconfig
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,9 @@ UNSPOKEN = frozenset(
     | {"__annotations_cache__", "__firstlineno__", "__static_attributes__", "__slotnames__", "_abc_impl"}
 )  # fmt: skip
 """Attributes of a class that decide nothing, or that Python adds by and by."""
+
+UNINSTALLED = ("sparkdiff", "pyspark")
+"""Packages that may lie in any folder, and of which what they say of themselves is enough."""
 
 
 class UntoldError(Exception):
@@ -229,7 +234,7 @@ class _Teller:
             parts = (
                 reduced if isinstance(reduced, str) else [list(p) if isinstance(p, Iterator) else p for p in reduced]
             )
-        except (TypeError, ValueError, AttributeError, RuntimeError, pickle.PicklingError) as e:
+        except (TypeError, ValueError, AttributeError, RuntimeError, pickle.PickleError) as e:
             raise UntoldError(f"an object of {type(value).__module__}.{type(value).__qualname__}") from e
         if not isinstance(parts, str):
             self.all("object", parts)
@@ -250,15 +255,16 @@ def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
 
 
 def _imported(code: types.CodeType, package: str | None) -> Iterator[types.ModuleType | None]:
-    """The modules that a function imports itself; None for one that isn't there."""
-    steps = list(dis.get_instructions(code))
+    """The modules that a function imports itself; None for one that can't be imported, as the function can't import it either."""
+    # Before an operand above 255 stands one that holds its upper bits.
+    steps = [step for step in dis.get_instructions(code) if step.opname != "EXTENDED_ARG"]
     for i, step in enumerate(steps):
         if step.opname == "IMPORT_NAME":
             level = steps[i - 2].argval
             try:
                 name = importlib.util.resolve_name("." * (level or 0) + step.argval, package)
                 yield importlib.import_module(name)
-            except ImportError:
+            except (Exception, SystemExit):  # whatever its code raises
                 yield None
 
 
@@ -289,23 +295,48 @@ def _libraries() -> tuple[str, ...]:
 
 
 def _installed(module: str) -> bool:
-    """Whether a module is of Python, of an installed package, or ours: code that a version stands for."""
+    """Whether a module is of Python, of an installed package, or ours: code that a version stands for.
+
+    A package that was installed to be edited keeps its version while its code changes, but lies elsewhere.
+    """
     top = module.partition(".")[0]
-    if top in ("builtins", "sparkdiff", "pyspark"):  # Spark may come with a folder of its own
+    if top in ("builtins", *UNINSTALLED):
         return True
     if top == "__main__" or module not in sys.modules:
         return False
     file = _file(module)
-    return module in sys.builtin_module_names or (bool(file) and str(Path(file).resolve()).startswith(_libraries()))
+    if module in sys.builtin_module_names:
+        return True
+    known = top in sys.stdlib_module_names or bool(_version(top))
+    return known and bool(file) and str(Path(file).resolve()).startswith(_libraries())
+
+
+def _version(top: str) -> str:
+    """The version of a package, by itself and as it was installed; "" where it has none, or is of Python."""
+    own = getattr(sys.modules.get(top), "__version__", "")
+    releases = () if top in UNINSTALLED else _releases(top)
+    return " ".join([*([own] if isinstance(own, str) and own else []), *releases])
+
+
+@functools.cache
+def _releases(top: str) -> tuple[str, ...]:
+    out = []
+    for name in sorted({name for name in _distributions().get(top, ()) if name}):  # None: its metadata are damaged
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            if version := importlib.metadata.version(name):
+                out.append(f"{name} {version}")
+    return tuple(out)
+
+
+@functools.cache
+def _distributions() -> Mapping[str, list[str]]:
+    return importlib.metadata.packages_distributions()
 
 
 def _facts(module: str) -> str:
-    """A module's name, its package's version and the hash of its file; of Python and of us the version says all."""
+    """A module's name, its package's version and the hash of its file; of us the version says all."""
     top = module.partition(".")[0]
-    version = getattr(sys.modules.get(top), "__version__", "")
-    return (
-        f"{module} {version if isinstance(version, str) else ''} {'' if top == 'sparkdiff' else _hash(_file(module))}"
-    )
+    return f"{module} {_version(top)} {'' if top == 'sparkdiff' else _hash(_file(module))}"
 
 
 @functools.lru_cache(maxsize=256)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import importlib
+import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import sparkdiff.identity as modules
 from sparkdiff.identity import UntoldError, identity
 
 MODULE = """
@@ -241,3 +244,105 @@ def test_arrays_of_all_kinds() -> None:
 
 def test_names_that_do_not_count() -> None:
     assert identity(["pca_1__output"], bare=lambda text: text.replace("pca_1", "")) == identity(["__output"])
+
+
+def doubled(x: torch.Tensor) -> torch.Tensor:
+    return x * 2
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script. is deprecated")
+def test_a_scripted_function_cannot_be_told() -> None:
+    with pytest.raises(UntoldError, match=r"an object of torch\.jit"):
+        identity(torch.jit.script(doubled))
+
+
+@pytest.mark.parametrize(
+    "code", ["raise RuntimeError('no GPU')", "import sys; sys.exit(1)", "1 / 0", "import not_there"]
+)
+def test_an_import_inside_a_function_may_fail_as_it_likes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    (tmp_path / "fails_to_load.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def lazy(outputs: Any, label: Any, weight: Any) -> Any:
+        import fails_to_load  # type: ignore[import-not-found]
+
+        return fails_to_load.squared(label)
+
+    assert identity(lazy) == identity(lazy)
+
+
+def test_imports_of_a_function_of_many_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python writes an operand above 255 in two instructions."""
+    (tmp_path / "many_helpers.py").write_text("def squared(x):\n    return x**2\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    names = "\n".join(f"    name{i}" for i in range(300))
+    own: dict[str, Any] = {}
+    exec(f"def many(x):\n{names}\n    from many_helpers import squared\n    return squared(x)", own)
+    first = identity(own["many"])
+    monkeypatch.setattr(sys.modules["many_helpers"], "squared", lambda x: x**3)
+    assert identity(own["many"]) != first
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int, str | None], str]]:
+    """The identity of a loss in an installed package without `__version__`, whose helper raises to a power."""
+    libraries, paths = (*modules._libraries(), f"{tmp_path.resolve()}/lib"), list(sys.path)
+    monkeypatch.setattr(modules, "_libraries", lambda: libraries)
+
+    def forget() -> None:
+        for name in ("inhouse", "inhouse.losses", "inhouse.helpers"):
+            sys.modules.pop(name, None)
+        modules._releases.cache_clear()
+        modules._distributions.cache_clear()
+
+    def install(exponent: int, version: str | None) -> str:
+        site = tmp_path / f"lib{len(list(tmp_path.iterdir()))}"  # Python keeps listings of folders
+        monkeypatch.setattr(sys, "path", [str(site), *paths])
+        (site / "inhouse").mkdir(parents=True)
+        (site / "inhouse" / "__init__.py").write_text("")
+        (site / "inhouse" / "losses.py").write_text(
+            "from inhouse.helpers import power\n\n\ndef loss(o, l, w):\n    return power(o - l)\n"
+        )
+        (site / "inhouse" / "helpers.py").write_text(f"def power(x):\n    return x**{exponent}\n")
+        if version is not None:
+            info = site / f"in_house-{version}.dist-info"
+            info.mkdir()
+            (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: in-house\nVersion: {version}\n")
+            (info / "top_level.txt").write_text("inhouse\n")
+        forget()
+        return identity(importlib.import_module("inhouse.losses").loss)
+
+    yield install
+    forget()
+
+
+def test_a_package_without_a_version_is_told_by_its_code(package: Callable[[int, str | None], str]) -> None:
+    first = package(2, None)
+    assert package(2, None) == first
+    assert package(3, None) != first  # in a module beside that of the loss
+
+
+def test_a_package_is_told_by_the_version_that_was_installed(package: Callable[[int, str | None], str]) -> None:
+    first = package(2, "1.0")
+    assert package(2, "1.0") == first
+    assert package(3, "1.1") != first
+    assert modules._installed("inhouse.losses")
+
+
+def test_a_package_that_is_edited_where_it_lies_is_told_by_its_code(
+    package: Callable[[int, str | None], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package(2, "1.0")
+    # As `pip install -e` has it: the version among the installed ones, the code elsewhere.
+    shutil.move(tmp_path / "lib0" / "inhouse", tmp_path / "edited" / "inhouse")
+    monkeypatch.syspath_prepend(str(tmp_path / "edited"))
+    for name in ("inhouse", "inhouse.losses", "inhouse.helpers"):
+        del sys.modules[name]
+    loss = importlib.import_module("inhouse.losses").loss
+    first = identity(loss)
+    assert not modules._installed("inhouse.losses")
+    assert modules._releases("inhouse") == ("in-house 1.0",)
+    monkeypatch.setattr(sys.modules["inhouse.losses"], "power", lambda x: x**3)
+    assert identity(loss) != first
