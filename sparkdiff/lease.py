@@ -205,9 +205,10 @@ def _look(path: Path) -> _Seen | None:
     except FileNotFoundError:
         return None
     try:
-        return _Seen(json.loads(content), stat.st_ino, stat.st_mtime_ns)
+        told = json.loads(content)
     except ValueError:  # not written yet
-        return _Seen({}, stat.st_ino, stat.st_mtime_ns)
+        told = None
+    return _Seen(told if isinstance(told, dict) else {}, stat.st_ino, stat.st_mtime_ns)
 
 
 def _age(path: Path, seen: _Seen) -> float:

@@ -101,7 +101,7 @@ def check_java() -> None:
         return  # which may choose another one
     home, needed = os.environ.get("JAVA_HOME"), 17 if VERSION >= (4, 0) else 8
     java, told = ("java", "the java on PATH") if not home else (f"{home}/bin/java", f"JAVA_HOME={home}")
-    way = "set JAVA_HOME to the folder of a Java 17"
+    way = f"set JAVA_HOME to the folder of a Java {17 if needed == 17 else '8, 11 or 17'}"
     try:
         asked = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as e:
@@ -110,7 +110,7 @@ def check_java() -> None:
     found = re.search(r'version "(?:1\.)?(\d+)', asked.stderr + asked.stdout)
     if asked.returncode or (found and int(found[1]) < needed):
         what = "doesn't run" if asked.returncode or not found else f"is Java {found[1]}"
-        raise InputError(f"{told} {what}, and Spark {pyspark.__version__} needs Java 17: {way}")
+        raise InputError(f"{told} {what}, and Spark {pyspark.__version__} needs Java {needed} or later: {way}")
 
 
 def ml_context(spark: SparkSession) -> Any:

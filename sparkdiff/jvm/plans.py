@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -79,8 +79,14 @@ def plan_facts(df: DataFrame, *, after_stages: bool = False) -> dict[str, Any] |
         return None
     if None in roots or None in relations:
         return None
-    digest = hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
-    return {"plan": text, "analyzed": digest, "schema": df.schema.json(), "roots": roots, "relations": relations}
+    # As text: where names of columns hold uids, they are replaced in it.
+    return {
+        "plan": text,
+        "analyzed": json.dumps(tree, sort_keys=True),
+        "schema": df.schema.json(),
+        "roots": roots,
+        "relations": relations,
+    }
 
 
 def described(text: str, *, after_stages: bool = False) -> Any:
@@ -208,7 +214,8 @@ def file_facts(spark: SparkSession, uris: Iterable[str]) -> list[list[Any]]:
     local = {uri: unquote(parts.path) for uri in uris if (parts := urlsplit(uri)).scheme == "file" and not parts.netloc}
     with ThreadPoolExecutor(16) as pool:
         found = dict(zip(local, pool.map(local_facts, local.values()), strict=True))
-    return [[uri, *(found.get(uri) or remote_facts(spark, uri))] for uri in uris]
+    remote = remote_facts(spark, [uri for uri in uris if not found.get(uri)])
+    return [[uri, *(found.get(uri) or remote[uri])] for uri in uris]
 
 
 def local_facts(path: str) -> list[Any] | None:
@@ -223,24 +230,31 @@ def local_facts(path: str) -> list[Any] | None:
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, digest.hexdigest()]
 
 
-def remote_facts(spark: SparkSession, uri: str) -> list[Any]:
+def remote_facts(spark: SparkSession, uris: Sequence[str]) -> dict[str, list[Any]]:
+    """By address the length, the time of change, and what else the file system has."""
+    if not uris:
+        return {}
     jvm: Any = spark._jvm
-    path = jvm.org.apache.hadoop.fs.Path(jvm.java.net.URI.create(uri))
     conf = spark._jsparkSession.sessionState().newHadoopConf()  # type: ignore[attr-defined]
-    system = path.getFileSystem(conf)
-    status = system.getFileStatus(path)
-    return [status.getLen(), status.getModificationTime(), _version(jvm, system, path, status)]
+    out = {}
+    for uri in uris:
+        path = jvm.org.apache.hadoop.fs.Path(jvm.java.net.URI.create(uri))
+        system = path.getFileSystem(conf)
+        status = system.getFileStatus(path)
+        out[uri] = [status.getLen(), status.getModificationTime(), _version(jvm, system, path, status)]
+    return out
 
 
 def _version(jvm: Any, system: Any, path: Any, status: Any) -> str | None:
     """What a file system has that differs between two contents of one path."""
     is_a = jvm.py4j.reflection.TypeUtil.isInstanceOf
-    try:
-        if is_a("org.apache.hadoop.fs.EtagSource", status) and status.getEtag():
-            return str(status.getEtag())
-        if is_a("org.apache.hadoop.hdfs.protocol.HdfsFileStatus", status):
-            return str(status.getFileId())
-        checksum = system.getFileChecksum(path)
-    except (Py4JError, PySparkException):
-        return None
-    return None if checksum is None else str(checksum.toString())
+    for probe in (
+        lambda: is_a("org.apache.hadoop.fs.EtagSource", status) and status.getEtag(),
+        lambda: is_a("org.apache.hadoop.hdfs.protocol.HdfsFileStatus", status) and status.getFileId(),
+        lambda: (checksum := system.getFileChecksum(path)) and checksum.toString(),
+    ):
+        # Each on its own: a class that isn't there (EtagSource came with Hadoop 3.3.2) says nothing of the others.
+        with contextlib.suppress(Py4JError, PySparkException):
+            if found := probe():
+                return str(found)
+    return None

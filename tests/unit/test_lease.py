@@ -212,3 +212,13 @@ def test_processes_of_an_attempt_write_for_its_owner_only(tmp_path: Path) -> Non
         first.path.write_text(json.dumps(content | {"owner": "another", "pid": 7}))
         with pytest.raises(HeldError, match="another process's by now, process 7 on"):
             lease.check_passed_on(attempt)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "null", "1"])
+def test_a_file_that_is_no_lease_runs_out_as_one(path: Path, content: str) -> None:
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    with pytest.raises(HeldError, match="a process that is just beginning"), held(path, "x", beat=BEAT, lasts=LASTS):
+        pass
+    with held(path, "x", wait=60, beat=BEAT, lasts=LASTS) as mine:
+        assert not mine.lost()

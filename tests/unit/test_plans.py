@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from py4j.protocol import Py4JError
 
-from sparkdiff.jvm.plans import END, described, files_of, local_facts
+from sparkdiff.jvm.plans import END, described, file_facts, files_of, local_facts
 from sparkdiff.jvm.settings import NO_EFFECT, counts
 
 CATALYST = "org.apache.spark.sql.catalyst.expressions."
@@ -112,3 +113,43 @@ def test_settings_are_told_by_whole_names_or_by_beginnings() -> None:
     assert not counts("spark.sql.shuffle.partitions")
     assert not counts("spark.databricks.session.id")
     assert all(key.startswith("spark.sql.") and not counts(key) for key in NO_EFFECT)
+
+
+class Hadoop:
+    """A session beside a Hadoop whose file status is one of HDFS."""
+
+    def __init__(self, *, has_etags: bool) -> None:
+        self.confs, self._jvm, self._jsparkSession = 0, self, self
+        self.org = self.java = self.py4j = self.apache = self.hadoop = self.fs = self.net = self.reflection = self
+        self.has_etags = has_etags
+        self.TypeUtil = self.URI = self
+
+    def isInstanceOf(self, name: str, status: Any) -> bool:
+        if name.endswith("EtagSource") and not self.has_etags:
+            raise Py4JError("java.lang.ClassNotFoundException: org.apache.hadoop.fs.EtagSource")
+        return name.endswith("HdfsFileStatus")
+
+    def create(self, uri: str) -> str:
+        return uri
+
+    def sessionState(self) -> Any:
+        return self
+
+    def newHadoopConf(self) -> None:
+        self.confs += 1
+
+    def Path(self, uri: str) -> Any:
+        status = Java("org.apache.hadoop.hdfs.protocol.HdfsFileStatus", getLen=7, getModificationTime=9, getFileId=5)
+        system = Java("org.apache.hadoop.hdfs.DistributedFileSystem")
+        system.getFileStatus = lambda path: status
+        path = Java("org.apache.hadoop.fs.Path")
+        path.getFileSystem = lambda conf: system
+        return path
+
+
+@pytest.mark.parametrize("has_etags", [True, False])
+def test_a_hadoop_without_etags_tells_files_by_their_ids(has_etags: bool) -> None:
+    spark: Any = Hadoop(has_etags=has_etags)
+    uris = ["hdfs://a/b", "hdfs://a/c"]
+    assert file_facts(spark, uris) == [[uri, 7, 9, "5"] for uri in uris]
+    assert spark.confs == 1  # building one takes a while
