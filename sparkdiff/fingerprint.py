@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyspark.ml import PipelineModel
+from pyspark.ml import Model, PipelineModel
+from pyspark.ml.feature import SQLTransformer
 from pyspark.ml.param import Param, Params
 from pyspark.sql import DataFrame
 
@@ -80,11 +81,12 @@ def source_facts(df: DataFrame) -> dict[str, Any]:
 
 
 def _anonymous(facts: Any, uids: list[str]) -> str:
-    """Plans after stages whose columns are named by uids, the same whenever these stages were fitted."""
+    """Plans after stages whose columns are named by uids, the same whenever these stages were fitted or loaded."""
     text = json.dumps(facts)
     for i, uid in enumerate(uids):
-        text = text.replace(uid, f"uid{i}")
-    return text
+        # The view by which SQL reads its input is named anew each time, in lower case by default.
+        text = re.sub(rf"{re.escape(uid)}_[0-9a-f]{{12}}(?!_)", f"view{i}", text, flags=re.IGNORECASE)
+    return without_uids(uids)(text)
 
 
 def _saved_bytes(graph: Graph, folder: Path) -> list[str] | None:
@@ -103,7 +105,8 @@ def params_of(pipeline: Any) -> str:
     """Classes and Params of an unfitted pipeline, free of uids: the same text stands for the same pipeline.
 
     Raises:
-        UntoldError: they don't tell it whole, as a stage isn't Spark's own, or reads what isn't in them; names the stage.
+        UntoldError: they don't tell it whole, as a stage isn't Spark's own, is fitted, or reads what isn't in them; names the
+            stage.
     """
     return json.dumps(_described(pipeline, []), sort_keys=True)
 
@@ -114,8 +117,9 @@ def _described(stage: Any, uids: list[str]) -> Any:
     who = f"{stage.uid} ({kind.__name__})"
     if not kind.__module__.startswith("pyspark.ml."):
         raise UntoldError(f"the code of {who} isn't Spark's own")
-    if kind.__name__ == "SQLTransformer":
-        raise UntoldError(f"the statement of {who} may call functions and read tables of the session")
+    if isinstance(stage, Model):
+        raise UntoldError(f"{who} is fitted: its Params don't hold what it has learnt")
+    check_reads_its_input_only(stage)
     uids.append(stage.uid)
     params = jvm.defined_params(stage)
     params["default"].pop("seed", None)  # differs between two Python processes
@@ -124,6 +128,14 @@ def _described(stage: Any, uids: list[str]) -> Any:
         return [f"{kind.__module__}.{kind.__name__}", {k: _value(values[k], uids) for k in sorted(values)}]
     except TypeError as e:
         raise UntoldError(f"{e} in {who}") from e
+
+
+def check_reads_its_input_only(stage: Any) -> None:
+    """Raise UntoldError where a stage may read more than its input, which neither its Params nor its saved bytes tell."""
+    if isinstance(stage, SQLTransformer):
+        raise UntoldError(
+            f"the statement of {stage.uid} ({type(stage).__name__}) may call functions and read tables of the session"
+        )
 
 
 def _value(value: Any, uids: list[str]) -> Any:

@@ -32,7 +32,7 @@ from sparkdiff.cache import moved, root
 from sparkdiff.checkpoint import NONCE, UNTOLD
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.finetune import Outcome, fine_tune, prepare, told
-from sparkdiff.fingerprint import hash_of, hash_of_folder, params_of, source_facts
+from sparkdiff.fingerprint import check_reads_its_input_only, hash_of, hash_of_folder, params_of, source_facts
 from sparkdiff.identity import UntoldError, identity
 from sparkdiff.lease import Lease, held
 from sparkdiff.nesting import flatten
@@ -433,7 +433,9 @@ def _run(config: Config, lease: Lease) -> FineTuningSummary:
         ]
         say(f"data: {', '.join(config.data)}")
         made, path = _made(spark, config, sources)
-    inputs = _inputs(sources, made, path, options) if "runId" in config.options else {}
+    with disk.room("what is kept of the pipeline", root(options), ROOM_OF_CACHES):
+        content = None if isinstance(made, Estimator) else hash_of(made, path, root(options))
+    inputs = _inputs(sources, made, content) if "runId" in config.options else {}
     if found is not None:
         before = found["fingerprints"].get("inputs", {})
         changed = [name for name in sorted({*before, *inputs}) if before.get(name) != inputs.get(name)]
@@ -448,7 +450,7 @@ def _run(config: Config, lease: Lease) -> FineTuningSummary:
             )
     cuts = find_cuts(sources, options) if isinstance(made, Estimator) else None  # once, for the fit and the cache
     with disk.room("what is kept of the pipeline", root(options), ROOM_OF_CACHES):
-        model, parent = _model(config, made, path, sources, options, cuts, phases)
+        model, parent = _model(config, made, path, content, sources, options, cuts, phases)
     with phases.phase("plan"):
         task = prepare(model, options, sources[0].df)
     if options.verbosity:
@@ -483,14 +485,21 @@ def _request(config: Config) -> str:
     return hashlib.sha256(json.dumps(request, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _inputs(sources: list[Source], made: Any, path: str | None, options: Options) -> dict[str, str]:
-    """Hashes of what a job reads, by name: of the data's content, of the session's settings, and of the pipeline."""
+def _inputs(sources: list[Source], made: Any, content: str | None) -> dict[str, str]:
+    """Hashes of what a job reads, by name: of the data's content, of the session's settings, and of the pipeline.
+
+    Args:
+        content: of a fitted pipeline its content hash; None where it can't be saved.
+    """
 
     def pipeline() -> str:
         if isinstance(made, Estimator):
             return params_of(made)
-        own = [type(s) for _, s in flatten(made) if not type(s).__module__.startswith(("pyspark.ml.", "sparkdiff."))]
-        if (content := hash_of(made, path, root(options))) is None:
+        stages = [stage for _, stage in flatten(made)]
+        for stage in stages:
+            check_reads_its_input_only(stage)
+        own = [type(s) for s in stages if not type(s).__module__.startswith(("pyspark.ml.", "sparkdiff."))]
+        if content is None:
             raise UntoldError("it can't be saved")
         return f"{content} {identity(own)}"
 
@@ -534,13 +543,14 @@ def _made(spark: SparkSession, config: Config, sources: list[Source]) -> tuple[A
 
 
 def _model(
-    config: Config, made: Any, path: str | None, sources: list[Source], options: Options, cuts: Cuts | None, phases: Phases
+    config: Config, made: Any, path: str | None, content: str | None, sources: list[Source], options: Options,
+    cuts: Cuts | None, phases: Phases,
 ) -> tuple[Any, dict[str, Any]]:  # fmt: skip
     """The fitted pipeline, and what the summary says of it: path, content hash and, where there is one, the function."""
     if path is not None:
-        return made, {"path": path.removeprefix("file://"), "hash": hash_of(made, path, root(options))}
+        return made, {"path": path.removeprefix("file://"), "hash": content}
     if not isinstance(made, Estimator):
-        return made, {"path": None, "function": config.pipeline, "hash": hash_of(made, None, root(options))}
+        return made, {"path": None, "function": config.pipeline, "hash": content}
     pipeline = made if isinstance(made, Pipeline) else Pipeline(stages=[made])
     with phases.phase("fit") as say:
         rows = [s for s in sources if s.split not in (TEST, REFERENCE)]

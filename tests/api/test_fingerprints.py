@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from pyspark.ml import Pipeline
+from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.feature import (
     HashingTF,
     OneHotEncoder,
@@ -313,7 +313,7 @@ def test_what_differs_between_two_contents_is_asked_of_the_file_system(spark: Sp
     uri = (tmp_path / "rows").as_uri()
     spark.range(3).coalesce(1).write.parquet(uri)
     (file,) = spark.read.parquet(uri).inputFiles()
-    length, _, checksum = remote_facts(spark, file)
+    length, _, checksum = remote_facts(spark, [file])[file]
     assert length == Path(file.removeprefix("file://")).stat().st_size
     assert checksum is None or len(checksum) > 8
 
@@ -359,9 +359,24 @@ def test_the_query_behind_a_view_that_a_stage_reads_counts(spark: SparkSession, 
     ]
     fitted = Pipeline(stages=stages).fit(df)
     first = cached(fitted, df, folder)
+    assert cached(fitted, df, folder).hit
     joined(1.0)
     assert not (second := cached(fitted, df, folder)).hit
     assert second.fingerprint != first.fingerprint
+
+
+def test_default_names_of_columns_before_an_sql_stage_change_nothing(df: DataFrame, folder: Path) -> None:
+    """They hold uids, which the next fit draws anew, as does each look at the rows for the view that the SQL reads."""
+
+    def fitted() -> PipelineModel:
+        words = Tokenizer(inputCol="hour")
+        hashed = HashingTF(inputCol=words.getOutputCol(), outputCol="x", numFeatures=16)
+        sql = SQLTransformer(statement="SELECT *, temp * 2 AS twice FROM __THIS__")
+        linear = LinearRegression(featuresCol="x", labelCol="riders", maxIter=1)
+        return Pipeline(stages=[words, sql, hashed, linear]).fit(df)
+
+    assert not cached(fitted(), df, folder).hit
+    assert cached(fitted(), df, folder).hit
 
 
 # End to end -----------------------------------------------------------------------------------------------------------

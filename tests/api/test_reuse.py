@@ -312,3 +312,12 @@ def test_a_finished_job_is_returned_for_the_same_data_and_pipeline_only(
     other = owner(tmp_path / ".run.lease")
     with pytest.raises(HeldError, match=rf"output {tmp_path}/run is held by process {other.pid} on"):
         job()
+
+
+def test_a_finished_job_whose_sql_reads_tables_is_not_returned(spark: SparkSession, numeric: PipelineModel) -> None:
+    """Its statement stays as it is while the table changes."""
+    sql = SQLTransformer(statement="SELECT t.*, m.mean FROM __THIS__ t JOIN means m ON t.hour = m.hour")
+    plain, joined = (run._inputs([], made, "content")["pipeline"] for made in (numeric, PipelineModel([sql, numeric])))
+    assert plain == run._inputs([], numeric, "content")["pipeline"]
+    assert f"the statement of {sql.uid} (SQLTransformer) may call functions and read tables of the session" in joined
+    assert joined != run._inputs([], PipelineModel([sql, numeric]), "content")["pipeline"]

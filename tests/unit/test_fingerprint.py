@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyspark.ml import Pipeline, PipelineModel
+from pyspark.ml.feature import CountVectorizerModel, StringIndexerModel
 
-from sparkdiff.fingerprint import hash_of_folder
+from sparkdiff.fingerprint import _anonymous, hash_of_folder, params_of
+from sparkdiff.identity import UntoldError
 
 VALUES = [[1.5, -0.0, float("inf")], [], None]
 
@@ -59,3 +63,26 @@ def test_it_is_the_same_everywhere_and_whenever(tmp_path: Path) -> None:
 )
 def test_it_tells_apart(changes: dict[str, Any], tmp_path: Path) -> None:
     assert hash_of_folder(save(tmp_path / "a")) != hash_of_folder(save(tmp_path / "b", **changes))
+
+
+@pytest.mark.parametrize("model", [CountVectorizerModel, StringIndexerModel, lambda: PipelineModel([])])
+def test_what_a_model_has_learnt_is_not_in_its_params(model: Callable[[], Any]) -> None:
+    fitted = model()
+    with pytest.raises(
+        UntoldError, match=rf"{fitted.uid} \({type(fitted).__name__}\) is fitted: its Params don't hold"
+    ):
+        params_of(Pipeline(stages=[Pipeline(stages=[fitted])]))
+    assert params_of(Pipeline(stages=[Pipeline(stages=[])]))
+
+
+def test_columns_and_views_named_by_uids_are_the_same_whoever_made_the_stages() -> None:
+    def facts(uid: str, loaded: str, view: str) -> str:
+        names = [{"name": f"{uid}__output"}, {"name": f"{loaded}__output", "qualifier": f"[{view}]"}]
+        return _anonymous(
+            [{"plan": f"Project [{uid}__output]", "analyzed": json.dumps(names)}], [uid, "SQL_0123456789ab"]
+        )
+
+    first = facts("Tokenizer_0123456789ab", "IDF_0123456789ab", "sql_0123456789ab_0123456789ab")
+    assert first == facts("Tokenizer_ba9876543210", "IDF_ba9876543210", "sql_0123456789ab_ba9876543210")
+    assert first != facts("Tokenizer_ba9876543210", "words", "sql_0123456789ab_ba9876543210")
+    assert first != facts("Tokenizer_ba9876543210", "IDF_ba9876543210", "rows")
