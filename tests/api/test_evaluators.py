@@ -175,8 +175,8 @@ def test_a_metric_that_is_undefined_on_the_rows(
     df: DataFrame, folder: Path, head: Any, changed: tuple[str, float], metric: str, sentence: str
 ) -> None:
     model, (label, value) = fitted(head(), df), changed
-    with pytest.raises(InputError, match=f"metric='{metric}' is undefined on the train rows: it needs {sentence}"):
-        tune(model, df.withColumn(label, F.lit(value)), folder, metric=metric)
+    with pytest.raises(InputError, match=f"metric='{metric}' is undefined on the reference rows: it needs {sentence}"):
+        tune(model, df, folder, metric=metric, referenceData=df.withColumn(label, F.lit(value)))
 
 
 def test_a_fit_by_a_metric_that_is_no_mean_over_rows(df: DataFrame, shared: Path) -> None:
