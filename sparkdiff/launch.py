@@ -36,7 +36,6 @@ from sparkdiff import checkpoint, jvm
 from sparkdiff.checkpoint import RunFolder, write_bytes
 from sparkdiff.disk import room
 from sparkdiff.errors import FullDiskError, InputError, SparkdiffError
-from sparkdiff.lease import Lease
 from sparkdiff.parallel import ALONE
 from sparkdiff.preflight import check_cluster
 from sparkdiff.rank import ROOM, Assignment, Checkpoints, work
@@ -112,7 +111,9 @@ def _in_processes(assignment: Assignment, folder: RunFolder, say: Say) -> tuple[
     while True:
         with room("what the processes start from", folder.path, ROOM):
             here = folder.attempt()
-            _equip(here, assignment, folder.lease)
+            _equip(here, assignment)
+            if folder.lease is not None:
+                folder.lease.pass_on(here)
         if not local:
             own = ("petastorm",) if assignment.backend == "petastorm" else ()
             check_cluster(spark, o.numProcesses, here, ("torch", "numpy", "pandas", *own))
@@ -131,7 +132,7 @@ def _in_processes(assignment: Assignment, folder: RunFolder, say: Say) -> tuple[
         say(f"{lost[-1]}; going on from the last checkpoint")
 
 
-def _equip(here: Path, assignment: Assignment, lease: Lease | None) -> None:
+def _equip(here: Path, assignment: Assignment) -> None:
     """Put into an attempt's folder what its processes need: our code, the assignment, and what starts them."""
     with zipfile.ZipFile(here / "sparkdiff.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         _add(archive, importlib.resources.files("sparkdiff"), "sparkdiff")
@@ -150,8 +151,6 @@ def _equip(here: Path, assignment: Assignment, lease: Lease | None) -> None:
         if module is not None:
             cloudpickle.unregister_pickle_by_value(module)
     write_bytes(here / "assignment.pickle", content)
-    if lease is not None:
-        lease.pass_on(here)
     paths = [str(Path(p).absolute()) for p in sys.path if p]
     write_bytes(here / "start.py", f"""import sys
 sys.path[:1] = [{str(here / "sparkdiff.zip")!r}]  # in place of this script's own folder
