@@ -269,11 +269,12 @@ def test_labels_below_all_bounds(df: DataFrame, heads: dict[str, PipelineModel],
 
 
 def test_predictions_beyond_all_bounds(df: DataFrame, heads: dict[str, PipelineModel], shared: Path) -> None:
-    for value, shown in ((1e200, "inf"), (1e100, r".*e\+\d+, whose square no double holds")):
-        sentence = (
-            rf"the mean squared of {heads['linear'].uid} on the \w+ rows is {shown}: .*clean or scale the features"
-        )
-        refused(sentence, heads["linear"], row_7("wind", value)(df), shared)
+    far = rf"the mean squared of {heads['linear'].uid} on the %s rows is %s: .*clean or scale the features"
+    refused(far % (r"\w+", "inf"), heads["linear"], row_7("wind", 1e200)(df), shared)
+    everywhere = df.withColumn("wind", F.col("wind") * 1e100)
+    refused(far % ("validation", r".*e\+\d+, whose square no double holds"), heads["linear"], everywhere, shared)
+    kept = tune(heads["linear"], row_7("wind", 1e100)(df), shared).summary  # trains, and so decides nothing
+    assert kept.decision == "kept original" and any("'wind' holds 1e+100" in w for w in kept.warnings)
     sentence = "the mean logLoss .* square no double holds: .*smaller lossParams"
     refused(sentence, heads["logistic"], df, shared, lossParams={"classWeights": [1e300, 1e300]})
 
