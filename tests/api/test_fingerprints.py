@@ -330,6 +330,7 @@ class Words(Tokenizer):
         return dataset.withColumn("words", F.array(F.concat("hour", F.lit(SUFFIX))))
 
 
+@pytest.mark.once
 def test_a_subclass_of_a_stage_of_sparks_is_told_by_what_it_returns(
     df: DataFrame, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -347,6 +348,7 @@ def test_a_subclass_of_a_stage_of_sparks_is_told_by_what_it_returns(
     assert second.fingerprint != first.fingerprint
 
 
+@pytest.mark.once
 def test_the_query_behind_a_view_that_a_stage_reads_counts(spark: SparkSession, df: DataFrame, folder: Path) -> None:
     def joined(shift: float) -> None:
         df.groupBy("hour").agg((F.avg("wind") + shift).alias("mean")).createOrReplaceTempView("sparkdiff_means")
@@ -388,6 +390,7 @@ def cleaned(df: DataFrame) -> Callable[[str | None], DataFrame]:
     return lambda name: df.na.replace("h0", name, ["hour"])  # type: ignore[type-var]
 
 
+@pytest.mark.once
 def test_a_stale_cache_is_not_hit_and_an_equal_one_is(
     spark: SparkSession, cleaned: Callable[[str | None], DataFrame], folder: Path
 ) -> None:
