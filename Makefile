@@ -1,17 +1,17 @@
-# `make demo` and `make test` set up by themselves all they need; `make help` lists the rest.
-# STACK=modern (or petastorm, spark35), PYTHON=/path/to/python and VENV=folder override what tools/setup.sh would choose.
+# `make demo` and `make test` install everything they need; `make help` lists all targets.
+# STACK=modern (or petastorm, spark35), PYTHON=/path/to/python and VENV=folder override the choices of tools/setup.sh.
 VENV   ?= .venv
 CONFIG ?= conf/bikeshare.yaml
 ARGS   ?=
 
-# Everything runs on the environment's own Spark and Python, on this machine, whatever else the shell is set up for.
+# All targets use the Spark and the Python of the environment, on this machine, whatever the shell's variables say.
 unexport SPARK_HOME PYTHONPATH PYTHONHOME HADOOP_CONF_DIR YARN_CONF_DIR PYSPARK_SUBMIT_ARGS MASTER
 export VENV STACK PYTHON
 export SPARK_CONF_DIR        := $(CURDIR)/conf
 export PYSPARK_PYTHON        := $(abspath $(VENV))/bin/python
 export PYSPARK_DRIVER_PYTHON := $(PYSPARK_PYTHON)
 RUN = "$(VENV)/bin/python" -m
-# Spark's own search for its home breaks on a space in the path.
+# Spark's own search for its home fails if the path contains a space.
 FIND_SPARK = import importlib.util; print(importlib.util.find_spec('pyspark').submodule_search_locations[0])
 
 .PHONY: help demo test quick pytest faults lint format setup clean distclean
@@ -26,7 +26,7 @@ demo:                   ## fine-tune the bike-sharing pipeline (CONFIG=conf/digi
 test: lint              ## lint, then all tests
 	@$(MAKE) --no-print-directory pytest
 
-quick:                  ## the tests that aren't marked slow
+quick:                  ## the tests that are not marked slow
 	@bash tools/setup.sh java dev
 	$(RUN) pytest -m "not slow" $(ARGS)
 
@@ -34,7 +34,7 @@ pytest:                 ## tests without lint (ARGS="tests/laws -x")
 	@bash tools/setup.sh java dev
 	$(RUN) pytest $(ARGS)
 
-faults:                 ## kill and stall the processes of trainings, each fault 3 times; writes docs/reliability.md
+faults:                 ## kill and stall training processes, each fault 3 times; writes docs/reliability.md
 	@bash tools/setup.sh java dev
 	"$(VENV)/bin/python" benchmarks/faults.py --runs 3 --write docs/reliability.md $(ARGS)
 
@@ -43,16 +43,16 @@ lint: setup             ## ruff (rules and format) and mypy
 	$(RUN) ruff format --check .
 	$(RUN) mypy
 
-format: setup           ## let ruff format the code and fix what it can
+format: setup           ## format the code with ruff, and apply its fixes
 	$(RUN) ruff check --fix --exit-zero --quiet .
 	$(RUN) ruff format .
 
-setup:                  ## the environment for developers
+setup:                  ## install the environment for developers
 	@bash tools/setup.sh dev
 
-clean:                  ## delete caches and what Spark drops; runs/ holds models and stays
+clean:                  ## delete caches and Spark's temporary files; runs/ holds models and stays
 	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist *.egg-info spark-warehouse metastore_db derby.log
 	find . -name __pycache__ -type d -not -path "./.venv*" -prune -exec rm -rf {} +
 
-distclean: clean        ## delete the environment, too
+distclean: clean        ## delete the environment too
 	rm -rf "$(VENV)"

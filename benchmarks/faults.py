@@ -1,8 +1,8 @@
-"""What becomes of a training when its processes are killed or stalled: every fault several times, as a table.
+"""Kills and stalls the processes of a training, each fault several times, and prints the outcomes as a table.
 
     python benchmarks/faults.py --runs 3 --write docs/reliability.md
 
-The faults are those of tests/processes, which CI lets happen once each.
+The faults are those of tests/processes, where CI tests each of them once.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ import faults  # noqa: E402
 
 HEAD = """# Reliability
 
-Two processes train; at a random moment after the first checkpoint one of the processes below is sent a real signal (SIGKILL, or
-SIGSTOP for *stalled*, with a timeout of 12 s). The training must go on by itself from its last checkpoint (after a killed driver:
-when the same command is given again), end with the weights and the history of an undisturbed run bit for bit, and leave no
-process behind.
+Two processes train. At a random moment after the first checkpoint, one process of the run receives a real signal: SIGKILL, or
+SIGSTOP for *stalled* (with a timeout of 12 s). The training must continue by itself from its last checkpoint; after a killed driver it
+must continue when the same command is given again. It must end with the weights and the history of an undisturbed run, bit for bit, and
+leave no process behind.
 
-`make faults` makes this table; `tests/processes` lets each fault happen once.
+`make faults` makes this table. `tests/processes` tests each fault once.
 
-| where | what | runs | identical | started again | orphans | seconds, median (largest) |
+| where | fault | runs | identical result | resumed | processes left behind | seconds, median (largest) |
 |---|---|---|---|---|---|---|
 """
 
@@ -72,7 +72,7 @@ def main() -> None:
     text = HEAD + "".join(rows)
     print(text)
     if given.write:
-        _, heading, rest = given.write.read_text().partition("\n## ")  # what isn't about faults stays
+        _, heading, rest = given.write.read_text().partition("\n## ")  # the part about full disks stays
         given.write.write_text(text + heading + rest)
 
 

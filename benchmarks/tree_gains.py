@@ -3,8 +3,8 @@
 Boosted trees and forests on bike sharing (riders per hour from 11 columns) and digits (odd or even), fitted by Spark with its
 own loss on the training rows and fine-tuned under a loss of the owner's; beside them what a sceptic would try in their place:
 twice the trees, a refit on train + validation, LightGBM with like settings and its `refit` on train + validation,
-scikit-learn's HistGradientBoosting brought home, and tuned. The seed changes the 60/20/20 hash split. Test rows decide
-nothing. MLlib's models, those brought home among them, are measured by Spark's `transform`, LightGBM by its own `predict`;
+scikit-learn's HistGradientBoosting imported, and tuned. The seed changes the 60/20/20 hash split. Test rows decide
+nothing. MLlib's models, those imported among them, are measured by Spark's `transform`, LightGBM by its own `predict`;
 every loss by scikit-learn's metrics.
 
 Every arm of every split is written to --out as soon as it is measured and isn't run again, so that the whole can be done in
@@ -48,11 +48,11 @@ Array = np.ndarray[Any, Any]
 
 ORIGINAL, TUNED = "original", "fine-tuned"
 TWICE, REFIT = "twice the trees", "original refitted on train + validation"
-OWN, LEAVES, DELETED = "MLlib's own lossType", "fine-tuned, leaves alone", "PCA deleted, fitted on train"
+OWN, LEAVES, DELETED = "MLlib's own lossType", "fine-tuned, leaves only", "PCA deleted, fitted on train"
 LIGHT, LIGHT_REFIT = "LightGBM, same loss, like settings", "LightGBM, then its `refit` on train + validation"
-HIST = "HistGradientBoosting, same loss, like settings, brought home"
-HIST_TUNED = "HistGradientBoosting brought home, fine-tuned"
-HIST_100 = "HistGradientBoosting, its own settings (100 trees), brought home"
+HIST = "HistGradientBoosting, same loss, like settings, imported"
+HIST_TUNED = "HistGradientBoosting imported, fine-tuned"
+HIST_100 = "HistGradientBoosting, its own settings (100 trees), imported"
 
 
 def hours(head: str) -> Build:
@@ -318,9 +318,9 @@ def table(case: Case, results: list[dict[str, Any]]) -> str:
 
 
 SHORT = {
-    TUNED: "fine-tuned", LEAVES: "leaves alone", TWICE: "twice the trees", REFIT: "refitted on train + validation",
+    TUNED: "fine-tuned", LEAVES: "leaves only", TWICE: "twice the trees", REFIT: "refitted on train + validation",
     OWN: "own lossType", DELETED: "PCA deleted", LIGHT: "LightGBM", LIGHT_REFIT: "then its `refit`",
-    HIST: "HistGB brought home", HIST_TUNED: "then fine-tuned", HIST_100: "HistGB, 100 trees",
+    HIST: "HistGB imported", HIST_TUNED: "then fine-tuned", HIST_100: "HistGB, 100 trees",
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The pipelines of the shipped configs: functions of the training DataFrame that return an unfitted Pipeline."""
+"""Pipelines of the shipped configs: each function takes the training DataFrame and returns an unfitted Pipeline."""
 
 from typing import Any
 
@@ -40,18 +40,18 @@ def _components() -> list[Any]:
 
 
 def bikeshare(train: DataFrame) -> Pipeline:
-    """Riders per hour from calendar and weather: ten principal components in front of a Poisson regression."""
+    """Riders per hour from calendar and weather: ten principal components before a Poisson regression."""
     last = GeneralizedLinearRegression(featuresCol="components", labelCol="bikers", family="poisson", link="log")
     return Pipeline(stages=[*_components(), last])
 
 
 def bikeshare_linear(train: DataFrame) -> Pipeline:
-    """Riders per hour by least squares, which other losses can then have their way with."""
+    """Riders per hour by least squares, to be tuned on another loss."""
     return Pipeline(stages=[*_components(), LinearRegression(featuresCol="components", labelCol="bikers")])
 
 
 def bikeshare_ridge(train: DataFrame) -> Pipeline:
-    """A Poisson regression on all columns that a regParam of 1 holds back."""
+    """A Poisson regression on all columns, strongly regularised (regParam 1)."""
     last = GeneralizedLinearRegression(
         featuresCol="scaled", labelCol="bikers", family="poisson", link="log", regParam=1.0
     )
@@ -72,12 +72,12 @@ def bikeshare_gbt(train: DataFrame) -> Pipeline:
 
 
 def bikeshare_busy(train: DataFrame) -> Pipeline:
-    """Whether an hour is busy (a column `busy`, 0 or 1): ten principal components in front of a logistic regression."""
+    """Whether an hour is busy (a column `busy`, 0 or 1): ten principal components before a logistic regression."""
     return Pipeline(stages=[*_components(), LogisticRegression(featuresCol="components", labelCol="busy")])
 
 
 def digits(train: DataFrame) -> Pipeline:
-    """The digit on an 8x8 image: ten principal components of 64 pixels in front of a softmax."""
+    """The digit on an 8x8 image: ten principal components of 64 pixels before a softmax."""
     pixels = [column for column in train.columns if column not in ("id", "label")]
     return Pipeline(
         stages=[
@@ -100,7 +100,7 @@ def digits_gbt(train: DataFrame) -> Pipeline:
 
 
 def hourly(train: DataFrame) -> Pipeline:
-    """Riders per hour without the season: what it learns in one part of the year has a meaning in the next (conf/weekly.yaml)."""
+    """Riders per hour without the season, so that all features mean the same in every part of the year (conf/weekly.yaml)."""
     categorical = ["hr", "weekday", "holiday", "weathersit"]
     return Pipeline(
         stages=[

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Makes the virtual environment, once:  tools/setup.sh [java] demo|dev
-#   java   first checks that Spark will find a Java it can run on
-#   demo   what `make demo` needs (Petastorm included, where its stack can be had)
-#   dev    demo, and what linting, tests and benchmarks need
-# Reads VENV (default .venv), STACK (petastorm, modern or spark35) and PYTHON (an interpreter); the last two are found if not given.
-# What was installed is stamped with all that it was made from; the stamp is written last, so that a broken-off
-# installation is done again, from the start. pip's own settings apply (PIP_INDEX_URL, PIP_FIND_LINKS, ... choose the build of torch).
+# Creates the virtual environment, if it does not exist:  tools/setup.sh [java] demo|dev
+#   java   first checks that Spark will find a Java that it can use
+#   demo   installs what `make demo` needs (with Petastorm if the Python version allows it)
+#   dev    also installs what linting, tests and benchmarks need
+# Reads VENV (default .venv), STACK (petastorm, modern or spark35) and PYTHON (an interpreter); STACK and PYTHON have defaults.
+# A stamp file records everything that the installation depends on. It is written last, so that an interrupted
+# installation is repeated from the start. pip's own settings apply (PIP_INDEX_URL, PIP_FIND_LINKS, ... choose the build of torch).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 VENV=${VENV:-.venv}
@@ -26,33 +26,30 @@ check_java() {
     if [ "$major" -gt 21 ]; then say "note: Java $major found; Spark 4.0 is documented for 17 and 21 (if it fails, point JAVA_HOME at one of them)"; fi
 }
 
-# The stack that an interpreter gets, or nothing where it is too old, broken or without venv.
+# The stack for an interpreter; empty if it is too old, broken or has no venv module. Python 3.10 is for Spark 3.5 only.
 stack_for() {
     "$1" - 2>/dev/null <<'PYTHON' || true
 import ensurepip, sys, venv
 v = sys.version_info[:2]
-print("petastorm" if (3, 10) <= v <= (3, 11) else "modern" if v > (3, 11) else "")
+print("spark35" if v == (3, 10) else "petastorm" if v == (3, 11) else "modern" if v > (3, 11) else "")
 PYTHON
 }
 
-# Sets BASE and STACK. Petastorm first: Python 3.11 or 3.10, under whatever name; then the modern stack on 3.11 or newer.
+# Sets BASE and STACK. First the Petastorm stack, on a Python 3.11 of any name; then the modern stack, on 3.11 or newer.
 find_python() {
-    local candidate stack wanted candidates=(python3.11 python3.10 python3 python python3.12 python3.13 python3.14)
+    local candidate stack wanted candidates=(python3.11 python3.10 python3 python python3.12 python3.13)
     if [ -n "${PYTHON:-}" ]; then candidates=("$PYTHON"); fi
     for wanted in ${WANTED:-petastorm modern}; do
         for candidate in "${candidates[@]}"; do
             stack=$(stack_for "$candidate")
-            if [ "$wanted" = modern ] && [ "$stack" = petastorm ] && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
-                stack=modern                                                # Python 3.11 can have either
-            fi
-            if [ "$wanted" = spark35 ] && [ "$stack" = petastorm ]; then stack=spark35; fi     # the same Pythons
+            if [ "$stack" = petastorm ]; then stack=$wanted; fi             # Python 3.11 can have any stack
             if [ -n "$stack" ] && [ "$stack" = "$wanted" ]; then BASE=$candidate STACK=$stack; return; fi
         done
     done
     die "no usable Python found${WANTED:+ for STACK=$WANTED} (tried ${candidates[*]}). Install Python 3.11 with venv, e.g. 'apt install python3.11-venv' or 'brew install python@3.11'."
 }
 
-# What an installation depends on; VENV's place too, because its scripts and the editable install hold absolute paths.
+# Everything that an installation depends on; also the path of VENV, because its scripts contain absolute paths.
 ingredients() {
     printf '%s %s %s\n' "$PWD/$VENV" "$STACK" "$1"
     "$VENV/bin/python" -c 'import sys; print(sys.version)'
@@ -67,29 +64,29 @@ make_venv() {
     local clear=""
     find_python
     if [ -e "$VENV/pyvenv.cfg" ]; then
-        say "replacing $VENV, which is unfinished, broken or of another stack"
+        say "replacing $VENV, which is incomplete, broken or of another stack"
         clear=--clear
     elif [ -n "$(ls -A "$VENV" 2>/dev/null)" ]; then
-        die "$VENV exists and is no virtual environment: move it away, or choose another place by VENV=."
+        die "$VENV exists and is not a virtual environment: move it, or choose another folder with VENV=."
     fi
     "$BASE" -m venv --without-pip $clear "$VENV" || die "'$BASE -m venv $VENV' failed (see above)."
     printf '%s\n' "$STACK" > "$VENV/sparkdiff-stack"
 }
 
-# One installation at a time in a VENV: a second call waits for the first, and then finds its work done. The lock is the
-# kernel's, on a file that stays open until this script ends, so that a killed call leaves none behind. Python takes it, as
-# macOS has no flock command.
+# Only one installation at a time may change VENV: a second call waits for the first, and then finds the work done. The kernel
+# holds the lock on a file that stays open until this script ends, so a killed call leaves no lock. Python takes the lock,
+# because macOS has no flock command.
 lock() {
     local python
     for python in "${PYTHON:-}" python3 python3.11 python3.10 python; do
         if [ -n "$python" ] && "$python" -c 'import fcntl' 2>/dev/null; then break; fi
         python=""
     done
-    if [ -z "$python" ]; then return; fi                                     # make_venv says what is missing
+    if [ -z "$python" ]; then return; fi                                     # make_venv reports what is missing
     mkdir -p "$(dirname "$VENV")"
     exec 9> "$VENV.lock"
     if "$python" -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)' 2>/dev/null; then return; fi
-    say "another call sets up $VENV: waiting for it"
+    say "another call is setting up $VENV: waiting for it"
     "$python" -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX)'
 }
 
@@ -109,9 +106,9 @@ setup() {
     if [ "$level" = demo ]; then extras=""; fi
     if [ "$STACK" = modern ] && [ "$level" = dev ]; then extras=connect,$extras; fi
     if [ "$STACK" != modern ]; then extras=petastorm${extras:+,$extras}; fi
-    say "installing sparkdiff${extras:+[$extras]}: some minutes, only this once"
+    say "installing sparkdiff${extras:+[$extras]}: this takes some minutes, once"
     rm -f "$VENV"/sparkdiff-*.stamp
-    touch "$VENV/sparkdiff-installing"          # pip takes a package that it had half copied for an installed one
+    touch "$VENV/sparkdiff-installing"          # pip mistakes a half-copied package for an installed one
     "$VENV/bin/python" -m pip --version > /dev/null 2>&1 || "$VENV/bin/python" -m ensurepip --default-pip
     "$VENV/bin/python" -m pip install --no-input --disable-pip-version-check \
         --constraint "constraints/$STACK.txt" --editable ".${extras:+[$extras]}" \

@@ -1,4 +1,4 @@
-"""Trees tuned by a job and trees brought home, served where none of the libraries that made them can be imported."""
+"""Trees tuned by a job and imported trees, used where none of the libraries that made them can be imported."""
 
 from __future__ import annotations
 
