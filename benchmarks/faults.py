@@ -23,9 +23,9 @@ import faults  # noqa: E402
 HEAD = """# Reliability
 
 Two processes train. At a random moment after the first checkpoint, one process of the run receives a real signal: SIGKILL, or
-SIGSTOP for *stalled* (with a timeout of 12 s). The training must continue by itself from its last checkpoint; after a killed driver it
-must continue when the same command is given again. It must end with the weights and the history of an undisturbed run, bit for bit, and
-leave no process behind.
+SIGSTOP for *stalled* (with a timeout of 12 s). The training must continue by itself from its last checkpoint; after a killed
+driver it must continue when the same command is given again. It must end with the weights and the history of an undisturbed
+run, bit for bit, and leave no process behind.
 
 `make faults` makes this table. `tests/processes` tests each fault once.
 
