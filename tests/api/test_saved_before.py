@@ -1,0 +1,194 @@
+"""What an earlier version saved is loaded, and gone on with, by today's code.
+
+`saved_before.tar.xz` holds what a user of commit 7088858 had on disk, before the modules were moved into rooms: a saved
+FineTuner, FineTunerModels alone, in a pipeline and in a search, a cache, a training that had ended and one that was killed, a
+job's folder, pickles, and a network's weights. `made_by.py` in it made them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import pickle
+import platform
+import sys
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow
+import pyspark
+import pytest
+import torch
+from pyspark.ml import Pipeline, PipelineModel
+from pyspark.ml.tuning import CrossValidatorModel
+from pyspark.sql import DataFrame, SparkSession
+from riders import same, weights
+
+import sparkdiff
+from sparkdiff import FineTuner, FineTunerModel, FineTuningSummary
+from sparkdiff.cli import DONE, main
+from sparkdiff.fingerprint import hash_of_folder
+
+pytestmark = pytest.mark.once  # files of Spark 4.0
+
+SCHEMA = "a DOUBLE, b DOUBLE, c DOUBLE, d DOUBLE, count DOUBLE, group INT"
+OPTIONS: dict[str, Any] = {
+    "groupCol": "group", "validationFraction": 0.75, "recipe": "thorough", "maxEpochs": 3, "learningRate": 0.01,
+    "schedule": "cosine", "batchSize": 64, "stream": "arrow",
+}  # fmt: skip
+TRAINED_BEFORE = -123.0
+"""What the killed training's checkpoint says of the loss of its first epoch, so that one sees whether it was read."""
+
+
+@pytest.fixture(scope="module")
+def before(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder as it was left, with its own module on the path."""
+    folder = tmp_path_factory.mktemp("before")
+    with tarfile.open(Path(__file__).with_name("saved_before.tar.xz")) as archive:
+        archive.extractall(folder, filter="data")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        yield folder
+        sys.modules.pop("own", None)
+
+
+@pytest.fixture(scope="module")
+def rows(spark: SparkSession, before: Path) -> Iterator[DataFrame]:
+    """The rows in memory, whose content decides the name of their cache, in the time zone of then."""
+    zone = str(spark.conf.get("spark.sql.session.timeZone"))
+    spark.conf.set("spark.sql.session.timeZone", "UTC")
+    yield spark.createDataFrame(pd.read_csv(before / "rows.csv", dtype={"group": "int32"}), SCHEMA)
+    spark.conf.set("spark.sql.session.timeZone", zone)
+
+
+@pytest.fixture(scope="module")
+def tuned(spark: SparkSession, before: Path) -> FineTunerModel:
+    return FineTunerModel.load((before / "tuned").as_uri())
+
+
+def class_of(saved: Path) -> str:
+    """The class that a saved stage's metadata name, by which Spark imports it."""
+    (part,) = (saved / "metadata").glob("part-*")
+    return str(json.loads(part.read_text())["class"])
+
+
+def versions() -> dict[str, str]:
+    found = {m.__name__: str(m.__version__) for m in (torch, pyspark, np, pyarrow, sparkdiff)}
+    return found | {"python": platform.python_version(), "cpu": torch.backends.cpu.get_cpu_capability()}
+
+
+def check_same_training(found: FineTunerModel, tuned: FineTunerModel, before: Path) -> None:
+    """Weights and history are those of then: bit for bit on the same versions and processor, else up to rounding."""
+    now, then = found.summary.history, tuned.summary.history
+    if versions() == json.loads((before / "versions.json").read_text()):
+        assert now.equals(then)
+        assert same(found.pipelineModel, tuned.pipelineModel)
+    pd.testing.assert_frame_equal(now, then, rtol=1e-7)
+    expected = weights(tuned.pipelineModel)
+    for name, value in weights(found.pipelineModel).items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-7, atol=1e-12, err_msg=name)
+    assert found.summary.decision == tuned.summary.decision == "tuned"
+
+
+def test_a_tuner_is_loaded(spark: SparkSession, before: Path, tmp_path: Path) -> None:
+    tuner = FineTuner.load((before / "tuner").as_uri())
+    assert class_of(before / "tuner") == "sparkdiff.tuner.FineTuner"
+    assert {p.name: tuner.getOrDefault(p) for p in tuner.params if tuner.isSet(p) and p.name != "pipeline"} == {
+        "labelCol": "count", "loss": sys.modules["own"].pinball, "metric": "quantile", "metricParams": {"tau": 0.9},
+        "maxEpochs": 7, "freeze": ["scaled"], "learningRates": {"PCAModel": 0.02}, "penalties": {"monotone": {"c": 1.0}},
+        "guard": 0.05, "seed": 3,
+    }  # fmt: skip
+    assert len(tuner.getPipeline().getStages()) == 4
+    within = Pipeline.load((before / "pipeline").as_uri()).getStages()[0]
+    assert type(within) is FineTuner
+    assert (within.uid, within.options()) == (tuner.uid, tuner.options())
+
+
+def test_a_tuned_model_is_loaded(rows: DataFrame, before: Path, tuned: FineTunerModel) -> None:
+    stored = json.loads(next((before / "tuned" / "metadata").glob("part-*")).read_text())
+    assert stored["class"] == "sparkdiff.tuner.FineTunerModel"
+    assert tuned.uid == stored["uid"]
+    assert dataclasses.asdict(tuned.summary).keys() == json.loads(stored["summary"]).keys()
+    assert "decision: tuned" in str(tuned.summary)
+    assert (tuned.getRecipe(), tuned.getMaxEpochs(), tuned.getRunId()) == ("thorough", 3, "whole")
+    plain = PipelineModel.load((before / "tuned" / "pipelineModel").as_uri())
+    within = PipelineModel.load((before / "holding").as_uri()).stages[0].stages[0]
+    search = CrossValidatorModel.load((before / "searched").as_uri())
+    assert type(search.bestModel) is FineTunerModel
+    assert type(search.getEstimator()) is FineTuner
+    assert same(tuned.pipelineModel, plain)
+    assert same(within.pipelineModel, plain)
+    found = [m.transform(rows).agg({"prediction": "sum"}).first()[0] for m in (plain, tuned, within)]
+    assert found == [found[0]] * 3
+
+
+def test_a_cache_is_read_and_training_is_the_same(rows: DataFrame, before: Path, tuned: FineTunerModel) -> None:
+    """Which is also how a move of modules, or a rewriting, is seen to leave every bit of a training as it was."""
+    found = FineTuner(tuned.originalModel, cacheDir=str(before / "caches"), **OPTIONS).fit(rows)
+    assert len(found.summary.records) == 40  # ten candidates
+    check_same_training(found, tuned, before)
+    if rows.sparkSession.version == json.loads((before / "versions.json").read_text())["pyspark"]:
+        assert found.summary.cache == {"hit": True, "fingerprint": tuned.summary.cache["fingerprint"]}
+
+
+def test_a_killed_training_goes_on(rows: DataFrame, before: Path, tuned: FineTunerModel) -> None:
+    folder = before / "caches" / "checkpoints" / "half"
+    head, _, content = (folder / "state.pt").read_bytes().partition(b"\n")
+    assert head == b"sparkdiff checkpoint 1 " + hashlib.sha256(content).hexdigest().encode()
+    state = torch.load(io.BytesIO(content), weights_only=True)
+    assert (state["epoch"], state["step"], state["ended"]) == (2, 3, False)
+    state["history"][10]["trainLoss"] = TRAINED_BEFORE
+    out = io.BytesIO()
+    torch.save(state, out)
+    digest = hashlib.sha256(out.getvalue()).hexdigest().encode()
+    (folder / "state.pt").write_bytes(b"sparkdiff checkpoint 1 " + digest + b"\n" + out.getvalue())
+    found = FineTuner(tuned.originalModel, runId="half", cacheDir=str(before / "caches"), **OPTIONS).fit(rows)
+    assert found.summary.records[10]["trainLoss"] == TRAINED_BEFORE
+    found.summary.records[10]["trainLoss"] = tuned.summary.records[10]["trainLoss"]
+    check_same_training(found, tuned, before)
+
+
+def test_a_training_that_had_ended_is_returned(
+    rows: DataFrame, before: Path, tuned: FineTunerModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = OPTIONS | {"cacheDir": str(before / "caches"), "verbosity": 1}
+    found = FineTuner(tuned.originalModel, runId="whole", **given).fit(rows)
+    assert "this run had finished" in capsys.readouterr().err
+    check_same_training(found, tuned, before)
+
+
+def test_a_jobs_folder_is_read(spark: SparkSession, before: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = before / "run"
+    summary = json.loads((run / "summary.json").read_text())
+    assert hash_of_folder(run / "model") == summary["model"]["hash"] == summary["parent"]["hash"]
+    known = {f.name for f in dataclasses.fields(FineTuningSummary)}
+    assert known - summary.keys() == {"records"}
+    records: Any = pd.read_csv(run / "history.csv").to_dict("records")
+    assert "kept original" in str(
+        FineTuningSummary(**{k: v for k, v in summary.items() if k in known}, records=records)
+    )
+    assert main(["plan", "--json", str(run)]) == DONE
+    assert json.loads(capsys.readouterr().out) == json.loads((run / "plan.json").read_text())
+
+
+def test_pickles_are_read(spark: SparkSession, before: Path, tuned: FineTunerModel) -> None:
+    found = {p.stem: pickle.loads(p.read_bytes()) for p in before.glob("*.pickle")}
+    assert (found["tuner"].getMaxEpochs(), found["tuner"].getLoss()) == (7, sys.modules["own"].pinball)
+    assert found["summary"].history.equals(tuned.summary.history)
+    assert found["summary"].asdict() == tuned.summary.asdict()
+    assert str(found["plan"]) == str(sparkdiff.plan(tuned.originalModel))
+    assert found["parity"].ok
+    assert isinstance(found["error"], sparkdiff.InputError)
+
+
+def test_a_networks_weights_are_read(spark: SparkSession, before: Path, tuned: FineTunerModel) -> None:
+    network = sparkdiff.translate(tuned.originalModel)
+    stored = torch.load(before / "network.pt", weights_only=True)
+    assert all(torch.equal(value, stored[name]) for name, value in network.state_dict().items())
+    network.load_state_dict(stored)
