@@ -25,28 +25,32 @@ from sparkdiff.planning import plan as make_plan
 DONE, FAILED, WRONG_INPUT, NOT_STRICT = 0, 1, 2, 3
 
 app = typer.Typer(
-    help="Fine-tune fitted Spark ML pipelines; get plain Spark ML back.",
+    help="Fine-tune fitted Spark ML pipelines. The result is a plain Spark ML pipeline.",
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-Model = Annotated[str, typer.Argument(help="Folder of a saved PipelineModel or stage, or of a run.")]
-Names = Annotated[Optional[list[str]], typer.Option(help="uid, class name or output column; may be repeated.")]  # noqa: UP045 - typer reads it at run time
-Format = Annotated[str, typer.Option(help="Format of the rows.")]
-ReaderOptions = Annotated[str, typer.Option(help="Reader options and schema as JSON.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Model = Annotated[str, typer.Argument(help="Folder of a saved PipelineModel, of a saved stage, or of a run.")]
+Names = Annotated[
+    Optional[list[str]], typer.Option(help="Uid, class name or output column of a stage; may be repeated.")
+]  # noqa: UP045 - typer reads it at run time
+Format = Annotated[str, typer.Option(help="Format of the data, such as parquet or csv.")]
+ReaderOptions = Annotated[
+    str, typer.Option(help="Options of Spark's reader as a JSON object; the key schema sets the schema.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 @app.command()
 def plan(
     model: Model, freeze: Names = None, reference: Names = None, target: Names = None, unfreeze: Names = None,
     schema: Annotated[
-        Optional[str], typer.Option(help="Of the data, as DDL (`a double, b string`) or as JSON of a StructType.")  # noqa: UP045
+        Optional[str], typer.Option(help="Schema of the data, as DDL (`a double, b string`) or as JSON of a StructType.")  # noqa: UP045
     ] = None,
     as_json: AsJson = False,
-    strict: Annotated[bool, typer.Option(help="Exit with 3 unless every stage is translated.")] = False,
+    strict: Annotated[bool, typer.Option(help="Exit with code 3 if a stage stays in Spark.")] = False,
 ) -> None:  # fmt: skip
-    """What would be trained, and why not the rest. Runs no job."""
+    """Show which stages would train, and why the others would not. Runs no Spark job."""
     where = run.model_path(model, Path.cwd())
     spark = _session([where])
     fitted = run.load_model(spark, where)
@@ -61,14 +65,15 @@ def plan(
 @app.command()
 def finetune(
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="section.key=value, such as fineTuner.maxEpochs=50.")
+        list[str] | None,
+        typer.Argument(help="section.key=value, such as fineTuner.maxEpochs=50; overrides the YAML file."),
     ] = None,
-    config: Annotated[Optional[str], typer.Option(help="The job's YAML file.")] = None,  # noqa: UP045
+    config: Annotated[Optional[str], typer.Option(help="YAML file of the job.")] = None,  # noqa: UP045
 ) -> None:
-    """Fine-tune a pipeline as a YAML file says, and write a run folder."""
+    """Fine-tune a pipeline with the settings of a YAML file, and write a run folder."""
     path = None if config is None else places.local(config)
     if config is not None and path is None:
-        raise InputError(f"--config {config} must be a file of this machine's file system")
+        raise InputError(f"--config {config} must be a file on the file system of this machine")
     job = run.load_config(path, overrides or [])
     print(f"\n{run.run(job)}\nsaved {job.output / 'model'} (plain Spark ML)")
 
@@ -76,11 +81,11 @@ def finetune(
 @app.command()
 def verify(
     model: Model,
-    data: Annotated[str, typer.Option(help="Path of the rows to compare on.")],
+    data: Annotated[str, typer.Option(help="Path of the data to compare on.")],
     format: Format = "parquet",
     options: ReaderOptions = "{}",
 ) -> None:
-    """Compare Spark's transform with the translated network, column by column; exits with 1 on a mismatch."""
+    """Compare the outputs of Spark and of the translated network, column by column. Exits with code 1 at a mismatch."""
     where, given = run.model_path(model, Path.cwd()), _source(data, format, options)
     spark = _session([where], {"verify": given})
     fitted = run.load_model(spark, where)
@@ -94,19 +99,21 @@ def verify(
 
 @app.command()
 def diff(
-    old: Annotated[str, typer.Argument(help="Folder of a saved PipelineModel or stage, or of a run.")],
-    new: Annotated[str, typer.Argument(help="The same, to compare with it.")],
-    data: Annotated[Optional[str], typer.Option(help="Path of rows to predict on.")] = None,  # noqa: UP045
+    old: Annotated[str, typer.Argument(help="Folder of a saved PipelineModel, of a saved stage, or of a run.")],
+    new: Annotated[str, typer.Argument(help="Folder of the model to compare with.")],
+    data: Annotated[Optional[str], typer.Option(help="Path of data to predict on.")] = None,  # noqa: UP045
     format: Format = "parquet",
     options: ReaderOptions = "{}",
     sample: Annotated[
-        Optional[int], typer.Option(min=1, help="Predict on so many rows only; the same ones each time.")  # noqa: UP045
+        Optional[int],
+        typer.Option(min=1, help="Largest number of rows to predict on; the same rows are used each time."),  # noqa: UP045
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Which stages, Params and weights of two models differ, and how far their predictions on the same rows.
+    """Show which stages, Params and weights of two models differ, and how their predictions differ on the same rows.
 
-    Exits with 0 whether or not they differ; --json says "same". A relative difference is over the larger of the two values.
+    The exit code is 0 whether or not they differ; --json prints it as "same". Relative differences are divided by the larger
+    value.
     """
     paths = [run.model_path(path, Path.cwd()) for path in (old, new)]
     given = None if data is None else _source(data, format, options)
@@ -131,7 +138,7 @@ def _schema(spark: SparkSession, given: str) -> StructType:
 
 
 def _source(path: str, format: str, options: str) -> dict[str, Any]:
-    """The rows of a command, as a job's `data` names them."""
+    """The data of a command, in the form of a job's `data` section."""
     try:
         given = dict(json.loads(options))
     except (ValueError, TypeError) as e:
@@ -140,13 +147,13 @@ def _source(path: str, format: str, options: str) -> dict[str, Any]:
 
 
 def _session(models: Sequence[str], data: Mapping[str, Any] | None = None) -> SparkSession:
-    """The session, started once the models and the rows are known to be there."""
+    """The Spark session, started after checking that the models and the data exist."""
     run.check_there(models, data or {}, Path.cwd(), {})
     return run.start_session({})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 0 done, 1 failed while running, 2 wrong usage or input, 3 `plan --strict`."""
+    """Run the command and return its exit code: 0 success, 1 failure while running, 2 wrong usage or input, 3 `plan --strict`."""
     try:
         app(list(sys.argv[1:] if argv is None else argv))
     except SystemExit as e:  # typer ends every command this way; wrong usage is 2

@@ -1,4 +1,4 @@
-"""The one list of options: Estimator Params, YAML keys and command-line overrides all derive from it."""
+"""The only list of options: the Params of the Estimator, the YAML keys and the command-line overrides come from it."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ LOSSES = (
     *("weibull", "oneVsRest", "inertia", "logLikelihood"),
 )
 METRICS = (
-    *(name for name in LOSSES if name not in ("auto", "auc", "mmce")),  # the last two are no means over rows
+    *(name for name in LOSSES if name not in ("auto", "auc", "mmce")),  # the last two are not means over rows
     *("rmse", "mse", "r2", "mae", "var", "areaUnderROC", "areaUnderPR"),
     *("f1", "accuracy", "weightedPrecision", "weightedRecall", "weightedTruePositiveRate", "weightedFalsePositiveRate"),
     *("weightedFMeasure", "truePositiveRateByLabel", "falsePositiveRateByLabel", "precisionByLabel", "recallByLabel"),
     *("fMeasureByLabel", "hammingLoss", "poissonDeviance", "expectedCost", "brier"),
 )
-"""Losses, and the metrics of Spark's evaluators by their names there."""
+"""Losses, and metrics with the names of Spark's evaluators."""
 REPORTED = {
-    "expectedCalibrationError": "metric='expectedCalibrationError' can't decide: chance alone makes it larger, the more so the "
-    "more of its bins are filled, so a model that shows fewer different probabilities seems better. Set metric to logLoss or "
-    "brier, which are smaller for better calibrated probabilities; `compatibility` in the summary has the calibration error "
-    "before and after"
+    "expectedCalibrationError": "metric='expectedCalibrationError' can't decide: chance makes it larger when more of its bins "
+    "are filled, so a model with fewer distinct probabilities seems better. Set metric to logLoss or "
+    "brier, which get smaller when probabilities are better calibrated; `compatibility` in the summary has the calibration "
+    "error before and after"
 }
-"""Metrics that are reported and can't decide, and why."""
+"""Metrics that are reported but cannot decide, with the reason."""
 PENALTIES = ("parityGap", "monotone")
 ELSEWHERE = {
     "areaUnderROC": ("auc", "auroc", "rocauc", "rocaucscore"),
@@ -46,11 +46,11 @@ ELSEWHERE = {
     "poisson": ("meanpoissondeviance",), "gamma": ("meangammadeviance",), "tweedie": ("meantweediedeviance",),
     "quantile": ("pinball", "meanpinballloss"), "brier": ("brierscore", "brierscoreloss"),
 }  # fmt: skip
-"""What losses and metrics are called in other libraries: lower case, without `_`, `-` and a leading `neg`."""
+"""Names of losses and metrics in other libraries: lower case, without `_`, `-` and a leading `neg`."""
 
 
 def option(default: Any, help: str, **rules: Any) -> Any:
-    """A field with its help and its rules: kind, low, high, openLow, openHigh, choices, refused, callable, sum, lists, nested, folder."""
+    """A field with its help text and its rules: kind, low, high, openLow, openHigh, choices, refused, callable, sum, lists, nested, folder."""
     if isinstance(default, dict):
         return dataclasses.field(default_factory=lambda: dict(default), metadata={"help": help, "kind": dict, **rules})
     return dataclasses.field(default=default, metadata={"help": help, "kind": type(default), **rules})
@@ -58,60 +58,60 @@ def option(default: Any, help: str, **rules: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Resolved options of one fine-tuning run. Build it by `Options.of`, which checks all of them and raises once."""
+    """Options of one fine-tuning run. `Options.of` creates them: it checks all values and raises one error for all problems."""
 
     # fmt: off
-    labelCol: str | None = option(None, "label column; the predictor's own where unset", kind=str)
-    weightCol: str | None = option(None, "row weights; the predictor's own where unset; weight 0 counts nowhere", kind=str)
-    predictionCol: str | None = option(None, "prediction column of the predictor to train for, where there are several", kind=str)
-    validationIndicatorCol: str | None = option(None, "boolean column, true for validation rows", kind=str)
-    validationFraction: float = option(0.2, "share of rows held out, by a hash of the row", low=0, high=1, openLow=True, openHigh=True)
-    groupCol: str | None = option(None, "all rows of a group stay on one side, and the gain is tested by group", kind=str)
-    timeCol: str | None = option(None, "the latest part is held out, and the gain is tested by contiguous blocks", kind=str)
-    loss: str | Callable[..., Any] | Mapping[str, float] = option("auto", "what training minimises: a name, a weighted sum {name: weight}, or a callable loss(outputs, label, weight) or its module:qualname", choices=LOSSES, callable=True, sum=True)
-    lossParams: Mapping[str, Any] = option({}, "parameters of the loss: delta (huber), tau (quantile), power (tweedie), gamma (focal), costs (cost), classWeights (losses of classes)", lists=True)
-    metric: str | None = option(None, "what picks the epoch and is tested: the name of a loss or of a metric of Spark's evaluators; the loss itself where unset", kind=str, choices=METRICS, refused=REPORTED)
-    metricParams: Mapping[str, Any] = option({}, "parameters of the metric: those of its loss, costs, beta, metricLabel; lossParams' where unset", lists=True)
-    penalties: Mapping[str, Mapping[str, float]] = option({}, "terms added in training only: {parityGap: {column: strength}, monotone: {feature: strength, its sign the coefficient's}}", nested=PENALTIES)
-    freeze: tuple[str, ...] = option((), "stages that keep their parameters: uid, class name or output column")
-    unfreeze: tuple[str, ...] = option((), "parameters to train that do so on request only: <uid, class name or output column>.<parameter>", items="names of parameters")
+    labelCol: str | None = option(None, "label column; if unset, that of the predictor", kind=str)
+    weightCol: str | None = option(None, "column of row weights; if unset, that of the predictor; rows with weight 0 are ignored", kind=str)
+    predictionCol: str | None = option(None, "prediction column of the predictor to train; needed if there are several predictors", kind=str)
+    validationIndicatorCol: str | None = option(None, "boolean column that is true for validation rows", kind=str)
+    validationFraction: float = option(0.2, "share of the rows that is held out for validation, chosen by a hash of the row", low=0, high=1, openLow=True, openHigh=True)
+    groupCol: str | None = option(None, "group column: all rows of a group are either trained or held out, and the gain is tested by group", kind=str)
+    timeCol: str | None = option(None, "time column: the latest rows are held out, and the gain is tested by blocks of consecutive rows", kind=str)
+    loss: str | Callable[..., Any] | Mapping[str, float] = option("auto", "loss that training minimises: a name, a weighted sum {name: weight}, or a function loss(outputs, label, weight) or its module:qualname", choices=LOSSES, callable=True, sum=True)
+    lossParams: Mapping[str, Any] = option({}, "parameters of the loss: delta (huber), tau (quantile), power (tweedie), gamma (focal), costs (cost), classWeights (classification losses)", lists=True)
+    metric: str | None = option(None, "metric that chooses the epoch and decides: the name of a loss or of a metric of Spark's evaluators; if unset, the loss", kind=str, choices=METRICS, refused=REPORTED)
+    metricParams: Mapping[str, Any] = option({}, "parameters of the metric: those of its loss, costs, beta, metricLabel; if unset, lossParams", lists=True)
+    penalties: Mapping[str, Mapping[str, float]] = option({}, "terms that are added in training only: {parityGap: {column: strength}, monotone: {feature: strength}}; the sign of a monotone strength is the sign of the slope", nested=PENALTIES)
+    freeze: tuple[str, ...] = option((), "stages whose parameters do not change: uid, class name or output column")
+    unfreeze: tuple[str, ...] = option((), "parameters to train that train on request only: <uid, class name or output column>.<parameter>", items="names of parameters")
     reference: tuple[str, ...] = option((), "stages to leave in Spark")
     target: tuple[str, ...] = option((), "the only stages to train")
-    recipe: str = option("default", "candidates that train together: fast is one, default four, thorough more of them, with augmentation", choices=("fast", "default", "thorough"))
-    optimizer: str = option("adam", "torch optimizer; lbfgs takes one step an epoch along the gradient of all rows", choices=("adam", "adamw", "sgd", "lbfgs"))
-    learningRate: float = option(1e-3, "step size of the gentlest candidate, in natural units; the others' are in proportion", low=0, openLow=True)
-    learningRates: Mapping[str, float] = option({}, "step sizes of single stages, by uid, class name or output column", low=0)
-    regAnchor: float = option(1e-3, "pull of the gentlest candidate towards the original parameters (L2-SP), in natural units; the others' are in proportion", low=0)
-    schedule: str = option("constant", "learning rate over the epochs: constant, or falling to 0 at maxEpochs by a cosine", choices=("constant", "cosine"))
-    ema: float = option(0.0, "decay of the average over steps that is validated and written back; 0 takes the weights of the last step", low=0, high=1, openHigh=True)
-    gradientClip: float | None = option(None, "largest norm of the gradient in natural units", kind=float, low=0, openLow=True)
-    maxEpochs: int = option(120, "epochs at the most", low=1)
-    patience: int = option(20, "epochs without a better validation metric before a candidate stops", low=1)
-    batchSize: int = option(128, "rows per optimizer step, over all processes; rounded up to a multiple of 8", low=1)
+    recipe: str = option("default", "candidates that train together: one (fast), four (default), or ten, some with augmentation (thorough)", choices=("fast", "default", "thorough"))
+    optimizer: str = option("adam", "torch optimizer; lbfgs takes one step per epoch, with the gradient of all rows", choices=("adam", "adamw", "sgd", "lbfgs"))
+    learningRate: float = option(1e-3, "step size of the most careful candidate, in natural units; those of the other candidates are multiples of it", low=0, openLow=True)
+    learningRates: Mapping[str, float] = option({}, "step sizes of single stages: {uid, class name or output column: step size}", low=0)
+    regAnchor: float = option(1e-3, "pull of the most careful candidate towards the original parameters (L2-SP), in natural units; those of the other candidates are multiples of it", low=0)
+    schedule: str = option("constant", "learning rate over the epochs: constant, or a cosine that falls to 0 at maxEpochs", choices=("constant", "cosine"))
+    ema: float = option(0.0, "decay of the average over steps, which is measured and written back; 0 uses the weights of the last step", low=0, high=1, openHigh=True)
+    gradientClip: float | None = option(None, "largest norm of the gradient, in natural units; larger gradients are scaled down", kind=float, low=0, openLow=True)
+    maxEpochs: int = option(120, "largest number of epochs", low=1)
+    patience: int = option(20, "number of epochs without a better validation metric after which a candidate stops", low=1)
+    batchSize: int = option(128, "rows per optimizer step, counted over all processes; rounded up to a multiple of 8", low=1)
     guard: float = option(0.025, "p-value needed to accept the tuned pipeline; 1 accepts any gain", low=0, high=1, openLow=True)
-    guardCols: tuple[str, ...] = option((), "columns whose values are slices of the validation rows: one that gets worse keeps the original", items="column names")
-    maxFlipRate: float = option(1.0, "largest share of validation rows whose predicted label may change (classifiers)", low=0, high=1)
-    fleetSize: int = option(1, "pipelines times runs that share the guard: the p-value needed is guard / fleetSize", low=1)
-    numProcesses: int = option(1, "processes that train together, whose number changes no result; 1 trains in the driver's process", low=1, high=4096)
-    localMode: str = option("auto", "start the processes on the driver's machine (true) or as tasks of a barrier stage (false); auto: true where the master is local", choices=("auto", "true", "false"))
-    timeout: float = option(300.0, "seconds without progress after which several processes count as stalled and are started again", low=1)
-    stream: str = option("auto", "reader of the cache; auto = petastorm where it is installed", choices=("auto", "petastorm", "arrow"))
-    cacheDir: str | None = option(None, "folder of the caches, seen by Spark and by this process as the same files", kind=str, folder=True)
-    cacheInMemory: bool = option(True, "keep the cached rows in memory while training; false reads the files in every epoch")
-    checkpointDir: str | None = option(None, "folder of the checkpoints; `checkpoints` in the folder of the caches where unset", kind=str, folder=True)
-    runId: str | None = option(None, "name of this training: what was interrupted under it goes on, what was finished is returned; new where unset", kind=str)
-    waitForRun: float = option(0.0, "seconds to wait while another process trains under this runId or writes this output; 0 fails at once", low=0)
-    seed: int = option(0, "seed of the split, of the order of rows and of the test", low=0, high=2**63 - 1)
-    verbosity: int = option(0, "0 is silent, 1 shows the phases", low=0, high=1)
+    guardCols: tuple[str, ...] = option((), "columns whose values define slices of the validation rows; if a slice gets worse, the original is kept", items="column names")
+    maxFlipRate: float = option(1.0, "largest share of validation rows whose predicted label may change (classifiers only)", low=0, high=1)
+    fleetSize: int = option(1, "number of decisions (pipelines times runs) that share one false-accept rate: the p-value needed is guard / fleetSize", low=1)
+    numProcesses: int = option(1, "number of training processes, which does not change the result; 1 trains in the driver's process", low=1, high=4096)
+    localMode: str = option("auto", "where to start the processes: on the driver's machine (true) or as tasks of a barrier stage (false); auto is true if the master is local", choices=("auto", "true", "false"))
+    timeout: float = option(300.0, "seconds without progress after which the processes are restarted (several processes only)", low=1)
+    stream: str = option("auto", "reader of the cache; auto uses petastorm if it is installed, else arrow", choices=("auto", "petastorm", "arrow"))
+    cacheDir: str | None = option(None, "folder of the caches; Spark and this process must see the same files in it", kind=str, folder=True)
+    cacheInMemory: bool = option(True, "whether to keep the cached rows in memory during training; false reads the files in every epoch")
+    checkpointDir: str | None = option(None, "folder of the checkpoints; if unset, `checkpoints` in the folder of the caches", kind=str, folder=True)
+    runId: str | None = option(None, "name of this training: an interrupted training of this name continues, a finished one is returned; if unset, a new name", kind=str)
+    waitForRun: float = option(0.0, "seconds to wait while another process uses this runId or output; 0 fails at once", low=0)
+    seed: int = option(0, "seed of the split, of the order of the rows and of the statistical test", low=0, high=2**63 - 1)
+    verbosity: int = option(0, "0 prints nothing, 1 prints the phases", low=0, high=1)
     # fmt: on
 
     @staticmethod
     def of(given: Mapping[str, Any]) -> Options:
-        """Options from names and values as they come from Params, YAML or the command line.
+        """Options from names and values, as given by Params, YAML or the command line.
 
         Raises:
-            InputError: names every unknown key (with the nearest known one), every value of a wrong type or out of
-                bounds, and every pair that excludes each other.
+            InputError: names every unknown key (with the nearest known key), every value of a wrong type or out of
+                bounds, and every pair of options that exclude each other.
         """
         fields = {f.name: f for f in dataclasses.fields(Options)}
         problems, values = [], {}
@@ -133,7 +133,7 @@ class Options:
         return Options(**values)
 
     def asdict(self) -> dict[str, Any]:
-        """As JSON-ready values, for the report."""
+        """Values that JSON can hold, for the report."""
         out = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         out["loss"] = callable_name(self.loss) if callable(self.loss) else self.loss
         return {
@@ -142,32 +142,32 @@ class Options:
 
 
 def callable_name(f: Callable[..., Any]) -> str:
-    """`module:qualname` of a callable; of an object that has no name (a functools.partial, say), its class's."""
+    """`module:qualname` of a callable, or of its class if the object has no name (a functools.partial, for example)."""
     named = f if hasattr(f, "__qualname__") else type(f)
     return f"{named.__module__}:{named.__qualname__}"
 
 
 def named_callable(name: str) -> Callable[..., Any]:
-    """The object `module:qualname`.
+    """The callable named `module:qualname`.
 
     Raises:
-        ValueError: there is none, or it can't be called.
+        ValueError: it does not exist, or it cannot be called.
     """
     module, _, path = name.partition(":")
     try:
         found: Any = functools.reduce(getattr, path.split("."), importlib.import_module(module))
     except (ImportError, AttributeError, ValueError) as e:
-        raise ValueError(f"loss={name} can't be found ({e}): put its module on the Python path") from e
+        raise ValueError(f"loss={name} can't be found ({e}): add its module to the Python path") from e
     if not callable(found):
         raise ValueError(f"loss={name} is {found!r}, which can't be called")
     return found  # type: ignore[no-any-return]
 
 
 def convert(field: dataclasses.Field[Any], value: Any) -> Any:
-    """`value` as the field wants it.
+    """`value`, converted to the type of the field.
 
     Raises:
-        TypeError, ValueError: with scikit-learn's sentence: what it must be and what was got.
+        TypeError, ValueError: in scikit-learn's wording: the expected and the given value.
     """
     rules, name = field.metadata, field.name
     if value is None and field.default is None:
@@ -238,7 +238,7 @@ _LISTS = "finite numbers, lists of them or 'balanced'"
 
 
 def _numbers(name: str, value: Any) -> Any:
-    """A number, a list of numbers or of such lists, or 'balanced'; numpy's arrays become lists."""
+    """A number, a nested list of numbers, or 'balanced'; numpy arrays become lists."""
     value = value.tolist() if hasattr(value, "tolist") else value
     if is_number(value) and math.isfinite(value):
         return float(value)
@@ -252,7 +252,7 @@ def _numbers(name: str, value: Any) -> Any:
 def _weights(name: str, value: Mapping[Any, Any], choices: tuple[str, ...]) -> dict[str, float]:
     """A weighted sum of losses: {name: weight > 0}."""
     if not value:
-        raise ValueError(f"The {name!r} option is a sum of nothing: give names and weights.")
+        raise ValueError(f"The {name!r} option is an empty sum: give names and weights.")
     for key, weight in value.items():
         if key not in choices:
             raise ValueError(f"The {name!r} option names an unknown loss {key!r}. {did_you_mean(str(key), choices)}")
@@ -262,7 +262,7 @@ def _weights(name: str, value: Mapping[Any, Any], choices: tuple[str, ...]) -> d
 
 
 def _strengths(name: str, value: Any, known: tuple[str, ...]) -> dict[str, dict[str, float]]:
-    """Penalties: {penalty: {column or feature: strength}}; a parity gap's strength is > 0, a monotone one's not 0."""
+    """Penalties: {penalty: {column or feature: strength}}; the strength is > 0 for parityGap and not 0 for monotone."""
     if not isinstance(value, Mapping) or not all(isinstance(v, Mapping) for v in value.values()):
         raise TypeError(
             f"The {name!r} option must be a mapping {{penalty: {{column: strength}}}}. Got {value!r} instead."
@@ -272,7 +272,7 @@ def _strengths(name: str, value: Any, known: tuple[str, ...]) -> dict[str, dict[
             raise ValueError(
                 f"The {name!r} option names an unknown penalty {penalty!r}. {did_you_mean(str(penalty), known)}"
             )
-        rule = "> 0" if penalty == "parityGap" else "other than 0, whose sign is the coefficient's"
+        rule = "> 0" if penalty == "parityGap" else "other than 0, whose sign is the sign of the slope"
         for column, strength in strengths.items():
             good = is_number(strength) and math.isfinite(strength) and strength != 0
             if not good or (penalty == "parityGap" and strength < 0):
@@ -283,7 +283,7 @@ def _strengths(name: str, value: Any, known: tuple[str, ...]) -> dict[str, dict[
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a real number, numpy's included; a boolean is none."""
+    """Whether the value is a real number (also of numpy); a boolean is not."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 

@@ -36,7 +36,7 @@ def test_params_can_be_set_got_and_explained(numeric: PipelineModel) -> None:
     for name in (*options, "pipeline"):
         assert f"{name}: " in text
     assert (
-        "batchSize: rows per optimizer step, over all processes; rounded up to a multiple of 8 (default: 128, current: 9)"
+        "batchSize: rows per optimizer step, counted over all processes; rounded up to a multiple of 8 (default: 128, current: 9)"
         in text
     )
     assert all(hasattr(tuner, f"{verb}{n[0].upper()}{n[1:]}") for n in options for verb in ("get", "set"))
@@ -230,7 +230,7 @@ def test_a_model_keeps_the_params_of_its_fit(df: DataFrame, tuned: FineTunerMode
     assert tuned.isSet("maxEpochs")
     assert not tuned.isSet("seed")
     assert not tuned.hasParam("pipeline")
-    assert "maxEpochs: epochs at the most (default: 120, current: 8)" in tuned.explainParams()
+    assert "maxEpochs: largest number of epochs (default: 120, current: 8)" in tuned.explainParams()
     copied = tuned.copy({tuned.maxEpochs: 9})
     assert (copied.getMaxEpochs(), tuned.getMaxEpochs()) == (9, 8)
     assert copied.pipelineModel is tuned.pipelineModel

@@ -236,7 +236,7 @@ def test_a_file_that_is_no_job(here: Path, content: bytes, said: str, capsys: An
 
 def test_a_file_that_isnt_there(here: Path, capsys: Any) -> None:
     for path, said in (
-        ("no.yaml", "No such file"), ("conf", "Is a directory"), ("s3a://b/x.yaml", "must be a file of this machine's"),
+        ("no.yaml", "No such file"), ("conf", "Is a directory"), ("s3a://b/x.yaml", "must be a file on the file system of this"),
     ):  # fmt: skip
         assert main(["finetune", "--config", path]) == WRONG_INPUT
         assert said in capsys.readouterr().err

@@ -376,7 +376,7 @@ def test_the_metric_of_a_loss(given: dict[str, Any], head: Predictor, name: str)
         ({"metric": "weightedFMeasure", "metricParams": {"beta": 0}}, BINARY, "'beta': > 0.*Got 0.0"),
         ({"metric": "recallByLabel", "metricParams": {"metricLabel": 2}}, BINARY, "'metricLabel': 0 to 1.*Got 2.0"),
         ({"metric": "recallByLabel", "metricParams": {"metricLabel": [1]}}, BINARY, r"Got \[1.0\]"),
-        ({"metric": "expectedCalibrationError"}, BINARY, "can't decide: chance alone .* to logLoss or brier"),
+        ({"metric": "expectedCalibrationError"}, BINARY, "can't decide: chance makes .* to logLoss or brier"),
         ({"metric": "brier"}, linear(), "metric='brier' measures probabilities, which LinearRegression doesn't output"),
     ],
 )  # fmt: skip
