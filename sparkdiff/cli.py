@@ -32,8 +32,9 @@ app = typer.Typer(
 )
 Model = Annotated[str, typer.Argument(help="Folder of a saved PipelineModel, of a saved stage, or of a run.")]
 Names = Annotated[
-    Optional[list[str]], typer.Option(help="Uid, class name or output column of a stage; may be repeated.")
-]  # noqa: UP045 - typer reads it at run time
+    Optional[list[str]],  # noqa: UP045 - typer reads it at run time
+    typer.Option(help="Uid, class name or output column of a stage; may be repeated."),
+]
 Format = Annotated[str, typer.Option(help="Format of the data, such as parquet or csv.")]
 ReaderOptions = Annotated[
     str, typer.Option(help="Options of Spark's reader as a JSON object; the key schema sets the schema.")
@@ -105,8 +106,8 @@ def diff(
     format: Format = "parquet",
     options: ReaderOptions = "{}",
     sample: Annotated[
-        Optional[int],
-        typer.Option(min=1, help="Largest number of rows to predict on; the same rows are used each time."),  # noqa: UP045
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Largest number of rows to predict on; the same rows are used each time."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
