@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import sys
+import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ _HOME = {
     "Network": "network", "Parity": "parity", "ParityError": "errors", "Plan": "planning", "SparkdiffError": "errors",
     "StageModule": "stages.base", "plain": "nesting", "plan": "planning", "register": "stages.base", "translate": "network",
     "from_lightgbm": "foreign", "from_sklearn": "foreign", "from_xgboost": "foreign", "verify": "parity",
-    "write_back": "network",
+    "write_back": "network", "StagePlan": "planning",
 }  # fmt: skip
 
 __version__ = "0.1.0"
@@ -40,3 +42,10 @@ def __getattr__(name: str) -> Any:
     value = getattr(importlib.import_module(f"sparkdiff.{_HOME[name]}"), name)
     globals()[name] = value
     return value
+
+
+# What an earlier version saved or pickled names its class by these modules: their public names are found here. What is saved
+# from now on names it by `sparkdiff`, as each such class's `__module__` says.
+for _name in {"parity", "planning", "summary", "tuner"} - set(_HOME.values()):
+    sys.modules[f"sparkdiff.{_name}"] = _alias = types.ModuleType(f"sparkdiff.{_name}", "An old name of `sparkdiff`.")
+    vars(_alias)["__getattr__"] = __getattr__

@@ -51,6 +51,8 @@ class Parity:
             margin isn't as near to the boundary.
     """
 
+    __module__ = "sparkdiff"
+
     maxAbsDiff: dict[str, float]
     maxRelDiff: dict[str, float]
     labelDisagreements: int

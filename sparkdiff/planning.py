@@ -34,6 +34,8 @@ class StagePlan:
         reason: what becomes of it and why, in plain words.
     """
 
+    __module__ = "sparkdiff"
+
     path: tuple[int, ...]
     uid: str
     stageClass: str
@@ -49,6 +51,8 @@ class StagePlan:
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """One StagePlan per leaf stage in pipeline order, and the columns that the cache would hold."""
+
+    __module__ = "sparkdiff"
 
     stages: tuple[StagePlan, ...]
     cacheCols: tuple[str, ...]

@@ -44,6 +44,8 @@ class FineTuningSummary:
         compatibility: see `sparkdiff.compatibility.Compatibility`.
     """
 
+    __module__ = "sparkdiff"
+
     decision: str
     reason: str
     metric: str

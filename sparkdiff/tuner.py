@@ -93,6 +93,8 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
         InputError: an option is unknown, of a wrong type or out of bounds; all of them are named.
     """
 
+    __module__ = "sparkdiff"
+
     pipeline: Param[Any] = Param(Params._dummy(), "pipeline", "fitted PipelineModel or stage, or unfitted Pipeline")  # type: ignore[no-untyped-call]
     referenceData: Param[Any] = Param(Params._dummy(), "referenceData", "DataFrame of rows that may not get worse")  # type: ignore[no-untyped-call]
 
@@ -228,6 +230,8 @@ class FineTunerModel(Model, Holder, _TunerParams, MLWritable, MLReadable):  # ty
         originalModel: what was fine-tuned.
         summary: before and after, decision, history.
     """
+
+    __module__ = "sparkdiff"
 
     def __init__(self, pipelineModel: Any, originalModel: Any, summary: FineTuningSummary):
         super().__init__()
