@@ -11,10 +11,13 @@ export SPARK_CONF_DIR        := $(CURDIR)/conf
 export PYSPARK_PYTHON        := $(abspath $(VENV))/bin/python
 export PYSPARK_DRIVER_PYTHON := $(PYSPARK_PYTHON)
 RUN = "$(VENV)/bin/python" -m
+# Two processes on two cores, each with one Spark session for all its files; PROCESSES=4 where cores and 4 GB for each allow it.
+PROCESSES ?= 2
+TESTS = $(RUN) pytest -n $(PROCESSES) --dist loadfile
 # Spark's own search for its home fails if the path contains a space.
 FIND_SPARK = import importlib.util; print(importlib.util.find_spec('pyspark').submodule_search_locations[0])
 
-.PHONY: help demo test quick pytest faults lint format setup clean distclean
+.PHONY: help demo test unit quick pytest faults lint format setup clean distclean
 
 help:                   ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile
@@ -23,14 +26,19 @@ demo:                   ## fine-tune the bike-sharing pipeline (CONFIG=conf/digi
 	@bash tools/setup.sh java demo
 	@SPARK_HOME="$$("$(VENV)/bin/python" -c "$(FIND_SPARK)")" "$(VENV)/bin/spark-submit" jobs/finetune.py --config "$(CONFIG)" $(ARGS)
 
-test: lint              ## lint, then all tests
-	@$(MAKE) --no-print-directory pytest
-
-quick:                  ## the tests that are not marked slow
+test: lint              ## lint, then all tests but the nightly ones: up to 25 minutes on two cores
 	@bash tools/setup.sh java dev
-	$(RUN) pytest -m "not slow" $(ARGS)
+	$(TESTS) $(ARGS)
 
-pytest:                 ## tests without lint (ARGS="tests/laws -x")
+unit:                   ## the tests without Spark: a minute
+	@bash tools/setup.sh dev
+	$(TESTS) tests/unit $(ARGS)
+
+quick:                  ## the tests that aren't marked slow: five minutes
+	@bash tools/setup.sh java dev
+	$(TESTS) -m "not slow" $(ARGS)
+
+pytest:                 ## chosen tests in one process, without lint (ARGS="tests/laws -x")
 	@bash tools/setup.sh java dev
 	$(RUN) pytest $(ARGS)
 

@@ -15,14 +15,29 @@ ROOT = Path(__file__).parents[1]
 
 
 # For every JVM that tests start: on small data its second compiler, threads that collect garbage and a look at the byte code of
-# Spark's own jars take more than they give.
-QUICK = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -XX:+UnlockDiagnosticVMOptions -XX:-BytecodeVerificationRemote"
+# Spark's own jars take more than they give. Without a larger code cache a JVM with one compiler has 48 MB, which an hour of
+# tests fills: it then throws compiled methods away, interprets and compiles them again.
+QUICK = (
+    "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=256m -XX:-UseCodeCacheFlushing -XX:+UseSerialGC"
+    " -XX:+UnlockDiagnosticVMOptions -XX:-BytecodeVerificationRemote"
+)
+PACKAGES = {"com", "java", "javax", "net", "org", "scala"}
+"""Where the names of Java's classes begin: no class has such a name itself."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """`--dist loadfile` takes the files as they come; by default those of few tests, which take longest here, come last."""
     config.option.loadscopereorder = False
     os.environ.setdefault("JDK_JAVA_OPTIONS", QUICK)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests marked `nightly` run only if `-m` names the mark."""
+    if "nightly" in config.option.markexpr:
+        return
+    nightly = [item for item in items if item.get_closest_marker("nightly")]
+    config.hook.pytest_deselected(items=nightly)
+    items[:] = [item for item in items if not item.get_closest_marker("nightly")]
 
 
 class Prompt(socket.SocketIO):
@@ -57,7 +72,7 @@ def prompt() -> Iterator[None]:
             key = self._gateway_client, vars(self).get("_fqn", ""), name
             if key not in found:
                 thing = look_up(self, name)
-                if not isinstance(thing, kinds):
+                if not isinstance(thing, kinds) and name not in PACKAGES:
                     return thing
                 found[key] = thing
             return found[key]

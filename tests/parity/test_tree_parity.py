@@ -208,9 +208,10 @@ def compiled(spark: SparkSession) -> Iterator[None]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("number", [30_000, pytest.param(1_000_000, marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("name", ["rfc", "gbtc", "dtc"])
-def test_no_label_differs_on_a_million_rows(
-    spark: SparkSession, stages: Callable[[str], Any], name: str, compiled: None
+def test_no_label_differs_on_many_rows(
+    spark: SparkSession, stages: Callable[[str], Any], name: str, number: int, compiled: None
 ) -> None:
     """Every value lies on a threshold, the double before or the double behind."""
     stage = sparkdiff.write_back(stages(name), moved(stages(name)))
@@ -221,29 +222,30 @@ def test_no_label_differs_on_a_million_rows(
         values = np.concatenate([cuts, np.nextafter(cuts, np.inf), np.nextafter(cuts, -np.inf), np.arange(7.0)])
         choice = F.pmod(F.xxhash64("id", F.lit(f)), F.lit(len(values))).cast("int")
         columns.append(F.element_at(F.array(*map(F.lit, values.tolist())), choice + 1).alias(f"x{f}"))
-    rows = spark.range(1_000_000, numPartitions=4).select(*columns)
+    rows = spark.range(number, numPartitions=4).select(*columns)
     rows = VectorAssembler(inputCols=[f"x{f}" for f in range(WIDTH)], outputCol="features").transform(rows)
     parity = sparkdiff.verify(stage, rows)
-    assert parity.ok and parity.rows == 1_000_000
+    assert parity.ok and parity.rows == number
     assert parity.labelDisagreements == 0
     seen = stage.transform(rows).select(F.array_distinct(F.collect_set("prediction"))).first()[0]
     assert len(seen) == stage.numClasses
 
 
 @pytest.mark.slow
-def test_a_thousand_trees(spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In time and memory that grow with the nodes: 127,000 of them."""
+@pytest.mark.parametrize("number", [50, pytest.param(1000, marks=pytest.mark.nightly)])
+def test_many_trees(spark: SparkSession, tmp_path: Path, number: int) -> None:
+    """In time and memory that grow with the nodes, of which a tree has 127."""
     random = np.random.default_rng(0)
-    one = Nodes.of([full(random) for _ in range(1000)])
-    estimator = GBTRegressor(maxDepth=6, maxIter=1000, leafCol="leaf")
+    one = Nodes.of([full(random) for _ in range(number)])
+    estimator = GBTRegressor(maxDepth=6, maxIter=number, leafCol="leaf")
     begun = time.monotonic()
-    stage = trees.fitted(estimator, one, WIDTH, treeWeights=np.full(1000, 0.01))
+    stage = trees.fitted(estimator, one, WIDTH, treeWeights=np.full(number, 0.01))
     network = sparkdiff.translate(stage)
     with torch.no_grad():
         network.module(0).leaves += 1.0
     back = sparkdiff.write_back(stage, network)
     spent = time.monotonic() - begun
-    assert len(one) == 127_000 and spent < 120
+    assert len(one) == 127 * number and spent < 120
     back.write().save(str(tmp_path / "model"))
     loaded = type(back).load(str(tmp_path / "model"))
     values = random.choice([*np.linspace(-2, 2, 9), np.nan], (300, WIDTH))
