@@ -33,8 +33,8 @@ import torch
 from torch import Tensor
 
 from sparkdiff import guard
-from sparkdiff.losses import resolve as resolve_loss
-from sparkdiff.metrics import BINARY, REGRESSION, Metric, influence, resolve
+from sparkdiff.objectives.losses import resolve as resolve_loss
+from sparkdiff.objectives.metrics import BINARY, REGRESSION, Metric, influence, resolve
 from sparkdiff.options import Options
 from sparkdiff.stages.base import LabelStats
 from sparkdiff.stages.linear import LinearRegression, LogisticRegression

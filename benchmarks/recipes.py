@@ -1,4 +1,4 @@
-"""Which four candidates should train together? The choice behind `sparkdiff.recipes`, on training and validation rows only.
+"""Which four candidates should train together? The choice behind `sparkdiff.recipes`, on training and validation rows.
 
 A grid of learning rates and anchors trains on pipelines as Spark fitted them: bike sharing and digits, with slack and without,
 on many rows and on few. Per run a candidate counts as its best epoch's relative gain on the validation rows; a set of

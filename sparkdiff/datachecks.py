@@ -16,9 +16,9 @@ from torch import Tensor
 from sparkdiff import memory
 from sparkdiff.graph import Version
 from sparkdiff.guard import Verdict, total_gain
-from sparkdiff.losses import Objective, resolve
 from sparkdiff.measure import Data, scalar
 from sparkdiff.network import Network
+from sparkdiff.objectives.losses import Objective, resolve
 from sparkdiff.options import Options
 from sparkdiff.outliers import FARTHEST, Spread, farness
 from sparkdiff.separation import drift, leaks_class, leaks_number

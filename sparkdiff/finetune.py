@@ -26,11 +26,11 @@ from sparkdiff.fingerprint import SHARDS, Request, all_params, without_uids
 from sparkdiff.graph import Graph, Version
 from sparkdiff.identity import UntoldError, identity
 from sparkdiff.lease import held, lease_of
-from sparkdiff.losses import Objective, check_label, no_event, one_label
 from sparkdiff.measure import Data, Score, rows_at_once, score
-from sparkdiff.metrics import Metric
 from sparkdiff.nesting import flatten
 from sparkdiff.network import Network, write_back
+from sparkdiff.objectives.losses import Objective, check_label, no_event, one_label
+from sparkdiff.objectives.metrics import Metric
 from sparkdiff.options import Options, callable_name
 from sparkdiff.outset import outset
 from sparkdiff.parity import Parity

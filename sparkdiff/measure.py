@@ -13,9 +13,9 @@ from sparkdiff.errors import InputError
 from sparkdiff.folding import fixed_versions, routed_versions
 from sparkdiff.graph import LEAVES, Version
 from sparkdiff.guard import MAX_BLOCKS
-from sparkdiff.losses import means, zero_margin
-from sparkdiff.metrics import Metric, influence
 from sparkdiff.network import Network
+from sparkdiff.objectives.losses import means, zero_margin
+from sparkdiff.objectives.metrics import Metric, influence
 from sparkdiff.parallel import ALONE, Team
 from sparkdiff.sparse import SparseRows
 from sparkdiff.stages.base import FeatureStats, Rows, StageModule, dense, matrix, taken, width

@@ -26,16 +26,17 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from sparkdiff import checkpoint, losses, metrics
+from sparkdiff import checkpoint
 from sparkdiff.disk import room
 from sparkdiff.errors import FullDiskError, SparkdiffError
 from sparkdiff.graph import Version
 from sparkdiff.lease import check_passed_on
-from sparkdiff.losses import Objective
 from sparkdiff.measure import Data, Score, rows_at_once
-from sparkdiff.metrics import Metric
 from sparkdiff.monotone import Monotone
 from sparkdiff.network import Network
+from sparkdiff.objectives import losses, metrics
+from sparkdiff.objectives.losses import Objective
+from sparkdiff.objectives.metrics import Metric
 from sparkdiff.options import Options
 from sparkdiff.parallel import LostProcessError, Team
 from sparkdiff.recipes import Recipe

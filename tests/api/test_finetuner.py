@@ -34,8 +34,9 @@ from riders import (
 )
 from torch import Tensor
 
-from sparkdiff import FineTunerModel, finetune, guard, losses
+from sparkdiff import FineTunerModel, finetune, guard
 from sparkdiff.errors import ParityError
+from sparkdiff.objectives import losses
 from sparkdiff.stages.projection import PCA
 
 needs_petastorm = pytest.mark.skipif(not HAS_PETASTORM, reason="Petastorm is not usable here")

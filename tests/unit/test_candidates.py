@@ -29,9 +29,9 @@ from torch import Tensor
 
 from sparkdiff.candidates import Candidates, Draw
 from sparkdiff.folding import fold, routed_versions
-from sparkdiff.losses import OWN, Objective, resolve
 from sparkdiff.monotone import Monotone
 from sparkdiff.network import Network
+from sparkdiff.objectives.losses import OWN, Objective, resolve
 from sparkdiff.options import Options
 from sparkdiff.parallel import ALONE
 from sparkdiff.recipes import Recipe, candidates

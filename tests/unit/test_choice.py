@@ -18,9 +18,9 @@ from torch import Tensor
 
 from sparkdiff import guard
 from sparkdiff.acceptance import Judgement, divergence, reason
-from sparkdiff.losses import resolve
 from sparkdiff.measure import Score, Tally
-from sparkdiff.metrics import Metric
+from sparkdiff.objectives.losses import resolve
+from sparkdiff.objectives.metrics import Metric
 from sparkdiff.options import Options
 from sparkdiff.parallel import Team
 from sparkdiff.recipes import Recipe

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sparkdiff.errors import InputError
-from sparkdiff.formulas import half_deviance
-from sparkdiff.losses import REGRESSION, check_label, means, resolve
+from sparkdiff.objectives.formulas import half_deviance
+from sparkdiff.objectives.losses import REGRESSION, check_label, means, resolve
 from sparkdiff.stages.base import LabelStats
 from sparkdiff.stages.linear import GeneralizedLinearRegression, LinearRegression, LogisticRegression
 from sparkdiff.stages.predictor import Predictor

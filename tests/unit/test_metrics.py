@@ -16,10 +16,10 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.guard import MAX_BLOCKS
-from sparkdiff.losses import UNLABELLED, check_label
-from sparkdiff.losses import resolve as resolve_loss
 from sparkdiff.measure import Tally
-from sparkdiff.metrics import Metric, influence, resolve
+from sparkdiff.objectives.losses import UNLABELLED, check_label
+from sparkdiff.objectives.losses import resolve as resolve_loss
+from sparkdiff.objectives.metrics import Metric, influence, resolve
 from sparkdiff.options import METRICS as EVERY
 from sparkdiff.options import Options
 from sparkdiff.parallel import Team

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sparkdiff.errors import InputError
-from sparkdiff.formulas import between_groups, calibration_error, focal, hinge, mean_cost, pairwise_logistic
-from sparkdiff.losses import CLASSIFICATION, Objective, check_label, penalised, resolve
+from sparkdiff.objectives.formulas import between_groups, calibration_error, focal, hinge, mean_cost, pairwise_logistic
+from sparkdiff.objectives.losses import CLASSIFICATION, Objective, check_label, penalised, resolve
 from sparkdiff.stages.base import LabelStats
 from sparkdiff.stages.linear import GeneralizedLinearRegression, LinearRegression, LogisticRegression
 from sparkdiff.stages.predictor import Predictor

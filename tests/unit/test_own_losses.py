@@ -10,8 +10,8 @@ from chains import bayes, logistic, normal, one_vs_rest, support_vector, surviva
 from torch import Tensor
 
 from sparkdiff.errors import InputError
-from sparkdiff.losses import check_label, penalised, resolve
-from sparkdiff.metrics import resolve as resolve_metric
+from sparkdiff.objectives.losses import check_label, penalised, resolve
+from sparkdiff.objectives.metrics import resolve as resolve_metric
 from sparkdiff.options import Options
 from sparkdiff.stages.base import LabelStats
 from sparkdiff.stages.bayes import Bernoulli, Complement, LogOdds, Multinomial, Negated

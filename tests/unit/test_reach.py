@@ -14,8 +14,8 @@ from torch import Tensor
 from sparkdiff.augment import Target
 from sparkdiff.candidates import Candidates, Draw
 from sparkdiff.folding import fold
-from sparkdiff.losses import resolve
 from sparkdiff.network import Network
+from sparkdiff.objectives.losses import resolve
 from sparkdiff.optimizers import Behind
 from sparkdiff.options import Options
 from sparkdiff.reach import Reach, reach_of

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from sparkdiff.errors import InputError
-from sparkdiff.formulas import probabilities
-from sparkdiff.losses import PARAMS as LOSS_PARAMS
-from sparkdiff.losses import UNLABELLED, Objective, Rows, cost_matrix, index, rank_score
-from sparkdiff.losses import resolve as resolve_loss
+from sparkdiff.objectives.formulas import probabilities
+from sparkdiff.objectives.losses import PARAMS as LOSS_PARAMS
+from sparkdiff.objectives.losses import UNLABELLED, Objective, Rows, cost_matrix, index, rank_score
+from sparkdiff.objectives.losses import resolve as resolve_loss
 from sparkdiff.options import Options
 from sparkdiff.stages.base import LabelStats
 from sparkdiff.stages.predictor import Predictor

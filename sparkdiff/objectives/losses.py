@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparkdiff.derivatives import Derivative, derivative
 from sparkdiff.errors import InputError
-from sparkdiff.formulas import (
+from sparkdiff.objectives.derivatives import Derivative, derivative
+from sparkdiff.objectives.formulas import (
     between_groups,
     calibration_error,
     focal,

@@ -1,0 +1,1 @@
+"""What is minimised and what is measured: losses and metrics, on tensors only."""
