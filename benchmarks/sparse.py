@@ -150,7 +150,7 @@ def start(spark: Any) -> None:
     import torch
 
     import sparkdiff
-    from sparkdiff.memory import trim
+    from sparkdiff.machine.memory import trim
 
     rows = spark.range(400).selectExpr("'w' || id % 7 text", "cast(id % 2 as double) label")
     with tempfile.TemporaryDirectory() as folder:

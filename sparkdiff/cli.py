@@ -13,11 +13,12 @@ import typer
 from pyspark.sql import SparkSession
 from pyspark.sql.types import StructType
 
-from sparkdiff import jvm, places, run
+from sparkdiff import jvm, run
 from sparkdiff.cache import root
 from sparkdiff.difference import between
 from sparkdiff.errors import InputError, SparkdiffError
 from sparkdiff.flips import predictions
+from sparkdiff.machine import paths as places
 from sparkdiff.options import Options
 from sparkdiff.parity import verify as verify_parity
 from sparkdiff.planning import plan as make_plan

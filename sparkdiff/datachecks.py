@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparkdiff import memory
 from sparkdiff.graph import Version
 from sparkdiff.guard import Verdict, total_gain
+from sparkdiff.machine import memory
 from sparkdiff.measure import Data, scalar
 from sparkdiff.network import Network
 from sparkdiff.objectives.losses import Objective, resolve

@@ -12,17 +12,18 @@ import pyarrow as pa
 import torch
 from pyspark.sql import DataFrame
 
-from sparkdiff import jvm, memory
+from sparkdiff import jvm
 from sparkdiff.cache import ROOM, Cache
 from sparkdiff.columns import into_structs, schema_of, write_columns
 from sparkdiff.disk import room
 from sparkdiff.errors import InputError, ParityError
 from sparkdiff.graph import Version, null_of, unused
+from sparkdiff.machine import memory
+from sparkdiff.machine.paths import address
 from sparkdiff.measure import Data
 from sparkdiff.nesting import flatten
 from sparkdiff.network import Network
 from sparkdiff.parity import Parity, compare
-from sparkdiff.places import address
 from sparkdiff.sparse import SparseRows
 from sparkdiff.splits import TRAIN, VALIDATION, quoted
 from sparkdiff.stages.base import Rows, below, taken

@@ -15,7 +15,7 @@ import torch
 from pyspark.util import VersionUtils
 
 from sparkdiff import cache as caches
-from sparkdiff import datachecks, faithful, guard, jvm, launch, memory, monotone, places
+from sparkdiff import datachecks, faithful, guard, jvm, launch, monotone
 from sparkdiff.acceptance import Judgement, candidates, check_options, divergence, judge, reason
 from sparkdiff.attributes import SchemaOrRows
 from sparkdiff.cache import Cache
@@ -26,6 +26,7 @@ from sparkdiff.fingerprint import SHARDS, Request, all_params, without_uids
 from sparkdiff.graph import Graph, Version
 from sparkdiff.identity import UntoldError, identity
 from sparkdiff.lease import held, lease_of
+from sparkdiff.machine import memory, paths
 from sparkdiff.measure import Data, Score, rows_at_once, score
 from sparkdiff.nesting import flatten
 from sparkdiff.network import Network, write_back
@@ -272,7 +273,7 @@ _OUTSIDE = (
 @contextlib.contextmanager
 def _run_folder(o: Options, what_trains: Mapping[str, Any], cache: Cache, replace: bool) -> Iterator[RunFolder]:
     """The folder of this training, which an earlier one of the same runId may have left a checkpoint in; nobody else's now."""
-    where = places.folder("checkpointDir", o.checkpointDir) if o.checkpointDir else cache.folder.parent / "checkpoints"
+    where = paths.folder("checkpointDir", o.checkpointDir) if o.checkpointDir else cache.folder.parent / "checkpoints"
     name, own = folder_name(o.runId or uuid.uuid4().hex[:12]), o.checkpointDir is None
     request: dict[str, Any] = {k: v for k, v in whole_batches(o).asdict().items() if k not in _OUTSIDE}
     if callable(o.loss) and o.runId is not None:

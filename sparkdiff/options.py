@@ -11,8 +11,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sparkdiff import places
 from sparkdiff.errors import InputError, did_you_mean
+from sparkdiff.machine import paths
 
 LOSSES = (
     *("auto", "squared", "absolute", "huber", "quantile", "poisson", "gamma", "tweedie"),
@@ -212,7 +212,7 @@ def convert(field: dataclasses.Field[Any], value: Any) -> Any:
     value = kind(value)
     if value in rules.get("refused", ()):
         raise ValueError(rules["refused"][value])
-    if rules.get("folder") and (refused := places.not_local(name, value)):
+    if rules.get("folder") and (refused := paths.not_local(name, value)):
         raise ValueError(refused)
     if "choices" in rules and value not in rules["choices"]:
         plain = re.sub(r"^neg(?=_)|[_-]", "", value.lower())

@@ -26,7 +26,7 @@ from pyspark.ml.util import DefaultParamsReader
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.utils import is_remote
 
-from sparkdiff import disk, jvm, places
+from sparkdiff import disk, jvm
 from sparkdiff.cache import ROOM as ROOM_OF_CACHES
 from sparkdiff.cache import moved, root
 from sparkdiff.checkpoint import NONCE, UNTOLD
@@ -35,6 +35,7 @@ from sparkdiff.finetune import Outcome, fine_tune, prepare, told
 from sparkdiff.fingerprint import check_reads_its_input_only, hash_of, hash_of_folder, params_of, source_facts
 from sparkdiff.identity import UntoldError, identity
 from sparkdiff.lease import Lease, held
+from sparkdiff.machine import paths
 from sparkdiff.nesting import flatten
 from sparkdiff.options import Options
 from sparkdiff.report import Phases
@@ -112,7 +113,7 @@ def load_config(path: Path | None, overrides: Sequence[str]) -> Config:
         data,
         options,
         {str(key): value for key, value in spark.items() if value is not None},
-        places.folder("output", output["path"]).resolve(),
+        paths.folder("output", output["path"]).resolve(),
         output.get("mode") == "overwrite",
     )
 
@@ -182,12 +183,12 @@ def _anchored(value: Any, folder: Path, place: Place = ()) -> Any:
         case ("data", _) | ("pipeline",) if is_function(value):
             return value
         case ("data", _) | ("data", _, "path"):
-            return places.joined(_name(value, place), folder)
+            return paths.joined(_name(value, place), folder)
         case ("pipeline",):
-            where = places.local(_name(value, place))
+            where = paths.local(_name(value, place))
             return value if where is None else str(folder / where)
         case ("output",) | ("output", "path") | ("fineTuner", "cacheDir" | "checkpointDir"):
-            where = None if places.not_local("", _name(value, place)) else places.local(value)
+            where = None if paths.not_local("", _name(value, place)) else paths.local(value)
             return value if where is None else str(folder / where)
     return value
 
@@ -317,8 +318,8 @@ def load_data(spark: SparkSession, given: Any, folder: Path, split: str) -> Data
         if given.get("table"):
             df = reader.table(given["table"])
         else:
-            where = places.joined(given["path"], folder)
-            df = reader.load(where if places.local(where) is None else f"file://{where}")
+            where = paths.joined(given["path"], folder)
+            df = reader.load(where if paths.local(where) is None else f"file://{where}")
         return df.where(given["where"]) if given.get("where") else df
     except jvm.SparkError as e:
         raise InputError(f"data.{split} can't be read: {jvm.cause(e)}") from e
@@ -326,7 +327,7 @@ def load_data(spark: SparkSession, given: Any, folder: Path, split: str) -> Data
 
 def located(path: str, folder: Path) -> str:
     """The URL of a path relative to a folder; of another file system's as it is."""
-    where = places.local(path)
+    where = paths.local(path)
     return path if where is None else f"file://{(folder / where).resolve()}"
 
 
@@ -356,7 +357,7 @@ def check_there(models: Sequence[str], data: Mapping[str, Any], folder: Path, co
     if _remote(conf):
         return
     for url in models:
-        path = places.local(url)
+        path = paths.local(url)
         if path is not None and not (path / "metadata").is_dir():
             why = "it isn't there" if not path.exists() else "it has no folder 'metadata', as a saved model has"
             raise InputError(f"no Spark ML model can be loaded from {path}: {why}")
@@ -364,8 +365,8 @@ def check_there(models: Sequence[str], data: Mapping[str, Any], folder: Path, co
         source = _source(split, given)
         if isinstance(source, str) or not source.get("path"):
             continue
-        where = places.joined(source["path"], folder)
-        if places.local(where) is not None and not places.is_there(where):
+        where = paths.joined(source["path"], folder)
+        if paths.local(where) is not None and not paths.is_there(where):
             raise InputError(f"data.{split} can't be read: there is no {where}")
 
 
@@ -376,7 +377,7 @@ def model_path(given: str, folder: Path) -> str:
 
 def model_of_run(path: str) -> str:
     """The model in a run's folder; any other path as it is."""
-    folder = places.local(path)
+    folder = paths.local(path)
     if folder is None or (folder / "metadata").exists() or not (folder / "model" / "metadata").is_dir():
         return path
     return f"{path}/model"
@@ -467,10 +468,10 @@ def _run(config: Config, lease: Lease) -> FineTuningSummary:
 
 def _check_places(config: Config) -> None:
     """Raise InputError where what the job reads isn't there, or what it writes can't be written. Starts no Spark."""
-    places.check_writable("output", config.output, config.output.parent)
+    paths.check_writable("output", config.output, config.output.parent)
     for name in ("cacheDir", "checkpointDir"):
         if given := config.options.get(name):
-            places.check_writable(name, given, places.folder(name, given))
+            paths.check_writable(name, given, paths.folder(name, given))
     models = [] if is_function(config.pipeline) else [model_path(config.pipeline, config.folder)]
     check_there(models, config.data, config.folder, config.spark)
 

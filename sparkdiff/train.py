@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparkdiff import memory
 from sparkdiff.candidates import Candidates, Draw, can_reach
 from sparkdiff.folding import Folded, fold
 from sparkdiff.graph import Version
 from sparkdiff.guard import total_gain
+from sparkdiff.machine import memory
 from sparkdiff.measure import Data, Score, scalar, widths
 from sparkdiff.monotone import Monotone
 from sparkdiff.network import Network

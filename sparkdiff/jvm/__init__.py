@@ -33,8 +33,8 @@ from pyspark.ml.wrapper import JavaParams
 from pyspark.sql import SparkSession
 from pyspark.util import VersionUtils
 
-from sparkdiff import places
 from sparkdiff.errors import InputError, SparkdiffError
+from sparkdiff.machine import paths
 
 SparkError = (Py4JError, PySparkException)
 """What Spark raises through Python."""
@@ -120,7 +120,7 @@ def ml_context(spark: SparkSession) -> Any:
 
 def model_at(path: str | Path) -> str:
     """The URL by which this Spark loads the model that is saved at a path, whatever its name."""
-    where = places.address(path)
+    where = paths.address(path)
     # Spark 3.5 reads metadata through Hadoop's text files, for which a path ends at a comma outside of braces.
     return where.replace(",", "{\\,}") if VERSION < (4, 0) else where
 
@@ -203,14 +203,14 @@ def shared_folder(cacheDir: str | None = None) -> Path | None:
                 "that Spark and this process both see as files"
             )
         return None
-    path = places.folder("cacheDir", given)
+    path = paths.folder("cacheDir", given)
     try:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as e:
         raise InputError(
             f"cacheDir={given!r} cannot be used: {e.strerror}; give a folder that can be written to"
         ) from e
-    places.check_writable("cacheDir", given, path)
+    paths.check_writable("cacheDir", given, path)
     return path
 
 
@@ -220,7 +220,7 @@ def sees(spark: SparkSession, folder: Path) -> bool:
         return True
     with tempfile.NamedTemporaryFile(prefix="seen-by-spark-", dir=folder) as file:
         try:
-            return bool(spark.read.text(places.address(file.name)).columns)
+            return bool(spark.read.text(paths.address(file.name)).columns)
         except PySparkException:
             return False
 

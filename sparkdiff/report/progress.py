@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sparkdiff import memory
+from sparkdiff.machine import memory
 
 EVERY = 10.0
 """Seconds between two lines about the same phase where there is no terminal."""

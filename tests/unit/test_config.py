@@ -11,9 +11,10 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sparkdiff import places, run
+from sparkdiff import run
 from sparkdiff.cli import WRONG_INPUT, main
 from sparkdiff.errors import InputError
+from sparkdiff.machine import paths as places
 from sparkdiff.options import Options
 
 pytestmark = pytest.mark.once  # paths and messages of our own: no stack changes them

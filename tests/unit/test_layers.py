@@ -12,10 +12,20 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "sparkdiff"
 LAYERS = [
-    ["errors", "objectives"],
-    ["places"],
+    ["errors", "machine", "objectives"],
+    ["machine.paths"],
     ["lease"],
-    ["memory", "options", "nodes", "sparse", "checkpoint", "identity", "parallel", "optimizers", "objectives.formulas"],
+    [
+        "machine.memory",
+        "options",
+        "nodes",
+        "sparse",
+        "checkpoint",
+        "identity",
+        "parallel",
+        "optimizers",
+        "objectives.formulas",
+    ],
     ["jvm"],
     ["disk"],
     ["nesting", "foreign", "quantiles"],
@@ -91,7 +101,7 @@ NO_TORCH = (
     "nesting",
     "options",
     "errors",
-    "places",
+    "machine.paths",
     "splits",
     "quantiles",
     "preflight",

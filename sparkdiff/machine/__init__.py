@@ -1,0 +1,1 @@
+"""The machine a process runs on: its memory, and its paths as users give them."""
