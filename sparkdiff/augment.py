@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sparkdiff.graph import Version
 from sparkdiff.recipes import Recipe
-from sparkdiff.sparse import SparseRows
+from sparkdiff.rows import SparseRows
 from sparkdiff.stages.base import FeatureStats, Rows
 
 Target = tuple[Tensor, Tensor]

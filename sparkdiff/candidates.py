@@ -19,12 +19,12 @@ from sparkdiff.objectives.losses import Batch, Objective
 from sparkdiff.objectives.metrics import Metric
 from sparkdiff.optimizers import Behind, FirstOrder
 from sparkdiff.options import Options
-from sparkdiff.parallel import ALONE, Team
 from sparkdiff.reach import Reach, Span, pieces
 from sparkdiff.recipes import Recipe
+from sparkdiff.rows import SparseRows
 from sparkdiff.scales import Scales, flattened, trained
-from sparkdiff.sparse import SparseRows
 from sparkdiff.stages.base import FeatureStats, Rows, StageModule, below, taken
+from sparkdiff.team import ALONE, Team
 
 ONCE_AN_EPOCH = ("lbfgs", "newton")
 """Optimizers that step along the gradient of all rows."""

@@ -17,7 +17,7 @@ from pyspark.sql.types import ArrayType, DoubleType, StringType, StructField, St
 
 from sparkdiff.attributes import named
 from sparkdiff.errors import InputError
-from sparkdiff.sparse import SparseRows
+from sparkdiff.rows import SparseRows
 from sparkdiff.stages.base import NULL, Rows
 
 VECTOR = pa.struct(

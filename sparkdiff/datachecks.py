@@ -21,9 +21,9 @@ from sparkdiff.network import Network
 from sparkdiff.objectives.losses import Objective, resolve
 from sparkdiff.options import Options
 from sparkdiff.outliers import FARTHEST, Spread, farness
+from sparkdiff.rows import SparseRows
 from sparkdiff.separation import drift, leaks_class, leaks_number
 from sparkdiff.slots import Slots, entering
-from sparkdiff.sparse import SparseRows
 from sparkdiff.stages.base import LabelStats, Rows, below, matrix, taken
 from sparkdiff.stream import Batch
 from sparkdiff.twins import Twins

@@ -24,7 +24,7 @@ from sparkdiff.measure import Data
 from sparkdiff.nesting import flatten
 from sparkdiff.network import Network
 from sparkdiff.parity import Parity, compare
-from sparkdiff.sparse import SparseRows
+from sparkdiff.rows import SparseRows
 from sparkdiff.splits import TRAIN, VALIDATION, quoted
 from sparkdiff.stages.base import Rows, below, taken
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sparkdiff.graph import LEAVES, Version
 from sparkdiff.network import Network
-from sparkdiff.sparse import SparseRows
+from sparkdiff.rows import SparseRows
 from sparkdiff.stages.base import NotAffineError, Parameters, Rows, StageModule
 
 

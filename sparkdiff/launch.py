@@ -36,10 +36,10 @@ from sparkdiff import checkpoint, jvm
 from sparkdiff.checkpoint import RunFolder, write_bytes
 from sparkdiff.disk import room
 from sparkdiff.errors import FullDiskError, InputError, SparkdiffError
-from sparkdiff.parallel import ALONE
 from sparkdiff.preflight import check_cluster
 from sparkdiff.rank import ROOM, Assignment, Checkpoints, work
 from sparkdiff.stream import Stream
+from sparkdiff.team import ALONE
 from sparkdiff.train import Training
 
 ATTEMPTS = 3

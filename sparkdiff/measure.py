@@ -16,12 +16,12 @@ from sparkdiff.guard import MAX_BLOCKS
 from sparkdiff.network import Network
 from sparkdiff.objectives.losses import means, zero_margin
 from sparkdiff.objectives.metrics import Metric, influence
-from sparkdiff.parallel import ALONE, Team
-from sparkdiff.sparse import SparseRows
+from sparkdiff.rows import SparseRows
 from sparkdiff.stages.base import FeatureStats, Rows, StageModule, dense, matrix, taken, width
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.stages.projection import PCA
 from sparkdiff.stream import Batch, Prepare, Stream
+from sparkdiff.team import ALONE, Team
 
 VALUES = 1 << 15
 """Different values of a feature that are told apart."""

@@ -16,7 +16,7 @@ from sparkdiff.attributes import SchemaOrRows
 from sparkdiff.errors import InputError, check_dataframe, check_type, did_you_mean
 from sparkdiff.graph import LEAVES, Graph, Version, null_of
 from sparkdiff.nesting import flatten, replaced
-from sparkdiff.sparse import SparseRows
+from sparkdiff.rows import SparseRows
 from sparkdiff.stages.base import Rows, StageModule, width
 from sparkdiff.stages.predictor import Predictor
 

@@ -23,7 +23,7 @@ from sparkdiff.errors import InputError, check_dataframe, check_type
 from sparkdiff.graph import Version, check_columns, in_front_of, null_of, unused
 from sparkdiff.nesting import flatten
 from sparkdiff.network import Network, seeing, translate
-from sparkdiff.sparse import SparseRows
+from sparkdiff.rows import SparseRows
 from sparkdiff.splits import refuse_stream
 from sparkdiff.stages.base import NULL, Rows, columns_of, dense, width
 from sparkdiff.stages.predictor import Predictor

@@ -38,11 +38,11 @@ from sparkdiff.objectives import losses, metrics
 from sparkdiff.objectives.losses import Objective
 from sparkdiff.objectives.metrics import Metric
 from sparkdiff.options import Options
-from sparkdiff.parallel import LostProcessError, Team
 from sparkdiff.recipes import Recipe
 from sparkdiff.scales import Scales
 from sparkdiff.stages.base import FeatureStats, LabelStats
 from sparkdiff.stream import Stream
+from sparkdiff.team import LostProcessError, Team
 from sparkdiff.train import Training, train
 
 ROOM = "make room, or set checkpointDir to a folder of a disk that has more"

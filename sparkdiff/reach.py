@@ -16,10 +16,10 @@ from torch import Tensor
 from sparkdiff.folding import Folded
 from sparkdiff.graph import Version
 from sparkdiff.network import Network
-from sparkdiff.parallel import ALONE, Team
+from sparkdiff.rows import SparseRows
 from sparkdiff.scales import Constrained, Scales, trained
-from sparkdiff.sparse import SparseRows
 from sparkdiff.stages.base import FeatureStats, NotSparseError, Rows
+from sparkdiff.team import ALONE, Team
 
 DENSE_FROM = 0.25
 """Share of the parameters that some batches reach from which all of them are as cheap."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparkdiff.graph import Version
 from sparkdiff.network import Network
-from sparkdiff.sparse import SparseRows
+from sparkdiff.rows import SparseRows
 from sparkdiff.stages.assembling import VectorAssembler
 from sparkdiff.stages.base import Rows, width
 from sparkdiff.stages.encoding import OneHotEncoder

@@ -29,8 +29,8 @@ from sparkdiff.objectives.metrics import Metric
 from sparkdiff.options import Options
 from sparkdiff.reach import Reach, batches_together, reach_of
 from sparkdiff.recipes import Recipe
+from sparkdiff.rows import SparseRows
 from sparkdiff.scales import Scales, flattened, load
-from sparkdiff.sparse import SparseRows
 from sparkdiff.stages.base import FeatureStats, taken
 from sparkdiff.stream import Batch, Share
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparkdiff.sparse import SparseRows
+from sparkdiff.rows import SparseRows
 from sparkdiff.stages.base import Rows, matrix
 
 MOST_HASHES = 1 << 22  # that are kept; of more rows a sample by hash

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError
-from sparkdiff.sparse import SparseRows
+from sparkdiff.rows import SparseRows
 from sparkdiff.stages.constraints import Constraint, Positive, Rounded
 
 # MKL settles at the first call which code its functions run. Where two of its threads are the first, on a busy machine, one of

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sparkdiff.errors import InputError
 from sparkdiff.jvm import encoders as spark
-from sparkdiff.sparse import SparseRows
+from sparkdiff.rows import SparseRows
 from sparkdiff.stages.base import (
     FeatureStats,
     LabelStats,

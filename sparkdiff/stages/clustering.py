@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.jvm import clustering
-from sparkdiff.sparse import SparseRows
+from sparkdiff.rows import SparseRows
 from sparkdiff.stages.base import (
     SUPPORT,
     FeatureStats,

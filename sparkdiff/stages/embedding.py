@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sparkdiff.jvm import words as vocabularies
-from sparkdiff.sparse import SparseRows
+from sparkdiff.rows import SparseRows
 from sparkdiff.stages.base import FeatureStats, LabelStats, Parameters, Pulled, Rows, StageModule, parameter, register
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparkdiff.sparse import SparseRows
+from sparkdiff.rows import SparseRows
 from sparkdiff.stages.base import FeatureStats, LabelStats, Rows, StageModule, parameter, register, tensor
 from sparkdiff.stages.linear import coefficient_units, product
 from sparkdiff.stages.predictor import LeastSquares, ProbabilisticClassifier

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparkdiff.jvm import trees as spark
 from sparkdiff.nodes import Nodes
-from sparkdiff.sparse import SparseRows
+from sparkdiff.rows import SparseRows
 from sparkdiff.stages.base import (
     SUPPORT,
     FeatureStats,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sparkdiff.nodes import Nodes
-from sparkdiff.sparse import SparseRows
+from sparkdiff.rows import SparseRows
 from sparkdiff.stages.base import Rows
 from sparkdiff.stages.routing import Subsets
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError
-from sparkdiff.sparse import SparseRows
+from sparkdiff.rows import SparseRows
 from sparkdiff.stages.base import (
     SUPPORT,
     FeatureStats,

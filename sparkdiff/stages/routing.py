@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sparkdiff.nodes import Array, Nodes
-from sparkdiff.sparse import SparseRows
+from sparkdiff.rows import SparseRows
 
 PAIRS = 65_536
 """Rows times trees that are under way at a time: what a level reads and writes then stays in the processor's cache."""

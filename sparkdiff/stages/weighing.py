@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparkdiff.sparse import SparseRows
+from sparkdiff.rows import SparseRows
 from sparkdiff.stages.base import (
     FeatureStats,
     LabelStats,

@@ -24,7 +24,7 @@ from pyarrow import ArrowException
 from torch import Tensor
 
 from sparkdiff.errors import InputError, did_you_mean
-from sparkdiff.sparse import SparseRows
+from sparkdiff.rows import SparseRows
 from sparkdiff.stream import arrow, petastorm
 from sparkdiff.stream.manifest import Batch, Column, DamagedCacheError, Manifest, Piece
 from sparkdiff.stream.rows import (

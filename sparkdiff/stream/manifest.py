@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sparkdiff.errors import SparkdiffError
-from sparkdiff.sparse import SparseRows
+from sparkdiff.rows import SparseRows
 
 FORMAT = 2
 Batch = dict[str, Tensor | SparseRows]

@@ -36,7 +36,7 @@ from sparkdiff import cache as caches
 from sparkdiff.cache import Cache, DamagedCache
 from sparkdiff.fingerprint import source_facts
 from sparkdiff.options import Options
-from sparkdiff.sparse import SparseRows
+from sparkdiff.rows import SparseRows
 from sparkdiff.splits import Source
 from sparkdiff.stream import Stream
 

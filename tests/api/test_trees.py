@@ -25,7 +25,7 @@ import sparkdiff
 from sparkdiff import InputError, plan
 from sparkdiff.jvm import defined_params, trees
 from sparkdiff.nodes import Nodes
-from sparkdiff.sparse import SparseRows
+from sparkdiff.rows import SparseRows
 
 pytestmark = [pytest.mark.slow, pytest.mark.once]
 FAST: dict[str, Any] = {"maxEpochs": 15, "learningRate": 0.02, "regAnchor": 1e-4, "patience": 15}

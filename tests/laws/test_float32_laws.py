@@ -15,7 +15,7 @@ from recommending import ITEMS, USERS, WORDS, als, documents, fitted, pairs, wor
 import sparkdiff
 from sparkdiff import jvm
 from sparkdiff.jvm import factors, words
-from sparkdiff.sparse import SparseRows
+from sparkdiff.rows import SparseRows
 from sparkdiff.stages.constraints import Rounded
 from sparkdiff.stages.recommendation import FloatProduct
 from sparkdiff.testing import check_stages

@@ -14,7 +14,7 @@ from recommending import als, documents, fitted, pairs, word2vec
 from torch import Tensor
 
 from sparkdiff.jvm import factors
-from sparkdiff.sparse import SparseRows
+from sparkdiff.rows import SparseRows
 from sparkdiff.stages.base import Rows, StageModule
 from sparkdiff.stages.constraints import Rounded
 from sparkdiff.stages.embedding import Word2Vec

@@ -28,7 +28,6 @@ from growing import WIDTH as TREE_WIDTH
 from sparkdiff.measure import Data, score
 from sparkdiff.network import Network
 from sparkdiff.options import Options
-from sparkdiff.parallel import Team
 from sparkdiff.rank import Assignment, objectives, work
 from sparkdiff.recipes import Recipe
 from sparkdiff.stages.base import FeatureStats, LabelStats
@@ -36,6 +35,7 @@ from sparkdiff.stages.projection import PCA
 from sparkdiff.stages.scaling import StandardScaler
 from sparkdiff.stages.trees import GBTRegression
 from sparkdiff.stream import Stream
+from sparkdiff.team import Team
 
 EVERY, SOME = tuple(range(1, 13)), (1, 3, 12)
 TRAIN = [[10, 6], [15], [], [2], [5, 8], [20], [1], [11]]  # rows of a shard's pieces

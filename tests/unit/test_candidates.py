@@ -33,10 +33,9 @@ from sparkdiff.monotone import Monotone
 from sparkdiff.network import Network
 from sparkdiff.objectives.losses import OWN, Objective, resolve
 from sparkdiff.options import Options
-from sparkdiff.parallel import ALONE
 from sparkdiff.recipes import Recipe, candidates
+from sparkdiff.rows import SparseRows
 from sparkdiff.scales import flattened
-from sparkdiff.sparse import SparseRows
 from sparkdiff.stages.assembling import VectorAssembler
 from sparkdiff.stages.base import FeatureStats, LabelStats
 from sparkdiff.stages.bayes import Bernoulli, Multinomial
@@ -54,6 +53,7 @@ from sparkdiff.stages.trees import (
     RandomForestRegression,
 )
 from sparkdiff.stages.weighing import ElementwiseProduct
+from sparkdiff.team import ALONE
 from sparkdiff.train import _agrees
 
 N, STEPS = 24, 12

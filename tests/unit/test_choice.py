@@ -22,9 +22,9 @@ from sparkdiff.measure import Score, Tally
 from sparkdiff.objectives.losses import resolve
 from sparkdiff.objectives.metrics import Metric
 from sparkdiff.options import Options
-from sparkdiff.parallel import Team
 from sparkdiff.recipes import Recipe
 from sparkdiff.scales import flattened
+from sparkdiff.team import Team
 from sparkdiff.train import Trained, Training, diverged
 
 ROWS, TWINS = 20, 4  # as many rows in one, of the same label and weight

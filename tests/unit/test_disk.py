@@ -18,9 +18,9 @@ from sparkdiff import checkpoint
 from sparkdiff.disk import free, full, room, size
 from sparkdiff.errors import FullDiskError, InputError
 from sparkdiff.launch import Attempt
-from sparkdiff.parallel import ALONE
 from sparkdiff.rank import Assignment, Checkpoints, work
 from sparkdiff.stream import Stream
+from sparkdiff.team import ALONE
 from sparkdiff.train import Training
 
 

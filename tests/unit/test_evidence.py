@@ -13,8 +13,8 @@ from torch import Tensor
 from sparkdiff.datachecks import too_few_rows
 from sparkdiff.guard import Verdict
 from sparkdiff.outliers import Spread, farness
+from sparkdiff.rows import SparseRows
 from sparkdiff.separation import auc, clustered_auc, drift, leaks_class, leaks_number, midranks
-from sparkdiff.sparse import SparseRows
 from sparkdiff.stages.base import Rows
 from sparkdiff.twins import Twins
 

@@ -18,7 +18,7 @@ from sparkdiff.augment import augmented
 from sparkdiff.errors import InputError
 from sparkdiff.measure import distinct_values, leaf_counts
 from sparkdiff.recipes import Recipe
-from sparkdiff.sparse import SparseRows
+from sparkdiff.rows import SparseRows
 from sparkdiff.stages import gates
 from sparkdiff.stages.base import FeatureStats, LabelStats
 from sparkdiff.stages.forest import Trees

@@ -22,8 +22,8 @@ from sparkdiff.objectives.losses import resolve as resolve_loss
 from sparkdiff.objectives.metrics import Metric, influence, resolve
 from sparkdiff.options import METRICS as EVERY
 from sparkdiff.options import Options
-from sparkdiff.parallel import Team
 from sparkdiff.stages.predictor import Predictor
+from sparkdiff.team import Team
 
 METRICS = [name for name in EVERY if name not in UNLABELLED]  # those of clusters: tests/api/test_clusters.py
 Array = NDArray[np.float64]

@@ -20,8 +20,8 @@ from sparkdiff.optimizers import Behind
 from sparkdiff.options import Options
 from sparkdiff.reach import Reach, reach_of
 from sparkdiff.recipes import Recipe
+from sparkdiff.rows import SparseRows
 from sparkdiff.scales import flattened, load
-from sparkdiff.sparse import SparseRows
 from sparkdiff.stages.assembling import VectorAssembler
 from sparkdiff.stages.base import FeatureStats, LabelStats, Rows
 from sparkdiff.stages.projection import PCA

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 
 import sparkdiff.stream as streams
 from sparkdiff.errors import InputError
-from sparkdiff.sparse import SparseRows
+from sparkdiff.rows import SparseRows
 from sparkdiff.stream import DamagedCacheError, Stream, petastorm
 from sparkdiff.stream.rows import divided, step_bounds
 
