@@ -34,7 +34,7 @@ from pyspark.ml.regression import RandomForestRegressor
 from pyspark.sql import SparkSession, functions
 
 from sparkdiff.jvm import trees as jvm_trees
-from sparkdiff.nodes import Nodes
+from sparkdiff.jvm.nodes import Nodes
 from sparkdiff.stages.routing import Router
 
 SIZES = ((100, 5), (100, 8), (500, 5))

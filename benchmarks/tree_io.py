@@ -31,7 +31,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from sparkdiff.jvm import trees as jvm_trees
-from sparkdiff.nodes import Nodes
+from sparkdiff.jvm.nodes import Nodes
 
 ROWS, FEATURES, TREES, DEPTH = 20_000, 12, 100, 5
 MANY, MANY_DEPTH = (250, 500, 1000), 6

@@ -12,7 +12,7 @@ from pyspark.ml.tuning import CrossValidatorModel, TrainValidationSplitModel
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError, kind_of
-from sparkdiff.jvm.formulas import parts
+from sparkdiff.jvm.rformula import parts
 
 Path = tuple[int, ...]
 """Position of a leaf in the nested pipelines. The model of a search has one `bestModel`, so it adds nothing to the path."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sparkdiff.nodes import Array, Nodes
+from sparkdiff.jvm.nodes import Array, Nodes
 
 WIDTH = 4
 CATEGORIES = {2: 5, 3: 4}

@@ -11,7 +11,7 @@ import numpy as np
 from sparkdiff.errors import InputError
 from sparkdiff.foreign.models import GAMMA, IDENTITY, LOGIT, POISSON, Boosted, tweedie
 from sparkdiff.foreign.trees import Trees
-from sparkdiff.nodes import Array
+from sparkdiff.jvm.nodes import Array
 
 IDENTITIES = (
     "regression", "regression_l1", "huber", "fair", "quantile", "mape", "lambdarank", "rank_xendcg",

@@ -26,7 +26,7 @@ from sparkdiff import jvm
 from sparkdiff.errors import InputError
 from sparkdiff.foreign.trees import Trees
 from sparkdiff.jvm import trees as java_trees
-from sparkdiff.nodes import Array, Nodes
+from sparkdiff.jvm.nodes import Array, Nodes
 
 IDENTITY: Mapping[str, Any] = {}
 POISSON = {"family": "poisson", "link": "log"}

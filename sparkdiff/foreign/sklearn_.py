@@ -10,7 +10,7 @@ import numpy as np
 from sparkdiff.errors import InputError
 from sparkdiff.foreign.models import GAMMA, IDENTITY, POISSON, Averaged, Boosted
 from sparkdiff.foreign.trees import Trees, below, rounding_to
-from sparkdiff.nodes import Array
+from sparkdiff.jvm.nodes import Array
 
 IMPURITIES = {"gini": "gini", "entropy": "entropy", "log_loss": "entropy"}
 HIST_LINKS: Mapping[str, Mapping[str, Any]] = {

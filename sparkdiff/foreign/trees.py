@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sparkdiff.errors import InputError
-from sparkdiff.nodes import Array, Nodes
+from sparkdiff.jvm.nodes import Array, Nodes
 
 GROWTH = 20
 """By which factor the splits that find NaN may blow a model up."""

@@ -11,7 +11,7 @@ import numpy as np
 from sparkdiff.errors import InputError
 from sparkdiff.foreign.models import GAMMA, IDENTITY, LOGIT, POISSON, Boosted, tweedie
 from sparkdiff.foreign.trees import Trees, rounding_to
-from sparkdiff.nodes import Array
+from sparkdiff.jvm.nodes import Array
 
 IDENTITIES = (
     "reg:squarederror", "reg:squaredlogerror", "reg:pseudohubererror", "reg:absoluteerror", "reg:quantileerror",

@@ -13,7 +13,7 @@ from pyspark.ml.wrapper import JavaParams
 
 from sparkdiff import jvm
 from sparkdiff.errors import SparkdiffError
-from sparkdiff.nodes import Array, Nodes
+from sparkdiff.jvm.nodes import Array, Nodes
 
 STORE = "org.apache.spark.ml.tree.DecisionTreeModelReadWrite"
 JACKSON = "com.fasterxml.jackson"

@@ -10,7 +10,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from sparkdiff.jvm import words as vocabularies
+from sparkdiff.jvm import word2vec as vocabularies
 from sparkdiff.rows import SparseRows
 from sparkdiff.stages.base import FeatureStats, LabelStats, Parameters, Pulled, Rows, StageModule, parameter, register
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sparkdiff.jvm import trees as spark
-from sparkdiff.nodes import Nodes
+from sparkdiff.jvm.nodes import Nodes
 from sparkdiff.rows import SparseRows
 from sparkdiff.stages.base import (
     SUPPORT,

@@ -13,10 +13,10 @@ leave_in_spark(
     "pyspark.ml.feature.RFormulaModel",
     "its parts can't be had here (Spark Connect, or a cluster that allows no access to Java objects)",
 )
-leave_in_spark("sparkdiff.jvm.formulas.FormulaLabel", "it makes the label, which the loss alone reads")
+leave_in_spark("sparkdiff.jvm.rformula.FormulaLabel", "it makes the label, which the loss alone reads")
 
 
-@register("sparkdiff.jvm.formulas.VectorAttributeRewriter")
+@register("sparkdiff.jvm.rformula.VectorAttributeRewriter")
 class VectorAttributeRewriter(StageModule):
     """The vector itself; what Spark rewrites are the names of its slots, back from temporary columns to the formula's terms."""
 
@@ -40,7 +40,7 @@ class VectorAttributeRewriter(StageModule):
         return Pulled([slope], 0.0, lambda gradients, constant, room: gradients[0])
 
 
-@register("sparkdiff.jvm.formulas.ColumnPruner")
+@register("sparkdiff.jvm.rformula.ColumnPruner")
 class ColumnPruner(StageModule):
     """Nothing to compute: Spark drops the temporary columns here, and the network's have never been in the data."""
 

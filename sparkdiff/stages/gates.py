@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparkdiff.nodes import Nodes
+from sparkdiff.jvm.nodes import Nodes
 from sparkdiff.rows import SparseRows
 from sparkdiff.stages.base import Rows
 from sparkdiff.stages.routing import Subsets

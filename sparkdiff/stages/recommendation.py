@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sparkdiff.errors import InputError
-from sparkdiff.jvm import factors
+from sparkdiff.jvm import als
 from sparkdiff.stages.base import SUPPORT, FeatureStats, LabelStats, columns_of, parameter, register
 from sparkdiff.stages.predictor import Predictor
 
@@ -54,7 +54,7 @@ class ALS(Predictor):
     users: Tensor
     items: Tensor
 
-    def __init__(self, users: factors.Table, items: factors.Table, uid: str, names: tuple[str, ...]):
+    def __init__(self, users: als.Table, items: als.Table, uid: str, names: tuple[str, ...]):
         super().__init__()
         self.uid, self.names, self.rank = uid, names, users[1].shape[1]
         self.register_buffer("users", torch.from_numpy(users[0].copy()))  # (u,) int64, ascending
@@ -78,7 +78,7 @@ class ALS(Predictor):
 
     @classmethod
     def from_spark(cls, stage: Any) -> ALS:
-        return cls(*factors.tables(stage), stage.uid, cls.inputs(stage))
+        return cls(*als.tables(stage), stage.uid, cls.inputs(stage))
 
     def margin(self, user: Tensor, item: Tensor) -> Tensor:  # type: ignore[override]  # (n,), (n,) -> (n,)
         found = self.places(user, item)
@@ -142,4 +142,4 @@ class ALS(Predictor):
 
     def to_spark(self, stage: Any) -> Any:
         users, items = (self.weight(name).astype("float32") for name in ("userFactors", "itemFactors"))
-        return factors.als(stage, (self.users.numpy(), users), (self.items.numpy(), items))
+        return als.als(stage, (self.users.numpy(), users), (self.items.numpy(), items))

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparkdiff.nodes import Array, Nodes
+from sparkdiff.jvm.nodes import Array, Nodes
 from sparkdiff.rows import SparseRows
 
 PAIRS = 65_536

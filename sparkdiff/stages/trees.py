@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sparkdiff.errors import InputError
-from sparkdiff.nodes import Nodes
+from sparkdiff.jvm.nodes import Nodes
 from sparkdiff.stages.base import LabelStats, NotAffineError, Parameters, Pulled, register, tensor
 from sparkdiff.stages.forest import Trees
 from sparkdiff.stages.predictor import by_thresholds, first_largest, lead

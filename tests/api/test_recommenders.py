@@ -18,7 +18,8 @@ from pyspark.sql import functions as F
 from riders import sides, tune
 
 import sparkdiff
-from sparkdiff.jvm import factors, words
+from sparkdiff.jvm import als as factors
+from sparkdiff.jvm import word2vec
 
 pytestmark = pytest.mark.once  # what is Spark's in it the laws check on every version
 
@@ -187,8 +188,8 @@ def test_words_in_front_of_a_classifier(said: DataFrame, shared: Path) -> None:
     found = tune(model, said, shared, learningRate=0.03, maxEpochs=8)
     assert found.summary.decision == "tuned", found.summary.reason
     new, old = found.pipelineModel.stages[1], model.stages[1]
-    assert not np.array_equal(words.vocabulary(new)[1], words.vocabulary(old)[1])
-    assert words.vocabulary(new)[0] == words.vocabulary(old)[0]
+    assert not np.array_equal(word2vec.vocabulary(new)[1], word2vec.vocabulary(old)[1])
+    assert word2vec.vocabulary(new)[0] == word2vec.vocabulary(old)[0]
     assert sparkdiff.verify(found.pipelineModel, said).ok
     assert found.summary.parity["after"]["rows"] > len(
         said.head(1000)

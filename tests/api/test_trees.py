@@ -24,7 +24,7 @@ from riders import NUMBERS, half_deviance, predictions, sides, tune
 import sparkdiff
 from sparkdiff import InputError, plan
 from sparkdiff.jvm import defined_params, trees
-from sparkdiff.nodes import Nodes
+from sparkdiff.jvm.nodes import Nodes
 from sparkdiff.rows import SparseRows
 
 pytestmark = [pytest.mark.slow, pytest.mark.once]

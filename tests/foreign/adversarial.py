@@ -9,7 +9,7 @@ from pyspark.ml import PipelineModel
 from pyspark.ml.functions import array_to_vector, vector_to_array
 
 from sparkdiff.jvm import trees
-from sparkdiff.nodes import Nodes
+from sparkdiff.jvm.nodes import Nodes
 
 
 def ensembles(model: Any) -> list[Any]:

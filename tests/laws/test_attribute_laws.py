@@ -15,7 +15,7 @@ from pyspark.sql import functions as F
 
 import sparkdiff
 from sparkdiff import InputError, attributes
-from sparkdiff.jvm.formulas import parts
+from sparkdiff.jvm.rformula import parts
 from sparkdiff.stages import formula
 from sparkdiff.stages.base import dense
 from sparkdiff.stages.selecting import VectorSlicer as Sliced

@@ -14,7 +14,8 @@ from recommending import ITEMS, USERS, WORDS, als, documents, fitted, pairs, wor
 
 import sparkdiff
 from sparkdiff import jvm
-from sparkdiff.jvm import factors, words
+from sparkdiff.jvm import als as factors
+from sparkdiff.jvm import word2vec as words
 from sparkdiff.rows import SparseRows
 from sparkdiff.stages.constraints import Rounded
 from sparkdiff.stages.recommendation import FloatProduct

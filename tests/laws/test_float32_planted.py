@@ -13,7 +13,7 @@ from pyspark.sql import DataFrame, SparkSession
 from recommending import als, documents, fitted, pairs, word2vec
 from torch import Tensor
 
-from sparkdiff.jvm import factors
+from sparkdiff.jvm import als as factors
 from sparkdiff.rows import SparseRows
 from sparkdiff.stages.base import Rows, StageModule
 from sparkdiff.stages.constraints import Rounded

@@ -22,7 +22,7 @@ from test_laws import generated
 
 from sparkdiff import jvm
 from sparkdiff.jvm import trees
-from sparkdiff.nodes import Nodes
+from sparkdiff.jvm.nodes import Nodes
 from sparkdiff.stages.base import REGISTRY, StageModule, class_name
 from sparkdiff.testing import check_stages, perturbed
 

@@ -19,8 +19,8 @@ from test_planted import Outputs
 from torch import Tensor
 
 from sparkdiff.jvm import trees
+from sparkdiff.jvm.nodes import Nodes
 from sparkdiff.network import Network
-from sparkdiff.nodes import Nodes
 from sparkdiff.stages.forest import Trees
 from sparkdiff.stages.routing import Router
 

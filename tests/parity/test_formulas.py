@@ -17,7 +17,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 import sparkdiff
 from sparkdiff import InputError, nesting
-from sparkdiff.jvm import formulas
+from sparkdiff.jvm import rformula
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_trained_through(rows: DataFrame, tmp_path: Path, formula: str, predicto
 def test_the_label_is_sparks(rows: DataFrame) -> None:
     """Cast to double where the data have it; left alone where they have a label column already, or none."""
     model = RFormula(formula="n ~ a", labelCol="out").fit(rows)
-    (label,) = [s for _, s in nesting.flatten(model) if isinstance(s, formulas.FormulaLabel)]
+    (label,) = [s for _, s in nesting.flatten(model) if isinstance(s, rformula.FormulaLabel)]
     for df in (rows, rows.withColumn("out", rows.a), rows.drop("n")):
         wished, found = model.transform(df).drop("features"), label.transform(df)
         assert [(f.name, f.dataType) for f in found.schema] == [(f.name, f.dataType) for f in wished.schema]
@@ -138,7 +138,7 @@ def test_where_the_parts_cannot_be_had(rows: DataFrame) -> None:
         assert found.stages[0].reason.startswith("its parts can't be had here (Spark Connect")
         assert sparkdiff.verify(model, rows).ok
     java = type("Java", (), {"pipelineModel": None})
-    assert formulas.parts(type("Formula", (), {"_java_obj": java})()) is None
+    assert rformula.parts(type("Formula", (), {"_java_obj": java})()) is None
 
 
 def test_a_formula_inside_a_search(rows: DataFrame) -> None:

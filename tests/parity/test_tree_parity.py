@@ -25,7 +25,7 @@ from pyspark.sql import functions as F
 import sparkdiff
 from sparkdiff import Network, jvm
 from sparkdiff.jvm import trees
-from sparkdiff.nodes import Nodes
+from sparkdiff.jvm.nodes import Nodes
 
 pytestmark = pytest.mark.once  # what is Spark's in it the laws check on every version
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sparkdiff.errors import InputError
 from sparkdiff.foreign.trees import Trees, below, rounding_to
-from sparkdiff.nodes import Nodes
+from sparkdiff.jvm.nodes import Nodes
 
 FEATURES = 3
 MAX = float(np.finfo(np.float32).max)

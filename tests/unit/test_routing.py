@@ -13,7 +13,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sparkdiff.nodes import Nodes
+from sparkdiff.jvm.nodes import Nodes
 from sparkdiff.rows import SparseRows
 from sparkdiff.stages import routing
 from sparkdiff.stages.routing import Router
