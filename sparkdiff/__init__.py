@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from sparkdiff.network import Network, translate, write_back
     from sparkdiff.parity import Parity, verify
     from sparkdiff.planning import Plan, plan
+    from sparkdiff.report.summary import FineTuningSummary
     from sparkdiff.stages.base import StageModule, register
-    from sparkdiff.summary import FineTuningSummary
     from sparkdiff.tuner import FineTuner, FineTunerModel
 
 _HOME = {
-    "FineTuner": "tuner", "FineTunerModel": "tuner", "FineTuningSummary": "summary", "InputError": "errors",
+    "FineTuner": "tuner", "FineTunerModel": "tuner", "FineTuningSummary": "report.summary", "InputError": "errors",
     "Network": "network", "Parity": "parity", "ParityError": "errors", "Plan": "planning", "SparkdiffError": "errors",
     "StageModule": "stages.base", "plain": "nesting", "plan": "planning", "register": "stages.base", "translate": "network",
     "from_lightgbm": "foreign", "from_sklearn": "foreign", "from_xgboost": "foreign", "verify": "parity",

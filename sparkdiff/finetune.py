@@ -38,12 +38,12 @@ from sparkdiff.parity import Parity
 from sparkdiff.planning import Plan, plan_of
 from sparkdiff.rank import Assignment, objectives
 from sparkdiff.report import Phases
+from sparkdiff.report.summary import FineTuningSummary
 from sparkdiff.slots import Slots
 from sparkdiff.splits import REFERENCE, SPLITS, TRAIN, VALIDATION, Cuts, Source, rule
 from sparkdiff.stages.base import SUPPORT, LabelStats, columns_of
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.stream import Stream, copies
-from sparkdiff.summary import FineTuningSummary
 from sparkdiff.train import STATE, Trained, diverged
 
 FOLDED = 1e-6

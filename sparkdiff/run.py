@@ -39,8 +39,8 @@ from sparkdiff.machine import paths
 from sparkdiff.nesting import flatten
 from sparkdiff.options import Options
 from sparkdiff.report import Phases
+from sparkdiff.report.summary import FineTuningSummary
 from sparkdiff.splits import REFERENCE, SPLITS, TEST, TRAIN, VALIDATION, Cuts, Source, find_cuts, rule
-from sparkdiff.summary import FineTuningSummary
 from sparkdiff.tuner import fit_on_training_rows
 
 ROOM = "make room, and the same command goes on where it was, or set output to a folder of a disk that has more"

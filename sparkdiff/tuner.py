@@ -21,6 +21,7 @@ from sparkdiff.finetune import Shared, fine_tune, prepare
 from sparkdiff.nesting import Holder, flatten, plain
 from sparkdiff.options import Options, callable_name, named_callable
 from sparkdiff.report import Phases
+from sparkdiff.report.summary import FineTuningSummary
 from sparkdiff.splits import (
     BLOCK,
     REFERENCE,
@@ -34,7 +35,6 @@ from sparkdiff.splits import (
     rule,
     with_splits,
 )
-from sparkdiff.summary import FineTuningSummary
 
 FIELDS = {f.name: f for f in dataclasses.fields(Options)}
 ONE_AT_A_TIME = threading.RLock()

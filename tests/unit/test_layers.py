@@ -49,7 +49,7 @@ LAYERS = [
     ["rank"],
     ["launch"],
     ["report"],
-    ["summary", "difference", "acceptance"],
+    ["report.summary", "difference", "acceptance"],
     ["finetune"],
     ["tuner", "transformer"],
     ["run"],

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sparkdiff.report import before_after, p_value
-from sparkdiff.summary import FineTuningSummary
+from sparkdiff.report.summary import FineTuningSummary
 
 
 @pytest.mark.parametrize(
