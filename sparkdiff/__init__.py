@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sparkdiff.errors import InputError, ParityError, SparkdiffError
-    from sparkdiff.foreign import from_lightgbm, from_sklearn, from_xgboost
+    from sparkdiff.importers import from_lightgbm, from_sklearn, from_xgboost
     from sparkdiff.nesting import plain
     from sparkdiff.network import Network, translate, write_back
     from sparkdiff.parity import Parity, verify
@@ -22,8 +22,8 @@ _HOME = {
     "FineTuner": "tuner", "FineTunerModel": "tuner", "FineTuningSummary": "report.summary", "InputError": "errors",
     "Network": "network", "Parity": "parity", "ParityError": "errors", "Plan": "planning", "SparkdiffError": "errors",
     "StageModule": "stages.base", "plain": "nesting", "plan": "planning", "register": "stages.base", "translate": "network",
-    "from_lightgbm": "foreign", "from_sklearn": "foreign", "from_xgboost": "foreign", "verify": "parity",
-    "write_back": "network", "StagePlan": "planning",
+    "from_lightgbm": "importers", "from_sklearn": "importers", "from_xgboost": "importers", "verify": "parity",
+    "write_back": "network", "StagePlan": "pipeline.plan",
 }  # fmt: skip
 
 __version__ = "0.1.0"

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparkdiff.errors import InputError
-from sparkdiff.foreign.trees import Trees, below, rounding_to
+from sparkdiff.importers.trees import Trees, below, rounding_to
 from sparkdiff.jvm.nodes import Nodes
 
 FEATURES = 3

@@ -28,7 +28,7 @@ LAYERS = [
     ],
     ["jvm"],
     ["disk"],
-    ["nesting", "foreign", "quantiles"],
+    ["nesting", "importers", "quantiles"],
     ["stages.constraints"],
     ["stages.base"],
     ["stages"],  # and all other modules of it
@@ -105,12 +105,12 @@ NO_TORCH = (
     "splits",
     "quantiles",
     "preflight",
-    "foreign",
-    "foreign.trees",
-    "foreign.models",
-    "foreign.sklearn_",
-    "foreign.lightgbm_",
-    "foreign.xgboost_",
+    "importers",
+    "importers.trees",
+    "importers.models",
+    "importers.sklearn",
+    "importers.lightgbm",
+    "importers.xgboost",
 )
 
 

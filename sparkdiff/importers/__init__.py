@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from sparkdiff.errors import InputError
-from sparkdiff.foreign import lightgbm_, sklearn_, xgboost_
-from sparkdiff.foreign.models import Columns
+from sparkdiff.importers import lightgbm, sklearn, xgboost
+from sparkdiff.importers.models import Columns
 
 
 def from_sklearn(
@@ -41,7 +41,7 @@ def from_sklearn(
         InputError: what MLlib can't express, by name; or no constructors can be called (Spark Connect).
     """
     columns = Columns(featuresCol, predictionCol, probabilityCol, rawPredictionCol, predictedLabelCol, missing)
-    return sklearn_.read(model).model(columns)
+    return sklearn.read(model).model(columns)
 
 
 def from_lightgbm(
@@ -63,7 +63,7 @@ def from_lightgbm(
             category its codes). LightGBM cuts fractions off, which Spark doesn't: with "any" such a model is refused.
     """
     columns = Columns(featuresCol, predictionCol, probabilityCol, rawPredictionCol, predictedLabelCol, missing)
-    return lightgbm_.read(model, whole=_whole(categories)).model(columns)
+    return lightgbm.read(model, whole=_whole(categories)).model(columns)
 
 
 def from_xgboost(
@@ -87,7 +87,7 @@ def from_xgboost(
             DMatrix counts as missing beside NaN is no part of a Booster, and Spark doesn't know of it.
     """
     columns = Columns(featuresCol, predictionCol, probabilityCol, rawPredictionCol, predictedLabelCol, missing)
-    return xgboost_.read(model, whole=_whole(categories)).model(columns)
+    return xgboost.read(model, whole=_whole(categories)).model(columns)
 
 
 def _whole(categories: str) -> bool:

@@ -24,7 +24,7 @@ from pyspark.ml.regression import (
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError
-from sparkdiff.foreign.trees import Trees
+from sparkdiff.importers.trees import Trees
 from sparkdiff.jvm import trees as java_trees
 from sparkdiff.jvm.nodes import Array, Nodes
 

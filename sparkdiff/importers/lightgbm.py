@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from sparkdiff.errors import InputError
-from sparkdiff.foreign.models import GAMMA, IDENTITY, LOGIT, POISSON, Boosted, tweedie
-from sparkdiff.foreign.trees import Trees
+from sparkdiff.importers.models import GAMMA, IDENTITY, LOGIT, POISSON, Boosted, tweedie
+from sparkdiff.importers.trees import Trees
 from sparkdiff.jvm.nodes import Array
 
 IDENTITIES = (

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from sparkdiff.errors import InputError
-from sparkdiff.foreign.models import GAMMA, IDENTITY, POISSON, Averaged, Boosted
-from sparkdiff.foreign.trees import Trees, below, rounding_to
+from sparkdiff.importers.models import GAMMA, IDENTITY, POISSON, Averaged, Boosted
+from sparkdiff.importers.trees import Trees, below, rounding_to
 from sparkdiff.jvm.nodes import Array
 
 IMPURITIES = {"gini": "gini", "entropy": "entropy", "log_loss": "entropy"}
