@@ -28,7 +28,6 @@ from pyspark.sql.types import ArrayType, BooleanType, DataType, NumericType
 
 from sparkdiff import jvm, splits
 from sparkdiff.attributes import fields_by_name, named
-from sparkdiff.disk import room
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.fingerprint import FORMAT, SHARDS, Request, fingerprint
 from sparkdiff.graph import Graph, Version, null_of
@@ -36,6 +35,7 @@ from sparkdiff.graph import check_columns as check_stage_columns
 from sparkdiff.options import Options
 from sparkdiff.splits import BLOCK, SLICE, SPLIT, SPLITS, TIME
 from sparkdiff.stages.base import NULL
+from sparkdiff.store.disk import room
 from sparkdiff.stream import NEGLIGIBLE, DamagedCacheError, Stream
 
 PIECE_BYTES = 1 << 26

@@ -15,7 +15,6 @@ from pyspark.sql import DataFrame
 from sparkdiff import jvm
 from sparkdiff.cache import ROOM, Cache
 from sparkdiff.columns import into_structs, schema_of, write_columns
-from sparkdiff.disk import room
 from sparkdiff.errors import InputError, ParityError
 from sparkdiff.graph import Version, null_of, unused
 from sparkdiff.machine import memory
@@ -27,6 +26,7 @@ from sparkdiff.parity import Parity, compare
 from sparkdiff.rows import SparseRows
 from sparkdiff.splits import TRAIN, VALIDATION, quoted
 from sparkdiff.stages.base import Rows, below, taken
+from sparkdiff.store.disk import room
 
 PARITY_ROWS = 10_000
 DENSE_ENTRIES = 1 << 26

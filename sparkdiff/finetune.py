@@ -19,13 +19,9 @@ from sparkdiff import datachecks, faithful, guard, jvm, launch, monotone
 from sparkdiff.acceptance import Judgement, candidates, check_options, divergence, judge, reason
 from sparkdiff.attributes import SchemaOrRows
 from sparkdiff.cache import Cache
-from sparkdiff.checkpoint import RunFolder, folder_name, not_writable, untold
-from sparkdiff.disk import room
 from sparkdiff.errors import InputError, ParityError
 from sparkdiff.fingerprint import SHARDS, Request, all_params, without_uids
 from sparkdiff.graph import Graph, Version
-from sparkdiff.identity import UntoldError, identity
-from sparkdiff.lease import held, lease_of
 from sparkdiff.machine import memory, paths
 from sparkdiff.measure import Data, Score, rows_at_once, score
 from sparkdiff.nesting import flatten
@@ -43,6 +39,10 @@ from sparkdiff.slots import Slots
 from sparkdiff.splits import REFERENCE, SPLITS, TRAIN, VALIDATION, Cuts, Source, rule
 from sparkdiff.stages.base import SUPPORT, LabelStats, columns_of
 from sparkdiff.stages.predictor import Predictor
+from sparkdiff.store.disk import room
+from sparkdiff.store.files import RunFolder, folder_name, not_writable, untold
+from sparkdiff.store.identity import UntoldError, identity
+from sparkdiff.store.lease import held, lease_of
 from sparkdiff.stream import Stream, copies
 from sparkdiff.train import STATE, Trained, diverged
 

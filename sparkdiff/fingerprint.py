@@ -25,11 +25,11 @@ from sparkdiff import jvm, splits
 from sparkdiff.attributes import is_plain
 from sparkdiff.content import content
 from sparkdiff.graph import Graph
-from sparkdiff.identity import UntoldError
 from sparkdiff.jvm.plans import plan_facts
 from sparkdiff.jvm.settings import settings
 from sparkdiff.options import Options
 from sparkdiff.splits import Source
+from sparkdiff.store.identity import UntoldError
 
 FORMAT = 2
 SHARDS = 8

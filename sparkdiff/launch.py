@@ -32,12 +32,13 @@ from pyspark import cloudpickle
 from pyspark.ml.torch.distributor import TorchDistributor
 from pyspark.sql import SparkSession
 
-from sparkdiff import checkpoint, jvm
-from sparkdiff.checkpoint import RunFolder, write_bytes
-from sparkdiff.disk import room
+from sparkdiff import jvm
 from sparkdiff.errors import FullDiskError, InputError, SparkdiffError
 from sparkdiff.preflight import check_cluster
 from sparkdiff.rank import ROOM, Assignment, Checkpoints, work
+from sparkdiff.store import files
+from sparkdiff.store.disk import room
+from sparkdiff.store.files import RunFolder, write_bytes
 from sparkdiff.stream import Stream
 from sparkdiff.team import ALONE
 from sparkdiff.train import Training
@@ -90,7 +91,7 @@ def is_local(master: str) -> bool:
 
 def _resumed(assignment: Assignment, folder: RunFolder) -> Training:
     training = assignment.training()
-    if (state := checkpoint.load(folder.state)) is not None:
+    if (state := files.load(folder.state)) is not None:
         training.load(state)
     return training
 

@@ -18,7 +18,6 @@ from torch import Tensor
 from sparkdiff import jvm
 from sparkdiff.attributes import named
 from sparkdiff.columns import read_plain, write_plain
-from sparkdiff.disk import room
 from sparkdiff.errors import InputError, check_dataframe, check_type
 from sparkdiff.graph import Version, check_columns, in_front_of, null_of, unused
 from sparkdiff.nesting import flatten
@@ -27,6 +26,7 @@ from sparkdiff.rows import SparseRows
 from sparkdiff.splits import refuse_stream
 from sparkdiff.stages.base import NULL, Rows, columns_of, dense, width
 from sparkdiff.stages.predictor import Predictor
+from sparkdiff.store.disk import room
 
 TOLERANCE = 1e-9
 SINGLE = 1e-6

@@ -26,11 +26,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from sparkdiff import checkpoint
-from sparkdiff.disk import room
 from sparkdiff.errors import FullDiskError, SparkdiffError
 from sparkdiff.graph import Version
-from sparkdiff.lease import check_passed_on
 from sparkdiff.measure import Data, Score, rows_at_once
 from sparkdiff.monotone import Monotone
 from sparkdiff.network import Network
@@ -41,6 +38,9 @@ from sparkdiff.options import Options
 from sparkdiff.recipes import Recipe
 from sparkdiff.scales import Scales
 from sparkdiff.stages.base import FeatureStats, LabelStats
+from sparkdiff.store import files
+from sparkdiff.store.disk import room
+from sparkdiff.store.lease import check_passed_on
 from sparkdiff.stream import Stream
 from sparkdiff.team import LostProcessError, Team
 from sparkdiff.train import Training, train
@@ -116,8 +116,8 @@ class Checkpoints:
             self.check()
             state = training.state()
             try:
-                with room("a checkpoint", self.path, ROOM, lambda: f"about {checkpoint.size(state):,} bytes"):
-                    checkpoint.save(self.path, state)
+                with room("a checkpoint", self.path, ROOM, lambda: f"about {files.size(state):,} bytes"):
+                    files.save(self.path, state)
             except (FullDiskError, OSError) as e:
                 if training.ended and self.awaited:
                     raise
@@ -155,7 +155,7 @@ def main(folder: str) -> None:
 def _train(assignment: Assignment, here: Path, team: Team, watchdog: Watchdog) -> None:
     training = assignment.training()
     state = here.parent / "state.pt"
-    if (saved := checkpoint.load(state)) is not None:
+    if (saved := files.load(state)) is not None:
         training.load(saved)
     saves, last = Checkpoints(state, assignment.options.timeout, lambda: check_passed_on(here), awaited=True), 0.0
 
@@ -220,7 +220,7 @@ def _group(timeout: float) -> Iterator[None]:
 
 
 def _write(folder: Path, rank: int, content: dict[str, Any]) -> None:
-    checkpoint.write_bytes(folder / f"rank-{rank}.json", json.dumps(content).encode())
+    files.write_bytes(folder / f"rank-{rank}.json", json.dumps(content).encode())
 
 
 def _parents() -> list[int]:

@@ -26,21 +26,22 @@ from pyspark.ml.util import DefaultParamsReader
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.utils import is_remote
 
-from sparkdiff import disk, jvm
+from sparkdiff import jvm
 from sparkdiff.cache import ROOM as ROOM_OF_CACHES
 from sparkdiff.cache import moved, root
-from sparkdiff.checkpoint import NONCE, UNTOLD
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.finetune import Outcome, fine_tune, prepare, told
 from sparkdiff.fingerprint import check_reads_its_input_only, hash_of, hash_of_folder, params_of, source_facts
-from sparkdiff.identity import UntoldError, identity
-from sparkdiff.lease import Lease, held
 from sparkdiff.machine import paths
 from sparkdiff.nesting import flatten
 from sparkdiff.options import Options
 from sparkdiff.report import Phases
 from sparkdiff.report.summary import FineTuningSummary
 from sparkdiff.splits import REFERENCE, SPLITS, TEST, TRAIN, VALIDATION, Cuts, Source, find_cuts, rule
+from sparkdiff.store import disk
+from sparkdiff.store.files import NONCE, UNTOLD
+from sparkdiff.store.identity import UntoldError, identity
+from sparkdiff.store.lease import Lease, held
 from sparkdiff.tuner import fit_on_training_rows
 
 ROOM = "make room, and the same command goes on where it was, or set output to a folder of a disk that has more"

@@ -26,12 +26,12 @@ from pyspark.sql import DataFrame, SparkSession
 from riders import NUMBERS, tune
 
 from sparkdiff import InputError, run
-from sparkdiff.checkpoint import NotResumable
 from sparkdiff.fingerprint import params_of
-from sparkdiff.identity import UntoldError
-from sparkdiff.lease import HeldError
 from sparkdiff.options import Options
 from sparkdiff.splits import Source
+from sparkdiff.store.files import NotResumable
+from sparkdiff.store.identity import UntoldError
+from sparkdiff.store.lease import HeldError
 
 pytestmark = pytest.mark.once
 
@@ -212,7 +212,7 @@ def test_a_run_belongs_to_one_threshold(df: DataFrame, shared: Path, tmp_path: P
 OWNER = """
 import sys
 from pathlib import Path
-from sparkdiff.lease import held
+from sparkdiff.store.lease import held
 with held(Path(sys.argv[1]), "runId='mine'"):
     print("held", flush=True)
     sys.stdin.readline()

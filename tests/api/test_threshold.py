@@ -19,11 +19,12 @@ from pyspark.sql import functions as F
 from riders import NUMBERS, tune
 
 import sparkdiff
-from sparkdiff import InputError, checkpoint, jvm, launch
+from sparkdiff import InputError, jvm, launch
 from sparkdiff.difference import ParamDifference, between
 from sparkdiff.graph import Graph
 from sparkdiff.network import Network
 from sparkdiff.slots import entering
+from sparkdiff.store import files
 
 pytestmark = pytest.mark.once  # what is Spark's in it the laws check on every version
 
@@ -215,7 +216,7 @@ class Broken(launch.Checkpoints):
     def __call__(self, training: Any) -> None:
         self.calls += 1
         if self.calls == 25:
-            checkpoint.save(self.path, training.state())
+            files.save(self.path, training.state())
             raise KeyboardInterrupt
 
 

@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from sparkdiff import checkpoint
+from sparkdiff.store import files
 
 NUMBERS = [f"x{i}" for i in range(8)]
 LASTING = {"numProcesses": 2, "maxEpochs": 12, "patience": 12, "batchSize": 64, "timeout": 12.0, "guard": 1.0}
@@ -255,7 +255,7 @@ def kill_driver(output: Path, caches: Path, calm: Path, delay: float) -> Told:
     job.wait()
     time.sleep(5)
     orphans = alive(pids)
-    reached = checkpoint.load(state)
+    reached = files.load(state)
     assert reached is not None
     assert not reached["ended"], "the fault came too late"
     began = time.monotonic()

@@ -23,13 +23,14 @@ from pyspark.ml.feature import VectorAssembler
 from pyspark.sql import DataFrame, SparkSession
 
 import sparkdiff
-from sparkdiff import FineTuner, FineTunerModel, InputError, checkpoint, launch, run
-from sparkdiff.checkpoint import RunFolder
+from sparkdiff import FineTuner, FineTunerModel, InputError, launch, run
 from sparkdiff.errors import FullDiskError
 from sparkdiff.finetune import Outcome
 from sparkdiff.launch import TrainingError
-from sparkdiff.lease import held
 from sparkdiff.report import Phases
+from sparkdiff.store import files
+from sparkdiff.store.files import RunFolder
+from sparkdiff.store.lease import held
 
 pytestmark = pytest.mark.slow
 Fit = Callable[..., FineTunerModel]
@@ -154,7 +155,7 @@ def test_torchrun_starts_a_prepared_attempt(fit: Fit, tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(launch, "run", spy)
     fit(runId="prepared", checkpointDir=str(tmp_path), maxEpochs=3)
-    alone = checkpoint.load(kept["folder"].state)
+    alone = files.load(kept["folder"].state)
     kept["folder"].state.unlink()
     here = kept["folder"].attempt()
     launch._equip(here, kept["assignment"])
@@ -169,7 +170,7 @@ def test_torchrun_starts_a_prepared_attempt(fit: Fit, tmp_path: Path, monkeypatc
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    two = checkpoint.load(kept["folder"].state)
+    two = files.load(kept["folder"].state)
     assert alone is not None
     assert two is not None
     assert two["ended"]

@@ -12,10 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparkdiff import checkpoint
-from sparkdiff.checkpoint import DamagedCheckpoint, NotResumable, RunFolder, untold
 from sparkdiff.errors import InputError
-from sparkdiff.lease import HeldError, held
+from sparkdiff.store import files
+from sparkdiff.store.files import DamagedCheckpoint, NotResumable, RunFolder, untold
+from sparkdiff.store.lease import HeldError, held
 
 
 def state(step: int) -> dict[str, Any]:
@@ -26,14 +26,14 @@ def state(step: int) -> dict[str, Any]:
 
 
 def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
-    checkpoint.save(tmp_path / "state.pt", state(7))
-    found = checkpoint.load(tmp_path / "state.pt")
+    files.save(tmp_path / "state.pt", state(7))
+    found = files.load(tmp_path / "state.pt")
     assert found is not None
     assert found["step"] == 7
     assert math.isnan(found["best"])
     assert torch.equal(found["u"], state(7)["u"])
     assert found["nested"] == state(7)["nested"]
-    assert checkpoint.load(tmp_path / "other.pt") is None
+    assert files.load(tmp_path / "other.pt") is None
 
 
 @settings(max_examples=60, deadline=None)
@@ -42,8 +42,8 @@ def test_a_damaged_one_gives_way_to_the_one_before(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     path = tmp_path_factory.mktemp("damaged") / "state.pt"
-    checkpoint.save(path, state(1))
-    checkpoint.save(path, state(2))
+    files.save(path, state(1))
+    files.save(path, state(2))
     content = bytearray(path.read_bytes())
     at = data.draw(st.integers(0, len(content) - 1))
     if data.draw(st.booleans()):
@@ -52,14 +52,14 @@ def test_a_damaged_one_gives_way_to_the_one_before(
         content[at] ^= data.draw(st.integers(1, 255))
     path.write_bytes(content)
     with pytest.warns(DamagedCheckpoint, match="sha256"):
-        found = checkpoint.load(path)
+        found = files.load(path)
     assert found is not None
     assert found["step"] == 1
 
 
 def test_a_crash_between_the_renames_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "state.pt"
-    checkpoint.save(path, state(1))
+    files.save(path, state(1))
 
     replace = os.replace
 
@@ -70,9 +70,9 @@ def test_a_crash_between_the_renames_leaves_the_one_before(tmp_path: Path, monke
 
     monkeypatch.setattr(os, "replace", crash)
     with pytest.raises(KeyboardInterrupt):
-        checkpoint.save(path, state(2))
+        files.save(path, state(2))
     assert [p.name for p in tmp_path.iterdir()] == ["state.pt.previous"]
-    found = checkpoint.load(path)
+    found = files.load(path)
     assert found is not None
     assert found["step"] == 1
 
@@ -82,14 +82,14 @@ def test_no_code_is_run_by_loading(tmp_path: Path) -> None:
         def __reduce__(self) -> Any:
             return print, ("evil",)
 
-    checkpoint.save(tmp_path / "state.pt", {"evil": Evil()})
+    files.save(tmp_path / "state.pt", {"evil": Evil()})
     with pytest.raises(Exception, match="Weights only load failed"):
-        checkpoint.load(tmp_path / "state.pt")
+        files.load(tmp_path / "state.pt")
 
 
 def test_a_run_belongs_to_one_request(tmp_path: Path) -> None:
     one = RunFolder.open(tmp_path, "run", {"rows": "a", "maxEpochs": 3}, replace=False)
-    checkpoint.save(one.state, state(1))
+    files.save(one.state, state(1))
     assert RunFolder.open(tmp_path, "run", {"maxEpochs": 3, "rows": "a"}, replace=False).state.exists()
     with pytest.raises(InputError, match=r"runId='run' was begun with other rows \(rows: 'a', now 'b'\)"):
         RunFolder.open(tmp_path, "run", {"rows": "b", "maxEpochs": 3}, replace=False)
@@ -103,7 +103,7 @@ def test_a_run_of_what_cannot_be_told_begins_anew(tmp_path: Path) -> None:
         ):
             return RunFolder.open(tmp_path, "run", {"loss": untold("(a lock)"), **others}, replace=False)
 
-    checkpoint.save(begin().state, state(1))
+    files.save(begin().state, state(1))
     assert not begin().state.exists()
     with pytest.raises(InputError, match="begun with other loss, maxEpochs"):
         RunFolder.open(tmp_path, "run", {"loss": untold("(a lock)"), "maxEpochs": 3}, replace=False)
@@ -128,11 +128,11 @@ def test_what_differs_within_a_mapping_is_named(tmp_path: Path) -> None:
     )
 )
 def test_equal_requests_are_those_of_equal_text(values: list[Any]) -> None:
-    assert not checkpoint._changed({"v": values}, {"v": values})
+    assert not files._changed({"v": values}, {"v": values})
     for i in range(len(values)):
         for other in (None, 0, 0.0, 1, True, "1", [True]):
             changed = {"v": [*values[:i], other, *values[i + 1 :]]}
-            assert bool(checkpoint._changed({"v": values}, changed)) == (repr(changed["v"]) != repr(values))
+            assert bool(files._changed({"v": values}, changed)) == (repr(changed["v"]) != repr(values))
 
 
 def test_who_has_lost_a_run_leaves_it_alone(tmp_path: Path) -> None:
@@ -168,22 +168,22 @@ def test_attempts_are_numbered(tmp_path: Path) -> None:
 def test_a_disk_that_says_in_the_end_that_it_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a network's file system does: the checkpoint before is still in its place."""
     path = tmp_path / "state.pt"
-    checkpoint.save(path, {"epoch": 1})
+    files.save(path, {"epoch": 1})
 
     def full(file: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        checkpoint.save(path, {"epoch": 2})
-    assert path.exists() and checkpoint.load(path) == {"epoch": 1}
+        files.save(path, {"epoch": 2})
+    assert path.exists() and files.load(path) == {"epoch": 1}
 
 
 def test_a_run_that_fails_keeps_a_checkpoint_under_either_name(tmp_path: Path) -> None:
     folder = RunFolder.open(tmp_path, "job", {"a": 1}, replace=False)
-    checkpoint.save(folder.state, {"epoch": 1})
+    files.save(folder.state, {"epoch": 1})
     folder.state.rename(folder.state.with_name("state.pt.previous"))  # as a kill between two renames leaves it
     failing = folder.kept(always=True)
     failing.__enter__()
     assert not failing.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
-    assert checkpoint.load(folder.state) == {"epoch": 1}
+    assert files.load(folder.state) == {"epoch": 1}

@@ -14,11 +14,11 @@ from full import no_room
 from py4j.protocol import Py4JError
 from ranks import CASES, assignment, write_cache
 
-from sparkdiff import checkpoint
-from sparkdiff.disk import free, full, room, size
 from sparkdiff.errors import FullDiskError, InputError
 from sparkdiff.launch import Attempt
 from sparkdiff.rank import Assignment, Checkpoints, work
+from sparkdiff.store import files
+from sparkdiff.store.disk import free, full, room, size
 from sparkdiff.stream import Stream
 from sparkdiff.team import ALONE
 from sparkdiff.train import Training
@@ -26,15 +26,15 @@ from sparkdiff.train import Training
 
 def test_a_checkpoint_without_room_leaves_the_one_before(tmp_path: Path) -> None:
     path = tmp_path / "state.pt"
-    checkpoint.save(path, {"x": torch.zeros(10)})
+    files.save(path, {"x": torch.zeros(10)})
     for entries in (900, 100_000):  # found out as the buffer is written in the end, and in the midst of it
         with no_room(6000), pytest.raises(OSError, match="File too large") as found:
-            checkpoint.save(path, {"x": torch.ones(entries), "y": [torch.ones(entries)]})
+            files.save(path, {"x": torch.ones(entries), "y": [torch.ones(entries)]})
         assert found.value.errno == errno.EFBIG
-        state = checkpoint.load(path)
+        state = files.load(path)
         assert state is not None and torch.equal(state["x"], torch.zeros(10))
         assert not [p for p in tmp_path.iterdir() if not p.name.startswith("state.pt")]
-    assert checkpoint.size({"x": torch.ones(3), "y": [{"z": torch.ones(2)}, 7], "n": None}) == 20
+    assert files.size({"x": torch.ones(3), "y": [{"z": torch.ones(2)}, 7], "n": None}) == 20
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a device that is always full")

@@ -14,7 +14,7 @@ from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.feature import CountVectorizerModel, StringIndexerModel
 
 from sparkdiff.fingerprint import _anonymous, hash_of_folder, params_of
-from sparkdiff.identity import UntoldError
+from sparkdiff.store.identity import UntoldError
 
 VALUES = [[1.5, -0.0, float("inf")], [], None]
 

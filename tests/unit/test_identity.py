@@ -18,8 +18,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import sparkdiff.identity as modules
-from sparkdiff.identity import UntoldError, identity
+import sparkdiff.store.identity as modules
+from sparkdiff.store.identity import UntoldError, identity
 
 MODULE = """
 import dataclasses
@@ -124,7 +124,7 @@ def _of(x):
 def squared(x):
     return _of(x)
 """
-SHOW = "import sys; sys.path.insert(0, sys.argv[1]); import losses; from sparkdiff.identity import identity\n"
+SHOW = "import sys; sys.path.insert(0, sys.argv[1]); import losses; from sparkdiff.store.identity import identity\n"
 SHOW += "for name, loss in losses.ALL.items(): print(name, identity(loss), sep='\\t')"
 
 

@@ -15,15 +15,16 @@ from typing import Any
 
 import pytest
 
-from sparkdiff import lease, run
-from sparkdiff.lease import HeldError, held
+from sparkdiff import run
 from sparkdiff.report import Phases
+from sparkdiff.store import lease
+from sparkdiff.store.lease import HeldError, held
 
 BEAT, LASTS = 0.05, 0.6
 OWNER = """
 import sys
 from pathlib import Path
-from sparkdiff.lease import HeldError, held
+from sparkdiff.store.lease import HeldError, held
 try:
     with held(Path(sys.argv[1]), "runId='x'", wait=float(sys.argv[2]), beat={beat}, lasts={lasts}) as mine:
         print("held", flush=True)

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import torch
 
 from sparkdiff.errors import InputError
-from sparkdiff.lease import Lease
+from sparkdiff.store.lease import Lease
 
 HEAD = b"sparkdiff checkpoint 1 "
 NAME = re.compile(r"[A-Za-z0-9_][\w.-]{0,99}", re.ASCII)

@@ -1,0 +1,1 @@
+"""What outlives a process: files written whole, run folders and their locks, identities."""
