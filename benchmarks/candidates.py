@@ -25,13 +25,13 @@ from torch import Tensor
 
 from sparkdiff.candidates import Candidates, Draw
 from sparkdiff.folding import fixed_versions, fold, routed_versions
-from sparkdiff.graph import Graph, Leaf, Version
 from sparkdiff.jvm.nodes import Nodes
 from sparkdiff.measure import Tally
-from sparkdiff.network import Network
 from sparkdiff.objectives.losses import Objective, resolve
 from sparkdiff.objectives.metrics import Metric
 from sparkdiff.options import Options
+from sparkdiff.pipeline.graph import Graph, Leaf, Version
+from sparkdiff.pipeline.network import Network
 from sparkdiff.recipes import candidates
 from sparkdiff.scales import Scales
 from sparkdiff.stages.base import FeatureStats, LabelStats, StageModule

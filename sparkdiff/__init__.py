@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sparkdiff.errors import InputError, ParityError, SparkdiffError
     from sparkdiff.importers import from_lightgbm, from_sklearn, from_xgboost
-    from sparkdiff.nesting import plain
-    from sparkdiff.network import Network, translate, write_back
-    from sparkdiff.parity import Parity, verify
-    from sparkdiff.planning import Plan, plan
+    from sparkdiff.pipeline.nesting import plain
+    from sparkdiff.pipeline.network import Network, translate, write_back
+    from sparkdiff.pipeline.parity import Parity, verify
+    from sparkdiff.pipeline.plan import Plan, plan
     from sparkdiff.report.summary import FineTuningSummary
     from sparkdiff.stages.base import StageModule, register
     from sparkdiff.tuner import FineTuner, FineTunerModel
 
 _HOME = {
     "FineTuner": "tuner", "FineTunerModel": "tuner", "FineTuningSummary": "report.summary", "InputError": "errors",
-    "Network": "network", "Parity": "parity", "ParityError": "errors", "Plan": "planning", "SparkdiffError": "errors",
-    "StageModule": "stages.base", "plain": "nesting", "plan": "planning", "register": "stages.base", "translate": "network",
-    "from_lightgbm": "importers", "from_sklearn": "importers", "from_xgboost": "importers", "verify": "parity",
-    "write_back": "network", "StagePlan": "pipeline.plan",
+    "Network": "pipeline.network", "Parity": "pipeline.parity", "ParityError": "errors", "Plan": "pipeline.plan", "SparkdiffError": "errors",
+    "StageModule": "stages.base", "plain": "pipeline.nesting", "plan": "pipeline.plan", "register": "stages.base", "translate": "pipeline.network",
+    "from_lightgbm": "importers", "from_sklearn": "importers", "from_xgboost": "importers", "verify": "pipeline.parity",
+    "write_back": "pipeline.network", "StagePlan": "pipeline.plan",
 }  # fmt: skip
 
 __version__ = "0.1.0"

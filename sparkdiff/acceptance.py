@@ -13,9 +13,9 @@ from sparkdiff import compatibility, guard, slices
 from sparkdiff.compatibility import Compatibility
 from sparkdiff.errors import InputError
 from sparkdiff.measure import Data, Score, contributions, scalar
-from sparkdiff.network import Network
 from sparkdiff.objectives.metrics import Metric
 from sparkdiff.options import Options
+from sparkdiff.pipeline.network import Network
 from sparkdiff.report import p_value
 from sparkdiff.slices import Change
 from sparkdiff.stages.predictor import Predictor

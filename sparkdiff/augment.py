@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparkdiff.graph import Version
+from sparkdiff.pipeline.graph import Version
 from sparkdiff.recipes import Recipe
 from sparkdiff.rows import SparseRows
 from sparkdiff.stages.base import FeatureStats, Rows

@@ -27,12 +27,12 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, BooleanType, DataType, NumericType
 
 from sparkdiff import jvm, splits
-from sparkdiff.attributes import fields_by_name, named
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.fingerprint import FORMAT, SHARDS, Request, fingerprint
-from sparkdiff.graph import Graph, Version, null_of
-from sparkdiff.graph import check_columns as check_stage_columns
 from sparkdiff.options import Options
+from sparkdiff.pipeline.graph import Graph, Version, null_of
+from sparkdiff.pipeline.graph import check_columns as check_stage_columns
+from sparkdiff.pipeline.schema import fields_by_name, named
 from sparkdiff.splits import BLOCK, SLICE, SPLIT, SPLITS, TIME
 from sparkdiff.stages.base import NULL
 from sparkdiff.store.disk import room

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from sparkdiff.augment import Target, augmented
 from sparkdiff.folding import Folded, Slopes, routed_versions
-from sparkdiff.graph import Version
 from sparkdiff.measure import Data, Score, Tally
 from sparkdiff.monotone import Monotone
-from sparkdiff.network import Network
 from sparkdiff.objectives.losses import Batch, Objective
 from sparkdiff.objectives.metrics import Metric
 from sparkdiff.optimizers import Behind, FirstOrder
 from sparkdiff.options import Options
+from sparkdiff.pipeline.graph import Version
+from sparkdiff.pipeline.network import Network
 from sparkdiff.reach import Reach, Span, pieces
 from sparkdiff.recipes import Recipe
 from sparkdiff.rows import SparseRows

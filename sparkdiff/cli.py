@@ -20,8 +20,8 @@ from sparkdiff.errors import InputError, SparkdiffError
 from sparkdiff.flips import predictions
 from sparkdiff.machine import paths as places
 from sparkdiff.options import Options
-from sparkdiff.parity import verify as verify_parity
-from sparkdiff.planning import plan as make_plan
+from sparkdiff.pipeline.parity import verify as verify_parity
+from sparkdiff.pipeline.plan import plan as make_plan
 
 DONE, FAILED, WRONG_INPUT, NOT_STRICT = 0, 1, 2, 3
 

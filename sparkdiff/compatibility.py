@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sparkdiff.measure import Data
-from sparkdiff.network import Network
+from sparkdiff.pipeline.network import Network
 from sparkdiff.stages.base import columns_of
 
 EDGE_ROWS = 65_536

@@ -20,7 +20,7 @@ from pyspark.sql.types import (
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError
-from sparkdiff.graph import read_by_name
+from sparkdiff.pipeline.graph import read_by_name
 from sparkdiff.splits import quoted
 
 SALTS = (1, 2)

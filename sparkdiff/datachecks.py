@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparkdiff.graph import Version
 from sparkdiff.guard import Verdict, total_gain
 from sparkdiff.machine import memory
 from sparkdiff.measure import Data, scalar
-from sparkdiff.network import Network
 from sparkdiff.objectives.losses import Objective, resolve
 from sparkdiff.options import Options
 from sparkdiff.outliers import FARTHEST, Spread, farness
+from sparkdiff.pipeline.graph import Version
+from sparkdiff.pipeline.network import Network
 from sparkdiff.rows import SparseRows
 from sparkdiff.separation import drift, leaks_class, leaks_number
 from sparkdiff.slots import Slots, entering

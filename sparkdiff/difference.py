@@ -15,7 +15,7 @@ import numpy as np
 from sparkdiff import jvm
 from sparkdiff.fingerprint import digest_of_folder, hash_of, saved
 from sparkdiff.flips import PredictionDifference
-from sparkdiff.nesting import flatten
+from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.report import difference_table
 from sparkdiff.stages.base import REGISTRY, class_name
 

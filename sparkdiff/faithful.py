@@ -14,15 +14,15 @@ from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
 from sparkdiff.cache import ROOM, Cache
-from sparkdiff.columns import into_structs, schema_of, write_columns
 from sparkdiff.errors import InputError, ParityError
-from sparkdiff.graph import Version, null_of, unused
 from sparkdiff.machine import memory
 from sparkdiff.machine.paths import address
 from sparkdiff.measure import Data
-from sparkdiff.nesting import flatten
-from sparkdiff.network import Network
-from sparkdiff.parity import Parity, compare
+from sparkdiff.pipeline.columns import into_structs, schema_of, write_columns
+from sparkdiff.pipeline.graph import Version, null_of, unused
+from sparkdiff.pipeline.nesting import flatten
+from sparkdiff.pipeline.network import Network
+from sparkdiff.pipeline.parity import Parity, compare
 from sparkdiff.rows import SparseRows
 from sparkdiff.splits import TRAIN, VALIDATION, quoted
 from sparkdiff.stages.base import Rows, below, taken

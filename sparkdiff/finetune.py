@@ -17,21 +17,21 @@ from pyspark.util import VersionUtils
 from sparkdiff import cache as caches
 from sparkdiff import datachecks, faithful, guard, jvm, launch, monotone
 from sparkdiff.acceptance import Judgement, candidates, check_options, divergence, judge, reason
-from sparkdiff.attributes import SchemaOrRows
 from sparkdiff.cache import Cache
 from sparkdiff.errors import InputError, ParityError
 from sparkdiff.fingerprint import SHARDS, Request, all_params, without_uids
-from sparkdiff.graph import Graph, Version
 from sparkdiff.machine import memory, paths
 from sparkdiff.measure import Data, Score, rows_at_once, score
-from sparkdiff.nesting import flatten
-from sparkdiff.network import Network, write_back
 from sparkdiff.objectives.losses import Objective, check_label, no_event, one_label
 from sparkdiff.objectives.metrics import Metric
 from sparkdiff.options import Options, callable_name
 from sparkdiff.outset import outset
-from sparkdiff.parity import Parity
-from sparkdiff.planning import Plan, plan_of
+from sparkdiff.pipeline.graph import Graph, Version
+from sparkdiff.pipeline.nesting import flatten
+from sparkdiff.pipeline.network import Network, write_back
+from sparkdiff.pipeline.parity import Parity
+from sparkdiff.pipeline.plan import Plan, plan_of
+from sparkdiff.pipeline.schema import SchemaOrRows
 from sparkdiff.rank import Assignment, objectives
 from sparkdiff.report import Phases
 from sparkdiff.report.summary import FineTuningSummary

@@ -22,12 +22,12 @@ from pyspark.ml.param import Param, Params
 from pyspark.sql import DataFrame
 
 from sparkdiff import jvm, splits
-from sparkdiff.attributes import is_plain
 from sparkdiff.content import content
-from sparkdiff.graph import Graph
 from sparkdiff.jvm.plans import plan_facts
 from sparkdiff.jvm.settings import settings
 from sparkdiff.options import Options
+from sparkdiff.pipeline.graph import Graph
+from sparkdiff.pipeline.schema import is_plain
 from sparkdiff.splits import Source
 from sparkdiff.store.identity import UntoldError
 

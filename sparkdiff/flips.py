@@ -15,7 +15,7 @@ from pyspark.sql.types import ArrayType, NumericType
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError
-from sparkdiff.graph import Graph, check_columns, folding, read_by_name, unused
+from sparkdiff.pipeline.graph import Graph, check_columns, folding, read_by_name, unused
 from sparkdiff.splits import quoted, refuse_stream, row_hash
 from sparkdiff.stages.base import columns_of
 

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sparkdiff.graph import LEAVES, Version
-from sparkdiff.network import Network
+from sparkdiff.pipeline.graph import LEAVES, Version
+from sparkdiff.pipeline.network import Network
 from sparkdiff.rows import SparseRows
 from sparkdiff.stages.base import NotAffineError, Parameters, Rows, StageModule
 

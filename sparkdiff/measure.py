@@ -11,11 +11,11 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.folding import fixed_versions, routed_versions
-from sparkdiff.graph import LEAVES, Version
 from sparkdiff.guard import MAX_BLOCKS
-from sparkdiff.network import Network
 from sparkdiff.objectives.losses import means, zero_margin
 from sparkdiff.objectives.metrics import Metric, influence
+from sparkdiff.pipeline.graph import LEAVES, Version
+from sparkdiff.pipeline.network import Network
 from sparkdiff.rows import SparseRows
 from sparkdiff.stages.base import FeatureStats, Rows, StageModule, dense, matrix, taken, width
 from sparkdiff.stages.predictor import Predictor

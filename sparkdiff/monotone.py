@@ -10,8 +10,8 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.folding import Slopes, fold
-from sparkdiff.graph import Version
-from sparkdiff.network import Network
+from sparkdiff.pipeline.graph import Version
+from sparkdiff.pipeline.network import Network
 from sparkdiff.slots import Slots
 from sparkdiff.stages.base import FeatureStats, LabelStats
 from sparkdiff.stages.linear import GeneralizedLinearRegression

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 import torch
 
 from sparkdiff.folding import fixed_versions, routed_versions
-from sparkdiff.graph import LEAVES, Version
 from sparkdiff.measure import Data, all_dense, distinct_values, features, leaf_counts, settling, tallies
-from sparkdiff.network import Network
 from sparkdiff.options import Options
+from sparkdiff.pipeline.graph import LEAVES, Version
+from sparkdiff.pipeline.network import Network
 from sparkdiff.recipes import Recipe, candidates
 from sparkdiff.scales import Scales
 from sparkdiff.stages.base import FeatureStats, LabelStats

@@ -27,14 +27,14 @@ from pathlib import Path
 from typing import Any
 
 from sparkdiff.errors import FullDiskError, SparkdiffError
-from sparkdiff.graph import Version
 from sparkdiff.measure import Data, Score, rows_at_once
 from sparkdiff.monotone import Monotone
-from sparkdiff.network import Network
 from sparkdiff.objectives import losses, metrics
 from sparkdiff.objectives.losses import Objective
 from sparkdiff.objectives.metrics import Metric
 from sparkdiff.options import Options
+from sparkdiff.pipeline.graph import Version
+from sparkdiff.pipeline.network import Network
 from sparkdiff.recipes import Recipe
 from sparkdiff.scales import Scales
 from sparkdiff.stages.base import FeatureStats, LabelStats

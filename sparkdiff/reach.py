@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from sparkdiff.folding import Folded
-from sparkdiff.graph import Version
-from sparkdiff.network import Network
+from sparkdiff.pipeline.graph import Version
+from sparkdiff.pipeline.network import Network
 from sparkdiff.rows import SparseRows
 from sparkdiff.scales import Constrained, Scales, trained
 from sparkdiff.stages.base import FeatureStats, NotSparseError, Rows

@@ -33,8 +33,8 @@ from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.finetune import Outcome, fine_tune, prepare, told
 from sparkdiff.fingerprint import check_reads_its_input_only, hash_of, hash_of_folder, params_of, source_facts
 from sparkdiff.machine import paths
-from sparkdiff.nesting import flatten
 from sparkdiff.options import Options
+from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.report import Phases
 from sparkdiff.report.summary import FineTuningSummary
 from sparkdiff.splits import REFERENCE, SPLITS, TEST, TRAIN, VALIDATION, Cuts, Source, find_cuts, rule

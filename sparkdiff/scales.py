@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from sparkdiff.network import Network
 from sparkdiff.options import Options
+from sparkdiff.pipeline.network import Network
 from sparkdiff.stages.base import FeatureStats, LabelStats
 from sparkdiff.stages.constraints import Constraint
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from sparkdiff import guard
 from sparkdiff.measure import Data, scalar
-from sparkdiff.network import Network
 from sparkdiff.objectives.metrics import Metric, influence
+from sparkdiff.pipeline.network import Network
 from sparkdiff.stream import Column
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparkdiff.graph import Version
-from sparkdiff.network import Network
+from sparkdiff.pipeline.graph import Version
+from sparkdiff.pipeline.network import Network
 from sparkdiff.rows import SparseRows
 from sparkdiff.stages.assembling import VectorAssembler
 from sparkdiff.stages.base import Rows, width

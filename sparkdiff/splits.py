@@ -28,9 +28,9 @@ from pyspark.sql.types import (
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError, did_you_mean
-from sparkdiff.graph import folding, read_by_name
 from sparkdiff.guard import MAX_BLOCKS, TIME_BLOCKS
 from sparkdiff.options import Options
+from sparkdiff.pipeline.graph import folding, read_by_name
 from sparkdiff.quantiles import ChangedRowsError, quantiles
 
 TRAIN, VALIDATION, TEST, REFERENCE = SPLITS = ("train", "validation", "test", "reference")

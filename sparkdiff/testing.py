@@ -14,11 +14,11 @@ from pyspark.sql import functions as F
 from torch import Tensor
 
 from sparkdiff import jvm
-from sparkdiff.columns import read_plain, write_plain
 from sparkdiff.errors import InputError, SparkdiffError, did_you_mean
-from sparkdiff.graph import field_of, folding, unquoted
-from sparkdiff.network import written
-from sparkdiff.parity import SINGLE, TOLERANCE, differences
+from sparkdiff.pipeline.columns import read_plain, write_plain
+from sparkdiff.pipeline.graph import field_of, folding, unquoted
+from sparkdiff.pipeline.network import written
+from sparkdiff.pipeline.parity import SINGLE, TOLERANCE, differences
 from sparkdiff.splits import quoted
 from sparkdiff.stages.base import (
     NULL,

@@ -18,15 +18,15 @@ from torch import Tensor
 
 from sparkdiff.candidates import Candidates, Draw, can_reach
 from sparkdiff.folding import Folded, fold
-from sparkdiff.graph import Version
 from sparkdiff.guard import total_gain
 from sparkdiff.machine import memory
 from sparkdiff.measure import Data, Score, scalar, widths
 from sparkdiff.monotone import Monotone
-from sparkdiff.network import Network
 from sparkdiff.objectives.losses import Objective
 from sparkdiff.objectives.metrics import Metric
 from sparkdiff.options import Options
+from sparkdiff.pipeline.graph import Version
+from sparkdiff.pipeline.network import Network
 from sparkdiff.reach import Reach, batches_together, reach_of
 from sparkdiff.recipes import Recipe
 from sparkdiff.rows import SparseRows

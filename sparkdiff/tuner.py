@@ -18,8 +18,8 @@ from pyspark.sql import DataFrame
 from sparkdiff import jvm
 from sparkdiff.errors import InputError, check_dataframe, kind_of
 from sparkdiff.finetune import Shared, fine_tune, prepare
-from sparkdiff.nesting import Holder, flatten, plain
 from sparkdiff.options import Options, callable_name, named_callable
+from sparkdiff.pipeline.nesting import Holder, flatten, plain
 from sparkdiff.report import Phases
 from sparkdiff.report.summary import FineTuningSummary
 from sparkdiff.splits import (

@@ -28,7 +28,7 @@ from pyspark.ml.tuning import CrossValidator, ParamGridBuilder, TrainValidationS
 from pyspark.sql import DataFrame, SparkSession
 
 import sparkdiff
-from sparkdiff.nesting import flatten
+from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.stages.base import REGISTRY, SKIPS, StageModule, class_name
 
 PAGE = Path(__file__).parents[1] / "docs" / "stages.md"

@@ -17,8 +17,8 @@ from riders import NUMBERS, cached, tune, unfitted
 
 from sparkdiff.finetune import _doubts, _label, prepare
 from sparkdiff.measure import Data
-from sparkdiff.network import Network
 from sparkdiff.options import Options
+from sparkdiff.pipeline.network import Network
 from sparkdiff.splits import Source
 from sparkdiff.stream import Stream
 

@@ -21,8 +21,8 @@ from riders import NUMBERS, cached, sides, tune, unfitted
 from sparkdiff import InputError
 from sparkdiff.finetune import prepare
 from sparkdiff.measure import Data, contributions, score
-from sparkdiff.network import Network
 from sparkdiff.options import METRICS, Options
+from sparkdiff.pipeline.network import Network
 from sparkdiff.rank import objectives
 from sparkdiff.stages.base import LabelStats
 from sparkdiff.stream import Stream

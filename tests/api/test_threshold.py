@@ -21,8 +21,8 @@ from riders import NUMBERS, tune
 import sparkdiff
 from sparkdiff import InputError, jvm, launch
 from sparkdiff.difference import ParamDifference, between
-from sparkdiff.graph import Graph
-from sparkdiff.network import Network
+from sparkdiff.pipeline.graph import Graph
+from sparkdiff.pipeline.network import Network
 from sparkdiff.slots import entering
 from sparkdiff.store import files
 

@@ -35,7 +35,7 @@ from pyspark.sql import functions as F
 
 import sparkdiff
 from sparkdiff import jvm, run
-from sparkdiff.graph import flatten
+from sparkdiff.pipeline.graph import flatten
 from sparkdiff.testing import check_stage
 
 ROOT = Path(__file__).parents[2]

@@ -14,8 +14,9 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 import sparkdiff
-from sparkdiff import InputError, attributes
+from sparkdiff import InputError
 from sparkdiff.jvm.rformula import parts
+from sparkdiff.pipeline import schema as attributes
 from sparkdiff.stages import formula
 from sparkdiff.stages.base import dense
 from sparkdiff.stages.selecting import VectorSlicer as Sliced

@@ -18,12 +18,12 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 from torch import Tensor
 
-from sparkdiff.columns import read_plain, write_plain
-from sparkdiff.graph import Version, null_of
 from sparkdiff.jvm import encoders
 from sparkdiff.jvm.encoders import Statistics
-from sparkdiff.network import Network, translate
-from sparkdiff.parity import Tally
+from sparkdiff.pipeline.columns import read_plain, write_plain
+from sparkdiff.pipeline.graph import Version, null_of
+from sparkdiff.pipeline.network import Network, translate
+from sparkdiff.pipeline.parity import Tally
 from sparkdiff.stages.base import NULL, Nulls, Rows, dense
 from sparkdiff.testing import LawBroken, check_stage
 

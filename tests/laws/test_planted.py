@@ -15,10 +15,10 @@ from pyspark.sql import DataFrame, SparkSession
 from torch import Tensor
 
 import sparkdiff
-from sparkdiff.columns import read_plain, write_plain
-from sparkdiff.graph import Version
-from sparkdiff.network import Network
-from sparkdiff.parity import Tally
+from sparkdiff.pipeline.columns import read_plain, write_plain
+from sparkdiff.pipeline.graph import Version
+from sparkdiff.pipeline.network import Network
+from sparkdiff.pipeline.parity import Tally
 from sparkdiff.stages.base import FeatureStats, LabelStats, Rows, dense
 
 STEP, MOVED = 1e-6, 1e-8

@@ -27,7 +27,7 @@ from torch import Tensor
 import sparkdiff
 from sparkdiff import jvm
 from sparkdiff.jvm import isotonic
-from sparkdiff.network import Network
+from sparkdiff.pipeline.network import Network
 from sparkdiff.stages.base import dense
 from sparkdiff.stages.bayes import Bernoulli, Complement, Gaussian, Multinomial
 from sparkdiff.stages.factorization_machine import Factorized, FMClassification

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sparkdiff.jvm import trees
 from sparkdiff.jvm.nodes import Nodes
-from sparkdiff.network import Network
+from sparkdiff.pipeline.network import Network
 from sparkdiff.stages.forest import Trees
 from sparkdiff.stages.routing import Router
 

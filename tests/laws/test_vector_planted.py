@@ -30,8 +30,8 @@ from test_vector_laws import with_features
 from torch import Tensor
 
 from sparkdiff import jvm
-from sparkdiff.columns import read_plain, write_plain
-from sparkdiff.parity import TOLERANCE
+from sparkdiff.pipeline.columns import read_plain, write_plain
+from sparkdiff.pipeline.parity import TOLERANCE
 from sparkdiff.stages import expanding, projection
 from sparkdiff.stages.base import REGISTRY, Rows, StageModule, class_name, dense
 from sparkdiff.testing import LawBroken, _compare, _Trial

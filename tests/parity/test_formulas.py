@@ -16,8 +16,9 @@ from pyspark.ml.regression import GeneralizedLinearRegression, LinearRegression
 from pyspark.sql import DataFrame, SparkSession
 
 import sparkdiff
-from sparkdiff import InputError, nesting
+from sparkdiff import InputError
 from sparkdiff.jvm import rformula
+from sparkdiff.pipeline import nesting
 
 
 @pytest.fixture(scope="module")

@@ -23,9 +23,9 @@ from pyspark.sql import DataFrame
 
 import sparkdiff
 from sparkdiff import InputError, plan
-from sparkdiff.graph import INPUTS, Graph
-from sparkdiff.network import Network, write_back
-from sparkdiff.planning import plan_of
+from sparkdiff.pipeline.graph import INPUTS, Graph
+from sparkdiff.pipeline.network import Network, write_back
+from sparkdiff.pipeline.plan import plan_of
 from sparkdiff.stages.base import columns_of
 
 pytestmark = pytest.mark.once  # a graph of column names

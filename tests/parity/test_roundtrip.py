@@ -31,7 +31,7 @@ from pyspark.sql import functions as F
 
 import sparkdiff
 from sparkdiff import InputError, Network, jvm
-from sparkdiff.nesting import flatten
+from sparkdiff.pipeline.nesting import flatten
 
 pytestmark = pytest.mark.once  # what is Spark's in it the laws check on every version
 

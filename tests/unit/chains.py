@@ -10,9 +10,9 @@ import torch
 from growing import grown
 from torch import Tensor
 
-from sparkdiff.graph import Graph, Leaf
-from sparkdiff.network import Network
 from sparkdiff.options import Options
+from sparkdiff.pipeline.graph import Graph, Leaf
+from sparkdiff.pipeline.network import Network
 from sparkdiff.scales import Scales
 from sparkdiff.stages.base import FeatureStats, LabelStats, StageModule
 from sparkdiff.stages.bayes import NaiveBayes

@@ -26,8 +26,8 @@ from chains import F64, glr, logistic, network, normal, scales, trees
 from growing import WIDTH as TREE_WIDTH
 
 from sparkdiff.measure import Data, score
-from sparkdiff.network import Network
 from sparkdiff.options import Options
+from sparkdiff.pipeline.network import Network
 from sparkdiff.rank import Assignment, objectives, work
 from sparkdiff.recipes import Recipe
 from sparkdiff.stages.base import FeatureStats, LabelStats

@@ -30,9 +30,9 @@ from torch import Tensor
 from sparkdiff.candidates import Candidates, Draw
 from sparkdiff.folding import fold, routed_versions
 from sparkdiff.monotone import Monotone
-from sparkdiff.network import Network
 from sparkdiff.objectives.losses import OWN, Objective, resolve
 from sparkdiff.options import Options
+from sparkdiff.pipeline.network import Network
 from sparkdiff.recipes import Recipe, candidates
 from sparkdiff.rows import SparseRows
 from sparkdiff.scales import flattened

@@ -12,7 +12,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "sparkdiff"
 LAYERS = [
-    ["errors", "store", "machine", "objectives"],
+    ["errors", "pipeline", "store", "machine", "objectives"],
     ["machine.paths"],
     ["store.lease"],
     [
@@ -28,20 +28,20 @@ LAYERS = [
     ],
     ["jvm"],
     ["store.disk"],
-    ["nesting", "importers", "quantiles"],
+    ["pipeline.nesting", "importers", "quantiles"],
     ["stages.constraints"],
     ["stages.base"],
     ["stages"],  # and all other modules of it
-    ["attributes"],
-    ["graph", "columns"],
+    ["pipeline.schema"],
+    ["pipeline.graph", "pipeline.columns"],
     ["guard"],
-    ["network", "objectives.derivatives", "splits", "planning", "recipes"],
+    ["pipeline.network", "objectives.derivatives", "splits", "pipeline.plan", "recipes"],
     ["content"],
     ["objectives.losses"],
     ["objectives.metrics"],
     ["stream", "fingerprint", "folding", "augment", "scales"],
     ["reach"],
-    ["parity", "cache", "measure", "flips"],
+    ["pipeline.parity", "cache", "measure", "flips"],
     ["slots", "outliers", "twins"],
     ["separation", "monotone"],
     ["candidates", "outset", "preflight", "faithful", "slices", "compatibility", "datachecks"],
@@ -98,7 +98,7 @@ NO_TORCH = (
     "jvm.rformula",
     "jvm.encoders",
     "jvm.nodes",
-    "nesting",
+    "pipeline.nesting",
     "options",
     "errors",
     "machine.paths",
@@ -167,8 +167,8 @@ def one_way(module: str, other: str) -> bool:
 def test_the_rules_can_fail() -> None:
     assert own_imports(MODULES["finetune"]) >= {"cache", "train", "stages.base", "stream"}
     assert not one_way("cache", "finetune")
-    assert not one_way("splits", "network")  # the same layer
-    assert not one_way("stages.base", "graph")
+    assert not one_way("splits", "pipeline.network")  # the same layer
+    assert not one_way("stages.base", "pipeline.graph")
     assert one_way("stages.linear", "stages.base")
 
 

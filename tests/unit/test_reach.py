@@ -14,10 +14,10 @@ from torch import Tensor
 from sparkdiff.augment import Target
 from sparkdiff.candidates import Candidates, Draw
 from sparkdiff.folding import fold
-from sparkdiff.network import Network
 from sparkdiff.objectives.losses import resolve
 from sparkdiff.optimizers import Behind
 from sparkdiff.options import Options
+from sparkdiff.pipeline.network import Network
 from sparkdiff.reach import Reach, reach_of
 from sparkdiff.recipes import Recipe
 from sparkdiff.rows import SparseRows

@@ -15,8 +15,8 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, DoubleType, StringType, StructField, StructType
 
-from sparkdiff.attributes import named
 from sparkdiff.errors import InputError
+from sparkdiff.pipeline.schema import named
 from sparkdiff.rows import SparseRows
 from sparkdiff.stages.base import NULL, Rows
 

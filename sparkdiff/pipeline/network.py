@@ -12,10 +12,10 @@ from pyspark.ml import PipelineModel
 from pyspark.sql.types import StructType
 from torch import Tensor, nn
 
-from sparkdiff.attributes import SchemaOrRows
 from sparkdiff.errors import InputError, check_dataframe, check_type, did_you_mean
-from sparkdiff.graph import LEAVES, Graph, Version, null_of
-from sparkdiff.nesting import flatten, replaced
+from sparkdiff.pipeline.graph import LEAVES, Graph, Version, null_of
+from sparkdiff.pipeline.nesting import flatten, replaced
+from sparkdiff.pipeline.schema import SchemaOrRows
 from sparkdiff.rows import SparseRows
 from sparkdiff.stages.base import Rows, StageModule, width
 from sparkdiff.stages.predictor import Predictor

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from pyspark.sql.types import StructType
 
 from sparkdiff.errors import check_type
-from sparkdiff.graph import Graph, check_columns
 from sparkdiff.options import Options
+from sparkdiff.pipeline.graph import Graph, check_columns
 from sparkdiff.stages.base import StageModule
 
 if TYPE_CHECKING:

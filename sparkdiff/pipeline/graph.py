@@ -12,10 +12,10 @@ from pyspark.ml import Transformer, UnaryTransformer
 from pyspark.ml.linalg import VectorUDT
 
 from sparkdiff import jvm
-from sparkdiff.attributes import SchemaOrRows, Step, fields_by_name, is_plain, known_fields
-from sparkdiff.attributes import Version as Version
 from sparkdiff.errors import InputError, did_you_mean
-from sparkdiff.nesting import flatten, holders
+from sparkdiff.pipeline.nesting import flatten, holders
+from sparkdiff.pipeline.schema import SchemaOrRows, Step, fields_by_name, is_plain, known_fields
+from sparkdiff.pipeline.schema import Version as Version
 from sparkdiff.stages.base import (
     NULL,
     REGISTRY,

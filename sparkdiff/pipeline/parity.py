@@ -16,12 +16,12 @@ from pyspark.sql import functions as F
 from torch import Tensor
 
 from sparkdiff import jvm
-from sparkdiff.attributes import named
-from sparkdiff.columns import read_plain, write_plain
 from sparkdiff.errors import InputError, check_dataframe, check_type
-from sparkdiff.graph import Version, check_columns, in_front_of, null_of, unused
-from sparkdiff.nesting import flatten
-from sparkdiff.network import Network, seeing, translate
+from sparkdiff.pipeline.columns import read_plain, write_plain
+from sparkdiff.pipeline.graph import Version, check_columns, in_front_of, null_of, unused
+from sparkdiff.pipeline.nesting import flatten
+from sparkdiff.pipeline.network import Network, seeing, translate
+from sparkdiff.pipeline.schema import named
 from sparkdiff.rows import SparseRows
 from sparkdiff.splits import refuse_stream
 from sparkdiff.stages.base import NULL, Rows, columns_of, dense, width
