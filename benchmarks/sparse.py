@@ -208,10 +208,10 @@ def against_a_loop_by_hand(assignment: Any) -> float:
     import torch
     import torch.nn.functional as F
 
+    from sparkdiff.data.stream import Stream
     from sparkdiff.measure import Data, rows_at_once
     from sparkdiff.rank import objectives
     from sparkdiff.stages.text import IDF
-    from sparkdiff.stream import Stream
     from sparkdiff.train import Training, train
 
     options = dataclasses.replace(assignment.options, maxEpochs=EPOCHS + 1, patience=EPOCHS + 1)

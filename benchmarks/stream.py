@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from sparkdiff.stream import Stream, petastorm
+from sparkdiff.data.stream import Stream, petastorm
 
 VIRTUAL_SHARDS, PIECES, SCALARS = 8, 2, ("label", "weight")
 BOUND = 2.0

@@ -18,7 +18,7 @@ import numpy as np
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
-from sparkdiff.quantiles import ACCURACY, quantiles
+from sparkdiff.data.quantiles import ACCURACY, quantiles
 
 SHARES = [0.8 + 0.2 * k / 50 for k in range(50)]
 

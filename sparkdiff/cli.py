@@ -14,7 +14,7 @@ from pyspark.sql import SparkSession
 from pyspark.sql.types import StructType
 
 from sparkdiff import jvm, run
-from sparkdiff.cache import root
+from sparkdiff.data.cache import root
 from sparkdiff.difference import between
 from sparkdiff.errors import InputError, SparkdiffError
 from sparkdiff.flips import predictions

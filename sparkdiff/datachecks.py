@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparkdiff.data.stream import Batch
 from sparkdiff.guard import Verdict, total_gain
 from sparkdiff.machine import memory
 from sparkdiff.measure import Data, scalar
@@ -25,7 +26,6 @@ from sparkdiff.rows import SparseRows
 from sparkdiff.separation import drift, leaks_class, leaks_number
 from sparkdiff.slots import Slots, entering
 from sparkdiff.stages.base import LabelStats, Rows, below, matrix, taken
-from sparkdiff.stream import Batch
 from sparkdiff.twins import Twins
 
 TRAIN, VALIDATION = "train", "validation"

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from sparkdiff import jvm
-from sparkdiff.fingerprint import digest_of_folder, hash_of, saved
+from sparkdiff.data.fingerprint import digest_of_folder, hash_of, saved
 from sparkdiff.flips import PredictionDifference
 from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.report import difference_table

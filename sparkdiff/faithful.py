@@ -13,7 +13,8 @@ import torch
 from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
-from sparkdiff.cache import ROOM, Cache
+from sparkdiff.data.cache import ROOM, Cache
+from sparkdiff.data.splits import TRAIN, VALIDATION, quoted
 from sparkdiff.errors import InputError, ParityError
 from sparkdiff.machine import memory
 from sparkdiff.machine.paths import address
@@ -24,7 +25,6 @@ from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.pipeline.network import Network
 from sparkdiff.pipeline.parity import Parity, compare
 from sparkdiff.rows import SparseRows
-from sparkdiff.splits import TRAIN, VALIDATION, quoted
 from sparkdiff.stages.base import Rows, below, taken
 from sparkdiff.store.disk import room
 

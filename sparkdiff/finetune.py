@@ -14,12 +14,14 @@ from typing import Any
 import torch
 from pyspark.util import VersionUtils
 
-from sparkdiff import cache as caches
 from sparkdiff import datachecks, faithful, guard, jvm, launch, monotone
 from sparkdiff.acceptance import Judgement, candidates, check_options, divergence, judge, reason
-from sparkdiff.cache import Cache
+from sparkdiff.data import cache as caches
+from sparkdiff.data.cache import Cache
+from sparkdiff.data.fingerprint import SHARDS, Request, all_params, without_uids
+from sparkdiff.data.splits import REFERENCE, SPLITS, TRAIN, VALIDATION, Cuts, Source, rule
+from sparkdiff.data.stream import Stream, copies
 from sparkdiff.errors import InputError, ParityError
-from sparkdiff.fingerprint import SHARDS, Request, all_params, without_uids
 from sparkdiff.machine import memory, paths
 from sparkdiff.measure import Data, Score, rows_at_once, score
 from sparkdiff.objectives.losses import Objective, check_label, no_event, one_label
@@ -36,14 +38,12 @@ from sparkdiff.rank import Assignment, objectives
 from sparkdiff.report import Phases
 from sparkdiff.report.summary import FineTuningSummary
 from sparkdiff.slots import Slots
-from sparkdiff.splits import REFERENCE, SPLITS, TRAIN, VALIDATION, Cuts, Source, rule
 from sparkdiff.stages.base import SUPPORT, LabelStats, columns_of
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.store.disk import room
 from sparkdiff.store.files import RunFolder, folder_name, not_writable, untold
 from sparkdiff.store.identity import UntoldError, identity
 from sparkdiff.store.lease import held, lease_of
-from sparkdiff.stream import Stream, copies
 from sparkdiff.train import STATE, Trained, diverged
 
 FOLDED = 1e-6

@@ -14,9 +14,9 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, NumericType
 
 from sparkdiff import jvm
+from sparkdiff.data.splits import quoted, refuse_stream, row_hash
 from sparkdiff.errors import InputError
 from sparkdiff.pipeline.graph import Graph, check_columns, folding, read_by_name, unused
-from sparkdiff.splits import quoted, refuse_stream, row_hash
 from sparkdiff.stages.base import columns_of
 
 QUANTILES = (0.5, 0.9, 0.99)

@@ -33,13 +33,13 @@ from pyspark.ml.torch.distributor import TorchDistributor
 from pyspark.sql import SparkSession
 
 from sparkdiff import jvm
+from sparkdiff.data.stream import Stream
 from sparkdiff.errors import FullDiskError, InputError, SparkdiffError
 from sparkdiff.preflight import check_cluster
 from sparkdiff.rank import ROOM, Assignment, Checkpoints, work
 from sparkdiff.store import files
 from sparkdiff.store.disk import room
 from sparkdiff.store.files import RunFolder, write_bytes
-from sparkdiff.stream import Stream
 from sparkdiff.team import ALONE
 from sparkdiff.train import Training
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 import torch
 from torch import Tensor
 
+from sparkdiff.data.stream import Batch, Prepare, Stream
 from sparkdiff.errors import InputError
 from sparkdiff.folding import fixed_versions, routed_versions
 from sparkdiff.guard import MAX_BLOCKS
@@ -20,7 +21,6 @@ from sparkdiff.rows import SparseRows
 from sparkdiff.stages.base import FeatureStats, Rows, StageModule, dense, matrix, taken, width
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.stages.projection import PCA
-from sparkdiff.stream import Batch, Prepare, Stream
 from sparkdiff.team import ALONE, Team
 
 VALUES = 1 << 15

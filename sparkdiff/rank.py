@@ -26,6 +26,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from sparkdiff.data.stream import Stream
 from sparkdiff.errors import FullDiskError, SparkdiffError
 from sparkdiff.measure import Data, Score, rows_at_once
 from sparkdiff.monotone import Monotone
@@ -41,7 +42,6 @@ from sparkdiff.stages.base import FeatureStats, LabelStats
 from sparkdiff.store import files
 from sparkdiff.store.disk import room
 from sparkdiff.store.lease import check_passed_on
-from sparkdiff.stream import Stream
 from sparkdiff.team import LostProcessError, Team
 from sparkdiff.train import Training, train
 

@@ -27,17 +27,17 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.utils import is_remote
 
 from sparkdiff import jvm
-from sparkdiff.cache import ROOM as ROOM_OF_CACHES
-from sparkdiff.cache import moved, root
+from sparkdiff.data.cache import ROOM as ROOM_OF_CACHES
+from sparkdiff.data.cache import moved, root
+from sparkdiff.data.fingerprint import check_reads_its_input_only, hash_of, hash_of_folder, params_of, source_facts
+from sparkdiff.data.splits import REFERENCE, SPLITS, TEST, TRAIN, VALIDATION, Cuts, Source, find_cuts, rule
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.finetune import Outcome, fine_tune, prepare, told
-from sparkdiff.fingerprint import check_reads_its_input_only, hash_of, hash_of_folder, params_of, source_facts
 from sparkdiff.machine import paths
 from sparkdiff.options import Options
 from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.report import Phases
 from sparkdiff.report.summary import FineTuningSummary
-from sparkdiff.splits import REFERENCE, SPLITS, TEST, TRAIN, VALIDATION, Cuts, Source, find_cuts, rule
 from sparkdiff.store import disk
 from sparkdiff.store.files import NONCE, UNTOLD
 from sparkdiff.store.identity import UntoldError, identity

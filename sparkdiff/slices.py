@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from sparkdiff import guard
+from sparkdiff.data.stream import Column
 from sparkdiff.measure import Data, scalar
 from sparkdiff.objectives.metrics import Metric, influence
 from sparkdiff.pipeline.network import Network
-from sparkdiff.stream import Column
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ from pyspark.sql import functions as F
 from torch import Tensor
 
 from sparkdiff import jvm
+from sparkdiff.data.splits import quoted
 from sparkdiff.errors import InputError, SparkdiffError, did_you_mean
 from sparkdiff.pipeline.columns import read_plain, write_plain
 from sparkdiff.pipeline.graph import field_of, folding, unquoted
 from sparkdiff.pipeline.network import written
 from sparkdiff.pipeline.parity import SINGLE, TOLERANCE, differences
-from sparkdiff.splits import quoted
 from sparkdiff.stages.base import (
     NULL,
     REGISTRY,

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sparkdiff.candidates import Candidates, Draw, can_reach
+from sparkdiff.data.stream import Batch, Share
 from sparkdiff.folding import Folded, fold
 from sparkdiff.guard import total_gain
 from sparkdiff.machine import memory
@@ -32,7 +33,6 @@ from sparkdiff.recipes import Recipe
 from sparkdiff.rows import SparseRows
 from sparkdiff.scales import Scales, flattened, load
 from sparkdiff.stages.base import FeatureStats, taken
-from sparkdiff.stream import Batch, Share
 
 SMALL_STEP = 10_000_000
 """Parameters times rows of a step below which one thread is faster."""

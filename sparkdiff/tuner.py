@@ -16,13 +16,7 @@ from pyspark.ml.util import DefaultParamsReader, DefaultParamsWriter, MLReadable
 from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
-from sparkdiff.errors import InputError, check_dataframe, kind_of
-from sparkdiff.finetune import Shared, fine_tune, prepare
-from sparkdiff.options import Options, callable_name, named_callable
-from sparkdiff.pipeline.nesting import Holder, flatten, plain
-from sparkdiff.report import Phases
-from sparkdiff.report.summary import FineTuningSummary
-from sparkdiff.splits import (
+from sparkdiff.data.splits import (
     BLOCK,
     REFERENCE,
     SPLIT,
@@ -35,6 +29,12 @@ from sparkdiff.splits import (
     rule,
     with_splits,
 )
+from sparkdiff.errors import InputError, check_dataframe, kind_of
+from sparkdiff.finetune import Shared, fine_tune, prepare
+from sparkdiff.options import Options, callable_name, named_callable
+from sparkdiff.pipeline.nesting import Holder, flatten, plain
+from sparkdiff.report import Phases
+from sparkdiff.report.summary import FineTuningSummary
 
 FIELDS = {f.name: f for f in dataclasses.fields(Options)}
 ONE_AT_A_TIME = threading.RLock()

@@ -17,13 +17,13 @@ from pyspark.sql import DataFrame
 from torch import Tensor
 
 from sparkdiff import FineTuner, FineTunerModel
-from sparkdiff import cache as caches
-from sparkdiff.cache import Cache
+from sparkdiff.data import cache as caches
+from sparkdiff.data.cache import Cache
+from sparkdiff.data.fingerprint import Request
+from sparkdiff.data.splits import SPLIT, Source, with_splits
+from sparkdiff.data.stream import petastorm
 from sparkdiff.finetune import prepare
-from sparkdiff.fingerprint import Request
 from sparkdiff.options import Options
-from sparkdiff.splits import SPLIT, Source, with_splits
-from sparkdiff.stream import petastorm
 
 HAS_PETASTORM = not petastorm.refusal(Path("/"), ())
 ROWS = 1500

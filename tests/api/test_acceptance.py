@@ -21,8 +21,8 @@ from riders import cached, half_deviance, pipeline, predictions, riders, same, s
 from sklearn.metrics import roc_auc_score
 
 from sparkdiff import FineTuner, FineTunerModel, InputError
-from sparkdiff.splits import Source
-from sparkdiff.stream import Stream
+from sparkdiff.data.splits import Source
+from sparkdiff.data.stream import Stream
 
 pytestmark = pytest.mark.once  # what is Spark's in it the laws check on every version
 

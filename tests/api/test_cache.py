@@ -32,13 +32,13 @@ from pyspark.sql import functions as F
 from riders import NUMBERS, cached, tune, unfitted
 
 from sparkdiff import InputError, run
-from sparkdiff import cache as caches
-from sparkdiff.cache import Cache, DamagedCache
-from sparkdiff.fingerprint import source_facts
+from sparkdiff.data import cache as caches
+from sparkdiff.data.cache import Cache, DamagedCache
+from sparkdiff.data.fingerprint import source_facts
+from sparkdiff.data.splits import Source
+from sparkdiff.data.stream import Stream
 from sparkdiff.options import Options
 from sparkdiff.rows import SparseRows
-from sparkdiff.splits import Source
-from sparkdiff.stream import Stream
 
 Write = Callable[..., DataFrame]
 

@@ -15,12 +15,12 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from riders import NUMBERS, cached, tune, unfitted
 
+from sparkdiff.data.splits import Source
+from sparkdiff.data.stream import Stream
 from sparkdiff.finetune import _doubts, _label, prepare
 from sparkdiff.measure import Data
 from sparkdiff.options import Options
 from sparkdiff.pipeline.network import Network
-from sparkdiff.splits import Source
-from sparkdiff.stream import Stream
 
 pytestmark = [pytest.mark.slow, pytest.mark.once]
 

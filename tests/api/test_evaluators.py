@@ -19,13 +19,13 @@ from pyspark.sql import functions as F
 from riders import NUMBERS, cached, sides, tune, unfitted
 
 from sparkdiff import InputError
+from sparkdiff.data.stream import Stream
 from sparkdiff.finetune import prepare
 from sparkdiff.measure import Data, contributions, score
 from sparkdiff.options import METRICS, Options
 from sparkdiff.pipeline.network import Network
 from sparkdiff.rank import objectives
 from sparkdiff.stages.base import LabelStats
-from sparkdiff.stream import Stream
 
 REGRESSION = ("rmse", "mse", "r2", "mae", "var")
 BINARY = ("areaUnderROC", "areaUnderPR")

@@ -29,8 +29,8 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from riders import NUMBERS, Write, cached, tune
 
-from sparkdiff.content import row_hashes
-from sparkdiff.fingerprint import source_facts
+from sparkdiff.data.content import row_hashes
+from sparkdiff.data.fingerprint import source_facts
 from sparkdiff.jvm.plans import plan_facts, remote_facts
 
 Query = Callable[[SparkSession], DataFrame]

@@ -26,9 +26,9 @@ from pyspark.sql import DataFrame, SparkSession
 from riders import NUMBERS, tune
 
 from sparkdiff import InputError, run
-from sparkdiff.fingerprint import params_of
+from sparkdiff.data.fingerprint import params_of
+from sparkdiff.data.splits import Source
 from sparkdiff.options import Options
-from sparkdiff.splits import Source
 from sparkdiff.store.files import NotResumable
 from sparkdiff.store.identity import UntoldError
 from sparkdiff.store.lease import HeldError

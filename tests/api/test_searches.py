@@ -34,8 +34,8 @@ from riders import NUMBERS, QUICK, pinball, pipeline, predictions, same, tune
 
 import sparkdiff
 from sparkdiff import FineTuner, FineTunerModel, InputError
-from sparkdiff import cache as caches
 from sparkdiff import tuner as tuners
+from sparkdiff.data import cache as caches
 
 
 @pytest.fixture(scope="session")

@@ -21,13 +21,14 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from riders import NUMBERS, QUICK, cached, same, tune
 
-from sparkdiff import InputError, finetune, guard, quantiles, splits, tuner
-from sparkdiff.content import content
+from sparkdiff import InputError, finetune, guard, tuner
+from sparkdiff.data import quantiles, splits
+from sparkdiff.data.content import content
+from sparkdiff.data.fingerprint import Request, fingerprint
+from sparkdiff.data.splits import BLOCK, SPLIT, TIME, Cuts, Source, find_cuts, row_hash, with_splits
 from sparkdiff.finetune import Outcome, fine_tune, prepare
-from sparkdiff.fingerprint import Request, fingerprint
 from sparkdiff.options import Options
 from sparkdiff.report import Phases
-from sparkdiff.splits import BLOCK, SPLIT, TIME, Cuts, Source, find_cuts, row_hash, with_splits
 
 pytestmark = pytest.mark.once  # hashes, options and messages of our own: no stack changes them
 

@@ -90,7 +90,7 @@ import sys
 sys.modules["petastorm"] = None
 import importlib.metadata, pkgutil, sparkdiff
 for module in pkgutil.walk_packages(sparkdiff.__path__, "sparkdiff."):
-    if module.name not in ("sparkdiff.__main__", "sparkdiff.stream.petastorm"):
+    if module.name not in ("sparkdiff.__main__", "sparkdiff.data.stream.petastorm"):
         __import__(module.name)
 assert all(getattr(sparkdiff, name) is not None for name in sparkdiff.__all__)
 assert importlib.metadata.version("sparkdiff") == sparkdiff.__version__

@@ -25,6 +25,7 @@ import torch.distributed as dist
 from chains import F64, glr, logistic, network, normal, scales, trees
 from growing import WIDTH as TREE_WIDTH
 
+from sparkdiff.data.stream import Stream
 from sparkdiff.measure import Data, score
 from sparkdiff.options import Options
 from sparkdiff.pipeline.network import Network
@@ -34,7 +35,6 @@ from sparkdiff.stages.base import FeatureStats, LabelStats
 from sparkdiff.stages.projection import PCA
 from sparkdiff.stages.scaling import StandardScaler
 from sparkdiff.stages.trees import GBTRegression
-from sparkdiff.stream import Stream
 from sparkdiff.team import Team
 
 EVERY, SOME = tuple(range(1, 13)), (1, 3, 12)

@@ -14,12 +14,12 @@ from full import no_room
 from py4j.protocol import Py4JError
 from ranks import CASES, assignment, write_cache
 
+from sparkdiff.data.stream import Stream
 from sparkdiff.errors import FullDiskError, InputError
 from sparkdiff.launch import Attempt
 from sparkdiff.rank import Assignment, Checkpoints, work
 from sparkdiff.store import files
 from sparkdiff.store.disk import free, full, room, size
-from sparkdiff.stream import Stream
 from sparkdiff.team import ALONE
 from sparkdiff.train import Training
 

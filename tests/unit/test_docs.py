@@ -19,8 +19,8 @@ import typer
 import sparkdiff
 from sparkdiff import run
 from sparkdiff.cli import app
+from sparkdiff.data.splits import SPLITS
 from sparkdiff.options import Options
-from sparkdiff.splits import SPLITS
 
 pytestmark = pytest.mark.once
 

@@ -12,7 +12,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "sparkdiff"
 LAYERS = [
-    ["errors", "pipeline", "store", "machine", "objectives"],
+    ["errors", "data", "pipeline", "store", "machine", "objectives"],
     ["machine.paths"],
     ["store.lease"],
     [
@@ -28,20 +28,20 @@ LAYERS = [
     ],
     ["jvm"],
     ["store.disk"],
-    ["pipeline.nesting", "importers", "quantiles"],
+    ["pipeline.nesting", "importers", "data.quantiles"],
     ["stages.constraints"],
     ["stages.base"],
     ["stages"],  # and all other modules of it
     ["pipeline.schema"],
     ["pipeline.graph", "pipeline.columns"],
     ["guard"],
-    ["pipeline.network", "objectives.derivatives", "splits", "pipeline.plan", "recipes"],
-    ["content"],
+    ["pipeline.network", "objectives.derivatives", "data.splits", "pipeline.plan", "recipes"],
+    ["data.content"],
     ["objectives.losses"],
     ["objectives.metrics"],
-    ["stream", "fingerprint", "folding", "augment", "scales"],
+    ["data.stream", "data.fingerprint", "folding", "augment", "scales"],
     ["reach"],
-    ["pipeline.parity", "cache", "measure", "flips"],
+    ["pipeline.parity", "data.cache", "measure", "flips"],
     ["slots", "outliers", "twins"],
     ["separation", "monotone"],
     ["candidates", "outset", "preflight", "faithful", "slices", "compatibility", "datachecks"],
@@ -86,7 +86,7 @@ NO_SPARK = (
     "objectives.formulas",
     "objectives.metrics",
     "rows",
-    "stream",
+    "data.stream",
     "stages",
 )  # a package stands for all of its modules
 NO_TORCH = (
@@ -102,8 +102,8 @@ NO_TORCH = (
     "options",
     "errors",
     "machine.paths",
-    "splits",
-    "quantiles",
+    "data.splits",
+    "data.quantiles",
     "preflight",
     "importers",
     "importers.trees",
@@ -115,7 +115,7 @@ NO_TORCH = (
 
 
 def module_of(path: Path) -> str:
-    """`stages.linear` for sparkdiff/stages/linear.py, `stream` for sparkdiff/stream/__init__.py, "" for the package."""
+    """`stages.linear` for sparkdiff/stages/linear.py, `stream` for sparkdiff/data/stream/__init__.py, "" for the package."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -165,9 +165,9 @@ def one_way(module: str, other: str) -> bool:
 
 
 def test_the_rules_can_fail() -> None:
-    assert own_imports(MODULES["finetune"]) >= {"cache", "train", "stages.base", "stream"}
-    assert not one_way("cache", "finetune")
-    assert not one_way("splits", "pipeline.network")  # the same layer
+    assert own_imports(MODULES["finetune"]) >= {"data.cache", "train", "stages.base", "data.stream"}
+    assert not one_way("data.cache", "finetune")
+    assert not one_way("data.splits", "pipeline.network")  # the same layer
     assert not one_way("stages.base", "pipeline.graph")
     assert one_way("stages.linear", "stages.base")
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ranks import CASES
 
-from sparkdiff.stream.rows import by_step, copies, own_rows, parts_of, step_bounds
+from sparkdiff.data.stream.order import by_step, copies, own_rows, parts_of, step_bounds
 
 TESTS = Path(__file__).parents[1]
 

@@ -24,11 +24,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import sparkdiff.stream as streams
+import sparkdiff.data.stream as streams
+from sparkdiff.data.stream import DamagedCacheError, Stream, petastorm
+from sparkdiff.data.stream.order import divided, step_bounds
 from sparkdiff.errors import InputError
 from sparkdiff.rows import SparseRows
-from sparkdiff.stream import DamagedCacheError, Stream, petastorm
-from sparkdiff.stream.rows import divided, step_bounds
 
 HAS_PETASTORM = not petastorm.refusal(Path("/"), ())
 needs_petastorm = pytest.mark.skipif(not HAS_PETASTORM, reason="Petastorm is not usable here")
@@ -675,7 +675,7 @@ EPOCHS = """
 import gc, sys, tracemalloc
 from pathlib import Path
 import pyarrow
-from sparkdiff.stream import Stream
+from sparkdiff.data.stream import Stream
 
 tracemalloc.start()
 

@@ -12,6 +12,7 @@ import torch
 from chains import logistic, network
 from torch import Tensor
 
+from sparkdiff.data.stream.manifest import Column
 from sparkdiff.errors import InputError
 from sparkdiff.measure import Data, rows_at_once
 from sparkdiff.rows import SparseRows
@@ -23,7 +24,6 @@ from sparkdiff.stages.scaling import MaxAbsScaler, RobustScaler, StandardScaler
 from sparkdiff.stages.selecting import Selection, VectorSizeHint
 from sparkdiff.stages.text import IDF
 from sparkdiff.stages.weighing import ElementwiseProduct, Normalizer
-from sparkdiff.stream.manifest import Column
 
 F64 = torch.float64
 WIDTH = 5

@@ -27,11 +27,11 @@ from pyspark.sql.types import (
 )
 
 from sparkdiff import jvm
+from sparkdiff.data.quantiles import ChangedRowsError, quantiles
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.guard import MAX_BLOCKS, TIME_BLOCKS
 from sparkdiff.options import Options
 from sparkdiff.pipeline.graph import folding, read_by_name
-from sparkdiff.quantiles import ChangedRowsError, quantiles
 
 TRAIN, VALIDATION, TEST, REFERENCE = SPLITS = ("train", "validation", "test", "reference")
 SPLIT, BLOCK, TIME = "__sparkdiff_split", "__sparkdiff_block", "__sparkdiff_time"

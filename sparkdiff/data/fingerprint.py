@@ -21,14 +21,15 @@ from pyspark.ml.feature import SQLTransformer
 from pyspark.ml.param import Param, Params
 from pyspark.sql import DataFrame
 
-from sparkdiff import jvm, splits
-from sparkdiff.content import content
+from sparkdiff import jvm
+from sparkdiff.data import splits
+from sparkdiff.data.content import content
+from sparkdiff.data.splits import Source
 from sparkdiff.jvm.plans import plan_facts
 from sparkdiff.jvm.settings import settings
 from sparkdiff.options import Options
 from sparkdiff.pipeline.graph import Graph
 from sparkdiff.pipeline.schema import is_plain
-from sparkdiff.splits import Source
 from sparkdiff.store.identity import UntoldError
 
 FORMAT = 2

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from sparkdiff.data.stream.manifest import Batch, Column
 from sparkdiff.rows import SparseRows
-from sparkdiff.stream.manifest import Batch, Column
 
 
 def read(paths: Sequence[Path], columns: Sequence[Column]) -> Generator[Batch]:

@@ -26,17 +26,18 @@ from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, BooleanType, DataType, NumericType
 
-from sparkdiff import jvm, splits
+from sparkdiff import jvm
+from sparkdiff.data import splits
+from sparkdiff.data.fingerprint import FORMAT, SHARDS, Request, fingerprint
+from sparkdiff.data.splits import BLOCK, SLICE, SPLIT, SPLITS, TIME
+from sparkdiff.data.stream import NEGLIGIBLE, DamagedCacheError, Stream
 from sparkdiff.errors import InputError, did_you_mean
-from sparkdiff.fingerprint import FORMAT, SHARDS, Request, fingerprint
 from sparkdiff.options import Options
 from sparkdiff.pipeline.graph import Graph, Version, null_of
 from sparkdiff.pipeline.graph import check_columns as check_stage_columns
 from sparkdiff.pipeline.schema import fields_by_name, named
-from sparkdiff.splits import BLOCK, SLICE, SPLIT, SPLITS, TIME
 from sparkdiff.stages.base import NULL
 from sparkdiff.store.disk import room
-from sparkdiff.stream import NEGLIGIBLE, DamagedCacheError, Stream
 
 PIECE_BYTES = 1 << 26
 SPARSE_WIDTH, SPARSE_FILL = 128, 0.25

@@ -23,11 +23,9 @@ import torch
 from pyarrow import ArrowException
 from torch import Tensor
 
-from sparkdiff.errors import InputError, did_you_mean
-from sparkdiff.rows import SparseRows
-from sparkdiff.stream import arrow, petastorm
-from sparkdiff.stream.manifest import Batch, Column, DamagedCacheError, Manifest, Piece
-from sparkdiff.stream.rows import (
+from sparkdiff.data.stream import arrow, petastorm
+from sparkdiff.data.stream.manifest import Batch, Column, DamagedCacheError, Manifest, Piece
+from sparkdiff.data.stream.order import (
     NEGLIGIBLE,
     Order,
     Part,
@@ -44,6 +42,8 @@ from sparkdiff.stream.rows import (
     step_bounds,
     take,
 )
+from sparkdiff.errors import InputError, did_you_mean
+from sparkdiff.rows import SparseRows
 
 __all__ = [
     "NEGLIGIBLE", "Batch", "Column", "DamagedCacheError", "Manifest", "Piece", "Prepare", "Share", "Stream", "copies",

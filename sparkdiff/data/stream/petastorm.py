@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from sparkdiff.stream.manifest import Batch, Column
+from sparkdiff.data.stream.manifest import Batch, Column
 
 # A reader's ventilator hands out three row groups at once and polls for the rest, which costs a small file up to 0.1 s.
 _FILES_PER_READER = 3

@@ -14,8 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from sparkdiff.data.stream.manifest import Batch
 from sparkdiff.rows import SparseRows
-from sparkdiff.stream.manifest import Batch
 
 NEGLIGIBLE = 2.0**-256
 """Share of the largest weight below which a row's weight is taken for 0."""
