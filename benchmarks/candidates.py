@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 
 from sparkdiff.candidates import Candidates, Draw
+from sparkdiff.evaluation.scores import Tally
 from sparkdiff.folding import fixed_versions, fold, routed_versions
 from sparkdiff.jvm.nodes import Nodes
-from sparkdiff.measure import Tally
 from sparkdiff.objectives.losses import Objective, resolve
 from sparkdiff.objectives.metrics import Metric
 from sparkdiff.options import Options

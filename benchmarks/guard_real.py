@@ -30,7 +30,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from sparkdiff import guard
+from sparkdiff.evaluation import guard
 
 CONFIG = Path(__file__).resolve().parent.parent / "conf" / "bikeshare.yaml"
 GROUP_ROWS = 20
@@ -150,7 +150,7 @@ def tuned_on(model: Any, train: Any, pool: Any, folder: str, epochs: int, name: 
 
     from sparkdiff import FineTuner
     from sparkdiff.candidates import Candidates
-    from sparkdiff.measure import contributions, scalar
+    from sparkdiff.evaluation.scores import contributions, scalar
     from sparkdiff.scales import load
 
     scores, found, columns = Candidates.scores, {}, []

@@ -32,7 +32,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sparkdiff import guard
+from sparkdiff.evaluation import guard
 from sparkdiff.objectives.losses import resolve as resolve_loss
 from sparkdiff.objectives.metrics import BINARY, REGRESSION, Metric, influence, resolve
 from sparkdiff.options import Options

@@ -209,7 +209,7 @@ def against_a_loop_by_hand(assignment: Any) -> float:
     import torch.nn.functional as F
 
     from sparkdiff.data.stream import Stream
-    from sparkdiff.measure import Data, rows_at_once
+    from sparkdiff.evaluation.scores import Data, rows_at_once
     from sparkdiff.rank import objectives
     from sparkdiff.stages.text import IDF
     from sparkdiff.train import Training, train

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from sparkdiff.augment import Target, augmented
+from sparkdiff.evaluation.scores import Data, Score, Tally
 from sparkdiff.folding import Folded, Slopes, routed_versions
-from sparkdiff.measure import Data, Score, Tally
 from sparkdiff.monotone import Monotone
 from sparkdiff.objectives.losses import Batch, Objective
 from sparkdiff.objectives.metrics import Metric

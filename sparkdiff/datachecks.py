@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from sparkdiff.data.stream import Batch
-from sparkdiff.guard import Verdict, total_gain
+from sparkdiff.evaluation.feature_names import Slots, entering
+from sparkdiff.evaluation.guard import Verdict, total_gain
+from sparkdiff.evaluation.scores import Data, scalar
 from sparkdiff.machine import memory
-from sparkdiff.measure import Data, scalar
 from sparkdiff.objectives.losses import Objective, resolve
 from sparkdiff.options import Options
 from sparkdiff.outliers import FARTHEST, Spread, farness
@@ -24,7 +25,6 @@ from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network
 from sparkdiff.rows import SparseRows
 from sparkdiff.separation import drift, leaks_class, leaks_number
-from sparkdiff.slots import Slots, entering
 from sparkdiff.stages.base import LabelStats, Rows, below, matrix, taken
 from sparkdiff.twins import Twins
 

@@ -14,16 +14,18 @@ from typing import Any
 import torch
 from pyspark.util import VersionUtils
 
-from sparkdiff import datachecks, faithful, guard, jvm, launch, monotone
-from sparkdiff.acceptance import Judgement, candidates, check_options, divergence, judge, reason
+from sparkdiff import datachecks, jvm, launch, monotone
 from sparkdiff.data import cache as caches
 from sparkdiff.data.cache import Cache
 from sparkdiff.data.fingerprint import SHARDS, Request, all_params, without_uids
 from sparkdiff.data.splits import REFERENCE, SPLITS, TRAIN, VALIDATION, Cuts, Source, rule
 from sparkdiff.data.stream import Stream, copies
 from sparkdiff.errors import InputError, ParityError
+from sparkdiff.evaluation import cached_parity, guard
+from sparkdiff.evaluation.acceptance import Judgement, candidates, check_options, divergence, judge, reason
+from sparkdiff.evaluation.feature_names import Slots
+from sparkdiff.evaluation.scores import Data, Score, rows_at_once, score
 from sparkdiff.machine import memory, paths
-from sparkdiff.measure import Data, Score, rows_at_once, score
 from sparkdiff.objectives.losses import Objective, check_label, no_event, one_label
 from sparkdiff.objectives.metrics import Metric
 from sparkdiff.options import Options, callable_name
@@ -37,7 +39,6 @@ from sparkdiff.pipeline.schema import SchemaOrRows
 from sparkdiff.rank import Assignment, objectives
 from sparkdiff.report import Phases
 from sparkdiff.report.summary import FineTuningSummary
-from sparkdiff.slots import Slots
 from sparkdiff.stages.base import SUPPORT, LabelStats, columns_of
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.store.disk import room
@@ -193,7 +194,7 @@ def fine_tune(
             _check_classes(metric, cache)
 
             def compared() -> Parity:
-                return faithful.check(task.model, network, faithful.sample_of(network, data), cache)
+                return cached_parity.check(task.model, network, cached_parity.sample_of(network, data), cache)
 
             parity = {"before": shared.once(("parity", what), compared)}
             say(f"the network reproduces Spark: {parity['before']}")
@@ -232,13 +233,13 @@ def fine_tune(
             with phases.phase("write back") as say:
                 after = {s: tuned if s == VALIDATION else score(found.network, data, s, metric) for s in before}
                 memory.trim()
-                sample = faithful.sample_of(found.network, data)
+                sample = cached_parity.sample_of(found.network, data)
                 stream.close()  # the last that read the rows: room for Spark's
                 memory.trim()
                 where = cache.folder.parent
                 with jvm.scratch(where), room("what Spark makes the model from", where, caches.ROOM):
                     model = write_back(task.model, found.network)
-                parity["after"] = faithful.check(model, found.network, sample, cache)
+                parity["after"] = cached_parity.check(model, found.network, sample, cache)
                 say(f"Spark reproduces the network: {parity['after']}")
         summary = _summary(
             task,

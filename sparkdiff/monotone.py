@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from sparkdiff.errors import InputError, did_you_mean
+from sparkdiff.evaluation.feature_names import Slots
 from sparkdiff.folding import Slopes, fold
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network
-from sparkdiff.slots import Slots
 from sparkdiff.stages.base import FeatureStats, LabelStats
 from sparkdiff.stages.linear import GeneralizedLinearRegression
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 import torch
 
+from sparkdiff.evaluation.scores import Data, all_dense, distinct_values, features, leaf_counts, settling, tallies
 from sparkdiff.folding import fixed_versions, routed_versions
-from sparkdiff.measure import Data, all_dense, distinct_values, features, leaf_counts, settling, tallies
 from sparkdiff.options import Options
 from sparkdiff.pipeline.graph import LEAVES, Version
 from sparkdiff.pipeline.network import Network

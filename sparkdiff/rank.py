@@ -28,7 +28,7 @@ from typing import Any
 
 from sparkdiff.data.stream import Stream
 from sparkdiff.errors import FullDiskError, SparkdiffError
-from sparkdiff.measure import Data, Score, rows_at_once
+from sparkdiff.evaluation.scores import Data, Score, rows_at_once
 from sparkdiff.monotone import Monotone
 from sparkdiff.objectives import losses, metrics
 from sparkdiff.objectives.losses import Objective

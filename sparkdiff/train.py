@@ -18,10 +18,10 @@ from torch import Tensor
 
 from sparkdiff.candidates import Candidates, Draw, can_reach
 from sparkdiff.data.stream import Batch, Share
+from sparkdiff.evaluation.guard import total_gain
+from sparkdiff.evaluation.scores import Data, Score, scalar, widths
 from sparkdiff.folding import Folded, fold
-from sparkdiff.guard import total_gain
 from sparkdiff.machine import memory
-from sparkdiff.measure import Data, Score, scalar, widths
 from sparkdiff.monotone import Monotone
 from sparkdiff.objectives.losses import Objective
 from sparkdiff.objectives.metrics import Metric

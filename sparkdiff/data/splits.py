@@ -29,7 +29,7 @@ from pyspark.sql.types import (
 from sparkdiff import jvm
 from sparkdiff.data.quantiles import ChangedRowsError, quantiles
 from sparkdiff.errors import InputError, did_you_mean
-from sparkdiff.guard import MAX_BLOCKS, TIME_BLOCKS
+from sparkdiff.evaluation.guard import MAX_BLOCKS, TIME_BLOCKS
 from sparkdiff.options import Options
 from sparkdiff.pipeline.graph import folding, read_by_name
 

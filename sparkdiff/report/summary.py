@@ -39,9 +39,9 @@ class FineTuningSummary:
 
         gainInterval: [low, high], 95%, of its gain as a share of the original's metric; it allows for the choice among all
             epochs and candidates. None in it: unbounded.
-        slices: per value of a guardCol, see `sparkdiff.slices.Change`.
+        slices: per value of a guardCol, see `sparkdiff.evaluation.slices.Change`.
         reference: the same for the reference rows, None where there are none.
-        compatibility: see `sparkdiff.compatibility.Compatibility`.
+        compatibility: see `sparkdiff.evaluation.compatibility.Compatibility`.
     """
 
     __module__ = "sparkdiff"

@@ -17,8 +17,8 @@ from riders import NUMBERS, cached, tune, unfitted
 
 from sparkdiff.data.splits import Source
 from sparkdiff.data.stream import Stream
+from sparkdiff.evaluation.scores import Data
 from sparkdiff.finetune import _doubts, _label, prepare
-from sparkdiff.measure import Data
 from sparkdiff.options import Options
 from sparkdiff.pipeline.network import Network
 

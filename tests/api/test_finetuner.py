@@ -34,8 +34,9 @@ from riders import (
 )
 from torch import Tensor
 
-from sparkdiff import FineTunerModel, finetune, guard
+from sparkdiff import FineTunerModel, finetune
 from sparkdiff.errors import ParityError
+from sparkdiff.evaluation import guard
 from sparkdiff.objectives import losses
 from sparkdiff.stages.projection import PCA
 

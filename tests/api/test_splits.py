@@ -21,11 +21,12 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from riders import NUMBERS, QUICK, cached, same, tune
 
-from sparkdiff import InputError, finetune, guard, tuner
+from sparkdiff import InputError, finetune, tuner
 from sparkdiff.data import quantiles, splits
 from sparkdiff.data.content import content
 from sparkdiff.data.fingerprint import Request, fingerprint
 from sparkdiff.data.splits import BLOCK, SPLIT, TIME, Cuts, Source, find_cuts, row_hash, with_splits
+from sparkdiff.evaluation import guard
 from sparkdiff.finetune import Outcome, fine_tune, prepare
 from sparkdiff.options import Options
 from sparkdiff.report import Phases

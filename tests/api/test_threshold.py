@@ -21,9 +21,9 @@ from riders import NUMBERS, tune
 import sparkdiff
 from sparkdiff import InputError, jvm, launch
 from sparkdiff.difference import ParamDifference, between
+from sparkdiff.evaluation.feature_names import entering
 from sparkdiff.pipeline.graph import Graph
 from sparkdiff.pipeline.network import Network
-from sparkdiff.slots import entering
 from sparkdiff.store import files
 
 pytestmark = pytest.mark.once  # what is Spark's in it the laws check on every version

@@ -26,7 +26,7 @@ from chains import F64, glr, logistic, network, normal, scales, trees
 from growing import WIDTH as TREE_WIDTH
 
 from sparkdiff.data.stream import Stream
-from sparkdiff.measure import Data, score
+from sparkdiff.evaluation.scores import Data, score
 from sparkdiff.options import Options
 from sparkdiff.pipeline.network import Network
 from sparkdiff.rank import Assignment, objectives, work

@@ -16,9 +16,9 @@ from test_metrics import METRICS, case
 from test_objectives import linear, stats
 from torch import Tensor
 
-from sparkdiff import guard
-from sparkdiff.acceptance import Judgement, divergence, reason
-from sparkdiff.measure import Score, Tally
+from sparkdiff.evaluation import guard
+from sparkdiff.evaluation.acceptance import Judgement, divergence, reason
+from sparkdiff.evaluation.scores import Score, Tally
 from sparkdiff.objectives.losses import resolve
 from sparkdiff.objectives.metrics import Metric
 from sparkdiff.options import Options

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sparkdiff.datachecks import too_few_rows
-from sparkdiff.guard import Verdict
+from sparkdiff.evaluation.guard import Verdict
 from sparkdiff.outliers import Spread, farness
 from sparkdiff.rows import SparseRows
 from sparkdiff.separation import auc, clustered_auc, drift, leaks_class, leaks_number, midranks

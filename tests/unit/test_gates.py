@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sparkdiff.augment import augmented
 from sparkdiff.errors import InputError
-from sparkdiff.measure import distinct_values, leaf_counts
+from sparkdiff.evaluation.scores import distinct_values, leaf_counts
 from sparkdiff.recipes import Recipe
 from sparkdiff.rows import SparseRows
 from sparkdiff.stages import gates

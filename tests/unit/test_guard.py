@@ -12,9 +12,9 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
-from sparkdiff import guard
 from sparkdiff.errors import InputError
-from sparkdiff.guard import correlation_time, decide
+from sparkdiff.evaluation import guard
+from sparkdiff.evaluation.guard import correlation_time, decide
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

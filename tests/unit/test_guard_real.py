@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparkdiff import guard
+from sparkdiff.evaluation import guard
 
 PATH = Path(__file__).parents[2] / "benchmarks" / "guard_real.py"
 SPEC = importlib.util.spec_from_file_location("guard_real", PATH)

@@ -15,8 +15,8 @@ from test_objectives import COLUMNS, COSTS, glr, linear, logistic, stats, tensor
 from torch import Tensor
 
 from sparkdiff.errors import InputError
-from sparkdiff.guard import MAX_BLOCKS
-from sparkdiff.measure import Tally
+from sparkdiff.evaluation.guard import MAX_BLOCKS
+from sparkdiff.evaluation.scores import Tally
 from sparkdiff.objectives.losses import UNLABELLED, check_label
 from sparkdiff.objectives.losses import resolve as resolve_loss
 from sparkdiff.objectives.metrics import Metric, influence, resolve

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sparkdiff.data.stream.manifest import Column
 from sparkdiff.errors import InputError
-from sparkdiff.measure import Data, rows_at_once
+from sparkdiff.evaluation.scores import Data, rows_at_once
 from sparkdiff.rows import SparseRows
 from sparkdiff.stages.base import StageModule, dense
 from sparkdiff.stages.expanding import PolynomialExpansion

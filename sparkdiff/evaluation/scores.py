@@ -11,8 +11,8 @@ from torch import Tensor
 
 from sparkdiff.data.stream import Batch, Prepare, Stream
 from sparkdiff.errors import InputError
+from sparkdiff.evaluation.guard import MAX_BLOCKS
 from sparkdiff.folding import fixed_versions, routed_versions
-from sparkdiff.guard import MAX_BLOCKS
 from sparkdiff.objectives.losses import means, zero_margin
 from sparkdiff.objectives.metrics import Metric, influence
 from sparkdiff.pipeline.graph import LEAVES, Version

@@ -16,9 +16,9 @@ from sparkdiff import jvm
 from sparkdiff.data.cache import ROOM, Cache
 from sparkdiff.data.splits import TRAIN, VALIDATION, quoted
 from sparkdiff.errors import InputError, ParityError
+from sparkdiff.evaluation.scores import Data
 from sparkdiff.machine import memory
 from sparkdiff.machine.paths import address
-from sparkdiff.measure import Data
 from sparkdiff.pipeline.columns import into_structs, schema_of, write_columns
 from sparkdiff.pipeline.graph import Version, null_of, unused
 from sparkdiff.pipeline.nesting import flatten

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparkdiff import guard
 from sparkdiff.data.stream import Column
-from sparkdiff.measure import Data, scalar
+from sparkdiff.evaluation import guard
+from sparkdiff.evaluation.scores import Data, scalar
 from sparkdiff.objectives.metrics import Metric, influence
 from sparkdiff.pipeline.network import Network
 

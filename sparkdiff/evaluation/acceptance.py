@@ -9,15 +9,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from sparkdiff import compatibility, guard, slices
-from sparkdiff.compatibility import Compatibility
 from sparkdiff.errors import InputError
-from sparkdiff.measure import Data, Score, contributions, scalar
+from sparkdiff.evaluation import compatibility, guard, slices
+from sparkdiff.evaluation.compatibility import Compatibility
+from sparkdiff.evaluation.scores import Data, Score, contributions, scalar
+from sparkdiff.evaluation.slices import Change
 from sparkdiff.objectives.metrics import Metric
 from sparkdiff.options import Options
 from sparkdiff.pipeline.network import Network
 from sparkdiff.report import p_value
-from sparkdiff.slices import Change
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.train import Trained, diverged
 
