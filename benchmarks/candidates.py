@@ -23,22 +23,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparkdiff.candidates import Candidates, Draw
 from sparkdiff.evaluation.scores import Tally
-from sparkdiff.folding import fixed_versions, fold, routed_versions
 from sparkdiff.jvm.nodes import Nodes
 from sparkdiff.objectives.losses import Objective, resolve
 from sparkdiff.objectives.metrics import Metric
 from sparkdiff.options import Options
 from sparkdiff.pipeline.graph import Graph, Leaf, Version
 from sparkdiff.pipeline.network import Network
-from sparkdiff.recipes import candidates
-from sparkdiff.scales import Scales
 from sparkdiff.stages.base import FeatureStats, LabelStats, StageModule
 from sparkdiff.stages.linear import GeneralizedLinearRegression, LinearRegression, LogisticRegression
 from sparkdiff.stages.projection import PCA
 from sparkdiff.stages.scaling import StandardScaler
 from sparkdiff.stages.trees import GBTRegression
+from sparkdiff.training.affine import fixed_versions, fold, routed_versions
+from sparkdiff.training.candidates import Candidates, Draw
+from sparkdiff.training.recipes import candidates
+from sparkdiff.training.units import Scales
 
 BATCH, ROWS, HELD, COMPONENTS, TREE_INPUTS, DEPTH = 128, 5120, 1280, 10, 20, 5
 PLAIN, OWN = 1.0, 2.0

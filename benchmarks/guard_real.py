@@ -149,9 +149,9 @@ def tuned_on(model: Any, train: Any, pool: Any, folder: str, epochs: int, name: 
     from pyspark.sql import functions as F
 
     from sparkdiff import FineTuner
-    from sparkdiff.candidates import Candidates
     from sparkdiff.evaluation.scores import contributions, scalar
-    from sparkdiff.scales import load
+    from sparkdiff.training.candidates import Candidates
+    from sparkdiff.training.units import load
 
     scores, found, columns = Candidates.scores, {}, []
 

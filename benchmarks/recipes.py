@@ -1,4 +1,4 @@
-"""Which four candidates should train together? The choice behind `sparkdiff.recipes`, on training and validation rows.
+"""Which four candidates should train together? The choice behind `sparkdiff.training.recipes`, on training and validation rows.
 
 A grid of learning rates and anchors trains on pipelines as Spark fitted them: bike sharing and digits, with slack and without,
 on many rows and on few. Per run a candidate counts as its best epoch's relative gain on the validation rows; a set of
@@ -23,9 +23,10 @@ from unittest import mock
 from poster_table import CONFIG, HELD_OUT, VARIANTS, build, rows_of
 from pyspark.sql import functions as F
 
-from sparkdiff import FineTuner, outset
-from sparkdiff.recipes import Recipe
+from sparkdiff import FineTuner
 from sparkdiff.run import function, load_config, load_data, start_session
+from sparkdiff.training import preparation
+from sparkdiff.training.recipes import Recipe
 
 RATES, ANCHORS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), (0.0, 1e-3, 1e-2, 1e-1)
 GRID = [Recipe(rate, anchor) for rate in RATES for anchor in ANCHORS]
@@ -35,7 +36,7 @@ FIRST_SEED = 100
 
 def gains(model: Any, rows: Any, seed: int, folder: str, grid: Sequence[Recipe] = GRID, **options: Any) -> list[float]:
     """Per candidate of the grid the relative gain of its best epoch on the validation rows."""
-    with mock.patch.object(outset, "candidates", return_value=list(grid)):
+    with mock.patch.object(preparation, "candidates", return_value=list(grid)):
         tuner = FineTuner(
             pipeline=model, validationIndicatorCol=HELD_OUT, seed=seed, cacheDir=folder, guard=1.0, **options
         )

@@ -166,7 +166,7 @@ def one(folder: Path, corpus: str, original: str, recipe: str, batch: int, epoch
     from pyspark.ml import PipelineModel
 
     import sparkdiff
-    from sparkdiff import launch
+    from sparkdiff.training.distributed import launch
 
     torch.set_num_threads(1)
     spark = session()
@@ -210,9 +210,9 @@ def against_a_loop_by_hand(assignment: Any) -> float:
 
     from sparkdiff.data.stream import Stream
     from sparkdiff.evaluation.scores import Data, rows_at_once
-    from sparkdiff.rank import objectives
     from sparkdiff.stages.text import IDF
-    from sparkdiff.train import Training, train
+    from sparkdiff.training.distributed.worker import objectives
+    from sparkdiff.training.loop import Training, train
 
     options = dataclasses.replace(assignment.options, maxEpochs=EPOCHS + 1, patience=EPOCHS + 1)
     one = dataclasses.replace(assignment, options=options, recipes=assignment.recipes[:1])

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from pyspark.util import VersionUtils
 
-from sparkdiff import datachecks, jvm, launch, monotone
+from sparkdiff import datachecks, jvm
 from sparkdiff.data import cache as caches
 from sparkdiff.data.cache import Cache
 from sparkdiff.data.fingerprint import SHARDS, Request, all_params, without_uids
@@ -29,14 +29,12 @@ from sparkdiff.machine import memory, paths
 from sparkdiff.objectives.losses import Objective, check_label, no_event, one_label
 from sparkdiff.objectives.metrics import Metric
 from sparkdiff.options import Options, callable_name
-from sparkdiff.outset import outset
 from sparkdiff.pipeline.graph import Graph, Version
 from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.pipeline.network import Network, write_back
 from sparkdiff.pipeline.parity import Parity
 from sparkdiff.pipeline.plan import Plan, plan_of
 from sparkdiff.pipeline.schema import SchemaOrRows
-from sparkdiff.rank import Assignment, objectives
 from sparkdiff.report import Phases
 from sparkdiff.report.summary import FineTuningSummary
 from sparkdiff.stages.base import SUPPORT, LabelStats, columns_of
@@ -45,7 +43,11 @@ from sparkdiff.store.disk import room
 from sparkdiff.store.files import RunFolder, folder_name, not_writable, untold
 from sparkdiff.store.identity import UntoldError, identity
 from sparkdiff.store.lease import held, lease_of
-from sparkdiff.train import STATE, Trained, diverged
+from sparkdiff.training import monotone
+from sparkdiff.training.distributed import launch
+from sparkdiff.training.distributed.worker import Assignment, objectives
+from sparkdiff.training.loop import STATE, Trained, diverged
+from sparkdiff.training.preparation import outset
 
 FOLDED = 1e-6
 """Relative difference allowed between a metric of the folded candidates and of the network itself."""

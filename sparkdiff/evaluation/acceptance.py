@@ -19,7 +19,7 @@ from sparkdiff.options import Options
 from sparkdiff.pipeline.network import Network
 from sparkdiff.report import p_value
 from sparkdiff.stages.predictor import Predictor
-from sparkdiff.train import Trained, diverged
+from sparkdiff.training.loop import Trained, diverged
 
 NAMED = 3  # slices that a reason names
 STRICTER = 10

@@ -12,7 +12,6 @@ from torch import Tensor
 from sparkdiff.data.stream import Batch, Prepare, Stream
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation.guard import MAX_BLOCKS
-from sparkdiff.folding import fixed_versions, routed_versions
 from sparkdiff.objectives.losses import means, zero_margin
 from sparkdiff.objectives.metrics import Metric, influence
 from sparkdiff.pipeline.graph import LEAVES, Version
@@ -22,6 +21,7 @@ from sparkdiff.stages.base import FeatureStats, Rows, StageModule, dense, matrix
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.stages.projection import PCA
 from sparkdiff.team import ALONE, Team
+from sparkdiff.training.affine import fixed_versions, routed_versions
 
 VALUES = 1 << 15
 """Different values of a feature that are told apart."""

@@ -24,8 +24,8 @@ from sparkdiff.evaluation.scores import Data, contributions, score
 from sparkdiff.finetune import prepare
 from sparkdiff.options import METRICS, Options
 from sparkdiff.pipeline.network import Network
-from sparkdiff.rank import objectives
 from sparkdiff.stages.base import LabelStats
+from sparkdiff.training.distributed.worker import objectives
 
 REGRESSION = ("rmse", "mse", "r2", "mae", "var")
 BINARY = ("areaUnderROC", "areaUnderPR")

@@ -19,12 +19,13 @@ from pyspark.sql import functions as F
 from riders import NUMBERS, tune
 
 import sparkdiff
-from sparkdiff import InputError, jvm, launch
+from sparkdiff import InputError, jvm
 from sparkdiff.difference import ParamDifference, between
 from sparkdiff.evaluation.feature_names import entering
 from sparkdiff.pipeline.graph import Graph
 from sparkdiff.pipeline.network import Network
 from sparkdiff.store import files
+from sparkdiff.training.distributed import launch
 
 pytestmark = pytest.mark.once  # what is Spark's in it the laws check on every version
 

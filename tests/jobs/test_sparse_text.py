@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import torch
 from sparse import WIDTH, invented, pipeline, session, status
 import sparkdiff
-from sparkdiff.reach import Reach
+from sparkdiff.training.active_columns import Reach
 
 spark, folder = session(), sys.argv[1]
 pq.write_table(invented(6_000, 2), folder + "/rows.parquet")

@@ -23,14 +23,15 @@ from pyspark.ml.feature import VectorAssembler
 from pyspark.sql import DataFrame, SparkSession
 
 import sparkdiff
-from sparkdiff import FineTuner, FineTunerModel, InputError, launch, run
+from sparkdiff import FineTuner, FineTunerModel, InputError, run
 from sparkdiff.errors import FullDiskError
 from sparkdiff.finetune import Outcome
-from sparkdiff.launch import TrainingError
 from sparkdiff.report import Phases
 from sparkdiff.store import files
 from sparkdiff.store.files import RunFolder
 from sparkdiff.store.lease import held
+from sparkdiff.training.distributed import launch
+from sparkdiff.training.distributed.launch import TrainingError
 
 pytestmark = pytest.mark.slow
 Fit = Callable[..., FineTunerModel]

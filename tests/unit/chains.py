@@ -13,7 +13,6 @@ from torch import Tensor
 from sparkdiff.options import Options
 from sparkdiff.pipeline.graph import Graph, Leaf
 from sparkdiff.pipeline.network import Network
-from sparkdiff.scales import Scales
 from sparkdiff.stages.base import FeatureStats, LabelStats, StageModule
 from sparkdiff.stages.bayes import NaiveBayes
 from sparkdiff.stages.forest import Trees
@@ -22,6 +21,7 @@ from sparkdiff.stages.one_vs_rest import OneVsRest
 from sparkdiff.stages.support_vector import LinearSVC
 from sparkdiff.stages.survival import AFTSurvivalRegression
 from sparkdiff.stages.trees import GBTClassification, GBTRegression, VotingTrees
+from sparkdiff.training.units import Scales
 
 F64 = torch.float64
 

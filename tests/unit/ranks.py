@@ -29,13 +29,13 @@ from sparkdiff.data.stream import Stream
 from sparkdiff.evaluation.scores import Data, score
 from sparkdiff.options import Options
 from sparkdiff.pipeline.network import Network
-from sparkdiff.rank import Assignment, objectives, work
-from sparkdiff.recipes import Recipe
 from sparkdiff.stages.base import FeatureStats, LabelStats
 from sparkdiff.stages.projection import PCA
 from sparkdiff.stages.scaling import StandardScaler
 from sparkdiff.stages.trees import GBTRegression
 from sparkdiff.team import Team
+from sparkdiff.training.distributed.worker import Assignment, objectives, work
+from sparkdiff.training.recipes import Recipe
 
 EVERY, SOME = tuple(range(1, 13)), (1, 3, 12)
 TRAIN = [[10, 6], [15], [], [2], [5, 8], [20], [1], [11]]  # rows of a shard's pieces

@@ -27,15 +27,10 @@ from chains import (
 from growing import WIDTH, rows
 from torch import Tensor
 
-from sparkdiff.candidates import Candidates, Draw
-from sparkdiff.folding import fold, routed_versions
-from sparkdiff.monotone import Monotone
 from sparkdiff.objectives.losses import OWN, Objective, resolve
 from sparkdiff.options import Options
 from sparkdiff.pipeline.network import Network
-from sparkdiff.recipes import Recipe, candidates
 from sparkdiff.rows import SparseRows
-from sparkdiff.scales import flattened
 from sparkdiff.stages.assembling import VectorAssembler
 from sparkdiff.stages.base import FeatureStats, LabelStats
 from sparkdiff.stages.bayes import Bernoulli, Multinomial
@@ -54,7 +49,12 @@ from sparkdiff.stages.trees import (
 )
 from sparkdiff.stages.weighing import ElementwiseProduct
 from sparkdiff.team import ALONE
-from sparkdiff.train import _agrees
+from sparkdiff.training.affine import fold, routed_versions
+from sparkdiff.training.candidates import Candidates, Draw
+from sparkdiff.training.loop import _agrees
+from sparkdiff.training.monotone import Monotone
+from sparkdiff.training.recipes import Recipe, candidates
+from sparkdiff.training.units import flattened
 
 N, STEPS = 24, 12
 LABELS = LabelStats(1.0, 2.0, 0.0, 9.0, torch.tensor([9, 9, 9]))

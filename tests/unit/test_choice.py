@@ -22,10 +22,10 @@ from sparkdiff.evaluation.scores import Score, Tally
 from sparkdiff.objectives.losses import resolve
 from sparkdiff.objectives.metrics import Metric
 from sparkdiff.options import Options
-from sparkdiff.recipes import Recipe
-from sparkdiff.scales import flattened
 from sparkdiff.team import Team
-from sparkdiff.train import Trained, Training, diverged
+from sparkdiff.training.loop import Trained, Training, diverged
+from sparkdiff.training.recipes import Recipe
+from sparkdiff.training.units import flattened
 
 ROWS, TWINS = 20, 4  # as many rows in one, of the same label and weight
 PLACES = torch.arange(ROWS * TWINS).view(TWINS, ROWS)

@@ -16,12 +16,12 @@ from ranks import CASES, assignment, write_cache
 
 from sparkdiff.data.stream import Stream
 from sparkdiff.errors import FullDiskError, InputError
-from sparkdiff.launch import Attempt
-from sparkdiff.rank import Assignment, Checkpoints, work
 from sparkdiff.store import files
 from sparkdiff.store.disk import free, full, room, size
 from sparkdiff.team import ALONE
-from sparkdiff.train import Training
+from sparkdiff.training.distributed.launch import Attempt
+from sparkdiff.training.distributed.worker import Assignment, Checkpoints, work
+from sparkdiff.training.loop import Training
 
 
 def test_a_checkpoint_without_room_leaves_the_one_before(tmp_path: Path) -> None:

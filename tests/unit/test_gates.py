@@ -14,10 +14,8 @@ from chains import trees as trees_of
 from growing import CATEGORIES, WIDTH, rows
 from torch import Tensor
 
-from sparkdiff.augment import augmented
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation.scores import distinct_values, leaf_counts
-from sparkdiff.recipes import Recipe
 from sparkdiff.rows import SparseRows
 from sparkdiff.stages import gates
 from sparkdiff.stages.base import FeatureStats, LabelStats
@@ -30,6 +28,8 @@ from sparkdiff.stages.trees import (
     RandomForestClassification,
     RandomForestRegression,
 )
+from sparkdiff.training.augmentation import augmented
+from sparkdiff.training.recipes import Recipe
 
 LABELS = LabelStats(1.0, 2.0, 0.0, 9.0, torch.empty(0, dtype=torch.int64))
 

@@ -12,7 +12,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "sparkdiff"
 LAYERS = [
-    ["errors", "evaluation", "data", "pipeline", "store", "machine", "objectives"],
+    ["errors", "training", "evaluation", "data", "pipeline", "store", "machine", "objectives"],
     ["machine.paths"],
     ["store.lease"],
     [
@@ -23,7 +23,7 @@ LAYERS = [
         "store.files",
         "store.identity",
         "team",
-        "optimizers",
+        "training.optimizers",
         "objectives.formulas",
     ],
     ["jvm"],
@@ -35,27 +35,27 @@ LAYERS = [
     ["pipeline.schema"],
     ["pipeline.graph", "pipeline.columns"],
     ["evaluation.guard"],
-    ["pipeline.network", "objectives.derivatives", "data.splits", "pipeline.plan", "recipes"],
+    ["pipeline.network", "objectives.derivatives", "data.splits", "pipeline.plan", "training.recipes"],
     ["data.content"],
     ["objectives.losses"],
     ["objectives.metrics"],
-    ["data.stream", "data.fingerprint", "folding", "augment", "scales"],
-    ["reach"],
+    ["data.stream", "data.fingerprint", "training.affine", "training.augmentation", "training.units"],
+    ["training.active_columns"],
     ["pipeline.parity", "data.cache", "evaluation.scores", "flips"],
     ["evaluation.feature_names", "outliers", "twins"],
-    ["separation", "monotone"],
+    ["separation", "training.monotone"],
     [
-        "candidates",
-        "outset",
-        "preflight",
+        "training.candidates",
+        "training.preparation",
+        "training.distributed.preflight",
         "evaluation.cached_parity",
         "evaluation.slices",
         "evaluation.compatibility",
         "datachecks",
     ],
-    ["train"],
-    ["rank"],
-    ["launch"],
+    ["training.loop"],
+    ["training.distributed.worker"],
+    ["training.distributed.launch"],
     ["report"],
     ["report.summary", "difference", "evaluation.acceptance"],
     ["finetune"],
@@ -66,18 +66,18 @@ LAYERS = [
 ]
 FILES = sorted(PACKAGE.rglob("*.py"))
 NO_SPARK = (
-    "train",
-    "candidates",
-    "outset",
-    "folding",
-    "reach",
-    "monotone",
+    "training.loop",
+    "training.candidates",
+    "training.preparation",
+    "training.affine",
+    "training.active_columns",
+    "training.monotone",
     "objectives.derivatives",
-    "optimizers",
-    "augment",
-    "scales",
-    "recipes",
-    "rank",
+    "training.optimizers",
+    "training.augmentation",
+    "training.units",
+    "training.recipes",
+    "training.distributed.worker",
     "store.files",
     "store.lease",
     "store.identity",
@@ -112,7 +112,7 @@ NO_TORCH = (
     "machine.paths",
     "data.splits",
     "data.quantiles",
-    "preflight",
+    "training.distributed.preflight",
     "importers",
     "importers.trees",
     "importers.models",
@@ -173,7 +173,7 @@ def one_way(module: str, other: str) -> bool:
 
 
 def test_the_rules_can_fail() -> None:
-    assert own_imports(MODULES["finetune"]) >= {"data.cache", "train", "stages.base", "data.stream"}
+    assert own_imports(MODULES["finetune"]) >= {"data.cache", "training.loop", "stages.base", "data.stream"}
     assert not one_way("data.cache", "finetune")
     assert not one_way("data.splits", "pipeline.network")  # the same layer
     assert not one_way("stages.base", "pipeline.graph")

@@ -11,17 +11,10 @@ import torch
 from chains import F64, glr, least_squares, logistic, network, normal, scales
 from torch import Tensor
 
-from sparkdiff.augment import Target
-from sparkdiff.candidates import Candidates, Draw
-from sparkdiff.folding import fold
 from sparkdiff.objectives.losses import resolve
-from sparkdiff.optimizers import Behind
 from sparkdiff.options import Options
 from sparkdiff.pipeline.network import Network
-from sparkdiff.reach import Reach, reach_of
-from sparkdiff.recipes import Recipe
 from sparkdiff.rows import SparseRows
-from sparkdiff.scales import flattened, load
 from sparkdiff.stages.assembling import VectorAssembler
 from sparkdiff.stages.base import FeatureStats, LabelStats, Rows
 from sparkdiff.stages.projection import PCA
@@ -29,6 +22,13 @@ from sparkdiff.stages.scaling import MaxAbsScaler, StandardScaler
 from sparkdiff.stages.selecting import VectorSlicer
 from sparkdiff.stages.text import IDF
 from sparkdiff.stages.weighing import ElementwiseProduct
+from sparkdiff.training.active_columns import Reach, reach_of
+from sparkdiff.training.affine import fold
+from sparkdiff.training.augmentation import Target
+from sparkdiff.training.candidates import Candidates, Draw
+from sparkdiff.training.optimizers import Behind
+from sparkdiff.training.recipes import Recipe
+from sparkdiff.training.units import flattened, load
 
 ROWS, WIDTH, BATCH, TOGETHER = 120, 600, 8, 2
 LABELS = LabelStats(1.0, 2.0, 0.0, 9.0, torch.tensor([99, 99, 99]))
@@ -90,7 +90,7 @@ CASES: dict[str, tuple[Network, dict[str, Rows], dict[str, int]]] = {
 
 @pytest.fixture(autouse=True)
 def few_rows_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sparkdiff.reach.TOGETHER", TOGETHER * BATCH)
+    monkeypatch.setattr("sparkdiff.training.active_columns.TOGETHER", TOGETHER * BATCH)
 
 
 class Run:
@@ -312,7 +312,7 @@ def test_what_is_measured_is_what_ships(monkeypatch: pytest.MonkeyPatch) -> None
         def score(self, team: Any) -> None:
             return None
 
-    monkeypatch.setattr("sparkdiff.candidates.Tally", Seen)
+    monkeypatch.setattr("sparkdiff.training.candidates.Tally", Seen)
     _, parameters = run.team.scores(Batches(), "validation", None)  # type: ignore[arg-type]
     for k in range(3):
         net = run.net.clone()

@@ -29,21 +29,21 @@ from typing import Any
 from sparkdiff.data.stream import Stream
 from sparkdiff.errors import FullDiskError, SparkdiffError
 from sparkdiff.evaluation.scores import Data, Score, rows_at_once
-from sparkdiff.monotone import Monotone
 from sparkdiff.objectives import losses, metrics
 from sparkdiff.objectives.losses import Objective
 from sparkdiff.objectives.metrics import Metric
 from sparkdiff.options import Options
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network
-from sparkdiff.recipes import Recipe
-from sparkdiff.scales import Scales
 from sparkdiff.stages.base import FeatureStats, LabelStats
 from sparkdiff.store import files
 from sparkdiff.store.disk import room
 from sparkdiff.store.lease import check_passed_on
 from sparkdiff.team import LostProcessError, Team
-from sparkdiff.train import Training, train
+from sparkdiff.training.loop import Training, train
+from sparkdiff.training.monotone import Monotone
+from sparkdiff.training.recipes import Recipe
+from sparkdiff.training.units import Scales
 
 ROOM = "make room, or set checkpointDir to a folder of a disk that has more"
 PROGRESS = 0.5

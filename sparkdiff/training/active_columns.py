@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparkdiff.folding import Folded
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network
 from sparkdiff.rows import SparseRows
-from sparkdiff.scales import Constrained, Scales, trained
 from sparkdiff.stages.base import FeatureStats, NotSparseError, Rows
 from sparkdiff.team import ALONE, Team
+from sparkdiff.training.affine import Folded
+from sparkdiff.training.units import Constrained, Scales, trained
 
 DENSE_FROM = 0.25
 """Share of the parameters that some batches reach from which all of them are as cheap."""

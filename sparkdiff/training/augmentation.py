@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from sparkdiff.pipeline.graph import Version
-from sparkdiff.recipes import Recipe
 from sparkdiff.rows import SparseRows
 from sparkdiff.stages.base import FeatureStats, Rows
+from sparkdiff.training.recipes import Recipe
 
 Target = tuple[Tensor, Tensor]
 """Labels and weights, (n,) each."""

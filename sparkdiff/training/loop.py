@@ -16,23 +16,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparkdiff.candidates import Candidates, Draw, can_reach
 from sparkdiff.data.stream import Batch, Share
 from sparkdiff.evaluation.guard import total_gain
 from sparkdiff.evaluation.scores import Data, Score, scalar, widths
-from sparkdiff.folding import Folded, fold
 from sparkdiff.machine import memory
-from sparkdiff.monotone import Monotone
 from sparkdiff.objectives.losses import Objective
 from sparkdiff.objectives.metrics import Metric
 from sparkdiff.options import Options
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network
-from sparkdiff.reach import Reach, batches_together, reach_of
-from sparkdiff.recipes import Recipe
 from sparkdiff.rows import SparseRows
-from sparkdiff.scales import Scales, flattened, load
 from sparkdiff.stages.base import FeatureStats, taken
+from sparkdiff.training.active_columns import Reach, batches_together, reach_of
+from sparkdiff.training.affine import Folded, fold
+from sparkdiff.training.candidates import Candidates, Draw, can_reach
+from sparkdiff.training.monotone import Monotone
+from sparkdiff.training.recipes import Recipe
+from sparkdiff.training.units import Scales, flattened, load
 
 SMALL_STEP = 10_000_000
 """Parameters times rows of a step below which one thread is faster."""

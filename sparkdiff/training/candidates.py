@@ -9,22 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparkdiff.augment import Target, augmented
 from sparkdiff.evaluation.scores import Data, Score, Tally
-from sparkdiff.folding import Folded, Slopes, routed_versions
-from sparkdiff.monotone import Monotone
 from sparkdiff.objectives.losses import Batch, Objective
 from sparkdiff.objectives.metrics import Metric
-from sparkdiff.optimizers import Behind, FirstOrder
 from sparkdiff.options import Options
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network
-from sparkdiff.reach import Reach, Span, pieces
-from sparkdiff.recipes import Recipe
 from sparkdiff.rows import SparseRows
-from sparkdiff.scales import Scales, flattened, trained
 from sparkdiff.stages.base import FeatureStats, Rows, StageModule, below, taken
 from sparkdiff.team import ALONE, Team
+from sparkdiff.training.active_columns import Reach, Span, pieces
+from sparkdiff.training.affine import Folded, Slopes, routed_versions
+from sparkdiff.training.augmentation import Target, augmented
+from sparkdiff.training.monotone import Monotone
+from sparkdiff.training.optimizers import Behind, FirstOrder
+from sparkdiff.training.recipes import Recipe
+from sparkdiff.training.units import Scales, flattened, trained
 
 ONCE_AN_EPOCH = ("lbfgs", "newton")
 """Optimizers that step along the gradient of all rows."""

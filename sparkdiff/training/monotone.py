@@ -10,11 +10,11 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.evaluation.feature_names import Slots
-from sparkdiff.folding import Slopes, fold
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network
 from sparkdiff.stages.base import FeatureStats, LabelStats
 from sparkdiff.stages.linear import GeneralizedLinearRegression
+from sparkdiff.training.affine import Slopes, fold
 
 RISING = ("identity", "log", "logit", "probit", "cloglog")
 """Links whose mean rises with the margin."""

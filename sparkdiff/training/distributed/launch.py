@@ -35,13 +35,13 @@ from pyspark.sql import SparkSession
 from sparkdiff import jvm
 from sparkdiff.data.stream import Stream
 from sparkdiff.errors import FullDiskError, InputError, SparkdiffError
-from sparkdiff.preflight import check_cluster
-from sparkdiff.rank import ROOM, Assignment, Checkpoints, work
 from sparkdiff.store import files
 from sparkdiff.store.disk import room
 from sparkdiff.store.files import RunFolder, write_bytes
 from sparkdiff.team import ALONE
-from sparkdiff.train import Training
+from sparkdiff.training.distributed.preflight import check_cluster
+from sparkdiff.training.distributed.worker import ROOM, Assignment, Checkpoints, work
+from sparkdiff.training.loop import Training
 
 ATTEMPTS = 3
 START = 300.0
@@ -156,7 +156,7 @@ def _equip(here: Path, assignment: Assignment) -> None:
     write_bytes(here / "start.py", f"""import sys
 sys.path[:1] = [{str(here / "sparkdiff.zip")!r}]  # in place of this script's own folder
 sys.path += [p for p in {paths!r} if p not in sys.path]
-from sparkdiff.rank import main
+from sparkdiff.training.distributed.worker import main
 main({str(here)!r})
 """.encode())  # fmt: skip
 

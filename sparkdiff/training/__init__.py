@@ -1,0 +1,1 @@
+"""Candidates, optimizer steps and the training loop, in one process or in many."""
