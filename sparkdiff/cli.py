@@ -15,9 +15,9 @@ from pyspark.sql.types import StructType
 
 from sparkdiff import jvm, run
 from sparkdiff.data.cache import root
-from sparkdiff.difference import between
+from sparkdiff.diagnostics.models import between
+from sparkdiff.diagnostics.predictions import predictions
 from sparkdiff.errors import InputError, SparkdiffError
-from sparkdiff.flips import predictions
 from sparkdiff.machine import paths as places
 from sparkdiff.options import Options
 from sparkdiff.pipeline.parity import verify as verify_parity

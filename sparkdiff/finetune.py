@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from pyspark.util import VersionUtils
 
-from sparkdiff import datachecks, jvm
+from sparkdiff import jvm
 from sparkdiff.data import cache as caches
 from sparkdiff.data.cache import Cache
 from sparkdiff.data.fingerprint import SHARDS, Request, all_params, without_uids
 from sparkdiff.data.splits import REFERENCE, SPLITS, TRAIN, VALIDATION, Cuts, Source, rule
 from sparkdiff.data.stream import Stream, copies
+from sparkdiff.diagnostics import rows as datachecks
 from sparkdiff.errors import InputError, ParityError
 from sparkdiff.evaluation import cached_parity, guard
 from sparkdiff.evaluation.acceptance import Judgement, candidates, check_options, divergence, judge, reason

@@ -28,8 +28,8 @@ from riders import NUMBERS, Write, unfitted
 from sparkdiff import InputError, translate, write_back
 from sparkdiff.cli import main
 from sparkdiff.data.fingerprint import hash_of_folder
-from sparkdiff.difference import Difference, between
-from sparkdiff.flips import predictions
+from sparkdiff.diagnostics.models import Difference, between
+from sparkdiff.diagnostics.predictions import predictions
 
 pytestmark = pytest.mark.once  # hashes, options and messages of our own: no stack changes them
 

@@ -20,7 +20,7 @@ from riders import NUMBERS, tune
 
 import sparkdiff
 from sparkdiff import InputError, jvm
-from sparkdiff.difference import ParamDifference, between
+from sparkdiff.diagnostics.models import ParamDifference, between
 from sparkdiff.evaluation.feature_names import entering
 from sparkdiff.pipeline.graph import Graph
 from sparkdiff.pipeline.network import Network

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparkdiff.datachecks import too_few_rows
+from sparkdiff.diagnostics.duplicates import Twins
+from sparkdiff.diagnostics.outliers import Spread, farness
+from sparkdiff.diagnostics.rows import too_few_rows
+from sparkdiff.diagnostics.separation import auc, clustered_auc, drift, leaks_class, leaks_number, midranks
 from sparkdiff.evaluation.guard import Verdict
-from sparkdiff.outliers import Spread, farness
 from sparkdiff.rows import SparseRows
-from sparkdiff.separation import auc, clustered_auc, drift, leaks_class, leaks_number, midranks
 from sparkdiff.stages.base import Rows
-from sparkdiff.twins import Twins
 
 Form = Callable[[Tensor], Rows]
 
@@ -280,7 +280,7 @@ def test_a_table_loaded_twice_is_seen(values: int) -> None:
 
 
 def test_of_many_rows_a_sample_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sparkdiff.twins.MOST_HASHES", 512)
+    monkeypatch.setattr("sparkdiff.diagnostics.duplicates.MOST_HASHES", 512)
     x = normal(0, 20_000, 3)
     seen = twins(x[:16_000], torch.cat([x[16_000:], x[:4_000]]))
     assert sum(len(h) for h in seen.hashes["train"]) < 512

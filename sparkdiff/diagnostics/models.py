@@ -14,7 +14,7 @@ import numpy as np
 
 from sparkdiff import jvm
 from sparkdiff.data.fingerprint import digest_of_folder, hash_of, saved
-from sparkdiff.flips import PredictionDifference
+from sparkdiff.diagnostics.predictions import PredictionDifference
 from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.report import difference_table
 from sparkdiff.stages.base import REGISTRY, class_name

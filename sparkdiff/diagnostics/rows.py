@@ -14,19 +14,19 @@ import torch
 from torch import Tensor
 
 from sparkdiff.data.stream import Batch
+from sparkdiff.diagnostics.duplicates import Twins
+from sparkdiff.diagnostics.outliers import FARTHEST, Spread, farness
+from sparkdiff.diagnostics.separation import drift, leaks_class, leaks_number
 from sparkdiff.evaluation.feature_names import Slots, entering
 from sparkdiff.evaluation.guard import Verdict, total_gain
 from sparkdiff.evaluation.scores import Data, scalar
 from sparkdiff.machine import memory
 from sparkdiff.objectives.losses import Objective, resolve
 from sparkdiff.options import Options
-from sparkdiff.outliers import FARTHEST, Spread, farness
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network
 from sparkdiff.rows import SparseRows
-from sparkdiff.separation import drift, leaks_class, leaks_number
 from sparkdiff.stages.base import LabelStats, Rows, below, matrix, taken
-from sparkdiff.twins import Twins
 
 TRAIN, VALIDATION = "train", "validation"
 SAMPLE_ROWS, SAMPLE_ENTRIES = (
