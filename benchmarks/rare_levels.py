@@ -32,7 +32,7 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from sparkdiff import FineTuner
-from sparkdiff.run import load_config, load_data, start_session
+from sparkdiff.job import load_config, load_data, start_session
 
 CONFIG = Path(__file__).resolve().parent.parent / "conf" / "bikeshare.yaml"
 WORSE = 0.005

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sparkdiff.errors import InputError, ParityError, SparkdiffError
+    from sparkdiff.estimator import FineTuner, FineTunerModel
     from sparkdiff.importers import from_lightgbm, from_sklearn, from_xgboost
     from sparkdiff.pipeline.nesting import plain
     from sparkdiff.pipeline.network import Network, translate, write_back
@@ -16,10 +17,9 @@ if TYPE_CHECKING:
     from sparkdiff.pipeline.plan import Plan, plan
     from sparkdiff.report.summary import FineTuningSummary
     from sparkdiff.stages.base import StageModule, register
-    from sparkdiff.tuner import FineTuner, FineTunerModel
 
 _HOME = {
-    "FineTuner": "tuner", "FineTunerModel": "tuner", "FineTuningSummary": "report.summary", "InputError": "errors",
+    "FineTuner": "estimator", "FineTunerModel": "estimator", "FineTuningSummary": "report.summary", "InputError": "errors",
     "Network": "pipeline.network", "Parity": "pipeline.parity", "ParityError": "errors", "Plan": "pipeline.plan", "SparkdiffError": "errors",
     "StageModule": "stages.base", "plain": "pipeline.nesting", "plan": "pipeline.plan", "register": "stages.base", "translate": "pipeline.network",
     "from_lightgbm": "importers", "from_sklearn": "importers", "from_xgboost": "importers", "verify": "pipeline.parity",

@@ -13,7 +13,8 @@ import typer
 from pyspark.sql import SparkSession
 from pyspark.sql.types import StructType
 
-from sparkdiff import jvm, run
+from sparkdiff import job as run
+from sparkdiff import jvm
 from sparkdiff.data.cache import root
 from sparkdiff.diagnostics.models import between
 from sparkdiff.diagnostics.predictions import predictions

@@ -31,7 +31,8 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from riders import NUMBERS, cached, tune, unfitted
 
-from sparkdiff import InputError, run
+from sparkdiff import InputError
+from sparkdiff import job as run
 from sparkdiff.data import cache as caches
 from sparkdiff.data.cache import Cache, DamagedCache
 from sparkdiff.data.fingerprint import source_facts

@@ -10,7 +10,7 @@ import pytest
 from pyspark.ml import PipelineModel
 from pyspark.sql import DataFrame, SparkSession
 
-from sparkdiff import FineTuner, InputError, jvm, run
+from sparkdiff import FineTuner, InputError, job, jvm
 from sparkdiff.cli import DONE, main
 
 pytestmark = pytest.mark.once  # paths and messages of our own
@@ -32,8 +32,8 @@ def test_a_folder_of_any_name_holds_a_job(
     )
     for made in ("fitted", "loaded"):  # the second time from the folder of caches
         monkeypatch.setattr(jvm, "has_constructors", lambda: False)  # weights go back by way of files in these folders
-        config = run.load_config(folder / "job.yaml", QUICK)
-        assert run.run(config).cache["hit"] is (made == "loaded")
+        config = job.load_config(folder / "job.yaml", QUICK)
+        assert job.run(config).cache["hit"] is (made == "loaded")
     monkeypatch.chdir(folder)
     assert main(["verify", "runs/x/model", "--data", "part-1.parquet"]) == DONE
     assert len(list(tmp_path.iterdir())) == 1  # nothing beside it

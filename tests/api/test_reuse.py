@@ -25,7 +25,8 @@ from pyspark.ml.tuning import CrossValidator, ParamGridBuilder
 from pyspark.sql import DataFrame, SparkSession
 from riders import NUMBERS, tune
 
-from sparkdiff import InputError, run
+from sparkdiff import InputError
+from sparkdiff import job as run
 from sparkdiff.data.fingerprint import params_of
 from sparkdiff.data.splits import Source
 from sparkdiff.options import Options

@@ -34,7 +34,7 @@ from riders import NUMBERS, QUICK, pinball, pipeline, predictions, same, tune
 
 import sparkdiff
 from sparkdiff import FineTuner, FineTunerModel, InputError
-from sparkdiff import tuner as tuners
+from sparkdiff import estimator as tuners
 from sparkdiff.data import cache as caches
 
 

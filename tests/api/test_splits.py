@@ -21,7 +21,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from riders import NUMBERS, QUICK, cached, same, tune
 
-from sparkdiff import InputError, finetune, tuner
+from sparkdiff import InputError, estimator, finetune
 from sparkdiff.data import quantiles, splits
 from sparkdiff.data.content import content
 from sparkdiff.data.fingerprint import Request, fingerprint
@@ -259,7 +259,7 @@ def test_an_unfitted_pipeline_is_fitted_on_the_rows_that_train(
         fits.append(rows.count())
         return fit(self, rows, params)
 
-    for module in (splits, tuner):
+    for module in (splits, estimator):
         monkeypatch.setattr(module, "find_cuts", counted)
     monkeypatch.setattr(Pipeline, "fit", watched)
     stages = [VectorAssembler(inputCols=NUMBERS, outputCol="x"), LinearRegression(featuresCol="x", labelCol="riders")]

@@ -34,7 +34,8 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 import sparkdiff
-from sparkdiff import jvm, run
+from sparkdiff import job as run
+from sparkdiff import jvm
 from sparkdiff.pipeline.graph import flatten
 from sparkdiff.testing import check_stage
 

@@ -23,7 +23,8 @@ from pyspark.ml.feature import VectorAssembler
 from pyspark.sql import DataFrame, SparkSession
 
 import sparkdiff
-from sparkdiff import FineTuner, FineTunerModel, InputError, run
+from sparkdiff import FineTuner, FineTunerModel, InputError
+from sparkdiff import job as run
 from sparkdiff.errors import FullDiskError
 from sparkdiff.finetune import Outcome
 from sparkdiff.report import Phases

@@ -11,7 +11,7 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sparkdiff import run
+from sparkdiff import job as run
 from sparkdiff.cli import WRONG_INPUT, main
 from sparkdiff.errors import InputError
 from sparkdiff.machine import paths as places

@@ -17,7 +17,7 @@ import pytest
 import typer
 
 import sparkdiff
-from sparkdiff import run
+from sparkdiff import job
 from sparkdiff.cli import app
 from sparkdiff.data.splits import SPLITS
 from sparkdiff.options import Options
@@ -108,13 +108,13 @@ def override(text: str) -> None:
     key, equals, _ = text.partition("=")
     section, _, rest = key.partition(".")
     assert equals, text
-    assert section in run.SECTIONS, text
+    assert section in job.SECTIONS, text
     if section == "fineTuner":
         assert rest.partition(".")[0] in OPTIONS, text
     elif section == "data":
         split, _, entry = rest.partition(".")
         assert split in SPLITS, text
-        assert not entry or entry.partition(".")[0] in run.SOURCE_KEYS, text
+        assert not entry or entry.partition(".")[0] in job.SOURCE_KEYS, text
     elif section == "output":
         assert rest in ("", "path", "mode"), text
 

@@ -59,8 +59,8 @@ LAYERS = [
     ["report"],
     ["report.summary", "diagnostics.models", "evaluation.acceptance"],
     ["finetune"],
-    ["tuner", "transformer"],
-    ["run"],
+    ["estimator", "transformer"],
+    ["job"],
     ["cli", "testing"],
     ["__main__"],
 ]

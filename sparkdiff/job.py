@@ -32,6 +32,7 @@ from sparkdiff.data.cache import moved, root
 from sparkdiff.data.fingerprint import check_reads_its_input_only, hash_of, hash_of_folder, params_of, source_facts
 from sparkdiff.data.splits import REFERENCE, SPLITS, TEST, TRAIN, VALIDATION, Cuts, Source, find_cuts, rule
 from sparkdiff.errors import InputError, did_you_mean
+from sparkdiff.estimator import fit_on_training_rows
 from sparkdiff.finetune import Outcome, fine_tune, prepare, told
 from sparkdiff.machine import paths
 from sparkdiff.options import Options
@@ -42,7 +43,6 @@ from sparkdiff.store import disk
 from sparkdiff.store.files import NONCE, UNTOLD
 from sparkdiff.store.identity import UntoldError, identity
 from sparkdiff.store.lease import Lease, held
-from sparkdiff.tuner import fit_on_training_rows
 
 ROOM = "make room, and the same command goes on where it was, or set output to a folder of a disk that has more"
 SECTIONS = ("pipeline", "data", "fineTuner", "spark", "output")
