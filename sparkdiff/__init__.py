@@ -19,12 +19,20 @@ if TYPE_CHECKING:
     from sparkdiff.stages.base import StageModule, register
 
 _HOME = {
-    "FineTuner": "estimator", "FineTunerModel": "estimator", "FineTuningSummary": "report.summary", "InputError": "errors",
-    "Network": "pipeline.network", "Parity": "pipeline.parity", "ParityError": "errors", "Plan": "pipeline.plan", "SparkdiffError": "errors",
-    "StageModule": "stages.base", "plain": "pipeline.nesting", "plan": "pipeline.plan", "register": "stages.base", "translate": "pipeline.network",
-    "from_lightgbm": "importers", "from_sklearn": "importers", "from_xgboost": "importers", "verify": "pipeline.parity",
-    "write_back": "pipeline.network", "StagePlan": "pipeline.plan",
-}  # fmt: skip
+    name: home
+    for home, names in {
+        "errors": ["InputError", "ParityError", "SparkdiffError"],
+        "estimator": ["FineTuner", "FineTunerModel"],
+        "importers": ["from_lightgbm", "from_sklearn", "from_xgboost"],
+        "pipeline.nesting": ["plain"],
+        "pipeline.network": ["Network", "translate", "write_back"],
+        "pipeline.parity": ["Parity", "verify"],
+        "pipeline.plan": ["Plan", "plan"],
+        "report.summary": ["FineTuningSummary"],
+        "stages.base": ["StageModule", "register"],
+    }.items()
+    for name in names
+}
 
 __version__ = "0.1.0"
 __all__ = [  # noqa: RUF022 - by what a reader meets first
