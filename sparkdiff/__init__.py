@@ -27,7 +27,7 @@ _HOME = {
         "pipeline.nesting": ["plain"],
         "pipeline.network": ["Network", "translate", "write_back"],
         "pipeline.parity": ["Parity", "verify"],
-        "pipeline.plan": ["Plan", "plan"],
+        "pipeline.plan": ["Plan", "StagePlan", "plan"],
         "report.summary": ["FineTuningSummary"],
         "stages.base": ["StageModule", "register"],
     }.items()
@@ -54,6 +54,6 @@ def __getattr__(name: str) -> Any:
 
 # What an earlier version saved or pickled names its class by these modules: their public names are found here. What is saved
 # from now on names it by `sparkdiff`, as each such class's `__module__` says.
-for _name in {"parity", "planning", "summary", "tuner"} - set(_HOME.values()):
+for _name in ("parity", "planning", "summary", "tuner"):
     sys.modules[f"sparkdiff.{_name}"] = _alias = types.ModuleType(f"sparkdiff.{_name}", "An old name of `sparkdiff`.")
     vars(_alias)["__getattr__"] = __getattr__
