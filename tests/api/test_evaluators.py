@@ -145,6 +145,7 @@ def test_multiclass_evaluator(rows: DataFrame, shared: Path, kind: str, weight: 
         assert measure(name, **params) == pytest.approx(evaluator.evaluate(held), rel=1e-9, abs=1e-12), name
 
 
+@pytest.mark.once
 def test_directions(rows: DataFrame, shared: Path) -> None:
     for head, names, evaluator in (
         (LinearRegression(labelCol="riders"), REGRESSION, RegressionEvaluator()),
@@ -158,6 +159,7 @@ def test_directions(rows: DataFrame, shared: Path) -> None:
             assert larger is evaluator.isLargerBetter(), name
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("head", "changed", "metric", "sentence"),
     [
@@ -179,6 +181,7 @@ def test_a_metric_that_is_undefined_on_the_rows(
         tune(model, df, folder, metric=metric, referenceData=df.withColumn(label, F.lit(value)))
 
 
+@pytest.mark.once
 def test_a_fit_by_a_metric_that_is_no_mean_over_rows(df: DataFrame, shared: Path) -> None:
     """What the summary says before and after is what Spark's evaluator says of the pipelines that it is about."""
     head = LogisticRegression(featuresCol="components", labelCol="rain", weightCol="weight")

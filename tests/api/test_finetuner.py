@@ -162,6 +162,7 @@ def test_the_history_has_a_row_per_epoch_and_candidate(tuned: FineTunerModel) ->
     assert history["trainLoss"][8] < history["trainLoss"][1]
 
 
+@pytest.mark.once
 def test_from_a_thousand_validation_rows_four_candidates_run(
     df: DataFrame, numeric: PipelineModel, folder: Path, decided: list[dict[str, Any]]
 ) -> None:
@@ -191,6 +192,7 @@ def test_from_a_thousand_validation_rows_four_candidates_run(
     assert summary.z == pytest.approx(mean / error, rel=1e-9)
 
 
+@pytest.mark.once
 def test_four_candidates_that_diverge_are_told_from_nothing_to_gain(
     df: DataFrame, numeric: PipelineModel, shared: Path, tmp_path: Path
 ) -> None:
@@ -249,6 +251,7 @@ def test_an_unfitted_pipeline_is_fitted_on_the_training_rows_only(df: DataFrame,
     assert not isinstance(found.originalModel, Pipeline)
 
 
+@pytest.mark.once
 def test_what_cannot_convince_returns_the_original_object(df: DataFrame, shared: Path) -> None:
     optimum = pipeline(sides(df, seed=4)["train"], LinearRegression(featuresCol="x", labelCol="riders"))
     found = tune(optimum, df, shared, learningRate=1e-3, maxEpochs=10, seed=4)  # nothing to gain, but by chance
@@ -267,6 +270,7 @@ def test_what_cannot_convince_returns_the_original_object(df: DataFrame, shared:
     assert "is within what chance explains" in s.reason
 
 
+@pytest.mark.once
 def test_sign_flipped_gradients_return_the_original_object(
     df: DataFrame, model: PipelineModel, shared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -285,6 +289,7 @@ def test_sign_flipped_gradients_return_the_original_object(
     assert "no epoch of any candidate" in s.reason
 
 
+@pytest.mark.once
 def test_guard_1_accepts_any_gain(df: DataFrame, numeric: PipelineModel, shared: Path) -> None:
     found = tune(numeric, df, shared, maxEpochs=1, learningRate=1e-6, guard=1.0)
     assert found.summary.decision == "tuned"
@@ -338,6 +343,7 @@ def test_the_same_seed_gives_the_same_bits(
         assert getattr(again.summary, name) == getattr(tuned.summary, name), name
 
 
+@pytest.mark.once
 def test_another_seed_gives_another_result(
     df: DataFrame, model: PipelineModel, folder: Path, tuned: FineTunerModel
 ) -> None:
@@ -395,6 +401,7 @@ def weighted(df: DataFrame, absurd: float) -> DataFrame:
     return df.withColumn("riders", F.when(F.col("weight") == 0, absurd).otherwise(F.col("riders")))
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("absurd", [1e12, -5.0])
 def test_rows_of_weight_0_count_nowhere(df: DataFrame, numeric: PipelineModel, folder: Path, absurd: float) -> None:
     data = weighted(df, absurd)
@@ -412,6 +419,7 @@ def test_rows_of_weight_0_count_nowhere(df: DataFrame, numeric: PipelineModel, f
     assert max(abs(v).max() for v in weights(found.pipelineModel).values()) < 10
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("absurd", [7.0, -1.0, 0.5])
 def test_classes_of_weight_0_count_nowhere(df: DataFrame, folder: Path, absurd: float) -> None:
     data = df.withColumn("kind", F.when(F.col("weight") == 0, absurd).otherwise(F.col("kind")))
@@ -422,6 +430,7 @@ def test_classes_of_weight_0_count_nowhere(df: DataFrame, folder: Path, absurd: 
     assert found.summary.decision == "tuned"
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("absurd", [float("nan"), 1e300])
 def test_features_of_weight_0_count_nowhere(df: DataFrame, numeric: PipelineModel, folder: Path, absurd: float) -> None:
     data = df.withColumn("wind", F.when(F.col("weight") == 0, absurd).otherwise(F.col("wind")))
@@ -450,6 +459,7 @@ def test_the_weights_of_the_head_are_used_by_default(df: DataFrame, folder: Path
     assert other["before"] == pytest.approx(half_deviance(y, mu).mean(), rel=1e-12)
 
 
+@pytest.mark.once
 def test_a_rare_level_stays_as_it_was(df: DataFrame, folder: Path) -> None:
     rare = df.withColumn("hour", F.when(F.col("number") % 500 == 7, "storm").otherwise(F.col("hour")))  # 3 rows
     common = df.withColumn("hour", F.when(F.col("number") % 50 == 7, "storm").otherwise(F.col("hour")))  # 30 rows
@@ -481,6 +491,7 @@ def test_a_rare_level_stays_as_it_was(df: DataFrame, folder: Path) -> None:
 # Around it ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.once
 def test_verbosity(df: DataFrame, numeric: PipelineModel, shared: Path, capfd: pytest.CaptureFixture[str]) -> None:
     tune(numeric, df, shared, maxEpochs=1)
     capfd.readouterr()
@@ -505,6 +516,7 @@ def test_a_table_can_be_any_dataframe(
     assert other.summary.metrics["validation"] is not None
 
 
+@pytest.mark.once
 def test_a_folded_form_that_drifts_from_the_network_stops_the_run(
     df: DataFrame, numeric: PipelineModel, shared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

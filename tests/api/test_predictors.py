@@ -17,6 +17,8 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from riders import half_deviance, pinball, pipeline, predictions, sides, tune, weights
 
+pytestmark = pytest.mark.once  # what is Spark's in it the laws check on every version
+
 # Kinds of predictors --------------------------------------------------------------------------------------------------
 
 

@@ -18,6 +18,8 @@ from sparkdiff.jvm import clustering
 from sparkdiff.stages.clustering import GaussianMixture, KMeans
 from sparkdiff.testing import LawBroken, check_stage
 
+pytestmark = pytest.mark.once  # whether a fault of our own is noticed: no stack changes it
+
 
 def last_of_equals(self: Any, margin: Tensor) -> Tensor:
     return (margin.shape[1] - 1 - margin.flip(1).argmin(1)).to(margin.dtype)

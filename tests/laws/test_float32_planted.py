@@ -21,6 +21,8 @@ from sparkdiff.stages.embedding import Word2Vec
 from sparkdiff.stages.recommendation import ALS
 from sparkdiff.testing import LawBroken, check_stage
 
+pytestmark = pytest.mark.once  # whether a fault of our own is noticed: no stack changes it
+
 margin, forward = ALS.margin, Word2Vec.forward
 
 

@@ -38,6 +38,8 @@ from sparkdiff.stages.support_vector import LinearSVC as SupportVectors
 from sparkdiff.stages.survival import AFTSurvivalRegression as Survival
 from sparkdiff.testing import LawBroken, check_stage
 
+pytestmark = pytest.mark.once  # whether a fault of our own is noticed: no stack changes it
+
 WIDTH = 3
 random = np.random.default_rng(2)
 W = random.normal(size=(4, WIDTH))

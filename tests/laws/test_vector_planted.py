@@ -36,6 +36,8 @@ from sparkdiff.stages import expanding, projection
 from sparkdiff.stages.base import REGISTRY, Rows, StageModule, class_name, dense
 from sparkdiff.testing import LawBroken, _compare, _Trial
 
+pytestmark = pytest.mark.once  # whether a fault of our own is noticed: no stack changes it
+
 Checked = Callable[..., None]
 
 

@@ -27,6 +27,8 @@ from sparkdiff.training.loop import Trained, Training, diverged
 from sparkdiff.training.recipes import Recipe
 from sparkdiff.training.units import flattened
 
+pytestmark = pytest.mark.once  # torch alone, which all stacks have in one version
+
 ROWS, TWINS = 20, 4  # as many rows in one, of the same label and weight
 PLACES = torch.arange(ROWS * TWINS).view(TWINS, ROWS)
 

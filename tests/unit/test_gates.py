@@ -31,6 +31,8 @@ from sparkdiff.stages.trees import (
 from sparkdiff.training.augmentation import augmented
 from sparkdiff.training.recipes import Recipe
 
+pytestmark = pytest.mark.once  # torch alone, which all stacks have in one version
+
 LABELS = LabelStats(1.0, 2.0, 0.0, 9.0, torch.empty(0, dtype=torch.int64))
 
 

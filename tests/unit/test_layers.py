@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.once  # reads the sources
+
 PACKAGE = Path(__file__).parents[2] / "sparkdiff"
 LAYERS = [
     ["errors", "diagnostics", "training", "evaluation", "data", "pipeline", "store", "machine", "objectives"],
