@@ -412,13 +412,13 @@ def _check_classes(metric: Metric, cache: Cache) -> None:
 def _check_trained(best: float, tuned: Score, metric: Metric, task: Task) -> None:
     """Raise ParityError where the network that would ship hasn't the metric that its candidate was chosen for.
 
-    Candidates are measured in their folded form. What it rounds otherwise is far below a millionth; a stage whose `pull`
+    Candidates are measured in their folded form. What it rounds otherwise is far below a millionth; a stage whose `affine_form`
     isn't its `forward` would let gains decide that the network doesn't have.
     """
     if not abs(tuned.mean - best) <= FOLDED * max(abs(best), abs(tuned.mean), 1e-12):
         raise ParityError(
             f"{task.model.uid}: the trained network has {metric.name} {tuned.value!r} on the validation rows, but was chosen "
-            f"for {tuned.sign * best!r}, so nothing was changed: the `pull` of a stage isn't its `forward`; report it"
+            f"for {tuned.sign * best!r}, so nothing was changed: the `affine_form` of a stage isn't its `forward`; report it"
         )
 
 

@@ -102,7 +102,7 @@ def check_stage(
        NaN, infinities by sign. Classes and indices are equal, unless the margin lies that near to the boundary.
     2. get-put: writing back what was read gives the same outputs with the same metadata, weights, uid and Params.
     3. put-get: reading what was written gives the module's parameters bit for bit, and Spark then computes what the
-       module computes. Entries that never count (`counts`) are written as they were.
+       module computes. Entries that never count (`entry_mask`) are written as they were.
     4. untouched: the stage's parameters, uid and Params stay as they are throughout.
 
     Rows are what decides how much this says: put zeros, NaN, extremes, dense and sparse vectors into `df`.
@@ -220,7 +220,7 @@ def _parameters(
         when = "after writing back other parameters"
         wished = read.module(put).unfrozen_as(moved)
         for (name, p), was, now in zip(wished.named_parameters(), first.parameters(), moved.parameters(), strict=True):
-            counting = module.counts().get(name, torch.ones_like(p, dtype=torch.bool))
+            counting = module.entry_mask().get(name, torch.ones_like(p, dtype=torch.bool))
             kept = ~counting | (now == was)  # zeros of both signs are one parameter
             _same_tensor("put-get", stage, name, torch.where(kept, was, now), p, when)
         rest = _without_weights(cls, read.facts(put, wished))
@@ -273,7 +273,7 @@ def _outputs(trials: Sequence[_Trial], df: DataFrame, tolerance: float) -> None:
     """Run all stages over the same rows in one job and compare with their modules."""
     fold = folding()
     sources = {fold(c): f"in{i}" for i, c in enumerate(dict.fromkeys(c for t in trials for c in _inputs(t.original)))}
-    tensors = {fold(c) for t in trials if not type(t.module).made(t.original) for c in _inputs(t.original)}
+    tensors = {fold(c) for t in trials if not type(t.module).prepared_columns(t.original) for c in _inputs(t.original)}
     made: dict[int, list[str]] = {}  # by trial, where plain stages make what the module reads
     try:
         rows = df.select(*(quoted(c).alias(name) for c, name in sources.items()))
@@ -284,8 +284,8 @@ def _outputs(trials: Sequence[_Trial], df: DataFrame, tolerance: float) -> None:
             out = rows.withColumns({c: carried[sources[f]] for f, c in spelled.items()})
             for before in type(trial.module).preparation(trial.original):
                 out = before.transform(out)
-            made[k] = [f"made{k}_{i}" for i, _ in enumerate(type(trial.module).made(trial.original))]
-            own = dict(zip(made[k], type(trial.module).made(trial.original), strict=True))
+            made[k] = [f"made{k}_{i}" for i, _ in enumerate(type(trial.module).prepared_columns(trial.original))]
+            own = dict(zip(made[k], type(trial.module).prepared_columns(trial.original), strict=True))
             out = trial.stage.transform(out)
             columns = type(trial.module).outputs(trial.original)
             for c in columns:
@@ -325,7 +325,7 @@ def _inputs(stage: Any) -> tuple[str, ...]:
 
 
 def _same_schema(trial: _Trial, schema: Sequence[Any], original: Sequence[Any]) -> None:
-    told = trial.law == "put-get" and trial.module.describes_weights
+    told = trial.law == "put-get" and trial.module.weights_in_metadata
     for now, was in zip(schema, original, strict=True):
         if now.dataType != was.dataType or (now.metadata != was.metadata and not told):
             raise LawBroken(
@@ -341,7 +341,7 @@ def _compare(
     """Raise LawBroken where the module's outputs differ from Spark's on a batch that begins at row `first`."""
     module, stage, inputs = trial.module, trial.original, given[0]
     try:
-        out = module(*inputs, **({"nulls": given[1]} if module.tells_null else {}))
+        out = module(*inputs, **({"nulls": given[1]} if module.takes_nulls else {}))
     except InputError as e:
         raise LawBroken(trial.law, stage, "forward", None, f"refuses rows that Spark accepts: {e}") from e
     out = out if isinstance(out, tuple) else (out,)

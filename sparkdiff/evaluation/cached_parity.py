@@ -99,7 +99,7 @@ def _recovered(
     prefix = unused("__sparkdiff_source", named)
     for i in (i for i in graph.live if graph.leaves[i].made):
         leaf = graph.leaves[i]
-        arrays = network.module(i).recovered(*(named[graph.name(v)] for v in leaf.reads))
+        arrays = network.module(i).original_inputs(*(named[graph.name(v)] for v in leaf.reads))
         for k, (v, array) in enumerate(zip(leaf.sources, arrays, strict=True)):
             standing[i, v] = name = f"{prefix}{i}_{k}"
             columns[name] = array
@@ -137,16 +137,16 @@ def _edges(network: Network, row: dict[Version, Rows], sample: dict[Version, Row
             continue
         readers = [i for i in network.positions if v in graph.leaves[i].reads]
         own = [
-            module.edges()[k]
+            module.critical_values()[k]
             for i in readers
             for k, read in enumerate(graph.leaves[i].reads)
-            if read == v and column.ndim == 1 and k < len((module := network.module(i)).edges())
+            if read == v and column.ndim == 1 and k < len((module := network.module(i)).critical_values())
         ]
         if own:  # what one reader takes for a gap, another may refuse
             given = [e for e in own[0] if len(readers) == 1 or not math.isnan(e)]
             changes += [(v, torch.tensor([e], dtype=torch.float64)) for e in given]
         else:
-            rows = [network.module(i).edge_rows(row[v]) for i in network.positions if graph.leaves[i].reads == (v,)]  # type: ignore[arg-type]
+            rows = [network.module(i).critical_rows(row[v]) for i in network.positions if graph.leaves[i].reads == (v,)]  # type: ignore[arg-type]
             changes += [(v, e) for part in rows if len(part) for e in part.split(1)]
             low, high = column.amin(0, keepdim=True), column.amax(0, keepdim=True)
             changes += [(v, e) for e in (torch.zeros_like(low), low, high, 10 * low, 10 * high)]

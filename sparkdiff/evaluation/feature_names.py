@@ -27,7 +27,7 @@ def entering(network: Network) -> list[Version]:
         module = network.module(i)
         if parents <= plain and not any(True for _ in module.parameters()) and not module.on_request():
             plain.add(i)
-    features = (i for i in network.positions if i not in plain and not network.module(i).identifies)
+    features = (i for i in network.positions if i not in plain and not network.module(i).reads_identifiers)
     read = (v for i in features for v in network.graph.leaves[i].reads)
     return [v for v in dict.fromkeys(read) if v[1] in plain or v[1] not in network.positions]
 

@@ -221,7 +221,7 @@ def _explain(network: Network, data: Data, batch: Batch, bad: Tensor) -> None:
     worst = torch.nonzero(bad)[:1, 0]
     for i in network.positions:
         reads = [taken(values[v], worst) for v in network.graph.leaves[i].reads]
-        if why := network.module(i).unknown(*reads):
+        if why := network.module(i).explain_nan(*reads):
             raise InputError(why)
     wanting = next(
         network.graph.leaves[i].uid for i in network.positions if isinstance(network.module(i), (Predictor, PCA))
@@ -326,7 +326,7 @@ def tallies(network: Network, data: Data) -> dict[int, dict[str, Tensor]]:
     asking = [
         i
         for i in network.positions
-        if type(network.module(i)).tally is not StageModule.tally
+        if type(network.module(i)).training_sums is not StageModule.training_sums
         and any(p.requires_grad for p in network.module(i).parameters())
     ]
     found: dict[int, dict[str, Tensor]] = {i: {} for i in asking}
@@ -335,9 +335,9 @@ def tallies(network: Network, data: Data) -> dict[int, dict[str, Tensor]]:
         for i in asking:
             reads, module = network.graph.leaves[i].reads, network.module(i)
             network.run(values, [v for v in reads if v not in values])
-            told = network.told(module, reads, values)
-            nulls = {"nulls": [None if n is None else n[counted] for n in told["nulls"]]} if told else {}
-            for name, part in module.tally(*(taken(values[v], counted) for v in reads), **nulls).items():
+            null_flags = network.null_flags(module, reads, values)
+            nulls = {"nulls": [None if n is None else n[counted] for n in null_flags["nulls"]]} if null_flags else {}
+            for name, part in module.training_sums(*(taken(values[v], counted) for v in reads), **nulls).items():
                 found[i][name] = found[i][name] + part if name in found[i] else part
     return found
 
@@ -362,7 +362,7 @@ def distinct_values(network: Network, data: Data, i: int) -> dict[int, Tensor]:
     """
     [version] = network.graph.leaves[i].reads
     found: dict[int, Tensor] = {}
-    used = network.module(i).compared().tolist()
+    used = network.module(i).compared_features().tolist()
     for batch, _, weight, _ in data.batches("train"):
         values = data.values(batch)
         network.run(values, [version])

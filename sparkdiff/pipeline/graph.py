@@ -159,7 +159,7 @@ class Graph:
         module = cls.from_spark(stage) if cls is not None and not why and not waits else None
         loss_inputs = cls.loss_inputs(stage) if cls is not None and issubclass(cls, Predictor) else ()
         parametric = module is not None and any(p.requires_grad for p in module.parameters())
-        made = cls.made(stage) if cls is not None and module is not None else ()
+        made = cls.prepared_columns(stage) if cls is not None and module is not None else ()
         return Leaf(
             path, stage.uid, type(stage).__name__, stage, tuple(map(unquoted, inputs)), outputs, opaque, drops, module,
             why, parametric, own=own, spelled=inputs, made=made, lossInputs=tuple(map(unquoted, loss_inputs)),
@@ -506,7 +506,7 @@ class Graph:
     def telling(self, positions: Iterable[int]) -> list[Version]:
         """The versions that stages at these positions read from outside of them, and whose nulls they tell from NaN."""
         inside = set(positions)
-        reads = [v for i in inside if self.leaves[i].module.tells_null for v in self.leaves[i].reads]  # type: ignore[union-attr]
+        reads = [v for i in inside if self.leaves[i].module.takes_nulls for v in self.leaves[i].reads]  # type: ignore[union-attr]
         return [v for v in dict.fromkeys(reads) if v[1] not in inside]
 
     def name(self, version: Version) -> str:
@@ -568,7 +568,7 @@ class Graph:
                 if module is not None and wanted in module.on_request():
                     module.unfreeze(wanted)
                     leaf.parametric = True
-                elif module is not None and wanted in (denied := module.denied()):
+                elif module is not None and wanted in (denied := module.why_frozen()):
                     raise InputError(f"unfreeze={name!r}: {leaf.uid} can't train it: {denied[wanted]}")
                 elif module is None or not any(n == wanted and p.requires_grad for n, p in module.named_parameters()):
                     raise self._not_on_request(name, i)
@@ -610,7 +610,7 @@ class Graph:
             why = "the loss" if i == self.head else "a differentiable path leads to the loss"
             if columns := self.outside_columns([i]):
                 why += f"; changes {', '.join(columns)}, which the loss doesn't see"
-            return f"{why}; {leaf.module.before}" if leaf.made else why
+            return f"{why}; {leaf.module.preparation_note}" if leaf.made else why
         if not leaf.has_parameters():
             return f"nothing to train; {leaf.note}" if leaf.note else "nothing to train"
         if self.head is None:

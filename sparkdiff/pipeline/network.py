@@ -115,7 +115,7 @@ class Network(nn.Module):
         for i in self._schedule(tuple(wanted), frozenset(values)):
             leaf, routed = self.graph.leaves[i], values.get((LEAVES, i))
             if isinstance(routed, Tensor):
-                self._put(i, self.module(i).routed(routed), values)
+                self._put(i, self.module(i).routed_outputs(routed), values)
                 continue
             missing = [v for v in leaf.reads if v not in values]
             if missing:
@@ -125,7 +125,7 @@ class Network(nn.Module):
                 )
             module = self.module(i)
             try:
-                out = module(*(values[v] for v in leaf.reads), **self.told(module, leaf.reads, values))
+                out = module(*(values[v] for v in leaf.reads), **self.null_flags(module, leaf.reads, values))
             except (RuntimeError, IndexError) as e:
                 if not explain or isinstance(e, torch.OutOfMemoryError):
                     raise
@@ -133,9 +133,11 @@ class Network(nn.Module):
                 raise InputError(f"{leaf.uid} can't compute on columns of these shapes: {shapes} ({e})") from e
             self._put(i, out, values)
 
-    def told(self, module: StageModule, reads: Sequence[Version], values: Mapping[Version, Rows]) -> dict[str, Any]:
+    def null_flags(
+        self, module: StageModule, reads: Sequence[Version], values: Mapping[Version, Rows]
+    ) -> dict[str, Any]:
         """Which rows of its inputs are null, for a stage that wants to know."""
-        return {"nulls": [self._null(v, values) for v in reads]} if module.tells_null else {}
+        return {"nulls": [self._null(v, values) for v in reads]} if module.takes_nulls else {}
 
     def _null(self, v: Version, values: Mapping[Version, Rows]) -> Tensor | None:
         if v[1] not in self.positions:
@@ -192,8 +194,8 @@ class Network(nn.Module):
             return self.head.routed_margin(routed)
         reads = self.graph.margin_reads(self.graph.head)  # type: ignore[arg-type]
         self.run(values, [v for v in reads if v not in values])
-        told = self.told(self.head, self.graph.leaves[self.graph.head].reads, values)  # type: ignore[index]
-        return self.head.margin(*(values[v] for v in reads), **told)
+        null_flags = self.null_flags(self.head, self.graph.leaves[self.graph.head].reads, values)  # type: ignore[index]
+        return self.head.margin(*(values[v] for v in reads), **null_flags)
 
     def _wanted(self, outputCols: Iterable[str] | None) -> list[Version]:
         if outputCols is None:
@@ -305,7 +307,7 @@ def written(stage: Any, module: StageModule) -> Any:
         return stage
     old = type(module).from_spark(stage).unfrozen_as(module)
     fresh = copy.deepcopy(old)
-    counts, changed = old.counts(), False
+    counts, changed = old.entry_mask(), False
     for (name, now), was, target in zip(module.named_parameters(), old.parameters(), fresh.parameters(), strict=True):
         moved = (now != was) & ~(now.isnan() & was.isnan())
         if name in counts:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.rows import SparseRows
-from sparkdiff.stages.base import Parameters, Pulled, Rows, StageModule, register
+from sparkdiff.stages.base import AffineForm, Parameters, Rows, StageModule, register
 
 
 @register("pyspark.ml.feature.VectorAssembler")
@@ -42,8 +42,8 @@ class VectorAssembler(StageModule):
         strided = [p for p in parts if isinstance(p, Tensor)]
         return torch.cat(strided, 1) if len(strided) == len(parts) else beside(parts)
 
-    def pull(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> Pulled:
-        return Pulled(
+    def affine_form(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> AffineForm:
+        return AffineForm(
             list(slope.split(list(widths), -2)), 0.0, lambda gradients, constant, room: torch.cat(gradients, -2)
         )
 

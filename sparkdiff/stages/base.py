@@ -88,7 +88,7 @@ class NotSparseError(Exception):
     """A stage's output depends on columns that are 0; never leaves the package."""
 
 
-class Pulled(NamedTuple):
+class AffineForm(NamedTuple):
     """What StageModule.pull returns, with its derivative: autograd would take several times as long over such small tensors.
 
     Attributes:
@@ -112,7 +112,7 @@ class FeatureStats:
     support: Tensor  # (d,) int64: rows whose value differs from the column's usual one
     leaves: Tensor | None = None  # (L,) int64: rows that each leaf of a stage of trees holds
     entry: Tensor | None = None  # (d,) of sparse rows: root mean square of the entries that aren't 0
-    sums: Parameters = field(default_factory=dict)  # of the stage's own `tally`
+    sums: Parameters = field(default_factory=dict)  # of the stage's own `training_sums`
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class StageModule(nn.Module):
     in the order of `inputs(stage)` and returns the output columns in the order of `outputs(stage)`; a scalar column is
     `(n,)`, a vector column `(n, d)` or SparseRows.
 
-    Null is NaN. A stage to which the two aren't the same says so by `tells_null`, and its `forward` then also takes
+    Null is NaN. A stage to which the two aren't the same says so by `takes_nulls`, and its `forward` then also takes
     `nulls=`, which rows of each input are null. They come from outside, in the optional column `"<name> is null"`, or from a
     stage before that passes null on (`writes_null`); other stages' outputs hold none. Where an input has no such column, its
     NaN is NaN, unless NaN is what the stage refuses and null isn't.
@@ -150,7 +150,7 @@ class StageModule(nn.Module):
     """For each parameter with an entry per input feature: the axis that runs over the features."""
     positive: ClassVar[frozenset[str]] = frozenset()
     """Parameters that must stay > 0 where they count."""
-    describes_weights: ClassVar[bool] = False
+    weights_in_metadata: ClassVar[bool] = False
     """Whether the metadata of the outputs tell the weights, and change with them."""
     expands: ClassVar[bool] = False
     """Whether the outputs are larger than the inputs, so that the cache is smaller with this stage in torch."""
@@ -163,7 +163,7 @@ class StageModule(nn.Module):
     """Whether gradients flow from the outputs to the inputs."""
     label_cols: ClassVar[tuple[str, ...]] = ()
     """Params that name outputs which are classes or indices: no gradient, and parity counts disagreements."""
-    tells_null: bool = False
+    takes_nulls: bool = False
     """Whether null and NaN in an input aren't the same to the stage, so that `forward` takes `nulls=` (Nulls)."""
     writes_null: bool = False
     """Whether NaN in an output is null in Spark."""
@@ -181,12 +181,12 @@ class StageModule(nn.Module):
     """Whether Spark holds the weights in float32: so are the outputs at the network's border, and parity is to 1e-6 there and
     behind. Parameters are float64 tensors of what float32 can hold.
     """
-    before: ClassVar[str] = ""
+    preparation_note: ClassVar[str] = ""
     """What Spark does first, by plain stages of `preparation`, for a stage whose inputs can't enter torch; the plan says so."""
-    identifies: ClassVar[bool] = False
+    reads_identifiers: ClassVar[bool] = False
     """Whether the inputs are identifiers, which are no features."""
     routes: ClassVar[bool] = False
-    """Whether the stage sends rows to leaves (`route`), and computes its outputs from these alone (`routed`)."""
+    """Whether the stage sends rows to leaves (`route`), and computes its outputs from these alone (`routed_outputs`)."""
 
     @classmethod
     def inputs(cls, stage: Any) -> tuple[str, ...]:
@@ -211,8 +211,8 @@ class StageModule(nn.Module):
         return None
 
     @classmethod
-    def made(cls, stage: Any) -> tuple[str, ...]:
-        """The columns that `preparation` makes, which `forward` takes in place of `inputs`; none where it takes these."""
+    def prepared_columns(cls, stage: Any) -> tuple[str, ...]:
+        """The columns that `preparation` makes and `forward` takes in place of `inputs`; none where it takes the inputs."""
         return ()
 
     @classmethod
@@ -220,8 +220,8 @@ class StageModule(nn.Module):
         """Plain stages that Spark runs in front of the fitted one."""
         return []
 
-    def recovered(self, *columns: Rows) -> tuple[Any, ...]:
-        """Inputs of Spark's stage, as arrays of Arrow, from which `preparation` would make these columns."""
+    def original_inputs(self, *columns: Rows) -> tuple[Any, ...]:
+        """Inputs of Spark's stage, as Arrow arrays, from which `preparation` would make these columns."""
         raise NotImplementedError
 
     @classmethod
@@ -254,7 +254,7 @@ class StageModule(nn.Module):
         """The number of each row's leaf in each tree, (n, T) int32, counted over all trees."""
         raise NotImplementedError
 
-    def routed(self, leaves: Tensor) -> Any:
+    def routed_outputs(self, leaves: Tensor) -> Any:
         """The outputs of rows that fall into these leaves."""
         raise NotImplementedError
 
@@ -268,8 +268,8 @@ class StageModule(nn.Module):
         own = {**dict(self.named_buffers(recurse=False)), **dict(self.named_parameters())}
         return {name: value for name, value in own.items() if name in self.optional}
 
-    def denied(self) -> Mapping[str, str]:
-        """Settings of the stage that a user may take for something that trains on request: why they don't, what to do."""
+    def why_frozen(self) -> Mapping[str, str]:
+        """By name, why settings that a user may ask for don't train on request, and what to do instead."""
         return {}
 
     def unfreeze(self, name: str) -> None:
@@ -292,15 +292,15 @@ class StageModule(nn.Module):
         """Whether outputs that are classes or indices have a gradient after all, by straight-through estimation."""
         return False
 
-    def tally(self, *columns: Rows, nulls: Nulls | None = None) -> dict[str, Tensor]:
-        """What `units` and `supported` want to know of the training rows beside FeatureStats: sums over these rows.
+    def training_sums(self, *columns: Rows, nulls: Nulls | None = None) -> dict[str, Tensor]:
+        """Sums over these rows that `units` and `supported` need beside FeatureStats. Takes what `forward` takes.
 
-        Added up over all of them they come back as `FeatureStats.sums`. Takes what `forward` takes.
+        The totals over all training rows come back as `FeatureStats.sums`.
         """
         return {}
 
-    def look(self, x: FeatureStats, values: Mapping[int, Tensor]) -> None:
-        """Take note of what the stage's input looks like, before training.
+    def observe(self, x: FeatureStats, values: Mapping[int, Tensor]) -> None:
+        """Take note of the stage's input before training.
 
         Args:
             values: of features that are compared with thresholds that train, the values (m,) that training rows have,
@@ -310,28 +310,28 @@ class StageModule(nn.Module):
     def settle_(self) -> None:
         """Move parameters, in place, to where they would be written back."""
 
-    def unknown(self, *columns: Rows) -> str | None:
-        """What about these rows, all numbers though they are, makes the outputs NaN."""
+    def explain_nan(self, *columns: Rows) -> str | None:
+        """Why the outputs of these rows are NaN although no input is; None where the stage knows no reason."""
         return None
 
-    def compared(self) -> Tensor:
+    def compared_features(self) -> Tensor:
         """Features (q,) int64 of the input that are compared with thresholds."""
         return torch.empty(0, dtype=torch.int64)
 
-    def nominal(self) -> Tensor:
+    def nominal_features(self) -> Tensor:
         """Features (q,) int64 of the input that are categories, to which no noise can be added."""
         return torch.empty(0, dtype=torch.int64)
 
-    def counts(self) -> dict[str, Tensor]:
+    def entry_mask(self) -> dict[str, Tensor]:
         """For parameters of which some entries never count (std = 0): a mask, True where the entry counts."""
         return {}
 
-    def edge_rows(self, row: Tensor) -> Tensor:
-        """Rows like `row` (1, d), for a stage that reads a vector, at which it changes its mind; (m, d)."""
+    def critical_rows(self, row: Tensor) -> Tensor:
+        """Rows like `row` (1, d), of a stage that reads a vector, at which its output jumps; (m, d)."""
         return row[:0]
 
-    def edges(self) -> tuple[tuple[float, ...], ...]:
-        """Per scalar input column, the values at which this stage changes its mind; parity is checked on rows that hold them."""
+    def critical_values(self) -> tuple[tuple[float, ...], ...]:
+        """Per scalar input column, values at which the output jumps; parity is checked on rows that hold them."""
         return ()
 
     def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
@@ -350,7 +350,7 @@ class StageModule(nn.Module):
             out[name] = (x.support >= SUPPORT).view(shape).expand_as(getattr(self, name))
         return out
 
-    def pull(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> Pulled:
+    def affine_form(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> AffineForm:
         """Affine functions of this stage's output as functions of its inputs; how many candidates are trained at once.
 
         Args:
@@ -365,7 +365,7 @@ class StageModule(nn.Module):
         raise NotAffineError(type(self).__name__)
 
     def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[StageModule, Tensor | None]:
-        """This stage, for `pull`, on some columns of its inputs, and the columns of its output that are left; None means all.
+        """This stage, for `affine_form`, on some columns of its inputs, and the columns left of its output; None means all.
 
         It lets a batch of wide sparse rows train the parameters of the columns alone that it has entries in: those of
         `feature_axis` are cut down likewise.
@@ -415,7 +415,7 @@ class StageModule(nn.Module):
                 raise InputError(
                     f"{uid}: {name} holds {value!r}, which is too large for Spark's float; clamp it before writing back"
                 )
-            counting = self.counts().get(name, torch.ones_like(p, dtype=torch.bool))
+            counting = self.entry_mask().get(name, torch.ones_like(p, dtype=torch.bool))
             if name in self.positive and bool(((p <= 0) & counting).any()):
                 worst = p[(p <= 0) & counting][0].item()
                 raise InputError(

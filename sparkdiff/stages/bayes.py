@@ -13,12 +13,12 @@ from sparkdiff.errors import InputError
 from sparkdiff.rows import SparseRows
 from sparkdiff.stages.base import (
     SUPPORT,
+    AffineForm,
     FeatureStats,
     LabelStats,
     NotAffineError,
     NotSparseError,
     Parameters,
-    Pulled,
     Rows,
     StageModule,
     dense,
@@ -164,14 +164,14 @@ class Multinomial(Counting):
     def constraints(self) -> dict[str, Constraint]:
         return {"pi": LogProbabilities(), "theta": LogProbabilities()}
 
-    def pull(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> Pulled:
+    def affine_form(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> AffineForm:
         def back(gradients: list[Tensor], constant: Tensor, room: Parameters) -> None:
             if "theta" in room:
                 room["theta"].add_(gradients[0].mT)
             if "pi" in room:
                 room["pi"].add_(constant[:, 0])
 
-        return Pulled([p["theta"].mT], p["pi"][..., None, :], back)
+        return AffineForm([p["theta"].mT], p["pi"][..., None, :], back)
 
 
 class Negated(LogProbabilities):
@@ -231,7 +231,7 @@ class Bernoulli(Counting):
     def constraints(self) -> dict[str, Constraint]:
         return {"pi": LogProbabilities(), "theta": LogOdds()}
 
-    def pull(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> Pulled:
+    def affine_form(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> AffineForm:
         odds = torch.exp(p["theta"])
         absent = torch.log1p(-odds)
         down = odds / (odds - 1)  # the derivative of `absent`
@@ -243,7 +243,7 @@ class Bernoulli(Counting):
             if "pi" in room:
                 room["pi"].add_(constant[:, 0])
 
-        return Pulled([(p["theta"] - absent).mT], (p["pi"] + absent.sum(-1))[..., None, :], back)
+        return AffineForm([(p["theta"] - absent).mT], (p["pi"] + absent.sum(-1))[..., None, :], back)
 
     def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[StageModule, Tensor | None]:
         raise NotSparseError("a word that is absent speaks for a class, too")
@@ -278,7 +278,7 @@ class Gaussian(NaiveBayes):
         pairs = zip(self.theta, self.sigma, strict=True)
         return torch.stack([((x - mean) ** 2 / variance).sum(1) for mean, variance in pairs], 1)
 
-    def pull(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> Pulled:
+    def affine_form(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> AffineForm:
         raise NotAffineError(self.uid)
 
     def constraints(self) -> dict[str, Constraint]:

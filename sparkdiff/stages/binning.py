@@ -61,7 +61,7 @@ class Comparing(StageModule):
     def passes_gradient(self) -> bool:
         return any(p.requires_grad for p in self.parameters())
 
-    def tally(self, *columns: Rows, nulls: Nulls | None = None) -> dict[str, Tensor]:
+    def training_sums(self, *columns: Rows, nulls: Nulls | None = None) -> dict[str, Tensor]:
         """Per column: how many finite numbers it holds, their sum and the sum of their squares."""
         parts = []
         for x in columns:
@@ -76,7 +76,7 @@ class Comparing(StageModule):
         found = (square / n.clamp_min(1) - mean * mean).clamp_min(0).sqrt()
         return torch.where(found > 0, found, 1.0)
 
-    def look(self, x: FeatureStats, values: Mapping[int, Tensor]) -> None:
+    def observe(self, x: FeatureStats, values: Mapping[int, Tensor]) -> None:
         if x.sums:
             self.tau = SHARPNESS * self.spread(x)
 
@@ -96,7 +96,7 @@ class Binarizer(Comparing):
 
     def __init__(self, name: str, thresholds: Tensor, columns: int, keeps_null: bool = False):
         super().__init__()
-        self.tells_null = self.writes_null = keeps_null
+        self.takes_nulls = self.writes_null = keeps_null
         self.register_buffer(name, thresholds)  # `threshold` () of all columns, or `thresholds` (c,)
         self.name, self.columns = name, columns
         self.register_buffer("tau", torch.ones(columns, dtype=torch.float64), persistent=False)  # (c,)
@@ -117,8 +117,8 @@ class Binarizer(Comparing):
     def forward(
         self, *columns: Rows, nulls: Nulls | None = None
     ) -> Rows | tuple[Rows, ...]:  # each (n,) or (n, d), and so out
-        told = nulls or [None] * len(columns)
-        parts = zip(columns, told, self.thresholds_of.unbind(), self.tau.unbind(), strict=True)
+        flags = nulls or [None] * len(columns)
+        parts = zip(columns, flags, self.thresholds_of.unbind(), self.tau.unbind(), strict=True)
         out = tuple(self.binary(*part) for part in parts)
         return out[0] if len(out) == 1 else out
 
@@ -142,10 +142,10 @@ class Binarizer(Comparing):
         applied: Tensor = Steps.apply(found, x.detach(), threshold[None], tau[None])
         return applied
 
-    def edges(self) -> tuple[tuple[float, ...], ...]:
+    def critical_values(self) -> tuple[tuple[float, ...], ...]:
         return tuple((t, math.nextafter(t, math.inf), math.nan) for t in self.thresholds_of.tolist())
 
-    def edge_rows(self, row: Tensor) -> Tensor:
+    def critical_rows(self, row: Tensor) -> Tensor:
         [t] = self.thresholds_of.tolist()
         values = torch.tensor([t, math.nextafter(t, math.inf), 0.0], dtype=torch.float64)
         return values[:, None].expand(-1, row.shape[1])
@@ -207,9 +207,9 @@ class Bucketizer(Comparing):
     """
 
     label_cols = ("outputCol", "outputCols")
-    tells_null = True
+    takes_nulls = True
     writes_null = True
-    describes_weights = True
+    weights_in_metadata = True
     weight_params = ("splits", "splitsArray")
     optional = frozenset({"splits", "splitsArray"})
 
@@ -237,8 +237,8 @@ class Bucketizer(Comparing):
         return [row[:size] for row, size in zip(own.view(-1, own.shape[-1]).unbind(), self.sizes, strict=True)]
 
     def forward(self, *columns: Tensor, nulls: Nulls | None = None) -> Tensor | tuple[Tensor, ...]:  # each (n,)
-        told = nulls or [None] * len(columns)
-        parts = zip(columns, told, self.splits_of(), self.tau.unbind(), self.names, strict=True)
+        flags = nulls or [None] * len(columns)
+        parts = zip(columns, flags, self.splits_of(), self.tau.unbind(), self.names, strict=True)
         out = tuple(self.bin(*part) for part in parts)
         return out[0] if len(out) == 1 else out
 
@@ -265,7 +265,7 @@ class Bucketizer(Comparing):
         applied: Tensor = Steps.apply(found, x.detach(), splits[1:-1], tau)
         return applied
 
-    def edges(self) -> tuple[tuple[float, ...], ...]:
+    def critical_values(self) -> tuple[tuple[float, ...], ...]:
         out = []
         for splits in self.splits_of():
             inner = splits[1:-1]
@@ -273,7 +273,7 @@ class Bucketizer(Comparing):
             out.append(tuple(torch.cat([splits, below])[: 2 * len(splits)].tolist()))
         return tuple(out)
 
-    def counts(self) -> dict[str, Tensor]:
+    def entry_mask(self) -> dict[str, Tensor]:
         return {self.name: self.inner}
 
     def constraints(self) -> dict[str, Constraint]:

@@ -49,7 +49,7 @@ class Clusters(Predictor):
     def wide(self) -> bool:
         return True
 
-    def tally(self, x: Rows) -> dict[str, Tensor]:  # type: ignore[override]
+    def training_sums(self, x: Rows) -> dict[str, Tensor]:  # type: ignore[override]
         return {"rows": torch.bincount(self.decision(self.margin(x)).long(), minlength=self.classes)}
 
 

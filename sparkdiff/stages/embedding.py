@@ -12,7 +12,16 @@ from torch import Tensor
 
 from sparkdiff.jvm import word2vec as vocabularies
 from sparkdiff.rows import SparseRows
-from sparkdiff.stages.base import FeatureStats, LabelStats, Parameters, Pulled, Rows, StageModule, parameter, register
+from sparkdiff.stages.base import (
+    AffineForm,
+    FeatureStats,
+    LabelStats,
+    Parameters,
+    Rows,
+    StageModule,
+    parameter,
+    register,
+)
 
 
 @register("pyspark.ml.feature.Word2VecModel")
@@ -28,7 +37,7 @@ class Word2Vec(StageModule):
     weights = ("vectors",)
     feature_axis = {"vectors": 0}
     float32 = True
-    before = "Spark counts its words"
+    preparation_note = "Spark counts its words"
 
     def __init__(self, words: tuple[str, ...], vectors: Tensor):
         super().__init__()
@@ -41,18 +50,18 @@ class Word2Vec(StageModule):
         return cls(words, torch.from_numpy(vectors).double())
 
     @classmethod
-    def made(cls, stage: Any) -> tuple[str, ...]:
+    def prepared_columns(cls, stage: Any) -> tuple[str, ...]:
         return f"{stage.uid}__words", f"{stage.uid}__length"
 
     @classmethod
     def preparation(cls, stage: Any) -> list[Any]:
-        [column], (shares, length) = cls.inputs(stage), cls.made(stage)
+        [column], (shares, length) = cls.inputs(stage), cls.prepared_columns(stage)
         return vocabularies.counting(vocabularies.vocabulary(stage)[0], column, shares, length)
 
     def forward(self, x: Rows, length: Tensor) -> Tensor:  # (n, v), (n,) -> (n, d)
         return x.matmul(self.vectors)
 
-    def pull(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> Pulled:
+    def affine_form(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> AffineForm:
         vectors = p["vectors"]
 
         def back(gradients: list[Tensor], constant: Tensor, room: Parameters) -> Tensor:
@@ -60,12 +69,12 @@ class Word2Vec(StageModule):
                 room["vectors"].add_(gradients[0] @ slope.mT)
             return vectors.mT @ gradients[0]
 
-        return Pulled([vectors @ slope, torch.zeros(1, slope.shape[-1], dtype=slope.dtype)], 0.0, back)
+        return AffineForm([vectors @ slope, torch.zeros(1, slope.shape[-1], dtype=slope.dtype)], 0.0, back)
 
     def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[StageModule, Tensor | None]:
         return self, None
 
-    def recovered(self, x: Rows, length: Tensor) -> tuple[pa.Array]:  # type: ignore[override]
+    def original_inputs(self, x: Rows, length: Tensor) -> tuple[pa.Array]:  # type: ignore[override]
         if isinstance(x, SparseRows):
             rows, found, shares = x.rows(), x.indices, x.values
         else:
@@ -83,7 +92,7 @@ class Word2Vec(StageModule):
         ends[1:] = torch.bincount(of, minlength=len(left)).cumsum(0).numpy()
         return (pa.ListArray.from_arrays(ends, pa.array([*self.words, unknown]).take(pa.array(word[order].numpy()))),)
 
-    def nominal(self) -> Tensor:
+    def nominal_features(self) -> Tensor:
         return torch.arange(len(self.words))
 
     def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:

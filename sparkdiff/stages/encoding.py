@@ -26,7 +26,7 @@ class OneHotEncoder(StageModule):
     expands = True
     differentiable = False
     storage = "sparse"
-    tells_null = True
+    takes_nulls = True
 
     def __init__(self, uid: str, names: tuple[str, ...], sizes: tuple[int, ...], keep: bool, drop_last: bool):
         super().__init__()
@@ -37,14 +37,14 @@ class OneHotEncoder(StageModule):
         sizes = tuple(int(s) for s in stage.categorySizes)
         return cls(stage.uid, cls.inputs(stage), sizes, stage.getHandleInvalid() == "keep", stage.getDropLast())
 
-    def edges(self) -> tuple[tuple[float, ...], ...]:
+    def critical_values(self) -> tuple[tuple[float, ...], ...]:
         return tuple(tuple(float(k) for k in range(-self.keep, min(size, 100) + self.keep)) for size in self.sizes)
 
     def forward(
         self, *columns: Tensor, nulls: Nulls | None = None
     ) -> Rows | tuple[Rows, ...]:  # each (n,) -> (n, size)
-        told = nulls or [None] * len(columns)
-        out = tuple(self.encode(*block) for block in zip(columns, told, self.sizes, self.names, strict=True))
+        flags = nulls or [None] * len(columns)
+        out = tuple(self.encode(*block) for block in zip(columns, flags, self.sizes, self.names, strict=True))
         return out[0] if len(out) == 1 else out
 
     def encode(self, x: Tensor, null: Tensor | None, size: int, name: str) -> Rows:

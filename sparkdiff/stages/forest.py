@@ -129,9 +129,9 @@ class Trees(Predictor):
         leaves = self.route(x) if "leafCol" in self.shown or "varianceCol" in self.shown else None
         if leaves is None or (torch.is_grad_enabled() and (self.thresholds.requires_grad or _wants_gradient(x))):
             return self.shows(self.total(x), leaves)
-        return self.routed(leaves)
+        return self.routed_outputs(leaves)
 
-    def routed(self, leaves: Tensor) -> tuple[Tensor, ...]:
+    def routed_outputs(self, leaves: Tensor) -> tuple[Tensor, ...]:
         return self.shows(self.gathered(leaves), leaves)
 
     def shows(self, total: Tensor, leaves: Tensor | None) -> tuple[Tensor, ...]:
@@ -152,7 +152,7 @@ class Trees(Predictor):
     def routes_fixed(self) -> bool:
         return not self.thresholds.requires_grad
 
-    def look(self, x: FeatureStats, values: Mapping[int, Tensor]) -> None:
+    def observe(self, x: FeatureStats, values: Mapping[int, Tensor]) -> None:
         spread = x.std[self.feature]
         self.tau, self.values = torch.where(spread > 0, SHARPNESS * spread, self.tau), dict(values)
 
@@ -173,7 +173,7 @@ class Trees(Predictor):
     def fitted_thresholds(self) -> Tensor:
         return tensor(self.nodes.values[self.nodes.starts[self.nodes.continuous]])
 
-    def edge_rows(self, row: Tensor) -> Tensor:
+    def critical_rows(self, row: Tensor) -> Tensor:
         """At most EDGES rows like `row` (1, d) with a feature on a threshold, or at a category or beside all of them."""
         nodes = self.nodes
         at = [*zip(nodes.featureIndex[nodes.continuous].tolist(), self.thresholds.tolist(), strict=True)]
@@ -191,10 +191,10 @@ class Trees(Predictor):
         rows[torch.arange(len(at)), features] = values
         return rows
 
-    def compared(self) -> Tensor:
+    def compared_features(self) -> Tensor:
         return self.feature.unique()
 
-    def nominal(self) -> Tensor:
+    def nominal_features(self) -> Tensor:
         """Features (q,) that are categories, to which nothing can be added."""
         return torch.from_numpy(np.unique(self.nodes.featureIndex[self.nodes.categorical])).long()
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sparkdiff.stages.base import Parameters, Pulled, Rows, StageModule, leave_in_spark, register
+from sparkdiff.stages.base import AffineForm, Parameters, Rows, StageModule, leave_in_spark, register
 
 leave_in_spark(
     "pyspark.ml.feature.RFormulaModel",
@@ -36,8 +36,8 @@ class VectorAttributeRewriter(StageModule):
     def forward(self, x: Rows) -> Rows:  # (n, d) -> (n, d)
         return x
 
-    def pull(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> Pulled:
-        return Pulled([slope], 0.0, lambda gradients, constant, room: gradients[0])
+    def affine_form(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> AffineForm:
+        return AffineForm([slope], 0.0, lambda gradients, constant, room: gradients[0])
 
 
 @register("sparkdiff.jvm.rformula.ColumnPruner")

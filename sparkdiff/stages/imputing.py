@@ -43,7 +43,7 @@ class Imputer(StageModule):
         super().__init__()
         self.whole, self.floats = [k in WHOLE for k in kinds], [k == "float" for k in kinds]
         self.surrogates = parameter(surrogates, not all(self.whole))  # (c,), one per column
-        self.missing, self.tells_null = missing, not math.isnan(missing)
+        self.missing, self.takes_nulls = missing, not math.isnan(missing)
 
     @classmethod
     def from_spark(cls, stage: Any) -> Imputer:
@@ -72,15 +72,17 @@ class Imputer(StageModule):
 
     def absent(self, columns: tuple[Tensor, ...], nulls: Nulls | None) -> list[Tensor]:
         """Per column which rows (n,) are filled."""
-        if not self.tells_null:
+        if not self.takes_nulls:
             return [x.isnan() for x in columns]
-        told = nulls or [None] * len(columns)
-        return [x == self.missing if n is None else (x == self.missing) | n for x, n in zip(columns, told, strict=True)]
+        flags = nulls or [None] * len(columns)
+        return [
+            x == self.missing if n is None else (x == self.missing) | n for x, n in zip(columns, flags, strict=True)
+        ]
 
-    def edges(self) -> tuple[tuple[float, ...], ...]:
+    def critical_values(self) -> tuple[tuple[float, ...], ...]:
         return tuple((self.missing, 0.0) for _ in self.surrogates)
 
-    def tally(self, *columns: Tensor, nulls: Nulls | None = None) -> dict[str, Tensor]:  # type: ignore[override]
+    def training_sums(self, *columns: Tensor, nulls: Nulls | None = None) -> dict[str, Tensor]:  # type: ignore[override]
         """Per column: the rows that are filled, and of the others their number, sum and sum of squares."""
         filled = torch.stack(self.absent(columns, nulls))  # (c, n)
         there = torch.stack(columns).masked_fill(filled, 0.0)

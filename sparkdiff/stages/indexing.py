@@ -45,7 +45,7 @@ class VectorIndexer(StageModule):
     def from_spark(cls, stage: Any) -> VectorIndexer:
         return cls(stage.uid, stage.numFeatures, stage.categoryMaps, stage.getHandleInvalid() == "keep")
 
-    def nominal(self) -> Tensor:
+    def nominal_features(self) -> Tensor:
         return self.first.diff().nonzero()[:, 0]
 
     def forward(self, x: Rows) -> Rows:  # (n, d) -> (n, d)

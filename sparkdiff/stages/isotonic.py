@@ -48,7 +48,7 @@ class IsotonicRegression(LeastSquares):
 
     weights = ("boundaries", "predictions", "isotonic")
     refusals = ("no boundaries",)
-    tells_null = True
+    takes_nulls = True
     writes_null = True
 
     def __init__(self, boundaries: Tensor, predictions: Tensor, isotonic: bool, index: int, uid: str):
@@ -125,7 +125,7 @@ class IsotonicRegression(LeastSquares):
     def constraints(self) -> dict[str, Constraint]:
         return {"predictions": Rising() if self.isotonic else Falling()}
 
-    def edge_rows(self, row: Tensor) -> Tensor:
+    def critical_rows(self, row: Tensor) -> Tensor:
         """At most EDGES rows like `row`, (1,) or (1, d), on the boundaries."""
         places = self.boundaries[:: -(-len(self.boundaries) // EDGES)]
         if row.ndim == 1:

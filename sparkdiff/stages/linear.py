@@ -15,10 +15,10 @@ from sparkdiff.errors import InputError
 from sparkdiff.rows import SparseRows
 from sparkdiff.stages.base import (
     SUPPORT,
+    AffineForm,
     FeatureStats,
     LabelStats,
     Parameters,
-    Pulled,
     Rows,
     columns_of,
     parameter,
@@ -39,7 +39,7 @@ def product(x: Rows, weight: Tensor) -> Tensor:
     return x @ (weight if weight.ndim == 1 else weight.T)
 
 
-def regression_margin(p: Parameters, *more: Tensor) -> Pulled:
+def regression_margin(p: Parameters, *more: Tensor) -> AffineForm:
     """The margin x @ coefficients + intercept, and the sum of further inputs with slopes that don't train."""
 
     def back(gradients: list[Tensor], constant: Tensor, room: Parameters) -> None:
@@ -48,7 +48,7 @@ def regression_margin(p: Parameters, *more: Tensor) -> Pulled:
         if "intercept" in room:
             room["intercept"].add_(constant[:, 0, 0])
 
-    return Pulled([p["coefficients"][..., None], *more], p["intercept"][..., None, None], back)
+    return AffineForm([p["coefficients"][..., None], *more], p["intercept"][..., None, None], back)
 
 
 def coefficient_units(x: FeatureStats, unit: float) -> Tensor:
@@ -84,7 +84,7 @@ class LinearRegression(LeastSquares):
     def margin(self, x: Rows) -> Tensor:  # type: ignore[override]  # one input column
         return product(x, self.coefficients) + self.intercept
 
-    def pull(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> Pulled:
+    def affine_form(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> AffineForm:
         return regression_margin(p)
 
     def own_loss(self) -> tuple[str, dict[str, float]]:
@@ -163,7 +163,7 @@ class GeneralizedLinearRegression(Predictor):
         eta = product(x, self.coefficients) + self.intercept
         return eta if offset is None else eta + offset
 
-    def pull(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> Pulled:
+    def affine_form(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> AffineForm:
         return regression_margin(p, *(torch.ones(1, 1, dtype=torch.float64) for _ in widths[1:]))  # the offset
 
     @property
@@ -289,7 +289,7 @@ class LogisticRegression(Predictor):
     def margin_link(self) -> str:
         return "softmax" if self.isMultinomial else "logit"
 
-    def pull(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> Pulled:
+    def affine_form(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> AffineForm:
         def back(gradients: list[Tensor], constant: Tensor, room: Parameters) -> None:
             if "coefficientMatrix" in room:
                 room["coefficientMatrix"].add_(gradients[0].mT)
@@ -302,7 +302,7 @@ class LogisticRegression(Predictor):
         constant = p["interceptVector"][..., None, :]
         if "threshold" in p:
             constant = constant - self.moved(p["threshold"])[..., None, None]
-        return Pulled([p["coefficientMatrix"].mT], constant, back)
+        return AffineForm([p["coefficientMatrix"].mT], constant, back)
 
     def columns(self, margin: Tensor) -> tuple[Tensor, ...]:
         return self.shows(margin + self.moved(self.threshold) if self.unfrozen else margin)
@@ -365,7 +365,7 @@ class LogisticRegression(Predictor):
     def on_request(self) -> dict[str, Tensor]:
         return super().on_request() if self.movable else {}
 
-    def denied(self) -> dict[str, str]:
+    def why_frozen(self) -> dict[str, str]:
         if self.isMultinomial:
             why = "where each class has a row of coefficients, only these train: leave it out, and set loss='cost'"
         elif self.movable:

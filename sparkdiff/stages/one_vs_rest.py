@@ -13,11 +13,11 @@ from sparkdiff import jvm
 from sparkdiff.stages.base import (
     REGISTRY,
     SUPPORT,
+    AffineForm,
     FeatureStats,
     LabelStats,
     NotAffineError,
     Parameters,
-    Pulled,
     Rows,
     class_name,
     columns_of,
@@ -100,12 +100,12 @@ class OneVsRest(Predictor):
     def _models(self) -> list[Predictor]:
         return list(self.models)  # type: ignore[arg-type]
 
-    def pull(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> Pulled:
-        parts: list[Pulled] = []
+    def affine_form(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> AffineForm:
+        parts: list[AffineForm] = []
         for j, model in enumerate(self._models()):
             if isinstance(model, Trees) or model.margin_link == "softmax":
                 raise NotAffineError("only log-odds are their models' rawPrediction")
-            parts.append(model.pull(_of(p, j), slope, widths))
+            parts.append(model.affine_form(_of(p, j), slope, widths))
         slopes = [torch.cat([part.slopes[0] for part in parts] * 2, -1)]
         constant = torch.cat([torch.as_tensor(part.constant) for part in parts] * 2, -1)
 
@@ -115,7 +115,7 @@ class OneVsRest(Predictor):
                 both = [g[..., j : j + 1] + g[..., k + j : k + j + 1] for g in (gradients[0], constants)]
                 part.back([both[0]], both[1], _of(room, j))
 
-        return Pulled(slopes, constant, back)
+        return AffineForm(slopes, constant, back)
 
     def class_scores(self, margin: Tensor) -> Tensor:
         return margin[:, : self.classes]
@@ -157,8 +157,8 @@ class OneVsRest(Predictor):
     def constraints(self) -> dict[str, Constraint]:
         return self._each([m.constraints() for m in self._models()])
 
-    def counts(self) -> dict[str, Tensor]:
-        return self._each([m.counts() for m in self._models()])
+    def entry_mask(self) -> dict[str, Tensor]:
+        return self._each([m.entry_mask() for m in self._models()])
 
     def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
         found = [dict(m.units(x, _two(y, j))) for j, m in enumerate(self._models())]
@@ -189,15 +189,15 @@ class OneVsRest(Predictor):
     def optional(self) -> frozenset[str]:  # type: ignore[override]
         return frozenset(f"models.{j}.{name}" for j, m in enumerate(self._models()) for name in m.optional)
 
-    def look(self, x: FeatureStats, values: Mapping[int, Tensor]) -> None:
+    def observe(self, x: FeatureStats, values: Mapping[int, Tensor]) -> None:
         for m in self._models():
-            m.look(x, values)
+            m.observe(x, values)
 
-    def edge_rows(self, row: Tensor) -> Tensor:
-        return torch.cat([m.edge_rows(row) for m in self._models()])
+    def critical_rows(self, row: Tensor) -> Tensor:
+        return torch.cat([m.critical_rows(row) for m in self._models()])
 
-    def nominal(self) -> Tensor:
-        return torch.cat([m.nominal() for m in self._models()]).unique()
+    def nominal_features(self) -> Tensor:
+        return torch.cat([m.nominal_features() for m in self._models()]).unique()
 
     def check_domain(self, uid: str) -> None:
         for j, m in enumerate(self._models()):

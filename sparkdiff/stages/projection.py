@@ -11,10 +11,10 @@ from torch import Tensor
 
 from sparkdiff.rows import SparseRows
 from sparkdiff.stages.base import (
+    AffineForm,
     FeatureStats,
     LabelStats,
     Parameters,
-    Pulled,
     Rows,
     StageModule,
     dense,
@@ -44,7 +44,7 @@ class PCA(StageModule):
     def forward(self, x: Rows) -> Tensor:  # (n, d) -> (n, k)
         return x.matmul(self.pc) if isinstance(x, SparseRows) else x @ self.pc
 
-    def pull(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> Pulled:
+    def affine_form(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> AffineForm:
         pc = p["pc"]
 
         def back(gradients: list[Tensor], constant: Tensor, room: Parameters) -> Tensor:
@@ -52,7 +52,7 @@ class PCA(StageModule):
                 room["pc"].add_(gradients[0] @ slope.mT)
             return pc.mT @ gradients[0]
 
-        return Pulled([pc @ slope], 0.0, back)
+        return AffineForm([pc @ slope], 0.0, back)
 
     def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[StageModule, Tensor | None]:
         return self, None
@@ -90,13 +90,13 @@ class DCT(StageModule):
             return x
         return inverse_cosine_transform(x) if self.inverse else cosine_transform(x)
 
-    def pull(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> Pulled:
+    def affine_form(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> AffineForm:
         # Orthonormal: the transposed matrix is the inverse one.
         there, back = cosine_transform, inverse_cosine_transform
         if not self.inverse:
             there, back = back, there
         pulled = there(slope.mT).mT
-        return Pulled([pulled], 0.0, lambda gradients, constant, room: back(gradients[0].mT).mT)
+        return AffineForm([pulled], 0.0, lambda gradients, constant, room: back(gradients[0].mT).mT)
 
 
 def cosine_transform(x: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ class ALS(Predictor):
     refusals = ("coldStartStrategy='drop'",)
     float32 = True
     reads_categories = True
-    identifies = True
+    reads_identifiers = True
     ranks = True
 
     users: Tensor
@@ -105,11 +105,11 @@ class ALS(Predictor):
         place = torch.searchsorted(known, whole).clamp_max(len(known) - 1)
         return torch.where(known[place] == whole, place, -1)
 
-    def tally(self, user: Tensor, item: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+    def training_sums(self, user: Tensor, item: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
         found = self.places(user, item)
         return {n: torch.bincount(p[p >= 0], minlength=len(getattr(self, n))) for n, p in found.items()}
 
-    def unknown(self, user: Tensor, item: Tensor) -> str | None:  # type: ignore[override]
+    def explain_nan(self, user: Tensor, item: Tensor) -> str | None:  # type: ignore[override]
         for (what, places), name, ids in zip(self.places(user, item).items(), self.names, (user, item), strict=True):
             if bool((places < 0).any()):
                 return (

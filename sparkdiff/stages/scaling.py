@@ -10,11 +10,11 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.stages.base import (
+    AffineForm,
     FeatureStats,
     LabelStats,
     NotSparseError,
     Parameters,
-    Pulled,
     Rows,
     StageModule,
     dense,
@@ -61,7 +61,7 @@ class Standardizer(StageModule):
             return divisor.reciprocal()
         return torch.where(self.moves, 1 / torch.where(self.moves, divisor, 1.0), 0.0)  # no NaN gradient at 0
 
-    def pull(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> Pulled:
+    def affine_form(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> AffineForm:
         # The slope in a constant column is 0, which keeps NaN and inf NaN, as in `forward`.
         divisor, shift = self.weights
         factor = self.factor(p[divisor])[..., None] if self.divides else torch.ones(1, 1, dtype=torch.float64)
@@ -78,14 +78,14 @@ class Standardizer(StageModule):
                 room[divisor].sub_((gradient * pulled * factor).sum(-1))
             return gradient * factor
 
-        return Pulled([pulled], -(middle.mT @ pulled) if self.shifts else 0.0, back)
+        return AffineForm([pulled], -(middle.mT @ pulled) if self.shifts else 0.0, back)
 
     def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[StageModule, Tensor | None]:
         if self.shifts:
             raise NotSparseError("a column of 0 isn't 0 once it is centred")
         return at_columns(self, columns[0]), columns[0]
 
-    def counts(self) -> dict[str, Tensor]:
+    def entry_mask(self) -> dict[str, Tensor]:
         divisor, shift = self.weights
         return {divisor: self.moves, shift: self.moves} if self.divides else {divisor: torch.zeros_like(self.moves)}
 
@@ -149,7 +149,7 @@ class MaxAbsScaler(StageModule):
     def forward(self, x: Rows) -> Rows:  # (n, d) -> (n, d)
         return scaled(x, self.factor(self.maxAbs))
 
-    def pull(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> Pulled:
+    def affine_form(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> AffineForm:
         factor = self.factor(p["maxAbs"])[..., None]  # (K, d, 1)
         pulled = slope * factor
 
@@ -158,12 +158,12 @@ class MaxAbsScaler(StageModule):
                 room["maxAbs"].sub_((gradients[0] * pulled * factor).sum(-1) * self.moves)
             return gradients[0] * factor
 
-        return Pulled([pulled], 0.0, back)
+        return AffineForm([pulled], 0.0, back)
 
     def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[StageModule, Tensor | None]:
         return at_columns(self, columns[0]), columns[0]
 
-    def counts(self) -> dict[str, Tensor]:
+    def entry_mask(self) -> dict[str, Tensor]:
         return {"maxAbs": self.moves}
 
 
@@ -196,7 +196,7 @@ class MinMaxScaler(StageModule):
         constant = torch.where(x.isnan(), x, (self.low + self.high) / 2)
         return torch.where(self.moves, (x - self.originalMin) * factor + self.low, constant)
 
-    def pull(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> Pulled:
+    def affine_form(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> AffineForm:
         low, moves = p["originalMin"][..., None], self.moves[:, None]  # (K, d, 1)
         range = torch.where(moves, p["originalMax"][..., None] - low, 1.0)
         factor = torch.where(moves, (self.high - self.low) / range, 0.0)
@@ -211,9 +211,9 @@ class MinMaxScaler(StageModule):
                 room["originalMax"].sub_(steeper)
             return gradients[0] * factor + at_zero * constant
 
-        return Pulled([slope * factor], at_zero.mT @ slope, back)
+        return AffineForm([slope * factor], at_zero.mT @ slope, back)
 
-    def counts(self) -> dict[str, Tensor]:
+    def entry_mask(self) -> dict[str, Tensor]:
         return {"originalMin": self.moves, "originalMax": self.moves}
 
     def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:

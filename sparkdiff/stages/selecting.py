@@ -13,9 +13,9 @@ from sparkdiff.rows import SparseRows
 from sparkdiff.stages.base import (
     UNDECIDED,
     UNKNOWN_SLOT,
+    AffineForm,
     Field,
     Parameters,
-    Pulled,
     Rows,
     StageModule,
     StaysInSparkError,
@@ -42,10 +42,10 @@ class Selection(StageModule):
             )
         return x.select(self.indices) if isinstance(x, SparseRows) else x.index_select(1, self.indices)
 
-    def pull(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> Pulled:
+    def affine_form(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> AffineForm:
         pulled = slope.new_zeros(*slope.shape[:-2], widths[0], slope.shape[-1])
         pulled.index_copy_(-2, self.indices, slope)
-        return Pulled([pulled], 0.0, lambda gradients, constant, room: gradients[0].index_select(-2, self.indices))
+        return AffineForm([pulled], 0.0, lambda gradients, constant, room: gradients[0].index_select(-2, self.indices))
 
     def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[StageModule, Tensor | None]:
         [reached] = columns
@@ -151,5 +151,5 @@ class VectorSizeHint(StageModule):
             )
         return x
 
-    def pull(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> Pulled:
-        return Pulled([slope], 0.0, lambda gradients, constant, room: gradients[0])
+    def affine_form(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> AffineForm:
+        return AffineForm([slope], 0.0, lambda gradients, constant, room: gradients[0])

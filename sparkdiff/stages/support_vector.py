@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from sparkdiff.stages.base import (
+    AffineForm,
     FeatureStats,
     LabelStats,
     Parameters,
-    Pulled,
     Rows,
     columns_of,
     parameter,
@@ -59,7 +59,7 @@ class LinearSVC(Predictor):
     def margin(self, x: Rows) -> Tensor:  # type: ignore[override]  # one input column
         return product(x, self.coefficients) + self.intercept
 
-    def pull(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> Pulled:
+    def affine_form(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> AffineForm:
         return regression_margin(p)
 
     def columns(self, margin: Tensor) -> tuple[Tensor, ...]:

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.stages.base import (
+    AffineForm,
     FeatureStats,
     LabelStats,
     Parameters,
-    Pulled,
     Rows,
     columns_of,
     parameter,
@@ -79,7 +79,7 @@ class AFTSurvivalRegression(Predictor):
             )
         return torch.stack([eta, torch.log(self.scale).expand_as(eta), censor], 1)
 
-    def pull(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> Pulled:
+    def affine_form(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> AffineForm:
         none = p["coefficients"].new_zeros(())
         slopes = torch.nn.functional.pad(p["coefficients"][..., None], (0, 2))
         censor = torch.tensor([[[0.0, 0.0, 1.0]]], dtype=torch.float64)
@@ -93,7 +93,7 @@ class AFTSurvivalRegression(Predictor):
             if "scale" in room:
                 room["scale"].add_(constants[:, 0, 1] / p["scale"])
 
-        return Pulled([slopes, *([censor] if len(widths) > 1 else [])], constant, back)
+        return AffineForm([slopes, *([censor] if len(widths) > 1 else [])], constant, back)
 
     def columns(self, margin: Tensor) -> tuple[Tensor, ...]:
         time = torch.exp(margin[:, 0])

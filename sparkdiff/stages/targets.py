@@ -29,8 +29,8 @@ class TargetEncoder(StageModule):
 
     differentiable = False
     reads_categories = True
-    tells_null = True
-    describes_weights = True
+    takes_nulls = True
+    weights_in_metadata = True
     count: Tensor
     overall: Tensor
 
@@ -78,8 +78,8 @@ class TargetEncoder(StageModule):
 
     def slots(self, columns: tuple[Tensor, ...], nulls: Nulls | None) -> list[Tensor]:
         """Which entry of the table each row's category is, (n,) int64 per column."""
-        told = nulls or [None] * len(columns)
-        return [self.slot(*each) for each in zip(columns, told, self.tables, self.names, strict=True)]
+        flags = nulls or [None] * len(columns)
+        return [self.slot(*each) for each in zip(columns, flags, self.tables, self.names, strict=True)]
 
     def slot(self, x: Tensor, null: Tensor | None, table: Table, name: str) -> Tensor:
         if null is None:  # NaN is none of the categories: where those are refused it can but be null
@@ -101,10 +101,10 @@ class TargetEncoder(StageModule):
         out = tuple(encodings.index_select(0, slot) for slot in self.slots(columns, nulls))
         return out[0] if len(out) == 1 else out
 
-    def edges(self) -> tuple[tuple[float, ...], ...]:
+    def critical_values(self) -> tuple[tuple[float, ...], ...]:
         return tuple((*t.known[:100].tolist(), *((-1.0, 0.5) if self.keep else ())) for t in self.tables)
 
-    def tally(self, *columns: Tensor, nulls: Nulls | None = None) -> dict[str, Tensor]:  # type: ignore[override]
+    def training_sums(self, *columns: Tensor, nulls: Nulls | None = None) -> dict[str, Tensor]:  # type: ignore[override]
         """How many rows look each entry up."""
         return {"rows": torch.bincount(torch.cat(self.slots(columns, nulls)), minlength=len(self.stats))}
 

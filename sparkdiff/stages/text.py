@@ -9,8 +9,8 @@ from torch import Tensor
 
 from sparkdiff import jvm
 from sparkdiff.stages.base import (
+    AffineForm,
     Parameters,
-    Pulled,
     Rows,
     StageModule,
     parameter,
@@ -19,7 +19,7 @@ from sparkdiff.stages.base import (
     tensor,
 )
 from sparkdiff.stages.constraints import Constraint, Positive
-from sparkdiff.stages.weighing import pulled_by_column
+from sparkdiff.stages.weighing import affine_form_by_column
 
 
 @register("pyspark.ml.feature.IDFModel")
@@ -46,8 +46,8 @@ class IDF(StageModule):
     def forward(self, x: Rows) -> Rows:  # (n, d) -> (n, d)
         return scaled(x, self.idf)
 
-    def pull(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> Pulled:
-        return pulled_by_column("idf", p, slope)
+    def affine_form(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> AffineForm:
+        return affine_form_by_column("idf", p, slope)
 
     def constraints(self) -> dict[str, Constraint]:
         return {"idf": Positive()}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.jvm.nodes import Nodes
-from sparkdiff.stages.base import LabelStats, NotAffineError, Parameters, Pulled, register, tensor
+from sparkdiff.stages.base import AffineForm, LabelStats, NotAffineError, Parameters, register, tensor
 from sparkdiff.stages.forest import Trees
 from sparkdiff.stages.predictor import by_thresholds, first_largest, lead
 
@@ -46,7 +46,7 @@ class RegressionTrees(Trees):
     def margin_unit(self, y: LabelStats) -> float:
         return y.std or 1.0
 
-    def pull(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> Pulled:
+    def affine_form(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> AffineForm:
         """By the leaves: the margin is affine in them, given where rows go."""
         if not self.routes_fixed or (self.classes and slope.numel()):
             raise NotAffineError(self.uid)
@@ -65,7 +65,7 @@ class RegressionTrees(Trees):
                 room["treeWeights"].add_(per_tree * self.factor)
             return (gradient * table).sum(1, keepdim=True) if slope.numel() else None
 
-        return Pulled([slopes], 0.0 if slope.numel() else torch.zeros(1, 1, 1, dtype=torch.float64), back)
+        return AffineForm([slopes], 0.0 if slope.numel() else torch.zeros(1, 1, 1, dtype=torch.float64), back)
 
     factor: ClassVar[float] = 1.0
     """What a tree's weight is multiplied by in the margin."""

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from sparkdiff.rows import SparseRows
 from sparkdiff.stages.base import (
+    AffineForm,
     FeatureStats,
     LabelStats,
     Parameters,
-    Pulled,
     Rows,
     StageModule,
     parameter,
@@ -70,8 +70,8 @@ def largest(x: Rows) -> Tensor:
     return torch.cat([size, size.new_zeros(len(x), 1)], 1).amax(1)
 
 
-def pulled_by_column(name: str, p: Parameters, slope: Tensor) -> Pulled:
-    """`pull` of x * factor, the factors (d,) being the parameter of this name."""
+def affine_form_by_column(name: str, p: Parameters, slope: Tensor) -> AffineForm:
+    """`affine_form` of x * factor, the factors (d,) being the parameter of this name."""
     factor = p[name][..., None]  # (K, d, 1)
 
     def back(gradients: list[Tensor], constant: Tensor, room: Parameters) -> Tensor:
@@ -79,7 +79,7 @@ def pulled_by_column(name: str, p: Parameters, slope: Tensor) -> Pulled:
             room[name].add_((gradients[0] * slope).sum(-1))
         return gradients[0] * factor
 
-    return Pulled([slope * factor], 0.0, back)
+    return AffineForm([slope * factor], 0.0, back)
 
 
 @register("pyspark.ml.feature.ElementwiseProduct")
@@ -112,8 +112,8 @@ class ElementwiseProduct(StageModule):
     def forward(self, x: Rows) -> Rows:  # (n, d) -> (n, d)
         return scaled(x, self.scalingVec)
 
-    def pull(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> Pulled:
-        return pulled_by_column("scalingVec", p, slope)
+    def affine_form(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> AffineForm:
+        return affine_form_by_column("scalingVec", p, slope)
 
     def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
         # Relative to each weight; one of 0 moves as the others do on average.

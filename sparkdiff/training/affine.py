@@ -142,7 +142,7 @@ class Folded:
             if link.module.routes and not link.reads:
                 raise NotAffineError("what stands in front of the trees trains")
             slope = found.pop(link.writes[0]) if link.writes else torch.empty(0)
-            pulled = link.module.pull(parameters[link.position], slope, link.widths)
+            pulled = link.module.affine_form(parameters[link.position], slope, link.widths)
             constant = pulled.constant if isinstance(constant, float) else constant + pulled.constant
             for v, new in zip(link.reads, pulled.slopes, strict=True):
                 found[v] = found[v] + new if v in found else new
@@ -176,7 +176,7 @@ class Folded:
         head = self.chain[0]
         [version] = head.reads
         rows = _spread(values[version], second[None, :, None], head.widths[0])[0, :, 0]  # type: ignore[arg-type]
-        share = head.module.pull(
+        share = head.module.affine_form(
             {"leaves": torch.ones(1, head.widths[0], dtype=torch.float64)}, torch.empty(0), head.widths
         )
         return rows * share.slopes[0][0, :, 0] ** 2

@@ -53,13 +53,15 @@ def outset(network: Network, data: Data, label: LabelStats, options: Options, va
     }
     seen = {i: dataclasses.replace(stats[v], leaves=reached.get(i), sums=sums.get(i, {})) for i, v in reads.items()}
     for i, v in reads.items():
-        modules[i].look(seen[i], distinct_values(network, data, i) if i in settling(network) else {})
-        stats[v] = dataclasses.replace(stats[v], std=stats[v].std.index_fill(0, modules[i].nominal(), 0.0))
+        modules[i].observe(seen[i], distinct_values(network, data, i) if i in settling(network) else {})
+        stats[v] = dataclasses.replace(stats[v], std=stats[v].std.index_fill(0, modules[i].nominal_features(), 0.0))
     numbered = [v for i in trains if modules[i].reads_categories for v in graph.leaves[i].reads if v in stats]
     stats |= {v: dataclasses.replace(stats[v], std=torch.zeros_like(stats[v].std)) for v in numbered}
     scales, frozen = Scales.of(network, seen, label, options, labels)
     trees = sum(m.trees_and_leaves()[0] for m in modules.values() if any(p.requires_grad for p in m.parameters()))
-    apart = any(len(m.nominal()) or (i in trains and (m.reads_categories or m.tells_null)) for i, m in modules.items())
+    apart = any(
+        len(m.nominal_features()) or (i in trains and (m.reads_categories or m.takes_nulls)) for i, m in modules.items()
+    )
     # A mixture of two rows has no loss input of its own.
     mixes = all_dense(network, data, inputs) and not apart and not graph.lossReads
     newton = (LEAVES, graph.head) in routed_versions(network) and not network.head.wide

@@ -75,7 +75,7 @@ class Scales:
         unit, constrained, rate, frozen, first = [], [], [], {}, 0
         for i, name, p in trained(network):
             module, label = network.module(i), (others or {}).get(i, y)
-            mask = module.counts().get(name, torch.ones_like(p, dtype=torch.bool))
+            mask = module.entry_mask().get(name, torch.ones_like(p, dtype=torch.bool))
             supported = module.supported(x[i], label).get(name, mask)
             if bool((mask & ~supported).any()):
                 frozen[f"{network.graph.leaves[i].uid}.{name}"] = int((mask & ~supported).sum())

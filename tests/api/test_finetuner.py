@@ -520,14 +520,14 @@ def test_a_table_can_be_any_dataframe(
 def test_a_folded_form_that_drifts_from_the_network_stops_the_run(
     df: DataFrame, numeric: PipelineModel, shared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A `pull` that forgets what trains: right before training, wrong after, and it is what candidates are measured by."""
-    pull = PCA.pull
+    """A wrong `affine_form`, which candidates are measured by: it forgets what trains, so it is right before training only."""
+    pull = PCA.affine_form
 
     def forgets(self: PCA, p: Any, slope: torch.Tensor, widths: Any) -> Any:
         return pull(self, {**p, "pc": self.pc.detach()}, slope, widths)
 
-    monkeypatch.setattr(PCA, "pull", forgets)
+    monkeypatch.setattr(PCA, "affine_form", forgets)
     with pytest.raises(
-        ParityError, match=r"has poisson .* but was chosen for .* the `pull` of a stage isn't its `forward`"
+        ParityError, match=r"has poisson .* but was chosen for .* the `affine_form` of a stage isn't its `forward`"
     ):
         tune(numeric, df, shared, guard=1.0)

@@ -48,7 +48,7 @@ class Stretching(StageModule):
     def from_spark(cls, stage: Any) -> Stretching:
         return cls(torch.tensor(stage.factors))
 
-    def counts(self) -> dict[str, Tensor]:
+    def entry_mask(self) -> dict[str, Tensor]:
         return {"factors": torch.arange(len(self.factors)) < 2}  # the last never trains
 
     def forward(self, x: Rows) -> Any:  # (n, d) -> (n, d)

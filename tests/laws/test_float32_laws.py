@@ -147,7 +147,7 @@ def test_recovered_words_have_these_shares(bases: tuple[Any, Any]) -> None:
     shares = torch.tensor([[0.5, 0, 0.25, 0, 0], [0] * 5, [0] * 5, [0, 1, 0, 0, 0]], dtype=torch.float64)
     length = torch.tensor([4.0, 0.0, 2.0, 1.0], dtype=torch.float64)
     for x in (shares, SparseRows.from_csr(shares.to_sparse_csr())):
-        [said] = module.recovered(x, length)
+        [said] = module.original_inputs(x, length)
         assert said.to_pylist() == [[known[0], known[0], known[2], ""], [], ["", ""], [known[1]]]
 
 

@@ -119,7 +119,7 @@ class Outputs:
 
     def changes(self) -> Iterator[tuple[str, tuple[int, ...], Network]]:
         """A network per entry that trains, with that entry changed by a millionth of its unit."""
-        units, counts = self.units(), self.module.counts()
+        units, counts = self.units(), self.module.entry_mask()
         for name in self.trainable:
             shape = self.module.get_parameter(name).shape
             counting = counts.get(name, torch.ones(shape, dtype=torch.bool))

@@ -104,7 +104,7 @@ def moved(model: Any, size: float = 1e-2) -> Network:
         for module in network.stages.values():
             for name, p in module.named_parameters():
                 if p.requires_grad:
-                    counts = module.counts().get(name, torch.ones_like(p, dtype=torch.bool))
+                    counts = module.entry_mask().get(name, torch.ones_like(p, dtype=torch.bool))
                     noise = torch.rand(p.shape, generator=generator, dtype=p.dtype)
                     p.add_(size * p.abs().clamp_min(0.1) * noise * counts)
             module.project_()

@@ -101,7 +101,7 @@ def test_straight_through_is_what_autograd_finds_node_by_node(kind: type[Trees],
         assert (found[0][60:] != 0).any() and (found[1] != 0).any()
     assert not found[0][x.detach().isnan()].any()  # nothing is learned about what is missing
     nominal = sorted(set(trees.nodes.featureIndex[trees.nodes.categorical].tolist()))
-    assert trees.nominal().tolist() == nominal
+    assert trees.nominal_features().tolist() == nominal
 
 
 def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,7 +174,7 @@ def test_thresholds_settle_between_the_values_that_they_separate() -> None:
     values = {f: normal(n, seed=f).sort().values for f, n in zip(features, (2, 3, 40), strict=False)}
     std = torch.tensor([2.0, 0.0, 1.0, 1.0], dtype=F64)
     old_tau = trees.tau.clone()
-    trees.look(stats(std, torch.full((WIDTH,), 99), torch.empty(0)), values)
+    trees.observe(stats(std, torch.full((WIDTH,), 99), torch.empty(0)), values)
     expected_tau = torch.where(std[trees.feature] > 0, gates.SHARPNESS * std[trees.feature], old_tau)
     torch.testing.assert_close(trees.tau, expected_tau)
     before = trees.thresholds.detach().clone()
@@ -288,7 +288,7 @@ def test_weights_of_classes_stay_what_spark_can_use() -> None:
 
 def test_no_noise_reaches_a_category() -> None:
     trees = module(GBTRegression, 2)
-    nominal = trees.nominal()
+    nominal = trees.nominal_features()
     assert set(nominal.tolist()) == set(CATEGORIES)
     std = torch.ones(WIDTH, dtype=F64).index_fill(0, nominal, 0.0)
     x = torch.from_numpy(rows(64)).nan_to_num(0.0)

@@ -141,7 +141,7 @@ def test_categories_are_found() -> None:
     out = torch.tensor([[9.0, 0.0, 1.5, -7.0, 0.0], [9.0, 1.0, 1.5, -7.0, 2.0], [9.0, 2.0, 1.5, -7.0, 3.0]], dtype=F64)
     assert torch.equal(indexer(True)(x), out)
     assert torch.equal(indexer(False)(x[:2]), out[:2])
-    assert indexer(True).nominal().tolist() == [1, 4]
+    assert indexer(True).nominal_features().tolist() == [1, 4]
     assert (
         dense(indexer(False)(sparse(torch.zeros(2, WIDTH, dtype=F64)))).tolist() == [[0.0] * WIDTH] * 2
     )  # as Spark does
