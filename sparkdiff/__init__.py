@@ -23,6 +23,7 @@ _HOME = {
     for home, names in {
         "errors": ["InputError", "ParityError", "SparkdiffError"],
         "estimator": ["FineTuner", "FineTunerModel"],
+        "jvm.rformula": ["FormulaLabel"],
         "importers": ["from_lightgbm", "from_sklearn", "from_xgboost"],
         "pipeline.nesting": ["plain"],
         "pipeline.network": ["Network", "translate", "write_back"],
@@ -54,6 +55,6 @@ def __getattr__(name: str) -> Any:
 
 # What an earlier version saved or pickled names its class by these modules: their public names are found here. What is saved
 # from now on names it by `sparkdiff`, as each such class's `__module__` says.
-for _name in ("parity", "planning", "summary", "tuner"):
+for _name in ("jvm.formulas", "parity", "planning", "summary", "tuner"):
     sys.modules[f"sparkdiff.{_name}"] = _alias = types.ModuleType(f"sparkdiff.{_name}", "An old name of `sparkdiff`.")
     vars(_alias)["__getattr__"] = __getattr__

@@ -13,7 +13,7 @@ leave_in_spark(
     "pyspark.ml.feature.RFormulaModel",
     "its parts can't be had here (Spark Connect, or a cluster that allows no access to Java objects)",
 )
-leave_in_spark("sparkdiff.jvm.rformula.FormulaLabel", "it makes the label, which the loss alone reads")
+leave_in_spark("sparkdiff.jvm.formulas.FormulaLabel", "it makes the label, which the loss alone reads")
 
 
 @register("sparkdiff.jvm.rformula.VectorAttributeRewriter")

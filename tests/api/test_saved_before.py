@@ -28,7 +28,7 @@ import torch
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.tuning import CrossValidatorModel
 from pyspark.sql import DataFrame, SparkSession
-from riders import same, weights
+from riders import cached, same, weights
 
 import sparkdiff
 from sparkdiff import FineTuner, FineTunerModel, FineTuningSummary
@@ -42,6 +42,8 @@ OPTIONS: dict[str, Any] = {
     "groupCol": "group", "validationFraction": 0.75, "recipe": "thorough", "maxEpochs": 3, "learningRate": 0.01,
     "schedule": "cosine", "batchSize": 64, "stream": "arrow",
 }  # fmt: skip
+SPARK = "4.0.5"
+"""The version that is part of the caches' fingerprints."""
 TRAINED_BEFORE = -123.0
 """What the killed training's checkpoint says of the loss of its first epoch, so that one sees whether it was read."""
 
@@ -133,8 +135,12 @@ def test_a_cache_is_read_and_training_is_the_same(rows: DataFrame, before: Path,
     found = FineTuner(tuned.originalModel, cacheDir=str(before / "caches"), **OPTIONS).fit(rows)
     assert len(found.summary.records) == 40  # ten candidates
     check_same_training(found, tuned, before)
-    if rows.sparkSession.version == json.loads((before / "versions.json").read_text())["pyspark"]:
+    if rows.sparkSession.version == SPARK:
         assert found.summary.cache == {"hit": True, "fingerprint": tuned.summary.cache["fingerprint"]}
+        behind_formula = cached(PipelineModel.load((before / "formula").as_uri()), rows, before / "formulas")
+        assert (
+            behind_formula.hit
+        )  # of the label's stage, too, which is sparkdiff's own, the saved bytes are those of then
 
 
 def test_a_killed_training_goes_on(rows: DataFrame, before: Path, tuned: FineTunerModel) -> None:
