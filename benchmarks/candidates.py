@@ -29,13 +29,13 @@ from sparkdiff.objectives.losses import Objective, resolve
 from sparkdiff.objectives.metrics import Metric
 from sparkdiff.options import Options
 from sparkdiff.pipeline.graph import Graph, Leaf, Version
-from sparkdiff.pipeline.network import Network
+from sparkdiff.pipeline.network import Network, fixed_versions, routed_versions
 from sparkdiff.stages.base import FeatureStats, LabelStats, StageModule
 from sparkdiff.stages.linear import GeneralizedLinearRegression, LinearRegression, LogisticRegression
 from sparkdiff.stages.projection import PCA
 from sparkdiff.stages.scaling import StandardScaler
 from sparkdiff.stages.trees import GBTRegression
-from sparkdiff.training.affine import fixed_versions, fold, routed_versions
+from sparkdiff.training.affine import fold
 from sparkdiff.training.candidates import Candidates, Draw
 from sparkdiff.training.recipes import candidates
 from sparkdiff.training.units import Scales

@@ -29,7 +29,8 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from sparkdiff import FineTuner
-from sparkdiff.job import function, load_config, load_data, start_session
+from sparkdiff.job import load_config
+from sparkdiff.loading import function, load_data, start_session
 
 CONFIG = Path(__file__).resolve().parent.parent / "conf" / "bikeshare.yaml"
 CATEGORIES = ["season", "mnth", "hr", "holiday", "weekday", "workingday", "weathersit"]

@@ -30,6 +30,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from sparkdiff.data.blocks import MAX_BLOCKS, TIME_BLOCKS
 from sparkdiff.evaluation import guard
 
 CONFIG = Path(__file__).resolve().parent.parent / "conf" / "bikeshare.yaml"
@@ -119,7 +120,8 @@ def populations(pipes: Sequence[Pipe], epochs: int) -> Iterator[Population]:
     from pyspark.ml.feature import PCA
     from pyspark.sql import functions as F
 
-    from sparkdiff.job import function, load_config, load_data, start_session
+    from sparkdiff.job import load_config
+    from sparkdiff.loading import function, load_data, start_session
 
     config = load_config(CONFIG, [])
     spark = start_session({**config.spark, "spark.master": "local[1]", "spark.ui.enabled": "false"})
@@ -149,7 +151,8 @@ def tuned_on(model: Any, train: Any, pool: Any, folder: str, epochs: int, name: 
     from pyspark.sql import functions as F
 
     from sparkdiff import FineTuner
-    from sparkdiff.evaluation.scores import contributions, scalar
+    from sparkdiff.evaluation.data import scalar
+    from sparkdiff.evaluation.scores import contributions
     from sparkdiff.training.candidates import Candidates
     from sparkdiff.training.units import load
 
@@ -223,7 +226,7 @@ class Drawer:
 
     def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Rows of the pool and the block of each, (rows,)."""
-        n, size, blocks = len(self.pool.original), self.cell.size, guard.MAX_BLOCKS
+        n, size, blocks = len(self.pool.original), self.cell.size, MAX_BLOCKS
         if self.cell.unit == "rows":
             return torch.randint(n, (size,), generator=generator), torch.randint(blocks, (size,), generator=generator)
         if self.cell.unit == "groups":
@@ -235,18 +238,18 @@ class Drawer:
             return rows.flatten(), block.flatten()
         starts = torch.randint(n, (-(-size // WEEK), 1), generator=generator)
         rows = ((starts + torch.arange(WEEK)) % n).flatten()[:size]  # weeks in the order of time, around the year's end
-        return rows, torch.arange(size) * guard.TIME_BLOCKS // size
+        return rows, torch.arange(size) * blocks.TIME_BLOCKS // size
 
 
 def decide(cell: Cell, pool: Population, gains: Tensor, rows: Tensor, block: Tensor, seed: int) -> guard.Verdict:
     """As a run would, on these rows."""
-    sums = torch.zeros((guard.MAX_BLOCKS, gains.shape[1]), dtype=torch.float64).index_add_(0, block, gains[rows])
-    weights = torch.bincount(block, minlength=guard.MAX_BLOCKS).double()
+    sums = torch.zeros((MAX_BLOCKS, gains.shape[1]), dtype=torch.float64).index_add_(0, block, gains[rows])
+    weights = torch.bincount(block, minlength=MAX_BLOCKS).double()
     if cell.unit != "blocks":
         return guard.decide(sums.T, weights, unit=cell.unit, units=cell.size, seed=seed)
     slowness = guard.correlation_time(gains[rows, int(sums.sum(0).argmax())])
     return guard.decide(
-        sums.T, weights, unit="blocks", blockRows=cell.size / guard.TIME_BLOCKS, correlationTime=slowness, seed=seed
+        sums.T, weights, unit="blocks", blockRows=cell.size / TIME_BLOCKS, correlationTime=slowness, seed=seed
     )
 
 
@@ -254,9 +257,7 @@ def worse(gains: Tensor, member: Tensor, rows: Tensor, block: Tensor, seed: int)
     """Whether the best column is called worse on some slice, as slices.changes and acceptance.judge find it."""
     best = gains[rows, int(gains[rows].sum(0).argmax())]
     member = member[rows]
-    sums = torch.zeros((guard.MAX_BLOCKS, member.shape[1]), dtype=torch.float64).index_add_(
-        0, block, member * best[:, None]
-    )
+    sums = torch.zeros((MAX_BLOCKS, member.shape[1]), dtype=torch.float64).index_add_(0, block, member * best[:, None])
     tested = member.sum(0) >= guard.MIN_UNITS
     return bool((guard.worsening(sums.T[tested], level=LEVEL, seed=seed) < LEVEL).any())
 

@@ -32,6 +32,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from sparkdiff.data import blocks
 from sparkdiff.evaluation import guard
 from sparkdiff.objectives.losses import resolve as resolve_loss
 from sparkdiff.objectives.metrics import BINARY, REGRESSION, Metric, influence, resolve
@@ -159,8 +160,8 @@ def simulate(cell: Cell, generator: torch.Generator) -> Run:
     if cell.unit == "blocks":
         x = math.sqrt(1 - SLOW_SHARE) * draw(cell, cell.size, factors, generator)
         x += math.sqrt(SLOW_SHARE) * slow(cell.size, factors, generator)
-        sums = x.reshape(guard.TIME_BLOCKS, -1, factors).sum(1)
-        weights = torch.full((guard.TIME_BLOCKS,), cell.size / guard.TIME_BLOCKS)
+        sums = x.reshape(blocks.TIME_BLOCKS, -1, factors).sum(1)
+        weights = torch.full((blocks.TIME_BLOCKS,), cell.size / blocks.TIME_BLOCKS)
         series = x @ directions[:, (sums.sum(0) @ directions).argmax()]
     else:
         x, rows = draw(cell, cell.size, factors, generator), 1
@@ -168,9 +169,9 @@ def simulate(cell: Cell, generator: torch.Generator) -> Run:
             rows = GROUP_ROWS
             own = draw(cell, cell.size * rows, factors, generator).reshape(cell.size, rows, factors).sum(1)
             x = math.sqrt(1 - GROUP_CORRELATION) * own + rows * math.sqrt(GROUP_CORRELATION) * x
-        block = torch.randint(0, guard.MAX_BLOCKS, (cell.size,), generator=generator)
-        sums = torch.zeros(guard.MAX_BLOCKS, factors).index_add_(0, block, x)
-        weights = torch.bincount(block, minlength=guard.MAX_BLOCKS).double() * rows
+        block = torch.randint(0, blocks.MAX_BLOCKS, (cell.size,), generator=generator)
+        sums = torch.zeros(blocks.MAX_BLOCKS, factors).index_add_(0, block, x)
+        weights = torch.bincount(block, minlength=blocks.MAX_BLOCKS).double() * rows
         sums, weights = sums[weights > 0], weights[weights > 0]
     truth = cell.gain * directions.norm(dim=0)
     gains = directions.T @ sums.T + truth[:, None] * weights
@@ -201,7 +202,7 @@ def decide(cell: Cell, run: Run, number: int) -> guard.Verdict:
     original = run.original if number < INTERVALS else None
     if run.series is None:
         return guard.decide(run.gains, run.weights, original=original, unit=cell.unit, units=cell.size, seed=number)
-    rows, slowness = cell.size / guard.TIME_BLOCKS, guard.correlation_time(run.series)
+    rows, slowness = cell.size / blocks.TIME_BLOCKS, guard.correlation_time(run.series)
     return guard.decide(
         run.gains, run.weights, original=original, unit="blocks", blockRows=rows, correlationTime=slowness, seed=number
     )
@@ -301,13 +302,15 @@ class Population:
     def gains(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Block sums of the gains (C, B), of the weights (B,) and of the original's loss (B,), of rows drawn with replacement."""
         rows = torch.randint(0, len(self.label), (size,), generator=generator)
-        block = torch.randint(0, guard.MAX_BLOCKS, (size,), generator=generator)
+        block = torch.randint(0, blocks.MAX_BLOCKS, (size,), generator=generator)
         ones, label = torch.ones(size, dtype=torch.float64), self.label[rows]
         if self.drawn:
             label = (torch.rand(size, generator=generator, dtype=torch.float64) < label).double()
         psi = torch.stack([influence(self.metric, c, label, ones) for c in self.columns[:, rows]])
-        sums = torch.zeros(len(psi), guard.MAX_BLOCKS, dtype=torch.float64).index_add_(1, block, self.metric.sign * psi)
-        return sums[0] - sums[1:], torch.bincount(block, minlength=guard.MAX_BLOCKS).double(), sums[0]
+        sums = torch.zeros(len(psi), blocks.MAX_BLOCKS, dtype=torch.float64).index_add_(
+            1, block, self.metric.sign * psi
+        )
+        return sums[0] - sums[1:], torch.bincount(block, minlength=blocks.MAX_BLOCKS).double(), sums[0]
 
 
 def population(name: str, seed: int = 0) -> Population:

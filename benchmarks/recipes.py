@@ -24,7 +24,8 @@ from poster_table import CONFIG, HELD_OUT, VARIANTS, build, rows_of
 from pyspark.sql import functions as F
 
 from sparkdiff import FineTuner
-from sparkdiff.job import function, load_config, load_data, start_session
+from sparkdiff.job import load_config
+from sparkdiff.loading import function, load_data, start_session
 from sparkdiff.training import preparation
 from sparkdiff.training.recipes import Recipe
 

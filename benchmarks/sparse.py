@@ -209,7 +209,7 @@ def against_a_loop_by_hand(assignment: Any) -> float:
     import torch.nn.functional as F
 
     from sparkdiff.data.stream import Stream
-    from sparkdiff.evaluation.scores import Data, rows_at_once
+    from sparkdiff.evaluation.data import Data, rows_at_once
     from sparkdiff.stages.text import IDF
     from sparkdiff.training.distributed.worker import objectives
     from sparkdiff.training.loop import Training, train

@@ -41,7 +41,8 @@ from sklearn import metrics
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
 from sparkdiff import FineTuner, from_sklearn
-from sparkdiff.job import Config, function, load_config, load_data, start_session
+from sparkdiff.job import Config, load_config
+from sparkdiff.loading import function, load_data, start_session
 
 Build = Callable[[Config, int], Pipeline]
 Array = np.ndarray[Any, Any]

@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     from sparkdiff.estimator import FineTuner, FineTunerModel
     from sparkdiff.importers import from_lightgbm, from_sklearn, from_xgboost
     from sparkdiff.pipeline.nesting import plain
-    from sparkdiff.pipeline.network import Network, translate, write_back
+    from sparkdiff.pipeline.network import Network, translate
     from sparkdiff.pipeline.parity import Parity, verify
     from sparkdiff.pipeline.plan import Plan, plan
+    from sparkdiff.pipeline.write_back import write_back
     from sparkdiff.report.summary import FineTuningSummary
     from sparkdiff.stages.base import StageModule, register
 
@@ -26,9 +27,10 @@ _HOME = {
         "jvm.rformula": ["FormulaLabel"],
         "importers": ["from_lightgbm", "from_sklearn", "from_xgboost"],
         "pipeline.nesting": ["plain"],
-        "pipeline.network": ["Network", "translate", "write_back"],
+        "pipeline.network": ["Network", "translate"],
         "pipeline.parity": ["Parity", "verify"],
         "pipeline.plan": ["Plan", "StagePlan", "plan"],
+        "pipeline.write_back": ["write_back"],
         "report.summary": ["FineTuningSummary"],
         "stages.base": ["StageModule", "register"],
     }.items()

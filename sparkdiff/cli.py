@@ -14,7 +14,7 @@ from pyspark.sql import SparkSession
 from pyspark.sql.types import StructType
 
 from sparkdiff import job as run
-from sparkdiff import jvm
+from sparkdiff import jvm, loading
 from sparkdiff.data.cache import root
 from sparkdiff.diagnostics.models import between
 from sparkdiff.diagnostics.predictions import predictions
@@ -54,9 +54,9 @@ def plan(
     strict: Annotated[bool, typer.Option(help="Exit with code 3 if a stage stays in Spark.")] = False,
 ) -> None:  # fmt: skip
     """Show which stages would train, and why the others would not. Runs no Spark job."""
-    where = run.model_path(model, Path.cwd())
+    where = loading.model_path(model, Path.cwd())
     spark = _session([where])
-    fitted = run.load_model(spark, where)
+    fitted = loading.load_model(spark, where)
     known = None if schema is None else _schema(spark, schema)
     wishes = {"freeze": freeze, "reference": reference, "target": target, "unfreeze": unfreeze}
     found = make_plan(fitted, schema=known, **{option: names or () for option, names in wishes.items()})
@@ -89,10 +89,10 @@ def verify(
     options: ReaderOptions = "{}",
 ) -> None:
     """Compare the outputs of Spark and of the translated network, column by column. Exits with code 1 at a mismatch."""
-    where, given = run.model_path(model, Path.cwd()), _source(data, format, options)
+    where, given = loading.model_path(model, Path.cwd()), _source(data, format, options)
     spark = _session([where], {"verify": given})
-    fitted = run.load_model(spark, where)
-    parity = verify_parity(fitted, run.load_data(spark, given, Path.cwd(), "verify"))
+    fitted = loading.load_model(spark, where)
+    parity = verify_parity(fitted, loading.load_data(spark, given, Path.cwd(), "verify"))
     for column, difference in parity.maxRelDiff.items():
         print(f"{column:<30} {difference:.3e}")
     print(parity)
@@ -118,11 +118,11 @@ def diff(
     The exit code is 0 whether or not they differ; --json prints it as "same". Relative differences are divided by the larger
     value.
     """
-    paths = [run.model_path(path, Path.cwd()) for path in (old, new)]
+    paths = [loading.model_path(path, Path.cwd()) for path in (old, new)]
     given = None if data is None else _source(data, format, options)
     spark = _session(paths, {} if given is None else {"diff": given})
-    before, after = (run.load_model(spark, path) for path in paths)
-    rows = None if given is None else run.load_data(spark, given, Path.cwd(), "diff")
+    before, after = (loading.load_model(spark, path) for path in paths)
+    rows = None if given is None else loading.load_data(spark, given, Path.cwd(), "diff")
     found = between(before, after, root(Options()), paths=(paths[0], paths[1]))
     if rows is not None:
         found = dataclasses.replace(found, predictions=predictions(before, after, rows, sample))
@@ -151,8 +151,8 @@ def _source(path: str, format: str, options: str) -> dict[str, Any]:
 
 def _session(models: Sequence[str], data: Mapping[str, Any] | None = None) -> SparkSession:
     """The Spark session, started after checking that the models and the data exist."""
-    run.check_there(models, data or {}, Path.cwd(), {})
-    return run.start_session({})
+    loading.check_there(models, data or {}, Path.cwd(), {})
+    return loading.start_session({})
 
 
 def main(argv: Sequence[str] | None = None) -> int:

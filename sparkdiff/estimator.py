@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from pyspark.ml import Estimator, Model, Pipeline, PipelineModel
+from pyspark.ml import Estimator, Model, Pipeline
 from pyspark.ml.param import Param, Params
 from pyspark.ml.util import DefaultParamsReader, DefaultParamsWriter, MLReadable, MLReader, MLWritable, MLWriter
 from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
 from sparkdiff.data.splits import (
-    BLOCK,
     REFERENCE,
-    SPLIT,
-    TIME,
-    TRAIN,
-    Cuts,
     Source,
-    check_columns,
     find_cuts,
+    fit_on_training_rows,
     rule,
-    with_splits,
 )
 from sparkdiff.errors import InputError, check_dataframe, kind_of
 from sparkdiff.finetune import Shared, fine_tune, prepare
@@ -201,25 +194,6 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
 def _listed(value: Any) -> Any:
     """A tuple as list: pyspark's explainParams can't show tuples."""
     return list(value) if isinstance(value, tuple) else value
-
-
-def fit_on_training_rows(
-    pipeline: Pipeline, sources: Sequence[Source], options: Options, cuts: Cuts | None = None
-) -> PipelineModel:
-    """Fit an unfitted pipeline on the rows that will train, never on those that decide.
-
-    Args:
-        cuts: where time divides the rows, if that has been found.
-    """
-    sources = [source for source in sources if source.split != REFERENCE]
-    for source in sources:
-        check_columns(source.df, options)
-    dealt = with_splits(sources, options, cuts)
-    held = [df.where(df[SPLIT] == TRAIN).drop(SPLIT, BLOCK, TIME) for df in dealt]
-    try:
-        return pipeline.fit(functools.reduce(DataFrame.unionByName, held))
-    except jvm.SparkError as e:
-        raise InputError(f"{pipeline.uid} can't be fitted on the training rows: {jvm.cause(e)}") from e
 
 
 class FineTunerModel(Model, Holder, _TunerParams, MLWritable, MLReadable):  # type: ignore[type-arg]

@@ -17,37 +17,42 @@ from pyspark.util import VersionUtils
 from sparkdiff import jvm
 from sparkdiff.data import cache as caches
 from sparkdiff.data.cache import Cache
-from sparkdiff.data.fingerprint import SHARDS, Request, all_params, without_uids
+from sparkdiff.data.fingerprint import SHARDS, Request
 from sparkdiff.data.splits import REFERENCE, SPLITS, TRAIN, VALIDATION, Cuts, Source, rule
 from sparkdiff.data.stream import Stream, copies
 from sparkdiff.diagnostics import rows as datachecks
 from sparkdiff.errors import InputError, ParityError
 from sparkdiff.evaluation import cached_parity, guard
-from sparkdiff.evaluation.acceptance import Judgement, candidates, check_options, divergence, judge, reason
+from sparkdiff.evaluation.acceptance import Judgement, check_options, divergence, judge, reason
+from sparkdiff.evaluation.data import Data, rows_at_once
 from sparkdiff.evaluation.feature_names import Slots
-from sparkdiff.evaluation.scores import Data, Score, rows_at_once, score
-from sparkdiff.machine import memory, paths
+from sparkdiff.evaluation.ledger import candidates, diverged
+from sparkdiff.evaluation.scores import Score, score
+from sparkdiff.machine import memory
 from sparkdiff.objectives.losses import Objective, check_label, no_event, one_label
 from sparkdiff.objectives.metrics import Metric
 from sparkdiff.options import Options, callable_name
 from sparkdiff.pipeline.graph import Graph, Version
 from sparkdiff.pipeline.nesting import flatten
-from sparkdiff.pipeline.network import Network, write_back
+from sparkdiff.pipeline.network import Network
 from sparkdiff.pipeline.parity import Parity
 from sparkdiff.pipeline.plan import Plan, plan_of
 from sparkdiff.pipeline.schema import SchemaOrRows
+from sparkdiff.pipeline.write_back import write_back
 from sparkdiff.report import Phases
 from sparkdiff.report.summary import FineTuningSummary
 from sparkdiff.stages.base import SUPPORT, LabelStats, columns_of
 from sparkdiff.stages.predictor import Predictor
+from sparkdiff.store.digests import all_params, without_uids
 from sparkdiff.store.disk import room
-from sparkdiff.store.files import RunFolder, folder_name, not_writable, untold
+from sparkdiff.store.files import not_writable
 from sparkdiff.store.identity import UntoldError, identity
 from sparkdiff.store.lease import held, lease_of
+from sparkdiff.store.run_folder import RunFolder, folder_name, untold
 from sparkdiff.training import monotone
 from sparkdiff.training.distributed import launch
 from sparkdiff.training.distributed.worker import Assignment, objectives
-from sparkdiff.training.loop import STATE, Trained, diverged
+from sparkdiff.training.loop import STATE, Trained
 from sparkdiff.training.preparation import outset
 
 FOLDED = 1e-6
@@ -225,10 +230,19 @@ def fine_tune(
             tuned = score(found.network, data, VALIDATION, metric)
             _check_trained(training.best, tuned, metric, task)
             judged = judge(
-                options, data, metric, network, found, before[VALIDATION], reference=bool(cache.rows(REFERENCE))
+                options,
+                data,
+                metric,
+                (network, found.network),
+                found.ledger,
+                before[VALIDATION],
+                reference=bool(cache.rows(REFERENCE)),
             )
             held_out = before[VALIDATION].mean
-            doubts = [*doubts, *datachecks.too_few_rows(found.gains, found.weights, judged.verdict, held_out)]
+            doubts = [
+                *doubts,
+                *datachecks.too_few_rows(found.ledger.gains, found.ledger.weights, judged.verdict, held_out),
+            ]
             if wishes is not None and judged.accepted:
                 doubts += wishes.broken(found.network)
         model, after = task.model, before
@@ -277,7 +291,7 @@ _OUTSIDE = (
 @contextlib.contextmanager
 def _run_folder(o: Options, what_trains: Mapping[str, Any], cache: Cache, replace: bool) -> Iterator[RunFolder]:
     """The folder of this training, which an earlier one of the same runId may have left a checkpoint in; nobody else's now."""
-    where = paths.folder("checkpointDir", o.checkpointDir) if o.checkpointDir else cache.folder.parent / "checkpoints"
+    where = jvm.folder("checkpointDir", o.checkpointDir) if o.checkpointDir else cache.folder.parent / "checkpoints"
     name, own = folder_name(o.runId or uuid.uuid4().hex[:12]), o.checkpointDir is None
     request: dict[str, Any] = {k: v for k, v in whole_batches(o).asdict().items() if k not in _OUTSIDE}
     if callable(o.loss) and o.runId is not None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import dataclasses
 import datetime
 import hashlib
-import importlib
 import json
 import os
 import shutil
-import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,33 +17,51 @@ from typing import Any
 
 import pandas as pd
 import yaml
-from pyspark import SparkConf
 from pyspark.ml import Estimator, Pipeline, PipelineModel
-from pyspark.ml.util import DefaultParamsReader
-from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql.utils import is_remote
+from pyspark.sql import SparkSession
 
 from sparkdiff import jvm
 from sparkdiff.data.cache import ROOM as ROOM_OF_CACHES
-from sparkdiff.data.cache import moved, root
-from sparkdiff.data.fingerprint import check_reads_its_input_only, hash_of, hash_of_folder, params_of, source_facts
-from sparkdiff.data.splits import REFERENCE, SPLITS, TEST, TRAIN, VALIDATION, Cuts, Source, find_cuts, rule
+from sparkdiff.data.cache import root
+from sparkdiff.data.fingerprint import source_facts
+from sparkdiff.data.splits import (
+    REFERENCE,
+    SPLITS,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    Cuts,
+    Source,
+    find_cuts,
+    fit_on_training_rows,
+    rule,
+)
 from sparkdiff.errors import InputError, did_you_mean
-from sparkdiff.estimator import fit_on_training_rows
 from sparkdiff.finetune import Outcome, fine_tune, prepare, told
+from sparkdiff.loading import (
+    check_there,
+    function,
+    is_function,
+    load_data,
+    load_model,
+    model_path,
+    named_source,
+    start_session,
+)
 from sparkdiff.machine import paths
 from sparkdiff.options import Options
 from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.report import Phases
 from sparkdiff.report.summary import FineTuningSummary
 from sparkdiff.store import disk
-from sparkdiff.store.files import NONCE, UNTOLD
+from sparkdiff.store.digests import check_reads_its_input_only, hash_of, hash_of_folder, params_of
+from sparkdiff.store.files import moved
 from sparkdiff.store.identity import UntoldError, identity
 from sparkdiff.store.lease import Lease, held
+from sparkdiff.store.run_folder import NONCE, UNTOLD
 
 ROOM = "make room, and the same command goes on where it was, or set output to a folder of a disk that has more"
 SECTIONS = ("pipeline", "data", "fineTuner", "spark", "output")
-SOURCE_KEYS = ("path", "format", "options", "schema", "table", "where")
 OPTIONS = {f.name: f for f in dataclasses.fields(Options)}
 
 
@@ -93,7 +108,7 @@ def load_config(path: Path | None, overrides: Sequence[str]) -> Config:
     for split, given in data.items():
         if split not in SPLITS:
             raise InputError(f"unknown data {split!r}. {did_you_mean(str(split), SPLITS)}")
-        _source(split, given)
+        named_source(split, given)
     for section in ("fineTuner", "spark"):
         if not isinstance(tree.get(section) or {}, dict):
             raise InputError(f"{section} must be a mapping of names to values. Got {tree[section]!r} instead")
@@ -114,7 +129,7 @@ def load_config(path: Path | None, overrides: Sequence[str]) -> Config:
         data,
         options,
         {str(key): value for key, value in spark.items() if value is not None},
-        paths.folder("output", output["path"]).resolve(),
+        jvm.folder("output", output["path"]).resolve(),
         output.get("mode") == "overwrite",
     )
 
@@ -225,165 +240,6 @@ def _put(tree: dict[str, Any], override: str) -> None:
     tree[place[-1]] = _anchored(_value(text, place), Path.cwd(), place)
 
 
-def start_session(conf: Mapping[str, Any]) -> SparkSession:
-    """The job's session; a key that spark-submit has set stays as it set it. `spark.remote` asks for Spark Connect.
-
-    Raises:
-        InputError: Spark would have to be started, and there is no Java that it runs on.
-    """
-    if not _remote(conf):
-        jvm.check_java()
-        jvm.join_submit()
-    builder = SparkSession.builder.appName("sparkdiff")
-    given = None if is_remote() else SparkConf()  # in a process that has used Connect there is no SparkConf to ask
-    for key, value in conf.items():
-        if given is None or not given.contains(key):
-            builder = builder.config(key, str(value).lower() if isinstance(value, bool) else str(value))
-    spark = builder.getOrCreate()
-    if not jvm.in_process(spark):
-        # A model of Connect that is freed while the interpreter ends asks the server to forget it, and waits for ever.
-        atexit.register(spark.stop)
-    return spark
-
-
-def _remote(conf: Mapping[str, Any]) -> bool:
-    """Whether a session is, or would be, one of Spark Connect."""
-    return is_remote() or "SPARK_REMOTE" in os.environ or "spark.remote" in conf
-
-
-def function(name: str, folder: Path) -> Any:
-    """The object `module:function`, the module looked up beside the YAML file first."""
-    module, _, attribute = name.partition(":")
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
-    try:
-        found = importlib.import_module(module)
-    except ImportError as e:
-        raise InputError(f"{name!r}: no module {module!r} beside the YAML file or on the Python path ({e})") from e
-    try:
-        return getattr(found, attribute)
-    except AttributeError as e:
-        names = [n for n in dir(found) if not n.startswith("_")]
-        raise InputError(f"{name!r}: module {module!r} has no {attribute!r}. {did_you_mean(attribute, names)}") from e
-
-
-def is_function(name: str) -> bool:
-    module, colon, attribute = name.partition(":")
-    return bool(colon) and attribute.isidentifier() and all(p.isidentifier() for p in module.split("."))
-
-
-def _source(split: str, given: Any) -> str | dict[str, Any]:
-    """One entry of `data` as module:function or as a mapping.
-
-    Raises:
-        InputError: it is malformed.
-    """
-    if isinstance(given, str) and is_function(given):
-        return given
-    given = {"path": given} if isinstance(given, str) else given
-    if not isinstance(given, dict) or bool(given.get("path")) == bool(given.get("table")):
-        raise InputError(
-            f"data.{split} must be module:function, or hold either a path or a table. Got {given!r} instead"
-        )
-    for key, value in given.items():
-        if key not in SOURCE_KEYS:
-            raise InputError(f"data.{split}: unknown key {key!r}. {did_you_mean(str(key), SOURCE_KEYS)}")
-        if key != "options" and value is not None and not isinstance(value, str):
-            raise InputError(f"data.{split}.{key} must be text. Got {value!r} instead: quote it")
-    options = given.get("options") or {}
-    if not isinstance(options, dict) or any(isinstance(v, (dict, list, set)) for v in options.values()):
-        raise InputError(
-            f"data.{split}.options must be a mapping of names to texts or numbers. Got {options!r} instead"
-        )
-    return given
-
-
-def load_data(spark: SparkSession, given: Any, folder: Path, split: str) -> DataFrame:
-    """The DataFrame of one entry of `data`.
-
-    Raises:
-        InputError: the entry is malformed, or Spark can't read it.
-    """
-    given = _source(split, given)
-    if isinstance(given, str):
-        return function(given, folder)(spark)  # type: ignore[no-any-return]
-    try:
-        options = {
-            str(k): str(v).lower() if isinstance(v, bool) else v for k, v in (given.get("options") or {}).items()
-        }
-        reader = spark.read.options(**options)
-        if given.get("schema"):
-            reader = reader.schema(given["schema"])
-        if given.get("format"):
-            reader = reader.format(given["format"])
-        if given.get("table"):
-            df = reader.table(given["table"])
-        else:
-            where = paths.joined(given["path"], folder)
-            df = reader.load(where if paths.local(where) is None else f"file://{where}")
-        return df.where(given["where"]) if given.get("where") else df
-    except jvm.SparkError as e:
-        raise InputError(f"data.{split} can't be read: {jvm.cause(e)}") from e
-
-
-def located(path: str, folder: Path) -> str:
-    """The URL of a path relative to a folder; of another file system's as it is."""
-    where = paths.local(path)
-    return path if where is None else f"file://{(folder / where).resolve()}"
-
-
-def load_model(spark: SparkSession, path: str) -> Any:
-    """A saved pipeline or stage.
-
-    Raises:
-        InputError: there is none, or it can't be loaded.
-    """
-    try:
-        return DefaultParamsReader.loadParamsInstance(jvm.model_at(path), jvm.ml_context(spark))
-    except (*jvm.SparkError, ValueError, AttributeError, ImportError) as e:
-        raise InputError(f"no Spark ML model can be loaded from {path}: {jvm.cause(e)}") from e
-
-
-def check_there(models: Sequence[str], data: Mapping[str, Any], folder: Path, conf: Mapping[str, Any]) -> None:
-    """Look for models and data before Spark is started for them: starting it takes its time, and its errors are long.
-
-    Args:
-        models: URLs, as of `located`.
-        data: entries of `data`, by split.
-        conf: of the session to come; what lies where a Spark Connect server runs can't be seen from here.
-
-    Raises:
-        InputError: a local path isn't there.
-    """
-    if _remote(conf):
-        return
-    for url in models:
-        path = paths.local(url)
-        if path is not None and not (path / "metadata").is_dir():
-            why = "it isn't there" if not path.exists() else "it has no folder 'metadata', as a saved model has"
-            raise InputError(f"no Spark ML model can be loaded from {path}: {why}")
-    for split, given in data.items():
-        source = _source(split, given)
-        if isinstance(source, str) or not source.get("path"):
-            continue
-        where = paths.joined(source["path"], folder)
-        if paths.local(where) is not None and not paths.is_there(where):
-            raise InputError(f"data.{split} can't be read: there is no {where}")
-
-
-def model_path(given: str, folder: Path) -> str:
-    """Where a saved model lies that is named by its own folder, or by that of a run; relative to `folder`."""
-    return model_of_run(located(given, folder))
-
-
-def model_of_run(path: str) -> str:
-    """The model in a run's folder; any other path as it is."""
-    folder = paths.local(path)
-    if folder is None or (folder / "metadata").exists() or not (folder / "model" / "metadata").is_dir():
-        return path
-    return f"{path}/model"
-
-
 def run(config: Config) -> FineTuningSummary:
     """Run the job and write its folder; where that holds a finished run of the same runId, options, data and pipeline, return it.
 
@@ -469,10 +325,10 @@ def _run(config: Config, lease: Lease) -> FineTuningSummary:
 
 def _check_places(config: Config) -> None:
     """Raise InputError where what the job reads isn't there, or what it writes can't be written. Starts no Spark."""
-    paths.check_writable("output", config.output, config.output.parent)
+    jvm.check_writable("output", config.output, config.output.parent)
     for name in ("cacheDir", "checkpointDir"):
         if given := config.options.get(name):
-            paths.check_writable(name, given, paths.folder(name, given))
+            jvm.check_writable(name, given, jvm.folder(name, given))
     models = [] if is_function(config.pipeline) else [model_path(config.pipeline, config.folder)]
     check_there(models, config.data, config.folder, config.spark)
 

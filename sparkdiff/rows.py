@@ -1,4 +1,4 @@
-"""A batch of sparse rows as (indices, values, offsets): the form that torch's embedding_bag wants.
+"""A column of a batch: a dense tensor, or sparse rows as (indices, values, offsets), the form that torch's embedding_bag wants.
 
 torch's CSR layout lacks most operations and their gradients, so inside the network a sparse batch travels in this form
 and becomes `torch.sparse_csr` only at the network's border.
@@ -7,6 +7,7 @@ and becomes `torch.sparse_csr` only at the network's border.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -119,3 +120,36 @@ class SparseRows:
         return SparseRows(
             torch.cat([b.indices for b in batches]), torch.cat([b.values for b in batches]), offsets, batches[0].width
         )
+
+
+Rows = Tensor | SparseRows
+
+
+def dense(x: Rows) -> Tensor:
+    return x.to_dense() if isinstance(x, SparseRows) else x
+
+
+def width(x: Rows) -> int:
+    """Entries per row; 1 for a scalar (n,)."""
+    return x.width if isinstance(x, SparseRows) else x.shape[1] if x.ndim == 2 else 1
+
+
+def matrix(x: Tensor) -> Tensor:
+    """A scalar (n,) as (n, 1)."""
+    return x[:, None] if x.ndim == 1 else x
+
+
+def scaled(x: Rows, factor: Tensor) -> Rows:
+    """Each feature times its factor (d,); sparse stays sparse."""
+    return x.with_values(x.values * factor[x.indices]) if isinstance(x, SparseRows) else x * factor
+
+
+def taken(x: Rows, rows: Tensor) -> Rows:
+    """The rows of these numbers (m,)."""
+    return x.take(rows) if isinstance(x, SparseRows) else x.index_select(0, rows)
+
+
+def below(parts: Sequence[Rows]) -> Rows:
+    """Rows below rows; strided where some of them are."""
+    sparse = [p for p in parts if isinstance(p, SparseRows)]
+    return SparseRows.cat(sparse) if len(sparse) == len(parts) else torch.cat([dense(p) for p in parts])

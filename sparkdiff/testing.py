@@ -14,23 +14,14 @@ from pyspark.sql import functions as F
 from torch import Tensor
 
 from sparkdiff import jvm
-from sparkdiff.data.splits import quoted
 from sparkdiff.errors import InputError, SparkdiffError, did_you_mean
 from sparkdiff.pipeline.columns import read_plain, write_plain
-from sparkdiff.pipeline.graph import field_of, folding, unquoted
-from sparkdiff.pipeline.network import written
+from sparkdiff.pipeline.graph import field_of
+from sparkdiff.pipeline.names import folding, quoted, unquoted
 from sparkdiff.pipeline.parity import SINGLE, TOLERANCE, differences
-from sparkdiff.stages.base import (
-    NULL,
-    REGISTRY,
-    Nulls,
-    Rows,
-    StageModule,
-    StaysInSparkError,
-    class_name,
-    columns_of,
-    dense,
-)
+from sparkdiff.pipeline.write_back import written
+from sparkdiff.rows import Rows, dense
+from sparkdiff.stages.base import NULL, REGISTRY, Nulls, StageModule, StaysInSparkError, class_name, columns_of
 from sparkdiff.stages.predictor import Predictor
 
 ROWS_AT_ONCE = 4096

@@ -136,10 +136,10 @@ def any_case(spark: Any) -> bool:
 @pytest.fixture(params=["constructor", "saved data"])
 def route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The two ways in which a stage's weights come back into Spark; the test runs once for each."""
-    from sparkdiff import jvm
+    from sparkdiff.jvm import sessions
 
     if request.param == "saved data":
-        monkeypatch.setattr(jvm, "has_constructors", lambda: False)
+        monkeypatch.setattr(sessions, "has_constructors", lambda: False)
     else:
-        assert jvm.has_constructors()
+        assert sessions.has_constructors()
     return str(request.param)

@@ -19,9 +19,8 @@ from pyspark.sql.types import (
 )
 
 from sparkdiff import jvm
-from sparkdiff.data.splits import quoted
 from sparkdiff.errors import InputError
-from sparkdiff.pipeline.graph import read_by_name
+from sparkdiff.pipeline.names import quoted, read_by_name
 
 SALTS = (1, 2)
 VARIANT = "variant"  # Spark 3.5 has no class of it

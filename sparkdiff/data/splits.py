@@ -6,8 +6,8 @@ import dataclasses
 import functools
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
 
+from pyspark.ml import Pipeline, PipelineModel
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import (
@@ -15,7 +15,6 @@ from pyspark.sql.types import (
     BooleanType,
     DataType,
     DateType,
-    IntegralType,
     MapType,
     NumericType,
     StringType,
@@ -27,16 +26,15 @@ from pyspark.sql.types import (
 )
 
 from sparkdiff import jvm
+from sparkdiff.data.blocks import MAX_BLOCKS, TIME_BLOCKS
 from sparkdiff.data.quantiles import ChangedRowsError, quantiles
 from sparkdiff.errors import InputError, did_you_mean
-from sparkdiff.evaluation.guard import MAX_BLOCKS, TIME_BLOCKS
 from sparkdiff.options import Options
-from sparkdiff.pipeline.graph import folding, read_by_name
+from sparkdiff.pipeline.names import folding, quoted, read_by_name, refuse_stream
 
 TRAIN, VALIDATION, TEST, REFERENCE = SPLITS = ("train", "validation", "test", "reference")
 SPLIT, BLOCK, TIME = "__sparkdiff_split", "__sparkdiff_block", "__sparkdiff_time"
 SLICE = "__sparkdiff_slice"  # and the position in guardCols
-MAX_SLICES = 50  # values of a guardCol
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,11 +61,6 @@ def rule(options: Options) -> tuple[object, ...]:
     """All that decides, beside the rows, which of them train."""
     o = options
     return o.validationIndicatorCol, o.validationFraction, o.groupCol, o.timeCol, o.seed
-
-
-def refuse_stream(df: DataFrame) -> None:
-    if df.isStreaming:
-        raise InputError("the DataFrame is a stream, which has no end; write it to a table and pass that")
 
 
 def check_columns(df: DataFrame, options: Options) -> None:
@@ -132,11 +125,6 @@ def field(df: DataFrame, column: str, option: str) -> StructField:
     if not found:
         raise InputError(f"{option}={column!r} names no column of the data. {did_you_mean(column, df.columns)}")
     return found[0]
-
-
-def quoted(name: str) -> Column:
-    """The top-level column of this name, which may contain dots and backticks."""
-    return F.col("`" + name.replace("`", "``") + "`")
 
 
 def row_hash(df: DataFrame, *salt: object) -> Column:
@@ -238,46 +226,20 @@ def _cuts(df: DataFrame, column: str, start: float) -> tuple[float, ...]:
     return tuple(found)
 
 
-# Slices ---------------------------------------------------------------------------------------------------------------
+def fit_on_training_rows(
+    pipeline: Pipeline, sources: Sequence[Source], options: Options, cuts: Cuts | None = None
+) -> PipelineModel:
+    """Fit an unfitted pipeline on the rows that will train, never on those that decide.
 
-
-def with_slices(frames: Sequence[DataFrame], options: Options) -> tuple[list[DataFrame], dict[str, tuple[Any, ...]]]:
-    """The frames with a column SLICE0, SLICE1, ... (long) per guardCol, and the values that these codes count through.
-
-    The values are those of all frames, sorted; null and NaN are one slice, None, the last. Runs a job per column.
-
-    Raises:
-        InputError: a column has more than MAX_SLICES values; names their number.
+    Args:
+        cuts: where time divides the rows, if that has been found.
     """
-    out, values = list(frames), {}
-    for i, name in enumerate(options.guardCols):
-        kind = _slice_type(frames[0], name)
-        each = functools.reduce(DataFrame.union, (df.select(_slice(df, name, kind)) for df in frames)).distinct()
-        found = [row[0] for row in each.limit(MAX_SLICES + 1).collect()]
-        if len(found) > MAX_SLICES:
-            raise InputError(
-                f"guardCols: column {name!r} has {each.count():,} values, more than {MAX_SLICES}: put them into bins, or "
-                "leave the column out"
-            )
-        known = sorted(v for v in found if v is not None)
-        values[name] = (*known, *([None] if None in found else []))
-        changed = F.raise_error(F.lit(f"guardCols: column {name!r} held other values when it was read again"))
-        for k, df in enumerate(out):
-            value = _slice(df, name, kind)
-            at = F.array_position(F.array(*map(F.lit, known)).cast(f"array<{kind}>"), value)
-            code = F.when(value.isNull(), len(known)).when(at > 0, at - 1).otherwise(changed)
-            out[k] = df.withColumn(f"{SLICE}{i}", code.cast("long"))
-    return out, values
-
-
-def _slice_type(df: DataFrame, name: str) -> str:
-    """The Spark type that a guardCol's values are compared in."""
-    kind = field(df, name, "guardCols").dataType
-    if isinstance(kind, NumericType):
-        return "bigint" if isinstance(kind, IntegralType) else "double"
-    return "boolean" if isinstance(kind, BooleanType) else "string"
-
-
-def _slice(df: DataFrame, name: str, kind: str) -> Column:
-    value = quoted(field(df, name, "guardCols").name).cast(kind)
-    return F.when(~F.isnan(value), value) if kind == "double" else value
+    sources = [source for source in sources if source.split != REFERENCE]
+    for source in sources:
+        check_columns(source.df, options)
+    dealt = with_splits(sources, options, cuts)
+    held = [df.where(df[SPLIT] == TRAIN).drop(SPLIT, BLOCK, TIME) for df in dealt]
+    try:
+        return pipeline.fit(functools.reduce(DataFrame.unionByName, held))
+    except jvm.SparkError as e:
+        raise InputError(f"{pipeline.uid} can't be fitted on the training rows: {jvm.cause(e)}") from e

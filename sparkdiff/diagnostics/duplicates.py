@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparkdiff.rows import SparseRows
-from sparkdiff.stages.base import Rows, matrix
+from sparkdiff.rows import Rows, SparseRows, matrix
 
 MOST_HASHES = 1 << 22  # that are kept; of more rows a sample by hash
 ERRORS = 4.0  # standard errors above chance

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from sparkdiff import jvm
-from sparkdiff.data.fingerprint import digest_of_folder, hash_of, saved
 from sparkdiff.diagnostics.predictions import PredictionDifference
 from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.report import difference_table
 from sparkdiff.stages.base import REGISTRY, class_name
+from sparkdiff.store.digests import digest_of_folder, hash_of, saved
 
 Place = tuple[int, ...]
 """Position of a leaf stage in the nested pipelines."""

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from sparkdiff.rows import SparseRows
-from sparkdiff.stages.base import Rows
+from sparkdiff.rows import Rows, SparseRows
 
 FAR, NEXT = 30.0, 5.0  # times the others' root mean square, and times the next value: an outlier that stands alone
 FARTHEST = 1000.0  # times the others' root mean square: whatever its neighbours are

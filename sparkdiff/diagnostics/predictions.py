@@ -14,9 +14,10 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, NumericType
 
 from sparkdiff import jvm
-from sparkdiff.data.splits import quoted, refuse_stream, row_hash
+from sparkdiff.data.splits import row_hash
 from sparkdiff.errors import InputError
-from sparkdiff.pipeline.graph import Graph, check_columns, folding, read_by_name, unused
+from sparkdiff.pipeline.graph import Graph, check_columns
+from sparkdiff.pipeline.names import folding, quoted, read_by_name, refuse_stream, unused
 from sparkdiff.stages.base import columns_of
 
 QUANTILES = (0.5, 0.9, 0.99)

@@ -17,16 +17,16 @@ from sparkdiff.data.stream import Batch
 from sparkdiff.diagnostics.duplicates import Twins
 from sparkdiff.diagnostics.outliers import FARTHEST, Spread, farness
 from sparkdiff.diagnostics.separation import drift, leaks_class, leaks_number
+from sparkdiff.evaluation.data import Data, scalar
 from sparkdiff.evaluation.feature_names import Slots, entering
 from sparkdiff.evaluation.guard import Verdict, total_gain
-from sparkdiff.evaluation.scores import Data, scalar
 from sparkdiff.machine import memory
 from sparkdiff.objectives.losses import Objective, resolve
 from sparkdiff.options import Options
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network
-from sparkdiff.rows import SparseRows
-from sparkdiff.stages.base import LabelStats, Rows, below, matrix, taken
+from sparkdiff.rows import Rows, SparseRows, below, matrix, taken
+from sparkdiff.stages.base import LabelStats
 
 TRAIN, VALIDATION = "train", "validation"
 SAMPLE_ROWS, SAMPLE_ENTRIES = (

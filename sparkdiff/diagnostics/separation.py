@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparkdiff.rows import SparseRows
-from sparkdiff.stages.base import Rows, matrix, taken, width
+from sparkdiff.rows import Rows, SparseRows, matrix, taken, width
 
 LEAST = 30
 """Rows of a class, or rows that differ from a feature's most frequent value, below which nothing is said."""

@@ -12,14 +12,15 @@ from torch import Tensor
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation import compatibility, guard, slices
 from sparkdiff.evaluation.compatibility import Compatibility
-from sparkdiff.evaluation.scores import Data, Score, contributions, scalar
+from sparkdiff.evaluation.data import Data, scalar
+from sparkdiff.evaluation.ledger import Ledger, candidates, diverged
+from sparkdiff.evaluation.scores import Score, contributions
 from sparkdiff.evaluation.slices import Change
 from sparkdiff.objectives.metrics import Metric
 from sparkdiff.options import Options
 from sparkdiff.pipeline.network import Network
 from sparkdiff.report import p_value
 from sparkdiff.stages.predictor import Predictor
-from sparkdiff.training.loop import Trained, diverged
 
 NAMED = 3  # slices that a reason names
 STRICTER = 10
@@ -82,8 +83,8 @@ def judge(
     options: Options,
     data: Data,
     metric: Metric,
-    network: Network,
-    found: Trained,
+    networks: tuple[Network, Network],
+    ledger: Ledger,
     original: Score,
     *,
     reference: bool,
@@ -91,11 +92,11 @@ def judge(
     """Test the best epoch's gain, and look where it comes from; in passes over the validation and the reference rows.
 
     Args:
-        network: the original; `found.network` is the best epoch's.
+        networks: the original, and the network of the best epoch.
         original: the original's validation metric.
         reference: whether there are reference rows.
     """
-    o = options
+    o, (network, tuned) = options, networks
     unit: Literal["rows", "groups", "blocks"] = "groups" if o.groupCol else "blocks" if o.timeCol else "rows"
     rows, distinct = 0, torch.empty(0, dtype=torch.int64)
     for batch, _, weight, _ in data.batches("validation"):
@@ -107,9 +108,9 @@ def judge(
     level = o.guard / o.fleetSize / stricter if o.guard < 1 else o.guard
     correlation = None
     if o.timeCol:
-        correlation = guard.correlation_time(_differences(data, metric, network, found.network))
+        correlation = guard.correlation_time(_differences(data, metric, network, tuned))
     verdict = guard.decide(
-        found.gains, found.weights, chosen=found.chosen, level=level, original=original.blocks, unit=unit, units=units,
+        ledger.gains, ledger.weights, chosen=ledger.chosen, level=level, original=original.blocks, unit=unit, units=units,
         blockRows=rows / max(units, 1), correlationTime=correlation, seed=o.seed,
     )  # fmt: skip
     # A fleet's budget is one of false accepts: a false veto costs a gain, never a model, and so keeps the level of one run.
@@ -120,9 +121,9 @@ def judge(
     columns = list(data.stream.slices.values())
     return Judgement(
         verdict, worse,
-        tuple(slices.changes(network, found.network, data, "validation", metric, columns, **how)) if columns else (),
-        slices.changes(network, found.network, data, "reference", metric, (), **how)[0] if reference else None,
-        compatibility.compare(network, found.network, data, "validation"), o.maxFlipRate, stricter,
+        tuple(slices.changes(network, tuned, data, "validation", metric, columns, **how)) if columns else (),
+        slices.changes(network, tuned, data, "reference", metric, (), **how)[0] if reference else None,
+        compatibility.compare(network, tuned, data, "validation"), o.maxFlipRate, stricter,
     )  # fmt: skip
 
 
@@ -154,11 +155,6 @@ def divergence(history: Sequence[Mapping[str, Any]], options: Options) -> str:
     )
     remedies += [] if all(by_rate) else ["choose recipe=default, which leaves out lbfgs and newton"]
     return f"{who} diverged in {when} ({how}): {', and '.join(remedies)}"
-
-
-def candidates(history: Sequence[Mapping[str, Any]]) -> int:
-    """How many there were."""
-    return len({row["candidate"] for row in history})
 
 
 def reason(

@@ -14,18 +14,18 @@ from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
 from sparkdiff.data.cache import ROOM, Cache
-from sparkdiff.data.splits import TRAIN, VALIDATION, quoted
+from sparkdiff.data.splits import TRAIN, VALIDATION
 from sparkdiff.errors import InputError, ParityError
-from sparkdiff.evaluation.scores import Data
+from sparkdiff.evaluation.data import Data
 from sparkdiff.machine import memory
 from sparkdiff.machine.paths import address
 from sparkdiff.pipeline.columns import into_structs, schema_of, write_columns
-from sparkdiff.pipeline.graph import Version, null_of, unused
+from sparkdiff.pipeline.graph import Version, null_of
+from sparkdiff.pipeline.names import quoted, unused
 from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.pipeline.network import Network
 from sparkdiff.pipeline.parity import Parity, compare
-from sparkdiff.rows import SparseRows
-from sparkdiff.stages.base import Rows, below, taken
+from sparkdiff.rows import Rows, SparseRows, below, taken
 from sparkdiff.store.disk import room
 
 PARITY_ROWS = 10_000

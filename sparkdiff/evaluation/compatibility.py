@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparkdiff.evaluation.scores import Data
+from sparkdiff.evaluation.data import Data
 from sparkdiff.pipeline.network import Network
 from sparkdiff.stages.base import columns_of
 

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network
-from sparkdiff.rows import SparseRows
+from sparkdiff.rows import Rows, SparseRows, width
 from sparkdiff.stages.assembling import VectorAssembler
-from sparkdiff.stages.base import Rows, width
 from sparkdiff.stages.encoding import OneHotEncoder
 
 

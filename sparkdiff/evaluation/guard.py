@@ -36,8 +36,6 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 
-MAX_BLOCKS = 2048  # rows, or groups, are dealt into at most so many blocks by their hash
-TIME_BLOCKS = 50  # contiguous blocks of a time series
 MIN_UNITS = 30  # fewer rows, groups or blocks than this decide nothing
 FEW_GROUPS = 50
 SHORT_BLOCK = 200  # rows

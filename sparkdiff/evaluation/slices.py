@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparkdiff.data import blocks
 from sparkdiff.data.stream import Column
 from sparkdiff.evaluation import guard
-from sparkdiff.evaluation.scores import Data, scalar
+from sparkdiff.evaluation.data import Data, scalar
 from sparkdiff.objectives.metrics import Metric, influence
 from sparkdiff.pipeline.network import Network
 
@@ -118,12 +119,12 @@ class _Sums:
     """Sums per slice and block, (slices, B)."""
 
     def __init__(self, sets: int):
-        size = (sets, guard.MAX_BLOCKS)
+        size = (sets, blocks.MAX_BLOCKS)
         self.loss, self.gains, self.weights = (torch.zeros(size, dtype=torch.float64) for _ in range(3))
         self.rows = torch.zeros(size, dtype=torch.int64)
 
     def add(self, place: Tensor, loss: Tensor, gain: Tensor, weight: Tensor, block: Tensor) -> None:
-        at = place * guard.MAX_BLOCKS + block
+        at = place * blocks.MAX_BLOCKS + block
         for sums, x in (
             (self.loss, loss),
             (self.gains, gain),

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from pyspark.sql import DataFrame
 
-from sparkdiff.jvm import by_arrow, made_of, model_at, rebuilt, scratch_folder, session
+from sparkdiff.jvm.rebuilding import made_of, rebuilt
+from sparkdiff.jvm.sessions import by_arrow, model_at, scratch_folder, session
 
 Table = tuple[np.ndarray, np.ndarray]
 """ids (n,) int64, ascending, and factors (n, rank) float32."""

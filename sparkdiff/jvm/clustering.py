@@ -10,7 +10,9 @@ from pyspark.ml.linalg import DenseMatrix, Vectors
 from pyspark.mllib.linalg import Matrices as OldMatrices
 from pyspark.mllib.linalg import Vectors as OldVectors
 
-from sparkdiff.jvm import made_of, model_at, read_rows, rebuild, rebuilt, saved, session, table_of, write_rows
+from sparkdiff.jvm.files import read_rows, saved, table_of, write_rows
+from sparkdiff.jvm.rebuilding import made_of, rebuild, rebuilt
+from sparkdiff.jvm.sessions import model_at, session
 
 
 def k_means(stage: Any, centers: np.ndarray) -> Any:

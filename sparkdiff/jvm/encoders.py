@@ -16,8 +16,8 @@ import numpy.typing as npt
 from pyspark.ml.wrapper import JavaParams
 from pyspark.sql import DataFrame
 
-from sparkdiff import jvm
 from sparkdiff.errors import SparkdiffError
+from sparkdiff.jvm import files, sessions
 
 Numbers = npt.NDArray[np.float64]
 
@@ -34,13 +34,13 @@ def with_surrogates(stage: Any, values: Mapping[str, float]) -> Any:
     row: dict[str, float] = dict(zip(frame.columns, frame.head(), strict=True))  # type: ignore[arg-type]
     spelled = {name.lower(): name for name in row}  # where a Param spells a column otherwise
     row.update({name if name in row else spelled[name.lower()]: value for name, value in values.items()})
-    new = _constructed(old, row) if jvm.has_constructors() else _rewritten(old, row)
+    new = _constructed(old, row) if sessions.has_constructors() else _rewritten(old, row)
     return old._copyValues(new._resetUid(stage.uid))
 
 
 def _constructed(old: Any, row: dict[str, float]) -> Any:
     """By the constructor: Spark 3.5 and 4.0 want a DataFrame of one row, later versions the names and the values."""
-    context: Any = jvm.session().sparkContext
+    context: Any = sessions.session().sparkContext
     [kinds] = [
         [t.getName() for t in constructor.getParameterTypes()]
         for constructor in old._java_obj.getClass().getConstructors()
@@ -61,29 +61,29 @@ def _constructed(old: Any, row: dict[str, float]) -> Any:
 
 def _rewritten(old: Any, row: dict[str, float]) -> Any:
     """By way of files. Spark 3.5 and 4.0 read them when the model is used, so they stay as long as this process."""
-    folder = Path(tempfile.mkdtemp(prefix=".imputer-", dir=jvm.scratch_folder()))
+    folder = Path(tempfile.mkdtemp(prefix=".imputer-", dir=sessions.scratch_folder()))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     where = f"file://{folder}/stage"
     old.write().save(where)
     _one_row(row).coalesce(1).write.mode("overwrite").parquet(f"{where}/data")
-    return type(old).load(jvm.model_at(where))
+    return type(old).load(sessions.model_at(where))
 
 
 def _one_row(row: Mapping[str, float]) -> DataFrame:
     """A DataFrame that holds its row itself: reading it runs no job."""
     names = ", ".join("`" + name.replace("`", "``") + "`" for name in row)
     values = ", ".join(f"CAST('{value!r}' AS DOUBLE)" for value in row.values())
-    return jvm.session().sql(f"SELECT * FROM VALUES ({values}) AS surrogates({names})")
+    return sessions.session().sql(f"SELECT * FROM VALUES ({values}) AS surrogates({names})")
 
 
 def binarizer_keeps_null(stage: Any) -> bool:
     """Whether a Binarizer leaves null as it is, as until Spark 3.5; later null is 0. Asks for a schema, and runs no job."""
-    return _keeps_null(type(stage), jvm.session().version)  # type: ignore[arg-type]  # a class can be hashed
+    return _keeps_null(type(stage), sessions.session().version)  # type: ignore[arg-type]  # a class can be hashed
 
 
 @functools.cache
 def _keeps_null(kind: type, version: str) -> bool:
-    null = jvm.session().sql("SELECT CAST(NULL AS DOUBLE) AS x")
+    null = sessions.session().sql("SELECT CAST(NULL AS DOUBLE) AS x")
     return bool(kind(inputCol="x", outputCol="y").transform(null).schema["y"].nullable)
 
 
@@ -101,11 +101,11 @@ ENTRY = re.compile(r"\(([^,()]+),\(([^,()]+),([^,()]+)\)\)")
 
 def statistics(stage: Any) -> list[Statistics]:
     """Per column of a TargetEncoderModel its categories, their counts and stats."""
-    if jvm.has_constructors():
+    if sessions.has_constructors():
         texts = [column.toSeq().toString() for column in stage._java_obj.stats()]
         return [Statistics(*np.array(ENTRY.findall(text), dtype=np.float64).reshape(-1, 3).T.copy()) for text in texts]
-    with jvm.saved(stage) as where:
-        rows = jvm.read_rows(f"{where}/data").sort_by("index").to_pylist()
+    with files.saved(stage) as where:
+        rows = files.read_rows(f"{where}/data").sort_by("index").to_pylist()
     return [Statistics(*(np.array(row[name], dtype=np.float64) for name in Statistics._fields)) for row in rows]
 
 
@@ -117,12 +117,12 @@ def with_statistics(stage: Any, columns: Sequence[Statistics]) -> Any:
     """A new TargetEncoderModel like `stage` (uid, Params set and default) with these statistics."""
     old = stage.copy()
     few = sum(len(c.categories) for c in columns) <= FEW
-    new = _with_maps(old, columns) if few and jvm.has_constructors() else _with_files(old, columns)
+    new = _with_maps(old, columns) if few and sessions.has_constructors() else _with_files(old, columns)
     return old._copyValues(new._resetUid(stage.uid))
 
 
 def _with_maps(old: Any, columns: Sequence[Statistics]) -> Any:
-    context: Any = jvm.session().sparkContext
+    context: Any = sessions.session().sparkContext
     scala = context._jvm.scala
     maps = context._gateway.new_array(scala.collection.immutable.Map, len(columns))
     for i, column in enumerate(columns):
@@ -136,10 +136,10 @@ def _with_maps(old: Any, columns: Sequence[Statistics]) -> Any:
 
 
 def _with_files(old: Any, columns: Sequence[Statistics]) -> Any:
-    with jvm.saved(old) as where:
-        schema = jvm.read_rows(f"{where}/data").schema
+    with files.saved(old) as where:
+        schema = files.read_rows(f"{where}/data").schema
         if schema.names != ["index", *Statistics._fields]:
             raise SparkdiffError(f"{old.uid}: its saved data hold {', '.join(schema.names)}, which nothing here knows")
         rows = [(i, *(values.tolist() for values in column)) for i, column in enumerate(columns)]
-        jvm.write_rows(f"{where}/data", jvm.table_of(rows, schema))
-        return type(old).load(jvm.model_at(where))
+        files.write_rows(f"{where}/data", files.table_of(rows, schema))
+        return type(old).load(sessions.model_at(where))

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from pyspark.ml.wrapper import JavaParams
 
-from sparkdiff import jvm
 from sparkdiff.errors import SparkdiffError
+from sparkdiff.jvm import files, rebuilding, sessions
 from sparkdiff.jvm.nodes import Array, Nodes
 
 STORE = "org.apache.spark.ml.tree.DecisionTreeModelReadWrite"
@@ -26,7 +26,7 @@ def is_ensemble(stage: Any) -> bool:
 
 def read(stage: Any) -> Nodes:
     """The nodes of a fitted tree, or of all trees of an ensemble."""
-    if not jvm.has_constructors():
+    if not sessions.has_constructors():
         return _loaded(stage)
     gateway, java = _gateway(), stage._java_obj
     build = _object(f"{STORE}$NodeData")
@@ -45,7 +45,7 @@ def rebuild(stage: Any, nodes: Nodes, treeWeights: Array | None = None) -> Any:
     """
     old = stage.copy()  # copy() also carries Params that were set in Python over to the Java object
     new: Any
-    if jvm.has_constructors():
+    if sessions.has_constructors():
         new = JavaParams._from_java(_constructed(old, nodes, treeWeights))
     else:
         new = _rewritten(old, nodes, treeWeights)
@@ -86,7 +86,7 @@ def fitted(
     Raises:
         InputError: no constructor can be called, or these are no trees on vectors of so many features.
     """
-    kind, java = jvm.model_class(estimator), estimator._java_obj
+    kind, java = rebuilding.model_class(estimator), estimator._java_obj
     boosted, classes = "GBT" in kind.getName(), [numClasses] if "Classification" in kind.getName() else []
     voting = [] if boosted else classes
     nodes.check(numFeatures, estimator.uid)
@@ -133,7 +133,7 @@ def _classes(java: Any) -> list[int]:
 
 
 def _gateway() -> Any:
-    context: Any = jvm.session().sparkContext
+    context: Any = sessions.session().sparkContext
     return context._jvm
 
 
@@ -196,12 +196,12 @@ def _set_up(gateway: Any) -> Any:
 
 def _loaded(stage: Any) -> Nodes:
     """From the stage's saved data."""
-    with jvm.saved(stage) as where:
+    with files.saved(stage) as where:
         return _nodes_in(where, ensemble=is_ensemble(stage))
 
 
 def _nodes_in(where: str, *, ensemble: bool) -> Nodes:
-    data = jvm.read_rows(f"{where}/data")
+    data = files.read_rows(f"{where}/data")
     trees: dict[int, list[dict[str, Any]]] = {}
     for row in data.to_pylist():  # the columns' names differ between versions, and a single tree's rows are its nodes
         tree, node = (row[data.column_names[0]], row[data.column_names[1]]) if ensemble else (0, row)
@@ -211,15 +211,15 @@ def _nodes_in(where: str, *, ensemble: bool) -> Nodes:
 
 def _rewritten(old: Any, nodes: Nodes, treeWeights: Array | None) -> Any:
     """By way of files: the stage saved, its data replaced, and the stage loaded."""
-    with jvm.saved(old) as where:
-        schema = jvm.read_rows(f"{where}/data").schema
+    with files.saved(old) as where:
+        schema = files.read_rows(f"{where}/data").schema
         if is_ensemble(old):
             rows = [(t, node) for t, tree in enumerate(nodes.records()) for node in tree]
         else:
             rows = [tuple(node[name] for name in schema.names) for node in nodes.records()[0]]
-        jvm.write_rows(f"{where}/data", jvm.table_of(rows, schema))
+        files.write_rows(f"{where}/data", files.table_of(rows, schema))
         if treeWeights is not None:
-            meta = jvm.read_rows(f"{where}/treesMetadata")
+            meta = files.read_rows(f"{where}/treesMetadata")
             new = [(*row[:2], treeWeights[row[0]]) for row in zip(*meta.to_pydict().values(), strict=True)]
-            jvm.write_rows(f"{where}/treesMetadata", jvm.table_of(new, meta.schema))
-        return type(old).load(jvm.model_at(where))
+            files.write_rows(f"{where}/treesMetadata", files.table_of(new, meta.schema))
+        return type(old).load(sessions.model_at(where))

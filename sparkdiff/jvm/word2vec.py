@@ -16,7 +16,10 @@ from pyspark.ml.functions import vector_to_array
 from pyspark.ml.wrapper import JavaParams
 from pyspark.sql import functions as F
 
-from sparkdiff.jvm import by_arrow, has_constructors, made_of, model_at, rebuilt, saved, session
+from sparkdiff.jvm import sessions
+from sparkdiff.jvm.files import saved
+from sparkdiff.jvm.rebuilding import made_of, rebuilt
+from sparkdiff.jvm.sessions import by_arrow, model_at, session
 
 Vocabulary = tuple[tuple[str, ...], np.ndarray]
 """Words, sorted, and their vectors (v, d) float32."""
@@ -30,7 +33,7 @@ _read: weakref.WeakKeyDictionary[Any, Vocabulary] = weakref.WeakKeyDictionary()
 def vocabulary(stage: Any) -> Vocabulary:
     """The words of a Word2VecModel and their vectors. A fitted model's never change, so they are read once."""
     if stage not in _read:
-        words, vectors = _by_bytes(stage) if has_constructors() else _by_arrow(stage)
+        words, vectors = _by_bytes(stage) if sessions.has_constructors() else _by_arrow(stage)
         order = sorted(range(len(words)), key=words.__getitem__)
         _read[stage] = tuple(words[k] for k in order), vectors[order]
     return _read[stage]
@@ -83,7 +86,7 @@ def counting(words: Sequence[str], column: str, shares: str, length: str) -> lis
 
 def _counter(words: Sequence[str]) -> CountVectorizerModel:
     together = BETWEEN.join(words)
-    if not has_constructors() or together.count(BETWEEN) != len(words) - 1:
+    if not sessions.has_constructors() or together.count(BETWEEN) != len(words) - 1:
         return CountVectorizerModel.from_vocabulary(list(words), inputCol="words")
     context: Any = session().sparkContext
     jvm = context._jvm

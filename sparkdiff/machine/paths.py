@@ -5,10 +5,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
-import tempfile
 from pathlib import Path
-
-from sparkdiff.errors import InputError
 
 LOCAL = re.compile(r"file:(//)?(?=/)", re.IGNORECASE)
 URL = re.compile(r"[A-Za-z][\w+.-]*:(?=/)")
@@ -35,30 +32,6 @@ def not_local(option: str, given: str) -> str | None:
         f"{option}={given!r} must be a folder of this machine's file system (local, NFS or a FUSE mount such as /dbfs), "
         "which Spark and torch both see as files"
     )
-
-
-def folder(option: str, given: str) -> Path:
-    """The absolute path of a folder that an option names.
-
-    Raises:
-        InputError: it isn't in this machine's file system.
-    """
-    if refused := not_local(option, given):
-        raise InputError(refused)
-    path = local(given)
-    assert path is not None
-    return path.absolute()
-
-
-def check_writable(option: str, given: str | Path, path: Path) -> None:
-    """Raise InputError where a folder can't be made or written to. It isn't made, and nothing stays in the one above."""
-    above = next(p for p in (path, *path.parents) if os.path.lexists(p))
-    try:
-        os.rmdir(tempfile.mkdtemp(prefix=".sparkdiff-", dir=above))
-    except OSError as e:
-        raise InputError(
-            f"{option}={str(given)!r} cannot be used: {e.strerror}; give a folder that can be written to"
-        ) from e
 
 
 def joined(given: str, folder: Path) -> str:

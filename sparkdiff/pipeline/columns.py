@@ -16,9 +16,9 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, DoubleType, StringType, StructField, StructType
 
 from sparkdiff.errors import InputError
-from sparkdiff.pipeline.schema import named
-from sparkdiff.rows import SparseRows
-from sparkdiff.stages.base import NULL, Rows
+from sparkdiff.pipeline.names import named
+from sparkdiff.rows import Rows, SparseRows
+from sparkdiff.stages.base import NULL
 
 VECTOR = pa.struct(
     [("type", pa.int8()), ("size", pa.int32()), ("indices", pa.list_(pa.int32())), ("values", pa.list_(pa.float64()))]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import collections
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pyspark.ml import Transformer, UnaryTransformer
@@ -32,6 +31,7 @@ from sparkdiff.stages.predictor import Predictor
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
     from pyspark.sql.types import StructField, StructType
+from sparkdiff.pipeline.names import folding, unquoted
 
 LEAVES = "\0leaves"
 """In place of a name: which leaves a stage of trees sends each row to. No column is called so."""
@@ -684,35 +684,6 @@ def field_of(field: StructField, storage: str = "") -> Field:
     """What a stage that wants to know its input columns is told of one."""
     attributes = (field.metadata or {}).get("ml_attr")
     return Field(isinstance(field.dataType, VectorUDT), attributes, storage, field.dataType.simpleString())
-
-
-def unquoted(name: str) -> str:
-    """The column that a Param names as an input: `a.b` in backticks is the column a.b (not so for an output)."""
-    return name[1:-1].replace("``", "`") if len(name) > 2 and name[0] == name[-1] == "`" else name
-
-
-def folding() -> Callable[[str], str]:
-    """What makes two column names equal, by the running session's rule."""
-    try:
-        sensitive = str(jvm.session().conf.get("spark.sql.caseSensitive", "false")).lower() == "true"
-    except InputError:  # each stage says so by its name
-        sensitive = False
-    return str if sensitive else str.lower
-
-
-def read_by_name(df: DataFrame) -> list[str]:
-    """The columns that share their name with no other, and so can be read by it."""
-    fold = folding()
-    times = collections.Counter(map(fold, df.columns))
-    return [c for c in df.columns if times[fold(c)] == 1]
-
-
-def unused(prefix: str, names: Iterable[str]) -> str:
-    """The prefix, with as many underscores in front as it takes for none of these names to begin with it."""
-    taken = [name.lower() for name in names]
-    while any(name.startswith(prefix) for name in taken):
-        prefix = f"_{prefix}"
-    return prefix
 
 
 def _name(param: Any) -> str:

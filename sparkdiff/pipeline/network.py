@@ -12,12 +12,11 @@ from pyspark.ml import PipelineModel
 from pyspark.sql.types import StructType
 from torch import Tensor, nn
 
-from sparkdiff.errors import InputError, check_dataframe, check_type, did_you_mean
+from sparkdiff.errors import InputError, check_dataframe, did_you_mean
 from sparkdiff.pipeline.graph import LEAVES, Graph, Version, null_of
-from sparkdiff.pipeline.nesting import flatten, replaced
 from sparkdiff.pipeline.schema import SchemaOrRows
-from sparkdiff.rows import SparseRows
-from sparkdiff.stages.base import Rows, StageModule, width
+from sparkdiff.rows import Rows, SparseRows, width
+from sparkdiff.stages.base import StageModule
 from sparkdiff.stages.predictor import Predictor
 
 
@@ -276,49 +275,32 @@ def seeing(network: Network, model: Any, data: SchemaOrRows) -> Network:
     return other
 
 
-def write_back(model: Any, network: Network) -> Any:
-    """The same pipeline (classes, uids, Params set and default) with the network's parameters.
-
-    A stage whose parameters didn't change is the same object, and so is the whole pipeline where nothing changed. The
-    argument is never touched.
-
-    Raises:
-        InputError: a parameter isn't finite or has left its stage's domain (names both), or the network was translated from
-            another pipeline.
-    """
-    leaves = flatten(model)
-    check_type("network", network, Network, "what translate(model) makes")
-    of = {leaf.path: i for i, leaf in enumerate(network.graph.leaves)}
-    if [(p, s.uid) for p, s in leaves] != [(leaf.path, leaf.uid) for leaf in network.graph.leaves]:
-        raise InputError(
-            f"the network was translated from another pipeline than {model.uid}: translate(model) makes a fitting one"
-        )
-    new = {}
-    for path, stage in leaves:
-        if of[path] in network.positions:
-            new[path] = written(stage, network.module(of[path]))
-    return replaced(model, new)
+def fixed_positions(network: Network) -> set[int]:
+    """The stages whose outputs no trainable parameter changes."""
+    fixed: set[int] = set()
+    for i in network.positions:
+        parents = {p for _, p in network.graph.leaves[i].reads if p in network.positions}
+        if parents <= fixed and not any(p.requires_grad for p in network.module(i).parameters()):
+            fixed.add(i)
+    return fixed
 
 
-@torch.no_grad()
-def written(stage: Any, module: StageModule) -> Any:
-    """`stage` itself where the module holds its parameters, else a new stage with the module's; masked entries as they were."""
-    if not any(True for _ in module.parameters()):
-        return stage
-    old = type(module).from_spark(stage).unfrozen_as(module)
-    fresh = copy.deepcopy(old)
-    counts, changed = old.entry_mask(), False
-    for (name, now), was, target in zip(module.named_parameters(), old.parameters(), fresh.parameters(), strict=True):
-        moved = (now != was) & ~(now.isnan() & was.isnan())
-        if name in counts:
-            moved = moved & counts[name]
-        if bool((moved & ~now.isfinite()).any()):
-            raise InputError(
-                f"{stage.uid}: {name} holds {now[moved & ~now.isfinite()][0].item()!r}; only finite values are written back"
-            )
-        target.copy_(torch.where(moved, now, was))
-        changed = changed or bool(moved.any())
-    if not changed:
-        return stage
-    fresh.check_domain(stage.uid)
-    return fresh.to_spark(stage)
+def fixed_versions(network: Network) -> list[Version]:
+    """The column versions that the other stages read from the fixed ones, or from outside."""
+    fixed = fixed_positions(network)
+    inside = set(network.positions) - fixed
+    read = [v for i in network.positions if i in inside for v in network.graph.leaves[i].reads]
+    return [v for v in dict.fromkeys(read) if v[1] not in inside]
+
+
+def routed_versions(network: Network) -> list[Version]:
+    """The leaves that no trainable parameter sends rows out of, of the stages of trees that train."""
+    fixed = fixed_positions(network)
+    inside = set(network.positions) - fixed
+    return [
+        (LEAVES, i)
+        for i in network.positions
+        if i in inside
+        and network.module(i).routes_fixed
+        and all(v[1] not in inside for v in network.graph.leaves[i].reads)
+    ]

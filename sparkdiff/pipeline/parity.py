@@ -16,15 +16,14 @@ from pyspark.sql import functions as F
 from torch import Tensor
 
 from sparkdiff import jvm
-from sparkdiff.data.splits import refuse_stream
 from sparkdiff.errors import InputError, check_dataframe, check_type
 from sparkdiff.pipeline.columns import read_plain, write_plain
-from sparkdiff.pipeline.graph import Version, check_columns, in_front_of, null_of, unused
+from sparkdiff.pipeline.graph import Version, check_columns, in_front_of, null_of
+from sparkdiff.pipeline.names import named, refuse_stream, unused
 from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.pipeline.network import Network, seeing, translate
-from sparkdiff.pipeline.schema import named
-from sparkdiff.rows import SparseRows
-from sparkdiff.stages.base import NULL, Rows, columns_of, dense, width
+from sparkdiff.rows import Rows, SparseRows, dense, width
+from sparkdiff.stages.base import NULL, columns_of
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.store.disk import room
 

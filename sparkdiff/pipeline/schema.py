@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from pyspark.ml.linalg import VectorUDT
-from pyspark.sql import Column, DataFrame
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, DataType, DoubleType, StringType, StructField, StructType
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError
+from sparkdiff.pipeline.names import named
 from sparkdiff.stages.base import UNKNOWN_SLOT
 
 Version = tuple[str, int]
@@ -107,11 +108,6 @@ def _with(frame: DataFrame, names: Iterable[str], kind: DataType) -> DataFrame:
     """The frame with columns of this type that hold nothing."""
     fields = {name: _sized(StructField(name, kind)) for name in names}
     return frame.withColumns({n: F.lit(None).cast(kind).alias(n, metadata=f.metadata) for n, f in fields.items()})
-
-
-def named(name: str, *, in_struct: bool = False) -> Column:
-    """The column of this name, which may contain dots and backticks; or the field of a struct, `struct.field`."""
-    return F.col(name if in_struct else "`" + name.replace("`", "``") + "`")
 
 
 def _lacking(step: Step, frame: DataFrame, fold: Callable[[str], str]) -> list[str]:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from sparkdiff.errors import InputError
-from sparkdiff.rows import SparseRows
-from sparkdiff.stages.base import AffineForm, Parameters, Rows, StageModule, register
+from sparkdiff.rows import Rows, SparseRows
+from sparkdiff.stages.base import AffineForm, Parameters, StageModule, register
 
 
 @register("pyspark.ml.feature.VectorAssembler")

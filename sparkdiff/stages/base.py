@@ -14,14 +14,13 @@ from torch import Tensor, nn
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError
-from sparkdiff.rows import SparseRows
+from sparkdiff.rows import Rows
 from sparkdiff.stages.constraints import Constraint, Positive, Rounded
 
 # MKL settles at the first call which code its functions run. Where two of its threads are the first, on a busy machine, one of
 # them has exponentials of eight digits in one of thirty processes; so few numbers are one thread's.
 torch.exp(torch.zeros(8, dtype=torch.float64))
 
-Rows = Tensor | SparseRows
 Parameters = Mapping[str, Tensor]
 Nulls = Sequence[Tensor | None]
 """Per input column which rows (n,) bool are null; None where none is, or nobody can tell."""
@@ -465,33 +464,3 @@ def tensor(value: Any) -> Tensor:
 
 def parameter(value: Tensor, trains: bool = True) -> nn.Parameter:
     return nn.Parameter(value, requires_grad=trains)
-
-
-def dense(x: Rows) -> Tensor:
-    return x.to_dense() if isinstance(x, SparseRows) else x
-
-
-def width(x: Rows) -> int:
-    """Entries per row; 1 for a scalar (n,)."""
-    return x.width if isinstance(x, SparseRows) else x.shape[1] if x.ndim == 2 else 1
-
-
-def matrix(x: Tensor) -> Tensor:
-    """A scalar (n,) as (n, 1)."""
-    return x[:, None] if x.ndim == 1 else x
-
-
-def scaled(x: Rows, factor: Tensor) -> Rows:
-    """Each feature times its factor (d,); sparse stays sparse."""
-    return x.with_values(x.values * factor[x.indices]) if isinstance(x, SparseRows) else x * factor
-
-
-def taken(x: Rows, rows: Tensor) -> Rows:
-    """The rows of these numbers (m,)."""
-    return x.take(rows) if isinstance(x, SparseRows) else x.index_select(0, rows)
-
-
-def below(parts: Sequence[Rows]) -> Rows:
-    """Rows below rows; strided where some of them are."""
-    sparse = [p for p in parts if isinstance(p, SparseRows)]
-    return SparseRows.cat(sparse) if len(sparse) == len(parts) else torch.cat([dense(p) for p in parts])

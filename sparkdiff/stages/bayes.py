@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparkdiff.errors import InputError
-from sparkdiff.rows import SparseRows
+from sparkdiff.rows import Rows, SparseRows, dense, taken
 from sparkdiff.stages.base import (
     SUPPORT,
     AffineForm,
@@ -19,12 +19,9 @@ from sparkdiff.stages.base import (
     NotAffineError,
     NotSparseError,
     Parameters,
-    Rows,
     StageModule,
-    dense,
     parameter,
     register,
-    taken,
     tensor,
 )
 from sparkdiff.stages.constraints import Constraint, LogProbabilities, Positive

@@ -11,17 +11,8 @@ from torch import Tensor, nn
 
 from sparkdiff.errors import InputError
 from sparkdiff.jvm import encoders as spark
-from sparkdiff.rows import SparseRows
-from sparkdiff.stages.base import (
-    FeatureStats,
-    LabelStats,
-    Nulls,
-    Rows,
-    StageModule,
-    dense,
-    register,
-    tensor,
-)
+from sparkdiff.rows import Rows, SparseRows, dense
+from sparkdiff.stages.base import FeatureStats, LabelStats, Nulls, StageModule, register, tensor
 from sparkdiff.stages.constraints import Constraint, Ordered
 
 SHARPNESS = 0.3

@@ -11,17 +11,8 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.jvm import clustering
-from sparkdiff.rows import SparseRows
-from sparkdiff.stages.base import (
-    SUPPORT,
-    FeatureStats,
-    LabelStats,
-    Rows,
-    columns_of,
-    parameter,
-    register,
-    tensor,
-)
+from sparkdiff.rows import Rows, SparseRows
+from sparkdiff.stages.base import SUPPORT, FeatureStats, LabelStats, columns_of, parameter, register, tensor
 from sparkdiff.stages.constraints import Constraint, Covariance, Probabilities, UnitNorm
 from sparkdiff.stages.predictor import Predictor, first_largest, lead
 

@@ -11,17 +11,8 @@ import torch
 from torch import Tensor
 
 from sparkdiff.jvm import word2vec as vocabularies
-from sparkdiff.rows import SparseRows
-from sparkdiff.stages.base import (
-    AffineForm,
-    FeatureStats,
-    LabelStats,
-    Parameters,
-    Rows,
-    StageModule,
-    parameter,
-    register,
-)
+from sparkdiff.rows import Rows, SparseRows
+from sparkdiff.stages.base import AffineForm, FeatureStats, LabelStats, Parameters, StageModule, parameter, register
 
 
 @register("pyspark.ml.feature.Word2VecModel")

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparkdiff.rows import SparseRows
-from sparkdiff.stages.base import Rows, StageModule, register
+from sparkdiff.rows import Rows, SparseRows
+from sparkdiff.stages.base import StageModule, register
 
 
 @register("pyspark.ml.feature.PolynomialExpansion")

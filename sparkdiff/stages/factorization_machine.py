@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparkdiff.rows import SparseRows
-from sparkdiff.stages.base import FeatureStats, LabelStats, Rows, StageModule, parameter, register, tensor
+from sparkdiff.rows import Rows, SparseRows
+from sparkdiff.stages.base import FeatureStats, LabelStats, StageModule, parameter, register, tensor
 from sparkdiff.stages.linear import coefficient_units, product
 from sparkdiff.stages.predictor import LeastSquares, ProbabilisticClassifier
 

@@ -11,16 +11,8 @@ from torch import Tensor
 
 from sparkdiff.jvm import trees as spark
 from sparkdiff.jvm.nodes import Nodes
-from sparkdiff.rows import SparseRows
-from sparkdiff.stages.base import (
-    SUPPORT,
-    FeatureStats,
-    LabelStats,
-    Rows,
-    columns_of,
-    parameter,
-    tensor,
-)
+from sparkdiff.rows import Rows, SparseRows
+from sparkdiff.stages.base import SUPPORT, FeatureStats, LabelStats, columns_of, parameter, tensor
 from sparkdiff.stages.gates import SHARPNESS, Gates, StraightThrough
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.stages.routing import Router

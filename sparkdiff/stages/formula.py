@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from sparkdiff.stages.base import AffineForm, Parameters, Rows, StageModule, leave_in_spark, register
+from sparkdiff.rows import Rows
+from sparkdiff.stages.base import AffineForm, Parameters, StageModule, leave_in_spark, register
 
 leave_in_spark(
     "pyspark.ml.feature.RFormulaModel",

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from sparkdiff.jvm.nodes import Nodes
-from sparkdiff.rows import SparseRows
-from sparkdiff.stages.base import Rows
+from sparkdiff.rows import Rows, SparseRows
 from sparkdiff.stages.routing import Subsets
 
 SHARPNESS = 0.3

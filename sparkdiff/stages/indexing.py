@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from sparkdiff.errors import InputError
-from sparkdiff.rows import SparseRows
-from sparkdiff.stages.base import Rows, StageModule, register, width
+from sparkdiff.rows import Rows, SparseRows, width
+from sparkdiff.stages.base import StageModule, register
 
 
 @register("pyspark.ml.feature.VectorIndexerModel")

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from sparkdiff.errors import InputError
-from sparkdiff.rows import SparseRows
-from sparkdiff.stages.base import UNDECIDED, Field, Rows, StageModule, StaysInSparkError, dense, register, width
+from sparkdiff.rows import Rows, SparseRows, dense, width
+from sparkdiff.stages.base import UNDECIDED, Field, StageModule, StaysInSparkError, register
 from sparkdiff.stages.encoding import SPARSE_FROM
 
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.jvm import isotonic as spark
-from sparkdiff.rows import SparseRows
-from sparkdiff.stages.base import FeatureStats, LabelStats, Nulls, Rows, parameter, register, tensor
+from sparkdiff.rows import Rows, SparseRows
+from sparkdiff.stages.base import FeatureStats, LabelStats, Nulls, parameter, register, tensor
 from sparkdiff.stages.constraints import Constraint, Ordered
 from sparkdiff.stages.predictor import LeastSquares
 

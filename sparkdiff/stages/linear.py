@@ -12,14 +12,13 @@ from torch import Tensor
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError
-from sparkdiff.rows import SparseRows
+from sparkdiff.rows import Rows, SparseRows
 from sparkdiff.stages.base import (
     SUPPORT,
     AffineForm,
     FeatureStats,
     LabelStats,
     Parameters,
-    Rows,
     columns_of,
     parameter,
     register,

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparkdiff import jvm
+from sparkdiff.rows import Rows
 from sparkdiff.stages.base import (
     REGISTRY,
     SUPPORT,
@@ -18,7 +19,6 @@ from sparkdiff.stages.base import (
     LabelStats,
     NotAffineError,
     Parameters,
-    Rows,
     class_name,
     columns_of,
     register,

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from sparkdiff import jvm
-from sparkdiff.stages.base import FeatureStats, LabelStats, Rows, parameter, register, tensor
+from sparkdiff.rows import Rows
+from sparkdiff.stages.base import FeatureStats, LabelStats, parameter, register, tensor
 from sparkdiff.stages.linear import coefficient_units, product
 from sparkdiff.stages.predictor import ProbabilisticClassifier, first_largest
 

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparkdiff.stages.base import LabelStats, Rows, StageModule, columns_of, tensor
+from sparkdiff.rows import Rows
+from sparkdiff.stages.base import LabelStats, StageModule, columns_of, tensor
 
 
 class Predictor(StageModule):

@@ -9,15 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparkdiff.rows import SparseRows
+from sparkdiff.rows import Rows, SparseRows, dense
 from sparkdiff.stages.base import (
     AffineForm,
     FeatureStats,
     LabelStats,
     Parameters,
-    Rows,
     StageModule,
-    dense,
     parameter,
     register,
     tensor,

@@ -9,18 +9,16 @@ import torch
 from torch import Tensor
 
 from sparkdiff.errors import InputError
+from sparkdiff.rows import Rows, dense, scaled
 from sparkdiff.stages.base import (
     AffineForm,
     FeatureStats,
     LabelStats,
     NotSparseError,
     Parameters,
-    Rows,
     StageModule,
-    dense,
     parameter,
     register,
-    scaled,
     tensor,
 )
 

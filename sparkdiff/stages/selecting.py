@@ -9,18 +9,16 @@ import torch
 from torch import Tensor
 
 from sparkdiff.errors import InputError
-from sparkdiff.rows import SparseRows
+from sparkdiff.rows import Rows, SparseRows, width
 from sparkdiff.stages.base import (
     UNDECIDED,
     UNKNOWN_SLOT,
     AffineForm,
     Field,
     Parameters,
-    Rows,
     StageModule,
     StaysInSparkError,
     register,
-    width,
 )
 
 

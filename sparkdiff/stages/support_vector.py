@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from sparkdiff.rows import Rows
 from sparkdiff.stages.base import (
     AffineForm,
     FeatureStats,
     LabelStats,
     Parameters,
-    Rows,
     columns_of,
     parameter,
     register,

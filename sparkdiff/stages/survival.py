@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from sparkdiff.errors import InputError
+from sparkdiff.rows import Rows
 from sparkdiff.stages.base import (
     AffineForm,
     FeatureStats,
     LabelStats,
     Parameters,
-    Rows,
     columns_of,
     parameter,
     register,

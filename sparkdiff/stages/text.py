@@ -8,16 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from sparkdiff import jvm
-from sparkdiff.stages.base import (
-    AffineForm,
-    Parameters,
-    Rows,
-    StageModule,
-    parameter,
-    register,
-    scaled,
-    tensor,
-)
+from sparkdiff.rows import Rows, scaled
+from sparkdiff.stages.base import AffineForm, Parameters, StageModule, parameter, register, tensor
 from sparkdiff.stages.constraints import Constraint, Positive
 from sparkdiff.stages.weighing import affine_form_by_column
 

@@ -9,17 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparkdiff.rows import SparseRows
+from sparkdiff.rows import Rows, SparseRows, scaled
 from sparkdiff.stages.base import (
     AffineForm,
     FeatureStats,
     LabelStats,
     Parameters,
-    Rows,
     StageModule,
     parameter,
     register,
-    scaled,
     tensor,
 )
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network
-from sparkdiff.rows import SparseRows
-from sparkdiff.stages.base import FeatureStats, NotSparseError, Rows
+from sparkdiff.rows import Rows, SparseRows
+from sparkdiff.stages.base import FeatureStats, NotSparseError
 from sparkdiff.team import ALONE, Team
 from sparkdiff.training.affine import Folded
 from sparkdiff.training.units import Constrained, Scales, trained

@@ -16,40 +16,9 @@ import torch
 from torch import Tensor
 
 from sparkdiff.pipeline.graph import LEAVES, Version
-from sparkdiff.pipeline.network import Network
-from sparkdiff.rows import SparseRows
-from sparkdiff.stages.base import NotAffineError, Parameters, Rows, StageModule
-
-
-def fixed_positions(network: Network) -> set[int]:
-    """The stages whose outputs no trainable parameter changes."""
-    fixed: set[int] = set()
-    for i in network.positions:
-        parents = {p for _, p in network.graph.leaves[i].reads if p in network.positions}
-        if parents <= fixed and not any(p.requires_grad for p in network.module(i).parameters()):
-            fixed.add(i)
-    return fixed
-
-
-def fixed_versions(network: Network) -> list[Version]:
-    """The column versions that the other stages read from the fixed ones, or from outside."""
-    fixed = fixed_positions(network)
-    inside = set(network.positions) - fixed
-    read = [v for i in network.positions if i in inside for v in network.graph.leaves[i].reads]
-    return [v for v in dict.fromkeys(read) if v[1] not in inside]
-
-
-def routed_versions(network: Network) -> list[Version]:
-    """The leaves that no trainable parameter sends rows out of, of the stages of trees that train."""
-    fixed = fixed_positions(network)
-    inside = set(network.positions) - fixed
-    return [
-        (LEAVES, i)
-        for i in network.positions
-        if i in inside
-        and network.module(i).routes_fixed
-        and all(v[1] not in inside for v in network.graph.leaves[i].reads)
-    ]
+from sparkdiff.pipeline.network import Network, fixed_positions, routed_versions
+from sparkdiff.rows import Rows, SparseRows
+from sparkdiff.stages.base import NotAffineError, Parameters, StageModule
 
 
 class Link(NamedTuple):

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from sparkdiff.pipeline.graph import Version
-from sparkdiff.rows import SparseRows
-from sparkdiff.stages.base import FeatureStats, Rows
+from sparkdiff.rows import Rows, SparseRows
+from sparkdiff.stages.base import FeatureStats
 from sparkdiff.training.recipes import Recipe
 
 Target = tuple[Tensor, Tensor]

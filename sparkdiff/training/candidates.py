@@ -9,17 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparkdiff.evaluation.scores import Data, Score, Tally
+from sparkdiff.evaluation.data import Data
+from sparkdiff.evaluation.scores import Score, Tally
 from sparkdiff.objectives.losses import Batch, Objective
 from sparkdiff.objectives.metrics import Metric
 from sparkdiff.options import Options
 from sparkdiff.pipeline.graph import Version
-from sparkdiff.pipeline.network import Network
-from sparkdiff.rows import SparseRows
-from sparkdiff.stages.base import FeatureStats, Rows, StageModule, below, taken
+from sparkdiff.pipeline.network import Network, routed_versions
+from sparkdiff.rows import Rows, SparseRows, below, taken
+from sparkdiff.stages.base import FeatureStats, StageModule
 from sparkdiff.team import ALONE, Team
 from sparkdiff.training.active_columns import Reach, Span, pieces
-from sparkdiff.training.affine import Folded, Slopes, routed_versions
+from sparkdiff.training.affine import Folded, Slopes
 from sparkdiff.training.augmentation import Target, augmented
 from sparkdiff.training.monotone import Monotone
 from sparkdiff.training.optimizers import Behind, FirstOrder

@@ -17,16 +17,19 @@ import torch
 from torch import Tensor
 
 from sparkdiff.data.stream import Batch, Share
+from sparkdiff.evaluation.data import Data, scalar
 from sparkdiff.evaluation.guard import total_gain
-from sparkdiff.evaluation.scores import Data, Score, scalar, widths
+from sparkdiff.evaluation.inputs import widths
+from sparkdiff.evaluation.ledger import Ledger, Trial
+from sparkdiff.evaluation.scores import Score
 from sparkdiff.machine import memory
 from sparkdiff.objectives.losses import Objective
 from sparkdiff.objectives.metrics import Metric
 from sparkdiff.options import Options
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network
-from sparkdiff.rows import SparseRows
-from sparkdiff.stages.base import FeatureStats, taken
+from sparkdiff.rows import SparseRows, taken
+from sparkdiff.stages.base import FeatureStats
 from sparkdiff.training.active_columns import Reach, batches_together, reach_of
 from sparkdiff.training.affine import Folded, fold
 from sparkdiff.training.candidates import Candidates, Draw, can_reach
@@ -51,19 +54,13 @@ class Trained:
 
     Attributes:
         history: a row per epoch and candidate, the original as epoch 0.
-        gains: (C, B) per column (candidate, epoch >= 1) the block sums of w * (loss of the original - loss).
-        weights: (B,) block sums of w.
-        steps: the (candidate, epoch) of each column of `gains`.
-        chosen: the column with the largest mean gain, the first of those that gain the same; -1 where none gains.
-        network: the network at that column (the original where none gains).
+        ledger: the gains of all candidates after each epoch, and the column that was chosen.
+        network: the network at the chosen column (the original where none gains).
         moved: per parameter how far it moved, in its natural units: {uid.parameter: (largest, root mean square)}.
     """
 
     history: list[dict[str, Any]]
-    gains: Tensor
-    weights: Tensor
-    steps: list[tuple[int, int]]
-    chosen: int
+    ledger: Ledger
     network: Network
     moved: dict[str, tuple[float, float]]
 
@@ -248,8 +245,8 @@ class Training:
         if best.column >= 0:
             load(out, best.flat)
             moved = self.scales.moved(network, best.flat)
-        gains = torch.stack(self.gains)
-        return Trained(self.history, gains, self.original.weights, self.columns, best.column, out, moved)
+        ledger = Ledger(torch.stack(self.gains), self.original.weights, [Trial(*c) for c in self.columns], best.column)
+        return Trained(self.history, ledger, out, moved)
 
 
 def train(
@@ -319,15 +316,6 @@ def one_thread_for_small_steps(work: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def diverged(history: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Of each candidate that diverged the row of the history in which it did; it has no later one."""
-    return [
-        row
-        for row in history
-        if row["epoch"] and not (math.isfinite(row["trainLoss"]) and math.isfinite(row["validationMetric"]))
-    ]
 
 
 def _entry(epoch: int, candidate: int, recipe: Recipe, train: float, validation: float) -> dict[str, Any]:

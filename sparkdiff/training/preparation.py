@@ -7,13 +7,13 @@ from collections.abc import Mapping
 
 import torch
 
-from sparkdiff.evaluation.scores import Data, all_dense, distinct_values, features, leaf_counts, settling, tallies
+from sparkdiff.evaluation.data import Data
+from sparkdiff.evaluation.inputs import all_dense, distinct_values, features, leaf_counts, settling, tallies
 from sparkdiff.options import Options
 from sparkdiff.pipeline.graph import LEAVES, Version
-from sparkdiff.pipeline.network import Network
+from sparkdiff.pipeline.network import Network, fixed_versions, routed_versions
 from sparkdiff.stages.base import FeatureStats, LabelStats
 from sparkdiff.stages.predictor import Predictor
-from sparkdiff.training.affine import fixed_versions, routed_versions
 from sparkdiff.training.recipes import Recipe, candidates
 from sparkdiff.training.units import Scales
 

@@ -622,7 +622,7 @@ def test_a_failed_build_leaves_nothing_behind(
     def interrupted(*arguments: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(caches, "_stats", interrupted)
+    monkeypatch.setattr(caches, "label_stats", interrupted)
     with pytest.raises(KeyboardInterrupt):
         cached(numeric, df, folder)
     assert list(folder.iterdir()) == []

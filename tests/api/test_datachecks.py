@@ -17,7 +17,7 @@ from riders import NUMBERS, cached, tune, unfitted
 
 from sparkdiff.data.splits import Source
 from sparkdiff.data.stream import Stream
-from sparkdiff.evaluation.scores import Data
+from sparkdiff.evaluation.data import Data
 from sparkdiff.finetune import _doubts, _label, prepare
 from sparkdiff.options import Options
 from sparkdiff.pipeline.network import Network

@@ -27,9 +27,9 @@ from riders import NUMBERS, Write, unfitted
 
 from sparkdiff import InputError, translate, write_back
 from sparkdiff.cli import main
-from sparkdiff.data.fingerprint import hash_of_folder
 from sparkdiff.diagnostics.models import Difference, between
 from sparkdiff.diagnostics.predictions import predictions
+from sparkdiff.store.digests import hash_of_folder
 
 pytestmark = pytest.mark.once  # hashes, options and messages of our own: no stack changes them
 

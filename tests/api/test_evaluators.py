@@ -20,7 +20,8 @@ from riders import NUMBERS, cached, sides, tune, unfitted
 
 from sparkdiff import InputError
 from sparkdiff.data.stream import Stream
-from sparkdiff.evaluation.scores import Data, contributions, score
+from sparkdiff.evaluation.data import Data
+from sparkdiff.evaluation.scores import contributions, score
 from sparkdiff.finetune import prepare
 from sparkdiff.options import METRICS, Options
 from sparkdiff.pipeline.network import Network

@@ -35,6 +35,7 @@ from riders import (
 from torch import Tensor
 
 from sparkdiff import FineTunerModel, finetune
+from sparkdiff.data import blocks
 from sparkdiff.errors import ParityError
 from sparkdiff.evaluation import guard
 from sparkdiff.objectives import losses
@@ -175,7 +176,7 @@ def test_from_a_thousand_validation_rows_four_candidates_run(
     assert list(history.groupby("candidate")["regAnchor"].first()) == [1e-3, 1e-3, 1e-3, 1e-1]
     assert (summary.candidates, summary.diverged) == (4, 0)
     gains, w = decided[0]["gains"], decided[0]["weights"]
-    assert gains.shape == (12, guard.MAX_BLOCKS)
+    assert gains.shape == (12, blocks.MAX_BLOCKS)
     assert decided[0]["level"] == 0.025
     assert (decided[0]["unit"], decided[0]["units"]) == ("rows", int(w.sum()))
     # gain and z from the block sums of what ships
@@ -520,7 +521,7 @@ def test_a_table_can_be_any_dataframe(
 def test_a_folded_form_that_drifts_from_the_network_stops_the_run(
     df: DataFrame, numeric: PipelineModel, shared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A wrong `affine_form`, which candidates are measured by: it forgets what trains, so it is right before training only."""
+    """A `pull` that forgets what trains: right before training, wrong after, and it is what candidates are measured by."""
     pull = PCA.affine_form
 
     def forgets(self: PCA, p: Any, slope: torch.Tensor, widths: Any) -> Any:

@@ -9,6 +9,7 @@ import pytest
 from pyspark.sql import SparkSession
 
 from sparkdiff import jvm
+from sparkdiff.jvm import sessions
 
 
 @pytest.fixture
@@ -18,7 +19,7 @@ def log(spark: SparkSession, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     root = java.org.apache.logging.log4j.LogManager.getRootLogger()
     before = root.getLevel()
     monkeypatch.setenv("PYSPARK_GATEWAY_PORT", "1")
-    monkeypatch.setattr(jvm, "SPARKS_OWN_LOG", "")
+    monkeypatch.setattr(sessions, "SPARKS_OWN_LOG", "")
     java.org.apache.spark.util.Utils.setLogLevel(java.org.apache.logging.log4j.Level.INFO)
     yield java
     java.org.apache.spark.util.Utils.setLogLevel(before)
@@ -43,7 +44,7 @@ def test_a_level_of_the_users_holds(log: Any) -> None:
 
 
 def test_a_log4j2_file_of_the_users_holds(log: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jvm, "SPARKS_OWN_LOG", "/no/such/")
+    monkeypatch.setattr(sessions, "SPARKS_OWN_LOG", "/no/such/")
     jvm.join_submit()
     assert level(log) == "INFO"
 

@@ -10,8 +10,9 @@ import pytest
 from pyspark.ml import PipelineModel
 from pyspark.sql import DataFrame, SparkSession
 
-from sparkdiff import FineTuner, InputError, job, jvm
+from sparkdiff import FineTuner, InputError, job
 from sparkdiff.cli import DONE, main
+from sparkdiff.jvm import sessions
 
 pytestmark = pytest.mark.once  # paths and messages of our own
 
@@ -31,7 +32,9 @@ def test_a_folder_of_any_name_holds_a_job(
         "{pipeline: of_any_name:of_riders, data: {train: part-*.parquet}, output: {path: runs/x, mode: overwrite}}"
     )
     for made in ("fitted", "loaded"):  # the second time from the folder of caches
-        monkeypatch.setattr(jvm, "has_constructors", lambda: False)  # weights go back by way of files in these folders
+        monkeypatch.setattr(
+            sessions, "has_constructors", lambda: False
+        )  # weights go back by way of files in these folders
         config = job.load_config(folder / "job.yaml", QUICK)
         assert job.run(config).cache["hit"] is (made == "loaded")
     monkeypatch.chdir(folder)

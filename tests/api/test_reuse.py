@@ -27,12 +27,12 @@ from riders import NUMBERS, tune
 
 from sparkdiff import InputError
 from sparkdiff import job as run
-from sparkdiff.data.fingerprint import params_of
 from sparkdiff.data.splits import Source
 from sparkdiff.options import Options
-from sparkdiff.store.files import NotResumable
+from sparkdiff.store.digests import params_of
 from sparkdiff.store.identity import UntoldError
 from sparkdiff.store.lease import HeldError
+from sparkdiff.store.run_folder import NotResumable
 
 pytestmark = pytest.mark.once
 

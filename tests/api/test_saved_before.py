@@ -33,7 +33,7 @@ from riders import cached, same, weights
 import sparkdiff
 from sparkdiff import FineTuner, FineTunerModel, FineTuningSummary
 from sparkdiff.cli import DONE, main
-from sparkdiff.data.fingerprint import hash_of_folder
+from sparkdiff.store.digests import hash_of_folder
 
 pytestmark = pytest.mark.once  # files of Spark 4.0
 

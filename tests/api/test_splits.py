@@ -22,7 +22,7 @@ from pyspark.sql import functions as F
 from riders import NUMBERS, QUICK, cached, same, tune
 
 from sparkdiff import InputError, estimator, finetune
-from sparkdiff.data import quantiles, splits
+from sparkdiff.data import blocks, quantiles, splits
 from sparkdiff.data.content import content
 from sparkdiff.data.fingerprint import Request, fingerprint
 from sparkdiff.data.splits import BLOCK, SPLIT, TIME, Cuts, Source, find_cuts, row_hash, with_splits
@@ -52,7 +52,7 @@ def test_the_indicator_is_followed(df: DataFrame) -> None:
     rows = dealt(df, validationIndicatorCol="held")
     assert (held(rows) == rows["held"]).all()
     assert set(rows["split"]) == {"train", "validation"}
-    assert rows["block"].between(0, guard.MAX_BLOCKS - 1).all()
+    assert rows["block"].between(0, blocks.MAX_BLOCKS - 1).all()
 
 
 @pytest.mark.parametrize("fraction", [0.05, 0.2, 0.8])
@@ -165,12 +165,12 @@ def test_validation_is_the_latest_part_in_fifty_blocks(df: DataFrame, kind: str)
     assert (held(rows) == (rows["number"] >= first)).all()
     blocks = rows.loc[held(rows), "block"]
     assert blocks.is_monotonic_increasing  # contiguous
-    assert sorted(blocks.unique()) == list(range(guard.TIME_BLOCKS)) == list(range(50))
+    assert sorted(blocks.unique()) == list(range(blocks.TIME_BLOCKS)) == list(range(50))
     assert blocks.value_counts().between(3, 9).all()  # 300 rows in 50 blocks
 
 
 SOME = 6000
-SHARES = [1 - 0.2 + (1 - (1 - 0.2)) * k / guard.TIME_BLOCKS for k in range(guard.TIME_BLOCKS)]
+SHARES = [1 - 0.2 + (1 - (1 - 0.2)) * k / blocks.TIME_BLOCKS for k in range(blocks.TIME_BLOCKS)]
 
 
 def drawn() -> pa.Table:

@@ -35,7 +35,7 @@ from pyspark.sql import functions as F
 
 import sparkdiff
 from sparkdiff import job as run
-from sparkdiff import jvm
+from sparkdiff import jvm, loading
 from sparkdiff.pipeline.graph import flatten
 from sparkdiff.testing import check_stage
 
@@ -139,7 +139,7 @@ def main(folder: Path) -> None:
         [f"output.path={folder}/job", "fineTuner.maxEpochs=4", "fineTuner.verbosity=0"],
     )
     facts["job"] = run.run(job).decision
-    assert predictions(run.load_model(spark, f"file://{folder}/job/model"), df)
+    assert predictions(loading.load_model(spark, f"file://{folder}/job/model"), df)
     try:
         sparkdiff.verify(model, df.withColumn("temp", F.lit(None).cast("double")))
     except sparkdiff.InputError as e:

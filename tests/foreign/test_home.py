@@ -28,6 +28,7 @@ from test_sklearn import WIDTH, data
 
 import sparkdiff
 from sparkdiff import InputError, jvm
+from sparkdiff.jvm import sessions
 
 X, Y = data(nan=True)
 COUNTS = np.minimum(Y, 2).astype(int)
@@ -174,7 +175,7 @@ def test_wrong_options_and_no_constructors(spark: Any, monkeypatch: pytest.Monke
         sparkdiff.from_sklearn(model, missing="left")
     with pytest.raises(InputError, match=r"categories must be 'any' or 'whole'.*got 'some'"):
         sparkdiff.from_xgboost(model, categories="some")
-    monkeypatch.setattr(jvm, "has_constructors", lambda: False)
+    monkeypatch.setattr(sessions, "has_constructors", lambda: False)
     with pytest.raises(InputError, match=r"GBTRegressor: a model can't be made from nothing here.*classic session"):
         sparkdiff.from_sklearn(model)
 

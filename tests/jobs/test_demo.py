@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import served
 
-from sparkdiff.data.fingerprint import hash_of_folder
+from sparkdiff.store.digests import hash_of_folder
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow

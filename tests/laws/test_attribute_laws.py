@@ -17,8 +17,8 @@ import sparkdiff
 from sparkdiff import InputError
 from sparkdiff.jvm.rformula import parts
 from sparkdiff.pipeline import schema as attributes
+from sparkdiff.rows import dense
 from sparkdiff.stages import formula
-from sparkdiff.stages.base import dense
 from sparkdiff.stages.selecting import VectorSlicer as Sliced
 from sparkdiff.testing import LawBroken, check_stage
 

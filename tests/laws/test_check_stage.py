@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 import sparkdiff
 from sparkdiff import jvm
-from sparkdiff.stages.base import REGISTRY, Rows, StageModule, class_name, dense
+from sparkdiff.rows import Rows, dense
+from sparkdiff.stages.base import REGISTRY, StageModule, class_name
 from sparkdiff.testing import LawBroken, check_stage, check_stages
 
 

@@ -14,8 +14,8 @@ from recommending import als, documents, fitted, pairs, word2vec
 from torch import Tensor
 
 from sparkdiff.jvm import als as factors
-from sparkdiff.rows import SparseRows
-from sparkdiff.stages.base import Rows, StageModule
+from sparkdiff.rows import Rows, SparseRows
+from sparkdiff.stages.base import StageModule
 from sparkdiff.stages.constraints import Rounded
 from sparkdiff.stages.embedding import Word2Vec
 from sparkdiff.stages.recommendation import ALS

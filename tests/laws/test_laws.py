@@ -22,6 +22,7 @@ from pyspark.sql.types import BooleanType, DoubleType, IntegerType, LongType, St
 
 import sparkdiff
 from sparkdiff import jvm
+from sparkdiff.jvm import sessions
 from sparkdiff.stages.base import StageModule
 from sparkdiff.testing import check_stages, perturbed
 
@@ -217,7 +218,7 @@ def test_thresholds_that_train(
             module.unfreeze(name)
         perturbed(module, generator)
 
-    monkeypatch.setattr(jvm, "has_constructors", lambda: constructors)
+    monkeypatch.setattr(sessions, "has_constructors", lambda: constructors)
     check_stages(stages, features(3), perturb=all_moved)
 
 
@@ -248,7 +249,7 @@ def test_corners(features: Features, fitted: Fitted, monkeypatch: pytest.MonkeyP
         built(logistic, weights, featuresCol="mixed", rawPredictionCol="", thresholds=[0.5, 0.0, 0.1]),
         built(logistic, binomial, featuresCol="mixed", rawPredictionCol="", threshold=1 - 2**-53),  # p rounds to less
     ]  # fmt: skip
-    monkeypatch.setattr(jvm, "has_constructors", lambda: constructors)
+    monkeypatch.setattr(sessions, "has_constructors", lambda: constructors)
     check(stages, features(3))
 
 

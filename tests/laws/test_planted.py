@@ -19,7 +19,8 @@ from sparkdiff.pipeline.columns import read_plain, write_plain
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network
 from sparkdiff.pipeline.parity import Tally
-from sparkdiff.stages.base import FeatureStats, LabelStats, Rows, dense
+from sparkdiff.rows import Rows, dense
+from sparkdiff.stages.base import FeatureStats, LabelStats
 
 pytestmark = pytest.mark.once  # whether a fault of our own is noticed: no stack changes it
 

@@ -28,7 +28,7 @@ import sparkdiff
 from sparkdiff import jvm
 from sparkdiff.jvm import isotonic
 from sparkdiff.pipeline.network import Network
-from sparkdiff.stages.base import dense
+from sparkdiff.rows import dense
 from sparkdiff.stages.bayes import Bernoulli, Complement, Gaussian, Multinomial
 from sparkdiff.stages.factorization_machine import Factorized, FMClassification
 from sparkdiff.stages.isotonic import IsotonicRegression as Curve

@@ -24,8 +24,9 @@ from pyspark.sql import DataFrame
 import sparkdiff
 from sparkdiff import InputError, plan
 from sparkdiff.pipeline.graph import INPUTS, Graph
-from sparkdiff.pipeline.network import Network, write_back
+from sparkdiff.pipeline.network import Network
 from sparkdiff.pipeline.plan import plan_of
+from sparkdiff.pipeline.write_back import write_back
 from sparkdiff.stages.base import columns_of
 
 pytestmark = pytest.mark.once  # a graph of column names

@@ -18,6 +18,7 @@ from pyspark.sql import functions as F
 
 import sparkdiff
 from sparkdiff import InputError, SparkdiffError, jvm
+from sparkdiff.jvm import sessions
 
 
 @pytest.mark.slow
@@ -35,7 +36,7 @@ def test_either_route_serves_without_torch_and_sparkdiff(
             p += 0.25
     written = []
     for constructors in (True, False):
-        monkeypatch.setattr(jvm, "has_constructors", lambda constructors=constructors: constructors)
+        monkeypatch.setattr(sessions, "has_constructors", lambda constructors=constructors: constructors)
         back = sparkdiff.write_back(model, network)
         back.write().save(str(tmp_path / f"model {constructors}"))
         written.append([r.prediction for r in back.transform(rows).orderBy("id").select("prediction").collect()])
@@ -59,7 +60,7 @@ def test_both_routes_build_the_same_stage(fitted: dict[str, Any], monkeypatch: p
     ]  # fmt: skip
     for name, weights in cases:
         for constructors in (True, False):
-            monkeypatch.setattr(jvm, "has_constructors", lambda constructors=constructors: constructors)
+            monkeypatch.setattr(sessions, "has_constructors", lambda constructors=constructors: constructors)
             built = jvm.rebuild(fitted[name], weights)
             assert (type(built), built.uid) == (type(fitted[name]), name)
             assert jvm.defined_params(built) == jvm.defined_params(fitted[name])
@@ -81,14 +82,14 @@ def test_where_the_saved_data_lie_for_a_moment(
     spark: SparkSession, fitted: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
 ) -> None:
     used = []
-    make = jvm.tempfile.mkdtemp
+    make = sessions.tempfile.mkdtemp
 
     def watched(suffix: Any = None, prefix: Any = None, dir: Any = None) -> str:
         used.append(dir)
         return str(make(suffix, prefix, dir))
 
-    monkeypatch.setattr(jvm.tempfile, "mkdtemp", watched)
-    monkeypatch.setattr(jvm, "has_constructors", lambda: False)
+    monkeypatch.setattr(sessions.tempfile, "mkdtemp", watched)
+    monkeypatch.setattr(sessions, "has_constructors", lambda: False)
     weights = {"std": np.ones(3), "mean": np.zeros(3)}
     try:
         if given == "conf":
@@ -107,7 +108,7 @@ def test_where_the_saved_data_lie_for_a_moment(
 def test_a_cluster_needs_a_folder_that_all_see(fitted: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     conf = {"spark.master": "yarn"}
     cluster = SimpleNamespace(conf=SimpleNamespace(get=lambda key, default=None: conf.get(key, default)))
-    monkeypatch.setattr(jvm, "session", lambda: cluster)
+    monkeypatch.setattr(sessions, "session", lambda: cluster)
     with pytest.raises(InputError, match="cacheDir is unset and the master is yarn"):
         jvm.rebuild(fitted["scaler"], {"std": np.ones(3), "mean": np.zeros(3)})
 
@@ -129,9 +130,9 @@ class LockedDown:
 
 def test_the_route_is_chosen_by_what_can_be_called(spark: SparkSession, monkeypatch: pytest.MonkeyPatch) -> None:
     assert jvm.has_constructors()
-    monkeypatch.setattr(jvm, "session", lambda: LockedDown(spark))
+    monkeypatch.setattr(sessions, "session", lambda: LockedDown(spark))
     assert not jvm.has_constructors()
-    monkeypatch.setattr(jvm, "session", object)  # Connect: no sparkContext
+    monkeypatch.setattr(sessions, "session", object)  # Connect: no sparkContext
     assert not jvm.has_constructors()
 
 

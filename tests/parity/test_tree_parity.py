@@ -24,7 +24,7 @@ from pyspark.sql import functions as F
 
 import sparkdiff
 from sparkdiff import Network, jvm
-from sparkdiff.jvm import trees
+from sparkdiff.jvm import sessions, trees
 from sparkdiff.jvm.nodes import Nodes
 
 pytestmark = pytest.mark.once  # what is Spark's in it the laws check on every version
@@ -158,7 +158,7 @@ def test_both_routes_build_the_same_stage(
     stage, network = stages(name), moved(stages(name))
     built = []
     for constructors in (True, False):
-        monkeypatch.setattr(jvm, "has_constructors", lambda constructors=constructors: constructors)
+        monkeypatch.setattr(sessions, "has_constructors", lambda constructors=constructors: constructors)
         built.append(sparkdiff.write_back(stage, network))
     monkeypatch.undo()
     one, other = built

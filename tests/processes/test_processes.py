@@ -29,8 +29,8 @@ from sparkdiff.errors import FullDiskError
 from sparkdiff.finetune import Outcome
 from sparkdiff.report import Phases
 from sparkdiff.store import files
-from sparkdiff.store.files import RunFolder
 from sparkdiff.store.lease import held
+from sparkdiff.store.run_folder import RunFolder
 from sparkdiff.training.distributed import launch
 from sparkdiff.training.distributed.launch import TrainingError
 

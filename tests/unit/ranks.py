@@ -26,7 +26,8 @@ from chains import F64, glr, logistic, network, normal, scales, trees
 from growing import WIDTH as TREE_WIDTH
 
 from sparkdiff.data.stream import Stream
-from sparkdiff.evaluation.scores import Data, score
+from sparkdiff.evaluation.data import Data
+from sparkdiff.evaluation.scores import score
 from sparkdiff.options import Options
 from sparkdiff.pipeline.network import Network
 from sparkdiff.stages.base import FeatureStats, LabelStats

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from sparkdiff.objectives.losses import OWN, Objective, resolve
 from sparkdiff.options import Options
-from sparkdiff.pipeline.network import Network
+from sparkdiff.pipeline.network import Network, routed_versions
 from sparkdiff.rows import SparseRows
 from sparkdiff.stages.assembling import VectorAssembler
 from sparkdiff.stages.base import FeatureStats, LabelStats
@@ -49,7 +49,7 @@ from sparkdiff.stages.trees import (
 )
 from sparkdiff.stages.weighing import ElementwiseProduct
 from sparkdiff.team import ALONE
-from sparkdiff.training.affine import fold, routed_versions
+from sparkdiff.training.affine import fold
 from sparkdiff.training.candidates import Candidates, Draw
 from sparkdiff.training.loop import _agrees
 from sparkdiff.training.monotone import Monotone

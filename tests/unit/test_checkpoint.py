@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparkdiff.errors import InputError
-from sparkdiff.store import files
-from sparkdiff.store.files import DamagedCheckpoint, NotResumable, RunFolder, untold
+from sparkdiff.store import files, run_folder
+from sparkdiff.store.files import DamagedCheckpoint
 from sparkdiff.store.lease import HeldError, held
+from sparkdiff.store.run_folder import NotResumable, RunFolder, untold
 
 
 def state(step: int) -> dict[str, Any]:
@@ -128,11 +129,11 @@ def test_what_differs_within_a_mapping_is_named(tmp_path: Path) -> None:
     )
 )
 def test_equal_requests_are_those_of_equal_text(values: list[Any]) -> None:
-    assert not files._changed({"v": values}, {"v": values})
+    assert not run_folder._changed({"v": values}, {"v": values})
     for i in range(len(values)):
         for other in (None, 0, 0.0, 1, True, "1", [True]):
             changed = {"v": [*values[:i], other, *values[i + 1 :]]}
-            assert bool(files._changed({"v": values}, changed)) == (repr(changed["v"]) != repr(values))
+            assert bool(run_folder._changed({"v": values}, changed)) == (repr(changed["v"]) != repr(values))
 
 
 def test_who_has_lost_a_run_leaves_it_alone(tmp_path: Path) -> None:

@@ -18,12 +18,13 @@ from torch import Tensor
 
 from sparkdiff.evaluation import guard
 from sparkdiff.evaluation.acceptance import Judgement, divergence, reason
+from sparkdiff.evaluation.ledger import diverged
 from sparkdiff.evaluation.scores import Score, Tally
 from sparkdiff.objectives.losses import resolve
 from sparkdiff.objectives.metrics import Metric
 from sparkdiff.options import Options
 from sparkdiff.team import Team
-from sparkdiff.training.loop import Trained, Training, diverged
+from sparkdiff.training.loop import Trained, Training
 from sparkdiff.training.recipes import Recipe
 from sparkdiff.training.units import flattened
 
@@ -126,13 +127,15 @@ def test_what_was_tested_ships(name: str, seed: int, candidates: int, epochs: in
     scores = [levels[level](torch.Generator().manual_seed(i)) for i, level in enumerate(which)]
     found = trained(original, lambda k, epoch: scores[candidates * (epoch - 1) + k], candidates, epochs)
     ships = shipped(found, candidates)
-    verdict = guard.decide(found.gains, found.weights, chosen=found.chosen, original=original.blocks, units=80)
-    totals = found.gains.sum(1)
+    verdict = guard.decide(
+        found.ledger.gains, found.ledger.weights, chosen=found.ledger.chosen, original=original.blocks, units=80
+    )
+    totals = found.ledger.gains.sum(1)
     best = float(totals.max())
     if not best > 1e-9 * float(original.blocks.abs().sum()):
-        assert (found.chosen, ships, verdict.best) == (-1, None, -1)
+        assert (found.ledger.chosen, ships, verdict.best) == (-1, None, -1)
         return
-    assert ships == found.steps[verdict.best]
+    assert ships == found.ledger.trials[verdict.best][:2]
     # Of equal gains the first: by epoch, then by candidate.
     assert verdict.best == int((totals >= best * (1 - 1e-9)).nonzero()[0])
     gains = original.blocks - scores[candidates * (ships[1] - 1) + ships[0]].blocks
@@ -140,9 +143,9 @@ def test_what_was_tested_ships(name: str, seed: int, candidates: int, epochs: in
     error = (gains - mean * original.weights)[used].norm() * math.sqrt(80 / 79) / original.weights.sum()
     assert verdict.gain == pytest.approx(float(mean), rel=1e-9)
     assert verdict.z == pytest.approx(float(mean / error), rel=1e-9)
-    others = [g for i, g in enumerate(found.gains) if i != verdict.best]
+    others = [g for i, g in enumerate(found.ledger.gains) if i != verdict.best]
     first = guard.decide(
-        torch.stack([gains, *others]), found.weights, chosen=0, original=original.blocks, units=80
+        torch.stack([gains, *others]), found.ledger.weights, chosen=0, original=original.blocks, units=80
     )  # fmt: skip
     # In another order of columns a draw that ties with the score can fall on the other side of it.
     assert verdict.p == pytest.approx(first.p, abs=0.01)
@@ -173,8 +176,8 @@ def test_a_column_that_gains_here_what_it_loses_there_counts_as_tried() -> None:
     ones = torch.ones(60, dtype=F64)
     even = torch.tensor([1.0, -1.0], dtype=F64).repeat(30)
     found = trained(Score(5 * ones, ones, 0), lambda k, epoch: Score(5 * ones - even, ones, 0), 1, 2)
-    assert found.chosen == -1
-    assert found.gains.tolist() == [even.tolist()] * 2
+    assert found.ledger.chosen == -1
+    assert found.ledger.gains.tolist() == [even.tolist()] * 2
 
 
 # Divergence -----------------------------------------------------------------------------------------------------------
@@ -188,7 +191,7 @@ def run(*metrics: Sequence[float], losses: float = 0.0, **given: Any) -> tuple[T
         len(metrics[0]), loss=losses, **given,
     )  # fmt: skip
     options = Options.of(given)
-    verdict = guard.decide(found.gains, found.weights, chosen=found.chosen)
+    verdict = guard.decide(found.ledger.gains, found.ledger.weights, chosen=found.ledger.chosen)
     told = reason(Judgement(verdict, None), options, Metric("rmse"), 5.0, found.history)
     return found, told, divergence(found.history, options)
 
@@ -199,7 +202,7 @@ def test_all_candidates_that_diverge_say_nothing_about_what_there_is_to_gain() -
         "all 2 candidates diverged in epoch 1 (learningRate=100): lower learningRate or set gradientClip; no epoch before had "
         "a smaller rmse on the validation rows, so what there is to gain isn't known"
     )
-    assert (len(diverged(found.history)), found.chosen) == (2, -1)
+    assert (len(diverged(found.history)), found.ledger.chosen) == (2, -1)
     assert "the only candidate diverged in epoch 2 (" in run([6.0, math.nan])[1]
     assert "in epochs 1 to 2 (" in run([6.0, math.nan], [math.nan, 1.0], gradientClip=1.0)[1]
     assert "lower learningRate or gradientClip;" in run([math.nan], gradientClip=1.0)[1]
@@ -207,7 +210,7 @@ def test_all_candidates_that_diverge_say_nothing_about_what_there_is_to_gain() -
 
 def test_a_loss_that_is_not_finite_ends_a_candidate_whatever_its_metric() -> None:
     found, told, _ = run([4.0, 3.0], losses=math.inf)
-    assert (found.chosen, len(found.history), len(diverged(found.history))) == (-1, 2, 1)
+    assert (found.ledger.chosen, len(found.history), len(diverged(found.history))) == (-1, 2, 1)
     assert "diverged in epoch 1" in told
 
 
@@ -220,7 +223,7 @@ def test_some_candidates_that_diverge_are_counted() -> None:
         lost == "1 of 2 candidates diverged in epoch 2 (adam 0.1, regAnchor 0): lower learningRate or set gradientClip"
     )
     found, told, lost = run([4.0, 3.0], [2.0, math.nan])  # what it had before counts
-    assert found.steps[found.chosen] == (1, 1)
+    assert found.ledger.trials[found.ledger.chosen] == (1, 1, "")
     assert (len(diverged(found.history)), "diverged" in told, bool(lost)) == (1, False, True)
     assert run([6.0])[1:] == (
         "no epoch of any candidate had a smaller rmse on the validation rows: nothing to gain from here", ""

@@ -12,8 +12,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sparkdiff import job as run
+from sparkdiff import loading
 from sparkdiff.cli import WRONG_INPUT, main
 from sparkdiff.errors import InputError
+from sparkdiff.jvm import sessions
 from sparkdiff.machine import paths as places
 from sparkdiff.options import Options
 
@@ -146,7 +148,7 @@ def test_folders_elsewhere_are_refused_and_data_elsewhere_are_not(here: Path, ur
             load(f"{place}={url}")
     config = load(f"pipeline={url}", f"data.train.path={url}", f"data.test={url}")
     assert (config.pipeline, config.data["train"]["path"], config.data["test"]) == (url, url, url)
-    assert run.located(url, here) == places.joined(url, here) == places.address(url) == url
+    assert loading.located(url, here) == places.joined(url, here) == places.address(url) == url
 
 
 @pytest.mark.parametrize("prefix", ["file://", "file:", ""])
@@ -160,8 +162,8 @@ def test_local_urls_are_local(here: Path, prefix: str) -> None:
         "cacheDir": f"{here}/x y",
     }
     assert paths(config)["data.train"] == f"{here}/x y"
-    assert run.located(url, Path("/")) == f"file://{here}/x y"
-    assert places.folder("cacheDir", url) == here / "x y"
+    assert loading.located(url, Path("/")) == f"file://{here}/x y"
+    assert sessions.folder("cacheDir", url) == here / "x y"
 
 
 def test_a_home_is_a_home(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,7 +295,7 @@ def test_any_override_is_taken_or_refused(key: str, value: str) -> None:
         return
     assert config.output.is_absolute()
     found = [path for path in paths(config).values() if places.local(path) is not None]
-    assert all(Path(path).is_absolute() or run.is_function(path) for path in found)
+    assert all(Path(path).is_absolute() or loading.is_function(path) for path in found)
 
 
 # Before Spark starts --------------------------------------------------------------------------------------------------
@@ -305,6 +307,7 @@ def no_spark(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("Spark was started")
 
     monkeypatch.setattr(run, "start_session", start)
+    monkeypatch.setattr(loading, "start_session", start)
     for name in ("SPARK_REMOTE", "SPARK_CONNECT_MODE_ENABLED"):
         monkeypatch.delenv(name, raising=False)
 
@@ -368,9 +371,8 @@ def test_what_lies_elsewhere_is_not(saved: Path, no_spark: None, monkeypatch: py
 
 
 def test_no_java(saved: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from sparkdiff import jvm
 
-    monkeypatch.setattr(jvm.SparkSession, "getActiveSession", lambda: None)
+    monkeypatch.setattr(sessions.SparkSession, "getActiveSession", lambda: None)
     for name in ("SPARK_REMOTE", "SPARK_CONNECT_MODE_ENABLED", "PYSPARK_GATEWAY_PORT"):
         monkeypatch.delenv(name, raising=False)
 

@@ -17,7 +17,7 @@ import pytest
 import typer
 
 import sparkdiff
-from sparkdiff import job
+from sparkdiff import job, loading
 from sparkdiff.cli import app
 from sparkdiff.data.splits import SPLITS
 from sparkdiff.options import Options
@@ -114,7 +114,7 @@ def override(text: str) -> None:
     elif section == "data":
         split, _, entry = rest.partition(".")
         assert split in SPLITS, text
-        assert not entry or entry.partition(".")[0] in job.SOURCE_KEYS, text
+        assert not entry or entry.partition(".")[0] in loading.SOURCE_KEYS, text
     elif section == "output":
         assert rest in ("", "path", "mode"), text
 

@@ -13,7 +13,8 @@ import pytest
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.feature import CountVectorizerModel, StringIndexerModel
 
-from sparkdiff.data.fingerprint import _anonymous, hash_of_folder, params_of
+from sparkdiff.data.fingerprint import _anonymous
+from sparkdiff.store.digests import hash_of_folder, params_of
 from sparkdiff.store.identity import UntoldError
 
 VALUES = [[1.5, -0.0, float("inf")], [], None]

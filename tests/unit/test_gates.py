@@ -15,7 +15,7 @@ from growing import CATEGORIES, WIDTH, rows
 from torch import Tensor
 
 from sparkdiff.errors import InputError
-from sparkdiff.evaluation.scores import distinct_values, leaf_counts
+from sparkdiff.evaluation.inputs import distinct_values, leaf_counts
 from sparkdiff.rows import SparseRows
 from sparkdiff.stages import gates
 from sparkdiff.stages.base import FeatureStats, LabelStats

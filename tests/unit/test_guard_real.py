@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sparkdiff.data import blocks
 from sparkdiff.evaluation import guard
 
 pytestmark = pytest.mark.once  # torch alone, which all stacks have in one version
@@ -58,7 +59,7 @@ def test_a_group_is_a_day_and_a_block_is_contiguous():
     rows, block = guard_real.Drawer(CELLS["blocks"], pool).draw(torch.Generator().manual_seed(1))
     assert len(rows) == 20_000
     assert bool((block.diff() >= 0).all())
-    assert block.unique().tolist() == list(range(guard.TIME_BLOCKS))
+    assert block.unique().tolist() == list(range(blocks.TIME_BLOCKS))
     assert bool((rows.diff()[: guard_real.WEEK - 1] % len(pool.hours) == 1).all())
 
 

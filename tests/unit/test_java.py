@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from sparkdiff import InputError, jvm
+from sparkdiff.jvm import sessions
 
 
 @pytest.mark.parametrize(
@@ -27,8 +28,8 @@ def test_a_java_that_is_too_old(
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))
     monkeypatch.setenv("SPARK_CONF_DIR", str(tmp_path))
     monkeypatch.delenv("PYSPARK_GATEWAY_PORT", raising=False)
-    monkeypatch.setattr(jvm.SparkSession, "getActiveSession", lambda: None)
-    monkeypatch.setattr(jvm, "VERSION", spark)
+    monkeypatch.setattr(sessions.SparkSession, "getActiveSession", lambda: None)
+    monkeypatch.setattr(sessions, "VERSION", spark)
     if said is None:
         jvm.check_java()
     else:

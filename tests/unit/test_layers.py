@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,115 +13,25 @@ import pytest
 pytestmark = pytest.mark.once  # reads the sources
 
 PACKAGE = Path(__file__).parents[2] / "sparkdiff"
-LAYERS = [
-    ["errors", "diagnostics", "training", "evaluation", "data", "pipeline", "store", "machine", "objectives"],
-    ["machine.paths"],
-    ["store.lease"],
-    [
-        "machine.memory",
-        "options",
-        "jvm.nodes",
-        "rows",
-        "store.files",
-        "store.identity",
-        "team",
-        "training.optimizers",
-        "objectives.formulas",
-    ],
-    ["jvm"],
-    ["store.disk"],
-    ["pipeline.nesting", "importers", "data.quantiles"],
-    ["stages.constraints"],
-    ["stages.base"],
-    ["stages"],  # and all other modules of it
-    ["pipeline.schema"],
-    ["pipeline.graph", "pipeline.columns"],
-    ["evaluation.guard"],
-    ["pipeline.network", "objectives.derivatives", "data.splits", "pipeline.plan", "training.recipes"],
-    ["data.content"],
-    ["objectives.losses"],
-    ["objectives.metrics"],
-    ["data.stream", "data.fingerprint", "training.affine", "training.augmentation", "training.units"],
-    ["training.active_columns"],
-    ["pipeline.parity", "data.cache", "evaluation.scores", "diagnostics.predictions"],
-    ["evaluation.feature_names", "diagnostics.outliers", "diagnostics.duplicates"],
-    ["diagnostics.separation", "training.monotone"],
-    [
-        "training.candidates",
-        "training.preparation",
-        "training.distributed.preflight",
-        "evaluation.cached_parity",
-        "evaluation.slices",
-        "evaluation.compatibility",
-        "diagnostics.rows",
-    ],
-    ["training.loop"],
-    ["training.distributed.worker"],
-    ["training.distributed.launch"],
-    ["report"],
-    ["report.summary", "diagnostics.models", "evaluation.acceptance"],
-    ["finetune"],
-    ["estimator", "transformer"],
-    ["job"],
+# From the bottom up: a room, or a module at the package's root, imports those of the lines above its own, and its own room.
+ROOMS = [
+    ["errors", "machine", "rows"],
+    ["team", "jvm", "options", "report"],
+    ["stages", "importers", "store"],
+    ["pipeline", "objectives"],
+    ["data"],
+    ["evaluation"],
+    ["training", "diagnostics"],
+    ["finetune", "loading"],
+    ["estimator", "job"],
     ["cli", "testing"],
     ["__main__"],
 ]
 FILES = sorted(PACKAGE.rglob("*.py"))
-NO_SPARK = (
-    "training.loop",
-    "training.candidates",
-    "training.preparation",
-    "training.affine",
-    "training.active_columns",
-    "training.monotone",
-    "objectives.derivatives",
-    "training.optimizers",
-    "training.augmentation",
-    "training.units",
-    "training.recipes",
-    "training.distributed.worker",
-    "store.files",
-    "store.lease",
-    "store.identity",
-    "team",
-    "evaluation.scores",
-    "evaluation.slices",
-    "evaluation.compatibility",
-    "evaluation.feature_names",
-    "diagnostics.outliers",
-    "diagnostics.duplicates",
-    "diagnostics.separation",
-    "diagnostics.rows",
-    "objectives.losses",
-    "objectives.formulas",
-    "objectives.metrics",
-    "rows",
-    "data.stream",
-    "stages",
-)  # a package stands for all of its modules
-NO_TORCH = (
-    "jvm",
-    "jvm.trees",
-    "jvm.clustering",
-    "jvm.als",
-    "jvm.word2vec",
-    "jvm.rformula",
-    "jvm.encoders",
-    "jvm.nodes",
-    "pipeline.nesting",
-    "options",
-    "errors",
-    "machine.paths",
-    "data.splits",
-    "data.quantiles",
-    "training.distributed.preflight",
-    "importers",
-    "importers.trees",
-    "importers.models",
-    "importers.sklearn",
-    "importers.lightgbm",
-    "importers.xgboost",
-)
+# Modules and rooms (a prefix stands for all below it) that never import Spark, with those of them that may.
+NO_SPARK = ("data.stream", "training", "evaluation", "objectives", "stages", "rows", "team")
+SPARK = ("training.distributed.launch", "training.distributed.preflight", "evaluation.cached_parity")
+NO_TORCH = ("jvm", "importers", "machine", "options", "errors", "data.splits", "data.quantiles", "pipeline.nesting")
 
 
 def module_of(path: Path) -> str:
@@ -137,13 +47,16 @@ def package(module: str) -> str:
     return module.partition(".")[0]
 
 
-def layer(module: str) -> int:
-    parts = module.split(".")
-    for length in range(len(parts), 0, -1):
-        for number, names in enumerate(LAYERS):
-            if ".".join(parts[:length]) in names:
-                return number
-    pytest.fail(f"sparkdiff/{module.replace('.', '/')}.py is in no layer: put it into LAYERS")
+def below(module: str, names: Sequence[str]) -> bool:
+    """Whether a module is one of these, or lies in one of them."""
+    return any(module == name or module.startswith(f"{name}.") for name in names)
+
+
+def floor(module: str) -> int:
+    for number, rooms in enumerate(ROOMS):
+        if package(module) in rooms:
+            return number
+    pytest.fail(f"sparkdiff/{module.replace('.', '/')}.py is in no room: put it into ROOMS")
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
@@ -169,23 +82,61 @@ def parsed(path: Path) -> ast.Module:
 
 def one_way(module: str, other: str) -> bool:
     """Whether `module` may import `other`."""
-    if layer(other) < layer(module):
-        return True
-    return package(module) == package(other)
+    return package(module) == package(other) or floor(other) < floor(module)
+
+
+def circle(arrows: Mapping[str, set[str]]) -> list[str] | None:
+    """Modules that import one another in a circle; None where there is none."""
+    done: set[str] = set()
+
+    def walk(module: str, path: list[str]) -> list[str] | None:
+        if module in path:
+            return [*path[path.index(module) :], module]
+        if module in done:
+            return None
+        done.add(module)
+        return next((c for other in sorted(arrows[module]) if (c := walk(other, [*path, module]))), None)
+
+    return next((c for module in sorted(arrows) if (c := walk(module, []))), None)
 
 
 def test_the_rules_can_fail() -> None:
     assert own_imports(MODULES["finetune"]) >= {"data.cache", "training.loop", "stages.base", "data.stream"}
     assert not one_way("data.cache", "finetune")
-    assert not one_way("data.splits", "pipeline.network")  # the same layer
+    assert not one_way("pipeline.network", "objectives.losses")  # the same floor
     assert not one_way("stages.base", "pipeline.graph")
     assert one_way("stages.linear", "stages.base")
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if m])
-def test_a_module_imports_lower_layers_only(module: str) -> None:
+def test_a_module_imports_lower_rooms_only(module: str) -> None:
     wrong = {other for other in own_imports(MODULES[module]) if not one_way(module, other)}
     assert not wrong, f"sparkdiff.{module} imports {sorted(wrong)}"
+
+
+def test_no_circle() -> None:
+    # A room's __init__ imports what it names, and is imported first by what it names.
+    rooms = {m for m, path in MODULES.items() if path.name == "__init__.py"}
+    found = circle({m: own_imports(path) - rooms for m, path in MODULES.items() if m not in rooms})
+    assert found is None, " > ".join(found)
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m])
+def test_private_names_stay_in_their_room(module: str) -> None:
+    tree = parsed(MODULES[module])
+    taken = [
+        f"{node.module}.{alias.name}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("sparkdiff")
+        for alias in node.names
+        if alias.name.startswith("_") and not one_room(module, str(node.module))
+    ]
+    assert not taken, f"sparkdiff.{module} imports {taken}"
+
+
+def one_room(module: str, other: str) -> bool:
+    return package(module) == package(other.removeprefix("sparkdiff."))
 
 
 @pytest.mark.parametrize("module", list(MODULES))
@@ -195,12 +146,12 @@ def test_no_function_imports_our_own_modules(module: str) -> None:
     assert not late, f"sparkdiff.{module} imports {sorted(late)} inside a function"
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if m in NO_SPARK or package(m) in NO_SPARK])
+@pytest.mark.parametrize("module", [m for m in MODULES if below(m, NO_SPARK) and m not in SPARK])
 def test_no_spark_where_torch_works_alone(module: str) -> None:
     assert "pyspark" not in {package(name) for name in imported(parsed(MODULES[module]))}
 
 
-@pytest.mark.parametrize("module", NO_TORCH)
+@pytest.mark.parametrize("module", [m for m in MODULES if below(m, NO_TORCH)])
 def test_no_torch_where_spark_works_alone(module: str) -> None:
     assert "torch" not in {package(name) for name in imported(parsed(MODULES[module]))}
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from test_objectives import COLUMNS, COSTS, glr, linear, logistic, stats, tensor
 from torch import Tensor
 
+from sparkdiff.data.blocks import MAX_BLOCKS
 from sparkdiff.errors import InputError
-from sparkdiff.evaluation.guard import MAX_BLOCKS
 from sparkdiff.evaluation.scores import Tally
 from sparkdiff.objectives.losses import UNLABELLED, check_label
 from sparkdiff.objectives.losses import resolve as resolve_loss

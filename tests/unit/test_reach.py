@@ -14,9 +14,9 @@ from torch import Tensor
 from sparkdiff.objectives.losses import resolve
 from sparkdiff.options import Options
 from sparkdiff.pipeline.network import Network
-from sparkdiff.rows import SparseRows
+from sparkdiff.rows import Rows, SparseRows
 from sparkdiff.stages.assembling import VectorAssembler
-from sparkdiff.stages.base import FeatureStats, LabelStats, Rows
+from sparkdiff.stages.base import FeatureStats, LabelStats
 from sparkdiff.stages.projection import PCA
 from sparkdiff.stages.scaling import MaxAbsScaler, StandardScaler
 from sparkdiff.stages.selecting import VectorSlicer

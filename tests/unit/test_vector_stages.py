@@ -14,9 +14,9 @@ from torch import Tensor
 
 from sparkdiff.data.stream.manifest import Column
 from sparkdiff.errors import InputError
-from sparkdiff.evaluation.scores import Data, rows_at_once
-from sparkdiff.rows import SparseRows
-from sparkdiff.stages.base import StageModule, dense
+from sparkdiff.evaluation.data import Data, rows_at_once
+from sparkdiff.rows import SparseRows, dense
+from sparkdiff.stages.base import StageModule
 from sparkdiff.stages.expanding import PolynomialExpansion
 from sparkdiff.stages.indexing import VectorIndexer
 from sparkdiff.stages.projection import DCT

@@ -37,7 +37,8 @@ from sparkdiff.data.stream import Stream
 from sparkdiff.errors import FullDiskError, InputError, SparkdiffError
 from sparkdiff.store import files
 from sparkdiff.store.disk import room
-from sparkdiff.store.files import RunFolder, write_bytes
+from sparkdiff.store.files import write_bytes
+from sparkdiff.store.run_folder import RunFolder
 from sparkdiff.team import ALONE
 from sparkdiff.training.distributed.preflight import check_cluster
 from sparkdiff.training.distributed.worker import ROOM, Assignment, Checkpoints, work

@@ -28,7 +28,8 @@ from typing import Any
 
 from sparkdiff.data.stream import Stream
 from sparkdiff.errors import FullDiskError, SparkdiffError
-from sparkdiff.evaluation.scores import Data, Score, rows_at_once
+from sparkdiff.evaluation.data import Data, rows_at_once
+from sparkdiff.evaluation.scores import Score
 from sparkdiff.objectives import losses, metrics
 from sparkdiff.objectives.losses import Objective
 from sparkdiff.objectives.metrics import Metric

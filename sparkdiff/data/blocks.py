@@ -1,0 +1,6 @@
+"""How many blocks rows are dealt into."""
+
+from __future__ import annotations
+
+MAX_BLOCKS = 2048  # rows, or groups, are dealt into at most so many blocks by their hash
+TIME_BLOCKS = 50  # contiguous blocks of a time series

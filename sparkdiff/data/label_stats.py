@@ -1,0 +1,107 @@
+"""Statistics of the labels and weights that a cache holds."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from sparkdiff.data.fingerprint import Request
+from sparkdiff.data.layout import USUAL, tables
+from sparkdiff.data.stream import NEGLIGIBLE
+from sparkdiff.errors import InputError
+
+NO_TIME = "null or NaN or an infinite value"
+
+
+def weight_range(folder: Path, shards: list[list[dict[str, Any]]], request: Request) -> tuple[int | None, float]:
+    """The exponent of the power of two to divide a split's weights by, None for 0, and the smallest weight that counts.
+
+    Sums of weights times losses, and their squares, stay within what doubles hold where the largest weight does. What is
+    less than NEGLIGIBLE of the largest weight would change no digit of any such sum.
+    """
+    least, largest = math.inf, 0.0
+    for table in tables(folder, shards, ["weight"]):
+        weight = table["weight"]
+        _refuse(
+            weight,
+            "weightCol",
+            request.weightCol,
+            "weight",
+            lambda c: pc.and_(pc.is_finite(c), pc.greater_equal(c, 0.0)),
+            ">= 0",
+        )
+        least = min(least, pc.min(weight.filter(pc.greater(weight, 0.0))).as_py() or math.inf)
+        largest = max(largest, pc.max(weight).as_py() or 0.0)
+    exponent = math.frexp(largest)[1]
+    negligible = math.ldexp(NEGLIGIBLE, exponent)
+    usual = abs(exponent) <= USUAL and not least < negligible
+    return None if usual else exponent, 0.0 if usual else negligible
+
+
+def label_stats(
+    folder: Path, shards: list[list[dict[str, Any]]], request: Request, negligible: float
+) -> dict[str, Any]:
+    """Label statistics of one split, and the refusal of rows that can't be used."""
+    if (nowhere := folder / "split=__HIVE_DEFAULT_PARTITION__").exists():
+        o, rows = request.options, sum(pq.read_metadata(path).num_rows for path in nowhere.rglob("*.parquet"))
+        which = f"validationIndicatorCol={o.validationIndicatorCol!r} holds null"
+        if not o.validationIndicatorCol:
+            which = f"timeCol={o.timeCol!r} holds {NO_TIME}"
+        raise InputError(f"{which} in {rows} rows, which so are on neither side; fill it or drop such rows")
+    n = mean = m2 = 0.0
+    low, high = float("inf"), float("-inf")
+    counts: dict[float, int] = {}
+    fractional = None
+    graph = request.graph
+    beside = {f"c{i}": graph.name(v) for i, v in enumerate(graph.cut()) if v in graph.lossReads}
+    ranges: dict[str, list[float]] = {}
+    for table in tables(folder, shards, ["label", "weight", "block", *beside]):
+        label, weight = table["label"], table["weight"]
+        _refuse(label, "labelCol", request.labelCol, "label", lambda c: pc.is_finite(c), "a finite number")
+        if table["block"].null_count:
+            option = "groupCol" if request.options.groupCol else "timeCol"
+            column = getattr(request.options, option)
+            what = "null" if option == "groupCol" else NO_TIME
+            raise InputError(f"{option}={column!r} holds {what}; fill it or drop such rows")
+        counted = pc.and_(pc.greater(weight, 0.0), pc.greater_equal(weight, negligible))
+        used = label.filter(counted)
+        if not len(used):
+            continue
+        for name, column in beside.items():
+            values = table[name].filter(counted)
+            least, most = ranges.get(column, [math.inf, -math.inf])
+            if values.null_count < len(values):
+                ranges[column] = [min(least, pc.min(values).as_py()), max(most, pc.max(values).as_py())]
+        if fractional is None and len(broken := used.filter(pc.not_equal(pc.floor(used), used))):
+            fractional = broken[0].as_py()
+        n += len(used)
+        size, there = len(used), pc.mean(used).as_py()
+        delta = there - mean
+        mean += delta * size / n
+        m2 += pc.variance(used).as_py() * size + delta * delta * size * (n - size) / n
+        low, high = min(low, pc.min(used).as_py()), max(high, pc.max(used).as_py())
+        if len(counts) <= 1000:
+            for entry in pc.value_counts(used).to_pylist():  # at most a thousand distinct labels are counted
+                counts[entry["values"]] = counts.get(entry["values"], 0) + entry["counts"]
+                if len(counts) > 1000:
+                    break
+    whole = len(counts) <= 1000 and all(v >= 0 and float(v).is_integer() for v in counts)
+    classes = [counts.get(float(k), 0) for k in range(int(high) + 1)] if n and whole and high <= 1000 else []
+    return {
+        "rows": int(n), "mean": mean, "std": (m2 / (n - 1)) ** 0.5 if n > 1 else 0.0, "beside": ranges,
+        "fractional": fractional, "low": low if n else None, "high": high if n else None, "classes": classes,
+    }  # fmt: skip
+
+
+def _refuse(column: pa.ChunkedArray, option: str, name: str | None, what: str, good: Any, rule: str) -> None:
+    bad = column.filter(pc.invert(pc.fill_null(good(column), False)))
+    if len(bad):
+        raise InputError(
+            f"{option}={name!r} holds {bad[0].as_py()!r} in {len(bad)} or more rows; "
+            f"a {what} must be {rule}: drop or fill such rows"
+        )

@@ -1,0 +1,212 @@
+"""How a cache's rows lie in files: its columns' physical types, its shards, and the files that Spark writes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pyspark.ml.functions import vector_to_array
+from pyspark.ml.linalg import VectorUDT
+from pyspark.sql import Column, DataFrame, Window
+from pyspark.sql import functions as F
+from pyspark.sql.types import ArrayType, BooleanType, DataType, NumericType
+
+from sparkdiff.data import splits
+from sparkdiff.data.fingerprint import SHARDS, Request
+from sparkdiff.data.splits import BLOCK, SLICE, SPLIT, TIME
+from sparkdiff.errors import InputError
+from sparkdiff.pipeline import names
+from sparkdiff.pipeline.graph import Graph, Version
+from sparkdiff.pipeline.names import named
+from sparkdiff.pipeline.schema import fields_by_name
+from sparkdiff.stages.base import NULL
+
+SPARSE_WIDTH, SPARSE_FILL = 128, 0.25
+PIECE_BYTES = 1 << 26
+USUAL = 64
+"""Weights are taken as they are where the largest lies between two to the power of minus this and of this."""
+
+
+def check_number(option: str, column: str | None, df: DataFrame, graph: Graph) -> None:
+    """Raise InputError where a column that the data have is no number."""
+    for field in df.schema.fields:
+        named = column is not None and graph.fold(field.name) == graph.fold(column)
+        if named and not isinstance(field.dataType, (NumericType, BooleanType)):
+            kind = field.dataType.simpleString()
+            raise InputError(f"{option}={column!r} is {kind}, but must be a number: cast or index it")
+
+
+def columns_of(request: Request, df: DataFrame, slices: dict[str, tuple[Any, ...]]) -> list[dict[str, Any]]:
+    """How each column lies in the files, the cut's first. Vectors of unknown width cost a small job over the first rows."""
+    graph = request.graph
+    out: list[dict[str, Any]] = []
+    fields = fields_by_name(df.schema, graph.fold)
+    for i, version in enumerate(graph.cut()):
+        field = fields.get(version[0])
+        if field is None:
+            raise InputError(
+                f"column {graph.name(version)!r} is gone when the cache is written: a stage before drops it"
+            )
+        column: dict[str, Any] = {"name": f"c{i}", "column": graph.name(version), "metadata": field.metadata}
+        column["type"] = field.dataType.simpleString()
+        if isinstance(field.dataType, (VectorUDT, ArrayType)):
+            width, fill = _width(df, _source(graph, version, field.name), graph.name(version), field.dataType)
+            sparse = isinstance(field.dataType, VectorUDT) and width >= SPARSE_WIDTH and fill < SPARSE_FILL
+            column |= {"kind": "sparse" if sparse else "dense", "width": width}
+        elif isinstance(field.dataType, (NumericType, BooleanType)):
+            column |= {"kind": "scalar", "width": 1}
+        else:
+            raise InputError(
+                f"column {field.name!r} is {field.dataType.simpleString()}; torch takes numbers, vectors and arrays of numbers"
+            )
+        out.append(column)
+    for i, version in enumerate(graph.cut()):
+        if version in graph.telling(graph.live) and fields[version[0]].nullable and out[i]["kind"] == "scalar":
+            column = {"name": f"null{i}", "column": graph.name(version) + NULL, "kind": "scalar", "width": 1}
+            out.append(column | {"dtype": "bool"})
+    for name, dtype in (("label", "float64"), ("weight", "float64"), ("block", "int64"), ("time", "float64")):
+        out.append({"name": name, "column": name, "kind": "scalar", "width": 1, "dtype": dtype})
+    for i, (name, values) in enumerate(slices.items()):
+        out.append(
+            {"name": f"slice{i}", "column": name, "kind": "scalar", "width": 1, "dtype": "int64", "values": values}
+        )
+    return out
+
+
+def _source(graph: Graph, version: Version, name: str) -> Column:
+    """The column that holds a version of the cut, `name` as the schema spells it."""
+    in_struct = graph.in_struct(version)
+    return named(graph.name(version) if in_struct else name, in_struct=in_struct)
+
+
+def holds_true(folder: Path, splits: dict[str, Any], name: str) -> bool:
+    return any(pc.any(table[name]).as_py() for shards in splits.values() for table in tables(folder, shards, [name]))
+
+
+def _width(df: DataFrame, c: Column, name: str, kind: DataType) -> tuple[int, float]:
+    """Width of a vector column and the share of its entries that is stored, from its first rows."""
+    if isinstance(kind, ArrayType):
+        size, stored = F.size(c), F.size(c)
+    else:
+        v = F.unwrap_udt(c)
+        stored = F.size(v["values"])
+        size = F.coalesce(v["size"], stored)
+    row = df.where(c.isNotNull()).limit(256).agg(F.max(size), F.sum(stored), F.sum(size)).first()
+    if row is None or not row[0]:
+        if df.isEmpty():
+            raise InputError("the data hold no row, or a stage before training drops all of them; add rows")
+        holds = "null in all rows" if row is None or row[0] is None else "vectors of no entries only"
+        raise InputError(f"column {name!r} holds {holds}, where training needs vectors with entries")
+    return int(row[0]), row[1] / row[2]
+
+
+def _physical(column: dict[str, Any], field_type: DataType, c: Column) -> list[Column]:
+    """The column as it lies in the files; a null vector is NaN, in all entries or in the first one of a sparse column."""
+    name, nan = column["name"], F.lit(float("nan"))
+    if column["kind"] == "scalar":
+        return [c.cast("double").alias(name)]
+    vector = isinstance(field_type, VectorUDT)
+    v = F.unwrap_udt(c) if vector else c
+    size = F.coalesce(v["size"], F.size(v["values"])) if vector else F.size(c)
+    unequal = F.raise_error(
+        F.concat(
+            F.lit(f"column {column['column']!r} holds vectors of {column['width']} and of "),
+            size.cast("string"),
+            F.lit(" entries"),
+        )
+    )
+
+    def checked(nothing: Column, whole: Column) -> Column:
+        return F.when(c.isNull(), nothing).when(size == column["width"], whole).otherwise(unequal)
+
+    if column["kind"] == "dense":
+        array = vector_to_array(c) if vector else c.cast("array<double>")
+        return [checked(F.array_repeat(nan, column["width"]), array).alias(name)]
+    every = F.sequence(F.lit(0), F.size(v["values"]) - 1)
+    indices = checked(F.array(F.lit(0)), F.when(v["indices"].isNull(), every).otherwise(v["indices"]))
+    return [indices.alias(f"{name}_i"), F.when(c.isNull(), F.array(nan)).otherwise(v["values"]).alias(f"{name}_v")]
+
+
+def write_files(request: Request, frames: list[DataFrame], columns: list[dict[str, Any]], folder: Path) -> None:
+    union: DataFrame | None = None
+    slices = [f"slice{i}" for i in range(len(request.options.guardCols))]
+    nulls = [c["name"] for c in columns if c.get("dtype") == "bool"]
+    own = (SPLIT, BLOCK, TIME, *(f"{SLICE}{i}" for i in range(len(slices))))
+    for df in frames:
+        selected: list[Column] = []
+        fold = request.graph.fold
+        fields = fields_by_name(df.schema, fold)
+        for lost in (request.labelCol, request.weightCol, *own):
+            if lost is not None and fold(lost) not in fields:
+                cut = ", ".join(
+                    request.graph.leaves[i].uid for i in sorted(request.graph.cached) if request.graph.leaves[i].opaque
+                )
+                what = f"column {lost!r}" if lost not in own else "columns that it doesn't name"
+                raise InputError(
+                    f"{cut or 'a stage'} drops {what}, which training needs; let it keep all columns (SELECT *, ...)"
+                )
+        check_number("labelCol", request.labelCol, df, request.graph)  # here they may be made by a stage
+        check_number("weightCol", request.weightCol, df, request.graph)
+        for i, (column, version) in enumerate(zip(columns, request.graph.cut(), strict=False)):
+            f = fields[version[0]]
+            source = _source(request.graph, version, f.name)
+            selected += _physical(column, f.dataType, source)
+            if f"null{i}" in nulls:
+                selected.append(source.isNull().alias(f"null{i}"))
+        weight = names.quoted(request.weightCol).cast("double") if request.weightCol else F.lit(1.0)
+        label = names.quoted(request.labelCol).cast("double") if request.labelCol else F.lit(0.0)  # clusters have none
+        selected += [label.alias("label"), weight.alias("weight")]
+        selected += [F.col(BLOCK).alias("block"), F.col(TIME).alias("time"), F.col(SPLIT).alias("split")]
+        selected += [F.col(f"{SLICE}{i}").alias(name) for i, name in enumerate(slices)]
+        part = df.select(*selected).where("weight <> 0 OR weight IS NULL")  # weight 0 counts nowhere
+        union = part if union is None else union.unionByName(part)
+    assert union is not None
+    # Equal rows are dealt by their occurrence number too, so that the files depend on the rows alone, not on partitions.
+    # The slices don't count: naming another guardCol changes no order of rows, and so no training.
+    # Nor do the flags of nulls: a null that is hashed isn't NaN.
+    hashed = union.withColumn("hash", splits.row_hash(union.drop(*slices, *nulls)))
+    occurrence = F.row_number().over(Window.partitionBy("hash").orderBy("hash", *slices))
+    keyed = hashed.withColumn("key", F.xxhash64("hash", occurrence)).withColumn(
+        "shard", F.pmod(F.col("key"), F.lit(SHARDS))
+    )
+    dealt = (
+        keyed.repartition(SHARDS, "split", "shard").sortWithinPartitions("split", "shard", "key").drop("hash", "key")
+    )
+    width = sum(c["width"] if c["kind"] == "dense" else 1 for c in columns if c["name"] not in nulls)
+    piece = max(1024, min(65536, PIECE_BYTES // (8 * width)))
+    dealt.write.mode("append").option("maxRecordsPerFile", piece).partitionBy("split", "shard").parquet(
+        f"file://{folder}"
+    )
+
+
+def shards_in(folder: Path, split: str, number: int) -> list[list[dict[str, Any]]]:
+    """Rename Spark's files of one split and describe them."""
+    out = []
+    for shard in range(number):
+        pieces: list[dict[str, Any]] = []
+        written = folder / f"split={split}" / f"shard={shard}"
+        for i, path in enumerate(sorted(written.glob("part-*.parquet"), key=lambda p: p.name.rsplit("-c", 1)[-1])):
+            name = f"{split}/shard-{shard:03d}-{i:03d}.parquet"
+            (folder / split).mkdir(exist_ok=True)
+            os.rename(path, folder / name)
+            content = (folder / name).read_bytes()
+            rows = pq.read_metadata(folder / name).num_rows
+            pieces.append(
+                {"path": name, "rows": rows, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            )
+        out.append(pieces)
+    shutil.rmtree(folder / f"split={split}", ignore_errors=True)
+    return out
+
+
+def tables(folder: Path, shards: list[list[dict[str, Any]]], columns: list[str]) -> Iterator[pa.Table]:
+    for shard in shards:
+        for piece in shard:
+            yield pq.read_table(folder / piece["path"], columns=columns, partitioning=None)

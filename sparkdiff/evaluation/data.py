@@ -1,0 +1,84 @@
+"""Rows of a split as batches of tensors, in pieces that fit into memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from sparkdiff.data.blocks import MAX_BLOCKS
+from sparkdiff.data.stream import Batch, Prepare, Stream
+from sparkdiff.pipeline.graph import Version
+from sparkdiff.pipeline.network import Network, fixed_versions, routed_versions
+from sparkdiff.rows import Rows, SparseRows
+from sparkdiff.team import ALONE, Team
+
+EVAL_ROWS, SPARSE_ROWS = 8192, 1024
+"""Rows that are measured at a time; fewer sparse ones, of whose entries a dozen temporaries are made."""
+DENSE_ENTRIES = 1 << 24
+"""Entries that a stage may make dense at a time while rows are measured (128 MiB of doubles)."""
+
+
+def rows_at_once(network: Network, stream: Stream) -> int:
+    """EVAL_ROWS, but fewer of sparse rows, and where a stage makes wide rows dense."""
+    most = SPARSE_ROWS if any(column.kind == "sparse" for column in stream.columns) else EVAL_ROWS
+    return max(16, min(most, DENSE_ENTRIES // max(1, network.made_dense())))
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The stream, what its columns are, and which process of how many reads it.
+
+    `tick` is called for every batch that is measured, of `rows` rows.
+    """
+
+    stream: Stream
+    columns: Mapping[Version, str]
+    team: Team = ALONE
+    tick: Callable[[], None] = lambda: None
+    prepare: Prepare | None = None
+    rows: int = EVAL_ROWS
+
+    def values(self, batch: Batch) -> dict[Version, Rows]:
+        return {v: batch[name] for v, name in self.columns.items()}
+
+    def prepared(self, network: Network) -> Data:
+        """These data with the column versions that no trainable parameter changes, computed once for many batches."""
+        fixed, routed = fixed_versions(network), routed_versions(network)
+        made = {v: f"prepared {i}" for i, v in enumerate([*fixed, *routed])}
+
+        @torch.no_grad()
+        def rows(batch: Batch) -> Batch:
+            values = self.values(batch)
+            network.run(values, fixed)
+            network.route(values, routed)
+            return {**batch, **{name: values[v] for v, name in made.items()}}
+
+        nothing = rows(self.nothing())
+        wide = [nothing[name] for name in made.values()]
+        size = sum(x.width if isinstance(x, SparseRows) else x.itemsize * math.prod(x.shape[1:]) for x in wide)
+        return dataclasses.replace(self, columns={**self.columns, **made}, prepare=Prepare(rows, size))
+
+    def nothing(self) -> Batch:
+        """A batch of no rows."""
+        return {column.name: column.empty(0) for column in self.stream.columns}
+
+    def batches(self, split: str) -> Iterator[tuple[Batch, Tensor, Tensor, Tensor]]:
+        """This process's rows in large batches, as they lie, for measuring: (batch, label, weight, block)."""
+        team = self.team
+        for batch in self.stream.batches(
+            split, batchSize=self.stream.together(self.rows, team.world), rank=team.rank, world=team.world,
+            prepare=self.prepare,
+        ):  # fmt: skip
+            self.tick()
+            yield batch, scalar(batch, "label"), scalar(batch, "weight"), scalar(batch, "block") % MAX_BLOCKS
+
+
+def scalar(batch: Batch, name: str) -> Tensor:
+    """A scalar column of a batch, (n,)."""
+    column = batch[name]
+    assert isinstance(column, Tensor)
+    return column

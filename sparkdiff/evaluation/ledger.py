@@ -1,0 +1,49 @@
+"""What the guard decides on: block sums of gains, by candidate and epoch; and what the history says of the candidates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+
+class Trial(NamedTuple):
+    """What one column of a ledger is: a candidate after an epoch (1 or later), in one arm of an experiment."""
+
+    candidate: int
+    epoch: int
+    arm: str = ""
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Block sums of all that was tried, wherever the rows were measured.
+
+    Attributes:
+        gains: (C, B) per column the block sums of w * (loss of the original - loss).
+        weights: (B,) block sums of w.
+        trials: what each of the C columns is.
+        chosen: the column with the largest mean gain, the first of those that gain the same; -1 where none gains.
+    """
+
+    gains: Tensor
+    weights: Tensor
+    trials: Sequence[Trial]
+    chosen: int
+
+
+def candidates(history: Sequence[Mapping[str, Any]]) -> int:
+    """The number of candidates in a history of one row per epoch and candidate."""
+    return len({row["candidate"] for row in history})
+
+
+def diverged(history: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """For each candidate that diverged, the row of the history in which it did; it has no later row."""
+    return [
+        row
+        for row in history
+        if row["epoch"] and not (math.isfinite(row["trainLoss"]) and math.isfinite(row["validationMetric"]))
+    ]

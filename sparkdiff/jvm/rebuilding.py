@@ -1,0 +1,242 @@
+"""Fitted stages rebuilt around new weights, by constructors of the JVM or by way of their saved files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from py4j.java_collections import JavaArray
+from py4j.java_gateway import JavaObject
+from pyspark.ml.common import _py2java
+from pyspark.ml.linalg import DenseMatrix, Vectors
+from pyspark.ml.wrapper import JavaParams
+
+from sparkdiff.errors import InputError, SparkdiffError
+from sparkdiff.jvm import sessions
+from sparkdiff.jvm.files import _arrow, read_rows, saved, write_rows
+from sparkdiff.jvm.sessions import model_at, session
+
+
+def rebuild(stage: Any, weights: Mapping[str, Any]) -> Any:
+    """A new fitted stage of the same class, uid and Params (set and default) with these weights.
+
+    The names are those of the stage's saved data, in the order of its Scala constructor: one description for two routes.
+    Where constructors can be called, one is; elsewhere the stage is saved, its data rewritten, and loaded.
+
+    Raises:
+        SparkdiffError: no constructor takes these weights, or the saved data lack one.
+    """
+    return rebuilt(stage, lambda old: _constructed(old, weights), lambda old: _rewritten(old, weights))
+
+
+def rebuilt(stage: Any, construct: Callable[[Any], Any], rewrite: Callable[[Any], Any]) -> Any:
+    """`rebuild` for a class whose constructor or saved data are of another form.
+
+    Args:
+        construct, rewrite: a copy of the stage -> a new one with other weights, by a Scala constructor or by way of files.
+    """
+    old = stage.copy()  # copy() also carries Params that were set in Python over to the Java object
+    new = construct(old) if sessions.has_constructors() else rewrite(old)
+    # Python objects have defaults of their own (an unset outputCol is <uid>__output of a uid made up by __init__).
+    new = old._copyValues(new._resetUid(stage.uid))
+    for param in [p for p in new._paramMap if not old.isSet(p.name)]:  # Java alone knows that ALS sets blockSize
+        del new._paramMap[param]
+    return new
+
+
+def with_params(stage: Any, values: Mapping[str, Any]) -> Any:
+    """A new stage like `stage` with these values (numbers, numpy vectors) in its Params; what is the same isn't set."""
+    new = {name: ml_value(value, None) for name, value in values.items()}
+    return stage.copy({stage.getParam(n): v for n, v in new.items() if stage.getOrDefault(n) != v})
+
+
+def rebuild_around(stage: Any, weights: Mapping[str, Any], inner: Callable[[Any, Any], Any]) -> Any:
+    """`rebuild` for a class of spark.ml whose constructor takes (String uid, a model of spark.mllib).
+
+    Args:
+        inner: (the JVM's packages, the Java object of the stage) -> the mllib model with these weights.
+    """
+
+    def construct(old: Any) -> Any:
+        context: Any = session().sparkContext
+        return made_of(old, inner(context._jvm, old._java_obj))
+
+    return rebuilt(stage, construct, lambda old: _rewritten(old, weights))
+
+
+def idf(stage: Any, values: np.ndarray) -> Any:
+    """An IDFModel like `stage` with other inverse document frequencies (d,); docFreq and numDocs are kept."""
+
+    def inner(jvm: Any, java: Any) -> Any:
+        vector = jvm.org.apache.spark.mllib.linalg.Vectors.fromML(
+            _py2java(session().sparkContext, Vectors.dense(values))
+        )
+        return jvm.org.apache.spark.mllib.feature.IDFModel(vector, java.docFreq(), java.numDocs())
+
+    return rebuild_around(stage, {"idf": values}, inner)
+
+
+def made_of(old: Any, *arguments: Any) -> Any:
+    """A model of the same class, uid and Params by the constructor that takes (String uid, *arguments), all of them Java's.
+
+    Raises:
+        SparkdiffError: there is none of so many arguments.
+    """
+    context: Any = session().sparkContext
+    java, kind = old._java_obj, old._java_obj.getClass()
+    for constructor in kind.getConstructors():
+        if len(constructor.getParameterTypes()) == len(arguments) + 1:
+            every = context._gateway.new_array(context._jvm.java.lang.Object, len(arguments) + 1)
+            for i, argument in enumerate((java.uid(), *arguments)):
+                every[i] = argument
+            new = constructor.newInstance(every)
+            java.copyValues(new, context._jvm.org.apache.spark.ml.param.ParamMap.empty())
+            return JavaParams._from_java(new)
+    raise SparkdiffError(f"{java.uid()}: {kind.getName()} has no constructor of {len(arguments)} weights")
+
+
+def _constructed(old: Any, weights: Mapping[str, Any]) -> Any:
+    """By the constructor that takes (String uid, then one parameter per weight), chosen by their types.
+
+    Numpy vectors and matrices go over in one piece each.
+    """
+    matrices = [name for name, value in weights.items() if isinstance(value, np.ndarray) and value.ndim == 2]
+    like = {name: getattr(old, name, None) for name in matrices}
+    return JavaParams._from_java(_made(old._java_obj, old._java_obj.getClass(), weights, like))
+
+
+def _made(java: Any, kind: Any, weights: Mapping[str, Any], like: Mapping[str, Any]) -> Any:
+    """A Java model of this class with the uid and Params of a Java stage, its matrices in the storage order of others."""
+    context: Any = session().sparkContext
+    jvm = context._jvm
+    values = list(weights.values())
+    for constructor in kind.getConstructors():
+        types = [t.getName() for t in constructor.getParameterTypes()]
+        if len(types) != len(values) + 1 or types[0] != "java.lang.String":
+            continue
+        if not all(_fits(v, t) for v, t in zip(values, types[1:], strict=True)):
+            continue
+        arguments = context._gateway.new_array(jvm.java.lang.Object, len(types))
+        arguments[0] = java.uid()
+        for i, (value, name) in enumerate(zip(values, weights, strict=True), start=1):
+            # A column-major coefficient matrix builds, and fails in LogisticRegressionModel.transform.
+            arguments[i] = _py2java(context, ml_value(value, like.get(name)))
+        new = constructor.newInstance(arguments)
+        java.copyValues(new, jvm.org.apache.spark.ml.param.ParamMap.empty())
+        return new
+    raise SparkdiffError(f"{java.uid()}: {kind.getName()} has no constructor for {', '.join(weights)}")
+
+
+def model_class(estimator: Any) -> Any:
+    """The Java class of what an unfitted estimator of pyspark.ml fits; its Params are carried over to its Java object.
+
+    Raises:
+        InputError: no constructor can be called.
+    """
+    if not sessions.has_constructors():
+        raise InputError(
+            f"{type(estimator).__name__}: a model can't be made from nothing here (Spark Connect, or a cluster that allows no "
+            "constructors); make it in a classic session of the same Spark version, save it there and load it here"
+        )
+    estimator._transfer_params_to_java()
+    kind = estimator._java_obj.getClass()
+    name = kind.getName().replace("Regressor", "Regression").replace("Classifier", "Classification")
+    return kind.getClassLoader().loadClass(f"{name}Model")
+
+
+def fitted(estimator: Any, weights: Mapping[str, Any]) -> Any:
+    """The model that an unfitted estimator would have come to, had it found these weights: its uid, Params and defaults.
+
+    Args:
+        weights: all of them, as of `rebuild`.
+
+    Raises:
+        InputError: no constructor can be called.
+    """
+    kind = model_class(estimator)
+    row_major = dict.fromkeys(weights, SimpleNamespace(isTransposed=True))
+    return JavaParams._from_java(_made(estimator._java_obj, kind, weights, row_major))
+
+
+def _rewritten(old: Any, weights: Mapping[str, Any]) -> Any:
+    """By way of files: the stage saved, the weights in the one row of its data replaced, and the stage loaded."""
+    with saved(old) as where:
+        data = read_rows(f"{where}/data")
+        if data.num_rows != 1:
+            raise SparkdiffError(
+                f"{old.uid}: its saved data have several rows; its translation needs a to_spark of its own"
+            )
+        missing = [name for name in weights if name not in data.column_names]
+        if missing:
+            raise SparkdiffError(
+                f"{old.uid}: its saved data lack {', '.join(missing)}; they hold {', '.join(data.column_names)}"
+            )
+        for name, value in weights.items():
+            was, place = data[name][0].as_py(), data.column_names.index(name)
+            new = ml_value(value, SimpleNamespace(**was) if isinstance(was, dict) else None)
+            data = data.set_column(place, data.schema.field(place), _arrow([new], data.schema.field(place).type))
+        write_rows(f"{where}/data", data)
+        return type(old).load(model_at(where))
+
+
+def ml_value(value: Any, like: Any) -> Any:
+    """A numpy vector or matrix as Spark's, a matrix in the storage order of another one; a number as it is."""
+    if not isinstance(value, np.ndarray):
+        return value
+    if value.ndim == 1:
+        return Vectors.dense(value)
+    rows, columns = value.shape
+    row_major = bool(getattr(like, "isTransposed", False))
+    return DenseMatrix(rows, columns, value.ravel("C" if row_major else "F"), row_major)
+
+
+def _fits(value: Any, java_type: str) -> bool:
+    if isinstance(value, np.ndarray):
+        return java_type.rsplit(".", 1)[-1] in (
+            ("Vector", "DenseVector") if value.ndim == 1 else ("Matrix", "DenseMatrix")
+        )
+    return java_type == {bool: "boolean", int: "int", float: "double"}[type(value)]
+
+
+def defined_params(stage: Any) -> dict[str, dict[str, Any]]:
+    """A stage's Params as {"set": {name: value}, "default": {name: value}}."""
+    return {
+        "set": {p.name: v for p, v in stage._paramMap.items()},
+        "default": {p.name: v for p, v in stage._defaultParamMap.items()},
+    }
+
+
+def java_params(stage: Any) -> str | None:
+    """The Params of a stage's Java object, which may lag behind those set in Python; None where it has none."""
+    java = getattr(stage, "_java_obj", None)
+    if not isinstance(java, JavaObject):
+        return None
+    params = java.extractParamMap()
+    text = str(params.toString())
+    if "@" in text:  # an array's text is its address
+        pairs = [params.toSeq().apply(i) for i in range(params.size())]
+        text = "\n".join(f"{pair.param().name()}: {_listed(pair.value())}" for pair in pairs)
+    return text
+
+
+def _listed(value: Any) -> Any:
+    return [_listed(v) for v in value] if isinstance(value, JavaArray) else value
+
+
+def default_output(stage: Any) -> Any:
+    """The outputCol of a stage on which none is set: `<uid>__output`.
+
+    A loaded stage's Python object has made up a uid of its own for it. Classic Spark takes that one over; behind Connect,
+    Spark knows nothing of it.
+    """
+    java = getattr(stage, "_java_obj", None)
+    in_python = java is None or isinstance(java, JavaObject)
+    return stage.getOrDefault("outputCol") if in_python else f"{stage.uid}__output"
+
+
+def with_uid(new: Any, old: Any) -> Any:
+    """`new` with the uid and the Params of `old`; for stages that exist in Python only."""
+    new._resetUid(old.uid)
+    return old._copyValues(new)

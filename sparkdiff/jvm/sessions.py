@@ -1,0 +1,340 @@
+"""The session and its Spark: which one runs, what it can and sees, and the causes of its errors."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import os
+import re
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyspark
+from py4j.java_gateway import JavaObject
+from py4j.protocol import Py4JError, Py4JJavaError
+from pyspark import SparkConf, SparkContext
+from pyspark.errors import PySparkException
+from pyspark.find_spark_home import _find_spark_home
+from pyspark.ml import PipelineModel
+from pyspark.ml.util import MLReader, MLWriter
+from pyspark.sql import SparkSession
+from pyspark.util import VersionUtils
+
+from sparkdiff.errors import InputError
+from sparkdiff.machine import paths
+
+SparkError = (Py4JError, PySparkException)
+"""What Spark raises through Python."""
+VERSION = VersionUtils.majorMinorVersion(pyspark.__version__)
+
+
+def session() -> SparkSession:
+    """The running SparkSession, classic or Spark Connect.
+
+    Raises:
+        InputError: none is running, or it was stopped.
+    """
+    try:
+        spark = SparkSession.active()  # in a thread of the user's own, where none is active, the one started last
+    except PySparkException:
+        spark = None
+    if spark is None or (in_process(spark) and spark.sparkContext._jsc is None):
+        raise InputError(
+            "no running SparkSession: start one (SparkSession.builder.getOrCreate()) and load the model again"
+        )
+    return spark
+
+
+SPARKS_OWN_LOG = "org/apache/spark/log4j2-"
+"""Where Spark keeps what it logs by unless the user has a file for that: everything down to INFO."""
+
+
+def join_submit() -> None:
+    """Join the JVM that spark-submit has started, so that a SparkConf knows what it was told, and log warnings only from here on.
+
+    Where the user has said how to log, by `spark.log.level` or a log4j2 file, that holds.
+    """
+    if (
+        "PYSPARK_GATEWAY_PORT" not in os.environ
+    ):  # no spark-submit: a JVM of our own, which starts with the session's settings
+        return
+    try:
+        SparkContext._ensure_initialized()
+        conf: Any = SparkConf()
+        conf._jconf.initializeLogIfNecessary(False)
+        jvm: Any = SparkContext._jvm
+        log4j = jvm.org.apache.logging.log4j
+        source = log4j.LogManager.getContext(False).getConfigLocation()
+        if SPARKS_OWN_LOG in str(source) and not conf.contains("spark.log.level"):
+            jvm.org.apache.spark.util.Utils.setLogLevel(log4j.Level.WARN)
+    except (Py4JError, AttributeError, TypeError):
+        return  # a cluster's py4j that allows too little: it logs as it does
+
+
+def in_process(spark: SparkSession) -> bool:
+    """Whether this process is Spark's driver; with Spark Connect it is not, and there is no SparkContext."""
+    return hasattr(spark, "sparkContext")
+
+
+def check_java() -> None:
+    """Look for Java as Spark's scripts would, where this process is about to start it.
+
+    Raises:
+        InputError: there is none, or it is too old for this Spark.
+    """
+    if SparkSession.getActiveSession() is not None or "PYSPARK_GATEWAY_PORT" in os.environ:
+        return
+    if Path(os.environ.get("SPARK_CONF_DIR") or Path(_find_spark_home()) / "conf", "spark-env.sh").exists():
+        return  # which may choose another one
+    home, needed = os.environ.get("JAVA_HOME"), 17 if VERSION >= (4, 0) else 8
+    java, told = ("java", "the java on PATH") if not home else (f"{home}/bin/java", f"JAVA_HOME={home}")
+    way = f"set JAVA_HOME to the folder of a Java {17 if needed == 17 else '8, 11 or 17'}"
+    try:
+        asked = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as e:
+        missing = f"{told} holds no bin/java that runs" if home else "JAVA_HOME is unset, and no java on PATH runs"
+        raise InputError(f"{missing}: {way}") from e
+    found = re.search(r'version "(?:1\.)?(\d+)', asked.stderr + asked.stdout)
+    if asked.returncode or (found and int(found[1]) < needed):
+        what = "doesn't run" if asked.returncode or not found else f"is Java {found[1]}"
+        raise InputError(f"{told} {what}, and Spark {pyspark.__version__} needs Java {needed} or later: {way}")
+
+
+def ml_context(spark: SparkSession) -> Any:
+    """What pyspark.ml's readers and writers take: the SparkContext where there is one (3.5 knows nothing else)."""
+    return spark.sparkContext if in_process(spark) else spark
+
+
+def model_at(path: str | Path) -> str:
+    """The URL by which this Spark loads the model that is saved at a path, whatever its name."""
+    where = paths.address(path)
+    # Spark 3.5 reads metadata through Hadoop's text files, for which a path ends at a comma outside of braces.
+    return where.replace(",", "{\\,}") if VERSION < (4, 0) else where
+
+
+class Writer(MLWriter):
+    """An MLWriter for classes that exist in Python only, also through Spark Connect."""
+
+    @property
+    def sc(self) -> Any:
+        return ml_context(self.sparkSession)
+
+    def _handleOverwrite(self, path: str) -> None:
+        if in_process(self.sparkSession):
+            super()._handleOverwrite(path)  # type: ignore[misc]
+        else:
+            PipelineModel([]).write().handleOverwrite(path, True)  # type: ignore[attr-defined]
+
+
+class Reader(MLReader[Any]):
+    """An MLReader for classes that exist in Python only, also through Spark Connect."""
+
+    @property
+    def sc(self) -> Any:
+        return ml_context(self.sparkSession)
+
+
+def has_constructors() -> bool:
+    """Whether Scala constructors can be called: not through Spark Connect, nor where a cluster's py4j allows too little."""
+    try:
+        context: Any = session().sparkContext
+        context._jvm.org.apache.spark.ml.param.ParamMap.empty().getClass().getConstructors()
+    except (Py4JError, PySparkException, AttributeError, TypeError):
+        return False
+    return True
+
+
+def check_alive(stage: Any) -> None:
+    """Refuse a stage whose SparkSession was stopped, before py4j fails with an AssertionError.
+
+    Raises:
+        InputError: names the stage.
+    """
+    java = getattr(stage, "_java_obj", None)
+    try:
+        session()
+        if isinstance(java, JavaObject):
+            java.uid()
+        elif java is not None and not isinstance(java, str):  # Connect: a fitted model on the server
+            _ask(stage)
+    except (InputError, *SparkError, AttributeError, AssertionError, OSError) as e:
+        raise InputError(
+            f"{stage.uid}: its SparkSession is not running (stopped?); start a session and load the model again"
+        ) from e
+
+
+def _ask(stage: Any) -> None:
+    """Call a method of a model on a Spark Connect server; raises what comes of it where the server has lost the model."""
+    try:
+        stage._call_java("toString")  # one of the few that every model's server lets through
+    except PySparkException as e:
+        if "NoSuchElementException" not in str(e):  # a generalized linear model's own, where no link was set
+            raise
+
+
+def folder(option: str, given: str) -> Path:
+    """The absolute path of a folder that an option names.
+
+    Raises:
+        InputError: it isn't in this machine's file system.
+    """
+    if refused := paths.not_local(option, given):
+        raise InputError(refused)
+    path = paths.local(given)
+    assert path is not None
+    return path.absolute()
+
+
+def check_writable(option: str, given: str | Path, path: Path) -> None:
+    """Raise InputError where a folder can't be made or written to. It isn't made, and nothing stays in the one above."""
+    above = next(p for p in (path, *path.parents) if os.path.lexists(p))
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".sparkdiff-", dir=above))
+    except OSError as e:
+        raise InputError(
+            f"{option}={str(given)!r} cannot be used: {e.strerror}; give a folder that can be written to"
+        ) from e
+
+
+def shared_folder(cacheDir: str | None = None) -> Path | None:
+    """The folder that the option or, without it, the conf `spark.sparkdiff.cacheDir` names, made where it is missing.
+
+    None where neither names one, and a temporary folder will do, as Spark runs on one machine.
+
+    Raises:
+        InputError: a temporary folder won't do; or the folder isn't in this machine's file system, or can't be written to.
+    """
+    spark = session()
+    given = cacheDir or spark.conf.get("spark.sparkdiff.cacheDir", None)
+    if given is None:
+        master = spark.conf.get("spark.master", None) or ""
+        if not master.startswith("local"):
+            raise InputError(
+                f"cacheDir is unset and the master is {master}: set cacheDir (or conf spark.sparkdiff.cacheDir) to a folder "
+                "that Spark and this process both see as files"
+            )
+        return None
+    path = folder("cacheDir", given)
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as e:
+        raise InputError(
+            f"cacheDir={given!r} cannot be used: {e.strerror}; give a folder that can be written to"
+        ) from e
+    check_writable("cacheDir", given, path)
+    return path
+
+
+def sees(spark: SparkSession, folder: Path) -> bool:
+    """Whether Spark finds a file that this process puts into a folder. Runs no job."""
+    if in_process(spark):
+        return True
+    with tempfile.NamedTemporaryFile(prefix="seen-by-spark-", dir=folder) as file:
+        try:
+            return bool(spark.read.text(paths.address(file.name)).columns)
+        except PySparkException:
+            return False
+
+
+_scratch: contextvars.ContextVar[Path | None] = contextvars.ContextVar("scratch", default=None)
+
+
+@contextlib.contextmanager
+def scratch(folder: Path) -> Iterator[None]:
+    """Inside this context, what `rebuild` has to write for a moment lies below a folder that Spark sees, too."""
+    token = _scratch.set(folder)
+    try:
+        yield
+    finally:
+        _scratch.reset(token)
+
+
+def scratch_folder() -> Path | None:
+    """Where that is; None where a temporary folder will do."""
+    return _scratch.get() or shared_folder()
+
+
+@contextlib.contextmanager
+def by_arrow() -> Iterator[None]:
+    """Inside, pandas' frames travel by Arrow, as with Spark Connect they always do."""
+    spark, key = session(), "spark.sql.execution.arrow.pyspark.enabled"
+    before = spark.conf.get(key, None) if in_process(spark) else "true"
+    if before != "true":
+        spark.conf.set(key, "true")
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*_dtype is deprecated")  # PySpark 3.5 asks pandas in words of old
+            yield
+    finally:
+        if before is None:
+            spark.conf.unset(key)
+        elif before != "true":
+            spark.conf.set(key, before)
+
+
+def cause(error: BaseException) -> str:
+    """The innermost message of an error raised by Spark, in one line; of Python code, its exception."""
+    raised = re.findall(r"^\w+(?:Error|Exception): .*$", str(error), re.MULTILINE)
+    if "from the Python worker" in str(error) and raised:
+        return str(raised[-1])
+    java: Any = getattr(error, "java_exception", None) or getattr(error, "_origin", None)
+    if isinstance(error, Py4JJavaError) or java is not None:
+        java = java.java_exception if isinstance(java, Py4JJavaError) else java
+        with contextlib.suppress(Exception):
+            while java.getCause() is not None:
+                java = java.getCause()
+            if java.getMessage():
+                # Of a barrier stage the first line only says that a task failed; the next one says why.
+                first, _, rest = str(java.getMessage()).partition("\n")
+                return first_sentences(
+                    rest if first.endswith("finished unsuccessfully.") and rest else f"{first}\n{rest}"
+                )
+    text = str(error)
+    causes = list(re.finditer(r"^Caused by: [\w.$]+: (?=.)", text, re.MULTILINE))  # Connect tells them as text
+    return first_sentences(text[causes[-1].end() :] if causes else text)
+
+
+def first_sentences(message: str) -> str:
+    """The first line of a message of Spark's and those on which its last sentence goes on, in one line.
+
+    What follows sentences that are whole are traces, plans and pieces of code.
+    """
+    lines = message.strip().splitlines()
+    out = lines[:1]
+    for line in lines[1:]:
+        whole = re.search(r"[.;!?)\]]$|SQLSTATE: \w+$", out[-1])
+        if whole or not line.strip() or re.match(r"\s+at |\s*[+:]-|'|==|(Caused|Driver|JVM)\b", line):
+            break
+        out.append(line.strip())
+    return " ".join(out).strip()
+
+
+def slots(spark: SparkSession) -> int | None:
+    """How many tasks can run at once on the executors that are there now; None where it can't be told."""
+    try:
+        context: Any = spark.sparkContext._jsc.sc()
+        return int(context.maxNumConcurrentTasks(context.resourceProfileManager().defaultResourceProfile()))
+    except (Py4JError, PySparkException, AttributeError, TypeError):
+        return None
+
+
+@contextlib.contextmanager
+def cancellable(spark: SparkSession, tag: str) -> Iterator[None]:
+    """Inside, the jobs that this thread starts can be ended by `cancel(spark, tag)` from another one."""
+    if in_process(spark):
+        spark.sparkContext.setJobGroup(tag, "sparkdiff: training", interruptOnCancel=True)
+    else:
+        spark.addTag(tag)
+    yield
+
+
+def cancel(spark: SparkSession, tag: str) -> None:
+    """End the jobs that were started under this tag."""
+    if in_process(spark):
+        spark.sparkContext.cancelJobGroup(tag)
+    else:
+        spark.interruptTag(tag)

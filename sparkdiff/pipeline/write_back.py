@@ -1,0 +1,61 @@
+"""A trained network's weights, written back into stages of the same MLlib classes."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+
+from sparkdiff.errors import InputError, check_type
+from sparkdiff.pipeline.nesting import flatten, replaced
+from sparkdiff.pipeline.network import Network
+from sparkdiff.stages.base import StageModule
+
+
+def write_back(model: Any, network: Network) -> Any:
+    """The same pipeline (classes, uids, Params set and default) with the network's parameters.
+
+    A stage whose parameters didn't change is the same object, and so is the whole pipeline where nothing changed. The
+    argument is never touched.
+
+    Raises:
+        InputError: a parameter isn't finite or has left its stage's domain (names both), or the network was translated from
+            another pipeline.
+    """
+    leaves = flatten(model)
+    check_type("network", network, Network, "what translate(model) makes")
+    of = {leaf.path: i for i, leaf in enumerate(network.graph.leaves)}
+    if [(p, s.uid) for p, s in leaves] != [(leaf.path, leaf.uid) for leaf in network.graph.leaves]:
+        raise InputError(
+            f"the network was translated from another pipeline than {model.uid}: translate(model) makes a fitting one"
+        )
+    new = {}
+    for path, stage in leaves:
+        if of[path] in network.positions:
+            new[path] = written(stage, network.module(of[path]))
+    return replaced(model, new)
+
+
+@torch.no_grad()
+def written(stage: Any, module: StageModule) -> Any:
+    """`stage` itself where the module holds its parameters, else a new stage with the module's; masked entries as they were."""
+    if not any(True for _ in module.parameters()):
+        return stage
+    old = type(module).from_spark(stage).unfrozen_as(module)
+    fresh = copy.deepcopy(old)
+    counts, changed = old.entry_mask(), False
+    for (name, now), was, target in zip(module.named_parameters(), old.parameters(), fresh.parameters(), strict=True):
+        moved = (now != was) & ~(now.isnan() & was.isnan())
+        if name in counts:
+            moved = moved & counts[name]
+        if bool((moved & ~now.isfinite()).any()):
+            raise InputError(
+                f"{stage.uid}: {name} holds {now[moved & ~now.isfinite()][0].item()!r}; only finite values are written back"
+            )
+        target.copy_(torch.where(moved, now, was))
+        changed = changed or bool(moved.any())
+    if not changed:
+        return stage
+    fresh.check_domain(stage.uid)
+    return fresh.to_spark(stage)

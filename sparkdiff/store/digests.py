@@ -1,0 +1,210 @@
+"""Hashes of models, saved or not: equal models have equal hashes whenever and under whatever uids they were saved."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyspark.ml import Model
+from pyspark.ml.feature import SQLTransformer
+from pyspark.ml.param import Param, Params
+
+from sparkdiff import jvm
+from sparkdiff.store.identity import UntoldError
+
+
+def params_of(pipeline: Any) -> str:
+    """Classes and Params of an unfitted pipeline, free of uids: the same text stands for the same pipeline.
+
+    Raises:
+        UntoldError: they don't tell it whole, as a stage isn't Spark's own, is fitted, or reads what isn't in them; names the
+            stage.
+    """
+    return json.dumps(_described(pipeline, []), sort_keys=True)
+
+
+def _described(stage: Any, uids: list[str]) -> Any:
+    """A stage, evaluator or pipeline of Spark's own by its class and Params, in JSON's values."""
+    kind = type(stage)
+    who = f"{stage.uid} ({kind.__name__})"
+    if not kind.__module__.startswith("pyspark.ml."):
+        raise UntoldError(f"the code of {who} isn't Spark's own")
+    if isinstance(stage, Model):
+        raise UntoldError(f"{who} is fitted: its Params don't hold what it has learnt")
+    check_reads_its_input_only(stage)
+    uids.append(stage.uid)
+    params = jvm.defined_params(stage)
+    params["default"].pop("seed", None)  # differs between two Python processes
+    values = {**params["default"], **params["set"]}
+    try:
+        return [f"{kind.__module__}.{kind.__name__}", {k: _value(values[k], uids) for k in sorted(values)}]
+    except TypeError as e:
+        raise UntoldError(f"{e} in {who}") from e
+
+
+def check_reads_its_input_only(stage: Any) -> None:
+    """Raise UntoldError where a stage may read more than its input, which neither its Params nor its saved bytes tell."""
+    if isinstance(stage, SQLTransformer):
+        raise UntoldError(
+            f"the statement of {stage.uid} ({type(stage).__name__}) may call functions and read tables of the session"
+        )
+
+
+def _value(value: Any, uids: list[str]) -> Any:
+    """A Param's value in JSON's values, which tell it from all others."""
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    if isinstance(value, str):
+        i = next((i for i, uid in enumerate(uids) if value.startswith(f"{uid}__")), None)
+        return value if i is None else {"uid": i, "": value[len(uids[i]) :]}  # a default output column
+    if isinstance(value, (list, tuple)):
+        return [_value(v, uids) for v in value]
+    if isinstance(value, dict):  # of a search: what its settings set
+        return {"map": sorted(([_value(k, uids), _value(v, uids)] for k, v in value.items()), key=json.dumps)}
+    if isinstance(value, Param):
+        if value.parent not in uids:
+            raise TypeError(f"{value.parent}.{value.name}, a Param of another stage,")
+        return {"param": [uids.index(value.parent), value.name]}
+    if isinstance(value, Params):
+        return {"stage": _described(value, uids)}
+    if hasattr(value, "toArray"):
+        return {"array": [type(value).__name__, value.toArray().tolist()]}
+    raise TypeError(f"a value of {type(value).__module__}.{type(value).__name__}")
+
+
+def all_params(stages: Sequence[Any]) -> list[dict[str, Any]]:
+    """Of each fitted stage, all its Params in JSON's values, free of uids and of what Python draws per process."""
+    uids = [stage.uid for stage in stages]
+    out = []
+    for stage in stages:
+        params = jvm.defined_params(stage)
+        params["default"].pop("seed", None)
+        values = {}
+        for name, value in sorted({**params["default"], **params["set"]}.items()):
+            with contextlib.suppress(TypeError, UntoldError):  # a stage within, whose model is what counts
+                # A stage that was loaded has another stage's uid in its default output.
+                bare = isinstance(value, str) and name not in params["set"]
+                values[name] = re.sub(r"^\w+_[0-9a-f]{12}__", "__", value) if bare else _value(value, uids)
+        out.append(values)
+    return out
+
+
+def without_uids(uids: Sequence[str]) -> Callable[[str], str]:
+    """Strings as they would be whenever these stages were made: with numbers for their uids."""
+    numbers = {uid: f"uid{i}" for i, uid in enumerate(uids)}
+    known = re.compile("|".join([*map(re.escape, sorted(uids, key=len, reverse=True)), r"\w+_[0-9a-f]{12}(?=__)"]))
+    # A stage that was loaded has yet another uid in its default output.
+    return lambda text: known.sub(lambda found: numbers.get(found[0], "uid"), text)
+
+
+def digest_of(model: Any, folder: Path) -> list[str] | None:
+    """`digest_of_folder` of a model or pipeline as it would be saved now; None where it can't be saved.
+
+    It is saved below `folder`, which Spark and this process both see, for a moment.
+    """
+    with saved(model, folder) as path:
+        return None if path is None else digest_of_folder(path)
+
+
+@contextlib.contextmanager
+def saved(model: Any, folder: Path) -> Iterator[Path | None]:
+    """A folder below `folder` that holds the saved model while the context lasts; None where it can't be saved."""
+    path = Path(tempfile.mkdtemp(prefix=".stages-", dir=folder))
+    try:
+        try:
+            model.write().overwrite().save(f"file://{path}")
+        except (*jvm.SparkError, AttributeError, ValueError, TypeError, NotImplementedError):
+            yield None
+        else:
+            yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def hash_of(model: Any, path: str | None, folder: Path) -> str | None:
+    """`hash_of_folder` of a model that was loaded from `path`, or from nowhere; None where it can't be saved.
+
+    Where the path is none of this machine's, the model is saved below `folder` for a moment.
+    """
+    if path is not None and (local := Path(path.removeprefix("file://"))).is_dir():
+        return hash_of_folder(local)
+    with saved(model, folder) as copy:
+        return None if copy is None else hash_of_folder(copy)
+
+
+def hash_of_folder(path: Path) -> str:
+    """One hash of a saved model's classes, Params and weights: the same whenever, and under whatever uids, it was saved."""
+    return hashlib.sha256("\n".join(digest_of_folder(path, by_whom=False)).encode()).hexdigest()
+
+
+def digest_of_folder(folder: Path, *, by_whom: bool = True) -> list[str]:
+    """Digests of a saved model's files, free of what differs between two savings: uids, file names, time.
+
+    Without `by_whom` also free of what depends on who fits and saves: Spark's version, and the default seed, which Python
+    draws per process.
+    """
+    metas = {p: json.loads(p.read_text()) for p in sorted(folder.rglob("metadata/part-*"))}
+    # What some models (BisectingKMeans) keep as their data is a saved model of spark.mllib, which has no uid.
+    uids = {uid: f"uid{i}" for i, meta in enumerate(metas.values()) if (uid := meta.get("uid"))}
+
+    def anonymous(text: str) -> str:
+        for uid, name in uids.items():
+            text = text.replace(uid, name)
+        # A fitted stage's default outputCol holds its uid, a loaded one's a random uid of the moment it was loaded.
+        return re.sub(r"(uid\d+|\w+_[0-9a-f]{12})__output", "__output", text)
+
+    def of_metadata(meta: dict[str, Any]) -> bytes:
+        meta = {k: v for k, v in meta.items() if k != "timestamp" and (by_whom or k != "sparkVersion")}
+        if not by_whom and "defaultParamMap" in meta:
+            meta["defaultParamMap"] = {k: v for k, v in meta["defaultParamMap"].items() if k != "seed"}
+        return anonymous(json.dumps(meta, sort_keys=True)).encode()
+
+    def of_tree(text: str) -> str:  # an ensemble keeps its trees' metadata in a table
+        return of_metadata({**json.loads(text), "uid": "tree"}).decode()
+
+    out = []
+    for path in sorted(p for p in folder.rglob("part-*") if p.is_file()):
+        if path in metas:
+            digest = hashlib.sha256(of_metadata(metas[path]))
+        elif path.suffix == ".parquet":  # Spark orders a file's key-value metadata anyhow; the table is what counts
+            table = pq.read_table(path, partitioning=None).combine_chunks()
+            if path.parent.name == "treesMetadata":  # of an id, JSON and a weight, by names that Spark 4.3 leaves out
+                (i,) = (i for i, kind in enumerate(table.schema.types) if pa.types.is_string(kind))
+                texts = pa.array([of_tree(text) for text in table.column(i).to_pylist()])
+                table = table.set_column(i, table.column_names[i], texts)
+            digest = hashlib.sha256()
+            for name, column in zip(table.column_names, table.columns, strict=True):
+                digest.update(f"{name} {column.type} {len(column)};".encode())
+                for chunk in column.chunks:
+                    _feed(digest, chunk)
+        else:
+            digest = hashlib.sha256(path.read_bytes())
+        where = anonymous(path.parent.relative_to(folder).as_posix())
+        out.append(f"{where}:{digest.hexdigest()}")
+    return sorted(out)
+
+
+def _feed(digest: Any, array: pa.Array) -> None:
+    """An array's values, in a form that doesn't depend on the version of Arrow."""
+    digest.update(np.packbits(np.asarray(array.is_valid())).tobytes())
+    if pa.types.is_struct(array.type):
+        for i in range(array.type.num_fields):
+            _feed(digest, pa.StructArray.field(array, i))
+    elif pa.types.is_list(array.type):
+        digest.update(np.asarray(array.value_lengths().fill_null(0)).astype(np.int64).tobytes())
+        _feed(digest, array.flatten())
+    elif pa.types.is_floating(array.type) or pa.types.is_integer(array.type) or pa.types.is_boolean(array.type):
+        numbers = array.cast(pa.int8()) if pa.types.is_boolean(array.type) else array
+        digest.update(np.ascontiguousarray(numbers.fill_null(0).to_numpy(zero_copy_only=False)).tobytes())
+    else:
+        digest.update(json.dumps(array.to_pylist(), default=str).encode())

@@ -1,0 +1,151 @@
+"""A run's folder: the checkpoint that training goes on from, and what it depends on."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shutil
+import uuid
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sparkdiff.errors import InputError
+from sparkdiff.store.files import not_writable, previous, write_bytes
+from sparkdiff.store.lease import Lease
+
+NAME = re.compile(r"[A-Za-z0-9_][\w.-]{0,99}", re.ASCII)
+
+
+UNTOLD = "can't be told"
+"""Begins the value of a request's part that isn't known to be the same the next time: nothing is resumed then."""
+
+
+class NotResumable(UserWarning):
+    """A run was not resumed, since what was asked for now can't be told from something else."""
+
+
+NONCE = 1 + 12
+"""Characters at the end of a part that can't be told, which it shares with no other."""
+
+
+def untold(why: str) -> str:
+    """What stands in a request for a part that can't be told, equal to nothing else."""
+    return f"{UNTOLD}: {why} {uuid.uuid4().hex[: NONCE - 1]}"
+
+
+def _untold(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith(UNTOLD)
+
+
+def _changed(begun: Any, now: Any, name: str = "") -> dict[str, tuple[Any, Any]]:
+    """What differs between two requests, before and now, by name; what differs within a mapping, by `mapping.name`."""
+    if json.dumps(begun, sort_keys=True) == json.dumps(now, sort_keys=True):  # == takes 1, 1.0 and True for one
+        return {}
+    if not isinstance(begun, dict) or not isinstance(now, dict):
+        return {name: (begun, now)}
+    names = sorted({*begun, *now})
+    parts = [_changed(begun.get(k), now.get(k), f"{name}.{k}" if name else k) for k in names]
+    return {k: v for part in parts for k, v in part.items()}
+
+
+def folder_name(runId: str) -> str:
+    """A run's id, which is its folder's name.
+
+    Raises:
+        InputError: it can't be one.
+    """
+    if not NAME.fullmatch(runId):
+        raise InputError(f"runId={runId!r} must be made of letters, digits, '.', '-' and '_'")
+    return runId
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one training: what it is for, its newest checkpoint, and a folder per attempt of several processes."""
+
+    path: Path
+    runId: str
+    own: bool = False
+    lease: Lease | None = None
+
+    @staticmethod
+    def open(
+        where: Path, runId: str, request: dict[str, Any], *, replace: bool, own: bool = False, lease: Lease | None = None
+    ) -> RunFolder:  # fmt: skip
+        """The folder of a run, made where there is none.
+
+        Args:
+            own: `where` isn't the user's, and goes with the last run in it.
+            request: what decides the training, by name; a folder that was begun for something else isn't resumed, nor one of
+                which a part is `UNTOLD`.
+            replace: start anew then, instead of raising.
+            lease: of this folder; who has lost it neither writes nor removes.
+
+        Raises:
+            InputError: the id can't be a folder's name, the folder can't be written, or it belongs to another training;
+                names what differs.
+        """
+        path = where / folder_name(runId)
+        request = json.loads(json.dumps(request, sort_keys=True))
+        try:
+            begun = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            begun = None
+        if isinstance(begun, dict) and (changed := _changed(begun, request)):
+            if not replace and not all(_untold(was) and _untold(now) for was, now in changed.values()):
+                raise InputError(
+                    f"runId={runId!r} was begun with other {', '.join(changed)} "
+                    f"({'; '.join(f'{k}: {was!r}, now {now!r}' for k, (was, now) in changed.items())}); take another runId, "
+                    f"or delete {path} to begin anew"
+                )
+            begun = None
+        if not replace and (why := [f"its {k} {v[:-NONCE]}" for k, v in request.items() if _untold(v)]):
+            warnings.warn(f"runId={runId!r} begins anew each time: {'; '.join(why)}", NotResumable, stacklevel=2)
+        try:
+            if begun is None:
+                shutil.rmtree(path, ignore_errors=True)
+                path.mkdir(parents=True, exist_ok=True, mode=0o700)
+                write_bytes(path / "run.json", json.dumps(request, sort_keys=True).encode())
+        except OSError as e:
+            raise not_writable(path, e) from e
+        return RunFolder(path, runId, own, lease)
+
+    def check(self) -> None:
+        """Raise HeldError where another process has taken over this folder."""
+        if self.lease is not None:
+            self.lease.check()
+
+    @property
+    def state(self) -> Path:
+        return self.path / "state.pt"
+
+    def attempt(self) -> Path:
+        """A new folder for an attempt."""
+        number = 1 + max((int(p.name[8:]) for p in self.path.glob("attempt-*")), default=0)
+        folder = self.path / f"attempt-{number}"
+        folder.mkdir(mode=0o700)
+        return folder
+
+    @contextlib.contextmanager
+    def kept(self, *, always: bool) -> Iterator[None]:
+        """Inside, training runs. The folder goes where it fails with nothing to go on from, and at the end unless `always`."""
+        try:
+            yield
+        except BaseException:
+            if not (self.state.exists() or previous(self.state).exists()):
+                self.remove()
+            raise
+        if not always:
+            self.remove()
+
+    def remove(self) -> None:
+        if self.lease is not None and self.lease.lost():
+            return
+        shutil.rmtree(self.path, ignore_errors=True)
+        if self.own:
+            with contextlib.suppress(OSError):  # it isn't empty
+                self.path.parent.rmdir()
