@@ -110,7 +110,7 @@ class Graph:
         self._decide(data)
         asked = self._unfreeze(unfreeze)
         for i in self.select(reference, "reference"):
-            self._leave(i, "left in Spark by request")
+            self._leave(i, "left in Spark on request")
         self._leave_unreachable()
         self.head = self._head(predictionCol)
         if self.head is not None:
@@ -149,7 +149,7 @@ class Graph:
             why = cls.refuses(stage) or ""
             inputs, outputs = cls.inputs(stage), cls.outputs(stage)
         else:
-            why = UNTRANSLATED.get(name) or foreign(stage) or "no torch form"
+            why = UNTRANSLATED.get(name) or foreign(stage) or "no translation to torch"
             inputs, outputs = columns_of(stage, INPUTS), columns_of(stage, OUTPUTS)
             own = is_plain(stage) or isinstance(stage, UnaryTransformer)
             opaque = type(stage).__name__ in ANY_COLUMN or not outputs
@@ -200,7 +200,9 @@ class Graph:
             for c, v in zip(leaf.spelled, leaf.sources, strict=True):
                 if v in columns and "." in c and unquoted(c) == c:
                     self._leave(
-                        i, f"reads the field {c!r} of a struct, and another stage a column of that name: rename one"
+                        i,
+                        f"reads the field {c!r} of a struct, and another stage reads a column of that name: "
+                        "rename one of them",
                     )
 
     def _decide(self, data: SchemaOrRows) -> None:
@@ -320,7 +322,7 @@ class Graph:
         if not match:
             names = {c for i in found for c in columns_of(self.leaves[i].stage, ("predictionCol",))}
             raise InputError(
-                f"no differentiable predictor writes predictionCol={predictionCol!r}. {did_you_mean(predictionCol, names)}"
+                f"no trainable predictor writes predictionCol={predictionCol!r}. {did_you_mean(predictionCol, names)}"
             )
         return match[-1]
 
@@ -429,9 +431,7 @@ class Graph:
                     out.setdefault(j, f"feeds {self.leaves[i].uid}, which stays in Spark: {self.leaves[i].why}")
         for i in self._droppers():
             for j in self.ancestors([i]):
-                out.setdefault(
-                    j, f"comes before {self.leaves[i].uid}, which stays in Spark and may drop rows for what it reads"
-                )
+                out.setdefault(j, f"comes before {self.leaves[i].uid}, which stays in Spark and may drop rows")
         for i in sorted(unasked):
             if columns := self.outside_columns([i]):
                 out.setdefault(i, self._why_outside(i, columns))
@@ -442,7 +442,7 @@ class Graph:
         module = self.leaves[i].module
         own = [n for n, p in module.named_parameters() if p.requires_grad] if module is not None else []
         return (
-            f"also feeds {readers}, which the loss doesn't see: {', '.join(columns)} would change; trains on request "
+            f"also feeds {readers}, outside the loss: {', '.join(columns)} would change; trains on request "
             f"(target, unfreeze): {', '.join(own)}"
         )
 
@@ -461,8 +461,8 @@ class Graph:
         for i in self.makers:
             if self._overwrites(i, spark):
                 raise InputError(
-                    f"{self.leaves[i].uid} makes {self.makers[i]!r}, which training reads, in place of a column that stages "
-                    "before it read: give it another output column"
+                    f"{self.leaves[i].uid} overwrites the column {self.makers[i]!r}, which training reads and "
+                    "stages before it read too: give it another output column"
                 )
         for i in sorted(self.upstream - spark):
             leaf = self.leaves[i]
@@ -547,7 +547,7 @@ class Graph:
             if not match:
                 known = [n for leaf in self.leaves for n in (leaf.uid, leaf.stageClass, *leaf.outputs)]
                 raise InputError(
-                    f"{option}={name!r} names no stage, class or output column. {did_you_mean(name, set(known))}"
+                    f"{option}={name!r} is no uid, class or output column of a stage. {did_you_mean(name, set(known))}"
                 )
             out |= match
         return out
@@ -578,18 +578,18 @@ class Graph:
         leaf = self.leaves[i]
         known = ", ".join(f"{leaf.stageClass}.{n}" for n in sorted(leaf.module.on_request())) if leaf.module else ""
         return InputError(
-            f"unfreeze={name!r} must name a parameter that trains on request only, as <stage>.<parameter>; of {leaf.uid} "
-            f"these do: {known or 'none'}"
+            f"unfreeze={name!r} must name a parameter that trains on request only, as <stage>.<parameter>; "
+            f"those of {leaf.uid} are: {known or 'none'}"
         )
 
     def restrict(self, freeze: Iterable[Any], target: Iterable[Any]) -> dict[int, str]:
         """Trainable stages that keep their parameters by the user's wish, with the reason. The cut never depends on it."""
-        frozen = {i: "frozen by request" for i in self.select(freeze, "freeze")}
+        frozen = {i: "frozen on request" for i in self.select(freeze, "freeze")}
         targets = self.select(target, "target")
         for i in targets - self.trainable:
             raise InputError(f"target={self.leaves[i].uid!r} can't train: {self.reason(i, {})}")
         if targets:
-            frozen |= {i: "not among the targets" for i in self.trainable - targets}
+            frozen |= {i: "not in target" for i in self.trainable - targets}
         for i in self.trainable & set(frozen):
             for p in self.leaves[i].module.parameters():  # type: ignore[union-attr]
                 p.requires_grad_(False)
@@ -609,18 +609,18 @@ class Graph:
         if i in self.trainable:
             why = "the loss" if i == self.head else "a differentiable path leads to the loss"
             if columns := self.outside_columns([i]):
-                why += f"; changes {', '.join(columns)}, which the loss doesn't see"
+                why += f"; also changes {', '.join(columns)}, outside the loss"
             return f"{why}; {leaf.module.preparation_note}" if leaf.made else why
         if not leaf.has_parameters():
             return f"nothing to train; {leaf.note}" if leaf.note else "nothing to train"
         if self.head is None:
-            return "no predictor that a loss could be attached to"
+            return "no predictor that a loss could train"
         if i in self.blocked:
             return self.blocked[i]
         if i in self.upstream and self.clusters():
-            return "only a loss with a label can train it: that of clusters is least where all rows are made alike"
+            return "only a loss with a label can train it: the loss of clusters would make all rows alike"
         if isinstance(leaf.module, Predictor) and not leaf.differentiable and i != self.head:
-            return "no differentiable path to the loss: its output is a whole number"
+            return "no differentiable path to the loss: its output is an index"
         return "no differentiable path to the loss"
 
 
@@ -643,9 +643,7 @@ def check_columns(graph: Graph, schema: StructType, also: Iterable[str | None] =
     def check_alone(reader: str, column: str) -> None:
         if len(same := of_name.get(graph.fold(column), [])) > 1:
             names = ", ".join(map(repr, same))
-            raise InputError(
-                f"{reader} {column!r}, which could be any of {len(same)} columns, {names}: rename all but one"
-            )
+            raise InputError(f"{reader} {column!r}, but {len(same)} columns match, {names}: rename all but one")
 
     for column in also:
         if column is not None:
@@ -659,7 +657,8 @@ def check_columns(graph: Graph, schema: StructType, also: Iterable[str | None] =
         for (name, producer), column in zip(leaf.sources, leaf.inputs, strict=True):
             if producer < 0 and name not in known:
                 raise InputError(
-                    f"{leaf.uid} reads column {column!r}, which the data lack. {did_you_mean(column, schema.names)}"
+                    f"{leaf.uid} reads column {column!r}, which is not in the data. "
+                    f"{did_you_mean(column, schema.names)}"
                 )
             if producer < 0:
                 check_alone(f"{leaf.uid} reads", column)
@@ -671,13 +670,13 @@ def foreign(stage: Any) -> str | None:
         return None
     whose = type(stage).__module__.partition(".")[0]
     if callable(getattr(stage, "cpu", None)):
-        return f"{whose}'s model: call .cpu() on it first, which gives Spark's own"
+        return f"{whose}'s model: convert it first, its .cpu() returns Spark's own model"
     does = (
         "only computes its output column"
         if isinstance(stage, UnaryTransformer)
         else "may read any column and drop rows"
     )
-    return f"no stage of Spark's, it {does}; a StageModule registered for {class_name(stage)} would translate it"
+    return f"not one of Spark's stages: it {does}; register a StageModule for {class_name(stage)} to translate it"
 
 
 def field_of(field: StructField, storage: str = "") -> Field:

@@ -31,7 +31,7 @@ def flatten(model: Any, path: Path = ()) -> list[tuple[Path, Any]]:
         InputError: a stage isn't fitted; names it.
     """
     if isinstance(model, Estimator):
-        raise InputError(f"{type(model).__name__} {model.uid} isn't fitted: fit it first, and pass what fit() returns")
+        raise InputError(f"{type(model).__name__} {model.uid} isn't fitted: call fit() first, and pass its result")
     if not isinstance(model, Transformer):
         raise InputError(f"expected a fitted PipelineModel or stage, got {kind_of(model)}{_way_in(model)}")
     if isinstance(model, PipelineModel):
@@ -49,11 +49,11 @@ def _way_in(given: Any) -> str:
     """How what isn't a fitted pipeline may become one."""
     package = type(given).__module__.partition(".")[0]
     if isinstance(given, (str, os.PathLike)):
-        return ": load it, PipelineModel.load(path)"
+        return ": load it with PipelineModel.load(path)"
     if isinstance(given, (list, tuple)):
-        return ": PipelineModel(stages) makes one of fitted stages"
+        return ": create one from fitted stages with PipelineModel(stages)"
     if package in ("sklearn", "lightgbm", "xgboost"):
-        return f": sparkdiff.from_{package}(model) makes one of a fitted model of trees"
+        return f": import a fitted tree model with sparkdiff.from_{package}(model)"
     return ""
 
 

@@ -80,11 +80,11 @@ def verify(model: Any, df: DataFrame, network: Network | None = None) -> Parity:
     check_dataframe("the rows of verify()", df)
     refuse_stream(df)
     if network is not None:
-        check_type("network", network, Network, "what translate(model) makes")
+        check_type("network", network, Network, "the result of translate(model)")
     network = seeing(network, model, df) if network is not None else translate(model, schema=df)
     stages = [stage for _, stage in flatten(model)]
     if not network.outputCols:
-        raise InputError("no stage is translated that writes a column, so that there is no column to compare")
+        raise InputError("no translated stage writes a column, so there is no column to compare")
     check_columns(network.graph, df.schema)
     last = max(network.positions)
     return compare(df, {i: stages[i] for i in range(last + 1)}, network)
@@ -135,7 +135,7 @@ def compare(
             write_plain(df, list(held.values()), where)
         except jvm.SparkError as e:
             raise InputError(
-                f"Spark failed while it ran {', '.join(s.uid for s in stages.values())}: {jvm.cause(e)}"
+                f"Spark failed while running {', '.join(s.uid for s in stages.values())}: {jvm.cause(e)}"
             ) from e
         tally = Tally(network)
         try:
@@ -230,6 +230,6 @@ class Tally:
 
     def parity(self) -> Parity:
         if not self.rows:
-            raise InputError("there is no row to compare on")
+            raise InputError("there are no rows to compare")
         ok = not self.unexplained and not self.exceeding
         return Parity(self.abs, self.rel, self.disagreements, self.rows, ok)

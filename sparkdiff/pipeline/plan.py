@@ -146,7 +146,7 @@ def _dense_notes(graph: Graph) -> dict[int, str]:
             entries = f" of {width:,} entries" if width else ""
             notes[i] = f"makes sparse rows{entries} dense ({module.makes_dense})"
         elif width >= WIDE:
-            notes[i] = f"makes rows of {width:,} entries dense, should they be sparse ({module.makes_dense})"
+            notes[i] = f"makes rows of {width:,} entries dense if they are sparse ({module.makes_dense})"
     return notes
 
 

@@ -37,7 +37,7 @@ class VectorAssembler(StageModule):
                 if isinstance(column, Tensor) and column.ndim == 1 and bool(column.isnan().any()):
                     raise InputError(
                         f"{self.uid}: column {name!r} holds null or NaN, which handleInvalid='error' refuses; "
-                        "impute it, or set handleInvalid to 'keep'"
+                        "impute the column, or set handleInvalid to 'keep'"
                     )
         strided = [p for p in parts if isinstance(p, Tensor)]
         return torch.cat(strided, 1) if len(strided) == len(parts) else beside(parts)

@@ -26,7 +26,7 @@ Nulls = Sequence[Tensor | None]
 """Per input column which rows (n,) bool are null; None where none is, or nobody can tell."""
 REGISTRY: dict[str, type[StageModule]] = {}
 UNTRANSLATED: dict[str, str] = {}
-SKIPS = "handleInvalid='skip' drops rows, which a torch module cannot; use 'error' or 'keep'"
+SKIPS = "handleInvalid='skip' drops rows, and a torch module cannot drop rows; use 'error' or 'keep'"
 NULL = " is null"
 """Ends the name of the boolean column that says in which rows another column is null."""
 SUPPORT = 5

@@ -43,7 +43,7 @@ class NaiveBayes(ProbabilisticClassifier):
     """
 
     weights = ("pi", "theta", "sigma")
-    refusals = ("one class only", "infinite theta (smoothing=0)")
+    refusals = ("only one class", "infinite theta (smoothing=0)")
     feature_axis = {"theta": 1}
 
     def __init__(
@@ -76,11 +76,11 @@ class NaiveBayes(ProbabilisticClassifier):
     def refuses(cls, stage: Any) -> str | None:
         kind = KINDS[stage.getModelType()]
         if len(stage.pi) < 2:
-            return "it knows one class only, so that nothing is to be told apart"
+            return "it has only one class, so there is nothing to predict"
         if kind is not Gaussian and not bool(tensor(stage.theta).isfinite().all()):
             return (
-                "theta holds infinities (smoothing=0), for which Spark computes NaN from a dense vector's zeros and skips a "
-                "sparse one's; fit it with smoothing > 0"
+                "theta holds infinite values (smoothing=0): Spark computes NaN for the zeros of a dense vector "
+                "and skips those of a sparse vector; fit it with smoothing > 0"
             )
         return None
 
@@ -146,8 +146,8 @@ class Counting(NaiveBayes):
         good = self.good(entries)
         if not bool(good.all()):
             raise InputError(
-                f"{self.uid}: column {self.column!r} holds {entries[~good][0].item()!r}, but must hold {self.rule}; scale or "
-                "binarize it before"
+                f"{self.uid}: column {self.column!r} holds {entries[~good][0].item()!r}, but must hold "
+                f"{self.rule}; scale or binarize the column first"
             )
 
 
@@ -243,7 +243,7 @@ class Bernoulli(Counting):
         return AffineForm([(p["theta"] - absent).mT], (p["pi"] + absent.sum(-1))[..., None, :], back)
 
     def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[StageModule, Tensor | None]:
-        raise NotSparseError("a word that is absent speaks for a class, too")
+        raise NotSparseError("an absent word is also evidence for a class")
 
     def check_domain(self, uid: str) -> None:
         super().check_domain(uid)

@@ -239,14 +239,15 @@ class Bucketizer(Comparing):
         null = (torch.zeros_like(empty) if self.keep else empty) if null is None else null
         if not self.keep and bool((empty & ~null).any()):
             raise InputError(
-                f"{self.uid}: column {name!r} holds NaN, which handleInvalid='error' refuses; impute it, or set "
-                "handleInvalid to 'keep'"
+                f"{self.uid}: column {name!r} holds NaN, which handleInvalid='error' refuses; impute the "
+                "column, or set handleInvalid to 'keep'"
             )
         outside = (x < splits[0]) | (x > splits[-1]) | ((x == splits[0]) & (ordered_bits(x) < ordered_bits(splits[:1])))
         if bool((outside & ~null).any()):
             raise InputError(
-                f"{self.uid}: column {name!r} holds {x[outside & ~null][0].item()!r}, outside of the splits "
-                f"{splits[0].item()!r} to {splits[-1].item()!r}; clean the column, or let the splits end in -inf and inf"
+                f"{self.uid}: column {name!r} holds {x[outside & ~null][0].item()!r}, outside the splits "
+                f"{splits[0].item()!r} to {splits[-1].item()!r}; clean the column, or use -inf and inf as the "
+                "outer splits"
             )
         place = torch.searchsorted(ordered_bits(splits.detach()), ordered_bits(x), right=True) - 1
         found = torch.where(x == splits[-1], len(splits) - 2, place).to(x.dtype)
@@ -283,7 +284,7 @@ class Bucketizer(Comparing):
             if bool((splits.diff() <= 0).any()):
                 j = int((splits.diff() <= 0).nonzero()[0])
                 low, high = splits[j].item(), splits[j + 1].item()
-                raise InputError(f"{uid}: {self.name} must ascend, but {low!r} comes before {high!r}")
+                raise InputError(f"{uid}: {self.name} must increase, but {low!r} comes before {high!r}")
 
     def to_spark(self, stage: Any) -> Any:
         value = [s.tolist() for s in self.splits_of()]

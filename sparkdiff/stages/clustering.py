@@ -74,11 +74,13 @@ class KMeans(Clusters):
         centers, square = self.clusterCenters, squares(x)
         if bool(square.isnan().any()):  # Spark: "Both norms should be greater or equal to 0.0"
             raise InputError(
-                f"{self.uid}: the features of a row hold NaN or null, which has no distance; impute or drop it"
+                f"{self.uid}: the features of a row hold NaN or null, so the row has no distance; impute or drop it"
             )
         if self.cosine:
             if not bool((square > 0).all()):
-                raise InputError(f"{self.uid}: the features of a row are all 0, which has no cosine; drop such rows")
+                raise InputError(
+                    f"{self.uid}: the features of a row are all 0, so the row has no cosine distance; drop such rows"
+                )
             return 1 - self._products(x) / centers.norm(dim=1) / square.sqrt()[:, None]
         if isinstance(x, SparseRows):
             return (square[:, None] + squares(centers) - 2 * self._products(x)).clamp_min(0)
@@ -246,7 +248,7 @@ class GaussianMixture(Clusters):
         shares, sigmas = self.mixture.detach(), self.sigmas.detach()
         if not bool((shares >= 0).all()) or abs(float(shares.sum()) - 1) > 1e-6:
             raise InputError(
-                f"{uid}: mixture must be shares >= 0 of sum 1, but is {shares.tolist()!r}; divide it by its sum"
+                f"{uid}: mixture must hold shares >= 0 with sum 1, but is {shares.tolist()!r}; divide it by its sum"
             )
         least = torch.linalg.eigvalsh(sigmas)[:, 0]
         if not torch.allclose(sigmas, sigmas.mT, rtol=1e-9, atol=0) or bool(

@@ -12,9 +12,9 @@ from sparkdiff.stages.base import AffineForm, Parameters, StageModule, leave_in_
 
 leave_in_spark(
     "pyspark.ml.feature.RFormulaModel",
-    "its parts can't be had here (Spark Connect, or a cluster that allows no access to Java objects)",
+    "its parts are not accessible here (Spark Connect, or a cluster that denies access to Java objects)",
 )
-leave_in_spark("sparkdiff.jvm.formulas.FormulaLabel", "it makes the label, which the loss alone reads")
+leave_in_spark("sparkdiff.jvm.formulas.FormulaLabel", "it makes the label, which only the loss reads")
 
 
 @register("sparkdiff.jvm.rformula.VectorAttributeRewriter")

@@ -37,7 +37,7 @@ class Imputer(StageModule):
     """
 
     undecided = "hold doubles"
-    refusals = ("columns that aren't of whole or floating numbers",)
+    refusals = ("columns of other types than integers and floating-point numbers",)
 
     def __init__(self, surrogates: Tensor, missing: float, kinds: Sequence[str]):
         super().__init__()
@@ -58,7 +58,9 @@ class Imputer(StageModule):
         columns, kinds = cls.inputs(stage), ["double" if f is None else f.kind for f in fields]
         for column, kind in zip(columns, kinds, strict=True):
             if kind not in (*WHOLE, "float", "double"):
-                raise StaysInSparkError(f"column {column!r} is {kind}: what it rounds a surrogate to has no torch form")
+                raise StaysInSparkError(
+                    f"column {column!r} is {kind}: Spark rounds surrogates to this type, which torch does not have"
+                )
         return cls(tensor(spark.surrogates(stage, columns)), stage.getMissingValue(), kinds)
 
     def filled(self) -> list[Tensor]:

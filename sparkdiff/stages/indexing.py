@@ -51,8 +51,8 @@ class VectorIndexer(StageModule):
     def forward(self, x: Rows) -> Rows:  # (n, d) -> (n, d)
         if len(x) and width(x) != self.size:
             raise InputError(
-                f"{self.uid}: its input has {width(x)} entries a row, and it was fitted on {self.size}; "
-                "give it the vectors that it was made for"
+                f"{self.uid}: its input has {width(x)} entries per row, but it was fitted on {self.size}; pass "
+                "vectors of that length"
             )
         if isinstance(x, SparseRows):
             return x.with_values(self.indexed(x.values, x.indices))
@@ -76,8 +76,8 @@ class VectorIndexer(StageModule):
         if not self.keep and not bool(known.all()):
             k = int((~known).nonzero()[0])
             raise InputError(
-                f"{self.uid}: feature {int(feature[nominal][k])} holds {x_nominal[k].item()!r}, which is none of its categories; "
-                "set handleInvalid to 'keep', or clean the column"
+                f"{self.uid}: feature {int(feature[nominal][k])} holds {x_nominal[k].item()!r}, which is not "
+                "one of its categories; set handleInvalid to 'keep', or clean the column"
             )
         number = torch.where(known, self.numbers[at], (end - begin)[nominal].to(x.dtype))
         return x.masked_scatter(nominal, number)

@@ -25,9 +25,9 @@ class Interaction(StageModule):
     """
 
     refusals = (
-        "columns that nothing is known of",
+        "columns without metadata",
         "vectors of categories",
-        "nominal numbers without a number of values",
+        "nominal columns without a number of values",
     )
     expands = True
     storage = "compressed"
@@ -53,7 +53,7 @@ class Interaction(StageModule):
         names, values, storage = cls.inputs(stage), [], []
         for name, field in zip(names, fields, strict=True):
             if field is None:
-                raise StaysInSparkError(f"which categories column {name!r} holds is {UNDECIDED}")
+                raise StaysInSparkError(f"the categories of column {name!r} are {UNDECIDED}")
             values.append(_categories(name, field))
             storage.append(field.storage)
         return cls(stage.uid, names, tuple(values), tuple(storage))
@@ -129,14 +129,15 @@ def _categories(name: str, field: Field) -> int:
             return 1
         if "num_vals" not in attributes and "vals" not in attributes:
             raise StaysInSparkError(
-                f"column {name!r} is nominal without a number of values, which Spark refuses: set it in the metadata"
+                f"column {name!r} is nominal without a number of values, and Spark refuses it: set the number "
+                "in the metadata"
             )
         return max(1, _number_of_values(attributes))
     nominal = [a for a in (attributes.get("attrs") or {}).get("nominal", ()) if _number_of_values(a) != 1]
     if nominal:
         raise StaysInSparkError(
-            f"vector {name!r} holds categories, which Spark encodes in dense rows otherwise than in sparse ones; give "
-            "Interaction their index columns"
+            f"vector {name!r} holds categories, which Spark encodes differently in dense and in sparse rows; "
+            "give Interaction the index columns instead"
         )
     return 1
 

@@ -72,7 +72,7 @@ class IsotonicRegression(LeastSquares):
 
     @classmethod
     def refuses(cls, stage: Any) -> str | None:
-        return None if len(stage.boundaries) else "it has no boundaries, so that Spark can't predict either"
+        return None if len(stage.boundaries) else "it has no boundaries, so Spark cannot predict with it either"
 
     def forward(self, x: Rows, nulls: Nulls | None = None) -> tuple[Tensor, ...]:  # type: ignore[override]
         return self.columns(self.margin(x, nulls))
@@ -142,8 +142,8 @@ class IsotonicRegression(LeastSquares):
             a, b = self.predictions[i].item(), self.predictions[i + 1].item()
             way = "rise" if self.isotonic else "fall"
             raise InputError(
-                f"{uid}: predictions must {way} from boundary to boundary, but {a!r} comes before {b!r}; sort them before "
-                "writing back"
+                f"{uid}: predictions must {way} between boundaries, but {a!r} comes before {b!r}; sort them "
+                "before writing back"
             )
 
     def to_spark(self, stage: Any) -> Any:

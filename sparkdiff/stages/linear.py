@@ -366,15 +366,16 @@ class LogisticRegression(Predictor):
 
     def why_frozen(self) -> dict[str, str]:
         if self.isMultinomial:
-            why = "where each class has a row of coefficients, only these train: leave it out, and set loss='cost'"
+            why = "each class has its own row of coefficients, and only these train: leave it out, and set loss='cost'"
         elif self.movable:
-            return {"thresholds": "they amount to one number, threshold: unfreeze that"}
+            return {"thresholds": "for two classes they are equivalent to one number, threshold: unfreeze that instead"}
         elif 0 < self.decides_at < 1:
             why = (
-                f"thresholds is set: setThreshold({self.decides_at!r}) on the model clears it, then unfreeze threshold"
+                f"thresholds is set: clear it with setThreshold({self.decides_at!r}) on the model, then "
+                "unfreeze threshold"
             )
         else:
-            why = f"at {self.decides_at!r} all rows are of one class: set a threshold between 0 and 1 on the model"
+            why = f"at {self.decides_at!r} all rows get the same class: set a threshold between 0 and 1 on the model"
         return {"threshold": why, "thresholds": why}
 
     def to_spark(self, stage: Any) -> Any:
@@ -412,8 +413,8 @@ def binary_threshold(stage: Any) -> float:
         given = stage.getOrDefault("threshold") if stage.isSet("threshold") else threshold
         if abs(given - threshold) > 1e-5:  # Spark refuses it too
             raise InputError(
-                f"{stage.uid}: thresholds={[zero, one]} amount to the threshold {threshold!r}, but threshold is set "
-                f"to {given!r}; clear one of the two"
+                f"{stage.uid}: thresholds={[zero, one]} are equivalent to the threshold {threshold!r}, but "
+                f"threshold is set to {given!r}; clear one of the two"
             )
         return threshold
     return float(stage.getOrDefault("threshold"))

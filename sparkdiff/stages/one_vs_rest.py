@@ -40,7 +40,7 @@ class OneVsRest(Predictor):
     """
 
     SHOWN: ClassVar[tuple[str, ...]] = ("rawPredictionCol", "predictionCol")
-    refusals = ("one model only", "a model that stays in Spark", "models with columns or classes of their own")
+    refusals = ("only one model", "a model that stays in Spark", "models with columns or classes of their own")
     label_cols = ("predictionCol",)
     probable = False
 
@@ -75,22 +75,23 @@ class OneVsRest(Predictor):
     @classmethod
     def refuses(cls, stage: Any) -> str | None:
         if len(stage.models) < 2:
-            return "it has one model only, so that nothing is to be told apart"
+            return "it has only one model, so there is nothing to predict"
         for model in stage.models:
             module = REGISTRY.get(class_name(model))
             if module is None or not issubclass(module, Predictor):
-                return f"its model {model.uid} ({type(model).__name__}) has no torch form"
+                return f"its model {model.uid} ({type(model).__name__}) cannot be translated to torch"
             if (why := module.refuses(model)) is not None:
                 return f"its model {model.uid} must stay in Spark: {why}"
             for param in ("featuresCol", "rawPredictionCol"):
                 own, whole = columns_of(model, (param,)), columns_of(stage, (param,))
                 if own != whole:
                     return (
-                        f"its model {model.uid} has {param}={own[0] if own else ''!r}, but it itself "
-                        f"{whole[0] if whole else ''!r}: Spark's Python and Scala disagree about what that means; set both alike"
+                        f"its model {model.uid} has {param}={own[0] if own else ''!r}, but the OneVsRestModel "
+                        f"has {whole[0] if whole else ''!r}: Spark's Python and Scala code treat this "
+                        "differently; set both to the same value"
                     )
             if int(model.numClasses) != 2:
-                return f"its model {model.uid} tells {model.numClasses} classes apart, not two"
+                return f"its model {model.uid} has {model.numClasses} classes instead of two"
         return None
 
     def margin(self, x: Rows) -> Tensor:  # type: ignore[override]  # one input column; (n, 2 k)
@@ -104,7 +105,7 @@ class OneVsRest(Predictor):
         parts: list[AffineForm] = []
         for j, model in enumerate(self._models()):
             if isinstance(model, Trees) or model.margin_link == "softmax":
-                raise NotAffineError("only log-odds are their models' rawPrediction")
+                raise NotAffineError("only log-odds are the rawPrediction of their models")
             parts.append(model.affine_form(_of(p, j), slope, widths))
         slopes = [torch.cat([part.slopes[0] for part in parts] * 2, -1)]
         constant = torch.cat([torch.as_tensor(part.constant) for part in parts] * 2, -1)

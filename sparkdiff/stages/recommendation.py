@@ -73,7 +73,7 @@ class ALS(Predictor):
     @classmethod
     def refuses(cls, stage: Any) -> str | None:
         if stage.getOrDefault("coldStartStrategy") == "drop":
-            return "coldStartStrategy='drop' drops rows, which a torch module cannot; use 'nan'"
+            return "coldStartStrategy='drop' drops rows, and a torch module cannot drop rows; use 'nan'"
         return super().refuses(stage)
 
     @classmethod
@@ -98,8 +98,8 @@ class ALS(Predictor):
         wrong = ~((ids == ids.round()) & (ids >= INTEGERS[0]) & (ids <= INTEGERS[1]))  # NaN too
         if bool(wrong.any()):
             raise InputError(
-                f"{self.uid}: column {name!r} holds {ids[wrong][0].item()!r} (or null), but ids are whole numbers in the range "
-                "of integers; drop such rows"
+                f"{self.uid}: column {name!r} holds {ids[wrong][0].item()!r} (or null), but ids must be whole "
+                "numbers in the range of integers; drop such rows"
             )
         whole = ids.long()
         place = torch.searchsorted(known, whole).clamp_max(len(known) - 1)
@@ -113,8 +113,8 @@ class ALS(Predictor):
         for (what, places), name, ids in zip(self.places(user, item).items(), self.names, (user, item), strict=True):
             if bool((places < 0).any()):
                 return (
-                    f"column {name!r} holds {int(ids[places < 0][0])}, which {what} of {self.uid} lack, so that the "
-                    "prediction is NaN; drop such rows"
+                    f"column {name!r} holds {int(ids[places < 0][0])}, which is not among the {what} of "
+                    f"{self.uid}, so the prediction is NaN; drop such rows"
                 )
         return None
 

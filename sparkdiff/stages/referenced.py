@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from sparkdiff.stages.base import leave_in_spark
 
-STRINGS = "its input is strings, which never enter torch"
-WORDS = "its input is words, which never enter torch; the counts that it makes do, as sparse rows"
+STRINGS = "its input is strings, which torch cannot hold"
+WORDS = "its input is words, which torch cannot hold; its output of counts enters torch as sparse rows"
 
 for _name, _reason in {
     "StringIndexerModel": STRINGS,
@@ -15,26 +15,25 @@ for _name, _reason in {
     "NGram": STRINGS,
     "CountVectorizerModel": WORDS,
     "HashingTF": WORDS,
-    "FeatureHasher": "it hashes names and strings, which never enter torch; the numbers that it makes do, as sparse rows",
-    "IndexToString": "its output is strings, which never enter torch, so that nothing behind it could train",
+    "FeatureHasher": "it hashes names and strings, which torch cannot hold; its output of numbers enters torch as sparse rows",
+    "IndexToString": "its output is strings, which torch cannot hold, so no stage could train through it",
     "SQLTransformer": "its statement may read and write any column and drop rows",
-    "BucketedRandomProjectionLSHModel": "its output is arrays of hash values, which pass no gradient on; it has nothing to train",
-    "MinHashLSHModel": "its output is arrays of hash values, which pass no gradient on; it has nothing to train",
+    "BucketedRandomProjectionLSHModel": "its output is arrays of hash values, which have no gradient; it has nothing to train",
+    "MinHashLSHModel": "its output is arrays of hash values, which have no gradient; it has nothing to train",
 }.items():
     leave_in_spark(f"pyspark.ml.feature.{_name}", _reason)
 
 leave_in_spark(
     "pyspark.ml.clustering.BisectingKMeansModel",
-    "its output is the number of a cluster, found on the way down a tree of centres: it passes no gradient on",
+    "its output is the index of a cluster in a tree of centres, which has no gradient",
 )
 leave_in_spark(
     "pyspark.ml.clustering.LocalLDAModel",
-    "it infers each row's topics by iterations of its own, as many as the row takes, which no fixed computation reproduces",
+    "it infers the topics of each row by iterations whose number depends on the row; torch has no fixed "
+    "computation for it",
 )
 leave_in_spark(
     "pyspark.ml.clustering.DistributedLDAModel",
-    "its topics live in a graph on the cluster; toLocal() gives a model without it, which stays in Spark, too",
+    "its topics are stored in a distributed graph; toLocal() returns a local model, which also stays in Spark",
 )
-leave_in_spark(
-    "pyspark.ml.fpm.FPGrowthModel", "its input and output are sets of items, related by rules: it has nothing to train"
-)
+leave_in_spark("pyspark.ml.fpm.FPGrowthModel", "its input and output are sets of items, and it has nothing to train")

@@ -80,7 +80,7 @@ class Standardizer(StageModule):
 
     def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[StageModule, Tensor | None]:
         if self.shifts:
-            raise NotSparseError("a column of 0 isn't 0 once it is centred")
+            raise NotSparseError("centring changes zeros")
         return at_columns(self, columns[0]), columns[0]
 
     def entry_mask(self) -> dict[str, Tensor]:
@@ -171,7 +171,7 @@ class MinMaxScaler(StageModule):
 
     weights = ("originalMin", "originalMax")
     feature_axis = {"originalMin": 0, "originalMax": 0}
-    makes_dense = "the scale moves 0"
+    makes_dense = "scaling changes zeros"
     range: Tensor
     moves: Tensor
 

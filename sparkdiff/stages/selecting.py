@@ -35,8 +35,8 @@ class Selection(StageModule):
     def forward(self, x: Rows) -> Rows:  # (n, d) -> (n, k)
         if len(self.indices) and int(self.indices.max()) >= width(x):
             raise InputError(
-                f"{self.uid}: its input has {width(x)} entries a row, and it picks entry {int(self.indices.max())}; "
-                "give it the vectors that it was made for"
+                f"{self.uid}: its input has {width(x)} entries per row, but it selects entry "
+                f"{int(self.indices.max())}; pass vectors of the length that it was made for"
             )
         return x.select(self.indices) if isinstance(x, SparseRows) else x.index_select(1, self.indices)
 
@@ -84,7 +84,7 @@ class VectorSlicer(Selection):
     Source: org.apache.spark.ml.feature.VectorSlicer.getSelectedFeatureIndices.
     """
 
-    refusals = ("names, until data are seen", "names that no entry has")
+    refusals = ("names, if no schema is given", "names that do not exist")
     size: int | None = None  # of the vectors that the names were looked up for
 
     @classmethod
@@ -98,7 +98,7 @@ class VectorSlicer(Selection):
     @classmethod
     def from_fields(cls, stage: Any, fields: Sequence[Field | None]) -> VectorSlicer:
         (name,), (field,) = cls.inputs(stage), fields
-        undecided = StaysInSparkError(f"which entries of {name!r} have the names that it picks is {UNDECIDED}")
+        undecided = StaysInSparkError(f"which entries of {name!r} have the selected names is {UNDECIDED}")
         if field is None or not field.vector:
             raise undecided
         attributes = field.attributes or {}
@@ -109,7 +109,7 @@ class VectorSlicer(Selection):
             if unknown is not None and places.get(wanted, unknown) >= unknown:
                 raise undecided  # it may be in a vector of unknown width, or behind it
             if wanted not in places:
-                raise StaysInSparkError(f"no entry of {name!r} is called {wanted!r}, so that Spark refuses it")
+                raise StaysInSparkError(f"no entry of {name!r} is named {wanted!r}, so Spark refuses the stage")
         module = cls(stage.uid, [*stage.getIndices(), *(places[n] for n in stage.getNames())])
         module.size = int(attributes["num_attrs"]) if "num_attrs" in attributes else None
         return module
@@ -117,8 +117,8 @@ class VectorSlicer(Selection):
     def forward(self, x: Rows) -> Rows:
         if self.size is not None and width(x) != self.size:
             raise InputError(
-                f"{self.uid}: its input has {width(x)} entries a row, but the names that it picks were looked up among "
-                f"{self.size}: translate(model, schema=...) looks them up in the data's schema"
+                f"{self.uid}: its input has {width(x)} entries per row, but the selected names were looked up "
+                f"among {self.size}: pass the schema of the data, translate(model, schema=...)"
             )
         return super().forward(x)
 
@@ -144,8 +144,8 @@ class VectorSizeHint(StageModule):
     def forward(self, x: Rows) -> Rows:  # (n, d) -> (n, d)
         if self.checks and len(x) and width(x) != self.size:
             raise InputError(
-                f"{self.uid}: its input has {width(x)} entries a row where size={self.size} is expected; "
-                "mend the vectors, or set handleInvalid to 'optimistic'"
+                f"{self.uid}: its input has {width(x)} entries per row instead of size={self.size}; correct "
+                "the vectors, or set handleInvalid to 'optimistic'"
             )
         return x
 

@@ -74,8 +74,8 @@ class AFTSurvivalRegression(Predictor):
         elif not bool(((censor == 0) | (censor == 1)).all()):
             wrong = censor[(censor != 0) & (censor != 1)][0].item()
             raise InputError(
-                f"{self.uid}: censorCol={self.censor!r} holds {wrong!r}, but must be 1 where the event was seen and 0 where it "
-                "wasn't yet"
+                f"{self.uid}: censorCol={self.censor!r} holds {wrong!r}, but must be 1 if the event was "
+                "observed and 0 if it was not observed yet"
             )
         return torch.stack([eta, torch.log(self.scale).expand_as(eta), censor], 1)
 

@@ -91,8 +91,8 @@ class TargetEncoder(StageModule):
         if not self.keep and bool(refused.any()):
             value = "null" if bool(null[refused][0]) else repr(x[refused][0].item())
             raise InputError(
-                f"{self.uid}: column {name!r} holds {value}, which it was not fitted on; set handleInvalid to 'keep', or "
-                "clean the column"
+                f"{self.uid}: column {name!r} holds {value}, which was not in the data that it was fitted on; "
+                "set handleInvalid to 'keep', or clean the column"
             )
         return found
 

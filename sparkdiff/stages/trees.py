@@ -280,12 +280,12 @@ class VotingTrees(ClassifyingTrees):
         super().check_domain(uid)
         if bool((self.leaves < 0).any()):
             worst = self.leaves[self.leaves < 0][0].item()
-            raise InputError(f"{uid}: leaves must hold weights >= 0 of the classes, but an entry is {worst!r}")
+            raise InputError(f"{uid}: leaves must hold class weights >= 0, but an entry is {worst!r}")
         nothing = (self.leaves.sum(1) == 0) & (self.fitted_leaves().sum(1) > 0)
         if bool(nothing.any()):
             raise InputError(
-                f"{uid}: leaf {int(nothing.nonzero()[0])} has weight 0 for every class, and Spark fails on rows without any; "
-                "call project_() before writing back"
+                f"{uid}: leaf {int(nothing.nonzero()[0])} has weight 0 for every class, and Spark fails on "
+                "rows without class weights; call project_() before writing back"
             )
 
     def written_nodes(self) -> Nodes:

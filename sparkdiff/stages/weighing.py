@@ -91,7 +91,7 @@ class ElementwiseProduct(StageModule):
     columnwise = True
     weight_params = ("scalingVec",)
     feature_axis = {"scalingVec": 0}
-    refusals = ("a scalingVec that isn't finite",)
+    refusals = ("a scalingVec with infinite values or NaN",)
 
     def __init__(self, scalingVec: Tensor):
         super().__init__()
@@ -100,7 +100,10 @@ class ElementwiseProduct(StageModule):
     @classmethod
     def refuses(cls, stage: Any) -> str | None:
         if not bool(tensor(stage.getScalingVec()).isfinite().all()):
-            return "scalingVec isn't finite, and Spark's product of that and 0 depends on how a vector is stored"
+            return (
+                "scalingVec holds infinite values or NaN, and Spark's product with 0 depends on how the vector is "
+                "stored"
+            )
         return super().refuses(stage)
 
     @classmethod

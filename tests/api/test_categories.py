@@ -130,9 +130,9 @@ def test_a_call_says_which_rows_are_null(spark: SparkSession) -> None:
 @pytest.mark.parametrize(
     ("handleInvalid", "value", "said"),
     [
-        ("error", 7.5, r"column 'x' holds 7\.5, outside of the splits 0\.0 to 2\.0"),
-        ("keep", -1e-9, r"column 'x' holds -1e-09, outside of the splits"),
-        ("error", -0.0, r"column 'x' holds -0\.0, outside of the splits"),
+        ("error", 7.5, r"column 'x' holds 7\.5, outside the splits 0\.0 to 2\.0"),
+        ("keep", -1e-9, r"column 'x' holds -1e-09, outside the splits"),
+        ("error", -0.0, r"column 'x' holds -0\.0, outside the splits"),
     ],
 )
 def test_what_spark_refuses_is_refused_by_name(
@@ -159,7 +159,7 @@ def test_a_surrogate_of_whole_numbers_stays_whole(gappy: DataFrame, tmp_path: Pa
     assert before["age"] == after["age"] and before["b"] != after["b"]
     assert plan(model, schema=ages.select("age", F.col("b").cast("decimal(9,2)").alias("b"), "y").schema).stages[
         0
-    ].reason == ("column 'b' is decimal(9,2): what it rounds a surrogate to has no torch form")
+    ].reason == ("column 'b' is decimal(9,2): Spark rounds surrogates to this type, which torch does not have")
 
 
 # Thresholds on request --------------------------------------------------------------------------------------------------

@@ -150,7 +150,7 @@ def test_in_front_of_a_classifier(points: DataFrame, shared: Path) -> None:
     ]).fit(few)  # fmt: skip
     plan = sparkdiff.plan(whole)
     assert [s.trainable for s in plan.stages] == [False, False, True]
-    assert plan.stages[0].reason == "no differentiable path to the loss: its output is a whole number"
+    assert plan.stages[0].reason == "no differentiable path to the loss: its output is an index"
 
 
 def test_what_makes_no_sense_is_refused(points: DataFrame, underfitted: dict[str, PipelineModel], shared: Path) -> None:

@@ -443,12 +443,10 @@ def test_a_name_that_columns_share_is_refused_where_it_is_used(
         value = ["user"] if option == "guardCols" else "user"
         with pytest.raises(InputError, match=f"{option}='user' could be any of 2 columns, 'user', 'USER': rename"):
             tune(numeric, twice, folder, **{option: value})
-    with pytest.raises(
-        InputError, match="training reads 'riders', which could be any of 2 columns, 'riders', 'riders'"
-    ):
+    with pytest.raises(InputError, match="training reads 'riders', but 2 columns match, 'riders', 'riders'"):
         tune(numeric, twice, folder)
     assembler = numeric.stages[0].uid
-    with pytest.raises(InputError, match=f"{assembler} reads 'wind', which could be any of 2 columns, 'wind', 'Wind'"):
+    with pytest.raises(InputError, match=f"{assembler} reads 'wind', but 2 columns match, 'wind', 'Wind'"):
         tune(numeric, df.withColumn("x", F.lit(1.0)).select("*", F.lit(1.0).alias("Wind")), folder)
 
 

@@ -104,7 +104,9 @@ def test_thresholds_of_both_classes_stay(rain: PipelineModel) -> None:
     last = rain.stages[1].copy()
     last._set(thresholds=[0.3, 0.7])
     both, uid = PipelineModel([rain.stages[0], last]), last.uid
-    said = rf"{uid} can't train it: thresholds is set: setThreshold\(0\.7\d*\) on the model clears it, then unfreeze threshold"
+    said = (
+        rf"{uid} can't train it: thresholds is set: clear it with setThreshold\(0\.7\d*\) on the model, then unfreeze"
+    )
     for name in ("threshold", "thresholds"):
         with pytest.raises(InputError, match=said):
             sparkdiff.plan(both, unfreeze=[f"{uid}.{name}"])
@@ -113,11 +115,14 @@ def test_thresholds_of_both_classes_stay(rain: PipelineModel) -> None:
     last.setThreshold(shown)  # the way out
     assert sparkdiff.plan(both, unfreeze=THRESHOLD).stages[1].numParameters == 6
     assert sparkdiff.translate(both).head.decides_at == shown
-    with pytest.raises(InputError, match=rf"{uid} can't train it: they amount to one number, threshold: unfreeze that"):
+    with pytest.raises(
+        InputError,
+        match=rf"{uid} can't train it: for two classes they are equivalent to one number, threshold: unfreeze that",
+    ):
         sparkdiff.plan(both, unfreeze=[f"{uid}.thresholds"])
     last.setThreshold(1.0)
     with pytest.raises(
-        InputError, match=rf"{uid} can't train it: at 1.0 all rows are of one class: set a threshold between"
+        InputError, match=rf"{uid} can't train it: at 1.0 all rows get the same class: set a threshold between"
     ):
         sparkdiff.plan(both, unfreeze=THRESHOLD)
 
@@ -128,7 +133,7 @@ def test_several_classes_have_none(df: DataFrame) -> None:
         last = LogisticRegression(labelCol=label, family=family, maxIter=1)
         model = Pipeline(stages=[assembler, last]).fit(df.limit(200))
         for name in ("threshold", "thresholds"):
-            said = rf"{model.stages[1].uid} can't train it: where each class has a row of coefficients, only these train: leave"
+            said = rf"{model.stages[1].uid} can't train it: each class has its own row of coefficients, and only these train"
             with pytest.raises(InputError, match=said):
                 sparkdiff.plan(model, unfreeze=[f"LogisticRegressionModel.{name}"])
         assert "trains on request" not in sparkdiff.plan(model).stages[1].reason

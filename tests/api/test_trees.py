@@ -213,7 +213,7 @@ def test_the_leaves_can_be_frozen(df: DataFrame, fitted: Callable[[str], Pipelin
             "GBTRegressionModel.leaves",
             r"unfreeze='GBTRegressionModel\.leaves' must name a parameter that trains on request",
         ),
-        ("thresholds", "unfreeze='thresholds' names no stage"),
+        ("thresholds", "unfreeze='thresholds' is no uid"),
         ("StringIndexerModel.labels", "these do: none"),
         ("GBTRegresionModel.thresholds", "Did you mean 'GBTRegressionModel'"),
     ],

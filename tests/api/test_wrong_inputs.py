@@ -52,7 +52,7 @@ def refused(sentence: str, model: Any, df: Any, folder: Path, **options: Any) ->
 @pytest.mark.parametrize("call", [sparkdiff.plan, sparkdiff.translate], ids=lambda f: f.__name__)
 def test_what_isnt_fitted(spark: SparkSession, call: Callable[[Any], Any]) -> None:
     pipeline = unfitted()
-    with pytest.raises(InputError, match=f"Pipeline {pipeline.uid} isn't fitted: fit it first"):
+    with pytest.raises(InputError, match=f"Pipeline {pipeline.uid} isn't fitted: call fit.. first"):
         call(pipeline)
     scaler = StandardScaler(inputCol="a", outputCol="b")
     with pytest.raises(InputError, match=f"StandardScaler {scaler.uid} isn't fitted"):
@@ -63,10 +63,10 @@ def test_what_isnt_fitted(spark: SparkSession, call: Callable[[Any], Any]) -> No
 
     for nothing, told in (
         (None, "NoneType$"), (3, "int$"), (PipelineModel, "the class PipelineModel itself$"),
-        ("models/churn", "str: load it, PipelineModel.load.path.$"),
-        (Path("models"), "pathlib.PosixPath: load it, PipelineModel.load.path.$"),
-        ([scaler], "list: PipelineModel.stages. makes one of fitted stages$"),
-        (Other([]), "sklearn.Pipeline: sparkdiff.from_sklearn.model. makes one of a fitted model of trees$"),
+        ("models/churn", "str: load it with PipelineModel.load.path.$"),
+        (Path("models"), "pathlib.PosixPath: load it with PipelineModel.load.path.$"),
+        ([scaler], "list: create one from fitted stages with PipelineModel.stages.$"),
+        (Other([]), "sklearn.Pipeline: import a fitted tree model with sparkdiff.from_sklearn.model.$"),
         (pd.DataFrame(), "pandas.DataFrame$"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=f"expected a fitted PipelineModel or stage, got {told}"):
@@ -86,13 +86,13 @@ def test_an_unfitted_pipeline_that_cannot_be_fitted(df: DataFrame, folder: Path)
 
 @pytest.mark.parametrize("option", ["freeze", "reference", "target"])
 def test_a_stage_that_isnt_there(df: DataFrame, numeric: PipelineModel, folder: Path, option: str) -> None:
-    sentence = f"{option}='scald' names no stage, class or output column. Did you mean 'scaled'"
+    sentence = f"{option}='scald' is no uid, class or output column of a stage. Did you mean 'scaled'"
     refused(sentence, numeric, df, folder, **{option: ["scald"]})
 
 
 def test_nothing_to_train(df: DataFrame, numeric: PipelineModel, folder: Path) -> None:
     refused(
-        "nothing to train in .*: frozen by request", numeric, df, folder, freeze=[s.uid for s in numeric.stages[1:]]
+        "nothing to train in .*: frozen on request", numeric, df, folder, freeze=[s.uid for s in numeric.stages[1:]]
     )
     indexer = Pipeline(stages=[StringIndexer(inputCol="hour", outputCol="index")]).fit(df)
     refused(f"nothing to train in .*{indexer.stages[0].uid}: its input is strings", indexer, df, folder)
@@ -118,9 +118,7 @@ def test_several_predictors(df: DataFrame, folder: Path) -> None:
     one, other = (s.uid for s in both.stages[1:])
     sentence = rf"several predictors could be trained for: {one} \(p1\); {other} \(p2\). Set predictionCol"
     refused(sentence, both, df, folder)
-    refused(
-        "no differentiable predictor writes predictionCol='p3'. Known: p1, p2", both, df, folder, predictionCol="p3"
-    )
+    refused("no trainable predictor writes predictionCol='p3'. Known: p1, p2", both, df, folder, predictionCol="p3")
     assert tune(both, df, folder, predictionCol="p1").summary.decision == "tuned"
 
 
@@ -375,7 +373,10 @@ def test_an_assembler_that_takes_no_null(
 ) -> None:
     data = row_7("wind", value)(df)
     refused(
-        f"{model.stages[2].uid}: column 'wind' holds null or NaN.*impute it, or set handleInvalid", model, data, folder
+        f"{model.stages[2].uid}: column 'wind' holds null or NaN.*impute the column, or set handleInvalid",
+        model,
+        data,
+        folder,
     )
     remedy = "(null|NaN) while assembling a row .*Consider removing (null|NaN)s from dataset or using handleInvalid"
     refused(f"Spark failed while it ran .*{numeric.stages[0].uid}.*{remedy}", numeric, data, folder)
@@ -533,9 +534,7 @@ def test_a_query_that_fails(df: DataFrame, numeric: PipelineModel, folder: Path)
 
 
 def test_two_columns_of_one_name(df: DataFrame, numeric: PipelineModel, folder: Path) -> None:
-    sentence = (
-        f"{numeric.stages[0].uid} reads 'temp', which could be any of 2 columns, 'temp', 'temp': rename all but one"
-    )
+    sentence = f"{numeric.stages[0].uid} reads 'temp', but 2 columns match, 'temp', 'temp': rename all but one"
     refused(sentence, numeric, df.select("*", F.lit(1.0).alias("temp")), folder)
 
 

@@ -91,13 +91,13 @@ def reason(model: Any, **known: Any) -> tuple[str, str]:
 
 
 def test_what_is_known_without_data(rows: DataFrame) -> None:
-    undecided = ("referenced", "which entries of 'dense' have the names that it picks is decided when data are seen")
+    undecided = ("referenced", "which entries of 'dense' have the selected names is decided when data are seen")
     assert reason(sliced(["sky"])) == undecided
     assert reason(sliced(["sky"]), schema=rows.schema) == ("translated", "nothing to train")
     bare = rows.select(F.col("dense").alias("dense", metadata={"note": "bare"})).schema
     assert reason(sliced(["sky"]), schema=bare) == undecided  # a schema says nothing about a bare vector's width
     assert reason(sliced(["snow"]), schema=rows.schema) == (
-        "referenced", "no entry of 'dense' is called 'snow', so that Spark refuses it"
+        "referenced", "no entry of 'dense' is named 'snow', so Spark refuses the stage"
     )  # fmt: skip
     numbers = PipelineModel([VectorAssembler(inputCols=["a", "b"], outputCol="dense"), sliced(["b"])])
     assert reason(numbers) == (
@@ -126,7 +126,7 @@ def test_a_guess_that_turns_out_wrong_is_noticed(rows: DataFrame) -> None:
     """Taken for numbers without a schema, `a` is a vector of two."""
     model = PipelineModel([VectorAssembler(inputCols=["a", "b"], outputCol="dense"), sliced(["b"])])
     network = sparkdiff.translate(model)
-    with pytest.raises(InputError, match=r"has 3 entries a row, but the names that it picks were looked up among 2"):
+    with pytest.raises(InputError, match=r"has 3 entries per row, but the selected names were looked up among 2"):
         network({"a": torch.ones(4, 2), "b": torch.ones(4)})
     df = rows.select("b", F.col("dense").alias("a", metadata={"note": "bare"}))
     assert sparkdiff.verify(model, df, network=network).ok
@@ -136,13 +136,13 @@ def test_what_spark_cannot_tell_or_refuses(rows: DataFrame) -> None:
     nominal = rows.select(F.col("a").alias("a", metadata={"ml_attr": {"type": "nominal"}}), "b", "dense", "sparse")
     crossed = Interaction(inputCols=["a", "b"], outputCol="out")
     assert reason(crossed, schema=nominal.schema) == (
-        "referenced", "column 'a' is nominal without a number of values, which Spark refuses: set it in the metadata"
+        "referenced", "column 'a' is nominal without a number of values, and Spark refuses it: set the number in the metadata"
     )  # fmt: skip
     vectors = Interaction(inputCols=["dense", "b"], outputCol="out")
     role, why = reason(vectors, schema=nominal.schema)
     assert role == "referenced"
     assert why.startswith(
-        "vector 'dense' holds categories, which Spark encodes in dense rows otherwise than in sparse ones"
+        "vector 'dense' holds categories, which Spark encodes differently in dense and in sparse rows"
     )
     # ... as it does: the rows say the same, their storage differs
     two = [Interaction(inputCols=[c, "b"], outputCol=f"of {c}") for c in ("dense", "sparse")]

@@ -162,7 +162,7 @@ def test_register_makes_it_known_to_plan_and_translate(df: DataFrame, register: 
     assert sparkdiff.plan(stage).stages[0].role == "translated"
     assert sparkdiff.verify(stage, df).ok
     del REGISTRY[class_name(stage)]
-    assert "a StageModule registered for test_check_stage.Stretch would" in sparkdiff.plan(stage).stages[0].reason
+    assert "register a StageModule for test_check_stage.Stretch to" in sparkdiff.plan(stage).stages[0].reason
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ def test_what_has_no_distance_is_refused(bases: dict[str, Any]) -> None:
     for measure in ("euclidean", "cosine"):
         with pytest.raises(sparkdiff.InputError, match=f"{bases[measure].uid}: the features of a row hold NaN"):
             sparkdiff.translate(bases[measure])({"features": nan})
-    with pytest.raises(sparkdiff.InputError, match="all 0, which has no cosine"):
+    with pytest.raises(sparkdiff.InputError, match="all 0, so the row has no cosine"):
         sparkdiff.translate(bases["cosine"])({"features": torch.zeros(1, 2, dtype=torch.float64)})
 
 
@@ -112,7 +112,7 @@ def test_a_mixture_stays_a_mixture(bases: dict[str, Any]) -> None:
     network = sparkdiff.translate(bases["mixture"])
     with torch.no_grad():
         network.module(0).mixture[0] += 0.1
-    with pytest.raises(sparkdiff.InputError, match="mixture must be shares"):
+    with pytest.raises(sparkdiff.InputError, match="mixture must hold shares"):
         sparkdiff.write_back(bases["mixture"], network)
     network = sparkdiff.translate(bases["mixture"])
     with torch.no_grad():

@@ -110,7 +110,7 @@ def test_outputs_are_float32_and_the_stages_behind_read_what_spark_s_do(bases: t
 def test_what_is_no_id_is_refused(bases: tuple[Any, Any], value: float) -> None:
     network = sparkdiff.translate(bases[0])
     with pytest.raises(
-        sparkdiff.InputError, match=rf"{bases[0].uid}: column 'user' holds .* \(or null\), but ids are whole"
+        sparkdiff.InputError, match=rf"{bases[0].uid}: column 'user' holds .* \(or null\), but ids must be whole"
     ):
         network({"user": torch.tensor([1.0, value]), "item": torch.tensor([2.0, 2.0])})
 
@@ -119,7 +119,7 @@ def test_cold_starts_that_drop_rows_stay_in_spark(bases: tuple[Any, Any]) -> Non
     base = bases[0]
     [stage] = sparkdiff.plan(base.copy({base.coldStartStrategy: "drop"})).stages
     assert stage.role == "referenced"
-    assert stage.reason == "coldStartStrategy='drop' drops rows, which a torch module cannot; use 'nan'"
+    assert stage.reason == "coldStartStrategy='drop' drops rows, and a torch module cannot drop rows; use 'nan'"
 
 
 def test_the_product_s_gradient() -> None:

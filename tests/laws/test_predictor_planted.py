@@ -303,21 +303,19 @@ def reason(stage: Any) -> str:
 def test_reasons(spark: SparkSession) -> None:
     theta = np.array([[0.0, -np.inf, -1.0], [-1.0, -2.0, -0.5]])
     zero = jvm.fitted(NaiveBayes(smoothing=0.0), {"pi": np.log([0.5, 0.5]), "theta": theta, "sigma": np.empty((0, 0))})
-    assert "theta holds infinities (smoothing=0)" in reason(zero)
+    assert "theta holds infinite values (smoothing=0)" in reason(zero)
     single = jvm.fitted(NaiveBayes(), {"pi": np.zeros(1), "theta": logs(1, 2), "sigma": np.empty((0, 0))})
-    assert "it knows one class only" in reason(single)
+    assert "it has only one class" in reason(single)
     model = one_vs_rest()
     assert sparkdiff.plan(model).stages[0].trainable
-    assert "has featuresCol='features', but it itself 'x'" in reason(model.copy({model.featuresCol: "x"}))
+    assert "has featuresCol='features', but the OneVsRestModel has 'x'" in reason(model.copy({model.featuresCol: "x"}))
     unscored = one_vs_rest()
     unscored.models[1]._set(rawPredictionCol="other")
     assert f"its model {unscored.models[1].uid} has rawPredictionCol='other'" in reason(unscored)
     sparse_zero = OneVsRestModel(models=[zero, zero])._set(classifier=NaiveBayes())
-    assert f"its model {zero.uid} must stay in Spark: theta holds infinities" in reason(sparse_zero)
+    assert f"its model {zero.uid} must stay in Spark: theta holds infinite values" in reason(sparse_zero)
     three = bayes("gaussian", theta=W[:3], sigma=np.ones((3, WIDTH)))
-    assert "tells 3 classes apart, not two" in reason(
-        OneVsRestModel(models=[three, three])._set(classifier=NaiveBayes())
-    )
+    assert "has 3 classes instead of two" in reason(OneVsRestModel(models=[three, three])._set(classifier=NaiveBayes()))
 
 
 def test_models_keep_uids_and_params(spark: SparkSession) -> None:

@@ -136,7 +136,7 @@ def test_extra_keys_and_missing_ones(network: Any, df: DataFrame) -> None:
     same = network({**given, "extra": torch.zeros(3), "kind": None, "prediction": torch.ones(1)})
     assert torch.equal(same["prediction"], network(given)["prediction"])
     for name, stage in (("kindIndex", "encoder"), ("b", "assembler")):
-        with pytest.raises(InputError, match=rf"{stage} wants column '{name}', which the call lacks"):
+        with pytest.raises(InputError, match=rf"{stage} wants column '{name}', which was not passed"):
             network({c: x for c, x in given.items() if c != name})
 
 
@@ -158,7 +158,7 @@ def test_no_row_and_one_row(network: Any, df: DataFrame) -> None:
 WRONG: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "no mapping": (lambda given: list(given), "a network takes tensors by column name, got list"),
     "numpy": (lambda given: {**given, "a": np.ones(120)}, "column 'a' must be a torch tensor, got ndarray"),
-    "lengths": (lambda given: {**given, "a": torch.ones(4)}, r"columns must be of one length, got .* 4 in 'a'"),
+    "lengths": (lambda given: {**given, "a": torch.ones(4)}, r"columns must have the same length, got .* 4 in 'a'"),
     "three dimensions": (lambda given: {**given, "a": torch.ones(120, 1, 1)}, r"'a' must be \(n,\) or \(n, d\), got shape"),
     "a number": (lambda given: {**given, "a": torch.tensor(1.0)}, r"'a' must be \(n,\) or \(n, d\), got shape \(\)"),
     "complex": (lambda given: {**given, "a": torch.ones(120, dtype=torch.complex64)}, "of real numbers, got torch.complex64"),
@@ -181,7 +181,7 @@ def test_wrong_inputs_are_named(network: Any, df: DataFrame, case: str) -> None:
 def test_vectors_of_another_width_are_named(fitted: dict[str, Any], into: Any, shape: tuple[int, ...]) -> None:
     for name in ("scaler", "minmax", "pca", "linear", "glr", "logistic", "softmax"):
         x = torch.ones(shape)
-        with pytest.raises(InputError, match=rf"{name} wants 3 entries a row in column 'vector', got "):
+        with pytest.raises(InputError, match=rf"{name} needs 3 entries per row in column 'vector', got "):
             sparkdiff.translate(fitted[name])({"vector": into(x) if x.ndim == 2 else x})
 
 
@@ -269,7 +269,7 @@ def test_ways_to_name_a_stage(model: Any, option: str) -> None:
         assert sparkdiff.plan(model, **{option: name}) == sparkdiff.plan(model, **{option: [name]})
         (scaler,) = (s for s in sparkdiff.plan(model, **{option: name}).stages if s.uid == "scaler")
         assert scaler.trainable == (option == "target")
-    with pytest.raises(InputError, match=f"{option}='scalar' names no stage"):
+    with pytest.raises(InputError, match=f"{option}='scalar' is no uid"):
         sparkdiff.plan(model, **{option: "scalar"})
 
 

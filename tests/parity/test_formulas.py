@@ -69,7 +69,7 @@ def test_the_plan_shows_the_parts(rows: DataFrame) -> None:
     blind = sparkdiff.plan(model)
     assert of(blind) == of(found)
     assert blind.stages[1].reason == "nothing to train; whether a, b hold categories is decided when data are seen"
-    assert found.stages[6].reason == "it makes the label, which the loss alone reads"
+    assert found.stages[6].reason == "it makes the label, which only the loss reads"
     for name in ("RFormulaModel", model.stages[0].uid, model.stages[0]):
         left = sparkdiff.plan(model, reference=name)
         assert [s.role for s in left.stages] == ["referenced"] * 7 + ["translated"]
@@ -136,7 +136,7 @@ def test_where_the_parts_cannot_be_had(rows: DataFrame) -> None:
             ("referenced", True, False),
             ("translated", False, True),
         ]
-        assert found.stages[0].reason.startswith("its parts can't be had here (Spark Connect")
+        assert found.stages[0].reason.startswith("its parts are not accessible here (Spark Connect")
         assert sparkdiff.verify(model, rows).ok
     java = type("Java", (), {"pipelineModel": None})
     assert rformula.parts(type("Formula", (), {"_java_obj": java})()) is None

@@ -32,7 +32,7 @@ from sparkdiff.stages.base import columns_of
 pytestmark = pytest.mark.once  # a graph of column names
 
 Fitted = dict[str, Any]
-WHY = "also feeds lsh, which the loss doesn't see: hashes would change; trains on request (target, unfreeze): "
+WHY = "also feeds lsh, outside the loss: hashes would change; trains on request (target, unfreeze): "
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_on_request_it_trains_and_the_plan_lists_what_changes(
     found = plan(shared, **wishes)
     assert {s.uid: s.numParameters for s in found.stages if s.trainable} == trains
     for uid in set(trains) - {"linear"}:
-        assert reason(found, uid).endswith("; changes hashes, which the loss doesn't see")
+        assert reason(found, uid).endswith("; also changes hashes, outside the loss")
     if "linear" in trains:
         assert reason(found, "linear") == "the loss"
 
@@ -120,7 +120,7 @@ def test_the_version_of_a_column_decides(known: Fitted, df: DataFrame) -> None:
     assert trained(plan(PipelineModel([side, imputer, *main]))) == ["imputer", "linear"]
     found = plan(PipelineModel([imputer, side, *main]))
     assert trained(found) == ["linear"]
-    assert reason(found, "imputer").startswith("also feeds side, which the loss doesn't see: pair would change")
+    assert reason(found, "imputer").startswith("also feeds side, outside the loss: pair would change")
 
 
 def test_sql_behind_the_loss_hides_no_reader(shared: PipelineModel, known: Fitted) -> None:
@@ -143,7 +143,7 @@ def test_with_another_predictor_on_request(known: Fitted) -> None:
     found = plan_of(graph, {})
     assert trained(found) == ["glr"]
     assert reason(found, "scaler").startswith(
-        "also feeds the predictor linear, which the loss doesn't see: prediction "
+        "also feeds the predictor linear, outside the loss: prediction "
     )
     graph = Graph(model, predictionCol="other", target=["scaler"])
     assert graph.outside_columns(graph.trainable) == ["prediction"]
@@ -158,7 +158,7 @@ def test_a_predictor_behind_the_one_that_trains_is_named(known: Fitted) -> None:
     ]  # fmt: skip
     found = plan_of(Graph(PipelineModel(stages), predictionCol="below"), {})
     assert trained(found) == ["logistic"]
-    assert reason(found, "logistic").startswith("the loss; changes prediction, which the loss doesn't see")
+    assert reason(found, "logistic").startswith("the loss; also changes prediction, outside the loss")
 
 
 # Against Spark ----------------------------------------------------------------------------------------------------------

@@ -72,7 +72,7 @@ def test_a_chain(stage: Stage) -> None:
     assert found.cacheCols == ("kindIndex", "a", "b")
     assert [s.numParameters for s in found.stages] == [0, 0, 0, 6, 6, 4]
     assert [s.path for s in found.stages] == [(i,) for i in range(6)]
-    assert of(found, "indexer").reason == "its input is strings, which never enter torch"
+    assert of(found, "indexer").reason == "its input is strings, which torch cannot hold"
     assert of(found, "encoder").reason == "nothing to train"
     assert of(found, "pca").reason == "a differentiable path leads to the loss"
     assert of(found, "glr").reason == "the loss"
@@ -209,7 +209,7 @@ def test_skipping_rows_is_sparks_work(stage: Stage) -> None:
     assert of(found, "assembler").role == "referenced"
     assert (
         of(found, "assembler").reason
-        == "handleInvalid='skip' drops rows, which a torch module cannot; use 'error' or 'keep'"
+        == "handleInvalid='skip' drops rows, and a torch module cannot drop rows; use 'error' or 'keep'"
     )
     assert (trained(found), found.cacheCols) == (["scaler", "linear"], ("vector",))
 
@@ -222,7 +222,7 @@ def test_of_two_predictors_the_last_is_the_head(stage: Stage) -> None:
     ]))  # fmt: skip
     assert trained(found) == ["minmax", "linear"]
     assert of(found, "scaler").reason == (
-        "also feeds the predictor logistic, which the loss doesn't see: rawPrediction, probability, prediction would change; "
+        "also feeds the predictor logistic, outside the loss: rawPrediction, probability, prediction would change; "
         "trains on request (target, unfreeze): std, mean"
     )
     assert of(found, "logistic").reason == "no differentiable path to the loss"
@@ -233,7 +233,7 @@ def test_a_predictor_without_a_torch_form_is_seen_too(stage: Stage, df: DataFram
     svc = named("svc", LinearSVC, featuresCol="vector", maxIter=1).fit(stage("assembler").transform(df))
     svc = svc.copy({svc.featuresCol: "scaled", svc.predictionCol: "side"})
     found = plan(PipelineModel([stage("assembler"), stage("scaler"), svc, stage("linear", featuresCol="scaled")]))
-    assert of(found, "scaler").reason.startswith("also feeds the predictor svc, which the loss doesn't see: ")
+    assert of(found, "scaler").reason.startswith("also feeds the predictor svc, outside the loss: ")
     assert trained(found) == ["linear"]
 
 
@@ -251,7 +251,7 @@ def test_stacking(stage: Stage, column: str, path: bool) -> None:
 def test_without_a_predictor(stage: Stage) -> None:
     found = plan(PipelineModel([stage("assembler"), stage("scaler")]))
     assert (trained(found), cached(found), found.cacheCols) == ([], [], ())
-    assert of(found, "scaler").reason == "no predictor that a loss could be attached to"
+    assert of(found, "scaler").reason == "no predictor that a loss could train"
 
 
 def test_a_single_stage_and_nested_pipelines(stage: Stage) -> None:
@@ -284,7 +284,7 @@ def test_freeze_keeps_the_cut(chain: PipelineModel, way: str) -> None:
     wish = WAYS[way](chain.stages[2])
     found = plan(chain, freeze=wish if way == "one stage" else [wish])
     assert trained(found) == ["scaler", "linear"]
-    assert of(found, "pca").reason == "frozen by request"
+    assert of(found, "pca").reason == "frozen on request"
     assert found.cacheCols == plan(chain).cacheCols == ("vector",)
     assert cached(found) == cached(plan(chain))
 
@@ -293,8 +293,8 @@ def test_freeze_keeps_the_cut(chain: PipelineModel, way: str) -> None:
 def test_reference(chain: PipelineModel, way: str) -> None:
     wish = WAYS[way](chain.stages[2])
     found = plan(chain, reference=wish if way == "one stage" else [wish])
-    assert (of(found, "pca").role, of(found, "pca").reason) == ("referenced", "left in Spark by request")
-    assert of(found, "scaler").reason == "feeds pca, which stays in Spark: left in Spark by request"
+    assert (of(found, "pca").role, of(found, "pca").reason) == ("referenced", "left in Spark on request")
+    assert of(found, "scaler").reason == "feeds pca, which stays in Spark: left in Spark on request"
     assert (trained(found), found.cacheCols) == (["linear"], ("components",))
 
 
@@ -303,7 +303,7 @@ def test_target(chain: PipelineModel, way: str) -> None:
     wish = WAYS[way](chain.stages[2])
     found = plan(chain, target=wish if way == "one stage" else [wish])
     assert trained(found) == ["pca"]
-    assert of(found, "linear").reason == "not among the targets"
+    assert of(found, "linear").reason == "not in target"
     assert found.cacheCols == plan(chain).cacheCols
 
 
@@ -314,7 +314,7 @@ def test_targets_less_frozen(chain: PipelineModel) -> None:
 @pytest.mark.parametrize("option", ["freeze", "reference", "target"])
 def test_unknown_names(chain: PipelineModel, option: str) -> None:
     with pytest.raises(
-        InputError, match=rf"{option}='PCAModle' names no stage, class or output column\. Did you mean 'PCAModel'"
+        InputError, match=rf"{option}='PCAModle' is no uid, class or output column of a stage\. Did you mean 'PCAModel'"
     ):
         plan(chain, **{option: ["PCAModle"]})
 
@@ -332,7 +332,7 @@ def test_a_target_that_cannot_train(stage: Stage) -> None:
 def test_unfitted_ones_are_refused_by_name(stage: Stage) -> None:
     scaler, pipeline = StandardScaler(inputCol="a", outputCol="b"), Pipeline(stages=[LogisticRegression()])
     for function in (plan, sparkdiff.translate):
-        with pytest.raises(InputError, match=rf"Pipeline {pipeline.uid} isn't fitted: fit it first"):
+        with pytest.raises(InputError, match=rf"Pipeline {pipeline.uid} isn't fitted: call fit.. first"):
             function(pipeline)
         with pytest.raises(InputError, match=rf"StandardScaler {scaler.uid} isn't fitted"):
             function(PipelineModel([stage("assembler"), scaler]))
@@ -363,7 +363,7 @@ def test_the_plan_as_text_table_and_json(chain: PipelineModel) -> None:
         "PCAModel",
         "LinearRegressionModel",
     ]
-    assert text[3].endswith("frozen by request")
+    assert text[3].endswith("frozen on request")
     assert text[-1] == "trains 10 parameters in 2 of 4 stages; the cache holds vector"
     table = found.toPandas()
     assert table["uid"].tolist() == ["assembler", "scaler", "pca", "linear"]

@@ -72,14 +72,14 @@ STAGES: dict[str, tuple[Callable[[], Any], tuple[str, ...], tuple[str, ...], str
         lambda: MinHashLSH(inputCol="features", outputCol="o", seed=1), ("features",), ("o",), "arrays of hash values",
     ),
     "BisectingKMeansModel": (
-        lambda: BisectingKMeans(predictionCol="o", maxIter=1), ("features",), ("o",), "down a tree of centres",
+        lambda: BisectingKMeans(predictionCol="o", maxIter=1), ("features",), ("o",), "in a tree of centres",
     ),
     "LocalLDAModel": (
-        lambda: LDA(k=2, maxIter=1, seed=1, topicDistributionCol="o"), ("features",), ("o",), "iterations of its own",
+        lambda: LDA(k=2, maxIter=1, seed=1, topicDistributionCol="o"), ("features",), ("o",), "whose number depends on the row",
     ),
     "DistributedLDAModel": (
         lambda: LDA(k=2, maxIter=1, seed=1, optimizer="em", topicDistributionCol="o"), ("features",), ("o",),
-        "a graph on the cluster",
+        "in a distributed graph",
     ),
     "FPGrowthModel": (lambda: FPGrowth(itemsCol="words", predictionCol="o"), ("words",), ("o",), "sets of items"),
 }  # fmt: skip
@@ -172,7 +172,7 @@ def test_an_integer_output_is_no_way_for_gradients(rows: DataFrame, fitted: Call
     found = plan(Pipeline(stages=[*scaled, *behind]).fit(rows))
     assert [s.trainable for s in found.stages] == [False, False, False, True]
     assert found.stages[0].reason.startswith("feeds BisectingKMeans_")
-    assert "down a tree of centres" in found.stages[0].reason
+    assert "in a tree of centres" in found.stages[0].reason
 
 
 # What makes sparse rows dense -------------------------------------------------------------------------------------------
@@ -223,4 +223,4 @@ def test_what_stays_sparse_is_no_matter(rows: DataFrame, name: str) -> None:
 def test_wide_rows_of_the_source_may_be_sparse(spark: SparkSession) -> None:
     df = spark.createDataFrame([(Vectors.sparse(2000, [3], [1.0]),), (Vectors.sparse(2000, [7], [2.0]),)], ["o"])
     found = plan(StandardScaler(inputCol="o", outputCol="x", withMean=True).fit(df)).stages[0].reason
-    assert found.endswith("makes rows of 2,000 entries dense, should they be sparse (withMean=True)")
+    assert found.endswith("makes rows of 2,000 entries dense if they are sparse (withMean=True)")

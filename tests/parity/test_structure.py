@@ -88,7 +88,7 @@ def test_an_estimator_must_be_fitted_first(df: DataFrame, fitted: dict[str, Any]
     deep = PipelineModel([fitted["assembler"], PipelineModel([PipelineModel([stage])])])
     for model in (stage, deep):
         for function in (plan, translate, lambda m: verify(m, df)):
-            with pytest.raises(InputError, match=rf"{name} {stage.uid} isn't fitted: fit it first"):
+            with pytest.raises(InputError, match=rf"{name} {stage.uid} isn't fitted: call fit.. first"):
                 function(model)
 
 
@@ -145,7 +145,7 @@ def test_a_users_own_stage(df: DataFrame, tmp_path: Path) -> None:
     found = plan(model, schema=df.schema)
     assert (of(found, "mine").role, of(found, "mine").cached) == ("referenced", True)
     assert of(found, "mine").reason == (
-        "no stage of Spark's, it may read any column and drop rows; a StageModule registered for strangers.Clipped would "
+        "not one of Spark's stages: it may read any column and drop rows; register a StageModule for strangers.Clipped to "
         "translate it"
     )
     assert [s.trainable for s in found.stages] == [False, False, True, True]
@@ -171,13 +171,13 @@ def test_what_a_users_stage_may_have_read_stays(df: DataFrame, fitted: dict[str,
     ])  # fmt: skip
     found = plan(model)
     assert not of(found, "scaler").trainable
-    assert of(found, "scaler").reason == "comes before aside, which stays in Spark and may drop rows for what it reads"
+    assert of(found, "scaler").reason == "comes before aside, which stays in Spark and may drop rows"
     assert of(found, "linear").trainable
     one_column = named("aside", Squared)._set(inputCol="a", outputCol="squared")
     found = plan(PipelineModel([*model.stages[:2], one_column, model.stages[3]]))
     assert of(found, "scaler").trainable
     assert of(found, "aside").reason.startswith(
-        "no stage of Spark's, it only computes its output column; a StageModule"
+        "not one of Spark's stages: it only computes its output column; register a StageModule"
     )
     assert verify(model, df).ok
 
@@ -189,11 +189,11 @@ def test_rows_that_are_dropped_for_what_trains(df: DataFrame, fitted: dict[str, 
     model = PipelineModel([fitted["assembler"], fitted["scaler"], side, linear])
     found = plan(model)
     assert [s.uid for s in found.stages if s.trainable] == ["linear"]
-    assert of(found, "scaler").reason == "comes before side, which stays in Spark and may drop rows for what it reads"
+    assert of(found, "scaler").reason == "comes before side, which stays in Spark and may drop rows"
     assert found.cacheCols == ("scaled",)
     after = plan(PipelineModel([*model.stages[:2], linear, side]))
     assert [s.uid for s in after.stages if s.trainable] == ["linear"]
-    assert of(after, "scaler").reason.startswith("also feeds side, which the loss doesn't see: side would change")
+    assert of(after, "scaler").reason.startswith("also feeds side, outside the loss: side would change")
     after = plan(PipelineModel([*model.stages[:2], linear, side]), unfreeze=["scaler.std", "scaler.mean"])
     assert [s.uid for s in after.stages if s.trainable] == ["scaler", "linear"]
 
@@ -203,7 +203,7 @@ def test_models_of_other_libraries(df: DataFrame, fitted: dict[str, Any]) -> Non
     gpu = named("gpu", OnTheGpu)._set(featuresCol="vector", predictionCol="fast")
     model = PipelineModel([fitted["assembler"], booster, gpu, fitted["linear"]])
     found = plan(model)
-    assert of(found, "gpu").reason == "strangers's model: call .cpu() on it first, which gives Spark's own"
+    assert of(found, "gpu").reason == "strangers's model: convert it first, its .cpu() returns Spark's own"
     assert (of(found, "booster").role, of(found, "booster").inputCols) == ("referenced", ("vector",))
     assert of(found, "linear").trainable
     network = translate(model)
@@ -250,9 +250,7 @@ def test_a_label_made_in_place_of_a_column_that_was_read(df: DataFrame, fitted: 
     index = named("index", StringIndexer, inputCol="kind", outputCol="index").fit(df.drop("index"))
     joined = assembler("hot", "a", outputCol="joined")
     linear = with_params(fitted["linear"], featuresCol="joined", labelCol="index")
-    with pytest.raises(
-        InputError, match="index makes 'index', which training reads, in place of a column that stages before"
-    ):
+    with pytest.raises(InputError, match="index overwrites the column 'index', which training reads and stages before"):
         plan(PipelineModel([fitted["encoder"], index, joined, linear]))
     assert plan(PipelineModel([index, fitted["encoder"], joined, linear])).cacheCols == ("index", "a")
 
@@ -350,7 +348,7 @@ def test_fields_of_structs(df: DataFrame) -> None:
     assert [s.role for s in plan(both).stages] == ["referenced", "translated"]  # a tensor has one name
     assert (
         plan(both).stages[0].reason
-        == "reads the field 'S.a' of a struct, and another stage a column of that name: rename one"
+        == "reads the field 'S.a' of a struct, and another stage reads a column of that name: rename one"
     )
     assert verify(both, nested).ok
     fields = Pipeline(

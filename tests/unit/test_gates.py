@@ -271,7 +271,7 @@ def test_weights_of_classes_stay_what_spark_can_use() -> None:
         trees.leaves[1, 0] = -2.0
         trees.leaves[1, 1] = 3.0
         trees.leaves[2] = torch.tensor([0.0, 5e-324, 0.0], dtype=F64)  # its reciprocal is infinite
-    with pytest.raises(InputError, match="trees: leaves must hold weights >= 0 of the classes, but an entry is -"):
+    with pytest.raises(InputError, match="trees: leaves must hold class weights >= 0, but an entry is -"):
         trees.check_domain("trees")
     trees.project_()
     assert torch.equal(trees.leaves[0], fitted[0])  # nothing was left of it

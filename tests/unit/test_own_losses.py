@@ -76,7 +76,7 @@ def test_the_censored_weibull_loss_has_the_gradient_of_spark() -> None:
 def test_a_censor_is_0_or_1(value: float) -> None:
     censor = torch.tensor([1.0, value], dtype=F64)
     with pytest.raises(
-        InputError, match=r"survival: censorCol='censor' holds .*, but must be 1 where the event was seen and 0"
+        InputError, match=r"survival: censorCol='censor' holds .*, but must be 1 if the event was observed and 0"
     ):
         survival(1).margin(torch.zeros(2, 1, dtype=F64), censor)
 
@@ -213,7 +213,5 @@ def test_a_curve_s_slope_is_what_its_input_gets() -> None:
 
 def test_an_unsorted_curve_is_refused() -> None:
     curve = IsotonicRegression(torch.arange(2).double(), torch.tensor([1.0, 0.0], dtype=F64), True, 0, "curve")
-    with pytest.raises(
-        InputError, match=r"curve: predictions must rise from boundary to boundary, but 1.0 comes before 0.0"
-    ):
+    with pytest.raises(InputError, match=r"curve: predictions must rise between boundaries, but 1.0 comes before 0.0"):
         curve.check_domain("curve")

@@ -155,13 +155,13 @@ def test_gradients_stop_only_where_all_is_categories() -> None:
 def test_what_does_not_fit_is_refused_by_name() -> None:
     x = rows(3)
     for given in (x, sparse(x)):
-        with pytest.raises(InputError, match="slicer: its input has 5 entries a row, and it picks entry 5"):
+        with pytest.raises(InputError, match="slicer: its input has 5 entries per row, but it selects entry 5"):
             Selection("slicer", [0, 5])(given)
-        with pytest.raises(InputError, match="hint: its input has 5 entries a row where size=4 is expected"):
+        with pytest.raises(InputError, match="hint: its input has 5 entries per row instead of size=4"):
             VectorSizeHint("hint", 4, True)(given)
-        with pytest.raises(InputError, match="indexer: its input has 5 entries a row, and it was fitted on 2"):
+        with pytest.raises(InputError, match="indexer: its input has 5 entries per row, but it was fitted on 2"):
             VectorIndexer("indexer", 2, {}, True)(given)
-    with pytest.raises(InputError, match=r"indexer: feature 4 holds 0\.25, which is none of its categories"):
+    with pytest.raises(InputError, match=r"indexer: feature 4 holds 0\.25, which is not one of its categories"):
         indexer(False)(torch.tensor([[0.0, 2.0, 0.0, 0.0, 0.25]], dtype=F64))
     assert VectorSizeHint("hint", 4, False)(x) is x
 
