@@ -37,9 +37,11 @@ def check_dataframe(name: str, given: Any) -> None:
     """Raise InputError where `given` is no DataFrame of Spark."""
     if isinstance(given, type) or not hasattr(given, "isStreaming"):
         way = (
-            "spark.read loads one" if isinstance(given, (str, os.PathLike)) else "spark.createDataFrame makes one of it"
+            "load one with spark.read"
+            if isinstance(given, (str, os.PathLike))
+            else "create one with spark.createDataFrame"
         )
-        way = "its to_spark() is one" if hasattr(given, "to_spark") else way
+        way = "its to_spark() returns one" if hasattr(given, "to_spark") else way
         raise InputError(f"{name} must be a Spark DataFrame, got {kind_of(given)}: {way}")
 
 

@@ -108,7 +108,8 @@ def prepare(model: Any, options: Options, data: SchemaOrRows = None) -> Task:
     if options.predictionCol is None and len(several) > 1:
         found = "; ".join(f"{graph.leaves[i].uid} ({', '.join(graph.leaves[i].outputs)})" for i in several)
         raise InputError(
-            f"several predictors could be trained for: {found}. Set predictionCol to the prediction column of one"
+            f"there are several predictors to train for: {found}. Set predictionCol to the prediction column "
+            "of one of them"
         )
     frozen = graph.restrict(options.freeze, options.target)
     plan = plan_of(graph, frozen)
@@ -120,11 +121,11 @@ def prepare(model: Any, options: Options, data: SchemaOrRows = None) -> Task:
     label = options.labelCol or next(iter(columns_of(head, ("labelCol",))), None)
     if not predictor.labelled and label is not None and not callable(options.loss):
         raise InputError(
-            f"{head.uid} has no use for labelCol={label!r}: its clusters have no label. Leave it out, or set loss to a callable "
-            "of its outputs and the label"
+            f"{head.uid} does not use labelCol={label!r}: its clusters have no label. Leave it out, or set "
+            "loss to a function of its outputs and the label"
         )
     if not predictor.labelled and label is None and callable(options.loss):
-        raise InputError(f"{head.uid} names no label column, which a loss of your own needs; set labelCol")
+        raise InputError(f"{head.uid} names no label column, but a loss of your own needs one; set labelCol")
     if label is None and predictor.labelled:
         raise InputError(f"{head.uid} names no label column; set labelCol")
     weight = options.weightCol or next(iter(columns_of(head, ("weightCol",))), None)
@@ -208,7 +209,7 @@ def fine_tune(
             say(f"the network reproduces Spark: {parity['before']}")
         with phases.phase("check") as say:
             doubts = shared.once(("check", what), lambda: _doubts(task, cache, network, data, label)) + uniform
-            say(f"{len(doubts)} warnings about the rows" if doubts else "nothing to say against the rows")
+            say(f"{len(doubts)} warnings about the data" if doubts else "no warnings about the data")
         with phases.phase("train") as say:
             start = outset(network, data, label, options, cache.rows(VALIDATION))
             memory.trim()
@@ -254,7 +255,7 @@ def fine_tune(
                 stream.close()  # the last that read the rows: room for Spark's
                 memory.trim()
                 where = cache.folder.parent
-                with jvm.scratch(where), room("what Spark makes the model from", where, caches.ROOM):
+                with jvm.scratch(where), room("the data of the new Spark model", where, caches.ROOM):
                     model = write_back(task.model, found.network)
                 parity["after"] = cached_parity.check(model, found.network, sample, cache)
                 say(f"Spark reproduces the network: {parity['after']}")
@@ -342,7 +343,7 @@ def _label(task: Task, cache: Cache, network: Network, sources: Sequence[Source]
         rows = cache.manifest["stats"][split]["rows"]
         if rows < least:
             raise InputError(
-                f"{rows} {split} rows of weight > 0, at least {least} are needed: add rows, or change "
+                f"{rows} {split} rows of weight > 0, but at least {least} are needed: add rows, or change "
                 "validationFraction or validationIndicatorCol"
             )
     return _stats(cache.manifest["stats"][TRAIN])
@@ -385,8 +386,8 @@ def _check_finite(before: dict[str, Score], metric: Metric, task: Task, labels: 
     for split, found in before.items():
         decides = split in (VALIDATION, REFERENCE)
         if not math.isfinite(found.mean) or (decides and not math.isfinite(float(found.blocks.square().sum()))):
-            square = ", whose square no double holds" if math.isfinite(found.mean) else ""
-            far = f"some predictions lie too far from the labels ({labels.low!r} to {labels.high!r}); " * bool(
+            square = ", whose square overflows" if math.isfinite(found.mean) else ""
+            far = f"some predictions are too far from the labels ({labels.low!r} to {labels.high!r}); " * bool(
                 task.labelCol
             )
             raise InputError(
@@ -418,8 +419,9 @@ def _check_classes(metric: Metric, cache: Cache) -> None:
     rarer = min([*cache.manifest["stats"][VALIDATION]["classes"], 0, 0][:2])
     if metric.ranks and rarer < guard.MIN_UNITS:
         raise InputError(
-            f"metric={metric.name!r} compares two classes, and the rarer one has {rarer} validation rows of weight > 0, at "
-            f"least {guard.MIN_UNITS} are needed: add rows, raise validationFraction, or choose another metric"
+            f"metric={metric.name!r} compares two classes, and the rarer one has {rarer} validation rows of "
+            f"weight > 0, but at least {guard.MIN_UNITS} are needed: add rows, raise validationFraction, or "
+            "choose another metric"
         )
 
 
@@ -431,8 +433,9 @@ def _check_trained(best: float, tuned: Score, metric: Metric, task: Task) -> Non
     """
     if not abs(tuned.mean - best) <= FOLDED * max(abs(best), abs(tuned.mean), 1e-12):
         raise ParityError(
-            f"{task.model.uid}: the trained network has {metric.name} {tuned.value!r} on the validation rows, but was chosen "
-            f"for {tuned.sign * best!r}, so nothing was changed: the `affine_form` of a stage isn't its `forward`; report it"
+            f"{task.model.uid}: the trained network has {metric.name} {tuned.value!r} on the validation rows, "
+            f"but training measured {tuned.sign * best!r}, so nothing was changed: the `affine_form` of a "
+            "stage does not match its `forward`; report this as a bug"
         )
 
 
@@ -452,33 +455,32 @@ def _summary(
     assert held is not None
     scale, sign = max(abs(held["before"]), 1e-12), before[VALIDATION].sign
     warnings = [*verdict.warnings, *unreadable_by_older_spark(task.model), *doubts]
-    warnings += [f"{loss}; training went on from the last checkpoint" for loss in lost]
+    warnings += [f"{loss}; training continued from the last checkpoint" for loss in lost]
     if (lost_candidates := divergence(found.history, task.options)) and verdict.best >= 0:  # else the reason says it
         warnings.append(lost_candidates)
     if judged.reference is not None and judged.reference.p is None:
         warnings.append(
-            f"the reference rows come from {judged.reference.units} groups or blocks, fewer than {guard.MIN_UNITS}: they "
-            "were measured, but not tested for getting worse"
+            f"the reference rows come from {judged.reference.units} groups or blocks, fewer than "
+            f"{guard.MIN_UNITS}: they were measured, but not tested"
         )
     if frozen:
         entries = ", ".join(f"{n} of {name}" for name, n in frozen.items())
-        warnings.append(
-            f"entries that stayed as they were, as fewer than {SUPPORT} training rows speak for them: {entries}"
-        )
+        warnings.append(f"entries that did not train, because fewer than {SUPPORT} training rows have them: {entries}")
     if task.options.cacheInMemory and not cache.fits_in_memory(copies(SHARDS, task.options.numProcesses)):
         warnings.append(
-            "the cached rows would fill half of this machine's memory, so each epoch read them from the files"
+            "the cached rows would use half of the memory of this machine, so each epoch read them from the files"
         )
     warnings += changes_outside(task.graph, [i for i, s in enumerate(task.plan.stages) if s.trainable], judged.accepted)
     if judged.accepted and not objective.calibrated:
         warnings.append(
-            f"the loss {objective.name} trains decisions or ranks, not probabilities: those of the tuned pipeline are no longer "
-            "calibrated"
+            f"the loss {objective.name} trains decisions or ranks, not probabilities: the probabilities of the "
+            "tuned pipeline are no longer calibrated"
         )
     below = after[VALIDATION].below
     if below:
         warnings.append(
-            f"{below} validation rows are predicted below {metric.floor:.3g}, where {metric.name} goes on as a parabola"
+            f"{below} validation rows are predicted below {metric.floor:.3g}, where {metric.name} continues as "
+            "a parabola"
         )
     return FineTuningSummary(
         decision="tuned" if judged.accepted else "kept original",
@@ -514,8 +516,8 @@ def changes_outside(graph: Graph, trained: Sequence[int], accepted: bool) -> lis
     makers = [graph.leaves[i].uid for i in trained if graph.outside_columns([i])]
     readers = [graph.leaves[j].uid for j in graph.outside_readers(trained)]
     return [
-        f"columns outside of the loss {'change' if accepted else 'would have changed'}, too: {', '.join(columns)}; "
-        f"{_and(readers)} read{'s' * (len(readers) == 1)} what {_and(makers)} make{'s' * (len(makers) == 1)}"
+        f"columns outside the loss also {'change' if accepted else 'would have changed'}: "
+        f"{', '.join(columns)}; {_and(readers)} read{'s' * (len(readers) == 1)} the output of {_and(makers)}"
     ]
 
 
@@ -526,8 +528,8 @@ def unreadable_by_older_spark(model: Any) -> list[str]:
     if not names or VersionUtils.majorMinorVersion(version) < (4, 1):
         return []
     return [
-        f"saved by Spark {version}, {', '.join(names)} can't be loaded by Spark 3.5 and 4.0: "
-        "save with the Spark version that will serve"
+        f"saved by Spark {version}, {', '.join(names)} cannot be loaded by Spark 3.5 and 4.0: save with the "
+        "Spark version that will use the model"
     ]
 
 

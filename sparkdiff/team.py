@@ -36,7 +36,7 @@ class Team:
                 dist.all_reduce(tensor)
         except RuntimeError as e:  # gloo has no class of its own for this
             raise LostProcessError(
-                f"process {self.rank} of {self.world} lost another one: {str(e).splitlines()[0]}"
+                f"process {self.rank} of {self.world} lost another process: {str(e).splitlines()[0]}"
             ) from e
 
     def gather(self, tensor: Tensor) -> Tensor:

@@ -154,7 +154,7 @@ class _Read:
             )
         refused = cls.refuses(stage)
         if refused is not None:
-            raise InputError(f"{stage.uid} has no torch form: {refused}")
+            raise InputError(f"{stage.uid} cannot be translated to torch: {refused}")
         fold = folding()
         there = {fold(f.name): f for f in df.schema.fields}
         found = [there.get(fold(c)) for c in _inputs(stage)]
@@ -166,7 +166,7 @@ class _Read:
             wants = self.cls.wants_fields(stage)
             return self.cls.from_fields(stage, self.fields) if wants else self.cls.from_spark(stage)
         except StaysInSparkError as e:
-            raise InputError(f"{stage.uid} has no torch form: {e}") from e
+            raise InputError(f"{stage.uid} cannot be translated to torch: {e}") from e
 
     def facts(self, stage: Any, module: StageModule | None = None) -> dict[str, Any]:
         """All of a stage that must survive; `module` is its own, where it has been read already."""
@@ -281,7 +281,7 @@ def _outputs(trials: Sequence[_Trial], df: DataFrame, tolerance: float) -> None:
             columns = type(trial.module).outputs(trial.original)
             for c in columns:
                 if c not in out.columns:
-                    raise LawBroken(trial.law, trial.original, c, None, f"isn't among Spark's columns {out.columns}")
+                    raise LawBroken(trial.law, trial.original, c, None, f"is not among Spark's columns {out.columns}")
             schemas.append([out.schema[c] for c in columns])
             kept = [f"out{k}_{i}" for i in range(len(columns))]
             wished = {**own, **dict(zip(kept, columns, strict=True))}
@@ -308,7 +308,7 @@ def _outputs(trials: Sequence[_Trial], df: DataFrame, tolerance: float) -> None:
     except jvm.SparkError as e:
         raise InputError(f"Spark failed on the rows: {jvm.cause(e)}") from e
     if not seen:
-        raise InputError("there is no row to compare on")
+        raise InputError("there are no rows to compare")
 
 
 def _inputs(stage: Any) -> tuple[str, ...]:

@@ -36,7 +36,7 @@ def content(df: DataFrame) -> list[Any]:
     try:
         row = df.agg(F.count(F.lit(1)), *sums).first()
     except jvm.SparkError as e:
-        raise InputError(f"Spark failed while it read the data: {jvm.cause(e)}") from e
+        raise InputError(f"Spark failed while reading the data: {jvm.cause(e)}") from e
     return [df.schema.json(), [str(v) for v in row or ()]]
 
 

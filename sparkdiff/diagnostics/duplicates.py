@@ -64,7 +64,7 @@ class Twins:
         chance = (
             f"chance would explain {round(expected * times):,}"
             if surplus
-            else "too many rows are there twice for chance"
+            else "more rows occur twice than chance explains"
         )
         return Overlap(both * times, both / m, chance)
 

@@ -82,7 +82,7 @@ def predictions(old: Any, new: Any, df: DataFrame, sample: int | None = None) ->
     both = [c for c in ours if c in theirs]
     if not both:
         raise InputError(
-            f"the pipelines write no column in common to compare: {', '.join(ours.values()) or 'none'} and "
+            f"the pipelines have no common output column to compare: {', '.join(ours.values()) or 'none'} and "
             f"{', '.join(theirs.values()) or 'none'}"
         )
     if sample is not None:
@@ -110,9 +110,9 @@ def predictions(old: Any, new: Any, df: DataFrame, sample: int | None = None) ->
         dropping = any(leaf.drops_rows for graph in graphs for leaf in graph.leaves)
         sampled = df.count() if dropping else found["rows"]
     except jvm.SparkError as e:
-        raise InputError(f"Spark failed while it ran the two pipelines: {jvm.cause(e)}") from e
+        raise InputError(f"Spark failed while running the two pipelines: {jvm.cause(e)}") from e
     if not found["rows"]:
-        raise InputError("there is no row to compare on")
+        raise InputError("there are no rows to compare")
     flips, numbers = [], []
     for i, (c, (is_label, _)) in enumerate(zip(both, changes, strict=True)):
         if is_label:
@@ -160,8 +160,8 @@ def _check_kept(columns: Iterable[str], df: DataFrame, model: Any) -> None:
     gone = {fold(c) for c in columns} - {fold(c) for c in df.columns}
     if gone:
         raise InputError(
-            f"{model.uid} drops columns (an SQLTransformer without `*`?), so that its predictions can't be put beside those "
-            "of the other pipeline row by row; compare without data"
+            f"{model.uid} drops columns (an SQLTransformer without `*`?), so its predictions cannot be matched "
+            "with those of the other pipeline row by row; compare without data"
         )
 
 

@@ -172,9 +172,9 @@ class _Seen:
                     found.append((float(z[j]), v, j, split, s))
         found.sort(key=lambda f: -f[0])
         out = [
-            f"column {self._name(v, j)!r} holds {s.farthest(j):.7g} in {_rows(int(s.count[j]), split)}, {z:,.0f} times as "
-            f"far from the usual {float(self.usual[v][j]):.4g} as other values lie: if it stands for a missing value, "
-            "make it null and impute it; else clip it"
+            f"column {self._name(v, j)!r} holds {s.farthest(j):.7g} in {_rows(int(s.count[j]), split)}, "
+            f"{z:,.0f} times as far from the usual {float(self.usual[v][j]):.4g} as other values: if it means "
+            "a missing value, replace it by null and impute it; otherwise clip it"
             for z, v, j, split, s in found[:SHOWN]
         ]
         if len(found) > SHOWN:
@@ -192,8 +192,8 @@ class _Seen:
                 known = (y >= 0) & (y < self.classes) & (y == y.floor())
                 rows = known.nonzero()[:, 0]
                 for j, k, area in leaks_class(taken(x, rows), y[rows], self.classes, LEAK):
-                    what = f"class {k} from the rest" if self.classes > 2 else "the two classes apart"
-                    found.append((area, v, j, f"tells {what} with an AUC of {area:.4f}"))
+                    what = f"class {k} from the rest" if self.classes > 2 else "the two classes"
+                    found.append((area, v, j, f"separates {what} with an AUC of {area:.4f}"))
             else:
                 for j, name, r in leaks_number(x, y, LEAK):
                     found.append((abs(r), v, j, f"has a {name} correlation of {r:.5f} with the label"))
@@ -203,8 +203,8 @@ class _Seen:
                 best[v, j] = strength, text
         strongest = sorted(best.items(), key=lambda item: -item[1][0])[:SHOWN]
         return [
-            f"column {self._name(v, j)!r} alone {text} on {len(y):,} training rows: if it is known only once the label is, "
-            "no prediction can use it; leave it out"
+            f"column {self._name(v, j)!r} alone {text} on {len(y):,} training rows: if it becomes known only "
+            "together with the label, predictions cannot use it; leave it out"
             for (v, j), (_, text) in strongest
         ]
 
@@ -214,8 +214,9 @@ class _Seen:
         if found is None:
             return []
         return [
-            f"{found.rows:,} validation rows ({found.share:.1%}) occur in train with the same inputs and label ({found.chance}), "
-            "so validation flatters what was fitted to them: drop duplicates before the split, or split by validationFraction"
+            f"{found.rows:,} validation rows ({found.share:.1%}) occur in train with the same inputs and label "
+            f"({found.chance}), so the validation metrics are too good: drop duplicates before the split, or "
+            "split by validationFraction"
         ]
 
     def straddling(self) -> list[str]:
@@ -227,9 +228,9 @@ class _Seen:
         if not both:
             return []
         return [
-            f"{both:,} of the {len(held):,} groups of {self.options.groupCol!r} in validation also have training rows, so that "
-            "gains on validation say little about groups not yet seen: let groupCol split (leave validationIndicatorCol and "
-            "separate validation data out), or move each group to one side"
+            f"{both:,} of the {len(held):,} groups of {self.options.groupCol!r} in validation also have "
+            "training rows, so gains on validation rows say little about new groups: split by groupCol "
+            "(without validationIndicatorCol and separate validation data), or move each group to one side"
         ]
 
     def own_rows(self) -> list[str]:
@@ -243,9 +244,10 @@ class _Seen:
             if total.zero():
                 z, alone = total.z(), self.scores[TRAIN].z()
                 return [
-                    f"the original {self.network.graph.leaves[self.network.graph.head].uid} seems to have been fitted on "  # type: ignore[index]
-                    f"{' + '.join(over)} rows: over them the sum of its loss's slopes is zero (|z| = {z:.1e}; over the training "
-                    f"rows alone {alone:.1f}), so its figures on validation flatter it; hold out rows that it hasn't seen"
+                    f"the original {self.network.graph.leaves[self.network.graph.head].uid} seems to have been "
+                    f"fitted on {' + '.join(over)} rows: the sum of the slopes of its loss over these rows is "
+                    f"zero (|z| = {z:.1e}; over the training rows alone {alone:.1f}), so its validation "
+                    "metrics are too good; hold out rows that it was not fitted on"
                 ]
         return []
 
@@ -272,13 +274,13 @@ class _Seen:
             f"{self._name(v, j)!r} ({s:+.2f} standard deviations)" for share, s, v, j in top if share > NAMED
         )
         way = (
-            "with timeCol some drift is expected; see whether a slice of newer training rows would do better"
+            "with timeCol some drift is expected; try whether only newer training rows give a better result"
             if self.options.timeCol
-            else "a gain on validation may not be one on other rows; find out which of the two looks like production"
+            else "a gain on validation rows may not hold on other rows; find out which of the two resembles production"
         )
         return [
-            f"training and validation rows differ: a linear classifier tells them apart with an AUC of {seen.auc:.3f} "
-            f"± {seen.error:.3f}, most by {names or 'many features together'}; {way}"
+            "training and validation rows differ: a linear classifier separates them with an AUC of "
+            f"{seen.auc:.3f} ± {seen.error:.3f}, mostly by {names or 'many features together'}; {way}"
         ]
 
     def unseen(self) -> list[str]:
@@ -312,8 +314,9 @@ class _Seen:
         named = ", ".join(f"{names[k]!r} in {int(held[k]):,}" for k in order[:SHOWN])
         more = f" and {len(order) - SHOWN} more" if len(order) > SHOWN else ""
         return [
-            f"{rows:,} validation rows hold values of {column!r} that no training row has ({named}{more}; chance would explain "
-            f"{expected:.1f} rows): nothing can be learnt for them; train on rows that have them, or split by validationFraction"
+            f"{rows:,} validation rows hold values of {column!r} that no training row has ({named}{more}; "
+            f"chance would explain {expected:.1f} rows), so training cannot learn about them: train on rows "
+            "with these values, or split by validationFraction"
         ]
 
 
@@ -383,9 +386,10 @@ def too_few_rows(gains: Tensor, weights: Tensor, verdict: Verdict, before: float
     if not HOPED < smallest <= RUINED:
         return []
     return [
-        f"validation is small: a change like the best one found would have to gain {smallest:.0%} at least to be accepted in "
-        f"{POWER:.0%} of cases (its gain's standard error is {error:.1%} of the metric); to see a gain of {HOPED:.0%}, give "
-        f"about {math.ceil((smallest / HOPED) ** 2):,} times as many validation rows"
+        f"there are few validation rows: a change like the best one found must gain at least {smallest:.0%} to "
+        f"be accepted in {POWER:.0%} of cases (the standard error of its gain is {error:.1%} of the metric); "
+        f"to show a gain of {HOPED:.0%}, use about {math.ceil((smallest / HOPED) ** 2):,} times as many "
+        "validation rows"
     ]
 
 

@@ -74,8 +74,9 @@ def check_options(options: Options, head: Predictor) -> None:
     """Raise InputError where maxFlipRate is set for a predictor that has no labels."""
     if options.maxFlipRate < 1 and not head.classes:
         raise InputError(
-            f"maxFlipRate={options.maxFlipRate:g} limits changed labels, but {type(head).__name__} predicts numbers: leave it "
-            "out; `compatibility` in the summary says how many predictions move by more than a tenth"
+            f"maxFlipRate={options.maxFlipRate:g} limits changed labels, but {type(head).__name__} predicts "
+            "numbers: leave it out; `compatibility` in the summary has the share of predictions that move by "
+            "more than a tenth"
         )
 
 
@@ -153,7 +154,7 @@ def divergence(history: Sequence[Mapping[str, Any]], options: Options) -> str:
     remedies = (
         [f"lower learningRate or {'set ' if options.gradientClip is None else ''}gradientClip"] if any(by_rate) else []
     )
-    remedies += [] if all(by_rate) else ["choose recipe=default, which leaves out lbfgs and newton"]
+    remedies += [] if all(by_rate) else ["choose recipe=default, which has no lbfgs and no newton"]
     return f"{who} diverged in {when} ({how}): {', and '.join(remedies)}"
 
 
@@ -171,13 +172,13 @@ def reason(
         better = f"had a {metric.direction} {metric.name} on the validation rows"
         lost = divergence(history, o)
         if len(diverged(history)) == candidates(history) > 0:
-            return f"{lost}; no epoch before {better}, so what there is to gain isn't known"
+            return f"{lost}; no epoch before {better}, so the possible gain is unknown"
         if lost:
             return f"no epoch of any other candidate {better}, and {lost}"
         return f"no epoch of any candidate {better}: nothing to gain from here"
     gain = f"the best epoch's gain of {verdict.gain / max(abs(original), 1e-12):.2%} on the validation rows"
     parts = [f" / fleetSize {o.fleetSize:,}"] if o.fleetSize > 1 else []
-    parts += [f" / {judgement.stricter} as thresholds train"] if judgement.stricter > 1 else []
+    parts += [f" / {judgement.stricter} because thresholds train"] if judgement.stricter > 1 else []
     share = f" = guard {o.guard:g}{''.join(parts)}" if parts and o.guard < 1 else ""
     shrunk = ", shrunk" if share and verdict.level < 0.99 * o.guard / o.fleetSize / judgement.stricter else ""
     figures = f"({p_value(verdict.p, verdict.level / 10)}, needed < {verdict.level:.3g}{share}{shrunk})"
@@ -186,7 +187,7 @@ def reason(
     gain += (
         f" is larger than chance explains {figures}"
         if o.guard < 1
-        else f" is taken untested, as guard {o.guard:g} asks ({p_value(verdict.p)})"
+        else f" is accepted without a test, because guard is {o.guard:g} ({p_value(verdict.p)})"
     )
     if judgement.accepted:
         return gain

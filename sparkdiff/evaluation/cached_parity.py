@@ -56,7 +56,8 @@ def check(model: Any, network: Network, sample: dict[Version, Rows], cache: Cach
         raise ParityError(
             f"{model.uid}: Spark and the network disagree on {parity.rows} rows, so nothing was changed: "
             + ", ".join(f"{c} by {d:.1e}" for c, d in worst if d > 0)
-            + f", {parity.labelDisagreements} labels. Leave the stage in Spark (reference=...) and report it"
+            + f", {parity.labelDisagreements} labels. Leave the stage in Spark (reference=...) and report this "
+            "as a bug"
         )
     return parity
 

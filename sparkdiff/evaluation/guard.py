@@ -116,8 +116,8 @@ def decide(
     found = len(weights) if units is None else units
     if found < MIN_UNITS or len(weights) == 0:
         raise InputError(
-            f"Validation has {found} {unit} with weight, too few to tell a gain from luck: at least {MIN_UNITS} are "
-            f"needed. Give more data, a larger validationFraction{_REMEDY[unit]}."
+            f"Validation has {found} {unit} with weight, too few to tell a gain from chance: at least "
+            f"{MIN_UNITS} are needed. Use more data, a larger validationFraction{_REMEDY[unit]}."
         )
     warnings: tuple[str, ...] = ()
     tail, join = TAIL, 1
@@ -192,7 +192,7 @@ def _caution(
     if not why:
         return level, 1, ()
     shrunk = level / SHRINK
-    advice = f"the test may accept too easily, and asks for p < {shrunk:.3g} in place of {level:.3g}; give more data."
+    advice = f"the test may accept too easily, so it needs p < {shrunk:.3g} instead of {level:.3g}; use more data."
     return shrunk, join, tuple(f"{reason}: {advice}" for reason in why)
 
 

@@ -164,6 +164,6 @@ def _explain(network: Network, data: Data, batch: Batch, bad: Tensor) -> None:
             entry = int(column.indices[j]) if isinstance(column, SparseRows) else j
             where = f"entry {entry} of column" if isinstance(column, SparseRows) or column.ndim == 2 else "column"
             raise InputError(
-                f"{wanting}: {where} {network.graph.name(version)!r} holds {wrong[0].item()!r} (or null), "
-                "which a linear stage turns into NaN; impute it before the pipeline, or drop such rows"
+                f"{wanting}: {where} {network.graph.name(version)!r} holds {wrong[0].item()!r} (or null), so a "
+                "linear stage gives NaN; impute it before the pipeline, or drop these rows"
             )

@@ -41,7 +41,7 @@ def read(model: Any, *, whole: bool) -> Boosted:
             f"from_lightgbm reads a Booster or a fitted LGBM estimator; got {type(model).__module__}.{type(model).__qualname__}"
         )
     if not hasattr(model, "model_to_string") and not model.__sklearn_is_fitted__():
-        raise InputError(f"{type(model).__name__} isn't fitted: call its fit first")
+        raise InputError(f"{type(model).__name__} isn't fitted: call fit first")
     booster = model if hasattr(model, "model_to_string") else model.booster_
     text = booster.model_to_string()
     head, *sections = re.split(r"\nTree=\d+\n", text.split("\nend of trees", 1)[0])
@@ -49,8 +49,8 @@ def read(model: Any, *, whole: bool) -> Boosted:
     name, _, options = about.get("objective", "").partition(" ")
     if name not in KNOWN or "sqrt" in options.split():
         raise InputError(
-            f"LightGBM's objective {about.get('objective', 'of your own')!r} has no link in MLlib that is known here; "
-            f"known: {', '.join(KNOWN)}"
+            f"LightGBM's objective {about.get('objective', 'of your own')!r} has no known link in MLlib; known "
+            f"objectives: {', '.join(KNOWN)}"
         )
     trees = [_tree(_fields(section), whole=whole) for section in sections]
     outputs = int(about["num_tree_per_iteration"])
@@ -89,7 +89,7 @@ def _numbers(fields: Mapping[str, str], name: str, kind: Any = np.float64) -> Ar
 def _tree(fields: Mapping[str, str], *, whole: bool) -> Trees:
     """Its inner nodes first, the root in front, then its leaves."""
     if fields.get("is_linear", "0") == "1":
-        raise InputError("LightGBM's linear_tree has a regression in each leaf, and Spark's leaves have one value")
+        raise InputError("LightGBM's linear_tree has a regression in each leaf, but a leaf in Spark has one value")
     leaves = _numbers(fields, "leaf_value")
     inner, zeros = len(leaves) - 1, np.zeros(len(leaves))
     if not inner:
@@ -100,15 +100,15 @@ def _tree(fields: Mapping[str, str], *, whole: bool) -> Trees:
     categorical, left = kind & CATEGORICAL != 0, kind & DEFAULT_LEFT != 0
     if categorical.any() and not whole:
         raise InputError(
-            f"feature {feature[categorical][0]} is categorical: LightGBM takes 3.7 for category 3, and Spark doesn't; "
-            "if your rows have whole numbers there, say categories='whole'"
+            f"feature {feature[categorical][0]} is categorical: LightGBM treats 3.7 as category 3, Spark does "
+            "not; if this feature holds only whole numbers, set categories='whole'"
         )
     zero = threshold >= 0
     bad = ~categorical & (missing == ZERO_MISSING) & (left != zero)
     if bad.any():
         raise InputError(
-            f"feature {feature[bad][0]}: zero_as_missing sends zeros to another side than the numbers next to them, which one of "
-            "Spark's splits can't; train with zero_as_missing=false"
+            f"feature {feature[bad][0]}: zero_as_missing sends zeros to another side than the numbers next to "
+            "them, and a split in Spark cannot do this; train with zero_as_missing=false"
         )
     # Zero is all of [-ZERO, ZERO], and NaN is zero unless the feature has missing values.
     near = ~categorical & (np.abs(threshold) <= ZERO)

@@ -171,8 +171,8 @@ def labelled(model: Any, classes: Sequence[Any], columns: Columns) -> Any:
         if list(classes) == [False, True]:
             return model
         raise InputError(
-            f"the classes are {', '.join(names[:10])}, and Spark predicts their numbers, 0 to {len(names) - 1}; "
-            "name a column for the classes themselves: predictedLabelCol='...'"
+            f"the classes are {', '.join(names[:10])}, but Spark predicts their indices, 0 to "
+            f"{len(names) - 1}; name a column for the classes: predictedLabelCol='...'"
         )
     text = IndexToString(inputCol=columns.predictionCol, outputCol=columns.predictedLabelCol, labels=names)
     return PipelineModel([*(model.stages if isinstance(model, PipelineModel) else [model]), text])

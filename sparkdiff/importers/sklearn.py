@@ -29,12 +29,12 @@ def read(model: Any) -> Boosted | Averaged:
     if reader is None:
         raise InputError(f"from_sklearn reads {', '.join(READERS)}; got {kind.__module__}.{kind.__qualname__}")
     if not hasattr(model, "n_features_in_"):
-        raise InputError(f"{kind.__name__} isn't fitted: call its fit first")
+        raise InputError(f"{kind.__name__} isn't fitted: call fit first")
     if not hasattr(model, "__sklearn_tags__"):
         raise InputError("from_sklearn needs scikit-learn 1.6 or newer: load the model there, or train it again")
     if getattr(model, "n_outputs_", 1) != 1:
         raise InputError(
-            f"{kind.__name__} has {model.n_outputs_} outputs, and Spark's trees one: train one model for each"
+            f"{kind.__name__} has {model.n_outputs_} outputs, but trees in Spark have one: train one model per output"
         )
     return reader(model)
 
@@ -91,8 +91,8 @@ def _gradient_boosting(model: Any) -> Boosted:
     """x as in `_tree`; NaN is refused there, so Spark's way will do."""
     if model.init_ != "zero" and type(model.init_).__name__ not in ("DummyRegressor", "DummyClassifier"):
         raise InputError(
-            f"{type(model).__name__}: init is {type(model.init_).__name__}, a model of its own, which trees can't hold; "
-            "train with init=None or 'zero'"
+            f"{type(model).__name__}: init is {type(model.init_).__name__}, a separate model, which trees "
+            "cannot contain; train with init=None or 'zero'"
         )
     classes = getattr(model, "classes_", None)
     base = np.asarray(model._raw_predict_init(np.zeros((1, model.n_features_in_), np.float32)), np.float64)[0]
@@ -116,7 +116,7 @@ def _hist(model: Any) -> Boosted:
     loss = model.loss
     if classes is None and (not isinstance(loss, str) or loss not in HIST_LINKS):
         raise InputError(
-            f"{type(model).__name__}: loss={loss!r} has no link known here; known: {', '.join(HIST_LINKS)}"
+            f"{type(model).__name__}: loss={loss!r} has no known link; known losses: {', '.join(HIST_LINKS)}"
         )
     columns, categories = _hist_columns(model)
     rounds, outputs = model._predictors, model.n_trees_per_iteration_
@@ -143,8 +143,9 @@ def _hist_columns(model: Any) -> tuple[Array, dict[int, Array]]:
         if categories.dtype.kind not in "iufb":
             some = ", ".join(map(repr, categories[:3].tolist()))
             raise InputError(
-                f"{type(model).__name__}: feature {column} has the categories {some}...; a vector "
-                "holds numbers: number the categories (OrdinalEncoder there, StringIndexer in Spark) and train again"
+                f"{type(model).__name__}: feature {column} has the categories {some}...; a vector holds only "
+                "numbers: encode the categories as numbers (OrdinalEncoder in scikit-learn, StringIndexer in "
+                "Spark) and train again"
             )
     return columns, dict(enumerate(np.asarray(categories, np.float64) for categories in found))
 

@@ -133,8 +133,9 @@ class Trees:
         if (found != np.floor(found)).any() or (found < 0).any() or (found > LARGEST_CATEGORY).any():
             wrong = found[(found != np.floor(found)) | (found < 0) | (found > LARGEST_CATEGORY)][0]
             raise InputError(
-                f"feature {self.feature[node]}: {wrong} is a category, and Spark's are whole numbers in "
-                f"0..{LARGEST_CATEGORY}; number the categories (StringIndexer in Spark, OrdinalEncoder there) and train again"
+                f"feature {self.feature[node]}: {wrong} is a category, but categories in Spark are whole "
+                f"numbers in 0..{LARGEST_CATEGORY}; encode the categories as numbers (StringIndexer in Spark, "
+                "OrdinalEncoder in scikit-learn) and train again"
             )
         last = int(found.max(initial=0)) + 1
         if left:
@@ -169,8 +170,8 @@ class Trees:
             total = first
             if total > GROWTH * len(self.left):
                 raise InputError(
-                    f"where NaN goes can be kept, but makes the trees more than {GROWTH} times as large ({len(self.left)} nodes "
-                    "now); if your rows have no NaN, say missing='absent'"
+                    f"keeping the path of NaN would make the trees more than {GROWTH} times as large "
+                    f"({len(self.left)} nodes now); if your rows have no NaN, set missing='absent'"
                 )
             asked, source = ask[split], item[split]
             seen, unseen = present[split], absent[split]

@@ -40,23 +40,21 @@ def read(model: Any, *, whole: bool) -> Boosted:
     booster, classes, last = model, None, None
     if not hasattr(model, "save_raw"):
         if not model.__sklearn_is_fitted__():
-            raise InputError(f"{type(model).__name__} isn't fitted: call its fit first")
+            raise InputError(f"{type(model).__name__} isn't fitted: call fit first")
         if not np.isnan(model.missing):
             raise InputError(
-                f"{type(model).__name__}: missing={model.missing}, and a plain value can't be missing in Spark's trees; "
-                "replace it by NaN and train again"
+                f"{type(model).__name__}: missing={model.missing}, but a value other than NaN cannot be "
+                "missing in Spark's trees; replace it by NaN and train again"
             )
         booster, classes = model.get_booster(), getattr(model, "classes_", None)
         last = booster.attr("best_iteration")
     learner = json.loads(bytes(booster.save_raw("json")))["learner"]
     name, about = learner["objective"]["name"], learner["learner_model_param"]
     if name not in KNOWN:
-        raise InputError(
-            f"XGBoost's objective {name} has no link in MLlib that is known here; known: {', '.join(KNOWN)}"
-        )
+        raise InputError(f"XGBoost's objective {name} has no known link in MLlib; known objectives: {', '.join(KNOWN)}")
     if int(about.get("num_target", 1)) > 1:
         raise InputError(
-            f"the model has {about['num_target']} targets, and Spark's trees one: train one model for each"
+            f"the model has {about['num_target']} targets, but trees in Spark have one: train one model per target"
         )
     gradient = learner["gradient_booster"]
     if gradient["name"] not in ("gbtree", "dart"):
@@ -103,8 +101,8 @@ def _tree(tree: Mapping[str, Any], *, whole: bool) -> Trees:
     ):
         if not whole:
             raise InputError(
-                f"feature {feature[j]} is categorical: XGBoost takes 3.7 for category 3, and Spark doesn't; "
-                "if your rows have whole numbers there, say categories='whole'"
+                f"feature {feature[j]} is categorical: XGBoost treats 3.7 as category 3, Spark does not; if "
+                "this feature holds only whole numbers, set categories='whole'"
             )
         sets[j] = (listed[start : start + size], False)
     weight = np.array(tree["sum_hessian"])

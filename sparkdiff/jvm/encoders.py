@@ -139,7 +139,7 @@ def _with_files(old: Any, columns: Sequence[Statistics]) -> Any:
     with files.saved(old) as where:
         schema = files.read_rows(f"{where}/data").schema
         if schema.names != ["index", *Statistics._fields]:
-            raise SparkdiffError(f"{old.uid}: its saved data hold {', '.join(schema.names)}, which nothing here knows")
+            raise SparkdiffError(f"{old.uid}: its saved data contain {', '.join(schema.names)}, an unknown format")
         rows = [(i, *(values.tolist() for values in column)) for i, column in enumerate(columns)]
         files.write_rows(f"{where}/data", files.table_of(rows, schema))
         return type(old).load(sessions.model_at(where))

@@ -152,9 +152,9 @@ class Nodes:
         number = np.arange(len(self)) - self.roots()
         sizes = np.repeat(np.diff(self.offsets), np.diff(self.offsets))
         wrong = {
-            "feature doesn't exist": inner & ((self.featureIndex < 0) | (self.featureIndex >= numFeatures)),
-            "left child doesn't follow it": inner & (self.leftChild != number + 1),
-            "right child isn't a later node": inner & ((self.rightChild <= number + 1) | (self.rightChild >= sizes)),
+            "feature does not exist": inner & ((self.featureIndex < 0) | (self.featureIndex >= numFeatures)),
+            "left child is not the next node": inner & (self.leftChild != number + 1),
+            "right child is not a later node": inner & ((self.rightChild <= number + 1) | (self.rightChild >= sizes)),
         }
         for what, nodes in wrong.items():
             if nodes.any():

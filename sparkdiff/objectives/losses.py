@@ -110,13 +110,14 @@ def resolve(
     """
     if head.decides_only and (callable(loss) or loss not in ("cost", {"cost": 1.0})):
         raise InputError(
-            f"loss={callable_name(loss) if callable(loss) else loss!r} doesn't see the threshold, which trains by the cost of "
-            "decisions alone: set loss='cost' and lossParams={'costs': ...}, or leave the threshold out of unfreeze"
+            f"loss={callable_name(loss) if callable(loss) else loss!r} does not depend on the threshold, which "
+            "trains only on the cost of decisions: set loss='cost' and lossParams={'costs': ...}, or leave the "
+            "threshold out of unfreeze"
         )
     if callable(loss):
         if params:
             raise InputError(
-                f"lossParams {sorted(params)} mean nothing to {callable_name(loss)}: put them into the callable"
+                f"lossParams {sorted(params)} are unknown to {callable_name(loss)}: put them into the function"
             )
         return _called(loss, head, columns, y)
     own, fitted = head.own_loss()
@@ -124,7 +125,7 @@ def resolve(
     for name, weight in ({loss: 1.0} if isinstance(loss, str) else loss).items():
         name = own if name == "auto" else name
         if name in weights:
-            raise InputError(f"loss={dict(loss)!r} names {name!r} twice: 'auto' is it too")  # type: ignore[arg-type]
+            raise InputError(f"loss={dict(loss)!r} names {name!r} twice: 'auto' is the same loss")  # type: ignore[arg-type]
         weights[name] = weight
     known = {name: set(PARAMS.get(name, {})) for name in weights}
     by_class = [n for n in weights if head.classes and n in (*CLASSIFICATION, "oneVsRest") and n not in BATCH]
@@ -132,7 +133,7 @@ def resolve(
     if unknown := set(params) - takes:
         of = " + ".join(map(repr, weights))
         raise InputError(
-            f"lossParams {sorted(unknown)} mean nothing to the loss {of}; it takes {sorted(takes) or 'none'}"
+            f"lossParams {sorted(unknown)} are unknown to the loss {of}; it takes {sorted(takes) or 'none'}"
         )
     parts = []
     for name in weights:
@@ -150,11 +151,11 @@ def _called(loss: Callable[..., Tensor], head: Predictor, columns: tuple[str, ..
     def value(margin: Tensor, label: Tensor, weight: Tensor) -> Tensor:
         out = loss(dict(zip(columns, head.columns(margin), strict=True)), label, weight)
         if not isinstance(out, Tensor):
-            raise InputError(f"the loss {name} returned {out!r}; it must be a torch tensor, one value per row")
+            raise InputError(f"the loss {name} returned {out!r}; it must return a torch tensor with one value per row")
         if margin.requires_grad and not out.requires_grad:
             raise InputError(
-                f"no gradient passes through the loss {name}: it must compute with torch, without detach, "
-                "numpy or the predicted class"
+                f"no gradient passes through the loss {name}: compute it with torch, without detach, numpy or "
+                "the predicted class"
             )
         return out
 
@@ -162,8 +163,8 @@ def _called(loss: Callable[..., Tensor], head: Predictor, columns: tuple[str, ..
         out = value(margin, label, weight)
         if out.shape != label.shape:
             raise InputError(
-                f"the loss {name} returned shape {tuple(out.shape)}; it must be one value per row, "
-                f"{tuple(label.shape)}, unweighted, or one of the whole batch, () on no and on all rows"
+                f"the loss {name} returned shape {tuple(out.shape)}; it must be one unweighted value per row, "
+                f"{tuple(label.shape)}, or one value for the whole batch, (), also for a batch without rows"
             )
         return out
 
@@ -171,7 +172,7 @@ def _called(loss: Callable[..., Tensor], head: Predictor, columns: tuple[str, ..
         out = value(margin, label, weight)
         if out.ndim:
             raise InputError(
-                f"the loss {name} returned shape {tuple(out.shape)}, and () before; always return one of the two"
+                f"the loss {name} returned shape {tuple(out.shape)}, but () before; always return the same kind"
             )
         return out
 
@@ -244,7 +245,8 @@ def penalised(
     gaps = penalties.get("parityGap", {})
     if unknown := sorted(set(gaps) - set(groupCols)):
         raise InputError(
-            f"penalties.parityGap names {unknown}, but groups are kept of guardCols only, {sorted(groupCols)}: add them there"
+            f"penalties.parityGap names {unknown}, but only the columns of guardCols are kept, "
+            f"{sorted(groupCols)}: add them to guardCols"
         )
     if not gaps:
         return objective
@@ -302,8 +304,8 @@ def check_label(bound: Bound, head: Predictor, y: LabelStats, column: str, fract
     largest = max(abs(y.low), abs(y.high))
     if largest > LARGEST or 0 < largest < 1 / LARGEST:
         raise InputError(
-            f"label column {column!r} lies between {y.low!r} and {y.high!r}, where the squares of its losses leave the range of "
-            "doubles; clean it, or scale it and fit the pipeline again"
+            f"label column {column!r} has values from {y.low!r} to {y.high!r}, for which squared losses "
+            "overflow or underflow; clean the column, or scale it and fit the pipeline again"
         )
 
 
@@ -312,7 +314,7 @@ def _indexed(column: str, y: LabelStats, last: int, fractional: float | None) ->
     if fractional is not None:
         return "; drop such rows"
     if (y.low, y.high) == (1, last + 1):
-        return f": the labels seem to count from 1, so use {column} - 1, or index them with a StringIndexer"
+        return f": the labels seem to start at 1, so use {column} - 1, or index them with a StringIndexer"
     if (y.low, y.high, last) == (-1, 1, 1):
         return f": the labels seem to be -1 and 1, so use ({column} + 1) / 2, or index them with a StringIndexer"
     return ": index the labels with a StringIndexer, or drop such rows"
@@ -327,10 +329,10 @@ def one_label(split: str, y: Mapping[str, Any], column: str, *, ranks: bool = Fa
     """
     if not y["rows"] or y["low"] != y["high"]:
         return None
-    pairs = " (of implicit feedback: pairs that were not chosen, with 0)" if ranks else ""
+    pairs = " (for implicit feedback: pairs that were not chosen, with 0)" if ranks else ""
     return (
-        f"label column {column!r} holds {y['low']!r} in all {y['rows']:,} {split} rows of weight > 0, where always predicting "
-        f"it is best: add rows of other labels{pairs}, or split the rows otherwise"
+        f"label column {column!r} holds {y['low']!r} in all {y['rows']:,} {split} rows of weight > 0, so "
+        f"always predicting it would be best: add rows with other labels{pairs}, or change the split"
     )
 
 
@@ -339,8 +341,8 @@ def no_event(split: str, y: Mapping[str, Any]) -> str | None:
     for column, (_, high) in y.get("beside", {}).items():
         if high == 0:
             return (
-                f"censorCol={column!r} holds 0 in all {y['rows']:,} {split} rows of weight > 0, so that no event was seen and "
-                "the longest prediction is best: add rows with 1, or split the rows otherwise"
+                f"censorCol={column!r} holds 0 in all {y['rows']:,} {split} rows of weight > 0, so no event "
+                "was observed and the longest prediction would be best: add rows with 1, or change the split"
             )
     return None
 
@@ -358,13 +360,14 @@ def _component(name: str, params: Mapping[str, Any], head: Predictor, y: LabelSt
         return _unlabelled(name, head)
     own = head.own_loss()[0]
     if name in OWN and name != own:
-        raise InputError(f"loss={name!r} is none of {type(head).__name__}; its own is {own!r}")
+        raise InputError(f"loss={name!r} is not a loss of {type(head).__name__}; its own loss is {own!r}")
     if name in OWN:
         return Objective(name, head.own_rows)
     if own == "weibull":
         raise InputError(
-            f"loss={name!r} on {type(head).__name__} would take censored labels for events, and `prediction` for something "
-            "else than the scale of a Weibull distribution; use 'weibull', or a callable of its outputs"
+            f"loss={name!r} on {type(head).__name__} would treat censored labels as events, and would change "
+            "the meaning of `prediction`, the scale of a Weibull distribution; use 'weibull', or a function of "
+            "its outputs"
         )
     if name in OF_PROBABILITIES and head.classes and not head.probable:
         usable = dict.fromkeys((own, "hinge", "cost", *(("auc",) if head.classes == 2 else ())))
@@ -375,8 +378,8 @@ def _component(name: str, params: Mapping[str, Any], head: Predictor, y: LabelSt
         return Objective(name, _log_loss(head), exact=derivative(name, None, head))
     if (head.classes or head.binomial) and (name in REGRESSION or not head.classes):
         raise InputError(
-            f"loss={name!r} on {type(head).__name__} would turn its probabilities into something else; use 'logLoss', or a "
-            "callable of its outputs"
+            f"loss={name!r} on {type(head).__name__} would change the meaning of its probabilities; use "
+            "'logLoss', or a function of its outputs"
         )
     if name in REGRESSION:
         return _regression(name, params, head, y)
@@ -392,10 +395,13 @@ def _component(name: str, params: Mapping[str, Any], head: Predictor, y: LabelSt
 def _unlabelled(name: str, head: Predictor) -> Objective:
     own = head.own_loss()[0]
     if head.labelled:
-        raise InputError(f"loss={name!r} is of clusters, and {type(head).__name__} predicts a label; use {own!r}")
+        raise InputError(
+            f"loss={name!r} is a loss of clusters, but {type(head).__name__} predicts a label; use {own!r}"
+        )
     if name != own:
         raise InputError(
-            f"loss={name!r} on {type(head).__name__}: its clusters have no label; use {own!r}, or a callable of its outputs"
+            f"loss={name!r} on {type(head).__name__}: its clusters have no label; use {own!r}, or a function "
+            "of its outputs"
         )
     return Objective(name, lambda m, y, w: head.cost(m), 1 / head.loss_unit())
 
@@ -459,10 +465,10 @@ def _classification(name: str, params: Mapping[str, Any], head: Predictor) -> Ob
         costs = cost_matrix(params.get("costs"), k, "loss='cost'")
         spread = float((costs.amax(1) - costs.amin(1)).max())
         if spread == 0:
-            raise InputError(f"loss='cost' has nothing to learn from costs={costs.tolist()}: each row is constant")
+            raise InputError(f"loss='cost' learns nothing from costs={costs.tolist()}: each row is constant")
         if not bool(head.decision_margin(zero_margin(head, 1)).isfinite().all()):
             raise InputError(
-                "loss='cost' can't be trained at a threshold of 0 or 1, which decides without the features"
+                "loss='cost' cannot train with a threshold of 0 or 1, because all rows get the same decision"
             )
         return Objective(
             name, lambda m, y, w: mean_cost(head.decision_margin(m), index(y, k), costs), 1 / spread,
@@ -509,7 +515,9 @@ def cost_matrix(value: Any, classes: int, of: str) -> Tensor:
     if tuple(costs.shape) != (classes, classes):
         raise InputError(f"{rule}. Got {value!r} instead")
     if not bool((costs >= 0).all()):
-        raise InputError(f"{rule}. Got {float(costs.min())!r} among them; a gain is a smaller cost: shift the row")
+        raise InputError(
+            f"{rule}. Got {float(costs.min())!r} among them; add a constant to the row so that all its costs are >= 0"
+        )
     return costs
 
 
@@ -521,7 +529,8 @@ def _class_weighted(part: Objective, given: Any, classes: int, y: LabelStats) ->
         if bool((counts == 0).any()):
             missing = int((counts == 0).nonzero()[0])
             raise InputError(
-                f"classWeights='balanced' can't weigh class {missing}, which no training row has; give a list of weights"
+                f"classWeights='balanced' has no weight for class {missing}, because no training row has this "
+                "class; set a list of weights"
             )
         weights = counts.sum() / (classes * counts)
     else:
@@ -533,7 +542,7 @@ def _class_weighted(part: Objective, given: Any, classes: int, y: LabelStats) ->
             )
         weights = torch.tensor(given, dtype=torch.float64)
         if not bool(weights.max() > 0):
-            raise InputError("classWeights are all 0: no row would count")
+            raise InputError("all classWeights are 0, so no row would count")
     own = part.rows
     assert own is not None
     even = bool((weights == weights[0]).all())

@@ -112,22 +112,22 @@ def resolve(options: Options, objective: Objective, head: Predictor, columns: tu
     if name is None:
         if objective.rows is None or objective.batch is not None:
             raise InputError(
-                f"the loss {objective.name} is no mean over rows, so it can't be tested row by row: set metric to what shall "
-                "improve"
+                f"the loss {objective.name} is not a mean over rows, so it cannot be tested row by row: set "
+                "metric to the metric that shall improve"
             )
         if options.metricParams:
             raise InputError(
-                f"metricParams {sorted(options.metricParams)} belong to no metric: set metric, or use lossParams"
+                f"metricParams {sorted(options.metricParams)} have no metric: set metric, or use lossParams"
             )
         return _of(objective)
     takes = PARAMS.get(name, {})
     if unknown := set(options.metricParams) - set(takes):
         raise InputError(
-            f"metricParams {sorted(unknown)} mean nothing to the metric {name!r}; it takes {sorted(takes) or 'none'}"
+            f"metricParams {sorted(unknown)} are unknown to the metric {name!r}; it takes {sorted(takes) or 'none'}"
         )
     if head.decides_only and name not in (*MULTICLASS, "expectedCost"):
         raise InputError(
-            f"metric={name!r} isn't of decisions, and a threshold that trains changes nothing else: use one of "
+            f"metric={name!r} does not depend on decisions, and a threshold changes only decisions: use one of "
             f"expectedCost, {', '.join(MULTICLASS)}"
         )
     given = {k: v for k, v in {**options.lossParams, **options.metricParams}.items() if k in takes}
@@ -141,7 +141,8 @@ def _of(objective: Objective) -> Metric:
 def _named(name: str, params: Mapping[str, Any], head: Predictor, columns: tuple[str, ...], y: LabelStats) -> Metric:
     if not head.labelled and name not in UNLABELLED:
         raise InputError(
-            f"metric={name!r} compares with a label, which {type(head).__name__} wasn't fitted to; use {head.own_loss()[0]!r}"
+            f"metric={name!r} needs a label, but {type(head).__name__} was fitted without one; use "
+            f"{head.own_loss()[0]!r}"
         )
     if name in REGRESSION:
         if head.classes:

@@ -66,7 +66,9 @@ def _changes(slices: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         yield "  ".join([r[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(r[1:], widths[1:], strict=True))])
     if len(order) > SHOWN:
         few = sum(s["p"] is None for s in order[SHOWN:])
-        yield f"and {len(order) - SHOWN} slices that fare better" + (f", or have too few rows ({few})" if few else "")
+        yield f"and {len(order) - SHOWN} slices with better results" + (
+            f", or have too few rows ({few})" if few else ""
+        )
 
 
 def _gain(change: Mapping[str, Any]) -> float:

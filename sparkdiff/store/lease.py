@@ -65,9 +65,9 @@ class Lease:
         if self.lost():
             seen = _look(self.path)
             raise HeldError(
-                f"{self.what} isn't this process's any more: it did not renew its lease {self.path} for {self.lasts:g} s (was it "
-                f"suspended?), and {seen.who() if seen else 'another process'} took over. Nothing was written; that process "
-                "goes on"
+                f"{self.what} no longer belongs to this process: it did not renew its lease {self.path} for "
+                f"{self.lasts:g} s (was it suspended?), and {seen.who() if seen else 'another process'} took "
+                "over. Nothing was written; that process continues"
             )
 
     def _renew(self) -> None:
@@ -90,7 +90,7 @@ def check_passed_on(attempt: Path) -> None:
     if not owner.exists():  # the run has a name of its own
         return
     if (seen := _look(path)) is not None and seen.owner not in (None, owner.read_text()):
-        raise HeldError(f"{attempt.parent} is another process's by now, {seen.who()}: nothing more is written")
+        raise HeldError(f"{attempt.parent} now belongs to another process, {seen.who()}: nothing more is written")
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class _Seen:
     def who(self) -> str:
         c = self.content
         if not c:
-            return "a process that is just beginning"
+            return "a process that is just starting"
         return f"process {c['pid']} on {c['host']}, since {c['begun']}"
 
     def dead(self) -> bool:
@@ -178,8 +178,9 @@ def _taken(path: Path, what: str, wait: float, beat: float, lasts: float) -> Lea
             continue
         if now >= end and not old:
             raise HeldError(
-                f"{what} is held by {seen.who()}: let it end, give this one another name, or set waitForRun to the seconds "
-                f"that it may wait. A process that was killed loses its lease ({path}) after {its_lasts:g} s"
+                f"{what} is in use by {seen.who()}: wait for its end, choose another name, or set waitForRun "
+                f"to the number of seconds to wait. The lease of a killed process ({path}) expires after "
+                f"{its_lasts:g} s"
             )
         time.sleep(min(its_beat / 2, max(end - now, its_beat / 10)))
 
@@ -194,7 +195,7 @@ def _begun(path: Path) -> int | None:
             return None
         except FileNotFoundError:  # another process has removed the folder, which was empty
             continue
-    raise FileNotFoundError(f"{path.parent} is removed again and again")
+    raise FileNotFoundError(f"{path.parent} is removed repeatedly")
 
 
 def _look(path: Path) -> _Seen | None:

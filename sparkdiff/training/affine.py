@@ -109,7 +109,7 @@ class Folded:
         tape = []
         for link in self.chain:
             if link.module.routes and not link.reads:
-                raise NotAffineError("what stands in front of the trees trains")
+                raise NotAffineError("a stage before the trees trains")
             slope = found.pop(link.writes[0]) if link.writes else torch.empty(0)
             pulled = link.module.affine_form(parameters[link.position], slope, link.widths)
             constant = pulled.constant if isinstance(constant, float) else constant + pulled.constant

@@ -65,16 +65,16 @@ class Wishes:
         network, slots, head = self.network, self.slots, self.network.head
         uid = network.graph.leaves[network.graph.head].uid  # type: ignore[index]
         if self.folded is None or head.wide:
-            why = "isn't linear in the inputs"
+            why = "is not linear in the inputs"
             if head.wide:
                 why = "has a margin for each class" if head.classes else "has more than one number in its margin"
             raise InputError(
-                f"penalties.monotone: the prediction of {uid} {why}, so no single slope has a sign; leave it out"
+                f"penalties.monotone: the prediction of {uid} {why}, so there is no single slope; leave it out"
             )
         if isinstance(head, GeneralizedLinearRegression) and head.link not in RISING:
             raise InputError(
-                f"penalties.monotone needs a link whose mean rises with the margin ({', '.join(RISING)}), but {uid} has "
-                f"{head.link}; leave it out"
+                f"penalties.monotone needs a link whose mean increases with the margin ({', '.join(RISING)}), "
+                f"but {uid} has {head.link}; leave it out"
             )
         places = {slots.name(v, j): (v, j) for v, s in stats.items() for j in range(len(s.std))}
         unit = head.margin_unit(y)
@@ -82,7 +82,7 @@ class Wishes:
         weights = {v: torch.zeros_like(s.std) for v, s in stats.items()}
         for name, strength in self.given.items():
             if name not in places:
-                raise InputError(f"penalties.monotone: {name!r} names no input. {did_you_mean(name, places)}")
+                raise InputError(f"penalties.monotone: {name!r} is not an input. {did_you_mean(name, places)}")
             v, j = places[name]
             signs[v][j] = 1.0 if strength > 0 else -1.0
             weights[v][j] = abs(strength) * (stats[v].std[j] / unit) ** 2

@@ -120,9 +120,9 @@ def test_slices_of_several_sources_and_another_column_rebuild(
 @pytest.mark.parametrize(
     ("column", "message"),
     [
-        ("number", r"guardCols: column 'number' has 6,000 values, more than 50: put them into bins"),
-        ("regoin", r"guardCols='regoin' names no column of the data. Did you mean 'region'"),
-        ("when", r"guardCols: column 'when' is timestamp_ntz; slices are by strings, numbers or booleans"),
+        ("number", r"guardCols: column 'number' has 6,000 values, more than 50: bin them"),
+        ("regoin", r"guardCols='regoin' is not a column of the data. Did you mean 'region'"),
+        ("when", r"guardCols: column 'when' is timestamp_ntz; slices need strings, numbers or booleans"),
     ],
 )
 def test_a_column_without_slices_is_refused(
@@ -188,7 +188,7 @@ def test_the_figures_of_a_slice_are_those_of_sparks_predictions(
 def test_guard_1_reports_slices_and_accepts(regional: DataFrame, numeric: PipelineModel, shared: Path) -> None:
     s = tune(numeric, regional, shared, guardCols=["region"], guard=1).summary
     assert s.decision == "tuned"
-    assert "on the validation rows is taken untested, as guard 1 asks (p" in s.reason
+    assert "on the validation rows is accepted without a test, because guard is 1 (p" in s.reason
     assert min(c["p"] for c in s.slices) < 0.002
 
 
@@ -365,7 +365,7 @@ def test_few_reference_groups_are_told_not_to_be_tested(
 
 
 def test_wrong_reference_rows(regional: DataFrame, numeric: PipelineModel, shared: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="12 reference rows of weight > 0, at least 30 are needed"):
+    with pytest.raises(InputError, match="12 reference rows of weight > 0, but at least 30 are needed"):
         tune(numeric, regional, shared, referenceData=regional.limit(12))
     with pytest.raises(InputError, match="referenceData must be a Spark DataFrame, got str"):
         FineTuner(pipeline=numeric, referenceData="old.parquet")
@@ -373,7 +373,7 @@ def test_wrong_reference_rows(regional: DataFrame, numeric: PipelineModel, share
         tune(numeric, regional, shared, referenceData=regional.drop("wind"))
     tuner = FineTuner(pipeline=numeric, referenceData=regional)
     assert tuner.getReferenceData() is regional
-    with pytest.raises(InputError, match=r"can't be saved: clear it, tuner.clear\(tuner.referenceData\)"):
+    with pytest.raises(InputError, match=r"cannot be saved: clear it with tuner.clear\(tuner.referenceData\)"):
         tuner.write().save((tmp_path / "tuner").as_uri())
     tuner.clear(tuner.referenceData)
     tuner.write().save((tmp_path / "cleared").as_uri())

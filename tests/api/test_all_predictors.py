@@ -169,7 +169,7 @@ def test_survival_with_censoring(times: DataFrame, shared: Path) -> None:
 
 def test_a_censor_that_is_missing_or_none(times: DataFrame, shared: Path) -> None:
     model = survival(times)
-    with pytest.raises(sparkdiff.InputError, match=r"the loss of AFT\w+ reads column 'seen', which the data lack"):
+    with pytest.raises(sparkdiff.InputError, match=r"the loss of AFT\w+ reads column 'seen', which is not in the data"):
         tune(model, times.drop("seen"), shared)
     for value, shown in (("0.5", "0.5"), ("null", "nan")):
         broken = times.withColumn("seen", F.expr(f"if(number % 7 = 0, {value}, seen)"))

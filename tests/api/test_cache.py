@@ -491,7 +491,7 @@ def test_a_damaged_cache_is_built_again(
         assert cached(numeric, df, folder).hit  # a copy is as good
     before = contents(whole)
     DAMAGES[damage](folder / whole.folder.name)
-    with pytest.warns(DamagedCache, match="is damaged and is built again"):
+    with pytest.warns(DamagedCache, match="is damaged and is written again"):
         again = cached(numeric, df, folder)
     assert not again.hit
     assert contents(again) == before

@@ -155,20 +155,20 @@ def test_in_front_of_a_classifier(points: DataFrame, shared: Path) -> None:
 
 def test_what_makes_no_sense_is_refused(points: DataFrame, underfitted: dict[str, PipelineModel], shared: Path) -> None:
     model = underfitted["euclidean"]
-    with pytest.raises(sparkdiff.InputError, match="has no use for labelCol='label'"):
+    with pytest.raises(sparkdiff.InputError, match="does not use labelCol='label'"):
         tune(model, points, shared, labelCol="label")
     with pytest.raises(
         sparkdiff.InputError, match="loss='logLoss' on KMeans: its clusters have no label; use 'inertia'"
     ):
         tune(model, points, shared, loss="logLoss")
-    with pytest.raises(sparkdiff.InputError, match="metric='accuracy' compares with a label"):
+    with pytest.raises(sparkdiff.InputError, match="metric='accuracy' needs a label"):
         tune(model, points, shared, metric="accuracy")
-    with pytest.raises(sparkdiff.InputError, match="which a loss of your own needs; set labelCol"):
+    with pytest.raises(sparkdiff.InputError, match="but a loss of your own needs one; set labelCol"):
         tune(model, points, shared, loss=lambda outputs, label, weight: label)
     assert {"inertia", "logLikelihood"} <= set(LOSSES)
     few = points.limit(40)
     classifier = LogisticRegression(maxIter=1).fit(few)
     with pytest.raises(
-        sparkdiff.InputError, match="loss='inertia' is of clusters, and LogisticRegression predicts a label"
+        sparkdiff.InputError, match="loss='inertia' is a loss of clusters, but LogisticRegression predicts a label"
     ):
         tune(classifier, points, shared, loss="inertia")

@@ -108,7 +108,7 @@ def test_a_leaking_number_is_named(df: DataFrame, shared: Path) -> None:
     assert doubts(linear(near, columns=[*NUMBERS, "billed"], regParam=1.0), near, shared) == []
 
 
-@pytest.mark.parametrize(("label", "what"), [("rain", "the two classes apart"), ("kind", "class 2 from the rest")])
+@pytest.mark.parametrize(("label", "what"), [("rain", "the two classes"), ("kind", "class 2 from the rest")])
 def test_a_leaking_flag_is_named(df: DataFrame, shared: Path, label: str, what: str) -> None:
     top = 1 if label == "rain" else 2
     data = df.withColumn("refund", F.when(F.col(label) == top, -1.0 - F.abs("temp") / 100).otherwise(0.0))
@@ -180,8 +180,8 @@ def test_too_few_rows_are_named(df: DataFrame, numeric: PipelineModel, shared: P
     few = df.limit(200)
     tuned = tune(numeric, few, shared, guard=1e-6)
     assert tuned.summary.decision == "kept original"
-    (text,) = [w for w in tuned.summary.warnings if w.startswith("validation is small")]
-    assert "to see a gain of 5%, give about" in text
+    (text,) = [w for w in tuned.summary.warnings if w.startswith("there are few validation rows")]
+    assert "to show a gain of 5%, use about" in text
 
 
 # Sparse and wide ------------------------------------------------------------------------------------------------------
@@ -200,7 +200,7 @@ def test_hashed_text_is_checked_without_being_densified(df: DataFrame, shared: P
     ]
     model = Pipeline(stages=stages).fit(data.where(OLD))
     found = doubts(model, data, shared, validationIndicatorCol="held")
-    leaks = [w for w in found if "alone tells the two classes apart" in w]
+    leaks = [w for w in found if "alone separates the two classes" in w]
     slots = {f"'x[{model.stages[1].indexOf(word)}]'" for word in ("umbrella", "parasol")}
     assert {w.split()[1] for w in leaks} == slots
     assert found == leaks

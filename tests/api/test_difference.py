@@ -301,7 +301,7 @@ def test_what_cannot_be_compared_is_said(model: PipelineModel, df: DataFrame) ->
     with pytest.raises(InputError, match="no row"):
         predictions(model, model, df.where("temp > 1e9"))
     other = PipelineModel([VectorAssembler(inputCols=NUMBERS, outputCol="vector")])
-    with pytest.raises(InputError, match="no column in common"):
+    with pytest.raises(InputError, match="no common output column"):
         predictions(model, other, df)
     strange = df.withColumn("hour", df["hour"].substr(1, 1))
     with pytest.raises(InputError, match="Spark failed"):

@@ -181,7 +181,7 @@ def test_a_loss_without_a_name_cannot_be_saved(tmp_path: Path) -> None:
         return label
 
     for i, loss in enumerate((lambda outputs, label, weight: label, local, Callables(), functools.partial(pinball))):
-        with pytest.raises(InputError, match="can't be saved: define it as a function at the top of a module"):
+        with pytest.raises(InputError, match="cannot be saved: define it as a function at the top level of a module"):
             FineTuner(loss=loss).save(str(tmp_path / f"tuner-{i}"))
         assert not (tmp_path / f"tuner-{i}").exists()
 

@@ -529,6 +529,7 @@ def test_a_folded_form_that_drifts_from_the_network_stops_the_run(
 
     monkeypatch.setattr(PCA, "affine_form", forgets)
     with pytest.raises(
-        ParityError, match=r"has poisson .* but was chosen for .* the `affine_form` of a stage isn't its `forward`"
+        ParityError,
+        match=r"has poisson .* but training measured .* the `affine_form` of a stage does not match its `forward`",
     ):
         tune(numeric, df, shared, guard=1.0)

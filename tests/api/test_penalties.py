@@ -62,8 +62,8 @@ def test_predictions_stop_to_fall_with_a_feature(df: DataFrame, model: PipelineM
 @pytest.mark.parametrize(
     ("penalties", "sentence"),
     [
-        ({"monotone": {"nois": 1}}, r"penalties.monotone: 'nois' names no input. Did you mean 'noise'"),
-        ({"parityGap": {"hour": 1}}, r"names \['hour'\], but groups are kept of guardCols only"),
+        ({"monotone": {"nois": 1}}, r"penalties.monotone: 'nois' is not an input. Did you mean 'noise'"),
+        ({"parityGap": {"hour": 1}}, r"names \['hour'\], but only the columns of guardCols are kept"),
     ],
 )
 def test_wrong_names(df: DataFrame, model: PipelineModel, shared: Path, penalties: Any, sentence: str) -> None:
@@ -77,5 +77,5 @@ def test_predictors_without_a_slope_of_one_sign(df: DataFrame, shared: Path) -> 
         tune(softmax, df, shared, penalties={"monotone": {"wind": 1}})
     inverse = pipeline(df, GeneralizedLinearRegression(featuresCol="x", labelCol="delay", family="gamma"))
     assert translate(inverse).head.link == "inverse"
-    with pytest.raises(InputError, match="link whose mean rises"):
+    with pytest.raises(InputError, match="link whose mean increases"):
         tune(inverse, df, shared, penalties={"monotone": {"wind": 1}})

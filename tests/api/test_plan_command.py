@@ -58,7 +58,7 @@ def test_exit_codes(saved: dict[str, str], capsys: pytest.CaptureFixture[str]) -
     assert main(["plan", saved["torch"], "--strict"]) == DONE
     capsys.readouterr()
     for schema, message in (
-        ("kind string, a double", "reads column 'b', which the data lack"), ("a dubble", "--schema must be DDL"),
+        ("kind string, a double", "reads column 'b', which is not in the data"), ("a dubble", "--schema must be DDL"),
         ("{}", "--schema must be DDL"), ('{"type": "struct"}', "--schema must be DDL"),
     ):  # fmt: skip
         assert main(["plan", saved["all"], "--schema", schema]) == WRONG_INPUT

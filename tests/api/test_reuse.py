@@ -171,7 +171,7 @@ def test_a_run_belongs_to_one_loss(
     again = tune(numeric, df, shared, loss=make(2.0), **given)
     assert again.summary.history.equals(first.summary.history)
     assert (tmp_path / "mine" / "state.pt").stat().st_mtime_ns == written  # it was returned
-    with pytest.raises(InputError, match="runId='mine' was begun with other loss"):
+    with pytest.raises(InputError, match="runId='mine' was started with other loss"):
         tune(numeric, df, shared, loss=make(1.5), **given)
 
 
@@ -242,7 +242,7 @@ def test_a_run_of_another_process(
     df: DataFrame, numeric: PipelineModel, shared: Path, tmp_path: Path, owner: Callable[[Path], subprocess.Popen[str]]
 ) -> None:
     other, given = owner(tmp_path / ".mine.lease"), {"runId": "mine", "checkpointDir": str(tmp_path), "maxEpochs": 1}
-    with pytest.raises(HeldError, match=rf"runId='mine' is held by process {other.pid} on .*waitForRun"):
+    with pytest.raises(HeldError, match=rf"runId='mine' is in use by process {other.pid} on .*waitForRun"):
         tune(numeric, df, shared, **given)
     threading.Timer(1.0, other.terminate).start()
     assert tune(numeric, df, shared, waitForRun=300, **given).summary.records
@@ -261,7 +261,7 @@ def test_who_loses_its_run_returns_nothing(df: DataFrame, numeric: PipelineModel
             )
         return (outputs["prediction"] - label) ** 2
 
-    with pytest.raises(HeldError, match=r"isn't this process's any more.*process 1 on elsewhere"):
+    with pytest.raises(HeldError, match=r"no longer belongs to this process.*process 1 on elsewhere"):
         tune(numeric, df, shared, loss=overtaken, runId="mine", checkpointDir=str(tmp_path), maxEpochs=2)
     assert (tmp_path / "mine").exists()
     assert not (tmp_path / "mine" / "state.pt").exists()
@@ -299,7 +299,7 @@ def test_a_finished_job_is_returned_for_the_same_data_and_pipeline_only(
     with elsewhere(spark), pytest.raises(InputError, match=r"settings.* changed since: choose another folder"):
         job()
     write(table.slice(0, 1000))
-    with pytest.raises(InputError, match="holds the finished run of runId='mine', but its train changed since"):
+    with pytest.raises(InputError, match="contains the finished run of runId='mine', but its train changed since"):
         job()
     write(table)
     os.utime(tmp_path / "rows.parquet", ns=(0, 0))
@@ -308,10 +308,10 @@ def test_a_finished_job_is_returned_for_the_same_data_and_pipeline_only(
     ).write().overwrite().save(f"file://{tmp_path}/model")
     with pytest.raises(InputError, match="but its pipeline, train changed since"):
         job()
-    with pytest.raises(InputError, match="runId='mine' was begun with other"):
+    with pytest.raises(InputError, match="runId='mine' was started with other"):
         job("output.mode=overwrite")
     other = owner(tmp_path / ".run.lease")
-    with pytest.raises(HeldError, match=rf"output {tmp_path}/run is held by process {other.pid} on"):
+    with pytest.raises(HeldError, match=rf"output {tmp_path}/run is in use by process {other.pid} on"):
         job()
 
 

@@ -165,7 +165,7 @@ def test_a_training_that_had_ended_is_returned(
 ) -> None:
     given = OPTIONS | {"cacheDir": str(before / "caches"), "verbosity": 1}
     found = FineTuner(tuned.originalModel, runId="whole", **given).fit(rows)
-    assert "this run had finished" in capsys.readouterr().err
+    assert "this run was already finished" in capsys.readouterr().err
     check_same_training(found, tuned, before)
 
 

@@ -172,7 +172,7 @@ def test_a_wrong_map_is_refused_before_the_first_fit(
             tuner.fit(df, [{}, wrong])
         with pytest.raises(InputError, match=words):
             CrossValidator(estimator=tuner, estimatorParamMaps=[{}, wrong], evaluator=absolute).fit(df)
-    with pytest.raises(InputError, match="runId='once' names one training, and 2 settings would share it"):
+    with pytest.raises(InputError, match="runId='once' names one training, but 2 settings would share it"):
         tuner.setRunId("once").fit(df, [{}, {tuner.runId: "other"}, {tuner.loss: "absolute"}])
     assert counted == {"fingerprint": 0, "_build": 0, "fit_on_training_rows": 0}
     assert not folder.exists()
@@ -335,7 +335,7 @@ def test_a_stage_of_a_pipeline(df: DataFrame, numeric: PipelineModel, shared: Pa
     before, after = (m.summary.metrics["train"]["before"] for m in (together, found.stages[1]))
     assert abs(before / after - 1) < 0.1
     lacking = Pipeline(stages=[tuner])
-    with pytest.raises(InputError, match="reads column 'assembled', which the data lack"):
+    with pytest.raises(InputError, match="reads column 'assembled', which is not in the data"):
         lacking.fit(df)
 
 
@@ -473,5 +473,5 @@ def test_a_callable_in_a_grid_is_saved_by_its_name_only(
         search.save((tmp_path / "search").as_uri())
     search.setEstimatorParamMaps([{tuner.loss: "riders:pinball"}]).save((tmp_path / "named").as_uri())
     tuner.setLoss(lambda outputs, label, weight: label)
-    with pytest.raises(InputError, match="can't be saved: define it as a function at the top of a module"):
+    with pytest.raises(InputError, match="cannot be saved: define it as a function at the top level of a module"):
         search.save((tmp_path / "lambda").as_uri())

@@ -290,7 +290,7 @@ def test_an_infinite_time_is_refused(df: DataFrame, numeric: PipelineModel, fold
             InputError, match=r"timeCol='number' holds null or NaN or an infinite value in 500 rows.*drop"
         ):
             tune(numeric, data, folder, timeCol="number")
-    with pytest.raises(InputError, match="timeCol='number' holds no value to split by, or none that is finite"):
+    with pytest.raises(InputError, match="timeCol='number' has no finite value to split by"):
         tune(numeric, df.withColumn("number", F.lit(float("inf"))), folder, timeCol="number")
 
 
@@ -385,11 +385,11 @@ def test_test_rows_influence_nothing(write: Any, table: pa.Table, numeric: Pipel
 
 def test_too_few_rows_groups_and_blocks(df: DataFrame, numeric: PipelineModel, folder: Path) -> None:
     few = df.where("number < 100")
-    with pytest.raises(InputError, match=r"[12]\d validation rows .*at least 30 are needed.*validationFraction"):
+    with pytest.raises(InputError, match=r"[12]\d validation rows .*but at least 30 are needed.*validationFraction"):
         tune(numeric, few, folder)
-    with pytest.raises(InputError, match=r"\d+ groups .*at least 30 are needed.*groupCol"):
+    with pytest.raises(InputError, match=r"\d+ groups .*but at least 30 are needed.*groupCol"):
         tune(numeric, df, folder, groupCol="user", validationFraction=0.1)
-    with pytest.raises(InputError, match=r"\d+ blocks .*at least 30 are needed.*timeCol"):
+    with pytest.raises(InputError, match=r"\d+ blocks .*but at least 30 are needed.*timeCol"):
         tune(numeric, df.withColumn("t", F.floor(F.col("number") / 100)), folder, timeCol="t", validationFraction=0.5)
     with pytest.raises(InputError, match="0 validation rows"):
         tune(numeric, df.withColumn("held", F.lit(False)), folder, validationIndicatorCol="held")
@@ -429,7 +429,7 @@ def test_columns_that_differ_in_case_are_told_apart(
     cache = cached(numeric, data, folder, guardCols=["S"], validationIndicatorCol="held")
     (by_slice,) = (c for c in cache.manifest["columns"] if c["name"] == "slice0")
     assert by_slice["values"] == [False, True]
-    with pytest.raises(InputError, match="groupCol='USER' names no column of the data"):
+    with pytest.raises(InputError, match="groupCol='USER' is not a column of the data"):
         tune(numeric, data, folder, groupCol="USER")
     with pytest.raises(InputError, match="validationIndicatorCol='HELD' must be boolean"):
         tune(numeric, data, folder, validationIndicatorCol="HELD")
@@ -441,7 +441,7 @@ def test_a_name_that_columns_share_is_refused_where_it_is_used(
     twice = df.select("*", F.col("user").alias("USER"), F.lit(1.0).alias("Wind"), F.lit(2.0).alias("riders"))
     for option in ("groupCol", "timeCol", "guardCols"):
         value = ["user"] if option == "guardCols" else "user"
-        with pytest.raises(InputError, match=f"{option}='user' could be any of 2 columns, 'user', 'USER': rename"):
+        with pytest.raises(InputError, match=f"{option}='user' matches 2 columns, 'user', 'USER': rename"):
             tune(numeric, twice, folder, **{option: value})
     with pytest.raises(InputError, match="training reads 'riders', but 2 columns match, 'riders', 'riders'"):
         tune(numeric, twice, folder)
@@ -464,7 +464,7 @@ def test_columns_that_nothing_reads_may_be_anything(
     for column in ("m", "v", "vs"):
         if column in data.columns:
             with pytest.raises(
-                InputError, match=f"groupCol='{column}' is .*, which Spark doesn't group by: take a string"
+                InputError, match=f"groupCol='{column}' is .*, and Spark cannot group by this type: use a string"
             ):
                 tune(numeric, data, folder, groupCol=column)
 
@@ -485,11 +485,11 @@ def test_a_variant_counts_in_the_hash(spark: SparkSession) -> None:
 
 def test_no_column_is_overwritten(df: DataFrame, numeric: PipelineModel, folder: Path) -> None:
     for name in (SPLIT, BLOCK.upper(), TIME, "__sparkdiff_slice0"):
-        with pytest.raises(InputError, match=f"column '{name}', a name that is kept for columns .* rename it"):
+        with pytest.raises(InputError, match=f"column '{name}', a name that sparkdiff reserves .* rename it"):
             tune(numeric, df.withColumn(name, F.lit("mine")), folder)
     assembler, scaler, *rest = numeric.stages
     stages = [assembler.copy({assembler.outputCol: SPLIT}), scaler.copy({scaler.inputCol: SPLIT}), *rest]
-    with pytest.raises(InputError, match=f"column '{SPLIT}', a name that is kept"):
+    with pytest.raises(InputError, match=f"column '{SPLIT}', a name that sparkdiff reserves"):
         tune(PipelineModel(stages), df, folder, reference=[assembler.uid])
 
 

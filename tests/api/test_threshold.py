@@ -88,9 +88,12 @@ def test_accuracy_may_choose(rain: PipelineModel, df: DataFrame, shared: Path) -
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({}, "loss='auto' doesn't see the threshold, which trains by the cost of decisions alone: set loss='cost'"),
-        ({"loss": {"cost": 1.0, "logLoss": 1.0}, "lossParams": COSTS}, "doesn't see the threshold"),
-        ({"loss": "cost", "lossParams": COSTS, "metric": "logLoss"}, "metric='logLoss' isn't of decisions"),
+        (
+            {},
+            "loss='auto' does not depend on the threshold, which trains only on the cost of decisions: set loss='cost'",
+        ),
+        ({"loss": {"cost": 1.0, "logLoss": 1.0}, "lossParams": COSTS}, "does not depend on the threshold"),
+        ({"loss": "cost", "lossParams": COSTS, "metric": "logLoss"}, "metric='logLoss' does not depend on decisions"),
     ],
 )
 def test_what_doesn_t_see_it_is_refused(

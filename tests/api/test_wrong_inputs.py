@@ -75,13 +75,13 @@ def test_what_isnt_fitted(spark: SparkSession, call: Callable[[Any], Any]) -> No
 
 def test_an_unfitted_stage_for_a_tuner(df: DataFrame, folder: Path) -> None:
     scaler = StandardScaler(inputCol="a", outputCol="b")
-    refused(f"{scaler.uid} isn't fitted: pass what its fit.. returns, or put it into a Pipeline", scaler, df, folder)
+    refused(f"{scaler.uid} isn't fitted: pass the result of its fit.., or put it into a Pipeline", scaler, df, folder)
     refused("expected a fitted PipelineModel or stage, got str", "models/churn", df, folder)
 
 
 def test_an_unfitted_pipeline_that_cannot_be_fitted(df: DataFrame, folder: Path) -> None:
     pipeline = unfitted("bikers")
-    refused(f"{pipeline.uid} can't be fitted on the training rows: .*bikers", pipeline, df, folder)
+    refused(f"{pipeline.uid} cannot be fitted on the training rows: .*bikers", pipeline, df, folder)
 
 
 @pytest.mark.parametrize("option", ["freeze", "reference", "target"])
@@ -116,7 +116,7 @@ def test_several_predictors(df: DataFrame, folder: Path) -> None:
     ]
     both = Pipeline(stages=[VectorAssembler(inputCols=NUMBERS, outputCol="x"), *heads]).fit(df)
     one, other = (s.uid for s in both.stages[1:])
-    sentence = rf"several predictors could be trained for: {one} \(p1\); {other} \(p2\). Set predictionCol"
+    sentence = rf"there are several predictors to train for: {one} \(p1\); {other} \(p2\). Set predictionCol"
     refused(sentence, both, df, folder)
     refused("no trainable predictor writes predictionCol='p3'. Known: p1, p2", both, df, folder, predictionCol="p3")
     assert tune(both, df, folder, predictionCol="p1").summary.decision == "tuned"
@@ -134,13 +134,13 @@ def test_a_target_that_cannot_train(df: DataFrame, model: PipelineModel, folder:
 @pytest.mark.parametrize("option", ["labelCol", "weightCol", "validationIndicatorCol", "groupCol", "timeCol"])
 def test_a_column_that_isnt_there(df: DataFrame, numeric: PipelineModel, folder: Path, option: str) -> None:
     refused(
-        f"{option}='numbr' names no column of the data. Did you mean 'number'", numeric, df, folder, **{option: "numbr"}
+        f"{option}='numbr' is not a column of the data. Did you mean 'number'", numeric, df, folder, **{option: "numbr"}
     )
     assert not folder.exists()
 
 
 def test_a_feature_column_that_isnt_there(df: DataFrame, numeric: PipelineModel, folder: Path) -> None:
-    sentence = f"{numeric.stages[0].uid} reads column 'wind', which the data lack. Did you mean 'wnd'"
+    sentence = f"{numeric.stages[0].uid} reads column 'wind', which is not in the data. Did you mean 'wnd'"
     refused(sentence, numeric, df.withColumnRenamed("wind", "wnd"), folder)
     refused("riders", numeric, df.drop("riders"), folder)  # the predictor's own label
     assert not folder.exists()
@@ -157,14 +157,14 @@ def test_a_string_where_a_number_is_needed(df: DataFrame, numeric: PipelineModel
 
 def test_a_string_feature(df: DataFrame, model: PipelineModel, numeric: PipelineModel, folder: Path) -> None:
     text = df.withColumn("wind", F.col("wind").cast("string"))
-    refused("column 'wind' is string; torch takes numbers, vectors and arrays of numbers", model, text, folder)
+    refused("column 'wind' is string; torch accepts numbers, vectors and arrays of numbers", model, text, folder)
     refused(f"Spark failed.*{numeric.stages[0].uid}.*string", numeric, text, folder)  # the assembler runs in Spark
 
 
 def test_a_time_that_is_none(df: DataFrame, numeric: PipelineModel, folder: Path) -> None:
     refused("timeCol='hour' must be a timestamp, date or number, got string", numeric, df, folder, timeCol="hour")
     refused(
-        "timeCol='number' holds no value",
+        "timeCol='number' has no finite value",
         numeric,
         df.withColumn("number", F.lit(None).cast("int")),
         folder,
@@ -179,7 +179,9 @@ def test_null_in_a_column_that_splits(
     df: DataFrame, numeric: PipelineModel, folder: Path, option: str, column: str
 ) -> None:
     data = df.withColumn(column, F.when(F.col("temp") < 2, F.col(column)))
-    refused(f"{option}='{column}' holds null.*fill it or drop such rows", numeric, data, folder, **{option: column})
+    refused(
+        f"{option}='{column}' holds null.*fill the column or drop these rows", numeric, data, folder, **{option: column}
+    )
 
 
 def test_nan_in_a_time(df: DataFrame, numeric: PipelineModel, folder: Path) -> None:
@@ -207,7 +209,7 @@ def test_an_indicator_that_isnt_boolean(df: DataFrame, numeric: PipelineModel, f
 @pytest.mark.parametrize("value", [None, NAN, INF])
 def test_a_label_that_is_no_number(df: DataFrame, numeric: PipelineModel, folder: Path, value: float | None) -> None:
     sentence = (
-        f"labelCol='riders' holds {value!r} in 1 or more rows; a label must be a finite number: drop or fill such rows"
+        f"labelCol='riders' holds {value!r} in 1 or more rows; a label must be a finite number: drop or fill these rows"
     )
     refused(sentence, numeric, row_7("riders", value)(df), folder)
     assert list(folder.iterdir()) == []
@@ -257,23 +259,25 @@ def test_a_label_outside_of_what_the_loss_allows(
 def test_a_label_beyond_all_bounds(
     df: DataFrame, heads: dict[str, PipelineModel], folder: Path, value: float, loss: str
 ) -> None:
-    sentence = f"label column 'riders' lies between .*{value!r}.*; clean it, or scale it".replace("+", r"\+")
+    sentence = f"label column 'riders' lies between .*{value!r}.*; clean the column, or scale it".replace("+", r"\+")
     refused(sentence, heads["linear"], row_7("riders", value)(df), folder, loss=loss)
 
 
 def test_labels_below_all_bounds(df: DataFrame, heads: dict[str, PipelineModel], folder: Path) -> None:
     tiny = df.withColumn("riders", F.col("riders") * 1e-200)
-    refused("label column 'riders' lies between 0.0 and .*e-199, where the squares", heads["linear"], tiny, folder)
+    refused(
+        "label column 'riders' has values from 0.0 to .*e-199, for which squared losses", heads["linear"], tiny, folder
+    )
 
 
 def test_predictions_beyond_all_bounds(df: DataFrame, heads: dict[str, PipelineModel], shared: Path) -> None:
     far = rf"the mean squared of {heads['linear'].uid} on the %s rows is %s: .*clean or scale the features"
     refused(far % (r"\w+", "inf"), heads["linear"], row_7("wind", 1e200)(df), shared)
     everywhere = df.withColumn("wind", F.col("wind") * 1e100)
-    refused(far % ("validation", r".*e\+\d+, whose square no double holds"), heads["linear"], everywhere, shared)
+    refused(far % ("validation", r".*e\+\d+, whose square overflows"), heads["linear"], everywhere, shared)
     kept = tune(heads["linear"], row_7("wind", 1e100)(df), shared).summary  # trains, and so decides nothing
     assert kept.decision == "kept original" and any("'wind' holds 1e+100" in w for w in kept.warnings)
-    sentence = "the mean logLoss .* square no double holds: .*smaller lossParams"
+    sentence = "the mean logLoss .* square overflows: .*smaller lossParams"
     refused(sentence, heads["logistic"], df, shared, lossParams={"classWeights": [1e300, 1e300]})
 
 
@@ -284,7 +288,7 @@ def test_a_learning_rate_beyond_all_bounds(
     """Every candidate diverges: the original stays, and the report can be written."""
     found = tune(heads["linear"], df, shared, learningRate=rate, maxEpochs=2)
     assert found.summary.decision == "kept original"
-    assert not [w for w in found.summary.warnings if "validation is small" in w]
+    assert not [w for w in found.summary.warnings if "there are few validation rows" in w]
     json.dumps(found.summary.asdict(), allow_nan=False)
     assert "kept original" in str(found.summary)
     assert len(found.summary.history.to_csv().splitlines()) > 2
@@ -308,7 +312,7 @@ def only(column: str, value: float, where: str = "true") -> Change:
 def test_one_label_in_all_rows(
     df: DataFrame, heads: dict[str, PipelineModel], folder: Path, head: str, label: str, where: str, side: str
 ) -> None:
-    sentence = rf"label column '{label}' holds 1\.0 in all [\d,]+ {side} rows of weight > 0.*add rows of other labels"
+    sentence = rf"label column '{label}' holds 1\.0 in all [\d,]+ {side} rows of weight > 0.*add rows with other labels"
     options = {"weightCol": "weight"} if "weight" in where else {}
     refused(sentence, heads[head], only(label, 1.0, where)(df), folder, validationIndicatorCol="held", **options)
 
@@ -350,7 +354,7 @@ def test_an_entry_of_a_vector_that_is_no_number(
 ) -> None:
     model = heads[head]
     vectors = row_7("wind", value)(df).withColumn("x", array_to_vector(F.array(*NUMBERS)))
-    sentence = f"{model.stages[1].uid}: entry 2 of column 'x' holds {value!r}.*impute it before the pipeline, or drop such rows"
+    sentence = f"{model.stages[1].uid}: entry 2 of column 'x' holds {value!r}.*impute it before the pipeline, or drop these rows"
     refused(sentence, model.stages[1], vectors, folder)
 
 
@@ -400,7 +404,7 @@ def test_an_index_outside_of_the_categories(df: DataFrame, model: PipelineModel,
 
 @pytest.mark.parametrize("value", [-1.0, None, NAN, INF])
 def test_a_weight_that_is_none(df: DataFrame, numeric: PipelineModel, folder: Path, value: float | None) -> None:
-    sentence = f"weightCol='weight' holds {value!r} in 1 or more rows; a weight must be .*>= 0: drop or fill such rows"
+    sentence = f"weightCol='weight' holds {value!r} in 1 or more rows; a weight must be .*>= 0: drop or fill these rows"
     refused(sentence, numeric, row_7("weight", value)(df), folder, weightCol="weight")
     assert list(folder.iterdir()) == []
 
@@ -435,7 +439,7 @@ def test_weights_that_are_nothing_beside_others(df: DataFrame, numeric: Pipeline
     )
     assert found["before"] == pytest.approx(zero["before"], rel=1e-12)
     few = df.withColumn("weight", F.expr("if(number < 10, 1e300D, 1e-300D)"))
-    refused(r"\d validation rows of weight > 0, at least 30", numeric, few, shared, **options)
+    refused(r"\d validation rows of weight > 0, but at least 30", numeric, few, shared, **options)
 
 
 def test_weights_that_are_all_0(df: DataFrame, numeric: PipelineModel, folder: Path) -> None:
@@ -443,11 +447,11 @@ def test_weights_that_are_all_0(df: DataFrame, numeric: PipelineModel, folder: P
 
 
 def test_too_few_rows(df: DataFrame, numeric: PipelineModel, folder: Path) -> None:
-    sentence = r"\d+ validation rows of weight > 0, at least 30 are needed: add rows, or change validationFraction"
+    sentence = r"\d+ validation rows of weight > 0, but at least 30 are needed: add rows, or change validationFraction"
     refused(sentence, numeric, df.where("number < 100"), folder)
-    refused("the data hold no row", numeric, df.where("number < 0"), folder)
+    refused("the data have no rows", numeric, df.where("number < 0"), folder)
     vectors = numeric.transform(df).drop("prediction")
-    refused("the data hold no row", numeric.stages[3], vectors.where("number < 0"), folder)
+    refused("the data have no rows", numeric.stages[3], vectors.where("number < 0"), folder)
     nulls = vectors.withColumn("components", F.when(F.lit(False), F.col("components")))
     refused("column 'components' holds null in all rows", numeric.stages[3], nulls, folder)
 
@@ -461,7 +465,7 @@ def test_a_stream(spark: SparkSession, numeric: PipelineModel, folder: Path) -> 
         .load()
         .selectExpr(*(f"cast(value AS double) AS {c}" for c in [*NUMBERS, "riders"]))
     )
-    sentence = "the DataFrame is a stream, which has no end.*write it to a table and pass that"
+    sentence = "the DataFrame is a stream, which has no end.*write it to a table and pass the table"
     refused(sentence, numeric, stream, folder)
     pipeline = Pipeline(
         stages=[VectorAssembler(inputCols=NUMBERS, outputCol="x"), LinearRegression(featuresCol="x", labelCol="riders")]
@@ -473,8 +477,8 @@ def test_a_stream(spark: SparkSession, numeric: PipelineModel, folder: Path) -> 
 @pytest.mark.parametrize("data", [None, pd.DataFrame({"temp": [1.0]}), "data.parquet"], ids=lambda d: type(d).__name__)
 def test_no_dataframe_of_sparks(numeric: PipelineModel, folder: Path, data: Any) -> None:
     kind, way = {
-        "NoneType": ("NoneType", "spark.createDataFrame makes one of it"), "str": ("str", "spark.read loads one"),
-        "DataFrame": ("pandas.DataFrame", "spark.createDataFrame makes one of it"),
+        "NoneType": ("NoneType", "create one with spark.createDataFrame"), "str": ("str", "load one with spark.read"),
+        "DataFrame": ("pandas.DataFrame", "create one with spark.createDataFrame"),
     }[type(data).__name__]  # fmt: skip
     refused(f"the dataset of fit.. must be a Spark DataFrame, got {kind}: {way}", numeric, data, folder)
     with pytest.raises(InputError, match=f"the rows of verify.. must be a Spark DataFrame, got {kind}: {way}"):
@@ -491,7 +495,7 @@ def test_no_dataframe_of_sparks(numeric: PipelineModel, folder: Path, data: Any)
 def test_a_tuner_takes_its_pipeline_without_a_name(numeric: PipelineModel) -> None:
     assert FineTuner(numeric, maxEpochs=3).getPipeline() is numeric
     with pytest.raises(
-        InputError, match=r"nothing but the pipeline without a name, got str as well: FineTuner.model, label"
+        InputError, match=r"only the pipeline without a name, but got str as well: FineTuner.model, label"
     ):
         FineTuner(numeric, "riders")
 
@@ -550,7 +554,7 @@ def test_a_stage_that_drops_what_training_needs(df: DataFrame, folder: Path, dro
             head.fit(df.withColumn("x", array_to_vector(F.array("temp")))),
         ]
     )
-    sentence = rf"{sql.uid} drops column '{drops}', which training needs; let it keep all columns \(SELECT \*, ...\)"
+    sentence = rf"{sql.uid} drops column '{drops}', which training needs; keep all columns \(SELECT \*, ...\)"
     refused(sentence, fitted, df, folder)
     keeps = SQLTransformer(statement="SELECT *, temp * temp AS square FROM __THIS__")
     tune(PipelineModel([keeps, *fitted.stages[1:]]), df, folder, maxEpochs=1)
@@ -559,7 +563,7 @@ def test_a_stage_that_drops_what_training_needs(df: DataFrame, folder: Path, dro
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ("s3a://bucket/caches", "cacheDir='s3a://bucket/caches' must be a folder of this machine's file system"),
+        ("s3a://bucket/caches", "cacheDir='s3a://bucket/caches' must be a folder on the file system of this machine"),
         ("dbfs:/caches", "cacheDir='dbfs:/caches' must be a folder"),
         ("{file}", "cacheDir='.*' cannot be used: "),
         ("{file}/below", "cacheDir='.*' cannot be used: "),
@@ -647,7 +651,7 @@ def mean(outputs: Any, label: Any, weight: Any) -> Any:
         (
             "logistic",
             {"loss": "poisson"},
-            "loss='poisson' on LogisticRegression would turn its probabilities.*'logLoss'",
+            "loss='poisson' on LogisticRegression would change the meaning of its probabilities.*'logLoss'",
         ),
         ("linear", {"loss": "logLoss"}, "loss='logLoss' needs probabilities, which LinearRegression doesn't output"),
         ("linear", {"metric": "logLoss"}, "metric='logLoss': loss='logLoss' needs probabilities"),
@@ -660,21 +664,21 @@ def mean(outputs: Any, label: Any, weight: Any) -> Any:
             "needs costs, a list of 2 rows .* of 2 numbers >= 0 .*. Got ",
         ),
         ("multinomial", {"lossParams": {"classWeights": [1, 2]}}, "must be 'balanced' or a list of 3 numbers >= 0"),
-        ("logistic", {"loss": {"logLoss": 1, "mmce": 1}}, "is no mean over rows, .*set metric"),
+        ("logistic", {"loss": {"logLoss": 1, "mmce": 1}}, "is not a mean over rows, .*set metric"),
         (
             "logistic",
             {"penalties": {"parityGap": {"hour": 1}}},
-            r"parityGap names \['hour'\], but groups are kept of guardCols",
+            r"parityGap names \['hour'\], but only the columns of guardCols are kept",
         ),
         ("linear", {"loss": "huber"}, "loss='huber' needs lossParams={'delta': > 0}.*Got None instead"),
-        ("linear", {"lossParams": {"delta": 1.0}}, r"lossParams \['delta'\] mean nothing to the loss 'squared'"),
+        ("linear", {"lossParams": {"delta": 1.0}}, r"lossParams \['delta'\] are unknown to the loss 'squared'"),
         ("linear", {"loss": "quantile", "lossParams": {"tau": 2.0}}, "Got 2.0 instead"),
         (
             "linear",
             {"loss": wide},
-            r"the loss .*:wide returned shape \(\d+, 1\); it must be one value per row, \(\d+,\)",
+            r"the loss .*:wide returned shape \(\d+, 1\); it must be one unweighted value per row, \(\d+,\)",
         ),
-        ("linear", {"loss": mean}, "the loss .*:mean is no mean over rows, .*set metric"),
+        ("linear", {"loss": mean}, "the loss .*:mean is not a mean over rows, .*set metric"),
     ],
 )
 def test_a_loss_that_the_predictor_refuses(

@@ -171,7 +171,7 @@ def test_register_makes_it_known_to_plan_and_translate(df: DataFrame, register: 
         (Biased, "parity", "y", "row 0 entry 0 is 1.50000001, but Spark gives 1.5"),
         (Narrow, "parity", "y", r"has shape \(3, 2\) where Spark's is \(3, 3\)"),
         (TwoColumns, "parity", "forward", "returns 2 columns; Spark writes out"),
-        (OtherColumn, "parity", "z", r"isn't among Spark's columns \[.*'out'\]"),
+        (OtherColumn, "parity", "z", r"is not among Spark's columns \[.*'out'\]"),
         (Refusing, "parity", "forward", "refuses rows that Spark accepts: x holds NaN"),
         (OtherUid, "get-put", "uid", "after writing back what was read"),
         (LosesParams, "get-put", "outputCol", "'y' after writing back what was read; it was 'out'"),

@@ -372,7 +372,7 @@ def test_nothing_to_compare(model: Any, df: DataFrame, fitted: dict[str, Any]) -
         sparkdiff.verify(model, df.limit(0))
     with pytest.raises(InputError, match="no column to compare"):
         sparkdiff.verify(fitted["indexer"], df)
-    with pytest.raises(InputError, match="assembler reads column 'b', which the data lack"):
+    with pytest.raises(InputError, match="assembler reads column 'b', which is not in the data"):
         sparkdiff.verify(model, df.drop("b"))
 
 

@@ -114,7 +114,7 @@ def test_trained_through(rows: DataFrame, tmp_path: Path, formula: str, predicto
     )
     label = formula[: formula.index(" ")]
     assert sparkdiff.verify(loaded, rows.drop(label)).ok  # where a model only predicts, there is no label
-    with pytest.raises(InputError, match=rf"reads column '{label}', which the data lack"):
+    with pytest.raises(InputError, match=rf"reads column '{label}', which is not in the data"):
         tuner.fit(rows.drop(label))
 
 

@@ -142,9 +142,7 @@ def test_with_another_predictor_on_request(known: Fitted) -> None:
     graph = Graph(model, predictionCol="other")
     found = plan_of(graph, {})
     assert trained(found) == ["glr"]
-    assert reason(found, "scaler").startswith(
-        "also feeds the predictor linear, outside the loss: prediction "
-    )
+    assert reason(found, "scaler").startswith("also feeds the predictor linear, outside the loss: prediction ")
     graph = Graph(model, predictionCol="other", target=["scaler"])
     assert graph.outside_columns(graph.trainable) == ["prediction"]
 

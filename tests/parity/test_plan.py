@@ -343,10 +343,10 @@ def test_unfitted_ones_are_refused_by_name(stage: Stage) -> None:
 def test_the_schema_is_held_against_the_pipeline(chain: PipelineModel, df: DataFrame) -> None:
     assert trained(plan(chain, schema=df.schema)) == ["scaler", "pca", "linear"]
     assert trained(plan(chain, schema=df.withColumnRenamed("b", "B").schema)) == ["scaler", "pca", "linear"]
-    with pytest.raises(InputError, match="assembler reads column 'b', which the data lack"):
+    with pytest.raises(InputError, match="assembler reads column 'b', which is not in the data"):
         plan(chain, schema=df.drop("b").schema)
     renamed = df.withColumnRenamed("vector", "v").drop("a").withColumnRenamed("weight", "aa").schema
-    with pytest.raises(InputError, match=r"'a', which the data lack\. Did you mean 'aa'"):
+    with pytest.raises(InputError, match=r"'a', which is not in the data\. Did you mean 'aa'"):
         plan(chain, schema=renamed)
 
 

@@ -422,9 +422,9 @@ def test_nothing_to_compare_is_an_error(df: DataFrame, fitted: dict[str, Any]) -
 
 def test_missing_columns_and_rows_that_spark_refuses(df: DataFrame, fitted: dict[str, Any]) -> None:
     model = PipelineModel([fitted["assembler"], fitted["linear"]])
-    with pytest.raises(InputError, match="assembler reads column 'b', which the data lack"):
+    with pytest.raises(InputError, match="assembler reads column 'b', which is not in the data"):
         sparkdiff.verify(model, df.drop("b"))
-    with pytest.raises(InputError, match=r"Spark failed while it ran assembler, linear: .*null"):
+    with pytest.raises(InputError, match=r"Spark failed while running assembler, linear: .*null"):
         sparkdiff.verify(model, df.withColumn("a", F.lit(None).cast("double")))
 
 

@@ -152,6 +152,8 @@ def test_the_summary_warns_where_an_older_spark_could_not_load(
     if "treeID" in columns:  # the name that Spark 3.5 and 4.0 look for
         assert found == []
     else:
-        said = f"saved by Spark {spark.version}, {forest.uid} can't be loaded by Spark 3.5 and 4.0: save with the Spark"
+        said = (
+            f"saved by Spark {spark.version}, {forest.uid} cannot be loaded by Spark 3.5 and 4.0: save with the Spark"
+        )
         assert len(found) == 1
         assert found[0].startswith(said)

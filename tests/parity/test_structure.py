@@ -228,7 +228,7 @@ def test_a_label_that_a_stage_makes(df: DataFrame) -> None:
     tuned = sparkdiff.FineTuner(pipeline=model, maxEpochs=1, recipe="fast", verbosity=0).fit(wide)
     assert tuned.summary.parity["before"]["ok"]
     assert verify(model, df.drop("kind")).ok  # a label isn't there when a model only predicts
-    with pytest.raises(InputError, match="index reads column 'kind', which the data lack"):
+    with pytest.raises(InputError, match="index reads column 'kind', which is not in the data"):
         sparkdiff.FineTuner(pipeline=model, verbosity=0).fit(wide.drop("kind"))
 
 
@@ -269,7 +269,7 @@ def test_two_heads(df: DataFrame, fitted: dict[str, Any]) -> None:
         assert tuned.summary.decision == "tuned"
         rows = [[r[kept] for r in m.transform(df).orderBy("a").collect()] for m in (model, tuned.pipelineModel)]
         assert rows[0] == rows[1]
-    with pytest.raises(InputError, match=r"several predictors could be trained for: logistic .*; linear"):
+    with pytest.raises(InputError, match=r"there are several predictors to train for: logistic .*; linear"):
         sparkdiff.FineTuner(pipeline=model, verbosity=0).fit(wide)
 
 
@@ -355,7 +355,7 @@ def test_fields_of_structs(df: DataFrame) -> None:
         stages=[assembler("S.a", "s.in.b", "plain"), LinearRegression(labelCol="count", regParam=1.0)]
     ).fit(nested)
     assert verify(fields, nested).ok
-    with pytest.raises(InputError, match=r"reads column 'S\.q', which the data lack"):
+    with pytest.raises(InputError, match=r"reads column 'S\.q', which is not in the data"):
         verify(assembler("S.q"), nested)
     tuned = sparkdiff.FineTuner(pipeline=fields, maxEpochs=1, recipe="fast", verbosity=0).fit(nested)
     assert tuned.summary.parity["before"]["ok"]

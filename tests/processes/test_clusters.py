@@ -120,7 +120,7 @@ def test_dynamic_allocation_is_named(runs: Path, local: Path) -> None:
     said = demo(
         runs, "dynamic", "fineTuner.localMode=false", conf={"spark.dynamicAllocation.enabled": "true"}, expect=2,
     )  # fmt: skip
-    assert "spark.dynamicAllocation.enabled=true: Spark refuses barrier stages" in said
+    assert "spark.dynamicAllocation.enabled=true: Spark then refuses barrier stages" in said
     assert "Traceback" not in said
     assert not (runs / "dynamic").exists()
 

@@ -231,7 +231,7 @@ def test_a_finished_run_is_returned_and_another_one_is_not_mistaken_for_it(fit: 
     first = fit(**options)
     assert outcome(fit(numProcesses=2, **options)) == outcome(first)  # trained by one process, returned as it is
     assert not list((tmp_path / "mine").glob("attempt-*"))
-    with pytest.raises(InputError, match=r"runId='mine' was begun with other maxEpochs \(maxEpochs: 2, now 3\)"):
+    with pytest.raises(InputError, match=r"runId='mine' was started with other maxEpochs \(maxEpochs: 2, now 3\)"):
         fit(**{**options, "maxEpochs": 3})
 
 

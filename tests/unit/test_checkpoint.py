@@ -92,7 +92,7 @@ def test_a_run_belongs_to_one_request(tmp_path: Path) -> None:
     one = RunFolder.open(tmp_path, "run", {"rows": "a", "maxEpochs": 3}, replace=False)
     files.save(one.state, state(1))
     assert RunFolder.open(tmp_path, "run", {"maxEpochs": 3, "rows": "a"}, replace=False).state.exists()
-    with pytest.raises(InputError, match=r"runId='run' was begun with other rows \(rows: 'a', now 'b'\)"):
+    with pytest.raises(InputError, match=r"runId='run' was started with other rows \(rows: 'a', now 'b'\)"):
         RunFolder.open(tmp_path, "run", {"rows": "b", "maxEpochs": 3}, replace=False)
     assert not RunFolder.open(tmp_path, "run", {"rows": "b", "maxEpochs": 3}, replace=True).state.exists()
 
@@ -100,15 +100,15 @@ def test_a_run_belongs_to_one_request(tmp_path: Path) -> None:
 def test_a_run_of_what_cannot_be_told_begins_anew(tmp_path: Path) -> None:
     def begin(**others: Any) -> RunFolder:
         with pytest.warns(
-            NotResumable, match=r"runId='run' begins anew each time: its loss can't be told: \(a lock\)$"
+            NotResumable, match=r"runId='run' starts again each time: its loss can't be told: \(a lock\)$"
         ):
             return RunFolder.open(tmp_path, "run", {"loss": untold("(a lock)"), **others}, replace=False)
 
     files.save(begin().state, state(1))
     assert not begin().state.exists()
-    with pytest.raises(InputError, match="begun with other loss, maxEpochs"):
+    with pytest.raises(InputError, match="started with other loss, maxEpochs"):
         RunFolder.open(tmp_path, "run", {"loss": untold("(a lock)"), "maxEpochs": 3}, replace=False)
-    with pytest.raises(InputError, match="begun with other loss"):  # which was told now, and not then
+    with pytest.raises(InputError, match="started with other loss"):  # which was told now, and not then
         RunFolder.open(tmp_path, "run", {"loss": "squared"}, replace=False)
 
 
@@ -142,7 +142,10 @@ def test_who_has_lost_a_run_leaves_it_alone(tmp_path: Path) -> None:
         run = RunFolder.open(tmp_path, "run", {}, replace=False, lease=lease)
         os.rename(path, tmp_path / "aside")
         with held(path, "runId='run'", beat=60) as other:
-            with pytest.raises(HeldError, match=r"runId='run' isn't this process's any more"), run.kept(always=True):
+            with (
+                pytest.raises(HeldError, match=r"runId='run' no longer belongs to this process"),
+                run.kept(always=True),
+            ):
                 run.check()
             assert run.path.exists()
             RunFolder.open(tmp_path, "run", {}, replace=False, lease=other).remove()
@@ -151,7 +154,7 @@ def test_who_has_lost_a_run_leaves_it_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", ".hidden", "a" * 101, "a b"])
 def test_an_id_that_is_no_folder_name(tmp_path: Path, name: str) -> None:
-    with pytest.raises(InputError, match="must be made of letters"):
+    with pytest.raises(InputError, match="may contain only letters"):
         RunFolder.open(tmp_path, name, {}, replace=False)
 
 

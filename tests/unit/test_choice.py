@@ -200,7 +200,7 @@ def test_all_candidates_that_diverge_say_nothing_about_what_there_is_to_gain() -
     found, told, _ = run([math.nan], [math.inf], learningRate=100.0)
     assert told == (
         "all 2 candidates diverged in epoch 1 (learningRate=100): lower learningRate or set gradientClip; no epoch before had "
-        "a smaller rmse on the validation rows, so what there is to gain isn't known"
+        "a smaller rmse on the validation rows, so the possible gain is unknown"
     )
     assert (len(diverged(found.history)), found.ledger.chosen) == (2, -1)
     assert "the only candidate diverged in epoch 2 (" in run([6.0, math.nan])[1]
@@ -234,5 +234,5 @@ def test_steps_that_do_not_depend_on_the_learning_rate_have_another_remedy() -> 
     rows = [{"epoch": 1, "candidate": 0, "recipe": "lbfgs 1", "trainLoss": math.nan, "validationMetric": math.nan}]
     well = [rows[0] | {"candidate": 1, "trainLoss": 1.0, "validationMetric": 1.0}]
     assert divergence(rows + well, Options()).endswith(
-        "(lbfgs 1): choose recipe=default, which leaves out lbfgs and newton"
+        "(lbfgs 1): choose recipe=default, which has no lbfgs and no newton"
     )

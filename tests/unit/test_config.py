@@ -78,7 +78,7 @@ def test_paths_in_an_override_count_from_the_current_directory(here: Path, overr
 def test_functions_are_no_paths(here: Path) -> None:
     config = load("pipeline=pipelines:churn", "data.test=rows:test")
     assert (config.pipeline, config.data["test"], config.folder) == ("pipelines:churn", "rows:test", here / "conf")
-    with pytest.raises(InputError, match="'test' is 'rows:test', which has no keys"):
+    with pytest.raises(InputError, match="'test' is 'rows:test', not a mapping with keys"):
         load("data.test=rows:test", "data.test.where=day < 3")
 
 
@@ -144,7 +144,7 @@ def test_a_folder_of_any_name_holds_data(tmp_path: Path, name: str) -> None:
 def test_folders_elsewhere_are_refused_and_data_elsewhere_are_not(here: Path, url: str) -> None:
     for place in ("output", "output.path", "fineTuner.cacheDir", "fineTuner.checkpointDir"):
         name = place.split(".")[-1].replace("path", "output")
-        with pytest.raises(InputError, match=f"{name}='{url}' must be a folder of this machine's file system"):
+        with pytest.raises(InputError, match=f"{name}='{url}' must be a folder on the file system of this machine"):
             load(f"{place}={url}")
     config = load(f"pipeline={url}", f"data.train.path={url}", f"data.test={url}")
     assert (config.pipeline, config.data["train"]["path"], config.data["test"]) == (url, url, url)
@@ -187,23 +187,23 @@ WRONG = [
     (["data=x"], "data must be a mapping with 'train'"),
     (["data={test: x}"], "data must be a mapping with 'train'"),
     (["data.trian=x"], "unknown data 'trian'. Did you mean 'train'"),
-    (["data.train=[x]"], "data.train must be module:function, or hold either a path or a table"),
+    (["data.train=[x]"], "data.train must be module:function, or contain either a path or a table"),
     (["data.train.path=[x, y]"], "data.train.path must be text. Got ['x', 'y'] instead: quote it"),
-    (["data.train.table=t"], "hold either a path or a table"),
+    (["data.train.table=t"], "contain either a path or a table"),
     (["data.train={path: x, wher: y}"], "data.train: unknown key 'wher'. Did you mean 'where'"),
     (["data.train={path: x, where: 5}"], "data.train.where must be text. Got 5 instead: quote it"),
     (["data.train.options=header"], "data.train.options must be a mapping"),
     (["data.train.options={header: [true]}"], "data.train.options must be a mapping"),
-    (["output=a[1]/b:c"], "holds ':' beside one of {}[]*?"),
-    (["data.train.path.x=5"], "has no keys"),
+    (["output=a[1]/b:c"], "holds ':' together with one of {}[]*?"),
+    (["data.train.path.x=5"], "not a mapping with keys"),
     (["nothing"], "must be section.key=value"),
     (["=x"], "must be section.key=value"),
     (["fineTuner.=x"], "must be section.key=value"),
     (["data..train=x"], "must be section.key=value"),
     (["outptu=x"], "unknown section 'outptu'. Did you mean 'output'"),
     (["fineTuner.loss=nowhere:loss"], "no module 'nowhere' beside the YAML file"),
-    (['output="a\\0b"'], "can't be a path"),
-    (['data.train.path="a\\ud800b"'], "can't be a path"),
+    (['output="a\\0b"'], "cannot be a path"),
+    (['data.train.path="a\\ud800b"'], "cannot be a path"),
 ]
 
 
@@ -219,10 +219,10 @@ def test_what_is_wrong_is_one_line_and_2(here: Path, overrides: list[str], said:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"pipeline: \xff\xfe", "isn't UTF-8 text (invalid start byte at byte 10): save it as UTF-8"),
-        (b"a: [", "isn't YAML: "),
-        (b"a: !!int x", "isn't YAML: "),
-        (b"a: &a [*a]", "isn't YAML: "),
+        (b"pipeline: \xff\xfe", "is not UTF-8 text (invalid start byte at byte 10): save it as UTF-8"),
+        (b"a: [", "is not YAML: "),
+        (b"a: !!int x", "is not YAML: "),
+        (b"a: &a [*a]", "is not YAML: "),
         (b"- a", "must hold the sections pipeline, data"),
         (b"5", "must hold the sections"),
         (b"", "the job has no 'pipeline'"),
@@ -323,21 +323,21 @@ def saved(here: Path) -> Path:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["plan", "models/chrn"], "no Spark ML model can be loaded from {here}/models/chrn: it isn't there"),
+        (["plan", "models/chrn"], "no Spark ML model can be loaded from {here}/models/chrn: it does not exist"),
         (["plan", "models"], "no Spark ML model can be loaded from {here}/models: it has no folder 'metadata'"),
         (["plan", "file:{here}/models"], "no Spark ML model can be loaded from {here}/models: it has no folder"),
-        (["verify", "models/churn", "--data", "row.csv"], "data.verify can't be read: there is no {here}/row.csv"),
-        (["verify", "models/churn", "--data", "row*.json"], "data.verify can't be read: there is no {here}/row*.json"),
+        (["verify", "models/churn", "--data", "row.csv"], "data.verify cannot be read: there is no {here}/row.csv"),
+        (["verify", "models/churn", "--data", "row*.json"], "data.verify cannot be read: there is no {here}/row*.json"),
         (["verify", "models/churn", "--data", "rows.csv", "--options", "[1"], "--options must be a JSON object"),
         (
             ["verify", "models/churn", "--data", "rows.csv", "--options", '{{"schema": 5}}'],
             "data.verify.schema must be",
         ),
         (["diff", "models/churn", "models/chrn"], "no Spark ML model can be loaded from {here}/models/chrn"),
-        (["diff", "models/churn", "models/churn", "--data", "row.csv"], "data.diff can't be read: there is no"),
+        (["diff", "models/churn", "models/churn", "--data", "row.csv"], "data.diff cannot be read: there is no"),
         (["finetune", "pipeline=models/chrn"], "no Spark ML model can be loaded from {here}/models/chrn"),
-        (["finetune", "data.train.path=row.csv"], "data.train can't be read: there is no {here}/row.csv"),
-        (["finetune", "data.test=row-*.csv"], "data.test can't be read: there is no {here}/row-*.csv"),
+        (["finetune", "data.train.path=row.csv"], "data.train cannot be read: there is no {here}/row.csv"),
+        (["finetune", "data.test=row-*.csv"], "data.test cannot be read: there is no {here}/row-*.csv"),
         (["finetune", "output=/proc/run"], "output='/proc/run' cannot be used: "),
         (["finetune", "output=rows.csv/run"], "output='{here}/rows.csv/run' cannot be used: Not a directory"),
         (["finetune", "fineTuner.cacheDir=/proc/caches"], "cacheDir='/proc/caches' cannot be used: "),
@@ -384,9 +384,7 @@ def test_no_java(saved: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
 
     monkeypatch.setenv("PATH", str(saved))
     assert "JAVA_HOME is unset, and no java on PATH runs: set JAVA_HOME to the folder of a Java 17" in told(None)
-    assert "JAVA_HOME=/nowhere holds no bin/java that runs: set JAVA_HOME to the folder of a Java 17" in told(
-        "/nowhere"
-    )
+    assert "JAVA_HOME=/nowhere has no bin/java that runs: set JAVA_HOME to the folder of a Java 17" in told("/nowhere")
     (saved / "bin").mkdir()
     (saved / "bin" / "java").write_text("#!/bin/sh\necho 'openjdk version \"1.7.0_99\"' >&2\n")
     (saved / "bin" / "java").chmod(0o755)

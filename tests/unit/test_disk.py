@@ -42,7 +42,7 @@ def test_what_is_a_full_disk() -> None:
     with pytest.raises(OSError, match="No space left") as found, open("/dev/full", "wb", 0) as file:
         file.write(b"x")
     assert full(found.value) == os.strerror(errno.ENOSPC)
-    wrapped = InputError("Spark failed while it ran what comes before training")
+    wrapped = InputError("Spark failed while it ran the stages before training")
     wrapped.__cause__ = Py4JError("Job aborted ...\nCaused by: java.io.IOException: No space left on device\n")
     assert full(wrapped) == os.strerror(errno.ENOSPC)
     assert full(OSError(errno.EACCES, "Permission denied")) == full(InputError("No space left on device")) == ""
@@ -89,10 +89,10 @@ def test_training_goes_on_without_checkpoints(given: Assignment, tmp_path: Path)
     assert re.match(
         rf"a checkpoint cannot be written to {tmp_path}/one/state.pt: .*needs about [\d,]+ bytes", training.unsaved
     )
-    assert training.unsaved.endswith("Training went on without it, and a crash would have cost more")
+    assert training.unsaved.endswith("Training continued without it; a crash would have lost more")
     assert not list((tmp_path / "one").iterdir())
     training = trained(given, Checkpoints(tmp_path / "gone" / "state.pt", 0.0))  # nor for any other reason
-    assert "No such file or directory. Training went on" in training.unsaved
+    assert "No such file or directory. Training continued" in training.unsaved
     resumed = given.training()
     resumed.load(training.state())
     assert resumed.unsaved == training.unsaved

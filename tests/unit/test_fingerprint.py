@@ -70,7 +70,7 @@ def test_it_tells_apart(changes: dict[str, Any], tmp_path: Path) -> None:
 def test_what_a_model_has_learnt_is_not_in_its_params(model: Callable[[], Any]) -> None:
     fitted = model()
     with pytest.raises(
-        UntoldError, match=rf"{fitted.uid} \({type(fitted).__name__}\) is fitted: its Params don't hold"
+        UntoldError, match=rf"{fitted.uid} \({type(fitted).__name__}\) is fitted, and its Params do not contain"
     ):
         params_of(Pipeline(stages=[Pipeline(stages=[fitted])]))
     assert params_of(Pipeline(stages=[Pipeline(stages=[])]))

@@ -120,7 +120,7 @@ def test_who_was_suspended_writes_nothing(start: Callable[..., subprocess.Popen[
         os.kill(first.pid, signal.SIGCONT)
         let_go(first)
         assert f"process {os.getpid()} on" in (said := line(first))
-        assert said.startswith("refused runId='x' isn't this process's any more")
+        assert said.startswith("refused runId='x' no longer belongs to this process")
         mine.check()
     assert not list(path.parent.iterdir())
 
@@ -211,7 +211,7 @@ def test_processes_of_an_attempt_write_for_its_owner_only(tmp_path: Path) -> Non
         lease.check_passed_on(attempt)
         content = json.loads(first.path.read_text())
         first.path.write_text(json.dumps(content | {"owner": "another", "pid": 7}))
-        with pytest.raises(HeldError, match="another process's by now, process 7 on"):
+        with pytest.raises(HeldError, match="now belongs to another process, process 7 on"):
             lease.check_passed_on(attempt)
 
 
@@ -219,7 +219,7 @@ def test_processes_of_an_attempt_write_for_its_owner_only(tmp_path: Path) -> Non
 def test_a_file_that_is_no_lease_runs_out_as_one(path: Path, content: str) -> None:
     path.parent.mkdir(parents=True)
     path.write_text(content)
-    with pytest.raises(HeldError, match="a process that is just beginning"), held(path, "x", beat=BEAT, lasts=LASTS):
+    with pytest.raises(HeldError, match="a process that is just starting"), held(path, "x", beat=BEAT, lasts=LASTS):
         pass
     with held(path, "x", wait=60, beat=BEAT, lasts=LASTS) as mine:
         assert not mine.lost()

@@ -291,8 +291,8 @@ def test_log_loss_without_probabilities_is_refused(head: Predictor) -> None:
 @pytest.mark.parametrize(
     ("name", "params", "sentence"),
     [
-        ("squared", {"delta": 1.0}, r"lossParams \['delta'\] mean nothing to the loss 'squared'; it takes none"),
-        ("huber", {"tau": 1.0}, r"\['tau'\] mean nothing to the loss 'huber'; it takes \['delta'\]"),
+        ("squared", {"delta": 1.0}, r"lossParams \['delta'\] are unknown to the loss 'squared'; it takes none"),
+        ("huber", {"tau": 1.0}, r"\['tau'\] are unknown to the loss 'huber'; it takes \['delta'\]"),
         ("huber", {}, "'delta'.*Got None instead"),
         ("huber", {"delta": 0.0}, "'delta'.*Got 0.0 instead"),
         ("quantile", {"tau": 1.0}, r"'tau': in \(0, 1\).*Got 1.0 instead"),
@@ -323,7 +323,7 @@ CHECKS: list[tuple[str, dict[str, float], Predictor, list[float], str]] = [
         [0.0, 3.0],
         "holds 3.0.*class indices 0 to 2: index the labels with a StringIndexer",
     ),
-    ("logLoss", {}, logistic(3, 3), [1.0, 2.0, 3.0], "holds 3.0.*count from 1, so use bikers - 1, or .*StringIndexer"),
+    ("logLoss", {}, logistic(3, 3), [1.0, 2.0, 3.0], "holds 3.0.*start at 1, so use bikers - 1, or .*StringIndexer"),
     ("logLoss", {}, logistic(1, 2), [-1.0, 1.0], r"holds -1.0.*seem to be -1 and 1, so use \(bikers \+ 1\) / 2"),
 ]
 
@@ -395,7 +395,7 @@ def cut_off(outputs: Any, label: Tensor, weight: Tensor) -> Tensor:
     ("loss", "sentence"),
     [
         (column, r"column returned shape \(2, 1\)"),
-        (number, r"number returned 1.0; it must be a torch tensor"),
+        (number, r"number returned 1.0; it must return a torch tensor"),
         (functools.partial(column), r"functools:partial returned shape \(2, 1\)"),
     ],
 )

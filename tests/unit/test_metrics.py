@@ -358,10 +358,10 @@ def test_the_metric_of_a_loss(given: dict[str, Any], head: Predictor, name: str)
 @pytest.mark.parametrize(
     ("given", "head", "sentence"),
     [
-        ({"loss": "mmce"}, BINARY, "the loss mmce is no mean over rows.*set metric"),
-        ({"loss": {"logLoss": 1, "mmce": 2}}, BINARY, r"the loss 1 logLoss \+ 2 mmce is no mean over rows"),
-        ({"loss": batch_loss}, linear(), "batch_loss is no mean over rows"),
-        ({"metricParams": {"beta": 1}}, linear(), r"metricParams \['beta'\] belong to no metric"),
+        ({"loss": "mmce"}, BINARY, "the loss mmce is not a mean over rows.*set metric"),
+        ({"loss": {"logLoss": 1, "mmce": 2}}, BINARY, r"the loss 1 logLoss \+ 2 mmce is not a mean over rows"),
+        ({"loss": batch_loss}, linear(), "batch_loss is not a mean over rows"),
+        ({"metricParams": {"beta": 1}}, linear(), r"metricParams \['beta'\] have no metric"),
         ({"metric": "areaUnderROC"}, THREE, "needs two classes, but LogisticRegression predicts 3 classes"),
         ({"metric": "areaUnderPR"}, linear(), "needs two classes, but LinearRegression predicts numbers"),
         ({"metric": "f1"}, glr("binomial", "logit"), "metric='f1' needs classes"),
@@ -372,7 +372,7 @@ def test_the_metric_of_a_loss(given: dict[str, Any], head: Predictor, name: str)
         ({"metric": "poissonDeviance"}, BINARY, "metric='poissonDeviance'|loss='poisson' on LogisticRegression"),
         ({"metric": "logLoss"}, linear(), "metric='logLoss': .* needs probabilities"),
         ({"metric": "huber"}, linear(), "'delta'.*Got None"),
-        ({"metric": "f1", "metricParams": {"beta": 2}}, BINARY, r"\['beta'\] mean nothing to the metric 'f1'; it takes none"),
+        ({"metric": "f1", "metricParams": {"beta": 2}}, BINARY, r"\['beta'\] are unknown to the metric 'f1'; it takes none"),
         ({"metric": "weightedFMeasure", "metricParams": {"beta": 0}}, BINARY, "'beta': > 0.*Got 0.0"),
         ({"metric": "recallByLabel", "metricParams": {"metricLabel": 2}}, BINARY, "'metricLabel': 0 to 1.*Got 2.0"),
         ({"metric": "recallByLabel", "metricParams": {"metricLabel": [1]}}, BINARY, r"Got \[1.0\]"),

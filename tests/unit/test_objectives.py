@@ -352,11 +352,11 @@ SQUARE = "needs costs, a list of 3 rows .* of 3 numbers >= 0"
     [
         ("hinge", {}, linear(), "loss='hinge' needs classes, which LinearRegression doesn't predict; use one of squared"),
         ("cost", {"costs": COSTS}, glr("poisson", "log"), "needs classes, which GeneralizedLinearRegression"),
-        ("focal", {}, glr("binomial", "logit"), "would turn its probabilities into something else; use 'logLoss'"),
+        ("focal", {}, glr("binomial", "logit"), "would change the meaning of its probabilities; use 'logLoss'"),
         ("mmce", {}, glr("binomial", "probit"), "use 'logLoss'"),
         ({"squared": 1.0, "auc": 1.0}, {}, linear(), "loss='auc' needs classes"),
         ({"logLoss": 1.0, "squared": 1.0}, {}, logistic(), "loss='squared' on LogisticRegression would turn"),
-        ({"auto": 1.0, "logLoss": 1.0}, {}, logistic(), "names 'logLoss' twice: 'auto' is it too"),
+        ({"auto": 1.0, "logLoss": 1.0}, {}, logistic(), "names 'logLoss' twice: 'auto' is the same loss"),
         ("auc", {}, BIG, "loss='auc' ranks two classes, but LogisticRegression predicts 3"),
         ("focal", {"gamma": -1.0}, BIG, "loss='focal' needs lossParams={'gamma': >= 0}. Got -1.0"),
         ("focal", {"gamma": [1.0]}, BIG, r"Got \[1.0\]"),
@@ -364,19 +364,19 @@ SQUARE = "needs costs, a list of 3 rows .* of 3 numbers >= 0"
         ("cost", {"costs": COSTS}, BIG, f"{SQUARE}.*Got "),
         ("cost", {"costs": [[0.0, 1.0, 2.0], [1.0, 0.0]]}, BIG, SQUARE),
         ("cost", {"costs": 3.0}, BIG, f"{SQUARE}.*Got 3.0"),
-        ("cost", {"costs": [[0.0, -2.0], [1.0, 0.0]]}, logistic(), "Got -2.0 among them; a gain is a smaller cost"),
-        ("cost", {"costs": [[1.0, 1.0], [5.0, 5.0]]}, logistic(), "nothing to learn from costs"),
-        ("cost", {"costs": COSTS}, logistic(threshold=0.0), "threshold of 0 or 1, which decides without the features"),
-        ("cost", {"costs": COSTS}, logistic(2, 2, thresholds=[0.0, 1.0]), "decides without the features"),
+        ("cost", {"costs": [[0.0, -2.0], [1.0, 0.0]]}, logistic(), "Got -2.0 among them; add a constant"),
+        ("cost", {"costs": [[1.0, 1.0], [5.0, 5.0]]}, logistic(), "learns nothing from costs"),
+        ("cost", {"costs": COSTS}, logistic(threshold=0.0), "threshold of 0 or 1, because all rows get the same decision"),
+        ("cost", {"costs": COSTS}, logistic(2, 2, thresholds=[0.0, 1.0]), "because all rows get the same decision"),
         ("logLoss", {"classWeights": [1.0]}, logistic(), r"list of 2 numbers >= 0, one per class index. Got \[1.0\]"),
         ("logLoss", {"classWeights": 2.0}, logistic(), "Got 2.0 instead"),
         ("logLoss", {"classWeights": [1.0, -1.0]}, logistic(), r"Got \[1.0, -1.0\] instead"),
-        ("logLoss", {"classWeights": [0.0, 0.0]}, logistic(), "all 0: no row would count"),
-        ("logLoss", {"classWeights": "balanced"}, BIG, "can't weigh class 2, which no training row has"),
-        ("logLoss", {"gamma": 1.0}, logistic(), r"\['gamma'\] mean nothing to the loss 'logLoss'; it takes \['classWeights'\]"),
+        ("logLoss", {"classWeights": [0.0, 0.0]}, logistic(), "are 0, so no row would count"),
+        ("logLoss", {"classWeights": "balanced"}, BIG, "has no weight for class 2, because no training row has"),
+        ("logLoss", {"gamma": 1.0}, logistic(), r"\['gamma'\] are unknown to the loss 'logLoss'; it takes \['classWeights'\]"),
         ("squared", {"classWeights": [1.0, 1.0]}, linear(), r"\['classWeights'\] mean nothing"),
         ("auto", {"classWeights": "balanced"}, glr("binomial", "logit"), r"\['classWeights'\] mean nothing"),
-        ({"logLoss": 1.0, "mmce": 1.0}, {"tau": 0.5}, logistic(), r"\['tau'\] mean nothing to the loss 'logLoss' \+ 'mmce'"),
+        ({"logLoss": 1.0, "mmce": 1.0}, {"tau": 0.5}, logistic(), r"\['tau'\] are unknown to the loss 'logLoss' \+ 'mmce'"),
     ],
 )  # fmt: skip
 def test_wrong_losses_are_refused(loss: Any, params: dict[str, Any], head: Predictor, sentence: str) -> None:
@@ -410,7 +410,7 @@ def test_a_callable_of_the_whole_batch() -> None:
     assert found.rows is None
     assert float(batch(found, m, y, tensor([1.0, 2.0, 1.0]))) == pytest.approx((18 + 4) / 4)
     assert float(batch(objective(worst, linear()), m, y)) == 3.0
-    with pytest.raises(InputError, match=r"fickle returned shape \(3,\), and \(\) before"):
+    with pytest.raises(InputError, match=r"fickle returned shape \(3,\), but \(\) before"):
         batch(objective(fickle, linear()), m, y)
     with pytest.raises(KeyError):  # it shows where it would without the question
         rows(strange, linear(), m, y)
@@ -451,6 +451,6 @@ def test_no_penalty_is_no_change() -> None:
 
 def test_a_parity_gap_of_a_column_that_is_not_kept() -> None:
     with pytest.raises(
-        InputError, match=r"parityGap names \['sex'\], but groups are kept of guardCols only, \['age'\]"
+        InputError, match=r"parityGap names \['sex'\], but only the columns of guardCols are kept, \['age'\]"
     ):
         penalised(objective("logLoss", logistic()), {"parityGap": {"sex": 1.0}}, logistic(), stats(), ["age"])

@@ -106,14 +106,14 @@ def test_what_else_needs_probabilities() -> None:
 @pytest.mark.parametrize("loss", ["squared", "absolute", "quantile", "poisson", "logLoss"])
 def test_a_regression_loss_would_ignore_the_censoring(loss: str) -> None:
     with pytest.raises(
-        InputError, match=f"loss='{loss}' on AFTSurvivalRegression would take censored labels for events"
+        InputError, match=f"loss='{loss}' on AFTSurvivalRegression would treat censored labels as events"
     ):
         resolve(loss, {}, survival(1), ("prediction",), stats())
 
 
 @pytest.mark.parametrize(("loss", "own"), [("weibull", "logLoss"), ("oneVsRest", "logLoss")])
 def test_an_own_loss_is_nobody_else_s(loss: str, own: str) -> None:
-    with pytest.raises(InputError, match=f"loss='{loss}' is none of LogisticRegression; its own is '{own}'"):
+    with pytest.raises(InputError, match=f"loss='{loss}' is not a loss of LogisticRegression; its own loss is '{own}'"):
         resolve(loss, {}, logistic(2), COLUMNS, stats())
 
 

@@ -122,7 +122,7 @@ class Stream:
 
     def _parts(self, rank: int, world: int) -> list[Part]:
         if not 0 <= rank < world:
-            raise InputError(f"There is no rank {rank} of {world}: ranks count from 0 to one less than the processes.")
+            raise InputError(f"There is no rank {rank} of {world}: ranks go from 0 to {world} - 1.")
         return parts_of(self.manifest.virtualShards, rank, world)
 
     def batches(
@@ -282,6 +282,6 @@ def _resolve(backend: str, manifest: Manifest) -> str:
     refusal = petastorm.refusal(manifest.folder, manifest.columns)
     if backend == "petastorm" and refusal:
         raise InputError(
-            f"stream='petastorm' cannot be used: {refusal}; or use stream='arrow', which serves the same rows."
+            f"stream='petastorm' cannot be used: {refusal}; or use stream='arrow', which reads the same rows."
         )
     return "arrow" if refusal else "petastorm"

@@ -49,14 +49,16 @@ def _column(table: pa.Table, column: Column) -> Tensor | SparseRows:
         return _own(table[column.name])
     values, lengths = _lists(table[column.name])
     if len(wrong := lengths[lengths != column.width]):
-        raise ValueError(f"a list of {wrong[0]} entries in column {column.name!r}, the manifest says {column.width}")
+        raise ValueError(
+            f"a list of {wrong[0]} entries in column {column.name!r}, but the manifest says {column.width}"
+        )
     return values.reshape(len(lengths), column.width)
 
 
 def _sparse(table: pa.Table, column: Column) -> SparseRows:
     (indices, lengths), (values, numbers) = (_lists(table[field]) for field in column.fields)
     if not np.array_equal(lengths, numbers):
-        raise ValueError(f"indices and values of column {column.name!r} differ in length")
+        raise ValueError(f"indices and values of column {column.name!r} have different lengths")
     if indices.dtype != torch.int32 or (len(indices) and not 0 <= indices.min() <= indices.max() < column.width):
         raise ValueError(f"indices of column {column.name!r} are not all int32 from 0 to {column.width - 1}")
     offsets = torch.zeros(len(lengths) + 1, dtype=torch.int64)

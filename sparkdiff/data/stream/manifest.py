@@ -151,7 +151,7 @@ class Manifest:
         paths = [self.file(piece) for piece in pieces]  # sizes first: they cost nothing
         for piece, path in zip(pieces, paths, strict=True):
             if _sha256(path) != piece.sha256:
-                raise DamagedCacheError(self.folder, piece.path, "its content is not what was written (sha256 differs)")
+                raise DamagedCacheError(self.folder, piece.path, "its content differs from what was written (sha256)")
 
 
 def _sha256(path: Path) -> str:

@@ -28,14 +28,14 @@ def refusal(folder: Path, columns: Sequence[Column]) -> str:
     if sparse := [column.column for column in columns if column.kind == "sparse"]:
         return f"Petastorm refuses lists of unequal length, in which the sparse columns {sparse} are stored"
     if urlparse(_url(folder)).path != str(folder):
-        return f"Petastorm would take a part of {str(folder)!r} for something else in its URL (#, ?)"
+        return f"Petastorm would misread a part of {str(folder)!r} in its URL (#, ?)"
     try:
         with _quiet():
             importlib.import_module("petastorm")
     except (ImportError, AttributeError) as error:  # AttributeError: numpy 2, which it does not know
         return f"Petastorm cannot be imported ({error}): pip install sparkdiff[petastorm]"
     if not hasattr(pq, "ParquetDatasetPiece"):
-        return "Petastorm needs pyarrow's legacy datasets, gone with pyarrow 15: pip install sparkdiff[petastorm]"
+        return "Petastorm needs pyarrow's legacy datasets, which pyarrow 15 removed: pip install sparkdiff[petastorm]"
     return ""
 
 

@@ -68,7 +68,7 @@ def run(assignment: Assignment, stream: Stream, folder: RunFolder, say: Say) -> 
     """
     training = _resumed(assignment, folder)
     if training.ended:
-        say("this run had finished; its result is returned")
+        say("this run was already finished; its result is returned")
         return training, []
     if assignment.options.numProcesses > 1:
         return _in_processes(assignment, folder, say)
@@ -111,7 +111,7 @@ def _in_processes(assignment: Assignment, folder: RunFolder, say: Say) -> tuple[
     local = is_local(master) if o.localMode == "auto" else o.localMode == "true"
     lost: list[str] = []
     while True:
-        with room("what the processes start from", folder.path, ROOM):
+        with room("the files that start the processes", folder.path, ROOM):
             here = folder.attempt()
             _equip(here, assignment)
             if folder.lease is not None:
@@ -128,10 +128,10 @@ def _in_processes(assignment: Assignment, folder: RunFolder, say: Say) -> tuple[
         lost.append(attempt.loss())
         if len(lost) == ATTEMPTS:
             raise TrainingError(
-                f"training was lost {ATTEMPTS} times: {'; '.join(lost)}. What it had reached is kept: "
-                f"runId={folder.runId!r} goes on from there"
+                f"training was lost {ATTEMPTS} times: {'; '.join(lost)}. Its last state is kept: "
+                f"runId={folder.runId!r} continues from there"
             )
-        say(f"{lost[-1]}; going on from the last checkpoint")
+        say(f"{lost[-1]}; continuing from the last checkpoint")
 
 
 def _equip(here: Path, assignment: Assignment) -> None:
@@ -146,8 +146,8 @@ def _equip(here: Path, assignment: Assignment) -> None:
         content = cloudpickle.dumps(sent)
     except (TypeError, pickle.PicklingError, AttributeError) as e:
         raise InputError(
-            f"the network or its loss can't be sent to other processes ({e}): use numProcesses=1, or a loss and stages that "
-            "hold nothing but numbers and tensors"
+            f"the network or its loss cannot be sent to other processes ({e}): use numProcesses=1, or a loss "
+            "and stages that contain only numbers and tensors"
         ) from e
     finally:
         if module is not None:
@@ -300,6 +300,6 @@ class Attempt:
             why = f" ({jvm.cause(self.error)})" if self.error is not None else ""
             return f"only {len(ranks)} of {self.processes} processes started{why}"
         if silent:
-            return f"process {', '.join(silent)} of {self.processes} died without a word (killed, or out of memory?)"
+            return f"process {', '.join(silent)} of {self.processes} died without a message (killed, or out of memory?)"
         first = min(ranks, key=lambda r: r["time"])
         return f"the processes lost each other: {first['message']}"

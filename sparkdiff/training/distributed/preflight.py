@@ -26,21 +26,22 @@ def check_cluster(spark: SparkSession, processes: int, folder: Path, modules: Se
     master = spark.conf.get("spark.master", "")
     if spark.conf.get("spark.dynamicAllocation.enabled", "false") == "true":
         raise InputError(
-            "spark.dynamicAllocation.enabled=true: Spark refuses barrier stages then, which several processes need; submit with "
-            "--conf spark.dynamicAllocation.enabled=false, or set localMode=true or numProcesses=1"
+            "spark.dynamicAllocation.enabled=true: Spark then refuses barrier stages, which several processes "
+            "need; submit with --conf spark.dynamicAllocation.enabled=false, or set localMode=true or "
+            "numProcesses=1"
         )
     _check_slots(spark, processes, str(master))
     for found in _probed(spark, processes, folder, list(modules)):
         where = f"{found['python']} on {found['host']}"
         if found["lacks"]:
             raise InputError(
-                f"the executors' Python ({where}) lacks {', '.join(found['lacks'])}: install it there, or point PYSPARK_PYTHON "
-                "(spark.pyspark.python) at an interpreter that every executor has it in"
+                f"the executors' Python ({where}) lacks {', '.join(found['lacks'])}: install it there, or set "
+                "PYSPARK_PYTHON (spark.pyspark.python) to an interpreter that has it on every executor"
             )
         if not found["sees"]:
             raise InputError(
-                f"the run's folder {folder} can't be read on {found['host']}: set cacheDir (and checkpointDir) to a folder that "
-                "the driver and all executors see as the same files"
+                f"the run's folder {folder} can't be read on {found['host']}: set cacheDir (and checkpointDir) "
+                "to a folder in which the driver and all executors see the same files"
             )
 
 
@@ -49,8 +50,8 @@ def _check_slots(spark: SparkSession, processes: int, master: str) -> None:
     while (slots := jvm.slots(spark)) is not None and slots < processes:
         if time.monotonic() > end:
             raise InputError(
-                f"numProcesses={processes}, but {master} can run {slots} tasks at once: give it more executors or cores, or ask "
-                "for fewer processes"
+                f"numProcesses={processes}, but {master} can run {slots} tasks at once: add executors or "
+                "cores, or use fewer processes"
             )
         time.sleep(0.5)
 

@@ -46,7 +46,7 @@ from sparkdiff.training.monotone import Monotone
 from sparkdiff.training.recipes import Recipe
 from sparkdiff.training.units import Scales
 
-ROOM = "make room, or set checkpointDir to a folder of a disk that has more"
+ROOM = "free some space, or set checkpointDir to a folder on a disk with more space"
 PROGRESS = 0.5
 """Seconds between two lines of progress."""
 
@@ -125,7 +125,7 @@ class Checkpoints:
                 known = f"a checkpoint cannot be written to {self.path}: {getattr(e, 'strerror', None) or e}"
                 why = e if isinstance(e, FullDiskError) else known
                 training.unsaved = (
-                    training.unsaved or f"{why}. Training went on without it, and a crash would have cost more"
+                    training.unsaved or f"{why}. Training continued without it; a crash would have lost more"
                 )
             self.last = time.monotonic()
 
@@ -211,7 +211,7 @@ def _group(timeout: float) -> Iterator[None]:
     try:
         dist.init_process_group("gloo", timeout=timedelta(seconds=timeout))
     except RuntimeError as e:
-        raise LostProcessError(f"the processes didn't find each other: {str(e).splitlines()[0]}") from e
+        raise LostProcessError(f"the processes did not find each other: {str(e).splitlines()[0]}") from e
     try:
         yield
         with contextlib.suppress(RuntimeError):  # the work is done and saved; one that has left already is no loss
