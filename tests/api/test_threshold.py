@@ -145,7 +145,7 @@ def test_several_classes_have_none(df: DataFrame) -> None:
 def test_one_against_the_rest_decides_without_them(rain: PipelineModel) -> None:
     last = OneVsRestModel(models=[rain.stages[1], rain.stages[1].copy()])._set(classifier=LogisticRegression())
     assert "threshold" not in sparkdiff.plan(last).stages[0].reason
-    with pytest.raises(InputError, match=rf"of {last.uid} these do: none"):
+    with pytest.raises(InputError, match=rf"of {last.uid} are: none"):
         sparkdiff.plan(last, unfreeze=["OneVsRestModel.threshold"])
 
 

@@ -207,14 +207,14 @@ def test_the_leaves_can_be_frozen(df: DataFrame, fitted: Callable[[str], Pipelin
     [
         (
             "GBTRegressionModel.threshold",
-            r"of .* these do: GBTRegressionModel\.thresholds, GBTRegressionModel\.treeWeights",
+            r"of .* are: GBTRegressionModel\.thresholds, GBTRegressionModel\.treeWeights",
         ),
         (
             "GBTRegressionModel.leaves",
             r"unfreeze='GBTRegressionModel\.leaves' must name a parameter that trains on request",
         ),
         ("thresholds", "unfreeze='thresholds' is no uid"),
-        ("StringIndexerModel.labels", "these do: none"),
+        ("StringIndexerModel.labels", "are: none"),
         ("GBTRegresionModel.thresholds", "Did you mean 'GBTRegressionModel'"),
     ],
 )

@@ -136,7 +136,7 @@ def test_extra_keys_and_missing_ones(network: Any, df: DataFrame) -> None:
     same = network({**given, "extra": torch.zeros(3), "kind": None, "prediction": torch.ones(1)})
     assert torch.equal(same["prediction"], network(given)["prediction"])
     for name, stage in (("kindIndex", "encoder"), ("b", "assembler")):
-        with pytest.raises(InputError, match=rf"{stage} wants column '{name}', which was not passed"):
+        with pytest.raises(InputError, match=rf"{stage} needs column '{name}', which was not passed"):
             network({c: x for c, x in given.items() if c != name})
 
 

@@ -185,7 +185,7 @@ DENSE = {
         lambda: RobustScaler(inputCol="o", outputCol="x", withCentering=True),
         r"sparse rows of 8 entries dense \(withCentering=True\)",
     ),
-    "range": (lambda: MinMaxScaler(inputCol="o", outputCol="x"), r"sparse rows of 8 entries dense \(the scale moves 0\)"),
+    "range": (lambda: MinMaxScaler(inputCol="o", outputCol="x"), r"sparse rows of 8 entries dense \(scaling changes zeros\)"),
     "waves": (lambda: DCT(inputCol="o", outputCol="x"), r"sparse rows dense \(each output adds up all entries\)"),
     "components": (lambda: PCA(inputCol="o", outputCol="x", k=2), r"dense \(each component adds up all entries\)"),
 }  # fmt: skip

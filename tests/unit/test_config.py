@@ -201,7 +201,7 @@ WRONG = [
     (["fineTuner.=x"], "must be section.key=value"),
     (["data..train=x"], "must be section.key=value"),
     (["outptu=x"], "unknown section 'outptu'. Did you mean 'output'"),
-    (["fineTuner.loss=nowhere:loss"], "no module 'nowhere' beside the YAML file"),
+    (["fineTuner.loss=nowhere:loss"], "no module 'nowhere' in the folder of the YAML file"),
     (['output="a\\0b"'], "cannot be a path"),
     (['data.train.path="a\\ud800b"'], "cannot be a path"),
 ]
