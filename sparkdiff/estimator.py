@@ -88,14 +88,20 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
 
     __module__ = "sparkdiff"
 
-    pipeline: Param[Any] = Param(Params._dummy(), "pipeline", "fitted PipelineModel or stage, or unfitted Pipeline")  # type: ignore[no-untyped-call]
-    referenceData: Param[Any] = Param(Params._dummy(), "referenceData", "DataFrame of rows that may not get worse")  # type: ignore[no-untyped-call]
+    pipeline: Param[Any] = Param(
+        Params._dummy(),
+        "pipeline",
+        "the pipeline to fine-tune: a fitted PipelineModel or stage, or an unfitted Pipeline",
+    )  # type: ignore[no-untyped-call]
+    referenceData: Param[Any] = Param(
+        Params._dummy(), "referenceData", "a DataFrame of rows on which the tuned pipeline may not be worse"
+    )  # type: ignore[no-untyped-call]
 
     def __init__(self, pipeline: Any = None, *others: Any, referenceData: DataFrame | None = None, **params: Any):
         if others:
             raise InputError(
-                f"FineTuner takes nothing but the pipeline without a name, got {', '.join(map(kind_of, others))} as well: "
-                'FineTuner(model, labelCol="label")'
+                f"FineTuner takes only the pipeline without a name, but got {', '.join(map(kind_of, others))} "
+                'as well: FineTuner(model, labelCol="label")'
             )
         super().__init__()
         self._shared: Shared | None = None  # set on the copy that the fits of one fitMultiple start from
@@ -149,8 +155,8 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
         runs = [self.copy(params).options().runId for params in paramMaps]
         if shared_run := next((r for r in runs if r is not None and runs.count(r) > 1), None):
             raise InputError(
-                f"runId={shared_run!r} names one training, and {runs.count(shared_run)} settings would share it: leave it unset, "
-                "or set another one in each"
+                f"runId={shared_run!r} names one training, but {runs.count(shared_run)} settings would share "
+                "it: leave it unset, or set a different one in each"
             )
         tuner = self.copy()
         tuner._shared = Shared()
@@ -158,7 +164,7 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
 
     def _fit(self, dataset: DataFrame) -> FineTunerModel:
         if not self.isSet("pipeline"):
-            raise InputError("FineTuner has no pipeline: FineTuner(pipeline=model)")
+            raise InputError("FineTuner has no pipeline: pass one, FineTuner(pipeline=model)")
         jvm.session()
         check_dataframe("the dataset of fit()", dataset)
         with ONE_AT_A_TIME:
@@ -174,7 +180,7 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
                     lambda: plain(fit_on_training_rows(given, sources, options, found_cuts)),
                 )
             elif isinstance(given, Estimator):
-                raise InputError(f"{given.uid} isn't fitted: pass what its fit() returns, or put it into a Pipeline")
+                raise InputError(f"{given.uid} isn't fitted: pass the result of its fit(), or put it into a Pipeline")
             else:
                 model = shared.once(("plain", given), lambda: plain(given))
             task, phases = prepare(model, options, dataset), Phases(options.verbosity > 0)
@@ -254,11 +260,11 @@ class _TunerWriter(jvm.Writer):
         params = {name: v for name, v in options.asdict().items() if tuner.isSet(name)}
         if callable(options.loss) and not _has_name(options.loss):
             name = callable_name(options.loss)
-            raise InputError(f"loss={name} can't be saved: define it as a function at the top of a module")
+            raise InputError(f"loss={name} cannot be saved: define it as a function at the top level of a module")
         if tuner.isSet("referenceData"):
             raise InputError(
-                "referenceData is a DataFrame, which can't be saved: clear it, tuner.clear(tuner.referenceData), and set it "
-                "again once the FineTuner is loaded"
+                "referenceData is a DataFrame, which cannot be saved: clear it with "
+                "tuner.clear(tuner.referenceData), and set it again after loading"
             )
         given = tuner.getPipeline() if tuner.isSet("pipeline") else None
         DefaultParamsWriter.saveMetadata(

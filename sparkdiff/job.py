@@ -60,7 +60,10 @@ from sparkdiff.store.identity import UntoldError, identity
 from sparkdiff.store.lease import Lease, held
 from sparkdiff.store.run_folder import NONCE, UNTOLD
 
-ROOM = "make room, and the same command goes on where it was, or set output to a folder of a disk that has more"
+ROOM = (
+    "free some space and repeat the command, which continues where it stopped, or set output to a folder on a disk "
+    "with more space"
+)
 SECTIONS = ("pipeline", "data", "fineTuner", "spark", "output")
 OPTIONS = {f.name: f for f in dataclasses.fields(Options)}
 
@@ -99,7 +102,7 @@ def load_config(path: Path | None, overrides: Sequence[str]) -> Config:
             raise InputError(f"unknown section {key!r}. {did_you_mean(str(key), SECTIONS)}")
     for key in ("pipeline", "data", "output"):
         if not tree.get(key):
-            raise InputError(f"the job has no {key!r}: give it in the YAML file or as {key}=...")
+            raise InputError(f"the job has no {key!r}: set it in the YAML file or as {key}=...")
     pipeline, data, output = tree["pipeline"], tree["data"], tree["output"]
     if not isinstance(pipeline, str):
         raise InputError(f"pipeline must be the path of a saved model, or module:function. Got {pipeline!r} instead")
@@ -140,9 +143,9 @@ def _read(path: Path) -> Any:
     except OSError as e:
         raise InputError(f"--config {path}: {e.strerror}") from e
     except UnicodeDecodeError as e:
-        raise InputError(f"--config {path} isn't UTF-8 text ({e.reason} at byte {e.start}): save it as UTF-8") from e
+        raise InputError(f"--config {path} is not UTF-8 text ({e.reason} at byte {e.start}): save it as UTF-8") from e
     except ValueError as e:
-        raise InputError(f"--config {path} isn't YAML: {' '.join(str(e).split())}") from e
+        raise InputError(f"--config {path} is not YAML: {' '.join(str(e).split())}") from e
 
 
 def _yaml(text: str) -> Any:
@@ -216,7 +219,7 @@ def _name(path: str, place: Place) -> str:
         good = False
     if not good:
         raise InputError(
-            f"{'.'.join(place)}={path!r} can't be a path: it holds characters that no file's name can have"
+            f"{'.'.join(place)}={path!r} cannot be a path: it contains characters that file names cannot have"
         )
     return path
 
@@ -234,7 +237,7 @@ def _put(tree: dict[str, Any], override: str) -> None:
         if isinstance(below, str) and (place[: i + 1] == ("output",) or (i == 1 and place[0] == "data")):
             below = below if is_function(below) else {"path": below}
         if not isinstance(below, dict):
-            raise InputError(f"override {override!r}: {part!r} is {below!r}, which has no keys")
+            raise InputError(f"override {override!r}: {part!r} is {below!r}, not a mapping with keys")
         tree[part] = below
         tree = below
     tree[place[-1]] = _anchored(_value(text, place), Path.cwd(), place)
@@ -278,7 +281,8 @@ def _run(config: Config, lease: Lease) -> FineTuningSummary:
         raise InputError(f"output {config.output} exists: choose another folder, or set output.mode=overwrite")
     if config.output.exists() and not ((config.output / "summary.json").exists() or not any(config.output.iterdir())):
         raise InputError(
-            f"output {config.output} holds something else than a run, which overwrite won't delete: choose another folder"
+            f"output {config.output} contains other files than a run, and overwrite does not delete them: "
+            "choose another folder"
         )
     spark = start_session(config.spark)
     own = f"{config.output.name}-{hashlib.sha256(str(config.output).encode()).hexdigest()[:8]}"
@@ -291,7 +295,7 @@ def _run(config: Config, lease: Lease) -> FineTuningSummary:
         ]
         say(f"data: {', '.join(config.data)}")
         made, path = _made(spark, config, sources)
-    with disk.room("what is kept of the pipeline", root(options), ROOM_OF_CACHES):
+    with disk.room("the fitted pipeline", root(options), ROOM_OF_CACHES):
         content = None if isinstance(made, Estimator) else hash_of(made, path, root(options))
     inputs = _inputs(sources, made, content) if "runId" in config.options else {}
     if found is not None:
@@ -302,12 +306,12 @@ def _run(config: Config, lease: Lease) -> FineTuningSummary:
         if not config.overwrite:
             why = "; ".join(f"{k} {inputs[k][:-NONCE]}" for k in changed if str(inputs.get(k)).startswith(UNTOLD))
             raise InputError(
-                f"output {config.output} holds the finished run of runId={options.runId!r}, but its {', '.join(changed)} "
-                f"changed since{f' ({why})' if why else ''}: choose another folder and runId, or set output.mode=overwrite and "
-                "another runId"
+                f"output {config.output} contains the finished run of runId={options.runId!r}, but its "
+                f"{', '.join(changed)} changed since{f' ({why})' if why else ''}: choose another folder and "
+                "runId, or set output.mode=overwrite and another runId"
             )
     cuts = find_cuts(sources, options) if isinstance(made, Estimator) else None  # once, for the fit and the cache
-    with disk.room("what is kept of the pipeline", root(options), ROOM_OF_CACHES):
+    with disk.room("the fitted pipeline", root(options), ROOM_OF_CACHES):
         model, parent = _model(config, made, path, content, sources, options, cuts, phases)
     with phases.phase("plan"):
         task = prepare(model, options, sources[0].df)
@@ -358,7 +362,7 @@ def _inputs(sources: list[Source], made: Any, content: str | None) -> dict[str, 
             check_reads_its_input_only(stage)
         own = [type(s) for s in stages if not type(s).__module__.startswith(("pyspark.ml.", "sparkdiff."))]
         if content is None:
-            raise UntoldError("it can't be saved")
+            raise UntoldError("it cannot be saved")
         return f"{content} {identity(own)}"
 
     facts: dict[str, Any] = {s.split or TRAIN: source_facts(s.df) for s in sources}
@@ -439,7 +443,7 @@ def _fitted(
     try:
         fitted.write().save(f"file://{temporary}")
         if not moved(temporary, folder):
-            say("reused: another process has fitted the same pipeline on the same rows meanwhile")
+            say("reused: meanwhile another process fitted the same pipeline on the same rows")
             return PipelineModel.load(jvm.model_at(folder)), folder
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -454,7 +458,7 @@ def write_run(
     original = Path(str(parent.get("path")))
 
     def needed() -> str:
-        return f"about {disk.size(original):,} bytes, as the original's model does" if original.is_dir() else ""
+        return f"about {disk.size(original):,} bytes, like the original model" if original.is_dir() else ""
 
     with disk.room("the run", config.output, ROOM, needed):
         _write_run(outcome, config, phases, parent, inputs, lease)

@@ -56,7 +56,9 @@ def function(name: str, folder: Path) -> Any:
     try:
         found = importlib.import_module(module)
     except ImportError as e:
-        raise InputError(f"{name!r}: no module {module!r} beside the YAML file or on the Python path ({e})") from e
+        raise InputError(
+            f"{name!r}: no module {module!r} in the folder of the YAML file or on the Python path ({e})"
+        ) from e
     try:
         return getattr(found, attribute)
     except AttributeError as e:
@@ -80,7 +82,7 @@ def named_source(split: str, given: Any) -> str | dict[str, Any]:
     given = {"path": given} if isinstance(given, str) else given
     if not isinstance(given, dict) or bool(given.get("path")) == bool(given.get("table")):
         raise InputError(
-            f"data.{split} must be module:function, or hold either a path or a table. Got {given!r} instead"
+            f"data.{split} must be module:function, or contain either a path or a table. Got {given!r} instead"
         )
     for key, value in given.items():
         if key not in SOURCE_KEYS:
@@ -120,7 +122,7 @@ def load_data(spark: SparkSession, given: Any, folder: Path, split: str) -> Data
             df = reader.load(where if paths.local(where) is None else f"file://{where}")
         return df.where(given["where"]) if given.get("where") else df
     except jvm.SparkError as e:
-        raise InputError(f"data.{split} can't be read: {jvm.cause(e)}") from e
+        raise InputError(f"data.{split} cannot be read: {jvm.cause(e)}") from e
 
 
 def located(path: str, folder: Path) -> str:
@@ -157,7 +159,7 @@ def check_there(models: Sequence[str], data: Mapping[str, Any], folder: Path, co
     for url in models:
         path = paths.local(url)
         if path is not None and not (path / "metadata").is_dir():
-            why = "it isn't there" if not path.exists() else "it has no folder 'metadata', as a saved model has"
+            why = "it does not exist" if not path.exists() else "it has no folder 'metadata', unlike a saved model"
             raise InputError(f"no Spark ML model can be loaded from {path}: {why}")
     for split, given in data.items():
         source = named_source(split, given)
@@ -165,7 +167,7 @@ def check_there(models: Sequence[str], data: Mapping[str, Any], folder: Path, co
             continue
         where = paths.joined(source["path"], folder)
         if paths.local(where) is not None and not paths.is_there(where):
-            raise InputError(f"data.{split} can't be read: there is no {where}")
+            raise InputError(f"data.{split} cannot be read: there is no {where}")
 
 
 def model_path(given: str, folder: Path) -> str:

@@ -32,7 +32,9 @@ from sparkdiff.pipeline.graph import check_columns as check_stage_columns
 from sparkdiff.store.disk import room
 from sparkdiff.store.files import moved
 
-ROOM = "make room, or set cacheDir (and conf spark.local.dir, where Spark keeps what it sorts) to a disk that has more"
+ROOM = (
+    "free some space, or set cacheDir (and conf spark.local.dir, Spark's folder for sorting) to a disk with more space"
+)
 
 
 class DamagedCache(UserWarning):
@@ -80,8 +82,8 @@ def root(options: Options) -> Path:
     folder = jvm.shared_folder(options.cacheDir) or _temporary()
     if not jvm.sees(jvm.session(), folder):
         raise InputError(
-            f"Spark doesn't see {folder}: set cacheDir (or conf spark.sparkdiff.cacheDir) to a folder that Spark and this "
-            "process both see as files"
+            f"Spark cannot read {folder}: set cacheDir (or conf spark.sparkdiff.cacheDir) to a folder in which "
+            "Spark and this process see the same files"
         )
     return folder
 
@@ -118,7 +120,7 @@ def _opened(request: Request, where: Path) -> Cache:
         try:
             return Cache(folder, _whole(folder, key), hit=True)
         except DamagedCacheError as e:
-            warnings.warn(f"the cache {folder} is damaged and is built again: {e}", DamagedCache, stacklevel=2)
+            warnings.warn(f"the cache {folder} is damaged and is written again: {e}", DamagedCache, stacklevel=2)
         shutil.rmtree(folder, ignore_errors=True)
     temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
     temporary.mkdir(mode=0o700)  # before there is anything in it
@@ -140,7 +142,7 @@ def _whole(folder: Path, key: str) -> dict[str, Any]:
         stream.check()
     manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     if manifest["fingerprint"] != key or manifest.get("digest") != _digest(manifest):
-        raise DamagedCacheError(folder, "manifest.json", "its content is not what was written")
+        raise DamagedCacheError(folder, "manifest.json", "its content differs from what was written")
     return manifest
 
 
@@ -159,12 +161,13 @@ def _check(request: Request) -> None:
         told = not any(request.graph.leaves[i].opaque for i in request.graph.cached)  # what these make isn't known here
         for lost in (c for c in head.lossInputs if told and request.graph.fold(c) not in names):
             raise InputError(
-                f"the loss of {head.uid} reads column {lost!r}, which the data lack. {did_you_mean(lost, source.df.columns)}"
+                f"the loss of {head.uid} reads column {lost!r}, which is not in the data. "
+                f"{did_you_mean(lost, source.df.columns)}"
             )
         for option, column in (("labelCol", request.labelCol), ("weightCol", request.weightCol)):
             if column is not None and request.graph.fold(column) not in names:
                 raise InputError(
-                    f"{option}={column!r} names no column of the data. {did_you_mean(column, source.df.columns)}"
+                    f"{option}={column!r} is not a column of the data. {did_you_mean(column, source.df.columns)}"
                 )
             check_number(option, column, source.df, request.graph)
 
@@ -198,7 +201,7 @@ def _fill(request: Request, key: str, folder: Path, columns: list[dict[str, Any]
         for df in dealt:
             df.schema  # noqa: B018  # Spark Connect analyses nothing before
     uids = [request.graph.leaves[i].uid for i in sorted(request.graph.cached)]
-    with _blamed(f"ran what comes before training ({', '.join(['reading the data', *uids])})"):
+    with _blamed(f"ran the stages before training ({', '.join(['reading the data', *uids])})"):
         frames = [request.graph.before_cut(df) for df in dealt]
         columns += columns_of(request, frames[0], values)
         write_files(request, frames, columns, folder)

@@ -52,7 +52,9 @@ def label_stats(
         which = f"validationIndicatorCol={o.validationIndicatorCol!r} holds null"
         if not o.validationIndicatorCol:
             which = f"timeCol={o.timeCol!r} holds {NO_TIME}"
-        raise InputError(f"{which} in {rows} rows, which so are on neither side; fill it or drop such rows")
+        raise InputError(
+            f"{which} in {rows} rows, which therefore belong to neither side; fill the column or drop these rows"
+        )
     n = mean = m2 = 0.0
     low, high = float("inf"), float("-inf")
     counts: dict[float, int] = {}
@@ -67,7 +69,7 @@ def label_stats(
             option = "groupCol" if request.options.groupCol else "timeCol"
             column = getattr(request.options, option)
             what = "null" if option == "groupCol" else NO_TIME
-            raise InputError(f"{option}={column!r} holds {what}; fill it or drop such rows")
+            raise InputError(f"{option}={column!r} holds {what}; fill the column or drop these rows")
         counted = pc.and_(pc.greater(weight, 0.0), pc.greater_equal(weight, negligible))
         used = label.filter(counted)
         if not len(used):
@@ -102,6 +104,6 @@ def _refuse(column: pa.ChunkedArray, option: str, name: str | None, what: str, g
     bad = column.filter(pc.invert(pc.fill_null(good(column), False)))
     if len(bad):
         raise InputError(
-            f"{option}={name!r} holds {bad[0].as_py()!r} in {len(bad)} or more rows; "
-            f"a {what} must be {rule}: drop or fill such rows"
+            f"{option}={name!r} holds {bad[0].as_py()!r} in {len(bad)} or more rows; a {what} must be {rule}: "
+            "drop or fill these rows"
         )

@@ -52,7 +52,7 @@ def columns_of(request: Request, df: DataFrame, slices: dict[str, tuple[Any, ...
         field = fields.get(version[0])
         if field is None:
             raise InputError(
-                f"column {graph.name(version)!r} is gone when the cache is written: a stage before drops it"
+                f"column {graph.name(version)!r} is missing when the cache is written: an earlier stage drops it"
             )
         column: dict[str, Any] = {"name": f"c{i}", "column": graph.name(version), "metadata": field.metadata}
         column["type"] = field.dataType.simpleString()
@@ -64,7 +64,8 @@ def columns_of(request: Request, df: DataFrame, slices: dict[str, tuple[Any, ...
             column |= {"kind": "scalar", "width": 1}
         else:
             raise InputError(
-                f"column {field.name!r} is {field.dataType.simpleString()}; torch takes numbers, vectors and arrays of numbers"
+                f"column {field.name!r} is {field.dataType.simpleString()}; torch accepts numbers, vectors and "
+                "arrays of numbers"
             )
         out.append(column)
     for i, version in enumerate(graph.cut()):
@@ -101,9 +102,9 @@ def _width(df: DataFrame, c: Column, name: str, kind: DataType) -> tuple[int, fl
     row = df.where(c.isNotNull()).limit(256).agg(F.max(size), F.sum(stored), F.sum(size)).first()
     if row is None or not row[0]:
         if df.isEmpty():
-            raise InputError("the data hold no row, or a stage before training drops all of them; add rows")
-        holds = "null in all rows" if row is None or row[0] is None else "vectors of no entries only"
-        raise InputError(f"column {name!r} holds {holds}, where training needs vectors with entries")
+            raise InputError("the data have no rows, or a stage before training drops all of them; add rows")
+        holds = "null in all rows" if row is None or row[0] is None else "only vectors without entries"
+        raise InputError(f"column {name!r} holds {holds}, but training needs vectors with entries")
     return int(row[0]), row[1] / row[2]
 
 
@@ -148,9 +149,9 @@ def write_files(request: Request, frames: list[DataFrame], columns: list[dict[st
                 cut = ", ".join(
                     request.graph.leaves[i].uid for i in sorted(request.graph.cached) if request.graph.leaves[i].opaque
                 )
-                what = f"column {lost!r}" if lost not in own else "columns that it doesn't name"
+                what = f"column {lost!r}" if lost not in own else "columns that it does not name"
                 raise InputError(
-                    f"{cut or 'a stage'} drops {what}, which training needs; let it keep all columns (SELECT *, ...)"
+                    f"{cut or 'a stage'} drops {what}, which training needs; keep all columns (SELECT *, ...)"
                 )
         check_number("labelCol", request.labelCol, df, request.graph)  # here they may be made by a stage
         check_number("weightCol", request.weightCol, df, request.graph)

@@ -37,12 +37,12 @@ def with_slices(frames: Sequence[DataFrame], options: Options) -> tuple[list[Dat
         found = [row[0] for row in each.limit(MAX_SLICES + 1).collect()]
         if len(found) > MAX_SLICES:
             raise InputError(
-                f"guardCols: column {name!r} has {each.count():,} values, more than {MAX_SLICES}: put them into bins, or "
+                f"guardCols: column {name!r} has {each.count():,} values, more than {MAX_SLICES}: bin them, or "
                 "leave the column out"
             )
         known = sorted(v for v in found if v is not None)
         values[name] = (*known, *([None] if None in found else []))
-        changed = F.raise_error(F.lit(f"guardCols: column {name!r} held other values when it was read again"))
+        changed = F.raise_error(F.lit(f"guardCols: column {name!r} had other values when it was read again"))
         for k, df in enumerate(out):
             value = _slice(df, name, kind)
             at = F.array_position(F.array(*map(F.lit, known)).cast(f"array<{kind}>"), value)

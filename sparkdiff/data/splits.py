@@ -78,7 +78,8 @@ def check_columns(df: DataFrame, options: Options) -> None:
         kind = field(df, name, "guardCols").dataType
         if not isinstance(kind, (StringType, NumericType, BooleanType)):
             raise InputError(
-                f"guardCols: column {name!r} is {kind.simpleString()}; slices are by strings, numbers or booleans: cast it"
+                f"guardCols: column {name!r} is {kind.simpleString()}; slices need strings, numbers or "
+                "booleans: cast the column"
             )
     if options.validationIndicatorCol and not isinstance(
         field(df, options.validationIndicatorCol, "").dataType, BooleanType
@@ -90,8 +91,8 @@ def check_columns(df: DataFrame, options: Options) -> None:
         kind = field(df, options.groupCol, "groupCol").dataType
         if not _is_hashed(kind):
             raise InputError(
-                f"groupCol={options.groupCol!r} is {kind.simpleString()}, which Spark doesn't group by: take a string, number "
-                "or date, one of its entries, say"
+                f"groupCol={options.groupCol!r} is {kind.simpleString()}, and Spark cannot group by this type: "
+                "use a string, number or date, for example one of its entries"
             )
     if options.timeCol:
         kind = field(df, options.timeCol, "timeCol").dataType
@@ -107,7 +108,8 @@ def check_names(names: Iterable[str]) -> None:
     for name in names:
         if fold(name) in (SPLIT, BLOCK, TIME) or re.fullmatch(rf"{SLICE}\d+", fold(name)):
             raise InputError(
-                f"the data or a stage have a column {name!r}, a name that is kept for columns which are added here: rename it"
+                f"the data or a stage have a column {name!r}, a name that sparkdiff reserves for its own "
+                "columns: rename it"
             )
 
 
@@ -121,9 +123,9 @@ def field(df: DataFrame, column: str, option: str) -> StructField:
     found = [f for f in df.schema.fields if fold(f.name) == fold(column)]
     if len(found) > 1:
         names = ", ".join(repr(f.name) for f in found)
-        raise InputError(f"{option}={column!r} could be any of {len(found)} columns, {names}: rename all but one")
+        raise InputError(f"{option}={column!r} matches {len(found)} columns, {names}: rename all but one")
     if not found:
-        raise InputError(f"{option}={column!r} names no column of the data. {did_you_mean(column, df.columns)}")
+        raise InputError(f"{option}={column!r} is not a column of the data. {did_you_mean(column, df.columns)}")
     return found[0]
 
 
@@ -217,12 +219,13 @@ def _cuts(df: DataFrame, column: str, start: float) -> tuple[float, ...]:
         found = quantiles(df, _seconds(df, column), shares)
     except ChangedRowsError as e:
         raise InputError(
-            f"timeCol={column!r} held other values when the rows were read again: write them to a table, and pass that"
+            f"timeCol={column!r} had other values when the rows were read again: write the rows to a table, "
+            "and pass the table"
         ) from e
     except jvm.SparkError as e:
-        raise InputError(f"Spark failed while it read timeCol={column!r}: {jvm.cause(e)}") from e
+        raise InputError(f"Spark failed while reading timeCol={column!r}: {jvm.cause(e)}") from e
     if not found:
-        raise InputError(f"timeCol={column!r} holds no value to split by, or none that is finite")
+        raise InputError(f"timeCol={column!r} has no finite value to split by")
     return tuple(found)
 
 
@@ -242,4 +245,4 @@ def fit_on_training_rows(
     try:
         return pipeline.fit(functools.reduce(DataFrame.unionByName, held))
     except jvm.SparkError as e:
-        raise InputError(f"{pipeline.uid} can't be fitted on the training rows: {jvm.cause(e)}") from e
+        raise InputError(f"{pipeline.uid} cannot be fitted on the training rows: {jvm.cause(e)}") from e

@@ -137,8 +137,9 @@ def model_class(estimator: Any) -> Any:
     """
     if not sessions.has_constructors():
         raise InputError(
-            f"{type(estimator).__name__}: a model can't be made from nothing here (Spark Connect, or a cluster that allows no "
-            "constructors); make it in a classic session of the same Spark version, save it there and load it here"
+            f"{type(estimator).__name__}: a new model cannot be created here (Spark Connect, or a cluster that "
+            "denies constructors); create it in a classic session of the same Spark version, save it, and load "
+            "it here"
         )
     estimator._transfer_params_to_java()
     kind = estimator._java_obj.getClass()
@@ -165,13 +166,11 @@ def _rewritten(old: Any, weights: Mapping[str, Any]) -> Any:
     with saved(old) as where:
         data = read_rows(f"{where}/data")
         if data.num_rows != 1:
-            raise SparkdiffError(
-                f"{old.uid}: its saved data have several rows; its translation needs a to_spark of its own"
-            )
+            raise SparkdiffError(f"{old.uid}: its saved data have several rows; its translation must define to_spark")
         missing = [name for name in weights if name not in data.column_names]
         if missing:
             raise SparkdiffError(
-                f"{old.uid}: its saved data lack {', '.join(missing)}; they hold {', '.join(data.column_names)}"
+                f"{old.uid}: its saved data lack {', '.join(missing)}; they contain {', '.join(data.column_names)}"
             )
         for name, value in weights.items():
             was, place = data[name][0].as_py(), data.column_names.index(name)

@@ -96,7 +96,7 @@ def check_java() -> None:
     try:
         asked = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as e:
-        missing = f"{told} holds no bin/java that runs" if home else "JAVA_HOME is unset, and no java on PATH runs"
+        missing = f"{told} has no bin/java that runs" if home else "JAVA_HOME is unset, and no java on PATH runs"
         raise InputError(f"{missing}: {way}") from e
     found = re.search(r'version "(?:1\.)?(\d+)', asked.stderr + asked.stdout)
     if asked.returncode or (found and int(found[1]) < needed):
@@ -196,7 +196,7 @@ def check_writable(option: str, given: str | Path, path: Path) -> None:
         os.rmdir(tempfile.mkdtemp(prefix=".sparkdiff-", dir=above))
     except OSError as e:
         raise InputError(
-            f"{option}={str(given)!r} cannot be used: {e.strerror}; give a folder that can be written to"
+            f"{option}={str(given)!r} cannot be used: {e.strerror}; choose a folder that can be written"
         ) from e
 
 
@@ -214,17 +214,15 @@ def shared_folder(cacheDir: str | None = None) -> Path | None:
         master = spark.conf.get("spark.master", None) or ""
         if not master.startswith("local"):
             raise InputError(
-                f"cacheDir is unset and the master is {master}: set cacheDir (or conf spark.sparkdiff.cacheDir) to a folder "
-                "that Spark and this process both see as files"
+                f"cacheDir is unset and the master is {master}: set cacheDir (or conf "
+                "spark.sparkdiff.cacheDir) to a folder in which Spark and this process see the same files"
             )
         return None
     path = folder("cacheDir", given)
     try:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as e:
-        raise InputError(
-            f"cacheDir={given!r} cannot be used: {e.strerror}; give a folder that can be written to"
-        ) from e
+        raise InputError(f"cacheDir={given!r} cannot be used: {e.strerror}; choose a folder that can be written") from e
     check_writable("cacheDir", given, path)
     return path
 

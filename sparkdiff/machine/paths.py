@@ -25,12 +25,13 @@ def not_local(option: str, given: str) -> str | None:
     if path is not None and not re.match(r"\w[\w+.-]*:", str(path)):
         if ":" in str(path) and SPECIAL.search(str(path)):
             return (
-                f"{option}={given!r} holds ':' beside one of {{}}[]*?\\, by which no Spark finds it: take another name"
+                f"{option}={given!r} holds ':' together with one of {{}}[]*?\\, and Spark cannot find such a "
+                "folder: choose another name"
             )
         return None
     return (
-        f"{option}={given!r} must be a folder of this machine's file system (local, NFS or a FUSE mount such as /dbfs), "
-        "which Spark and torch both see as files"
+        f"{option}={given!r} must be a folder on the file system of this machine (local, NFS or a FUSE mount "
+        "such as /dbfs), in which Spark and torch see the same files"
     )
 
 

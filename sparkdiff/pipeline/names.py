@@ -48,7 +48,7 @@ def named(name: str, *, in_struct: bool = False) -> Column:
 
 def refuse_stream(df: DataFrame) -> None:
     if df.isStreaming:
-        raise InputError("the DataFrame is a stream, which has no end; write it to a table and pass that")
+        raise InputError("the DataFrame is a stream, which has no end; write it to a table and pass the table")
 
 
 def quoted(name: str) -> Column:

@@ -74,7 +74,7 @@ class Network(nn.Module):
         lengths = {self.graph.name(v): len(x) for v, x in values.items()}
         if len(set(lengths.values())) > 1:
             raise InputError(
-                f"columns must be of one length, got {', '.join(f'{n} in {c!r}' for c, n in lengths.items())}"
+                f"columns must have the same length, got {', '.join(f'{n} in {c!r}' for c, n in lengths.items())}"
             )
         self._check_widths(values)
         self.run(values, wanted, explain=True)
@@ -100,7 +100,7 @@ class Network(nn.Module):
             for name, axis in module.feature_axis.items():
                 if width(x) != (wanted := attrgetter(name)(module).shape[axis]):
                     column = self.graph.name(leaf.reads[0])
-                    raise InputError(f"{leaf.uid} wants {wanted} entries a row in column {column!r}, got {width(x)}")
+                    raise InputError(f"{leaf.uid} needs {wanted} entries per row in column {column!r}, got {width(x)}")
 
     def run(self, values: dict[Version, Rows], wanted: Iterable[Version], *, explain: bool = False) -> None:
         """Compute the wanted versions and all that they depend on, into `values`.
@@ -120,7 +120,7 @@ class Network(nn.Module):
             if missing:
                 name = self.graph.name(missing[0])
                 raise InputError(
-                    f"{leaf.uid} wants column {name!r}, which the call lacks. {did_you_mean(name, self.inputCols)}"
+                    f"{leaf.uid} needs column {name!r}, which was not passed. {did_you_mean(name, self.inputCols)}"
                 )
             module = self.module(i)
             try:
@@ -251,7 +251,7 @@ def translate(model: Any, *, schema: SchemaOrRows = None) -> Network:
         InputError: the pipeline isn't fitted.
     """
     if schema is not None and not isinstance(schema, StructType):
-        check_dataframe("schema, where it isn't a StructType,", schema)
+        check_dataframe("schema, if not a StructType,", schema)
     graph = Graph(model, data=schema)
     return Network(graph, graph.translated())
 

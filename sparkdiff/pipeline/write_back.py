@@ -24,11 +24,11 @@ def write_back(model: Any, network: Network) -> Any:
             another pipeline.
     """
     leaves = flatten(model)
-    check_type("network", network, Network, "what translate(model) makes")
+    check_type("network", network, Network, "the result of translate(model)")
     of = {leaf.path: i for i, leaf in enumerate(network.graph.leaves)}
     if [(p, s.uid) for p, s in leaves] != [(leaf.path, leaf.uid) for leaf in network.graph.leaves]:
         raise InputError(
-            f"the network was translated from another pipeline than {model.uid}: translate(model) makes a fitting one"
+            f"the network was translated from another pipeline than {model.uid}: create one with translate(model)"
         )
     new = {}
     for path, stage in leaves:
@@ -51,7 +51,8 @@ def written(stage: Any, module: StageModule) -> Any:
             moved = moved & counts[name]
         if bool((moved & ~now.isfinite()).any()):
             raise InputError(
-                f"{stage.uid}: {name} holds {now[moved & ~now.isfinite()][0].item()!r}; only finite values are written back"
+                f"{stage.uid}: {name} holds {now[moved & ~now.isfinite()][0].item()!r}; only finite values can "
+                "be written back"
             )
         target.copy_(torch.where(moved, now, was))
         changed = changed or bool(moved.any())

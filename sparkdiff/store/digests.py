@@ -40,7 +40,7 @@ def _described(stage: Any, uids: list[str]) -> Any:
     if not kind.__module__.startswith("pyspark.ml."):
         raise UntoldError(f"the code of {who} isn't Spark's own")
     if isinstance(stage, Model):
-        raise UntoldError(f"{who} is fitted: its Params don't hold what it has learnt")
+        raise UntoldError(f"{who} is fitted, and its Params do not contain its fitted values")
     check_reads_its_input_only(stage)
     uids.append(stage.uid)
     params = jvm.defined_params(stage)

@@ -104,7 +104,7 @@ def load(path: Path) -> dict[str, Any] | None:
         except FileNotFoundError:
             continue
         except ValueError as e:
-            warnings.warn(f"the checkpoint {candidate} is left aside: {e}", DamagedCheckpoint, stacklevel=2)
+            warnings.warn(f"the checkpoint {candidate} is ignored: {e}", DamagedCheckpoint, stacklevel=2)
     return None
 
 
@@ -115,13 +115,15 @@ def previous(path: Path) -> Path:
 def _read(path: Path) -> dict[str, Any]:
     head, _, content = path.read_bytes().partition(b"\n")
     if head + b"\n" != _head(hashlib.sha256(content)):
-        raise ValueError("its content is not what was written (sha256 differs)")
+        raise ValueError("its content differs from what was written (sha256 differs)")
     state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     return state
 
 
 def not_writable(path: Path, error: OSError) -> InputError:
-    return InputError(f"checkpointDir: {path} cannot be written ({error.strerror}); give a folder that can be")
+    return InputError(
+        f"checkpointDir: {path} cannot be written ({error.strerror}); choose a folder that can be written"
+    )
 
 
 def moved(temporary: Path, folder: Path) -> bool:

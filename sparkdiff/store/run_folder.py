@@ -59,7 +59,7 @@ def folder_name(runId: str) -> str:
         InputError: it can't be one.
     """
     if not NAME.fullmatch(runId):
-        raise InputError(f"runId={runId!r} must be made of letters, digits, '.', '-' and '_'")
+        raise InputError(f"runId={runId!r} may contain only letters, digits, '.', '-' and '_'")
     return runId
 
 
@@ -98,13 +98,13 @@ class RunFolder:
         if isinstance(begun, dict) and (changed := _changed(begun, request)):
             if not replace and not all(_untold(was) and _untold(now) for was, now in changed.values()):
                 raise InputError(
-                    f"runId={runId!r} was begun with other {', '.join(changed)} "
-                    f"({'; '.join(f'{k}: {was!r}, now {now!r}' for k, (was, now) in changed.items())}); take another runId, "
-                    f"or delete {path} to begin anew"
+                    f"runId={runId!r} was started with other {', '.join(changed)} "
+                    f"({'; '.join(f'{k}: {was!r}, now {now!r}' for k, (was, now) in changed.items())}); choose "
+                    f"another runId, or delete {path} to start again"
                 )
             begun = None
         if not replace and (why := [f"its {k} {v[:-NONCE]}" for k, v in request.items() if _untold(v)]):
-            warnings.warn(f"runId={runId!r} begins anew each time: {'; '.join(why)}", NotResumable, stacklevel=2)
+            warnings.warn(f"runId={runId!r} starts again each time: {'; '.join(why)}", NotResumable, stacklevel=2)
         try:
             if begun is None:
                 shutil.rmtree(path, ignore_errors=True)
