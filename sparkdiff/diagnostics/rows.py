@@ -244,7 +244,7 @@ class _Seen:
             if total.zero():
                 z, alone = total.z(), self.scores[TRAIN].z()
                 return [
-                    f"the original {self.network.graph.leaves[self.network.graph.head].uid} seems to have been "
+                    f"the original {self.network.graph.leaves[self.network.graph.head].uid} seems to have been "  # type: ignore[index]
                     f"fitted on {' + '.join(over)} rows: the sum of the slopes of its loss over these rows is "
                     f"zero (|z| = {z:.1e}; over the training rows alone {alone:.1f}), so its validation "
                     "metrics are too good; hold out rows that it was not fitted on"

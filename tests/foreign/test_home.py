@@ -176,7 +176,7 @@ def test_wrong_options_and_no_constructors(spark: Any, monkeypatch: pytest.Monke
     with pytest.raises(InputError, match=r"categories must be 'any' or 'whole'.*got 'some'"):
         sparkdiff.from_xgboost(model, categories="some")
     monkeypatch.setattr(sessions, "has_constructors", lambda: False)
-    with pytest.raises(InputError, match=r"GBTRegressor: a model can't be made from nothing here.*classic session"):
+    with pytest.raises(InputError, match=r"GBTRegressor: a new model cannot be created here.*classic session"):
         sparkdiff.from_sklearn(model)
 
 
