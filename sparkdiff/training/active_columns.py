@@ -23,15 +23,13 @@ from sparkdiff.training.units import Constrained, Scales, trained
 
 DENSE_FROM = 0.25
 """Share of the parameters that some batches reach from which all of them are as cheap."""
-TOGETHER, MOST = 8192, 8
-"""Rows times candidates, and number, of the batches that share a span: it costs more to make than a step does, and grows with
-these.
-"""
+GROUP_ROWS, GROUP_BATCHES = 8192, 8
+"""Rows and number of the batches of a group: choosing columns costs more than a step does."""
 
 
-def batches_together(batchSize: int, candidates: int) -> int:
-    """The number of consecutive batches that share a span."""
-    return max(1, min(MOST, TOGETHER // (batchSize * candidates)))
+def group_size(batchSize: int) -> int:
+    """The number of consecutive batches whose columns train together, at each of their steps."""
+    return max(1, min(GROUP_BATCHES, GROUP_ROWS // batchSize))
 
 
 class Piece(NamedTuple):

@@ -23,7 +23,7 @@ from sparkdiff.training.active_columns import Reach, Span, pieces
 from sparkdiff.training.affine import Folded, Slopes
 from sparkdiff.training.augmentation import Target, augmented
 from sparkdiff.training.monotone import Monotone
-from sparkdiff.training.optimizers import Behind, FirstOrder
+from sparkdiff.training.optimizers import FirstOrder
 from sparkdiff.training.recipes import Recipe
 from sparkdiff.training.units import Scales, flattened, trained
 
@@ -99,9 +99,6 @@ class Candidates:
             rate = rate * self.scales.rate
         kind = next((r.optimizer for r in recipes if r.optimizer not in ONCE_AN_EPOCH), None)
         self.optimizer = FirstOrder(kind, self.u, None if bool((rate == 1).all()) else rate) if kind else None
-        self.behind = None
-        if reach is not None and kind:
-            self.behind = Behind(kind, len(self.start), self.anchor, None if self.forget is None else 1 - self.forget)
         self.slow = {
             k: torch.optim.LBFGS([torch.zeros_like(self.start)], r.learningRate, max_iter=1)
             for k, r in enumerate(recipes)
@@ -183,7 +180,7 @@ class Candidates:
 
     @torch.no_grad()
     def enter(self, batches: Sequence[Mapping[Version, Rows]], team: Team = ALONE) -> None:
-        """Before the steps on some batches: make the span of the parameters that these reach, and bring them up to date.
+        """Before the steps on some batches: choose the parameters that these reach. All others wait, with their moments.
 
         Nothing to do where all parameters train at every step.
         """
@@ -195,21 +192,13 @@ class Candidates:
         assert span.entries is not None
         self.places = self._places(span.entries)
         self.near = {name: self._taken(matrix, self.places) for name, matrix in self._matrices().items()}
-        if self.behind is not None:
-            since = self.behind.since.index_select(0, span.entries)
-            if bool((since < self.behind.now).any()):
-                self._catch_up(self.near, since, self._here(self._rate()))
         span.load(self.near["u"])
 
     @torch.no_grad()
     def _put_back(self) -> None:
         """Store what the steps since `enter` have made of the span."""
-        if self.behind is None or not self.near:
-            return
-        assert self.span.entries is not None
-        for name, matrix in self._matrices().items():
-            matrix.view(-1).index_copy_(0, self.places, self.near[name].view(-1))
-        self.behind.since.index_fill_(0, self.span.entries, self.behind.now)
+        for name, matrix in self.near.items():
+            self._matrices()[name].view(-1).index_copy_(0, self.places, matrix.view(-1))
 
     def _rate(self) -> Tensor | None:
         return self.optimizer.rate if self.optimizer else None
@@ -220,20 +209,6 @@ class Candidates:
         if self.optimizer:
             out |= {"mean": self.optimizer.mean, "square": self.optimizer.square}
         return out | ({"average": self.average} if self.forget is not None else {})
-
-    def _catch_up(self, near: Mapping[str, Tensor], since: Tensor, rate: Tensor | None) -> None:
-        assert self.behind is not None
-        moments = near["mean"], near["square"]
-        self.behind.catch_up(near["u"], moments, since, rate, near.get("average"))
-
-    def _catch_up_all(self) -> None:
-        """Bring every entry up to date."""
-        self._put_back()
-        self.near = {}
-        if self.behind is None or not self.behind.now:
-            return
-        self._catch_up(self._matrices(), self.behind.since, self._rate())
-        self.behind.none()
 
     # A step ---------------------------------------------------------------------------------------------------------
 
@@ -353,8 +328,6 @@ class Candidates:
                 (self.options.gradientClip / gradient.norm(dim=1, keepdim=True).clamp_min(1e-300)).clamp_max(1)
             )
         self.optimizer.step(u, gradient, self.base * factor, (near["mean"], near["square"]), self._here(self._rate()))
-        if self.behind is not None:
-            self.behind.stepped(self.base * factor, int(self.optimizer.steps))
         span.load(u)
         if self.projects:
             self._project()
@@ -381,7 +354,8 @@ class Candidates:
     @torch.no_grad()
     def end_epoch(self, scale: float) -> list[float]:
         """The steps that are taken once an epoch, and the mean training losses of the epoch; starts the next one."""
-        self._catch_up_all()
+        self._put_back()
+        self.near = {}
         once = [*self.slow, *self.curved]
         if once:
             flat = self.scales.parameters(self.start, self.u, torch.empty_like(self.u))
@@ -457,7 +431,6 @@ class Candidates:
             "total": self.total, "totalWeight": self.total_weight,
             "optimizer": self.optimizer.state() if self.optimizer else None,
             "slow": {k: optimizer.state_dict() for k, optimizer in self.slow.items()}, "bent": self.bent,
-            "behind": self.behind.state() if self.behind else None,
         }  # fmt: skip
 
     @torch.no_grad()
@@ -474,8 +447,6 @@ class Candidates:
         self.total_weight.copy_(state["totalWeight"])
         if self.optimizer:
             self.optimizer.load(state["optimizer"])
-        if self.behind:
-            self.behind.load(state["behind"])
         for k, optimizer in self.slow.items():
             optimizer.load_state_dict(state["slow"][k])
 

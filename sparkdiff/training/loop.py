@@ -30,7 +30,7 @@ from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network
 from sparkdiff.rows import SparseRows, taken
 from sparkdiff.stages.base import FeatureStats
-from sparkdiff.training.active_columns import Reach, batches_together, reach_of
+from sparkdiff.training.active_columns import Reach, group_size, reach_of
 from sparkdiff.training.affine import Folded, fold
 from sparkdiff.training.candidates import Candidates, Draw, can_reach
 from sparkdiff.training.monotone import Monotone
@@ -146,8 +146,8 @@ class Training:
 
     @property
     def together(self) -> int:
-        """The number of consecutive batches that share a span, where there are spans."""
-        return batches_together(self.options.batchSize, len(self.recipes))
+        """The number of consecutive batches whose columns train together, where not all do."""
+        return group_size(self.options.batchSize)
 
     def state(self) -> dict[str, Any]:
         return {
