@@ -27,6 +27,7 @@ import pytest
 import torch
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.tuning import CrossValidatorModel
+from pyspark.ml.util import DefaultParamsReader
 from pyspark.sql import DataFrame, SparkSession
 from riders import cached, same, weights
 
@@ -110,6 +111,10 @@ def test_a_tuner_is_loaded(spark: SparkSession, before: Path, tmp_path: Path) ->
     within = Pipeline.load((before / "pipeline").as_uri()).getStages()[0]
     assert type(within) is FineTuner
     assert (within.uid, within.options()) == (tuner.uid, tuner.options())
+    FineTuner(seed=3).save(str(tmp_path / "now"))
+    assert class_of(tmp_path / "now") == "sparkdiff.FineTuner"
+    by_name: Any = DefaultParamsReader.loadParamsInstance((tmp_path / "now").as_uri(), spark.sparkContext)
+    assert (type(by_name), by_name.getSeed()) == (FineTuner, 3)
 
 
 def test_a_tuned_model_is_loaded(rows: DataFrame, before: Path, tuned: FineTunerModel) -> None:
