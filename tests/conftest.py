@@ -21,7 +21,7 @@ QUICK = (
     "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=256m -XX:-UseCodeCacheFlushing -XX:+UseSerialGC"
     " -XX:+UnlockDiagnosticVMOptions -XX:-BytecodeVerificationRemote"
 )
-PACKAGES = {"com", "java", "javax", "net", "org", "scala"}
+PACKAGES = {"com", "java", "javax", "net", "org", "py4j", "scala"}
 """Where the names of Java's classes begin: no class has such a name itself."""
 
 
@@ -29,6 +29,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """`--dist loadfile` takes the files as they come; by default those of few tests, which take longest here, come last."""
     config.option.loadscopereorder = False
     os.environ.setdefault("JDK_JAVA_OPTIONS", QUICK)
+    os.environ.setdefault(
+        "OMP_NUM_THREADS", "1"
+    )  # torch's threads would wait for each other, and take the other process's core
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -91,6 +94,16 @@ def prompt() -> Iterator[None]:
         yield
 
 
+def without_clusters(folder: Path) -> str:
+    """A folder for the head of Java's class path: no defaults of HDFS, MapReduce and YARN, which no test uses.
+
+    Each task of Spark reads all of them anew, a thousand, if it reads or writes a file.
+    """
+    for name in ("hdfs", "mapred", "yarn"):
+        (folder / f"{name}-default.xml").write_text("<configuration/>")
+    return str(folder)
+
+
 @pytest.fixture(scope="session")
 def spark(prompt: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
     os.environ["PYSPARK_PYTHON"] = sys.executable
@@ -105,6 +118,7 @@ def spark(prompt: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ob
         .config("spark.default.parallelism", "2")
         .config("spark.sql.warehouse.dir", str(tmp_path_factory.mktemp("warehouse")))
         .config("spark.driver.memory", "3g")
+        .config("spark.driver.extraClassPath", without_clusters(tmp_path_factory.mktemp("hadoop")))
         # Tests ask what a stage has read; thousands of stages later Spark would have forgotten it.
         .config("spark.ui.retainedStages", "100000")
         .config("spark.ui.retainedJobs", "100000")

@@ -15,13 +15,13 @@ from pyspark.ml.tuning import TrainValidationSplit
 from pyspark.sql import DataFrame, SparkSession
 
 
-def described(thing: Any, df: DataFrame) -> dict[str, Any]:
-    """Its uid, Params and stages; what an estimator fits to the rows, what a model predicts for them."""
+def described(thing: Any, df: DataFrame, fitted: Any = None) -> dict[str, Any]:
+    """Its uid, Params and stages; what an estimator fits to the rows (`fitted`, if that is known), what a model predicts."""
     out = params_of(thing)
     if isinstance(thing, TrainValidationSplit):
         return out  # fitted the same way as a CrossValidator
     if hasattr(thing, "fit"):
-        model = thing.fit(df)
+        model = fitted or thing.fit(df)
         return out | {"sum": total(model, df), "metrics": metrics_of(model)}
     best = getattr(thing, "bestModel", thing)
     last = getattr(thing, "subModels", None) or []
@@ -61,6 +61,8 @@ def total(model: Any, df: DataFrame) -> float:
 
 def main(folder: Path, data: str) -> None:
     spark = SparkSession.builder.master("local[2]").config("spark.ui.enabled", "false")
+    for name, value in (("wholeStage", "false"), ("factoryMode", "NO_CODEGEN")):  # as in the session of the tests
+        spark = spark.config(f"spark.sql.codegen.{name}", value)
     df = spark.config("spark.sql.shuffle.partitions", "2").getOrCreate().read.parquet(data)
     out = {}
     for path in sorted(folder.iterdir()):

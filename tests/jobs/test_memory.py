@@ -67,7 +67,7 @@ print("SEEN " + json.dumps({"seen": seen, "stream": summary.stream, "epochs": in
 """
 
 
-@pytest.mark.parametrize("where", ["memory", "files"])
+@pytest.mark.parametrize("where", ["files", pytest.param("memory", marks=pytest.mark.nightly)])
 def test_peak_memory_does_not_grow_with_the_epochs(where: str, tmp_path: Path) -> None:
     pytest.importorskip("petastorm") if where == "memory" else None
     backend = "petastorm" if where == "memory" else "arrow"

@@ -11,7 +11,7 @@ import served
 import yaml
 from test_demo import ROOT, submit, summary
 
-pytestmark = [pytest.mark.slow, pytest.mark.once]
+pytestmark = [pytest.mark.nightly, pytest.mark.once]
 
 
 @pytest.fixture(scope="module")

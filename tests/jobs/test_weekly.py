@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-pytestmark = [pytest.mark.slow, pytest.mark.once]
+pytestmark = [pytest.mark.nightly, pytest.mark.once]
 
 
 def test_every_command_of_the_how_to_runs(tmp_path: Path) -> None:

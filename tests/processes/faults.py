@@ -1,6 +1,6 @@
 """Trainings of several processes, and what can befall them: signals to real processes at random times.
 
-Run by spark-submit, it lets the faults of the master happen one after the other: `faults.py FOLDER RUNS`.
+Run by spark-submit, it lets the faults of the master happen one after the other: `faults.py FOLDER RUNS [FAULT...]`.
 """
 
 from __future__ import annotations
@@ -269,8 +269,8 @@ def kill_driver(output: Path, caches: Path, calm: Path, delay: float) -> Told:
     return Told("driver killed, the command given again", same, resumed, time.monotonic() - began, orphans)
 
 
-def in_this_session(folder: Path, runs: int) -> list[Told]:
-    """Every fault of the session's master, so many times each."""
+def in_this_session(folder: Path, runs: int, names: list[str]) -> list[Told]:
+    """Faults of the session's master, all of them if none is named, so many times each."""
     from pyspark.sql import SparkSession
 
     from sparkdiff import FineTuner
@@ -292,11 +292,12 @@ def in_this_session(folder: Path, runs: int) -> list[Told]:
     return [
         suffer(fit, calm, folder / "runs", name, *fault, delay=1.5 * random.random())
         for name, fault in (LOCAL if local else CLUSTER).items()
+        if not names or name in names
         for _ in range(runs)
     ]
 
 
 if __name__ == "__main__":
     where = Path(sys.argv[1])
-    told = in_this_session(where, int(sys.argv[2]))
+    told = in_this_session(where, int(sys.argv[2]), sys.argv[3:])
     (where / "told.json").write_text(json.dumps([asdict(t) for t in told]))
