@@ -34,9 +34,9 @@ unit:                   ## the tests without Spark: a minute
 	@bash tools/setup.sh dev
 	$(TESTS) tests/unit $(ARGS)
 
-quick:                  ## the tests that aren't marked slow: five minutes
+quick:                  ## the tests without Spark, every stage against Spark, and the Estimator, without the slow ones: five minutes
 	@bash tools/setup.sh java dev
-	$(TESTS) -m "not slow" $(ARGS)
+	$(TESTS) -m "not slow" tests/unit tests/laws tests/parity tests/api/test_estimator.py $(ARGS)
 
 pytest:                 ## chosen tests in one process, without lint (ARGS="tests/laws -x")
 	@bash tools/setup.sh java dev

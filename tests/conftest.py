@@ -125,6 +125,8 @@ def spark(prompt: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ob
         # Dozens of stages in a job on few rows: compiling them takes longer than running them. tests/jobs have Spark's defaults.
         .config("spark.sql.codegen.wholeStage", "false")
         .config("spark.sql.codegen.factoryMode", "NO_CODEGEN")
+        # For a page that nobody looks at Spark describes every plan, in two ways.
+        .config("spark.sql.ui.explainMode", "simple")
         # PySpark 4 tells Java of every column where in Python it was made: a third of all calls.
         .config("spark.python.sql.dataFrameDebugging.enabled", "false")
         .getOrCreate()

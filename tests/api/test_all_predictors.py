@@ -102,10 +102,11 @@ def measured(
     return float(loss(np.array([r[label] for r in found]), shown).mean())
 
 
-SLOW = ("one against the rest of trees", "factorization machine of classes", "multinomial Bayes")
+SLOW = ("factorization machine of classes", "multinomial Bayes")
+MARKS = {**dict.fromkeys(SLOW, pytest.mark.slow), "one against the rest of trees": pytest.mark.nightly}
 
 
-@pytest.mark.parametrize("case", [pytest.param(c, marks=pytest.mark.slow) if c in SLOW else c for c in CASES])
+@pytest.mark.parametrize("case", [pytest.param(c, marks=MARKS.get(c, ())) for c in CASES])
 def test_tuned_saved_and_loaded(df: DataFrame, shared: Path, tmp_path: Path, case: str) -> None:
     before, head, column, loss, name = CASES[case]
     model = pipeline(df, head(), *(make() for make in before))

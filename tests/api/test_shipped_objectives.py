@@ -65,6 +65,7 @@ def both(models: tuple[PipelineModel, FineTunerModel], rows: DataFrame, *columns
     return [m.transform(rows).select(*columns).toPandas() for m in (models[0], models[1].pipelineModel)]
 
 
+@pytest.mark.nightly
 def test_absolute_error_of_a_linear_regression(made: Tune, test_rows: DataFrame) -> None:
     models = made("bikeshare_linear", loss="absolute")
     evaluator = RegressionEvaluator(labelCol="bikers", metricName="mae")
@@ -86,6 +87,7 @@ def test_the_quantile_of_a_linear_regression_covers_what_it_says(made: Tune, tes
     assert pinball[1] < 0.8 * pinball[0], pinball
 
 
+@pytest.mark.nightly
 def test_expected_cost_of_a_logistic_regression(made: Tune, test_rows: DataFrame) -> None:
     models = made("bikeshare_busy", loss="cost", lossParams={"costs": COSTS})
     before, after = (float(np.array(COSTS)[f.busy.astype(int), f.prediction.astype(int)].mean())
@@ -111,6 +113,7 @@ def test_auc_of_a_logistic_regression(made: Tune, test_rows: DataFrame) -> None:
     assert best == pytest.approx(held["after"], rel=1e-12)  # as the evaluator counts it, not as a loss
 
 
+@pytest.mark.nightly
 def test_poisson_deviance_of_a_regression_that_regparam_holds_back(made: Tune, test_rows: DataFrame) -> None:
     metrics = pytest.importorskip("sklearn.metrics")
     models = made("bikeshare_ridge", metric="poissonDeviance")
@@ -121,6 +124,7 @@ def test_poisson_deviance_of_a_regression_that_regparam_holds_back(made: Tune, t
     assert after < 0.7 * before, (before, after)
 
 
+@pytest.mark.nightly
 def test_f1_by_a_balanced_loss(made: Tune, test_rows: DataFrame) -> None:
     """A weighted sum with class weights, measured by what Spark's evaluator shows by default."""
     models = made(

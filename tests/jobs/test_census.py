@@ -27,7 +27,7 @@ from pyspark.sql import DataFrame, SparkSession
 import sparkdiff
 from sparkdiff.jvm import defined_params
 
-pytestmark = [pytest.mark.slow, pytest.mark.once]
+pytestmark = [pytest.mark.nightly, pytest.mark.once]
 ROWS = 6000
 NAN, INF = float("nan"), float("inf")
 JOBS = ["clerk", "sales", "craft", "exec", "farm", "tech", "none"]
