@@ -110,7 +110,8 @@ setup() {
     rm -f "$VENV"/sparkdiff-*.stamp
     touch "$VENV/sparkdiff-installing"          # pip mistakes a half-copied package for an installed one
     "$VENV/bin/python" -m pip --version > /dev/null 2>&1 || "$VENV/bin/python" -m ensurepip --default-pip
-    "$VENV/bin/python" -m pip install --no-input --disable-pip-version-check \
+    # Python compiles a module when it is first imported; to compile all of them takes half of the installation.
+    "$VENV/bin/python" -m pip install --no-input --disable-pip-version-check --no-compile \
         --constraint "constraints/$STACK.txt" --editable ".${extras:+[$extras]}" \
         || die "the installation failed (see above); the next call starts it again."
     rm "$VENV/sparkdiff-installing"

@@ -144,6 +144,13 @@ def alive(pids: list[int]) -> list[int]:
     return found
 
 
+def left(pids: list[int]) -> list[int]:
+    """Those of the processes that are still there when all should long have ended."""
+    with contextlib.suppress(TimeoutError):
+        until(lambda: not alive(pids), 15)
+    return alive(pids)
+
+
 LOCAL = {
     "rank killed": ("rank", signal.SIGKILL), "torchrun killed": ("torchrun", signal.SIGKILL),
     "rank stalled": ("rank", signal.SIGSTOP),
@@ -175,8 +182,7 @@ def suffer(fit: Any, calm: dict[str, Any], folder: Path, name: str, target: str,
     seconds = time.monotonic() - start
     fault.thread.join(10)
     attempts = len(list((folder / run_id).glob("attempt-*")))
-    time.sleep(2)
-    return Told(name, found == calm, attempts > 1, seconds, alive(fault.others))
+    return Told(name, found == calm, attempts > 1, seconds, left(fault.others))
 
 
 # The driver itself ----------------------------------------------------------------------------------------------------
@@ -253,8 +259,7 @@ def kill_driver(output: Path, caches: Path, calm: Path, delay: float) -> Told:
     pids = [pid for r in ranks for pid in (r["pid"], *r["parents"])]
     os.killpg(job.pid, signal.SIGKILL)
     job.wait()
-    time.sleep(5)
-    orphans = alive(pids)
+    orphans = left(pids)
     reached = files.load(state)
     assert reached is not None
     assert not reached["ended"], "the fault came too late"
