@@ -1,4 +1,4 @@
-"""Fine-tune the Spark ML pipeline you already have; get a plain Spark ML pipeline back."""
+"""Fine-tune a fitted Spark ML pipeline; the result is again a plain Spark ML pipeline."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sessions, data and models by the names that a YAML file gives them."""
+"""Sessions, data and models, loaded by the names in a YAML file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A column of a batch: a dense tensor, or sparse rows as (indices, values, offsets), the form that torch's embedding_bag wants.
+"""A column of a batch: a dense tensor, or sparse rows as (indices, values, offsets), the form that torch's
+embedding_bag takes.
 
 torch's CSR layout lacks most operations and their gradients, so inside the network a sparse batch travels in this form
 and becomes `torch.sparse_csr` only at the network's border.

@@ -1,4 +1,4 @@
-"""The processes that train together: which one this is, and sums over all of them."""
+"""The team of training processes: the rank of this process, and sums over all processes."""
 
 from __future__ import annotations
 

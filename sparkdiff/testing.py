@@ -1,4 +1,4 @@
-"""The four laws of a translated stage as a check to call in tests, for authors of their own StageModule."""
+"""A check of the four laws of a translated stage, for the tests of your own StageModule."""
 
 from __future__ import annotations
 

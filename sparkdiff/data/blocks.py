@@ -1,4 +1,4 @@
-"""How many blocks rows are dealt into."""
+"""The number of blocks that rows are divided into."""
 
 from __future__ import annotations
 

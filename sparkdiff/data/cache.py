@@ -1,4 +1,4 @@
-"""What Spark computes once: the columns that training reads, as fingerprinted Parquet files dealt into virtual shards."""
+"""The cache: the columns that training reads, computed once by Spark and stored as Parquet files in virtual shards."""
 
 from __future__ import annotations
 

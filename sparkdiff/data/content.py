@@ -1,4 +1,4 @@
-"""The content of a DataFrame as a few numbers, whatever the order and the partitions of its rows."""
+"""The content of a DataFrame as a few numbers that do not depend on the order and the partitions of its rows."""
 
 from __future__ import annotations
 

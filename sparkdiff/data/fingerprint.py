@@ -1,4 +1,6 @@
-"""What decides a cache's content, as one hash; and digests of saved models, so that what was made before is known again."""
+"""The fingerprint of a cache: one hash of everything that decides its content, to recognise a cache that already
+exists.
+"""
 
 from __future__ import annotations
 

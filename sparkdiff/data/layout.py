@@ -1,4 +1,4 @@
-"""How a cache's rows lie in files: its columns' physical types, its shards, and the files that Spark writes."""
+"""The layout of a cache: the physical types of its columns, its shards, and the files that Spark writes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exact quantiles of a column, by counting: the same values however the rows are partitioned, and no row is collected."""
+"""Exact quantiles of a column by counting. They do not depend on the partitions, and no row is collected."""
 
 from __future__ import annotations
 

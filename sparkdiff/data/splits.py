@@ -1,4 +1,4 @@
-"""Which rows train and which decide: by indicator, by a hash of the row or the group, or by time; and their slices."""
+"""Which rows train and which decide: by an indicator column, by a hash of the row or group, or by time."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What should make one doubt: the data, the training, and how two models differ."""
+"""Reasons for doubt: warnings about the data, and the differences between two models."""

@@ -1,4 +1,6 @@
-"""Validation rows that occur in training: equal rows by 64-bit hashes, against the number that chance explains."""
+"""Duplicates: validation rows that also occur in training, by 64-bit hashes, compared with the number that chance
+explains.
+"""
 
 from __future__ import annotations
 

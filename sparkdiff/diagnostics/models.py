@@ -1,4 +1,4 @@
-"""What differs between two fitted pipelines, stage by stage: classes, Params, weights."""
+"""The differences between two fitted pipelines, stage by stage: classes, Params, weights."""
 
 from __future__ import annotations
 

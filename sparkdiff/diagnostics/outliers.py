@@ -1,4 +1,4 @@
-"""Values that lie far from all others of their column, found in a stream: a number that stands for a missing value does."""
+"""Values far from all other values of their column, such as a number that stands for a missing value."""
 
 from __future__ import annotations
 

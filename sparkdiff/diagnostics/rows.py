@@ -1,4 +1,4 @@
-"""What about the rows should make one doubt a run's figures: one pass over the cache, a sentence with evidence per finding.
+"""Warnings about the rows of a run: one pass over the cache, and one sentence with evidence per finding.
 
 Nothing here changes a training; `check` runs before it, `too_few_rows` after the guard has decided.
 """

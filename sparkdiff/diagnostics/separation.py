@@ -1,4 +1,4 @@
-"""How well one feature tells classes apart, and how well all of them tell training from validation rows."""
+"""How well one feature separates the classes, and how well all features separate training from validation rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Whether the tuned network replaces the original: its gain, its slices, its changed labels and the rows of the past."""
+"""The decision whether the tuned network replaces the original: its gain, slices, changed labels, and reference
+rows.
+"""
 
 from __future__ import annotations
 

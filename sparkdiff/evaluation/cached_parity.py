@@ -1,4 +1,4 @@
-"""Promise one, measured: Spark's trained stages against the network, on cached rows and on rows built at their edges."""
+"""Cached parity: Spark's stages compared with the network, on cached rows and on rows built at critical values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How differently the tuned network predicts: changed labels, drift of the scores, calibration; what users will notice."""
+"""How the predictions change for users: changed labels, shift of the scores, calibration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names and kinds of the slots of what enters a network's first stages with parameters, from Spark's `ml_attr` metadata."""
+"""Names and kinds of the entries of feature vectors (slots), from Spark's `ml_attr` metadata."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decides whether a tuned candidate's gain on the validation rows is more than luck.
+"""The guard: a test whether a tuned candidate's gain on the validation rows is larger than chance explains.
 
 K candidates times E epochs were all measured on the same validation rows, and the best of them is put to the test on
 these rows too. A z-score that ignores the choice finds a gain in 6 to 18% of simulated runs without one, in up to 67%

@@ -1,4 +1,4 @@
-"""What the inputs of trainable stages look like on the training rows: widths, spreads, counts, distinct values."""
+"""Statistics of the inputs of trainable stages on the training rows: widths, spreads, counts, distinct values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the guard decides on: block sums of gains, by candidate and epoch; and what the history says of the candidates."""
+"""The figures that the guard decides on: block sums of gains by candidate and epoch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the cached rows say about a network: its metric on a split, and what its stages' inputs look like."""
+"""The metric of a network on the cached rows of a split."""
 
 from __future__ import annotations
 

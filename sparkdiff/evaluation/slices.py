@@ -1,4 +1,4 @@
-"""Where the tuned network is worse: slices of the validation rows, and rows of the past, each tested for it."""
+"""Tests whether the tuned network is worse on slices of the validation rows or on reference rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LightGBM's trees, read from the text of its saved models, which holds every double in 17 digits."""
+"""LightGBM's trees, read from the text of its saved models, which holds every double with 17 digits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fitted MLlib models of trees that another library grew: the ensemble, and the link behind its margin."""
+"""Fitted MLlib models for trees of another library: the ensemble, and the link function after its margin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trees of any library as arrays, and Spark's nodes of them: the same leaf for every double, NaN included."""
+"""Trees of any library as arrays, and as Spark's nodes: every double, also NaN, reaches the same leaf."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""XGBoost's trees, read from the JSON of its saved models, whose numbers give its float32 back."""
+"""XGBoost's trees, read from the JSON of its saved models, whose numbers restore its float32 values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The tables of an ALSModel, by Arrow, and the model rebuilt with others. They are DataFrames: to read them takes a job each."""
+"""The factor tables of an ALSModel, read by Arrow, and the model rebuilt with new factors. Reading a table takes one
+job.
+"""
 
 from __future__ import annotations
 

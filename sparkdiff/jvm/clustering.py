@@ -1,4 +1,4 @@
-"""Models of clusters rebuilt with other centres or Gaussians: by their Scala constructors, or by rewriting the saved data."""
+"""Cluster models rebuilt with new centres or Gaussians, by their Scala constructors or by rewriting the saved data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an ImputerModel fills in and a TargetEncoderModel looks up, read from Spark and written back."""
+"""The surrogates of an ImputerModel and the encodings of a TargetEncoderModel, read from Spark and written back."""
 
 from __future__ import annotations
 

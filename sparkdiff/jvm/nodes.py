@@ -1,4 +1,4 @@
-"""The nodes of decision trees as arrays, in Spark's own terms: what its constructors take and its saved models hold."""
+"""The nodes of decision trees as arrays, in the form of Spark's constructors and saved models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What decides a DataFrame's rows, told by its plan, its session's settings and its files, without a job."""
+"""Everything that decides the rows of a DataFrame: its plan, the session's settings and its files; runs no job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fitted stages rebuilt around new weights, by constructors of the JVM or by way of their saved files."""
+"""Fitted stages rebuilt with new weights, by constructors of the JVM or through their saved files."""
 
 from __future__ import annotations
 

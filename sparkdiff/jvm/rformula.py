@@ -1,4 +1,4 @@
-"""The stages inside an RFormulaModel, of which pyspark knows the whole only."""
+"""The stages inside an RFormulaModel, which pyspark does not show."""
 
 from __future__ import annotations
 

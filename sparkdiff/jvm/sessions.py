@@ -1,4 +1,4 @@
-"""The session and its Spark: which one runs, what it can and sees, and the causes of its errors."""
+"""The Spark session: which one runs, what it supports, which files it sees, and the causes of its errors."""
 
 from __future__ import annotations
 

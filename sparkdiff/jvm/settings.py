@@ -1,4 +1,4 @@
-"""The session's settings that can change rows: all of `spark.sql` but the listed ones."""
+"""The session's settings that can change rows: all of `spark.sql` except the listed ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Trees and ensembles of trees across py4j, all nodes in one piece; or by way of the saved Parquet where there is no JVM."""
+"""Trees and ensembles of trees through py4j, all nodes in one call, or through the saved Parquet files without a
+JVM.
+"""
 
 from __future__ import annotations
 

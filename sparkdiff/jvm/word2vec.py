@@ -1,4 +1,5 @@
-"""The words and vectors of a Word2VecModel, the model rebuilt with others, and plain stages that count its words.
+"""The words and vectors of a Word2VecModel, the model rebuilt with new vectors, and plain stages that count its
+words.
 
 Where constructors can be called, a vocabulary travels as one string and its vectors as bytes: no job, and no call per word.
 Elsewhere a DataFrame does, by Arrow.

@@ -1,1 +1,1 @@
-"""The machine a process runs on: its memory, and its paths as users give them."""
+"""The machine that a process runs on: its memory, and paths as users write them."""

@@ -1,4 +1,4 @@
-"""Gives memory that is free back to the system between the phases of a run: Spark's JVM, on the same machine, can use it."""
+"""Returns free memory to the system between the phases of a run, so that Spark's JVM on the same machine can use it."""
 
 from __future__ import annotations
 

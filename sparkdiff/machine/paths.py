@@ -1,4 +1,4 @@
-"""Paths as users give them: which are this machine's, what is there, what can be written to, and how Spark reads them."""
+"""Paths as users write them: whether they are local, exist, can be written to, and how Spark reads them."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What is minimised and what is measured: losses and metrics, on tensors only."""
+"""Losses, which training minimises, and metrics, which are measured; on tensors only."""

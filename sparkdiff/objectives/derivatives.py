@@ -1,4 +1,4 @@
-"""Losses with their derivative by the margin in closed form, for the pairs that are trained most; autograd takes the others.
+"""Losses with a closed-form derivative by the margin, for the most common predictors; autograd handles the others.
 
 On the small tensors of a step, autograd's bookkeeping takes several times as long as the arithmetic.
 """

@@ -1,4 +1,4 @@
-"""The formulas of losses and penalties on plain tensors: they know neither predictors nor options.
+"""The formulas of losses and penalties on plain tensors, independent of predictors and options.
 
 Two classes may come as one margin (n,), the log-odds of class 1, or in softmax form (n, k); k classes as (n, k).
 """

@@ -1,4 +1,4 @@
-"""What training minimises: losses as functions of what Spark's predictor outputs, bound to it, weighted, summed, penalised."""
+"""Losses: functions of the outputs of Spark's predictor, with weights, sums and penalties."""
 
 from __future__ import annotations
 

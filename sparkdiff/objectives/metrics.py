@@ -1,4 +1,4 @@
-"""What validation measures: means of losses over rows, and Spark's evaluators' metrics with what each row contributes to them.
+"""Metrics: means of losses over rows, and the metrics of Spark's evaluators with the influence of each row.
 
 A metric that is no mean over rows is a function T of the rows' weights w that doesn't change when all are multiplied by the
 same number. Its influence psi_i = T + W * dT/dw_i (W the sum of w), the infinitesimal jackknife of Jaeckel (1972), makes it a

@@ -1,4 +1,4 @@
-"""Spark's columns as tensors and back, through Parquet files in the layout that Spark gives vectors; never row by row."""
+"""Spark's columns as tensors and back, through Parquet files in Spark's layout of vectors; never row by row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names of columns: quoting, case, and names that are free."""
+"""Names of columns: quoting, case, and unused names."""
 
 from __future__ import annotations
 

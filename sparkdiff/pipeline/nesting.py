@@ -1,4 +1,4 @@
-"""Pipelines within pipelines, searches and formulas: their leaf stages, and the same nest with others in place."""
+"""Nested pipelines, searches and formulas: their leaf stages, and the same structure with other leaf stages."""
 
 from __future__ import annotations
 

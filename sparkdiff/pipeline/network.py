@@ -1,4 +1,4 @@
-"""The translated part of a pipeline as one torch module, and the way back into plain Spark ML."""
+"""The translated part of a pipeline as one torch module."""
 
 from __future__ import annotations
 

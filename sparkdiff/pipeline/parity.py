@@ -1,4 +1,6 @@
-"""Parity: Spark's own transform and the network side by side, column by column. Spark is the oracle."""
+"""Parity: the outputs of Spark's own transform and of the network, compared column by column. Spark's outputs are the
+reference.
+"""
 
 from __future__ import annotations
 

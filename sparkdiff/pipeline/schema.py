@@ -1,4 +1,4 @@
-"""What is known of a pipeline's columns before a row is seen: Spark is asked, which runs the stages on no rows. Runs no job."""
+"""The schema of a pipeline's columns before any row is read: Spark transforms an empty DataFrame. Runs no job."""
 
 from __future__ import annotations
 

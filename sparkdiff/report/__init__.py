@@ -1,4 +1,4 @@
-"""What a run shows: a live line per phase, the before/after table, and the table of what differs."""
+"""Reports of a run: a live line per phase, the before/after table, and the table of differences."""
 
 from sparkdiff.report.difference_table import difference_table
 from sparkdiff.report.progress import Phases

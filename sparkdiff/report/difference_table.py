@@ -1,4 +1,4 @@
-"""What differs between two pipelines, as text."""
+"""The differences between two pipelines, as text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A live line per phase on stderr: rewritten in place on a terminal; elsewhere a line every ten seconds and one at the end.
+"""A live line per phase on stderr: updated in place on a terminal; otherwise one line every ten seconds and one at
+the end.
 
 spark-submit hands a job's output through a pipe, so there is no terminal to see from inside a job.
 """

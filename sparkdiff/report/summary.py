@@ -1,4 +1,4 @@
-"""What a fine-tuning run reports: decision, metrics before and after, history, parity, timings."""
+"""The report of a fine-tuning run: decision, metrics before and after, history, parity, timings."""
 
 from __future__ import annotations
 

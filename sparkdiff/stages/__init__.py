@@ -1,4 +1,4 @@
-"""The translations of MLlib's stages; importing the package registers those of all its modules."""
+"""The translations of MLlib's stages. Importing this package registers all of them."""
 
 import importlib
 import pkgutil

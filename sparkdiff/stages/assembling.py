@@ -1,4 +1,4 @@
-"""Stages that put columns together: VectorAssembler."""
+"""Stages that combine columns: VectorAssembler."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Maps from free moves to parameters inside their domain, so that every optimizer step ends where Spark's stage is defined."""
+"""Maps from unconstrained values to parameters inside their domain, so that every optimizer step gives a valid Spark
+stage.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stages that multiply features with one another: PolynomialExpansion."""
+"""Stages that multiply features: PolynomialExpansion."""
 
 from __future__ import annotations
 

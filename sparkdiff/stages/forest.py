@@ -1,4 +1,4 @@
-"""What all stages of trees have in common: rows to leaves by hard splits, leaves to outputs, training, writing back."""
+"""The common part of all tree stages: rows to leaves by hard splits, leaves to outputs, training, writing back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Spark keeps to itself inside an RFormulaModel: VectorAttributeRewriter, ColumnPruner; and its label."""
+"""The hidden stages of an RFormulaModel: VectorAttributeRewriter, ColumnPruner, and its label."""
 
 from __future__ import annotations
 

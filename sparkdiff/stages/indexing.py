@@ -1,4 +1,4 @@
-"""Stages that number what features hold: VectorIndexer."""
+"""Stages that replace feature values by category indices: VectorIndexer."""
 
 from __future__ import annotations
 

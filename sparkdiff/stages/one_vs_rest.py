@@ -1,4 +1,4 @@
-"""OneVsRest: a binary classifier for each class, and the class whose classifier is the surest."""
+"""OneVsRest: one binary classifier per class; the class with the largest score is predicted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all predictors have in common: a margin that losses are computed from, and the columns that Spark makes of it."""
+"""The common part of all predictors: a margin for the loss, and the output columns that Spark computes from it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stages that stay in Spark whatever their settings, and why."""
+"""Stages that stay in Spark with any settings, and the reasons."""
 
 from __future__ import annotations
 

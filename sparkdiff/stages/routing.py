@@ -1,4 +1,4 @@
-"""Rows through all trees of an ensemble at once: hard, exact, level by level, in float64.
+"""Routes rows through all trees of an ensemble at the same time: hard splits, exact, level by level, in float64.
 
 As long as the trees are about full, a level's nodes lie side by side, tree by tree, and a node's children follow from its
 place; below that only the rows that are not in a leaf yet go on, from node to node, so that neither memory nor work grows

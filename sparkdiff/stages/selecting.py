@@ -1,4 +1,4 @@
-"""Stages that pick features or look at their number: VectorSlicer, VectorSizeHint, and the selectors."""
+"""Stages that select features or check their number: VectorSlicer, VectorSizeHint, and the selectors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LinearSVC, a linear classifier that decides and ranks, but knows no probabilities."""
+"""LinearSVC, a linear classifier without probabilities."""
 
 from __future__ import annotations
 

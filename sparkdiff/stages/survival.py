@@ -1,4 +1,4 @@
-"""AFTSurvivalRegression: times to an event, of which some are only known to be longer than what was seen."""
+"""AFTSurvivalRegression: times to an event, some of which are censored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Categories by what the label was there: TargetEncoder."""
+"""Encoding of categories by label statistics: TargetEncoder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stages that weigh words: IDF."""
+"""Stages that weight words: IDF."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stages that weigh the entries of a row: Normalizer, ElementwiseProduct."""
+"""Stages that multiply the entries of a row: Normalizer, ElementwiseProduct."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What outlives a process: files written whole, run folders and their locks, identities."""
+"""Data that outlive a process: atomic files, run folders and their locks, identities."""

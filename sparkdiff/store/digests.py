@@ -1,4 +1,4 @@
-"""Hashes of models, saved or not: equal models have equal hashes whenever and under whatever uids they were saved."""
+"""Hashes of models, saved or not. Equal models have equal hashes, whatever their uids and the time of saving."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A full disk, said in one sentence: what could not be written and where, the bytes it needs and those free, and the way out."""
+"""The error of a full disk: one sentence with the file, its place, the bytes that are needed and free, and a
+solution.
+"""
 
 from __future__ import annotations
 

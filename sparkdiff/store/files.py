@@ -1,4 +1,6 @@
-"""Files that survive a crash: written aside and renamed, checked by hash, read without unpickling code; and a run's folder."""
+"""Files that survive a crash: written to a temporary name and renamed, checked by hash, read without unpickling
+code.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a callable computes, as one hash: its code, what it closes over, its defaults and the globals that it reads.
+"""The identity of a callable as one hash: its code, closure, defaults, and the globals that it reads.
 
 A name is no identity: every lambda is `<lambda>`, every partial `functools:partial`. Here two callables have the same hash only
 where all that decides them is the same, in this process and in another one. What can't be told raises `UntoldError`.

@@ -1,4 +1,4 @@
-"""Who works on something now: a file that its owner renews while it works, and that another process may take once it runs out.
+"""Leases: a file that its owner renews while it works, and that another process may take after it expires.
 
 Clocks of two machines are never compared: a waiting process watches whether the file's time changes, and asks the file system
 for its own time. On one machine, an owner that is gone is known to be gone at once.

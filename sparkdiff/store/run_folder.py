@@ -1,4 +1,4 @@
-"""A run's folder: the checkpoint that training goes on from, and what it depends on."""
+"""The folder of a training: its checkpoint, and the settings that it depends on."""
 
 from __future__ import annotations
 

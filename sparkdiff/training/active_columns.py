@@ -1,4 +1,5 @@
-"""What a batch of wide sparse rows reaches: columns that it has entries in, their parameters, and the network on them alone.
+"""Active columns: the columns in which a batch of wide sparse rows has entries, their parameters, and the network
+restricted to them.
 
 A batch of 128 documents has words in some thousands of 2^18 columns. No other column adds to a margin or has a gradient, so that
 the candidates of a step are those of a small network, the same in all processes.

@@ -1,4 +1,5 @@
-"""Margins of K candidates of one network at once, from parameters that have a leading dimension of candidates.
+"""Margins of all K candidates of one network at the same time, from parameters with a leading dimension of
+candidates.
 
 Where the network is affine between its fixed inputs and its margin (scalers, projections, linear predictors) it folds into
 one slope per input entry: the candidates share a product of the rows with all their slopes, (n, d) @ (d, K), and only the

@@ -1,4 +1,4 @@
-"""Rows that weren't seen but might have been: noise, masks and mixtures of a batch, for the candidates that want them.
+"""Augmentation: noise, masks and mixtures of the rows of a batch, for the candidates that ask for them.
 
 What is drawn depends on the seed, the epoch, the step and the virtual shard that a row lies in, so that any number of
 processes draws the same.

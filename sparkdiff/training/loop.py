@@ -1,4 +1,5 @@
-"""One training loop for a set of candidate recipes over one stream, in one process or several. Knows torch and the stream only.
+"""The training loop for a list of candidates over one stream, in one process or several. It uses only torch and the
+stream.
 
 Every process holds the same parameters. At each step it sums w * gradient over its rows of the batch; the sums are added up over
 all processes and divided by the sum of w, so that the number of processes changes nothing but the order of additions.

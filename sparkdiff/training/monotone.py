@@ -1,4 +1,4 @@
-"""Penalties on slopes of the wrong sign: what keeps a prediction rising, or falling, with a feature."""
+"""Penalties on slopes of the wrong sign, so that a prediction rises, or falls, with a feature."""
 
 from __future__ import annotations
 

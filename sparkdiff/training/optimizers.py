@@ -1,4 +1,4 @@
-"""First-order optimizers of a matrix of candidates with a rate per entry: torch's own kernels without its bookkeeping.
+"""First-order optimizers for a matrix of candidates with a learning rate per entry; they use torch's own kernels.
 
 torch.optim.Optimizer.step spends several times as long on hooks and groups as its fused kernel does on a step this small.
 """

@@ -1,4 +1,4 @@
-"""What a training starts from: the parameters' natural units, what the inputs look like, and which candidates train."""
+"""The preparation of a training: natural units of the parameters, statistics of the inputs, and the candidates."""
 
 from __future__ import annotations
 

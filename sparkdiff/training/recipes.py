@@ -1,4 +1,4 @@
-"""Which candidates are trained at once: the three recipes, and what the options make of them."""
+"""The candidates that train together: the three recipes, modified by the options."""
 
 from __future__ import annotations
 

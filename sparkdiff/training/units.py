@@ -1,4 +1,6 @@
-"""The natural units of all trainable parameters of a network, as one flat vector: what optimizers, anchors and clips act on."""
+"""The natural units of all trainable parameters of a network, as one flat vector. Optimizers, anchors and clipping
+use them.
+"""
 
 from __future__ import annotations
 

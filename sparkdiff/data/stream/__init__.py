@@ -1,4 +1,5 @@
-"""Serves a cache to torch: the same batches from either back end, from memory or from files, on any number of ranks.
+"""Batches of a cache for torch: the same batches from both readers, from memory or from files, on any number of
+ranks.
 
 A split's rows lie in V virtual shards of pieces (files). The order of an epoch is f(seed, epoch, virtual shard): a
 permutation of the shard's pieces and, inside each, of its rows. Step t of S takes from a shard of n rows those from

@@ -1,4 +1,4 @@
-"""The Arrow back end: reads the files of a cache with pyarrow, sparse columns too."""
+"""The Arrow reader: reads the files of a cache with pyarrow, also sparse columns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cache's manifest: which files belong to the cache, what they hold, and whether they are still as written."""
+"""The manifest of a cache: its files, their content, and a check that they are unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Rows in their epoch's order: permutations, the steps' shares of the shards, and copies of rows of batches.
+"""The order of the rows in an epoch: permutations, each step's share of the shards, and copies of the rows of a
+batch.
 
 numpy does the copying: one of its threads is as fast, and torch's wait for each other where the cores are shared (a
 gather of 8 MB then took 13 times the CPU time).

@@ -1,4 +1,4 @@
-"""The Petastorm back end: reads the files of a cache with Petastorm's batch reader, dense columns only.
+"""The Petastorm reader: reads the files of a cache with Petastorm's batch reader, only dense columns.
 
 Petastorm is given files, never a folder: in a folder it unpickles `_common_metadata`, which can run any code.
 """

@@ -1,4 +1,4 @@
-"""Starts a training in this process or in several, watches over it, and starts it again where a process was lost.
+"""Starts a training in this process or in several, monitors it, and restarts it after the loss of a process.
 
 TorchDistributor runs `start.py` of an attempt's folder, which all machines see: it puts our own code (zipped beside it) on the
 path and calls `rank.main`. Nothing is pickled through Spark, and nothing is believed but files: TorchDistributor can take a

@@ -1,4 +1,4 @@
-"""Asks a cluster, before anything starts on it, whether it can run a training, and says in one line what it lacks."""
+"""Checks before training whether a cluster can run it, and reports in one line what is missing."""
 
 from __future__ import annotations
 

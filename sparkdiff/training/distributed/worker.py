@@ -1,4 +1,4 @@
-"""One process of a training: reads its assignment, trains with the others, and leaves what it found in files.
+"""One process of a training: reads its assignment, trains with the other processes, and writes its result to files.
 
 Runs without a Spark session, under any starter that sets torchrun's variables: TorchDistributor, or torchrun itself on the
 `start.py` of an attempt's folder. All it says is said by files of that folder, because nothing else survives a crash:
