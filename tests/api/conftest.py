@@ -12,7 +12,7 @@ from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.feature import PCA, StandardScaler, VectorAssembler
 from pyspark.ml.regression import GeneralizedLinearRegression
 from pyspark.sql import DataFrame, SparkSession
-from riders import NUMBERS, Write, riders, tune, unfitted
+from small_data import NUMBERS, Write, riders, tune, unfitted
 
 from sparkdiff import FineTunerModel
 

@@ -17,8 +17,8 @@ from pyspark.ml.feature import StandardScaler
 from pyspark.ml.regression import LinearRegression
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
-from riders import cached, half_deviance, pipeline, predictions, riders, same, sides, tune
 from sklearn.metrics import roc_auc_score
+from small_data import cached, half_deviance, pipeline, predictions, riders, same, sides, tune
 
 from sparkdiff import FineTuner, FineTunerModel, InputError
 from sparkdiff.data.splits import Source

@@ -22,7 +22,7 @@ from pyspark.ml.feature import PCA, MinMaxScaler, SQLTransformer, StandardScaler
 from pyspark.ml.regression import AFTSurvivalRegression, FMRegressor, IsotonicRegression, LinearRegression
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
-from riders import NUMBERS, pipeline, sides, tune
+from small_data import NUMBERS, pipeline, sides, tune
 
 import sparkdiff
 

@@ -29,7 +29,7 @@ from pyspark.ml.regression import LinearRegression
 from pyspark.ml.util import DefaultParamsReadable, DefaultParamsWritable
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
-from riders import NUMBERS, cached, tune, unfitted
+from small_data import NUMBERS, cached, tune, unfitted
 
 from sparkdiff import InputError
 from sparkdiff import job as run

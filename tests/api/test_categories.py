@@ -16,7 +16,7 @@ from pyspark.ml.linalg import Vectors
 from pyspark.ml.regression import LinearRegression
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
-from riders import cached
+from small_data import cached
 
 import sparkdiff
 from sparkdiff import InputError, jvm, plan

@@ -15,7 +15,7 @@ from pyspark.ml.clustering import GaussianMixture, KMeans
 from pyspark.ml.feature import OneHotEncoder, StandardScaler
 from pyspark.ml.linalg import Vectors
 from pyspark.sql import DataFrame, SparkSession
-from riders import sides, tune
+from small_data import sides, tune
 from torch import Tensor
 
 import sparkdiff

@@ -13,7 +13,7 @@ from pyspark.ml.feature import HashingTF, OneHotEncoder, StandardScaler, StringI
 from pyspark.ml.regression import GeneralizedLinearRegression, LinearRegression
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
-from riders import NUMBERS, cached, tune, unfitted
+from small_data import NUMBERS, cached, tune, unfitted
 
 from sparkdiff.data.splits import Source
 from sparkdiff.data.stream import Stream

@@ -23,7 +23,7 @@ from pyspark.ml.feature import (
 )
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
-from riders import NUMBERS, Write, unfitted
+from small_data import NUMBERS, Write, unfitted
 
 from sparkdiff import InputError, translate, write_back
 from sparkdiff.cli import main

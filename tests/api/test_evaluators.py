@@ -16,7 +16,7 @@ from pyspark.ml.feature import VectorAssembler
 from pyspark.ml.regression import GeneralizedLinearRegression, LinearRegression
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
-from riders import NUMBERS, cached, sides, tune, unfitted
+from small_data import NUMBERS, cached, sides, tune, unfitted
 
 from sparkdiff import InputError
 from sparkdiff.data.stream import Stream

@@ -19,7 +19,7 @@ from pyspark.ml.linalg import Vectors
 from pyspark.ml.regression import GeneralizedLinearRegression, LinearRegression
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
-from riders import (
+from small_data import (
     HAS_PETASTORM,
     NUMBERS,
     QUICK,

@@ -27,7 +27,7 @@ from pyspark.ml.linalg import Vectors
 from pyspark.ml.regression import GeneralizedLinearRegression, LinearRegression
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
-from riders import NUMBERS, Write, cached, tune
+from small_data import NUMBERS, Write, cached, tune
 
 from sparkdiff.data.content import row_hashes
 from sparkdiff.data.fingerprint import source_facts

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pyspark.ml import PipelineModel
 from pyspark.sql import DataFrame
-from riders import tune
+from small_data import tune
 
 CURVE = Path(__file__).with_name("loss_curve.csv")
 

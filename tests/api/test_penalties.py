@@ -11,7 +11,7 @@ from pyspark.ml import PipelineModel
 from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.regression import GeneralizedLinearRegression
 from pyspark.sql import DataFrame
-from riders import pipeline, predictions, tune
+from small_data import pipeline, predictions, tune
 
 from sparkdiff import InputError, translate
 

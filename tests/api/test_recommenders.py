@@ -15,7 +15,7 @@ from pyspark.ml.recommendation import ALS
 from pyspark.ml.regression import LinearRegression
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
-from riders import sides, tune
+from small_data import sides, tune
 
 import sparkdiff
 from sparkdiff.jvm import als as factors

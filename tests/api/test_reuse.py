@@ -23,7 +23,7 @@ from pyspark.ml.feature import SQLTransformer, StandardScaler, VectorAssembler
 from pyspark.ml.regression import LinearRegression
 from pyspark.ml.tuning import CrossValidator, ParamGridBuilder
 from pyspark.sql import DataFrame, SparkSession
-from riders import NUMBERS, tune
+from small_data import NUMBERS, tune
 
 from sparkdiff import InputError
 from sparkdiff import job as run

@@ -29,7 +29,7 @@ from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.tuning import CrossValidatorModel
 from pyspark.ml.util import DefaultParamsReader
 from pyspark.sql import DataFrame, SparkSession
-from riders import cached, same, weights
+from small_data import cached, same, weights
 
 import sparkdiff
 from sparkdiff import FineTuner, FineTunerModel, FineTuningSummary

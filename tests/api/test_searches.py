@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from describing import described
+from describe_saved import described
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.evaluation import RegressionEvaluator
 from pyspark.ml.feature import StandardScaler, VectorAssembler
@@ -30,7 +30,7 @@ from pyspark.ml.tuning import (
     TrainValidationSplitModel,
 )
 from pyspark.sql import DataFrame, SparkSession
-from riders import NUMBERS, QUICK, pinball, pipeline, predictions, same, tune
+from small_data import NUMBERS, QUICK, pinball, pipeline, predictions, same, tune
 
 import sparkdiff
 from sparkdiff import FineTuner, FineTunerModel, InputError
@@ -161,8 +161,8 @@ def test_a_wrong_map_is_refused_before_the_first_fit(
     for wrong, words in (
         ({tuner.learningRate: -1.0}, r"'learningRate' option must be in \(0, inf\). Got -1.0"),
         ({tuner.loss: "possion"}, "'loss' option must be one of auto"),
-        ({tuner.loss: "riders:gone"}, "loss=riders:gone can't be found"),
-        ({tuner.loss: "riders:ROWS"}, "loss=riders:ROWS is 1500, which can't be called"),
+        ({tuner.loss: "small_data:gone"}, "loss=small_data:gone can't be found"),
+        ({tuner.loss: "small_data:ROWS"}, "loss=small_data:ROWS is 1500, which can't be called"),
         ({tuner.freeze: 3}, "'freeze' option must be a list of stages"),
         ({tuner.groupCol: "user", tuner.timeCol: "when"}, "exclude each other"),
     ):
@@ -256,7 +256,7 @@ def test_a_search_finds_the_best_setting(
     assert (best.getLoss(), best.getLearningRate()) == ("absolute", 0.02)
     assert best.originalModel is short
     assert [[type(m) for m in fold] for fold in found.subModels] == [[FineTunerModel] * 4] * 2
-    assert found.subModels[1][2].getLoss() == "riders:pinball"
+    assert found.subModels[1][2].getLoss() == "small_data:pinball"
     assert found.subModels[0][1].getFreeze() == [short.stages[0].uid]
     served = sparkdiff.plain(found)
     assert type(served.bestModel) is PipelineModel
@@ -435,7 +435,7 @@ def test_all_of_it_can_be_loaded_in_a_new_session(
     tuner = tuner_of(single, shared, loss=pinball, freeze=[single], learningRates={"prediction": 0.01})
     grid = (
         ParamGridBuilder()
-        .addGrid(tuner.loss, ["riders:pinball", "absolute"])
+        .addGrid(tuner.loss, ["small_data:pinball", "absolute"])
         .addGrid(tuner.learningRates, [{"prediction": 0.02}])
         .addGrid(tuner.freeze, [[]])
         .addGrid(tuner.labelCol, [None])
@@ -454,7 +454,7 @@ def test_all_of_it_can_be_loaded_in_a_new_session(
         thing.write().save((tmp_path / name).as_uri())
     paths = [str(p) for p in (Path(sparkdiff.__file__).parents[1], Path(__file__).parent)]
     done = subprocess.run(
-        [sys.executable, Path(__file__).with_name("describing.py"), tmp_path, df.inputFiles()[0]],
+        [sys.executable, Path(__file__).with_name("describe_saved.py"), tmp_path, df.inputFiles()[0]],
         capture_output=True, text=True, timeout=300, env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -473,7 +473,7 @@ def test_a_callable_in_a_grid_is_saved_by_its_name_only(
     search = CrossValidator(estimator=tuner, evaluator=absolute, estimatorParamMaps=[{tuner.loss: pinball}])
     with pytest.raises(TypeError, match="Object of type function is not JSON serializable"):  # Spark's words
         search.save((tmp_path / "search").as_uri())
-    search.setEstimatorParamMaps([{tuner.loss: "riders:pinball"}]).save((tmp_path / "named").as_uri())
+    search.setEstimatorParamMaps([{tuner.loss: "small_data:pinball"}]).save((tmp_path / "named").as_uri())
     tuner.setLoss(lambda outputs, label, weight: label)
     with pytest.raises(InputError, match="cannot be saved: define it as a function at the top level of a module"):
         search.save((tmp_path / "lambda").as_uri())

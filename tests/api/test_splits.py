@@ -19,7 +19,7 @@ from pyspark.ml.feature import VectorAssembler
 from pyspark.ml.regression import LinearRegression
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
-from riders import NUMBERS, QUICK, cached, same, tune
+from small_data import NUMBERS, QUICK, cached, same, tune
 
 from sparkdiff import InputError, estimator, finetune
 from sparkdiff.data import blocks, quantiles, splits

@@ -16,7 +16,7 @@ from pyspark.ml.feature import Binarizer, Bucketizer, VectorAssembler
 from pyspark.ml.functions import vector_to_array
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
-from riders import NUMBERS, tune
+from small_data import NUMBERS, tune
 
 import sparkdiff
 from sparkdiff import InputError, jvm

@@ -10,7 +10,7 @@ from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.feature import PCA, BucketedRandomProjectionLSH, StandardScaler, VectorAssembler
 from pyspark.ml.regression import LinearRegression
 from pyspark.sql import DataFrame
-from riders import NUMBERS, tune
+from small_data import NUMBERS, tune
 
 pytestmark = pytest.mark.once  # which stages train is a question of column names
 

@@ -19,7 +19,7 @@ from pyspark.ml.feature import PCA, FeatureHasher, StandardScaler, StringIndexer
 from pyspark.ml.regression import DecisionTreeRegressor, GBTRegressor, LinearRegression, RandomForestRegressor
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
-from riders import NUMBERS, half_deviance, predictions, sides, tune
+from small_data import NUMBERS, half_deviance, predictions, sides, tune
 
 import sparkdiff
 from sparkdiff import InputError, plan

@@ -26,7 +26,7 @@ from pyspark.ml.feature import (
 from pyspark.ml.linalg import Vectors
 from pyspark.ml.regression import GeneralizedLinearRegression
 from pyspark.sql import DataFrame, SparkSession
-from riders import NUMBERS, tune
+from small_data import NUMBERS, tune
 
 import sparkdiff
 from sparkdiff import FineTunerModel

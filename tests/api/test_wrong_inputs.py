@@ -20,7 +20,7 @@ from pyspark.ml.functions import array_to_vector
 from pyspark.ml.regression import GeneralizedLinearRegression, LinearRegression
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
-from riders import NUMBERS, pinball, tune, unfitted
+from small_data import NUMBERS, pinball, tune, unfitted
 
 import sparkdiff
 from sparkdiff import FineTuner, InputError, SparkdiffError

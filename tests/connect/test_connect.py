@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import plain_spark
 import pytest
-import served
 
 HERE = Path(__file__).parent
 pytestmark = pytest.mark.slow
@@ -71,6 +71,6 @@ def test_an_output_without_a_name(run: tuple[Path, dict[str, Any]]) -> None:
 
 def test_the_result_is_served_without_torch_and_sparkdiff(run: tuple[Path, dict[str, Any]]) -> None:
     folder, facts = run
-    (found,) = served.predictions([folder / "model"], folder / "rows")
+    (found,) = plain_spark.predictions([folder / "model"], folder / "rows")
     assert len(found) == 8645
     assert found == pytest.approx(facts["predictions"], rel=1e-12)

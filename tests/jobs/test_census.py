@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import plain_spark
 import pytest
-import served
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.evaluation import BinaryClassificationEvaluator
@@ -110,5 +110,5 @@ def test_planned_trained_written_back_saved_loaded_and_served(
     again = PipelineModel.load(f"file://{tmp_path}/tuned")
     here = [row.prediction for row in again.transform(people).orderBy("id").select("prediction").collect()]
     assert here == [row.prediction for row in new.transform(people).orderBy("id").select("prediction").collect()]
-    assert served.predictions([tmp_path / "tuned"], tmp_path / "rows") == [here]
+    assert plain_spark.predictions([tmp_path / "tuned"], tmp_path / "rows") == [here]
     assert len(here) == ROWS and set(here) == {0.0, 1.0}

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import plain_spark
 import pytest
-import served
 
 from sparkdiff.store.digests import hash_of_folder
 
@@ -184,7 +184,7 @@ def test_the_result_is_served_without_torch_and_sparkdiff(demo: Any, tmp_path: P
     schema = yaml.safe_load((ROOT / "conf" / "bikeshare.yaml").read_text())["data"]["train"]["schema"]
     hours = spark.read.schema(schema).option("header", True).csv((ROOT / "data" / "bikeshare.csv").as_uri())
     hours.coalesce(1).withColumn("id", F.monotonically_increasing_id()).write.parquet(f"file://{tmp_path}/rows")
-    (there,) = served.predictions([demo[0] / "model"], tmp_path / "rows")
+    (there,) = plain_spark.predictions([demo[0] / "model"], tmp_path / "rows")
     model = PipelineModel.load((demo[0] / "model").as_uri())
     assert all(type(stage).__module__.startswith("pyspark.ml.") for stage in model.stages)
     rows = model.transform(spark.read.parquet(f"file://{tmp_path}/rows")).orderBy("id").select("prediction").collect()

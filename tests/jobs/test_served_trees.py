@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import plain_spark
 import pytest
-import served
 import yaml
 from test_demo import ROOT, submit, summary
 
@@ -50,7 +50,7 @@ def test_tuned_trees_and_those_brought_home_are_served_by_spark_alone(run: Path,
     home = PipelineModel([*before.stages, from_sklearn(boosted)])
     home.write().save(f"file://{tmp_path}/home")
 
-    there = served.predictions([run / "model", tmp_path / "home"], tmp_path / "rows")
+    there = plain_spark.predictions([run / "model", tmp_path / "home"], tmp_path / "rows")
     here = [[row["prediction"] for row in m.transform(rows).select("prediction").collect()] for m in (tuned, home)]
     assert there == here
     assert len(there[0]) == len(x) == 8645

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from making import COLUMNS, Features, Fitted, adversarial, sparse
 from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.feature import PCA, MinMaxScaler, StandardScaler
 from pyspark.ml.linalg import Vectors
 from pyspark.ml.regression import GeneralizedLinearRegression, LinearRegression
 from pyspark.sql import DataFrame, SparkSession
+from stages_and_rows import COLUMNS, Features, Fitted, adversarial, sparse
 
 
 @pytest.fixture(scope="session")

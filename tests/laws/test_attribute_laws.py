@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from making import check
 from pyspark.ml import PipelineModel
 from pyspark.ml.feature import Interaction, RFormula, StandardScaler, VectorAssembler, VectorSlicer
 from pyspark.ml.linalg import Vectors
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
+from stages_and_rows import check
 
 import sparkdiff
 from sparkdiff import InputError

@@ -6,15 +6,15 @@ import itertools
 from typing import Any
 from unittest.mock import patch
 
-import gaps
 import numpy as np
 import pytest
+import rows_with_gaps
 import torch
-from gaps import INF, NAN
-from making import COLUMNS, Features, check, one_hot
 from pyspark.ml.feature import Binarizer, Bucketizer, Imputer
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
+from rows_with_gaps import INF, NAN
+from stages_and_rows import COLUMNS, Features, check, one_hot
 
 from sparkdiff import jvm
 from sparkdiff.jvm import encoders
@@ -31,7 +31,7 @@ def any_number(n: int) -> list[float]:
 
 @pytest.fixture(scope="module")
 def numbers(spark: SparkSession) -> DataFrame:
-    return gaps.numbers(spark)
+    return rows_with_gaps.numbers(spark)
 
 
 def trained(module: StageModule, generator: torch.Generator) -> None:

@@ -6,16 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import gaps
 import numpy as np
 import pyspark.ml.feature
 import pytest
+import rows_with_gaps
 import torch
-from gaps import INF, NAN
-from making import one_hot
 from pyspark.ml.feature import Binarizer, Bucketizer, Imputer
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
+from rows_with_gaps import INF, NAN
+from stages_and_rows import one_hot
 from torch import Tensor
 
 from sparkdiff.jvm import encoders
@@ -49,7 +49,7 @@ class Case:
 @pytest.fixture(scope="module")
 def cases(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
     """All in one job."""
-    df = gaps.numbers(spark)
+    df = rows_with_gaps.numbers(spark)
     df = df.withColumn("i0", F.col("i"))
     imputer = Imputer(inputCols=["x", "n", "f"], outputCols=["x2", "n2", "f2"]).fit(
         df.fillna(0.0).replace([-INF, INF], 0.0)

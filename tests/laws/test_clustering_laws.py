@@ -8,9 +8,9 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-from clusters import WIDTHS, fitted, framed, k_means, mixture, rows_of
-from making import COLUMNS, check
+from cluster_models import WIDTHS, fitted, framed, k_means, mixture, rows_of
 from pyspark.sql import DataFrame, SparkSession
+from stages_and_rows import COLUMNS, check
 
 import sparkdiff
 from sparkdiff import jvm

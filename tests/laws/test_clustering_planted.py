@@ -10,7 +10,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-from clusters import fitted, framed, k_means, mixture
+from cluster_models import fitted, framed, k_means, mixture
 from pyspark.sql import DataFrame, SparkSession
 from torch import Tensor
 

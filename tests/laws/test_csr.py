@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from making import Fitted, built, one_hot
 from pyspark.ml.feature import VectorAssembler
 from pyspark.sql import SparkSession
+from stages_and_rows import Fitted, built, one_hot
 from torch import Tensor
 
 import sparkdiff

@@ -10,7 +10,7 @@ import pytest
 import torch
 from pyspark.ml.recommendation import ALSModel
 from pyspark.sql import DataFrame, SparkSession
-from recommending import ITEMS, USERS, WORDS, als, documents, fitted, pairs, word2vec
+from recommender_models import ITEMS, USERS, WORDS, als, documents, fitted, pairs, word2vec
 
 import sparkdiff
 from sparkdiff import jvm

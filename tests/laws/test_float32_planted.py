@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from pyspark.sql import DataFrame, SparkSession
-from recommending import als, documents, fitted, pairs, word2vec
+from recommender_models import als, documents, fitted, pairs, word2vec
 from torch import Tensor
 
 from sparkdiff.jvm import als as factors

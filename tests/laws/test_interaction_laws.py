@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from making import EXTREME, ORDINARY, check, sparse
 from pyspark.ml import PipelineModel
 from pyspark.ml.feature import Interaction, OneHotEncoderModel, VectorAssembler
 from pyspark.ml.linalg import Vectors, VectorUDT
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import DoubleType, LongType, StructField, StructType
+from stages_and_rows import EXTREME, ORDINARY, check, sparse
 
 import sparkdiff
 from sparkdiff import InputError

@@ -13,12 +13,12 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from making import AT_ONCE, COLUMNS, Features, Fitted, built, check, one_hot
 from pyspark.ml.feature import VectorAssembler
 from pyspark.ml.linalg import DenseMatrix, Vectors, VectorUDT
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import BooleanType, DoubleType, IntegerType, LongType, StructField, StructType
+from stages_and_rows import AT_ONCE, COLUMNS, Features, Fitted, built, check, one_hot
 
 import sparkdiff
 from sparkdiff import jvm

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from making import Fitted, built, sparse
 from pyspark.ml.linalg import DenseMatrix, Vectors
 from pyspark.sql import DataFrame, SparkSession
+from stages_and_rows import Fitted, built, sparse
 from torch import Tensor
 
 import sparkdiff

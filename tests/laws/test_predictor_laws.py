@@ -10,10 +10,8 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-from growing import WIDTH, grown
 from hypothesis import given
 from hypothesis import strategies as st
-from making import AT_ONCE, COLUMNS, Features, check, sparse
 from pyspark.ml.classification import (
     DecisionTreeClassifier,
     FMClassifier,
@@ -28,6 +26,8 @@ from pyspark.ml.classification import (
 from pyspark.ml.linalg import Vectors
 from pyspark.ml.regression import AFTSurvivalRegression, FMRegressor, IsotonicRegression
 from pyspark.sql import DataFrame, SparkSession
+from random_trees import WIDTH, grown
+from stages_and_rows import AT_ONCE, COLUMNS, Features, check, sparse
 from test_laws import generated
 
 import sparkdiff

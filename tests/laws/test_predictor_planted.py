@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from making import sparse
 from pyspark.ml.classification import (
     FMClassifier,
     LinearSVC,
@@ -21,6 +20,7 @@ from pyspark.ml.classification import (
 from pyspark.ml.linalg import Vectors
 from pyspark.ml.regression import AFTSurvivalRegression, FMRegressor, IsotonicRegression
 from pyspark.sql import SparkSession
+from stages_and_rows import sparse
 from test_planted import MOVED, Outputs
 from torch import Tensor
 

@@ -9,15 +9,15 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-from growing import WIDTH, differing, grown, rows
 from hypothesis import given
 from hypothesis import strategies as st
-from making import COLUMNS, sparse
 from pyspark.ml.classification import DecisionTreeClassifier, GBTClassifier, RandomForestClassifier
 from pyspark.ml.linalg import Vectors
 from pyspark.ml.regression import DecisionTreeRegressor, GBTRegressor, RandomForestRegressor
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
+from random_trees import WIDTH, differing, grown, rows
+from stages_and_rows import COLUMNS, sparse
 from test_laws import generated
 
 from sparkdiff import jvm

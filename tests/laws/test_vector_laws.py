@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from making import AT_ONCE, COLUMNS, Features, adversarial, built, check, sparse
 from pyspark.ml.feature import (
     DCT,
     IDF,
@@ -28,6 +27,7 @@ from pyspark.ml.feature import (
 )
 from pyspark.ml.linalg import Vectors
 from pyspark.sql import DataFrame, SparkSession
+from stages_and_rows import AT_ONCE, COLUMNS, Features, adversarial, built, check, sparse
 from test_laws import columns, generated, many, numbers, scales, vector
 
 from sparkdiff import jvm

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from making import adversarial, built, sparse
 from pyspark.ml.feature import (
     DCT,
     IDF,
@@ -26,6 +25,7 @@ from pyspark.ml.feature import (
 from pyspark.ml.linalg import Vectors
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
+from stages_and_rows import adversarial, built, sparse
 from test_vector_laws import with_features
 from torch import Tensor
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from naming import named
 from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.feature import PCA, MinMaxScaler, OneHotEncoder, StandardScaler, StringIndexer, VectorAssembler
 from pyspark.ml.regression import GeneralizedLinearRegression, LinearRegression
 from pyspark.sql import DataFrame, SparkSession
+from readable_uids import named
 
 
 @pytest.fixture(scope="session")

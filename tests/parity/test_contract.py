@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from naming import named
 from pyspark.ml import Pipeline, PipelineModel, Transformer
 from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.feature import (
@@ -22,6 +21,7 @@ from pyspark.ml.feature import (
 from pyspark.ml.regression import LinearRegression
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
+from readable_uids import named
 
 import sparkdiff
 from sparkdiff import InputError, Parity, Plan, jvm

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from naming import named
 from pyspark.ml import PipelineModel
 from pyspark.ml.feature import (
     Binarizer,
@@ -20,6 +19,7 @@ from pyspark.ml.feature import (
     VectorSlicer,
 )
 from pyspark.sql import DataFrame
+from readable_uids import named
 
 import sparkdiff
 from sparkdiff import InputError, plan

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import plain_spark
 import pytest
-import served
 import torch
 from py4j.protocol import Py4JError
 from pyspark.ml import PipelineModel
@@ -43,7 +43,7 @@ def test_either_route_serves_without_torch_and_sparkdiff(
     assert written[0] == written[1]
     assert len(written[0]) == 120
     models = [tmp_path / f"model {constructors}" for constructors in (True, False)]
-    assert served.predictions(models, tmp_path / "rows") == written
+    assert plain_spark.predictions(models, tmp_path / "rows") == written
     before = model.transform(rows).orderBy("id").select("prediction").collect()
     assert written[0] != [r.prediction for r in before]
 

@@ -15,7 +15,7 @@ import pyspark.ml.regression
 import pyspark.ml.tuning
 import pytest
 import torch
-from naming import named
+from custom_stages import BoosterModel, Clipped, OnTheGpu, Squared
 from pyspark.errors import PySparkException
 from pyspark.ml import Estimator, Pipeline, PipelineModel
 from pyspark.ml.classification import LogisticRegression, OneVsRest
@@ -43,7 +43,7 @@ from pyspark.ml.feature import (
 from pyspark.ml.regression import GBTRegressor, LinearRegression
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
-from strangers import BoosterModel, Clipped, OnTheGpu, Squared
+from readable_uids import named
 
 import sparkdiff
 from sparkdiff import InputError, plan, translate, verify, write_back

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from faults import LASTING, LOCAL, NUMBERS, outcome, pipeline, slow_poisson, suffer, table
-from full import no_room
+from full_disk import no_room
 from pyspark.ml import Pipeline
 from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.feature import VectorAssembler

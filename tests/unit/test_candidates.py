@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from chains import (
+from random_trees import WIDTH, rows
+from small_networks import (
     F64,
     bayes,
     glr,
@@ -24,7 +25,6 @@ from chains import (
     survival,
     trees,
 )
-from growing import WIDTH, rows
 from torch import Tensor
 
 from sparkdiff.objectives.losses import OWN, Objective, resolve

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from chains import F64, network, scales
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_networks import F64, network, scales
 from test_metrics import METRICS, case
 from test_objectives import linear, stats
 from torch import Tensor

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from full import no_room
+from full_disk import no_room
 from py4j.protocol import Py4JError
-from ranks import CASES, assignment, write_cache
+from train_in_processes import CASES, assignment, write_cache
 
 from sparkdiff.data.stream import Stream
 from sparkdiff.errors import FullDiskError, InputError

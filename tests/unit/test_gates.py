@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from chains import F64, normal
-from chains import trees as trees_of
-from growing import CATEGORIES, WIDTH, rows
+from random_trees import CATEGORIES, WIDTH, rows
+from small_networks import F64, normal
+from small_networks import trees as trees_of
 from torch import Tensor
 
 from sparkdiff.errors import InputError

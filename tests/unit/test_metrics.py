@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from chains import one_vs_rest, survival
 from numpy.typing import NDArray
+from small_networks import one_vs_rest, survival
 from test_objectives import COLUMNS, COSTS, glr, linear, logistic, stats, tensor
 from torch import Tensor
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from chains import bayes, logistic, normal, one_vs_rest, support_vector, survival
+from small_networks import bayes, logistic, normal, one_vs_rest, support_vector, survival
 from torch import Tensor
 
 from sparkdiff.errors import InputError

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from chains import F64, glr, least_squares, logistic, network, normal, scales
+from small_networks import F64, glr, least_squares, logistic, network, normal, scales
 from torch import Tensor
 
 from sparkdiff.objectives.losses import resolve

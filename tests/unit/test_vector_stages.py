@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from chains import logistic, network
+from small_networks import logistic, network
 from torch import Tensor
 
 from sparkdiff.data.stream.manifest import Column

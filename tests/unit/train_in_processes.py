@@ -22,8 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
-from chains import F64, glr, logistic, network, normal, scales, trees
-from growing import WIDTH as TREE_WIDTH
+from random_trees import WIDTH as TREE_WIDTH
+from small_networks import F64, glr, logistic, network, normal, scales, trees
 
 from sparkdiff.data.stream import Stream
 from sparkdiff.evaluation.data import Data

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from growing import grown
+from random_trees import grown
 from torch import Tensor
 
 from sparkdiff.options import Options

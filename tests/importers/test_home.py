@@ -6,11 +6,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-import adversarial
 import lightgbm as lgb
 import numpy as np
+import plain_spark
 import pytest
-import served
+import rows_on_thresholds
 import xgboost as xgb
 from pyspark.ml import PipelineModel
 from pyspark.ml.functions import array_to_vector
@@ -64,13 +64,13 @@ def test_saved_and_loaded_it_is_the_same(spark: Any, tmp_path: Path) -> None:
         }.get(name, [name])
         home.write().save(str(tmp_path / name))
         back = type(home).load(str(tmp_path / name))
-        rows = adversarial.rows(home, WIDTH, inf=False)
+        rows = rows_on_thresholds.rows(home, WIDTH, inf=False)
         columns = ["prediction", *(["probability", "rawPrediction"] if "Classifi" in name or name == "softmax" else [])]
-        before, after = (adversarial.served(spark, model, rows, *columns) for model in (home, back))
+        before, after = (rows_on_thresholds.served(spark, model, rows, *columns) for model in (home, back))
         for one, other in zip(before, after, strict=True):
             np.testing.assert_array_equal(one, other)
             assert len(np.unique(one)) > 1
-        for one, other in zip(adversarial.ensembles(home), adversarial.ensembles(back), strict=True):
+        for one, other in zip(rows_on_thresholds.ensembles(home), rows_on_thresholds.ensembles(back), strict=True):
             assert one.uid == other.uid
             assert jvm.defined_params(one)["set"] == jvm.defined_params(other)["set"]
             np.testing.assert_array_equal(one.featureImportances.toArray(), other.featureImportances.toArray())
@@ -81,11 +81,11 @@ def test_saved_and_loaded_it_is_the_same(spark: Any, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_it_is_served_where_no_library_of_trees_is(spark: Any, tmp_path: Path) -> None:
     model = poisson()
-    rows = adversarial.rows(sparkdiff.from_sklearn(model), WIDTH)[:500]
+    rows = rows_on_thresholds.rows(sparkdiff.from_sklearn(model), WIDTH)[:500]
     sparkdiff.from_sklearn(model).write().save(str(tmp_path / "model"))
     frame = spark.createDataFrame([(i, row) for i, row in enumerate(rows.tolist())], "id int, x array<double>")
     frame.select("id", array_to_vector("x").alias("features")).write.parquet(str(tmp_path / "rows"))
-    (found,) = served.predictions([tmp_path / "model"], tmp_path / "rows")
+    (found,) = plain_spark.predictions([tmp_path / "model"], tmp_path / "rows")
     np.testing.assert_allclose(found, model.predict(rows), rtol=1e-12)
 
 
@@ -96,7 +96,7 @@ def test_columns_and_params(spark: Any) -> None:
         predictedLabelCol="label", missing="absent",
     )  # fmt: skip
     clean = np.nan_to_num(X)
-    number, probability, raw, label = adversarial.served(spark, home, clean, "p", "q", "r", "label")
+    number, probability, raw, label = rows_on_thresholds.served(spark, home, clean, "p", "q", "r", "label")
     np.testing.assert_array_equal(number, probability.argmax(1))
     np.testing.assert_array_equal(number, raw.argmax(1))
     np.testing.assert_array_equal(label, np.array(["no", "yes"])[number.astype(int)])
@@ -108,14 +108,14 @@ def test_columns_and_params(spark: Any) -> None:
 
 def test_missing_values_cost_splits_only_where_they_may_come(spark: Any) -> None:
     model = HistGradientBoostingRegressor(max_iter=5).fit(np.nan_to_num(X), Y)
-    sizes = [len(adversarial.trees.read(sparkdiff.from_sklearn(model, missing=m))) for m in ("absent", "keep")]
+    sizes = [len(rows_on_thresholds.trees.read(sparkdiff.from_sklearn(model, missing=m))) for m in ("absent", "keep")]
     assert sizes[0] == 1 + sum(len(p[0].nodes) for p in model._predictors) < sizes[1]
 
 
 def test_two_models_in_one_pipeline_do_not_clash(spark: Any) -> None:
     first, second = (sparkdiff.from_sklearn(poisson(), predictionCol=name) for name in ("first", "second"))
     both = PipelineModel([*first.stages, *second.stages])
-    one, other = adversarial.served(spark, both, X, "first", "second")
+    one, other = rows_on_thresholds.served(spark, both, X, "first", "second")
     np.testing.assert_array_equal(one, other)
 
 

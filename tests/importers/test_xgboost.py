@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import adversarial
 import numpy as np
 import pytest
+import rows_on_thresholds
 import xgboost as xgb
 from test_lightgbm import whole
 from test_sklearn import WIDTH, data, nominal
@@ -40,8 +40,8 @@ def test_regressions(spark: Any, name: str, nan: bool) -> None:
     y = {"gamma": y + 1, "logistic": y / y.max()}.get(name, y)
     model = xgb.XGBRegressor(**SMALL | REGRESSIONS[name]).fit(X, y)
     home = sparkdiff.from_xgboost(model)
-    rows = adversarial.rows(home, WIDTH, inf=False)
-    (found,) = adversarial.served(spark, home, rows, "prediction")
+    rows = rows_on_thresholds.rows(home, WIDTH, inf=False)
+    (found,) = rows_on_thresholds.served(spark, home, rows, "prediction")
     np.testing.assert_allclose(found, model.predict(rows), rtol=2e-6, atol=1e-6)
 
 
@@ -51,8 +51,8 @@ def test_classifiers(spark: Any, classes: int, options: dict[str, Any]) -> None:
     X, y = data(nan=True)
     model = xgb.XGBClassifier(**SMALL, **options).fit(X, np.minimum(y, classes - 1).astype(int))
     home = sparkdiff.from_xgboost(model)
-    rows = adversarial.rows(home, WIDTH, inf=False)
-    probability, number = adversarial.served(spark, home, rows, "probability", "prediction")
+    rows = rows_on_thresholds.rows(home, WIDTH, inf=False)
+    probability, number = rows_on_thresholds.served(spark, home, rows, "probability", "prediction")
     expected = model.predict_proba(rows)
     np.testing.assert_allclose(probability, expected, atol=1e-6)
     clear = np.ptp(np.sort(expected, 1)[:, -2:], axis=1) > 1e-5
@@ -67,9 +67,9 @@ def test_categories(spark: Any) -> None:
     with pytest.raises(InputError, match=r"feature \d is categorical.*categories='whole'"):
         sparkdiff.from_xgboost(model)
     home = sparkdiff.from_xgboost(model, categories="whole")
-    assert (adversarial.trees.read(home).numCategories >= 0).sum() > 10
-    rows = whole(adversarial.rows(home, WIDTH, inf=False))
-    (found,) = adversarial.served(spark, home, rows, "prediction")
+    assert (rows_on_thresholds.trees.read(home).numCategories >= 0).sum() > 10
+    rows = whole(rows_on_thresholds.rows(home, WIDTH, inf=False))
+    (found,) = rows_on_thresholds.served(spark, home, rows, "prediction")
     np.testing.assert_allclose(found, model.predict(rows), rtol=2e-6, atol=1e-6)
 
 
@@ -85,7 +85,7 @@ def test_the_best_iteration(spark: Any) -> None:
     ):  # fmt: skip
         home = sparkdiff.from_xgboost(each, missing="absent")
         assert home.getNumTrees == trees + 1  # and one leaf, the base score
-        (found,) = adversarial.served(spark, home, X, "prediction")
+        (found,) = rows_on_thresholds.served(spark, home, X, "prediction")
         np.testing.assert_allclose(found, each.predict(rows), rtol=2e-6, atol=1e-6)
 
 
@@ -101,6 +101,6 @@ def test_huge_numbers_are_rounded_as_float32_is(spark: Any) -> None:
     X = (10.0 ** random.uniform(-44, 38.4, size=(500, WIDTH)) * random.choice([-1, 1], (500, WIDTH))).astype(np.float32)
     model = xgb.XGBRegressor(**SMALL | {"tree_method": "exact"}).fit(X, random.normal(size=500))
     home = sparkdiff.from_xgboost(model)
-    rows = adversarial.rows(home, WIDTH, inf=False)
-    (found,) = adversarial.served(spark, home, rows, "prediction")
+    rows = rows_on_thresholds.rows(home, WIDTH, inf=False)
+    (found,) = rows_on_thresholds.served(spark, home, rows, "prediction")
     np.testing.assert_allclose(found, model.predict(rows), rtol=2e-6, atol=1e-6)

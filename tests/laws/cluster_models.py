@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from making import COLUMNS, adversarial, sparse
 from pyspark.ml.clustering import GaussianMixture, KMeans
 from pyspark.ml.linalg import Vectors
 from pyspark.sql import DataFrame, SparkSession
+from stages_and_rows import COLUMNS, adversarial, sparse
 
 from sparkdiff.jvm import clustering
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import adversarial
 import lightgbm as lgb
 import numpy as np
 import pytest
+import rows_on_thresholds
 from test_sklearn import WIDTH, data, nominal
 
 import sparkdiff
@@ -44,8 +44,8 @@ def test_regressions(spark: Any, name: str, nan: bool) -> None:
     y = {"gamma": y + 1, "cross entropy": y / y.max()}.get(name, y)
     model = lgb.LGBMRegressor(**SMALL | REGRESSIONS[name]).fit(X, y)
     home = sparkdiff.from_lightgbm(model)
-    rows = adversarial.rows(home, WIDTH)
-    (found,) = adversarial.served(spark, home, rows, "prediction")
+    rows = rows_on_thresholds.rows(home, WIDTH)
+    (found,) = rows_on_thresholds.served(spark, home, rows, "prediction")
     np.testing.assert_allclose(found, model.predict(rows), rtol=1e-12, atol=1e-12)
 
 
@@ -56,8 +56,8 @@ def test_classifiers(spark: Any, classes: int, options: dict[str, Any]) -> None:
     extra = {"sigmoid": 1.7} if classes == 2 else {}
     model = lgb.LGBMClassifier(**SMALL, **options, **extra).fit(X, np.minimum(y, classes - 1).astype(int))
     home = sparkdiff.from_lightgbm(model)
-    rows = adversarial.rows(home, WIDTH)
-    probability, number = adversarial.served(spark, home, rows, "probability", "prediction")
+    rows = rows_on_thresholds.rows(home, WIDTH)
+    probability, number = rows_on_thresholds.served(spark, home, rows, "probability", "prediction")
     np.testing.assert_allclose(probability, model.predict_proba(rows), rtol=1e-12, atol=1e-12)
     np.testing.assert_array_equal(number, model.predict(rows))
 
@@ -69,8 +69,8 @@ def test_zero_as_missing(spark: Any) -> None:
     options = SMALL | {"n_estimators": 3, "num_leaves": 2, "zero_as_missing": True}
     model = lgb.LGBMRegressor(**options).fit(X, X[:, 0] > 1)
     home = sparkdiff.from_lightgbm(model)
-    rows = adversarial.rows(home, 1)
-    (found,) = adversarial.served(spark, home, rows, "prediction")
+    rows = rows_on_thresholds.rows(home, 1)
+    (found,) = rows_on_thresholds.served(spark, home, rows, "prediction")
     np.testing.assert_allclose(found, model.predict(rows), rtol=1e-12, atol=1e-12)
     assert len(np.unique(found)) > 1
     with pytest.raises(InputError, match="feature 0: zero_as_missing sends zeros to another side"):
@@ -83,9 +83,9 @@ def test_categories(spark: Any) -> None:
     with pytest.raises(InputError, match=r"feature \d is categorical.*categories='whole'"):
         sparkdiff.from_lightgbm(model)
     home = sparkdiff.from_lightgbm(model, categories="whole")
-    assert (adversarial.trees.read(home).numCategories >= 0).sum() > 10
-    rows = whole(adversarial.rows(home, WIDTH))
-    (found,) = adversarial.served(spark, home, rows, "prediction")
+    assert (rows_on_thresholds.trees.read(home).numCategories >= 0).sum() > 10
+    rows = whole(rows_on_thresholds.rows(home, WIDTH))
+    (found,) = rows_on_thresholds.served(spark, home, rows, "prediction")
     np.testing.assert_allclose(found, model.predict(rows), rtol=1e-12, atol=1e-12)
 
 
@@ -106,7 +106,7 @@ def test_the_best_iteration(spark: Any) -> None:
     for each in (model, model.booster_):
         home = sparkdiff.from_lightgbm(each)
         assert home.getNumTrees == model.best_iteration_
-        (found,) = adversarial.served(spark, home, X, "prediction")
+        (found,) = rows_on_thresholds.served(spark, home, X, "prediction")
         np.testing.assert_allclose(found, each.predict(X), rtol=1e-12)
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import adversarial
 import numpy as np
 import pytest
+import rows_on_thresholds
 from sklearn.ensemble import (
     ExtraTreesClassifier,
     ExtraTreesRegressor,
@@ -61,8 +61,8 @@ def test_regressors(spark: Any, name: str, nan: bool) -> None:
     model.fit(X, y)
     home = sparkdiff.from_sklearn(model)
     hist = name.startswith("hist")
-    rows = adversarial.rows(home, WIDTH, nan=takes_nan, inf=hist)
-    (found,) = adversarial.served(spark, home, rows, "prediction")
+    rows = rows_on_thresholds.rows(home, WIDTH, nan=takes_nan, inf=hist)
+    (found,) = rows_on_thresholds.served(spark, home, rows, "prediction")
     with np.errstate(invalid="ignore", over="ignore"):  # scikit-learn adds all values up
         expected = model.predict(rows)
     np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
@@ -89,8 +89,8 @@ def test_classifiers(spark: Any, name: str, classes: int) -> None:
 
 def check_classifier(spark: Any, model: Any, takes_nan: bool, *, inf: bool = False) -> None:
     home = sparkdiff.from_sklearn(model, predictionCol="number")
-    rows = adversarial.rows(home, WIDTH, nan=takes_nan, inf=inf)
-    probability, number = adversarial.served(spark, home, rows, "probability", "number")
+    rows = rows_on_thresholds.rows(home, WIDTH, nan=takes_nan, inf=inf)
+    probability, number = rows_on_thresholds.served(spark, home, rows, "probability", "number")
     expected = model.predict_proba(rows)
     np.testing.assert_allclose(probability, expected, rtol=1e-12, atol=1e-12)
     top = np.sort(expected, 1)
@@ -119,15 +119,15 @@ def test_categories(spark: Any) -> None:
     X, y = nominal()
     model = HistGradientBoostingRegressor(categorical_features=[1, 3], max_iter=15).fit(X, y)
     home = sparkdiff.from_sklearn(model)
-    nodes = adversarial.trees.read(home)
+    nodes = rows_on_thresholds.trees.read(home)
     assert (nodes.numCategories >= 0).sum() > 30  # splits of categories, of which
     ends = nodes.ends - nodes.starts
     assert (
         ends[nodes.numCategories >= 0] * 2 > nodes.numCategories[nodes.numCategories >= 0]
     ).any()  # some keep the rest left
-    rows = adversarial.rows(home, WIDTH)
+    rows = rows_on_thresholds.rows(home, WIDTH)
     rows[:, [1, 3]] = np.clip(rows[:, [1, 3]], -1e300, 1e300)  # infinities are refused there
-    (found,) = adversarial.served(spark, home, rows, "prediction")
+    (found,) = rows_on_thresholds.served(spark, home, rows, "prediction")
     with np.errstate(invalid="ignore"):  # scikit-learn adds all values up
         expected = model.predict(rows)
     np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
@@ -148,8 +148,8 @@ def test_huge_numbers_are_rounded_as_float32_is(spark: Any) -> None:
     X = (10.0 ** random.uniform(-44, 38.4, size=(500, WIDTH)) * random.choice([-1, 1], (500, WIDTH))).astype(np.float32)
     model = RandomForestRegressor(10, random_state=0).fit(X, random.normal(size=500))
     home = sparkdiff.from_sklearn(model, missing="absent")
-    rows = adversarial.rows(home, WIDTH, nan=False, inf=False)
-    (found,) = adversarial.served(spark, home, rows, "prediction")
+    rows = rows_on_thresholds.rows(home, WIDTH, nan=False, inf=False)
+    (found,) = rows_on_thresholds.served(spark, home, rows, "prediction")
     with np.errstate(invalid="ignore", over="ignore"):  # scikit-learn adds all values up
         expected = model.predict(rows)
     np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
