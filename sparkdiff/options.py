@@ -184,32 +184,52 @@ def convert(field: dataclasses.Field[Any], value: Any) -> Any:
         if not isinstance(value, Mapping):
             raise TypeError(f"The {name!r} option must be a mapping of names to {_LISTS}. Got {value!r} instead.")
         return {str(k): _numbers(name, v) for k, v in value.items()}
-    kind = rules["kind"]
-    if kind is tuple:
-        given = [value] if isinstance(value, str) or hasattr(value, "uid") else value
-        names = [getattr(v, "uid", v) for v in given] if isinstance(given, (list, tuple, set, frozenset)) else [None]
-        if not all(isinstance(v, str) for v in names):
-            items = rules.get("items", "stages or their names")
-            raise TypeError(f"The {name!r} option must be a list of {items}. Got {value!r} instead.")
-        return tuple(sorted(names) if isinstance(given, (set, frozenset)) else names)
-    if kind is dict:
-        if not isinstance(value, Mapping) or not all(is_number(v) and math.isfinite(v) for v in value.values()):
-            raise TypeError(f"The {name!r} option must be a mapping of names to finite numbers. Got {value!r} instead.")
-        if any(v < rules.get("low", -math.inf) for v in value.values()):
-            raise ValueError(f"The {name!r} option must hold numbers >= {rules['low']}. Got {value!r} instead.")
-        return {str(k): float(v) for k, v in value.items()}
+    if rules["kind"] is tuple:
+        return _names(name, value, rules)
+    if rules["kind"] is dict:
+        return _parameters(name, value, rules)
     if isinstance(value, bool) and str(value).lower() in rules.get("choices", ()):
         return str(value).lower()  # localMode: true in YAML
+    return _checked(name, _scalar(name, value, rules["kind"]), rules)
+
+
+def _names(name: str, value: Any, rules: Mapping[str, Any]) -> tuple[str, ...]:
+    """A list of stages or names, as names; a set is sorted."""
+    given = [value] if isinstance(value, str) or hasattr(value, "uid") else value
+    names: list[Any] = (
+        [getattr(v, "uid", v) for v in given] if isinstance(given, (list, tuple, set, frozenset)) else [None]
+    )
+    if not all(isinstance(v, str) for v in names):
+        items = rules.get("items", "stages or their names")
+        raise TypeError(f"The {name!r} option must be a list of {items}. Got {value!r} instead.")
+    return tuple(sorted(names) if isinstance(given, (set, frozenset)) else names)
+
+
+def _parameters(name: str, value: Any, rules: Mapping[str, Any]) -> dict[str, float]:
+    """A mapping of names to finite numbers, none of them too low."""
+    if not isinstance(value, Mapping) or not all(is_number(v) and math.isfinite(v) for v in value.values()):
+        raise TypeError(f"The {name!r} option must be a mapping of names to finite numbers. Got {value!r} instead.")
+    if any(v < rules.get("low", -math.inf) for v in value.values()):
+        raise ValueError(f"The {name!r} option must hold numbers >= {rules['low']}. Got {value!r} instead.")
+    return {str(k): float(v) for k, v in value.items()}
+
+
+def _scalar(name: str, value: Any, kind: type) -> Any:
+    """A text, boolean or number of this kind."""
+    whole = (isinstance(value, numbers.Integral) and is_number(value)) or (
+        isinstance(value, float) and value.is_integer()
+    )
     good = {
-        str: isinstance(value, str) and value != "",
-        bool: isinstance(value, bool),
-        int: (isinstance(value, numbers.Integral) and is_number(value))
-        or (isinstance(value, float) and value.is_integer()),
+        str: isinstance(value, str) and value != "", bool: isinstance(value, bool), int: whole,
         float: is_number(value) and math.isfinite(value),
-    }[kind]
-    if not good:
+    }  # fmt: skip
+    if not good[kind]:
         raise TypeError(f"The {name!r} option must be {a(kind)}. Got {value!r} instead.")
-    value = kind(value)
+    return kind(value)
+
+
+def _checked(name: str, value: Any, rules: Mapping[str, Any]) -> Any:
+    """A scalar that is a folder of this machine, one of the choices, or within its bounds, as the rules ask."""
     if value in rules.get("refused", ()):
         raise ValueError(rules["refused"][value])
     if rules.get("folder") and (refused := paths.not_local(name, value)):
@@ -223,11 +243,8 @@ def convert(field: dataclasses.Field[Any], value: Any) -> Any:
             f"The {name!r} option must be one of {', '.join(rules['choices'])}. Got {value!r} instead.{near}"
         )
     low, high = rules.get("low", -math.inf), rules.get("high", math.inf)
-    if kind in (int, float) and (
-        value < low
-        or value > high
-        or (rules.get("openLow") and value == low)
-        or (rules.get("openHigh") and value == high)
+    if rules["kind"] in (int, float) and (
+        not low <= value <= high or (rules.get("openLow") and value == low) or (rules.get("openHigh") and value == high)
     ):
         left, right = "(" if rules.get("openLow") else "[", ")" if rules.get("openHigh") or high == math.inf else "]"
         raise ValueError(f"The {name!r} option must be in {left}{low}, {high}{right}. Got {value!r} instead.")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from pyspark.ml.functions import vector_to_array
 from pyspark.ml.linalg import VectorUDT
-from pyspark.sql import Column, DataFrame
+from pyspark.sql import Column, DataFrame, Row
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, NumericType
 
@@ -87,26 +87,8 @@ def predictions(old: Any, new: Any, df: DataFrame, sample: int | None = None) ->
         )
     if sample is not None:
         df = df.orderBy(row_hash(df)).limit(sample)
-    labels = _labels(graphs[0]) | _labels(graphs[1])
-    columns = read_by_name(df)
-    hidden = unused("__sparkdiff_", (*df.columns, *(c for g in graphs for leaf in g.leaves for c in leaf.outputs)))
     try:
-        # The old pipeline may overwrite what the new one reads, so the row is kept aside.
-        row = F.struct(*(quoted(c).alias(f"c{i}") for i, c in enumerate(columns)))
-        out = old.transform(df.withColumn(f"{hidden}row", row))
-        _check_kept([f"{hidden}row", *(ours[c] for c in both)], out, old)
-        labels |= {c for c in both if _is_nominal(out, ours[c])}
-        keep = [F.col(f"{hidden}row")[f"c{i}"].alias(c, metadata=_metadata(df, c)) for i, c in enumerate(columns)]
-        held = [quoted(ours[c]).alias(f"{hidden}{i}") for i, c in enumerate(both)]
-        out = new.transform(out.select(*keep, *held))
-        _check_kept([*(f"{hidden}{i}" for i in range(len(both))), *(theirs[c] for c in both)], out, new)
-        labels |= {c for c in both if _is_nominal(out, theirs[c])}
-        pairs = [(f"{hidden}{i}", theirs[c], c in labels) for i, c in enumerate(both)]
-        changes = [_change(out, *pair) for pair in pairs]
-        kinds = [c.alias(f"d{i}") for i, (_, c) in enumerate(changes)]
-        counts = [a for i, (is_label, _) in enumerate(changes) for a in _aggregates(f"d{i}", is_label)]
-        found = out.select(*kinds).agg(F.count(F.lit(1)).alias("rows"), *counts).first()
-        assert found is not None  # an aggregate without groups is one row
+        found, labels = _counted((old, new), graphs, df, [(ours[c], theirs[c]) for c in both])
         dropping = any(leaf.drops_rows for graph in graphs for leaf in graph.leaves)
         sampled = df.count() if dropping else found["rows"]
     except jvm.SparkError as e:
@@ -114,8 +96,8 @@ def predictions(old: Any, new: Any, df: DataFrame, sample: int | None = None) ->
     if not found["rows"]:
         raise InputError("there are no rows to compare")
     flips, numbers = [], []
-    for i, (c, (is_label, _)) in enumerate(zip(both, changes, strict=True)):
-        if is_label:
+    for i, c in enumerate(both):
+        if labels[i]:
             flips.append(
                 LabelFlips(theirs[c], found["rows"], found[f"d{i}_flips"], found[f"d{i}_flips"] / found["rows"])
             )
@@ -125,6 +107,33 @@ def predictions(old: Any, new: Any, df: DataFrame, sample: int | None = None) ->
         sampled, found["rows"], tuple(flips), tuple(numbers),
         tuple(ours[c] for c in ours if c not in theirs), tuple(theirs[c] for c in theirs if c not in ours),
     )  # fmt: skip
+
+
+def _counted(
+    models: tuple[Any, Any], graphs: tuple[Graph, Graph], df: DataFrame, pairs: Sequence[tuple[str, str]]
+) -> tuple[Row, list[bool]]:
+    """Counts of the differences in each pair of columns, from one pass over the rows; and which of the pairs are labels."""
+    old, new = models
+    columns = read_by_name(df)
+    hidden = unused("__sparkdiff_", (*df.columns, *(c for g in graphs for leaf in g.leaves for c in leaf.outputs)))
+    fold = folding()
+    nominal = _labels(graphs[0]) | _labels(graphs[1])
+    # The old pipeline may overwrite what the new one reads, so the row is kept aside.
+    row = F.struct(*(quoted(c).alias(f"c{i}") for i, c in enumerate(columns)))
+    out = old.transform(df.withColumn(f"{hidden}row", row))
+    _check_kept([f"{hidden}row", *(a for a, _ in pairs)], out, old)
+    labels = [fold(a) in nominal or _is_nominal(out, a) for a, _ in pairs]
+    keep = [F.col(f"{hidden}row")[f"c{i}"].alias(c, metadata=_metadata(df, c)) for i, c in enumerate(columns)]
+    held = [quoted(a).alias(f"{hidden}{i}") for i, (a, _) in enumerate(pairs)]
+    out = new.transform(out.select(*keep, *held))
+    _check_kept([*(f"{hidden}{i}" for i in range(len(pairs))), *(b for _, b in pairs)], out, new)
+    labels = [known or _is_nominal(out, b) for known, (_, b) in zip(labels, pairs, strict=True)]
+    changes = [_change(out, f"{hidden}{i}", b, labels[i]) for i, (_, b) in enumerate(pairs)]
+    kinds = [c.alias(f"d{i}") for i, (_, c) in enumerate(changes)]
+    counts = [a for i, (is_label, _) in enumerate(changes) for a in _aggregates(f"d{i}", is_label)]
+    found = out.select(*kinds).agg(F.count(F.lit(1)).alias("rows"), *counts).first()
+    assert found is not None  # an aggregate without groups is one row
+    return found, [is_label for is_label, _ in changes]
 
 
 def _outputs(graph: Graph) -> dict[str, str]:

@@ -85,7 +85,7 @@ class _Seen:
         self.hashes = Twins(sum(data.stream.rows(s) for s in (TRAIN, VALIDATION)))
         self.groups: dict[str, list[Tensor]] = {s: [] for s in splits}
         self.rows = dict.fromkeys(splits, 0)
-        self.scores = {s: Score() for s in splits}
+        self.scores = {s: SlopeSums() for s in splits}
         self.objective = _unpenalised(network, label)
         head = network.head
         whole = len(label.classes) == 2 and bool((label.classes > 0).all())
@@ -240,7 +240,7 @@ class _Seen:
         for over in ((VALIDATION,), (TRAIN, VALIDATION), (VALIDATION, "test"), (TRAIN, VALIDATION, "test")):
             if not all(s in self.scores and self.rows[s] for s in over):
                 continue
-            total = Score.over([self.scores[s] for s in over])
+            total = SlopeSums.over([self.scores[s] for s in over])
             if total.zero():
                 z, alone = total.z(), self.scores[TRAIN].z()
                 return [
@@ -320,7 +320,7 @@ class _Seen:
         ]
 
 
-class Score:
+class SlopeSums:
     """Sums of w * dloss/dmargin over rows: zero where a predictor with an unpenalised intercept was fitted."""
 
     def __init__(self) -> None:
@@ -338,8 +338,8 @@ class Score:
         self.sum, self.square = self.sum + slope.sum(0), self.square + slope.square().sum(0)
 
     @staticmethod
-    def over(parts: Sequence[Score]) -> Score:
-        out = Score()
+    def over(parts: Sequence[SlopeSums]) -> SlopeSums:
+        out = SlopeSums()
         out.sum, out.square = sum(p.sum for p in parts), sum(p.square for p in parts)  # type: ignore[assignment]
         return out
 

@@ -102,17 +102,7 @@ def decide(
     Raises:
         InputError: with fewer than 30 units, or a weight that is negative or not finite.
     """
-    gains, weights = gains.detach().to("cpu", torch.float64), weights.detach().to("cpu", torch.float64)
-    if gains.ndim != 2 or weights.shape != gains.shape[1:]:
-        raise ValueError(f"gains must be (C, B) and weights (B,), got {tuple(gains.shape)} and {tuple(weights.shape)}")
-    loss = None if original is None else original.detach().to("cpu", torch.float64)[weights > 0]
-    if not level > 0:
-        raise InputError(f"The p-value to accept must be above 0, got {level}; 1 accepts any gain.")
-    if not bool((weights.isfinite() & (weights >= 0)).all()):
-        raise InputError(
-            "The validation weights hold a negative, NaN or infinite value; weights must be finite and >= 0."
-        )
-    gains, weights = gains[:, weights > 0], weights[weights > 0]
+    gains, weights, loss = _checked(gains, weights, original, level)
     found = len(weights) if units is None else units
     if found < MIN_UNITS or len(weights) == 0:
         raise InputError(
@@ -138,6 +128,23 @@ def decide(
     p = _p_value(gains[moved] / norm[moved, None], _score(gains[best]), level, seed)
     ratios = None if loss is None else _interval(gains[moved], gains[best], loss, tail, seed)
     return Verdict(p < level or level >= 1, best, gain, z, p, level, warnings, ratios, join)
+
+
+def _checked(
+    gains: Tensor, weights: Tensor, original: Tensor | None, level: float
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The sums of the blocks that have weight, as doubles on the CPU."""
+    gains, weights = gains.detach().to("cpu", torch.float64), weights.detach().to("cpu", torch.float64)
+    if gains.ndim != 2 or weights.shape != gains.shape[1:]:
+        raise ValueError(f"gains must be (C, B) and weights (B,), got {tuple(gains.shape)} and {tuple(weights.shape)}")
+    if not level > 0:
+        raise InputError(f"The p-value to accept must be above 0, got {level}; 1 accepts any gain.")
+    if not bool((weights.isfinite() & (weights >= 0)).all()):
+        raise InputError(
+            "The validation weights hold a negative, NaN or infinite value; weights must be finite and >= 0."
+        )
+    held = weights > 0
+    return gains[:, held], weights[held], None if original is None else original.detach().to("cpu", torch.float64)[held]
 
 
 def worsening(gains: Tensor, *, level: float, joined: int = 1, seed: int = 0) -> Tensor:

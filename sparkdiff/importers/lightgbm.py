@@ -10,7 +10,7 @@ import numpy as np
 
 from sparkdiff.errors import InputError
 from sparkdiff.importers.models import GAMMA, IDENTITY, LOGIT, POISSON, Boosted, tweedie
-from sparkdiff.importers.trees import Trees
+from sparkdiff.importers.trees import TreeArrays
 from sparkdiff.jvm.nodes import Array
 
 IDENTITIES = (
@@ -86,14 +86,14 @@ def _numbers(fields: Mapping[str, str], name: str, kind: Any = np.float64) -> Ar
     return np.array(fields.get(name, "").split(), kind)
 
 
-def _tree(fields: Mapping[str, str], *, whole: bool) -> Trees:
+def _tree(fields: Mapping[str, str], *, whole: bool) -> TreeArrays:
     """Its inner nodes first, the root in front, then its leaves."""
     if fields.get("is_linear", "0") == "1":
         raise InputError("LightGBM's linear_tree has a regression in each leaf, but a leaf in Spark has one value")
     leaves = _numbers(fields, "leaf_value")
     inner, zeros = len(leaves) - 1, np.zeros(len(leaves))
     if not inner:
-        return Trees.constant(float(leaves[0]))
+        return TreeArrays.constant(float(leaves[0]))
     kind = _numbers(fields, "decision_type", np.int64)
     threshold, missing = _numbers(fields, "threshold"), kind >> 2 & 3
     feature = _numbers(fields, "split_feature", np.int64)
@@ -125,7 +125,7 @@ def _tree(fields: Mapping[str, str], *, whole: bool) -> Trees:
     children = [np.concatenate([_numbers(fields, f"{side}_child", np.int64), zeros - 1]) for side in ("left", "right")]
     for child in children:  # ~leaf
         child[:inner] = np.where(child[:inner] < 0, inner + ~child[:inner].astype(np.int64), child[:inner])
-    return Trees(
+    return TreeArrays(
         offsets=np.array([0, 2 * inner + 1]),
         left=children[0].astype(np.int64),
         right=children[1].astype(np.int64),

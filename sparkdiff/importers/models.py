@@ -24,7 +24,7 @@ from pyspark.ml.regression import (
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError
-from sparkdiff.importers.trees import Trees
+from sparkdiff.importers.trees import TreeArrays
 from sparkdiff.jvm import trees as java_trees
 from sparkdiff.jvm.nodes import Array, Nodes
 
@@ -55,8 +55,8 @@ class Columns:
                 f"missing must be 'keep' (NaN goes where the library sends it) or 'absent' (no row has NaN), got {self.missing!r}"
             )
 
-    def nodes(self, trees: Sequence[Trees]) -> Nodes:
-        joined = Trees.join(trees)
+    def nodes(self, trees: Sequence[TreeArrays]) -> Nodes:
+        joined = TreeArrays.join(trees)
         return (joined.without_missing() if self.missing == "absent" else joined).nodes()
 
 
@@ -73,7 +73,7 @@ class Boosted:
         classes: of a classifier: two with K = 1 and p = sigmoid(margin), or K and their softmax.
     """
 
-    trees: Sequence[Trees]
+    trees: Sequence[TreeArrays]
     treeWeights: Array
     output: Array
     base: Array
@@ -120,7 +120,7 @@ class Boosted:
     def _with_base(self, output: int, base: float, columns: Columns) -> tuple[Nodes, Array]:
         """The nodes and weights of one margin's trees; what is added to their sum is a tree of one leaf, the first."""
         which = np.flatnonzero(self.output == output).tolist()
-        first = [] if base == 0 and which else [Trees.constant(base)]
+        first = [] if base == 0 and which else [TreeArrays.constant(base)]
         weights = np.concatenate([np.ones(len(first)), self.treeWeights[which]])
         return columns.nodes([*first, *(self.trees[t] for t in which)]), weights
 
@@ -134,7 +134,7 @@ class Averaged:
         impurity: Spark's name of the measure that they were grown by, of classes.
     """
 
-    trees: Sequence[Trees]
+    trees: Sequence[TreeArrays]
     numFeatures: int
     forest: bool
     impurity: str = "variance"

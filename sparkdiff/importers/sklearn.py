@@ -9,7 +9,7 @@ import numpy as np
 
 from sparkdiff.errors import InputError
 from sparkdiff.importers.models import GAMMA, IDENTITY, POISSON, Averaged, Boosted
-from sparkdiff.importers.trees import Trees, below, rounding_to
+from sparkdiff.importers.trees import TreeArrays, below, rounding_to
 from sparkdiff.jvm.nodes import Array
 
 IMPURITIES = {"gini": "gini", "entropy": "entropy", "log_loss": "entropy"}
@@ -56,7 +56,7 @@ def _averaged(model: Any, members: Any, *, forest: bool) -> Averaged:
     return Averaged(trees, model.n_features_in_, forest, IMPURITIES[model.criterion], list(classes))
 
 
-def _tree(tree: Any, *, nan: bool, classes: bool) -> Trees:
+def _tree(tree: Any, *, nan: bool, classes: bool) -> TreeArrays:
     """x is rounded to float32, and left is float32(x) <= threshold (sklearn.tree._tree.Tree)."""
     inner = tree.children_left >= 0
     threshold = np.where(inner, rounding_to(below(np.where(inner, tree.threshold, 0.0))), 0.0)
@@ -64,7 +64,7 @@ def _tree(tree: Any, *, nan: bool, classes: bool) -> Trees:
     children = [np.where(inner, child, 0) for child in (tree.children_left, tree.children_right)]
     lost = sum(weight[child] * tree.impurity[child] for child in children)
     value = tree.value[:, 0, :]
-    return Trees(
+    return TreeArrays(
         offsets=np.array([0, tree.node_count]),
         left=tree.children_left,
         right=tree.children_right,
@@ -150,7 +150,7 @@ def _hist_columns(model: Any) -> tuple[Array, dict[int, Array]]:
     return columns, dict(enumerate(np.asarray(categories, np.float64) for categories in found))
 
 
-def _hist_tree(predictor: Any, columns: Array, categories: dict[int, Array]) -> Trees:
+def _hist_tree(predictor: Any, columns: Array, categories: dict[int, Array]) -> TreeArrays:
     nodes = predictor.nodes
     inner = nodes["is_leaf"] == 0
     left, right = (np.where(inner, nodes[side].astype(np.int64), -1) for side in ("left", "right"))
@@ -166,7 +166,7 @@ def _hist_tree(predictor: Any, columns: Array, categories: dict[int, Array]) -> 
     count = nodes["count"].astype(np.float64)
     with np.errstate(invalid="ignore"):
         gain = np.where(inner & (nodes["gain"] > 0), nodes["gain"] / np.maximum(count, 1), 0.0)
-    return Trees(
+    return TreeArrays(
         offsets=np.array([0, len(nodes)]),
         left=left,
         right=right,

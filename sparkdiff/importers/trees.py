@@ -18,7 +18,7 @@ LARGEST_CATEGORY = 65_535
 
 
 @dataclasses.dataclass(frozen=True)
-class Trees:
+class TreeArrays:
     """All nodes of T trees, one tree after the other, each from its root, in any order.
 
     Attributes:
@@ -52,25 +52,25 @@ class Trees:
         return len(self.offsets) - 1
 
     @staticmethod
-    def constant(value: float) -> Trees:
+    def constant(value: float) -> TreeArrays:
         """One leaf."""
         zero, one = np.zeros(1), np.full(1, -1)
-        return Trees(np.array([0, 1]), one, one, one, zero, zero > 0, np.full(1, value), zero, zero, zero)
+        return TreeArrays(np.array([0, 1]), one, one, one, zero, zero > 0, np.full(1, value), zero, zero, zero)
 
     @staticmethod
-    def join(parts: Sequence[Trees]) -> Trees:
+    def join(parts: Sequence[TreeArrays]) -> TreeArrays:
         """The trees of all parts; all have stats, or none."""
         firsts = np.cumsum([0, *(len(part.left) for part in parts)]).tolist()
         fields = {
             field.name: np.concatenate([getattr(part, field.name) for part in parts])
-            for field in dataclasses.fields(Trees)
+            for field in dataclasses.fields(TreeArrays)
             if field.name not in ("offsets", "sets") and getattr(parts[0], field.name) is not None
         }
         offsets = [first + part.offsets[:-1] for first, part in zip(firsts, parts, strict=False)]
         sets = {first + j: each for first, part in zip(firsts, parts, strict=False) for j, each in part.sets.items()}
-        return Trees(offsets=np.concatenate([*offsets, firsts[-1:]]), sets=sets, **fields)
+        return TreeArrays(offsets=np.concatenate([*offsets, firsts[-1:]]), sets=sets, **fields)
 
-    def without_missing(self) -> Trees:
+    def without_missing(self) -> TreeArrays:
         """The same where no row has NaN: it goes as Spark sends it."""
         nanLeft = np.zeros(len(self.left), bool)
         for node, (_, setLeft) in self.sets.items():

@@ -10,7 +10,7 @@ import numpy as np
 
 from sparkdiff.errors import InputError
 from sparkdiff.importers.models import GAMMA, IDENTITY, LOGIT, POISSON, Boosted, tweedie
-from sparkdiff.importers.trees import Trees, rounding_to
+from sparkdiff.importers.trees import TreeArrays, rounding_to
 from sparkdiff.jvm.nodes import Array
 
 IDENTITIES = (
@@ -87,7 +87,7 @@ def _link(name: str, objective: Mapping[str, Any]) -> Mapping[str, Any]:
     return LINKS.get(name, IDENTITY)
 
 
-def _tree(tree: Mapping[str, Any], *, whole: bool) -> Trees:
+def _tree(tree: Mapping[str, Any], *, whole: bool) -> TreeArrays:
     """x is rounded to float32, and left is float32(x) < split_conditions; the listed categories go right."""
     left, right = np.array(tree["left_children"], np.int64), np.array(tree["right_children"], np.int64)
     inner = left >= 0
@@ -106,7 +106,7 @@ def _tree(tree: Mapping[str, Any], *, whole: bool) -> Trees:
             )
         sets[j] = (listed[start : start + size], False)
     weight = np.array(tree["sum_hessian"])
-    return Trees(
+    return TreeArrays(
         offsets=np.array([0, len(left)]),
         left=left,
         right=right,

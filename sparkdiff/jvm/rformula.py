@@ -14,26 +14,26 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 
-class Part(JavaTransformer, JavaMLWritable):
+class FormulaPart(JavaTransformer, JavaMLWritable):
     """What pyspark has no class for. It has no Params, and Spark's own copy() of it fails for want of a constructor."""
 
     @classmethod
-    def of(cls, java: Any) -> Part:
+    def of(cls, java: Any) -> FormulaPart:
         return cls(java)._resetUid(str(java.uid()))
 
-    def copy(self, extra: Any = None) -> Part:
+    def copy(self, extra: Any = None) -> FormulaPart:
         java: Any = self._java_obj
         return self.of(java.getClass().cast(java))  # a reference of its own: that of a stage ends with the stage
 
 
-class VectorAttributeRewriter(Part):
+class VectorAttributeRewriter(FormulaPart):
     """Gives the slots of a vector the names that the formula's terms have."""
 
     def getVectorCol(self) -> str:
         return str(self._java_obj.vectorCol())  # type: ignore[union-attr]
 
 
-class ColumnPruner(Part):
+class ColumnPruner(FormulaPart):
     """Drops the columns that the formula's terms needed on the way."""
 
 

@@ -139,7 +139,7 @@ def compare(
             raise InputError(
                 f"Spark failed while running {', '.join(s.uid for s in stages.values())}: {jvm.cause(e)}"
             ) from e
-        tally = Tally(network)
+        tally = Differences(network)
         try:
             rows = PROBE
             for probe in itertools.islice(read_plain(where, PROBE), 1):
@@ -183,7 +183,7 @@ def _entries(ours: Rows, theirs: Rows) -> tuple[Tensor, Tensor]:
     return first, second
 
 
-class Tally:
+class Differences:
     """Running maxima of the differences, batch by batch."""
 
     def __init__(self, network: Network):

@@ -151,7 +151,7 @@ class Binarizer(Comparing):
         return stage.copy({} if value == stage.getOrDefault(self.name) else {stage.getParam(self.name): value})
 
 
-class Splits(Ordered):
+class SortedSplits(Ordered):
     """Splits ascend along the last axis between outer ones that stay; infinite entries behind the last are padding."""
 
     def __init__(self, outer: Tensor):
@@ -269,7 +269,7 @@ class Bucketizer(Comparing):
         return {self.name: self.inner}
 
     def constraints(self) -> dict[str, Constraint]:
-        return {self.name: Splits(self.outer)}
+        return {self.name: SortedSplits(self.outer)}
 
     def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
         """Of a split that moves freely in its column's standard deviations, of others in logarithms of distances."""

@@ -18,7 +18,7 @@ leave_in_spark("sparkdiff.jvm.formulas.FormulaLabel", "it makes the label, which
 
 
 @register("sparkdiff.jvm.rformula.VectorAttributeRewriter")
-class VectorAttributeRewriter(StageModule):
+class RewrittenAttributes(StageModule):
     """The vector itself; what Spark rewrites are the names of its slots, back from temporary columns to the formula's terms."""
 
     columnwise = True
@@ -31,7 +31,7 @@ class VectorAttributeRewriter(StageModule):
     outputs = inputs
 
     @classmethod
-    def from_spark(cls, stage: Any) -> VectorAttributeRewriter:
+    def from_spark(cls, stage: Any) -> RewrittenAttributes:
         return cls()
 
     def forward(self, x: Rows) -> Rows:  # (n, d) -> (n, d)
@@ -42,7 +42,7 @@ class VectorAttributeRewriter(StageModule):
 
 
 @register("sparkdiff.jvm.rformula.ColumnPruner")
-class ColumnPruner(StageModule):
+class PrunedColumns(StageModule):
     """Nothing to compute: Spark drops the temporary columns here, and the network's have never been in the data."""
 
     @classmethod
@@ -52,7 +52,7 @@ class ColumnPruner(StageModule):
     outputs = inputs
 
     @classmethod
-    def from_spark(cls, stage: Any) -> ColumnPruner:
+    def from_spark(cls, stage: Any) -> PrunedColumns:
         return cls()
 
     def forward(self) -> tuple[Rows, ...]:

@@ -38,8 +38,12 @@ UNSPOKEN = frozenset(
 UNINSTALLED = ("sparkdiff", "pyspark")
 """Packages that may lie in any folder, and of which what they say of themselves is enough."""
 
-KNOWN_AS = {"sparkdiff.jvm.nodes": "sparkdiff.nodes"}
-"""Our modules by the names that they had when a training was begun that may still go on; empty once our version changes."""
+KNOWN_AS = {
+    "sparkdiff.jvm.nodes": "sparkdiff.nodes",
+    "sparkdiff.stages.formula:PrunedColumns": "ColumnPruner",
+    "sparkdiff.stages.formula:RewrittenAttributes": "VectorAttributeRewriter",
+}
+"""Names that our modules and classes had when a training was begun that may still continue; empty once our version changes."""
 
 
 class UntoldError(Exception):
@@ -226,7 +230,7 @@ class _Teller:
         module, name = value.__module__, value.__qualname__
         if module is None or not _installed(module) or _named(module, name) is not value:
             return False
-        self.feed("library", f"{_facts(KNOWN_AS.get(module, module))}:{name}")
+        self.feed("library", f"{_facts(KNOWN_AS.get(module, module))}:{KNOWN_AS.get(f'{module}:{name}', name)}")
         return True
 
     def object(self, value: Any) -> None:

@@ -23,7 +23,7 @@ from sparkdiff.jvm.encoders import Statistics
 from sparkdiff.pipeline.columns import read_plain, write_plain
 from sparkdiff.pipeline.graph import Version, null_of
 from sparkdiff.pipeline.network import Network, translate
-from sparkdiff.pipeline.parity import Tally
+from sparkdiff.pipeline.parity import Differences
 from sparkdiff.rows import Rows, dense
 from sparkdiff.stages.base import NULL, Nulls
 from sparkdiff.testing import LawBroken, check_stage
@@ -41,7 +41,7 @@ class Case:
     outputs: list[Version]
 
     def ok(self, network: Network) -> bool:
-        tally = Tally(network)
+        tally = Differences(network)
         tally.add(self.spark, self.outputs)
         return tally.parity().ok
 

@@ -18,7 +18,7 @@ import sparkdiff
 from sparkdiff.pipeline.columns import read_plain, write_plain
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network
-from sparkdiff.pipeline.parity import Tally
+from sparkdiff.pipeline.parity import Differences
 from sparkdiff.rows import Rows, dense
 from sparkdiff.stages.base import FeatureStats, LabelStats
 
@@ -139,7 +139,7 @@ class Outputs:
         return max(float((a - b).abs().max()) for a, b in zip(self.computed(network), self.before, strict=True))
 
     def ok(self, network: Network) -> bool:
-        tally = Tally(network)
+        tally = Differences(network)
         tally.add(self.spark, self.columns)
         return tally.parity().ok
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparkdiff.stages.binning import Binarizer, Bucketizer, Splits, ordered_bits
+from sparkdiff.stages.binning import Binarizer, Bucketizer, SortedSplits, ordered_bits
 
 INF, NAN = math.inf, math.nan
 CASES = [
@@ -25,10 +25,10 @@ def float64(*values: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def made(splits: list[float], last: int) -> tuple[Tensor, Splits, Tensor]:
+def made(splits: list[float], last: int) -> tuple[Tensor, SortedSplits, Tensor]:
     outer = torch.tensor([k in (0, last) for k in range(len(splits))])
     start = float64(*splits)
-    return start, Splits(outer), ~outer & start.isfinite()
+    return start, SortedSplits(outer), ~outer & start.isfinite()
 
 
 @pytest.mark.parametrize(("splits", "last"), CASES)
@@ -57,9 +57,11 @@ def test_columns_of_several_lengths_don_t_touch_each_other() -> None:
     rows = float64(-INF, 1, 2, INF, INF, 0, 1, 2, 5, 9).view(2, 5)
     outer = torch.tensor([[1, 0, 0, 1, 0], [1, 0, 0, 0, 1]]).bool()
     move = torch.randn(4, 2, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    together = Splits(outer).value(rows, move)
+    together = SortedSplits(outer).value(rows, move)
     for i in range(2):
-        torch.testing.assert_close(together[:, i], Splits(outer[i]).value(rows[i], move[:, i]), rtol=1e-15, atol=0)
+        torch.testing.assert_close(
+            together[:, i], SortedSplits(outer[i]).value(rows[i], move[:, i]), rtol=1e-15, atol=0
+        )
 
 
 def test_splits_that_rounding_makes_one_stay() -> None:

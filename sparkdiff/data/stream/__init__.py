@@ -25,7 +25,7 @@ from pyarrow import ArrowException
 from torch import Tensor
 
 from sparkdiff.data.stream import arrow, petastorm
-from sparkdiff.data.stream.manifest import Batch, Column, DamagedCacheError, Manifest, Piece
+from sparkdiff.data.stream.manifest import Batch, CachedFile, Column, DamagedCacheError, Manifest
 from sparkdiff.data.stream.order import (
     NEGLIGIBLE,
     Order,
@@ -47,7 +47,16 @@ from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.rows import SparseRows
 
 __all__ = [
-    "NEGLIGIBLE", "Batch", "Column", "DamagedCacheError", "Manifest", "Piece", "Prepare", "Share", "Stream", "copies",
+    "NEGLIGIBLE",
+    "Batch",
+    "CachedFile",
+    "Column",
+    "DamagedCacheError",
+    "Manifest",
+    "Prepare",
+    "Share",
+    "Stream",
+    "copies",
 ]  # fmt: skip
 
 BACKENDS = {"petastorm": petastorm.read, "arrow": arrow.read}
@@ -170,7 +179,7 @@ class Stream:
     ) -> None:
         self.close()
 
-    def _shards(self, name: str) -> list[list[Piece]]:
+    def _shards(self, name: str) -> list[list[CachedFile]]:
         if name not in self.manifest.splits:
             raise InputError(f"The cache has no split {name!r}. {did_you_mean(name, self.manifest.splits)}")
         return [[piece for piece in shard if piece.rows] for shard in self.manifest.splits[name]]
@@ -204,13 +213,13 @@ class Stream:
                 batches = split(prepare.rows(gathered) if prepare else gathered, (end - own).sum(0).tolist())
                 yield from itertools.islice(batches, max(start - first, 0), None)
 
-    def _files(self, opened: ExitStack, shards: list[list[Piece]], orders: list[Order]) -> Source:
+    def _files(self, opened: ExitStack, shards: list[list[CachedFile]], orders: list[Order]) -> Source:
         readers = []
         for shard, (pieces, rows) in zip(shards, orders, strict=True):
             readers.append((opened.enter_context(closing(self._read([shard[i] for i in pieces]))), rows))
         return from_files({column.name: column.empty(0) for column in self.columns}, readers)
 
-    def _table(self, name: str, shards: list[list[Piece]], team: tuple[int, int]) -> Batch:
+    def _table(self, name: str, shards: list[list[CachedFile]], team: tuple[int, int]) -> Batch:
         """All rows of the rank's shards, read once."""
         if name not in self._tables or self._tables[name][:2] != team:
             self._tables.pop(name, None)
@@ -222,7 +231,7 @@ class Stream:
         own = {column.name: column.dtype for column in self.columns}
         return {n: x.with_values(x.values.to(own[n])) if isinstance(x, SparseRows) else x for n, x in batch.items()}
 
-    def _load(self, pieces: list[Piece]) -> Batch:
+    def _load(self, pieces: list[CachedFile]) -> Batch:
         """The rows of these pieces; doubles of sparse rows that all are floats, as counts of words are, as floats."""
         table = {column.name: column.empty(sum(piece.rows for piece in pieces)) for column in self.columns}
         paths = [self.manifest.file(piece) for piece in pieces]
@@ -253,14 +262,14 @@ class Stream:
             if isinstance(x, SparseRows) else x for name, x in table.items()
         }  # fmt: skip
 
-    def _read(self, pieces: list[Piece]) -> Generator[Batch]:
+    def _read(self, pieces: list[CachedFile]) -> Generator[Batch]:
         """The pieces one by one, each checked against the manifest."""
         paths = [self.manifest.file(piece) for piece in pieces]
         with closing(BACKENDS[self.backend](paths, self.columns)) as files:
             for i in range(len(pieces)):
                 yield self._next(files, pieces[i:])
 
-    def _next(self, files: Iterator[Batch], pieces: list[Piece]) -> Batch:
+    def _next(self, files: Iterator[Batch], pieces: list[CachedFile]) -> Batch:
         try:
             batch = next(files)
         except _READ_ERRORS as error:

@@ -78,7 +78,7 @@ def _dtype(column: dict[str, Any]) -> torch.dtype:
 
 
 @dataclass(frozen=True)
-class Piece:
+class CachedFile:
     """One Parquet file."""
 
     path: str
@@ -95,7 +95,7 @@ class Manifest:
     fingerprint: str
     virtualShards: int
     columns: tuple[Column, ...]
-    splits: dict[str, tuple[tuple[Piece, ...], ...]]
+    splits: dict[str, tuple[tuple[CachedFile, ...], ...]]
     weights: Mapping[str, int] = field(default_factory=dict)  # by split: column `weight` is to be divided by 2 ** this
 
     @staticmethod
@@ -111,7 +111,7 @@ class Manifest:
             )
             splits = {
                 name: tuple(
-                    tuple(Piece(p["path"], p["rows"], p["bytes"], p["sha256"]) for p in shard) for shard in shards
+                    tuple(CachedFile(p["path"], p["rows"], p["bytes"], p["sha256"]) for p in shard) for shard in shards
                 )
                 for name, shards in data["splits"].items()
             }
@@ -134,7 +134,7 @@ class Manifest:
             if unsafe := [piece.path for shard in shards for piece in shard if not _PATH.fullmatch(piece.path)]:
                 raise ValueError(f"{unsafe[0]!r} is not a plain path inside the cache")
 
-    def file(self, piece: Piece) -> Path:
+    def file(self, piece: CachedFile) -> Path:
         """The piece's file: inside the folder, of the right size, and a file (a folder Petastorm would unpickle)."""
         path = self.folder / piece.path
         if not path.resolve().is_relative_to(self.folder):
