@@ -67,7 +67,7 @@ def _changes(slices: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     if len(order) > SHOWN:
         few = sum(s["p"] is None for s in order[SHOWN:])
         yield f"and {len(order) - SHOWN} slices with better results" + (
-            f", or have too few rows ({few})" if few else ""
+            f", or with too few rows ({few})" if few else ""
         )
 
 

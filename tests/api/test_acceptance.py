@@ -155,7 +155,7 @@ def test_a_worsened_slice_keeps_the_original_and_is_named(
     assert s.metrics["validation"]["after"] == s.metrics["validation"]["before"]  # type: ignore[index]
     text = str(s)
     assert "region = islands" in text
-    assert "and 4 slices that fare better, or have too few rows (1)" in text
+    assert "and 4 slices with better results, or with too few rows (1)" in text
     json.dumps(s.asdict(), allow_nan=False)
 
 

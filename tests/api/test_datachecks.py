@@ -147,7 +147,7 @@ def test_drift_names_what_moved(df: DataFrame, shared: Path) -> None:
     data = held(df).withColumn("noise", F.col("noise") + F.when(F.col("held"), 0.8).otherwise(0.0))
     (text,) = doubts(linear(df), data, shared, validationIndicatorCol="held")
     assert 0.65 < float(text.split("an AUC of ")[1].split()[0]) < 0.76  # at best Phi(0.8 / sqrt 2) = 0.71
-    shift = float(text.split("most by 'noise' (")[1].split()[0])
+    shift = float(text.split("mostly by 'noise' (")[1].split()[0])
     assert shift == pytest.approx(0.8 / np.sqrt(1 + 0.8**2 * 0.21), abs=0.15)
     by_time = df.withColumn("noise", F.col("noise") + F.col("number") / 500)  # 1,200 rows, then 300: a shift of 1.5
     (text,) = doubts(linear(df), by_time, shared, timeCol="number")

@@ -298,7 +298,7 @@ def test_rows_and_columns_that_a_pipeline_changes(df: DataFrame, write: Write, t
 def test_what_cannot_be_compared_is_said(model: PipelineModel, df: DataFrame) -> None:
     with pytest.raises(InputError, match="'wind'"):
         predictions(model, model, df.drop("wind"))
-    with pytest.raises(InputError, match="no row"):
+    with pytest.raises(InputError, match="no rows"):
         predictions(model, model, df.where("temp > 1e9"))
     other = PipelineModel([VectorAssembler(inputCols=NUMBERS, outputCol="vector")])
     with pytest.raises(InputError, match="no common output column"):

@@ -239,7 +239,7 @@ def test_rows_that_change_between_two_readings_are_told(spark: SparkSession, mon
     restless = spark.range(500).withColumn("t", F.rand())
     monkeypatch.setattr(quantiles, "_ranked", lambda rows, wanted: {})  # as where buckets hold fewer rows by now
     monkeypatch.setattr(quantiles, "ACCURACY", 2)
-    with pytest.raises(InputError, match="timeCol='t' held other values when"):
+    with pytest.raises(InputError, match="timeCol='t' had other values when"):
         find_cuts([Source(restless)], Options.of({"timeCol": "t"}))
 
 

@@ -39,11 +39,11 @@ def test_by_default_and_on_request(hashed: PipelineModel, df: DataFrame, shared:
     plain = tune(hashed, df, shared, **loose)
     assert plain.summary.decision == "tuned"
     assert changed(hashed, plain.pipelineModel, df) == {"prediction"}
-    assert not any("outside of the loss" in w for w in plain.summary.warnings)
+    assert not any("outside the loss" in w for w in plain.summary.warnings)
 
     asked = tune(hashed, df, shared, unfreeze=["PCAModel.pc"], **loose)
     assert asked.summary.decision == "tuned"
     assert changed(hashed, asked.pipelineModel, df) == {"prediction", "components", "hashes"}
-    (warning,) = (w for w in asked.summary.warnings if "outside of the loss" in w)
+    (warning,) = (w for w in asked.summary.warnings if "outside the loss" in w)
     lsh, pca = hashed.stages[3].uid, hashed.stages[2].uid
-    assert warning == f"columns outside of the loss change, too: hashes; {lsh} reads what {pca} makes"
+    assert warning == f"columns outside the loss also change: hashes; {lsh} reads the output of {pca}"

@@ -234,7 +234,7 @@ def test_labels_that_are_no_classes(df: DataFrame, fitted: Callable[[str], Pipel
 def test_a_wish_for_monotone_trees_is_refused(
     df: DataFrame, fitted: Callable[[str], PipelineModel], shared: Path
 ) -> None:
-    with pytest.raises(InputError, match="isn't linear in the inputs, so there is no single slope"):
+    with pytest.raises(InputError, match="is not linear in the inputs, so there is no single slope"):
         tune(fitted("gbtr"), df, shared, penalties={"monotone": {"wind": 1.0}})
 
 

@@ -259,7 +259,7 @@ def test_a_label_outside_of_what_the_loss_allows(
 def test_a_label_beyond_all_bounds(
     df: DataFrame, heads: dict[str, PipelineModel], folder: Path, value: float, loss: str
 ) -> None:
-    sentence = f"label column 'riders' lies between .*{value!r}.*; clean the column, or scale it".replace("+", r"\+")
+    sentence = f"label column 'riders' has values from .*{value!r}.*; clean the column, or scale it".replace("+", r"\+")
     refused(sentence, heads["linear"], row_7("riders", value)(df), folder, loss=loss)
 
 

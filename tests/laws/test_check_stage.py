@@ -214,7 +214,7 @@ def test_what_cannot_be_checked(spark: SparkSession, df: DataFrame, register: Ca
     with pytest.raises(sparkdiff.InputError, match=r"no translation is registered for test_check_stage\.Stretch"):
         check_stage(Stretch([1.0, 1.0, 1.0]), df)
     register(Stretching)
-    with pytest.raises(sparkdiff.InputError, match="no row"):
+    with pytest.raises(sparkdiff.InputError, match="no rows"):
         check_stage(Stretch([1.0, 1.0, 1.0]), df.limit(0))
     with pytest.raises(sparkdiff.InputError, match=r"Spark failed on the rows: .*`x`"):
         check_stage(Stretch([1.0, 1.0, 1.0]), spark.range(3))

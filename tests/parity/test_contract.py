@@ -368,7 +368,7 @@ def test_a_label_that_differs_counts_as_a_label(df: DataFrame, fitted: dict[str,
 
 
 def test_nothing_to_compare(model: Any, df: DataFrame, fitted: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match="no row to compare"):
+    with pytest.raises(InputError, match="no rows to compare"):
         sparkdiff.verify(model, df.limit(0))
     with pytest.raises(InputError, match="no column to compare"):
         sparkdiff.verify(fitted["indexer"], df)

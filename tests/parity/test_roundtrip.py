@@ -407,9 +407,9 @@ def test_empty_partitions_and_few_rows(spark: SparkSession, df: DataFrame, fitte
 
 def test_nothing_to_compare_is_an_error(df: DataFrame, fitted: dict[str, Any]) -> None:
     model = PipelineModel([fitted["assembler"], fitted["linear"]])
-    with pytest.raises(InputError, match="no row"):
+    with pytest.raises(InputError, match="no rows"):
         sparkdiff.verify(model, df.limit(0))
-    with pytest.raises(InputError, match="no row"):
+    with pytest.raises(InputError, match="no rows"):
         sparkdiff.verify(model, df.where("a > 1e9"))
     with pytest.raises(InputError, match="no translated stage writes a column"):
         sparkdiff.verify(PipelineModel([Tokenizer(inputCol="kind", outputCol="words")]), df)

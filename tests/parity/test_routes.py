@@ -146,7 +146,7 @@ def test_the_summary_warns_where_an_older_spark_could_not_load(
     tuner = sparkdiff.FineTuner(
         pipeline=model, maxEpochs=1, validationFraction=0.4, predictionCol="prediction", verbosity=0
     )
-    found = [w for w in tuner.fit(df).summary.warnings if "can't be loaded" in w]
+    found = [w for w in tuner.fit(df).summary.warnings if "cannot be loaded" in w]
     forest.save(str(tmp_path / "forest"))
     columns = spark.read.parquet(str(tmp_path / "forest" / "treesMetadata")).columns
     if "treeID" in columns:  # the name that Spark 3.5 and 4.0 look for

@@ -49,7 +49,7 @@ def test_the_page_is_up_to_date(tool: Any, spark: SparkSession) -> None:
     written, wished = tool.PAGE.read_text(encoding="utf-8"), tool.page(tool.rows(spark))
     if len(tool.classes()) == 64:
         assert written == wished
-    assert "no torch form" not in wished
+    assert "no translation to torch" not in wished
     table = [line for line in wished.splitlines() if line.startswith("| ")]
     assert set(table) <= set(written.splitlines())
     shown = re.findall(r"^\| (\w+) \|", wished, re.MULTILINE)

@@ -203,7 +203,7 @@ def test_models_of_other_libraries(df: DataFrame, fitted: dict[str, Any]) -> Non
     gpu = named("gpu", OnTheGpu)._set(featuresCol="vector", predictionCol="fast")
     model = PipelineModel([fitted["assembler"], booster, gpu, fitted["linear"]])
     found = plan(model)
-    assert of(found, "gpu").reason == "strangers's model: convert it first, its .cpu() returns Spark's own"
+    assert of(found, "gpu").reason == "strangers's model: convert it first, its .cpu() returns Spark's own model"
     assert (of(found, "booster").role, of(found, "booster").inputCols) == ("referenced", ("vector",))
     assert of(found, "linear").trainable
     network = translate(model)
@@ -348,7 +348,7 @@ def test_fields_of_structs(df: DataFrame) -> None:
     assert [s.role for s in plan(both).stages] == ["referenced", "translated"]  # a tensor has one name
     assert (
         plan(both).stages[0].reason
-        == "reads the field 'S.a' of a struct, and another stage reads a column of that name: rename one"
+        == "reads the field 'S.a' of a struct, and another stage reads a column of that name: rename one of them"
     )
     assert verify(both, nested).ok
     fields = Pipeline(

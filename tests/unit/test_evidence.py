@@ -300,8 +300,8 @@ def test_too_few_rows_says_what_could_be_seen() -> None:
     gains, weights = 0.01 + normal(0, 1, 400), torch.ones(400, dtype=torch.float64)
     (text,) = too_few_rows(gains, weights, verdict(), 2.0)
     error = float(gains.std()) / 20 / 2.0
-    assert f"{(1.95996 + 0.84162) * error:.0%} at least" in text
-    assert f"standard error is {error:.1%}" in text
+    assert f"at least {(1.95996 + 0.84162) * error:.0%}" in text
+    assert f"standard error of its gain is {error:.1%}" in text
     assert too_few_rows(gains, weights, verdict(accepted=True), 2.0) == []
     assert too_few_rows(gains, weights, verdict(level=1.0), 2.0) == []
     assert too_few_rows(gains / 4, weights, verdict(), 2.0) == []  # a gain of 2% can be seen

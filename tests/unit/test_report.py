@@ -64,7 +64,7 @@ def test_the_worst_slices_come_first_and_the_untested_last() -> None:
     first = next(i for i, line in enumerate(lines) if line.startswith("slice"))
     assert lines[first + 1].split() == ["country", "=", "null", "100", "1", "1.2", "+20.0%", "0.001"]
     assert lines[first + 2].startswith("country = c0 ")
-    assert lines[first + 9] == "and 6 slices that fare better, or have too few rows (1)"
+    assert lines[first + 9] == "and 6 slices with better results, or with too few rows (1)"
     assert lines[-1] == "warning: beware"
     few = before_after(summary(slices=odd))
     assert "too few rows" in few
