@@ -1,6 +1,6 @@
 """Trains small networks in 1 to 12 processes, joined by gloo as those of a job are, and leaves what each number found.
 
-    python ranks.py FOLDER
+    python train_in_processes.py FOLDER
 
 The processes are forked from one, which has imported all once. For every case and number of processes the first of them
 leaves FOLDER/CASE-NUMBER.pt: the weights and the history.
