@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cpu_times import CpuTimes
 
 ROOT = Path(__file__).parents[1]
 
@@ -28,6 +29,7 @@ PACKAGES = {"com", "java", "javax", "net", "org", "py4j", "scala"}
 def pytest_configure(config: pytest.Config) -> None:
     """`--dist loadfile` takes the files as they come; by default those of few tests, which take longest here, come last."""
     config.option.loadscopereorder = False
+    config.pluginmanager.register(CpuTimes())
     os.environ.setdefault("JDK_JAVA_OPTIONS", QUICK)
     os.environ.setdefault(
         "OMP_NUM_THREADS", "1"
