@@ -1,1 +1,7 @@
-"""Reasons for doubt: warnings about the data, and the differences between two models."""
+"""What should make one doubt a result: the data, and how two models and their predictions differ.
+
+`rows.check` gives warnings about the data, `models.between` the differences of two models, `predictions.predictions` those
+of their predictions.
+"""
+
+__all__ = ["models", "predictions", "rows"]

@@ -1,1 +1,17 @@
-"""How good a network is on rows, and whether it may replace the original."""
+"""How good a network is on rows, and whether it may replace the original.
+
+`data.Data` gives rows in batches, `scores.score` a metric on them, `inputs` and `feature_names` facts about the inputs;
+`ledger` holds the gains of all candidates, on which `guard.decide` and `acceptance.judge` decide. `cached_parity` compares
+with Spark.
+"""
+
+__all__ = [
+    "acceptance",
+    "cached_parity",
+    "data",
+    "feature_names",
+    "guard",
+    "inputs",
+    "ledger",
+    "scores",
+]

@@ -1,1 +1,3 @@
-"""The machine that a process runs on: its memory, and paths as users write them."""
+"""The machine that a process runs on: `memory` gives freed memory back, `paths` reads paths as users write them."""
+
+__all__ = ["memory", "paths"]

@@ -1,1 +1,3 @@
-"""Losses, which training minimises, and metrics, which are measured; on tensors only."""
+"""What is minimised and what is measured, on tensors only: `losses` (Objective, resolve) and `metrics` (Metric, resolve)."""
+
+__all__ = ["losses", "metrics"]

@@ -1,1 +1,7 @@
-"""Data that outlive a process: atomic files, run folders and their locks, identities."""
+"""What outlives a process.
+
+`files` writes files whole or not at all, `run_folder` keeps a run's checkpoints, `lease` lets one process at a time work on
+a folder, `disk` puts a full disk into one sentence; `digests` hashes models and `identity` callables.
+"""
+
+__all__ = ["digests", "disk", "files", "identity", "lease", "run_folder"]

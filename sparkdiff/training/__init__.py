@@ -1,1 +1,7 @@
-"""Candidates, optimizer steps and the training loop, in one process or in many."""
+"""Candidates, steps and the training loop.
+
+`preparation` gives what a training starts from, `recipes` which candidates train together, `loop` trains them (Training,
+Trained), and `distributed` runs the loop in one process or in many. `monotone` is a penalty.
+"""
+
+__all__ = ["distributed", "loop", "monotone", "preparation", "recipes"]

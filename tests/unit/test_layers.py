@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -106,6 +107,7 @@ def test_the_rules_can_fail() -> None:
     assert not one_way("pipeline.network", "objectives.losses")  # the same floor
     assert not one_way("stages.base", "pipeline.graph")
     assert one_way("stages.linear", "stages.base")
+    assert "cache" in named("data") and "layout" not in named("data")
     assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
 
 
@@ -133,6 +135,21 @@ def test_private_names_stay_in_their_room(module: str) -> None:
         if alias.name.startswith("_") and not one_room(module, str(node.module))
     ]
     assert not taken, f"sparkdiff.{module} imports {taken}"
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m])
+def test_a_room_gives_what_its_init_names(module: str) -> None:
+    taken = {other for other in own_imports(MODULES[module]) if not one_room(module, other)}
+    wrong = sorted(m for m in taken if "." in m and m.split(".")[1] not in (named(package(m)) or [m.split(".")[1]]))
+    assert not wrong, f"sparkdiff.{module} imports {wrong}, which the room's __init__ does not name"
+
+
+@functools.cache
+def named(room: str) -> list[str]:
+    """The modules in a room's `__all__`; none where the room names functions and classes instead."""
+    found = [n.value for n in parsed(MODULES[room]).body if isinstance(n, ast.Assign) and n.targets[0].id == "__all__"]  # type: ignore[attr-defined]
+    names = ast.literal_eval(found[0]) if found else []
+    return names if all(f"{room}.{name}" in MODULES for name in names) else []
 
 
 def one_room(module: str, other: str) -> bool:
