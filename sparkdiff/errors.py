@@ -9,23 +9,23 @@ from typing import Any
 
 
 class SparkdiffError(Exception):
-    """Base of all errors raised by sparkdiff: what was found, why it cannot be, what to do."""
+    """Base of all errors raised by sparkdiff. A message names what was found, why it is refused, and what to do."""
 
 
 class InputError(SparkdiffError):
-    """The caller's input (pipeline, data, options) cannot be used as it is. The command exits with 2."""
+    """The caller's input (pipeline, data, options) cannot be used. The command exits with code 2."""
 
 
 class FullDiskError(SparkdiffError):
-    """There is no room for a file that is needed. The command exits with 1."""
+    """The disk has no space for a required file. The command exits with code 1."""
 
 
 class ParityError(SparkdiffError):
-    """Spark and the translated network disagree by more than the tolerance. The command exits with 1."""
+    """Spark and the translated network differ by more than the tolerance. The command exits with code 1."""
 
 
 def kind_of(value: Any) -> str:
-    """What a value of the wrong type is: `str`, or `pandas.DataFrame` where a library made it."""
+    """The type of a value, for messages: `str`, or `pandas.DataFrame` if a library defines it."""
     if isinstance(value, type):
         return f"the class {value.__name__} itself"
     kind = type(value)
@@ -34,7 +34,7 @@ def kind_of(value: Any) -> str:
 
 
 def check_dataframe(name: str, given: Any) -> None:
-    """Raise InputError where `given` is no DataFrame of Spark."""
+    """Raise InputError if `given` is not a Spark DataFrame."""
     if isinstance(given, type) or not hasattr(given, "isStreaming"):
         way = (
             "load one with spark.read"
@@ -46,13 +46,13 @@ def check_dataframe(name: str, given: Any) -> None:
 
 
 def check_type(name: str, given: Any, kinds: type | tuple[type, ...], wanted: str) -> None:
-    """Raise InputError where `given` is of none of these kinds."""
+    """Raise InputError if `given` is not an instance of these types."""
     if not isinstance(given, kinds):
         raise InputError(f"{name} must be {wanted}, got {kind_of(given)}")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A hint that lists the nearest known names, or all of them where none is near."""
+    """A hint that lists the nearest known names, or all names if none is near."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     return f"Did you mean {' or '.join(map(repr, near))}?" if near else f"Known: {', '.join(known)}."

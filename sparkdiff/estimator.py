@@ -31,7 +31,9 @@ from sparkdiff.report.summary import FineTuningSummary
 
 FIELDS = {f.name: f for f in dataclasses.fields(Options)}
 ONE_AT_A_TIME = threading.RLock()
-"""Held by a fit: torch's number of threads, Python's warning filters and Spark's confs are the process's, not a thread's."""
+"""A fit holds this lock, because torch's number of threads, Python's warning filters and Spark's confs belong to the
+process.
+"""
 
 
 def _with_params(cls: type) -> type:
@@ -69,21 +71,22 @@ class _TunerParams(Params):
 
 @_with_setters
 class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignore[type-arg]
-    """Fine-tune a fitted Spark ML pipeline on the loss that its owner cares about.
+    """Fine-tune a fitted Spark ML pipeline on a loss of your choice.
 
     Args:
         pipeline: a fitted PipelineModel or single fitted stage, or the fitted model of a search, whose bestModel is tuned;
             an unfitted Pipeline is fitted first, on the training rows.
-        referenceData: a DataFrame of rows that may not get worse, of the weeks before, say: a tuned pipeline that is
-            significantly worse on them is not returned. No training reads them, and they can't be saved with the FineTuner.
+        referenceData: a DataFrame of rows that may not get worse, for example of the weeks before. A tuned pipeline
+            that is significantly worse on them is not returned. Training never reads them, and they are not saved
+            with the FineTuner.
         **params: see `sparkdiff.options.Options`, or `FineTuner().explainParams()`.
 
-    `fit(df)` returns a `FineTunerModel` whose `pipelineModel` is plain Spark ML. `fit(df, [map, ...])`, and so each fold of
-    a CrossValidator, pays once for what the settings share: fitting an unfitted pipeline, the cache, the check against
-    Spark. Fits from several threads take turns.
+    `fit(df)` returns a `FineTunerModel` whose `pipelineModel` is plain Spark ML. `fit(df, [map, ...])`, and therefore
+    each fold of a CrossValidator, does the common work once: fitting an unfitted pipeline, writing the cache,
+    checking against Spark. Fits from several threads run one after the other.
 
     Raises:
-        InputError: an option is unknown, of a wrong type or out of bounds; all of them are named.
+        InputError: an option is unknown, of a wrong type or out of bounds; the message names all of them.
     """
 
     __module__ = "sparkdiff"
@@ -143,7 +146,7 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
         return super()._set(**values | {name: _listed(getattr(resolved, name)) for name in given})
 
     def copy(self, extra: Any = None) -> FineTuner:
-        """A copy with the same uid; values that can change, as lists, are its own."""
+        """A copy with the same uid; mutable values such as lists are copied."""
         return super().copy(extra)._setDefaults()  # type: ignore[no-any-return]
 
     def options(self) -> Options:
@@ -151,7 +154,9 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
         return Options.of({p.name: v for p, v in self._paramMap.items() if p.name in FIELDS})
 
     def fitMultiple(self, dataset: DataFrame, paramMaps: Sequence[Any]) -> Iterator[tuple[int, FineTunerModel]]:
-        """Fit once per map, on one cache for all maps that don't change it. Every map is checked before the first fit."""
+        """Fit once per map, with one cache for all maps that do not change it. Every map is checked before the first
+        fit.
+        """
         runs = [self.copy(params).options().runId for params in paramMaps]
         if shared_run := next((r for r in runs if r is not None and runs.count(r) > 1), None):
             raise InputError(
@@ -198,17 +203,18 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
 
 
 def _listed(value: Any) -> Any:
-    """A tuple as list: pyspark's explainParams can't show tuples."""
+    """A tuple as a list, because pyspark's explainParams cannot show tuples."""
     return list(value) if isinstance(value, tuple) else value
 
 
 class FineTunerModel(Model, Holder, _TunerParams, MLWritable, MLReadable):  # type: ignore[type-arg]
-    """What fine-tuning returns. Its Params are the FineTuner's, a loss of one's own by its name.
+    """The result of fine-tuning. It has the Params of the FineTuner; a loss function of your own is stored by its
+    name.
 
     Attributes:
-        pipelineModel: plain Spark ML; the original object itself where the decision was to keep it.
-        originalModel: what was fine-tuned.
-        summary: before and after, decision, history.
+        pipelineModel: the plain Spark ML pipeline; the original object itself if the original was kept.
+        originalModel: the pipeline that was fine-tuned.
+        summary: metrics before and after, decision, history.
     """
 
     __module__ = "sparkdiff"
@@ -222,7 +228,7 @@ class FineTunerModel(Model, Holder, _TunerParams, MLWritable, MLReadable):  # ty
         return self.pipelineModel.transform(dataset)  # type: ignore[no-any-return]
 
     def copy(self, extra: Any = None) -> FineTunerModel:
-        """A copy; the pipelines are shared, since they are never changed, unless `extra` sets a Param of their stages."""
+        """A copy that shares the pipelines, unless `extra` sets a Param of one of their stages."""
         stages = {stage.uid for _, stage in flatten(self.pipelineModel)}
         pipelineModel = self.pipelineModel
         if any(getattr(param, "parent", None) in stages for param in extra or ()):
@@ -243,7 +249,7 @@ def _inside(path: str, name: str) -> str:
 
 
 def _has_name(loss: Any) -> bool:
-    """Whether `module:qualname` leads to this very callable."""
+    """Whether `module:qualname` names this callable."""
     try:
         return named_callable(callable_name(loss)) is loss
     except ValueError:

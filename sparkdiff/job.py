@@ -70,7 +70,7 @@ OPTIONS = {f.name: f for f in dataclasses.fields(Options)}
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A job's YAML with the command line's overrides, its paths absolute; modules are looked up in `folder` first."""
+    """The YAML of a job with the overrides of the command line and absolute paths; modules in `folder` come first."""
 
     folder: Path
     pipeline: str
@@ -82,13 +82,13 @@ class Config:
 
 
 def load_config(path: Path | None, overrides: Sequence[str]) -> Config:
-    """Read a YAML file (or nothing) and put the overrides `section.key=value` over it.
+    """Read a YAML file (or nothing) and apply the overrides `section.key=value`.
 
-    A relative path counts from the file's folder where the file holds it, from the current directory in an override. A value
-    that isn't YAML is text, and so is any that isn't quoted where text is wanted.
+    A relative path in the file starts at the folder of the file, a relative path in an override at the current
+    directory. A value that is not YAML is text, and so is an unquoted value where text is expected.
 
     Raises:
-        InputError: the file can't be read, a key is unknown, a value is of the wrong kind, or a section is missing.
+        InputError: the file cannot be read, a key is unknown, a value has the wrong type, or a section is missing.
     """
     here = path.parent.absolute() if path is not None else Path.cwd()
     tree = {} if path is None else _read(path) or {}
@@ -152,7 +152,7 @@ def _yaml(text: str) -> Any:
     """The value of a YAML text.
 
     Raises:
-        ValueError: it isn't YAML.
+        ValueError: it is not YAML.
     """
     try:
         value = yaml.safe_load(text)
@@ -180,7 +180,9 @@ def _wants_text(place: Place) -> bool:
 
 
 def _value(text: str, place: Place) -> Any:
-    """What an override gives: YAML, or the text itself where it isn't any, or where text is wanted and it isn't quoted."""
+    """The value of an override: parsed as YAML, or the text itself if it is not YAML, or unquoted where text is
+    expected.
+    """
     try:
         value = _yaml(text)
     except ValueError:
@@ -193,7 +195,7 @@ def _value(text: str, place: Place) -> Any:
 
 
 def _anchored(value: Any, folder: Path, place: Place = ()) -> Any:
-    """A copy of a value of the tree in which every relative path counts from a folder."""
+    """A copy of a value of the tree in which every relative path is resolved against a folder."""
     if isinstance(value, dict):
         return {key: _anchored(inner, folder, (*place, key)) for key, inner in value.items()}
     if not isinstance(value, str) or not value:
@@ -244,11 +246,12 @@ def _put(tree: dict[str, Any], override: str) -> None:
 
 
 def run(config: Config) -> FineTuningSummary:
-    """Run the job and write its folder; where that holds a finished run of the same runId, options, data and pipeline, return it.
+    """Run the job and write its folder. If the folder contains a finished run of the same runId, options, data and
+    pipeline, return it.
 
     Raises:
-        InputError: wrong configuration or data; nothing is written then but caches.
-        HeldError: another process writes this output now.
+        InputError: wrong configuration or data; only caches are written in this case.
+        HeldError: another process is writing this output.
         SparkdiffError: it failed while running.
     """
     _check_places(config)
@@ -258,7 +261,7 @@ def run(config: Config) -> FineTuningSummary:
 
 @contextlib.contextmanager
 def _alone(config: Config) -> Iterator[Lease]:
-    """Nobody else writes the job's output while the context lasts."""
+    """Within this context, no other process writes the output of the job."""
     output = config.output
     missing = [folder for folder in output.parents if not folder.exists()]
     where, wait = output.with_name(f".{output.name}.lease"), Options.of(config.options).waitForRun
@@ -328,7 +331,7 @@ def _run(config: Config, lease: Lease) -> FineTuningSummary:
 
 
 def _check_places(config: Config) -> None:
-    """Raise InputError where what the job reads isn't there, or what it writes can't be written. Starts no Spark."""
+    """Raise InputError if an input of the job does not exist or its output cannot be written. Does not start Spark."""
     jvm.check_writable("output", config.output, config.output.parent)
     for name in ("cacheDir", "checkpointDir"):
         if given := config.options.get(name):
@@ -338,7 +341,7 @@ def _check_places(config: Config) -> None:
 
 
 def _request(config: Config) -> str:
-    """Hash of all that a job was told."""
+    """Hash of all settings of a job."""
     options = Options.of(config.options)
     named = {k: v for k, v in options.asdict().items() if k not in ("verbosity", "waitForRun", "timeout", "localMode")}
     if callable(options.loss):
@@ -348,10 +351,10 @@ def _request(config: Config) -> str:
 
 
 def _inputs(sources: list[Source], made: Any, content: str | None) -> dict[str, str]:
-    """Hashes of what a job reads, by name: of the data's content, of the session's settings, and of the pipeline.
+    """Hashes of the inputs of a job, by name: the content of the data, the session's settings, and the pipeline.
 
     Args:
-        content: of a fitted pipeline its content hash; None where it can't be saved.
+        content: the content hash of a fitted pipeline; None if it cannot be saved.
     """
 
     def pipeline() -> str:
@@ -377,7 +380,7 @@ def _inputs(sources: list[Source], made: Any, content: str | None) -> dict[str, 
 
 
 def _finished(config: Config) -> dict[str, Any] | None:
-    """What summary.json of the output folder says, where it holds a run that was told the same."""
+    """The summary.json of the output folder, if it contains a run with the same settings."""
     path = config.output / "summary.json"
     if "runId" not in config.options or not path.exists():
         return None
@@ -396,7 +399,7 @@ def _split(split: str, data: Mapping[str, Any]) -> str | None:
 
 
 def _made(spark: SparkSession, config: Config, sources: list[Source]) -> tuple[Any, str | None]:
-    """The pipeline that the job names, fitted or not, and the path that it was loaded from."""
+    """The pipeline of the job, fitted or not, and the path that it was loaded from."""
     if not is_function(config.pipeline):
         path = model_path(config.pipeline, config.folder)
         return load_model(spark, path), path
@@ -408,7 +411,7 @@ def _model(
     config: Config, made: Any, path: str | None, content: str | None, sources: list[Source], options: Options,
     cuts: Cuts | None, phases: Phases,
 ) -> tuple[Any, dict[str, Any]]:  # fmt: skip
-    """The fitted pipeline, and what the summary says of it: path, content hash and, where there is one, the function."""
+    """The fitted pipeline and its entry in the summary: path, content hash and, if given, the function."""
     if path is not None:
         return made, {"path": path.removeprefix("file://"), "hash": content}
     if not isinstance(made, Estimator):
@@ -423,9 +426,10 @@ def _model(
 def _fitted(
     pipeline: Pipeline, sources: list[Source], options: Options, say: Any, cuts: Cuts | None = None
 ) -> tuple[Any, Path]:
-    """The pipeline fitted on the training rows and where it is kept: in the cache folder, for the same rows next time.
+    """The pipeline fitted on the training rows, and its path in the cache folder, where the next run with the same
+    rows finds it.
 
-    A pipeline that its classes and Params don't tell from another one is fitted each time.
+    A pipeline that its classes and Params do not describe completely is fitted each time.
     """
     cuts = find_cuts(sources, options) if cuts is None else cuts
     why, divided = "", [*rule(options), *cuts.deciding]
@@ -454,7 +458,7 @@ def _fitted(
 def write_run(
     outcome: Outcome, config: Config, phases: Phases, parent: Mapping[str, Any], inputs: Mapping[str, str], lease: Lease
 ) -> None:  # fmt: skip
-    """Write the run's folder beside its place and rename it there; an old run goes once the new one is complete."""
+    """Write the run folder under a temporary name and rename it. An old run is deleted once the new one is complete."""
     original = Path(str(parent.get("path")))
 
     def needed() -> str:

@@ -23,10 +23,10 @@ SOURCE_KEYS = ("path", "format", "options", "schema", "table", "where")
 
 
 def start_session(conf: Mapping[str, Any]) -> SparkSession:
-    """The job's session; a key that spark-submit has set stays as it set it. `spark.remote` asks for Spark Connect.
+    """The session of the job. A setting of spark-submit has priority. `spark.remote` starts Spark Connect.
 
     Raises:
-        InputError: Spark would have to be started, and there is no Java that it runs on.
+        InputError: Spark must be started, and no suitable Java was found.
     """
     if not _remote(conf):
         jvm.check_java()
@@ -44,12 +44,12 @@ def start_session(conf: Mapping[str, Any]) -> SparkSession:
 
 
 def _remote(conf: Mapping[str, Any]) -> bool:
-    """Whether a session is, or would be, one of Spark Connect."""
+    """Whether the session is, or will be, a Spark Connect session."""
     return is_remote() or "SPARK_REMOTE" in os.environ or "spark.remote" in conf
 
 
 def function(name: str, folder: Path) -> Any:
-    """The object `module:function`, the module looked up beside the YAML file first."""
+    """The function `module:function`; modules in the folder of the YAML file come first."""
     module, _, attribute = name.partition(":")
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
@@ -126,7 +126,7 @@ def load_data(spark: SparkSession, given: Any, folder: Path, split: str) -> Data
 
 
 def located(path: str, folder: Path) -> str:
-    """The URL of a path relative to a folder; of another file system's as it is."""
+    """The URL of a path relative to a folder. A URL of another file system stays unchanged."""
     where = paths.local(path)
     return path if where is None else f"file://{(folder / where).resolve()}"
 
@@ -135,7 +135,7 @@ def load_model(spark: SparkSession, path: str) -> Any:
     """A saved pipeline or stage.
 
     Raises:
-        InputError: there is none, or it can't be loaded.
+        InputError: it does not exist or cannot be loaded.
     """
     try:
         return DefaultParamsReader.loadParamsInstance(jvm.model_at(path), jvm.ml_context(spark))
@@ -144,15 +144,16 @@ def load_model(spark: SparkSession, path: str) -> Any:
 
 
 def check_there(models: Sequence[str], data: Mapping[str, Any], folder: Path, conf: Mapping[str, Any]) -> None:
-    """Look for models and data before Spark is started for them: starting it takes its time, and its errors are long.
+    """Check that models and data exist before starting Spark, because starting takes time and Spark's errors are
+    long.
 
     Args:
         models: URLs, as of `located`.
         data: entries of `data`, by split.
-        conf: of the session to come; what lies where a Spark Connect server runs can't be seen from here.
+        conf: settings of the new session; files of a Spark Connect server cannot be checked from here.
 
     Raises:
-        InputError: a local path isn't there.
+        InputError: a local path does not exist.
     """
     if _remote(conf):
         return
@@ -171,12 +172,12 @@ def check_there(models: Sequence[str], data: Mapping[str, Any], folder: Path, co
 
 
 def model_path(given: str, folder: Path) -> str:
-    """Where a saved model lies that is named by its own folder, or by that of a run; relative to `folder`."""
+    """The path of a saved model, given by its own folder or by the folder of a run; relative to `folder`."""
     return model_of_run(located(given, folder))
 
 
 def model_of_run(path: str) -> str:
-    """The model in a run's folder; any other path as it is."""
+    """The model in the folder of a run; any other path is returned unchanged."""
     folder = paths.local(path)
     if folder is None or (folder / "metadata").exists() or not (folder / "model" / "metadata").is_dir():
         return path

@@ -1,8 +1,8 @@
 """A column of a batch: a dense tensor, or sparse rows as (indices, values, offsets), the form that torch's
 embedding_bag takes.
 
-torch's CSR layout lacks most operations and their gradients, so inside the network a sparse batch travels in this form
-and becomes `torch.sparse_csr` only at the network's border.
+torch's CSR layout lacks most operations and their gradients, so inside the network a sparse batch has this form and
+becomes `torch.sparse_csr` only at the network's border.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class SparseRows:
         return SparseRows(to, values, offsets, len(columns))
 
     def compact(self) -> tuple[Tensor, SparseRows]:
-        """The columns (c,), ascending, in which a row has an entry, and the rows of these columns alone."""
+        """The columns (c,), ascending, in which any row has an entry, and the rows restricted to these columns."""
         there = np.zeros(self.width, dtype=bool)
         there[self.indices.numpy()] = True
         columns = torch.from_numpy(np.flatnonzero(there))
@@ -75,7 +75,7 @@ class SparseRows:
         return SparseRows(self.indices, values, self.offsets, self.width)
 
     def with_nan(self, which: Tensor) -> SparseRows:
-        """The same rows, those that `which` (n,) bool says NaN in every entry."""
+        """The same rows; rows for which `which` (n,) is True become NaN in every entry."""
         lengths = torch.where(which, self.width, self.lengths())
         offsets = torch.zeros_like(self.offsets)
         torch.cumsum(lengths, 0, out=offsets[1:])
@@ -113,7 +113,7 @@ class SparseRows:
 
     @staticmethod
     def cat(batches: list[SparseRows]) -> SparseRows:
-        """Batches of the same width one below the other."""
+        """Concatenate batches of the same width."""
         ends = torch.tensor([0, *(int(b.offsets[-1]) for b in batches)]).cumsum(0)
         offsets = torch.cat(
             [batches[0].offsets[:1], *(b.offsets[1:] + e for b, e in zip(batches, ends[:-1], strict=True))]
@@ -141,16 +141,16 @@ def matrix(x: Tensor) -> Tensor:
 
 
 def scaled(x: Rows, factor: Tensor) -> Rows:
-    """Each feature times its factor (d,); sparse stays sparse."""
+    """Each feature multiplied by its factor (d,); sparse rows stay sparse."""
     return x.with_values(x.values * factor[x.indices]) if isinstance(x, SparseRows) else x * factor
 
 
 def taken(x: Rows, rows: Tensor) -> Rows:
-    """The rows of these numbers (m,)."""
+    """The rows with these indices (m,)."""
     return x.take(rows) if isinstance(x, SparseRows) else x.index_select(0, rows)
 
 
 def below(parts: Sequence[Rows]) -> Rows:
-    """Rows below rows; strided where some of them are."""
+    """Concatenate rows; the result is strided if one part is strided."""
     sparse = [p for p in parts if isinstance(p, SparseRows)]
     return SparseRows.cat(sparse) if len(sparse) == len(parts) else torch.cat([dense(p) for p in parts])

@@ -29,13 +29,13 @@ SEED = 7
 
 
 class LawBroken(SparkdiffError, AssertionError):
-    """A translated stage doesn't keep one of the laws.
+    """A translated stage breaks one of the laws.
 
     Attributes:
         law: "parity", "get-put", "put-get" or "untouched".
-        uid: the stage's.
+        uid: uid of the stage.
         column: the output column, parameter or Param that is wrong.
-        value: what is there.
+        value: the wrong value.
     """
 
     def __init__(self, law: str, stage: Any, column: str, value: Any, what: str):
@@ -44,10 +44,10 @@ class LawBroken(SparkdiffError, AssertionError):
 
 
 def perturbed(module: StageModule, generator: torch.Generator) -> None:
-    """Move every trainable parameter in place, each entry differently: to the next double, a little, far, across 0, to 0.
+    """Change every trainable parameter in place, each entry differently: to the next double, by a little, by much,
+    across 0, to 0.
 
-    Parameters that are constrained stay inside their domain; where the module has one of its own, its `project_` has the
-    last word.
+    Constrained parameters stay inside their domain; finally the module's own `project_` is called.
     """
     with torch.no_grad():
         for name, p in module.named_parameters():
@@ -87,16 +87,18 @@ def check_stage(
     stage: Any, df: DataFrame, *, tolerance: float = TOLERANCE,
     perturb: Callable[[StageModule, torch.Generator], None] = perturbed,
 ) -> None:  # fmt: skip
-    """Check that the registered translation of a fitted stage keeps the four laws on the rows of `df`.
+    """Check that the registered translation of a fitted stage satisfies the four laws on the rows of `df`.
 
-    1. parity: `forward` gives what `stage.transform` gives, to `tolerance` times max(1, abs(Spark's value)); NaN equals
-       NaN, infinities by sign. Classes and indices are equal, unless the margin lies that near to the boundary.
-    2. get-put: writing back what was read gives the same outputs with the same metadata, weights, uid and Params.
-    3. put-get: reading what was written gives the module's parameters bit for bit, and Spark then computes what the
-       module computes. Entries that never count (`entry_mask`) are written as they were.
+    1. parity: `forward` gives what `stage.transform` gives, to `tolerance` times max(1, abs(Spark's value)); NaN
+       equals NaN, infinities by sign. Classes and indices are equal, unless the margin is within the tolerance of the
+       boundary.
+    2. get-put: writing back unchanged parameters gives the same outputs with the same metadata, weights, uid and
+        Params.
+    3. put-get: reading the written stage gives the module's parameters bit for bit, and Spark then computes the same
+       as the module. Entries that have no effect (`entry_mask`) keep their values.
     4. untouched: the stage's parameters, uid and Params stay as they are throughout.
 
-    Rows are what decides how much this says: put zeros, NaN, extremes, dense and sparse vectors into `df`.
+    The check is only as good as its rows: put zeros, NaN, extreme values, dense and sparse vectors into `df`.
 
         >>> @sparkdiff.register("mine.DoublerModel")
         ... class Doubler(sparkdiff.StageModule): ...
@@ -104,9 +106,9 @@ def check_stage(
 
     Args:
         stage: a fitted stage; its input columns are in `df`, other columns are ignored.
-        tolerance: of 1 and 3; at least 1e-6 for a stage that Spark holds in float32 (`float32`).
-        perturb: moves the trainable parameters of a module in place, inside their domain; the default tries the entries'
-            neighbours, other signs, zeros and magnitudes.
+        tolerance: for laws 1 and 3; at least 1e-6 for a stage whose weights Spark stores in float32 (`float32`).
+        perturb: changes the trainable parameters of a module in place, inside their domain; the default tries
+            neighbouring values, other signs, zeros and magnitudes.
 
     Raises:
         LawBroken: names law, stage, column and value.
@@ -119,7 +121,9 @@ def check_stages(
     stages: Sequence[Any], df: DataFrame, *, tolerance: float = TOLERANCE,
     perturb: Callable[[StageModule, torch.Generator], None] = perturbed,
 ) -> None:  # fmt: skip
-    """`check_stage` for many stages over one DataFrame in one Spark job, which is several times faster than one by one."""
+    """`check_stage` for many stages on one DataFrame in one Spark job, which is several times faster than separate
+    checks.
+    """
     generator = torch.Generator().manual_seed(SEED)
     reads = [_Read(stage, df) for stage in stages]
     trials = [trial for read in reads for trial in _parameters(read, perturb, generator)]
@@ -134,7 +138,7 @@ def check_stages(
 
 @dataclasses.dataclass(frozen=True)
 class _Trial:
-    """A stage of Spark's, and the module whose outputs it must reproduce."""
+    """A Spark stage, and the module whose outputs it must reproduce."""
 
     law: str
     stage: Any
@@ -143,7 +147,7 @@ class _Trial:
 
 
 class _Read:
-    """A stage, and how it and others like it are read, given the columns that they are going to transform."""
+    """A stage, and how it is read, given the columns that it will transform."""
 
     def __init__(self, stage: Any, df: DataFrame):
         self.stage = stage
@@ -169,7 +173,7 @@ class _Read:
             raise InputError(f"{stage.uid} cannot be translated to torch: {e}") from e
 
     def facts(self, stage: Any, module: StageModule | None = None) -> dict[str, Any]:
-        """All of a stage that must survive; `module` is its own, where it has been read already."""
+        """All facts of a stage that must not change; `module` is its module, if already read."""
         module, params = module or self.module(stage), jvm.defined_params(stage)
         return {
             "class": class_name(stage), "uid": stage.uid, "Params set": params["set"], "default Params": params["default"],
@@ -183,7 +187,7 @@ class _Read:
 def _parameters(
     read: _Read, perturb: Callable[[StageModule, torch.Generator], None], generator: torch.Generator
 ) -> list[_Trial]:
-    """Check all that needs no rows; what is left to compare on rows."""
+    """Check everything that needs no rows; returns the comparisons that need rows."""
     stage, cls = read.stage, read.cls
     module = read.module(stage)
     before, java = read.facts(stage, module), jvm.java_params(stage)

@@ -25,7 +25,7 @@ VECTOR = pa.struct(
 )
 
 WIDE = 1024
-"""Width from which a few dense rows among sparse ones don't make all of them dense."""
+"""From this width on, a few dense rows among sparse ones do not make all of them dense."""
 
 
 def physical(field: StructField, column: Column) -> Column:
@@ -62,7 +62,7 @@ def write_plain(df: DataFrame, names: Sequence[str], folder: Path) -> None:
 
 
 def read_plain(folder: Path, rows: int) -> Iterator[dict[str, Rows]]:
-    """The columns written by `write_plain`, at most `rows` rows at a time; for scalars that hold nulls, which these are."""
+    """The columns written by `write_plain`, at most `rows` rows at a time, and the null flags of scalars with nulls."""
     for path in sorted(folder.glob("part-*.parquet")):
         with pq.ParquetFile(path) as file:
             # In one thread: Arrow's allocator keeps as much freed memory for each as a batch takes.
@@ -122,7 +122,7 @@ def _vectors(column: pa.StructArray) -> Rows:
 
 
 def to_arrow(column: Rows, null: torch.Tensor | None = None) -> pa.Array:
-    """A tensor as the column that Spark reads back as number or vector; `null` (n,) says which numbers are null."""
+    """A tensor as a column that Spark reads back as number or vector; `null` (n,) marks the numbers that are null."""
     if isinstance(column, SparseRows):
         n = len(column)
         offsets = pa.array(column.offsets.numpy().astype(np.int32))

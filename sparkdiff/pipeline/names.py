@@ -13,12 +13,12 @@ from sparkdiff.errors import InputError
 
 
 def unquoted(name: str) -> str:
-    """The column that a Param names as an input: `a.b` in backticks is the column a.b (not so for an output)."""
+    """The column name of an input Param: `a.b` in backticks is the column a.b (but not for an output)."""
     return name[1:-1].replace("``", "`") if len(name) > 2 and name[0] == name[-1] == "`" else name
 
 
 def folding() -> Callable[[str], str]:
-    """What makes two column names equal, by the running session's rule."""
+    """The session's rule for equal column names, as a function."""
     try:
         sensitive = str(jvm.session().conf.get("spark.sql.caseSensitive", "false")).lower() == "true"
     except InputError:  # each stage says so by its name
@@ -27,14 +27,14 @@ def folding() -> Callable[[str], str]:
 
 
 def read_by_name(df: DataFrame) -> list[str]:
-    """The columns that share their name with no other, and so can be read by it."""
+    """The columns whose name is unique, so that they can be read by name."""
     fold = folding()
     times = collections.Counter(map(fold, df.columns))
     return [c for c in df.columns if times[fold(c)] == 1]
 
 
 def unused(prefix: str, names: Iterable[str]) -> str:
-    """The prefix, with as many underscores in front as it takes for none of these names to begin with it."""
+    """The prefix, with enough leading underscores that none of these names starts with it."""
     taken = [name.lower() for name in names]
     while any(name.startswith(prefix) for name in taken):
         prefix = f"_{prefix}"

@@ -15,11 +15,13 @@ from sparkdiff.errors import InputError, kind_of
 from sparkdiff.jvm.rformula import parts
 
 Path = tuple[int, ...]
-"""Position of a leaf in the nested pipelines. The model of a search has one `bestModel`, so it adds nothing to the path."""
+"""Position of a leaf stage in the nested pipelines. The model of a search has one `bestModel` and adds nothing to the
+path.
+"""
 
 
 class Holder:
-    """Base of models that stand for the plain one that they hold."""
+    """Base of models that contain the plain model."""
 
     pipelineModel: Any
 
@@ -28,7 +30,7 @@ def flatten(model: Any, path: Path = ()) -> list[tuple[Path, Any]]:
     """The leaf stages of a fitted pipeline with their positions in the nested pipelines.
 
     Raises:
-        InputError: a stage isn't fitted; names it.
+        InputError: a stage is not fitted; names it.
     """
     if isinstance(model, Estimator):
         raise InputError(f"{type(model).__name__} {model.uid} isn't fitted: call fit() first, and pass its result")
@@ -46,7 +48,7 @@ def flatten(model: Any, path: Path = ()) -> list[tuple[Path, Any]]:
 
 
 def _way_in(given: Any) -> str:
-    """How what isn't a fitted pipeline may become one."""
+    """A hint how to turn this value into a fitted pipeline."""
     package = type(given).__module__.partition(".")[0]
     if isinstance(given, (str, os.PathLike)):
         return ": load it with PipelineModel.load(path)"
@@ -58,7 +60,7 @@ def _way_in(given: Any) -> str:
 
 
 def holders(model: Any, path: Path = ()) -> list[tuple[Path, Any]]:
-    """What holds the leaf stages, itself included: pipelines, searches, formulas, with the path that their leaves begin with."""
+    """The stages that contain the leaf stages: pipelines, searches, formulas, with the common path of their leaves."""
     if isinstance(model, PipelineModel):
         return [(path, model), *(h for i, stage in enumerate(model.stages) for h in holders(stage, (*path, i)))]
     if isinstance(model, (CrossValidatorModel, TrainValidationSplitModel)):
@@ -69,10 +71,10 @@ def holders(model: Any, path: Path = ()) -> list[tuple[Path, Any]]:
 
 
 def replaced(model: Any, new: Mapping[Path, Any], path: Path = ()) -> Any:
-    """The same nest with `new` leaves at their positions; whatever holds no new one is the same object.
+    """The same structure with `new` leaf stages at their positions. Parts without a new leaf stay the same objects.
 
-    A `Holder` gives way to what it holds. The model of a search keeps its class, uid, Params, metrics and sub-models. An
-    RFormulaModel stays the same object: none of its parts has anything to train.
+    A `Holder` is replaced by its model. The model of a search keeps its class, uid, Params, metrics and sub-models.
+    An RFormulaModel stays the same object: none of its parts has anything to train.
     """
     if isinstance(model, PipelineModel):
         stages = [replaced(s, new, (*path, i)) for i, s in enumerate(model.stages)]
@@ -88,10 +90,10 @@ def replaced(model: Any, new: Mapping[Path, Any], path: Path = ()) -> Any:
 
 
 def plain(model: Any) -> Any:
-    """The model with every FineTunerModel in it replaced by the plain pipeline that it holds.
+    """The model with every FineTunerModel in it replaced by its plain pipeline.
 
-    A CrossValidatorModel or TrainValidationSplitModel keeps the estimator that it was made by as a Param, a FineTuner
-    perhaps; what runs without sparkdiff is its `bestModel`.
+    A CrossValidatorModel or TrainValidationSplitModel keeps its estimator as a Param, which may be a FineTuner; its
+    `bestModel` runs without sparkdiff.
     """
     new = replaced(model, {})
     if isinstance(new, (CrossValidatorModel, TrainValidationSplitModel)) and new.subModels is not None:
@@ -101,7 +103,7 @@ def plain(model: Any) -> Any:
 
 
 def _search(old: Any, best: Any, subModels: Any) -> Any:
-    """Not by its copy(), which fails without sub-models on Spark 4.0 and copies every stage."""
+    """Does not use copy(), which fails without sub-models on Spark 4.0 and copies every stage."""
     if isinstance(old, CrossValidatorModel):
         new: Any = CrossValidatorModel(best, list(old.avgMetrics), subModels, list(old.stdMetrics))
     else:

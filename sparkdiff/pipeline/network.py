@@ -23,15 +23,17 @@ from sparkdiff.stages.predictor import Predictor
 class Network(nn.Module):
     """The translated stages of a pipeline, float64, keyed by Spark's column names.
 
-    `network(columns)` takes the `inputCols` and returns the `outputCols`. A numeric or boolean scalar column is `(n,)`, a
-    vector `(n, d)`, sparse vectors `torch.sparse_csr`; null is NaN. Where a stage tells the two apart (Bucketizer, an Imputer
-    whose missingValue isn't NaN, OneHotEncoder, TargetEncoder), a boolean column `"<name> is null"` may say which it is.
-    Outputs of stages that Spark holds in float32 (ALS, Word2Vec) are float32; those behind compute with what Spark's would read.
+    `network(columns)` takes the `inputCols` and returns the `outputCols`. A numeric or boolean scalar column is
+    `(n,)`, a vector `(n, d)`, sparse vectors `torch.sparse_csr`; null is NaN. If a stage distinguishes null from NaN
+    (Bucketizer, an Imputer whose missingValue is not NaN, OneHotEncoder, TargetEncoder), a boolean column `"<name> is
+    null"` may mark the nulls. Outputs of stages whose weights Spark stores in float32 (ALS, Word2Vec) are float32;
+    later stages compute with these values, as in Spark.
 
     Attributes:
-        inputCols: columns that a call needs (only those that the wished outputs depend on).
+        inputCols: columns that a call needs (only those that the requested outputs depend on).
         outputCols: columns that the translated stages write.
-        reference: PipelineModel that makes the inputs from the source columns, or None where the source has them all.
+        reference: PipelineModel that computes the inputs from the source columns, or None if the source has all of
+            them.
     """
 
     def __init__(self, graph: Graph, positions: Sequence[int]):
@@ -57,7 +59,7 @@ class Network(nn.Module):
         return PipelineModel(stages) if stages else None
 
     def made_dense(self) -> int:
-        """Entries of the widest rows that a stage makes dense, should they be sparse."""
+        """Width of the widest rows that a stage makes dense if they are sparse."""
         return max((m.fitted_width() for i in self.positions if (m := self.module(i)).makes_dense), default=0)
 
     def module(self, position: int) -> StageModule:
@@ -65,7 +67,7 @@ class Network(nn.Module):
 
     @property
     def head(self) -> Predictor:
-        """The predictor that the loss is attached to."""
+        """The predictor whose outputs enter the loss."""
         return self.module(self.graph.head)  # type: ignore[arg-type, return-value]
 
     def forward(self, columns: Mapping[str, Tensor], outputCols: Iterable[str] | None = None) -> dict[str, Tensor]:
@@ -81,7 +83,7 @@ class Network(nn.Module):
         return {self.graph.name(v): _outside(values[v], self.module(v[1]).float32) for v in wanted}
 
     def given(self, columns: Mapping[str, Any]) -> dict[Version, Rows]:
-        """The columns of a call as versions; keys that no stage reads are left out."""
+        """The columns of a call as versions; columns that no stage reads are ignored."""
         fold, named = self.graph.fold, {}
         if not isinstance(columns, Mapping):
             raise InputError(f"a network takes tensors by column name, got {type(columns).__name__}")
@@ -91,7 +93,7 @@ class Network(nn.Module):
         return found | {v: _flags(named[v[0]], v[0]) for v in self.flags if v[0] in named}
 
     def _check_widths(self, values: Mapping[Version, Rows]) -> None:
-        """Raise InputError where a stage has a parameter entry per feature and gets vectors of another width."""
+        """Raise InputError if a stage has one parameter entry per feature and gets vectors of another width."""
         for i in self.positions:
             leaf, module = self.graph.leaves[i], self.module(i)
             x = values.get(leaf.reads[0]) if leaf.reads else None
@@ -103,13 +105,13 @@ class Network(nn.Module):
                     raise InputError(f"{leaf.uid} needs {wanted} entries per row in column {column!r}, got {width(x)}")
 
     def run(self, values: dict[Version, Rows], wanted: Iterable[Version], *, explain: bool = False) -> None:
-        """Compute the wanted versions and all that they depend on, into `values`.
+        """Compute the requested versions and everything that they depend on, into `values`.
 
         Args:
-            explain: which stage torch fails in, and on what shapes.
+            explain: whether an error of torch is reported with the stage and the shapes.
 
         Raises:
-            InputError: an input is missing; names the stage that wants it.
+            InputError: an input is missing; names the stage that needs it.
         """
         for i in self._schedule(tuple(wanted), frozenset(values)):
             leaf, routed = self.graph.leaves[i], values.get((LEAVES, i))
@@ -135,7 +137,7 @@ class Network(nn.Module):
     def null_flags(
         self, module: StageModule, reads: Sequence[Version], values: Mapping[Version, Rows]
     ) -> dict[str, Any]:
-        """Which rows of its inputs are null, for a stage that wants to know."""
+        """Null flags of the inputs, for a stage that needs them."""
         return {"nulls": [self._null(v, values) for v in reads]} if module.takes_nulls else {}
 
     def _null(self, v: Version, values: Mapping[Version, Rows]) -> Tensor | None:
@@ -153,14 +155,16 @@ class Network(nn.Module):
         values.update(zip(((self.graph.fold(c), i) for c in self.graph.leaves[i].outputs), out, strict=True))
 
     def route(self, values: dict[Version, Rows], wanted: Iterable[Version]) -> None:
-        """Compute which leaves these versions (LEAVES, position) are, and all that they depend on, into `values`."""
+        """Compute the leaf indices of these versions (LEAVES, position) and everything that they depend on, into
+        `values`.
+        """
         for v in wanted:
             reads = self.graph.leaves[v[1]].reads
             self.run(values, [r for r in reads if r not in values])
             values[v] = self.module(v[1]).route(*(values[r] for r in reads))
 
     def _schedule(self, wanted: tuple[Version, ...], given: frozenset[Version]) -> list[int]:
-        """Positions to compute, in order; the same for every batch, so it is remembered."""
+        """Positions to compute, in order; stored, because they are the same for every batch."""
         key = (wanted, given)
         if key not in self._schedules:
             needed: set[int] = set()
@@ -181,13 +185,15 @@ class Network(nn.Module):
         return other
 
     def without_spark(self) -> Network:
-        """The same network, parameters shared, without the Spark stages; it can be sent to another process."""
+        """The same network with shared parameters and without the Spark stages, so that it can be sent to another
+        process.
+        """
         other = Network(self.graph.without_spark(), self.positions)
         other.stages = self.stages
         return other
 
     def margin(self, values: dict[Version, Rows]) -> Tensor:
-        """The head's margin from column versions; what training computes."""
+        """The head's margin from column versions, as training computes it."""
         routed = values.get((LEAVES, self.graph.head))  # type: ignore[arg-type]
         if isinstance(routed, Tensor):
             return self.head.routed_margin(routed)
@@ -244,8 +250,8 @@ def translate(model: Any, *, schema: SchemaOrRows = None) -> Network:
     `requires_grad` is set exactly where `plan(model)` says trainable.
 
     Args:
-        schema: of the data, or the data themselves; without them, columns that no stage makes are taken for free of categories
-            (`ml_attr` metadata decide what a few stages compute; the plan says which).
+        schema: the schema of the data, or the data themselves. Without them, source columns are assumed to have no
+            categories (`ml_attr` metadata decide what a few stages compute; the plan names them).
 
     Raises:
         InputError: the pipeline isn't fitted.
@@ -257,7 +263,7 @@ def translate(model: Any, *, schema: SchemaOrRows = None) -> Network:
 
 
 def seeing(network: Network, model: Any, data: SchemaOrRows) -> Network:
-    """The network, parameters shared, with the stages for which the data's attributes decide translated anew."""
+    """The network with shared parameters, in which stages that depend on the data's attributes are translated again."""
     waiting = [
         i for i in network.positions if (s := network.graph.leaves[i].stage) and network.module(i).wants_fields(s)
     ]
@@ -286,7 +292,7 @@ def fixed_positions(network: Network) -> set[int]:
 
 
 def fixed_versions(network: Network) -> list[Version]:
-    """The column versions that the other stages read from the fixed ones, or from outside."""
+    """The column versions that the other stages read from fixed stages or from outside the network."""
     fixed = fixed_positions(network)
     inside = set(network.positions) - fixed
     read = [v for i in network.positions if i in inside for v in network.graph.leaves[i].reads]
@@ -294,7 +300,7 @@ def fixed_versions(network: Network) -> list[Version]:
 
 
 def routed_versions(network: Network) -> list[Version]:
-    """The leaves that no trainable parameter sends rows out of, of the stages of trees that train."""
+    """The leaf indices of trainable tree stages that do not depend on any trainable parameter."""
     fixed = fixed_positions(network)
     inside = set(network.positions) - fixed
     return [

@@ -31,11 +31,11 @@ from sparkdiff.store.disk import room
 
 TOLERANCE = 1e-9
 SINGLE = 1e-6
-"""The tolerance where Spark holds weights in float32, and behind."""
+"""The tolerance for stages whose weights Spark stores in float32, and for later stages."""
 CHUNK = 1 << 18
 """Stored entries of the widest column that are compared at a time (2 MiB of doubles, of which a dozen temporaries are made)."""
 PROBE = 16
-"""Rows that tell how wide the columns are."""
+"""Rows that are read to find the widths of the columns."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,12 +44,12 @@ class Parity:
 
     Attributes:
         maxAbsDiff: per column, the largest absolute difference.
-        maxRelDiff: per column, the largest difference over max(1, abs(Spark's value)); inf where one of the two is NaN, or
-            infinite with another sign.
+        maxRelDiff: per column, the largest difference over max(1, abs(Spark's value)); inf if only one of them is
+            NaN, or if they are infinite with different signs.
         labelDisagreements: rows in which a label or index column differs.
         rows: rows compared.
-        ok: every maxRelDiff is within the tolerance (1e-9; 1e-6 from where Spark holds float32 on), and no label differs whose
-            margin isn't as near to the boundary.
+        ok: every maxRelDiff is within the tolerance (1e-9; 1e-6 after float32 stages), and labels differ only where
+            the margin is within the tolerance of the boundary.
     """
 
     __module__ = "sparkdiff"
@@ -69,15 +69,15 @@ class Parity:
 
 
 def verify(model: Any, df: DataFrame, network: Network | None = None) -> Parity:
-    """Run Spark's stages and the network on the same rows and compare all columns that both make.
+    """Run Spark's stages and the network on the same rows and compare all columns that both write.
 
     Args:
         model: a fitted pipeline or stage.
-        df: rows to compare on; they stream through a temporary folder.
-        network: compared in place of `translate(model)`.
+        df: rows to compare on; they are written to a temporary folder.
+        network: the network to compare instead of `translate(model)`.
 
     Raises:
-        InputError: nothing is translated, the data lack a column, or there is no row to compare.
+        InputError: nothing is translated, a column is missing in the data, or there are no rows.
     """
     check_dataframe("the rows of verify()", df)
     refuse_stream(df)
@@ -96,10 +96,11 @@ def compare(
     df: DataFrame, stages: Mapping[int, Any], network: Network, folder: Path | None = None,
     recovered: Mapping[tuple[int, Version], str] | None = None,
 ) -> Parity:  # fmt: skip
-    """Run `stages` (by position in the network's graph) in Spark on `df`, and the network on what they read.
+    """Run `stages` (by position in the network's graph) in Spark on `df`, and the network on the same inputs.
 
     Args:
-        recovered: by a stage and what it reads, columns of `df` that stand for it; what was made of it is in `df`, too.
+        recovered: columns of `df` that replace an input of a stage, by stage and input; the column computed from it
+            is in `df` too.
 
     Raises:
         InputError: Spark failed on the rows, or there is no row.
@@ -154,7 +155,9 @@ def compare(
 
 
 def differences(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
-    """Per entry the absolute difference, and the one over max(1, abs(Spark's value)); inf where only one is NaN or infinite."""
+    """Per entry, the absolute difference and the difference divided by max(1, abs(Spark's value)); inf if only one is
+    NaN or infinite.
+    """
     same = (ours == theirs) | (ours.isnan() & theirs.isnan())
     difference = torch.where(same, 0.0, (ours - theirs).abs())
     difference = torch.where(difference.isnan() | ~theirs.isfinite() & ~same, torch.inf, difference)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SHOWN = 20
-"""Columns of the cache that are named in print."""
+"""Number of cache columns that are printed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,12 +26,13 @@ class StagePlan:
     """What happens to one leaf stage.
 
     Attributes:
-        path: position in the nested pipelines, and in the formulas among them.
+        path: position in the nested pipelines and formulas.
         role: "translated", in torch, or "referenced", in Spark.
-        cached: whether Spark runs it before the cache, once for all epochs.
+        cached: whether Spark runs the stage once, before the cache.
         trainable: whether its parameters would change.
-        numParameters: entries of its parameters, without those that train on request only; 0 where it is referenced.
-        reason: what becomes of it and why, in plain words.
+        numParameters: number of its parameters, without those that train on request only; 0 if the stage is
+            referenced.
+        reason: what happens to the stage and why, as text.
     """
 
     __module__ = "sparkdiff"
@@ -50,7 +51,7 @@ class StagePlan:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """One StagePlan per leaf stage in pipeline order, and the columns that the cache would hold."""
+    """One StagePlan per leaf stage in the order of the pipeline, and the columns of the cache."""
 
     __module__ = "sparkdiff"
 
@@ -94,18 +95,19 @@ def plan(
     model: Any, *, schema: StructType | None = None, freeze: Sequence[Any] = (), reference: Sequence[Any] = (),
     target: Sequence[Any] = (), unfreeze: Sequence[str] = (),
 ) -> Plan:  # fmt: skip
-    """What sparkdiff would do with a fitted pipeline or stage, stage by stage. Runs no job, but to read an ALSModel's factors.
+    """The plan for a fitted pipeline or stage, stage by stage. Runs no job, except to read the factors of an
+    ALSModel.
 
     Args:
         model: a fitted `PipelineModel` or one fitted stage.
-        schema: of the data; columns that the pipeline needs and the schema lacks are then an error.
-        freeze, reference, target: stages to keep, to leave in Spark, to train alone; each a uid, stage, class name or
-            output column.
-        unfreeze: parameters to train that do so on request only, `<uid, class name or output column>.<parameter>`; all those
-            of a stage that also feeds stages outside of the loss do.
+        schema: the schema of the data; a missing column is then an error.
+        freeze, reference, target: stages that do not change, that stay in Spark, that are the only ones to train;
+            each a uid, stage, class name or output column.
+        unfreeze: parameters to train that train on request only, `<uid, class name or output column>.<parameter>`;
+            this includes all parameters of a stage that also feeds stages outside the loss.
 
     Raises:
-        InputError: the pipeline isn't fitted, or a name matches no stage.
+        InputError: the pipeline is not fitted, or a name matches no stage.
     """
     if schema is not None:
         check_type("schema", schema, StructType, "a StructType such as df.schema")
@@ -117,7 +119,7 @@ def plan(
 
 
 def _number(module: StageModule, named: Collection[str] | None) -> int:
-    """Entries of its parameters, without those that would train on request only; of those `named`, where given."""
+    """Number of its parameters, without those that train on request only; only the `named` ones, if given."""
     return sum(
         p.numel()
         for n, p in module.named_parameters()
@@ -126,12 +128,12 @@ def _number(module: StageModule, named: Collection[str] | None) -> int:
 
 
 COUNTING = ("HashingTF", "CountVectorizerModel", "FeatureHasher")
-"""Stages whose vectors are sparse and may be very wide."""
+"""Stages that write sparse vectors, which may be very wide."""
 WIDE = 1024
 
 
 def _dense_notes(graph: Graph) -> dict[int, str]:
-    """What to say of the stages that make rows dense which arrive sparse, or may do and are wide."""
+    """Notes on stages that make sparse rows dense, or that may do so and are wide."""
     sparse: set[int] = set()
     notes = {}
     for i, leaf in enumerate(graph.leaves):
@@ -151,7 +153,7 @@ def _dense_notes(graph: Graph) -> dict[int, str]:
 
 
 def plan_of(graph: Graph, frozen: dict[int, str]) -> Plan:
-    """The plan of an analysed pipeline, in which `frozen` stages keep their parameters for the reasons given."""
+    """The plan of an analysed pipeline; `frozen` gives the stages that do not train, with reasons."""
     notes = _dense_notes(graph)
     stages = tuple(
         StagePlan(

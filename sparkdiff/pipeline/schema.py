@@ -16,16 +16,18 @@ from sparkdiff.pipeline.names import named
 from sparkdiff.stages.base import UNKNOWN_SLOT
 
 Version = tuple[str, int]
-"""A column as one stage left it: its folded name and the position of the stage that wrote it, -1 for the source."""
+"""A version of a column: its folded name and the position of the stage that wrote it, -1 for the source."""
 SchemaOrRows = StructType | DataFrame | None
-"""What is known of the data: their schema, the data themselves (in which Spark looks for a vector's width), or nothing."""
+"""The schema of the data, the data themselves (Spark then reads the width of vectors), or nothing."""
 GUESSES: tuple[DataType, ...] = (
     DoubleType(), VectorUDT(), StringType(), ArrayType(StringType()), ArrayType(DoubleType()),
 )  # fmt: skip
 
 
 def fields_by_name(schema: StructType, fold: Callable[[str], str]) -> dict[str, StructField]:
-    """The fields of a schema by their folded names; those of structs too, as `struct.field`, where no column is called so."""
+    """The fields of a schema by their folded names; also the fields of structs, as `struct.field`, unless a column
+    has that name.
+    """
     nested: dict[str, StructField] = {}
     for field in schema.fields:
         if isinstance(field.dataType, StructType):
@@ -35,7 +37,7 @@ def fields_by_name(schema: StructType, fold: Callable[[str], str]) -> dict[str, 
 
 
 class Step(NamedTuple):
-    """A stage as far as columns go; `inputs` and `reads` name the same columns, `parents` are positions."""
+    """The columns of a stage; `inputs` and `reads` are the same columns, `parents` are positions."""
 
     stage: Any
     inputs: tuple[str, ...]
@@ -46,11 +48,11 @@ class Step(NamedTuple):
 def known_fields(
     steps: Sequence[Step], wanted: Iterable[Version], data: SchemaOrRows, fold: Callable[[str], str]
 ) -> dict[Version, StructField]:
-    """The schema's fields of these column versions, as far as they can be told.
+    """The schema fields of these column versions, as far as they are known.
 
     Args:
-        data: where nothing is known, source columns are taken for numbers, vectors, strings or arrays, whatever their first
-            reader accepts, and for free of categories.
+        data: if nothing is known, source columns are assumed to be numbers, vectors, strings or arrays, depending on
+            their first reader, without categories.
     """
     wanted, needed = set(wanted), set[int]()
     stack = [p for _, p in wanted if p >= 0]
@@ -84,7 +86,7 @@ def known_fields(
 
 
 def is_plain(stage: Any) -> bool:
-    """Whether a stage is Spark's own, or stands for what Spark keeps to itself."""
+    """Whether a stage is one of Spark's own stages, or represents a hidden stage of Spark."""
     return type(stage).__module__.startswith(("pyspark.ml.", "sparkdiff."))
 
 
@@ -105,19 +107,19 @@ def _sized(field: StructField) -> StructField:
 
 
 def _with(frame: DataFrame, names: Iterable[str], kind: DataType) -> DataFrame:
-    """The frame with columns of this type that hold nothing."""
+    """The frame with additional empty columns of this type."""
     fields = {name: _sized(StructField(name, kind)) for name in names}
     return frame.withColumns({n: F.lit(None).cast(kind).alias(n, metadata=f.metadata) for n, f in fields.items()})
 
 
 def _lacking(step: Step, frame: DataFrame, fold: Callable[[str], str]) -> list[str]:
-    """The source columns that the stage reads and the frame doesn't have."""
+    """The source columns that the stage reads and the frame lacks."""
     there = set(map(fold, frame.columns))
     return [c for c, v in zip(step.inputs, step.reads, strict=True) if v[1] == -1 and fold(c) not in there]
 
 
 def _after(stage: Any, frame: DataFrame, lacking: Sequence[str]) -> tuple[DataFrame, DataFrame]:
-    """The frame with the lacking columns, of the first type that the stage accepts, and what the stage makes of it."""
+    """The frame with the missing columns, of the first type that the stage accepts, and the output of the stage."""
     for kind in GUESSES if lacking else GUESSES[:1]:
         with_them = _with(frame, lacking, kind) if lacking else frame
         try:

@@ -14,14 +14,14 @@ from sparkdiff.stages.base import StageModule
 
 
 def write_back(model: Any, network: Network) -> Any:
-    """The same pipeline (classes, uids, Params set and default) with the network's parameters.
+    """The same pipeline (classes, uids, set and default Params) with the parameters of the network.
 
-    A stage whose parameters didn't change is the same object, and so is the whole pipeline where nothing changed. The
-    argument is never touched.
+    A stage whose parameters did not change is the same object, and so is the whole pipeline if nothing changed. The
+    argument is never modified.
 
     Raises:
-        InputError: a parameter isn't finite or has left its stage's domain (names both), or the network was translated from
-            another pipeline.
+        InputError: a parameter is not finite or outside the domain of its stage (names both), or the network was
+            translated from another pipeline.
     """
     leaves = flatten(model)
     check_type("network", network, Network, "the result of translate(model)")
@@ -39,7 +39,9 @@ def write_back(model: Any, network: Network) -> Any:
 
 @torch.no_grad()
 def written(stage: Any, module: StageModule) -> Any:
-    """`stage` itself where the module holds its parameters, else a new stage with the module's; masked entries as they were."""
+    """`stage` itself if the module has the same parameters, else a new stage with the module's parameters; masked
+    entries keep their values.
+    """
     if not any(True for _ in module.parameters()):
         return stage
     old = type(module).from_spark(stage).unfrozen_as(module)

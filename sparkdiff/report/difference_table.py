@@ -13,7 +13,7 @@ SHOWN = 60
 
 
 def difference_table(difference: Mapping[str, Any]) -> str:
-    """A line per weight, Param or stage that differs, the content hashes, and what the predictions do."""
+    """One line per weight, Param or stage that differs, the content hashes, and the differences of the predictions."""
     return "\n".join(_lines(difference))
 
 

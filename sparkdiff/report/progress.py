@@ -1,7 +1,7 @@
 """A live line per phase on stderr: updated in place on a terminal; otherwise one line every ten seconds and one at
 the end.
 
-spark-submit hands a job's output through a pipe, so there is no terminal to see from inside a job.
+spark-submit passes the output of a job through a pipe, so a job never has a terminal.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from sparkdiff.machine import memory
 
 EVERY = 10.0
-"""Seconds between two lines about the same phase where there is no terminal."""
+"""Seconds between two lines about the same phase without a terminal."""
 
 
 class Line:
-    """What the line of a phase says; called with its text."""
+    """The line of a phase; call it with the text."""
 
     def __init__(self, name: str, shown: bool):
         self.name, self.shown, self.live = name, shown, shown and sys.stderr.isatty()
@@ -28,11 +28,11 @@ class Line:
             self._write("\r\x1b[2K" + f"{name:<10} ...")
 
     def __call__(self, text: str) -> None:
-        """What to say once the phase has ended."""
+        """Set the text for the end of the phase."""
         self.text = text
 
     def now(self, text: str) -> None:
-        """How far the phase is; also what it says in the end."""
+        """Show the progress of the phase; also the text at its end."""
         self.text = text
         if self.live:
             self._write("\r\x1b[2K" + f"{self.name:<10} {text}")
@@ -41,7 +41,7 @@ class Line:
             self._write(f"{self.name:<10}    ...     {text}\n")
 
     def end(self) -> float:
-        """Show the finished line; the phase's seconds."""
+        """Show the finished line; returns the seconds of the phase."""
         seconds = time.perf_counter() - self.start
         if self.shown:
             self._write(
@@ -55,7 +55,7 @@ class Line:
 
 
 class Phases:
-    """Times the phases of a run, shows them, and gives the memory that each has freed back to the system.
+    """Measures the time of the phases of a run, shows them, and returns freed memory to the system after each.
 
     Attributes:
         timings: seconds per phase.
@@ -67,7 +67,7 @@ class Phases:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[Line]:
-        """Time a phase; the line it yields is told what to say."""
+        """Measure the time of a phase; yields its line."""
         line = Line(name, self.shown)
         try:
             yield line

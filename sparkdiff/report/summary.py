@@ -19,23 +19,24 @@ class FineTuningSummary:
     Attributes:
         decision: "tuned" or "kept original".
         reason: why.
-        metric, metricDirection: what was measured, and which direction is better.
-        metrics: {"train" | "validation" | "test": {"before", "after"}}, None where there are no such rows, and "reference" where
-            there are. `after` is the returned pipeline's.
+        metric, metricDirection: the metric, and which direction is better.
+        metrics: {"train" | "validation" | "test": {"before", "after"}}, None if there are no such rows; "reference"
+            only if there are reference rows. `after` is the value of the returned pipeline.
         gain: (before - after) / max(abs(before), 1e-12) on validation rows, negated where larger is better: better is positive.
         z: mean gain of the chosen epoch over its block-wise standard error; 0.0 when the original is best.
         p: p-value of the max-bootstrap over all epochs and candidates.
-        candidates, diverged: how many were trained, and how many of them diverged (their loss or metric was no longer
-            finite) and stopped there; None in what an earlier version saved.
+        candidates, diverged: number of trained candidates, and of those that diverged (loss or metric not finite) and
+            stopped; None in summaries of earlier versions.
         records: the rows of `history`, one per epoch and candidate; epoch 0 is the original.
         parity: {"before", "after"} of write-back: rows, largest relative difference per column, label disagreements.
-        stages: how far each parameter moved, in its natural units: {"uid.parameter": {"largest", "rootMeanSquare"}}.
+        stages: how far each parameter moved, in natural units: {"uid.parameter": {"largest", "rootMeanSquare"}}.
         timings: seconds per phase.
-        stream: back end that read the cache.
+        stream: the reader of the cache.
         cache: {"hit", "fingerprint"}.
-        warnings: what to know before trusting the figures.
+        warnings: reasons to doubt the figures.
 
-    The rest is about the best epoch of any candidate, shipped or not, on validation rows; None or empty where none gained:
+    The other attributes describe the best epoch of all candidates, accepted or not, on validation rows; None or empty
+    if none gained:
 
         gainInterval: [low, high], 95%, of its gain as a share of the original's metric; it allows for the choice among all
             epochs and candidates. None in it: unbounded.
