@@ -38,7 +38,7 @@ ROOM = (
 
 
 class DamagedCache(UserWarning):
-    """A cache on disk did not match its manifest and was built again."""
+    """A cache on disk did not match its manifest and was written again."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Cache:
         return str(self.manifest["fingerprint"])
 
     def columns(self, graph: Graph) -> dict[Version, str]:
-        """Which cached column holds which column version of the cut, and which says where it is null."""
+        """The cached column of each column version of the cut, and the column of its null flags."""
         cut, names = list(enumerate(graph.cut())), {c["name"] for c in self.manifest["columns"]}
         nulls = {null_of(version): f"null{i}" for i, version in cut if f"null{i}" in names}
         return {version: f"c{i}" for i, version in cut} | nulls
@@ -63,7 +63,7 @@ class Cache:
         return sum(p["rows"] for shard in self.manifest["splits"][split] for p in shard)
 
     def fits_in_memory(self, copies: float = 1) -> bool:
-        """Whether all rows, as tensors, held so many times, take less than half of this machine's memory."""
+        """Whether that many copies of all rows as tensors need less than half of the memory of this machine."""
         dense = 8 * sum(c["width"] for c in self.manifest["columns"] if c["kind"] != "sparse")
         files = sum(p["bytes"] for shards in self.manifest["splits"].values() for shard in shards for p in shard)
         sparse = any(c["kind"] == "sparse" for c in self.manifest["columns"])
@@ -76,8 +76,8 @@ def root(options: Options) -> Path:
     """The folder of the caches: the option, the session's conf `spark.sparkdiff.cacheDir`, or a temporary folder.
 
     Raises:
-        InputError: neither is set and Spark's master is not local, so that a temporary folder would be seen by one machine;
-            or Spark, behind Connect on another machine, doesn't see the folder.
+        InputError: neither is set and Spark's master is not local, so only one machine would see a temporary folder;
+            or a remote Spark Connect server cannot see the folder.
     """
     folder = jvm.shared_folder(options.cacheDir) or _temporary()
     if not jvm.sees(jvm.session(), folder):
@@ -99,11 +99,11 @@ def _temporary() -> Path:
 
 
 def open_cache(request: Request) -> Cache:
-    """The cache of a request: the one on disk where its fingerprint is known and its files are whole, else a new one.
+    """The cache of a request: the one on disk if its fingerprint exists and its files are complete, else a new one.
 
     Raises:
         InputError: a column is missing, a label, weight, time or group is null or NaN, or Spark failed on the rows.
-        FullDiskError: there is no room for it; nothing is left of it.
+        FullDiskError: the disk has no space for it; no partial cache stays.
     """
     _check(request)
     if request.cuts is None:
@@ -133,10 +133,10 @@ def _opened(request: Request, where: Path) -> Cache:
 
 
 def _whole(folder: Path, key: str) -> dict[str, Any]:
-    """The manifest of a cache all of whose files are as they were written.
+    """The manifest of a cache whose files are all unchanged.
 
     Raises:
-        DamagedCacheError: they are not.
+        DamagedCacheError: a file is missing or changed.
     """
     with Stream(folder, backend="arrow") as stream:
         stream.check()
@@ -180,7 +180,7 @@ def _after(graph: Graph, df: DataFrame) -> set[str]:
 
 @contextlib.contextmanager
 def _blamed(what: str) -> Iterator[None]:
-    """Inside, what Spark raises becomes an InputError that says what it was doing."""
+    """Within this context, an error of Spark becomes an InputError that names the operation."""
     try:
         yield
     except jvm.SparkError as e:
@@ -217,7 +217,7 @@ def _fill(request: Request, key: str, folder: Path, columns: list[dict[str, Any]
 
 
 def _needed(request: Request, columns: list[dict[str, Any]]) -> str:
-    """About how many bytes the cache takes, in words; empty where the rows can't be counted.
+    """The approximate size of the cache, as text; empty if the rows cannot be counted.
 
     Args:
         columns: none where it isn't known yet how wide they are.

@@ -41,7 +41,7 @@ def content(df: DataFrame) -> list[Any]:
 
 
 def row_hashes(df: DataFrame) -> list[Column]:
-    """Two hashes of a row, which don't depend on each other. What shares its name with another column, nothing can read."""
+    """Two independent hashes of a row. Columns that share a name are left out, because they cannot be read."""
     alone = read_by_name(df)
     parts = [p for f in df.schema.fields if f.name in alone for p in hashed(quoted(f.name), f.dataType)]
     # A salt after the values would add nothing: two rows of one hash would have one hash with it, too.
@@ -49,10 +49,10 @@ def row_hashes(df: DataFrame) -> list[Column]:
 
 
 def hashed(c: Column, kind: DataType) -> list[Column]:
-    """What `xxhash64` has to see of a column so that no two values of its type look alike.
+    """The input of `xxhash64` for a column, so that different values of its type have different inputs.
 
-    By itself it passes over nulls, runs arrays together, takes strings of a collation for equal where the collation does, and
-    takes -0.0 for 0.0. (Inside arrays and vectors that last one stays: Spark's own operators, too, take them for equal.)
+    `xxhash64` itself skips nulls, concatenates arrays, treats strings as equal if their collation does, and treats
+    -0.0 as 0.0. (Inside arrays and vectors -0.0 still equals 0.0, as in Spark's own operators.)
     """
     null = c.isNull()
     if isinstance(kind, NullType):

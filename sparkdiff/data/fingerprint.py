@@ -26,7 +26,9 @@ from sparkdiff.store.digests import digest_of, without_uids
 
 FORMAT = 2
 SHARDS = 8
-"""Virtual shards of a cache, whatever number of processes trains on it: so all share caches, batches and results."""
+"""Number of virtual shards of a cache. It does not depend on the number of processes, so caches, batches and results
+do not either.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Request:
 
 
 def fingerprint(request: Request, folder: Path) -> str:
-    """Hash of all that decides the cache's content; runs no job over file-based, deterministic sources."""
+    """Hash of everything that decides the content of a cache; runs no job for deterministic sources in files."""
     parts: dict[str, Any] = {
         "format": FORMAT,
         "shards": SHARDS,
@@ -69,12 +71,14 @@ def fingerprint(request: Request, folder: Path) -> str:
 
 
 def source_facts(df: DataFrame) -> dict[str, Any]:
-    """What decides a DataFrame's rows and what Spark makes of them: plan and files where they tell all, else content."""
+    """Everything that decides the rows of a DataFrame: its plan and files if they are sufficient, else its content."""
     return {**(plan_facts(df) or {"content": content(df)}), "settings": settings(df.sparkSession)}
 
 
 def _anonymous(facts: Any, uids: list[str]) -> str:
-    """Plans after stages whose columns are named by uids, the same whenever these stages were fitted or loaded."""
+    """A plan in which column names that contain uids are replaced, so that it does not depend on when stages were
+    fitted or loaded.
+    """
     text = json.dumps(facts)
     for i, uid in enumerate(uids):
         # The view by which SQL reads its input is named anew each time, in lower case by default.
@@ -83,9 +87,9 @@ def _anonymous(facts: Any, uids: list[str]) -> str:
 
 
 def _saved_bytes(graph: Graph, folder: Path) -> list[str] | None:
-    """Digest of the saved stages that run before the cache; None where one can't be saved, or isn't of a class of Spark's.
+    """Digest of the saved stages that run before the cache; None if one cannot be saved or is not a Spark class.
 
-    A subclass of a stage of Spark's may have code of its own, which isn't saved.
+    A subclass of a Spark stage may have its own code, which is not saved.
     """
     stages = [graph.leaves[i].stage for i in sorted(graph.cached)]
     stages += [stage for i in graph.live for stage in graph.preparation(i)]

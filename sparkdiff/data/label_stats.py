@@ -19,7 +19,8 @@ NO_TIME = "null or NaN or an infinite value"
 
 
 def weight_range(folder: Path, shards: list[list[dict[str, Any]]], request: Request) -> tuple[int | None, float]:
-    """The exponent of the power of two to divide a split's weights by, None for 0, and the smallest weight that counts.
+    """The exponent of the power of two that divides the weights of a split, None for 0, and the smallest weight that
+    counts.
 
     Sums of weights times losses, and their squares, stay within what doubles hold where the largest weight does. What is
     less than NEGLIGIBLE of the largest weight would change no digit of any such sum.
@@ -46,7 +47,7 @@ def weight_range(folder: Path, shards: list[list[dict[str, Any]]], request: Requ
 def label_stats(
     folder: Path, shards: list[list[dict[str, Any]]], request: Request, negligible: float
 ) -> dict[str, Any]:
-    """Label statistics of one split, and the refusal of rows that can't be used."""
+    """Label statistics of one split; raises InputError for rows that cannot be used."""
     if (nowhere := folder / "split=__HIVE_DEFAULT_PARTITION__").exists():
         o, rows = request.options, sum(pq.read_metadata(path).num_rows for path in nowhere.rglob("*.parquet"))
         which = f"validationIndicatorCol={o.validationIndicatorCol!r} holds null"

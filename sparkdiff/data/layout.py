@@ -35,7 +35,7 @@ USUAL = 64
 
 
 def check_number(option: str, column: str | None, df: DataFrame, graph: Graph) -> None:
-    """Raise InputError where a column that the data have is no number."""
+    """Raise InputError if a column of the data is not a number."""
     for field in df.schema.fields:
         named = column is not None and graph.fold(field.name) == graph.fold(column)
         if named and not isinstance(field.dataType, (NumericType, BooleanType)):
@@ -44,7 +44,9 @@ def check_number(option: str, column: str | None, df: DataFrame, graph: Graph) -
 
 
 def columns_of(request: Request, df: DataFrame, slices: dict[str, tuple[Any, ...]]) -> list[dict[str, Any]]:
-    """How each column lies in the files, the cut's first. Vectors of unknown width cost a small job over the first rows."""
+    """The storage of each column in the files, the columns of the cut first. Vectors of unknown width cost a small
+    job over the first rows.
+    """
     graph = request.graph
     out: list[dict[str, Any]] = []
     fields = fields_by_name(df.schema, graph.fold)
@@ -109,7 +111,9 @@ def _width(df: DataFrame, c: Column, name: str, kind: DataType) -> tuple[int, fl
 
 
 def _physical(column: dict[str, Any], field_type: DataType, c: Column) -> list[Column]:
-    """The column as it lies in the files; a null vector is NaN, in all entries or in the first one of a sparse column."""
+    """The column as stored in the files; a null vector is NaN in all entries, or in the first entry of a sparse
+    column.
+    """
     name, nan = column["name"], F.lit(float("nan"))
     if column["kind"] == "scalar":
         return [c.cast("double").alias(name)]

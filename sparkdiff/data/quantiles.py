@@ -13,18 +13,21 @@ from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 ACCURACY = 10_000
-"""Of the guess: it is off by at most n / ACCURACY ranks. It decides what the exact values cost, not what they are."""
+"""Accuracy of the guess: its rank error is at most n / ACCURACY. It changes the cost of the exact values, not the
+values.
+"""
 
 
 class ChangedRowsError(Exception):
-    """A DataFrame held other values when it was read again."""
+    """A DataFrame had other values when it was read again."""
 
 
 def quantiles(df: DataFrame, column: Column, shares: Sequence[float]) -> list[float]:
     """For each share the smallest value v of a double column with count(value <= v) >= share * count (numpy's `inverted_cdf`).
 
-    Null and NaN count nowhere; empty where nothing else is there. Reads the rows twice, and a third time where a quantile is
-    none of the guesses: then the rows between two guesses, a few ten-thousandths of all, are put in order.
+    Null and NaN are ignored; the result is empty if there are no other values. Reads the rows twice, and a third time
+    if a quantile is none of the guesses: then the rows between two guesses, a few ten-thousandths of all rows, are
+    sorted.
 
     Raises:
         ChangedRowsError: the rows differ between two readings.
@@ -53,7 +56,7 @@ def quantiles(df: DataFrame, column: Column, shares: Sequence[float]) -> list[fl
 
 
 def located(shares: Iterable[float], counts: Sequence[int]) -> list[tuple[int, int]]:
-    """In which of the ordered buckets of so many rows each quantile lies, and at which rank in it, from 1."""
+    """The bucket of each quantile, given the ordered bucket sizes, and its rank in the bucket, from 1."""
     below = [0, *itertools.accumulate(counts)]
     out = []
     for share in shares:
@@ -64,14 +67,14 @@ def located(shares: Iterable[float], counts: Sequence[int]) -> list[tuple[int, i
 
 
 def _guessed(values: DataFrame, shares: Sequence[float]) -> list[float]:
-    """Values at these shares and a little below and above, by Spark's approximation."""
+    """Approximate values at these shares and slightly below and above, by Spark."""
     near = {min(1.0, max(0.0, share + d)) for share in shares for d in (-2 / ACCURACY, 0.0, 2 / ACCURACY)}
     row = values.agg(F.percentile_approx("value", sorted(near), ACCURACY)).first()
     return [] if row is None or row[0] is None else sorted(set(row[0]))
 
 
 def _bounds(guesses: Iterable[float]) -> list[float]:
-    """Bounds of half-open buckets: one for each guess alone, and one for what lies between two."""
+    """Bounds of half-open buckets: one for each guess, and one for the values between two guesses."""
     bounds = {b + 0.0 for g in guesses for b in (g, math.nextafter(g, math.inf))}
     return sorted(bounds | {-math.inf, math.inf})
 

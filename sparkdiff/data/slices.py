@@ -23,7 +23,7 @@ MAX_SLICES = 50  # values of a guardCol
 
 
 def with_slices(frames: Sequence[DataFrame], options: Options) -> tuple[list[DataFrame], dict[str, tuple[Any, ...]]]:
-    """The frames with a column SLICE0, SLICE1, ... (long) per guardCol, and the values that these codes count through.
+    """The frames with one column SLICE0, SLICE1, ... (long) per guardCol, and the values of these codes.
 
     The values are those of all frames, sorted; null and NaN are one slice, None, the last. Runs a job per column.
 

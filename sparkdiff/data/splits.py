@@ -39,7 +39,7 @@ SLICE = "__sparkdiff_slice"  # and the position in guardCols
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Rows of one origin. A split given here holds for all of them; None leaves it to the options."""
+    """Rows of one source. `split` applies to all of them; with None the options decide."""
 
     df: DataFrame
     split: str | None = None
@@ -47,10 +47,11 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Cuts:
-    """Where `timeCol` divides the rows that decide, in seconds or the column's own numbers; empty without `timeCol`.
+    """The times at which `timeCol` divides the rows, in seconds or the numbers of the column; empty without
+    `timeCol`.
 
-    Of each the first is where the part begins (a row of this time or earlier is no part of it), the others are where its later
-    blocks do. `reference` are those of the reference rows.
+    The first time is the start of the held-out part (exclusive), the others are the starts of its later blocks.
+    `reference` has the times of the reference rows.
     """
 
     deciding: tuple[float, ...] = ()
@@ -58,13 +59,13 @@ class Cuts:
 
 
 def rule(options: Options) -> tuple[object, ...]:
-    """All that decides, beside the rows, which of them train."""
+    """Everything except the rows that decides which rows train."""
     o = options
     return o.validationIndicatorCol, o.validationFraction, o.groupCol, o.timeCol, o.seed
 
 
 def check_columns(df: DataFrame, options: Options) -> None:
-    """Raise InputError where a column that the options name is missing or of a wrong type, or one bears a name of our own.
+    """Raise InputError if a column of the options is missing or has a wrong type, or if a column has a reserved name.
 
     Runs no job.
     """
@@ -103,7 +104,9 @@ def check_columns(df: DataFrame, options: Options) -> None:
 
 
 def check_names(names: Iterable[str]) -> None:
-    """Raise InputError where one of these columns, of the data or made by a stage, would be overwritten by one of ours."""
+    """Raise InputError if one of these columns, of the data or of a stage, would be overwritten by a column of
+    sparkdiff.
+    """
     fold = folding()
     for name in names:
         if fold(name) in (SPLIT, BLOCK, TIME) or re.fullmatch(rf"{SLICE}\d+", fold(name)):
@@ -114,10 +117,10 @@ def check_names(names: Iterable[str]) -> None:
 
 
 def field(df: DataFrame, column: str, option: str) -> StructField:
-    """The schema's field of a column, found as Spark finds it: by `spark.sql.caseSensitive`.
+    """The schema field of a column, found by Spark's rule (`spark.sql.caseSensitive`).
 
     Raises:
-        InputError: no column is called so, or several are.
+        InputError: no column or several columns have this name.
     """
     fold = folding()
     found = [f for f in df.schema.fields if fold(f.name) == fold(column)]
@@ -130,9 +133,9 @@ def field(df: DataFrame, column: str, option: str) -> StructField:
 
 
 def row_hash(df: DataFrame, *salt: object) -> Column:
-    """Hash of all columns, the same wherever and in whatever order the row stands.
+    """Hash of all columns, independent of the place and order of the row.
 
-    Columns that share a name are left out: nothing can read them by it.
+    Columns that share a name are left out, because they cannot be read.
     """
     alone = read_by_name(df)
     columns = [
@@ -144,7 +147,7 @@ def row_hash(df: DataFrame, *salt: object) -> Column:
 
 
 def _is_hashed(kind: DataType) -> bool:
-    """Whether Spark hashes values of this type: it does none that hold a map or a variant."""
+    """Whether Spark can hash values of this type (not if they contain a map or a variant)."""
     if isinstance(kind, StructType):
         return all(_is_hashed(f.dataType) for f in kind.fields)
     if isinstance(kind, ArrayType):
@@ -155,7 +158,9 @@ def _is_hashed(kind: DataType) -> bool:
 
 
 def with_splits(sources: Sequence[Source], options: Options, cuts: Cuts | None = None) -> list[DataFrame]:
-    """The sources with SPLIT, BLOCK and TIME columns, where time divides them at `cuts`; without them they are found first."""
+    """The sources with SPLIT, BLOCK and TIME columns, divided by time at `cuts`; without `cuts` these are computed
+    first.
+    """
     given = any(s.split == VALIDATION for s in sources)
     cuts = find_cuts(sources, options) if cuts is None else cuts
     out = []
@@ -193,7 +198,8 @@ def _seconds(df: DataFrame, column: str) -> Column:
 
 
 def find_cuts(sources: Sequence[Source], options: Options) -> Cuts:
-    """Where time divides these rows, exactly; runs two or three jobs where `timeCol` is set, as many again for reference rows.
+    """The exact times that divide these rows; runs two or three jobs if `timeCol` is set, and as many for reference
+    rows.
 
     Raises:
         InputError: as `check_columns`; there is no time to divide by; Spark failed on the rows.
@@ -232,10 +238,10 @@ def _cuts(df: DataFrame, column: str, start: float) -> tuple[float, ...]:
 def fit_on_training_rows(
     pipeline: Pipeline, sources: Sequence[Source], options: Options, cuts: Cuts | None = None
 ) -> PipelineModel:
-    """Fit an unfitted pipeline on the rows that will train, never on those that decide.
+    """Fit an unfitted pipeline on the training rows, never on the rows that decide.
 
     Args:
-        cuts: where time divides the rows, if that has been found.
+        cuts: the times that divide the rows, if already computed.
     """
     sources = [source for source in sources if source.split != REFERENCE]
     for source in sources:

@@ -19,7 +19,7 @@ ERRORS = 4.0  # standard errors above chance
 
 @dataclass(frozen=True)
 class Overlap:
-    """How many validation rows occur in train, their share of all, and what chance says to it."""
+    """The number of validation rows that occur in train, their share, and the number explained by chance."""
 
     rows: int
     share: float
@@ -27,7 +27,9 @@ class Overlap:
 
 
 class Twins:
-    """Rows that are equal in label and in all that enters the network, by 64-bit hashes; of many rows a sample of the hashes."""
+    """Rows with equal labels and equal inputs of the network, by 64-bit hashes; for many rows, a sample of the
+    hashes.
+    """
 
     def __init__(self, rows: int):
         self.mask = (1 << max(0, math.ceil(math.log2(max(rows, 1) / MOST_HASHES)))) - 1 if rows > MOST_HASHES else 0
@@ -41,7 +43,7 @@ class Twins:
         self.hashes[split].append(total[total & self.mask == 0])
 
     def found(self) -> Overlap | None:
-        """The overlap, where more validation rows have a twin in training than chance explains.
+        """The overlap, if more validation rows have a duplicate in training than chance explains.
 
         By chance as many do as training rows have one among the others (Good 1953; the variance is Esty's, 1983). And rows
         that are drawn independently, from however few values, show single, double and triple ones in proportions of
@@ -72,7 +74,7 @@ class Twins:
 
 
 def unnatural(hashes: Tensor) -> bool:
-    """Whether values repeat in proportions that independent draws don't show; see Twins.found."""
+    """Whether values repeat in proportions that independent draws do not show; see Twins.found."""
     _, counts = hashes.unique(return_counts=True)
     f = [0, *(int((counts == k).sum()) for k in range(1, 6))]
 

@@ -25,9 +25,9 @@ Place = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class WeightDifference:
-    """One weight of a stage. The relative difference is over the larger of the two values.
+    """One weight of a stage. The relative difference is divided by the larger of the two values.
 
-    A difference that isn't finite is None, and so is all between weights of different shape.
+    A difference that is not finite is None; so are all differences between weights of different shapes.
     """
 
     parameter: str
@@ -41,7 +41,9 @@ class WeightDifference:
 
 @dataclasses.dataclass(frozen=True)
 class ParamDifference:
-    """One Param; `old` and `new` are None where the stage has no value, and say whether the value was set or a default."""
+    """One Param; `old` and `new` are None if the stage has no value; they tell whether the value was set or a
+    default.
+    """
 
     param: str
     old: tuple[str, Any] | None
@@ -74,7 +76,7 @@ class StageDifference:
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """What differs between two fitted pipelines.
+    """The differences between two fitted pipelines.
 
     Attributes:
         oldHash, newHash: content hashes, the same as in a run's summary.json; None where a model can't be saved.
@@ -104,13 +106,13 @@ class Difference:
 
 
 def between(old: Any, new: Any, folder: Path, *, paths: tuple[str | None, str | None] = (None, None)) -> Difference:
-    """Compare two fitted pipelines or stages, stage by stage. Runs no job but the saving of both.
+    """Compare two fitted pipelines or stages, stage by stage. Runs no job except for saving both.
 
     Leaf stages are matched by path and uid, then by uid (a stage that moved), then by class in their order (a pipeline
     that was fitted again).
 
     Args:
-        folder: where both are saved for a moment; Spark and this process see it as files.
+        folder: a folder where both are saved temporarily; Spark and this process must see the same files in it.
         paths: where they were loaded from, so that the hashes are those of the folders.
 
     Raises:
@@ -129,7 +131,7 @@ Leaf = tuple[Place, Any]
 
 
 def _matched(before: list[Leaf], after: list[Leaf]) -> list[tuple[Leaf | None, Leaf | None]]:
-    """Pairs of leaves in the order of the old pipeline; the new one's others last."""
+    """Pairs of leaf stages in the order of the old pipeline; unmatched new stages come last."""
     partner: dict[int, int] = {}
 
     def pair(key: Any) -> None:
@@ -219,7 +221,7 @@ def _values(stage: Any) -> tuple[dict[str, tuple[str, Any]], dict[str, tuple[str
 
 
 def _plain(value: Any) -> Any:
-    """A Param's value as JSON has it."""
+    """The value of a Param in a form for JSON."""
     value = value.toArray().tolist() if hasattr(value, "toArray") else value
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]

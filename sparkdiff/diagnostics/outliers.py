@@ -14,10 +14,11 @@ FARTHEST = 1000.0  # times the others' root mean square: whatever its neighbours
 
 
 class Spread:
-    """Of each slot of a vector column on one split: the value farthest from the usual one, and how far the others lie.
+    """For each slot of a vector column on one split: the value farthest from the usual one, and the distance of the
+    others.
 
-    The farthest value is kept out of the others' mean square, wherever it stands and however often, so that a sentinel
-    doesn't hide behind the spread that it makes itself.
+    The mean square of the others excludes the farthest value wherever it occurs, so that a sentinel does not hide
+    behind its own spread.
     """
 
     def __init__(self, usual: Tensor) -> None:
@@ -29,7 +30,9 @@ class Spread:
         )  # whether the farthest value is larger than the usual one
 
     def add(self, x: Rows) -> None:
-        """Add a batch (n, w). What isn't finite counts as usual: the loss has refused what matters of it."""
+        """Add a batch (n, w). Values that are not finite count as the usual value; the loss refuses the ones that
+        matter.
+        """
         at: Tensor | slice = slice(None)  # the slots that have something to add
         if isinstance(x, SparseRows):
             at, x = x.compact()
@@ -62,7 +65,7 @@ class Spread:
         self.far[at] = torch.maximum(before, far)
 
     def farthest(self, slot: int) -> float:
-        """A slot's farthest value."""
+        """The farthest value of a slot."""
         return float(self.usual[slot] + (self.far[slot] if self.above[slot] else -self.far[slot]))
 
     def support(self) -> Tensor:

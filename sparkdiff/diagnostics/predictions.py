@@ -25,7 +25,7 @@ QUANTILES = (0.5, 0.9, 0.99)
 
 @dataclasses.dataclass(frozen=True)
 class LabelFlips:
-    """How often a column of labels (or of anything that has no distance) differs."""
+    """How often a column of labels (or of other values without a distance) differs."""
 
     column: str
     rows: int
@@ -35,7 +35,7 @@ class LabelFlips:
 
 @dataclasses.dataclass(frozen=True)
 class NumberChanges:
-    """How far a column of numbers moved; of a vector, the entry that moved most.
+    """How far a column of numbers moved; for a vector, the entry that moved most.
 
     `undefined` rows have no finite change (null, NaN or infinite on one side, vectors of different size) and count in no
     other figure; without any other row these are None.
@@ -65,11 +65,12 @@ class PredictionDifference:
 def predictions(old: Any, new: Any, df: DataFrame, sample: int | None = None) -> PredictionDifference:
     """Run both pipelines on the same rows, in one pass, and count in Spark how their predictions differ.
 
-    Compared are the prediction and probability columns that both write or, where neither has any, what the last stages write.
+    Compares the prediction and probability columns that both write; if there are none, the outputs of the last
+    stages.
 
     Args:
         df: rows with the columns that both pipelines read.
-        sample: at most so many rows, those with the smallest hashes: the same ones each time.
+        sample: the largest number of rows; those with the smallest hashes are taken, the same each time.
 
     Raises:
         InputError: the data lack a column or have no row, no column can be compared, or Spark failed on the rows.

@@ -26,15 +26,16 @@ from sparkdiff.stages.predictor import Predictor
 
 NAMED = 3  # slices that a reason names
 STRICTER = 10
-"""What the p-value needed is divided by where thresholds train: they fit chance more easily than leaves do."""
+"""Divisor of the required p-value if thresholds train, because they fit chance more easily than leaves."""
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What decides, and all that it was decided on; where no epoch gains, there is nothing but the verdict.
+    """The decision and all figures behind it; if no epoch gains, only the verdict.
 
     Attributes:
-        level: of a worsening: the guard's own, shrunk as the verdict's; None where the guard accepts anything.
+        level: p-value below which a set of rows counts as worse, shrunk as in the verdict; None if the guard accepts
+            anything.
     """
 
     verdict: guard.Verdict
@@ -47,14 +48,14 @@ class Judgement:
 
     @property
     def worse(self) -> list[Change]:
-        """The sets of rows that got worse, the surest first."""
+        """The sets of rows that got worse, the smallest p-value first."""
         every = [*self.slices, *([self.reference] if self.reference else [])]
         found = [c for c in every if c.p is not None and self.level is not None and c.p < self.level]
         return sorted(found, key=lambda c: c.p or 0.0)
 
     @property
     def flips(self) -> bool:
-        """Whether more labels change than may."""
+        """Whether more labels change than allowed."""
         return (
             self.compatibility is not None
             and self.compatibility.labels
@@ -67,13 +68,13 @@ class Judgement:
 
 
 def moves_splits(network: Network) -> bool:
-    """Whether thresholds train, of trees or of stages that bin numbers."""
+    """Whether thresholds of trees or of binning stages train."""
     modules = (network.module(i) for i in network.positions)
     return any(m.passes_gradient() or (m.routes and not m.routes_fixed) for m in modules)
 
 
 def check_options(options: Options, head: Predictor) -> None:
-    """Raise InputError where maxFlipRate is set for a predictor that has no labels."""
+    """Raise InputError if maxFlipRate is set for a predictor without labels."""
     if options.maxFlipRate < 1 and not head.classes:
         raise InputError(
             f"maxFlipRate={options.maxFlipRate:g} limits changed labels, but {type(head).__name__} predicts "
@@ -92,10 +93,10 @@ def judge(
     *,
     reference: bool,
 ) -> Judgement:
-    """Test the best epoch's gain, and look where it comes from; in passes over the validation and the reference rows.
+    """Test the gain of the best epoch, overall and by slice, in passes over the validation and the reference rows.
 
     Args:
-        networks: the original, and the network of the best epoch.
+        networks: the original network and the network of the best epoch.
         original: the original's validation metric.
         reference: whether there are reference rows.
     """
@@ -139,7 +140,7 @@ def _differences(data: Data, metric: Metric, one: Network, other: Network) -> Te
 
 
 def divergence(history: Sequence[Mapping[str, Any]], options: Options) -> str:
-    """How many candidates diverged, when, and what to do about it; empty where none did."""
+    """How many candidates diverged, when, and the remedy; empty if none diverged."""
     lost, total = diverged(history), candidates(history)
     if not lost:
         return ""
@@ -163,7 +164,7 @@ def divergence(history: Sequence[Mapping[str, Any]], options: Options) -> str:
 def reason(
     judgement: Judgement, options: Options, metric: Metric, original: float, history: Sequence[Mapping[str, Any]] = ()
 ) -> str:  # fmt: skip
-    """Why the original is kept or not, in a sentence that holds the figures.
+    """The reason of the decision, in one sentence with the figures.
 
     Args:
         original: the original's metric on the validation rows.

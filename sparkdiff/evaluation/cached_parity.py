@@ -30,19 +30,20 @@ from sparkdiff.store.disk import room
 
 PARITY_ROWS = 10_000
 DENSE_ENTRIES = 1 << 26
-"""Entries that Spark may write densely for the comparison (half a gibibyte of doubles)."""
+"""Number of entries that Spark may write densely for the comparison (half a gibibyte of doubles)."""
 NARROW = {"tinyint": 7, "smallint": 15, "int": 31, "bigint": 53, "float": None}
 """Types whose columns are rebuilt as they were, as a stage may give back what it reads; of whole numbers 2 to this power."""
 
 
 def check(model: Any, network: Network, sample: dict[Version, Rows], cache: Cache) -> Parity:
-    """Spark's trained stages against the network, on cached rows and on rows built at the edges of their inputs.
+    """Compare Spark's trained stages with the network, on cached rows and on rows built at critical values of the
+    inputs.
 
     Args:
-        sample: of the cached rows, see `sample_of`; emptied once Spark has them.
+        sample: cached rows, see `sample_of`; emptied once Spark has read them.
 
     Raises:
-        ParityError: they disagree.
+        ParityError: they differ.
     """
     where = cache.folder.parent
     with room("the rows to compare", where, ROOM), tempfile.TemporaryDirectory(prefix=".parity-", dir=where) as folder:
@@ -65,7 +66,9 @@ def check(model: Any, network: Network, sample: dict[Version, Rows], cache: Cach
 def _written(
     network: Network, sample: dict[Version, Rows], cache: Cache, folder: Path
 ) -> tuple[DataFrame, dict[tuple[int, Version], str]]:
-    """A file of the sample and of edge rows as Spark's rows, and the columns that stand for what stages would have read."""
+    """A file with the sample and the edge rows for Spark, and the columns that replace the original inputs of
+    stages.
+    """
     graph = network.graph
     flags = {v: sample.pop(v) for v in network.flags if v in sample}
     first = {v: taken(c, torch.tensor([0])) for v, c in (sample | flags).items()}
@@ -95,7 +98,9 @@ def _written(
 def _recovered(
     network: Network, named: Mapping[str, Rows]
 ) -> tuple[dict[str, pa.Array], dict[tuple[int, Version], str]]:
-    """What stages whose inputs can't enter torch would have read, by column; and which column stands for what."""
+    """The original inputs of stages whose inputs cannot enter torch, by column, and which column replaces which
+    input.
+    """
     graph, columns, standing = network.graph, {}, {}
     prefix = unused("__sparkdiff_source", named)
     for i in (i for i in graph.live if graph.leaves[i].made):
@@ -108,7 +113,7 @@ def _recovered(
 
 
 def sample_of(network: Network, data: Data) -> dict[Version, Rows]:
-    """The cached rows that `check` takes: training and validation rows in equal parts, fewer where stages make them dense."""
+    """The cached rows for `check`: training and validation rows in equal parts, fewer if stages make them dense."""
     most = max(100, min(PARITY_ROWS, DENSE_ENTRIES // max(1, network.made_dense())))
     parts: list[dict[Version, Rows]] = []
     rows = 0
@@ -125,7 +130,7 @@ def sample_of(network: Network, data: Data) -> dict[Version, Rows]:
 
 
 def _edges(network: Network, row: dict[Version, Rows], sample: dict[Version, Rows]) -> dict[Version, Rows]:
-    """Rows like `row` with one column each at zero, at its extremes and beyond, and at its stage's own edges."""
+    """Copies of `row` with one column set to zero, to its extremes and beyond, or to critical values of its stage."""
     graph = network.graph
     changes: list[tuple[Version, Rows]] = []
     for v, column in sample.items():
@@ -162,13 +167,13 @@ def _edges(network: Network, row: dict[Version, Rows], sample: dict[Version, Row
 
 
 def _no_null(row: dict[Version, Rows], v: Version) -> dict[Version, Rows]:
-    """A value in place of the null of a row is none."""
+    """Clears the null flag of a value that was replaced."""
     return {null_of(v): torch.tensor([False])} if null_of(v) in row else {}
 
 
 @torch.no_grad()
 def _accepts(network: Network, row: dict[Version, Rows]) -> bool:
-    """Whether the network computes this row; what it refuses, as there is no cosine of zeros, Spark refuses too."""
+    """Whether the network accepts this row; Spark refuses the same rows, for example a cosine of zeros."""
     values = dict(row)
     try:
         network.run(

@@ -14,11 +14,13 @@ from sparkdiff.pipeline.network import Network
 from sparkdiff.stages.base import columns_of
 
 EDGE_ROWS = 65_536
-"""Rows that the bins of the scores are made from; those of a shard lie in the order of their hash, so the first are a sample."""
+"""Number of rows for the bins of the scores. The rows of a shard are in the order of their hash, so the first ones
+are a sample.
+"""
 BINS = 10
 SHOWN = ("predictionCol", "probabilityCol", "rawPredictionCol")
 MOVED = 0.1
-"""A regression's prediction counts as changed where it moves by more than this share of itself."""
+"""The prediction of a regression counts as changed if it moves by more than this share."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,9 @@ class Compatibility:
 
 @torch.no_grad()
 def compare(old: Network, new: Network, data: Data, split: str) -> Compatibility:
-    """Both networks' predictions on the rows of weight > 0 of a split, in one pass over all and one over the first."""
+    """Compare the predictions of both networks on the rows of weight > 0 of a split, in one pass over all rows and
+    one over the first.
+    """
     edges = _edges(old, data, split)
     counts = torch.zeros((2, len(edges) + 1), dtype=torch.int64)
     sums = torch.zeros((len(edges) + 1, 4), dtype=torch.float64)  # weight, weight * (label, old score, new score)
@@ -96,7 +100,7 @@ def compare(old: Network, new: Network, data: Data, split: str) -> Compatibility
 
 @dataclass(frozen=True)
 class _Shown:
-    """What Spark would show of some rows."""
+    """Spark's output columns for some rows."""
 
     score: Tensor  # (n,)
     prediction: Tensor  # (n,)
@@ -124,7 +128,7 @@ def _shown(network: Network, data: Data, batch: Any, used: Tensor) -> _Shown:
 
 
 def _edges(network: Network, data: Data, split: str) -> Tensor:
-    """The inner deciles of the scores of the first rows, without repetitions: (at most 9,)"""
+    """The distinct inner deciles of the scores of the first rows: (at most 9,)"""
     first: list[Tensor] = []
     for batch, _, weight, _ in itertools.takewhile(lambda _: sum(map(len, first)) < EDGE_ROWS, data.batches(split)):
         first.append(_shown(network, data, batch, weight > 0).score)

@@ -17,20 +17,20 @@ from sparkdiff.rows import Rows, SparseRows
 from sparkdiff.team import ALONE, Team
 
 EVAL_ROWS, SPARSE_ROWS = 8192, 1024
-"""Rows that are measured at a time; fewer sparse ones, of whose entries a dozen temporaries are made."""
+"""Number of rows that are measured at the same time; fewer for sparse rows, which need a dozen temporaries."""
 DENSE_ENTRIES = 1 << 24
 """Entries that a stage may make dense at a time while rows are measured (128 MiB of doubles)."""
 
 
 def rows_at_once(network: Network, stream: Stream) -> int:
-    """EVAL_ROWS, but fewer of sparse rows, and where a stage makes wide rows dense."""
+    """EVAL_ROWS, or fewer for sparse rows and if a stage makes wide rows dense."""
     most = SPARSE_ROWS if any(column.kind == "sparse" for column in stream.columns) else EVAL_ROWS
     return max(16, min(most, DENSE_ENTRIES // max(1, network.made_dense())))
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """The stream, what its columns are, and which process of how many reads it.
+    """The stream, its columns, and the process that reads it.
 
     `tick` is called for every batch that is measured, of `rows` rows.
     """
@@ -46,7 +46,7 @@ class Data:
         return {v: batch[name] for v, name in self.columns.items()}
 
     def prepared(self, network: Network) -> Data:
-        """These data with the column versions that no trainable parameter changes, computed once for many batches."""
+        """The same data with the column versions that no trainable parameter changes, computed once."""
         fixed, routed = fixed_versions(network), routed_versions(network)
         made = {v: f"prepared {i}" for i, v in enumerate([*fixed, *routed])}
 
@@ -67,7 +67,7 @@ class Data:
         return {column.name: column.empty(0) for column in self.stream.columns}
 
     def batches(self, split: str) -> Iterator[tuple[Batch, Tensor, Tensor, Tensor]]:
-        """This process's rows in large batches, as they lie, for measuring: (batch, label, weight, block)."""
+        """The rows of this process in large batches in stored order, for measuring: (batch, label, weight, block)."""
         team = self.team
         for batch in self.stream.batches(
             split, batchSize=self.stream.together(self.rows, team.world), rank=team.rank, world=team.world,

@@ -16,9 +16,9 @@ from sparkdiff.stages.encoding import OneHotEncoder
 
 
 def entering(network: Network) -> list[Version]:
-    """The column versions that stages with parameters read and that no parameter, trained, frozen or on request, has touched.
+    """The column versions that stages with parameters read and that do not depend on any parameter.
 
-    Identifiers are no features.
+    Identifiers are not features.
     """
     plain: set[int] = set()
     for i in network.positions:
@@ -32,7 +32,7 @@ def entering(network: Network) -> list[Version]:
 
 
 class Slots:
-    """What the slots of column versions are called.
+    """The names of the entries (slots) of column versions.
 
     Args:
         described: for each cached column version, its entry in the cache's manifest (`column`, `metadata`).
@@ -58,7 +58,7 @@ class Slots:
             }
 
     def name(self, version: Version, slot: int) -> str:
-        """As a user knows it: `temp`, `weather=snow` for a level, `features[7]` where the metadata have no name."""
+        """The name for users: `temp`, `weather=snow` for a level, `features[7]` without a name in the metadata."""
         source, own = self._source(version, slot)
         column = self.graph.name(source)
         if isinstance(own, str):
@@ -68,12 +68,12 @@ class Slots:
         return f"{column}[{own}]" if self.vectors.get(source) else column
 
     def level(self, version: Version, index: int) -> str:
-        """The category that an index column's value stands for."""
+        """The category of a value of an index column."""
         levels = self.levels.get(version, [])
         return levels[index] if index < len(levels) else f"(index {index})"
 
     def named(self, version: Version) -> bool:
-        """Whether the slots of a version have names of their own: those of hashed text and of bare vectors have none."""
+        """Whether the slots of a version have names; those of hashed text and of plain vectors have none."""
         return not self.vectors[version] or not self.name(version, 0).endswith("[0]")
 
     def binary(self, version: Version, *, encoded: bool = True) -> Tensor:

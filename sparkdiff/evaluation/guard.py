@@ -49,7 +49,7 @@ MAX_DRAWS = 100_000  # a level that they can't resolve is reached by Hoeffding's
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the guard decided, and the figures it decided on."""
+    """The decision of the guard and its figures."""
 
     accepted: bool
     best: int  # column that ships if accepted, -1 where the original is best
@@ -65,7 +65,7 @@ class Verdict:
 def total_gain(gains: Tensor) -> Tensor:
     """Sums over the blocks (..., B); -inf where a column can't be tested.
 
-    It isn't finite throughout, or its squares are beyond all numbers, or nothing.
+    A column cannot be tested if it is not finite, or if its squares overflow or vanish.
     """
     squares = gains.square().sum(-1)
     return torch.where(squares.isfinite() & (squares > 0), gains.sum(-1), -math.inf)
@@ -84,19 +84,19 @@ def decide(
     correlationTime: float | None = None,
     seed: int = 0,
 ) -> Verdict:
-    """Tests whether the gain of the column that ships is a true one. Touches no global state.
+    """Test whether the gain of the chosen column is true. Uses no global state.
 
     Args:
-        gains: (C, B) sums over the rows of each block of weight * (loss of the original - loss of the column). A column
-            that is not finite throughout has diverged and is never picked.
+        gains: (C, B) sums over the rows of each block of weight * (loss of the original - loss of the column). A
+            column that is not finite throughout has diverged and is never chosen.
         weights: (B,) sums of the weights; blocks of weight 0 are dropped.
-        chosen: the column that ships, -1 for the original: whoever holds its parameters has chosen it, and a second choice
-            here might end otherwise where columns gain the same. The test holds for any choice. Where not given, the column
-            with the largest mean gain, the first of several.
+        chosen: the column to test, -1 for the original. The caller has chosen it, because a second choice here could
+            differ if columns gain the same. The test is valid for any choice. Default: the first column with the
+            largest mean gain.
         level: p-value to accept; from 1 on any positive mean gain is accepted.
         original: (B,) sums of weight * loss of the original, for the interval of the relative gain.
-        unit: what was dealt into blocks: rows or groups by hash, or contiguous `blocks` of time.
-        units: how many distinct rows, groups or blocks there were; the blocks that hold any weight where not given.
+        unit: the content of a block: rows or groups by hash, or contiguous `blocks` of time.
+        units: number of distinct rows, groups or blocks; default: the number of blocks with weight.
         blockRows: (mean) rows of a time block, correlationTime: of the loss differences, in rows; `blocks` only.
 
     Raises:
@@ -156,7 +156,7 @@ def worsening(gains: Tensor, *, level: float, joined: int = 1, seed: int = 0) ->
     loss lies below a level is at most that level, however the sets depend on each other.
 
     Args:
-        level: that the p-values will be compared with: decides the number of draws.
+        level: the level that the p-values are compared with; it decides the number of draws.
         joined: how many neighbouring blocks count as one, from the verdict.
     """
     losses = _join(-gains.detach().to("cpu", torch.float64), joined)
@@ -182,7 +182,7 @@ _REMEDY = {
 def _caution(
     level: float, unit: str, units: int, blocks: int, rows: float | None, correlation: float | None
 ) -> tuple[float, int, tuple[str, ...]]:
-    """The level to use, how many neighbouring blocks to join, and why: groups are few, or blocks are short."""
+    """The level to use and the number of neighbouring blocks to join, with the reason (few groups or short blocks)."""
     why, join = [], 1
     if unit == "groups" and units < FEW_GROUPS:
         why.append(f"Validation has {units} groups, fewer than {FEW_GROUPS}")
@@ -209,7 +209,9 @@ def _join(x: Tensor, count: int) -> Tensor:
 
 
 def _likelihood_root(x: Tensor) -> float:
-    """Signed root of the empirical likelihood ratio of mean 0, for x (B,) with a positive sum; inf where none is < 0."""
+    """Signed root of the empirical likelihood ratio of mean 0, for x (B,) with a positive sum; inf if no entry is <
+    0.
+    """
     low, high = 0.0, float(-x.min())
     if high <= 0:
         return math.inf
@@ -247,7 +249,7 @@ def _score(x: Tensor, *, adjusted: bool = False) -> float:
 
 
 def _signs(blocks: int, draws: int, seed: int) -> Iterator[Tensor]:
-    """Random signs (n, blocks), in chunks; the same first ones whatever their number."""
+    """Random signs (n, blocks), in chunks; the first ones do not depend on their number."""
     generator = torch.Generator().manual_seed(seed)
     for first in range(0, draws, CHUNK):
         shape = min(CHUNK, draws - first), blocks
@@ -286,13 +288,13 @@ def _interval(gains: Tensor, best: Tensor, loss: Tensor, tail: float, seed: int)
     squares, cross, own = gains.square().sum(1), gains @ loss, float(loss @ loss)
 
     def excess(r: float, side: int) -> float:
-        """By how much the score is above the largest that isn't rejected."""
+        """The score minus the largest score that is not rejected."""
         norm = (squares - 2 * r * cross + r * r * own).clamp_min(1e-300).sqrt()
         largest = ((drawn[:, :-1] - r * drawn[:, -1:]) / norm).amax(1)
         return _score(side * (best - r * loss)) - min(float(largest.topk(allowed + 1).values[-1]), certain)
 
     def bound(outside: float, side: int) -> float:
-        """The last ratio, on the way from the estimate to `outside` or beyond, that isn't rejected."""
+        """The last ratio between the estimate and `outside` (or beyond) that is not rejected."""
         inside, below = ratio, excess(ratio, side)
         for _ in range(60):
             if (above := excess(outside, side)) > 0:

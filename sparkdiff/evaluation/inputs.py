@@ -14,7 +14,7 @@ from sparkdiff.rows import Rows, SparseRows, dense, matrix, taken, width
 from sparkdiff.stages.base import FeatureStats, StageModule
 
 VALUES = 1 << 15
-"""Different values of a feature that are told apart."""
+"""Number of distinct values of a feature that are kept."""
 
 
 @torch.no_grad()
@@ -68,7 +68,7 @@ class Feature:
             self.support += (v != 0).sum(0)
 
     def stats(self) -> FeatureStats:
-        """Of the entries that aren't NaN."""
+        """Statistics of the entries that are not NaN."""
         n = (self.n - self.missing).clamp_min(1)
         mean = self.sum / n
         std = (self.square / n - mean * mean).clamp_min(0).sqrt()
@@ -83,7 +83,7 @@ def _median(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def leaf_counts(network: Network, data: Data) -> dict[int, Tensor]:
-    """Training rows of weight > 0 that each leaf (L,) holds, of the stages of trees by position, in one pass."""
+    """Number of training rows with weight > 0 in each leaf (L,), for the tree stages by position, in one pass."""
     trees = [i for i in network.positions if network.module(i).routes]
     found = {i: torch.zeros(network.module(i).trees_and_leaves()[1], dtype=torch.int64) for i in trees}
     for batch, _, weight, _ in data.batches("train") if trees else ():
@@ -98,7 +98,7 @@ def leaf_counts(network: Network, data: Data) -> dict[int, Tensor]:
 
 @torch.no_grad()
 def tallies(network: Network, data: Data) -> dict[int, dict[str, Tensor]]:
-    """What the stages that train tally of the training rows of weight > 0, by position, in one pass."""
+    """The training sums of trainable stages over the training rows with weight > 0, by position, in one pass."""
     asking = [
         i
         for i in network.positions
@@ -119,7 +119,7 @@ def tallies(network: Network, data: Data) -> dict[int, dict[str, Tensor]]:
 
 
 def settling(network: Network) -> set[int]:
-    """The stages of trees whose thresholds train on features that no trainable parameter changes."""
+    """The tree stages whose thresholds train on features that no trainable parameter changes."""
     fixed = fixed_versions(network)
     return {
         i

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Trial(NamedTuple):
-    """What one column of a ledger is: a candidate after an epoch (1 or later), in one arm of an experiment."""
+    """One column of a ledger: a candidate after an epoch (1 or later), in one arm of an experiment."""
 
     candidate: int
     epoch: int
@@ -20,7 +20,7 @@ class Trial(NamedTuple):
 
 @dataclass(frozen=True)
 class Ledger:
-    """Block sums of all that was tried, wherever the rows were measured.
+    """Block sums of everything that was tried, wherever the rows were measured.
 
     Attributes:
         gains: (C, B) per column the block sums of w * (loss of the original - loss).
@@ -41,7 +41,7 @@ def candidates(history: Sequence[Mapping[str, Any]]) -> int:
 
 
 def diverged(history: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """For each candidate that diverged, the row of the history in which it did; it has no later row."""
+    """For each diverged candidate, the row of the history in which it diverged, which is its last row."""
     return [
         row
         for row in history

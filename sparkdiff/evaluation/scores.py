@@ -44,8 +44,8 @@ class Score:
 class Tally:
     """Adds up one network's metric over the rows of a split.
 
-    Of a metric that is no mean over rows it keeps one number of each row, its label, weight and block: 32 bytes a row, and
-    never features.
+    For a metric that is not a mean over rows it keeps one number per row, its label, weight and block: 32 bytes per
+    row, never features.
     """
 
     def __init__(self, metric: Metric, head: Predictor):
@@ -75,7 +75,7 @@ class Tally:
         return (finite & _finite(margin)) | ~counts
 
     def score(self, team: Team) -> Score:
-        """What all processes have added up, the same on each of them."""
+        """The sum over all processes, the same in each of them."""
         blocks, sign = self.blocks, self.metric.sign
         team.sum_(self.weights, self.below)
         if self.metric.rows is not None:
@@ -95,7 +95,7 @@ class Tally:
 
 
 def _finite(x: Tensor) -> Tensor:
-    """Which rows are finite throughout, (n,) or (n, c) -> (n,) bool; there may be none."""
+    """Rows with only finite values, (n,) or (n, c) -> (n,) bool; there may be no rows."""
     return x.isfinite() if x.ndim == 1 else x.isfinite().all(1)
 
 
@@ -103,8 +103,8 @@ def score(network: Network, data: Data, split: str, metric: Metric) -> Score:
     """The network's metric on a split, over all processes.
 
     Raises:
-        InputError: a row of weight > 0 has no finite loss, and the column that holds NaN and the stage that it reaches are
-            named; or the metric is undefined on these rows.
+        InputError: a row with weight > 0 has no finite loss (the message names the column with NaN and the stage), or
+            the metric is undefined on these rows.
     """
     tally, sound = Tally(metric, network.head), True
     for batch, label, weight, block in data.batches(split):
@@ -122,7 +122,9 @@ def score(network: Network, data: Data, split: str, metric: Metric) -> Score:
 
 @torch.no_grad()
 def contributions(network: Network, data: Data, split: str, metric: Metric) -> Tensor:
-    """w * loss, or w * influence, of each row of a split (n,) as they are streamed, of one process alone; sums to its Score's."""
+    """w * loss, or w * influence, of each row of a split (n,) in stream order, for one process; its sum is the sum of
+    the Score.
+    """
     tally, places, n = Tally(metric, network.head), [], 0
     parts = []
     for batch, label, weight, block in data.batches(split):
@@ -142,7 +144,7 @@ def contributions(network: Network, data: Data, split: str, metric: Metric) -> T
 
 
 def _explain(network: Network, data: Data, batch: Batch, bad: Tensor) -> None:
-    """Raise the InputError of rows without a finite loss where an input is to blame."""
+    """Raise an InputError for rows without a finite loss if an input is the cause."""
     values = data.values(batch)
     with torch.no_grad():
         network.run(values, [v for i in network.positions for v in network.graph.leaves[i].reads if v not in values])

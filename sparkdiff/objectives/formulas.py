@@ -16,7 +16,8 @@ KERNEL_WIDTH = 0.2  # of the confidences in MMCE, as in Kumar et al. (2018)
 def half_deviance(mu: Tensor, y: Tensor, power: float, floor: float | None = None) -> Tensor:
     """Half the unit deviance of the Tweedie family with variance mu^power; 1 is Poisson, 2 gamma. (n,), (n,) -> (n,)
 
-    Below `floor` it goes on as a parabola with the same value and slope there, steep enough never to reward a mean <= 0.
+    Below `floor` it continues as a parabola with the same value and slope, steep enough that a mean <= 0 is never
+    better.
     """
     at = mu if floor is None else mu.clamp_min(floor)
     if power == 1:

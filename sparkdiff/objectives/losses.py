@@ -31,13 +31,13 @@ REGRESSION = ("squared", "absolute", "huber", "quantile", "poisson", "gamma", "t
 CLASSIFICATION = ("logLoss", "hinge", "focal", "cost", "auc", "mmce")
 OF_PROBABILITIES = ("logLoss", "focal", "mmce")
 OWN = ("weibull", "oneVsRest")
-"""Losses that only the predictors have whose own they are."""
+"""Losses that belong to one predictor only."""
 UNLABELLED = ("inertia", "logLikelihood")
 """Losses of clusters, without a label."""
 LARGEST = 1e70
-"""Labels are no larger, nor all smaller than its inverse: the fourth powers of labels have to be doubles."""
+"""Largest absolute label, and the inverse of the smallest: the fourth power of a label must be a double."""
 BATCH = ("auc", "mmce")
-"""Losses of a whole batch, which no row has a part of."""
+"""Losses of a whole batch, which are not sums over rows."""
 PARAMS: dict[str, dict[str, Any]] = {
     "huber": {"delta": None},
     "quantile": {"tau": 0.5},
@@ -55,15 +55,16 @@ class Objective:
     """A loss bound to a predictor. Smaller is better. Training minimises scale * (mean of `rows` by weight + `batch`).
 
     Attributes:
-        name: as the report shows it.
+        name: the name in reports.
         rows: (margin, label (n,), weight (n,)) -> loss per row (n,), unweighted, each row's from this row alone.
         batch: (margin, label (n,), weight (n,), groups) -> loss of the batch (), weighted; the rows are those of all
             processes, and groups holds the codes (n,) int64 of the columns that a penalty names. One of the two may be None.
-        scale: factor that makes the loss free of the label's unit; training uses it, reports don't.
-        floor: means below it are charged by the loss's tangent parabola at it; None where the mean is positive anyway.
-        power: of a deviance, the power of the mean that the variance is; None for other losses.
-        calibrated: whether its minimum leaves probabilities what they were; losses of decisions and ranks don't.
-        elementwise: whether `rows` is sure to see every row by itself, so that candidates' rows can stand below each other.
+        scale: factor that removes the unit of the label; used in training, not in reports.
+        floor: below this mean the loss continues as its tangent parabola; None if the mean is always positive.
+        power: for a deviance, the power of the mean in the variance; None for other losses.
+        calibrated: whether its minimum keeps probabilities calibrated; losses of decisions and ranks do not.
+        elementwise: whether `rows` treats every row independently, so that rows of several candidates can be
+            concatenated.
         exact: `rows` with its derivative in closed form, where there is one.
     """
 
@@ -97,12 +98,14 @@ def resolve(
     """The objective of a loss name, of a callable, or of a weighted sum {name: weight}, for a predictor.
 
     In a sum each loss counts in its own scale (squared in variances of the label, absolute, quantile and penalties in
-    standard deviations, cost in the largest difference of two decisions), so that a weight means the same whatever the
-    label's unit. Formulas: docs/objectives.md. A callable that returns a 0-dim tensor is an objective of the whole batch.
+    standard deviations, cost in the largest difference of two decisions), so that weights do not depend on the unit
+    of the label. Formulas: docs/objectives.md. A callable that returns a 0-dim tensor is an objective of the whole
+    batch.
 
     Args:
-        params: of the losses; those of a sum go to the one that knows them. classWeights goes to every loss of rows.
-        columns: the predictor's output columns, which a callable gets by name.
+        params: parameters of the losses; in a sum each goes to the loss that has it. classWeights goes to every loss
+            of rows.
+        columns: the output columns of the predictor, which a callable gets by name.
         y: the training labels, for scales and balanced class weights.
 
     Raises:
@@ -185,7 +188,9 @@ def _called(loss: Callable[..., Tensor], head: Predictor, columns: tuple[str, ..
 
 @torch.no_grad()
 def _is_of_batch(loss: Callable[..., Tensor], head: Predictor, columns: tuple[str, ...], y: LabelStats) -> bool:
-    """Whether a callable returns one value for all rows: asked with no rows, and with two where it can't do with none."""
+    """Whether a callable returns one value for all rows: called with no rows, or with two rows if it fails with
+    none.
+    """
     for n in (0, 2):
         margin = zero_margin(head, n)
         label = torch.tensor([y.low, y.high], dtype=torch.float64)[:n]
@@ -274,10 +279,10 @@ def penalised(
 
 
 def check_label(bound: Bound, head: Predictor, y: LabelStats, column: str, fractional: float | None = None) -> None:
-    """Raise InputError where the labels lie outside of what the loss, the metric or the predictor's classes allow.
+    """Raise InputError if a label is outside the domain of the loss, the metric or the classes of the predictor.
 
     Args:
-        fractional: a label that is no whole number, where there is one.
+        fractional: a label that is not a whole number, if there is one.
     """
     power = bound.power
 
@@ -310,7 +315,7 @@ def check_label(bound: Bound, head: Predictor, y: LabelStats, column: str, fract
 
 
 def _indexed(column: str, y: LabelStats, last: int, fractional: float | None) -> str:
-    """How to get class indices 0 to `last` out of labels that name the classes otherwise."""
+    """A hint how to convert the labels to class indices 0 to `last`."""
     if fractional is not None:
         return "; drop such rows"
     if (y.low, y.high) == (1, last + 1):
@@ -321,11 +326,11 @@ def _indexed(column: str, y: LabelStats, last: int, fractional: float | None) ->
 
 
 def one_label(split: str, y: Mapping[str, Any], column: str, *, ranks: bool = False) -> str | None:
-    """What is wrong with a split all of whose rows have one label: whatever always predicts it is best there.
+    """The problem of a split in which all rows have the same label: always predicting it is best.
 
     Args:
-        y: what the cache's manifest says of the split's labels.
-        ranks: whether the rows are pairs of users and items, of which often only those are kept that were chosen.
+        y: the label statistics of the split in the manifest of the cache.
+        ranks: whether the rows are pairs of users and items, where often only chosen pairs are kept.
     """
     if not y["rows"] or y["low"] != y["high"]:
         return None
@@ -337,7 +342,7 @@ def one_label(split: str, y: Mapping[str, Any], column: str, *, ranks: bool = Fa
 
 
 def no_event(split: str, y: Mapping[str, Any]) -> str | None:
-    """What is wrong with a split of durations none of which ended: the longer the predicted ones, the better."""
+    """The problem of a split without any event: the longest prediction is best."""
     for column, (_, high) in y.get("beside", {}).items():
         if high == 0:
             return (
@@ -348,7 +353,7 @@ def no_event(split: str, y: Mapping[str, Any]) -> str | None:
 
 
 def means(head: Predictor, margin: Tensor) -> Tensor | None:
-    """The predicted means where the head is a regression."""
+    """The predicted means if the head is a regression."""
     return None if head.classes else head.mean(margin)
 
 
@@ -407,7 +412,9 @@ def _unlabelled(name: str, head: Predictor) -> Objective:
 
 
 def index(y: Tensor, classes: int) -> Tensor:
-    """Labels as class indices (n,) int64. A row of weight 0 may hold anything; it gets a class, and counts nowhere."""
+    """Labels as class indices (n,) int64. A row with weight 0 may have any label; it gets a class and does not
+    count.
+    """
     return y.nan_to_num().clamp(0, classes - 1).long()
 
 
@@ -485,7 +492,7 @@ def _classification(name: str, params: Mapping[str, Any], head: Predictor) -> Ob
 
 
 def rank_score(scores: Tensor) -> Tensor:
-    """What ranks the rows of two classes, (n,): the log-odds of class 1, of one margin and of a softmax alike."""
+    """The score that ranks rows of two classes, (n,): the log-odds of class 1, for one margin and for a softmax."""
     return scores if scores.ndim == 1 else scores[:, 1] - scores[:, 0]
 
 
@@ -493,7 +500,7 @@ def number(name: str, params: Mapping[str, Any], param: str, rule: str, good: Ca
     """A parameter that is a number.
 
     Raises:
-        InputError: it is none, or breaks the rule.
+        InputError: it is not a number, or it breaks the rule.
     """
     value = params.get(param)
     if not isinstance(value, (int, float)) or not good(value):
@@ -505,7 +512,7 @@ def cost_matrix(value: Any, classes: int, of: str) -> Tensor:
     """Costs (k, k) of deciding for the column's class where the row's is true.
 
     Raises:
-        InputError: it is missing, of another shape, or holds a negative cost.
+        InputError: it is missing, has another shape, or contains a negative cost.
     """
     rule = f"{of} needs costs, a list of {classes} rows (true class) of {classes} numbers >= 0 (decision)"
     try:

@@ -1,7 +1,8 @@
 """Metrics: means of losses over rows, and the metrics of Spark's evaluators with the influence of each row.
 
-A metric that is no mean over rows is a function T of the rows' weights w that doesn't change when all are multiplied by the
-same number. Its influence psi_i = T + W * dT/dw_i (W the sum of w), the infinitesimal jackknife of Jaeckel (1972), makes it a
+A metric that is not a mean over rows is a function T of the rows' weights w that doesn't change when all are
+multiplied by the same number. Its influence psi_i = T + W * dT/dw_i (W the sum of w), the infinitesimal jackknife of
+Jaeckel (1972), makes it a
 mean: that of psi by weight is T, and the sampling error of T is that of this mean, to first order. So the guard tests sums
 of psi over blocks as it tests those of a loss. For the area under the ROC curve psi is DeLong's (1988) placements, for rmse
 it is the delta method.
@@ -29,7 +30,7 @@ from sparkdiff.stages.base import LabelStats
 from sparkdiff.stages.predictor import Predictor
 
 DEFAULTS = {"auc": "areaUnderROC", "cost": "expectedCost"}
-"""The metric of a loss that stands for something else: of a smooth bound, what it bounds."""
+"""The metric that is measured for a loss, for example the quantity that a smooth loss bounds."""
 PARAMS: dict[str, dict[str, Any]] = {
     **{name: dict.fromkeys(params) for name, params in LOSS_PARAMS.items()},
     "expectedCost": {"costs": None},
@@ -40,7 +41,7 @@ PARAMS: dict[str, dict[str, Any]] = {
         for name in ("truePositiveRate", "falsePositiveRate", "precision", "recall")
     },
 }
-"""Parameters and Spark's defaults; None: the loss's own."""
+"""Parameters with Spark's defaults; None: the parameter of the loss."""
 
 Columns = Callable[[Tensor], Tensor]
 Value = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -51,13 +52,13 @@ class Metric:
     """A metric bound to a predictor.
 
     Attributes:
-        name: as the report shows it.
+        name: the name in reports.
         larger: whether larger is better.
-        rows: (margin, label (n,), weight (n,)) -> (n,) of which the metric is the weighted mean; None where it is no mean.
+        rows: (margin, label (n,), weight (n,)) -> (n,) whose weighted mean is the metric; None if it is not a mean.
         column: margin -> (n,) or (n, c), the numbers per row that `value` needs.
-        value: (column, label (n,), weight (n,)) -> (), differentiable in the weights, NaN where it is undefined.
-        needs: what the rows must hold for it to be defined.
-        ranks: whether rows of class 1 are compared with rows of class 0, so that either class needs rows enough.
+        value: (column, label (n,), weight (n,)) -> (), differentiable in the weights, NaN if undefined.
+        needs: the condition on the rows under which the metric is defined.
+        ranks: whether rows of class 1 are compared with rows of class 0, so that both classes need enough rows.
         floor, power: see Objective.
     """
 
@@ -77,14 +78,15 @@ class Metric:
 
     @property
     def sign(self) -> float:
-        """What turns it into a loss."""
+        """The factor that turns the metric into a loss."""
         return -1.0 if self.larger else 1.0
 
 
 def influence(metric: Metric, column: Tensor, label: Tensor, weight: Tensor) -> Tensor:
-    """psi (n,) of a metric that is no mean over rows; sum(weight * psi) / sum(weight) is its value. All weights must be > 0.
+    """The influence psi (n,) for a metric that is not a mean over rows; sum(weight * psi) / sum(weight) is its value.
+    All weights must be > 0.
 
-    NaN throughout where the metric is undefined, or a prediction isn't finite.
+    All NaN if the metric is undefined or a prediction is not finite.
     """
     assert metric.value is not None
     if not len(column) or not bool(column.isfinite().all()):
@@ -99,14 +101,14 @@ def influence(metric: Metric, column: Tensor, label: Tensor, weight: Tensor) -> 
 
 
 def resolve(options: Options, objective: Objective, head: Predictor, columns: tuple[str, ...], y: LabelStats) -> Metric:
-    """The metric that the options name; where they name none the objective's own: its mean over rows.
+    """The metric of the options; by default that of the objective: its mean over rows.
 
-    The loss auc is then measured as areaUnderROC, and cost as expectedCost. A parameter that metricParams lacks is taken
-    from lossParams, but for classWeights: a metric that is named counts rows by their weights only.
+    The loss auc is then measured as areaUnderROC, and cost as expectedCost. A parameter that is missing in
+    metricParams is taken from lossParams, except classWeights: a named metric weights rows only by their weights.
 
     Raises:
-        InputError: the predictor hasn't what the metric needs, a parameter is missing or unknown, or the objective is no
-            mean over rows and no metric is named.
+        InputError: the predictor lacks something that the metric needs, a parameter is missing or unknown, or the
+            objective is not a mean over rows and no metric is named.
     """
     name = options.metric or DEFAULTS.get(objective.name)
     if name is None:

@@ -15,7 +15,8 @@ from sparkdiff.stages.base import AffineForm, Parameters, StageModule, register
 
 @register("pyspark.ml.feature.VectorAssembler")
 class VectorAssembler(StageModule):
-    """Columns side by side in declared order; a scalar becomes one column; sparse where any input is sparse.
+    """Concatenates columns in the declared order. A scalar becomes one column; the result is sparse if any input is
+    sparse.
 
     With handleInvalid='error' a null or NaN scalar raises, as in Spark; with 'keep' it becomes NaN.
     """

@@ -35,7 +35,8 @@ DRIFT = 1e-6
 
 
 class NaiveBayes(ProbabilisticClassifier):
-    """rawPrediction (n, k) by the kind, probability = its softmax. Fitted by counting; trained for the labels given the features.
+    """rawPrediction (n, k) by the kind, probability = its softmax. Fitted by counting; trained on the probability of
+    the label given the features.
 
     `pi` (k,) are logarithms of the classes' probabilities.
 
@@ -105,7 +106,7 @@ class NaiveBayes(ProbabilisticClassifier):
         return {"pi": LogProbabilities()}
 
     def logarithms(self, name: str) -> Tensor:
-        """The logarithms of probabilities that this parameter holds; training keeps their total along the last axis."""
+        """The log-probabilities in this parameter; training keeps their total along the last axis."""
         out: Tensor = getattr(self, name)
         return -out if name == "theta" and self.negated else out
 
@@ -126,9 +127,9 @@ class NaiveBayes(ProbabilisticClassifier):
 
 
 class Counting(NaiveBayes):
-    """Kinds whose rawPrediction is affine in the features, which Spark refuses outside of a domain.
+    """Kinds whose rawPrediction is affine in the features; Spark refuses features outside a domain.
 
-    Training something in front of them could push features out of it, so no gradient flows to their inputs.
+    Training an earlier stage could move features out of the domain, so no gradient flows to the inputs.
     """
 
     @property
@@ -141,7 +142,7 @@ class Counting(NaiveBayes):
         return entries >= 0
 
     def check(self, x: Rows) -> None:
-        """Raise InputError where an entry is outside of the domain, as Spark does."""
+        """Raise InputError if an entry is outside the domain, as Spark does."""
         entries = x.values if isinstance(x, SparseRows) else x
         good = self.good(entries)
         if not bool(good.all()):

@@ -20,10 +20,10 @@ SHARPNESS = 0.3
 
 
 class Steps(torch.autograd.Function):
-    """Into which bin each x (n,) falls, given as `found` (n,); thresholds (m,) between the bins learn, x does not.
+    """The bin of each x (n,), given as `found` (n,). The thresholds (m,) between the bins learn, x does not.
 
-    Forward it is the bin; backward it is the sum over the thresholds of sigmoid((x - threshold) / tau), so that a threshold
-    is told what a row near to it would have given on its other side.
+    Forward it is the bin; backward it is the sum over the thresholds of sigmoid((x - threshold) / tau), so that a
+    threshold learns what a nearby row would give on its other side.
     Source: Bengio, Léonard and Courville, "Estimating or Propagating Gradients Through Stochastic Neurons", 2013.
     """
 
@@ -41,9 +41,9 @@ class Steps(torch.autograd.Function):
 
 
 class Comparing(StageModule):
-    """What both have in common: thresholds that train on request only, written back as Params.
+    """The common part of both: thresholds that train on request only and are written back as Params.
 
-    The gradient ends here: what stands in front doesn't train through a number of a bin.
+    The gradient ends here: earlier stages do not train through the index of a bin.
     """
 
     differentiable = False
@@ -53,7 +53,7 @@ class Comparing(StageModule):
         return any(p.requires_grad for p in self.parameters())
 
     def training_sums(self, *columns: Rows, nulls: Nulls | None = None) -> dict[str, Tensor]:
-        """Per column: how many finite numbers it holds, their sum and the sum of their squares."""
+        """Per column: the number of finite values, their sum and the sum of their squares."""
         parts = []
         for x in columns:
             known = x.values if isinstance(x, SparseRows) else x[x.isfinite()]
@@ -152,7 +152,7 @@ class Binarizer(Comparing):
 
 
 class SortedSplits(Ordered):
-    """Splits ascend along the last axis between outer ones that stay; infinite entries behind the last are padding."""
+    """Splits increase along the last axis between fixed outer splits; infinite entries after the last are padding."""
 
     def __init__(self, outer: Tensor):
         self.outer = outer  # (*shape) bool
@@ -169,7 +169,7 @@ class SortedSplits(Ordered):
         return torch.where(ascend.all(-1, keepdim=True), out, start.expand_as(out))
 
     def _stretched(self, start: Tensor, x: Tensor) -> Tensor:
-        """Between two finite ends: moved so that the last one comes to lie where it was."""
+        """Between two finite ends: rescaled so that the last split keeps its value."""
         both = torch.cat(self._ends(start), -1).isfinite().all(-1, keepdim=True)
         # No infinity goes through what isn't taken: its gradient would be NaN.
         low, high = self._ends(torch.where(both, start.nan_to_num(0.0, 0.0, 0.0), 0.0))
@@ -190,7 +190,7 @@ class SortedSplits(Ordered):
 
 @register("pyspark.ml.feature.Bucketizer")
 class Bucketizer(Comparing):
-    """The number of the bin [a, b) that a number falls into, in the last one [a, b]; what lies outside is refused.
+    """The index of the bin [a, b) of a number; the last bin is [a, b]. Numbers outside are refused.
 
     NaN is the number of bins with handleInvalid='keep' and refused with 'error'; null stays null. -0.0 lies below 0.0.
 

@@ -15,7 +15,7 @@ class Constraint:
     """
 
     elementwise: bool = False
-    """Whether each parameter depends on its own move alone."""
+    """Whether each parameter depends only on its own move."""
 
     def value(self, start: Tensor, move: Tensor) -> Tensor:
         """(*shape), (K, *shape) -> (K, *shape)."""
@@ -34,7 +34,7 @@ class Constraint:
 
 
 class Positive(Constraint):
-    """start * exp(move): what is above 0 stays so, and what is 0 stays 0."""
+    """start * exp(move): positive values stay positive, zeros stay zero."""
 
     elementwise = True
 
@@ -103,7 +103,7 @@ class Ordered(Constraint):
 
 
 class UnitNorm(Constraint):
-    """Rows keep their Euclidean norm along the last axis while they turn."""
+    """Rows keep their Euclidean norm along the last axis and change only their direction."""
 
     def value(self, start: Tensor, move: Tensor) -> Tensor:
         norm = start.norm(dim=-1, keepdim=True)

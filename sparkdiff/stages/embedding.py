@@ -19,8 +19,8 @@ from sparkdiff.stages.base import AffineForm, FeatureStats, LabelStats, Paramete
 class Word2Vec(StageModule):
     """The mean of the words' vectors; unknown words count as 0, a row without words is 0. The vectors are float32.
 
-    Strings never enter torch: Spark first makes of each row how often it says each known word over how many words it says, and
-    that number, which is read to tell what was said and counts nowhere else.
+    Strings cannot enter torch. Spark first computes, for each row, the share of each known word and the number of
+    words.
 
     Source: org.apache.spark.ml.feature.Word2VecModel.transform, which sums in double and multiplies by 1 / number.
     """

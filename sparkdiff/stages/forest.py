@@ -18,7 +18,7 @@ from sparkdiff.stages.predictor import Predictor
 from sparkdiff.stages.routing import Router
 
 MANY = 20
-"""Trees above which each one's leaves move less, so that a step of all of them stays as large."""
+"""With more trees than this, the leaves of each tree move less, so that a step of all trees keeps its size."""
 STEADY = 0.3
 """A threshold's unit in standard deviations of its feature; with 3, those of bike sharing ran away from their leaves."""
 EDGES = 1000
@@ -28,8 +28,8 @@ EDGES = 1000
 class Trees(Predictor):
     """prediction = sum over trees of share * leaf, where a row goes left at a node if x[feature] <= threshold; NaN goes right.
 
-    The leaves train. Thresholds and tree weights do on request: thresholds, and what stands in front of the trees, by
-    straight-through estimation (stages/gates.py), always with hard splits forward.
+    The leaves train; thresholds and tree weights train on request. Thresholds and earlier stages learn by
+    straight-through estimation (stages/gates.py), always with hard splits in the forward pass.
 
     Source: org.apache.spark.ml.tree.{Node, ContinuousSplit, CategoricalSplit, TreeEnsembleModel}.
     """
@@ -42,7 +42,7 @@ class Trees(Predictor):
     routes = True
     optional = frozenset({"thresholds", "treeWeights"})
     LEAF: ClassVar[str] = "prediction"
-    """The field of a node that a leaf's parameters are."""
+    """The field of a node that holds the parameters of a leaf."""
 
     def __init__(self, nodes: Nodes, treeWeights: Tensor | None, shown: tuple[str, ...], uid: str):
         super().__init__()
@@ -80,11 +80,11 @@ class Trees(Predictor):
         return self.router.leaf(x, self.thresholds)
 
     def share(self) -> Tensor:
-        """What each tree's leaf counts in the margin, (T,)."""
+        """The factor of each tree's leaf in the margin, (T,)."""
         raise NotImplementedError
 
     def table(self) -> Tensor:
-        """What each leaf adds to the margin, (L,) or (L, k)."""
+        """The contribution of each leaf to the margin, (L,) or (L, k)."""
         return self.leaves * self.share()[self.tree]
 
     def combined(self, total: Tensor) -> Tensor:
@@ -127,7 +127,7 @@ class Trees(Predictor):
         return self.shows(self.gathered(leaves), leaves)
 
     def shows(self, total: Tensor, leaves: Tensor | None) -> tuple[Tensor, ...]:
-        """The output columns, given the sums over all trees and, where they are shown, the leaves (n, T)."""
+        """The output columns, given the sums over all trees and, if needed, the leaves (n, T)."""
         raise NotImplementedError
 
     def leaf_column(self, leaves: Tensor) -> Tensor:
@@ -153,7 +153,9 @@ class Trees(Predictor):
 
     @torch.no_grad()
     def settle_(self) -> None:
-        """Each threshold to the middle between the two values that it separates; where they are still the same two, back."""
+        """Move each threshold to the middle between the two values that it separates, or back if these two are
+        unchanged.
+        """
         for feature, values in self.values.items():
             at = self.feature == feature
             now, was = self.thresholds[at], self.fitted_thresholds()[at]
@@ -191,7 +193,7 @@ class Trees(Predictor):
         return torch.from_numpy(np.unique(self.nodes.featureIndex[self.nodes.categorical])).long()
 
     def leaf_unit(self, y: LabelStats) -> Tensor | float:
-        """How far a leaf's share of the margin moves by one unit, broadcastable to `leaves`."""
+        """How far the contribution of a leaf to the margin moves by one unit, broadcastable to `leaves`."""
         return self.margin_unit(y)
 
     def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:

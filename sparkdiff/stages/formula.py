@@ -19,7 +19,7 @@ leave_in_spark("sparkdiff.jvm.formulas.FormulaLabel", "it makes the label, which
 
 @register("sparkdiff.jvm.rformula.VectorAttributeRewriter")
 class RewrittenAttributes(StageModule):
-    """The vector itself; what Spark rewrites are the names of its slots, back from temporary columns to the formula's terms."""
+    """The vector itself. Spark only renames its slots from temporary columns to the terms of the formula."""
 
     columnwise = True
     storage = "compressed"  # the assembler's, which stands in front of it
@@ -43,7 +43,7 @@ class RewrittenAttributes(StageModule):
 
 @register("sparkdiff.jvm.rformula.ColumnPruner")
 class PrunedColumns(StageModule):
-    """Nothing to compute: Spark drops the temporary columns here, and the network's have never been in the data."""
+    """Nothing to compute: Spark drops temporary columns here, which the network never has."""
 
     @classmethod
     def inputs(cls, stage: Any) -> tuple[str, ...]:

@@ -1,8 +1,9 @@
 """Gradients through hard splits, by straight-through estimation at every node.
 
-Forward a row goes one way at each node, as in Spark; backward it is as if it went right with probability
-sigmoid((x - threshold) / tau), so that a threshold, or what stands in front of the trees, is told what the other way would
-have given. Source: Bengio, Léonard and Courville, "Estimating or Propagating Gradients Through Stochastic Neurons", 2013.
+In the forward pass a row takes one way at each node, as in Spark. The backward pass treats it as if it went right
+with probability sigmoid((x - threshold) / tau), so that a threshold, or an earlier stage, learns what the other way
+would give. Source: Bengio, Léonard and Courville, "Estimating or Propagating Gradients Through Stochastic Neurons",
+2013.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from sparkdiff.stages.routing import Subsets
 SHARPNESS = 0.3
 """tau in standard deviations of the feature."""
 ENTRIES = 1 << 24
-"""Numbers of one array that are held at a time (128 MiB of doubles)."""
+"""Largest number of entries of one array (128 MiB of doubles)."""
 
 
 class Gates:
@@ -89,7 +90,7 @@ class Gates:
         return out
 
     def subtrees(self, goes: Tensor, table: Tensor) -> Tensor:
-        """What every subtree gives: goes (N, n) bool whether a row goes right, table (L, k) -> (N, n, k)."""
+        """The output of every subtree: goes (N, n) bool whether a row goes right, table (L, k) -> (N, n, k)."""
         value = table.new_empty(self.size, goes.shape[1], table.shape[1])
         value[self.leaves] = table[:, None].expand(-1, goes.shape[1], -1)
         for inner in reversed(self.inner):

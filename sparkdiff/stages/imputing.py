@@ -30,8 +30,8 @@ WHOLE = ("tinyint", "smallint", "int", "bigint")
 class Imputer(StageModule):
     """The surrogate where a number is null or equals missingValue (NaN equals NaN), else the number.
 
-    An output is of its input's type: a surrogate loses its fraction in a column of whole numbers, where it doesn't train, and
-    the bits that a float has not.
+    An output has the type of its input: in a column of whole numbers a surrogate loses its fraction and does not
+    train; in a float column it loses precision.
 
     Source: org.apache.spark.ml.feature.ImputerModel.transform.
     """
@@ -64,7 +64,7 @@ class Imputer(StageModule):
         return cls(tensor(spark.surrogates(stage, columns)), stage.getMissingValue(), kinds)
 
     def filled(self) -> list[Tensor]:
-        """Per column what takes a gap's place, ()."""
+        """The replacement of missing values per column, ()."""
         parts = zip(self.surrogates.unbind(), self.whole, self.floats, strict=True)
         return [s.trunc() if whole else s.float().double() if narrow else s for s, whole, narrow in parts]
 
@@ -97,7 +97,7 @@ class Imputer(StageModule):
         }
 
     def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
-        """A surrogate's unit is the standard deviation of what its column holds."""
+        """The unit of a surrogate is the standard deviation of its column."""
         n = x.sums["there"].clamp_min(1)
         mean = x.sums["sum"] / n
         spread = (x.sums["square"] / n - mean * mean).clamp_min(0).sqrt()

@@ -15,11 +15,11 @@ from sparkdiff.stages.base import StageModule, register
 
 @register("pyspark.ml.feature.VectorIndexerModel")
 class VectorIndexer(StageModule):
-    """Values of the features that are categories become their indices; the others stay as they are.
+    """Values of categorical features become indices; other features do not change.
 
-    What is no category raises with handleInvalid='error', and becomes one more index with 'keep'. An entry of a sparse row
-    that isn't stored stays 0, even where 0 is no category, as in Spark; in a batch that mixes dense and sparse vectors all
-    entries count as stored.
+    An unknown value raises an error with handleInvalid='error' and becomes one additional index with 'keep'. An entry
+    that a sparse row does not store stays 0 even if 0 is not a category, as in Spark; in a batch of dense and sparse
+    vectors all entries count as stored.
 
     Source: org.apache.spark.ml.feature.VectorIndexerModel.transformFunc.
     """

@@ -18,8 +18,9 @@ from sparkdiff.stages.encoding import SPARSE_FROM
 class Interaction(StageModule):
     """The products of one entry of each input column, the first column's index slowest; scalars are columns of one entry.
 
-    A nominal scalar of more than one value is its one-hot block first. An entry that Spark stores not gives no product,
-    whatever it is multiplied with: 0 * NaN is NaN for an entry of a dense vector, and 0 for one that a sparse vector lacks.
+    A nominal scalar of more than one value is its one-hot block first. An entry that Spark does not store gives no
+    product, whatever the other factor: 0 * NaN is NaN for an entry of a dense vector, and 0 for one that a sparse
+    vector lacks.
 
     Source: org.apache.spark.ml.feature.{Interaction, FeatureEncoder}.
     """

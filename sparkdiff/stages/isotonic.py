@@ -20,7 +20,7 @@ EDGES = 1000
 
 
 class Rising(Ordered):
-    """Ascending, also where two roundings would turn neighbours over."""
+    """Increasing, even if rounding would swap neighbours."""
 
     def value(self, start: Tensor, move: Tensor) -> Tensor:
         return super().value(start, move).cummax(-1).values

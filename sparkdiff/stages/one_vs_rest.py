@@ -33,8 +33,8 @@ from sparkdiff.stages.trees import ClassifyingTrees
 class OneVsRest(Predictor):
     """rawPrediction = each model's rawPrediction of its class 1; prediction = the largest.
 
-    The margin is (n, 2 k): these, and the models' own margins (log-odds; of a LinearSVC its margin), which the loss is made of:
-    the sum over classes of what each model was fitted by. A softmax of rawPrediction is nothing that Spark shows.
+    The margin is (n, 2 k): these, and the models' own margins (log-odds; of a LinearSVC its margin), which the loss
+    is made of: the sum over classes of what each model was fitted by. Spark never shows a softmax of rawPrediction.
 
     Source: pyspark.ml.classification.OneVsRestModel._transform.
     """
@@ -142,7 +142,7 @@ class OneVsRest(Predictor):
         return "oneVsRest", {}
 
     def own_rows(self, margin: Tensor, label: Tensor, weight: Tensor) -> Tensor:
-        """The sum over classes of the models' own losses, each of its class against the rest."""
+        """The sum over classes of the own loss of each model, its class against the rest."""
         own = margin[:, self.classes :]
         index = label.nan_to_num().clamp(0, self.classes - 1).long()  # a row of weight 0 may hold anything
         mine = F.one_hot(index, self.classes).to(own.dtype)

@@ -1,7 +1,7 @@
 """Augmentation: noise, masks and mixtures of the rows of a batch, for the candidates that ask for them.
 
-What is drawn depends on the seed, the epoch, the step and the virtual shard that a row lies in, so that any number of
-processes draws the same.
+Random draws depend on the seed, the epoch, the step and the virtual shard of a row, and therefore not on the number
+of processes.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ def augmented(
     recipe: Recipe, values: Mapping[Version, Rows], target: Target, stats: Mapping[Version, FeatureStats],
     shards: Sequence[tuple[int, int]], key: tuple[int, ...],
 ) -> tuple[dict[Version, Rows], list[Target]]:  # fmt: skip
-    """The values as this recipe wants to see them, and the targets that a row's loss is the sum over.
+    """The values augmented for this recipe, and the targets over which the loss of a row is summed.
 
     Args:
-        values: the network's fixed inputs. Of sparse rows only the entries that are stored change; they can't be mixed.
+        values: the network's fixed inputs. In sparse rows only stored entries change, and sparse rows cannot be
+            mixed.
         stats: mean and standard deviation of each.
         shards: (virtual shard, rows) of this batch, in the order of its rows.
-        key: the seed, and what else tells this draw from any other.
+        key: the seed and the other numbers that identify this draw.
     """
     rngs = [np.random.default_rng((*key, shard)) for shard, _ in shards]
     sizes = [rows for _, rows in shards]

@@ -51,7 +51,7 @@ STATE = 2
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """What training found.
+    """The result of a training.
 
     Attributes:
         history: a row per epoch and candidate, the original as epoch 0.
@@ -68,7 +68,7 @@ class Trained:
 
 @dataclasses.dataclass
 class Standing:
-    """What a candidate has shown so far: its best epoch, the parameters of it, and the epochs since."""
+    """The state of a candidate: its best epoch, the parameters of that epoch, and the number of epochs since."""
 
     metric: float
     flat: Tensor  # (p,)
@@ -79,10 +79,10 @@ class Standing:
 
 
 class Training:
-    """A training under way: its candidates, what they have shown, and where in the data it is.
+    """A running training: its candidates, their results so far, and the position in the data.
 
-    `state()` holds all that `load()` needs to go on as if there had been no break: bit for bit in as many processes as before,
-    and but for the order of additions in any other number.
+    `state()` contains everything that `load()` needs to continue without a difference: bit for bit with the same
+    number of processes, and up to the order of additions with another number.
     """
 
     def __init__(
@@ -108,7 +108,9 @@ class Training:
 
     @property
     def chosen(self) -> Standing:
-        """What ships: the best epoch of the candidate that gains most. Of equal gains the first: by epoch, then by candidate."""
+        """The best epoch of the candidate with the largest gain; among equal gains the earliest epoch, then the first
+        candidate.
+        """
         best = Standing(self.original.mean, self.start)
         for standing in sorted(self.standings, key=lambda s: s.column):
             if self._exceeds(standing.gain, best):
@@ -167,7 +169,7 @@ class Training:
         self._saved, self.unsaved = state["candidates"], state["unsaved"]
 
     def fit(self, candidates: Candidates, data: Data, batch: Batch, objective: Objective) -> None:
-        """One step of every active candidate on this process's rows of a batch, of which there may be none.
+        """One step of every active candidate on the rows of a batch that belong to this process (there may be none).
 
         Where a candidate augments, the batch holds all rows of the virtual shards that this process has a share of.
         """
@@ -199,7 +201,9 @@ class Training:
         return 0.5 * (1 + math.cos(math.pi * done / self.options.maxEpochs))
 
     def validate(self, candidates: Candidates, data: Data, objective: Objective, metric: Metric) -> Candidates:
-        """Measure every active candidate on the validation split; ends the epoch. Returns those that go on."""
+        """Measure every active candidate on the validation split; ends the epoch. Returns the candidates that
+        continue.
+        """
         losses = candidates.end_epoch(objective.scale)
         if candidates.reach is not None:
             memory.trim()  # its steps took blocks of ever other sizes, between which more and more is free
@@ -240,7 +244,7 @@ class Training:
         return gain > standing.gain + self.rounding
 
     def found(self, network: Network) -> Trained:
-        """What the training has found; `network` is the original."""
+        """The result of the training; `network` is the original."""
         best = self.chosen
         out, moved = network.clone(), {}
         if best.column >= 0:
@@ -254,7 +258,7 @@ def train(
     training: Training, data: Data, objective: Objective, metric: Metric,
     on_step: Callable[[Training], None] = lambda training: None,
 ) -> None:  # fmt: skip
-    """Train on the train split to the end, and measure on the validation split after every epoch.
+    """Train on the train split until the end, and measure on the validation split after every epoch.
 
     All candidates see the same batches. A candidate stops when its validation metric hasn't improved for `options.patience`
     epochs, or when it diverges: its training loss or its metric isn't finite. `on_step` is called after every step and every
@@ -283,7 +287,7 @@ def train(
 
 
 def _own(shares: Sequence[Share]) -> Tensor:
-    """The numbers of a process's own rows among all rows of the shards that it has a share of."""
+    """The indices of the rows of a process among all rows of its shards."""
     starts = itertools.accumulate((s.rows for s in shares), initial=0)
     return torch.cat([torch.arange(start + s.first, start + s.last) for start, s in zip(starts, shares, strict=False)])
 
@@ -310,7 +314,7 @@ def _agrees(folded: Folded, network: Network, data: Data) -> bool:
 
 @contextlib.contextmanager
 def one_thread_for_small_steps(work: int) -> Iterator[None]:
-    """torch's threads cost more than they bring where a step is small, and many times more on a busy machine."""
+    """Use one thread for small steps: more threads cost more than they save, especially on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1 if work < SMALL_STEP else before)
     try:

@@ -17,7 +17,7 @@ from sparkdiff.stages.linear import GeneralizedLinearRegression
 from sparkdiff.training.affine import Slopes, fold
 
 RISING = ("identity", "log", "logit", "probit", "cloglog")
-"""Links whose mean rises with the margin."""
+"""Links whose mean increases with the margin."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Monotone:
 
 
 class Wishes:
-    """The slopes that the owner wants to rise or fall, {feature: strength, its sign the slope's}.
+    """The requested signs of slopes, {feature: strength}; the sign of the strength is the sign of the slope.
 
     Args:
         slots: what the inputs' entries are called.
@@ -89,7 +89,7 @@ class Wishes:
         return Monotone({v: s for v, s in signs.items() if bool((s != 0).any())}, weights)
 
     def broken(self, network: Network) -> list[str]:
-        """A sentence per wish that this network, trained from the first, doesn't fulfil."""
+        """One sentence per requested sign that this trained network does not have."""
         assert self.folded is not None
         parameters = {i: {n: p.detach() for n, p in network.module(i).named_parameters()} for i in network.positions}
         slopes = self.folded.slopes(parameters, 1)

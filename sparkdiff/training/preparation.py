@@ -22,7 +22,7 @@ from sparkdiff.training.units import Scales
 class Outset:
     """
     Attributes:
-        frozen: per parameter how many entries are frozen, as too few rows speak for them.
+        frozen: number of frozen entries per parameter, because too few rows have them.
         stats: of the network's fixed inputs; the standard deviation of a category's number is 0, as no noise may be added to it;
             no means and standard deviations where nothing will ask for them.
     """
@@ -34,7 +34,7 @@ class Outset:
 
 
 def outset(network: Network, data: Data, label: LabelStats, options: Options, validationRows: int) -> Outset:
-    """Look at the training rows, in passes over them; the network's stages take note of what they need to know."""
+    """Compute the preparation in passes over the training rows; the stages of the network observe their inputs."""
     graph, inputs = network.graph, fixed_versions(network)
     modules = {i: network.module(i) for i in network.positions}
     trains = {i for i, m in modules.items() if any(p.requires_grad for p in m.parameters())}

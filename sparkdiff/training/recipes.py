@@ -7,7 +7,7 @@ import dataclasses
 from sparkdiff.options import Options
 
 FEW_ROWS = 1000
-"""Validation rows below which a choice among candidates finds luck rather than gains."""
+"""With fewer validation rows, a choice among candidates mostly finds chance."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,10 +18,11 @@ class Recipe:
         learningRate, regAnchor: step size and pull towards the original (L2-SP), in natural units.
         optimizer: `lbfgs` takes one step an epoch, along the gradient of all rows; so does `newton`, of the leaves of trees
             only: along the gradient over the second derivative, leaf by leaf, times learningRate.
-        ema: decay of the average over steps that is validated in place of the last weights; 0 takes these.
-        noise: standard deviation of the noise that is added to the inputs, in theirs.
+        ema: decay of the average over steps, which is measured instead of the last weights; 0 uses the last weights.
+        noise: standard deviation of the noise added to the inputs, in standard deviations of the inputs.
         mask: share of input entries that are replaced by their mean.
-        mixup: a of the Beta(a, a) distribution by which pairs of rows are mixed (Zhang et al. 2018); 0 mixes none.
+        mixup: parameter a of the Beta(a, a) distribution that mixes pairs of rows (Zhang et al. 2018); 0 disables
+            mixing.
     """
 
     learningRate: float
@@ -53,7 +54,7 @@ _TREES = ((1, 10), _TREES_FAST, (1, 1, 0.05), (3, 1, 0.2))
 def candidates(
     options: Options, validationRows: int, *, mixes: bool = True, trees: int = 0, newton: bool = False
 ) -> list[Recipe]:
-    """The recipes to try. Below 1,000 validation rows it is the gentle one alone, whatever was asked for.
+    """The recipes to try. With fewer than 1,000 validation rows, only the most careful one.
 
     Args:
         mixes: whether rows can be mixed (sparse ones and categories' numbers can't).

@@ -502,7 +502,7 @@ def test_a_tuner_takes_its_pipeline_without_a_name(numeric: PipelineModel) -> No
 
 def test_what_is_no_network(numeric: PipelineModel, df: DataFrame) -> None:
     for call in (lambda: sparkdiff.write_back(numeric, {}), lambda: sparkdiff.verify(numeric, df, network={})):  # type: ignore[arg-type]
-        with pytest.raises(InputError, match=r"network must be what translate.model. makes, got dict"):
+        with pytest.raises(InputError, match=r"network must be the result of translate.model., got dict"):
             call()
 
 

@@ -53,18 +53,19 @@ Say = Callable[[str], None]
 
 
 class TrainingError(SparkdiffError):
-    """Training failed in one of its processes; the message holds that process's traceback. The command exits with 1."""
+    """Training failed in one of its processes; the message contains the traceback. The command exits with code 1."""
 
 
 def run(assignment: Assignment, stream: Stream, folder: RunFolder, say: Say) -> tuple[Training, list[str]]:
-    """Train to the end: from the beginning, from the newest checkpoint, or not at all where the folder holds the end.
+    """Train to the end, from the beginning or from the newest checkpoint; if the folder has the final state, return
+    it.
 
     Returns:
-        The training, and a sentence for every time that its processes were lost and started again.
+        The training, and one sentence for every restart after lost processes.
 
     Raises:
-        InputError: the cluster can't run so many processes, or the loss can't be used.
-        TrainingError: a process failed, or was lost more often than it was started again.
+        InputError: the cluster cannot run that many processes, or the loss cannot be used.
+        TrainingError: a process failed, or processes were lost too often.
     """
     training = _resumed(assignment, folder)
     if training.ended:
@@ -86,7 +87,7 @@ def run(assignment: Assignment, stream: Stream, folder: RunFolder, say: Say) -> 
 
 
 def is_local(master: str) -> bool:
-    """Whether this master runs everything in the driver's process (local-cluster doesn't)."""
+    """Whether this master runs everything in the driver's process (local-cluster does not)."""
     return master == "local" or master.startswith("local[")
 
 
@@ -135,7 +136,9 @@ def _in_processes(assignment: Assignment, folder: RunFolder, say: Say) -> tuple[
 
 
 def _equip(here: Path, assignment: Assignment) -> None:
-    """Put into an attempt's folder what its processes need: our code, the assignment, and what starts them."""
+    """Write the files that the processes need to the folder of an attempt: sparkdiff's code, the assignment, and the
+    start script.
+    """
     with zipfile.ZipFile(here / "sparkdiff.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         _add(archive, importlib.resources.files("sparkdiff"), "sparkdiff")
     sent = replace(assignment, network=assignment.network.without_spark())
@@ -163,7 +166,7 @@ main({str(here)!r})
 
 
 def _own_module(loss: Any) -> ModuleType | None:
-    """The user's module that a loss comes from. It goes by value: it may lie where only the driver sees it."""
+    """The user's module that defines a loss. It is sent by value, because only the driver may have its file."""
     module = sys.modules.get(getattr(loss, "__module__", "")) if callable(loss) else None
     file = getattr(module, "__file__", None)
     if module is None or file is None or module.__name__ == "__main__":  # which goes by value anyway
@@ -189,7 +192,9 @@ def _command(pid: int) -> str:
 
 @contextlib.contextmanager
 def _threads(processes: int) -> Iterator[None]:
-    """Share this machine's cores among the processes that inherit the environment, unless it says something else."""
+    """Divide the cores of this machine among the processes that inherit the environment, unless it already sets a
+    number.
+    """
     name = "OMP_NUM_THREADS"
     given = os.environ.get(name)
     os.environ.setdefault(name, str(max(1, (os.cpu_count() or 1) // processes)))
@@ -201,7 +206,7 @@ def _threads(processes: int) -> Iterator[None]:
 
 
 class Attempt:
-    """One start of all processes, until they have ended or are stopped."""
+    """One start of all processes, until they end or are stopped."""
 
     def __init__(self, spark: SparkSession, here: Path, processes: int, local: bool, timeout: float):
         self.spark, self.here, self.processes, self.local, self.timeout = spark, here, processes, local, timeout
@@ -214,7 +219,7 @@ class Attempt:
         self.stalled = False
 
     def run(self, say: Callable[[int, float], None]) -> None:
-        """Start the processes and wait until they have ended, failed or stalled. None of them is left."""
+        """Start the processes and wait until they end, fail or stall. No process stays alive."""
         thread = threading.Thread(target=self._start, daemon=True)
         thread.start()
         try:
@@ -249,7 +254,7 @@ class Attempt:
         self.stalled = thread.is_alive() and not over
 
     def _stop(self, thread: threading.Thread) -> None:
-        """End what is left: the Spark job, and every process of this machine."""
+        """Stop the Spark job and every process on this machine."""
         if thread.is_alive() and not self.local:
             with contextlib.suppress(Exception):
                 jvm.cancel(self.spark, self.tag)
@@ -260,17 +265,17 @@ class Attempt:
         thread.join(GRACE)
 
     def _kill(self, pid: int) -> None:
-        """Kill a process if it is one of this attempt's: by now the number may be another's."""
+        """Kill a process if it still belongs to this attempt; its id may have been reused."""
         with contextlib.suppress(OSError):
             if str(self.here / "start.py") in _command(pid):
                 os.kill(pid, signal.SIGKILL)
 
     def ranks(self) -> list[dict[str, Any]]:
-        """What the processes have said of themselves."""
+        """The reports of the processes about themselves."""
         return [json.loads(p.read_text()) for p in sorted(self.here.glob("rank-*.json"))]
 
     def raise_failure(self) -> None:
-        """Raise the exception of the process that failed first, if one failed by itself.
+        """Raise the exception of the process that failed first, if a process failed.
 
         Raises:
             InputError, FullDiskError, TrainingError: with that process's message or traceback.
@@ -287,7 +292,7 @@ class Attempt:
         )
 
     def loss(self) -> str:
-        """How the attempt was lost, in one line."""
+        """The reason why the attempt was lost, in one line."""
         stacks = [p for p in sorted(self.here.glob("rank-*.stack")) if p.stat().st_size]
         if stacks:
             where = next((s.strip() for s in stacks[0].read_text().splitlines() if s.strip().startswith("File")), "")

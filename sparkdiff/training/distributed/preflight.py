@@ -18,10 +18,10 @@ SLOTS = 20.0
 
 
 def check_cluster(spark: SparkSession, processes: int, folder: Path, modules: Sequence[str]) -> None:
-    """Refuse a cluster that can't run so many tasks at once with these modules, or doesn't see `folder`.
+    """Check that a cluster can run that many tasks at the same time with these modules, and sees `folder`.
 
     Raises:
-        InputError: what is lacking, where, and the way out.
+        InputError: what is missing, where, and the solution.
     """
     master = spark.conf.get("spark.master", "")
     if spark.conf.get("spark.dynamicAllocation.enabled", "false") == "true":
@@ -57,7 +57,7 @@ def _check_slots(spark: SparkSession, processes: int, master: str) -> None:
 
 
 def _probed(spark: SparkSession, processes: int, folder: Path, modules: list[str]) -> list[dict[str, Any]]:
-    """What one task per process finds on its executor."""
+    """The findings of one task per process on its executor."""
     seen = str(folder / "start.py")
 
     # Nested, so that it goes by value: the executors needn't know our package.

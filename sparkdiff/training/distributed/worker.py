@@ -53,7 +53,7 @@ PROGRESS = 0.5
 
 @dataclass(frozen=True)
 class Assignment:
-    """All that a process needs to train: what the pipeline, the options and the rows have been resolved to."""
+    """Everything that a process needs for training, derived from the pipeline, the options and the rows."""
 
     network: Network
     cache: Path
@@ -85,7 +85,7 @@ def work(
 
 
 def objectives(options: Options, network: Network, label: LabelStats) -> tuple[Objective, Metric]:
-    """What training minimises, and what validation measures.
+    """The objective that training minimises, and the metric that validation measures.
 
     Raises:
         InputError: see `losses.resolve`, `metrics.resolve` and `losses.penalised`.
@@ -97,13 +97,13 @@ def objectives(options: Options, network: Network, label: LabelStats) -> tuple[O
 
 
 class Checkpoints:
-    """Saves a training from time to time, at most a tenth of the timeout apart, and in the end.
+    """Saves a training regularly, at least every tenth of the timeout, and at the end.
 
-    Training goes on where that can't be written, unless it is the end of one that others wait for.
+    If a checkpoint cannot be written, training continues, unless it is the final state that the driver waits for.
 
     Args:
-        check: raises where the folder is another's by now.
-        awaited: the driver reads from the file what the training has found.
+        check: raises if the folder now belongs to another process.
+        awaited: whether the driver reads the result of the training from the file.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class Checkpoints:
 
 
 def main(folder: str) -> None:
-    """What every process of an attempt runs; `folder` is the attempt's."""
+    """The main function of every process of an attempt; `folder` is the folder of the attempt."""
     here, rank, world = Path(folder), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     me: dict[str, Any] = {
         "rank": rank, "host": socket.gethostname(), "pid": os.getpid(), "parents": _parents(), "sparkdiff": __file__,
@@ -189,7 +189,7 @@ def _tell(path: Path, line: dict[str, Any]) -> None:
 
 
 class Watchdog:
-    """Ends this process, and leaves its stack, when it isn't called for `timeout` seconds."""
+    """Ends this process and writes its stack if it is not called for `timeout` seconds."""
 
     def __init__(self, timeout: float, stack: Any):
         self.timeout, self.stack, self.armed = timeout, stack, 0.0
@@ -235,7 +235,7 @@ def _parents() -> list[int]:
 
 
 def _die_with_parents(parents: list[int]) -> None:
-    """Don't outlive torchrun: an orphan would hold its pipe, its memory and a core for as long as it lives."""
+    """End this process together with torchrun: an orphan would keep its pipe, its memory and a core."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
             # PR_SET_PDEATHSIG: the kernel does it even where this process is stopped.
