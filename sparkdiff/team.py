@@ -11,21 +11,21 @@ from sparkdiff.errors import SparkdiffError
 
 
 class LostProcessError(SparkdiffError):
-    """Another process of the training is gone or doesn't answer."""
+    """Another process of the training is dead or does not answer."""
 
 
 @dataclass(frozen=True)
 class Team:
-    """This process among those that train together; by default it is alone."""
+    """The rank of this process among the processes that train together; by default there is only one."""
 
     rank: int = 0
     world: int = 1
 
     def sum_(self, *tensors: Tensor) -> None:
-        """Replace each tensor, in place, by its sum over all processes; the same bits on every one of them.
+        """Replace each tensor, in place, by its sum over all processes, with the same bits in each of them.
 
         Raises:
-            LostProcessError: a process is gone, or was silent for longer than the group's timeout.
+            LostProcessError: a process is dead, or did not answer within the timeout of the group.
         """
         if self.world == 1:
             return
@@ -40,9 +40,10 @@ class Team:
             ) from e
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """The rows (first dimension) of all processes, in their order; the same bits on every one of them. (n, ...) -> (N, ...)
+        """The rows (first dimension) of all processes, in their order, with the same bits in each of them. (n, ...)
+        -> (N, ...)
 
-        By sums over buffers that are 0 but for one process's rows, which are exact.
+        Computed as sums over buffers that are 0 except for the rows of one process, which are exact.
 
         Raises:
             LostProcessError: see `sum_`.

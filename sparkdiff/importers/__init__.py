@@ -19,26 +19,29 @@ def from_sklearn(
     predictedLabelCol: str | None = None,
     missing: str = "keep",
 ) -> Any:
-    """A plain MLlib model that predicts what a fitted scikit-learn model of trees does.
+    """A plain MLlib model with the same predictions as a fitted scikit-learn tree model.
 
-    Every double reaches the leaf that scikit-learn sends it to. DecisionTree, ExtraTree, RandomForest and ExtraTrees become
-    DecisionTree or RandomForest models. GradientBoosting and HistGradientBoosting become GBT models; of a Poisson or gamma
-    loss, GBTRegressionModel, VectorAssembler and GeneralizedLinearRegressionModel (log link); of more than two classes, one
-    GBTRegressionModel a class, VectorAssembler and LogisticRegressionModel. featureImportances are by the library's own gains.
+    Every double reaches the leaf that scikit-learn sends it to. DecisionTree, ExtraTree, RandomForest and ExtraTrees
+    become DecisionTree or RandomForest models. GradientBoosting and HistGradientBoosting become GBT models; with a
+    Poisson or gamma loss, GBTRegressionModel, VectorAssembler and GeneralizedLinearRegressionModel (log link); with
+    more than two classes, one GBTRegressionModel per class, VectorAssembler and LogisticRegressionModel.
+    featureImportances use the gains of the library.
 
     Args:
         model: a fitted estimator of exactly one of these classes.
-        featuresCol: column of vectors, the features in the order of the training.
-        predictionCol: of a classifier the number of the class in `classes_`.
-        probabilityCol, rawPredictionCol: of a classifier.
-        predictedLabelCol: where the classes themselves go as text; needed unless they are 0 to k - 1.
-        missing: "keep": NaN goes where the library sends it, which can take more splits; "absent": no row has NaN.
+        featuresCol: column of vectors with the features in the order of the training.
+        predictionCol: for a classifier, the index of the class in `classes_`.
+        probabilityCol, rawPredictionCol: for classifiers.
+        predictedLabelCol: output column for the classes as text; needed unless they are 0 to k - 1.
+        missing: "keep": NaN takes the same path as in the library, which can need more splits; "absent": no row has
+            NaN.
 
     Returns:
-        A PipelineModel, or one fitted stage where that is all.
+        A PipelineModel, or one fitted stage if one is sufficient.
 
     Raises:
-        InputError: what MLlib can't express, by name; or no constructors can be called (Spark Connect).
+        InputError: MLlib cannot express the model (the message gives the reason), or constructors cannot be called
+            (Spark Connect).
     """
     columns = Columns(featuresCol, predictionCol, probabilityCol, rawPredictionCol, predictedLabelCol, missing)
     return sklearn.read(model).model(columns)
@@ -55,12 +58,12 @@ def from_lightgbm(
     missing: str = "keep",
     categories: str = "any",
 ) -> Any:
-    """A plain MLlib model that predicts what a LightGBM model does; see `from_sklearn` for what isn't said here.
+    """A plain MLlib model with the same predictions as a LightGBM model; see `from_sklearn` for the other arguments.
 
     Args:
-        model: a Booster or a fitted LGBM estimator; up to its best iteration, where it has one, as its own `predict`.
+        model: a Booster or a fitted LGBM estimator; up to its best iteration, if it has one, like its own `predict`.
         categories: "whole": categorical features hold whole numbers (those that LightGBM was trained on; of a pandas
-            category its codes). LightGBM cuts fractions off, which Spark doesn't: with "any" such a model is refused.
+            category its codes). LightGBM truncates fractions, Spark does not: with "any" such a model is refused.
     """
     columns = Columns(featuresCol, predictionCol, probabilityCol, rawPredictionCol, predictedLabelCol, missing)
     return lightgbm.read(model, whole=_whole(categories)).model(columns)
@@ -77,14 +80,15 @@ def from_xgboost(
     missing: str = "keep",
     categories: str = "any",
 ) -> Any:
-    """A plain MLlib model that predicts what an XGBoost model does, which sums in float32: within about 1e-6.
+    """A plain MLlib model with the same predictions as an XGBoost model, within about 1e-6, because XGBoost sums in
+    float32.
 
-    See `from_sklearn` and `from_lightgbm` for what isn't said here. XGBoost counts no rows: a node's weight in
+    See `from_sklearn` and `from_lightgbm` for the other arguments. XGBoost does not count rows: a node's weight in
     featureImportances is its cover, the sum of its hessians.
 
     Args:
-        model: a Booster, or a fitted XGB estimator: up to its best iteration, where it has one, as its own `predict`. What a
-            DMatrix counts as missing beside NaN is no part of a Booster, and Spark doesn't know of it.
+        model: a Booster, or a fitted XGB estimator: up to its best iteration, if it has one, like its own `predict`.
+            Other missing values than NaN of a DMatrix are not stored in a Booster, and Spark does not know them.
     """
     columns = Columns(featuresCol, predictionCol, probabilityCol, rawPredictionCol, predictedLabelCol, missing)
     return xgboost.read(model, whole=_whole(categories)).model(columns)

@@ -21,7 +21,7 @@ LINKS: Mapping[str, Mapping[str, Any]] = {
 }  # fmt: skip
 KNOWN = (*LINKS, "tweedie", "binary", "multiclass")
 ZERO = float(np.float32(1e-35))
-"""LightGBM's kZeroThreshold: entries of a row that are no larger count as 0."""
+"""LightGBM's kZeroThreshold: entries up to this absolute value count as 0."""
 CATEGORICAL, DEFAULT_LEFT = 1, 2
 NO_MISSING, ZERO_MISSING, NAN_MISSING = 0, 1, 2
 
@@ -33,7 +33,7 @@ def read(model: Any, *, whole: bool) -> Boosted:
         whole: whether categorical features hold whole numbers.
 
     Raises:
-        InputError: no such model, or what MLlib has no model for.
+        InputError: it is not such a model, or MLlib cannot express it.
     """
     known = hasattr(model, "model_to_string") or hasattr(model, "__sklearn_is_fitted__")
     if not type(model).__module__.startswith("lightgbm.") or not known:

@@ -40,7 +40,7 @@ def tweedie(variancePower: float) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """What the models read and write, in Spark's terms, and whether rows can have NaN."""
+    """The input and output columns of the models, and whether rows can have NaN."""
 
     featuresCol: str
     predictionCol: str
@@ -69,8 +69,9 @@ class Boosted:
         treeWeights: (T,).
         output: (T,) int.
         base: (K,).
-        link: Params of a GeneralizedLinearRegression whose mean the margin is linked to; empty: the margin is the prediction.
-        classes: of a classifier: two with K = 1 and p = sigmoid(margin), or K and their softmax.
+        link: Params of a GeneralizedLinearRegression whose mean the margin is linked to; empty if the margin is the
+            prediction.
+        classes: for a classifier: two with K = 1 and p = sigmoid(margin), or K with their softmax.
     """
 
     trees: Sequence[TreeArrays]
@@ -82,7 +83,9 @@ class Boosted:
     classes: Sequence[Any] | None = None
 
     def model(self, columns: Columns) -> Any:
-        """A GBT model where it can hold everything, else a pipeline of one per margin, VectorAssembler and the link."""
+        """A GBT model if it can express everything, else a pipeline of one GBT per margin, VectorAssembler and the
+        link.
+        """
         if self.classes is None and not self.link:
             return self._regression(0, columns, columns.predictionCol, float(self.base[0]))
         if self.classes is None:
@@ -118,7 +121,9 @@ class Boosted:
         return java_trees.fitted(estimator, nodes, self.numFeatures, treeWeights=weights / 2)
 
     def _with_base(self, output: int, base: float, columns: Columns) -> tuple[Nodes, Array]:
-        """The nodes and weights of one margin's trees; what is added to their sum is a tree of one leaf, the first."""
+        """The nodes and weights of one margin's trees; a constant that is added to their sum becomes a first tree
+        with one leaf.
+        """
         which = np.flatnonzero(self.output == output).tolist()
         first = [] if base == 0 and which else [TreeArrays.constant(base)]
         weights = np.concatenate([np.ones(len(first)), self.treeWeights[which]])
@@ -127,7 +132,7 @@ class Boosted:
 
 @dataclasses.dataclass(frozen=True)
 class Averaged:
-    """Means of trees: their values, or of classes their shares (`stats` of the leaves).
+    """Means of trees: of their values, or for classes of their shares (`stats` of the leaves).
 
     Attributes:
         trees: T of one tree each; one tree that is no forest's is a DecisionTree.
@@ -159,10 +164,10 @@ def _classifier(columns: Columns) -> dict[str, Any]:
 
 
 def labelled(model: Any, classes: Sequence[Any], columns: Columns) -> Any:
-    """A classifier with its labels; Spark's predictions are the classes' numbers, 0 to k - 1.
+    """A classifier with its labels; Spark predicts the indices of the classes, 0 to k - 1.
 
     Raises:
-        InputError: the classes are others, and no column is named for them.
+        InputError: the classes are different and no column for them is given.
     """
     names = [str(c.item() if isinstance(c, np.generic) else c) for c in classes]
     if columns.predictedLabelCol is None:

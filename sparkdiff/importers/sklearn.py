@@ -88,7 +88,7 @@ def _weights(value: Array, weight: Array) -> Array:
 
 
 def _gradient_boosting(model: Any) -> Boosted:
-    """x as in `_tree`; NaN is refused there, so Spark's way will do."""
+    """x as in `_tree`; scikit-learn refuses NaN here, so Spark's path is fine."""
     if model.init_ != "zero" and type(model.init_).__name__ not in ("DummyRegressor", "DummyClassifier"):
         raise InputError(
             f"{type(model).__name__}: init is {type(model.init_).__name__}, a separate model, which trees "
@@ -133,7 +133,9 @@ def _hist(model: Any) -> Boosted:
 
 
 def _hist_columns(model: Any) -> tuple[Array, dict[int, Array]]:
-    """The model's features by their number in its trees, and the categories by theirs: it puts categorical columns first."""
+    """The features of the model by their index in its trees, and the categories by their index: categorical columns
+    come first.
+    """
     if model.is_categorical_ is None:
         return np.arange(model.n_features_in_), {}
     nominal = np.flatnonzero(model.is_categorical_)

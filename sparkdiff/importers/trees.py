@@ -12,7 +12,7 @@ from sparkdiff.errors import InputError
 from sparkdiff.jvm.nodes import Array, Nodes
 
 GROWTH = 20
-"""By which factor the splits that find NaN may blow a model up."""
+"""Largest factor by which the splits for NaN may enlarge a model."""
 LARGEST_CATEGORY = 65_535
 """Spark lists categories one by one."""
 
@@ -71,7 +71,7 @@ class TreeArrays:
         return TreeArrays(offsets=np.concatenate([*offsets, firsts[-1:]]), sets=sets, **fields)
 
     def without_missing(self) -> TreeArrays:
-        """The same where no row has NaN: it goes as Spark sends it."""
+        """The same trees if no row has NaN: NaN then takes Spark's path."""
         nanLeft = np.zeros(len(self.left), bool)
         for node, (_, setLeft) in self.sets.items():
             nanLeft[node] = not setLeft
@@ -80,12 +80,14 @@ class TreeArrays:
     def nodes(self) -> Nodes:
         """In Spark's terms and order.
 
-        Spark sends NaN right at every threshold, and with all other values at a categorical split. Where the library
-        doesn't, a split at infinity stands in front, which NaN alone fails, with a copy of the side that NaN goes to; each
-        path asks once a feature. Copies and questions have gain 0, so that featureImportances are the library's.
+        Spark sends NaN right at every threshold, and with all other values at a categorical split. If the library
+        does not, a split at infinity, which only NaN fails, is added before it, with a copy of the side that NaN
+        takes; each path has at most one such split per feature. Copies and questions have gain 0, so that
+        featureImportances are the library's.
 
         Raises:
-            InputError: that makes the trees more than 20 times as large; or a category is no whole number in 0..65535.
+            InputError: this makes the trees more than 20 times as large; or a category is not a whole number in
+                0..65535.
         """
         grown = self._grown()
         source, order = grown.source, grown.order

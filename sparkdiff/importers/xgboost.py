@@ -30,7 +30,7 @@ def read(model: Any, *, whole: bool) -> Boosted:
         whole: whether categorical features hold whole numbers.
 
     Raises:
-        InputError: no such model, or what MLlib has no model for.
+        InputError: it is not such a model, or MLlib cannot express it.
     """
     known = hasattr(model, "save_raw") or hasattr(model, "__sklearn_is_fitted__")
     if not type(model).__module__.startswith("xgboost.") or not known:

@@ -23,14 +23,14 @@ _read: weakref.WeakKeyDictionary[Any, tuple[Table, Table]] = weakref.WeakKeyDict
 
 
 def tables(stage: Any) -> tuple[Table, Table]:
-    """The tables of users and of items. A fitted model's never change, so they are read once."""
+    """The factor tables of users and of items. Those of a fitted model never change, so they are read once."""
     if stage not in _read:
         _read[stage] = _table(stage.userFactors, stage.rank), _table(stage.itemFactors, stage.rank)
     return _read[stage]
 
 
 def als(stage: Any, users: Table, items: Table) -> Any:
-    """An ALSModel like `stage` with these tables."""
+    """An ALSModel like `stage` with these factor tables."""
 
     def construct(old: Any) -> Any:
         return made_of(old, stage.rank, _frame(users)._jdf, _frame(items)._jdf)

@@ -23,12 +23,12 @@ Numbers = npt.NDArray[np.float64]
 
 
 def surrogates(stage: Any, columns: Sequence[str]) -> list[float]:
-    """What an ImputerModel fills into these columns."""
+    """The surrogates of an ImputerModel for these columns."""
     return list(stage.surrogateDF.select(*columns).head())
 
 
 def with_surrogates(stage: Any, values: Mapping[str, float]) -> Any:
-    """A new ImputerModel like `stage` (uid, Params set and default) that fills these values into its columns."""
+    """A new ImputerModel like `stage` (uid, set and default Params) with these surrogates."""
     old = stage.copy()
     frame: DataFrame = old.surrogateDF
     row: dict[str, float] = dict(zip(frame.columns, frame.head(), strict=True))  # type: ignore[arg-type]
@@ -39,7 +39,9 @@ def with_surrogates(stage: Any, values: Mapping[str, float]) -> Any:
 
 
 def _constructed(old: Any, row: dict[str, float]) -> Any:
-    """By the constructor: Spark 3.5 and 4.0 want a DataFrame of one row, later versions the names and the values."""
+    """By the constructor: Spark 3.5 and 4.0 take a DataFrame of one row, later versions take the names and the
+    values.
+    """
     context: Any = sessions.session().sparkContext
     [kinds] = [
         [t.getName() for t in constructor.getParameterTypes()]
@@ -60,7 +62,7 @@ def _constructed(old: Any, row: dict[str, float]) -> Any:
 
 
 def _rewritten(old: Any, row: dict[str, float]) -> Any:
-    """By way of files. Spark 3.5 and 4.0 read them when the model is used, so they stay as long as this process."""
+    """Through files. Spark 3.5 and 4.0 read them when the model is used, so they stay until this process ends."""
     folder = Path(tempfile.mkdtemp(prefix=".imputer-", dir=sessions.scratch_folder()))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     where = f"file://{folder}/stage"
@@ -70,7 +72,7 @@ def _rewritten(old: Any, row: dict[str, float]) -> Any:
 
 
 def _one_row(row: Mapping[str, float]) -> DataFrame:
-    """A DataFrame that holds its row itself: reading it runs no job."""
+    """A DataFrame whose row is part of its plan, so that reading it runs no job."""
     names = ", ".join("`" + name.replace("`", "``") + "`" for name in row)
     values = ", ".join(f"CAST('{value!r}' AS DOUBLE)" for value in row.values())
     return sessions.session().sql(f"SELECT * FROM VALUES ({values}) AS surrogates({names})")
@@ -88,7 +90,7 @@ def _keeps_null(kind: type, version: str) -> bool:
 
 
 class Statistics(NamedTuple):
-    """What a TargetEncoderModel knows of one column's categories, (k,) each."""
+    """The statistics of a TargetEncoderModel for the categories of one column, (k,) each."""
 
     categories: Numbers
     counts: Numbers
@@ -100,7 +102,7 @@ ENTRY = re.compile(r"\(([^,()]+),\(([^,()]+),([^,()]+)\)\)")
 
 
 def statistics(stage: Any) -> list[Statistics]:
-    """Per column of a TargetEncoderModel its categories, their counts and stats."""
+    """The categories of a TargetEncoderModel per column, with counts and stats."""
     if sessions.has_constructors():
         texts = [column.toSeq().toString() for column in stage._java_obj.stats()]
         return [Statistics(*np.array(ENTRY.findall(text), dtype=np.float64).reshape(-1, 3).T.copy()) for text in texts]
@@ -110,7 +112,9 @@ def statistics(stage: Any) -> list[Statistics]:
 
 
 FEW = 1000
-"""Categories up to which a model is made by its constructor: one by one they go over to Java, and that takes time."""
+"""Up to this number of categories a model is created by its constructor: each category is a separate call of Java,
+which takes time.
+"""
 
 
 def with_statistics(stage: Any, columns: Sequence[Statistics]) -> Any:

@@ -17,7 +17,7 @@ from sparkdiff.jvm.sessions import scratch_folder
 
 @contextlib.contextmanager
 def saved(stage: Any) -> Iterator[str]:
-    """The address of a stage saved for a moment, in a folder that Spark and this process both see."""
+    """The address of a temporarily saved stage, in a folder that Spark and this process both see."""
     with tempfile.TemporaryDirectory(prefix=".stage-", dir=scratch_folder()) as name:
         where = f"file://{name}/stage"
         stage.write().save(where)
@@ -34,7 +34,7 @@ def read_rows(where: str) -> pa.Table:
 
 
 def write_rows(where: str, data: pa.Table) -> None:
-    """Put a table in the place of such a folder. Its schema, as it was read, carries the metadata that tell Spark of vectors.
+    """Replace such a folder by a table. Its schema has the metadata by which Spark recognises vectors.
 
     Runs no job; rows that are sent through Spark take a Python process and a tenth of a second for each partition.
     """
@@ -55,7 +55,9 @@ def _arrow(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
 
 
 def _plain(value: Any, kind: pa.DataType) -> Any:
-    """A value as Arrow takes it: vectors and matrices as Spark stores them, integers as floats where floats are wanted."""
+    """A value in a form for Arrow: vectors and matrices as Spark stores them, integers as floats where the schema has
+    floats.
+    """
     value = value.__UDT__.serialize(value) if hasattr(value, "__UDT__") else value
     if value is None:
         return None

@@ -21,11 +21,11 @@ SCALARS = {
 
 @dataclasses.dataclass(frozen=True)
 class Nodes:
-    """All nodes of T trees, one after the other, each tree's in pre-order: a left child follows its parent.
+    """All nodes of T trees, tree after tree, in pre-order: a left child follows its parent.
 
-    Fields that are named as Spark's mean what they mean there. A leaf has featureIndex, leftChild and rightChild -1 and no
-    values; an inner node of a continuous feature one value, its threshold (x <= threshold goes left); one of a categorical
-    feature (numCategories >= 0) the categories that go left.
+    Fields with Spark's names have Spark's meaning. A leaf has featureIndex, leftChild and rightChild -1 and no
+    values; an inner node of a continuous feature one value, its threshold (x <= threshold goes left); one of a
+    categorical feature (numCategories >= 0) the categories that go left.
 
     Source: org.apache.spark.ml.tree.DecisionTreeModelReadWrite.NodeData and SplitData.
 
@@ -122,7 +122,7 @@ class Nodes:
         )
 
     def records(self) -> list[list[dict[str, Any]]]:
-        """Spark's records of each tree; what is neither finite nor a number is text, which JSON has no numbers for."""
+        """Spark's records of each tree; NaN and infinite values are text, because JSON has no numbers for them."""
         columns = {name: _listed(getattr(self, name)) for name in SCALARS}
         stats, values = [_listed(row) for row in self.impurityStats], _listed(self.values)
         feature, categories = self.featureIndex.tolist(), self.numCategories.tolist()
@@ -143,10 +143,11 @@ class Nodes:
         ]  # fmt: skip
 
     def check(self, numFeatures: int, name: str) -> None:
-        """Raise InputError where these are no trees on vectors of `numFeatures` entries, before Spark fails on rows.
+        """Raise InputError if these are not valid trees on vectors of `numFeatures` entries, before Spark fails on
+        rows.
 
         Args:
-            name: of what they make up, for the message.
+            name: name of the model, for the message.
         """
         inner = ~self.leaf
         number = np.arange(len(self)) - self.roots()

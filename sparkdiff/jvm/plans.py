@@ -19,17 +19,21 @@ from pyspark.sql import DataFrame, SparkSession
 SPARK_FORMATS = re.compile(
     r"org\.apache\.spark\.(sql\.execution\.datasources|sql\.avro|sql\.hive\.orc|ml\.source)\.[\w.$]+"
 )
-"""Classes of file formats that read nothing but the files they are given. One of Delta, say, also reads deletion vectors."""
+"""Classes of file formats that read only the given files. (A format of Delta, for example, also reads deletion
+vectors.)
+"""
 SPARK_LISTINGS = re.compile(r"org\.apache\.spark\.sql\.execution\.(datasources|streaming)\.[\w.$]+")
 
 PLAIN_LITERAL = re.compile(
     r"void|string|boolean|byte|short|integer|long|float|double|date|timestamp|timestamp_ntz|decimal\(.*\)|interval.*|time\(.*\)"
 )
-"""Types whose values JSON shows whole. Of binary, arrays, maps and structs it shows an address, or values without limits."""
+"""Types whose values JSON shows completely. For binary values, arrays, maps and structs it shows an address, or
+values without delimiters.
+"""
 
 CODE = re.compile(r"Python|UDF|UDAF|ScalaAggregator|InPandas|InArrow|Reflection|ScriptTransformation")
 SUBQUERIES = {"ScalarSubquery", "Exists", "ListQuery", "InSubquery", "LateralSubquery", "LateralJoin"}
-"""Classes in a plan that stand for code, which the plan only names, and for subqueries, whose files are not among the plan's."""
+"""Classes in a plan for code, which the plan only names, and for subqueries, whose files are not listed in the plan."""
 
 LEFT_OUT = {
     ("Literal", "value"),  # null; any other value is a string
@@ -53,11 +57,11 @@ NOT_ROWS = {
 
 
 def plan_facts(df: DataFrame, *, after_stages: bool = False) -> dict[str, Any] | None:
-    """What decides a DataFrame's content without running a job: the plan, typed and delimited, and its input files.
+    """The content of a DataFrame without running a job: its plan, with types and delimiters, and its input files.
 
-    None where the content can't be told that way: a leaf that isn't files of a format of Spark's own, code, a subquery, a
-    nondeterministic expression, or anything that the plan's description leaves out. After ML stages, whose own functions are
-    nameless UDFs, only other code counts as such.
+    None if this does not determine the content: a source other than files in Spark's own formats, code, a subquery, a
+    nondeterministic expression, or anything that the description of the plan omits. After ML stages, whose functions
+    are anonymous UDFs, only other code counts as code.
 
     The analyzed plan as JSON has types and values; the optimized plan's text has what JSON lacks (evaluated functions such as
     current_date, collations). Neither alone is enough.
@@ -90,7 +94,7 @@ def plan_facts(df: DataFrame, *, after_stages: bool = False) -> dict[str, Any] |
 
 
 def described(text: str, *, after_stages: bool = False) -> Any:
-    """A plan's JSON without what differs between two sessions (ids); None where it doesn't show all that decides rows."""
+    """The JSON of a plan without the ids of a session; None if it does not show everything that decides the rows."""
     numbers: dict[tuple[str, Any], int] = {}
 
     def number(kind: str, value: Any) -> int:
@@ -126,7 +130,7 @@ def described(text: str, *, after_stages: bool = False) -> Any:
 
 
 class _LeavesOutError(Exception):
-    """JSON doesn't show this part of a plan; never leaves the module."""
+    """JSON does not show this part of a plan; never leaves the module."""
 
 
 def _shown(literal: dict[str, Any]) -> bool:
@@ -139,8 +143,10 @@ def _shown(literal: dict[str, Any]) -> bool:
 
 @contextlib.contextmanager
 def _printing(spark: SparkSession) -> Iterator[None]:
-    """Inside, this thread prints plans whole and times in UTC: cut at 25 fields, or in the hour that a clock is set back, two
-    plans would look alike. Another session of its own has these settings, since other threads may use the caller's."""
+    """Within this context, this thread prints complete plans, and times in UTC: plans truncated at 25 fields, or
+    times in the hour when clocks are set back, could look equal. A separate session has these settings, because other
+    threads may use the caller's session.
+    """
     java: Any = spark._jsparkSession  # type: ignore[attr-defined]
     own = java.newSession()
     conf = own.sessionState().conf()
@@ -164,7 +170,7 @@ def _leaves(plan: Any) -> list[Any]:
 
 
 def files_of(leaf: Any) -> Any:
-    """A leaf's relation, where it reads files and nothing else; else None."""
+    """The relation of a leaf if it reads only files, else None."""
     if not leaf.getClass().getName().endswith(".LogicalRelation"):
         return None
     relation = leaf.relation()
@@ -181,7 +187,7 @@ def _roots(leaf: Any) -> list[str] | None:
 
 
 def _relation(spark: SparkSession, leaf: Any) -> list[Any] | None:
-    """What a leaf reads: format, schemas, options and files."""
+    """The input of a leaf: format, schemas, options and files."""
     relation = files_of(leaf)
     if relation is None:
         return None
@@ -204,7 +210,7 @@ END = 1 << 16
 
 
 def file_facts(spark: SparkSession, uris: Iterable[str]) -> list[list[Any]]:
-    """Per file its address, length, time of change, and what else tells two contents apart.
+    """Per file: address, length, modification time, and further facts that distinguish two contents.
 
     A local file (or one on NFS or FUSE): also the time of its last change of any kind, which no program can set, and a hash of
     its first and last 64 KiB. Elsewhere: the store's ETag, the file's id, or the file system's checksum, whichever it has first;
@@ -219,7 +225,7 @@ def file_facts(spark: SparkSession, uris: Iterable[str]) -> list[list[Any]]:
 
 
 def local_facts(path: str) -> list[Any] | None:
-    """Length, times and the hash of both ends; None where this process doesn't see the file."""
+    """Length, times and the hash of both ends; None if this process cannot see the file."""
     try:
         with open(path, "rb", buffering=0) as file:
             status = os.fstat(file.fileno())
@@ -231,7 +237,7 @@ def local_facts(path: str) -> list[Any] | None:
 
 
 def remote_facts(spark: SparkSession, uris: Sequence[str]) -> dict[str, list[Any]]:
-    """By address the length, the time of change, and what else the file system has."""
+    """By address: the length, the modification time, and further facts of the file system."""
     if not uris:
         return {}
     jvm: Any = spark._jvm
@@ -246,7 +252,7 @@ def remote_facts(spark: SparkSession, uris: Sequence[str]) -> dict[str, list[Any
 
 
 def _version(jvm: Any, system: Any, path: Any, status: Any) -> str | None:
-    """What a file system has that differs between two contents of one path."""
+    """A fact of the file system that differs between two contents of one path."""
     is_a = jvm.py4j.reflection.TypeUtil.isInstanceOf
     for probe in (
         lambda: is_a("org.apache.hadoop.fs.EtagSource", status) and status.getEtag(),

@@ -22,8 +22,9 @@ from sparkdiff.jvm.sessions import model_at, session
 def rebuild(stage: Any, weights: Mapping[str, Any]) -> Any:
     """A new fitted stage of the same class, uid and Params (set and default) with these weights.
 
-    The names are those of the stage's saved data, in the order of its Scala constructor: one description for two routes.
-    Where constructors can be called, one is; elsewhere the stage is saved, its data rewritten, and loaded.
+    The names are those of the stage's saved data, in the order of its Scala constructor: one description for two
+    ways. If constructors can be called, the constructor is used; otherwise the stage is saved, its data are changed,
+    and it is loaded again.
 
     Raises:
         SparkdiffError: no constructor takes these weights, or the saved data lack one.
@@ -32,7 +33,7 @@ def rebuild(stage: Any, weights: Mapping[str, Any]) -> Any:
 
 
 def rebuilt(stage: Any, construct: Callable[[Any], Any], rewrite: Callable[[Any], Any]) -> Any:
-    """`rebuild` for a class whose constructor or saved data are of another form.
+    """`rebuild` for a class whose constructor or saved data have another form.
 
     Args:
         construct, rewrite: a copy of the stage -> a new one with other weights, by a Scala constructor or by way of files.
@@ -47,7 +48,9 @@ def rebuilt(stage: Any, construct: Callable[[Any], Any], rewrite: Callable[[Any]
 
 
 def with_params(stage: Any, values: Mapping[str, Any]) -> Any:
-    """A new stage like `stage` with these values (numbers, numpy vectors) in its Params; what is the same isn't set."""
+    """A new stage like `stage` with these values (numbers, numpy vectors) in its Params; unchanged values are not
+    set.
+    """
     new = {name: ml_value(value, None) for name, value in values.items()}
     return stage.copy({stage.getParam(n): v for n, v in new.items() if stage.getOrDefault(n) != v})
 
@@ -82,7 +85,7 @@ def made_of(old: Any, *arguments: Any) -> Any:
     """A model of the same class, uid and Params by the constructor that takes (String uid, *arguments), all of them Java's.
 
     Raises:
-        SparkdiffError: there is none of so many arguments.
+        SparkdiffError: no constructor takes that many arguments.
     """
     context: Any = session().sparkContext
     java, kind = old._java_obj, old._java_obj.getClass()
@@ -100,7 +103,7 @@ def made_of(old: Any, *arguments: Any) -> Any:
 def _constructed(old: Any, weights: Mapping[str, Any]) -> Any:
     """By the constructor that takes (String uid, then one parameter per weight), chosen by their types.
 
-    Numpy vectors and matrices go over in one piece each.
+    Numpy vectors and matrices are passed in one call each.
     """
     matrices = [name for name, value in weights.items() if isinstance(value, np.ndarray) and value.ndim == 2]
     like = {name: getattr(old, name, None) for name in matrices}
@@ -148,7 +151,7 @@ def model_class(estimator: Any) -> Any:
 
 
 def fitted(estimator: Any, weights: Mapping[str, Any]) -> Any:
-    """The model that an unfitted estimator would have come to, had it found these weights: its uid, Params and defaults.
+    """The model that an unfitted estimator would return with these weights: with its uid, Params and defaults.
 
     Args:
         weights: all of them, as of `rebuild`.
@@ -162,7 +165,7 @@ def fitted(estimator: Any, weights: Mapping[str, Any]) -> Any:
 
 
 def _rewritten(old: Any, weights: Mapping[str, Any]) -> Any:
-    """By way of files: the stage saved, the weights in the one row of its data replaced, and the stage loaded."""
+    """Through files: save the stage, replace the weights in the row of its data, and load it."""
     with saved(old) as where:
         data = read_rows(f"{where}/data")
         if data.num_rows != 1:
@@ -208,7 +211,7 @@ def defined_params(stage: Any) -> dict[str, dict[str, Any]]:
 
 
 def java_params(stage: Any) -> str | None:
-    """The Params of a stage's Java object, which may lag behind those set in Python; None where it has none."""
+    """The Params of a stage's Java object, which may be older than those in Python; None without a Java object."""
     java = getattr(stage, "_java_obj", None)
     if not isinstance(java, JavaObject):
         return None
@@ -227,8 +230,8 @@ def _listed(value: Any) -> Any:
 def default_output(stage: Any) -> Any:
     """The outputCol of a stage on which none is set: `<uid>__output`.
 
-    A loaded stage's Python object has made up a uid of its own for it. Classic Spark takes that one over; behind Connect,
-    Spark knows nothing of it.
+    The Python object of a loaded stage has created its own uid. Classic Spark uses it, Spark Connect does not know
+    it.
     """
     java = getattr(stage, "_java_obj", None)
     in_python = java is None or isinstance(java, JavaObject)

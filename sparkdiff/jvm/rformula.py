@@ -15,7 +15,7 @@ from pyspark.sql import functions as F
 
 
 class FormulaPart(JavaTransformer, JavaMLWritable):
-    """What pyspark has no class for. It has no Params, and Spark's own copy() of it fails for want of a constructor."""
+    """A stage without a pyspark class. It has no Params, and Spark's own copy() fails because it has no constructor."""
 
     @classmethod
     def of(cls, java: Any) -> FormulaPart:
@@ -27,18 +27,18 @@ class FormulaPart(JavaTransformer, JavaMLWritable):
 
 
 class VectorAttributeRewriter(FormulaPart):
-    """Gives the slots of a vector the names that the formula's terms have."""
+    """Gives the slots of a vector the names of the formula's terms."""
 
     def getVectorCol(self) -> str:
         return str(self._java_obj.vectorCol())  # type: ignore[union-attr]
 
 
 class ColumnPruner(FormulaPart):
-    """Drops the columns that the formula's terms needed on the way."""
+    """Drops the temporary columns of the formula's terms."""
 
 
 class FormulaLabel(Transformer, HasInputCol, HasOutputCol, DefaultParamsReadable, DefaultParamsWritable):  # type: ignore[type-arg]
-    """The label of a formula as a double, where the data have it and don't have the column that it goes to.
+    """The label of a formula as a double, if the data have it and lack the output column.
 
     Source: org.apache.spark.ml.feature.RFormulaModel.transformLabel, which no stage inside the model does.
     """
@@ -60,7 +60,7 @@ _OWN = {"VectorAttributeRewriter": VectorAttributeRewriter, "ColumnPruner": Colu
 
 
 def parts(formula: Any) -> list[Any] | None:
-    """The fitted stages that an RFormulaModel runs, in order; None where Spark doesn't let them be had."""
+    """The fitted stages inside an RFormulaModel, in order; None if Spark gives no access to them."""
     try:
         stages = [_stage(java) for java in formula._java_obj.pipelineModel().stages()]
         label = str(formula._java_obj.resolvedFormula().label())

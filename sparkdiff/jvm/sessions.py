@@ -28,7 +28,7 @@ from sparkdiff.errors import InputError
 from sparkdiff.machine import paths
 
 SparkError = (Py4JError, PySparkException)
-"""What Spark raises through Python."""
+"""The exceptions that Spark raises in Python."""
 VERSION = VersionUtils.majorMinorVersion(pyspark.__version__)
 
 
@@ -50,13 +50,14 @@ def session() -> SparkSession:
 
 
 SPARKS_OWN_LOG = "org/apache/spark/log4j2-"
-"""Where Spark keeps what it logs by unless the user has a file for that: everything down to INFO."""
+"""Spark's default logging configuration, used without a file of the user: everything from INFO on."""
 
 
 def join_submit() -> None:
-    """Join the JVM that spark-submit has started, so that a SparkConf knows what it was told, and log warnings only from here on.
+    """Connect to the JVM that spark-submit started, so that a SparkConf has its settings, and log only warnings from
+    then on.
 
-    Where the user has said how to log, by `spark.log.level` or a log4j2 file, that holds.
+    A log setting of the user (`spark.log.level` or a log4j2 file) has priority.
     """
     if (
         "PYSPARK_GATEWAY_PORT" not in os.environ
@@ -81,7 +82,7 @@ def in_process(spark: SparkSession) -> bool:
 
 
 def check_java() -> None:
-    """Look for Java as Spark's scripts would, where this process is about to start it.
+    """Check for Java as Spark's scripts do, if this process will start it.
 
     Raises:
         InputError: there is none, or it is too old for this Spark.
@@ -105,12 +106,14 @@ def check_java() -> None:
 
 
 def ml_context(spark: SparkSession) -> Any:
-    """What pyspark.ml's readers and writers take: the SparkContext where there is one (3.5 knows nothing else)."""
+    """The argument of pyspark.ml's readers and writers: the SparkContext if there is one (Spark 3.5 accepts nothing
+    else).
+    """
     return spark.sparkContext if in_process(spark) else spark
 
 
 def model_at(path: str | Path) -> str:
-    """The URL by which this Spark loads the model that is saved at a path, whatever its name."""
+    """The URL by which this Spark loads the model saved at a path, whatever its name."""
     where = paths.address(path)
     # Spark 3.5 reads metadata through Hadoop's text files, for which a path ends at a comma outside of braces.
     return where.replace(",", "{\\,}") if VERSION < (4, 0) else where
@@ -139,7 +142,9 @@ class Reader(MLReader[Any]):
 
 
 def has_constructors() -> bool:
-    """Whether Scala constructors can be called: not through Spark Connect, nor where a cluster's py4j allows too little."""
+    """Whether Scala constructors can be called: not through Spark Connect, and not if the py4j of a cluster forbids
+    them.
+    """
     try:
         context: Any = session().sparkContext
         context._jvm.org.apache.spark.ml.param.ParamMap.empty().getClass().getConstructors()
@@ -168,7 +173,9 @@ def check_alive(stage: Any) -> None:
 
 
 def _ask(stage: Any) -> None:
-    """Call a method of a model on a Spark Connect server; raises what comes of it where the server has lost the model."""
+    """Call a method of a model on a Spark Connect server; raises the server's error if the server has lost the
+    model.
+    """
     try:
         stage._call_java("toString")  # one of the few that every model's server lets through
     except PySparkException as e:
@@ -180,7 +187,7 @@ def folder(option: str, given: str) -> Path:
     """The absolute path of a folder that an option names.
 
     Raises:
-        InputError: it isn't in this machine's file system.
+        InputError: it is not on the file system of this machine.
     """
     if refused := paths.not_local(option, given):
         raise InputError(refused)
@@ -190,7 +197,9 @@ def folder(option: str, given: str) -> Path:
 
 
 def check_writable(option: str, given: str | Path, path: Path) -> None:
-    """Raise InputError where a folder can't be made or written to. It isn't made, and nothing stays in the one above."""
+    """Raise InputError if a folder cannot be created or written to. It is not created, and no file stays in its
+    parent.
+    """
     above = next(p for p in (path, *path.parents) if os.path.lexists(p))
     try:
         os.rmdir(tempfile.mkdtemp(prefix=".sparkdiff-", dir=above))
@@ -201,12 +210,13 @@ def check_writable(option: str, given: str | Path, path: Path) -> None:
 
 
 def shared_folder(cacheDir: str | None = None) -> Path | None:
-    """The folder that the option or, without it, the conf `spark.sparkdiff.cacheDir` names, made where it is missing.
+    """The folder of the option or, by default, of the conf `spark.sparkdiff.cacheDir`; created if missing.
 
-    None where neither names one, and a temporary folder will do, as Spark runs on one machine.
+    None if neither is set and a temporary folder is sufficient, because Spark runs on one machine.
 
     Raises:
-        InputError: a temporary folder won't do; or the folder isn't in this machine's file system, or can't be written to.
+        InputError: a temporary folder is not sufficient; or the folder is not on the file system of this machine, or
+            cannot be written.
     """
     spark = session()
     given = cacheDir or spark.conf.get("spark.sparkdiff.cacheDir", None)
@@ -228,7 +238,7 @@ def shared_folder(cacheDir: str | None = None) -> Path | None:
 
 
 def sees(spark: SparkSession, folder: Path) -> bool:
-    """Whether Spark finds a file that this process puts into a folder. Runs no job."""
+    """Whether Spark sees a file that this process writes to a folder. Runs no job."""
     if in_process(spark):
         return True
     with tempfile.NamedTemporaryFile(prefix="seen-by-spark-", dir=folder) as file:
@@ -243,7 +253,7 @@ _scratch: contextvars.ContextVar[Path | None] = contextvars.ContextVar("scratch"
 
 @contextlib.contextmanager
 def scratch(folder: Path) -> Iterator[None]:
-    """Inside this context, what `rebuild` has to write for a moment lies below a folder that Spark sees, too."""
+    """Within this context, `rebuild` writes temporary files below a folder that Spark sees too."""
     token = _scratch.set(folder)
     try:
         yield
@@ -252,13 +262,13 @@ def scratch(folder: Path) -> Iterator[None]:
 
 
 def scratch_folder() -> Path | None:
-    """Where that is; None where a temporary folder will do."""
+    """That folder; None if a temporary folder is sufficient."""
     return _scratch.get() or shared_folder()
 
 
 @contextlib.contextmanager
 def by_arrow() -> Iterator[None]:
-    """Inside, pandas' frames travel by Arrow, as with Spark Connect they always do."""
+    """Within this context, pandas frames are sent by Arrow, as always with Spark Connect."""
     spark, key = session(), "spark.sql.execution.arrow.pyspark.enabled"
     before = spark.conf.get(key, None) if in_process(spark) else "true"
     if before != "true":
@@ -297,9 +307,9 @@ def cause(error: BaseException) -> str:
 
 
 def first_sentences(message: str) -> str:
-    """The first line of a message of Spark's and those on which its last sentence goes on, in one line.
+    """The first sentences of a message of Spark, in one line.
 
-    What follows sentences that are whole are traces, plans and pieces of code.
+    After the complete sentences follow traces, plans and pieces of code.
     """
     lines = message.strip().splitlines()
     out = lines[:1]
@@ -312,7 +322,7 @@ def first_sentences(message: str) -> str:
 
 
 def slots(spark: SparkSession) -> int | None:
-    """How many tasks can run at once on the executors that are there now; None where it can't be told."""
+    """How many tasks can run at the same time on the current executors; None if unknown."""
     try:
         context: Any = spark.sparkContext._jsc.sc()
         return int(context.maxNumConcurrentTasks(context.resourceProfileManager().defaultResourceProfile()))
@@ -322,7 +332,7 @@ def slots(spark: SparkSession) -> int | None:
 
 @contextlib.contextmanager
 def cancellable(spark: SparkSession, tag: str) -> Iterator[None]:
-    """Inside, the jobs that this thread starts can be ended by `cancel(spark, tag)` from another one."""
+    """Within this context, `cancel(spark, tag)` in another thread ends the jobs of this thread."""
     if in_process(spark):
         spark.sparkContext.setJobGroup(tag, "sparkdiff: training", interruptOnCancel=True)
     else:
@@ -331,7 +341,7 @@ def cancellable(spark: SparkSession, tag: str) -> Iterator[None]:
 
 
 def cancel(spark: SparkSession, tag: str) -> None:
-    """End the jobs that were started under this tag."""
+    """End the jobs with this tag."""
     if in_process(spark):
         spark.sparkContext.cancelJobGroup(tag)
     else:

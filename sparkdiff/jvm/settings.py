@@ -9,7 +9,9 @@ from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
 ALWAYS = ("spark.sql.session.timeZone", "spark.sql.ansi.enabled", "spark.sql.caseSensitive")
-"""Settings that count even where nobody set them: their defaults depend on the machine, the version or the vendor."""
+"""Settings that count even if they are not set, because their defaults depend on the machine, the version or the
+vendor.
+"""
 
 NO_EFFECT = {
     # How the work is cut and scheduled.
@@ -68,9 +70,9 @@ NO_EFFECT = {
     "spark.sql.thriftserver.": "another server",
     "spark.sql.streaming.": "streams, which are not accepted",
 }
-"""Settings, and beginnings of settings that end in a dot, that can't change rows, with what they decide instead.
+"""Settings (and prefixes of settings, ending in a dot) that cannot change rows, with a description.
 
-Vendors keep what differs between two sessions or clusters (ids, tags, addresses) outside of `spark.sql`.
+Vendors keep values that differ between two sessions or clusters (ids, tags, addresses) outside `spark.sql`.
 """
 
 
@@ -81,9 +83,9 @@ def counts(key: str) -> bool:
 
 
 def settings(spark: SparkSession) -> dict[str, str | None]:
-    """The session's settings that can change rows and aren't at their defaults, and Spark's version.
+    """The session's settings that can change rows and differ from their defaults, and Spark's version.
 
-    Behind Spark Connect, where defaults aren't shown, all that are set.
+    With Spark Connect, which does not show defaults, all settings that are set.
     """
     given = {key: value for key, value in _all(spark).items() if counts(key)}
     found = {key: value for key, value in given.items() if key not in ALWAYS and value != _default(spark, key)}
@@ -102,7 +104,7 @@ def _all(spark: SparkSession) -> dict[str, str]:
 
 
 def _default(spark: SparkSession, key: str) -> str | None:
-    """The default of a setting; None where there is none, or it can't be told."""
+    """The default of a setting; None if there is none or it is unknown."""
     try:
         return str(spark._jvm.org.apache.spark.sql.internal.SQLConf().getConfString(key))  # type: ignore[union-attr]
     except (Py4JError, PySparkException, AttributeError, TypeError):

@@ -22,7 +22,7 @@ JACKSON = "com.fasterxml.jackson"
 
 
 def is_ensemble(stage: Any) -> bool:
-    """Whether a fitted stage of trees has several of them, each with a uid and Params of its own."""
+    """Whether a fitted tree stage is an ensemble, whose trees have their own uids and Params."""
     return not type(stage).__name__.startswith("DecisionTree")
 
 
@@ -42,7 +42,7 @@ def rebuild(stage: Any, nodes: Nodes, treeWeights: Array | None = None) -> Any:
     """A new fitted stage of the same class, uid and Params (set and default, also each tree's own) with these nodes.
 
     Args:
-        nodes: of as many trees as the stage has; any shape.
+        nodes: the nodes of as many trees as the stage has, in any shape.
         treeWeights: (T,), of a gradient-boosted ensemble only.
     """
     old = stage.copy()  # copy() also carries Params that were set in Python over to the Java object
@@ -78,15 +78,15 @@ def _constructed(old: Any, nodes: Nodes, treeWeights: Array | None) -> Any:
 def fitted(
     estimator: Any, nodes: Nodes, numFeatures: int, *, treeWeights: Array | None = None, numClasses: int = 2
 ) -> Any:
-    """The model that an unfitted estimator of trees would have come to, had it found these nodes; as jvm.fitted.
+    """The model that an unfitted tree estimator would return with these nodes; see jvm.fitted.
 
     Args:
-        nodes: one tree for each of an ensemble, whose trees get uids of their own.
+        nodes: one tree per tree of the ensemble; each gets its own uid.
         treeWeights: (T,), of a gradient-boosted ensemble.
         numClasses: of a classifier.
 
     Raises:
-        InputError: no constructor can be called, or these are no trees on vectors of so many features.
+        InputError: no constructor can be called, or these are not valid trees on vectors of that many features.
     """
     kind, java = rebuilding.model_class(estimator), estimator._java_obj
     boosted, classes = "GBT" in kind.getName(), [numClasses] if "Classification" in kind.getName() else []
@@ -110,7 +110,9 @@ def fitted(
 
 
 def roots(nodes: Nodes, impurity: str) -> list[Any]:
-    """Each tree's root as a Java object, given the impurity that the nodes' statistics are of ("variance" of a regression)."""
+    """The root of each tree as a Java object, given the impurity of the nodes' statistics ("variance" for a
+    regression).
+    """
     kind = _class(f"[[L{STORE}$NodeData;")
     trees = _mapper().readValue(json.dumps(nodes.records()), kind)
     build = _object(STORE)
@@ -118,7 +120,7 @@ def roots(nodes: Nodes, impurity: str) -> list[Any]:
 
 
 def _constructor(kind: Any, count: int) -> Callable[..., Any]:
-    """The constructor of a class that takes `count` arguments; no two of them take as many as we give."""
+    """The constructor of a class with `count` arguments; it is unique for the counts used here."""
     for constructor in kind.getConstructors():
         if len(constructor.getParameterTypes()) == count:
             anything = _class("java.lang.Object")
@@ -146,7 +148,7 @@ def _class(name: str) -> Any:
 
 @functools.cache
 def _found(gateway: Any, name: str) -> Any:
-    """Kept, as each question to Java costs as much as a tree."""
+    """Cached, because each call of Java costs as much as a tree."""
     java = gateway.java.lang
     return java.Class.forName(name, True, java.Thread.currentThread().getContextClassLoader())
 
@@ -197,7 +199,7 @@ def _set_up(gateway: Any) -> Any:
 
 
 def _loaded(stage: Any) -> Nodes:
-    """From the stage's saved data."""
+    """Read from the stage's saved data."""
     with files.saved(stage) as where:
         return _nodes_in(where, ensemble=is_ensemble(stage))
 
@@ -212,7 +214,7 @@ def _nodes_in(where: str, *, ensemble: bool) -> Nodes:
 
 
 def _rewritten(old: Any, nodes: Nodes, treeWeights: Array | None) -> Any:
-    """By way of files: the stage saved, its data replaced, and the stage loaded."""
+    """Through files: save the stage, replace its data, and load it."""
     with files.saved(old) as where:
         schema = files.read_rows(f"{where}/data").schema
         if is_ensemble(old):

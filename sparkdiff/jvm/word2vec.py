@@ -1,8 +1,8 @@
 """The words and vectors of a Word2VecModel, the model rebuilt with new vectors, and plain stages that count its
 words.
 
-Where constructors can be called, a vocabulary travels as one string and its vectors as bytes: no job, and no call per word.
-Elsewhere a DataFrame does, by Arrow.
+If constructors can be called, a vocabulary is sent as one string and its vectors as bytes, without a job and without
+a call per word. Otherwise it is sent as a DataFrame by Arrow.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from sparkdiff.jvm.sessions import by_arrow, model_at, session
 Vocabulary = tuple[tuple[str, ...], np.ndarray]
 """Words, sorted, and their vectors (v, d) float32."""
 BETWEEN = "\0"
-"""What no word holds, to travel as one string."""
+"""A separator that no word contains."""
 MLLIB = "org.apache.spark.mllib.feature.Word2VecModel"
 LITERAL = 16  # java.util.regex.Pattern.LITERAL
 _read: weakref.WeakKeyDictionary[Any, Vocabulary] = weakref.WeakKeyDictionary()
 
 
 def vocabulary(stage: Any) -> Vocabulary:
-    """The words of a Word2VecModel and their vectors. A fitted model's never change, so they are read once."""
+    """The words of a Word2VecModel and their vectors. Those of a fitted model never change, so they are read once."""
     if stage not in _read:
         words, vectors = _by_bytes(stage) if sessions.has_constructors() else _by_arrow(stage)
         order = sorted(range(len(words)), key=words.__getitem__)
@@ -41,7 +41,7 @@ def vocabulary(stage: Any) -> Vocabulary:
 
 
 def word2vec(stage: Any, words: Sequence[str], vectors: np.ndarray) -> Any:
-    """A Word2VecModel like `stage` with other vectors (v, d) of its words."""
+    """A Word2VecModel like `stage` with new vectors (v, d) for its words."""
 
     def construct(old: Any) -> Any:
         context: Any = session().sparkContext
@@ -69,10 +69,11 @@ def word2vec(stage: Any, words: Sequence[str], vectors: np.ndarray) -> Any:
 
 
 def counting(words: Sequence[str], column: str, shares: str, length: str) -> list[Any]:
-    """Plain stages that make of a column of words a vector: how often it holds each of these words, over how many it holds.
+    """Plain stages that turn a column of words into a vector: the share of each of these words among all words of the
+    row.
 
     Args:
-        shares, length: what the vector's column is called, and that of the number of words.
+        shares, length: names of the columns for the vector and for the number of words.
     """
     counts, inverse, said = f"{shares}_counts", f"{shares}_inverse", f"size({'`' + column.replace('`', '``') + '`'})"
     return [
@@ -97,7 +98,7 @@ def _counter(words: Sequence[str]) -> CountVectorizerModel:
 
 
 def _mllib(stage: Any) -> Any:
-    """The model of spark.mllib that a Word2VecModel holds and doesn't show."""
+    """The hidden spark.mllib model inside a Word2VecModel."""
     kind = stage._java_obj.getClass()
     [field] = [f for f in kind.getDeclaredFields() if f.getType().getName() == MLLIB]
     field.setAccessible(True)
@@ -105,7 +106,7 @@ def _mllib(stage: Any) -> Any:
 
 
 def _places(index: Any) -> dict[str, int] | None:
-    """A Scala map of words to places; None where a word can't travel so."""
+    """A Scala map of words to positions; None if a word cannot be sent this way."""
     words, places = (str(part.mkString(BETWEEN)).split(BETWEEN) for part in (index.keys(), index.values()))
     return dict(zip(words, map(int, places), strict=True)) if len(words) == len(places) else None
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 
 def trim() -> None:
-    """Return what Arrow's and the C library's allocators keep of freed memory.
+    """Return the freed memory that the allocators of Arrow and the C library keep.
 
     glibc keeps blocks of up to 32 MiB once some were freed, scattered between those in use, and never returns them itself.
     """

@@ -10,17 +10,19 @@ from pathlib import Path
 LOCAL = re.compile(r"file:(//)?(?=/)", re.IGNORECASE)
 URL = re.compile(r"[A-Za-z][\w+.-]*:(?=/)")
 SPECIAL = re.compile(r"[\\{}\[\]*?]")
-"""What Spark's readers take for a part of a glob."""
+"""Characters that Spark's readers treat as a part of a glob."""
 
 
 def local(given: str) -> Path | None:
-    """The path in this machine's file system that a path or a `file:` URL names; None where it is any other URL's."""
+    """The local path of a path or a `file:` URL; None for any other URL."""
     path = LOCAL.sub("", given, count=1) if LOCAL.match(given) else given
     return None if URL.match(path) else Path(os.path.expanduser(path))
 
 
 def not_local(option: str, given: str) -> str | None:
-    """What to say of a folder that isn't in this machine's file system, or that Spark can't find there; None where it can."""
+    """The message for a folder that is not on the file system of this machine or that Spark cannot find; None
+    otherwise.
+    """
     path = local(given)
     if path is not None and not re.match(r"\w[\w+.-]*:", str(path)):
         if ":" in str(path) and SPECIAL.search(str(path)):
@@ -36,9 +38,9 @@ def not_local(option: str, given: str) -> str | None:
 
 
 def joined(given: str, folder: Path) -> str:
-    """A path of data, which may be a glob, as an absolute one where it counts from a folder; a URL as it is.
+    """A path of data, which may be a glob, resolved against a folder; a URL stays unchanged.
 
-    A name that is there is meant by its letters, and nothing in the folder's own path is a part of a glob.
+    An existing name is taken literally, and the path of the folder is never a glob.
     """
     path = local(given)
     if path is None:
@@ -49,18 +51,18 @@ def joined(given: str, folder: Path) -> str:
 
 
 def by_name(path: str) -> str:
-    """A path that Spark's readers, which take every path for a glob, find by its very name."""
+    """A path escaped for Spark's readers, which treat every path as a glob."""
     return SPECIAL.sub(lambda found: "\\" + found[0], path)
 
 
 def address(path: str | Path) -> str:
-    """The URL by which Spark's readers find a local path, or a `file:` URL's, by its very name; any other URL as it is."""
+    """The URL by which Spark's readers find a local path or `file:` URL literally; any other URL stays unchanged."""
     where = local(str(path))
     return str(path) if where is None else f"file://{by_name(str(where))}"
 
 
 def is_there(pattern: str) -> bool:
-    """Whether an absolute local path, a glob as Spark's readers take it, may match something; True where that can't be told."""
+    """Whether an absolute local path, read as a glob by Spark, may match something; True if unknown."""
     found = [Path("/")]
     for part in Path(pattern).parts[1:]:
         plain = re.sub(r"\\.", "", part)

@@ -24,11 +24,11 @@ from sparkdiff.store.identity import UntoldError
 
 
 def params_of(pipeline: Any) -> str:
-    """Classes and Params of an unfitted pipeline, free of uids: the same text stands for the same pipeline.
+    """Classes and Params of an unfitted pipeline, free of uids: equal texts mean equal pipelines.
 
     Raises:
-        UntoldError: they don't tell it whole, as a stage isn't Spark's own, is fitted, or reads what isn't in them; names the
-            stage.
+        UntoldError: they do not describe it completely, because a stage is not Spark's own, is fitted, or reads other
+            data; names the stage.
     """
     return json.dumps(_described(pipeline, []), sort_keys=True)
 
@@ -53,7 +53,7 @@ def _described(stage: Any, uids: list[str]) -> Any:
 
 
 def check_reads_its_input_only(stage: Any) -> None:
-    """Raise UntoldError where a stage may read more than its input, which neither its Params nor its saved bytes tell."""
+    """Raise UntoldError if a stage may read more than its input, which neither its Params nor its saved data show."""
     if isinstance(stage, SQLTransformer):
         raise UntoldError(
             f"the statement of {stage.uid} ({type(stage).__name__}) may call functions and read tables of the session"
@@ -61,7 +61,7 @@ def check_reads_its_input_only(stage: Any) -> None:
 
 
 def _value(value: Any, uids: list[str]) -> Any:
-    """A Param's value in JSON's values, which tell it from all others."""
+    """The value of a Param as JSON, different for different values."""
     if value is None or isinstance(value, (bool, int, float)):
         return value
     if isinstance(value, str):
@@ -83,7 +83,7 @@ def _value(value: Any, uids: list[str]) -> Any:
 
 
 def all_params(stages: Sequence[Any]) -> list[dict[str, Any]]:
-    """Of each fitted stage, all its Params in JSON's values, free of uids and of what Python draws per process."""
+    """All Params of each fitted stage as JSON, free of uids and of Python's random values per process."""
     uids = [stage.uid for stage in stages]
     out = []
     for stage in stages:
@@ -100,7 +100,7 @@ def all_params(stages: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 def without_uids(uids: Sequence[str]) -> Callable[[str], str]:
-    """Strings as they would be whenever these stages were made: with numbers for their uids."""
+    """Strings in which the uids of these stages are replaced by numbers."""
     numbers = {uid: f"uid{i}" for i, uid in enumerate(uids)}
     known = re.compile("|".join([*map(re.escape, sorted(uids, key=len, reverse=True)), r"\w+_[0-9a-f]{12}(?=__)"]))
     # A stage that was loaded has yet another uid in its default output.
@@ -108,9 +108,9 @@ def without_uids(uids: Sequence[str]) -> Callable[[str], str]:
 
 
 def digest_of(model: Any, folder: Path) -> list[str] | None:
-    """`digest_of_folder` of a model or pipeline as it would be saved now; None where it can't be saved.
+    """`digest_of_folder` of a model or pipeline in its current state; None if it cannot be saved.
 
-    It is saved below `folder`, which Spark and this process both see, for a moment.
+    It is saved temporarily below `folder`, which Spark and this process both see.
     """
     with saved(model, folder) as path:
         return None if path is None else digest_of_folder(path)
@@ -118,7 +118,7 @@ def digest_of(model: Any, folder: Path) -> list[str] | None:
 
 @contextlib.contextmanager
 def saved(model: Any, folder: Path) -> Iterator[Path | None]:
-    """A folder below `folder` that holds the saved model while the context lasts; None where it can't be saved."""
+    """A folder below `folder` with the saved model, within this context; None if it cannot be saved."""
     path = Path(tempfile.mkdtemp(prefix=".stages-", dir=folder))
     try:
         try:
@@ -132,9 +132,9 @@ def saved(model: Any, folder: Path) -> Iterator[Path | None]:
 
 
 def hash_of(model: Any, path: str | None, folder: Path) -> str | None:
-    """`hash_of_folder` of a model that was loaded from `path`, or from nowhere; None where it can't be saved.
+    """`hash_of_folder` of a model that was loaded from `path`, or not loaded; None if it cannot be saved.
 
-    Where the path is none of this machine's, the model is saved below `folder` for a moment.
+    If the path is not on this machine, the model is saved temporarily below `folder`.
     """
     if path is not None and (local := Path(path.removeprefix("file://"))).is_dir():
         return hash_of_folder(local)
@@ -143,12 +143,12 @@ def hash_of(model: Any, path: str | None, folder: Path) -> str | None:
 
 
 def hash_of_folder(path: Path) -> str:
-    """One hash of a saved model's classes, Params and weights: the same whenever, and under whatever uids, it was saved."""
+    """One hash of a saved model's classes, Params and weights: independent of its uids and the time of saving."""
     return hashlib.sha256("\n".join(digest_of_folder(path, by_whom=False)).encode()).hexdigest()
 
 
 def digest_of_folder(folder: Path, *, by_whom: bool = True) -> list[str]:
-    """Digests of a saved model's files, free of what differs between two savings: uids, file names, time.
+    """Digests of a saved model's files, without values that differ each time it is saved: uids, file names, time.
 
     Without `by_whom` also free of what depends on who fits and saves: Spark's version, and the default seed, which Python
     draws per process.
@@ -195,7 +195,7 @@ def digest_of_folder(folder: Path, *, by_whom: bool = True) -> list[str]:
 
 
 def _feed(digest: Any, array: pa.Array) -> None:
-    """An array's values, in a form that doesn't depend on the version of Arrow."""
+    """The values of an array in a form that does not depend on the version of Arrow."""
     digest.update(np.packbits(np.asarray(array.is_valid())).tobytes())
     if pa.types.is_struct(array.type):
         for i in range(array.type.num_fields):

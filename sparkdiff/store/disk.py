@@ -15,11 +15,11 @@ from sparkdiff.errors import FullDiskError, SparkdiffError
 from sparkdiff.jvm import SparkError, cause
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""No room on the disk, in the user's quota, or in the limit of a file's size."""
+"""Errors for no space on the disk, in the user's quota, or in the limit of a file's size."""
 
 
 def full(error: BaseException | None) -> str:
-    """The system's words where an error, or what it was raised from, says that a file found no room; else empty."""
+    """The system's message if an error or its cause says that there is no space for a file; else empty."""
     words = {code: os.strerror(code) for code in FULL}
     while error is not None:
         if isinstance(error, OSError) and error.errno in words:
@@ -33,7 +33,7 @@ def full(error: BaseException | None) -> str:
 
 
 def free(path: Path) -> int:
-    """Free bytes of the disk that a path lies on, or would."""
+    """Free bytes of the disk of an existing or future path."""
     return shutil.disk_usage(next(p for p in (path, *path.absolute().parents) if p.exists())).free
 
 
@@ -44,13 +44,13 @@ def size(folder: Path) -> int:
 
 @contextlib.contextmanager
 def room(what: str, path: Path, way_out: str, needed: Callable[[], str] = lambda: "") -> Iterator[None]:
-    """Say it in one sentence where there is no room for what is written inside.
+    """Within this context, an error for a full disk becomes one sentence.
 
     Args:
-        needed: how many bytes it takes, in words; asked only then.
+        needed: the required number of bytes, as text; called only then.
 
     Raises:
-        FullDiskError: there is no room.
+        FullDiskError: the disk is full.
     """
     try:
         yield

@@ -22,12 +22,12 @@ HEAD = b"sparkdiff checkpoint 1 "
 
 
 class DamagedCheckpoint(UserWarning):
-    """A checkpoint was not as it was written, and an older one (or none) took its place."""
+    """A checkpoint was damaged, and an older one (or none) is used."""
 
 
 @contextlib.contextmanager
 def written(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to that is there whole in the end, or not at all, also after a power cut."""
+    """A file to write to that is complete in the end or does not exist, also after a power failure."""
     temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
     try:
         with temporary.open("wb") as file:
@@ -45,7 +45,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 class _Hashed:
-    """What torch.save writes to: a second copy of a state in memory would be as large as the training."""
+    """The target of torch.save; it avoids a second copy of the state in memory."""
 
     def __init__(self, file: BinaryIO):
         self.file, self.digest = file, hashlib.sha256()
@@ -67,7 +67,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint of tensors, numbers, strings, lists and dicts; the one before it is kept as `<name>.previous`.
 
     Raises:
-        OSError: it can't be written; the last whole one stays.
+        OSError: it cannot be written; the last complete checkpoint stays.
     """
     with written(path) as file:
         file.write(_head(hashlib.sha256()))  # room for it
@@ -99,7 +99,7 @@ def _head(digest: Any) -> bytes:
 
 
 def load(path: Path) -> dict[str, Any] | None:
-    """The newest whole checkpoint of this name, None where there is none."""
+    """The newest complete checkpoint of this name, or None."""
     for candidate in (path, previous(path)):
         try:
             return _read(candidate)
@@ -129,7 +129,7 @@ def not_writable(path: Path, error: OSError) -> InputError:
 
 
 def moved(temporary: Path, folder: Path) -> bool:
-    """Give a folder its name; False where another process has made the same meanwhile, which stays."""
+    """Rename a folder to its final name; False if another process has created it meanwhile, which stays."""
     try:
         os.rename(temporary, folder)
     except OSError:

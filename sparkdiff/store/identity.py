@@ -1,7 +1,8 @@
 """The identity of a callable as one hash: its code, closure, defaults, and the globals that it reads.
 
-A name is no identity: every lambda is `<lambda>`, every partial `functools:partial`. Here two callables have the same hash only
-where all that decides them is the same, in this process and in another one. What can't be told raises `UntoldError`.
+A name does not identify a callable: every lambda is `<lambda>`, every partial is `functools:partial`. Two callables
+have the same hash only if everything that decides their result is equal, in this process and in any other. A callable
+that cannot be identified raises `UntoldError`.
 """
 
 from __future__ import annotations
@@ -27,16 +28,16 @@ import numpy as np
 import torch
 
 DEEPEST = 120
-"""Levels of values within values: what is nested deeper isn't followed."""
+"""Largest depth of nested values; deeper values are not followed."""
 ATOMS = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis), type(NotImplemented))
 UNSPOKEN = frozenset(
     {"__dict__", "__weakref__", "__doc__", "__module__", "__qualname__", "__annotations__", "__annotate__", "__annotate_func__"}
     | {"__annotations_cache__", "__firstlineno__", "__static_attributes__", "__slotnames__", "_abc_impl"}
 )  # fmt: skip
-"""Attributes of a class that decide nothing, or that Python adds by and by."""
+"""Attributes of a class that do not matter, or that Python adds later."""
 
 UNINSTALLED = ("sparkdiff", "pyspark")
-"""Packages that may lie in any folder, and of which what they say of themselves is enough."""
+"""Packages that may be in any folder and are identified by their own version."""
 
 KNOWN_AS = {
     "sparkdiff.jvm.nodes": "sparkdiff.nodes",
@@ -47,17 +48,17 @@ KNOWN_AS = {
 
 
 class UntoldError(Exception):
-    """Something can't be told from another one of its kind; never leaves the package."""
+    """A value cannot be identified; never leaves the package."""
 
 
 def identity(value: Any, *, bare: Callable[[str], str] = str) -> str:
-    """A hash that two values share only if they are the same in all that decides what they compute.
+    """A hash that is equal for two values only if everything that decides their result is equal.
 
     Args:
         bare: a string without what doesn't count.
 
     Raises:
-        UntoldError: part of it can't be told (a lock, a session, an open file); names it.
+        UntoldError: a part cannot be identified (a lock, a session, an open file); names it.
     """
     teller = _Teller(bare)
     teller.tell(value)
@@ -65,7 +66,7 @@ def identity(value: Any, *, bare: Callable[[str], str] = str) -> str:
 
 
 class _Teller:
-    """Feeds all that makes up a value to one digest; what comes again is fed as its number."""
+    """Feeds all parts of a value to one digest; a repeated part is fed as its number."""
 
     def __init__(self, bare: Callable[[str], str]) -> None:
         self.bare = bare
@@ -136,7 +137,7 @@ class _Teller:
             self.tell(value)
 
     def set(self, values: Any) -> None:
-        """Its order differs between processes, so each entry is told on its own."""
+        """The order of a set differs between processes, so each entry is hashed separately."""
         if self.depth > DEEPEST // 4:  # as those begin anew
             raise UntoldError("sets nested too deeply")
         found = []
@@ -197,7 +198,7 @@ class _Teller:
         self.all("constants", (code.co_consts, getattr(code, "co_exceptiontable", b"")))
 
     def reached(self, module: types.ModuleType | None, attributes: frozenset[str]) -> None:
-        """A module through which a function reaches for some of these names."""
+        """A module through which a function uses some of these names."""
         if module is None:
             self.feed("missing")
         elif (id(module), attributes) not in self.modules:
@@ -234,7 +235,7 @@ class _Teller:
         return True
 
     def object(self, value: Any) -> None:
-        """An object by its class and its state, as pickle would take it."""
+        """An object by its class and its state, as for pickle."""
         try:
             reducer = copyreg.dispatch_table.get(type(value))
             reduced = value.__reduce_ex__(4) if reducer is None else reducer(value)

@@ -1,7 +1,7 @@
 """Leases: a file that its owner renews while it works, and that another process may take after it expires.
 
-Clocks of two machines are never compared: a waiting process watches whether the file's time changes, and asks the file system
-for its own time. On one machine, an owner that is gone is known to be gone at once.
+Clocks of two machines are never compared: a waiting process watches whether the time of the file changes, and uses
+the clock of the file system. On the same machine, a dead owner is recognised immediately.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from typing import Any
 from sparkdiff.errors import SparkdiffError
 
 BEAT, LASTS = 5.0, 60.0
-"""Seconds between two renewals, and without one until the lease has run out."""
+"""Seconds between two renewals, and seconds without a renewal after which the lease expires."""
 GONE = 1.0
-"""Seconds for which a lease may be missing: who has moved it away by mistake puts it back at once."""
+"""Seconds for which a lease file may be missing: a process that moved it by mistake puts it back immediately."""
 
 
 class HeldError(SparkdiffError):
-    """Another process does this now, or has taken it over meanwhile. The command exits with 1."""
+    """Another process holds the lease, or has taken it over. The command exits with code 1."""
 
 
 @dataclass
@@ -35,8 +35,8 @@ class Lease:
     """A lease that this process holds, or has held.
 
     Attributes:
-        what: what it is a lease of, as messages name it.
-        owner: a name that no other lease has, in this process neither.
+        what: the name of the thing that is leased, for messages.
+        owner: a name that no other lease has, also in this process.
     """
 
     path: Path
@@ -47,7 +47,7 @@ class Lease:
     ended: threading.Event = field(default_factory=threading.Event)
 
     def lost(self) -> bool:
-        """Whether it isn't this owner's any more though it wasn't given back; renews it otherwise."""
+        """Whether this owner has lost the lease without giving it back; otherwise renews it."""
         if self.ended.is_set():
             return False
         self._renew()
@@ -57,11 +57,11 @@ class Lease:
         return seen is None or seen.owner != self.owner
 
     def pass_on(self, attempt: Path) -> None:
-        """Tell the processes of an attempt, by a file of its folder, in whose name they write."""
+        """Write the owner of the lease to a file for the processes of an attempt."""
         (attempt / "owner").write_text(self.owner)
 
     def check(self) -> None:
-        """Raise HeldError where another process has taken over: what this one has made must not be written then."""
+        """Raise HeldError if another process has taken over, so that this process writes nothing more."""
         if self.lost():
             seen = _look(self.path)
             raise HeldError(
@@ -80,12 +80,12 @@ class Lease:
 
 
 def lease_of(folder: Path) -> Path:
-    """The file of a run folder's lease: beside it, as the folder is removed and made anew."""
+    """The lease file of a run folder: next to it, because the folder is removed and created again."""
     return folder.with_name(f".{folder.name}.lease")
 
 
 def check_passed_on(attempt: Path) -> None:
-    """Raise HeldError where the run folder above is no longer that of the process which has started this attempt."""
+    """Raise HeldError if the run folder no longer belongs to the process that started this attempt."""
     path, owner = lease_of(attempt.parent), attempt / "owner"
     if not owner.exists():  # the run has a name of its own
         return
@@ -112,7 +112,7 @@ class _Seen:
         return f"process {c['pid']} on {c['host']}, since {c['begun']}"
 
     def dead(self) -> bool:
-        """Whether its owner is known to be gone, as it ran on this very machine."""
+        """Whether its owner is known to be dead, because it ran on this machine."""
         c = self.content
         if not c or c["machine"] is None or c["machine"] != machine():
             return False
@@ -127,15 +127,15 @@ class _Seen:
 
 @contextlib.contextmanager
 def held(path: Path, what: str, *, wait: float = 0.0, beat: float = BEAT, lasts: float = LASTS) -> Iterator[Lease]:
-    """Hold a lease while the context lasts.
+    """Hold a lease within this context.
 
     Args:
-        path: its file, whose folder is made where there is none.
-        what: what it is a lease of, for messages.
+        path: the lease file; its folder is created if missing.
+        what: the name of the thing that is leased, for messages.
         wait: seconds to wait for another owner to end.
 
     Raises:
-        HeldError: another process holds it, and still does after `wait` seconds; says who.
+        HeldError: another process still holds it after `wait` seconds; names the process.
         OSError: the file can't be written.
     """
     lease = _taken(path, what, wait, beat, lasts)
@@ -186,7 +186,7 @@ def _taken(path: Path, what: str, wait: float, beat: float, lasts: float) -> Lea
 
 
 def _begun(path: Path) -> int | None:
-    """The file of a new lease; None where there is one."""
+    """The file of a new lease; None if there is already one."""
     for _ in range(100):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -199,7 +199,7 @@ def _begun(path: Path) -> int | None:
 
 
 def _look(path: Path) -> _Seen | None:
-    """The lease at this path; None where there is none."""
+    """The lease at this path, or None."""
     try:
         with path.open("rb") as file:
             stat, content = os.fstat(file.fileno()), file.read()
@@ -213,7 +213,7 @@ def _look(path: Path) -> _Seen | None:
 
 
 def _age(path: Path, seen: _Seen) -> float:
-    """Seconds since a lease was renewed, by the clock of the file system alone."""
+    """Seconds since a lease was renewed, by the clock of the file system."""
     probe = path.with_name(f"{path.name}-{uuid.uuid4().hex[:8]}")
     try:
         probe.touch()
@@ -223,7 +223,7 @@ def _age(path: Path, seen: _Seen) -> float:
 
 
 def _remove(path: Path, owner: str | None) -> None:
-    """Remove the lease of this owner, and no other's."""
+    """Remove the lease of this owner, but not of another one."""
     aside = path.with_name(f"{path.name}-{uuid.uuid4().hex[:8]}")
     seen = _look(path)
     if seen is None or seen.owner != owner:
@@ -240,7 +240,7 @@ def _remove(path: Path, owner: str | None) -> None:
 
 
 def machine() -> str | None:
-    """What two processes share that see each other's pids; None where it can't be told."""
+    """An identity shared by processes that see each other's pids; None if unknown."""
     try:
         return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
@@ -248,7 +248,7 @@ def machine() -> str | None:
 
 
 def started(pid: int) -> int | None:
-    """When a process began, in the kernel's ticks; None where there is none, or it is dead. A pid is given anew."""
+    """The start time of a process in kernel ticks; None if it does not exist or is dead. (Pids are reused.)"""
     try:
         # The command, in brackets, may hold blanks and brackets itself.
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

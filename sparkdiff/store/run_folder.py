@@ -21,19 +21,19 @@ NAME = re.compile(r"[A-Za-z0-9_][\w.-]{0,99}", re.ASCII)
 
 
 UNTOLD = "can't be told"
-"""Begins the value of a request's part that isn't known to be the same the next time: nothing is resumed then."""
+"""Prefix of a part of a request that cannot be identified; such a run is never resumed."""
 
 
 class NotResumable(UserWarning):
-    """A run was not resumed, since what was asked for now can't be told from something else."""
+    """A run was not resumed, because a part of the request cannot be identified."""
 
 
 NONCE = 1 + 12
-"""Characters at the end of a part that can't be told, which it shares with no other."""
+"""Number of random characters at the end of a part that cannot be identified."""
 
 
 def untold(why: str) -> str:
-    """What stands in a request for a part that can't be told, equal to nothing else."""
+    """The value of a part of a request that cannot be identified; it equals no other value."""
     return f"{UNTOLD}: {why} {uuid.uuid4().hex[: NONCE - 1]}"
 
 
@@ -42,7 +42,7 @@ def _untold(value: Any) -> bool:
 
 
 def _changed(begun: Any, now: Any, name: str = "") -> dict[str, tuple[Any, Any]]:
-    """What differs between two requests, before and now, by name; what differs within a mapping, by `mapping.name`."""
+    """The differences between the old and the new request, by name; inside a mapping by `mapping.name`."""
     if json.dumps(begun, sort_keys=True) == json.dumps(now, sort_keys=True):  # == takes 1, 1.0 and True for one
         return {}
     if not isinstance(begun, dict) or not isinstance(now, dict):
@@ -53,10 +53,10 @@ def _changed(begun: Any, now: Any, name: str = "") -> dict[str, tuple[Any, Any]]
 
 
 def folder_name(runId: str) -> str:
-    """A run's id, which is its folder's name.
+    """The id of a run, which is the name of its folder.
 
     Raises:
-        InputError: it can't be one.
+        InputError: it cannot be a folder name.
     """
     if not NAME.fullmatch(runId):
         raise InputError(f"runId={runId!r} may contain only letters, digits, '.', '-' and '_'")
@@ -65,7 +65,9 @@ def folder_name(runId: str) -> str:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The folder of one training: what it is for, its newest checkpoint, and a folder per attempt of several processes."""
+    """The folder of one training: its request, its newest checkpoint, and one folder per attempt of several
+    processes.
+    """
 
     path: Path
     runId: str
@@ -76,18 +78,18 @@ class RunFolder:
     def open(
         where: Path, runId: str, request: dict[str, Any], *, replace: bool, own: bool = False, lease: Lease | None = None
     ) -> RunFolder:  # fmt: skip
-        """The folder of a run, made where there is none.
+        """The folder of a run, created if missing.
 
         Args:
-            own: `where` isn't the user's, and goes with the last run in it.
-            request: what decides the training, by name; a folder that was begun for something else isn't resumed, nor one of
-                which a part is `UNTOLD`.
-            replace: start anew then, instead of raising.
-            lease: of this folder; who has lost it neither writes nor removes.
+            own: `where` is not a folder of the user; it is removed together with its last run.
+            request: everything that decides the training, by name. A folder with another request is not resumed, nor
+                one with a part that is `UNTOLD`.
+            replace: start again in this case, instead of raising.
+            lease: the lease of this folder; without it nothing is written or removed.
 
         Raises:
-            InputError: the id can't be a folder's name, the folder can't be written, or it belongs to another training;
-                names what differs.
+            InputError: the id cannot be a folder name, the folder cannot be written, or it belongs to another
+                training; names the differences.
         """
         path = where / folder_name(runId)
         request = json.loads(json.dumps(request, sort_keys=True))
@@ -115,7 +117,7 @@ class RunFolder:
         return RunFolder(path, runId, own, lease)
 
     def check(self) -> None:
-        """Raise HeldError where another process has taken over this folder."""
+        """Raise HeldError if another process has taken over this folder."""
         if self.lease is not None:
             self.lease.check()
 
@@ -132,7 +134,9 @@ class RunFolder:
 
     @contextlib.contextmanager
     def kept(self, *, always: bool) -> Iterator[None]:
-        """Inside, training runs. The folder goes where it fails with nothing to go on from, and at the end unless `always`."""
+        """Within this context, training runs. The folder is removed if training fails without a checkpoint, and at
+        the end unless `always`.
+        """
         try:
             yield
         except BaseException:

@@ -3,10 +3,10 @@ ranks.
 
 A split's rows lie in V virtual shards of pieces (files). The order of an epoch is f(seed, epoch, virtual shard): a
 permutation of the shard's pieces and, inside each, of its rows. Step t of S takes from a shard of n rows those from
-n*t//S to n*(t+1)//S of that order: every row comes once, and every rank takes the same number of steps.
+n*t//S to n*(t+1)//S of that order: every row is used once, and every rank takes the same number of steps.
 
-W ranks share the rows of a step in their order, whatever W is: up to V of them serve whole shards, some perhaps one more than
-others; more than V each serve a part of one or two shards' rows of every step, of which there may be none.
+W ranks share the rows of a step in their order. Up to V ranks serve complete shards, some perhaps one more than
+others. With more than V ranks, each serves a part of the rows of one or two shards in every step, possibly none.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ _CHUNK_BYTES = 8 << 20  # so many bytes of batches are gathered at a time and th
 
 @dataclass(frozen=True)
 class Prepare:
-    """Columns to make from the gathered rows, and the bytes per row that they take."""
+    """Columns to compute from the gathered rows, and their bytes per row."""
 
     rows: Callable[[Batch], Batch]
     row_bytes: int
