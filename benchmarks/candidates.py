@@ -28,7 +28,7 @@ from sparkdiff.jvm.nodes import Nodes
 from sparkdiff.objectives.losses import Objective, resolve
 from sparkdiff.objectives.metrics import Metric
 from sparkdiff.options import Options
-from sparkdiff.pipeline.graph import Graph, Leaf, Version
+from sparkdiff.pipeline.graph import Graph, Version, Vertex
 from sparkdiff.pipeline.network import Network, fixed_versions, routed_versions
 from sparkdiff.stages.base import FeatureStats, LabelStats, StageModule
 from sparkdiff.stages.linear import GeneralizedLinearRegression, LinearRegression, LogisticRegression
@@ -47,27 +47,15 @@ PLAIN, OWN = 1.0, 2.0
 
 def chain(*modules: StageModule) -> Network:
     """A network of stages in a row, from the column `c-1` on; without Spark's stages, so it can't be written back."""
-    graph = Graph.__new__(Graph)
-    graph.fold, graph.head, graph.holders = str.lower, len(modules) - 1, []
-    graph.leaves = []
-    for i, module in enumerate(modules):
-        parametric = any(p.requires_grad for p in module.parameters())
-        leaf = Leaf(
-            (i,),
-            f"stage{i}",
-            type(module).__name__,
-            None,
-            (f"c{i - 1}",),
-            (f"c{i}",),
-            False,
-            False,
-            module,
-            "",
-            parametric,
+    vertices = [
+        Vertex(
+            i, (i,), f"stage{i}", type(module).__name__, None, (f"c{i - 1}",), (f"c{i}",), module=module,
+            reads=((f"c{i - 1}", i - 1),), parents=frozenset({i - 1} - {-1}),
+            parametric=any(p.requires_grad for p in module.parameters()),
         )
-        leaf.reads, leaf.parents = ((f"c{i - 1}", i - 1),), frozenset({i - 1} - {-1})
-        graph.leaves.append(leaf)
-    return Network(graph, range(len(modules)))
+        for i, module in enumerate(modules)
+    ]  # fmt: skip
+    return Network(Graph(str.lower, tuple(vertices), head_position=len(modules) - 1), range(len(modules)))
 
 
 def pipeline(x: Tensor, head: StageModule) -> Network:

@@ -32,11 +32,13 @@ from sparkdiff.machine import memory
 from sparkdiff.objectives.losses import Objective, check_label, no_event, one_label
 from sparkdiff.objectives.metrics import Metric
 from sparkdiff.options import Options, callable_name
+from sparkdiff.pipeline.cut import Cut, analyse
 from sparkdiff.pipeline.graph import Graph, Version
 from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.pipeline.network import Network
 from sparkdiff.pipeline.parity import Parity
 from sparkdiff.pipeline.plan import Plan, plan_of
+from sparkdiff.pipeline.roles import Roles
 from sparkdiff.pipeline.schema import SchemaOrRows
 from sparkdiff.pipeline.write_back import write_back
 from sparkdiff.report import Phases
@@ -77,11 +79,16 @@ class Task:
     """What is trained: the analysed pipeline with its roles resolved."""
 
     model: Any
-    graph: Graph
+    roles: Roles
+    cut: Cut
     plan: Plan
     options: Options
     labelCol: str | None  # None: clusters, whose loss needs none
     weightCol: str | None
+
+    @property
+    def graph(self) -> Graph:
+        return self.cut.graph
 
 
 def prepare(model: Any, options: Options, data: SchemaOrRows = None) -> Task:
@@ -93,30 +100,20 @@ def prepare(model: Any, options: Options, data: SchemaOrRows = None) -> Task:
     Raises:
         InputError: not fitted, several predictors, nothing to train, or a stage name that matches none.
     """
-    o = options
-    graph = Graph(
-        model,
-        reference=o.reference,
-        predictionCol=o.predictionCol,
-        unfreeze=o.unfreeze,
-        target=o.target,
-        beside=(o.labelCol, o.weightCol),
-        data=data,
-        labelled=o.labelCol is not None,
-    )
-    several = graph.predictors()
+    analysis = analyse(model, options, data)
+    graph, roles, cut = analysis
+    several = [graph.vertices[i] for i in graph.last_predictors()]
     if options.predictionCol is None and len(several) > 1:
-        found = "; ".join(f"{graph.leaves[i].uid} ({', '.join(graph.leaves[i].outputs)})" for i in several)
+        found = "; ".join(f"{v.uid} ({', '.join(v.outputs)})" for v in several)
         raise InputError(
             f"there are several predictors to train for: {found}. Set predictionCol to the prediction column "
             "of one of them"
         )
-    frozen = graph.restrict(options.freeze, options.target)
-    plan = plan_of(graph, frozen)
+    plan = plan_of(analysis, roles.freeze(options.freeze, options.target))
     if not any(s.trainable for s in plan.stages):
         reasons = "; ".join(f"{s.uid}: {s.reason}" for s in plan.stages)
         raise InputError(f"nothing to train in {model.uid}: {reasons}")
-    predictor, head = graph.leaves[graph.head].module, graph.leaves[graph.head].stage  # type: ignore[index]
+    predictor, head = graph.head.module, graph.head.stage
     assert isinstance(predictor, Predictor)
     label = options.labelCol or next(iter(columns_of(head, ("labelCol",))), None)
     if not predictor.labelled and label is not None and not callable(options.loss):
@@ -129,7 +126,7 @@ def prepare(model: Any, options: Options, data: SchemaOrRows = None) -> Task:
     if label is None and predictor.labelled:
         raise InputError(f"{head.uid} names no label column; set labelCol")
     weight = options.weightCol or next(iter(columns_of(head, ("weightCol",))), None)
-    return Task(model, graph, plan, options, label, weight)
+    return Task(model, roles, cut, plan, options, label, weight)
 
 
 class Shared:
@@ -152,11 +149,10 @@ class Shared:
 
 def _cached(task: Task, sources: Sequence[Source]) -> tuple[Any, ...]:
     """All that decides, beside the rows to split, what is cached and where; not how it is trained."""
-    o, graph = task.options, task.graph
+    o = task.options
     # The cut itself, and not the options that move it (reference, predictionCol, unfreeze): a list of these can lack one.
-    cut = tuple(sorted(graph.cached)), tuple(graph.live), tuple(graph.cut()), tuple(graph.telling(graph.live))
     return (
-        task.model, graph.head, *cut, task.labelCol, task.weightCol, rule(o), o.guardCols,
+        task.model, task.graph.head_position, task.cut, task.labelCol, task.weightCol, rule(o), o.guardCols,
         o.cacheDir, *(s.df for s in sources if s.split == REFERENCE),
     )  # fmt: skip
 
@@ -177,17 +173,17 @@ def fine_tune(
     """
     graph, options, shared, what = task.graph, task.options, shared or Shared(), _cached(task, sources)
     with phases.phase("cache") as say:
-        cache = shared.cache(what, Request(graph, list(sources), options, task.labelCol, task.weightCol, cuts))
+        cache = shared.cache(what, Request(task.cut, list(sources), options, task.labelCol, task.weightCol, cuts))
         counts = ", ".join(f"{cache.rows(s):,} {s}" for s in SPLITS if cache.rows(s))
         say(f"{'reused' if cache.hit else 'written'}: {counts} rows, {len(task.plan.cacheCols)} columns")
-    network = Network(graph, graph.live)
+    network = Network(graph, task.cut.live)
     # Before the network sees a row, by which some stages remember how far it is spread.
     what_trains = _told_of(network) if options.runId is not None else {}
     in_memory = options.cacheInMemory and cache.fits_in_memory(copies(SHARDS, options.numProcesses))
     # Where others train, this process only measures, once before and once after.
     held = in_memory and options.numProcesses == 1
     with Stream(cache.folder, backend=options.stream, inMemory=held, seed=options.seed) as stream:
-        data = Data(stream, cache.columns(graph), rows=rows_at_once(network, stream))
+        data = Data(stream, cache.columns(task.cut), rows=rows_at_once(network, stream))
         label = _label(task, cache, network, sources)
         check_options(options, network.head)
         objective, metric = objectives(options, network, label)
@@ -318,11 +314,11 @@ def _told_of(network: Network) -> dict[str, Any]:
 
     Its stages' Params, to be read; and of those that it translates all that they hold, and the code of those that aren't ours.
     """
-    leaves = network.graph.leaves
-    stages = [leaf.stage for leaf in leaves]
+    vertices = network.graph.vertices
+    stages = [v.stage for v in vertices]
     modules = [(i, network.module(i)) for i in network.positions]
     return {
-        "stages": {f"{i} {s.stageClass}": p for i, (s, p) in enumerate(zip(leaves, all_params(stages), strict=True))},
+        "stages": {f"{i} {s.stageClass}": p for i, (s, p) in enumerate(zip(vertices, all_params(stages), strict=True))},
         "pipeline": told(lambda: identity(modules, bare=without_uids([s.uid for s in stages]))),
     }
 
@@ -470,7 +466,7 @@ def _summary(
         warnings.append(
             "the cached rows would use half of the memory of this machine, so each epoch read them from the files"
         )
-    warnings += changes_outside(task.graph, [i for i, s in enumerate(task.plan.stages) if s.trainable], judged.accepted)
+    warnings += changes_outside(task.roles, [i for i, s in enumerate(task.plan.stages) if s.trainable], judged.accepted)
     if judged.accepted and not objective.calibrated:
         warnings.append(
             f"the loss {objective.name} trains decisions or ranks, not probabilities: the probabilities of the "
@@ -508,13 +504,13 @@ def _and(names: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
-def changes_outside(graph: Graph, trained: Sequence[int], accepted: bool) -> list[str]:
+def changes_outside(roles: Roles, trained: Sequence[int], accepted: bool) -> list[str]:
     """A warning that lists the columns outside of the loss that change with these stages."""
-    columns = graph.outside_columns(trained)
+    columns, vertices = roles.outside.columns(trained), roles.graph.vertices
     if not columns:
         return []
-    makers = [graph.leaves[i].uid for i in trained if graph.outside_columns([i])]
-    readers = [graph.leaves[j].uid for j in graph.outside_readers(trained)]
+    makers = [vertices[i].uid for i in trained if roles.outside.columns([i])]
+    readers = [vertices[j].uid for j in roles.outside.readers_of(trained)]
     return [
         f"columns outside the loss also {'change' if accepted else 'would have changed'}: "
         f"{', '.join(columns)}; {_and(readers)} read{'s' * (len(readers) == 1)} the output of {_and(makers)}"

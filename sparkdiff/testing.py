@@ -16,9 +16,9 @@ from torch import Tensor
 from sparkdiff import jvm
 from sparkdiff.errors import InputError, SparkdiffError, did_you_mean
 from sparkdiff.pipeline.columns import read_plain, write_plain
-from sparkdiff.pipeline.graph import field_of
 from sparkdiff.pipeline.names import folding, quoted, unquoted
 from sparkdiff.pipeline.parity import SINGLE, TOLERANCE, differences
+from sparkdiff.pipeline.translation import field_of
 from sparkdiff.pipeline.write_back import written
 from sparkdiff.rows import Rows, dense
 from sparkdiff.stages.base import NULL, REGISTRY, Nulls, StageModule, StaysInSparkError, class_name, columns_of

@@ -16,8 +16,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pyspark.sql import DataFrame
-
 from sparkdiff import jvm
 from sparkdiff.data import slices, splits
 from sparkdiff.data.fingerprint import FORMAT, SHARDS, Request, fingerprint
@@ -27,8 +25,9 @@ from sparkdiff.data.splits import SPLITS
 from sparkdiff.data.stream import DamagedCacheError, Stream
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.options import Options
-from sparkdiff.pipeline.graph import Graph, Version, null_of
-from sparkdiff.pipeline.graph import check_columns as check_stage_columns
+from sparkdiff.pipeline.cut import Cut
+from sparkdiff.pipeline.graph import Version, null_of
+from sparkdiff.pipeline.schema import check_columns as check_stage_columns
 from sparkdiff.store.disk import room
 from sparkdiff.store.files import moved
 
@@ -53,11 +52,11 @@ class Cache:
     def fingerprint(self) -> str:
         return str(self.manifest["fingerprint"])
 
-    def columns(self, graph: Graph) -> dict[Version, str]:
+    def columns(self, cut: Cut) -> dict[Version, str]:
         """The cached column of each column version of the cut, and the column of its null flags."""
-        cut, names = list(enumerate(graph.cut())), {c["name"] for c in self.manifest["columns"]}
-        nulls = {null_of(version): f"null{i}" for i, version in cut if f"null{i}" in names}
-        return {version: f"c{i}" for i, version in cut} | nulls
+        names = {c["name"] for c in self.manifest["columns"]}
+        nulls = {null_of(c.version): f"null{i}" for i, c in enumerate(cut.columns) if f"null{i}" in names}
+        return {c.version: f"c{i}" for i, c in enumerate(cut.columns)} | nulls
 
     def rows(self, split: str) -> int:
         return sum(p["rows"] for shard in self.manifest["splits"][split] for p in shard)
@@ -152,30 +151,24 @@ def _digest(manifest: dict[str, Any]) -> str:
 
 
 def _check(request: Request) -> None:
+    cut, graph = request.cut, request.cut.graph
     for source in request.sources:
         splits.check_columns(source.df, request.options)
-        splits.check_names(c for i in request.graph.cached for c in request.graph.leaves[i].outputs)
-        check_stage_columns(request.graph, source.df.schema, (request.labelCol, request.weightCol))
-        names = _after(request.graph, source.df)
-        head = request.graph.leaves[request.graph.head]  # type: ignore[index]
-        told = not any(request.graph.leaves[i].opaque for i in request.graph.cached)  # what these make isn't known here
-        for lost in (c for c in head.lossInputs if told and request.graph.fold(c) not in names):
+        splits.check_names(cut.made)
+        check_stage_columns(graph, source.df.schema, (request.labelCol, request.weightCol))
+        names = {graph.fold(c) for c in (*source.df.columns, *cut.made)}  # what opaque stages make isn't known here
+        head = graph.head
+        for lost in (c for c in head.lossInputs if not cut.opaque and graph.fold(c) not in names):
             raise InputError(
                 f"the loss of {head.uid} reads column {lost!r}, which is not in the data. "
                 f"{did_you_mean(lost, source.df.columns)}"
             )
         for option, column in (("labelCol", request.labelCol), ("weightCol", request.weightCol)):
-            if column is not None and request.graph.fold(column) not in names:
+            if column is not None and graph.fold(column) not in names:
                 raise InputError(
                     f"{option}={column!r} is not a column of the data. {did_you_mean(column, source.df.columns)}"
                 )
-            check_number(option, column, source.df, request.graph)
-
-
-def _after(graph: Graph, df: DataFrame) -> set[str]:
-    """Folded names of the columns once Spark's part has run (of those that can be told)."""
-    made = {c for i in graph.cached for c in graph.leaves[i].outputs}
-    return {graph.fold(c) for c in (*df.columns, *made)}
+            check_number(option, column, source.df, graph)
 
 
 @contextlib.contextmanager
@@ -200,9 +193,9 @@ def _fill(request: Request, key: str, folder: Path, columns: list[dict[str, Any]
         dealt, values = slices.with_slices(splits.with_splits(request.sources, o, request.cuts), o)
         for df in dealt:
             df.schema  # noqa: B018  # Spark Connect analyses nothing before
-    uids = [request.graph.leaves[i].uid for i in sorted(request.graph.cached)]
+    uids = [v.uid for v in request.cut.stages]
     with _blamed(f"ran the stages before training ({', '.join(['reading the data', *uids])})"):
-        frames = [request.graph.before_cut(df) for df in dealt]
+        frames = [request.cut.transform(df) for df in dealt]
         columns += columns_of(request, frames[0], values)
         write_files(request, frames, columns, folder)
     shards = {s: shards_in(folder, s, SHARDS) for s in SPLITS}
@@ -222,7 +215,7 @@ def _needed(request: Request, columns: list[dict[str, Any]]) -> str:
     Args:
         columns: none where it isn't known yet how wide they are.
     """
-    wide = sum(c["width"] for c in columns if c["kind"] != "sparse") or len(request.graph.cut())
+    wide = sum(c["width"] for c in columns if c["kind"] != "sparse") or len(request.cut.columns)
     try:
         rows = sum(source.df.count() for source in request.sources)
     except jvm.SparkError:

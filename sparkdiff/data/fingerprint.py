@@ -20,7 +20,7 @@ from sparkdiff.data.splits import Source
 from sparkdiff.jvm.plans import plan_facts
 from sparkdiff.jvm.settings import settings
 from sparkdiff.options import Options
-from sparkdiff.pipeline.graph import Graph
+from sparkdiff.pipeline.cut import Cut
 from sparkdiff.pipeline.schema import is_plain
 from sparkdiff.store.digests import digest_of, without_uids
 
@@ -33,9 +33,9 @@ do not either.
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What to cache: the cut of a graph, the roles of the label and weight columns, the rows, and how they split."""
+    """What to cache: the cut of a pipeline, the roles of the label and weight columns, the rows, and how they split."""
 
-    graph: Graph
+    cut: Cut
     sources: list[Source]
     options: Options
     labelCol: str | None
@@ -48,8 +48,8 @@ def fingerprint(request: Request, folder: Path) -> str:
     parts: dict[str, Any] = {
         "format": FORMAT,
         "shards": SHARDS,
-        "stages": _saved_bytes(request.graph, folder),
-        "cut": [request.graph.name(v) for v in request.graph.cut()],
+        "stages": _saved_bytes(request.cut, folder),
+        "cut": [c.name for c in request.cut.columns],
         "columns": [request.labelCol, request.weightCol],
         "split": splits.rule(request.options),
         "slices": request.options.guardCols,
@@ -57,15 +57,15 @@ def fingerprint(request: Request, folder: Path) -> str:
     }
     if request.options.timeCol:
         parts["cuts"] = dataclasses.astuple(request.cuts or splits.find_cuts(request.sources, request.options))
-    graph = request.graph
-    if nulls := graph.telling(graph.live):
-        parts["nulls"] = [graph.name(v) for v in nulls]
-    if any(graph.leaves[i].opaque for i in graph.cached):  # SQL may call functions and read tables of its own
-        facts = [plan_facts(graph.before_cut(s.df), after_stages=True) for s in request.sources]
-        parts["tables"] = None if None in facts else _anonymous(facts, [leaf.uid for leaf in graph.leaves])
+    cut = request.cut
+    if nulls := cut.null_columns:
+        parts["nulls"] = [c.name for c in nulls]
+    if cut.opaque:  # SQL may call functions and read tables of its own
+        facts = [plan_facts(cut.transform(s.df), after_stages=True) for s in request.sources]
+        parts["tables"] = None if None in facts else _anonymous(facts, [v.uid for v in cut.graph.vertices])
     if parts["stages"] is None or ("tables" in parts and parts["tables"] is None):
         # What can't be saved, or what code decides, can't be told apart: the rows that it makes decide.
-        parts["stages"] = [content(graph.before_cut(s.df)) for s in request.sources]
+        parts["stages"] = [content(cut.transform(s.df)) for s in request.sources]
         parts.pop("tables", None)
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -86,13 +86,12 @@ def _anonymous(facts: Any, uids: list[str]) -> str:
     return without_uids(uids)(text)
 
 
-def _saved_bytes(graph: Graph, folder: Path) -> list[str] | None:
+def _saved_bytes(cut: Cut, folder: Path) -> list[str] | None:
     """Digest of the saved stages that run before the cache; None if one cannot be saved or is not a Spark class.
 
     A subclass of a Spark stage may have its own code, which is not saved.
     """
-    stages = [graph.leaves[i].stage for i in sorted(graph.cached)]
-    stages += [stage for i in graph.live for stage in graph.preparation(i)]
+    stages = [*(v.stage for v in cut.stages), *(s for i in cut.live for s in cut.graph.vertices[i].preparation())]
     if not all(is_plain(stage) for stage in stages):
         return None
     return digest_of(PipelineModel(stages), folder) if stages else []

@@ -60,8 +60,7 @@ def label_stats(
     low, high = float("inf"), float("-inf")
     counts: dict[float, int] = {}
     fractional = None
-    graph = request.graph
-    beside = {f"c{i}": graph.name(v) for i, v in enumerate(graph.cut()) if v in graph.lossReads}
+    beside = {f"c{i}": c.name for i, c in enumerate(request.cut.columns) if c.loss}
     ranges: dict[str, list[float]] = {}
     for table in tables(folder, shards, ["label", "weight", "block", *beside]):
         label, weight = table["label"], table["weight"]

@@ -23,8 +23,7 @@ from sparkdiff.data.fingerprint import SHARDS, Request
 from sparkdiff.data.splits import BLOCK, SLICE, SPLIT, TIME
 from sparkdiff.errors import InputError
 from sparkdiff.pipeline import names
-from sparkdiff.pipeline.graph import Graph, Version
-from sparkdiff.pipeline.names import named
+from sparkdiff.pipeline.graph import Graph
 from sparkdiff.pipeline.schema import fields_by_name
 from sparkdiff.stages.base import NULL
 
@@ -47,19 +46,16 @@ def columns_of(request: Request, df: DataFrame, slices: dict[str, tuple[Any, ...
     """The storage of each column in the files, the columns of the cut first. Vectors of unknown width cost a small
     job over the first rows.
     """
-    graph = request.graph
     out: list[dict[str, Any]] = []
-    fields = fields_by_name(df.schema, graph.fold)
-    for i, version in enumerate(graph.cut()):
-        field = fields.get(version[0])
+    fields = fields_by_name(df.schema, request.cut.graph.fold)
+    for i, read in enumerate(request.cut.columns):
+        field = fields.get(read.version[0])
         if field is None:
-            raise InputError(
-                f"column {graph.name(version)!r} is missing when the cache is written: an earlier stage drops it"
-            )
-        column: dict[str, Any] = {"name": f"c{i}", "column": graph.name(version), "metadata": field.metadata}
+            raise InputError(f"column {read.name!r} is missing when the cache is written: an earlier stage drops it")
+        column: dict[str, Any] = {"name": f"c{i}", "column": read.name, "metadata": field.metadata}
         column["type"] = field.dataType.simpleString()
         if isinstance(field.dataType, (VectorUDT, ArrayType)):
-            width, fill = _width(df, _source(graph, version, field.name), graph.name(version), field.dataType)
+            width, fill = _width(df, read.source(field.name), read.name, field.dataType)
             sparse = isinstance(field.dataType, VectorUDT) and width >= SPARSE_WIDTH and fill < SPARSE_FILL
             column |= {"kind": "sparse" if sparse else "dense", "width": width}
         elif isinstance(field.dataType, (NumericType, BooleanType)):
@@ -70,9 +66,9 @@ def columns_of(request: Request, df: DataFrame, slices: dict[str, tuple[Any, ...
                 "arrays of numbers"
             )
         out.append(column)
-    for i, version in enumerate(graph.cut()):
-        if version in graph.telling(graph.live) and fields[version[0]].nullable and out[i]["kind"] == "scalar":
-            column = {"name": f"null{i}", "column": graph.name(version) + NULL, "kind": "scalar", "width": 1}
+    for i, read in enumerate(request.cut.columns):
+        if read.nulls and fields[read.version[0]].nullable and out[i]["kind"] == "scalar":
+            column = {"name": f"null{i}", "column": read.name + NULL, "kind": "scalar", "width": 1}
             out.append(column | {"dtype": "bool"})
     for name, dtype in (("label", "float64"), ("weight", "float64"), ("block", "int64"), ("time", "float64")):
         out.append({"name": name, "column": name, "kind": "scalar", "width": 1, "dtype": dtype})
@@ -81,12 +77,6 @@ def columns_of(request: Request, df: DataFrame, slices: dict[str, tuple[Any, ...
             {"name": f"slice{i}", "column": name, "kind": "scalar", "width": 1, "dtype": "int64", "values": values}
         )
     return out
-
-
-def _source(graph: Graph, version: Version, name: str) -> Column:
-    """The column that holds a version of the cut, `name` as the schema spells it."""
-    in_struct = graph.in_struct(version)
-    return named(graph.name(version) if in_struct else name, in_struct=in_struct)
 
 
 def holds_true(folder: Path, splits: dict[str, Any], name: str) -> bool:
@@ -144,24 +134,20 @@ def write_files(request: Request, frames: list[DataFrame], columns: list[dict[st
     slices = [f"slice{i}" for i in range(len(request.options.guardCols))]
     nulls = [c["name"] for c in columns if c.get("dtype") == "bool"]
     own = (SPLIT, BLOCK, TIME, *(f"{SLICE}{i}" for i in range(len(slices))))
+    graph, fold = request.cut.graph, request.cut.graph.fold
     for df in frames:
         selected: list[Column] = []
-        fold = request.graph.fold
         fields = fields_by_name(df.schema, fold)
         for lost in (request.labelCol, request.weightCol, *own):
             if lost is not None and fold(lost) not in fields:
-                cut = ", ".join(
-                    request.graph.leaves[i].uid for i in sorted(request.graph.cached) if request.graph.leaves[i].opaque
-                )
+                whose = ", ".join(request.cut.opaque) or "a stage"
                 what = f"column {lost!r}" if lost not in own else "columns that it does not name"
-                raise InputError(
-                    f"{cut or 'a stage'} drops {what}, which training needs; keep all columns (SELECT *, ...)"
-                )
-        check_number("labelCol", request.labelCol, df, request.graph)  # here they may be made by a stage
-        check_number("weightCol", request.weightCol, df, request.graph)
-        for i, (column, version) in enumerate(zip(columns, request.graph.cut(), strict=False)):
-            f = fields[version[0]]
-            source = _source(request.graph, version, f.name)
+                raise InputError(f"{whose} drops {what}, which training needs; keep all columns (SELECT *, ...)")
+        check_number("labelCol", request.labelCol, df, graph)  # here they may be made by a stage
+        check_number("weightCol", request.weightCol, df, graph)
+        for i, (column, read) in enumerate(zip(columns, request.cut.columns, strict=False)):
+            f = fields[read.version[0]]
+            source = read.source(f.name)
             selected += _physical(column, f.dataType, source)
             if f"null{i}" in nulls:
                 selected.append(source.isNull().alias(f"null{i}"))

@@ -127,10 +127,10 @@ def between(old: Any, new: Any, folder: Path, *, paths: tuple[str | None, str | 
 
 # Stages -------------------------------------------------------------------------------------------------------------
 
-Leaf = tuple[Place, Any]
+LeafStage = tuple[Place, Any]
 
 
-def _matched(before: list[Leaf], after: list[Leaf]) -> list[tuple[Leaf | None, Leaf | None]]:
+def _matched(before: list[LeafStage], after: list[LeafStage]) -> list[tuple[LeafStage | None, LeafStage | None]]:
     """Pairs of leaf stages in the order of the old pipeline; unmatched new stages come last."""
     partner: dict[int, int] = {}
 
@@ -151,13 +151,13 @@ def _matched(before: list[Leaf], after: list[Leaf]) -> list[tuple[Leaf | None, L
     for tag, a, b, c, d in difflib.SequenceMatcher(None, classes[0], classes[1], autojunk=False).get_opcodes():
         if tag in ("equal", "replace"):
             partner.update(zip(left[a:b], right[c:d], strict=False))
-    pairs: list[tuple[Leaf | None, Leaf | None]] = [
+    pairs: list[tuple[LeafStage | None, LeafStage | None]] = [
         (leaf, after[partner[i]] if i in partner else None) for i, leaf in enumerate(before)
     ]
     return [*pairs, *((None, leaf) for j, leaf in enumerate(after) if j not in partner.values())]
 
 
-def _stage(a: Leaf | None, b: Leaf | None, folder: Path | None) -> StageDifference:
+def _stage(a: LeafStage | None, b: LeafStage | None, folder: Path | None) -> StageDifference:
     (path, old), (new_path, new) = a or (None, None), b or (None, None)
     names = [(None, None) if s is None else (str(s.uid), type(s).__name__) for s in (old, new)]
     place: dict[str, Any] = {

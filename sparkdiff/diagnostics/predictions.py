@@ -16,8 +16,10 @@ from pyspark.sql.types import ArrayType, NumericType
 from sparkdiff import jvm
 from sparkdiff.data.splits import row_hash
 from sparkdiff.errors import InputError
-from sparkdiff.pipeline.graph import Graph, check_columns
+from sparkdiff.pipeline.graph import Graph
 from sparkdiff.pipeline.names import folding, quoted, read_by_name, refuse_stream, unused
+from sparkdiff.pipeline.schema import check_columns
+from sparkdiff.pipeline.translation import translated
 from sparkdiff.stages.base import columns_of
 
 QUANTILES = (0.5, 0.9, 0.99)
@@ -76,7 +78,7 @@ def predictions(old: Any, new: Any, df: DataFrame, sample: int | None = None) ->
         InputError: the data lack a column or have no row, no column can be compared, or Spark failed on the rows.
     """
     refuse_stream(df)
-    graphs = Graph(old, data=df), Graph(new, data=df)
+    graphs = translated(old, df), translated(new, df)
     for graph in graphs:
         check_columns(graph, df.schema)
     ours, theirs = map(_outputs, graphs)
@@ -90,7 +92,7 @@ def predictions(old: Any, new: Any, df: DataFrame, sample: int | None = None) ->
         df = df.orderBy(row_hash(df)).limit(sample)
     try:
         found, labels = _counted((old, new), graphs, df, [(ours[c], theirs[c]) for c in both])
-        dropping = any(leaf.drops_rows for graph in graphs for leaf in graph.leaves)
+        dropping = any(vertex.drops_rows for graph in graphs for vertex in graph.vertices)
         sampled = df.count() if dropping else found["rows"]
     except jvm.SparkError as e:
         raise InputError(f"Spark failed while running the two pipelines: {jvm.cause(e)}") from e
@@ -116,7 +118,9 @@ def _counted(
     """Counts of the differences in each pair of columns, from one pass over the rows; and which of the pairs are labels."""
     old, new = models
     columns = read_by_name(df)
-    hidden = unused("__sparkdiff_", (*df.columns, *(c for g in graphs for leaf in g.leaves for c in leaf.outputs)))
+    hidden = unused(
+        "__sparkdiff_", (*df.columns, *(c for g in graphs for vertex in g.vertices for c in vertex.outputs))
+    )
     fold = folding()
     nominal = _labels(graphs[0]) | _labels(graphs[1])
     # The old pipeline may overwrite what the new one reads, so the row is kept aside.
@@ -139,19 +143,19 @@ def _counted(
 
 def _outputs(graph: Graph) -> dict[str, str]:
     """The columns to compare, by their folded names: predictions and probabilities, else what the last stage writes."""
-    found = [c for leaf in graph.leaves for c in columns_of(leaf.stage, ("predictionCol", "probabilityCol"))]
-    if not found and graph.leaves:
-        found = list(graph.leaves[-1].outputs)
+    found = [c for vertex in graph.vertices for c in columns_of(vertex.stage, ("predictionCol", "probabilityCol"))]
+    if not found and graph.vertices:
+        found = list(graph.vertices[-1].outputs)
     return {graph.fold(c): c for c in found}
 
 
 def _labels(graph: Graph) -> set[str]:
     """Folded names of the columns that hold classes or clusters."""
     out = set()
-    for leaf in graph.leaves:
-        classes = type(leaf.stage).__module__ in ("pyspark.ml.classification", "pyspark.ml.clustering")
-        own = leaf.module.labels(leaf.stage) if leaf.module is not None else ()
-        out |= {graph.fold(c) for c in (*own, *(columns_of(leaf.stage, ("predictionCol",)) if classes else ()))}
+    for vertex in graph.vertices:
+        classes = type(vertex.stage).__module__ in ("pyspark.ml.classification", "pyspark.ml.clustering")
+        own = vertex.module.labels(vertex.stage) if vertex.module is not None else ()
+        out |= {graph.fold(c) for c in (*own, *(columns_of(vertex.stage, ("predictionCol",)) if classes else ()))}
     return out
 
 

@@ -244,7 +244,7 @@ class _Seen:
             if total.zero():
                 z, alone = total.z(), self.scores[TRAIN].z()
                 return [
-                    f"the original {self.network.graph.leaves[self.network.graph.head].uid} seems to have been "  # type: ignore[index]
+                    f"the original {self.network.graph.head.uid} seems to have been "
                     f"fitted on {' + '.join(over)} rows: the sum of the slopes of its loss over these rows is "
                     f"zero (|z| = {z:.1e}; over the training rows alone {alone:.1f}), so its validation "
                     "metrics are too good; hold out rows that it was not fitted on"
@@ -355,7 +355,7 @@ class SlopeSums:
 def _unpenalised(network: Network, label: LabelStats) -> Objective | None:
     """The loss that the head was fitted with, where its intercept was fitted without penalty and bounds."""
     head = network.head
-    stage = network.graph.leaves[network.graph.head].stage  # type: ignore[index]
+    stage = network.graph.head.stage
     fitted = stage is not None and stage.hasParam("fitIntercept") and stage.getOrDefault("fitIntercept")
     if not fitted or head.decides_only or any("ntercept" in name for name in getattr(head, "bounds", {})):
         return None

@@ -51,7 +51,7 @@ def check(model: Any, network: Network, sample: dict[Version, Rows], cache: Cach
         stages = [stage for _, stage in flatten(model)]
         sample.clear()
         memory.trim()
-        parity = compare(df, {i: stages[i] for i in network.graph.live}, network, Path(folder), recovered)
+        parity = compare(df, {i: stages[i] for i in network.positions}, network, Path(folder), recovered)
     if not parity.ok:
         worst = sorted(parity.maxRelDiff.items(), key=lambda item: -item[1])
         raise ParityError(
@@ -103,10 +103,10 @@ def _recovered(
     """
     graph, columns, standing = network.graph, {}, {}
     prefix = unused("__sparkdiff_source", named)
-    for i in (i for i in graph.live if graph.leaves[i].made):
-        leaf = graph.leaves[i]
-        arrays = network.module(i).original_inputs(*(named[graph.name(v)] for v in leaf.reads))
-        for k, (v, array) in enumerate(zip(leaf.sources, arrays, strict=True)):
+    for i in (i for i in network.positions if graph.vertices[i].prepared):
+        vertex = graph.vertices[i]
+        arrays = network.module(i).original_inputs(*(named[graph.name(v)] for v in vertex.reads))
+        for k, (v, array) in enumerate(zip(vertex.sources, arrays, strict=True)):
             standing[i, v] = name = f"{prefix}{i}_{k}"
             columns[name] = array
     return columns, standing
@@ -141,18 +141,19 @@ def _edges(network: Network, row: dict[Version, Rows], sample: dict[Version, Row
         if v[1] < -1:  # what was made of one thing for torch doesn't change alone, but that a vector may be empty
             changes += [(v, torch.zeros_like(column[:1]))] if column.ndim == 2 else []
             continue
-        readers = [i for i in network.positions if v in graph.leaves[i].reads]
+        readers = [i for i in network.positions if v in graph.vertices[i].reads]
         own = [
             module.critical_values()[k]
             for i in readers
-            for k, read in enumerate(graph.leaves[i].reads)
+            for k, read in enumerate(graph.vertices[i].reads)
             if read == v and column.ndim == 1 and k < len((module := network.module(i)).critical_values())
         ]
         if own:  # what one reader takes for a gap, another may refuse
             given = [e for e in own[0] if len(readers) == 1 or not math.isnan(e)]
             changes += [(v, torch.tensor([e], dtype=torch.float64)) for e in given]
         else:
-            rows = [network.module(i).critical_rows(row[v]) for i in network.positions if graph.leaves[i].reads == (v,)]  # type: ignore[arg-type]
+            alone = [i for i in readers if graph.vertices[i].reads == (v,)]
+            rows = [network.module(i).critical_rows(row[v]) for i in alone]  # type: ignore[arg-type]
             changes += [(v, e) for part in rows if len(part) for e in part.split(1)]
             low, high = column.amin(0, keepdim=True), column.amax(0, keepdim=True)
             changes += [(v, e) for e in (torch.zeros_like(low), low, high, 10 * low, 10 * high)]
@@ -177,7 +178,7 @@ def _accepts(network: Network, row: dict[Version, Rows]) -> bool:
     values = dict(row)
     try:
         network.run(
-            values, [(network.graph.fold(c), i) for i in network.positions for c in network.graph.leaves[i].outputs]
+            values, [(network.graph.fold(c), i) for i in network.positions for c in network.graph.vertices[i].outputs]
         )
     except InputError:
         return False

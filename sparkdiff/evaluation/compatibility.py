@@ -108,13 +108,13 @@ class _Shown:
 
 
 def _shown(network: Network, data: Data, batch: Any, used: Tensor) -> _Shown:
-    head, leaf = network.head, network.graph.leaves[network.graph.head]  # type: ignore[index]
+    head, vertex = network.head, network.graph.head
     margin = network.margin(data.values(batch))[used]
     if not head.classes:
         prediction = head.mean(margin)
         return _Shown(prediction, prediction, None)
-    columns = dict(zip(leaf.outputs, head.columns(margin), strict=True))
-    shown = [columns.get(next(iter(columns_of(leaf.stage, (p,))), "")) for p in SHOWN]
+    columns = dict(zip(vertex.outputs, head.columns(margin), strict=True))
+    shown = [columns.get(next(iter(columns_of(vertex.stage, (p,))), "")) for p in SHOWN]
     label, probability, raw = shown
     sure = raw if probability is None else probability
     if sure is None:

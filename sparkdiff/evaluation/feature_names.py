@@ -22,12 +22,12 @@ def entering(network: Network) -> list[Version]:
     """
     plain: set[int] = set()
     for i in network.positions:
-        parents = {p for _, p in network.graph.leaves[i].reads if p in network.positions}
+        parents = {p for _, p in network.graph.vertices[i].reads if p in network.positions}
         module = network.module(i)
         if parents <= plain and not any(True for _ in module.parameters()) and not module.on_request():
             plain.add(i)
     features = (i for i in network.positions if i not in plain and not network.module(i).reads_identifiers)
-    read = (v for i in features for v in network.graph.leaves[i].reads)
+    read = (v for i in features for v in network.graph.vertices[i].reads)
     return [v for v in dict.fromkeys(read) if v[1] in plain or v[1] not in network.positions]
 
 
@@ -96,12 +96,12 @@ class Slots:
         for i in self.network.positions:
             module = self.network.module(i)
             if isinstance(module, OneHotEncoder):
-                found |= dict(zip(self.graph.leaves[i].reads, module.sizes, strict=True))
+                found |= dict(zip(self.graph.vertices[i].reads, module.sizes, strict=True))
         return found
 
     def _writer(self, version: Version) -> tuple[Any, tuple[Version, ...]]:
         i = version[1]
-        return (self.network.module(i), self.graph.leaves[i].reads) if i in self.network.positions else (None, ())
+        return (self.network.module(i), self.graph.vertices[i].reads) if i in self.network.positions else (None, ())
 
     def _source(self, version: Version, slot: int) -> tuple[Version, int | str]:
         """The column that a slot comes from, and its slot there or, where the metadata have one, its name."""
@@ -109,7 +109,7 @@ class Slots:
             return version, self.attributes[version].get(slot, (None, slot))[1]
         module, reads = self._writer(version)
         if isinstance(module, OneHotEncoder):
-            return reads[[self.graph.fold(c) for c in self.graph.leaves[version[1]].outputs].index(version[0])], slot
+            return reads[[self.graph.fold(c) for c in self.graph.vertices[version[1]].outputs].index(version[0])], slot
         if isinstance(module, VectorAssembler):
             for v in reads:
                 if slot < self.widths[v]:

@@ -109,7 +109,7 @@ def tallies(network: Network, data: Data) -> dict[int, dict[str, Tensor]]:
     for batch, _, weight, _ in data.batches("train") if asking else ():
         values, counted = data.values(batch), (weight > 0).nonzero()[:, 0]
         for i in asking:
-            reads, module = network.graph.leaves[i].reads, network.module(i)
+            reads, module = network.graph.vertices[i].reads, network.module(i)
             network.run(values, [v for v in reads if v not in values])
             null_flags = network.null_flags(module, reads, values)
             nulls = {"nulls": [None if n is None else n[counted] for n in null_flags["nulls"]]} if null_flags else {}
@@ -126,7 +126,7 @@ def settling(network: Network) -> set[int]:
         for i in network.positions
         if (m := network.module(i)).routes
         and not m.routes_fixed
-        and all(v in fixed for v in network.graph.leaves[i].reads)
+        and all(v in fixed for v in network.graph.vertices[i].reads)
     }
 
 
@@ -136,7 +136,7 @@ def distinct_values(network: Network, data: Data, i: int) -> dict[int, Tensor]:
 
     Of a feature of many values, about VALUES of them, evenly by rank.
     """
-    [version] = network.graph.leaves[i].reads
+    [version] = network.graph.vertices[i].reads
     found: dict[int, Tensor] = {}
     used = network.module(i).compared_features().tolist()
     for batch, _, weight, _ in data.batches("train"):

@@ -147,14 +147,14 @@ def _explain(network: Network, data: Data, batch: Batch, bad: Tensor) -> None:
     """Raise an InputError for rows without a finite loss if an input is the cause."""
     values = data.values(batch)
     with torch.no_grad():
-        network.run(values, [v for i in network.positions for v in network.graph.leaves[i].reads if v not in values])
+        network.run(values, [v for i in network.positions for v in network.graph.vertices[i].reads if v not in values])
     worst = torch.nonzero(bad)[:1, 0]
     for i in network.positions:
-        reads = [taken(values[v], worst) for v in network.graph.leaves[i].reads]
+        reads = [taken(values[v], worst) for v in network.graph.vertices[i].reads]
         if why := network.module(i).explain_nan(*reads):
             raise InputError(why)
     wanting = next(
-        network.graph.leaves[i].uid for i in network.positions if isinstance(network.module(i), (Predictor, PCA))
+        network.graph.vertices[i].uid for i in network.positions if isinstance(network.module(i), (Predictor, PCA))
     )
     for version, name in data.columns.items():
         column = batch[name]

@@ -1,18 +1,22 @@
 """A fitted pipeline as a graph of columns, as a plan to read, as a torch module, and back.
 
-`graph` is the graph, `plan` the plan, `network` the torch module, and `write_back` makes MLlib stages of it again. `nesting`
-flattens pipelines within pipelines, `schema` and `names` know the columns before a row is seen, `columns` turns Spark's
-columns into tensors and back, and `parity` compares the outputs of Spark and torch.
+`graph` is the graph, made by `translation`; `roles` says what trains in it, and `cut` what Spark computes before training.
+`plan` is the plan, `network` the torch module, and `write_back` makes MLlib stages of it again. `nesting` flattens pipelines
+within pipelines, `schema` and `names` know the columns before a row is seen, `columns` turns Spark's columns into tensors and
+back, and `parity` compares the outputs of Spark and torch.
 """
 
 __all__ = [
     "columns",
+    "cut",
     "graph",
     "names",
     "nesting",
     "network",
     "parity",
     "plan",
+    "roles",
     "schema",
+    "translation",
     "write_back",
 ]

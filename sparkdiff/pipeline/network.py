@@ -13,6 +13,7 @@ from pyspark.sql.types import StructType
 from torch import Tensor, nn
 
 from sparkdiff.errors import InputError, check_dataframe, did_you_mean
+from sparkdiff.pipeline.cut import analyse
 from sparkdiff.pipeline.graph import LEAVES, Graph, Version, null_of
 from sparkdiff.pipeline.schema import SchemaOrRows
 from sparkdiff.rows import Rows, SparseRows, width
@@ -39,14 +40,14 @@ class Network(nn.Module):
     def __init__(self, graph: Graph, positions: Sequence[int]):
         super().__init__()
         self.graph, self.positions = graph, tuple(positions)
-        self.stages = nn.ModuleDict({str(i): m for i in positions if (m := graph.leaves[i].module) is not None})
+        self.stages = nn.ModuleDict({str(i): graph.modules[i] for i in positions})
         self._schedules: dict[tuple[tuple[Version, ...], frozenset[Version]], list[int]] = {}
         inside = set(positions)
-        self.reads = list(dict.fromkeys(v for i in positions for v in graph.leaves[i].reads if v[1] not in inside))
-        self.flags = [null_of(v) for v in graph.telling(positions)]
+        self.reads = list(dict.fromkeys(v for i in positions for v in graph.vertices[i].reads if v[1] not in inside))
+        self.flags = [null_of(v) for v in graph.nulls_read(positions)]
         self.writes: dict[str, Version] = {}  # folded name -> its last version
         for i in positions:
-            self.writes.update({graph.fold(c): (graph.fold(c), i) for c in graph.leaves[i].outputs})
+            self.writes.update({graph.fold(c): (graph.fold(c), i) for c in graph.vertices[i].outputs})
         self.inputCols = tuple(dict.fromkeys(graph.name(v) for v in self.reads))
         self.outputCols = tuple(graph.name(v) for v in self.writes.values())
 
@@ -54,8 +55,8 @@ class Network(nn.Module):
     def reference(self) -> PipelineModel | None:
         graph, reference, stages = self.graph, set(self.graph.reference()), []
         for i in sorted({*reference, *self.positions}):
-            stages += graph.preparation(i) if i in self.positions else []
-            stages += [graph.leaves[i].stage] if i in reference else []
+            stages += graph.vertices[i].preparation() if i in self.positions else []
+            stages += [graph.vertices[i].stage] if i in reference else []
         return PipelineModel(stages) if stages else None
 
     def made_dense(self) -> int:
@@ -68,7 +69,7 @@ class Network(nn.Module):
     @property
     def head(self) -> Predictor:
         """The predictor whose outputs enter the loss."""
-        return self.module(self.graph.head)  # type: ignore[arg-type, return-value]
+        return self.module(self.graph.head.position)  # type: ignore[return-value]
 
     def forward(self, columns: Mapping[str, Tensor], outputCols: Iterable[str] | None = None) -> dict[str, Tensor]:
         wanted = self._wanted(outputCols)
@@ -95,14 +96,16 @@ class Network(nn.Module):
     def _check_widths(self, values: Mapping[Version, Rows]) -> None:
         """Raise InputError if a stage has one parameter entry per feature and gets vectors of another width."""
         for i in self.positions:
-            leaf, module = self.graph.leaves[i], self.module(i)
-            x = values.get(leaf.reads[0]) if leaf.reads else None
-            if x is None or (len(leaf.reads) > 1 and isinstance(x, Tensor) and x.ndim == 1):  # one scalar of several
+            vertex, module = self.graph.vertices[i], self.module(i)
+            x = values.get(vertex.reads[0]) if vertex.reads else None
+            if x is None or (len(vertex.reads) > 1 and isinstance(x, Tensor) and x.ndim == 1):  # one scalar of several
                 continue
             for name, axis in module.feature_axis.items():
                 if width(x) != (wanted := attrgetter(name)(module).shape[axis]):
-                    column = self.graph.name(leaf.reads[0])
-                    raise InputError(f"{leaf.uid} needs {wanted} entries per row in column {column!r}, got {width(x)}")
+                    column = self.graph.name(vertex.reads[0])
+                    raise InputError(
+                        f"{vertex.uid} needs {wanted} entries per row in column {column!r}, got {width(x)}"
+                    )
 
     def run(self, values: dict[Version, Rows], wanted: Iterable[Version], *, explain: bool = False) -> None:
         """Compute the requested versions and everything that they depend on, into `values`.
@@ -114,24 +117,24 @@ class Network(nn.Module):
             InputError: an input is missing; names the stage that needs it.
         """
         for i in self._schedule(tuple(wanted), frozenset(values)):
-            leaf, routed = self.graph.leaves[i], values.get((LEAVES, i))
+            vertex, routed = self.graph.vertices[i], values.get((LEAVES, i))
             if isinstance(routed, Tensor):
                 self._put(i, self.module(i).routed_outputs(routed), values)
                 continue
-            missing = [v for v in leaf.reads if v not in values]
+            missing = [v for v in vertex.reads if v not in values]
             if missing:
                 name = self.graph.name(missing[0])
                 raise InputError(
-                    f"{leaf.uid} needs column {name!r}, which was not passed. {did_you_mean(name, self.inputCols)}"
+                    f"{vertex.uid} needs column {name!r}, which was not passed. {did_you_mean(name, self.inputCols)}"
                 )
             module = self.module(i)
             try:
-                out = module(*(values[v] for v in leaf.reads), **self.null_flags(module, leaf.reads, values))
+                out = module(*(values[v] for v in vertex.reads), **self.null_flags(module, vertex.reads, values))
             except (RuntimeError, IndexError) as e:
                 if not explain or isinstance(e, torch.OutOfMemoryError):
                     raise
-                shapes = ", ".join(f"{self.graph.name(v)!r} {_shape(values[v])}" for v in leaf.reads)
-                raise InputError(f"{leaf.uid} can't compute on columns of these shapes: {shapes} ({e})") from e
+                shapes = ", ".join(f"{self.graph.name(v)!r} {_shape(values[v])}" for v in vertex.reads)
+                raise InputError(f"{vertex.uid} can't compute on columns of these shapes: {shapes} ({e})") from e
             self._put(i, out, values)
 
     def null_flags(
@@ -152,14 +155,14 @@ class Network(nn.Module):
 
     def _put(self, i: int, out: Any, values: dict[Version, Rows]) -> None:
         out = out if isinstance(out, tuple) else (out,)
-        values.update(zip(((self.graph.fold(c), i) for c in self.graph.leaves[i].outputs), out, strict=True))
+        values.update(zip(((self.graph.fold(c), i) for c in self.graph.vertices[i].outputs), out, strict=True))
 
     def route(self, values: dict[Version, Rows], wanted: Iterable[Version]) -> None:
         """Compute the leaf indices of these versions (LEAVES, position) and everything that they depend on, into
         `values`.
         """
         for v in wanted:
-            reads = self.graph.leaves[v[1]].reads
+            reads = self.graph.vertices[v[1]].reads
             self.run(values, [r for r in reads if r not in values])
             values[v] = self.module(v[1]).route(*(values[r] for r in reads))
 
@@ -174,7 +177,7 @@ class Network(nn.Module):
                 if i in self.positions and i not in needed:
                     needed.add(i)
                     if (LEAVES, i) not in given:
-                        stack += [v for v in self.graph.leaves[i].reads if v not in given]
+                        stack += [v for v in self.graph.vertices[i].reads if v not in given]
             self._schedules[key] = sorted(needed)
         return self._schedules[key]
 
@@ -194,12 +197,12 @@ class Network(nn.Module):
 
     def margin(self, values: dict[Version, Rows]) -> Tensor:
         """The head's margin from column versions, as training computes it."""
-        routed = values.get((LEAVES, self.graph.head))  # type: ignore[arg-type]
+        routed = values.get((LEAVES, self.graph.head.position))
         if isinstance(routed, Tensor):
             return self.head.routed_margin(routed)
-        reads = self.graph.margin_reads(self.graph.head)  # type: ignore[arg-type]
+        reads = self.graph.head.margin_reads
         self.run(values, [v for v in reads if v not in values])
-        null_flags = self.null_flags(self.head, self.graph.leaves[self.graph.head].reads, values)  # type: ignore[index]
+        null_flags = self.null_flags(self.head, self.graph.head.reads, values)
         return self.head.margin(*(values[v] for v in reads), **null_flags)
 
     def _wanted(self, outputCols: Iterable[str] | None) -> list[Version]:
@@ -258,19 +261,19 @@ def translate(model: Any, *, schema: SchemaOrRows = None) -> Network:
     """
     if schema is not None and not isinstance(schema, StructType):
         check_dataframe("schema, if not a StructType,", schema)
-    graph = Graph(model, data=schema)
-    return Network(graph, graph.translated())
+    graph = analyse(model, data=schema).graph
+    return Network(graph, list(graph.modules))
 
 
 def seeing(network: Network, model: Any, data: SchemaOrRows) -> Network:
     """The network with shared parameters, in which stages that depend on the data's attributes are translated again."""
     waiting = [
-        i for i in network.positions if (s := network.graph.leaves[i].stage) and network.module(i).wants_fields(s)
+        i for i in network.positions if (s := network.graph.vertices[i].stage) and network.module(i).wants_fields(s)
     ]
     if not waiting:
         return network
-    graph = Graph(model, data=data)
-    if any(graph.leaves[i].module is None for i in network.positions):
+    graph = analyse(model, data=data).graph
+    if not graph.modules.keys() >= set(network.positions):
         return network
     other = Network(graph, network.positions)
     other.stages.update({str(i): network.module(i) for i in network.positions if i not in waiting})
@@ -285,7 +288,7 @@ def fixed_positions(network: Network) -> set[int]:
     """The stages whose outputs no trainable parameter changes."""
     fixed: set[int] = set()
     for i in network.positions:
-        parents = {p for _, p in network.graph.leaves[i].reads if p in network.positions}
+        parents = {p for _, p in network.graph.vertices[i].reads if p in network.positions}
         if parents <= fixed and not any(p.requires_grad for p in network.module(i).parameters()):
             fixed.add(i)
     return fixed
@@ -295,7 +298,7 @@ def fixed_versions(network: Network) -> list[Version]:
     """The column versions that the other stages read from fixed stages or from outside the network."""
     fixed = fixed_positions(network)
     inside = set(network.positions) - fixed
-    read = [v for i in network.positions if i in inside for v in network.graph.leaves[i].reads]
+    read = [v for i in network.positions if i in inside for v in network.graph.vertices[i].reads]
     return [v for v in dict.fromkeys(read) if v[1] not in inside]
 
 
@@ -308,5 +311,5 @@ def routed_versions(network: Network) -> list[Version]:
         for i in network.positions
         if i in inside
         and network.module(i).routes_fixed
-        and all(v[1] not in inside for v in network.graph.leaves[i].reads)
+        and all(v[1] not in inside for v in network.graph.vertices[i].reads)
     ]

@@ -20,10 +20,11 @@ from torch import Tensor
 from sparkdiff import jvm
 from sparkdiff.errors import InputError, check_dataframe, check_type
 from sparkdiff.pipeline.columns import read_plain, write_plain
-from sparkdiff.pipeline.graph import Version, check_columns, in_front_of, null_of
+from sparkdiff.pipeline.graph import Version, in_front_of, null_of
 from sparkdiff.pipeline.names import named, refuse_stream, unused
 from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.pipeline.network import Network, seeing, translate
+from sparkdiff.pipeline.schema import check_columns
 from sparkdiff.rows import Rows, SparseRows, dense, width
 from sparkdiff.stages.base import NULL, columns_of
 from sparkdiff.stages.predictor import Predictor
@@ -106,13 +107,15 @@ def compare(
         InputError: Spark failed on the rows, or there is no row.
     """
     graph = network.graph
-    outputs = [(graph.fold(c), i) for i in network.positions for c in graph.leaves[i].outputs]
+    outputs = [(graph.fold(c), i) for i in network.positions for c in graph.vertices[i].outputs]
     held: dict[Version, str] = {}
     there = {graph.fold(c) for c in df.columns}
-    made = [i for i in stages if i in network.positions and not set(map(graph.fold, graph.leaves[i].made)) <= there]
+    made = [
+        i for i in stages if i in network.positions and not set(map(graph.fold, graph.vertices[i].prepared)) <= there
+    ]
     moments = {*stages, *map(in_front_of, made)}
 
-    hidden = unused("__sparkdiff_v", (*df.columns, *(o for leaf in graph.leaves for o in leaf.outputs)))
+    hidden = unused("__sparkdiff_v", (*df.columns, *(o for vertex in graph.vertices for o in vertex.outputs)))
 
     def hold(df: DataFrame, producer: int) -> DataFrame:
         # A later stage may overwrite the column, so each version is kept aside as it appears.
@@ -129,7 +132,7 @@ def compare(
         try:
             df = hold(df, -1)
             for i in sorted(stages):
-                for stage in graph.preparation(i) if i in made else []:
+                for stage in graph.vertices[i].preparation() if i in made else []:
                     df = stage.transform(df)
                 df = hold(df, in_front_of(i)) if i in made else df
                 for v, column in ((v, c) for (of, v), c in (recovered or {}).items() if of == i):
@@ -194,7 +197,7 @@ class Differences:
         self.abs: dict[str, float] = {}
         self.rel: dict[str, float] = {}
         self.disagreements = self.unexplained = self.exceeding = self.rows = 0
-        self.single = network.graph.single()
+        self.single = network.graph.float32_positions()
 
     def tolerance(self, position: int) -> float:
         return SINGLE if position in self.single else TOLERANCE
@@ -206,15 +209,15 @@ class Differences:
         network.run(values, outputs)
         self.rows += len(spark[outputs[0]])
         for v in outputs:
-            name, leaf = graph.name(v), graph.leaves[v[1]]
-            if v[0] in map(graph.fold, leaf.module.labels(leaf.stage)):  # type: ignore[union-attr]
+            name, vertex = graph.name(v), graph.vertices[v[1]]
+            if v[0] in map(graph.fold, network.module(v[1]).labels(vertex.stage)):
                 ours, theirs = dense(values[v]), dense(spark[v])
                 self._labels(v, values, (ours != theirs) & ~(ours.isnan() & theirs.isnan()))
                 continue
             ours, theirs = _entries(values[v], spark[v])
             if ours.shape != theirs.shape:
                 raise InputError(
-                    f"{leaf.uid}: Spark's {name!r} has shape {tuple(theirs.shape)}, the network's {tuple(ours.shape)}"
+                    f"{vertex.uid}: Spark's {name!r} has shape {tuple(theirs.shape)}, the network's {tuple(ours.shape)}"
                 )
             difference, relative = differences(ours, theirs)
             self.abs[name] = max(self.abs.get(name, 0.0), difference.max().item() if difference.numel() else 0.0)
@@ -227,10 +230,10 @@ class Differences:
         if not bool(differ.any()):
             return
         graph, (name, position) = self.network.graph, version
-        module, leaf = self.network.module(position), graph.leaves[position]
+        module, vertex = self.network.module(position), graph.vertices[position]
         near = None
-        if isinstance(module, Predictor) and name in map(graph.fold, columns_of(leaf.stage, ("predictionCol",))):
-            near = module.boundary(module.margin(*(values[r] for r in leaf.reads)))
+        if isinstance(module, Predictor) and name in map(graph.fold, columns_of(vertex.stage, ("predictionCol",))):
+            near = module.boundary(module.margin(*(values[r] for r in vertex.reads)))
         self.unexplained += int((differ if near is None else differ & ~(near <= self.tolerance(position))).sum())
 
     def parity(self) -> Parity:

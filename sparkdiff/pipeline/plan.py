@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pyspark.sql.types import StructType
 
 from sparkdiff.errors import check_type
 from sparkdiff.options import Options
-from sparkdiff.pipeline.graph import Graph, check_columns
+from sparkdiff.pipeline.cut import Analysis, analyse
+from sparkdiff.pipeline.graph import Graph
+from sparkdiff.pipeline.schema import check_columns
 from sparkdiff.stages.base import StageModule
 
 if TYPE_CHECKING:
@@ -112,10 +114,10 @@ def plan(
     if schema is not None:
         check_type("schema", schema, StructType, "a StructType such as df.schema")
     asked = Options.of({"freeze": freeze, "reference": reference, "target": target, "unfreeze": unfreeze})
-    graph = Graph(model, reference=asked.reference, unfreeze=asked.unfreeze, target=asked.target, data=schema)
+    analysis = analyse(model, asked, schema)
     if schema is not None:
-        check_columns(graph, schema)
-    return plan_of(graph, graph.restrict(asked.freeze, asked.target))
+        check_columns(analysis.graph, schema)
+    return plan_of(analysis, analysis.roles.freeze(asked.freeze, asked.target))
 
 
 def _number(module: StageModule, named: Collection[str] | None) -> int:
@@ -127,8 +129,6 @@ def _number(module: StageModule, named: Collection[str] | None) -> int:
     )
 
 
-COUNTING = ("HashingTF", "CountVectorizerModel", "FeatureHasher")
-"""Stages that write sparse vectors, which may be very wide."""
 WIDE = 1024
 
 
@@ -136,10 +136,10 @@ def _dense_notes(graph: Graph) -> dict[int, str]:
     """Notes on stages that make sparse rows dense, or that may do so and are wide."""
     sparse: set[int] = set()
     notes = {}
-    for i, leaf in enumerate(graph.leaves):
-        arrives = any(p in sparse for _, p in leaf.reads)
-        module = leaf.module
-        if leaf.stageClass in COUNTING or (arrives and module is not None and not module.makes_dense):
+    for i, vertex in enumerate(graph.vertices):
+        arrives = any(p in sparse for _, p in vertex.reads)
+        module = vertex.module
+        if vertex.makes_sparse or (arrives and module is not None and not module.makes_dense):
             sparse.add(i)
         if module is None or not module.makes_dense:
             continue
@@ -152,18 +152,19 @@ def _dense_notes(graph: Graph) -> dict[int, str]:
     return notes
 
 
-def plan_of(graph: Graph, frozen: dict[int, str]) -> Plan:
+def plan_of(analysis: Analysis, frozen: Mapping[int, str]) -> Plan:
     """The plan of an analysed pipeline; `frozen` gives the stages that do not train, with reasons."""
+    graph, roles, cut = analysis
     notes = _dense_notes(graph)
     stages = tuple(
         StagePlan(
-            path=leaf.path, uid=leaf.uid, stageClass=leaf.stageClass,
-            role="referenced" if leaf.module is None else "translated", cached=i in graph.cached,
-            trainable=i in graph.trainable and i not in frozen,
-            numParameters=_number(leaf.module, graph.named.get(i)) if leaf.module is not None else 0,
-            inputCols=leaf.inputs, outputCols=leaf.outputs,
-            reason="; ".join(filter(None, (graph.reason(i, frozen), notes.get(i)))),
+            path=v.path, uid=v.uid, stageClass=v.stageClass,
+            role="referenced" if v.module is None else "translated", cached=i in cut.cached,
+            trainable=i in roles.trainable and i not in frozen,
+            numParameters=_number(v.module, roles.named.get(i)) if v.module is not None else 0,
+            inputCols=v.inputs, outputCols=v.outputs,
+            reason="; ".join(filter(None, (roles.reason(i, frozen), notes.get(i)))),
         )
-        for i, leaf in enumerate(graph.leaves)
+        for i, v in enumerate(graph.vertices)
     )  # fmt: skip
-    return Plan(stages, tuple(graph.name(v) for v in graph.cut()) if graph.trainable else ())
+    return Plan(stages, tuple(c.name for c in cut.columns) if roles.trainable else ())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from pyspark.ml.linalg import VectorUDT
 from pyspark.sql import DataFrame
@@ -11,12 +11,11 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, DataType, DoubleType, StringType, StructField, StructType
 
 from sparkdiff import jvm
-from sparkdiff.errors import InputError
+from sparkdiff.errors import InputError, did_you_mean
+from sparkdiff.pipeline.graph import Graph, Version, Vertex
 from sparkdiff.pipeline.names import named
 from sparkdiff.stages.base import UNKNOWN_SLOT
 
-Version = tuple[str, int]
-"""A version of a column: its folded name and the position of the stage that wrote it, -1 for the source."""
 SchemaOrRows = StructType | DataFrame | None
 """The schema of the data, the data themselves (Spark then reads the width of vectors), or nothing."""
 GUESSES: tuple[DataType, ...] = (
@@ -36,17 +35,8 @@ def fields_by_name(schema: StructType, fold: Callable[[str], str]) -> dict[str, 
     return nested | {fold(f.name): f for f in schema.fields}
 
 
-class Step(NamedTuple):
-    """The columns of a stage; `inputs` and `reads` are the same columns, `parents` are positions."""
-
-    stage: Any
-    inputs: tuple[str, ...]
-    reads: tuple[Version, ...]
-    parents: frozenset[int]
-
-
 def known_fields(
-    steps: Sequence[Step], wanted: Iterable[Version], data: SchemaOrRows, fold: Callable[[str], str]
+    vertices: Sequence[Vertex], wanted: Iterable[Version], data: SchemaOrRows, fold: Callable[[str], str]
 ) -> dict[Version, StructField]:
     """The schema fields of these column versions, as far as they are known.
 
@@ -60,7 +50,7 @@ def known_fields(
         i = stack.pop()
         if i not in needed:
             needed.add(i)
-            stack += steps[i].parents
+            stack += vertices[i].parents
     found: dict[Version, StructField] = {}
 
     def note(frame: DataFrame, writer: int) -> None:
@@ -71,10 +61,10 @@ def known_fields(
         frame = _frame(data)
         note(frame, -1)
         for i in sorted(needed):
-            if not isinstance(data, DataFrame) and not is_plain(steps[i].stage):
+            if not isinstance(data, DataFrame) and not is_plain(vertices[i].stage):
                 break  # what a stage of others does with no rows, or instead of reading them, nobody knows
-            lacking = _lacking(steps[i], frame, fold) if data is None else []
-            guessed, frame = _after(steps[i].stage, frame, lacking)
+            lacking = _lacking(vertices[i], frame, fold) if data is None else []
+            guessed, frame = _after(vertices[i].stage, frame, lacking)
             if lacking:
                 note(guessed.select(*map(named, lacking)), -1)
             note(frame, i)
@@ -112,10 +102,10 @@ def _with(frame: DataFrame, names: Iterable[str], kind: DataType) -> DataFrame:
     return frame.withColumns({n: F.lit(None).cast(kind).alias(n, metadata=f.metadata) for n, f in fields.items()})
 
 
-def _lacking(step: Step, frame: DataFrame, fold: Callable[[str], str]) -> list[str]:
+def _lacking(vertex: Vertex, frame: DataFrame, fold: Callable[[str], str]) -> list[str]:
     """The source columns that the stage reads and the frame lacks."""
     there = set(map(fold, frame.columns))
-    return [c for c, v in zip(step.inputs, step.reads, strict=True) if v[1] == -1 and fold(c) not in there]
+    return [c for c, v in zip(vertex.inputs, vertex.sources, strict=True) if v[1] == -1 and fold(c) not in there]
 
 
 def _after(stage: Any, frame: DataFrame, lacking: Sequence[str]) -> tuple[DataFrame, DataFrame]:
@@ -133,3 +123,38 @@ def _after(stage: Any, frame: DataFrame, lacking: Sequence[str]) -> tuple[DataFr
 def _analysed(frame: DataFrame) -> DataFrame:
     _ = frame.schema  # Spark Connect only says here what is wrong
     return frame
+
+
+def check_columns(graph: Graph, schema: StructType, also: Iterable[str | None] = ()) -> None:
+    """Raise InputError where a stage reads a column that neither the data nor a stage has, or a name that columns share.
+
+    Args:
+        also: columns that are read by what comes after the pipeline.
+    """
+    known = set(fields_by_name(schema, graph.fold))
+    of_name: dict[str, list[str]] = {}
+    for spelled in schema.names:
+        of_name.setdefault(graph.fold(spelled), []).append(spelled)
+
+    def check_alone(reader: str, column: str) -> None:
+        if len(same := of_name.get(graph.fold(column), [])) > 1:
+            names = ", ".join(map(repr, same))
+            raise InputError(f"{reader} {column!r}, but {len(same)} columns match, {names}: rename all but one")
+
+    for column in also:
+        if column is not None:
+            check_alone("training reads", column)
+    read = {name for v in graph.vertices for name, _ in v.sources} | {graph.fold(c) for c in also if c is not None}
+    for vertex in graph.vertices:
+        if vertex.opaque:
+            return
+        if vertex.passed_over and not graph.writes(vertex.position, read):
+            continue
+        for (name, producer), column in zip(vertex.sources, vertex.inputs, strict=True):
+            if producer < 0 and name not in known:
+                raise InputError(
+                    f"{vertex.uid} reads column {column!r}, which is not in the data. "
+                    f"{did_you_mean(column, schema.names)}"
+                )
+            if producer < 0:
+                check_alone(f"{vertex.uid} reads", column)

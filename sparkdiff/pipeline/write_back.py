@@ -25,8 +25,8 @@ def write_back(model: Any, network: Network) -> Any:
     """
     leaves = flatten(model)
     check_type("network", network, Network, "the result of translate(model)")
-    of = {leaf.path: i for i, leaf in enumerate(network.graph.leaves)}
-    if [(p, s.uid) for p, s in leaves] != [(leaf.path, leaf.uid) for leaf in network.graph.leaves]:
+    of = {vertex.path: i for i, vertex in enumerate(network.graph.vertices)}
+    if [(p, s.uid) for p, s in leaves] != [(vertex.path, vertex.uid) for vertex in network.graph.vertices]:
         raise InputError(
             f"the network was translated from another pipeline than {model.uid}: create one with translate(model)"
         )

@@ -25,7 +25,7 @@ Parameters = Mapping[str, Tensor]
 Nulls = Sequence[Tensor | None]
 """Per input column which rows (n,) bool are null; None where none is, or nobody can tell."""
 REGISTRY: dict[str, type[StageModule]] = {}
-UNTRANSLATED: dict[str, str] = {}
+UNTRANSLATED: dict[str, Untranslated] = {}
 SKIPS = "handleInvalid='skip' drops rows, and a torch module cannot drop rows; use 'error' or 'keep'"
 NULL = " is null"
 """Ends the name of the boolean column that says in which rows another column is null."""
@@ -44,9 +44,26 @@ def register(class_name: str) -> Callable[[_Module], _Module]:
     return decorate
 
 
-def leave_in_spark(class_name: str, reason: str) -> None:
-    """Say why the fitted stages of this class have no torch form; the plan shows it."""
-    UNTRANSLATED[class_name] = reason
+@dataclass(frozen=True)
+class Untranslated:
+    """What is known of stages that have no torch form.
+
+    Attributes:
+        reason: why they have none; the plan shows it.
+        passed_over: Spark passes them over where the data lack their input, as a label is when a model only predicts.
+        own_attributes: as in StageModule.
+        makes_sparse: they write sparse vectors, which may be very wide.
+    """
+
+    reason: str
+    passed_over: bool = False
+    own_attributes: bool = False
+    makes_sparse: bool = False
+
+
+def leave_in_spark(class_name: str, reason: str, **facts: bool) -> None:
+    """Leave the fitted stages of this class in Spark; `facts` are those of Untranslated."""
+    UNTRANSLATED[class_name] = Untranslated(reason, **facts)
 
 
 def class_name(stage: Any) -> str:
@@ -168,6 +185,8 @@ class StageModule(nn.Module):
     """Whether NaN in an output is null in Spark."""
     reads_categories: ClassVar[bool] = False
     """Whether the scalar inputs are numbers of categories, to which no noise can be added."""
+    own_attributes: ClassVar[bool] = False
+    """Whether the attributes of the outputs (`ml_attr` metadata) tell nothing of the inputs."""
     columnwise: ClassVar[bool] = False
     """Whether each column of the output depends on the same column of the one input alone, and is 0 where that is."""
     optional: ClassVar[frozenset[str]] = frozenset()

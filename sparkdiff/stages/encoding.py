@@ -25,6 +25,7 @@ class OneHotEncoder(StageModule):
 
     expands = True
     differentiable = False
+    own_attributes = True
     storage = "sparse"
     takes_nulls = True
 

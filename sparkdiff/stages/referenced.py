@@ -1,21 +1,22 @@
-"""Stages that stay in Spark with any settings, and the reasons."""
+"""Stages that stay in Spark with any settings, the reasons, and the Params by which they, and unknown stages, name columns."""
 
 from __future__ import annotations
 
 from sparkdiff.stages.base import leave_in_spark
 
+INPUTS = ("inputCol", "inputCols", "featuresCol", "offsetCol", "userCol", "itemCol", "itemsCol")
+OUTPUTS = (
+    "outputCol", "outputCols", "predictionCol", "rawPredictionCol", "probabilityCol", "linkPredictionCol", "leafCol",
+    "quantilesCol", "topicDistributionCol", "varianceCol",
+)  # fmt: skip
 STRINGS = "its input is strings, which torch cannot hold"
 WORDS = "its input is words, which torch cannot hold; its output of counts enters torch as sparse rows"
 
 for _name, _reason in {
-    "StringIndexerModel": STRINGS,
     "Tokenizer": STRINGS,
     "RegexTokenizer": STRINGS,
     "StopWordsRemover": STRINGS,
     "NGram": STRINGS,
-    "CountVectorizerModel": WORDS,
-    "HashingTF": WORDS,
-    "FeatureHasher": "it hashes names and strings, which torch cannot hold; its output of numbers enters torch as sparse rows",
     "IndexToString": "its output is strings, which torch cannot hold, so no stage could train through it",
     "SQLTransformer": "its statement may read and write any column and drop rows",
     "BucketedRandomProjectionLSHModel": "its output is arrays of hash values, which have no gradient; it has nothing to train",
@@ -23,6 +24,14 @@ for _name, _reason in {
 }.items():
     leave_in_spark(f"pyspark.ml.feature.{_name}", _reason)
 
+leave_in_spark("pyspark.ml.feature.StringIndexerModel", STRINGS, passed_over=True, own_attributes=True)
+leave_in_spark("pyspark.ml.feature.CountVectorizerModel", WORDS, makes_sparse=True)
+leave_in_spark("pyspark.ml.feature.HashingTF", WORDS, makes_sparse=True)
+leave_in_spark(
+    "pyspark.ml.feature.FeatureHasher",
+    "it hashes names and strings, which torch cannot hold; its output of numbers enters torch as sparse rows",
+    makes_sparse=True,
+)
 leave_in_spark(
     "pyspark.ml.clustering.BisectingKMeansModel",
     "its output is the index of a cluster in a tree of centres, which has no gradient",

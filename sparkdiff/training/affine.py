@@ -59,11 +59,11 @@ class Folded:
         self.chain: list[Link] = []  # from the margin on
         wanted: set[Version] = set()
         for i in sorted(inside, reverse=True):
-            leaf = graph.leaves[i]
-            writes = tuple((graph.fold(c), i) for c in leaf.outputs)
-            if i == graph.head or wanted & set(writes):
-                writes = () if i == graph.head else tuple(v for v in writes if v in wanted)
-                module, reads = network.module(i), graph.margin_reads(i)
+            vertex = graph.vertices[i]
+            writes = tuple((graph.fold(c), i) for c in vertex.outputs)
+            if i == graph.head_position or wanted & set(writes):
+                writes = () if i == graph.head_position else tuple(v for v in writes if v in wanted)
+                module, reads = network.module(i), vertex.margin_reads
                 if module.routes:  # affine in its leaves, whatever it is in its features
                     reads = ((LEAVES, i),) if (LEAVES, i) in routed else ()
                 self.chain.append(Link(i, module, reads, [widths[v] for v in reads], writes))

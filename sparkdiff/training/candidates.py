@@ -266,7 +266,7 @@ class Candidates:
                 continue
             given, labels = draw.whole or (values, target)
             inputs = {v: given[v] for v in draw.stats}
-            beside = [*self.network.graph.lossReads, *(v for v in self.network.flags if v in values)]
+            beside = [*self.network.graph.head.lossReads, *(v for v in self.network.flags if v in values)]
             seen, targets = augmented(recipe, inputs, labels, draw.stats, draw.shards, (*draw.key, group))
             if (own := draw.own) is not None:
                 seen = {v: taken(x, own) for v, x in seen.items()}
@@ -286,7 +286,7 @@ class Candidates:
     ) -> None:  # fmt: skip
         """Add w * second derivative of the loss by the head's leaves, for the candidates that take Newton's steps."""
         assert self.folded is not None
-        room = self.span.views(self.curvature)[self.network.graph.head]["leaves"]  # type: ignore[index]
+        room = self.span.views(self.curvature)[self.network.graph.head.position]["leaves"]
         for j, k in enumerate(self.curved):
             if k in rows:
                 second = _second(objective, margin[rows.index(k)], targets)

@@ -63,7 +63,7 @@ class Wishes:
                 is that of no input.
         """
         network, slots, head = self.network, self.slots, self.network.head
-        uid = network.graph.leaves[network.graph.head].uid  # type: ignore[index]
+        uid = network.graph.head.uid
         if self.folded is None or head.wide:
             why = "is not linear in the inputs"
             if head.wide:

@@ -38,12 +38,12 @@ def outset(network: Network, data: Data, label: LabelStats, options: Options, va
     graph, inputs = network.graph, fixed_versions(network)
     modules = {i: network.module(i) for i in network.positions}
     trains = {i for i, m in modules.items() if any(p.requires_grad for p in m.parameters())}
-    reads = {i: graph.leaves[i].reads[0] for i, m in modules.items() if m.routes or i in trains}
+    reads = {i: graph.vertices[i].reads[0] for i, m in modules.items() if m.routes or i in trains}
     # What a predictor in front of others predicts isn't the label: its own predictions tell its unit.
     others = {
-        i: (graph.fold(graph.leaves[i].outputs[0]), i)
+        i: (graph.fold(graph.vertices[i].outputs[0]), i)
         for i, m in modules.items()
-        if isinstance(m, Predictor) and i != graph.head and not m.classes and graph.leaves[i].outputs
+        if isinstance(m, Predictor) and i != graph.head_position and not m.classes and graph.vertices[i].outputs
     }
     stats, reached = features(network, data, {*reads.values(), *inputs, *others.values()}), leaf_counts(network, data)
     sums = tallies(network, data)
@@ -55,7 +55,7 @@ def outset(network: Network, data: Data, label: LabelStats, options: Options, va
     for i, v in reads.items():
         modules[i].observe(seen[i], distinct_values(network, data, i) if i in settling(network) else {})
         stats[v] = dataclasses.replace(stats[v], std=stats[v].std.index_fill(0, modules[i].nominal_features(), 0.0))
-    numbered = [v for i in trains if modules[i].reads_categories for v in graph.leaves[i].reads if v in stats]
+    numbered = [v for i in trains if modules[i].reads_categories for v in graph.vertices[i].reads if v in stats]
     stats |= {v: dataclasses.replace(stats[v], std=torch.zeros_like(stats[v].std)) for v in numbered}
     scales, frozen = Scales.of(network, seen, label, options, labels)
     trees = sum(m.trees_and_leaves()[0] for m in modules.values() if any(p.requires_grad for p in m.parameters()))
@@ -63,8 +63,8 @@ def outset(network: Network, data: Data, label: LabelStats, options: Options, va
         len(m.nominal_features()) or (i in trains and (m.reads_categories or m.takes_nulls)) for i, m in modules.items()
     )
     # A mixture of two rows has no loss input of its own.
-    mixes = all_dense(network, data, inputs) and not apart and not graph.lossReads
-    newton = (LEAVES, graph.head) in routed_versions(network) and not network.head.wide
+    mixes = all_dense(network, data, inputs) and not apart and not graph.head.lossReads
+    newton = (LEAVES, graph.head_position) in routed_versions(network) and not network.head.wide
     recipes = candidates(options, validationRows, mixes=mixes, trees=trees, newton=newton)
     kept = {v: dataclasses.replace(stats[v], entry=None) for v in inputs}  # the scales are made
     if not any(r.augments for r in recipes) and "monotone" not in options.penalties:

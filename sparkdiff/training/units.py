@@ -80,7 +80,7 @@ class Scales:
             mask = module.entry_mask().get(name, torch.ones_like(p, dtype=torch.bool))
             supported = module.supported(x[i], label).get(name, mask)
             if bool((mask & ~supported).any()):
-                frozen[f"{network.graph.leaves[i].uid}.{name}"] = int((mask & ~supported).sum())
+                frozen[f"{network.graph.vertices[i].uid}.{name}"] = int((mask & ~supported).sum())
             own = torch.as_tensor(
                 1.0 if name in module.positive else module.units(x[i], label).get(name, 1.0), dtype=torch.float64
             )
@@ -121,5 +121,5 @@ class Scales:
             own = (own / unit)[unit != 0].abs()
             first += p.numel()
             if len(own):
-                out[f"{network.graph.leaves[i].uid}.{name}"] = (float(own.max()), float((own**2).mean().sqrt()))
+                out[f"{network.graph.vertices[i].uid}.{name}"] = (float(own.max()), float((own**2).mean().sqrt()))
         return out

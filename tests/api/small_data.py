@@ -81,7 +81,7 @@ def cached(model: Any, data: DataFrame | list[Source], folder: Path | None, **op
     given = Options.of({"cacheDir": folder and str(folder), **options})
     task = prepare(model, given)
     sources = data if isinstance(data, list) else [Source(data)]
-    return caches.open_cache(Request(task.graph, sources, given, task.labelCol, task.weightCol))
+    return caches.open_cache(Request(task.cut, sources, given, task.labelCol, task.weightCol))
 
 
 QUICK = {"maxEpochs": 4, "learningRate": 0.01, "stream": "arrow"}

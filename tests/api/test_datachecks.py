@@ -29,9 +29,9 @@ def doubts(model: Any, data: DataFrame | list[Source], folder: Path, **options: 
     """What a fit would warn of before it trains."""
     task = prepare(model, Options.of(options))
     cache = cached(model, data, folder, **options)
-    network = Network(task.graph, task.graph.live)
+    network = Network(task.graph, task.cut.live)
     with Stream(cache.folder, backend="arrow") as stream:
-        return _doubts(task, cache, network, Data(stream, cache.columns(task.graph)), _label(task, cache, network, []))
+        return _doubts(task, cache, network, Data(stream, cache.columns(task.cut)), _label(task, cache, network, []))
 
 
 OLD = "number % 7 <> 0"

@@ -274,7 +274,7 @@ def test_an_unfitted_pipeline_is_fitted_on_the_rows_that_train(
     assert sorted(rows) == list(range(1050))
     # Rows that another reading divides otherwise are cached anew, whatever the files' facts say.
     request = Request(
-        prepare(tuned.originalModel, Options.of({})).graph, [Source(df)], Options.of(options), "riders", None
+        prepare(tuned.originalModel, Options.of({})).cut, [Source(df)], Options.of(options), "riders", None
     )
     keys = {
         fingerprint(dataclasses.replace(request, cuts=cuts), folder)

@@ -22,7 +22,8 @@ import sparkdiff
 from sparkdiff import InputError, jvm
 from sparkdiff.diagnostics.models import ParamDifference, between
 from sparkdiff.evaluation.feature_names import entering
-from sparkdiff.pipeline.graph import Graph
+from sparkdiff.options import Options
+from sparkdiff.pipeline.cut import analyse
 from sparkdiff.pipeline.network import Network
 from sparkdiff.store import files
 from sparkdiff.training.distributed import launch
@@ -182,8 +183,8 @@ def test_no_param_moves_unasked(df: DataFrame) -> None:
 
 
 def test_what_was_unfrozen_goes_wherever_the_network_goes(rain: PipelineModel, df: DataFrame) -> None:
-    graph = Graph(rain, unfreeze=THRESHOLD)
-    network = Network(graph, graph.translated())
+    graph = analyse(rain, Options(unfreeze=THRESHOLD)).graph
+    network = Network(graph, list(graph.modules))
     untouched = sparkdiff.translate(rain)
     x = {
         c: torch.randn(50, dtype=torch.float64, generator=torch.Generator().manual_seed(i))
@@ -193,7 +194,7 @@ def test_what_was_unfrozen_goes_wherever_the_network_goes(rain: PipelineModel, d
     with torch.no_grad():
         network.head.threshold.fill_(0.2)
     copies = [network.clone(), pickle.loads(pickle.dumps(network.without_spark()))]
-    copies.append(Network(graph, graph.translated()))
+    copies.append(Network(graph, list(graph.modules)))
     copies[-1].load_state_dict(network.state_dict())
     values = network.given(x)
     for other in (network, *copies):

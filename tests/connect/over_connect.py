@@ -36,7 +36,7 @@ from pyspark.sql import functions as F
 import sparkdiff
 from sparkdiff import job as run
 from sparkdiff import jvm, loading
-from sparkdiff.pipeline.graph import flatten
+from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.testing import check_stage
 
 ROOT = Path(__file__).parents[2]

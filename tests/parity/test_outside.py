@@ -23,11 +23,13 @@ from readable_uids import named
 
 import sparkdiff
 from sparkdiff import InputError, plan
-from sparkdiff.pipeline.graph import INPUTS, Graph
+from sparkdiff.options import Options
+from sparkdiff.pipeline.cut import Analysis, analyse
 from sparkdiff.pipeline.network import Network
 from sparkdiff.pipeline.plan import plan_of
 from sparkdiff.pipeline.write_back import write_back
 from sparkdiff.stages.base import columns_of
+from sparkdiff.stages.referenced import INPUTS
 
 pytestmark = pytest.mark.once  # a graph of column names
 
@@ -101,8 +103,7 @@ def test_on_request_it_trains_and_the_plan_lists_what_changes(
 
 
 def test_unfreeze_lets_only_what_it_names_train(shared: PipelineModel) -> None:
-    graph = Graph(shared, unfreeze=["scaler.mean"])
-    module = Network(graph, graph.translated()).module(1)
+    module = analyse(shared, Options(unfreeze=("scaler.mean",))).graph.modules[1]
     assert [n for n, p in module.named_parameters() if p.requires_grad] == ["mean"]
 
 
@@ -139,12 +140,11 @@ def test_with_another_predictor_on_request(known: Fitted) -> None:
         known["assembler"], known["scaler"], copy(known["glr"], featuresCol="scaled", predictionCol="other"),
         copy(known["linear"], featuresCol="scaled"),
     ])  # fmt: skip
-    graph = Graph(model, predictionCol="other")
-    found = plan_of(graph, {})
+    found = plan_of(analyse(model, Options(predictionCol="other")), {})
     assert trained(found) == ["glr"]
     assert reason(found, "scaler").startswith("also feeds the predictor linear, outside the loss: prediction ")
-    graph = Graph(model, predictionCol="other", target=["scaler"])
-    assert graph.outside_columns(graph.trainable) == ["prediction"]
+    roles = analyse(model, Options(predictionCol="other", target=["scaler"])).roles
+    assert roles.outside.columns(roles.trainable) == ["prediction"]
 
 
 def test_a_predictor_behind_the_one_that_trains_is_named(known: Fitted) -> None:
@@ -154,7 +154,7 @@ def test_a_predictor_behind_the_one_that_trains_is_named(known: Fitted) -> None:
         named("joined", VectorAssembler, inputCols=["vector", "probability"], outputCol="all"),
         copy(known["linear"], featuresCol="all"),
     ]  # fmt: skip
-    found = plan_of(Graph(PipelineModel(stages), predictionCol="below"), {})
+    found = plan_of(analyse(PipelineModel(stages), Options(predictionCol="below")), {})
     assert trained(found) == ["logistic"]
     assert reason(found, "logistic").startswith("the loss; also changes prediction, outside the loss")
 
@@ -205,9 +205,9 @@ class Drawn:
         else:
             self.add(Normalizer(inputCol=self.vector(), outputCol=to), to)
 
-    def moved(self, graph: Graph) -> Any:
+    def moved(self, found: Analysis) -> Any:
         """The pipeline with every parameter that trains another."""
-        network = Network(graph, graph.translated())
+        network = Network(found.graph, list(found.graph.modules))
         with torch.no_grad():
             for p in network.parameters():
                 if p.requires_grad:
@@ -220,20 +220,20 @@ def test_no_column_changes_that_the_plan_does_not_name(known: Fitted, df: DataFr
     drawn, rows = Drawn(known, seed), df.limit(5).cache()
     before = drawn.model.transform(rows).toPandas()
 
-    def changed(graph: Graph) -> set[str]:
-        after = drawn.moved(graph).transform(rows).toPandas()
+    def changed(found: Analysis) -> set[str]:
+        after = drawn.moved(found).transform(rows).toPandas()
         return {c for c in before if before[c].tolist() != after[c].tolist()}
 
     inside = {"prediction", *drawn.reads["prediction"]}
     behind = {c for c, made_of in drawn.reads.items() if "prediction" in made_of}
-    graph = Graph(drawn.model, predictionCol="prediction")
-    assert changed(graph) <= inside | behind
+    found = analyse(drawn.model, Options(predictionCol="prediction"))
+    assert changed(found) <= inside | behind
 
-    stages = plan_of(graph, {}).stages
+    stages = plan_of(found, {}).stages
     shared = [s.outputCols[0] for s in stages if "trains on request (target" in s.reason]
     every = [s.outputCols[0] for s in stages if s.trainable] + shared
-    asked = Graph(drawn.model, predictionCol="prediction", target=every)
-    named_ones = set(asked.outside_columns(asked.trainable))
+    asked = analyse(drawn.model, Options(predictionCol="prediction", target=every))
+    named_ones = set(asked.roles.outside.columns(asked.roles.trainable))
     assert bool(named_ones) == bool(shared)
     assert changed(asked) - inside - behind == named_ones
 

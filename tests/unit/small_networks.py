@@ -11,7 +11,7 @@ from random_trees import grown
 from torch import Tensor
 
 from sparkdiff.options import Options
-from sparkdiff.pipeline.graph import Graph, Leaf
+from sparkdiff.pipeline.graph import Graph, Vertex
 from sparkdiff.pipeline.network import Network
 from sparkdiff.stages.base import FeatureStats, LabelStats, StageModule
 from sparkdiff.stages.bayes import NaiveBayes
@@ -28,28 +28,26 @@ F64 = torch.float64
 
 def network(*stages: tuple[StageModule, Sequence[str], str]) -> Network:
     """A network of (module, columns it reads, column it writes); the last one is the predictor."""
-    graph = Graph.__new__(Graph)
-    graph.fold, graph.head, graph.leaves, graph.holders = str.lower, len(stages) - 1, [], []
-    made: dict[str, int] = {}
+    vertices, made = [], dict[str, int]()
     for i, (module, reads, writes) in enumerate(stages):
-        trains = any(p.requires_grad for p in module.parameters())
-        leaf = Leaf(
-            (i,), f"stage{i}", type(module).__name__, None, tuple(reads), (writes,), False, False, module, "", trains
-        )
-        leaf.reads = tuple((c, made.get(c, -1)) for c in reads)
-        if isinstance(module, AFTSurvivalRegression):
-            leaf.lossReads = ((module.censor, -1),)
-        leaf.parents = frozenset(made[c] for c in reads if c in made)
+        versions = tuple((c, made.get(c, -1)) for c in reads)
+        loss = ((module.censor, -1),) if isinstance(module, AFTSurvivalRegression) else ()
+        vertices.append(
+            Vertex(
+                i, (i,), f"stage{i}", type(module).__name__, None, tuple(reads), (writes,), module=module, reads=versions,
+                parametric=any(p.requires_grad for p in module.parameters()), lossReads=loss,
+                parents=frozenset(made[c] for c in reads if c in made),
+            )
+        )  # fmt: skip
         made[writes] = i
-        graph.leaves.append(leaf)
-    return Network(graph, range(len(stages)))
+    return Network(Graph(str.lower, tuple(vertices), head_position=len(stages) - 1), range(len(stages)))
 
 
 def scales(net: Network, widths: dict[str, int], options: Options) -> Scales:
     """Scales of inputs of mean 0 and standard deviation 1, and labels of 2."""
     x = {}
     for i in net.positions:
-        n = widths[net.graph.leaves[i].reads[0][0]]
+        n = widths[net.graph.vertices[i].reads[0][0]]
         leaves = torch.full((net.module(i).trees_and_leaves()[1],), 99)
         x[i] = FeatureStats(torch.zeros(n, dtype=F64), torch.ones(n, dtype=F64), torch.full((n,), 99), leaves)
     classes = torch.full((net.head.classes,), 99) if net.head.classes else torch.empty(0, dtype=torch.int64)

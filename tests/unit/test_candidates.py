@@ -223,7 +223,7 @@ class Run:
         self.net, self.values, widths = copy.deepcopy(CASES.get(name, CLASSES))
         self.options = Options.of(options)
         versions = {(c, -1): w for c, w in widths.items()} | {
-            (leaf.outputs[0], i): widths[leaf.outputs[0]] for i, leaf in enumerate(self.net.graph.leaves)
+            (leaf.outputs[0], i): widths[leaf.outputs[0]] for i, leaf in enumerate(self.net.graph.vertices)
         }
         self.routed = routed_versions(self.net) if folds else []
         versions |= {v: self.net.module(v[1]).trees_and_leaves()[1] for v in self.routed}

@@ -211,7 +211,7 @@ def test_values_are_those_of_the_rows_that_count() -> None:
     trees.feature = torch.tensor([0, 0, 1])
     weight = torch.tensor([1.0, 2.0, 1.0, 1.0, 1.0, 0.0], dtype=F64)
     network = SimpleNamespace(
-        graph=SimpleNamespace(leaves=[SimpleNamespace(reads=(("x", -1),))]), module=lambda i: trees,
+        graph=SimpleNamespace(vertices=[SimpleNamespace(reads=(("x", -1),))]), module=lambda i: trees,
         run=lambda values, wanted: None,
     )  # fmt: skip
     batches = [(x[:3], None, weight[:3], None), (x[3:], None, weight[3:], None)]

@@ -94,7 +94,7 @@ class Run:
         self.net, self.values, widths = copy.deepcopy(CASES[name])
         self.options = Options.of(options)
         versions = {(c, -1): w for c, w in widths.items()}
-        versions |= {(leaf.outputs[0], i): widths[leaf.outputs[0]] for i, leaf in enumerate(self.net.graph.leaves)}
+        versions |= {(leaf.outputs[0], i): widths[leaf.outputs[0]] for i, leaf in enumerate(self.net.graph.vertices)}
         folded = fold(self.net, versions)
         assert folded is not None
         self.scales = scales(self.net, widths, self.options)

@@ -90,7 +90,7 @@ def objectives(options: Options, network: Network, label: LabelStats) -> tuple[O
     Raises:
         InputError: see `losses.resolve`, `metrics.resolve` and `losses.penalised`.
     """
-    o, head, columns = options, network.head, network.graph.leaves[network.graph.head].outputs  # type: ignore[index]
+    o, head, columns = options, network.head, network.graph.head.outputs
     objective = losses.resolve(o.loss, o.lossParams, head, columns, label)
     metric = metrics.resolve(o, objective, head, columns, label)
     return losses.penalised(objective, o.penalties, head, label, o.guardCols), metric

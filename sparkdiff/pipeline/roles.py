@@ -1,0 +1,268 @@
+"""What becomes of each stage of a pipeline when a loss trains: the head, what trains with it, and why the rest doesn't."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+
+from sparkdiff.errors import InputError, did_you_mean
+from sparkdiff.options import Options
+from sparkdiff.pipeline.graph import Graph
+from sparkdiff.pipeline.translation import not_on_request
+from sparkdiff.stages.base import columns_of
+from sparkdiff.stages.predictor import Predictor
+
+
+def with_head(graph: Graph, predictionCol: str | None = None) -> Graph:
+    """The graph with the head that has this prediction column, the last one by default, and with what the head's loss reads.
+
+    Raises:
+        InputError: no predictor has it.
+    """
+    head = max(graph.predictors(), default=None) if predictionCol is None else _head_of(graph, predictionCol)
+    new = {v.position: dataclasses.replace(v, lossReads=()) for v in graph.vertices if v.position != head}
+    if head is not None:
+        vertex = graph.vertices[head]
+        read = {p for _, p in vertex.lossReads if p >= 0}
+        new[head] = dataclasses.replace(vertex, parents=vertex.parents | read)
+    return dataclasses.replace(graph.changed(new), head_position=head)
+
+
+def _head_of(graph: Graph, predictionCol: str) -> int:
+    columns = {
+        i: columns_of(graph.vertices[i].stage, ("predictionCol",))
+        for i, module in graph.modules.items()
+        if isinstance(module, Predictor)
+    }
+    found = [i for i, names in columns.items() if graph.fold(predictionCol) in map(graph.fold, names)]
+    if not found:
+        known = {c for names in columns.values() for c in names}
+        raise InputError(
+            f"no trainable predictor writes predictionCol={predictionCol!r}. {did_you_mean(predictionCol, known)}"
+        )
+    return found[-1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outside:
+    """The stages outside of the loss: neither in front of the head nor behind it.
+
+    What is behind the head is there to follow it, but for a predictor, which was fitted to what the head said before.
+
+    Attributes:
+        readers: of each stage those outside that read what it makes.
+    """
+
+    graph: Graph
+    readers: Mapping[int, list[int]]
+
+    def readers_of(self, stages: Iterable[int]) -> list[int]:
+        """The stages outside that read what these make, and so change where they do."""
+        return sorted({j for i in stages for j in self.readers.get(i, ())})
+
+    def columns(self, stages: Iterable[int]) -> list[str]:
+        """The columns outside that change where these stages do; not those that a later stage replaces."""
+        graph, readers = self.graph, self.readers_of(stages)
+        return [c for j in readers for c in graph.vertices[j].outputs if graph.writers[graph.fold(c)] == j]
+
+
+@dataclasses.dataclass(frozen=True)
+class Roles:
+    """What becomes of each stage, by position.
+
+    Attributes:
+        upstream: the head and all that it is computed from.
+        makers: the stages that make what training reads beside the features, each with such a column.
+        clusters: the loss is of clusters, without a label: what feeds them would make all rows alike, and the loss small.
+        blocked: stages that must not change although a path leads to the loss, with the reason.
+        trainable: stages that train.
+        named: of some of these the parameters that alone train; all of the others do.
+        on_request: the parameters that would train if `unfreeze` named them.
+    """
+
+    graph: Graph
+    upstream: frozenset[int]
+    makers: Mapping[int, str]
+    clusters: bool
+    outside: Outside
+    blocked: Mapping[int, str]
+    trainable: frozenset[int]
+    named: Mapping[int, set[str]]
+    on_request: Mapping[int, list[str]]
+
+    def apply(self) -> None:
+        """Let exactly the parameters have a gradient that train."""
+        for i, module in self.graph.modules.items():
+            for name, p in module.named_parameters():
+                trains = i in self.trainable and (i not in self.named or name in self.named[i])
+                p.requires_grad_(p.requires_grad and trains)
+
+    def freeze(self, stages: Iterable[object], target: Iterable[object]) -> dict[int, str]:
+        """Keep the parameters of trainable stages by the user's wish, and say why. The cut never depends on it.
+
+        Args:
+            stages: those to keep.
+            target: those to train alone, if any.
+        """
+        frozen = dict.fromkeys(self.graph.select(stages, "freeze"), "frozen on request")
+        targets = self.graph.select(target, "target")
+        for i in targets - self.trainable:
+            raise InputError(f"target={self.graph.vertices[i].uid!r} can't train: {self.reason(i, {})}")
+        frozen |= dict.fromkeys(self.trainable - targets if targets else (), "not in target")
+        for i in self.trainable & set(frozen):
+            self.graph.modules[i].requires_grad_(False)
+        return frozen
+
+    def reason(self, i: int, frozen: Mapping[int, str]) -> str:
+        """What becomes of a stage and why, in plain words."""
+        request = ", ".join(self.on_request.get(i, ()))
+        return self._reason(i, frozen) + (f"; trains on request (unfreeze): {request}" if request else "")
+
+    def _reason(self, i: int, frozen: Mapping[int, str]) -> str:
+        vertex, module, head = self.graph.vertices[i], self.graph.modules.get(i), self.graph.head_position
+        if module is None:
+            return vertex.why
+        if i in frozen and i in self.trainable:
+            return frozen[i]
+        if i in self.trainable:
+            why = "the loss" if i == head else "a differentiable path leads to the loss"
+            if columns := self.outside.columns([i]):
+                why += f"; also changes {', '.join(columns)}, outside the loss"
+            return f"{why}; {module.preparation_note}" if vertex.prepared else why
+        if not vertex.parametric:
+            return f"nothing to train; {vertex.note}" if vertex.note else "nothing to train"
+        if head is None:
+            return "no predictor that a loss could train"
+        if i in self.blocked:
+            return self.blocked[i]
+        if i in self.upstream and self.clusters:
+            return "only a loss with a label can train it: the loss of clusters would make all rows alike"
+        if isinstance(module, Predictor) and not module.differentiable and i != head:
+            return "no differentiable path to the loss: its output is an index"
+        return "no differentiable path to the loss"
+
+
+def roles_of(graph: Graph, options: Options) -> Roles:
+    """The roles of a translated graph's stages.
+
+    Raises:
+        InputError: what `unfreeze` names can't train.
+    """
+    head, asked, targets = graph.head_position, graph.asked(options.unfreeze), graph.select(options.target, "target")
+    upstream = frozenset() if head is None else frozenset(graph.ancestors([head]) | {head})
+    module = None if head is None else graph.modules[head]
+    clusters = isinstance(module, Predictor) and not module.labelled and options.labelCol is None
+    makers, outside = _makers(graph, (options.labelCol, options.weightCol)), _outside(graph, upstream)
+    named, path = _named(graph, outside, asked), _on_path(graph, clusters)
+    anyway = _blocked(graph, upstream, makers)  # whatever the stages outside of the loss read
+    shared = {i: _why_shared(outside, i) for i in sorted(path - targets - set(named) - {head}) if outside.columns([i])}
+    blocked = shared | anyway
+    trainable = frozenset(i for i in path - set(blocked) if graph.vertices[i].parametric)
+    on_request = {i: names for i in path - set(anyway) if (names := _on_request(graph, i))}
+    only = {i: names for i, names in named.items() if i in trainable - targets}  # a target trains whole
+    roles = Roles(graph, upstream, makers, clusters, outside, blocked, trainable, only, on_request)
+    for name, found in asked.items():
+        if not found & trainable:
+            i = min(found)
+            raise InputError(f"unfreeze={name!r}: {graph.vertices[i].uid} can't train: {roles.reason(i, {})}")
+    return roles
+
+
+def _makers(graph: Graph, given: tuple[str | None, str | None]) -> dict[int, str]:
+    """The stages that make the label or the weight (the head's own where none is given), each with that column."""
+    out: dict[int, str] = {}
+    for column, param in zip(given, ("labelCol", "weightCol"), strict=True):
+        own = columns_of(graph.head.stage, (param,)) if graph.head_position is not None else ()
+        for name in own if column is None else (column,):
+            # An opaque stage may write it too; it runs where anything after it does.
+            writers = [i for i in range(graph.head_position or 0) if graph.writes(i, [graph.fold(name)])]
+            for i in graph.ancestors(writers[-1:]) | set(writers[-1:]):
+                out.setdefault(i, name)
+    return out
+
+
+def _outside(graph: Graph, upstream: frozenset[int]) -> Outside:
+    out: dict[int, list[int]] = {}
+    above: list[frozenset[int]] = []
+    for i, vertex in enumerate(graph.vertices):
+        above.append(vertex.declaredParents.union(*(above[p] for p in vertex.declaredParents)))
+        head = graph.head_position
+        if head is None or i in upstream or (head in above[i] and not _predicts(graph, i)):
+            continue
+        undeclared = not vertex.declares_all and _predicts(graph, i)
+        for j in above[i] | (graph.ancestors([i]) - {head} if undeclared else frozenset()):
+            out.setdefault(j, []).append(i)
+    return Outside(graph, out)
+
+
+def _predicts(graph: Graph, i: int) -> bool:
+    """Whether it is a predictor, in torch or in Spark."""
+    module, stage = graph.modules.get(i), graph.vertices[i].stage
+    return isinstance(module, Predictor) if module is not None else "predictionCol" in [p.name for p in stage.params]
+
+
+def _on_path(graph: Graph, clusters: bool) -> set[int]:
+    """Stages from which a differentiable path leads to the loss."""
+    if graph.head_position is None:
+        return set()
+    out, stack = {graph.head_position}, [] if clusters else [graph.head_position]
+    while stack:
+        i = stack.pop()
+        for name, p in graph.vertices[i].reads if graph.modules[i].differentiable else ():
+            parent = graph.modules.get(p)
+            if parent is None or p in out:
+                continue
+            if parent.passes_gradient() or name not in map(graph.fold, parent.labels(graph.vertices[p].stage)):
+                out.add(p)
+                stack.append(p)
+    return out
+
+
+def _on_request(graph: Graph, i: int) -> list[str]:
+    """The parameters of a stage that would train if `unfreeze` named them."""
+    return sorted(n for n, p in graph.modules[i].on_request().items() if not p.requires_grad)
+
+
+def _named(graph: Graph, outside: Outside, asked: Mapping[str, set[int]]) -> dict[int, set[str]]:
+    """What `unfreeze` names of stages that stages outside of the loss read: all that trains of them."""
+    out: dict[int, set[str]] = {}
+    for name, found in asked.items():
+        parameter = name.rpartition(".")[2]
+        shared = {i for i in found if i != graph.head_position and outside.columns([i])}
+        regular = {i for i in found - shared if (m := graph.modules.get(i)) and parameter not in m.on_request()}
+        if regular and not shared:
+            raise not_on_request(name, graph.vertices[min(regular)])
+        for i in shared:
+            out.setdefault(i, set()).add(parameter)
+    return out
+
+
+def _blocked(graph: Graph, upstream: frozenset[int], makers: Mapping[int, str]) -> dict[int, str]:
+    """Stages that must not change whatever reads them, although a path leads to the loss, with the reason."""
+    out = {i: f"makes {column!r}, which the loss reads" for i, column in makers.items() if i != graph.head_position}
+    for i in sorted(upstream - set(graph.modules)):
+        stays = graph.vertices[i]
+        for j in graph.ancestors([i]):
+            out.setdefault(j, f"feeds {stays.uid}, which stays in Spark: {stays.why}")
+    for i in droppers(graph, upstream):
+        why = f"comes before {graph.vertices[i].uid}, which stays in Spark and may drop rows"
+        for j in graph.ancestors([i]):
+            out.setdefault(j, why)
+    return out
+
+
+def droppers(graph: Graph, upstream: frozenset[int]) -> set[int]:
+    """Stages in Spark that may drop rows before the head sees them."""
+    before = graph.vertices[: max(upstream, default=-1) + 1]
+    return {v.position for v in before if v.module is None and v.drops_rows}
+
+
+def _why_shared(outside: Outside, i: int) -> str:
+    """Why a stage doesn't train that stages outside of the loss read."""
+    graph = outside.graph
+    readers = (f"{'the predictor ' * _predicts(graph, j)}{graph.vertices[j].uid}" for j in outside.readers[i])
+    own = [n for n, p in graph.modules[i].named_parameters() if p.requires_grad]
+    return (
+        f"also feeds {', '.join(readers)}, outside the loss: {', '.join(outside.columns([i]))} would change; "
+        f"trains on request (target, unfreeze): {', '.join(own)}"
+    )

@@ -1,0 +1,260 @@
+"""From a fitted pipeline to its graph: the versions of columns that its stages read and write, and their torch modules."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from pyspark.ml import UnaryTransformer
+from pyspark.ml.linalg import VectorUDT
+from pyspark.sql.types import StructField
+
+from sparkdiff import jvm
+from sparkdiff.errors import InputError
+from sparkdiff.pipeline.graph import Graph, Version, Vertex, in_front_of
+from sparkdiff.pipeline.names import folding, unquoted
+from sparkdiff.pipeline.nesting import flatten, holders
+from sparkdiff.pipeline.schema import SchemaOrRows, is_plain, known_fields
+from sparkdiff.stages.base import (
+    REGISTRY,
+    UNDECIDED,
+    UNTRANSLATED,
+    Field,
+    StageModule,
+    StaysInSparkError,
+    Untranslated,
+    class_name,
+    columns_of,
+)
+from sparkdiff.stages.predictor import Predictor
+from sparkdiff.stages.referenced import INPUTS, OUTPUTS
+
+
+def translated(
+    model: Any, data: SchemaOrRows = None, *, reference: Iterable[Any] = (), unfreeze: Iterable[str] = ()
+) -> Graph:
+    """The graph of a fitted pipeline or stage with a module for each stage that has a torch form and can get its inputs.
+
+    Args:
+        data: decides what a few stages compute.
+        reference: stages to leave in Spark.
+        unfreeze: parameters to let train that do so on request only, as `Graph.asked` names them.
+    """
+    graph = unfrozen(with_modules(linked(model), data), unfreeze)
+    graph = graph.left(graph.select(reference, "reference"), "left in Spark on request")
+    return without_unreachable(graph)
+
+
+def with_modules(graph: Graph, data: SchemaOrRows) -> Graph:
+    """The graph with the modules of all stages that have a torch form; of some only data tell which."""
+    classes = {v.position: cls for v in graph.vertices if not v.why and (cls := REGISTRY.get(class_name(v.stage)))}
+    waiting = [i for i, cls in classes.items() if cls.wants_fields(graph.vertices[i].stage)]
+    new = {
+        i: _with_module(graph, i, cls.from_spark(graph.vertices[i].stage))
+        for i, cls in classes.items()
+        if i not in waiting
+    }
+    graph = graph.changed(new)
+    wanted = {version for i in waiting for version in graph.vertices[i].sources}
+    known = known_fields(graph.vertices, wanted, data, graph.fold) if waiting else {}
+    decided = {}
+    for i in waiting:
+        vertex = graph.vertices[i]
+        fields = [field_of(known[v], _storage(graph, v)) if v in known else None for v in vertex.sources]
+        try:
+            module = classes[i].from_fields(vertex.stage, fields)
+        except StaysInSparkError as e:
+            decided[i] = vertex.in_spark(str(e))
+            continue
+        note = _taken_for_granted(graph, i, module) if data is None else ""
+        decided[i] = dataclasses.replace(_with_module(graph, i, module), note=note)
+    return graph.changed(decided)
+
+
+def _with_module(graph: Graph, i: int, module: StageModule) -> Vertex:
+    vertex = graph.vertices[i]
+    prepared = type(module).prepared_columns(vertex.stage)
+    return dataclasses.replace(
+        vertex, module=module, parametric=any(p.requires_grad for p in module.parameters()), prepared=prepared,
+        reads=tuple((graph.fold(c), in_front_of(i)) for c in prepared) or vertex.sources,
+    )  # fmt: skip
+
+
+def _storage(graph: Graph, version: Version) -> str:
+    """How Spark stores each vector of a column that a translatable stage writes."""
+    return REGISTRY.get(class_name(graph.vertices[version[1]].stage), StageModule).storage if version[1] >= 0 else ""
+
+
+def _taken_for_granted(graph: Graph, i: int, module: StageModule) -> str:
+    """What only data decide for a stage, in words; empty where the pipeline tells it."""
+    above = [graph.vertices[j] for j in (i, *sorted(graph.ancestors([i])))]
+    read = (version for v in above if not v.own_attributes for version in v.sources)
+    columns = dict.fromkeys(graph.name(version) for version in read if version[1] == -1)
+    return f"whether {', '.join(columns)} {module.undecided} is {UNDECIDED}" if columns else ""
+
+
+def field_of(field: StructField, storage: str = "") -> Field:
+    """What a stage that wants to know its input columns is told of one."""
+    attributes = (field.metadata or {}).get("ml_attr")
+    return Field(isinstance(field.dataType, VectorUDT), attributes, storage, field.dataType.simpleString())
+
+
+def unfrozen(graph: Graph, names: Iterable[str]) -> Graph:
+    """The graph with these parameters free to train, which do so on request only.
+
+    Raises:
+        InputError: a name is about something else.
+    """
+    for name, found in graph.asked(names).items():
+        stage, _, wanted = name.rpartition(".")
+        for i in found:
+            vertex = graph.vertices[i]
+            module = vertex.module if stage else None
+            if module is not None and wanted in module.on_request():
+                module.unfreeze(wanted)
+                graph = graph.changed({i: dataclasses.replace(vertex, parametric=True)})
+            elif module is not None and wanted in (denied := module.why_frozen()):
+                raise InputError(f"unfreeze={name!r}: {vertex.uid} can't train it: {denied[wanted]}")
+            elif module is None or not any(n == wanted and p.requires_grad for n, p in module.named_parameters()):
+                raise not_on_request(name, vertex)
+    return graph
+
+
+def not_on_request(name: str, vertex: Vertex) -> InputError:
+    """The error for a name in `unfreeze` that is no parameter which trains on request."""
+    own = sorted(vertex.module.on_request()) if vertex.module else ()
+    known = ", ".join(f"{vertex.stageClass}.{n}" for n in own)
+    return InputError(
+        f"unfreeze={name!r} must name a parameter that trains on request only, as <stage>.<parameter>; "
+        f"those of {vertex.uid} are: {known or 'none'}"
+    )
+
+
+def without_unreachable(graph: Graph) -> Graph:
+    """The graph without modules that can't have their inputs, as a stage that stays in Spark overwrites these before."""
+    while True:
+        reference = graph.reference()
+        reasons = ((i, why) for i in sorted(graph.modules) if (why := _why_unreachable(graph, reference, i)))
+        i, why = next(reasons, (None, ""))
+        if i is None:
+            return graph
+        graph = graph.left([i], why)
+
+
+def _why_unreachable(graph: Graph, reference: Sequence[int], i: int) -> str:
+    """Why a translated stage can't have a column, where a stage of the reference overwrites it later."""
+    for name, producer in graph.vertices[i].reads:
+        there = i if producer == in_front_of(i) else producer
+        later = (r for r in reversed(reference) if r > there and producer not in graph.modules)
+        last = next((v for r in later if (v := graph.vertices[r]).opaque or graph.writes(r, [name])), None)
+        if last is not None:
+            how = " and may rewrite it" if last.opaque else ", rewrites it"
+            return f"reads {name!r} before {last.uid}, which stays in Spark{how}"
+    return ""
+
+
+def linked(model: Any) -> Graph:
+    """The graph of a fitted pipeline or stage, of which nothing is in torch yet.
+
+    Raises:
+        InputError: a stage isn't fitted, or its Spark session has ended.
+    """
+    fold = folding()
+    found = [described(i, path, stage) for i, (path, stage) in enumerate(flatten(model))]
+    held = tuple((path, (holder.uid, type(holder).__name__)) for path, holder in holders(model))
+    return without_ambiguous(Graph(fold, tuple(_linked(found, fold)), held))
+
+
+def described(position: int, path: tuple[int, ...], stage: Any) -> Vertex:
+    """A stage with what it declares."""
+    bare = Vertex(position, path, stage.uid, type(stage).__name__, stage)
+    cls = REGISTRY.get(class_name(stage))
+    return _in_spark(bare) if cls is None else _translatable(bare, cls)
+
+
+def _translatable(bare: Vertex, cls: type[StageModule]) -> Vertex:
+    stage = bare.stage
+    jvm.check_alive(stage)
+    loss_inputs = cls.loss_inputs(stage) if issubclass(cls, Predictor) else ()
+    return dataclasses.replace(
+        bare, why=cls.refuses(stage) or "", spelled=cls.inputs(stage), outputs=cls.outputs(stage), drops_rows=_skips(stage),
+        lossInputs=tuple(map(unquoted, loss_inputs)), own_attributes=cls.own_attributes,
+    )  # fmt: skip
+
+
+def _in_spark(bare: Vertex) -> Vertex:
+    stage = bare.stage
+    known = UNTRANSLATED.get(class_name(stage)) or Untranslated(foreign(stage) or "no translation to torch")
+    outputs, declares_all = columns_of(stage, OUTPUTS), is_plain(stage) or isinstance(stage, UnaryTransformer)
+    return dataclasses.replace(
+        bare, why=known.reason, spelled=columns_of(stage, INPUTS), outputs=outputs, opaque=not outputs,
+        declares_all=declares_all, drops_rows=not outputs or not declares_all or _skips(stage),
+        passed_over=known.passed_over, own_attributes=known.own_attributes, makes_sparse=known.makes_sparse,
+    )  # fmt: skip
+
+
+def _skips(stage: Any) -> bool:
+    """Whether it leaves out rows that hold what it can't take."""
+    return bool(
+        stage.hasParam("handleInvalid")
+        and stage.isDefined("handleInvalid")
+        and stage.getOrDefault("handleInvalid") == "skip"
+    )
+
+
+def foreign(stage: Any) -> str | None:
+    """Why a stage that isn't Spark's own stays in Spark; None for Spark's."""
+    if is_plain(stage):
+        return None
+    whose = type(stage).__module__.partition(".")[0]
+    if callable(getattr(stage, "cpu", None)):
+        return f"{whose}'s model: convert it first, its .cpu() returns Spark's own model"
+    does = (
+        "only computes its output column"
+        if isinstance(stage, UnaryTransformer)
+        else "may read any column and drop rows"
+    )
+    return f"not one of Spark's stages: it {does}; register a StageModule for {class_name(stage)} to translate it"
+
+
+def _linked(vertices: Sequence[Vertex], fold: Callable[[str], str]) -> Iterator[Vertex]:
+    """The stages with the versions that they read and those that wrote them; no stage is in torch yet."""
+    current: dict[str, int] = {}
+    declared: dict[str, int] = {}  # the same, as if no stage wrote more than it declares
+    unknown = -1  # who may have written what no stage since has
+    for i, vertex in enumerate(vertices):
+        sources = tuple((fold(unquoted(c)), _writer(c, current, fold, unknown)) for c in vertex.spelled)
+        parents = {p for _, p in sources} if vertex.declares_all else set(range(i))
+        by_name = {_writer(c, declared, fold, unknown) for c in vertex.spelled}
+        yield dataclasses.replace(
+            vertex, sources=sources, reads=sources,
+            lossReads=tuple((fold(c), current.get(fold(c), unknown)) for c in vertex.lossInputs),
+            parents=frozenset(range(i) if vertex.opaque else parents - {-1}),
+            declaredParents=frozenset(range(i) if vertex.opaque else by_name - {-1}),
+        )  # fmt: skip
+        if vertex.opaque:
+            unknown, current = i, {}
+        current |= dict.fromkeys(map(fold, vertex.outputs), i)
+        declared |= dict.fromkeys(map(fold, vertex.outputs), i)
+
+
+def _writer(spelled: str, known: Mapping[str, int], fold: Callable[[str], str], unknown: int) -> int:
+    """Position of the stage that has written a column or, of a field `s.b`, the struct."""
+    name = fold(unquoted(spelled))
+    while name not in known and "." in name and unquoted(spelled) == spelled:
+        name = name.rpartition(".")[0]
+    return known.get(name, unknown)
+
+
+def without_ambiguous(graph: Graph) -> Graph:
+    """A tensor has one name: where a field `s.b` of a struct and a column of that name are read, the field stays in Spark."""
+    read = [(v, c, version) for v in graph.vertices for c, version in zip(v.spelled, v.sources, strict=True)]
+    columns: set[Version] = {version for _, c, version in read if unquoted(c) != c}
+    for vertex, c, version in read:
+        if version in columns and "." in c and unquoted(c) == c:
+            why = (
+                f"reads the field {c!r} of a struct, and another stage reads a column of that name: rename one of them"
+            )
+            graph = graph.left([vertex.position], why)
+    return graph
