@@ -238,7 +238,7 @@ class Drawer:
             return rows.flatten(), block.flatten()
         starts = torch.randint(n, (-(-size // WEEK), 1), generator=generator)
         rows = ((starts + torch.arange(WEEK)) % n).flatten()[:size]  # weeks in the order of time, around the year's end
-        return rows, torch.arange(size) * blocks.TIME_BLOCKS // size
+        return rows, torch.arange(size) * TIME_BLOCKS // size
 
 
 def decide(cell: Cell, pool: Population, gains: Tensor, rows: Tensor, block: Tensor, seed: int) -> guard.Verdict:

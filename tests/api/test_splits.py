@@ -163,10 +163,10 @@ def test_validation_is_the_latest_part_in_fifty_blocks(df: DataFrame, kind: str)
     assert held(rows).mean() == pytest.approx(0.2, abs=0.01)
     first = rows.loc[held(rows), "number"].min()
     assert (held(rows) == (rows["number"] >= first)).all()
-    blocks = rows.loc[held(rows), "block"]
-    assert blocks.is_monotonic_increasing  # contiguous
-    assert sorted(blocks.unique()) == list(range(blocks.TIME_BLOCKS)) == list(range(50))
-    assert blocks.value_counts().between(3, 9).all()  # 300 rows in 50 blocks
+    found = rows.loc[held(rows), "block"]
+    assert found.is_monotonic_increasing  # contiguous
+    assert sorted(found.unique()) == list(range(blocks.TIME_BLOCKS)) == list(range(50))
+    assert found.value_counts().between(3, 9).all()  # 300 rows in 50 blocks
 
 
 SOME = 6000

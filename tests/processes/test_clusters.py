@@ -104,6 +104,7 @@ def same(one: Path, other: Path) -> None:
 
 
 @pytest.mark.once
+@pytest.mark.nightly
 def test_the_demo_on_local_cluster(runs: Path, local: Path, foreign: str) -> None:
     demo(runs, "local-cluster", master="local-cluster[2,1,1024]", python=foreign)
     same(runs / "local-cluster", local)

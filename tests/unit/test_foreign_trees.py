@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparkdiff.errors import InputError
-from sparkdiff.importers.trees import Trees, below, rounding_to
+from sparkdiff.importers.trees import TreeArrays, below, rounding_to
 from sparkdiff.jvm.nodes import Nodes
 
 FEATURES = 3
@@ -39,7 +39,7 @@ def test_the_largest_float32_at_or_below(threshold: float) -> None:
         assert found == np.inf or float(np.nextafter(found, np.float32(np.inf))) > threshold
 
 
-def grown(random: np.random.Generator, splits: int, *, nan: float = 0.5, categories: float = 0.3) -> Trees:
+def grown(random: np.random.Generator, splits: int, *, nan: float = 0.5, categories: float = 0.3) -> TreeArrays:
     """One tree with its nodes in random order; a share of its splits sends NaN left, another is of categories."""
     left, right, leaves = {}, {}, [0]
     for _ in range(splits):
@@ -56,7 +56,7 @@ def grown(random: np.random.Generator, splits: int, *, nan: float = 0.5, categor
             np.unique(random.integers(0, 8, random.integers(1, 6))).astype(float),
             bool(random.random() < 0.5),
         )
-    return Trees(
+    return TreeArrays(
         offsets=np.array([0, n]),
         left=np.array([left.get(j, -1) for j in range(n)]),
         right=np.array([right.get(j, -1) for j in range(n)]),
@@ -71,7 +71,7 @@ def grown(random: np.random.Generator, splits: int, *, nan: float = 0.5, categor
     )
 
 
-def foreign(trees: Trees, tree: int, row: np.ndarray) -> float:
+def foreign(trees: TreeArrays, tree: int, row: np.ndarray) -> float:
     """What the library would say: a walk."""
     first = at = int(trees.offsets[tree])
     while trees.left[at] >= 0:
@@ -112,7 +112,7 @@ def rows(random: np.random.Generator, n: int) -> np.ndarray:
 @given(seed=st.integers(0, 2**32), sizes=st.lists(st.integers(0, 12), min_size=1, max_size=4))
 def test_every_row_reaches_the_same_leaf(seed: int, sizes: list[int]) -> None:
     random = np.random.default_rng(seed)
-    trees = Trees.join([grown(random, size) for size in sizes])
+    trees = TreeArrays.join([grown(random, size) for size in sizes])
     nodes = trees.nodes()
     nodes.check(FEATURES, "the trees")
     assert nodes.trees == len(sizes)
@@ -135,13 +135,13 @@ def test_without_missing_values_no_node_is_added(seed: int) -> None:
             assert spark(nodes, 0, row) == foreign(trees, 0, row)
 
 
-def chain(n: int) -> Trees:
+def chain(n: int) -> TreeArrays:
     """n splits, each of a feature of its own and below the last one's left, and all send NaN left."""
     inner = np.arange(2 * n + 1) % 2 == 0
     inner[-1] = False
     at = np.arange(2 * n + 1)
     zeros = np.zeros(2 * n + 1)
-    return Trees(
+    return TreeArrays(
         np.array([0, 2 * n + 1]), np.where(inner, at + 2, -1), np.where(inner, at + 1, -1), np.where(inner, at // 2, -1),
         zeros, inner, at.astype(float), zeros, zeros, zeros,
     )  # fmt: skip
