@@ -43,7 +43,8 @@ from sparkdiff.pipeline.schema import SchemaOrRows
 from sparkdiff.pipeline.write_back import write_back
 from sparkdiff.report import Phases
 from sparkdiff.report.summary import FineTuningSummary
-from sparkdiff.stages.base import SUPPORT, LabelStats, columns_of
+from sparkdiff.stages.base import REGISTRY, SUPPORT, LabelStats, StageModule, class_name, columns_of
+from sparkdiff.stages.forest import Trees
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.store.digests import all_params, without_uids
 from sparkdiff.store.disk import room
@@ -59,9 +60,6 @@ from sparkdiff.training.preparation import outset
 
 FOLDED = 1e-6
 """Relative difference allowed between a metric of the folded candidates and of the network itself."""
-TREE_ENSEMBLES = frozenset(
-    f"{trees}{kind}Model" for trees in ("GBT", "RandomForest") for kind in ("Classification", "Regression")
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -520,7 +518,8 @@ def changes_outside(roles: Roles, trained: Sequence[int], accepted: bool) -> lis
 def unreadable_by_older_spark(model: Any) -> list[str]:
     """A warning where Spark 3.5 and 4.0 can't load what this Spark saves: from 4.1 a tree ensemble's columns lack names."""
     version = jvm.session().version
-    names = [s.uid for _, s in flatten(model) if type(s).__name__ in TREE_ENSEMBLES]
+    kinds = [(s.uid, REGISTRY.get(class_name(s), StageModule)) for _, s in flatten(model)]
+    names = [uid for uid, kind in kinds if issubclass(kind, Trees) and not kind.single]
     if not names or VersionUtils.majorMinorVersion(version) < (4, 1):
         return []
     return [

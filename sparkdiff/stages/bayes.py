@@ -51,7 +51,8 @@ class NaiveBayes(ProbabilisticClassifier):
         self, pi: Tensor, theta: Tensor, sigma: Tensor, *, shown: tuple[str, ...], thresholds: Tensor | None, uid: str,
         column: str,
     ):  # fmt: skip
-        super().__init__(len(pi), shown, thresholds)
+        super().__init__()
+        self.classes, self.shown, self.cuts = len(pi), shown, thresholds
         self.pi = parameter(pi, not isinstance(self, Complement))  # (k,)
         self.theta = parameter(theta)  # (k, d)
         if isinstance(self, Gaussian):
@@ -89,7 +90,7 @@ class NaiveBayes(ProbabilisticClassifier):
     def margin_link(self) -> str:
         return "softmax"
 
-    def shows(self, margin: Tensor) -> tuple[Tensor, Tensor]:
+    def raw_and_probability(self, margin: Tensor) -> tuple[Tensor, Tensor]:
         return margin, softmax(margin)
 
     def supported(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:

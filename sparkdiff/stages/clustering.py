@@ -12,7 +12,7 @@ from torch import Tensor
 from sparkdiff.errors import InputError
 from sparkdiff.jvm import clustering
 from sparkdiff.rows import Rows, SparseRows
-from sparkdiff.stages.base import SUPPORT, FeatureStats, LabelStats, columns_of, parameter, register, tensor
+from sparkdiff.stages.base import SUPPORT, FeatureStats, LabelStats, parameter, register, tensor
 from sparkdiff.stages.constraints import Constraint, Covariance, Probabilities, UnitNorm
 from sparkdiff.stages.predictor import Predictor, first_largest, lead
 
@@ -64,11 +64,7 @@ class KMeans(Clusters):
     @classmethod
     def from_spark(cls, stage: Any) -> KMeans:
         cosine = stage.getOrDefault("distanceMeasure") == "cosine"
-        return cls(tensor(np.stack(stage.clusterCenters())), cosine, stage.uid, cls.outputs(stage))
-
-    @classmethod
-    def outputs(cls, stage: Any) -> tuple[str, ...]:
-        return columns_of(stage, ("predictionCol",))
+        return cls(tensor(np.stack(stage.clusterCenters())), cosine, stage.uid, cls.shown_by(stage))
 
     def margin(self, x: Rows) -> Tensor:  # type: ignore[override]  # (n, d) -> (n, k)
         centers, square = self.clusterCenters, squares(x)
@@ -94,7 +90,7 @@ class KMeans(Clusters):
         return torch.where(margin.isnan(), math.inf, margin).argmin(1).to(margin.dtype)
 
     def columns(self, margin: Tensor) -> tuple[Tensor, ...]:
-        return (self.decision(margin),) if self.shown else ()
+        return self.only_shown(self.decision(margin))
 
     def decision_margin(self, margin: Tensor) -> Tensor:
         return -margin
@@ -170,12 +166,8 @@ class GaussianMixture(Clusters):
         return cls(
             tensor(stage.weights), torch.stack([tensor(g.mean) for g in gaussians]),
             torch.stack([tensor(g.cov) for g in gaussians]), stage.uid,
-            tuple(c for c in cls.SHOWN if columns_of(stage, (c,))),
+            cls.shown_by(stage),
         )  # fmt: skip
-
-    @classmethod
-    def outputs(cls, stage: Any) -> tuple[str, ...]:
-        return columns_of(stage, cls.SHOWN)
 
     def roots(self) -> tuple[Tensor, Tensor]:
         """The root R (k, d, d) of each covariance's pseudo-inverse, R'R, and the density's constant (k,); no gradient."""
@@ -206,8 +198,7 @@ class GaussianMixture(Clusters):
     def columns(self, margin: Tensor) -> tuple[Tensor, ...]:
         densities = self.densities(margin)
         probability = densities / densities.sum(1, keepdim=True)
-        columns = {"probabilityCol": probability, "predictionCol": first_largest(probability).to(margin.dtype)}
-        return tuple(columns[c] for c in self.shown)
+        return self.only_shown(first_largest(probability).to(margin.dtype), probability)
 
     def decision(self, margin: Tensor) -> Tensor:
         return first_largest(self.densities(margin)).to(margin.dtype)

@@ -81,9 +81,12 @@ class FMRegression(Factorized, LeastSquares):
 class FMClassification(Factorized, ProbabilisticClassifier):
     """rawPrediction = [-m, m], probability of class 1 = sigmoid(m)."""
 
+    classes = 2
+
     @classmethod
     def from_spark(cls, stage: Any) -> FMClassification:
-        out = cls(2, **cls.settings(stage))
+        out = cls()
+        out.shown, out.cuts = cls.settings(stage).values()
         out.read(stage)
         return out
 
@@ -94,7 +97,7 @@ class FMClassification(Factorized, ProbabilisticClassifier):
     def margin_link(self) -> str:
         return "logit"
 
-    def shows(self, margin: Tensor) -> tuple[Tensor, Tensor]:
+    def raw_and_probability(self, margin: Tensor) -> tuple[Tensor, Tensor]:
         one = 1 / (1 + torch.exp(-margin))  # by Spark's order of operations: p[0] = 1 - p[1]
         return torch.stack([-margin, margin], 1), torch.stack([1 - one, one], 1)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from sparkdiff.jvm import trees as spark
 from sparkdiff.jvm.nodes import Nodes
 from sparkdiff.rows import Rows, SparseRows
-from sparkdiff.stages.base import SUPPORT, FeatureStats, LabelStats, columns_of, parameter, tensor
+from sparkdiff.stages.base import SUPPORT, FeatureStats, LabelStats, parameter, tensor
 from sparkdiff.stages.gates import SHARPNESS, Gates, StraightThrough
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.stages.routing import Router
@@ -38,6 +38,7 @@ class Trees(Predictor):
     first: Tensor
     feature: Tensor
     tau: Tensor
+    SHOWN: ClassVar[tuple[str, ...]] = ("predictionCol", "leafCol")
     label_cols: ClassVar[tuple[str, ...]] = ("leafCol",)
     routes = True
     optional = frozenset({"thresholds", "treeWeights"})
@@ -62,14 +63,8 @@ class Trees(Predictor):
 
     @classmethod
     def from_spark(cls, stage: Any) -> Trees:
-        weights = tensor(stage.treeWeights) if type(stage).__name__.startswith("GBT") else None
-        return cls(spark.read(stage), weights, tuple(c for c in cls.SHOWN if columns_of(stage, (c,))), stage.uid)
-
-    SHOWN: ClassVar[tuple[str, ...]] = ("predictionCol", "leafCol")
-
-    @classmethod
-    def outputs(cls, stage: Any) -> tuple[str, ...]:
-        return columns_of(stage, cls.SHOWN)
+        weights = tensor(stage.treeWeights) if cls.boosted else None
+        return cls(spark.read(stage), weights, cls.shown_by(stage), stage.uid)
 
     # Rows to leaves, leaves to outputs ------------------------------------------------------------------------------
 
@@ -137,6 +132,8 @@ class Trees(Predictor):
 
     single: ClassVar[bool] = False
     """Whether the stage is one tree, not an ensemble."""
+    boosted: ClassVar[bool] = False
+    """Whether the trees have weights."""
 
     # Training -------------------------------------------------------------------------------------------------------
 

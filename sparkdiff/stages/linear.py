@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ from sparkdiff.stages.base import (
     tensor,
 )
 from sparkdiff.stages.constraints import Constraint, Odds
-from sparkdiff.stages.predictor import LeastSquares, Predictor, by_thresholds, first_largest, lead, logit, softmax
+from sparkdiff.stages.predictor import LeastSquares, Predictor, ProbabilisticClassifier, logit, softmax
 
 LARGEST = sys.float_info.max
 EPSILON = 1e-16  # GeneralizedLinearRegression.epsilon
@@ -121,6 +121,7 @@ class GeneralizedLinearRegression(Predictor):
 
     weights = ("coefficients", "intercept")
     feature_axis = {"coefficients": 0}
+    SHOWN = ("predictionCol", "linkPredictionCol")
 
     def __init__(
         self, coefficients: Tensor, intercept: Tensor, fit_intercept: bool, *, family: str, link: str, link_power: float,
@@ -153,10 +154,6 @@ class GeneralizedLinearRegression(Predictor):
     @classmethod
     def inputs(cls, stage: Any) -> tuple[str, ...]:
         return columns_of(stage, ("featuresCol", "offsetCol"))
-
-    @classmethod
-    def outputs(cls, stage: Any) -> tuple[str, ...]:
-        return columns_of(stage, ("predictionCol", "linkPredictionCol"))
 
     def margin(self, x: Rows, offset: Tensor | None = None) -> Tensor:  # type: ignore[override]
         eta = product(x, self.coefficients) + self.intercept
@@ -204,7 +201,7 @@ class GeneralizedLinearRegression(Predictor):
 
 
 @register("pyspark.ml.classification.LogisticRegressionModel")
-class LogisticRegression(Predictor):
+class LogisticRegression(ProbabilisticClassifier):
     """One row of coefficients: rawPrediction = [-m, m], probability = sigmoid; several rows: softmax, also for two classes.
 
     Which of the two it is shows in the matrix's shape, never in the number of classes.
@@ -218,8 +215,6 @@ class LogisticRegression(Predictor):
     weight_params = ("threshold",)
     optional = frozenset({"threshold"})
     feature_axis = {"coefficientMatrix": 1}
-    SHOWN: ClassVar[tuple[str, ...]] = ("rawPredictionCol", "probabilityCol", "predictionCol")
-    label_cols = ("predictionCol",)
     threshold: Tensor
 
     def __init__(
@@ -231,7 +226,7 @@ class LogisticRegression(Predictor):
         self.coefficientMatrix = parameter(coefficientMatrix)  # (1, d) or (k, d)
         self.interceptVector = parameter(interceptVector, fit_intercept)  # (1,) or (k,)
         self.numClasses, self.isMultinomial = num_classes, len(coefficientMatrix) > 1
-        self.thresholds, self.shown, self.uid, self.bounds = thresholds, shown, uid, bounds
+        self.cuts, self.shown, self.uid, self.bounds = thresholds, shown, uid, bounds
         self.decides_at = threshold  # what losses and metrics compare the margin with, as log-odds
         self.register_buffer("threshold", torch.tensor(threshold, dtype=torch.float64))  # ()
         self.movable = movable and not self.isMultinomial and 0 < threshold < 1
@@ -251,12 +246,8 @@ class LogisticRegression(Predictor):
             matrix, tensor(stage.interceptVector), stage.getFitIntercept(), num_classes=stage.numClasses,
             thresholds=tensor(stage.getOrDefault("thresholds")) if given and len(matrix) > 1 else None,
             threshold=binary_threshold(stage) if len(matrix) == 1 else 0.5, bounds=bounds, uid=stage.uid,
-            shown=tuple(c for c in cls.SHOWN if columns_of(stage, (c,))), movable=not stage.isSet("thresholds"),
+            shown=cls.shown_by(stage), movable=not stage.isSet("thresholds"),
         )  # fmt: skip
-
-    @classmethod
-    def outputs(cls, stage: Any) -> tuple[str, ...]:
-        return columns_of(stage, cls.SHOWN)
 
     def margin(self, x: Rows) -> Tensor:  # type: ignore[override]  # (n,) or (n, k)
         out = self.scores(x)
@@ -282,7 +273,7 @@ class LogisticRegression(Predictor):
         return torch.logit(threshold) - torch.logit(threshold.new_tensor(self.decides_at))
 
     def forward(self, x: Rows) -> tuple[Tensor, ...]:  # type: ignore[override]
-        return self.shows(self.scores(x))
+        return super().columns(self.scores(x))
 
     @property
     def margin_link(self) -> str:
@@ -304,47 +295,28 @@ class LogisticRegression(Predictor):
         return AffineForm([p["coefficientMatrix"].mT], constant, back)
 
     def columns(self, margin: Tensor) -> tuple[Tensor, ...]:
-        return self.shows(margin + self.moved(self.threshold) if self.unfrozen else margin)
+        return super().columns(margin + self.moved(self.threshold) if self.unfrozen else margin)
 
-    def shows(self, margin: Tensor) -> tuple[Tensor, ...]:
-        """The output columns of `scores`."""
-        raw, probability = self._scores(margin)
-        prediction = self.label(raw, probability, self.weight("threshold")).to(margin.dtype)
-        columns = dict(zip(self.SHOWN, (raw, probability, prediction), strict=True))
-        return tuple(columns[c] for c in self.shown)
-
-    def _scores(self, margin: Tensor) -> tuple[Tensor, Tensor]:
+    def raw_and_probability(self, margin: Tensor) -> tuple[Tensor, Tensor]:
         if self.isMultinomial:
             return margin, softmax(margin)
         zero = 1 / (1 + torch.exp(margin))  # by Spark's order of operations: p[1] = 1 - p[0]
         return torch.stack([-margin, margin], 1), torch.stack([zero, 1 - zero], 1)
 
     def decision(self, margin: Tensor) -> Tensor:
-        return self.label(*self._scores(margin), self.decides_at).to(margin.dtype)
+        return self.label(*self.raw_and_probability(margin), self.decides_at).to(margin.dtype)
 
     def decision_margin(self, margin: Tensor) -> Tensor:
-        if not self.isMultinomial:
-            return margin - logit(self.decides_at)
-        return margin if self.thresholds is None else margin - torch.log(self.thresholds)
+        return super().decision_margin(margin) if self.isMultinomial else margin - logit(self.decides_at)
 
-    def label(self, raw: Tensor, probability: Tensor, threshold: float) -> Tensor:  # (n, k), (n, k) -> (n,)
+    def label(self, raw: Tensor, probability: Tensor, threshold: float | None = None) -> Tensor:
         """The class by the first column that Spark shows: they round differently, and NaN wins or loses differently."""
         if self.isMultinomial:
-            if self.thresholds is not None:
-                return by_thresholds(probability, self.thresholds)
-            only = "probabilityCol" in self.shown and "rawPredictionCol" not in self.shown
-            return first_largest(probability if only else raw)
+            return super().label(raw, probability)
+        threshold = self.weight("threshold") if threshold is None else threshold
         if "rawPredictionCol" in self.shown:
             return raw[:, 1] > logit(threshold)
         return (probability[:, 1] if "probabilityCol" in self.shown else 1 / (1 + torch.exp(raw[:, 0]))) > threshold
-
-    def own_loss(self) -> tuple[str, dict[str, float]]:
-        return "logLoss", {}
-
-    def boundary(self, margin: Tensor) -> Tensor:
-        if not self.isMultinomial:
-            return (margin - logit(self.decides_at)).abs() / margin.abs().clamp_min(1)
-        return lead(margin if self.thresholds is None else torch.softmax(margin, 1) / self.thresholds)
 
     def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
         return {"coefficientMatrix": coefficient_units(x, 1.0).expand_as(self.coefficientMatrix)}

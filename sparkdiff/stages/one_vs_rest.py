@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +39,7 @@ class OneVsRest(Predictor):
     Source: pyspark.ml.classification.OneVsRestModel._transform.
     """
 
-    SHOWN: ClassVar[tuple[str, ...]] = ("rawPredictionCol", "predictionCol")
+    SHOWN = ("rawPredictionCol", "predictionCol")
     refusals = ("only one model", "a model that stays in Spark", "models with columns or classes of their own")
     label_cols = ("predictionCol",)
     probable = False
@@ -60,17 +60,14 @@ class OneVsRest(Predictor):
     @classmethod
     def from_spark(cls, stage: Any) -> OneVsRest:
         models: list[Any] = [REGISTRY[class_name(m)].from_spark(m) for m in stage.models]
-        shown = tuple(c for c in cls.SHOWN if columns_of(stage, (c,)))
         # To Python's max NaN is the largest in front only; to array_argmax of newer Sparks nowhere, and what exceeds -inf counts.
-        return cls(models, shown=shown, by_array="array_argmax" in type(stage)._transform.__code__.co_names)
+        return cls(
+            models, shown=cls.shown_by(stage), by_array="array_argmax" in type(stage)._transform.__code__.co_names
+        )
 
     @classmethod
     def inputs(cls, stage: Any) -> tuple[str, ...]:
         return columns_of(stage, ("featuresCol",))
-
-    @classmethod
-    def outputs(cls, stage: Any) -> tuple[str, ...]:
-        return columns_of(stage, cls.SHOWN)
 
     @classmethod
     def refuses(cls, stage: Any) -> str | None:
@@ -122,8 +119,7 @@ class OneVsRest(Predictor):
         return margin[:, : self.classes]
 
     def columns(self, margin: Tensor) -> tuple[Tensor, ...]:
-        columns = dict(zip(self.SHOWN, (self.class_scores(margin), self.decision(margin)), strict=True))
-        return tuple(columns[c] for c in self.shown)
+        return self.only_shown(self.class_scores(margin), self.decision(margin))
 
     def decision(self, margin: Tensor) -> Tensor:
         scores = self.class_scores(margin)

@@ -32,7 +32,8 @@ class MultilayerPerceptron(ProbabilisticClassifier):
     def __init__(self, weights: Tensor, layers: Sequence[int], *, shown: tuple[str, ...], thresholds: Tensor | None):
         # Without a column of scores Spark predicts by the probabilities alone (its `predict`), whatever the thresholds.
         bare = {"rawPredictionCol", "probabilityCol"}.isdisjoint(shown)
-        super().__init__(layers[-1], shown, None if bare else thresholds)
+        super().__init__()
+        self.classes, self.shown, self.cuts = layers[-1], shown, None if bare else thresholds
         self.bare, self.depth, first = bare, len(layers) - 1, 0
         for i, (wide, out) in enumerate(itertools.pairwise(layers)):
             matrix, bias, _ = weights[first:].split([wide * out, out, len(weights) - first - (wide + 1) * out])
@@ -58,7 +59,7 @@ class MultilayerPerceptron(ProbabilisticClassifier):
     def margin_link(self) -> str:
         return "softmax"
 
-    def shows(self, margin: Tensor) -> tuple[Tensor, Tensor]:
+    def raw_and_probability(self, margin: Tensor) -> tuple[Tensor, Tensor]:
         return margin, torch.softmax(margin, 1)  # without what Utils.softmax does about infinities
 
     def label(self, raw: Tensor, probability: Tensor) -> Tensor:

@@ -23,6 +23,24 @@ class Predictor(StageModule):
     """Whether a regression's means may be taken for scores that put rows of label 1 above those of label 0."""
     labelled: bool = True
     """Whether it was fitted to a label. One that wasn't has a loss of its own, `cost`."""
+    SHOWN: ClassVar[tuple[str, ...]] = ("predictionCol",)
+    """The Params that name the output columns."""
+    shown: tuple[str, ...]
+    """Those of them that are set; an empty one shows no column."""
+
+    @classmethod
+    def outputs(cls, stage: Any) -> tuple[str, ...]:
+        return columns_of(stage, cls.SHOWN)
+
+    @classmethod
+    def shown_by(cls, stage: Any) -> tuple[str, ...]:
+        """`shown` of a fitted stage."""
+        return tuple(c for c in cls.SHOWN if columns_of(stage, (c,)))
+
+    def only_shown(self, *columns: Tensor) -> tuple[Tensor, ...]:
+        """Those of the columns of SHOWN that the stage shows."""
+        every = dict(zip(self.SHOWN, columns, strict=True))
+        return tuple(every[c] for c in self.shown)
 
     @classmethod
     def loss_inputs(cls, stage: Any) -> tuple[str, ...]:
@@ -148,51 +166,46 @@ class ProbabilisticClassifier(Predictor):
     """
 
     SHOWN: ClassVar[tuple[str, ...]] = ("rawPredictionCol", "probabilityCol", "predictionCol")
-    label_cols = ("predictionCol",)
-
-    def __init__(self, classes: int, shown: tuple[str, ...], thresholds: Tensor | None):
-        super().__init__()
-        self.classes, self.shown, self.thresholds = classes, shown, thresholds
+    label_cols: ClassVar[tuple[str, ...]] = ("predictionCol",)
+    cuts: Tensor | None = None
+    """The Param `thresholds`, (k,)."""
 
     @classmethod
     def settings(cls, stage: Any) -> dict[str, Any]:
         """`shown` and `thresholds` of a fitted stage."""
         thresholds = tensor(stage.getOrDefault("thresholds")) if stage.isDefined("thresholds") else None
-        return {"shown": tuple(c for c in cls.SHOWN if columns_of(stage, (c,))), "thresholds": thresholds}
+        return {"shown": cls.shown_by(stage), "thresholds": thresholds}
 
-    @classmethod
-    def outputs(cls, stage: Any) -> tuple[str, ...]:
-        return columns_of(stage, cls.SHOWN)
-
-    def shows(self, margin: Tensor) -> tuple[Tensor, Tensor]:
+    def raw_and_probability(self, margin: Tensor) -> tuple[Tensor, Tensor]:
         """rawPrediction and probability, (n, k) each."""
         raise NotImplementedError
 
     def columns(self, margin: Tensor) -> tuple[Tensor, ...]:
-        raw, probability = self.shows(margin)
-        columns = dict(zip(self.SHOWN, (raw, probability, self.label(raw, probability)), strict=True))
-        return tuple(columns[c].to(margin.dtype) for c in self.shown)
+        return self.only_shown(*self.with_label(*self.raw_and_probability(margin)))
+
+    def with_label(self, raw: Tensor, probability: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return raw, probability, self.label(raw, probability).to(raw.dtype)
 
     def label(self, raw: Tensor, probability: Tensor) -> Tensor:  # (n, k), (n, k) -> (n,)
         """The class by the first column that Spark shows: they round differently."""
-        if self.thresholds is not None:
-            return by_thresholds(probability, self.thresholds)
+        if self.cuts is not None:
+            return by_thresholds(probability, self.cuts)
         only = "probabilityCol" in self.shown and "rawPredictionCol" not in self.shown
         return first_largest(probability if only else raw)
 
     def decision(self, margin: Tensor) -> Tensor:
-        return self.label(*self.shows(margin)).to(margin.dtype)
+        return self.label(*self.raw_and_probability(margin)).to(margin.dtype)
 
     def decision_margin(self, margin: Tensor) -> Tensor:
-        if self.thresholds is None:
+        if self.cuts is None:
             return margin
-        logs = torch.log(self.thresholds)
+        logs = torch.log(self.cuts)
         return margin - (logs if self.wide else logs[1] - logs[0])
 
     def boundary(self, margin: Tensor) -> Tensor:
         if not self.wide:
             return self.decision_margin(margin).abs() / margin.abs().clamp_min(1)
-        return lead(margin if self.thresholds is None else torch.softmax(margin, 1) / self.thresholds)
+        return lead(margin if self.cuts is None else torch.softmax(margin, 1) / self.cuts)
 
     def own_loss(self) -> tuple[str, dict[str, float]]:
         return "logLoss", {}

@@ -67,10 +67,6 @@ class ALS(Predictor):
         return columns_of(stage, ("userCol", "itemCol"))
 
     @classmethod
-    def outputs(cls, stage: Any) -> tuple[str, ...]:
-        return columns_of(stage, ("predictionCol",))
-
-    @classmethod
     def refuses(cls, stage: Any) -> str | None:
         if stage.getOrDefault("coldStartStrategy") == "drop":
             return "coldStartStrategy='drop' drops rows, and a torch module cannot drop rows; use 'nan'"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +14,6 @@ from sparkdiff.stages.base import (
     FeatureStats,
     LabelStats,
     Parameters,
-    columns_of,
     parameter,
     register,
     tensor,
@@ -32,7 +31,7 @@ class LinearSVC(Predictor):
 
     weights = ("coefficients", "intercept")
     feature_axis = {"coefficients": 0}
-    SHOWN: ClassVar[tuple[str, ...]] = ("rawPredictionCol", "predictionCol")
+    SHOWN = ("rawPredictionCol", "predictionCol")
     label_cols = ("predictionCol",)
     classes = 2
     probable = False
@@ -49,12 +48,8 @@ class LinearSVC(Predictor):
     def from_spark(cls, stage: Any) -> LinearSVC:
         return cls(
             tensor(stage.coefficients), tensor(stage.intercept), stage.getFitIntercept(), threshold=stage.getThreshold(),
-            shown=tuple(c for c in cls.SHOWN if columns_of(stage, (c,))),
+            shown=cls.shown_by(stage),
         )  # fmt: skip
-
-    @classmethod
-    def outputs(cls, stage: Any) -> tuple[str, ...]:
-        return columns_of(stage, cls.SHOWN)
 
     def margin(self, x: Rows) -> Tensor:  # type: ignore[override]  # one input column
         return product(x, self.coefficients) + self.intercept
@@ -63,8 +58,7 @@ class LinearSVC(Predictor):
         return regression_margin(p)
 
     def columns(self, margin: Tensor) -> tuple[Tensor, ...]:
-        columns = dict(zip(self.SHOWN, (torch.stack([-margin, margin], 1), self.decision(margin)), strict=True))
-        return tuple(columns[c] for c in self.shown)
+        return self.only_shown(torch.stack([-margin, margin], 1), self.decision(margin))
 
     def decision(self, margin: Tensor) -> Tensor:
         return (margin > self.threshold).to(margin.dtype)

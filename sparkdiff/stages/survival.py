@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,7 +37,7 @@ class AFTSurvivalRegression(Predictor):
     weights = ("coefficients", "intercept", "scale")
     feature_axis = {"coefficients": 0}
     positive = frozenset({"scale"})
-    SHOWN: ClassVar[tuple[str, ...]] = ("predictionCol", "quantilesCol")
+    SHOWN = ("predictionCol", "quantilesCol")
     margins = 3
     positive_mean = True
 
@@ -56,12 +56,8 @@ class AFTSurvivalRegression(Predictor):
         return cls(
             tensor(stage.coefficients), tensor(stage.intercept), tensor(stage.scale), stage.getFitIntercept(),
             quantiles=tensor(stage.getQuantileProbabilities()), uid=stage.uid, censor=stage.getCensorCol(),
-            shown=tuple(c for c in cls.SHOWN if columns_of(stage, (c,))),
+            shown=cls.shown_by(stage),
         )  # fmt: skip
-
-    @classmethod
-    def outputs(cls, stage: Any) -> tuple[str, ...]:
-        return columns_of(stage, cls.SHOWN)
 
     @classmethod
     def loss_inputs(cls, stage: Any) -> tuple[str, ...]:
@@ -99,8 +95,7 @@ class AFTSurvivalRegression(Predictor):
         time = torch.exp(margin[:, 0])
         # By Spark's order of operations, whose shape k = 1 / scale divides the exponent.
         exponents = torch.log(-torch.log(1 - self.quantiles)) / (1 / torch.exp(margin[:, 1:2]))
-        columns = dict(zip(self.SHOWN, (time, time[:, None] * torch.exp(exponents)), strict=True))
-        return tuple(columns[c] for c in self.shown)
+        return self.only_shown(time, time[:, None] * torch.exp(exponents))
 
     def mean(self, margin: Tensor) -> Tensor:
         return torch.exp(margin[:, 0])

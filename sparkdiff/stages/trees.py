@@ -11,9 +11,9 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.jvm.nodes import Nodes
-from sparkdiff.stages.base import AffineForm, LabelStats, NotAffineError, Parameters, register, tensor
+from sparkdiff.stages.base import AffineForm, LabelStats, NotAffineError, Parameters, register
 from sparkdiff.stages.forest import Trees
-from sparkdiff.stages.predictor import by_thresholds, first_largest, lead
+from sparkdiff.stages.predictor import ProbabilisticClassifier, first_largest, lead
 
 FLOOR = 1e-15
 """Least probability in a loss, as MulticlassClassificationEvaluator's eps."""
@@ -82,6 +82,8 @@ class RegressionTrees(Trees):
 class GBTRegression(RegressionTrees):
     """prediction = sum over trees of treeWeight * leaf."""
 
+    boosted = True
+
     def own_loss(self) -> tuple[str, dict[str, float]]:
         return self.fitted, {}
 
@@ -137,25 +139,18 @@ class DecisionTreeRegression(RegressionTrees):
 # Classification -------------------------------------------------------------------------------------------------------
 
 
-class ClassifyingTrees(Trees):
-    """What trees of classes have in common: the columns, and the class by `thresholds` or the largest score."""
+class ClassifyingTrees(ProbabilisticClassifier, Trees):
+    """What trees of classes have in common."""
 
-    SHOWN = ("rawPredictionCol", "probabilityCol", "predictionCol", "leafCol")
+    SHOWN = (*ProbabilisticClassifier.SHOWN, "leafCol")
     label_cols = ("predictionCol", "leafCol")
-    cuts: Tensor | None = None
-    """The Param `thresholds`, (k,)."""
 
     @classmethod
     def from_spark(cls, stage: Any) -> Trees:
         out = super().from_spark(stage)
         assert isinstance(out, ClassifyingTrees)
-        out.classes = int(stage.numClasses)
-        if stage.isDefined("thresholds"):
-            out.cuts = tensor(stage.getOrDefault("thresholds"))
+        out.classes, out.cuts = int(stage.numClasses), cls.settings(stage)["thresholds"]
         return out
-
-    def own_loss(self) -> tuple[str, dict[str, float]]:
-        return "logLoss", {}
 
     def scores(self, total: Tensor) -> tuple[Tensor, Tensor]:
         """rawPrediction and probability, (n, k) each, of the sums over all trees."""
@@ -163,32 +158,17 @@ class ClassifyingTrees(Trees):
 
     def shows(self, total: Tensor, leaves: Tensor | None) -> tuple[Tensor, ...]:
         raw, probability = self.scores(total)
-        columns = dict(zip(self.SHOWN, (raw, probability, self.label(raw, probability).to(raw.dtype)), strict=False))
-        if leaves is not None:
-            columns["leafCol"] = self.leaf_column(leaves)
-        return tuple(columns[c] for c in self.shown)
+        return self.only_shown(*self.with_label(raw, probability), raw if leaves is None else self.leaf_column(leaves))
 
-    def label(self, raw: Tensor, probability: Tensor) -> Tensor:  # (n, k), (n, k) -> (n,)
-        """The class by the first column that Spark shows: they round differently."""
-        if self.cuts is not None and not (
-            self.single and {"rawPredictionCol", "probabilityCol"}.isdisjoint(self.shown)
-        ):
-            return by_thresholds(probability, self.cuts)
-        only = "probabilityCol" in self.shown and "rawPredictionCol" not in self.shown
-        return first_largest(probability if only else raw)
-
-    def decision(self, margin: Tensor) -> Tensor:
-        return self.label(*self.of_margin(margin)).to(margin.dtype)
-
-    def of_margin(self, margin: Tensor) -> tuple[Tensor, Tensor]:
-        """rawPrediction and probability, (n, k) each."""
-        raise NotImplementedError
+    def label(self, raw: Tensor, probability: Tensor) -> Tensor:
+        if self.single and {"rawPredictionCol", "probabilityCol"}.isdisjoint(self.shown):
+            return first_largest(raw)
+        return super().label(raw, probability)
 
     def columns(self, margin: Tensor) -> tuple[Tensor, ...]:
-        raw, probability = self.of_margin(margin)
-        columns = dict(zip(self.SHOWN, (raw, probability, self.label(raw, probability).to(raw.dtype)), strict=False))
+        raw, probability = self.raw_and_probability(margin)
         # A loss has nothing to do with leaves, but finds a column at each place.
-        return tuple(columns.get(c, torch.full_like(raw[:, 0], torch.nan)) for c in self.shown)
+        return self.only_shown(*self.with_label(raw, probability), torch.full_like(raw[:, 0], torch.nan))
 
 
 @register("pyspark.ml.classification.GBTClassificationModel")
@@ -198,6 +178,7 @@ class GBTClassification(ClassifyingTrees, RegressionTrees):
     Source: org.apache.spark.ml.classification.GBTClassificationModel, org.apache.spark.mllib.tree.loss.LogLoss.
     """
 
+    boosted = True
     factor = 2.0  # the margin is the log-odds, 2 m
 
     @property
@@ -208,17 +189,14 @@ class GBTClassification(ClassifyingTrees, RegressionTrees):
         return 1.0
 
     def scores(self, total: Tensor) -> tuple[Tensor, Tensor]:
-        return self.of_margin(total)
+        return self.raw_and_probability(total)
 
-    def of_margin(self, margin: Tensor) -> tuple[Tensor, Tensor]:
+    def raw_and_probability(self, margin: Tensor) -> tuple[Tensor, Tensor]:
         m, zero = margin / 2, 1 / (1 + torch.exp(margin))
         return torch.stack([-m, m], 1), torch.stack([zero, 1 - zero], 1)
 
     def decision_margin(self, margin: Tensor) -> Tensor:
         return margin if self.cuts is None else margin - torch.log(self.cuts[1] / self.cuts[0])
-
-    def boundary(self, margin: Tensor) -> Tensor:
-        return self.decision_margin(margin).abs() / margin.abs().clamp_min(1)
 
 
 class VotingTrees(ClassifyingTrees):
@@ -239,15 +217,12 @@ class VotingTrees(ClassifyingTrees):
     def combined(self, total: Tensor) -> Tensor:
         return _SafeLog.apply(normalised(total))
 
-    def of_margin(self, margin: Tensor) -> tuple[Tensor, Tensor]:
+    def raw_and_probability(self, margin: Tensor) -> tuple[Tensor, Tensor]:
         probability = torch.softmax(margin, 1)
         return probability * (1 if self.single else self.nodes.trees), probability
 
     def scores(self, total: Tensor) -> tuple[Tensor, Tensor]:
         return total, normalised(total)
-
-    def decision_margin(self, margin: Tensor) -> Tensor:
-        return margin if self.cuts is None else margin - torch.log(self.cuts)
 
     def boundary(self, margin: Tensor) -> Tensor:
         score = torch.softmax(margin, 1)

@@ -154,8 +154,8 @@ def leaves_by_level(module: Any) -> None:
 
 
 def probability_of_m(module: Any) -> None:
-    of_margin = module.of_margin
-    module.of_margin = lambda margin: (of_margin(margin)[0], of_margin(margin / 2)[1])
+    raw_and_probability = module.raw_and_probability
+    module.raw_and_probability = lambda margin: (raw_and_probability(margin)[0], raw_and_probability(margin / 2)[1])
 
 
 def ignores_weights(module: Any) -> None:
