@@ -14,19 +14,6 @@ from typing import Any
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.machine import paths
 
-LOSSES = (
-    *("auto", "squared", "absolute", "huber", "quantile", "poisson", "gamma", "tweedie"),
-    *("logLoss", "hinge", "focal", "cost", "auc", "mmce"),
-    *("weibull", "oneVsRest", "inertia", "logLikelihood"),
-)
-METRICS = (
-    *(name for name in LOSSES if name not in ("auto", "auc", "mmce")),  # the last two are not means over rows
-    *("rmse", "mse", "r2", "mae", "var", "areaUnderROC", "areaUnderPR"),
-    *("f1", "accuracy", "weightedPrecision", "weightedRecall", "weightedTruePositiveRate", "weightedFalsePositiveRate"),
-    *("weightedFMeasure", "truePositiveRateByLabel", "falsePositiveRateByLabel", "precisionByLabel", "recallByLabel"),
-    *("fMeasureByLabel", "hammingLoss", "poissonDeviance", "expectedCost", "brier"),
-)
-"""Losses, and metrics with the names of Spark's evaluators."""
 REPORTED = {
     "expectedCalibrationError": "metric='expectedCalibrationError' can't decide: chance makes it larger when more of its bins "
     "are filled, so a model with fewer distinct probabilities seems better. Set metric to logLoss or "
@@ -68,9 +55,9 @@ class Options:
     validationFraction: float = option(0.2, "share of the rows that is held out for validation, chosen by a hash of the row", low=0, high=1, openLow=True, openHigh=True)
     groupCol: str | None = option(None, "group column: all rows of a group are either trained or held out, and the gain is tested by group", kind=str)
     timeCol: str | None = option(None, "time column: the latest rows are held out, and the gain is tested by blocks of consecutive rows", kind=str)
-    loss: str | Callable[..., Any] | Mapping[str, float] = option("auto", "loss that training minimises: a name, a weighted sum {name: weight}, or a function loss(outputs, label, weight) or its module:qualname", choices=LOSSES, callable=True, sum=True)
+    loss: str | Callable[..., Any] | Mapping[str, float] = option("auto", "loss that training minimises: a name, a weighted sum {name: weight}, or a function loss(outputs, label, weight) or its module:qualname", choices="sparkdiff.objectives.losses", callable=True, sum=True)
     lossParams: Mapping[str, Any] = option({}, "parameters of the loss: delta (huber), tau (quantile), power (tweedie), gamma (focal), costs (cost), classWeights (classification losses)", lists=True)
-    metric: str | None = option(None, "metric that chooses the epoch and decides: the name of a loss or of a metric of Spark's evaluators; if unset, the loss", kind=str, choices=METRICS, refused=REPORTED)
+    metric: str | None = option(None, "metric that chooses the epoch and decides: the name of a loss or of a metric of Spark's evaluators; if unset, the loss", kind=str, choices="sparkdiff.objectives.metrics", refused=REPORTED)
     metricParams: Mapping[str, Any] = option({}, "parameters of the metric: those of its loss, costs, beta, metricLabel; if unset, lossParams", lists=True)
     penalties: Mapping[str, Mapping[str, float]] = option({}, "terms that are added in training only: {parityGap: {column: strength}, monotone: {feature: strength}}; the sign of a monotone strength is the sign of the slope", nested=PENALTIES)
     freeze: tuple[str, ...] = option((), "stages whose parameters do not change: uid, class name or output column")
@@ -170,14 +157,14 @@ def convert(field: dataclasses.Field[Any], value: Any) -> Any:
         TypeError, ValueError: in scikit-learn's wording: the expected and the given value.
     """
     rules, name = field.metadata, field.name
-    if value is None and field.default is None:
-        return None
+    if value is field.default and (value is None or isinstance(value, str)):
+        return value
     if rules.get("callable") and callable(value):
         return value
     if rules.get("callable") and isinstance(value, str) and ":" in value:
         return named_callable(value)
     if rules.get("sum") and isinstance(value, Mapping):
-        return _weights(name, value, rules["choices"])
+        return _weights(name, value, _choices(rules))
     if "nested" in rules:
         return _strengths(name, value, rules["nested"])
     if rules.get("lists"):
@@ -188,9 +175,15 @@ def convert(field: dataclasses.Field[Any], value: Any) -> Any:
         return _names(name, value, rules)
     if rules["kind"] is dict:
         return _parameters(name, value, rules)
-    if isinstance(value, bool) and str(value).lower() in rules.get("choices", ()):
+    if isinstance(value, bool) and str(value).lower() in _choices(rules):
         return str(value).lower()  # localMode: true in YAML
     return _checked(name, _scalar(name, value, rules["kind"]), rules)
+
+
+def _choices(rules: Mapping[str, Any]) -> tuple[str, ...]:
+    """The values to choose from. A module's NAMES are looked up when they are needed, as losses and metrics import torch."""
+    given = rules.get("choices", ())
+    return importlib.import_module(given).NAMES if isinstance(given, str) else given
 
 
 def _names(name: str, value: Any, rules: Mapping[str, Any]) -> tuple[str, ...]:
@@ -234,14 +227,12 @@ def _checked(name: str, value: Any, rules: Mapping[str, Any]) -> Any:
         raise ValueError(rules["refused"][value])
     if rules.get("folder") and (refused := paths.not_local(name, value)):
         raise ValueError(refused)
-    if "choices" in rules and value not in rules["choices"]:
+    if (choices := _choices(rules)) and value not in choices:
         plain = re.sub(r"^neg(?=_)|[_-]", "", value.lower())
-        same = [repr(n) for n, names in ELSEWHERE.items() if plain in names and n in rules["choices"]]
-        hint = f"Did you mean {' or '.join(same)}?" if same else did_you_mean(value, rules["choices"])
+        same = [repr(n) for n, names in ELSEWHERE.items() if plain in names and n in choices]
+        hint = f"Did you mean {' or '.join(same)}?" if same else did_you_mean(value, choices)
         near = f" {hint}" if hint.startswith("Did") else ""
-        raise ValueError(
-            f"The {name!r} option must be one of {', '.join(rules['choices'])}. Got {value!r} instead.{near}"
-        )
+        raise ValueError(f"The {name!r} option must be one of {', '.join(choices)}. Got {value!r} instead.{near}")
     low, high = rules.get("low", -math.inf), rules.get("high", math.inf)
     if rules["kind"] in (int, float) and (
         not low <= value <= high or (rules.get("openLow") and value == low) or (rules.get("openHigh") and value == high)

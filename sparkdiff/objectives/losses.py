@@ -34,6 +34,8 @@ OWN = ("weibull", "oneVsRest")
 """Losses that belong to one predictor only."""
 UNLABELLED = ("inertia", "logLikelihood")
 """Losses of clusters, without a label."""
+NAMES = ("auto", *REGRESSION, *CLASSIFICATION, *OWN, *UNLABELLED)
+"""What the option `loss` takes."""
 LARGEST = 1e70
 """Largest absolute label, and the inverse of the smallest: the fourth power of a label must be a double."""
 BATCH = ("auc", "mmce")

@@ -22,8 +22,9 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.objectives.formulas import probabilities
+from sparkdiff.objectives.losses import BATCH, UNLABELLED, Objective, Rows, cost_matrix, index, rank_score
+from sparkdiff.objectives.losses import NAMES as LOSSES
 from sparkdiff.objectives.losses import PARAMS as LOSS_PARAMS
-from sparkdiff.objectives.losses import UNLABELLED, Objective, Rows, cost_matrix, index, rank_score
 from sparkdiff.objectives.losses import resolve as resolve_loss
 from sparkdiff.options import Options
 from sparkdiff.stages.base import LabelStats
@@ -321,6 +322,11 @@ MULTICLASS = (
     *("weightedFalsePositiveRate", "weightedFMeasure", "truePositiveRateByLabel", "falsePositiveRateByLabel"),
     *("precisionByLabel", "recallByLabel", "fMeasureByLabel"),
 )
+NAMES = (
+    *(name for name in LOSSES if name not in ("auto", *BATCH)),
+    *(*REGRESSION, *BINARY, *MULTICLASS, "poissonDeviance", "expectedCost", "brier"),
+)
+"""What the option `metric` takes: losses that are means over rows, and metrics with the names of Spark's evaluators."""
 
 
 def _classes(name: str, params: Mapping[str, Any], head: Predictor) -> Metric:

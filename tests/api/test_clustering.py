@@ -19,7 +19,7 @@ from small_data import sides, tune
 from torch import Tensor
 
 import sparkdiff
-from sparkdiff.options import LOSSES
+from sparkdiff.objectives.losses import NAMES as LOSSES
 from sparkdiff.stages.predictor import Predictor
 
 pytestmark = pytest.mark.once  # what is Spark's in it the laws check on every version

@@ -23,7 +23,8 @@ from sparkdiff.data.stream import Stream
 from sparkdiff.evaluation.data import Data
 from sparkdiff.evaluation.scores import contributions, score
 from sparkdiff.finetune import prepare
-from sparkdiff.options import METRICS, Options
+from sparkdiff.objectives.metrics import NAMES as METRICS
+from sparkdiff.options import Options
 from sparkdiff.pipeline.network import Network
 from sparkdiff.stages.base import LabelStats
 from sparkdiff.training.distributed.worker import objectives
