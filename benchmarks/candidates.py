@@ -37,7 +37,7 @@ from sparkdiff.stages.scaling import StandardScaler
 from sparkdiff.stages.trees import GBTRegression
 from sparkdiff.training.affine import fold
 from sparkdiff.training.candidates import Candidates, Draw
-from sparkdiff.training.recipes import candidates
+from sparkdiff.training.recipes import recipes_for
 from sparkdiff.training.units import Scales
 
 BATCH, ROWS, HELD, COMPONENTS, TREE_INPUTS, DEPTH = 128, 5120, 1280, 10, 20, 5
@@ -137,7 +137,7 @@ class Own:
         widths = {(f"c{i - 1}", i - 1): n for i, n in enumerate(inputs)} | {v: leaves for v in routed_versions(network)}
         folded = fold(network, widths)
         assert folded is not None
-        self.team = Candidates(network, candidates(options, 10_000, trees=trees)[:number], options, scales, folded)
+        self.team = Candidates(network, recipes_for(options, 10_000, trees=trees)[:number], options, scales, folded)
         self.x, self.y, self.objective = x, y, objective
         self.stats = {self.version: stats[0]}
 

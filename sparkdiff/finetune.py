@@ -26,7 +26,7 @@ from sparkdiff.evaluation import cached_parity, guard
 from sparkdiff.evaluation.acceptance import Judgement, check_options, divergence, judge, reason
 from sparkdiff.evaluation.data import Data, rows_at_once
 from sparkdiff.evaluation.feature_names import Slots
-from sparkdiff.evaluation.ledger import candidates, diverged
+from sparkdiff.evaluation.ledger import candidate_count, diverged
 from sparkdiff.evaluation.scores import Score, score
 from sparkdiff.machine import memory
 from sparkdiff.objectives.losses import Objective, check_label, no_event, one_label
@@ -494,7 +494,7 @@ def _summary(
         slices=[dataclasses.asdict(c) for c in judged.slices],
         reference=None if judged.reference is None else dataclasses.asdict(judged.reference),
         compatibility=None if judged.compatibility is None else dataclasses.asdict(judged.compatibility),
-        candidates=candidates(found.history), diverged=len(diverged(found.history)),
+        candidates=candidate_count(found.history), diverged=len(diverged(found.history)),
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from sparkdiff.errors import InputError
 from sparkdiff.evaluation import compatibility, guard, slices
 from sparkdiff.evaluation.compatibility import Compatibility
 from sparkdiff.evaluation.data import Data, scalar
-from sparkdiff.evaluation.ledger import Ledger, candidates, diverged
+from sparkdiff.evaluation.ledger import Ledger, candidate_count, diverged
 from sparkdiff.evaluation.scores import Score, contributions
 from sparkdiff.evaluation.slices import Change
 from sparkdiff.objectives.metrics import Metric
@@ -141,7 +141,7 @@ def _differences(data: Data, metric: Metric, one: Network, other: Network) -> Te
 
 def divergence(history: Sequence[Mapping[str, Any]], options: Options) -> str:
     """How many candidates diverged, when, and the remedy; empty if none diverged."""
-    lost, total = diverged(history), candidates(history)
+    lost, total = diverged(history), candidate_count(history)
     if not lost:
         return ""
     first, last = min(row["epoch"] for row in lost), max(row["epoch"] for row in lost)
@@ -174,7 +174,7 @@ def reason(
     if verdict.best < 0:
         better = f"had a {metric.direction} {metric.name} on the validation rows"
         lost = divergence(history, o)
-        if len(diverged(history)) == candidates(history) > 0:
+        if len(diverged(history)) == candidate_count(history) > 0:
             return f"{lost}; no epoch before {better}, so the possible gain is unknown"
         if lost:
             return f"no epoch of any other candidate {better}, and {lost}"

@@ -35,7 +35,7 @@ class Ledger:
     chosen: int
 
 
-def candidates(history: Sequence[Mapping[str, Any]]) -> int:
+def candidate_count(history: Sequence[Mapping[str, Any]]) -> int:
     """The number of candidates in a history of one row per epoch and candidate."""
     return len({row["candidate"] for row in history})
 

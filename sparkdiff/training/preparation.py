@@ -14,7 +14,7 @@ from sparkdiff.pipeline.graph import LEAVES, Version
 from sparkdiff.pipeline.network import Network, fixed_versions, routed_versions
 from sparkdiff.stages.base import FeatureStats, LabelStats
 from sparkdiff.stages.predictor import Predictor
-from sparkdiff.training.recipes import Recipe, candidates
+from sparkdiff.training.recipes import Recipe, recipes_for
 from sparkdiff.training.units import Scales
 
 
@@ -65,7 +65,7 @@ def outset(network: Network, data: Data, label: LabelStats, options: Options, va
     # A mixture of two rows has no loss input of its own.
     mixes = all_dense(network, data, inputs) and not apart and not graph.head.lossReads
     newton = (LEAVES, graph.head_position) in routed_versions(network) and not network.head.wide
-    recipes = candidates(options, validationRows, mixes=mixes, trees=trees, newton=newton)
+    recipes = recipes_for(options, validationRows, mixes=mixes, trees=trees, newton=newton)
     kept = {v: dataclasses.replace(stats[v], entry=None) for v in inputs}  # the scales are made
     if not any(r.augments for r in recipes) and "monotone" not in options.penalties:
         none = torch.empty(0, dtype=torch.float64)

@@ -51,7 +51,7 @@ _TREES_FAST = (3, 1)
 _TREES = ((1, 10), _TREES_FAST, (1, 1, 0.05), (3, 1, 0.2))
 
 
-def candidates(
+def recipes_for(
     options: Options, validationRows: int, *, mixes: bool = True, trees: int = 0, newton: bool = False
 ) -> list[Recipe]:
     """The recipes to try. With fewer than 1,000 validation rows, only the most careful one.

@@ -53,7 +53,7 @@ from sparkdiff.training.affine import fold
 from sparkdiff.training.candidates import Candidates, Draw
 from sparkdiff.training.loop import _agrees
 from sparkdiff.training.monotone import Monotone
-from sparkdiff.training.recipes import Recipe, candidates
+from sparkdiff.training.recipes import Recipe, recipes_for
 from sparkdiff.training.units import flattened
 
 pytestmark = pytest.mark.once  # torch alone, which all stacks have in one version
@@ -437,7 +437,7 @@ def test_class_weights_of_leaves_stay_what_spark_can_use() -> None:
 
 def test_the_three_recipes() -> None:
     def of(**given: Any) -> list[Recipe]:
-        return candidates(Options.of(given), 5000)
+        return recipes_for(Options.of(given), 5000)
 
     assert of(recipe="fast") == [Recipe(1e-2, 1e-1)]
     assert of()[1:] == [Recipe(3e-3, 1e-3), Recipe(1e-2, 1e-3), Recipe(1e-2, 1e-1)]
@@ -449,16 +449,16 @@ def test_the_three_recipes() -> None:
     assert any(r.mixup for r in thorough)
     assert any(r.ema for r in thorough)
     assert any(r.optimizer == "lbfgs" for r in thorough)
-    assert not any(r.mixup for r in candidates(Options.of({"recipe": "thorough"}), 5000, mixes=False))
+    assert not any(r.mixup for r in recipes_for(Options.of({"recipe": "thorough"}), 5000, mixes=False))
     assert of(learningRate=0.5, regAnchor=0.25, ema=0.9)[0] == Recipe(0.5, 0.25, ema=0.9)
     assert len(of(regAnchor=0)) == len(set(of(regAnchor=0)))  # no candidate twice
     for recipe in ("fast", "default", "thorough"):
-        assert candidates(Options.of({"recipe": recipe}), 999) == [Recipe(1e-3, 1e-3)]
+        assert recipes_for(Options.of({"recipe": recipe}), 999) == [Recipe(1e-3, 1e-3)]
 
 
 def test_the_recipes_of_trees() -> None:
     def of(rows: int = 5000, **given: Any) -> list[Recipe]:
-        return candidates(Options.of(given), rows, trees=50, newton=True)
+        return recipes_for(Options.of(given), rows, trees=50, newton=True)
 
     assert of() == [
         Recipe(1e-3, 1e-2), Recipe(3e-3, 1e-3), Recipe(1e-3, 1e-3, noise=0.05), Recipe(3e-3, 1e-3, noise=0.2),
@@ -466,7 +466,7 @@ def test_the_recipes_of_trees() -> None:
     thorough = of(recipe="thorough")
     assert thorough[:4] == of()
     assert Recipe(1 / 50, 1e-2, "newton") in thorough  # a step of all trees at once is as long as one of each alone
-    assert not any(r.optimizer == "newton" for r in candidates(Options.of({"recipe": "thorough"}), 5000, trees=50))
+    assert not any(r.optimizer == "newton" for r in recipes_for(Options.of({"recipe": "thorough"}), 5000, trees=50))
     assert of(recipe="fast") == [Recipe(3e-3, 1e-3)]
     for recipe in ("fast", "default", "thorough"):
         assert of(999, recipe=recipe) == [Recipe(1e-3, 1e-2)]

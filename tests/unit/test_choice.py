@@ -168,7 +168,7 @@ def test_the_order_of_additions_chooses_nothing(seed: int, candidates: int) -> N
         trained(original, lambda k, epoch, change=change: change(scores[candidates * (epoch - 1) + k]), candidates, 3)
         for change in (lambda s: s, rounded, rounded)
     ]  # fmt: skip
-    assert len({run.chosen for run in runs}) == 1
+    assert len({run.ledger.chosen for run in runs}) == 1
 
 
 def test_a_column_that_gains_here_what_it_loses_there_counts_as_tried() -> None:
