@@ -171,6 +171,7 @@ def test_another_dataframe_of_the_same_schema_rebuilds(
     assert predicted(second, one) > 1.2 * predicted(first, one)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "options",
     [
@@ -186,6 +187,7 @@ def test_what_only_training_looks_at_hits(
     assert cached(model, df, shared, **options).hit
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "options",
     [
@@ -204,6 +206,7 @@ def test_what_changes_rows_or_columns_rebuilds(
     assert contents(second) != contents(first)
 
 
+@pytest.mark.once
 def test_reference_changes_the_cut_and_what_is_cached(
     df: DataFrame, numeric: PipelineModel, shared: Path, folder: Path
 ) -> None:
@@ -576,6 +579,7 @@ def test_nobody_else_can_read_the_cache(df: DataFrame, numeric: PipelineModel, f
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
+@pytest.mark.once
 def test_without_cacheDir_a_temporary_folder_or_the_sessions_conf(
     spark: SparkSession, df: DataFrame, numeric: PipelineModel, folder: Path
 ) -> None:
@@ -648,6 +652,7 @@ def test_what_lies_in_the_files(df: DataFrame, model: PipelineModel, shared: Pat
         np.testing.assert_array_equal(np.sort(column(cache, name).numpy()), np.sort(counted[values].to_numpy()))
 
 
+@pytest.mark.once
 def test_the_shards_are_no_function_of_the_label(df: DataFrame, numeric: PipelineModel, shared: Path) -> None:
     cache = cached(numeric, df, shared)
     means = []

@@ -154,6 +154,7 @@ def test_an_unfitted_pipeline_is_fitted_once_per_split(
     assert not same(models[0].originalModel, models[1].originalModel)
 
 
+@pytest.mark.once
 def test_a_wrong_map_is_refused_before_the_first_fit(
     df: DataFrame, short: PipelineModel, folder: Path, counted: dict[str, int], absolute: RegressionEvaluator
 ) -> None:
@@ -244,6 +245,7 @@ def searched(
     return {n: search.setParallelism(n).fit(df) for n in (1, 2)}
 
 
+@pytest.mark.once
 def test_a_search_finds_the_best_setting(
     df: DataFrame, short: PipelineModel, searched: dict[int, CrossValidatorModel], absolute: RegressionEvaluator
 ) -> None:
@@ -265,6 +267,7 @@ def test_a_search_finds_the_best_setting(
     np.testing.assert_array_equal(predictions(served, df), predictions(found, df))
 
 
+@pytest.mark.once
 def test_two_threads_find_the_same_bits(searched: dict[int, CrossValidatorModel]) -> None:
     one, two = searched[1], searched[2]
     assert one.avgMetrics == two.avgMetrics

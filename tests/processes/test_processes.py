@@ -56,6 +56,7 @@ def fit(rows: DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Fit:
     return fitted
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "processes", [3, pytest.param(2, marks=pytest.mark.nightly), pytest.param(4, marks=pytest.mark.nightly)]
 )
