@@ -1,4 +1,4 @@
-"""Where Spark's part of a pipeline ends and torch's begins; and the whole analysis of a pipeline. Runs no job."""
+"""The border between Spark and torch in a pipeline, and the whole analysis of a pipeline. Runs no job."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class CutColumn:
     """A column version that training reads.
 
     Attributes:
-        name: as the stage that writes it, or the first that reads it, spells it.
-        in_struct: it is a field of a struct, `struct.field`.
-        nulls: a stage tells its nulls from NaN.
-        loss: only the loss reads it.
+        name: the column name, spelled as by its writer or its first reader.
+        in_struct: whether it is the field of a struct, `struct.field`.
+        nulls: whether a stage distinguishes its nulls from NaN.
+        loss: whether only the loss reads it.
     """
 
     version: Version
@@ -34,18 +34,20 @@ class CutColumn:
     loss: bool
 
     def source(self, spelled: str) -> Column:
-        """The column of Spark that holds it, called `spelled` in the schema."""
+        """The Spark column; `spelled` is its name in the schema."""
         return named(self.name if self.in_struct else spelled, in_struct=self.in_struct)
 
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-    """What Spark computes before training, and what training computes. Two cuts through one pipeline compare equal.
+    """The stages that Spark runs before the cache, those that torch runs after it, and the columns between them.
+
+    Two cuts compare equal if these are the same, although their graphs have different modules.
 
     Attributes:
-        cached: positions of the stages that run in Spark.
-        live: positions of those that run in torch.
-        columns: what training reads, in the order of first use.
+        cached: positions of the stages in Spark.
+        live: positions of the stages in torch.
+        columns: the columns that training reads, in the order of first use.
     """
 
     graph: Graph = dataclasses.field(compare=False, repr=False)
@@ -55,27 +57,27 @@ class Cut:
 
     @property
     def stages(self) -> list[Vertex]:
-        """The pipeline's stages that run in Spark."""
+        """The stages in Spark."""
         return [self.graph.vertices[i] for i in self.cached]
 
     @property
     def made(self) -> list[str]:
-        """The columns that these declare to write."""
+        """The columns that the stages in Spark declare as outputs."""
         return [c for v in self.stages for c in v.outputs]
 
     @property
     def opaque(self) -> list[str]:
-        """Uids of those that may read and write any column."""
+        """Uids of the stages in Spark that may read and write any column."""
         return [v.uid for v in self.stages if v.opaque]
 
     @property
     def null_columns(self) -> list[CutColumn]:
-        """The columns whose nulls are told from NaN, in the order in which the stages that tell them read them."""
+        """The columns whose nulls are distinguished from NaN, in the order of the stages that read them."""
         by_version = {c.version: c for c in self.columns}
         return [by_version[v] for v in self.graph.nulls_read(self.live)]
 
     def transform(self, df: DataFrame) -> DataFrame:
-        """What Spark computes before the cache."""
+        """The rows after all stages in Spark."""
         for i in sorted({*self.cached, *self.live}):
             vertex = self.graph.vertices[i]
             for stage in [vertex.stage] if i in self.cached else vertex.preparation():
@@ -84,10 +86,10 @@ class Cut:
 
 
 def cut_of(roles: Roles) -> Cut:
-    """The cut at which the cache is smallest among those that leave in torch all that trains.
+    """The cut with the smallest cache that keeps all trainable stages in torch.
 
     Raises:
-        InputError: a stage makes what training reads in place of a column that stages before it read.
+        InputError: a stage that makes the label or weight overwrites a column that the network reads.
     """
     graph = roles.graph
     cached = _cached(roles)
@@ -99,7 +101,7 @@ def cut_of(roles: Roles) -> Cut:
 
 
 def _cached(roles: Roles) -> set[int]:
-    """Stages that run in Spark before the cache."""
+    """The stages that run in Spark before the cache."""
     if not roles.trainable:
         return set()
     graph = roles.graph
@@ -120,12 +122,12 @@ def _cached(roles: Roles) -> set[int]:
 
 
 def _overwrites(graph: Graph, i: int, spark: frozenset[int]) -> bool:
-    """Whether stage i replaces a column that an earlier stage of the network reads."""
+    """Whether stage i overwrites a column that an earlier stage in torch reads."""
     return any(graph.writes(i, [name]) for j in range(i) if j not in spark for name, _ in graph.vertices[j].reads)
 
 
 class Analysis(NamedTuple):
-    """A fitted pipeline as a graph whose modules are new, what becomes of its stages, and where the cut lies."""
+    """A fitted pipeline as a graph with new modules, the roles of its stages, and its cut."""
 
     graph: Graph
     roles: Roles
@@ -133,14 +135,14 @@ class Analysis(NamedTuple):
 
 
 def analyse(model: Any, options: Options | None = None, data: SchemaOrRows = None) -> Analysis:
-    """The analysis of a fitted pipeline or stage; `requires_grad` is set where parameters train.
+    """The analysis of a fitted pipeline or stage; `requires_grad` is True only for parameters that train.
 
     Args:
-        options: those that decide the roles of stages; `freeze` doesn't, see `Roles.freeze`.
-        data: decides what a few stages compute.
+        options: decide the roles, except `freeze`, which `Roles.freeze` applies.
+        data: their schema decides the modules of a few stages.
 
     Raises:
-        InputError: the pipeline isn't fitted, a name matches nothing, or what is wanted can't train.
+        InputError: the pipeline is not fitted, a name matches no stage, or a requested parameter cannot train.
     """
     o = options or Options()
     graph = translated(model, data, reference=o.reference, unfreeze=o.unfreeze)

@@ -18,44 +18,44 @@ Version = tuple[str, int]
 """A version of a column: its folded name and the position of the stage that wrote it, -1 for the source."""
 
 LEAVES = "\0leaves"
-"""In place of a name: which leaves a stage of trees sends each row to. No column is called so."""
+"""The name of a version that holds the tree leaves of each row. No column has this name."""
 
 
 def null_of(version: Version) -> Version:
-    """The version that says in which rows this one is null."""
+    """The version that holds the null flags of this one."""
     return version[0] + NULL, version[1]
 
 
 def in_front_of(position: int) -> int:
-    """In place of a version's writer: the plain stages that stand in front of a stage."""
+    """The writer of a version that plain stages in front of a stage prepare for its module."""
     return -2 - position
 
 
 @dataclasses.dataclass(frozen=True)
 class Vertex:
-    """One stage of a pipeline, nested pipelines taken apart, with the versions of columns that it reads and writes.
+    """A leaf stage of a pipeline, with the column versions that it reads and its torch module.
 
     Attributes:
-        position: in the graph's vertices.
-        path: position in the nested pipelines.
-        stage: Spark's fitted stage; None in a process without Spark.
-        spelled: the inputs as the Params name them, a name with dots perhaps in backticks.
-        lossInputs: columns that only the loss reads, should it be attached here.
-        opaque: it may read and write any column.
-        declares_all: it reads no more than it declares, and drops no row unasked, as Spark's own stages do.
-        passed_over: Spark passes it over where the data lack its input.
-        own_attributes: the attributes of its outputs tell nothing of its inputs.
-        makes_sparse: it writes sparse vectors, which may be very wide.
-        why: it stays in Spark, for this reason.
-        sources: what Spark's stage reads.
-        parents: who has written what it reads, or may read.
-        declaredParents: who has written what it declares to read, through stages that may read any column.
-        module: the stage in torch; None where it stays in Spark.
-        parametric: it has parameters that its settings, or the user, let train.
-        prepared: columns that plain stages in front of it make for its module.
-        reads: what its module reads.
-        lossReads: what only the loss reads.
-        note: what was taken for granted.
+        position: the index among the graph's vertices; a version names its writer by it.
+        path: the position in the nested pipelines.
+        stage: the fitted Spark stage; None in a process without Spark.
+        spelled: the inputs as the Params name them; a name with dots may stand in backticks.
+        lossInputs: the columns that only a loss at this stage would read.
+        opaque: whether it may read and write any column.
+        declares_all: whether it reads only the columns that it declares, and keeps all rows, as stages of Spark do.
+        passed_over: whether Spark skips it if the data have no such input.
+        own_attributes: whether the attributes of its outputs say nothing about its inputs.
+        makes_sparse: whether it writes sparse vectors, which may be very wide.
+        why: the reason why it stays in Spark.
+        sources: the versions that the Spark stage reads.
+        parents: the writers of all versions that it reads or may read.
+        declaredParents: the writers of the columns that it declares to read, as if opaque stages wrote no other column.
+        module: the torch module; None if the stage stays in Spark.
+        parametric: whether it has parameters that may train.
+        prepared: the columns that plain stages in front of it make for its module.
+        reads: the versions that its module reads.
+        lossReads: the versions that only the loss reads.
+        note: the assumption about the data under which the module is right.
     """
 
     position: int
@@ -90,11 +90,11 @@ class Vertex:
 
     @property
     def margin_reads(self) -> tuple[Version, ...]:
-        """What its margin is computed from: the head's also from what only the loss reads."""
+        """The versions that its margin reads; at the head, those of the loss too."""
         return (*self.reads, *self.lossReads)
 
     def preparation(self) -> list[Any]:
-        """The plain stages that make of what the stage reads what its module reads."""
+        """The plain stages that make the `prepared` columns."""
         return type(self.module).preparation(self.stage) if self.module is not None and self.prepared else []
 
     def in_spark(self, why: str) -> Vertex:
@@ -107,9 +107,9 @@ class Graph:
     """The stages of a pipeline, in its order, linked by the column versions that they read and write.
 
     Attributes:
-        fold: what makes two column names equal.
-        holders: of what holds stages (pipelines, searches, formulas) the path that their stages' begin with, uid and class.
-        head_position: of the predictor that the loss is attached to; None where there is none.
+        fold: the function that makes two names of one column equal.
+        holders: pipelines, searches and formulas, by the path of their stages, with uid and class name.
+        head_position: the position of the head; None if there is none.
     """
 
     fold: Callable[[str], str]
@@ -119,22 +119,22 @@ class Graph:
 
     @property
     def head(self) -> Vertex:
-        """The predictor that the loss is attached to."""
+        """The predictor whose outputs enter the loss."""
         assert self.head_position is not None, "no predictor that a loss could be attached to"
         return self.vertices[self.head_position]
 
     @functools.cached_property
     def modules(self) -> Mapping[int, StageModule]:
-        """The stages in torch, by position."""
+        """The torch modules by position."""
         return {v.position: v.module for v in self.vertices if v.module is not None}
 
     @functools.cached_property
     def writers(self) -> Mapping[str, int]:
-        """Position of the last stage that declares to write a column, by folded name."""
+        """The position of the last stage that declares each column as an output, by folded name."""
         return {self.fold(c): v.position for v in self.vertices for c in v.outputs}
 
     def writes(self, i: int, names: Iterable[str]) -> bool:
-        """Whether stage i declares to write a column of these folded names."""
+        """Whether stage i declares an output with one of these folded names."""
         return not set(names).isdisjoint(map(self.fold, self.vertices[i].outputs))
 
     def ancestors(self, of: Iterable[int]) -> set[int]:
@@ -149,7 +149,7 @@ class Graph:
         return out
 
     def reference(self) -> list[int]:
-        """The stages that Spark runs to make the network's inputs (translated ones among them where they feed others)."""
+        """Positions of the stages that Spark runs to make the network's inputs; translated stages that feed others included."""
         if not self.modules:
             return []
         in_torch = (v for v in self.vertices if v.module is not None)
@@ -160,17 +160,17 @@ class Graph:
         return sorted(made | self.ancestors(made))
 
     def predictors(self) -> list[int]:
-        """Differentiable predictors; clusters only where nothing is fitted to a label."""
+        """Positions of the translated predictors; of clusterings only if no predictor has a label."""
         found = {i: m for i, m in self.modules.items() if isinstance(m, Predictor)}
         return [i for i, m in found.items() if m.labelled] or list(found)
 
     def last_predictors(self) -> list[int]:
-        """Differentiable predictors that no other predictor builds on."""
+        """Positions of the translated predictors that no other predictor reads from."""
         found = self.predictors()
         return [i for i in found if not any(i in self.ancestors([j]) for j in found)]
 
     def float32_positions(self) -> set[int]:
-        """The translated stages that Spark holds in float32, and those behind them, whose outputs are as coarse."""
+        """Positions of the translated stages with float32 weights in Spark, and of all stages behind them."""
         out: set[int] = set()
         for i, module in self.modules.items():
             if module.float32 or any(p in out for _, p in self.vertices[i].reads):
@@ -178,7 +178,7 @@ class Graph:
         return out
 
     def nulls_read(self, positions: Iterable[int]) -> list[Version]:
-        """The versions that these stages read from outside of them, and whose nulls they tell from NaN."""
+        """The versions from other stages in which these stages distinguish null from NaN."""
         inside = set(positions)
         reads = [v for i in inside if self.modules[i].takes_nulls for v in self.vertices[i].reads]
         return [v for v in dict.fromkeys(reads) if v[1] not in inside]
@@ -193,7 +193,7 @@ class Graph:
         return name
 
     def in_struct(self, version: Version) -> bool:
-        """Whether it is a field of a struct, `struct.field`; a column called so is read in backticks."""
+        """Whether it is the field of a struct, `struct.field`; a column with such a name is read in backticks."""
         name, producer = version
         if "." not in name or (producer >= 0 and self.writes(producer, [name])):
             return False
@@ -201,7 +201,7 @@ class Graph:
         return bool(readers) and all(unquoted(c) == c for c in readers)
 
     def select(self, names: Iterable[Any], option: str) -> set[int]:
-        """Positions of the stages named by uid, stage, class name or output column; of what holds stages, all in it."""
+        """Positions of the stages with this uid, class name or output column; of all stages inside a pipeline or search."""
         out: set[int] = set()
         for wanted in [names] if isinstance(names, (str, Transformer)) else names:
             name = wanted if isinstance(wanted, str) else wanted.uid
@@ -219,7 +219,7 @@ class Graph:
         return out
 
     def asked(self, unfreeze: Iterable[str]) -> dict[str, set[int]]:
-        """The stages that each name `<uid, class name or output column>.<parameter>` is about."""
+        """Positions of the stages of each name `<uid, class name or output column>.<parameter>`."""
         return {name: self.select([name.rpartition(".")[0] or name], "unfreeze") for name in unfreeze}
 
     def changed(self, new: Mapping[int, Vertex]) -> Graph:
@@ -232,5 +232,5 @@ class Graph:
         return self.changed({i: self.vertices[i].in_spark(why) for i in positions})
 
     def without_spark(self) -> Graph:
-        """The same graph without the Spark stages, for processes that have no session; it can compute, not write back."""
+        """The same graph without Spark stages, for processes without a session; it can compute, but not write back."""
         return self.changed({v.position: dataclasses.replace(v, stage=None) for v in self.vertices})

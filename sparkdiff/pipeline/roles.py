@@ -1,4 +1,4 @@
-"""What becomes of each stage of a pipeline when a loss trains: the head, what trains with it, and why the rest doesn't."""
+"""The roles of a pipeline's stages under a loss: the head, the stages that train with it, and why the others do not."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from sparkdiff.stages.predictor import Predictor
 
 
 def with_head(graph: Graph, predictionCol: str | None = None) -> Graph:
-    """The graph with the head that has this prediction column, the last one by default, and with what the head's loss reads.
+    """The graph with its head: the predictor with this prediction column, by default the last one. Only the head has a loss.
 
     Raises:
-        InputError: no predictor has it.
+        InputError: no translated predictor has this column.
     """
     head = max(graph.predictors(), default=None) if predictionCol is None else _head_of(graph, predictionCol)
     new = {v.position: dataclasses.replace(v, lossReads=()) for v in graph.vertices if v.position != head}
@@ -45,38 +45,38 @@ def _head_of(graph: Graph, predictionCol: str) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Outside:
-    """The stages outside of the loss: neither in front of the head nor behind it.
+    """The stages outside the loss: neither in front of the head nor behind it.
 
-    What is behind the head is there to follow it, but for a predictor, which was fitted to what the head said before.
+    A stage behind the head follows its changes on purpose, except a predictor, which was fitted to the head's old output.
 
     Attributes:
-        readers: of each stage those outside that read what it makes.
+        readers: for each stage, the stages outside that read its output.
     """
 
     graph: Graph
     readers: Mapping[int, list[int]]
 
     def readers_of(self, stages: Iterable[int]) -> list[int]:
-        """The stages outside that read what these make, and so change where they do."""
+        """The stages outside that read the output of these stages, and change with it."""
         return sorted({j for i in stages for j in self.readers.get(i, ())})
 
     def columns(self, stages: Iterable[int]) -> list[str]:
-        """The columns outside that change where these stages do; not those that a later stage replaces."""
+        """The columns outside that change with these stages, without columns that a later stage replaces."""
         graph, readers = self.graph, self.readers_of(stages)
         return [c for j in readers for c in graph.vertices[j].outputs if graph.writers[graph.fold(c)] == j]
 
 
 @dataclasses.dataclass(frozen=True)
 class Roles:
-    """What becomes of each stage, by position.
+    """The role of each stage, by position.
 
     Attributes:
-        upstream: the head and all that it is computed from.
-        makers: the stages that make what training reads beside the features, each with such a column.
-        clusters: the loss is of clusters, without a label: what feeds them would make all rows alike, and the loss small.
-        blocked: stages that must not change although a path leads to the loss, with the reason.
-        trainable: stages that train.
-        named: of some of these the parameters that alone train; all of the others do.
+        upstream: the head and all stages that it depends on.
+        makers: the stages that make the label or the weight, with that column.
+        clusters: whether the loss is that of clusters without a label; stages in front would shrink it by making rows alike.
+        blocked: the stages that must not change although a path leads to the loss, with reasons.
+        trainable: the stages that train.
+        named: the only parameters that train, for the stages of which not all do.
         on_request: the parameters that would train if `unfreeze` named them.
     """
 
@@ -91,18 +91,18 @@ class Roles:
     on_request: Mapping[int, list[str]]
 
     def apply(self) -> None:
-        """Let exactly the parameters have a gradient that train."""
+        """Set `requires_grad` of all modules: True only for parameters that train."""
         for i, module in self.graph.modules.items():
             for name, p in module.named_parameters():
                 trains = i in self.trainable and (i not in self.named or name in self.named[i])
                 p.requires_grad_(p.requires_grad and trains)
 
     def freeze(self, stages: Iterable[object], target: Iterable[object]) -> dict[int, str]:
-        """Keep the parameters of trainable stages by the user's wish, and say why. The cut never depends on it.
+        """Freeze trainable stages on the user's request, and return them with reasons. The cut never depends on it.
 
         Args:
-            stages: those to keep.
-            target: those to train alone, if any.
+            stages: the stages to freeze.
+            target: the only stages to train, if any.
         """
         frozen = dict.fromkeys(self.graph.select(stages, "freeze"), "frozen on request")
         targets = self.graph.select(target, "target")
@@ -114,7 +114,7 @@ class Roles:
         return frozen
 
     def reason(self, i: int, frozen: Mapping[int, str]) -> str:
-        """What becomes of a stage and why, in plain words."""
+        """The role of a stage and the reason for it, in words."""
         request = ", ".join(self.on_request.get(i, ()))
         return self._reason(i, frozen) + (f"; trains on request (unfreeze): {request}" if request else "")
 
@@ -143,7 +143,7 @@ class Roles:
 
 
 def roles_of(graph: Graph, options: Options) -> Roles:
-    """The roles of a translated graph's stages.
+    """The roles of the stages of a graph with modules and a head.
 
     Raises:
         InputError: what `unfreeze` names can't train.
@@ -169,7 +169,7 @@ def roles_of(graph: Graph, options: Options) -> Roles:
 
 
 def _makers(graph: Graph, given: tuple[str | None, str | None]) -> dict[int, str]:
-    """The stages that make the label or the weight (the head's own where none is given), each with that column."""
+    """The stages that make the label or the weight, with that column; the head's own columns by default."""
     out: dict[int, str] = {}
     for column, param in zip(given, ("labelCol", "weightCol"), strict=True):
         own = columns_of(graph.head.stage, (param,)) if graph.head_position is not None else ()
@@ -196,13 +196,13 @@ def _outside(graph: Graph, upstream: frozenset[int]) -> Outside:
 
 
 def _predicts(graph: Graph, i: int) -> bool:
-    """Whether it is a predictor, in torch or in Spark."""
+    """Whether the stage is a predictor, in torch or in Spark."""
     module, stage = graph.modules.get(i), graph.vertices[i].stage
     return isinstance(module, Predictor) if module is not None else "predictionCol" in [p.name for p in stage.params]
 
 
 def _on_path(graph: Graph, clusters: bool) -> set[int]:
-    """Stages from which a differentiable path leads to the loss."""
+    """The stages from which a differentiable path leads to the loss."""
     if graph.head_position is None:
         return set()
     out, stack = {graph.head_position}, [] if clusters else [graph.head_position]
@@ -224,7 +224,7 @@ def _on_request(graph: Graph, i: int) -> list[str]:
 
 
 def _named(graph: Graph, outside: Outside, asked: Mapping[str, set[int]]) -> dict[int, set[str]]:
-    """What `unfreeze` names of stages that stages outside of the loss read: all that trains of them."""
+    """The parameters named by `unfreeze`, for stages that are read outside the loss: no others of these stages train."""
     out: dict[int, set[str]] = {}
     for name, found in asked.items():
         parameter = name.rpartition(".")[2]
@@ -238,7 +238,7 @@ def _named(graph: Graph, outside: Outside, asked: Mapping[str, set[int]]) -> dic
 
 
 def _blocked(graph: Graph, upstream: frozenset[int], makers: Mapping[int, str]) -> dict[int, str]:
-    """Stages that must not change whatever reads them, although a path leads to the loss, with the reason."""
+    """The stages that must not change although a path leads to the loss, with reasons; not those read outside the loss."""
     out = {i: f"makes {column!r}, which the loss reads" for i, column in makers.items() if i != graph.head_position}
     for i in sorted(upstream - set(graph.modules)):
         stays = graph.vertices[i]
@@ -252,13 +252,13 @@ def _blocked(graph: Graph, upstream: frozenset[int], makers: Mapping[int, str]) 
 
 
 def droppers(graph: Graph, upstream: frozenset[int]) -> set[int]:
-    """Stages in Spark that may drop rows before the head sees them."""
+    """The stages in Spark that may drop rows before the head."""
     before = graph.vertices[: max(upstream, default=-1) + 1]
     return {v.position for v in before if v.module is None and v.drops_rows}
 
 
 def _why_shared(outside: Outside, i: int) -> str:
-    """Why a stage doesn't train that stages outside of the loss read."""
+    """The reason why a stage that is read outside the loss does not train."""
     graph = outside.graph
     readers = (f"{'the predictor ' * _predicts(graph, j)}{graph.vertices[j].uid}" for j in outside.readers[i])
     own = [n for n, p in graph.modules[i].named_parameters() if p.requires_grad]

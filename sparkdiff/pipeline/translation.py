@@ -1,4 +1,4 @@
-"""From a fitted pipeline to its graph: the versions of columns that its stages read and write, and their torch modules."""
+"""The steps from a fitted pipeline to its graph: stages linked by the column versions they read, then torch modules."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ from sparkdiff.stages.referenced import INPUTS, OUTPUTS
 def translated(
     model: Any, data: SchemaOrRows = None, *, reference: Iterable[Any] = (), unfreeze: Iterable[str] = ()
 ) -> Graph:
-    """The graph of a fitted pipeline or stage with a module for each stage that has a torch form and can get its inputs.
+    """The graph of a fitted pipeline or stage, with a module for each stage that torch can compute from available inputs.
 
     Args:
-        data: decides what a few stages compute.
+        data: their schema decides the modules of a few stages.
         reference: stages to leave in Spark.
-        unfreeze: parameters to let train that do so on request only, as `Graph.asked` names them.
+        unfreeze: parameters that train on request only, named as in `Graph.asked`.
     """
     graph = unfrozen(with_modules(linked(model), data), unfreeze)
     graph = graph.left(graph.select(reference, "reference"), "left in Spark on request")
@@ -47,7 +47,7 @@ def translated(
 
 
 def with_modules(graph: Graph, data: SchemaOrRows) -> Graph:
-    """The graph with the modules of all stages that have a torch form; of some only data tell which."""
+    """The graph with a module for each stage with a translation; a few translations depend on the data."""
     classes = {v.position: cls for v in graph.vertices if not v.why and (cls := REGISTRY.get(class_name(v.stage)))}
     waiting = [i for i, cls in classes.items() if cls.wants_fields(graph.vertices[i].stage)]
     new = {
@@ -82,12 +82,12 @@ def _with_module(graph: Graph, i: int, module: StageModule) -> Vertex:
 
 
 def _storage(graph: Graph, version: Version) -> str:
-    """How Spark stores each vector of a column that a translatable stage writes."""
+    """The vector storage (`StageModule.storage`) of a version, if its writer has a translation."""
     return REGISTRY.get(class_name(graph.vertices[version[1]].stage), StageModule).storage if version[1] >= 0 else ""
 
 
 def _taken_for_granted(graph: Graph, i: int, module: StageModule) -> str:
-    """What only data decide for a stage, in words; empty where the pipeline tells it."""
+    """The assumption about the data under which the module is right, in words; empty if there is none."""
     above = [graph.vertices[j] for j in (i, *sorted(graph.ancestors([i])))]
     read = (version for v in above if not v.own_attributes for version in v.sources)
     columns = dict.fromkeys(graph.name(version) for version in read if version[1] == -1)
@@ -95,16 +95,16 @@ def _taken_for_granted(graph: Graph, i: int, module: StageModule) -> str:
 
 
 def field_of(field: StructField, storage: str = "") -> Field:
-    """What a stage that wants to know its input columns is told of one."""
+    """The facts about an input column that decide some translations."""
     attributes = (field.metadata or {}).get("ml_attr")
     return Field(isinstance(field.dataType, VectorUDT), attributes, storage, field.dataType.simpleString())
 
 
 def unfrozen(graph: Graph, names: Iterable[str]) -> Graph:
-    """The graph with these parameters free to train, which do so on request only.
+    """The graph in which these parameters, which train on request only, may train.
 
     Raises:
-        InputError: a name is about something else.
+        InputError: a name does not name such a parameter.
     """
     for name, found in graph.asked(names).items():
         stage, _, wanted = name.rpartition(".")
@@ -122,7 +122,7 @@ def unfrozen(graph: Graph, names: Iterable[str]) -> Graph:
 
 
 def not_on_request(name: str, vertex: Vertex) -> InputError:
-    """The error for a name in `unfreeze` that is no parameter which trains on request."""
+    """The error for a name in `unfreeze` that does not name a parameter that trains on request."""
     own = sorted(vertex.module.on_request()) if vertex.module else ()
     known = ", ".join(f"{vertex.stageClass}.{n}" for n in own)
     return InputError(
@@ -132,7 +132,7 @@ def not_on_request(name: str, vertex: Vertex) -> InputError:
 
 
 def without_unreachable(graph: Graph) -> Graph:
-    """The graph without modules that can't have their inputs, as a stage that stays in Spark overwrites these before."""
+    """The graph without the modules whose inputs a stage in Spark overwrites before the network could read them."""
     while True:
         reference = graph.reference()
         reasons = ((i, why) for i in sorted(graph.modules) if (why := _why_unreachable(graph, reference, i)))
@@ -143,7 +143,7 @@ def without_unreachable(graph: Graph) -> Graph:
 
 
 def _why_unreachable(graph: Graph, reference: Sequence[int], i: int) -> str:
-    """Why a translated stage can't have a column, where a stage of the reference overwrites it later."""
+    """The reason why a translated stage cannot read a column: a stage in Spark overwrites it. Empty if none does."""
     for name, producer in graph.vertices[i].reads:
         there = i if producer == in_front_of(i) else producer
         later = (r for r in reversed(reference) if r > there and producer not in graph.modules)
@@ -155,7 +155,7 @@ def _why_unreachable(graph: Graph, reference: Sequence[int], i: int) -> str:
 
 
 def linked(model: Any) -> Graph:
-    """The graph of a fitted pipeline or stage, of which nothing is in torch yet.
+    """The graph of a fitted pipeline or stage, without modules.
 
     Raises:
         InputError: a stage isn't fitted, or its Spark session has ended.
@@ -167,7 +167,7 @@ def linked(model: Any) -> Graph:
 
 
 def described(position: int, path: tuple[int, ...], stage: Any) -> Vertex:
-    """A stage with what it declares."""
+    """A stage with the columns and facts that it declares."""
     bare = Vertex(position, path, stage.uid, type(stage).__name__, stage)
     cls = REGISTRY.get(class_name(stage))
     return _in_spark(bare) if cls is None else _translatable(bare, cls)
@@ -195,7 +195,7 @@ def _in_spark(bare: Vertex) -> Vertex:
 
 
 def _skips(stage: Any) -> bool:
-    """Whether it leaves out rows that hold what it can't take."""
+    """Whether it drops rows with invalid values."""
     return bool(
         stage.hasParam("handleInvalid")
         and stage.isDefined("handleInvalid")
@@ -204,7 +204,7 @@ def _skips(stage: Any) -> bool:
 
 
 def foreign(stage: Any) -> str | None:
-    """Why a stage that isn't Spark's own stays in Spark; None for Spark's."""
+    """The reason why a stage that is not one of Spark's stays in Spark; None for a stage of Spark."""
     if is_plain(stage):
         return None
     whose = type(stage).__module__.partition(".")[0]
@@ -219,7 +219,7 @@ def foreign(stage: Any) -> str | None:
 
 
 def _linked(vertices: Sequence[Vertex], fold: Callable[[str], str]) -> Iterator[Vertex]:
-    """The stages with the versions that they read and those that wrote them; no stage is in torch yet."""
+    """The stages with the versions that they read, and with the positions of the stages that wrote these."""
     current: dict[str, int] = {}
     declared: dict[str, int] = {}  # the same, as if no stage wrote more than it declares
     unknown = -1  # who may have written what no stage since has
@@ -240,7 +240,7 @@ def _linked(vertices: Sequence[Vertex], fold: Callable[[str], str]) -> Iterator[
 
 
 def _writer(spelled: str, known: Mapping[str, int], fold: Callable[[str], str], unknown: int) -> int:
-    """Position of the stage that has written a column or, of a field `s.b`, the struct."""
+    """The position of the stage that wrote a column or, for a field `s.b`, the struct."""
     name = fold(unquoted(spelled))
     while name not in known and "." in name and unquoted(spelled) == spelled:
         name = name.rpartition(".")[0]
@@ -248,7 +248,7 @@ def _writer(spelled: str, known: Mapping[str, int], fold: Callable[[str], str], 
 
 
 def without_ambiguous(graph: Graph) -> Graph:
-    """A tensor has one name: where a field `s.b` of a struct and a column of that name are read, the field stays in Spark."""
+    """The graph in which the field `s.b` of a struct stays in Spark if a column of that name is read too: tensors go by name."""
     read = [(v, c, version) for v in graph.vertices for c, version in zip(v.spelled, v.sources, strict=True)]
     columns: set[Version] = {version for _, c, version in read if unquoted(c) != c}
     for vertex, c, version in read:

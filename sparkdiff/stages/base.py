@@ -46,13 +46,13 @@ def register(class_name: str) -> Callable[[_Module], _Module]:
 
 @dataclass(frozen=True)
 class Untranslated:
-    """What is known of stages that have no torch form.
+    """The facts about stages without a translation to torch.
 
     Attributes:
         reason: why they have none; the plan shows it.
-        passed_over: Spark passes them over where the data lack their input, as a label is when a model only predicts.
+        passed_over: whether Spark skips them if the data have no such input, as a model that only predicts needs no label.
         own_attributes: as in StageModule.
-        makes_sparse: they write sparse vectors, which may be very wide.
+        makes_sparse: whether they write sparse vectors, which may be very wide.
     """
 
     reason: str
@@ -62,7 +62,7 @@ class Untranslated:
 
 
 def leave_in_spark(class_name: str, reason: str, **facts: bool) -> None:
-    """Leave the fitted stages of this class in Spark; `facts` are those of Untranslated."""
+    """Leave the fitted stages of this class in Spark; `facts` are fields of Untranslated."""
     UNTRANSLATED[class_name] = Untranslated(reason, **facts)
 
 
