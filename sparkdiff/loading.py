@@ -101,7 +101,7 @@ def load_data(spark: SparkSession, given: Any, folder: Path, split: str) -> Data
     """The DataFrame of one entry of `data`.
 
     Raises:
-        InputError: the entry is malformed, or Spark can't read it.
+        InputError: the entry is malformed, or Spark cannot read it.
     """
     given = named_source(split, given)
     if isinstance(given, str):

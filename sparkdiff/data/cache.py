@@ -213,7 +213,7 @@ def _needed(request: Request, columns: list[dict[str, Any]]) -> str:
     """The approximate size of the cache, as text; empty if the rows cannot be counted.
 
     Args:
-        columns: none where it isn't known yet how wide they are.
+        columns: empty if their widths are not known yet.
     """
     wide = sum(c["width"] for c in columns if c["kind"] != "sparse") or len(request.cut.columns)
     try:

@@ -22,8 +22,8 @@ def weight_range(folder: Path, shards: list[list[dict[str, Any]]], request: Requ
     """The exponent of the power of two that divides the weights of a split, None for 0, and the smallest weight that
     counts.
 
-    Sums of weights times losses, and their squares, stay within what doubles hold where the largest weight does. What is
-    less than NEGLIGIBLE of the largest weight would change no digit of any such sum.
+    Sums of weights times losses, and their squares, do not overflow if the largest weight does not. Weights below
+    NEGLIGIBLE times the largest weight change no digit of such a sum.
     """
     least, largest = math.inf, 0.0
     for table in tables(folder, shards, ["weight"]):

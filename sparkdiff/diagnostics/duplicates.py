@@ -99,7 +99,7 @@ def _mixed(h: Tensor) -> Tensor:
 
 
 def _row_hash(x: Rows, salt: int) -> Tensor:
-    """A hash of each row of a column, (n,) int64; zeros that a sparse row stores count as those that it doesn't."""
+    """A hash of each row of a column, (n,) int64; stored zeros of a sparse row equal zeros that are not stored."""
     if isinstance(x, SparseRows):
         stored = x.values != 0
         at = _mixed(x.indices[stored] + (salt << 32))

@@ -79,7 +79,7 @@ class Difference:
     """The differences between two fitted pipelines.
 
     Attributes:
-        oldHash, newHash: content hashes, the same as in a run's summary.json; None where a model can't be saved.
+        oldHash, newHash: content hashes, the same as in a run's summary.json; None if a model cannot be saved.
         stages: every leaf stage of either, in the order of the old pipeline.
         predictions: on the rows given, or None.
     """
@@ -116,7 +116,7 @@ def between(old: Any, new: Any, folder: Path, *, paths: tuple[str | None, str | 
         paths: where they were loaded from, so that the hashes are those of the folders.
 
     Raises:
-        InputError: one of the two isn't fitted.
+        InputError: one of the two is not fitted.
     """
     before, after = flatten(old), flatten(new)
     hashes = hash_of(old, paths[0], folder), hash_of(new, paths[1], folder)

@@ -74,7 +74,8 @@ class Spread:
 
 
 def farness(split: str, spreads: Mapping[str, Spread]) -> Tensor:
-    """How many times as far from the usual value as others the farthest value of a split lies, (w,); 0 where that isn't extreme.
+    """The distance of the farthest value of a split from the usual value, divided by that of the others, (w,); 0 if
+    not extreme.
 
     The others' distance is the root mean square over the training rows that differ from the usual value; where fewer than
     five do (rare levels, constant columns), at least 1 and the usual value's size.

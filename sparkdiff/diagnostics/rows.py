@@ -68,7 +68,7 @@ def check(
 
 
 class _Seen:
-    """What the pass has gathered, and the warnings that follow from it."""
+    """The statistics of the pass, and the warnings that follow from them."""
 
     def __init__(
         self, network: Network, data: Data, described: Mapping[Version, Mapping[str, Any]], options: Options, label: LabelStats,

@@ -62,7 +62,7 @@ def leaks_class(x: Rows, y: Tensor, classes: int, bound: float) -> list[tuple[in
 def leaks_number(x: Rows, y: Tensor, bound: float) -> list[tuple[int, str, float]]:
     """(slot, coefficient, value) of the features whose Pearson or Spearman correlation with the label lies beyond `bound`.
 
-    Of a sparse column only the slots that are filled in most rows come into question, but for Pearson's.
+    In a sparse column only slots that most rows fill are considered, except for Pearson's correlation.
     """
     if isinstance(x, SparseRows):
         columns, x = x.compact()
@@ -100,7 +100,7 @@ class Drift:
     """How well a classifier tells validation rows from training rows.
 
     Attributes:
-        auc: area under its ROC curve on rows that it wasn't fitted on; 0.5 where they can't be told apart.
+        auc: area under its ROC curve on rows that it was not fitted on; 0.5 if they cannot be separated.
         error: its standard error, by clusters of rows.
         shares: per column (w,) its slots' shares of the difference between the mean margins of both sides; they sum to 1.
         shifts: per column (w,) how far the slots' means differ, in standard deviations.
@@ -218,7 +218,9 @@ def _margin(columns: Sequence[Rows], weights: Sequence[Tensor]) -> Tensor:
 
 
 def _fit(columns: Sequence[Rows], held: Tensor) -> list[Tensor]:
-    """Weights of the logistic regression of `held`, both sides weighing the same; the intercept doesn't matter to an AUC."""
+    """Weights of the logistic regression of `held`, with equal total weight on both sides; the intercept does not
+    affect an AUC.
+    """
     weights = [torch.zeros(width(x), dtype=torch.float64, requires_grad=True) for x in columns]
     intercept = torch.zeros((), dtype=torch.float64, requires_grad=True)
     sign = held.to(torch.float64) * 2 - 1

@@ -63,7 +63,7 @@ class Verdict:
 
 
 def total_gain(gains: Tensor) -> Tensor:
-    """Sums over the blocks (..., B); -inf where a column can't be tested.
+    """Sums over the blocks (..., B); -inf if a column cannot be tested.
 
     A column cannot be tested if it is not finite, or if its squares overflow or vanish.
     """

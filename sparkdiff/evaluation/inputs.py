@@ -77,7 +77,7 @@ class Feature:
 
 
 def _median(x: Tensor) -> Tensor:
-    """Of the columns of (n, d), (d,); 0 of one that is NaN throughout."""
+    """The medians of the columns of (n, d), (d,); 0 for a column of NaN only."""
     return x.nanmedian(0).values.nan_to_num(0.0, torch.inf, -torch.inf)
 
 
@@ -134,7 +134,7 @@ def settling(network: Network) -> set[int]:
 def distinct_values(network: Network, data: Data, i: int) -> dict[int, Tensor]:
     """The finite values of the training rows, ascending, of each feature that stage i compares with thresholds.
 
-    Of a feature of many values, about VALUES of them, evenly by rank.
+    For a feature with many values, about VALUES of them, evenly spaced by rank.
     """
     [version] = network.graph.vertices[i].reads
     found: dict[int, Tensor] = {}

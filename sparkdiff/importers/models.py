@@ -184,5 +184,5 @@ def labelled(model: Any, classes: Sequence[Any], columns: Columns) -> Any:
 
 
 def depth(nodes: Nodes) -> int:
-    """Of the deepest tree, within what Spark's Param allows."""
+    """The depth of the deepest tree, limited to the range of Spark's Param."""
     return min(int(nodes.depth().max()), 30)

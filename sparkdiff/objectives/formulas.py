@@ -42,7 +42,7 @@ def pinball(prediction: Tensor, y: Tensor, tau: float) -> Tensor:
 
 
 def probabilities(margin: Tensor) -> Tensor:
-    """(n,) or (n, k) -> (n, k), both ends exact: 1 - p of a large margin isn't 0."""
+    """(n,) or (n, k) -> (n, k), both ends are exact: 1 - p of a large margin is not 0."""
     return torch.stack([torch.sigmoid(-margin), torch.sigmoid(margin)], 1) if margin.ndim == 1 else margin.softmax(1)
 
 

@@ -1,6 +1,6 @@
 """Metrics: means of losses over rows, and the metrics of Spark's evaluators with the influence of each row.
 
-A metric that is not a mean over rows is a function T of the rows' weights w that doesn't change when all are
+A metric that is not a mean over rows is a function T of the rows' weights w that does not change when all weights are
 multiplied by the same number. Its influence psi_i = T + W * dT/dw_i (W the sum of w), the infinitesimal jackknife of
 Jaeckel (1972), makes it a
 mean: that of psi by weight is T, and the sampling error of T is that of this mean, to first order. So the guard tests sums

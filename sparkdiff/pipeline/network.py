@@ -257,7 +257,7 @@ def translate(model: Any, *, schema: SchemaOrRows = None) -> Network:
             categories (`ml_attr` metadata decide what a few stages compute; the plan names them).
 
     Raises:
-        InputError: the pipeline isn't fitted.
+        InputError: the pipeline is not fitted.
     """
     if schema is not None and not isinstance(schema, StructType):
         check_dataframe("schema, if not a StructType,", schema)

@@ -11,7 +11,7 @@ SHOWN = 8
 
 
 def p_value(p: float, least: float = 0.001) -> str:
-    """A p-value as a reader wants it: below `least`, or 0.001 where that is smaller, its size doesn't matter."""
+    """A p-value as text: below `least`, or below 0.001 if that is smaller, only the bound is shown."""
     least = min(least, 0.001)
     return f"p < {least:.1g}" if p < least else f"p {p:.3f}" if p >= 0.001 else f"p {p:.2g}"
 
@@ -72,7 +72,7 @@ def _changes(slices: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _gain(change: Mapping[str, Any]) -> float:
-    """As a share of the original's metric; -inf where that or the tuned one's isn't a number."""
+    """The gain as a share of the original's metric; -inf if one of the two metrics is NaN."""
     if change["before"] is None or change["gain"] is None:
         return -math.inf
     return change["gain"] / max(abs(change["before"]), 1e-12)  # type: ignore[no-any-return]

@@ -174,14 +174,16 @@ class Multinomial(Counting):
 
 
 class Negated(LogProbabilities):
-    """What holds minus the logarithms of shares."""
+    """Parameters that hold minus the logarithms of shares."""
 
     def value(self, start: Tensor, move: Tensor) -> Tensor:
         return -super().value(-start, -move)
 
 
 class Complement(Counting):
-    """rawPrediction = log-softmax of x @ theta.T, whatever pi; theta holds minus the logarithms of the others' probabilities."""
+    """rawPrediction = log-softmax of x @ theta.T, independent of pi; theta holds minus the logarithms of the
+    probabilities of the other classes.
+    """
 
     negated = True
 
@@ -215,7 +217,7 @@ class LogOdds(Constraint):
 
 
 class Bernoulli(Counting):
-    """rawPrediction = pi + sum of theta where x is 1, and of log(1 - exp(theta)) where it is 0."""
+    """rawPrediction = pi + sum of theta for entries x = 1, and of log(1 - exp(theta)) for entries x = 0."""
 
     rule = "0 or 1"
 

@@ -272,7 +272,7 @@ class Bucketizer(Comparing):
         return {self.name: SortedSplits(self.outer)}
 
     def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
-        """Of a split that moves freely in its column's standard deviations, of others in logarithms of distances."""
+        """The first split moves in standard deviations of its column, the others in logarithms of distances."""
         own: Tensor = getattr(self, self.name).detach()
         free = self.inner & ~torch.cat([own[..., :1], own[..., :-1]], -1).isfinite()
         free = free & own.gather(-1, torch.tensor(self.sizes).view(*own.shape[:-1], 1) - 1).isinf()

@@ -27,7 +27,7 @@ def squares(x: Rows) -> Tensor:
 
 
 class Clusters(Predictor):
-    """What models of k clusters have in common: classes without a label."""
+    """The common part of models with k clusters: classes without a label."""
 
     labelled = False
     label_cols = ("predictionCol",)
@@ -46,7 +46,7 @@ class Clusters(Predictor):
 
 @register("pyspark.ml.clustering.KMeansModel")
 class KMeans(Clusters):
-    """The nearest centre; the first one of equal distance, and the first where a distance isn't finite.
+    """The nearest centre; the first of several at equal distance, and the first if a distance is not finite.
 
     Source: org.apache.spark.mllib.clustering.DistanceMeasure. The margin holds the distances (n, k), squared if euclidean and
     1 - cosine else; the loss is the least of them, which is what KMeansSummary.trainingCost sums.

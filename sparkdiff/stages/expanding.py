@@ -17,8 +17,8 @@ from sparkdiff.stages.base import StageModule, register
 class PolynomialExpansion(StageModule):
     """All monomials of degree 1 to `degree`, in Spark's order: of (a, b) a, a^2, b, ab, b^2. Sparse stays sparse.
 
-    A monomial is multiplied from its last feature to its first, and what has become 0 stays 0: b^0 * a is 0 of b = 0 and
-    a = inf, while b * a is NaN of b = inf and a = 0. An entry of a sparse row that isn't stored takes no part.
+    A monomial is multiplied from its last feature to its first, and what has become 0 stays 0: b^0 * a is 0 of b = 0
+    and a = inf, while b * a is NaN of b = inf and a = 0. Entries that a sparse row does not store are ignored.
 
     Source: org.apache.spark.ml.feature.PolynomialExpansion.expandDense and expandSparse.
     """
@@ -69,7 +69,7 @@ class PolynomialExpansion(StageModule):
 
 
 def times(product: Tensor, factor: Tensor) -> Tensor:
-    """Their product, in which a `product` of 0 stays 0 whatever the factor, and has its derivative where that is finite."""
+    """The product, where a `product` of 0 stays 0 for any factor, with its derivative if finite."""
     return torch.where((product == 0) & ~factor.isfinite(), 0.0, product * factor)
 
 

@@ -165,7 +165,9 @@ class Trees(Predictor):
         return tensor(self.nodes.values[self.nodes.starts[self.nodes.continuous]])
 
     def critical_rows(self, row: Tensor) -> Tensor:
-        """At most EDGES rows like `row` (1, d) with a feature on a threshold, or at a category or beside all of them."""
+        """At most EDGES rows like `row` (1, d) with a feature on a threshold, at a category, or at none of the
+        categories.
+        """
         nodes = self.nodes
         at = [*zip(nodes.featureIndex[nodes.continuous].tolist(), self.thresholds.tolist(), strict=True)]
         for j in np.flatnonzero(nodes.categorical):

@@ -162,7 +162,7 @@ def _is_dense(entries: Tensor, width: int) -> Tensor:
 
 
 def _compressed(x: SparseRows) -> SparseRows:
-    """The same rows, with all their zeros stored where Spark stores the row dense, and none where it doesn't."""
+    """The same rows; all zeros are stored if Spark stores the row dense, else none."""
     row = x.rows()
     whole = _is_dense(torch.bincount(row[x.values != 0], minlength=len(x)), x.width)
     kept, full = (x.values != 0) & ~whole[row], whole.nonzero()[:, 0]

@@ -53,8 +53,8 @@ def regression_margin(p: Parameters, *more: Tensor) -> AffineForm:
 def coefficient_units(x: FeatureStats, unit: float) -> Tensor:
     """A coefficient's unit: one unit of the margin per standard deviation of its column (1 where the column is constant).
 
-    Of sparse rows it is one per usual entry: the standard deviation of a rare word's column is a hundredth of an entry, and a
-    hundred such units would meet in the rows that have it.
+    For sparse rows it is one per usual entry: the standard deviation of a rare word's column is a hundredth of an
+    entry, so the unit would be a hundred times too large for rows with the word.
     """
     spread = x.std if x.entry is None else x.entry
     return unit / torch.where(spread > 0, spread, 1.0)
@@ -254,7 +254,7 @@ class LogisticRegression(ProbabilisticClassifier):
         return out - self.moved(self.threshold) if self.unfrozen else out
 
     def scores(self, x: Rows) -> Tensor:
-        """What Spark's columns are made of, (n,) or (n, k)."""
+        """The scores from which Spark's columns are computed, (n,) or (n, k)."""
         if self.isMultinomial:
             return product(x, self.coefficientMatrix) + self.interceptVector
         return product(x, self.coefficientMatrix[0]) + self.interceptVector[0]
@@ -378,7 +378,7 @@ class LogisticRegression(ProbabilisticClassifier):
 
 
 def binary_threshold(stage: Any) -> float:
-    """The threshold of a model with one margin; `getThreshold` divides by zero where Spark doesn't."""
+    """The threshold of a model with one margin; `getThreshold` can divide by zero, Spark itself does not."""
     if stage.isSet("thresholds"):
         zero, one = stage.getOrDefault("thresholds")
         threshold = 1 / (1 + zero / one) if one else 0.0

@@ -48,7 +48,7 @@ class Predictor(StageModule):
         return ()
 
     def margin(self, *columns: Rows) -> Tensor:
-        """What losses are computed from: (n,), or (n, k) for k classes in softmax form. Takes `nulls=` where forward does."""
+        """The input of losses: (n,), or (n, k) for k classes in softmax form. Takes `nulls=` if forward does."""
         raise NotImplementedError
 
     def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[StageModule, Tensor | None]:
@@ -83,7 +83,7 @@ class Predictor(StageModule):
         raise NotImplementedError
 
     def loss_unit(self) -> float:
-        """What a large difference of `cost` is, so that training doesn't depend on the features' units."""
+        """A typical large difference of `cost`, so that training does not depend on the units of the features."""
         return 1.0
 
     def mean(self, margin: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ class Predictor(StageModule):
 
     @property
     def margins(self) -> int:
-        """Numbers in a row's margin; 0 where it is a number itself."""
+        """Number of entries in the margin of a row; 0 if it is a scalar."""
         return self.classes if self.margin_link == "softmax" else 0
 
     @property
@@ -104,13 +104,13 @@ class Predictor(StageModule):
     """Of a classifier: whether its margin tells probabilities."""
 
     def class_scores(self, margin: Tensor) -> Tensor:
-        """What tells the classes apart: (n,), larger for class 1, or (n, k)."""
+        """The scores of the classes: (n,), larger for class 1, or (n, k)."""
         return margin
 
     @property
     def margin_link(self) -> str:
-        """What the margin is of what Spark shows: `identity` or `log` of the mean, `logit` of the probability (of class 1),
-        `softmax` where probabilities are its softmax, "" anything else.
+        """The link between the margin and Spark's output: `identity` or `log` of the mean, `logit` of the probability
+        (of class 1), `softmax` where probabilities are its softmax, "" anything else.
         """
         return ""
 
@@ -124,7 +124,9 @@ class Predictor(StageModule):
         raise NotImplementedError
 
     def decision_margin(self, margin: Tensor) -> Tensor:
-        """The margin moved so that its sign, or its largest entry, is the decision whatever the thresholds; as `margin`."""
+        """The margin shifted so that its sign, or its largest entry, is the decision for any thresholds; like
+        `margin`.
+        """
         raise NotImplementedError
 
     positive_mean: bool = False
@@ -237,7 +239,9 @@ def logit(threshold: float) -> float:
 
 
 def softmax(margin: Tensor) -> Tensor:
-    """As Spark's Utils.softmax: a row that holds +inf is 1 at the first of them and 0 elsewhere, NaN at what isn't finite."""
+    """Like Spark's Utils.softmax: a row with +inf is 1 at the first one and 0 elsewhere, NaN at entries that are not
+    finite.
+    """
     probability = torch.softmax(margin, 1)
     infinite = margin.isposinf()
     if not bool(infinite.any()):

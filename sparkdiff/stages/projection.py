@@ -123,7 +123,7 @@ def _turn(d: int) -> Tensor:
 
 
 def _weights(d: int) -> Tensor:
-    """What makes the transform orthonormal, (d,)."""
+    """The factors that make the transform orthonormal, (d,)."""
     weights = torch.full((d,), math.sqrt(2 / d), dtype=torch.float64)
     weights[0] = math.sqrt(1 / d)
     return weights

@@ -38,8 +38,8 @@ class FloatProduct(torch.autograd.Function):
 class ALS(Predictor):
     """prediction = the product of the user's and the item's factors, all in float32; NaN where one of them is unknown.
 
-    The model doesn't say whether it was fitted to ratings or, with implicitPrefs, to preferences weighted by confidence: its
-    own loss is the squared error of whatever the label column holds, by weightCol.
+    The model does not store whether it was fitted to ratings or, with implicitPrefs, to preferences weighted by
+    confidence: its own loss is the squared error of the label column, weighted by weightCol.
 
     Source: org.apache.spark.ml.recommendation.ALSModel (transform, predict, checkIntegers).
     """
@@ -90,7 +90,7 @@ class ALS(Predictor):
         }
 
     def _places(self, known: Tensor, ids: Tensor, name: str) -> Tensor:
-        """Where in the table each id is, -1 where it isn't, (m,), (n,) -> (n,) int64."""
+        """The position of each id in the table, -1 if missing, (m,), (n,) -> (n,) int64."""
         wrong = ~((ids == ids.round()) & (ids >= INTEGERS[0]) & (ids <= INTEGERS[1]))  # NaN too
         if bool(wrong.any()):
             raise InputError(

@@ -25,7 +25,7 @@ CELLS = 4_000_000
 
 @dataclass
 class Splits:
-    """What a row meets at each of S places. Places where nothing is decided have column 0 and some threshold."""
+    """The splits at each of S places. Places without a decision have column 0 and an arbitrary threshold."""
 
     column: Tensor  # (S,) int32 among the gathered columns
     source: Tensor  # (S,) int32 into the thresholds, one past their end where there is none

@@ -125,7 +125,9 @@ class VectorSlicer(Selection):
 
 @register("pyspark.ml.feature.VectorSizeHint")
 class VectorSizeHint(StageModule):
-    """The column itself; with handleInvalid='error' vectors of another size raise, as in Spark, 'optimistic' doesn't look."""
+    """The column itself. With handleInvalid='error' vectors of another size raise, as in Spark; 'optimistic' does not
+    check.
+    """
 
     columnwise = True
 

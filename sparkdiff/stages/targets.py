@@ -109,7 +109,7 @@ class TargetEncoder(StageModule):
         return {"rows": torch.bincount(torch.cat(self.slots(columns, nulls)), minlength=len(self.stats))}
 
     def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
-        """What changes an encoding by one standard deviation of its column's encodings over the rows."""
+        """One standard deviation of the encodings of the column over the rows."""
         encodings, rows = self.encodings().detach(), x.sums["rows"]
         spread = torch.empty_like(encodings)
         for table in self.tables:
@@ -148,7 +148,9 @@ class Table:
         self.place = place[seen][order]
 
     def find(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Each row's entry (n,), that of what wasn't seen where it is none of these; and whether it is one (n,)."""
+        """The entry of each row (n,), with the entry for unseen values if needed; and whether the value was seen
+        (n,).
+        """
         if not len(self.known):
             return torch.full_like(x, self.unseen, dtype=torch.int64), torch.zeros_like(x, dtype=torch.bool)
         near = torch.searchsorted(self.known, x).clamp_max(len(self.known) - 1)

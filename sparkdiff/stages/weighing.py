@@ -44,7 +44,7 @@ class Normalizer(StageModule):
         return x / norm[:, None]
 
     def norm(self, x: Rows) -> Tensor:
-        """Each row's norm, (n,), and 1 where it is 0."""
+        """The norm of each row, (n,); 1 if it is 0."""
         if math.isinf(self.p):
             norm = largest(x)
             return torch.where(norm == 0, 1.0, norm)

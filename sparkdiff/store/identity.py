@@ -55,7 +55,7 @@ def identity(value: Any, *, bare: Callable[[str], str] = str) -> str:
     """A hash that is equal for two values only if everything that decides their result is equal.
 
     Args:
-        bare: a string without what doesn't count.
+        bare: returns a string without the parts that do not count.
 
     Raises:
         UntoldError: a part cannot be identified (a lock, a session, an open file); names it.
@@ -263,7 +263,7 @@ def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
 
 
 def _imported(code: types.CodeType, package: str | None) -> Iterator[types.ModuleType | None]:
-    """The modules that a function imports itself; None for one that can't be imported, as the function can't import it either."""
+    """The modules that a function imports itself; None for a module that cannot be imported."""
     # Before an operand above 255 stands one that holds its upper bits.
     steps = [step for step in dis.get_instructions(code) if step.opname != "EXTENDED_ARG"]
     for i, step in enumerate(steps):
@@ -320,7 +320,7 @@ def _installed(module: str) -> bool:
 
 
 def _version(top: str) -> str:
-    """The version of a package, by itself and as it was installed; "" where it has none, or is of Python."""
+    """The version of a package, by its own attribute and as installed; "" if it has none or belongs to Python."""
     own = getattr(sys.modules.get(top), "__version__", "")
     releases = () if top in UNINSTALLED else _releases(top)
     return " ".join([*([own] if isinstance(own, str) and own else []), *releases])

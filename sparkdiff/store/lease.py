@@ -136,7 +136,7 @@ def held(path: Path, what: str, *, wait: float = 0.0, beat: float = BEAT, lasts:
 
     Raises:
         HeldError: another process still holds it after `wait` seconds; names the process.
-        OSError: the file can't be written.
+        OSError: the file cannot be written.
     """
     lease = _taken(path, what, wait, beat, lasts)
     thread = threading.Thread(target=lease._beat, args=(beat,), daemon=True, name=f"lease {path.name}")

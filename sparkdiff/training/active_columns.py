@@ -58,7 +58,8 @@ class Span:
     Attributes:
         entries: (q,) int64, which of those that the candidates' state is of; None for all of the flat vector.
         flat: (K, q) parameters, `gradient` (K, q) by them.
-        parameters: per stage and name, (K, *shape) views of `flat`, and what doesn't train as it is.
+        parameters: per stage and name, (K, *shape) views of `flat`; parameters that do not train are passed
+            unchanged.
         room: the same views of `gradient`.
         sums: in one piece, so that a step needs one sum over the processes: gradients (K, q), losses (K,), curvature (C, q) of
             those that take Newton's steps, weight ().

@@ -103,7 +103,7 @@ class Folded:
         """The slopes of K candidates' parameters; those that train have a leading dimension K.
 
         Raises:
-            NotAffineError: a stage between isn't affine.
+            NotAffineError: a stage in between is not affine.
         """
         found: dict[Version, Tensor] = {}
         constant: Tensor | float = 0.0
@@ -211,7 +211,7 @@ def _places(leaves: Tensor, tables: int, width: int) -> Tensor:
 
 
 def fold(network: Network, widths: Mapping[Version, int]) -> Folded | None:
-    """The network folded, or None where a stage that trains, or one behind it, isn't affine."""
+    """The affine form of the network, or None if a stage that trains, or a later one, is not affine."""
     folded = Folded(network, widths)
     try:
         folded.slopes({i: dict(network.module(i).named_parameters()) for i in network.positions}, 1)

@@ -260,9 +260,9 @@ def train(
 ) -> None:  # fmt: skip
     """Train on the train split until the end, and measure on the validation split after every epoch.
 
-    All candidates see the same batches. A candidate stops when its validation metric hasn't improved for `options.patience`
-    epochs, or when it diverges: its training loss or its metric isn't finite. `on_step` is called after every step and every
-    epoch.
+    All candidates see the same batches. A candidate stops when its validation metric hasn't improved for
+    `options.patience` epochs, or when it diverges: its training loss or its metric is not finite. `on_step` is called
+    after every step and every epoch.
     """
     options = training.options
     with one_thread_for_small_steps(len(training.scales.unit) * options.batchSize):

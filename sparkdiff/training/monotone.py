@@ -22,10 +22,11 @@ RISING = ("identity", "log", "logit", "probit", "cloglog")
 
 @dataclass(frozen=True)
 class Monotone:
-    """strength * (slope of the margin by the feature, in natural units, where it has the wrong sign)^2, summed over features.
+    """strength * (slope of the margin by the feature, in natural units, if it has the wrong sign)^2, summed over
+    features.
 
     Attributes:
-        signs: per fixed version (d,), 1 where the margin should rise, -1 where it should fall, 0 where no wish was given.
+        signs: per fixed version (d,), 1 if the margin should rise, -1 if it should fall, 0 without a request.
         weights: per fixed version (d,), strength * (standard deviation of the feature / natural unit of the margin)^2.
     """
 

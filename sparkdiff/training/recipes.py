@@ -57,7 +57,7 @@ def recipes_for(
     """The recipes to try. With fewer than 1,000 validation rows, only the most careful one.
 
     Args:
-        mixes: whether rows can be mixed (sparse ones and categories' numbers can't).
+        mixes: whether rows can be mixed (not if they are sparse or contain category indices).
         trees: how many trees' leaves train.
         newton: whether a trees' margin is what the loss sees, so that Newton's steps can be taken.
     """

@@ -73,7 +73,7 @@ class Prepare:
 
 @dataclass(frozen=True)
 class Share:
-    """Of the rows that a virtual shard gives to a step, those from `first` to `last` are a rank's."""
+    """The rows `first` to `last` of a virtual shard's rows in a step, which belong to one rank."""
 
     shard: int
     rows: int

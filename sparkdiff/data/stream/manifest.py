@@ -62,7 +62,7 @@ class Column:
         return torch.empty((rows, self.width) if self.kind == "dense" else (rows,), dtype=self.dtype)
 
     def problem(self, x: Tensor | SparseRows, rows: int) -> str:
-        """Why `x` cannot be this column of a file of so many rows; empty where it can."""
+        """The reason why `x` cannot be this column of a file with that many rows; empty if it can."""
         data, wanted = x.values if isinstance(x, SparseRows) else x, self.empty(0)
         if len(x) != rows:
             return f"{len(x)} rows in column {self.name!r}, the manifest says {rows}"
@@ -89,7 +89,7 @@ class CachedFile:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What is in a cache folder: the pieces of every virtual shard of every split."""
+    """The content of a cache folder: the pieces of every virtual shard of every split."""
 
     folder: Path
     fingerprint: str

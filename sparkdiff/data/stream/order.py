@@ -47,7 +47,9 @@ def step_bounds(rows: Sequence[int], steps: int, first: int = 0, last: int | Non
 
 @dataclass(frozen=True)
 class Part:
-    """What a rank serves of a virtual shard: of n rows of a step those from n * first // world to n * last // world."""
+    """The part of a virtual shard that a rank serves: of n rows of a step, those from n * first // world to n * last
+    // world.
+    """
 
     shard: int
     first: int
@@ -56,7 +58,7 @@ class Part:
 
 
 def parts_of(shards: int, rank: int, world: int) -> list[Part]:
-    """What a rank serves: whole shards where there are enough of them, else a part of one or two.
+    """The parts that a rank serves: complete shards if there are enough, else a part of one or two.
 
     Rank after rank, the rows of a step are those that a process alone would see, in the same order.
     """

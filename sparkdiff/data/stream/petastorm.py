@@ -24,7 +24,7 @@ _FILES_PER_READER = 3
 
 
 def refusal(folder: Path, columns: Sequence[Column]) -> str:
-    """Why Petastorm cannot read this cache here; empty where it can."""
+    """The reason why Petastorm cannot read this cache here; empty if it can."""
     if sparse := [column.column for column in columns if column.kind == "sparse"]:
         return f"Petastorm refuses lists of unequal length, in which the sparse columns {sparse} are stored"
     if urlparse(_url(folder)).path != str(folder):
