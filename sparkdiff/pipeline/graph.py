@@ -120,7 +120,7 @@ class Graph:
     @property
     def head(self) -> Vertex:
         """The predictor whose outputs enter the loss."""
-        assert self.head_position is not None, "no predictor that a loss could be attached to"
+        assert self.head_position is not None, "no predictor that a loss could train"
         return self.vertices[self.head_position]
 
     @functools.cached_property
