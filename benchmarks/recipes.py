@@ -18,15 +18,16 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 from poster_table import CONFIG, HELD_OUT, VARIANTS, build, rows_of
 from pyspark.sql import functions as F
 
-from sparkdiff import FineTuner
+from sparkdiff.data.splits import Source
+from sparkdiff.finetune import fine_tune, prepare
 from sparkdiff.job import load_config
 from sparkdiff.loading import function, load_data, start_session
-from sparkdiff.training import preparation
+from sparkdiff.options import Options
+from sparkdiff.report import Phases
 from sparkdiff.training.recipes import Recipe
 
 RATES, ANCHORS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), (0.0, 1e-3, 1e-2, 1e-1)
@@ -37,11 +38,8 @@ FIRST_SEED = 100
 
 def gains(model: Any, rows: Any, seed: int, folder: str, grid: Sequence[Recipe] = GRID, **options: Any) -> list[float]:
     """Per candidate of the grid the relative gain of its best epoch on the validation rows."""
-    with mock.patch.object(preparation, "candidates", return_value=list(grid)):
-        tuner = FineTuner(
-            pipeline=model, validationIndicatorCol=HELD_OUT, seed=seed, cacheDir=folder, guard=1.0, **options
-        )
-        history = tuner.fit(rows).summary.history
+    given = Options.of({"validationIndicatorCol": HELD_OUT, "seed": seed, "cacheDir": folder, "guard": 1.0, **options})
+    history = fine_tune(prepare(model, given, rows), [Source(rows)], Phases(), recipes=grid).summary.history
     before = history["validationMetric"][0]
     best = history.groupby("candidate")["validationMetric"].min()
     return [float((before - best[k]) / abs(before)) for k in range(len(grid))]

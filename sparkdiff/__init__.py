@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from sparkdiff.pipeline.parity import Parity, verify
     from sparkdiff.pipeline.plan import Plan, plan
     from sparkdiff.pipeline.write_back import write_back
+    from sparkdiff.report.progress import Events
+    from sparkdiff.report.record import RunRecord
     from sparkdiff.report.summary import FineTuningSummary
     from sparkdiff.stages.base import StageModule, register
 
@@ -31,6 +33,8 @@ _HOME = {
         "pipeline.parity": ["Parity", "verify"],
         "pipeline.plan": ["Plan", "StagePlan", "plan"],
         "pipeline.write_back": ["write_back"],
+        "report.progress": ["Events"],
+        "report.record": ["RunRecord"],
         "report.summary": ["FineTuningSummary"],
         "stages.base": ["StageModule", "register"],
     }.items()
@@ -39,9 +43,9 @@ _HOME = {
 
 __version__ = "0.1.0"
 __all__ = [  # noqa: RUF022 - by what a reader meets first
-    "plan", "translate", "write_back", "verify", "FineTuner", "FineTunerModel", "FineTuningSummary", "plain", "from_sklearn",
-    "from_lightgbm", "from_xgboost", "Plan", "Network", "Parity", "StageModule", "register", "SparkdiffError", "InputError",
-    "ParityError",
+    "plan", "translate", "write_back", "verify", "FineTuner", "FineTunerModel", "FineTuningSummary", "Events", "RunRecord",
+    "plain", "from_sklearn", "from_lightgbm", "from_xgboost", "Plan", "Network", "Parity", "StageModule", "register",
+    "SparkdiffError", "InputError", "ParityError",
 ]  # fmt: skip
 
 

@@ -26,7 +26,7 @@ from sparkdiff.errors import InputError, check_dataframe, kind_of
 from sparkdiff.finetune import Shared, fine_tune, prepare
 from sparkdiff.options import Options, callable_name, named_callable
 from sparkdiff.pipeline.nesting import Holder, flatten, plain
-from sparkdiff.report import Phases
+from sparkdiff.report import Events, Phases
 from sparkdiff.report.summary import FineTuningSummary
 
 FIELDS = {f.name: f for f in dataclasses.fields(Options)}
@@ -79,6 +79,8 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
         referenceData: a DataFrame of rows that may not get worse, for example of the weeks before. A tuned pipeline
             that is significantly worse on them is not returned. Training never reads them, and they are not saved
             with the FineTuner.
+        callbacks: instances of subclasses of `sparkdiff.Events`, which are told of each phase, each epoch and the decision.
+            They are not a Param: they are not saved with the FineTuner.
         **params: see `sparkdiff.options.Options`, or `FineTuner().explainParams()`.
 
     `fit(df)` returns a `FineTunerModel` whose `pipelineModel` is plain Spark ML. `fit(df, [map, ...])`, and therefore
@@ -100,13 +102,17 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
         Params._dummy(), "referenceData", "a DataFrame of rows on which the tuned pipeline may not be worse"
     )  # type: ignore[no-untyped-call]
 
-    def __init__(self, pipeline: Any = None, *others: Any, referenceData: DataFrame | None = None, **params: Any):
+    def __init__(
+        self, pipeline: Any = None, *others: Any, referenceData: DataFrame | None = None, callbacks: Sequence[Events] = (),
+        **params: Any,
+    ):  # fmt: skip
         if others:
             raise InputError(
                 f"FineTuner takes only the pipeline without a name, but got {', '.join(map(kind_of, others))} "
                 'as well: FineTuner(model, labelCol="label")'
             )
         super().__init__()
+        self.callbacks = callbacks
         self._shared: Shared | None = None  # set on the copy that the fits of one fitMultiple start from
         self._setDefaults()
         self.setParams(pipeline=pipeline, referenceData=referenceData, **params)
@@ -188,7 +194,7 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
                 raise InputError(f"{given.uid} isn't fitted: pass the result of its fit(), or put it into a Pipeline")
             else:
                 model = shared.once(("plain", given), lambda: plain(given))
-            task, phases = prepare(model, options, dataset), Phases(options.verbosity > 0)
+            task, phases = prepare(model, options, dataset), Phases(options.verbosity > 0, self.callbacks)
             outcome = fine_tune(task, sources, phases, shared=shared, cuts=cuts)
         found = FineTunerModel(outcome.model, model, outcome.summary)
         self.copy()._copyValues(found)  # whose lists are its own

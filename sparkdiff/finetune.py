@@ -2,39 +2,39 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import importlib.metadata
-import math
-import sys
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
-
-import torch
-from pyspark.util import VersionUtils
 
 from sparkdiff import jvm
 from sparkdiff.data import cache as caches
 from sparkdiff.data.cache import Cache
 from sparkdiff.data.fingerprint import SHARDS, Request
-from sparkdiff.data.splits import REFERENCE, SPLITS, TRAIN, VALIDATION, Cuts, Source, rule
+from sparkdiff.data.splits import REFERENCE, SPLITS, VALIDATION, Cuts, Source, rule
 from sparkdiff.data.stream import Stream, copies
 from sparkdiff.diagnostics import rows as datachecks
-from sparkdiff.errors import InputError, ParityError
+from sparkdiff.diagnostics.pipelines import changes_outside, unreadable_by_older_spark
+from sparkdiff.errors import InputError
 from sparkdiff.evaluation import cached_parity, guard
 from sparkdiff.evaluation.acceptance import Judgement, check_options, divergence, judge, reason
+from sparkdiff.evaluation.checks import (
+    all_labels,
+    check_classes,
+    check_finite,
+    check_trained,
+    check_varies,
+    training_labels,
+)
 from sparkdiff.evaluation.data import Data, rows_at_once
 from sparkdiff.evaluation.feature_names import Slots
 from sparkdiff.evaluation.ledger import candidate_count, diverged
 from sparkdiff.evaluation.scores import Score, score
 from sparkdiff.machine import memory
-from sparkdiff.objectives.losses import Objective, check_label, no_event, one_label
+from sparkdiff.objectives.losses import Objective, check_label
 from sparkdiff.objectives.metrics import Metric
-from sparkdiff.options import Options, callable_name
+from sparkdiff.options import Options
 from sparkdiff.pipeline.cut import Cut, analyse
-from sparkdiff.pipeline.graph import Graph, Version
-from sparkdiff.pipeline.nesting import flatten
+from sparkdiff.pipeline.graph import Graph
 from sparkdiff.pipeline.network import Network
 from sparkdiff.pipeline.parity import Parity
 from sparkdiff.pipeline.plan import Plan, plan_of
@@ -42,24 +42,19 @@ from sparkdiff.pipeline.roles import Roles
 from sparkdiff.pipeline.schema import SchemaOrRows
 from sparkdiff.pipeline.write_back import write_back
 from sparkdiff.report import Phases
+from sparkdiff.report.record import versions
 from sparkdiff.report.summary import FineTuningSummary
-from sparkdiff.stages.base import REGISTRY, SUPPORT, LabelStats, StageModule, class_name, columns_of
-from sparkdiff.stages.forest import Trees
+from sparkdiff.stages.base import SUPPORT, LabelStats, columns_of
 from sparkdiff.stages.predictor import Predictor
-from sparkdiff.store.digests import all_params, without_uids
 from sparkdiff.store.disk import room
-from sparkdiff.store.files import not_writable
-from sparkdiff.store.identity import UntoldError, identity
-from sparkdiff.store.lease import held, lease_of
-from sparkdiff.store.run_folder import RunFolder, folder_name, untold
+from sparkdiff.store.run_folder import RunFolder, opened
 from sparkdiff.training import monotone
 from sparkdiff.training.distributed import launch
 from sparkdiff.training.distributed.worker import Assignment, objectives
-from sparkdiff.training.loop import STATE, Trained
+from sparkdiff.training.loop import Trained
 from sparkdiff.training.preparation import outset
-
-FOLDED = 1e-6
-"""Relative difference allowed between a metric of the folded candidates and of the network itself."""
+from sparkdiff.training.recipes import Recipe
+from sparkdiff.training.resuming import computed_by, request_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +140,7 @@ class Shared:
         return dataclasses.replace(cache, hit=True) if known else cache
 
 
-def _cached(task: Task, sources: Sequence[Source]) -> tuple[Any, ...]:
+def _key(task: Task, sources: Sequence[Source]) -> tuple[Any, ...]:
     """All that decides, beside the rows to split, what is cached and where; not how it is trained."""
     o = task.options
     # The cut itself, and not the options that move it (reference, predictionCol, unfreeze): a list of these can lack one.
@@ -155,385 +150,317 @@ def _cached(task: Task, sources: Sequence[Source]) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
+# The phases' values ---------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Goal:
+    """The loss and the metric, and the labels that they were checked with.
+
+    Attributes:
+        label: the labels of the training rows.
+        labels: the labels of all rows; None without a label column.
+        warnings: about splits in which all rows have the same label.
+    """
+
+    label: LabelStats
+    labels: LabelStats | None
+    objective: Objective
+    metric: Metric
+    warnings: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """The input of all phases after the cache.
+
+    Attributes:
+        shared, key: give the results that other fits on the same rows can use, too.
+        network: the network of the original.
+        computed: identifies the network before it sees a row; empty if no later run can resume this one.
+    """
+
+    task: Task
+    phases: Phases
+    shared: Shared
+    key: tuple[Any, ...]
+    cache: Cache
+    network: Network
+    computed: dict[str, Any]
+    data: Data
+    goal: Goal
+
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        return self.shared.once((name, self.key), make)
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """The metric of a pipeline on each split that has rows, and its parity with Spark; None if it was not compared again."""
+
+    scores: dict[str, Score]
+    parity: Parity | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """The result of training.
+
+    Attributes:
+        best: the metric (as a loss) that training measured for the chosen network.
+        frozen: per parameter the number of entries that did not train, because too few rows have them.
+        lost: a sentence for every restart after lost processes.
+        unsaved: why a checkpoint could not be written; empty if all were written.
+    """
+
+    found: Trained
+    best: float
+    frozen: dict[str, int]
+    lost: list[str]
+    unsaved: str
+    wishes: monotone.Wishes | None
+    folder: RunFolder
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """The decision about the trained network, its validation metric, and warnings about the decision."""
+
+    judgement: Judgement
+    tuned: Score
+    warnings: list[str]
+
+
+# The phases -----------------------------------------------------------------------------------------------------------
+
+
 def fine_tune(
     task: Task, sources: Sequence[Source], phases: Phases, *, shared: Shared | None = None, replace: bool = False,
-    cuts: Cuts | None = None,
+    cuts: Cuts | None = None, recipes: Sequence[Recipe] | None = None,
 ) -> Outcome:  # fmt: skip
     """Train what the plan says on these rows, and return the pipeline that held-out rows decide for.
 
     Args:
-        cuts: where time divides the rows, if that has been found.
-        replace: begin anew where `options.runId` was begun for something else, instead of raising.
+        phases: times the phases and tells the listeners.
+        recipes: the candidates to train; None: those of `options.recipe`.
+        cuts: where time divides the rows, if that is known already.
+        replace: start again if `options.runId` was started with other settings, instead of raising.
 
     Raises:
         InputError: the data or options can't be used (nothing has been written but, perhaps, a complete cache).
         ParityError: the network and Spark disagree.
     """
-    graph, options, shared, what = task.graph, task.options, shared or Shared(), _cached(task, sources)
+    # A batch takes as many rows from each virtual shard.
+    o = dataclasses.replace(task.options, batchSize=-(-task.options.batchSize // SHARDS) * SHARDS)
+    task, shared, key = dataclasses.replace(task, options=o), shared or Shared(), _key(task, sources)
     with phases.phase("cache") as say:
-        cache = shared.cache(what, Request(task.cut, list(sources), options, task.labelCol, task.weightCol, cuts))
-        counts = ", ".join(f"{cache.rows(s):,} {s}" for s in SPLITS if cache.rows(s))
+        cache = shared.cache(key, Request(task.cut, list(sources), o, task.labelCol, task.weightCol, cuts))
+        counts = ", ".join(f"{cache.rows(s):,} {s}" for s in cache.splits)
         say(f"{'reused' if cache.hit else 'written'}: {counts} rows, {len(task.plan.cacheCols)} columns")
-    network = Network(graph, task.cut.live)
+    network = Network(task.graph, task.cut.live)
     # Before the network sees a row, by which some stages remember how far it is spread.
-    what_trains = _told_of(network) if options.runId is not None else {}
-    in_memory = options.cacheInMemory and cache.fits_in_memory(copies(SHARDS, options.numProcesses))
+    computed = computed_by(network) if o.runId is not None else {}
     # Where others train, this process only measures, once before and once after.
-    held = in_memory and options.numProcesses == 1
-    with Stream(cache.folder, backend=options.stream, inMemory=held, seed=options.seed) as stream:
+    held = _in_memory(o, cache) and o.numProcesses == 1
+    with Stream(cache.folder, backend=o.stream, inMemory=held, seed=o.seed) as stream:
         data = Data(stream, cache.columns(task.cut), rows=rows_at_once(network, stream))
-        label = _label(task, cache, network, sources)
-        check_options(options, network.head)
-        objective, metric = objectives(options, network, label)
-        labels, fractional = _all_labels(cache)
-        for bound in (objective, metric):
-            if task.labelCol is not None and network.head.labelled:
-                check_label(bound, network.head, labels, task.labelCol, fractional)
-        uniform = _check_varies(task, cache, network.head)
-        with phases.phase("verify") as say:
-            before = {s: score(network, data, s, metric) for s in SPLITS if cache.rows(s)}
-            memory.trim()
-            _check_finite(before, metric, task, labels)
-            _check_classes(metric, cache)
-
-            def compared() -> Parity:
-                return cached_parity.check(task.model, network, cached_parity.sample_of(network, data), cache)
-
-            parity = {"before": shared.once(("parity", what), compared)}
-            say(f"the network reproduces Spark: {parity['before']}")
-        with phases.phase("check") as say:
-            doubts = shared.once(("check", what), lambda: _doubts(task, cache, network, data, label)) + uniform
-            say(f"{len(doubts)} warnings about the data" if doubts else "no warnings about the data")
-        with phases.phase("train") as say:
-            start = outset(network, data, label, options, cache.rows(VALIDATION))
-            memory.trim()
-            wishes = _wishes(options, network, data, cache) if "monotone" in options.penalties else None
-            penalty = None if wishes is None else wishes.penalty(start.stats, label)
-            assignment = Assignment(
-                network, cache.folder, stream.backend, in_memory, data.columns, label, before[VALIDATION],
-                start.scales, start.recipes, whole_batches(options), metric.name, start.stats, penalty,
-            )  # fmt: skip
-            with (
-                _run_folder(options, what_trains, cache, replace) as folder,
-                folder.kept(always=options.runId is not None),
-            ):
-                training, lost = launch.run(assignment, stream, folder, say.now)
-                folder.check()
-            found = training.found(network)
-            doubts = [*doubts, training.unsaved] if training.unsaved else doubts
-        with phases.phase("judge"):
-            tuned = score(found.network, data, VALIDATION, metric)
-            _check_trained(training.best, tuned, metric, task)
-            judged = judge(
-                options,
-                data,
-                metric,
-                (network, found.network),
-                found.ledger,
-                before[VALIDATION],
-                reference=bool(cache.rows(REFERENCE)),
-            )
-            held_out = before[VALIDATION].mean
-            doubts = [
-                *doubts,
-                *datachecks.too_few_rows(found.ledger.gains, found.ledger.weights, judged.verdict, held_out),
-            ]
-            if wishes is not None and judged.accepted:
-                doubts += wishes.broken(found.network)
-        model, after = task.model, before
-        if judged.accepted:
-            with phases.phase("write back") as say:
-                after = {s: tuned if s == VALIDATION else score(found.network, data, s, metric) for s in before}
-                memory.trim()
-                sample = cached_parity.sample_of(found.network, data)
-                stream.close()  # the last that read the rows: room for Spark's
-                memory.trim()
-                where = cache.folder.parent
-                with jvm.scratch(where), room("the data of the new Spark model", where, caches.ROOM):
-                    model = write_back(task.model, found.network)
-                parity["after"] = cached_parity.check(model, found.network, sample, cache)
-                say(f"Spark reproduces the network: {parity['after']}")
-        summary = _summary(
-            task,
-            cache,
-            stream,
-            objective,
-            metric,
-            found,
-            start.frozen,
-            lost,
-            doubts,
-            judged,
-            (before, after),
-            parity,
-            phases,
-        )
-        return Outcome(model, task.plan, summary, folder)
+        goal = _goal(task, cache, network, reference=any(s.split == REFERENCE for s in sources))
+        run = Run(task, phases, shared, key, cache, network, computed, data, goal)
+        original = _verify(run)
+        doubts = _check(run)
+        fitted = _train(run, original, recipes, replace=replace)
+        judged = _judge(run, original, fitted)
+        model, tuned = _write_back(run, original, fitted, judged)
+        doubts += [*([fitted.unsaved] if fitted.unsaved else []), *judged.warnings]
+        summary = _summary(run, original, fitted, judged, tuned, doubts)
+        phases.on_decision(summary)
+        return Outcome(model, task.plan, summary, fitted.folder)
 
 
-def whole_batches(options: Options) -> Options:
-    """The options with batchSize rounded up, so that every batch takes as many rows from each virtual shard."""
-    return dataclasses.replace(options, batchSize=-(-options.batchSize // SHARDS) * SHARDS)
+def _in_memory(options: Options, cache: Cache) -> bool:
+    return options.cacheInMemory and cache.fits_in_memory(copies(SHARDS, options.numProcesses))
 
 
-# What decides where, how and how loud training runs, but not what comes of it.
-_OUTSIDE = (
-    "verbosity", "numProcesses", "localMode", "timeout", "stream", "cacheInMemory", "cacheDir", "checkpointDir", "runId", "guard",
-    "maxFlipRate", "fleetSize", "waitForRun",
-)  # fmt: skip
+def _goal(task: Task, cache: Cache, network: Network, *, reference: bool) -> Goal:
+    """Resolve the loss and the metric, and check the labels and the options against them.
 
-
-@contextlib.contextmanager
-def _run_folder(o: Options, what_trains: Mapping[str, Any], cache: Cache, replace: bool) -> Iterator[RunFolder]:
-    """The folder of this training, which an earlier one of the same runId may have left a checkpoint in; nobody else's now."""
-    where = jvm.folder("checkpointDir", o.checkpointDir) if o.checkpointDir else cache.folder.parent / "checkpoints"
-    name, own = folder_name(o.runId or uuid.uuid4().hex[:12]), o.checkpointDir is None
-    request: dict[str, Any] = {k: v for k, v in whole_batches(o).asdict().items() if k not in _OUTSIDE}
-    if callable(o.loss) and o.runId is not None:
-        request["loss"] = told(lambda: f"{callable_name(o.loss)} {identity(o.loss)[:16]}")  # type: ignore[arg-type]
-    request |= {"rows": cache.fingerprint, "stateVersion": STATE, **what_trains}
-    try:
-        with contextlib.ExitStack() as stack:
-            lease = None
-            try:
-                if o.runId is not None:  # nobody else has a name that was just drawn
-                    lease = stack.enter_context(held(lease_of(where / name), f"runId={name!r}", wait=o.waitForRun))
-            except OSError as e:
-                raise not_writable(where / name, e) from e
-            yield RunFolder.open(where, name, request, replace=replace, own=own, lease=lease)
-    finally:
-        if own:
-            with contextlib.suppress(OSError):  # there are other runs in it
-                where.rmdir()
-
-
-def _told_of(network: Network) -> dict[str, Any]:
-    """What a network computes before it is trained, free of uids: the same in each process that is given the same pipeline.
-
-    Its stages' Params, to be read; and of those that it translates all that they hold, and the code of those that aren't ours.
+    Args:
+        reference: whether there are reference rows.
     """
-    vertices = network.graph.vertices
-    stages = [v.stage for v in vertices]
-    modules = [(i, network.module(i)) for i in network.positions]
-    return {
-        "stages": {f"{i} {s.stageClass}": p for i, (s, p) in enumerate(zip(vertices, all_params(stages), strict=True))},
-        "pipeline": told(lambda: identity(modules, bare=without_uids([s.uid for s in stages]))),
-    }
+    head, stats = network.head, cache.manifest["stats"]
+    label = training_labels(stats, reference=reference)
+    check_options(task.options, head)
+    objective, metric = objectives(task.options, network, label)
+    labels, fractional = all_labels(stats)
+    for bound in (objective, metric):
+        if task.labelCol is not None and head.labelled:
+            check_label(bound, head, labels, task.labelCol, fractional)
+    warnings = check_varies(stats, task.options, head, task.labelCol)
+    return Goal(label, labels if task.labelCol else None, objective, metric, warnings)
 
 
-def told(tell: Callable[[], str]) -> str:
-    """What `tell` returns, or why nothing can be told, in words that are equal to nothing else."""
-    try:
-        return tell()
-    except UntoldError as e:
-        return untold(f"({e})")
+def _verify(run: Run) -> Measured:
+    """Measure the original, and compare its network with Spark."""
+    task, cache, network, data = run.task, run.cache, run.network, run.data
+    with run.phases.phase("verify") as say:
+        scores = {s: score(network, data, s, run.goal.metric) for s in cache.splits}
+        memory.trim()
+        check_finite(scores, run.goal.metric, task.model.uid, run.goal.labels)
+        check_classes(run.goal.metric, cache.manifest["stats"])
+
+        def compared() -> Parity:
+            return cached_parity.check(task.model, network, cached_parity.sample_of(network, data), cache)
+
+        parity = run.once("parity", compared)
+        say(f"the network reproduces Spark: {parity}")
+        return Measured(scores, parity)
 
 
-def _label(task: Task, cache: Cache, network: Network, sources: Sequence[Source]) -> LabelStats:
-    needed = {TRAIN: 1, VALIDATION: guard.MIN_UNITS}
-    if any(s.split == REFERENCE for s in sources):
-        needed[REFERENCE] = guard.MIN_UNITS
-    for split, least in needed.items():
-        rows = cache.manifest["stats"][split]["rows"]
-        if rows < least:
-            raise InputError(
-                f"{rows} {split} rows of weight > 0, but at least {least} are needed: add rows, or change "
-                "validationFraction or validationIndicatorCol"
-            )
-    return _stats(cache.manifest["stats"][TRAIN])
+def _check(run: Run) -> list[str]:
+    """Warnings about the rows."""
+    cache, o, label = run.cache, run.task.options, run.goal.label
+    with run.phases.phase("check") as say:
+
+        def checked() -> list[str]:
+            return datachecks.check(run.network, run.data, cache.described(run.task.cut), o, label, cache.splits)
+
+        doubts: list[str] = run.once("check", checked) + run.goal.warnings
+        say(f"{len(doubts)} warnings about the data" if doubts else "no warnings about the data")
+        return doubts
 
 
-def _stats(s: dict[str, Any]) -> LabelStats:
-    return LabelStats(s["mean"], s["std"], s["low"], s["high"], torch.tensor(s["classes"], dtype=torch.int64))
+def _train(run: Run, original: Measured, recipes: Sequence[Recipe] | None, *, replace: bool) -> Fitted:
+    """Train all candidates, or resume the training of an earlier run with the same runId."""
+    o, cache, network, data, goal = run.task.options, run.cache, run.network, run.data, run.goal
+    with run.phases.phase("train") as say:
+        start = outset(network, data, goal.label, o, cache.rows(VALIDATION), recipes)
+        memory.trim()
+        wishes = _wishes(run) if "monotone" in o.penalties else None
+        penalty = None if wishes is None else wishes.penalty(start.stats, goal.label)
+        assignment = Assignment(
+            network, cache.folder, data.stream.backend, _in_memory(o, cache), data.columns, goal.label,
+            original.scores[VALIDATION], start.scales, start.recipes, o, goal.metric.name, start.stats, penalty,
+        )  # fmt: skip
+        own = o.checkpointDir is None
+        where = jvm.folder("checkpointDir", o.checkpointDir) if o.checkpointDir else cache.folder.parent / "checkpoints"
+        request = request_of(o, cache.fingerprint, run.computed, recipes)
+        with (
+            opened(where, o.runId, request, replace=replace, own=own, wait=o.waitForRun) as folder,
+            folder.kept(always=o.runId is not None),
+        ):
+            training, lost = launch.run(assignment, data.stream, folder, say.now, run.phases.on_epoch)
+            folder.check()
+        found = training.found(network)
+        return Fitted(found, training.best, start.frozen, lost, training.unsaved, wishes, folder)
 
 
-def _all_labels(cache: Cache) -> tuple[LabelStats, float | None]:
-    """The range of the labels over all splits, and one of them that is no whole number, if there is one."""
-    parts = [s for s in cache.manifest["stats"].values() if s["rows"]]
-    low, high = min(s["low"] for s in parts), max(s["high"] for s in parts)
-    fractional = next((s["fractional"] for s in parts if s["fractional"] is not None), None)
-    return LabelStats(0.0, 0.0, low, high, torch.empty(0, dtype=torch.int64)), fractional
+def _wishes(run: Run) -> monotone.Wishes:
+    values = run.data.values(run.data.nothing())
+    run.network.margin(values)
+    slots = Slots(run.network, run.cache.described(run.task.cut), values)
+    return monotone.Wishes(run.task.options.penalties["monotone"], run.network, slots)
 
 
-def _check_varies(task: Task, cache: Cache, head: Predictor) -> list[str]:
-    """Warnings about splits all of whose rows have one label.
-
-    Raises:
-        InputError: what trains, or what decides, compares with the labels of such a split. A loss of one's own may do
-            without labels, and neither test nor reference rows let anything be accepted.
-    """
-    found, o = [], task.options
-    compares = {TRAIN: not callable(o.loss), VALIDATION: o.metric is not None or not callable(o.loss)}
-    if task.labelCol is None:
-        return []
-    for split in SPLITS:
-        stats = cache.manifest["stats"][split]
-        for why in (one_label(split, stats, task.labelCol, ranks=head.ranks), no_event(split, stats)):
-            if why is not None and head.labelled and compares.get(split, False):
-                raise InputError(why)
-            found += [why] if why is not None else []
-    return found
+def _judge(run: Run, original: Measured, fitted: Fitted) -> Judged:
+    """Decide whether the trained network may replace the original."""
+    found, metric, held_out = fitted.found, run.goal.metric, original.scores[VALIDATION]
+    with run.phases.phase("judge"):
+        tuned = score(found.network, run.data, VALIDATION, metric)
+        check_trained(run.task.model.uid, fitted.best, tuned, metric)
+        networks, reference = (run.network, found.network), bool(run.cache.rows(REFERENCE))
+        judged = judge(run.task.options, run.data, metric, networks, found.ledger, held_out, reference=reference)
+        warnings = datachecks.too_few_rows(found.ledger.gains, found.ledger.weights, judged.verdict, held_out.mean)
+        if fitted.wishes is not None and judged.accepted:
+            warnings = [*warnings, *fitted.wishes.broken(found.network)]
+        return Judged(judged, tuned, warnings)
 
 
-def _check_finite(before: dict[str, Score], metric: Metric, task: Task, labels: LabelStats) -> None:
-    """Raise InputError where the original's metric, or the squares that test its gains, overflow on finite inputs."""
-    for split, found in before.items():
-        decides = split in (VALIDATION, REFERENCE)
-        if not math.isfinite(found.mean) or (decides and not math.isfinite(float(found.blocks.square().sum()))):
-            square = ", whose square overflows" if math.isfinite(found.mean) else ""
-            far = f"some predictions are too far from the labels ({labels.low!r} to {labels.high!r}); " * bool(
-                task.labelCol
-            )
-            raise InputError(
-                f"the mean {metric.name} of {task.model.uid} on the {split} rows is {found.value}{square}: {far}"
-                "clean or scale the features, or choose another metric or smaller lossParams"
-            )
-
-
-def _wishes(options: Options, network: Network, data: Data, cache: Cache) -> monotone.Wishes:
-    values = data.values(data.nothing())
-    network.margin(values)
-    return monotone.Wishes(options.penalties["monotone"], network, Slots(network, _described(cache, data), values))
-
-
-def _doubts(task: Task, cache: Cache, network: Network, data: Data, label: LabelStats) -> list[str]:
-    """What about the cached rows should make one doubt the figures."""
-    splits = [s for s in SPLITS if cache.rows(s)]
-    return datachecks.check(network, data, _described(cache, data), task.options, label, splits)
-
-
-def _described(cache: Cache, data: Data) -> dict[Version, Mapping[str, Any]]:
-    """What the manifest says of each cached column version."""
-    entries = {c["name"]: c for c in cache.manifest["columns"]}
-    return {version: entries[name] for version, name in data.columns.items()}
-
-
-def _check_classes(metric: Metric, cache: Cache) -> None:
-    """Raise InputError where the metric compares two classes, of which one has too few validation rows to decide."""
-    rarer = min([*cache.manifest["stats"][VALIDATION]["classes"], 0, 0][:2])
-    if metric.ranks and rarer < guard.MIN_UNITS:
-        raise InputError(
-            f"metric={metric.name!r} compares two classes, and the rarer one has {rarer} validation rows of "
-            f"weight > 0, but at least {guard.MIN_UNITS} are needed: add rows, raise validationFraction, or "
-            "choose another metric"
-        )
-
-
-def _check_trained(best: float, tuned: Score, metric: Metric, task: Task) -> None:
-    """Raise ParityError where the network that would ship hasn't the metric that its candidate was chosen for.
-
-    Candidates are measured in their folded form. What it rounds otherwise is far below a millionth; a stage whose `affine_form`
-    isn't its `forward` would let gains decide that the network doesn't have.
-    """
-    if not abs(tuned.mean - best) <= FOLDED * max(abs(best), abs(tuned.mean), 1e-12):
-        raise ParityError(
-            f"{task.model.uid}: the trained network has {metric.name} {tuned.value!r} on the validation rows, "
-            f"but training measured {tuned.sign * best!r}, so nothing was changed: the `affine_form` of a "
-            "stage does not match its `forward`; report this as a bug"
-        )
+def _write_back(run: Run, original: Measured, fitted: Fitted, judged: Judged) -> tuple[Any, Measured]:
+    """The pipeline to return and its metrics: the trained network as Spark stages if it is accepted, else the original."""
+    model, network, data, cache = run.task.model, fitted.found.network, run.data, run.cache
+    if not judged.judgement.accepted:
+        return model, dataclasses.replace(original, parity=None)
+    with run.phases.phase("write back") as say:
+        scores = {
+            s: judged.tuned if s == VALIDATION else score(network, data, s, run.goal.metric) for s in original.scores
+        }
+        memory.trim()
+        sample = cached_parity.sample_of(network, data)
+        data.stream.close()  # the last that read the rows: room for Spark's
+        memory.trim()
+        where = cache.folder.parent
+        with jvm.scratch(where), room("the data of the new Spark model", where, caches.ROOM):
+            model = write_back(model, network)
+        parity = cached_parity.check(model, network, sample, cache)
+        say(f"Spark reproduces the network: {parity}")
+        return model, Measured(scores, parity)
 
 
 # Summary --------------------------------------------------------------------------------------------------------------
 
 
 def _summary(
-    task: Task, cache: Cache, stream: Stream, objective: Objective, metric: Metric, found: Trained, frozen: dict[str, int],
-    lost: list[str], doubts: list[str], judged: Judgement,
-    scores: tuple[dict[str, Score], dict[str, Score]], parity: dict[str, Parity], phases: Phases,
+    run: Run, original: Measured, fitted: Fitted, judged: Judged, tuned: Measured, doubts: Sequence[str]
 ) -> FineTuningSummary:  # fmt: skip
-    (before, after), verdict = scores, judged.verdict
+    task, metric, found, judgement = run.task, run.goal.metric, fitted.found, judged.judgement
+    before, after, verdict = original.scores, tuned.scores, judgement.verdict
     metrics = {s: {"before": before[s].value, "after": after[s].value} if s in before else None for s in SPLITS}
     if metrics[REFERENCE] is None:
         del metrics[REFERENCE]
-    held = metrics[VALIDATION]
-    assert held is not None
-    scale, sign = max(abs(held["before"]), 1e-12), before[VALIDATION].sign
-    warnings = [*verdict.warnings, *unreadable_by_older_spark(task.model), *doubts]
-    warnings += [f"{loss}; training continued from the last checkpoint" for loss in lost]
-    if (lost_candidates := divergence(found.history, task.options)) and verdict.best >= 0:  # else the reason says it
+    held, now = before[VALIDATION], after[VALIDATION]
+    parities = {"before": original.parity, "after": tuned.parity}
+    return FineTuningSummary(
+        decision="tuned" if judgement.accepted else "kept original",
+        reason=reason(judgement, task.options, metric, held.value, found.history),
+        metric=metric.name, metricDirection=metric.direction, metrics=metrics,
+        gain=held.sign * (held.value - now.value) / max(abs(held.value), 1e-12),
+        z=verdict.z, p=verdict.p, records=found.history,
+        parity={k: dataclasses.asdict(p) for k, p in parities.items() if p is not None},
+        stages={k: {"largest": a, "rootMeanSquare": b} for k, (a, b) in found.moved.items()} if judgement.accepted else {},
+        timings={k: round(v, 3) for k, v in run.phases.timings.items()}, stream=run.data.stream.backend,
+        cache={"hit": run.cache.hit, "fingerprint": run.cache.fingerprint},
+        options=task.options.asdict() | {
+            "labelCol": task.labelCol, "weightCol": task.weightCol, "metric": task.options.metric or metric.name,
+        },
+        versions=versions(), warnings=_warnings(run, fitted, judgement, now, doubts),
+        gainInterval=None if verdict.interval is None else list(verdict.interval),
+        slices=[dataclasses.asdict(c) for c in judgement.slices],
+        reference=None if judgement.reference is None else dataclasses.asdict(judgement.reference),
+        compatibility=None if judgement.compatibility is None else dataclasses.asdict(judgement.compatibility),
+        candidates=candidate_count(found.history), diverged=len(diverged(found.history)),
+    )  # fmt: skip
+
+
+def _warnings(run: Run, fitted: Fitted, judged: Judgement, tuned: Score, doubts: Sequence[str]) -> list[str]:
+    """Reasons to doubt the figures."""
+    task, o, goal = run.task, run.task.options, run.goal
+    warnings = [*judged.verdict.warnings, *unreadable_by_older_spark(task.model), *doubts]
+    warnings += [f"{loss}; training continued from the last checkpoint" for loss in fitted.lost]
+    lost_candidates = divergence(fitted.found.history, o)
+    if lost_candidates and judged.verdict.best >= 0:  # else the reason says it
         warnings.append(lost_candidates)
     if judged.reference is not None and judged.reference.p is None:
         warnings.append(
             f"the reference rows come from {judged.reference.units} groups or blocks, fewer than "
             f"{guard.MIN_UNITS}: they were measured, but not tested"
         )
-    if frozen:
-        entries = ", ".join(f"{n} of {name}" for name, n in frozen.items())
+    if fitted.frozen:
+        entries = ", ".join(f"{n} of {name}" for name, n in fitted.frozen.items())
         warnings.append(f"entries that did not train, because fewer than {SUPPORT} training rows have them: {entries}")
-    if task.options.cacheInMemory and not cache.fits_in_memory(copies(SHARDS, task.options.numProcesses)):
+    if o.cacheInMemory and not _in_memory(o, run.cache):
         warnings.append(
             "the cached rows would use half of the memory of this machine, so each epoch read them from the files"
         )
-    warnings += changes_outside(task.roles, [i for i, s in enumerate(task.plan.stages) if s.trainable], judged.accepted)
-    if judged.accepted and not objective.calibrated:
+    trained = [i for i, s in enumerate(task.plan.stages) if s.trainable]
+    warnings += changes_outside(task.roles, trained, judged.accepted)
+    if judged.accepted and not goal.objective.calibrated:
         warnings.append(
-            f"the loss {objective.name} trains decisions or ranks, not probabilities: the probabilities of the "
+            f"the loss {goal.objective.name} trains decisions or ranks, not probabilities: the probabilities of the "
             "tuned pipeline are no longer calibrated"
         )
-    below = after[VALIDATION].below
-    if below:
+    if tuned.below:
         warnings.append(
-            f"{below} validation rows are predicted below {metric.floor:.3g}, where {metric.name} continues as "
+            f"{tuned.below} validation rows are predicted below {goal.metric.floor:.3g}, where {goal.metric.name} continues as "
             "a parabola"
         )
-    return FineTuningSummary(
-        decision="tuned" if judged.accepted else "kept original",
-        reason=reason(judged, task.options, metric, held["before"], found.history),
-        metric=metric.name, metricDirection=metric.direction, metrics=metrics,
-        gain=sign * (held["before"] - held["after"]) / scale,
-        z=verdict.z, p=verdict.p, records=found.history,
-        parity={k: dataclasses.asdict(p) for k, p in parity.items()},
-        stages={k: {"largest": a, "rootMeanSquare": b} for k, (a, b) in found.moved.items()} if judged.accepted else {},
-        timings={k: round(v, 3) for k, v in phases.timings.items()}, stream=stream.backend,
-        cache={"hit": cache.hit, "fingerprint": cache.fingerprint},
-        options=whole_batches(task.options).asdict() | {
-            "labelCol": task.labelCol, "weightCol": task.weightCol,
-            "metric": task.options.metric or metric.name,
-        },
-        versions=versions(), warnings=warnings, gainInterval=None if verdict.interval is None else list(verdict.interval),
-        slices=[dataclasses.asdict(c) for c in judged.slices],
-        reference=None if judged.reference is None else dataclasses.asdict(judged.reference),
-        compatibility=None if judged.compatibility is None else dataclasses.asdict(judged.compatibility),
-        candidates=candidate_count(found.history), diverged=len(diverged(found.history)),
-    )  # fmt: skip
-
-
-def _and(names: Sequence[str]) -> str:
-    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
-
-
-def changes_outside(roles: Roles, trained: Sequence[int], accepted: bool) -> list[str]:
-    """A warning that lists the columns outside of the loss that change with these stages."""
-    columns, vertices = roles.outside.columns(trained), roles.graph.vertices
-    if not columns:
-        return []
-    makers = [vertices[i].uid for i in trained if roles.outside.columns([i])]
-    readers = [vertices[j].uid for j in roles.outside.readers_of(trained)]
-    return [
-        f"columns outside the loss also {'change' if accepted else 'would have changed'}: "
-        f"{', '.join(columns)}; {_and(readers)} read{'s' * (len(readers) == 1)} the output of {_and(makers)}"
-    ]
-
-
-def unreadable_by_older_spark(model: Any) -> list[str]:
-    """A warning where Spark 3.5 and 4.0 can't load what this Spark saves: from 4.1 a tree ensemble's columns lack names."""
-    version = jvm.session().version
-    kinds = [(s.uid, REGISTRY.get(class_name(s), StageModule)) for _, s in flatten(model)]
-    names = [uid for uid, kind in kinds if issubclass(kind, Trees) and not kind.single]
-    if not names or VersionUtils.majorMinorVersion(version) < (4, 1):
-        return []
-    return [
-        f"saved by Spark {version}, {', '.join(names)} cannot be loaded by Spark 3.5 and 4.0: save with the "
-        "Spark version that will use the model"
-    ]
-
-
-def versions() -> dict[str, str]:
-    """Versions of what the result depends on; a package that isn't installed is left out."""
-    out = {"python": sys.version.split()[0]}
-    for name in ("sparkdiff", "pyspark", "torch", "numpy", "pyarrow", "petastorm"):
-        try:
-            out[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return out
+    return warnings

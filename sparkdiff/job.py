@@ -37,7 +37,7 @@ from sparkdiff.data.splits import (
     rule,
 )
 from sparkdiff.errors import InputError, did_you_mean
-from sparkdiff.finetune import Outcome, fine_tune, prepare, told
+from sparkdiff.finetune import Outcome, fine_tune, prepare
 from sparkdiff.loading import (
     check_there,
     function,
@@ -58,7 +58,7 @@ from sparkdiff.store.digests import check_reads_its_input_only, hash_of, hash_of
 from sparkdiff.store.files import moved
 from sparkdiff.store.identity import UntoldError, identity
 from sparkdiff.store.lease import Lease, held
-from sparkdiff.store.run_folder import NONCE, UNTOLD
+from sparkdiff.store.run_folder import NONCE, UNTOLD, told
 
 ROOM = (
     "free some space and repeat the command, which continues where it stopped, or set output to a folder on a disk "
@@ -313,11 +313,15 @@ def _run(config: Config, lease: Lease) -> FineTuningSummary:
                 f"{', '.join(changed)} changed since{f' ({why})' if why else ''}: choose another folder and "
                 "runId, or set output.mode=overwrite and another runId"
             )
+    parent: dict[str, Any] = {"path": path and path.removeprefix("file://"), "hash": content}
+    if path is None:
+        parent = {"path": None, "function": config.pipeline, "hash": content}
     cuts = find_cuts(sources, options) if isinstance(made, Estimator) else None  # once, for the fit and the cache
-    with disk.room("the fitted pipeline", root(options), ROOM_OF_CACHES):
-        model, parent = _model(config, made, path, content, sources, options, cuts, phases)
+    if path is None and isinstance(made, Estimator):
+        with disk.room("the fitted pipeline", root(options), ROOM_OF_CACHES):
+            made, parent = _fit(made, config, sources, options, cuts, phases)
     with phases.phase("plan"):
-        task = prepare(model, options, sources[0].df)
+        task = prepare(made, options, sources[0].df)
     if options.verbosity:
         print(task.plan, flush=True)
     mine = options.runId == own
@@ -407,15 +411,10 @@ def _made(spark: SparkSession, config: Config, sources: list[Source]) -> tuple[A
     return function(config.pipeline, config.folder)(train[0].df), None
 
 
-def _model(
-    config: Config, made: Any, path: str | None, content: str | None, sources: list[Source], options: Options,
-    cuts: Cuts | None, phases: Phases,
+def _fit(
+    made: Estimator[Any], config: Config, sources: list[Source], options: Options, cuts: Cuts | None, phases: Phases
 ) -> tuple[Any, dict[str, Any]]:  # fmt: skip
-    """The fitted pipeline and its entry in the summary: path, content hash and, if given, the function."""
-    if path is not None:
-        return made, {"path": path.removeprefix("file://"), "hash": content}
-    if not isinstance(made, Estimator):
-        return made, {"path": None, "function": config.pipeline, "hash": content}
+    """The pipeline fitted on the training rows, and its entry in the summary."""
     pipeline = made if isinstance(made, Pipeline) else Pipeline(stages=[made])
     with phases.phase("fit") as say:
         rows = [s for s in sources if s.split not in (TEST, REFERENCE)]

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,16 @@ class Cache:
         names = {c["name"] for c in self.manifest["columns"]}
         nulls = {null_of(c.version): f"null{i}" for i, c in enumerate(cut.columns) if f"null{i}" in names}
         return {c.version: f"c{i}" for i, c in enumerate(cut.columns)} | nulls
+
+    def described(self, cut: Cut) -> dict[Version, Mapping[str, Any]]:
+        """The manifest's entry of each of these columns."""
+        entries = {c["name"]: c for c in self.manifest["columns"]}
+        return {version: entries[name] for version, name in self.columns(cut).items()}
+
+    @property
+    def splits(self) -> list[str]:
+        """The splits that have rows."""
+        return [s for s in SPLITS if self.rows(s)]
 
     def rows(self, split: str) -> int:
         return sum(p["rows"] for shard in self.manifest["splits"][split] for p in shard)

@@ -1,6 +1,7 @@
 """How good a network is on rows, and whether it may replace the original.
 
-`data.Data` gives rows in batches, `scores.score` a metric on them, `inputs` and `feature_names` facts about the inputs;
+`checks` says whether the labels allow training. `data.Data` gives rows in batches, `scores.score` a metric on
+them, `inputs` and `feature_names` facts about the inputs;
 `ledger` holds the gains of all candidates, on which `guard.decide` and `acceptance.judge` decide. `cached_parity` compares
 with Spark.
 """
@@ -8,6 +9,7 @@ with Spark.
 __all__ = [
     "acceptance",
     "cached_parity",
+    "checks",
     "data",
     "feature_names",
     "guard",

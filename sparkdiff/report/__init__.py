@@ -1,7 +1,8 @@
-"""Reports of a run: a live line per phase, the before/after table, and the table of differences."""
+"""Reports of a run: its events and its record, a live line per phase, the before/after table, the table of differences."""
 
 from sparkdiff.report.difference_table import difference_table
-from sparkdiff.report.progress import Phases
+from sparkdiff.report.progress import Events, Phases
+from sparkdiff.report.record import RunRecord
 from sparkdiff.report.table import before_after, p_value
 
-__all__ = ["Phases", "before_after", "difference_table", "p_value"]
+__all__ = ["Events", "Phases", "RunRecord", "before_after", "difference_table", "p_value"]

@@ -8,14 +8,15 @@ import re
 import shutil
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sparkdiff.errors import InputError
 from sparkdiff.store.files import not_writable, previous, write_bytes
-from sparkdiff.store.lease import Lease
+from sparkdiff.store.identity import UntoldError
+from sparkdiff.store.lease import Lease, held, lease_of
 
 NAME = re.compile(r"[A-Za-z0-9_][\w.-]{0,99}", re.ASCII)
 
@@ -35,6 +36,14 @@ NONCE = 1 + 12
 def untold(why: str) -> str:
     """The value of a part of a request that cannot be identified; it equals no other value."""
     return f"{UNTOLD}: {why} {uuid.uuid4().hex[: NONCE - 1]}"
+
+
+def told(tell: Callable[[], str]) -> str:
+    """What `tell` returns, or why nothing can be told, in words that are equal to nothing else."""
+    try:
+        return tell()
+    except UntoldError as e:
+        return untold(f"({e})")
 
 
 def _untold(value: Any) -> bool:
@@ -153,3 +162,29 @@ class RunFolder:
         if self.own:
             with contextlib.suppress(OSError):  # it isn't empty
                 self.path.parent.rmdir()
+
+
+@contextlib.contextmanager
+def opened(
+    where: Path, runId: str | None, request: dict[str, Any], *, replace: bool, own: bool, wait: float
+) -> Iterator[RunFolder]:  # fmt: skip
+    """The folder of a training, see `RunFolder.open`; no other process uses it while the context lasts.
+
+    Args:
+        runId: None for a new name.
+        wait: seconds to wait for a process that uses the folder.
+    """
+    name = folder_name(runId or uuid.uuid4().hex[:12])
+    try:
+        with contextlib.ExitStack() as stack:
+            lease = None
+            try:
+                if runId is not None:  # nobody else has a name that was just drawn
+                    lease = stack.enter_context(held(lease_of(where / name), f"runId={name!r}", wait=wait))
+            except OSError as e:
+                raise not_writable(where / name, e) from e
+            yield RunFolder.open(where, name, request, replace=replace, own=own, lease=lease)
+    finally:
+        if own:
+            with contextlib.suppress(OSError):  # there are other runs in it
+                where.rmdir()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -33,8 +33,15 @@ class Outset:
     recipes: tuple[Recipe, ...]
 
 
-def outset(network: Network, data: Data, label: LabelStats, options: Options, validationRows: int) -> Outset:
-    """Compute the preparation in passes over the training rows; the stages of the network observe their inputs."""
+def outset(
+    network: Network, data: Data, label: LabelStats, options: Options, validationRows: int,
+    recipes: Sequence[Recipe] | None = None,
+) -> Outset:  # fmt: skip
+    """Compute the preparation in passes over the training rows; the stages of the network observe their inputs.
+
+    Args:
+        recipes: those to train; None: those that the options stand for.
+    """
     graph, inputs = network.graph, fixed_versions(network)
     modules = {i: network.module(i) for i in network.positions}
     trains = {i for i, m in modules.items() if any(p.requires_grad for p in m.parameters())}
@@ -65,7 +72,8 @@ def outset(network: Network, data: Data, label: LabelStats, options: Options, va
     # A mixture of two rows has no loss input of its own.
     mixes = all_dense(network, data, inputs) and not apart and not graph.head.lossReads
     newton = (LEAVES, graph.head_position) in routed_versions(network) and not network.head.wide
-    recipes = recipes_for(options, validationRows, mixes=mixes, trees=trees, newton=newton)
+    if recipes is None:
+        recipes = recipes_for(options, validationRows, mixes=mixes, trees=trees, newton=newton)
     kept = {v: dataclasses.replace(stats[v], entry=None) for v in inputs}  # the scales are made
     if not any(r.augments for r in recipes) and "monotone" not in options.penalties:
         none = torch.empty(0, dtype=torch.float64)

@@ -17,8 +17,10 @@ from small_data import NUMBERS, cached, tune, unfitted
 
 from sparkdiff.data.splits import Source
 from sparkdiff.data.stream import Stream
+from sparkdiff.diagnostics.rows import check
+from sparkdiff.evaluation.checks import training_labels
 from sparkdiff.evaluation.data import Data
-from sparkdiff.finetune import _doubts, _label, prepare
+from sparkdiff.finetune import prepare
 from sparkdiff.options import Options
 from sparkdiff.pipeline.network import Network
 
@@ -31,7 +33,8 @@ def doubts(model: Any, data: DataFrame | list[Source], folder: Path, **options: 
     cache = cached(model, data, folder, **options)
     network = Network(task.graph, task.cut.live)
     with Stream(cache.folder, backend="arrow") as stream:
-        return _doubts(task, cache, network, Data(stream, cache.columns(task.cut)), _label(task, cache, network, []))
+        data, label = Data(stream, cache.columns(task.cut)), training_labels(cache.manifest["stats"])
+        return check(network, data, cache.described(task.cut), task.options, label, cache.splits)
 
 
 OLD = "number % 7 <> 0"

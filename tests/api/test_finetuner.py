@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from small_data import (
 )
 from torch import Tensor
 
-from sparkdiff import FineTunerModel, finetune
+from sparkdiff import Events, FineTunerModel, RunRecord, finetune
 from sparkdiff.data import blocks
 from sparkdiff.errors import ParityError
 from sparkdiff.evaluation import guard
@@ -498,9 +499,32 @@ def test_verbosity(df: DataFrame, numeric: PipelineModel, shared: Path, capfd: p
     capfd.readouterr()
     tune(numeric, df, shared, maxEpochs=1)
     assert capfd.readouterr() == ("", "")
-    tune(numeric, df, shared, maxEpochs=1, verbosity=1)
+    heard = Heard()
+    summary = tune(numeric, df, shared, maxEpochs=1, verbosity=1, callbacks=[heard]).summary
     text = "".join(capfd.readouterr())
     assert all(phase in text for phase in ("cache", "verify", "train", "reused: 1"))
+    assert heard.phases == list(summary.timings)
+    assert heard.rows == summary.records
+    assert heard.records == [summary]
+
+
+class Heard(Events):
+    """Listens to a fit."""
+
+    def __init__(self) -> None:
+        self.phases: list[str] = []
+        self.rows: list[Any] = []
+        self.records: list[RunRecord] = []
+
+    def on_phase(self, name: str, seconds: float | None, detail: str) -> None:
+        self.phases += [name] if seconds is not None else []
+
+    def on_epoch(self, row: Mapping[str, Any]) -> None:
+        self.rows.append(row)
+
+    def on_decision(self, record: RunRecord) -> None:
+        assert isinstance(record, RunRecord)
+        self.records.append(record)
 
 
 def test_a_table_can_be_any_dataframe(

@@ -30,6 +30,7 @@ from sparkdiff.evaluation import guard
 from sparkdiff.finetune import Outcome, fine_tune, prepare
 from sparkdiff.options import Options
 from sparkdiff.report import Phases
+from sparkdiff.training.recipes import Recipe
 
 pytestmark = pytest.mark.once  # hashes, options and messages of our own: no stack changes them
 
@@ -355,9 +356,12 @@ def test_given_sides_stay_as_they_are(df: DataFrame) -> None:
     assert (rows.loc[rows["number"] % 3 == 2, "split"] == "test").all()
 
 
+RECIPES = [Recipe(0.01, 1e-3), Recipe(0.03, 1e-3)]  # two, where so few rows get one
+
+
 def run(model: Any, sources: list[Source], folder: Path, **options: Any) -> Outcome:
     given = Options.of({**QUICK, "cacheDir": str(folder), **options})
-    return fine_tune(prepare(model, given), sources, Phases(shown=False))
+    return fine_tune(prepare(model, given), sources, Phases(shown=False), recipes=RECIPES)
 
 
 def test_test_rows_influence_nothing(write: Any, table: pa.Table, numeric: PipelineModel, folder: Path) -> None:
@@ -371,6 +375,7 @@ def test_test_rows_influence_nothing(write: Any, table: pa.Table, numeric: Pipel
     outcomes = [run(numeric, [Source(train), Source(write(t), "test")], folder) for t in (late, shuffled, absurd)]
     first = outcomes[0]
     assert first.summary.decision == "tuned"
+    assert list(first.summary.history["recipe"].unique()) == list(map(str, RECIPES))
     for other in outcomes[1:]:
         assert same(first.model, other.model)
         assert other.summary.history.equals(first.summary.history)

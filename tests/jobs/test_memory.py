@@ -39,13 +39,13 @@ def descends(pid):
 
 seen = {}
 original = launch.run
-def watched(assignment, stream, folder, say):
+def watched(assignment, stream, folder, say, *more):
     def watch(line):
         epoch = int(line.split(":")[0].removeprefix("epoch "))
         if epoch in (5, 50):
             seen[epoch] = {"driver": peak(os.getpid()), "jvm": peak(java())}
         say(line)
-    return original(assignment, stream, folder, watch)
+    return original(assignment, stream, folder, watch, *more)
 launch.run = watched
 
 conf = {"spark.ui.enabled": "false", "spark.sql.shuffle.partitions": "4"}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -23,7 +24,7 @@ from pyspark.ml.feature import VectorAssembler
 from pyspark.sql import DataFrame, SparkSession
 
 import sparkdiff
-from sparkdiff import FineTuner, FineTunerModel, InputError
+from sparkdiff import Events, FineTuner, FineTunerModel, InputError
 from sparkdiff import job as run
 from sparkdiff.errors import FullDiskError
 from sparkdiff.finetune import Outcome
@@ -64,7 +65,12 @@ def test_the_number_of_processes_changes_neither_weights_nor_decision(fit: Fit, 
     # 7 of 10 rows train: 4000 * .7 / 64 = 44 steps an epoch, so 220 steps; enough rows are held out for all ten candidates
     options = {"maxEpochs": 5, "batchSize": 64, "validationFraction": 0.3, "recipe": "thorough"}
     one = outcome(fit(**options))
-    several = outcome(fit(numProcesses=processes, **options))
+    told: list[Any] = []
+    heard = Events()
+    heard.on_epoch = told.append  # type: ignore[method-assign]
+    fitted = fit(numProcesses=processes, callbacks=[heard], **options)
+    pd.testing.assert_frame_equal(pd.DataFrame(told), fitted.summary.history)
+    several = outcome(fitted)
     assert several["decision"] == one["decision"] == "tuned"
     np.testing.assert_allclose(several["weights"], one["weights"], rtol=0, atol=1e-12)
     np.testing.assert_allclose(several["history"], one["history"], rtol=1e-12)
@@ -154,9 +160,9 @@ def test_torchrun_starts_a_prepared_attempt(fit: Fit, tmp_path: Path, monkeypatc
     kept: dict[str, Any] = {}
     run = launch.run
 
-    def spy(assignment: Any, stream: Any, folder: Any, say: Any) -> Any:
+    def spy(assignment: Any, stream: Any, folder: Any, *others: Any) -> Any:
         kept.update(assignment=assignment, folder=folder)
-        return run(assignment, stream, folder, say)
+        return run(assignment, stream, folder, *others)
 
     monkeypatch.setattr(launch, "run", spy)
     fit(runId="prepared", checkpointDir=str(tmp_path), maxEpochs=3)

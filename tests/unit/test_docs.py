@@ -166,4 +166,4 @@ def test_every_file_option_and_name_exists(page: Path) -> None:
                     assert node.attr == "testing" or hasattr(sparkdiff, node.attr), node.attr
                 if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("FineTuner"):
                     given = {k.arg for k in node.keywords}
-                    assert given <= OPTIONS | {"pipeline", "referenceData", None}, given
+                    assert given <= OPTIONS | {"pipeline", "referenceData", "callbacks", None}, given

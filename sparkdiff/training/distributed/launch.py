@@ -22,7 +22,7 @@ import threading
 import time
 import uuid
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -50,15 +50,35 @@ START = 300.0
 GRACE = 5.0
 """Seconds that the others have to end by themselves once a process has failed; six times as long once all is done."""
 Say = Callable[[str], None]
+OnEpoch = Callable[[Mapping[str, Any]], None]
 
 
 class TrainingError(SparkdiffError):
     """Training failed in one of its processes; the message contains the traceback. The command exits with code 1."""
 
 
-def run(assignment: Assignment, stream: Stream, folder: RunFolder, say: Say) -> tuple[Training, list[str]]:
+class Epochs:
+    """Passes each row of a history on once and in order, from whichever process or attempt it comes."""
+
+    def __init__(self, on_epoch: OnEpoch):
+        self.on_epoch, self.told = on_epoch, 0
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]], first: int = 0) -> None:
+        """Rows from number `first` on; rows after a gap are passed on when they come again."""
+        while first <= self.told < first + len(rows):
+            self.told += 1
+            self.on_epoch(rows[self.told - 1 - first])
+
+
+def run(
+    assignment: Assignment, stream: Stream, folder: RunFolder, say: Say, on_epoch: OnEpoch = lambda row: None
+) -> tuple[Training, list[str]]:  # fmt: skip
     """Train to the end, from the beginning or from the newest checkpoint; if the folder has the final state, return
     it.
+
+    Args:
+        say: called with a line about the progress.
+        on_epoch: called with each row of the history.
 
     Returns:
         The training, and one sentence for every restart after lost processes.
@@ -67,12 +87,13 @@ def run(assignment: Assignment, stream: Stream, folder: RunFolder, say: Say) -> 
         InputError: the cluster cannot run that many processes, or the loss cannot be used.
         TrainingError: a process failed, or processes were lost too often.
     """
-    training = _resumed(assignment, folder)
+    training, epochs = _resumed(assignment, folder), Epochs(on_epoch)
+    epochs(training.history)
     if training.ended:
         say("this run was already finished; its result is returned")
         return training, []
     if assignment.options.numProcesses > 1:
-        return _in_processes(assignment, folder, say)
+        return _in_processes(assignment, folder, say, epochs)
     saves, shown = Checkpoints(folder.state, assignment.options.timeout, folder.check), 0
 
     def on_step(training: Training) -> None:
@@ -80,6 +101,7 @@ def run(assignment: Assignment, stream: Stream, folder: RunFolder, say: Say) -> 
         saves(training)
         if training.epoch > shown:
             shown = training.epoch
+            epochs(training.history)
             say(_progress(assignment, shown, training.best))
 
     work(assignment, training, stream, ALONE, on_step)
@@ -106,7 +128,7 @@ def _progress(assignment: Assignment, epoch: int, best: float) -> str:
 # Several processes ----------------------------------------------------------------------------------------------------
 
 
-def _in_processes(assignment: Assignment, folder: RunFolder, say: Say) -> tuple[Training, list[str]]:
+def _in_processes(assignment: Assignment, folder: RunFolder, say: Say, epochs: Epochs) -> tuple[Training, list[str]]:
     spark, o = jvm.session(), assignment.options
     master = spark.conf.get("spark.master", "") or ""
     local = is_local(master) if o.localMode == "auto" else o.localMode == "true"
@@ -121,8 +143,14 @@ def _in_processes(assignment: Assignment, folder: RunFolder, say: Say) -> tuple[
             own = ("petastorm",) if assignment.backend == "petastorm" else ()
             check_cluster(spark, o.numProcesses, here, ("torch", "numpy", "pandas", *own))
         attempt = Attempt(spark, here, o.numProcesses, local, o.timeout)
-        attempt.run(lambda epoch, best: say(_progress(assignment, epoch, best)))
+
+        def on_line(line: Mapping[str, Any]) -> None:
+            epochs(line["rows"], line["first"])
+            say(_progress(assignment, line["epoch"], line["best"]))
+
+        attempt.run(on_line)
         training = _resumed(assignment, folder)
+        epochs(training.history)
         if training.ended:
             return training, lost
         attempt.raise_failure()
@@ -217,13 +245,14 @@ class Attempt:
         self.tag = f"sparkdiff-{uuid.uuid4().hex}"
         self.error: BaseException | None = None
         self.stalled = False
+        self.read = 0  # characters of the progress
 
-    def run(self, say: Callable[[int, float], None]) -> None:
+    def run(self, on_line: OnEpoch) -> None:
         """Start the processes and wait until they end, fail or stall. No process stays alive."""
         thread = threading.Thread(target=self._start, daemon=True)
         thread.start()
         try:
-            self._watch(thread, say)
+            self._watch(thread, on_line)
         finally:
             self._stop(thread)
 
@@ -234,24 +263,35 @@ class Attempt:
         except BaseException as e:
             self.error = e
 
-    def _watch(self, thread: threading.Thread, say: Callable[[int, float], None]) -> None:
-        heard, seen, read, budget, over = time.monotonic(), (0, 0), True, START, False
+    def _watch(self, thread: threading.Thread, on_line: OnEpoch) -> None:
+        heard, seen, budget, over = time.monotonic(), (0, 0), START, False
         progress = self.here / "progress.jsonl"
         while thread.is_alive() and time.monotonic() - heard <= budget:
             thread.join(0.2)
-            with contextlib.suppress(FileNotFoundError, ValueError, IndexError):  # not there yet, empty, or half a line
+            lines = []
+            with contextlib.suppress(FileNotFoundError):  # not there yet
                 state = progress.stat()
                 if (now := (state.st_size, state.st_mtime_ns)) != seen:
-                    heard, seen, read = time.monotonic(), now, False
+                    heard, seen = time.monotonic(), now
                     budget = self.timeout + max(self.timeout / 2, GRACE)
-                if not read:
-                    line = json.loads(progress.read_text().splitlines()[-1])
-                    say(line["epoch"], line["best"])
-                    read, over = True, line["ended"]
-                    budget = 6 * GRACE if over else budget
+                    lines = self._lines(progress.read_text())
+            for line in lines:
+                on_line(line)
+                over = line["ended"]
+                budget = 6 * GRACE if over else budget
             if not over and any("error" in r for r in self.ranks()):
                 heard, budget, over = time.monotonic(), GRACE, True
         self.stalled = thread.is_alive() and not over
+
+    def _lines(self, text: str) -> list[dict[str, Any]]:
+        """The new lines of the progress. On a full disk a line may be incomplete; it is then left out."""
+        new = text[self.read : text.rfind("\n") + 1]
+        self.read += len(new)
+        lines = []
+        for line in new.splitlines():
+            with contextlib.suppress(ValueError):
+                lines.append(json.loads(line))
+        return lines
 
     def _stop(self, thread: threading.Thread) -> None:
         """Stop the Spark job and every process on this machine."""

@@ -159,9 +159,10 @@ def _train(assignment: Assignment, here: Path, team: Team, watchdog: Watchdog) -
     if (saved := files.load(state)) is not None:
         training.load(saved)
     saves, last = Checkpoints(state, assignment.options.timeout, lambda: check_passed_on(here), awaited=True), 0.0
+    told = 0  # rows of the history
 
     def on_step(training: Training) -> None:
-        nonlocal last
+        nonlocal last, told
         watchdog()
         if team.rank:
             return
@@ -169,7 +170,8 @@ def _train(assignment: Assignment, here: Path, team: Team, watchdog: Watchdog) -
         if training.ended or time.monotonic() - last > PROGRESS:
             last = time.monotonic()
             line = {"epoch": training.epoch, "step": training.step, "best": training.best, "ended": training.ended}
-            _tell(here / "progress.jsonl", line)
+            _tell(here / "progress.jsonl", line | {"first": told, "rows": training.history[told:]})
+            told = len(training.history)
 
     watchdog()
     a = assignment

@@ -1,0 +1,44 @@
+"""Warnings about the tuned pipeline: columns that change outside the loss, and Spark versions that cannot load it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pyspark.util import VersionUtils
+
+from sparkdiff import jvm
+from sparkdiff.pipeline.nesting import flatten
+from sparkdiff.pipeline.roles import Roles
+from sparkdiff.stages.base import REGISTRY, StageModule, class_name
+from sparkdiff.stages.forest import Trees
+
+
+def changes_outside(roles: Roles, trained: Sequence[int], accepted: bool) -> list[str]:
+    """A warning that lists the columns outside of the loss that change with these stages."""
+    columns, vertices = roles.outside.columns(trained), roles.graph.vertices
+    if not columns:
+        return []
+    makers = [vertices[i].uid for i in trained if roles.outside.columns([i])]
+    readers = [vertices[j].uid for j in roles.outside.readers_of(trained)]
+    return [
+        f"columns outside the loss also {'change' if accepted else 'would have changed'}: "
+        f"{', '.join(columns)}; {_and(readers)} read{'s' * (len(readers) == 1)} the output of {_and(makers)}"
+    ]
+
+
+def unreadable_by_older_spark(model: Any) -> list[str]:
+    """A warning where Spark 3.5 and 4.0 can't load what this Spark saves: from 4.1 a tree ensemble's columns lack names."""
+    version = jvm.session().version
+    kinds = [(s.uid, REGISTRY.get(class_name(s), StageModule)) for _, s in flatten(model)]
+    names = [uid for uid, kind in kinds if issubclass(kind, Trees) and not kind.single]
+    if not names or VersionUtils.majorMinorVersion(version) < (4, 1):
+        return []
+    return [
+        f"saved by Spark {version}, {', '.join(names)} cannot be loaded by Spark 3.5 and 4.0: save with the "
+        "Spark version that will use the model"
+    ]
+
+
+def _and(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))

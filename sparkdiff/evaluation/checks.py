@@ -1,0 +1,116 @@
+"""Checks of the cached rows and their labels, before training and after it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from sparkdiff.data.splits import REFERENCE, SPLITS, TRAIN, VALIDATION
+from sparkdiff.errors import InputError, ParityError
+from sparkdiff.evaluation.guard import MIN_UNITS
+from sparkdiff.evaluation.scores import Score
+from sparkdiff.objectives.losses import no_event, one_label
+from sparkdiff.objectives.metrics import Metric
+from sparkdiff.options import Options
+from sparkdiff.stages.base import LabelStats
+from sparkdiff.stages.predictor import Predictor
+
+FOLDED = 1e-6
+"""Relative difference allowed between a metric of the folded candidates and of the network itself."""
+Stats = Mapping[str, Mapping[str, Any]]
+"""Statistics of the labels per split, from the manifest of a cache."""
+
+
+def training_labels(stats: Stats, *, reference: bool = False) -> LabelStats:
+    """The labels of the training rows.
+
+    Raises:
+        InputError: there are too few training or validation rows, or, with `reference`, too few reference rows.
+    """
+    for split, least in {TRAIN: 1, VALIDATION: MIN_UNITS, **({REFERENCE: MIN_UNITS} if reference else {})}.items():
+        rows = stats[split]["rows"]
+        if rows < least:
+            raise InputError(
+                f"{rows} {split} rows of weight > 0, but at least {least} are needed: add rows, or change "
+                "validationFraction or validationIndicatorCol"
+            )
+    s = stats[TRAIN]
+    return LabelStats(s["mean"], s["std"], s["low"], s["high"], torch.tensor(s["classes"], dtype=torch.int64))
+
+
+def all_labels(stats: Stats) -> tuple[LabelStats, float | None]:
+    """The range of the labels over all splits, and one of them that is no whole number, if there is one."""
+    parts = [s for s in stats.values() if s["rows"]]
+    low, high = min(s["low"] for s in parts), max(s["high"] for s in parts)
+    fractional = next((s["fractional"] for s in parts if s["fractional"] is not None), None)
+    return LabelStats(0.0, 0.0, low, high, torch.empty(0, dtype=torch.int64)), fractional
+
+
+def check_varies(stats: Stats, options: Options, head: Predictor, labelCol: str | None) -> list[str]:
+    """Warnings about splits all of whose rows have one label.
+
+    Raises:
+        InputError: what trains, or what decides, compares with the labels of such a split. A loss of one's own may do
+            without labels, and neither test nor reference rows let anything be accepted.
+    """
+    if labelCol is None:
+        return []
+    own = callable(options.loss)
+    compares = {TRAIN: not own, VALIDATION: options.metric is not None or not own}
+    found = [
+        (split, why)
+        for split in SPLITS
+        for why in (one_label(split, stats[split], labelCol, ranks=head.ranks), no_event(split, stats[split]))
+        if why is not None
+    ]
+    for split, why in found:
+        if head.labelled and compares.get(split, False):
+            raise InputError(why)
+    return [why for _, why in found]
+
+
+def check_finite(scores: Mapping[str, Score], metric: Metric, uid: str, labels: LabelStats | None) -> None:
+    """Raise InputError where the original's metric, or the squares that test its gains, overflow on finite inputs.
+
+    Args:
+        uid: the original's.
+        labels: of all splits, None without a label.
+    """
+    for split, found in scores.items():
+        decides = split in (VALIDATION, REFERENCE)
+        if not math.isfinite(found.mean) or (decides and not math.isfinite(float(found.blocks.square().sum()))):
+            square = ", whose square overflows" if math.isfinite(found.mean) else ""
+            between = "" if labels is None else f"the labels ({labels.low!r} to {labels.high!r})"
+            far = f"some predictions are too far from {between}; " * bool(between)
+            raise InputError(
+                f"the mean {metric.name} of {uid} on the {split} rows is {found.value}{square}: {far}"
+                "clean or scale the features, or choose another metric or smaller lossParams"
+            )
+
+
+def check_classes(metric: Metric, stats: Stats) -> None:
+    """Raise InputError where the metric compares two classes, of which one has too few validation rows to decide."""
+    rarer = min([*stats[VALIDATION]["classes"], 0, 0][:2])
+    if metric.ranks and rarer < MIN_UNITS:
+        raise InputError(
+            f"metric={metric.name!r} compares two classes, and the rarer one has {rarer} validation rows of "
+            f"weight > 0, but at least {MIN_UNITS} are needed: add rows, raise validationFraction, or "
+            "choose another metric"
+        )
+
+
+def check_trained(uid: str, best: float, tuned: Score, metric: Metric) -> None:
+    """Raise ParityError where the network that would ship hasn't the metric that its candidate was chosen for.
+
+    Candidates are measured in their folded form. What it rounds otherwise is far below a millionth; a stage whose `affine_form`
+    isn't its `forward` would let gains decide that the network doesn't have.
+    """
+    if not abs(tuned.mean - best) <= FOLDED * max(abs(best), abs(tuned.mean), 1e-12):
+        raise ParityError(
+            f"{uid}: the trained network has {metric.name} {tuned.value!r} on the validation rows, "
+            f"but training measured {tuned.sign * best!r}, so nothing was changed: the `affine_form` of a "
+            "stage does not match its `forward`; report this as a bug"
+        )

@@ -1,0 +1,93 @@
+"""One record of a run, in plain values: what its summary, a store of runs, a report and a tracker of experiments read."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import math
+import sys
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRecord:
+    """What a run was asked, did and found: numbers, strings, lists and dicts of them, never a tensor or a stage.
+
+    Attributes:
+        decision: "tuned" or "kept original".
+        reason: why.
+        metric, metricDirection: the metric, and which direction is better.
+        metrics: {"train" | "validation" | "test": {"before", "after"}}, None if there are no such rows; "reference"
+            only if there are reference rows. `after` is the value of the returned pipeline.
+        gain: (before - after) / max(abs(before), 1e-12) on validation rows, negated where larger is better: better is positive.
+        z: mean gain of the chosen epoch over its block-wise standard error; 0.0 when the original is best.
+        p: p-value of the max-bootstrap over all epochs and candidates.
+        candidates, diverged: number of trained candidates, and of those that diverged (loss or metric not finite) and
+            stopped; None in summaries of earlier versions.
+        records: the rows of the history, one per epoch and candidate; epoch 0 is the original.
+        parity: {"before", "after"} of write-back: rows, largest relative difference per column, label disagreements.
+        stages: how far each parameter moved, in natural units: {"uid.parameter": {"largest", "rootMeanSquare"}}.
+        timings: seconds per phase.
+        stream: the reader of the cache.
+        cache: {"hit", "fingerprint"}.
+        warnings: reasons to doubt the figures.
+
+    The other attributes describe the best epoch of all candidates, accepted or not, on validation rows; None or empty
+    if none gained:
+
+        gainInterval: [low, high], 95%, of its gain as a share of the original's metric; it allows for the choice among all
+            epochs and candidates. None in it: unbounded.
+        slices: per value of a guardCol, see `sparkdiff.evaluation.slices.Change`.
+        reference: the same for the reference rows, None where there are none.
+        compatibility: see `sparkdiff.evaluation.compatibility.Compatibility`.
+    """
+
+    __module__ = "sparkdiff"
+
+    decision: str
+    reason: str
+    metric: str
+    metricDirection: str
+    metrics: dict[str, dict[str, float] | None]
+    gain: float
+    z: float
+    p: float
+    records: list[dict[str, Any]]
+    parity: dict[str, Any]
+    stages: dict[str, dict[str, float]]
+    timings: dict[str, float]
+    stream: str
+    cache: dict[str, Any]
+    options: dict[str, Any]
+    versions: dict[str, str]
+    warnings: list[str]
+    gainInterval: list[float | None] | None = None
+    slices: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    reference: dict[str, Any] | None = None
+    compatibility: dict[str, Any] | None = None
+    candidates: int | None = None
+    diverged: int | None = None
+
+    def asdict(self) -> dict[str, Any]:
+        """As JSON-ready values without NaN, history left out."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "records"}
+        return _finite(fields)  # type: ignore[no-any-return]
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the result depends on; a package that isn't installed is left out."""
+    out = {"python": sys.version.split()[0]}
+    for name in ("sparkdiff", "pyspark", "torch", "numpy", "pyarrow", "petastorm"):
+        try:
+            out[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return out
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,64 @@
+"""Who listens to a run: each phase, each epoch once and in order, and the decision; what a listener raises isn't swallowed."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from sparkdiff.report import Events, Phases
+from sparkdiff.training.distributed.launch import Attempt, Epochs
+
+
+class Heard(Events):
+    def __init__(self) -> None:
+        self.phases: list[tuple[str, bool, str]] = []
+
+    def on_phase(self, name: str, seconds: float | None, detail: str) -> None:
+        self.phases.append((name, seconds is not None, detail))
+
+
+def test_a_phase_begins_says_how_far_it_is_and_ends(capfd: pytest.CaptureFixture[str]) -> None:
+    heard = Heard()
+    phases = Phases(True, [heard])
+    with phases.phase("train") as say:
+        say.now("epoch 1")
+    with pytest.raises(ZeroDivisionError), phases.phase("judge"):
+        _ = 1 / 0
+    assert heard.phases == [
+        ("train", False, ""), ("train", False, "epoch 1"), ("train", True, "epoch 1"), ("judge", False, ""), ("judge", True, ""),
+    ]  # fmt: skip
+    assert list(phases.timings) == ["train", "judge"]
+    assert [line.split()[0] for line in capfd.readouterr().err.splitlines()] == ["train", "judge"]
+
+
+def test_a_listener_that_raises_ends_the_run() -> None:
+    class Stop(Events):
+        def on_epoch(self, row: Any) -> None:
+            raise KeyError(row["epoch"])
+
+    with pytest.raises(KeyError, match="7"):
+        Phases(False, [Events(), Stop()]).on_epoch({"epoch": 7})
+
+
+def test_rows_are_told_once_and_in_order_wherever_they_come_from() -> None:
+    heard: list[int] = []
+    epochs, rows = Epochs(lambda row: heard.append(row["epoch"])), [{"epoch": i} for i in range(9)]
+    epochs(rows[:2])
+    epochs(rows[:1])  # of an attempt that begins anew
+    epochs(rows[1:4], 1)
+    epochs(rows[6:8], 6)  # the line before was lost
+    assert heard == [0, 1, 2, 3]
+    epochs(rows)
+    assert heard == list(range(9))
+
+
+def test_progress_is_read_line_by_line_and_a_broken_one_left_out() -> None:
+    attempt = Attempt.__new__(Attempt)
+    attempt.read = 0
+    first, second = json.dumps({"rows": [1]}), json.dumps({"rows": [2]})
+    assert attempt._lines(first[:4]) == []
+    assert attempt._lines(first + "\n" + second[:3]) == [{"rows": [1]}]
+    assert attempt._lines(first + "\n" + second[:3] + second + "\n" + second + "\n") == [{"rows": [2]}]
+    assert attempt._lines("") == []
