@@ -17,6 +17,7 @@ import sparkdiff
 from sparkdiff import InputError
 from sparkdiff.jvm.rformula import parts
 from sparkdiff.pipeline import schema as attributes
+from sparkdiff.pipeline.graph import Vertex
 from sparkdiff.rows import dense
 from sparkdiff.stages import formula
 from sparkdiff.stages.selecting import VectorSlicer as Sliced
@@ -176,10 +177,12 @@ def test_a_source_column_is_what_its_first_reader_takes(rows: DataFrame) -> None
     scaler = StandardScaler(inputCol="dense", outputCol="scaled").fit(rows.where("a < 3"))
     sizes = VectorAssembler(inputCols=["scaled", "b"], outputCol="both")
     model = PipelineModel([scaler, sizes, Interaction(inputCols=["dense", "both", "a"], outputCol="out")])
-    steps = [attributes.Step(s, s.getInputCols() if s is sizes else ("dense",), (("dense", -1), ("b", -1))[: 1 + (s is sizes)],
-                             frozenset({0} if s is sizes else ())) for s in model.stages[:2]]  # fmt: skip
-    steps[1] = steps[1]._replace(reads=(("scaled", 0), ("b", -1)))
-    found = attributes.known_fields(steps, {("dense", -1), ("b", -1), ("a", -1), ("scaled", 0)}, None, str.lower)
+    vertices = [
+        Vertex(0, (0,), scaler.uid, "StandardScalerModel", scaler, ("dense",), sources=(("dense", -1),)),
+        Vertex(1, (1,), sizes.uid, "VectorAssembler", sizes, ("scaled", "b"), sources=(("scaled", 0), ("b", -1)),
+               parents=frozenset({0})),
+    ]  # fmt: skip
+    found = attributes.known_fields(vertices, {("dense", -1), ("b", -1), ("a", -1), ("scaled", 0)}, None, str.lower)
     kinds = {v: f.dataType.simpleString() for v, f in found.items()}
     assert kinds == {("dense", -1): "vector", ("b", -1): "double", ("a", -1): "double", ("scaled", 0): "vector"}
     assert sparkdiff.plan(model).stages[2].role == "translated"
