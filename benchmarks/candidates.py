@@ -36,9 +36,11 @@ from sparkdiff.stages.projection import PCA
 from sparkdiff.stages.scaling import StandardScaler
 from sparkdiff.stages.trees import GBTRegression
 from sparkdiff.training.affine import fold
-from sparkdiff.training.candidates import Candidates, Draw
+from sparkdiff.training.augmentation import Draw
+from sparkdiff.training.candidates import Candidates
 from sparkdiff.training.recipes import recipes_for
 from sparkdiff.training.units import Scales
+from sparkdiff.training.updates import DenseUpdates
 
 BATCH, ROWS, HELD, COMPONENTS, TREE_INPUTS, DEPTH = 128, 5120, 1280, 10, 20, 5
 PLAIN, OWN = 1.0, 2.0
@@ -137,14 +139,15 @@ class Own:
         widths = {(f"c{i - 1}", i - 1): n for i, n in enumerate(inputs)} | {v: leaves for v in routed_versions(network)}
         folded = fold(network, widths)
         assert folded is not None
-        self.team = Candidates(network, recipes_for(options, 10_000, trees=trees)[:number], options, scales, folded)
+        recipes = recipes_for(options, 10_000, trees=trees)[:number]
+        self.team = Candidates(recipes, options, DenseUpdates(network, recipes, scales, folded))
         self.x, self.y, self.objective = x, y, objective
         self.stats = {self.version: stats[0]}
 
     def values(self, x: Tensor) -> dict[Version, Tensor]:
         """With the leaves of a few thousand rows at once, as the stream prepares them."""
         values = {self.version: x}
-        self.team.network.route(values, self.team.routed)
+        self.team.network.route(values, self.team.augmenter.routed)
         return values
 
     def epoch(self, order: Tensor) -> None:
@@ -154,8 +157,8 @@ class Own:
             values, y = self.values(self.x.index_select(0, rows)), self.y.index_select(0, rows)
             for first in range(0, len(rows), BATCH):
                 part = slice(first, first + BATCH)
-                self.team.sums.zero_()
-                self.team.add({v: t[part] for v, t in values.items()}, y[part], one, self.objective, draw)
+                self.team.updates.matrix.sums.zero_()
+                self.team.add({v: t[part] for v, t in values.items()}, (y[part], one), self.objective, draw)
                 self.team.step(self.objective.scale)
         self.team.end_epoch(self.objective.scale)
 
@@ -163,10 +166,12 @@ class Own:
     def validate(self, x: Tensor, y: Tensor) -> None:
         team = self.team
         every = list(range(len(team.recipes)))
-        slopes = team.folded.slopes(team.parameters, len(every))  # type: ignore[union-attr]
+        slopes = team.updates.slopes()
         weight, block = torch.ones_like(y), torch.arange(len(y))
-        for margin in team._margins(every, slopes, self.values(x)):
-            Tally(Metric(self.objective.name, rows=self.objective.rows), team.head).add(margin, y, weight, block)
+        for margin in team.updates.margins(every, slopes, self.values(x)):
+            Tally(Metric(self.objective.name, rows=self.objective.rows), team.network.head).add(
+                margin, y, weight, block
+            )
 
 
 class Plain:

@@ -6,6 +6,7 @@ of processes.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,12 +15,78 @@ import torch
 from torch import Tensor
 
 from sparkdiff.pipeline.graph import Version
-from sparkdiff.rows import Rows, SparseRows
+from sparkdiff.pipeline.network import Network, routed_versions
+from sparkdiff.rows import Rows, SparseRows, below, taken
 from sparkdiff.stages.base import FeatureStats
 from sparkdiff.training.recipes import Recipe
 
 Target = tuple[Tensor, Tensor]
 """Labels and weights, (n,) each."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Draw:
+    """Where a batch stands in the training, which decides what is drawn for its augmentation.
+
+    Attributes:
+        shards: (virtual shard, rows) of this process's rows, in their order; of `whole`, where it is given.
+        key: seed, epoch and step.
+        stats: of the network's fixed inputs.
+        whole: values and target of all rows of the virtual shards of which this process's rows are a part: what is drawn for
+            a row depends on those before it, and it may be mixed with any of them.
+        own: this process's rows (n,) among these.
+    """
+
+    shards: Sequence[tuple[int, int]]
+    key: tuple[int, ...]
+    stats: Mapping[Version, FeatureStats]
+    whole: tuple[Mapping[Version, Rows], Target] | None = None
+    own: Tensor | None = None
+
+
+class Augmenter:
+    """Augments the rows of a batch for each candidate; candidates with the same settings share the rows.
+
+    Attributes:
+        groups: the candidates that share their rows.
+        order: (K,) where each candidate is when the groups are put one after the other.
+    """
+
+    def __init__(self, network: Network, recipes: Sequence[Recipe]):
+        self.network, self.recipes, self.routed = network, recipes, routed_versions(network)
+        groups: dict[tuple[float, ...], list[int]] = {}
+        for k, r in enumerate(recipes):
+            groups.setdefault((r.noise, r.mask, r.mixup), []).append(k)
+        self.groups = list(groups.values())
+        self.order = torch.tensor([k for rows in self.groups for k in rows]).argsort()
+
+    @torch.no_grad()
+    def views(
+        self, values: dict[Version, Rows], target: Target, draw: Draw
+    ) -> list[tuple[list[int], dict[Version, Rows], list[Target]]]:
+        """For each group its candidates, the rows as they see them, and the targets that their losses are summed over."""
+        out, drawn = [], []
+        for group, rows in enumerate(self.groups):
+            recipe = self.recipes[rows[0]]
+            if not recipe.augments:
+                out.append((rows, values, [target]))
+                continue
+            given, labels = draw.whole or (values, target)
+            inputs = {v: given[v] for v in draw.stats}
+            beside = [*self.network.graph.head.lossReads, *(v for v in self.network.flags if v in values)]
+            seen, targets = augmented(recipe, inputs, labels, draw.stats, draw.shards, (*draw.key, group))
+            if (own := draw.own) is not None:
+                seen = {v: taken(x, own) for v, x in seen.items()}
+                targets = [(label[own], weight[own]) for label, weight in targets]
+            out.append((rows, seen | {v: values[v] for v in beside}, targets))
+            drawn.append(out[-1][1])
+        if drawn and self.routed:  # all at once: on so few rows a call costs more than they do
+            together = {v: below([seen[v] for seen in drawn]) for v in draw.stats}
+            self.network.route(together, self.routed)
+            for v in self.routed:
+                for seen, leaves in zip(drawn, together[v].split(len(target[0])), strict=True):  # type: ignore[union-attr]
+                    seen[v] = leaves
+        return out
 
 
 def augmented(

@@ -31,12 +31,14 @@ from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network
 from sparkdiff.rows import SparseRows, taken
 from sparkdiff.stages.base import FeatureStats
-from sparkdiff.training.active_columns import Reach, group_size, reach_of
+from sparkdiff.training.active_columns import ActiveColumns, choose_active_columns, group_size
 from sparkdiff.training.affine import Folded, fold
-from sparkdiff.training.candidates import Candidates, Draw, can_reach
+from sparkdiff.training.augmentation import Draw
+from sparkdiff.training.candidates import Candidates, can_be_lazy
 from sparkdiff.training.monotone import Monotone
 from sparkdiff.training.recipes import Recipe
 from sparkdiff.training.units import Scales, flattened, load
+from sparkdiff.training.updates import DenseUpdates, LazyUpdates
 
 SMALL_STEP = 10_000_000
 """Parameters times rows of a step below which one thread is faster."""
@@ -127,30 +129,25 @@ class Training:
         if folded is not None and self.monotone is None and not _agrees(folded, self.network, data):
             folded = None
         recipes = [self.recipes[k] for k in self.active]
-        self.candidates = Candidates(
-            self.network, recipes, self.options, self.scales, folded, self.monotone, self._reach(folded, data)
-        )
+        active = self._active_columns(folded, data)
+        updates = LazyUpdates(active, recipes) if active else DenseUpdates(self.network, recipes, self.scales, folded)
+        self.candidates = Candidates(recipes, self.options, updates, self.monotone)
         if self._saved is not None:
             self.candidates.load(self._saved)
         memory.trim()  # of wide networks, what they were folded and measured with
         return self.candidates
 
-    def _reach(self, folded: Folded | None, data: Data) -> Reach | None:
-        """The columns alone that batches reach, where they are few; the same in all processes."""
+    def _active_columns(self, folded: Folded | None, data: Data) -> ActiveColumns | None:
+        """The columns that groups of batches use, where they are few; the same in all processes."""
         modules = [self.network.module(i) for i in self.network.positions]
-        if folded is None or not can_reach(modules, self.recipes, self.options, self.monotone):
+        if folded is None or not can_be_lazy(modules, self.recipes, self.options, self.monotone):
             return None
         nothing = data.nothing()
         values = data.values(data.prepare.rows(nothing) if data.prepare else nothing)
         sparse = {v: x.width for v, x in values.items() if v in self.stats and isinstance(x, SparseRows)}
-        rows = data.stream.rows("train")
-        together = self.options.batchSize * self.together
-        return reach_of(self.network, folded, self.start, self.scales, sparse, self.stats, rows, together)
-
-    @property
-    def together(self) -> int:
-        """The number of consecutive batches whose columns train together, where not all do."""
-        return group_size(self.options.batchSize)
+        share = {v: self.stats[v].support.double() / max(1, data.stream.rows("train")) for v in sparse}
+        rows = self.options.batchSize * group_size(self.options.batchSize)
+        return choose_active_columns(self.network, folded, self.scales, share, rows)
 
     def state(self) -> dict[str, Any]:
         return {
@@ -174,7 +171,8 @@ class Training:
         Where a candidate augments, the batch holds all rows of the virtual shards that this process has a share of.
         """
         o, team = self.options, data.team
-        candidates.sums.zero_()
+        sums, of_weight = candidates.updates.matrix.sums, candidates.updates.matrix.weight
+        sums.zero_()
         draw = Draw((), (o.seed, self.epoch, self.step), self.stats)
         groups = {}
         if objective.batch is not None:
@@ -188,9 +186,9 @@ class Training:
                 draw = dataclasses.replace(draw, whole=(values, (label, weight)), own=own)
                 values, label, weight = {v: taken(x, own) for v, x in values.items()}, label[own], weight[own]
                 groups = {name: code[own] for name, code in groups.items()}
-        candidates.add(values, label, weight, objective, draw, groups=groups, team=team)
-        team.sum_(candidates.sums)
-        if bool(candidates.weight > 0):
+        candidates.add(values, (label, weight), objective, draw, groups=groups, team=team)
+        team.sum_(sums)
+        if bool(of_weight > 0):
             candidates.step(objective.scale, self._factor(data))
 
     def _factor(self, data: Data) -> float:
@@ -205,7 +203,7 @@ class Training:
         continue.
         """
         losses = candidates.end_epoch(objective.scale)
-        if candidates.reach is not None:
+        if candidates.lazy:
             memory.trim()  # its steps took blocks of ever other sizes, between which more and more is free
         scores, parameters = candidates.scores(data, "validation", metric)
         active = self.active
@@ -220,7 +218,7 @@ class Training:
             self.columns.append((k, self.epoch))
             if self._improves(self.standings[k], now.mean if math.isfinite(loss) else math.nan):
                 self.standings[k].flat = parameters(j)
-        if candidates.reach is not None:
+        if candidates.lazy:
             memory.trim()
         self.epoch, self.step = self.epoch + 1, 0
         self.ended = self.epoch > self.options.maxEpochs or not self.active
@@ -269,13 +267,13 @@ def train(
         data = data.prepared(training.network)
         candidates = training.begin(data)
         while not training.ended:
-            together = 1 if candidates.reach is None else training.together
-            first = training.step // together * together  # of the batches that those of the next step are among
+            group = group_size(options.batchSize) if candidates.lazy else 1
+            first = training.step // group * group  # of the batches that those of the next step are among
             steps = data.stream.batches(
                 "train", batchSize=options.batchSize, epoch=training.epoch, first=first, rank=data.team.rank,
                 world=data.team.world, prepare=data.prepare, whole=candidates.augments,
             )  # fmt: skip
-            while some := list(itertools.islice(steps, together)):
+            while some := list(itertools.islice(steps, group)):
                 candidates.enter([data.values(batch) for batch in some], data.team)
                 for batch in some[training.step - first :]:
                     training.fit(candidates, data, batch, objective)

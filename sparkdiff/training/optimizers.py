@@ -1,13 +1,21 @@
-"""First-order optimizers for a matrix of candidates with a learning rate per entry; they use torch's own kernels.
+"""Optimizers of the candidates' vectors: first-order steps, one for each batch, and steps along the gradient of all rows.
 
-torch.optim.Optimizer.step spends several times as long on hooks and groups as its fused kernel does on a step this small.
+First-order steps call the kernels of torch without its bookkeeping, which takes several times as long as a fused kernel does on
+a step this small.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.optim.adam import adam
+
+from sparkdiff.training.recipes import Recipe, by_newton
+from sparkdiff.training.units import Scales
+from sparkdiff.training.updates import DenseUpdates
 
 DECAY = 1e-2  # of torch.optim.AdamW
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # of torch.optim.Adam
@@ -52,3 +60,71 @@ class FirstOrder:
         self.mean.copy_(state["mean"])
         self.square.copy_(state["square"])
         self.steps.copy_(state["steps"])
+
+
+class EpochSteps:
+    """L-BFGS and Newton: one step at the end of an epoch, along the gradient of all its rows.
+
+    Attributes:
+        candidates: those that take such steps.
+        gradient, curvature: sums over the epoch so far, (K, p) and (C, p).
+    """
+
+    def __init__(self, recipes: Sequence[Recipe], size: int):
+        self.recipes, self.newton = recipes, by_newton(recipes)
+        self.lbfgs = {
+            k: torch.optim.LBFGS([torch.zeros(size, dtype=torch.float64)], r.learningRate, max_iter=1)
+            for k, r in enumerate(recipes)
+            if r.optimizer == "lbfgs"
+        }
+        self.candidates = [*self.lbfgs, *self.newton]
+        self.gradient = torch.zeros(len(recipes) if self.candidates else 0, size, dtype=torch.float64)
+        self.curvature = torch.zeros(len(self.newton), size, dtype=torch.float64)
+
+    def add(self, updates: DenseUpdates) -> None:
+        """Take note of a batch's sums."""
+        if self.candidates:
+            updates.add_gradient(self.gradient)
+        if self.newton:
+            self.curvature += updates.matrix.curvature
+
+    def step(self, u: Tensor, start: Tensor, scales: Scales, anchor: Tensor, factor: float) -> None:
+        """The steps on u (K, p), in place; the sums times `factor` are means."""
+        if not self.candidates:
+            return
+        flat, gradient = scales.parameters(start, u, torch.empty_like(u)), torch.empty_like(u)
+        scales.by_u(start, u, flat, self.gradient, gradient)
+        gradient *= factor
+        for k, optimizer in self.lbfgs.items():
+            own = optimizer.param_groups[0]["params"][0]
+            own.copy_(u[k])
+            own.grad = gradient[k] + self.recipes[k].regAnchor * own
+            optimizer.step(lambda: 0.0)  # type: ignore[arg-type, return-value]
+            u[k] = own
+        if self.newton:
+            curvature = self.curvature * scales.unit**2 * factor
+            anchor = anchor[self.newton]
+            step = (gradient[self.newton] + anchor * u[self.newton]) / (curvature + anchor)
+            rates = torch.tensor([self.recipes[k].learningRate for k in self.newton], dtype=torch.float64)[:, None]
+            u[self.newton] -= torch.where(curvature > 0, rates * step, 0.0)
+        self.gradient.zero_()
+        self.curvature.zero_()
+
+    def state(self) -> dict[str, Any]:
+        slow = {k: optimizer.state_dict() for k, optimizer in self.lbfgs.items()}
+        return {"whole": self.gradient, "bent": self.curvature, "slow": slow}  # as files name them
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        if self.candidates:
+            self.gradient.copy_(state["whole"])
+            self.curvature.copy_(state["bent"])
+        for k, optimizer in self.lbfgs.items():
+            optimizer.load_state_dict(state["slow"][k])
+
+    def kept(self, rows: list[int]) -> dict[str, Any]:
+        """The state of these candidates alone."""
+        return {
+            "whole": self.gradient[rows] if self.candidates else self.gradient,
+            "bent": self.curvature[[j for j, k in enumerate(self.newton) if k in rows]],
+            "slow": {new: self.lbfgs[k].state_dict() for new, k in enumerate(rows) if k in self.lbfgs},
+        }

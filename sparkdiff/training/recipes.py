@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 from sparkdiff.options import Options
 
+ONCE_AN_EPOCH = ("lbfgs", "newton")
+"""Optimizers that take one step an epoch, along the gradient of all rows."""
 FEW_ROWS = 1000
 """With fewer validation rows, a choice among candidates mostly finds chance."""
 
@@ -40,6 +43,11 @@ class Recipe:
     def __str__(self) -> str:
         extra = [f"{name} {value:g}" for name in ("ema", "noise", "mask", "mixup") if (value := getattr(self, name))]
         return ", ".join([f"{self.optimizer} {self.learningRate:g}", f"regAnchor {self.regAnchor:g}", *extra])
+
+
+def by_newton(recipes: Sequence[Recipe]) -> list[int]:
+    """The candidates that take Newton steps."""
+    return [k for k, r in enumerate(recipes) if r.optimizer == "newton"]
 
 
 # Factors of the options learningRate and regAnchor. Of a grid of 20, the one and the four that lose least against all of it on

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import torch
 from sparse import WIDTH, invented, pipeline, session, status
 import sparkdiff
-from sparkdiff.training.active_columns import Reach
+from sparkdiff.training.active_columns import ActiveColumns
 
 spark, folder = session(), sys.argv[1]
 pq.write_table(invented(6_000, 2), folder + "/rows.parquet")
@@ -30,8 +30,8 @@ model = pipeline(regParam=1.0, maxIter=3).fit(df)
 df.limit(5).toPandas()
 dense = 8 * 1024 * WIDTH
 resource.setrlimit(resource.RLIMIT_AS, (status("VmSize") + dense * 9 // 10, resource.RLIM_INFINITY))
-reaches, made = [], Reach.__init__
-Reach.__init__ = lambda self, *given: reaches.append(self) or made(self, *given)
+lazy, made = [], ActiveColumns.__init__
+ActiveColumns.__init__ = lambda self, *given: lazy.append(self) or made(self, *given)
 
 def fit(**params):
     tuner = sparkdiff.FineTuner(pipeline=model, batchSize=1024, maxEpochs=2, seed=3, cacheDir=folder + "/cache", **params)
@@ -42,7 +42,7 @@ def fit(**params):
         "parity": [p["ok"] for p in s.parity.values()], "coefficients": lr.coefficients.toArray().tolist(),
     }
 
-found = {"one": fit(recipe="fast"), "four": fit(), "in reach": len(reaches), "two": fit(recipe="fast", numProcesses=2)}
+found = {"one": fit(recipe="fast"), "four": fit(), "lazy": len(lazy), "two": fit(recipe="fast", numProcesses=2)}
 print("FOUND " + json.dumps(found))
 """
 
@@ -61,7 +61,7 @@ def test_no_batch_is_ever_dense(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     line = next(x for x in done.stdout.splitlines() if x.startswith("FOUND "))
     found = json.loads(line.removeprefix("FOUND "))
-    assert found["in reach"] == 2  # both trainings stepped on the columns of the batches alone
+    assert found["lazy"] == 2  # both trainings stepped on the columns of the batches alone
     assert found["four"]["candidates"] == 4
     for run in (found["one"], found["four"], found["two"]):
         assert run["decision"] == "tuned"

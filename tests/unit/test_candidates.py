@@ -50,11 +50,13 @@ from sparkdiff.stages.trees import (
 from sparkdiff.stages.weighing import ElementwiseProduct
 from sparkdiff.team import ALONE
 from sparkdiff.training.affine import fold
-from sparkdiff.training.candidates import Candidates, Draw
+from sparkdiff.training.augmentation import Draw
+from sparkdiff.training.candidates import Candidates
 from sparkdiff.training.loop import _agrees
 from sparkdiff.training.monotone import Monotone
 from sparkdiff.training.recipes import Recipe, recipes_for
 from sparkdiff.training.units import flattened
+from sparkdiff.training.updates import DenseUpdates
 
 pytestmark = pytest.mark.once  # torch alone, which all stacks have in one version
 
@@ -230,7 +232,7 @@ class Run:
         folded = fold(self.net, versions) if folds else None
         assert (folded is not None) == folds
         self.scales = scales(self.net, widths, self.options)
-        self.team = Candidates(self.net, recipes, self.options, self.scales, folded)
+        self.team = Candidates(recipes, self.options, DenseUpdates(self.net, recipes, self.scales, folded))
         self.y, self.weight = labels(self.net), normal(N, seed=10).abs()
         self.objective = objective_of(self.net, loss)
 
@@ -240,14 +242,14 @@ class Run:
 
         values = {(c, -1): part(x) for c, x in self.values.items()}
         self.net.route(values, self.routed)
-        self.team.add(values, self.y[rows], self.weight[rows], self.objective, draw)
+        self.team.add(values, (self.y[rows], self.weight[rows]), self.objective, draw)
 
     def steps(self, number: int = STEPS, first: int = 0, **step: float) -> Tensor:
         for k in range(first, first + number):
-            self.team.sums.zero_()
+            self.team.updates.matrix.sums.zero_()
             self.add(slice(k % 3 * 8, k % 3 * 8 + 8))
             self.team.step(self.objective.scale, **step)
-        return self.team.flat.clone()
+        return self.team.updates.matrix.flat.clone()
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -255,10 +257,10 @@ def test_folded_candidates_go_where_single_networks_go(name: str) -> None:
     one, other = Run(name, RECIPES), Run(name, RECIPES, folds=False)
     one.add()
     other.add()
-    torch.testing.assert_close(one.team.sums, other.team.sums, rtol=1e-10, atol=1e-12)
-    assert (one.team.gradient != 0).sum() > 3 * 3  # it is a gradient
+    torch.testing.assert_close(one.team.updates.matrix.sums, other.team.updates.matrix.sums, rtol=1e-10, atol=1e-12)
+    assert (one.team.updates.matrix.gradient != 0).sum() > 3 * 3  # it is a gradient
     torch.testing.assert_close(one.steps(), other.steps(), rtol=1e-9, atol=1e-9)
-    assert not torch.equal(one.team.flat[0], one.team.flat[1])
+    assert not torch.equal(one.team.updates.matrix.flat[0], one.team.updates.matrix.flat[1])
 
 
 @pytest.mark.parametrize("loss", ["squared", "absolute", "poisson"])
@@ -370,16 +372,16 @@ def test_lbfgs_finds_the_anchored_least_squares_solution() -> None:
     w = run.weight
 
     def value(flat: Tensor) -> Tensor:
-        u = (flat - run.team.start) / run.scales.unit
+        u = (flat - run.team.updates.start) / run.scales.unit
         low, high, c, b = flat[:5], flat[5:10], flat[10:15], flat[15]
         x = (run.values["x"] - low) * (3.0 / (high - low)) - 1.0
         loss = run.objective.scale * (w * (x @ c + b - run.y) ** 2).sum() / w.sum()
         return loss + anchor / 2 * (u**2).sum()
 
-    flat = run.team.flat[0].clone().requires_grad_()
+    flat = run.team.updates.matrix.flat[0].clone().requires_grad_()
     [gradient] = torch.autograd.grad(value(flat), flat)
     assert float((gradient * run.scales.unit).norm()) < 1e-4  # torch stops where a step would change 1e-9
-    assert float(value(flat.detach())) < float(value(run.team.start)) - 0.01
+    assert float(value(flat.detach())) < float(value(run.team.updates.start)) - 0.01
 
 
 @pytest.mark.parametrize("name", ["bounds", "GBT, logistic"])
@@ -393,7 +395,7 @@ def test_a_break_changes_nothing(name: str) -> None:
     second.team.load(copy.deepcopy(first.team.state()))
     assert torch.equal(second.steps(STEPS - 5, first=5), expected)
     second.team.end_epoch(1.0)
-    assert torch.equal(second.team.flat, whole.team.flat)
+    assert torch.equal(second.team.updates.matrix.flat, whole.team.updates.matrix.flat)
     assert torch.equal(second.team.average, whole.team.average)
 
 
@@ -406,29 +408,31 @@ def test_who_stays_goes_on_as_if_the_others_were_there() -> None:
     part.team.end_epoch(1.0)
     whole.steps(9)
     whole.team.end_epoch(1.0)
-    torch.testing.assert_close(part.team.flat, whole.team.flat[[1, 3, 4]], rtol=1e-11, atol=1e-13)
+    torch.testing.assert_close(
+        part.team.updates.matrix.flat, whole.team.updates.matrix.flat[[1, 3, 4]], rtol=1e-11, atol=1e-13
+    )
     torch.testing.assert_close(part.team.average, whole.team.average[[1, 3, 4]], rtol=1e-11, atol=1e-13)
 
 
 def test_one_that_diverges_leaves_the_others_alone() -> None:
     wild, tame = Run("scaler, PCA, Poisson", [Recipe(1e4, 0.0), *RECIPES]), Run("scaler, PCA, Poisson", RECIPES)
     torch.testing.assert_close(wild.steps()[1:], tame.steps(), rtol=1e-9, atol=1e-10)
-    assert not wild.team.losses[0].isfinite() or wild.team.losses[0] > 1e6
+    assert not wild.team.updates.matrix.losses[0].isfinite() or wild.team.updates.matrix.losses[0] > 1e6
 
 
 def test_class_weights_of_leaves_stay_what_spark_can_use() -> None:
     run = Run("forest of classes", [Recipe(0.3, 0.0), Recipe(1e-3, 0.0)], folds=False)
     assert run.net.head.has_bounds()
     run.steps(1)
-    small = run.team.flat[1].view(-1, 3)
-    assert not torch.equal(small.flatten(), run.team.start)
+    small = run.team.updates.matrix.flat[1].view(-1, 3)
+    assert not torch.equal(small.flatten(), run.team.updates.start)
     run.steps(20, first=1)
-    leaves = run.team.flat[0].view(-1, 3)
-    assert not torch.equal(leaves.flatten(), run.team.start)
+    leaves = run.team.updates.matrix.flat[0].view(-1, 3)
+    assert not torch.equal(leaves.flatten(), run.team.updates.start)
     assert float(leaves.min()) == 0.0
-    assert bool((leaves.sum(1) > 0)[run.team.start.view(-1, 3).sum(1) > 0].all())
+    assert bool((leaves.sum(1) > 0)[run.team.updates.start.view(-1, 3).sum(1) > 0].all())
     torch.testing.assert_close(
-        run.team.u * run.scales.unit + run.team.start, run.team.flat
+        run.team.u * run.scales.unit + run.team.updates.start, run.team.updates.matrix.flat
     )  # no debt is run up below 0
 
 
@@ -491,14 +495,23 @@ def test_any_number_of_processes_draws_the_same(name: str) -> None:
     alone.add(draw=draw([(0, 6), (1, 6), (2, 6), (3, 6)], stats))
     one.add(slice(0, 12), draw([(0, 6), (1, 6)], stats))
     two.add(slice(12, 24), draw([(2, 6), (3, 6)], stats))
-    torch.testing.assert_close(one.team.sums + two.team.sums, alone.team.sums, rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(
+        one.team.updates.matrix.sums + two.team.updates.matrix.sums,
+        alone.team.updates.matrix.sums,
+        rtol=1e-11,
+        atol=1e-12,
+    )
     again = Run(name, recipes)
     again.add(draw=draw([(0, 6), (1, 6), (2, 6), (3, 6)], stats, step=2))
     augmented = [k for k, r in enumerate(recipes) if r.augments]
-    assert (again.team.losses != alone.team.losses)[augmented].all()  # another step draws anew
+    assert (again.team.updates.matrix.losses != alone.team.updates.matrix.losses)[
+        augmented
+    ].all()  # another step draws anew
     plain = Run(name, recipes[1:2])
     plain.add()
-    torch.testing.assert_close(alone.team.losses[1], plain.team.losses[0], rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        alone.team.updates.matrix.losses[1], plain.team.updates.matrix.losses[0], rtol=1e-12, atol=0
+    )
 
 
 # ---- monotone slopes
@@ -516,7 +529,7 @@ def test_the_penalty_of_a_wrong_slope_is_added_to_the_loss() -> None:
     plain, run = Run("scaler, PCA, Poisson", RECIPES), Run("scaler, PCA, Poisson", RECIPES)
     penalty = monotone_penalty(run, {0: 3.0, 1: 3.0, 3: 0.5})
     run.team.monotone = penalty
-    assert run.team.folded is not None
+    assert run.team.updates.folded is not None
     for r in (plain, run):
         r.steps(1)
     # what the step's gradient had in it, by autograd over the original's parameters
@@ -527,7 +540,11 @@ def test_the_penalty_of_a_wrong_slope_is_added_to_the_loss() -> None:
     assert 0 < int((wrong > 0).sum()) < 3
     (strength * wrong**2).sum().backward()
     expected = torch.cat([(torch.zeros_like(q) if q.grad is None else q.grad).flatten() for q in p.values()])
-    found = (run.team.gradient - plain.team.gradient) / run.team.weight * run.objective.scale
+    found = (
+        (run.team.updates.matrix.gradient - plain.team.updates.matrix.gradient)
+        / run.team.updates.matrix.weight
+        * run.objective.scale
+    )
     torch.testing.assert_close(found, expected.expand(3, -1), rtol=1e-9, atol=1e-12)
 
 
@@ -536,8 +553,8 @@ def test_slopes_turn_to_the_wished_sign() -> None:
     free, held = Run("scaler, PCA, Poisson", recipes), Run("scaler, PCA, Poisson", recipes)
 
     def slope(run: Run) -> Tensor:
-        assert run.team.folded is not None
-        return run.team.folded.slopes(run.team.parameters, 1).of["x", -1][0, :, 0].clone()
+        assert run.team.updates.folded is not None
+        return run.team.updates.folded.slopes(run.team.updates.matrix.parameters, 1).of["x", -1][0, :, 0].clone()
 
     free.steps(200)
     against = {j: -1000.0 * float(v.sign()) for j, v in enumerate(slope(free))}

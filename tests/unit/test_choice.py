@@ -52,7 +52,7 @@ class Columns:
     rows: list[int]
     loss: float = 0.0
     epoch: int = 0
-    reach: None = None
+    lazy: bool = False
 
     def end_epoch(self, scale: float) -> list[float]:
         self.epoch += 1

@@ -22,12 +22,13 @@ from sparkdiff.stages.scaling import MaxAbsScaler, StandardScaler
 from sparkdiff.stages.selecting import VectorSlicer
 from sparkdiff.stages.text import IDF
 from sparkdiff.stages.weighing import ElementwiseProduct
-from sparkdiff.training.active_columns import Reach, group_size, reach_of
+from sparkdiff.training.active_columns import ActiveColumns, choose_active_columns, group_size
 from sparkdiff.training.affine import fold
-from sparkdiff.training.augmentation import Target
-from sparkdiff.training.candidates import Candidates, Draw
+from sparkdiff.training.augmentation import Draw, Target
+from sparkdiff.training.candidates import Candidates
 from sparkdiff.training.recipes import Recipe
 from sparkdiff.training.units import flattened, load
+from sparkdiff.training.updates import DenseUpdates, LazyUpdates
 
 ROWS, WIDTH, BATCH, TOGETHER = 120, 600, 8, 2
 LABELS = LabelStats(1.0, 2.0, 0.0, 9.0, torch.tensor([99, 99, 99]))
@@ -100,21 +101,23 @@ class Run:
         self.scales = scales(self.net, widths, self.options)
         self.scales.unit[::11] = 0.0  # too few rows speak for these
         self.reach = self._reach(folded) if reaches else None
-        self.team = Candidates(self.net, recipes, self.options, self.scales, folded, None, self.reach)
+        dense = DenseUpdates(self.net, recipes, self.scales, folded)
+        updates = LazyUpdates(self.reach, recipes) if self.reach else dense
+        self.team = Candidates(recipes, self.options, updates)
         y = normal(ROWS, seed=7).abs() * 2 + 0.1
         self.y = (y * 7 % self.net.head.classes).floor() if self.net.head.classes else y
         self.objective = resolve("auto", {}, self.net.head, ("prediction",), LABELS)
         self.places = torch.randperm(ROWS, generator=torch.Generator().manual_seed(2))
 
-    def _reach(self, folded: Any) -> Reach:
-        widths, stats = {}, {}
+    def _reach(self, folded: Any) -> ActiveColumns:
+        share, stats = {}, {}
         for c, x in self.values.items():
             if isinstance(x, SparseRows):
-                widths[c, -1] = x.width
                 support = torch.bincount(x.indices, minlength=x.width)
+                share[c, -1] = support.double() / ROWS
                 stats[c, -1] = FeatureStats(torch.zeros(x.width, dtype=F64), torch.ones(x.width, dtype=F64), support)
-        self.stats = stats
-        found = reach_of(self.net, folded, flattened(self.net), self.scales, widths, stats, ROWS, BATCH * TOGETHER)
+        self.stats, self.share = stats, share
+        found = choose_active_columns(self.net, folded, self.scales, share, BATCH * TOGETHER)
         assert found is not None
         return found
 
@@ -126,22 +129,22 @@ class Run:
 
     def steps(self, number: int, first: int = 0, *, draw: Draw | None = None, factor: float = 1.0) -> Run:
         for step in range(first, first + number):
-            self.team.sums.zero_()
+            self.team.updates.matrix.sums.zero_()
             values, (y, weight) = self.rows(step)
             if step % TOGETHER == 0 or step == first:
                 start = step // TOGETHER * TOGETHER
                 self.team.enter([self.rows(k)[0] for k in range(start, start + TOGETHER)])
-            self.team.add(values, y, weight, self.objective, draw or Draw((), (), {}))
+            self.team.add(values, (y, weight), self.objective, draw or Draw((), (), {}))
             self.team.step(self.objective.scale, factor)
         return self
 
     def waiting(self, other: Run) -> Tensor:
         """The entries (p,) that the other run's steps don't change."""
-        entries, reach = other.team.span.entries, other.reach
-        assert entries is not None
+        updates, reach = other.team.updates, other.reach
+        assert isinstance(updates, LazyUpdates)
         assert reach is not None
         changed = torch.zeros(len(reach.whole), dtype=torch.bool)
-        changed[reach.moving[entries[entries < len(reach.moving)]].long()] = True
+        changed[reach.moving[updates.entries].long()] = True
         return ~changed
 
     def end(self) -> Tensor:
@@ -153,8 +156,7 @@ class Run:
         """The candidates' state at all entries (K, p)."""
         if self.reach is None:
             return u.clone()
-        assert bool((u[:, -1] == 0).all())  # what stands for all that stay
-        return torch.zeros(len(u), len(self.reach.whole), dtype=F64).index_copy_(1, self.reach.moving.long(), u[:, :-1])
+        return torch.zeros(len(u), len(self.reach.whole), dtype=F64).index_copy_(1, self.reach.moving.long(), u)
 
 
 def both(
@@ -165,13 +167,13 @@ def both(
     for first in range(0, number, TOGETHER):
         here, factor = min(TOGETHER, number - first), slower**first
         one.steps(here, first, draw=draw, factor=factor)
-        matrices = list(other.team._matrices().values())
+        matrices = list(other.team.vectors.values())
         before, waiting = [m.clone() for m in matrices], other.waiting(one)
         other.steps(here, first, draw=draw, factor=factor)
         for matrix, old in zip(matrices, before, strict=True):
             matrix[:, waiting] = old[:, waiting]
-        other.team.span.load(other.team.u)
-    assert len(one.team.span.start) < 0.3 * len(other.team.span.start)
+        other.team.updates.load(other.team.u)
+    assert one.team.updates.matrix.flat.shape[1] < 0.3 * other.team.updates.matrix.flat.shape[1]
     return one, other
 
 
@@ -263,7 +265,7 @@ def test_two_processes_add_up_to_one() -> None:
     alone = Run("scaler, softmax", RECIPES)
     values, (y, weight) = alone.rows(0)
     alone.team.enter([values])
-    alone.team.add(values, y, weight, alone.objective, Draw((), (), {}))
+    alone.team.add(values, (y, weight), alone.objective, Draw((), (), {}))
     halves = []
     rows = values["x", -1]
     assert isinstance(rows, SparseRows)
@@ -273,10 +275,10 @@ def test_two_processes_add_up_to_one() -> None:
         team: Any = Half(others)
         here: dict[Any, Rows] = {("x", -1): rows.take(every[own])}
         run.team.enter([here], team)
-        run.team.add(here, y[own], weight[own], run.objective, Draw((), (), {}), team=team)
-        halves.append(run.team.sums)
-    assert len(alone.team.sums) < 3 * 0.25 * len(flattened(alone.net))  # so few numbers are added up
-    torch.testing.assert_close(halves[0] + halves[1], alone.team.sums, rtol=1e-11, atol=1e-12)
+        run.team.add(here, (y[own], weight[own]), run.objective, Draw((), (), {}), team=team)
+        halves.append(run.team.updates.matrix.sums)
+    assert len(alone.team.updates.matrix.sums) < 3 * 0.25 * len(flattened(alone.net))  # so few numbers are added up
+    torch.testing.assert_close(halves[0] + halves[1], alone.team.updates.matrix.sums, rtol=1e-11, atol=1e-12)
 
 
 def test_what_is_measured_is_what_ships(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,14 +317,13 @@ def test_what_is_measured_is_what_ships(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_many_columns_a_batch_or_a_centred_one_train_all() -> None:
     run = Run("sigmoid", RECIPES)
-    folded = run.team.folded
+    folded = run.team.updates.folded
     assert folded is not None
-    start, width = flattened(run.net), {("x", -1): WIDTH}
-    often = {("x", -1): dataclasses.replace(run.stats["x", -1], support=torch.full((WIDTH,), 60))}
-    assert reach_of(run.net, folded, start, run.scales, width, often, ROWS, BATCH * TOGETHER) is None
+    often = {("x", -1): torch.full((WIDTH,), 0.5, dtype=F64)}
+    assert choose_active_columns(run.net, folded, run.scales, often, BATCH * TOGETHER) is None
     centred = StandardScaler(torch.ones(WIDTH, dtype=F64), normal(WIDTH), True, True)
     net = network((centred, ["x"], "s"), (logistic(WIDTH), ["s"], "p"))
     folded = fold(net, {("x", -1): WIDTH, ("s", 0): WIDTH, ("p", 1): 1})
     assert folded is not None
     own = scales(net, {"x": WIDTH, "s": WIDTH}, run.options)
-    assert reach_of(net, folded, flattened(net), own, width, run.stats, ROWS, BATCH * TOGETHER) is None
+    assert choose_active_columns(net, folded, own, run.share, BATCH * TOGETHER) is None

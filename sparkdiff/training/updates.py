@@ -1,0 +1,191 @@
+"""Which parameters a step changes: all of them, or those of the active columns (lazy updates, as of torch's SparseAdam).
+
+The training chooses one of the two once. Both hold the parameters that the current step changes, as a `ParameterMatrix`; the
+candidates' vectors (u, moments, averages: (K, p) each) are handed in by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from sparkdiff.pipeline.graph import Version
+from sparkdiff.pipeline.network import Network
+from sparkdiff.rows import Rows, SparseRows
+from sparkdiff.team import Team
+from sparkdiff.training.active_columns import ActiveColumns
+from sparkdiff.training.affine import Folded, Slopes
+from sparkdiff.training.parameter_matrix import ParameterMatrix, named_parameters, pieces
+from sparkdiff.training.recipes import Recipe, by_newton
+from sparkdiff.training.units import Scales, flattened, trained
+
+Values = Mapping[Version, Rows]
+Vectors = Mapping[str, Tensor]
+Measured = Callable[[Values], tuple[Slopes | None, Values]]
+"""Gives the slopes to measure some rows with, and their inputs."""
+
+
+class DenseUpdates:
+    """Every step changes all parameters.
+
+    The parameters of a stage lie in the matrix as they do in a network, so that the same memory is read as (K, *shape) by a
+    folded network and as (*shape) by the candidates' own networks where there is none.
+    """
+
+    def __init__(self, network: Network, recipes: Sequence[Recipe], scales: Scales, folded: Folded | None):
+        self.network, self.recipes, self.scales, self.folded = network, recipes, scales, folded
+        self.start = flattened(network)
+        count, newton = len(recipes), len(by_newton(recipes))
+        given = named_parameters(network)
+        self.matrix = ParameterMatrix(given, pieces(network), self.start, scales, count, newton)
+        modules = [network.module(i) for i in network.positions]
+        self.projects, self.settles = any(m.has_bounds() for m in modules), any(m.settles() for m in modules)
+        self.clones = [self._clone(k) for k in range(count)] if self.projects or folded is None else []
+
+    def for_candidates(self, recipes: Sequence[Recipe]) -> DenseUpdates:
+        return DenseUpdates(self.network, recipes, self.scales, self.folded)
+
+    def _clone(self, k: int) -> Network:
+        """A network whose trainable parameters are this candidate's, in the same memory."""
+        clone, first, matrix = self.network.clone(), 0, self.matrix
+        for _, _, p in trained(clone):
+            last = first + p.numel()
+            p.data, p.grad = matrix.flat[k, first:last].view_as(p), matrix.gradient[k, first:last].view_as(p)
+            first = last
+        return clone
+
+    def choose(self, vectors: Vectors, batches: Sequence[Values], team: Team) -> None:
+        """Before the steps on a group of batches: choose the parameters that these steps change."""
+
+    def store(self, vectors: Vectors) -> None:
+        """Write what the steps since `choose` have changed into the candidates' vectors."""
+
+    def finish(self, vectors: Vectors) -> None:
+        """After the last step of an epoch: `store`."""
+
+    def current(self, vectors: Vectors) -> Vectors:
+        """The candidates' vectors at the entries of the matrix."""
+        return vectors
+
+    def at(self, matrix: Tensor | None) -> Tensor | None:
+        """A matrix (K, p) at the entries of the parameter matrix."""
+        return matrix
+
+    def add_gradient(self, total: Tensor) -> None:
+        total += self.matrix.gradient
+
+    def inputs(self, values: Values) -> dict[Version, SparseRows]:
+        """The inputs that this network reads in another form."""
+        return {}
+
+    def load(self, u: Tensor) -> None:
+        """Set the parameters to those at u, after a step; changes u where a parameter had to be put back within its bounds."""
+        self.matrix.load(u)
+        if not self.projects:
+            return
+        before = self.matrix.flat.clone()
+        for clone in self.clones:
+            for i in clone.positions:
+                clone.module(i).project_()
+        moved = (self.matrix.flat != before) & (self.scales.unit != 0)  # those go on from where they were put
+        u[moved] = ((self.matrix.flat - self.start) / self.scales.unit)[moved]
+
+    def load_all(self, u: Tensor) -> None:
+        """The same after a step of all parameters, which ends an epoch."""
+        self.load(u)
+
+    def slopes(self) -> Slopes | None:
+        return self.folded.slopes(self.matrix.parameters, len(self.recipes)) if self.folded else None
+
+    def margins(self, rows: list[int], slopes: Slopes | None, values: Values) -> Tensor:
+        """(k, n) or (k, n, classes) margins of these candidates; a graph of autograd where the network isn't folded."""
+        if self.folded is None or slopes is None:
+            return torch.stack([self.clones[k].margin(dict(values)) for k in rows])
+        if len(rows) < len(self.recipes):
+            slopes = Slopes({v: s[rows] for v, s in slopes.of.items()}, slopes.constant[rows], slopes.tape)
+        return self.folded.margins(slopes, values)
+
+    def back(self, slopes: Slopes, gradients: dict[Version, Tensor], constant: Tensor) -> None:
+        """Add the gradients of the parameters, from those of the slopes and constants."""
+        assert self.folded is not None
+        self.folded.back(slopes, gradients, constant, self.matrix.gradients)
+
+    def measured(self, vectors: Vectors) -> Measured:
+        """How to measure the candidates: their averages over steps where there are any, and settled."""
+        if "average" in vectors:
+            self.matrix.load(vectors["average"])
+        for module in (c.module(i) for c in self.clones for i in c.positions) if self.settles else ():
+            module.settle_()
+        slopes = self.slopes()
+        return lambda values: (slopes, values)
+
+    def parameters(self, vectors: Vectors) -> Callable[[int], Tensor]:
+        """After measuring: gives a copy of the parameters (p,) that the k-th candidate was measured with."""
+        flat = self.matrix.flat.clone()
+        if "average" in vectors or self.settles:
+            self.matrix.load(vectors["u"])
+        return lambda k: flat[k].clone()
+
+
+class LazyUpdates(DenseUpdates):
+    """A step changes the parameters of the active columns; all others wait, with their moments and averages."""
+
+    def __init__(self, active: ActiveColumns, recipes: Sequence[Recipe]):
+        self.active, self.network, self.recipes = active, active.network, recipes
+        self.start, self.scales, self.projects = active.start, active.scales, False
+        self._current: Vectors = {}
+        self._choose(active.none())
+
+    def for_candidates(self, recipes: Sequence[Recipe]) -> LazyUpdates:
+        return LazyUpdates(self.active, recipes)
+
+    def _choose(self, columns: Mapping[Version, Tensor]) -> None:
+        self.columns = columns
+        self.matrix, self.entries, self.folded = self.active.matrix(columns, len(self.recipes))
+        # Where the entries of all candidates lie in (K, p), read row by row: to index columns is slower.
+        self.places = (self.entries + len(self.start) * torch.arange(len(self.recipes))[:, None]).view(-1)
+
+    def _taken(self, matrix: Tensor) -> Tensor:  # (K, p) -> (K, m)
+        return matrix.view(-1).index_select(0, self.places).view(len(self.recipes), -1)
+
+    def choose(self, vectors: Vectors, batches: Sequence[Values], team: Team) -> None:
+        self.finish(vectors)
+        self._choose(self.active.columns(batches, team))
+        self._current = {name: self._taken(matrix) for name, matrix in vectors.items()}
+        self.matrix.load(self._current["u"])
+
+    def store(self, vectors: Vectors) -> None:
+        for name, matrix in self._current.items():
+            vectors[name].view(-1).index_copy_(0, self.places, matrix.view(-1))
+
+    def finish(self, vectors: Vectors) -> None:
+        self.store(vectors)
+        self._current = {}
+
+    def current(self, vectors: Vectors) -> Vectors:
+        return self._current
+
+    def at(self, matrix: Tensor | None) -> Tensor | None:
+        return matrix if matrix is None or matrix.shape[1] == 1 else matrix.index_select(1, self.entries)
+
+    def add_gradient(self, total: Tensor) -> None:
+        total.index_add_(1, self.entries, self.matrix.changing(self.matrix.gradient))
+
+    def inputs(self, values: Values) -> dict[Version, SparseRows]:
+        return self.active.rows(values, self.columns)
+
+    def load_all(self, u: Tensor) -> None:
+        """Nothing: the next group's parameters are made from u."""
+
+    def measured(self, vectors: Vectors) -> Measured:
+        def of(values: Values) -> tuple[Slopes | None, Values]:
+            self._choose(self.active.columns([values]))
+            self.matrix.load(self._taken(vectors.get("average", vectors["u"])))
+            return self.slopes(), {**values, **self.inputs(values)}
+
+        return of
+
+    def parameters(self, vectors: Vectors) -> Callable[[int], Tensor]:
+        return lambda k: self.active.parameters(vectors.get("average", vectors["u"])[k])
