@@ -392,9 +392,9 @@ def test_too_few_rows_groups_and_blocks(df: DataFrame, numeric: PipelineModel, f
     few = df.where("number < 100")
     with pytest.raises(InputError, match=r"[12]\d validation rows .*but at least 30 are needed.*validationFraction"):
         tune(numeric, few, folder)
-    with pytest.raises(InputError, match=r"\d+ groups .*but at least 30 are needed.*groupCol"):
+    with pytest.raises(InputError, match=r"\d+ groups .*at least 30 are needed.*groupCol"):
         tune(numeric, df, folder, groupCol="user", validationFraction=0.1)
-    with pytest.raises(InputError, match=r"\d+ blocks .*but at least 30 are needed.*timeCol"):
+    with pytest.raises(InputError, match=r"\d+ blocks .*at least 30 are needed.*timeCol"):
         tune(numeric, df.withColumn("t", F.floor(F.col("number") / 100)), folder, timeCol="t", validationFraction=0.5)
     with pytest.raises(InputError, match="0 validation rows"):
         tune(numeric, df.withColumn("held", F.lit(False)), folder, validationIndicatorCol="held")
