@@ -120,7 +120,7 @@ def test_a_leaking_flag_is_named(df: DataFrame, shared: Path, label: str, what: 
         LogisticRegression(featuresCol="x", labelCol=label, regParam=0.01),
     ]
     (text,) = doubts(Pipeline(stages=stages).fit(data.where(OLD)), data, shared)
-    assert text.startswith(f"column 'refund' alone tells {what} with an AUC of 1.0000 on")
+    assert text.startswith(f"column 'refund' alone separates {what} with an AUC of 1.0000 on")
 
 
 def test_rows_on_both_sides_are_counted(df: DataFrame, shared: Path) -> None:
