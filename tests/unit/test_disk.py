@@ -110,7 +110,7 @@ def test_a_file_of_progress_without_a_line_ends_nothing(tmp_path: Path) -> None:
     """On a full disk it is made, and stays empty; its time says that the processes are alive."""
     (tmp_path / "progress.jsonl").touch()
     attempt = Attempt.__new__(Attempt)
-    attempt.here, attempt.timeout, said = tmp_path, 60.0, []
+    attempt.here, attempt.timeout, attempt.read, said = tmp_path, 60.0, 0, []
     thread = threading.Thread(target=threading.Event().wait, args=(0.5,))
     thread.start()
     attempt._watch(thread, lambda epoch, best: said.append(epoch))
