@@ -44,8 +44,9 @@ from sparkdiff.pipeline.write_back import write_back
 from sparkdiff.report import Phases
 from sparkdiff.report.record import versions
 from sparkdiff.report.summary import FineTuningSummary
-from sparkdiff.stages.base import SUPPORT, LabelStats, columns_of
+from sparkdiff.stages.base import columns_of
 from sparkdiff.stages.predictor import Predictor
+from sparkdiff.stages.trainable import SUPPORT, LabelStats
 from sparkdiff.store.disk import room
 from sparkdiff.store.run_folder import RunFolder, opened
 from sparkdiff.training import monotone

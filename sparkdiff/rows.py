@@ -154,3 +154,7 @@ def below(parts: Sequence[Rows]) -> Rows:
     """Concatenate rows; the result is strided if one part is strided."""
     sparse = [p for p in parts if isinstance(p, SparseRows)]
     return SparseRows.cat(sparse) if len(sparse) == len(parts) else torch.cat([dense(p) for p in parts])
+
+
+Nulls = Sequence[Tensor | None]
+"""Per input column which rows (n,) bool are null; None where none is, or nobody can tell."""

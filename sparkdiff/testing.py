@@ -20,8 +20,9 @@ from sparkdiff.pipeline.names import folding, quoted, unquoted
 from sparkdiff.pipeline.parity import SINGLE, TOLERANCE, differences
 from sparkdiff.pipeline.translation import field_of
 from sparkdiff.pipeline.write_back import written
-from sparkdiff.rows import Rows, dense
-from sparkdiff.stages.base import NULL, REGISTRY, Nulls, StageModule, StaysInSparkError, class_name, columns_of
+from sparkdiff.rows import Nulls, Rows, dense
+from sparkdiff.stages.base import NULL, REGISTRY, StageModule, class_name, columns_of
+from sparkdiff.stages.fields import StaysInSparkError
 from sparkdiff.stages.predictor import Predictor
 
 ROWS_AT_ONCE = 4096

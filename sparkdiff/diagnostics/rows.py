@@ -26,7 +26,7 @@ from sparkdiff.options import Options
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network
 from sparkdiff.rows import Rows, SparseRows, below, matrix, taken
-from sparkdiff.stages.base import LabelStats
+from sparkdiff.stages.trainable import LabelStats
 
 TRAIN, VALIDATION = "train", "validation"
 SAMPLE_ROWS, SAMPLE_ENTRIES = (

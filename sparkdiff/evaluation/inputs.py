@@ -11,7 +11,8 @@ from sparkdiff.evaluation.data import Data
 from sparkdiff.pipeline.graph import LEAVES, Version
 from sparkdiff.pipeline.network import Network, fixed_versions
 from sparkdiff.rows import Rows, SparseRows, dense, matrix, taken, width
-from sparkdiff.stages.base import FeatureStats, StageModule
+from sparkdiff.stages.base import StageModule
+from sparkdiff.stages.trainable import FeatureStats
 
 VALUES = 1 << 15
 """Number of distinct values of a feature that are kept."""

@@ -24,8 +24,8 @@ from sparkdiff.objectives.formulas import (
     probabilities,
 )
 from sparkdiff.options import callable_name
-from sparkdiff.stages.base import LabelStats
 from sparkdiff.stages.predictor import Predictor
+from sparkdiff.stages.trainable import LabelStats
 
 REGRESSION = ("squared", "absolute", "huber", "quantile", "poisson", "gamma", "tweedie")
 CLASSIFICATION = ("logLoss", "hinge", "focal", "cost", "auc", "mmce")

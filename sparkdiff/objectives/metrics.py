@@ -27,8 +27,8 @@ from sparkdiff.objectives.losses import NAMES as LOSSES
 from sparkdiff.objectives.losses import PARAMS as LOSS_PARAMS
 from sparkdiff.objectives.losses import resolve as resolve_loss
 from sparkdiff.options import Options
-from sparkdiff.stages.base import LabelStats
 from sparkdiff.stages.predictor import Predictor
+from sparkdiff.stages.trainable import LabelStats
 
 DEFAULTS = {"auc": "areaUnderROC", "cost": "expectedCost"}
 """The metric that is measured for a loss, for example the quantity that a smooth loss bounds."""

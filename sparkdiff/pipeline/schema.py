@@ -14,7 +14,7 @@ from sparkdiff import jvm
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.pipeline.graph import Graph, Version, Vertex
 from sparkdiff.pipeline.names import named
-from sparkdiff.stages.base import UNKNOWN_SLOT
+from sparkdiff.stages.fields import UNKNOWN_SLOT
 
 SchemaOrRows = StructType | DataFrame | None
 """The schema of the data, the data themselves (Spark then reads the width of vectors), or nothing."""

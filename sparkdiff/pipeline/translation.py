@@ -16,17 +16,8 @@ from sparkdiff.pipeline.graph import Graph, Version, Vertex, in_front_of
 from sparkdiff.pipeline.names import folding, unquoted
 from sparkdiff.pipeline.nesting import flatten, holders
 from sparkdiff.pipeline.schema import SchemaOrRows, is_plain, known_fields
-from sparkdiff.stages.base import (
-    REGISTRY,
-    UNDECIDED,
-    UNTRANSLATED,
-    Field,
-    StageModule,
-    StaysInSparkError,
-    Untranslated,
-    class_name,
-    columns_of,
-)
+from sparkdiff.stages.base import REGISTRY, UNTRANSLATED, StageModule, Untranslated, class_name, columns_of
+from sparkdiff.stages.fields import UNDECIDED, Field, StaysInSparkError
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.stages.referenced import INPUTS, OUTPUTS
 

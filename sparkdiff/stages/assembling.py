@@ -10,7 +10,9 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.rows import Rows, SparseRows
-from sparkdiff.stages.base import AffineForm, Parameters, StageModule, register
+from sparkdiff.stages.affine import AffineForm
+from sparkdiff.stages.base import StageModule, register
+from sparkdiff.stages.trainable import Parameters
 
 
 @register("pyspark.ml.feature.VectorAssembler")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -14,23 +14,20 @@ from torch import Tensor, nn
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError
-from sparkdiff.rows import Rows
+from sparkdiff.rows import Nulls, Rows
+from sparkdiff.stages.affine import AffineForm, NotAffineError, NotSparseError
 from sparkdiff.stages.constraints import Constraint, Positive, Rounded
+from sparkdiff.stages.fields import Field
+from sparkdiff.stages.trainable import SUPPORT, FeatureStats, LabelStats, Parameters
 
 # MKL settles at the first call which code its functions run. Where two of its threads are the first, on a busy machine, one of
 # them has exponentials of eight digits in one of thirty processes; so few numbers are one thread's.
 torch.exp(torch.zeros(8, dtype=torch.float64))
-
-Parameters = Mapping[str, Tensor]
-Nulls = Sequence[Tensor | None]
-"""Per input column which rows (n,) bool are null; None where none is, or nobody can tell."""
 REGISTRY: dict[str, type[StageModule]] = {}
 UNTRANSLATED: dict[str, Untranslated] = {}
 SKIPS = "handleInvalid='skip' drops rows, and a torch module cannot drop rows; use 'error' or 'keep'"
 NULL = " is null"
 """Ends the name of the boolean column that says in which rows another column is null."""
-SUPPORT = 5
-"""Training rows that must differ from a feature's usual value, or bear a class, for the parameters about it to train."""
 _Module = TypeVar("_Module", bound="type[StageModule]")
 
 
@@ -69,77 +66,6 @@ def leave_in_spark(class_name: str, reason: str, **facts: bool) -> None:
 def class_name(stage: Any) -> str:
     """Full Python name of a stage's class."""
     return f"{type(stage).__module__}.{type(stage).__qualname__}"
-
-
-class NotAffineError(Exception):
-    """A stage isn't affine in its inputs; never leaves the package."""
-
-
-class StaysInSparkError(Exception):
-    """What a stage's input columns hold keeps it in Spark, for the reason given; never leaves the package."""
-
-
-UNDECIDED = "decided when data are seen"
-UNKNOWN_SLOT = "(of unknown width)"
-"""What the only slot of a vector of unknown width is called until data are seen; an assembler adds it to the column's name."""
-
-
-class Field(NamedTuple):
-    """What is known of an input column before a row is seen.
-
-    Attributes:
-        vector: whether it holds vectors.
-        attributes: its `ml_attr` metadata, as Spark writes them; None where it has none.
-        storage: how Spark stores each of its vectors, as the `storage` of a StageModule.
-        kind: its type, as Spark's `simpleString`.
-    """
-
-    vector: bool
-    attributes: Mapping[str, Any] | None
-    storage: str = ""
-    kind: str = ""
-
-
-class NotSparseError(Exception):
-    """A stage's output depends on columns that are 0; never leaves the package."""
-
-
-class AffineForm(NamedTuple):
-    """What StageModule.pull returns, with its derivative: autograd would take several times as long over such small tensors.
-
-    Attributes:
-        slopes: per input (K, d_in, m).
-        constant: what adds to the functions' constants, (K, 1, m).
-        back: (gradients of `slopes` (K, d_in, m) each, gradient of the constants (K, 1, m), room (K, *shape) by name for the
-            gradients of the parameters that train, to add to) -> gradient of `slope`.
-    """
-
-    slopes: list[Tensor]
-    constant: Tensor | float
-    back: Callable[[list[Tensor], Tensor, Parameters], Tensor | None]
-
-
-@dataclass(frozen=True)
-class FeatureStats:
-    """What a stage's input looks like over the training rows."""
-
-    mean: Tensor  # (d,)
-    std: Tensor  # (d,)
-    support: Tensor  # (d,) int64: rows whose value differs from the column's usual one
-    leaves: Tensor | None = None  # (L,) int64: rows that each leaf of a stage of trees holds
-    entry: Tensor | None = None  # (d,) of sparse rows: root mean square of the entries that aren't 0
-    sums: Parameters = field(default_factory=dict)  # of the stage's own `training_sums`
-
-
-@dataclass(frozen=True)
-class LabelStats:
-    """What the labels of the training rows (of weight > 0) look like."""
-
-    mean: float
-    std: float
-    low: float
-    high: float
-    classes: Tensor  # (k,) int64 rows per class, empty where labels are no small whole numbers
 
 
 class StageModule(nn.Module):

@@ -11,22 +11,12 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.rows import Rows, SparseRows, dense, taken
-from sparkdiff.stages.base import (
-    SUPPORT,
-    AffineForm,
-    FeatureStats,
-    LabelStats,
-    NotAffineError,
-    NotSparseError,
-    Parameters,
-    StageModule,
-    parameter,
-    register,
-    tensor,
-)
+from sparkdiff.stages.affine import AffineForm, NotAffineError, NotSparseError
+from sparkdiff.stages.base import StageModule, parameter, register, tensor
 from sparkdiff.stages.constraints import Constraint, LogProbabilities, Positive
 from sparkdiff.stages.linear import coefficient_units, product
 from sparkdiff.stages.predictor import ProbabilisticClassifier, softmax
+from sparkdiff.stages.trainable import SUPPORT, FeatureStats, LabelStats, Parameters
 
 ENTRIES = 1 << 22
 """Entries of a dense block of rows (32 MiB of doubles)."""

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from sparkdiff.errors import InputError
 from sparkdiff.jvm import encoders as spark
-from sparkdiff.rows import Rows, SparseRows, dense
-from sparkdiff.stages.base import FeatureStats, LabelStats, Nulls, StageModule, register, tensor
+from sparkdiff.rows import Nulls, Rows, SparseRows, dense
+from sparkdiff.stages.base import StageModule, register, tensor
 from sparkdiff.stages.constraints import Constraint, Ordered
+from sparkdiff.stages.trainable import FeatureStats, LabelStats
 
 SHARPNESS = 0.3
 """tau in standard deviations of what is compared, and so a threshold's unit."""

@@ -12,9 +12,10 @@ from torch import Tensor
 from sparkdiff.errors import InputError
 from sparkdiff.jvm import clustering
 from sparkdiff.rows import Rows, SparseRows
-from sparkdiff.stages.base import SUPPORT, FeatureStats, LabelStats, parameter, register, tensor
+from sparkdiff.stages.base import parameter, register, tensor
 from sparkdiff.stages.constraints import Constraint, Covariance, Probabilities, UnitNorm
 from sparkdiff.stages.predictor import Predictor, first_largest, lead
+from sparkdiff.stages.trainable import SUPPORT, FeatureStats, LabelStats
 
 EPSILON = 2.0**-52  # org.apache.spark.ml.impl.Utils.EPSILON
 

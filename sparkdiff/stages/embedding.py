@@ -12,7 +12,9 @@ from torch import Tensor
 
 from sparkdiff.jvm import word2vec as vocabularies
 from sparkdiff.rows import Rows, SparseRows
-from sparkdiff.stages.base import AffineForm, FeatureStats, LabelStats, Parameters, StageModule, parameter, register
+from sparkdiff.stages.affine import AffineForm
+from sparkdiff.stages.base import StageModule, parameter, register
+from sparkdiff.stages.trainable import FeatureStats, LabelStats, Parameters
 
 
 @register("pyspark.ml.feature.Word2VecModel")

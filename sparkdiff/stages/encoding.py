@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparkdiff.errors import InputError
-from sparkdiff.rows import Rows, SparseRows
-from sparkdiff.stages.base import Nulls, StageModule, register
+from sparkdiff.rows import Nulls, Rows, SparseRows
+from sparkdiff.stages.base import StageModule, register
 
 SPARSE_FROM = 1024
 """Width from which a one-hot block travels as sparse rows (DESIGN: dense ones cost memory there, sparse ones time below)."""

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from sparkdiff.rows import Rows, SparseRows
-from sparkdiff.stages.base import FeatureStats, LabelStats, StageModule, parameter, register, tensor
+from sparkdiff.stages.base import StageModule, parameter, register, tensor
 from sparkdiff.stages.linear import coefficient_units, product
 from sparkdiff.stages.predictor import LeastSquares, ProbabilisticClassifier
+from sparkdiff.stages.trainable import FeatureStats, LabelStats
 
 
 class Factorized(StageModule):

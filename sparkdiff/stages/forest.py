@@ -12,10 +12,11 @@ from torch import Tensor
 from sparkdiff.jvm import trees as spark
 from sparkdiff.jvm.nodes import Nodes
 from sparkdiff.rows import Rows, SparseRows
-from sparkdiff.stages.base import SUPPORT, FeatureStats, LabelStats, parameter, tensor
+from sparkdiff.stages.base import parameter, tensor
 from sparkdiff.stages.gates import SHARPNESS, Gates, StraightThrough
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.stages.routing import Router
+from sparkdiff.stages.trainable import SUPPORT, FeatureStats, LabelStats
 
 MANY = 20
 """With more trees than this, the leaves of each tree move less, so that a step of all trees keeps its size."""

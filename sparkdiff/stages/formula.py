@@ -8,7 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from sparkdiff.rows import Rows
-from sparkdiff.stages.base import AffineForm, Parameters, StageModule, leave_in_spark, register
+from sparkdiff.stages.affine import AffineForm
+from sparkdiff.stages.base import StageModule, leave_in_spark, register
+from sparkdiff.stages.trainable import Parameters
 
 leave_in_spark(
     "pyspark.ml.feature.RFormulaModel",

@@ -10,18 +10,10 @@ import torch
 from torch import Tensor
 
 from sparkdiff.jvm import encoders as spark
-from sparkdiff.stages.base import (
-    SUPPORT,
-    FeatureStats,
-    Field,
-    LabelStats,
-    Nulls,
-    StageModule,
-    StaysInSparkError,
-    parameter,
-    register,
-    tensor,
-)
+from sparkdiff.rows import Nulls
+from sparkdiff.stages.base import StageModule, parameter, register, tensor
+from sparkdiff.stages.fields import Field, StaysInSparkError
+from sparkdiff.stages.trainable import SUPPORT, FeatureStats, LabelStats
 
 WHOLE = ("tinyint", "smallint", "int", "bigint")
 

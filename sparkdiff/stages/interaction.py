@@ -10,8 +10,9 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.rows import Rows, SparseRows, dense, width
-from sparkdiff.stages.base import UNDECIDED, Field, StageModule, StaysInSparkError, register
+from sparkdiff.stages.base import StageModule, register
 from sparkdiff.stages.encoding import SPARSE_FROM
+from sparkdiff.stages.fields import UNDECIDED, Field, StaysInSparkError
 
 
 @register("pyspark.ml.feature.Interaction")

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.jvm import isotonic as spark
-from sparkdiff.rows import Rows, SparseRows
-from sparkdiff.stages.base import FeatureStats, LabelStats, Nulls, parameter, register, tensor
+from sparkdiff.rows import Nulls, Rows, SparseRows
+from sparkdiff.stages.base import parameter, register, tensor
 from sparkdiff.stages.constraints import Constraint, Ordered
 from sparkdiff.stages.predictor import LeastSquares
+from sparkdiff.stages.trainable import FeatureStats, LabelStats
 
 EDGES = 1000
 """Rows on which parity is checked on the boundaries."""

@@ -13,19 +13,11 @@ from torch import Tensor
 from sparkdiff import jvm
 from sparkdiff.errors import InputError
 from sparkdiff.rows import Rows, SparseRows
-from sparkdiff.stages.base import (
-    SUPPORT,
-    AffineForm,
-    FeatureStats,
-    LabelStats,
-    Parameters,
-    columns_of,
-    parameter,
-    register,
-    tensor,
-)
+from sparkdiff.stages.affine import AffineForm
+from sparkdiff.stages.base import columns_of, parameter, register, tensor
 from sparkdiff.stages.constraints import Constraint, Odds
 from sparkdiff.stages.predictor import LeastSquares, Predictor, ProbabilisticClassifier, logit, softmax
+from sparkdiff.stages.trainable import SUPPORT, FeatureStats, LabelStats, Parameters
 
 LARGEST = sys.float_info.max
 EPSILON = 1e-16  # GeneralizedLinearRegression.epsilon

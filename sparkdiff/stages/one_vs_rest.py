@@ -11,21 +11,12 @@ from torch import Tensor, nn
 
 from sparkdiff import jvm
 from sparkdiff.rows import Rows
-from sparkdiff.stages.base import (
-    REGISTRY,
-    SUPPORT,
-    AffineForm,
-    FeatureStats,
-    LabelStats,
-    NotAffineError,
-    Parameters,
-    class_name,
-    columns_of,
-    register,
-)
+from sparkdiff.stages.affine import AffineForm, NotAffineError
+from sparkdiff.stages.base import REGISTRY, class_name, columns_of, register
 from sparkdiff.stages.constraints import Constraint
 from sparkdiff.stages.forest import Trees
 from sparkdiff.stages.predictor import Predictor, first_largest, lead
+from sparkdiff.stages.trainable import SUPPORT, FeatureStats, LabelStats, Parameters
 from sparkdiff.stages.trees import ClassifyingTrees
 
 

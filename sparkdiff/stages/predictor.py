@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparkdiff.rows import Rows
-from sparkdiff.stages.base import LabelStats, StageModule, columns_of, tensor
+from sparkdiff.stages.base import StageModule, columns_of, tensor
+from sparkdiff.stages.trainable import LabelStats
 
 
 class Predictor(StageModule):

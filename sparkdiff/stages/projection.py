@@ -10,16 +10,9 @@ import torch
 from torch import Tensor
 
 from sparkdiff.rows import Rows, SparseRows, dense
-from sparkdiff.stages.base import (
-    AffineForm,
-    FeatureStats,
-    LabelStats,
-    Parameters,
-    StageModule,
-    parameter,
-    register,
-    tensor,
-)
+from sparkdiff.stages.affine import AffineForm
+from sparkdiff.stages.base import StageModule, parameter, register, tensor
+from sparkdiff.stages.trainable import FeatureStats, LabelStats, Parameters
 
 
 @register("pyspark.ml.feature.PCAModel")

@@ -10,17 +10,9 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.rows import Rows, dense, scaled
-from sparkdiff.stages.base import (
-    AffineForm,
-    FeatureStats,
-    LabelStats,
-    NotSparseError,
-    Parameters,
-    StageModule,
-    parameter,
-    register,
-    tensor,
-)
+from sparkdiff.stages.affine import AffineForm, NotSparseError
+from sparkdiff.stages.base import StageModule, parameter, register, tensor
+from sparkdiff.stages.trainable import FeatureStats, LabelStats, Parameters
 
 
 def at_columns(scaler: Any, columns: Tensor | None) -> StageModule:

@@ -10,16 +10,10 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.rows import Rows, SparseRows, width
-from sparkdiff.stages.base import (
-    UNDECIDED,
-    UNKNOWN_SLOT,
-    AffineForm,
-    Field,
-    Parameters,
-    StageModule,
-    StaysInSparkError,
-    register,
-)
+from sparkdiff.stages.affine import AffineForm
+from sparkdiff.stages.base import StageModule, register
+from sparkdiff.stages.fields import UNDECIDED, UNKNOWN_SLOT, Field, StaysInSparkError
+from sparkdiff.stages.trainable import Parameters
 
 
 class Selection(StageModule):

@@ -9,17 +9,11 @@ import torch
 from torch import Tensor
 
 from sparkdiff.rows import Rows
-from sparkdiff.stages.base import (
-    AffineForm,
-    FeatureStats,
-    LabelStats,
-    Parameters,
-    parameter,
-    register,
-    tensor,
-)
+from sparkdiff.stages.affine import AffineForm
+from sparkdiff.stages.base import parameter, register, tensor
 from sparkdiff.stages.linear import coefficient_units, product, regression_margin
 from sparkdiff.stages.predictor import Predictor
+from sparkdiff.stages.trainable import FeatureStats, LabelStats, Parameters
 
 
 @register("pyspark.ml.classification.LinearSVCModel")

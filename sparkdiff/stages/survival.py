@@ -10,18 +10,11 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.rows import Rows
-from sparkdiff.stages.base import (
-    AffineForm,
-    FeatureStats,
-    LabelStats,
-    Parameters,
-    columns_of,
-    parameter,
-    register,
-    tensor,
-)
+from sparkdiff.stages.affine import AffineForm
+from sparkdiff.stages.base import columns_of, parameter, register, tensor
 from sparkdiff.stages.linear import coefficient_units, product
 from sparkdiff.stages.predictor import Predictor
+from sparkdiff.stages.trainable import FeatureStats, LabelStats, Parameters
 
 
 @register("pyspark.ml.regression.AFTSurvivalRegressionModel")

@@ -10,7 +10,9 @@ from torch import Tensor
 from sparkdiff.errors import InputError
 from sparkdiff.jvm import encoders as spark
 from sparkdiff.jvm.encoders import Statistics
-from sparkdiff.stages.base import SUPPORT, FeatureStats, LabelStats, Nulls, StageModule, parameter, register, tensor
+from sparkdiff.rows import Nulls
+from sparkdiff.stages.base import StageModule, parameter, register, tensor
+from sparkdiff.stages.trainable import SUPPORT, FeatureStats, LabelStats
 
 UNSEEN, MISSING = 2147483647.0, -1.0
 """In place of a category: what stands for all that weren't seen, and for null."""

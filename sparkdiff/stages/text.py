@@ -9,9 +9,10 @@ from torch import Tensor
 
 from sparkdiff import jvm
 from sparkdiff.rows import Rows, scaled
-from sparkdiff.stages.base import AffineForm, Parameters, StageModule, parameter, register, tensor
+from sparkdiff.stages.affine import AffineForm, affine_form_by_column
+from sparkdiff.stages.base import StageModule, parameter, register, tensor
 from sparkdiff.stages.constraints import Constraint, Positive
-from sparkdiff.stages.weighing import affine_form_by_column
+from sparkdiff.stages.trainable import Parameters
 
 
 @register("pyspark.ml.feature.IDFModel")

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.jvm.nodes import Nodes
-from sparkdiff.stages.base import AffineForm, LabelStats, NotAffineError, Parameters, register
+from sparkdiff.stages.affine import AffineForm, NotAffineError
+from sparkdiff.stages.base import register
 from sparkdiff.stages.forest import Trees
 from sparkdiff.stages.predictor import ProbabilisticClassifier, first_largest, lead
+from sparkdiff.stages.trainable import LabelStats, Parameters
 
 FLOOR = 1e-15
 """Least probability in a loss, as MulticlassClassificationEvaluator's eps."""

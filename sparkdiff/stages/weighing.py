@@ -10,16 +10,9 @@ import torch
 from torch import Tensor
 
 from sparkdiff.rows import Rows, SparseRows, scaled
-from sparkdiff.stages.base import (
-    AffineForm,
-    FeatureStats,
-    LabelStats,
-    Parameters,
-    StageModule,
-    parameter,
-    register,
-    tensor,
-)
+from sparkdiff.stages.affine import AffineForm, affine_form_by_column
+from sparkdiff.stages.base import StageModule, parameter, register, tensor
+from sparkdiff.stages.trainable import FeatureStats, LabelStats, Parameters
 
 
 @register("pyspark.ml.feature.Normalizer")
@@ -66,18 +59,6 @@ def largest(x: Rows) -> Tensor:
     if isinstance(x, SparseRows):
         return size.new_zeros(len(x)).scatter_reduce(0, x.rows(), size, "amax")
     return torch.cat([size, size.new_zeros(len(x), 1)], 1).amax(1)
-
-
-def affine_form_by_column(name: str, p: Parameters, slope: Tensor) -> AffineForm:
-    """`affine_form` of x * factor, the factors (d,) being the parameter of this name."""
-    factor = p[name][..., None]  # (K, d, 1)
-
-    def back(gradients: list[Tensor], constant: Tensor, room: Parameters) -> Tensor:
-        if name in room:
-            room[name].add_((gradients[0] * slope).sum(-1))
-        return gradients[0] * factor
-
-    return AffineForm([slope * factor], 0.0, back)
 
 
 @register("pyspark.ml.feature.ElementwiseProduct")

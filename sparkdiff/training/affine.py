@@ -19,7 +19,9 @@ from torch import Tensor
 from sparkdiff.pipeline.graph import LEAVES, Version
 from sparkdiff.pipeline.network import Network, fixed_positions, routed_versions
 from sparkdiff.rows import Rows, SparseRows
-from sparkdiff.stages.base import NotAffineError, Parameters, StageModule
+from sparkdiff.stages.affine import NotAffineError
+from sparkdiff.stages.base import StageModule
+from sparkdiff.stages.trainable import Parameters
 
 
 class Link(NamedTuple):

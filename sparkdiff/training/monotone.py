@@ -12,8 +12,8 @@ from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.evaluation.feature_names import Slots
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network
-from sparkdiff.stages.base import FeatureStats, LabelStats
 from sparkdiff.stages.linear import GeneralizedLinearRegression
+from sparkdiff.stages.trainable import FeatureStats, LabelStats
 from sparkdiff.training.affine import Slopes, fold
 
 RISING = ("identity", "log", "logit", "probit", "cloglog")

@@ -12,8 +12,8 @@ from sparkdiff.evaluation.inputs import all_dense, distinct_values, features, le
 from sparkdiff.options import Options
 from sparkdiff.pipeline.graph import LEAVES, Version
 from sparkdiff.pipeline.network import Network, fixed_versions, routed_versions
-from sparkdiff.stages.base import FeatureStats, LabelStats
 from sparkdiff.stages.predictor import Predictor
+from sparkdiff.stages.trainable import FeatureStats, LabelStats
 from sparkdiff.training.recipes import Recipe, recipes_for
 from sparkdiff.training.units import Scales
 

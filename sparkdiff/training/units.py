@@ -12,8 +12,8 @@ from torch import Tensor
 
 from sparkdiff.options import Options
 from sparkdiff.pipeline.network import Network
-from sparkdiff.stages.base import FeatureStats, LabelStats
 from sparkdiff.stages.constraints import Constraint
+from sparkdiff.stages.trainable import FeatureStats, LabelStats
 
 Named = tuple[int, str, Tensor]
 

@@ -20,7 +20,7 @@ from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network
 from sparkdiff.pipeline.parity import Differences
 from sparkdiff.rows import Rows, dense
-from sparkdiff.stages.base import FeatureStats, LabelStats
+from sparkdiff.stages.trainable import FeatureStats, LabelStats
 
 pytestmark = pytest.mark.once  # whether a fault of our own is noticed: no stack changes it
 

@@ -13,13 +13,14 @@ from torch import Tensor
 from sparkdiff.options import Options
 from sparkdiff.pipeline.graph import Graph, Vertex
 from sparkdiff.pipeline.network import Network
-from sparkdiff.stages.base import FeatureStats, LabelStats, StageModule
+from sparkdiff.stages.base import StageModule
 from sparkdiff.stages.bayes import NaiveBayes
 from sparkdiff.stages.forest import Trees
 from sparkdiff.stages.linear import GeneralizedLinearRegression, LinearRegression, LogisticRegression
 from sparkdiff.stages.one_vs_rest import OneVsRest
 from sparkdiff.stages.support_vector import LinearSVC
 from sparkdiff.stages.survival import AFTSurvivalRegression
+from sparkdiff.stages.trainable import FeatureStats, LabelStats
 from sparkdiff.stages.trees import GBTClassification, GBTRegression, VotingTrees
 from sparkdiff.training.units import Scales
 

@@ -15,9 +15,9 @@ from torch import Tensor
 from sparkdiff.errors import InputError
 from sparkdiff.objectives.formulas import between_groups, calibration_error, focal, hinge, mean_cost, pairwise_logistic
 from sparkdiff.objectives.losses import CLASSIFICATION, Objective, check_label, penalised, resolve
-from sparkdiff.stages.base import LabelStats
 from sparkdiff.stages.linear import GeneralizedLinearRegression, LinearRegression, LogisticRegression
 from sparkdiff.stages.predictor import Predictor
+from sparkdiff.stages.trainable import LabelStats
 
 Array = NDArray[np.float64]
 RANDOM = np.random.default_rng(3)

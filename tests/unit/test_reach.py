@@ -16,11 +16,11 @@ from sparkdiff.options import Options
 from sparkdiff.pipeline.network import Network
 from sparkdiff.rows import Rows, SparseRows
 from sparkdiff.stages.assembling import VectorAssembler
-from sparkdiff.stages.base import FeatureStats, LabelStats
 from sparkdiff.stages.projection import PCA
 from sparkdiff.stages.scaling import MaxAbsScaler, StandardScaler
 from sparkdiff.stages.selecting import VectorSlicer
 from sparkdiff.stages.text import IDF
+from sparkdiff.stages.trainable import FeatureStats, LabelStats
 from sparkdiff.stages.weighing import ElementwiseProduct
 from sparkdiff.training.active_columns import ActiveColumns, choose_active_columns, group_size
 from sparkdiff.training.affine import fold

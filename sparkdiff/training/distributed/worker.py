@@ -36,7 +36,7 @@ from sparkdiff.objectives.metrics import Metric
 from sparkdiff.options import Options
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network
-from sparkdiff.stages.base import FeatureStats, LabelStats
+from sparkdiff.stages.trainable import FeatureStats, LabelStats
 from sparkdiff.store import files
 from sparkdiff.store.disk import room
 from sparkdiff.store.lease import check_passed_on
