@@ -128,7 +128,7 @@ class Own:
 
     def __init__(self, number: int, network: Network, x: Tensor, y: Tensor, objective: Objective):
         options = Options.of({})
-        trees, leaves = network.head.trees_and_leaves()
+        trees, leaves = network.head.nodes.trees, len(network.head.leaves)
         inputs = [x.shape[1]] if trees else [x.shape[1], x.shape[1], COMPONENTS]
         stats = {
             i: FeatureStats(torch.zeros(n), torch.ones(n), torch.full((n,), 99), torch.full((leaves,), 99))

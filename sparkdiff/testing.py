@@ -22,8 +22,9 @@ from sparkdiff.pipeline.translation import field_of
 from sparkdiff.pipeline.write_back import written
 from sparkdiff.rows import Nulls, Rows, dense
 from sparkdiff.stages.base import NULL, REGISTRY, StageModule, class_name, columns_of
-from sparkdiff.stages.fields import StaysInSparkError
+from sparkdiff.stages.fields import FieldReader, StaysInSparkError
 from sparkdiff.stages.predictor import Predictor
+from sparkdiff.stages.prepared import Prepared
 
 ROWS_AT_ONCE = 4096
 SEED = 7
@@ -168,8 +169,9 @@ class _Read:
     def module(self, stage: Any) -> StageModule:
         """The module of this stage, or of one that was written back in its place."""
         try:
-            wants = self.cls.wants_fields(stage)
-            return self.cls.from_fields(stage, self.fields) if wants else self.cls.from_spark(stage)
+            if issubclass(self.cls, FieldReader) and self.cls.wants_fields(stage):
+                return self.cls.from_fields(stage, self.fields)
+            return self.cls.from_spark(stage)
         except StaysInSparkError as e:
             raise InputError(f"{stage.uid} cannot be translated to torch: {e}") from e
 
@@ -269,7 +271,7 @@ def _outputs(trials: Sequence[_Trial], df: DataFrame, tolerance: float) -> None:
     """Run all stages over the same rows in one job and compare with their modules."""
     fold = folding()
     sources = {fold(c): f"in{i}" for i, c in enumerate(dict.fromkeys(c for t in trials for c in _inputs(t.original)))}
-    tensors = {fold(c) for t in trials if not type(t.module).prepared_columns(t.original) for c in _inputs(t.original)}
+    tensors = {fold(c) for t in trials if not isinstance(t.module, Prepared) for c in _inputs(t.original)}
     made: dict[int, list[str]] = {}  # by trial, where plain stages make what the module reads
     try:
         rows = df.select(*(quoted(c).alias(name) for c, name in sources.items()))
@@ -278,10 +280,12 @@ def _outputs(trials: Sequence[_Trial], df: DataFrame, tolerance: float) -> None:
         for k, trial in enumerate(trials):
             spelled = {fold(c): c for c in _inputs(trial.original)}  # Spark 3.5 finds a column as it is spelled only
             out = rows.withColumns({c: carried[sources[f]] for f, c in spelled.items()})
-            for before in type(trial.module).preparation(trial.original):
-                out = before.transform(out)
-            made[k] = [f"made{k}_{i}" for i, _ in enumerate(type(trial.module).prepared_columns(trial.original))]
-            own = dict(zip(made[k], type(trial.module).prepared_columns(trial.original), strict=True))
+            own: dict[str, str] = {}
+            if isinstance(trial.module, Prepared):
+                for before in trial.module.preparation(trial.original):
+                    out = before.transform(out)
+                own = {f"made{k}_{i}": c for i, c in enumerate(trial.module.prepared_columns(trial.original))}
+            made[k] = list(own)
             out = trial.stage.transform(out)
             columns = type(trial.module).outputs(trial.original)
             for c in columns:

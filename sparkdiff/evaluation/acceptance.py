@@ -22,6 +22,7 @@ from sparkdiff.objectives.metrics import Metric
 from sparkdiff.options import Options
 from sparkdiff.pipeline.network import Network
 from sparkdiff.report import p_value
+from sparkdiff.stages.forest import Trees
 from sparkdiff.stages.predictor import Predictor
 
 NAMED = 3  # slices that a reason names
@@ -70,7 +71,7 @@ class Judgement:
 def moves_splits(network: Network) -> bool:
     """Whether thresholds of trees or of binning stages train."""
     modules = (network.module(i) for i in network.positions)
-    return any(m.passes_gradient() or (m.routes and not m.routes_fixed) for m in modules)
+    return any(m.passes_gradient() or (isinstance(m, Trees) and not m.routes_fixed) for m in modules)
 
 
 def check_options(options: Options, head: Predictor) -> None:

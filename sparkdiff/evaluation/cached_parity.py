@@ -26,6 +26,7 @@ from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.pipeline.network import Network
 from sparkdiff.pipeline.parity import Parity, compare
 from sparkdiff.rows import Rows, SparseRows, below, taken
+from sparkdiff.stages.prepared import Prepared
 from sparkdiff.store.disk import room
 
 PARITY_ROWS = 10_000
@@ -103,9 +104,11 @@ def _recovered(
     """
     graph, columns, standing = network.graph, {}, {}
     prefix = unused("__sparkdiff_source", named)
-    for i in (i for i in network.positions if graph.vertices[i].prepared):
-        vertex = graph.vertices[i]
-        arrays = network.module(i).original_inputs(*(named[graph.name(v)] for v in vertex.reads))
+    for i in network.positions:
+        vertex, module = graph.vertices[i], network.module(i)
+        if not isinstance(module, Prepared):
+            continue
+        arrays = module.original_inputs(*(named[graph.name(v)] for v in vertex.reads))
         for k, (v, array) in enumerate(zip(vertex.sources, arrays, strict=True)):
             standing[i, v] = name = f"{prefix}{i}_{k}"
             columns[name] = array

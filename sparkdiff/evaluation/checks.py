@@ -15,8 +15,8 @@ from sparkdiff.evaluation.scores import Score
 from sparkdiff.objectives.losses import no_event, one_label
 from sparkdiff.objectives.metrics import Metric
 from sparkdiff.options import Options
-from sparkdiff.stages.base import LabelStats
 from sparkdiff.stages.predictor import Predictor
+from sparkdiff.stages.trainable import LabelStats
 
 FOLDED = 1e-6
 """Relative difference allowed between a metric of the folded candidates and of the network itself."""

@@ -24,7 +24,8 @@ def widths(network: Network, data: Data) -> dict[Version, int]:
     batch = data.nothing()
     values = data.values(data.prepare.rows(batch) if data.prepare else batch)
     network.margin(values)
-    return {v: network.module(v[1]).trees_and_leaves()[1] if v[0] == LEAVES else width(x) for v, x in values.items()}
+    trees = network.trees()
+    return {v: len(trees[v[1]].leaves) if v[0] == LEAVES else width(x) for v, x in values.items()}
 
 
 @torch.no_grad()
@@ -85,8 +86,8 @@ def _median(x: Tensor) -> Tensor:
 @torch.no_grad()
 def leaf_counts(network: Network, data: Data) -> dict[int, Tensor]:
     """Number of training rows with weight > 0 in each leaf (L,), for the tree stages by position, in one pass."""
-    trees = [i for i in network.positions if network.module(i).routes]
-    found = {i: torch.zeros(network.module(i).trees_and_leaves()[1], dtype=torch.int64) for i in trees}
+    trees = network.trees()
+    found = {i: torch.zeros(len(m.leaves), dtype=torch.int64) for i, m in trees.items()}
     for batch, _, weight, _ in data.batches("train") if trees else ():
         values = data.values(batch)
         network.route(values, [(LEAVES, i) for i in trees])
@@ -124,10 +125,8 @@ def settling(network: Network) -> set[int]:
     fixed = fixed_versions(network)
     return {
         i
-        for i in network.positions
-        if (m := network.module(i)).routes
-        and not m.routes_fixed
-        and all(v in fixed for v in network.graph.vertices[i].reads)
+        for i, m in network.trees().items()
+        if not m.routes_fixed and all(v in fixed for v in network.graph.vertices[i].reads)
     }
 
 
@@ -139,7 +138,7 @@ def distinct_values(network: Network, data: Data, i: int) -> dict[int, Tensor]:
     """
     [version] = network.graph.vertices[i].reads
     found: dict[int, Tensor] = {}
-    used = network.module(i).compared_features().tolist()
+    used = network.trees()[i].compared_features().tolist()
     for batch, _, weight, _ in data.batches("train"):
         values = data.values(batch)
         network.run(values, [version])

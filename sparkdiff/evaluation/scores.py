@@ -151,7 +151,8 @@ def _explain(network: Network, data: Data, batch: Batch, bad: Tensor) -> None:
     worst = torch.nonzero(bad)[:1, 0]
     for i in network.positions:
         reads = [taken(values[v], worst) for v in network.graph.vertices[i].reads]
-        if why := network.module(i).explain_nan(*reads):
+        module = network.module(i)
+        if isinstance(module, Predictor) and (why := module.explain_nan(*reads)):
             raise InputError(why)
     wanting = next(
         network.graph.vertices[i].uid for i in network.positions if isinstance(network.module(i), (Predictor, PCA))

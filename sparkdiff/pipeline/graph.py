@@ -13,6 +13,7 @@ from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.pipeline.names import unquoted
 from sparkdiff.stages.base import NULL, StageModule
 from sparkdiff.stages.predictor import Predictor
+from sparkdiff.stages.prepared import Prepared
 
 Version = tuple[str, int]
 """A version of a column: its folded name and the position of the stage that wrote it, -1 for the source."""
@@ -95,7 +96,7 @@ class Vertex:
 
     def preparation(self) -> list[Any]:
         """The plain stages that make the `prepared` columns."""
-        return type(self.module).preparation(self.stage) if self.module is not None and self.prepared else []
+        return self.module.preparation(self.stage) if isinstance(self.module, Prepared) else []
 
     def in_spark(self, why: str) -> Vertex:
         """The same stage, left in Spark."""

@@ -18,6 +18,8 @@ from sparkdiff.pipeline.graph import LEAVES, Graph, Version, null_of
 from sparkdiff.pipeline.schema import SchemaOrRows
 from sparkdiff.rows import Rows, SparseRows, width
 from sparkdiff.stages.base import StageModule
+from sparkdiff.stages.fields import FieldReader
+from sparkdiff.stages.forest import Trees
 from sparkdiff.stages.predictor import Predictor
 
 
@@ -65,6 +67,10 @@ class Network(nn.Module):
 
     def module(self, position: int) -> StageModule:
         return self.stages[str(position)]  # type: ignore[return-value]
+
+    def trees(self) -> dict[int, Trees]:
+        """The stages of trees by position."""
+        return {i: m for i in self.positions if isinstance(m := self.module(i), Trees)}
 
     @property
     def head(self) -> Predictor:
@@ -118,8 +124,9 @@ class Network(nn.Module):
         """
         for i in self._schedule(tuple(wanted), frozenset(values)):
             vertex, routed = self.graph.vertices[i], values.get((LEAVES, i))
-            if isinstance(routed, Tensor):
-                self._put(i, self.module(i).routed_outputs(routed), values)
+            module = self.module(i)
+            if isinstance(routed, Tensor) and isinstance(module, Trees):
+                self._put(i, module.routed_outputs(routed), values)
                 continue
             missing = [v for v in vertex.reads if v not in values]
             if missing:
@@ -127,7 +134,6 @@ class Network(nn.Module):
                 raise InputError(
                     f"{vertex.uid} needs column {name!r}, which was not passed. {did_you_mean(name, self.inputCols)}"
                 )
-            module = self.module(i)
             try:
                 out = module(*(values[v] for v in vertex.reads), **self.null_flags(module, vertex.reads, values))
             except (RuntimeError, IndexError) as e:
@@ -164,7 +170,7 @@ class Network(nn.Module):
         for v in wanted:
             reads = self.graph.vertices[v[1]].reads
             self.run(values, [r for r in reads if r not in values])
-            values[v] = self.module(v[1]).route(*(values[r] for r in reads))
+            values[v] = self.trees()[v[1]].route(values[reads[0]])
 
     def _schedule(self, wanted: tuple[Version, ...], given: frozenset[Version]) -> list[int]:
         """Positions to compute, in order; stored, because they are the same for every batch."""
@@ -198,7 +204,7 @@ class Network(nn.Module):
     def margin(self, values: dict[Version, Rows]) -> Tensor:
         """The head's margin from column versions, as training computes it."""
         routed = values.get((LEAVES, self.graph.head.position))
-        if isinstance(routed, Tensor):
+        if isinstance(routed, Tensor) and isinstance(self.head, Trees):
             return self.head.routed_margin(routed)
         reads = self.graph.head.margin_reads
         self.run(values, [v for v in reads if v not in values])
@@ -268,7 +274,11 @@ def translate(model: Any, *, schema: SchemaOrRows = None) -> Network:
 def seeing(network: Network, model: Any, data: SchemaOrRows) -> Network:
     """The network with shared parameters, in which stages that depend on the data's attributes are translated again."""
     waiting = [
-        i for i in network.positions if (s := network.graph.vertices[i].stage) and network.module(i).wants_fields(s)
+        i
+        for i in network.positions
+        if (s := network.graph.vertices[i].stage)
+        and isinstance(m := network.module(i), FieldReader)
+        and m.wants_fields(s)
     ]
     if not waiting:
         return network
@@ -308,8 +318,6 @@ def routed_versions(network: Network) -> list[Version]:
     inside = set(network.positions) - fixed
     return [
         (LEAVES, i)
-        for i in network.positions
-        if i in inside
-        and network.module(i).routes_fixed
-        and all(v[1] not in inside for v in network.graph.vertices[i].reads)
+        for i, m in network.trees().items()
+        if i in inside and m.routes_fixed and all(v[1] not in inside for v in network.graph.vertices[i].reads)
     ]

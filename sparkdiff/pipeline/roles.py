@@ -11,6 +11,7 @@ from sparkdiff.pipeline.graph import Graph
 from sparkdiff.pipeline.translation import not_on_request
 from sparkdiff.stages.base import columns_of
 from sparkdiff.stages.predictor import Predictor
+from sparkdiff.stages.prepared import Prepared
 
 
 def with_head(graph: Graph, predictionCol: str | None = None) -> Graph:
@@ -128,7 +129,7 @@ class Roles:
             why = "the loss" if i == head else "a differentiable path leads to the loss"
             if columns := self.outside.columns([i]):
                 why += f"; also changes {', '.join(columns)}, outside the loss"
-            return f"{why}; {module.preparation_note}" if vertex.prepared else why
+            return f"{why}; {module.preparation_note}" if isinstance(module, Prepared) else why
         if not vertex.parametric:
             return f"nothing to train; {vertex.note}" if vertex.note else "nothing to train"
         if head is None:

@@ -17,8 +17,9 @@ from sparkdiff.pipeline.names import folding, unquoted
 from sparkdiff.pipeline.nesting import flatten, holders
 from sparkdiff.pipeline.schema import SchemaOrRows, is_plain, known_fields
 from sparkdiff.stages.base import REGISTRY, UNTRANSLATED, StageModule, Untranslated, class_name, columns_of
-from sparkdiff.stages.fields import UNDECIDED, Field, StaysInSparkError
+from sparkdiff.stages.fields import UNDECIDED, Field, FieldReader, StaysInSparkError
 from sparkdiff.stages.predictor import Predictor
+from sparkdiff.stages.prepared import Prepared
 from sparkdiff.stages.referenced import INPUTS, OUTPUTS
 
 
@@ -40,7 +41,11 @@ def translated(
 def with_modules(graph: Graph, data: SchemaOrRows) -> Graph:
     """The graph with a module for each stage with a translation; a few translations depend on the data."""
     classes = {v.position: cls for v in graph.vertices if not v.why and (cls := REGISTRY.get(class_name(v.stage)))}
-    waiting = [i for i, cls in classes.items() if cls.wants_fields(graph.vertices[i].stage)]
+    waiting = {
+        i: cls
+        for i, cls in classes.items()
+        if issubclass(cls, FieldReader) and cls.wants_fields(graph.vertices[i].stage)
+    }
     new = {
         i: _with_module(graph, i, cls.from_spark(graph.vertices[i].stage))
         for i, cls in classes.items()
@@ -54,7 +59,7 @@ def with_modules(graph: Graph, data: SchemaOrRows) -> Graph:
         vertex = graph.vertices[i]
         fields = [field_of(known[v], _storage(graph, v)) if v in known else None for v in vertex.sources]
         try:
-            module = classes[i].from_fields(vertex.stage, fields)
+            module = waiting[i].from_fields(vertex.stage, fields)
         except StaysInSparkError as e:
             decided[i] = vertex.in_spark(str(e))
             continue
@@ -65,7 +70,7 @@ def with_modules(graph: Graph, data: SchemaOrRows) -> Graph:
 
 def _with_module(graph: Graph, i: int, module: StageModule) -> Vertex:
     vertex = graph.vertices[i]
-    prepared = type(module).prepared_columns(vertex.stage)
+    prepared = module.prepared_columns(vertex.stage) if isinstance(module, Prepared) else ()
     return dataclasses.replace(
         vertex, module=module, parametric=any(p.requires_grad for p in module.parameters()), prepared=prepared,
         reads=tuple((graph.fold(c), in_front_of(i)) for c in prepared) or vertex.sources,
@@ -77,7 +82,7 @@ def _storage(graph: Graph, version: Version) -> str:
     return REGISTRY.get(class_name(graph.vertices[version[1]].stage), StageModule).storage if version[1] >= 0 else ""
 
 
-def _taken_for_granted(graph: Graph, i: int, module: StageModule) -> str:
+def _taken_for_granted(graph: Graph, i: int, module: FieldReader) -> str:
     """The assumption about the data under which the module is right, in words; empty if there is none."""
     above = [graph.vertices[j] for j in (i, *sorted(graph.ancestors([i])))]
     read = (version for v in above if not v.own_attributes for version in v.sources)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 from torch import Tensor
 
-from sparkdiff.stages.trainable import Parameters
+from sparkdiff.stages.base import StageModule
+
+Stage = TypeVar("Stage", bound=StageModule)
+Parameters = Mapping[str, Tensor]
+"""Parameters of a stage by name; those that train have a leading dimension of K candidates where it says so."""
 
 
 class NotAffineError(Exception):
@@ -19,7 +24,7 @@ class NotSparseError(Exception):
 
 
 class AffineForm(NamedTuple):
-    """What StageModule.pull returns, with its derivative: autograd would take several times as long over such small tensors.
+    """What Affine.affine_form returns, with its derivative: autograd would take several times as long over such small tensors.
 
     Attributes:
         slopes: per input (K, d_in, m).
@@ -31,6 +36,67 @@ class AffineForm(NamedTuple):
     slopes: list[Tensor]
     constant: Tensor | float
     back: Callable[[list[Tensor], Tensor, Parameters], Tensor | None]
+
+
+class Affine(StageModule):
+    """A stage that is affine in its inputs. Its candidates share their computation; those of others are evaluated one by one."""
+
+    def affine_form(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> AffineForm:
+        """Affine functions of this stage's output as functions of its inputs, for K candidates at once.
+
+        Args:
+            p: this stage's parameters, those that train with a leading dimension of K candidates.
+            slope: (K, d_out, m) slopes of m functions; K may be missing where no candidate differs. A predictor makes the
+                functions (its margins) and gets an empty tensor.
+            widths: of the inputs.
+
+        Raises:
+            NotAffineError: with these settings the stage isn't affine.
+        """
+        raise NotImplementedError
+
+    def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[Affine, Tensor | None]:
+        """This stage, for `affine_form`, on some columns of its inputs, and the columns left of its output; None means all.
+
+        It lets a batch of wide sparse rows train the parameters of the columns alone that it has entries in: those of
+        `feature_axis` are cut down likewise.
+
+        Args:
+            columns: per input (c,), ascending.
+            widths: of the inputs.
+
+        Raises:
+            NotSparseError: columns of 0 count too.
+        """
+        raise NotSparseError(type(self).__name__)
+
+
+class MatrixProduct(Affine):
+    """An affine stage each of whose outputs adds up its inputs, so that columns of 0 add nothing."""
+
+    def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[Affine, Tensor | None]:
+        return self, None
+
+
+class Columnwise(Affine):
+    """An affine stage with one input. Each output column depends on the same input column alone, and is 0 where that is."""
+
+    def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[Affine, Tensor | None]:
+        return self, columns[0]
+
+
+class Unchanged(Columnwise):
+    """A stage whose output is its input."""
+
+    def affine_form(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> AffineForm:
+        return AffineForm([slope], 0.0, lambda gradients, constant, room: gradients[0])
+
+
+def with_buffers(stage: Stage, **buffers: Tensor) -> Stage:
+    """The stage with other buffers of these names; everything else is shared."""
+    other = copy.copy(stage)
+    other._buffers = {**stage._buffers, **buffers}
+    return other
 
 
 def affine_form_by_column(name: str, p: Parameters, slope: Tensor) -> AffineForm:

@@ -10,13 +10,12 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.rows import Rows, SparseRows
-from sparkdiff.stages.affine import AffineForm
-from sparkdiff.stages.base import StageModule, register
-from sparkdiff.stages.trainable import Parameters
+from sparkdiff.stages.affine import Affine, AffineForm, Parameters
+from sparkdiff.stages.base import register
 
 
 @register("pyspark.ml.feature.VectorAssembler")
-class VectorAssembler(StageModule):
+class VectorAssembler(Affine):
     """Concatenates columns in the declared order. A scalar becomes one column; the result is sparse if any input is
     sparse.
 
@@ -50,7 +49,7 @@ class VectorAssembler(StageModule):
             list(slope.split(list(widths), -2)), 0.0, lambda gradients, constant, room: torch.cat(gradients, -2)
         )
 
-    def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[StageModule, Tensor | None]:
+    def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[Affine, Tensor | None]:
         parts, first = [], 0
         for reached, width in zip(columns, widths, strict=True):
             parts.append(torch.arange(first, first + width) if reached is None else reached + first)

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.rows import Rows, SparseRows, dense, taken
-from sparkdiff.stages.affine import AffineForm, NotAffineError, NotSparseError
-from sparkdiff.stages.base import StageModule, parameter, register, tensor
+from sparkdiff.stages.affine import Affine, AffineForm, MatrixProduct, Parameters
+from sparkdiff.stages.base import parameter, register, tensor
 from sparkdiff.stages.constraints import Constraint, LogProbabilities, Positive
 from sparkdiff.stages.linear import coefficient_units, product
 from sparkdiff.stages.predictor import ProbabilisticClassifier, softmax
-from sparkdiff.stages.trainable import SUPPORT, FeatureStats, LabelStats, Parameters
+from sparkdiff.stages.trainable import SUPPORT, FeatureStats, LabelStats
 
 ENTRIES = 1 << 22
 """Entries of a dense block of rows (32 MiB of doubles)."""
@@ -143,7 +143,7 @@ class Counting(NaiveBayes):
             )
 
 
-class Multinomial(Counting):
+class Multinomial(MatrixProduct, Counting):
     """rawPrediction = pi + x @ theta.T; theta holds logarithms of the features' probabilities in each class."""
 
     def margin(self, x: Rows) -> Tensor:  # type: ignore[override]  # one input column; (n, k)
@@ -206,7 +206,7 @@ class LogOdds(Constraint):
         return torch.where(inner, odds(value) - odds(start), 0.0)
 
 
-class Bernoulli(Counting):
+class Bernoulli(Affine, Counting):
     """rawPrediction = pi + sum of theta for entries x = 1, and of log(1 - exp(theta)) for entries x = 0."""
 
     rule = "0 or 1"
@@ -235,9 +235,6 @@ class Bernoulli(Counting):
                 room["pi"].add_(constant[:, 0])
 
         return AffineForm([(p["theta"] - absent).mT], (p["pi"] + absent.sum(-1))[..., None, :], back)
-
-    def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[StageModule, Tensor | None]:
-        raise NotSparseError("an absent word is also evidence for a class")
 
     def check_domain(self, uid: str) -> None:
         super().check_domain(uid)
@@ -268,9 +265,6 @@ class Gaussian(NaiveBayes):
     def _squares(self, x: Tensor) -> Tensor:  # (n, d) -> (n, k)
         pairs = zip(self.theta, self.sigma, strict=True)
         return torch.stack([((x - mean) ** 2 / variance).sum(1) for mean, variance in pairs], 1)
-
-    def affine_form(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> AffineForm:
-        raise NotAffineError(self.uid)
 
     def constraints(self) -> dict[str, Constraint]:
         return {"pi": LogProbabilities(), "sigma": Positive()}

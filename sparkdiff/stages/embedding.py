@@ -12,13 +12,14 @@ from torch import Tensor
 
 from sparkdiff.jvm import word2vec as vocabularies
 from sparkdiff.rows import Rows, SparseRows
-from sparkdiff.stages.affine import AffineForm
-from sparkdiff.stages.base import StageModule, parameter, register
-from sparkdiff.stages.trainable import FeatureStats, LabelStats, Parameters
+from sparkdiff.stages.affine import AffineForm, MatrixProduct, Parameters
+from sparkdiff.stages.base import parameter, register
+from sparkdiff.stages.prepared import Prepared
+from sparkdiff.stages.trainable import FeatureStats, LabelStats
 
 
 @register("pyspark.ml.feature.Word2VecModel")
-class Word2Vec(StageModule):
+class Word2Vec(Prepared, MatrixProduct):
     """The mean of the words' vectors; unknown words count as 0, a row without words is 0. The vectors are float32.
 
     Strings cannot enter torch. Spark first computes, for each row, the share of each known word and the number of
@@ -63,9 +64,6 @@ class Word2Vec(StageModule):
             return vectors.mT @ gradients[0]
 
         return AffineForm([vectors @ slope, torch.zeros(1, slope.shape[-1], dtype=slope.dtype)], 0.0, back)
-
-    def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[StageModule, Tensor | None]:
-        return self, None
 
     def original_inputs(self, x: Rows, length: Tensor) -> tuple[pa.Array]:  # type: ignore[override]
         if isinstance(x, SparseRows):

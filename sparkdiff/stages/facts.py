@@ -30,6 +30,8 @@ class Facts:
     """What makes the outputs dense where the input is sparse; empty where they stay sparse, or are no vectors."""
     weights_in_metadata: ClassVar[bool] = False
     """Whether the metadata of the outputs tell the weights, and change with them."""
+    own_attributes: ClassVar[bool] = False
+    """Whether the attributes of the outputs (`ml_attr` metadata) tell nothing of the inputs."""
 
     def passes_gradient(self) -> bool:
         """Whether outputs that are classes or indices have a gradient after all, by straight-through estimation."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+from sparkdiff.stages.base import StageModule
 
 
 class StaysInSparkError(Exception):
@@ -29,3 +31,24 @@ class Field(NamedTuple):
     attributes: Mapping[str, Any] | None
     storage: str = ""
     kind: str = ""
+
+
+class FieldReader(StageModule):
+    """A stage that computes by what its input columns are, such as how many categories they hold."""
+
+    undecided: ClassVar[str] = "hold categories"
+    """What of its input columns the stage can't know before data are seen."""
+
+    @classmethod
+    def wants_fields(cls, stage: Any) -> bool:
+        """Whether what the input columns are (their `ml_attr` metadata) decides what the stage computes."""
+        return True
+
+    @classmethod
+    def from_fields(cls, stage: Any, fields: Sequence[Field | None]) -> FieldReader:
+        """The module of a fitted stage, given what its input columns are; None is a column that nothing is known of yet.
+
+        Raises:
+            StaysInSparkError: these columns keep it in Spark.
+        """
+        raise NotImplementedError

@@ -41,7 +41,6 @@ class Trees(Predictor):
     tau: Tensor
     SHOWN: ClassVar[tuple[str, ...]] = ("predictionCol", "leafCol")
     label_cols: ClassVar[tuple[str, ...]] = ("leafCol",)
-    routes = True
     optional = frozenset({"thresholds", "treeWeights"})
     LEAF: ClassVar[str] = "prediction"
     """The field of a node that holds the parameters of a leaf."""
@@ -69,10 +68,8 @@ class Trees(Predictor):
 
     # Rows to leaves, leaves to outputs ------------------------------------------------------------------------------
 
-    def trees_and_leaves(self) -> tuple[int, int]:
-        return self.nodes.trees, len(self.leaves)
-
-    def route(self, x: Rows) -> Tensor:  # type: ignore[override]
+    def route(self, x: Rows) -> Tensor:
+        """The number of each row's leaf in each tree, (n, T) int32, counted over all trees."""
         return self.router.leaf(x, self.thresholds)
 
     def share(self) -> Tensor:
@@ -111,6 +108,7 @@ class Trees(Predictor):
         return self.combined(self.total(x))
 
     def routed_margin(self, leaves: Tensor) -> Tensor:
+        """The margin of rows that fall into these leaves (n, T)."""
         return self.combined(self.gathered(leaves))
 
     def forward(self, x: Rows) -> tuple[Tensor, ...]:  # type: ignore[override]
@@ -120,6 +118,7 @@ class Trees(Predictor):
         return self.routed_outputs(leaves)
 
     def routed_outputs(self, leaves: Tensor) -> tuple[Tensor, ...]:
+        """The outputs of rows that fall into these leaves (n, T)."""
         return self.shows(self.gathered(leaves), leaves)
 
     def shows(self, total: Tensor, leaves: Tensor | None) -> tuple[Tensor, ...]:
@@ -140,6 +139,7 @@ class Trees(Predictor):
 
     @property
     def routes_fixed(self) -> bool:
+        """Whether no parameter that trains changes where a row goes."""
         return not self.thresholds.requires_grad
 
     def observe(self, x: FeatureStats, values: Mapping[int, Tensor]) -> None:
@@ -147,6 +147,7 @@ class Trees(Predictor):
         self.tau, self.values = torch.where(spread > 0, SHARPNESS * spread, self.tau), dict(values)
 
     def settles(self) -> bool:
+        """Whether `settle_` has anything to do."""
         return not self.routes_fixed and bool(self.values)
 
     @torch.no_grad()
@@ -186,6 +187,7 @@ class Trees(Predictor):
         return rows
 
     def compared_features(self) -> Tensor:
+        """Features (q,) int64 that are compared with thresholds."""
         return self.feature.unique()
 
     def nominal_features(self) -> Tensor:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
-
 from sparkdiff.rows import Rows
-from sparkdiff.stages.affine import AffineForm
+from sparkdiff.stages.affine import Unchanged
 from sparkdiff.stages.base import StageModule, leave_in_spark, register
-from sparkdiff.stages.trainable import Parameters
 
 leave_in_spark(
     "pyspark.ml.feature.RFormulaModel",
@@ -20,10 +16,9 @@ leave_in_spark("sparkdiff.jvm.formulas.FormulaLabel", "it makes the label, which
 
 
 @register("sparkdiff.jvm.rformula.VectorAttributeRewriter")
-class RewrittenAttributes(StageModule):
+class RewrittenAttributes(Unchanged):
     """The vector itself. Spark only renames its slots from temporary columns to the terms of the formula."""
 
-    columnwise = True
     storage = "compressed"  # the assembler's, which stands in front of it
 
     @classmethod
@@ -38,9 +33,6 @@ class RewrittenAttributes(StageModule):
 
     def forward(self, x: Rows) -> Rows:  # (n, d) -> (n, d)
         return x
-
-    def affine_form(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> AffineForm:
-        return AffineForm([slope], 0.0, lambda gradients, constant, room: gradients[0])
 
 
 @register("sparkdiff.jvm.rformula.ColumnPruner")

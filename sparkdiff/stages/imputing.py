@@ -11,15 +11,15 @@ from torch import Tensor
 
 from sparkdiff.jvm import encoders as spark
 from sparkdiff.rows import Nulls
-from sparkdiff.stages.base import StageModule, parameter, register, tensor
-from sparkdiff.stages.fields import Field, StaysInSparkError
+from sparkdiff.stages.base import parameter, register, tensor
+from sparkdiff.stages.fields import Field, FieldReader, StaysInSparkError
 from sparkdiff.stages.trainable import SUPPORT, FeatureStats, LabelStats
 
 WHOLE = ("tinyint", "smallint", "int", "bigint")
 
 
 @register("pyspark.ml.feature.ImputerModel")
-class Imputer(StageModule):
+class Imputer(FieldReader):
     """The surrogate where a number is null or equals missingValue (NaN equals NaN), else the number.
 
     An output has the type of its input: in a column of whole numbers a surrogate loses its fraction and does not
@@ -40,10 +40,6 @@ class Imputer(StageModule):
     @classmethod
     def from_spark(cls, stage: Any) -> Imputer:
         return cls.from_fields(stage, [None for _ in cls.inputs(stage)])
-
-    @classmethod
-    def wants_fields(cls, stage: Any) -> bool:
-        return True
 
     @classmethod
     def from_fields(cls, stage: Any, fields: Sequence[Field | None]) -> Imputer:

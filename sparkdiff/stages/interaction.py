@@ -10,13 +10,13 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.rows import Rows, SparseRows, dense, width
-from sparkdiff.stages.base import StageModule, register
+from sparkdiff.stages.base import register
 from sparkdiff.stages.encoding import SPARSE_FROM
-from sparkdiff.stages.fields import UNDECIDED, Field, StaysInSparkError
+from sparkdiff.stages.fields import UNDECIDED, Field, FieldReader, StaysInSparkError
 
 
 @register("pyspark.ml.feature.Interaction")
-class Interaction(StageModule):
+class Interaction(FieldReader):
     """The products of one entry of each input column, the first column's index slowest; scalars are columns of one entry.
 
     A nominal scalar of more than one value is its one-hot block first. An entry that Spark does not store gives no
@@ -39,10 +39,6 @@ class Interaction(StageModule):
         self.uid, self.names = uid, names
         self.values = values  # of a nominal scalar how many; 1 for what is a number, or a vector of them
         self.storage_of = storage
-
-    @classmethod
-    def wants_fields(cls, stage: Any) -> bool:
-        return True
 
     @classmethod
     def from_spark(cls, stage: Any) -> Interaction:

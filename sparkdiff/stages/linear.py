@@ -13,11 +13,11 @@ from torch import Tensor
 from sparkdiff import jvm
 from sparkdiff.errors import InputError
 from sparkdiff.rows import Rows, SparseRows
-from sparkdiff.stages.affine import AffineForm
+from sparkdiff.stages.affine import AffineForm, MatrixProduct, Parameters
 from sparkdiff.stages.base import columns_of, parameter, register, tensor
 from sparkdiff.stages.constraints import Constraint, Odds
 from sparkdiff.stages.predictor import LeastSquares, Predictor, ProbabilisticClassifier, logit, softmax
-from sparkdiff.stages.trainable import SUPPORT, FeatureStats, LabelStats, Parameters
+from sparkdiff.stages.trainable import SUPPORT, FeatureStats, LabelStats
 
 LARGEST = sys.float_info.max
 EPSILON = 1e-16  # GeneralizedLinearRegression.epsilon
@@ -53,7 +53,7 @@ def coefficient_units(x: FeatureStats, unit: float) -> Tensor:
 
 
 @register("pyspark.ml.regression.LinearRegressionModel")
-class LinearRegression(LeastSquares):
+class LinearRegression(MatrixProduct, LeastSquares):
     """prediction = x @ coefficients + intercept. A Huber model's `scale` is written back as it was fitted."""
 
     weights = ("coefficients", "intercept", "scale")
@@ -105,7 +105,7 @@ CANONICAL = {"gaussian": "identity", "binomial": "logit", "poisson": "log", "gam
 
 
 @register("pyspark.ml.regression.GeneralizedLinearRegressionModel")
-class GeneralizedLinearRegression(Predictor):
+class GeneralizedLinearRegression(MatrixProduct, Predictor):
     """prediction = project(unlink(x @ coefficients + intercept + offset)), with Spark's projection of the mean.
 
     Source: org.apache.spark.ml.regression.GeneralizedLinearRegression (Family.project, Link.unlink).
@@ -193,7 +193,7 @@ class GeneralizedLinearRegression(Predictor):
 
 
 @register("pyspark.ml.classification.LogisticRegressionModel")
-class LogisticRegression(ProbabilisticClassifier):
+class LogisticRegression(MatrixProduct, ProbabilisticClassifier):
     """One row of coefficients: rawPrediction = [-m, m], probability = sigmoid; several rows: softmax, also for two classes.
 
     Which of the two it is shows in the matrix's shape, never in the number of classes.

@@ -11,17 +11,17 @@ from torch import Tensor, nn
 
 from sparkdiff import jvm
 from sparkdiff.rows import Rows
-from sparkdiff.stages.affine import AffineForm, NotAffineError
+from sparkdiff.stages.affine import Affine, AffineForm, MatrixProduct, NotAffineError, Parameters
 from sparkdiff.stages.base import REGISTRY, class_name, columns_of, register
 from sparkdiff.stages.constraints import Constraint
 from sparkdiff.stages.forest import Trees
 from sparkdiff.stages.predictor import Predictor, first_largest, lead
-from sparkdiff.stages.trainable import SUPPORT, FeatureStats, LabelStats, Parameters
+from sparkdiff.stages.trainable import SUPPORT, FeatureStats, LabelStats
 from sparkdiff.stages.trees import ClassifyingTrees
 
 
 @register("pyspark.ml.classification.OneVsRestModel")
-class OneVsRest(Predictor):
+class OneVsRest(MatrixProduct, Predictor):
     """rawPrediction = each model's rawPrediction of its class 1; prediction = the largest.
 
     The margin is (n, 2 k): these, and the models' own margins (log-odds; of a LinearSVC its margin), which the loss
@@ -92,7 +92,7 @@ class OneVsRest(Predictor):
     def affine_form(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> AffineForm:
         parts: list[AffineForm] = []
         for j, model in enumerate(self._models()):
-            if isinstance(model, Trees) or model.margin_link == "softmax":
+            if isinstance(model, Trees) or not isinstance(model, Affine) or model.margin_link == "softmax":
                 raise NotAffineError("only log-odds are the rawPrediction of their models")
             parts.append(model.affine_form(_of(p, j), slope, widths))
         slopes = [torch.cat([part.slopes[0] for part in parts] * 2, -1)]

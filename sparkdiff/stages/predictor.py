@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -52,12 +51,9 @@ class Predictor(StageModule):
         """The input of losses: (n,), or (n, k) for k classes in softmax form. Takes `nulls=` if forward does."""
         raise NotImplementedError
 
-    def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[StageModule, Tensor | None]:
-        return self, None
-
-    def routed_margin(self, leaves: Tensor) -> Tensor:
-        """The margin of rows that fall into these leaves (n, T), of a stage of trees."""
-        raise NotImplementedError
+    def explain_nan(self, *columns: Rows) -> str | None:
+        """Why the outputs of these rows are NaN although no input is; None where the stage knows no reason."""
+        return None
 
     def columns(self, margin: Tensor) -> tuple[Tensor, ...]:
         """The output columns of a margin, in the order of `outputs(stage)`."""

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from sparkdiff.rows import Rows, SparseRows, dense
-from sparkdiff.stages.affine import AffineForm
-from sparkdiff.stages.base import StageModule, parameter, register, tensor
-from sparkdiff.stages.trainable import FeatureStats, LabelStats, Parameters
+from sparkdiff.stages.affine import Affine, AffineForm, MatrixProduct, Parameters
+from sparkdiff.stages.base import parameter, register, tensor
+from sparkdiff.stages.trainable import FeatureStats, LabelStats
 
 
 @register("pyspark.ml.feature.PCAModel")
-class PCA(StageModule):
+class PCA(MatrixProduct):
     """y = x @ pc, without centring, as Spark does. `explainedVariance` is written back as it was fitted."""
 
     weights = ("pc", "explainedVariance")
@@ -45,9 +45,6 @@ class PCA(StageModule):
 
         return AffineForm([pc @ slope], 0.0, back)
 
-    def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[StageModule, Tensor | None]:
-        return self, None
-
     def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
         # Rotations act on x in its own scale: one unit turns a component by one standard deviation of a column.
         spread = torch.where(x.std > 0, x.std, 1.0)
@@ -56,7 +53,7 @@ class PCA(StageModule):
 
 
 @register("pyspark.ml.feature.DCT")
-class DCT(StageModule):
+class DCT(Affine):
     """The orthonormal cosine transform of type II of each row, or its inverse (type III).
 
     Each output adds up all inputs, so that one is near to Spark's as measured by the row's largest entry; rows with infinite

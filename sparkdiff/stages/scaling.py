@@ -10,17 +10,17 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.rows import Rows, dense, scaled
-from sparkdiff.stages.affine import AffineForm, NotSparseError
-from sparkdiff.stages.base import StageModule, parameter, register, tensor
-from sparkdiff.stages.trainable import FeatureStats, LabelStats, Parameters
+from sparkdiff.stages.affine import Affine, AffineForm, NotSparseError, Parameters, with_buffers
+from sparkdiff.stages.base import parameter, register, tensor
+from sparkdiff.stages.trainable import FeatureStats, LabelStats
 
 
-def at_columns(scaler: Any, columns: Tensor | None) -> StageModule:
+def at_columns(scaler: Any, columns: Tensor | None) -> Affine:
     """A scaler for some of its columns (c,), or all."""
-    return scaler if columns is None else scaler.with_buffers(moves=scaler.moves.index_select(0, columns))  # type: ignore[no-any-return]
+    return scaler if columns is None else with_buffers(scaler, moves=scaler.moves.index_select(0, columns))  # type: ignore[no-any-return]
 
 
-class Standardizer(StageModule):
+class Standardizer(Affine):
     """y = (x - shift) * (1 / divisor), and x * 0 where the divisor is 0, by the reciprocal as in Spark (x / divisor differs in
     the last bit).
 
@@ -70,7 +70,7 @@ class Standardizer(StageModule):
 
         return AffineForm([pulled], -(middle.mT @ pulled) if self.shifts else 0.0, back)
 
-    def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[StageModule, Tensor | None]:
+    def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[Affine, Tensor | None]:
         if self.shifts:
             raise NotSparseError("centring changes zeros")
         return at_columns(self, columns[0]), columns[0]
@@ -113,7 +113,7 @@ class RobustScaler(Standardizer):
 
 
 @register("pyspark.ml.feature.MaxAbsScalerModel")
-class MaxAbsScaler(StageModule):
+class MaxAbsScaler(Affine):
     """y = x * (1 / maxAbs), and x where maxAbs = 0; sparse stays sparse.
 
     Source: org.apache.spark.ml.feature.MaxAbsScalerModel.transform.
@@ -150,7 +150,7 @@ class MaxAbsScaler(StageModule):
 
         return AffineForm([pulled], 0.0, back)
 
-    def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[StageModule, Tensor | None]:
+    def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[Affine, Tensor | None]:
         return at_columns(self, columns[0]), columns[0]
 
     def entry_mask(self) -> dict[str, Tensor]:
@@ -158,7 +158,7 @@ class MaxAbsScaler(StageModule):
 
 
 @register("pyspark.ml.feature.MinMaxScalerModel")
-class MinMaxScaler(StageModule):
+class MinMaxScaler(Affine):
     """y = (x - originalMin) * ((max - min) / range) + min; a constant column (range 0) gives (min + max) / 2; NaN stays NaN."""
 
     weights = ("originalMin", "originalMax")

@@ -10,13 +10,12 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.rows import Rows, SparseRows, width
-from sparkdiff.stages.affine import AffineForm
-from sparkdiff.stages.base import StageModule, register
-from sparkdiff.stages.fields import UNDECIDED, UNKNOWN_SLOT, Field, StaysInSparkError
-from sparkdiff.stages.trainable import Parameters
+from sparkdiff.stages.affine import Affine, AffineForm, Parameters, Unchanged, with_buffers
+from sparkdiff.stages.base import register
+from sparkdiff.stages.fields import UNDECIDED, UNKNOWN_SLOT, Field, FieldReader, StaysInSparkError
 
 
-class Selection(StageModule):
+class Selection(Affine):
     """y = x[:, indices]; sparse stays sparse."""
 
     indices: Tensor
@@ -39,13 +38,13 @@ class Selection(StageModule):
         pulled.index_copy_(-2, self.indices, slope)
         return AffineForm([pulled], 0.0, lambda gradients, constant, room: gradients[0].index_select(-2, self.indices))
 
-    def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[StageModule, Tensor | None]:
+    def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[Affine, Tensor | None]:
         [reached] = columns
         if reached is None:
             return self, None
         place = torch.full((widths[0],), -1).index_copy_(0, reached, torch.arange(len(reached)))[self.indices]
         kept = (place >= 0).nonzero()[:, 0]
-        return self.with_buffers(indices=place.index_select(0, kept)), kept
+        return with_buffers(self, indices=place.index_select(0, kept)), kept
 
 
 class Selector(Selection):
@@ -72,7 +71,7 @@ class VarianceThresholdSelector(Selector):
 
 
 @register("pyspark.ml.feature.VectorSlicer")
-class VectorSlicer(Selection):
+class VectorSlicer(FieldReader, Selection):
     """The entries of these indices, in their order; then those that bear these names in the attributes of the input.
 
     Source: org.apache.spark.ml.feature.VectorSlicer.getSelectedFeatureIndices.
@@ -118,12 +117,10 @@ class VectorSlicer(Selection):
 
 
 @register("pyspark.ml.feature.VectorSizeHint")
-class VectorSizeHint(StageModule):
+class VectorSizeHint(Unchanged):
     """The column itself. With handleInvalid='error' vectors of another size raise, as in Spark; 'optimistic' does not
     check.
     """
-
-    columnwise = True
 
     def __init__(self, uid: str, size: int, checks: bool):
         super().__init__()
@@ -144,6 +141,3 @@ class VectorSizeHint(StageModule):
                 "the vectors, or set handleInvalid to 'optimistic'"
             )
         return x
-
-    def affine_form(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> AffineForm:
-        return AffineForm([slope], 0.0, lambda gradients, constant, room: gradients[0])

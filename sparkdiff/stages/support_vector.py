@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from sparkdiff.rows import Rows
-from sparkdiff.stages.affine import AffineForm
+from sparkdiff.stages.affine import AffineForm, MatrixProduct, Parameters
 from sparkdiff.stages.base import parameter, register, tensor
 from sparkdiff.stages.linear import coefficient_units, product, regression_margin
 from sparkdiff.stages.predictor import Predictor
-from sparkdiff.stages.trainable import FeatureStats, LabelStats, Parameters
+from sparkdiff.stages.trainable import FeatureStats, LabelStats
 
 
 @register("pyspark.ml.classification.LinearSVCModel")
-class LinearSVC(Predictor):
+class LinearSVC(MatrixProduct, Predictor):
     """rawPrediction = [-m, m] with m = x @ coefficients + intercept; prediction = m > threshold, of the margin itself.
 
     Source: org.apache.spark.ml.classification.LinearSVCModel.

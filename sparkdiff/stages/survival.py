@@ -10,15 +10,15 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.rows import Rows
-from sparkdiff.stages.affine import AffineForm
+from sparkdiff.stages.affine import AffineForm, MatrixProduct, Parameters
 from sparkdiff.stages.base import columns_of, parameter, register, tensor
 from sparkdiff.stages.linear import coefficient_units, product
 from sparkdiff.stages.predictor import Predictor
-from sparkdiff.stages.trainable import FeatureStats, LabelStats, Parameters
+from sparkdiff.stages.trainable import FeatureStats, LabelStats
 
 
 @register("pyspark.ml.regression.AFTSurvivalRegressionModel")
-class AFTSurvivalRegression(Predictor):
+class AFTSurvivalRegression(MatrixProduct, Predictor):
     """prediction = exp(eta) with eta = x @ coefficients + intercept; quantile at q = exp(eta) * (-log(1 - q))^scale.
 
     The margin is (n, 3): eta, log(scale), and censorCol, which only the loss reads: 1 where the event was seen, 0 where the

@@ -9,14 +9,13 @@ from torch import Tensor
 
 from sparkdiff import jvm
 from sparkdiff.rows import Rows, scaled
-from sparkdiff.stages.affine import AffineForm, affine_form_by_column
-from sparkdiff.stages.base import StageModule, parameter, register, tensor
+from sparkdiff.stages.affine import AffineForm, Columnwise, Parameters, affine_form_by_column
+from sparkdiff.stages.base import parameter, register, tensor
 from sparkdiff.stages.constraints import Constraint, Positive
-from sparkdiff.stages.trainable import Parameters
 
 
 @register("pyspark.ml.feature.IDFModel")
-class IDF(StageModule):
+class IDF(Columnwise):
     """y = x * idf; sparse stays sparse. `docFreq` and `numDocs` are written back as they were fitted.
 
     Each idf trains as a factor of itself: what is 0, as for words in fewer than minDocFreq documents, stays 0.
@@ -25,7 +24,6 @@ class IDF(StageModule):
     """
 
     weights = ("idf",)
-    columnwise = True
     feature_axis = {"idf": 0}
 
     def __init__(self, idf: Tensor):

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.jvm.nodes import Nodes
-from sparkdiff.stages.affine import AffineForm, NotAffineError
+from sparkdiff.stages.affine import Affine, AffineForm, NotAffineError, Parameters
 from sparkdiff.stages.base import register
 from sparkdiff.stages.forest import Trees
 from sparkdiff.stages.predictor import ProbabilisticClassifier, first_largest, lead
-from sparkdiff.stages.trainable import LabelStats, Parameters
+from sparkdiff.stages.trainable import LabelStats
 
 FLOOR = 1e-15
 """Least probability in a loss, as MulticlassClassificationEvaluator's eps."""
@@ -23,7 +23,7 @@ FLOOR = 1e-15
 # Regression -----------------------------------------------------------------------------------------------------------
 
 
-class RegressionTrees(Trees):
+class RegressionTrees(Affine, Trees):
     """Trees whose leaves are numbers."""
 
     @property

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from sparkdiff.rows import Rows, SparseRows, scaled
-from sparkdiff.stages.affine import AffineForm, affine_form_by_column
+from sparkdiff.stages.affine import AffineForm, Columnwise, Parameters, affine_form_by_column
 from sparkdiff.stages.base import StageModule, parameter, register, tensor
-from sparkdiff.stages.trainable import FeatureStats, LabelStats, Parameters
+from sparkdiff.stages.trainable import FeatureStats, LabelStats
 
 
 @register("pyspark.ml.feature.Normalizer")
@@ -62,14 +62,13 @@ def largest(x: Rows) -> Tensor:
 
 
 @register("pyspark.ml.feature.ElementwiseProduct")
-class ElementwiseProduct(StageModule):
+class ElementwiseProduct(Columnwise):
     """y = x * scalingVec; sparse stays sparse. The weights are a Param of the stage.
 
     Source: org.apache.spark.mllib.feature.ElementwiseProduct.
     """
 
     weights = ("scalingVec",)
-    columnwise = True
     weight_params = ("scalingVec",)
     feature_axis = {"scalingVec": 0}
     refusals = ("a scalingVec with infinite values or NaN",)

@@ -15,7 +15,7 @@ from torch import Tensor
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network
 from sparkdiff.rows import Rows, SparseRows
-from sparkdiff.stages.base import NotSparseError
+from sparkdiff.stages.affine import NotSparseError
 from sparkdiff.team import ALONE, Team
 from sparkdiff.training.affine import Folded
 from sparkdiff.training.parameter_matrix import ParameterMatrix, Piece, named_parameters, pieces

@@ -19,16 +19,15 @@ from torch import Tensor
 from sparkdiff.pipeline.graph import LEAVES, Version
 from sparkdiff.pipeline.network import Network, fixed_positions, routed_versions
 from sparkdiff.rows import Rows, SparseRows
-from sparkdiff.stages.affine import NotAffineError
-from sparkdiff.stages.base import StageModule
-from sparkdiff.stages.trainable import Parameters
+from sparkdiff.stages.affine import Affine, NotAffineError, Parameters
+from sparkdiff.stages.forest import Trees
 
 
 class Link(NamedTuple):
     """A stage between the fixed inputs and the margin."""
 
     position: int
-    module: StageModule
+    module: Affine
     reads: tuple[Version, ...]
     widths: list[int]
     writes: tuple[Version, ...]
@@ -52,7 +51,11 @@ class Slopes(NamedTuple):
 
 
 class Folded:
-    """A network that is affine in its fixed inputs."""
+    """A network that is affine in its fixed inputs.
+
+    Raises:
+        NotAffineError: a stage between them and the margin isn't affine.
+    """
 
     def __init__(self, network: Network, widths: Mapping[Version, int]):
         graph = network.graph
@@ -66,7 +69,9 @@ class Folded:
             if i == graph.head_position or wanted & set(writes):
                 writes = () if i == graph.head_position else tuple(v for v in writes if v in wanted)
                 module, reads = network.module(i), vertex.margin_reads
-                if module.routes:  # affine in its leaves, whatever it is in its features
+                if not isinstance(module, Affine):
+                    raise NotAffineError(type(module).__name__)
+                if isinstance(module, Trees):  # affine in its leaves, whatever it is in its features
                     reads = ((LEAVES, i),) if (LEAVES, i) in routed else ()
                 self.chain.append(Link(i, module, reads, [widths[v] for v in reads], writes))
                 wanted |= set(reads)
@@ -111,7 +116,7 @@ class Folded:
         constant: Tensor | float = 0.0
         tape = []
         for link in self.chain:
-            if link.module.routes and not link.reads:
+            if isinstance(link.module, Trees) and not link.reads:
                 raise NotAffineError("a stage before the trees trains")
             slope = found.pop(link.writes[0]) if link.writes else torch.empty(0)
             pulled = link.module.affine_form(parameters[link.position], slope, link.widths)
@@ -214,8 +219,8 @@ def _places(leaves: Tensor, tables: int, width: int) -> Tensor:
 
 def fold(network: Network, widths: Mapping[Version, int]) -> Folded | None:
     """The affine form of the network, or None if a stage that trains, or a later one, is not affine."""
-    folded = Folded(network, widths)
     try:
+        folded = Folded(network, widths)
         folded.slopes({i: dict(network.module(i).named_parameters()) for i in network.positions}, 1)
     except NotAffineError:
         return None

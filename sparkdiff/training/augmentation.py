@@ -17,7 +17,7 @@ from torch import Tensor
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network, routed_versions
 from sparkdiff.rows import Rows, SparseRows, below, taken
-from sparkdiff.stages.base import FeatureStats
+from sparkdiff.stages.trainable import FeatureStats
 from sparkdiff.training.recipes import Recipe
 
 Target = tuple[Tensor, Tensor]

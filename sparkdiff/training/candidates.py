@@ -16,6 +16,7 @@ from sparkdiff.options import Options
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.rows import Rows, SparseRows
 from sparkdiff.stages.base import StageModule
+from sparkdiff.stages.forest import Trees
 from sparkdiff.team import ALONE, Team
 from sparkdiff.training.augmentation import Augmenter, Draw, Target
 from sparkdiff.training.monotone import Monotone
@@ -234,7 +235,7 @@ def can_be_lazy(
     return (
         options.gradientClip is None
         and monotone is None
-        and not any(m.has_bounds() or m.settles() for m in modules)
+        and not any(m.has_bounds() or (isinstance(m, Trees) and m.settles()) for m in modules)
         and not any(r.optimizer == "newton" for r in recipes)
     )
 

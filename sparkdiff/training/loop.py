@@ -30,7 +30,7 @@ from sparkdiff.options import Options
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network
 from sparkdiff.rows import SparseRows, taken
-from sparkdiff.stages.base import FeatureStats
+from sparkdiff.stages.trainable import FeatureStats
 from sparkdiff.training.active_columns import ActiveColumns, choose_active_columns, group_size
 from sparkdiff.training.affine import Folded, fold
 from sparkdiff.training.augmentation import Draw

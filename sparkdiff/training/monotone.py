@@ -51,8 +51,8 @@ class Wishes:
 
     def __init__(self, given: Mapping[str, float], network: Network, slots: Slots):
         self.given, self.network, self.slots = given, network, slots
-        trees = any(network.module(i).routes for i in network.positions)  # no slope says where their predictions rise
-        self.folded = None if trees else fold(network, slots.widths)
+        # No slope says where predictions of trees rise.
+        self.folded = None if network.trees() else fold(network, slots.widths)
 
     def penalty(self, stats: Mapping[Version, FeatureStats], y: LabelStats) -> Monotone:
         """

@@ -12,6 +12,7 @@ from sparkdiff.evaluation.inputs import all_dense, distinct_values, features, le
 from sparkdiff.options import Options
 from sparkdiff.pipeline.graph import LEAVES, Version
 from sparkdiff.pipeline.network import Network, fixed_versions, routed_versions
+from sparkdiff.stages.forest import Trees
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.stages.trainable import FeatureStats, LabelStats
 from sparkdiff.training.recipes import Recipe, recipes_for
@@ -45,7 +46,7 @@ def outset(
     graph, inputs = network.graph, fixed_versions(network)
     modules = {i: network.module(i) for i in network.positions}
     trains = {i for i, m in modules.items() if any(p.requires_grad for p in m.parameters())}
-    reads = {i: graph.vertices[i].reads[0] for i, m in modules.items() if m.routes or i in trains}
+    reads = {i: graph.vertices[i].reads[0] for i, m in modules.items() if isinstance(m, Trees) or i in trains}
     # What a predictor in front of others predicts isn't the label: its own predictions tell its unit.
     others = {
         i: (graph.fold(graph.vertices[i].outputs[0]), i)
@@ -65,7 +66,7 @@ def outset(
     numbered = [v for i in trains if modules[i].reads_categories for v in graph.vertices[i].reads if v in stats]
     stats |= {v: dataclasses.replace(stats[v], std=torch.zeros_like(stats[v].std)) for v in numbered}
     scales, frozen = Scales.of(network, seen, label, options, labels)
-    trees = sum(m.trees_and_leaves()[0] for m in modules.values() if any(p.requires_grad for p in m.parameters()))
+    trees = sum(m.nodes.trees for i, m in network.trees().items() if i in trains)
     apart = any(
         len(m.nominal_features()) or (i in trains and (m.reads_categories or m.takes_nulls)) for i, m in modules.items()
     )

@@ -41,7 +41,8 @@ class DenseUpdates:
         given = named_parameters(network)
         self.matrix = ParameterMatrix(given, pieces(network), self.start, scales, count, newton)
         modules = [network.module(i) for i in network.positions]
-        self.projects, self.settles = any(m.has_bounds() for m in modules), any(m.settles() for m in modules)
+        self.projects = any(m.has_bounds() for m in modules)
+        self.settles = any(m.settles() for m in network.trees().values())
         self.clones = [self._clone(k) for k in range(count)] if self.projects or folded is None else []
 
     def for_candidates(self, recipes: Sequence[Recipe]) -> DenseUpdates:
@@ -116,7 +117,7 @@ class DenseUpdates:
         """How to measure the candidates: their averages over steps where there are any, and settled."""
         if "average" in vectors:
             self.matrix.load(vectors["average"])
-        for module in (c.module(i) for c in self.clones for i in c.positions) if self.settles else ():
+        for module in (m for c in self.clones for m in c.trees().values()) if self.settles else ():
             module.settle_()
         slopes = self.slopes()
         return lambda values: (slopes, values)

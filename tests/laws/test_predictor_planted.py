@@ -204,11 +204,11 @@ TRAPS: dict[str, tuple[str, type, str, Any]] = {
     ),
     "perceptron row by row": ("perceptron", MultilayerPerceptron, "layer", wrong_order),
     "perceptron raw behind the softmax": (
-        "perceptron", MultilayerPerceptron, "shows", lambda self, m: (m.softmax(1), m.softmax(1)),
+        "perceptron", MultilayerPerceptron, "raw_and_probability", lambda self, m: (m.softmax(1), m.softmax(1)),
     ),
     "FM without the half": ("FM", Factorized, "combined", without_half),
     "FM with each feature's own square": ("FM", Factorized, "combined", with_squares),
-    "FM: sigmoid of 2 m": ("FM of classes", FMClassification, "shows", sigmoid_of_twice),
+    "FM: sigmoid of 2 m": ("FM of classes", FMClassification, "raw_and_probability", sigmoid_of_twice),
     "FM: thresholds ignored": (
         "FM of classes", FMClassification, "label", lambda self, raw, probability: raw.argmax(1),
     ),
@@ -235,7 +235,7 @@ def test_check_stage_sees_one(spark: SparkSession, monkeypatch: pytest.MonkeyPat
     df = spark.createDataFrame(
         [(Vectors.dense(1.0, 0.5, 2.0),), (Vectors.dense(0.0, 0.0, 0.0),)], ["features"]
     ).coalesce(1)
-    monkeypatch.setattr(FMClassification, "shows", sigmoid_of_twice)
+    monkeypatch.setattr(FMClassification, "raw_and_probability", sigmoid_of_twice)
     with pytest.raises(LawBroken, match="breaks parity: 'probability' row 0"):
         check_stage(STAGES["FM of classes"](spark), df)
     monkeypatch.setattr(

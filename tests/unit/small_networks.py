@@ -49,7 +49,7 @@ def scales(net: Network, widths: dict[str, int], options: Options) -> Scales:
     x = {}
     for i in net.positions:
         n = widths[net.graph.vertices[i].reads[0][0]]
-        leaves = torch.full((net.module(i).trees_and_leaves()[1],), 99)
+        leaves = torch.full((len(net.trees()[i].leaves) if i in net.trees() else 0,), 99)
         x[i] = FeatureStats(torch.zeros(n, dtype=F64), torch.ones(n, dtype=F64), torch.full((n,), 99), leaves)
     classes = torch.full((net.head.classes,), 99) if net.head.classes else torch.empty(0, dtype=torch.int64)
     return Scales.of(net, x, LabelStats(1.0, 2.0, 0.0, 9.0, classes), options)[0]

@@ -228,7 +228,7 @@ class Run:
             (leaf.outputs[0], i): widths[leaf.outputs[0]] for i, leaf in enumerate(self.net.graph.vertices)
         }
         self.routed = routed_versions(self.net) if folds else []
-        versions |= {v: self.net.module(v[1]).trees_and_leaves()[1] for v in self.routed}
+        versions |= {v: len(self.net.trees()[v[1]].leaves) for v in self.routed}
         folded = fold(self.net, versions) if folds else None
         assert (folded is not None) == folds
         self.scales = scales(self.net, widths, self.options)

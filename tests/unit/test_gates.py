@@ -211,7 +211,7 @@ def test_values_are_those_of_the_rows_that_count() -> None:
     trees.feature = torch.tensor([0, 0, 1])
     weight = torch.tensor([1.0, 2.0, 1.0, 1.0, 1.0, 0.0], dtype=F64)
     network = SimpleNamespace(
-        graph=SimpleNamespace(vertices=[SimpleNamespace(reads=(("x", -1),))]), module=lambda i: trees,
+        graph=SimpleNamespace(vertices=[SimpleNamespace(reads=(("x", -1),))]), trees=lambda: {0: trees},
         run=lambda values, wanted: None,
     )  # fmt: skip
     batches = [(x[:3], None, weight[:3], None), (x[3:], None, weight[3:], None)]
@@ -225,7 +225,7 @@ def test_a_leaf_that_few_rows_reach_stays() -> None:
     x = torch.from_numpy(rows(200))
     weight = torch.from_numpy(np.random.default_rng(0).integers(0, 2, 200)).to(F64)
     network = SimpleNamespace(
-        positions=[0], module=lambda i: trees,
+        trees=lambda: {0: trees},
         route=lambda values, wanted: values.update({v: trees.route(values["x", -1]) for v in wanted}),
     )  # fmt: skip
     batches = [(x[:90], None, weight[:90], None), (x[90:], None, weight[90:], None)]
