@@ -36,7 +36,7 @@ from sparkdiff.stages.projection import PCA
 from sparkdiff.stages.scaling import StandardScaler
 from sparkdiff.stages.trainable import FeatureStats, LabelStats
 from sparkdiff.stages.trees import GBTRegression
-from sparkdiff.training.affine import fold
+from sparkdiff.training.affine import affine_network
 from sparkdiff.training.augmentation import Draw
 from sparkdiff.training.candidates import Candidates
 from sparkdiff.training.recipes import recipes_for
@@ -138,10 +138,10 @@ class Own:
         scales, _ = Scales.of(network, stats, LabelStats(1.0, 1.0, 0.0, 9.0, classes), options)
         [self.version] = fixed_versions(network)
         widths = {(f"c{i - 1}", i - 1): n for i, n in enumerate(inputs)} | {v: leaves for v in routed_versions(network)}
-        folded = fold(network, widths)
-        assert folded is not None
+        affine = affine_network(network, widths)
+        assert affine is not None
         recipes = recipes_for(options, 10_000, trees=trees)[:number]
-        self.team = Candidates(recipes, options, DenseUpdates(network, recipes, scales, folded))
+        self.team = Candidates(recipes, options, DenseUpdates(network, recipes, scales, affine))
         self.x, self.y, self.objective = x, y, objective
         self.stats = {self.version: stats[0]}
 

@@ -27,8 +27,7 @@ import torch
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.feature import PCA, VectorAssembler
 from pyspark.ml.stat import Summarizer
-from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
+from pyspark.sql import DataFrame, SparkSession, functions as F
 
 from sparkdiff import FineTuner, translate, write_back
 from sparkdiff.job import Config, load_config

@@ -27,8 +27,7 @@ import numpy as np
 from pyspark.ml.feature import VectorAssembler, VectorIndexer
 from pyspark.ml.regression import RandomForestRegressor
 from pyspark.ml.wrapper import JavaParams
-from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
+from pyspark.sql import DataFrame, SparkSession, functions as F
 
 from sparkdiff.jvm import trees as jvm_trees
 from sparkdiff.jvm.nodes import Nodes

@@ -13,8 +13,7 @@ import typer
 from pyspark.sql import SparkSession
 from pyspark.sql.types import StructType
 
-from sparkdiff import job as run
-from sparkdiff import jvm, loading
+from sparkdiff import job as run, jvm, loading
 from sparkdiff.data.cache import root
 from sparkdiff.diagnostics.models import between
 from sparkdiff.diagnostics.predictions import predictions

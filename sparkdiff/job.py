@@ -21,8 +21,7 @@ from pyspark.ml import Estimator, Pipeline, PipelineModel
 from pyspark.sql import SparkSession
 
 from sparkdiff import jvm
-from sparkdiff.data.cache import ROOM as ROOM_OF_CACHES
-from sparkdiff.data.cache import root
+from sparkdiff.data.cache import ROOM as ROOM_OF_CACHES, root
 from sparkdiff.data.fingerprint import source_facts
 from sparkdiff.data.splits import (
     REFERENCE,

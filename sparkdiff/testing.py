@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from pyspark.sql import DataFrame
-from pyspark.sql import functions as F
+from pyspark.sql import DataFrame, functions as F
 from torch import Tensor
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError, SparkdiffError, did_you_mean
 from sparkdiff.pipeline.columns import read_plain, write_plain
-from sparkdiff.pipeline.names import folding, quoted, unquoted
+from sparkdiff.pipeline.names import casefolding, quoted, unquoted
 from sparkdiff.pipeline.parity import SINGLE, TOLERANCE, differences
 from sparkdiff.pipeline.translation import field_of
 from sparkdiff.pipeline.write_back import written
@@ -161,9 +160,9 @@ class _Read:
         refused = cls.refuses(stage)
         if refused is not None:
             raise InputError(f"{stage.uid} cannot be translated to torch: {refused}")
-        fold = folding()
-        there = {fold(f.name): f for f in df.schema.fields}
-        found = [there.get(fold(c)) for c in _inputs(stage)]
+        casefold = casefolding()
+        there = {casefold(f.name): f for f in df.schema.fields}
+        found = [there.get(casefold(c)) for c in _inputs(stage)]
         self.cls, self.fields = cls, [None if f is None else field_of(f) for f in found]
 
     def module(self, stage: Any) -> StageModule:
@@ -269,16 +268,20 @@ def _same_tensor(law: str, stage: Any, name: str, wished: Tensor, found: Tensor,
 
 def _outputs(trials: Sequence[_Trial], df: DataFrame, tolerance: float) -> None:
     """Run all stages over the same rows in one job and compare with their modules."""
-    fold = folding()
-    sources = {fold(c): f"in{i}" for i, c in enumerate(dict.fromkeys(c for t in trials for c in _inputs(t.original)))}
-    tensors = {fold(c) for t in trials if not isinstance(t.module, Prepared) for c in _inputs(t.original)}
+    casefold = casefolding()
+    sources = {
+        casefold(c): f"in{i}" for i, c in enumerate(dict.fromkeys(c for t in trials for c in _inputs(t.original)))
+    }
+    tensors = {casefold(c) for t in trials if not isinstance(t.module, Prepared) for c in _inputs(t.original)}
     made: dict[int, list[str]] = {}  # by trial, where plain stages make what the module reads
     try:
         rows = df.select(*(quoted(c).alias(name) for c, name in sources.items()))
         schemas, kept_in = [], [name for c, name in sources.items() if c not in tensors]
         carried = {name: F.col(name) for name in sources.values()}  # made once: each takes several calls to Java
         for k, trial in enumerate(trials):
-            spelled = {fold(c): c for c in _inputs(trial.original)}  # Spark 3.5 finds a column as it is spelled only
+            spelled = {
+                casefold(c): c for c in _inputs(trial.original)
+            }  # Spark 3.5 finds a column as it is spelled only
             out = rows.withColumns({c: carried[sources[f]] for f, c in spelled.items()})
             own: dict[str, str] = {}
             if isinstance(trial.module, Prepared):
@@ -308,7 +311,7 @@ def _outputs(trials: Sequence[_Trial], df: DataFrame, tolerance: float) -> None:
                     name: cast(Tensor, batch[f"v{i}{NULL}"]) for i, name in enumerate(names) if f"v{i}{NULL}" in batch
                 }
                 for k, trial in enumerate(trials):
-                    read = made[k] or [sources[fold(c)] for c in _inputs(trial.original)]
+                    read = made[k] or [sources[casefold(c)] for c in _inputs(trial.original)]
                     written = [f"out{k}_{i}" for i in range(len(type(trial.module).outputs(trial.original)))]
                     given = [values[name] for name in read], [nulls.get(name) for name in read]
                     found = [values[name] for name in written], [nulls.get(name) for name in written]

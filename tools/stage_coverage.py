@@ -15,11 +15,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pyspark.ml import Model, Pipeline, Transformer
-from pyspark.ml import classification as c
-from pyspark.ml import clustering as k
-from pyspark.ml import feature as f
-from pyspark.ml import regression as r
+from pyspark.ml import Model, Pipeline, Transformer, classification as c, clustering as k, feature as f, regression as r
 from pyspark.ml.evaluation import RegressionEvaluator
 from pyspark.ml.fpm import FPGrowth
 from pyspark.ml.linalg import Vectors

@@ -166,15 +166,15 @@ def _check(request: Request) -> None:
         splits.check_columns(source.df, request.options)
         splits.check_names(cut.made)
         check_stage_columns(graph, source.df.schema, (request.labelCol, request.weightCol))
-        names = {graph.fold(c) for c in (*source.df.columns, *cut.made)}  # what opaque stages make isn't known here
+        names = {graph.casefold(c) for c in (*source.df.columns, *cut.made)}  # what opaque stages make isn't known here
         head = graph.head
-        for lost in (c for c in head.lossInputs if not cut.opaque and graph.fold(c) not in names):
+        for lost in (c for c in head.lossInputs if not cut.opaque and graph.casefold(c) not in names):
             raise InputError(
                 f"the loss of {head.uid} reads column {lost!r}, which is not in the data. "
                 f"{did_you_mean(lost, source.df.columns)}"
             )
         for option, column in (("labelCol", request.labelCol), ("weightCol", request.weightCol)):
-            if column is not None and graph.fold(column) not in names:
+            if column is not None and graph.casefold(column) not in names:
                 raise InputError(
                     f"{option}={column!r} is not a column of the data. {did_you_mean(column, source.df.columns)}"
                 )

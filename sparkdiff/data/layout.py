@@ -14,8 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyspark.ml.functions import vector_to_array
 from pyspark.ml.linalg import VectorUDT
-from pyspark.sql import Column, DataFrame, Window
-from pyspark.sql import functions as F
+from pyspark.sql import Column, DataFrame, Window, functions as F
 from pyspark.sql.types import ArrayType, BooleanType, DataType, NumericType
 
 from sparkdiff.data import splits
@@ -36,7 +35,7 @@ USUAL = 64
 def check_number(option: str, column: str | None, df: DataFrame, graph: Graph) -> None:
     """Raise InputError if a column of the data is not a number."""
     for field in df.schema.fields:
-        named = column is not None and graph.fold(field.name) == graph.fold(column)
+        named = column is not None and graph.casefold(field.name) == graph.casefold(column)
         if named and not isinstance(field.dataType, (NumericType, BooleanType)):
             kind = field.dataType.simpleString()
             raise InputError(f"{option}={column!r} is {kind}, but must be a number: cast or index it")
@@ -47,7 +46,7 @@ def columns_of(request: Request, df: DataFrame, slices: dict[str, tuple[Any, ...
     job over the first rows.
     """
     out: list[dict[str, Any]] = []
-    fields = fields_by_name(df.schema, request.cut.graph.fold)
+    fields = fields_by_name(df.schema, request.cut.graph.casefold)
     for i, read in enumerate(request.cut.columns):
         field = fields.get(read.version[0])
         if field is None:
@@ -134,12 +133,12 @@ def write_files(request: Request, frames: list[DataFrame], columns: list[dict[st
     slices = [f"slice{i}" for i in range(len(request.options.guardCols))]
     nulls = [c["name"] for c in columns if c.get("dtype") == "bool"]
     own = (SPLIT, BLOCK, TIME, *(f"{SLICE}{i}" for i in range(len(slices))))
-    graph, fold = request.cut.graph, request.cut.graph.fold
+    graph, casefold = request.cut.graph, request.cut.graph.casefold
     for df in frames:
         selected: list[Column] = []
-        fields = fields_by_name(df.schema, fold)
+        fields = fields_by_name(df.schema, casefold)
         for lost in (request.labelCol, request.weightCol, *own):
-            if lost is not None and fold(lost) not in fields:
+            if lost is not None and casefold(lost) not in fields:
                 whose = ", ".join(request.cut.opaque) or "a stage"
                 what = f"column {lost!r}" if lost not in own else "columns that it does not name"
                 raise InputError(f"{whose} drops {what}, which training needs; keep all columns (SELECT *, ...)")

@@ -9,8 +9,7 @@ import operator
 from collections.abc import Iterable, Sequence
 
 from pyspark.ml.feature import Bucketizer
-from pyspark.sql import Column, DataFrame, Window
-from pyspark.sql import functions as F
+from pyspark.sql import Column, DataFrame, Window, functions as F
 
 ACCURACY = 10_000
 """Accuracy of the guess: its rank error is at most n / ACCURACY. It changes the cost of the exact values, not the

@@ -8,8 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from pyspark.ml import Pipeline, PipelineModel
-from pyspark.sql import Column, DataFrame
-from pyspark.sql import functions as F
+from pyspark.sql import Column, DataFrame, functions as F
 from pyspark.sql.types import (
     ArrayType,
     BooleanType,
@@ -30,7 +29,7 @@ from sparkdiff.data.blocks import MAX_BLOCKS, TIME_BLOCKS
 from sparkdiff.data.quantiles import ChangedRowsError, quantiles
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.options import Options
-from sparkdiff.pipeline.names import folding, quoted, read_by_name, refuse_stream
+from sparkdiff.pipeline.names import casefolding, quoted, read_by_name, refuse_stream
 
 TRAIN, VALIDATION, TEST, REFERENCE = SPLITS = ("train", "validation", "test", "reference")
 SPLIT, BLOCK, TIME = "__sparkdiff_split", "__sparkdiff_block", "__sparkdiff_time"
@@ -107,9 +106,9 @@ def check_names(names: Iterable[str]) -> None:
     """Raise InputError if one of these columns, of the data or of a stage, would be overwritten by a column of
     sparkdiff.
     """
-    fold = folding()
+    casefold = casefolding()
     for name in names:
-        if fold(name) in (SPLIT, BLOCK, TIME) or re.fullmatch(rf"{SLICE}\d+", fold(name)):
+        if casefold(name) in (SPLIT, BLOCK, TIME) or re.fullmatch(rf"{SLICE}\d+", casefold(name)):
             raise InputError(
                 f"the data or a stage have a column {name!r}, a name that sparkdiff reserves for its own "
                 "columns: rename it"
@@ -122,8 +121,8 @@ def field(df: DataFrame, column: str, option: str) -> StructField:
     Raises:
         InputError: no column or several columns have this name.
     """
-    fold = folding()
-    found = [f for f in df.schema.fields if fold(f.name) == fold(column)]
+    casefold = casefolding()
+    found = [f for f in df.schema.fields if casefold(f.name) == casefold(column)]
     if len(found) > 1:
         names = ", ".join(repr(f.name) for f in found)
         raise InputError(f"{option}={column!r} matches {len(found)} columns, {names}: rename all but one")

@@ -9,15 +9,14 @@ from typing import Any
 import numpy as np
 from pyspark.ml.functions import vector_to_array
 from pyspark.ml.linalg import VectorUDT
-from pyspark.sql import Column, DataFrame, Row
-from pyspark.sql import functions as F
+from pyspark.sql import Column, DataFrame, Row, functions as F
 from pyspark.sql.types import ArrayType, NumericType
 
 from sparkdiff import jvm
 from sparkdiff.data.splits import row_hash
 from sparkdiff.errors import InputError
 from sparkdiff.pipeline.graph import Graph
-from sparkdiff.pipeline.names import folding, quoted, read_by_name, refuse_stream, unused
+from sparkdiff.pipeline.names import casefolding, quoted, read_by_name, refuse_stream, unused
 from sparkdiff.pipeline.schema import check_columns
 from sparkdiff.pipeline.translation import translated
 from sparkdiff.stages.base import columns_of
@@ -121,13 +120,13 @@ def _counted(
     hidden = unused(
         "__sparkdiff_", (*df.columns, *(c for g in graphs for vertex in g.vertices for c in vertex.outputs))
     )
-    fold = folding()
+    casefold = casefolding()
     nominal = _labels(graphs[0]) | _labels(graphs[1])
     # The old pipeline may overwrite what the new one reads, so the row is kept aside.
     row = F.struct(*(quoted(c).alias(f"c{i}") for i, c in enumerate(columns)))
     out = old.transform(df.withColumn(f"{hidden}row", row))
     _check_kept([f"{hidden}row", *(a for a, _ in pairs)], out, old)
-    labels = [fold(a) in nominal or _is_nominal(out, a) for a, _ in pairs]
+    labels = [casefold(a) in nominal or _is_nominal(out, a) for a, _ in pairs]
     keep = [F.col(f"{hidden}row")[f"c{i}"].alias(c, metadata=_metadata(df, c)) for i, c in enumerate(columns)]
     held = [quoted(a).alias(f"{hidden}{i}") for i, (a, _) in enumerate(pairs)]
     out = new.transform(out.select(*keep, *held))
@@ -142,11 +141,11 @@ def _counted(
 
 
 def _outputs(graph: Graph) -> dict[str, str]:
-    """The columns to compare, by their folded names: predictions and probabilities, else what the last stage writes."""
+    """The columns to compare, by their casefolded names: predictions and probabilities, else what the last stage writes."""
     found = [c for vertex in graph.vertices for c in columns_of(vertex.stage, ("predictionCol", "probabilityCol"))]
     if not found and graph.vertices:
         found = list(graph.vertices[-1].outputs)
-    return {graph.fold(c): c for c in found}
+    return {graph.casefold(c): c for c in found}
 
 
 def _labels(graph: Graph) -> set[str]:
@@ -155,7 +154,7 @@ def _labels(graph: Graph) -> set[str]:
     for vertex in graph.vertices:
         classes = type(vertex.stage).__module__ in ("pyspark.ml.classification", "pyspark.ml.clustering")
         own = vertex.module.labels(vertex.stage) if vertex.module is not None else ()
-        out |= {graph.fold(c) for c in (*own, *(columns_of(vertex.stage, ("predictionCol",)) if classes else ()))}
+        out |= {graph.casefold(c) for c in (*own, *(columns_of(vertex.stage, ("predictionCol",)) if classes else ()))}
     return out
 
 
@@ -164,14 +163,14 @@ def _metadata(df: DataFrame, column: str) -> dict[str, Any]:
 
 
 def _is_nominal(df: DataFrame, column: str) -> bool:
-    fold = folding()
-    field = next(f for f in df.schema.fields if fold(f.name) == fold(column))
+    casefold = casefolding()
+    field = next(f for f in df.schema.fields if casefold(f.name) == casefold(column))
     return field.metadata.get("ml_attr", {}).get("type") == "nominal"
 
 
 def _check_kept(columns: Iterable[str], df: DataFrame, model: Any) -> None:
-    fold = folding()
-    gone = {fold(c) for c in columns} - {fold(c) for c in df.columns}
+    casefold = casefolding()
+    gone = {casefold(c) for c in columns} - {casefold(c) for c in df.columns}
     if gone:
         raise InputError(
             f"{model.uid} drops columns (an SQLTransformer without `*`?), so its predictions cannot be matched "
@@ -181,8 +180,8 @@ def _check_kept(columns: Iterable[str], df: DataFrame, model: Any) -> None:
 
 def _change(df: DataFrame, old: str, new: str, is_label: bool) -> tuple[bool, Column]:
     """(True, whether the label flipped) or (False, by how much the number moved)."""
-    fold = folding()
-    types = [next(f.dataType for f in df.schema.fields if fold(f.name) == fold(c)) for c in (old, new)]
+    casefold = casefolding()
+    types = [next(f.dataType for f in df.schema.fields if casefold(f.name) == casefold(c)) for c in (old, new)]
     a, b = quoted(old), quoted(new)
     kinds = [VectorUDT if isinstance(t, VectorUDT) else ArrayType if isinstance(t, ArrayType) else NumericType
              if isinstance(t, NumericType) else None for t in types]  # fmt: skip

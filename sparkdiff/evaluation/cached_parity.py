@@ -181,7 +181,8 @@ def _accepts(network: Network, row: dict[Version, Rows]) -> bool:
     values = dict(row)
     try:
         network.run(
-            values, [(network.graph.fold(c), i) for i in network.positions for c in network.graph.vertices[i].outputs]
+            values,
+            [(network.graph.casefold(c), i) for i in network.positions for c in network.graph.vertices[i].outputs],
         )
     except InputError:
         return False

@@ -19,7 +19,7 @@ from sparkdiff.stages.predictor import Predictor
 from sparkdiff.stages.trainable import LabelStats
 
 FOLDED = 1e-6
-"""Relative difference allowed between a metric of the folded candidates and of the network itself."""
+"""Relative difference allowed between a metric of the candidates in affine form and of the network itself."""
 Stats = Mapping[str, Mapping[str, Any]]
 """Statistics of the labels per split, from the manifest of a cache."""
 
@@ -105,7 +105,7 @@ def check_classes(metric: Metric, stats: Stats) -> None:
 def check_trained(uid: str, best: float, tuned: Score, metric: Metric) -> None:
     """Raise ParityError where the network that would ship hasn't the metric that its candidate was chosen for.
 
-    Candidates are measured in their folded form. What it rounds otherwise is far below a millionth; a stage whose `affine_form`
+    Candidates are measured in their affine form. What it rounds otherwise is far below a millionth; a stage whose `affine_form`
     isn't its `forward` would let gains decide that the network doesn't have.
     """
     if not abs(tuned.mean - best) <= FOLDED * max(abs(best), abs(tuned.mean), 1e-12):

@@ -109,7 +109,9 @@ class Slots:
             return version, self.attributes[version].get(slot, (None, slot))[1]
         module, reads = self._writer(version)
         if isinstance(module, OneHotEncoder):
-            return reads[[self.graph.fold(c) for c in self.graph.vertices[version[1]].outputs].index(version[0])], slot
+            return reads[
+                [self.graph.casefold(c) for c in self.graph.vertices[version[1]].outputs].index(version[0])
+            ], slot
         if isinstance(module, VectorAssembler):
             for v in reads:
                 if slot < self.widths[v]:

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 from pyspark.ml.common import _py2java
 from pyspark.ml.linalg import DenseMatrix, Vectors
-from pyspark.mllib.linalg import Matrices as OldMatrices
-from pyspark.mllib.linalg import Vectors as OldVectors
+from pyspark.mllib.linalg import Matrices as OldMatrices, Vectors as OldVectors
 
 from sparkdiff.jvm.files import read_rows, saved, table_of, write_rows
 from sparkdiff.jvm.rebuilding import made_of, rebuild, rebuilt

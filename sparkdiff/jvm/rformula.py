@@ -10,8 +10,7 @@ from pyspark.ml import Transformer
 from pyspark.ml.param.shared import HasInputCol, HasOutputCol
 from pyspark.ml.util import DefaultParamsReadable, DefaultParamsWritable, JavaMLWritable
 from pyspark.ml.wrapper import JavaParams, JavaTransformer
-from pyspark.sql import DataFrame
-from pyspark.sql import functions as F
+from pyspark.sql import DataFrame, functions as F
 
 
 class FormulaPart(JavaTransformer, JavaMLWritable):

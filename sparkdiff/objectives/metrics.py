@@ -22,10 +22,18 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.objectives.formulas import probabilities
-from sparkdiff.objectives.losses import BATCH, UNLABELLED, Objective, Rows, cost_matrix, index, rank_score
-from sparkdiff.objectives.losses import NAMES as LOSSES
-from sparkdiff.objectives.losses import PARAMS as LOSS_PARAMS
-from sparkdiff.objectives.losses import resolve as resolve_loss
+from sparkdiff.objectives.losses import (
+    BATCH,
+    NAMES as LOSSES,
+    PARAMS as LOSS_PARAMS,
+    UNLABELLED,
+    Objective,
+    Rows,
+    cost_matrix,
+    index,
+    rank_score,
+    resolve as resolve_loss,
+)
 from sparkdiff.options import Options
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.stages.trainable import LabelStats

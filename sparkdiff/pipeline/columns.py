@@ -11,8 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from pyspark.ml.linalg import VectorUDT
-from pyspark.sql import Column, DataFrame
-from pyspark.sql import functions as F
+from pyspark.sql import Column, DataFrame, functions as F
 from pyspark.sql.types import ArrayType, DoubleType, StringType, StructField, StructType
 
 from sparkdiff.errors import InputError

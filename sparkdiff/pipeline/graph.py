@@ -16,7 +16,7 @@ from sparkdiff.stages.predictor import Predictor
 from sparkdiff.stages.prepared import Prepared
 
 Version = tuple[str, int]
-"""A version of a column: its folded name and the position of the stage that wrote it, -1 for the source."""
+"""A version of a column: its casefolded name and the position of the stage that wrote it, -1 for the source."""
 
 LEAVES = "\0leaves"
 """The name of a version that holds the tree leaves of each row. No column has this name."""
@@ -108,12 +108,12 @@ class Graph:
     """The stages of a pipeline, in its order, linked by the column versions that they read and write.
 
     Attributes:
-        fold: the function that makes two names of one column equal.
+        casefold: the function that makes two names of one column equal.
         holders: pipelines, searches and formulas, by the path of their stages, with uid and class name.
         head_position: the position of the head; None if there is none.
     """
 
-    fold: Callable[[str], str]
+    casefold: Callable[[str], str]
     vertices: tuple[Vertex, ...]
     holders: tuple[tuple[tuple[int, ...], tuple[str, str]], ...] = ()
     head_position: int | None = None
@@ -131,12 +131,12 @@ class Graph:
 
     @functools.cached_property
     def writers(self) -> Mapping[str, int]:
-        """The position of the last stage that declares each column as an output, by folded name."""
-        return {self.fold(c): v.position for v in self.vertices for c in v.outputs}
+        """The position of the last stage that declares each column as an output, by casefolded name."""
+        return {self.casefold(c): v.position for v in self.vertices for c in v.outputs}
 
     def writes(self, i: int, names: Iterable[str]) -> bool:
-        """Whether stage i declares an output with one of these folded names."""
-        return not set(names).isdisjoint(map(self.fold, self.vertices[i].outputs))
+        """Whether stage i declares an output with one of these casefolded names."""
+        return not set(names).isdisjoint(map(self.casefold, self.vertices[i].outputs))
 
     def ancestors(self, of: Iterable[int]) -> set[int]:
         """Every stage from which a column path leads to one of these."""
@@ -189,7 +189,7 @@ class Graph:
         name, producer = version
         written = self.vertices[producer].outputs if producer >= 0 else ()
         for c in (*written, *(c for v in self.vertices for c in (*v.inputs, *v.lossInputs, *v.prepared))):
-            if self.fold(c) == name:
+            if self.casefold(c) == name:
                 return c
         return name
 
@@ -208,7 +208,7 @@ class Graph:
             name = wanted if isinstance(wanted, str) else wanted.uid
             match = {
                 v.position for v in self.vertices
-                if name in (v.uid, v.stageClass) or self.writes(v.position, [self.fold(name)])
+                if name in (v.uid, v.stageClass) or self.writes(v.position, [self.casefold(name)])
                 or any(name in names and v.path[: len(path)] == path for path, names in self.holders)
             }  # fmt: skip
             if not match:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import collections
 from collections.abc import Callable, Iterable
 
-from pyspark.sql import Column, DataFrame
-from pyspark.sql import functions as F
+from pyspark.sql import Column, DataFrame, functions as F
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError
@@ -17,7 +16,7 @@ def unquoted(name: str) -> str:
     return name[1:-1].replace("``", "`") if len(name) > 2 and name[0] == name[-1] == "`" else name
 
 
-def folding() -> Callable[[str], str]:
+def casefolding() -> Callable[[str], str]:
     """The session's rule for equal column names, as a function."""
     try:
         sensitive = str(jvm.session().conf.get("spark.sql.caseSensitive", "false")).lower() == "true"
@@ -28,9 +27,9 @@ def folding() -> Callable[[str], str]:
 
 def read_by_name(df: DataFrame) -> list[str]:
     """The columns whose name is unique, so that they can be read by name."""
-    fold = folding()
-    times = collections.Counter(map(fold, df.columns))
-    return [c for c in df.columns if times[fold(c)] == 1]
+    casefold = casefolding()
+    times = collections.Counter(map(casefold, df.columns))
+    return [c for c in df.columns if times[casefold(c)] == 1]
 
 
 def unused(prefix: str, names: Iterable[str]) -> str:

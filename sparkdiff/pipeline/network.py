@@ -47,9 +47,9 @@ class Network(nn.Module):
         inside = set(positions)
         self.reads = list(dict.fromkeys(v for i in positions for v in graph.vertices[i].reads if v[1] not in inside))
         self.flags = [null_of(v) for v in graph.nulls_read(positions)]
-        self.writes: dict[str, Version] = {}  # folded name -> its last version
+        self.writes: dict[str, Version] = {}  # casefolded name -> its last version
         for i in positions:
-            self.writes.update({graph.fold(c): (graph.fold(c), i) for c in graph.vertices[i].outputs})
+            self.writes.update({graph.casefold(c): (graph.casefold(c), i) for c in graph.vertices[i].outputs})
         self.inputCols = tuple(dict.fromkeys(graph.name(v) for v in self.reads))
         self.outputCols = tuple(graph.name(v) for v in self.writes.values())
 
@@ -91,11 +91,11 @@ class Network(nn.Module):
 
     def given(self, columns: Mapping[str, Any]) -> dict[Version, Rows]:
         """The columns of a call as versions; columns that no stage reads are ignored."""
-        fold, named = self.graph.fold, {}
+        casefold, named = self.graph.casefold, {}
         if not isinstance(columns, Mapping):
             raise InputError(f"a network takes tensors by column name, got {type(columns).__name__}")
         for name, column in columns.items():
-            named[fold(name)] = column
+            named[casefold(name)] = column
         found = {v: _inside(named[v[0]], v[0]) for v in self.reads if v[0] in named}
         return found | {v: _flags(named[v[0]], v[0]) for v in self.flags if v[0] in named}
 
@@ -161,7 +161,7 @@ class Network(nn.Module):
 
     def _put(self, i: int, out: Any, values: dict[Version, Rows]) -> None:
         out = out if isinstance(out, tuple) else (out,)
-        values.update(zip(((self.graph.fold(c), i) for c in self.graph.vertices[i].outputs), out, strict=True))
+        values.update(zip(((self.graph.casefold(c), i) for c in self.graph.vertices[i].outputs), out, strict=True))
 
     def route(self, values: dict[Version, Rows], wanted: Iterable[Version]) -> None:
         """Compute the leaf indices of these versions (LEAVES, position) and everything that they depend on, into
@@ -216,9 +216,9 @@ class Network(nn.Module):
             return list(self.writes.values())
         wanted = []
         for c in [outputCols] if isinstance(outputCols, str) else outputCols:
-            if self.graph.fold(c) not in self.writes:
+            if self.graph.casefold(c) not in self.writes:
                 raise InputError(f"no translated stage writes column {c!r}. {did_you_mean(c, self.outputCols)}")
-            wanted.append(self.writes[self.graph.fold(c)])
+            wanted.append(self.writes[self.graph.casefold(c)])
         return wanted
 
 

@@ -8,13 +8,12 @@ import dataclasses
 import itertools
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from pyspark.sql import DataFrame
-from pyspark.sql import functions as F
+from pyspark.sql import DataFrame, functions as F
 from torch import Tensor
 
 from sparkdiff import jvm
@@ -107,11 +106,13 @@ def compare(
         InputError: Spark failed on the rows, or there is no row.
     """
     graph = network.graph
-    outputs = [(graph.fold(c), i) for i in network.positions for c in graph.vertices[i].outputs]
+    outputs = [(graph.casefold(c), i) for i in network.positions for c in graph.vertices[i].outputs]
     held: dict[Version, str] = {}
-    there = {graph.fold(c) for c in df.columns}
+    there = {graph.casefold(c) for c in df.columns}
     made = [
-        i for i in stages if i in network.positions and not set(map(graph.fold, graph.vertices[i].prepared)) <= there
+        i
+        for i in stages
+        if i in network.positions and not set(map(graph.casefold, graph.vertices[i].prepared)) <= there
     ]
     moments = {*stages, *map(in_front_of, made)}
 
@@ -143,18 +144,22 @@ def compare(
             raise InputError(
                 f"Spark failed while running {', '.join(s.uid for s in stages.values())}: {jvm.cause(e)}"
             ) from e
-        tally = Differences(network)
         try:
-            rows = PROBE
-            for probe in itertools.islice(read_plain(where, PROBE), 1):
-                rows = _rows_at_once(network, {v: probe[f"v{i}"] for i, v in enumerate(held)}, outputs)
-            for batch in read_plain(where, rows):
-                values = {v: batch[f"v{i}"] for i, v in enumerate(held)}
-                nulls = {null_of(v): batch[f"v{i}{NULL}"] for i, v in enumerate(held) if f"v{i}{NULL}" in batch}
-                tally.add(values | nulls, outputs)
+            return _found(network, where, list(held), outputs)
         finally:
             shutil.rmtree(where, ignore_errors=True)
-    return tally.parity()
+
+
+def _found(network: Network, where: Path, held: Sequence[Version], outputs: list[Version]) -> Parity:
+    """The differences in a folder of rows, which holds the i-th of these column versions under the name v<i>."""
+    found, rows = Differences(network), PROBE
+    for probe in itertools.islice(read_plain(where, PROBE), 1):
+        rows = _rows_at_once(network, {v: probe[f"v{i}"] for i, v in enumerate(held)}, outputs)
+    for batch in read_plain(where, rows):
+        values = {v: batch[f"v{i}"] for i, v in enumerate(held)}
+        nulls = {null_of(v): batch[f"v{i}{NULL}"] for i, v in enumerate(held) if f"v{i}{NULL}" in batch}
+        found.add(values | nulls, outputs)
+    return found.parity()
 
 
 def differences(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
@@ -210,7 +215,7 @@ class Differences:
         self.rows += len(spark[outputs[0]])
         for v in outputs:
             name, vertex = graph.name(v), graph.vertices[v[1]]
-            if v[0] in map(graph.fold, network.module(v[1]).labels(vertex.stage)):
+            if v[0] in map(graph.casefold, network.module(v[1]).labels(vertex.stage)):
                 ours, theirs = dense(values[v]), dense(spark[v])
                 self._labels(v, values, (ours != theirs) & ~(ours.isnan() & theirs.isnan()))
                 continue
@@ -232,7 +237,7 @@ class Differences:
         graph, (name, position) = self.network.graph, version
         module, vertex = self.network.module(position), graph.vertices[position]
         near = None
-        if isinstance(module, Predictor) and name in map(graph.fold, columns_of(vertex.stage, ("predictionCol",))):
+        if isinstance(module, Predictor) and name in map(graph.casefold, columns_of(vertex.stage, ("predictionCol",))):
             near = module.boundary(module.margin(*(values[r] for r in vertex.reads)))
         self.unexplained += int((differ if near is None else differ & ~(near <= self.tolerance(position))).sum())
 

@@ -35,7 +35,7 @@ def _head_of(graph: Graph, predictionCol: str) -> int:
         for i, module in graph.modules.items()
         if isinstance(module, Predictor)
     }
-    found = [i for i, names in columns.items() if graph.fold(predictionCol) in map(graph.fold, names)]
+    found = [i for i, names in columns.items() if graph.casefold(predictionCol) in map(graph.casefold, names)]
     if not found:
         known = {c for names in columns.values() for c in names}
         raise InputError(
@@ -64,7 +64,7 @@ class Outside:
     def columns(self, stages: Iterable[int]) -> list[str]:
         """The columns outside that change with these stages, without columns that a later stage replaces."""
         graph, readers = self.graph, self.readers_of(stages)
-        return [c for j in readers for c in graph.vertices[j].outputs if graph.writers[graph.fold(c)] == j]
+        return [c for j in readers for c in graph.vertices[j].outputs if graph.writers[graph.casefold(c)] == j]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +176,7 @@ def _makers(graph: Graph, given: tuple[str | None, str | None]) -> dict[int, str
         own = columns_of(graph.head.stage, (param,)) if graph.head_position is not None else ()
         for name in own if column is None else (column,):
             # An opaque stage may write it too; it runs where anything after it does.
-            writers = [i for i in range(graph.head_position or 0) if graph.writes(i, [graph.fold(name)])]
+            writers = [i for i in range(graph.head_position or 0) if graph.writes(i, [graph.casefold(name)])]
             for i in graph.ancestors(writers[-1:]) | set(writers[-1:]):
                 out.setdefault(i, name)
     return out
@@ -213,7 +213,7 @@ def _on_path(graph: Graph, clusters: bool) -> set[int]:
             parent = graph.modules.get(p)
             if parent is None or p in out:
                 continue
-            if parent.passes_gradient() or name not in map(graph.fold, parent.labels(graph.vertices[p].stage)):
+            if parent.passes_gradient() or name not in map(graph.casefold, parent.labels(graph.vertices[p].stage)):
                 out.add(p)
                 stack.append(p)
     return out

@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from pyspark.ml.linalg import VectorUDT
-from pyspark.sql import DataFrame
-from pyspark.sql import functions as F
+from pyspark.sql import DataFrame, functions as F
 from pyspark.sql.types import ArrayType, DataType, DoubleType, StringType, StructField, StructType
 
 from sparkdiff import jvm
@@ -23,20 +22,20 @@ GUESSES: tuple[DataType, ...] = (
 )  # fmt: skip
 
 
-def fields_by_name(schema: StructType, fold: Callable[[str], str]) -> dict[str, StructField]:
-    """The fields of a schema by their folded names; also the fields of structs, as `struct.field`, unless a column
+def fields_by_name(schema: StructType, casefold: Callable[[str], str]) -> dict[str, StructField]:
+    """The fields of a schema by their casefolded names; also the fields of structs, as `struct.field`, unless a column
     has that name.
     """
     nested: dict[str, StructField] = {}
     for field in schema.fields:
         if isinstance(field.dataType, StructType):
-            inner = fields_by_name(field.dataType, fold)
-            nested |= {f"{fold(field.name)}.{name}": found for name, found in inner.items()}
-    return nested | {fold(f.name): f for f in schema.fields}
+            inner = fields_by_name(field.dataType, casefold)
+            nested |= {f"{casefold(field.name)}.{name}": found for name, found in inner.items()}
+    return nested | {casefold(f.name): f for f in schema.fields}
 
 
 def known_fields(
-    vertices: Sequence[Vertex], wanted: Iterable[Version], data: SchemaOrRows, fold: Callable[[str], str]
+    vertices: Sequence[Vertex], wanted: Iterable[Version], data: SchemaOrRows, casefold: Callable[[str], str]
 ) -> dict[Version, StructField]:
     """The schema fields of these column versions, as far as they are known.
 
@@ -54,7 +53,7 @@ def known_fields(
     found: dict[Version, StructField] = {}
 
     def note(frame: DataFrame, writer: int) -> None:
-        fields = fields_by_name(frame.schema, fold)
+        fields = fields_by_name(frame.schema, casefold)
         found.update({v: fields[v[0]] for v in wanted - set(found) if v[1] == writer and v[0] in fields})
 
     try:
@@ -63,7 +62,7 @@ def known_fields(
         for i in sorted(needed):
             if not isinstance(data, DataFrame) and not is_plain(vertices[i].stage):
                 break  # what a stage of others does with no rows, or instead of reading them, nobody knows
-            lacking = _lacking(vertices[i], frame, fold) if data is None else []
+            lacking = _lacking(vertices[i], frame, casefold) if data is None else []
             guessed, frame = _after(vertices[i].stage, frame, lacking)
             if lacking:
                 note(guessed.select(*map(named, lacking)), -1)
@@ -102,10 +101,10 @@ def _with(frame: DataFrame, names: Iterable[str], kind: DataType) -> DataFrame:
     return frame.withColumns({n: F.lit(None).cast(kind).alias(n, metadata=f.metadata) for n, f in fields.items()})
 
 
-def _lacking(vertex: Vertex, frame: DataFrame, fold: Callable[[str], str]) -> list[str]:
+def _lacking(vertex: Vertex, frame: DataFrame, casefold: Callable[[str], str]) -> list[str]:
     """The source columns that the stage reads and the frame lacks."""
-    there = set(map(fold, frame.columns))
-    return [c for c, v in zip(vertex.inputs, vertex.sources, strict=True) if v[1] == -1 and fold(c) not in there]
+    there = set(map(casefold, frame.columns))
+    return [c for c, v in zip(vertex.inputs, vertex.sources, strict=True) if v[1] == -1 and casefold(c) not in there]
 
 
 def _after(stage: Any, frame: DataFrame, lacking: Sequence[str]) -> tuple[DataFrame, DataFrame]:
@@ -131,20 +130,20 @@ def check_columns(graph: Graph, schema: StructType, also: Iterable[str | None] =
     Args:
         also: columns that are read by what comes after the pipeline.
     """
-    known = set(fields_by_name(schema, graph.fold))
+    known = set(fields_by_name(schema, graph.casefold))
     of_name: dict[str, list[str]] = {}
     for spelled in schema.names:
-        of_name.setdefault(graph.fold(spelled), []).append(spelled)
+        of_name.setdefault(graph.casefold(spelled), []).append(spelled)
 
     def check_alone(reader: str, column: str) -> None:
-        if len(same := of_name.get(graph.fold(column), [])) > 1:
+        if len(same := of_name.get(graph.casefold(column), [])) > 1:
             names = ", ".join(map(repr, same))
             raise InputError(f"{reader} {column!r}, but {len(same)} columns match, {names}: rename all but one")
 
     for column in also:
         if column is not None:
             check_alone("training reads", column)
-    read = {name for v in graph.vertices for name, _ in v.sources} | {graph.fold(c) for c in also if c is not None}
+    read = {name for v in graph.vertices for name, _ in v.sources} | {graph.casefold(c) for c in also if c is not None}
     for vertex in graph.vertices:
         if vertex.opaque:
             return

@@ -13,7 +13,7 @@ from pyspark.sql.types import StructField
 from sparkdiff import jvm
 from sparkdiff.errors import InputError
 from sparkdiff.pipeline.graph import Graph, Version, Vertex, in_front_of
-from sparkdiff.pipeline.names import folding, unquoted
+from sparkdiff.pipeline.names import casefolding, unquoted
 from sparkdiff.pipeline.nesting import flatten, holders
 from sparkdiff.pipeline.schema import SchemaOrRows, is_plain, known_fields
 from sparkdiff.stages.base import REGISTRY, UNTRANSLATED, StageModule, Untranslated, class_name, columns_of
@@ -53,7 +53,7 @@ def with_modules(graph: Graph, data: SchemaOrRows) -> Graph:
     }
     graph = graph.changed(new)
     wanted = {version for i in waiting for version in graph.vertices[i].sources}
-    known = known_fields(graph.vertices, wanted, data, graph.fold) if waiting else {}
+    known = known_fields(graph.vertices, wanted, data, graph.casefold) if waiting else {}
     decided = {}
     for i in waiting:
         vertex = graph.vertices[i]
@@ -73,7 +73,7 @@ def _with_module(graph: Graph, i: int, module: StageModule) -> Vertex:
     prepared = module.prepared_columns(vertex.stage) if isinstance(module, Prepared) else ()
     return dataclasses.replace(
         vertex, module=module, parametric=any(p.requires_grad for p in module.parameters()), prepared=prepared,
-        reads=tuple((graph.fold(c), in_front_of(i)) for c in prepared) or vertex.sources,
+        reads=tuple((graph.casefold(c), in_front_of(i)) for c in prepared) or vertex.sources,
     )  # fmt: skip
 
 
@@ -156,10 +156,10 @@ def linked(model: Any) -> Graph:
     Raises:
         InputError: a stage isn't fitted, or its Spark session has ended.
     """
-    fold = folding()
+    casefold = casefolding()
     found = [described(i, path, stage) for i, (path, stage) in enumerate(flatten(model))]
     held = tuple((path, (holder.uid, type(holder).__name__)) for path, holder in holders(model))
-    return without_ambiguous(Graph(fold, tuple(_linked(found, fold)), held))
+    return without_ambiguous(Graph(casefold, tuple(_linked(found, casefold)), held))
 
 
 def described(position: int, path: tuple[int, ...], stage: Any) -> Vertex:
@@ -214,30 +214,30 @@ def foreign(stage: Any) -> str | None:
     return f"not one of Spark's stages: it {does}; register a StageModule for {class_name(stage)} to translate it"
 
 
-def _linked(vertices: Sequence[Vertex], fold: Callable[[str], str]) -> Iterator[Vertex]:
+def _linked(vertices: Sequence[Vertex], casefold: Callable[[str], str]) -> Iterator[Vertex]:
     """The stages with the versions that they read, and with the positions of the stages that wrote these."""
     current: dict[str, int] = {}
     declared: dict[str, int] = {}  # the same, as if no stage wrote more than it declares
     unknown = -1  # who may have written what no stage since has
     for i, vertex in enumerate(vertices):
-        sources = tuple((fold(unquoted(c)), _writer(c, current, fold, unknown)) for c in vertex.spelled)
+        sources = tuple((casefold(unquoted(c)), _writer(c, current, casefold, unknown)) for c in vertex.spelled)
         parents = {p for _, p in sources} if vertex.declares_all else set(range(i))
-        by_name = {_writer(c, declared, fold, unknown) for c in vertex.spelled}
+        by_name = {_writer(c, declared, casefold, unknown) for c in vertex.spelled}
         yield dataclasses.replace(
             vertex, sources=sources, reads=sources,
-            lossReads=tuple((fold(c), current.get(fold(c), unknown)) for c in vertex.lossInputs),
+            lossReads=tuple((casefold(c), current.get(casefold(c), unknown)) for c in vertex.lossInputs),
             parents=frozenset(range(i) if vertex.opaque else parents - {-1}),
             declaredParents=frozenset(range(i) if vertex.opaque else by_name - {-1}),
         )  # fmt: skip
         if vertex.opaque:
             unknown, current = i, {}
-        current |= dict.fromkeys(map(fold, vertex.outputs), i)
-        declared |= dict.fromkeys(map(fold, vertex.outputs), i)
+        current |= dict.fromkeys(map(casefold, vertex.outputs), i)
+        declared |= dict.fromkeys(map(casefold, vertex.outputs), i)
 
 
-def _writer(spelled: str, known: Mapping[str, int], fold: Callable[[str], str], unknown: int) -> int:
+def _writer(spelled: str, known: Mapping[str, int], casefold: Callable[[str], str], unknown: int) -> int:
     """The position of the stage that wrote a column or, for a field `s.b`, the struct."""
-    name = fold(unquoted(spelled))
+    name = casefold(unquoted(spelled))
     while name not in known and "." in name and unquoted(spelled) == spelled:
         name = name.rpartition(".")[0]
     return known.get(name, unknown)

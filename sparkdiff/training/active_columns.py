@@ -17,7 +17,7 @@ from sparkdiff.pipeline.network import Network
 from sparkdiff.rows import Rows, SparseRows
 from sparkdiff.stages.affine import NotSparseError
 from sparkdiff.team import ALONE, Team
-from sparkdiff.training.affine import Folded
+from sparkdiff.training.affine import AffineNetwork
 from sparkdiff.training.parameter_matrix import ParameterMatrix, Piece, named_parameters, pieces
 from sparkdiff.training.units import Constrained, Scales, flattened
 
@@ -36,21 +36,23 @@ class ActiveColumns:
     """Chooses the active columns of some batches, and makes the network on them.
 
     Attributes:
-        folded: the network on all columns.
+        affine: the network on all columns.
         widths: of the sparse inputs.
         moving: (m,) int32, the entries of the flat vector that training may move; the candidates' vectors are of these.
         numbers: (p,) int32, the number of each entry among them; m for those that stay.
         scales, start: of `moving`.
     """
 
-    def __init__(self, network: Network, folded: Folded, start: Tensor, scales: Scales, widths: Mapping[Version, int]):
-        self.network, self.folded, self.whole, self.widths = network, folded, start, dict(widths)
+    def __init__(
+        self, network: Network, affine: AffineNetwork, start: Tensor, scales: Scales, widths: Mapping[Version, int]
+    ):
+        self.network, self.affine, self.whole, self.widths = network, affine, start, dict(widths)
         self.parts = pieces(network)
         self.constrained = {c.first: c.constraint for c in scales.constrained}
         self._there = {v: np.zeros(width, dtype=bool) for v, width in widths.items()}
         self._numbered: dict[Version, Tensor] = {}  # the columns that the numbers are of
         self._number = {v: torch.zeros(width, dtype=torch.int32) for v, width in widths.items()}
-        _, active = folded.narrowed(self.none())
+        _, active = affine.narrowed(self.none())
         moves = torch.ones(len(start), dtype=torch.bool)
         for part in self.parts:
             if part.position in active and part.name in network.module(part.position).feature_axis:
@@ -105,9 +107,9 @@ class ActiveColumns:
             out[v] = SparseRows(number.index_select(0, x.indices).long(), x.values, x.offsets, len(active))
         return out
 
-    def matrix(self, columns: Mapping[Version, Tensor], count: int) -> tuple[ParameterMatrix, Tensor, Folded]:
+    def matrix(self, columns: Mapping[Version, Tensor], count: int) -> tuple[ParameterMatrix, Tensor, AffineNetwork]:
         """The parameters of K candidates at these columns, which entries of their vectors change, and the network there."""
-        folded, active = self.folded.narrowed(columns)
+        affine, active = self.affine.narrowed(columns)
         entries, numbers, constrained = [], [], []
         parts: list[Piece] = []
         first = moved = 0
@@ -129,7 +131,7 @@ class ActiveColumns:
         changed = (number < len(self.moving)).nonzero()[:, 0]
         at, values = number.index_select(0, changed), self.whole.index_select(0, torch.cat(entries))
         scales = Scales(self.scales.unit.index_select(0, at), tuple(constrained), self.scales.rate)
-        return ParameterMatrix(self._given(active), parts, values, scales, count, changed=changed), at, folded
+        return ParameterMatrix(self._given(active), parts, values, scales, count, changed=changed), at, affine
 
     def _given(self, active: Mapping[int, Tensor]) -> dict[int, dict[str, Tensor]]:
         """The parameters of each stage, those that do not train at its active features (c,)."""
@@ -157,7 +159,7 @@ def _entries(part: Piece, axis: int | None, at: Tensor | None) -> tuple[Tensor, 
 
 
 def choose_active_columns(
-    network: Network, folded: Folded, scales: Scales, share: Mapping[Version, Tensor], rows: int
+    network: Network, affine: AffineNetwork, scales: Scales, share: Mapping[Version, Tensor], rows: int
 ) -> ActiveColumns | None:
     """How to train the active columns alone, or None where these are too many or other columns count too.
 
@@ -165,7 +167,7 @@ def choose_active_columns(
         share: of the network's sparse inputs, the share (d,) of the training rows that have an entry in each column.
         rows: of a group of batches.
     """
-    wide = {v: len(own) for v, own in share.items() if v in folded.reads}
+    wide = {v: len(own) for v, own in share.items() if v in affine.reads}
     if not wide:
         return None
     columns = {}
@@ -174,7 +176,7 @@ def choose_active_columns(
         columns[v] = torch.arange(expected) * width // expected
     start = flattened(network)
     try:
-        active = ActiveColumns(network, folded, start, scales, wide)
+        active = ActiveColumns(network, affine, start, scales, wide)
         matrix, _, narrow = active.matrix(columns, 1)
     except NotSparseError:
         return None
@@ -183,10 +185,12 @@ def choose_active_columns(
     return active
 
 
-def _same(active: ActiveColumns, matrix: ParameterMatrix, folded: Folded, columns: Mapping[Version, Tensor]) -> bool:
+def _same(
+    active: ActiveColumns, matrix: ParameterMatrix, affine: AffineNetwork, columns: Mapping[Version, Tensor]
+) -> bool:
     """Whether the network on some columns has the slopes there, and the constant, of the network on all of them."""
-    narrow = folded.slopes(matrix.parameters, 1)
-    whole = active.folded.slopes(named_parameters(active.network), 1)
+    narrow = affine.slopes(matrix.parameters, 1)
+    whole = active.affine.slopes(named_parameters(active.network), 1)
     pairs = [(narrow.constant, whole.constant)]
     for v, slope in whole.of.items():
         pairs.append((narrow.of[v], slope.index_select(1, columns[v]) if v in columns else slope))

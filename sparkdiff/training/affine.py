@@ -50,7 +50,7 @@ class Slopes(NamedTuple):
     tape: list[tuple[Link, Back]]
 
 
-class Folded:
+class AffineNetwork:
     """A network that is affine in its fixed inputs.
 
     Raises:
@@ -65,7 +65,7 @@ class Folded:
         wanted: set[Version] = set()
         for i in sorted(inside, reverse=True):
             vertex = graph.vertices[i]
-            writes = tuple((graph.fold(c), i) for c in vertex.outputs)
+            writes = tuple((graph.casefold(c), i) for c in vertex.outputs)
             if i == graph.head_position or wanted & set(writes):
                 writes = () if i == graph.head_position else tuple(v for v in writes if v in wanted)
                 module, reads = network.module(i), vertex.margin_reads
@@ -82,7 +82,7 @@ class Folded:
         made = {v for link in self.chain for v in link.writes}
         return {v for link in self.chain for v in link.reads} - made
 
-    def narrowed(self, columns: Mapping[Version, Tensor]) -> tuple[Folded, dict[int, Tensor]]:
+    def narrowed(self, columns: Mapping[Version, Tensor]) -> tuple[AffineNetwork, dict[int, Tensor]]:
         """The network on some columns (c,) of its inputs, all others being 0; and the features (c,) that are left of each stage.
 
         Raises:
@@ -101,9 +101,9 @@ class Folded:
                 widths = [w if c is None else len(c) for c, w in zip(of, link.widths, strict=True)]
                 link = link._replace(module=module, widths=widths)
             chain.append(link)
-        folded = copy.copy(self)
-        folded.chain = chain[::-1]
-        return folded, features
+        affine = copy.copy(self)
+        affine.chain = chain[::-1]
+        return affine, features
 
     @torch.no_grad()
     def slopes(self, parameters: Mapping[int, Parameters], candidates: int) -> Slopes:
@@ -217,11 +217,11 @@ def _places(leaves: Tensor, tables: int, width: int) -> Tensor:
     return (leaves.to(kind).view(-1) + width * torch.arange(tables, dtype=kind)[:, None]).view(-1)
 
 
-def fold(network: Network, widths: Mapping[Version, int]) -> Folded | None:
+def affine_network(network: Network, widths: Mapping[Version, int]) -> AffineNetwork | None:
     """The affine form of the network, or None if a stage that trains, or a later one, is not affine."""
     try:
-        folded = Folded(network, widths)
-        folded.slopes({i: dict(network.module(i).named_parameters()) for i in network.positions}, 1)
+        affine = AffineNetwork(network, widths)
+        affine.slopes({i: dict(network.module(i).named_parameters()) for i in network.positions}, 1)
     except NotAffineError:
         return None
-    return folded
+    return affine

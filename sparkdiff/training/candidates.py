@@ -102,8 +102,8 @@ class Candidates:
                 matrix.losses.add_(loss)
             else:
                 matrix.losses[rows] += loss
-            if updates.folded is not None and slopes is not None:
-                parts.append(updates.folded.slope_gradients(slopes, seen, gradient))
+            if updates.affine is not None and slopes is not None:
+                parts.append(updates.affine.slope_gradients(slopes, seen, gradient))
             else:
                 margin.backward(gradient)  # into the clones' gradients, which lie in the matrix
         if slopes is not None:
@@ -119,13 +119,13 @@ class Candidates:
     ) -> None:  # fmt: skip
         """Add w * second derivative of the loss by the head's leaves, for the candidates that take Newton steps."""
         matrix, newton = self.updates.matrix, self.epoch_steps.newton
-        if not newton or self.updates.folded is None:
+        if not newton or self.updates.affine is None:
             return
         room = matrix.views(matrix.curvature)[self.network.graph.head.position]["leaves"]
         for j, k in enumerate(newton):
             if k in rows:
                 second = second_derivative(objective, margin[rows.index(k)], targets)
-                room[j] += self.updates.folded.leaf_curvature(values, second)
+                room[j] += self.updates.affine.leaf_curvature(values, second)
 
     @torch.no_grad()
     def step(self, scale: float, factor: float = 1.0) -> None:

@@ -32,7 +32,7 @@ from sparkdiff.pipeline.network import Network
 from sparkdiff.rows import SparseRows, taken
 from sparkdiff.stages.trainable import FeatureStats
 from sparkdiff.training.active_columns import ActiveColumns, choose_active_columns, group_size
-from sparkdiff.training.affine import Folded, fold
+from sparkdiff.training.affine import AffineNetwork, affine_network
 from sparkdiff.training.augmentation import Draw
 from sparkdiff.training.candidates import Candidates, can_be_lazy
 from sparkdiff.training.monotone import Monotone
@@ -43,7 +43,7 @@ from sparkdiff.training.updates import DenseUpdates, LazyUpdates
 SMALL_STEP = 10_000_000
 """Parameters times rows of a step below which one thread is faster."""
 TOLERANCE = 1e-9
-"""Relative difference of margins from which a network isn't folded; Spark and the network may differ by as much."""
+"""Relative difference of margins from which a network is not taken for affine; Spark and the network may differ by as much."""
 ROUNDING = 1e-12
 """Share of the original's loss below which two gains differ by the rounding of another order of additions, and are the same."""
 
@@ -125,29 +125,29 @@ class Training:
 
     def begin(self, data: Data) -> Candidates:
         """Make the candidates that are active, as they were when the training was saved."""
-        folded = fold(self.network, widths(self.network, data))
-        if folded is not None and self.monotone is None and not _agrees(folded, self.network, data):
-            folded = None
+        affine = affine_network(self.network, widths(self.network, data))
+        if affine is not None and self.monotone is None and not _agrees(affine, self.network, data):
+            affine = None
         recipes = [self.recipes[k] for k in self.active]
-        active = self._active_columns(folded, data)
-        updates = LazyUpdates(active, recipes) if active else DenseUpdates(self.network, recipes, self.scales, folded)
+        active = self._active_columns(affine, data)
+        updates = LazyUpdates(active, recipes) if active else DenseUpdates(self.network, recipes, self.scales, affine)
         self.candidates = Candidates(recipes, self.options, updates, self.monotone)
         if self._saved is not None:
             self.candidates.load(self._saved)
-        memory.trim()  # of wide networks, what they were folded and measured with
+        memory.trim()  # of wide networks, what finding the affine form took
         return self.candidates
 
-    def _active_columns(self, folded: Folded | None, data: Data) -> ActiveColumns | None:
+    def _active_columns(self, affine: AffineNetwork | None, data: Data) -> ActiveColumns | None:
         """The columns that groups of batches use, where they are few; the same in all processes."""
         modules = [self.network.module(i) for i in self.network.positions]
-        if folded is None or not can_be_lazy(modules, self.recipes, self.options, self.monotone):
+        if affine is None or not can_be_lazy(modules, self.recipes, self.options, self.monotone):
             return None
         nothing = data.nothing()
         values = data.values(data.prepare.rows(nothing) if data.prepare else nothing)
         sparse = {v: x.width for v, x in values.items() if v in self.stats and isinstance(x, SparseRows)}
         share = {v: self.stats[v].support.double() / max(1, data.stream.rows("train")) for v in sparse}
         rows = self.options.batchSize * group_size(self.options.batchSize)
-        return choose_active_columns(self.network, folded, self.scales, share, rows)
+        return choose_active_columns(self.network, affine, self.scales, share, rows)
 
     def state(self) -> dict[str, Any]:
         return {
@@ -291,19 +291,19 @@ def _own(shares: Sequence[Share]) -> Tensor:
 
 
 @torch.no_grad()
-def _agrees(folded: Folded, network: Network, data: Data) -> bool:
-    """Whether the folded network gives the network's margins on validation rows, in all processes.
+def _agrees(affine: AffineNetwork, network: Network, data: Data) -> bool:
+    """Whether the affine network gives the network's margins on validation rows, in all processes.
 
     (x - mean) * slope, multiplied out, loses the digits by which a column's mean exceeds its standard deviation; and a slope
     of 0 is no selection where a feature that isn't selected holds NaN.
     """
     parameters = {i: dict(network.module(i).named_parameters()) for i in network.positions}
-    slopes = folded.slopes(parameters, 1)
+    slopes = affine.slopes(parameters, 1)
     wrong = torch.zeros((), dtype=torch.float64)
     for batch, *_ in data.batches("validation"):
         values = data.values(batch)
         margin = network.margin(dict(values))
-        found = folded.margins(slopes, values)[0]
+        found = affine.margins(slopes, values)[0]
         near = (found - margin).abs() <= TOLERANCE * margin.abs().clamp_min(1)
         wrong += (~near & (found != margin) & ~(found.isnan() & margin.isnan())).sum()
     data.team.sum_(wrong)

@@ -14,7 +14,7 @@ from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network
 from sparkdiff.stages.linear import GeneralizedLinearRegression
 from sparkdiff.stages.trainable import FeatureStats, LabelStats
-from sparkdiff.training.affine import Slopes, fold
+from sparkdiff.training.affine import Slopes, affine_network
 
 RISING = ("identity", "log", "logit", "probit", "cloglog")
 """Links whose mean increases with the margin."""
@@ -52,7 +52,7 @@ class Wishes:
     def __init__(self, given: Mapping[str, float], network: Network, slots: Slots):
         self.given, self.network, self.slots = given, network, slots
         # No slope says where predictions of trees rise.
-        self.folded = None if network.trees() else fold(network, slots.widths)
+        self.affine = None if network.trees() else affine_network(network, slots.widths)
 
     def penalty(self, stats: Mapping[Version, FeatureStats], y: LabelStats) -> Monotone:
         """
@@ -65,7 +65,7 @@ class Wishes:
         """
         network, slots, head = self.network, self.slots, self.network.head
         uid = network.graph.head.uid
-        if self.folded is None or head.wide:
+        if self.affine is None or head.wide:
             why = "is not linear in the inputs"
             if head.wide:
                 why = "has a margin for each class" if head.classes else "has more than one number in its margin"
@@ -91,9 +91,9 @@ class Wishes:
 
     def broken(self, network: Network) -> list[str]:
         """One sentence per requested sign that this trained network does not have."""
-        assert self.folded is not None
+        assert self.affine is not None
         parameters = {i: {n: p.detach() for n, p in network.module(i).named_parameters()} for i in network.positions}
-        slopes = self.folded.slopes(parameters, 1)
+        slopes = self.affine.slopes(parameters, 1)
         out = []
         for v, slope in slopes.of.items():
             for j, value in enumerate(slope[0, :, 0].tolist()):

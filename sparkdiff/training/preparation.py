@@ -49,7 +49,7 @@ def outset(
     reads = {i: graph.vertices[i].reads[0] for i, m in modules.items() if isinstance(m, Trees) or i in trains}
     # What a predictor in front of others predicts isn't the label: its own predictions tell its unit.
     others = {
-        i: (graph.fold(graph.vertices[i].outputs[0]), i)
+        i: (graph.casefold(graph.vertices[i].outputs[0]), i)
         for i, m in modules.items()
         if isinstance(m, Predictor) and i != graph.head_position and not m.classes and graph.vertices[i].outputs
     }

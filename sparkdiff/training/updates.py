@@ -16,7 +16,7 @@ from sparkdiff.pipeline.network import Network
 from sparkdiff.rows import Rows, SparseRows
 from sparkdiff.team import Team
 from sparkdiff.training.active_columns import ActiveColumns
-from sparkdiff.training.affine import Folded, Slopes
+from sparkdiff.training.affine import AffineNetwork, Slopes
 from sparkdiff.training.parameter_matrix import ParameterMatrix, named_parameters, pieces
 from sparkdiff.training.recipes import Recipe, by_newton
 from sparkdiff.training.units import Scales, flattened, trained
@@ -31,11 +31,11 @@ class DenseUpdates:
     """Every step changes all parameters.
 
     The parameters of a stage lie in the matrix as they do in a network, so that the same memory is read as (K, *shape) by a
-    folded network and as (*shape) by the candidates' own networks where there is none.
+    affine network and as (*shape) by the candidates' own networks where there is none.
     """
 
-    def __init__(self, network: Network, recipes: Sequence[Recipe], scales: Scales, folded: Folded | None):
-        self.network, self.recipes, self.scales, self.folded = network, recipes, scales, folded
+    def __init__(self, network: Network, recipes: Sequence[Recipe], scales: Scales, affine: AffineNetwork | None):
+        self.network, self.recipes, self.scales, self.affine = network, recipes, scales, affine
         self.start = flattened(network)
         count, newton = len(recipes), len(by_newton(recipes))
         given = named_parameters(network)
@@ -43,10 +43,10 @@ class DenseUpdates:
         modules = [network.module(i) for i in network.positions]
         self.projects = any(m.has_bounds() for m in modules)
         self.settles = any(m.settles() for m in network.trees().values())
-        self.clones = [self._clone(k) for k in range(count)] if self.projects or folded is None else []
+        self.clones = [self._clone(k) for k in range(count)] if self.projects or affine is None else []
 
     def for_candidates(self, recipes: Sequence[Recipe]) -> DenseUpdates:
-        return DenseUpdates(self.network, recipes, self.scales, self.folded)
+        return DenseUpdates(self.network, recipes, self.scales, self.affine)
 
     def _clone(self, k: int) -> Network:
         """A network whose trainable parameters are this candidate's, in the same memory."""
@@ -98,20 +98,20 @@ class DenseUpdates:
         self.load(u)
 
     def slopes(self) -> Slopes | None:
-        return self.folded.slopes(self.matrix.parameters, len(self.recipes)) if self.folded else None
+        return self.affine.slopes(self.matrix.parameters, len(self.recipes)) if self.affine else None
 
     def margins(self, rows: list[int], slopes: Slopes | None, values: Values) -> Tensor:
-        """(k, n) or (k, n, classes) margins of these candidates; a graph of autograd where the network isn't folded."""
-        if self.folded is None or slopes is None:
+        """(k, n) or (k, n, classes) margins of these candidates; a graph of autograd where the network isn't affine."""
+        if self.affine is None or slopes is None:
             return torch.stack([self.clones[k].margin(dict(values)) for k in rows])
         if len(rows) < len(self.recipes):
             slopes = Slopes({v: s[rows] for v, s in slopes.of.items()}, slopes.constant[rows], slopes.tape)
-        return self.folded.margins(slopes, values)
+        return self.affine.margins(slopes, values)
 
     def back(self, slopes: Slopes, gradients: dict[Version, Tensor], constant: Tensor) -> None:
         """Add the gradients of the parameters, from those of the slopes and constants."""
-        assert self.folded is not None
-        self.folded.back(slopes, gradients, constant, self.matrix.gradients)
+        assert self.affine is not None
+        self.affine.back(slopes, gradients, constant, self.matrix.gradients)
 
     def measured(self, vectors: Vectors) -> Measured:
         """How to measure the candidates: their averages over steps where there are any, and settled."""
@@ -144,7 +144,7 @@ class LazyUpdates(DenseUpdates):
 
     def _choose(self, columns: Mapping[Version, Tensor]) -> None:
         self.columns = columns
-        self.matrix, self.entries, self.folded = self.active.matrix(columns, len(self.recipes))
+        self.matrix, self.entries, self.affine = self.active.matrix(columns, len(self.recipes))
         # Where the entries of all candidates lie in (K, p), read row by row: to index columns is slower.
         self.places = (self.entries + len(self.start) * torch.arange(len(self.recipes))[:, None]).view(-1)
 

@@ -15,8 +15,7 @@ from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.evaluation import MulticlassClassificationEvaluator, RegressionEvaluator
 from pyspark.ml.feature import StandardScaler
 from pyspark.ml.regression import LinearRegression
-from pyspark.sql import DataFrame
-from pyspark.sql import functions as F
+from pyspark.sql import DataFrame, functions as F
 from sklearn.metrics import roc_auc_score
 from small_data import cached, half_deviance, pipeline, predictions, riders, same, sides, tune
 

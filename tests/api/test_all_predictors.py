@@ -20,8 +20,7 @@ from pyspark.ml.classification import (
 )  # fmt: skip
 from pyspark.ml.feature import PCA, MinMaxScaler, SQLTransformer, StandardScaler, VectorAssembler
 from pyspark.ml.regression import AFTSurvivalRegression, FMRegressor, IsotonicRegression, LinearRegression
-from pyspark.sql import DataFrame
-from pyspark.sql import functions as F
+from pyspark.sql import DataFrame, functions as F
 from small_data import NUMBERS, pipeline, sides, tune
 
 import sparkdiff

@@ -27,12 +27,10 @@ from pyspark.ml.functions import array_to_vector
 from pyspark.ml.linalg import Vectors
 from pyspark.ml.regression import LinearRegression
 from pyspark.ml.util import DefaultParamsReadable, DefaultParamsWritable
-from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
+from pyspark.sql import DataFrame, SparkSession, functions as F
 from small_data import NUMBERS, cached, tune, unfitted
 
-from sparkdiff import InputError
-from sparkdiff import job as run
+from sparkdiff import InputError, job as run
 from sparkdiff.data import cache as caches
 from sparkdiff.data.cache import Cache, DamagedCache
 from sparkdiff.data.fingerprint import source_facts

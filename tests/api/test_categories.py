@@ -14,8 +14,7 @@ from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.feature import Binarizer, Bucketizer, Imputer, OneHotEncoder, VectorAssembler
 from pyspark.ml.linalg import Vectors
 from pyspark.ml.regression import LinearRegression
-from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
+from pyspark.sql import DataFrame, SparkSession, functions as F
 from small_data import cached
 
 import sparkdiff

@@ -11,8 +11,7 @@ from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.feature import HashingTF, OneHotEncoder, StandardScaler, StringIndexer, Tokenizer, VectorAssembler
 from pyspark.ml.regression import GeneralizedLinearRegression, LinearRegression
-from pyspark.sql import DataFrame
-from pyspark.sql import functions as F
+from pyspark.sql import DataFrame, functions as F
 from small_data import NUMBERS, cached, tune, unfitted
 
 from sparkdiff.data.splits import Source

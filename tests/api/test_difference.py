@@ -21,8 +21,7 @@ from pyspark.ml.feature import (
     StringIndexer,
     VectorAssembler,
 )
-from pyspark.sql import DataFrame
-from pyspark.sql import functions as F
+from pyspark.sql import DataFrame, functions as F
 from small_data import NUMBERS, Write, unfitted
 
 from sparkdiff import InputError, translate, write_back

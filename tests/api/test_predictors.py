@@ -13,8 +13,7 @@ from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.feature import MinMaxScaler, StandardScaler
 from pyspark.ml.linalg import DenseMatrix, DenseVector
 from pyspark.ml.regression import GeneralizedLinearRegression, LinearRegression
-from pyspark.sql import DataFrame
-from pyspark.sql import functions as F
+from pyspark.sql import DataFrame, functions as F
 from small_data import half_deviance, pinball, pipeline, predictions, sides, tune, weights
 
 pytestmark = pytest.mark.once  # what is Spark's in it the laws check on every version

@@ -13,13 +13,11 @@ from pyspark.ml.evaluation import BinaryClassificationEvaluator
 from pyspark.ml.feature import Tokenizer, VectorAssembler, Word2Vec
 from pyspark.ml.recommendation import ALS
 from pyspark.ml.regression import LinearRegression
-from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
+from pyspark.sql import DataFrame, SparkSession, functions as F
 from small_data import sides, tune
 
 import sparkdiff
-from sparkdiff.jvm import als as factors
-from sparkdiff.jvm import word2vec
+from sparkdiff.jvm import als as factors, word2vec
 
 pytestmark = pytest.mark.once  # what is Spark's in it the laws check on every version
 

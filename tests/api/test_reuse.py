@@ -25,8 +25,7 @@ from pyspark.ml.tuning import CrossValidator, ParamGridBuilder
 from pyspark.sql import DataFrame, SparkSession
 from small_data import NUMBERS, tune
 
-from sparkdiff import InputError
-from sparkdiff import job as run
+from sparkdiff import InputError, job as run
 from sparkdiff.data.splits import Source
 from sparkdiff.options import Options
 from sparkdiff.store.digests import params_of

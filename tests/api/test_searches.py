@@ -33,8 +33,7 @@ from pyspark.sql import DataFrame, SparkSession
 from small_data import NUMBERS, QUICK, pinball, pipeline, predictions, same, tune
 
 import sparkdiff
-from sparkdiff import FineTuner, FineTunerModel, InputError
-from sparkdiff import estimator as tuners
+from sparkdiff import FineTuner, FineTunerModel, InputError, estimator as tuners
 from sparkdiff.data import cache as caches
 
 

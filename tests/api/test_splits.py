@@ -17,8 +17,7 @@ import torch
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.feature import VectorAssembler
 from pyspark.ml.regression import LinearRegression
-from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
+from pyspark.sql import DataFrame, SparkSession, functions as F
 from small_data import NUMBERS, QUICK, cached, same, tune
 
 from sparkdiff import InputError, estimator, finetune

@@ -17,8 +17,7 @@ from pyspark.ml.classification import (
 )
 from pyspark.ml.feature import PCA, FeatureHasher, StandardScaler, StringIndexer, VectorAssembler
 from pyspark.ml.regression import DecisionTreeRegressor, GBTRegressor, LinearRegression, RandomForestRegressor
-from pyspark.sql import DataFrame
-from pyspark.sql import functions as F
+from pyspark.sql import DataFrame, functions as F
 from small_data import NUMBERS, half_deviance, predictions, sides, tune
 
 import sparkdiff

@@ -30,12 +30,10 @@ from pyspark.ml.feature import (
 )
 from pyspark.ml.linalg import Vectors
 from pyspark.ml.regression import GBTRegressor, GeneralizedLinearRegression, LinearRegression
-from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
+from pyspark.sql import DataFrame, SparkSession, functions as F
 
 import sparkdiff
-from sparkdiff import job as run
-from sparkdiff import jvm, loading
+from sparkdiff import job as run, jvm, loading
 from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.testing import check_stage
 

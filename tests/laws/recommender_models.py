@@ -9,8 +9,7 @@ from pyspark.ml.feature import Word2Vec
 from pyspark.ml.recommendation import ALS
 from pyspark.sql import DataFrame, SparkSession
 
-from sparkdiff.jvm import als as factors
-from sparkdiff.jvm import word2vec as words
+from sparkdiff.jvm import als as factors, word2vec as words
 
 USERS, ITEMS = (-(2**31), -7, 0, 3, 2**31 - 1), (0, 2, 5)
 WORDS = ("a", "b", "naïve", "two words", "'quoted'\n")

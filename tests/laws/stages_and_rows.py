@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 from pyspark.ml.feature import OneHotEncoder
 from pyspark.ml.linalg import SparseVector, Vectors
-from pyspark.sql import DataFrame
-from pyspark.sql import functions as F
+from pyspark.sql import DataFrame, functions as F
 
 from sparkdiff import jvm
 from sparkdiff.testing import check_stages

@@ -9,8 +9,7 @@ import torch
 from pyspark.ml import PipelineModel
 from pyspark.ml.feature import Interaction, RFormula, StandardScaler, VectorAssembler, VectorSlicer
 from pyspark.ml.linalg import Vectors
-from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
+from pyspark.sql import DataFrame, SparkSession, functions as F
 from stages_and_rows import check
 
 import sparkdiff

@@ -11,8 +11,7 @@ import pytest
 import rows_with_gaps
 import torch
 from pyspark.ml.feature import Binarizer, Bucketizer, Imputer
-from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
+from pyspark.sql import DataFrame, SparkSession, functions as F
 from rows_with_gaps import INF, NAN
 from stages_and_rows import COLUMNS, Features, check, one_hot
 

@@ -12,8 +12,7 @@ import pytest
 import rows_with_gaps
 import torch
 from pyspark.ml.feature import Binarizer, Bucketizer, Imputer
-from pyspark.sql import SparkSession
-from pyspark.sql import functions as F
+from pyspark.sql import SparkSession, functions as F
 from rows_with_gaps import INF, NAN
 from stages_and_rows import one_hot
 from torch import Tensor

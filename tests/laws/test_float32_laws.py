@@ -14,8 +14,7 @@ from recommender_models import ITEMS, USERS, WORDS, als, documents, fitted, pair
 
 import sparkdiff
 from sparkdiff import jvm
-from sparkdiff.jvm import als as factors
-from sparkdiff.jvm import word2vec as words
+from sparkdiff.jvm import als as factors, word2vec as words
 from sparkdiff.rows import SparseRows
 from sparkdiff.stages.constraints import Rounded
 from sparkdiff.stages.recommendation import FloatProduct

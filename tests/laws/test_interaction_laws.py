@@ -11,8 +11,7 @@ import torch
 from pyspark.ml import PipelineModel
 from pyspark.ml.feature import Interaction, OneHotEncoderModel, VectorAssembler
 from pyspark.ml.linalg import Vectors, VectorUDT
-from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
+from pyspark.sql import DataFrame, SparkSession, functions as F
 from pyspark.sql.types import DoubleType, LongType, StructField, StructType
 from stages_and_rows import EXTREME, ORDINARY, check, sparse
 

@@ -9,8 +9,7 @@ import torch
 from pyspark.ml import PipelineModel
 from pyspark.ml.feature import Interaction, OneHotEncoder
 from pyspark.ml.linalg import Vectors
-from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
+from pyspark.sql import DataFrame, SparkSession, functions as F
 
 import sparkdiff
 from sparkdiff.stages import interaction

@@ -10,13 +10,11 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
 from pyspark.ml.feature import VectorAssembler
 from pyspark.ml.linalg import DenseMatrix, Vectors, VectorUDT
-from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
+from pyspark.sql import DataFrame, SparkSession, functions as F
 from pyspark.sql.types import BooleanType, DoubleType, IntegerType, LongType, StructField, StructType
 from stages_and_rows import AT_ONCE, COLUMNS, Features, Fitted, built, check, one_hot
 

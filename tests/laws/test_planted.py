@@ -96,7 +96,7 @@ class Outputs:
         self.module = self.network.module(0)
         self.trainable = [n for n, p in type(self.module).from_spark(stage).named_parameters() if p.requires_grad]
         leaf = self.network.graph.vertices[0]
-        self.columns: list[Version] = [(self.network.graph.fold(c), 0) for c in leaf.outputs]
+        self.columns: list[Version] = [(self.network.graph.casefold(c), 0) for c in leaf.outputs]
         write_plain(stage.transform(df), [*leaf.inputs, *leaf.outputs], folder / "rows")
         (batch,) = read_plain(folder / "rows", 1000)  # one partition, one file, one batch
         versions = [*leaf.reads, *self.columns]

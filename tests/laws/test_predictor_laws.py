@@ -10,8 +10,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from pyspark.ml.classification import (
     DecisionTreeClassifier,
     FMClassifier,

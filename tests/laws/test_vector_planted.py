@@ -23,8 +23,7 @@ from pyspark.ml.feature import (
     VectorSlicer,
 )
 from pyspark.ml.linalg import Vectors
-from pyspark.sql import SparkSession
-from pyspark.sql import functions as F
+from pyspark.sql import SparkSession, functions as F
 from stages_and_rows import adversarial, built, sparse
 from test_vector_laws import with_features
 from torch import Tensor

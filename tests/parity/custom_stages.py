@@ -7,8 +7,7 @@ from typing import Any
 from pyspark.ml import Model, Transformer, UnaryTransformer
 from pyspark.ml.param.shared import HasFeaturesCol, HasInputCol, HasOutputCol, HasPredictionCol
 from pyspark.ml.util import DefaultParamsReadable, DefaultParamsWritable
-from pyspark.sql import DataFrame
-from pyspark.sql import functions as F
+from pyspark.sql import DataFrame, functions as F
 from pyspark.sql.types import DataType, DoubleType
 
 

@@ -25,8 +25,7 @@ from pyspark.ml.feature import (
 )  # fmt: skip
 from pyspark.ml.linalg import Matrices, Vectors
 from pyspark.ml.regression import GeneralizedLinearRegression, LinearRegression
-from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
+from pyspark.sql import DataFrame, SparkSession, functions as F
 from readable_uids import named
 
 import sparkdiff

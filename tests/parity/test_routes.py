@@ -13,8 +13,7 @@ import torch
 from py4j.protocol import Py4JError
 from pyspark.ml import PipelineModel
 from pyspark.ml.regression import RandomForestRegressor
-from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
+from pyspark.sql import DataFrame, SparkSession, functions as F
 
 import sparkdiff
 from sparkdiff import InputError, SparkdiffError, jvm

@@ -41,8 +41,7 @@ from pyspark.ml.feature import (
     VectorSlicer,
 )
 from pyspark.ml.regression import GBTRegressor, LinearRegression
-from pyspark.sql import DataFrame
-from pyspark.sql import functions as F
+from pyspark.sql import DataFrame, functions as F
 from readable_uids import named
 
 import sparkdiff

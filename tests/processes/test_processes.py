@@ -24,8 +24,7 @@ from pyspark.ml.feature import VectorAssembler
 from pyspark.sql import DataFrame, SparkSession
 
 import sparkdiff
-from sparkdiff import Events, FineTuner, FineTunerModel, InputError
-from sparkdiff import job as run
+from sparkdiff import Events, FineTuner, FineTunerModel, InputError, job as run
 from sparkdiff.errors import FullDiskError
 from sparkdiff.finetune import Outcome
 from sparkdiff.report import Phases

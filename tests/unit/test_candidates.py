@@ -49,7 +49,7 @@ from sparkdiff.stages.trees import (
 )
 from sparkdiff.stages.weighing import ElementwiseProduct
 from sparkdiff.team import ALONE
-from sparkdiff.training.affine import fold
+from sparkdiff.training.affine import affine_network
 from sparkdiff.training.augmentation import Draw
 from sparkdiff.training.candidates import Candidates
 from sparkdiff.training.loop import _agrees
@@ -229,10 +229,10 @@ class Run:
         }
         self.routed = routed_versions(self.net) if folds else []
         versions |= {v: len(self.net.trees()[v[1]].leaves) for v in self.routed}
-        folded = fold(self.net, versions) if folds else None
-        assert (folded is not None) == folds
+        affine = affine_network(self.net, versions) if folds else None
+        assert (affine is not None) == folds
         self.scales = scales(self.net, widths, self.options)
-        self.team = Candidates(recipes, self.options, DenseUpdates(self.net, recipes, self.scales, folded))
+        self.team = Candidates(recipes, self.options, DenseUpdates(self.net, recipes, self.scales, affine))
         self.y, self.weight = labels(self.net), normal(N, seed=10).abs()
         self.objective = objective_of(self.net, loss)
 
@@ -529,7 +529,7 @@ def test_the_penalty_of_a_wrong_slope_is_added_to_the_loss() -> None:
     plain, run = Run("scaler, PCA, Poisson", RECIPES), Run("scaler, PCA, Poisson", RECIPES)
     penalty = monotone_penalty(run, {0: 3.0, 1: 3.0, 3: 0.5})
     run.team.monotone = penalty
-    assert run.team.updates.folded is not None
+    assert run.team.updates.affine is not None
     for r in (plain, run):
         r.steps(1)
     # what the step's gradient had in it, by autograd over the original's parameters
@@ -553,8 +553,8 @@ def test_slopes_turn_to_the_wished_sign() -> None:
     free, held = Run("scaler, PCA, Poisson", recipes), Run("scaler, PCA, Poisson", recipes)
 
     def slope(run: Run) -> Tensor:
-        assert run.team.updates.folded is not None
-        return run.team.updates.folded.slopes(run.team.updates.matrix.parameters, 1).of["x", -1][0, :, 0].clone()
+        assert run.team.updates.affine is not None
+        return run.team.updates.affine.slopes(run.team.updates.matrix.parameters, 1).of["x", -1][0, :, 0].clone()
 
     free.steps(200)
     against = {j: -1000.0 * float(v.sign()) for j, v in enumerate(slope(free))}
@@ -564,7 +564,7 @@ def test_slopes_turn_to_the_wished_sign() -> None:
     assert not bool(wrong.any())
 
 
-# ---- what can't be folded
+# ---- what can't be affine
 
 
 @pytest.mark.parametrize(("offset", "folds"), [(0.0, True), (1e12, False)])
@@ -572,10 +572,10 @@ def test_columns_far_from_zero_are_not_folded(offset: float, folds: bool) -> Non
     """Multiplied out, (x - 1e12) * slope has four digits left; the network itself has all."""
     x = normal(N, 5) + offset
     net = network((StandardScaler(x.std(0), x.mean(0), True, True), ["x"], "s"), (glr(5), ["s"], "p"))
-    folded = fold(net, {("x", -1): 5, ("s", 0): 5, ("p", 1): 1})
-    assert folded is not None
+    affine = affine_network(net, {("x", -1): 5, ("s", 0): 5, ("p", 1): 1})
+    assert affine is not None
     data = SimpleNamespace(batches=lambda split: [(x,)], values=lambda batch: {("x", -1): batch}, team=ALONE)
-    assert _agrees(folded, net, data) is folds  # type: ignore[arg-type]
+    assert _agrees(affine, net, data) is folds  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("selects", [True, False])
@@ -587,7 +587,7 @@ def test_what_is_not_selected_may_be_nan(selects: bool) -> None:
     net = network(
         (scaler(5), ["x"], "s"), (Selection("selector", picked), ["s"], "u"), (glr(2), ["u"], "p"),
     )  # fmt: skip
-    folded = fold(net, {("x", -1): 5, ("s", 0): 5, ("u", 1): 2, ("p", 2): 1})
-    assert folded is not None
+    affine = affine_network(net, {("x", -1): 5, ("s", 0): 5, ("u", 1): 2, ("p", 2): 1})
+    assert affine is not None
     data = SimpleNamespace(batches=lambda split: [(x,)], values=lambda batch: {("x", -1): batch}, team=ALONE)
-    assert _agrees(folded, net, data) is not selects  # type: ignore[arg-type]
+    assert _agrees(affine, net, data) is not selects  # type: ignore[arg-type]

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from small_networks import F64, network, scales
 from test_metrics import METRICS, case
 from test_objectives import linear, stats

@@ -8,11 +8,9 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+from hypothesis import example, given, settings, strategies as st
 
-from sparkdiff import job as run
-from sparkdiff import loading
+from sparkdiff import job as run, loading
 from sparkdiff.cli import WRONG_INPUT, main
 from sparkdiff.errors import InputError
 from sparkdiff.jvm import sessions

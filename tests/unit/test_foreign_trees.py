@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from sparkdiff.errors import InputError
 from sparkdiff.importers.trees import TreeArrays, below, rounding_to

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 from random_trees import CATEGORIES, WIDTH, rows
-from small_networks import F64, normal
-from small_networks import trees as trees_of
+from small_networks import F64, normal, trees as trees_of
 from torch import Tensor
 
 from sparkdiff.errors import InputError

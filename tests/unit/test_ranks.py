@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from train_in_processes import CASES
 
 from sparkdiff.data.stream.order import by_step, copies, own_rows, parts_of, step_bounds

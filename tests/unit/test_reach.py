@@ -23,7 +23,7 @@ from sparkdiff.stages.text import IDF
 from sparkdiff.stages.trainable import FeatureStats, LabelStats
 from sparkdiff.stages.weighing import ElementwiseProduct
 from sparkdiff.training.active_columns import ActiveColumns, choose_active_columns, group_size
-from sparkdiff.training.affine import fold
+from sparkdiff.training.affine import affine_network
 from sparkdiff.training.augmentation import Draw, Target
 from sparkdiff.training.candidates import Candidates
 from sparkdiff.training.recipes import Recipe
@@ -96,12 +96,12 @@ class Run:
         self.options = Options.of(options)
         versions = {(c, -1): w for c, w in widths.items()}
         versions |= {(leaf.outputs[0], i): widths[leaf.outputs[0]] for i, leaf in enumerate(self.net.graph.vertices)}
-        folded = fold(self.net, versions)
-        assert folded is not None
+        affine = affine_network(self.net, versions)
+        assert affine is not None
         self.scales = scales(self.net, widths, self.options)
         self.scales.unit[::11] = 0.0  # too few rows speak for these
-        self.reach = self._reach(folded) if reaches else None
-        dense = DenseUpdates(self.net, recipes, self.scales, folded)
+        self.reach = self._reach(affine) if reaches else None
+        dense = DenseUpdates(self.net, recipes, self.scales, affine)
         updates = LazyUpdates(self.reach, recipes) if self.reach else dense
         self.team = Candidates(recipes, self.options, updates)
         y = normal(ROWS, seed=7).abs() * 2 + 0.1
@@ -109,7 +109,7 @@ class Run:
         self.objective = resolve("auto", {}, self.net.head, ("prediction",), LABELS)
         self.places = torch.randperm(ROWS, generator=torch.Generator().manual_seed(2))
 
-    def _reach(self, folded: Any) -> ActiveColumns:
+    def _reach(self, affine: Any) -> ActiveColumns:
         share, stats = {}, {}
         for c, x in self.values.items():
             if isinstance(x, SparseRows):
@@ -117,7 +117,7 @@ class Run:
                 share[c, -1] = support.double() / ROWS
                 stats[c, -1] = FeatureStats(torch.zeros(x.width, dtype=F64), torch.ones(x.width, dtype=F64), support)
         self.stats, self.share = stats, share
-        found = choose_active_columns(self.net, folded, self.scales, share, BATCH * TOGETHER)
+        found = choose_active_columns(self.net, affine, self.scales, share, BATCH * TOGETHER)
         assert found is not None
         return found
 
@@ -317,13 +317,13 @@ def test_what_is_measured_is_what_ships(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_many_columns_a_batch_or_a_centred_one_train_all() -> None:
     run = Run("sigmoid", RECIPES)
-    folded = run.team.updates.folded
-    assert folded is not None
+    affine = run.team.updates.affine
+    assert affine is not None
     often = {("x", -1): torch.full((WIDTH,), 0.5, dtype=F64)}
-    assert choose_active_columns(run.net, folded, run.scales, often, BATCH * TOGETHER) is None
+    assert choose_active_columns(run.net, affine, run.scales, often, BATCH * TOGETHER) is None
     centred = StandardScaler(torch.ones(WIDTH, dtype=F64), normal(WIDTH), True, True)
     net = network((centred, ["x"], "s"), (logistic(WIDTH), ["s"], "p"))
-    folded = fold(net, {("x", -1): WIDTH, ("s", 0): WIDTH, ("p", 1): 1})
-    assert folded is not None
+    affine = affine_network(net, {("x", -1): WIDTH, ("s", 0): WIDTH, ("p", 1): 1})
+    assert affine is not None
     own = scales(net, {"x": WIDTH, "s": WIDTH}, run.options)
-    assert choose_active_columns(net, folded, own, run.share, BATCH * TOGETHER) is None
+    assert choose_active_columns(net, affine, own, run.share, BATCH * TOGETHER) is None

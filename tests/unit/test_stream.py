@@ -21,8 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 import sparkdiff.data.stream as streams
 from sparkdiff.data.stream import DamagedCacheError, Stream, petastorm
