@@ -15,8 +15,7 @@ from pyspark.sql import DataFrame, SparkSession, functions as F
 from rows_with_gaps import INF, NAN
 from stages_and_rows import COLUMNS, Features, check, one_hot
 
-from sparkdiff import jvm
-from sparkdiff.jvm import encoders
+from sparkdiff.jvm import encoders, sessions
 from sparkdiff.jvm.encoders import Statistics
 from sparkdiff.stages.base import StageModule
 from sparkdiff.testing import check_stages, perturbed
@@ -66,7 +65,7 @@ def imputers(numbers: DataFrame) -> list[Any]:
 
 @pytest.mark.parametrize("constructors", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_imputer(imputers: list[Any], numbers: DataFrame, constructors: bool) -> None:
-    with patch.object(jvm, "has_constructors", return_value=constructors):
+    with patch.object(sessions, "has_constructors", return_value=constructors):
         check(imputers if constructors else imputers[:3], numbers)
 
 
@@ -141,7 +140,7 @@ def looked_up(base: Any, missing: bool, **params: Any) -> Any:
 @pytest.mark.parametrize("constructors", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_target_encoder(target_encoder: Any, numbers: DataFrame, constructors: bool) -> None:
     valid = numbers.withColumn("i", F.col("j"))
-    with patch.object(jvm, "has_constructors", return_value=constructors):
+    with patch.object(sessions, "has_constructors", return_value=constructors):
         kept = [
             looked_up(target_encoder, m, targetType=t, smoothing=s, handleInvalid="keep")
             for m, t, s in [(True, "binary", 0.0), (False, "binary", 2.5), (True, "continuous", 1.0)][

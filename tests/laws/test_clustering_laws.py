@@ -14,6 +14,7 @@ from stages_and_rows import COLUMNS, check
 
 import sparkdiff
 from sparkdiff import jvm
+from sparkdiff.jvm import sessions
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def test_a_singular_covariance_takes_the_pseudo_inverse(bases: dict[str, Any], s
 @pytest.mark.slow
 def test_by_way_of_files(bases: dict[str, Any], rows: dict[Any, DataFrame]) -> None:
     random = np.random.default_rng(11)
-    with patch.object(jvm, "has_constructors", lambda: False):
+    with patch.object(sessions, "has_constructors", lambda: False):
         check(
             [k_means(bases[m], random, 3, 3).copy({bases[m].featuresCol: "mixed"}) for m in ("euclidean", "cosine")],
             rows["cosine", 3],
@@ -80,7 +81,7 @@ def test_both_routes_write_the_same(bases: dict[str, Any]) -> None:
                 move = torch.from_numpy(random.normal(size=tuple(p.shape))) / 8
                 p.copy_(p + move if constraint is None else constraint.value(p, move[None])[0])
         made = sparkdiff.write_back(base, network)
-        with patch.object(jvm, "has_constructors", lambda: False):
+        with patch.object(sessions, "has_constructors", lambda: False):
             filed = sparkdiff.write_back(base, network)
         for one, other in zip(*(sparkdiff.translate(m).parameters() for m in (made, filed)), strict=True):
             assert torch.equal(one, other)

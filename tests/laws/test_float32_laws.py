@@ -14,7 +14,7 @@ from recommender_models import ITEMS, USERS, WORDS, als, documents, fitted, pair
 
 import sparkdiff
 from sparkdiff import jvm
-from sparkdiff.jvm import als as factors, word2vec as words
+from sparkdiff.jvm import als as factors, sessions, word2vec as words
 from sparkdiff.rows import SparseRows
 from sparkdiff.stages.constraints import Rounded
 from sparkdiff.stages.recommendation import FloatProduct
@@ -59,7 +59,7 @@ def test_word2vec(bases: tuple[Any, Any], spoken: DataFrame) -> None:
 @pytest.mark.slow
 def test_by_way_of_files(bases: tuple[Any, Any], ids: DataFrame, spoken: DataFrame) -> None:
     random = np.random.default_rng(4)
-    with patch.object(jvm, "has_constructors", lambda: False), patch.object(words, "has_constructors", lambda: False):
+    with patch.object(sessions, "has_constructors", lambda: False):
         check_stages([als(bases[0], random)], ids)
         check_stages([word2vec(bases[1], random)], spoken)
 
@@ -69,10 +69,7 @@ def test_both_routes_write_the_same(bases: tuple[Any, Any]) -> None:
     vectors = random.normal(size=(len(WORDS), 3)).astype(np.float32)
     users, items = (np.array(USERS), random.normal(size=(5, 3)).astype("f4")), (np.array(ITEMS), np.ones((3, 3), "f4"))
     for with_constructors in (True, False):
-        with (
-            patch.object(jvm, "has_constructors", lambda: with_constructors),  # noqa: B023
-            patch.object(words, "has_constructors", lambda: with_constructors),  # noqa: B023
-        ):
+        with patch.object(sessions, "has_constructors", lambda: with_constructors):  # noqa: B023
             new = words.word2vec(bases[1], sorted(WORDS), vectors)
             known, found = words.vocabulary(new)
             assert known == tuple(sorted(WORDS))

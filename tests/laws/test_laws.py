@@ -19,7 +19,6 @@ from pyspark.sql.types import BooleanType, DoubleType, IntegerType, LongType, St
 from stages_and_rows import AT_ONCE, COLUMNS, Features, Fitted, built, check, one_hot
 
 import sparkdiff
-from sparkdiff import jvm
 from sparkdiff.jvm import sessions
 from sparkdiff.stages.base import StageModule
 from sparkdiff.testing import check_stages, perturbed
@@ -194,7 +193,7 @@ def test_logistic_regression_without_constructors(features: Features, fitted: Fi
     width, several = drawn
     base = fitted("LogisticRegression")
     stages = [built(base, weights, **params) for weights, params in several]
-    with patch.object(jvm, "has_constructors", return_value=False):
+    with patch.object(sessions, "has_constructors", return_value=False):
         check(stages, features(width))
 
 

@@ -31,7 +31,7 @@ from test_laws import generated
 
 import sparkdiff
 from sparkdiff import jvm
-from sparkdiff.jvm import isotonic, trees
+from sparkdiff.jvm import isotonic, sessions, trees
 
 TREES = {c.__name__: c for c in (DecisionTreeClassifier, GBTClassifier, RandomForestClassifier)}
 
@@ -215,7 +215,7 @@ def test_without_constructors(features: Features, counted: DataFrame, curves: An
     random = np.random.default_rng(4)
     stages = [make(random) for make in (support_vector, perceptron, machine, machine)]
     counting, smooth, steps = bayes(random, "multinomial"), bayes(random, "gaussian"), curve(random, curves)
-    with patch.object(jvm, "has_constructors", return_value=False):
+    with patch.object(sessions, "has_constructors", return_value=False):
         check([*stages, smooth], features(WIDTH))
         check([counting], counted)
         check([steps], places)

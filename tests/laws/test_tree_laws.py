@@ -18,8 +18,7 @@ from random_trees import WIDTH, differing, grown, rows
 from stages_and_rows import COLUMNS, sparse
 from test_laws import generated
 
-from sparkdiff import jvm
-from sparkdiff.jvm import trees
+from sparkdiff.jvm import sessions, trees
 from sparkdiff.jvm.nodes import Nodes
 from sparkdiff.stages.base import REGISTRY, StageModule, class_name
 from sparkdiff.testing import check_stages, perturbed
@@ -151,5 +150,5 @@ def test_trees_without_constructors(table: DataFrame, base: Base) -> None:
     random = np.random.default_rng(6)
     kinds = {"GBTClassifier": 2, "DecisionTreeClassifier": 3}
     stages = [stage(base, random, name, classes) for name, classes in kinds.items()]
-    with patch.object(jvm, "has_constructors", return_value=False):
+    with patch.object(sessions, "has_constructors", return_value=False):
         check(stages, table)

@@ -30,6 +30,7 @@ from stages_and_rows import AT_ONCE, COLUMNS, Features, adversarial, built, chec
 from test_laws import columns, generated, many, numbers, scales, vector
 
 from sparkdiff import jvm
+from sparkdiff.jvm import sessions
 
 ESTIMATORS: dict[str, Callable[[], Any]] = {
     "RobustScaler": lambda: RobustScaler(inputCol="features", outputCol="scaled"),
@@ -92,7 +93,7 @@ def test_weights_by_way_of_files(features: Features, fitted: Callable[[str], Any
         built(fitted("MaxAbsScaler"), {"maxAbs": zero}, inputCol="sparse"),
         with_idf(fitted("IDF"), zero, inputCol="sparse"),
     ]
-    with patch.object(jvm, "has_constructors", return_value=False):
+    with patch.object(sessions, "has_constructors", return_value=False):
         check(stages, features(3))
 
 
