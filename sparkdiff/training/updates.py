@@ -30,7 +30,7 @@ Measured = Callable[[Values], tuple[Slopes | None, Values]]
 class DenseUpdates:
     """Every step changes all parameters.
 
-    The parameters of a stage lie in the matrix as they do in a network, so that the same memory is read as (K, *shape) by a
+    The parameters of a stage lie in the matrix as they do in a network, so that the same memory is read as (K, *shape) by an
     affine network and as (*shape) by the candidates' own networks where there is none.
     """
 
