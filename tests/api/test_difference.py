@@ -347,7 +347,7 @@ def test_the_command_compares_folders(
         (["{old}"], "Missing argument"),
         (["{old}", "{old}-nowhere"], "no Spark ML model"),
         (["{run}/model/stages", "{old}"], "no Spark ML model"),
-        (["{old}", "{old}", "--data", "{old}-nowhere"], "can't be read"),
+        (["{old}", "{old}", "--data", "{old}-nowhere"], "cannot be read"),
         (["{old}", "{old}", "--data", "{old}", "--options", "header"], "must be a JSON object"),
         (["{old}", "{old}", "--data", "{old}", "--sample", "0"], "sample"),
     ],

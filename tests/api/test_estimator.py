@@ -71,7 +71,7 @@ def test_whatever_sets_a_param_checks_it(numeric: PipelineModel) -> None:
     copied = tuner.copy({tuner.target: "prediction", tuner.lossParams: {"delta": 1}, tuner.labelCol: None})
     assert (tuner.getFreeze(), repr(tuner.getMaxEpochs())) == ([numeric.stages[1].uid], "3")
     assert (copied.getTarget(), copied.getLossParams(), copied.getLabelCol()) == (["prediction"], {"delta": 1.0}, None)
-    assert "freeze: stages that keep their parameters" in copied.explainParam("freeze")
+    assert "freeze: stages whose parameters do not change" in copied.explainParam("freeze")
     for wrong in (
         lambda: tuner.set(tuner.maxEpochs, 0),
         lambda: tuner.setMaxEpochs(0),

@@ -20,7 +20,8 @@ from pyspark.ml import Pipeline
 from pyspark.ml.feature import PCA, StandardScaler, VectorAssembler
 from pyspark.ml.regression import LinearRegression
 from pyspark.sql import SparkSession, functions as F
-from sparkdiff import FineTuner, launch
+from sparkdiff import FineTuner
+from sparkdiff.training.distributed import launch
 
 def peak(pid):
     status = Path(f"/proc/{pid}/status").read_text().splitlines()
