@@ -144,7 +144,7 @@ def test_a_users_own_stage(df: DataFrame, tmp_path: Path) -> None:
     found = plan(model, schema=df.schema)
     assert (of(found, "mine").role, of(found, "mine").cached) == ("referenced", True)
     assert of(found, "mine").reason == (
-        "not one of Spark's stages: it may read any column and drop rows; register a StageModule for strangers.Clipped to "
+        "not one of Spark's stages: it may read any column and drop rows; register a StageModule for custom_stages.Clipped to "
         "translate it"
     )
     assert [s.trainable for s in found.stages] == [False, False, True, True]
@@ -202,7 +202,7 @@ def test_models_of_other_libraries(df: DataFrame, fitted: dict[str, Any]) -> Non
     gpu = named("gpu", OnTheGpu)._set(featuresCol="vector", predictionCol="fast")
     model = PipelineModel([fitted["assembler"], booster, gpu, fitted["linear"]])
     found = plan(model)
-    assert of(found, "gpu").reason == "strangers's model: convert it first, its .cpu() returns Spark's own model"
+    assert of(found, "gpu").reason == "custom_stages's model: convert it first, its .cpu() returns Spark's own model"
     assert (of(found, "booster").role, of(found, "booster").inputCols) == ("referenced", ("vector",))
     assert of(found, "linear").trainable
     network = translate(model)
