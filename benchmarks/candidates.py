@@ -8,8 +8,6 @@ The arms take turns in one process, on one thread; prints ratios of CPU time, wr
     python benchmarks/candidates.py --out candidates.json
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import statistics

@@ -11,8 +11,6 @@ JSON; nothing is tuned on these rows.
     SPARK_CONF_DIR=conf python benchmarks/drift.py --out drift.json
 """
 
-from __future__ import annotations
-
 import argparse
 import functools
 import json

@@ -5,8 +5,6 @@
 The faults are those of tests/processes, where CI tests each of them once.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import random

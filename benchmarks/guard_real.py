@@ -12,8 +12,6 @@ take about three minutes of one core and a Spark session, or none where --popula
     SPARK_CONF_DIR=conf python benchmarks/guard_real.py --runs 300 --out guard_real.json
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import itertools

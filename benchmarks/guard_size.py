@@ -16,8 +16,6 @@ five minutes of one core.
     python benchmarks/guard_size.py --metrics --runs 200
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import math

@@ -3,8 +3,6 @@
 Needs scikit-learn, numpy and, when run, hummingbird-ml and torch, of whatever versions go together; nothing of sparkdiff.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -9,8 +9,6 @@ doesn't beat an original that has slack, or worsens one that has none by more th
     SPARK_CONF_DIR=conf python benchmarks/poster_table.py --seeds 5 --out poster_table.json
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import json

@@ -11,8 +11,6 @@ original by more than 0.5%.
     SPARK_CONF_DIR=conf python benchmarks/rare_levels.py --seeds 20 --out rare_levels.json
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import json

@@ -7,8 +7,6 @@ candidates counts as its best. Test rows are never read. Prints the grid and the
     SPARK_CONF_DIR=conf python benchmarks/recipes.py --seeds 3 --out recipes.json
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import json

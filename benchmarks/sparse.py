@@ -10,8 +10,6 @@ turns; prints ratios of CPU time, writes JSON, and fails above the bounds.
     python benchmarks/sparse.py --documents 200000 --out sparse.json
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import inspect
@@ -130,7 +128,7 @@ def status(name: str) -> int:
 class Peak:
     """The largest resident size while it runs, seen every 5 ms: VmHWM would count what was before."""
 
-    def __enter__(self) -> Peak:
+    def __enter__(self) -> "Peak":
         self.bytes, self.stop = status("VmRSS"), threading.Event()
         self.thread = threading.Thread(target=self._watch)
         self.thread.start()

@@ -7,8 +7,6 @@ fails where a later epoch from memory costs more than twice the baseline.
     python benchmarks/stream.py --rows 64000 --features 30 --batch 128 --json stream.json
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import json

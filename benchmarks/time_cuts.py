@@ -6,8 +6,6 @@ Prints a row per partitioning of the same rows: seconds of both (the least of th
 and the share of the rows after the first cut.
 """
 
-from __future__ import annotations
-
 import argparse
 import tempfile
 import time

@@ -13,8 +13,6 @@ own, by an interpreter that has it:
 Without --hummingbird that arm is left out, and said to be. Prints a table, writes JSON, and fails below the bounds.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -13,8 +13,6 @@ pieces; fitted models and caches are kept in --folder. Prints markdown tables.
     SPARK_CONF_DIR=conf python benchmarks/tree_gains.py --seeds 5 --out tree_gains.json --folder runs/tree_gains
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import json

@@ -9,8 +9,6 @@ neighbouring turns. Prints a table, writes JSON, and fails above the bounds.
     SPARK_CONF_DIR=conf python benchmarks/tree_io.py --out tree_io.json
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import gc

@@ -8,8 +8,6 @@ again.
     SPARK_CONF_DIR=conf python benchmarks/tree_recipes.py --seeds 2 --out tree_recipes.json --folder runs/tree_recipes
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import json

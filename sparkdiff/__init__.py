@@ -1,7 +1,5 @@
 """Fine-tune a fitted Spark ML pipeline; the result is again a plain Spark ML pipeline."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 import types

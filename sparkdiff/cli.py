@@ -1,7 +1,5 @@
 """The `sparkdiff` command: plan, finetune, verify, diff."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import sys

@@ -1,7 +1,5 @@
 """Every error that sparkdiff raises on purpose."""
 
-from __future__ import annotations
-
 import difflib
 import os
 from collections.abc import Iterable

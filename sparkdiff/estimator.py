@@ -1,7 +1,5 @@
 """FineTuner and FineTunerModel: fine-tuning as a pyspark.ml Estimator and the Model that it returns."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import threading
@@ -117,13 +115,13 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
         self._setDefaults()
         self.setParams(pipeline=pipeline, referenceData=referenceData, **params)
 
-    def setParams(self, *, pipeline: Any = None, referenceData: DataFrame | None = None, **params: Any) -> FineTuner:
+    def setParams(self, *, pipeline: Any = None, referenceData: DataFrame | None = None, **params: Any) -> "FineTuner":
         """Set Params by name."""
         Options.of(params)  # names too
         given = {"pipeline": pipeline, "referenceData": referenceData}
         return self._set(**params, **{name: value for name, value in given.items() if value is not None})  # type: ignore[no-any-return]
 
-    def setPipeline(self, value: Any) -> FineTuner:
+    def setPipeline(self, value: Any) -> "FineTuner":
         """Set the pipeline to fine-tune."""
         return self._set(pipeline=value)  # type: ignore[return-value]
 
@@ -131,7 +129,7 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
         """The pipeline to fine-tune."""
         return self.getOrDefault("pipeline")
 
-    def setReferenceData(self, value: DataFrame) -> FineTuner:
+    def setReferenceData(self, value: DataFrame) -> "FineTuner":
         """Set the rows that may not get worse."""
         return self._set(referenceData=value)  # type: ignore[no-any-return]
 
@@ -151,7 +149,7 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
         resolved = Options.of(given)
         return super()._set(**values | {name: _listed(getattr(resolved, name)) for name in given})
 
-    def copy(self, extra: Any = None) -> FineTuner:
+    def copy(self, extra: Any = None) -> "FineTuner":
         """A copy with the same uid; mutable values such as lists are copied."""
         return super().copy(extra)._setDefaults()  # type: ignore[no-any-return]
 
@@ -159,7 +157,7 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
         """The resolved options."""
         return Options.of({p.name: v for p, v in self._paramMap.items() if p.name in FIELDS})
 
-    def fitMultiple(self, dataset: DataFrame, paramMaps: Sequence[Any]) -> Iterator[tuple[int, FineTunerModel]]:
+    def fitMultiple(self, dataset: DataFrame, paramMaps: Sequence[Any]) -> "Iterator[tuple[int, FineTunerModel]]":
         """Fit once per map, with one cache for all maps that do not change it. Every map is checked before the first
         fit.
         """
@@ -173,7 +171,7 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
         tuner._shared = Shared()
         return super(FineTuner, tuner).fitMultiple(dataset, paramMaps)
 
-    def _fit(self, dataset: DataFrame) -> FineTunerModel:
+    def _fit(self, dataset: DataFrame) -> "FineTunerModel":
         if not self.isSet("pipeline"):
             raise InputError("FineTuner has no pipeline: pass one, FineTuner(pipeline=model)")
         jvm.session()
@@ -204,7 +202,7 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
         return _TunerWriter(self)
 
     @classmethod
-    def read(cls) -> MLReader[FineTuner]:
+    def read(cls) -> "MLReader[FineTuner]":
         return _TunerReader(cls)
 
 
@@ -233,7 +231,7 @@ class FineTunerModel(Model, Holder, _TunerParams, MLWritable, MLReadable):  # ty
     def _transform(self, dataset: DataFrame) -> DataFrame:
         return self.pipelineModel.transform(dataset)  # type: ignore[no-any-return]
 
-    def copy(self, extra: Any = None) -> FineTunerModel:
+    def copy(self, extra: Any = None) -> "FineTunerModel":
         """A copy that shares the pipelines, unless `extra` sets a Param of one of their stages."""
         stages = {stage.uid for _, stage in flatten(self.pipelineModel)}
         pipelineModel = self.pipelineModel
@@ -246,7 +244,7 @@ class FineTunerModel(Model, Holder, _TunerParams, MLWritable, MLReadable):  # ty
         return _ModelWriter(self)
 
     @classmethod
-    def read(cls) -> MLReader[FineTunerModel]:
+    def read(cls) -> "MLReader[FineTunerModel]":
         return _ModelReader(cls)
 
 

@@ -1,7 +1,5 @@
 """The way of the data, once through: plan, cache, verify, train, guard, write back, verify."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any

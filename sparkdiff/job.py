@@ -1,7 +1,5 @@
 """A job: from a YAML file to a run folder with the plain model, the plan, the summary and the history."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import datetime

@@ -1,7 +1,5 @@
 """Sessions, data and models, loaded by the names in a YAML file."""
 
-from __future__ import annotations
-
 import atexit
 import importlib
 import os

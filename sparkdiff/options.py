@@ -1,7 +1,5 @@
 """The only list of options: the Params of the Estimator, the YAML keys and the command-line overrides come from it."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import importlib
@@ -93,7 +91,7 @@ class Options:
     # fmt: on
 
     @staticmethod
-    def of(given: Mapping[str, Any]) -> Options:
+    def of(given: Mapping[str, Any]) -> "Options":
         """Options from names and values, as given by Params, YAML or the command line.
 
         Raises:

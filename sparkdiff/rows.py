@@ -5,8 +5,6 @@ torch's CSR layout lacks most operations and their gradients, so inside the netw
 becomes `torch.sparse_csr` only at the network's border.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,7 +35,7 @@ class SparseRows:
         """The row number of every stored entry, (nnz,)."""
         return torch.repeat_interleave(torch.arange(len(self)), self.lengths())
 
-    def take(self, order: Tensor) -> SparseRows:
+    def take(self, order: Tensor) -> "SparseRows":
         """The rows `order` (m,), in that order."""
         starts = self.offsets.index_select(0, order)
         lengths = self.offsets.index_select(0, order + 1) - starts
@@ -48,7 +46,7 @@ class SparseRows:
         indices, values = self.indices.index_select(0, entries).long(), self.values.index_select(0, entries)
         return SparseRows(indices, values, offsets, self.width)
 
-    def select(self, columns: Tensor) -> SparseRows:
+    def select(self, columns: Tensor) -> "SparseRows":
         """The columns `columns` (k,), distinct, in that order."""
         place = torch.full((self.width,), -1, dtype=torch.int64)
         place[columns] = torch.arange(len(columns))
@@ -62,7 +60,7 @@ class SparseRows:
         torch.cumsum(torch.bincount(rows, minlength=len(self)), 0, out=offsets[1:])
         return SparseRows(to, values, offsets, len(columns))
 
-    def compact(self) -> tuple[Tensor, SparseRows]:
+    def compact(self) -> "tuple[Tensor, SparseRows]":
         """The columns (c,), ascending, in which any row has an entry, and the rows restricted to these columns."""
         there = np.zeros(self.width, dtype=bool)
         there[self.indices.numpy()] = True
@@ -71,10 +69,10 @@ class SparseRows:
         place[columns] = torch.arange(len(columns))
         return columns, SparseRows(place[self.indices], self.values, self.offsets, len(columns))
 
-    def with_values(self, values: Tensor) -> SparseRows:
+    def with_values(self, values: Tensor) -> "SparseRows":
         return SparseRows(self.indices, values, self.offsets, self.width)
 
-    def with_nan(self, which: Tensor) -> SparseRows:
+    def with_nan(self, which: Tensor) -> "SparseRows":
         """The same rows; rows for which `which` (n,) is True become NaN in every entry."""
         lengths = torch.where(which, self.width, self.lengths())
         offsets = torch.zeros_like(self.offsets)
@@ -108,11 +106,11 @@ class SparseRows:
             return torch.sparse_csr_tensor(self.offsets, self.indices, self.values, shape)
 
     @staticmethod
-    def from_csr(x: Tensor) -> SparseRows:
+    def from_csr(x: Tensor) -> "SparseRows":
         return SparseRows(x.col_indices().long(), x.values(), x.crow_indices().long(), x.shape[1])
 
     @staticmethod
-    def cat(batches: list[SparseRows]) -> SparseRows:
+    def cat(batches: "list[SparseRows]") -> "SparseRows":
         """Concatenate batches of the same width."""
         ends = torch.tensor([0, *(int(b.offsets[-1]) for b in batches)]).cumsum(0)
         offsets = torch.cat(

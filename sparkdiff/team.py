@@ -1,7 +1,5 @@
 """The team of training processes: the rank of this process, and sums over all processes."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

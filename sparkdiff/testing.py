@@ -1,7 +1,5 @@
 """A check of the four laws of a translated stage, for the tests of your own StageModule."""
 
-from __future__ import annotations
-
 import dataclasses
 import tempfile
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """One Spark session for the whole test run; tests/unit never asks for it."""
 
-from __future__ import annotations
-
 import os
 import socket
 import sys

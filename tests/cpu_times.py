@@ -1,7 +1,5 @@
 """CPU time of each test file, of all processes that it starts: what `--durations` shows depends on what else a machine does."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections import Counter

@@ -1,7 +1,5 @@
 """A disk without room: no file of a process, and of those that it starts, may grow beyond so many bytes."""
 
-from __future__ import annotations
-
 import contextlib
 import resource
 from collections.abc import Iterator

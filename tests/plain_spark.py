@@ -1,7 +1,5 @@
 """A saved model as production serves it: in a process of its own without torch, sparkdiff and libraries of trees."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """Trees of any shape to build stages from, and rows whose values lie on their thresholds and beside their categories."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -6,8 +6,6 @@
 Every class is fitted or made once, on a few rows, and its plan and its module are asked; only what others translate is typed.
 """
 
-from __future__ import annotations
-
 import importlib
 import inspect
 import sys

@@ -1,6 +1,4 @@
 """The number of blocks that rows are divided into."""
 
-from __future__ import annotations
-
 MAX_BLOCKS = 2048  # rows, or groups, are dealt into at most so many blocks by their hash
 TIME_BLOCKS = 50  # contiguous blocks of a time series

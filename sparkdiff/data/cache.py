@@ -1,7 +1,5 @@
 """The cache: the columns that training reads, computed once by Spark and stored as Parquet files in virtual shards."""
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import dataclasses

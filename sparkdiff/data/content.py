@@ -1,7 +1,5 @@
 """The content of a DataFrame as a few numbers that do not depend on the order and the partitions of its rows."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from pyspark.sql import Column, DataFrame, functions as F

@@ -2,8 +2,6 @@
 exists.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

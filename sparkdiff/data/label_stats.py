@@ -1,7 +1,5 @@
 """Statistics of the labels and weights that a cache holds."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any

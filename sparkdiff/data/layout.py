@@ -1,7 +1,5 @@
 """The layout of a cache: the physical types of its columns, its shards, and the files that Spark writes."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import shutil

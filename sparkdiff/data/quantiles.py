@@ -1,7 +1,5 @@
 """Exact quantiles of a column by counting. They do not depend on the partitions, and no row is collected."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 import math

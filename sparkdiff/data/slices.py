@@ -1,7 +1,5 @@
 """Slices of the rows by the values of guardCols, as one column of numbers."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Which rows train and which decide: by an indicator column, by a hash of the row or group, or by time."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import re

@@ -1,7 +1,5 @@
 """The differences between two fitted pipelines, stage by stage: classes, Params, weights."""
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import json

@@ -1,7 +1,5 @@
 """Values far from all other values of their column, such as a number that stands for a missing value."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch

@@ -1,7 +1,5 @@
 """Warnings about the tuned pipeline: columns that change outside the loss, and Spark versions that cannot load it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

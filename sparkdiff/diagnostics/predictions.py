@@ -1,7 +1,5 @@
 """How the predictions of two fitted pipelines differ on the same rows, counted by Spark in one pass."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any

@@ -3,8 +3,6 @@
 Nothing here changes a training; `check` runs before it, `too_few_rows` after the guard has decided.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from statistics import NormalDist
@@ -338,7 +336,7 @@ class SlopeSums:
         self.sum, self.square = self.sum + slope.sum(0), self.square + slope.square().sum(0)
 
     @staticmethod
-    def over(parts: Sequence[SlopeSums]) -> SlopeSums:
+    def over(parts: "Sequence[SlopeSums]") -> "SlopeSums":
         out = SlopeSums()
         out.sum, out.square = sum(p.sum for p in parts), sum(p.square for p in parts)  # type: ignore[assignment]
         return out

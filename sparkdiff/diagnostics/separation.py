@@ -1,7 +1,5 @@
 """How well one feature separates the classes, and how well all features separate training from validation rows."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Cached parity: Spark's stages compared with the network, on cached rows and on rows built at critical values."""
 
-from __future__ import annotations
-
 import math
 import tempfile
 from collections.abc import Mapping

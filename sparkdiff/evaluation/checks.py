@@ -1,7 +1,5 @@
 """Checks of the cached rows and their labels, before training and after it."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any

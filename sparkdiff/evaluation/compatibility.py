@@ -1,7 +1,5 @@
 """How the predictions change for users: changed labels, shift of the scores, calibration."""
 
-from __future__ import annotations
-
 import itertools
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Rows of a split as batches of tensors, in pieces that fit into memory."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -45,7 +43,7 @@ class Data:
     def values(self, batch: Batch) -> dict[Version, Rows]:
         return {v: batch[name] for v, name in self.columns.items()}
 
-    def prepared(self, network: Network) -> Data:
+    def prepared(self, network: Network) -> "Data":
         """The same data with the column versions that no trainable parameter changes, computed once."""
         fixed, routed = fixed_versions(network), routed_versions(network)
         made = {v: f"prepared {i}" for i, v in enumerate([*fixed, *routed])}

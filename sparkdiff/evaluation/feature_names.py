@@ -1,7 +1,5 @@
 """Names and kinds of the entries of feature vectors (slots), from Spark's `ml_attr` metadata."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

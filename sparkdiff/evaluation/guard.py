@@ -24,8 +24,6 @@ with a sharper allowance for skewness), and inverted it gives the interval of th
 loss that it would not reject as the true one.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Statistics of the inputs of trainable stages on the training rows: widths, spreads, counts, distinct values."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 
 import torch

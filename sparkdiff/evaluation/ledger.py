@@ -1,7 +1,5 @@
 """The figures that the guard decides on: block sums of gains by candidate and epoch."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

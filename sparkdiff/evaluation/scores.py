@@ -1,7 +1,5 @@
 """The metric of a network on the cached rows of a split."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 

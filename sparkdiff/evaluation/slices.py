@@ -1,7 +1,5 @@
 """Tests whether the tuned network is worse on slices of the validation rows or on reference rows."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

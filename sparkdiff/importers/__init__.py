@@ -1,7 +1,5 @@
 """Trees of scikit-learn, LightGBM and XGBoost as plain MLlib models (docs/foreign.md)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from sparkdiff.errors import InputError

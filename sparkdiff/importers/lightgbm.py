@@ -1,7 +1,5 @@
 """LightGBM's trees, read from the text of its saved models, which holds every double with 17 digits."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """Fitted MLlib models for trees of another library: the ensemble, and the link function after its margin."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """scikit-learn's trees, read from fitted estimators: `tree_` of single trees, predictors of histogram boosting."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Trees of any library as arrays, and as Spark's nodes: every double, also NaN, reaches the same leaf."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from collections.abc import Sequence
@@ -52,13 +50,13 @@ class TreeArrays:
         return len(self.offsets) - 1
 
     @staticmethod
-    def constant(value: float) -> TreeArrays:
+    def constant(value: float) -> "TreeArrays":
         """One leaf."""
         zero, one = np.zeros(1), np.full(1, -1)
         return TreeArrays(np.array([0, 1]), one, one, one, zero, zero > 0, np.full(1, value), zero, zero, zero)
 
     @staticmethod
-    def join(parts: Sequence[TreeArrays]) -> TreeArrays:
+    def join(parts: "Sequence[TreeArrays]") -> "TreeArrays":
         """The trees of all parts; all have stats, or none."""
         firsts = np.cumsum([0, *(len(part.left) for part in parts)]).tolist()
         fields = {
@@ -70,7 +68,7 @@ class TreeArrays:
         sets = {first + j: each for first, part in zip(firsts, parts, strict=False) for j, each in part.sets.items()}
         return TreeArrays(offsets=np.concatenate([*offsets, firsts[-1:]]), sets=sets, **fields)
 
-    def without_missing(self) -> TreeArrays:
+    def without_missing(self) -> "TreeArrays":
         """The same trees if no row has NaN: NaN then takes Spark's path."""
         nanLeft = np.zeros(len(self.left), bool)
         for node, (_, setLeft) in self.sets.items():
@@ -145,7 +143,7 @@ class TreeArrays:
         number = max(2 * len(found) + 1, last)
         return np.setdiff1d(np.arange(number), found).astype(np.float64), number
 
-    def _grown(self) -> _Grown:
+    def _grown(self) -> "_Grown":
         """The trees level by level, all at once, with the questions for NaN."""
         base = np.repeat(self.offsets[:-1], np.diff(self.offsets))
         inner = self.left >= 0
@@ -216,7 +214,7 @@ class _Grown:
     roots: Array  # (M,) in Spark's order: the first node of each node's tree
 
     @staticmethod
-    def of(levels: list[tuple[Array, ...]], trees: int) -> _Grown:
+    def of(levels: list[tuple[Array, ...]], trees: int) -> "_Grown":
         source, ask, copy, left, right, _ = (np.concatenate(column) for column in zip(*levels, strict=True))
         edges = np.cumsum([0, *(len(level[0]) for level in levels)])
         size, place = np.ones(len(source), np.int64), np.zeros(len(source), np.int64)

@@ -1,7 +1,5 @@
 """XGBoost's trees, read from the JSON of its saved models, whose numbers restore its float32 values."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """The only place that knows py4j: the session, and fitted stages rebuilt with a JVM handle or by their saved files."""
 
-from __future__ import annotations
-
 from sparkdiff.jvm.files import read_rows, saved, table_of, write_rows
 from sparkdiff.jvm.rebuilding import (
     default_output,

@@ -2,8 +2,6 @@
 job.
 """
 
-from __future__ import annotations
-
 import atexit
 import shutil
 import tempfile

@@ -1,7 +1,5 @@
 """Cluster models rebuilt with new centres or Gaussians, by their Scala constructors or by rewriting the saved data."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The surrogates of an ImputerModel and the encodings of a TargetEncoderModel, read from Spark and written back."""
 
-from __future__ import annotations
-
 import atexit
 import functools
 import re

@@ -1,7 +1,5 @@
 """Saved stages as files: the rows of their data, read and written by Arrow."""
 
-from __future__ import annotations
-
 import contextlib
 import shutil
 import tempfile

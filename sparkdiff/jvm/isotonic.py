@@ -1,7 +1,5 @@
 """IsotonicRegressionModel, which spark.ml builds around a model of spark.mllib."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The nodes of decision trees as arrays, in the form of Spark's constructors and saved models."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import math
@@ -98,14 +96,14 @@ class Nodes:
             )
         return depth
 
-    def __deepcopy__(self, memo: Any) -> Nodes:
+    def __deepcopy__(self, memo: Any) -> "Nodes":
         return self  # nobody changes them
 
-    def replace(self, **fields: Array) -> Nodes:
+    def replace(self, **fields: Array) -> "Nodes":
         return dataclasses.replace(self, **fields)
 
     @staticmethod
-    def of(trees: Iterable[Sequence[Mapping[str, Any]]]) -> Nodes:
+    def of(trees: Iterable[Sequence[Mapping[str, Any]]]) -> "Nodes":
         """The nodes of Spark's records, a list per tree in the order of their `id`."""
         trees = list(trees)
         records = [node for tree in trees for node in tree]

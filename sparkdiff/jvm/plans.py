@@ -1,7 +1,5 @@
 """Everything that decides the rows of a DataFrame: its plan, the session's settings and its files; runs no job."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

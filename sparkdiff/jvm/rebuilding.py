@@ -1,7 +1,5 @@
 """Fitted stages rebuilt with new weights, by constructors of the JVM or through their saved files."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any

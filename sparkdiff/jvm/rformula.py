@@ -1,7 +1,5 @@
 """The stages inside an RFormulaModel, which pyspark does not show."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from py4j.protocol import Py4JError
@@ -17,10 +15,10 @@ class FormulaPart(JavaTransformer, JavaMLWritable):
     """A stage without a pyspark class. It has no Params, and Spark's own copy() fails because it has no constructor."""
 
     @classmethod
-    def of(cls, java: Any) -> FormulaPart:
+    def of(cls, java: Any) -> "FormulaPart":
         return cls(java)._resetUid(str(java.uid()))
 
-    def copy(self, extra: Any = None) -> FormulaPart:
+    def copy(self, extra: Any = None) -> "FormulaPart":
         java: Any = self._java_obj
         return self.of(java.getClass().cast(java))  # a reference of its own: that of a stage ends with the stage
 
@@ -45,7 +43,7 @@ class FormulaLabel(Transformer, HasInputCol, HasOutputCol, DefaultParamsReadable
     __module__ = "sparkdiff.jvm.formulas"  # as it is saved, and so is part of the fingerprints of caches
 
     @classmethod
-    def of(cls, formula: Any, label: str) -> FormulaLabel:
+    def of(cls, formula: Any, label: str) -> "FormulaLabel":
         return cls()._set(inputCol=label, outputCol=formula.getLabelCol())._resetUid(formula.uid)
 
     def _transform(self, dataset: DataFrame) -> DataFrame:

@@ -1,7 +1,5 @@
 """The Spark session: which one runs, what it supports, which files it sees, and the causes of its errors."""
 
-from __future__ import annotations
-
 import contextlib
 import contextvars
 import os

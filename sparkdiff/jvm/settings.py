@@ -1,7 +1,5 @@
 """The session's settings that can change rows: all of `spark.sql` except the listed ones."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from py4j.protocol import Py4JError

@@ -2,8 +2,6 @@
 JVM.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import uuid

@@ -5,8 +5,6 @@ If constructors can be called, a vocabulary is sent as one string and its vector
 a call per word. Otherwise it is sent as a DataFrame by Arrow.
 """
 
-from __future__ import annotations
-
 import weakref
 from collections.abc import Sequence
 from typing import Any

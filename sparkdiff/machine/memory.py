@@ -1,7 +1,5 @@
 """Returns free memory to the system between the phases of a run, so that Spark's JVM on the same machine can use it."""
 
-from __future__ import annotations
-
 import ctypes
 import sys
 

@@ -1,7 +1,5 @@
 """Paths as users write them: whether they are local, exist, can be written to, and how Spark reads them."""
 
-from __future__ import annotations
-
 import fnmatch
 import os
 import re

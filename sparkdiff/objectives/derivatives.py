@@ -3,8 +3,6 @@
 On the small tensors of a step, autograd's bookkeeping takes several times as long as the arithmetic.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

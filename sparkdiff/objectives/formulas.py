@@ -3,8 +3,6 @@
 Two classes may come as one margin (n,), the log-odds of class 1, or in softmax form (n, k); k classes as (n, k).
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Losses: functions of the outputs of Spark's predictor, with weights, sums and penalties."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol

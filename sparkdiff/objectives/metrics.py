@@ -11,8 +11,6 @@ A metric equals Spark's evaluator of that name (RegressionEvaluator, BinaryClass
 MulticlassClassificationEvaluator) on the predictions that Spark would write, rows of weight 0 left out.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -295,7 +293,7 @@ class Counts:
     prediction: Tensor
 
     @staticmethod
-    def of(prediction: Tensor, y: Tensor, w: Tensor, classes: int) -> Counts:
+    def of(prediction: Tensor, y: Tensor, w: Tensor, classes: int) -> "Counts":
         label, found = index(y, classes), prediction.long()
         empty = w.new_zeros(classes)
         return Counts(

@@ -1,7 +1,5 @@
 """Spark's columns as tensors and back, through Parquet files in Spark's layout of vectors; never row by row."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any

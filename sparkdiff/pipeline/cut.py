@@ -1,7 +1,5 @@
 """The border between Spark and torch in a pipeline, and the whole analysis of a pipeline. Runs no job."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """The pipeline as a graph of column versions: which stage reads and writes which. Runs no job."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping
@@ -98,7 +96,7 @@ class Vertex:
         """The plain stages that make the `prepared` columns."""
         return self.module.preparation(self.stage) if isinstance(self.module, Prepared) else []
 
-    def in_spark(self, why: str) -> Vertex:
+    def in_spark(self, why: str) -> "Vertex":
         """The same stage, left in Spark."""
         return dataclasses.replace(self, module=None, parametric=False, prepared=(), reads=self.sources, why=why)
 
@@ -223,15 +221,15 @@ class Graph:
         """Positions of the stages of each name `<uid, class name or output column>.<parameter>`."""
         return {name: self.select([name.rpartition(".")[0] or name], "unfreeze") for name in unfreeze}
 
-    def changed(self, new: Mapping[int, Vertex]) -> Graph:
+    def changed(self, new: Mapping[int, Vertex]) -> "Graph":
         """The graph with other vertices at these positions."""
         vertices = tuple(new.get(v.position, v) for v in self.vertices)
         return dataclasses.replace(self, vertices=vertices) if new else self
 
-    def left(self, positions: Iterable[int], why: str) -> Graph:
+    def left(self, positions: Iterable[int], why: str) -> "Graph":
         """The graph with these stages left in Spark."""
         return self.changed({i: self.vertices[i].in_spark(why) for i in positions})
 
-    def without_spark(self) -> Graph:
+    def without_spark(self) -> "Graph":
         """The same graph without Spark stages, for processes without a session; it can compute, but not write back."""
         return self.changed({v.position: dataclasses.replace(v, stage=None) for v in self.vertices})

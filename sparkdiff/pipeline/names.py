@@ -1,7 +1,5 @@
 """Names of columns: quoting, case, and unused names."""
 
-from __future__ import annotations
-
 import collections
 from collections.abc import Callable, Iterable
 

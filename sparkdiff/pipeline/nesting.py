@@ -1,7 +1,5 @@
 """Nested pipelines, searches and formulas: their leaf stages, and the same structure with other leaf stages."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """The translated part of a pipeline as one torch module."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from operator import attrgetter
@@ -187,13 +185,13 @@ class Network(nn.Module):
             self._schedules[key] = sorted(needed)
         return self._schedules[key]
 
-    def clone(self) -> Network:
+    def clone(self) -> "Network":
         """The same network with parameters of its own; the Spark stages are shared."""
         other = Network(self.graph, self.positions)
         other.stages = copy.deepcopy(self.stages)
         return other
 
-    def without_spark(self) -> Network:
+    def without_spark(self) -> "Network":
         """The same network with shared parameters and without the Spark stages, so that it can be sent to another
         process.
         """

@@ -2,8 +2,6 @@
 reference.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import shutil

@@ -1,7 +1,5 @@
 """The plan: what happens to every stage of a pipeline, and why, for people and programs to read."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Collection, Mapping, Sequence
@@ -65,7 +63,7 @@ class Plan:
             {"stages": [dataclasses.asdict(s) for s in self.stages], "cacheCols": self.cacheCols}, indent=2
         )
 
-    def toPandas(self) -> pd.DataFrame:
+    def toPandas(self) -> "pd.DataFrame":
         import pandas as pd
 
         return pd.DataFrame([dataclasses.asdict(s) for s in self.stages])

@@ -1,7 +1,5 @@
 """The roles of a pipeline's stages under a loss: the head, the stages that train with it, and why the others do not."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterable, Mapping
 

@@ -1,7 +1,5 @@
 """The schema of a pipeline's columns before any row is read: Spark transforms an empty DataFrame. Runs no job."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 

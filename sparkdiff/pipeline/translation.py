@@ -1,7 +1,5 @@
 """The steps from a fitted pipeline to its graph: stages linked by the column versions they read, then torch modules."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """A trained network's weights, written back into stages of the same MLlib classes."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

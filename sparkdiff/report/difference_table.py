@@ -1,7 +1,5 @@
 """The differences between two pipelines, as text."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any

@@ -4,8 +4,6 @@ The line is updated in place on a terminal; otherwise there is one line every te
 passes the output of a job through a pipe, so a job never has a terminal.
 """
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence

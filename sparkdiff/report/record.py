@@ -1,7 +1,5 @@
 """One record of a run, in plain values: what its summary, a store of runs, a report and a tracker of experiments read."""
 
-from __future__ import annotations
-
 import dataclasses
 import importlib.metadata
 import math

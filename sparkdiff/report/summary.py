@@ -1,7 +1,5 @@
 """The report of a fine-tuning run: decision, metrics before and after, history, parity, timings."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from sparkdiff.report.record import RunRecord
@@ -20,7 +18,7 @@ class FineTuningSummary(RunRecord):
     __module__ = "sparkdiff"
 
     @property
-    def history(self) -> pd.DataFrame:
+    def history(self) -> "pd.DataFrame":
         import pandas as pd
 
         return pd.DataFrame(self.records)

@@ -1,7 +1,5 @@
 """The before/after table as text."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Stages that are affine in their inputs: all candidates then share their computation."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
@@ -55,7 +53,7 @@ class Affine(StageModule):
         """
         raise NotImplementedError
 
-    def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[Affine, Tensor | None]:
+    def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> "tuple[Affine, Tensor | None]":
         """This stage, for `affine_form`, on some columns of its inputs, and the columns left of its output; None means all.
 
         It lets a batch of wide sparse rows train the parameters of the columns alone that it has entries in: those of

@@ -1,7 +1,5 @@
 """Stages that combine columns: VectorAssembler."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,7 +27,7 @@ class VectorAssembler(Affine):
         self.uid, self.names, self.keep = uid, names, keep
 
     @classmethod
-    def from_spark(cls, stage: Any) -> VectorAssembler:
+    def from_spark(cls, stage: Any) -> "VectorAssembler":
         return cls(stage.uid, cls.inputs(stage), stage.getHandleInvalid() == "keep")
 
     def forward(self, *columns: Rows) -> Rows:  # scalars (n,) and vectors (n, d_i) -> (n, sum of d_i)

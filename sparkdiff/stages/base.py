@@ -1,7 +1,5 @@
 """What a translated stage is: a lens on a fitted Spark stage (read, compute, write back), and the registry of all of them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
@@ -14,8 +12,8 @@ from sparkdiff import jvm
 from sparkdiff.stages.facts import Facts
 from sparkdiff.stages.trainable import Trainable
 
-REGISTRY: dict[str, type[StageModule]] = {}
-UNTRANSLATED: dict[str, Untranslated] = {}
+REGISTRY: "dict[str, type[StageModule]]" = {}
+UNTRANSLATED: "dict[str, Untranslated]" = {}
 SKIPS = "handleInvalid='skip' drops rows, and a torch module cannot drop rows; use 'error' or 'keep'"
 NULL = " is null"
 """Ends the name of the boolean column that says in which rows another column is null."""
@@ -111,7 +109,7 @@ class StageModule(Facts, Trainable):
         return None
 
     @classmethod
-    def from_spark(cls, stage: Any) -> StageModule:
+    def from_spark(cls, stage: Any) -> "StageModule":
         """The module of a fitted stage."""
         raise NotImplementedError
 

@@ -1,7 +1,5 @@
 """NaiveBayes in its four kinds: multinomial, complement, bernoulli and gaussian."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -52,7 +50,7 @@ class NaiveBayes(ProbabilisticClassifier):
         self.uid, self.column = uid, column
 
     @classmethod
-    def from_spark(cls, stage: Any) -> NaiveBayes:
+    def from_spark(cls, stage: Any) -> "NaiveBayes":
         kind = KINDS[stage.getModelType()]
         sigma = tensor(stage.sigma).view(len(stage.pi), -1) if kind is Gaussian else torch.empty(0, 0).double()
         return kind(

@@ -1,7 +1,5 @@
 """Stages that compare numbers with thresholds: Binarizer, Bucketizer (and what QuantileDiscretizer fits)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -94,7 +92,7 @@ class Binarizer(Comparing):
         self.register_buffer("tau", torch.ones(columns, dtype=torch.float64), persistent=False)  # (c,)
 
     @classmethod
-    def from_spark(cls, stage: Any) -> Binarizer:
+    def from_spark(cls, stage: Any) -> "Binarizer":
         several = stage.isSet("inputCols") and stage.isSet("thresholds")
         name = "thresholds" if several else "threshold"
         columns = len(cls.inputs(stage))
@@ -217,7 +215,7 @@ class Bucketizer(Comparing):
         self.register_buffer("tau", torch.ones(len(splits), dtype=torch.float64), persistent=False)  # (c,)
 
     @classmethod
-    def from_spark(cls, stage: Any) -> Bucketizer:
+    def from_spark(cls, stage: Any) -> "Bucketizer":
         several = stage.isSet("inputCols")
         splits = stage.getSplitsArray() if several else [stage.getSplits()]
         name = "splitsArray" if several else "splits"

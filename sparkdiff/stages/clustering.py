@@ -1,7 +1,5 @@
 """Clusters: KMeans and GaussianMixture, whose own loss needs no label."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 
@@ -63,7 +61,7 @@ class KMeans(Clusters):
         self.cosine = cosine
 
     @classmethod
-    def from_spark(cls, stage: Any) -> KMeans:
+    def from_spark(cls, stage: Any) -> "KMeans":
         cosine = stage.getOrDefault("distanceMeasure") == "cosine"
         return cls(tensor(np.stack(stage.clusterCenters())), cosine, stage.uid, cls.shown_by(stage))
 
@@ -162,7 +160,7 @@ class GaussianMixture(Clusters):
         self.sigmas = parameter(sigmas)  # (k, d, d)
 
     @classmethod
-    def from_spark(cls, stage: Any) -> GaussianMixture:
+    def from_spark(cls, stage: Any) -> "GaussianMixture":
         gaussians = stage.gaussians
         return cls(
             tensor(stage.weights), torch.stack([tensor(g.mean) for g in gaussians]),

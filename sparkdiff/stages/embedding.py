@@ -1,7 +1,5 @@
 """Words as vectors that train: Word2Vec."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,7 +37,7 @@ class Word2Vec(Prepared, MatrixProduct):
         self.vectors = parameter(vectors)  # (v, d)
 
     @classmethod
-    def from_spark(cls, stage: Any) -> Word2Vec:
+    def from_spark(cls, stage: Any) -> "Word2Vec":
         words, vectors = vocabularies.vocabulary(stage)
         return cls(words, torch.from_numpy(vectors).double())
 

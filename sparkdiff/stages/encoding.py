@@ -1,7 +1,5 @@
 """Stages that turn categories into numbers: OneHotEncoder."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -34,7 +32,7 @@ class OneHotEncoder(StageModule):
         self.uid, self.names, self.sizes, self.keep, self.drop_last = uid, names, sizes, keep, drop_last
 
     @classmethod
-    def from_spark(cls, stage: Any) -> OneHotEncoder:
+    def from_spark(cls, stage: Any) -> "OneHotEncoder":
         sizes = tuple(int(s) for s in stage.categorySizes)
         return cls(stage.uid, cls.inputs(stage), sizes, stage.getHandleInvalid() == "keep", stage.getDropLast())
 

@@ -1,7 +1,5 @@
 """Stages that multiply features: PolynomialExpansion."""
 
-from __future__ import annotations
-
 import math
 from functools import cache
 from typing import Any
@@ -30,7 +28,7 @@ class PolynomialExpansion(StageModule):
         self.degree = degree
 
     @classmethod
-    def from_spark(cls, stage: Any) -> PolynomialExpansion:
+    def from_spark(cls, stage: Any) -> "PolynomialExpansion":
         return cls(int(stage.getDegree()))
 
     def forward(self, x: Rows) -> Rows:  # (n, d) -> (n, C(d + degree, degree) - 1)

@@ -1,7 +1,5 @@
 """FMRegressor and FMClassifier: linear terms and products of all pairs of features, of low rank."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -66,7 +64,7 @@ class FMRegression(Factorized, LeastSquares):
     """prediction = the combination of linear terms and products."""
 
     @classmethod
-    def from_spark(cls, stage: Any) -> FMRegression:
+    def from_spark(cls, stage: Any) -> "FMRegression":
         out = cls()
         out.read(stage)
         return out
@@ -85,7 +83,7 @@ class FMClassification(Factorized, ProbabilisticClassifier):
     classes = 2
 
     @classmethod
-    def from_spark(cls, stage: Any) -> FMClassification:
+    def from_spark(cls, stage: Any) -> "FMClassification":
         out = cls()
         out.shown, out.cuts = cls.settings(stage).values()
         out.read(stage)

@@ -1,7 +1,5 @@
 """What other modules ask about a stage's columns."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 import torch

@@ -1,7 +1,5 @@
 """Stages whose computation depends on what is known of their input columns before a row is seen."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -45,7 +43,7 @@ class FieldReader(StageModule):
         return True
 
     @classmethod
-    def from_fields(cls, stage: Any, fields: Sequence[Field | None]) -> FieldReader:
+    def from_fields(cls, stage: Any, fields: Sequence[Field | None]) -> "FieldReader":
         """The module of a fitted stage, given what its input columns are; None is a column that nothing is known of yet.
 
         Raises:

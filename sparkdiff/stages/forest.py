@@ -1,7 +1,5 @@
 """The common part of all tree stages: rows to leaves by hard splits, leaves to outputs, training, writing back."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -62,7 +60,7 @@ class Trees(Predictor):
         self.values: dict[int, Tensor] = {}
 
     @classmethod
-    def from_spark(cls, stage: Any) -> Trees:
+    def from_spark(cls, stage: Any) -> "Trees":
         weights = tensor(stage.treeWeights) if cls.boosted else None
         return cls(spark.read(stage), weights, cls.shown_by(stage), stage.uid)
 

@@ -1,7 +1,5 @@
 """The hidden stages of an RFormulaModel: VectorAttributeRewriter, ColumnPruner, and its label."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from sparkdiff.rows import Rows
@@ -28,7 +26,7 @@ class RewrittenAttributes(Unchanged):
     outputs = inputs
 
     @classmethod
-    def from_spark(cls, stage: Any) -> RewrittenAttributes:
+    def from_spark(cls, stage: Any) -> "RewrittenAttributes":
         return cls()
 
     def forward(self, x: Rows) -> Rows:  # (n, d) -> (n, d)
@@ -46,7 +44,7 @@ class PrunedColumns(StageModule):
     outputs = inputs
 
     @classmethod
-    def from_spark(cls, stage: Any) -> PrunedColumns:
+    def from_spark(cls, stage: Any) -> "PrunedColumns":
         return cls()
 
     def forward(self) -> tuple[Rows, ...]:

@@ -6,8 +6,6 @@ would give. Source: Bengio, Léonard and Courville, "Estimating or Propagating G
 2013.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Stages that fill gaps: Imputer."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -38,11 +36,11 @@ class Imputer(FieldReader):
         self.missing, self.takes_nulls = missing, not math.isnan(missing)
 
     @classmethod
-    def from_spark(cls, stage: Any) -> Imputer:
+    def from_spark(cls, stage: Any) -> "Imputer":
         return cls.from_fields(stage, [None for _ in cls.inputs(stage)])
 
     @classmethod
-    def from_fields(cls, stage: Any, fields: Sequence[Field | None]) -> Imputer:
+    def from_fields(cls, stage: Any, fields: Sequence[Field | None]) -> "Imputer":
         columns, kinds = cls.inputs(stage), ["double" if f is None else f.kind for f in fields]
         for column, kind in zip(columns, kinds, strict=True):
             if kind not in (*WHOLE, "float", "double"):

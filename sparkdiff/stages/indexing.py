@@ -1,7 +1,5 @@
 """Stages that replace feature values by category indices: VectorIndexer."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,7 +40,7 @@ class VectorIndexer(StageModule):
         self.differentiable = len(maps) < size  # type: ignore[misc]  # through the other features
 
     @classmethod
-    def from_spark(cls, stage: Any) -> VectorIndexer:
+    def from_spark(cls, stage: Any) -> "VectorIndexer":
         return cls(stage.uid, stage.numFeatures, stage.categoryMaps, stage.getHandleInvalid() == "keep")
 
     def nominal_features(self) -> Tensor:

@@ -1,7 +1,5 @@
 """Products of every entry of one column with every entry of the others: Interaction."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,13 +39,13 @@ class Interaction(FieldReader):
         self.storage_of = storage
 
     @classmethod
-    def from_spark(cls, stage: Any) -> Interaction:
+    def from_spark(cls, stage: Any) -> "Interaction":
         """Over columns that hold no categories."""
         names = cls.inputs(stage)
         return cls(stage.uid, names, (1,) * len(names), ("",) * len(names))
 
     @classmethod
-    def from_fields(cls, stage: Any, fields: Sequence[Field | None]) -> Interaction:
+    def from_fields(cls, stage: Any, fields: Sequence[Field | None]) -> "Interaction":
         names, values, storage = cls.inputs(stage), [], []
         for name, field in zip(names, fields, strict=True):
             if field is None:

@@ -1,7 +1,5 @@
 """IsotonicRegression: a rising or falling curve of one feature, linear between boundaries."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -63,7 +61,7 @@ class IsotonicRegression(LeastSquares):
     met: Tensor
 
     @classmethod
-    def from_spark(cls, stage: Any) -> IsotonicRegression:
+    def from_spark(cls, stage: Any) -> "IsotonicRegression":
         # A Param of the stage says how it was fitted, too, but could be set on the model.
         predictions = tensor(stage.predictions)
         rises = bool((predictions.diff() > 0).any())

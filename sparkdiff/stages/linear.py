@@ -1,7 +1,5 @@
 """Linear predictors: LinearRegression, GeneralizedLinearRegression, LogisticRegression."""
 
-from __future__ import annotations
-
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -68,7 +66,7 @@ class LinearRegression(MatrixProduct, LeastSquares):
         self.scale, self.epsilon = scale, epsilon
 
     @classmethod
-    def from_spark(cls, stage: Any) -> LinearRegression:
+    def from_spark(cls, stage: Any) -> "LinearRegression":
         epsilon = stage.getEpsilon() if stage.getLoss() == "huber" else None
         return cls(tensor(stage.coefficients), tensor(stage.intercept), stage.scale, stage.getFitIntercept(), epsilon)
 
@@ -127,7 +125,7 @@ class GeneralizedLinearRegression(MatrixProduct, Predictor):
         self.positive_mean = (family != "gaussian" and link in ("log", "sqrt", "inverse", "power")) or link == "log"
 
     @classmethod
-    def from_spark(cls, stage: Any) -> GeneralizedLinearRegression:
+    def from_spark(cls, stage: Any) -> "GeneralizedLinearRegression":
         family, link, link_power, variance_power = stage.getFamily().lower(), "", math.nan, math.nan
         if family == "tweedie":
             variance_power = stage.getVariancePower()
@@ -225,7 +223,7 @@ class LogisticRegression(MatrixProduct, ProbabilisticClassifier):
         self.classes = max(num_classes, 2)
 
     @classmethod
-    def from_spark(cls, stage: Any) -> LogisticRegression:
+    def from_spark(cls, stage: Any) -> "LogisticRegression":
         matrix = tensor(stage.coefficientMatrix)
         given = stage.isSet("thresholds") or stage.isDefined("thresholds")
         bounds = {}

@@ -1,7 +1,5 @@
 """OneVsRest: one binary classifier per class; the class with the largest score is predicted."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -49,7 +47,7 @@ class OneVsRest(MatrixProduct, Predictor):
         return all(m.differentiable for m in self._models())
 
     @classmethod
-    def from_spark(cls, stage: Any) -> OneVsRest:
+    def from_spark(cls, stage: Any) -> "OneVsRest":
         models: list[Any] = [REGISTRY[class_name(m)].from_spark(m) for m in stage.models]
         # To Python's max NaN is the largest in front only; to array_argmax of newer Sparks nowhere, and what exceeds -inf counts.
         return cls(

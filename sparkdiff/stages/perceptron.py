@@ -1,7 +1,5 @@
 """MultilayerPerceptronClassifier: affine layers with sigmoids between them."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -43,7 +41,7 @@ class MultilayerPerceptron(ProbabilisticClassifier):
             first += (wide + 1) * out
 
     @classmethod
-    def from_spark(cls, stage: Any) -> MultilayerPerceptron:
+    def from_spark(cls, stage: Any) -> "MultilayerPerceptron":
         return cls(tensor(stage.weights), list(stage.getOrDefault("layers")), **cls.settings(stage))
 
     def layer(self, i: int) -> tuple[Tensor, Tensor]:

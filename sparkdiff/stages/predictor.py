@@ -1,7 +1,5 @@
 """The common part of all predictors: a margin for the loss, and the output columns that Spark computes from it."""
 
-from __future__ import annotations
-
 import math
 from typing import Any, ClassVar
 

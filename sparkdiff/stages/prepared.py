@@ -1,7 +1,5 @@
 """Stages whose inputs can't enter torch before Spark has made numbers of them."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 from sparkdiff.rows import Rows

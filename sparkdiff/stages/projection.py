@@ -1,7 +1,5 @@
 """Linear projections: PCA, DCT."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -29,7 +27,7 @@ class PCA(MatrixProduct):
         self.register_buffer("explainedVariance", explainedVariance)  # (k,)
 
     @classmethod
-    def from_spark(cls, stage: Any) -> PCA:
+    def from_spark(cls, stage: Any) -> "PCA":
         return cls(tensor(stage.pc), tensor(stage.explainedVariance))
 
     def forward(self, x: Rows) -> Tensor:  # (n, d) -> (n, k)
@@ -69,7 +67,7 @@ class DCT(Affine):
         self.inverse = inverse
 
     @classmethod
-    def from_spark(cls, stage: Any) -> DCT:
+    def from_spark(cls, stage: Any) -> "DCT":
         return cls(stage.getInverse())
 
     def forward(self, x: Rows) -> Tensor:  # (n, d) -> (n, d)

@@ -1,7 +1,5 @@
 """Recommenders: ALS, the product of a user's and an item's factors."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 
@@ -74,7 +72,7 @@ class ALS(Predictor):
         return super().refuses(stage)
 
     @classmethod
-    def from_spark(cls, stage: Any) -> ALS:
+    def from_spark(cls, stage: Any) -> "ALS":
         return cls(*als.tables(stage), stage.uid, cls.inputs(stage))
 
     def margin(self, user: Tensor, item: Tensor) -> Tensor:  # type: ignore[override]  # (n,), (n,) -> (n,)

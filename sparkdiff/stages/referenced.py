@@ -1,7 +1,5 @@
 """Stages that stay in Spark with any settings, the reasons, and the Params by which they, and unknown stages, name columns."""
 
-from __future__ import annotations
-
 from sparkdiff.stages.base import leave_in_spark
 
 INPUTS = ("inputCol", "inputCols", "featuresCol", "offsetCol", "userCol", "itemCol", "itemsCol")

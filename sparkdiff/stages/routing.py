@@ -5,8 +5,6 @@ place; below that only the rows that are not in a leaf yet go on, from node to n
 with what isn't there: a chain of depth 30 costs its 61 nodes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -52,7 +50,7 @@ class Subsets:
     flags: Tensor  # (sum of sizes + K,) bool
 
     @staticmethod
-    def of(nodes: Nodes, categorical: Array) -> Subsets:
+    def of(nodes: Nodes, categorical: Array) -> "Subsets":
         """Of the nodes `categorical` (K,)."""
         sizes = nodes.numCategories[categorical].astype(np.int64)
         starts, ends = nodes.starts[categorical], nodes.ends[categorical]
@@ -82,7 +80,7 @@ class Room:
         self.value, self.threshold = torch.empty(n, dtype=torch.float64), torch.empty(n, dtype=torch.float64)
         self.left = torch.empty(n, dtype=torch.bool)
 
-    def first(self, n: int) -> Room:
+    def first(self, n: int) -> "Room":
         """As much as n pairs need of it, the same memory."""
         out = object.__new__(Room)
         out.__dict__ = {name: memory[:n] for name, memory in vars(self).items()}

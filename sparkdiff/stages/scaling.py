@@ -1,7 +1,5 @@
 """Scalers fitted to each feature: StandardScaler, RobustScaler, MaxAbsScaler, MinMaxScaler."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -94,7 +92,7 @@ class StandardScaler(Standardizer):
     positive = frozenset({"std"})
 
     @classmethod
-    def from_spark(cls, stage: Any) -> StandardScaler:
+    def from_spark(cls, stage: Any) -> "StandardScaler":
         return cls(tensor(stage.std), tensor(stage.mean), stage.getWithStd(), stage.getWithMean())
 
 
@@ -108,7 +106,7 @@ class RobustScaler(Standardizer):
     positive = frozenset({"range"})
 
     @classmethod
-    def from_spark(cls, stage: Any) -> RobustScaler:
+    def from_spark(cls, stage: Any) -> "RobustScaler":
         return cls(tensor(stage.range), tensor(stage.median), stage.getWithScaling(), stage.getWithCentering())
 
 
@@ -130,7 +128,7 @@ class MaxAbsScaler(Affine):
         self.register_buffer("moves", maxAbs != 0)  # (d,)
 
     @classmethod
-    def from_spark(cls, stage: Any) -> MaxAbsScaler:
+    def from_spark(cls, stage: Any) -> "MaxAbsScaler":
         return cls(tensor(stage.maxAbs))
 
     def factor(self, maxAbs: Tensor) -> Tensor:
@@ -177,7 +175,7 @@ class MinMaxScaler(Affine):
         self.low, self.high = low, high
 
     @classmethod
-    def from_spark(cls, stage: Any) -> MinMaxScaler:
+    def from_spark(cls, stage: Any) -> "MinMaxScaler":
         return cls(tensor(stage.originalMin), tensor(stage.originalMax), stage.getMin(), stage.getMax())
 
     def forward(self, x: Rows) -> Tensor:  # (n, d) -> (n, d)

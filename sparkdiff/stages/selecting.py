@@ -1,7 +1,5 @@
 """Stages that select features or check their number: VectorSlicer, VectorSizeHint, and the selectors."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -51,7 +49,7 @@ class Selector(Selection):
     """The features that a fitted selector has kept, in ascending order."""
 
     @classmethod
-    def from_spark(cls, stage: Any) -> Selector:
+    def from_spark(cls, stage: Any) -> "Selector":
         return cls(stage.uid, sorted(stage.selectedFeatures))
 
 
@@ -81,7 +79,7 @@ class VectorSlicer(FieldReader, Selection):
     size: int | None = None  # of the vectors that the names were looked up for
 
     @classmethod
-    def from_spark(cls, stage: Any) -> VectorSlicer:
+    def from_spark(cls, stage: Any) -> "VectorSlicer":
         return cls(stage.uid, stage.getIndices())
 
     @classmethod
@@ -89,7 +87,7 @@ class VectorSlicer(FieldReader, Selection):
         return bool(stage.getNames())
 
     @classmethod
-    def from_fields(cls, stage: Any, fields: Sequence[Field | None]) -> VectorSlicer:
+    def from_fields(cls, stage: Any, fields: Sequence[Field | None]) -> "VectorSlicer":
         (name,), (field,) = cls.inputs(stage), fields
         undecided = StaysInSparkError(f"which entries of {name!r} have the selected names is {UNDECIDED}")
         if field is None or not field.vector:
@@ -131,7 +129,7 @@ class VectorSizeHint(Unchanged):
         return cls.inputs(stage)
 
     @classmethod
-    def from_spark(cls, stage: Any) -> VectorSizeHint:
+    def from_spark(cls, stage: Any) -> "VectorSizeHint":
         return cls(stage.uid, stage.getSize(), stage.getHandleInvalid() == "error")
 
     def forward(self, x: Rows) -> Rows:  # (n, d) -> (n, d)

@@ -1,7 +1,5 @@
 """LinearSVC, a linear classifier without probabilities."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,7 +37,7 @@ class LinearSVC(MatrixProduct, Predictor):
         self.threshold, self.shown = threshold, shown
 
     @classmethod
-    def from_spark(cls, stage: Any) -> LinearSVC:
+    def from_spark(cls, stage: Any) -> "LinearSVC":
         return cls(
             tensor(stage.coefficients), tensor(stage.intercept), stage.getFitIntercept(), threshold=stage.getThreshold(),
             shown=cls.shown_by(stage),

@@ -1,7 +1,5 @@
 """AFTSurvivalRegression: times to an event, some of which are censored."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,7 +43,7 @@ class AFTSurvivalRegression(MatrixProduct, Predictor):
         self.quantiles, self.shown, self.uid, self.censor = quantiles, shown, uid, censor  # (q,) probabilities
 
     @classmethod
-    def from_spark(cls, stage: Any) -> AFTSurvivalRegression:
+    def from_spark(cls, stage: Any) -> "AFTSurvivalRegression":
         return cls(
             tensor(stage.coefficients), tensor(stage.intercept), tensor(stage.scale), stage.getFitIntercept(),
             quantiles=tensor(stage.getQuantileProbabilities()), uid=stage.uid, censor=stage.getCensorCol(),

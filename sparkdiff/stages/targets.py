@@ -1,7 +1,5 @@
 """Encoding of categories by label statistics: TargetEncoder."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -66,7 +64,7 @@ class TargetEncoder(StageModule):
         )
 
     @classmethod
-    def from_spark(cls, stage: Any) -> TargetEncoder:
+    def from_spark(cls, stage: Any) -> "TargetEncoder":
         return cls(
             spark.statistics(stage), stage.getSmoothing(), binary=stage.getTargetType() == "binary",
             keep=stage.getHandleInvalid() == "keep", uid=stage.uid, names=cls.inputs(stage),
@@ -83,7 +81,7 @@ class TargetEncoder(StageModule):
         flags = nulls or [None] * len(columns)
         return [self.slot(*each) for each in zip(columns, flags, self.tables, self.names, strict=True)]
 
-    def slot(self, x: Tensor, null: Tensor | None, table: Table, name: str) -> Tensor:
+    def slot(self, x: Tensor, null: Tensor | None, table: "Table", name: str) -> Tensor:
         if null is None:  # NaN is none of the categories: where those are refused it can but be null
             null = torch.zeros_like(x, dtype=torch.bool) if self.keep else x.isnan()
         found, seen = table.find(x)

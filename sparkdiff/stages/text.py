@@ -1,7 +1,5 @@
 """Stages that weight words: IDF."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,7 +29,7 @@ class IDF(Columnwise):
         self.idf = parameter(idf)  # (d,)
 
     @classmethod
-    def from_spark(cls, stage: Any) -> IDF:
+    def from_spark(cls, stage: Any) -> "IDF":
         return cls(tensor(stage.idf))
 
     def forward(self, x: Rows) -> Rows:  # (n, d) -> (n, d)

@@ -1,7 +1,5 @@
 """What training asks of a stage: which entries train, in which units, and within which domain."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter

@@ -1,7 +1,5 @@
 """Decision trees, random forests and gradient-boosted trees, for regression and classification, with Spark's own hard splits."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, ClassVar
 

@@ -1,7 +1,5 @@
 """Stages that multiply the entries of a row: Normalizer, ElementwiseProduct."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -27,7 +25,7 @@ class Normalizer(StageModule):
         self.p = p
 
     @classmethod
-    def from_spark(cls, stage: Any) -> Normalizer:
+    def from_spark(cls, stage: Any) -> "Normalizer":
         return cls(float(stage.getP()))
 
     def forward(self, x: Rows) -> Rows:  # (n, d) -> (n, d)
@@ -87,7 +85,7 @@ class ElementwiseProduct(Columnwise):
         return super().refuses(stage)
 
     @classmethod
-    def from_spark(cls, stage: Any) -> ElementwiseProduct:
+    def from_spark(cls, stage: Any) -> "ElementwiseProduct":
         return cls(tensor(stage.getScalingVec()))
 
     def forward(self, x: Rows) -> Rows:  # (n, d) -> (n, d)

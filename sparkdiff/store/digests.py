@@ -1,7 +1,5 @@
 """Hashes of models, saved or not. Equal models have equal hashes, whatever their uids and the time of saving."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

@@ -2,8 +2,6 @@
 solution.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

@@ -5,8 +5,6 @@ have the same hash only if everything that decides their result is equal, in thi
 that cannot be identified raises `UntoldError`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copyreg
 import dis

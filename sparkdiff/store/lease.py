@@ -4,8 +4,6 @@ Clocks of two machines are never compared: a waiting process watches whether the
 the clock of the file system. On the same machine, a dead owner is recognised immediately.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -1,7 +1,5 @@
 """The folder of a training: its checkpoint, and the settings that it depends on."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import re
@@ -86,7 +84,7 @@ class RunFolder:
     @staticmethod
     def open(
         where: Path, runId: str, request: dict[str, Any], *, replace: bool, own: bool = False, lease: Lease | None = None
-    ) -> RunFolder:  # fmt: skip
+    ) -> "RunFolder":  # fmt: skip
         """The folder of a run, created if missing.
 
         Args:

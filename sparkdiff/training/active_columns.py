@@ -4,8 +4,6 @@ A batch of 128 documents has words in some thousands of 2^18 columns. No other c
 a step works on a small network, the same in all processes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

@@ -7,8 +7,6 @@ slopes are made from the parameters, K small products. That costs a sixth of eva
 network is evaluated candidate by candidate.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -82,7 +80,7 @@ class AffineNetwork:
         made = {v for link in self.chain for v in link.writes}
         return {v for link in self.chain for v in link.reads} - made
 
-    def narrowed(self, columns: Mapping[Version, Tensor]) -> tuple[AffineNetwork, dict[int, Tensor]]:
+    def narrowed(self, columns: Mapping[Version, Tensor]) -> "tuple[AffineNetwork, dict[int, Tensor]]":
         """The network on some columns (c,) of its inputs, all others being 0; and the features (c,) that are left of each stage.
 
         Raises:

@@ -4,8 +4,6 @@ Random draws depend on the seed, the epoch, the step and the virtual shard of a 
 of processes.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

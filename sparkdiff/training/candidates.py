@@ -1,7 +1,5 @@
 """Candidates of one network in training, as the rows of one matrix: their gradients, steps and scores, all at once."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -215,7 +213,7 @@ class Candidates:
             self.optimizer.load(state["optimizer"])
         self.epoch_steps.load(state)
 
-    def kept(self, rows: list[int]) -> Candidates:
+    def kept(self, rows: list[int]) -> "Candidates":
         """These candidates alone, as they are now."""
         recipes = [self.recipes[k] for k in rows]
         kept = Candidates(recipes, self.options, self.updates.for_candidates(recipes), self.monotone)

@@ -5,8 +5,6 @@ Every process holds the same parameters. At each step it sums w * gradient over 
 all processes and divided by the sum of w, so that the number of processes changes nothing but the order of additions.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import itertools

@@ -1,7 +1,5 @@
 """Penalties on slopes of the wrong sign, so that a prediction rises, or falls, with a feature."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

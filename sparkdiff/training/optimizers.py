@@ -4,8 +4,6 @@ First-order steps call the kernels of torch without its bookkeeping, which takes
 a step this small.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The parameters of all candidates in one matrix with a row for each candidate, and room for their gradients."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """The preparation of a training: natural units of the parameters, statistics of the inputs, and the candidates."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 

@@ -1,7 +1,5 @@
 """The candidates that train together: the three recipes, modified by the options."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """The settings that a training depends on: it does not resume a run folder that was started with others."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Losses of K candidates on some rows, and their derivatives by the margins."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import torch

@@ -2,8 +2,6 @@
 use them.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 
@@ -62,7 +60,7 @@ class Scales:
     def of(
         network: Network, x: Mapping[int, FeatureStats], y: LabelStats, options: Options,
         others: Mapping[int, LabelStats] | None = None,
-    ) -> tuple[Scales, dict[str, int]]:  # fmt: skip
+    ) -> "tuple[Scales, dict[str, int]]":  # fmt: skip
         """The scales, and per parameter the number of entries frozen for want of support.
 
         Args:

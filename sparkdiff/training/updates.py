@@ -4,8 +4,6 @@ The training chooses one of the two once. Both hold the parameters that the curr
 candidates' vectors (u, moments, averages: (K, p) each) are handed in by name.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -45,7 +43,7 @@ class DenseUpdates:
         self.settles = any(m.settles() for m in network.trees().values())
         self.clones = [self._clone(k) for k in range(count)] if self.projects or affine is None else []
 
-    def for_candidates(self, recipes: Sequence[Recipe]) -> DenseUpdates:
+    def for_candidates(self, recipes: Sequence[Recipe]) -> "DenseUpdates":
         return DenseUpdates(self.network, recipes, self.scales, self.affine)
 
     def _clone(self, k: int) -> Network:
@@ -139,7 +137,7 @@ class LazyUpdates(DenseUpdates):
         self._current: Vectors = {}
         self._choose(active.none())
 
-    def for_candidates(self, recipes: Sequence[Recipe]) -> LazyUpdates:
+    def for_candidates(self, recipes: Sequence[Recipe]) -> "LazyUpdates":
         return LazyUpdates(self.active, recipes)
 
     def _choose(self, columns: Mapping[Version, Tensor]) -> None:

@@ -1,7 +1,5 @@
 """Fixtures of the API tests: the data as a DataFrame, pipelines fitted on them once, folders for caches."""
 
-from __future__ import annotations
-
 import itertools
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 It imports nothing of sparkdiff: loading must do that by itself.
 """
 
-from __future__ import annotations
-
 import importlib
 import json
 import sys

@@ -1,7 +1,5 @@
 """Small data with all that the options speak of, an unfitted pipeline for it, and short ways to the code under test."""
 
-from __future__ import annotations
-
 import datetime
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What keeps the original although the mean gains: slices, reference rows, changed labels; and what is told of them."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Fine-tuning of the predictors that are neither linear regressions nor trees, by their own losses, from end to end."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

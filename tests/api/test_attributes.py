@@ -1,7 +1,5 @@
 """Fine-tuning where columns' attributes decide what stages compute: they come from the data, and the cache keeps them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

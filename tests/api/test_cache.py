@@ -1,7 +1,5 @@
 """The cache: what rebuilds it and what doesn't, what lies in it, and what happens to a damaged one."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Gaps and categories through the public interface: null and NaN, bins, mean encodings, wide one-hot blocks."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

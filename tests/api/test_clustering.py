@@ -1,7 +1,5 @@
 """Clusters fine-tuned: by their own loss, without a label, and in front of a classifier."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

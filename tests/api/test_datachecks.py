@@ -1,7 +1,5 @@
 """Warnings with evidence: each fault that is planted is named, on rows that Spark prepared, and clean rows say nothing."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What differs between two pipelines: content hashes, stages, Params, weights, and predictions on the same rows."""
 
-from __future__ import annotations
-
 import json
 import time
 from pathlib import Path

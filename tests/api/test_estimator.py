@@ -1,7 +1,5 @@
 """FineTuner and FineTunerModel as a pyspark.ml Estimator and Model: Params, copies, saving, nested models."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import pickle

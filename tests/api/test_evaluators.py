@@ -1,7 +1,5 @@
 """Metrics are those that Spark's evaluators find on Spark's own predictions: with weights, ties, thresholds, a class missing."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path

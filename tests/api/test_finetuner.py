@@ -1,7 +1,5 @@
 """A fit through the public interface: what comes back, the original, repeatability, weights, verbosity."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math

@@ -1,7 +1,5 @@
 """What a fingerprint tells apart: two queries, contents, files, settings or stages that differ in one thing; and what not."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import os

@@ -1,7 +1,5 @@
 """Under spark-submit a job logs warnings only, unless the user has said how to log."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

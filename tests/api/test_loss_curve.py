@@ -1,7 +1,5 @@
 """A stored loss curve: no change of the code may move training without being noticed."""
 
-from __future__ import annotations
-
 import csv
 import math
 from pathlib import Path

@@ -1,7 +1,5 @@
 """docs/own_stages.md does what it says: its code, as it stands there."""
 
-from __future__ import annotations
-
 import importlib
 import re
 import sys

@@ -1,7 +1,5 @@
 """Penalties on real pipelines: groups that are treated alike, slopes that keep their sign, and wishes that can't be had."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

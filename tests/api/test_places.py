@@ -1,7 +1,5 @@
 """A job whose folders have names that Spark takes for globs, and folders that can't be written to."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pyarrow as pa

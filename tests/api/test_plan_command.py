@@ -1,7 +1,5 @@
 """`sparkdiff plan`: text, JSON, a schema, and its exit codes."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Fine-tuning of every kind of predictor that this version trains, for its own loss and for others."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """ALS fine-tuned: on ratings, on preferences by rank, and as a feature of a regression; Word2Vec in front of a classifier."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What was made before is taken again only where it is known to be the same: fitted pipelines, trainings, finished jobs."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import os

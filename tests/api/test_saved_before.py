@@ -5,8 +5,6 @@ FineTuner, FineTunerModels alone, in a pipeline and in a search, a cache, a trai
 job's folder, pickles, and a network's weights. `made_by.py` in it made them.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import io

@@ -1,7 +1,5 @@
 """FineTuner inside Pipeline, CrossValidator and TrainValidationSplit, many settings over one cache, and fits from threads."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import os

@@ -1,7 +1,5 @@
 """Which rows train and which decide: sides, shares, groups, time, and test rows that influence nothing."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path

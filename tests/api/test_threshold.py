@@ -1,7 +1,5 @@
 """The threshold of a LogisticRegression, trained on request by the cost of decisions."""
 
-from __future__ import annotations
-
 import pickle
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """A fit beside a stage that reads what would train: its output stays bit for bit, or a warning lists what changes."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

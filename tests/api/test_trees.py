@@ -1,7 +1,5 @@
 """Trees fine-tuned through the public interface: any loss, what trains and what doesn't, trees in front and trees behind."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

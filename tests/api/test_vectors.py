@@ -1,7 +1,5 @@
 """Scalers, expansions, selectors and weights of words, trained through the public interface and written back."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

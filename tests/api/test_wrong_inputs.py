@@ -1,7 +1,5 @@
 """Every wrong input gives one InputError that names stage, column, value and remedy, and leaves no partial output."""
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess

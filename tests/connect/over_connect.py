@@ -5,8 +5,6 @@
 leaves FOLDER/rows (Parquet), FOLDER/model, FOLDER/job and, in FOLDER/facts.json, what the tests compare.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys

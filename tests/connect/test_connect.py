@@ -1,7 +1,5 @@
 """The whole way over Spark Connect, with the JVM out of reach, and the result served by a classic session."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

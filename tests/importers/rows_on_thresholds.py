@@ -1,7 +1,5 @@
 """Rows on which two implementations of the same trees would differ, if they could."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

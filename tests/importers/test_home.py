@@ -1,7 +1,5 @@
 """What comes home is a plain Spark model: it is saved, loaded and served like one; and what can't come is refused by name."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

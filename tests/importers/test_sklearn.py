@@ -1,7 +1,5 @@
 """scikit-learn's trees in Spark: the same leaf for every double, the same predictions."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """XGBoost's trees in Spark: the same leaf for every double, predictions as near as its float32 sums."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """A mixed pipeline as people build them, on census-like data: gaps, strings and skew, searched for by a CrossValidator."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

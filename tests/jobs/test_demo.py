@@ -1,7 +1,5 @@
 """The job as a stranger runs it: spark-submit, a second run, and the result served without torch and sparkdiff."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import os

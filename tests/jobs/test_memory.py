@@ -1,7 +1,5 @@
 """Memory stays where it is: peak RSS of the driver, its JVM and training at epoch 50 against epoch 5, in a process of its own."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """Trees tuned by a job and imported trees, used where none of the libraries that made them can be imported."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

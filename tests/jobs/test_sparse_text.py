@@ -1,7 +1,5 @@
 """A text pipeline of 2^18 columns in a process that may not take the memory of one dense batch; two processes agree with one."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """docs/weekly.md, run as written: its commands in a bare checkout, one after the other."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

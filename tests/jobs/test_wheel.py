@@ -1,7 +1,5 @@
 """The wheel as a stranger gets it: what is in it, what it asks for, and that it runs without the repository and Petastorm."""
 
-from __future__ import annotations
-
 import email
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """KMeans and GaussianMixture with any weights, and the rows that Spark takes for them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

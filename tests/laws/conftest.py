@@ -1,7 +1,5 @@
 """Fitted stages to rebuild, and rows for them, made once per run."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from pyspark.ml.classification import LogisticRegression

@@ -1,7 +1,5 @@
 """ALS and Word2Vec models with any weights, and rows for them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

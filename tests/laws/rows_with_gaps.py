@@ -1,7 +1,5 @@
 """Rows with gaps for stages that tell null from NaN, and from what stands for a missing value."""
 
-from __future__ import annotations
-
 from pyspark.ml.linalg import Vectors, VectorUDT
 from pyspark.sql import DataFrame, SparkSession
 

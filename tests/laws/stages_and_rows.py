@@ -1,7 +1,5 @@
 """Stages with any weights and Params, and rows that find the corners of arithmetic."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Stages that find columns' slots by their attributes: VectorSlicer by names; what is known before data are seen."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

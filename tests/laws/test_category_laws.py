@@ -1,7 +1,5 @@
 """The four laws for stages that fill, compare and look up: Imputer, Binarizer, Bucketizer, TargetEncoder, OneHotEncoder."""
 
-from __future__ import annotations
-
 import itertools
 from typing import Any
 from unittest.mock import patch

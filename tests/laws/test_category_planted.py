@@ -1,7 +1,5 @@
 """Each way to be wrong about gaps, thresholds and categories gets noticed."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """`check_stage` on a stage and translation of an author's own: passes the right one, and names each way to be wrong."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -45,7 +43,7 @@ class Stretching(StageModule):
         self.factors = nn.Parameter(factors)  # (d,)
 
     @classmethod
-    def from_spark(cls, stage: Any) -> Stretching:
+    def from_spark(cls, stage: Any) -> "Stretching":
         return cls(torch.tensor(stage.factors))
 
     def entry_mask(self) -> dict[str, Tensor]:

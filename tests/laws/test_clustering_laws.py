@@ -1,7 +1,5 @@
 """The four laws for KMeans and GaussianMixture, by either route of writing back, on rows that find the corners of arithmetic."""
 
-from __future__ import annotations
-
 from typing import Any
 from unittest.mock import patch
 

@@ -1,7 +1,5 @@
 """Each known way to be wrong about clusters breaks a law when it is planted."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any

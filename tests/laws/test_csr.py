@@ -1,7 +1,5 @@
 """Sparse vectors at the network's border: torch.sparse_csr in, and out where a stage keeps zeros."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from typing import Any

@@ -1,7 +1,5 @@
 """The four laws for stages that Spark holds in float32, ALS and Word2Vec; Spark computes with these, so parity is to 1e-6."""
 
-from __future__ import annotations
-
 from typing import Any
 from unittest.mock import patch
 

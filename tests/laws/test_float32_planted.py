@@ -1,7 +1,5 @@
 """Each known way to be wrong about ALS and Word2Vec breaks a law when it is planted."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 from unittest.mock import patch

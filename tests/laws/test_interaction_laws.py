@@ -1,7 +1,5 @@
 """Laws of Interaction over columns of every kind; in pipelines, where Spark stores vectors dense or sparse row by row."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any
 

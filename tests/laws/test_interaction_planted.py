@@ -1,7 +1,5 @@
 """Known errors in the products of Interaction, planted, and found by `check_stage` and `verify`."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

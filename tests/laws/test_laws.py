@@ -1,7 +1,5 @@
 """The four laws for every translated stage: generated parameters, rows made to break them, Spark as the judge."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from typing import Any

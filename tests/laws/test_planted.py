@@ -1,7 +1,5 @@
 """A change of a millionth of a natural unit in any single parameter doesn't get past `verify`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The four laws for the predictors that are neither linear regressions nor trees: any weights, any Params, adversarial rows."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable
 from typing import Any

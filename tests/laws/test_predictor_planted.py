@@ -1,7 +1,5 @@
 """Each known way to be wrong about these predictors, and any change of a parameter however small, gets noticed."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """The four laws for the six classes of trees: any shape, any Params, rows on every threshold; and that all nodes survive."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 from unittest.mock import patch

@@ -1,7 +1,5 @@
 """Each way to be wrong about trees, and any change of a leaf, a threshold or a weight however small, gets noticed."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any

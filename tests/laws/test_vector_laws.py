@@ -1,7 +1,5 @@
 """The four laws for stages that rescale, weigh, pick, expand and number the entries of vectors."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 from unittest.mock import patch

@@ -1,7 +1,5 @@
 """Each way to be wrong about the stages that rescale, weigh, pick, expand and number entries of vectors gets noticed."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """A small table and fitted stages over it, made once per run."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Stages that aren't Spark's, as users and other libraries write them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from pyspark.ml import Model, Transformer, UnaryTransformer

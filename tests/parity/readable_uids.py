@@ -1,7 +1,5 @@
 """Stages with uids that one can read."""
 
-from __future__ import annotations
-
 from typing import Any
 from unittest.mock import patch
 

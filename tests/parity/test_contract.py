@@ -1,7 +1,5 @@
 """The public contract of plan, translate, write_back and verify, line by line, as a stranger's suite would hold us to it."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from typing import Any

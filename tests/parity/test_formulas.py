@@ -1,7 +1,5 @@
 """RFormulaModels in their parts: planned, translated, trained through, saved, loaded."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch

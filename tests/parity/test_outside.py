@@ -1,7 +1,5 @@
 """A stage whose output also goes elsewhere than to the loss stays, or trains on request and the plan lists what changes."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

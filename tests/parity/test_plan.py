@@ -1,7 +1,5 @@
 """Roles, cut and reasons of `plan` on pipelines of every shape; the columns have versions, and no Spark job runs."""
 
-from __future__ import annotations
-
 import json
 import uuid
 from collections.abc import Callable

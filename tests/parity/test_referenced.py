@@ -1,7 +1,5 @@
 """Every stage that stays in Spark whatever its settings: the plan says why, knows its columns, and trains what is behind it."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """Fitted pipelines through the public interface: plan, translate, write_back, verify."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The two ways back into Spark: by the Scala constructor, and by the saved data where no constructor can be called."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any

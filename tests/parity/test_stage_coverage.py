@@ -1,7 +1,5 @@
 """docs/stages.md is what tools/stage_coverage.py writes, of every class that this Spark has."""
 
-from __future__ import annotations
-
 import importlib.util
 import re
 import sys

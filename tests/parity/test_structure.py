@@ -1,7 +1,5 @@
 """Pipelines of every shape: stages of others, unfitted ones, several heads, odd names, structs, columns in place."""
 
-from __future__ import annotations
-
 import inspect
 from pathlib import Path
 from typing import Any

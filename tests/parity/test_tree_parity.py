@@ -1,7 +1,5 @@
 """Fitted trees there and back: saved, loaded and compared on rows that reach every leaf, by either way into Spark."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -3,8 +3,6 @@
 Run by spark-submit, it lets the faults of the master happen one after the other: `faults.py FOLDER RUNS [FAULT...]`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib.util
 import json
@@ -94,7 +92,7 @@ class Fault:
     sent: float = 0.0
     others: list[int] = field(default_factory=list)
 
-    def start(self) -> Fault:
+    def start(self) -> "Fault":
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
         return self

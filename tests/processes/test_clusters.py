@@ -1,7 +1,5 @@
 """The demo in several processes on real clusters, our package shipped by --py-files only, and what a cluster may lack."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Training in several processes through the public interface: the same result, and clear words where it can't be."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

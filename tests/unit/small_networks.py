@@ -1,7 +1,5 @@
 """Networks of stages in a row, without Spark, and their scales: what trainings of candidates are tested on."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

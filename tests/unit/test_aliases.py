@@ -1,7 +1,5 @@
 """Names that saved and pickled things hold: those of an earlier version are found, and what is saved now names `sparkdiff`."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib
 import pickle

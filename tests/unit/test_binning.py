@@ -1,7 +1,5 @@
 """Splits and thresholds that train: they stay sorted between their ends, and learn by what the other side would have given."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

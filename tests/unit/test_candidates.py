@@ -1,7 +1,5 @@
 """Candidates that train together: against a loop written with torch alone, against one another, and across a break."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import math

@@ -1,7 +1,5 @@
 """What is shown of Spark's messages. No Spark session."""
 
-from __future__ import annotations
-
 import pytest
 
 from sparkdiff.jvm import cause, first_sentences

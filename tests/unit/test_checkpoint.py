@@ -1,7 +1,5 @@
 """Checkpoints are whole or not there, and a run's folder belongs to one training."""
 
-from __future__ import annotations
-
 import math
 import os
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What training keeps of its candidates: the column that was tested ships, and those that diverged are counted."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -63,7 +61,7 @@ class Columns:
             (2,), first + self.rows[j], dtype=F64
         )
 
-    def kept(self, rows: Sequence[int]) -> Columns:
+    def kept(self, rows: Sequence[int]) -> "Columns":
         return Columns(self.scores_of, self.count, [self.rows[j] for j in rows], self.loss, self.epoch)
 
 

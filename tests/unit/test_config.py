@@ -1,7 +1,5 @@
 """A job's YAML and overrides: what is taken, from where its paths count, and that all else is refused in one line."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Constraints: where no move leads is the start itself, every move ends inside the domain, and gradients are autograd's."""
 
-from __future__ import annotations
-
 import pickle
 
 import pytest

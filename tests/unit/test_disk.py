@@ -1,7 +1,5 @@
 """A disk without room: one sentence with the path and the bytes, the last whole checkpoint stays, and training goes on."""
 
-from __future__ import annotations
-
 import errno
 import os
 import re

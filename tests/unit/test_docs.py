@@ -1,7 +1,5 @@
 """What README, CONTRIBUTING and docs tell the reader to type exists: targets, commands, flags, overrides, files, names."""
 
-from __future__ import annotations
-
 import argparse
 import ast
 import dataclasses

@@ -1,7 +1,5 @@
 """Who listens to a run: each phase, each epoch once and in order, and the decision; what a listener raises isn't swallowed."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

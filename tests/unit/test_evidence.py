@@ -1,7 +1,5 @@
 """The parts of the data checks that need no Spark: ranks, leaks, drift, outliers and twins, against scipy-like references."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

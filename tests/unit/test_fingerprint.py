@@ -1,7 +1,5 @@
 """The content hash of a saved model's folder: the same number on every version of Arrow and Python."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

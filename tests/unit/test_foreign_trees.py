@@ -1,7 +1,5 @@
 """Foreign trees as Spark's nodes: rounding against the machine's own, routing against a walk in plain Python."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

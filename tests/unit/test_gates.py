@@ -1,7 +1,5 @@
 """Gradients through hard splits against plain autograd, node by node; and what trees tell the trainer about themselves."""
 
-from __future__ import annotations
-
 import math
 from types import SimpleNamespace
 from typing import Any

@@ -1,7 +1,5 @@
 """The steps from a graph of columns to roles and a cut, on graphs made by hand: no Spark."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

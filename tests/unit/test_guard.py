@@ -1,7 +1,5 @@
 """The guard's arithmetic and its edges; how often it is wrong is measured in test_guard_size.py."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import time

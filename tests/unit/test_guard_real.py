@@ -1,7 +1,5 @@
 """The samples that benchmarks/guard_real.py draws, on populations made up here, and that its bounds can fail."""
 
-from __future__ import annotations
-
 import importlib.util
 import sys
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """How often the guard accepts a change without gain, and a true gain, on the simulations of benchmarks/guard_size.py."""
 
-from __future__ import annotations
-
 import importlib.util
 import sys
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Identities of callables: no two different ones equal, equal ones equal, in another process too."""
 
-from __future__ import annotations
-
 import functools
 import importlib
 import shutil

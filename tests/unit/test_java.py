@@ -1,7 +1,5 @@
 """What is said of the Java that Spark would be started with; no Spark."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Who may import whom, read from the sources: one way only, Spark and torch where they belong, py4j in one place."""
 
-from __future__ import annotations
-
 import ast
 import functools
 import subprocess

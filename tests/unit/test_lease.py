@@ -1,7 +1,5 @@
 """Leases between real processes: one owner at a time, whatever becomes of it."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

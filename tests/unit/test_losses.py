@@ -1,7 +1,5 @@
 """Losses against independent references, their gradients, and what happens where a mean may be <= 0. No Spark session."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import Any

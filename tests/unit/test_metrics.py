@@ -1,7 +1,5 @@
 """Metrics against scikit-learn, their influence against finite differences and DeLong's placements. No Spark session."""
 
-from __future__ import annotations
-
 import dataclasses
 import threading
 from typing import Any

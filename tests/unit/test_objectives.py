@@ -1,7 +1,5 @@
 """Losses of classes, ranks and batches, sums of losses, class weights and penalties, against references. No Spark session."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from itertools import combinations
 from typing import Any

@@ -1,7 +1,5 @@
 """The one list of options: what is taken, what is refused and in which words."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import json

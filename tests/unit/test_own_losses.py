@@ -1,7 +1,5 @@
 """Losses that only one predictor has, and what predictors without probabilities, or with censored labels, refuse. No Spark."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

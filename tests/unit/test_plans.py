@@ -1,7 +1,5 @@
 """What a plan's JSON tells of its rows, and what is seen of a local file; no Spark."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

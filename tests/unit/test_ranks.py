@@ -1,7 +1,5 @@
 """Any number of processes trains on the same batches, and finds the same: beyond the last bits nothing may depend on it."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Candidates of wide sparse rows: steps on the columns that a batch reaches, against steps on all of them."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 from typing import Any
@@ -127,7 +125,7 @@ class Run:
         values = {(c, -1): x.take(at) if isinstance(x, SparseRows) else x[at] for c, x in self.values.items()}
         return values, (self.y[at], 1 + (at % 3).double())
 
-    def steps(self, number: int, first: int = 0, *, draw: Draw | None = None, factor: float = 1.0) -> Run:
+    def steps(self, number: int, first: int = 0, *, draw: Draw | None = None, factor: float = 1.0) -> "Run":
         for step in range(first, first + number):
             self.team.updates.matrix.sums.zero_()
             values, (y, weight) = self.rows(step)
@@ -138,7 +136,7 @@ class Run:
             self.team.step(self.objective.scale, factor)
         return self
 
-    def waiting(self, other: Run) -> Tensor:
+    def waiting(self, other: "Run") -> Tensor:
         """The entries (p,) that the other run's steps don't change."""
         updates, reach = other.team.updates, other.reach
         assert isinstance(updates, LazyUpdates)

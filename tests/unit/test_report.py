@@ -1,7 +1,5 @@
 """The text of a run's report: p-values, the interval, slices in the order of what matters, compatibility."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Rows through trees: every shape, against a recursion in plain Python on Spark's own words."""
 
-from __future__ import annotations
-
 import copy
 import math
 import pickle

@@ -1,7 +1,5 @@
 """tools/setup.sh against itself: two calls at once in one checkout make one environment, one after the other."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """The stream's contract, the same for both back ends, from memory and from files; the caches are made with pyarrow."""
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Stages on vectors without Spark: sparse rows against dense ones, derivatives, and inputs that don't fit."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace

@@ -6,8 +6,6 @@ The processes are forked from one, which has imported all once. For every case a
 leaves FOLDER/CASE-NUMBER.pt: the weights and the history.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import multiprocessing

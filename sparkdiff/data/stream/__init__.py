@@ -9,8 +9,6 @@ W ranks share the rows of a step in their order. Up to V ranks serve complete sh
 others. With more than V ranks, each serves a part of the rows of one or two shards in every step, possibly none.
 """
 
-from __future__ import annotations
-
 import itertools
 import weakref
 from collections.abc import Callable, Generator, Iterator
@@ -171,7 +169,7 @@ class Stream:
             batches.close()
         self._tables.clear()
 
-    def __enter__(self) -> Stream:
+    def __enter__(self) -> "Stream":
         return self
 
     def __exit__(

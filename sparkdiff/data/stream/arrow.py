@@ -1,7 +1,5 @@
 """The Arrow reader: reads the files of a cache with pyarrow, also sparse columns."""
 
-from __future__ import annotations
-
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any

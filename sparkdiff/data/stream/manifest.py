@@ -1,7 +1,5 @@
 """The manifest of a cache: its files, their content, and a check that they are unchanged."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
@@ -99,7 +97,7 @@ class Manifest:
     weights: Mapping[str, int] = field(default_factory=dict)  # by split: column `weight` is to be divided by 2 ** this
 
     @staticmethod
-    def load(folder: Path) -> Manifest:
+    def load(folder: Path) -> "Manifest":
         folder = Path(folder).resolve()
         try:
             data = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))

@@ -5,8 +5,6 @@ numpy does the copying: one of its threads is as fast, and torch's wait for each
 gather of 8 MB then took 13 times the CPU time).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 

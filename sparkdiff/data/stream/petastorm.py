@@ -3,8 +3,6 @@
 Petastorm is given files, never a folder: in a folder it unpickles `_common_metadata`, which can run any code.
 """
 
-from __future__ import annotations
-
 import importlib
 import warnings
 from collections.abc import Generator, Iterator, Sequence

@@ -5,8 +5,6 @@ path and calls `rank.main`. Nothing is pickled through Spark, and nothing is bel
 failed training for a success, and reports a failed one without its traceback.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib.resources
 import json

@@ -1,7 +1,5 @@
 """Checks before training whether a cluster can run it, and reports in one line what is missing."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Iterable, Sequence

@@ -6,8 +6,6 @@ Runs without a Spark session, under any starter that sets torchrun's variables: 
 process, `progress.jsonl`; checkpoints and the result go into the run's folder above.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import faulthandler
@@ -153,7 +151,7 @@ def main(folder: str) -> None:
         raise SystemExit(1) from e
 
 
-def _train(assignment: Assignment, here: Path, team: Team, watchdog: Watchdog) -> None:
+def _train(assignment: Assignment, here: Path, team: Team, watchdog: "Watchdog") -> None:
     training = assignment.training()
     state = here.parent / "state.pt"
     if (saved := files.load(state)) is not None:
