@@ -17,7 +17,7 @@ from torch import Tensor
 from sparkdiff import FineTuner, FineTunerModel
 from sparkdiff.data import cache as caches
 from sparkdiff.data.cache import Cache
-from sparkdiff.data.fingerprint import Request
+from sparkdiff.data.fingerprint import Request, fingerprint
 from sparkdiff.data.splits import SPLIT, Source, with_splits
 from sparkdiff.data.stream import petastorm
 from sparkdiff.finetune import prepare
@@ -74,12 +74,23 @@ def unfitted(label: str = "riders", components: int = 3, *last: Any) -> Pipeline
     )
 
 
-def cached(model: Any, data: DataFrame | list[Source], folder: Path | None, **options: Any) -> Cache:
-    """The cache of a fit, without the training."""
-    given = Options.of({"cacheDir": folder and str(folder), **options})
+def requested(model: Any, data: DataFrame | list[Source], options: dict[str, Any]) -> Request:
+    """What a fit asks to be cached."""
+    given = Options.of(options)
     task = prepare(model, given)
     sources = data if isinstance(data, list) else [Source(data)]
-    return caches.open_cache(Request(task.cut, sources, given, task.labelCol, task.weightCol))
+    return Request(task.cut, sources, given, task.labelCol, task.weightCol)
+
+
+def cached(model: Any, data: DataFrame | list[Source], folder: Path | None, **options: Any) -> Cache:
+    """The cache of a fit, without the training."""
+    return caches.open_cache(requested(model, data, {"cacheDir": folder and str(folder), **options}))
+
+
+def fingerprint_of(model: Any, data: DataFrame | list[Source], **options: Any) -> str:
+    """The fingerprint alone, which decides whether a fit takes a cache that exists or writes a new one."""
+    request = requested(model, data, options)
+    return fingerprint(request, caches.root(request.options))
 
 
 QUICK = {"maxEpochs": 4, "learningRate": 0.01, "stream": "arrow"}

@@ -24,7 +24,7 @@ from pyspark.ml.feature import (
 from pyspark.ml.linalg import Vectors
 from pyspark.ml.regression import GeneralizedLinearRegression, LinearRegression
 from pyspark.sql import DataFrame, SparkSession, functions as F
-from small_data import NUMBERS, Write, cached, tune
+from small_data import NUMBERS, Write, fingerprint_of, tune
 
 from sparkdiff.data.content import row_hashes
 from sparkdiff.data.fingerprint import source_facts
@@ -329,7 +329,7 @@ class Words(Tokenizer):
 
 @pytest.mark.once
 def test_a_subclass_of_a_stage_of_sparks_is_told_by_what_it_returns(
-    df: DataFrame, folder: Path, monkeypatch: pytest.MonkeyPatch
+    df: DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stages = [
         Words(inputCol="hour", outputCol="words"),
@@ -337,16 +337,14 @@ def test_a_subclass_of_a_stage_of_sparks_is_told_by_what_it_returns(
         LinearRegression(featuresCol="x", labelCol="riders", maxIter=1),
     ]
     fitted = Pipeline(stages=stages).fit(df)
-    first = cached(fitted, df, folder)
-    assert cached(fitted, df, folder).hit
+    first = fingerprint_of(fitted, df)
+    assert fingerprint_of(fitted, df) == first
     monkeypatch.setattr(sys.modules[__name__], "SUFFIX", " or so")
-    second = cached(fitted, df, folder)
-    assert not second.hit
-    assert second.fingerprint != first.fingerprint
+    assert fingerprint_of(fitted, df) != first
 
 
 @pytest.mark.once
-def test_the_query_behind_a_view_that_a_stage_reads_counts(spark: SparkSession, df: DataFrame, folder: Path) -> None:
+def test_the_query_behind_a_view_that_a_stage_reads_counts(spark: SparkSession, df: DataFrame) -> None:
     def joined(shift: float) -> None:
         df.groupBy("hour").agg((F.avg("wind") + shift).alias("mean")).createOrReplaceTempView("sparkdiff_means")
 
@@ -357,14 +355,13 @@ def test_the_query_behind_a_view_that_a_stage_reads_counts(spark: SparkSession, 
         LinearRegression(featuresCol="x", labelCol="riders", maxIter=1),
     ]
     fitted = Pipeline(stages=stages).fit(df)
-    first = cached(fitted, df, folder)
-    assert cached(fitted, df, folder).hit
+    first = fingerprint_of(fitted, df)
+    assert fingerprint_of(fitted, df) == first
     joined(1.0)
-    assert not (second := cached(fitted, df, folder)).hit
-    assert second.fingerprint != first.fingerprint
+    assert fingerprint_of(fitted, df) != first
 
 
-def test_default_names_of_columns_before_an_sql_stage_change_nothing(df: DataFrame, folder: Path) -> None:
+def test_default_names_of_columns_before_an_sql_stage_change_nothing(df: DataFrame) -> None:
     """They hold uids, which the next fit draws anew, as does each look at the rows for the view that the SQL reads."""
 
     def fitted() -> PipelineModel:
@@ -374,8 +371,7 @@ def test_default_names_of_columns_before_an_sql_stage_change_nothing(df: DataFra
         linear = LinearRegression(featuresCol="x", labelCol="riders", maxIter=1)
         return Pipeline(stages=[words, sql, hashed, linear]).fit(df)
 
-    assert not cached(fitted(), df, folder).hit
-    assert cached(fitted(), df, folder).hit
+    assert fingerprint_of(fitted(), df) == fingerprint_of(fitted(), df)
 
 
 # End to end -----------------------------------------------------------------------------------------------------------
