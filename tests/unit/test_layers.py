@@ -4,7 +4,7 @@ import ast
 import functools
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -28,9 +28,15 @@ ROOMS = [
 ]
 FILES = sorted(PACKAGE.rglob("*.py"))
 # Modules and rooms (a prefix stands for all below it) that never import Spark, with those of them that may.
-NO_SPARK = ("data.stream", "training", "evaluation", "objectives", "stages", "rows", "team")
-SPARK = ("training.distributed.launch", "training.distributed.preflight", "evaluation.cached_parity")
-NO_TORCH = ("jvm", "importers", "machine", "options", "errors", "data.splits", "data.quantiles", "pipeline.nesting")
+NO_SPARK = ("data.stream", "training", "evaluation", "objectives", "stages", "diagnostics", "store", "rows", "team")
+SPARK = (
+    "training.distributed.launch", "training.distributed.preflight", "evaluation.cached_parity", "diagnostics.pipelines",
+    "diagnostics.predictions", "store.digests",
+)  # fmt: skip
+NO_TORCH = (
+    "jvm", "importers", "machine", "options", "errors", "data.splits", "data.quantiles", "pipeline.nesting",
+    "training.distributed.preflight",
+)  # fmt: skip
 
 
 def module_of(path: Path) -> str:
@@ -40,6 +46,7 @@ def module_of(path: Path) -> str:
 
 
 MODULES = {module_of(path): path for path in FILES}
+INSIDE = [m for m in MODULES if m]
 
 
 def package(module: str) -> str:
@@ -69,14 +76,23 @@ def imported(tree: ast.AST) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+@functools.cache
 def own_imports(path: Path) -> set[str]:
     """The modules of sparkdiff that a file imports."""
     names = {name.removeprefix("sparkdiff.") for name in imported(parsed(path)) if name.startswith("sparkdiff.")}
     return {name for name in names if name in MODULES}
 
 
+@functools.cache
 def parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def all_of(wrong: Callable[[str], Iterable[object]], modules: Iterable[str]) -> str:
+    """A line for each of these modules in which something is wrong; a rule is one test, which names all who break it."""
+    return "\n".join(
+        f"sparkdiff.{m}: {', '.join(sorted(map(str, found)))}" for m in modules if (found := list(wrong(m)))
+    )
 
 
 def one_way(module: str, other: str) -> bool:
@@ -107,12 +123,18 @@ def test_the_rules_can_fail() -> None:
     assert one_way("stages.linear", "stages.base")
     assert "cache" in named("data") and "layout" not in named("data")
     assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+    taken = ast.parse(
+        "from sparkdiff.data import cache, splits\nfrom sparkdiff.jvm import _cause\ncache._build\nsplits.BLOCK"
+    )
+    assert [*private_names("job", taken)] == ["jvm._cause", "data.cache._build"]
+    assert [*private_names("data.label_stats", taken)] == ["jvm._cause"]
+    assert importers("torch", ["stages.linear", "options"]) == ["stages.linear"]
+    assert all_of(lambda m: ["x", "y"] if m == "job" else [], ["job", "cli"]) == "sparkdiff.job: x, y"
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if m])
-def test_a_module_imports_lower_rooms_only(module: str) -> None:
-    wrong = {other for other in own_imports(MODULES[module]) if not one_way(module, other)}
-    assert not wrong, f"sparkdiff.{module} imports {sorted(wrong)}"
+def test_a_module_imports_lower_rooms_only() -> None:
+    wrong = all_of(lambda m: (o for o in own_imports(MODULES[m]) if not one_way(m, o)), INSIDE)
+    assert not wrong, f"imports of a room that is not lower:\n{wrong}"
 
 
 def test_no_circle() -> None:
@@ -122,24 +144,35 @@ def test_no_circle() -> None:
     assert found is None, " > ".join(found)
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if m])
-def test_private_names_stay_in_their_room(module: str) -> None:
-    tree = parsed(MODULES[module])
-    taken = [
-        f"{node.module}.{alias.name}"
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("sparkdiff")
-        for alias in node.names
-        if alias.name.startswith("_") and not one_room(module, str(node.module))
-    ]
-    assert not taken, f"sparkdiff.{module} imports {taken}"
+def test_private_names_stay_in_their_room() -> None:
+    wrong = all_of(lambda m: private_names(m, parsed(MODULES[m])), INSIDE)
+    assert not wrong, f"private names of another room:\n{wrong}"
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if m])
-def test_a_room_gives_what_its_init_names(module: str) -> None:
-    taken = {other for other in own_imports(MODULES[module]) if not one_room(module, other)}
-    wrong = sorted(m for m in taken if "." in m and m.split(".")[1] not in (named(package(m)) or [m.split(".")[1]]))
-    assert not wrong, f"sparkdiff.{module} imports {wrong}, which the room's __init__ does not name"
+def private_names(module: str, tree: ast.Module) -> Iterator[str]:
+    """Private names of other rooms that a module imports, or takes from a module or a class that it imports."""
+    foreign: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and package(str(node.module)) == "sparkdiff":
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}".removeprefix("sparkdiff.")
+                if package(full) != package(module):
+                    foreign[alias.asname or alias.name] = full
+    yield from (full for full in foreign.values() if any(part.startswith("_") for part in full.split(".")))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+            holder = node.value.id if isinstance(node.value, ast.Name) else ""
+            yield from (f"{foreign[name]}.{node.attr}" for name in foreign if name == holder)
+
+
+def test_a_room_gives_what_its_init_names() -> None:
+    def wrong(module: str) -> Iterator[str]:
+        for room, _, name in (o.partition(".") for o in own_imports(MODULES[module]) if not one_room(module, o)):
+            if name and named(room) and package(name) not in named(room):
+                yield f"{room}.{name}"
+
+    found = all_of(wrong, INSIDE)
+    assert not found, f"imports that the room's __init__ does not name:\n{found}"
 
 
 @functools.cache
@@ -154,35 +187,41 @@ def one_room(module: str, other: str) -> bool:
     return package(module) == package(other.removeprefix("sparkdiff."))
 
 
-@pytest.mark.parametrize("module", list(MODULES))
-def test_no_function_imports_our_own_modules(module: str) -> None:
-    functions = [n for n in ast.walk(parsed(MODULES[module])) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))]
-    late = {name for f in functions for name in imported(f) if package(name) == "sparkdiff"}
-    assert not late, f"sparkdiff.{module} imports {sorted(late)} inside a function"
+def test_no_function_imports_our_own_modules() -> None:
+    def late(module: str) -> Iterator[str]:
+        for node in ast.walk(parsed(MODULES[module])):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                yield from {name for name in imported(node) if package(name) == "sparkdiff"}
+
+    wrong = all_of(late, MODULES)
+    assert not wrong, f"imports inside a function:\n{wrong}"
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if below(m, NO_SPARK) and m not in SPARK])
-def test_no_spark_where_torch_works_alone(module: str) -> None:
-    assert "pyspark" not in {package(name) for name in imported(parsed(MODULES[module]))}
+def importers(library: str, modules: Iterable[str]) -> list[str]:
+    found = list(modules)
+    assert found
+    return [m for m in found if library in {package(name) for name in imported(parsed(MODULES[m]))}]
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if below(m, NO_TORCH)])
-def test_no_torch_where_spark_works_alone(module: str) -> None:
-    assert "torch" not in {package(name) for name in imported(parsed(MODULES[module]))}
+def test_no_spark_where_torch_works_alone() -> None:
+    assert importers("pyspark", (m for m in MODULES if below(m, NO_SPARK) and m not in SPARK)) == []
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if package(m) != "jvm"])
-def test_only_one_place_knows_the_jvm(module: str) -> None:
-    text = MODULES[module].read_text(encoding="utf-8")
-    found = [word for word in ("_jvm", "_java_obj", "py4j", "_jdf", "_jsc", "_jsparkSession") if word in text]
-    assert not found, f"sparkdiff.{module} names {found}, which belong into jvm/"
+def test_no_torch_where_spark_works_alone() -> None:
+    assert importers("torch", (m for m in MODULES if below(m, NO_TORCH))) == []
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if m])
-def test_no_module_bears_a_public_name(module: str) -> None:
+def test_only_one_place_knows_the_jvm() -> None:
+    words = ("_jvm", "_java_obj", "py4j", "_jdf", "_jsc", "_jsparkSession")
+    texts = {m: path.read_text(encoding="utf-8") for m, path in MODULES.items() if package(m) != "jvm"}
+    wrong = all_of(lambda m: (word for word in words if word in texts[m]), texts)
+    assert not wrong, f"names that belong into jvm/:\n{wrong}"
+
+
+def test_no_module_bears_a_public_name() -> None:
     import sparkdiff
 
-    assert module not in sparkdiff.__all__  # importing it would put the module in the name's place
+    assert not {m for m in MODULES if m} & {*sparkdiff.__all__}  # importing it would put the module in the name's place
 
 
 def in_a_new_process(code: str) -> str:
