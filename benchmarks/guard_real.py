@@ -162,9 +162,10 @@ def tuned_on(model: Any, train: Any, pool: Any, folder: str, epochs: int, name: 
         if not columns:
             found["before"] = contributions(network, data, split, metric)
             found["hours"] = torch.cat([scalar(batch, "time") for batch, *_ in data.batches(split)])
-        for parameters in out[1]:
+        scored, parameters = out
+        for k in range(len(scored)):
             tuned = network.clone()
-            load(tuned, parameters)
+            load(tuned, parameters(k))
             columns.append(contributions(tuned, data, split, metric))
         return out
 

@@ -63,25 +63,28 @@ def test_shards_are_dealt_evenly() -> None:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("ranks")
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bool]:
+    folder, every = tmp_path_factory.mktemp("ranks"), request.param == "every"
     path = os.pathsep.join([str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")])
     ran = subprocess.run(
-        [sys.executable, str(TESTS / "unit" / "train_in_processes.py"), str(folder)], capture_output=True, text=True, timeout=500,
+        [sys.executable, str(TESTS / "unit" / "train_in_processes.py"), str(folder), *(["every"] if every else [])],
+        capture_output=True, text=True, timeout=500,
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
-    return folder
+    return folder, every
 
 
 @pytest.mark.slow
 @pytest.mark.once
+@pytest.mark.parametrize("trained", ["few", pytest.param("every", marks=pytest.mark.nightly)], indirect=True)
 @pytest.mark.parametrize("case", list(CASES))
-def test_any_number_of_processes_finds_the_same(trained: Path, case: str) -> None:
-    alone = torch.load(trained / f"{case}-1.pt")
+def test_any_number_of_processes_finds_the_same(trained: tuple[Path, bool], case: str) -> None:
+    folder, every = trained
+    alone = torch.load(folder / f"{case}-1.pt")
     assert (alone["u"].abs().amax(1) > 1e-4).all()  # every candidate has trained
-    for world in CASES[case].worlds[1:]:
-        found = torch.load(trained / f"{case}-{world}.pt")
+    for world in CASES[case].numbers(every)[1:]:
+        found = torch.load(folder / f"{case}-{world}.pt")
         for name, bound in (("u", 1e-10), ("history", 1e-12), ("gains", 1e-11)):
             np.testing.assert_allclose(
                 found[name], alone[name], rtol=bound, atol=bound, err_msg=f"{name}, {world} processes"

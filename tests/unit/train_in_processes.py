@@ -1,9 +1,9 @@
 """Trains small networks in 1 to 12 processes, joined by gloo as those of a job are, and leaves what each number found.
 
-    python train_in_processes.py FOLDER
+    python train_in_processes.py FOLDER [every]
 
 The processes are forked from one, which has imported all once. For every case and number of processes the first of them
-leaves FOLDER/CASE-NUMBER.pt: the weights and the history.
+leaves FOLDER/CASE-NUMBER.pt: the weights and the history. Without `every` each case trains in few numbers of processes.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ from sparkdiff.team import Team
 from sparkdiff.training.distributed.worker import Assignment, objectives, work
 from sparkdiff.training.recipes import Recipe
 
-EVERY, SOME = tuple(range(1, 13)), (1, 3, 12)
+EVERY, SOME, FEW = tuple(range(1, 13)), (1, 3, 12), (1, 3)
 TRAIN = [[10, 6], [15], [], [2], [5, 8], [20], [1], [11]]  # rows of a shard's pieces
 VALIDATION = [[11], [2], [14], [], [9, 5], [7], [1], [12]]
 LABELS = LabelStats(1.0, 2.0, 0.0, 9.0, torch.tensor([99, 99]))
@@ -55,6 +55,10 @@ class Case:
     inMemory: bool = True
     sliced: bool = False
     worlds: tuple[int, ...] = SOME
+
+    def numbers(self, every: bool) -> tuple[int, ...]:
+        """Numbers of processes: for each commit more than there are shards only where most depends on them."""
+        return self.worlds if every else SOME if self.worlds == EVERY else FEW
 
 
 def dense() -> Network:
@@ -169,9 +173,9 @@ def train(a: Assignment, team: Team) -> dict[str, Any]:
     }
 
 
-def process(rank: int, folder: Path, assignments: dict[str, Assignment]) -> None:
+def process(rank: int, folder: Path, assignments: dict[str, Assignment], every: bool) -> None:
     torch.set_num_threads(1)
-    for world in EVERY[rank:]:
+    for world in (w for w in (EVERY if every else SOME) if w > rank):
         dist.init_process_group(
             "gloo",
             init_method=f"file://{folder}/meeting-{world}",
@@ -180,7 +184,7 @@ def process(rank: int, folder: Path, assignments: dict[str, Assignment]) -> None
             timeout=timedelta(seconds=120),
         )
         for name, a in assignments.items():
-            if world not in CASES[name].worlds:
+            if world not in CASES[name].numbers(every):
                 continue
             found = train(a, Team(rank, world))
             if rank == 0:
@@ -189,14 +193,15 @@ def process(rank: int, folder: Path, assignments: dict[str, Assignment]) -> None
         dist.destroy_process_group()
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, every: bool) -> None:
     torch.set_num_threads(1)
+    torch.optim.LBFGS([torch.zeros(1)])  # imports a thousand modules, here instead of in each process
     assignments = {}
     for name, case in CASES.items():
         write_cache(folder / name, case)
         assignments[name] = assignment(case, folder / name)
     fork = multiprocessing.get_context("fork")
-    processes = [fork.Process(target=process, args=(rank, folder, assignments)) for rank in range(max(EVERY))]
+    processes = [fork.Process(target=process, args=(rank, folder, assignments, every)) for rank in range(max(EVERY))]
     for p in processes:
         p.start()
     for p in processes:
@@ -205,4 +210,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), "every" in sys.argv[2:])
