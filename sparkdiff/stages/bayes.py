@@ -34,6 +34,7 @@ class NaiveBayes(ProbabilisticClassifier):
     weights = ("pi", "theta", "sigma")
     refusals = ("only one class", "infinite theta (smoothing=0)")
     feature_axis = {"theta": 1}
+    margin_link = "softmax"
 
     def __init__(
         self, pi: Tensor, theta: Tensor, sigma: Tensor, *, shown: tuple[str, ...], thresholds: Tensor | None, uid: str,
@@ -74,17 +75,11 @@ class NaiveBayes(ProbabilisticClassifier):
             )
         return None
 
-    @property
-    def margin_link(self) -> str:
-        return "softmax"
-
     def raw_and_probability(self, margin: Tensor) -> tuple[Tensor, Tensor]:
         return margin, softmax(margin)
 
     def supported(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
-        counts = torch.zeros(self.classes, dtype=torch.int64)
-        counts[: len(y.classes)] = y.classes[: self.classes]
-        seen = counts >= SUPPORT
+        seen = y.seen(self.classes)
         both = seen[:, None] & (x.support >= SUPPORT)
         return {"pi": seen, "theta": both, "sigma": both}
 
@@ -121,10 +116,7 @@ class Counting(NaiveBayes):
     Training an earlier stage could move features out of the domain, so no gradient flows to the inputs.
     """
 
-    @property
-    def differentiable(self) -> bool:  # type: ignore[override]
-        return False
-
+    differentiable = False
     rule = "0 or more"
 
     def good(self, entries: Tensor) -> Tensor:

@@ -30,14 +30,11 @@ class Clusters(Predictor):
 
     labelled = False
     label_cols = ("predictionCol",)
+    wide = True
 
     def __init__(self, clusters: int, uid: str, shown: tuple[str, ...]):
         super().__init__()
         self.classes, self.uid, self.shown = clusters, uid, shown
-
-    @property
-    def wide(self) -> bool:
-        return True
 
     def training_sums(self, x: Rows) -> dict[str, Tensor]:  # type: ignore[override]
         return {"rows": torch.bincount(self.decision(self.margin(x)).long(), minlength=self.classes)}
@@ -76,14 +73,11 @@ class KMeans(Clusters):
                 raise InputError(
                     f"{self.uid}: the features of a row are all 0, so the row has no cosine distance; drop such rows"
                 )
-            return 1 - self._products(x) / centers.norm(dim=1) / square.sqrt()[:, None]
+            return 1 - x.matmul(centers.T) / centers.norm(dim=1) / square.sqrt()[:, None]
         if isinstance(x, SparseRows):
-            return (square[:, None] + squares(centers) - 2 * self._products(x)).clamp_min(0)
+            return (square[:, None] + squares(centers) - 2 * x.matmul(centers.T)).clamp_min(0)
         # Not by products of matrices, which would leave few digits to rows that are far from 0 and near to a centre.
         return torch.cdist(x, centers, compute_mode="donot_use_mm_for_euclid_dist").square()
-
-    def _products(self, x: Rows) -> Tensor:
-        return x.matmul(self.clusterCenters.T)
 
     def decision(self, margin: Tensor) -> Tensor:
         return torch.where(margin.isnan(), math.inf, margin).argmin(1).to(margin.dtype)

@@ -81,6 +81,7 @@ class FMClassification(Factorized, ProbabilisticClassifier):
     """rawPrediction = [-m, m], probability of class 1 = sigmoid(m)."""
 
     classes = 2
+    margin_link = "logit"
 
     @classmethod
     def from_spark(cls, stage: Any) -> "FMClassification":
@@ -91,10 +92,6 @@ class FMClassification(Factorized, ProbabilisticClassifier):
 
     def margin(self, x: Rows) -> Tensor:  # type: ignore[override]  # one input column
         return self.combined(x)
-
-    @property
-    def margin_link(self) -> str:
-        return "logit"
 
     def raw_and_probability(self, margin: Tensor) -> tuple[Tensor, Tensor]:
         one = 1 / (1 + torch.exp(-margin))  # by Spark's order of operations: p[0] = 1 - p[1]

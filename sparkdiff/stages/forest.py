@@ -1,7 +1,7 @@
 """The common part of all tree stages: rows to leaves by hard splits, leaves to outputs, training, writing back."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -60,7 +60,7 @@ class Trees(Predictor):
         self.values: dict[int, Tensor] = {}
 
     @classmethod
-    def from_spark(cls, stage: Any) -> "Trees":
+    def from_spark(cls, stage: Any) -> Self:
         weights = tensor(stage.treeWeights) if cls.boosted else None
         return cls(spark.read(stage), weights, cls.shown_by(stage), stage.uid)
 
@@ -72,7 +72,7 @@ class Trees(Predictor):
 
     def share(self) -> Tensor:
         """The factor of each tree's leaf in the margin, (T,)."""
-        raise NotImplementedError
+        return self.treeWeights * self.factor if self.boosted else torch.ones(self.nodes.trees, dtype=torch.float64)
 
     def table(self) -> Tensor:
         """The contribution of each leaf to the margin, (L,) or (L, k)."""
@@ -132,6 +132,8 @@ class Trees(Predictor):
     """Whether the stage is one tree, not an ensemble."""
     boosted: ClassVar[bool] = False
     """Whether the trees have weights."""
+    factor: ClassVar[float] = 1.0
+    """What a tree's weight is multiplied by in the margin."""
 
     # Training -------------------------------------------------------------------------------------------------------
 

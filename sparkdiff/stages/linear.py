@@ -15,7 +15,7 @@ from sparkdiff.stages.affine import AffineForm, MatrixProduct, Parameters
 from sparkdiff.stages.base import columns_of, parameter, register, tensor
 from sparkdiff.stages.constraints import Constraint, Odds
 from sparkdiff.stages.predictor import LeastSquares, Predictor, ProbabilisticClassifier, logit, softmax
-from sparkdiff.stages.trainable import SUPPORT, FeatureStats, LabelStats
+from sparkdiff.stages.trainable import FeatureStats, LabelStats
 
 LARGEST = sys.float_info.max
 EPSILON = 1e-16  # GeneralizedLinearRegression.epsilon
@@ -28,18 +28,6 @@ def product(x: Rows, weight: Tensor) -> Tensor:
     return x @ (weight if weight.ndim == 1 else weight.T)
 
 
-def regression_margin(p: Parameters, *more: Tensor) -> AffineForm:
-    """The margin x @ coefficients + intercept, and the sum of further inputs with slopes that don't train."""
-
-    def back(gradients: list[Tensor], constant: Tensor, room: Parameters) -> None:
-        if "coefficients" in room:
-            room["coefficients"].add_(gradients[0][:, :, 0])
-        if "intercept" in room:
-            room["intercept"].add_(constant[:, 0, 0])
-
-    return AffineForm([p["coefficients"][..., None], *more], p["intercept"][..., None, None], back)
-
-
 def coefficient_units(x: FeatureStats, unit: float) -> Tensor:
     """A coefficient's unit: one unit of the margin per standard deviation of its column (1 where the column is constant).
 
@@ -50,19 +38,44 @@ def coefficient_units(x: FeatureStats, unit: float) -> Tensor:
     return unit / torch.where(spread > 0, spread, 1.0)
 
 
+class LinearMargin(MatrixProduct, Predictor):
+    """The common part of predictors whose margin is x @ coefficients + intercept, plus further inputs (an offset)."""
+
+    feature_axis = {"coefficients": 0}
+
+    def __init__(self, coefficients: Tensor, intercept: Tensor, fit_intercept: bool):
+        super().__init__()
+        self.coefficients = parameter(coefficients)  # (d,)
+        self.intercept = parameter(intercept, fit_intercept)  # ()
+
+    def margin(self, x: Rows) -> Tensor:  # type: ignore[override]  # one input column
+        return product(x, self.coefficients) + self.intercept
+
+    def affine_form(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> AffineForm:
+        def back(gradients: list[Tensor], constant: Tensor, room: Parameters) -> None:
+            if "coefficients" in room:
+                room["coefficients"].add_(gradients[0][:, :, 0])
+            if "intercept" in room:
+                room["intercept"].add_(constant[:, 0, 0])
+
+        more = [torch.ones(1, 1, dtype=torch.float64) for _ in widths[1:]]
+        return AffineForm([p["coefficients"][..., None], *more], p["intercept"][..., None, None], back)
+
+    def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
+        unit = self.margin_unit(y)
+        return {"coefficients": coefficient_units(x, unit), "intercept": torch.tensor(unit, dtype=torch.float64)}
+
+
 @register("pyspark.ml.regression.LinearRegressionModel")
-class LinearRegression(MatrixProduct, LeastSquares):
+class LinearRegression(LinearMargin, LeastSquares):
     """prediction = x @ coefficients + intercept. A Huber model's `scale` is written back as it was fitted."""
 
     weights = ("coefficients", "intercept", "scale")
-    feature_axis = {"coefficients": 0}
 
     def __init__(
         self, coefficients: Tensor, intercept: Tensor, scale: float, fit_intercept: bool, epsilon: float | None
     ):
-        super().__init__()
-        self.coefficients = parameter(coefficients)  # (d,)
-        self.intercept = parameter(intercept, fit_intercept)  # ()
+        super().__init__(coefficients, intercept, fit_intercept)
         self.scale, self.epsilon = scale, epsilon
 
     @classmethod
@@ -70,19 +83,9 @@ class LinearRegression(MatrixProduct, LeastSquares):
         epsilon = stage.getEpsilon() if stage.getLoss() == "huber" else None
         return cls(tensor(stage.coefficients), tensor(stage.intercept), stage.scale, stage.getFitIntercept(), epsilon)
 
-    def margin(self, x: Rows) -> Tensor:  # type: ignore[override]  # one input column
-        return product(x, self.coefficients) + self.intercept
-
-    def affine_form(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> AffineForm:
-        return regression_margin(p)
-
     def own_loss(self) -> tuple[str, dict[str, float]]:
         # Spark's Huber loss in Owen's concomitant-scale form is, at a given scale, Huber's with delta = epsilon * scale.
         return ("squared", {}) if self.epsilon is None else ("huber", {"delta": self.epsilon * self.scale})
-
-    def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
-        unit = self.margin_unit(y)
-        return {"coefficients": coefficient_units(x, unit), "intercept": torch.tensor(unit, dtype=torch.float64)}
 
 
 def power(eta: Tensor, exponent: float) -> Tensor:
@@ -103,23 +106,20 @@ CANONICAL = {"gaussian": "identity", "binomial": "logit", "poisson": "log", "gam
 
 
 @register("pyspark.ml.regression.GeneralizedLinearRegressionModel")
-class GeneralizedLinearRegression(MatrixProduct, Predictor):
+class GeneralizedLinearRegression(LinearMargin):
     """prediction = project(unlink(x @ coefficients + intercept + offset)), with Spark's projection of the mean.
 
     Source: org.apache.spark.ml.regression.GeneralizedLinearRegression (Family.project, Link.unlink).
     """
 
     weights = ("coefficients", "intercept")
-    feature_axis = {"coefficients": 0}
     SHOWN = ("predictionCol", "linkPredictionCol")
 
     def __init__(
         self, coefficients: Tensor, intercept: Tensor, fit_intercept: bool, *, family: str, link: str, link_power: float,
         variance_power: float, shows_link: bool, shows_mean: bool = True,
     ):  # fmt: skip
-        super().__init__()
-        self.coefficients = parameter(coefficients)  # (d,)
-        self.intercept = parameter(intercept, fit_intercept)  # ()
+        super().__init__(coefficients, intercept, fit_intercept)
         self.family, self.link, self.link_power = family, link, link_power
         self.variance_power, self.shows_link, self.shows_mean = variance_power, shows_link, shows_mean
         self.positive_mean = (family != "gaussian" and link in ("log", "sqrt", "inverse", "power")) or link == "log"
@@ -146,14 +146,11 @@ class GeneralizedLinearRegression(MatrixProduct, Predictor):
         return columns_of(stage, ("featuresCol", "offsetCol"))
 
     def margin(self, x: Rows, offset: Tensor | None = None) -> Tensor:  # type: ignore[override]
-        eta = product(x, self.coefficients) + self.intercept
+        eta = super().margin(x)
         return eta if offset is None else eta + offset
 
-    def affine_form(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> AffineForm:
-        return regression_margin(p, *(torch.ones(1, 1, dtype=torch.float64) for _ in widths[1:]))  # the offset
-
     @property
-    def margin_link(self) -> str:
+    def margin_link(self) -> str:  # type: ignore[override]
         if self.link in ("log", "logit"):
             return self.link if (self.link == "logit") == self.binomial else ""
         return "identity" if (self.family, self.link) == ("gaussian", "identity") else ""
@@ -184,10 +181,6 @@ class GeneralizedLinearRegression(MatrixProduct, Predictor):
             slope = LINKS[self.link][1](y.mean) if y.mean > 0 or self.link == "identity" else math.nan
         unit = y.std * slope
         return unit if math.isfinite(unit) and unit > 0 else 1.0
-
-    def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
-        unit = self.margin_unit(y)
-        return {"coefficients": coefficient_units(x, unit), "intercept": torch.tensor(unit, dtype=torch.float64)}
 
 
 @register("pyspark.ml.classification.LogisticRegressionModel")
@@ -266,7 +259,7 @@ class LogisticRegression(MatrixProduct, ProbabilisticClassifier):
         return super().columns(self.scores(x))
 
     @property
-    def margin_link(self) -> str:
+    def margin_link(self) -> str:  # type: ignore[override]
         return "softmax" if self.isMultinomial else "logit"
 
     def affine_form(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> AffineForm:
@@ -314,9 +307,7 @@ class LogisticRegression(MatrixProduct, ProbabilisticClassifier):
     def supported(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
         out = super().supported(x, y)
         if self.isMultinomial:
-            classes = torch.zeros(self.classes, dtype=torch.int64)
-            classes[: len(y.classes)] = y.classes[: self.classes]
-            seen = classes >= SUPPORT
+            seen = y.seen(self.classes)
             out |= {"coefficientMatrix": out["coefficientMatrix"] & seen[:, None], "interceptVector": seen}
         return out
 

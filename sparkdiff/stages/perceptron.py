@@ -27,6 +27,7 @@ class MultilayerPerceptron(ProbabilisticClassifier):
     """
 
     feature_axis = {"matrix0": 1}
+    margin_link = "softmax"
 
     def __init__(self, weights: Tensor, layers: Sequence[int], *, shown: tuple[str, ...], thresholds: Tensor | None):
         # Without a column of scores Spark predicts by the probabilities alone (its `predict`), whatever the thresholds.
@@ -53,10 +54,6 @@ class MultilayerPerceptron(ProbabilisticClassifier):
             out = product(x, matrix) + bias
             x = torch.sigmoid(out)
         return out
-
-    @property
-    def margin_link(self) -> str:
-        return "softmax"
 
     def raw_and_probability(self, margin: Tensor) -> tuple[Tensor, Tensor]:
         return margin, torch.softmax(margin, 1)  # without what Utils.softmax does about infinities

@@ -102,12 +102,9 @@ class Predictor(StageModule):
         """The scores of the classes: (n,), larger for class 1, or (n, k)."""
         return margin
 
-    @property
-    def margin_link(self) -> str:
-        """The link between the margin and Spark's output: `identity` or `log` of the mean, `logit` of the probability
-        (of class 1), `softmax` where probabilities are its softmax, "" anything else.
-        """
-        return ""
+    margin_link: str = ""
+    """The link between the margin and Spark's output: `identity` or `log` of the mean, `logit` of the probability (of class 1),
+    `softmax` where probabilities are its softmax, "" anything else."""
 
     @property
     def binomial(self) -> bool:
@@ -139,9 +136,7 @@ class Predictor(StageModule):
 class LeastSquares(Predictor):
     """A regression whose margin is the prediction, fitted by least squares."""
 
-    @property
-    def margin_link(self) -> str:
-        return "identity"
+    margin_link = "identity"
 
     def columns(self, margin: Tensor) -> tuple[Tensor, ...]:
         return (margin,)

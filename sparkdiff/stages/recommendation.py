@@ -9,7 +9,7 @@ from torch import Tensor
 from sparkdiff.errors import InputError
 from sparkdiff.jvm import als
 from sparkdiff.stages.base import columns_of, parameter, register
-from sparkdiff.stages.predictor import Predictor
+from sparkdiff.stages.predictor import LeastSquares
 from sparkdiff.stages.trainable import SUPPORT, FeatureStats, LabelStats
 
 INTEGERS = (-(2.0**31), 2.0**31 - 1)
@@ -34,7 +34,7 @@ class FloatProduct(torch.autograd.Function):
 
 
 @register("pyspark.ml.recommendation.ALSModel")
-class ALS(Predictor):
+class ALS(LeastSquares):
     """prediction = the product of the user's and the item's factors, all in float32; NaN where one of them is unknown.
 
     The model does not store whether it was fitted to ratings or, with implicitPrefs, to preferences weighted by
@@ -112,19 +112,6 @@ class ALS(Predictor):
                     f"{self.uid}, so the prediction is NaN; drop such rows"
                 )
         return None
-
-    def columns(self, margin: Tensor) -> tuple[Tensor, ...]:
-        return (margin,)
-
-    def mean(self, margin: Tensor) -> Tensor:
-        return margin
-
-    @property
-    def margin_link(self) -> str:
-        return "identity"
-
-    def own_loss(self) -> tuple[str, dict[str, float]]:
-        return "squared", {}
 
     def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
         return {

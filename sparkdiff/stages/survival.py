@@ -8,15 +8,14 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.rows import Rows
-from sparkdiff.stages.affine import AffineForm, MatrixProduct, Parameters
+from sparkdiff.stages.affine import AffineForm, Parameters
 from sparkdiff.stages.base import columns_of, parameter, register, tensor
-from sparkdiff.stages.linear import coefficient_units, product
-from sparkdiff.stages.predictor import Predictor
-from sparkdiff.stages.trainable import FeatureStats, LabelStats
+from sparkdiff.stages.linear import LinearMargin
+from sparkdiff.stages.trainable import LabelStats
 
 
 @register("pyspark.ml.regression.AFTSurvivalRegressionModel")
-class AFTSurvivalRegression(MatrixProduct, Predictor):
+class AFTSurvivalRegression(LinearMargin):
     """prediction = exp(eta) with eta = x @ coefficients + intercept; quantile at q = exp(eta) * (-log(1 - q))^scale.
 
     The margin is (n, 3): eta, log(scale), and censorCol, which only the loss reads: 1 where the event was seen, 0 where the
@@ -26,7 +25,6 @@ class AFTSurvivalRegression(MatrixProduct, Predictor):
     """
 
     weights = ("coefficients", "intercept", "scale")
-    feature_axis = {"coefficients": 0}
     positive = frozenset({"scale"})
     SHOWN = ("predictionCol", "quantilesCol")
     margins = 3
@@ -36,9 +34,7 @@ class AFTSurvivalRegression(MatrixProduct, Predictor):
         self, coefficients: Tensor, intercept: Tensor, scale: Tensor, fit_intercept: bool, *, quantiles: Tensor,
         shown: tuple[str, ...], uid: str, censor: str,
     ):  # fmt: skip
-        super().__init__()
-        self.coefficients = parameter(coefficients)  # (d,)
-        self.intercept = parameter(intercept, fit_intercept)  # ()
+        super().__init__(coefficients, intercept, fit_intercept)
         self.scale = parameter(scale)  # ()
         self.quantiles, self.shown, self.uid, self.censor = quantiles, shown, uid, censor  # (q,) probabilities
 
@@ -55,7 +51,7 @@ class AFTSurvivalRegression(MatrixProduct, Predictor):
         return columns_of(stage, ("censorCol",))
 
     def margin(self, x: Rows, censor: Tensor | None = None) -> Tensor:  # type: ignore[override]  # (n, 3)
-        eta = product(x, self.coefficients) + self.intercept
+        eta = super().margin(x)
         if censor is None:
             censor = torch.ones_like(eta)
         elif not bool(((censor == 0) | (censor == 1)).all()):
@@ -102,7 +98,3 @@ class AFTSurvivalRegression(MatrixProduct, Predictor):
 
     def margin_unit(self, y: LabelStats) -> float:
         return float(self.scale.detach())
-
-    def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
-        unit = self.margin_unit(y)
-        return {"coefficients": coefficient_units(x, unit), "intercept": torch.tensor(unit, dtype=torch.float64)}

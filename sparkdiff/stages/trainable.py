@@ -6,6 +6,7 @@ from operator import attrgetter
 from typing import ClassVar, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparkdiff.errors import InputError
@@ -37,6 +38,10 @@ class LabelStats:
     low: float
     high: float
     classes: Tensor  # (k,) int64 rows per class, empty where labels are no small whole numbers
+
+    def seen(self, classes: int) -> Tensor:
+        """Which of so many classes enough rows bear, (classes,) bool."""
+        return F.pad(self.classes, (0, classes - len(self.classes))) >= SUPPORT
 
 
 class Trainable(nn.Module):

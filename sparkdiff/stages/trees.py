@@ -1,7 +1,7 @@
 """Decision trees, random forests and gradient-boosted trees, for regression and classification, with Spark's own hard splits."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from sparkdiff.jvm.nodes import Nodes
 from sparkdiff.stages.affine import Affine, AffineForm, NotAffineError, Parameters
 from sparkdiff.stages.base import register
 from sparkdiff.stages.forest import Trees
-from sparkdiff.stages.predictor import ProbabilisticClassifier, first_largest, lead
+from sparkdiff.stages.predictor import LeastSquares, ProbabilisticClassifier, first_largest, lead
 from sparkdiff.stages.trainable import LabelStats
 
 FLOOR = 1e-15
@@ -21,12 +21,8 @@ FLOOR = 1e-15
 # Regression -----------------------------------------------------------------------------------------------------------
 
 
-class RegressionTrees(Affine, Trees):
+class RegressionTrees(Affine, Trees, LeastSquares):
     """Trees whose leaves are numbers."""
-
-    @property
-    def margin_link(self) -> str:
-        return "identity"
 
     def columns(self, margin: Tensor) -> tuple[Tensor, ...]:
         return (margin,) if "predictionCol" in self.shown else ()
@@ -36,15 +32,6 @@ class RegressionTrees(Affine, Trees):
 
     def more(self, leaves: Tensor | None) -> tuple[Tensor, ...]:
         return () if leaves is None or "leafCol" not in self.shown else (self.leaf_column(leaves),)
-
-    def mean(self, margin: Tensor) -> Tensor:
-        return margin
-
-    def own_loss(self) -> tuple[str, dict[str, float]]:
-        return "squared", {}
-
-    def margin_unit(self, y: LabelStats) -> float:
-        return y.std or 1.0
 
     def affine_form(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> AffineForm:
         """By the leaves: the margin is affine in them, given where rows go."""
@@ -67,15 +54,9 @@ class RegressionTrees(Affine, Trees):
 
         return AffineForm([slopes], 0.0 if slope.numel() else torch.zeros(1, 1, 1, dtype=torch.float64), back)
 
-    factor: ClassVar[float] = 1.0
-    """What a tree's weight is multiplied by in the margin."""
-
     def share_of(self, p: Parameters) -> Tensor:
         """`share` of these parameters, (T,) or (K, T)."""
         return p["treeWeights"] * self.factor if "treeWeights" in p else self.share()
-
-    def share(self) -> Tensor:
-        return self.treeWeights * self.factor
 
 
 @register("pyspark.ml.regression.GBTRegressionModel")
@@ -90,9 +71,8 @@ class GBTRegression(RegressionTrees):
     fitted = "squared"
 
     @classmethod
-    def from_spark(cls, stage: Any) -> Trees:
+    def from_spark(cls, stage: Any) -> Self:
         out = super().from_spark(stage)
-        assert isinstance(out, GBTRegression)
         out.fitted = stage.getOrDefault("lossType").lower()
         return out
 
@@ -100,9 +80,6 @@ class GBTRegression(RegressionTrees):
 @register("pyspark.ml.regression.RandomForestRegressionModel")
 class RandomForestRegression(RegressionTrees):
     """prediction = mean over trees of the leaf; a forest has no tree weights to write."""
-
-    def share(self) -> Tensor:
-        return torch.full((self.nodes.trees,), 1.0, dtype=torch.float64)
 
     def combined(self, total: Tensor) -> Tensor:
         return total / self.nodes.trees  # after the sum, as Spark: 1 / T isn't exact
@@ -120,9 +97,6 @@ class DecisionTreeRegression(RegressionTrees):
 
     SHOWN = ("predictionCol", "varianceCol", "leafCol")
     single = True
-
-    def share(self) -> Tensor:
-        return torch.ones(1, dtype=torch.float64)
 
     def more(self, leaves: Tensor | None) -> tuple[Tensor, ...]:
         if leaves is None:
@@ -146,9 +120,8 @@ class ClassifyingTrees(ProbabilisticClassifier, Trees):
     label_cols = ("predictionCol", "leafCol")
 
     @classmethod
-    def from_spark(cls, stage: Any) -> Trees:
+    def from_spark(cls, stage: Any) -> Self:
         out = super().from_spark(stage)
-        assert isinstance(out, ClassifyingTrees)
         out.classes, out.cuts = int(stage.numClasses), cls.settings(stage)["thresholds"]
         return out
 
@@ -180,10 +153,7 @@ class GBTClassification(ClassifyingTrees, RegressionTrees):
 
     boosted = True
     factor = 2.0  # the margin is the log-odds, 2 m
-
-    @property
-    def margin_link(self) -> str:
-        return "logit"
+    margin_link = "logit"
 
     def margin_unit(self, y: LabelStats) -> float:
         return 1.0
@@ -206,13 +176,7 @@ class VotingTrees(ClassifyingTrees):
     """
 
     LEAF = "impurityStats"
-
-    @property
-    def margin_link(self) -> str:
-        return "softmax"
-
-    def share(self) -> Tensor:
-        return torch.ones(self.nodes.trees, dtype=torch.float64)
+    margin_link = "softmax"
 
     def combined(self, total: Tensor) -> Tensor:
         return _SafeLog.apply(normalised(total))
