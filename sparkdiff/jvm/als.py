@@ -2,18 +2,15 @@
 job.
 """
 
-import atexit
-import shutil
-import tempfile
 import weakref
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pyspark.sql import DataFrame
 
+from sparkdiff.jvm.files import kept
 from sparkdiff.jvm.rebuilding import made_of, rebuilt
-from sparkdiff.jvm.sessions import by_arrow, model_at, scratch_folder, session
+from sparkdiff.jvm.sessions import by_arrow, model_at, session
 
 Table = tuple[np.ndarray, np.ndarray]
 """ids (n,) int64, ascending, and factors (n, rank) float32."""
@@ -34,11 +31,7 @@ def als(stage: Any, users: Table, items: Table) -> Any:
         return made_of(old, stage.rank, _frame(users)._jdf, _frame(items)._jdf)
 
     def rewrite(old: Any) -> Any:
-        # The loaded model reads its files whenever it is used.
-        folder = Path(tempfile.mkdtemp(prefix=".stage-", dir=scratch_folder()))
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        where = f"file://{folder}/stage"
-        old.write().save(where)
+        where = kept(old)
         for name, table in (("userFactors", users), ("itemFactors", items)):
             _frame(table).coalesce(1).write.mode("overwrite").parquet(f"{where}/{name}")
         return type(old).load(model_at(where))

@@ -1,21 +1,18 @@
 """The surrogates of an ImputerModel and the encodings of a TargetEncoderModel, read from Spark and written back."""
 
-import atexit
 import functools
 import re
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from pyspark.ml.wrapper import JavaParams
 from pyspark.sql import DataFrame
 
 from sparkdiff.errors import SparkdiffError
 from sparkdiff.jvm import files, sessions
+from sparkdiff.jvm.objects import array, class_named, doubles, packages
+from sparkdiff.jvm.rebuilding import made_of, rebuilt
 
 Numbers = npt.NDArray[np.float64]
 
@@ -27,46 +24,24 @@ def surrogates(stage: Any, columns: Sequence[str]) -> list[float]:
 
 def with_surrogates(stage: Any, values: Mapping[str, float]) -> Any:
     """A new ImputerModel like `stage` (uid, set and default Params) with these surrogates."""
-    old = stage.copy()
-    frame: DataFrame = old.surrogateDF
+    frame: DataFrame = stage.surrogateDF
     row: dict[str, float] = dict(zip(frame.columns, frame.head(), strict=True))  # type: ignore[arg-type]
     spelled = {name.lower(): name for name in row}  # where a Param spells a column otherwise
     row.update({name if name in row else spelled[name.lower()]: value for name, value in values.items()})
-    new = _constructed(old, row) if sessions.has_constructors() else _rewritten(old, row)
-    return old._copyValues(new._resetUid(stage.uid))
 
+    def construct(old: Any) -> Any:
+        """Spark 3.5 and 4.0 take a DataFrame of one row, later versions take the names and the values."""
+        taken = max(len(c.getParameterTypes()) for c in old._java_obj.getClass().getConstructors())
+        if taken == 2:
+            return made_of(old, _one_row(row)._jdf)
+        return made_of(old, array(class_named("java.lang.String"), list(row)), doubles(list(row.values())))
 
-def _constructed(old: Any, row: dict[str, float]) -> Any:
-    """By the constructor: Spark 3.5 and 4.0 take a DataFrame of one row, later versions take the names and the
-    values.
-    """
-    context: Any = sessions.session().sparkContext
-    [kinds] = [
-        [t.getName() for t in constructor.getParameterTypes()]
-        for constructor in old._java_obj.getClass().getConstructors()
-        if len(constructor.getParameterTypes()) > 1
-    ]
-    if kinds[1:] == ["org.apache.spark.sql.Dataset"]:
-        arguments = [_one_row(row)._jdf]
-    else:
-        names = context._gateway.new_array(context._jvm.java.lang.String, len(row))
-        numbers = context._gateway.new_array(context._jvm.double, len(row))
-        for i, (name, value) in enumerate(row.items()):
-            names[i], numbers[i] = name, value
-        arguments = [names, numbers]
-    java = context._jvm.org.apache.spark.ml.feature.ImputerModel(old._java_obj.uid(), *arguments)
-    old._java_obj.copyValues(java, context._jvm.org.apache.spark.ml.param.ParamMap.empty())
-    return JavaParams._from_java(java)
+    def rewrite(old: Any) -> Any:
+        where = files.kept(old)  # Spark 3.5 and 4.0 read them when the model is used
+        _one_row(row).coalesce(1).write.mode("overwrite").parquet(f"{where}/data")
+        return type(old).load(sessions.model_at(where))
 
-
-def _rewritten(old: Any, row: dict[str, float]) -> Any:
-    """Through files. Spark 3.5 and 4.0 read them when the model is used, so they stay until this process ends."""
-    folder = Path(tempfile.mkdtemp(prefix=".imputer-", dir=sessions.scratch_folder()))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    where = f"file://{folder}/stage"
-    old.write().save(where)
-    _one_row(row).coalesce(1).write.mode("overwrite").parquet(f"{where}/data")
-    return type(old).load(sessions.model_at(where))
+    return rebuilt(stage, construct, rewrite)
 
 
 def _one_row(row: Mapping[str, float]) -> DataFrame:
@@ -117,24 +92,19 @@ which takes time.
 
 def with_statistics(stage: Any, columns: Sequence[Statistics]) -> Any:
     """A new TargetEncoderModel like `stage` (uid, Params set and default) with these statistics."""
-    old = stage.copy()
     few = sum(len(c.categories) for c in columns) <= FEW
-    new = _with_maps(old, columns) if few and sessions.has_constructors() else _with_files(old, columns)
-    return old._copyValues(new._resetUid(stage.uid))
+    construct = _with_maps if few else _with_files
+    return rebuilt(stage, lambda old: construct(old, columns), lambda old: _with_files(old, columns))
 
 
 def _with_maps(old: Any, columns: Sequence[Statistics]) -> Any:
-    context: Any = sessions.session().sparkContext
-    scala = context._jvm.scala
-    maps = context._gateway.new_array(scala.collection.immutable.Map, len(columns))
-    for i, column in enumerate(columns):
+    scala, maps = packages().scala, []
+    for column in columns:
         entries = scala.Predef.Map().empty()
         for category, count, stat in zip(*(values.tolist() for values in column), strict=True):
             entries = entries.updated(category, scala.Tuple2(count, stat))
-        maps[i] = entries
-    java = context._jvm.org.apache.spark.ml.feature.TargetEncoderModel(old._java_obj.uid(), maps)
-    old._java_obj.copyValues(java, context._jvm.org.apache.spark.ml.param.ParamMap.empty())
-    return JavaParams._from_java(java)
+        maps.append(entries)
+    return made_of(old, array(class_named("scala.collection.immutable.Map"), maps))
 
 
 def _with_files(old: Any, columns: Sequence[Statistics]) -> Any:

@@ -1,5 +1,6 @@
 """Saved stages as files: the rows of their data, read and written by Arrow."""
 
+import atexit
 import contextlib
 import shutil
 import tempfile
@@ -20,6 +21,14 @@ def saved(stage: Any) -> Iterator[str]:
         where = f"file://{name}/stage"
         stage.write().save(where)
         yield where
+
+
+def kept(stage: Any) -> str:
+    """Likewise, in a folder that stays until this process ends, for models that read their files whenever they are used."""
+    folder = tempfile.mkdtemp(prefix=".stage-", dir=scratch_folder())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    stage.write().save(f"file://{folder}/stage")
+    return f"file://{folder}/stage"
 
 
 def read_rows(where: str) -> pa.Table:

@@ -1,20 +1,20 @@
 """Fitted stages rebuilt with new weights, by constructors of the JVM or through their saved files."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from py4j.java_collections import JavaArray
 from py4j.java_gateway import JavaObject
-from pyspark.ml.common import _py2java
 from pyspark.ml.linalg import DenseMatrix, Vectors
 from pyspark.ml.wrapper import JavaParams
 
 from sparkdiff.errors import InputError, SparkdiffError
 from sparkdiff.jvm import sessions
 from sparkdiff.jvm.files import _arrow, read_rows, saved, write_rows
-from sparkdiff.jvm.sessions import model_at, session
+from sparkdiff.jvm.objects import constructor, in_java, no_params
+from sparkdiff.jvm.sessions import model_at
 
 
 def rebuild(stage: Any, weights: Mapping[str, Any]) -> Any:
@@ -27,7 +27,12 @@ def rebuild(stage: Any, weights: Mapping[str, Any]) -> Any:
     Raises:
         SparkdiffError: no constructor takes these weights, or the saved data lack one.
     """
-    return rebuilt(stage, lambda old: _constructed(old, weights), lambda old: _rewritten(old, weights))
+
+    def construct(old: Any) -> Any:
+        matrices = {name: getattr(old, name, None) for name, value in weights.items() if np.ndim(value) == 2}
+        return _constructed(old._java_obj, old._java_obj.getClass(), weights, matrices)
+
+    return rebuilt(stage, construct, lambda old: _rewritten(old, weights))
 
 
 def rebuilt(stage: Any, construct: Callable[[Any], Any], rewrite: Callable[[Any], Any]) -> Any:
@@ -53,30 +58,13 @@ def with_params(stage: Any, values: Mapping[str, Any]) -> Any:
     return stage.copy({stage.getParam(n): v for n, v in new.items() if stage.getOrDefault(n) != v})
 
 
-def rebuild_around(stage: Any, weights: Mapping[str, Any], inner: Callable[[Any, Any], Any]) -> Any:
+def rebuild_around(stage: Any, weights: Mapping[str, Any], inner: Callable[[Any], Any]) -> Any:
     """`rebuild` for a class of spark.ml whose constructor takes (String uid, a model of spark.mllib).
 
     Args:
-        inner: (the JVM's packages, the Java object of the stage) -> the mllib model with these weights.
+        inner: the Java object of the stage -> the mllib model with these weights.
     """
-
-    def construct(old: Any) -> Any:
-        context: Any = session().sparkContext
-        return made_of(old, inner(context._jvm, old._java_obj))
-
-    return rebuilt(stage, construct, lambda old: _rewritten(old, weights))
-
-
-def idf(stage: Any, values: np.ndarray) -> Any:
-    """An IDFModel like `stage` with other inverse document frequencies (d,); docFreq and numDocs are kept."""
-
-    def inner(jvm: Any, java: Any) -> Any:
-        vector = jvm.org.apache.spark.mllib.linalg.Vectors.fromML(
-            _py2java(session().sparkContext, Vectors.dense(values))
-        )
-        return jvm.org.apache.spark.mllib.feature.IDFModel(vector, java.docFreq(), java.numDocs())
-
-    return rebuild_around(stage, {"idf": values}, inner)
+    return rebuilt(stage, lambda old: made_of(old, inner(old._java_obj)), lambda old: _rewritten(old, weights))
 
 
 def made_of(old: Any, *arguments: Any) -> Any:
@@ -85,49 +73,31 @@ def made_of(old: Any, *arguments: Any) -> Any:
     Raises:
         SparkdiffError: no constructor takes that many arguments.
     """
-    context: Any = session().sparkContext
-    java, kind = old._java_obj, old._java_obj.getClass()
-    for constructor in kind.getConstructors():
-        if len(constructor.getParameterTypes()) == len(arguments) + 1:
-            every = context._gateway.new_array(context._jvm.java.lang.Object, len(arguments) + 1)
-            for i, argument in enumerate((java.uid(), *arguments)):
-                every[i] = argument
-            new = constructor.newInstance(every)
-            java.copyValues(new, context._jvm.org.apache.spark.ml.param.ParamMap.empty())
-            return JavaParams._from_java(new)
-    raise SparkdiffError(f"{java.uid()}: {kind.getName()} has no constructor of {len(arguments)} weights")
+    return made(old._java_obj, old._java_obj.getClass(), arguments)
 
 
-def _constructed(old: Any, weights: Mapping[str, Any]) -> Any:
+def made(
+    java: Any, kind: Any, arguments: Sequence[Any], fits: Callable[[list[str]], bool] | None = None, wanted: str = ""
+) -> Any:
+    """A model of this Java class by the constructor of (String uid, *arguments), with the uid and Params of a Java stage."""
+    uid, wanted = java.uid(), wanted or f"of {len(arguments)} weights"
+    make = constructor(kind, len(arguments) + 1, fits, f"{uid}: {kind.getName()} has no constructor {wanted}")
+    return JavaParams._from_java(java.copyValues(make(uid, *arguments), no_params()))
+
+
+def _constructed(java: Any, kind: Any, weights: Mapping[str, Any], like: Mapping[str, Any]) -> Any:
     """By the constructor that takes (String uid, then one parameter per weight), chosen by their types.
 
-    Numpy vectors and matrices are passed in one call each.
+    Numpy vectors and matrices are passed in one call each, matrices in the storage order of others.
     """
-    matrices = [name for name, value in weights.items() if isinstance(value, np.ndarray) and value.ndim == 2]
-    like = {name: getattr(old, name, None) for name in matrices}
-    return JavaParams._from_java(_made(old._java_obj, old._java_obj.getClass(), weights, like))
 
+    def fits(types: list[str]) -> bool:
+        pairs = zip(weights.values(), types[1:], strict=True)
+        return types[0] == "java.lang.String" and all(_fits(value, kind) for value, kind in pairs)
 
-def _made(java: Any, kind: Any, weights: Mapping[str, Any], like: Mapping[str, Any]) -> Any:
-    """A Java model of this class with the uid and Params of a Java stage, its matrices in the storage order of others."""
-    context: Any = session().sparkContext
-    jvm = context._jvm
-    values = list(weights.values())
-    for constructor in kind.getConstructors():
-        types = [t.getName() for t in constructor.getParameterTypes()]
-        if len(types) != len(values) + 1 or types[0] != "java.lang.String":
-            continue
-        if not all(_fits(v, t) for v, t in zip(values, types[1:], strict=True)):
-            continue
-        arguments = context._gateway.new_array(jvm.java.lang.Object, len(types))
-        arguments[0] = java.uid()
-        for i, (value, name) in enumerate(zip(values, weights, strict=True), start=1):
-            # A column-major coefficient matrix builds, and fails in LogisticRegressionModel.transform.
-            arguments[i] = _py2java(context, ml_value(value, like.get(name)))
-        new = constructor.newInstance(arguments)
-        java.copyValues(new, jvm.org.apache.spark.ml.param.ParamMap.empty())
-        return new
-    raise SparkdiffError(f"{java.uid()}: {kind.getName()} has no constructor for {', '.join(weights)}")
+    # A column-major coefficient matrix builds, and fails in LogisticRegressionModel.transform.
+    values = [in_java(ml_value(value, like.get(name))) for name, value in weights.items()]
+    return made(java, kind, values, fits, f"for {', '.join(weights)}")
 
 
 def model_class(estimator: Any) -> Any:
@@ -159,7 +129,7 @@ def fitted(estimator: Any, weights: Mapping[str, Any]) -> Any:
     """
     kind = model_class(estimator)
     row_major = dict.fromkeys(weights, SimpleNamespace(isTransposed=True))
-    return JavaParams._from_java(_made(estimator._java_obj, kind, weights, row_major))
+    return _constructed(estimator._java_obj, kind, weights, row_major)
 
 
 def _rewritten(old: Any, weights: Mapping[str, Any]) -> Any:

@@ -5,32 +5,34 @@ JVM.
 import functools
 import json
 import uuid
-from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 from pyspark.ml.wrapper import JavaParams
 
-from sparkdiff.errors import SparkdiffError
 from sparkdiff.jvm import files, rebuilding, sessions
 from sparkdiff.jvm.nodes import Array, Nodes
+from sparkdiff.jvm.objects import array, class_named, constructor, doubles, no_params, packages, scala_object
 
 STORE = "org.apache.spark.ml.tree.DecisionTreeModelReadWrite"
 JACKSON = "com.fasterxml.jackson"
 
 
 def is_ensemble(stage: Any) -> bool:
-    """Whether a fitted tree stage is an ensemble, whose trees have their own uids and Params."""
-    return not type(stage).__name__.startswith("DecisionTree")
+    """Whether a tree stage, fitted or not, is an ensemble, whose trees have their own uids and Params."""
+    return bool(stage.hasParam("subsamplingRate"))
+
+
+def is_boosted(stage: Any) -> bool:
+    """Whether it is one whose trees have weights."""
+    return bool(stage.hasParam("stepSize"))
 
 
 def read(stage: Any) -> Nodes:
     """The nodes of a fitted tree, or of all trees of an ensemble."""
     if not sessions.has_constructors():
         return _loaded(stage)
-    gateway, java = _gateway(), stage._java_obj
-    build = _object(f"{STORE}$NodeData")
-    trees = gateway.java.util.ArrayList()
+    java, build = stage._java_obj, scala_object(f"{STORE}$NodeData")
+    trees = packages().java.util.ArrayList()
     for tree in java.trees() if is_ensemble(stage) else [java]:
         trees.add(build.build(tree.rootNode(), 0)._1())
     return Nodes.of(json.loads(_mapper().writeValueAsString(trees), parse_constant=float))
@@ -43,34 +45,26 @@ def rebuild(stage: Any, nodes: Nodes, treeWeights: Array | None = None) -> Any:
         nodes: the nodes of as many trees as the stage has, in any shape.
         treeWeights: (T,), of a gradient-boosted ensemble only.
     """
-    old = stage.copy()  # copy() also carries Params that were set in Python over to the Java object
-    new: Any
-    if sessions.has_constructors():
-        new = JavaParams._from_java(_constructed(old, nodes, treeWeights))
-    else:
-        new = _rewritten(old, nodes, treeWeights)
-    # Python objects have defaults of their own, see jvm.rebuild.
-    return old._copyValues(new._resetUid(stage.uid))
+    return rebuilding.rebuilt(
+        stage, lambda old: _constructed(old, nodes, treeWeights), lambda old: _rewritten(old, nodes, treeWeights)
+    )
 
 
 def _constructed(old: Any, nodes: Nodes, treeWeights: Array | None) -> Any:
     java = old._java_obj
     trees = list(java.trees()) if is_ensemble(old) else [java]
+    kind, classes, none = trees[0].getClass(), _classes(trees[0]), no_params()
+    make = constructor(kind, 3 + len(classes))
     # An ensemble's trees are read with its own impurity, whatever theirs say (EnsembleModelReadWrite.loadImpl).
-    impurity = old.getOrDefault("impurity")
-    none = _gateway().org.apache.spark.ml.param.ParamMap.empty()
-    classes, new = _classes(trees[0]), []
-    make = _constructor(trees[0].getClass(), 3 + len(classes))
-    for tree, root in zip(trees, roots(nodes, impurity), strict=True):
-        made = make(tree.uid(), root, tree.numFeatures(), *classes)
-        new.append(tree.copyValues(made, none))
+    made = roots(nodes, old.getOrDefault("impurity"))
+    new = [
+        tree.copyValues(make(tree.uid(), root, tree.numFeatures(), *classes), none)
+        for tree, root in zip(trees, made, strict=True)
+    ]
     if not is_ensemble(old):
-        return new[0]
-    boosted = type(old).__name__.startswith("GBT")
-    weights = [_doubles(old.treeWeights if treeWeights is None else treeWeights)] if boosted else []
-    ensemble = _array(trees[0].getClass(), new)
-    made = _made(java.getClass(), java.uid(), ensemble, *weights, java.numFeatures(), *_classes(java))
-    return java.copyValues(made, none)
+        return JavaParams._from_java(new[0])
+    weights = [doubles(old.treeWeights if treeWeights is None else treeWeights)] if is_boosted(old) else []
+    return rebuilding.made_of(old, array(kind, new), *weights, java.numFeatures(), *_classes(java))
 
 
 def fitted(
@@ -86,9 +80,9 @@ def fitted(
     Raises:
         InputError: no constructor can be called, or these are not valid trees on vectors of that many features.
     """
-    kind, java = rebuilding.model_class(estimator), estimator._java_obj
-    boosted, classes = "GBT" in kind.getName(), [numClasses] if "Classification" in kind.getName() else []
-    voting = [] if boosted else classes
+    kind = rebuilding.model_class(estimator)
+    classes = [numClasses] if estimator.hasParam("probabilityCol") else []
+    voting = [] if is_boosted(estimator) else classes
     nodes.check(numFeatures, estimator.uid)
     made = roots(nodes, estimator.getImpurity() if voting else "variance")
     if is_ensemble(estimator):
@@ -97,96 +91,40 @@ def fitted(
             if voting
             else ("regression.DecisionTreeRegression", "dtr")
         )
-        member = _class(f"org.apache.spark.ml.{tree}Model")
-        make = _constructor(member, 3 + len(voting))
+        member = class_named(f"org.apache.spark.ml.{tree}Model")
+        make = constructor(member, 3 + len(voting))
         members = [make(f"{prefix}_{uuid.uuid4().hex[-12:]}", root, numFeatures, *voting) for root in made]
-        weights = [_doubles(treeWeights)] if boosted else []
-        new = _made(kind, java.uid(), _array(member, members), *weights, numFeatures, *classes)
-    else:
-        new = _made(kind, java.uid(), made[0], numFeatures, *classes)
-    return JavaParams._from_java(java.copyValues(new, _gateway().org.apache.spark.ml.param.ParamMap.empty()))
+        made = [array(member, members), *([doubles(treeWeights)] if is_boosted(estimator) else [])]
+    return rebuilding.made(estimator._java_obj, kind, [*made, numFeatures, *classes])
 
 
 def roots(nodes: Nodes, impurity: str) -> list[Any]:
     """The root of each tree as a Java object, given the impurity of the nodes' statistics ("variance" for a
     regression).
     """
-    kind = _class(f"[[L{STORE}$NodeData;")
+    kind = class_named(f"[[L{STORE}$NodeData;")
     trees = _mapper().readValue(json.dumps(nodes.records()), kind)
-    build = _object(STORE)
+    build = scala_object(STORE)
     return [build.buildTreeFromNodes(tree, impurity) for tree in trees]
 
 
-def _constructor(kind: Any, count: int) -> Callable[..., Any]:
-    """The constructor of a class with `count` arguments; it is unique for the counts used here."""
-    for constructor in kind.getConstructors():
-        if len(constructor.getParameterTypes()) == count:
-            anything = _class("java.lang.Object")
-            return lambda *arguments: constructor.newInstance(_array(anything, arguments))
-    raise SparkdiffError(f"{kind.getName()} has no constructor of {count} arguments")
-
-
-def _made(kind: Any, *arguments: Any) -> Any:
-    return _constructor(kind, len(arguments))(*arguments)
-
-
 def _classes(java: Any) -> list[int]:
-    return [java.numClasses()] if "Classification" in java.getClass().getName() else []
-
-
-def _gateway() -> Any:
-    context: Any = sessions.session().sparkContext
-    return context._jvm
-
-
-def _class(name: str) -> Any:
-    """A Java class by name, as Spark's own loader finds it."""
-    return _found(_gateway(), name)
-
-
-@functools.cache
-def _found(gateway: Any, name: str) -> Any:
-    """Cached, because each call of Java costs as much as a tree."""
-    java = gateway.java.lang
-    return java.Class.forName(name, True, java.Thread.currentThread().getContextClassLoader())
-
-
-def _object(name: str) -> Any:
-    """A Scala object by name."""
-    return _singleton(_gateway(), name)
-
-
-@functools.cache
-def _singleton(gateway: Any, name: str) -> Any:
-    return _found(gateway, f"{name}$").getField("MODULE$").get(None)
-
-
-def _array(kind: Any, items: Sequence[Any]) -> Any:
-    """A Java array of a class."""
-    out = _gateway().java.lang.reflect.Array.newInstance(kind, len(items))
-    for i, item in enumerate(items):
-        out[i] = item
-    return out
-
-
-def _doubles(values: Any) -> Any:
-    """A double[]."""
-    return _array(_class("java.lang.Double").getField("TYPE").get(None), np.asarray(values, np.float64).tolist())
+    return [java.numClasses()] if java.hasParam("probabilityCol") else []
 
 
 def _mapper() -> Any:
     """Spark's own Jackson, set to look at fields: SplitData.getSplit asserts on leaves."""
-    return _set_up(_gateway())
+    return _set_up(packages())
 
 
 @functools.cache
-def _set_up(gateway: Any) -> Any:
-    mapper = _class(f"{JACKSON}.databind.ObjectMapper").getConstructor(_array(_class("java.lang.Class"), []))
-    mapper = mapper.newInstance(_array(_class("java.lang.Object"), []))
-    mapper.registerModule(_object(f"{JACKSON}.module.scala.DefaultScalaModule"))
+def _set_up(jvm: Any) -> Any:
+    mapper = class_named(f"{JACKSON}.databind.ObjectMapper").getConstructor(array(class_named("java.lang.Class"), []))
+    mapper = mapper.newInstance(array(class_named("java.lang.Object"), []))
+    mapper.registerModule(scala_object(f"{JACKSON}.module.scala.DefaultScalaModule"))
 
     def constant(owner: str, name: str) -> Any:
-        return _class(f"{JACKSON}.annotation.{owner}").getField(name).get(None)
+        return class_named(f"{JACKSON}.annotation.{owner}").getField(name).get(None)
 
     for accessor, visibility in (("GETTER", "NONE"), ("IS_GETTER", "NONE"), ("FIELD", "ANY")):
         mapper.setVisibility(constant("PropertyAccessor", accessor), constant("JsonAutoDetect$Visibility", visibility))

@@ -17,6 +17,7 @@ from pyspark.sql import functions as F
 
 from sparkdiff.jvm import sessions
 from sparkdiff.jvm.files import saved
+from sparkdiff.jvm.objects import packages
 from sparkdiff.jvm.rebuilding import made_of, rebuilt
 from sparkdiff.jvm.sessions import by_arrow, model_at, session
 
@@ -88,8 +89,7 @@ def _counter(words: Sequence[str]) -> CountVectorizerModel:
     together = BETWEEN.join(words)
     if not sessions.has_constructors() or together.count(BETWEEN) != len(words) - 1:
         return CountVectorizerModel.from_vocabulary(list(words), inputCol="words")
-    context: Any = session().sparkContext
-    jvm = context._jvm
+    jvm = packages()
     array = jvm.java.util.regex.Pattern.compile(BETWEEN, LITERAL).split(together, -1)
     counter: CountVectorizerModel = JavaParams._from_java(jvm.org.apache.spark.ml.feature.CountVectorizerModel(array))
     return counter
@@ -114,8 +114,7 @@ def _by_bytes(stage: Any) -> tuple[list[str], np.ndarray]:
     places = _places(mllib.wordIndex())
     if places is None:
         return _by_arrow(stage)
-    context: Any = session().sparkContext
-    nio = context._jvm.java.nio
+    nio = packages().java.nio
     size = len(places) * stage.getVectorSize()
     buffer = nio.ByteBuffer.allocate(4 * size).order(nio.ByteOrder.LITTLE_ENDIAN)
     buffer.asFloatBuffer().put(mllib.wordVectors())

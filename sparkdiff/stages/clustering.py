@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sparkdiff.errors import InputError
-from sparkdiff.jvm import clustering
+from sparkdiff.jvm import mllib
 from sparkdiff.rows import Rows, SparseRows
 from sparkdiff.stages.base import parameter, register, tensor
 from sparkdiff.stages.constraints import Constraint, Covariance, Probabilities, UnitNorm
@@ -131,7 +131,7 @@ class KMeans(Clusters):
             )
 
     def to_spark(self, stage: Any) -> Any:
-        return clustering.k_means(stage, self.weight("clusterCenters"))
+        return mllib.k_means(stage, self.weight("clusterCenters"))
 
 
 @register("pyspark.ml.clustering.GaussianMixtureModel")
@@ -244,4 +244,4 @@ class GaussianMixture(Clusters):
             )
 
     def to_spark(self, stage: Any) -> Any:
-        return clustering.gaussian_mixture(stage, *(self.weight(name) for name in self.weights))
+        return mllib.gaussian_mixture(stage, *(self.weight(name) for name in self.weights))

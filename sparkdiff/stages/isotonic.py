@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sparkdiff.errors import InputError
-from sparkdiff.jvm import isotonic as spark
+from sparkdiff.jvm import mllib
 from sparkdiff.rows import Nulls, Rows, SparseRows
 from sparkdiff.stages.base import parameter, register, tensor
 from sparkdiff.stages.constraints import Constraint, Ordered
@@ -147,7 +147,7 @@ class IsotonicRegression(LeastSquares):
 
     def to_spark(self, stage: Any) -> Any:
         # To Java 0.0 is above -0.0.
-        return spark.rebuild(stage, self.weight("boundaries"), self.weight("predictions") + 0.0, self.isotonic)
+        return mllib.isotonic(stage, self.weight("boundaries"), self.weight("predictions") + 0.0, self.isotonic)
 
 
 def _met(boundaries: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sparkdiff import jvm
+from sparkdiff.jvm import mllib
 from sparkdiff.rows import Rows, scaled
 from sparkdiff.stages.affine import AffineForm, Columnwise, Parameters, affine_form_by_column
 from sparkdiff.stages.base import parameter, register, tensor
@@ -42,4 +42,4 @@ class IDF(Columnwise):
         return {"idf": Positive()}
 
     def to_spark(self, stage: Any) -> Any:
-        return jvm.idf(stage, self.weight("idf"))
+        return mllib.idf(stage, self.weight("idf"))

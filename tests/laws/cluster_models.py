@@ -8,7 +8,7 @@ from pyspark.ml.linalg import Vectors
 from pyspark.sql import DataFrame, SparkSession
 from stages_and_rows import COLUMNS, adversarial, sparse
 
-from sparkdiff.jvm import clustering
+from sparkdiff.jvm import mllib
 
 WIDTHS = (1, 3)
 
@@ -51,7 +51,7 @@ def k_means(base: Any, random: np.random.Generator, width: int, clusters: int) -
         centers /= np.linalg.norm(centers, axis=1, keepdims=True)
     elif clusters > 3:
         centers[2], centers[1] = 0.0, 1e155  # whose squares are infinite
-    return clustering.k_means(base, centers)
+    return mllib.k_means(base, centers)
 
 
 def mixture(base: Any, random: np.random.Generator, width: int, clusters: int, kind: str) -> Any:
@@ -63,4 +63,4 @@ def mixture(base: Any, random: np.random.Generator, width: int, clusters: int, k
         covariances[0, 0] = covariances[0, :, 0] = 0.0
     if kind == "no weight" and clusters > 1:
         weights = np.array([0.0, *weights[1:] / weights[1:].sum()])
-    return clustering.gaussian_mixture(base, weights, random.normal(size=(clusters, width)), covariances)
+    return mllib.gaussian_mixture(base, weights, random.normal(size=(clusters, width)), covariances)

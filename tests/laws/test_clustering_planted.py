@@ -12,7 +12,7 @@ from cluster_models import fitted, framed, k_means, mixture
 from pyspark.sql import DataFrame, SparkSession
 from torch import Tensor
 
-from sparkdiff.jvm import clustering
+from sparkdiff.jvm import mllib
 from sparkdiff.stages.clustering import GaussianMixture, KMeans
 from sparkdiff.testing import LawBroken, check_stage
 
@@ -32,7 +32,7 @@ def manhattan(self: Any, x: Tensor) -> Tensor:
 
 
 def without_the_norm(self: Any, stage: Any) -> Any:
-    return clustering.k_means(stage, 2 * self.weight("clusterCenters"))
+    return mllib.k_means(stage, 2 * self.weight("clusterCenters"))
 
 
 def roots(tolerant: bool, normalised: bool) -> Callable[[Any], tuple[Tensor, Tensor]]:

@@ -29,7 +29,7 @@ from test_laws import generated
 
 import sparkdiff
 from sparkdiff import jvm
-from sparkdiff.jvm import isotonic, sessions, trees
+from sparkdiff.jvm import mllib, sessions, trees
 
 TREES = {c.__name__: c for c in (DecisionTreeClassifier, GBTClassifier, RandomForestClassifier)}
 
@@ -197,7 +197,7 @@ def curve(random: np.random.Generator, base: Any) -> Any:
         boundaries = np.where(boundaries == 0, -0.0, boundaries)  # to Java below 0.0
     steps = random.choice([0.0, 1e-9, 0.5, 20.0], len(boundaries))
     predictions, rises = numbers(random) + steps.cumsum(), bool(random.random() < 0.5)
-    stage = isotonic.rebuild(base, boundaries, predictions if rises else -predictions, rises)
+    stage = mllib.isotonic(base, boundaries, predictions if rises else -predictions, rises)
     reads = str(random.choice(["x", "x", *COLUMNS]))
     return stage.copy({stage.featuresCol: reads, stage.featureIndex: 1, stage.isotonic: rises})
 

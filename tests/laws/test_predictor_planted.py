@@ -24,7 +24,7 @@ from torch import Tensor
 
 import sparkdiff
 from sparkdiff import jvm
-from sparkdiff.jvm import isotonic
+from sparkdiff.jvm import mllib
 from sparkdiff.pipeline.network import Network
 from sparkdiff.rows import dense
 from sparkdiff.stages.bayes import Bernoulli, Complement, Gaussian, Multinomial
@@ -69,7 +69,7 @@ def one_vs_rest() -> Any:
 def curve(spark: SparkSession, falls: bool) -> Any:
     base = IsotonicRegression().fit(spark.createDataFrame([(0.0, 0.0), (1.0, 1.0)], ["features", "label"]))
     steps = np.array([-1.0, 0.5, 0.5, 4.0])
-    made = isotonic.rebuild(base, np.array([0.2, 1.0, 1.5, 2.5]), -steps if falls else steps, not falls)
+    made = mllib.isotonic(base, np.array([0.2, 1.0, 1.5, 2.5]), -steps if falls else steps, not falls)
     return made.copy({made.featureIndex: 1, made.isotonic: not falls})
 
 

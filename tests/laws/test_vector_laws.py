@@ -28,7 +28,7 @@ from stages_and_rows import AT_ONCE, COLUMNS, Features, adversarial, built, chec
 from test_laws import columns, generated, many, numbers, scales, vector
 
 from sparkdiff import jvm
-from sparkdiff.jvm import sessions
+from sparkdiff.jvm import mllib, sessions
 
 ESTIMATORS: dict[str, Callable[[], Any]] = {
     "RobustScaler": lambda: RobustScaler(inputCol="features", outputCol="scaled"),
@@ -99,7 +99,7 @@ def test_weights_by_way_of_files(features: Features, fitted: Callable[[str], Any
 
 
 def with_idf(base: Any, values: np.ndarray, **params: Any) -> Any:
-    stage = jvm.idf(base, values)
+    stage = mllib.idf(base, values)
     assert (stage.docFreq, stage.numDocs, stage.uid) == (base.docFreq, base.numDocs, base.uid)
     return stage.copy({stage.getParam(name): value for name, value in params.items()})
 

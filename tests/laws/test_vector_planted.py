@@ -26,7 +26,7 @@ from stages_and_rows import adversarial, built, sparse
 from test_vector_laws import with_features
 from torch import Tensor
 
-from sparkdiff import jvm
+from sparkdiff.jvm import mllib
 from sparkdiff.pipeline.columns import read_plain, write_plain
 from sparkdiff.pipeline.parity import TOLERANCE
 from sparkdiff.rows import Rows, dense
@@ -281,7 +281,7 @@ def test_idf_keeps_its_counts(stages: dict[str, Any]) -> None:
     """Log of (documents + 1) / (documents with the word + 1); 0, and a count of 0, for words in fewer than minDocFreq."""
     stage = stages["IDF"][0]
     assert stage.idf.toArray().tolist() == pytest.approx([np.log(5 / 3), 0.0, np.log(5 / 4)])
-    back = jvm.idf(stage, np.array([1.0, 2.0, 3.0]))
+    back = mllib.idf(stage, np.array([1.0, 2.0, 3.0]))
     for one in (stage, back):
         assert (list(one.docFreq), one.numDocs, one.uid) == ([2, 0, 3], 4, stage.uid)
     assert back.idf.toArray().tolist() == [1.0, 2.0, 3.0]

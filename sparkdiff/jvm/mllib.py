@@ -1,0 +1,78 @@
+"""Fitted stages that are built of other objects than their weights, most of them of spark.mllib: IDF, IsotonicRegression, KMeans
+and GaussianMixture.
+"""
+
+from typing import Any
+
+import numpy as np
+from pyspark.ml.linalg import DenseMatrix, Vectors
+from pyspark.mllib.linalg import Matrices as OldMatrices, Vectors as OldVectors
+
+from sparkdiff.jvm.files import read_rows, saved, table_of, write_rows
+from sparkdiff.jvm.objects import array, class_named, doubles, in_java, packages
+from sparkdiff.jvm.rebuilding import made_of, rebuild, rebuild_around, rebuilt
+from sparkdiff.jvm.sessions import model_at
+
+
+def idf(stage: Any, values: np.ndarray) -> Any:
+    """An IDFModel like `stage` with other inverse document frequencies (d,); docFreq and numDocs are kept."""
+
+    def inner(java: Any) -> Any:
+        return _packages().feature.IDFModel(_vector(values), java.docFreq(), java.numDocs())
+
+    return rebuild_around(stage, {"idf": values}, inner)
+
+
+def isotonic(stage: Any, boundaries: np.ndarray, predictions: np.ndarray, rises: bool) -> Any:
+    """An IsotonicRegressionModel like `stage` with these boundaries and predictions (m,)."""
+
+    def inner(java: Any) -> Any:
+        return _packages().regression.IsotonicRegressionModel(doubles(boundaries), doubles(predictions), rises)
+
+    lists = {"boundaries": boundaries.tolist(), "predictions": predictions.tolist(), "isotonic": rises}
+    return rebuild_around(stage, lists, inner)
+
+
+def k_means(stage: Any, centers: np.ndarray) -> Any:
+    """A KMeansModel like `stage` with these centres (k, d). Its training cost and iterations stay those of the fit."""
+
+    def construct(old: Any) -> Any:
+        parent = old._java_obj.parentModel()
+        vectors = array(class_named("org.apache.spark.mllib.linalg.Vector"), [_vector(center) for center in centers])
+        facts = (parent.distanceMeasure(), parent.trainingCost(), parent.numIter())
+        return made_of(old, _packages().clustering.KMeansModel(vectors, *facts))
+
+    def rewrite(old: Any) -> Any:
+        with saved(old) as where:
+            rows = [(i, Vectors.dense(center)) for i, center in enumerate(centers)]
+            write_rows(f"{where}/data", table_of(rows, read_rows(f"{where}/data").schema))
+            return type(old).load(model_at(where))
+
+    return rebuilt(stage, construct, rewrite)
+
+
+def gaussian_mixture(stage: Any, weights: np.ndarray, means: np.ndarray, covariances: np.ndarray) -> Any:
+    """A GaussianMixtureModel like `stage` of these weights (k,), means (k, d) and covariances (k, d, d)."""
+    centers = [Vectors.dense(m) for m in means]
+    spreads = [DenseMatrix(len(c), len(c), c.ravel("F")) for c in covariances]
+
+    def construct(old: Any) -> Any:
+        kind = "org.apache.spark.ml.stat.distribution.MultivariateGaussian"
+        gaussian = packages().org.apache.spark.ml.stat.distribution.MultivariateGaussian
+        gaussians = [gaussian(in_java(mean), in_java(spread)) for mean, spread in zip(centers, spreads, strict=True)]
+        return made_of(old, doubles(weights), array(class_named(kind), gaussians))
+
+    def rewrite(old: Any) -> Any:
+        mus, sigmas = [OldVectors.fromML(c) for c in centers], [OldMatrices.fromML(s) for s in spreads]
+        return rebuild(old, {"weights": weights.tolist(), "mus": mus, "sigmas": sigmas})
+
+    return rebuilt(stage, construct, rewrite)
+
+
+def _packages() -> Any:
+    return packages().org.apache.spark.mllib
+
+
+def _vector(values: np.ndarray) -> Any:
+    """A vector of spark.mllib."""
+    return _packages().linalg.Vectors.fromML(in_java(Vectors.dense(values)))

@@ -1,0 +1,78 @@
+"""Java objects: classes by name, arrays, constructors, and the JVM's form of Python's values."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from pyspark.ml.common import _py2java
+from pyspark.ml.linalg import Vectors
+
+from sparkdiff.errors import SparkdiffError
+from sparkdiff.jvm.sessions import session
+
+
+def packages() -> Any:
+    """The JVM's packages."""
+    context: Any = session().sparkContext
+    return context._jvm
+
+
+def in_java(value: Any) -> Any:
+    """A vector, matrix or plain value of pyspark as the JVM's."""
+    return _py2java(session().sparkContext, value)
+
+
+def no_params() -> Any:
+    """An empty ParamMap, as `copyValues` takes it."""
+    return packages().org.apache.spark.ml.param.ParamMap.empty()
+
+
+def class_named(name: str) -> Any:
+    """A Java class by name, as Spark's own loader finds it."""
+    return _found(packages(), name)
+
+
+@functools.cache
+def _found(jvm: Any, name: str) -> Any:
+    """Cached, because each call of Java costs as much as a tree."""
+    java = jvm.java.lang
+    return java.Class.forName(name, True, java.Thread.currentThread().getContextClassLoader())
+
+
+def scala_object(name: str) -> Any:
+    """A Scala object by name."""
+    return _singleton(packages(), name)
+
+
+@functools.cache
+def _singleton(jvm: Any, name: str) -> Any:
+    return _found(jvm, f"{name}$").getField("MODULE$").get(None)
+
+
+def array(kind: Any, items: Sequence[Any]) -> Any:
+    """A Java array of a class."""
+    out = packages().java.lang.reflect.Array.newInstance(kind, len(items))
+    for i, item in enumerate(items):
+        out[i] = item
+    return out
+
+
+def doubles(values: Any) -> Any:
+    """A double[], in one call whatever its length."""
+    return in_java(Vectors.dense(np.asarray(values, np.float64))).toArray()
+
+
+def constructor(
+    kind: Any, count: int, fits: Callable[[list[str]], bool] | None = None, missing: str = ""
+) -> Callable[..., Any]:
+    """The first constructor of a class that has `count` parameters, of types that fit.
+
+    Raises:
+        SparkdiffError: there is none; its text is `missing`.
+    """
+    for found in kind.getConstructors():
+        types = found.getParameterTypes()
+        if len(types) == count and (fits is None or fits([t.getName() for t in types])):
+            return lambda *arguments: found.newInstance(array(class_named("java.lang.Object"), arguments))
+    raise SparkdiffError(missing or f"{kind.getName()} has no constructor of {count} arguments")
