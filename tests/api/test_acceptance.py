@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from pyspark.ml import PipelineModel
 from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.evaluation import MulticlassClassificationEvaluator, RegressionEvaluator
@@ -15,11 +16,27 @@ from pyspark.ml.feature import StandardScaler
 from pyspark.ml.regression import LinearRegression
 from pyspark.sql import DataFrame, functions as F
 from sklearn.metrics import roc_auc_score
-from small_data import cached, half_deviance, pipeline, predictions, riders, same, sides, tune
+from small_data import (
+    QUICK,
+    cached,
+    fingerprint_of,
+    half_deviance,
+    pipeline,
+    predictions,
+    riders,
+    same,
+    sides,
+    tune,
+)
 
-from sparkdiff import FineTuner, FineTunerModel, InputError
-from sparkdiff.data.splits import Source
+from sparkdiff import FineTuner, FineTunerModel, InputError, write_back
+from sparkdiff.data.splits import REFERENCE, Source
 from sparkdiff.data.stream import Stream
+from sparkdiff.evaluation.compatibility import compare
+from sparkdiff.evaluation.data import Data
+from sparkdiff.finetune import prepare
+from sparkdiff.options import Options
+from sparkdiff.pipeline.network import Network
 
 pytestmark = pytest.mark.once  # what is Spark's in it the laws check on every version
 
@@ -43,9 +60,28 @@ def regional(df: DataFrame, numeric: PipelineModel, tmp_path_factory: pytest.Tem
     return df.sparkSession.read.parquet(path.as_uri())
 
 
+def tune_each(model: PipelineModel, rows: DataFrame, folder: Path, *each: dict[str, Any], **options: Any) -> list[Any]:
+    """A tuned model for each of these settings, on one cache that is written and compared with Spark once."""
+    tuner = FineTuner(pipeline=model, cacheDir=str(folder), **{**QUICK, **options})
+    found: list[Any] = tuner.fit(rows, [{getattr(tuner, name): v for name, v in one.items()} for one in each])
+    return found
+
+
 @pytest.fixture(scope="module")
-def sliced(regional: DataFrame, numeric: PipelineModel, shared: Path) -> FineTunerModel:
-    return tune(numeric, regional, shared, guardCols=["region", "zone", "rainy"])
+def by_slices(regional: DataFrame, numeric: PipelineModel, shared: Path) -> list[FineTunerModel]:
+    return tune_each(numeric, regional, shared, {}, {"guard": 1.0}, guardCols=["region", "zone", "rainy"])
+
+
+@pytest.fixture(scope="module")
+def sliced(by_slices: list[FineTunerModel]) -> FineTunerModel:
+    """What the slices decide."""
+    return by_slices[0]
+
+
+@pytest.fixture(scope="module")
+def accepted(by_slices: list[FineTunerModel]) -> FineTunerModel:
+    """The same training, accepted without a test."""
+    return by_slices[1]
 
 
 @pytest.fixture(scope="module")
@@ -109,9 +145,9 @@ def test_slices_of_several_sources_and_another_column_rebuild(
     first = cached(numeric, sources, folder, guardCols=["region"])
     columns = {c["column"]: c for c in first.manifest["columns"]}
     assert columns["region"]["values"] == ["islands", "north", "south", "west"]
-    assert cached(numeric, sources, folder, guardCols=["region"]).hit
-    assert not cached(numeric, sources, folder, guardCols=["rainy"]).hit
-    assert not cached(numeric, sources, folder).hit
+    each = [fingerprint_of(numeric, sources, guardCols=columns) for columns in (["region"], ["rainy"], [])]
+    assert each[0] == first.fingerprint
+    assert len(set(each)) == 3
 
 
 @pytest.mark.parametrize(
@@ -132,11 +168,7 @@ def test_a_column_without_slices_is_refused(
 # A worsened slice -----------------------------------------------------------------------------------------------------
 
 
-def test_a_worsened_slice_keeps_the_original_and_is_named(
-    regional: DataFrame, numeric: PipelineModel, sliced: FineTunerModel, shared: Path
-) -> None:
-    free = tune(numeric, regional, shared)
-    assert free.summary.decision == "tuned"  # the mean gains
+def test_a_worsened_slice_keeps_the_original_and_is_named(numeric: PipelineModel, sliced: FineTunerModel) -> None:
     s = sliced.summary
     assert s.decision == "kept original"
     assert sliced.pipelineModel is numeric
@@ -148,7 +180,7 @@ def test_a_worsened_slice_keeps_the_original_and_is_named(
     assert [k for k, c in worse.items() if c["p"] is not None and c["p"] < 0.025] == [("region", "islands")]
     assert s.gain == 0
     assert s.gainInterval is not None
-    assert s.gainInterval[0] > 0
+    assert s.gainInterval[0] > 0  # the mean gains
     assert s.metrics["validation"]["after"] == s.metrics["validation"]["before"]  # type: ignore[index]
     text = str(s)
     assert "region = islands" in text
@@ -157,9 +189,9 @@ def test_a_worsened_slice_keeps_the_original_and_is_named(
 
 
 def test_the_figures_of_a_slice_are_those_of_sparks_predictions(
-    regional: DataFrame, numeric: PipelineModel, sliced: FineTunerModel, shared: Path
+    regional: DataFrame, numeric: PipelineModel, sliced: FineTunerModel, accepted: FineTunerModel
 ) -> None:
-    new = tune(numeric, regional, shared, guardCols=["region", "zone", "rainy"], guard=1).pipelineModel  # accepts it
+    new = accepted.pipelineModel
     assert not same(new, numeric)
     held = sides(regional)["validation"]
     found = {(c["column"], c["value"]): c for c in sliced.summary.slices}
@@ -182,19 +214,11 @@ def test_the_figures_of_a_slice_are_those_of_sparks_predictions(
             assert c["error"] == pytest.approx(difference.std(ddof=1) / math.sqrt(rows.sum()), rel=0.25)
 
 
-def test_guard_1_reports_slices_and_accepts(regional: DataFrame, numeric: PipelineModel, shared: Path) -> None:
-    s = tune(numeric, regional, shared, guardCols=["region"], guard=1).summary
+def test_guard_1_reports_slices_and_accepts(accepted: FineTunerModel) -> None:
+    s = accepted.summary
     assert s.decision == "tuned"
     assert "on the validation rows is accepted without a test, because guard is 1 (p" in s.reason
-    assert min(c["p"] for c in s.slices) < 0.002
-
-
-def test_slices_by_group(regional: DataFrame, numeric: PipelineModel, shared: Path) -> None:
-    s = tune(numeric, regional, shared, guardCols=["region"], groupCol="user").summary
-    assert s.decision == "kept original"
-    assert "region = islands" in s.reason
-    for c in s.slices:
-        assert c["units"] < c["rows"]
+    assert min(c["p"] for c in s.slices if c["p"] is not None) < 0.002
 
 
 # Slices of metrics that are no mean over rows -------------------------------------------------------------------------
@@ -228,11 +252,10 @@ def test_a_slice_that_loses_area_under_roc_keeps_the_original(
 ) -> None:
     columns = ["region", "part"]
     options = {"metric": "areaUnderROC", "guardCols": columns, "maxEpochs": 12}
-    kept = tune(islander, wet, shared, **options)
-    s = kept.summary
+    kept, tuned = tune_each(islander, wet, shared, {}, {"guard": 1.0}, **options)
+    s, new = kept.summary, tuned.pipelineModel
     assert s.decision == "kept original"
     assert kept.pipelineModel is islander
-    new = tune(islander, wet, shared, **options, guard=1).pipelineModel
     held = sides(wet)["validation"]
     one, other = (by_hand(m, held, "probability", "wet", *columns) for m in (islander, new))
     before, after, y = positive(one), positive(other), one["wet"].to_numpy()
@@ -286,30 +309,53 @@ def evaluator(metric: str, label: str) -> Any:
     return kind(metricName=metric, labelCol=label, predictionCol="prediction", weightCol="weight")
 
 
+@pytest.fixture(scope="module")
+def part(regional: DataFrame) -> dict[str, DataFrame]:
+    """By label, rows with a slice in which all labels are the same."""
+    parts = {label: F.when(F.col(label) == 0, "same").otherwise("rest") for label in ("kind", "riders")}
+    return {label: regional.withColumn("part", part) for label, part in parts.items()}
+
+
+@pytest.fixture(scope="module")
+def weighed(
+    part: dict[str, DataFrame], shared: Path
+) -> dict[str, tuple[PipelineModel, DataFrame, dict[str, FineTunerModel]]]:
+    """By label an original, its validation rows, and by metric what was tuned with weights."""
+    found = {}
+    for label, head, slack, metrics in (
+        ("kind", LogisticRegression, 0.5, ("f1", "accuracy")), ("riders", LinearRegression, 20.0, ("rmse", "r2")),
+    ):  # fmt: skip
+        scaler = StandardScaler(inputCol="raw", outputCol="x", withMean=True)
+        model = pipeline(part[label], head(featuresCol="x", labelCol=label, regParam=slack), scaler)
+        each = [{"metric": metric} for metric in metrics]
+        options = {"guardCols": ["region", "rainy", "part"], "weightCol": "weight", "guard": 1.0, "maxEpochs": 8}
+        tuned = tune_each(model, part[label], shared, *each, **options)
+        held = sides(part[label])["validation"].where("weight > 0")
+        found[label] = (model, held, dict(zip(metrics, tuned, strict=True)))
+    return found
+
+
 @pytest.mark.parametrize("metric", ["f1", "accuracy", "rmse", "r2"])
-def test_slices_by_sparks_evaluators_with_weights(regional: DataFrame, shared: Path, metric: str) -> None:
-    label = "kind" if metric in ("f1", "accuracy") else "riders"
-    data = regional.withColumn("part", F.when(F.col(label) == 0, "same").otherwise("rest"))
-    scaler = StandardScaler(inputCol="raw", outputCol="x", withMean=True)
-    head, slack = (LogisticRegression, 0.5) if label == "kind" else (LinearRegression, 20.0)
-    model = pipeline(data, head(featuresCol="x", labelCol=label, regParam=slack), scaler)
-    columns = ["region", "rainy", "part"]
-    tuned = tune(model, data, shared, metric=metric, guardCols=columns, weightCol="weight", guard=1, maxEpochs=8)
+def test_slices_by_sparks_evaluators_with_weights(weighed: dict[str, Any], metric: str) -> None:
+    model, held, each = weighed["kind" if metric in ("f1", "accuracy") else "riders"]
+    tuned, label = each[metric], model.stages[-1].getLabelCol()
     assert tuned.summary.decision == "tuned"
-    held = sides(data)["validation"].where("weight > 0")
-    one, other = (m.transform(held).cache() for m in (model, tuned.pipelineModel))
+    one, other = (
+        m.transform(held).select("prediction", label, "weight", "region", "rainy", "part").cache()
+        for m in (model, tuned.pipelineModel)
+    )
     sign = 1 if evaluator(metric, label).isLargerBetter() else -1
     assert len(tuned.summary.slices) == 5 + 3 + 2
     for c in tuned.summary.slices:
         here = F.col(c["column"]).eqNullSafe(F.lit(c["value"]))
         assert c["rows"] == one.where(here).count()
+        assert (c["p"] is None) is (c["units"] < 30 or c["before"] is None)
         if metric == "r2" and c["value"] == "same":  # labels that don't differ
             assert (c["before"], c["after"], c["p"]) == (None, None, None)
             continue
         before, after = (evaluator(metric, label).evaluate(m.where(here)) for m in (one, other))
         assert (c["before"], c["after"]) == pytest.approx((before, after), rel=1e-9)
         assert c["gain"] == pytest.approx(sign * (after - before), rel=1e-6, abs=1e-12)
-        assert (c["p"] is None) is (c["units"] < 30)
     json.dumps(tuned.summary.asdict(), allow_nan=False)
     assert "slice under the best epoch" in str(tuned.summary)
 
@@ -337,26 +383,31 @@ def test_reference_rows_that_get_worse_keep_the_original(
     good = tune(numeric, rest, shared, referenceData=rest.sample(0.3, seed=1))
     assert good.summary.decision == "tuned"
     assert good.summary.metrics["reference"]["after"] < good.summary.metrics["reference"]["before"]  # type: ignore[index]
-    assert same(good.pipelineModel, tune(numeric, rest, shared).pipelineModel)
+    assert good.summary.history.equals(s.history)
 
 
-def test_reference_rows_by_group_and_by_time(regional: DataFrame, numeric: PipelineModel, shared: Path) -> None:
-    islands, rest = regional.where("region = 'islands'"), regional.where("region <> 'islands'")
-    by_group = tune(numeric, rest, shared, referenceData=islands, groupCol="user").summary
-    assert "the reference rows" in by_group.reason
-    assert by_group.reference is not None
-    assert by_group.reference["units"] < by_group.reference["rows"]
-    by_time = tune(numeric, rest, shared, referenceData=islands, timeCol="number", maxEpochs=6).summary
-    assert by_time.reference is not None
-    assert by_time.reference["units"] == 50  # contiguous blocks of their own
-
-
-def test_few_reference_groups_are_told_not_to_be_tested(
-    regional: DataFrame, numeric: PipelineModel, shared: Path
+def test_reference_rows_by_time_make_blocks_of_their_own(
+    regional: DataFrame, numeric: PipelineModel, folder: Path
 ) -> None:
+    islands, rest = regional.where("region = 'islands'"), regional.where("region <> 'islands'")
+    cache = cached(numeric, [Source(rest), Source(islands, REFERENCE)], folder, timeCol="number")
+    with Stream(cache.folder, backend="arrow") as stream:
+        (batch,) = stream.batches("reference", batchSize=10_000)
+    block = batch["block"][batch["time"].argsort()]
+    assert (block.diff() >= 0).all()
+    assert len(block.unique()) == 50
+
+
+def test_slices_and_reference_rows_by_group(regional: DataFrame, numeric: PipelineModel, shared: Path) -> None:
+    """Few reference groups are measured, and not tested."""
     old = regional.where("user < 20")
-    s = tune(numeric, regional, shared, referenceData=old, groupCol="user").summary
+    s = tune(numeric, regional, shared, referenceData=old, groupCol="user", guardCols=["region"]).summary
+    assert s.decision == "kept original"
+    assert "region = islands" in s.reason
+    for c in s.slices:
+        assert c["units"] < c["rows"]
     assert s.reference is not None
+    assert (s.reference["units"], s.reference["rows"]) == (20, 200)
     assert s.reference["p"] is None
     assert any("20 groups or blocks, fewer than 30" in w for w in s.warnings)
 
@@ -435,14 +486,14 @@ def test_more_changed_labels_than_allowed_keep_the_original(
     regional: DataFrame, classifier: PipelineModel, relabelled: FineTunerModel, shared: Path
 ) -> None:
     changed = relabelled.summary.compatibility["changed"]  # type: ignore[index]
-    kept = tune(classifier, regional, shared, maxFlipRate=changed / 2)
+    kept, enough = tune_each(classifier, regional, shared, {"maxFlipRate": changed / 2}, {"maxFlipRate": changed})
     assert kept.summary.decision == "kept original"
     assert kept.pipelineModel is classifier
     assert (
         f"but {changed:.2%} of the labels change, more than maxFlipRate {changed / 2:g} allows" in kept.summary.reason
     )
     assert kept.summary.compatibility == relabelled.summary.compatibility
-    assert tune(classifier, regional, shared, maxFlipRate=changed).summary.decision == "tuned"
+    assert enough.summary.decision == "tuned"
 
 
 def test_a_regression_has_no_labels_to_change(regional: DataFrame, numeric: PipelineModel, shared: Path) -> None:
@@ -450,66 +501,76 @@ def test_a_regression_has_no_labels_to_change(regional: DataFrame, numeric: Pipe
         tune(numeric, regional, shared, maxFlipRate=0.1)
 
 
-def test_compatibility_of_a_regression(regional: DataFrame, numeric: PipelineModel, shared: Path) -> None:
-    tuned = tune(numeric, regional, shared, weightCol="weight")
+def test_compatibility_of_a_regression(weighed: dict[str, Any]) -> None:
+    model, held, each = weighed["riders"]
+    tuned = each["rmse"]
     c = tuned.summary.compatibility
     assert c is not None
-    held = sides(regional)["validation"].where("weight > 0")
-    old, new = (by_hand(m, held, "riders", "weight") for m in (numeric, tuned.pipelineModel))
+    old, new = (by_hand(m, held, "riders", "weight") for m in (model, tuned.pipelineModel))
     p, q, w, y = old["prediction"].to_numpy(), new["prediction"].to_numpy(), old["weight"], old["riders"]
     assert c["labels"] is False
     assert c["rows"] == len(p)
-    assert c["changed"] == pytest.approx((np.abs(q - p) > 0.1 * p).mean())
+    assert c["changed"] == pytest.approx((np.abs(q - p) > 0.1 * np.abs(p)).mean())
     assert c["psi"] == pytest.approx(psi(p, q), rel=1e-9)
     assert c["calibration"]["measure"] == "meanPrediction / meanLabel"
     for when, mean in (("before", p), ("after", q)):
         assert c["calibration"][when] == pytest.approx(np.average(mean, weights=w) / np.average(y, weights=w), rel=1e-9)
 
 
+@pytest.fixture(scope="module")
+def several(regional: DataFrame) -> PipelineModel:
+    head = LogisticRegression(featuresCol="x", labelCol="kind", regParam=0.2)
+    return pipeline(regional, head, StandardScaler(inputCol="raw", outputCol="x", withMean=True))
+
+
 @pytest.mark.parametrize("shown", ["predictionCol", "probabilityCol", "rawPredictionCol"])
-def test_compatibility_of_several_classes_whatever_is_shown(regional: DataFrame, shared: Path, shown: str) -> None:
-    hidden = {c: "" for c in ("predictionCol", "probabilityCol", "rawPredictionCol") if c != shown}
-    head = LogisticRegression(featuresCol="x", labelCol="kind", regParam=0.2, **{shown: "out"})
-    model = pipeline(regional, head, StandardScaler(inputCol="raw", outputCol="x", withMean=True))
-    head = model.stages[-1]
-    for name, value in hidden.items():
-        head._set(**{name: value})
-    tuned = tune(model, regional, shared, loss="logLoss")
-    c = tuned.summary.compatibility
-    assert c is not None
+def test_compatibility_of_several_classes_whatever_is_shown(
+    regional: DataFrame, several: PipelineModel, shared: Path, shown: str
+) -> None:
+    head = several.stages[-1].copy()
+    for name in ("predictionCol", "probabilityCol", "rawPredictionCol"):
+        head._set(**{name: "out" if name == shown else ""})
+    model = PipelineModel([*several.stages[:-1], head])
+    task = prepare(model, Options(loss="logLoss"))
+    cache = cached(model, regional, shared)
+    old = Network(task.graph, task.cut.live)
+    moved = old.clone()
+    with torch.no_grad():
+        for k, weights in enumerate(moved.parameters()):
+            weights += 0.3 * torch.randn(weights.shape, dtype=weights.dtype, generator=torch.Generator().manual_seed(k))
+    with Stream(cache.folder, backend="arrow") as stream:
+        c = compare(old, moved, Data(stream, cache.columns(task.cut)), "validation")
     held = sides(regional)["validation"]
-    old, new = (m.transform(held).select("out", "kind").toPandas() for m in (model, tuned.pipelineModel))
+    one, other = (m.transform(held).select("out", "kind").toPandas() for m in (model, write_back(model, moved)))
     if shown == "predictionCol":
-        assert c["changed"] == pytest.approx((old["out"] != new["out"]).mean())
-        assert c["calibration"] is None
+        assert 0.05 < c.changed == pytest.approx((one["out"] != other["out"]).mean())
+        assert c.calibration is None
     else:
-        p, q = (np.stack([v.toArray() for v in r["out"]]) for r in (old, new))
-        assert c["changed"] == pytest.approx((p.argmax(1) != q.argmax(1)).mean())
-        assert c["psi"] == pytest.approx(psi(p.max(1), q.max(1)), rel=1e-9)
+        p, q = (np.stack([v.toArray() for v in r["out"]]) for r in (one, other))
+        assert 0.05 < c.changed == pytest.approx((p.argmax(1) != q.argmax(1)).mean())
+        assert c.psi == pytest.approx(psi(p.max(1), q.max(1)), rel=1e-9)
     if shown == "probabilityCol":
-        sure, right = p.max(1), p.argmax(1) == old["kind"]
+        sure, right = p.max(1), p.argmax(1) == one["kind"]
         bins = np.minimum((sure * 10).astype(int), 9)
         error = sum(abs((sure - right)[bins == k].sum()) for k in range(10)) / len(sure)
-        assert c["calibration"]["before"] == pytest.approx(error, rel=1e-9)
-    assert c["bins"] is None
+        assert c.calibration is not None
+        assert c.calibration["before"] == pytest.approx(error, rel=1e-9)
+    assert c.bins is None
 
 
 # A fleet --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_fleet_asks_for_more(regional: DataFrame, numeric: PipelineModel, shared: Path) -> None:
-    s = tune(numeric, regional.where("region <> 'islands'"), shared, fleetSize=500).summary
-    assert s.decision == "tuned"
-    assert "needed < 5e-05 = guard 0.025 / fleetSize 500" in s.reason
-    assert s.p < 5e-5
-
-
-def test_a_fleet_turns_down_what_one_pipeline_accepts(df: DataFrame, numeric: PipelineModel, shared: Path) -> None:
+def test_a_fleet_asks_for_more(df: DataFrame, numeric: PipelineModel, shared: Path) -> None:
+    """And turns down what one pipeline accepts."""
     alone = tune(numeric, df, shared, maxEpochs=2).summary
     assert alone.decision == "tuned"
-    size = math.ceil(2 * 0.025 / alone.p)
-    fleet = tune(numeric, df, shared, maxEpochs=2, fleetSize=size).summary
-    assert fleet.decision == "kept original"
-    assert f"fleetSize {size:,}" in fleet.reason
-    assert "within what chance explains" in fleet.reason
-    assert fleet.gainInterval == alone.gainInterval
+    sizes = [2, math.ceil(2 * 0.025 / alone.p)]
+    few, many = (m.summary for m in tune_each(numeric, df, shared, *({"fleetSize": n} for n in sizes), maxEpochs=2))
+    assert few.decision == "tuned"
+    assert "needed < 0.0125 = guard 0.025 / fleetSize 2" in few.reason
+    assert few.p < 0.0125
+    assert many.decision == "kept original"
+    assert f"fleetSize {sizes[1]:,}" in many.reason
+    assert "within what chance explains" in many.reason
+    assert many.gainInterval == alone.gainInterval

@@ -25,7 +25,7 @@ from pyspark.ml.linalg import Vectors
 from pyspark.ml.regression import LinearRegression
 from pyspark.ml.util import DefaultParamsReadable, DefaultParamsWritable
 from pyspark.sql import DataFrame, SparkSession, functions as F
-from small_data import HAS_PETASTORM, NUMBERS, cached, fingerprint_of, tune, unfitted
+from small_data import HAS_PETASTORM, NUMBERS, cached, fingerprint_of, tune
 
 from sparkdiff import InputError, job as run
 from sparkdiff.data import cache as caches
@@ -455,7 +455,11 @@ def test_two_jobs_may_fit_the_same_pipeline(df: DataFrame, folder: Path, monkeyp
     fit, others, said = run.fit_on_training_rows, [], []
 
     def fitted() -> tuple[PipelineModel, Path]:
-        return run._fitted(unfitted(), [Source(df)], Options(cacheDir=str(folder)), said.append)
+        stages = [
+            VectorAssembler(inputCols=NUMBERS, outputCol="x"),
+            LinearRegression(featuresCol="x", labelCol="riders"),
+        ]
+        return run._fitted(Pipeline(stages=stages), [Source(df)], Options(cacheDir=str(folder)), said.append)
 
     def overtaken(*arguments: Any) -> PipelineModel:
         monkeypatch.setattr(run, "fit_on_training_rows", fit)
