@@ -39,8 +39,7 @@ class SparseRows:
         """The rows `order` (m,), in that order."""
         starts = self.offsets.index_select(0, order)
         lengths = self.offsets.index_select(0, order + 1) - starts
-        offsets = torch.zeros(len(order) + 1, dtype=torch.int64)
-        torch.cumsum(lengths, 0, out=offsets[1:])
+        offsets = offsets_of(lengths)
         entries = torch.repeat_interleave(starts - offsets[:-1], lengths)
         entries += torch.arange(len(entries))
         indices, values = self.indices.index_select(0, entries).long(), self.values.index_select(0, entries)
@@ -56,9 +55,7 @@ class SparseRows:
         if bool((columns.diff() < 0).any()):
             order = torch.argsort(rows * len(columns) + to)
             to, values = to[order], values[order]
-        offsets = torch.zeros(len(self) + 1, dtype=torch.int64)
-        torch.cumsum(torch.bincount(rows, minlength=len(self)), 0, out=offsets[1:])
-        return SparseRows(to, values, offsets, len(columns))
+        return SparseRows(to, values, offsets_of(torch.bincount(rows, minlength=len(self))), len(columns))
 
     def compact(self) -> "tuple[Tensor, SparseRows]":
         """The columns (c,), ascending, in which any row has an entry, and the rows restricted to these columns."""
@@ -75,8 +72,7 @@ class SparseRows:
     def with_nan(self, which: Tensor) -> "SparseRows":
         """The same rows; rows for which `which` (n,) is True become NaN in every entry."""
         lengths = torch.where(which, self.width, self.lengths())
-        offsets = torch.zeros_like(self.offsets)
-        torch.cumsum(lengths, 0, out=offsets[1:])
+        offsets = offsets_of(lengths)
         filled = which.repeat_interleave(lengths)
         kept = ~which.repeat_interleave(self.lengths())
         indices = torch.arange(len(filled)) - offsets[:-1].repeat_interleave(lengths)
@@ -122,6 +118,11 @@ class SparseRows:
 
 
 Rows = Tensor | SparseRows
+
+
+def offsets_of(lengths: Tensor) -> Tensor:
+    """Where each row's entries begin, given how many it has (n,), and where the last one's end, (n + 1,) int64."""
+    return F.pad(lengths.cumsum(0), (1, 0))
 
 
 def dense(x: Rows) -> Tensor:

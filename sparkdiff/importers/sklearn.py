@@ -37,21 +37,12 @@ def read(model: Any) -> Boosted | Averaged:
     return reader(model)
 
 
-def _single(model: Any) -> Averaged:
-    return _averaged(model, [model], forest=False)
-
-
-def _forest(model: Any) -> Averaged:
-    return _averaged(model, model.estimators_, forest=True)
-
-
-def _averaged(model: Any, members: Any, *, forest: bool) -> Averaged:
+def _averaged(model: Any) -> Averaged:
     nan = bool(model.__sklearn_tags__().input_tags.allow_nan)
-    classes = getattr(model, "classes_", None)
+    classes, forest = getattr(model, "classes_", None), hasattr(model, "estimators_")
+    members = model.estimators_ if forest else [model]
     trees = [_tree(member.tree_, nan=nan, classes=classes is not None) for member in members]
-    if classes is None:
-        return Averaged(trees, model.n_features_in_, forest)
-    return Averaged(trees, model.n_features_in_, forest, IMPURITIES[model.criterion], list(classes))
+    return Averaged(trees, model.n_features_in_, forest, IMPURITIES.get(model.criterion, "variance"), classes)
 
 
 def _tree(tree: Any, *, nan: bool, classes: bool) -> TreeArrays:
@@ -104,7 +95,7 @@ def _gradient_boosting(model: Any) -> Boosted:
         output=np.tile(np.arange(outputs), rounds),
         base=scale * base,
         numFeatures=model.n_features_in_,
-        classes=None if classes is None else list(classes),
+        classes=classes,
     )
 
 
@@ -126,7 +117,7 @@ def _hist(model: Any) -> Boosted:
         base=np.asarray(model._baseline_prediction, np.float64).reshape(-1),
         numFeatures=model.n_features_in_,
         link=IDENTITY if classes is not None else HIST_LINKS[loss],
-        classes=None if classes is None else list(classes),
+        classes=classes,
     )
 
 
@@ -182,9 +173,9 @@ def _hist_tree(predictor: Any, columns: Array, categories: dict[int, Array]) -> 
 
 
 READERS: Mapping[str, Callable[[Any], Boosted | Averaged]] = {
-    "DecisionTreeRegressor": _single, "DecisionTreeClassifier": _single, "ExtraTreeRegressor": _single,
-    "ExtraTreeClassifier": _single, "RandomForestRegressor": _forest, "RandomForestClassifier": _forest,
-    "ExtraTreesRegressor": _forest, "ExtraTreesClassifier": _forest, "GradientBoostingRegressor": _gradient_boosting,
+    "DecisionTreeRegressor": _averaged, "DecisionTreeClassifier": _averaged, "ExtraTreeRegressor": _averaged,
+    "ExtraTreeClassifier": _averaged, "RandomForestRegressor": _averaged, "RandomForestClassifier": _averaged,
+    "ExtraTreesRegressor": _averaged, "ExtraTreesClassifier": _averaged, "GradientBoostingRegressor": _gradient_boosting,
     "GradientBoostingClassifier": _gradient_boosting, "HistGradientBoostingRegressor": _hist,
     "HistGradientBoostingClassifier": _hist,
 }  # fmt: skip

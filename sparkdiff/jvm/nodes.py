@@ -125,7 +125,6 @@ class Nodes:
         stats, values = [_listed(row) for row in self.impurityStats], _listed(self.values)
         feature, categories = self.featureIndex.tolist(), self.numCategories.tolist()
         starts, ends = self.starts.tolist(), self.ends.tolist()
-        offsets = self.offsets.tolist()
         return [
             [
                 {
@@ -137,7 +136,7 @@ class Nodes:
                 }
                 for j in range(first, last)
             ]
-            for first, last in itertools.pairwise(offsets)
+            for first, last in itertools.pairwise(self.offsets.tolist())
         ]  # fmt: skip
 
     def check(self, numFeatures: int, name: str) -> None:

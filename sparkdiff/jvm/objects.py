@@ -1,7 +1,7 @@
 """Java objects: classes by name, arrays, constructors, and the JVM's form of Python's values."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,13 @@ def scala_object(name: str) -> Any:
 @functools.cache
 def _singleton(jvm: Any, name: str) -> Any:
     return _found(jvm, f"{name}$").getField("MODULE$").get(None)
+
+
+def each(collection: Any) -> Iterator[Any]:
+    """The elements of a collection of Scala's."""
+    iterator = collection.iterator()
+    while iterator.hasNext():
+        yield iterator.next()
 
 
 def array(kind: Any, items: Sequence[Any]) -> Any:

@@ -14,6 +14,8 @@ from py4j.protocol import Py4JError
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 
+from sparkdiff.jvm.objects import each
+
 SPARK_FORMATS = re.compile(
     r"org\.apache\.spark\.(sql\.execution\.datasources|sql\.avro|sql\.hive\.orc|ml\.source)\.[\w.$]+"
 )
@@ -75,8 +77,8 @@ def plan_facts(df: DataFrame, *, after_stages: bool = False) -> dict[str, Any] |
             escaped = "LIKE" in analyzed.toString() and "ESCAPE" in analyzed.toString()
         if tree is None or escaped or not optimized.deterministic():
             return None
-        roots = [_roots(leaf) for leaf in _leaves(analyzed)]
-        relations = [_relation(spark, leaf) for leaf in _leaves(optimized)]
+        roots = [_roots(leaf) for leaf in each(analyzed.collectLeaves())]
+        relations = [_relation(spark, leaf) for leaf in each(optimized.collectLeaves())]
     except (Py4JError, PySparkException, AttributeError):
         return None
     if None in roots or None in relations:
@@ -162,11 +164,6 @@ def _printing(spark: SparkSession) -> Iterator[None]:
             sessions.clearActiveSession()
 
 
-def _leaves(plan: Any) -> list[Any]:
-    leaves = plan.collectLeaves()
-    return [leaves.apply(i) for i in range(leaves.size())]
-
-
 def files_of(leaf: Any) -> Any:
     """The relation of a leaf if it reads only files, else None."""
     if not leaf.getClass().getName().endswith(".LogicalRelation"):
@@ -181,7 +178,7 @@ def files_of(leaf: Any) -> Any:
 
 def _roots(leaf: Any) -> list[str] | None:
     relation = files_of(leaf)
-    return None if relation is None else [path.toString() for path in _each(relation.location().rootPaths())]
+    return None if relation is None else [path.toString() for path in each(relation.location().rootPaths())]
 
 
 def _relation(spark: SparkSession, leaf: Any) -> list[Any] | None:
@@ -189,17 +186,10 @@ def _relation(spark: SparkSession, leaf: Any) -> list[Any] | None:
     relation = files_of(leaf)
     if relation is None:
         return None
-    options = sorted([pair._1(), pair._2()] for pair in _each(relation.options()))
+    options = sorted([pair._1(), pair._2()] for pair in each(relation.options()))
     files = file_facts(spark, relation.location().inputFiles())
     schemas = [relation.dataSchema().json(), relation.partitionSchema().json()]
     return [relation.fileFormat().getClass().getName(), *schemas, options, files]
-
-
-def _each(collection: Any) -> Iterator[Any]:
-    """The elements of a collection of Scala's."""
-    iterator = collection.iterator()
-    while iterator.hasNext():
-        yield iterator.next()
 
 
 # Files ----------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from pyspark.ml.wrapper import JavaParams
 from sparkdiff.errors import InputError, SparkdiffError
 from sparkdiff.jvm import sessions
 from sparkdiff.jvm.files import _arrow, read_rows, saved, write_rows
-from sparkdiff.jvm.objects import constructor, in_java, no_params
+from sparkdiff.jvm.objects import constructor, each, in_java, no_params
 from sparkdiff.jvm.sessions import model_at
 
 
@@ -186,8 +186,7 @@ def java_params(stage: Any) -> str | None:
     params = java.extractParamMap()
     text = str(params.toString())
     if "@" in text:  # an array's text is its address
-        pairs = [params.toSeq().apply(i) for i in range(params.size())]
-        text = "\n".join(f"{pair.param().name()}: {_listed(pair.value())}" for pair in pairs)
+        text = "\n".join(f"{pair.param().name()}: {_listed(pair.value())}" for pair in each(params.toSeq()))
     return text
 
 

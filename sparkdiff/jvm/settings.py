@@ -6,6 +6,8 @@ from py4j.protocol import Py4JError
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
+from sparkdiff.jvm.objects import each
+
 ALWAYS = ("spark.sql.session.timeZone", "spark.sql.ansi.enabled", "spark.sql.caseSensitive")
 """Settings that count even if they are not set, because their defaults depend on the machine, the version or the
 vendor.
@@ -94,11 +96,7 @@ def _all(spark: SparkSession) -> dict[str, str]:
     if hasattr(spark.conf, "getAll"):  # since Spark 4.0
         return dict(spark.conf.getAll)
     conf: Any = spark.conf
-    pairs, found = conf._jconf.getAll().iterator(), {}
-    while pairs.hasNext():
-        pair = pairs.next()
-        found[pair._1()] = pair._2()
-    return found
+    return {pair._1(): pair._2() for pair in each(conf._jconf.getAll())}
 
 
 def _default(spark: SparkSession, key: str) -> str | None:

@@ -91,8 +91,7 @@ def _counter(words: Sequence[str]) -> CountVectorizerModel:
         return CountVectorizerModel.from_vocabulary(list(words), inputCol="words")
     jvm = packages()
     array = jvm.java.util.regex.Pattern.compile(BETWEEN, LITERAL).split(together, -1)
-    counter: CountVectorizerModel = JavaParams._from_java(jvm.org.apache.spark.ml.feature.CountVectorizerModel(array))
-    return counter
+    return JavaParams._from_java(jvm.org.apache.spark.ml.feature.CountVectorizerModel(array))
 
 
 def _mllib(stage: Any) -> Any:

@@ -6,7 +6,8 @@ from typing import NamedTuple, TypeVar
 
 from torch import Tensor
 
-from sparkdiff.stages.base import StageModule
+from sparkdiff.rows import Rows, scaled
+from sparkdiff.stages.base import StageModule, parameter
 
 Stage = TypeVar("Stage", bound=StageModule)
 Parameters = Mapping[str, Tensor]
@@ -90,20 +91,30 @@ class Unchanged(Columnwise):
         return AffineForm([slope], 0.0, lambda gradients, constant, room: gradients[0])
 
 
+class Factors(Columnwise):
+    """y = x * factors (d,), which are the one weight of the subclass; sparse stays sparse."""
+
+    def __init__(self, factors: Tensor):
+        super().__init__()
+        self.register_parameter(self.weights[0], parameter(factors))
+
+    def forward(self, x: Rows) -> Rows:  # (n, d) -> (n, d)
+        return scaled(x, getattr(self, self.weights[0]))
+
+    def affine_form(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> AffineForm:
+        [name] = self.weights
+        factor = p[name][..., None]  # (K, d, 1)
+
+        def back(gradients: list[Tensor], constant: Tensor, room: Parameters) -> Tensor:
+            if name in room:
+                room[name].add_((gradients[0] * slope).sum(-1))
+            return gradients[0] * factor
+
+        return AffineForm([slope * factor], 0.0, back)
+
+
 def with_buffers(stage: Stage, **buffers: Tensor) -> Stage:
     """The stage with other buffers of these names; everything else is shared."""
     other = copy.copy(stage)
     other._buffers = {**stage._buffers, **buffers}
     return other
-
-
-def affine_form_by_column(name: str, p: Parameters, slope: Tensor) -> AffineForm:
-    """`affine_form` of x * factor, the factors (d,) being the parameter of this name."""
-    factor = p[name][..., None]  # (K, d, 1)
-
-    def back(gradients: list[Tensor], constant: Tensor, room: Parameters) -> Tensor:
-        if name in room:
-            room[name].add_((gradients[0] * slope).sum(-1))
-        return gradients[0] * factor
-
-    return AffineForm([slope * factor], 0.0, back)

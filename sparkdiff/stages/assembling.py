@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sparkdiff.errors import InputError
-from sparkdiff.rows import Rows, SparseRows
+from sparkdiff.rows import Rows, SparseRows, offsets_of
 from sparkdiff.stages.affine import Affine, AffineForm, Parameters
 from sparkdiff.stages.base import register
 
@@ -70,6 +70,5 @@ def beside(parts: list[Rows]) -> SparseRows:
         start += width
     row = torch.cat(rows)
     order = torch.argsort(row, stable=True)  # blocks come in column order, so a stable sort keeps indices ascending
-    offsets = torch.zeros(len(parts[0]) + 1, dtype=torch.int64)
-    torch.cumsum(torch.bincount(row, minlength=len(parts[0])), 0, out=offsets[1:])
+    offsets = offsets_of(torch.bincount(row, minlength=len(parts[0])))
     return SparseRows(torch.cat(indices)[order], torch.cat(values)[order], offsets, start)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparkdiff import jvm
 from sparkdiff.errors import InputError
 from sparkdiff.jvm import encoders as spark
 from sparkdiff.rows import Nulls, Rows, SparseRows, dense
@@ -146,8 +147,7 @@ class Binarizer(Comparing):
 
     def to_spark(self, stage: Any) -> Any:
         value = self.weight(self.name)
-        value = value if isinstance(value, float) else value.tolist()
-        return stage.copy({} if value == stage.getOrDefault(self.name) else {stage.getParam(self.name): value})
+        return jvm.with_params(stage, {self.name: value if isinstance(value, float) else value.tolist()})
 
 
 class SortedSplits(Ordered):
@@ -287,8 +287,7 @@ class Bucketizer(Comparing):
 
     def to_spark(self, stage: Any) -> Any:
         value = [s.tolist() for s in self.splits_of()]
-        value = value if self.name == "splitsArray" else value[0]
-        return stage.copy({} if value == stage.getOrDefault(self.name) else {stage.getParam(self.name): value})
+        return jvm.with_params(stage, {self.name: value if self.name == "splitsArray" else value[0]})
 
 
 def ordered_bits(x: Tensor) -> Tensor:

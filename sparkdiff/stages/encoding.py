@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparkdiff.errors import InputError
-from sparkdiff.rows import Nulls, Rows, SparseRows
+from sparkdiff.rows import Nulls, Rows, SparseRows, offsets_of
 from sparkdiff.stages.base import StageModule, register
 
 SPARSE_FROM = 1024
@@ -64,6 +64,5 @@ class OneHotEncoder(StageModule):
         if width < SPARSE_FROM:
             return F.one_hot(index, size + 1)[:, :width].to(x.dtype)
         stored = index < width
-        offsets = torch.zeros(len(x) + 1, dtype=torch.int64)
-        torch.cumsum(stored, 0, out=offsets[1:])
-        return SparseRows(index[stored], torch.ones(int(offsets[-1]), dtype=x.dtype), offsets, width)
+        index = index[stored]
+        return SparseRows(index, torch.ones_like(index, dtype=x.dtype), offsets_of(stored), width)

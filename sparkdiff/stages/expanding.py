@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparkdiff.rows import Rows, SparseRows
+from sparkdiff.rows import Rows, SparseRows, offsets_of
 from sparkdiff.stages.base import StageModule, register
 
 
@@ -42,10 +42,8 @@ class PolynomialExpansion(StageModule):
         return torch.cat(products[1:], 1)[:, place]
 
     def expanded_sparse(self, x: SparseRows) -> SparseRows:
-        begin, last = (
-            x.offsets[:-1],
-            x.offsets[1:] - 1,
-        )  # a row's first entry, and the last that may be multiplied with next
+        # A row's first entry, and the last that may be multiplied with next.
+        begin, last = x.offsets[:-1], x.offsets[1:] - 1
         of, product, place = torch.arange(len(x)), x.values.new_ones(len(x)), torch.full((len(x),), -1)
         found = []
         for level in range(self.degree):
@@ -61,8 +59,7 @@ class PolynomialExpansion(StageModule):
         row, place, product = (torch.cat(parts) for parts in zip(*found, strict=True))
         width = math.comb(x.width + self.degree, self.degree) - 1
         order = torch.argsort(row * width + place)
-        offsets = torch.zeros(len(x) + 1, dtype=torch.int64)
-        torch.cumsum(torch.bincount(row, minlength=len(x)), 0, out=offsets[1:])
+        offsets = offsets_of(torch.bincount(row, minlength=len(x)))
         return SparseRows(place[order], product[order], offsets, width)
 
 

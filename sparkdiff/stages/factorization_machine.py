@@ -1,18 +1,18 @@
 """FMRegressor and FMClassifier: linear terms and products of all pairs of features, of low rank."""
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from sparkdiff.rows import Rows, SparseRows
-from sparkdiff.stages.base import StageModule, parameter, register, tensor
+from sparkdiff.stages.base import parameter, register, tensor
 from sparkdiff.stages.linear import coefficient_units, product
-from sparkdiff.stages.predictor import LeastSquares, ProbabilisticClassifier
+from sparkdiff.stages.predictor import LeastSquares, Predictor, ProbabilisticClassifier
 from sparkdiff.stages.trainable import FeatureStats, LabelStats
 
 
-class Factorized(StageModule):
+class Factorized(Predictor):
     """intercept + x @ linear + sum over i < j of <factors_i, factors_j> x_i x_j.
 
     Source: org.apache.spark.ml.regression.FactorizationMachines.getRawPrediction.
@@ -24,13 +24,15 @@ class Factorized(StageModule):
     linear: Tensor
     factors: Tensor
 
-    def read(self, stage: Any) -> None:
-        """Take the parameters of a fitted stage."""
-        self.intercept = parameter(tensor(stage.intercept), stage.getFitIntercept())  # ()
-        self.linear = parameter(tensor(stage.linear), stage.getFitLinear())  # (d,)
-        self.factors = parameter(tensor(stage.factors))  # (d, f)
+    @classmethod
+    def from_spark(cls, stage: Any) -> Self:
+        out = cls()
+        out.intercept = parameter(tensor(stage.intercept), stage.getFitIntercept())  # ()
+        out.linear = parameter(tensor(stage.linear), stage.getFitLinear())  # (d,)
+        out.factors = parameter(tensor(stage.factors))  # (d, f)
+        return out
 
-    def combined(self, x: Rows) -> Tensor:  # (n, d) -> (n,)
+    def margin(self, x: Rows) -> Tensor:  # type: ignore[override]  # (n, d) -> (n,)
         out = self.intercept + product(x, self.linear)
         if torch.is_grad_enabled():
             total, squares = product(x, self.factors.T), product(_squared(x), (self.factors * self.factors).T)
@@ -46,9 +48,9 @@ class Factorized(StageModule):
             out = out + 0.5 * (total * total - squares)
         return out
 
-    def parameter_units(self, x: FeatureStats, unit: float) -> dict[str, Tensor]:
+    def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
         """A linear coefficient's as elsewhere; a factor's moves its feature's products with the usual others as far."""
-        one = coefficient_units(x, 1.0)
+        unit, one = self.margin_unit(y), coefficient_units(x, 1.0)
         usual = (self.factors.detach() * torch.where(x.std > 0, x.std, 0.0)[:, None]).norm(dim=0)  # (f,)
         size = torch.sqrt(torch.tensor(unit, dtype=torch.float64))
         scale = torch.where(usual > 0, torch.minimum(unit / usual, size), size)
@@ -63,18 +65,6 @@ class Factorized(StageModule):
 class FMRegression(Factorized, LeastSquares):
     """prediction = the combination of linear terms and products."""
 
-    @classmethod
-    def from_spark(cls, stage: Any) -> "FMRegression":
-        out = cls()
-        out.read(stage)
-        return out
-
-    def margin(self, x: Rows) -> Tensor:  # type: ignore[override]  # one input column
-        return self.combined(x)
-
-    def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
-        return self.parameter_units(x, self.margin_unit(y))
-
 
 @register("pyspark.ml.classification.FMClassificationModel")
 class FMClassification(Factorized, ProbabilisticClassifier):
@@ -84,21 +74,14 @@ class FMClassification(Factorized, ProbabilisticClassifier):
     margin_link = "logit"
 
     @classmethod
-    def from_spark(cls, stage: Any) -> "FMClassification":
-        out = cls()
+    def from_spark(cls, stage: Any) -> Self:
+        out = super().from_spark(stage)
         out.shown, out.cuts = cls.settings(stage).values()
-        out.read(stage)
         return out
-
-    def margin(self, x: Rows) -> Tensor:  # type: ignore[override]  # one input column
-        return self.combined(x)
 
     def raw_and_probability(self, margin: Tensor) -> tuple[Tensor, Tensor]:
         one = 1 / (1 + torch.exp(-margin))  # by Spark's order of operations: p[0] = 1 - p[1]
         return torch.stack([-margin, margin], 1), torch.stack([1 - one, one], 1)
-
-    def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
-        return self.parameter_units(x, 1.0)
 
 
 def _squared(x: Rows) -> Rows:

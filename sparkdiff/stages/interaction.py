@@ -1,13 +1,15 @@
 """Products of every entry of one column with every entry of the others: Interaction."""
 
+import math
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sparkdiff.errors import InputError
-from sparkdiff.rows import Rows, SparseRows, dense, width
+from sparkdiff.rows import Rows, SparseRows, dense, offsets_of, width
 from sparkdiff.stages.base import register
 from sparkdiff.stages.encoding import SPARSE_FROM
 from sparkdiff.stages.fields import UNDECIDED, Field, FieldReader, StaysInSparkError
@@ -56,32 +58,21 @@ class Interaction(FieldReader):
 
     def forward(self, *columns: Rows) -> Rows:  # scalars (n,) and vectors (n, d_i) -> (n, product of d_i)
         sizes = [max(width(c), k) for c, k in zip(columns, self.values, strict=True)]
-        total = 1
-        for size in sizes:
-            total *= size
         sparse = any(isinstance(c, SparseRows) for c in columns)
-        if sparse or (total >= SPARSE_FROM and max(self.values) > 1):
+        if sparse or (math.prod(sizes) >= SPARSE_FROM and max(self.values) > 1):
             finite = all(bool((c.values if isinstance(c, SparseRows) else c).isfinite().all()) for c in columns)
-            storage = [
-                s if s != "compressed" or not finite else "sparse" for s in self.storage_of
-            ]  # zeros make no difference
+            # Zeros make no difference among finite numbers.
+            storage = ["sparse" if s == "compressed" and finite else s for s in self.storage_of]
             parts = [self._stored(*of) for of in zip(columns, self.names, self.values, storage, strict=True)]
-            out = parts[-1]
-            for part in reversed(parts[:-1]):
-                out = _crossed(part, out)
-            return out
+            return reduce(lambda fast, slow: _crossed(slow, fast), reversed(parts))
         strided = [
             self._encoded(dense(c), name, k) for c, name, k in zip(columns, self.names, self.values, strict=True)
         ]
-        product = strided[-1]
-        for x in reversed(strided[:-1]):
-            product = (x[:, :, None] * product[:, None, :]).flatten(1)
+        product = reduce(lambda fast, slow: (slow[:, :, None] * fast[:, None, :]).flatten(1), reversed(strided))
         if all(bool(x.isfinite().all()) for x in strided):
             return product
         counts = [_is_stored(x, k, s) for x, k, s in zip(strided, self.values, self.storage_of, strict=True)]
-        stored = counts[-1]
-        for one in reversed(counts[:-1]):
-            stored = (one[:, :, None] & stored[:, None, :]).flatten(1)
+        stored = reduce(lambda fast, slow: (slow[:, :, None] & fast[:, None, :]).flatten(1), reversed(counts))
         return torch.where(stored, product, 0.0)
 
     def _index(self, x: Tensor, name: str, values: int) -> Tensor:
@@ -108,9 +99,7 @@ class Interaction(FieldReader):
             value = torch.ones_like(column) if values > 1 else column
             return SparseRows(index, value, torch.arange(n + 1), values)
         stored = _is_stored(column, 1, storage)
-        offsets = torch.zeros(n + 1, dtype=torch.int64)
-        torch.cumsum(stored.sum(1), 0, out=offsets[1:])
-        return SparseRows(stored.nonzero()[:, 1], column[stored], offsets, column.shape[1])
+        return SparseRows(stored.nonzero()[:, 1], column[stored], offsets_of(stored.sum(1)), column.shape[1])
 
 
 def _categories(name: str, field: Field) -> int:
@@ -165,16 +154,13 @@ def _compressed(x: SparseRows) -> SparseRows:
     order = rows.argsort(stable=True)
     indices = torch.cat([x.indices[kept], torch.arange(x.width).repeat(len(full))])[order]
     values = torch.cat([x.values[kept], x.take(full).to_dense().flatten()])[order]
-    offsets = torch.zeros(len(x) + 1, dtype=torch.int64)
-    torch.cumsum(torch.bincount(rows, minlength=len(x)), 0, out=offsets[1:])
-    return SparseRows(indices, values, offsets, x.width)
+    return SparseRows(indices, values, offsets_of(torch.bincount(rows, minlength=len(x))), x.width)
 
 
 def _crossed(slow: SparseRows, fast: SparseRows) -> SparseRows:
     """Every stored entry of one times every stored entry of the other, row by row."""
     many, few = slow.lengths(), fast.lengths()
-    offsets = torch.zeros(len(slow) + 1, dtype=torch.int64)
-    torch.cumsum(many * few, 0, out=offsets[1:])
+    offsets = offsets_of(many * few)
     row = torch.repeat_interleave(torch.arange(len(slow)), many * few)
     place = torch.arange(int(offsets[-1])) - offsets[row]
     i = slow.offsets[row] + place // few[row]

@@ -217,9 +217,7 @@ class LogisticRegression(MatrixProduct, ProbabilisticClassifier):
 
     @classmethod
     def from_spark(cls, stage: Any) -> "LogisticRegression":
-        matrix = tensor(stage.coefficientMatrix)
-        given = stage.isSet("thresholds") or stage.isDefined("thresholds")
-        bounds = {}
+        matrix, bounds = tensor(stage.coefficientMatrix), {}
         for side in ("lower", "upper"):
             for param, weight in (("Coefficients", "coefficientMatrix"), ("Intercepts", "interceptVector")):
                 name = f"{side}BoundsOn{param}"
@@ -227,7 +225,7 @@ class LogisticRegression(MatrixProduct, ProbabilisticClassifier):
                     bounds[f"{side} {weight}"] = tensor(stage.getOrDefault(name))
         return cls(
             matrix, tensor(stage.interceptVector), stage.getFitIntercept(), num_classes=stage.numClasses,
-            thresholds=tensor(stage.getOrDefault("thresholds")) if given and len(matrix) > 1 else None,
+            thresholds=cls.settings(stage)["thresholds"] if len(matrix) > 1 else None,
             threshold=binary_threshold(stage) if len(matrix) == 1 else 0.5, bounds=bounds, uid=stage.uid,
             shown=cls.shown_by(stage), movable=not stage.isSet("thresholds"),
         )  # fmt: skip

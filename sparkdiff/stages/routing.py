@@ -27,13 +27,8 @@ class Splits:
 
     column: Tensor  # (S,) int32 among the gathered columns
     source: Tensor  # (S,) int32 into the thresholds, one past their end where there is none
-    subset: (
-        Tensor | None
-    )  # (S,) int32 which of the sets of categories, -1 where there is none; None where there are none at all
+    subset: Tensor | None  # (S,) int32 among the sets of categories, -1 where there is none; None without any
     threshold: Tensor | None = None  # (S,) float64, from `source`
-
-    def load(self, thresholds: Tensor) -> None:
-        self.threshold = thresholds.index_select(0, self.source)
 
 
 @dataclass
@@ -186,7 +181,7 @@ class Router:
         self.seen = thresholds.clone()
         padded = torch.cat([thresholds, thresholds.new_zeros(1)])
         for splits in [*self.levels, *([self.below] if self.below else [])]:
-            splits.load(padded)
+            splits.threshold = padded.index_select(0, splits.source)
 
     def _rows(self, x: Tensor | SparseRows) -> int:
         """Rows at a time."""

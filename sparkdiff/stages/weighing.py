@@ -1,15 +1,14 @@
 """Stages that multiply the entries of a row: Normalizer, ElementwiseProduct."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sparkdiff.rows import Rows, SparseRows, scaled
-from sparkdiff.stages.affine import AffineForm, Columnwise, Parameters, affine_form_by_column
-from sparkdiff.stages.base import StageModule, parameter, register, tensor
+from sparkdiff.rows import Rows, SparseRows
+from sparkdiff.stages.affine import Factors
+from sparkdiff.stages.base import StageModule, register, tensor
 from sparkdiff.stages.trainable import FeatureStats, LabelStats
 
 
@@ -60,7 +59,7 @@ def largest(x: Rows) -> Tensor:
 
 
 @register("pyspark.ml.feature.ElementwiseProduct")
-class ElementwiseProduct(Columnwise):
+class ElementwiseProduct(Factors):
     """y = x * scalingVec; sparse stays sparse. The weights are a Param of the stage.
 
     Source: org.apache.spark.mllib.feature.ElementwiseProduct.
@@ -71,9 +70,7 @@ class ElementwiseProduct(Columnwise):
     feature_axis = {"scalingVec": 0}
     refusals = ("a scalingVec with infinite values or NaN",)
 
-    def __init__(self, scalingVec: Tensor):
-        super().__init__()
-        self.scalingVec = parameter(scalingVec)  # (d,)
+    scalingVec: Tensor
 
     @classmethod
     def refuses(cls, stage: Any) -> str | None:
@@ -87,12 +84,6 @@ class ElementwiseProduct(Columnwise):
     @classmethod
     def from_spark(cls, stage: Any) -> "ElementwiseProduct":
         return cls(tensor(stage.getScalingVec()))
-
-    def forward(self, x: Rows) -> Rows:  # (n, d) -> (n, d)
-        return scaled(x, self.scalingVec)
-
-    def affine_form(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> AffineForm:
-        return affine_form_by_column("scalingVec", p, slope)
 
     def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
         # Relative to each weight; one of 0 moves as the others do on average.

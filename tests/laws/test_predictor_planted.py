@@ -204,8 +204,8 @@ TRAPS: dict[str, tuple[str, type, str, Any]] = {
     "perceptron raw behind the softmax": (
         "perceptron", MultilayerPerceptron, "raw_and_probability", lambda self, m: (m.softmax(1), m.softmax(1)),
     ),
-    "FM without the half": ("FM", Factorized, "combined", without_half),
-    "FM with each feature's own square": ("FM", Factorized, "combined", with_squares),
+    "FM without the half": ("FM", Factorized, "margin", without_half),
+    "FM with each feature's own square": ("FM", Factorized, "margin", with_squares),
     "FM: sigmoid of 2 m": ("FM of classes", FMClassification, "raw_and_probability", sigmoid_of_twice),
     "FM: thresholds ignored": (
         "FM of classes", FMClassification, "label", lambda self, raw, probability: raw.argmax(1),
