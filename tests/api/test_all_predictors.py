@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import (
     FMClassifier,
@@ -22,6 +23,7 @@ from pyspark.sql import DataFrame, functions as F
 from small_data import NUMBERS, pipeline, sides, tune
 
 import sparkdiff
+from sparkdiff import FineTunerModel
 
 pytestmark = pytest.mark.once  # what is Spark's in it the laws check on every version
 
@@ -81,8 +83,8 @@ CASES: dict[str, Case] = {
     ),
     "one against the rest": (
         [scaler, lambda: pca(2)],
-        lambda: OneVsRest(featuresCol="x", labelCol="kind", classifier=LogisticRegression(regParam=0.3)), "rawPrediction",
-        against_the_rest, "oneVsRest",
+        lambda: OneVsRest(featuresCol="x", labelCol="kind", classifier=LogisticRegression(regParam=0.3, maxIter=5)),
+        "rawPrediction", against_the_rest, "oneVsRest",
     ),
     "one against the rest of trees": (
         [], lambda: OneVsRest(featuresCol="x", labelCol="kind", classifier=GBTClassifier(maxIter=2, maxDepth=2, seed=1)),
@@ -99,16 +101,30 @@ def measured(
     return float(loss(np.array([r[label] for r in found]), shown).mean())
 
 
-SLOW = ("factorization machine of classes", "multinomial Bayes")
-MARKS = {**dict.fromkeys(SLOW, pytest.mark.slow), "one against the rest of trees": pytest.mark.nightly}
+MARKS = {"one against the rest of trees": pytest.mark.nightly}
+Tuned = tuple[PipelineModel, FineTunerModel]
+
+
+@pytest.fixture(scope="module")
+def tuned(df: DataFrame, shared: Path) -> Callable[[str], Tuned]:
+    """The pipeline of a case and its fine-tuning, each made once."""
+    made: dict[str, Tuned] = {}
+
+    def of(case: str) -> Tuned:
+        if case not in made:
+            before, head, *_ = CASES[case]
+            model = pipeline(df, head(), *(make() for make in before))
+            made[case] = model, tune(model, df, shared, guard=1.0)  # what training moved is to be seen
+        return made[case]
+
+    return of
 
 
 @pytest.mark.parametrize("case", [pytest.param(c, marks=MARKS.get(c, ())) for c in CASES])
-def test_tuned_saved_and_loaded(df: DataFrame, shared: Path, tmp_path: Path, case: str) -> None:
-    before, head, column, loss, name = CASES[case]
-    model = pipeline(df, head(), *(make() for make in before))
+def test_tuned(df: DataFrame, tuned: Callable[[str], Tuned], case: str) -> None:
+    before, _, column, loss, name = CASES[case]
+    model, found = tuned(case)
     label = model.stages[-1].getLabelCol()
-    found = tune(model, df, shared, guard=1.0)  # what training moved is to be seen
     assert found.summary.decision == "tuned", found.summary.reason
     assert found.summary.metric == name
     held, rows = found.summary.metrics["validation"], sides(df)["validation"]
@@ -116,15 +132,33 @@ def test_tuned_saved_and_loaded(df: DataFrame, shared: Path, tmp_path: Path, cas
     assert held["before"] == pytest.approx(measured(model, rows, label, column, loss), rel=1e-9)
     assert held["after"] == pytest.approx(measured(found.pipelineModel, rows, label, column, loss), rel=1e-9)
     assert held["after"] < held["before"]
+    assert found.summary.parity["after"]["ok"]
     moved = {key.partition("_")[0] for key in found.summary.stages}
     upstream = {"StandardScaler", "PCA"} & {type(make()).__name__ for make in before}
     assert moved >= (upstream - {"PCA"} if case == "isotonic" else upstream)
-    found.pipelineModel.write().overwrite().save(str(tmp_path / "tuned"))
-    again = PipelineModel.load(str(tmp_path / "tuned"))
-    one, other = (m.transform(rows).select("prediction").toPandas().to_numpy() for m in (found.pipelineModel, again))
-    assert np.array_equal(one, other)
-    assert sparkdiff.verify(again, rows).ok
-    assert [s.uid for s in again.stages] == [s.uid for s in model.stages]
+
+
+@pytest.mark.parametrize(
+    "cases",
+    [[c for c in CASES if c not in MARKS], pytest.param([*MARKS], marks=pytest.mark.nightly)],
+    ids=["all", "rest"],
+)
+def test_saved_and_loaded(df: DataFrame, tuned: Callable[[str], Tuned], tmp_path: Path, cases: list[str]) -> None:
+    """The tuned predictors, saved as the stages of one pipeline that nobody transforms with."""
+    heads = [tuned(case)[1].pipelineModel.stages[-1] for case in cases]
+    PipelineModel(heads).write().save(str(tmp_path / "heads"))
+    loaded = PipelineModel.load(str(tmp_path / "heads")).stages
+    assert [(type(s), s.uid) for s in loaded] == [(type(s), s.uid) for s in heads]
+    rows = sides(df)["validation"].limit(50)
+    for case, again in zip(cases, loaded, strict=True):
+        model, found = tuned(case)
+        assert [s.uid for s in found.pipelineModel.stages] == [s.uid for s in model.stages]
+        whole = PipelineModel([*found.pipelineModel.stages[:-1], again])
+        one, other = (sparkdiff.translate(m).state_dict() for m in (found.pipelineModel, whole))
+        assert one.keys() == other.keys() and all(torch.equal(v, other[k]) for k, v in one.items()), case
+        made = [c for c in ("rawPrediction", "probability", "prediction") if again.hasParam(f"{c}Col")]
+        one, other = (m.transform(rows).select(*made).collect() for m in (found.pipelineModel, whole))
+        assert one == other, case
 
 
 @pytest.fixture(scope="module")
@@ -190,54 +224,52 @@ def test_a_censor_made_by_a_stage_is_had_from_the_cache(df: DataFrame, shared: P
 # Predictors that feed predictors --------------------------------------------------------------------------------------
 
 
-def stacked(df: DataFrame, first: Any, column: str, head: Any) -> PipelineModel:
-    stages = [
-        VectorAssembler(inputCols=NUMBERS, outputCol="raw"),
-        StandardScaler(inputCol="raw", outputCol="scaled", withMean=True),
-        first,
-        VectorAssembler(inputCols=[column, "scaled"], outputCol="x"),
-        head,
-    ]
-    return Pipeline(stages=stages).fit(df)
-
-
-STACKS: dict[str, tuple[Callable[[], Any], str, bool]] = {
-    "probability": (lambda: LogisticRegression(featuresCol="scaled", labelCol="rain", regParam=0.5), "p", True),
-    "rawPrediction": (lambda: LinearSVC(featuresCol="scaled", labelCol="rain", maxIter=3), "r", True),
+FRONT: dict[str, tuple[Callable[[], Any], str]] = {
+    "probability": (lambda: LogisticRegression(featuresCol="scaled", labelCol="rain", regParam=0.5, maxIter=3), "probability"),
+    "rawPrediction": (lambda: LinearSVC(featuresCol="scaled", labelCol="rain", maxIter=3), "rawPrediction"),
     "raw of several": (
-        lambda: OneVsRest(featuresCol="scaled", labelCol="kind", classifier=LogisticRegression(regParam=0.5)),
-        "rawPrediction", True,
+        lambda: OneVsRest(
+            featuresCol="scaled", labelCol="kind", classifier=LogisticRegression(regParam=0.5, maxIter=3)
+        ), "rawPrediction",
     ),
-    "regression": (lambda: FMRegressor(featuresCol="scaled", labelCol="wait", factorSize=2, maxIter=5, seed=1), "l", True),
-    "curve": (lambda: IsotonicRegression(featuresCol="scaled", labelCol="wait", featureIndex=2), "l", True),
-    "times": (lambda: AFTSurvivalRegression(featuresCol="scaled", labelCol="wait", censorCol="one", maxIter=3), "l", True),
-    "bayes": (lambda: NaiveBayes(featuresCol="scaled", labelCol="kind", modelType="gaussian"), "p", True),
+    "regression": (lambda: FMRegressor(featuresCol="scaled", labelCol="wait", factorSize=2, maxIter=5, seed=1), "prediction"),
+    "curve": (lambda: IsotonicRegression(featuresCol="scaled", labelCol="wait", featureIndex=2), "prediction"),
+    "times": (
+        lambda: AFTSurvivalRegression(featuresCol="scaled", labelCol="wait", censorCol="one", maxIter=3), "prediction",
+    ),
+    "bayes": (lambda: NaiveBayes(featuresCol="scaled", labelCol="kind", modelType="gaussian"), "probability"),
     "perceptron": (
-        lambda: MultilayerPerceptronClassifier(featuresCol="scaled", labelCol="kind", layers=[4, 2, 3], maxIter=3, seed=1), "p",
-        True,
+        lambda: MultilayerPerceptronClassifier(featuresCol="scaled", labelCol="kind", layers=[4, 2, 3], maxIter=3, seed=1),
+        "probability",
     ),
-    "a class": (lambda: LinearSVC(featuresCol="scaled", labelCol="rain", maxIter=3), "l", False),
+    "a class": (lambda: LinearSVC(featuresCol="scaled", labelCol="rain", maxIter=3), "prediction"),
 }  # fmt: skip
+"""A predictor, and the column of its output that the last predictor reads."""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", STACKS)
-def test_gradients_reach_a_predictor_in_front(df: DataFrame, shared: Path, case: str) -> None:
-    make, column, flows = STACKS[case]
-    first = make()
-    for letter, param in (("r", "rawPredictionCol"), ("p", "probabilityCol"), ("l", "predictionCol")):
-        if first.hasParam(param) and (param != "rawPredictionCol" or column != "rawPrediction"):
-            first._set(**{param: letter})
-    head = LinearRegression(featuresCol="x", labelCol="riders", regParam=1.0)
+def test_gradients_reach_predictors_in_front(df: DataFrame, shared: Path) -> None:
+    """All of them at once in front of one regression, which has a reason to change each; a class passes no gradient."""
+    front, read = {}, []
+    for i, (case, (make, column)) in enumerate(FRONT.items()):
+        front[case] = make()
+        for name in ("rawPrediction", "probability", "prediction"):
+            if front[case].hasParam(f"{name}Col") and (case, name) != ("raw of several", "rawPrediction"):
+                front[case]._set(**{f"{name}Col": f"{name}{i}"})
+        read.append(column if case == "raw of several" else f"{column}{i}")  # PySpark fits that one without its name
+    stages = [
+        VectorAssembler(inputCols=NUMBERS, outputCol="raw"), scaler(), *front.values(),
+        VectorAssembler(inputCols=[*read, "scaled"], outputCol="x"),
+        LinearRegression(featuresCol="x", labelCol="riders", regParam=1.0),
+    ]  # fmt: skip
     data = df.withColumn("one", F.lit(1.0))
-    model = stacked(data, first, column, head)
-    trainable = {s.stageClass: s.trainable for s in sparkdiff.plan(model).stages}
-    assert trainable[type(model.stages[2]).__name__] is flows
-    if case not in ("probability", "raw of several", "times", "a class"):
-        assert sparkdiff.verify(model, data.limit(200)).ok
-        return
+    model = Pipeline(stages=stages).fit(data)
+    fitted = dict(zip(front, model.stages[2:], strict=False))
+    trainable = {s.uid: s.trainable for s in sparkdiff.plan(model).stages}
+    assert {case: trainable[s.uid] for case, s in fitted.items()} == {case: case != "a class" for case in FRONT}
+    assert sparkdiff.verify(model, data.limit(200)).ok
     found = tune(model, data, shared, guard=1.0)
     assert found.summary.decision == "tuned"
-    moved = {name.partition("_")[0] for name in found.summary.stages}
-    assert (model.stages[2].uid.partition("_")[0] in moved) is flows
+    moved = {name.partition(".")[0] for name in found.summary.stages}
+    assert {case: s.uid in moved for case, s in fitted.items()} == {case: case != "a class" for case in FRONT}
     assert sparkdiff.verify(found.pipelineModel, data.limit(200)).ok
