@@ -74,3 +74,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tuned(df: DataFrame, model: PipelineModel, shared: Path) -> FineTunerModel:
     return tune(model, df, shared, stream="auto", maxEpochs=8)
+
+
+@pytest.fixture(scope="session")
+def tuned_numeric(df: DataFrame, numeric: PipelineModel, shared: Path) -> FineTunerModel:
+    return tune(numeric, df, shared)

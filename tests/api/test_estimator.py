@@ -280,8 +280,8 @@ def test_plain(df: DataFrame, numeric: PipelineModel, tuned: FineTunerModel) -> 
     assert sparkdiff.plain(untouched) is untouched
 
 
-def test_a_tuned_model_can_be_tuned_again(df: DataFrame, numeric: PipelineModel, shared: Path) -> None:
-    first = tune(numeric, df, shared)
+def test_a_tuned_model_can_be_tuned_again(df: DataFrame, tuned_numeric: FineTunerModel, shared: Path) -> None:
+    first = tuned_numeric
     second = tune(first, df, shared, maxEpochs=2)
     assert second.originalModel is first.pipelineModel
     assert second.summary.metrics["validation"]["before"] == pytest.approx(first.summary.metrics["validation"]["after"])
