@@ -1,6 +1,7 @@
 """Fixtures of the API tests: the data as a DataFrame, pipelines fitted on them once, folders for caches."""
 
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,6 +14,13 @@ from pyspark.sql import DataFrame, SparkSession
 from small_data import NUMBERS, Write, riders, tune, unfitted
 
 from sparkdiff import FineTunerModel
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_stays_in_memory(spark: SparkSession) -> Iterator[None]:
+    """What a file caches another one would read in place of its own rows: Spark knows cached rows by their plan."""
+    yield
+    spark.catalog.clearCache()
 
 
 @pytest.fixture(scope="session")

@@ -30,6 +30,9 @@ SHORT = [
     }
 ]  # fmt: skip
 """One cell of each kind, for each commit; `.ci/nightly` has all of them."""
+LONG = [cell for cell in guard_size.CELLS + guard_size.HARDER_CELLS if cell not in SHORT]
+FEW = ("areaUnderROC", "areaUnderPR", "f1", "weightedPrecision", "falsePositiveRateByLabel")
+"""Metrics by ranks, by ratios of counts over classes and of one class; tests/unit/test_metrics.py has the influence of all."""
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +80,9 @@ def test_the_simulation_would_fool_a_plain_z():
     assert fooled / 300 > 0.1
 
 
-@pytest.mark.parametrize("cell", guard_size.CELLS + guard_size.HARDER_CELLS, ids=lambda cell: cell.name)
+@pytest.mark.parametrize(
+    "cell", [*SHORT, *(pytest.param(cell, marks=pytest.mark.nightly) for cell in LONG)], ids=lambda cell: cell.name
+)
 def test_the_simulation_is_what_it_says(cell):
     runs = list(guard_size.simulations(cell, 20 if cell.size > 5000 else 60))
     scores = torch.stack([run.gains.sum(1) / run.gains.norm(dim=1) for run in runs])
@@ -116,8 +121,10 @@ def test_every_metric_that_is_no_mean_over_rows_is_simulated():
     assert others == set(guard_size.OF_METRICS)
 
 
-@pytest.mark.parametrize("runs", [20, pytest.param(60, marks=pytest.mark.nightly)])
-@pytest.mark.parametrize("name", guard_size.OF_METRICS)
+@pytest.mark.parametrize(
+    ("name", "runs"),
+    [(n, 20) for n in FEW] + [pytest.param(n, 60, marks=pytest.mark.nightly) for n in guard_size.OF_METRICS],
+)
 def test_the_guard_keeps_its_promise_for_metrics_that_are_no_mean_over_rows(name, runs):
     rows = guard_size.population(name)
     ones = torch.ones_like(rows.label)

@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import json
 import shutil
 import subprocess
 import sys
@@ -121,29 +122,44 @@ def _of(x):
 def squared(x):
     return _of(x)
 """
-SHOW = "import sys; sys.path.insert(0, sys.argv[1]); import losses; from sparkdiff.store.identity import identity\n"
-SHOW += "for name, loss in losses.ALL.items(): print(name, identity(loss), sep='\\t')"
+SHOW = """
+import importlib, json, sys
+from sparkdiff.store.identity import identity
+for folder in sys.argv[1:]:
+    sys.path.insert(0, folder)
+    for name in ("losses", "helpers"):
+        sys.modules.pop(name, None)
+    losses = importlib.import_module("losses")
+    print(json.dumps({name: identity(loss) for name, loss in losses.ALL.items()}))
+"""
 
 
-def told(folder: Path, seed: int, *, scale: float = 2.0, limits: Any = (1, 2), exponent: int = 2) -> dict[str, str]:
-    """The identities of all callables of a module, as another process tells them."""
-    folder.mkdir(exist_ok=True)
+def written(folder: Path, *, scale: float = 2.0, limits: Any = (1, 2), exponent: int = 2) -> Path:
+    folder.mkdir()
     (folder / "losses.py").write_text(MODULE.format(helpers="helpers", scale=scale))
     (folder / "helpers.py").write_text(HELPERS.format(limits=limits, exponent=exponent))
+    return folder
+
+
+def told(seed: int, *folders: Path) -> list[dict[str, str]]:
+    """The identities of all callables of the modules in these folders, as another process tells them."""
     done = subprocess.run(
-        [sys.executable, "-c", SHOW, str(folder)], capture_output=True, text=True, cwd=Path(__file__).parents[2],
+        [sys.executable, "-c", SHOW, *map(str, folders)], capture_output=True, text=True, cwd=Path(__file__).parents[2],
         env={"PYTHONHASHSEED": str(seed), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    return dict(line.split("\t") for line in done.stdout.splitlines())
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 @pytest.mark.once
 def test_what_differs_differs_and_what_is_equal_is_equal_in_another_process(tmp_path: Path) -> None:
-    first = told(tmp_path / "one", 1)
+    (first,) = told(1, written(tmp_path / "one"))
     assert len({*first.values()}) == len(first)
-    assert told(tmp_path / "two", 2) == first  # in another folder, with other hashes of strings
-    other = told(tmp_path / "two", 3, scale=3.0, exponent=3)
+    second, other, limited = told(
+        2, written(tmp_path / "two"), written(tmp_path / "three", scale=3.0, exponent=3),
+        written(tmp_path / "four", limits=(1, 3)),
+    )  # fmt: skip
+    assert second == first  # in another folder, with other hashes of strings
     reads = {
         "plain",
         "reaching",
@@ -156,7 +172,6 @@ def test_what_differs_differs_and_what_is_equal_is_equal_in_another_process(tmp_
         "nested",
     }
     assert {name for name in first if other[name] != first[name]} == reads
-    limited = told(tmp_path / "one", 4, limits=(1, 3))
     # A function's helpers may hold what it doesn't name, so that their file counts too.
     assert {name for name in first if limited[name] != first[name]} == {
         "choosing",
