@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from sparkdiff.pipeline.plan import Plan, plan
     from sparkdiff.pipeline.write_back import write_back
     from sparkdiff.report.progress import Events
-    from sparkdiff.report.record import RunRecord
-    from sparkdiff.report.summary import FineTuningSummary
+    from sparkdiff.report.record import FineTuningSummary, RunRecord
     from sparkdiff.stages.base import StageModule, register
 
 _HOME = {
@@ -32,8 +31,7 @@ _HOME = {
         "pipeline.plan": ["Plan", "StagePlan", "plan"],
         "pipeline.write_back": ["write_back"],
         "report.progress": ["Events"],
-        "report.record": ["RunRecord"],
-        "report.summary": ["FineTuningSummary"],
+        "report.record": ["FineTuningSummary", "RunRecord"],
         "stages.base": ["StageModule", "register"],
     }.items()
     for name in names

@@ -3,12 +3,11 @@
 import dataclasses
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
-from pyspark.sql import SparkSession
 from pyspark.sql.types import StructType
 
 from sparkdiff import job as run, jvm, loading
@@ -29,32 +28,38 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+Text = Optional[str]  # noqa: UP045 - typer reads it at run time
 Model = Annotated[str, typer.Argument(help="Folder of a saved PipelineModel, of a saved stage, or of a run.")]
 Names = Annotated[
     Optional[list[str]],  # noqa: UP045 - typer reads it at run time
     typer.Option(help="Uid, class name or output column of a stage; may be repeated."),
 ]
-Format = Annotated[str, typer.Option(help="Format of the data, such as parquet or csv.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+# The flags of all commands that take rows; `finetune` takes each also as section.key=value.
+Data = Annotated[Text, typer.Option(help="Path of the rows.")]
+Format = Annotated[str, typer.Option(help="Format of the rows, such as parquet or csv.")]
 ReaderOptions = Annotated[
     str, typer.Option(help="Options of Spark's reader as a JSON object; the key schema sets the schema.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Label = Annotated[Text, typer.Option(help="Label column (fineTuner.labelCol).")]
+Group = Annotated[Text, typer.Option(help="Group column: rows of a group belong together (fineTuner.groupCol).")]
+Time = Annotated[Text, typer.Option(help="Time column: the latest rows are held out (fineTuner.timeCol).")]
+Output = Annotated[Text, typer.Option(help="Folder to write (output.path).")]
 
 
 @app.command()
 def plan(
     model: Model, freeze: Names = None, reference: Names = None, target: Names = None, unfreeze: Names = None,
     schema: Annotated[
-        Optional[str], typer.Option(help="Schema of the data, as DDL (`a double, b string`) or as JSON of a StructType.")  # noqa: UP045
+        Text, typer.Option(help="Schema of the data, as DDL (`a double, b string`) or as JSON of a StructType.")
     ] = None,
     as_json: AsJson = False,
     strict: Annotated[bool, typer.Option(help="Exit with code 3 if a stage stays in Spark.")] = False,
 ) -> None:  # fmt: skip
     """Show which stages would train, and why the others would not. Runs no Spark job."""
-    where = loading.model_path(model, Path.cwd())
-    spark = _session([where])
-    fitted = loading.load_model(spark, where)
-    known = None if schema is None else _schema(spark, schema)
+    [(_, fitted)], _ = _loaded([model])
+    known = None if schema is None else _schema(schema)
     wishes = {"freeze": freeze, "reference": reference, "target": target, "unfreeze": unfreeze}
     found = make_plan(fitted, schema=known, **{option: names or () for option, names in wishes.items()})
     print(found.toJSON() if as_json else found)
@@ -66,30 +71,28 @@ def plan(
 def finetune(
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(help="section.key=value, such as fineTuner.maxEpochs=50; overrides the YAML file."),
+        typer.Argument(help="section.key=value, such as fineTuner.maxEpochs=50; overrides the flags and the YAML file."),
     ] = None,
-    config: Annotated[Optional[str], typer.Option(help="YAML file of the job.")] = None,  # noqa: UP045
-) -> None:
-    """Fine-tune a pipeline with the settings of a YAML file, and write a run folder."""
+    config: Annotated[Text, typer.Option(help="YAML file of the job.")] = None,
+    data: Data = None, label: Label = None, group: Group = None, time: Time = None, output: Output = None,
+) -> None:  # fmt: skip
+    """Fine-tune a pipeline with the settings of flags, overrides or a YAML file, and write a run folder."""
     path = None if config is None else places.local(config)
     if config is not None and path is None:
         raise InputError(f"--config {config} must be a file on the file system of this machine")
-    job = run.load_config(path, overrides or [])
+    flags = {
+        "data.train.path": data, "fineTuner.labelCol": label, "fineTuner.groupCol": group, "fineTuner.timeCol": time,
+        "output.path": output,
+    }  # fmt: skip
+    job = run.load_config(path, overrides or [], {key: text for key, text in flags.items() if text is not None})
     print(f"\n{run.run(job)}\nsaved {job.output / 'model'} (plain Spark ML)")
 
 
 @app.command()
-def verify(
-    model: Model,
-    data: Annotated[str, typer.Option(help="Path of the data to compare on.")],
-    format: Format = "parquet",
-    options: ReaderOptions = "{}",
-) -> None:
+def verify(model: Model, data: Data, format: Format = "parquet", options: ReaderOptions = "{}") -> None:
     """Compare the outputs of Spark and of the translated network, column by column. Exits with code 1 at a mismatch."""
-    where, given = loading.model_path(model, Path.cwd()), _source(data, format, options)
-    spark = _session([where], {"verify": given})
-    fitted = loading.load_model(spark, where)
-    parity = verify_parity(fitted, loading.load_data(spark, given, Path.cwd(), "verify"))
+    [(_, fitted)], rows = _loaded([model], "verify", data, format, options)
+    parity = verify_parity(fitted, rows)
     for column, difference in parity.maxRelDiff.items():
         print(f"{column:<30} {difference:.3e}")
     print(parity)
@@ -99,9 +102,9 @@ def verify(
 
 @app.command()
 def diff(
-    old: Annotated[str, typer.Argument(help="Folder of a saved PipelineModel, of a saved stage, or of a run.")],
+    old: Model,
     new: Annotated[str, typer.Argument(help="Folder of the model to compare with.")],
-    data: Annotated[Optional[str], typer.Option(help="Path of data to predict on.")] = None,  # noqa: UP045
+    data: Data = None,
     format: Format = "parquet",
     options: ReaderOptions = "{}",
     sample: Annotated[
@@ -115,22 +118,31 @@ def diff(
     The exit code is 0 whether or not they differ; --json prints it as "same". Relative differences are divided by the larger
     value.
     """
-    paths = [loading.model_path(path, Path.cwd()) for path in (old, new)]
-    given = None if data is None else _source(data, format, options)
-    spark = _session(paths, {} if given is None else {"diff": given})
-    before, after = (loading.load_model(spark, path) for path in paths)
-    rows = None if given is None else loading.load_data(spark, given, Path.cwd(), "diff")
-    found = between(before, after, root(Options()), paths=(paths[0], paths[1]))
+    [(where, before), (there, after)], rows = _loaded([old, new], "diff", data, format, options)
+    found = between(before, after, root(Options()), paths=(where, there))
     if rows is not None:
         found = dataclasses.replace(found, predictions=predictions(before, after, rows, sample))
     print(found.toJSON() if as_json else found)
 
 
-def _schema(spark: SparkSession, given: str) -> StructType:
+def _loaded(
+    models: Sequence[str], command: str = "", data: str | None = None, format: str = "", options: str = ""
+) -> tuple[list[tuple[str, Any]], Any]:
+    """The path and the content of each model, and the rows, if any; whether they exist is checked before Spark starts."""
+    folder = Path.cwd()
+    paths = [loading.model_path(model, folder) for model in models]
+    given = {} if data is None else {command: _source(data, format, options)}
+    loading.check_there(paths, given, folder, {})
+    spark = loading.start_session({})
+    fitted = [(path, loading.load_model(spark, path)) for path in paths]
+    return fitted, loading.load_data(spark, given[command], folder, command) if given else None
+
+
+def _schema(given: str) -> StructType:
     try:
         if given.lstrip().startswith("{"):
             return StructType.fromJson(json.loads(given))
-        return spark.createDataFrame([], given).schema
+        return jvm.session().createDataFrame([], given).schema
     except (*jvm.SparkError, ValueError, KeyError, TypeError) as e:
         raise InputError(
             f"--schema must be DDL such as 'a double, b string', or JSON of a StructType. Got {given!r} instead: {jvm.cause(e)}"
@@ -146,26 +158,13 @@ def _source(path: str, format: str, options: str) -> dict[str, Any]:
     return {"path": path, "format": format, "schema": given.pop("schema", None), "options": given}
 
 
-def _session(models: Sequence[str], data: Mapping[str, Any] | None = None) -> SparkSession:
-    """The Spark session, started after checking that the models and the data exist."""
-    loading.check_there(models, data or {}, Path.cwd(), {})
-    return loading.start_session({})
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code: 0 success, 1 failure while running, 2 wrong usage or input, 3 `plan --strict`."""
     try:
         app(list(sys.argv[1:] if argv is None else argv))
     except SystemExit as e:  # typer ends every command this way; wrong usage is 2
         return e.code if isinstance(e.code, int) else DONE if e.code is None else FAILED
-    except InputError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return WRONG_INPUT
     except SparkdiffError as e:
         print(f"error: {e}", file=sys.stderr)
-        return FAILED
+        return WRONG_INPUT if isinstance(e, InputError) else FAILED
     return DONE
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -9,25 +9,17 @@ from typing import Any
 
 from pyspark.ml import Estimator, Model, Pipeline
 from pyspark.ml.param import Param, Params
-from pyspark.ml.util import DefaultParamsReader, DefaultParamsWriter, MLReadable, MLReader, MLWritable, MLWriter
+from pyspark.ml.util import DefaultParamsReader, MLReadable, MLReader, MLWritable, MLWriter
 from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
-from sparkdiff.data.splits import (
-    REFERENCE,
-    Source,
-    find_cuts,
-    fit_on_training_rows,
-    rule,
-)
+from sparkdiff.data.splits import REFERENCE, Source, find_cuts, fit_on_training_rows, rule
 from sparkdiff.errors import InputError, check_dataframe, kind_of
 from sparkdiff.finetune import Shared, fine_tune, prepare
-from sparkdiff.options import Options, callable_name, named_callable
+from sparkdiff.options import FIELDS, Options, callable_name, named_callable
 from sparkdiff.pipeline.nesting import Holder, flatten, plain
-from sparkdiff.report import Events, Phases
-from sparkdiff.report.summary import FineTuningSummary
+from sparkdiff.report import Events, FineTuningSummary, Phases
 
-FIELDS = {f.name: f for f in dataclasses.fields(Options)}
 ONE_AT_A_TIME = threading.RLock()
 """A fit holds this lock, because torch's number of threads, Python's warning filters and Spark's confs belong to the
 process.
@@ -261,12 +253,10 @@ def _has_name(loss: Any) -> bool:
 
 
 class _TunerWriter(jvm.Writer):
-    def __init__(self, tuner: FineTuner):
-        super().__init__()
-        self.tuner = tuner
+    instance: FineTuner
 
     def saveImpl(self, path: str) -> None:
-        tuner, options = self.tuner, self.tuner.options()
+        tuner, options = self.instance, self.instance.options()
         params = {name: v for name, v in options.asdict().items() if tuner.isSet(name)}
         if callable(options.loss) and not _has_name(options.loss):
             name = callable_name(options.loss)
@@ -277,45 +267,32 @@ class _TunerWriter(jvm.Writer):
                 "tuner.clear(tuner.referenceData), and set it again after loading"
             )
         given = tuner.getPipeline() if tuner.isSet("pipeline") else None
-        DefaultParamsWriter.saveMetadata(
-            tuner, path, self.sc, {"params": params, "pipeline": given is not None}, paramMap={}
-        )
+        self.saveMetadata(tuner, path, self.sc, {"params": params, "pipeline": given is not None}, paramMap={})
         if given is not None:
             given.write().save(_inside(path, "pipeline"))
 
 
 class _TunerReader(jvm.Reader):
-    def __init__(self, cls: type[FineTuner]):
-        super().__init__()
-        self.cls = cls
-
     def load(self, path: str) -> FineTuner:
         meta = DefaultParamsReader.loadMetadata(path, self.sc)
-        params = meta["params"]
         pipeline = (
             DefaultParamsReader.loadParamsInstance(_inside(path, "pipeline"), self.sc) if meta["pipeline"] else None
         )
-        return self.cls(pipeline=pipeline, **params)._resetUid(meta["uid"])  # type: ignore[no-any-return]
+        return self.cls(pipeline=pipeline, **meta["params"])._resetUid(meta["uid"])  # type: ignore[no-any-return]
 
 
 class _ModelWriter(jvm.Writer):
-    def __init__(self, model: FineTunerModel):
-        super().__init__()
-        self.model = model
+    instance: FineTunerModel
 
     def saveImpl(self, path: str) -> None:
-        model = self.model
+        model = self.instance
         summary = json.dumps(dataclasses.asdict(model.summary))
-        DefaultParamsWriter.saveMetadata(model, path, self.sc, {"summary": summary})
+        self.saveMetadata(model, path, self.sc, {"summary": summary})
         model.pipelineModel.write().save(_inside(path, "pipelineModel"))
         model.originalModel.write().save(_inside(path, "originalModel"))
 
 
 class _ModelReader(jvm.Reader):
-    def __init__(self, cls: type[FineTunerModel]):
-        super().__init__()
-        self.cls = cls
-
     def load(self, path: str) -> FineTunerModel:
         meta = DefaultParamsReader.loadMetadata(path, self.sc)
         summary = FineTuningSummary(**json.loads(meta["summary"]))

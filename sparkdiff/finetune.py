@@ -6,7 +6,6 @@ from typing import Any
 
 from sparkdiff import jvm
 from sparkdiff.data import cache as caches
-from sparkdiff.data.cache import Cache
 from sparkdiff.data.fingerprint import SHARDS, Request
 from sparkdiff.data.splits import REFERENCE, SPLITS, VALIDATION, Cuts, Source, rule
 from sparkdiff.data.stream import Stream, copies
@@ -24,7 +23,7 @@ from sparkdiff.evaluation.checks import (
     training_labels,
 )
 from sparkdiff.evaluation.data import Data, rows_at_once
-from sparkdiff.evaluation.feature_names import Slots
+from sparkdiff.evaluation.feature_names import FeatureNames
 from sparkdiff.evaluation.ledger import candidate_count, diverged
 from sparkdiff.evaluation.scores import Score, score
 from sparkdiff.machine import memory
@@ -32,16 +31,14 @@ from sparkdiff.objectives.losses import Objective, check_label
 from sparkdiff.objectives.metrics import Metric
 from sparkdiff.options import Options
 from sparkdiff.pipeline.cut import Cut, analyse
-from sparkdiff.pipeline.graph import Graph
 from sparkdiff.pipeline.network import Network
 from sparkdiff.pipeline.parity import Parity
 from sparkdiff.pipeline.plan import Plan, plan_of
 from sparkdiff.pipeline.roles import Roles
 from sparkdiff.pipeline.schema import SchemaOrRows
 from sparkdiff.pipeline.write_back import write_back
-from sparkdiff.report import Phases
+from sparkdiff.report import FineTuningSummary, Phases
 from sparkdiff.report.record import versions
-from sparkdiff.report.summary import FineTuningSummary
 from sparkdiff.stages.base import columns_of
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.stages.trainable import SUPPORT, LabelStats
@@ -78,10 +75,6 @@ class Task:
     labelCol: str | None  # None: clusters, whose loss needs none
     weightCol: str | None
 
-    @property
-    def graph(self) -> Graph:
-        return self.cut.graph
-
 
 def prepare(model: Any, options: Options, data: SchemaOrRows = None) -> Task:
     """Plan the pipeline and resolve the predictor, the label and the weight.
@@ -113,10 +106,9 @@ def prepare(model: Any, options: Options, data: SchemaOrRows = None) -> Task:
             f"{head.uid} does not use labelCol={label!r}: its clusters have no label. Leave it out, or set "
             "loss to a function of its outputs and the label"
         )
-    if not predictor.labelled and label is None and callable(options.loss):
-        raise InputError(f"{head.uid} names no label column, but a loss of your own needs one; set labelCol")
-    if label is None and predictor.labelled:
-        raise InputError(f"{head.uid} names no label column; set labelCol")
+    if label is None and (predictor.labelled or callable(options.loss)):
+        why = "" if predictor.labelled else ", but a loss of your own needs one"
+        raise InputError(f"{head.uid} names no label column{why}; set labelCol")
     weight = options.weightCol or next(iter(columns_of(head, ("weightCol",))), None)
     return Task(model, roles, cut, plan, options, label, weight)
 
@@ -133,9 +125,9 @@ class Shared:
             self._found[key] = make()
         return self._found[key]
 
-    def cache(self, key: tuple[Any, ...], request: Request) -> Cache:
+    def cache(self, key: tuple[Any, ...], request: Request) -> caches.Cache:
         known = ("cache", key) in self._found
-        cache: Cache = self.once(("cache", key), lambda: caches.open_cache(request))
+        cache: caches.Cache = self.once(("cache", key), lambda: caches.open_cache(request))
         return dataclasses.replace(cache, hit=True) if known else cache
 
 
@@ -144,7 +136,7 @@ def _key(task: Task, sources: Sequence[Source]) -> tuple[Any, ...]:
     o = task.options
     # The cut itself, and not the options that move it (reference, predictionCol, unfreeze): a list of these can lack one.
     return (
-        task.model, task.graph.head_position, task.cut, task.labelCol, task.weightCol, rule(o), o.guardCols,
+        task.model, task.cut.graph.head_position, task.cut, task.labelCol, task.weightCol, rule(o), o.guardCols,
         o.cacheDir, *(s.df for s in sources if s.split == REFERENCE),
     )  # fmt: skip
 
@@ -183,7 +175,7 @@ class Run:
     phases: Phases
     shared: Shared
     key: tuple[Any, ...]
-    cache: Cache
+    cache: caches.Cache
     network: Network
     computed: dict[str, Any]
     data: Data
@@ -256,7 +248,7 @@ def fine_tune(
         cache = shared.cache(key, Request(task.cut, list(sources), o, task.labelCol, task.weightCol, cuts))
         counts = ", ".join(f"{cache.rows(s):,} {s}" for s in cache.splits)
         say(f"{'reused' if cache.hit else 'written'}: {counts} rows, {len(task.plan.cacheCols)} columns")
-    network = Network(task.graph, task.cut.live)
+    network = Network(task.cut.graph, task.cut.live)
     # Before the network sees a row, by which some stages remember how far it is spread.
     computed = computed_by(network) if o.runId is not None else {}
     # Where others train, this process only measures, once before and once after.
@@ -270,17 +262,16 @@ def fine_tune(
         fitted = _train(run, original, recipes, replace=replace)
         judged = _judge(run, original, fitted)
         model, tuned = _write_back(run, original, fitted, judged)
-        doubts += [*([fitted.unsaved] if fitted.unsaved else []), *judged.warnings]
         summary = _summary(run, original, fitted, judged, tuned, doubts)
         phases.on_decision(summary)
         return Outcome(model, task.plan, summary, fitted.folder)
 
 
-def _in_memory(options: Options, cache: Cache) -> bool:
+def _in_memory(options: Options, cache: caches.Cache) -> bool:
     return options.cacheInMemory and cache.fits_in_memory(copies(SHARDS, options.numProcesses))
 
 
-def _goal(task: Task, cache: Cache, network: Network, *, reference: bool) -> Goal:
+def _goal(task: Task, cache: caches.Cache, network: Network, *, reference: bool) -> Goal:
     """Resolve the loss and the metric, and check the labels and the options against them.
 
     Args:
@@ -294,8 +285,10 @@ def _goal(task: Task, cache: Cache, network: Network, *, reference: bool) -> Goa
     for bound in (objective, metric):
         if task.labelCol is not None and head.labelled:
             check_label(bound, head, labels, task.labelCol, fractional)
-    warnings = check_varies(stats, task.options, head, task.labelCol)
-    return Goal(label, labels if task.labelCol else None, objective, metric, warnings)
+    return Goal(
+        label, labels if task.labelCol else None, objective, metric,
+        check_varies(stats, task.options, head, task.labelCol),
+    )  # fmt: skip
 
 
 def _verify(run: Run) -> Measured:
@@ -306,11 +299,10 @@ def _verify(run: Run) -> Measured:
         memory.trim()
         check_finite(scores, run.goal.metric, task.model.uid, run.goal.labels)
         check_classes(run.goal.metric, cache.manifest["stats"])
-
-        def compared() -> Parity:
-            return cached_parity.check(task.model, network, cached_parity.sample_of(network, data), cache)
-
-        parity = run.once("parity", compared)
+        parity = run.once(
+            "parity",
+            lambda: cached_parity.check(task.model, network, cached_parity.sample_of(network, data), cache),
+        )
         say(f"the network reproduces Spark: {parity}")
         return Measured(scores, parity)
 
@@ -319,11 +311,11 @@ def _check(run: Run) -> list[str]:
     """Warnings about the rows."""
     cache, o, label = run.cache, run.task.options, run.goal.label
     with run.phases.phase("check") as say:
-
-        def checked() -> list[str]:
-            return datachecks.check(run.network, run.data, cache.described(run.task.cut), o, label, cache.splits)
-
-        doubts: list[str] = run.once("check", checked) + run.goal.warnings
+        found = run.once(
+            "check",
+            lambda: datachecks.check(run.network, run.data, cache.described(run.task.cut), o, label, cache.splits),
+        )
+        doubts: list[str] = found + run.goal.warnings
         say(f"{len(doubts)} warnings about the data" if doubts else "no warnings about the data")
         return doubts
 
@@ -340,24 +332,22 @@ def _train(run: Run, original: Measured, recipes: Sequence[Recipe] | None, *, re
             network, cache.folder, data.stream.backend, _in_memory(o, cache), data.columns, goal.label,
             original.scores[VALIDATION], start.scales, start.recipes, o, goal.metric.name, start.stats, penalty,
         )  # fmt: skip
-        own = o.checkpointDir is None
         where = jvm.folder("checkpointDir", o.checkpointDir) if o.checkpointDir else cache.folder.parent / "checkpoints"
-        request = request_of(o, cache.fingerprint, run.computed, recipes)
+        own, request = o.checkpointDir is None, request_of(o, cache.fingerprint, run.computed, recipes)
         with (
             opened(where, o.runId, request, replace=replace, own=own, wait=o.waitForRun) as folder,
             folder.kept(always=o.runId is not None),
         ):
             training, lost = launch.run(assignment, data.stream, folder, say.now, run.phases.on_epoch)
             folder.check()
-        found = training.found(network)
-        return Fitted(found, training.best, start.frozen, lost, training.unsaved, wishes, folder)
+        return Fitted(training.found(network), training.best, start.frozen, lost, training.unsaved, wishes, folder)
 
 
 def _wishes(run: Run) -> monotone.Wishes:
     values = run.data.values(run.data.nothing())
     run.network.margin(values)
-    slots = Slots(run.network, run.cache.described(run.task.cut), values)
-    return monotone.Wishes(run.task.options.penalties["monotone"], run.network, slots)
+    names = FeatureNames(run.network, run.cache.described(run.task.cut), values)
+    return monotone.Wishes(run.task.options.penalties["monotone"], run.network, names)
 
 
 def _judge(run: Run, original: Measured, fitted: Fitted) -> Judged:
@@ -403,25 +393,26 @@ def _summary(
 ) -> FineTuningSummary:  # fmt: skip
     task, metric, found, judgement = run.task, run.goal.metric, fitted.found, judged.judgement
     before, after, verdict = original.scores, tuned.scores, judgement.verdict
-    metrics = {s: {"before": before[s].value, "after": after[s].value} if s in before else None for s in SPLITS}
-    if metrics[REFERENCE] is None:
-        del metrics[REFERENCE]
+    metrics = {
+        s: {"before": before[s].value, "after": after[s].value} if s in before else None
+        for s in SPLITS
+        if s in before or s != REFERENCE
+    }
     held, now = before[VALIDATION], after[VALIDATION]
-    parities = {"before": original.parity, "after": tuned.parity}
     return FineTuningSummary(
         decision="tuned" if judgement.accepted else "kept original",
         reason=reason(judgement, task.options, metric, held.value, found.history),
         metric=metric.name, metricDirection=metric.direction, metrics=metrics,
         gain=held.sign * (held.value - now.value) / max(abs(held.value), 1e-12),
         z=verdict.z, p=verdict.p, records=found.history,
-        parity={k: dataclasses.asdict(p) for k, p in parities.items() if p is not None},
+        parity={k: dataclasses.asdict(p) for k, p in (("before", original.parity), ("after", tuned.parity)) if p is not None},
         stages={k: {"largest": a, "rootMeanSquare": b} for k, (a, b) in found.moved.items()} if judgement.accepted else {},
         timings={k: round(v, 3) for k, v in run.phases.timings.items()}, stream=run.data.stream.backend,
         cache={"hit": run.cache.hit, "fingerprint": run.cache.fingerprint},
         options=task.options.asdict() | {
             "labelCol": task.labelCol, "weightCol": task.weightCol, "metric": task.options.metric or metric.name,
         },
-        versions=versions(), warnings=_warnings(run, fitted, judgement, now, doubts),
+        versions=versions(), warnings=_warnings(run, fitted, judged, now, doubts),
         gainInterval=None if verdict.interval is None else list(verdict.interval),
         slices=[dataclasses.asdict(c) for c in judgement.slices],
         reference=None if judgement.reference is None else dataclasses.asdict(judgement.reference),
@@ -430,17 +421,20 @@ def _summary(
     )  # fmt: skip
 
 
-def _warnings(run: Run, fitted: Fitted, judged: Judgement, tuned: Score, doubts: Sequence[str]) -> list[str]:
+def _warnings(run: Run, fitted: Fitted, judged: Judged, tuned: Score, doubts: Sequence[str]) -> list[str]:
     """Reasons to doubt the figures."""
-    task, o, goal = run.task, run.task.options, run.goal
-    warnings = [*judged.verdict.warnings, *unreadable_by_older_spark(task.model), *doubts]
+    task, o, goal, judgement = run.task, run.task.options, run.goal, judged.judgement
+    warnings = [
+        *judgement.verdict.warnings, *unreadable_by_older_spark(task.model), *doubts, *filter(None, [fitted.unsaved]),
+        *judged.warnings,
+    ]  # fmt: skip
     warnings += [f"{loss}; training continued from the last checkpoint" for loss in fitted.lost]
     lost_candidates = divergence(fitted.found.history, o)
-    if lost_candidates and judged.verdict.best >= 0:  # else the reason says it
+    if lost_candidates and judgement.verdict.best >= 0:  # else the reason says it
         warnings.append(lost_candidates)
-    if judged.reference is not None and judged.reference.p is None:
+    if judgement.reference is not None and judgement.reference.p is None:
         warnings.append(
-            f"the reference rows come from {judged.reference.units} groups or blocks, fewer than "
+            f"the reference rows come from {judgement.reference.units} groups or blocks, fewer than "
             f"{guard.MIN_UNITS}: they were measured, but not tested"
         )
     if fitted.frozen:
@@ -451,8 +445,8 @@ def _warnings(run: Run, fitted: Fitted, judged: Judgement, tuned: Score, doubts:
             "the cached rows would use half of the memory of this machine, so each epoch read them from the files"
         )
     trained = [i for i, s in enumerate(task.plan.stages) if s.trainable]
-    warnings += changes_outside(task.roles, trained, judged.accepted)
-    if judged.accepted and not goal.objective.calibrated:
+    warnings += changes_outside(task.roles, trained, judgement.accepted)
+    if judgement.accepted and not goal.objective.calibrated:
         warnings.append(
             f"the loss {goal.objective.name} trains decisions or ranks, not probabilities: the probabilities of the "
             "tuned pipeline are no longer calibrated"

@@ -46,10 +46,9 @@ from sparkdiff.loading import (
     start_session,
 )
 from sparkdiff.machine import paths
-from sparkdiff.options import Options
+from sparkdiff.options import FIELDS, Options
 from sparkdiff.pipeline.nesting import flatten
-from sparkdiff.report import Phases
-from sparkdiff.report.summary import FineTuningSummary
+from sparkdiff.report import FineTuningSummary, Phases
 from sparkdiff.store import disk
 from sparkdiff.store.digests import check_reads_its_input_only, hash_of, hash_of_folder, params_of
 from sparkdiff.store.files import moved
@@ -62,7 +61,6 @@ ROOM = (
     "with more space"
 )
 SECTIONS = ("pipeline", "data", "fineTuner", "spark", "output")
-OPTIONS = {f.name: f for f in dataclasses.fields(Options)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,11 +76,15 @@ class Config:
     overwrite: bool
 
 
-def load_config(path: Path | None, overrides: Sequence[str]) -> Config:
-    """Read a YAML file (or nothing) and apply the overrides `section.key=value`.
+def load_config(path: Path | None, overrides: Sequence[str], flags: Mapping[str, str] | None = None) -> Config:
+    """Read a YAML file (or nothing), and apply first the flags and then the overrides `section.key=value`.
 
-    A relative path in the file starts at the folder of the file, a relative path in an override at the current
-    directory. A value that is not YAML is text, and so is an unquoted value where text is expected.
+    A relative path in the file starts at the folder of the file, a relative path in a flag or an override at the current
+    directory. The value of a flag is text. So is the value of an override that is not YAML, or that is not quoted where
+    text is expected.
+
+    Args:
+        flags: text by `section.key`.
 
     Raises:
         InputError: the file cannot be read, a key is unknown, a value has the wrong type, or a section is missing.
@@ -92,8 +94,11 @@ def load_config(path: Path | None, overrides: Sequence[str]) -> Config:
     if not isinstance(tree, dict):
         raise InputError(f"--config {path} must hold the sections {', '.join(SECTIONS)}")
     tree = _anchored(tree, here)
+    for key, text in (flags or {}).items():
+        _put(tree, tuple(key.split(".")), text, f"{key}={text}")
     for override in overrides:
-        _put(tree, override)
+        place, value = _parsed(override)
+        _put(tree, place, value, f"override {override!r}")
     for key in tree:
         if key not in SECTIONS:
             raise InputError(f"unknown section {key!r}. {did_you_mean(str(key), SECTIONS)}")
@@ -171,7 +176,7 @@ def _wants_text(place: Place) -> bool:
         case ("data", _, key):
             return key != "options"
         case ("fineTuner", name):
-            rules = OPTIONS[name].metadata if name in OPTIONS else {}
+            rules = FIELDS[name].metadata if name in FIELDS else {}
             return rules.get("kind") is str and "choices" not in rules
     return False
 
@@ -223,23 +228,28 @@ def _name(path: str, place: Place) -> str:
     return path
 
 
-def _put(tree: dict[str, Any], override: str) -> None:
+def _parsed(override: str) -> tuple[Place, Any]:
+    """The place and the value of an override."""
     key, equals, text = override.partition("=")
     section, dot, rest = key.partition(".")
     # Keys of Spark's conf have dots of their own.
     place: Place = (section, *([rest] if section == "spark" else rest.split("."))) if dot else (section,)
     if not equals or not all(place):
         raise InputError(f"override {override!r} must be section.key=value, such as fineTuner.maxEpochs=50")
+    return place, _value(text, place)
+
+
+def _put(tree: dict[str, Any], place: Place, value: Any, given: str) -> None:
+    """Put a value into the tree; `given` names it in errors."""
     for i, part in enumerate(place[:-1]):
-        below = tree.get(part)
-        below = {} if below is None else below
+        below = {} if tree.get(part) is None else tree[part]
         if isinstance(below, str) and (place[: i + 1] == ("output",) or (i == 1 and place[0] == "data")):
             below = below if is_function(below) else {"path": below}
         if not isinstance(below, dict):
-            raise InputError(f"override {override!r}: {part!r} is {below!r}, not a mapping with keys")
+            raise InputError(f"{given}: {part!r} is {below!r}, not a mapping with keys")
         tree[part] = below
         tree = below
-    tree[place[-1]] = _anchored(_value(text, place), Path.cwd(), place)
+    tree[place[-1]] = _anchored(value, Path.cwd(), place)
 
 
 def run(config: Config) -> FineTuningSummary:
@@ -286,12 +296,13 @@ def _run(config: Config, lease: Lease) -> FineTuningSummary:
         )
     spark = start_session(config.spark)
     own = f"{config.output.name}-{hashlib.sha256(str(config.output).encode()).hexdigest()[:8]}"
-    given = {"cacheDir": str(config.output.parent / ".cache"), "verbosity": 1, "runId": own, **config.options}
-    options = Options.of(given)
+    cache = str(config.output.parent / ".cache")
+    options = Options.of({"cacheDir": cache, "verbosity": 1, "runId": own, **config.options})
     phases = Phases(options.verbosity > 0)
     with phases.phase("load") as say:
         sources = [
-            Source(load_data(spark, d, config.folder, s), _split(s, config.data)) for s, d in config.data.items()
+            Source(load_data(spark, d, config.folder, s), None if s == TRAIN and VALIDATION not in config.data else s)
+            for s, d in config.data.items()
         ]
         say(f"data: {', '.join(config.data)}")
         made, path = _made(spark, config, sources)
@@ -311,12 +322,14 @@ def _run(config: Config, lease: Lease) -> FineTuningSummary:
                 "runId, or set output.mode=overwrite and another runId"
             )
     parent: dict[str, Any] = {"path": path and path.removeprefix("file://"), "hash": content}
+    cuts = find_cuts(sources, options) if isinstance(made, Estimator) else None  # once, for the fit and the cache
     if path is None:
         parent = {"path": None, "function": config.pipeline, "hash": content}
-    cuts = find_cuts(sources, options) if isinstance(made, Estimator) else None  # once, for the fit and the cache
-    if path is None and isinstance(made, Estimator):
-        with disk.room("the fitted pipeline", root(options), ROOM_OF_CACHES):
-            made, parent = _fit(made, config, sources, options, cuts, phases)
+        if isinstance(made, Estimator):
+            rows = [s for s in sources if s.split not in (TEST, REFERENCE)]
+            with disk.room("the fitted pipeline", root(options), ROOM_OF_CACHES), phases.phase("fit") as say:
+                made, folder = _fitted(made, rows, options, say, cuts)
+                parent |= {"path": str(folder), "hash": hash_of_folder(folder)}
     with phases.phase("plan"):
         task = prepare(made, options, sources[0].df)
     if options.verbosity:
@@ -395,38 +408,24 @@ def _read_summary(found: Mapping[str, Any], config: Config) -> FineTuningSummary
     return FineTuningSummary(**{k: v for k, v in found.items() if k in known}, records=records)
 
 
-def _split(split: str, data: Mapping[str, Any]) -> str | None:
-    return None if split == TRAIN and VALIDATION not in data else split
-
-
 def _made(spark: SparkSession, config: Config, sources: list[Source]) -> tuple[Any, str | None]:
     """The pipeline of the job, fitted or not, and the path that it was loaded from."""
     if not is_function(config.pipeline):
         path = model_path(config.pipeline, config.folder)
         return load_model(spark, path), path
-    train = [s for s in sources if s.split is None or s.split == TRAIN]
-    return function(config.pipeline, config.folder)(train[0].df), None
-
-
-def _fit(
-    made: Estimator[Any], config: Config, sources: list[Source], options: Options, cuts: Cuts | None, phases: Phases
-) -> tuple[Any, dict[str, Any]]:  # fmt: skip
-    """The pipeline fitted on the training rows, and its entry in the summary."""
-    pipeline = made if isinstance(made, Pipeline) else Pipeline(stages=[made])
-    with phases.phase("fit") as say:
-        rows = [s for s in sources if s.split not in (TEST, REFERENCE)]
-        model, folder = _fitted(pipeline, rows, options, say, cuts)
-        return model, {"path": str(folder), "function": config.pipeline, "hash": hash_of_folder(folder)}
+    train = next(s for s in sources if s.split in (None, TRAIN))
+    return function(config.pipeline, config.folder)(train.df), None
 
 
 def _fitted(
-    pipeline: Pipeline, sources: list[Source], options: Options, say: Any, cuts: Cuts | None = None
+    made: Estimator[Any], sources: list[Source], options: Options, say: Any, cuts: Cuts | None = None
 ) -> tuple[Any, Path]:
     """The pipeline fitted on the training rows, and its path in the cache folder, where the next run with the same
     rows finds it.
 
     A pipeline that its classes and Params do not describe completely is fitted each time.
     """
+    pipeline = made if isinstance(made, Pipeline) else Pipeline(stages=[made])
     cuts = find_cuts(sources, options) if cuts is None else cuts
     why, divided = "", [*rule(options), *cuts.deciding]
     try:
@@ -455,39 +454,36 @@ def write_run(
     outcome: Outcome, config: Config, phases: Phases, parent: Mapping[str, Any], inputs: Mapping[str, str], lease: Lease
 ) -> None:  # fmt: skip
     """Write the run folder under a temporary name and rename it. An old run is deleted once the new one is complete."""
-    original = Path(str(parent.get("path")))
+    start, output, original = time.perf_counter(), config.output, Path(str(parent.get("path")))
+    temporary, old = (output.with_name(f".{output.name}-{uuid.uuid4().hex[:8]}{end}") for end in ("", ".old"))
 
     def needed() -> str:
         return f"about {disk.size(original):,} bytes, like the original model" if original.is_dir() else ""
 
-    with disk.room("the run", config.output, ROOM, needed):
-        _write_run(outcome, config, phases, parent, inputs, lease)
-
-
-def _write_run(
-    outcome: Outcome, config: Config, phases: Phases, parent: Mapping[str, Any], inputs: Mapping[str, str], lease: Lease
-) -> None:  # fmt: skip
-    start, output = time.perf_counter(), config.output
-    temporary, old = (output.with_name(f".{output.name}-{uuid.uuid4().hex[:8]}{end}") for end in ("", ".old"))
-    output.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        outcome.model.write().save(f"file://{temporary}/model")
-        (temporary / "plan.json").write_text(outcome.plan.toJSON() + "\n")
-        pd.DataFrame(outcome.summary.records).to_csv(temporary / "history.csv", index=False)
-        summary = outcome.summary.asdict()
-        timings = {**phases.timings, "save": time.perf_counter() - start}
-        summary["timings"] = {k: round(v, 3) for k, v in timings.items()}
-        summary["fingerprints"] = {"cache": outcome.summary.cache["fingerprint"], "request": _request(config)}
-        summary["fingerprints"] |= {"inputs": inputs} if inputs else {}
-        summary["parent"] = parent
-        summary["model"] = {"path": "model", "hash": hash_of_folder(temporary / "model")}
-        (temporary / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
-        lease.check()
-        if output.exists():
-            os.rename(output, old)
-        os.rename(temporary, output)
-    finally:
-        if not output.exists() and old.exists():
-            os.rename(old, output)
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+    with disk.room("the run", output, ROOM, needed):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            outcome.model.write().save(f"file://{temporary}/model")
+            (temporary / "plan.json").write_text(outcome.plan.toJSON() + "\n")
+            pd.DataFrame(outcome.summary.records).to_csv(temporary / "history.csv", index=False)
+            summary = outcome.summary.asdict()
+            timings = {**phases.timings, "save": time.perf_counter() - start}
+            summary |= {
+                "timings": {k: round(v, 3) for k, v in timings.items()},
+                "fingerprints": {
+                    "cache": outcome.summary.cache["fingerprint"], "request": _request(config),
+                    **({"inputs": inputs} if inputs else {}),
+                },
+                "parent": parent,
+                "model": {"path": "model", "hash": hash_of_folder(temporary / "model")},
+            }  # fmt: skip
+            (temporary / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
+            lease.check()
+            if output.exists():
+                os.rename(output, old)
+            os.rename(temporary, output)
+        finally:
+            if not output.exists() and old.exists():
+                os.rename(old, output)
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)

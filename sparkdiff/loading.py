@@ -170,13 +170,9 @@ def check_there(models: Sequence[str], data: Mapping[str, Any], folder: Path, co
 
 
 def model_path(given: str, folder: Path) -> str:
-    """The path of a saved model, given by its own folder or by the folder of a run; relative to `folder`."""
-    return model_of_run(located(given, folder))
-
-
-def model_of_run(path: str) -> str:
-    """The model in the folder of a run; any other path is returned unchanged."""
-    folder = paths.local(path)
-    if folder is None or (folder / "metadata").exists() or not (folder / "model" / "metadata").is_dir():
-        return path
-    return f"{path}/model"
+    """The URL of a saved model, given by its own folder or by the folder of a run; relative to `folder`."""
+    url = located(given, folder)
+    path = paths.local(url)
+    if path is None or (path / "metadata").exists() or not (path / "model" / "metadata").is_dir():
+        return url
+    return f"{url}/model"

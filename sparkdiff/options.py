@@ -98,14 +98,13 @@ class Options:
             InputError: names every unknown key (with the nearest known key), every value of a wrong type or out of
                 bounds, and every pair of options that exclude each other.
         """
-        fields = {f.name: f for f in dataclasses.fields(Options)}
         problems, values = [], {}
         for name, value in given.items():
-            if name not in fields:
-                problems.append(f"unknown option {name!r}. {did_you_mean(str(name), fields)}")
+            if name not in FIELDS:
+                problems.append(f"unknown option {name!r}. {did_you_mean(str(name), FIELDS)}")
                 continue
             try:
-                values[name] = convert(fields[name], value)
+                values[name] = convert(FIELDS[name], value)
             except (TypeError, ValueError) as e:
                 problems.append(str(e))
         for one, other in (("validationIndicatorCol", "validationFraction"), ("groupCol", "timeCol")):
@@ -119,11 +118,14 @@ class Options:
 
     def asdict(self) -> dict[str, Any]:
         """Values that JSON can hold, for the report."""
-        out = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        out = {name: getattr(self, name) for name in FIELDS}
         out["loss"] = callable_name(self.loss) if callable(self.loss) else self.loss
         return {
             k: list(v) if isinstance(v, tuple) else dict(v) if isinstance(v, Mapping) else v for k, v in out.items()
         }
+
+
+FIELDS = {f.name: f for f in dataclasses.fields(Options)}
 
 
 def callable_name(f: Callable[..., Any]) -> str:
@@ -205,6 +207,9 @@ def _parameters(name: str, value: Any, rules: Mapping[str, Any]) -> dict[str, fl
     return {str(k): float(v) for k, v in value.items()}
 
 
+_KINDS = {str: "a non-empty string", bool: "true or false", int: "a whole number", float: "a finite number"}
+
+
 def _scalar(name: str, value: Any, kind: type) -> Any:
     """A text, boolean or number of this kind."""
     whole = (isinstance(value, numbers.Integral) and is_number(value)) or (
@@ -215,7 +220,7 @@ def _scalar(name: str, value: Any, kind: type) -> Any:
         float: is_number(value) and math.isfinite(value),
     }  # fmt: skip
     if not good[kind]:
-        raise TypeError(f"The {name!r} option must be {a(kind)}. Got {value!r} instead.")
+        raise TypeError(f"The {name!r} option must be {_KINDS[kind]}. Got {value!r} instead.")
     return kind(value)
 
 
@@ -291,7 +296,3 @@ def _strengths(name: str, value: Any, known: tuple[str, ...]) -> dict[str, dict[
 def is_number(value: Any) -> bool:
     """Whether the value is a real number (also of numpy); a boolean is not."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
-
-
-def a(kind: type) -> str:
-    return {str: "a non-empty string", bool: "true or false", int: "a whole number", float: "a finite number"}[kind]

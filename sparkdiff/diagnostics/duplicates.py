@@ -24,7 +24,7 @@ class Overlap:
     chance: str
 
 
-class Twins:
+class RowHashes:
     """Rows with equal labels and equal inputs of the network, by 64-bit hashes; for many rows, a sample of the
     hashes.
     """
@@ -40,7 +40,7 @@ class Twins:
             total = _mixed(total + _row_hash(column, number + 1))
         self.hashes[split].append(total[total & self.mask == 0])
 
-    def found(self) -> Overlap | None:
+    def overlap(self) -> Overlap | None:
         """The overlap, if more validation rows have a duplicate in training than chance explains.
 
         By chance as many do as training rows have one among the others (Good 1953; the variance is Esty's, 1983). And rows
@@ -72,7 +72,7 @@ class Twins:
 
 
 def unnatural(hashes: Tensor) -> bool:
-    """Whether values repeat in proportions that independent draws do not show; see Twins.found."""
+    """Whether values repeat in proportions that independent draws do not show; see RowHashes.overlap."""
     _, counts = hashes.unique(return_counts=True)
     f = [0, *(int((counts == k).sum()) for k in range(1, 6))]
 

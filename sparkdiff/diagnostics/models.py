@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sparkdiff import jvm
-from sparkdiff.diagnostics.predictions import PredictionDifference
+from sparkdiff.diagnostics.predictions import PredictionDifference, finite_or_none
 from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.report import difference_table
 from sparkdiff.stages.base import REGISTRY, class_name
@@ -119,8 +119,7 @@ def between(old: Any, new: Any, folder: Path, *, paths: tuple[str | None, str | 
     before, after = flatten(old), flatten(new)
     hashes = hash_of(old, paths[0], folder), hash_of(new, paths[1], folder)
     look_inside = folder if None in hashes or hashes[0] != hashes[1] else None
-    stages = tuple(_stage(a, b, look_inside) for a, b in _matched(before, after))
-    return Difference(hashes[0], hashes[1], stages)
+    return Difference(*hashes, tuple(_stage(a, b, look_inside) for a, b in _matched(before, after)))
 
 
 # Stages -------------------------------------------------------------------------------------------------------------
@@ -244,9 +243,11 @@ def _weights(old: Any, new: Any) -> Iterator[WeightDifference]:
                 distance = np.abs(y - x)[differ]
                 relative = distance / np.maximum(np.abs(x), np.abs(y))[differ]
             yield WeightDifference(
-                name, x.shape, y.shape, x.size, int(differ.sum()), _finite(distance.max()), _finite(relative.max())
+                name,
+                x.shape,
+                y.shape,
+                x.size,
+                int(differ.sum()),
+                finite_or_none(distance.max()),
+                finite_or_none(relative.max()),
             )
-
-
-def _finite(value: Any) -> float | None:
-    return None if value is None or not np.isfinite(value) else float(value)

@@ -36,8 +36,8 @@ class LabelFlips:
 class NumberChanges:
     """How far a column of numbers moved; for a vector, the entry that moved most.
 
-    `undefined` rows have no finite change (null, NaN or infinite on one side, vectors of different size) and count in no
-    other figure; without any other row these are None.
+    `undefined` rows have no finite change (null, NaN or infinite on one side, vectors of different size). They count as
+    changed, and in no other figure; without any other row these are None.
     """
 
     column: str
@@ -125,7 +125,7 @@ def _counted(
     out = old.transform(df.withColumn(f"{hidden}row", row))
     _check_kept([f"{hidden}row", *(a for a, _ in pairs)], out, old)
     labels = [casefold(a) in nominal or _is_nominal(out, a) for a, _ in pairs]
-    keep = [F.col(f"{hidden}row")[f"c{i}"].alias(c, metadata=_metadata(df, c)) for i, c in enumerate(columns)]
+    keep = [F.col(f"{hidden}row")[f"c{i}"].alias(c, metadata=df.schema[c].metadata) for i, c in enumerate(columns)]
     held = [quoted(a).alias(f"{hidden}{i}") for i, (a, _) in enumerate(pairs)]
     out = new.transform(out.select(*keep, *held))
     _check_kept([*(f"{hidden}{i}" for i in range(len(pairs))), *(b for _, b in pairs)], out, new)
@@ -154,10 +154,6 @@ def _labels(graph: Graph) -> set[str]:
         own = vertex.module.labels(vertex.stage) if vertex.module is not None else ()
         out |= {graph.casefold(c) for c in (*own, *(columns_of(vertex.stage, ("predictionCol",)) if classes else ()))}
     return out
-
-
-def _metadata(df: DataFrame, column: str) -> dict[str, Any]:
-    return dict(next(f for f in df.schema.fields if f.name == column).metadata)
 
 
 def _is_nominal(df: DataFrame, column: str) -> bool:
@@ -216,12 +212,13 @@ def _aggregates(name: str, is_label: bool) -> list[Column]:
 def _numbers(column: str, found: Any, name: str) -> NumberChanges:
     undefined = found["rows"] - found[f"{name}_finite"]
     values = found[f"{name}_quantiles"] or [None] * len(QUANTILES)
-    quantiles = {f"{q:g}": _finite(v) for q, v in zip(QUANTILES, values, strict=True)}
+    quantiles = {f"{q:g}": finite_or_none(v) for q, v in zip(QUANTILES, values, strict=True)}
     return NumberChanges(
-        column, found["rows"], found[f"{name}_changed"] + undefined, undefined, _finite(found[f"{name}_mean"]),
-        _finite(found[f"{name}_max"]), quantiles,
+        column, found["rows"], found[f"{name}_changed"] + undefined, undefined, finite_or_none(found[f"{name}_mean"]),
+        finite_or_none(found[f"{name}_max"]), quantiles,
     )  # fmt: skip
 
 
-def _finite(value: Any) -> float | None:
+def finite_or_none(value: Any) -> float | None:
+    """The value as a float; None if it is not finite."""
     return None if value is None or not np.isfinite(value) else float(value)

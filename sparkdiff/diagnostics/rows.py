@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from sparkdiff.data.stream import Batch
-from sparkdiff.diagnostics.duplicates import Twins
+from sparkdiff.diagnostics.duplicates import RowHashes
 from sparkdiff.diagnostics.outliers import FARTHEST, Spread, farness
 from sparkdiff.diagnostics.separation import drift, leaks_class, leaks_number
 from sparkdiff.evaluation.data import Data, scalar
-from sparkdiff.evaluation.feature_names import Slots, entering
+from sparkdiff.evaluation.feature_names import FeatureNames, entering
 from sparkdiff.evaluation.guard import Verdict, total_gain
 from sparkdiff.machine import memory
 from sparkdiff.objectives.losses import Objective, resolve
@@ -62,7 +62,7 @@ def check(
     extremes, unseen = seen.extremes(), seen.unseen()
     seen.spreads.clear()  # five vectors of the width for each split
     memory.trim()
-    return [*extremes, *seen.leaks(), *seen.twins(), *seen.straddling(), *seen.own_rows(), *seen.drift(), *unseen]
+    return [*extremes, *seen.leaks(), *seen.duplicates(), *seen.straddling(), *seen.own_rows(), *seen.drift(), *unseen]
 
 
 class _Seen:
@@ -73,22 +73,22 @@ class _Seen:
         splits: Sequence[str],
     ):  # fmt: skip
         self.network, self.data, self.options, self.splits = network, data, options, splits
-        self.described, self.versions = described, entering(network)
-        self.slots: Slots | None = None
+        self.versions = entering(network)
+        nothing: dict[Version, Rows] = data.values(data.nothing())
+        self._run(nothing)
+        self.names = FeatureNames(network, described, nothing)
         self.spreads: dict[Version, dict[str, Spread]] = {v: {} for v in self.versions}
         self.usual: dict[Version, Tensor] = {}
         self.indices: dict[Version, dict[str, Tensor]] = {}  # (levels + 1,) rows; the last entry holds what is no level
         self.sample: dict[str, list[tuple[dict[Version, Rows], Tensor, Tensor]]] = {TRAIN: [], VALIDATION: []}
         self.sampled = dict.fromkeys(self.sample, 0)
-        self.hashes = Twins(sum(data.stream.rows(s) for s in (TRAIN, VALIDATION)))
+        self.hashes = RowHashes(sum(data.stream.rows(s) for s in (TRAIN, VALIDATION)))
         self.groups: dict[str, list[Tensor]] = {s: [] for s in splits}
         self.rows = dict.fromkeys(splits, 0)
         self.scores = {s: SlopeSums() for s in splits}
         self.objective = _unpenalised(network, label)
-        head = network.head
         whole = len(label.classes) == 2 and bool((label.classes > 0).all())
-        self.classes = head.classes or (2 if whole else 0)
-        self.limit = 0
+        self.classes = network.head.classes or (2 if whole else 0)
 
     def add(self, split: str, batch: Batch, y: Tensor, weight: Tensor) -> None:
         """Take in a batch; rows of weight 0 count nowhere."""
@@ -100,9 +100,8 @@ class _Seen:
             return
         block = scalar(batch, "block")[counted]
         cached = dict(values)
-        with torch.no_grad():
-            self.network.run(values, [v for v in self.versions if v not in values])
-        if self.slots is None:
+        self._run(values)
+        if not self.usual:
             self._begin(values)
         self.rows[split] += len(y)
         for v in self.versions:
@@ -115,39 +114,38 @@ class _Seen:
             counts[split] += torch.bincount(torch.where((x >= 0) & (x < size), x, size).long(), minlength=size + 1)
         if split in self.sample:
             self.hashes.add(split, [cached[v] for v in sorted(cached)], y)
-            kept = min(len(y), self.limit - self.sampled[split])
-            if kept > 0:
-                first = torch.arange(kept)
-                part = {v: taken(values[v], first) for v in self.versions}
-                self.sample[split].append((part, y[:kept], block[:kept]))
-                self.sampled[split] += kept
+            first = torch.arange(min(len(y), self.limit - self.sampled[split]))
+            if len(first):
+                self.sample[split].append(({v: taken(values[v], first) for v in self.versions}, y[first], block[first]))
+                self.sampled[split] += len(first)
         if self.options.groupCol:
             self.groups[split].append(block.unique())
         if self.objective is not None:
             self.scores[split].add(self.network, self.objective, values, y, weight)
 
+    @torch.no_grad()
+    def _run(self, values: dict[Version, Rows]) -> None:
+        """Compute the columns that enter stages with parameters."""
+        self.network.run(values, [v for v in self.versions if v not in values])
+
     def _begin(self, values: dict[Version, Rows]) -> None:
-        """From the first batch, of training rows: the usual value of each slot, and what the slots are called."""
-        self.slots = slots = Slots(self.network, self.described, values)
+        """From the first batch, of training rows: the usual value of each slot."""
+        names = self.names
         self.sparse = {v: isinstance(values[v], SparseRows) for v in self.versions}
         for v in self.versions:
             x = _vector(values[v])
             if isinstance(x, SparseRows):
                 self.usual[v] = torch.zeros((), dtype=torch.float64).expand(x.width)
             else:
-                self.usual[v] = torch.where(slots.binary(v), 0.0, x.nan_to_num().median(0).values)
-        sizes = slots.encoded() | {v: len(names) for v, names in slots.levels.items() if names}
+                self.usual[v] = torch.where(names.binary(v), 0.0, x.nan_to_num().median(0).values)
+        sizes = names.encoded() | {v: len(levels) for v, levels in names.levels.items() if levels}
         for v, size in sizes.items():
-            if not slots.vectors.get(v, True):
+            if not names.vectors.get(v, True):
                 self.indices[v] = {s: torch.zeros(size + 1, dtype=torch.int64) for s in self.splits}
-        wide = sum(slots.widths[v] for v in self.versions if not self.sparse[v])
+        wide = sum(names.widths[v] for v in self.versions if not self.sparse[v])
         self.limit = min(
             SPARSE_ROWS if any(self.sparse.values()) else SAMPLE_ROWS, max(1000, SAMPLE_ENTRIES // max(wide, 1))
         )
-
-    def _name(self, version: Version, slot: int) -> str:
-        assert self.slots is not None
-        return self.slots.name(version, slot)
 
     def _gathered(self, split: str) -> tuple[dict[Version, Rows], Tensor, Tensor]:
         """The sample of a split: (columns, label, block)."""
@@ -159,18 +157,17 @@ class _Seen:
 
     def extremes(self) -> list[str]:
         """Values far from all others, as a number that stands for a missing value is."""
-        assert self.slots is not None
         found = []
         for v, spreads in self.spreads.items():
             for split, s in spreads.items():
                 z = farness(split, spreads)
-                if self.sparse[v] and not self.slots.named(v):
+                if self.sparse[v] and not self.names.named(v):
                     z = torch.where(z > FARTHEST, z, 0.0)  # counts of words are like that
                 for j in (z > 0).nonzero()[:, 0].tolist():
                     found.append((float(z[j]), v, j, split, s))
         found.sort(key=lambda f: -f[0])
         out = [
-            f"column {self._name(v, j)!r} holds {s.farthest(j):.7g} in {_rows(int(s.count[j]), split)}, "
+            f"column {self.names.name(v, j)!r} holds {s.farthest(j):.7g} in {_rows(int(s.count[j]), split)}, "
             f"{z:,.0f} times as far from the usual {float(self.usual[v][j]):.4g} as other values: if it means "
             "a missing value, replace it by null and impute it; otherwise clip it"
             for z, v, j, split, s in found[:SHOWN]
@@ -201,14 +198,14 @@ class _Seen:
                 best[v, j] = strength, text
         strongest = sorted(best.items(), key=lambda item: -item[1][0])[:SHOWN]
         return [
-            f"column {self._name(v, j)!r} alone {text} on {len(y):,} training rows: if it becomes known only "
+            f"column {self.names.name(v, j)!r} alone {text} on {len(y):,} training rows: if it becomes known only "
             "together with the label, predictions cannot use it; leave it out"
             for (v, j), (_, text) in strongest
         ]
 
-    def twins(self) -> list[str]:
+    def duplicates(self) -> list[str]:
         """Validation rows that occur in train, more often than chance explains."""
-        found = self.hashes.found()
+        found = self.hashes.overlap()
         if found is None:
             return []
         return [
@@ -262,14 +259,15 @@ class _Seen:
         least = DRIFT_BY_TIME if self.options.timeCol else DRIFT
         if not (seen.auc > least and seen.auc - 0.5 > ERRORS * seen.error):
             return []
-        top = [
+        largest = [
             (float(share[j]), float(shift[j]), v, j)
             for v, share, shift in zip(self.versions, seen.shares, seen.shifts, strict=True)
             for j in share.topk(min(SHOWN, len(share))).indices.tolist()
         ]
-        top = sorted(top, key=lambda t: -t[0])[:SHOWN]
         names = ", ".join(
-            f"{self._name(v, j)!r} ({s:+.2f} standard deviations)" for share, s, v, j in top if share > NAMED
+            f"{self.names.name(v, j)!r} ({s:+.2f} standard deviations)"
+            for share, s, v, j in sorted(largest, key=lambda t: -t[0])[:SHOWN]
+            if share > NAMED
         )
         way = (
             "with timeCol some drift is expected; try whether only newer training rows give a better result"
@@ -283,16 +281,15 @@ class _Seen:
 
     def unseen(self) -> list[str]:
         """Categories that validation rows have and no training row."""
-        assert self.slots is not None
         out = []
         for v, counts in self.indices.items():
-            names = [*(self.slots.level(v, k) for k in range(len(counts[TRAIN]) - 1)), "(no level)"]
+            names = [*(self.names.level(v, k) for k in range(len(counts[TRAIN]) - 1)), "(no level)"]
             out += self._only_held(self.network.graph.name(v), names, counts[TRAIN], counts[VALIDATION])
         for v in self.versions:
             spreads = self.spreads[v]
-            own = self.slots.binary(v, encoded=False).nonzero()[:, 0]
-            if len(own) and self.slots.named(v) and TRAIN in spreads and VALIDATION in spreads:
-                names = [self._name(v, j) for j in own.tolist()]
+            own = self.names.binary(v, encoded=False).nonzero()[:, 0]
+            if len(own) and self.names.named(v) and TRAIN in spreads and VALIDATION in spreads:
+                names = [self.names.name(v, j) for j in own.tolist()]
                 train, held = (spreads[s].support()[own] for s in (TRAIN, VALIDATION))
                 out += self._only_held(self.network.graph.name(v), names, train, held)
         return out
@@ -301,7 +298,7 @@ class _Seen:
         only = (train == 0) & (held > 0)
         rows = int(held[only].sum())
         # Good and Turing: new rows of the same kind show unseen levels as often as the training rows are alone with theirs.
-        # The variance is Esty's (1983), as in Twins.
+        # The variance is Esty's (1983), as in RowHashes.
         n, m = max(self.rows[TRAIN], 1), self.rows[VALIDATION]
         single, double = float((train == 1).sum()), float((train == 2).sum())
         expected = m * single / n
@@ -352,8 +349,7 @@ class SlopeSums:
 
 def _unpenalised(network: Network, label: LabelStats) -> Objective | None:
     """The loss that the head was fitted with, where its intercept was fitted without penalty and bounds."""
-    head = network.head
-    stage = network.graph.head.stage
+    head, stage = network.head, network.graph.head.stage
     fitted = stage is not None and stage.hasParam("fitIntercept") and stage.getOrDefault("fitIntercept")
     if not fitted or head.decides_only or any("ntercept" in name for name in getattr(head, "bounds", {})):
         return None

@@ -48,9 +48,9 @@ def leaks_class(x: Rows, y: Tensor, classes: int, bound: float) -> list[tuple[in
         outside = (filled.sum(1, keepdim=True) - filled) / (len(y) - counts).clamp_min(1)
         both_zero = (1 - filled / counts.clamp_min(1)) * (1 - outside)
         slots = ((both_zero <= 2 * (1 - bound)) & counted).any(1).nonzero()[:, 0]
-        slots, dense = columns[slots], _chosen(x, slots)
+        slots, dense = columns[slots], x.select(slots).to_dense()
     else:
-        dense = x if x.ndim == 2 else x[:, None]
+        dense = matrix(x)
     area = torch.where(counted, auc(dense, y, classes), 0.5)
     strength = torch.maximum(area, 1 - area)
     found = (strength > bound).nonzero().tolist()
@@ -66,9 +66,9 @@ def leaks_number(x: Rows, y: Tensor, bound: float) -> list[tuple[int, str, float
         columns, x = x.compact()
         filled = torch.bincount(x.indices[x.values != 0], minlength=x.width)
         slots = (filled > len(y) // 2).nonzero()[:, 0]
-        slots, dense = columns[slots], _chosen(x, slots)
+        slots, dense = columns[slots], x.select(slots).to_dense()
     else:
-        dense = x if x.ndim == 2 else x[:, None]
+        dense = matrix(x)
         slots = torch.arange(dense.shape[1])
     if not len(slots) or len(y) < LEAST:
         return []
@@ -80,16 +80,6 @@ def leaks_number(x: Rows, y: Tensor, bound: float) -> list[tuple[int, str, float
         )  # whose squares neither over- nor underflow
         r = (a * b).sum(0) / (a.square().sum(0) * b.square().sum()).sqrt()
         out += [(int(slots[j]), name, float(r[j])) for j in ((r.abs() > bound) & varied).nonzero()[:, 0].tolist()]
-    return out
-
-
-def _chosen(x: SparseRows, slots: Tensor) -> Tensor:
-    """These slots of sparse rows, (n, len(slots)) strided."""
-    place = torch.full((x.width,), -1, dtype=torch.int64)
-    place[slots] = torch.arange(len(slots))
-    kept = place[x.indices] >= 0
-    out = x.values.new_zeros(len(x), len(slots))
-    out[x.rows()[kept], place[x.indices[kept]]] = x.values[kept]
     return out
 
 
@@ -122,7 +112,10 @@ def drift(columns: Sequence[Rows], held: Tensor, cluster: Tensor) -> Drift:
         cluster: (n,) int64; rows of a cluster are dependent and stay together.
     """
     filled = [_filled(x) for x in columns]
-    scaled = [_standardised(_narrowed(x, slots)) for x, slots in zip(columns, filled, strict=True)]
+    scaled = [
+        _standardised(x.select(slots) if isinstance(x, SparseRows) else x)
+        for x, slots in zip(columns, filled, strict=True)
+    ]
     shift = [_mean(x, held) - _mean(x, ~held) for x in scaled]
     _, number = cluster.unique(return_inverse=True)
     fold = number % 2 == 0
@@ -138,35 +131,18 @@ def drift(columns: Sequence[Rows], held: Tensor, cluster: Tensor) -> Drift:
     contribution = [(a + b) * s for a, b, s in zip(*weights, shift, strict=True)]
     total = sum(float(c.sum()) for c in contribution)
     shares, shifts = (
-        tuple(_spread(c, slots, width(x)) for c, slots, x in zip(of, filled, columns, strict=True))
+        tuple(c.new_zeros(width(x)).index_put((slots,), c) for c, slots, x in zip(of, filled, columns, strict=True))
         for of in ([c / (total or 1.0) for c in contribution], shift)
     )
     # Both areas follow the product of the halves' shifts, so their errors add up like those of one and the same thing.
     return Drift(sum(areas) / 2, sum(errors) / 2, shares, shifts)
 
 
-def _filled(x: Rows) -> Tensor | None:
-    """The slots (c,) that LEAST of the sparse rows fill; None for dense ones."""
+def _filled(x: Rows) -> Tensor:
+    """The slots (c,) that LEAST of the sparse rows fill; all of dense rows."""
     if not isinstance(x, SparseRows):
-        return None
+        return torch.arange(width(x))
     return (torch.bincount(x.indices[x.values != 0], minlength=x.width) >= LEAST).nonzero()[:, 0]
-
-
-def _narrowed(x: Rows, slots: Tensor | None) -> Rows:
-    """Sparse rows of these slots alone."""
-    if slots is None or not isinstance(x, SparseRows):
-        return x
-    place = torch.full((x.width,), -1, dtype=torch.int64)
-    place[slots] = torch.arange(len(slots))
-    kept = place[x.indices] >= 0
-    offsets = torch.zeros_like(x.offsets)
-    offsets[1:] = torch.bincount(x.rows()[kept], minlength=len(x)).cumsum(0)
-    return SparseRows(place[x.indices[kept]], x.values[kept], offsets, len(slots))
-
-
-def _spread(values: Tensor, slots: Tensor | None, size: int) -> Tensor:
-    """Values of these slots (c,), 0 for all others, (size,)."""
-    return values if slots is None else values.new_zeros(size).index_put((slots,), values)
 
 
 def clustered_auc(margin: Tensor, positive: Tensor, cluster: Tensor) -> tuple[float, float]:

@@ -20,7 +20,6 @@ from sparkdiff.objectives.metrics import Metric
 from sparkdiff.options import Options
 from sparkdiff.pipeline.network import Network
 from sparkdiff.report import p_value
-from sparkdiff.stages.forest import Trees
 from sparkdiff.stages.predictor import Predictor
 
 NAMED = 3  # slices that a reason names
@@ -48,8 +47,8 @@ class Judgement:
     @property
     def worse(self) -> list[Change]:
         """The sets of rows that got worse, the smallest p-value first."""
-        every = [*self.slices, *([self.reference] if self.reference else [])]
-        found = [c for c in every if c.p is not None and self.level is not None and c.p < self.level]
+        sets = [*self.slices, *filter(None, [self.reference])]
+        found = [c for c in sets if c.p is not None and self.level is not None and c.p < self.level]
         return sorted(found, key=lambda c: c.p or 0.0)
 
     @property
@@ -68,8 +67,8 @@ class Judgement:
 
 def moves_splits(network: Network) -> bool:
     """Whether thresholds of trees or of binning stages train."""
-    modules = (network.module(i) for i in network.positions)
-    return any(m.passes_gradient() or (isinstance(m, Trees) and not m.routes_fixed) for m in modules)
+    trees = network.trees().values()
+    return any(network.module(i).passes_gradient() for i in network.positions) or not all(m.routes_fixed for m in trees)
 
 
 def check_options(options: Options, head: Predictor) -> None:
@@ -109,9 +108,7 @@ def judge(
     units = rows if unit == "rows" else len(distinct)
     stricter = STRICTER if o.guard < 1 and moves_splits(network) else 1
     level = o.guard / o.fleetSize / stricter if o.guard < 1 else o.guard
-    correlation = None
-    if o.timeCol:
-        correlation = guard.correlation_time(_differences(data, metric, network, tuned))
+    correlation = guard.correlation_time(_differences(data, metric, network, tuned)) if o.timeCol else None
     verdict = guard.decide(
         ledger.gains, ledger.weights, chosen=ledger.chosen, level=level, original=original.blocks, unit=unit, units=units,
         blockRows=rows / max(units, 1), correlationTime=correlation, seed=o.seed,

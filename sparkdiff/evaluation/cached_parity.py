@@ -23,7 +23,7 @@ from sparkdiff.pipeline.names import quoted, unused
 from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.pipeline.network import Network
 from sparkdiff.pipeline.parity import Parity, compare
-from sparkdiff.rows import Rows, SparseRows, below, taken
+from sparkdiff.rows import Rows, SparseRows, below, dense, taken
 from sparkdiff.stages.prepared import Prepared
 from sparkdiff.store.disk import room
 
@@ -72,12 +72,8 @@ def _written(
     flags = {v: sample.pop(v) for v in network.flags if v in sample}
     first = {v: taken(c, torch.tensor([0])) for v, c in (sample | flags).items()}
     edges = _edges(network, first, sample)
-    named: dict[str, Rows] = {}
-    nulls: dict[str, torch.Tensor] = {}
-    for v, c in sample.items():
-        named[graph.name(v)] = below([c, edges[v]])
-        if null_of(v) in flags:
-            nulls[graph.name(v)] = below([flags[null_of(v)], edges[null_of(v)]])  # type: ignore[assignment]
+    named = {graph.name(v): below([c, edges[v]]) for v, c in sample.items()}
+    nulls = {graph.name(v): dense(below([flags[f], edges[f]])) for v in sample if (f := null_of(v)) in flags}
     spoken, recovered = _recovered(network, named)
     described = {c["column"]: c for c in cache.manifest["columns"]}
     metadata = {name: entry.get("metadata") or {} for name, entry in described.items()}
@@ -124,10 +120,7 @@ def sample_of(network: Network, data: Data) -> dict[Version, Rows]:
                 break
             parts.append(data.values(batch))
             rows += len(batch["label"])
-    out: dict[Version, Rows] = {}
-    for v in data.columns:
-        out[v] = below([p[v] for p in parts])
-    return out
+    return {v: below([p[v] for p in parts]) for v in data.columns}
 
 
 def _edges(network: Network, row: dict[Version, Rows], sample: dict[Version, Rows]) -> dict[Version, Rows]:
@@ -160,12 +153,9 @@ def _edges(network: Network, row: dict[Version, Rows], sample: dict[Version, Row
             changes += [(v, e) for e in (torch.zeros_like(low), low, high, 10 * low, 10 * high)]
     every = [row | {changed: value} | _no_null(row, changed) for changed, value in changes]
     accepted = [r for r in every if _accepts(network, r)]
-    out: dict[Version, Rows] = {}
-    for v in sample:
-        out[v] = below([r[v] for r in accepted] or [taken(row[v], torch.empty(0, dtype=torch.int64))])
-        if (flag := null_of(v)) in row:
-            out[flag] = below([r[flag] for r in accepted] or [taken(row[flag], torch.empty(0, dtype=torch.int64))])
-    return out
+    versions = [*sample, *(flag for v in sample if (flag := null_of(v)) in row)]
+    none = torch.empty(0, dtype=torch.int64)
+    return {v: below([r[v] for r in accepted] or [taken(row[v], none)]) for v in versions}
 
 
 def _no_null(row: dict[Version, Rows], v: Version) -> dict[Version, Rows]:
@@ -176,12 +166,9 @@ def _no_null(row: dict[Version, Rows], v: Version) -> dict[Version, Rows]:
 @torch.no_grad()
 def _accepts(network: Network, row: dict[Version, Rows]) -> bool:
     """Whether the network accepts this row; Spark refuses the same rows, for example a cosine of zeros."""
-    values = dict(row)
+    graph = network.graph
     try:
-        network.run(
-            values,
-            [(network.graph.casefold(c), i) for i in network.positions for c in network.graph.vertices[i].outputs],
-        )
+        network.run(dict(row), [(graph.casefold(c), i) for i in network.positions for c in graph.vertices[i].outputs])
     except InputError:
         return False
     return True

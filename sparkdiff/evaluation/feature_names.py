@@ -29,7 +29,7 @@ def entering(network: Network) -> list[Version]:
     return [v for v in dict.fromkeys(read) if v[1] in plain or v[1] not in network.positions]
 
 
-class Slots:
+class FeatureNames:
     """The names of the entries (slots) of column versions.
 
     Args:

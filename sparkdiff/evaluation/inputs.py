@@ -47,9 +47,8 @@ class Feature:
             return
         if not self.n:
             self.sparse = isinstance(x, SparseRows)
-            width = x.width if isinstance(x, SparseRows) else x.shape[1]
-            self.sum, self.square = (torch.zeros(width, dtype=torch.float64) for _ in range(2))
-            self.support = torch.zeros(width, dtype=torch.int64)
+            self.sum, self.square = (torch.zeros(width(x), dtype=torch.float64) for _ in range(2))
+            self.support = torch.zeros(width(x), dtype=torch.int64)
             # Of sparse rows one number for all columns.
             self.usual = torch.zeros((), dtype=torch.float64) if isinstance(x, SparseRows) else _median(x)
             self.missing = torch.zeros_like(self.usual, dtype=torch.int64)
@@ -90,9 +89,7 @@ def leaf_counts(network: Network, data: Data) -> dict[int, Tensor]:
         values = data.values(batch)
         network.route(values, [(LEAVES, i) for i in trees])
         for i, count in found.items():
-            leaves = values[LEAVES, i]
-            assert isinstance(leaves, Tensor)
-            count += torch.bincount(leaves[weight > 0].view(-1), minlength=len(count))
+            count += torch.bincount(dense(values[LEAVES, i])[weight > 0].view(-1), minlength=len(count))
     return found
 
 
@@ -140,8 +137,7 @@ def distinct_values(network: Network, data: Data, i: int) -> dict[int, Tensor]:
     for batch, _, weight, _ in data.batches("train"):
         values = data.values(batch)
         network.run(values, [version])
-        x = values[version]
-        x = matrix(dense(x.take((weight > 0).nonzero()[:, 0]) if isinstance(x, SparseRows) else x[weight > 0]))
+        x = matrix(dense(taken(values[version], (weight > 0).nonzero()[:, 0])))
         for feature in used:
             own = x[:, feature]
             seen = torch.cat([found[feature], own[own.isfinite()]]) if feature in found else own[own.isfinite()]

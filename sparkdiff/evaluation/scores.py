@@ -156,15 +156,14 @@ def _explain(network: Network, data: Data, batch: Batch, bad: Tensor) -> None:
         network.graph.vertices[i].uid for i in network.positions if isinstance(network.module(i), (Predictor, PCA))
     )
     for version, name in data.columns.items():
-        column = batch[name]
-        column = column.take(bad.nonzero()[:1, 0]) if isinstance(column, SparseRows) else column[bad][:1]
+        column = taken(batch[name], worst)
         entries = column.values if isinstance(column, SparseRows) else column.flatten()
-        wrong = entries[~entries.isfinite()]
+        wrong = (~entries.isfinite()).nonzero()
         if len(wrong):
-            j = int((~entries.isfinite()).nonzero()[0])
+            j = int(wrong[0])
             entry = int(column.indices[j]) if isinstance(column, SparseRows) else j
             where = f"entry {entry} of column" if isinstance(column, SparseRows) or column.ndim == 2 else "column"
             raise InputError(
-                f"{wanting}: {where} {network.graph.name(version)!r} holds {wrong[0].item()!r} (or null), so a "
+                f"{wanting}: {where} {network.graph.name(version)!r} holds {entries[j].item()!r} (or null), so a "
                 "linear stage gives NaN; impute it before the pipeline, or drop these rows"
             )

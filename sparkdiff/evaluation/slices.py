@@ -66,15 +66,13 @@ def changes(
         level, joined: see `guard.worsening`. Slices of fewer than guard.MIN_UNITS units aren't tested and don't count.
     """
     sets: list[tuple[str | None, Any]] = [(c.column, value) for c in columns for value in c.values] or [(None, None)]
+    starts = [sum(len(c.values) for c in columns[:k]) for k in range(len(columns))]
     sums = _Sums(len(sets))
     kept: list[tuple[Tensor, ...]] = []
     for batch, label, weight, block in data.batches(split):
         values = data.values(batch)
         margins = old.margin(dict(values)), new.margin(dict(values))
-        codes, start = [], 0
-        for c in columns:
-            codes.append(start + scalar(batch, c.name))
-            start += len(c.values)
+        codes = [start + scalar(batch, c.name) for start, c in zip(starts, columns, strict=True)]
         places = torch.stack(codes) if codes else torch.zeros((1, len(label)), dtype=torch.int64)
         if metric.rows is None:
             assert metric.column is not None

@@ -18,7 +18,7 @@ from pyspark import SparkConf, SparkContext
 from pyspark.errors import PySparkException
 from pyspark.find_spark_home import _find_spark_home
 from pyspark.ml import PipelineModel
-from pyspark.ml.util import MLReader, MLWriter
+from pyspark.ml.util import DefaultParamsWriter, MLReader
 from pyspark.sql import SparkSession
 from pyspark.util import VersionUtils
 
@@ -117,7 +117,7 @@ def model_at(path: str | Path) -> str:
     return where.replace(",", "{\\,}") if VERSION < (4, 0) else where
 
 
-class Writer(MLWriter):
+class Writer(DefaultParamsWriter):
     """An MLWriter for classes that exist in Python only, also through Spark Connect."""
 
     @property
@@ -133,6 +133,10 @@ class Writer(MLWriter):
 
 class Reader(MLReader[Any]):
     """An MLReader for classes that exist in Python only, also through Spark Connect."""
+
+    def __init__(self, cls: Any):
+        super().__init__()
+        self.cls = cls
 
     @property
     def sc(self) -> Any:

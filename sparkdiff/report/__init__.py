@@ -2,7 +2,7 @@
 
 from sparkdiff.report.difference_table import difference_table
 from sparkdiff.report.progress import Events, Phases
-from sparkdiff.report.record import RunRecord
+from sparkdiff.report.record import FineTuningSummary, RunRecord
 from sparkdiff.report.table import before_after, p_value
 
-__all__ = ["Events", "Phases", "RunRecord", "before_after", "difference_table", "p_value"]
+__all__ = ["Events", "FineTuningSummary", "Phases", "RunRecord", "before_after", "difference_table", "p_value"]

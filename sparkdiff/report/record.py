@@ -1,10 +1,15 @@
-"""One record of a run, in plain values: what its summary, a store of runs, a report and a tracker of experiments read."""
+"""One record of a run, in plain values, which a store of runs, a report and a tracker of experiments read; and its summary."""
 
 import dataclasses
 import importlib.metadata
 import math
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from sparkdiff.report.table import before_after
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +75,24 @@ class RunRecord:
         """As JSON-ready values without NaN, history left out."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "records"}
         return _finite(fields)  # type: ignore[no-any-return]
+
+
+class FineTuningSummary(RunRecord):
+    """The report of one run. `print(summary)` shows the before/after table; `history` is a pandas DataFrame.
+
+    Its other attributes are those of `sparkdiff.report.RunRecord`: decision, reason, metrics, gain, warnings and so on.
+    """
+
+    __module__ = "sparkdiff"
+
+    @property
+    def history(self) -> "pd.DataFrame":
+        import pandas as pd
+
+        return pd.DataFrame(self.records)
+
+    def __str__(self) -> str:
+        return before_after(self.asdict())
 
 
 def versions() -> dict[str, str]:

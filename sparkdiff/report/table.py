@@ -23,10 +23,7 @@ def before_after(summary: Mapping[str, Any]) -> str:
             before, after = values["before"], values["after"]
             change = (after - before) / max(abs(before), 1e-12)
             rows.append((split, f"{before:.5g}", f"{after:.5g}", f"{change:+.1%}"))
-    widths = [max(len(r[i]) for r in rows) for i in range(4)]
-    lines = [
-        "  ".join([r[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(r[1:], widths[1:], strict=True))]) for r in rows
-    ]
+    lines = _aligned(rows)
     lines.insert(1, "-" * len(lines[0]))
     held = ""
     if summary["gainInterval"] is not None:
@@ -59,14 +56,18 @@ def _changes(slices: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         rows.append(
             (f"{s['column']} = {value}", f"{s['rows']:,}", before, after, change, "" if s["before"] is None else p)
         )
-    widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
-    for r in rows:
-        yield "  ".join([r[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(r[1:], widths[1:], strict=True))])
+    yield from _aligned(rows)
     if len(order) > SHOWN:
         few = sum(s["p"] is None for s in order[SHOWN:])
         yield f"and {len(order) - SHOWN} slices with better results" + (
             f", or with too few rows ({few})" if few else ""
         )
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A line per row: the first column begins at the left, the others end at the right."""
+    first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
+    return ["  ".join([r[0].ljust(first), *map(str.rjust, r[1:], others)]) for r in rows]
 
 
 def _gain(change: Mapping[str, Any]) -> float:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sparkdiff.errors import InputError, did_you_mean
-from sparkdiff.evaluation.feature_names import Slots
+from sparkdiff.evaluation.feature_names import FeatureNames
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network
 from sparkdiff.stages.linear import GeneralizedLinearRegression
@@ -44,13 +44,13 @@ class Wishes:
     """The requested signs of slopes, {feature: strength}; the sign of the strength is the sign of the slope.
 
     Args:
-        slots: what the inputs' entries are called.
+        names: what the inputs' entries are called.
     """
 
-    def __init__(self, given: Mapping[str, float], network: Network, slots: Slots):
-        self.given, self.network, self.slots = given, network, slots
+    def __init__(self, given: Mapping[str, float], network: Network, names: FeatureNames):
+        self.given, self.network, self.names = given, network, names
         # No slope says where predictions of trees rise.
-        self.affine = None if network.trees() else affine_network(network, slots.widths)
+        self.affine = None if network.trees() else affine_network(network, names.widths)
 
     def penalty(self, stats: Mapping[Version, FeatureStats], y: LabelStats) -> Monotone:
         """
@@ -61,7 +61,7 @@ class Wishes:
             InputError: the margin isn't linear in the inputs, has an entry per class, or falls as the mean rises; or a name
                 is that of no input.
         """
-        network, slots, head = self.network, self.slots, self.network.head
+        network, names, head = self.network, self.names, self.network.head
         uid = network.graph.head.uid
         if self.affine is None or head.wide:
             why = "is not linear in the inputs"
@@ -75,7 +75,7 @@ class Wishes:
                 f"penalties.monotone needs a link whose mean increases with the margin ({', '.join(RISING)}), "
                 f"but {uid} has {head.link}; leave it out"
             )
-        places = {slots.name(v, j): (v, j) for v, s in stats.items() for j in range(len(s.std))}
+        places = {names.name(v, j): (v, j) for v, s in stats.items() for j in range(len(s.std))}
         unit = head.margin_unit(y)
         signs = {v: torch.zeros_like(s.std) for v, s in stats.items()}
         weights = {v: torch.zeros_like(s.std) for v, s in stats.items()}
@@ -95,11 +95,11 @@ class Wishes:
         out = []
         for v, slope in slopes.of.items():
             for j, value in enumerate(slope[0, :, 0].tolist()):
-                wish = self.given.get(self.slots.name(v, j)) if value else None
+                wish = self.given.get(self.names.name(v, j)) if value else None
                 if wish is not None and value * wish < 0:
                     verb = "fall" if value < 0 else "rise"
                     out.append(
-                        f"predictions still {verb} with {self.slots.name(v, j)!r} (slope {value:.3g} of the margin): raise "
-                        f"penalties.monotone.{self.slots.name(v, j)}, now {wish:g}"
+                        f"predictions still {verb} with {self.names.name(v, j)!r} (slope {value:.3g} of the margin): raise "
+                        f"penalties.monotone.{self.names.name(v, j)}, now {wish:g}"
                     )
         return out

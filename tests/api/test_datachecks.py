@@ -28,7 +28,7 @@ def doubts(model: Any, data: DataFrame | list[Source], folder: Path, **options: 
     """What a fit would warn of before it trains."""
     task = prepare(model, Options.of(options))
     cache = cached(model, data, folder, **options)
-    network = Network(task.graph, task.cut.live)
+    network = Network(task.cut.graph, task.cut.live)
     with Stream(cache.folder, backend="arrow") as stream:
         data, label = Data(stream, cache.columns(task.cut)), training_labels(cache.manifest["stats"])
         return check(network, data, cache.described(task.cut), task.options, label, cache.splits)

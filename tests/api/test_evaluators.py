@@ -50,7 +50,7 @@ def measuring(
     given = {k: v for k, v in (("weightCol", weight), ("labelCol", label)) if v}
     cache = cached(model, df, folder, **given)
     task = prepare(model, Options.of({"cacheDir": str(folder), **given}))
-    network, s = Network(task.graph, task.cut.live), cache.manifest["stats"]["train"]
+    network, s = Network(task.cut.graph, task.cut.live), cache.manifest["stats"]["train"]
     stats = LabelStats(s["mean"], s["std"], s["low"], s["high"], torch.tensor(s["classes"], dtype=torch.int64))
     data = Data(Stream(cache.folder, backend="arrow", inMemory=True, seed=0), cache.columns(task.cut))
 
@@ -66,7 +66,7 @@ def measuring(
 
 def network_of(model: PipelineModel) -> Network:
     task = prepare(model, Options())
-    return Network(task.graph, task.cut.live)
+    return Network(task.cut.graph, task.cut.live)
 
 
 ANY_LABEL = LabelStats(0.5, 0.5, 0.0, 1.0, torch.tensor([1, 1]))

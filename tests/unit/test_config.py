@@ -5,15 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
 from hypothesis import example, given, settings, strategies as st
 
 from sparkdiff import job as run, loading
-from sparkdiff.cli import WRONG_INPUT, main
+from sparkdiff.cli import WRONG_INPUT, app, main
 from sparkdiff.errors import InputError
 from sparkdiff.jvm import sessions
 from sparkdiff.machine import paths as places
-from sparkdiff.options import Options
+from sparkdiff.options import FIELDS, Options
 
 pytestmark = pytest.mark.once  # paths and messages of our own: no stack changes them
 
@@ -167,6 +168,53 @@ def test_a_home_is_a_home(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert load("output=~/runs/x").output == here / "home" / "runs" / "x"
 
 
+def test_a_flag_is_text_for_its_key(here: Path) -> None:
+    flags = {"data.train.path": "null.csv", "fineTuner.labelCol": "no", "output.path": "{x}"}
+    config = run.load_config(Path("conf/job.yaml"), ["fineTuner.seed=5", "fineTuner.labelCol=y"], flags)
+    assert config.data["train"] == {
+        "path": f"{here}/null.csv",
+        "format": "csv",
+        "where": "day < 6",
+    }  # the file's other keys stay
+    assert config.options == {
+        "seed": 5,
+        "labelCol": "y",
+        "cacheDir": str(here / "conf" / "caches"),
+    }  # the override wins
+    assert (config.output, config.overwrite) == (here / "{x}", True)
+    (here / "conf" / "job.yaml").write_text("data: {train: 'rows:load'}")
+    with pytest.raises(
+        InputError, match=r"^data\.train\.path=x\.csv: 'train' is 'rows:load', not a mapping with keys$"
+    ):
+        run.load_config(Path("conf/job.yaml"), [], {"data.train.path": "x.csv"})
+
+
+def test_the_flags_of_the_command(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[run.Config] = []
+    monkeypatch.setattr(run, "run", lambda config: loaded.append(config) or "")
+    columns = ["--label", "null", "--group", "user"]
+    assert main(["finetune", "pipeline=models/churn", "--data", "x.csv", *columns, "--output", "runs/x"]) == 0
+    assert main(["finetune", "--config", "conf/job.yaml", "--time", "day", "fineTuner.maxEpochs=5"]) == 0
+    short, long = loaded
+    assert (short.data, short.output) == ({"train": {"path": f"{here}/x.csv"}}, here / "runs" / "x")
+    assert short.options == {"labelCol": "null", "groupCol": "user"}
+    assert long.options == {"seed": 0, "cacheDir": str(here / "conf" / "caches"), "timeCol": "day", "maxEpochs": 5}
+
+
+def test_commands_share_their_flags() -> None:
+    commands: Any = typer.main.get_command(app)
+    found = {
+        name: {p.opts[0]: p.help for p in command.params if p.opts[0].startswith("--")}
+        for name, command in commands.commands.items()
+    }
+    shared = {"--data", "--label", "--group", "--time", "--output"}
+    assert shared <= found["finetune"].keys()
+    for flags in found.values():
+        assert {k: v for k, v in flags.items() if k in shared} == {
+            k: found["finetune"][k] for k in shared & flags.keys()
+        }
+
+
 WRONG = [
     (["fineTuner=5"], "fineTuner must be a mapping of names to values. Got 5 instead"),
     (["fineTuner=[1]"], "fineTuner must be a mapping"),
@@ -258,7 +306,7 @@ KEYS = st.sampled_from(
     [
         "pipeline", "data", "data.train", "data.train.path", "data.train.options", "data.train.where", "data.test", "output",
         "output.path", "output.mode", "fineTuner", "spark", "spark.spark.x", "", "data.", "output.path.x", "1", "~",
-        *(f"fineTuner.{name}" for name in run.OPTIONS if name != "loss"),  # whose module would be imported
+        *(f"fineTuner.{name}" for name in FIELDS if name != "loss"),  # whose module would be imported
     ]
 )  # fmt: skip
 VALUES = st.one_of(

@@ -1,4 +1,4 @@
-"""The parts of the data checks that need no Spark: ranks, leaks, drift, outliers and twins, against scipy-like references."""
+"""The parts of the data checks that need no Spark: ranks, leaks, drift, outliers, duplicates, against scipy-like references."""
 
 import math
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparkdiff.diagnostics.duplicates import Twins
+from sparkdiff.diagnostics.duplicates import RowHashes
 from sparkdiff.diagnostics.outliers import Spread, farness
 from sparkdiff.diagnostics.rows import too_few_rows
 from sparkdiff.diagnostics.separation import auc, clustered_auc, drift, leaks_class, leaks_number, midranks
@@ -226,11 +226,11 @@ def test_what_columns_naturally_look_like_is_no_outlier(form: Form) -> None:
     assert int(alarms[6]) <= 1  # its tail is so heavy that one value in 5,000 now and then stands quite alone
 
 
-# Twins ----------------------------------------------------------------------------------------------------------------
+# Duplicates -----------------------------------------------------------------------------------------------------------
 
 
-def twins(train: Tensor, held: Tensor, form: Form = lambda x: x) -> Twins:
-    out = Twins(len(train) + len(held))
+def hashed(train: Tensor, held: Tensor, form: Form = lambda x: x) -> RowHashes:
+    out = RowHashes(len(train) + len(held))
     for split, rows in (("train", train), ("validation", held)):
         out.add(split, [form(rows[:, 1:]), rows[:, 1]], rows[:, 0])
     return out
@@ -243,12 +243,12 @@ def test_copied_rows_are_counted(form: Form, copies: int) -> None:
     x[:, 2] = 0.0
     held = torch.cat([x[:copies], x[2000:]])
     held[:, 2] = -0.0  # the same number
-    found = twins(x[:2000], held, form).found()
+    found = hashed(x[:2000], held, form).overlap()
     assert found is not None
     assert (found.rows, found.share) == (copies, copies / (500 + copies))
     other = held.clone()
     other[:, 0] += 1.0  # another label: another row
-    assert twins(x[:2000], other, form).found() is None
+    assert hashed(x[:2000], other, form).overlap() is None
 
 
 @pytest.mark.parametrize("values", [2, 10, 40, 3000])
@@ -256,13 +256,13 @@ def test_equal_rows_of_discrete_data_are_chance(values: int) -> None:
     for seed in range(25):
         skewed = (values * torch.rand(3000, generator=random(seed)) ** 3).floor()  # some values are far more common
         x = torch.stack([torch.randint(0, 3, (3000,), generator=random(seed)).double(), skewed.double()], 1)
-        assert twins(x[:2000], x[2000:]).found() is None
+        assert hashed(x[:2000], x[2000:]).overlap() is None
 
 
 @pytest.mark.parametrize("values", [40, 3000, 10**9])
 def test_copies_are_seen_among_chance(values: int) -> None:
     x = torch.randint(0, values, (3000, 2), generator=random(0)).double()
-    found = twins(x[:2000], torch.cat([x[2000:], x[:600]])).found()
+    found = hashed(x[:2000], torch.cat([x[2000:], x[:600]])).overlap()
     assert found is not None
     assert found.rows >= 600
 
@@ -271,7 +271,7 @@ def test_copies_are_seen_among_chance(values: int) -> None:
 def test_a_table_loaded_twice_is_seen(values: int) -> None:
     once = torch.randint(0, values, (1500, 2), generator=random(0)).double()
     x = once.repeat(2, 1)[torch.randperm(3000, generator=random(1))]
-    found = twins(x[:2000], x[2000:]).found()
+    found = hashed(x[:2000], x[2000:]).overlap()
     assert found is not None
     assert "twice" in found.chance
 
@@ -279,9 +279,9 @@ def test_a_table_loaded_twice_is_seen(values: int) -> None:
 def test_of_many_rows_a_sample_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sparkdiff.diagnostics.duplicates.MOST_HASHES", 512)
     x = normal(0, 20_000, 3)
-    seen = twins(x[:16_000], torch.cat([x[16_000:], x[:4_000]]))
+    seen = hashed(x[:16_000], torch.cat([x[16_000:], x[:4_000]]))
     assert sum(len(h) for h in seen.hashes["train"]) < 512
-    found = seen.found()
+    found = seen.overlap()
     assert found is not None
     assert found.share == pytest.approx(0.5, abs=0.15)
     assert found.rows == pytest.approx(4000, rel=0.3)

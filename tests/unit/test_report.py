@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from sparkdiff.report import before_after, p_value
-from sparkdiff.report.summary import FineTuningSummary
+from sparkdiff.report import FineTuningSummary, before_after, p_value
 
 
 @pytest.mark.parametrize(
