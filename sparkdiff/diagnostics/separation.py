@@ -118,24 +118,24 @@ def drift(columns: Sequence[Rows], held: Tensor, cluster: Tensor) -> Drift:
     ]
     shift = [_mean(x, held) - _mean(x, ~held) for x in scaled]
     _, number = cluster.unique(return_inverse=True)
-    fold = number % 2 == 0
-    areas, errors, weights = [], [], []
-    for fitted in (fold, ~fold):
-        own, other = fitted.nonzero()[:, 0], (~fitted).nonzero()[:, 0]
-        w = _fit([taken(x, own) for x in scaled], held[own])
-        rest = [taken(x, other) for x in scaled]
-        area, variance = clustered_auc(_margin(rest, w), held[other], number[other])
-        areas.append(area)
-        errors.append(math.sqrt(variance))
-        weights.append(w)
-    contribution = [(a + b) * s for a, b, s in zip(*weights, shift, strict=True)]
+
+    def fitted(own: Tensor, other: Tensor) -> tuple[list[Tensor], float, float]:
+        """Weights fitted on some rows; their AUC on the other rows, and its standard error."""
+        weights = _fit([taken(x, own) for x in scaled], held[own])
+        margin = _margin([taken(x, other) for x in scaled], weights)
+        area, variance = clustered_auc(margin, held[other], number[other])
+        return weights, area, math.sqrt(variance)
+
+    even, odd = (number % 2 == 0).nonzero()[:, 0], (number % 2 == 1).nonzero()[:, 0]
+    (first, area, error), (second, other_area, other_error) = fitted(even, odd), fitted(odd, even)
+    contribution = [(a + b) * s for a, b, s in zip(first, second, shift, strict=True)]
     total = sum(float(c.sum()) for c in contribution)
     shares, shifts = (
         tuple(c.new_zeros(width(x)).index_put((slots,), c) for c, slots, x in zip(of, filled, columns, strict=True))
         for of in ([c / (total or 1.0) for c in contribution], shift)
     )
     # Both areas follow the product of the halves' shifts, so their errors add up like those of one and the same thing.
-    return Drift(sum(areas) / 2, sum(errors) / 2, shares, shifts)
+    return Drift((area + other_area) / 2, (error + other_error) / 2, shares, shifts)
 
 
 def _filled(x: Rows) -> Tensor:

@@ -112,8 +112,7 @@ def _shown(network: Network, data: Data, batch: Any, used: Tensor) -> _Shown:
         prediction = head.mean(margin)
         return _Shown(prediction, prediction, None)
     columns = dict(zip(vertex.outputs, head.columns(margin), strict=True))
-    shown = [columns.get(next(iter(columns_of(vertex.stage, (p,))), "")) for p in SHOWN]
-    label, probability, raw = shown
+    label, probability, raw = (columns.get(next(iter(columns_of(vertex.stage, (p,))), "")) for p in SHOWN)
     sure = raw if probability is None else probability
     if sure is None:
         assert label is not None  # a predictor that shows nothing writes nothing, and isn't trained

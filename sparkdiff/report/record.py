@@ -73,8 +73,7 @@ class RunRecord:
 
     def asdict(self) -> dict[str, Any]:
         """As JSON-ready values without NaN, history left out."""
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "records"}
-        return _finite(fields)  # type: ignore[no-any-return]
+        return {f.name: _finite(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name != "records"}
 
 
 class FineTuningSummary(RunRecord):
