@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparkdiff.errors import InputError
 from sparkdiff.evaluation.data import Data
 from sparkdiff.evaluation.scores import Score, Tally
 from sparkdiff.objectives.losses import Objective
@@ -54,8 +55,10 @@ class Candidates:
         rate = column(r / (self.base or 1.0) for r in rates)
         if bool((updates.scales.rate != 1).any()):
             rate = rate * updates.scales.rate
-        kind = next((r.optimizer for r in recipes if r.optimizer not in ONCE_AN_EPOCH), None)
-        self.optimizer = FirstOrder(kind, self.u, None if bool((rate == 1).all()) else rate) if kind else None
+        kinds = sorted({r.optimizer for r in recipes} - set(ONCE_AN_EPOCH))
+        if len(kinds) > 1:
+            raise InputError(f"candidates that train together share one first-order optimizer, not {', '.join(kinds)}")
+        self.optimizer = FirstOrder(kinds[0], self.u, None if bool((rate == 1).all()) else rate) if kinds else None
         self.epoch_steps = EpochSteps(recipes, len(updates.start))
         self.vectors = {"u": self.u}
         if self.optimizer:

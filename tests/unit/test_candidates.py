@@ -25,6 +25,7 @@ from small_networks import (
 )
 from torch import Tensor
 
+from sparkdiff.errors import InputError
 from sparkdiff.objectives.losses import OWN, Objective, resolve
 from sparkdiff.options import Options
 from sparkdiff.pipeline.network import Network, routed_versions
@@ -410,6 +411,11 @@ def test_who_stays_goes_on_as_if_the_others_were_there() -> None:
         part.team.updates.matrix.flat, whole.team.updates.matrix.flat[[1, 3, 4]], rtol=1e-11, atol=1e-13
     )
     torch.testing.assert_close(part.team.average, whole.team.average[[1, 3, 4]], rtol=1e-11, atol=1e-13)
+
+
+def test_two_first_order_optimizers_are_refused() -> None:
+    with pytest.raises(InputError, match="share one first-order optimizer, not adam, sgd"):
+        Run("scaler, PCA, Poisson", [Recipe(1e-2, 0.0), Recipe(1e-2, 0.0, "sgd"), Recipe(1.0, 0.0, "lbfgs")])
 
 
 def test_one_that_diverges_leaves_the_others_alone() -> None:
