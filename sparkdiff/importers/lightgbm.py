@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from sparkdiff.errors import InputError
-from sparkdiff.importers.models import GAMMA, IDENTITY, LOGIT, POISSON, Boosted, tweedie
+from sparkdiff.importers.models import GAMMA, IDENTITY, LOGIT, POISSON, Boosted, is_booster, tweedie
 from sparkdiff.importers.trees import TreeArrays
 from sparkdiff.jvm.nodes import Array
 
@@ -33,14 +33,7 @@ def read(model: Any, *, whole: bool) -> Boosted:
     Raises:
         InputError: it is not such a model, or MLlib cannot express it.
     """
-    known = hasattr(model, "model_to_string") or hasattr(model, "__sklearn_is_fitted__")
-    if not type(model).__module__.startswith("lightgbm.") or not known:
-        raise InputError(
-            f"from_lightgbm reads a Booster or a fitted LGBM estimator; got {type(model).__module__}.{type(model).__qualname__}"
-        )
-    if not hasattr(model, "model_to_string") and not model.__sklearn_is_fitted__():
-        raise InputError(f"{type(model).__name__} isn't fitted: call fit first")
-    booster = model if hasattr(model, "model_to_string") else model.booster_
+    booster = model if is_booster(model, "lightgbm", "LGBM", "model_to_string") else model.booster_
     text = booster.model_to_string()
     head, *sections = re.split(r"\nTree=\d+\n", text.split("\nend of trees", 1)[0])
     about = _fields(head)

@@ -36,6 +36,22 @@ def tweedie(variancePower: float) -> dict[str, Any]:
     return {"family": "tweedie", "variancePower": variancePower, "linkPower": 0.0}
 
 
+def is_booster(model: Any, library: str, prefix: str, method: str) -> bool:
+    """Whether a model of LightGBM or XGBoost is a Booster, which has this method; otherwise it is a fitted estimator.
+
+    Raises:
+        InputError: it is neither.
+    """
+    kind, booster = type(model), hasattr(model, method)
+    if not kind.__module__.startswith(f"{library}.") or not (booster or hasattr(model, "__sklearn_is_fitted__")):
+        raise InputError(
+            f"from_{library} reads a Booster or a fitted {prefix} estimator; got {kind.__module__}.{kind.__qualname__}"
+        )
+    if not booster and not model.__sklearn_is_fitted__():
+        raise InputError(f"{kind.__name__} isn't fitted: call fit first")
+    return booster
+
+
 @dataclasses.dataclass(frozen=True)
 class Columns:
     """The input and output columns of the models, and whether rows can have NaN."""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from sparkdiff.errors import InputError
-from sparkdiff.importers.models import GAMMA, IDENTITY, LOGIT, POISSON, Boosted, tweedie
+from sparkdiff.importers.models import GAMMA, IDENTITY, LOGIT, POISSON, Boosted, is_booster, tweedie
 from sparkdiff.importers.trees import TreeArrays, rounding_to
 from sparkdiff.jvm.nodes import Array
 
@@ -30,15 +30,8 @@ def read(model: Any, *, whole: bool) -> Boosted:
     Raises:
         InputError: it is not such a model, or MLlib cannot express it.
     """
-    known = hasattr(model, "save_raw") or hasattr(model, "__sklearn_is_fitted__")
-    if not type(model).__module__.startswith("xgboost.") or not known:
-        raise InputError(
-            f"from_xgboost reads a Booster or a fitted XGB estimator; got {type(model).__module__}.{type(model).__qualname__}"
-        )
     booster, classes, last = model, None, None
-    if not hasattr(model, "save_raw"):
-        if not model.__sklearn_is_fitted__():
-            raise InputError(f"{type(model).__name__} isn't fitted: call fit first")
+    if not is_booster(model, "xgboost", "XGB", "save_raw"):
         if not np.isnan(model.missing):
             raise InputError(
                 f"{type(model).__name__}: missing={model.missing}, but a value other than NaN cannot be "
