@@ -203,7 +203,7 @@ def test_hashed_text_is_checked_without_being_densified(df: DataFrame, shared: P
     data = held(df).withColumn("text", F.concat_ws(" ", numbers, flag, some, often))
     stages = [
         Tokenizer(inputCol="text", outputCol="words"),
-        HashingTF(inputCol="words", outputCol="x"),
+        HashingTF(inputCol="words", outputCol="x", numFeatures=1 << 14),
         LogisticRegression(featuresCol="x", labelCol="rain", regParam=0.1),
     ]
     model = Pipeline(stages=stages).fit(data.where(OLD))
