@@ -1,4 +1,5 @@
-"""What there is to see of a saved pipeline, search or model; as a program, of all in a folder, in a session of its own.
+"""What there is to see of a saved pipeline, search or model; as a program, of all in a folder, in a session of its own
+that then stops.
 
 It imports nothing of sparkdiff: loading must do that by itself.
 """
@@ -9,15 +10,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pyspark.ml.tuning import TrainValidationSplit
+from pyspark.ml.tuning import CrossValidator
 from pyspark.sql import DataFrame, SparkSession
 
 
 def described(thing: Any, df: DataFrame, fitted: Any = None) -> dict[str, Any]:
     """Its uid, Params and stages; what an estimator fits to the rows (`fitted`, if that is known), what a model predicts."""
     out = params_of(thing)
-    if isinstance(thing, TrainValidationSplit):
-        return out  # fitted the same way as a CrossValidator
+    if isinstance(thing, CrossValidator):  # fitted the same way as a TrainValidationSplit
+        whole = thing.getEstimator()
+        return out | {"settings": [shown(whole.copy(m).getStages()) for m in thing.getEstimatorParamMaps()]}
     if hasattr(thing, "fit"):
         model = fitted or thing.fit(df)
         return out | {"sum": total(model, df), "metrics": metrics_of(model)}
@@ -62,11 +64,31 @@ def main(folder: Path, data: str) -> None:
     for name, value in (("wholeStage", "false"), ("factoryMode", "NO_CODEGEN")):  # as in the session of the tests
         spark = spark.config(f"spark.sql.codegen.{name}", value)
     df = spark.config("spark.sql.shuffle.partitions", "2").getOrCreate().read.parquet(data)
-    out = {}
+    things, out = {}, {}
     for path in sorted(folder.iterdir()):
         module = "pyspark.ml" if path.name.startswith("Pipeline") else "pyspark.ml.tuning"
-        out[path.name] = described(getattr(importlib.import_module(module), path.name).load(path.as_uri()), df)
-    print(json.dumps(out))
+        things[path.name] = getattr(importlib.import_module(module), path.name).load(path.as_uri())
+        out[path.name] = described(things[path.name], df)
+    df.sparkSession.stop()
+    print(json.dumps(out | {"stopped": refused(things["PipelineModel"], df)}))
+
+
+def refused(model: Any, df: DataFrame) -> dict[str, str]:
+    """What is said to those who go on with a model whose session has stopped."""
+    import sparkdiff
+
+    tuner = sparkdiff.FineTuner(pipeline=model)
+    calls = {
+        "plan": lambda: sparkdiff.plan(model), "translate": lambda: sparkdiff.translate(model),
+        "verify": lambda: sparkdiff.verify(model, df), "fit": lambda: tuner.fit(df),
+    }  # fmt: skip
+    found = {}
+    for name, call in calls.items():
+        try:
+            call()
+        except sparkdiff.InputError as e:
+            found[name] = str(e)
+    return found
 
 
 if __name__ == "__main__":

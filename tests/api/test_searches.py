@@ -1,6 +1,5 @@
 """FineTuner inside Pipeline, CrossValidator and TrainValidationSplit, many settings over one cache, and fits from threads."""
 
-import itertools
 import json
 import os
 import subprocess
@@ -109,14 +108,14 @@ def test_the_maps_of_one_fit_share_all_but_the_training(
         {tuner.loss: "absolute", tuner.seed: 1},
         {tuner.freeze: ["VectorAssembler"], tuner.maxEpochs: 1, tuner.seed: 1},
         {tuner.metric: "absolute", tuner.seed: 1},
-    ]
+    ][:: 1 if kind == "files" else 3]
     models = tuner.fit(rows, maps)
     assert jobs() == for_one
     assert counted["fingerprint"] == counted["_build"] == 2
-    assert [m.summary.cache["hit"] for m in models] == [False, True, True, True]
+    assert [m.summary.cache["hit"] for m in models] == [False] + [True] * (len(maps) - 1)
     assert len({m.summary.cache["fingerprint"] for m in [*models, *one]}) == 2
-    assert [m.summary.options["loss"] for m in models] == ["auto", "absolute", "auto", "auto"]
-    assert models[0].summary.parity == models[3].summary.parity
+    assert [m.summary.options["loss"] for m in models] == [params.get(tuner.loss, "auto") for params in maps]
+    assert models[0].summary.parity == models[-1].summary.parity
     for m, params in zip(models, maps, strict=True):
         alone = tuner.fit(rows, params).summary
         assert alone.history.equals(m.summary.history)
@@ -128,7 +127,7 @@ def test_the_maps_of_one_fit_share_all_but_the_training(
 def test_maps_that_change_the_cache_get_their_own(
     df: DataFrame, short: PipelineModel, folder: Path, counted: dict[str, int]
 ) -> None:
-    tuner = tuner_of(short, folder, maxEpochs=1)
+    tuner = tuner_of(short, folder, maxEpochs=1, guard=1e-12)
     maps = [{tuner.seed: s, tuner.maxEpochs: n} for n in (1, 2) for s in (0, 1)]
     models = dict(tuner.fitMultiple(df, [*maps, {tuner.weightCol: "weight"}]))
     assert counted["_build"] == counted["fingerprint"] == 3
@@ -142,7 +141,7 @@ def test_an_unfitted_pipeline_is_fitted_once_per_split(
     df: DataFrame, folder: Path, counted: dict[str, int], short: PipelineModel
 ) -> None:
     stages = [VectorAssembler(inputCols=NUMBERS, outputCol="x"), LinearRegression(featuresCol="x", labelCol="riders")]
-    tuner = tuner_of(Pipeline(stages=stages), folder, maxEpochs=1)
+    tuner = tuner_of(Pipeline(stages=stages), folder, maxEpochs=1, guard=1e-12)
     grid = [{tuner.loss: loss, tuner.validationFraction: f} for loss in ("squared", "absolute") for f in (0.2, 0.3)]
     models = tuner.fit(df, grid)
     assert counted["fit_on_training_rows"] == counted["_build"] == 2
@@ -190,35 +189,59 @@ def test_a_cross_validator_builds_one_cache_per_fold(
 ) -> None:
     tuner = tuner_of(short, folder, guard=1e-12)
     search = CrossValidator(estimator=tuner, evaluator=absolute, numFolds=2, seed=1)
-    grid = (
-        ParamGridBuilder().addGrid(tuner.learningRate, [0.01, 0.001]).addGrid(tuner.loss, ["auto", "absolute"]).build()
-    )
+    grid = [{tuner.learningRate: 0.01}, {tuner.learningRate: 0.001, tuner.loss: "absolute"}]
     jobs()
     search.copy().setEstimatorParamMaps(grid[:1]).fit(df)
     for_one = jobs()
     assert counted["_build"] == counted["fingerprint"] == 3  # two folds, and all rows for the best setting
     search.setEstimatorParamMaps(grid).setSeed(2).fit(df)
-    for_four = jobs()
+    for_two = jobs()
     assert counted["_build"] == 3 + 2  # all rows are known
     assert counted["fingerprint"] == 6
     assert len(list(folder.glob("*/manifest.json"))) == 5
     scored = short.transform(df)
     jobs()
     absolute.evaluate(scored)
-    assert for_four - for_one <= 2 * 3 * jobs()  # six more settings are evaluated; nothing else needs a job
+    assert for_two - for_one <= 2 * jobs()  # two more settings are evaluated; nothing else needs a job
+
+
+@pytest.fixture(scope="module")
+def whole(df: DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    """A FineTuner behind the stage whose output it reads, with a folder of its own for the caches."""
+    assembler = VectorAssembler(inputCols=NUMBERS, outputCol="x")
+    head = GeneralizedLinearRegression(featuresCol="x", labelCol="riders", family="poisson", regParam=1.0)
+    folder = tmp_path_factory.mktemp("whole")
+    tuner = tuner_of(
+        head.fit(assembler.transform(df)), folder, loss=pinball, freeze=[], learningRates={"prediction": 0.01}
+    )
+    return Pipeline(stages=[assembler, tuner])
+
+
+@pytest.fixture(scope="module")
+def split(df: DataFrame, whole: Pipeline, absolute: RegressionEvaluator) -> tuple[Any, TrainValidationSplitModel]:
+    """A search of two settings for the pipeline, and what it finds."""
+    tuner = whole.getStages()[1]
+    grid = (
+        ParamGridBuilder()
+        .addGrid(tuner.loss, ["small_data:pinball", "absolute"])
+        .addGrid(tuner.learningRates, [{"prediction": 0.02}])
+        .addGrid(tuner.freeze, [[]])
+        .addGrid(tuner.labelCol, [None])
+        .build()
+    )
+    search = TrainValidationSplit(
+        estimator=whole, estimatorParamMaps=grid, evaluator=absolute, seed=4, collectSubModels=True
+    )
+    return search, search.fit(df)
 
 
 @pytest.mark.once
 def test_a_pipeline_in_a_search_shares_caches_too(
-    df: DataFrame, folder: Path, counted: dict[str, int], absolute: RegressionEvaluator
+    whole: Pipeline, split: tuple[Any, TrainValidationSplitModel]
 ) -> None:
-    assembler = VectorAssembler(inputCols=NUMBERS, outputCol="x")
-    head = GeneralizedLinearRegression(featuresCol="x", labelCol="riders", family="poisson", regParam=1.0)
-    tuner = tuner_of(head.fit(assembler.transform(df)), folder, maxEpochs=1)
-    whole = Pipeline(stages=[assembler, tuner])
-    grid = ParamGridBuilder().addGrid(tuner.loss, ["auto", "absolute"]).build()
-    found = CrossValidator(estimator=whole, estimatorParamMaps=grid, evaluator=absolute, numFolds=2, seed=1).fit(df)
-    assert counted["_build"] == 3
+    found = split[1]
+    caches_of_all = Path(whole.getStages()[1].getCacheDir()).glob("*/manifest.json")
+    assert len({p.parent for p in caches_of_all}) == 2  # three fits: two settings, and all rows for the best
     assert isinstance(found.bestModel.stages[1], FineTunerModel)
     assert type(sparkdiff.plain(found).bestModel.stages[1]) is GeneralizedLinearRegressionModel
 
@@ -227,19 +250,17 @@ def test_a_pipeline_in_a_search_shares_caches_too(
 def searched(
     df: DataFrame, short: PipelineModel, shared: Path, absolute: RegressionEvaluator
 ) -> dict[int, CrossValidatorModel]:
-    """The same search by one thread and by two."""
+    """A search by one thread, and of its first two settings by two threads."""
     tuner = tuner_of(short, shared)
-    grid = (
-        ParamGridBuilder()
-        .addGrid(tuner.learningRate, [0.02, 1e-9])
-        .addGrid(tuner.loss, ["absolute", pinball])
-        .addGrid(tuner.freeze, [[], [short.stages[0]]])
-        .build()
-    )
-    grid = [*grid[:3], grid[4]]  # each value once
+    grid = [
+        {tuner.learningRate: 0.02, tuner.loss: "absolute", tuner.freeze: [short.stages[0]]},
+        {tuner.learningRate: 0.02, tuner.loss: pinball, tuner.freeze: []},
+        {tuner.learningRate: 1e-9, tuner.loss: "absolute", tuner.freeze: []},
+    ]
     search = CrossValidator(estimator=tuner, estimatorParamMaps=grid, evaluator=absolute, numFolds=2, seed=3)
     search.setCollectSubModels(True)
-    return {n: search.setParallelism(n).fit(df) for n in (1, 2)}
+    one = search.fit(df)
+    return {1: one, 2: search.setParallelism(2).setEstimatorParamMaps(grid[:2]).fit(df)}
 
 
 @pytest.mark.once
@@ -247,31 +268,32 @@ def test_a_search_finds_the_best_setting(
     df: DataFrame, short: PipelineModel, searched: dict[int, CrossValidatorModel], absolute: RegressionEvaluator
 ) -> None:
     found = searched[1]
-    assert len(found.avgMetrics) == 4
-    assert int(np.argmin(found.avgMetrics)) in (0, 1)  # the loss that is measured, at a rate that moves
+    assert len(found.avgMetrics) == 3
+    assert int(np.argmin(found.avgMetrics)) == 0  # the loss that is measured, at a rate that moves
     assert min(found.avgMetrics) < 0.97 * absolute.evaluate(short.transform(df))
     best = found.bestModel
     assert isinstance(best, FineTunerModel)
     assert (best.getLoss(), best.getLearningRate()) == ("absolute", 0.02)
     assert best.originalModel is short
-    assert [[type(m) for m in fold] for fold in found.subModels] == [[FineTunerModel] * 4] * 2
-    assert found.subModels[1][2].getLoss() == "small_data:pinball"
-    assert found.subModels[0][1].getFreeze() == [short.stages[0].uid]
+    assert [[type(m) for m in fold] for fold in found.subModels] == [[FineTunerModel] * 3] * 2
+    assert found.subModels[1][1].getLoss() == "small_data:pinball"
+    assert found.subModels[0][0].getFreeze() == [short.stages[0].uid]
     served = sparkdiff.plain(found)
     assert type(served.bestModel) is PipelineModel
     assert (served.uid, served.avgMetrics, served.stdMetrics) == (found.uid, found.avgMetrics, found.stdMetrics)
-    assert [[type(m) for m in fold] for fold in served.subModels] == [[PipelineModel] * 4] * 2
+    assert [[type(m) for m in fold] for fold in served.subModels] == [[PipelineModel] * 3] * 2
     np.testing.assert_array_equal(predictions(served, df), predictions(found, df))
 
 
 @pytest.mark.once
 def test_two_threads_find_the_same_bits(searched: dict[int, CrossValidatorModel]) -> None:
     one, two = searched[1], searched[2]
-    assert one.avgMetrics == two.avgMetrics
+    assert one.avgMetrics[:2] == two.avgMetrics
     assert same(one.bestModel.pipelineModel, two.bestModel.pipelineModel)
-    for a, b in zip(*(itertools.chain(*found.subModels) for found in (one, two)), strict=True):
-        assert same(a.pipelineModel, b.pipelineModel)
-        assert a.summary.history.equals(b.summary.history)
+    for fold, again in zip(one.subModels, two.subModels, strict=True):
+        for a, b in zip(fold[:2], again, strict=True):
+            assert same(a.pipelineModel, b.pipelineModel)
+            assert a.summary.history.equals(b.summary.history)
 
 
 @pytest.mark.once
@@ -318,7 +340,9 @@ def test_a_train_validation_split(
     assert (served.uid, served.validationMetrics) == (found.uid, found.validationMetrics)
 
 
-def test_a_stage_of_a_pipeline(df: DataFrame, numeric: PipelineModel, shared: Path) -> None:
+def test_a_stage_of_a_pipeline(
+    df: DataFrame, numeric: PipelineModel, tuned_numeric: FineTunerModel, shared: Path
+) -> None:
     assembler = VectorAssembler(inputCols=NUMBERS, outputCol="assembled")
     tuner = tuner_of(PipelineModel(numeric.stages[1:]), shared, maxEpochs=4)
     whole = Pipeline(stages=[assembler, tuner, VectorAssembler(inputCols=["prediction"], outputCol="last")])
@@ -332,8 +356,7 @@ def test_a_stage_of_a_pipeline(df: DataFrame, numeric: PipelineModel, shared: Pa
     again = whole.fit(df, {tuner.loss: "absolute"}).stages[1]
     assert (again.summary.metric, again.getLoss()) == ("absolute", "absolute")
     # it is trained on what the stages before it make, in the same way as with them
-    together = tune(numeric, df, shared)
-    before, after = (m.summary.metrics["train"]["before"] for m in (together, found.stages[1]))
+    before, after = (m.summary.metrics["train"]["before"] for m in (tuned_numeric, found.stages[1]))
     assert abs(before / after - 1) < 0.1
     lacking = Pipeline(stages=[tuner])
     with pytest.raises(InputError, match="reads column 'assembled', which is not in the data"):
@@ -375,6 +398,8 @@ def test_the_fitted_model_of_a_search_is_tuned_inside(
     _is_the_same_search(changed, spark_search)
     np.testing.assert_allclose(predictions(changed, df), predictions(spark_search, df) * np.exp(0.5), rtol=1e-12)
     assert spark_search.bestModel is best
+    if not isinstance(spark_search, CrossValidatorModel):
+        return  # whatever holds the best model, it is trained in the same way
     found = tune(spark_search, df, shared)
     assert found.originalModel is spark_search
     assert found.summary.decision == "tuned"
@@ -427,29 +452,24 @@ def _leaves(model: Any) -> list[Any]:
 @pytest.mark.once
 @pytest.mark.slow
 def test_all_of_it_can_be_loaded_in_a_new_session(
-    df: DataFrame, shared: Path, tmp_path: Path, absolute: RegressionEvaluator
+    df: DataFrame, whole: Pipeline, split: tuple[Any, TrainValidationSplitModel], tmp_path: Path
 ) -> None:
-    assembler = VectorAssembler(inputCols=NUMBERS, outputCol="x")
-    head = GeneralizedLinearRegression(featuresCol="x", labelCol="riders", family="poisson", regParam=1.0)
-    single = head.fit(assembler.transform(df))
-    tuner = tuner_of(single, shared, loss=pinball, freeze=[single], learningRates={"prediction": 0.01})
-    grid = (
-        ParamGridBuilder()
-        .addGrid(tuner.loss, ["small_data:pinball", "absolute"])
-        .addGrid(tuner.learningRates, [{"prediction": 0.02}])
-        .addGrid(tuner.freeze, [[]])
-        .addGrid(tuner.labelCol, [None])
-        .build()
+    """And what is loaded fits to the same; after the session has stopped, all say that it has."""
+    search, found = split
+    grid, first = search.getEstimatorParamMaps(), found.subModels
+    folds = CrossValidator(
+        estimator=whole, estimatorParamMaps=grid, evaluator=search.getEvaluator(), numFolds=2, seed=4
     )
-    whole, settings = (
-        Pipeline(stages=[assembler, tuner]),
-        {"estimatorParamMaps": grid, "evaluator": absolute, "seed": 4},
+    short_folds = folds.copy().setEstimatorParamMaps(grid[:1])  # with a model of each fold
+    by_folds = CrossValidatorModel(
+        found.bestModel, avgMetrics=found.validationMetrics[:1], subModels=[[m] for m in first], stdMetrics=[0.5]
     )
-    tuner.setFreeze([])
-    search = CrossValidator(estimator=whole, numFolds=2, collectSubModels=True, **settings)
-    split = TrainValidationSplit(estimator=whole, **settings)
-    made = {"Pipeline": whole, "PipelineModel": whole.fit(df), "CrossValidator": search, "TrainValidationSplit": split}
-    made |= {"CrossValidatorModel": search.fit(df), "TrainValidationSplitModel": split.fit(df)}
+    best = TrainValidationSplitModel(found.bestModel, validationMetrics=found.validationMetrics)
+    made = {"Pipeline": whole, "PipelineModel": whole.fit(df), "CrossValidator": folds, "TrainValidationSplit": search}
+    made |= {
+        "CrossValidatorModel": short_folds._copyValues(by_folds),
+        "TrainValidationSplitModel": search._copyValues(best),
+    }
     for name, thing in made.items():
         thing.write().save((tmp_path / name).as_uri())
     paths = [str(p) for p in (Path(sparkdiff.__file__).parents[1], Path(__file__).parent)]
@@ -459,11 +479,14 @@ def test_all_of_it_can_be_loaded_in_a_new_session(
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     loaded = json.loads(done.stdout)
+    refused = loaded.pop("stopped")
     assert loaded.keys() == made.keys()
     for name, thing in made.items():
-        fitted = made.get(f"{name}Model") if name in ("Pipeline", "CrossValidator") else None
+        fitted = made.get(f"{name}Model") if name in ("Pipeline", "TrainValidationSplit") else None
         assert loaded[name] == json.loads(json.dumps(described(thing, df, fitted))), name
-    assert loaded["CrossValidator"]["metrics"] == loaded["CrossValidatorModel"]["metrics"]
+    assert loaded["TrainValidationSplit"]["metrics"] == loaded["TrainValidationSplitModel"]["metrics"]
+    assert refused.keys() == {"plan", "translate", "verify", "fit"}
+    assert all("session" in said.lower() and "load the model again" in said for said in refused.values()), refused
 
 
 def test_a_callable_in_a_grid_is_saved_by_its_name_only(

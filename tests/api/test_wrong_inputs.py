@@ -2,14 +2,16 @@
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.clustering import BisectingKMeans
@@ -21,11 +23,19 @@ from small_data import NUMBERS, pinball, tune, unfitted
 
 import sparkdiff
 from sparkdiff import FineTuner, InputError, SparkdiffError
+from sparkdiff.data.label_stats import label_stats, weight_range
+from sparkdiff.evaluation.checks import all_labels, check_varies
+from sparkdiff.objectives import losses
+from sparkdiff.options import Options
+from sparkdiff.pipeline.network import Network
+from sparkdiff.stages.trainable import LabelStats
+from sparkdiff.training.distributed.worker import objectives
 
 pytestmark = pytest.mark.once  # hashes, options and messages of our own: no stack changes them
 
 NAN, INF = float("nan"), float("inf")
 Change = Callable[[DataFrame], DataFrame]
+ANY_LABEL = LabelStats(0.5, 0.5, 0.0, 1.0, torch.tensor([1, 1]))
 
 
 def row_7(column: str, value: Any) -> Change:
@@ -169,9 +179,7 @@ def test_a_time_that_is_none(df: DataFrame, numeric: PipelineModel, folder: Path
     )
 
 
-@pytest.mark.parametrize(
-    ("option", "column"), [("groupCol", "user"), ("timeCol", "number"), ("validationIndicatorCol", "held")]
-)
+@pytest.mark.parametrize(("option", "column"), [("groupCol", "user"), ("validationIndicatorCol", "held")])
 def test_null_in_a_column_that_splits(
     df: DataFrame, numeric: PipelineModel, folder: Path, option: str, column: str
 ) -> None:
@@ -181,8 +189,11 @@ def test_null_in_a_column_that_splits(
     )
 
 
-def test_nan_in_a_time(df: DataFrame, numeric: PipelineModel, folder: Path) -> None:
-    refused("timeCol='number' holds null or NaN", numeric, row_7("number", NAN)(df), folder, timeCol="number")
+def test_no_number_in_a_time(df: DataFrame, numeric: PipelineModel, folder: Path) -> None:
+    wrong = F.expr("CASE WHEN number = 7 THEN CAST('NaN' AS DOUBLE) WHEN number < 10 THEN number WHEN number < 14 THEN null "
+                   "WHEN number = 20 THEN CAST('Infinity' AS DOUBLE) ELSE number END")  # fmt: skip
+    sentence = "timeCol='number' holds null or NaN or an infinite value in 6 rows.*fill the column or drop these rows"
+    refused(sentence, numeric, df.withColumn("number", wrong), folder, timeCol="number")
 
 
 def test_null_in_the_time_of_a_given_side(df: DataFrame, numeric: PipelineModel, folder: Path) -> None:
@@ -203,13 +214,36 @@ def test_an_indicator_that_isnt_boolean(df: DataFrame, numeric: PipelineModel, f
 # Labels ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", [None, NAN, INF])
-def test_a_label_that_is_no_number(df: DataFrame, numeric: PipelineModel, folder: Path, value: float | None) -> None:
-    sentence = (
-        f"labelCol='riders' holds {value!r} in 1 or more rows; a label must be a finite number: drop or fill these rows"
-    )
-    refused(sentence, numeric, row_7("riders", value)(df), folder)
+def test_a_label_that_is_no_number(df: DataFrame, numeric: PipelineModel, folder: Path) -> None:
+    sentence = "labelCol='riders' holds nan in 1 or more rows; a label must be a finite number: drop or fill these rows"
+    refused(sentence, numeric, row_7("riders", NAN)(df), folder)
     assert list(folder.iterdir()) == []
+
+
+def stats_of(folder: Path, **columns: list[Any]) -> dict[str, Any]:
+    """The statistics of labels and weights, as of a cache with one file of these columns."""
+    rows = len(columns["label"])
+    given = {"weight": [1.0] * rows, "block": list(range(rows)), **columns}
+    pq.write_table(pa.table({k: pa.array(v, pa.int64() if k == "block" else pa.float64()) for k, v in given.items()}),
+                   folder / "rows.parquet")  # fmt: skip
+    request: Any = SimpleNamespace(
+        options=Options(), cut=SimpleNamespace(columns=()), labelCol="riders", weightCol="weight"
+    )
+    shards = [[{"path": "rows.parquet"}]]
+    return label_stats(folder, shards, request, weight_range(folder, shards, request)[1])
+
+
+@pytest.mark.parametrize("value", [None, NAN, INF, -INF])
+def test_labels_and_weights_of_files(tmp_path: Path, value: float | None) -> None:
+    """Without Spark: what a cache's files may not hold, one row in a thousand."""
+    wrong = [1.0] * 999 + [value]
+    with pytest.raises(InputError, match=rf"labelCol='riders' holds {value!r} in 1 or more rows; a label must be .*"):
+        stats_of(tmp_path, label=wrong)
+    sentence = "in 1 or more rows; a weight must be .*>= 0: drop or fill these rows"
+    with pytest.raises(InputError, match=f"weightCol='weight' holds {value!r} {sentence}"):
+        stats_of(tmp_path, label=[1.0] * 1000, weight=wrong)
+    with pytest.raises(InputError, match=f"weightCol='weight' holds -1.0 {sentence}"):
+        stats_of(tmp_path, label=[1.0] * 1000, weight=[*wrong[:999], -1.0])
 
 
 @pytest.fixture(scope="module")
@@ -227,44 +261,57 @@ def heads(df: DataFrame) -> dict[str, PipelineModel]:
     return {name: Pipeline(stages=[assembler, head]).fit(df) for name, head in found.items()}
 
 
+@pytest.fixture(scope="module")
+def networks(heads: dict[str, PipelineModel]) -> dict[str, Network]:
+    return {name: sparkdiff.translate(model) for name, model in heads.items()}
+
+
+POISSON = ("poisson", "riders", -2.0, "poisson on GeneralizedLinearRegression needs labels >= 0; drop such rows")
+CLASS = ("multinomial", "kind", 0.5, "logLoss on LogisticRegression needs class indices 0 to 2")
+
+
+@pytest.mark.parametrize(("head", "label", "value", "rule"), [POISSON, CLASS])
+def test_a_label_outside_of_what_the_loss_allows(
+    df: DataFrame, heads: dict[str, PipelineModel], shared: Path, head: str, label: str, value: float, rule: str
+) -> None:
+    """A metric has its own rules."""
+    sentence = f"label column '{label}' holds {value!r}, but .*{rule}"
+    refused(sentence, heads[head], row_7(label, value)(df), shared)
+    if head == "poisson":
+        refused(sentence.partition(" on ")[0], heads["linear"], row_7(label, value)(df), shared, metric="poisson")
+
+
 @pytest.mark.parametrize(
-    ("head", "label", "value", "rule"),
+    ("head", "labels", "said"),
     [
-        ("poisson", "riders", -2.0, "poisson on GeneralizedLinearRegression needs labels >= 0; drop such rows"),
-        ("gamma", "wait", 0.0, "gamma on GeneralizedLinearRegression needs labels > 0; drop such rows"),
-        ("binomial", "rain", 1.5, "logLoss on GeneralizedLinearRegression needs labels from 0 to 1"),
-        ("logistic", "rain", 2.0, "logLoss on LogisticRegression needs class indices 0 to 1"),
-        ("multinomial", "kind", 3.0, "logLoss on LogisticRegression needs class indices 0 to 2"),
-        ("multinomial", "kind", -1.0, "class indices 0 to 2"),
-        ("multinomial", "kind", 0.5, "class indices 0 to 2"),
-        ("multinomial", "kind", 1e300, "class indices 0 to 2"),
+        ("gamma", [0.0, 2.0], "holds 0.0, but gamma on GeneralizedLinearRegression needs labels > 0; drop such rows"),
+        ("binomial", [0.0, 1.5], "holds 1.5, but logLoss on GeneralizedLinearRegression needs labels from 0 to 1"),
+        ("binomial", [1.0, 2.0], "use riders - 1, or index them with a StringIndexer"),
+        ("binomial", [-1.0, 1.0], r"use \(riders \+ 1\) / 2, or index them with a StringIndexer"),
+        ("logistic", [0.0, 2.0], "holds 2.0, but logLoss on LogisticRegression needs class indices 0 to 1"),
+        ("logistic", [-1.0, 1.0], r"use \(riders \+ 1\) / 2, or index them with a StringIndexer"),
+        ("multinomial", [0.0, 3.0], "holds 3.0, but logLoss on LogisticRegression needs class indices 0 to 2"),
+        ("multinomial", [-1.0, 2.0], "holds -1.0, but .* needs class indices 0 to 2"),
+        ("multinomial", [0.0, 1e300], r"holds 1e\+300, but .* needs class indices 0 to 2"),
+        (
+            "linear",
+            [0.0, 1e300],
+            r"has values from 0.0 to 1e\+300, for which squared losses .*clean the column, or scale it",
+        ),
+        ("linear", [-1e150, 3.0], r"has values from -1e\+150 to 3.0.*; clean the column, or scale it"),
+        ("linear", [0.0, 2e-199], "has values from 0.0 to 2e-199, for which squared losses"),
     ],
 )
-def test_a_label_outside_of_what_the_loss_allows(
-    df: DataFrame, heads: dict[str, PipelineModel], folder: Path, head: str, label: str, value: float, rule: str
+def test_labels_of_files_and_what_the_loss_allows(
+    networks: dict[str, Network], tmp_path: Path, head: str, labels: list[float], said: str
 ) -> None:
-    refused(
-        f"label column '{label}' holds {value!r}, but .*{rule}".replace("+", r"\+"),
-        heads[head],
-        row_7(label, value)(df),
-        folder,
-    )
-
-
-@pytest.mark.parametrize("loss", ["auto", "absolute"])
-@pytest.mark.parametrize("value", [1e300, -1e150])
-def test_a_label_beyond_all_bounds(
-    df: DataFrame, heads: dict[str, PipelineModel], folder: Path, value: float, loss: str
-) -> None:
-    sentence = f"label column 'riders' has values from .*{value!r}.*; clean the column, or scale it".replace("+", r"\+")
-    refused(sentence, heads["linear"], row_7("riders", value)(df), folder, loss=loss)
-
-
-def test_labels_below_all_bounds(df: DataFrame, heads: dict[str, PipelineModel], folder: Path) -> None:
-    tiny = df.withColumn("riders", F.col("riders") * 1e-200)
-    refused(
-        "label column 'riders' has values from 0.0 to .*e-199, for which squared losses", heads["linear"], tiny, folder
-    )
+    """Without a cache of Spark: from the labels in files to what is said."""
+    predictor = networks[head].head
+    for loss in ("auto", "absolute") if head == "linear" else ("auto",):
+        found, fractional = all_labels({"train": stats_of(tmp_path, label=labels)})
+        objective = losses.resolve(loss, {}, predictor, ("prediction",), ANY_LABEL)
+        with pytest.raises(InputError, match=f"label column 'riders' .*{said}"):
+            losses.check_label(objective, predictor, found, "riders", fractional)
 
 
 def test_predictions_beyond_all_bounds(df: DataFrame, heads: dict[str, PipelineModel], shared: Path) -> None:
@@ -278,12 +325,9 @@ def test_predictions_beyond_all_bounds(df: DataFrame, heads: dict[str, PipelineM
     refused(sentence, heads["logistic"], df, shared, lossParams={"classWeights": [1e300, 1e300]})
 
 
-@pytest.mark.parametrize("rate", [1e80, 1e300])
-def test_a_learning_rate_beyond_all_bounds(
-    df: DataFrame, heads: dict[str, PipelineModel], shared: Path, rate: float
-) -> None:
+def test_a_learning_rate_beyond_all_bounds(df: DataFrame, heads: dict[str, PipelineModel], shared: Path) -> None:
     """Every candidate diverges: the original stays, and the report can be written."""
-    found = tune(heads["linear"], df, shared, learningRate=rate, maxEpochs=2)
+    found = tune(heads["linear"], df, shared, learningRate=1e300, maxEpochs=2)
     assert found.summary.decision == "kept original"
     assert not [w for w in found.summary.warnings if "there are few validation rows" in w]
     json.dumps(found.summary.asdict(), allow_nan=False)
@@ -296,22 +340,26 @@ def only(column: str, value: float, where: str = "true") -> Change:
     return lambda df: df.withColumn(column, F.when(F.expr(where), F.lit(value)).otherwise(F.col(column)))
 
 
-@pytest.mark.parametrize(
-    ("head", "label", "where", "side"),
-    [
-        ("logistic", "rain", "true", "train"),
-        ("linear", "riders", "NOT held", "train"),
-        ("multinomial", "kind", "held", "validation"),
-        ("binomial", "rain", "held", "validation"),
-        ("poisson", "riders", "NOT held AND weight > 0", "train"),
-    ],
-)
-def test_one_label_in_all_rows(
-    df: DataFrame, heads: dict[str, PipelineModel], folder: Path, head: str, label: str, where: str, side: str
-) -> None:
-    sentence = rf"label column '{label}' holds 1\.0 in all [\d,]+ {side} rows of weight > 0.*add rows with other labels"
-    options = {"weightCol": "weight"} if "weight" in where else {}
-    refused(sentence, heads[head], only(label, 1.0, where)(df), folder, validationIndicatorCol="held", **options)
+def test_one_label_in_all_rows(df: DataFrame, heads: dict[str, PipelineModel], folder: Path) -> None:
+    sentence = r"label column 'riders' holds 1\.0 in all [\d,]+ train rows of weight > 0.*add rows with other labels"
+    data, options = only("riders", 1.0, "NOT held AND weight > 0")(df), {"weightCol": "weight"}
+    refused(sentence, heads["poisson"], data, folder, validationIndicatorCol="held", **options)
+
+
+@pytest.mark.parametrize("side", ["train", "validation"])
+@pytest.mark.parametrize("head", ["logistic", "linear", "multinomial", "binomial"])
+def test_one_label_in_the_files_of_a_side(networks: dict[str, Network], tmp_path: Path, head: str, side: str) -> None:
+    empty = stats_of(tmp_path, label=[])
+    stats = {s: stats_of(tmp_path, label=[0.0, 1.0]) for s in ("train", "validation")} | {
+        "test": empty,
+        "reference": empty,
+    }
+    predictor = networks[head].head
+    assert check_varies(stats, Options(), predictor, "riders") == []
+    stats[side] = stats_of(tmp_path, label=[1.0, 1.0, 0.0], weight=[2.0, 1.0, 0.0])
+    sentence = rf"label column 'riders' holds 1\.0 in all 2 {side} rows of weight > 0.*add rows with other labels"
+    with pytest.raises(InputError, match=sentence):
+        check_varies(stats, Options(), predictor, "riders")
 
 
 def test_one_label_and_what_compares_with_it(
@@ -328,24 +376,17 @@ def test_one_label_and_what_compares_with_it(
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("labels", "way"), [("rain + 1", r"rain - 1"), ("rain * 2 - 1", r"\(rain \+ 1\) / 2")])
-@pytest.mark.parametrize("head", ["logistic", "binomial"])
-def test_classes_that_are_named_otherwise(
-    df: DataFrame, heads: dict[str, PipelineModel], shared: Path, head: str, labels: str, way: str
-) -> None:
-    named = df.withColumn("rain", F.expr(labels))
-    refused(f"the labels seem to .*, so use {way}, or index them with a StringIndexer", heads[head], named, shared)
-
-
-def test_a_metric_has_its_own_rules(df: DataFrame, heads: dict[str, PipelineModel], folder: Path) -> None:
-    refused("'riders' holds -2.0, but poisson", heads["linear"], row_7("riders", -2.0)(df), folder, metric="poisson")
+def test_classes_that_are_named_otherwise(df: DataFrame, heads: dict[str, PipelineModel], shared: Path) -> None:
+    named = df.withColumn("rain", F.expr("rain + 1"))
+    refused(
+        "the labels seem to .*, so use rain - 1, or index them with a StringIndexer", heads["logistic"], named, shared
+    )
 
 
 # Features -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", [NAN, INF, -INF])
-@pytest.mark.parametrize("head", ["linear", "poisson", "multinomial"])
+@pytest.mark.parametrize(("head", "value"), [("linear", NAN), ("poisson", INF), ("multinomial", -INF)])
 def test_an_entry_of_a_vector_that_is_no_number(
     df: DataFrame, heads: dict[str, PipelineModel], folder: Path, head: str, value: float
 ) -> None:
@@ -355,8 +396,7 @@ def test_an_entry_of_a_vector_that_is_no_number(
     refused(sentence, model.stages[1], vectors, folder)
 
 
-@pytest.mark.parametrize("value", [None, NAN])
-def test_a_scalar_that_reaches_pca(df: DataFrame, folder: Path, value: float | None) -> None:
+def test_a_scalar_that_reaches_pca(df: DataFrame, folder: Path) -> None:
     fitted = Pipeline(
         stages=[
             StringIndexer(inputCol="hour", outputCol="index"), OneHotEncoder(inputCol="index", outputCol="onehot"),
@@ -365,20 +405,17 @@ def test_a_scalar_that_reaches_pca(df: DataFrame, folder: Path, value: float | N
         ]
     ).fit(df)  # fmt: skip
     sentence = f"{fitted.stages[3].uid}: column 'wind' holds nan .or null.*linear stage.*impute"
-    refused(sentence, fitted, row_7("wind", value)(df), folder)
+    for value in (None, NAN):
+        refused(sentence, fitted, row_7("wind", value)(df), folder)
 
 
-@pytest.mark.parametrize("value", [None, NAN])
 def test_an_assembler_that_takes_no_null(
-    df: DataFrame, model: PipelineModel, numeric: PipelineModel, folder: Path, value: float | None
+    df: DataFrame, model: PipelineModel, numeric: PipelineModel, folder: Path
 ) -> None:
-    data = row_7("wind", value)(df)
-    refused(
-        f"{model.stages[2].uid}: column 'wind' holds null or NaN.*impute the column, or set handleInvalid",
-        model,
-        data,
-        folder,
-    )
+    sentence = f"{model.stages[2].uid}: column 'wind' holds null or NaN.*impute the column, or set handleInvalid"
+    for value in (None, NAN):
+        data = row_7("wind", value)(df)
+        refused(sentence, model, data, folder)
     remedy = "(null|NaN) while assembling a row .*Consider removing (null|NaN)s from dataset or using handleInvalid"
     refused(f"Spark failed while it ran .*{numeric.stages[0].uid}.*{remedy}", numeric, data, folder)
 
@@ -399,10 +436,9 @@ def test_an_index_outside_of_the_categories(df: DataFrame, model: PipelineModel,
 # Weights and numbers of rows ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", [-1.0, None, NAN, INF])
-def test_a_weight_that_is_none(df: DataFrame, numeric: PipelineModel, folder: Path, value: float | None) -> None:
-    sentence = f"weightCol='weight' holds {value!r} in 1 or more rows; a weight must be .*>= 0: drop or fill these rows"
-    refused(sentence, numeric, row_7("weight", value)(df), folder, weightCol="weight")
+def test_a_weight_that_is_none(df: DataFrame, numeric: PipelineModel, folder: Path) -> None:
+    sentence = "weightCol='weight' holds -1.0 in 1 or more rows; a weight must be .*>= 0: drop or fill these rows"
+    refused(sentence, numeric, row_7("weight", -1.0)(df), folder, weightCol="weight")
     assert list(folder.iterdir()) == []
 
 
@@ -413,7 +449,7 @@ def unweighted(df: DataFrame, numeric: PipelineModel, shared: Path) -> float:
     return found.summary.metrics["validation"]["before"]
 
 
-@pytest.mark.parametrize("weight", ["1e-320D", "1e-200D", "1e160D", "1.7e308D", "if(number % 3 = 0, 1e-320D, 1e-310D)"])
+@pytest.mark.parametrize("weight", ["1e-320D", "1.7e308D", "if(number % 3 = 0, 1e-320D, 1e-310D)"])
 def test_weights_beyond_all_bounds(
     df: DataFrame, numeric: PipelineModel, shared: Path, unweighted: float, weight: str
 ) -> None:
@@ -576,38 +612,6 @@ def test_a_folder_for_caches_that_is_none(
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-STOPPED = """
-import sys
-from pyspark.ml import PipelineModel
-from pyspark.sql import SparkSession
-import sparkdiff
-
-spark = SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false").getOrCreate()
-model, df = PipelineModel.load(sys.argv[1]), spark.read.parquet(sys.argv[2])
-spark.stop()
-for call in (
-    lambda: sparkdiff.plan(model), lambda: sparkdiff.translate(model), lambda: sparkdiff.verify(model, df),
-    lambda: sparkdiff.FineTuner(pipeline=model, cacheDir=sys.argv[3]).fit(df),
-):
-    try:
-        call()
-    except sparkdiff.InputError as e:
-        print("REFUSED", e)
-"""
-
-
-@pytest.mark.slow
-def test_a_session_that_was_stopped(df: DataFrame, numeric: PipelineModel, tmp_path: Path, folder: Path) -> None:
-    numeric.write().save((tmp_path / "model").as_uri())
-    arguments = [(tmp_path / "model").as_uri(), df.inputFiles()[0], str(folder)]
-    done = subprocess.run([sys.executable, "-c", STOPPED, *arguments], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    lines = [line for line in done.stdout.splitlines() if line.startswith("REFUSED")]
-    assert len(lines) == 4, done.stdout
-    assert all("session" in line.lower() and "load the model again" in line for line in lines)
-    assert not folder.exists()
-
-
 # Options and losses ---------------------------------------------------------------------------------------------------
 
 
@@ -667,18 +671,26 @@ def mean(outputs: Any, label: Any, weight: Any) -> Any:
             {"penalties": {"parityGap": {"hour": 1}}},
             r"parityGap names \['hour'\], but only the columns of guardCols are kept",
         ),
-        ("linear", {"loss": "huber"}, "loss='huber' needs lossParams={'delta': > 0}.*Got None instead"),
         ("linear", {"lossParams": {"delta": 1.0}}, r"lossParams \['delta'\] are unknown to the loss 'squared'"),
         ("linear", {"loss": "quantile", "lossParams": {"tau": 2.0}}, "Got 2.0 instead"),
-        (
-            "linear",
-            {"loss": wide},
-            r"the loss .*:wide returned shape \(\d+, 1\); it must be one unweighted value per row, \(\d+,\)",
-        ),
         ("linear", {"loss": mean}, "the loss .*:mean is not a mean over rows, .*set metric"),
     ],
 )
 def test_a_loss_that_the_predictor_refuses(
-    df: DataFrame, heads: dict[str, PipelineModel], shared: Path, head: str, options: dict[str, Any], sentence: str
+    networks: dict[str, Network], head: str, options: dict[str, Any], sentence: str
 ) -> None:
-    refused(sentence, heads[head], df, shared, **options)
+    with pytest.raises(InputError, match=sentence):
+        objectives(Options.of(options), networks[head], ANY_LABEL)
+
+
+def test_a_loss_that_the_predictor_refuses_in_a_fit(
+    df: DataFrame, heads: dict[str, PipelineModel], shared: Path
+) -> None:
+    for options, sentence in (
+        ({"loss": "huber"}, "loss='huber' needs lossParams={'delta': > 0}.*Got None instead"),
+        (
+            {"loss": wide},
+            r"the loss .*:wide returned shape \(\d+, 1\); it must be one unweighted value per row, \(\d+,\)",
+        ),
+    ):
+        refused(sentence, heads["linear"], df, shared, **options)
