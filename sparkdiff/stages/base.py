@@ -1,6 +1,6 @@
 """What a translated stage is: a lens on a fitted Spark stage (read, compute, write back), and the registry of all of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sparkdiff import jvm
+from sparkdiff.rows import Nulls, Rows
 from sparkdiff.stages.trainable import Trainable
 
 REGISTRY: "dict[str, type[StageModule]]" = {}
@@ -17,6 +18,7 @@ SKIPS = "handleInvalid='skip' drops rows, and a torch module cannot drop rows; u
 NULL = " is null"
 """Ends the name of the boolean column that says in which rows another column is null."""
 _Module = TypeVar("_Module", bound="type[StageModule]")
+_Out = TypeVar("_Out")
 
 
 def register(class_name: str) -> Callable[[_Module], _Module]:
@@ -187,6 +189,15 @@ def columns_of(stage: Any, params: tuple[str, ...]) -> tuple[str, ...]:
                 value = jvm.default_output(stage)
             out += [value] if isinstance(value, str) else list(value or ())
     return tuple(c for c in out if c)
+
+
+def each_column(
+    compute: Callable[..., _Out], columns: Sequence[Rows], nulls: Nulls | None, *settings: Iterable[Any]
+) -> _Out | tuple[_Out, ...]:
+    """What `compute` gives for each column, its nulls and its settings; of a single column no tuple."""
+    flags = nulls or [None] * len(columns)
+    out = tuple(compute(*part) for part in zip(columns, flags, *settings, strict=True))
+    return out[0] if len(out) == 1 else out
 
 
 def tensor(value: Any) -> Tensor:

@@ -248,7 +248,7 @@ class Gaussian(NaiveBayes):
     def margin(self, x: Rows) -> Tensor:  # type: ignore[override]  # one input column; (n, k)
         logs = torch.log(self.sigma).sum(1)
         at_once = max(1, ENTRIES // max(1, self.theta.shape[1]))
-        parts = [taken(x, rows) for rows in torch.arange(len(x)).split(at_once)] or [x]
+        parts = [taken(x, rows) for rows in torch.arange(len(x)).split(at_once)]
         squares = torch.cat([self._squares(dense(part)) for part in parts])
         return self.pi - (squares + logs) / 2
 

@@ -11,7 +11,7 @@ from sparkdiff import jvm
 from sparkdiff.errors import InputError
 from sparkdiff.jvm import encoders as spark
 from sparkdiff.rows import Nulls, Rows, SparseRows, dense
-from sparkdiff.stages.base import StageModule, register, tensor
+from sparkdiff.stages.base import StageModule, each_column, register, tensor
 from sparkdiff.stages.constraints import Constraint, Ordered
 from sparkdiff.stages.trainable import FeatureStats, LabelStats
 
@@ -108,10 +108,7 @@ class Binarizer(Comparing):
     def forward(
         self, *columns: Rows, nulls: Nulls | None = None
     ) -> Rows | tuple[Rows, ...]:  # each (n,) or (n, d), and so out
-        flags = nulls or [None] * len(columns)
-        parts = zip(columns, flags, self.thresholds_of.unbind(), self.tau.unbind(), strict=True)
-        out = tuple(self.binary(*part) for part in parts)
-        return out[0] if len(out) == 1 else out
+        return each_column(self.binary, columns, nulls, self.thresholds_of.unbind(), self.tau.unbind())
 
     def binary(self, x: Rows, null: Tensor | None, threshold: Tensor, tau: Tensor) -> Rows:
         out = self.compared_with(x, threshold, tau)
@@ -227,10 +224,7 @@ class Bucketizer(Comparing):
         return [row[:size] for row, size in zip(own.view(-1, own.shape[-1]).unbind(), self.sizes, strict=True)]
 
     def forward(self, *columns: Tensor, nulls: Nulls | None = None) -> Tensor | tuple[Tensor, ...]:  # each (n,)
-        flags = nulls or [None] * len(columns)
-        parts = zip(columns, flags, self.splits_of(), self.tau.unbind(), self.names, strict=True)
-        out = tuple(self.bin(*part) for part in parts)
-        return out[0] if len(out) == 1 else out
+        return each_column(self.bin, columns, nulls, self.splits_of(), self.tau.unbind(), self.names)
 
     def bin(self, x: Tensor, null: Tensor | None, splits: Tensor, tau: Tensor, name: str) -> Tensor:
         empty = x.isnan()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.rows import Nulls, Rows, SparseRows, offsets_of
-from sparkdiff.stages.base import StageModule, register
+from sparkdiff.stages.base import StageModule, each_column, register
 
 SPARSE_FROM = 1024
 """Width from which a one-hot block travels as sparse rows (DESIGN: dense ones cost memory there, sparse ones time below)."""
@@ -42,9 +42,7 @@ class OneHotEncoder(StageModule):
     def forward(
         self, *columns: Tensor, nulls: Nulls | None = None
     ) -> Rows | tuple[Rows, ...]:  # each (n,) -> (n, size)
-        flags = nulls or [None] * len(columns)
-        out = tuple(self.encode(*block) for block in zip(columns, flags, self.sizes, self.names, strict=True))
-        return out[0] if len(out) == 1 else out
+        return each_column(self.encode, columns, nulls, self.sizes, self.names)
 
     def encode(self, x: Tensor, null: Tensor | None, size: int, name: str) -> Rows:
         if null is None or not bool(null.any()):
