@@ -14,7 +14,7 @@ from small_data import pipeline, predictions, tune
 from sparkdiff import InputError, translate
 
 pytestmark = [pytest.mark.slow, pytest.mark.once]
-FREE: dict[str, Any] = {"maxEpochs": 25, "guard": 1.0}
+FREE: dict[str, Any] = {"maxEpochs": 12, "guard": 1.0}
 
 
 def gap(model: Any, df: DataFrame) -> float:

@@ -72,6 +72,7 @@ def test_absolute_error_of_a_linear_regression(made: Tune, test_rows: DataFrame)
     assert after < 0.95 * before, (before, after)
 
 
+@pytest.mark.nightly
 def test_the_quantile_of_a_linear_regression_covers_what_it_says(made: Tune, test_rows: DataFrame) -> None:
     models = made("bikeshare_linear", loss="quantile", lossParams={"tau": 0.9})
     before, after = both(models, test_rows, "prediction", "bikers")
