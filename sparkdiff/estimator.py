@@ -13,7 +13,7 @@ from pyspark.ml.util import DefaultParamsReader, MLReadable, MLReader, MLWritabl
 from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
-from sparkdiff.data.splits import REFERENCE, Source, find_cuts, fit_on_training_rows, rule
+from sparkdiff.data.splits import REFERENCE, Source, find_boundaries, fit_on_training_rows, rule
 from sparkdiff.errors import InputError, check_dataframe, kind_of
 from sparkdiff.finetune import Shared, fine_tune, prepare
 from sparkdiff.options import FIELDS, Options, callable_name, named_callable
@@ -170,22 +170,22 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
         check_dataframe("the dataset of fit()", dataset)
         with ONE_AT_A_TIME:
             options, given, shared = self.options(), self.getPipeline(), self._shared or Shared()
-            sources, cuts = [Source(dataset)], None
+            sources, boundaries = [Source(dataset)], None
             if self.isSet("referenceData"):
                 sources.append(Source(self.getReferenceData(), REFERENCE))
             if isinstance(given, Pipeline):
-                divided = ("cuts", rule(options), *(s.df for s in sources[1:]))
-                cuts = found_cuts = shared.once(divided, lambda: find_cuts(sources, options))
+                divided = ("boundaries", rule(options), *(s.df for s in sources[1:]))
+                boundaries = known = shared.once(divided, lambda: find_boundaries(sources, options))
                 model = shared.once(
                     ("fitted", given, rule(options)),
-                    lambda: plain(fit_on_training_rows(given, sources, options, found_cuts)),
+                    lambda: plain(fit_on_training_rows(given, sources, options, known)),
                 )
             elif isinstance(given, Estimator):
                 raise InputError(f"{given.uid} isn't fitted: pass the result of its fit(), or put it into a Pipeline")
             else:
                 model = shared.once(("plain", given), lambda: plain(given))
             task, phases = prepare(model, options, dataset), Phases(options.verbosity > 0, self.callbacks)
-            outcome = fine_tune(task, sources, phases, shared=shared, cuts=cuts)
+            outcome = fine_tune(task, sources, phases, shared=shared, boundaries=boundaries)
         found = FineTunerModel(outcome.model, model, outcome.summary)
         self.copy()._copyValues(found)  # whose lists are its own
         return found._set(loss=callable_name(options.loss)) if callable(options.loss) else found  # type: ignore[return-value]

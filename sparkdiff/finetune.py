@@ -7,7 +7,7 @@ from typing import Any
 from sparkdiff import jvm
 from sparkdiff.data import cache as caches
 from sparkdiff.data.fingerprint import SHARDS, Request
-from sparkdiff.data.splits import REFERENCE, SPLITS, VALIDATION, Cuts, Source, rule
+from sparkdiff.data.splits import REFERENCE, SPLITS, VALIDATION, Boundaries, Source, rule
 from sparkdiff.data.stream import Stream, copies
 from sparkdiff.diagnostics import rows as datachecks
 from sparkdiff.diagnostics.pipelines import changes_outside, unreadable_by_older_spark
@@ -227,14 +227,14 @@ class Judged:
 
 def fine_tune(
     task: Task, sources: Sequence[Source], phases: Phases, *, shared: Shared | None = None, replace: bool = False,
-    cuts: Cuts | None = None, recipes: Sequence[Recipe] | None = None,
+    boundaries: Boundaries | None = None, recipes: Sequence[Recipe] | None = None,
 ) -> Outcome:  # fmt: skip
     """Train what the plan says on these rows, and return the pipeline that held-out rows decide for.
 
     Args:
         phases: times the phases and tells the listeners.
         recipes: the candidates to train; None: those of `options.recipe`.
-        cuts: where time divides the rows, if that is known already.
+        boundaries: where time divides the rows, if that is known already.
         replace: start again if `options.runId` was started with other settings, instead of raising.
 
     Raises:
@@ -245,7 +245,7 @@ def fine_tune(
     o = dataclasses.replace(task.options, batchSize=-(-task.options.batchSize // SHARDS) * SHARDS)
     task, shared, key = dataclasses.replace(task, options=o), shared or Shared(), _key(task, sources)
     with phases.phase("cache") as say:
-        cache = shared.cache(key, Request(task.cut, list(sources), o, task.labelCol, task.weightCol, cuts))
+        cache = shared.cache(key, Request(task.cut, list(sources), o, task.labelCol, task.weightCol, boundaries))
         counts = ", ".join(f"{cache.rows(s):,} {s}" for s in cache.splits)
         say(f"{'reused' if cache.hit else 'written'}: {counts} rows, {len(task.plan.cacheCols)} columns")
     network = Network(task.cut.graph, task.cut.live)

@@ -27,9 +27,9 @@ from sparkdiff.data.splits import (
     TEST,
     TRAIN,
     VALIDATION,
-    Cuts,
+    Boundaries,
     Source,
-    find_cuts,
+    find_boundaries,
     fit_on_training_rows,
     rule,
 )
@@ -322,20 +322,20 @@ def _run(config: Config, lease: Lease) -> FineTuningSummary:
                 "runId, or set output.mode=overwrite and another runId"
             )
     parent: dict[str, Any] = {"path": path and path.removeprefix("file://"), "hash": content}
-    cuts = find_cuts(sources, options) if isinstance(made, Estimator) else None  # once, for the fit and the cache
+    boundaries = find_boundaries(sources, options) if isinstance(made, Estimator) else None  # once, for the fit and the cache
     if path is None:
         parent = {"path": None, "function": config.pipeline, "hash": content}
         if isinstance(made, Estimator):
             rows = [s for s in sources if s.split not in (TEST, REFERENCE)]
             with disk.room("the fitted pipeline", root(options), ROOM_OF_CACHES), phases.phase("fit") as say:
-                made, folder = _fitted(made, rows, options, say, cuts)
+                made, folder = _fitted(made, rows, options, say, boundaries)
                 parent |= {"path": str(folder), "hash": hash_of_folder(folder)}
     with phases.phase("plan"):
         task = prepare(made, options, sources[0].df)
     if options.verbosity:
         print(task.plan, flush=True)
     mine = options.runId == own
-    outcome = fine_tune(task, sources, phases, replace=mine, cuts=cuts)
+    outcome = fine_tune(task, sources, phases, replace=mine, boundaries=boundaries)
     with phases.phase("save") as say:
         write_run(outcome, config, phases, parent, inputs, lease)
         say(str(config.output))
@@ -418,7 +418,7 @@ def _made(spark: SparkSession, config: Config, sources: list[Source]) -> tuple[A
 
 
 def _fitted(
-    made: Estimator[Any], sources: list[Source], options: Options, say: Any, cuts: Cuts | None = None
+    made: Estimator[Any], sources: list[Source], options: Options, say: Any, boundaries: Boundaries | None = None
 ) -> tuple[Any, Path]:
     """The pipeline fitted on the training rows, and its path in the cache folder, where the next run with the same
     rows finds it.
@@ -426,8 +426,8 @@ def _fitted(
     A pipeline that its classes and Params do not describe completely is fitted each time.
     """
     pipeline = made if isinstance(made, Pipeline) else Pipeline(stages=[made])
-    cuts = find_cuts(sources, options) if cuts is None else cuts
-    why, divided = "", [*rule(options), *cuts.deciding]
+    boundaries = find_boundaries(sources, options) if boundaries is None else boundaries
+    why, divided = "", [*rule(options), *boundaries.deciding]
     try:
         facts = [[s.split, source_facts(s.df)] for s in sources]
         key = json.dumps([params_of(pipeline), facts, divided], default=str)
@@ -437,7 +437,7 @@ def _fitted(
     if folder.exists():
         say("reused: the same pipeline was fitted on the same rows before")
         return PipelineModel.load(jvm.model_at(folder)), folder
-    fitted = fit_on_training_rows(pipeline, sources, options, cuts)
+    fitted = fit_on_training_rows(pipeline, sources, options, boundaries)
     temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
     try:
         fitted.write().save(f"file://{temporary}")

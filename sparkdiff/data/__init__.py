@@ -1,6 +1,6 @@
 """Which rows decide, the cache that Spark writes, and the batches that training reads from it.
 
-`splits` says which rows are for what (Source, Cuts), `fingerprint` which cache they need (Request), `cache` opens it
+`splits` says which rows are for what (Source, Boundaries), `fingerprint` which cache they need (Request), `cache` opens it
 (open_cache, Cache), and `stream` (Stream, Batch) reads its files without Spark. `blocks` says into how many blocks rows are
 dealt.
 """

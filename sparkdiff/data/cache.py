@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -15,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from sparkdiff import jvm
-from sparkdiff.data import slices, splits
-from sparkdiff.data.fingerprint import FORMAT, SHARDS, Request, fingerprint
+from sparkdiff.data import splits
+from sparkdiff.data.fingerprint import SHARDS, Request, fingerprint
 from sparkdiff.data.label_stats import label_stats, weight_range
 from sparkdiff.data.layout import check_number, columns_of, holds_true, shards_in, write_files
 from sparkdiff.data.splits import SPLITS
-from sparkdiff.data.stream import DamagedCacheError, Stream
+from sparkdiff.data.stream import DamagedCacheError, Manifest
+from sparkdiff.data.stream.manifest import FORMAT
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.options import Options
 from sparkdiff.pipeline.cut import Cut
@@ -95,14 +97,12 @@ def root(options: Options) -> Path:
     return folder
 
 
-_made: list[Path] = []
-
-
+@functools.cache
 def _temporary() -> Path:
-    if not _made:
-        _made.append(Path(tempfile.mkdtemp(prefix="sparkdiff-")))
-        atexit.register(shutil.rmtree, _made[0], ignore_errors=True)
-    return _made[0]
+    """The temporary folder of this process, deleted at exit."""
+    folder = Path(tempfile.mkdtemp(prefix="sparkdiff-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def open_cache(request: Request) -> Cache:
@@ -113,14 +113,15 @@ def open_cache(request: Request) -> Cache:
         FullDiskError: the disk has no space for it; no partial cache stays.
     """
     _check(request)
-    if request.cuts is None:
-        request = dataclasses.replace(request, cuts=splits.find_cuts(request.sources, request.options))
+    if request.boundaries is None:
+        request = dataclasses.replace(request, boundaries=splits.find_boundaries(request.sources, request.options))
     where = root(request.options)
-    with room("the cache", where, ROOM):
-        return _opened(request, where)
+    columns: list[dict[str, Any]] = []
+    with room("the cache", where, ROOM, lambda: _needed(request, columns)):
+        return _opened(request, where, columns)
 
 
-def _opened(request: Request, where: Path) -> Cache:
+def _opened(request: Request, where: Path, columns: list[dict[str, Any]]) -> Cache:
     key = fingerprint(request, where)
     folder = where / key[:16]
     if folder.exists():
@@ -132,7 +133,7 @@ def _opened(request: Request, where: Path) -> Cache:
     temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
     temporary.mkdir(mode=0o700)  # before there is anything in it
     try:
-        _build(request, key, temporary)
+        _build(request, key, temporary, columns)
         moved(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -145,8 +146,7 @@ def _whole(folder: Path, key: str) -> dict[str, Any]:
     Raises:
         DamagedCacheError: a file is missing or changed.
     """
-    with Stream(folder, backend="arrow") as stream:
-        stream.check()
+    Manifest.load(folder).check()
     manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     if manifest["fingerprint"] != key or manifest.get("digest") != _digest(manifest):
         raise DamagedCacheError(folder, "manifest.json", "its content differs from what was written")
@@ -188,17 +188,12 @@ def _blamed(what: str) -> Iterator[None]:
         raise InputError(f"Spark failed while it {what}: {jvm.cause(e)}") from e
 
 
-def _build(request: Request, key: str, folder: Path) -> None:
-    columns: list[dict[str, Any]] = []
-    with room("the cache", folder.parent, ROOM, lambda: _needed(request, columns)):
-        _fill(request, key, folder, columns)
-
-
-def _fill(request: Request, key: str, folder: Path, columns: list[dict[str, Any]]) -> None:
+def _build(request: Request, key: str, folder: Path, columns: list[dict[str, Any]]) -> None:
+    """Write a cache into an empty folder. `columns` receives the description of its columns as soon as it is known."""
     o = request.options
     by = [f"{n}={v!r}" for n in ("validationIndicatorCol", "groupCol", "timeCol", "guardCols") if (v := getattr(o, n))]
     with _blamed(f"split the rows ({', '.join(by) or 'by a hash of all columns'})"):
-        dealt, values = slices.with_slices(splits.with_splits(request.sources, o, request.cuts), o)
+        dealt, values = splits.with_slices(splits.with_splits(request.sources, o, request.boundaries), o)
         for df in dealt:
             df.schema  # noqa: B018  # Spark Connect analyses nothing before
     uids = [v.uid for v in request.cut.stages]

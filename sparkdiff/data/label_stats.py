@@ -1,6 +1,7 @@
 """Statistics of the labels and weights that a cache holds."""
 
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def label_stats(
         )
     n = mean = m2 = 0.0
     low, high = float("inf"), float("-inf")
-    counts: dict[float, int] = {}
+    counts: Counter[float] = Counter()
     fractional = None
     beside = {f"c{i}": c.name for i, c in enumerate(request.cut.columns) if c.loss}
     ranges: dict[str, list[float]] = {}
@@ -85,11 +86,8 @@ def label_stats(
         mean += delta * size / n
         m2 += pc.variance(used).as_py() * size + delta * delta * size * (n - size) / n
         low, high = min(low, pc.min(used).as_py()), max(high, pc.max(used).as_py())
-        if len(counts) <= 1000:
-            for entry in pc.value_counts(used).to_pylist():  # at most a thousand distinct labels are counted
-                counts[entry["values"]] = counts.get(entry["values"], 0) + entry["counts"]
-                if len(counts) > 1000:
-                    break
+        if len(counts) <= 1000:  # of more distinct labels none is a class
+            counts.update({entry["values"]: entry["counts"] for entry in pc.value_counts(used).to_pylist()})
     whole = len(counts) <= 1000 and all(v >= 0 and float(v).is_integer() for v in counts)
     classes = [counts.get(float(k), 0) for k in range(int(high) + 1)] if n and whole and high <= 1000 else []
     return {

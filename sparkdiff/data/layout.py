@@ -1,5 +1,6 @@
 """The layout of a cache: the physical types of its columns, its shards, and the files that Spark writes."""
 
+import functools
 import hashlib
 import os
 import shutil
@@ -19,8 +20,8 @@ from sparkdiff.data import splits
 from sparkdiff.data.fingerprint import SHARDS, Request
 from sparkdiff.data.splits import BLOCK, SLICE, SPLIT, TIME
 from sparkdiff.errors import InputError
-from sparkdiff.pipeline import names
 from sparkdiff.pipeline.graph import Graph
+from sparkdiff.pipeline.names import named
 from sparkdiff.pipeline.schema import fields_by_name
 from sparkdiff.stages.base import NULL
 
@@ -127,35 +128,9 @@ def _physical(column: dict[str, Any], field_type: DataType, c: Column) -> list[C
 
 
 def write_files(request: Request, frames: list[DataFrame], columns: list[dict[str, Any]], folder: Path) -> None:
-    union: DataFrame | None = None
     slices = [f"slice{i}" for i in range(len(request.options.guardCols))]
     nulls = [c["name"] for c in columns if c.get("dtype") == "bool"]
-    own = (SPLIT, BLOCK, TIME, *(f"{SLICE}{i}" for i in range(len(slices))))
-    graph, casefold = request.cut.graph, request.cut.graph.casefold
-    for df in frames:
-        selected: list[Column] = []
-        fields = fields_by_name(df.schema, casefold)
-        for lost in (request.labelCol, request.weightCol, *own):
-            if lost is not None and casefold(lost) not in fields:
-                whose = ", ".join(request.cut.opaque) or "a stage"
-                what = f"column {lost!r}" if lost not in own else "columns that it does not name"
-                raise InputError(f"{whose} drops {what}, which training needs; keep all columns (SELECT *, ...)")
-        check_number("labelCol", request.labelCol, df, graph)  # here they may be made by a stage
-        check_number("weightCol", request.weightCol, df, graph)
-        for i, (column, read) in enumerate(zip(columns, request.cut.columns, strict=False)):
-            f = fields[read.version[0]]
-            source = read.source(f.name)
-            selected += _physical(column, f.dataType, source)
-            if f"null{i}" in nulls:
-                selected.append(source.isNull().alias(f"null{i}"))
-        weight = names.quoted(request.weightCol).cast("double") if request.weightCol else F.lit(1.0)
-        label = names.quoted(request.labelCol).cast("double") if request.labelCol else F.lit(0.0)  # clusters have none
-        selected += [label.alias("label"), weight.alias("weight")]
-        selected += [F.col(BLOCK).alias("block"), F.col(TIME).alias("time"), F.col(SPLIT).alias("split")]
-        selected += [F.col(f"{SLICE}{i}").alias(name) for i, name in enumerate(slices)]
-        part = df.select(*selected).where("weight <> 0 OR weight IS NULL")  # weight 0 counts nowhere
-        union = part if union is None else union.unionByName(part)
-    assert union is not None
+    union = functools.reduce(DataFrame.unionByName, (_as_stored(request, df, columns) for df in frames))
     # Equal rows are dealt by their occurrence number too, so that the files depend on the rows alone, not on partitions.
     # The slices don't count: naming another guardCol changes no order of rows, and so no training.
     # Nor do the flags of nulls: a null that is hashed isn't NaN.
@@ -172,6 +147,34 @@ def write_files(request: Request, frames: list[DataFrame], columns: list[dict[st
     dealt.write.mode("append").option("maxRecordsPerFile", piece).partitionBy("split", "shard").parquet(
         f"file://{folder}"
     )
+
+
+def _as_stored(request: Request, df: DataFrame, columns: list[dict[str, Any]]) -> DataFrame:
+    """The rows of weight other than 0 with the columns that the files hold."""
+    graph, casefold = request.cut.graph, request.cut.graph.casefold
+    slices = [f"{SLICE}{i}" for i in range(len(request.options.guardCols))]
+    fields, own = fields_by_name(df.schema, casefold), (SPLIT, BLOCK, TIME, *slices)
+    for lost in (request.labelCol, request.weightCol, *own):
+        if lost is not None and casefold(lost) not in fields:
+            whose = ", ".join(request.cut.opaque) or "a stage"
+            what = f"column {lost!r}" if lost not in own else "columns that it does not name"
+            raise InputError(f"{whose} drops {what}, which training needs; keep all columns (SELECT *, ...)")
+    check_number("labelCol", request.labelCol, df, graph)  # here they may be made by a stage
+    check_number("weightCol", request.weightCol, df, graph)
+    nulls = {c["name"] for c in columns}
+    selected: list[Column] = []
+    for i, (column, read) in enumerate(zip(columns, request.cut.columns, strict=False)):
+        f = fields[read.version[0]]
+        source = read.source(f.name)
+        selected += _physical(column, f.dataType, source)
+        if f"null{i}" in nulls:
+            selected.append(source.isNull().alias(f"null{i}"))
+    label = named(request.labelCol).cast("double") if request.labelCol else F.lit(0.0)  # clusters have none
+    weight = named(request.weightCol).cast("double") if request.weightCol else F.lit(1.0)
+    selected += [label.alias("label"), weight.alias("weight")]
+    selected += [F.col(BLOCK).alias("block"), F.col(TIME).alias("time"), F.col(SPLIT).alias("split")]
+    selected += [F.col(name).alias(f"slice{i}") for i, name in enumerate(slices)]
+    return df.select(*selected).where("weight <> 0 OR weight IS NULL")  # weight 0 counts nowhere
 
 
 def shards_in(folder: Path, split: str, number: int) -> list[list[dict[str, Any]]]:

@@ -38,15 +38,10 @@ def quantiles(df: DataFrame, column: Column, shares: Sequence[float]) -> list[fl
     counted = rows.groupBy("bucket").agg(F.count("value").alias("rows"), F.min("value"), F.max("value"))
     buckets = sorted(tuple(row) for row in counted.collect())
     places = located(shares, [n for _, n, _, _ in buckets])
-    found: dict[tuple[int, int], float] = {}
-    for i, rank in places:
-        if buckets[i][2] == buckets[i][3]:
-            found[i, rank] = buckets[i][2]
-    wanted = sorted({(buckets[i][0], rank) for i, rank in places if (i, rank) not in found})
-    ranked = _ranked(rows, wanted) if wanted else {}
-    for i, rank in places:
-        if (i, rank) not in found and (value_there := ranked.get((buckets[i][0], rank))) is not None:
-            found[i, rank] = value_there
+    found = {(i, rank): buckets[i][2] for i, rank in places if buckets[i][2] == buckets[i][3]}
+    wanted = {(buckets[i][0], rank): (i, rank) for i, rank in places if (i, rank) not in found}
+    if wanted:
+        found |= {wanted[at]: value for at, value in _ranked(rows, sorted(wanted)).items()}
     if len(found) < len(set(places)):
         raise ChangedRowsError
     return [found[place] + 0.0 for place in places]

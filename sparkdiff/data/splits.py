@@ -1,9 +1,10 @@
-"""Which rows train and which decide: by an indicator column, by a hash of the row or group, or by time."""
+"""Which rows train and which decide (by an indicator column, a hash of the row or group, or time), and their slices."""
 
 import dataclasses
 import functools
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.sql import Column, DataFrame, functions as F
@@ -12,6 +13,7 @@ from pyspark.sql.types import (
     BooleanType,
     DataType,
     DateType,
+    IntegralType,
     MapType,
     NumericType,
     StringType,
@@ -27,11 +29,12 @@ from sparkdiff.data.blocks import MAX_BLOCKS, TIME_BLOCKS
 from sparkdiff.data.quantiles import ChangedRowsError, quantiles
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.options import Options
-from sparkdiff.pipeline.names import casefolding, quoted, read_by_name, refuse_stream
+from sparkdiff.pipeline.names import casefolding, named, read_by_name, refuse_stream
 
 TRAIN, VALIDATION, TEST, REFERENCE = SPLITS = ("train", "validation", "test", "reference")
 SPLIT, BLOCK, TIME = "__sparkdiff_split", "__sparkdiff_block", "__sparkdiff_time"
 SLICE = "__sparkdiff_slice"  # and the position in guardCols
+MAX_SLICES = 50  # values of a guardCol
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Source:
 
 
 @dataclasses.dataclass(frozen=True)
-class Cuts:
+class Boundaries:
     """The times at which `timeCol` divides the rows, in seconds or the numbers of the column; empty without
     `timeCol`.
 
@@ -136,7 +139,7 @@ def row_hash(df: DataFrame, *salt: object) -> Column:
     """
     alone = read_by_name(df)
     columns = [
-        quoted(f.name) if _is_hashed(f.dataType) else F.to_json(F.struct(quoted(f.name)))
+        named(f.name) if _is_hashed(f.dataType) else F.to_json(F.struct(named(f.name)))
         for f in sorted(df.schema.fields, key=lambda f: f.name)
         if f.name in alone
     ]
@@ -154,32 +157,32 @@ def _is_hashed(kind: DataType) -> bool:
     return not isinstance(kind, MapType) and kind.typeName() != "variant"
 
 
-def with_splits(sources: Sequence[Source], options: Options, cuts: Cuts | None = None) -> list[DataFrame]:
-    """The sources with SPLIT, BLOCK and TIME columns, divided by time at `cuts`; without `cuts` these are computed
+def with_splits(sources: Sequence[Source], options: Options, boundaries: Boundaries | None = None) -> list[DataFrame]:
+    """The sources with SPLIT, BLOCK and TIME columns, divided by time at the boundaries; without them these are computed
     first.
     """
     given = any(s.split == VALIDATION for s in sources)
-    cuts = find_cuts(sources, options) if cuts is None else cuts
+    boundaries = find_boundaries(sources, options) if boundaries is None else boundaries
     out = []
     for source in sources:
         df = source.df
         row = row_hash(df, options.seed)
         time = _seconds(df, options.timeCol) if options.timeCol else F.lit(None).cast("double")
-        unit = F.xxhash64(quoted(options.groupCol), F.lit(options.seed)) if options.groupCol else row
+        unit = F.xxhash64(named(options.groupCol), F.lit(options.seed)) if options.groupCol else row
         if options.timeCol:
-            starts = (cuts.reference if source.split == REFERENCE else cuts.deciding)[1:]
+            starts = (boundaries.reference if source.split == REFERENCE else boundaries.deciding)[1:]
             block = sum((F.when(time > c, 1).when(time <= c, 0) for c in starts), F.lit(0)).cast("long")
         elif options.groupCol:
-            block = F.when(quoted(options.groupCol).isNotNull(), unit)
+            block = F.when(named(options.groupCol).isNotNull(), unit)
         else:
             block = F.pmod(F.xxhash64(row, F.lit("block")), F.lit(MAX_BLOCKS)).cast("long")
         if source.split is not None or given:
             split: Column = F.lit(source.split or TRAIN)
         elif options.validationIndicatorCol:
-            c = quoted(options.validationIndicatorCol)
+            c = named(options.validationIndicatorCol)
             split = F.when(c, VALIDATION).when(~c, TRAIN)
         elif options.timeCol:
-            split = F.when(time > cuts.deciding[0], VALIDATION).when(time <= cuts.deciding[0], TRAIN)
+            split = F.when(time > boundaries.deciding[0], VALIDATION).when(time <= boundaries.deciding[0], TRAIN)
         else:
             share = F.pmod(F.xxhash64(unit, F.lit("split")), F.lit(1 << 30))
             split = F.when(share < int(options.validationFraction * (1 << 30)), VALIDATION).otherwise(TRAIN)
@@ -188,13 +191,13 @@ def with_splits(sources: Sequence[Source], options: Options, cuts: Cuts | None =
 
 
 def _seconds(df: DataFrame, column: str) -> Column:
-    kind, c = field(df, column, "timeCol").dataType, quoted(column)
+    kind, c = field(df, column, "timeCol").dataType, named(column)
     seconds = c.cast("double") if isinstance(kind, NumericType) else c.cast("timestamp").cast("double")
     # NaN and infinite, like null, are on neither side.
     return F.when(~F.isnan(seconds) & (F.abs(seconds) < float("inf")), seconds)
 
 
-def find_cuts(sources: Sequence[Source], options: Options) -> Cuts:
+def find_boundaries(sources: Sequence[Source], options: Options) -> Boundaries:
     """The exact times that divide these rows; runs two or three jobs if `timeCol` is set, and as many for reference
     rows.
 
@@ -202,20 +205,20 @@ def find_cuts(sources: Sequence[Source], options: Options) -> Cuts:
         InputError: as `check_columns`; there is no time to divide by; Spark failed on the rows.
     """
     if options.timeCol is None:
-        return Cuts()
+        return Boundaries()
     for source in sources:
         check_columns(source.df, options)
     held_out = [s for s in sources if s.split == VALIDATION]
     df, start = (held_out or [s for s in sources if s.split is None])[0].df, 0.0
     if options.validationIndicatorCol and not held_out:
-        df = df.where(quoted(options.validationIndicatorCol))
+        df = df.where(named(options.validationIndicatorCol))
     elif not held_out:
         start = 1 - options.validationFraction
-    reference = [_cuts(s.df, options.timeCol, 0.0) for s in sources if s.split == REFERENCE]
-    return Cuts(_cuts(df, options.timeCol, start), *reference)
+    reference = [_boundaries(s.df, options.timeCol, 0.0) for s in sources if s.split == REFERENCE]
+    return Boundaries(_boundaries(df, options.timeCol, start), *reference)
 
 
-def _cuts(df: DataFrame, column: str, start: float) -> tuple[float, ...]:
+def _boundaries(df: DataFrame, column: str, start: float) -> tuple[float, ...]:
     """Where the part of these rows after the share `start` begins, and the starts of its contiguous blocks."""
     shares = [start + (1 - start) * k / TIME_BLOCKS for k in range(TIME_BLOCKS)]
     try:
@@ -232,18 +235,60 @@ def _cuts(df: DataFrame, column: str, start: float) -> tuple[float, ...]:
     return tuple(found)
 
 
+def with_slices(frames: Sequence[DataFrame], options: Options) -> tuple[list[DataFrame], dict[str, tuple[Any, ...]]]:
+    """The frames with one column SLICE0, SLICE1, ... (long) per guardCol, and the values of these codes.
+
+    The values are those of all frames, sorted; null and NaN are one slice, None, the last. Runs a job per column.
+
+    Raises:
+        InputError: a column has more than MAX_SLICES values; names their number.
+    """
+    out, values = list(frames), {}
+    for i, name in enumerate(options.guardCols):
+        kind = _slice_type(frames[0], name)
+        each = functools.reduce(DataFrame.union, (df.select(_slice(df, name, kind)) for df in frames)).distinct()
+        found = [row[0] for row in each.limit(MAX_SLICES + 1).collect()]
+        if len(found) > MAX_SLICES:
+            raise InputError(
+                f"guardCols: column {name!r} has {each.count():,} values, more than {MAX_SLICES}: bin them, or "
+                "leave the column out"
+            )
+        known = sorted(v for v in found if v is not None)
+        values[name] = (*known, *([None] if None in found else []))
+        changed = F.raise_error(F.lit(f"guardCols: column {name!r} had other values when it was read again"))
+        for k, df in enumerate(out):
+            value = _slice(df, name, kind)
+            at = F.array_position(F.array(*map(F.lit, known)).cast(f"array<{kind}>"), value)
+            code = F.when(value.isNull(), len(known)).when(at > 0, at - 1).otherwise(changed)
+            out[k] = df.withColumn(f"{SLICE}{i}", code.cast("long"))
+    return out, values
+
+
+def _slice_type(df: DataFrame, name: str) -> str:
+    """The Spark type that a guardCol's values are compared in."""
+    kind = field(df, name, "guardCols").dataType
+    if isinstance(kind, NumericType):
+        return "bigint" if isinstance(kind, IntegralType) else "double"
+    return "boolean" if isinstance(kind, BooleanType) else "string"
+
+
+def _slice(df: DataFrame, name: str, kind: str) -> Column:
+    value = named(field(df, name, "guardCols").name).cast(kind)
+    return F.when(~F.isnan(value), value) if kind == "double" else value
+
+
 def fit_on_training_rows(
-    pipeline: Pipeline, sources: Sequence[Source], options: Options, cuts: Cuts | None = None
+    pipeline: Pipeline, sources: Sequence[Source], options: Options, boundaries: Boundaries | None = None
 ) -> PipelineModel:
     """Fit an unfitted pipeline on the training rows, never on the rows that decide.
 
     Args:
-        cuts: the times that divide the rows, if already computed.
+        boundaries: the times that divide the rows, if already computed.
     """
     sources = [source for source in sources if source.split != REFERENCE]
     for source in sources:
         check_columns(source.df, options)
-    dealt = with_splits(sources, options, cuts)
+    dealt = with_splits(sources, options, boundaries)
     held = [df.where(df[SPLIT] == TRAIN).drop(SPLIT, BLOCK, TIME) for df in dealt]
     try:
         return pipeline.fit(functools.reduce(DataFrame.unionByName, held))

@@ -26,8 +26,7 @@ from pyspark.ml.regression import GeneralizedLinearRegression, LinearRegression
 from pyspark.sql import DataFrame, SparkSession, functions as F
 from small_data import NUMBERS, Write, fingerprint_of, tune
 
-from sparkdiff.data.content import row_hashes
-from sparkdiff.data.fingerprint import source_facts
+from sparkdiff.data.fingerprint import row_hashes, source_facts
 from sparkdiff.jvm.plans import plan_facts, remote_facts
 
 Query = Callable[[SparkSession], DataFrame]

@@ -20,9 +20,8 @@ from small_data import NUMBERS, QUICK, cached, same, tune
 
 from sparkdiff import InputError, estimator, finetune
 from sparkdiff.data import blocks, quantiles, splits
-from sparkdiff.data.content import content
-from sparkdiff.data.fingerprint import Request, fingerprint
-from sparkdiff.data.splits import BLOCK, SPLIT, TIME, Cuts, Source, find_cuts, row_hash, with_splits
+from sparkdiff.data.fingerprint import Request, content, fingerprint
+from sparkdiff.data.splits import BLOCK, SPLIT, TIME, Boundaries, Source, find_boundaries, row_hash, with_splits
 from sparkdiff.evaluation import guard
 from sparkdiff.finetune import Outcome, fine_tune, prepare
 from sparkdiff.options import Options
@@ -195,7 +194,7 @@ def test_cuts_are_the_exact_quantiles_however_rows_are_partitioned(
         values = seconds[name].dropna().to_numpy()
         assert np.isfinite(values).all()
         exact = np.quantile(values, SHARES, method="inverted_cdf")
-        found = find_cuts([Source(parts[i % 3])], Options.of({"timeCol": name})).deciding
+        found = find_boundaries([Source(parts[i % 3])], Options.of({"timeCol": name})).deciding
         assert list(found) == exact.tolist(), name
         assert not any(np.signbit(cut) for cut in found if cut == 0)
 
@@ -230,18 +229,18 @@ def test_rows_that_change_between_two_readings_are_told(spark: SparkSession, mon
     monkeypatch.setattr(quantiles, "_ranked", lambda rows, wanted: {})  # as where buckets hold fewer rows by now
     monkeypatch.setattr(quantiles, "ACCURACY", 2)
     with pytest.raises(InputError, match="timeCol='t' had other values when"):
-        find_cuts([Source(restless)], Options.of({"timeCol": "t"}))
+        find_boundaries([Source(restless)], Options.of({"timeCol": "t"}))
 
 
 def test_an_unfitted_pipeline_is_fitted_on_the_rows_that_train(
     df: DataFrame, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Cuts that are found once divide the rows of the fit and of the cache, and are part of its fingerprint."""
-    found: list[Cuts] = []
+    """Boundaries that are found once divide the rows of the fit and of the cache, and are part of its fingerprint."""
+    found: list[Boundaries] = []
     fits: list[int] = []
-    find, fit = splits.find_cuts, Pipeline.fit
+    find, fit = splits.find_boundaries, Pipeline.fit
 
-    def counted(*given: Any) -> Cuts:
+    def counted(*given: Any) -> Boundaries:
         found.append(find(*given))
         return found[-1]
 
@@ -250,7 +249,7 @@ def test_an_unfitted_pipeline_is_fitted_on_the_rows_that_train(
         return fit(self, rows, params)
 
     for module in (splits, estimator):
-        monkeypatch.setattr(module, "find_cuts", counted)
+        monkeypatch.setattr(module, "find_boundaries", counted)
     monkeypatch.setattr(Pipeline, "fit", watched)
     stages = [VectorAssembler(inputCols=NUMBERS, outputCol="x"), LinearRegression(featuresCol="x", labelCol="riders")]
     given = Pipeline(stages=stages)
@@ -266,9 +265,14 @@ def test_an_unfitted_pipeline_is_fitted_on_the_rows_that_train(
     request = Request(
         prepare(tuned.originalModel, Options.of({})).cut, [Source(df)], Options.of(options), "riders", None
     )
+    deciding = found[0].deciding
     keys = {
-        fingerprint(dataclasses.replace(request, cuts=cuts), folder)
-        for cuts in (found[0], Cuts((*found[0].deciding[:-1], 1499.5)), Cuts(found[0].deciding, found[0].deciding))
+        fingerprint(dataclasses.replace(request, boundaries=boundaries), folder)
+        for boundaries in (
+            found[0],
+            Boundaries((*deciding[:-1], 1499.5)),
+            Boundaries(deciding, deciding),
+        )
     }
     assert len(keys) == 3
 
@@ -501,4 +505,4 @@ def test_names_of_the_cache_are_free_for_columns(df: DataFrame, numeric: Pipelin
         assert mean == pytest.approx(other, rel=1e-12)
         assert mine.rows(split) == plain.rows(split)
     renamed = df.withColumnsRenamed({"number": "value"})
-    assert find_cuts([Source(renamed)], Options.of({"timeCol": "value"})).deciding[0] == 1199.0
+    assert find_boundaries([Source(renamed)], Options.of({"timeCol": "value"})).deciding[0] == 1199.0

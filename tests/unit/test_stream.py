@@ -562,17 +562,17 @@ def test_damaged_files_are_named(cache: Cache, stream: Stream, damage: str) -> N
 
 def test_check_sees_every_byte(cache: Cache) -> None:
     with Stream(cache.folder) as stream:
-        stream.check()
+        stream.manifest.check()
         path = cache.splits["validation"][1][0]["path"]
         for at in (10, -20):
             corrupt(cache.folder / path, at)
             with pytest.raises(DamagedCacheError, match=f"{path}.*sha256"):
-                stream.check()
+                stream.manifest.check()
             corrupt(cache.folder / path, at)
-        stream.check()
+        stream.manifest.check()
         (cache.folder / path).unlink()
         with pytest.raises(DamagedCacheError, match=f"{path}.*no such file"):
-            stream.check()
+            stream.manifest.check()
 
 
 @pytest.mark.parametrize(

@@ -160,10 +160,6 @@ class Stream:
         self._running.add(batches)
         return batches
 
-    def check(self) -> None:
-        """Compares size and sha256 of every file with the manifest; raises DamagedCacheError."""
-        self.manifest.check()
-
     def close(self) -> None:
         for batches in list(self._running):
             batches.close()

@@ -144,7 +144,11 @@ class Manifest:
         return path
 
     def check(self) -> None:
-        """Compares every file with its size and hash in the manifest."""
+        """Compare every file with its size and hash in the manifest.
+
+        Raises:
+            DamagedCacheError: a file is missing or changed.
+        """
         pieces = [piece for shards in self.splits.values() for shard in shards for piece in shard]
         paths = [self.file(piece) for piece in pieces]  # sizes first: they cost nothing
         for piece, path in zip(pieces, paths, strict=True):
