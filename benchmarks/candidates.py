@@ -37,8 +37,8 @@ from sparkdiff.stages.trees import GBTRegression
 from sparkdiff.training.affine import affine_network
 from sparkdiff.training.augmentation import Draw
 from sparkdiff.training.candidates import Candidates
+from sparkdiff.training.parameters import NaturalUnits
 from sparkdiff.training.recipes import recipes_for
-from sparkdiff.training.units import Scales
 from sparkdiff.training.updates import DenseUpdates
 
 BATCH, ROWS, HELD, COMPONENTS, TREE_INPUTS, DEPTH = 128, 5120, 1280, 10, 20, 5
@@ -133,13 +133,13 @@ class Own:
             for i, n in enumerate(inputs)
         }
         classes = torch.full((10,), 99) if network.head.classes else torch.empty(0)
-        scales, _ = Scales.of(network, stats, LabelStats(1.0, 1.0, 0.0, 9.0, classes), options)
+        units, _ = NaturalUnits.of(network, stats, LabelStats(1.0, 1.0, 0.0, 9.0, classes), options)
         [self.version] = fixed_versions(network)
         widths = {(f"c{i - 1}", i - 1): n for i, n in enumerate(inputs)} | {v: leaves for v in routed_versions(network)}
         affine = affine_network(network, widths)
         assert affine is not None
         recipes = recipes_for(options, 10_000, trees=trees)[:number]
-        self.team = Candidates(recipes, options, DenseUpdates(network, recipes, scales, affine))
+        self.team = Candidates(recipes, options, DenseUpdates(network, recipes, units, affine))
         self.x, self.y, self.objective = x, y, objective
         self.stats = {self.version: stats[0]}
 

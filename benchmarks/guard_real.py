@@ -152,7 +152,7 @@ def tuned_on(model: Any, train: Any, pool: Any, folder: str, epochs: int, name: 
     from sparkdiff.evaluation.data import scalar
     from sparkdiff.evaluation.scores import contributions
     from sparkdiff.training.candidates import Candidates
-    from sparkdiff.training.units import load
+    from sparkdiff.training.parameters import load
 
     scores, found, columns = Candidates.scores, {}, []
 

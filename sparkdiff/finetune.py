@@ -48,9 +48,8 @@ from sparkdiff.training import monotone
 from sparkdiff.training.distributed import launch
 from sparkdiff.training.distributed.worker import Assignment, objectives
 from sparkdiff.training.loop import Trained
-from sparkdiff.training.preparation import outset
+from sparkdiff.training.preparation import computed_by, request_of, start_of
 from sparkdiff.training.recipes import Recipe
-from sparkdiff.training.resuming import computed_by, request_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -324,13 +323,13 @@ def _train(run: Run, original: Measured, recipes: Sequence[Recipe] | None, *, re
     """Train all candidates, or resume the training of an earlier run with the same runId."""
     o, cache, network, data, goal = run.task.options, run.cache, run.network, run.data, run.goal
     with run.phases.phase("train") as say:
-        start = outset(network, data, goal.label, o, cache.rows(VALIDATION), recipes)
+        start = start_of(network, data, goal.label, o, cache.rows(VALIDATION), recipes)
         memory.trim()
         wishes = _wishes(run) if "monotone" in o.penalties else None
         penalty = None if wishes is None else wishes.penalty(start.stats, goal.label)
         assignment = Assignment(
             network, cache.folder, data.stream.backend, _in_memory(o, cache), data.columns, goal.label,
-            original.scores[VALIDATION], start.scales, start.recipes, o, goal.metric.name, start.stats, penalty,
+            original.scores[VALIDATION], start, o, goal.metric.name, penalty,
         )  # fmt: skip
         where = jvm.folder("checkpointDir", o.checkpointDir) if o.checkpointDir else cache.folder.parent / "checkpoints"
         own, request = o.checkpointDir is None, request_of(o, cache.fingerprint, run.computed, recipes)
@@ -340,7 +339,7 @@ def _train(run: Run, original: Measured, recipes: Sequence[Recipe] | None, *, re
         ):
             training, lost = launch.run(assignment, data.stream, folder, say.now, run.phases.on_epoch)
             folder.check()
-        return Fitted(training.found(network), training.best, start.frozen, lost, training.unsaved, wishes, folder)
+        return Fitted(training.found(network), training.chosen.metric, start.frozen, lost, training.unsaved, wishes, folder)
 
 
 def _wishes(run: Run) -> monotone.Wishes:

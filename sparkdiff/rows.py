@@ -125,6 +125,12 @@ def offsets_of(lengths: Tensor) -> Tensor:
     return F.pad(lengths.cumsum(0), (1, 0))
 
 
+def as_sparse(x: Rows) -> SparseRows:
+    """The rows of a column that is known to be sparse."""
+    assert isinstance(x, SparseRows)
+    return x
+
+
 def dense(x: Rows) -> Tensor:
     return x.to_dense() if isinstance(x, SparseRows) else x
 

@@ -12,12 +12,11 @@ from torch import Tensor
 
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network
-from sparkdiff.rows import Rows, SparseRows
+from sparkdiff.rows import Rows, SparseRows, as_sparse
 from sparkdiff.stages.affine import NotSparseError
 from sparkdiff.team import ALONE, Team
 from sparkdiff.training.affine import AffineNetwork
-from sparkdiff.training.parameter_matrix import ParameterMatrix, Piece, named_parameters, pieces
-from sparkdiff.training.units import Constrained, Scales, flattened
+from sparkdiff.training.parameters import NaturalUnits, ParameterMatrix, Piece, flattened, named_parameters, trained
 
 DENSE_FROM = 0.25
 """Share of the parameters at active columns from which training all parameters is as cheap."""
@@ -38,15 +37,15 @@ class ActiveColumns:
         widths: of the sparse inputs.
         moving: (m,) int32, the entries of the flat vector that training may move; the candidates' vectors are of these.
         numbers: (p,) int32, the number of each entry among them; m for those that stay.
-        scales, start: of `moving`.
+        units, start: of `moving`.
     """
 
     def __init__(
-        self, network: Network, affine: AffineNetwork, start: Tensor, scales: Scales, widths: Mapping[Version, int]
+        self, network: Network, affine: AffineNetwork, start: Tensor, units: NaturalUnits, widths: Mapping[Version, int]
     ):
         self.network, self.affine, self.whole, self.widths = network, affine, start, dict(widths)
-        self.parts = pieces(network)
-        self.constrained = {c.first: c.constraint for c in scales.constrained}
+        self.parts = [part for part, _ in trained(network)]
+        self.constrained = {part.first: constraint for part, constraint in units.constrained}
         self._there = {v: np.zeros(width, dtype=bool) for v, width in widths.items()}
         self._numbered: dict[Version, Tensor] = {}  # the columns that the numbers are of
         self._number = {v: torch.zeros(width, dtype=torch.int32) for v, width in widths.items()}
@@ -54,29 +53,29 @@ class ActiveColumns:
         moves = torch.ones(len(start), dtype=torch.bool)
         for part in self.parts:
             if part.position in active and part.name in network.module(part.position).feature_axis:
-                moves[part.first : part.last] = scales.unit[part.first : part.last] != 0
+                moves[part.first : part.last] = units.unit[part.first : part.last] != 0
         self.moving = moves.nonzero()[:, 0].int()
         self.numbers = torch.full((len(start),), len(self.moving), dtype=torch.int32)
         self.numbers[self.moving] = torch.arange(len(self.moving), dtype=torch.int32)
         constrained = []
-        for c in scales.constrained:
-            before, own = int(moves[: c.first].sum()), int(moves[c.first : c.last].sum())
-            shape = c.shape if own == c.last - c.first else (own,)
-            constrained.append(Constrained(before, before + own, shape, c.constraint))
-        rate = scales.rate if len(scales.rate) == 1 else scales.rate[self.moving]
-        self.scales, self.start = Scales(scales.unit[self.moving], tuple(constrained), rate), start[self.moving]
+        for part, constraint in units.constrained:
+            before, own = int(moves[: part.first].sum()), int(moves[part.first : part.last].sum())
+            shape = part.shape if own == part.last - part.first else (own,)
+            constrained.append((part._replace(first=before, last=before + own, shape=shape), constraint))
+        rate = units.rate if len(units.rate) == 1 else units.rate[self.moving]
+        self.units, self.start = NaturalUnits(units.unit[self.moving], tuple(constrained), rate), start[self.moving]
 
     def parameters(self, u: Tensor) -> Tensor:
         """All parameters (p,) at u (m,)."""
         out = self.whole.clone()
-        out[self.moving] = self.scales.parameters(self.start, u[None], torch.empty(1, len(u), dtype=u.dtype))[0]
+        out[self.moving] = self.units.parameters(self.start, u[None], torch.empty(1, len(u), dtype=u.dtype))[0]
         return out
 
     def columns(self, batches: Sequence[Mapping[Version, Rows]], team: Team = ALONE) -> dict[Version, Tensor]:
         """The columns (c,), ascending, in which a row of these batches has an entry, in any process."""
         out = {}
         for v in self.widths:
-            out[v] = self._distinct(v, [_indices(values[v]) for values in batches])
+            out[v] = self._distinct(v, [as_sparse(values[v]).indices for values in batches])
             if team.world > 1:
                 out[v] = self._distinct(v, [team.gather(out[v])])
         return out
@@ -97,8 +96,7 @@ class ActiveColumns:
         """The sparse inputs with the numbers of their columns among the active ones."""
         out = {}
         for v, active in columns.items():
-            x, number = values[v], self._number[v]
-            assert isinstance(x, SparseRows)
+            x, number = as_sparse(values[v]), self._number[v]
             if self._numbered.get(v) is not active:
                 number.index_copy_(0, active, torch.arange(len(active), dtype=torch.int32))
                 self._numbered[v] = active
@@ -121,15 +119,15 @@ class ActiveColumns:
                 if len(own) < part.last - part.first and not constraint.elementwise:
                     raise NotSparseError(part.name)
                 shape = shape if moves == len(own) else (moves,)
-                constrained.append(Constrained(moved, moved + moves, shape, constraint))
+                constrained.append((part._replace(first=moved, last=moved + moves, shape=shape), constraint))
             entries.append(own)
             numbers.append(number)
             first, moved = first + len(own), moved + moves
         number = torch.cat(numbers)
         changed = (number < len(self.moving)).nonzero()[:, 0]
         at, values = number.index_select(0, changed), self.whole.index_select(0, torch.cat(entries))
-        scales = Scales(self.scales.unit.index_select(0, at), tuple(constrained), self.scales.rate)
-        return ParameterMatrix(self._given(active), parts, values, scales, count, changed=changed), at, affine
+        units = NaturalUnits(self.units.unit.index_select(0, at), tuple(constrained), self.units.rate)
+        return ParameterMatrix(self._given(active), parts, values, units, count, changed=changed), at, affine
 
     def _given(self, active: Mapping[int, Tensor]) -> dict[int, dict[str, Tensor]]:
         """The parameters of each stage, those that do not train at its active features (c,)."""
@@ -139,11 +137,6 @@ class ActiveColumns:
             frozen = {n: p.detach() for n, p in self.network.module(i).named_parameters() if not p.requires_grad}
             out[i] = {n: p.index_select(axes[n], at) if n in axes else p for n, p in frozen.items()}
         return out
-
-
-def _indices(x: Rows) -> Tensor:
-    assert isinstance(x, SparseRows)
-    return x.indices
 
 
 def _entries(part: Piece, axis: int | None, at: Tensor | None) -> tuple[Tensor, tuple[int, ...]]:
@@ -157,7 +150,7 @@ def _entries(part: Piece, axis: int | None, at: Tensor | None) -> tuple[Tensor, 
 
 
 def choose_active_columns(
-    network: Network, affine: AffineNetwork, scales: Scales, share: Mapping[Version, Tensor], rows: int
+    network: Network, affine: AffineNetwork, units: NaturalUnits, share: Mapping[Version, Tensor], rows: int
 ) -> ActiveColumns | None:
     """How to train the active columns alone, or None where these are too many or other columns count too.
 
@@ -174,7 +167,7 @@ def choose_active_columns(
         columns[v] = torch.arange(expected) * width // expected
     start = flattened(network)
     try:
-        active = ActiveColumns(network, affine, start, scales, wide)
+        active = ActiveColumns(network, affine, start, units, wide)
         matrix, _, narrow = active.matrix(columns, 1)
     except NotSparseError:
         return None

@@ -13,7 +13,7 @@ from sparkdiff.objectives.losses import Objective
 from sparkdiff.objectives.metrics import Metric
 from sparkdiff.options import Options
 from sparkdiff.pipeline.graph import Version
-from sparkdiff.rows import Rows, SparseRows
+from sparkdiff.rows import Rows, as_sparse
 from sparkdiff.stages.base import StageModule
 from sparkdiff.stages.forest import Trees
 from sparkdiff.team import ALONE, Team
@@ -53,8 +53,8 @@ class Candidates:
         rates = [0.0 if r.optimizer in ONCE_AN_EPOCH else r.learningRate for r in recipes]
         self.base = max(rates)
         rate = column(r / (self.base or 1.0) for r in rates)
-        if bool((updates.scales.rate != 1).any()):
-            rate = rate * updates.scales.rate
+        if bool((updates.units.rate != 1).any()):
+            rate = rate * updates.units.rate
         kinds = sorted({r.optimizer for r in recipes} - set(ONCE_AN_EPOCH))
         if len(kinds) > 1:
             raise InputError(f"candidates that train together share one first-order optimizer, not {', '.join(kinds)}")
@@ -92,7 +92,7 @@ class Candidates:
         slopes = updates.slopes()
         parts: list[tuple[dict[Version, Tensor], Tensor]] = []
         for rows, seen, targets in self.augmenter.views(values, target, draw):
-            seen = {**seen, **{v: x.with_values(_entries(seen[v])) for v, x in inputs.items()}}
+            seen = {**seen, **{v: x.with_values(as_sparse(seen[v]).values) for v, x in inputs.items()}}
             margin = updates.margins(rows, slopes, seen)
             loss, gradient = losses(objective, margin.detach(), targets)
             self._add_curvature(rows, margin.detach(), seen, objective, targets)
@@ -148,8 +148,9 @@ class Candidates:
             gradient.mul_(
                 (self.options.gradientClip / gradient.norm(dim=1, keepdim=True).clamp_min(1e-300)).clamp_max(1)
             )
-        moments = vectors["mean"], vectors["square"]
-        self.optimizer.step(u, gradient, self.base * factor, moments, updates.at(self.optimizer.rate))
+        self.optimizer.step(
+            u, gradient, self.base * factor, (vectors["mean"], vectors["square"]), updates.at(self.optimizer.rate)
+        )
         updates.load(u)
         if self.ema_weight is not None:
             vectors["average"].lerp_(u, self.ema_weight)
@@ -170,7 +171,7 @@ class Candidates:
         updates.finish(self.vectors)
         if once:
             factor = scale / float(self.total_weight)
-            self.epoch_steps.step(self.u, updates.start, updates.scales, self.anchor, factor)
+            self.epoch_steps.step(self.u, updates.start, updates.units, self.anchor, factor)
             updates.load_all(self.u)
             if self.ema_weight is not None:
                 self.average[once] = self.u[once]
@@ -239,8 +240,3 @@ def can_be_lazy(
         and not any(m.has_bounds() or (isinstance(m, Trees) and m.settles()) for m in modules)
         and not any(r.optimizer == "newton" for r in recipes)
     )
-
-
-def _entries(x: Rows) -> Tensor:
-    assert isinstance(x, SparseRows)
-    return x.values

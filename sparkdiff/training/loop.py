@@ -34,8 +34,8 @@ from sparkdiff.training.affine import AffineNetwork, affine_network
 from sparkdiff.training.augmentation import Draw
 from sparkdiff.training.candidates import Candidates, can_be_lazy
 from sparkdiff.training.monotone import Monotone
+from sparkdiff.training.parameters import NaturalUnits, flattened, load, named_parameters
 from sparkdiff.training.recipes import Recipe
-from sparkdiff.training.units import Scales, flattened, load
 from sparkdiff.training.updates import DenseUpdates, LazyUpdates
 
 SMALL_STEP = 10_000_000
@@ -86,10 +86,10 @@ class Training:
     """
 
     def __init__(
-        self, network: Network, recipes: Sequence[Recipe], options: Options, scales: Scales, original: Score,
+        self, network: Network, recipes: Sequence[Recipe], options: Options, units: NaturalUnits, original: Score,
         stats: Mapping[Version, FeatureStats] | None = None, monotone: Monotone | None = None,
     ):  # fmt: skip
-        self.network, self.recipes, self.options, self.scales = network, recipes, options, scales
+        self.network, self.recipes, self.options, self.units = network, recipes, options, units
         self.original, self.stats, self.monotone = original, stats or {}, monotone
         self.start = flattened(network)
         self.standings = [Standing(original.mean, self.start) for _ in recipes]
@@ -117,10 +117,6 @@ class Training:
                 best = standing
         return best
 
-    @property
-    def best(self) -> float:
-        return self.chosen.metric
-
     def begin(self, data: Data) -> Candidates:
         """Make the candidates that are active, as they were when the training was saved."""
         affine = affine_network(self.network, widths(self.network, data))
@@ -128,7 +124,7 @@ class Training:
             affine = None
         recipes = [self.recipes[k] for k in self.active]
         active = self._active_columns(affine, data)
-        updates = LazyUpdates(active, recipes) if active else DenseUpdates(self.network, recipes, self.scales, affine)
+        updates = LazyUpdates(active, recipes) if active else DenseUpdates(self.network, recipes, self.units, affine)
         self.candidates = Candidates(recipes, self.options, updates, self.monotone)
         if self._saved is not None:
             self.candidates.load(self._saved)
@@ -145,7 +141,7 @@ class Training:
         sparse = {v: x.width for v, x in values.items() if v in self.stats and isinstance(x, SparseRows)}
         share = {v: self.stats[v].support.double() / max(1, data.stream.rows("train")) for v in sparse}
         rows = self.options.batchSize * group_size(self.options.batchSize)
-        return choose_active_columns(self.network, affine, self.scales, share, rows)
+        return choose_active_columns(self.network, affine, self.units, share, rows)
 
     def state(self) -> dict[str, Any]:
         return {
@@ -245,7 +241,7 @@ class Training:
         out, moved = network.clone(), {}
         if best.column >= 0:
             load(out, best.flat)
-            moved = self.scales.moved(network, best.flat)
+            moved = self.units.moved(network, best.flat)
         ledger = Ledger(torch.stack(self.gains), self.original.weights, [Trial(*c) for c in self.columns], best.column)
         return Trained(self.history, ledger, out, moved)
 
@@ -261,7 +257,7 @@ def train(
     after every step and every epoch.
     """
     options = training.options
-    with one_thread_for_small_steps(len(training.scales.unit) * options.batchSize):
+    with one_thread_for_small_steps(len(training.units.unit) * options.batchSize):
         data = data.prepared(training.network)
         candidates = training.begin(data)
         while not training.ended:
@@ -295,8 +291,7 @@ def _agrees(affine: AffineNetwork, network: Network, data: Data) -> bool:
     (x - mean) * slope, multiplied out, loses the digits by which a column's mean exceeds its standard deviation; and a slope
     of 0 is no selection where a feature that isn't selected holds NaN.
     """
-    parameters = {i: dict(network.module(i).named_parameters()) for i in network.positions}
-    slopes = affine.slopes(parameters, 1)
+    slopes = affine.slopes(named_parameters(network), 1)
     wrong = torch.zeros((), dtype=torch.float64)
     for batch, *_ in data.batches("validation"):
         values = data.values(batch)

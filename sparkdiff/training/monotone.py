@@ -13,6 +13,7 @@ from sparkdiff.pipeline.network import Network
 from sparkdiff.stages.linear import GeneralizedLinearRegression
 from sparkdiff.stages.trainable import FeatureStats, LabelStats
 from sparkdiff.training.affine import Slopes, affine_network
+from sparkdiff.training.parameters import named_parameters
 
 RISING = ("identity", "log", "logit", "probit", "cloglog")
 """Links whose mean increases with the margin."""
@@ -90,8 +91,7 @@ class Wishes:
     def broken(self, network: Network) -> list[str]:
         """One sentence per requested sign that this trained network does not have."""
         assert self.affine is not None
-        parameters = {i: {n: p.detach() for n, p in network.module(i).named_parameters()} for i in network.positions}
-        slopes = self.affine.slopes(parameters, 1)
+        slopes = self.affine.slopes(named_parameters(network), 1)
         out = []
         for v, slope in slopes.of.items():
             for j, value in enumerate(slope[0, :, 0].tolist()):

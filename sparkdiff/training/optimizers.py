@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
+from sparkdiff.training.parameters import NaturalUnits
 from sparkdiff.training.recipes import Recipe, by_newton
-from sparkdiff.training.units import Scales
 from sparkdiff.training.updates import DenseUpdates
 
 DECAY = 1e-2  # of torch.optim.AdamW
@@ -46,9 +46,8 @@ class FirstOrder:
                 [u], [gradient], [moments[0]], [moments[1]], [], [self.steps], fused=True, amsgrad=False, maximize=False,
                 lr=learningRate, beta1=BETA1, beta2=BETA2, eps=EPSILON, weight_decay=0.0,
             )  # fmt: skip
-        if rate is not None:
+        if before is not None and rate is not None:
             # Outside of the kernel, so that it is a rate whatever the kernel does to the gradient.
-            assert before is not None
             torch.lerp(before, u, rate, out=u)
 
     def state(self) -> dict[str, Tensor]:
@@ -86,12 +85,12 @@ class EpochSteps:
         if self.newton:
             self.curvature += updates.matrix.curvature
 
-    def step(self, u: Tensor, start: Tensor, scales: Scales, anchor: Tensor, factor: float) -> None:
+    def step(self, u: Tensor, start: Tensor, units: NaturalUnits, anchor: Tensor, factor: float) -> None:
         """The steps on u (K, p), in place; the sums times `factor` are means."""
         if not self.candidates:
             return
-        flat, gradient = scales.parameters(start, u, torch.empty_like(u)), torch.empty_like(u)
-        scales.by_u(start, u, flat, self.gradient, gradient)
+        flat, gradient = units.parameters(start, u, torch.empty_like(u)), torch.empty_like(u)
+        units.by_u(start, u, flat, self.gradient, gradient)
         gradient *= factor
         for k, optimizer in self.lbfgs.items():
             own = optimizer.param_groups[0]["params"][0]
@@ -100,7 +99,7 @@ class EpochSteps:
             optimizer.step(lambda: 0.0)  # type: ignore[arg-type, return-value]
             u[k] = own
         if self.newton:
-            curvature = self.curvature * scales.unit**2 * factor
+            curvature = self.curvature * units.unit**2 * factor
             anchor = anchor[self.newton]
             step = (gradient[self.newton] + anchor * u[self.newton]) / (curvature + anchor)
             rates = torch.tensor([self.recipes[k].learningRate for k in self.newton], dtype=torch.float64)[:, None]
@@ -109,8 +108,11 @@ class EpochSteps:
         self.curvature.zero_()
 
     def state(self) -> dict[str, Any]:
-        slow = {k: optimizer.state_dict() for k, optimizer in self.lbfgs.items()}
-        return {"whole": self.gradient, "bent": self.curvature, "slow": slow}  # as files name them
+        return {  # as files name them
+            "whole": self.gradient,
+            "bent": self.curvature,
+            "slow": {k: optimizer.state_dict() for k, optimizer in self.lbfgs.items()},
+        }
 
     def load(self, state: Mapping[str, Any]) -> None:
         if self.candidates:

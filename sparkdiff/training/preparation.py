@@ -1,42 +1,57 @@
-"""The preparation of a training: natural units of the parameters, statistics of the inputs, and the candidates."""
+"""What a training starts from: natural units of the parameters, statistics of the inputs, and the candidates.
+
+And the settings that it depends on: a run folder that was started with others is not resumed.
+"""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
 from sparkdiff.evaluation.data import Data
 from sparkdiff.evaluation.inputs import all_dense, distinct_values, features, leaf_counts, settling, tallies
-from sparkdiff.options import Options
+from sparkdiff.options import Options, callable_name
 from sparkdiff.pipeline.graph import LEAVES, Version
 from sparkdiff.pipeline.network import Network, fixed_versions, routed_versions
 from sparkdiff.stages.forest import Trees
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.stages.trainable import FeatureStats, LabelStats
+from sparkdiff.store.digests import all_params, without_uids
+from sparkdiff.store.identity import identity
+from sparkdiff.store.run_folder import told
+from sparkdiff.training.loop import STATE
+from sparkdiff.training.parameters import NaturalUnits
 from sparkdiff.training.recipes import Recipe, recipes_for
-from sparkdiff.training.units import Scales
+
+# Options that decide where and how training runs, but not its result.
+_OUTSIDE = (
+    "verbosity", "numProcesses", "localMode", "timeout", "stream", "cacheInMemory", "cacheDir", "checkpointDir", "runId", "guard",
+    "maxFlipRate", "fleetSize", "waitForRun",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
-class Outset:
-    """
+class Start:
+    """What a training starts from.
+
     Attributes:
         frozen: number of frozen entries per parameter, because too few rows have them.
         stats: of the network's fixed inputs; the standard deviation of a category's number is 0, as no noise may be added to it;
             no means and standard deviations where nothing will ask for them.
     """
 
-    scales: Scales
+    units: NaturalUnits
     frozen: dict[str, int]
     stats: Mapping[Version, FeatureStats]
     recipes: tuple[Recipe, ...]
 
 
-def outset(
+def start_of(
     network: Network, data: Data, label: LabelStats, options: Options, validationRows: int,
     recipes: Sequence[Recipe] | None = None,
-) -> Outset:  # fmt: skip
-    """Compute the preparation in passes over the training rows; the stages of the network observe their inputs.
+) -> Start:  # fmt: skip
+    """Compute the start in passes over the training rows; the stages of the network observe their inputs.
 
     Args:
         recipes: those to train; None: those that the options stand for.
@@ -63,7 +78,7 @@ def outset(
         stats[v] = dataclasses.replace(stats[v], std=stats[v].std.index_fill(0, modules[i].nominal_features(), 0.0))
     numbered = [v for i in trains if modules[i].reads_categories for v in graph.vertices[i].reads if v in stats]
     stats |= {v: dataclasses.replace(stats[v], std=torch.zeros_like(stats[v].std)) for v in numbered}
-    scales, frozen = Scales.of(network, seen, label, options, labels)
+    units, frozen = NaturalUnits.of(network, seen, label, options, labels)
     trees = sum(m.nodes.trees for i, m in network.trees().items() if i in trains)
     apart = any(
         len(m.nominal_features()) or (i in trains and (m.reads_categories or m.takes_nulls)) for i, m in modules.items()
@@ -73,8 +88,41 @@ def outset(
     newton = (LEAVES, graph.head_position) in routed_versions(network) and not network.head.wide
     if recipes is None:
         recipes = recipes_for(options, validationRows, mixes=mixes, trees=trees, newton=newton)
-    kept = {v: dataclasses.replace(stats[v], entry=None) for v in inputs}  # the scales are made
+    kept = {v: dataclasses.replace(stats[v], entry=None) for v in inputs}  # the units are made
     if not any(r.augments for r in recipes) and "monotone" not in options.penalties:
         none = torch.empty(0, dtype=torch.float64)
         kept = {v: dataclasses.replace(s, mean=none, std=none) for v, s in kept.items()}
-    return Outset(scales, frozen, kept, tuple(recipes))
+    return Start(units, frozen, kept, tuple(recipes))
+
+
+def computed_by(network: Network) -> dict[str, Any]:
+    """An identity of the untrained network without uids: the same in every process that gets the same pipeline.
+
+    It consists of the Params of all stages, in clear text, and a hash of the translated stages: their content, and the code of
+    those that are not ours.
+    """
+    vertices = network.graph.vertices
+    stages = [v.stage for v in vertices]
+    modules = [(i, network.module(i)) for i in network.positions]
+    return {
+        "stages": {f"{i} {s.stageClass}": p for i, (s, p) in enumerate(zip(vertices, all_params(stages), strict=True))},
+        "pipeline": told(lambda: identity(modules, bare=without_uids([s.uid for s in stages]))),
+    }
+
+
+def request_of(
+    options: Options, rows: str, computed: Mapping[str, Any], recipes: Sequence[Recipe] | None = None
+) -> dict[str, Any]:  # fmt: skip
+    """Everything that decides the result of a training, by name.
+
+    Args:
+        rows: the cache's fingerprint.
+        computed: see `computed_by`.
+        recipes: the candidates, if the caller chose them.
+    """
+    o = options
+    request: dict[str, Any] = {k: v for k, v in o.asdict().items() if k not in _OUTSIDE}
+    if callable(o.loss) and o.runId is not None:
+        request["loss"] = told(lambda: f"{callable_name(o.loss)} {identity(o.loss)[:16]}")  # type: ignore[arg-type]
+    handed_in = {} if recipes is None else {"recipes": [dataclasses.asdict(r) for r in recipes]}
+    return request | {"rows": rows, "stateVersion": STATE, **computed, **handed_in}

@@ -15,9 +15,8 @@ from sparkdiff.rows import Rows, SparseRows
 from sparkdiff.team import Team
 from sparkdiff.training.active_columns import ActiveColumns
 from sparkdiff.training.affine import AffineNetwork, Slopes
-from sparkdiff.training.parameter_matrix import ParameterMatrix, named_parameters, pieces
+from sparkdiff.training.parameters import NaturalUnits, ParameterMatrix, flattened, named_parameters, trained
 from sparkdiff.training.recipes import Recipe, by_newton
-from sparkdiff.training.units import Scales, flattened, trained
 
 Values = Mapping[Version, Rows]
 Vectors = Mapping[str, Tensor]
@@ -32,27 +31,24 @@ class DenseUpdates:
     affine network and as (*shape) by the candidates' own networks where there is none.
     """
 
-    def __init__(self, network: Network, recipes: Sequence[Recipe], scales: Scales, affine: AffineNetwork | None):
-        self.network, self.recipes, self.scales, self.affine = network, recipes, scales, affine
+    def __init__(self, network: Network, recipes: Sequence[Recipe], units: NaturalUnits, affine: AffineNetwork | None):
+        self.network, self.recipes, self.units, self.affine = network, recipes, units, affine
         self.start = flattened(network)
         count, newton = len(recipes), len(by_newton(recipes))
-        given = named_parameters(network)
-        self.matrix = ParameterMatrix(given, pieces(network), self.start, scales, count, newton)
-        modules = [network.module(i) for i in network.positions]
-        self.projects = any(m.has_bounds() for m in modules)
+        parts = [part for part, _ in trained(network)]
+        self.matrix = ParameterMatrix(named_parameters(network), parts, self.start, units, count, newton)
+        self.projects = any(network.module(i).has_bounds() for i in network.positions)
         self.settles = any(m.settles() for m in network.trees().values())
         self.clones = [self._clone(k) for k in range(count)] if self.projects or affine is None else []
 
     def for_candidates(self, recipes: Sequence[Recipe]) -> "DenseUpdates":
-        return DenseUpdates(self.network, recipes, self.scales, self.affine)
+        return DenseUpdates(self.network, recipes, self.units, self.affine)
 
     def _clone(self, k: int) -> Network:
         """A network whose trainable parameters are this candidate's, in the same memory."""
-        clone, first, matrix = self.network.clone(), 0, self.matrix
-        for _, _, p in trained(clone):
-            last = first + p.numel()
-            p.data, p.grad = matrix.flat[k, first:last].view_as(p), matrix.gradient[k, first:last].view_as(p)
-            first = last
+        clone = self.network.clone()
+        for part, p in trained(clone):
+            p.data, p.grad = part.of(self.matrix.flat[k]), part.of(self.matrix.gradient[k])
         return clone
 
     def choose(self, vectors: Vectors, batches: Sequence[Values], team: Team) -> None:
@@ -88,8 +84,8 @@ class DenseUpdates:
         for clone in self.clones:
             for i in clone.positions:
                 clone.module(i).project_()
-        moved = (self.matrix.flat != before) & (self.scales.unit != 0)  # those go on from where they were put
-        u[moved] = ((self.matrix.flat - self.start) / self.scales.unit)[moved]
+        moved = (self.matrix.flat != before) & (self.units.unit != 0)  # those go on from where they were put
+        u[moved] = ((self.matrix.flat - self.start) / self.units.unit)[moved]
 
     def load_all(self, u: Tensor) -> None:
         """The same after a step of all parameters, which ends an epoch."""
@@ -133,7 +129,7 @@ class LazyUpdates(DenseUpdates):
 
     def __init__(self, active: ActiveColumns, recipes: Sequence[Recipe]):
         self.active, self.network, self.recipes = active, active.network, recipes
-        self.start, self.scales, self.projects = active.start, active.scales, False
+        self.start, self.units, self.projects = active.start, active.units, False
         self._current: Vectors = {}
         self._choose(active.none())
 

@@ -1,4 +1,4 @@
-"""Networks of stages in a row, without Spark, and their scales: what trainings of candidates are tested on."""
+"""Networks of stages in a row, without Spark, and their natural units: what trainings of candidates are tested on."""
 
 import math
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from sparkdiff.stages.support_vector import LinearSVC
 from sparkdiff.stages.survival import AFTSurvivalRegression
 from sparkdiff.stages.trainable import FeatureStats, LabelStats
 from sparkdiff.stages.trees import GBTClassification, GBTRegression, VotingTrees
-from sparkdiff.training.units import Scales
+from sparkdiff.training.parameters import NaturalUnits
 
 F64 = torch.float64
 
@@ -42,15 +42,15 @@ def network(*stages: tuple[StageModule, Sequence[str], str]) -> Network:
     return Network(Graph(str.lower, tuple(vertices), head_position=len(stages) - 1), range(len(stages)))
 
 
-def scales(net: Network, widths: dict[str, int], options: Options) -> Scales:
-    """Scales of inputs of mean 0 and standard deviation 1, and labels of 2."""
+def natural_units(net: Network, widths: dict[str, int], options: Options) -> NaturalUnits:
+    """Units for inputs of mean 0 and standard deviation 1, and labels of 2."""
     x = {}
     for i in net.positions:
         n = widths[net.graph.vertices[i].reads[0][0]]
         leaves = torch.full((len(net.trees()[i].leaves) if i in net.trees() else 0,), 99)
         x[i] = FeatureStats(torch.zeros(n, dtype=F64), torch.ones(n, dtype=F64), torch.full((n,), 99), leaves)
     classes = torch.full((net.head.classes,), 99) if net.head.classes else torch.empty(0, dtype=torch.int64)
-    return Scales.of(net, x, LabelStats(1.0, 2.0, 0.0, 9.0, classes), options)[0]
+    return NaturalUnits.of(net, x, LabelStats(1.0, 2.0, 0.0, 9.0, classes), options)[0]
 
 
 def trees(kind: type[Trees], seed: int, shown: str = "predictionCol", number: int = 3) -> Trees:

@@ -15,10 +15,10 @@ from small_networks import (
     glr,
     least_squares,
     logistic,
+    natural_units,
     network,
     normal,
     one_vs_rest,
-    scales,
     support_vector,
     survival,
     trees,
@@ -53,8 +53,8 @@ from sparkdiff.training.augmentation import Draw
 from sparkdiff.training.candidates import Candidates
 from sparkdiff.training.loop import _agrees
 from sparkdiff.training.monotone import Monotone
+from sparkdiff.training.parameters import flattened
 from sparkdiff.training.recipes import Recipe, recipes_for
-from sparkdiff.training.units import flattened
 from sparkdiff.training.updates import DenseUpdates
 
 pytestmark = pytest.mark.once  # torch alone, which all stacks have in one version
@@ -230,8 +230,8 @@ class Run:
         versions |= {v: len(self.net.trees()[v[1]].leaves) for v in self.routed}
         affine = affine_network(self.net, versions) if folds else None
         assert (affine is not None) == folds
-        self.scales = scales(self.net, widths, self.options)
-        self.team = Candidates(recipes, self.options, DenseUpdates(self.net, recipes, self.scales, affine))
+        self.units = natural_units(self.net, widths, self.options)
+        self.team = Candidates(recipes, self.options, DenseUpdates(self.net, recipes, self.units, affine))
         self.y, self.weight = labels(self.net), normal(N, seed=10).abs()
         self.objective = objective_of(self.net, loss)
 
@@ -311,7 +311,7 @@ def test_each_candidate_is_what_a_loop_in_plain_torch_gives(optimizer: str, clip
     given = {"optimizer": optimizer, "learningRates": {"stage1": 3e-3}} | ({"gradientClip": clip} if clip else {})
     run = Run("scaler, PCA, Poisson", recipes, **given)
     found = run.steps()
-    unit, [part] = run.scales.unit, run.scales.constrained
+    unit, [part] = run.units.unit, run.units.constrained
     positive = torch.zeros(len(unit), dtype=torch.bool)
     positive[part.first : part.last] = True
     own = torch.ones_like(unit)
@@ -371,7 +371,7 @@ def test_lbfgs_finds_the_anchored_least_squares_solution() -> None:
     w = run.weight
 
     def value(flat: Tensor) -> Tensor:
-        u = (flat - run.team.updates.start) / run.scales.unit
+        u = (flat - run.team.updates.start) / run.units.unit
         low, high, c, b = flat[:5], flat[5:10], flat[10:15], flat[15]
         x = (run.values["x"] - low) * (3.0 / (high - low)) - 1.0
         loss = run.objective.scale * (w * (x @ c + b - run.y) ** 2).sum() / w.sum()
@@ -379,7 +379,7 @@ def test_lbfgs_finds_the_anchored_least_squares_solution() -> None:
 
     flat = run.team.updates.matrix.flat[0].clone().requires_grad_()
     [gradient] = torch.autograd.grad(value(flat), flat)
-    assert float((gradient * run.scales.unit).norm()) < 1e-4  # torch stops where a step would change 1e-9
+    assert float((gradient * run.units.unit).norm()) < 1e-4  # torch stops where a step would change 1e-9
     assert float(value(flat.detach())) < float(value(run.team.updates.start)) - 0.01
 
 
@@ -436,7 +436,7 @@ def test_class_weights_of_leaves_stay_what_spark_can_use() -> None:
     assert float(leaves.min()) == 0.0
     assert bool((leaves.sum(1) > 0)[run.team.updates.start.view(-1, 3).sum(1) > 0].all())
     torch.testing.assert_close(
-        run.team.u * run.scales.unit + run.team.updates.start, run.team.updates.matrix.flat
+        run.team.u * run.units.unit + run.team.updates.start, run.team.updates.matrix.flat
     )  # no debt is run up below 0
 
 

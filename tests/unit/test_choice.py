@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from small_networks import F64, network, scales
+from small_networks import F64, natural_units, network
 from test_metrics import METRICS, case
 from test_objectives import linear, stats
 from torch import Tensor
@@ -22,8 +22,8 @@ from sparkdiff.objectives.metrics import Metric
 from sparkdiff.options import Options
 from sparkdiff.team import Team
 from sparkdiff.training.loop import Trained, Training
+from sparkdiff.training.parameters import flattened
 from sparkdiff.training.recipes import Recipe
-from sparkdiff.training.units import flattened
 
 pytestmark = pytest.mark.once  # torch alone, which all stacks have in one version
 
@@ -71,7 +71,7 @@ def trained(
     """What a training finds whose candidates have these scores."""
     options = Options.of({"maxEpochs": epochs, "patience": epochs, **given})
     net = network((linear(), ["x"], "prediction"))
-    training = Training(net, [Recipe(0.1, 0.0)] * candidates, options, scales(net, {"x": 1}, options), original)
+    training = Training(net, [Recipe(0.1, 0.0)] * candidates, options, natural_units(net, {"x": 1}, options), original)
     training.candidates = now = Columns(scores_of, candidates, list(range(candidates)), loss)  # type: ignore[assignment]
     objective = resolve("squared", {}, net.head, ("prediction",), stats())
     while not training.ended:

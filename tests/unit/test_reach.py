@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_networks import F64, glr, least_squares, logistic, network, normal, scales
+from small_networks import F64, glr, least_squares, logistic, natural_units, network, normal
 from torch import Tensor
 
 from sparkdiff.objectives.losses import resolve
@@ -24,8 +24,8 @@ from sparkdiff.training.active_columns import ActiveColumns, choose_active_colum
 from sparkdiff.training.affine import affine_network
 from sparkdiff.training.augmentation import Draw, Target
 from sparkdiff.training.candidates import Candidates
+from sparkdiff.training.parameters import flattened, load
 from sparkdiff.training.recipes import Recipe
-from sparkdiff.training.units import flattened, load
 from sparkdiff.training.updates import DenseUpdates, LazyUpdates
 
 ROWS, WIDTH, BATCH, TOGETHER = 120, 600, 8, 2
@@ -96,10 +96,10 @@ class Run:
         versions |= {(leaf.outputs[0], i): widths[leaf.outputs[0]] for i, leaf in enumerate(self.net.graph.vertices)}
         affine = affine_network(self.net, versions)
         assert affine is not None
-        self.scales = scales(self.net, widths, self.options)
-        self.scales.unit[::11] = 0.0  # too few rows speak for these
+        self.units = natural_units(self.net, widths, self.options)
+        self.units.unit[::11] = 0.0  # too few rows speak for these
         self.reach = self._reach(affine) if reaches else None
-        dense = DenseUpdates(self.net, recipes, self.scales, affine)
+        dense = DenseUpdates(self.net, recipes, self.units, affine)
         updates = LazyUpdates(self.reach, recipes) if self.reach else dense
         self.team = Candidates(recipes, self.options, updates)
         y = normal(ROWS, seed=7).abs() * 2 + 0.1
@@ -115,7 +115,7 @@ class Run:
                 share[c, -1] = support.double() / ROWS
                 stats[c, -1] = FeatureStats(torch.zeros(x.width, dtype=F64), torch.ones(x.width, dtype=F64), support)
         self.stats, self.share = stats, share
-        found = choose_active_columns(self.net, affine, self.scales, share, BATCH * TOGETHER)
+        found = choose_active_columns(self.net, affine, self.units, share, BATCH * TOGETHER)
         assert found is not None
         return found
 
@@ -318,10 +318,10 @@ def test_many_columns_a_batch_or_a_centred_one_train_all() -> None:
     affine = run.team.updates.affine
     assert affine is not None
     often = {("x", -1): torch.full((WIDTH,), 0.5, dtype=F64)}
-    assert choose_active_columns(run.net, affine, run.scales, often, BATCH * TOGETHER) is None
+    assert choose_active_columns(run.net, affine, run.units, often, BATCH * TOGETHER) is None
     centred = StandardScaler(torch.ones(WIDTH, dtype=F64), normal(WIDTH), True, True)
     net = network((centred, ["x"], "s"), (logistic(WIDTH), ["s"], "p"))
     affine = affine_network(net, {("x", -1): WIDTH, ("s", 0): WIDTH, ("p", 1): 1})
     assert affine is not None
-    own = scales(net, {"x": WIDTH, "s": WIDTH}, run.options)
+    own = natural_units(net, {"x": WIDTH, "s": WIDTH}, run.options)
     assert choose_active_columns(net, affine, own, run.share, BATCH * TOGETHER) is None

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
 from random_trees import WIDTH as TREE_WIDTH
-from small_networks import F64, glr, logistic, network, normal, scales, trees
+from small_networks import F64, glr, logistic, natural_units, network, normal, trees
 
 from sparkdiff.data.stream import Stream
 from sparkdiff.evaluation.data import Data
@@ -34,6 +34,7 @@ from sparkdiff.stages.trainable import FeatureStats, LabelStats
 from sparkdiff.stages.trees import GBTRegression
 from sparkdiff.team import Team
 from sparkdiff.training.distributed.worker import Assignment, objectives, work
+from sparkdiff.training.preparation import Start
 from sparkdiff.training.recipes import Recipe
 
 EVERY, SOME, FEW = tuple(range(1, 13)), (1, 3, 12), (1, 3)
@@ -155,8 +156,8 @@ def assignment(case: Case, cache: Path) -> Assignment:
         original = score(net, Data(stream, columns), "validation", metric)
     widths = dict.fromkeys(("x", "s"), case.width) | {"c": 3}
     return Assignment(
-        net, cache, "arrow", case.inMemory, columns, LABELS, original, scales(net, widths, options), case.recipes, options,
-        metric.name, stats, None,
+        net, cache, "arrow", case.inMemory, columns, LABELS, original,
+        Start(natural_units(net, widths, options), {}, stats, case.recipes), options, metric.name, None,
     )  # fmt: skip
 
 

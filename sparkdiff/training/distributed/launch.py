@@ -100,15 +100,10 @@ def run(
         if training.epoch > shown:
             shown = training.epoch
             epochs(training.history)
-            say(_progress(assignment, shown, training.best))
+            say(_progress(assignment, shown, training.chosen.metric))
 
     work(assignment, training, stream, ALONE, on_step)
     return training, []
-
-
-def is_local(master: str) -> bool:
-    """Whether this master runs everything in the driver's process (local-cluster does not)."""
-    return master == "local" or master.startswith("local[")
 
 
 def _resumed(assignment: Assignment, folder: RunFolder) -> Training:
@@ -129,7 +124,8 @@ def _progress(assignment: Assignment, epoch: int, best: float) -> str:
 def _in_processes(assignment: Assignment, folder: RunFolder, say: Say, epochs: Epochs) -> tuple[Training, list[str]]:
     spark, o = jvm.session(), assignment.options
     master = spark.conf.get("spark.master", "") or ""
-    local = is_local(master) if o.localMode == "auto" else o.localMode == "true"
+    in_driver = master == "local" or master.startswith("local[")  # local-cluster is not
+    local = in_driver if o.localMode == "auto" else o.localMode == "true"
     lost: list[str] = []
     while True:
         with room("the files that start the processes", folder.path, ROOM):

@@ -34,15 +34,14 @@ from sparkdiff.objectives.metrics import Metric
 from sparkdiff.options import Options
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network
-from sparkdiff.stages.trainable import FeatureStats, LabelStats
+from sparkdiff.stages.trainable import LabelStats
 from sparkdiff.store import files
 from sparkdiff.store.disk import room
 from sparkdiff.store.lease import check_passed_on
 from sparkdiff.team import LostProcessError, Team
 from sparkdiff.training.loop import Training, train
 from sparkdiff.training.monotone import Monotone
-from sparkdiff.training.recipes import Recipe
-from sparkdiff.training.units import Scales
+from sparkdiff.training.preparation import Start
 
 ROOM = "free some space, or set checkpointDir to a folder on a disk with more space"
 PROGRESS = 0.5
@@ -60,15 +59,16 @@ class Assignment:
     columns: Mapping[Version, str]
     label: LabelStats
     original: Score
-    scales: Scales
-    recipes: tuple[Recipe, ...]
+    start: Start
     options: Options
     metric: str  # as it is shown
-    stats: Mapping[Version, FeatureStats]  # of the network's fixed inputs
     monotone: Monotone | None
 
     def training(self) -> Training:
-        return Training(self.network, self.recipes, self.options, self.scales, self.original, self.stats, self.monotone)
+        start = self.start
+        return Training(
+            self.network, start.recipes, self.options, start.units, self.original, start.stats, self.monotone
+        )
 
 
 def work(
@@ -143,10 +143,9 @@ def main(folder: str) -> None:
         with (here / f"rank-{rank}.stack").open("w") as stack, _group(assignment.options.timeout):
             _train(assignment, here, Team(rank, world), Watchdog(assignment.options.timeout, stack))
     except BaseException as e:
-        lost = isinstance(e, LostProcessError)
         _write(here, rank, me | {
-            "error": type(e).__name__, "message": str(e), "ours": isinstance(e, SparkdiffError), "lost": lost,
-            "traceback": traceback.format_exc(), "time": time.time(),
+            "error": type(e).__name__, "message": str(e), "ours": isinstance(e, SparkdiffError),
+            "lost": isinstance(e, LostProcessError), "traceback": traceback.format_exc(), "time": time.time(),
         })  # fmt: skip
         raise SystemExit(1) from e
 
@@ -167,7 +166,12 @@ def _train(assignment: Assignment, here: Path, team: Team, watchdog: "Watchdog")
         saves(training)
         if training.ended or time.monotonic() - last > PROGRESS:
             last = time.monotonic()
-            line = {"epoch": training.epoch, "step": training.step, "best": training.best, "ended": training.ended}
+            line = {
+                "epoch": training.epoch,
+                "step": training.step,
+                "best": training.chosen.metric,
+                "ended": training.ended,
+            }
             _tell(here / "progress.jsonl", line | {"first": told, "rows": training.history[told:]})
             told = len(training.history)
 

@@ -1,0 +1,180 @@
+"""The trainable parameters of a network as one flat vector, in their natural units, and those of all candidates as one matrix.
+
+Optimizers, anchors and clipping use natural units.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import vector_to_parameters
+
+from sparkdiff.options import Options
+from sparkdiff.pipeline.network import Network
+from sparkdiff.stages.constraints import Constraint
+from sparkdiff.stages.trainable import FeatureStats, LabelStats
+
+
+class Piece(NamedTuple):
+    """The entries [first, last) of the flat vector, which are one parameter."""
+
+    position: int
+    name: str
+    shape: tuple[int, ...]
+    first: int
+    last: int
+
+    def of(self, matrix: Tensor) -> Tensor:
+        """A view of these entries of (K, p) or (p,), as (K, *shape) or (*shape)."""
+        return matrix[..., self.first : self.last].view(matrix.shape[:-1] + self.shape)
+
+
+def trained(network: Network) -> list[tuple[Piece, nn.Parameter]]:
+    """The parameters that train, in the order of the flat vector."""
+    out, first = [], 0
+    for i in network.positions:
+        for name, p in network.module(i).named_parameters():
+            if p.requires_grad:
+                out.append((Piece(i, name, tuple(p.shape), first, first + p.numel()), p))
+                first += p.numel()
+    return out
+
+
+def flattened(network: Network) -> Tensor:
+    """All trainable parameters, (p,)."""
+    return torch.cat([p.detach().flatten() for _, p in trained(network)])
+
+
+def load(network: Network, flat: Tensor) -> None:
+    """Set all trainable parameters from (p,)."""
+    vector_to_parameters(flat.clone(), [p for _, p in trained(network)])
+
+
+def named_parameters(network: Network) -> dict[int, dict[str, Tensor]]:
+    """All parameters of each stage, as they are."""
+    return {i: {n: p.detach() for n, p in network.module(i).named_parameters()} for i in network.positions}
+
+
+@dataclasses.dataclass(frozen=True)
+class NaturalUnits:
+    """The natural units of the trainable entries: p = p0 + unit * u, where not constrained."""
+
+    unit: Tensor  # (p,) 0 where an entry must not move
+    constrained: tuple[tuple[Piece, Constraint], ...]
+    rate: Tensor  # a stage's own learning rate over the common one, (p,); (1,) where no stage has one
+
+    @staticmethod
+    def of(
+        network: Network, x: Mapping[int, FeatureStats], y: LabelStats, options: Options,
+        others: Mapping[int, LabelStats] | None = None,
+    ) -> "tuple[NaturalUnits, dict[str, int]]":  # fmt: skip
+        """The units, and per parameter the number of entries frozen for want of support.
+
+        Args:
+            x: each stage's input.
+            y: the labels; `others`: what stands in their place for stages that predict something else.
+        """
+        rates = {
+            i: r / options.learningRate
+            for n, r in options.learningRates.items()
+            for i in network.graph.select([n], "learningRates")
+        }
+        unit, constrained, rate, frozen = [], [], [], {}
+        for part, p in trained(network):
+            i, name, module = part.position, part.name, network.module(part.position)
+            label = (others or {}).get(i, y)
+            mask = module.entry_mask().get(name, torch.ones_like(p, dtype=torch.bool))
+            supported = module.supported(x[i], label).get(name, mask)
+            if bool((mask & ~supported).any()):
+                frozen[f"{network.graph.vertices[i].uid}.{name}"] = int((mask & ~supported).sum())
+            own = torch.as_tensor(
+                1.0 if name in module.positive else module.units(x[i], label).get(name, 1.0), dtype=torch.float64
+            )
+            unit.append((own.expand_as(p) * (mask & supported & p.detach().isfinite())).flatten())
+            if (constraint := module.constraints().get(name)) is not None:
+                constrained.append((part, constraint))
+            rate.append(torch.full((p.numel(),), rates.get(i, 1.0), dtype=torch.float64))
+        one = torch.ones(1, dtype=torch.float64)
+        return NaturalUnits(torch.cat(unit), tuple(constrained), torch.cat(rate) if rates else one), frozen
+
+    def parameters(self, start: Tensor, u: Tensor, out: Tensor) -> Tensor:
+        """Put the parameters at u (K, p) into `out`; `start` (p,) are those at 0."""
+        torch.addcmul(start, u, self.unit, out=out)
+        for part, constraint in self.constrained:
+            move = part.of(u) * part.of(self.unit)
+            part.of(out).copy_(constraint.value(part.of(start), move))
+        return out
+
+    def by_u(self, start: Tensor, u: Tensor, flat: Tensor, gradient: Tensor, out: Tensor) -> None:
+        """Put the gradient by u into `out`, from the one by the parameters `flat`, all (K, p)."""
+        torch.mul(gradient, self.unit, out=out)
+        for part, constraint in self.constrained:
+            value, unit = part.of(flat), part.of(self.unit)
+            move = part.of(u) * unit
+            part.of(out).copy_(constraint.gradient(part.of(start), move, value, part.of(gradient)) * unit)
+
+    def moved(self, network: Network, flat: Tensor) -> dict[str, tuple[float, float]]:
+        """How far each parameter is from `flat` (p,), in its units: {uid.parameter: (largest, root mean square)}."""
+        start, out = flattened(network), {}
+        change = flat - start
+        for part, constraint in self.constrained:
+            part.of(change).copy_(constraint.moved(part.of(start), part.of(flat)))
+        for part, _ in trained(network):
+            unit = part.of(self.unit)
+            own = (part.of(change) / unit)[unit != 0].abs()
+            if len(own):
+                uid = network.graph.vertices[part.position].uid
+                out[f"{uid}.{part.name}"] = (float(own.max()), float((own**2).mean().sqrt()))
+        return out
+
+
+class ParameterMatrix:
+    """The parameters (K, q) of K candidates: all parameters, or those of the active columns; and room for their gradients.
+
+    Attributes:
+        changed: (m,) which of the q entries a step changes; None for all of them. `start` (m,) and `units` are theirs.
+        flat: (K, q) parameters; `gradient` (K, q) is the sum of the rows' gradients.
+        parameters: for each stage and name, (K, *shape) views of `flat`, and what does not train as it is `given`.
+        gradients: the same views of `gradient`.
+        sums: one piece of memory, so that a step needs one sum over the processes: gradient (K, q), losses (K,), curvature (C, q)
+            of the candidates that take Newton steps, weight ().
+    """
+
+    def __init__(
+        self, given: Mapping[int, Mapping[str, Tensor]], parts: Sequence[Piece], values: Tensor, units: NaturalUnits, count: int,
+        newton: int = 0, changed: Tensor | None = None,
+    ):  # fmt: skip
+        self.parts, self.units, self.changed, size = parts, units, changed, len(values)
+        self.start = self.changing(values[None])[0]
+        sizes = [count * size, count, newton * size, 1]
+        self.sums = torch.zeros(sum(sizes), dtype=torch.float64)
+        gradient, self.losses, curvature, weight = self.sums.split(sizes)
+        self.gradient, self.curvature, self.weight = gradient.view(count, size), curvature.view(newton, size), weight[0]
+        self.flat, self._by_u = values.repeat(count, 1), values.new_empty(count, len(self.start))
+        own, gradients = self.views(self.flat), self.views(self.gradient)
+        self.parameters = {i: {**named, **own.get(i, {})} for i, named in given.items()}
+        self.gradients = {i: gradients.get(i, {}) for i in given}
+
+    def changing(self, matrix: Tensor) -> Tensor:  # (K, q) -> (K, m)
+        return matrix if self.changed is None else matrix.index_select(1, self.changed)
+
+    def views(self, matrix: Tensor) -> dict[int, dict[str, Tensor]]:
+        """For each stage and name the parameters that train, as (K, *shape) views of a matrix (K, q)."""
+        out: dict[int, dict[str, Tensor]] = {}
+        for part in self.parts:
+            out.setdefault(part.position, {})[part.name] = part.of(matrix)
+        return out
+
+    def load(self, u: Tensor) -> None:
+        """Set `flat` to the parameters at u (K, m)."""
+        if self.changed is None:
+            self.units.parameters(self.start, u, self.flat)
+        else:
+            self.flat.index_copy_(1, self.changed, self.units.parameters(self.start, u, torch.empty_like(u)))
+
+    def gradient_by_u(self, u: Tensor) -> Tensor:
+        """The gradient (K, m) by u, in memory that the next call uses again."""
+        self.units.by_u(self.start, u, self.changing(self.flat), self.changing(self.gradient), self._by_u)
+        return self._by_u
