@@ -42,7 +42,7 @@ from sparkdiff.report.record import versions
 from sparkdiff.stages.base import columns_of
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.stages.trainable import SUPPORT, LabelStats
-from sparkdiff.store.disk import room
+from sparkdiff.store.files import room
 from sparkdiff.store.run_folder import RunFolder, opened
 from sparkdiff.training import monotone
 from sparkdiff.training.distributed import launch

@@ -49,12 +49,12 @@ from sparkdiff.machine import paths
 from sparkdiff.options import FIELDS, Options
 from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.report import FineTuningSummary, Phases
-from sparkdiff.store import disk
+from sparkdiff.store import files
 from sparkdiff.store.digests import check_reads_its_input_only, hash_of, hash_of_folder, params_of
 from sparkdiff.store.files import moved
 from sparkdiff.store.identity import UntoldError, identity
 from sparkdiff.store.lease import Lease, held
-from sparkdiff.store.run_folder import NONCE, UNTOLD, told
+from sparkdiff.store.run_folder import UNTOLD, told
 
 ROOM = (
     "free some space and repeat the command, which continues where it stopped, or set output to a folder on a disk "
@@ -306,7 +306,7 @@ def _run(config: Config, lease: Lease) -> FineTuningSummary:
         ]
         say(f"data: {', '.join(config.data)}")
         made, path = _made(spark, config, sources)
-    with disk.room("the fitted pipeline", root(options), ROOM_OF_CACHES):
+    with files.room("the fitted pipeline", root(options), ROOM_OF_CACHES):
         content = None if isinstance(made, Estimator) else hash_of(made, path, root(options))
     inputs = _inputs(sources, made, content) if "runId" in config.options else {}
     if found is not None:
@@ -315,7 +315,9 @@ def _run(config: Config, lease: Lease) -> FineTuningSummary:
         if not changed:
             return _read_summary(found, config)
         if not config.overwrite:
-            why = "; ".join(f"{k} {inputs[k][:-NONCE]}" for k in changed if str(inputs.get(k)).startswith(UNTOLD))
+            why = "; ".join(
+                f"{k} {inputs[k].rpartition(' ')[0]}" for k in changed if str(inputs.get(k)).startswith(UNTOLD)
+            )
             raise InputError(
                 f"output {config.output} contains the finished run of runId={options.runId!r}, but its "
                 f"{', '.join(changed)} changed since{f' ({why})' if why else ''}: choose another folder and "
@@ -327,7 +329,7 @@ def _run(config: Config, lease: Lease) -> FineTuningSummary:
         parent = {"path": None, "function": config.pipeline, "hash": content}
         if isinstance(made, Estimator):
             rows = [s for s in sources if s.split not in (TEST, REFERENCE)]
-            with disk.room("the fitted pipeline", root(options), ROOM_OF_CACHES), phases.phase("fit") as say:
+            with files.room("the fitted pipeline", root(options), ROOM_OF_CACHES), phases.phase("fit") as say:
                 made, folder = _fitted(made, rows, options, say, boundaries)
                 parent |= {"path": str(folder), "hash": hash_of_folder(folder)}
     with phases.phase("plan"):
@@ -458,9 +460,9 @@ def write_run(
     temporary, old = (output.with_name(f".{output.name}-{uuid.uuid4().hex[:8]}{end}") for end in ("", ".old"))
 
     def needed() -> str:
-        return f"about {disk.size(original):,} bytes, like the original model" if original.is_dir() else ""
+        return f"about {files.folder_size(original):,} bytes, like the original model" if original.is_dir() else ""
 
-    with disk.room("the run", output, ROOM, needed):
+    with files.room("the run", output, ROOM, needed):
         output.parent.mkdir(parents=True, exist_ok=True)
         try:
             outcome.model.write().save(f"file://{temporary}/model")

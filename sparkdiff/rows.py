@@ -15,6 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def offsets_of(lengths: Tensor) -> Tensor:
+    """Where rows with so many entries (n,) begin, and the last one ends: (n + 1,) int64."""
+    return F.pad(lengths.cumsum(0), (1, 0))
+
+
 @dataclass(frozen=True)
 class SparseRows:
     """n sparse rows of the same width; inside a row the indices are distinct and ascending, as in Spark's SparseVector."""
@@ -94,12 +99,10 @@ class SparseRows:
 
     def to_csr(self) -> Tensor:
         """(n, d) torch.sparse_csr."""
-        shape = (len(self), self.width)
-        with (
-            warnings.catch_warnings()
-        ):  # once per process torch says that CSR is in beta and that nobody checks the indices
+        with warnings.catch_warnings():
+            # Once per process torch says that CSR is in beta and that nobody checks the indices.
             warnings.filterwarnings("ignore", "Sparse", UserWarning)
-            return torch.sparse_csr_tensor(self.offsets, self.indices, self.values, shape)
+            return torch.sparse_csr_tensor(self.offsets, self.indices, self.values, (len(self), self.width))
 
     @staticmethod
     def from_csr(x: Tensor) -> "SparseRows":
@@ -108,13 +111,8 @@ class SparseRows:
     @staticmethod
     def cat(batches: "list[SparseRows]") -> "SparseRows":
         """Concatenate batches of the same width."""
-        ends = torch.tensor([0, *(int(b.offsets[-1]) for b in batches)]).cumsum(0)
-        offsets = torch.cat(
-            [batches[0].offsets[:1], *(b.offsets[1:] + e for b, e in zip(batches, ends[:-1], strict=True))]
-        )
-        return SparseRows(
-            torch.cat([b.indices for b in batches]), torch.cat([b.values for b in batches]), offsets, batches[0].width
-        )
+        indices, values = torch.cat([b.indices for b in batches]), torch.cat([b.values for b in batches])
+        return SparseRows(indices, values, offsets_of(torch.cat([b.lengths() for b in batches])), batches[0].width)
 
 
 Rows = Tensor | SparseRows

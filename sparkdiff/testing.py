@@ -13,7 +13,7 @@ from torch import Tensor
 from sparkdiff import jvm
 from sparkdiff.errors import InputError, SparkdiffError, did_you_mean
 from sparkdiff.pipeline.columns import read_plain, write_plain
-from sparkdiff.pipeline.names import casefolding, quoted, unquoted
+from sparkdiff.pipeline.names import casefolding, named, unquoted
 from sparkdiff.pipeline.parity import SINGLE, TOLERANCE, differences
 from sparkdiff.pipeline.translation import field_of
 from sparkdiff.pipeline.write_back import written
@@ -273,7 +273,7 @@ def _outputs(trials: Sequence[_Trial], df: DataFrame, tolerance: float) -> None:
     tensors = {casefold(c) for t in trials if not isinstance(t.module, Prepared) for c in _inputs(t.original)}
     made: dict[int, list[str]] = {}  # by trial, where plain stages make what the module reads
     try:
-        rows = df.select(*(quoted(c).alias(name) for c, name in sources.items()))
+        rows = df.select(*(named(c).alias(name) for c, name in sources.items()))
         schemas, kept_in = [], [name for c, name in sources.items() if c not in tensors]
         carried = {name: F.col(name) for name in sources.values()}  # made once: each takes several calls to Java
         for k, trial in enumerate(trials):
@@ -295,7 +295,7 @@ def _outputs(trials: Sequence[_Trial], df: DataFrame, tolerance: float) -> None:
             schemas.append([out.schema[c] for c in columns])
             kept = [f"out{k}_{i}" for i in range(len(columns))]
             wished = {**own, **dict(zip(kept, columns, strict=True))}
-            rows = out.select(*carried.values(), *(quoted(c).alias(name) for name, c in wished.items()))
+            rows = out.select(*carried.values(), *(named(c).alias(name) for name, c in wished.items()))
             carried |= {name: F.col(name) for name in wished}
         for trial, schema in zip(trials, schemas, strict=True):
             _same_schema(trial, schema, schemas[next(k for k, t in enumerate(trials) if t.stage is trial.original)])

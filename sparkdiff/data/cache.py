@@ -28,8 +28,7 @@ from sparkdiff.options import Options
 from sparkdiff.pipeline.cut import Cut
 from sparkdiff.pipeline.graph import Version, null_of
 from sparkdiff.pipeline.schema import check_columns as check_stage_columns
-from sparkdiff.store.disk import room
-from sparkdiff.store.files import moved
+from sparkdiff.store.files import moved, room
 
 ROOM = (
     "free some space, or set cacheDir (and conf spark.local.dir, Spark's folder for sorting) to a disk with more space"

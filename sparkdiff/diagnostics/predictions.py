@@ -14,7 +14,7 @@ from sparkdiff import jvm
 from sparkdiff.data.splits import row_hash
 from sparkdiff.errors import InputError
 from sparkdiff.pipeline.graph import Graph
-from sparkdiff.pipeline.names import casefolding, quoted, read_by_name, refuse_stream, unused
+from sparkdiff.pipeline.names import casefolding, named, read_by_name, refuse_stream, unused
 from sparkdiff.pipeline.schema import check_columns
 from sparkdiff.pipeline.translation import translated
 from sparkdiff.stages.base import columns_of
@@ -121,12 +121,12 @@ def _counted(
     casefold = casefolding()
     nominal = _labels(graphs[0]) | _labels(graphs[1])
     # The old pipeline may overwrite what the new one reads, so the row is kept aside.
-    row = F.struct(*(quoted(c).alias(f"c{i}") for i, c in enumerate(columns)))
+    row = F.struct(*(named(c).alias(f"c{i}") for i, c in enumerate(columns)))
     out = old.transform(df.withColumn(f"{hidden}row", row))
     _check_kept([f"{hidden}row", *(a for a, _ in pairs)], out, old)
     labels = [casefold(a) in nominal or _is_nominal(out, a) for a, _ in pairs]
     keep = [F.col(f"{hidden}row")[f"c{i}"].alias(c, metadata=df.schema[c].metadata) for i, c in enumerate(columns)]
-    held = [quoted(a).alias(f"{hidden}{i}") for i, (a, _) in enumerate(pairs)]
+    held = [named(a).alias(f"{hidden}{i}") for i, (a, _) in enumerate(pairs)]
     out = new.transform(out.select(*keep, *held))
     _check_kept([*(f"{hidden}{i}" for i in range(len(pairs))), *(b for _, b in pairs)], out, new)
     labels = [known or _is_nominal(out, b) for known, (_, b) in zip(labels, pairs, strict=True)]
@@ -176,7 +176,7 @@ def _change(df: DataFrame, old: str, new: str, is_label: bool) -> tuple[bool, Co
     """(True, whether the label flipped) or (False, by how much the number moved)."""
     casefold = casefolding()
     types = [next(f.dataType for f in df.schema.fields if casefold(f.name) == casefold(c)) for c in (old, new)]
-    a, b = quoted(old), quoted(new)
+    a, b = named(old), named(new)
     kinds = [VectorUDT if isinstance(t, VectorUDT) else ArrayType if isinstance(t, ArrayType) else NumericType
              if isinstance(t, NumericType) else None for t in types]  # fmt: skip
     if is_label or kinds[0] is not kinds[1] or None in kinds:

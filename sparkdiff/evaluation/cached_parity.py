@@ -19,13 +19,13 @@ from sparkdiff.machine import memory
 from sparkdiff.machine.paths import address
 from sparkdiff.pipeline.columns import into_structs, schema_of, write_columns
 from sparkdiff.pipeline.graph import Version, null_of
-from sparkdiff.pipeline.names import quoted, unused
+from sparkdiff.pipeline.names import named, unused
 from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.pipeline.network import Network
 from sparkdiff.pipeline.parity import Parity, compare
 from sparkdiff.rows import Rows, SparseRows, below, dense, taken
 from sparkdiff.stages.prepared import Prepared
-from sparkdiff.store.disk import room
+from sparkdiff.store.files import room
 
 PARITY_ROWS = 10_000
 DENSE_ENTRIES = 1 << 26
@@ -72,21 +72,21 @@ def _written(
     flags = {v: sample.pop(v) for v in network.flags if v in sample}
     first = {v: taken(c, torch.tensor([0])) for v, c in (sample | flags).items()}
     edges = _edges(network, first, sample)
-    named = {graph.name(v): below([c, edges[v]]) for v, c in sample.items()}
+    columns = {graph.name(v): below([c, edges[v]]) for v, c in sample.items()}
     nulls = {graph.name(v): dense(below([flags[f], edges[f]])) for v in sample if (f := null_of(v)) in flags}
-    spoken, recovered = _recovered(network, named)
+    spoken, recovered = _recovered(network, columns)
     described = {c["column"]: c for c in cache.manifest["columns"]}
     metadata = {name: entry.get("metadata") or {} for name, entry in described.items()}
-    narrow = {name: kind for name in named if name not in spoken and (kind := described[name].get("type")) in NARROW}
+    narrow = {name: kind for name in columns if name not in spoken and (kind := described[name].get("type")) in NARROW}
     for name, kind in narrow.items():
-        x, power = named[name], NARROW[kind]
+        x, power = columns[name], NARROW[kind]
         if isinstance(x, torch.Tensor) and power is not None:
             nulls[name] = x.isnan()
-            named[name] = x.nan_to_num(0.0).trunc().clamp(-(2.0**power), 2.0**power - 1)
-    write_columns(named, folder / "sample.parquet", nulls, spoken)
-    df = jvm.session().read.schema(schema_of(named, metadata, spoken)).parquet(address(folder / "sample.parquet"))
+            columns[name] = x.nan_to_num(0.0).trunc().clamp(-(2.0**power), 2.0**power - 1)
+    write_columns(columns, folder / "sample.parquet", nulls, spoken)
+    df = jvm.session().read.schema(schema_of(columns, metadata, spoken)).parquet(address(folder / "sample.parquet"))
     if narrow:
-        df = df.withColumns({n: quoted(n).cast(k).alias(n, metadata=metadata[n]) for n, k in narrow.items()})
+        df = df.withColumns({n: named(n).cast(k).alias(n, metadata=metadata[n]) for n, k in narrow.items()})
     return into_structs(df, [graph.name(v) for v in sample if graph.in_struct(v)]), recovered
 
 

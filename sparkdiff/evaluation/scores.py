@@ -10,7 +10,7 @@ from sparkdiff.data.blocks import MAX_BLOCKS
 from sparkdiff.data.stream import Batch
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation.data import Data
-from sparkdiff.objectives.losses import means, zero_margin
+from sparkdiff.objectives.losses import zero_margin
 from sparkdiff.objectives.metrics import Metric, influence
 from sparkdiff.pipeline.network import Network
 from sparkdiff.rows import SparseRows, taken
@@ -66,9 +66,8 @@ class Tally:
             finite = _finite(column)
             self.kept.append((column[counts], label[counts], weight[counts], block[counts]))
         self.weights.index_add_(0, block, weight)
-        mean = means(self.head, margin)
-        if metric.floor is not None and mean is not None:
-            self.below += (mean < metric.floor).sum()
+        if metric.floor is not None:  # of a deviance, whose predictor has a mean
+            self.below += (self.head.mean(margin) < metric.floor).sum()
         # A link can turn an infinite margin into a finite loss, so the margin is looked at too.
         return (finite & _finite(margin)) | ~counts
 

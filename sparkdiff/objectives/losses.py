@@ -1,8 +1,8 @@
 """Losses: functions of the outputs of Spark's predictor, with weights, sums and penalties."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -51,41 +51,42 @@ Batch = Callable[[Tensor, Tensor, Tensor, Mapping[str, Tensor]], Tensor]
 
 
 @dataclass(frozen=True)
-class Objective:
-    """A loss bound to a predictor. Smaller is better. Training minimises scale * (mean of `rows` by weight + `batch`).
+class Bound:
+    """A loss or a metric bound to a predictor.
 
     Attributes:
         name: the name in reports.
-        rows: (margin, label (n,), weight (n,)) -> loss per row (n,), unweighted, each row's from this row alone.
-        batch: (margin, label (n,), weight (n,), groups) -> loss of the batch (), weighted; the rows are those of all
-            processes, and groups holds the codes (n,) int64 of the columns that a penalty names. One of the two may be None.
-        scale: factor that removes the unit of the label; used in training, not in reports.
+        rows: (margin, label (n,), weight (n,)) -> per row (n,), unweighted, each row's from this row alone; None if the value
+            is not a mean over rows.
         floor: below this mean the loss continues as its tangent parabola; None if the mean is always positive.
         power: for a deviance, the power of the mean in the variance; None for other losses.
+    """
+
+    name: str
+    rows: Rows | None = None
+    floor: float | None = field(default=None, kw_only=True)
+    power: float | None = field(default=None, kw_only=True)
+
+
+@dataclass(frozen=True)
+class Objective(Bound):
+    """A loss bound to a predictor. Smaller is better. Training minimises scale * (mean of `rows` by weight + `batch`).
+
+    Attributes:
+        batch: (margin, label (n,), weight (n,), groups) -> loss of the batch (), weighted; the rows are those of all
+            processes, and groups holds the codes (n,) int64 of the columns that a penalty names. This or `rows` may be None.
+        scale: factor that removes the unit of the label; used in training, not in reports.
         calibrated: whether its minimum keeps probabilities calibrated; losses of decisions and ranks do not.
         elementwise: whether `rows` treats every row independently, so that rows of several candidates can be
             concatenated.
         exact: `rows` with its derivative in closed form, where there is one.
     """
 
-    name: str
-    rows: Rows | None = None
     scale: float = 1.0
-    floor: float | None = None
-    power: float | None = None
     batch: Batch | None = None
     calibrated: bool = True
     elementwise: bool = True
     exact: Derivative | None = None
-
-
-class Bound(Protocol):
-    """An objective or a metric."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def power(self) -> float | None: ...
 
 
 def resolve(
@@ -350,11 +351,6 @@ def no_event(split: str, y: Mapping[str, Any]) -> str | None:
                 "was observed and the longest prediction would be best: add rows with 1, or change the split"
             )
     return None
-
-
-def means(head: Predictor, margin: Tensor) -> Tensor | None:
-    """The predicted means if the head is a regression."""
-    return None if head.classes else head.mean(margin)
 
 
 # One loss each --------------------------------------------------------------------------------------------------------

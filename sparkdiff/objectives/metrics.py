@@ -25,6 +25,7 @@ from sparkdiff.objectives.losses import (
     NAMES as LOSSES,
     PARAMS as LOSS_PARAMS,
     UNLABELLED,
+    Bound,
     Objective,
     Rows,
     cost_matrix,
@@ -55,29 +56,22 @@ Value = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Metric:
+class Metric(Bound):
     """A metric bound to a predictor.
 
     Attributes:
-        name: the name in reports.
         larger: whether larger is better.
-        rows: (margin, label (n,), weight (n,)) -> (n,) whose weighted mean is the metric; None if it is not a mean.
         column: margin -> (n,) or (n, c), the numbers per row that `value` needs.
         value: (column, label (n,), weight (n,)) -> (), differentiable in the weights, NaN if undefined.
         needs: the condition on the rows under which the metric is defined.
         ranks: whether rows of class 1 are compared with rows of class 0, so that both classes need enough rows.
-        floor, power: see Objective.
     """
 
-    name: str
     larger: bool = False
-    rows: Rows | None = None
     column: Columns | None = None
     value: Value | None = None
     needs: str = ""
     ranks: bool = False
-    floor: float | None = None
-    power: float | None = None
 
     @property
     def direction(self) -> str:
@@ -172,7 +166,7 @@ def _named(name: str, params: Mapping[str, Any], head: Predictor, columns: tuple
             raise InputError(f"metric={name!r} needs two classes, but {type(head).__name__} predicts {found}")
         return Metric(
             name,
-            True,
+            larger=True,
             column=head.mean if probability else lambda margin: rank_score(head.class_scores(margin)),
             value=BINARY[name],
             needs="rows of both classes",
@@ -220,9 +214,9 @@ REGRESSION: dict[str, Callable[[str, Predictor], Metric]] = {
     "mse": lambda name, head: Metric(name, rows=lambda m, y, w: (head.mean(m) - y) ** 2),
     "mae": lambda name, head: Metric(name, rows=lambda m, y, w: (head.mean(m) - y).abs()),
     "r2": lambda name, head: Metric(
-        name, True, column=head.mean, value=_r2, needs="labels that differ and weights that sum to more than 1"
+        name, larger=True, column=head.mean, value=_r2, needs="labels that differ and weights that sum to more than 1"
     ),
-    "var": lambda name, head: Metric(name, True, column=head.mean, value=_explained),
+    "var": lambda name, head: Metric(name, larger=True, column=head.mean, value=_explained),
 }
 
 
@@ -347,7 +341,7 @@ def _classes(name: str, params: Mapping[str, Any], head: Predictor) -> Metric:
         return torch.where(found.isnan(), torch.nan, (found == y).to(found.dtype))
 
     if name == "accuracy":
-        return Metric(name, True, rows=lambda m, y, w: hit(m, y))
+        return Metric(name, larger=True, rows=lambda m, y, w: hit(m, y))
     if name == "hammingLoss":
         return Metric(name, rows=lambda m, y, w: 1 - hit(m, y))
     if name == "expectedCost":
@@ -371,7 +365,7 @@ def _classes(name: str, params: Mapping[str, Any], head: Predictor) -> Metric:
             return torch.where(counts.label[one] > 0, by_class(counts, beta)[one], torch.nan)
 
         needs = f"rows of class {one}" + (" and of others" if name.startswith("false") else "")
-        return Metric(name, not name.startswith("false"), column=decision, value=of_label, needs=needs)
+        return Metric(name, larger=not name.startswith("false"), column=decision, value=of_label, needs=needs)
     kind = {"f1": "weightedFMeasure"}.get(name, name).removeprefix("weighted")
     of_class = BY_CLASS[kind[0].lower() + kind[1:]]
 
@@ -381,4 +375,6 @@ def _classes(name: str, params: Mapping[str, Any], head: Predictor) -> Metric:
         return (counts.label * by_class).sum() / w.sum()
 
     larger = name != "weightedFalsePositiveRate"
-    return Metric(name, larger, column=decision, value=weighted, needs="" if larger else "rows of several classes")
+    return Metric(
+        name, larger=larger, column=decision, value=weighted, needs="" if larger else "rows of several classes"
+    )

@@ -14,7 +14,7 @@ from pyspark.sql.types import ArrayType, DoubleType, StringType, StructField, St
 
 from sparkdiff.errors import InputError
 from sparkdiff.pipeline.names import named
-from sparkdiff.rows import Rows, SparseRows
+from sparkdiff.rows import Rows, SparseRows, offsets_of
 from sparkdiff.stages.base import NULL
 
 VECTOR = pa.struct(
@@ -102,8 +102,7 @@ def _vectors(column: pa.StructArray) -> Rows:
     width = int(widths.max(initial=0))
     if len(widths) and widths.min() != width:
         raise InputError(f"a vector column holds vectors of {widths.min()} and of {width} entries")
-    flat, offsets = _numbers(values.flatten()), torch.zeros(n + 1, dtype=torch.int64)
-    torch.cumsum(torch.from_numpy(lengths.astype(np.int64)), 0, out=offsets[1:])
+    flat, offsets = _numbers(values.flatten()), offsets_of(torch.from_numpy(lengths.astype(np.int64)))
     if (sparse | null).all() and sparse[~null].any():
         rows = SparseRows(torch.from_numpy(np.array(indices.flatten(), dtype=np.int64)), flat, offsets, width)
         return rows.with_nan(torch.from_numpy(null)) if null.any() else rows

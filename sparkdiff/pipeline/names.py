@@ -46,8 +46,3 @@ def named(name: str, *, in_struct: bool = False) -> Column:
 def refuse_stream(df: DataFrame) -> None:
     if df.isStreaming:
         raise InputError("the DataFrame is a stream, which has no end; write it to a table and pass the table")
-
-
-def quoted(name: str) -> Column:
-    """The top-level column of this name, which may contain dots and backticks."""
-    return F.col("`" + name.replace("`", "``") + "`")

@@ -25,7 +25,7 @@ from sparkdiff.pipeline.schema import check_columns
 from sparkdiff.rows import Rows, SparseRows, dense, width
 from sparkdiff.stages.base import NULL, columns_of
 from sparkdiff.stages.predictor import Predictor
-from sparkdiff.store.disk import room
+from sparkdiff.store.files import room
 
 TOLERANCE = 1e-9
 SINGLE = 1e-6

@@ -110,16 +110,13 @@ def _after(stage: Any, frame: DataFrame, lacking: Sequence[str]) -> tuple[DataFr
     for kind in GUESSES if lacking else GUESSES[:1]:
         with_them = _with(frame, lacking, kind) if lacking else frame
         try:
-            return with_them, _analysed(stage.transform(with_them))
+            out = stage.transform(with_them)
+            out.schema  # noqa: B018  # Spark Connect only says here what is wrong
+            return with_them, out
         except jvm.SparkError:
             if not lacking or kind is GUESSES[-1]:
                 raise
     raise AssertionError("there is a last guess")
-
-
-def _analysed(frame: DataFrame) -> DataFrame:
-    _ = frame.schema  # Spark Connect only says here what is wrong
-    return frame
 
 
 def check_columns(graph: Graph, schema: StructType, also: Iterable[str | None] = ()) -> None:

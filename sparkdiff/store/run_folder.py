@@ -27,13 +27,9 @@ class NotResumable(UserWarning):
     """A run was not resumed, because a part of the request cannot be identified."""
 
 
-NONCE = 1 + 12
-"""Number of random characters at the end of a part that cannot be identified."""
-
-
 def untold(why: str) -> str:
     """The value of a part of a request that cannot be identified; it equals no other value."""
-    return f"{UNTOLD}: {why} {uuid.uuid4().hex[: NONCE - 1]}"
+    return f"{UNTOLD}: {why} {uuid.uuid4().hex[:12]}"
 
 
 def told(tell: Callable[[], str]) -> str:
@@ -112,7 +108,7 @@ class RunFolder:
                     f"another runId, or delete {path} to start again"
                 )
             begun = None
-        if not replace and (why := [f"its {k} {v[:-NONCE]}" for k, v in request.items() if _untold(v)]):
+        if not replace and (why := [f"its {k} {v.rpartition(' ')[0]}" for k, v in request.items() if _untold(v)]):
             warnings.warn(f"runId={runId!r} starts again each time: {'; '.join(why)}", NotResumable, stacklevel=2)
         try:
             if begun is None:

@@ -311,7 +311,7 @@ def test_each_candidate_is_what_a_loop_in_plain_torch_gives(optimizer: str, clip
     given = {"optimizer": optimizer, "learningRates": {"stage1": 3e-3}} | ({"gradientClip": clip} if clip else {})
     run = Run("scaler, PCA, Poisson", recipes, **given)
     found = run.steps()
-    unit, [part] = run.units.unit, run.units.constrained
+    unit, [(part, _)] = run.units.unit, run.units.constrained
     positive = torch.zeros(len(unit), dtype=torch.bool)
     positive[part.first : part.last] = True
     own = torch.ones_like(unit)

@@ -15,7 +15,7 @@ from train_in_processes import CASES, assignment, write_cache
 from sparkdiff.data.stream import Stream
 from sparkdiff.errors import FullDiskError, InputError
 from sparkdiff.store import files
-from sparkdiff.store.disk import free, full, room, size
+from sparkdiff.store.files import folder_size, free, full, room
 from sparkdiff.team import ALONE
 from sparkdiff.training.distributed.launch import Attempt
 from sparkdiff.training.distributed.worker import Assignment, Checkpoints, work
@@ -61,7 +61,7 @@ def test_one_sentence_with_path_bytes_and_way_out(tmp_path: Path) -> None:
         with pytest.raises(type(other), match=str(other.args[-1])), room("the run", path, "make room"):
             raise other
     (tmp_path / "a").write_bytes(b"123")
-    assert size(tmp_path) == 3
+    assert folder_size(tmp_path) == 3
 
 
 @pytest.fixture(scope="module")

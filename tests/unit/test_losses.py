@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.objectives.formulas import half_deviance
-from sparkdiff.objectives.losses import REGRESSION, check_label, means, resolve
+from sparkdiff.objectives.losses import REGRESSION, check_label, resolve
 from sparkdiff.stages.linear import GeneralizedLinearRegression, LinearRegression, LogisticRegression
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.stages.trainable import LabelStats
@@ -412,8 +412,3 @@ def test_a_callable_must_let_gradients_through() -> None:
 def test_loss_params_of_a_callable_are_refused() -> None:
     with pytest.raises(InputError, match=r"lossParams \['delta'\]"):
         resolve(asymmetric, {"delta": 1.0}, linear(), ("prediction",), label())
-
-
-def test_means_are_regressions_only() -> None:
-    assert means(logistic(1, 2), tensor([0.0])) is None
-    assert means(glr("poisson", "log"), tensor([0.0])) == tensor([1.0])

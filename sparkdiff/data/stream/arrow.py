@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sparkdiff.data.stream.manifest import Batch, Column
-from sparkdiff.rows import SparseRows
+from sparkdiff.rows import SparseRows, offsets_of
 
 
 def read(paths: Sequence[Path], columns: Sequence[Column]) -> Generator[Batch]:
@@ -59,9 +59,7 @@ def _sparse(table: pa.Table, column: Column) -> SparseRows:
         raise ValueError(f"indices and values of column {column.name!r} have different lengths")
     if indices.dtype != torch.int32 or (len(indices) and not 0 <= indices.min() <= indices.max() < column.width):
         raise ValueError(f"indices of column {column.name!r} are not all int32 from 0 to {column.width - 1}")
-    offsets = torch.zeros(len(lengths) + 1, dtype=torch.int64)
-    torch.cumsum(torch.tensor(lengths), 0, out=offsets[1:])
-    return SparseRows(indices, values, offsets, column.width)
+    return SparseRows(indices, values, offsets_of(torch.tensor(lengths)), column.width)
 
 
 def _lists(column: pa.ChunkedArray) -> tuple[Tensor, npt.NDArray[np.number[Any]]]:

@@ -34,8 +34,6 @@ from sparkdiff import jvm
 from sparkdiff.data.stream import Stream
 from sparkdiff.errors import FullDiskError, InputError, SparkdiffError
 from sparkdiff.store import files
-from sparkdiff.store.disk import room
-from sparkdiff.store.files import write_bytes
 from sparkdiff.store.run_folder import RunFolder
 from sparkdiff.team import ALONE
 from sparkdiff.training.distributed.preflight import check_cluster
@@ -128,7 +126,7 @@ def _in_processes(assignment: Assignment, folder: RunFolder, say: Say, epochs: E
     local = in_driver if o.localMode == "auto" else o.localMode == "true"
     lost: list[str] = []
     while True:
-        with room("the files that start the processes", folder.path, ROOM):
+        with files.room("the files that start the processes", folder.path, ROOM):
             here = folder.attempt()
             _equip(here, assignment)
             if folder.lease is not None:
@@ -177,9 +175,9 @@ def _equip(here: Path, assignment: Assignment) -> None:
     finally:
         if module is not None:
             cloudpickle.unregister_pickle_by_value(module)
-    write_bytes(here / "assignment.pickle", content)
+    files.write_bytes(here / "assignment.pickle", content)
     paths = [str(Path(p).absolute()) for p in sys.path if p]
-    write_bytes(here / "start.py", f"""import sys
+    files.write_bytes(here / "start.py", f"""import sys
 sys.path[:1] = [{str(here / "sparkdiff.zip")!r}]  # in place of this script's own folder
 sys.path += [p for p in {paths!r} if p not in sys.path]
 from sparkdiff.training.distributed.worker import main

@@ -36,7 +36,6 @@ from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network
 from sparkdiff.stages.trainable import LabelStats
 from sparkdiff.store import files
-from sparkdiff.store.disk import room
 from sparkdiff.store.lease import check_passed_on
 from sparkdiff.team import LostProcessError, Team
 from sparkdiff.training.loop import Training, train
@@ -115,7 +114,7 @@ class Checkpoints:
             self.check()
             state = training.state()
             try:
-                with room("a checkpoint", self.path, ROOM, lambda: f"about {files.size(state):,} bytes"):
+                with files.room("a checkpoint", self.path, ROOM, lambda: f"about {files.size(state):,} bytes"):
                     files.save(self.path, state)
             except (FullDiskError, OSError) as e:
                 if training.ended and self.awaited:
