@@ -70,11 +70,8 @@ def columns_of(request: Request, df: DataFrame, slices: dict[str, tuple[Any, ...
             out.append(column | {"dtype": "bool"})
     for name, dtype in (("label", "float64"), ("weight", "float64"), ("block", "int64"), ("time", "float64")):
         out.append({"name": name, "column": name, "kind": "scalar", "width": 1, "dtype": dtype})
-    for i, (name, values) in enumerate(slices.items()):
-        out.append(
-            {"name": f"slice{i}", "column": name, "kind": "scalar", "width": 1, "dtype": "int64", "values": values}
-        )
-    return out
+    codes = {"kind": "scalar", "width": 1, "dtype": "int64"}
+    return out + [{"name": f"slice{i}", "column": c, **codes, "values": v} for i, (c, v) in enumerate(slices.items())]
 
 
 def holds_true(folder: Path, splits: dict[str, Any], name: str) -> bool:

@@ -71,36 +71,30 @@ def check_columns(df: DataFrame, options: Options) -> None:
     """
     refuse_stream(df)
     check_names(df.columns)
-    for name in ("validationIndicatorCol", "groupCol", "timeCol"):
-        column = getattr(options, name)
-        if column is not None:
-            field(df, column, name)
-    for name in options.guardCols:
-        kind = field(df, name, "guardCols").dataType
+    given = {name: getattr(options, name) for name in ("validationIndicatorCol", "groupCol", "timeCol")}
+    kinds = {name: field(df, column, name).dataType for name, column in given.items() if column is not None}
+    for column in options.guardCols:
+        kind = field(df, column, "guardCols").dataType
         if not isinstance(kind, (StringType, NumericType, BooleanType)):
             raise InputError(
-                f"guardCols: column {name!r} is {kind.simpleString()}; slices need strings, numbers or "
+                f"guardCols: column {column!r} is {kind.simpleString()}; slices need strings, numbers or "
                 "booleans: cast the column"
             )
-    if options.validationIndicatorCol and not isinstance(
-        field(df, options.validationIndicatorCol, "").dataType, BooleanType
-    ):
+    if not isinstance(kinds.get("validationIndicatorCol", BooleanType()), BooleanType):
         raise InputError(
             f"validationIndicatorCol={options.validationIndicatorCol!r} must be boolean, true for validation rows"
         )
-    if options.groupCol:
-        kind = field(df, options.groupCol, "groupCol").dataType
-        if not _is_hashed(kind):
-            raise InputError(
-                f"groupCol={options.groupCol!r} is {kind.simpleString()}, and Spark cannot group by this type: "
-                "use a string, number or date, for example one of its entries"
-            )
-    if options.timeCol:
-        kind = field(df, options.timeCol, "timeCol").dataType
-        if not isinstance(kind, (NumericType, DateType, TimestampType, TimestampNTZType)):
-            raise InputError(
-                f"timeCol={options.timeCol!r} must be a timestamp, date or number, got {kind.simpleString()}"
-            )
+    if "groupCol" in kinds and not _is_hashed(kinds["groupCol"]):
+        raise InputError(
+            f"groupCol={options.groupCol!r} is {kinds['groupCol'].simpleString()}, and Spark cannot group by this type: "
+            "use a string, number or date, for example one of its entries"
+        )
+    if "timeCol" in kinds and not isinstance(
+        kinds["timeCol"], (NumericType, DateType, TimestampType, TimestampNTZType)
+    ):
+        raise InputError(
+            f"timeCol={options.timeCol!r} must be a timestamp, date or number, got {kinds['timeCol'].simpleString()}"
+        )
 
 
 def check_names(names: Iterable[str]) -> None:

@@ -1,6 +1,6 @@
 """The schema of a pipeline's columns before any row is read: Spark transforms an empty DataFrame. Runs no job."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from pyspark.ml.linalg import VectorUDT
@@ -32,41 +32,34 @@ def fields_by_name(schema: StructType, casefold: Callable[[str], str]) -> dict[s
     return nested | {casefold(f.name): f for f in schema.fields}
 
 
-def known_fields(
-    vertices: Sequence[Vertex], wanted: Iterable[Version], data: SchemaOrRows, casefold: Callable[[str], str]
-) -> dict[Version, StructField]:
+def known_fields(graph: Graph, wanted: Collection[Version], data: SchemaOrRows) -> dict[Version, StructField]:
     """The schema fields of these column versions, as far as they are known.
 
     Args:
         data: if nothing is known, source columns are assumed to be numbers, vectors, strings or arrays, depending on
             their first reader, without categories.
     """
-    wanted, needed = set(wanted), set[int]()
-    stack = [p for _, p in wanted if p >= 0]
-    while stack:
-        i = stack.pop()
-        if i not in needed:
-            needed.add(i)
-            stack += vertices[i].parents
+    writers = {p for _, p in wanted if p >= 0}
     found: dict[Version, StructField] = {}
 
     def note(frame: DataFrame, writer: int) -> None:
-        fields = fields_by_name(frame.schema, casefold)
-        found.update({v: fields[v[0]] for v in wanted - set(found) if v[1] == writer and v[0] in fields})
+        fields = fields_by_name(frame.schema, graph.casefold)
+        found.update({v: fields[v[0]] for v in set(wanted) - set(found) if v[1] == writer and v[0] in fields})
 
     try:
         frame = _frame(data)
         note(frame, -1)
-        for i in sorted(needed):
-            if not isinstance(data, DataFrame) and not is_plain(vertices[i].stage):
+        for i in sorted(writers | graph.ancestors(writers)):
+            vertex = graph.vertices[i]
+            if not isinstance(data, DataFrame) and not is_plain(vertex.stage):
                 break  # what a stage of others does with no rows, or instead of reading them, nobody knows
-            lacking = _lacking(vertices[i], frame, casefold) if data is None else []
-            guessed, frame = _after(vertices[i].stage, frame, lacking)
+            lacking = _lacking(vertex, frame, graph.casefold) if data is None else []
+            guessed, frame = _after(vertex.stage, frame, lacking)
             if lacking:
                 note(guessed.select(*map(named, lacking)), -1)
             note(frame, i)
         if data is None:
-            found |= {v: StructField(v[0], DoubleType()) for v in wanted - set(found) if v[1] == -1}
+            found |= {v: StructField(v[0], DoubleType()) for v in set(wanted) - set(found) if v[1] == -1}
     except (InputError, *jvm.SparkError):
         pass  # Spark can't tell before it sees rows, or will say why when it does
     return found

@@ -51,7 +51,7 @@ def with_modules(graph: Graph, data: SchemaOrRows) -> Graph:
     }
     graph = graph.changed(new)
     wanted = {version for i in waiting for version in graph.vertices[i].sources}
-    known = known_fields(graph.vertices, wanted, data, graph.casefold) if waiting else {}
+    known = known_fields(graph, wanted, data) if waiting else {}
     decided = {}
     for i in waiting:
         vertex = graph.vertices[i]

@@ -1,5 +1,6 @@
 """What a translated stage is: a lens on a fitted Spark stage (read, compute, write back), and the registry of all of them."""
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
@@ -14,6 +15,12 @@ from sparkdiff.stages.trainable import Trainable
 
 REGISTRY: "dict[str, type[StageModule]]" = {}
 UNTRANSLATED: "dict[str, Untranslated]" = {}
+RENAMED = {
+    "counts": "entry_mask", "denied": "why_frozen", "edges": "critical_values", "edge_rows": "critical_rows",
+    "identifies": "reads_identifiers", "look": "observe", "nominal": "nominal_features", "pull": "affine_form of Affine",
+    "tally": "training_sums", "tells_null": "takes_nulls",
+}  # fmt: skip
+"""Names that members of StageModule had; nobody asks for them any more."""
 SKIPS = "handleInvalid='skip' drops rows, and a torch module cannot drop rows; use 'error' or 'keep'"
 NULL = " is null"
 """Ends the name of the boolean column that says in which rows another column is null."""
@@ -25,6 +32,9 @@ def register(class_name: str) -> Callable[[_Module], _Module]:
     """Make a StageModule the translation of the fitted stages of exactly this class, by its full Python name."""
 
     def decorate(module: _Module) -> _Module:
+        for old in sorted(name for name in RENAMED if hasattr(module, name)):
+            why = f"{module.__name__}.{old} is not used: this member of StageModule is now called {RENAMED[old]}"
+            warnings.warn(why, FutureWarning, stacklevel=2)
         REGISTRY[class_name] = module
         return module
 

@@ -102,6 +102,8 @@ LINKS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[float], float]]] = 
     "inverse": (lambda eta: 1 / eta, lambda mu: 1 / mu**2),
     "sqrt": (lambda eta: eta * eta, lambda mu: 0.5 / math.sqrt(mu)),
 }
+RISING = ("identity", "log", "logit", "probit", "cloglog")
+"""Links whose mean increases with the margin."""
 CANONICAL = {"gaussian": "identity", "binomial": "logit", "poisson": "log", "gamma": "inverse"}
 
 
@@ -154,6 +156,10 @@ class GeneralizedLinearRegression(LinearMargin):
         if self.link in ("log", "logit"):
             return self.link if (self.link == "logit") == self.binomial else ""
         return "identity" if (self.family, self.link) == ("gaussian", "identity") else ""
+
+    @property
+    def falling_link(self) -> str:
+        return "" if self.link in RISING else self.link
 
     @property
     def binomial(self) -> bool:

@@ -107,6 +107,11 @@ class Predictor(StageModule):
     `softmax` where probabilities are its softmax, "" anything else."""
 
     @property
+    def falling_link(self) -> str:
+        """The link, where the mean does not increase with the margin; empty where it does."""
+        return ""
+
+    @property
     def binomial(self) -> bool:
         """Whether a regression's mean is a probability."""
         return False

@@ -182,7 +182,6 @@ def _same(
     """Whether the network on some columns has the slopes there, and the constant, of the network on all of them."""
     narrow = affine.slopes(matrix.parameters, 1)
     whole = active.affine.slopes(named_parameters(active.network), 1)
-    pairs = [(narrow.constant, whole.constant)]
-    for v, slope in whole.of.items():
-        pairs.append((narrow.of[v], slope.index_select(1, columns[v]) if v in columns else slope))
+    there = {v: slope.index_select(1, columns[v]) if v in columns else slope for v, slope in whole.of.items()}
+    pairs = [(narrow.constant, whole.constant), *((narrow.of[v], slope) for v, slope in there.items())]
     return all(a.shape == b.shape and torch.allclose(a, b, rtol=1e-12, atol=0.0, equal_nan=True) for a, b in pairs)

@@ -70,8 +70,8 @@ class Augmenter:
                 out.append((rows, values, [target]))
                 continue
             given, labels = draw.whole or (values, target)
-            inputs = {v: given[v] for v in draw.stats}
             beside = [*self.network.graph.head.lossReads, *(v for v in self.network.flags if v in values)]
+            inputs = {v: given[v] for v in draw.stats}
             seen, targets = augmented(recipe, inputs, labels, draw.stats, draw.shards, (*draw.key, group))
             if (own := draw.own) is not None:
                 seen = {v: taken(x, own) for v, x in seen.items()}

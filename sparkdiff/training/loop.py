@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sparkdiff.data.stream import Batch, Share
+from sparkdiff.errors import InputError
 from sparkdiff.evaluation.data import Data, scalar
 from sparkdiff.evaluation.guard import total_gain
 from sparkdiff.evaluation.inputs import widths
@@ -153,6 +154,16 @@ class Training:
         }  # fmt: skip
 
     def load(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state.
+
+        Raises:
+            InputError: an earlier version wrote it in the middle of a training that this version would do differently.
+        """
+        if (state["candidates"] or {}).get("behind") is not None:
+            raise InputError(
+                "the checkpoint was written by an earlier version, in which the weights of columns without entries caught up "
+                "later; now they wait. Choose another runId, or delete the folder of the run to start again"
+            )
         self.epoch, self.step, self.ended = state["epoch"], state["step"], state["ended"]
         self.history, self.gains = list(state["history"]), list(state["gains"])
         self.columns = [(k, epoch) for k, epoch in state["columns"]]

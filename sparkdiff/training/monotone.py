@@ -10,13 +10,10 @@ from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.evaluation.feature_names import FeatureNames
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network
-from sparkdiff.stages.linear import GeneralizedLinearRegression
+from sparkdiff.stages.linear import RISING
 from sparkdiff.stages.trainable import FeatureStats, LabelStats
 from sparkdiff.training.affine import Slopes, affine_network
 from sparkdiff.training.parameters import named_parameters
-
-RISING = ("identity", "log", "logit", "probit", "cloglog")
-"""Links whose mean increases with the margin."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +68,10 @@ class Wishes:
             raise InputError(
                 f"penalties.monotone: the prediction of {uid} {why}, so there is no single slope; leave it out"
             )
-        if isinstance(head, GeneralizedLinearRegression) and head.link not in RISING:
+        if head.falling_link:
             raise InputError(
                 f"penalties.monotone needs a link whose mean increases with the margin ({', '.join(RISING)}), "
-                f"but {uid} has {head.link}; leave it out"
+                f"but {uid} has {head.falling_link}; leave it out"
             )
         places = {names.name(v, j): (v, j) for v, s in stats.items() for j in range(len(s.std))}
         unit = head.margin_unit(y)

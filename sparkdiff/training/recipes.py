@@ -72,9 +72,8 @@ def recipes_for(
     def recipe(rate: float = 1, anchor: float = 1, noise: float = 0, **more: float) -> Recipe:
         return Recipe(rate * o.learningRate, anchor * o.regAnchor, o.optimizer, noise=noise, **{"ema": o.ema, **more})
 
-    gentle = recipe(*_TREES[0]) if trees else recipe()
     if validationRows < FEW_ROWS:
-        return [gentle]
+        return [recipe(*_TREES[0]) if trees else recipe()]
     if o.recipe == "fast":
         return [recipe(*(_TREES_FAST if trees else _FAST))]
     out = [recipe(*factors) for factors in (_TREES if trees else _DEFAULT)]

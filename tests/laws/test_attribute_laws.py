@@ -14,7 +14,7 @@ import sparkdiff
 from sparkdiff import InputError
 from sparkdiff.jvm.rformula import parts
 from sparkdiff.pipeline import schema as attributes
-from sparkdiff.pipeline.graph import Vertex
+from sparkdiff.pipeline.graph import Graph, Vertex
 from sparkdiff.rows import dense
 from sparkdiff.stages import formula
 from sparkdiff.stages.selecting import VectorSlicer as Sliced
@@ -179,7 +179,8 @@ def test_a_source_column_is_what_its_first_reader_takes(rows: DataFrame) -> None
         Vertex(1, (1,), sizes.uid, "VectorAssembler", sizes, ("scaled", "b"), sources=(("scaled", 0), ("b", -1)),
                parents=frozenset({0})),
     ]  # fmt: skip
-    found = attributes.known_fields(vertices, {("dense", -1), ("b", -1), ("a", -1), ("scaled", 0)}, None, str.lower)
+    graph = Graph(str.lower, tuple(vertices))
+    found = attributes.known_fields(graph, {("dense", -1), ("b", -1), ("a", -1), ("scaled", 0)}, None)
     kinds = {v: f.dataType.simpleString() for v, f in found.items()}
     assert kinds == {("dense", -1): "vector", ("b", -1): "double", ("a", -1): "double", ("scaled", 0): "vector"}
     assert sparkdiff.plan(model).stages[2].role == "translated"

@@ -10,6 +10,7 @@ import pytest
 
 import sparkdiff
 from sparkdiff import options
+from sparkdiff.stages.base import REGISTRY
 from sparkdiff.store.identity import identity
 
 OLD = [
@@ -112,3 +113,13 @@ def test_nothing_else_is_there() -> None:
     with pytest.raises(AttributeError, match="has no attribute '_listed'"):
         vars(sparkdiff)["__getattr__"]("_listed")
     assert importlib.import_module("sparkdiff.options") is options  # what is still a module isn't an alias
+
+
+def test_a_stage_of_ones_own_is_told_of_names_that_nobody_asks_for_any_more() -> None:
+    class Scaler(sparkdiff.StageModule):
+        def counts(self) -> dict[str, object]:
+            return {}
+
+    with pytest.warns(FutureWarning, match="Scaler.counts is not used: this member .* is now called entry_mask"):
+        sparkdiff.register("elsewhere.Scaler")(Scaler)
+    del REGISTRY["elsewhere.Scaler"]

@@ -13,6 +13,7 @@ from test_metrics import METRICS, case
 from test_objectives import linear, stats
 from torch import Tensor
 
+from sparkdiff.errors import InputError
 from sparkdiff.evaluation import guard
 from sparkdiff.evaluation.acceptance import Judgement, divergence, reason
 from sparkdiff.evaluation.ledger import diverged
@@ -233,3 +234,14 @@ def test_steps_that_do_not_depend_on_the_learning_rate_have_another_remedy() -> 
     assert divergence(rows + well, Options()).endswith(
         "(lbfgs 1): choose recipe=default, which has no lbfgs and no newton"
     )
+
+
+def test_a_checkpoint_whose_columns_caught_up_is_refused() -> None:
+    """Earlier versions wrote it under the same STATE; this one would train on from half of it, without a word."""
+    original, _ = tied(next(iter(METRICS)), 0, 1)
+    net, options = network((linear(), ["x"], "prediction")), Options.of({})
+    training = Training(net, [Recipe(0.1, 0.0)], options, natural_units(net, {"x": 1}, options), original)
+    state = training.state()
+    training.load(state | {"candidates": {"behind": None}})
+    with pytest.raises(InputError, match="earlier version.*Choose another runId, or delete the folder of the run"):
+        training.load(state | {"candidates": {"behind": {"steps": torch.zeros(3)}}})

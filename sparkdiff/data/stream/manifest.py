@@ -114,13 +114,11 @@ class Manifest:
                 for name, shards in data["splits"].items()
             }
             weights = {str(split): int(exponent) for split, exponent in data.get("weights", {}).items()}
-            manifest = Manifest(folder, data["fingerprint"], data["virtualShards"], columns, splits, weights)
-            manifest._validate()
+            return Manifest(folder, data["fingerprint"], data["virtualShards"], columns, splits, weights)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DamagedCacheError(folder, "manifest.json", f"{type(error).__name__}: {error}") from error
-        return manifest
 
-    def _validate(self) -> None:
+    def __post_init__(self) -> None:
         names = [field for column in self.columns for field in column.fields]
         if len(set(names)) != len(names) or not all(name.isidentifier() for name in names):
             raise ValueError(f"column names must be distinct identifiers, got {names}")

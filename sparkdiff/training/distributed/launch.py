@@ -312,10 +312,10 @@ class Attempt:
         Raises:
             InputError, FullDiskError, TrainingError: with that process's message or traceback.
         """
-        failed = sorted((r for r in self.ranks() if "error" in r and not r["lost"]), key=lambda r: r["time"])
-        if not failed:
+        failed = (r for r in self.ranks() if "error" in r and not r["lost"])
+        first = min(failed, key=lambda r: r["time"], default=None)
+        if first is None:
             return
-        first = failed[0]
         for own in (InputError, FullDiskError):
             if first["ours"] and first["error"] == own.__name__:
                 raise own(first["message"])
