@@ -120,6 +120,6 @@ def test_a_stage_of_ones_own_is_told_of_names_that_nobody_asks_for_any_more() ->
         def counts(self) -> dict[str, object]:
             return {}
 
-    with pytest.warns(FutureWarning, match="Scaler.counts is not used: this member .* is now called entry_mask"):
+    with pytest.warns(FutureWarning, match=r"Scaler\.counts is not used: this member .* is now called entry_mask"):
         sparkdiff.register("elsewhere.Scaler")(Scaler)
     del REGISTRY["elsewhere.Scaler"]

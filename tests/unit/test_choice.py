@@ -243,5 +243,5 @@ def test_a_checkpoint_whose_columns_caught_up_is_refused() -> None:
     training = Training(net, [Recipe(0.1, 0.0)], options, natural_units(net, {"x": 1}, options), original)
     state = training.state()
     training.load(state | {"candidates": {"behind": None}})
-    with pytest.raises(InputError, match="earlier version.*Choose another runId, or delete the folder of the run"):
+    with pytest.raises(InputError, match=r"earlier version.*Choose another runId, or delete the folder of the run"):
         training.load(state | {"candidates": {"behind": {"steps": torch.zeros(3)}}})
