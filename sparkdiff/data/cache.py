@@ -195,8 +195,8 @@ def _build(request: Request, key: str, folder: Path, columns: list[dict[str, Any
         dealt, values = splits.with_slices(splits.with_splits(request.sources, o, request.boundaries), o)
         for df in dealt:
             df.schema  # noqa: B018  # Spark Connect analyses nothing before
-    uids = [v.uid for v in request.cut.stages]
-    with _blamed(f"ran the stages before training ({', '.join(['reading the data', *uids])})"):
+    ran = ", ".join(["reading the data", *(v.uid for v in request.cut.stages)])
+    with _blamed(f"ran the stages before training ({ran})"):
         frames = [request.cut.transform(df) for df in dealt]
         columns += columns_of(request, frames[0], values)
         write_files(request, frames, columns, folder)

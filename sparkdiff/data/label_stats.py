@@ -47,13 +47,14 @@ def label_stats(
     folder: Path, shards: list[list[dict[str, Any]]], request: Request, negligible: float
 ) -> dict[str, Any]:
     """Label statistics of one split; raises InputError for rows that cannot be used."""
+    o = request.options
+    null_group, no_time = f"groupCol={o.groupCol!r} holds null", f"timeCol={o.timeCol!r} holds {NO_TIME}"
     if (nowhere := folder / "split=__HIVE_DEFAULT_PARTITION__").exists():
-        o, rows = request.options, sum(pq.read_metadata(path).num_rows for path in nowhere.rglob("*.parquet"))
-        which = f"validationIndicatorCol={o.validationIndicatorCol!r} holds null"
-        if not o.validationIndicatorCol:
-            which = f"timeCol={o.timeCol!r} holds {NO_TIME}"
+        rows = sum(pq.read_metadata(path).num_rows for path in nowhere.rglob("*.parquet"))
+        null_indicator = f"validationIndicatorCol={o.validationIndicatorCol!r} holds null"
         raise InputError(
-            f"{which} in {rows} rows, which therefore belong to neither side; fill the column or drop these rows"
+            f"{null_indicator if o.validationIndicatorCol else no_time} in {rows} rows, which therefore belong to "
+            "neither side; fill the column or drop these rows"
         )
     n = mean = m2 = 0.0
     low, high = float("inf"), float("-inf")
@@ -65,10 +66,7 @@ def label_stats(
         label, weight = table["label"], table["weight"]
         _refuse(label, "labelCol", request.labelCol, "label", lambda c: pc.is_finite(c), "a finite number")
         if table["block"].null_count:
-            option = "groupCol" if request.options.groupCol else "timeCol"
-            column = getattr(request.options, option)
-            what = "null" if option == "groupCol" else NO_TIME
-            raise InputError(f"{option}={column!r} holds {what}; fill the column or drop these rows")
+            raise InputError(f"{null_group if o.groupCol else no_time}; fill the column or drop these rows")
         counted = pc.and_(pc.greater(weight, 0.0), pc.greater_equal(weight, negligible))
         used = label.filter(counted)
         if not len(used):

@@ -292,30 +292,28 @@ def seeing(network: Network, model: Any, data: SchemaOrRows) -> Network:
     return other
 
 
-def fixed_positions(network: Network) -> set[int]:
-    """The stages whose outputs no trainable parameter changes."""
-    fixed: set[int] = set()
+def moving_positions(network: Network) -> set[int]:
+    """The stages whose outputs change with a trainable parameter."""
+    moving: set[int] = set()
     for i in network.positions:
-        parents = {p for _, p in network.graph.vertices[i].reads if p in network.positions}
-        if parents <= fixed and not any(p.requires_grad for p in network.module(i).parameters()):
-            fixed.add(i)
-    return fixed
+        reads_moving = any(p in moving for _, p in network.graph.vertices[i].reads)
+        if reads_moving or any(p.requires_grad for p in network.module(i).parameters()):
+            moving.add(i)
+    return moving
 
 
 def fixed_versions(network: Network) -> list[Version]:
-    """The column versions that the other stages read from fixed stages or from outside the network."""
-    fixed = fixed_positions(network)
-    inside = set(network.positions) - fixed
-    read = [v for i in network.positions if i in inside for v in network.graph.vertices[i].reads]
-    return [v for v in dict.fromkeys(read) if v[1] not in inside]
+    """The column versions that moving stages read from other stages or from outside the network."""
+    moving = moving_positions(network)
+    read = [v for i in network.positions if i in moving for v in network.graph.vertices[i].reads]
+    return [v for v in dict.fromkeys(read) if v[1] not in moving]
 
 
 def routed_versions(network: Network) -> list[Version]:
     """The leaf indices of trainable tree stages that do not depend on any trainable parameter."""
-    fixed = fixed_positions(network)
-    inside = set(network.positions) - fixed
+    moving = moving_positions(network)
     return [
         (LEAVES, i)
         for i, m in network.trees().items()
-        if i in inside and m.routes_fixed and all(v[1] not in inside for v in network.graph.vertices[i].reads)
+        if i in moving and m.routes_fixed and all(v[1] not in moving for v in network.graph.vertices[i].reads)
     ]

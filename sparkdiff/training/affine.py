@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sparkdiff.pipeline.graph import LEAVES, Version
-from sparkdiff.pipeline.network import Network, fixed_positions, routed_versions
+from sparkdiff.pipeline.network import Network, moving_positions, routed_versions
 from sparkdiff.rows import Rows, SparseRows
 from sparkdiff.stages.affine import Affine, NotAffineError, Parameters
 from sparkdiff.stages.forest import Trees
@@ -57,7 +57,7 @@ class AffineNetwork:
 
     def __init__(self, network: Network, widths: Mapping[Version, int]):
         graph = network.graph
-        inside, routed = set(network.positions) - fixed_positions(network), routed_versions(network)
+        inside, routed = moving_positions(network), routed_versions(network)
         self.wide = network.head.wide
         self.chain: list[Link] = []  # from the margin on
         wanted: set[Version] = set()
