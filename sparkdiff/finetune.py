@@ -339,7 +339,9 @@ def _train(run: Run, original: Measured, recipes: Sequence[Recipe] | None, *, re
         ):
             training, lost = launch.run(assignment, data.stream, folder, say.now, run.phases.on_epoch)
             folder.check()
-        return Fitted(training.found(network), training.chosen.metric, start.frozen, lost, training.unsaved, wishes, folder)
+        return Fitted(
+            training.found(network), training.chosen.metric, start.frozen, lost, training.unsaved, wishes, folder
+        )
 
 
 def _wishes(run: Run) -> monotone.Wishes:

@@ -324,7 +324,8 @@ def _run(config: Config, lease: Lease) -> FineTuningSummary:
                 "runId, or set output.mode=overwrite and another runId"
             )
     parent: dict[str, Any] = {"path": path and path.removeprefix("file://"), "hash": content}
-    boundaries = find_boundaries(sources, options) if isinstance(made, Estimator) else None  # once, for the fit and the cache
+    # Once, for the fit and the cache.
+    boundaries = find_boundaries(sources, options) if isinstance(made, Estimator) else None
     if path is None:
         parent = {"path": None, "function": config.pipeline, "hash": content}
         if isinstance(made, Estimator):

@@ -15,11 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def offsets_of(lengths: Tensor) -> Tensor:
-    """Where rows with so many entries (n,) begin, and the last one ends: (n + 1,) int64."""
-    return F.pad(lengths.cumsum(0), (1, 0))
-
-
 @dataclass(frozen=True)
 class SparseRows:
     """n sparse rows of the same width; inside a row the indices are distinct and ascending, as in Spark's SparseVector."""

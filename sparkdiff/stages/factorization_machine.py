@@ -1,9 +1,10 @@
 """FMRegressor and FMClassifier: linear terms and products of all pairs of features, of low rank."""
 
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from sparkdiff.rows import Rows, SparseRows
 from sparkdiff.stages.base import parameter, register, tensor

@@ -1,11 +1,12 @@
 """The common part of all tree stages: rows to leaves by hard splits, leaves to outputs, training, writing back."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from sparkdiff.jvm import trees as spark
 from sparkdiff.jvm.nodes import Nodes

@@ -3,17 +3,17 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from sparkdiff.errors import InputError
 from sparkdiff.rows import Nulls, Rows
 from sparkdiff.stages.constraints import Constraint, Positive, Rounded
 
-_Module = TypeVar("_Module", bound="Trainable")
 SUPPORT = 5
 """Training rows that must differ from a feature's usual value, or bear a class, for the parameters about it to train."""
 
@@ -77,7 +77,7 @@ class Trainable(nn.Module):
             self.register_parameter(name, nn.Parameter(value))
         self.get_parameter(name).requires_grad_()
 
-    def unfrozen_as(self: _Module, other: nn.Module) -> _Module:
+    def unfrozen_as(self, other: nn.Module) -> Self:
         """This module with the same parameters as another of the stage's class, of which some may have been unfrozen."""
         own = dict(self.named_parameters())
         for name, _ in other.named_parameters():

@@ -1,11 +1,12 @@
 """Decision trees, random forests and gradient-boosted trees, for regression and classification, with Spark's own hard splits."""
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from sparkdiff.errors import InputError
 from sparkdiff.jvm.nodes import Nodes
