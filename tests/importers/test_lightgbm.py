@@ -34,8 +34,10 @@ REGRESSIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("nan", [pytest.param(False, marks=pytest.mark.slow), True])
-@pytest.mark.parametrize("name", REGRESSIONS)
+@pytest.mark.parametrize(
+    ("name", "nan"),
+    [*((name, True) for name in REGRESSIONS), *((name, False) for name in ("squared", "forest", "no missing", "goss"))],
+)
 def test_regressions(spark: Any, name: str, nan: bool) -> None:
     X, y = data(nan=nan)
     X[::3, 3] = 0.0  # LightGBM's zeros have a bin of their own

@@ -31,8 +31,10 @@ REGRESSIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("nan", [pytest.param(False, marks=pytest.mark.slow), True])
-@pytest.mark.parametrize("name", REGRESSIONS)
+@pytest.mark.parametrize(
+    ("name", "nan"),
+    [*((name, True) for name in REGRESSIONS), ("squared", False), ("dart", False), ("best first", False)],
+)
 def test_regressions(spark: Any, name: str, nan: bool) -> None:
     X, y = data(nan=nan)
     y = {"gamma": y + 1, "logistic": y / y.max()}.get(name, y)

@@ -92,12 +92,14 @@ for module in pkgutil.walk_packages(sparkdiff.__path__, "sparkdiff."):
         __import__(module.name)
 assert all(getattr(sparkdiff, name) is not None for name in sparkdiff.__all__)
 assert importlib.metadata.version("sparkdiff") == sparkdiff.__version__
-print(sparkdiff.__file__)
+print(sparkdiff.__file__, flush=True)
+import runpy
+sys.argv = ["sparkdiff", "--help"]
+runpy.run_module("sparkdiff", run_name="__main__", alter_sys=True)  # as python -m sparkdiff does
 """
-    found = Path(
-        run(installed / "python", "-W", "error::DeprecationWarning:sparkdiff", "-c", code, cwd=tmp_path).strip()
-    )
-    assert installed.parent in found.parents
-    shown = run(installed / "sparkdiff", "--help", cwd=tmp_path)
+    file, _, shown = run(
+        installed / "python", "-W", "error::DeprecationWarning:sparkdiff", "-c", code, cwd=tmp_path
+    ).partition("\n")
+    assert installed.parent in Path(file).parents
     assert all(command in shown for command in ("plan", "finetune", "verify", "diff"))
-    assert "maxEpochs=50" in run(installed / "python", "-m", "sparkdiff", "finetune", "--help", cwd=tmp_path)
+    assert "maxEpochs=50" in run(installed / "sparkdiff", "finetune", "--help", cwd=tmp_path)
