@@ -115,16 +115,6 @@ def test_the_demo_on_a_standalone_cluster(runs: Path, local: Path, foreign: str,
 
 
 @pytest.mark.once
-def test_dynamic_allocation_is_named(runs: Path, local: Path) -> None:
-    said = demo(
-        runs, "dynamic", "fineTuner.localMode=false", conf={"spark.dynamicAllocation.enabled": "true"}, expect=2,
-    )  # fmt: skip
-    assert "spark.dynamicAllocation.enabled=true: Spark then refuses barrier stages" in said
-    assert "Traceback" not in said
-    assert not (runs / "dynamic").exists()
-
-
-@pytest.mark.once
 def test_an_exception_in_a_process_ends_the_job_with_1_and_its_traceback(
     runs: Path, local: Path, tmp_path: Path
 ) -> None:
