@@ -15,10 +15,16 @@ from sparkdiff.jvm.sessions import scratch_folder
 
 
 @contextlib.contextmanager
-def saved(stage: Any) -> Iterator[str]:
-    """The address of a temporarily saved stage, in a folder that Spark and this process both see."""
+def folder() -> Iterator[str]:
+    """The address of a folder for a stage that is saved for a moment, which Spark and this process both see."""
     with tempfile.TemporaryDirectory(prefix=".stage-", dir=scratch_folder()) as name:
-        where = f"file://{name}/stage"
+        yield f"file://{name}/stage"
+
+
+@contextlib.contextmanager
+def saved(stage: Any) -> Iterator[str]:
+    """The address of such a folder, in which a stage is saved."""
+    with folder() as where:
         stage.write().save(where)
         yield where
 
@@ -29,6 +35,13 @@ def kept(stage: Any) -> str:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     stage.write().save(f"file://{folder}/stage")
     return f"file://{folder}/stage"
+
+
+def write_text(where: str, text: str) -> None:
+    """Write a line of text as Spark does."""
+    folder = Path(where.removeprefix("file://"))
+    folder.mkdir(parents=True)
+    (folder / "part-00000").write_text(f"{text}\n", encoding="utf-8")
 
 
 def read_rows(where: str) -> pa.Table:

@@ -1,5 +1,8 @@
 """Fitted stages rebuilt with new weights, by constructors of the JVM or through their saved files."""
 
+import json
+import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -9,12 +12,16 @@ from py4j.java_collections import JavaArray
 from py4j.java_gateway import JavaObject
 from pyspark.ml.linalg import DenseMatrix, Vectors
 from pyspark.ml.wrapper import JavaParams
+from pyspark.sql.types import BooleanType, DoubleType, IntegerType, StructField, StructType
 
 from sparkdiff.errors import InputError, SparkdiffError
 from sparkdiff.jvm import sessions
-from sparkdiff.jvm.files import _arrow, read_rows, saved, write_rows
+from sparkdiff.jvm.files import _arrow, folder, read_rows, saved, write_rows, write_text
 from sparkdiff.jvm.objects import constructor, each, in_java, no_params
 from sparkdiff.jvm.sessions import model_at
+
+ROW_MAJOR = SimpleNamespace(isTransposed=True)
+SQL_TYPES = {bool: BooleanType(), int: IntegerType(), float: DoubleType()}
 
 
 def rebuild(stage: Any, weights: Mapping[str, Any]) -> Any:
@@ -114,22 +121,60 @@ def model_class(estimator: Any) -> Any:
         )
     estimator._transfer_params_to_java()
     kind = estimator._java_obj.getClass()
-    name = kind.getName().replace("Regressor", "Regression").replace("Classifier", "Classification")
-    return kind.getClassLoader().loadClass(f"{name}Model")
+    return kind.getClassLoader().loadClass(_model_name(kind.getName()))
 
 
-def fitted(estimator: Any, weights: Mapping[str, Any]) -> Any:
+def fitted(estimator: Any, weights: Mapping[str, Any], beside: Mapping[str, Any] | None = None) -> Any:
     """The model that an unfitted estimator would return with these weights: with its uid, Params and defaults.
+
+    If constructors can be called, the constructor is used; otherwise the model's files are written, and it is loaded.
 
     Args:
         weights: all of them, as of `rebuild`.
+        beside: what the saved data hold that the constructor does not take, such as the numFeatures of a LogisticRegression.
 
     Raises:
-        InputError: no constructor can be called.
+        SparkdiffError: no constructor takes these weights.
     """
-    kind = model_class(estimator)
-    row_major = dict.fromkeys(weights, SimpleNamespace(isTransposed=True))
-    return _constructed(estimator._java_obj, kind, weights, row_major)
+    if not sessions.has_constructors():
+        return _loaded(estimator, {**weights, **(beside or {})})
+    row_major = dict.fromkeys(weights, ROW_MAJOR)
+    return _constructed(estimator._java_obj, model_class(estimator), weights, row_major)
+
+
+def _loaded(estimator: Any, weights: Mapping[str, Any]) -> Any:
+    """Loaded from files as Spark's writer makes them: metadata, and a row of the weights."""
+    kind = getattr(sys.modules[type(estimator).__module__], _model_name(type(estimator).__name__))
+    own, spark, params = kind(), sessions.session(), (estimator._paramMap, estimator._defaultParamMap)
+    given, defaults = ({p.name: _json(v) for p, v in part.items() if own.hasParam(p.name)} for part in params)
+    metadata = {
+        "class": f"{kind.__module__.replace('pyspark', 'org.apache.spark', 1)}.{kind.__name__}",
+        "timestamp": 0,
+        "sparkVersion": spark.version,
+        "uid": estimator.uid,
+        "paramMap": given,
+        "defaultParamMap": defaults,
+    }
+    row = {name: ml_value(value, ROW_MAJOR) for name, value in weights.items()}
+    types = [SQL_TYPES.get(type(value)) or type(value).__UDT__ for value in row.values()]
+    schema = StructType([StructField(name, kind) for name, kind in zip(row, types, strict=True)])
+    with folder() as where:
+        write_text(f"{where}/metadata", json.dumps(metadata))
+        spark.createDataFrame([tuple(row.values())], schema).coalesce(1).write.parquet(f"{where}/data")
+        return kind.load(model_at(where))
+
+
+def _json(value: Any) -> Any:
+    """The value of a Param in Spark's JSON, which has text for numbers that aren't finite."""
+    if isinstance(value, list):
+        return [_json(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Inf" if value > 0 else "-Inf"
+    return value
+
+
+def _model_name(estimator: str) -> str:
+    return f"{estimator.replace('Regressor', 'Regression').replace('Classifier', 'Classification')}Model"
 
 
 def _rewritten(old: Any, weights: Mapping[str, Any]) -> Any:

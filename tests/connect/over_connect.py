@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import py4j.java_gateway
 import torch
 import yaml
@@ -129,6 +130,12 @@ def main(folder: Path) -> None:
         assert params(other) == params(trees)
         assert sparkdiff.verify(other, numbers, network=grown).ok
         assert not sparkdiff.verify(trees, numbers, network=grown).ok
+
+    # A fitted stage of which there is none to copy from: its files are written.
+    plane = jvm.fitted(
+        LinearRegression(featuresCol="v"), {"coefficients": np.arange(2.0), "intercept": 1.0, "scale": 1.0}
+    )
+    assert predictions(plane, numbers)[:9] == [r.hum + 1 for r in numbers.orderBy("id").select("hum").head(9)]
 
     job = run.load_config(
         ROOT / "conf" / "bikeshare.yaml",

@@ -1,5 +1,6 @@
 """The two ways back into Spark: by the Scala constructor, and by the saved data where no constructor can be called."""
 
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,9 @@ import pytest
 import torch
 from py4j.protocol import Py4JError
 from pyspark.ml import PipelineModel
-from pyspark.ml.regression import RandomForestRegressor
+from pyspark.ml.classification import LinearSVC, LogisticRegression, MultilayerPerceptronClassifier, NaiveBayes
+from pyspark.ml.feature import PCA, StandardScaler
+from pyspark.ml.regression import FMRegressor, LinearRegression, RandomForestRegressor
 from pyspark.sql import DataFrame, SparkSession, functions as F
 
 import sparkdiff
@@ -66,6 +69,48 @@ def test_both_routes_build_the_same_stage(fitted: dict[str, Any], monkeypatch: p
                     assert getattr(built, weight).toArray().tobytes() == value.tobytes()
                 if isinstance(value, np.ndarray) and value.ndim == 2:
                     assert getattr(built, weight).isTransposed == getattr(fitted[name], weight).isTransposed
+
+
+def test_both_routes_make_the_same_stage_with_none_to_copy_from(
+    spark: SparkSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Params that aren't finite, set or default; all kinds of weights."""
+    random = np.random.default_rng(2)
+    logs, vector = np.log(np.full((2, 3), 1 / 3)), random.normal(size=3)
+    scale = {"coefficients": vector, "intercept": -0.0, "scale": 0.25}
+    logistic = {
+        "coefficientMatrix": random.normal(size=(3, 3)), "interceptVector": np.full(3, 5e-324), "numClasses": 3,
+        "isMultinomial": True,
+    }  # fmt: skip
+    cases: list[tuple[Any, dict[str, Any], dict[str, Any]]] = [
+        (StandardScaler(inputCol="features", outputCol="out", withMean=True), {"std": vector**2, "mean": vector}, {}),
+        (PCA(inputCol="features", k=2), {"pc": random.normal(size=(3, 2)), "explainedVariance": np.ones(2)}, {}),
+        (LinearRegression(loss="huber", predictionCol="p"), scale, {}),
+        (LogisticRegression(thresholds=[0.5, 1.0, 0.5], probabilityCol=""), logistic, {"numFeatures": 3}),
+        (NaiveBayes(), {"pi": logs[:, 0], "theta": logs, "sigma": np.empty((0, 0))}, {}),
+        (LinearSVC(threshold=math.inf), {"coefficients": vector, "intercept": 1.5}, {}),
+        (MultilayerPerceptronClassifier(layers=[3, 2]), {"weights": random.normal(size=8)}, {}),
+        (FMRegressor(), {"intercept": 1.0, "linear": vector, "factors": random.normal(size=(3, 8))}, {}),
+    ]
+    for estimator, weights, beside in cases:
+        made = []
+        for constructors in (True, False):
+            monkeypatch.setattr(sessions, "has_constructors", lambda constructors=constructors: constructors)
+            made.append(jvm.fitted(estimator, weights, beside))
+        one, other = made
+        assert (type(one), one.uid) == (type(other), other.uid)
+        assert one.uid == estimator.uid
+        assert jvm.java_params(one) == jvm.java_params(other)
+        said, same = jvm.defined_params(one), jvm.defined_params(other)
+        for params in (said, same):  # the default column's name has a uid of the Python object's
+            params["default"].pop("outputCol", None)
+        assert said == same
+        for name, value in weights.items():
+            if isinstance(value, np.ndarray) and name != "weights":
+                for model in made:
+                    assert getattr(model, name).toArray().tobytes() == value.tobytes(), name
+                if value.ndim == 2:
+                    assert getattr(one, name).isTransposed == getattr(other, name).isTransposed
 
 
 def test_a_weight_that_the_stage_does_not_have_is_named(fitted: dict[str, Any], route: str) -> None:
