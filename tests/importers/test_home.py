@@ -6,12 +6,10 @@ from typing import Any
 
 import lightgbm as lgb
 import numpy as np
-import plain_spark
 import pytest
 import rows_on_thresholds
 import xgboost as xgb
 from pyspark.ml import PipelineModel
-from pyspark.ml.functions import array_to_vector
 from sklearn.ensemble import (
     GradientBoostingRegressor,
     HistGradientBoostingClassifier,
@@ -39,11 +37,11 @@ def poisson() -> Any:
 
 def homes() -> dict[str, Any]:
     return {
-        "GBTRegressionModel": sparkdiff.from_lightgbm(lgb.LGBMRegressor(**SMALL).fit(X, Y)),
+        "GBTRegressionModel": sparkdiff.from_lightgbm(lgb.LGBMRegressor(**SMALL | {"n_estimators": 3}).fit(X, Y)),
         "GBTClassificationModel": sparkdiff.from_xgboost(xgb.XGBClassifier(n_estimators=5).fit(X, COUNTS > 1)),
-        "RandomForestRegressionModel": sparkdiff.from_sklearn(RandomForestRegressor(5, max_depth=4).fit(X, Y)),
+        "RandomForestRegressionModel": sparkdiff.from_sklearn(RandomForestRegressor(2, max_depth=4).fit(X, Y)),
         "RandomForestClassificationModel": sparkdiff.from_sklearn(
-            RandomForestClassifier(5, max_depth=4).fit(X, COUNTS)
+            RandomForestClassifier(2, max_depth=4).fit(X, COUNTS)
         ),
         "DecisionTreeClassificationModel": sparkdiff.from_sklearn(DecisionTreeClassifier(max_depth=4).fit(X, COUNTS)),
         "poisson": sparkdiff.from_sklearn(poisson()),
@@ -62,7 +60,7 @@ def test_saved_and_loaded_it_is_the_same(spark: Any, tmp_path: Path) -> None:
         }.get(name, [name])
         home.write().save(str(tmp_path / name))
         back = type(home).load(str(tmp_path / name))
-        rows = rows_on_thresholds.rows(home, WIDTH, inf=False)
+        rows = rows_on_thresholds.rows(home, WIDTH, inf=False)[::8]
         columns = ["prediction", *(["probability", "rawPrediction"] if "Classifi" in name or name == "softmax" else [])]
         before, after = (rows_on_thresholds.served(spark, model, rows, *columns) for model in (home, back))
         for one, other in zip(before, after, strict=True):
@@ -73,18 +71,6 @@ def test_saved_and_loaded_it_is_the_same(spark: Any, tmp_path: Path) -> None:
             assert jvm.defined_params(one)["set"] == jvm.defined_params(other)["set"]
             np.testing.assert_array_equal(one.featureImportances.toArray(), other.featureImportances.toArray())
             assert one.numFeatures == other.numFeatures == WIDTH
-
-
-@pytest.mark.once
-@pytest.mark.slow
-def test_it_is_served_where_no_library_of_trees_is(spark: Any, tmp_path: Path) -> None:
-    model = poisson()
-    rows = rows_on_thresholds.rows(sparkdiff.from_sklearn(model), WIDTH)[:500]
-    sparkdiff.from_sklearn(model).write().save(str(tmp_path / "model"))
-    frame = spark.createDataFrame([(i, row) for i, row in enumerate(rows.tolist())], "id int, x array<double>")
-    frame.select("id", array_to_vector("x").alias("features")).write.parquet(str(tmp_path / "rows"))
-    (found,) = plain_spark.predictions([tmp_path / "model"], tmp_path / "rows")
-    np.testing.assert_allclose(found, model.predict(rows), rtol=1e-12)
 
 
 def test_columns_and_params(spark: Any) -> None:

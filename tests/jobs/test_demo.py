@@ -2,13 +2,15 @@
 
 import importlib.util
 import json
+import math
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import plain_spark
 import pytest
 
@@ -18,15 +20,26 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 
 COMMANDS = """
-import contextlib, io, json, sys
+import contextlib, io, json, sys, time
 from sparkdiff.cli import main
 
 for arguments in sys.argv[1:]:
-    with contextlib.redirect_stdout(io.StringIO()) as out:
+    begin = time.time()
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
         code = main(json.loads(arguments))
-    print("RAN " + json.dumps([code, out.getvalue()]), flush=True)
+    print("RAN " + json.dumps([code, out.getvalue(), err.getvalue(), begin, time.time()]), flush=True)
 sys.exit(code)
 """
+
+
+class Ran(NamedTuple):
+    """A command that a process ran: its exit code, what it wrote, and when."""
+
+    code: int
+    out: str
+    err: str
+    begin: float
+    end: float
 
 
 def submit(
@@ -71,13 +84,13 @@ def spark_home() -> str:
     return spec.submodule_search_locations[0]
 
 
-def queries_over(source: str, log: Path) -> tuple[int, int]:
-    """How many of a run's SQL executions read a file, and how many there were."""
+def queries_over(source: str, log: Path, begin: float = 0, end: float = math.inf) -> tuple[int, int]:
+    """How many of a run's SQL executions, or of those that began in this time, read a file, and how many there were."""
     plans = [
         event["physicalPlanDescription"]
         for path in log.iterdir()
         for event in map(json.loads, path.read_text().splitlines())
-        if event["Event"].endswith("SparkListenerSQLExecutionStart")
+        if event["Event"].endswith("SparkListenerSQLExecutionStart") and begin <= event["time"] / 1000 <= end
     ]
     return sum(source in plan for plan in plans), len(plans)
 
@@ -88,10 +101,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(shutil.copy(ROOT / "data" / "bikeshare.csv", tmp_path_factory.mktemp("data")))
 
 
-def job(data: Path, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    """The shipped job on that copy."""
+def told(data: Path, *arguments: str) -> list[str]:
+    """The shipped job's arguments, on that copy."""
     paths = [f"data.{split}.path={data}" for split in ("train", "validation", "test")]
-    return submit(ROOT / "jobs" / "finetune.py", "--config", "conf/bikeshare.yaml", *paths, *arguments, **options)
+    return ["--config", "conf/bikeshare.yaml", *paths, *arguments]
+
+
+def job(data: Path, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return submit(ROOT / "jobs" / "finetune.py", *told(data, *arguments), **options)
 
 
 @pytest.fixture(scope="module")
@@ -101,11 +118,25 @@ def demo(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, su
     return folder / "bikeshare", done
 
 
+@pytest.fixture(scope="module")
+def first(demo: tuple[Path, subprocess.CompletedProcess[str]]) -> dict[str, Any]:
+    """What it left, before a second run."""
+    run = demo[0]
+    return {
+        "summary": summary(run), "history": (run / "history.csv").read_text(), "cached": modified(run.parent / ".cache"),
+    }  # fmt: skip
+
+
 def summary(run: Path) -> dict[str, Any]:
     def refuse(name: str) -> None:
         raise AssertionError(f"summary.json holds {name}")
 
     return json.loads((run / "summary.json").read_text(), parse_constant=refuse)  # type: ignore[no-any-return]
+
+
+def modified(folder: Path) -> dict[Path, int]:
+    """When each Parquet file was written."""
+    return {p: p.stat().st_mtime_ns for p in folder.rglob("*.parquet")}
 
 
 def test_the_demo_tunes_and_says_so(demo: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
@@ -164,40 +195,33 @@ def test_fine_tuning_costs_at_most_twice_the_fit(data: Path, tmp_path: Path) -> 
     assert ours <= 2 * timings["fit"]
 
 
-@pytest.mark.once
-def test_a_second_run_reuses_all_and_reads_no_source_row(
-    demo: tuple[Path, subprocess.CompletedProcess[str]], data: Path, tmp_path: Path
-) -> None:
-    run, _ = demo
-    first = summary(run)
-    cached = {p: p.stat().st_mtime_ns for p in (run.parent / ".cache").rglob("*.parquet")}
-    done = job(data, f"output.path={run}", log=tmp_path / "events")
-    second = summary(run)
-    assert second["cache"] == {"hit": True, "fingerprint": first["cache"]["fingerprint"]}
-    assert (second["metrics"], second["z"], second["p"]) == (first["metrics"], first["z"], first["p"])
-    assert "reused: the same pipeline" in done.stdout
-    assert {p: p.stat().st_mtime_ns for p in (run.parent / ".cache").rglob("*.parquet")} == cached
-    first_reads, _ = queries_over("bikeshare.csv", run.parent / "events")
-    reads, queries = queries_over("bikeshare.csv", tmp_path / "events")
-    assert first_reads > 0
-    assert reads == 0
-    assert queries > 0
-
-
 def test_the_result_is_served_without_torch_and_sparkdiff(demo: Any, tmp_path: Path, spark: Any) -> None:
+    """And so is an imported model, where the library that made it can't be imported."""
     import yaml
     from pyspark.ml import PipelineModel
+    from pyspark.ml.functions import vector_to_array
     from pyspark.sql import functions as F
+    from sklearn.ensemble import HistGradientBoostingRegressor
+
+    from sparkdiff import from_sklearn
 
     schema = yaml.safe_load((ROOT / "conf" / "bikeshare.yaml").read_text())["data"]["train"]["schema"]
     hours = spark.read.schema(schema).option("header", True).csv((ROOT / "data" / "bikeshare.csv").as_uri())
     hours.coalesce(1).withColumn("id", F.monotonically_increasing_id()).write.parquet(f"file://{tmp_path}/rows")
-    (there,) = plain_spark.predictions([demo[0] / "model"], tmp_path / "rows")
     model = PipelineModel.load((demo[0] / "model").as_uri())
     assert all(type(stage).__module__.startswith("pyspark.ml.") for stage in model.stages)
-    rows = model.transform(spark.read.parquet(f"file://{tmp_path}/rows")).orderBy("id").select("prediction").collect()
-    assert there == [row["prediction"] for row in rows]
-    assert len(there) == 8645
+    *before, head = model.stages
+    features = head.getFeaturesCol()
+    shown = model.transform(spark.read.parquet(f"file://{tmp_path}/rows")).orderBy("id")
+    rows = shown.select("prediction", "bikers", vector_to_array(features).alias("x")).toPandas()
+    x = np.stack(rows["x"].to_list())
+    boosted = HistGradientBoostingRegressor(loss="poisson", max_iter=5).fit(x, rows["bikers"])
+    PipelineModel([*before, from_sklearn(boosted, featuresCol=features)]).write().save(f"file://{tmp_path}/home")
+
+    there = plain_spark.predictions([demo[0] / "model", tmp_path / "home"], tmp_path / "rows")
+    assert there[0] == rows["prediction"].to_list()
+    np.testing.assert_allclose(there[1], boosted.predict(x), rtol=1e-12)
+    assert len(there[0]) == 8645
 
 
 WRONG = [
@@ -212,45 +236,92 @@ WRONG = [
 ]
 
 
-@pytest.mark.once
-def test_wrong_input_ends_with_2_and_leaves_nothing(tmp_path: Path, demo: Any, data: Path) -> None:
-    shim = tmp_path / "command.py"
+@pytest.fixture(scope="module")
+def ran(
+    demo: tuple[Path, subprocess.CompletedProcess[str]],
+    first: dict[str, Any],
+    data: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[list[Ran], Path]:
+    """Commands in one new process, after the demo's: the demo again, wrong ones, and others on its run; and their folder."""
+    import yaml
+
+    run, folder = demo[0], tmp_path_factory.mktemp("commands")
+    shim = folder / "command.py"
     shim.write_text(COMMANDS)
-    # The demo's cache folder spares the fit.
-    caches = demo[0].parent / ".cache"
-    usual = [
-        "finetune",
-        "--config",
-        "conf/bikeshare.yaml",
-        f"output.path={tmp_path / 'out'}",
-        f"fineTuner.cacheDir={caches}",
+    (folder / "taken").mkdir()
+    caches = f"fineTuner.cacheDir={run.parent / '.cache'}"  # the demo's, which spares the fit
+    schema = yaml.safe_load((ROOT / "conf" / "bikeshare.yaml").read_text())["data"]["train"]["schema"]
+    csv = ["--format", "csv", "--options", json.dumps({"schema": schema, "header": "true"})]
+    commands = [
+        ["finetune", *told(data, f"output.path={run}")],
+        *(["finetune", *told(data, f"output.path={folder / 'out'}", caches), *arguments] for arguments, _ in WRONG),
+        ["finetune", *told(data, f"output.path={folder / 'taken'}", caches, "output.mode=error")],
+        ["plan", str(run), "--json"],  # a run's folder stands for its model
+        ["verify", str(run), "--data", str(ROOT / "data" / "bikeshare.csv"), *csv],
+        ["diff", summary(run)["parent"]["path"], str(run), "--json"],
+        ["plan", str(folder / "nowhere")],
+        ["plan"],
+        ["plan", str(run / "model"), "--strict"],  # the last one's code is the process's
     ]
-    usual += [f"data.{split}.path={data}" for split in ("train", "validation", "test")]
-    done = submit(shim, *(json.dumps([*usual, *arguments]) for arguments, _ in WRONG), expect=2)
-    output = done.stdout + done.stderr  # spark-submit sends a job's stderr to its own stdout
-    ran = [json.loads(line.removeprefix("RAN ")) for line in done.stdout.splitlines() if line.startswith("RAN ")]
-    assert [code for code, _ in ran] == [2] * len(WRONG)
-    told = [line for line in output.splitlines() if line.startswith("error: ")]
-    assert len(told) == len(WRONG)
-    for line, (_, said) in zip(told, WRONG, strict=True):
-        assert said in line
-    assert "Traceback" not in output
-    assert not (tmp_path / "out").exists()
-    assert not [p for p in caches.iterdir() if p.name.startswith(".")]
+    done = submit(shim, *map(json.dumps, commands), expect=3, log=folder / "events")
+    assert "Traceback" not in done.stdout + done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RAN ")]
+    assert len(lines) == len(commands)
+    return [Ran(*json.loads(line.removeprefix("RAN "))) for line in lines], folder
 
 
 @pytest.mark.once
-def test_a_wrong_job_ends_with_2(tmp_path: Path, demo: Any, data: Path) -> None:
+def test_a_second_run_reuses_all_and_reads_no_source_row(
+    demo: tuple[Path, subprocess.CompletedProcess[str]], first: dict[str, Any], ran: tuple[list[Ran], Path]
+) -> None:
+    run, done = demo[0], ran[0][0]
+    second = summary(run)
+    assert done.code == 0
+    assert second["cache"] == {"hit": True, "fingerprint": first["summary"]["cache"]["fingerprint"]}
+    for name in ("metrics", "z", "p"):
+        assert second[name] == first["summary"][name]
+    assert (run / "history.csv").read_text() == first["history"]
+    assert "reused: the same pipeline" in done.err
+    cached = modified(run.parent / ".cache")  # by the next commands, too
+    assert {p: t for p, t in cached.items() if t / 1e9 <= done.end} == first["cached"]
+    first_reads, _ = queries_over("bikeshare.csv", run.parent / "events")
+    reads, queries = queries_over("bikeshare.csv", ran[1] / "events", done.begin, done.end)
+    assert first_reads > 0
+    assert reads == 0
+    assert queries > 0
+
+
+@pytest.mark.once
+def test_wrong_input_ends_with_2_and_leaves_nothing(demo: Any, ran: tuple[list[Ran], Path]) -> None:
+    every, folder = ran
+    for done, (_, said) in zip(every[1:], [*WRONG, ([], "exists")], strict=False):
+        assert done.code == 2
+        (line,) = [line for line in done.err.splitlines() if line.startswith("error: ")]
+        assert said in line
+        assert "Traceback" not in done.out + done.err
+    assert not (folder / "out").exists()
+    assert list((folder / "taken").iterdir()) == []  # left alone
+    assert not [p for p in (demo[0].parent / ".cache").iterdir() if p.name.startswith(".")]
+
+
+@pytest.mark.once
+def test_the_command_plans_verifies_and_compares_saved_models(demo: Any, ran: tuple[list[Ran], Path]) -> None:
+    every = ran[0][len(WRONG) + 2 :]
+    assert [r.code for r in every] == [0, 0, 0, 2, 2, 3]
+    tuned = ["StandardScalerModel", "PCAModel", "GeneralizedLinearRegressionModel"]
+    assert [s["stageClass"] for s in json.loads(every[0].out)["stages"] if s["trainable"]] == tuned
+    assert "ok: 8,645 rows" in every[1].out
+    differs = json.loads(every[2].out)
+    assert [s["stageClass"] for s in differs["stages"] if s["what"] == "differs"] == tuned
+    found = summary(demo[0])
+    assert (differs["oldHash"], differs["newHash"]) == (found["parent"]["hash"], found["model"]["hash"])
+
+
+@pytest.mark.once
+def test_a_wrong_job_ends_with_2(tmp_path: Path, data: Path) -> None:
     done = job(data, f"output.path={tmp_path / 'out'}", "fineTuner.maxEpoch=5", expect=2)
     assert "Did you mean 'maxEpochs'" in done.stdout + done.stderr
-
-
-@pytest.mark.once
-def test_an_existing_output_is_refused_and_left_alone(demo: Any, data: Path) -> None:
-    before = (demo[0] / "summary.json").read_bytes()
-    done = job(data, f"output.path={demo[0]}", "output.mode=error", expect=2)
-    assert "exists" in done.stdout + done.stderr
-    assert (demo[0] / "summary.json").read_bytes() == before
 
 
 @pytest.mark.once
@@ -266,40 +337,3 @@ def test_digits(tmp_path: Path) -> None:
     assert found["decision"] == "tuned"
     assert found["metric"] == "logLoss"
     assert found["metrics"]["test"]["after"] < 0.8 * found["metrics"]["test"]["before"]
-
-
-@pytest.mark.once
-def test_the_command_plans_verifies_and_compares_saved_models(demo: Any, tmp_path: Path) -> None:
-    import yaml
-
-    shim = tmp_path / "command.py"
-    shim.write_text(COMMANDS)
-    model, parent = str(demo[0] / "model"), summary(demo[0])["parent"]
-    schema = yaml.safe_load((ROOT / "conf" / "bikeshare.yaml").read_text())["data"]["train"]["schema"]
-    options = json.dumps({"schema": schema, "header": "true"})
-    commands = [
-        ["plan", str(demo[0]), "--json"],  # a run's folder stands for its model
-        [
-            "verify",
-            str(demo[0]),
-            "--data",
-            str(ROOT / "data" / "bikeshare.csv"),
-            "--format",
-            "csv",
-            "--options",
-            options,
-        ],
-        ["diff", parent["path"], str(demo[0]), "--json"],
-        ["plan", str(tmp_path / "nowhere")],
-        ["plan"],
-        ["plan", model, "--strict"],  # the last one's code is the process's
-    ]
-    done = submit(shim, *map(json.dumps, commands), expect=3)
-    ran = [json.loads(line.removeprefix("RAN ")) for line in done.stdout.splitlines() if line.startswith("RAN ")]
-    assert [code for code, _ in ran] == [0, 0, 0, 2, 2, 3]
-    tuned = ["StandardScalerModel", "PCAModel", "GeneralizedLinearRegressionModel"]
-    assert [s["stageClass"] for s in json.loads(ran[0][1])["stages"] if s["trainable"]] == tuned
-    assert "ok: 8,645 rows" in ran[1][1]
-    differs = json.loads(ran[2][1])
-    assert [s["stageClass"] for s in differs["stages"] if s["what"] == "differs"] == tuned
-    assert (differs["oldHash"], differs["newHash"]) == (parent["hash"], summary(demo[0])["model"]["hash"])
