@@ -575,22 +575,17 @@ def test_two_columns_of_one_name(df: DataFrame, numeric: PipelineModel, folder: 
     refused(sentence, numeric, df.select("*", F.lit(1.0).alias("temp")), folder)
 
 
-@pytest.mark.parametrize("drops", ["riders", "weight"])
-def test_a_stage_that_drops_what_training_needs(df: DataFrame, folder: Path, drops: str) -> None:
-    kept = ", ".join(c for c in df.columns if c != drops)
-    sql = SQLTransformer(statement=f"SELECT {kept}, temp * temp AS square FROM __THIS__".replace("when", "`when`"))
+def test_a_stage_that_drops_what_training_needs(df: DataFrame, folder: Path) -> None:
     head = LinearRegression(featuresCol="x", labelCol="riders", weightCol="weight", maxIter=1)
-    fitted = PipelineModel(
-        [
-            sql,
-            VectorAssembler(inputCols=["square"], outputCol="x"),
-            head.fit(df.withColumn("x", array_to_vector(F.array("temp")))),
-        ]
-    )
-    sentence = rf"{sql.uid} drops column '{drops}', which training needs; keep all columns \(SELECT \*, ...\)"
-    refused(sentence, fitted, df, folder)
+    fitted = head.fit(df.withColumn("x", array_to_vector(F.array("temp"))))
+    rest = [VectorAssembler(inputCols=["square"], outputCol="x"), fitted]
+    for drops in ("riders", "weight"):
+        kept = ", ".join(f"`{c}`" for c in df.columns if c != drops)
+        sql = SQLTransformer(statement=f"SELECT {kept}, temp * temp AS square FROM __THIS__")
+        sentence = rf"{sql.uid} drops column '{drops}', which training needs; keep all columns \(SELECT \*, ...\)"
+        refused(sentence, PipelineModel([sql, *rest]), df, folder)
     keeps = SQLTransformer(statement="SELECT *, temp * temp AS square FROM __THIS__")
-    tune(PipelineModel([keeps, *fitted.stages[1:]]), df, folder, maxEpochs=1)
+    tune(PipelineModel([keeps, *rest]), df, folder, maxEpochs=1)
 
 
 @pytest.mark.parametrize(
