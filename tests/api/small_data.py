@@ -131,7 +131,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 def sides(df: DataFrame, **options: Any) -> dict[str, DataFrame]:
-    """The rows that train and those that decide, by the code under test (tests/api/test_splits.py checks it)."""
+    """The rows that train and those that decide, by the code under test (tests/api/data/test_splits.py checks it)."""
     dealt = with_splits([Source(df)], Options.of(options))[0]
     return {s: dealt.where(dealt[SPLIT] == s).select(*df.columns) for s in ("train", "validation")}
 

@@ -13,7 +13,7 @@ from train_in_processes import CASES
 
 from sparkdiff.data.stream.order import by_step, copies, own_rows, parts_of, step_bounds
 
-TESTS = Path(__file__).parents[1]
+TESTS = Path(__file__).parents[2]
 
 
 @settings(max_examples=60, deadline=None)

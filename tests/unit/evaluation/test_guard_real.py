@@ -13,7 +13,7 @@ from sparkdiff.evaluation import guard
 
 pytestmark = pytest.mark.once  # torch alone, which all stacks have in one version
 
-PATH = Path(__file__).parents[2] / "benchmarks" / "guard_real.py"
+PATH = Path(__file__).parents[3] / "benchmarks" / "guard_real.py"
 SPEC = importlib.util.spec_from_file_location("guard_real", PATH)
 assert SPEC is not None
 assert SPEC.loader is not None

@@ -14,7 +14,7 @@ from sparkdiff.errors import InputError
 
 pytestmark = [pytest.mark.slow, pytest.mark.once]
 
-PATH = Path(__file__).parents[2] / "benchmarks" / "guard_size.py"
+PATH = Path(__file__).parents[3] / "benchmarks" / "guard_size.py"
 SPEC = importlib.util.spec_from_file_location("guard_size", PATH)
 assert SPEC is not None
 assert SPEC.loader is not None

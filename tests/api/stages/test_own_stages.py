@@ -18,7 +18,7 @@ import sparkdiff
 from sparkdiff.stages.base import REGISTRY
 from sparkdiff.testing import LawBroken, check_stage
 
-PAGE = Path(__file__).parents[2] / "docs" / "own_stages.md"
+PAGE = Path(__file__).parents[3] / "docs" / "own_stages.md"
 STAGE, TRANSLATION, CHECK = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
 
 

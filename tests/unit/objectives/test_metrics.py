@@ -21,7 +21,7 @@ from sparkdiff.options import Options
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.team import Team
 
-METRICS = [name for name in EVERY if name not in UNLABELLED]  # those of clusters: tests/api/test_clusters.py
+METRICS = [name for name in EVERY if name not in UNLABELLED]  # those of clusters: tests/api/stages/test_clustering.py
 Array = NDArray[np.float64]
 RANDOM = np.random.default_rng(11)
 N = 80

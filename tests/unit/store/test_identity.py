@@ -144,8 +144,8 @@ def written(folder: Path, *, scale: float = 2.0, limits: Any = (1, 2), exponent:
 def told(seed: int, *folders: Path) -> list[dict[str, str]]:
     """The identities of all callables of the modules in these folders, as another process tells them."""
     done = subprocess.run(
-        [sys.executable, "-c", SHOW, *map(str, folders)], capture_output=True, text=True, cwd=Path(__file__).parents[2],
-        env={"PYTHONHASHSEED": str(seed), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
+        [sys.executable, "-c", SHOW, *map(str, folders)], capture_output=True, text=True, cwd=Path(__file__).parents[3],
+        env={"PYTHONHASHSEED": str(seed), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(Path(__file__).parents[3])},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
