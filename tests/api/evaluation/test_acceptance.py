@@ -533,7 +533,7 @@ def test_compatibility_of_several_classes_whatever_is_shown(
     model = PipelineModel([*several.stages[:-1], head])
     task = prepare(model, Options(loss="logLoss"))
     cache = cached(model, regional, shared)
-    old = Network(task.graph, task.cut.live)
+    old = Network(task.cut.graph, task.cut.live)
     moved = old.clone()
     with torch.no_grad():
         for k, weights in enumerate(moved.parameters()):
