@@ -33,7 +33,7 @@ MULTICLASS = (
     *("weightedFMeasure", "truePositiveRateByLabel", "falsePositiveRateByLabel", "precisionByLabel", "recallByLabel"),
     *("fMeasureByLabel", "logLoss", "hammingLoss"),
 )
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.once]  # the formulas: the evaluators of a later Spark have the same
 Measure = Callable[..., float]
 
 
