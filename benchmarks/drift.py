@@ -27,7 +27,7 @@ from pyspark.sql import DataFrame, functions as F
 
 from sparkdiff import FineTuner
 from sparkdiff.job import load_config
-from sparkdiff.loading import function, load_data, start_session
+from sparkdiff.job.loading import function, load_data, start_session
 
 CONFIG = Path(__file__).resolve().parent.parent / "conf" / "bikeshare.yaml"
 CATEGORIES = ["season", "mnth", "hr", "holiday", "weekday", "workingday", "weathersit"]

@@ -119,7 +119,7 @@ def populations(pipes: Sequence[Pipe], epochs: int) -> Iterator[Population]:
     from pyspark.sql import functions as F
 
     from sparkdiff.job import load_config
-    from sparkdiff.loading import function, load_data, start_session
+    from sparkdiff.job.loading import function, load_data, start_session
 
     config = load_config(CONFIG, [])
     spark = start_session({**config.spark, "spark.master": "local[1]", "spark.ui.enabled": "false"})

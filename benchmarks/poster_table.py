@@ -29,7 +29,7 @@ from pyspark.sql import DataFrame, SparkSession, functions as F
 
 from sparkdiff import FineTuner, translate, write_back
 from sparkdiff.job import Config, load_config
-from sparkdiff.loading import function, load_data, start_session
+from sparkdiff.job.loading import function, load_data, start_session
 
 CONFIG = Path(__file__).resolve().parent.parent / "conf" / "bikeshare.yaml"
 LABEL, HELD_OUT = "bikers", "held_out"

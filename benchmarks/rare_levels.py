@@ -30,7 +30,7 @@ from pyspark.sql import SparkSession, functions as F
 
 from sparkdiff import FineTuner
 from sparkdiff.job import load_config
-from sparkdiff.loading import load_data, start_session
+from sparkdiff.job.loading import load_data, start_session
 
 CONFIG = Path(__file__).resolve().parent.parent / "conf" / "bikeshare.yaml"
 WORSE = 0.005

@@ -23,7 +23,7 @@ from pyspark.sql import functions as F
 from sparkdiff.data.splits import Source
 from sparkdiff.finetune import fine_tune, prepare
 from sparkdiff.job import load_config
-from sparkdiff.loading import function, load_data, start_session
+from sparkdiff.job.loading import function, load_data, start_session
 from sparkdiff.options import Options
 from sparkdiff.report import Phases
 from sparkdiff.training.recipes import Recipe

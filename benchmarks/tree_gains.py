@@ -39,7 +39,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostin
 
 from sparkdiff import FineTuner, from_sklearn
 from sparkdiff.job import Config, load_config
-from sparkdiff.loading import function, load_data, start_session
+from sparkdiff.job.loading import function, load_data, start_session
 
 Build = Callable[[Config, int], Pipeline]
 Array = np.ndarray[Any, Any]

@@ -20,7 +20,7 @@ from recipes import FIRST_SEED, gains, report
 from tree_gains import CASES, ODD, SQUARED, Case, Split, rows_for
 
 from sparkdiff.job import load_config
-from sparkdiff.loading import start_session
+from sparkdiff.job.loading import start_session
 from sparkdiff.training.recipes import Recipe
 
 RATES, ANCHORS, NOISE = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2), (0.0, 1e-3, 1e-2, 1e-1), (0.05, 0.2)

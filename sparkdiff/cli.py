@@ -1,24 +1,18 @@
-"""The `sparkdiff` command: plan, finetune, verify, diff."""
+"""The `sparkdiff` command: plan, finetune, verify, diff. Each imports what it needs, so that help comes at once."""
 
 import dataclasses
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
-from pyspark.sql.types import StructType
 
-from sparkdiff import job as run, jvm, loading
-from sparkdiff.data.cache import root
-from sparkdiff.diagnostics.models import between
-from sparkdiff.diagnostics.predictions import predictions
 from sparkdiff.errors import InputError, SparkdiffError
-from sparkdiff.machine import paths as places
-from sparkdiff.options import Options
-from sparkdiff.pipeline.parity import verify as verify_parity
-from sparkdiff.pipeline.plan import plan as make_plan
+
+if TYPE_CHECKING:
+    from pyspark.sql.types import StructType
 
 DONE, FAILED, WRONG_INPUT, NOT_STRICT = 0, 1, 2, 3
 
@@ -58,10 +52,12 @@ def plan(
     strict: Annotated[bool, typer.Option(help="Exit with code 3 if a stage stays in Spark.")] = False,
 ) -> None:  # fmt: skip
     """Show which stages would train, and why the others would not. Runs no Spark job."""
-    [(_, fitted)], _ = _loaded([model])
+    [(_, fitted)], _ = _loaded([model], "sparkdiff.pipeline.plan")
+    from sparkdiff.pipeline.plan import plan as plan_of
+
     known = None if schema is None else _schema(schema)
     wishes = {"freeze": freeze, "reference": reference, "target": target, "unfreeze": unfreeze}
-    found = make_plan(fitted, schema=known, **{option: names or () for option, names in wishes.items()})
+    found = plan_of(fitted, schema=known, **{option: names or () for option, names in wishes.items()})
     print(found.toJSON() if as_json else found)
     if strict and any(s.role == "referenced" for s in found.stages):
         raise typer.Exit(NOT_STRICT)
@@ -77,22 +73,27 @@ def finetune(
     data: Data = None, label: Label = None, group: Group = None, time: Time = None, output: Output = None,
 ) -> None:  # fmt: skip
     """Fine-tune a pipeline with the settings of flags, overrides or a YAML file, and write a run folder."""
-    path = None if config is None else places.local(config)
+    from sparkdiff import job
+    from sparkdiff.machine.paths import local
+
+    path = None if config is None else local(config)
     if config is not None and path is None:
         raise InputError(f"--config {config} must be a file on the file system of this machine")
     flags = {
         "data.train.path": data, "fineTuner.labelCol": label, "fineTuner.groupCol": group, "fineTuner.timeCol": time,
         "output.path": output,
     }  # fmt: skip
-    job = run.load_config(path, overrides or [], {key: text for key, text in flags.items() if text is not None})
-    print(f"\n{run.run(job)}\nsaved {job.output / 'model'} (plain Spark ML)")
+    settings = job.load_config(path, overrides or [], {key: text for key, text in flags.items() if text is not None})
+    print(f"\n{job.run(settings)}\nsaved {settings.output / 'model'} (plain Spark ML)")
 
 
 @app.command()
 def verify(model: Model, data: Data, format: Format = "parquet", options: ReaderOptions = "{}") -> None:
     """Compare the outputs of Spark and of the translated network, column by column. Exits with code 1 at a mismatch."""
-    [(_, fitted)], rows = _loaded([model], "verify", data, format, options)
-    parity = verify_parity(fitted, rows)
+    [(_, fitted)], rows = _loaded([model], "sparkdiff.pipeline.parity", "verify", data, format, options)
+    from sparkdiff.pipeline.parity import verify as parity_of
+
+    parity = parity_of(fitted, rows)
     for column, difference in parity.maxRelDiff.items():
         print(f"{column:<30} {difference:.3e}")
     print(parity)
@@ -118,27 +119,44 @@ def diff(
     The exit code is 0 whether or not they differ; --json prints it as "same". Relative differences are divided by the larger
     value.
     """
-    [(where, before), (there, after)], rows = _loaded([old, new], "diff", data, format, options)
+    module = "sparkdiff.diagnostics.predictions" if data is not None else "sparkdiff.diagnostics.models"
+    [(where, before), (there, after)], rows = _loaded([old, new], module, "diff", data, format, options)
+    from sparkdiff.data.cache import root
+    from sparkdiff.diagnostics.models import between
+    from sparkdiff.options import Options
+
     found = between(before, after, root(Options()), paths=(where, there))
     if rows is not None:
+        from sparkdiff.diagnostics.predictions import predictions
+
         found = dataclasses.replace(found, predictions=predictions(before, after, rows, sample))
     print(found.toJSON() if as_json else found)
 
 
 def _loaded(
-    models: Sequence[str], command: str = "", data: str | None = None, format: str = "", options: str = ""
+    models: Sequence[str], module: str, command: str = "", data: str | None = None, format: str = "", options: str = ""
 ) -> tuple[list[tuple[str, Any]], Any]:
-    """The path and the content of each model, and the rows, if any; whether they exist is checked before Spark starts."""
+    """The path and the content of each model, and the rows, if any; whether they exist is checked before Spark starts.
+
+    Args:
+        module: to be imported while Spark starts.
+    """
+    from sparkdiff.job import loading
+
     folder = Path.cwd()
     paths = [loading.model_path(model, folder) for model in models]
     given = {} if data is None else {command: _source(data, format, options)}
     loading.check_there(paths, given, folder, {})
-    spark = loading.start_session({})
+    spark = loading.start_session({}, module)
     fitted = [(path, loading.load_model(spark, path)) for path in paths]
     return fitted, loading.load_data(spark, given[command], folder, command) if given else None
 
 
-def _schema(given: str) -> StructType:
+def _schema(given: str) -> "StructType":
+    from pyspark.sql.types import StructType
+
+    from sparkdiff import jvm
+
     try:
         if given.lstrip().startswith("{"):
             return StructType.fromJson(json.loads(given))

@@ -74,6 +74,11 @@ def join_submit() -> None:
         return  # a cluster's py4j that allows too little: it logs as it does
 
 
+def is_running() -> bool:
+    """Whether this process is connected to a JVM."""
+    return SparkContext._gateway is not None
+
+
 def in_process(spark: SparkSession) -> bool:
     """Whether this process is Spark's driver; with Spark Connect it is not, and there is no SparkContext."""
     return hasattr(spark, "sparkContext")

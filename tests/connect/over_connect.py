@@ -32,7 +32,8 @@ from pyspark.ml.regression import GBTRegressor, GeneralizedLinearRegression, Lin
 from pyspark.sql import DataFrame, SparkSession, functions as F
 
 import sparkdiff
-from sparkdiff import job as run, jvm, loading
+from sparkdiff import job as run, jvm
+from sparkdiff.job import loading
 from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.testing import check_stage
 

@@ -23,9 +23,10 @@ from pyspark.ml.feature import VectorAssembler
 from pyspark.sql import DataFrame, SparkSession
 
 import sparkdiff
-from sparkdiff import Events, FineTuner, FineTunerModel, InputError, job as run
+from sparkdiff import Events, FineTuner, FineTunerModel, InputError
 from sparkdiff.errors import FullDiskError
 from sparkdiff.finetune import Outcome
+from sparkdiff.job import Config, steps
 from sparkdiff.report import Phases
 from sparkdiff.store import files
 from sparkdiff.store.lease import held
@@ -290,7 +291,7 @@ def test_without_room_for_the_cache_or_the_run(spark: SparkSession, rows: DataFr
         tuner.fit(rows)
     assert not list(caches.iterdir())
     tuned = fit(maxEpochs=1)
-    config = run.Config(tmp_path, "", {}, {}, {}, output, False)
+    config = Config(tmp_path, "", {}, {}, {}, output, False)
     given = (
         Outcome(tuned.pipelineModel, sparkdiff.plan(model), tuned.summary, RunFolder(tmp_path, "r")),
         config,
@@ -301,9 +302,9 @@ def test_without_room_for_the_cache_or_the_run(spark: SparkSession, rows: DataFr
     with held(tmp_path / "lease", "the output") as lease:
         for process in (java, 0):  # Spark writes the model, Python the rest
             with no_room(600, process), pytest.raises(FullDiskError, match=said):
-                run.write_run(*given, {"path": f"{tmp_path}/original"}, {}, lease)
+                steps.write_run(*given, {"path": f"{tmp_path}/original"}, {}, lease)
             assert sorted(p.name for p in tmp_path.iterdir()) == ["caches", "lease", "original"]
-        run.write_run(*given, {"path": None}, {}, lease)
+        steps.write_run(*given, {"path": None}, {}, lease)
     assert (output / "summary.json").exists()
 
 

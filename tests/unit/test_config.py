@@ -9,9 +9,10 @@ import typer
 import yaml
 from hypothesis import example, given, settings, strategies as st
 
-from sparkdiff import job as run, loading
+from sparkdiff import job as run
 from sparkdiff.cli import WRONG_INPUT, app, main
 from sparkdiff.errors import InputError
+from sparkdiff.job import loading, starting
 from sparkdiff.jvm import sessions
 from sparkdiff.machine import paths as places
 from sparkdiff.options import FIELDS, Options
@@ -347,10 +348,10 @@ def test_any_override_is_taken_or_refused(key: str, value: str) -> None:
 
 @pytest.fixture
 def no_spark(monkeypatch: pytest.MonkeyPatch) -> None:
-    def start(conf: Any) -> Any:
+    def start(*given: Any, **more: Any) -> Any:
         raise AssertionError("Spark was started")
 
-    monkeypatch.setattr(run, "start_session", start)
+    monkeypatch.setattr(starting, "start_session", start)
     monkeypatch.setattr(loading, "start_session", start)
     for name in ("SPARK_REMOTE", "SPARK_CONNECT_MODE_ENABLED"):
         monkeypatch.delenv(name, raising=False)

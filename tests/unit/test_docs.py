@@ -15,9 +15,9 @@ import pytest
 import typer
 
 import sparkdiff
-from sparkdiff import job, loading
 from sparkdiff.cli import app
 from sparkdiff.data.splits import SPLITS
+from sparkdiff.job import config, loading
 from sparkdiff.options import Options
 
 pytestmark = pytest.mark.once
@@ -106,7 +106,7 @@ def override(text: str) -> None:
     key, equals, _ = text.partition("=")
     section, _, rest = key.partition(".")
     assert equals, text
-    assert section in job.SECTIONS, text
+    assert section in config.SECTIONS, text
     if section == "fineTuner":
         assert rest.partition(".")[0] in OPTIONS, text
     elif section == "data":

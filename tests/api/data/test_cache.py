@@ -27,12 +27,13 @@ from pyspark.ml.util import DefaultParamsReadable, DefaultParamsWritable
 from pyspark.sql import DataFrame, SparkSession, functions as F
 from small_data import HAS_PETASTORM, NUMBERS, cached, fingerprint_of, tune
 
-from sparkdiff import InputError, job as run
+from sparkdiff import InputError
 from sparkdiff.data import cache as caches
 from sparkdiff.data.cache import Cache, DamagedCache
 from sparkdiff.data.fingerprint import source_facts
 from sparkdiff.data.splits import Source
 from sparkdiff.data.stream import Stream
+from sparkdiff.job import steps
 from sparkdiff.options import Options
 from sparkdiff.rows import SparseRows
 
@@ -452,21 +453,21 @@ def test_two_processes_may_build_the_same_cache(
 
 @pytest.mark.once
 def test_two_jobs_may_fit_the_same_pipeline(df: DataFrame, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fit, others, said = run.fit_on_training_rows, [], []
+    fit, others, said = steps.fit_on_training_rows, [], []
 
     def fitted() -> tuple[PipelineModel, Path]:
         stages = [
             VectorAssembler(inputCols=NUMBERS, outputCol="x"),
             LinearRegression(featuresCol="x", labelCol="riders"),
         ]
-        return run._fitted(Pipeline(stages=stages), [Source(df)], Options(cacheDir=str(folder)), said.append)
+        return steps.fitted_on(Pipeline(stages=stages), [Source(df)], Options(cacheDir=str(folder)), said.append)
 
     def overtaken(*arguments: Any) -> PipelineModel:
-        monkeypatch.setattr(run, "fit_on_training_rows", fit)
+        monkeypatch.setattr(steps, "fit_on_training_rows", fit)
         others.append(fitted())  # another one begins later and is done earlier
         return fit(*arguments)
 
-    monkeypatch.setattr(run, "fit_on_training_rows", overtaken)
+    monkeypatch.setattr(steps, "fit_on_training_rows", overtaken)
     model, path = fitted()
     assert path == others[0][1]
     assert model.uid == others[0][0].uid  # what lies in the folder, whose hash the run's summary names

@@ -25,6 +25,7 @@ from small_data import NUMBERS, tune
 
 from sparkdiff import InputError, job as run
 from sparkdiff.data.splits import Source
+from sparkdiff.job import steps
 from sparkdiff.options import Options
 from sparkdiff.store.digests import params_of
 from sparkdiff.store.identity import UntoldError
@@ -93,7 +94,7 @@ def elsewhere(spark: SparkSession) -> Iterator[None]:
 def fitted(df: DataFrame, folder: Path) -> Callable[[Pipeline], tuple[Any, str]]:
     def fit(pipeline: Pipeline) -> tuple[Any, str]:
         said: list[str] = []
-        model, path = run._fitted(pipeline, [Source(df)], Options(cacheDir=str(folder)), said.append)
+        model, path = steps.fitted_on(pipeline, [Source(df)], Options(cacheDir=str(folder)), said.append)
         assert path.exists()
         return model, said[-1]
 
@@ -280,8 +281,8 @@ def test_a_finished_job_is_returned_for_the_same_data_and_pipeline_only(
     write(table)
     first = job()
     trained: list[Any] = []
-    fine_tune = run.fine_tune
-    monkeypatch.setattr(run, "fine_tune", lambda *a, **k: trained.append(a) or fine_tune(*a, **k))
+    fine_tune = steps.fine_tune
+    monkeypatch.setattr(steps, "fine_tune", lambda *a, **k: trained.append(a) or fine_tune(*a, **k))
     assert job().metrics == first.metrics
     assert job("fineTuner.waitForRun=1").metrics == first.metrics  # how it runs is no part of what it does
     assert not trained
@@ -307,7 +308,9 @@ def test_a_finished_job_is_returned_for_the_same_data_and_pipeline_only(
 def test_a_finished_job_whose_sql_reads_tables_is_not_returned(spark: SparkSession, numeric: PipelineModel) -> None:
     """Its statement stays as it is while the table changes."""
     sql = SQLTransformer(statement="SELECT t.*, m.mean FROM __THIS__ t JOIN means m ON t.hour = m.hour")
-    plain, joined = (run._inputs([], made, "content")["pipeline"] for made in (numeric, PipelineModel([sql, numeric])))
-    assert plain == run._inputs([], numeric, "content")["pipeline"]
+    plain, joined = (
+        steps.inputs_of([], made, "content")["pipeline"] for made in (numeric, PipelineModel([sql, numeric]))
+    )
+    assert plain == steps.inputs_of([], numeric, "content")["pipeline"]
     assert f"the statement of {sql.uid} (SQLTransformer) may call functions and read tables of the session" in joined
-    assert joined != run._inputs([], PipelineModel([sql, numeric]), "content")["pipeline"]
+    assert joined != steps.inputs_of([], PipelineModel([sql, numeric]), "content")["pipeline"]

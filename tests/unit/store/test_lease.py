@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from sparkdiff import job
+from sparkdiff.job import Config, steps
 from sparkdiff.report import Phases
 from sparkdiff.store import lease
 from sparkdiff.store.lease import HeldError, held
@@ -187,15 +187,15 @@ def test_a_job_that_lost_its_output_leaves_it_as_it_is(tmp_path: Path) -> None:
     output, path = tmp_path / "run", tmp_path / ".run.lease"
     output.mkdir()
     (output / "summary.json").write_text("the other's")
-    config = job.Config(tmp_path, "m:f", {}, {}, {}, output, overwrite=True)
+    config = Config(tmp_path, "m:f", {}, {}, {}, output, overwrite=True)
     with held(path, "output run", beat=60) as mine:
         path.unlink()
         with held(path, "output run", beat=60), pytest.raises(HeldError, match="Nothing was written"):
-            job.write_run(outcome, config, Phases(shown=False), {}, {}, mine)
+            steps.write_run(outcome, config, Phases(shown=False), {}, {}, mine)
         assert (output / "summary.json").read_text() == "the other's"
         assert [p.name for p in tmp_path.iterdir()] == ["run"]
         with held(path, "output run", beat=60) as again:
-            job.write_run(outcome, config, Phases(shown=False), {}, {}, again)
+            steps.write_run(outcome, config, Phases(shown=False), {}, {}, again)
     assert json.loads((output / "summary.json").read_text())["fingerprints"]["cache"] == "c"
 
 

@@ -1,10 +1,12 @@
 """Sessions, data and models, loaded by the names in a YAML file."""
 
 import atexit
+import contextlib
 import importlib
 import os
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,11 @@ from sparkdiff.machine import paths
 SOURCE_KEYS = ("path", "format", "options", "schema", "table", "where")
 
 
-def start_session(conf: Mapping[str, Any]) -> SparkSession:
+def start_session(conf: Mapping[str, Any], meanwhile: str | None = None) -> SparkSession:
     """The session of the job. A setting of spark-submit has priority. `spark.remote` starts Spark Connect.
+
+    Args:
+        meanwhile: a module to import while Spark starts.
 
     Raises:
         InputError: Spark must be started, and no suitable Java was found.
@@ -34,11 +39,32 @@ def start_session(conf: Mapping[str, Any]) -> SparkSession:
     for key, value in conf.items():
         if given is None or not given.contains(key):
             builder = builder.config(key, str(value).lower() if isinstance(value, bool) else str(value))
-    spark = builder.getOrCreate()
+    with contextlib.nullcontext() if meanwhile is None else _imported(meanwhile):
+        spark = builder.getOrCreate()
     if not jvm.in_process(spark):
         # A model of Connect that is freed while the interpreter ends asks the server to forget it, and waits for ever.
         atexit.register(spark.stop)
     return spark
+
+
+@contextlib.contextmanager
+def _imported(module: str) -> Iterator[None]:
+    """Within this context, a module is imported in a thread, as soon as the JVM runs: a process that forks should be alone."""
+    ready = threading.Event()
+
+    def work() -> None:
+        while not ready.wait(0.02) and not jvm.is_running():
+            pass
+        with contextlib.suppress(ImportError):  # which the import that follows raises where it can be read
+            importlib.import_module(module)
+
+    thread = threading.Thread(target=work, name=f"sparkdiff: import of {module}", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ready.set()
+        thread.join()
 
 
 def _remote(conf: Mapping[str, Any]) -> bool:

@@ -1,0 +1,10 @@
+"""A job: from a YAML file and flags to a run folder with the plain model, the plan, the summary and the history.
+
+`config` reads the settings, `loading` finds sessions, data and models by name, `starting` starts Spark, and `steps` does the
+rest.
+"""
+
+from sparkdiff.job.config import Config, load_config
+from sparkdiff.job.starting import run
+
+__all__ = ["Config", "load_config", "run"]

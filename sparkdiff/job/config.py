@@ -1,0 +1,223 @@
+"""The configuration of a job: a YAML file, flags and overrides. Imports neither torch nor pandas."""
+
+import dataclasses
+import datetime
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sparkdiff import jvm
+from sparkdiff.data.splits import SPLITS
+from sparkdiff.errors import InputError, did_you_mean
+from sparkdiff.job.loading import function, is_function, named_source
+from sparkdiff.machine import paths
+from sparkdiff.options import FIELDS, Options
+
+SECTIONS = ("pipeline", "data", "fineTuner", "spark", "output")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The YAML of a job with the overrides of the command line and absolute paths; modules in `folder` come first."""
+
+    folder: Path
+    pipeline: str
+    data: Mapping[str, Any]
+    options: Mapping[str, Any]
+    spark: Mapping[str, Any]
+    output: Path
+    overwrite: bool
+
+
+def load_config(path: Path | None, overrides: Sequence[str], flags: Mapping[str, str] | None = None) -> Config:
+    """Read a YAML file (or nothing), and apply first the flags and then the overrides `section.key=value`.
+
+    A relative path in the file starts at the folder of the file, a relative path in a flag or an override at the current
+    directory. The value of a flag is text. So is the value of an override that is not YAML, or that is not quoted where
+    text is expected.
+
+    Args:
+        flags: text by `section.key`.
+
+    Raises:
+        InputError: the file cannot be read, a key is unknown, a value has the wrong type, or a section is missing.
+    """
+    here = path.parent.absolute() if path is not None else Path.cwd()
+    tree = {} if path is None else _read(path) or {}
+    if not isinstance(tree, dict):
+        raise InputError(f"--config {path} must hold the sections {', '.join(SECTIONS)}")
+    tree = _anchored(tree, here)
+    for key, text in (flags or {}).items():
+        _put(tree, tuple(key.split(".")), text, f"{key}={text}")
+    for override in overrides:
+        place, value = _parsed(override)
+        _put(tree, place, value, f"override {override!r}")
+    for key in tree:
+        if key not in SECTIONS:
+            raise InputError(f"unknown section {key!r}. {did_you_mean(str(key), SECTIONS)}")
+    for key in ("pipeline", "data", "output"):
+        if not tree.get(key):
+            raise InputError(f"the job has no {key!r}: set it in the YAML file or as {key}=...")
+    pipeline, data, output = tree["pipeline"], tree["data"], tree["output"]
+    if not isinstance(pipeline, str):
+        raise InputError(f"pipeline must be the path of a saved model, or module:function. Got {pipeline!r} instead")
+    if not isinstance(data, dict) or "train" not in data:
+        raise InputError(f"data must be a mapping with 'train' and, optionally, {', '.join(map(repr, SPLITS[1:]))}")
+    for split, given in data.items():
+        if split not in SPLITS:
+            raise InputError(f"unknown data {split!r}. {did_you_mean(str(split), SPLITS)}")
+        named_source(split, given)
+    for section in ("fineTuner", "spark"):
+        if not isinstance(tree.get(section) or {}, dict):
+            raise InputError(f"{section} must be a mapping of names to values. Got {tree[section]!r} instead")
+    output = {"path": output} if isinstance(output, str) else output
+    good = isinstance(output, dict) and set(output) <= {"path", "mode"} and isinstance(output.get("path"), str)
+    if not good or not output["path"] or output.get("mode", "error") not in ("error", "overwrite"):
+        raise InputError(f"output must be a folder, or {{path, mode: error|overwrite}}. Got {output!r} instead")
+    options, spark = dict(tree.get("fineTuner") or {}), tree.get("spark") or {}
+    for key, value in spark.items():
+        if isinstance(value, (dict, list)):
+            raise InputError(f"spark: {key} must be text, a number, true or false. Got {value!r} instead")
+    if isinstance(options.get("loss"), str) and is_function(options["loss"]):
+        options["loss"] = function(options["loss"], here)
+    Options.of(options)
+    return Config(
+        here,
+        pipeline,
+        data,
+        options,
+        {str(key): value for key, value in spark.items() if value is not None},
+        jvm.folder("output", output["path"]).resolve(),
+        output.get("mode") == "overwrite",
+    )
+
+
+def _read(path: Path) -> Any:
+    try:
+        return _yaml(path.read_text(encoding="utf-8-sig"))
+    except OSError as e:
+        raise InputError(f"--config {path}: {e.strerror}") from e
+    except UnicodeDecodeError as e:
+        raise InputError(f"--config {path} is not UTF-8 text ({e.reason} at byte {e.start}): save it as UTF-8") from e
+    except ValueError as e:
+        raise InputError(f"--config {path} is not YAML: {' '.join(str(e).split())}") from e
+
+
+def _yaml(text: str) -> Any:
+    """The value of a YAML text.
+
+    Raises:
+        ValueError: it is not YAML.
+    """
+    try:
+        value = yaml.safe_load(text)
+        json.dumps(value, default=str, skipkeys=True)  # no value that holds itself
+    # Beside its own errors PyYAML lets those of the code behind its tags through (`!!int x`, `!!bool 3`, `[[[[...`).
+    except (yaml.YAMLError, LookupError, AttributeError, TypeError, OverflowError, RecursionError) as e:
+        raise ValueError(str(e)) from e
+    return value
+
+
+Place = tuple[Any, ...]
+"""The keys that lead to a value: ("data", "train", "path")."""
+
+
+def _wants_text(place: Place) -> bool:
+    match place:
+        case ("pipeline" | "output",) | ("output", _) | ("spark", _) | ("data", _) | ("data", _, "options", _):
+            return True
+        case ("data", _, key):
+            return key != "options"
+        case ("fineTuner", name):
+            rules = FIELDS[name].metadata if name in FIELDS else {}
+            return rules.get("kind") is str and "choices" not in rules
+    return False
+
+
+def _value(text: str, place: Place) -> Any:
+    """The value of an override: parsed as YAML, or the text itself if it is not YAML, or unquoted where text is
+    expected.
+    """
+    try:
+        value = _yaml(text)
+    except ValueError:
+        return text
+    if isinstance(value, (datetime.date, bytes)):
+        return text
+    quoted = isinstance(value, str) and text.lstrip().startswith(("'", '"'))
+    structured = value is None or isinstance(value, (dict, list, set))
+    return value if quoted or structured or not _wants_text(place) else text.strip()
+
+
+def _anchored(value: Any, folder: Path, place: Place = ()) -> Any:
+    """A copy of a value of the tree in which every relative path is resolved against a folder."""
+    if isinstance(value, dict):
+        return {key: _anchored(inner, folder, (*place, key)) for key, inner in value.items()}
+    if not isinstance(value, str) or not value:
+        return value
+    match place:
+        case ("data", _) | ("pipeline",) if is_function(value):
+            return value
+        case ("data", _) | ("data", _, "path"):
+            return paths.joined(_name(value, place), folder)
+        case ("pipeline",):
+            where = paths.local(_name(value, place))
+            return value if where is None else str(folder / where)
+        case ("output",) | ("output", "path") | ("fineTuner", "cacheDir" | "checkpointDir"):
+            where = None if paths.not_local("", _name(value, place)) else paths.local(value)
+            return value if where is None else str(folder / where)
+    return value
+
+
+def _name(path: str, place: Place) -> str:
+    try:
+        good = b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        good = False
+    if not good:
+        raise InputError(
+            f"{'.'.join(place)}={path!r} cannot be a path: it contains characters that file names cannot have"
+        )
+    return path
+
+
+def _parsed(override: str) -> tuple[Place, Any]:
+    """The place and the value of an override."""
+    key, equals, text = override.partition("=")
+    section, dot, rest = key.partition(".")
+    # Keys of Spark's conf have dots of their own.
+    place: Place = (section, *([rest] if section == "spark" else rest.split("."))) if dot else (section,)
+    if not equals or not all(place):
+        raise InputError(f"override {override!r} must be section.key=value, such as fineTuner.maxEpochs=50")
+    return place, _value(text, place)
+
+
+def _put(tree: dict[str, Any], place: Place, value: Any, given: str) -> None:
+    """Put a value into the tree; `given` names it in errors."""
+    for i, part in enumerate(place[:-1]):
+        below = {} if tree.get(part) is None else tree[part]
+        if isinstance(below, str) and (place[: i + 1] == ("output",) or (i == 1 and place[0] == "data")):
+            below = below if is_function(below) else {"path": below}
+        if not isinstance(below, dict):
+            raise InputError(f"{given}: {part!r} is {below!r}, not a mapping with keys")
+        tree[part] = below
+        tree = below
+    tree[place[-1]] = _anchored(value, Path.cwd(), place)
+
+
+def request_of(config: Config) -> str:
+    """Hash of all settings of a job."""
+    options = Options.of(config.options)
+    named = {k: v for k, v in options.asdict().items() if k not in ("verbosity", "waitForRun", "timeout", "localMode")}
+    if callable(options.loss):
+        from sparkdiff.store.identity import identity  # only here: they import torch
+        from sparkdiff.store.run_folder import told
+
+        named["loss"] = told(lambda: identity(options.loss))
+    settings = [config.pipeline, config.data, named, str(config.output)]
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()

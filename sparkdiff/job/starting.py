@@ -1,0 +1,84 @@
+"""From a configuration to a running session, while no other process writes the same output.
+
+Spark takes seconds to start and torch to import, so they do it at the same time: this module imports nothing that imports torch.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from sparkdiff import jvm
+from sparkdiff.errors import InputError
+from sparkdiff.job.config import Config, request_of
+from sparkdiff.job.loading import check_there, is_function, model_path, start_session
+from sparkdiff.options import Options
+from sparkdiff.report import FineTuningSummary
+from sparkdiff.store.lease import Lease, held
+
+
+def run(config: Config) -> FineTuningSummary:
+    """Run the job and write its folder. If the folder contains a finished run of the same runId, options, data and
+    pipeline, return it.
+
+    Raises:
+        InputError: wrong configuration or data; only caches are written in this case.
+        HeldError: another process is writing this output.
+        SparkdiffError: it failed while running.
+    """
+    _check_places(config)
+    with _alone(config) as lease:
+        return _run(config, lease)
+
+
+def _check_places(config: Config) -> None:
+    """Raise InputError if an input of the job does not exist or its output cannot be written. Does not start Spark."""
+    jvm.check_writable("output", config.output, config.output.parent)
+    for name in ("cacheDir", "checkpointDir"):
+        if given := config.options.get(name):
+            jvm.check_writable(name, given, jvm.folder(name, given))
+    models = [] if is_function(config.pipeline) else [model_path(config.pipeline, config.folder)]
+    check_there(models, config.data, config.folder, config.spark)
+
+
+@contextlib.contextmanager
+def _alone(config: Config) -> Iterator[Lease]:
+    """Within this context, no other process writes the output of the job."""
+    output = config.output
+    missing = [folder for folder in output.parents if not folder.exists()]
+    where, wait = output.with_name(f".{output.name}.lease"), Options.of(config.options).waitForRun
+    try:
+        with contextlib.ExitStack() as stack:
+            try:
+                lease = stack.enter_context(held(where, f"output {output}", wait=wait))
+            except OSError as e:
+                raise InputError(f"output {output} cannot be written ({e.strerror}): choose another folder") from e
+            yield lease
+    finally:
+        for folder in missing:
+            with contextlib.suppress(OSError):  # something was written into it
+                folder.rmdir()
+
+
+def _run(config: Config, lease: Lease) -> FineTuningSummary:
+    found = _finished(config)
+    if found is None and config.output.exists() and not config.overwrite:
+        raise InputError(f"output {config.output} exists: choose another folder, or set output.mode=overwrite")
+    if config.output.exists() and not ((config.output / "summary.json").exists() or not any(config.output.iterdir())):
+        raise InputError(
+            f"output {config.output} contains other files than a run, and overwrite does not delete them: "
+            "choose another folder"
+        )
+    spark = start_session(config.spark, meanwhile="sparkdiff.job.steps")
+    from sparkdiff.job import steps
+
+    return steps.run(config, lease, spark, found)
+
+
+def _finished(config: Config) -> dict[str, Any] | None:
+    """The summary.json of the output folder, if it contains a run with the same settings."""
+    path = config.output / "summary.json"
+    if "runId" not in config.options or not path.exists():
+        return None
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found if found.get("fingerprints", {}).get("request") == request_of(config) else None

@@ -1,0 +1,223 @@
+"""The steps of a job in its session: load, fit, fine-tune, and write the run folder."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from pyspark.ml import Estimator, Pipeline, PipelineModel
+from pyspark.sql import SparkSession
+
+from sparkdiff import jvm
+from sparkdiff.data.cache import ROOM as ROOM_OF_CACHES, root
+from sparkdiff.data.fingerprint import source_facts
+from sparkdiff.data.splits import (
+    REFERENCE,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    Boundaries,
+    Source,
+    find_boundaries,
+    fit_on_training_rows,
+    rule,
+)
+from sparkdiff.errors import InputError
+from sparkdiff.finetune import Outcome, fine_tune, prepare
+from sparkdiff.job.config import Config, request_of
+from sparkdiff.job.loading import function, is_function, load_data, load_model, model_path
+from sparkdiff.options import Options
+from sparkdiff.pipeline.nesting import flatten
+from sparkdiff.report import FineTuningSummary, Phases
+from sparkdiff.store import files
+from sparkdiff.store.digests import check_reads_its_input_only, hash_of, hash_of_folder, params_of
+from sparkdiff.store.files import moved
+from sparkdiff.store.identity import UntoldError, identity
+from sparkdiff.store.lease import Lease
+from sparkdiff.store.run_folder import UNTOLD, told
+
+ROOM = (
+    "free some space and repeat the command, which continues where it stopped, or set output to a folder on a disk "
+    "with more space"
+)
+
+
+def run(config: Config, lease: Lease, spark: SparkSession, found: dict[str, Any] | None) -> FineTuningSummary:
+    """Run the job.
+
+    Args:
+        found: the summary of a finished run of the same settings in the output folder, if there is one.
+    """
+    own = f"{config.output.name}-{hashlib.sha256(str(config.output).encode()).hexdigest()[:8]}"
+    cache = str(config.output.parent / ".cache")
+    options = Options.of({"cacheDir": cache, "verbosity": 1, "runId": own, **config.options})
+    phases = Phases(options.verbosity > 0)
+    with phases.phase("load") as say:
+        sources = [
+            Source(load_data(spark, d, config.folder, s), None if s == TRAIN and VALIDATION not in config.data else s)
+            for s, d in config.data.items()
+        ]
+        say(f"data: {', '.join(config.data)}")
+        made, path = _made(spark, config, sources)
+    with files.room("the fitted pipeline", root(options), ROOM_OF_CACHES):
+        content = None if isinstance(made, Estimator) else hash_of(made, path, root(options))
+    inputs = inputs_of(sources, made, content) if "runId" in config.options else {}
+    if found is not None:
+        before = found["fingerprints"].get("inputs", {})
+        changed = [name for name in sorted({*before, *inputs}) if before.get(name) != inputs.get(name)]
+        if not changed:
+            return _read_summary(found, config)
+        if not config.overwrite:
+            why = "; ".join(
+                f"{k} {inputs[k].rpartition(' ')[0]}" for k in changed if str(inputs.get(k)).startswith(UNTOLD)
+            )
+            raise InputError(
+                f"output {config.output} contains the finished run of runId={options.runId!r}, but its "
+                f"{', '.join(changed)} changed since{f' ({why})' if why else ''}: choose another folder and "
+                "runId, or set output.mode=overwrite and another runId"
+            )
+    parent: dict[str, Any] = {"path": path and path.removeprefix("file://"), "hash": content}
+    # Once, for the fit and the cache.
+    boundaries = find_boundaries(sources, options) if isinstance(made, Estimator) else None
+    if path is None:
+        parent = {"path": None, "function": config.pipeline, "hash": content}
+        if isinstance(made, Estimator):
+            rows = [s for s in sources if s.split not in (TEST, REFERENCE)]
+            with files.room("the fitted pipeline", root(options), ROOM_OF_CACHES), phases.phase("fit") as say:
+                made, folder = fitted_on(made, rows, options, say, boundaries)
+                parent |= {"path": str(folder), "hash": hash_of_folder(folder)}
+    with phases.phase("plan"):
+        task = prepare(made, options, sources[0].df)
+    if options.verbosity:
+        print(task.plan, flush=True)
+    mine = options.runId == own
+    outcome = fine_tune(task, sources, phases, replace=mine, boundaries=boundaries)
+    with phases.phase("save") as say:
+        write_run(outcome, config, phases, parent, inputs, lease)
+        say(str(config.output))
+    if mine:
+        outcome.folder.remove()  # the same command, interrupted before this line, goes on; after it, it begins anew
+    return outcome.summary
+
+
+def inputs_of(sources: list[Source], made: Any, content: str | None) -> dict[str, str]:
+    """Hashes of the inputs of a job, by name: the content of the data, the session's settings, and the pipeline.
+
+    Args:
+        content: the content hash of a fitted pipeline; None if it cannot be saved.
+    """
+
+    def pipeline() -> str:
+        if isinstance(made, Estimator):
+            return params_of(made)
+        stages = [stage for _, stage in flatten(made)]
+        for stage in stages:
+            check_reads_its_input_only(stage)
+        own = [type(s) for s in stages if not type(s).__module__.startswith(("pyspark.ml.", "sparkdiff."))]
+        if content is None:
+            raise UntoldError("it cannot be saved")
+        return f"{content} {identity(own)}"
+
+    facts: dict[str, Any] = {s.split or TRAIN: source_facts(s.df) for s in sources}
+    facts["settings"] = [f.pop("settings") for f in facts.values()]
+    facts["pipeline"] = told(pipeline)
+    return {
+        k: v
+        if k == "pipeline" and v.startswith(UNTOLD)
+        else hashlib.sha256(json.dumps(v, default=str).encode()).hexdigest()
+        for k, v in facts.items()
+    }
+
+
+def _read_summary(found: Mapping[str, Any], config: Config) -> FineTuningSummary:
+    records: Any = pd.read_csv(config.output / "history.csv").to_dict("records")
+    known = {f.name for f in dataclasses.fields(FineTuningSummary)}
+    return FineTuningSummary(**{k: v for k, v in found.items() if k in known}, records=records)
+
+
+def _made(spark: SparkSession, config: Config, sources: list[Source]) -> tuple[Any, str | None]:
+    """The pipeline of the job, fitted or not, and the path that it was loaded from."""
+    if not is_function(config.pipeline):
+        path = model_path(config.pipeline, config.folder)
+        return load_model(spark, path), path
+    train = next(s for s in sources if s.split in (None, TRAIN))
+    return function(config.pipeline, config.folder)(train.df), None
+
+
+def fitted_on(
+    made: Estimator[Any], sources: list[Source], options: Options, say: Any, boundaries: Boundaries | None = None
+) -> tuple[Any, Path]:
+    """The pipeline fitted on the training rows, and its path in the cache folder, where the next run with the same
+    rows finds it.
+
+    A pipeline that its classes and Params do not describe completely is fitted each time.
+    """
+    pipeline = made if isinstance(made, Pipeline) else Pipeline(stages=[made])
+    boundaries = find_boundaries(sources, options) if boundaries is None else boundaries
+    why, divided = "", [*rule(options), *boundaries.deciding]
+    try:
+        facts = [[s.split, source_facts(s.df)] for s in sources]
+        key = json.dumps([params_of(pipeline), facts, divided], default=str)
+        folder = root(options) / f"fitted-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    except UntoldError as e:
+        folder, why = root(options) / f"fitted-{uuid.uuid4().hex[:16]}", f"; not reused by other jobs: {e}"
+    if folder.exists():
+        say("reused: the same pipeline was fitted on the same rows before")
+        return PipelineModel.load(jvm.model_at(folder)), folder
+    fitted = fit_on_training_rows(pipeline, sources, options, boundaries)
+    temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        fitted.write().save(f"file://{temporary}")
+        if not moved(temporary, folder):
+            say("reused: meanwhile another process fitted the same pipeline on the same rows")
+            return PipelineModel.load(jvm.model_at(folder)), folder
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    say(f"fitted {len(fitted.stages)} stages on the training rows{why}")
+    return fitted, folder
+
+
+def write_run(
+    outcome: Outcome, config: Config, phases: Phases, parent: Mapping[str, Any], inputs: Mapping[str, str], lease: Lease
+) -> None:  # fmt: skip
+    """Write the run folder under a temporary name and rename it. An old run is deleted once the new one is complete."""
+    start, output, original = time.perf_counter(), config.output, Path(str(parent.get("path")))
+    temporary, old = (output.with_name(f".{output.name}-{uuid.uuid4().hex[:8]}{end}") for end in ("", ".old"))
+
+    def needed() -> str:
+        return f"about {files.folder_size(original):,} bytes, like the original model" if original.is_dir() else ""
+
+    with files.room("the run", output, ROOM, needed):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            outcome.model.write().save(f"file://{temporary}/model")
+            (temporary / "plan.json").write_text(outcome.plan.toJSON() + "\n")
+            pd.DataFrame(outcome.summary.records).to_csv(temporary / "history.csv", index=False)
+            summary = outcome.summary.asdict()
+            timings = {**phases.timings, "save": time.perf_counter() - start}
+            summary |= {
+                "timings": {k: round(v, 3) for k, v in timings.items()},
+                "fingerprints": {
+                    "cache": outcome.summary.cache["fingerprint"], "request": request_of(config),
+                    **({"inputs": inputs} if inputs else {}),
+                },
+                "parent": parent,
+                "model": {"path": "model", "hash": hash_of_folder(temporary / "model")},
+            }  # fmt: skip
+            (temporary / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
+            lease.check()
+            if output.exists():
+                os.rename(output, old)
+            os.rename(temporary, output)
+        finally:
+            if not output.exists() and old.exists():
+                os.rename(old, output)
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
