@@ -1,0 +1,148 @@
+"""How long does a user wait from the start to the decision, and in which phase?
+
+The bike-sharing demo (6,903 rows that train and decide), as a command and in a session:
+- `command, first` and `command, second`: `sparkdiff finetune --config conf/bikeshare.yaml` in a new process, from its start to
+  its end: without a cache, and again, when the fitted pipeline and the cache are there.
+- `session, first`, `second` and `warm`: `FineTuner.fit` in a session that has fitted the pipeline and done nothing else: without a
+  cache, the same again, and once more without a cache (another split), when Spark's JVM has compiled what it needs.
+- `help` and `plan`: `sparkdiff --help`, and `sparkdiff plan` of the saved pipeline; beside it `load`, a process that starts Spark
+  and loads the pipeline, and nothing else.
+
+With --against FOLDER, another checkout, both take turns; prints the median of each in seconds, the median of the ratios of
+neighbouring turns with an interval that covers it with at least 95% (order statistics; none with fewer than six rounds), and
+writes JSON.
+
+    python benchmarks/decision.py --rounds 7 --against ../before --out decision.json
+"""
+
+import argparse
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parents[1]
+Times = dict[str, dict[str, float]]
+"""Seconds by arm and phase; the phase `all` is the whole."""
+
+SESSION = """
+import json, sys, time
+from pathlib import Path
+from pyspark.sql import SparkSession
+from sparkdiff import FineTuner
+try:
+    from sparkdiff.job import config as _, load_config
+    from sparkdiff.job.loading import function, load_data
+except ImportError:  # a checkout from before the room `job`
+    from sparkdiff.job import load_config
+    from sparkdiff.loading import function, load_data
+spark = SparkSession.builder.config("spark.sql.shuffle.partitions", 4).getOrCreate()
+config = load_config(Path("conf/bikeshare.yaml"), [])
+data = {split: load_data(spark, given, config.folder, split) for split, given in config.data.items()}
+rows = data["train"].union(data["validation"])
+model = function(config.pipeline, config.folder)(data["train"])
+model = model.fit(data["train"]) if hasattr(model, "fit") else model
+found = {}
+for name, seed in (("first", 0), ("second", 0), ("warm", 1)):
+    start = time.perf_counter()
+    tuned = FineTuner(pipeline=model, seed=seed, cacheDir=sys.argv[1]).fit(rows)
+    found[f"session, {name}"] = {**tuned.summary.timings, "all": time.perf_counter() - start}
+print("FOUND " + json.dumps(found))
+"""
+LOAD = """
+import sys
+from pyspark.sql import SparkSession
+from pyspark.ml import PipelineModel
+spark = SparkSession.builder.getOrCreate()
+PipelineModel.load(sys.argv[1])
+"""
+
+
+def timed(checkout: Path, *arguments: str) -> tuple[float, str]:
+    """Seconds and output of a Python process that imports the package from this checkout."""
+    environment = os.environ | {"PYTHONPATH": str(checkout), "SPARK_CONF_DIR": str(checkout / "conf")}
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=checkout, env=environment, stdin=subprocess.DEVNULL, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    seconds = time.perf_counter() - start
+    if done.returncode:
+        sys.exit(f"{' '.join(arguments)} in {checkout} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
+    return seconds, done.stdout
+
+
+def command(checkout: Path, folder: Path) -> dict[str, float]:
+    output = folder / "run"
+    told = ["--config", "conf/bikeshare.yaml", f"output.path={output}", f"fineTuner.cacheDir={folder / 'caches'}"]
+    seconds, _ = timed(checkout, "-m", "sparkdiff", "finetune", *told)
+    phases: dict[str, float] = json.loads((output / "summary.json").read_text())["timings"]
+    return {"start": seconds - sum(phases.values()), **phases, "all": seconds}
+
+
+def arms(checkout: Path) -> Times:
+    """All arms of one checkout, once."""
+    with tempfile.TemporaryDirectory(prefix="decision-") as name:
+        folder, found = Path(name), {}
+        found["help"] = {"all": timed(checkout, "-m", "sparkdiff", "--help")[0]}
+        found["command, first"] = command(checkout, folder)
+        found["command, second"] = command(checkout, folder)
+        model = str(folder / "run" / "model")
+        found["load"] = {"all": timed(checkout, "-c", LOAD, model)[0]}
+        found["plan"] = {"all": timed(checkout, "-m", "sparkdiff", "plan", model)[0]}
+        _, said = timed(checkout, "-c", SESSION, str(folder / "others"))
+        (line,) = (line for line in said.splitlines() if line.startswith("FOUND "))
+        return found | json.loads(line.removeprefix("FOUND "))
+
+
+def interval(values: list[float]) -> tuple[float, float] | None:
+    """Two of the values, between which the median lies with a probability of at least 0.95; None if they are too few."""
+    n, tail, k = len(values), 0.0, 0
+    while (tail := tail + math.comb(n, k) / 2**n) <= 0.025:
+        k += 1
+    return (sorted(values)[k - 1], sorted(values)[n - k]) if k else None
+
+
+def table(rounds: list[list[Times]]) -> list[str]:
+    """A line per arm and phase, from rounds of one or two checkouts."""
+    lines = []
+    for arm in rounds[0][0]:
+        phases = dict.fromkeys(p for one in rounds for times in one for p in times[arm])
+        for phase in sorted(phases, key=lambda p: p == "all"):
+            each = [[times[arm].get(phase, 0.0) for times in one] for one in rounds]
+            line = f"| {arm} | {phase} | " + " | ".join(f"{statistics.median(c):.2f}" for c in zip(*each, strict=True))
+            if len(each[0]) == 2 and all(old > 0.05 for _, old in each):
+                ratios = [new / old for new, old in each]
+                span = interval(ratios)
+                line += f" | {statistics.median(ratios):.2f}" + (f" ({span[0]:.2f} to {span[1]:.2f})" if span else "")
+            lines.append(line + " |")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--against", type=Path, metavar="FOLDER", help="a checkout of another version")
+    parser.add_argument("--smoke", action="store_true", help="one round")
+    parser.add_argument("--out", type=Path, help="where to write the times of every round as JSON")
+    given = parser.parse_args()
+    checkouts = [HERE, *([given.against.resolve()] if given.against else [])]
+    rounds: list[list[Times]] = []
+    for i in range(1 if given.smoke else given.rounds):
+        order = checkouts if i % 2 == 0 else checkouts[::-1]
+        times = {checkout: arms(checkout) for checkout in order}
+        rounds.append([times[checkout] for checkout in checkouts])
+        if given.out:
+            given.out.write_text(json.dumps(rounds, indent=1) + "\n")
+    print("| arm | phase | seconds |" + (" before | ratio |" if given.against else ""))
+    print("|---|---|---|" + ("---|---|" if given.against else ""))
+    print("\n".join(table(rounds)))
+
+
+if __name__ == "__main__":
+    main()
