@@ -1,13 +1,12 @@
 """How fast is the stream next to indexing a tensor in memory?
 
 Shuffled batches of a cache made with pyarrow, from both back ends, from memory and from files, against
-`x.index_select(0, rows)` on tensors that are already there, in the same run. CPU time; prints a table, writes JSON, and
-fails where a later epoch from memory costs more than twice the baseline.
+`x.index_select(0, rows)` on tensors that are already there, in the same run. The ratio is that of the CPU time per row; prints a
+table, writes JSON, and fails where a later epoch from memory costs more than twice the baseline.
 
-    python benchmarks/stream.py --rows 64000 --features 30 --batch 128 --json stream.json
+    python benchmarks/stream.py --rows 64000 --features 30 500 --batch 128 --out stream.json
 """
 
-import argparse
 import hashlib
 import json
 import statistics
@@ -22,8 +21,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from common import exit_code, options, parser, write
 
 from sparkdiff.data.stream import Stream, petastorm
+from sparkdiff.data.stream.manifest import FORMAT
 
 VIRTUAL_SHARDS, PIECES, SCALARS = 8, 2, ("label", "weight")
 BOUND = 2.0
@@ -46,7 +47,7 @@ def write_cache(folder: Path, rows: int, features: int) -> None:
             shards[v].append({"path": path, "rows": n, "bytes": len(data), "sha256": sha256})
     columns = [{"name": "c0", "column": "features", "kind": "dense", "width": features}]
     columns += [{"name": name, "column": name, "kind": "scalar", "width": 1} for name in SCALARS]
-    manifest = {"format": 1, "fingerprint": "", "virtualShards": VIRTUAL_SHARDS, "columns": columns}
+    manifest = {"format": FORMAT, "fingerprint": "", "virtualShards": VIRTUAL_SHARDS, "columns": columns}
     (folder / "manifest.json").write_text(json.dumps(manifest | {"splits": {"train": shards}}))
 
 
@@ -104,26 +105,33 @@ def measure(folder: Path, batch: int, repeats: int) -> dict[str, Any]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=64_000)
-    parser.add_argument("--features", type=int, default=30)
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--json", type=Path, help="where to write the results")
-    options = parser.parse_args()
+    p = parser(__doc__)
+    p.add_argument("--rows", type=int, default=64_000)
+    p.add_argument("--features", type=int, nargs="+", default=[30, 500])
+    p.add_argument("--batch", type=int, default=128)
+    p.add_argument("--repeats", type=int, default=9)
+    given = options(p, rows=1024, repeats=1)
     torch.set_num_threads(1)  # two that share a core wait for each other, and then that is what is measured
-    with tempfile.TemporaryDirectory() as folder:
-        write_cache(Path(folder), options.rows, options.features)
-        report = measure(Path(folder), options.batch, options.repeats)
-    print(f"{report['rows']:,} rows, {report['features']} features, batches of {report['batch']}; CPU time of an epoch")
-    print(f"{'stream':30} {'times index_select':>18} {'rows per CPU s':>14}")
-    for r in report["results"]:
-        print(f"{r['stream']:30} {r['ratio']:18.2f} {r['rowsPerSecond']:14,.0f}")
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
-    slow = [r["stream"] for r in report["results"] if r["stream"].endswith("later") and r["ratio"] > BOUND]
-    print(f"A later epoch from memory may cost {BOUND} times the baseline:", f"exceeded by {slow}" if slow else "kept")
-    return 1 if slow else 0
+    reports = []
+    for features in given.features:
+        with tempfile.TemporaryDirectory() as folder:
+            write_cache(Path(folder), given.rows, features)
+            reports.append(measure(Path(folder), given.batch, given.repeats))
+    print(f"{given.rows:,} rows in batches of {given.batch}; CPU time of a row against index_select's\n")
+    print("| features | stream | ratio | rows per CPU s |\n|---|---|---|---|")
+    figures = {}
+    for report in reports:
+        for r in report["results"]:
+            figures[f"{report['features']} features, {r['stream']}"] = r["ratio"]
+            print(f"| {report['features']} | {r['stream']} | {r['ratio']:.2f} | {r['rowsPerSecond']:,.0f} |")
+    if reports[0]["petastorm"] != "used":
+        print(f"\nPetastorm is left out: {reports[0]['petastorm']}")
+    write(given, reports, figures)
+    slow = [name for name, ratio in figures.items() if name.endswith("later") and ratio > BOUND]
+    print(
+        f"\nA later epoch from memory may cost {BOUND} times the baseline:", f"exceeded by {slow}" if slow else "kept"
+    )
+    return exit_code(given, slow)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,73 @@
+"""What the benchmarks share: their flags, where they ran, and the JSON that they write."""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sparkdiff.report.record import versions
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = ROOT / "conf" / "bikeshare.yaml"
+
+
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """A parser that knows --smoke and --out."""
+    out = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    out.add_argument("--smoke", action="store_true", help="run every arm once on little data, without bounds")
+    out.add_argument("--out", type=Path, metavar="FILE", help="where to write the results as JSON")
+    return out
+
+
+def options(parser: argparse.ArgumentParser, **smoke: Any) -> argparse.Namespace:
+    """The options of the command line; with --smoke those that are not given are as small as `smoke` says."""
+    if "--smoke" in sys.argv[1:]:
+        parser.set_defaults(**smoke)
+    return parser.parse_args()
+
+
+def processor() -> str:
+    if (cpus := Path("/proc/cpuinfo")).exists():
+        for line in cpus.read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def surroundings() -> dict[str, Any]:
+    """When, on which machine and with which versions this runs."""
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "commit": git.stdout.strip(),
+        "machine": {"processor": processor(), "cores": cores, "memoryGiB": round(memory, 1), "system": platform.system()},
+        "versions": versions(),
+    }  # fmt: skip
+
+
+def write(given: argparse.Namespace, results: Any, figures: Mapping[str, float]) -> None:
+    """Write the results to --out, if it is given; `figures` are those that a later run is compared with."""
+    if given.out:
+        chosen = {k: str(v) if isinstance(v, Path) else v for k, v in vars(given).items()}
+        report = {**surroundings(), "options": chosen, "figures": dict(figures), "results": results}
+        given.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def exit_code(given: argparse.Namespace, missed: object) -> int:
+    """1 where a bound is missed; the small data of --smoke are held against none."""
+    if given.smoke:
+        print("\nA smoke run: on so little data no bound counts, and no figure.")
+    return int(bool(missed) and not given.smoke)
