@@ -3,8 +3,8 @@
 The bike-sharing demo (6,903 rows that train and decide), as a command and in a session:
 - `command, first` and `command, second`: `sparkdiff finetune --config conf/bikeshare.yaml` in a new process, from its start to
   its end: without a cache, and again, when the fitted pipeline and the cache are there.
-- `session, first`, `second` and `warm`: `FineTuner.fit` in a session that has fitted the pipeline and done nothing else: without a
-  cache, the same again, and once more without a cache (another split), when Spark's JVM has compiled what it needs.
+- `session, first`, `second` and `warm`: `FineTuner.fit` in a session that has fitted the pipeline and done nothing else: without
+  a cache, the same again, and once more without a cache (another split), when Spark's JVM has compiled what it needs.
 - `help` and `plan`: `sparkdiff --help`, and `sparkdiff plan` of the saved pipeline; beside it `load`, a process that starts Spark
   and loads the pipeline, and nothing else.
 
@@ -15,7 +15,6 @@ writes JSON.
     python benchmarks/decision.py --rounds 7 --against ../before --out decision.json
 """
 
-import argparse
 import json
 import math
 import os
@@ -26,7 +25,8 @@ import tempfile
 import time
 from pathlib import Path
 
-HERE = Path(__file__).parents[1]
+from common import ROOT, options, parser, write
+
 Times = dict[str, dict[str, float]]
 """Seconds by arm and phase; the phase `all` is the whole."""
 
@@ -124,21 +124,29 @@ def table(rounds: list[list[Times]]) -> list[str]:
     return lines
 
 
+def figures(rounds: list[list[Times]]) -> dict[str, float]:
+    """The median seconds of every arm of this checkout, and over those of the other."""
+    out = {}
+    for arm in rounds[0][0]:
+        each = [[times[arm]["all"] for times in one] for one in rounds]
+        out[f"{arm}, s"] = statistics.median(seconds[0] for seconds in each)
+        if len(each[0]) == 2:
+            out[f"{arm}, ratio"] = statistics.median(new / old for new, old in each)
+    return out
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--against", type=Path, metavar="FOLDER", help="a checkout of another version")
-    parser.add_argument("--smoke", action="store_true", help="one round")
-    parser.add_argument("--out", type=Path, help="where to write the times of every round as JSON")
-    given = parser.parse_args()
-    checkouts = [HERE, *([given.against.resolve()] if given.against else [])]
+    p = parser(__doc__)
+    p.add_argument("--rounds", type=int, default=7)
+    p.add_argument("--against", type=Path, metavar="FOLDER", help="a checkout of another version")
+    given = options(p, rounds=1)
+    checkouts = [ROOT, *([given.against.resolve()] if given.against else [])]
     rounds: list[list[Times]] = []
-    for i in range(1 if given.smoke else given.rounds):
+    for i in range(given.rounds):
         order = checkouts if i % 2 == 0 else checkouts[::-1]
         times = {checkout: arms(checkout) for checkout in order}
         rounds.append([times[checkout] for checkout in checkouts])
-        if given.out:
-            given.out.write_text(json.dumps(rounds, indent=1) + "\n")
+        write(given, rounds, figures(rounds))
     print("| arm | phase | seconds |" + (" before | ratio |" if given.against else ""))
     print("|---|---|---|" + ("---|---|" if given.against else ""))
     print("\n".join(table(rounds)))
