@@ -257,7 +257,7 @@ class _TunerWriter(jvm.Writer):
 
     def saveImpl(self, path: str) -> None:
         tuner, options = self.instance, self.instance.options()
-        params = {name: v for name, v in options.asdict().items() if tuner.isSet(name)}
+        params = {name: v for name, v in options.asdict(every=True).items() if tuner.isSet(name)}
         if callable(options.loss) and not _has_name(options.loss):
             name = callable_name(options.loss)
             raise InputError(f"loss={name} cannot be saved: define it as a function at the top level of a module")

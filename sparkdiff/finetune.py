@@ -201,6 +201,7 @@ class Fitted:
         frozen: per parameter the number of entries that did not train, because too few rows have them.
         lost: a sentence for every restart after lost processes.
         unsaved: why a checkpoint could not be written; empty if all were written.
+        cut: that maxSeconds ended training while candidates were still active; empty if not.
     """
 
     found: Trained
@@ -208,6 +209,7 @@ class Fitted:
     frozen: dict[str, int]
     lost: list[str]
     unsaved: str
+    cut: str
     wishes: monotone.Wishes | None
     folder: RunFolder
 
@@ -340,8 +342,9 @@ def _train(run: Run, original: Measured, recipes: Sequence[Recipe] | None, *, re
             training, lost = launch.run(assignment, data.stream, folder, say.now, run.phases.on_epoch)
             folder.check()
         return Fitted(
-            training.found(network), training.chosen.metric, start.frozen, lost, training.unsaved, wishes, folder
-        )
+            training.found(network), training.chosen.metric, start.frozen, lost, training.unsaved, training.cut, wishes,
+            folder,
+        )  # fmt: skip
 
 
 def _wishes(run: Run) -> monotone.Wishes:
@@ -410,7 +413,7 @@ def _summary(
         stages={k: {"largest": a, "rootMeanSquare": b} for k, (a, b) in found.moved.items()} if judgement.accepted else {},
         timings={k: round(v, 3) for k, v in run.phases.timings.items()}, stream=run.data.stream.backend,
         cache={"hit": run.cache.hit, "fingerprint": run.cache.fingerprint},
-        options=task.options.asdict() | {
+        options=task.options.asdict(every=True) | {
             "labelCol": task.labelCol, "weightCol": task.weightCol, "metric": task.options.metric or metric.name,
         },
         versions=versions(), warnings=_warnings(run, fitted, judged, now, doubts),
@@ -426,7 +429,7 @@ def _warnings(run: Run, fitted: Fitted, judged: Judged, tuned: Score, doubts: Se
     """Reasons to doubt the figures."""
     task, o, goal, judgement = run.task, run.task.options, run.goal, judged.judgement
     warnings = [
-        *judgement.verdict.warnings, *unreadable_by_older_spark(task.model), *doubts, *filter(None, [fitted.unsaved]),
+        *judgement.verdict.warnings, *unreadable_by_older_spark(task.model), *doubts, *filter(None, [fitted.unsaved, fitted.cut]),
         *judged.warnings,
     ]  # fmt: skip
     warnings += [f"{loss}; training continued from the last checkpoint" for loss in fitted.lost]

@@ -35,7 +35,7 @@ ELSEWHERE = {
 
 
 def option(default: Any, help: str, **rules: Any) -> Any:
-    """A field with its help text and its rules: kind, low, high, openLow, openHigh, choices, refused, callable, sum, lists, nested, folder."""
+    """A field with its help text and its rules: kind, low, high, openLow, openHigh, choices, refused, callable, sum, lists, nested, folder, later."""
     if isinstance(default, dict):
         return dataclasses.field(default_factory=lambda: dict(default), metadata={"help": help, "kind": dict, **rules})
     return dataclasses.field(default=default, metadata={"help": help, "kind": type(default), **rules})
@@ -72,6 +72,8 @@ class Options:
     gradientClip: float | None = option(None, "largest norm of the gradient, in natural units; larger gradients are scaled down", kind=float, low=0, openLow=True)
     maxEpochs: int = option(120, "largest number of epochs", low=1)
     patience: int = option(20, "number of epochs without a better validation metric after which a candidate stops", low=1)
+    minDelta: float = option(0.0, "least improvement that counts for patience, as a share of the original's metric; 0 counts any. The best epoch decides in any case", low=0, later=True)
+    maxSeconds: float | None = option(None, "seconds of training after which no other epoch begins, those before an interruption included; if unset, no limit. The best epoch so far decides", kind=float, low=0, openLow=True, later=True)
     batchSize: int = option(128, "rows per optimizer step, counted over all processes; rounded up to a multiple of 8", low=1)
     guard: float = option(0.025, "p-value needed to accept the tuned pipeline; 1 accepts any gain", low=0, high=1, openLow=True)
     guardCols: tuple[str, ...] = option((), "columns whose values define slices of the validation rows; if a slice gets worse, the original is kept", items="column names")
@@ -116,9 +118,18 @@ class Options:
             raise InputError("; ".join(problems))
         return Options(**values)
 
-    def asdict(self) -> dict[str, Any]:
-        """Values that JSON can hold, for the report."""
-        out = {name: getattr(self, name) for name in FIELDS}
+    def asdict(self, *, every: bool = False) -> dict[str, Any]:
+        """Values that JSON can hold.
+
+        Args:
+            every: also options that are `later` than saved runs, where they have their default. Without them, the settings of a
+                run are those that an earlier version saved.
+        """
+        out = {
+            n: getattr(self, n)
+            for n, f in FIELDS.items()
+            if every or not f.metadata.get("later") or getattr(self, n) != f.default
+        }
         out["loss"] = callable_name(self.loss) if callable(self.loss) else self.loss
         return {
             k: list(v) if isinstance(v, tuple) else dict(v) if isinstance(v, Mapping) else v for k, v in out.items()

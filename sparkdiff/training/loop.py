@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import itertools
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -69,12 +70,13 @@ class Trained:
 
 @dataclasses.dataclass
 class Standing:
-    """The state of a candidate: its best epoch, the parameters of that epoch, and the number of epochs since."""
+    """The state of a candidate: its best epoch, the parameters of that epoch, and the number of epochs since one that counted."""
 
     metric: float
     flat: Tensor  # (p,)
     gain: float = 0.0  # the sum of its blocks
     column: int = -1  # where its blocks are among all gains; -1: it is the original
+    counted: float = 0.0  # the gain of the last epoch that counted for patience
     since: int = 0
     active: bool = True
 
@@ -95,10 +97,12 @@ class Training:
         self.start = flattened(network)
         self.standings = [Standing(original.mean, self.start) for _ in recipes]
         self.rounding = ROUNDING * float(original.blocks.abs().sum())
+        self.least = max(self.rounding, options.minDelta * abs(float(original.blocks.sum())))
         self.history = [_entry(0, k, r, math.nan, original.value) for k, r in enumerate(recipes)]
         self.gains: list[Tensor] = []
         self.columns: list[tuple[int, int]] = []
         self.epoch, self.step, self.ended = 1, 0, False  # the next step of the current epoch
+        self.began, self.before = time.monotonic(), 0.0  # seconds of training until this process resumed it
         self.unsaved = ""  # the first checkpoint that couldn't be written, and why
         self.candidates: Candidates | None = None  # those that are active, from the first step on
         self._saved: Mapping[str, Any] | None = None
@@ -118,8 +122,24 @@ class Training:
                 best = standing
         return best
 
+    @property
+    def seconds(self) -> float:
+        """Seconds of training, those before the checkpoint that it was resumed from included."""
+        return self.before + time.monotonic() - self.began
+
+    @property
+    def cut(self) -> str:
+        """That maxSeconds ended the training, while candidates were active; empty if not."""
+        if not (self.ended and self.active and self.epoch <= self.options.maxEpochs):
+            return ""
+        return (
+            f"maxSeconds={self.options.maxSeconds:g} ended training after epoch {self.epoch - 1}, when {len(self.active)} of "
+            f"{len(self.recipes)} candidates had not stopped: with more time they may gain more"
+        )
+
     def begin(self, data: Data) -> Candidates:
         """Make the candidates that are active, as they were when the training was saved."""
+        self.began = time.monotonic()
         affine = affine_network(self.network, widths(self.network, data))
         if affine is not None and self.monotone is None and not _agrees(affine, self.network, data):
             affine = None
@@ -150,7 +170,7 @@ class Training:
             "gains": torch.stack(self.gains) if self.gains else torch.empty(0), "columns": self.columns,
             "standings": [vars(s) for s in self.standings],
             "candidates": self.candidates.state() if self.candidates and not self.ended else None,
-            "unsaved": self.unsaved,
+            "unsaved": self.unsaved, "seconds": self.seconds,
         }  # fmt: skip
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -167,8 +187,9 @@ class Training:
         self.epoch, self.step, self.ended = state["epoch"], state["step"], state["ended"]
         self.history, self.gains = list(state["history"]), list(state["gains"])
         self.columns = [(k, epoch) for k, epoch in state["columns"]]
-        self.standings = [Standing(**s) for s in state["standings"]]
-        self._saved, self.unsaved = state["candidates"], state["unsaved"]
+        # Earlier versions, in which every better epoch counted, saved neither `counted` nor `seconds`.
+        self.standings = [Standing(**{"counted": s["gain"], **s}) for s in state["standings"]]
+        self._saved, self.unsaved, self.before = state["candidates"], state["unsaved"], state.get("seconds", 0.0)
 
     def fit(self, candidates: Candidates, data: Data, batch: Batch, objective: Objective) -> None:
         """One step of every active candidate on the rows of a batch that belong to this process (there may be none).
@@ -226,20 +247,28 @@ class Training:
         if candidates.lazy:
             memory.trim()
         self.epoch, self.step = self.epoch + 1, 0
-        self.ended = self.epoch > self.options.maxEpochs or not self.active
+        self.ended = self.epoch > self.options.maxEpochs or not self.active or self._over(data)
         rows = [j for j, k in enumerate(active) if self.standings[k].active]
         if rows and len(rows) < len(active):
             self.candidates = candidates.kept(rows)
         return self.candidates or candidates
 
+    def _over(self, data: Data) -> bool:
+        """Whether maxSeconds have passed, by the clock of the first process, so that all processes end after the same epoch."""
+        if self.options.maxSeconds is None:
+            return False
+        seconds = torch.tensor(0.0 if data.team.rank else self.seconds, dtype=torch.float64)
+        data.team.sum_(seconds)
+        return float(seconds) >= self.options.maxSeconds
+
     def _improves(self, standing: Standing, metric: float) -> bool:
         """Take note of the newest column; returns whether it is the candidate's best."""
         gain = float(total_gain(self.gains[-1]))
         better = self._exceeds(gain, standing)
+        counts = gain > standing.counted + self.least
+        standing.counted, standing.since = (gain, 0) if counts else (standing.counted, standing.since + 1)
         if better:
-            standing.metric, standing.gain, standing.column, standing.since = metric, gain, len(self.gains) - 1, 0
-        else:
-            standing.since += 1
+            standing.metric, standing.gain, standing.column = metric, gain, len(self.gains) - 1
         standing.active = math.isfinite(metric) and standing.since < self.options.patience
         return better
 
@@ -263,9 +292,9 @@ def train(
 ) -> None:  # fmt: skip
     """Train on the train split until the end, and measure on the validation split after every epoch.
 
-    All candidates see the same batches. A candidate stops when its validation metric hasn't improved for
-    `options.patience` epochs, or when it diverges: its training loss or its metric is not finite. `on_step` is called
-    after every step and every epoch.
+    All candidates see the same batches. A candidate stops when its validation metric hasn't improved (by `options.minDelta`)
+    for `options.patience` epochs, or when it diverges: its training loss or its metric is not finite. All stop after the
+    epoch in which `options.maxSeconds` have passed. `on_step` is called after every step and every epoch.
     """
     options = training.options
     with one_thread_for_small_steps(len(training.units.unit) * options.batchSize):

@@ -291,10 +291,15 @@ def test_sign_flipped_gradients_return_the_original_object(
 
 
 @pytest.mark.once
-def test_guard_1_accepts_any_gain(df: DataFrame, numeric: PipelineModel, shared: Path) -> None:
-    found = tune(numeric, df, shared, maxEpochs=1, learningRate=1e-6, guard=1.0)
+def test_guard_1_accepts_any_gain_and_maxSeconds_says_that_it_ended_training(
+    df: DataFrame, numeric: PipelineModel, shared: Path
+) -> None:
+    found = tune(numeric, df, shared, maxEpochs=9, maxSeconds=1e-9, learningRate=1e-6, guard=1.0)
     assert found.summary.decision == "tuned"
     assert 0 < found.summary.gain < 1e-3
+    assert [r["epoch"] for r in found.summary.records] == [0, 1]
+    assert any(w.startswith("maxSeconds=1e-09 ended training after epoch 1") for w in found.summary.warnings)
+    assert (found.getMaxSeconds(), found.summary.options["minDelta"]) == (1e-9, 0.0)
 
 
 def test_nothing_of_the_callers_changes(spark: SparkSession, df: DataFrame, folder: Path) -> None:

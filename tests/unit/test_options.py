@@ -96,6 +96,12 @@ def test_values_are_converted(name: str, given: Any, taken: Any) -> None:
         ("maxEpochs", 0, r"The 'maxEpochs' option must be in \[1, inf\). Got 0 instead."),
         ("batchSize", 0, "must be in"),
         ("patience", 0, "must be in"),
+        ("minDelta", -0.01, r"The 'minDelta' option must be in \[0, inf\). Got -0.01 instead."),
+        ("minDelta", "small", "must be a finite number"),
+        ("minDelta", None, "must be a finite number"),
+        ("maxSeconds", 0, r"The 'maxSeconds' option must be in \(0, inf\). Got 0.0 instead."),
+        ("maxSeconds", float("inf"), "must be a finite number"),
+        ("maxSeconds", "1h", "The 'maxSeconds' option must be a finite number. Got '1h' instead."),
         ("seed", -1, "must be in"),
         ("seed", 2**63, "must be in"),
         ("learningRate", 0, r"must be in \(0, inf\). Got 0.0 instead."),
@@ -180,6 +186,15 @@ def test_options_that_exclude_each_other(pair: dict[str, Any]) -> None:
     assert all(f"{name}={value!r}" in str(caught.value) for name, value in pair.items())
     for name in pair:
         Options.of({name: pair[name]})
+
+
+def test_an_option_that_came_later_names_no_run_at_its_default() -> None:
+    """The settings of a run are compared with those that an earlier version saved."""
+    later = {"minDelta": 0.1, "maxSeconds": 60.0}
+    assert not later.keys() & Options().asdict().keys()
+    assert not later.keys() & Options.of({"minDelta": 0, "maxSeconds": None}).asdict().keys()
+    assert Options.of(later).asdict().items() >= later.items()
+    assert Options().asdict(every=True).keys() == {f.name for f in dataclasses.fields(Options)}
 
 
 def test_none_is_as_good_as_unset() -> None:

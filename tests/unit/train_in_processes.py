@@ -91,6 +91,8 @@ CASES = {
         {"batchSize": 32, "loss": "auc", "guardCols": ("who",), "penalties": {"parityGap": {"who": 0.5}}}, classes=True,
         sliced=True,
     ),
+    # All end after the first of many epochs, by the clock of one.
+    "an end by the clock": Case(dense, 6, AUGMENTED[:1], {"batchSize": 32, "maxEpochs": 99, "maxSeconds": 1e-9}),
     "trees": Case(
         lambda: network((trees(GBTRegression, 5), ["x"], "p")), TREE_WIDTH,
         (Recipe(3e-2, 1e-3), Recipe(1e-2, 1e-3, noise=0.2), Recipe(0.3, 1e-2, "newton")), {"batchSize": 24},

@@ -1,7 +1,7 @@
 """What training keeps of its candidates: the column that was tested ships, and those that diverged are counted."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation import guard
 from sparkdiff.evaluation.acceptance import Judgement, divergence, reason
+from sparkdiff.evaluation.data import Data
 from sparkdiff.evaluation.ledger import diverged
 from sparkdiff.evaluation.scores import Score, Tally
 from sparkdiff.objectives.losses import resolve
@@ -176,6 +177,87 @@ def test_a_column_that_gains_here_what_it_loses_there_counts_as_tried() -> None:
     found = trained(Score(5 * ones, ones, 0), lambda k, epoch: Score(5 * ones - even, ones, 0), 1, 2)
     assert found.ledger.chosen == -1
     assert found.ledger.gains.tolist() == [even.tolist()] * 2
+
+
+# Early ends ----------------------------------------------------------------------------------------------------------
+
+
+def training_of(*metrics: float, data: Any = None, begun: Mapping[str, Any] | None = None, **given: Any) -> Training:
+    """The ended training of a candidate with these metrics, of an original of 5, from a state if one is given."""
+    ones = torch.ones(60, dtype=F64)
+    options = Options.of({"maxEpochs": len(metrics), **given})
+    net = network((linear(), ["x"], "prediction"))
+    training = Training(
+        net, [Recipe(0.1, 0.0)], options, natural_units(net, {"x": 1}, options), Score(5 * ones, ones, 0)
+    )
+    if begun is not None:
+        training.load(begun)
+    scores = Columns(lambda k, epoch: Score(metrics[epoch - 1] * ones, ones, 0), 1, [0], epoch=training.epoch - 1)
+    training.candidates = scores  # type: ignore[assignment]
+    while not training.ended:
+        training.validate(scores, data, resolve("squared", {}, net.head, ("prediction",), stats()), Metric("any"))  # type: ignore[arg-type]
+    return training
+
+
+def test_small_improvements_do_not_extend_the_patience_unless_they_add_up() -> None:
+    falling = [4.0, 3.9, 3.8, 3.7, 3.6, 3.6, 3.6]
+
+    def end(*metrics: float, **given: Any) -> tuple[int, int]:
+        """The last epoch, and the best."""
+        training = training_of(*metrics, patience=3, **given)
+        assert not training.cut
+        return training.epoch - 1, training.columns[training.chosen.column][1]
+
+    assert end(*falling) == end(*falling, minDelta=0) == end(*falling, minDelta=0.01) == (7, 5)
+    assert end(*falling, minDelta=0.1) == (4, 4)  # 0.5 of 5; the best epoch did not count
+    assert end(*falling, minDelta=0.05) == (7, 5)  # 4.0 counts, and 3.7
+    assert end(*falling, minDelta=1.0) == (3, 3)  # none counts
+    assert training_of(5.5, 5.5, 4.0, 4.0, patience=2, minDelta=0.01).epoch == 3
+
+
+def test_a_checkpoint_of_an_earlier_version_goes_on_with_the_patience_it_had() -> None:
+    metrics = [4.0, 4.5, 4.2, 3.9, 4.5, 4.5, 4.5]
+    whole, state = training_of(*metrics, patience=3), training_of(*metrics[:3], patience=3).state()
+    assert state["standings"][0]["since"] == 2
+    earlier = {k: v for k, v in state.items() if k != "seconds"} | {"ended": False}
+    earlier["standings"] = [
+        {k: v for k, v in s.items() if k != "counted"} | {"active": True} for s in state["standings"]
+    ]
+    resumed = training_of(*metrics, patience=3, begun=earlier)
+    assert (resumed.history, resumed.epoch, resumed.chosen.column) == (whole.history, 8, 3)
+
+
+class Clock:
+    """A team whose first process has trained for so many seconds, and this process, one of the others, for none."""
+
+    rank = 1
+
+    def __init__(self, *seconds: float) -> None:
+        self.seconds, self.team = iter(seconds), self
+
+    def sum_(self, tensor: Tensor) -> None:
+        assert not tensor
+        tensor += next(self.seconds)
+
+
+def test_the_clock_of_the_first_process_ends_training_in_all() -> None:
+    training = training_of(4.0, 3.0, 2.0, 1.0, maxSeconds=10, data=Clock(5.0, 9.9, 10.1))
+    assert (training.epoch, training.chosen.column) == (4, 2)
+    assert training.cut == (
+        "maxSeconds=10 ended training after epoch 3, when 1 of 1 candidates had not stopped: with more time they may gain more"
+    )
+    assert not training_of(4.0, 3.0, maxSeconds=10, data=Clock(5.0, 11.0)).cut  # it was the last epoch
+    assert not training_of(4.0, 6.0, 6.0, patience=1, maxSeconds=10, data=Clock(5.0, 11.0)).cut  # it had stopped
+    assert training_of(4.0, 3.0).epoch == 3  # without a limit nobody is asked
+
+
+def test_seconds_of_earlier_attempts_count() -> None:
+    alone = Data(None, {})  # type: ignore[arg-type]
+    state = training_of(4.0, 3.0).state() | {"seconds": 1e6, "ended": False}
+    resumed = training_of(4.0, 3.0, 2.0, 1.0, begun=state, maxSeconds=1e6, data=alone)
+    assert (resumed.epoch, bool(resumed.cut)) == (4, True)
+    assert resumed.state()["seconds"] >= 1e6
+    assert training_of(4.0, 3.0, 2.0, 1.0, begun=state, maxSeconds=1e7, data=alone).epoch == 5
 
 
 # Divergence -----------------------------------------------------------------------------------------------------------
