@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sparkdiff.objectives.lbfgs import LBFGS
 from sparkdiff.rows import Rows, SparseRows, matrix, taken, width
 
 LEAST = 30
@@ -199,7 +200,7 @@ def _fit(columns: Sequence[Rows], held: Tensor) -> list[Tensor]:
     intercept = torch.zeros((), dtype=torch.float64, requires_grad=True)
     sign = held.to(torch.float64) * 2 - 1
     share = torch.where(held, 0.5 / held.sum().clamp_min(1), 0.5 / (~held).sum().clamp_min(1))
-    optimizer = torch.optim.LBFGS([*weights, intercept], max_iter=STEPS, history_size=10, line_search_fn="strong_wolfe")
+    optimizer = LBFGS([*weights, intercept], max_iter=STEPS, history_size=10, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimizer.zero_grad()

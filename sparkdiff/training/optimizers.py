@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
+from sparkdiff.objectives.lbfgs import LBFGS
 from sparkdiff.training.parameters import NaturalUnits
 from sparkdiff.training.recipes import Recipe, by_newton
 from sparkdiff.training.updates import DenseUpdates
@@ -70,7 +71,7 @@ class EpochSteps:
     def __init__(self, recipes: Sequence[Recipe], size: int):
         self.recipes, self.newton = recipes, by_newton(recipes)
         self.lbfgs = {
-            k: torch.optim.LBFGS([torch.zeros(size, dtype=torch.float64)], r.learningRate, max_iter=1)
+            k: LBFGS([torch.zeros(size, dtype=torch.float64)], r.learningRate, max_iter=1)
             for k, r in enumerate(recipes)
             if r.optimizer == "lbfgs"
         }
