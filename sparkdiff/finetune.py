@@ -35,7 +35,7 @@ from sparkdiff.pipeline.network import Network
 from sparkdiff.pipeline.parity import Parity
 from sparkdiff.pipeline.plan import Plan, plan_of
 from sparkdiff.pipeline.roles import Roles
-from sparkdiff.pipeline.schema import SchemaOrRows
+from sparkdiff.pipeline.schema import SchemaOrRows, is_plain
 from sparkdiff.pipeline.write_back import write_back
 from sparkdiff.report import FineTuningSummary, Phases
 from sparkdiff.report.record import versions
@@ -43,7 +43,7 @@ from sparkdiff.stages.base import columns_of
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.stages.trainable import SUPPORT, LabelStats
 from sparkdiff.store.files import room
-from sparkdiff.store.run_folder import RunFolder, opened
+from sparkdiff.store.run_folder import UNTOLD, RunFolder, opened
 from sparkdiff.training import monotone
 from sparkdiff.training.distributed import launch
 from sparkdiff.training.distributed.worker import Assignment, objectives
@@ -167,7 +167,7 @@ class Run:
     Attributes:
         shared, key: give the results that other fits on the same rows can use, too.
         network: the network of the original.
-        computed: identifies the network before it sees a row; empty if no later run can resume this one.
+        computed: identifies the network before it sees a row.
     """
 
     task: Task
@@ -251,7 +251,7 @@ def fine_tune(
         say(f"{'reused' if cache.hit else 'written'}: {counts} rows, {len(task.plan.cacheCols)} columns")
     network = Network(task.cut.graph, task.cut.live)
     # Before the network sees a row, by which some stages remember how far it is spread.
-    computed = computed_by(network) if o.runId is not None else {}
+    computed = computed_by(network)
     # Where others train, this process only measures, once before and once after.
     held = _in_memory(o, cache) and o.numProcesses == 1
     with Stream(cache.folder, backend=o.stream, inMemory=held, seed=o.seed) as stream:
@@ -302,10 +302,18 @@ def _verify(run: Run) -> Measured:
         check_classes(run.goal.metric, cache.manifest["stats"])
         parity = run.once(
             "parity",
-            lambda: cached_parity.check(task.model, network, cached_parity.sample_of(network, data), cache),
+            lambda: cached_parity.check(
+                task.model, network, cached_parity.sample_of(network, data), cache, _known(run)
+            ),
         )
         say(f"the network reproduces Spark: {parity}")
         return Measured(scores, parity)
+
+
+def _known(run: Run) -> dict[str, Any] | None:
+    """Everything that decides what Spark's stages compute; None if code does that is not Spark's own."""
+    plain = all(is_plain(vertex.stage) for vertex in run.network.graph.vertices)
+    return run.computed if plain and not run.computed["pipeline"].startswith(UNTOLD) else None
 
 
 def _check(run: Run) -> list[str]:
@@ -334,7 +342,8 @@ def _train(run: Run, original: Measured, recipes: Sequence[Recipe] | None, *, re
             original.scores[VALIDATION], start, o, goal.metric.name, penalty,
         )  # fmt: skip
         where = jvm.folder("checkpointDir", o.checkpointDir) if o.checkpointDir else cache.folder.parent / "checkpoints"
-        own, request = o.checkpointDir is None, request_of(o, cache.fingerprint, run.computed, recipes)
+        computed = run.computed if o.runId is not None else {}
+        own, request = o.checkpointDir is None, request_of(o, cache.fingerprint, computed, recipes)
         with (
             opened(where, o.runId, request, replace=replace, own=own, wait=o.waitForRun) as folder,
             folder.kept(always=o.runId is not None),

@@ -1,14 +1,21 @@
 """Cached parity: Spark's stages compared with the network, on cached rows and on rows built at critical values."""
 
+import contextlib
+import dataclasses
+import hashlib
+import json
 import math
+import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyspark
 import torch
 from pyspark.sql import DataFrame
+from pyspark.sql.types import StructType
 
 from sparkdiff import jvm
 from sparkdiff.data.cache import ROOM, Cache
@@ -22,35 +29,50 @@ from sparkdiff.pipeline.graph import Version, null_of
 from sparkdiff.pipeline.names import named, unused
 from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.pipeline.network import Network
-from sparkdiff.pipeline.parity import Parity, compare
+from sparkdiff.pipeline.parity import Parity, compare, outputs_of, run_in_spark
 from sparkdiff.rows import Rows, SparseRows, below, dense, taken
 from sparkdiff.stages.prepared import Prepared
-from sparkdiff.store.files import room
+from sparkdiff.store.files import moved, room
 
 PARITY_ROWS = 10_000
 DENSE_ENTRIES = 1 << 26
 """Number of entries that Spark may write densely for the comparison (half a gibibyte of doubles)."""
+KEPT_BYTES = 1 << 26
+SAMPLE = "sample.parquet"
 NARROW = {"tinyint": 7, "smallint": 15, "int": 31, "bigint": 53, "float": None}
 """Types whose columns are rebuilt as they were, as a stage may give back what it reads; of whole numbers 2 to this power."""
 
 
-def check(model: Any, network: Network, sample: dict[Version, Rows], cache: Cache) -> Parity:
+def check(
+    model: Any, network: Network, sample: dict[Version, Rows], cache: Cache, original: Mapping[str, Any] | None = None
+) -> Parity:  # fmt: skip
     """Compare Spark's trained stages with the network, on cached rows and on rows built at critical values of the
     inputs.
 
     Args:
         sample: cached rows, see `sample_of`; emptied once Spark has read them.
+        original: everything that decides what the stages compute; Spark's outputs are kept in the cache then, and the next
+            run whose stages, rows and Spark are the same compares its network with them.
 
     Raises:
         ParityError: they differ.
     """
     where = cache.folder.parent
-    with room("the rows to compare", where, ROOM), tempfile.TemporaryDirectory(prefix=".parity-", dir=where) as folder:
-        df, recovered = _written(network, dict(sample), cache, Path(folder))
-        stages = [stage for _, stage in flatten(model)]
+    with room("the rows to compare", where, ROOM), tempfile.TemporaryDirectory(prefix=".parity-", dir=where) as name:
+        folder = Path(name)
+        file = _written(network, dict(sample), cache, folder)
         sample.clear()
         memory.trim()
-        parity = compare(df, {i: stages[i] for i in network.positions}, network, Path(folder), recovered)
+        kept = None if original is None else cache.folder / f"spark-{_key(original, folder)}"
+        parity = None if kept is None else _compared(network, kept)
+        if parity is None:
+            stages = [stage for _, stage in flatten(model)]
+            versions = run_in_spark(
+                file.read(network), {i: stages[i] for i in network.positions}, network, folder / "rows", file.recovered
+            )
+            parity = compare(network, folder / "rows", versions)
+            if kept is not None and parity.ok:
+                _keep(network, versions, folder / "rows", kept)
     if not parity.ok:
         worst = sorted(parity.maxRelDiff.items(), key=lambda item: -item[1])
         raise ParityError(
@@ -62,12 +84,80 @@ def check(model: Any, network: Network, sample: dict[Version, Rows], cache: Cach
     return parity
 
 
-def _written(
-    network: Network, sample: dict[Version, Rows], cache: Cache, folder: Path
-) -> tuple[DataFrame, dict[tuple[int, Version], str]]:
-    """A file with the sample and the edge rows for Spark, and the columns that replace the original inputs of
-    stages.
+# Spark's outputs, kept beside the cached rows -------------------------------------------------------------------------
+
+
+def _key(original: Mapping[str, Any], folder: Path) -> str:
+    """Of the stages, the sample that was written to a folder, and Spark's version."""
+    digest = hashlib.sha256(json.dumps([original, pyspark.__version__], sort_keys=True).encode())
+    digest.update((folder / SAMPLE).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _versions(network: Network) -> list[Version]:
+    """All column versions that Spark may write, in an order that doesn't depend on their names."""
+    return list(dict.fromkeys([*network.reads, *outputs_of(network)]))
+
+
+def _keep(network: Network, versions: Sequence[Version], rows: Path, kept: Path) -> None:
+    """Keep Spark's outputs instead of those of other stages, unless they are large or there is no room."""
+    files = sorted(rows.glob("part-*.parquet"))
+    if sum(file.stat().st_size for file in files) > KEPT_BYTES:
+        return
+    every = _versions(network)
+    index = {"versions": [every.index(v) for v in versions], "files": {f.name: _sha256(f) for f in files}}
+    with contextlib.suppress(OSError):
+        (rows / "index.json").write_text(json.dumps(index), encoding="utf-8")
+        for other in kept.parent.glob("spark-*"):
+            shutil.rmtree(other, ignore_errors=True)
+        moved(rows, kept)
+
+
+def _compared(network: Network, kept: Path) -> Parity | None:
+    """The network compared with the kept outputs; None if there are none, or if they are damaged."""
+    try:
+        index = json.loads((kept / "index.json").read_text(encoding="utf-8"))
+        if {f.name: _sha256(f) for f in kept.glob("part-*.parquet")} != index["files"]:
+            return None
+        every = _versions(network)
+        return compare(network, kept, [every[i] for i in index["versions"]])
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return None
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+# The rows to compare --------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _File:
+    """The rows in a file for Spark.
+
+    Attributes:
+        narrow: Spark's types of the columns that are cast to it.
+        recovered: the columns that replace the original inputs of stages.
     """
+
+    path: Path
+    schema: StructType
+    metadata: dict[str, Any]
+    narrow: dict[str, str]
+    versions: list[Version]
+    recovered: dict[tuple[int, Version], str]
+
+    def read(self, network: Network) -> DataFrame:
+        graph, metadata = network.graph, self.metadata
+        df = jvm.session().read.schema(self.schema).parquet(address(self.path))
+        if self.narrow:
+            df = df.withColumns({n: named(n).cast(k).alias(n, metadata=metadata[n]) for n, k in self.narrow.items()})
+        return into_structs(df, [graph.name(v) for v in self.versions if graph.in_struct(v)])
+
+
+def _written(network: Network, sample: dict[Version, Rows], cache: Cache, folder: Path) -> _File:
+    """Write the sample and the edge rows for Spark."""
     graph = network.graph
     flags = {v: sample.pop(v) for v in network.flags if v in sample}
     first = {v: taken(c, torch.tensor([0])) for v, c in (sample | flags).items()}
@@ -83,11 +173,8 @@ def _written(
         if isinstance(x, torch.Tensor) and power is not None:
             nulls[name] = x.isnan()
             columns[name] = x.nan_to_num(0.0).trunc().clamp(-(2.0**power), 2.0**power - 1)
-    write_columns(columns, folder / "sample.parquet", nulls, spoken)
-    df = jvm.session().read.schema(schema_of(columns, metadata, spoken)).parquet(address(folder / "sample.parquet"))
-    if narrow:
-        df = df.withColumns({n: named(n).cast(k).alias(n, metadata=metadata[n]) for n, k in narrow.items()})
-    return into_structs(df, [graph.name(v) for v in sample if graph.in_struct(v)]), recovered
+    write_columns(columns, folder / SAMPLE, nulls, spoken)
+    return _File(folder / SAMPLE, schema_of(columns, metadata, spoken), metadata, narrow, list(sample), recovered)
 
 
 def _recovered(

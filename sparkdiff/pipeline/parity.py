@@ -4,7 +4,6 @@ reference.
 
 import dataclasses
 import itertools
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -86,25 +85,32 @@ def verify(model: Any, df: DataFrame, network: Network | None = None) -> Parity:
     if not network.outputCols:
         raise InputError("no translated stage writes a column, so there is no column to compare")
     check_columns(network.graph, df.schema)
-    last = max(network.positions)
-    return compare(df, {i: stages[i] for i in range(last + 1)}, network)
+    last, disk = max(network.positions), Path(tempfile.gettempdir())
+    with (
+        room("the rows to compare", disk, "make room"),
+        tempfile.TemporaryDirectory(prefix="sparkdiff-verify-") as name,
+    ):
+        held = run_in_spark(df, {i: stages[i] for i in range(last + 1)}, network, Path(name) / "rows")
+        return compare(network, Path(name) / "rows", held)
 
 
-def compare(
-    df: DataFrame, stages: Mapping[int, Any], network: Network, folder: Path | None = None,
+def run_in_spark(
+    df: DataFrame, stages: Mapping[int, Any], network: Network, where: Path,
     recovered: Mapping[tuple[int, Version], str] | None = None,
-) -> Parity:  # fmt: skip
-    """Run `stages` (by position in the network's graph) in Spark on `df`, and the network on the same inputs.
+) -> list[Version]:  # fmt: skip
+    """Run `stages` (by position in the network's graph) in Spark on `df`, and write what `compare` needs to a new folder.
 
     Args:
         recovered: columns of `df` that replace an input of a stage, by stage and input; the column computed from it
             is in `df` too.
 
+    Returns:
+        The column versions in the folder, where the i-th is named v<i>.
+
     Raises:
-        InputError: Spark failed on the rows, or there is no row.
+        InputError: Spark failed on the rows.
     """
-    graph = network.graph
-    outputs = [(graph.casefold(c), i) for i in network.positions for c in graph.vertices[i].outputs]
+    graph, outputs = network.graph, outputs_of(network)
     held: dict[Version, str] = {}
     there = {graph.casefold(c) for c in df.columns}
     made = [
@@ -122,35 +128,36 @@ def compare(
         held.update({v: f"{hidden}{len(held) + i}" for i, v in enumerate(new)})
         return df.withColumns({held[v]: named(graph.name(v), in_struct=graph.in_struct(v)) for v in new}) if new else df
 
-    disk = Path(folder or tempfile.gettempdir())
-    with (
-        room("the rows to compare", disk, "make room"),
-        tempfile.TemporaryDirectory(prefix="sparkdiff-verify-", dir=folder) as name,
-    ):
-        where = Path(name) / "rows"
-        try:
-            df = hold(df, -1)
-            for i in sorted(stages):
-                for stage in graph.vertices[i].preparation() if i in made else []:
-                    df = stage.transform(df)
-                df = hold(df, in_front_of(i)) if i in made else df
-                for v, column in ((v, c) for (of, v), c in (recovered or {}).items() if of == i):
-                    df = df.withColumn(graph.name(v), F.col(column))
-                df = hold(stages[i].transform(df), i)
-            write_plain(df, list(held.values()), where)
-        except jvm.SparkError as e:
-            raise InputError(
-                f"Spark failed while running {', '.join(s.uid for s in stages.values())}: {jvm.cause(e)}"
-            ) from e
-        try:
-            return _found(network, where, list(held), outputs)
-        finally:
-            shutil.rmtree(where, ignore_errors=True)
+    try:
+        df = hold(df, -1)
+        for i in sorted(stages):
+            for stage in graph.vertices[i].preparation() if i in made else []:
+                df = stage.transform(df)
+            df = hold(df, in_front_of(i)) if i in made else df
+            for v, column in ((v, c) for (of, v), c in (recovered or {}).items() if of == i):
+                df = df.withColumn(graph.name(v), F.col(column))
+            df = hold(stages[i].transform(df), i)
+        write_plain(df, list(held.values()), where)
+    except jvm.SparkError as e:
+        raise InputError(
+            f"Spark failed while running {', '.join(s.uid for s in stages.values())}: {jvm.cause(e)}"
+        ) from e
+    return list(held)
 
 
-def _found(network: Network, where: Path, held: Sequence[Version], outputs: list[Version]) -> Parity:
-    """The differences in a folder of rows, which holds the i-th of these column versions under the name v<i>."""
-    found, rows = Differences(network), PROBE
+def outputs_of(network: Network) -> list[Version]:
+    """The columns that the translated stages write."""
+    graph = network.graph
+    return [(graph.casefold(c), i) for i in network.positions for c in graph.vertices[i].outputs]
+
+
+def compare(network: Network, where: Path, held: Sequence[Version]) -> Parity:
+    """Run the network on the inputs that `run_in_spark` wrote to a folder, and compare its outputs with Spark's.
+
+    Raises:
+        InputError: there is no row.
+    """
+    found, rows, outputs = Differences(network), PROBE, outputs_of(network)
     for probe in itertools.islice(read_plain(where, PROBE), 1):
         rows = _rows_at_once(network, {v: probe[f"v{i}"] for i, v in enumerate(held)}, outputs)
     for batch in read_plain(where, rows):
