@@ -147,7 +147,7 @@ def _loaded(
     paths = [loading.model_path(model, folder) for model in models]
     given = {} if data is None else {command: _source(data, format, options)}
     loading.check_there(paths, given, folder, {})
-    spark = loading.start_session({}, module)
+    spark = loading.start_session({}, module, loading.size_of(given, folder))
     fitted = [(path, loading.load_model(spark, path)) for path in paths]
     return fitted, loading.load_data(spark, given[command], folder, command) if given else None
 

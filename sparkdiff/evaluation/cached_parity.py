@@ -165,7 +165,11 @@ def _written(network: Network, sample: dict[Version, Rows], cache: Cache, folder
     columns = {graph.name(v): below([c, edges[v]]) for v, c in sample.items()}
     nulls = {graph.name(v): dense(below([flags[f], edges[f]])) for v in sample if (f := null_of(v)) in flags}
     spoken, recovered = _recovered(network, columns)
-    described = {c["column"]: c for c in cache.manifest["columns"]}
+    described: dict[str, Any] = {}
+    for entry in cache.manifest[
+        "columns"
+    ]:  # those of the cut come first; one of the data may be named like one of ours
+        described.setdefault(entry["column"], entry)
     metadata = {name: entry.get("metadata") or {} for name, entry in described.items()}
     narrow = {name: kind for name in columns if name not in spoken and (kind := described[name].get("type")) in NARROW}
     for name, kind in narrow.items():

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from sparkdiff import jvm
-from sparkdiff.data.splits import SPLITS
+from sparkdiff.data.splits import SPLITS, VALIDATION
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.job.loading import function, is_function, named_source
 from sparkdiff.machine import paths
@@ -85,7 +85,13 @@ def load_config(path: Path | None, overrides: Sequence[str], flags: Mapping[str,
             raise InputError(f"spark: {key} must be text, a number, true or false. Got {value!r} instead")
     if isinstance(options.get("loss"), str) and is_function(options["loss"]):
         options["loss"] = function(options["loss"], here)
-    Options.of(options)
+    checked = Options.of(options)
+    for name in ("validationIndicatorCol", "validationFraction"):
+        if VALIDATION in data and name in options and getattr(checked, name) is not None:
+            raise InputError(
+                f"fineTuner.{name}={options[name]!r} would divide data.train, but data.validation holds the validation rows: "
+                "leave one of them out"
+            )
     return Config(
         here,
         pipeline,

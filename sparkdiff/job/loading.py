@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import importlib
+import math
 import os
 import sys
 import threading
@@ -22,11 +23,16 @@ from sparkdiff.machine import paths
 SOURCE_KEYS = ("path", "format", "options", "schema", "table", "where")
 
 
-def start_session(conf: Mapping[str, Any], meanwhile: str | None = None) -> SparkSession:
+SMALL = 1 << 26
+"""Bytes of all files of a job up to which Spark's JVM starts for short work."""
+
+
+def start_session(conf: Mapping[str, Any], meanwhile: str | None = None, size: float = math.inf) -> SparkSession:
     """The session of the job. A setting of spark-submit has priority. `spark.remote` starts Spark Connect.
 
     Args:
         meanwhile: a module to import while Spark starts.
+        size: bytes of the files that Spark will read, if they are known.
 
     Raises:
         InputError: Spark must be started, and no suitable Java was found.
@@ -39,7 +45,10 @@ def start_session(conf: Mapping[str, Any], meanwhile: str | None = None) -> Spar
     for key, value in conf.items():
         if given is None or not given.contains(key):
             builder = builder.config(key, str(value).lower() if isinstance(value, bool) else str(value))
-    with contextlib.nullcontext() if meanwhile is None else _imported(meanwhile):
+    with (
+        contextlib.nullcontext() if meanwhile is None else _imported(meanwhile),
+        jvm.quick_start() if size <= SMALL else contextlib.nullcontext(),
+    ):
         spark = builder.getOrCreate()
     if not jvm.in_process(spark):
         # A model of Connect that is freed while the interpreter ends asks the server to forget it, and waits for ever.
@@ -165,6 +174,18 @@ def load_model(spark: SparkSession, path: str) -> Any:
         return DefaultParamsReader.loadParamsInstance(jvm.model_at(path), jvm.ml_context(spark))
     except (*jvm.SparkError, ValueError, AttributeError, ImportError) as e:
         raise InputError(f"no Spark ML model can be loaded from {path}: {jvm.cause(e)}") from e
+
+
+def size_of(data: Mapping[str, Any], folder: Path) -> float:
+    """Bytes of the files of these entries of `data`; infinite if only Spark can tell."""
+    total = 0.0
+    for split, given in data.items():
+        source = named_source(split, given)
+        local = None if isinstance(source, str) or not source.get("path") else paths.local(source["path"])
+        if local is None or not (path := folder / local).exists():  # a function, a table, a URL or a glob
+            return math.inf
+        total += sum(file.stat().st_size for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file())
+    return total
 
 
 def check_there(models: Sequence[str], data: Mapping[str, Any], folder: Path, conf: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 import uuid
@@ -55,7 +56,7 @@ def run(config: Config, lease: Lease, spark: SparkSession, found: dict[str, Any]
     Args:
         found: the summary of a finished run of the same settings in the output folder, if there is one.
     """
-    own = f"{config.output.name}-{hashlib.sha256(str(config.output).encode()).hexdigest()[:8]}"
+    own = own_id(config.output)
     cache = str(config.output.parent / ".cache")
     options = Options.of({"cacheDir": cache, "verbosity": 1, "runId": own, **config.options})
     phases = Phases(options.verbosity > 0)
@@ -105,6 +106,12 @@ def run(config: Config, lease: Lease, spark: SparkSession, found: dict[str, Any]
     if mine:
         outcome.folder.remove()  # the same command, interrupted before this line, goes on; after it, it begins anew
     return outcome.summary
+
+
+def own_id(output: Path) -> str:
+    """The runId of a job that names none. The name of its folder may hold characters that a runId may not."""
+    name = re.sub(r"[^\w.-]", "_", output.name, flags=re.ASCII)[:80].lstrip(".-") or "run"
+    return f"{name}-{hashlib.sha256(str(output).encode()).hexdigest()[:8]}"
 
 
 def inputs_of(sources: list[Source], made: Any, content: str | None) -> dict[str, str]:

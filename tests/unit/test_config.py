@@ -1,5 +1,7 @@
 """A job's YAML and overrides: what is taken, from where its paths count, and that all else is refused in one line."""
 
+import hashlib
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -9,13 +11,15 @@ import typer
 import yaml
 from hypothesis import example, given, settings, strategies as st
 
-from sparkdiff import job as run
+from sparkdiff import job as run, jvm
 from sparkdiff.cli import WRONG_INPUT, app, main
 from sparkdiff.errors import InputError
-from sparkdiff.job import loading, starting
+from sparkdiff.job import loading, starting, steps
 from sparkdiff.jvm import sessions
+from sparkdiff.jvm.sessions import QUICK
 from sparkdiff.machine import paths as places
 from sparkdiff.options import FIELDS, Options
+from sparkdiff.store.run_folder import folder_name
 
 pytestmark = pytest.mark.once  # paths and messages of our own: no stack changes them
 
@@ -245,6 +249,11 @@ WRONG = [
     (["=x"], "must be section.key=value"),
     (["fineTuner.=x"], "must be section.key=value"),
     (["data..train=x"], "must be section.key=value"),
+    (
+        ["data.validation=v", "fineTuner.validationIndicatorCol=held"],
+        "fineTuner.validationIndicatorCol='held' would divide",
+    ),
+    (["data.validation=v", "fineTuner.validationFraction=0.2"], "but data.validation holds the validation rows: leave"),
     (["outptu=x"], "unknown section 'outptu'. Did you mean 'output'"),
     (["fineTuner.loss=nowhere:loss"], "no module 'nowhere' in the folder of the YAML file"),
     (['output="a\\0b"'], "cannot be a path"),
@@ -401,6 +410,49 @@ def test_what_lies_here_is_looked_at_first(
     assert sorted(saved.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    ("summary", "others", "foreign"),
+    [
+        ("{}", ["thesis.tex"], "summary.json"),
+        ("no JSON", [], "summary.json"),
+        ('{"fingerprints": {}}', ["model", "notes.md", "plan.json"], "notes.md"),
+        (None, ["rows.csv"], "rows.csv"),
+    ],
+)
+def test_overwrite_deletes_nothing_but_a_run(
+    saved: Path,
+    no_spark: None,
+    summary: str | None,
+    others: list[str],
+    foreign: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output = saved / "run"
+    output.mkdir()
+    if summary is not None:
+        (output / "summary.json").write_text(summary)
+    for name in others:
+        (output / name).touch()
+    told = ["pipeline=models/churn", "data.train=rows.csv", "output.path=run", "output.mode=overwrite"]
+    assert main(["finetune", *told]) == WRONG_INPUT
+    assert f"output {output} contains {foreign}, which is not of a run" in capsys.readouterr().err
+    assert {p.name for p in output.iterdir()} == {*others, *(["summary.json"] if summary is not None else [])}
+    for path in output.iterdir():
+        path.unlink()
+    with pytest.raises(AssertionError, match="Spark was started"):
+        main(["finetune", *told])
+    for name in starting.RUN:
+        (output / name).write_text('{"fingerprints": {}}')
+    with pytest.raises(AssertionError, match="Spark was started"):
+        main(["finetune", *told])
+
+
+@given(st.text(min_size=1, max_size=120).filter(lambda name: "/" not in name and "\0" not in name))
+def test_each_folder_has_a_run_id(name: str) -> None:
+    assert folder_name(steps.own_id(Path("/runs", name)))
+    assert steps.own_id(Path("/runs/bikeshare")) == f"bikeshare-{hashlib.sha256(b'/runs/bikeshare').hexdigest()[:8]}"
+
+
 def test_what_lies_elsewhere_is_not(saved: Path, no_spark: None, monkeypatch: pytest.MonkeyPatch) -> None:
     for arguments in (
         ["plan", "models/churn"],
@@ -453,3 +505,26 @@ def test_no_java(saved: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
 def test_names_of_other_libraries_are_known(option: str, name: str, hint: str) -> None:
     with pytest.raises(InputError, match=f"Got '{name}' instead. Did you mean {hint}\\?$"):
         Options.of({option: name})
+
+
+# How Spark starts -----------------------------------------------------------------------------------------------------
+
+
+def test_a_small_job_starts_spark_for_short_work(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / "rows.csv").write_text("x" * 100)
+    (here / "table").mkdir()
+    (here / "table" / "part-0.parquet").write_text("x" * 50)
+    sizes = {"rows.csv": 100, "table": 50, "*.csv": math.inf, "s3://b/c": math.inf}
+    for path, size in sizes.items():
+        assert loading.size_of({"train": {"path": path}}, here) == size
+    assert loading.size_of({"train": "rows.csv", "test": "rows:load"}, here) == math.inf
+    assert loading.size_of({"train": {"table": "churn"}}, here) == math.inf
+    assert loading.size_of({}, here) == 0
+    monkeypatch.setenv("SPARK_SUBMIT_OPTS", "-XX:TieredStopAtLevel=4")
+    with jvm.quick_start():  # of two settings Java takes the last, the user's
+        assert os.environ["SPARK_SUBMIT_OPTS"] == f"{QUICK} -XX:TieredStopAtLevel=4"
+    assert os.environ["SPARK_SUBMIT_OPTS"] == "-XX:TieredStopAtLevel=4"
+    monkeypatch.delenv("SPARK_SUBMIT_OPTS")
+    with pytest.raises(ZeroDivisionError), jvm.quick_start():
+        raise ZeroDivisionError
+    assert "SPARK_SUBMIT_OPTS" not in os.environ
