@@ -17,7 +17,7 @@ TESTS = $(RUN) pytest -n $(PROCESSES) --dist loadfile
 # Spark's own search for its home fails if the path contains a space.
 FIND_SPARK = import importlib.util; print(importlib.util.find_spec('pyspark').submodule_search_locations[0])
 
-.PHONY: help demo test unit quick pytest faults lint format setup clean distclean
+.PHONY: help demo test unit quick pytest faults bench lint format setup clean distclean
 
 help:                   ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile
@@ -45,6 +45,10 @@ pytest:                 ## chosen tests in one process, without lint (ARGS="test
 faults:                 ## kill and stall training processes, each fault 3 times; writes docs/reliability.md
 	@bash tools/setup.sh java dev
 	"$(VENV)/bin/python" benchmarks/faults.py --runs 3 --write docs/reliability.md $(ARGS)
+
+bench:                  ## all benchmarks, some hours: a table with date, machine and versions in runs/bench (ARGS=--smoke: minutes)
+	@bash tools/setup.sh java dev
+	"$(VENV)/bin/python" benchmarks/run_all.py $(ARGS)
 
 lint: setup             ## ruff (rules and format) and mypy
 	$(RUN) ruff check .

@@ -8,17 +8,15 @@ The arms take turns in one process, on one thread; prints ratios of CPU time, wr
     python benchmarks/candidates.py --out candidates.json
 """
 
-import argparse
-import json
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from common import exit_code, markdown, parse, parser, write
 from torch import Tensor
 
 from sparkdiff.evaluation.scores import Tally
@@ -29,6 +27,7 @@ from sparkdiff.options import Options
 from sparkdiff.pipeline.graph import Graph, Version, Vertex
 from sparkdiff.pipeline.network import Network, fixed_versions, routed_versions
 from sparkdiff.stages.base import StageModule
+from sparkdiff.stages.forest import Trees
 from sparkdiff.stages.linear import GeneralizedLinearRegression, LinearRegression, LogisticRegression
 from sparkdiff.stages.projection import PCA
 from sparkdiff.stages.scaling import StandardScaler
@@ -126,7 +125,8 @@ class Own:
 
     def __init__(self, number: int, network: Network, x: Tensor, y: Tensor, objective: Objective):
         options = Options.of({})
-        trees, leaves = network.head.nodes.trees, len(network.head.leaves)
+        head = network.head
+        trees, leaves = (head.nodes.trees, len(head.leaves)) if isinstance(head, Trees) else (0, 0)
         inputs = [x.shape[1]] if trees else [x.shape[1], x.shape[1], COMPONENTS]
         stats = {
             i: FeatureStats(torch.zeros(n), torch.ones(n), torch.full((n,), 99), torch.full((leaves,), 99))
@@ -245,21 +245,24 @@ def measure(kind: str, width: int, repeats: int) -> dict[str, Any]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=30)
-    parser.add_argument("--widths", type=int, nargs="+", default=[60, 500])
-    parser.add_argument("--trees", type=int, nargs="+", default=[20, 100])
-    parser.add_argument("--out", type=Path)
-    given = parser.parse_args()
+    p = parser(__doc__)
+    p.add_argument("--repeats", type=int, default=30)
+    p.add_argument("--widths", type=int, nargs="+", default=[60, 500])
+    p.add_argument("--trees", type=int, nargs="+", default=[20, 100])
+    given = parse(p, repeats=1, widths=[60], trees=[5])
     torch.set_num_threads(1)
     results = [measure(kind, width, given.repeats) for kind in HEADS for width in given.widths]
     results += [measure("leaves", trees, given.repeats) for trees in given.trees]
-    print("| head | inputs, trees | four candidates / plain loop | four candidates / one |\n|---|---|---|---|")
+    head = ["head", "inputs, trees", "four candidates / plain loop", "four candidates / one"]
+    print(
+        markdown(head, [[r["head"], str(r["width"]), f"{r['overPlain']:.2f}", f"{r['overOne']:.2f}"] for r in results])
+    )
+    figures = {}
     for r in results:
-        print(f"| {r['head']} | {r['width']} | {r['overPlain']:.2f} | {r['overOne']:.2f} |")
-    if given.out:
-        given.out.write_text(json.dumps(results, indent=1))
-    return int(any(r["overPlain"] > PLAIN or r["overOne"] > OWN for r in results))
+        figures[f"{r['head']} of {r['width']}, four candidates / plain loop"] = r["overPlain"]
+        figures[f"{r['head']} of {r['width']}, four candidates / one"] = r["overOne"]
+    write(given, results, figures)
+    return exit_code(given, any(r["overPlain"] > PLAIN or r["overOne"] > OWN for r in results))
 
 
 if __name__ == "__main__":

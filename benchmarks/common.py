@@ -1,13 +1,16 @@
 """What the benchmarks share: their flags, where they ran, and the JSON that they write."""
 
 import argparse
+import atexit
 import datetime
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +30,7 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     return out
 
 
-def options(parser: argparse.ArgumentParser, **smoke: Any) -> argparse.Namespace:
+def parse(parser: argparse.ArgumentParser, **smoke: Any) -> argparse.Namespace:
     """The options of the command line; with --smoke those that are not given are as small as `smoke` says."""
     if "--smoke" in sys.argv[1:]:
         parser.set_defaults(**smoke)
@@ -58,12 +61,32 @@ def surroundings() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def earlier(given: argparse.Namespace) -> Any:
+    """The results that an earlier run wrote to --out, None if there are none."""
+    return json.loads(given.out.read_text())["results"] if given.out and given.out.exists() else None
+
+
+def folder_of(given: argparse.Namespace) -> Path:
+    """--folder, or one that is deleted at the end."""
+    if given.folder:
+        return Path(given.folder.resolve())
+    name = Path(tempfile.mkdtemp(prefix="sparkdiff-benchmark-"))
+    atexit.register(shutil.rmtree, name, ignore_errors=True)
+    return name
+
+
 def write(given: argparse.Namespace, results: Any, figures: Mapping[str, float]) -> None:
     """Write the results to --out, if it is given; `figures` are those that a later run is compared with."""
     if given.out:
         chosen = {k: str(v) if isinstance(v, Path) else v for k, v in vars(given).items()}
         report = {**surroundings(), "options": chosen, "figures": dict(figures), "results": results}
         given.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table."""
+    lines = [f"| {' | '.join(cells)} |" for cells in (head, *rows)]
+    return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])
 
 
 def exit_code(given: argparse.Namespace, missed: object) -> int:

@@ -25,7 +25,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import ROOT, options, parser, write
+from common import ROOT, parse, parser, write
 
 Times = dict[str, dict[str, float]]
 """Seconds by arm and phase; the phase `all` is the whole."""
@@ -50,7 +50,7 @@ model = model.fit(data["train"]) if hasattr(model, "fit") else model
 found = {}
 for name, seed in (("first", 0), ("second", 0), ("warm", 1)):
     start = time.perf_counter()
-    tuned = FineTuner(pipeline=model, seed=seed, cacheDir=sys.argv[1]).fit(rows)
+    tuned = FineTuner(pipeline=model, seed=seed, cacheDir=sys.argv[1], maxEpochs=int(sys.argv[2])).fit(rows)
     found[f"session, {name}"] = {**tuned.summary.timings, "all": time.perf_counter() - start}
 print("FOUND " + json.dumps(found))
 """
@@ -77,25 +77,26 @@ def timed(checkout: Path, *arguments: str) -> tuple[float, str]:
     return seconds, done.stdout
 
 
-def command(checkout: Path, folder: Path) -> dict[str, float]:
+def command(checkout: Path, folder: Path, epochs: int) -> dict[str, float]:
     output = folder / "run"
     told = ["--config", "conf/bikeshare.yaml", f"output.path={output}", f"fineTuner.cacheDir={folder / 'caches'}"]
+    told.append(f"fineTuner.maxEpochs={epochs}")
     seconds, _ = timed(checkout, "-m", "sparkdiff", "finetune", *told)
     phases: dict[str, float] = json.loads((output / "summary.json").read_text())["timings"]
     return {"start": seconds - sum(phases.values()), **phases, "all": seconds}
 
 
-def arms(checkout: Path) -> Times:
+def arms(checkout: Path, epochs: int) -> Times:
     """All arms of one checkout, once."""
     with tempfile.TemporaryDirectory(prefix="decision-") as name:
         folder, found = Path(name), {}
         found["help"] = {"all": timed(checkout, "-m", "sparkdiff", "--help")[0]}
-        found["command, first"] = command(checkout, folder)
-        found["command, second"] = command(checkout, folder)
+        found["command, first"] = command(checkout, folder, epochs)
+        found["command, second"] = command(checkout, folder, epochs)
         model = str(folder / "run" / "model")
         found["load"] = {"all": timed(checkout, "-c", LOAD, model)[0]}
         found["plan"] = {"all": timed(checkout, "-m", "sparkdiff", "plan", model)[0]}
-        _, said = timed(checkout, "-c", SESSION, str(folder / "others"))
+        _, said = timed(checkout, "-c", SESSION, str(folder / "others"), str(epochs))
         (line,) = (line for line in said.splitlines() if line.startswith("FOUND "))
         return found | json.loads(line.removeprefix("FOUND "))
 
@@ -139,12 +140,13 @@ def main() -> None:
     p = parser(__doc__)
     p.add_argument("--rounds", type=int, default=7)
     p.add_argument("--against", type=Path, metavar="FOLDER", help="a checkout of another version")
-    given = options(p, rounds=1)
+    p.add_argument("--epochs", type=int, default=120)
+    given = parse(p, rounds=1, epochs=1)
     checkouts = [ROOT, *([given.against.resolve()] if given.against else [])]
     rounds: list[list[Times]] = []
     for i in range(given.rounds):
         order = checkouts if i % 2 == 0 else checkouts[::-1]
-        times = {checkout: arms(checkout) for checkout in order}
+        times = {checkout: arms(checkout, given.epochs) for checkout in order}
         rounds.append([times[checkout] for checkout in checkouts])
         write(given, rounds, figures(rounds))
     print("| arm | phase | seconds |" + (" before | ratio |" if given.against else ""))

@@ -16,18 +16,16 @@ five minutes of one core.
     python benchmarks/guard_size.py --metrics --runs 200
 """
 
-import argparse
-import json
 import math
 import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from common import exit_code, parse, parser, write
 from torch import Tensor
 
 from sparkdiff.data import blocks
@@ -246,6 +244,24 @@ def measure(cell: Cell, count: int, seed: int = 0) -> dict[str, float]:
     return {rule: n / (min(count, INTERVALS) if "interval" in rule else count) for rule, n in accepted.items()}
 
 
+def cells(runs: int, seed: int, only: str = "") -> tuple[list[dict[str, Any]], list[str]]:
+    """Prints and returns the shares of every cell; and the names of those out of bounds."""
+    print(f"share accepted in {runs:,} runs{'':17}   guard  z > 2  old rule  interval above, below the truth  CPU s")
+    results, wrong = [], []
+    for cell in CELLS + HARDER_CELLS:
+        if only not in cell.name:
+            continue
+        start = time.process_time()
+        shares = measure(cell, runs, seed)
+        seconds = time.process_time() - start
+        print(f"{cell.name:42} {'  '.join(f'{100 * s:5.1f}%' for s in shares.values())}   {seconds:5.0f}", flush=True)
+        results.append(asdict(cell) | {"shares": shares})
+        outside = max(shares["interval above"], shares["interval below"])
+        if not cell.least <= shares["guard"] <= cell.most or outside > MOST_OUTSIDE:
+            wrong.append(cell.name)
+    return results, wrong
+
+
 # Metrics that are no mean over rows ------------------------------------------------------------------------------------
 
 POPULATION = 50_000
@@ -363,8 +379,12 @@ def accepted(rows: Population, size: int, runs: int, seed: int = 0) -> float:
     return count / runs
 
 
-def metrics(runs: int, only: str = "") -> list[str]:
-    """Prints the share accepted of every metric without a gain, by size; returns those that exceed MOST by chance's error too."""
+def metrics(runs: int, only: str = "") -> tuple[dict[str, dict[int, float]], list[str]]:
+    """Prints and returns the share accepted of every metric without a gain, by size.
+
+    Also returns the metrics whose share exceeds MOST by more than chance's error.
+    """
+    found: dict[str, dict[int, float]] = {}
     wrong: list[str] = []
     allowed = MOST + 2 * math.sqrt(MOST / runs)
     print(f"share accepted in {runs:,} runs{'':17} " + "".join(f"{n:>7,} rows" for n in SIZES))
@@ -379,44 +399,30 @@ def metrics(runs: int, only: str = "") -> list[str]:
         shares = [accepted(rows, n, runs) for n in SIZES]
         columns = f"({len(rows.columns) - 1} columns)"
         print(f"{name:32} {columns:12} {'  '.join(f'{100 * s:9.1f}%' for s in shares)}", flush=True)
+        found[name] = dict(zip(SIZES, shares, strict=True))
         if bound and max(shares) > allowed:
             wrong.append(name)
-    return wrong
+    return found, wrong
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=2000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--cells", default="", help="only cells whose name contains this")
-    parser.add_argument("--out", type=Path, help="where to write the results")
-    parser.add_argument("--metrics", action="store_true", help="the metrics that are no mean over rows instead")
-    options = parser.parse_args()
+    p = parser(__doc__)
+    p.add_argument("--runs", type=int, default=2000)
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--cells", default="", help="only cells whose name contains this")
+    p.add_argument("--metrics", action="store_true", help="the metrics that are no mean over rows instead")
+    given = parse(p, runs=1)
     torch.set_num_threads(1)
-    if options.metrics:
-        wrong = metrics(options.runs, options.cells)
-        print("The guard keeps its bounds." if not wrong else f"Out of bounds: {wrong}")
-        return 1 if wrong else 0
-    print(
-        f"share accepted in {options.runs:,} runs{'':17}   guard  z > 2  old rule  interval above, below the truth  CPU s"
-    )
-    results, wrong = [], []
-    for cell in CELLS + HARDER_CELLS:
-        if options.cells not in cell.name:
-            continue
-        start = time.process_time()
-        shares = measure(cell, options.runs, options.seed)
-        seconds = time.process_time() - start
-        print(f"{cell.name:42} {'  '.join(f'{100 * s:5.1f}%' for s in shares.values())}   {seconds:5.0f}", flush=True)
-        results.append(asdict(cell) | {"shares": shares})
-        outside = max(shares["interval above"], shares["interval below"])
-        if not cell.least <= shares["guard"] <= cell.most or outside > MOST_OUTSIDE:
-            wrong.append(cell.name)
-    if options.out:
-        report = {"runs": options.runs, "seed": options.seed, "candidates": CANDIDATES, "epochs": EPOCHS}
-        options.out.write_text(json.dumps(report | {"cells": results}, indent=1) + "\n")
+    results: Any
+    if given.metrics:
+        results, wrong = metrics(given.runs, given.cells)
+        figures = {f"{name}, {n:,} rows": share for name, shares in results.items() for n, share in shares.items()}
+    else:
+        results, wrong = cells(given.runs, given.seed, given.cells)
+        figures = {r["name"]: r["shares"]["guard"] for r in results}
+    write(given, results, figures)
     print("The guard keeps its bounds." if not wrong else f"Out of bounds: {wrong}")
-    return 1 if wrong else 0
+    return exit_code(given, wrong)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from common import exit_code, options, parser, write
+from common import exit_code, markdown, parse, parser, write
 
 from sparkdiff.data.stream import Stream, petastorm
 from sparkdiff.data.stream.manifest import FORMAT
@@ -110,7 +110,7 @@ def main() -> int:
     p.add_argument("--features", type=int, nargs="+", default=[30, 500])
     p.add_argument("--batch", type=int, default=128)
     p.add_argument("--repeats", type=int, default=9)
-    given = options(p, rows=1024, repeats=1)
+    given = parse(p, rows=1024, repeats=1)
     torch.set_num_threads(1)  # two that share a core wait for each other, and then that is what is measured
     reports = []
     for features in given.features:
@@ -118,12 +118,10 @@ def main() -> int:
             write_cache(Path(folder), given.rows, features)
             reports.append(measure(Path(folder), given.batch, given.repeats))
     print(f"{given.rows:,} rows in batches of {given.batch}; CPU time of a row against index_select's\n")
-    print("| features | stream | ratio | rows per CPU s |\n|---|---|---|---|")
-    figures = {}
-    for report in reports:
-        for r in report["results"]:
-            figures[f"{report['features']} features, {r['stream']}"] = r["ratio"]
-            print(f"| {report['features']} | {r['stream']} | {r['ratio']:.2f} | {r['rowsPerSecond']:,.0f} |")
+    rows = [(report["features"], r) for report in reports for r in report["results"]]
+    cells = [[str(n), r["stream"], f"{r['ratio']:.2f}", f"{r['rowsPerSecond']:,.0f}"] for n, r in rows]
+    print(markdown(["features", "stream", "ratio", "rows per CPU s"], cells))
+    figures = {f"{n} features, {r['stream']}": r["ratio"] for n, r in rows}
     if reports[0]["petastorm"] != "used":
         print(f"\nPetastorm is left out: {reports[0]['petastorm']}")
     write(given, reports, figures)

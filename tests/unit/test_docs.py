@@ -75,6 +75,8 @@ def check(words: list[str]) -> None:
         parse(["finetune", *after[1:]])
     elif program == "python" and rest and rest[0].endswith(".py"):
         source = (ROOT / rest[0]).read_text()
+        if "from common import" in source:  # the flags that all benchmarks have
+            source += (ROOT / "benchmarks" / "common.py").read_text()
         for flag in (w.partition("=")[0] for w in rest[1:] if w.startswith("--")):
             assert f'"{flag}"' in source, f"{rest[0]} has no {flag}"
     elif program == "pip":

@@ -1,10 +1,8 @@
 """The samples that benchmarks/guard_real.py draws, on populations made up here, and that its bounds can fail."""
 
-import importlib.util
-import sys
 from dataclasses import replace
-from pathlib import Path
 
+import guard_real
 import pytest
 import torch
 
@@ -12,14 +10,6 @@ from sparkdiff.data import blocks
 from sparkdiff.evaluation import guard
 
 pytestmark = pytest.mark.once  # torch alone, which all stacks have in one version
-
-PATH = Path(__file__).parents[3] / "benchmarks" / "guard_real.py"
-SPEC = importlib.util.spec_from_file_location("guard_real", PATH)
-assert SPEC is not None
-assert SPEC.loader is not None
-guard_real = importlib.util.module_from_spec(SPEC)
-sys.modules[SPEC.name] = guard_real  # dataclasses look their module up
-SPEC.loader.exec_module(guard_real)
 
 
 def population(gain: float = 0.0, columns: int = 40) -> guard_real.Population:

@@ -1,10 +1,8 @@
 """How often the guard accepts a change without gain, and a true gain, on the simulations of benchmarks/guard_size.py."""
 
-import importlib.util
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
+import guard_size
 import pytest
 import torch
 from test_metrics import METRICS, PARAMS, metric
@@ -13,15 +11,6 @@ from test_objectives import linear, logistic
 from sparkdiff.errors import InputError
 
 pytestmark = [pytest.mark.slow, pytest.mark.once]
-
-PATH = Path(__file__).parents[3] / "benchmarks" / "guard_size.py"
-SPEC = importlib.util.spec_from_file_location("guard_size", PATH)
-assert SPEC is not None
-assert SPEC.loader is not None
-guard_size = importlib.util.module_from_spec(SPEC)
-sys.modules[SPEC.name] = guard_size  # dataclasses look their module up
-SPEC.loader.exec_module(guard_size)
-
 
 SHORT = [
     cell for cell in guard_size.CELLS + guard_size.HARDER_CELLS if cell.name in {
