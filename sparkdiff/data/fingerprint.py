@@ -11,7 +11,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pyspark.ml import PipelineModel
 from pyspark.sql import Column, DataFrame, functions as F
 from pyspark.sql.types import (
     ArrayType,
@@ -111,7 +110,7 @@ def _saved_bytes(cut: Cut, folder: Path) -> list[str] | None:
     stages = [*(v.stage for v in cut.stages), *(s for i in cut.live for s in cut.graph.vertices[i].preparation())]
     if not all(is_plain(stage) for stage in stages):
         return None
-    return digest_of(PipelineModel(stages), folder) if stages else []
+    return digest_of(stages, folder) if stages else []
 
 
 def content(df: DataFrame) -> list[Any]:

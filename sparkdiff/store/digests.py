@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyspark.ml import Model
+from pyspark.ml import Model, PipelineModel
 from pyspark.ml.feature import SQLTransformer
 from pyspark.ml.param import Param, Params
 
@@ -105,13 +106,31 @@ def without_uids(uids: Sequence[str]) -> Callable[[str], str]:
     return lambda text: known.sub(lambda found: numbers.get(found[0], "uid"), text)
 
 
-def digest_of(model: Any, folder: Path) -> list[str] | None:
-    """`digest_of_folder` of a model or pipeline in its current state; None if it cannot be saved.
+_digests: dict[tuple[tuple[weakref.ref[Any], ...], str], list[str]] = {}
+MOST = 64
+"""Lists of stages whose digests are remembered."""
 
-    It is saved temporarily below `folder`, which Spark and this process both see.
+
+def digest_of(stages: Sequence[Any], folder: Path) -> list[str] | None:
+    """`digest_of_folder` of a pipeline of fitted stages of Spark's own in their current state; None if it cannot be saved.
+
+    It is saved temporarily below `folder`, which Spark and this process both see; not again for the same objects with the same
+    Params, as nothing else of a fitted stage can change.
     """
-    with saved(model, folder) as path:
-        return None if path is None else digest_of_folder(path)
+    try:
+        values = [_value(jvm.defined_params(stage), [s.uid for s in stages]) for stage in stages]
+        known = tuple(map(weakref.ref, stages)), json.dumps(values, sort_keys=True)
+    except (TypeError, UntoldError):  # a stage within a stage, whose Params could change
+        known = None
+    if known in _digests:
+        return _digests[known]
+    with saved(PipelineModel(list(stages)), folder) as path:
+        found = None if path is None else digest_of_folder(path)
+    if known is not None and found is not None:
+        if len(_digests) >= MOST:
+            _digests.clear()
+        _digests[known] = found
+    return found
 
 
 @contextlib.contextmanager

@@ -28,6 +28,7 @@ from small_data import NUMBERS, Write, fingerprint_of, tune
 
 from sparkdiff.data.fingerprint import row_hashes, source_facts
 from sparkdiff.jvm.plans import plan_facts, remote_facts
+from sparkdiff.store import digests
 
 Query = Callable[[SparkSession], DataFrame]
 
@@ -406,3 +407,21 @@ def test_a_stale_cache_is_not_hit_and_an_equal_one_is(
     third = tune(fitted, again, folder, maxEpochs=1).summary
     assert third.cache == {"hit": True, "fingerprint": first.cache["fingerprint"]}
     assert third.metrics == first.metrics
+
+
+@pytest.mark.once
+def test_the_same_stages_are_saved_once_for_their_digest(
+    df: DataFrame, model: PipelineModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saves: list[Any] = []
+    save = digests.saved
+    monkeypatch.setattr(digests, "saved", lambda *given: saves.append(given) or save(*given))
+    indexer = model.stages[0].copy()
+    own = PipelineModel([indexer, *model.stages[1:]])
+    first = fingerprint_of(own, df)
+    assert fingerprint_of(own, df) == first == fingerprint_of(model, df)
+    assert len(saves) <= 2  # another test may have asked for the model's
+    indexer._set(handleInvalid="keep")
+    assert fingerprint_of(own, df) != first
+    another = StringIndexer(inputCol="hour", outputCol="hour_index").fit(df.where("hour <> 'h0'"))
+    assert fingerprint_of(PipelineModel([another, *model.stages[1:]]), df) != first

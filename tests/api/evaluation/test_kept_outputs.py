@@ -9,8 +9,10 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from pyspark.ml import PipelineModel
-from pyspark.sql import DataFrame
+from pyspark.ml import Pipeline, PipelineModel
+from pyspark.ml.feature import Imputer, VectorAssembler
+from pyspark.ml.regression import LinearRegression
+from pyspark.sql import DataFrame, functions as F
 
 from sparkdiff import FineTuner, ParityError
 from sparkdiff.evaluation import cached_parity
@@ -68,3 +70,18 @@ def test_kept_outputs_that_differ_from_the_network_stop_the_run(
     (kept / "index.json").write_text(json.dumps(index))
     with pytest.raises(ParityError, match="Spark and the network disagree"):
         fit(numeric)
+
+
+@pytest.mark.once
+def test_a_feature_may_be_named_like_a_column_of_the_cache(df: DataFrame, tmp_path: Path) -> None:
+    """Its type reaches Spark in the comparison: an Imputer takes whole and other numbers by their types."""
+    whole = F.when(F.col("noise") < 1, F.col("number").cast("int") % 7)
+    rows = df.withColumn("time", whole).withColumn("kind", whole)
+    stages = [
+        Imputer(inputCols=["time", "kind", "wind"], outputCols=["t", "k", "w"]),
+        VectorAssembler(inputCols=["t", "k", "w"], outputCol="features"),
+        LinearRegression(labelCol="riders"),
+    ]
+    model = Pipeline(stages=stages).fit(rows)
+    tuner = FineTuner(pipeline=model, maxEpochs=1, guardCols=["kind"], cacheDir=str(tmp_path))
+    assert tuner.fit(rows).summary.parity["before"]["ok"]
