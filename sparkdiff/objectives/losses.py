@@ -153,15 +153,19 @@ def _called(loss: Callable[..., Tensor], head: Predictor, columns: tuple[str, ..
     name = callable_name(loss)
 
     def value(margin: Tensor, label: Tensor, weight: Tensor) -> Tensor:
-        out = loss(dict(zip(columns, head.columns(margin), strict=True)), label, weight)
+        out = _returned(loss, head, columns, margin, label, weight)
         if not isinstance(out, Tensor):
             raise InputError(f"the loss {name} returned {out!r}; it must return a torch tensor with one value per row")
+        if not out.is_floating_point():
+            raise InputError(
+                f"the loss {name} returned a tensor of {out.dtype}; its values must be real numbers, as torch.float64"
+            )
         if margin.requires_grad and not out.requires_grad:
             raise InputError(
                 f"no gradient passes through the loss {name}: compute it with torch, without detach, numpy or "
                 "the predicted class"
             )
-        return out
+        return out.to(torch.float64)
 
     def rows(margin: Tensor, label: Tensor, weight: Tensor) -> Tensor:
         out = value(margin, label, weight)
@@ -187,16 +191,41 @@ def _called(loss: Callable[..., Tensor], head: Predictor, columns: tuple[str, ..
     )
 
 
+def _returned(
+    loss: Callable[..., Any], head: Predictor, columns: tuple[str, ...], margin: Tensor, label: Tensor, weight: Tensor
+) -> Any:
+    """What a callable returns for these rows.
+
+    Raises:
+        InputError: it changed what it was given in place, which other candidates and epochs are given too.
+    """
+    outputs = dict(zip(columns, head.columns(margin), strict=True))
+    given = (*outputs.items(), ("label", label), ("weight", weight))
+    before = [x._version for _, x in given]
+    out = loss(outputs, label, weight)
+    if changed := [name for (name, x), version in zip(given, before, strict=True) if x._version != version]:
+        raise InputError(
+            f"the loss {callable_name(loss)} changes {', '.join(map(repr, changed))} in place: use functions that return "
+            "a new tensor, for example y.log1p() instead of y.log1p_()"
+        )
+    return out
+
+
 @torch.no_grad()
 def _is_of_batch(loss: Callable[..., Tensor], head: Predictor, columns: tuple[str, ...], y: LabelStats) -> bool:
     """Whether a callable returns one value for all rows: called with no rows, or with two rows if it fails with
     none.
+
+    Raises:
+        InputError: it changes what it is given in place.
     """
     for n in (0, 2):
         margin = zero_margin(head, n)
         label = torch.tensor([y.low, y.high], dtype=torch.float64)[:n]
         try:
-            out = loss(dict(zip(columns, head.columns(margin), strict=True)), label, torch.ones_like(label))
+            out = _returned(loss, head, columns, margin, label, torch.ones_like(label))
+        except InputError:
+            raise
         except Exception:  # whatever it is, it will show on real rows, with these named
             continue
         return isinstance(out, Tensor) and out.ndim == 0

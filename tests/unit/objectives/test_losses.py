@@ -409,6 +409,56 @@ def test_a_callable_must_let_gradients_through() -> None:
         rows(cut_off, linear(), margin.requires_grad_(), y)
 
 
+def changed_label(outputs: dict[str, Tensor], label: Tensor, weight: Tensor) -> Tensor:
+    return (outputs["prediction"] - label.log1p_()) ** 2
+
+
+def changed_weight(outputs: dict[str, Tensor], label: Tensor, weight: Tensor) -> Tensor:
+    return (outputs["prediction"] - label) ** 2 * weight.mul_(2)
+
+
+def changed_output(outputs: dict[str, Tensor], label: Tensor, weight: Tensor) -> Tensor:
+    return (outputs["prediction"].add_(1) - label) ** 2
+
+
+def changed_later(outputs: dict[str, Tensor], label: Tensor, weight: Tensor) -> Tensor:
+    """Not with the few rows that a loss is tried with before it is used."""
+    return (outputs["prediction"] - (label.sub_(1) if len(label) > 2 else label)) ** 2
+
+
+@pytest.mark.parametrize(
+    ("loss", "what"),
+    [(changed_label, "label"), (changed_weight, "weight"), (changed_output, "prediction"), (changed_later, "label")],
+)
+def test_a_callable_must_not_change_what_it_is_given(loss: Any, what: str) -> None:
+    """The next candidate would train on the logarithm of the logarithm."""
+    with pytest.raises(InputError, match=f"the loss .*{loss.__name__} changes '{what}' in place: use functions that"):
+        rows(loss, linear(), tensor([1.0, 2.0, 3.0]), tensor([1.0, 2.0, 3.0]))
+
+
+def test_a_callable_may_compute_in_float32() -> None:
+    y, margin = tensor([1.0, 4.0]), tensor([2.0, 1.0]).requires_grad_()
+    for whole in (False, True):
+        objective = resolve(
+            lambda o, y, w, whole=whole: (asymmetric(o, y, w).sum() if whole else asymmetric(o, y, w)).float(),
+            {}, linear(), ("prediction",), label(y),
+        )  # fmt: skip
+        loss = (
+            objective.batch(margin, y, torch.ones_like(y), {})
+            if whole
+            else objective.rows(margin, y, torch.ones_like(y))
+        )
+        assert loss.dtype == torch.float64
+        [slope] = torch.autograd.grad(loss.sum(), [margin])
+        np.testing.assert_array_equal(slope, [1, -3])
+
+
+@pytest.mark.parametrize("kind", [torch.complex128, torch.int64, torch.bool])
+def test_a_callable_must_return_real_numbers(kind: torch.dtype) -> None:
+    with pytest.raises(InputError, match=f"the loss .*lambda> returned a tensor of {kind}; its values must be real"):
+        rows(lambda o, y, w: (o["prediction"] - y).to(kind), linear(), tensor([1.0, 2.0]), tensor([1.0, 2.0]))
+
+
 def test_loss_params_of_a_callable_are_refused() -> None:
     with pytest.raises(InputError, match=r"lossParams \['delta'\]"):
         resolve(asymmetric, {"delta": 1.0}, linear(), ("prediction",), label())
