@@ -17,6 +17,9 @@ from sparkdiff.store.identity import UntoldError
 from sparkdiff.store.lease import Lease, held, lease_of
 
 NAME = re.compile(r"[A-Za-z0-9_][\w.-]{0,99}", re.ASCII)
+OWN = re.compile(r"attempt-\d+|run\.json|state\.pt(\.previous)?|\.(run\.json|state\.pt)-[0-9a-f]{8}|\.nfs[0-9a-f]+")
+"""The entries of a run folder: also the temporary files of `files.written` that a crash leaves, and what a network's file
+system keeps of a removed file that is still open."""
 
 
 UNTOLD = "can't be told"
@@ -66,6 +69,21 @@ def folder_name(runId: str) -> str:
     return runId
 
 
+def _clear(path: Path, runId: str) -> None:
+    """Remove a run folder, if it exists.
+
+    Raises:
+        InputError: it holds something that no run writes: it is a folder of the user.
+    """
+    names = sorted(e.name for e in path.iterdir()) if path.is_dir() else []
+    if foreign := next((name for name in names if not OWN.fullmatch(name)), None):
+        raise InputError(
+            f"runId={runId!r} would replace the folder {path}, which is not the folder of a run: it holds {foreign!r}. "
+            "Choose another runId or checkpointDir"
+        )
+    shutil.rmtree(path, ignore_errors=True)
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """The folder of one training: its request, its newest checkpoint, and one folder per attempt of several
@@ -92,7 +110,7 @@ class RunFolder:
 
         Raises:
             InputError: the id cannot be a folder name, the folder cannot be written, or it belongs to another
-                training; names the differences.
+                training; names the differences. Or it holds files that are not of a run, which would be lost.
         """
         path = where / folder_name(runId)
         request = json.loads(json.dumps(request, sort_keys=True))
@@ -112,7 +130,7 @@ class RunFolder:
             warnings.warn(f"runId={runId!r} starts again each time: {'; '.join(why)}", NotResumable, stacklevel=2)
         try:
             if begun is None:
-                shutil.rmtree(path, ignore_errors=True)
+                _clear(path, runId)
                 path.mkdir(parents=True, exist_ok=True, mode=0o700)
                 write_bytes(path / "run.json", json.dumps(request, sort_keys=True).encode())
         except OSError as e:

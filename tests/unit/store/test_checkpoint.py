@@ -1,5 +1,6 @@
 """Checkpoints are whole or not there, and a run's folder belongs to one training."""
 
+import contextlib
 import math
 import os
 from pathlib import Path
@@ -92,6 +93,32 @@ def test_a_run_belongs_to_one_request(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"runId='run' was started with other rows \(rows: 'a', now 'b'\)"):
         RunFolder.open(tmp_path, "run", {"rows": "b", "maxEpochs": 3}, replace=False)
     assert not RunFolder.open(tmp_path, "run", {"rows": "b", "maxEpochs": 3}, replace=True).state.exists()
+
+
+@pytest.mark.parametrize("foreign", ["metadata", "state.pt.txt", "attempt-old", ".hidden"])
+def test_a_folder_of_the_user_is_not_replaced(tmp_path: Path, foreign: str) -> None:
+    (tmp_path / "churn" / foreign).mkdir(parents=True)
+    (tmp_path / "churn" / foreign / "precious.csv").write_text("1")
+    (tmp_path / "churn" / "run.json").write_text("torn")
+    for replace in (False, True):
+        with pytest.raises(InputError, match=f"{foreign}'. Choose another runId or checkpointDir$"):
+            RunFolder.open(tmp_path, "churn", {}, replace=replace)
+    assert (tmp_path / "churn" / foreign / "precious.csv").read_text() == "1"
+    assert (tmp_path / "churn" / "run.json").read_text() == "torn"
+
+
+def test_what_a_crashed_run_leaves_is_replaced(tmp_path: Path) -> None:
+    left = tmp_path / "run"
+    (left / "attempt-1").mkdir(parents=True)
+    for name in ("attempt-1/start.py", "state.pt", "state.pt.previous"):
+        (left / name).write_text("torn")
+    for name in ("run.json", "state.pt"):
+        with contextlib.suppress(KeyboardInterrupt), files.written(left / name):
+            crashed = next(left.glob(f".{name}-*"))
+            raise KeyboardInterrupt
+        crashed.write_text("torn")  # as a killed process leaves it
+    RunFolder.open(tmp_path, "run", {}, replace=False)
+    assert [p.name for p in left.iterdir()] == ["run.json"]
 
 
 def test_a_run_of_what_cannot_be_told_begins_anew(tmp_path: Path) -> None:
