@@ -6,6 +6,8 @@ ARGS   ?=
 
 # All targets use the Spark and the Python of the environment, on this machine, whatever the shell's variables say.
 unexport SPARK_HOME PYTHONPATH PYTHONHOME HADOOP_CONF_DIR YARN_CONF_DIR PYSPARK_SUBMIT_ARGS MASTER
+# Without bytecode each of the hundreds of processes of the tests would compile torch and Spark again.
+unexport PYTHONDONTWRITEBYTECODE
 export VENV STACK PYTHON
 export SPARK_CONF_DIR        := $(CURDIR)/conf
 export PYSPARK_PYTHON        := $(abspath $(VENV))/bin/python
