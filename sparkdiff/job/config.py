@@ -75,23 +75,14 @@ def load_config(path: Path | None, overrides: Sequence[str], flags: Mapping[str,
     for section in ("fineTuner", "spark"):
         if not isinstance(tree.get(section) or {}, dict):
             raise InputError(f"{section} must be a mapping of names to values. Got {tree[section]!r} instead")
-    output = {"path": output} if isinstance(output, str) else output
-    good = isinstance(output, dict) and set(output) <= {"path", "mode"} and isinstance(output.get("path"), str)
-    if not good or not output["path"] or output.get("mode", "error") not in ("error", "overwrite"):
-        raise InputError(f"output must be a folder, or {{path, mode: error|overwrite}}. Got {output!r} instead")
+    output = _output(output)
     options, spark = dict(tree.get("fineTuner") or {}), tree.get("spark") or {}
     for key, value in spark.items():
         if isinstance(value, (dict, list)):
             raise InputError(f"spark: {key} must be text, a number, true or false. Got {value!r} instead")
     if isinstance(options.get("loss"), str) and is_function(options["loss"]):
         options["loss"] = function(options["loss"], here)
-    checked = Options.of(options)
-    for name in ("validationIndicatorCol", "validationFraction"):
-        if VALIDATION in data and name in options and getattr(checked, name) is not None:
-            raise InputError(
-                f"fineTuner.{name}={options[name]!r} would divide data.train, but data.validation holds the validation rows: "
-                "leave one of them out"
-            )
+    _check_options(options, data)
     return Config(
         here,
         pipeline,
@@ -101,6 +92,26 @@ def load_config(path: Path | None, overrides: Sequence[str], flags: Mapping[str,
         jvm.folder("output", output["path"]).resolve(),
         output.get("mode") == "overwrite",
     )
+
+
+def _output(given: Any) -> dict[str, str]:
+    """The section `output` as a mapping."""
+    output = {"path": given} if isinstance(given, str) else given
+    good = isinstance(output, dict) and set(output) <= {"path", "mode"} and isinstance(output.get("path"), str)
+    if not good or not output["path"] or output.get("mode", "error") not in ("error", "overwrite"):
+        raise InputError(f"output must be a folder, or {{path, mode: error|overwrite}}. Got {output!r} instead")
+    return output
+
+
+def _check_options(options: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+    """Raise InputError if an option is unknown or wrong, or contradicts the data."""
+    checked = Options.of(options)
+    for name in ("validationIndicatorCol", "validationFraction"):
+        if VALIDATION in data and name in options and getattr(checked, name) is not None:
+            raise InputError(
+                f"fineTuner.{name}={options[name]!r} would divide data.train, but data.validation holds the validation rows: "
+                "leave one of them out"
+            )
 
 
 def _read(path: Path) -> Any:
