@@ -41,7 +41,7 @@ def write_cache(folder: Path, rows: int, features: int) -> None:
             table = {"c0": pa.ListArray.from_arrays(offsets, random.normal(size=n * features))}
             table |= {name: random.normal(size=n) for name in SCALARS}
             path = f"train/shard-{v:03}-{i:03}.parquet"
-            pq.write_table(pa.table(table), folder / path)
+            pq.write_table(pa.table(table), folder / path, use_dictionary=False)  # as Spark is told to
             data = (folder / path).read_bytes()
             sha256 = hashlib.sha256(data).hexdigest()
             shards[v].append({"path": path, "rows": n, "bytes": len(data), "sha256": sha256})

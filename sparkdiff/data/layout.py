@@ -141,9 +141,13 @@ def write_files(request: Request, frames: list[DataFrame], columns: list[dict[st
     )
     width = sum(c["width"] if c["kind"] == "dense" else 1 for c in columns if c["name"] not in nulls)
     piece = max(1024, min(65536, PIECE_BYTES // (8 * width)))
-    dealt.write.mode("append").option("maxRecordsPerFile", piece).partitionBy("split", "shard").parquet(
-        f"file://{folder}"
-    )
+    # Without dictionaries the stream reads the values as they lie (data/stream/pages.py). Words and their counts, of which
+    # there are few, are smaller with them.
+    sparse = [f"{c['name']}_{part}" for c in columns if c["kind"] == "sparse" for part in "iv"]
+    dictionaries = {f"parquet.enable.dictionary#{name}.list.element": "true" for name in sparse}
+    dealt.write.mode("append").options(
+        maxRecordsPerFile=piece, **{"parquet.enable.dictionary": "false", **dictionaries}
+    ).partitionBy("split", "shard").parquet(f"file://{folder}")
 
 
 def _as_stored(request: Request, df: DataFrame, columns: list[dict[str, Any]]) -> DataFrame:

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from sparkdiff.data.stream import pages
 from sparkdiff.data.stream.manifest import Batch, Column
 from sparkdiff.rows import SparseRows, offsets_of
 
@@ -32,12 +33,15 @@ def entries(path: Path, column: Column) -> int:
 
 def _batch(path: Path, columns: Sequence[Column]) -> Batch:
     with pq.ParquetFile(str(path)) as file:
-        return {c.name: _column(_read(file, c), c) for c in columns}
-
-
-def _read(file: pq.ParquetFile, column: Column) -> pa.Table:
-    """One column; sparse ones in one thread, as Arrow's allocator keeps for each as much freed memory as the column takes."""
-    return file.read(columns=list(column.fields), use_threads=column.kind != "sparse")
+        plain = pages.read(path, file, columns)
+        rest = [c for c in columns if c.name not in plain and c.kind != "sparse"]
+        # Sparse columns in one thread, as Arrow's allocator keeps for each as much freed memory as the column takes.
+        table = file.read(columns=[c.name for c in rest]) if rest else None
+        return {
+            c.name: torch.from_numpy(plain[c.name]) if c.name in plain
+            else _column(file.read(columns=list(c.fields), use_threads=False) if c.kind == "sparse" else table, c)
+            for c in columns
+        }  # fmt: skip
 
 
 def _column(table: pa.Table, column: Column) -> Tensor | SparseRows:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from sparkdiff.rows import SparseRows
 
 FORMAT = 2
 Batch = dict[str, Tensor | SparseRows]
+_NUMPY = {torch.float64: np.float64, torch.float32: np.float32, torch.int64: np.int64, torch.bool: np.bool_}
 _DTYPES = {"float64": torch.float64, "float32": torch.float32, "int64": torch.int64, "bool": torch.bool}
 _PATH = re.compile(
     r"[\w=-][\w.=-]*(/[\w=-][\w.=-]*)*", re.ASCII
@@ -57,7 +59,8 @@ class Column:
         if self.kind == "sparse":
             none, offsets = torch.empty(0, dtype=torch.int64), torch.zeros(rows + 1, dtype=torch.int64)
             return SparseRows(none, torch.empty(0, dtype=self.dtype), offsets, self.width)
-        return torch.empty((rows, self.width) if self.kind == "dense" else (rows,), dtype=self.dtype)
+        shape = (rows, self.width) if self.kind == "dense" else (rows,)
+        return torch.from_numpy(np.empty(shape, _NUMPY[self.dtype]))  # numpy asks for huge pages: fewer to be cleared
 
     def problem(self, x: Tensor | SparseRows, rows: int) -> str:
         """The reason why `x` cannot be this column of a file with that many rows; empty if it can."""

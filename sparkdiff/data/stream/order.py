@@ -107,10 +107,26 @@ def from_files(empty: Batch, shards: Sequence[tuple[Iterator[Batch], Iterator[Ro
     def source(first: Rows, last: Rows) -> tuple[Batch, Rows]:
         for h, row in zip(held, first.tolist(), strict=True):
             h.skip(row - h.drawn)
-        parts = [part for h, n in zip(held, (last - first).tolist(), strict=True) for part in h.draw(n)]
-        return cat([empty, *parts]), np.arange((last - first).sum())
+        numbers = (last - first).tolist()
+        parts = (part for h, n in zip(held, numbers, strict=True) for part in h.draw(n))
+        return _joined(empty, parts, sum(numbers)), np.arange(sum(numbers))
 
     return source
+
+
+def _joined(empty: Batch, parts: Iterator[tuple[Batch, Rows]], number: int) -> Batch:
+    """These rows of each batch, so many together, one below the other."""
+    sparse = {name: [x] for name, x in empty.items() if isinstance(x, SparseRows)}
+    room = {n: np.empty((number, *x.shape[1:]), x.numpy().dtype) for n, x in empty.items() if isinstance(x, Tensor)}
+    end = 0
+    for batch, rows in parts:
+        first, end = end, end + len(rows)
+        for name, x in batch.items():
+            if isinstance(x, SparseRows):
+                sparse[name].append(x.take(torch.from_numpy(rows)))
+            else:
+                x.numpy().take(rows, 0, out=room[name][first:end], mode="clip")  # "raise" would copy twice
+    return {n: SparseRows.cat(sparse[n]) if n in sparse else torch.from_numpy(room[n]) for n in empty}
 
 
 class _Held:
@@ -122,10 +138,10 @@ class _Held:
         self.left: Rows = np.arange(0)  # its rows that are still to be drawn, in their order
         self.drawn = 0  # rows of the shard so far
 
-    def draw(self, number: int) -> Iterator[Batch]:
-        """The next `number` rows of the shard, in a part per piece."""
+    def draw(self, number: int) -> Iterator[tuple[Batch, Rows]]:
+        """The next `number` rows of the shard: pieces, and which of their rows."""
         for now in self._next(number):
-            yield take(self.piece, now)
+            yield self.piece, now
 
     def skip(self, number: int) -> None:
         """Pass over the next `number` rows."""
@@ -155,18 +171,6 @@ def take(batch: Batch, rows: Rows) -> Batch:
         name: x.take(torch.from_numpy(rows)) if isinstance(x, SparseRows) else torch.from_numpy(x.numpy().take(rows, 0))
         for name, x in batch.items()
     }
-
-
-def cat(batches: Sequence[Batch]) -> Batch:
-    """Batches of the same columns one below the other, copied."""
-    return {name: _cat([batch[name] for batch in batches]) for name in batches[0]}
-
-
-def _cat(parts: Sequence[Tensor | SparseRows]) -> Tensor | SparseRows:
-    sparse = [x for x in parts if isinstance(x, SparseRows)]
-    if sparse:
-        return SparseRows.cat(sparse)
-    return torch.from_numpy(np.concatenate([x.numpy() for x in parts if isinstance(x, Tensor)]))
 
 
 def split(batch: Batch, sizes: list[int]) -> Iterator[Batch]:

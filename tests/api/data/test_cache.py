@@ -32,7 +32,7 @@ from sparkdiff.data import cache as caches
 from sparkdiff.data.cache import Cache, DamagedCache
 from sparkdiff.data.fingerprint import source_facts
 from sparkdiff.data.splits import Source
-from sparkdiff.data.stream import Stream
+from sparkdiff.data.stream import Manifest, Stream, pages
 from sparkdiff.job import steps
 from sparkdiff.options import Options
 from sparkdiff.rows import SparseRows
@@ -598,7 +598,12 @@ def test_null_becomes_nan(df: DataFrame, folder: Path) -> None:
     assembler = VectorAssembler(inputCols=NUMBERS, outputCol="x", handleInvalid="keep")
     fitted = Pipeline(stages=[assembler, LinearRegression(featuresCol="x", labelCol="riders", maxIter=1)]).fit(df)
     rows = with_nulls(df)
-    x = both(cached(fitted, rows, folder, reference=["VectorAssembler"]), "c0")  # NaN inside the vectors
+    cache = cached(fitted, rows, folder, reference=["VectorAssembler"])
+    x = both(cache, "c0")  # NaN inside the vectors
+    manifest = Manifest.load(cache.folder)
+    path = manifest.file(manifest.splits["train"][0][0])
+    with pq.ParquetFile(path) as file:  # Spark writes what is read without Arrow
+        assert pages.read(path, file, manifest.columns).keys() >= {"c0", "label", "weight", "block"}
     assert x.shape == (1500, 4)
     assert x.isnan().sum(0).tolist() == [300, 0, 0, 0]
     encoded = Pipeline(
