@@ -23,6 +23,7 @@ from pyarrow import ArrowException
 from torch import Tensor
 
 from sparkdiff.data.stream import arrow, petastorm
+from sparkdiff.data.stream.ahead import ahead
 from sparkdiff.data.stream.manifest import Batch, CachedFile, Column, DamagedCacheError, Manifest
 from sparkdiff.data.stream.order import (
     NEGLIGIBLE,
@@ -208,10 +209,15 @@ class Stream:
                 yield from itertools.islice(batches, max(start - first, 0), None)
 
     def _files(self, opened: ExitStack, shards: list[list[CachedFile]], orders: list[Order]) -> Source:
-        readers = []
-        for shard, (pieces, rows) in zip(shards, orders, strict=True):
-            readers.append((opened.enter_context(closing(self._read([shard[i] for i in pieces]))), rows))
-        return from_files({column.name: column.empty(0) for column in self.columns}, readers)
+        """The rows of the files. Of every shard a piece is held, and with Arrow the one after it is read meanwhile; Petastorm is
+        read in the caller's thread, as it needs Python's warnings changed, which belong to all threads.
+        """
+        ordered = [[shard[i] for i in pieces] for shard, (pieces, _) in zip(shards, orders, strict=True)]
+        readers: list[Iterator[Batch]] = [opened.enter_context(closing(self._read(pieces))) for pieces in ordered]
+        if self.backend == "arrow":
+            readers = ahead(opened, list(zip(readers, map(len, ordered), strict=True)))
+        empty = {column.name: column.empty(0) for column in self.columns}
+        return from_files(empty, [(reader, rows) for reader, (_, rows) in zip(readers, orders, strict=True)])
 
     def _table(self, name: str, shards: list[list[CachedFile]], team: tuple[int, int]) -> Batch:
         """All rows of the rank's shards, read once."""

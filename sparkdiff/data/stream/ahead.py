@@ -1,0 +1,37 @@
+"""Reads ahead: the next item of an iterator is made by a thread while the one before is used."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class _Ahead(Generic[T], Iterator[T]):
+    """So many items of an iterator. Of those to come one is held, of those that were passed on none."""
+
+    def __init__(self, pool: ThreadPoolExecutor, items: Iterator[T], number: int):
+        self.pool, self.items, self.left = pool, items, number
+        self.coming: Future[T] | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self.coming = self.pool.submit(next, self.items) if self.left else None
+
+    def __next__(self) -> T:
+        if self.coming is None:
+            raise StopIteration
+        item = self.coming.result()  # raises what the thread has raised
+        self.left -= 1
+        self._begin()
+        return item
+
+
+def ahead(opened: ExitStack, iterators: Sequence[tuple[Iterator[T], int]]) -> list[Iterator[T]]:
+    """The same iterators, of so many items each, read ahead by one thread for all of them. Closing `opened` waits for the
+    item that the thread is at, and no other.
+    """
+    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sparkdiff-reads-ahead")
+    opened.callback(pool.shutdown, cancel_futures=True)
+    return [_Ahead(pool, items, number) for items, number in iterators]
