@@ -11,15 +11,15 @@ JSON; nothing is tuned on these rows.
     SPARK_CONF_DIR=conf python benchmarks/drift.py --out drift.json
 """
 
-import argparse
 import functools
-import json
+import statistics
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from common import CONFIG, exit_code, markdown, parse, parser, write
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.feature import OneHotEncoder, StandardScaler, StringIndexer, VectorAssembler
 from pyspark.ml.regression import GBTRegressionModel, GeneralizedLinearRegression
@@ -28,12 +28,11 @@ from pyspark.sql import DataFrame, functions as F
 from sparkdiff import FineTuner
 from sparkdiff.job import load_config
 from sparkdiff.job.loading import function, load_data, start_session
+from sparkdiff.options import Options
 
-CONFIG = Path(__file__).resolve().parent.parent / "conf" / "bikeshare.yaml"
 CATEGORIES = ["season", "mnth", "hr", "holiday", "weekday", "workingday", "weathersit"]
 NUMBERS = ["temp", "atemp", "hum", "windspeed"]
 BUSY = 150  # riders an hour, about the year's mean
-SEEDS = 3  # of the random split and the order of rows
 
 
 def regression(regParam: float) -> Pipeline:
@@ -84,18 +83,18 @@ def flips(old: PipelineModel, new: PipelineModel, rows: DataFrame) -> float:
     return float(row[0])
 
 
-def arms(original: str, thirds: list[DataFrame], folder: Path) -> list[dict[str, Any]]:
+def arms(original: str, thirds: list[DataFrame], folder: Path, seeds: int, epochs: int) -> list[dict[str, Any]]:
     if original.startswith("regParam"):
         thirds = [rows.withColumns({c: F.col(c).cast("string") for c in CATEGORIES}) for rows in thirds]
     first, second, last = thirds
     old = ORIGINALS[original]().fit(first)
     models: dict[str, tuple[PipelineModel, dict[str, Any]]] = {"old model": (old, {})}
-    for seed in range(SEEDS):
+    for seed in range(seeds):
         ways = {"fine-tuned, random split": {}, "fine-tuned, split by time": {"timeCol": "when"}}
-        for name, options in ways.items():
-            if seed and options:  # by time nothing but the order of rows depends on the seed
+        for name, way in ways.items():
+            if seed and way:  # by time nothing but the order of rows depends on the seed
                 continue
-            tuned = FineTuner(pipeline=old, seed=seed, cacheDir=str(folder), **options).fit(second)
+            tuned = FineTuner(pipeline=old, seed=seed, maxEpochs=epochs, cacheDir=str(folder), **way).fit(second)
             s = tuned.summary
             facts = {"decision": s.decision, "gain": s.gain, "p": s.p, "warnings": s.warnings}
             models[f"{name}, seed {seed}"] = tuned.pipelineModel, facts
@@ -110,19 +109,19 @@ def arms(original: str, thirds: list[DataFrame], folder: Path) -> list[dict[str,
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    lines = ["| original | model | decision | second third | last third | flips on the last third |", "|---" * 6 + "|"]
-    for r in results:
-        cells = [r["original"], r["arm"], r.get("decision", "–")]
-        cells += [f"{r['second']:.2f}", f"{r['last']:.2f}", f"{r['flips']:.1%}"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    cells = [
+        [r["original"], r["arm"], r.get("decision", "–"), f"{r['second']:.2f}", f"{r['last']:.2f}", f"{r['flips']:.1%}"]
+        for r in results
+    ]
+    return markdown(["original", "model", "decision", "second third", "last third", "flips on the last third"], cells)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--originals", nargs="+", default=list(ORIGINALS), choices=ORIGINALS, metavar="ORIGINAL")
-    parser.add_argument("--out", type=Path, help="where to write the results as JSON")
-    given = parser.parse_args()
+    p = parser(__doc__)
+    p.add_argument("--originals", nargs="+", default=list(ORIGINALS), choices=ORIGINALS, metavar="ORIGINAL")
+    p.add_argument("--seeds", type=int, default=3, help="of the random split and the order of rows")
+    p.add_argument("--epochs", type=int, default=Options().maxEpochs)
+    given = parse(p, originals=["regParam 1", "20 trees"], seeds=1, epochs=1)
     config = load_config(CONFIG, [])
     spark = start_session(config.spark)
     spark.sparkContext.setLogLevel("ERROR")
@@ -134,17 +133,20 @@ def main() -> int:
     bounds = [(-1.0, cuts[0]), (cuts[0], cuts[1]), (cuts[1], float("inf"))]
     thirds = [hours.where((F.col("when") > low) & (F.col("when") <= high)).cache() for low, high in bounds]
     with tempfile.TemporaryDirectory() as folder:
-        results = [r for original in given.originals for r in arms(original, thirds, Path(folder))]
+        results = [
+            r for original in given.originals for r in arms(original, thirds, Path(folder), given.seeds, given.epochs)
+        ]
     print(", ".join(f"{t.count():,} hours" for t in thirds))
     print(table(results))
-    if given.out:
-        given.out.write_text(json.dumps(results, indent=1) + "\n")
+    figures = {}
     for original in given.originals:
         runs = [r for r in results if r["original"] == original]
         tuned = [r["last"] for r in runs if r["arm"].startswith("fine-tuned")]
         better = sum(t < runs[0]["last"] for t in tuned)
+        figures[f"{original}, last third over the old model"] = statistics.fmean(tuned) / runs[0]["last"]
         print(f"{original}: {better} of {len(tuned)} fine-tuned models beat the old one on the last third")
-    return 0
+    write(given, results, figures)
+    return exit_code(given, ())
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 The faults are those of tests/processes, where CI tests each of them once.
 """
 
-import argparse
+import dataclasses
 import json
 import random
 import statistics
@@ -13,8 +13,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "processes")]
+from common import ROOT, exit_code, parse, parser, write
+
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "processes")]  # its module of this name, not this script
 
 import faults  # noqa: E402
 
@@ -42,10 +43,10 @@ def row(where: str, told: list[faults.Told]) -> str:
     return "| " + " | ".join(cells) + " |\n"
 
 
-def on(master: str, runs: int, folder: Path) -> list[list[faults.Told]]:
-    """The faults of a master, each `runs` times, grouped by fault."""
+def on(master: str, runs: int, folder: Path, *names: str) -> list[list[faults.Told]]:
+    """The faults of a master, or those named, each `runs` times, grouped by fault."""
     folder.mkdir()
-    faults.submit(Path(faults.__file__), str(folder), str(runs), master=master, timeout=3600)
+    faults.submit(Path(faults.__file__), str(folder), str(runs), *names, master=master, timeout=3600)
     told = [faults.Told(**t) for t in json.loads((folder / "told.json").read_text())]
     return [told[i : i + runs] for i in range(0, len(told), runs)]
 
@@ -57,22 +58,29 @@ def drivers(runs: int, folder: Path) -> list[faults.Told]:
     return [faults.kill_driver(folder / f"killed{i}", caches, calm, 1.5 * random.random()) for i in range(runs)]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--write", type=Path)
-    given = parser.parse_args()
+def main() -> int:
+    p = parser(__doc__)
+    p.add_argument("--runs", type=int, default=3)
+    p.add_argument("--write", type=Path, metavar="PAGE", help="the page of docs whose table is replaced")
+    given = parse(p, runs=1)
+    found: list[tuple[str, list[faults.Told]]] = []
     with tempfile.TemporaryDirectory() as name:
-        rows = []
+        folder = Path(name)
         for master in ("local[2]", "local-cluster[2,1,1024]"):
-            rows += [row(f"`{master}`", told) for told in on(master, given.runs, Path(name) / master.partition("[")[0])]
-        rows.append(row("`local[2]`", drivers(given.runs, Path(name))))
-    text = HEAD + "".join(rows)
+            names = ["rank killed"] if given.smoke else []
+            found += [(master, told) for told in on(master, given.runs, folder / master.partition("[")[0], *names)]
+        found.append(("local[2]", drivers(given.runs, folder)))
+    text = HEAD + "".join(row(f"`{where}`", told) for where, told in found)
     print(text)
     if given.write:
         _, heading, rest = given.write.read_text().partition("\n## ")  # the part about full disks stays
         given.write.write_text(text + heading + rest)
+    wrong = sum(not t.identical or bool(t.orphans) for _, told in found for t in told)
+    figures = {f"{where}, {told[0].fault}, s": statistics.median(t.seconds for t in told) for where, told in found}
+    results = [{"where": where, **dataclasses.asdict(t)} for where, told in found for t in told]
+    write(given, results, {**figures, "runs that ended otherwise": wrong})
+    return exit_code(given, wrong)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -9,9 +9,7 @@ doesn't beat an original that has slack, or worsens one that has none by more th
     SPARK_CONF_DIR=conf python benchmarks/poster_table.py --seeds 5 --out poster_table.json
 """
 
-import argparse
 import dataclasses
-import json
 import math
 import statistics
 import sys
@@ -22,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import CONFIG, exit_code, markdown, parse, parser, write
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.feature import PCA, VectorAssembler
 from pyspark.ml.stat import Summarizer
@@ -30,8 +29,8 @@ from pyspark.sql import DataFrame, SparkSession, functions as F
 from sparkdiff import FineTuner, translate, write_back
 from sparkdiff.job import Config, load_config
 from sparkdiff.job.loading import function, load_data, start_session
+from sparkdiff.options import Options
 
-CONFIG = Path(__file__).resolve().parent.parent / "conf" / "bikeshare.yaml"
 LABEL, HELD_OUT = "bikers", "held_out"
 OPTIMUM = 1e-6
 """regParam of the convex optimum. With 0 the covariance is singular (weekdays and holidays give away the working days):
@@ -125,10 +124,11 @@ def seconds(run: Callable[[], Any]) -> tuple[Any, float]:
     return run(), time.perf_counter() - start
 
 
-def measure(config: Config, variant: Variant, rows: Rows, seed: int, folder: Path) -> dict[str, Any]:
+def measure(config: Config, variant: Variant, rows: Rows, seed: int, folder: Path, epochs: int) -> dict[str, Any]:
     """All arms of one pipeline on one split."""
     model, fit = seconds(lambda: build(config, rows.train, pca=variant.pca, regParam=variant.regParam).fit(rows.train))
-    common: dict[str, Any] = {"validationIndicatorCol": HELD_OUT, "seed": seed, "cacheDir": str(folder / "cache")}
+    common: dict[str, Any] = {"validationIndicatorCol": HELD_OUT, "seed": seed, "maxEpochs": epochs}
+    common["cacheDir"] = str(folder / "cache")
 
     def fine_tune() -> Any:
         tuned = FineTuner(pipeline=model, **common).fit(rows.learning)
@@ -169,14 +169,11 @@ def signed(values: Sequence[float]) -> str:
     return text if text.startswith("-") else f"+{text}"
 
 
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(cells)} |" for cells in (head, *rows)]
-    return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])
-
-
 def tables(results: list[dict[str, Any]]) -> str:
     """Two markdown tables: the test deviance of every arm, and fine-tuning against each of them on the same splits."""
-    runs = {v.name: [r for r in results if r["pipeline"] == v.name] for v in VARIANTS}
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for r in results:
+        runs.setdefault(r["pipeline"], []).append(r)
 
     def column(name: str, arm: str) -> list[float]:
         return [r["test"][arm] for r in runs[name] if arm in r["test"]]
@@ -204,7 +201,7 @@ def tables(results: list[dict[str, Any]]) -> str:
         ["time from plan to saved / time of the original's fit, warm session, median (range)", *each(ratio)],
     ]
     second = [[arm, *(paired(v, arm) for v in runs)] for arm in ARMS if arm != TUNED]
-    seeds = len(results) // len(VARIANTS)
+    seeds = len(results) // len(runs)
     return "\n\n".join(
         [
             f"Poisson deviance / 2 on test rows, mean ± sd over {seeds} splits",
@@ -227,32 +224,39 @@ def broken(results: list[dict[str, Any]]) -> list[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5, help="splits to average over")
-    parser.add_argument("--out", type=Path, help="where to write the results of every run as JSON")
-    given = parser.parse_args()
+    p = parser(__doc__)
+    p.add_argument("--seeds", type=int, default=5, help="splits to average over")
+    p.add_argument("--epochs", type=int, default=Options().maxEpochs)
+    given = parse(p, seeds=1, epochs=1)
     config = load_config(CONFIG, [])
     spark = start_session(config.spark)
     spark.sparkContext.setLogLevel("ERROR")
     torch.set_num_threads(1)
     start, results = time.perf_counter(), []
     with tempfile.TemporaryDirectory() as name:
-        for seed in range(-1, given.seeds):  # the run before the first one warms Spark up and isn't counted
+        for seed in range(
+            0 if given.smoke else -1, given.seeds
+        ):  # the run before the first one warms Spark up and isn't counted
             rows = rows_of(spark, config, max(seed, 0))
-            for i, variant in enumerate(VARIANTS if seed >= 0 else VARIANTS[:1]):
-                result = measure(config, variant, rows, max(seed, 0), Path(name) / f"{seed}-{i}")
+            for i, variant in enumerate(VARIANTS[:1] if given.smoke or seed < 0 else VARIANTS):
+                result = measure(config, variant, rows, max(seed, 0), Path(name) / f"{seed}-{i}", given.epochs)
                 if seed >= 0:
                     results.append(result)
                     test = ", ".join(f"{arm} {value:.2f}" for arm, value in result["test"].items())
                     print(f"seed {seed}, {variant.name}: {test}; {result['decision']}", file=sys.stderr, flush=True)
     print(tables(results))
-    if given.out:
-        report = {"seconds": time.perf_counter() - start, "results": results}
-        given.out.write_text(json.dumps(report, indent=1) + "\n")
+    tuned = {
+        name: [r["test"] for r in results if r["pipeline"] == name] for name in {r["pipeline"]: None for r in results}
+    }
+    figures = {
+        f"{n}, test deviance over the original's": statistics.mean(t[TUNED] / t[ORIGINAL] for t in each)
+        for n, each in tuned.items()
+    }
+    write(given, {"seconds": time.perf_counter() - start, "results": results}, figures)
     failures = broken(results)
     promise = f"\nBetter than an original with slack, and never more than {WORSE:.0%} worse than the optimum: "
     print(promise + ("; ".join(failures) if failures else "kept"))
-    return 1 if failures else 0
+    return exit_code(given, failures)
 
 
 if __name__ == "__main__":

@@ -11,18 +11,17 @@ original by more than 0.5%.
     SPARK_CONF_DIR=conf python benchmarks/rare_levels.py --seeds 20 --out rare_levels.json
 """
 
-import argparse
 import dataclasses
-import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from common import CONFIG, exit_code, markdown, parse, parser, write
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.feature import OneHotEncoder, StandardScaler, StringIndexer, VectorAssembler
 from pyspark.ml.regression import GeneralizedLinearRegression
@@ -31,11 +30,10 @@ from pyspark.sql import SparkSession, functions as F
 from sparkdiff import FineTuner
 from sparkdiff.job import load_config
 from sparkdiff.job.loading import load_data, start_session
+from sparkdiff.options import Options
 
-CONFIG = Path(__file__).resolve().parent.parent / "conf" / "bikeshare.yaml"
 WORSE = 0.005
 SHAPE = 5.0  # of the gamma factor: bike counts vary five times more than Poisson at their mean
-OLD, NEW, FRESH = 1_500, 5_000, 50_000  # rows to fit the original, to tune it, to measure both
 ORIGINALS = {"regParam 1e-6": 1e-6, "regParam 1": 1.0}
 BINS = {"rarest level in < 5 tuning rows": (0, 4), "in 5 to 19": (5, 19)}
 
@@ -113,9 +111,11 @@ def deviances(spark: SparkSession, model: PipelineModel, path: Path) -> dict[str
     return {k: v for k, v in row.asDict().items() if v is not None}
 
 
-def measure(spark: SparkSession, p: Population, seed: int, folder: Path) -> list[dict[str, Any]]:
+def measure(
+    spark: SparkSession, p: Population, seed: int, folder: Path, sizes: Sequence[int], epochs: int
+) -> list[dict[str, Any]]:
     random = np.random.default_rng(seed)
-    old, new, fresh = (p.draw(n, random) for n in (OLD, NEW, FRESH))
+    old, new, fresh = (p.draw(n, random) for n in sizes)
     fresh["rarest"] = np.min([fresh[c].map(new[c].value_counts()).fillna(0) for c in p.categories], axis=0).astype(int)
     paths = {}
     for name, rows in (("old", old), ("new", new), ("fresh", fresh)):
@@ -125,7 +125,7 @@ def measure(spark: SparkSession, p: Population, seed: int, folder: Path) -> list
     for original, regParam in ORIGINALS.items():
         start = time.perf_counter()
         model = pipeline(p, regParam).fit(spark.read.parquet(paths["old"].as_uri()))
-        tuned = FineTuner(pipeline=model, seed=seed, cacheDir=str(folder / "cache")).fit(
+        tuned = FineTuner(pipeline=model, seed=seed, maxEpochs=epochs, cacheDir=str(folder / "cache")).fit(
             spark.read.parquet(paths["new"].as_uri())
         )
         before = deviances(spark, model, paths["fresh"])
@@ -142,7 +142,7 @@ def measure(spark: SparkSession, p: Population, seed: int, folder: Path) -> list
 
 def table(results: list[dict[str, Any]]) -> str:
     head = ["population, original", "tuned", "change of the loss: median", "worst", *(f"worst: {b}" for b in BINS)]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    lines = []
     for key in dict.fromkeys((r["population"], r["original"]) for r in results):
         runs = [r for r in results if (r["population"], r["original"]) == key]
         change = [r["change"]["all"] for r in runs]
@@ -151,15 +151,26 @@ def table(results: list[dict[str, Any]]) -> str:
         for name in BINS:
             seen = [r["change"][name] for r in runs if name in r["change"]]
             cells.append(f"{max(seen):+.2%}" if seen else "–")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return markdown(head, lines)
+
+
+def worst(results: list[dict[str, Any]]) -> dict[str, float]:
+    """The largest change of the loss of each population and original."""
+    out: dict[str, float] = {}
+    for r in results:
+        name = f"{r['population']}, {r['original']}, worst change"
+        out[name] = max(r["change"]["all"], out.get(name, -1.0))
+    return out
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--out", type=Path, help="where to write the results of every run as JSON")
-    given = parser.parse_args()
+    flags = parser(__doc__)
+    flags.add_argument("--seeds", type=int, default=20)
+    flags.add_argument("--sizes", type=int, nargs=3, default=[1_500, 5_000, 50_000], metavar=("OLD", "NEW", "FRESH"),
+                       help="rows to fit the original, to tune it, to measure both")  # fmt: skip
+    flags.add_argument("--epochs", type=int, default=Options().maxEpochs)
+    given = parse(flags, seeds=1, sizes=[500, 1_000, 2_000], epochs=1)
     spark = start_session(load_config(CONFIG, []).spark)
     spark.sparkContext.setLogLevel("ERROR")
     results: list[dict[str, Any]] = []
@@ -167,21 +178,20 @@ def main() -> int:
     for seed in range(given.seeds):
         for p in populations:
             with tempfile.TemporaryDirectory() as name:
-                results += measure(spark, p, seed, Path(name))
+                results += measure(spark, p, seed, Path(name), given.sizes, given.epochs)
             for r in results[-len(ORIGINALS) :]:
                 print(
                     f"seed {seed}, {p.name}, {r['original']}: {r['decision']}, {r['change']['all']:+.2%}",
                     file=sys.stderr,
                 )
-        if given.out:
-            given.out.write_text(json.dumps(results, indent=1) + "\n")
+        write(given, results, worst(results))
     print(table(results))
     broken = [r for r in results if r["change"]["all"] > WORSE]
     names = "; ".join(
         f"{r['population']}, {r['original']}, seed {r['seed']}: {r['change']['all']:+.2%}" for r in broken
     )
     print(f"\nNever worse than the original by more than {WORSE:.1%}: {names or 'kept'}")
-    return 1 if broken else 0
+    return exit_code(given, broken)
 
 
 if __name__ == "__main__":

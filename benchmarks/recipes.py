@@ -10,17 +10,15 @@ recipe=default; writes JSON.
     SPARK_CONF_DIR=conf python benchmarks/recipes.py --seeds 3 --out recipes.json
 """
 
-import argparse
 import itertools
-import json
 import statistics
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from poster_table import CONFIG, HELD_OUT, VARIANTS, build, rows_of
+from common import CONFIG, parse, parser, write
+from poster_table import HELD_OUT, VARIANTS, build, rows_of
 from pyspark.sql import functions as F
 
 from sparkdiff.data.splits import Source
@@ -82,10 +80,11 @@ def given_up(runs: Mapping[str, Sequence[Sequence[float]]], grid: Sequence[Recip
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--out", type=Path)
-    given = parser.parse_args()
+    p = parser(__doc__)
+    p.add_argument("--seeds", type=int, default=3)
+    p.add_argument("--epochs", type=int, default=Options().maxEpochs)
+    given = parse(p, seeds=1, epochs=1)
+    variants = VARIANTS[:1] if given.smoke else VARIANTS
     bikes = load_config(CONFIG, [])
     digits = load_config(CONFIG.with_name("digits.yaml"), [])
     spark = start_session({"spark.ui.enabled": "false", "spark.sql.shuffle.partitions": "2"})
@@ -95,21 +94,21 @@ def main() -> int:
         for seed in range(FIRST_SEED, FIRST_SEED + given.seeds):
             rows = rows_of(spark, bikes, seed)
             few = rows.learning.where(F.col(HELD_OUT) | F.expr(f"pmod(xxhash64(day, hr, {seed}, 7), 4) = 0"))
-            for variant in VARIANTS:
+            for variant in variants:
                 for name, learning in ((variant.name, rows.learning), (f"{variant.name}, a quarter of the rows", few)):
                     train = learning.where(~F.col(HELD_OUT))
                     model = build(bikes, train, pca=variant.pca, regParam=variant.regParam).fit(train)
-                    runs.setdefault(name, []).append(gains(model, learning, seed, folder))
+                    runs.setdefault(name, []).append(gains(model, learning, seed, folder, maxEpochs=given.epochs))
             images = load_data(spark, {**digits.data["train"], "where": "true"}, digits.folder, "train")
             tenth = f"pmod(xxhash64(id, {seed}), 10)"
             learning = images.where(f"{tenth} < 9").withColumn(HELD_OUT, F.expr(f"{tenth} < 6 AND {tenth} >= 0"))
             train = learning.where(~F.col(HELD_OUT))
             model = function(digits.pipeline, digits.folder)(train).fit(train)
-            runs.setdefault("digits", []).append(gains(model, learning, seed, folder))
+            runs.setdefault("digits", []).append(gains(model, learning, seed, folder, maxEpochs=given.epochs))
             print(f"seed {seed} done", file=sys.stderr)
     print(report(runs, GRID, (1, 2, 3, 4)), given_up(runs, GRID), sep="\n\n")
-    if given.out:
-        given.out.write_text(json.dumps({"grid": [vars(r) for r in GRID], "gains": runs}, indent=1))
+    best = {f"{name}, best candidate's gain": statistics.fmean(max(run) for run in each) for name, each in runs.items()}
+    write(given, {"grid": [vars(r) for r in GRID], "gains": runs}, best)
     return 0
 
 

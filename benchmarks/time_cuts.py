@@ -6,13 +6,13 @@ Prints a row per partitioning of the same rows: seconds of both (the least of th
 and the share of the rows after the first cut.
 """
 
-import argparse
 import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from common import markdown, parse, parser, write
 from pyspark.sql import SparkSession, functions as F
 
 from sparkdiff.data.quantiles import ACCURACY, quantiles
@@ -31,15 +31,14 @@ def least(make: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=4_000_000)
-    parser.add_argument("--partitions", type=int, nargs="+", default=[1, 8, 31])
-    given = parser.parse_args()
+    p = parser(__doc__)
+    p.add_argument("--rows", type=int, default=4_000_000)
+    p.add_argument("--partitions", type=int, nargs="+", default=[1, 8, 31])
+    given = parse(p, rows=20_000, partitions=[2])
     spark = SparkSession.builder.master("local[2]").config("spark.ui.enabled", "false").getOrCreate()
     spark.sparkContext.setLogLevel("ERROR")
     seconds = F.lit(1.7e9) + F.abs(F.xxhash64("id")) % 31_000_000_000_000 / 1e6
-    names = f"{'partitions':>10} {'approximate':>12} {'exact':>7} {'ratio':>6} {'same cuts':>9} {'after the first':>24}"
-    print(f"{given.rows:,} rows\n{names}")
+    results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for partitions in given.partitions:
             spark.range(given.rows).withColumn("t", seconds).repartition(partitions).write.parquet(
@@ -53,8 +52,19 @@ def main() -> None:
             values = df.toPandas()["t"].to_numpy()
             assert exact == np.quantile(values, SHARES, method="inverted_cdf").tolist()
             same = sum(a == e for a, e in zip(approximate, exact, strict=True))
-            after = " and ".join(f"{(values > cuts[0]).sum():,}" for cuts in (approximate, exact))
-            print(f"{partitions:>10} {about:>11.2f}s {sure:>6.2f}s {sure / about:>6.1f} {same:>6}/50 {after:>24}")
+            after = [int((values > cuts[0]).sum()) for cuts in (approximate, exact)]
+            found = {"partitions": partitions, "approximateSeconds": about, "exactSeconds": sure, "sameCuts": same}
+            results.append({**found, "rowsAfterTheFirst": after})
+    print(f"{given.rows:,} rows\n")
+    cells = [
+        [str(r["partitions"]), f"{r['approximateSeconds']:.2f}", f"{r['exactSeconds']:.2f}",
+         f"{r['exactSeconds'] / r['approximateSeconds']:.1f}", f"{r['sameCuts']} of {len(SHARES)}",
+         " and ".join(f"{n:,}" for n in r["rowsAfterTheFirst"])]
+        for r in results
+    ]  # fmt: skip
+    print(markdown(["partitions", "approximate, s", "exact, s", "ratio", "same cuts", "rows after the first"], cells))
+    ratios = {f"{r['partitions']} partitions, ratio": r["exactSeconds"] / r["approximateSeconds"] for r in results}
+    write(given, results, ratios)
 
 
 if __name__ == "__main__":

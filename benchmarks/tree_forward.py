@@ -13,7 +13,6 @@ own, by an interpreter that has it:
 Without --hummingbird that arm is left out, and said to be. Prints a table, writes JSON, and fails below the bounds.
 """
 
-import argparse
 import json
 import os
 import statistics
@@ -26,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from common import exit_code, markdown, parse, parser, write
 from hummingbird_arm import BATCHES, FEATURES, ROWS, TIMES, forest
 from pyspark.ml.linalg import Vectors
 from pyspark.ml.regression import RandomForestRegressor
@@ -207,33 +207,35 @@ def verdicts(result: dict[str, Any]) -> dict[str, float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--hummingbird", type=Path, metavar="PYTHON", help="an interpreter that can import hummingbird")
-    parser.add_argument("--out", type=Path)
-    given = parser.parse_args()
+    p = parser(__doc__)
+    p.add_argument("--rounds", type=int, default=9)
+    p.add_argument("--hummingbird", type=Path, metavar="PYTHON", help="an interpreter that can import hummingbird")
+    given = parse(p, rounds=1)
+    sizes = ((5, 3),) if given.smoke else SIZES
     torch.set_num_threads(1)
     spark = (
         SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false")
         .config("spark.driver.memory", "2g").getOrCreate()
     )  # fmt: skip
     spark.sparkContext.setLogLevel("ERROR")
-    results = [measure(trees, depth, given.rounds, given.hummingbird, spark) for trees, depth in SIZES]
+    results = [measure(trees, depth, given.rounds, given.hummingbird, spark) for trees, depth in sizes]
     spark.stop()
     if not given.hummingbird:
         print("Hummingbird is left out: no --hummingbird PYTHON was given, and its bound is not checked.\n")
-    print("| trees | depth | arm | million rows × trees a second | ours over it | bound |\n|---|---|---|---|---|---|")
-    for r in results:
-        for name, speed in r["millionRowTreesPerSecond"].items():
-            ratio = f"{r['ratios'][name]:.2f}" if name != "ours" else ""
-            bound = BOUNDS.get(name.split()[0], "")
-            print(f"| {r['trees']} | {r['depth']} | {name} | {speed:.0f} | {ratio} | {bound} |")
+    cells = [
+        [str(r["trees"]), str(r["depth"]), name, f"{speed:.0f}", f"{r['ratios'][name]:.2f}" if name != "ours" else "",
+         str(BOUNDS.get(name.split()[0], ""))]
+        for r in results for name, speed in r["millionRowTreesPerSecond"].items()
+    ]  # fmt: skip
+    print(markdown(["trees", "depth", "arm", "million rows × trees a second", "ours over it", "bound"], cells))
     missed = [(r["trees"], r["depth"], n) for r in results for n, ratio in verdicts(r).items() if ratio < BOUNDS[n]]
     for trees, depth, name in missed:
         print(f"below the bound: {name}, {trees} trees of depth {depth}")
-    if given.out:
-        given.out.write_text(json.dumps(results, indent=1))
-    return int(any((trees, depth) == SIZES[0] for trees, depth, _ in missed))
+    figures = {
+        f"{r['trees']} trees of depth {r['depth']}, ours over {n}": v for r in results for n, v in verdicts(r).items()
+    }
+    write(given, results, figures)
+    return exit_code(given, any((trees, depth) == SIZES[0] for trees, depth, _ in missed))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ pieces; fitted models and caches are kept in --folder. Prints markdown tables.
     SPARK_CONF_DIR=conf python benchmarks/tree_gains.py --seeds 5 --out tree_gains.json --folder runs/tree_gains
 """
 
-import argparse
 import dataclasses
 import json
 import re
@@ -27,7 +26,8 @@ from typing import Any
 import lightgbm
 import numpy as np
 import torch
-from poster_table import CONFIG, HELD_OUT, Rows, markdown, rows_of, spread
+from common import CONFIG, earlier, folder_of, markdown, parse, parser, write
+from poster_table import HELD_OUT, Rows, rows_of, spread
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import GBTClassifier, RandomForestClassifier
 from pyspark.ml.feature import PCA, StandardScaler, VectorAssembler
@@ -40,6 +40,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostin
 from sparkdiff import FineTuner, from_sklearn
 from sparkdiff.job import Config, load_config
 from sparkdiff.job.loading import function, load_data, start_session
+from sparkdiff.options import Options
 
 Build = Callable[[Config, int], Pipeline]
 Array = np.ndarray[Any, Any]
@@ -133,6 +134,7 @@ class Split:
     config: Config
     rows: Rows
     folder: Path
+    epochs: int = Options().maxEpochs
 
     def fitted(self, build: Build, trees: int, *, learning: bool = False) -> PipelineModel:
         pipeline = build(self.config, trees)
@@ -240,7 +242,7 @@ def tune(split: Split, model: PipelineModel, **options: Any) -> dict[str, Any]:
     case, start = split.case, time.perf_counter()
     tuner = FineTuner(
         pipeline=model, labelCol=case.label, loss=case.loss, lossParams=dict(case.lossParams), seed=split.seed,
-        validationIndicatorCol=HELD_OUT, cacheDir=str(split.folder / "cache"), **options,
+        validationIndicatorCol=HELD_OUT, maxEpochs=split.epochs, cacheDir=str(split.folder / "cache"), **options,
     )  # fmt: skip
     tuned = tuner.fit(split.rows.learning)
     seconds = time.perf_counter() - start
@@ -315,6 +317,16 @@ def table(case: Case, results: list[dict[str, Any]]) -> str:
     return f"**{case.name}**\n\n{markdown(head, lines)}"
 
 
+def changes(results: list[dict[str, Any]]) -> dict[str, float]:
+    """Mean change of each case's test loss by fine-tuning."""
+    found = {(r["case"], r["arm"], r["seed"]): r["loss"] for r in results}
+    out: dict[str, list[float]] = {}
+    for (case, arm, seed), loss in found.items():
+        if arm == TUNED and (case, ORIGINAL, seed) in found:
+            out.setdefault(f"{case}, change of the loss", []).append(loss / found[case, ORIGINAL, seed] - 1)
+    return {name: statistics.fmean(values) for name, values in out.items()}
+
+
 SHORT = {
     TUNED: "fine-tuned", LEAVES: "leaves only", TWICE: "twice the trees", REFIT: "refitted on train + validation",
     OWN: "own lossType", DELETED: "PCA deleted", LIGHT: "LightGBM", LIGHT_REFIT: "then its `refit`",
@@ -358,21 +370,21 @@ def candidates(results: list[dict[str, Any]]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5, help="splits to average over")
-    parser.add_argument("--cases", default="", help="only cases that match this regular expression")
-    parser.add_argument("--arms", default="", help="only arms that match this regular expression")
-    parser.add_argument("--candidates", action="store_true", help="print the validation loss of every candidate, too")
-    parser.add_argument("--out", type=Path, required=True, help="JSON of all results; what it holds isn't run again")
-    parser.add_argument("--folder", type=Path, required=True, help="where fitted models and caches are kept")
-    given = parser.parse_args()
-    folder = given.folder.resolve()
-    results: list[dict[str, Any]] = json.loads(given.out.read_text()) if given.out.exists() else []
+    p = parser(__doc__)
+    p.add_argument("--seeds", type=int, default=5, help="splits to average over")
+    p.add_argument("--cases", default="", help="only cases that match this regular expression")
+    p.add_argument("--arms", default="", help="only arms that match this regular expression")
+    p.add_argument("--candidates", action="store_true", help="print the validation loss of every candidate, too")
+    p.add_argument("--epochs", type=int, default=Options().maxEpochs)
+    p.add_argument("--folder", type=Path, help="where fitted models and caches are kept")
+    given = parse(p, seeds=1, cases="absolute|PCA", epochs=1)
+    folder = folder_of(given)
+    results: list[dict[str, Any]] = earlier(given) or []
     done = {(r["case"], r["seed"], r["arm"]) for r in results}
     todo = [
         (seed, case, name, arm)
         for seed in range(given.seeds)
-        for case in CASES
+        for case in (dataclasses.replace(c, trees=2) if given.smoke else c for c in CASES)
         for name, arm in arms(case).items()
         if (case.name, seed, name) not in done and re.search(given.cases, case.name) and re.search(given.arms, name)
     ]
@@ -384,10 +396,10 @@ def main() -> int:
         spark.sparkContext.setCheckpointDir((folder / "checkpoints").as_uri())
         torch.set_num_threads(1)
     for seed, case, name, arm in todo:
-        split = Split(case, seed, *rows_for(spark, configs, case, seed), folder)
+        split = Split(case, seed, *rows_for(spark, configs, case, seed), folder, given.epochs)
         found = {"case": case.name, "seed": seed, "arm": name, **arm(split)}
         results.append(found)
-        given.out.write_text(json.dumps(results, indent=1) + "\n")
+        write(given, results, changes(results))
         print(f"seed {seed}, {case.name}, {name}: {found['loss']:.4g}", file=sys.stderr, flush=True)
     print(f"Mean change of the test loss against the original of the same split\n\n{overview(results)}\n")
     print("\n\n".join(table(case, results) for case in CASES if any(r["case"] == case.name for r in results)))

@@ -9,19 +9,17 @@ neighbouring turns. Prints a table, writes JSON, and fails above the bounds.
     SPARK_CONF_DIR=conf python benchmarks/tree_io.py --out tree_io.json
 """
 
-import argparse
 import dataclasses
 import gc
-import json
 import statistics
 import sys
 import time
 import tracemalloc
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import exit_code, markdown, parse, parser, write
 from pyspark.ml.feature import VectorAssembler, VectorIndexer
 from pyspark.ml.regression import RandomForestRegressor
 from pyspark.ml.wrapper import JavaParams
@@ -200,9 +198,9 @@ def seconds(run: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - start, out
 
 
-def few(data: DataFrame, turns: int) -> dict[str, Any]:
-    """Both ways by turns, at 100 trees of depth 5."""
-    forest = RandomForestRegressor(numTrees=TREES, maxDepth=DEPTH, seed=0)
+def few(data: DataFrame, trees: int, turns: int) -> dict[str, Any]:
+    """Both ways by turns, at so many trees of depth 5."""
+    forest = RandomForestRegressor(numTrees=trees, maxDepth=DEPTH, seed=0)
     forest.fit(data.limit(100))  # the JVM's first fit is slower
     fit, model = seconds(lambda: forest.fit(data))
     times: dict[str, list[float]] = {"read": [], "write": [], "readByNode": [], "writeByNode": []}
@@ -223,47 +221,48 @@ def few(data: DataFrame, turns: int) -> dict[str, Any]:
     rival = [a + b for a, b in zip(times["readByNode"], times["writeByNode"], strict=True)]
     own = [a + b for a, b in zip(times["read"], times["write"], strict=True)]
     return {
-        "trees": TREES, "depth": DEPTH, "nodes": len(nodes), "fitSeconds": fit, "seconds": medians,
+        "trees": trees, "depth": DEPTH, "nodes": len(nodes), "fitSeconds": fit, "seconds": medians,
         "overRival": statistics.median(a / b for a, b in zip(own, rival, strict=True)),
         "overFit": statistics.median(own) / fit,
     }  # fmt: skip
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--out", type=Path)
-    given = parser.parse_args()
+    p = parser(__doc__)
+    p.add_argument("--turns", type=int, default=5)
+    given = parse(p, turns=1)
     spark = SparkSession.builder.master("local[1]").config("spark.driver.memory", "2g").getOrCreate()
     spark.sparkContext.setLogLevel("ERROR")
     data = rows(spark)
-    small = few(data, given.turns)
-    large = [many(spark, data, trees) for trees in MANY]
+    small = few(data, 5 if given.smoke else TREES, given.turns)
+    large = [many(spark, data, trees) for trees in ((4, 8) if given.smoke else MANY)]
     spark.stop()
-    print(f"{TREES} trees of depth {DEPTH}, {small['nodes']} nodes, fitted in {small['fitSeconds']:.2f} s\n")
-    print("| | read, s | write, s |\n|---|---|---|")
+    print(f"{small['trees']} trees of depth {DEPTH}, {small['nodes']} nodes, fitted in {small['fitSeconds']:.2f} s\n")
     took = small["seconds"]
-    print(f"| in one piece | {took['read']:.2f} | {took['write']:.2f} |")
-    print(f"| node by node | {took['readByNode']:.2f} | {took['writeByNode']:.2f} |\n")
-    print(f"both over the rival's {small['overRival']:.2f}, over the fit {small['overFit']:.2f}\n")
-    print(
-        f"| trees of depth {MANY_DEPTH} | nodes | read, s | write, s | Python, bytes a node: read | write | JVM, bytes a node |"
-    )
-    print("|---|---|---|---|---|---|---|")
-    for r in large:
-        peak = r["pythonBytesPerNode"]
-        print(
-            f"| {r['trees']} | {r['nodes']} | {r['readSeconds']:.2f} | {r['writeSeconds']:.2f} | {peak['read']:.0f} |"
-            f" {peak['write']:.0f} | {r['jvmBytesPerNode']:.0f} |"
-        )
-    if given.out:
-        given.out.write_text(json.dumps({"few": small, "many": large}, indent=1))
+    ways = {"in one piece": ("read", "write"), "node by node": ("readByNode", "writeByNode")}
+    cells = [[way, *(f"{took[phase]:.2f}" for phase in phases)] for way, phases in ways.items()]
+    print(markdown(["", "read, s", "write, s"], cells))
+    print(f"\nboth over the rival's {small['overRival']:.2f}, over the fit {small['overFit']:.2f}\n")
+    head = [f"trees of depth {MANY_DEPTH}", "nodes", "read, s", "write, s"]
+    head += ["Python, bytes a node: read", "write", "JVM, bytes a node"]
+    cells = [
+        [str(r["trees"]), str(r["nodes"]), f"{r['readSeconds']:.2f}", f"{r['writeSeconds']:.2f}",
+         f"{r['pythonBytesPerNode']['read']:.0f}", f"{r['pythonBytesPerNode']['write']:.0f}", f"{r['jvmBytesPerNode']:.0f}"]
+        for r in large
+    ]  # fmt: skip
+    print(markdown(head, cells))
     growth = [
         large[-1]["pythonBytesPerNode"]["read"] / large[0]["pythonBytesPerNode"]["read"],
         large[-1]["pythonBytesPerNode"]["write"] / large[0]["pythonBytesPerNode"]["write"],
         large[-1]["jvmBytesPerNode"] / large[0]["jvmBytesPerNode"],
     ]
-    return int(small["overRival"] > OVER_RIVAL or small["overFit"] > OVER_FIT or max(growth) > GROWTH)
+    figures = {
+        "over node by node": small["overRival"],
+        "over the fit": small["overFit"],
+        "growth of memory": max(growth),
+    }
+    write(given, {"few": small, "many": large}, figures)
+    return exit_code(given, small["overRival"] > OVER_RIVAL or small["overFit"] > OVER_FIT or max(growth) > GROWTH)
 
 
 if __name__ == "__main__":

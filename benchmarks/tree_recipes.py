@@ -8,19 +8,19 @@ again.
     SPARK_CONF_DIR=conf python benchmarks/tree_recipes.py --seeds 2 --out tree_recipes.json --folder runs/tree_recipes
 """
 
-import argparse
 import dataclasses
-import json
 import re
 import sys
 from pathlib import Path
 
 import torch
+from common import CONFIG, earlier, folder_of, parse, parser, write
 from recipes import FIRST_SEED, gains, report
 from tree_gains import CASES, ODD, SQUARED, Case, Split, rows_for
 
 from sparkdiff.job import load_config
 from sparkdiff.job.loading import start_session
+from sparkdiff.options import Options
 from sparkdiff.training.recipes import Recipe
 
 RATES, ANCHORS, NOISE = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2), (0.0, 1e-3, 1e-2, 1e-1), (0.05, 0.2)
@@ -36,15 +36,15 @@ MORE = (
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--cases", default="", help="only cases that match this regular expression")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--folder", type=Path, required=True, help="where fitted models and caches are kept")
-    given = parser.parse_args()
-    folder = given.folder.resolve()
-    runs: dict[str, dict[str, list[float]]] = json.loads(given.out.read_text()) if given.out.exists() else {}
-    configs = {name: load_config(Path(f"conf/{name}.yaml"), []) for name in ("bikeshare", "digits")}
+    p = parser(__doc__)
+    p.add_argument("--seeds", type=int, default=2)
+    p.add_argument("--cases", default="", help="only cases that match this regular expression")
+    p.add_argument("--epochs", type=int, default=Options().maxEpochs)
+    p.add_argument("--folder", type=Path, help="where fitted models and caches are kept")
+    given = parse(p, seeds=1, epochs=1, cases="GBT 20, squared|odd digits, GBT 20")
+    folder = folder_of(given)
+    runs: dict[str, dict[str, list[float]]] = earlier(given) or {}
+    configs = {name: load_config(CONFIG.with_name(f"{name}.yaml"), []) for name in ("bikeshare", "digits")}
     spark = start_session(configs["bikeshare"].spark)
     spark.sparkContext.setLogLevel("ERROR")
     spark.sparkContext.setCheckpointDir((folder / "checkpoints").as_uri())
@@ -58,9 +58,16 @@ def main() -> int:
             cache = str(folder / "cache")
             options = {"labelCol": case.label, "loss": case.loss, "lossParams": dict(case.lossParams)}
             known[str(seed)] = gains(
-                split.original(), split.rows.learning, seed, cache, GRID, freeze=case.freeze, **options
+                split.original(),
+                split.rows.learning,
+                seed,
+                cache,
+                GRID,
+                freeze=case.freeze,
+                maxEpochs=given.epochs,
+                **options,
             )
-            given.out.write_text(json.dumps(runs, indent=1) + "\n")
+            write(given, runs, {n: max(map(max, each.values())) for n, each in runs.items() if each})
             print(f"seed {seed}, {case.name}: best {max(known[str(seed)]):+.2%}", file=sys.stderr, flush=True)
     measured = {name: list(each.values()) for name, each in runs.items() if each}
     print(report(measured, GRID, (1, 2, 3, 4)))
