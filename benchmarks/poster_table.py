@@ -212,6 +212,15 @@ def tables(results: list[dict[str, Any]]) -> str:
     )
 
 
+def changes(results: list[dict[str, Any]]) -> dict[str, float]:
+    """Mean change of each pipeline's test deviance by fine-tuning."""
+    out: dict[str, list[float]] = {}
+    for r in results:
+        change = r["test"][TUNED] / r["test"][ORIGINAL] - 1
+        out.setdefault(f"{r['pipeline']}, change of the deviance", []).append(change)
+    return {name: statistics.mean(values) for name, values in out.items()}
+
+
 def broken(results: list[dict[str, Any]]) -> list[str]:
     """The runs in which fine-tuning did not keep its promise."""
     slack = {v.name: v.slack for v in VARIANTS}
@@ -234,9 +243,8 @@ def main() -> int:
     torch.set_num_threads(1)
     start, results = time.perf_counter(), []
     with tempfile.TemporaryDirectory() as name:
-        for seed in range(
-            0 if given.smoke else -1, given.seeds
-        ):  # the run before the first one warms Spark up and isn't counted
+        # The run before the first one warms Spark up and isn't counted.
+        for seed in range(0 if given.smoke else -1, given.seeds):
             rows = rows_of(spark, config, max(seed, 0))
             for i, variant in enumerate(VARIANTS[:1] if given.smoke or seed < 0 else VARIANTS):
                 result = measure(config, variant, rows, max(seed, 0), Path(name) / f"{seed}-{i}", given.epochs)
@@ -245,14 +253,7 @@ def main() -> int:
                     test = ", ".join(f"{arm} {value:.2f}" for arm, value in result["test"].items())
                     print(f"seed {seed}, {variant.name}: {test}; {result['decision']}", file=sys.stderr, flush=True)
     print(tables(results))
-    tuned = {
-        name: [r["test"] for r in results if r["pipeline"] == name] for name in {r["pipeline"]: None for r in results}
-    }
-    figures = {
-        f"{n}, test deviance over the original's": statistics.mean(t[TUNED] / t[ORIGINAL] for t in each)
-        for n, each in tuned.items()
-    }
-    write(given, {"seconds": time.perf_counter() - start, "results": results}, figures)
+    write(given, {"seconds": time.perf_counter() - start, "results": results}, changes(results))
     failures = broken(results)
     promise = f"\nBetter than an original with slack, and never more than {WORSE:.0%} worse than the optimum: "
     print(promise + ("; ".join(failures) if failures else "kept"))

@@ -57,15 +57,9 @@ def main() -> int:
             split = Split(case, seed, *rows_for(spark, configs, case, seed), folder)
             cache = str(folder / "cache")
             options = {"labelCol": case.label, "loss": case.loss, "lossParams": dict(case.lossParams)}
+            options["maxEpochs"] = given.epochs
             known[str(seed)] = gains(
-                split.original(),
-                split.rows.learning,
-                seed,
-                cache,
-                GRID,
-                freeze=case.freeze,
-                maxEpochs=given.epochs,
-                **options,
+                split.original(), split.rows.learning, seed, cache, GRID, freeze=case.freeze, **options
             )
             write(given, runs, {n: max(map(max, each.values())) for n, each in runs.items() if each})
             print(f"seed {seed}, {case.name}: best {max(known[str(seed)]):+.2%}", file=sys.stderr, flush=True)
