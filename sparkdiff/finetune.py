@@ -18,6 +18,7 @@ from sparkdiff.evaluation.checks import (
     all_labels,
     check_classes,
     check_finite,
+    check_repeats,
     check_trained,
     check_varies,
     training_labels,
@@ -295,10 +296,13 @@ def _goal(task: Task, cache: caches.Cache, network: Network, *, reference: bool)
 def _verify(run: Run) -> Measured:
     """Measure the original, and compare its network with Spark."""
     task, cache, network, data = run.task, run.cache, run.network, run.data
+    own = callable(task.options.loss) and task.options.metric is None
     with run.phases.phase("verify") as say:
         scores = {s: score(network, data, s, run.goal.metric) for s in cache.splits}
         memory.trim()
-        check_finite(scores, run.goal.metric, task.model.uid, run.goal.labels)
+        check_finite(scores, run.goal.metric, task.model.uid, run.goal.labels, own=own)
+        if own:
+            check_repeats(run.goal.metric, network, data)
         check_classes(run.goal.metric, cache.manifest["stats"])
         parity = run.once(
             "parity",

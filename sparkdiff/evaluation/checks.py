@@ -8,11 +8,13 @@ import torch
 
 from sparkdiff.data.splits import REFERENCE, SPLITS, TRAIN, VALIDATION
 from sparkdiff.errors import InputError, ParityError
+from sparkdiff.evaluation.data import Data
 from sparkdiff.evaluation.guard import MIN_UNITS
 from sparkdiff.evaluation.scores import Score
 from sparkdiff.objectives.losses import no_event, one_label
 from sparkdiff.objectives.metrics import Metric
 from sparkdiff.options import Options
+from sparkdiff.pipeline.network import Network
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.stages.trainable import LabelStats
 
@@ -70,15 +72,30 @@ def check_varies(stats: Stats, options: Options, head: Predictor, labelCol: str 
     return [why for _, why in found]
 
 
-def check_finite(scores: Mapping[str, Score], metric: Metric, uid: str, labels: LabelStats | None) -> None:
-    """Raise InputError where the original's metric, or the squares that test its gains, overflow on finite inputs.
+def check_finite(
+    scores: Mapping[str, Score], metric: Metric, uid: str, labels: LabelStats | None, *, own: bool = False
+) -> None:
+    """Raise InputError where the original's metric, or the squares that test its gains, overflow on finite inputs, or it is
+    NaN.
 
     Args:
         uid: the original's.
         labels: of all splits, None without a label.
+        own: whether the metric is the caller's loss function.
     """
     for split, found in scores.items():
         decides = split in (VALIDATION, REFERENCE)
+        if math.isnan(found.mean) and own:
+            raise InputError(
+                f"the loss {metric.name} is NaN on {found.broken} {split} rows, with what {uid} predicts there: look for 0 / 0, "
+                "or the logarithm or root of a negative number, in the function"
+            )
+        if math.isnan(found.mean):
+            raise InputError(
+                f"the mean {metric.name} of {uid} on the {split} rows is nan: on {found.broken} of them its prediction or its "
+                f"{metric.name} is not finite, as with a model that was fitted on one class only, whose intercept is infinite; "
+                "fit it again on rows of all classes, or clean or scale the features"
+            )
         if not math.isfinite(found.mean) or (decides and not math.isfinite(float(found.blocks.square().sum()))):
             square = ", whose square overflows" if math.isfinite(found.mean) else ""
             between = "" if labels is None else f"the labels ({labels.low!r} to {labels.high!r})"
@@ -87,6 +104,21 @@ def check_finite(scores: Mapping[str, Score], metric: Metric, uid: str, labels: 
                 f"the mean {metric.name} of {uid} on the {split} rows is {found.value}{square}: {far}"
                 "clean or scale the features, or choose another metric or smaller lossParams"
             )
+
+
+@torch.no_grad()
+def check_repeats(metric: Metric, network: Network, data: Data) -> None:
+    """Raise InputError where a loss function of the caller, by which the guard decides, gives other values for the same rows."""
+    assert metric.rows is not None
+    for batch, label, weight, _ in data.batches(VALIDATION):
+        margin = network.margin(data.values(batch))
+        first, second = (metric.rows(margin, label, weight) for _ in range(2))
+        if not torch.allclose(first, second, rtol=FOLDED, atol=1e-12, equal_nan=True):
+            raise InputError(
+                f"the loss {metric.name} gave other values when it was called again with the same rows, so gains cannot be "
+                "measured by it: leave random numbers out of the function, or name a metric"
+            )
+        return
 
 
 def check_classes(metric: Metric, stats: Stats) -> None:

@@ -27,6 +27,7 @@ class Score:
     weights: Tensor  # (B,) sum of w
     below: int  # rows whose predicted mean lies below the loss's floor
     sign: float = 1.0  # -1 where larger is better
+    broken: int = 0  # rows of weight > 0 with a margin or loss that is not finite, as far as `score` has counted them
 
     @property
     def mean(self) -> float:
@@ -103,16 +104,16 @@ def score(network: Network, data: Data, split: str, metric: Metric) -> Score:
         InputError: a row with weight > 0 has no finite loss (the message names the column with NaN and the stage), or
             the metric is undefined on these rows.
     """
-    tally, sound = Tally(metric, network.head), True
+    tally, broken = Tally(metric, network.head), 0
     for batch, label, weight, block in data.batches(split):
         with torch.no_grad():
             margin = network.margin(data.values(batch))
         finite = tally.add(margin, label, weight, block)
         if not bool(finite.all()):
-            sound = False
+            broken += int((~finite).sum())
             _explain(network, data, batch, ~finite)
-    found = tally.score(data.team)
-    if sound and metric.needs and not math.isfinite(found.mean):
+    found = dataclasses.replace(tally.score(data.team), broken=broken)
+    if not broken and metric.needs and not math.isfinite(found.mean):
         raise InputError(f"metric={metric.name!r} is undefined on the {split} rows: it needs {metric.needs}")
     return found
 
