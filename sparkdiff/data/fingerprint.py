@@ -76,6 +76,8 @@ def fingerprint(request: Request, folder: Path) -> str:
     cut = request.cut
     if nulls := cut.null_columns:
         parts["nulls"] = [c.name for c in nulls]
+    if loss := [c.name for c in cut.columns if c.loss]:  # of which the manifest has the ranges
+        parts["loss"] = loss
     if cut.opaque:  # SQL may call functions and read tables of its own
         facts = [plan_facts(cut.transform(s.df), after_stages=True) for s in request.sources]
         parts["tables"] = None if None in facts else _anonymous(facts, [v.uid for v in cut.graph.vertices])

@@ -11,7 +11,10 @@ import pytest
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.feature import CountVectorizerModel, StringIndexerModel
 
-from sparkdiff.data.fingerprint import _anonymous
+from sparkdiff.data.fingerprint import Request, _anonymous, fingerprint
+from sparkdiff.options import Options
+from sparkdiff.pipeline.cut import Cut, CutColumn
+from sparkdiff.pipeline.graph import Graph
 from sparkdiff.store.digests import hash_of_folder, params_of
 from sparkdiff.store.identity import UntoldError
 
@@ -85,3 +88,14 @@ def test_columns_and_views_named_by_uids_are_the_same_whoever_made_the_stages() 
     assert first == facts("Tokenizer_ba9876543210", "IDF_ba9876543210", "sql_0123456789ab_ba9876543210")
     assert first != facts("Tokenizer_ba9876543210", "words", "sql_0123456789ab_ba9876543210")
     assert first != facts("Tokenizer_ba9876543210", "IDF_ba9876543210", "rows")
+
+
+def test_columns_that_the_loss_alone_reads_count(tmp_path: Path) -> None:
+    """Another head's cache of the same columns has no ranges of them, by which a censor is checked."""
+
+    def told(loss: bool) -> str:
+        columns = (CutColumn(("seen", -1), "seen", False, False, loss),)
+        cut = Cut(Graph(str.lower, (), head_position=0), (), (), columns)
+        return fingerprint(Request(cut, [], Options(), "wait", None), tmp_path)
+
+    assert told(loss=True) != told(loss=False)
