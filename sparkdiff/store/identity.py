@@ -37,6 +37,8 @@ UNSPOKEN = frozenset(
 UNINSTALLED = ("sparkdiff", "pyspark")
 """Packages that may be in any folder and are identified by their own version."""
 
+ALONE = ("numpy", "torch")
+"""Modules that belong to the one package of their name, and that almost every network uses."""
 KNOWN_AS = {
     "sparkdiff.jvm.nodes": "sparkdiff.nodes",
     "sparkdiff.stages.formula:PrunedColumns": "ColumnPruner",
@@ -327,7 +329,9 @@ def _version(top: str) -> str:
 @functools.cache
 def _releases(top: str) -> tuple[str, ...]:
     out = []
-    for name in sorted({name for name in _distributions().get(top, ()) if name}):  # None: its metadata are damaged
+    # To find out which packages have a module, Python reads the metadata of all of them, in a second.
+    owners = (top,) if top in ALONE else _distributions().get(top, ())
+    for name in sorted({name for name in owners if name}):  # None: its metadata are damaged
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             if version := importlib.metadata.version(name):
                 out.append(f"{name} {version}")
