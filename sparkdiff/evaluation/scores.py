@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -74,11 +75,16 @@ class Tally:
 
     def score(self, team: Team) -> Score:
         """The sum over all processes, the same in each of them."""
+        return scores([self], team)[0]
+
+    def sums(self) -> list[Tensor]:
+        """What is added up over all processes."""
+        return [self.weights, self.below, *([self.blocks] if self.metric.rows is not None else [])]
+
+    def added_up(self, team: Team) -> Score:
+        """The score, once the `sums` are those of all processes."""
         blocks, sign = self.blocks, self.metric.sign
-        team.sum_(self.weights, self.below)
-        if self.metric.rows is not None:
-            team.sum_(blocks)
-        else:
+        if self.metric.rows is None:
             column, label, weight, block = self.rows(team)
             blocks.index_add_(0, block, weight * influence(self.metric, column, label, weight))
         return Score(sign * blocks, self.weights, int(self.below), sign)
@@ -95,6 +101,12 @@ class Tally:
 def _finite(x: Tensor) -> Tensor:
     """Rows with only finite values, (n,) or (n, c) -> (n,) bool; there may be no rows."""
     return x.isfinite() if x.ndim == 1 else x.isfinite().all(1)
+
+
+def scores(tallies: Sequence[Tally], team: Team) -> list[Score]:
+    """The sums of tallies over all processes, the same in each of them; in one exchange."""
+    team.sum_(*(x for tally in tallies for x in tally.sums()))
+    return [tally.added_up(team) for tally in tallies]
 
 
 def score(network: Network, data: Data, split: str, metric: Metric) -> Score:

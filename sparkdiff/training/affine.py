@@ -8,7 +8,7 @@ network is evaluated candidate by candidate.
 """
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -168,7 +168,7 @@ class AffineNetwork:
 
 def _product(x: Rows, slope: Tensor) -> Tensor:  # (n,) or (n, d), (K, d, m) -> (K, n, m)
     candidates, width, number = slope.shape
-    if isinstance(x, Tensor) and x.dtype == torch.int32:
+    if isinstance(x, Tensor) and not x.is_floating_point():
         return _picked(x, slope)
     if isinstance(x, Tensor) and number == 1:
         return (slope[:, :, 0] @ x.view(-1, width).T)[:, :, None]
@@ -179,7 +179,7 @@ def _product(x: Rows, slope: Tensor) -> Tensor:  # (n,) or (n, d), (K, d, m) -> 
 
 def _transposed_product(x: Rows, margin: Tensor, width: int) -> Tensor:  # (n,) or (n, d), (K, n, m) -> (K, d, m)
     candidates, _, number = margin.shape
-    if isinstance(x, Tensor) and x.dtype == torch.int32:
+    if isinstance(x, Tensor) and not x.is_floating_point():
         return _spread(x, margin, width)
     if isinstance(x, Tensor) and number == 1:
         return (margin[:, :, 0] @ x.view(-1, width))[:, :, None]
@@ -187,30 +187,42 @@ def _transposed_product(x: Rows, margin: Tensor, width: int) -> Tensor:  # (n,) 
     if isinstance(x, SparseRows):
         out = torch.zeros(width, candidates * number, dtype=torch.float64)
         out.index_add_(0, x.indices, x.values[:, None] * matrix[x.rows()])
-    else:
-        out = x.view(-1, width).T @ matrix
-    return out.view(width, candidates, number).transpose(0, 1)
+        return out.view(width, candidates, number).transpose(0, 1)
+    out = x.view(-1, width).T @ matrix
+    # Copied, as the stages multiply it by slopes (K, d, m): a product of two layouts takes three times as long.
+    return out.view(width, candidates, number).transpose(0, 1).contiguous()
 
 
-# Leaves (n, T) int32 stand for rows with a 1 at each of them. Flat tables: those of rows of K numbers are many times slower.
+# Leaves (n, T) int32 stand for rows with a 1 at each of them; flat tables, as those of rows of K numbers are many times slower.
+# Where each candidate has leaves of its own, they are given as places (K * m, n, T) in the tables of all.
+
+
+def places(leaves: Sequence[Rows], number: int, width: int) -> Tensor:
+    """Where each candidate's own leaves (n, T) are in the tables of K candidates, of m = `number` tables each."""
+    kind = torch.int32 if len(leaves) * number * width < 2**31 else torch.int64
+    first = width * torch.arange(len(leaves) * number, dtype=kind)
+    own = torch.stack([x for x in leaves if isinstance(x, Tensor)]).to(kind)
+    return own.repeat_interleave(number, 0).add_(first[:, None, None])
 
 
 def _picked(leaves: Tensor, slope: Tensor) -> Tensor:  # (K, L, m) -> (K, n, m)
     candidates, width, number = slope.shape
     table = slope.transpose(1, 2).reshape(-1)
     found = table.index_select(0, _places(leaves, candidates * number, width))
-    return found.view(candidates, number, *leaves.shape).sum(3).transpose(1, 2)
+    return found.view(candidates, number, *leaves.shape[-2:]).sum(3).transpose(1, 2)
 
 
 def _spread(leaves: Tensor, margin: Tensor, width: int) -> Tensor:  # (K, n, m) -> (K, L, m)
     candidates, _, number = margin.shape
     out = margin.new_zeros(candidates * number * width)
-    entries = margin.transpose(1, 2)[..., None].expand(-1, -1, -1, leaves.shape[1]).reshape(-1)
+    entries = margin.transpose(1, 2)[..., None].expand(-1, -1, -1, leaves.shape[-1]).reshape(-1)
     out.index_add_(0, _places(leaves, candidates * number, width), entries)
     return out.view(candidates, number, width).transpose(1, 2)
 
 
 def _places(leaves: Tensor, tables: int, width: int) -> Tensor:
+    if leaves.ndim == 3:
+        return leaves.view(-1)
     kind = torch.int32 if tables * width < 2**31 else torch.int64
     return (leaves.to(kind).view(-1) + width * torch.arange(tables, dtype=kind)[:, None]).view(-1)
 

@@ -20,6 +20,8 @@ from sparkdiff.training.recipes import Recipe
 
 Target = tuple[Tensor, Tensor]
 """Labels and weights, (n,) each."""
+View = tuple[list[int], dict[Version, Rows], list[Target]]
+"""Candidates, the rows as they see them, and the targets that their losses are summed over."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,10 +61,8 @@ class Augmenter:
         self.order = torch.tensor([k for rows in self.groups for k in rows]).argsort()
 
     @torch.no_grad()
-    def views(
-        self, values: dict[Version, Rows], target: Target, draw: Draw
-    ) -> list[tuple[list[int], dict[Version, Rows], list[Target]]]:
-        """For each group its candidates, the rows as they see them, and the targets that their losses are summed over."""
+    def views(self, values: dict[Version, Rows], target: Target, draw: Draw) -> list[View]:
+        """For each group its view of the rows."""
         out, drawn = [], []
         for group, rows in enumerate(self.groups):
             recipe = self.recipes[rows[0]]

@@ -8,16 +8,17 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation.data import Data
-from sparkdiff.evaluation.scores import Score, Tally
+from sparkdiff.evaluation.scores import Score, Tally, scores
 from sparkdiff.objectives.losses import Batch as BatchLoss, Objective, Rows as RowLosses
 from sparkdiff.objectives.metrics import Metric
 from sparkdiff.options import Options
-from sparkdiff.pipeline.graph import Version
+from sparkdiff.pipeline.graph import LEAVES, Version
 from sparkdiff.rows import Rows, as_sparse
 from sparkdiff.stages.base import StageModule
 from sparkdiff.stages.forest import Trees
 from sparkdiff.team import ALONE, Team
-from sparkdiff.training.augmentation import Augmenter, Draw, Target
+from sparkdiff.training.affine import Slopes, places
+from sparkdiff.training.augmentation import Augmenter, Draw, Target, View
 from sparkdiff.training.monotone import Monotone
 from sparkdiff.training.optimizers import EpochSteps, FirstOrder
 from sparkdiff.training.recipes import ONCE_AN_EPOCH, Recipe
@@ -89,8 +90,12 @@ class Candidates:
         if objective.batch is None and not bool((counted > 0).any()):
             return
         slopes = updates.slopes()
+        views = self.augmenter.views(values, target, draw)
+        if len(views) > 1 and slopes is not None and objective.batch is None and self._reads_leaves():
+            self._add_leaves(views, slopes, objective)
+            return
         parts: list[tuple[dict[Version, Tensor], Tensor]] = []
-        for rows, seen, targets in self.augmenter.views(values, target, draw):
+        for rows, seen, targets in views:
             seen = {**seen, **{v: x.with_values(as_sparse(seen[v]).values) for v, x in inputs.items()}}
             margin = updates.margins(rows, slopes, seen)
             loss, gradient = row_losses(objective, margin.detach(), targets)
@@ -113,6 +118,28 @@ class Candidates:
                 gradients = {v: torch.cat([found[v] for found, _ in parts])[order] for v in gradients}
                 constant = torch.cat([found for _, found in parts])[order]
             updates.back(slopes, gradients, constant)
+
+    def _reads_leaves(self) -> bool:
+        """Whether all margins are sums over the leaves of one stage, and nothing else."""
+        return self.updates.affine is not None and [name for name, _ in self.updates.affine.reads] == [LEAVES]
+
+    def _add_leaves(self, views: Sequence[View], slopes: Slopes, objective: Objective) -> None:
+        """`add` where candidates fall into leaves of their own: one look-up for all, with the bits of one for each view."""
+        updates, matrix = self.updates, self.updates.matrix
+        assert updates.affine is not None
+        [(version, slope)] = slopes.of.items()
+        seen_by = {k: seen[version] for rows, seen, _ in views for k in rows}
+        own = [seen_by[k] for k in range(len(self.recipes))]
+        leaves = {version: places(own, slope.shape[2], slope.shape[1])}
+        margin = updates.affine.margins(slopes, leaves).detach()
+        gradient = torch.empty_like(margin)
+        for rows, seen, targets in views:
+            adjacent = rows[-1] - rows[0] == len(rows) - 1
+            at = slice(rows[0], rows[-1] + 1) if adjacent else rows  # a slice is no copy
+            loss, gradient[at] = row_losses(objective, margin[at], targets)
+            matrix.losses[at] += loss
+            self._add_curvature(rows, margin[at].detach(), seen, objective, targets)
+        updates.back(slopes, *updates.affine.slope_gradients(slopes, leaves, gradient))
 
     def _add_curvature(
         self, rows: list[int], margin: Tensor, values: Mapping[Version, Rows], objective: Objective, targets: Sequence[Target]
@@ -191,7 +218,7 @@ class Candidates:
             slopes, values = measured(data.values(batch))
             for tally, margin in zip(tallies, self.updates.margins(every, slopes, values), strict=True):
                 tally.add(margin, label, weight, block)
-        return [tally.score(data.team) for tally in tallies], self.updates.parameters(self.vectors)
+        return scores(tallies, data.team), self.updates.parameters(self.vectors)
 
     # Saving and leaving ---------------------------------------------------------------------------------------------
 

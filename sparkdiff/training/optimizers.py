@@ -1,7 +1,7 @@
 """Optimizers of the candidates' vectors: first-order steps, one for each batch, and steps along the gradient of all rows.
 
 First-order steps call the kernels of torch without its bookkeeping, which takes several times as long as a fused kernel does on
-a step this small.
+a step this small; torch.optim.adam.adam, which calls this kernel too, takes four times as long as the kernel.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.adam import adam
 
 from sparkdiff.objectives.lbfgs import LBFGS
 from sparkdiff.training.parameters import NaturalUnits
@@ -43,8 +42,9 @@ class FirstOrder:
         else:
             if self.kind == "adamw":
                 u.mul_(1 - learningRate * DECAY)
-            adam(
-                [u], [gradient], [moments[0]], [moments[1]], [], [self.steps], fused=True, amsgrad=False, maximize=False,
+            self.steps += 1
+            torch._fused_adam_(
+                [u], [gradient], [moments[0]], [moments[1]], [], [self.steps], amsgrad=False, maximize=False,
                 lr=learningRate, beta1=BETA1, beta2=BETA2, eps=EPSILON, weight_decay=0.0,
             )  # fmt: skip
         if before is not None and rate is not None:

@@ -28,7 +28,10 @@ class Piece(NamedTuple):
 
     def of(self, matrix: Tensor) -> Tensor:
         """A view of these entries of (K, p) or (p,), as (K, *shape) or (*shape)."""
-        return matrix[..., self.first : self.last].view(matrix.shape[:-1] + self.shape)
+        entries = matrix.narrow(
+            -1, self.first, self.last - self.first
+        )  # by few calls: ten of these views make up a step
+        return entries if len(self.shape) == 1 else entries.view(matrix.shape[:-1] + self.shape)
 
 
 def trained(network: Network) -> list[tuple[Piece, nn.Parameter]]:

@@ -518,6 +518,24 @@ def test_any_number_of_processes_draws_the_same(name: str) -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["GBT, squared", "GBT with its weights", "forest, squared", "GBT, logistic"])
+@pytest.mark.parametrize("loss", ["auto", "quantile"])
+def test_leaves_are_looked_up_for_all_candidates_at_once(name: str, loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the bits that one look-up for each view of the rows gives."""
+    loss = "focal" if "logistic" in name and loss != "auto" else loss
+    recipes = [Recipe(1e-2, 1e-3), Recipe(1e-2, 0, noise=0.3), Recipe(3e-2, 0), Recipe(1e-2, 0, mask=0.2, mixup=0.4)]
+    recipes += [Recipe(0.3, 1e-2, "newton")] if loss == "auto" else []
+    together, apart = Run(name, recipes, loss=loss), Run(name, recipes, loss=loss)
+    stats = FeatureStats(torch.zeros(WIDTH, dtype=F64), torch.ones(WIDTH, dtype=F64), torch.ones(WIDTH))
+    at = draw([(0, 11), (1, 6)], {("x", -1): stats})
+    together.add(slice(3, 20), at)
+    assert together.team._reads_leaves()
+    monkeypatch.setattr(Candidates, "_reads_leaves", lambda self: False)
+    apart.add(slice(3, 20), at)
+    assert (apart.team.updates.matrix.losses != 0).all()
+    assert torch.equal(together.team.updates.matrix.sums, apart.team.updates.matrix.sums)
+
+
 # ---- monotone slopes
 
 

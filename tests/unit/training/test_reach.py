@@ -20,6 +20,7 @@ from sparkdiff.stages.selecting import VectorSlicer
 from sparkdiff.stages.text import IDF
 from sparkdiff.stages.trainable import FeatureStats, LabelStats
 from sparkdiff.stages.weighing import ElementwiseProduct
+from sparkdiff.team import ALONE
 from sparkdiff.training.active_columns import ActiveColumns, choose_active_columns, group_size
 from sparkdiff.training.affine import affine_network
 from sparkdiff.training.augmentation import Draw, Target
@@ -285,7 +286,7 @@ def test_what_is_measured_is_what_ships(monkeypatch: pytest.MonkeyPatch) -> None
     margins = []
 
     class Batches:
-        team = None
+        team = ALONE
 
         def batches(self, split: str) -> list[Any]:
             return [(run.rows(k)[0], *run.rows(k)[1], torch.zeros(BATCH, dtype=torch.int64)) for k in range(3)]
@@ -301,7 +302,10 @@ def test_what_is_measured_is_what_ships(monkeypatch: pytest.MonkeyPatch) -> None
         def add(self, margin: Tensor, *rest: Any) -> None:
             self.own.append(margin)
 
-        def score(self, team: Any) -> None:
+        def sums(self) -> list[Tensor]:
+            return []
+
+        def added_up(self, team: Any) -> None:
             return None
 
     monkeypatch.setattr("sparkdiff.training.candidates.Tally", Seen)
