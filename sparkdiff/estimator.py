@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -14,7 +14,7 @@ from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
 from sparkdiff.data.splits import REFERENCE, Source, find_boundaries, fit_on_training_rows, rule
-from sparkdiff.errors import InputError, check_dataframe, kind_of
+from sparkdiff.errors import InputError, check_dataframe, check_type, kind_of
 from sparkdiff.finetune import Shared, fine_tune, prepare
 from sparkdiff.options import FIELDS, Options, callable_name, named_callable
 from sparkdiff.pipeline.nesting import Holder, flatten, plain
@@ -101,6 +101,10 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
                 f"FineTuner takes only the pipeline without a name, but got {', '.join(map(kind_of, others))} "
                 'as well: FineTuner(model, labelCol="label")'
             )
+        wanted = "a list of instances of subclasses of sparkdiff.Events"
+        check_type("callbacks", callbacks, Collection, wanted)
+        for listener in callbacks:
+            check_type("callbacks", listener, Events, wanted)
         super().__init__()
         self.callbacks = callbacks
         self._shared: Shared | None = None  # set on the copy that the fits of one fitMultiple start from

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from sparkdiff import FineTuner, InputError
 from sparkdiff.report import Events, Phases
 from sparkdiff.training.distributed.launch import Attempt, Epochs
 
@@ -38,6 +39,15 @@ def test_a_listener_that_raises_ends_the_run() -> None:
 
     with pytest.raises(KeyError, match="7"):
         Phases(False, [Events(), Stop()]).on_epoch({"epoch": 7})
+
+
+@pytest.mark.parametrize(
+    ("callbacks", "got"),
+    [([Events], "the class Events itself"), (Heard(), "Heard"), (None, "NoneType"), (["x"], "str")],
+)
+def test_listeners_are_a_list_of_instances(callbacks: Any, got: str) -> None:
+    with pytest.raises(InputError, match=rf"callbacks must be a list of instances of .*sparkdiff.Events, got .*{got}$"):
+        FineTuner(callbacks=callbacks)
 
 
 def test_rows_are_told_once_and_in_order_wherever_they_come_from() -> None:
