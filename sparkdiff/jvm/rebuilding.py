@@ -32,8 +32,14 @@ def rebuild(stage: Any, weights: Mapping[str, Any]) -> Any:
     and it is loaded again.
 
     Raises:
+        InputError: the stage is written in Python, and neither constructors nor saved data of Spark know it.
         SparkdiffError: no constructor takes these weights, or the saved data lack one.
     """
+    if not isinstance(stage, JavaParams):
+        raise InputError(
+            f"{stage.uid}: {type(stage).__name__} is written in Python, so it has no weights in saved data of Spark "
+            f"({', '.join(weights)}): name those that are Params in weight_params of its StageModule, or define to_spark"
+        )
 
     def construct(old: Any) -> Any:
         matrices = {name: getattr(old, name, None) for name, value in weights.items() if np.ndim(value) == 2}
