@@ -14,7 +14,15 @@ from sparkdiff.pipeline.graph import Graph, Version, Vertex, in_front_of
 from sparkdiff.pipeline.names import casefolding, unquoted
 from sparkdiff.pipeline.nesting import flatten, holders
 from sparkdiff.pipeline.schema import SchemaOrRows, is_plain, known_fields
-from sparkdiff.stages.base import REGISTRY, UNTRANSLATED, StageModule, Untranslated, class_name, columns_of
+from sparkdiff.stages.base import (
+    REGISTRY,
+    UNTRANSLATED,
+    StageModule,
+    Untranslated,
+    check_members,
+    class_name,
+    columns_of,
+)
 from sparkdiff.stages.fields import UNDECIDED, Field, FieldReader, StaysInSparkError
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.stages.prepared import Prepared
@@ -67,6 +75,7 @@ def with_modules(graph: Graph, data: SchemaOrRows) -> Graph:
 
 
 def _with_module(graph: Graph, i: int, module: StageModule) -> Vertex:
+    check_members(module)
     vertex = graph.vertices[i]
     prepared = module.prepared_columns(vertex.stage) if isinstance(module, Prepared) else ()
     return dataclasses.replace(

@@ -1,6 +1,7 @@
 """What a translated stage is: a lens on a fitted Spark stage (read, compute, write back), and the registry of all of them."""
 
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sparkdiff import jvm
+from sparkdiff.errors import InputError, check_type, kind_of
 from sparkdiff.rows import Nulls, Rows
 from sparkdiff.stages.trainable import Trainable
 
@@ -21,6 +23,7 @@ RENAMED = {
     "tally": "training_sums", "tells_null": "takes_nulls",
 }  # fmt: skip
 """Names that members of StageModule had; nobody asks for them any more."""
+_WARNED: "weakref.WeakSet[type[StageModule]]" = weakref.WeakSet()
 SKIPS = "handleInvalid='skip' drops rows, and a torch module cannot drop rows; use 'error' or 'keep'"
 NULL = " is null"
 """Ends the name of the boolean column that says in which rows another column is null."""
@@ -29,16 +32,38 @@ _Out = TypeVar("_Out")
 
 
 def register(class_name: str) -> Callable[[_Module], _Module]:
-    """Make a StageModule the translation of the fitted stages of exactly this class, by its full Python name."""
+    """Make a StageModule the translation of the fitted stages of exactly this class, by its full Python name.
+
+    Raises:
+        InputError: the name is not text, or what is registered is not a subclass of StageModule.
+    """
+    check_type("the class name of register()", class_name, str, 'a full Python name such as "shop.Saturation"')
 
     def decorate(module: _Module) -> _Module:
-        for old in sorted(name for name in RENAMED if hasattr(module, name)):
-            why = f"{module.__name__}.{old} is not used: this member of StageModule is now called {RENAMED[old]}"
-            warnings.warn(why, FutureWarning, stacklevel=2)
+        if not (isinstance(module, type) and issubclass(module, StageModule)):
+            raise InputError(
+                f"register({class_name!r}) takes a subclass of sparkdiff.StageModule, got {kind_of(module)}: write "
+                f'@register("{class_name}") above its class'
+            )
+        _warn_of_old_names(module, [name for name in RENAMED if hasattr(module, name)])
         REGISTRY[class_name] = module
         return module
 
     return decorate
+
+
+def _warn_of_old_names(kind: "type[StageModule]", names: Iterable[str]) -> None:
+    for old in sorted(names):
+        why = f"{kind.__name__}.{old} is not used: this member of StageModule is now called {RENAMED[old]}"
+        warnings.warn(why, FutureWarning, stacklevel=3)
+
+
+def check_members(module: "StageModule") -> None:
+    """Warn, once per class, of old names of members that a module has set on itself; `register` sees those of its class."""
+    kind, old = type(module), RENAMED.keys() & vars(module).keys()
+    if old and kind not in _WARNED:
+        _WARNED.add(kind)
+        _warn_of_old_names(kind, old)
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,15 @@ import importlib
 import pickle
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
 import sparkdiff
-from sparkdiff import options
-from sparkdiff.stages.base import REGISTRY
+from sparkdiff import InputError, jvm, options
+from sparkdiff.pipeline.graph import Graph, Vertex
+from sparkdiff.pipeline.translation import with_modules
+from sparkdiff.stages.base import REGISTRY, class_name
 from sparkdiff.store.identity import identity
 
 OLD = [
@@ -123,3 +126,51 @@ def test_a_stage_of_ones_own_is_told_of_names_that_nobody_asks_for_any_more() ->
     with pytest.warns(FutureWarning, match=r"Scaler\.counts is not used: this member .* is now called entry_mask"):
         sparkdiff.register("elsewhere.Scaler")(Scaler)
     del REGISTRY["elsewhere.Scaler"]
+
+
+class Scaled:
+    """A stage in Python, as far as its translation looks at it."""
+
+    uid = "scaled1"
+
+
+def test_it_is_told_once_of_those_that_it_sets_on_itself_too(recwarn: pytest.WarningsRecorder) -> None:
+    class Scaler(sparkdiff.StageModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tells_null = True
+
+        @classmethod
+        def from_spark(cls, stage: object) -> "Scaler":
+            return cls()
+
+    sparkdiff.register(class_name(Scaled()))(Scaler)
+    vertex = Vertex(0, (0,), "scaled1", "Scaled", Scaled(), ("x",), ("y",), reads=(("x", -1),))
+    for _ in range(2):
+        assert with_modules(Graph(str.lower, (vertex,), head_position=0), None).vertices[0].module is not None
+    del REGISTRY[class_name(Scaled())]
+    [warning] = recwarn
+    assert str(warning.message).startswith(
+        "Scaler.tells_null is not used: this member of StageModule is now called takes"
+    )
+
+
+@pytest.mark.parametrize("module", [5, Scaled, Scaled()])
+def test_only_a_stage_module_is_registered(module: Any) -> None:
+    with pytest.raises(InputError, match=r"register\('shop.Scaled'\) takes a subclass of sparkdiff.StageModule, got "):
+        sparkdiff.register("shop.Scaled")(module)
+    assert "shop.Scaled" not in REGISTRY
+
+
+def test_a_translation_is_registered_by_name() -> None:
+    with pytest.raises(
+        InputError, match=r"class name of register.. must be a full Python name .* got the class Scaled itself"
+    ):
+        sparkdiff.register(Scaled)  # type: ignore[arg-type]
+
+
+def test_weights_of_a_stage_in_python_are_params() -> None:
+    with pytest.raises(
+        InputError, match=r"scaled1: Scaled is written in Python, .* \(steepness\): .* in weight_params"
+    ):
+        jvm.rebuild(Scaled(), {"steepness": 1.0})
