@@ -214,7 +214,8 @@ def against_a_loop_by_hand(assignment: Any) -> float:
     from sparkdiff.training.loop import Training, train
 
     options = dataclasses.replace(assignment.options, maxEpochs=EPOCHS + 1, patience=EPOCHS + 1)
-    one = dataclasses.replace(assignment, options=options, recipes=assignment.recipes[:1])
+    start = dataclasses.replace(assignment.start, recipes=assignment.start.recipes[:1])
+    one = dataclasses.replace(assignment, options=options, start=start)
     network, batch = assignment.network, options.batchSize
     [idf] = (network.module(i).idf.detach() for i in network.positions if isinstance(network.module(i), IDF))
     with Stream(assignment.cache, backend=assignment.backend, inMemory=True, seed=0) as stream:
@@ -287,7 +288,7 @@ def main() -> int:
         return 0
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "real-overfitted").exists():
-        prepare(folder, a.documents, ("scipy.special", "sklearn.tree") if a.smoke else ("scipy", "sklearn"))
+        prepare(folder, a.documents, ("scipy.linalg", "sklearn.tree") if a.smoke else ("scipy", "sklearn"))
     found = []
     for corpus, original, recipe, batch, _ in (TRIALS[0], TRIALS[-1]) if a.smoke else TRIALS:
         command = [sys.executable, __file__, "--folder", str(folder), "--epochs", str(a.epochs)]
