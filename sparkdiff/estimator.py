@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from pyspark.ml import Estimator, Model, Pipeline
+from pyspark.ml import Estimator, Model, Pipeline, Transformer
 from pyspark.ml.param import Param, Params
 from pyspark.ml.util import DefaultParamsReader, MLReadable, MLReader, MLWritable, MLWriter
 from pyspark.sql import DataFrame
@@ -17,7 +17,7 @@ from sparkdiff.data.splits import REFERENCE, Source, find_boundaries, fit_on_tra
 from sparkdiff.errors import InputError, check_dataframe, check_type, kind_of
 from sparkdiff.finetune import Shared, fine_tune, prepare
 from sparkdiff.options import FIELDS, Options, callable_name, named_callable
-from sparkdiff.pipeline.nesting import Holder, flatten, plain
+from sparkdiff.pipeline.nesting import Holder, flatten, plain, replaced
 from sparkdiff.report import Events, FineTuningSummary, Phases
 
 ONE_AT_A_TIME = threading.RLock()
@@ -75,7 +75,7 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
 
     `fit(df)` returns a `FineTunerModel` whose `pipelineModel` is plain Spark ML. `fit(df, [map, ...])`, and therefore
     each fold of a CrossValidator, does the common work once: fitting an unfitted pipeline, writing the cache,
-    checking against Spark. Fits from several threads run one after the other.
+    checking against Spark. A map may also set Params of the pipeline's stages. Fits from several threads run one after the other.
 
     Raises:
         InputError: an option is unknown, of a wrong type or out of bounds; the message names all of them.
@@ -146,8 +146,23 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
         return super()._set(**values | {name: _listed(getattr(resolved, name)) for name in given})
 
     def copy(self, extra: Any = None) -> "FineTuner":
-        """A copy with the same uid; mutable values such as lists are copied."""
-        return super().copy(extra)._setDefaults()  # type: ignore[no-any-return]
+        """A copy with the same uid; mutable values such as lists are copied. Params that are not this FineTuner's own are
+        set on the pipeline's stages, as OneVsRest does with its classifier.
+        """
+        new = super().copy(extra)._setDefaults()
+        others = {param: value for param, value in (extra or {}).items() if param.parent != self.uid}
+        if others and new.isSet("pipeline"):
+            new._set(pipeline=self._with_params(new.getPipeline(), others))
+        return new  # type: ignore[no-any-return]
+
+    def _with_params(self, given: Any, params: dict[Param[Any], Any]) -> Any:
+        """The pipeline with these Params; the same object for equal ones within one fitMultiple, which shares its fits."""
+        try:
+            key = ("pipeline", given, frozenset(params.items()))
+            hash(key)
+        except TypeError:  # a list, for one
+            return _with_stage_params(given, params)
+        return (self._shared or Shared()).once(key, lambda: _with_stage_params(given, params))
 
     def options(self) -> Options:
         """The resolved options."""
@@ -157,14 +172,14 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
         """Fit once per map, with one cache for all maps that do not change it. Every map is checked before the first
         fit.
         """
-        runs = [self.copy(params).options().runId for params in paramMaps]
+        tuner = self.copy()
+        tuner._shared = Shared()
+        runs = [tuner.copy(params).options().runId for params in paramMaps]
         if shared_run := next((r for r in runs if r is not None and runs.count(r) > 1), None):
             raise InputError(
                 f"runId={shared_run!r} names one training, but {runs.count(shared_run)} settings would share "
                 "it: leave it unset, or set a different one in each"
             )
-        tuner = self.copy()
-        tuner._shared = Shared()
         return super(FineTuner, tuner).fitMultiple(dataset, paramMaps)
 
     def _fit(self, dataset: DataFrame) -> "FineTunerModel":
@@ -202,6 +217,17 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
         return _TunerReader(cls)
 
 
+def _with_stage_params(given: Any, params: dict[Param[Any], Any]) -> Any:
+    """A pipeline, fitted or not, with Params set on copies of the stages that own them; those of no stage change nothing."""
+    if isinstance(given, Pipeline):
+        return given.copy(params)
+    if not isinstance(given, Transformer):
+        return given
+    leaves = flatten(given)
+    new = {path: stage.copy(params) for path, stage in leaves if any(p.parent == stage.uid for p in params)}
+    return replaced(given, new) if new else given
+
+
 def _listed(value: Any) -> Any:
     """A tuple as a list, because pyspark's explainParams cannot show tuples."""
     return list(value) if isinstance(value, tuple) else value
@@ -229,12 +255,10 @@ class FineTunerModel(Model, Holder, _TunerParams, MLWritable, MLReadable):  # ty
 
     def copy(self, extra: Any = None) -> "FineTunerModel":
         """A copy that shares the pipelines, unless `extra` sets a Param of one of their stages."""
-        stages = {stage.uid for _, stage in flatten(self.pipelineModel)}
-        pipelineModel = self.pipelineModel
-        if any(getattr(param, "parent", None) in stages for param in extra or ()):
-            pipelineModel = pipelineModel.copy(extra)._resetUid(pipelineModel.uid)
-        new = FineTunerModel(pipelineModel, self.originalModel, self.summary)._resetUid(self.uid)
-        return self._copyValues(new, extra)  # type: ignore[return-value]
+        new = FineTunerModel(self.pipelineModel, self.originalModel, self.summary)._resetUid(self.uid)
+        self._copyValues(new, extra)
+        new.pipelineModel = _with_stage_params(self.pipelineModel, extra or {})
+        return new  # type: ignore[return-value]
 
     def write(self) -> MLWriter:
         return _ModelWriter(self)

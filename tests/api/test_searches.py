@@ -151,6 +151,23 @@ def test_an_unfitted_pipeline_is_fitted_once_per_split(
 
 
 @pytest.mark.once
+def test_maps_with_params_of_stages_share_a_fit_only_if_these_are_equal(
+    df: DataFrame, folder: Path, counted: dict[str, int]
+) -> None:
+    head = LinearRegression(featuresCol="x", labelCol="riders")
+    tuner = tuner_of(
+        Pipeline(stages=[VectorAssembler(inputCols=NUMBERS, outputCol="x"), head]), folder, maxEpochs=1, guard=1e-12
+    )
+    models = tuner.fit(df, [{head.regParam: 100.0}, {head.regParam: 0.0}, {head.regParam: 0.0, tuner.seed: 0}])
+    originals = [m.originalModel for m in models]
+    assert counted["fit_on_training_rows"] == 2
+    assert originals[1] is originals[2]
+    assert [m.stages[1].getRegParam() for m in originals] == [100.0, 0.0, 0.0]
+    strong, none = (np.linalg.norm(m.stages[1].coefficients.toArray()) for m in originals[:2])
+    assert strong < none
+
+
+@pytest.mark.once
 def test_a_wrong_map_is_refused_before_the_first_fit(
     df: DataFrame, short: PipelineModel, folder: Path, counted: dict[str, int], absolute: RegressionEvaluator
 ) -> None:
