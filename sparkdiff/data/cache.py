@@ -171,7 +171,7 @@ def _check(request: Request) -> None:
                 f"{did_you_mean(lost, source.df.columns)}"
             )
         for option, column in (("labelCol", request.labelCol), ("weightCol", request.weightCol)):
-            if column is not None and graph.casefold(column) not in names:
+            if column is not None and not cut.opaque and graph.casefold(column) not in names:
                 raise InputError(
                     f"{option}={column!r} is not a column of the data. {did_you_mean(column, source.df.columns)}"
                 )

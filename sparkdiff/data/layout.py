@@ -19,7 +19,7 @@ from pyspark.sql.types import ArrayType, BooleanType, DataType, NumericType
 from sparkdiff.data import splits
 from sparkdiff.data.fingerprint import SHARDS, Request
 from sparkdiff.data.splits import BLOCK, SLICE, SPLIT, TIME
-from sparkdiff.errors import InputError
+from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.pipeline.graph import Graph
 from sparkdiff.pipeline.names import named
 from sparkdiff.pipeline.schema import fields_by_name
@@ -158,6 +158,13 @@ def _as_stored(request: Request, df: DataFrame, columns: list[dict[str, Any]]) -
     for lost in (request.labelCol, request.weightCol, *own):
         if lost is not None and casefold(lost) not in fields:
             whose = ", ".join(request.cut.opaque) or "a stage"
+            given = [c for s in request.sources for c in s.df.columns]
+            if lost not in own and casefold(lost) not in map(casefold, given):
+                option = "labelCol" if lost == request.labelCol else "weightCol"
+                raise InputError(
+                    f"{option}={lost!r} is not a column of the data, and {whose} does not make it. "
+                    f"{did_you_mean(lost, [c for c in df.columns if c not in own])}"
+                )
             what = f"column {lost!r}" if lost not in own else "columns that it does not name"
             raise InputError(f"{whose} drops {what}, which training needs; keep all columns (SELECT *, ...)")
     check_number("labelCol", request.labelCol, df, graph)  # here they may be made by a stage

@@ -586,6 +586,12 @@ def test_a_stage_that_drops_what_training_needs(df: DataFrame, folder: Path) -> 
         refused(sentence, PipelineModel([sql, *rest]), df, folder)
     keeps = SQLTransformer(statement="SELECT *, temp * temp AS square FROM __THIS__")
     tune(PipelineModel([keeps, *rest]), df, folder, maxEpochs=1)
+    # what it makes may be the label and the weight; what nobody has is said to be so
+    makes = SQLTransformer(statement="SELECT *, temp * temp AS square, log1p(riders) AS few, 2 AS w FROM __THIS__")
+    made = tune(PipelineModel([makes, *rest]), df, folder, maxEpochs=1, labelCol="few", weightCol="w")
+    assert made.summary.options["labelCol"] == "few"
+    sentence = rf"weightCol='ww' is not a column of the data, and {makes.uid} does not make it. Did you mean 'w'"
+    refused(sentence, PipelineModel([makes, *rest]), df, folder, labelCol="few", weightCol="ww")
 
 
 @pytest.mark.parametrize(
