@@ -120,8 +120,12 @@ def _compared(network: Network, kept: Path) -> Parity | None:
         if {f.name: _sha256(f) for f in kept.glob("part-*.parquet")} != index["files"]:
             return None
         every = _versions(network)
-        return compare(network, kept, [every[i] for i in index["versions"]])
+        versions = [every[i] for i in index["versions"]]
     except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return None
+    try:
+        return compare(network, kept, versions)
+    except OSError:  # another process has just put its own in their place
         return None
 
 
@@ -165,11 +169,8 @@ def _written(network: Network, sample: dict[Version, Rows], cache: Cache, folder
     columns = {graph.name(v): below([c, edges[v]]) for v, c in sample.items()}
     nulls = {graph.name(v): dense(below([flags[f], edges[f]])) for v in sample if (f := null_of(v)) in flags}
     spoken, recovered = _recovered(network, columns)
-    described: dict[str, Any] = {}
-    for entry in cache.manifest[
-        "columns"
-    ]:  # those of the cut come first; one of the data may be named like one of ours
-        described.setdefault(entry["column"], entry)
+    # Those of the cut come first, and count: a column of the data may be named like one of ours.
+    described = {c["column"]: c for c in reversed(cache.manifest["columns"])}
     metadata = {name: entry.get("metadata") or {} for name, entry in described.items()}
     narrow = {name: kind for name in columns if name not in spoken and (kind := described[name].get("type")) in NARROW}
     for name, kind in narrow.items():
