@@ -49,7 +49,7 @@ def start_session(conf: Mapping[str, Any], meanwhile: str | None = None, size: f
             builder = builder.config(key, str(value).lower() if isinstance(value, bool) else str(value))
     with (
         contextlib.nullcontext() if meanwhile is None else _imported(meanwhile),
-        jvm.quick_start() if size <= SMALL else contextlib.nullcontext(),
+        jvm.java_options(jvm.archive_option(), jvm.QUICK if size <= SMALL else ""),
     ):
         spark = builder.getOrCreate()
     if not jvm.in_process(spark):

@@ -1,5 +1,6 @@
 """The only place that knows py4j: the session, and fitted stages rebuilt with a JVM handle or by their saved files."""
 
+from sparkdiff.jvm.archive import archive_option, write_archive
 from sparkdiff.jvm.files import read_rows, saved, table_of, write_rows
 from sparkdiff.jvm.rebuilding import (
     default_output,
@@ -14,6 +15,7 @@ from sparkdiff.jvm.rebuilding import (
     with_uid,
 )
 from sparkdiff.jvm.sessions import (
+    QUICK,
     Reader,
     SparkError,
     Writer,
@@ -29,10 +31,10 @@ from sparkdiff.jvm.sessions import (
     has_constructors,
     in_process,
     is_running,
+    java_options,
     join_submit,
     ml_context,
     model_at,
-    quick_start,
     scratch,
     scratch_folder,
     sees,
@@ -42,9 +44,11 @@ from sparkdiff.jvm.sessions import (
 )
 
 __all__ = [
+    "QUICK",
     "Reader",
     "SparkError",
     "Writer",
+    "archive_option",
     "by_arrow",
     "cancel",
     "cancellable",
@@ -60,13 +64,13 @@ __all__ = [
     "has_constructors",
     "in_process",
     "is_running",
+    "java_options",
     "java_params",
     "join_submit",
     "made_of",
     "ml_context",
     "model_at",
     "model_class",
-    "quick_start",
     "read_rows",
     "rebuild",
     "rebuilt",
@@ -80,5 +84,6 @@ __all__ = [
     "table_of",
     "with_params",
     "with_uid",
+    "write_archive",
     "write_rows",
 ]

@@ -79,10 +79,10 @@ QUICK = "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m"
 
 
 @contextlib.contextmanager
-def quick_start() -> Iterator[None]:
-    """Within this context, a JVM on this machine starts for short work. The user's own Java options have priority."""
+def java_options(*options: str) -> Iterator[None]:
+    """Within this context, a JVM on this machine starts with these options. The user's own have priority."""
     before = os.environ.get("SPARK_SUBMIT_OPTS")
-    os.environ["SPARK_SUBMIT_OPTS"] = f"{QUICK} {before or ''}"  # of two settings Java takes the last
+    os.environ["SPARK_SUBMIT_OPTS"] = " ".join(filter(None, (*options, before)))  # of two settings Java takes the last
     try:
         yield
     finally:

@@ -16,7 +16,6 @@ from sparkdiff.cli import WRONG_INPUT, app, main
 from sparkdiff.errors import InputError
 from sparkdiff.job import loading, starting, steps
 from sparkdiff.jvm import sessions
-from sparkdiff.jvm.sessions import QUICK
 from sparkdiff.machine import paths as places
 from sparkdiff.options import FIELDS, Options
 from sparkdiff.store.run_folder import folder_name
@@ -521,10 +520,10 @@ def test_a_small_job_starts_spark_for_short_work(here: Path, monkeypatch: pytest
     assert loading.size_of({"train": {"table": "churn"}}, here) == math.inf
     assert loading.size_of({}, here) == 0
     monkeypatch.setenv("SPARK_SUBMIT_OPTS", "-XX:TieredStopAtLevel=4")
-    with jvm.quick_start():  # of two settings Java takes the last, the user's
-        assert os.environ["SPARK_SUBMIT_OPTS"] == f"{QUICK} -XX:TieredStopAtLevel=4"
+    with jvm.java_options("", jvm.QUICK):  # of two settings Java takes the last, the user's
+        assert os.environ["SPARK_SUBMIT_OPTS"] == f"{jvm.QUICK} -XX:TieredStopAtLevel=4"
     assert os.environ["SPARK_SUBMIT_OPTS"] == "-XX:TieredStopAtLevel=4"
     monkeypatch.delenv("SPARK_SUBMIT_OPTS")
-    with pytest.raises(ZeroDivisionError), jvm.quick_start():
+    with pytest.raises(ZeroDivisionError), jvm.java_options(jvm.QUICK):
         raise ZeroDivisionError
     assert "SPARK_SUBMIT_OPTS" not in os.environ

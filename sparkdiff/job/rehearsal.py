@@ -1,0 +1,69 @@
+"""A small job that does what jobs do, so that Java can archive the classes it takes: `python -m sparkdiff.job.rehearsal FOLDER`."""
+
+import csv
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from sparkdiff import jvm
+from sparkdiff.job.config import load_config
+from sparkdiff.job.starting import run
+
+ROWS = 2000
+
+
+def prepare() -> Path:
+    """Write the class archive of this machine, and return its path.
+
+    Raises:
+        InputError: there is no Java for it.
+    """
+    jvm.check_java()
+    with tempfile.TemporaryDirectory() as folder:
+        return jvm.write_archive(["-m", "sparkdiff.job.rehearsal", folder])
+
+
+def pipeline(rows: Any) -> Any:
+    """Text and numbers, indexed, encoded, scaled, rotated, and a regression."""
+    from pyspark.ml import Pipeline
+    from pyspark.ml.feature import PCA, OneHotEncoder, StandardScaler, StringIndexer, VectorAssembler
+    from pyspark.ml.regression import GeneralizedLinearRegression
+
+    return Pipeline(
+        stages=[
+            StringIndexer(inputCol="kind", outputCol="kindIndex"),
+            OneHotEncoder(inputCol="kindIndex", outputCol="kindVector"),
+            VectorAssembler(inputCols=["kindVector", "a", "b", "c"], outputCol="assembled"),
+            StandardScaler(inputCol="assembled", outputCol="scaled", withMean=True),
+            PCA(inputCol="scaled", outputCol="components", k=2),
+            GeneralizedLinearRegression(featuresCol="components", labelCol="count", family="poisson"),
+        ]
+    )
+
+
+def main(folder: Path) -> None:
+    """A job from a CSV file, then one that loads the model of the first."""
+    generator = np.random.default_rng(0)
+    numbers = generator.normal(size=(ROWS, 3)) * [3, 2, 1]
+    counts = generator.poisson(np.exp(numbers @ [0.02, 0.1, 0.4]))
+    with (folder / "rows.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["a", "b", "c", "kind", "count"])
+        for x, count in zip(numbers.tolist(), counts.tolist(), strict=True):
+            rows.writerow([*x, "uvw"[count % 3], count])
+    read = {"format": "csv", "options": {"header": True}, "schema": "a double, b double, c double, kind string, count double"}
+    job = {
+        "data": {"train": {"path": "rows.csv", **read}},
+        "spark": {"spark.sql.shuffle.partitions": 2, "spark.ui.enabled": False},
+    }
+    (folder / "job.yaml").write_text(yaml.safe_dump(job))
+    for number, given in enumerate(("sparkdiff.job.rehearsal:pipeline", folder / "0" / "model")):
+        run(load_config(folder / "job.yaml", [f"pipeline={given}", f"output.path={folder / str(number)}"]))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
