@@ -8,6 +8,7 @@ The bike-sharing demo (6,903 rows that train and decide), as a command and in a 
 - `help` and `plan`: `sparkdiff --help`, and `sparkdiff plan` of the saved pipeline; beside it `load`, a process that starts Spark
   and loads the pipeline, and nothing else.
 
+With --prepare, `sparkdiff prepare` has run before, once.
 With --against FOLDER, another checkout, both take turns; prints the median of each in seconds, the median of the ratios of
 neighbouring turns with an interval that covers it with at least 95% (order statistics; none with fewer than six rounds), and
 writes JSON.
@@ -15,9 +16,11 @@ writes JSON.
     python benchmarks/decision.py --rounds 7 --against ../before --out decision.json
 """
 
+import atexit
 import json
 import math
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -30,6 +33,8 @@ from common import ROOT, parse, parser, write
 Times = dict[str, dict[str, float]]
 """Seconds by arm and phase; the phase `all` is the whole."""
 
+CACHES = Path(tempfile.mkdtemp(prefix="decision-caches-"))
+"""Where `sparkdiff prepare` writes, and where nothing is without it."""
 SESSION = """
 import json, sys, time
 from pathlib import Path
@@ -65,7 +70,9 @@ PipelineModel.load(sys.argv[1])
 
 def timed(checkout: Path, *arguments: str) -> tuple[float, str]:
     """Seconds and output of a Python process that imports the package from this checkout."""
-    environment = os.environ | {"PYTHONPATH": str(checkout), "SPARK_CONF_DIR": str(checkout / "conf")}
+    # As installed: without the settings of this repository's `make`.
+    environment = {k: v for k, v in os.environ.items() if k != "SPARK_CONF_DIR"}
+    environment |= {"PYTHONPATH": str(checkout), "XDG_CACHE_HOME": str(CACHES)}
     start = time.perf_counter()
     done = subprocess.run(
         [sys.executable, *arguments], cwd=checkout, env=environment, stdin=subprocess.DEVNULL, capture_output=True,
@@ -141,7 +148,11 @@ def main() -> None:
     p.add_argument("--rounds", type=int, default=7)
     p.add_argument("--against", type=Path, metavar="FOLDER", help="a checkout of another version")
     p.add_argument("--epochs", type=int, default=120)
+    p.add_argument("--prepare", action="store_true")
     given = parse(p, rounds=1, epochs=1)
+    atexit.register(shutil.rmtree, CACHES)
+    if given.prepare:
+        print(f"prepare: {timed(ROOT, '-m', 'sparkdiff', 'prepare')[0]:.1f} s")
     checkouts = [ROOT, *([given.against.resolve()] if given.against else [])]
     rounds: list[list[Times]] = []
     for i in range(given.rounds):

@@ -1,4 +1,7 @@
-"""A small job that does what jobs do, so that Java can archive the classes it takes: `python -m sparkdiff.job.rehearsal FOLDER`."""
+"""A small job that does what jobs do, so that Java can archive the classes that they need.
+
+python -m sparkdiff.job.rehearsal FOLDER
+"""
 
 import csv
 import sys
@@ -55,7 +58,11 @@ def main(folder: Path) -> None:
         rows.writerow(["a", "b", "c", "kind", "count"])
         for x, count in zip(numbers.tolist(), counts.tolist(), strict=True):
             rows.writerow([*x, "uvw"[count % 3], count])
-    read = {"format": "csv", "options": {"header": True}, "schema": "a double, b double, c double, kind string, count double"}
+    read = {
+        "format": "csv",
+        "options": {"header": True},
+        "schema": "a double, b double, c double, kind string, count double",
+    }
     job = {
         "data": {"train": {"path": "rows.csv", **read}},
         "spark": {"spark.sql.shuffle.partitions": 2, "spark.ui.enabled": False},

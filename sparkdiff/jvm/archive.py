@@ -25,7 +25,8 @@ SILENT = "-Xlog:cds=off -Xlog:cds+dynamic=off"
 
 def place() -> Path:
     """Where the archive of this Java and this Spark lies, if it was written."""
-    java = Path(shutil.which(f"{os.environ['JAVA_HOME']}/bin/java" if os.environ.get("JAVA_HOME") else "java") or "java")
+    home = os.environ.get("JAVA_HOME")
+    java = Path(shutil.which(f"{home}/bin/java" if home else "java") or "java")
     parts = [java.resolve(), java.stat().st_mtime_ns if java.exists() else 0, _find_spark_home(), pyspark.__version__]
     key = hashlib.sha256(" ".join(map(str, parts)).encode()).hexdigest()[:12]
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -49,8 +50,8 @@ def write_archive(program: Sequence[str]) -> Path:
     """
     if folder := _folder_with_files():
         raise InputError(
-            f"Java archives no classes where the class path has a folder with files, which {folder} is: unset SPARK_CONF_DIR, or go on "
-            "without an archive"
+            f"Java archives no classes where the class path has a folder with files, which {folder} is: unset "
+            "SPARK_CONF_DIR, or go on without an archive"
         )
     where = place()
     where.parent.mkdir(parents=True, exist_ok=True)
@@ -63,7 +64,9 @@ def write_archive(program: Sequence[str]) -> Path:
         )
         if done.returncode or not _complete(part):
             said = "\n".join((done.stdout + done.stderr).splitlines()[-20:])
-            raise InputError(f"no archive was written; it needs Java 17 or later, and 500 MB in {where.parent}:\n{said}")
+            raise InputError(
+                f"no archive was written; it needs Java 17 or later, and 500 MB in {where.parent}:\n{said}"
+            )
         os.replace(part, where)
     finally:
         part.unlink(missing_ok=True)

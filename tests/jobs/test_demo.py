@@ -325,6 +325,7 @@ def test_a_wrong_job_ends_with_2(tmp_path: Path, data: Path) -> None:
 
 
 @pytest.mark.once
+@pytest.mark.nightly
 def test_digits(tmp_path: Path) -> None:
     """Without our conf folder, as on a cluster: Spark is quiet, and what spark-submit was told stands over the job's own."""
     arguments = ["--config", "conf/digits.yaml", f"output.path={tmp_path / 'digits'}"]

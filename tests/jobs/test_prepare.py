@@ -20,7 +20,9 @@ def run(folder: Path, *arguments: str) -> str:
     environment = {k: v for k, v in os.environ.items() if k not in ("SPARK_CONF_DIR", "JDK_JAVA_OPTIONS")}
     environment["XDG_CACHE_HOME"] = str(folder)
     environment["SPARK_SUBMIT_OPTS"] = f'-Xlog:class+load:file="{folder}/classes.log"'
-    done = subprocess.run([sys.executable, *arguments], env=environment, cwd="/", capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        [sys.executable, *arguments], env=environment, cwd="/", capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "cds" not in done.stderr
     return done.stdout

@@ -20,6 +20,7 @@ from faults import CLUSTER, JOB, ROOT, kill_driver, pipeline, spark_home, submit
 from pyspark.sql import SparkSession
 
 from sparkdiff import FineTuner, InputError
+from sparkdiff.cli import main
 
 pytestmark = pytest.mark.slow
 DEMO = ROOT / "jobs" / "finetune.py"
@@ -61,6 +62,12 @@ def demo(runs: Path, name: str, *arguments: str, **options: Any) -> str:
 def local(runs: Path, foreign: str) -> Path:
     demo(runs, "local", python=foreign)
     return runs / "local"
+
+
+def in_this_process(spark: SparkSession, runs: Path, name: str, *arguments: str) -> int:
+    """The exit code of the same command, in the session of the tests."""
+    paths = [f"output.path={runs / name}", f"fineTuner.cacheDir={runs / 'caches'}"]
+    return main(["finetune", *JOB, *paths, *arguments])
 
 
 @pytest.fixture(scope="module")
@@ -109,14 +116,22 @@ def test_the_demo_on_local_cluster(runs: Path, local: Path, foreign: str) -> Non
 
 
 @pytest.mark.once
-def test_the_demo_on_a_standalone_cluster(runs: Path, local: Path, foreign: str, standalone: str) -> None:
-    demo(runs, "standalone", master=standalone, python=foreign)
-    same(runs / "standalone", local)
+def test_the_demo_on_a_standalone_cluster(
+    runs: Path, spark: SparkSession, foreign: str, standalone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    demo(runs, "standalone", "fineTuner.maxEpochs=6", master=standalone, python=foreign)
+    monkeypatch.chdir(ROOT)
+    assert in_this_process(spark, runs, "one", "fineTuner.maxEpochs=6", "fineTuner.numProcesses=1") == 0
+    same(runs / "standalone", runs / "one")
 
 
 @pytest.mark.once
 def test_an_exception_in_a_process_ends_the_job_with_1_and_its_traceback(
-    runs: Path, local: Path, tmp_path: Path
+    runs: Path,
+    spark: SparkSession,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     for folder in ("conf", "data"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
@@ -125,14 +140,16 @@ def test_an_exception_in_a_process_ends_the_job_with_1_and_its_traceback(
         "    name = 'predictions' if os.environ.get('RANK') == '1' else 'prediction'\n"
         "    return (outputs[name] - label) ** 2\n"
     )
-    config = ("--config", str(tmp_path / "conf" / "bikeshare.yaml"))
-    said = demo(runs, "bad", *config, "fineTuner.loss=losses:bad", "fineTuner.metric=poisson", expect=1)
+    monkeypatch.chdir(tmp_path)
+    assert in_this_process(spark, runs, "bad", "fineTuner.loss=losses:bad", "fineTuner.metric=poisson") == 1
+    said = capsys.readouterr().err
     assert "process 1 of 2" in said
     assert "in bad" in said
     assert "KeyError: 'predictions'" in said
     assert not (runs / "bad").exists()
 
 
+@pytest.mark.nightly
 @pytest.mark.faults
 def test_a_killed_driver_goes_on_when_the_command_is_given_again(runs: Path, local: Path) -> None:
     told = kill_driver(runs / "killed", runs / "caches", local, delay=1.5 * (time.time() % 1))
@@ -141,16 +158,15 @@ def test_a_killed_driver_goes_on_when_the_command_is_given_again(runs: Path, loc
     assert not told.orphans, told
 
 
+@pytest.mark.nightly
 @pytest.mark.faults
-@pytest.mark.parametrize("faults", [["executor killed"], pytest.param([*CLUSTER], marks=pytest.mark.nightly)])
-def test_the_faults_of_a_cluster_change_nothing(tmp_path: Path, foreign: str, faults: list[str]) -> None:
-    """An executor takes its Python worker, torchrun and the ranks with it; what falls alone falls nightly."""
+def test_the_faults_of_a_cluster_change_nothing(tmp_path: Path, foreign: str) -> None:
     submit(
-        Path(__file__).with_name("faults.py"), str(tmp_path), "1", *faults,
+        Path(__file__).with_name("faults.py"), str(tmp_path), "1",
         master="local-cluster[2,1,1024]", python=foreign, timeout=1500,
     )  # fmt: skip
     told = json.loads((tmp_path / "told.json").read_text())
-    assert [t["fault"] for t in told] == faults
+    assert [t["fault"] for t in told] == [*CLUSTER]
     assert all(t["identical"] and t["resumed"] and not t["orphans"] and t["seconds"] < 300 for t in told), told
 
 
