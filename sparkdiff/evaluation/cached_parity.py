@@ -64,7 +64,7 @@ def check(
         sample.clear()
         memory.trim()
         kept = None if original is None else cache.folder / f"spark-{_key(original, folder)}"
-        parity = None if kept is None else _compared(network, kept)
+        parity = None if kept is None else _compared(network, kept, folder / "kept")
         if parity is None:
             stages = [stage for _, stage in flatten(model)]
             versions = run_in_spark(
@@ -113,20 +113,22 @@ def _keep(network: Network, versions: Sequence[Version], rows: Path, kept: Path)
         moved(rows, kept)
 
 
-def _compared(network: Network, kept: Path) -> Parity | None:
-    """The network compared with the kept outputs; None if there are none, or if they are damaged."""
+def _compared(network: Network, kept: Path, folder: Path) -> Parity | None:
+    """The network compared with the kept outputs; None if there are none, or if they are damaged.
+
+    They are copied to `folder` first, because another process may put its own in their place.
+    """
     try:
         index = json.loads((kept / "index.json").read_text(encoding="utf-8"))
-        if {f.name: _sha256(f) for f in kept.glob("part-*.parquet")} != index["files"]:
-            return None
+        folder.mkdir()
+        for name, digest in index["files"].items():
+            if _sha256(shutil.copyfile(kept / name, folder / name)) != digest:
+                return None
         every = _versions(network)
         versions = [every[i] for i in index["versions"]]
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
         return None
-    try:
-        return compare(network, kept, versions)
-    except OSError:  # another process has just put its own in their place
-        return None
+    return compare(network, folder, versions)
 
 
 def _sha256(file: Path) -> str:

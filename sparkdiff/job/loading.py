@@ -39,8 +39,9 @@ def start_session(conf: Mapping[str, Any], meanwhile: str | None = None, size: f
     Raises:
         InputError: Spark must be started, and no suitable Java was found.
     """
+    java = ""
     if not _remote(conf):
-        jvm.check_java()
+        java = jvm.check_java()
         jvm.join_submit()
     builder = SparkSession.builder.appName("sparkdiff")
     given = None if is_remote() else SparkConf()  # in a process that has used Connect there is no SparkConf to ask
@@ -49,7 +50,7 @@ def start_session(conf: Mapping[str, Any], meanwhile: str | None = None, size: f
             builder = builder.config(key, str(value).lower() if isinstance(value, bool) else str(value))
     with (
         contextlib.nullcontext() if meanwhile is None else _imported(meanwhile),
-        jvm.java_options(jvm.archive_option(), jvm.QUICK if size <= SMALL else ""),
+        jvm.java_options(jvm.archive_option(java), jvm.QUICK if size <= SMALL else ""),
     ):
         spark = builder.getOrCreate()
     if not jvm.in_process(spark):
@@ -186,7 +187,12 @@ def size_of(data: Mapping[str, Any], folder: Path) -> float:
         local = None if isinstance(source, str) or not source.get("path") else paths.local(source["path"])
         if local is None or not (path := folder / local).exists():  # a function, a table, a URL or a glob
             return math.inf
-        total += sum(file.stat().st_size for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file())
+        try:
+            total += sum(
+                file.stat().st_size for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file()
+            )
+        except OSError:  # a file has just gone, or cannot be read, as Spark will say
+            return math.inf
     return total
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import yaml
 
 from sparkdiff import jvm
+from sparkdiff.errors import InputError
 from sparkdiff.job.config import load_config
 from sparkdiff.job.starting import run
 
@@ -25,9 +26,13 @@ def prepare() -> Path:
     Raises:
         InputError: there is no Java for it.
     """
-    jvm.check_java()
+    java = jvm.check_java()
+    if not java:
+        raise InputError(
+            "Spark's own scripts choose its Java here (spark-env.sh, spark-submit), and sparkdiff starts none"
+        )
     with tempfile.TemporaryDirectory() as folder:
-        return jvm.write_archive(["-m", "sparkdiff.job.rehearsal", folder])
+        return jvm.write_archive(["-m", "sparkdiff.job.rehearsal", folder], java)
 
 
 def pipeline(rows: Any) -> Any:

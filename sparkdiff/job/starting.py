@@ -4,22 +4,17 @@ Spark takes seconds to start and torch to import, so they do it at the same time
 """
 
 import contextlib
-import json
-import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError
 from sparkdiff.job.config import Config, request_of
 from sparkdiff.job.loading import check_there, is_function, model_path, size_of, start_session
+from sparkdiff.job.output import check_replaceable, summary_of
 from sparkdiff.options import Options
 from sparkdiff.report import FineTuningSummary
 from sparkdiff.store.lease import Lease, held
-
-RUN = ("history.csv", "model", "plan.json", "summary.json")
-"""The entries of a run's folder."""
 
 
 def run(config: Config) -> FineTuningSummary:
@@ -69,32 +64,15 @@ def _run(config: Config, lease: Lease) -> FineTuningSummary:
     found = _finished(config)
     if found is None and config.output.exists() and not config.overwrite:
         raise InputError(f"output {config.output} exists: choose another folder, or set output.mode=overwrite")
-    if foreign := _foreign(config.output):
-        raise InputError(
-            f"output {config.output} contains {foreign}, which is not of a run, and overwrite does not delete it: move it "
-            "away, or choose another folder"
-        )
+    if found is None:
+        check_replaceable(config.output)
     spark = start_session(config.spark, "sparkdiff.job.steps", size_of(config.data, config.folder))
     from sparkdiff.job import steps
 
     return steps.run(config, lease, spark, found)
 
 
-def _foreign(output: Path) -> str | None:
-    """The name of an entry of an output folder that no run has written."""
-    names = sorted(os.listdir(output)) if output.exists() else []
-    try:
-        summary = json.loads((output / "summary.json").read_text(encoding="utf-8")) if names else {}
-    except (OSError, ValueError):
-        summary = None
-    written = RUN if isinstance(summary, dict) and "fingerprints" in summary else ()
-    return next((name for name in names if name not in written), None)
-
-
 def _finished(config: Config) -> dict[str, Any] | None:
     """The summary.json of the output folder, if it contains a run with the same settings."""
-    path = config.output / "summary.json"
-    if "runId" not in config.options or not path.exists():
-        return None
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found if found.get("fingerprints", {}).get("request") == request_of(config) else None
+    found = summary_of(config.output) if "runId" in config.options else None
+    return found if found and found["fingerprints"].get("request") == request_of(config) else None

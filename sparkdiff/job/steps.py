@@ -34,6 +34,7 @@ from sparkdiff.errors import InputError
 from sparkdiff.finetune import Outcome, fine_tune, prepare
 from sparkdiff.job.config import Config, request_of
 from sparkdiff.job.loading import function, is_function, load_data, load_model, model_path
+from sparkdiff.job.output import check_replaceable
 from sparkdiff.options import Options
 from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.report import FineTuningSummary, Phases
@@ -84,6 +85,7 @@ def run(config: Config, lease: Lease, spark: SparkSession, found: dict[str, Any]
                 f"{', '.join(changed)} changed since{f' ({why})' if why else ''}: choose another folder and "
                 "runId, or set output.mode=overwrite and another runId"
             )
+        check_replaceable(config.output)
     parent: dict[str, Any] = {"path": path and path.removeprefix("file://"), "hash": content}
     # Once, for the fit and the cache.
     boundaries = find_boundaries(sources, options) if isinstance(made, Estimator) else None

@@ -6,7 +6,6 @@ without it.
 
 import hashlib
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -19,48 +18,70 @@ from sparkdiff.errors import InputError
 
 MAGIC = (0xF00BABA8).to_bytes(4, sys.byteorder)
 """What an archive begins with (HotSpot's CDS_DYNAMIC_ARCHIVE_MAGIC); Java writes it last."""
+WRITE = "-XX:ArchiveClassesAtExit"
+ELSEWHERE = ("HADOOP_CONF_DIR", "YARN_CONF_DIR", "SPARK_REMOTE", "PYSPARK_GATEWAY_PORT", "PYSPARK_GATEWAY_SECRET")
 SILENT = "-Xlog:cds=off -Xlog:cds+dynamic=off"
 """Java says nothing of an archive that it doesn't use."""
 
 
-def place() -> Path:
-    """Where the archive of this Java and this Spark lies, if it was written."""
-    home = os.environ.get("JAVA_HOME")
-    java = Path(shutil.which(f"{home}/bin/java" if home else "java") or "java")
-    parts = [java.resolve(), java.stat().st_mtime_ns if java.exists() else 0, _find_spark_home(), pyspark.__version__]
-    key = hashlib.sha256(" ".join(map(str, parts)).encode()).hexdigest()[:12]
+def place(java: str) -> Path:
+    """Where the archive of a Java and of this Spark lies, if it was written.
+
+    Args:
+        java: what it says of its version.
+    """
+    key = hashlib.sha256("\n".join([java, _find_spark_home(), pyspark.__version__]).encode()).hexdigest()[:12]
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return caches / "sparkdiff" / f"spark-{pyspark.__version__}-{key}.jsa"
 
 
-def archive_option() -> str:
-    """The Java option that uses the archive; empty if there is none that Java could use."""
-    where = place()
-    return f'-XX:SharedArchiveFile="{where}" {SILENT}' if where.exists() and _folder_with_files() is None else ""
+def archive_option(java: str) -> str:
+    """The option with which a Java uses its archive; empty if there is none that it could use.
+
+    Args:
+        java: what it says of its version; empty if this process starts none.
+    """
+    if not java or WRITE in os.environ.get("SPARK_SUBMIT_OPTS", ""):
+        return ""
+    try:
+        where = place(java)
+        there = where.exists() and _folder_with_files() is None
+    except (OSError, RuntimeError):  # no home folder, or one that this user may not look into
+        return ""
+    return f'-XX:SharedArchiveFile="{where}" {SILENT}' if there else ""
 
 
-def write_archive(program: Sequence[str]) -> Path:
+def write_archive(program: Sequence[str], java: str) -> Path:
     """Run a Python program that starts Spark, and archive the classes that it loads.
 
     Args:
         program: arguments of Python. What it and its JVM print is shown only if they fail.
+        java: what it says of its version.
 
     Raises:
         InputError: this Java writes no archive, or not for a class path such as this one.
     """
     if folder := _folder_with_files():
+        way = "unset SPARK_CONF_DIR" if os.environ.get("SPARK_CONF_DIR") else "set SPARK_CONF_DIR to an empty folder"
         raise InputError(
-            f"Java archives no classes where the class path has a folder with files, which {folder} is: unset "
-            "SPARK_CONF_DIR, or go on without an archive"
+            f"Java archives no classes where the class path has a folder with files, which {folder} is: {way}, or go on "
+            "without an archive"
         )
-    where = place()
-    where.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        where = place(java)
+        where.parent.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError) as e:
+        raise InputError(
+            f"the user's cache folder cannot be written ({e}): set XDG_CACHE_HOME to another folder"
+        ) from e
     part = where.with_name(f".{where.name}.{os.getpid()}")
-    told = f'-XX:ArchiveClassesAtExit="{part}" {SILENT} {os.environ.get("SPARK_SUBMIT_OPTS", "")}'
+    told = f'{WRITE}="{part}" {SILENT} {os.environ.get("SPARK_SUBMIT_OPTS", "")}'
+    # A JVM of its own, and no folders of a cluster's settings on its class path.
+    kept = {k: v for k, v in os.environ.items() if k not in ELSEWHERE}
     try:
         # Ends when the JVM, which has the same streams, has ended too.
         done = subprocess.run(
-            [sys.executable, *program], env={**os.environ, "SPARK_SUBMIT_OPTS": told}, capture_output=True, text=True
+            [sys.executable, *program], env={**kept, "SPARK_SUBMIT_OPTS": told}, capture_output=True, text=True
         )
         if done.returncode or not _complete(part):
             said = "\n".join((done.stdout + done.stderr).splitlines()[-20:])

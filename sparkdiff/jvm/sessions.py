@@ -102,16 +102,17 @@ def in_process(spark: SparkSession) -> bool:
     return hasattr(spark, "sparkContext")
 
 
-def check_java() -> None:
-    """Check for Java as Spark's scripts do, if this process will start it.
+def check_java() -> str:
+    """Check for Java as Spark's scripts do, if this process will start it. Returns what it says of its version; empty if this
+    process will start none, or Spark's own script chooses it.
 
     Raises:
         InputError: there is none, or it is too old for this Spark.
     """
     if SparkSession.getActiveSession() is not None or "PYSPARK_GATEWAY_PORT" in os.environ:
-        return
+        return ""
     if Path(os.environ.get("SPARK_CONF_DIR") or Path(_find_spark_home()) / "conf", "spark-env.sh").exists():
-        return  # which may choose another one
+        return ""  # which may choose another one
     home, needed = os.environ.get("JAVA_HOME"), 17 if VERSION >= (4, 0) else 8
     java, told = ("java", "the java on PATH") if not home else (f"{home}/bin/java", f"JAVA_HOME={home}")
     way = f"set JAVA_HOME to the folder of a Java {17 if needed == 17 else '8, 11 or 17'}"
@@ -124,6 +125,7 @@ def check_java() -> None:
     if asked.returncode or (found and int(found[1]) < needed):
         what = "doesn't run" if asked.returncode or not found else f"is Java {found[1]}"
         raise InputError(f"{told} {what}, and Spark {pyspark.__version__} needs Java {needed} or later: {way}")
+    return asked.stderr + asked.stdout
 
 
 def ml_context(spark: SparkSession) -> Any:

@@ -7,7 +7,7 @@ import re
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,12 +115,14 @@ def digest_of(stages: Sequence[Any], folder: Path) -> list[str] | None:
     """`digest_of_folder` of a pipeline of fitted stages of Spark's own in their current state; None if it cannot be saved.
 
     It is saved temporarily below `folder`, which Spark and this process both see; not again for the same objects with the same
-    Params, as nothing else of a fitted stage can change.
+    Params, as nothing else of a fitted stage can change, unless it holds stages.
     """
     try:
+        if any(isinstance(held, Params) for stage in stages for held in _held(vars(stage))):
+            raise TypeError
         values = [_value(jvm.defined_params(stage), [s.uid for s in stages]) for stage in stages]
         known = tuple(map(weakref.ref, stages)), json.dumps(values, sort_keys=True)
-    except (TypeError, UntoldError):  # a stage within a stage, whose Params could change
+    except (TypeError, UntoldError):
         known = None
     if known in _digests:
         return _digests[known]
@@ -131,6 +133,15 @@ def digest_of(stages: Sequence[Any], folder: Path) -> list[str] | None:
             _digests.clear()
         _digests[known] = found
     return found
+
+
+def _held(values: Any) -> Iterator[Any]:
+    """The values in attributes, and in their lists and mappings."""
+    for value in values.values() if isinstance(values, Mapping) else values:
+        if isinstance(value, (Mapping, list, tuple)):
+            yield from _held(value)
+        else:
+            yield value
 
 
 @contextlib.contextmanager

@@ -43,3 +43,7 @@ def test_java_starts_with_the_classes_of_the_archive(tmp_path: Path) -> None:
     assert f"wrote {archive}" in said
     assert "ROWS 3" in run(folder, "-c", START)
     assert from_archive(folder) > 0.5
+    before = archive.stat().st_mtime_ns
+    run(folder, "-m", "sparkdiff", "prepare")
+    assert archive.stat().st_mtime_ns > before
+    assert list((folder / "sparkdiff").iterdir()) == [archive]

@@ -15,6 +15,7 @@ from sparkdiff import job as run, jvm
 from sparkdiff.cli import WRONG_INPUT, app, main
 from sparkdiff.errors import InputError
 from sparkdiff.job import loading, starting, steps
+from sparkdiff.job.output import RUN
 from sparkdiff.jvm import sessions
 from sparkdiff.machine import paths as places
 from sparkdiff.options import FIELDS, Options
@@ -440,10 +441,25 @@ def test_overwrite_deletes_nothing_but_a_run(
         path.unlink()
     with pytest.raises(AssertionError, match="Spark was started"):
         main(["finetune", *told])
-    for name in starting.RUN:
+    for name in RUN:
         (output / name).write_text('{"fingerprints": {}}')
     with pytest.raises(AssertionError, match="Spark was started"):
         main(["finetune", *told])
+
+
+def test_an_output_that_is_a_file_or_holds_a_damaged_summary(
+    saved: Path, no_spark: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = saved / "run"
+    told = ["finetune", "pipeline=models/churn", "data.train=rows.csv", "output.path=run", "fineTuner.runId=mine"]
+    output.touch()
+    assert main([*told, "output.mode=overwrite"]) == WRONG_INPUT
+    assert f"output {output} is a file: choose a folder" in capsys.readouterr().err
+    output.unlink()
+    output.mkdir()
+    (output / "summary.json").write_text("half of i")
+    assert main(told) == WRONG_INPUT
+    assert f"output {output} exists: choose another folder" in capsys.readouterr().err
 
 
 @given(st.text(min_size=1, max_size=120).filter(lambda name: "/" not in name and "\0" not in name))

@@ -189,6 +189,8 @@ def _begin_lists(levels: memoryview, first: int, number: int, width: int) -> boo
             if not run or (not 0 < inside <= width - run if ones else inside or (run > 1 and width > 1)):
                 return False
             at, entry = at + 1, entry + run
+        if entry > end:
+            return False
         if entry % width == 0:
             if last_entry >= 0:
                 period, entries = at - last_at, entry - last_entry

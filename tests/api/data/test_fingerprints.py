@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pyspark.ml import Pipeline, PipelineModel
+from pyspark.ml.classification import LogisticRegression, OneVsRestModel
 from pyspark.ml.feature import (
     HashingTF,
     OneHotEncoder,
@@ -425,3 +426,14 @@ def test_the_same_stages_are_saved_once_for_their_digest(
     assert fingerprint_of(own, df) != first
     another = StringIndexer(inputCol="hour", outputCol="hour_index").fit(df.where("hour <> 'h0'"))
     assert fingerprint_of(PipelineModel([another, *model.stages[1:]]), df) != first
+
+
+@pytest.mark.once
+def test_stages_within_a_stage_count_as_they_are_now(spark: SparkSession, tmp_path: Path) -> None:
+    rows = spark.createDataFrame([(Vectors.dense(float(x)), float(x > 1)) for x in range(4)], ["features", "label"])
+    one, other = (LogisticRegression(regParam=r).fit(rows) for r in (0.1, 0.2))
+    stage = OneVsRestModel(models=[one, one])._set(classifier=LogisticRegression())
+    before = digests.digest_of([stage], tmp_path)
+    assert digests.digest_of([stage], tmp_path) == before
+    stage.models[0] = other
+    assert digests.digest_of([stage], tmp_path) != before

@@ -285,6 +285,9 @@ def test_a_finished_job_is_returned_for_the_same_data_and_pipeline_only(
     monkeypatch.setattr(steps, "fine_tune", lambda *a, **k: trained.append(a) or fine_tune(*a, **k))
     assert job().metrics == first.metrics
     assert job("fineTuner.waitForRun=1").metrics == first.metrics  # how it runs is no part of what it does
+    (tmp_path / "run" / "README").touch()  # nothing is replaced, so what else is there doesn't matter
+    assert job().metrics == first.metrics
+    (tmp_path / "run" / "README").unlink()
     assert not trained
     with elsewhere(spark), pytest.raises(InputError, match=r"settings.* changed since: choose another folder"):
         job()

@@ -150,3 +150,7 @@ def test_levels_begin_lists_where_they_should(
     assert pages._begin_lists(data, first, len(levels), width) is (wrong is None)
     with suppress(IndexError):
         assert not pages._begin_lists(data[:-1], first, len(levels), width)
+
+
+def test_a_run_beyond_the_last_level_is_left_to_arrow() -> None:
+    assert not pages._begin_lists(memoryview(varint(20 << 1) + b"\0"), 0, 16, 1)
