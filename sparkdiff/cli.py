@@ -160,7 +160,7 @@ def _loaded(
     given = {} if data is None else {command: _source(data, format, options)}
     loading.check_there(paths, given, folder, {})
     spark = loading.start_session({}, module, loading.size_of(given, folder))
-    fitted = [(path, loading.load_model(spark, path)) for path in paths]
+    fitted = [(path, loading.load_model(path)) for path in paths]
     return fitted, loading.load_data(spark, given[command], folder, command) if given else None
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from pyspark import SparkConf
-from pyspark.ml.util import DefaultParamsReader
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.utils import is_remote
 
@@ -167,14 +166,14 @@ def located(path: str, folder: Path) -> str:
     return path if where is None else f"file://{(folder / where).resolve()}"
 
 
-def load_model(spark: SparkSession, path: str) -> Any:
+def load_model(path: str) -> Any:
     """A saved pipeline or stage.
 
     Raises:
         InputError: it does not exist or cannot be loaded.
     """
     try:
-        return DefaultParamsReader.loadParamsInstance(jvm.model_at(path), jvm.ml_context(spark))
+        return jvm.loaded(path)
     except (*jvm.SparkError, ValueError, AttributeError, ImportError) as e:
         raise InputError(f"no Spark ML model can be loaded from {path}: {jvm.cause(e)}") from e
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from pyspark.ml import Estimator, Pipeline, PipelineModel
+from pyspark.ml import Estimator, Pipeline
 from pyspark.sql import SparkSession
 
 from sparkdiff import jvm
@@ -155,7 +155,7 @@ def _made(spark: SparkSession, config: Config, sources: list[Source]) -> tuple[A
     """The pipeline of the job, fitted or not, and the path that it was loaded from."""
     if not is_function(config.pipeline):
         path = model_path(config.pipeline, config.folder)
-        return load_model(spark, path), path
+        return load_model(path), path
     train = next(s for s in sources if s.split in (None, TRAIN))
     return function(config.pipeline, config.folder)(train.df), None
 
@@ -179,14 +179,14 @@ def fitted_on(
         folder, why = root(options) / f"fitted-{uuid.uuid4().hex[:16]}", f"; not reused by other jobs: {e}"
     if folder.exists():
         say("reused: the same pipeline was fitted on the same rows before")
-        return PipelineModel.load(jvm.model_at(folder)), folder
+        return jvm.loaded(folder), folder
     fitted = fit_on_training_rows(pipeline, sources, options, boundaries)
     temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
     try:
         fitted.write().save(f"file://{temporary}")
         if not moved(temporary, folder):
             say("reused: meanwhile another process fitted the same pipeline on the same rows")
-            return PipelineModel.load(jvm.model_at(folder)), folder
+            return jvm.loaded(folder), folder
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     say(f"fitted {len(fitted.stages)} stages on the training rows{why}")

@@ -14,6 +14,7 @@ from sparkdiff.jvm.rebuilding import (
     with_params,
     with_uid,
 )
+from sparkdiff.jvm.saved_models import loaded
 from sparkdiff.jvm.sessions import (
     QUICK,
     Reader,
@@ -67,6 +68,7 @@ __all__ = [
     "java_options",
     "java_params",
     "join_submit",
+    "loaded",
     "made_of",
     "ml_context",
     "model_at",

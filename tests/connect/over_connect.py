@@ -143,7 +143,7 @@ def main(folder: Path) -> None:
         [f"output.path={folder}/job", "fineTuner.maxEpochs=4", "fineTuner.verbosity=0"],
     )
     facts["job"] = run.run(job).decision
-    assert predictions(loading.load_model(spark, f"file://{folder}/job/model"), df)
+    assert predictions(loading.load_model(f"file://{folder}/job/model"), df)
     try:
         sparkdiff.verify(model, df.withColumn("temp", F.lit(None).cast("double")))
     except sparkdiff.InputError as e:

@@ -1,0 +1,63 @@
+"""Saved models, loaded: the stages of a pipeline two at a time, since each takes Spark several jobs that wait for each other."""
+
+import importlib
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from pyspark.ml import PipelineModel
+from pyspark.ml.util import DefaultParamsReader
+
+from sparkdiff.jvm import sessions
+from sparkdiff.machine import paths
+
+AT_ONCE = 2
+
+
+def loaded(path: str | Path) -> Any:
+    """The pipeline or stage that was saved to a path or URL.
+
+    Raises:
+        SparkError, ValueError, AttributeError, ImportError: Spark's own, where it cannot be loaded.
+    """
+    spark = sessions.session()
+    stages = _stages(path) if sessions.in_process(spark) else None
+    if not stages:
+        return DefaultParamsReader.loadParamsInstance(sessions.model_at(path), sessions.ml_context(spark))
+    uid, parts = stages
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        model = PipelineModel(list(threads.map(lambda part: part[0].load(sessions.model_at(part[1])), parts)))
+    return model._resetUid(uid)
+
+
+def _stages(path: str | Path) -> tuple[str, list[tuple[Any, Path]]] | None:
+    """The uid of a pipeline on this machine that Spark saved, and the class and the folder of each stage; None where it is
+    anything else, or has stages that are not all Spark's own.
+    """
+    folder = paths.local(str(path))
+    try:
+        if folder is None or (told := _metadata(folder))["class"] != "org.apache.spark.ml.PipelineModel":
+            return None
+        uids = told["paramMap"]["stageUids"]
+        width, parts = len(str(len(uids))), []
+        for i, uid in enumerate(uids):
+            where = folder / "stages" / f"{i:0{width}d}_{uid}"  # as SharedReadWrite.getStagePath of Pipeline.scala
+            module, _, name = _metadata(where)["class"].replace("org.apache.spark.", "pyspark.", 1).rpartition(".")
+            if not module.startswith("pyspark.ml."):
+                return None
+            parts.append((getattr(importlib.import_module(module), name), where))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError):
+        return None  # Spark says what is wrong with it
+    return told["uid"], parts
+
+
+def _metadata(folder: Path) -> dict[str, Any]:
+    """The metadata of a saved stage.
+
+    Raises:
+        OSError, ValueError: they are not one file of text here.
+    """
+    (file,) = (folder / "metadata").glob("part-*")
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return found
