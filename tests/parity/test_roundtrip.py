@@ -129,9 +129,9 @@ def schema(model: Any, df: DataFrame) -> list[tuple[Any, ...]]:
     return [(f.name, f.dataType, f.metadata) for f in model.transform(df).schema.fields]
 
 
-@pytest.mark.usefixtures("route")
+@pytest.mark.parametrize("route", ["constructor", pytest.param("saved data", marks=pytest.mark.nightly)], indirect=True)
 @pytest.mark.parametrize("case", GRID)
-def test_there_and_back(df: DataFrame, tmp_path: Path, case: str) -> None:
+def test_there_and_back(df: DataFrame, tmp_path: Path, case: str, route: str) -> None:
     model = Pipeline(stages=GRID[case]()).fit(df)
     original = sparkdiff.translate(model)
     before, read = params(model), weights(model)

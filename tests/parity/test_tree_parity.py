@@ -111,6 +111,7 @@ def members(stage: Any) -> list[Any]:
     return [(t.uid, type(t), jvm.defined_params(t), t.numFeatures) for t in getattr(stage, "trees", [])]
 
 
+@pytest.mark.parametrize("route", ["constructor", pytest.param("saved data", marks=pytest.mark.nightly)], indirect=True)
 @pytest.mark.parametrize("name", NAMES)
 def test_there_and_back(
     spark: SparkSession, stages: Callable[[str], Any], tmp_path: Path, name: str, route: str

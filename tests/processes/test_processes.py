@@ -108,6 +108,7 @@ def test_more_processes_than_slots(fit: Fit, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.once
+@pytest.mark.nightly
 def test_fewer_rows_than_processes_train(fit: Fit, rows: DataFrame, spark: SparkSession) -> None:
     # 2 training rows for 3 processes: some have none of a batch, or none at all
     few = (
@@ -153,6 +154,7 @@ def test_every_row_trains_once_in_an_epoch_and_in_one_process_only(
 
 
 @pytest.mark.once
+@pytest.mark.nightly
 def test_processes_that_see_one_class_only(rows: DataFrame, spark: SparkSession, tmp_path: Path) -> None:
     frame = rows.limit(200).toPandas()
     frame["label"] = (frame.index < 3).astype(float)  # three of 200: most shards have none
