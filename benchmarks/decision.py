@@ -93,13 +93,15 @@ def command(checkout: Path, folder: Path, epochs: int) -> dict[str, float]:
     return {"start": seconds - sum(phases.values()), **phases, "all": seconds}
 
 
-def arms(checkout: Path, epochs: int) -> Times:
-    """All arms of one checkout, once."""
+def arms(checkout: Path, epochs: int, commands: bool) -> Times:
+    """All arms of one checkout, or the first three, once."""
     with tempfile.TemporaryDirectory(prefix="decision-") as name:
         folder, found = Path(name), {}
         found["help"] = {"all": timed(checkout, "-m", "sparkdiff", "--help")[0]}
         found["command, first"] = command(checkout, folder, epochs)
         found["command, second"] = command(checkout, folder, epochs)
+        if commands:
+            return found
         model = str(folder / "run" / "model")
         found["load"] = {"all": timed(checkout, "-c", LOAD, model)[0]}
         found["plan"] = {"all": timed(checkout, "-m", "sparkdiff", "plan", model)[0]}
@@ -149,6 +151,7 @@ def main() -> None:
     p.add_argument("--against", type=Path, metavar="FOLDER", help="a checkout of another version")
     p.add_argument("--epochs", type=int, default=120)
     p.add_argument("--prepare", action="store_true")
+    p.add_argument("--commands", action="store_true", help="only `help` and the two commands")
     given = parse(p, rounds=1, epochs=1)
     atexit.register(shutil.rmtree, CACHES)
     if given.prepare:
@@ -157,7 +160,7 @@ def main() -> None:
     rounds: list[list[Times]] = []
     for i in range(given.rounds):
         order = checkouts if i % 2 == 0 else checkouts[::-1]
-        times = {checkout: arms(checkout, given.epochs) for checkout in order}
+        times = {checkout: arms(checkout, given.epochs, given.commands) for checkout in order}
         rounds.append([times[checkout] for checkout in checkouts])
         write(given, rounds, figures(rounds))
     print("| arm | phase | seconds |" + (" before | ratio |" if given.against else ""))
