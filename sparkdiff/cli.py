@@ -135,7 +135,7 @@ def diff(
 
 @app.command()
 def prepare() -> None:
-    """Make Spark start in half of the time on this machine: write its classes to one file that Java maps. Once, half a minute.
+    """Make Spark start in half of the time on this machine: write its classes to one file that Java maps. Once, a minute.
 
     Every later start uses it; after an update of Java or Spark, prepare again.
     """

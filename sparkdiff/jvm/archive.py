@@ -30,7 +30,10 @@ def place(java: str) -> Path:
     Args:
         java: what it says of its version.
     """
-    key = hashlib.sha256("\n".join([java, _find_spark_home(), pyspark.__version__]).encode()).hexdigest()[:12]
+    said = [
+        line for line in java.splitlines() if "Picked up" not in line
+    ]  # options in variables, which are no part of it
+    key = hashlib.sha256("\n".join([*said, _find_spark_home(), pyspark.__version__]).encode()).hexdigest()[:12]
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return caches / "sparkdiff" / f"spark-{pyspark.__version__}-{key}.jsa"
 

@@ -53,8 +53,24 @@ def test_spark_is_asked_once_for_the_same_stages_and_rows(
     content = file.read_bytes()
     file.write_bytes(content[:-9] + b"x" + content[-8:])
     assert fit(numeric) == (1, parity)
-    next(tmp_path.glob("*/spark-*/part-*.parquet")).unlink()  # another process is removing them
+    next(tmp_path.glob("*/spark-*/part-*.parquet")).unlink()
     assert fit(numeric) == (1, parity)
+
+
+def test_kept_outputs_may_go_while_they_are_compared(
+    fit: Fit, numeric: PipelineModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process, of the same stages or others, removes them to put its own there."""
+    _, parity = fit(numeric)
+    compare = cached_parity.compare
+
+    def late(*given: Any) -> Any:
+        for file in tmp_path.glob("*/spark-*/part-*.parquet"):
+            file.unlink()
+        return compare(*given)
+
+    monkeypatch.setattr(cached_parity, "compare", late)
+    assert fit(numeric) == (0, parity)
 
 
 def test_kept_outputs_that_differ_from_the_network_stop_the_run(

@@ -44,7 +44,9 @@ def told(model: Any) -> list[Any]:
 def test_it_is_what_spark_loads(pipeline: PipelineModel, rows: DataFrame, tmp_path: Path) -> None:
     where = tmp_path / "x [1]{y,z} 50%20#"
     pipeline.write().save(f"file://{where}")
-    assert len(saved_models._stages(where)[1]) == 12  # type: ignore[index]
+    stages = saved_models._stages(where)
+    assert stages is not None
+    assert len(stages[1]) == 12
     mine, sparks = jvm.loaded(where), PipelineModel.load(jvm.model_at(where))
     assert mine.uid == sparks.uid
     assert told(mine) == told(sparks)

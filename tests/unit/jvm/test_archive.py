@@ -66,6 +66,7 @@ def test_what_was_not_written_is_not_used(caches: Path, program: list[str], said
 
 def test_another_java_has_its_own(caches: Path) -> None:
     jvm.write_archive(writes(archive.MAGIC), JAVA)
+    assert jvm.archive_option(f"NOTE: Picked up JDK_JAVA_OPTIONS: -Xmx1g\n{JAVA}") == jvm.archive_option(JAVA) != ""
     assert jvm.archive_option("openjdk version 21") == ""
     assert jvm.archive_option("") == ""  # this process starts none
 
