@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[2] / "sparkdiff"
 # From the bottom up: a room, or a module at the package's root, imports those of the lines above its own, and its own room.
 ROOMS = [
     ["errors", "machine", "rows"],
-    ["team", "jvm", "options", "report"],
+    ["device", "team", "jvm", "options", "report"],
     ["stages", "importers", "store"],
     ["pipeline", "objectives"],
     ["data"],
@@ -28,7 +28,7 @@ ROOMS = [
 ]
 FILES = sorted(PACKAGE.rglob("*.py"))
 # Modules and rooms (a prefix stands for all below it) that never import Spark, with those of them that may.
-NO_SPARK = ("data.stream", "training", "evaluation", "objectives", "stages", "diagnostics", "store", "rows", "team")
+NO_SPARK = ("data.stream", "training", "evaluation", "objectives", "stages", "diagnostics", "store", "rows", "device", "team")
 SPARK = (
     "training.distributed.launch", "training.distributed.preflight", "evaluation.cached_parity", "diagnostics.pipelines",
     "diagnostics.predictions", "store.digests",

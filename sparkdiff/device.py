@@ -1,0 +1,174 @@
+"""Where training computes, and with which numbers: the one place that names devices, and that moves tensors between them."""
+
+import contextlib
+import io
+import os
+import pickle
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from sparkdiff.errors import InputError
+from sparkdiff.rows import Rows, SparseRows
+
+T = TypeVar("T")
+PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
+"""The dtypes of rows in training; weights, sums and losses are float64 in any case."""
+
+
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A device, and the dtype that rows have there."""
+
+    device: torch.device = _CPU
+    dtype: torch.dtype = torch.float64
+
+    @property
+    def plain(self) -> bool:
+        """Whether rows stay as the stream reads them: float64 on the CPU."""
+        return self.device.type == "cpu" and self.dtype == torch.float64
+
+    @property
+    def on_cpu(self) -> bool:
+        return self.device.type == "cpu"
+
+    @property
+    def name(self) -> str:
+        return str(self.device)
+
+    def rows(self, x: Rows, *, wait: bool = True) -> Rows:
+        """Rows here, their floats in the dtype of rows.
+
+        Args:
+            wait: False for pinned rows, which are copied while this process goes on.
+        """
+        if isinstance(x, SparseRows):
+            indices, offsets = (self.number(t, wait=wait) for t in (x.indices, x.offsets))
+            return SparseRows(indices, self._floats(x.values, wait), offsets, x.width)
+        return self._floats(x, wait)
+
+    def number(self, x: Tensor, *, wait: bool = True) -> Tensor:
+        """A tensor here, in its own dtype."""
+        return x.to(self.device, non_blocking=not wait)
+
+    def _floats(self, x: Tensor, wait: bool) -> Tensor:
+        return x.to(self.device, self.dtype if x.is_floating_point() else x.dtype, non_blocking=not wait)
+
+    def free(self) -> int | None:
+        """Bytes that can still be allocated, None on the CPU."""
+        return None if self.on_cpu else int(module_of(self.device).mem_get_info(self.device)[0])
+
+
+CPU = Place()
+
+
+def module_of(device: torch.device) -> Any:
+    """What torch has for a kind of device: `torch.cuda` for an NVIDIA GPU, with its streams, graphs and memory."""
+    return torch.get_device_module(device)
+
+
+def home(x: Tensor) -> Tensor:
+    """The tensor on the CPU."""
+    return x.detach().to("cpu")
+
+
+def gpus() -> int:
+    """The number of GPUs that this process sees; importing CUDA's libraries is left out where torch was built without them."""
+    return torch.cuda.device_count() if torch.backends.cuda.is_built() else 0
+
+
+def why_no_gpu() -> str:
+    """The reason why torch sees no GPU, as part of a sentence."""
+    if not torch.backends.cuda.is_built():
+        return f"torch {torch.__version__} was built without CUDA: install a build with it (https://pytorch.org/get-started)"
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        shown = os.environ["CUDA_VISIBLE_DEVICES"]
+        return f"CUDA_VISIBLE_DEVICES={shown!r} shows it none: unset it, or name one that `nvidia-smi` lists"
+    return "torch finds no NVIDIA driver or no GPU: `nvidia-smi` tells what is there"
+
+
+def place(device: str, precision: str, local: int = 0) -> Place:
+    """The place that the options name.
+
+    Args:
+        device: `cpu`, `cuda` or `cuda:<number>`.
+        local: the number of this process among those of its machine, which share the GPUs.
+
+    Raises:
+        InputError: torch sees no such device.
+    """
+    dtype = PRECISIONS[precision]
+    if device == "cpu":
+        return replace(CPU, dtype=dtype)
+    found = gpus()
+    if not found:
+        raise InputError(f"device={device!r}, but {why_no_gpu()}; or set device='cpu'")
+    number = int(device.partition(":")[2] or local % found)
+    if number >= found:
+        raise InputError(
+            f"device={device!r}, but torch sees {found} GPUs, numbered from 0: choose one, or set device='cuda'"
+        )
+    return Place(torch.device("cuda", number), dtype)
+
+
+def moved(value: T, device: torch.device, dtype: torch.dtype | None = None) -> T:
+    """A copy of a value in which all tensors lie on this device, wherever in it they are; what was shared stays shared.
+
+    Args:
+        dtype: of all floats; None leaves each as it is.
+
+    Raises:
+        InputError: the value holds what can't be copied.
+    """
+    tensors: list[Tensor] = []
+    there: dict[int, Tensor] = {}
+
+    class Taken(pickle.Pickler):
+        def persistent_id(self, x: Any) -> int | None:
+            if not isinstance(x, Tensor):
+                return None
+            tensors.append(x)
+            return len(tensors) - 1
+
+    class Given(pickle.Unpickler):
+        def persistent_load(self, number: int) -> Tensor:
+            x = tensors[number]
+            if id(x) not in there:
+                new = x.detach().to(device, dtype if dtype and x.is_floating_point() else x.dtype, copy=True)
+                there[id(x)] = nn.Parameter(new, x.requires_grad) if isinstance(x, nn.Parameter) else new
+            return there[id(x)]
+
+    room = io.BytesIO()
+    try:
+        Taken(room, pickle.HIGHEST_PROTOCOL).dump(value)
+    except (TypeError, pickle.PicklingError, AttributeError) as e:
+        raise InputError(
+            f"the network can't be copied to {device} ({e}): use device='cpu', or stages that hold only numbers and tensors"
+        ) from e
+    return Given(io.BytesIO(room.getvalue())).load()  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def repeatable(at: Place) -> Iterator[None]:
+    """Results on a GPU that do not change from run to run: torch's kernels add up in a fixed order meanwhile."""
+    if at.on_cpu:
+        yield
+        return
+    # cuBLAS reads it when it is first used: its results repeat only with a workspace of fixed size.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    settings: Any = torch.utils.deterministic  # a module with properties
+    fills = settings.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    settings.fill_uninitialized_memory = False  # all that is read was written before
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        settings.fill_uninitialized_memory = fills
