@@ -20,6 +20,8 @@ REPORTED = {
 }
 """Metrics that are reported but cannot decide, with the reason."""
 PENALTIES = ("parityGap", "monotone")
+DEVICE = (r"auto|cpu|cuda(:(0|[1-9]\d*))?", "auto, cpu, cuda or cuda:<number>, such as cuda:1")
+"""The form of a device's name, and how it is told."""
 ELSEWHERE = {
     "areaUnderROC": ("auc", "auroc", "rocauc", "rocaucscore"),
     "areaUnderPR": ("aucpr", "auprc", "prauc", "averageprecision", "averageprecisionscore"),
@@ -35,7 +37,7 @@ ELSEWHERE = {
 
 
 def option(default: Any, help: str, **rules: Any) -> Any:
-    """A field with its help text and its rules: kind, low, high, openLow, openHigh, choices, refused, callable, sum, lists, nested, folder, later."""
+    """A field with its help text and its rules: kind, low, high, openLow, openHigh, choices, pattern, refused, callable, sum, lists, nested, folder, later."""
     if isinstance(default, dict):
         return dataclasses.field(default_factory=lambda: dict(default), metadata={"help": help, "kind": dict, **rules})
     return dataclasses.field(default=default, metadata={"help": help, "kind": type(default), **rules})
@@ -81,6 +83,8 @@ class Options:
     fleetSize: int = option(1, "number of decisions (pipelines times runs) that share one false-accept rate: the p-value needed is guard / fleetSize", low=1)
     numProcesses: int = option(1, "number of training processes, which does not change the result; 1 trains in the driver's process", low=1, high=4096)
     localMode: str = option("auto", "where to start the processes: on the driver's machine (true) or as tasks of a barrier stage (false); auto is true if the master is local", choices=("auto", "true", "false"))
+    device: str = option("auto", "where training computes, which does not change the result beyond rounding: cpu, cuda (a GPU per process) or cuda:<number>; auto takes a GPU if torch sees one and some steps take less time there", pattern=DEVICE, later=True)
+    precision: str = option("float64", "numbers of the rows in training and of their products with weights; float32 needs half of the memory and changes the result, and the summary says how far its predictions differ. Weights and sums are float64 in any case", choices=("float64", "float32"), later=True)
     timeout: float = option(300.0, "seconds without progress after which the processes are restarted (several processes only)", low=1)
     stream: str = option("auto", "reader of the cache; auto uses petastorm if it is installed, else arrow", choices=("auto", "petastorm", "arrow"))
     cacheDir: str | None = option(None, "folder of the caches; Spark and this process must see the same files in it", kind=str, folder=True)
@@ -114,6 +118,11 @@ class Options:
                 problems.append(
                     f"{one}={values[one]!r} and {other}={values[other]!r} exclude each other: set one of them"
                 )
+        device, processes = values.get("device", ""), values.get("numProcesses", 1)
+        if ":" in device and processes > 1:
+            problems.append(
+                f"device={device!r} is one GPU, but numProcesses={processes} need one each: set device='cuda'"
+            )
         if problems:
             raise InputError("; ".join(problems))
         return Options(**values)
@@ -247,6 +256,8 @@ def _checked(name: str, value: Any, rules: Mapping[str, Any]) -> Any:
         hint = f"Did you mean {' or '.join(same)}?" if same else did_you_mean(value, choices)
         near = f" {hint}" if hint.startswith("Did") else ""
         raise ValueError(f"The {name!r} option must be one of {', '.join(choices)}. Got {value!r} instead.{near}")
+    if "pattern" in rules and not re.fullmatch(rules["pattern"][0], value):
+        raise ValueError(f"The {name!r} option must be {rules['pattern'][1]}. Got {value!r} instead.")
     low, high = rules.get("low", -math.inf), rules.get("high", math.inf)
     if rules["kind"] in (int, float) and (
         not low <= value <= high or (rules.get("openLow") and value == low) or (rules.get("openHigh") and value == high)

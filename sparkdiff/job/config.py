@@ -230,7 +230,11 @@ def _put(tree: dict[str, Any], place: Place, value: Any, given: str) -> None:
 def request_of(config: Config) -> str:
     """Hash of all settings of a job."""
     options = Options.of(config.options)
-    named = {k: v for k, v in options.asdict().items() if k not in ("verbosity", "waitForRun", "timeout", "localMode")}
+    named = {
+        k: v
+        for k, v in options.asdict().items()
+        if k not in ("verbosity", "waitForRun", "timeout", "localMode", "device")
+    }
     if callable(options.loss):
         from sparkdiff.store.identity import identity  # only here: they import torch
         from sparkdiff.store.run_folder import told

@@ -28,7 +28,18 @@ ROOMS = [
 ]
 FILES = sorted(PACKAGE.rglob("*.py"))
 # Modules and rooms (a prefix stands for all below it) that never import Spark, with those of them that may.
-NO_SPARK = ("data.stream", "training", "evaluation", "objectives", "stages", "diagnostics", "store", "rows", "device", "team")
+NO_SPARK = (
+    "data.stream",
+    "training",
+    "evaluation",
+    "objectives",
+    "stages",
+    "diagnostics",
+    "store",
+    "rows",
+    "device",
+    "team",
+)
 SPARK = (
     "training.distributed.launch", "training.distributed.preflight", "evaluation.cached_parity", "diagnostics.pipelines",
     "diagnostics.predictions", "store.digests",

@@ -73,6 +73,7 @@ class Stage:
         ("seed", np.int64(7), 7),
         ("learningRate", np.float32(0.5), 0.5),
         ("learningRates", {"PCAModel": 0}, {"PCAModel": 0.0}),
+        ("device", "cuda:1", "cuda:1"),
         ("freeze", Stage(), ("pca_1",)),
         ("freeze", [Stage(), "scaled"], ("pca_1", "scaled")),
         ("freeze", {"b", "a"}, ("a", "b")),
@@ -152,6 +153,17 @@ def test_values_are_converted(name: str, given: Any, taken: Any) -> None:
         ("penalties", {"monotone": {"age": 0}}, "monotone.age a finite strength other than 0, whose sign"),
         ("penalties", {"monotone": {"age": "up"}}, "Got 'up' instead"),
         ("metric", max, "'metric'"),
+        (
+            "device",
+            "gpu",
+            "The 'device' option must be auto, cpu, cuda or cuda:<number>, such as cuda:1. Got 'gpu' instead.",
+        ),
+        ("device", "CUDA", "must be auto, cpu, cuda or cuda:<number>"),
+        ("device", "cuda:-1", "Got 'cuda:-1' instead"),
+        ("device", "cuda:01", "Got 'cuda:01' instead"),
+        ("device", "cpu\n", "must be auto, cpu"),
+        ("device", 1, "The 'device' option must be a non-empty string. Got 1 instead."),
+        ("precision", "float16", "must be one of float64, float32. Got 'float16' instead. Did you mean"),
         ("optimizer", "rmsprop", "must be one of adam, adamw, sgd, lbfgs"),
         ("stream", "csv", "must be one of auto, petastorm, arrow"),
     ],
@@ -188,11 +200,19 @@ def test_options_that_exclude_each_other(pair: dict[str, Any]) -> None:
         Options.of({name: pair[name]})
 
 
+def test_several_processes_have_a_gpu_each() -> None:
+    with pytest.raises(
+        InputError, match="device='cuda:1' is one GPU, but numProcesses=2 need one each: set device='cuda'"
+    ):
+        Options.of({"device": "cuda:1", "numProcesses": 2})
+    Options.of({"device": "cuda", "numProcesses": 2})
+
+
 def test_an_option_that_came_later_names_no_run_at_its_default() -> None:
     """The settings of a run are compared with those that an earlier version saved."""
-    later = {"minDelta": 0.1, "maxSeconds": 60.0}
+    later = {"minDelta": 0.1, "maxSeconds": 60.0, "device": "cpu", "precision": "float32"}
     assert not later.keys() & Options().asdict().keys()
-    assert not later.keys() & Options.of({"minDelta": 0, "maxSeconds": None}).asdict().keys()
+    assert not later.keys() & Options.of({"minDelta": 0, "maxSeconds": None, "device": "auto"}).asdict().keys()
     assert Options.of(later).asdict().items() >= later.items()
     assert Options().asdict(every=True).keys() == {f.name for f in dataclasses.fields(Options)}
 
