@@ -9,10 +9,11 @@ from sparkdiff.data import cache as caches
 from sparkdiff.data.fingerprint import SHARDS, Request
 from sparkdiff.data.splits import REFERENCE, SPLITS, VALIDATION, Boundaries, Source, rule
 from sparkdiff.data.stream import Stream, copies
+from sparkdiff.device import place
 from sparkdiff.diagnostics import rows as datachecks
 from sparkdiff.diagnostics.pipelines import changes_outside, unreadable_by_older_spark
 from sparkdiff.errors import InputError
-from sparkdiff.evaluation import cached_parity, guard
+from sparkdiff.evaluation import cached_parity, guard, single_precision
 from sparkdiff.evaluation.acceptance import Judgement, check_options, divergence, judge, reason
 from sparkdiff.evaluation.checks import (
     all_labels,
@@ -32,6 +33,7 @@ from sparkdiff.objectives.losses import Objective, check_label
 from sparkdiff.objectives.metrics import Metric
 from sparkdiff.options import Options
 from sparkdiff.pipeline.cut import Cut, analyse
+from sparkdiff.pipeline.graph import Graph
 from sparkdiff.pipeline.network import Network
 from sparkdiff.pipeline.parity import Parity
 from sparkdiff.pipeline.plan import Plan, plan_of
@@ -41,12 +43,13 @@ from sparkdiff.pipeline.write_back import write_back
 from sparkdiff.report import FineTuningSummary, Phases
 from sparkdiff.report.record import versions
 from sparkdiff.stages.base import columns_of
+from sparkdiff.stages.forest import Trees
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.stages.trainable import SUPPORT, LabelStats
 from sparkdiff.store.files import room
 from sparkdiff.store.run_folder import UNTOLD, RunFolder, opened
 from sparkdiff.training import monotone
-from sparkdiff.training.distributed import launch
+from sparkdiff.training.distributed import choice, launch
 from sparkdiff.training.distributed.worker import Assignment, objectives
 from sparkdiff.training.loop import Trained
 from sparkdiff.training.preparation import computed_by, request_of, start_of
@@ -100,6 +103,7 @@ def prepare(model: Any, options: Options, data: SchemaOrRows = None) -> Task:
         raise InputError(f"nothing to train in {model.uid}: {reasons}")
     predictor, head = graph.head.module, graph.head.stage
     assert isinstance(predictor, Predictor)
+    _check_place(options, graph, cut)
     label = options.labelCol or next(iter(columns_of(head, ("labelCol",))), None)
     if not predictor.labelled and label is not None and not callable(options.loss):
         raise InputError(
@@ -111,6 +115,18 @@ def prepare(model: Any, options: Options, data: SchemaOrRows = None) -> Task:
         raise InputError(f"{head.uid} names no label column{why}; set labelCol")
     weight = options.weightCol or next(iter(columns_of(head, ("weightCol",))), None)
     return Task(model, roles, cut, plan, options, label, weight)
+
+
+def _check_place(options: Options, graph: Graph, cut: Cut) -> None:
+    """Raise InputError for a device that this process lacks, and for a precision that a stage can't train in."""
+    if options.device.startswith("cuda") and options.numProcesses == 1:
+        place(options.device, options.precision)
+    trees = [graph.vertices[i].uid for i in cut.live if isinstance(graph.modules[i], Trees)]
+    if trees and options.precision == "float32":
+        raise InputError(
+            f"precision='float32', but {trees[0]} compares its inputs with thresholds: rounded rows would reach other leaves "
+            "than in Spark. Set precision='float64'"
+        )
 
 
 class Shared:
@@ -203,6 +219,8 @@ class Fitted:
         lost: a sentence for every restart after lost processes.
         unsaved: why a checkpoint could not be written; empty if all were written.
         cut: that maxSeconds ended training while candidates were still active; empty if not.
+        device: where it was trained, as text.
+        single: how far float32 moves the original's outputs; None in float64.
     """
 
     found: Trained
@@ -213,6 +231,8 @@ class Fitted:
     cut: str
     wishes: monotone.Wishes | None
     folder: RunFolder
+    device: str
+    single: Parity | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -337,6 +357,7 @@ def _train(run: Run, original: Measured, recipes: Sequence[Recipe] | None, *, re
     """Train all candidates, or resume the training of an earlier run with the same runId."""
     o, cache, network, data, goal = run.task.options, run.cache, run.network, run.data, run.goal
     with run.phases.phase("train") as say:
+        single = single_precision.check(network, data) if o.precision == "float32" else None
         start = start_of(network, data, goal.label, o, cache.rows(VALIDATION), recipes)
         memory.trim()
         wishes = _wishes(run) if "monotone" in o.penalties else None
@@ -354,9 +375,10 @@ def _train(run: Run, original: Measured, recipes: Sequence[Recipe] | None, *, re
         ):
             training, lost = launch.run(assignment, data.stream, folder, say.now, run.phases.on_epoch)
             folder.check()
+            note = choice.Note.read(folder.path) or choice.Note()
         return Fitted(
             training.found(network), training.chosen.metric, start.frozen, lost, training.unsaved, training.cut, wishes,
-            folder,
+            folder, note.shown, single,
         )  # fmt: skip
 
 
@@ -416,13 +438,14 @@ def _summary(
         if s in before or s != REFERENCE
     }
     held, now = before[VALIDATION], after[VALIDATION]
+    compared = {"before": original.parity, "after": tuned.parity, "float32": fitted.single}
     return FineTuningSummary(
         decision="tuned" if judgement.accepted else "kept original",
         reason=reason(judgement, task.options, metric, held.value, found.history),
         metric=metric.name, metricDirection=metric.direction, metrics=metrics,
         gain=held.sign * (held.value - now.value) / max(abs(held.value), 1e-12),
         z=verdict.z, p=verdict.p, records=found.history,
-        parity={k: dataclasses.asdict(p) for k, p in (("before", original.parity), ("after", tuned.parity)) if p is not None},
+        parity={k: dataclasses.asdict(p) for k, p in compared.items() if p is not None},
         stages={k: {"largest": a, "rootMeanSquare": b} for k, (a, b) in found.moved.items()} if judgement.accepted else {},
         timings={k: round(v, 3) for k, v in run.phases.timings.items()}, stream=run.data.stream.backend,
         cache={"hit": run.cache.hit, "fingerprint": run.cache.fingerprint},
@@ -434,7 +457,8 @@ def _summary(
         slices=[dataclasses.asdict(c) for c in judgement.slices],
         reference=None if judgement.reference is None else dataclasses.asdict(judgement.reference),
         compatibility=None if judgement.compatibility is None else dataclasses.asdict(judgement.compatibility),
-        candidates=candidate_count(found.history), diverged=len(diverged(found.history)),
+        candidates=candidate_count(found.history), diverged=len(diverged(found.history)), device=fitted.device,
+        precision=task.options.precision,
     )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """The team of training processes: the rank of this process, and sums over all processes."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,10 +15,15 @@ class LostProcessError(SparkdiffError):
 
 @dataclass(frozen=True)
 class Team:
-    """The rank of this process among the processes that train together; by default there is only one."""
+    """The rank of this process among the processes that train together; by default there is only one.
+
+    Attributes:
+        gpus: torch's group of these processes for tensors on GPUs; None: such tensors are summed on the CPU.
+    """
 
     rank: int = 0
     world: int = 1
+    gpus: Any = None
 
     def sum_(self, *tensors: Tensor) -> None:
         """Replace each tensor, in place, by its sum over all processes, with the same bits in each of them.
@@ -33,12 +39,16 @@ class Team:
         import torch.distributed as dist  # only here: it takes a while, and a process alone doesn't need it
 
         together = tensors[0] if len(tensors) == 1 else torch.cat([x.reshape(-1).to(torch.float64) for x in tensors])
+        on_gpu = together.device.type != "cpu"
+        there = together.to("cpu") if on_gpu and self.gpus is None else together
         try:
-            dist.all_reduce(together)
-        except RuntimeError as e:  # gloo has no class of its own for this
+            dist.all_reduce(there, group=self.gpus if on_gpu else None)
+        except RuntimeError as e:  # gloo has no class of its own for this, and NCCL's is one of these
             raise LostProcessError(
                 f"process {self.rank} of {self.world} lost another process: {str(e).splitlines()[0]}"
             ) from e
+        if there is not together:
+            together.copy_(there)
         if len(tensors) > 1:
             for tensor, total in zip(tensors, together.split([x.numel() for x in tensors]), strict=True):
                 tensor.copy_(total.view(tensor.shape))
@@ -54,7 +64,7 @@ class Team:
         """
         if self.world == 1:
             return tensor
-        counts = torch.zeros(self.world, dtype=torch.int64)
+        counts = torch.zeros(self.world, dtype=torch.int64)  # on the CPU, which has to know them
         counts[self.rank] = len(tensor)
         self.sum_(counts)
         first = int(counts[: self.rank].sum())

@@ -3,7 +3,7 @@
 `checks` says whether the labels allow training. `data.Data` gives rows in batches, `scores.score` a metric on
 them, `inputs` and `feature_names` facts about the inputs;
 `ledger` holds the gains of all candidates, on which `guard.decide` and `acceptance.judge` decide. `cached_parity` compares
-with Spark.
+with Spark, `single_precision` float32 with float64.
 """
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "inputs",
     "ledger",
     "scores",
+    "single_precision",
 ]

@@ -27,8 +27,11 @@ class RunRecord:
         p: p-value of the max-bootstrap over all epochs and candidates.
         candidates, diverged: number of trained candidates, and of those that diverged (loss or metric not finite) and
             stopped; None in summaries of earlier versions.
+        device, precision: where the candidates were trained, such as "cpu" or "cuda:0 (NVIDIA H200)", and in which numbers;
+            None in summaries of earlier versions.
         records: the rows of the history, one per epoch and candidate; epoch 0 is the original.
-        parity: {"before", "after"} of write-back: rows, largest relative difference per column, label disagreements.
+        parity: {"before", "after"} of write-back: rows, largest relative difference per column, label disagreements; with
+            precision="float32" also {"float32"}: the same of the original's margin in float32 and in float64, on validation rows.
         stages: how far each parameter moved, in natural units: {"uid.parameter": {"largest", "rootMeanSquare"}}.
         timings: seconds per phase.
         stream: the reader of the cache.
@@ -70,6 +73,8 @@ class RunRecord:
     compatibility: dict[str, Any] | None = None
     candidates: int | None = None
     diverged: int | None = None
+    device: str | None = None
+    precision: str | None = None
 
     def asdict(self) -> dict[str, Any]:
         """As JSON-ready values without NaN, history left out."""

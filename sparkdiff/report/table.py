@@ -34,11 +34,22 @@ def before_after(summary: Mapping[str, Any]) -> str:
         f"{p_value(summary['p'])})"
     )
     lines.append(summary["reason"])
+    lines += _place(summary)
     lines += _changes(summary["slices"])
     if summary["compatibility"] is not None:
         lines.append(_compatibility(summary["compatibility"]))
     lines += [f"warning: {w}" for w in summary["warnings"]]
     return "\n".join(lines)
+
+
+def _place(summary: Mapping[str, Any]) -> Iterator[str]:
+    """Where and in which numbers it was trained, unless it is the CPU in float64."""
+    device, single = summary.get("device") or "cpu", summary.get("parity", {}).get("float32")
+    if single is not None:
+        most = max(single["maxRelDiff"].values())
+        yield f"trained on {device} in float32, which moves the original's outputs by up to {most:.1e} of their size"
+    elif device != "cpu":
+        yield f"trained on {device}"
 
 
 def _changes(slices: Sequence[Mapping[str, Any]]) -> Iterator[str]:

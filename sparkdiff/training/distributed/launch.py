@@ -32,11 +32,12 @@ from pyspark.sql import SparkSession
 
 from sparkdiff import jvm
 from sparkdiff.data.stream import Stream
+from sparkdiff.device import place
 from sparkdiff.errors import FullDiskError, InputError, SparkdiffError
 from sparkdiff.store import files
 from sparkdiff.store.run_folder import RunFolder
 from sparkdiff.team import ALONE
-from sparkdiff.training.distributed.preflight import check_cluster
+from sparkdiff.training.distributed.preflight import check_cluster, gives_gpus
 from sparkdiff.training.distributed.worker import ROOM, Assignment, Checkpoints, work
 from sparkdiff.training.loop import Training
 
@@ -124,6 +125,9 @@ def _in_processes(assignment: Assignment, folder: RunFolder, say: Say, epochs: E
     master = spark.conf.get("spark.master", "") or ""
     in_driver = master == "local" or master.startswith("local[")  # local-cluster is not
     local = in_driver if o.localMode == "auto" else o.localMode == "true"
+    by_spark = gives_gpus(spark, o.device, o.numProcesses, local)
+    if local and o.device == "cuda":
+        place(o.device, o.precision)  # else each process would tell that there is no GPU
     lost: list[str] = []
     while True:
         with files.room("the files that start the processes", folder.path, ROOM):
@@ -133,8 +137,10 @@ def _in_processes(assignment: Assignment, folder: RunFolder, say: Say, epochs: E
                 folder.lease.pass_on(here)
         if not local:
             own = ("petastorm",) if assignment.backend == "petastorm" else ()
-            check_cluster(spark, o.numProcesses, here, ("torch", "numpy", "pandas", *own))
-        attempt = Attempt(spark, here, o.numProcesses, local, o.timeout)
+            device = o.device if by_spark else "cpu"
+            named = check_cluster(spark, o.numProcesses, here, ("torch", "numpy", "pandas", *own), device)
+            by_spark = by_spark and named
+        attempt = Attempt(spark, here, o.numProcesses, local, o.timeout, by_spark)
 
         def on_line(line: Mapping[str, Any]) -> None:
             epochs(line["rows"], line["first"])
@@ -226,14 +232,20 @@ def _threads(processes: int) -> Iterator[None]:
 
 
 class Attempt:
-    """One start of all processes, until they end or are stopped."""
+    """One start of all processes, until they end or are stopped.
 
-    def __init__(self, spark: SparkSession, here: Path, processes: int, local: bool, timeout: float):
+    Args:
+        gpus: show each process the GPU that Spark gives it.
+    """
+
+    def __init__(
+        self, spark: SparkSession, here: Path, processes: int, local: bool, timeout: float, gpus: bool = False
+    ):  # fmt: skip
         self.spark, self.here, self.processes, self.local, self.timeout = spark, here, processes, local, timeout
         logger = logging.getLogger("TorchDistributor")
         if not logger.handlers:
             logger.addHandler(logging.NullHandler())  # else it writes its progress to stderr
-        self.distributor = TorchDistributor(num_processes=processes, local_mode=local, use_gpu=False)
+        self.distributor = TorchDistributor(num_processes=processes, local_mode=local, use_gpu=gpus)
         self.tag = f"sparkdiff-{uuid.uuid4().hex}"
         self.error: BaseException | None = None
         self.stalled = False

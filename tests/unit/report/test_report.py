@@ -43,10 +43,18 @@ def test_the_interval_and_what_is_unknown_of_it() -> None:
     assert "interval" not in before_after(summary(gainInterval=None))
 
 
+def test_where_it_was_trained_is_told_unless_it_is_the_cpu() -> None:
+    gpu, single = "cuda:0 (NVIDIA H200)", {"float32": {"maxRelDiff": {"margin": 3.14e-7}}}
+    assert "trained" not in before_after(summary()) + before_after(summary(device="cpu", precision="float64"))
+    assert f"\ntrained on {gpu}\n" in before_after(summary(device=gpu, precision="float64", parity={}))
+    text = before_after(summary(device="cpu", precision="float32", parity=single))
+    assert "trained on cpu in float32, which moves the original's outputs by up to 3.1e-07 of their size" in text
+
+
 def test_a_summary_that_an_earlier_version_saved_has_no_count_of_candidates() -> None:
     kept = {f.name: None for f in dataclasses.fields(FineTuningSummary) if f.default is dataclasses.MISSING}
     old = FineTuningSummary(**{**kept, "slices": []})  # type: ignore[arg-type]
-    assert (old.candidates, old.diverged) == (None, None)
+    assert (old.candidates, old.diverged, old.device, old.precision) == (None, None, None, None)
     assert old.asdict()["diverged"] is None
 
 

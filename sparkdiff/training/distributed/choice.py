@@ -1,0 +1,178 @@
+"""Where the processes of a training compute: the device that the options name or, with `auto`, the one that is faster.
+
+All processes take the same kind of device. What `auto` has timed is kept in the run's folder, which a resumed run and another run
+of the same name read instead of timing again; so is the device's name, for the summary.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sparkdiff.device import Place, gpus, module_of, place
+from sparkdiff.options import Options
+from sparkdiff.store import files
+from sparkdiff.team import Team
+from sparkdiff.training.loop import Training
+
+FILE = "device.json"
+WARM, TIMED = 8, 32
+"""Steps of a place that are not timed, as the first ones load and compile, and that are; fewer of a short training."""
+
+
+@dataclass(frozen=True)
+class Note:
+    """What the run's folder says about its device.
+
+    Attributes:
+        kind: `cpu` or `cuda`.
+        shown: the device as the summary names it.
+        milliseconds: of a step, by kind of device; empty if nothing was timed.
+    """
+
+    kind: str = "cpu"
+    shown: str = "cpu"
+    milliseconds: Mapping[str, float] = field(default_factory=dict)
+
+    @staticmethod
+    def read(folder: Path | None) -> "Note | None":
+        """The note of a run; None if there is none, as in a run that found no GPU."""
+        if folder is None:
+            return None
+        try:
+            content = json.loads((folder / FILE).read_text(encoding="utf-8"))
+            steps = {str(k): float(v) for k, v in content["millisecondsPerStep"].items()}
+            return Note(str(content["device"]), str(content["trainedOn"]), steps)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+    def write(self, folder: Path) -> None:
+        content = {"device": self.kind, "trainedOn": self.shown, "millisecondsPerStep": self.milliseconds}
+        with contextlib.suppress(OSError):  # without it, a resumed run chooses again
+            files.write_bytes(folder / FILE, json.dumps(content).encode())
+
+
+def chosen(
+    options: Options, team: Team, folder: Path | None, timed: Callable[[Place, Team], float], say: Callable[[str], None]
+) -> tuple[Place, Team]:  # fmt: skip
+    """The place where this process trains, of the same kind in all processes, and the team with the group for its sums.
+
+    Args:
+        folder: of the run; None to keep nothing.
+        timed: seconds that a step of this training takes at a place.
+        say: called with a line if there was something to choose.
+
+    Raises:
+        InputError: the options name a device that torch doesn't see.
+    """
+    local = int(os.environ.get("LOCAL_RANK", "0")) if team.world > 1 else 0
+    note = Note.read(folder)
+    kinds = [options.device] if options.device != "auto" else _seen(team, note)
+    places = [place(kind, options.precision, local) for kind in kinds]
+    if not all(p.on_cpu for p in places):
+        team = _joined(team, next(p for p in places if not p.on_cpu), options.timeout, say)
+    best, milliseconds = places[0], {} if note is None or options.device != "auto" else note.milliseconds
+    if len(places) > 1:
+        seconds = _seconds(places, timed, team)
+        best = places[seconds.index(min(seconds))]
+        milliseconds = {_kind(p): round(1000 * s, 4) for p, s in zip(places, seconds, strict=True)}
+        others = ", ".join(f"{1000 * s:.3g} ms on {p.name}" for p, s in zip(places, seconds, strict=True) if p != best)
+        say(f"device='auto' takes {shown(best)}: a step takes {1000 * min(seconds):.3g} ms there, {others}")
+    if folder is not None and team.rank == 0 and (note is not None or len(places) > 1 or not best.on_cpu):
+        if min(milliseconds, key=lambda kind: milliseconds[kind], default="") != _kind(best):
+            milliseconds = {}  # the faster device is gone: if it comes back, it is timed again
+        Note(_kind(best), shown(best, team.world), milliseconds).write(folder)
+    return best, team
+
+
+def _kind(at: Place) -> str:
+    return "cpu" if at.on_cpu else "cuda"
+
+
+def _seen(team: Team, note: Note | None) -> list[str]:
+    """The kinds of device to choose from, the same in all processes: the CPU where one of them sees no GPU, else the one that is
+    known to be faster, else both.
+    """
+    known = note.kind if note is not None and note.milliseconds and team.rank == 0 else ""
+    votes = torch.tensor([gpus() > 0, known == "cpu", known == "cuda"], dtype=torch.float64)
+    team.sum_(votes)
+    see, cpu, cuda = votes.tolist()
+    if see < team.world or cpu:
+        return ["cpu"]
+    return ["cuda"] if cuda else ["cpu", "cuda"]
+
+
+def _seconds(places: Sequence[Place], timed: Callable[[Place, Team], float], team: Team) -> list[float]:
+    """Seconds of a step at each place, all processes together."""
+    seconds = torch.tensor([timed(p, team) for p in places], dtype=torch.float64)
+    team.sum_(seconds)
+    return (seconds / team.world).tolist()
+
+
+def shown(at: Place, world: int = 1) -> str:
+    """The place as a person knows it."""
+    if at.on_cpu:
+        return "cpu"
+    name = getattr(module_of(at.device), "get_device_name", str)(at.device)
+    one = f"{at.name} ({name})"
+    return one if world == 1 else f"{world} processes, the first on {one}"
+
+
+def _joined(team: Team, at: Place, timeout: float, say: Callable[[str], None]) -> Team:
+    """The team with torch's group for sums on GPUs, where every process has one of its own."""
+    if team.world == 1:
+        return team
+    import torch.distributed as dist  # only here, as in Team
+
+    every: list[Any] = [None] * team.world
+    unnamed = socket.gethostname(), os.environ.get("CUDA_VISIBLE_DEVICES"), at.name  # by old versions of torch
+    dist.all_gather_object(every, str(getattr(torch.cuda.get_device_properties(at.device), "uuid", unnamed)))
+    if len(set(every)) < team.world or not dist.is_nccl_available():  # NCCL refuses two processes on one GPU
+        say(f"{team.world} processes share {len(set(every))} GPUs: their sums go over the CPU, which takes longer")
+        return team
+    torch.cuda.set_device(at.device)
+    return replace(team, gpus=dist.new_group(backend="nccl", timeout=timedelta(seconds=timeout)))
+
+
+# Timing ---------------------------------------------------------------------------------------------------------------
+
+
+class Enough(Exception):
+    """The steps that are timed are done."""
+
+
+class Clock:
+    """Times the steps of a training that is begun for that only: `train` calls it after each step.
+
+    Args:
+        steps: of an epoch.
+    """
+
+    def __init__(self, at: Place, steps: int, epochs: int):
+        self.at, self.steps = at, steps
+        self.warm = min(WARM, steps * epochs // 4)
+        self.last = self.warm + max(1, min(TIMED, steps * epochs // 20))
+        self.first, self.now, self.since = 0, 0, self._read()
+
+    def _read(self) -> float:
+        """Seconds, once all that was begun at the place is done."""
+        module_of(self.at.device).synchronize()
+        return time.perf_counter()
+
+    def __call__(self, training: Training) -> None:
+        self.now = (training.epoch - 1) * self.steps + training.step
+        if self.now <= self.warm:
+            self.first, self.since = self.now, self._read()
+        if self.now >= self.last:
+            raise Enough
+
+    def seconds_per_step(self) -> float:
+        return (self._read() - self.since) / max(1, self.now - self.first)

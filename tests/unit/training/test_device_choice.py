@@ -1,0 +1,222 @@
+"""Which device a training takes: the one that is named or, of two, the faster one; what is kept of it, and what is missing."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import fake_gpu
+import pytest
+import torch
+import torch.distributed as dist
+
+from sparkdiff import device
+from sparkdiff.device import CPU, Place
+from sparkdiff.errors import InputError
+from sparkdiff.options import Options
+from sparkdiff.store.run_folder import RunFolder
+from sparkdiff.team import ALONE, Team
+from sparkdiff.training.distributed import choice, preflight
+from sparkdiff.training.distributed.choice import Clock, Enough, Note, chosen
+
+FAKE = Place(torch.device(fake_gpu.NAME, 0))
+SHOWN = "fakegpu:0 (a GPU that isn't there)"
+
+
+@pytest.fixture
+def one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "gpus", lambda: 1)
+    monkeypatch.setattr(choice, "place", lambda kind, precision, local: CPU if kind == "cpu" else FAKE)
+
+
+def takes(cpu: float, gpu: float, timed: list[Place] | None = None) -> Callable[[Place, Team], float]:
+    def seconds(at: Place, team: Team) -> float:
+        if timed is not None:
+            timed.append(at)
+        return cpu if at.on_cpu else gpu
+
+    return seconds
+
+
+def refused(at: Place, team: Team) -> float:
+    raise AssertionError("nothing is to be timed")
+
+
+def test_without_a_gpu_the_cpu_is_taken_and_nothing_is_timed_said_or_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choice, "gpus", lambda: 0)
+    said: list[str] = []
+    assert chosen(Options(), ALONE, tmp_path, refused, said.append) == (CPU, ALONE)
+    assert chosen(Options.of({"device": "cpu"}), ALONE, tmp_path, refused, said.append) == (CPU, ALONE)
+    assert not said and not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("one_gpu")
+def test_the_faster_one_is_taken_and_kept_for_the_next_run(tmp_path: Path) -> None:
+    said: list[str] = []
+    assert chosen(Options(), ALONE, tmp_path, takes(2e-3, 5e-4), said.append)[0] == FAKE
+    assert said == [f"device='auto' takes {SHOWN}: a step takes 0.5 ms there, 2 ms on cpu"]
+    kept = json.loads((tmp_path / choice.FILE).read_text())
+    assert kept == {"device": "cuda", "trainedOn": SHOWN, "millisecondsPerStep": {"cpu": 2.0, "cuda": 0.5}}
+    assert chosen(Options(), ALONE, tmp_path, refused, said.append)[0] == FAKE
+    assert len(said) == 1
+    assert chosen(Options(), ALONE, None, takes(1e-3, 2e-3), said.append)[0] == CPU
+
+
+@pytest.mark.usefixtures("one_gpu")
+def test_a_device_that_is_gone_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen(Options(), ALONE, tmp_path, takes(2e-3, 5e-4), print)
+    with monkeypatch.context() as gone:
+        gone.setattr(choice, "gpus", lambda: 0)
+        assert chosen(Options(), ALONE, tmp_path, refused, print)[0] == CPU
+    assert Note.read(tmp_path) == Note("cpu", "cpu", {})
+    timed: list[Place] = []
+    assert chosen(Options(), ALONE, tmp_path, takes(1e-3, 5e-4, timed), print)[0] == FAKE
+    assert timed == [CPU, FAKE]
+
+
+@pytest.mark.usefixtures("one_gpu")
+def test_a_named_device_is_not_timed_and_its_name_is_kept(tmp_path: Path) -> None:
+    assert chosen(Options.of({"device": "cuda"}), ALONE, tmp_path, refused, print)[0] == FAKE
+    assert Note.read(tmp_path) == Note("cuda", SHOWN, {})
+    (tmp_path / choice.FILE).write_text("{damaged")
+    assert Note.read(tmp_path) is None
+    assert choice.shown(FAKE, 4) == f"4 processes, the first on {SHOWN}"
+
+
+def test_the_folder_of_a_run_may_hold_it(tmp_path: Path) -> None:
+    folder = RunFolder.open(tmp_path, "r", {"seed": 1}, replace=False)
+    Note("cuda", SHOWN).write(folder.path)
+    assert Note.read(folder.path) == Note("cuda", SHOWN, {})
+    assert Note.read(RunFolder.open(tmp_path, "r", {"seed": 2}, replace=True).path) is None
+
+
+def test_the_clock_counts_steps_over_epochs_and_not_the_first_ones() -> None:
+    clock = Clock(CPU, steps=10, epochs=100)
+    for done in range(1, choice.WARM + choice.TIMED):
+        clock(SimpleNamespace(epoch=1 + done // 10, step=done % 10))  # type: ignore[arg-type]
+    with pytest.raises(Enough):
+        clock(SimpleNamespace(epoch=5, step=0))  # type: ignore[arg-type]
+    assert (clock.first, clock.now) == (choice.WARM, choice.WARM + choice.TIMED)
+    assert clock.seconds_per_step() > 0
+    assert (Clock(FAKE, 1, 1).warm, Clock(FAKE, 1, 1).last) == (0, 1)  # of a short training no more than a share
+    assert Clock(FAKE, 2, 120).last - choice.WARM == 12
+
+
+@pytest.fixture
+def a_group(tmp_path: Path) -> Iterator[None]:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("a_group", "one_gpu")
+def test_sums_of_a_gpu_go_over_the_cpu_without_a_group_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    team = Team(0, 2)  # of which only one is there
+    x, n = torch.ones(2, dtype=torch.float64).to(FAKE.device), torch.tensor(3).to(FAKE.device)
+    team.sum_(x, n)
+    assert (x.tolist(), n.tolist(), n.dtype) == ([1.0, 1.0], 3, torch.int64)
+    assert team.gather(x).device == FAKE.device
+    # One of two processes sees no GPU: both take the CPU.
+    assert chosen(Options(), team, None, refused, print)[0] == CPU
+
+
+# What is missing ------------------------------------------------------------------------------------------------------
+
+
+def test_why_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "gpus", lambda: 0)
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: False)
+    with pytest.raises(
+        InputError, match=r"device='cuda', but torch .* was built without CUDA: .*; or set device='cpu'$"
+    ):
+        device.place("cuda", "float64")
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(InputError, match="device='cuda:1', but CUDA_VISIBLE_DEVICES='' shows it none: unset it"):
+        device.place("cuda:1", "float64")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    with pytest.raises(InputError, match="torch finds no NVIDIA driver or no GPU"):
+        device.place("cuda", "float64")
+    monkeypatch.setattr(device, "gpus", lambda: 2)
+    with pytest.raises(InputError, match="device='cuda:2', but torch sees 2 GPUs, numbered from 0"):
+        device.place("cuda:2", "float64")
+    assert [device.place("cuda", "float64", local).name for local in (0, 1, 2)] == ["cuda:0", "cuda:1", "cuda:0"]
+
+
+def session(master: str, **confs: str) -> Any:
+    amounts = {f"spark.{part}.resource.gpu.amount": amount for part, amount in confs.items()}
+    return SimpleNamespace(conf={"spark.master": master, **amounts})
+
+
+@pytest.mark.parametrize(
+    ("master", "confs", "local", "found"),
+    [
+        ("local[4]", {}, True, False),  # the processes take what torch sees
+        ("local[4]", {"driver": "2"}, True, True),
+        ("local[4]", {"driver": "1"}, True, "numProcesses=2, but spark.driver.resource.gpu.amount=1: set numProcesses=1,"),
+        ("local[4]", {"task": "1"}, False, "master local.4. gives no GPU to a task: set localMode='true'"),
+        ("yarn", {}, True, False),
+        ("yarn", {"executor": "2", "task": "1"}, False, True),
+        (
+            "yarn", {}, False,
+            "as spark.executor.resource.gpu.amount and spark.task.resource.gpu.amount are not set: submit with --conf .*"
+            "--conf spark.executor.resource.gpu.discoveryScript=<.*>, or set device='cpu'",
+        ),
+        ("yarn", {"executor": "2"}, False, "as spark.task.resource.gpu.amount is not set"),
+        ("yarn", {"executor": "1", "task": "0.5"}, False, "spark.task.resource.gpu.amount=0.5: .* set it to 1"),
+        ("yarn", {"executor": "4", "task": "2"}, False, "spark.task.resource.gpu.amount=2: a process trains on one GPU"),
+    ],
+)  # fmt: skip
+def test_what_spark_gives_to_the_processes(master: str, confs: dict[str, str], local: bool, found: bool | str) -> None:
+    spark = session(master, **confs)
+    if isinstance(found, bool):
+        assert preflight.gives_gpus(spark, "cuda", 2, local) == found
+    else:
+        with pytest.raises(InputError, match=found):
+            preflight.gives_gpus(spark, "cuda", 2, local)
+    for device_ in ("auto", "cpu"):  # which never fails
+        given = preflight.gives_gpus(spark, device_, 2, local)
+        assert given == (device_ == "auto" and found is True and not local)
+
+
+GOOD = {
+    "python": "python", "host": "worker-1", "sees": True, "lacks": [], "given": ["0"], "shown": None, "look": ["2.9.0", "1", "2"],
+    "failed": "",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("lack", "said"),
+    [
+        ({"given": []}, "Spark gave no GPU to a task on worker-1: let .*discoveryScript name a script"),
+        ({"given": ["GPU-1f"]}, "Spark's GPUs on worker-1 are GPU-1f: let .* lists them by number"),
+        ({"shown": "0,1"}, "CUDA_VISIBLE_DEVICES='0,1' is set for the executors on worker-1, .*: unset it there"),
+        (
+            {"look": [], "failed": "OSError: no library"},
+            "torch can't be imported on worker-1 .OSError: no library.: repair",
+        ),
+        (
+            {"look": ["2.9.0+cpu", "0", "0"]},
+            r"torch 2.9.0\+cpu on worker-1 was built without CUDA: install a build with it",
+        ),
+        (
+            {"look": ["2.9.0", "1", "0"], "shown": ""},
+            "CUDA_VISIBLE_DEVICES is empty on worker-1, .*worker.reuse=false",
+        ),
+        ({"look": ["2.9.0", "1", "0"]}, "torch finds no NVIDIA driver or no GPU on worker-1: `nvidia-smi` there tells"),
+    ],
+)
+def test_what_the_executors_lack_for_a_gpu(
+    lack: dict[str, Any], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [GOOD, GOOD | lack]
+    monkeypatch.setattr(preflight, "_check_slots", lambda *given: None)
+    monkeypatch.setattr(preflight, "_probed", lambda *given: found)
+    with pytest.raises(InputError, match=f"^device='cuda', but {said}.*; or set device='cpu'$"):
+        preflight.check_cluster(session("yarn"), 2, tmp_path, ["torch"], "cuda")
+    assert preflight.check_cluster(session("yarn"), 2, tmp_path, ["torch"], "auto") == ("given" not in lack)
+    found[:] = [GOOD]
+    assert preflight.check_cluster(session("yarn"), 2, tmp_path, ["torch"], "cuda")
