@@ -24,6 +24,14 @@ class SparseRows:
     offsets: Tensor  # (n + 1,) int64, offsets[0] == 0, offsets[-1] == nnz
     width: int
 
+    @property
+    def device(self) -> torch.device:
+        return self.values.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.values.dtype
+
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
@@ -33,22 +41,27 @@ class SparseRows:
 
     def rows(self) -> Tensor:
         """The row number of every stored entry, (nnz,)."""
-        return torch.repeat_interleave(torch.arange(len(self)), self.lengths())
+        number = torch.arange(len(self), device=self.device)
+        return torch.repeat_interleave(number, self.lengths(), output_size=len(self.indices))
 
-    def take(self, order: Tensor) -> "SparseRows":
-        """The rows `order` (m,), in that order."""
+    def take(self, order: Tensor, stored: int | None = None) -> "SparseRows":
+        """The rows `order` (m,), in that order.
+
+        Args:
+            stored: how many entries they store, if known; else a GPU is waited for.
+        """
         starts = self.offsets.index_select(0, order)
         lengths = self.offsets.index_select(0, order + 1) - starts
         offsets = offsets_of(lengths)
-        entries = torch.repeat_interleave(starts - offsets[:-1], lengths)
-        entries += torch.arange(len(entries))
+        entries = torch.repeat_interleave(starts - offsets[:-1], lengths, output_size=stored)
+        entries += torch.arange(len(entries), device=entries.device)
         indices, values = self.indices.index_select(0, entries).long(), self.values.index_select(0, entries)
         return SparseRows(indices, values, offsets, self.width)
 
     def select(self, columns: Tensor) -> "SparseRows":
         """The columns `columns` (k,), distinct, in that order."""
-        place = torch.full((self.width,), -1, dtype=torch.int64)
-        place[columns] = torch.arange(len(columns))
+        place = columns.new_full((self.width,), -1)
+        place[columns] = torch.arange(len(columns), device=columns.device)
         to = place[self.indices]
         kept = to >= 0
         rows, to, values = self.rows()[kept], to[kept], self.values[kept]
@@ -59,11 +72,15 @@ class SparseRows:
 
     def compact(self) -> "tuple[Tensor, SparseRows]":
         """The columns (c,), ascending, in which any row has an entry, and the rows restricted to these columns."""
-        there = np.zeros(self.width, dtype=bool)
-        there[self.indices.numpy()] = True
-        columns = torch.from_numpy(np.flatnonzero(there))
-        place = torch.empty(self.width, dtype=torch.int64)
-        place[columns] = torch.arange(len(columns))
+        if not on_gpu(self.indices):
+            there = np.zeros(self.width, dtype=bool)
+            there[self.indices.numpy()] = True
+            columns = torch.from_numpy(np.flatnonzero(there))
+        else:
+            reached = torch.zeros(self.width, dtype=torch.bool, device=self.device)
+            columns = reached.index_fill_(0, self.indices, True).nonzero()[:, 0]
+        place = columns.new_empty(self.width)
+        place[columns] = torch.arange(len(columns), device=self.device)
         return columns, SparseRows(place[self.indices], self.values, self.offsets, len(columns))
 
     def with_values(self, values: Tensor) -> "SparseRows":
@@ -75,7 +92,7 @@ class SparseRows:
         offsets = offsets_of(lengths)
         filled = which.repeat_interleave(lengths)
         kept = ~which.repeat_interleave(self.lengths())
-        indices = torch.arange(len(filled)) - offsets[:-1].repeat_interleave(lengths)
+        indices = torch.arange(len(filled), device=self.device) - offsets[:-1].repeat_interleave(lengths)
         indices[~filled] = self.indices[kept]
         values = self.values.new_full((len(filled),), torch.nan).masked_scatter(~filled, self.values[kept])
         return SparseRows(indices, values, offsets, self.width)
@@ -116,6 +133,35 @@ Rows = Tensor | SparseRows
 def offsets_of(lengths: Tensor) -> Tensor:
     """Where each row's entries begin, given how many it has (n,), and where the last one's end, (n + 1,) int64."""
     return F.pad(lengths.cumsum(0), (1, 0))
+
+
+def on_gpu(x: Tensor) -> bool:
+    """Whether the shape of a result that depends on numbers, or a number itself, has to be waited for."""
+    return x.device.type != "cpu"
+
+
+BLOCK = 256
+"""Numbers that one product of matrices adds up."""
+
+
+def running_sum(x: Tensor) -> Tensor:
+    """x.cumsum(-1), of finite numbers.
+
+    On a GPU by products of matrices: torch's own kernel adds up in an order that changes from run to run.
+    """
+    if not on_gpu(x):
+        return x.cumsum(-1)
+    n = x.shape[-1]
+    if n <= BLOCK:
+        return x @ x.new_ones(n, n).triu()
+    within = running_sum(F.pad(x, (0, -n % BLOCK)).unflatten(-1, (-1, BLOCK)))
+    before = F.pad(running_sum(within[..., -1])[..., :-1], (1, 0))
+    return (within + before[..., None]).flatten(-2)[..., :n]
+
+
+def known_any(wrong: Tensor) -> bool:
+    """Whether any entry is True, on the CPU. A GPU isn't waited for: the CPU has seen the same rows before, for statistics."""
+    return not on_gpu(wrong) and bool(wrong.any())
 
 
 def as_sparse(x: Rows) -> SparseRows:

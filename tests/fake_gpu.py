@@ -194,8 +194,6 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     places = zip(func._schema.arguments, given, strict=True)
     written = pytree.tree_leaves([kwargs.get(a.name, x) for a, x in places if a.alias_info and a.alias_info.is_write])
     at = torch.device(kwargs["device"]) if kwargs.get("device") is not None else fakes[0].device
-    if torch.Tag.inplace_view in func.tags:
-        raise NotImplementedError(f"{func} is not known to the fake GPU")
     for g in leaves:
         if isinstance(g, torch.Generator) and g.device.type != NAME:
             raise RuntimeError(f"Expected a '{NAME}' device type for generator but found '{g.device.type}'")
@@ -231,8 +229,9 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return out  # on the CPU
     same = {id(x.elem): x for x in fakes}
     for x in written:
-        if isinstance(x, FakeTensor) and x.shape != x.elem.shape:  # torch makes room in an out= argument
-            _memory.pop(x.elem.untyped_storage()._cdata, None)
+        if isinstance(x, FakeTensor) and (x.shape != x.elem.shape or x.stride() != x.elem.stride()):
+            if torch.Tag.inplace_view not in func.tags:  # torch makes room in an out= argument
+                _memory.pop(x.elem.untyped_storage()._cdata, None)
             x.data = FakeTensor.of(x.elem, x.device)
     return pytree.tree_map_only(Tensor, lambda x: same[id(x)] if id(x) in same else FakeTensor.of(x, at), out)
 

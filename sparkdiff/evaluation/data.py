@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sparkdiff.data.blocks import MAX_BLOCKS
 from sparkdiff.data.stream import Batch, Prepare, Stream
+from sparkdiff.device import Place
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network, fixed_versions, routed_versions
 from sparkdiff.rows import Rows, SparseRows
@@ -55,7 +56,8 @@ class Data:
             network.route(values, routed)
             return {**batch, **{name: values[v] for v, name in made.items()}}
 
-        nothing = rows(self.nothing())
+        at = Place(network.device, network.dtype)
+        nothing = rows({name: at.rows(x) for name, x in self.nothing().items()})
         wide = [nothing[name] for name in made.values()]
         size = sum(x.width if isinstance(x, SparseRows) else x.itemsize * math.prod(x.shape[1:]) for x in wide)
         return dataclasses.replace(self, columns={**self.columns, **made}, prepare=Prepare(rows, size))

@@ -14,7 +14,7 @@ from sparkdiff.evaluation.data import Data
 from sparkdiff.objectives.losses import zero_margin
 from sparkdiff.objectives.metrics import Metric, influence
 from sparkdiff.pipeline.network import Network
-from sparkdiff.rows import SparseRows, taken
+from sparkdiff.rows import SparseRows, on_gpu, taken
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.stages.projection import PCA
 from sparkdiff.team import ALONE, Team
@@ -45,12 +45,12 @@ class Tally:
     """Adds up one network's metric over the rows of a split.
 
     For a metric that is not a mean over rows it keeps one number per row, its label, weight and block: 32 bytes per
-    row, never features.
+    row, never features. All of it lies where the margins do.
     """
 
     def __init__(self, metric: Metric, head: Predictor):
         self.metric, self.head = metric, head
-        self.blocks = torch.zeros(MAX_BLOCKS, dtype=torch.float64)
+        self.blocks = torch.zeros(MAX_BLOCKS, dtype=torch.float64, device=zero_margin(head, 0).device)
         self.weights, self.below = torch.zeros_like(self.blocks), torch.zeros((), dtype=torch.int64)
         self.kept: list[tuple[Tensor, ...]] = []
 
@@ -58,6 +58,9 @@ class Tally:
     def add(self, margin: Tensor, label: Tensor, weight: Tensor, block: Tensor) -> Tensor:
         """Add rows; returns which of them (n,) bool have a finite margin and metric, or weight 0."""
         metric, counts = self.metric, weight > 0
+        if self.blocks.device != margin.device:
+            sums = (self.blocks, self.weights, self.below)
+            self.blocks, self.weights, self.below = (x.to(margin.device, non_blocking=True) for x in sums)
         if metric.rows is not None:
             loss = torch.where(counts, metric.rows(margin, label, weight), 0.0)
             finite = loss.isfinite()
@@ -66,7 +69,9 @@ class Tally:
             assert metric.column is not None
             column = metric.column(margin)
             finite = _finite(column)
-            self.kept.append((column[counts], label[counts], weight[counts], block[counts]))
+            # On a GPU how many count isn't waited for; the stream may use a batch's memory again.
+            rows = (column, label, weight, block)
+            self.kept.append(tuple(x.clone() if on_gpu(margin) else x[counts] for x in rows))
         self.weights.index_add_(0, block, weight)
         if metric.floor is not None:  # of a deviance, whose predictor has a mean
             self.below += (self.head.mean(margin) < metric.floor).sum()
@@ -87,14 +92,19 @@ class Tally:
         if self.metric.rows is None:
             column, label, weight, block = self.rows(team)
             blocks.index_add_(0, block, weight * influence(self.metric, column, label, weight))
-        return Score(sign * blocks, self.weights, int(self.below), sign)
+        return Score(sign * blocks.to("cpu"), self.weights.to("cpu"), int(self.below), sign)
 
     def rows(self, team: Team) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Column, label, weight and block of the rows of weight > 0 of all processes."""
         if not self.kept:  # no row of the split lies with this process
-            none = torch.empty(0, dtype=torch.float64)
-            self.add(zero_margin(self.head, 0), none, none, none.long())
-        column, label, weight, block = (team.gather(torch.cat(parts)) for parts in zip(*self.kept, strict=True))
+            margin = zero_margin(self.head, 0)
+            none = margin.new_empty(0)
+            self.add(margin, none, none, none.long())
+        every = [torch.cat(parts) for parts in zip(*self.kept, strict=True)]
+        if on_gpu(every[0]):
+            counts = every[2] > 0
+            every = [x[counts] for x in every]
+        column, label, weight, block = (team.gather(x) for x in every)
         return column, label, weight, block
 
 
@@ -148,7 +158,7 @@ def contributions(network: Network, data: Data, split: str, metric: Metric) -> T
     if metric.rows is not None:
         return metric.sign * torch.cat(parts)
     column, label, weight, _ = tally.rows(ALONE)
-    out = torch.zeros(n, dtype=torch.float64)
+    out = weight.new_zeros(n)
     out[torch.cat(places)] = weight * influence(metric, column, label, weight)
     return metric.sign * out
 

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sparkdiff.rows import on_gpu
+
 TINY = 1e-300
 KERNEL_WIDTH = 0.2  # of the confidences in MMCE, as in Kumar et al. (2018)
 
@@ -53,7 +55,12 @@ def hinge(margin: Tensor, y: Tensor) -> Tensor:
         return (1 - (2 * y - 1) * margin).clamp_min(0)
     own = F.one_hot(y.long(), margin.shape[1]).bool()
     others = margin.masked_fill(own, -torch.inf).amax(1)
-    return (1 + others - margin[own]).clamp_min(0)
+    return (1 + others - _of_label(margin, y)).clamp_min(0)
+
+
+def _of_label(margin: Tensor, y: Tensor) -> Tensor:
+    """Each row's entry of its label's class, (n, k), (n,) -> (n,)"""
+    return margin.gather(1, y.long()[:, None])[:, 0]
 
 
 def focal(margin: Tensor, y: Tensor, gamma: float) -> Tensor:
@@ -63,7 +70,7 @@ def focal(margin: Tensor, y: Tensor, gamma: float) -> Tensor:
         log_p, log_rest = F.logsigmoid(own), F.logsigmoid(-own)
     else:
         label, total = F.one_hot(y.long(), margin.shape[1]).bool(), margin.logsumexp(1)
-        log_p, log_rest = margin[label] - total, margin.masked_fill(label, -torch.inf).logsumexp(1) - total
+        log_p, log_rest = _of_label(margin, y) - total, margin.masked_fill(label, -torch.inf).logsumexp(1) - total
     return -torch.exp(gamma * log_rest) * log_p
 
 
@@ -76,9 +83,14 @@ def pairwise_logistic(score: Tensor, y: Tensor, weight: Tensor) -> Tensor:
     """Weighted mean of log(1 + exp(-(score_i - score_j))) over all pairs of a row i of class 1 and a row j of class 0.
 
     A smooth bound of 1 - AUC, up to log 2, and consistent for it (Gao & Zhou 2015). 0 where a class is missing.
-    (n,), (n,), (n,) -> (); takes memory for every pair.
+    (n,), (n,), (n,) -> (); takes memory for every pair, on a GPU also for those of the same class.
     """
     up, down = (y > 0.5) & (weight > 0), (y <= 0.5) & (weight > 0)
+    if on_gpu(score):
+        score = torch.where(up | down, score, 0.0)
+        high, low = torch.where(up, weight, 0.0), torch.where(down, weight, 0.0)
+        pairs = F.softplus(score[None, :] - score[:, None])
+        return (high / high.sum().clamp_min(TINY)) @ pairs @ (low / low.sum().clamp_min(TINY))
     if not bool(up.any() & down.any()):
         return score.sum() * 0.0
     pairs = F.softplus(score[down][None, :] - score[up][:, None])
@@ -92,10 +104,15 @@ def calibration_error(margin: Tensor, y: Tensor, weight: Tensor) -> Tensor:
     r is the probability of the likeliest class and c whether that is the label. 0 in expectation where confidences are right.
     (n,) or (n, k), (n,), (n,) -> (); takes memory for every pair.
     """
-    counted = weight > 0
-    confidence, found = probabilities(margin[counted]).max(1)
-    w = weight[counted] / weight.sum().clamp_min(TINY)
-    residual = w * ((found == y[counted]).to(confidence.dtype) - confidence)
+    counted, total = weight > 0, weight.sum().clamp_min(TINY)
+    if on_gpu(margin):
+        margin = torch.where(counted if margin.ndim == 1 else counted[:, None], margin, 0.0)
+        confidence, found = probabilities(margin).max(1)
+        w = torch.where(counted, weight, 0.0) / total
+    else:
+        confidence, found = probabilities(margin[counted]).max(1)
+        w, y = weight[counted] / total, y[counted]
+    residual = w * ((found == y).to(confidence.dtype) - confidence)
     kernel = torch.exp(-(confidence[:, None] - confidence[None, :]).abs() / KERNEL_WIDTH)
     return (residual @ kernel @ residual).clamp_min(1e-30).sqrt()
 
@@ -106,10 +123,18 @@ def between_groups(prediction: Tensor, groups: Tensor, weight: Tensor) -> Tensor
     That is the variance between groups, by which it is computed. A second dimension of the prediction is summed over.
     (n,) or (n, c), (n,) int64, (n,) -> ()
     """
-    columns = (prediction[:, None] if prediction.ndim == 1 else prediction)[weight > 0]
-    w, (found, code) = weight[weight > 0], groups[weight > 0].unique(return_inverse=True)
-    share = w.new_zeros(len(found)).index_add(0, code, w)
-    sums = columns.new_zeros(len(found), columns.shape[1]).index_add(0, code, columns * w[:, None])
+    columns, counted = prediction[:, None] if prediction.ndim == 1 else prediction, weight > 0
+    if on_gpu(columns):  # as many groups as rows, most of them empty: how many there are isn't waited for
+        columns, w = torch.where(counted[:, None], columns, 0.0), torch.where(counted, weight, 0.0)
+        ascending, order = groups.sort(stable=True)
+        code = torch.zeros_like(groups).index_put((order,), F.pad(ascending.diff() != 0, (1, 0)).cumsum(0))
+        number = len(groups)
+    else:
+        columns, w = columns[counted], weight[counted]
+        found, code = groups[counted].unique(return_inverse=True)
+        number = len(found)
+    share = w.new_zeros(number).index_add(0, code, w)
+    sums = columns.new_zeros(number, columns.shape[1]).index_add(0, code, columns * w[:, None])
     total = share.sum().clamp_min(TINY)
-    gaps = sums / share[:, None] - sums.sum(0) / total
+    gaps = sums / (share.clamp_min(TINY) if on_gpu(columns) else share)[:, None] - sums.sum(0) / total
     return (share[:, None] / total * gaps**2).sum()

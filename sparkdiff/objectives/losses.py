@@ -221,7 +221,7 @@ def _is_of_batch(loss: Callable[..., Tensor], head: Predictor, columns: tuple[st
     """
     for n in (0, 2):
         margin = zero_margin(head, n)
-        label = torch.tensor([y.low, y.high], dtype=torch.float64)[:n]
+        label = torch.tensor([y.low, y.high], dtype=torch.float64, device=margin.device)[:n]
         try:
             out = _returned(loss, head, columns, margin, label, torch.ones_like(label))
         except InputError:
@@ -233,8 +233,21 @@ def _is_of_batch(loss: Callable[..., Tensor], head: Predictor, columns: tuple[st
 
 
 def zero_margin(head: Predictor, n: int) -> Tensor:
-    """Margins of n rows, all 0, of the predictor's shape: (n,) or (n, k)."""
-    return torch.zeros((n, head.margins) if head.wide else n, dtype=torch.float64)
+    """Margins of n rows, all 0, of the predictor's shape, (n,) or (n, k), where its parameters are."""
+    device = next((p.device for p in (*head.parameters(), *head.buffers())), None)
+    return torch.zeros((n, head.margins) if head.wide else n, dtype=torch.float64, device=device)
+
+
+class Settings:
+    """A tensor of settings, such as costs: its numbers where the rows are. Each device gets a copy when it first asks."""
+
+    def __init__(self, value: Tensor):
+        self.value, self.copies = value, {value.device: value}
+
+    def beside(self, x: Tensor) -> Tensor:
+        if x.device not in self.copies:
+            self.copies[x.device] = self.value.to(x.device, non_blocking=True)
+        return self.copies[x.device]
 
 
 def _sum(parts: Sequence[Objective], weights: Sequence[float]) -> Objective:
@@ -502,8 +515,9 @@ def _classification(name: str, params: Mapping[str, Any], head: Predictor) -> Ob
             raise InputError(
                 "loss='cost' cannot train with a threshold of 0 or 1, because all rows get the same decision"
             )
+        at = Settings(costs)
         return Objective(
-            name, lambda m, y, w: mean_cost(head.decision_margin(m), index(y, k), costs), 1 / spread,
+            name, lambda m, y, w: mean_cost(head.decision_margin(m), index(y, k), at.beside(m)), 1 / spread,
             calibrated=not head.probable,
         )  # fmt: skip
     if name == "auc":
@@ -577,10 +591,10 @@ def _class_weighted(part: Objective, given: Any, classes: int, y: LabelStats) ->
             raise InputError("all classWeights are 0, so no row would count")
     own = part.rows
     assert own is not None
-    even = bool((weights == weights[0]).all())
+    even, at = bool((weights == weights[0]).all()), Settings(weights)
     return replace(
         part,
-        rows=lambda m, y, w: weights[index(y, classes)] * own(m, y, w),
+        rows=lambda m, y, w: at.beside(m)[index(y, classes)] * own(m, y, w),
         calibrated=part.calibrated and even,
         exact=None,
     )

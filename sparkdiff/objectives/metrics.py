@@ -28,12 +28,14 @@ from sparkdiff.objectives.losses import (
     Bound,
     Objective,
     Rows,
+    Settings,
     cost_matrix,
     index,
     rank_score,
     resolve as resolve_loss,
 )
 from sparkdiff.options import Options
+from sparkdiff.rows import running_sum
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.stages.trainable import LabelStats
 
@@ -236,15 +238,15 @@ def area_under_roc(score: Tensor, y: Tensor, w: Tensor) -> Tensor:
     """P(score of a row of class 1 > score of a row of class 0), ties counted half; NaN where a class is missing."""
     up, down = _thresholds(score, y, w)
     pairs = up.sum() * down.sum()
-    area = (down * (up.cumsum(0) - up / 2)).sum()
+    area = (down * (running_sum(up) - up / 2)).sum()
     return area / torch.where(pairs > 0, pairs, torch.nan)
 
 
 def area_under_pr(score: Tensor, y: Tensor, w: Tensor) -> Tensor:
     """By trapezoids between all distinct scores, from recall 0 at the first one's precision, as Spark; NaN without class 1."""
     up, down = _thresholds(score, y, w)
-    found, all_ = up.cumsum(0), up.sum()
-    precision = found / (found + down.cumsum(0))
+    found, all_ = running_sum(up), up.sum()
+    precision = found / (found + running_sum(down))
     before = torch.cat([precision[:1], precision[:-1]])
     return (up * (precision + before)).sum() / 2 / torch.where(all_ > 0, all_, torch.nan)
 
@@ -345,11 +347,11 @@ def _classes(name: str, params: Mapping[str, Any], head: Predictor) -> Metric:
     if name == "hammingLoss":
         return Metric(name, rows=lambda m, y, w: 1 - hit(m, y))
     if name == "expectedCost":
-        costs = cost_matrix(params["costs"], k, f"metric={name!r}")
+        costs = Settings(cost_matrix(params["costs"], k, f"metric={name!r}"))
 
         def cost(margin: Tensor, y: Tensor, w: Tensor) -> Tensor:
             found = decision(margin)
-            return torch.where(found.isnan(), torch.nan, costs[index(y, k), index(found, k)])
+            return torch.where(found.isnan(), torch.nan, costs.beside(margin)[index(y, k), index(found, k)])
 
         return Metric(name, rows=cost)
     beta, label = params.get("beta", 1.0), params.get("metricLabel", 0.0)

@@ -1,7 +1,7 @@
 """The translated part of a pipeline as one torch module."""
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -75,6 +75,19 @@ class Network(nn.Module):
         """The predictor whose outputs enter the loss."""
         return self.module(self.graph.head.position)  # type: ignore[return-value]
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of its numbers, float64 unless it was moved to another one."""
+        return next((x.dtype for x in self._held() if x.is_floating_point()), torch.float64)
+
+    @property
+    def device(self) -> torch.device:
+        return next((x.device for x in self._held()), torch.device("cpu"))
+
+    def _held(self) -> Iterator[Tensor]:
+        yield from self.parameters()
+        yield from self.buffers()
+
     def forward(self, columns: Mapping[str, Tensor], outputCols: Iterable[str] | None = None) -> dict[str, Tensor]:
         wanted = self._wanted(outputCols)
         values = self.given(columns)
@@ -94,7 +107,7 @@ class Network(nn.Module):
             raise InputError(f"a network takes tensors by column name, got {type(columns).__name__}")
         for name, column in columns.items():
             named[casefold(name)] = column
-        found = {v: _inside(named[v[0]], v[0]) for v in self.reads if v[0] in named}
+        found = {v: _inside(named[v[0]], v[0], self.dtype) for v in self.reads if v[0] in named}
         return found | {v: _flags(named[v[0]], v[0]) for v in self.flags if v[0] in named}
 
     def _check_widths(self, values: Mapping[Version, Rows]) -> None:
@@ -220,7 +233,7 @@ class Network(nn.Module):
         return wanted
 
 
-def _inside(column: Any, name: str) -> Rows:
+def _inside(column: Any, name: str, dtype: torch.dtype) -> Rows:
     if isinstance(column, SparseRows):
         return column
     if not isinstance(column, Tensor):
@@ -231,8 +244,8 @@ def _inside(column: Any, name: str) -> Rows:
     if column.ndim not in (1, 2):
         raise InputError(f"column {name!r} must be (n,) or (n, d), got shape {tuple(column.shape)}")
     if column.layout == torch.sparse_csr:
-        return SparseRows.from_csr(column.to(torch.float64))
-    return column.to(torch.float64)
+        return SparseRows.from_csr(column.to(dtype))
+    return column.to(dtype)
 
 
 def _flags(column: Any, name: str) -> Tensor:

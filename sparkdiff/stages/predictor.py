@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparkdiff.rows import Rows
+from sparkdiff.rows import Rows, on_gpu
 from sparkdiff.stages.base import StageModule, columns_of, tensor
 from sparkdiff.stages.trainable import LabelStats
 
@@ -239,7 +239,7 @@ def softmax(margin: Tensor) -> Tensor:
     """
     probability = torch.softmax(margin, 1)
     infinite = margin.isposinf()
-    if not bool(infinite.any()):
+    if not on_gpu(margin) and not bool(infinite.any()):
         return probability
     first = F.one_hot(infinite.long().argmax(1), margin.shape[1]).to(torch.bool)
     return torch.where(infinite.any(1, keepdim=True), torch.where(first, 1.0, margin * 0.0), probability)
