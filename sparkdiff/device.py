@@ -46,19 +46,19 @@ class Place:
         """Rows here, their floats in the dtype of rows.
 
         Args:
-            wait: False for pinned rows, which are copied while this process goes on.
+            wait: False to copy rows of the CPU while this process goes on.
         """
         if isinstance(x, SparseRows):
-            indices, offsets = (self.number(t, wait=wait) for t in (x.indices, x.offsets))
-            return SparseRows(indices, self._floats(x.values, wait), offsets, x.width)
-        return self._floats(x, wait)
+            indices, offsets = self.numbers(x.indices, wait=wait), self.numbers(x.offsets, wait=wait)
+            return SparseRows(indices, self.rows(x.values, wait=wait), offsets, x.width)  # type: ignore[arg-type]
+        # The dtype first: a copy between devices that changes it waits for both.
+        return self.numbers(x.to(self.dtype) if x.is_floating_point() else x, wait=wait)
 
-    def number(self, x: Tensor, *, wait: bool = True) -> Tensor:
+    def numbers(self, x: Tensor, *, wait: bool = True) -> Tensor:
         """A tensor here, in its own dtype."""
+        if not wait and x.is_cpu and self.device.type == "cuda":
+            x = x.pin_memory()
         return x.to(self.device, non_blocking=not wait)
-
-    def _floats(self, x: Tensor, wait: bool) -> Tensor:
-        return x.to(self.device, self.dtype if x.is_floating_point() else x.dtype, non_blocking=not wait)
 
     def free(self) -> int | None:
         """Bytes that can still be allocated, None on the CPU."""

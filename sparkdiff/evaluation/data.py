@@ -64,7 +64,7 @@ class Data:
 
     def nothing(self) -> Batch:
         """A batch of no rows."""
-        return {column.name: column.empty(0) for column in self.stream.columns}
+        return self.stream.nothing()
 
     def batches(self, split: str) -> Iterator[tuple[Batch, Tensor, Tensor, Tensor]]:
         """The rows of this process in large batches in stored order, for measuring: (batch, label, weight, block)."""

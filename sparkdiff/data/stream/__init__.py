@@ -9,6 +9,7 @@ W ranks share the rows of a step in their order. Up to V ranks serve complete sh
 others. With more than V ranks, each serves a part of the rows of one or two shards in every step, possibly none.
 """
 
+import copy
 import itertools
 import weakref
 from collections.abc import Callable, Generator, Iterator
@@ -22,13 +23,14 @@ import torch
 from pyarrow import ArrowException
 from torch import Tensor
 
-from sparkdiff.data.stream import arrow, petastorm
+from sparkdiff.data.stream import arrow, petastorm, placed
 from sparkdiff.data.stream.ahead import ahead
 from sparkdiff.data.stream.manifest import Batch, CachedFile, Column, DamagedCacheError, Manifest
 from sparkdiff.data.stream.order import (
     NEGLIGIBLE,
     Order,
     Part,
+    Rows,
     Source,
     by_step,
     copies,
@@ -42,6 +44,7 @@ from sparkdiff.data.stream.order import (
     step_bounds,
     take,
 )
+from sparkdiff.device import CPU, Place
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.rows import SparseRows
 
@@ -87,15 +90,41 @@ _READ_ERRORS = (
 
 
 class Stream:
-    """The batches of a cache folder. A context manager: leaving it ends the iterators that are still under way."""
+    """The batches of a cache folder. A context manager: leaving it ends the iterators that are still under way.
+
+    Attributes:
+        place: where the batches lie, and the dtype of their floats; labels and weights are doubles in any case.
+        resident: whether all rows of this rank are to lie there, if that isn't the memory of the CPU.
+    """
 
     def __init__(self, folder: Path, *, backend: str = "auto", inMemory: bool = True, seed: int = 0):
         self.manifest = Manifest.load(folder)
         self.backend = _resolve(backend, self.manifest)
         self.inMemory = inMemory
         self.seed = seed
+        self.place, self.resident = CPU, False
+        self._origin = self
         self._tables: dict[str, tuple[int, int, Batch]] = {}  # per split: rank, world, all rows of the rank
         self._running: weakref.WeakSet[Generator[Batch]] = weakref.WeakSet()
+
+    def on(self, place: Place, *, resident: bool = True) -> "Stream":
+        """The same batches at a place; what is read from files is shared with this stream, which is the one to be closed.
+
+        Args:
+            resident: see `resident`; without it, or where the rows aren't held in memory at all, they are copied there piece
+                by piece.
+        """
+        if place.plain:
+            return self
+        out = copy.copy(self)
+        out.place, out.resident, out._tables = place, resident and self.inMemory and not place.on_cpu, {}
+        return out
+
+    def bytes(self, split: str, rank: int = 0, world: int = 1) -> int:
+        """The memory that the rows of a rank take at the place, where they are held in memory."""
+        shards = self._shards(split)
+        held = [shards[part.shard] for part in self._parts(rank, world)]
+        return placed.bytes_of(self._origin._table(split, held, (rank, world)), self.place)
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -166,6 +195,10 @@ class Stream:
             batches.close()
         self._tables.clear()
 
+    def nothing(self) -> Batch:
+        """A batch of no rows."""
+        return placed.here({column.name: column.empty(0) for column in self.columns}, self.place)
+
     def __enter__(self) -> "Stream":
         return self
 
@@ -190,23 +223,55 @@ class Stream:
         orders = [shard_order(shard, key) for shard, key in zip(sizes, keys, strict=True)]
         bounds = step_bounds([sum(shard) for shard in sizes], steps)
         row_bytes = sum(column.row_bytes for column in self.columns) + (prepare.row_bytes if prepare else 0)
-        chunk = max(1, _CHUNK_BYTES * min(team[1], len(every)) // (batchSize * row_bytes))
+        chunk_bytes = _CHUNK_BYTES if self.place.on_cpu else placed.CHUNK_BYTES
+        chunk = max(1, chunk_bytes * min(team[1], len(every)) // (batchSize * row_bytes))
         with ExitStack() as opened:
-            if self.inMemory:
-                source = from_memory(self._table(name, shards, team), sizes, orders)
+            if self.resident:
+                source = from_memory(self._table_here(name, shards, team), sizes, orders)
+            elif self.inMemory:
+                source = from_memory(self._origin._table(name, shards, team), sizes, orders)
             else:
                 source = self._files(opened, shards, orders)
             # From the beginning of a chunk, because what `prepare` makes may depend, in the last bit, on the rows beside it.
-            for first in range(start // chunk * chunk, steps, chunk):
-                ends = bounds[:, first : first + chunk + 1]
-                counts = ends[:, 1:] - ends[:, :-1]
-                table, rows = source(ends[:, 0], ends[:, -1])
-                gathered = self._widened(take(table, rows[by_step(counts, parts)]))
-                if name in self.manifest.weights and isinstance(weight := gathered["weight"], Tensor):
-                    gathered["weight"] = divided(weight, self.manifest.weights[name])
-                own, end = own_rows(counts, parts)
-                batches = split(prepare.rows(gathered) if prepare else gathered, (end - own).sum(0).tolist())
+            firsts = range(start // chunk * chunk, steps, chunk)
+            chunks = self._chunks(
+                name, source, ((first, bounds[:, first : first + chunk + 1]) for first in firsts), parts
+            )
+            if not (self.place.on_cpu or self.resident):
+                chunks = placed.copied_ahead(chunks, self.place)
+            for gathered, (first, rows) in chunks:
+                batches = split(prepare.rows(gathered) if prepare else gathered, rows)
                 yield from itertools.islice(batches, max(start - first, 0), None)
+
+    def _chunks(
+        self, name: str, source: Source, pieces: Iterator[tuple[int, Rows]], parts: list[Part]
+    ) -> Iterator[tuple[Batch, tuple[int, list[int]]]]:
+        """The rows of consecutive steps, given the first of them and the bounds of each shard, and the rows of each step."""
+        for first, ends in pieces:
+            counts = ends[:, 1:] - ends[:, :-1]
+            table, rows = source(ends[:, 0], ends[:, -1])
+            rows = rows[by_step(counts, parts)]
+            gathered = self._widened(placed.take(table, rows, self.place) if self.resident else take(table, rows))
+            if not self.resident:
+                gathered = self._divided(name, gathered)
+            if self.place.on_cpu and not self.place.plain:
+                gathered = placed.here(gathered, self.place)
+            own, end = own_rows(counts, parts)
+            yield gathered, (first, (end - own).sum(0).tolist())
+
+    def _divided(self, name: str, batch: Batch) -> Batch:
+        """The batch with the weights that count."""
+        if name in self.manifest.weights and isinstance(weight := batch["weight"], Tensor):
+            return {**batch, "weight": divided(weight, self.manifest.weights[name])}
+        return batch
+
+    def _table_here(self, name: str, shards: list[list[CachedFile]], team: tuple[int, int]) -> Batch:
+        """All rows of the rank's shards at the place, copied once; of one split at a time where memory is short."""
+        if name not in self._tables or self._tables[name][:2] != team:
+            self._tables.pop(name, None)
+            table = self._divided(name, self._origin._table(name, shards, team))
+            self._tables[name] = *team, placed.here(table, self.place)
+        return self._tables[name][2]
 
     def _files(self, opened: ExitStack, shards: list[list[CachedFile]], orders: list[Order]) -> Source:
         """The rows of the files. Of every shard a piece is held, and with Arrow the one after it is read meanwhile; Petastorm is
@@ -228,7 +293,9 @@ class Stream:
 
     def _widened(self, batch: Batch) -> Batch:
         """The batch with the columns' own dtypes."""
-        own = {column.name: column.dtype for column in self.columns}
+        own = {
+            column.name: column.dtype if column.dtype != torch.float64 else self.place.dtype for column in self.columns
+        }
         return {n: x.with_values(x.values.to(own[n])) if isinstance(x, SparseRows) else x for n, x in batch.items()}
 
     def _load(self, pieces: list[CachedFile]) -> Batch:

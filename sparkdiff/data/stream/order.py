@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sparkdiff.data.stream.manifest import Batch
+from sparkdiff.device import home
 from sparkdiff.rows import SparseRows
 
 NEGLIGIBLE = 2.0**-256
@@ -182,6 +183,6 @@ def split(batch: Batch, sizes: list[int]) -> Iterator[Batch]:
 
 def _split_sparse(x: SparseRows, sizes: list[int]) -> Iterator[SparseRows]:
     rows = np.cumsum([0, *sizes])
-    entries = x.offsets[torch.from_numpy(rows)].tolist()
+    entries = home(x.offsets[torch.from_numpy(rows).to(x.offsets.device)]).tolist()
     for a, b, i, j in zip(rows, rows[1:], entries, entries[1:], strict=False):
         yield SparseRows(x.indices[i:j], x.values[i:j], x.offsets[a : b + 1] - i, x.width)
