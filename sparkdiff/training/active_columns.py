@@ -46,17 +46,18 @@ class ActiveColumns:
         self.network, self.affine, self.whole, self.widths = network, affine, start, dict(widths)
         self.parts = [part for part, _ in trained(network)]
         self.constrained = {part.first: constraint for part, constraint in units.constrained}
-        self._there = {v: np.zeros(width, dtype=bool) for v, width in widths.items()}
+        self.device = start.device
+        self._there = {v: torch.zeros(width, dtype=torch.bool, device=self.device) for v, width in widths.items()}
         self._numbered: dict[Version, Tensor] = {}  # the columns that the numbers are of
-        self._number = {v: torch.zeros(width, dtype=torch.int32) for v, width in widths.items()}
+        self._number = {v: torch.zeros(width, dtype=torch.int32, device=self.device) for v, width in widths.items()}
         _, active = affine.narrowed(self.none())
-        moves = torch.ones(len(start), dtype=torch.bool)
+        moves = torch.ones(len(start), dtype=torch.bool, device=self.device)
         for part in self.parts:
             if part.position in active and part.name in network.module(part.position).feature_axis:
                 moves[part.first : part.last] = units.unit[part.first : part.last] != 0
         self.moving = moves.nonzero()[:, 0].int()
-        self.numbers = torch.full((len(start),), len(self.moving), dtype=torch.int32)
-        self.numbers[self.moving] = torch.arange(len(self.moving), dtype=torch.int32)
+        self.numbers = torch.full_like(moves, len(self.moving), dtype=torch.int32)
+        self.numbers[self.moving] = self._range(len(self.moving))
         constrained = []
         for part, constraint in units.constrained:
             before, own = int(moves[: part.first].sum()), int(moves[part.first : part.last].sum())
@@ -68,8 +69,11 @@ class ActiveColumns:
     def parameters(self, u: Tensor) -> Tensor:
         """All parameters (p,) at u (m,)."""
         out = self.whole.clone()
-        out[self.moving] = self.units.parameters(self.start, u[None], torch.empty(1, len(u), dtype=u.dtype))[0]
+        out[self.moving] = self.units.parameters(self.start, u[None], torch.empty_like(u[None]))[0]
         return out
+
+    def _range(self, number: int) -> Tensor:
+        return torch.arange(number, dtype=torch.int32, device=self.device)
 
     def columns(self, batches: Sequence[Mapping[Version, Rows]], team: Team = ALONE) -> dict[Version, Tensor]:
         """The columns (c,), ascending, in which a row of these batches has an entry, in any process."""
@@ -82,15 +86,22 @@ class ActiveColumns:
 
     def none(self) -> dict[Version, Tensor]:
         """No columns."""
-        return {v: torch.empty(0, dtype=torch.int64) for v in self.widths}
+        return {v: torch.empty(0, dtype=torch.int64, device=self.device) for v in self.widths}
 
     def _distinct(self, v: Version, indices: Sequence[Tensor]) -> Tensor:
-        there = self._there[v]
+        if self.device.type != "cpu":
+            there = self._there[v]
+            for part in indices:
+                there.index_fill_(0, part, True)
+            found = there.nonzero()[:, 0]
+            there.index_fill_(0, found, False)
+            return found
+        marks = self._there[v].numpy()  # faster than torch on so few
         for part in indices:
-            there[part.numpy()] = True
-        found = np.flatnonzero(there)
-        there[found] = False
-        return torch.from_numpy(found)
+            marks[part.numpy()] = True
+        columns = np.flatnonzero(marks)
+        marks[columns] = False
+        return torch.from_numpy(columns)
 
     def rows(self, values: Mapping[Version, Rows], columns: Mapping[Version, Tensor]) -> dict[Version, SparseRows]:
         """The sparse inputs with the numbers of their columns among the active ones."""
@@ -98,7 +109,7 @@ class ActiveColumns:
         for v, active in columns.items():
             x, number = as_sparse(values[v]), self._number[v]
             if self._numbered.get(v) is not active:
-                number.index_copy_(0, active, torch.arange(len(active), dtype=torch.int32))
+                number.index_copy_(0, active, self._range(len(active)))
                 self._numbered[v] = active
             out[v] = SparseRows(number.index_select(0, x.indices).long(), x.values, x.offsets, len(active))
         return out
@@ -111,7 +122,7 @@ class ActiveColumns:
         first = moved = 0
         for part in self.parts:
             axis = self.network.module(part.position).feature_axis.get(part.name)
-            own, shape = _entries(part, axis, active.get(part.position))
+            own, shape = _entries(part, axis, active.get(part.position), self.device)
             number = self.numbers.index_select(0, own).long()
             moves = int((number < len(self.moving)).sum())
             parts.append(Piece(part.position, part.name, shape, first, first + len(own)))
@@ -139,14 +150,15 @@ class ActiveColumns:
         return out
 
 
-def _entries(part: Piece, axis: int | None, at: Tensor | None) -> tuple[Tensor, tuple[int, ...]]:
+def _entries(part: Piece, axis: int | None, at: Tensor | None, device: torch.device) -> tuple[Tensor, tuple[int, ...]]:
     """The flat vector's entries of a parameter at some features (c,), and its shape there."""
     if axis is None or at is None:
-        return torch.arange(part.first, part.last), part.shape
+        return torch.arange(part.first, part.last, device=device), part.shape
     shape = (*part.shape[:axis], len(at), *part.shape[axis + 1 :])
     if part.last - part.first == part.shape[axis]:
         return at + part.first, shape
-    return torch.arange(part.first, part.last).view(part.shape).index_select(axis, at).flatten(), shape
+    every = torch.arange(part.first, part.last, device=device).view(part.shape)
+    return every.index_select(axis, at).flatten(), shape
 
 
 def choose_active_columns(
@@ -166,6 +178,7 @@ def choose_active_columns(
         expected = max(1, int((1 - (1 - share[v]) ** rows).sum()))
         columns[v] = torch.arange(expected) * width // expected
     start = flattened(network)
+    columns = {v: own.to(start.device) for v, own in columns.items()}
     try:
         active = ActiveColumns(network, affine, start, units, wide)
         matrix, _, narrow = active.matrix(columns, 1)

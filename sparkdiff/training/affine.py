@@ -151,9 +151,7 @@ class AffineNetwork:
         head = self.chain[0]
         [version] = head.reads
         rows = _spread(values[version], second[None, :, None], head.widths[0])[0, :, 0]  # type: ignore[arg-type]
-        share = head.module.affine_form(
-            {"leaves": torch.ones(1, head.widths[0], dtype=torch.float64)}, torch.empty(0), head.widths
-        )
+        share = head.module.affine_form({"leaves": second.new_ones(1, head.widths[0])}, torch.empty(0), head.widths)
         return rows * share.slopes[0][0, :, 0] ** 2
 
     def slope_gradients(
@@ -166,10 +164,18 @@ class AffineNetwork:
         )
 
 
+# Products take the dtype of the rows; slopes, margins and gradients are doubles.
+
+
 def _product(x: Rows, slope: Tensor) -> Tensor:  # (n,) or (n, d), (K, d, m) -> (K, n, m)
-    candidates, width, number = slope.shape
     if isinstance(x, Tensor) and not x.is_floating_point():
         return _picked(x, slope)
+    narrow = (x.values if isinstance(x, SparseRows) else x).dtype
+    return _product_of(x, slope.to(narrow)).to(slope.dtype)
+
+
+def _product_of(x: Rows, slope: Tensor) -> Tensor:
+    candidates, width, number = slope.shape
     if isinstance(x, Tensor) and number == 1:
         return (slope[:, :, 0] @ x.view(-1, width).T)[:, :, None]
     matrix = slope.transpose(0, 1).reshape(width, candidates * number)
@@ -178,14 +184,19 @@ def _product(x: Rows, slope: Tensor) -> Tensor:  # (n,) or (n, d), (K, d, m) -> 
 
 
 def _transposed_product(x: Rows, margin: Tensor, width: int) -> Tensor:  # (n,) or (n, d), (K, n, m) -> (K, d, m)
-    candidates, _, number = margin.shape
     if isinstance(x, Tensor) and not x.is_floating_point():
         return _spread(x, margin, width)
+    narrow = (x.values if isinstance(x, SparseRows) else x).dtype
+    return _transposed_product_of(x, margin.to(narrow), width).to(margin.dtype)
+
+
+def _transposed_product_of(x: Rows, margin: Tensor, width: int) -> Tensor:
+    candidates, _, number = margin.shape
     if isinstance(x, Tensor) and number == 1:
         return (margin[:, :, 0] @ x.view(-1, width))[:, :, None]
     matrix = margin.transpose(0, 1).reshape(-1, candidates * number)
     if isinstance(x, SparseRows):
-        out = torch.zeros(width, candidates * number, dtype=torch.float64)
+        out = matrix.new_zeros(width, candidates * number)
         out.index_add_(0, x.indices, x.values[:, None] * matrix[x.rows()])
         return out.view(width, candidates, number).transpose(0, 1)
     out = x.view(-1, width).T @ matrix
@@ -200,7 +211,7 @@ def _transposed_product(x: Rows, margin: Tensor, width: int) -> Tensor:  # (n,) 
 def places(leaves: Sequence[Rows], number: int, width: int) -> Tensor:
     """Where each candidate's own leaves (n, T) are in the tables of K candidates, of m = `number` tables each."""
     kind = torch.int32 if len(leaves) * number * width < 2**31 else torch.int64
-    first = width * torch.arange(len(leaves) * number, dtype=kind)
+    first = width * torch.arange(len(leaves) * number, dtype=kind, device=leaves[0].device)  # type: ignore[union-attr]
     own = torch.stack([x for x in leaves if isinstance(x, Tensor)]).to(kind)
     return own.repeat_interleave(number, 0).add_(first[:, None, None])
 
@@ -224,7 +235,7 @@ def _places(leaves: Tensor, tables: int, width: int) -> Tensor:
     if leaves.ndim == 3:
         return leaves.view(-1)
     kind = torch.int32 if tables * width < 2**31 else torch.int64
-    return (leaves.to(kind).view(-1) + width * torch.arange(tables, dtype=kind)[:, None]).view(-1)
+    return (leaves.to(kind).view(-1) + width * torch.arange(tables, dtype=kind, device=leaves.device)[:, None]).view(-1)
 
 
 def affine_network(network: Network, widths: Mapping[Version, int]) -> AffineNetwork | None:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparkdiff.device import home
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network, routed_versions
 from sparkdiff.rows import Rows, SparseRows, below, taken
@@ -52,13 +53,13 @@ class Augmenter:
         order: (K,) where each candidate is when the groups are put one after the other.
     """
 
-    def __init__(self, network: Network, recipes: Sequence[Recipe]):
+    def __init__(self, network: Network, recipes: Sequence[Recipe], device: torch.device):
         self.network, self.recipes, self.routed = network, recipes, routed_versions(network)
         groups: dict[tuple[float, ...], list[int]] = {}
         for k, r in enumerate(recipes):
             groups.setdefault((r.noise, r.mask, r.mixup), []).append(k)
         self.groups = list(groups.values())
-        self.order = torch.tensor([k for rows in self.groups for k in rows]).argsort()
+        self.order = torch.tensor([k for rows in self.groups for k in rows], device=device).argsort()
 
     @torch.no_grad()
     def views(self, values: dict[Version, Rows], target: Target, draw: Draw) -> list[View]:
@@ -105,16 +106,17 @@ def augmented(
     out = dict(values)
 
     def drawn(draw: Callable[[np.random.Generator, int], Any], counts: Sequence[int]) -> Tensor:
-        return torch.from_numpy(np.concatenate([draw(rng, n) for rng, n in zip(rngs, counts, strict=True)]))
+        found = torch.from_numpy(np.concatenate([draw(rng, n) for rng, n in zip(rngs, counts, strict=True)]))
+        return found.to(target[0].device)  # drawn on the CPU, so that all devices draw the same
 
     for v, x in out.items():
         s = stats[v]
         if isinstance(x, SparseRows):
-            ends = x.offsets[np.cumsum(sizes)].tolist()
+            ends = home(x.offsets)[np.cumsum(sizes)].tolist()
             entries = np.diff([0, *ends]).tolist()
             if recipe.noise:
                 noise = drawn(lambda rng, n: rng.standard_normal(n), entries)
-                x = x.with_values(x.values + recipe.noise * s.std[x.indices] * noise)
+                x = x.with_values(x.values + (recipe.noise * s.std[x.indices] * noise).to(x.values.dtype))
             if recipe.mask:
                 x = x.with_values(x.values * (drawn(lambda rng, n: rng.random(n), entries) >= recipe.mask))
         else:
@@ -122,20 +124,22 @@ def augmented(
             std, mean = (s.std, s.mean) if x.ndim == 2 else (s.std[0], s.mean[0])
             if recipe.noise:
                 noise = drawn(lambda rng, n, w=width: rng.standard_normal((n, w)), sizes)  # type: ignore[misc]
-                x = x + recipe.noise * std * noise.view_as(x)
+                x = x + (recipe.noise * std * noise.view_as(x)).to(x.dtype)
             if recipe.mask:
                 kept = drawn(lambda rng, n, w=width: rng.random((n, w)), sizes) >= recipe.mask  # type: ignore[misc]
-                x = torch.where(kept.view_as(x) | (std == 0), x, mean)  # 0: constant, or no number but a category
+                x = torch.where(
+                    kept.view_as(x) | (std == 0), x, mean.to(x.dtype)
+                )  # 0: constant, or a category's number
         out[v] = x
     if not recipe.mixup:
         return out, [target]
     assert not any(isinstance(x, SparseRows) for x in out.values())  # see recipes.candidates
     partner = drawn(lambda rng, n: rng.permutation(n), sizes)  # of the same virtual shard
-    partner += torch.from_numpy(np.repeat(np.cumsum([0, *sizes[:-1]]), sizes))
+    partner += torch.from_numpy(np.repeat(np.cumsum([0, *sizes[:-1]]), sizes)).to(partner.device)
     share = drawn(lambda rng, n: rng.beta(recipe.mixup, recipe.mixup, n), sizes)
     for v, x in out.items():
         if isinstance(x, Tensor):
-            own = share.view(-1, *[1] * (x.ndim - 1))
+            own = share.view(-1, *[1] * (x.ndim - 1)).to(x.dtype)
             out[v] = own * x + (1 - own) * x[partner]
     label, weight = target
     return out, [(label, weight * share), (label[partner], weight[partner] * (1 - share))]

@@ -13,10 +13,11 @@ from sparkdiff.objectives.losses import Batch as BatchLoss, Objective, Rows as R
 from sparkdiff.objectives.metrics import Metric
 from sparkdiff.options import Options
 from sparkdiff.pipeline.graph import LEAVES, Version
-from sparkdiff.rows import Rows, as_sparse
+from sparkdiff.rows import Rows, SparseRows, as_sparse
 from sparkdiff.stages.base import StageModule
 from sparkdiff.stages.forest import Trees
 from sparkdiff.team import ALONE, Team
+from sparkdiff.training import states
 from sparkdiff.training.affine import Slopes, places
 from sparkdiff.training.augmentation import Augmenter, Draw, Target, View
 from sparkdiff.training.monotone import Monotone
@@ -33,19 +34,22 @@ class Candidates:
         updates: which parameters a step changes, and these parameters.
         vectors: u, its moments and its average over steps, (K, p) each.
         total, total_weight: sums of the losses (K,) and of the weights, of the epoch so far.
+        counts: whether every batch is known to hold a row of weight > 0, so that no step has to look.
+        rate: on a GPU the learning rate of the steps (); see `set_rate`.
     """
 
     def __init__(
-        self, recipes: Sequence[Recipe], options: Options, updates: DenseUpdates, monotone: Monotone | None = None
+        self, recipes: Sequence[Recipe], options: Options, updates: DenseUpdates, monotone: Monotone | None = None,
+        *, counts: bool = False,
     ):  # fmt: skip
         self.recipes, self.options, self.updates, self.monotone = list(recipes), options, updates, monotone
-        self.network, self.lazy = updates.network, isinstance(updates, LazyUpdates)
-        self.augmenter = Augmenter(self.network, recipes)
+        self.network, self.lazy, self.counts = updates.network, isinstance(updates, LazyUpdates), counts
+        self.augmenter = Augmenter(self.network, recipes, updates.start.device)
         self.augments = any(r.augments for r in recipes)
-        self.u = torch.zeros(len(recipes), len(updates.start), dtype=torch.float64)
+        self.u = updates.start.new_zeros(len(recipes), len(updates.start))
 
         def column(values: Iterable[float]) -> Tensor:
-            return torch.tensor(list(values), dtype=torch.float64)[:, None]
+            return updates.start.new_tensor(list(values))[:, None]
 
         self.anchor = column(r.regAnchor for r in recipes)
         self.ema_weight = column(1 - r.ema for r in recipes) if any(r.ema for r in recipes) else None
@@ -59,7 +63,8 @@ class Candidates:
         if len(kinds) > 1:
             raise InputError(f"candidates that train together share one first-order optimizer, not {', '.join(kinds)}")
         self.optimizer = FirstOrder(kinds[0], self.u, None if bool((rate == 1).all()) else rate) if kinds else None
-        self.epoch_steps = EpochSteps(recipes, len(updates.start))
+        self.epoch_steps = EpochSteps(recipes, updates.start)
+        self.rate, self._factor = self.u.new_tensor(self.base), 1.0
         self.vectors = {"u": self.u}
         if self.optimizer:
             self.vectors |= {"mean": self.optimizer.mean, "square": self.optimizer.square}
@@ -83,14 +88,24 @@ class Candidates:
         Args:
             groups: the codes (n,) of the columns that the objective's penalties name.
         """
-        updates, matrix = self.updates, self.updates.matrix
-        inputs = updates.inputs(values)
-        matrix.weight.add_(target[1].sum())
+        self.updates.matrix.weight.add_(target[1].sum())
         counted = draw.whole[1][1] if draw.whole else target[1]  # a row of weight 0 may be mixed with one that counts
-        if objective.batch is None and not bool((counted > 0).any()):
+        if objective.batch is None and not self.counts and not bool((counted > 0).any()):
             return
-        slopes = updates.slopes()
         views = self.augmenter.views(values, target, draw)
+        self.add_views(views, self.updates.inputs(values), objective, groups=groups, team=team)
+
+    def add_views(
+        self, views: Sequence[View], inputs: Mapping[Version, SparseRows], objective: Objective,
+        *, groups: Mapping[str, Tensor] | None = None, team: Team = ALONE,
+    ) -> None:  # fmt: skip
+        """`add` for rows as the candidates see them; nothing in it waits for a GPU.
+
+        Args:
+            inputs: the inputs that the network of the updates reads in another form.
+        """
+        updates, matrix = self.updates, self.updates.matrix
+        slopes = updates.slopes()
         if len(views) > 1 and slopes is not None and objective.batch is None and self._reads_leaves():
             self._add_leaves(views, slopes, objective)
             return
@@ -106,11 +121,11 @@ class Candidates:
             if len(rows) == len(self.recipes):
                 matrix.losses.add_(loss)
             else:
-                matrix.losses[rows] += loss
+                matrix.losses[updates.numbers(rows)] += loss
             if updates.affine is not None and slopes is not None:
                 parts.append(updates.affine.slope_gradients(slopes, seen, gradient))
             else:
-                margin.backward(gradient)  # into the clones' gradients, which lie in the matrix
+                updates.backward(margin, gradient)
         if slopes is not None:
             gradients, constant = parts[0]
             if len(parts) > 1:
@@ -135,7 +150,7 @@ class Candidates:
         gradient = torch.empty_like(margin)
         for rows, seen, targets in views:
             adjacent = rows[-1] - rows[0] == len(rows) - 1
-            at = slice(rows[0], rows[-1] + 1) if adjacent else rows  # a slice is no copy
+            at = slice(rows[0], rows[-1] + 1) if adjacent else updates.numbers(rows)  # a slice is no copy
             loss, gradient[at] = row_losses(objective, margin[at], targets)
             matrix.losses[at] += loss
             self._add_curvature(rows, margin[at].detach(), seen, objective, targets)
@@ -154,34 +169,47 @@ class Candidates:
                 second = second_derivative(objective, margin[rows.index(k)], targets)
                 room[j] += self.updates.affine.leaf_curvature(values, second)
 
+    def changing(self) -> list[Tensor]:
+        """Everything that a step changes."""
+        once, matrix = self.epoch_steps, self.updates.matrix
+        steps = [self.optimizer.steps] if self.optimizer else []
+        sums = [matrix.sums, self.total, self.total_weight, once.gradient, once.curvature]
+        return [*self.vectors.values(), matrix.flat, *sums, *steps]
+
+    def set_rate(self, factor: float) -> None:
+        """Before the steps on a GPU, whose graphs hold no numbers of the CPU: the schedule's factor."""
+        if factor != self._factor:
+            self.rate.fill_(self.base * factor)
+            self._factor = factor
+
     @torch.no_grad()
     def step(self, scale: float, factor: float = 1.0) -> None:
-        """One optimizer step by the sums; `scale` is the objective's, `factor` the schedule's."""
+        """One optimizer step by the sums; `scale` is the objective's, `factor` the schedule's (on a GPU see `set_rate`)."""
         updates, matrix = self.updates, self.updates.matrix
         self.total += matrix.losses
         self.total_weight += matrix.weight
+        on_cpu = self.u.is_cpu
         if self.monotone is not None:
-            self._penalise(self.monotone, float(matrix.weight) / scale)
+            self._penalise(self.monotone, float(matrix.weight) / scale if on_cpu else matrix.weight / scale)
         self.epoch_steps.add(updates)
         if self.optimizer is None:
             return
         vectors = updates.current(self.vectors)
         u = vectors["u"]
         gradient = matrix.gradient_by_u(u)
-        gradient *= scale / float(matrix.weight)
+        gradient *= scale / float(matrix.weight) if on_cpu else scale / matrix.weight
         gradient.addcmul_(u, self.anchor)
         if self.options.gradientClip is not None:
             gradient.mul_(
                 (self.options.gradientClip / gradient.norm(dim=1, keepdim=True).clamp_min(1e-300)).clamp_max(1)
             )
-        self.optimizer.step(
-            u, gradient, self.base * factor, (vectors["mean"], vectors["square"]), updates.at(self.optimizer.rate)
-        )
+        rate = self.base * factor if on_cpu else self.rate
+        self.optimizer.step(u, gradient, rate, (vectors["mean"], vectors["square"]), updates.at(self.optimizer.rate))
         updates.load(u)
         if self.ema_weight is not None:
             vectors["average"].lerp_(u, self.ema_weight)
 
-    def _penalise(self, monotone: Monotone, factor: float) -> None:
+    def _penalise(self, monotone: Monotone, factor: float | Tensor) -> None:
         """Add the penalty's gradient, times a factor, to the sums; every process does the same."""
         slopes = self.updates.slopes()
         assert slopes is not None
@@ -246,13 +274,10 @@ class Candidates:
     def kept(self, rows: list[int]) -> "Candidates":
         """These candidates alone, as they are now."""
         recipes = [self.recipes[k] for k in rows]
-        kept = Candidates(recipes, self.options, self.updates.for_candidates(recipes), self.monotone)
-        state = self.state()
-        for name in ("flat", "u", "average", "total"):
-            state[name] = state[name][rows] if state[name] is not None else None
-        if state["optimizer"]:
-            state["optimizer"] = {n: x[rows] if x.shape == self.u.shape else x for n, x in state["optimizer"].items()}
-        kept.load(state | self.epoch_steps.kept(rows))
+        kept = Candidates(
+            recipes, self.options, self.updates.for_candidates(recipes), self.monotone, counts=self.counts
+        )
+        kept.load(states.of(self.state(), rows, self.epoch_steps.newton))
         return kept
 
 
@@ -323,9 +348,9 @@ def batch_losses(
 ) -> tuple[Tensor, Tensor]:
     """W * loss of the rows of all processes, this one's share of it (k,), and its gradient by this one's margins."""
     whole = team.gather(margin.transpose(0, 1)).transpose(0, 1).contiguous().requires_grad_()
-    first = int(team.gather(torch.tensor([margin.shape[1]]))[: team.rank].sum())
+    first = int(team.gather(torch.tensor([margin.shape[1]], device=margin.device))[: team.rank].sum())
     codes = {name: team.gather(code) for name, code in groups.items()}
-    total = torch.zeros(len(margin), dtype=torch.float64)
+    total = margin.new_zeros(len(margin))
     for label, weight in targets:
         y, w = team.gather(label), team.gather(weight)
         if bool((w > 0).any()):

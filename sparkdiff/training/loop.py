@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from sparkdiff.data.stream import Batch, Share
+from sparkdiff.device import Place, home, module_of, repeatable
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation.data import Data, scalar
 from sparkdiff.evaluation.guard import total_gain
-from sparkdiff.evaluation.inputs import widths
 from sparkdiff.evaluation.ledger import Ledger, Trial
 from sparkdiff.evaluation.scores import Score
 from sparkdiff.machine import memory
@@ -29,24 +29,24 @@ from sparkdiff.objectives.metrics import Metric
 from sparkdiff.options import Options
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network
-from sparkdiff.rows import SparseRows, taken
+from sparkdiff.rows import Rows, taken
 from sparkdiff.stages.trainable import FeatureStats
-from sparkdiff.training.active_columns import ActiveColumns, choose_active_columns, group_size
-from sparkdiff.training.affine import AffineNetwork, affine_network
+from sparkdiff.training import states
+from sparkdiff.training.active_columns import group_size
 from sparkdiff.training.augmentation import Draw
-from sparkdiff.training.candidates import Candidates, can_be_lazy
+from sparkdiff.training.candidates import Candidates
+from sparkdiff.training.captured import CapturedSteps
+from sparkdiff.training.form import Form, Here
 from sparkdiff.training.monotone import Monotone
-from sparkdiff.training.parameters import NaturalUnits, flattened, load, named_parameters
-from sparkdiff.training.recipes import Recipe
-from sparkdiff.training.updates import DenseUpdates, LazyUpdates
+from sparkdiff.training.parameters import NaturalUnits, flattened, load
+from sparkdiff.training.recipes import Recipe, by_newton
 
 SMALL_STEP = 10_000_000
 """Parameters times rows of a step below which one thread is faster."""
-TOLERANCE = 1e-9
-"""Relative difference of margins from which a network is not taken for affine; Spark and the network may differ by as much."""
 ROUNDING = 1e-12
 """Share of the original's loss below which two gains differ by the rounding of another order of additions, and are the same."""
 
+IN_TURN = "one after the other"
 STATE = 2
 """Version of what `Training.state` holds; a run that was begun with another isn't gone on with."""
 
@@ -93,7 +93,8 @@ class Training:
         stats: Mapping[Version, FeatureStats] | None = None, monotone: Monotone | None = None,
     ):  # fmt: skip
         self.network, self.recipes, self.options, self.units = network, recipes, options, units
-        self.original, self.stats, self.monotone = original, stats or {}, monotone
+        self.original = original
+        self.here = Here(network, units, stats or {}, monotone, network)
         self.start = flattened(network)
         self.standings = [Standing(original.mean, self.start) for _ in recipes]
         self.rounding = ROUNDING * float(original.blocks.abs().sum())
@@ -104,8 +105,13 @@ class Training:
         self.epoch, self.step, self.ended = 1, 0, False  # the next step of the current epoch
         self.began, self.before = time.monotonic(), 0.0  # seconds of training until this process resumed it
         self.unsaved = ""  # the first checkpoint that couldn't be written, and why
-        self.candidates: Candidates | None = None  # those that are active, from the first step on
-        self._saved: Mapping[str, Any] | None = None
+        self.fallbacks: list[str] = []  # what was done where memory was short, and what else is slower than it could be
+        self.parts = 1  # in how many parts, one after the other, the candidates train in an epoch
+        self.candidates: Candidates | None = None  # those that are active, from the first step on, unless in parts
+        self._form: Form | None = None
+        self._graphs: CapturedSteps | None = None
+        self._saved: Mapping[str, Any] | None = None  # the candidates at the beginning of the epoch, or in a checkpoint
+        self._before: dict[str, Any] = {}  # the state then, to return to where memory was short
 
     @property
     def active(self) -> list[int]:
@@ -137,40 +143,81 @@ class Training:
             f"{len(self.recipes)} candidates had not stopped: with more time they may gain more"
         )
 
-    def begin(self, data: Data) -> Candidates:
-        """Make the candidates that are active, as they were when the training was saved."""
-        self.began = time.monotonic()
-        affine = affine_network(self.network, widths(self.network, data))
-        if affine is not None and self.monotone is None and not _agrees(affine, self.network, data):
-            affine = None
-        recipes = [self.recipes[k] for k in self.active]
-        active = self._active_columns(affine, data)
-        updates = LazyUpdates(active, recipes) if active else DenseUpdates(self.network, recipes, self.units, affine)
-        self.candidates = Candidates(recipes, self.options, updates, self.monotone)
-        if self._saved is not None:
-            self.candidates.load(self._saved)
-        memory.trim()  # of wide networks, what finding the affine form took
-        return self.candidates
+    def move(self, place: Place) -> None:
+        """Compute at this place from now on; results, and what is saved, stay on the CPU."""
+        self.here = self.here.at(place)
 
-    def _active_columns(self, affine: AffineNetwork | None, data: Data) -> ActiveColumns | None:
-        """The columns that groups of batches use, where they are few; the same in all processes."""
-        modules = [self.network.module(i) for i in self.network.positions]
-        if affine is None or not can_be_lazy(modules, self.recipes, self.options, self.monotone):
-            return None
-        nothing = data.nothing()
-        values = data.values(data.prepare.rows(nothing) if data.prepare else nothing)
-        sparse = {v: x.width for v, x in values.items() if v in self.stats and isinstance(x, SparseRows)}
-        share = {v: self.stats[v].support.double() / max(1, data.stream.rows("train")) for v in sparse}
-        rows = self.options.batchSize * group_size(self.options.batchSize)
-        return choose_active_columns(self.network, affine, self.units, share, rows)
+    def begin(self, data: Data) -> None:
+        """Find out how the candidates can train together on these data."""
+        self.began = time.monotonic()
+        self._form = Form.of(self.here, self.recipes, self.options, data)
+        memory.trim()  # of wide networks, what finding the affine form took
+
+    def turns(self) -> Iterator[Candidates]:
+        """The active candidates for the steps of an epoch: all together, or part by part where memory is short."""
+        assert self._form is not None
+        active, first, newton = self.active, self.step, by_newton([self.recipes[k] for k in self.active])
+        if self.parts == 1 and self.candidates is None:
+            self.candidates = self._form.candidates([self.recipes[k] for k in active])
+            if self._saved is not None:
+                self.candidates.load(self._saved)
+        if not self.here.place.on_cpu:
+            self._saved = states.at_home(self.candidates.state()) if self.candidates else self._saved
+            self._before = self._results() | {"candidates": self._saved}
+        if self.candidates:
+            yield self.candidates
+            return
+        parts = []
+        for rows in states.divided(len(active), self.parts):
+            part, self.step = self._form.candidates([self.recipes[active[j]] for j in rows]), first
+            if self._saved is not None:
+                part.load(states.of(self._saved, rows, newton))
+            yield part
+            parts.append(states.at_home(part.state()))
+        self._saved = states.joined(parts)
+
+    def with_less(self, data: Data, why: str) -> Data:
+        """Return to the beginning of the epoch after torch ran out of memory, and go on with less on the device: with rows that
+        are copied there, then with fewer candidates at a time. Returns the data to go on with.
+
+        Raises:
+            InputError: one candidate alone is too much, or other processes wait for this one.
+        """
+        device, rows = self.here.place, data.stream.resident
+        self.candidates = self._graphs = self._form = None
+        if self._before:
+            self.load({**self._before, "fallbacks": self.fallbacks, "unsaved": self.unsaved, "seconds": self.seconds})
+        if data.team.world > 1 or (not rows and self.parts >= len(self.active)):
+            alone = "with one candidate at a time" if data.team.world == 1 else f"in process {data.team.rank}"
+            raise InputError(
+                f"training ran out of memory on {device.name} {alone} ({why}): set device='cpu', a smaller batchSize, or "
+                "precision='float32'"
+            )
+        if rows:
+            told = f"the rows and the training do not fit into the memory of {device.name}: rows are copied there batch by batch"
+        else:
+            self.parts = min(2 * self.parts, len(self.active))
+            told = f"the candidates do not fit into the memory of {device.name}: they train in {self.parts} parts, {IN_TURN}"
+        self.fallbacks = [*[f for f in self.fallbacks if IN_TURN not in f], told]
+        stream = data.stream.on(device, resident=False)
+        data.stream.leave()
+        module_of(device.device).empty_cache()
+        return dataclasses.replace(data, stream=stream)
 
     def state(self) -> dict[str, Any]:
+        """All that is needed to go on; where the candidates train part by part, from the beginning of the epoch on."""
+        if self.parts > 1 and not self.ended:
+            own = self._before or self._results() | {"candidates": self._saved}
+        else:
+            candidates = self.candidates.state() if self.candidates and not self.ended else None
+            own = self._results() | {"candidates": states.at_home(candidates)}
+        return own | {"unsaved": self.unsaved, "seconds": self.seconds, "fallbacks": self.fallbacks}
+
+    def _results(self) -> dict[str, Any]:
         return {
-            "epoch": self.epoch, "step": self.step, "ended": self.ended, "history": self.history,
-            "gains": torch.stack(self.gains) if self.gains else torch.empty(0), "columns": self.columns,
-            "standings": [vars(s) for s in self.standings],
-            "candidates": self.candidates.state() if self.candidates and not self.ended else None,
-            "unsaved": self.unsaved, "seconds": self.seconds,
+            "epoch": self.epoch, "step": self.step, "ended": self.ended, "history": list(self.history),
+            "gains": torch.stack(self.gains) if self.gains else torch.empty(0), "columns": list(self.columns),
+            "standings": [dict(vars(s)) for s in self.standings],
         }  # fmt: skip
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -190,6 +237,7 @@ class Training:
         # Earlier versions, in which every better epoch counted, saved neither `counted` nor `seconds`.
         self.standings = [Standing(**{"counted": s["gain"], **s}) for s in state["standings"]]
         self._saved, self.unsaved, self.before = state["candidates"], state["unsaved"], state.get("seconds", 0.0)
+        self.began, self.fallbacks = time.monotonic(), list(state.get("fallbacks", []))
 
     def fit(self, candidates: Candidates, data: Data, batch: Batch, objective: Objective) -> None:
         """One step of every active candidate on the rows of a batch that belong to this process (there may be none).
@@ -198,8 +246,7 @@ class Training:
         """
         o, team = self.options, data.team
         sums, of_weight = candidates.updates.matrix.sums, candidates.updates.matrix.weight
-        sums.zero_()
-        draw = Draw((), (o.seed, self.epoch, self.step), self.stats)
+        draw = Draw((), (o.seed, self.epoch, self.step), self.here.stats)
         groups = {}
         if objective.batch is not None:
             groups = {name: scalar(batch, c.name) for name, c in data.stream.slices.items()}
@@ -208,14 +255,32 @@ class Training:
             shares = data.stream.shares("train", o.batchSize, self.step, team.rank, team.world)
             draw = dataclasses.replace(draw, shards=[(s.shard, s.rows) for s in shares])
             if any(s.last - s.first < s.rows for s in shares):
-                own = _own(shares)
+                own = self.here.place.numbers(_own(shares))
                 draw = dataclasses.replace(draw, whole=(values, (label, weight)), own=own)
                 values, label, weight = {v: taken(x, own) for v, x in values.items()}, label[own], weight[own]
                 groups = {name: code[own] for name, code in groups.items()}
-        candidates.add(values, (label, weight), objective, draw, groups=groups, team=team)
+        graphs = self._captured(candidates, objective, values)
+        if graphs is not None and len(weight):
+            graphs.add(candidates.augmenter.views(values, (label, weight), draw), weight)
+        else:
+            sums.zero_()
+            candidates.add(values, (label, weight), objective, draw, groups=groups, team=team)
         team.sum_(sums)
-        if bool(of_weight > 0):
+        if graphs is not None:
+            graphs.step(self._factor(data))
+        elif bool(of_weight > 0):
+            candidates.set_rate(self._factor(data))
             candidates.step(objective.scale, self._factor(data))
+
+    def _captured(
+        self, candidates: Candidates, objective: Objective, values: Mapping[Version, Rows]
+    ) -> CapturedSteps | None:
+        """The steps of these candidates as graphs of the GPU, where there is one and they can be."""
+        if self.here.place.on_cpu or not CapturedSteps.possible(candidates, objective, values):
+            return None
+        if self._graphs is None or self._graphs.candidates is not candidates:
+            self._graphs = CapturedSteps(candidates, objective)
+        return self._graphs
 
     def _factor(self, data: Data) -> float:
         """The schedule's factor of the learning rate at this step."""
@@ -224,15 +289,18 @@ class Training:
         done = self.epoch - 1 + self.step / data.stream.steps("train", self.options.batchSize)
         return 0.5 * (1 + math.cos(math.pi * done / self.options.maxEpochs))
 
-    def validate(self, candidates: Candidates, data: Data, objective: Objective, metric: Metric) -> Candidates:
-        """Measure every active candidate on the validation split; ends the epoch. Returns the candidates that
-        continue.
+    def validate(
+        self, candidates: Candidates, data: Data, objective: Objective, metric: Metric, active: Sequence[int]
+    ) -> None:  # fmt: skip
+        """Measure candidates on the validation split, after the steps of an epoch.
+
+        Args:
+            active: their numbers among all.
         """
         losses = candidates.end_epoch(objective.scale)
         if candidates.lazy:
             memory.trim()  # its steps took blocks of ever other sizes, between which more and more is free
         scores, parameters = candidates.scores(data, "validation", metric)
-        active = self.active
         for j, (k, loss, now) in enumerate(zip(active, losses, scores, strict=True)):
             self.history.append(_entry(self.epoch, k, self.recipes[k], loss, now.value))
             gains = self.original.blocks - now.blocks
@@ -243,15 +311,24 @@ class Training:
             self.gains.append(gains)
             self.columns.append((k, self.epoch))
             if self._improves(self.standings[k], now.mean if math.isfinite(loss) else math.nan):
-                self.standings[k].flat = parameters(j)
+                self.standings[k].flat = home(parameters(j))
         if candidates.lazy:
             memory.trim()
+
+    def end_epoch(self, data: Data, active: Sequence[int]) -> None:
+        """End the epoch; of the candidates that were active in it, those that are no longer leave."""
+        if self._graphs is not None and self._graphs.failed:
+            told = f"steps on {self.here.place.name} start their kernels one by one, which is slower: {self._graphs.failed}"
+            self.fallbacks = list(dict.fromkeys([*self.fallbacks, told]))
         self.epoch, self.step = self.epoch + 1, 0
         self.ended = self.epoch > self.options.maxEpochs or not self.active or self._over(data)
         rows = [j for j, k in enumerate(active) if self.standings[k].active]
         if rows and len(rows) < len(active):
-            self.candidates = candidates.kept(rows)
-        return self.candidates or candidates
+            if self.candidates is not None:
+                self.candidates = self.candidates.kept(rows)
+            elif self._saved is not None:
+                self._saved = states.of(self._saved, rows, by_newton([self.recipes[k] for k in active]))
+                self.parts = min(self.parts, len(rows))
 
     def _over(self, data: Data) -> bool:
         """Whether maxSeconds have passed, by the clock of the first process, so that all processes end after the same epoch."""
@@ -296,51 +373,54 @@ def train(
     for `options.patience` epochs, or when it diverges: its training loss or its metric is not finite. All stop after the
     epoch in which `options.maxSeconds` have passed. `on_step` is called after every step and every epoch.
     """
-    options = training.options
-    with one_thread_for_small_steps(len(training.units.unit) * options.batchSize):
-        data = data.prepared(training.network)
-        candidates = training.begin(data)
+    ready: Data | None = None
+    work = len(training.units.unit) * training.options.batchSize
+    with one_thread_for_small_steps(work), repeatable(training.here.place):
         while not training.ended:
-            group = group_size(options.batchSize) if candidates.lazy else 1
-            first = training.step // group * group  # of the batches that those of the next step are among
-            steps = data.stream.batches(
-                "train", batchSize=options.batchSize, epoch=training.epoch, first=first, rank=data.team.rank,
-                world=data.team.world, prepare=data.prepare, whole=candidates.augments,
-            )  # fmt: skip
-            while some := list(itertools.islice(steps, group)):
-                candidates.enter([data.values(batch) for batch in some], data.team)
-                for batch in some[training.step - first :]:
-                    training.fit(candidates, data, batch, objective)
-                    training.step += 1
-                    on_step(training)
-                first = training.step
-            candidates = training.validate(candidates, data, objective, metric)
-            on_step(training)
+            short = ""
+            try:
+                if ready is None:
+                    ready = data.prepared(training.here.of_rows)
+                    training.begin(ready)
+                _epoch(training, ready, objective, metric, on_step)
+            except torch.OutOfMemoryError as e:
+                if training.here.place.on_cpu:
+                    raise
+                short = str(e).splitlines()[0]
+            if short:  # not in the handler, where the exception still holds the tensors of the step
+                data, ready = training.with_less(data, short), None
+
+
+def _epoch(
+    training: Training, data: Data, objective: Objective, metric: Metric, on_step: Callable[[Training], None]
+) -> None:
+    """The steps of an epoch, from `training.step` on, and the measuring after them."""
+    options, active, done = training.options, training.active, 0
+    for candidates in training.turns():
+        group = group_size(options.batchSize) if candidates.lazy else 1
+        first = training.step // group * group  # of the batches that those of the next step are among
+        steps = data.stream.batches(
+            "train", batchSize=options.batchSize, epoch=training.epoch, first=first, rank=data.team.rank,
+            world=data.team.world, prepare=data.prepare, whole=candidates.augments,
+        )  # fmt: skip
+        while some := list(itertools.islice(steps, group)):
+            candidates.enter([data.values(batch) for batch in some], data.team)
+            for batch in some[training.step - first :]:
+                training.fit(candidates, data, batch, objective)
+                training.step += 1
+                on_step(training)
+            first = training.step
+        own = active[done : done + len(candidates.recipes)]
+        training.validate(candidates, data, objective, metric, own)
+        done += len(own)
+    training.end_epoch(data, active)
+    on_step(training)
 
 
 def _own(shares: Sequence[Share]) -> Tensor:
     """The indices of the rows of a process among all rows of its shards."""
     starts = itertools.accumulate((s.rows for s in shares), initial=0)
     return torch.cat([torch.arange(start + s.first, start + s.last) for start, s in zip(starts, shares, strict=False)])
-
-
-@torch.no_grad()
-def _agrees(affine: AffineNetwork, network: Network, data: Data) -> bool:
-    """Whether the affine network gives the network's margins on validation rows, in all processes.
-
-    (x - mean) * slope, multiplied out, loses the digits by which a column's mean exceeds its standard deviation; and a slope
-    of 0 is no selection where a feature that isn't selected holds NaN.
-    """
-    slopes = affine.slopes(named_parameters(network), 1)
-    wrong = torch.zeros((), dtype=torch.float64)
-    for batch, *_ in data.batches("validation"):
-        values = data.values(batch)
-        margin = network.margin(dict(values))
-        found = affine.margins(slopes, values)[0]
-        near = (found - margin).abs() <= TOLERANCE * margin.abs().clamp_min(1)
-        wrong += (~near & (found != margin) & ~(found.isnan() & margin.isnan())).sum()
-    data.team.sum_(wrong)
-    return not bool(wrong)
 
 
 @contextlib.contextmanager

@@ -29,15 +29,22 @@ class FirstOrder:
     def __init__(self, kind: str, u: Tensor, rate: Tensor | None):
         self.kind, self.rate = kind, rate
         self.mean, self.square = torch.zeros_like(u), torch.zeros_like(u)
-        self.steps = torch.tensor(0.0)
+        self.steps = torch.tensor(0.0, device=u.device)
 
     def step(
-        self, u: Tensor, gradient: Tensor, learningRate: float, moments: tuple[Tensor, Tensor], rate: Tensor | None
-    ) -> None:
-        """A step of some entries or all, in place; `moments` and `rate` are theirs."""
+        self, u: Tensor, gradient: Tensor, learningRate: float | Tensor, moments: tuple[Tensor, Tensor], rate: Tensor | None
+    ) -> None:  # fmt: skip
+        """A step of some entries or all, in place; `moments` and `rate` are theirs.
+
+        Args:
+            learningRate: on a GPU a tensor () there, which a graph of the step reads anew each time.
+        """
         before = None if rate is None else u.clone()
         if self.kind == "sgd":
-            u.add_(gradient, alpha=-learningRate)
+            if isinstance(learningRate, Tensor):
+                u.sub_(learningRate * gradient)
+            else:
+                u.add_(gradient, alpha=-learningRate)
             self.steps += 1
         else:
             if self.kind == "adamw":
@@ -63,21 +70,25 @@ class FirstOrder:
 class EpochSteps:
     """L-BFGS and Newton: one step at the end of an epoch, along the gradient of all its rows.
 
+    Args:
+        like: (p,) on the device of the candidates.
+
     Attributes:
         candidates: those that take such steps.
         gradient, curvature: sums over the epoch so far, (K, p) and (C, p).
     """
 
-    def __init__(self, recipes: Sequence[Recipe], size: int):
+    def __init__(self, recipes: Sequence[Recipe], like: Tensor):
+        size = len(like)
         self.recipes, self.newton = recipes, by_newton(recipes)
         self.lbfgs = {
-            k: LBFGS([torch.zeros(size, dtype=torch.float64)], r.learningRate, max_iter=1)
+            k: LBFGS([like.new_zeros(size)], r.learningRate, max_iter=1)
             for k, r in enumerate(recipes)
             if r.optimizer == "lbfgs"
         }
         self.candidates = [*self.lbfgs, *self.newton]
-        self.gradient = torch.zeros(len(recipes) if self.candidates else 0, size, dtype=torch.float64)
-        self.curvature = torch.zeros(len(self.newton), size, dtype=torch.float64)
+        self.gradient = like.new_zeros(len(recipes) if self.candidates else 0, size)
+        self.curvature = like.new_zeros(len(self.newton), size)
 
     def add(self, updates: DenseUpdates) -> None:
         """Take note of a batch's sums."""
@@ -103,7 +114,7 @@ class EpochSteps:
             curvature = self.curvature * units.unit**2 * factor
             anchor = anchor[self.newton]
             step = (gradient[self.newton] + anchor * u[self.newton]) / (curvature + anchor)
-            rates = torch.tensor([self.recipes[k].learningRate for k in self.newton], dtype=torch.float64)[:, None]
+            rates = u.new_tensor([self.recipes[k].learningRate for k in self.newton])[:, None]
             u[self.newton] -= torch.where(curvature > 0, rates * step, 0.0)
         self.gradient.zero_()
         self.curvature.zero_()
@@ -121,11 +132,3 @@ class EpochSteps:
             self.curvature.copy_(state["bent"])
         for k, optimizer in self.lbfgs.items():
             optimizer.load_state_dict(state["slow"][k])
-
-    def kept(self, rows: list[int]) -> dict[str, Any]:
-        """The state of these candidates alone."""
-        return {
-            "whole": self.gradient[rows] if self.candidates else self.gradient,
-            "bent": self.curvature[[j for j, k in enumerate(self.newton) if k in rows]],
-            "slow": {new: self.lbfgs[k].state_dict() for new, k in enumerate(rows) if k in self.lbfgs},
-        }

@@ -152,7 +152,7 @@ class ParameterMatrix:
         self.parts, self.units, self.changed, size = parts, units, changed, len(values)
         self.start = self.changing(values[None])[0]
         sizes = [count * size, count, newton * size, 1]
-        self.sums = torch.zeros(sum(sizes), dtype=torch.float64)
+        self.sums = values.new_zeros(sum(sizes))
         gradient, self.losses, curvature, weight = self.sums.split(sizes)
         self.gradient, self.curvature, self.weight = gradient.view(count, size), curvature.view(newton, size), weight[0]
         self.flat, self._by_u = values.repeat(count, 1), values.new_empty(count, len(self.start))

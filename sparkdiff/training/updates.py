@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sparkdiff.pipeline.graph import Version
-from sparkdiff.pipeline.network import Network
+from sparkdiff.pipeline.network import Network, fixed_versions, routed_versions
 from sparkdiff.rows import Rows, SparseRows
 from sparkdiff.team import Team
 from sparkdiff.training.active_columns import ActiveColumns
@@ -28,28 +28,52 @@ class DenseUpdates:
     """Every step changes all parameters.
 
     The parameters of a stage lie in the matrix as they do in a network, so that the same memory is read as (K, *shape) by an
-    affine network and as (*shape) by the candidates' own networks where there is none.
+    affine network and as (*shape) by the candidates' own networks where there is none. Those have parameters of their own, in
+    the dtype of the rows, where that is not the one of the parameters.
+
+    Args:
+        rows: the network in the dtype of the rows; None where that is the network itself.
     """
 
-    def __init__(self, network: Network, recipes: Sequence[Recipe], units: NaturalUnits, affine: AffineNetwork | None):
-        self.network, self.recipes, self.units, self.affine = network, recipes, units, affine
-        self.start = flattened(network)
+    _numbers: dict[tuple[int, ...], Tensor]
+    narrow: tuple[Tensor, Tensor] | None  # parameters and gradients in the dtype of the rows, where these are narrower
+
+    def __init__(
+        self, network: Network, recipes: Sequence[Recipe], units: NaturalUnits, affine: AffineNetwork | None,
+        rows: Network | None = None,
+    ):  # fmt: skip
+        self.network, self.recipes, self.units, self.affine, self.rows = network, recipes, units, affine, rows
+        self.start, self._numbers = flattened(network), {}
         count, newton = len(recipes), len(by_newton(recipes))
         parts = [part for part, _ in trained(network)]
         self.matrix = ParameterMatrix(named_parameters(network), parts, self.start, units, count, newton)
         self.projects = any(network.module(i).has_bounds() for i in network.positions)
         self.settles = any(m.settles() for m in network.trees().values())
-        self.clones = [self._clone(k) for k in range(count)] if self.projects or affine is None else []
+        whole = (self.matrix.flat, self.matrix.gradient)
+        self.clones = self._clones(network, *whole) if self.projects or (affine is None and rows is None) else []
+        self.narrow = None
+        self.of_rows = self.clones
+        if rows is not None and affine is None:
+            first = next(p for _, p in trained(rows))
+            self.narrow = self.matrix.flat.to(first.dtype), torch.zeros_like(self.matrix.gradient, dtype=first.dtype)
+            self.of_rows = self._clones(rows, *self.narrow)
 
     def for_candidates(self, recipes: Sequence[Recipe]) -> "DenseUpdates":
-        return DenseUpdates(self.network, recipes, self.units, self.affine)
+        return DenseUpdates(self.network, recipes, self.units, self.affine, self.rows)
 
-    def _clone(self, k: int) -> Network:
-        """A network whose trainable parameters are this candidate's, in the same memory."""
-        clone = self.network.clone()
-        for part, p in trained(clone):
-            p.data, p.grad = part.of(self.matrix.flat[k]), part.of(self.matrix.gradient[k])
-        return clone
+    def _clones(self, network: Network, flat: Tensor, gradient: Tensor) -> list[Network]:
+        """Networks whose trainable parameters are the candidates', in the memory of these matrices (K, p)."""
+        clones = [network.clone() for _ in self.recipes]
+        for k, clone in enumerate(clones):
+            for part, p in trained(clone):
+                p.data, p.grad = part.of(flat[k]), part.of(gradient[k])
+        return clones
+
+    def numbers(self, rows: Sequence[int]) -> Tensor:
+        """The numbers of some candidates, on their device: a list of them would be copied there at every step."""
+        if (key := tuple(rows)) not in self._numbers:
+            self._numbers[key] = torch.tensor(key, device=self.start.device)
+        return self._numbers[key]
 
     def choose(self, vectors: Vectors, batches: Sequence[Values], team: Team) -> None:
         """Before the steps on a group of batches: choose the parameters that these steps change."""
@@ -71,6 +95,14 @@ class DenseUpdates:
     def add_gradient(self, total: Tensor) -> None:
         total += self.matrix.gradient
 
+    def reads(self) -> set[Version]:
+        """The versions that the margins are made of where these are given, and the columns that the loss reads."""
+        graph, network = self.network.graph, self.rows or self.network
+        beside = {*graph.head.lossReads, *network.flags}
+        if self.affine is not None:
+            return self.affine.reads | beside
+        return {*fixed_versions(network), *routed_versions(network), *graph.head.margin_reads} | beside
+
     def inputs(self, values: Values) -> dict[Version, SparseRows]:
         """The inputs that this network reads in another form."""
         return {}
@@ -78,6 +110,14 @@ class DenseUpdates:
     def load(self, u: Tensor) -> None:
         """Set the parameters to those at u, after a step; changes u where a parameter had to be put back within its bounds."""
         self.matrix.load(u)
+        self._project(u)
+        self._narrow()
+
+    def _narrow(self) -> None:
+        if self.narrow is not None:
+            self.narrow[0].copy_(self.matrix.flat)
+
+    def _project(self, u: Tensor) -> None:
         if not self.projects:
             return
         before = self.matrix.flat.clone()
@@ -85,7 +125,7 @@ class DenseUpdates:
             for i in clone.positions:
                 clone.module(i).project_()
         moved = (self.matrix.flat != before) & (self.units.unit != 0)  # those go on from where they were put
-        u[moved] = ((self.matrix.flat - self.start) / self.units.unit)[moved]
+        u.copy_(torch.where(moved, (self.matrix.flat - self.start) / self.units.unit, u))
 
     def load_all(self, u: Tensor) -> None:
         """The same after a step of all parameters, which ends an epoch."""
@@ -97,10 +137,19 @@ class DenseUpdates:
     def margins(self, rows: list[int], slopes: Slopes | None, values: Values) -> Tensor:
         """(k, n) or (k, n, classes) margins of these candidates; a graph of autograd where the network isn't affine."""
         if self.affine is None or slopes is None:
-            return torch.stack([self.clones[k].margin(dict(values)) for k in rows])
+            return torch.stack([self.of_rows[k].margin(dict(values)) for k in rows]).to(self.start.dtype)
         if len(rows) < len(self.recipes):
-            slopes = Slopes({v: s[rows] for v, s in slopes.of.items()}, slopes.constant[rows], slopes.tape)
+            at = self.numbers(rows)
+            slopes = Slopes({v: s[at] for v, s in slopes.of.items()}, slopes.constant[at], slopes.tape)
         return self.affine.margins(slopes, values)
+
+    def backward(self, margin: Tensor, gradient: Tensor) -> None:
+        """Add the gradients of the parameters, from those of margins that are a graph of autograd."""
+        if self.narrow is not None:
+            self.narrow[1].zero_()
+        margin.backward(gradient)  # into the clones' gradients, which lie in the matrix
+        if self.narrow is not None:
+            self.matrix.gradient += self.narrow[1]
 
     def back(self, slopes: Slopes, gradients: dict[Version, Tensor], constant: Tensor) -> None:
         """Add the gradients of the parameters, from those of the slopes and constants."""
@@ -111,6 +160,7 @@ class DenseUpdates:
         """How to measure the candidates: their averages over steps where there are any, and settled."""
         if "average" in vectors:
             self.matrix.load(vectors["average"])
+            self._narrow()
         for module in (m for c in self.clones for m in c.trees().values()) if self.settles else ():
             module.settle_()
         slopes = self.slopes()
@@ -121,6 +171,7 @@ class DenseUpdates:
         flat = self.matrix.flat.clone()
         if "average" in vectors or self.settles:
             self.matrix.load(vectors["u"])
+            self._narrow()
         return lambda k: flat[k].clone()
 
 
@@ -131,6 +182,7 @@ class LazyUpdates(DenseUpdates):
         self.active, self.network, self.recipes = active, active.network, recipes
         self.start, self.units, self.projects = active.start, active.units, False
         self._current: Vectors = {}
+        self._numbers, self.narrow = {}, None
         self._choose(active.none())
 
     def for_candidates(self, recipes: Sequence[Recipe]) -> "LazyUpdates":
@@ -140,7 +192,8 @@ class LazyUpdates(DenseUpdates):
         self.columns = columns
         self.matrix, self.entries, self.affine = self.active.matrix(columns, len(self.recipes))
         # Where the entries of all candidates lie in (K, p), read row by row: to index columns is slower.
-        self.places = (self.entries + len(self.start) * torch.arange(len(self.recipes))[:, None]).view(-1)
+        rows = torch.arange(len(self.recipes), device=self.entries.device)
+        self.places = (self.entries + len(self.start) * rows[:, None]).view(-1)
 
     def _taken(self, matrix: Tensor) -> Tensor:  # (K, p) -> (K, m)
         return matrix.view(-1).index_select(0, self.places).view(len(self.recipes), -1)

@@ -115,8 +115,8 @@ class Stream:
                 by piece.
         """
         if place.plain:
-            return self
-        out = copy.copy(self)
+            return self._origin
+        out = copy.copy(self._origin)
         out.place, out.resident, out._tables = place, resident and self.inMemory and not place.on_cpu, {}
         return out
 
@@ -194,6 +194,11 @@ class Stream:
         for batches in list(self._running):
             batches.close()
         self._tables.clear()
+
+    def leave(self) -> None:
+        """Free the memory that rows take at the place."""
+        if self is not self._origin:
+            self._tables.clear()
 
     def nothing(self) -> Batch:
         """A batch of no rows."""

@@ -19,7 +19,7 @@ from sparkdiff.evaluation.acceptance import Judgement, divergence, reason
 from sparkdiff.evaluation.data import Data
 from sparkdiff.evaluation.ledger import diverged
 from sparkdiff.evaluation.scores import Score, Tally
-from sparkdiff.objectives.losses import resolve
+from sparkdiff.objectives.losses import Objective, resolve
 from sparkdiff.objectives.metrics import Metric
 from sparkdiff.options import Options
 from sparkdiff.team import Team
@@ -74,11 +74,18 @@ def trained(
     options = Options.of({"maxEpochs": epochs, "patience": epochs, **given})
     net = network((linear(), ["x"], "prediction"))
     training = Training(net, [Recipe(0.1, 0.0)] * candidates, options, natural_units(net, {"x": 1}, options), original)
-    training.candidates = now = Columns(scores_of, candidates, list(range(candidates)), loss)  # type: ignore[assignment]
+    training.candidates = Columns(scores_of, candidates, list(range(candidates)), loss)  # type: ignore[assignment]
     objective = resolve("squared", {}, net.head, ("prediction",), stats())
-    while not training.ended:
-        now = training.validate(now, None, objective, Metric("any"))  # type: ignore[arg-type]
+    measured(training, None, objective)
     return training.found(net)
+
+
+def measured(training: Training, data: Any, objective: Objective) -> None:
+    """The ends of all epochs."""
+    while not training.ended:
+        assert training.candidates is not None
+        training.validate(training.candidates, data, objective, Metric("any"), active := training.active)
+        training.end_epoch(data, active)
 
 
 def shipped(found: Trained, candidates: int) -> tuple[int, int] | None:
@@ -194,8 +201,7 @@ def training_of(*metrics: float, data: Any = None, begun: Mapping[str, Any] | No
         training.load(begun)
     scores = Columns(lambda k, epoch: Score(metrics[epoch - 1] * ones, ones, 0), 1, [0], epoch=training.epoch - 1)
     training.candidates = scores  # type: ignore[assignment]
-    while not training.ended:
-        training.validate(scores, data, resolve("squared", {}, net.head, ("prediction",), stats()), Metric("any"))  # type: ignore[arg-type]
+    measured(training, data, resolve("squared", {}, net.head, ("prediction",), stats()))
     return training
 
 

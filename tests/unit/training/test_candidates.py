@@ -51,7 +51,7 @@ from sparkdiff.team import ALONE
 from sparkdiff.training.affine import affine_network
 from sparkdiff.training.augmentation import Draw
 from sparkdiff.training.candidates import Candidates
-from sparkdiff.training.loop import _agrees
+from sparkdiff.training.form import _agrees
 from sparkdiff.training.monotone import Monotone
 from sparkdiff.training.parameters import flattened
 from sparkdiff.training.recipes import Recipe, recipes_for

@@ -1,0 +1,162 @@
+"""Steps as graphs of a GPU: the kernels of a step are recorded once and then started all at once.
+
+A step of a small network is a hundred kernels of some microseconds, and starting each takes Python and torch longer than it runs.
+A graph holds addresses and numbers, not Python: rows are copied to where it reads them, and everything else that changes from
+step to step lies in tensors. Before a graph is used its results are compared, bit for bit, with those of the step it stands for.
+
+Source: torch.cuda.CUDAGraph, and torch's notes on CUDA graphs.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparkdiff.device import module_of
+from sparkdiff.objectives.losses import Objective
+from sparkdiff.pipeline.graph import Version
+from sparkdiff.rows import Rows
+from sparkdiff.training.augmentation import View
+from sparkdiff.training.candidates import Candidates
+
+SHAPES = 16
+"""Numbers of rows of a batch that graphs are kept for; batches of one training differ by a few rows."""
+
+
+class Captured:
+    """One function as a graph, and the tensors that it reads its rows from."""
+
+    def __init__(self, graph: Any, inputs: list[Tensor]):
+        self.graph, self.inputs = graph, inputs
+
+    def __call__(self, inputs: list[Tensor]) -> None:
+        if inputs:
+            torch._foreach_copy_(self.inputs, inputs)
+        self.graph.replay()
+
+
+class CapturedSteps:
+    """The steps of these candidates on batches of dense rows, as graphs.
+
+    Attributes:
+        failed: why steps are started kernel by kernel; empty as long as they are not.
+    """
+
+    def __init__(self, candidates: Candidates, objective: Objective):
+        self.candidates, self.objective, self.failed = candidates, objective, ""
+        self.device = candidates.u.device
+        self.module = module_of(self.device)
+        self.pool = self.module.graph_pool_handle()
+        self.adds: dict[Any, Captured] = {}
+        self.steps: Captured | None = None
+        self.reads = _read(candidates)
+
+    @staticmethod
+    def possible(candidates: Candidates, objective: Objective, values: Mapping[Version, Rows]) -> bool:
+        """Whether steps on these rows do the same kernels each time: not where they are sparse, or compared with each other."""
+        dense = all(isinstance(values[v], Tensor) for v in _read(candidates) if v in values)
+        return candidates.counts and not candidates.lazy and objective.batch is None and dense
+
+    def add(self, views: Sequence[View], weight: Tensor) -> None:
+        """Set the sums to those over these rows, of which `weight` (n,) are the weights; as `Candidates.add` does."""
+        narrowed = [
+            (rows, {v: x for v, x in seen.items() if v in self.reads}, targets) for rows, seen, targets in views
+        ]
+        tensors, like = _flattened(narrowed, weight)
+        key = (like, *((x.shape, x.dtype) for x in tensors))
+        if (known := self.adds.get(key)) is not None:
+            known(tensors)
+            return
+
+        def run(inputs: list[Tensor]) -> None:
+            views, weight = _unflattened(narrowed, like, inputs)
+            matrix = self.candidates.updates.matrix
+            matrix.sums.zero_()
+            matrix.weight.add_(weight.sum())
+            self.candidates.add_views(views, {}, self.objective)
+
+        if self.failed or len(self.adds) == SHAPES:
+            run(tensors)
+        elif (made := self._captured(run, tensors, [self.candidates.updates.matrix.sums])) is not None:
+            self.adds[key] = made
+
+    def step(self, factor: float) -> None:
+        """One step by the sums, as `Candidates.step`."""
+        self.candidates.set_rate(factor)
+        if self.steps is not None:
+            self.steps([])
+            return
+
+        def run(inputs: list[Tensor]) -> None:
+            self.candidates.step(self.objective.scale)
+
+        if self.failed:
+            run([])
+        else:
+            self.steps = self._captured(run, [], self.candidates.changing())
+
+    def _captured(
+        self, run: Callable[[list[Tensor]], None], inputs: list[Tensor], changes: Sequence[Tensor]
+    ) -> Captured | None:
+        """Run once, and make a graph of it; None where that fails or the graph finds something else. `changes` hold the results
+        of running once in either case.
+        """
+        before = [x.clone() for x in changes]
+        own = [x.clone() for x in inputs]
+        now, side = self.module.current_stream(self.device), self.module.Stream(self.device)
+        side.wait_stream(now)
+        with self.module.stream(side):  # kernels choose their memory when they first run, which can't be captured
+            run(own)
+        now.wait_stream(side)
+        found = [x.clone() for x in changes]
+        _restore(changes, before)
+        try:
+            graph = self.module.CUDAGraph()
+            with self.module.graph(graph, pool=self.pool):
+                run(own)
+            captured = Captured(graph, own)
+            _restore(changes, before)
+            captured(inputs)
+            if all(torch.equal(x.nan_to_num(), y.nan_to_num()) for x, y in zip(changes, found, strict=True)):
+                return captured
+            self.failed = "a graph of the step found other numbers than the step"
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as e:  # what can't be captured has no class of its own
+            self.failed = str(e).splitlines()[0]
+        _restore(changes, found)
+        return None
+
+
+def _restore(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    for x, value in zip(tensors, values, strict=True):
+        x.copy_(value)
+
+
+def _read(candidates: Candidates) -> set[Version]:
+    """The versions that the margins are made of, if these are given."""
+    return candidates.updates.reads()
+
+
+def _flattened(views: Sequence[View], weight: Tensor) -> tuple[list[Tensor], tuple[int, ...]]:
+    """The tensors of some views and a weight, each once, and which of them stands at which place."""
+    every = [x for _, seen, targets in views for x in (*seen.values(), *(t for pair in targets for t in pair))]
+    distinct: dict[int, int] = {}
+    tensors: list[Tensor] = []
+    for x in (*every, weight):
+        assert isinstance(x, Tensor)
+        if id(x) not in distinct:
+            distinct[id(x)] = len(tensors)
+            tensors.append(x)
+    return tensors, tuple(distinct[id(x)] for x in (*every, weight))
+
+
+def _unflattened(views: Sequence[View], like: Sequence[int], tensors: Sequence[Tensor]) -> tuple[list[View], Tensor]:
+    """The same views and weight of other tensors."""
+    place = iter(like)
+    out: list[View] = []
+    for rows, seen, targets in views:
+        values: dict[Version, Rows] = {v: tensors[next(place)] for v in seen}
+        out.append((rows, values, [(tensors[next(place)], tensors[next(place)]) for _ in targets]))
+    return out, tensors[next(place)]
