@@ -220,6 +220,7 @@ class Fitted:
         unsaved: why a checkpoint could not be written; empty if all were written.
         cut: that maxSeconds ended training while candidates were still active; empty if not.
         device: where it was trained, as text.
+        fallbacks: what was done there where memory was short, and what else is slower than it could be.
         single: how far float32 moves the original's outputs; None in float64.
     """
 
@@ -232,6 +233,7 @@ class Fitted:
     wishes: monotone.Wishes | None
     folder: RunFolder
     device: str
+    fallbacks: list[str]
     single: Parity | None
 
 
@@ -378,7 +380,7 @@ def _train(run: Run, original: Measured, recipes: Sequence[Recipe] | None, *, re
             note = choice.Note.read(folder.path) or choice.Note()
         return Fitted(
             training.found(network), training.chosen.metric, start.frozen, lost, training.unsaved, training.cut, wishes,
-            folder, note.shown, single,
+            folder, note.shown, training.fallbacks, single,
         )  # fmt: skip
 
 
@@ -467,7 +469,7 @@ def _warnings(run: Run, fitted: Fitted, judged: Judged, tuned: Score, doubts: Se
     task, o, goal, judgement = run.task, run.task.options, run.goal, judged.judgement
     warnings = [
         *judgement.verdict.warnings, *unreadable_by_older_spark(task.model), *doubts, *filter(None, [fitted.unsaved, fitted.cut]),
-        *judged.warnings,
+        *fitted.fallbacks, *judged.warnings,
     ]  # fmt: skip
     warnings += [f"{loss}; training continued from the last checkpoint" for loss in fitted.lost]
     lost_candidates = divergence(fitted.found.history, o)

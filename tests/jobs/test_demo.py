@@ -49,16 +49,19 @@ def submit(
     log: Path | None = None,
     bare: tuple[str, ...] | None = None,
     timed: bool = False,
+    **variables: str,
 ) -> subprocess.CompletedProcess[str]:
     """Run a script by spark-submit; Spark's events go to the folder `log`.
 
     Args:
         bare: without our settings of the launch, but with these.
         timed: by a JVM as users have it, not by one that starts quickly.
+        variables: of the environment.
     """
     environment = {
         **os.environ, "PYSPARK_PYTHON": sys.executable, "PYSPARK_DRIVER_PYTHON": sys.executable, "PYTHONPATH": str(ROOT),
         "SPARK_CONF_DIR": str(ROOT / "conf"), "SPARK_HOME": spark_home(),
+        **variables,
     }  # fmt: skip
     command = [str(Path(spark_home()) / "bin" / "spark-submit"), "--master", "local[2]"]
     if bare is not None:
@@ -232,6 +235,7 @@ WRONG = [
     (["data.validation.where=day < 0"], "validation rows"),
     (["pipeline=pipelines:bikes"], "Did you mean"),
     (["nothing"], "section.key=value"),
+    (["fineTuner.device=cuda"], "device='cuda', but "),  # which is hidden from the process, if there is a GPU
     (["fineTuner.freeze=[PCAModel, StandardScalerModel, GeneralizedLinearRegressionModel]"], "nothing to train"),
 ]
 
@@ -264,7 +268,7 @@ def ran(
         ["plan"],
         ["plan", str(run / "model"), "--strict"],  # the last one's code is the process's
     ]
-    done = submit(shim, *map(json.dumps, commands), expect=3, log=folder / "events")
+    done = submit(shim, *map(json.dumps, commands), expect=3, log=folder / "events", CUDA_VISIBLE_DEVICES="")
     assert "Traceback" not in done.stdout + done.stderr
     lines = [line for line in done.stdout.splitlines() if line.startswith("RAN ")]
     assert len(lines) == len(commands)
@@ -281,6 +285,8 @@ def test_a_second_run_reuses_all_and_reads_no_source_row(
     assert second["cache"] == {"hit": True, "fingerprint": first["summary"]["cache"]["fingerprint"]}
     for name in ("metrics", "z", "p"):
         assert second[name] == first["summary"][name]
+    assert (second["options"]["device"], second["device"], second["precision"]) == ("auto", "cpu", "float64")
+    assert "device='auto'" not in done.out + done.err  # no GPU was shown to it
     assert (run / "history.csv").read_text() == first["history"]
     assert "reused: the same pipeline" in done.err
     cached = modified(run.parent / ".cache")  # by the next commands, too

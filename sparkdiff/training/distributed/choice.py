@@ -6,6 +6,7 @@ of the same name read instead of timing again; so is the device's name, for the 
 
 import contextlib
 import json
+import math
 import os
 import socket
 import time
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 
 from sparkdiff.device import Place, gpus, module_of, place
+from sparkdiff.errors import InputError
 from sparkdiff.options import Options
 from sparkdiff.store import files
 from sparkdiff.team import Team
@@ -81,11 +83,12 @@ def chosen(
         team = _joined(team, next(p for p in places if not p.on_cpu), options.timeout, say)
     best, milliseconds = places[0], {} if note is None or options.device != "auto" else note.milliseconds
     if len(places) > 1:
-        seconds = _seconds(places, timed, team)
+        seconds, failed = _seconds(places, timed, team)
         best = places[seconds.index(min(seconds))]
-        milliseconds = {_kind(p): round(1000 * s, 4) for p, s in zip(places, seconds, strict=True)}
-        others = ", ".join(f"{1000 * s:.3g} ms on {p.name}" for p, s in zip(places, seconds, strict=True) if p != best)
-        say(f"device='auto' takes {shown(best)}: a step takes {1000 * min(seconds):.3g} ms there, {others}")
+        milliseconds = {} if failed else {_kind(p): round(1000 * s, 4) for p, s in zip(places, seconds, strict=True)}
+        took = [f"{1000 * s:.3g} ms on {p.name}" for p, s in zip(places, seconds, strict=True) if p != best]
+        why = failed or f"a step takes {1000 * min(seconds):.3g} ms there, {', '.join(took)}"
+        say(f"device='auto' takes {shown(best)}: {why}")
     if folder is not None and team.rank == 0 and (note is not None or len(places) > 1 or not best.on_cpu):
         if min(milliseconds, key=lambda kind: milliseconds[kind], default="") != _kind(best):
             milliseconds = {}  # the faster device is gone: if it comes back, it is timed again
@@ -110,11 +113,21 @@ def _seen(team: Team, note: Note | None) -> list[str]:
     return ["cuda"] if cuda else ["cpu", "cuda"]
 
 
-def _seconds(places: Sequence[Place], timed: Callable[[Place, Team], float], team: Team) -> list[float]:
-    """Seconds of a step at each place, all processes together."""
-    seconds = torch.tensor([timed(p, team) for p in places], dtype=torch.float64)
+def _seconds(
+    places: Sequence[Place], timed: Callable[[Place, Team], float], team: Team
+) -> tuple[list[float], str]:  # fmt: skip
+    """Seconds of a step at each place, all processes together; infinite where this training can't run, and why."""
+    seconds, failed = torch.zeros(len(places), dtype=torch.float64), ""
+    for i, p in enumerate(places):
+        try:
+            seconds[i] = timed(p, team)
+        except (InputError, RuntimeError) as e:
+            if p.on_cpu:
+                raise
+            seconds[i], failed = math.inf, f"training on {p.name} failed ({str(e).splitlines()[0]})"
     team.sum_(seconds)
-    return (seconds / team.world).tolist()
+    found = (seconds / team.world).tolist()
+    return found, failed or ("" if math.isfinite(sum(found)) else "training on another process's GPU failed")
 
 
 def shown(at: Place, world: int = 1) -> str:
@@ -168,8 +181,8 @@ class Clock:
         return time.perf_counter()
 
     def __call__(self, training: Training) -> None:
-        self.now = (training.epoch - 1) * self.steps + training.step
-        if self.now <= self.warm:
+        before, self.now = self.now, (training.epoch - 1) * self.steps + training.step
+        if self.now <= self.warm or self.now < before:  # back, with other candidates or with less memory
             self.first, self.since = self.now, self._read()
         if self.now >= self.last:
             raise Enough

@@ -101,7 +101,7 @@ def run(
             epochs(training.history)
             say(_progress(assignment, shown, training.chosen.metric))
 
-    work(assignment, training, stream, ALONE, on_step)
+    work(assignment, training, stream, ALONE, on_step, folder=folder.path, say=say)
     return training, []
 
 
@@ -144,6 +144,8 @@ def _in_processes(assignment: Assignment, folder: RunFolder, say: Say, epochs: E
 
         def on_line(line: Mapping[str, Any]) -> None:
             epochs(line["rows"], line["first"])
+            for text in line["said"]:
+                say(text)
             say(_progress(assignment, line["epoch"], line["best"]))
 
         attempt.run(on_line)

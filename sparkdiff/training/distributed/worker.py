@@ -9,6 +9,7 @@ process, `progress.jsonl`; checkpoints and the result go into the run's folder a
 import contextlib
 import ctypes
 import faulthandler
+import functools
 import json
 import os
 import pickle
@@ -19,12 +20,13 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from sparkdiff.data.stream import Stream
+from sparkdiff.device import Place, module_of
 from sparkdiff.errors import FullDiskError, SparkdiffError
 from sparkdiff.evaluation.data import Data, rows_at_once
 from sparkdiff.evaluation.scores import Score
@@ -38,6 +40,7 @@ from sparkdiff.stages.trainable import LabelStats
 from sparkdiff.store import files
 from sparkdiff.store.lease import check_passed_on
 from sparkdiff.team import LostProcessError, Team
+from sparkdiff.training.distributed import choice
 from sparkdiff.training.loop import Training, train
 from sparkdiff.training.monotone import Monotone
 from sparkdiff.training.preparation import Start
@@ -72,13 +75,54 @@ class Assignment:
 
 def work(
     assignment: Assignment, training: Training, stream: Stream, team: Team, on_step: Callable[[Training], None],
-    tick: Callable[[], None] = lambda: None,
+    tick: Callable[[], None] = lambda: None, folder: Path | None = None, say: Callable[[str], None] = lambda text: None,
 ) -> None:  # fmt: skip
-    """Train to the end, as one process of a team."""
-    a = assignment
-    objective, metric = objectives(a.options, a.network, a.label)
+    """Train to the end, as one process of a team.
+
+    Args:
+        folder: of the run, which keeps what is known about the device.
+        say: called with a line about the device, if there is something to say.
+    """
+    at = functools.cache(stream.on)
+
+    def timed(place: Place, team: Team) -> float:
+        try:
+            return _seconds_per_step(assignment, at(place), team, place, tick)
+        finally:
+            at(place).leave()
+
+    place, team = choice.chosen(assignment.options, team, folder, timed, say)
+    try:
+        _train_at(place, assignment, training, at(place), team, on_step, tick)
+    finally:
+        at(place).leave()
+
+
+def _train_at(
+    place: Place, a: Assignment, training: Training, stream: Stream, team: Team, on_step: Callable[[Training], None],
+    tick: Callable[[], None],
+) -> None:  # fmt: skip
+    """Train at a place, where the batches of the stream lie, until the training has ended or `on_step` raises."""
+    training.move(place)
+    objective, metric = objectives(a.options, training.here.network, a.label)
     data = Data(stream, a.columns, team, tick, rows=rows_at_once(a.network, stream))
-    train(training, data, objective, metric, on_step)
+    current = contextlib.nullcontext() if place.on_cpu else module_of(place.device).device(place.device)
+    with current:
+        train(training, data, objective, metric, on_step)
+
+
+def _seconds_per_step(a: Assignment, stream: Stream, team: Team, place: Place, tick: Callable[[], None]) -> float:
+    """The time of a step of this training at a place, by a training of its own that ends after some steps."""
+    training = replace(a, network=a.network.clone()).training()
+    clock = choice.Clock(place, stream.steps("train", a.options.batchSize), a.options.maxEpochs)
+
+    def on_step(training: Training) -> None:
+        tick()
+        clock(training)
+
+    with contextlib.suppress(choice.Enough):
+        _train_at(place, a, training, stream, team, on_step, tick)
+    return clock.seconds_per_step() * training.parts
 
 
 def objectives(options: Options, network: Network, label: LabelStats) -> tuple[Objective, Metric]:
@@ -151,6 +195,7 @@ def main(folder: str) -> None:
 
 def _train(assignment: Assignment, here: Path, team: Team, watchdog: "Watchdog") -> None:
     training = assignment.training()
+    said: list[str] = []  # to the driver, with the next line
     state = here.parent / "state.pt"
     if (saved := files.load(state)) is not None:
         training.load(saved)
@@ -171,13 +216,14 @@ def _train(assignment: Assignment, here: Path, team: Team, watchdog: "Watchdog")
                 "best": training.chosen.metric,
                 "ended": training.ended,
             }
-            _tell(here / "progress.jsonl", line | {"first": told, "rows": training.history[told:]})
+            _tell(here / "progress.jsonl", line | {"first": told, "rows": training.history[told:], "said": said[:]})
             told = len(training.history)
+            said.clear()
 
     watchdog()
     a = assignment
     with Stream(a.cache, backend=a.backend, inMemory=a.inMemory, seed=a.options.seed) as stream:
-        work(assignment, training, stream, team, on_step, watchdog)
+        work(assignment, training, stream, team, on_step, watchdog, here.parent, said.append)
     watchdog.rest()
 
 

@@ -1,7 +1,9 @@
 """Which device a training takes: the one that is named or, of two, the faster one; what is kept of it, and what is missing."""
 
+import copy
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,8 +12,10 @@ import fake_gpu
 import pytest
 import torch
 import torch.distributed as dist
+from train_in_processes import CASES, assignment, train, write_cache
 
 from sparkdiff import device
+from sparkdiff.data.stream import Stream
 from sparkdiff.device import CPU, Place
 from sparkdiff.errors import InputError
 from sparkdiff.options import Options
@@ -19,6 +23,7 @@ from sparkdiff.store.run_folder import RunFolder
 from sparkdiff.team import ALONE, Team
 from sparkdiff.training.distributed import choice, preflight
 from sparkdiff.training.distributed.choice import Clock, Enough, Note, chosen
+from sparkdiff.training.distributed.worker import work
 
 FAKE = Place(torch.device(fake_gpu.NAME, 0))
 SHOWN = "fakegpu:0 (a GPU that isn't there)"
@@ -84,6 +89,54 @@ def test_a_named_device_is_not_timed_and_its_name_is_kept(tmp_path: Path) -> Non
     (tmp_path / choice.FILE).write_text("{damaged")
     assert Note.read(tmp_path) is None
     assert choice.shown(FAKE, 4) == f"4 processes, the first on {SHOWN}"
+
+
+@pytest.mark.usefixtures("one_gpu")
+def test_a_gpu_on_which_it_cannot_run_is_left_and_tried_again(tmp_path: Path) -> None:
+    def broken(at: Place, team: Team) -> float:
+        if at.on_cpu:
+            return 1e-3
+        raise RuntimeError("no kernel\nfor this")
+
+    said: list[str] = []
+    assert chosen(Options(), ALONE, tmp_path, broken, said.append)[0] == CPU
+    assert said == ["device='auto' takes cpu: training on fakegpu:0 failed (no kernel)"]
+    assert chosen(Options(), ALONE, tmp_path, takes(2e-3, 1e-3), said.append)[0] == FAKE
+
+    def wrong(at: Place, team: Team) -> float:
+        raise InputError("no gradient passes through the loss")
+
+    with pytest.raises(InputError, match="no gradient"):
+        chosen(Options(), ALONE, None, wrong, said.append)
+
+
+@pytest.mark.parametrize("takes_gpu", [False, True])
+@pytest.mark.usefixtures("one_gpu")
+def test_timing_leaves_the_training_as_it_was(takes_gpu: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same bits as without it on the CPU, nearly the same on the GPU; and it is really trained there."""
+    case, timed = replace(CASES["noise, masks and mixtures"], worlds=(1,)), []
+    write_cache(tmp_path, case)
+    a = assignment(case, tmp_path)
+    alone = train(replace(a, options=replace(a.options, device="cpu")), ALONE)
+    before = copy.deepcopy(a.network.state_dict())
+
+    def seconds(clock: Clock) -> float:
+        timed.append((clock.at.name, clock.now))
+        return 1.0 if clock.at.on_cpu != takes_gpu else 2.0
+
+    monkeypatch.setattr(Clock, "seconds_per_step", seconds)
+    said: list[str] = []
+    training, copies = a.training(), fake_gpu.copies
+    with Stream(a.cache, backend="arrow", seed=a.options.seed) as stream:
+        work(a, training, stream, ALONE, lambda training: None, folder=tmp_path, say=said.append)
+    steps = timed[0][1]
+    assert timed == [("cpu", steps), ("fakegpu:0", steps)] and 0 < steps < 9
+    assert (len(said), fake_gpu.copies > copies, training.here.place == FAKE) == (1, True, takes_gpu)
+    gains = torch.stack(training.gains)
+    assert torch.equal(gains, alone["gains"]) or takes_gpu
+    torch.testing.assert_close(gains, alone["gains"], rtol=1e-9, atol=1e-9)
+    for name, x in a.network.state_dict().items():
+        assert torch.equal(x, before[name])
 
 
 def test_the_folder_of_a_run_may_hold_it(tmp_path: Path) -> None:
