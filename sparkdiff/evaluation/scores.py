@@ -51,7 +51,8 @@ class Tally:
     def __init__(self, metric: Metric, head: Predictor):
         self.metric, self.head = metric, head
         self.blocks = torch.zeros(MAX_BLOCKS, dtype=torch.float64, device=zero_margin(head, 0).device)
-        self.weights, self.below = torch.zeros_like(self.blocks), torch.zeros((), dtype=torch.int64)
+        self.weights = torch.zeros_like(self.blocks)
+        self.below = self.blocks.new_zeros((), dtype=torch.int64)
         self.kept: list[tuple[Tensor, ...]] = []
 
     @torch.no_grad()

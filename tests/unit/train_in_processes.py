@@ -24,6 +24,7 @@ from random_trees import WIDTH as TREE_WIDTH
 from small_networks import F64, glr, logistic, natural_units, network, normal, trees
 
 from sparkdiff.data.stream import Stream
+from sparkdiff.device import CPU, Place, home
 from sparkdiff.evaluation.data import Data
 from sparkdiff.evaluation.scores import score
 from sparkdiff.options import Options
@@ -33,6 +34,7 @@ from sparkdiff.stages.scaling import StandardScaler
 from sparkdiff.stages.trainable import FeatureStats, LabelStats
 from sparkdiff.stages.trees import GBTRegression
 from sparkdiff.team import Team
+from sparkdiff.training.distributed import choice
 from sparkdiff.training.distributed.worker import Assignment, objectives, work
 from sparkdiff.training.preparation import Start
 from sparkdiff.training.recipes import Recipe
@@ -55,6 +57,7 @@ class Case:
     classes: bool = False
     inMemory: bool = True
     sliced: bool = False
+    device: str = "cpu"  # cuda: a GPU that isn't there, which all processes share
     worlds: tuple[int, ...] = SOME
 
     def numbers(self, every: bool) -> tuple[int, ...]:
@@ -86,6 +89,7 @@ CASES = {
     ),
     "sparse rows": Case(sparse, 900, (Recipe(1e-2, 1e-3),), {"batchSize": 8}, stored=4, classes=True),
     "from files": Case(dense, 6, AUGMENTED[:2], {"batchSize": 32, "gradientClip": 0.5}, inMemory=False),
+    "on a GPU": Case(dense, 6, AUGMENTED[:4], {"batchSize": 8}, device="cuda"),
     "ranks and a slice": Case(
         lambda: network((logistic(6), ["x"], "p")), 6, AUGMENTED[:4],
         {"batchSize": 32, "loss": "auc", "guardCols": ("who",), "penalties": {"parityGap": {"who": 0.5}}}, classes=True,
@@ -148,7 +152,7 @@ def write_cache(folder: Path, case: Case) -> None:
 
 def assignment(case: Case, cache: Path) -> Assignment:
     net = case.make()
-    given = {"maxEpochs": 2, **case.options}
+    given = {"maxEpochs": 2, "device": case.device, **case.options}
     options = Options.of(given)
     support = torch.full((case.width,), 4 if case.stored else 99)
     stats = {("x", -1): FeatureStats(torch.zeros(case.width, dtype=F64), torch.ones(case.width, dtype=F64), support)}
@@ -170,14 +174,23 @@ def train(a: Assignment, team: Team) -> dict[str, Any]:
     assert training.candidates is not None
     history = [[h["trainLoss"], h["validationMetric"]] for h in training.history]
     return {
-        "u": training.candidates.u,
+        "u": home(training.candidates.u),
         "history": torch.tensor(history, dtype=F64),
         "gains": torch.stack(training.gains),
     }
 
 
+def with_gpu() -> None:
+    """Register the GPU that isn't there: in a forked process, as autograd has threads for it, which don't survive a fork."""
+    import fake_gpu
+
+    gpu = Place(torch.device(fake_gpu.NAME, 0))
+    choice.place = lambda kind, *others: CPU if kind == "cpu" else gpu  # type: ignore[assignment]
+
+
 def process(rank: int, folder: Path, assignments: dict[str, Assignment], every: bool) -> None:
     torch.set_num_threads(1)
+    with_gpu()
     for world in (w for w in (EVERY if every else SOME) if w > rank):
         dist.init_process_group(
             "gloo",

@@ -147,7 +147,8 @@ def _joined(team: Team, at: Place, timeout: float, say: Callable[[str], None]) -
 
     every: list[Any] = [None] * team.world
     unnamed = socket.gethostname(), os.environ.get("CUDA_VISIBLE_DEVICES"), at.name  # by old versions of torch
-    dist.all_gather_object(every, str(getattr(torch.cuda.get_device_properties(at.device), "uuid", unnamed)))
+    properties = getattr(module_of(at.device), "get_device_properties", lambda device: None)(at.device)
+    dist.all_gather_object(every, str(getattr(properties, "uuid", unnamed)))
     if len(set(every)) < team.world or not dist.is_nccl_available():  # NCCL refuses two processes on one GPU
         say(f"{team.world} processes share {len(set(every))} GPUs: their sums go over the CPU, which takes longer")
         return team
