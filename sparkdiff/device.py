@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import pickle
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -62,7 +63,10 @@ class Place:
 
     def free(self) -> int | None:
         """Bytes that can still be allocated, None on the CPU."""
-        return None if self.on_cpu else int(module_of(self.device).mem_get_info(self.device)[0])
+        if self.on_cpu:
+            return None
+        module_of(self.device).empty_cache()  # what torch keeps of freed memory counts as free
+        return int(module_of(self.device).mem_get_info(self.device)[0])
 
 
 CPU = Place()
@@ -154,6 +158,13 @@ def moved(value: T, device: torch.device, dtype: torch.dtype | None = None) -> T
     return Given(io.BytesIO(room.getvalue())).load()  # type: ignore[no-any-return]
 
 
+class _Repeatable:
+    """How many threads ask for repeatable results, and torch's settings before the first one did."""
+
+    lock, asking = threading.Lock(), 0
+    before: tuple[bool, bool, bool] = (False, False, True)
+
+
 @contextlib.contextmanager
 def repeatable(at: Place) -> Iterator[None]:
     """Results on a GPU that do not change from run to run: torch's kernels add up in a fixed order meanwhile."""
@@ -162,13 +173,22 @@ def repeatable(at: Place) -> Iterator[None]:
         return
     # cuBLAS reads it when it is first used: its results repeat only with a workspace of fixed size.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     settings: Any = torch.utils.deterministic  # a module with properties
-    fills = settings.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
-    settings.fill_uninitialized_memory = False  # all that is read was written before
+    with _Repeatable.lock:
+        if not _Repeatable.asking:
+            strict, warns = (
+                torch.are_deterministic_algorithms_enabled(),
+                torch.is_deterministic_algorithms_warn_only_enabled(),
+            )
+            _Repeatable.before = strict, warns, settings.fill_uninitialized_memory
+            torch.use_deterministic_algorithms(True)
+            settings.fill_uninitialized_memory = False  # all that is read was written before
+        _Repeatable.asking += 1
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        settings.fill_uninitialized_memory = fills
+        with _Repeatable.lock:
+            _Repeatable.asking -= 1
+            if not _Repeatable.asking:
+                strict, warns, settings.fill_uninitialized_memory = _Repeatable.before
+                torch.use_deterministic_algorithms(strict, warn_only=warns)

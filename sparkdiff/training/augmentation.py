@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparkdiff.device import home
+from sparkdiff.device import Place, home
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.pipeline.network import Network, routed_versions
 from sparkdiff.rows import Rows, SparseRows, below, taken
@@ -48,24 +48,31 @@ class Draw:
 class Augmenter:
     """Augments the rows of a batch for each candidate; candidates with the same settings share the rows.
 
+    Args:
+        among: the candidates that these are a part of, if they are: what is drawn for each is drawn as if all were here.
+
     Attributes:
         groups: the candidates that share their rows.
         order: (K,) where each candidate is when the groups are put one after the other.
     """
 
-    def __init__(self, network: Network, recipes: Sequence[Recipe], device: torch.device):
+    def __init__(
+        self, network: Network, recipes: Sequence[Recipe], device: torch.device, among: Sequence[Recipe] | None = None
+    ):  # fmt: skip
         self.network, self.recipes, self.routed = network, recipes, routed_versions(network)
         groups: dict[tuple[float, ...], list[int]] = {}
         for k, r in enumerate(recipes):
             groups.setdefault((r.noise, r.mask, r.mixup), []).append(k)
         self.groups = list(groups.values())
+        drawn: list[tuple[float, ...]] = list(dict.fromkeys((r.noise, r.mask, r.mixup) for r in among or recipes))
+        self.keys = [drawn.index(settings) for settings in groups]
         self.order = torch.tensor([k for rows in self.groups for k in rows], device=device).argsort()
 
     @torch.no_grad()
     def views(self, values: dict[Version, Rows], target: Target, draw: Draw) -> list[View]:
         """For each group its view of the rows."""
         out, drawn = [], []
-        for group, rows in enumerate(self.groups):
+        for key, rows in zip(self.keys, self.groups, strict=True):
             recipe = self.recipes[rows[0]]
             if not recipe.augments:
                 out.append((rows, values, [target]))
@@ -73,7 +80,7 @@ class Augmenter:
             given, labels = draw.whole or (values, target)
             beside = [*self.network.graph.head.lossReads, *(v for v in self.network.flags if v in values)]
             inputs = {v: given[v] for v in draw.stats}
-            seen, targets = augmented(recipe, inputs, labels, draw.stats, draw.shards, (*draw.key, group))
+            seen, targets = augmented(recipe, inputs, labels, draw.stats, draw.shards, (*draw.key, key))
             if (own := draw.own) is not None:
                 seen = {v: taken(x, own) for v, x in seen.items()}
                 targets = [(label[own], weight[own]) for label, weight in targets]
@@ -107,7 +114,8 @@ def augmented(
 
     def drawn(draw: Callable[[np.random.Generator, int], Any], counts: Sequence[int]) -> Tensor:
         found = torch.from_numpy(np.concatenate([draw(rng, n) for rng, n in zip(rngs, counts, strict=True)]))
-        return found.to(target[0].device)  # drawn on the CPU, so that all devices draw the same
+        # Drawn on the CPU, so that all devices draw the same.
+        return Place(target[0].device).numbers(found, wait=False)
 
     for v, x in out.items():
         s = stats[v]
@@ -135,7 +143,8 @@ def augmented(
         return out, [target]
     assert not any(isinstance(x, SparseRows) for x in out.values())  # see recipes.candidates
     partner = drawn(lambda rng, n: rng.permutation(n), sizes)  # of the same virtual shard
-    partner += torch.from_numpy(np.repeat(np.cumsum([0, *sizes[:-1]]), sizes)).to(partner.device)
+    first = torch.from_numpy(np.repeat(np.cumsum([0, *sizes[:-1]]), sizes))
+    partner += Place(partner.device).numbers(first, wait=False)
     share = drawn(lambda rng, n: rng.beta(recipe.mixup, recipe.mixup, n), sizes)
     for v, x in out.items():
         if isinstance(x, Tensor):

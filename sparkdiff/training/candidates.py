@@ -40,11 +40,11 @@ class Candidates:
 
     def __init__(
         self, recipes: Sequence[Recipe], options: Options, updates: DenseUpdates, monotone: Monotone | None = None,
-        *, counts: bool = False,
+        *, counts: bool = False, among: Sequence[Recipe] | None = None,
     ):  # fmt: skip
         self.recipes, self.options, self.updates, self.monotone = list(recipes), options, updates, monotone
         self.network, self.lazy, self.counts = updates.network, isinstance(updates, LazyUpdates), counts
-        self.augmenter = Augmenter(self.network, recipes, updates.start.device)
+        self.augmenter = Augmenter(self.network, recipes, updates.start.device, among)
         self.augments = any(r.augments for r in recipes)
         self.u = updates.start.new_zeros(len(recipes), len(updates.start))
 

@@ -113,7 +113,8 @@ class CapturedSteps:
         _restore(changes, before)
         try:
             graph = self.module.CUDAGraph()
-            with self.module.graph(graph, pool=self.pool):
+            # Other threads may use the device meanwhile, such as a search's other trainings.
+            with self.module.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
                 run(own)
             captured = Captured(graph, own)
             _restore(changes, before)

@@ -79,8 +79,8 @@ class Form:
         counts = not here.place.on_cpu and all(bool((weight > 0).all()) for _, _, weight, _ in data.batches("train"))
         return Form(here, options, affine, _active_columns(here, affine, recipes, options, data), counts)
 
-    def candidates(self, recipes: Sequence[Recipe]) -> Candidates:
-        """These candidates, at the original's parameters."""
+    def candidates(self, recipes: Sequence[Recipe], among: Sequence[Recipe] | None = None) -> Candidates:
+        """These candidates, at the original's parameters; `among`: those that they are a part of, if they are."""
         here = self.here
         rows = None if here.of_rows is here.network else here.of_rows
         updates = (
@@ -88,7 +88,7 @@ class Form:
             if self.active
             else DenseUpdates(here.network, recipes, here.units, self.affine, rows)
         )
-        return Candidates(recipes, self.options, updates, here.monotone, counts=self.counts)
+        return Candidates(recipes, self.options, updates, here.monotone, counts=self.counts, among=among)
 
 
 @torch.no_grad()

@@ -144,8 +144,18 @@ class Training:
         )
 
     def move(self, place: Place) -> None:
-        """Compute at this place from now on; results, and what is saved, stay on the CPU."""
-        self.here = self.here.at(place)
+        """Compute at this place from now on; results, and what is saved, stay on the CPU.
+
+        Raises:
+            InputError: the network alone does not fit into the memory there.
+        """
+        try:
+            self.here = self.here.at(place)
+        except torch.OutOfMemoryError as e:
+            why = str(e).splitlines()[0]
+            raise InputError(
+                f"the network does not fit into the memory of {place.name} ({why}): set device='cpu'"
+            ) from e
 
     def begin(self, data: Data) -> None:
         """Find out how the candidates can train together on these data."""
@@ -153,12 +163,22 @@ class Training:
         self._form = Form.of(self.here, self.recipes, self.options, data)
         memory.trim()  # of wide networks, what finding the affine form took
 
+    def settled(self, data: Data) -> Data:
+        """The data with their rows on the device, if all fit there beside what training needs."""
+        stream, team, place = data.stream, data.team, self.here.place
+        # u, its moments and average; parameters, gradients and their forms by u; what a graph is compared with.
+        vectors = 12 * 8 * len(self.active) * len(self.units.unit)
+        if not stream.resident or stream.fits(("train", "validation"), vectors, team.rank, team.world):
+            return data
+        self.fallbacks.append(_passing(place))
+        return dataclasses.replace(data, stream=stream.on(place, resident=False))
+
     def turns(self) -> Iterator[Candidates]:
         """The active candidates for the steps of an epoch: all together, or part by part where memory is short."""
         assert self._form is not None
-        active, first, newton = self.active, self.step, by_newton([self.recipes[k] for k in self.active])
+        active, first, every = self.active, self.step, [self.recipes[k] for k in self.active]
         if self.parts == 1 and self.candidates is None:
-            self.candidates = self._form.candidates([self.recipes[k] for k in active])
+            self.candidates = self._form.candidates(every)
             if self._saved is not None:
                 self.candidates.load(self._saved)
         if not self.here.place.on_cpu:
@@ -169,9 +189,9 @@ class Training:
             return
         parts = []
         for rows in states.divided(len(active), self.parts):
-            part, self.step = self._form.candidates([self.recipes[active[j]] for j in rows]), first
+            part, self.step = self._form.candidates([every[j] for j in rows], every), first
             if self._saved is not None:
-                part.load(states.of(self._saved, rows, newton))
+                part.load(states.of(self._saved, rows, by_newton(every)))
             yield part
             parts.append(states.at_home(part.state()))
         self._saved = states.joined(parts)
@@ -194,7 +214,7 @@ class Training:
                 "precision='float32'"
             )
         if rows:
-            told = f"the rows and the training do not fit into the memory of {device.name}: rows are copied there batch by batch"
+            told = _passing(device)
         else:
             self.parts = min(2 * self.parts, len(self.active))
             told = f"the candidates do not fit into the memory of {device.name}: they train in {self.parts} parts, {IN_TURN}"
@@ -255,7 +275,7 @@ class Training:
             shares = data.stream.shares("train", o.batchSize, self.step, team.rank, team.world)
             draw = dataclasses.replace(draw, shards=[(s.shard, s.rows) for s in shares])
             if any(s.last - s.first < s.rows for s in shares):
-                own = self.here.place.numbers(_own(shares))
+                own = self.here.place.numbers(_own(shares), wait=False)
                 draw = dataclasses.replace(draw, whole=(values, (label, weight)), own=own)
                 values, label, weight = {v: taken(x, own) for v, x in values.items()}, label[own], weight[own]
                 groups = {name: code[own] for name, code in groups.items()}
@@ -380,6 +400,7 @@ def train(
             short = ""
             try:
                 if ready is None:
+                    data = training.settled(data)
                     ready = data.prepared(training.here.of_rows)
                     training.begin(ready)
                 _epoch(training, ready, objective, metric, on_step)
@@ -415,6 +436,10 @@ def _epoch(
         done += len(own)
     training.end_epoch(data, active)
     on_step(training)
+
+
+def _passing(place: Place) -> str:
+    return f"the rows and the training do not fit into the memory of {place.name}: rows are copied there batch by batch"
 
 
 def _own(shares: Sequence[Share]) -> Tensor:

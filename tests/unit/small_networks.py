@@ -13,6 +13,7 @@ from sparkdiff.pipeline.graph import Graph, Vertex
 from sparkdiff.pipeline.network import Network
 from sparkdiff.stages.base import StageModule
 from sparkdiff.stages.bayes import NaiveBayes
+from sparkdiff.stages.clustering import Clusters
 from sparkdiff.stages.forest import Trees
 from sparkdiff.stages.linear import GeneralizedLinearRegression, LinearRegression, LogisticRegression
 from sparkdiff.stages.one_vs_rest import OneVsRest
@@ -48,7 +49,10 @@ def natural_units(net: Network, widths: dict[str, int], options: Options) -> Nat
     for i in net.positions:
         n = widths[net.graph.vertices[i].reads[0][0]]
         leaves = torch.full((len(net.trees()[i].leaves) if i in net.trees() else 0,), 99)
-        x[i] = FeatureStats(torch.zeros(n, dtype=F64), torch.ones(n, dtype=F64), torch.full((n,), 99), leaves)
+        sums = {"rows": torch.full((net.module(i).classes,), 99)} if isinstance(net.module(i), Clusters) else {}  # type: ignore[arg-type]
+        x[i] = FeatureStats(
+            torch.zeros(n, dtype=F64), torch.ones(n, dtype=F64), torch.full((n,), 99), leaves, sums=sums
+        )
     classes = torch.full((net.head.classes,), 99) if net.head.classes else torch.empty(0, dtype=torch.int64)
     return NaturalUnits.of(net, x, LabelStats(1.0, 2.0, 0.0, 9.0, classes), options)[0]
 

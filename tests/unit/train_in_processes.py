@@ -58,6 +58,7 @@ class Case:
     inMemory: bool = True
     sliced: bool = False
     device: str = "cpu"  # cuda: a GPU that isn't there, which all processes share
+    zeros: bool = True  # whether some rows have the weight 0
     worlds: tuple[int, ...] = SOME
 
     def numbers(self, every: bool) -> tuple[int, ...]:
@@ -133,7 +134,8 @@ def write_cache(folder: Path, case: Case) -> None:
             indices = pa.array(np.concatenate([[], *chosen]), pa.int32())
             made = {"c0_i": pa.ListArray.from_arrays(offsets, indices), "c0_v": made["c0"]}
         label = random.integers(0, 2, rows) if case.classes else random.poisson(2, rows)
-        made |= {"label": label.astype(float), "weight": random.choice([0.0, 1.0, 2.5], rows, p=[0.1, 0.6, 0.3])}
+        weights = [0.0 if case.zeros else 0.5, 1.0, 2.5]
+        made |= {"label": label.astype(float), "weight": random.choice(weights, rows, p=[0.1, 0.6, 0.3])}
         made |= {"block": random.integers(0, 1 << 40, rows)}
         if case.sliced:
             made["slice0"] = random.integers(0, 2, rows)

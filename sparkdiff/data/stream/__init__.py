@@ -12,7 +12,7 @@ others. With more than V ranks, each serves a part of the rows of one or two sha
 import copy
 import itertools
 import weakref
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,11 +20,11 @@ from types import TracebackType
 
 import numpy as np
 import torch
-from pyarrow import ArrowException
 from torch import Tensor
 
-from sparkdiff.data.stream import arrow, petastorm, placed
+from sparkdiff.data.stream import petastorm, placed
 from sparkdiff.data.stream.ahead import ahead
+from sparkdiff.data.stream.files import BACKENDS, Files
 from sparkdiff.data.stream.manifest import Batch, CachedFile, Column, DamagedCacheError, Manifest
 from sparkdiff.data.stream.order import (
     NEGLIGIBLE,
@@ -61,7 +61,6 @@ __all__ = [
     "copies",
 ]  # fmt: skip
 
-BACKENDS = {"petastorm": petastorm.read, "arrow": arrow.read}
 _CHUNK_BYTES = 8 << 20  # so many bytes of batches are gathered at a time and then served as views
 
 
@@ -83,12 +82,6 @@ class Share:
     last: int
 
 
-_READ_ERRORS = (
-    *(OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, StopIteration),
-    ArrowException,
-)
-
-
 class Stream:
     """The batches of a cache folder. A context manager: leaving it ends the iterators that are still under way.
 
@@ -100,6 +93,7 @@ class Stream:
     def __init__(self, folder: Path, *, backend: str = "auto", inMemory: bool = True, seed: int = 0):
         self.manifest = Manifest.load(folder)
         self.backend = _resolve(backend, self.manifest)
+        self.files = Files(self.manifest, self.backend)
         self.inMemory = inMemory
         self.seed = seed
         self.place, self.resident = CPU, False
@@ -120,11 +114,17 @@ class Stream:
         out.place, out.resident, out._tables = place, resident and self.inMemory and not place.on_cpu, {}
         return out
 
-    def bytes(self, split: str, rank: int = 0, world: int = 1) -> int:
-        """The memory that the rows of a rank take at the place, where they are held in memory."""
-        shards = self._shards(split)
-        held = [shards[part.shard] for part in self._parts(rank, world)]
-        return placed.bytes_of(self._origin._table(split, held, (rank, world)), self.place)
+    def fits(self, splits: Sequence[str], spare: int, rank: int = 0, world: int = 1) -> bool:
+        """Whether a rank's rows of these splits can lie at the place, with so many bytes left free for what is done with them."""
+        free = self.place.free()
+        if free is None:
+            return True
+        needed = spare + placed.SPARE_BYTES + 2 * placed.CHUNK_BYTES
+        for name in splits:
+            shards = self._shards(name)
+            held = [shards[part.shard] for part in self._parts(rank, world)]
+            needed += placed.bytes_of(self._origin._table(name, held, (rank, world)), self.place)
+        return needed <= free
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -271,7 +271,7 @@ class Stream:
         return batch
 
     def _table_here(self, name: str, shards: list[list[CachedFile]], team: tuple[int, int]) -> Batch:
-        """All rows of the rank's shards at the place, copied once; of one split at a time where memory is short."""
+        """All rows of the rank's shards at the place, copied once."""
         if name not in self._tables or self._tables[name][:2] != team:
             self._tables.pop(name, None)
             table = self._divided(name, self._origin._table(name, shards, team))
@@ -283,7 +283,7 @@ class Stream:
         read in the caller's thread, as it needs Python's warnings changed, which belong to all threads.
         """
         ordered = [[shard[i] for i in pieces] for shard, (pieces, _) in zip(shards, orders, strict=True)]
-        readers: list[Iterator[Batch]] = [opened.enter_context(closing(self._read(pieces))) for pieces in ordered]
+        readers: list[Iterator[Batch]] = [opened.enter_context(closing(self.files.read(pieces))) for pieces in ordered]
         if self.backend == "arrow":
             readers = ahead(opened, list(zip(readers, map(len, ordered), strict=True)))
         empty = {column.name: column.empty(0) for column in self.columns}
@@ -293,7 +293,7 @@ class Stream:
         """All rows of the rank's shards, read once."""
         if name not in self._tables or self._tables[name][:2] != team:
             self._tables.pop(name, None)
-            self._tables[name] = *team, self._load([piece for shard in shards for piece in shard])
+            self._tables[name] = *team, self.files.load([piece for shard in shards for piece in shard])
         return self._tables[name][2]
 
     def _widened(self, batch: Batch) -> Batch:
@@ -302,58 +302,6 @@ class Stream:
             column.name: column.dtype if column.dtype != torch.float64 else self.place.dtype for column in self.columns
         }
         return {n: x.with_values(x.values.to(own[n])) if isinstance(x, SparseRows) else x for n, x in batch.items()}
-
-    def _load(self, pieces: list[CachedFile]) -> Batch:
-        """The rows of these pieces; doubles of sparse rows that all are floats, as counts of words are, as floats."""
-        table = {column.name: column.empty(sum(piece.rows for piece in pieces)) for column in self.columns}
-        paths = [self.manifest.file(piece) for piece in pieces]
-        for column in self.columns:  # room that is never filled takes no memory
-            if isinstance(room := table[column.name], SparseRows):
-                entries = sum(arrow.entries(path, column) for path in paths)
-                kind = torch.float32 if column.dtype == torch.float64 else column.dtype
-                indices, values = torch.empty(entries, dtype=torch.int32), torch.empty(entries, dtype=kind)
-                table[column.name] = SparseRows(indices, values, room.offsets, room.width)
-        first, filled = 0, dict.fromkeys(table, 0)
-        for piece, batch in zip(pieces, self._read(pieces), strict=True):
-            for name, x in batch.items():
-                room, last = table[name], first + piece.rows
-                if isinstance(x, SparseRows) and isinstance(room, SparseRows):
-                    values, start = x.values.to(room.values.dtype), filled[name]
-                    if not torch.equal(values.to(x.values.dtype), x.values):
-                        room = table[name] = room.with_values(room.values.to(x.values.dtype))
-                        values = x.values
-                    end = start + len(values)
-                    room.indices.numpy()[start:end], room.values.numpy()[start:end] = x.indices.numpy(), values.numpy()
-                    room.offsets[first + 1 : last + 1] = x.offsets[1:] + start
-                    filled[name] = end
-                elif isinstance(x, Tensor) and isinstance(room, Tensor):
-                    room.numpy()[first:last] = x.numpy()
-            first = last
-        return {
-            name: SparseRows(x.indices[: filled[name]], x.values[: filled[name]], x.offsets, x.width)
-            if isinstance(x, SparseRows) else x for name, x in table.items()
-        }  # fmt: skip
-
-    def _read(self, pieces: list[CachedFile]) -> Generator[Batch]:
-        """The pieces one by one, each checked against the manifest."""
-        paths = [self.manifest.file(piece) for piece in pieces]
-        with closing(BACKENDS[self.backend](paths, self.columns)) as files:
-            for i in range(len(pieces)):
-                yield self._next(files, pieces[i:])
-
-    def _next(self, files: Iterator[Batch], pieces: list[CachedFile]) -> Batch:
-        try:
-            batch = next(files)
-        except _READ_ERRORS as error:
-            if len(pieces) > 1:  # a back end may look at several files at once: the one that fails alone is named
-                for piece in pieces:
-                    next(self._read([piece]))
-            problem = f"cannot be read ({type(error).__name__}: {error})"
-            raise DamagedCacheError(self.manifest.folder, pieces[0].path, problem) from error
-        for column in self.columns:
-            if problem := column.problem(batch[column.name], pieces[0].rows):
-                raise DamagedCacheError(self.manifest.folder, pieces[0].path, problem)
-        return batch
 
 
 def _resolve(backend: str, manifest: Manifest) -> str:
