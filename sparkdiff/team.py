@@ -1,6 +1,6 @@
 """The team of training processes: the rank of this process, and sums over all processes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ class Team:
 
     rank: int = 0
     world: int = 1
-    gpus: Any = None
+    gpus: Any = field(default=None, kw_only=True)
 
     def sum_(self, *tensors: Tensor) -> None:
         """Replace each tensor, in place, by its sum over all processes, with the same bits in each of them.
