@@ -116,8 +116,9 @@ def test_timing_leaves_the_training_as_it_was(takes_gpu: bool, tmp_path: Path, m
     """The same bits as without it on the CPU, nearly the same on the GPU; and it is really trained there."""
     case, timed = replace(CASES["noise, masks and mixtures"], worlds=(1,)), []
     write_cache(tmp_path, case)
-    a = assignment(case, tmp_path)
-    alone = train(replace(a, options=replace(a.options, device="cpu")), ALONE)
+    named = assignment(case, tmp_path)
+    alone = train(named, ALONE)
+    a = replace(named, options=replace(named.options, device="auto"))
     before = copy.deepcopy(a.network.state_dict())
 
     def seconds(clock: Clock) -> float:
