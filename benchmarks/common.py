@@ -48,14 +48,15 @@ def processor() -> str:
 
 def surroundings() -> dict[str, Any]:
     """When, on which machine and with which versions this runs."""
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    commit = ""
+    if shutil.which("git"):
+        describe = ["git", "describe", "--always", "--dirty"]
+        commit = subprocess.run(describe, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "commit": git.stdout.strip(),
+        "commit": commit,
         "machine": {"processor": processor(), "cores": cores, "memoryGiB": round(memory, 1), "system": platform.system()},
         "versions": versions(),
     }  # fmt: skip

@@ -5,6 +5,7 @@ Needs scikit-learn, numpy and, when run, hummingbird-ml and torch, of whatever v
 
 import argparse
 import json
+import statistics
 import sys
 import time
 from typing import Any
@@ -27,6 +28,43 @@ def forest(trees: int, depth: int) -> tuple[RandomForestRegressor, np.ndarray[An
     return fitted, x
 
 
+def passes(fitted: RandomForestRegressor, rows: int, device: str) -> dict[str, float]:
+    """Seconds of a pass of each implementation, the median of five, by the batch that suits it best; without those that the
+    device has no memory for.
+    """
+    import torch
+    from hummingbird.ml import convert
+
+    out: dict[str, float] = {}
+    x = torch.from_numpy(np.random.default_rng(1).standard_normal((rows, FEATURES)).astype(np.float32)).to(device)
+
+    def wait() -> float:
+        if x.is_cuda:
+            torch.cuda.synchronize(x.device)
+        return time.perf_counter()
+
+    for name in IMPLEMENTATIONS:
+        # The module inside: `predict` takes rows of the CPU only, and copies them.
+        model = convert(fitted, "torch", device=device, extra_config={"tree_implementation": name}).model
+        for batch in sorted({min(rows, 10_000), min(rows, 100_000), rows}):
+            try:
+                times = []
+                for _ in range(6):  # the first one warms up
+                    start = wait()
+                    with torch.no_grad():
+                        for part in x.split(batch):
+                            model(part)
+                    times.append(wait() - start)
+            except torch.OutOfMemoryError:
+                continue
+            key, taken = f"{name} by {batch:,}", statistics.median(times[1:])
+            best = next((k for k in out if k.startswith(f"{name} by")), None)
+            if best is None or taken < out[best]:
+                out.pop(best or "", None)
+                out[key] = taken
+    return out
+
+
 def main() -> None:
     """Write what there is to run, then answer each line, an arm, how many rows and how often, with the CPU seconds that took."""
     import torch
@@ -35,8 +73,15 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("trees", type=int)
     parser.add_argument("depth", type=int)
+    parser.add_argument(
+        "--device", help="instead, time passes over --rows rows that lie on this device, as gpu.py asks"
+    )
+    parser.add_argument("--rows", type=int, default=ROWS)
     given = parser.parse_args()
     fitted, x = forest(given.trees, given.depth)
+    if given.device:
+        print(json.dumps(passes(fitted, given.rows, given.device)))
+        return
     models = {
         n: convert(fitted, "torch", extra_config={"tree_implementation": n, "n_threads": 1}) for n in IMPLEMENTATIONS
     }

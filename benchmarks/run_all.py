@@ -21,15 +21,18 @@ from typing import Any
 
 from common import ROOT, markdown, surroundings
 
+from sparkdiff.device import gpus, why_no_gpu
+
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
-    """A script with the arguments of its run, and the packages that it cannot do without."""
+    """A script with the arguments of its run, and the packages, or the GPU, that it cannot do without."""
 
     name: str
     script: str
     arguments: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
+    gpu: bool = False
 
 
 BENCHMARKS = (
@@ -39,6 +42,7 @@ BENCHMARKS = (
     Benchmark("time_cuts", "time_cuts"),
     Benchmark("tree_io", "tree_io"),
     Benchmark("tree_forward", "tree_forward", needs=("sklearn",)),
+    Benchmark("gpu", "gpu", needs=("sklearn",), gpu=True),
     Benchmark("sparse", "sparse", needs=("scipy", "sklearn")),
     Benchmark("poster_table", "poster_table"),
     Benchmark("tree_gains", "tree_gains", needs=("lightgbm", "sklearn")),
@@ -51,8 +55,8 @@ BENCHMARKS = (
     Benchmark("guard_real", "guard_real"),
     Benchmark("faults", "faults"),
 )
-NO_BENCHMARK = ("common", "hummingbird_arm", "run_all")
-"""What lies beside them: what they share, one's child process, and this."""
+NO_BENCHMARK = ("common", "gpu_cases", "hummingbird_arm", "run_all")
+"""What lies beside them: what they share, the cases of one, a child process, and this."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +78,8 @@ def run(benchmark: Benchmark, folder: Path, more: list[str]) -> Outcome:
     """One benchmark in a process of its own; its JSON and what it prints go to the folder."""
     if absent := missing(benchmark):
         return Outcome(benchmark.name, f"not run: {' and '.join(absent)} not installed")
+    if benchmark.gpu and "--smoke" not in more and not gpus():
+        return Outcome(benchmark.name, f"not run: {why_no_gpu()}")
     out = folder / f"{benchmark.name}.json"
     environment = {"SPARK_CONF_DIR": str(ROOT / "conf"), "PYSPARK_PYTHON": sys.executable, **os.environ}
     command = [sys.executable, str(ROOT / "benchmarks" / f"{benchmark.script}.py"), *benchmark.arguments, *more]
@@ -136,7 +142,7 @@ def main() -> int:
         if given.only and benchmark.name not in given.only:
             continue
         more = ["--smoke"] if given.smoke else []
-        if given.hummingbird and benchmark.script == "tree_forward":
+        if given.hummingbird and benchmark.script in ("gpu", "tree_forward"):
             more += ["--hummingbird", str(given.hummingbird)]
         outcomes.append(run(benchmark, folder, more))
         print(f"{outcomes[-1].seconds:6.0f} s  {benchmark.name}: {outcomes[-1].how}", file=sys.stderr, flush=True)

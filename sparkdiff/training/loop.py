@@ -106,6 +106,7 @@ class Training:
         self.began, self.before = time.monotonic(), 0.0  # seconds of training until this process resumed it
         self.unsaved = ""  # the first checkpoint that couldn't be written, and why
         self.fallbacks: list[str] = []  # what was done where memory was short, and what else is slower than it could be
+        self.graphs = True  # whether steps on a GPU may be graphs; benchmarks measure them without
         self.parts = 1  # in how many parts, one after the other, the candidates train in an epoch
         self.candidates: Candidates | None = None  # those that are active, from the first step on, unless in parts
         self._form: Form | None = None
@@ -296,7 +297,7 @@ class Training:
         self, candidates: Candidates, objective: Objective, values: Mapping[Version, Rows]
     ) -> CapturedSteps | None:
         """The steps of these candidates as graphs of the GPU, where there is one and they can be."""
-        if self.here.place.on_cpu or not CapturedSteps.possible(candidates, objective, values):
+        if not self.graphs or self.here.place.on_cpu or not CapturedSteps.possible(candidates, objective, values):
             return None
         if self._graphs is None or self._graphs.candidates is not candidates:
             self._graphs = CapturedSteps(candidates, objective)

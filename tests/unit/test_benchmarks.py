@@ -4,15 +4,20 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import gpu
 import pytest
 import run_all
+import torch
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.once
 WITHOUT_SPARK = {
     "stream": [],
     "candidates": [],
+    "gpu": ["--device", "fakegpu", "--case", "small", "--candidates", "4"],
     "guard_size": ["--cells", "500 rows"],
     "guard_size_metrics": ["--cells", "f1"],
 }
@@ -48,6 +53,72 @@ def test_the_table_holds_figures_beside_earlier_ones_and_what_was_not_run(tmp_pa
     assert "| stream | memory | 4 | – | – |" in lines
     assert "| rival | not run: no_such_package not installed | 0 |" in lines
     assert any("Hummingbird was not run" in line for line in lines)
+
+
+def result(rows: list[dict[str, Any]], gpu: str = "a GPU", smoke: bool = False) -> dict[str, Any]:
+    machine = {"processor": "p", "cores": 2, "system": "s"}
+    return {
+        "date": "2026-01-31T12:00", "commit": "abc", "machine": machine, "versions": {"torch": "2", "python": "3"}, "gpu": gpu,
+        "smoke": smoke, "rows": rows,
+    }  # fmt: skip
+
+
+def arm(name: str, candidates: int, seconds: float, **more: Any) -> dict[str, Any]:
+    return {"arm": name, "candidates": candidates, "stepSeconds": seconds, "rowsPerSecond": 800 / seconds, **more}
+
+
+def test_figures_of_a_gpu_replace_those_of_the_page_and_nothing_else(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"Before.\n\n{gpu.BEGIN}\n\nOld.\n\n{gpu.END}\n\nAfter.\n")
+    wide = [
+        arm("CPU", 1, 9.0),
+        arm("GPU", 1, 0.3),
+        arm("GPU", 64, 0.6, gainsDiffer=2e-12, weightsDiffer=None, runsEqual=True),
+    ]
+    results = {"wide": result(wide), "small": result([], gpu=""), "text": result([], smoke=True)}
+    gpu.write_page(page, gpu.measured_on_gpus(results))
+    text = page.read_text()
+    assert (
+        text.startswith(f"Before.\n\n{gpu.BEGIN}\n\n- Measured 2026-01-31, a GPU, p with 2 cores")
+        and "Old." not in text
+    )
+    assert text.endswith(f"{gpu.END}\n\nAfter.\n")
+    assert "| wide, 64 candidates over one | 2 | no |" in text
+    assert "| wide, candidates: 1, rows a second over the CPU's | 30 | yes |" in text
+    assert "| wide | 64 | GPU | – | – | – | – | – | 2.0e-12 | – | yes |" in text
+    assert "Not measured: small, wide, large batches, softmax, text," in text
+    page.write_text("No marks.")
+    with pytest.raises(SystemExit, match="lacks the lines"):
+        gpu.write_page(page, results)
+
+
+def test_kernels_that_overlap_are_busy_once() -> None:
+    on, off = torch.autograd.DeviceType.CUDA, torch.autograd.DeviceType.CPU
+
+    def event(name: str, at: Any, start: float, end: float) -> SimpleNamespace:
+        return SimpleNamespace(name=name, device_type=at, time_range=SimpleNamespace(start=start, end=end))
+
+    events = [
+        event("add", on, 0, 4),
+        event("mul", on, 2, 6),
+        event("copy", on, 8, 10),
+        event("cudaGraphLaunch", off, 0, 1),
+    ]
+    events += [event("cudaLaunchKernel", off, 1, 2), event("aten::add", off, 0, 3)]
+    found = gpu.kernels_of(SimpleNamespace(events=lambda: events), 20e-6, 2)
+    assert found == {
+        "kernels": 1.5,
+        "launches": 1,
+        "busyMicroseconds": 4,
+        "microseconds": pytest.approx(10),
+        "idle": 0.6,
+    }
+
+
+def test_without_a_gpu_its_benchmark_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_all, "gpus", lambda: 0)
+    [benchmark] = (b for b in run_all.BENCHMARKS if b.gpu)
+    assert run_all.run(benchmark, tmp_path, []).how.startswith("not run: torch")
 
 
 @pytest.mark.nightly

@@ -1,0 +1,523 @@
+"""What does a GPU bring to training, and to the forward pass of trees?
+
+Each case trains with the real loop of one process, from a cache of rows of chance, in several arms: on the CPU with all its
+cores; on the GPU with steps as CUDA graphs; the same with kernels that are started one by one, with float32 rows, and with rows
+that stay in pinned memory and are copied ahead. Seconds are those of an epoch's steps and of its validation, the median over the
+epochs after the first one, in which rows are read, kernels are chosen and graphs are recorded. Kernels are counted by
+torch.profiler over some steps; the GPU's idle time is what they leave of as many steps without the profiler. Gains per epoch and
+the final weights are compared with the CPU's, over the largest of them; and a second run on the GPU with the first, bit by bit.
+
+Trees: a forward pass over rows that lie on the device, against Hummingbird's three implementations there (float32, the best of
+batches of 10,000, 100,000 and all rows), if --hummingbird, or this interpreter, has the package.
+
+    python benchmarks/gpu.py --out gpu.json --page docs/gpu.md                   # all cases, about half an hour
+    python benchmarks/gpu.py --case "wide, large batches" --out gpu.json         # adds a case to gpu.json
+    python benchmarks/gpu.py --read gpu.json --page docs/gpu.md                  # the page of figures that were measured before
+
+Neither Java nor a Spark session is needed, only Spark's Python files. A machine that has torch, numpy, pandas, pyarrow and
+scikit-learn, but no network, is given these, 8 MB, from one with sparkdiff installed:
+
+    cd "$(python -c 'import pathlib, pyspark; print(pathlib.Path(pyspark.__file__).parents[1])')"
+    tar -czf ~/pyspark.tgz --exclude=pyspark/jars --exclude=pyspark/pandas --exclude='*/tests' pyspark py4j     # here
+    mkdir /tmp/spark && tar -xzf pyspark.tgz -C /tmp/spark && export PYTHONPATH=/tmp/spark:.                     # there
+"""
+
+import argparse
+import datetime
+import gc
+import importlib.util
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import ROOT, exit_code, folder_of, markdown, parse, parser, surroundings, write
+from gpu_cases import CASES, INPUT, Case, Start, recipes, start, write_cache
+from hummingbird_arm import FEATURES, forest
+from torch import Tensor
+from tree_forward import nodes_of
+
+from sparkdiff.data.stream import Stream
+from sparkdiff.device import CPU, Place, home, module_of, moved, place, why_no_gpu
+from sparkdiff.evaluation.data import Data, rows_at_once
+from sparkdiff.evaluation.scores import Score, score
+from sparkdiff.stages.trees import RandomForestRegression
+from sparkdiff.training.distributed.worker import objectives
+from sparkdiff.training.loop import Training, train
+
+TREES = "trees"
+FOREST, FEW = (100, 6, 1_000_000), (5, 3, 500)
+"""Trees, depth, rows; of --smoke."""
+PROFILED = 100  # steps
+BOUNDS = {"64 candidates over one": 1.5, "rows a second over the CPU's": 20.0, "trees over Hummingbird": 1.0}
+"""At most, at least, at least."""
+BEGIN, END = "<!-- figures of benchmarks/gpu.py -->", "<!-- end of the figures -->"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way to train: where, and how."""
+
+    name: str
+    gpu: bool = True
+    precision: str = "float64"
+    graphs: bool = True
+    resident: bool = True
+    every: bool = False  # also one candidate alone
+
+    def place(self, device: torch.device) -> Place:
+        return Place(device, getattr(torch, self.precision)) if self.gpu else CPU
+
+
+OWN, PLAIN = Arm("GPU", every=True), Arm("CPU", gpu=False, every=True)
+ARMS = (
+    PLAIN, OWN, Arm("GPU, no graphs", graphs=False), Arm("GPU, float32 rows", precision="float32"),
+    Arm("GPU, rows copied ahead", resident=False),
+)  # fmt: skip
+
+
+# One training ---------------------------------------------------------------------------------------------------------
+
+
+class EnoughError(Exception):
+    """What there is to measure has been measured."""
+
+
+def seconds(at: Place) -> float:
+    """The time, after all that was asked of the device is done."""
+    if not at.on_cpu:
+        module_of(at.device).synchronize(at.device)
+    return time.perf_counter()
+
+
+class Clock:
+    """Times the epochs of a training, and watches the kernels of some steps after them; called after each step and epoch."""
+
+    def __init__(self, at: Place, steps: int, epochs: int):
+        self.at, self.steps, self.epochs = at, steps, epochs
+        self.watched = max(1, min(PROFILED, (steps - 4) // 2)) if at.device.type == "cuda" else 0
+        self.taken: list[float] = []  # seconds of an epoch's steps
+        self.validation: list[float] = []
+        self.result: tuple[Tensor, Tensor] | None = None  # gains (E * K,), weights (K, p)
+        self.kernels: dict[str, float] | None = None
+        self.profile: Any = None
+        self.last = seconds(self.at)
+
+    def __call__(self, training: Training) -> None:
+        if len(self.taken) == len(self.validation) == self.epochs:
+            self._watch(training.step)
+        elif training.step == 0:
+            now = seconds(self.at)
+            self.validation.append(now - self.last)
+            self.last = now
+            if len(self.validation) == self.epochs:
+                gains = torch.stack(training.gains).sum(1)
+                weights = training.state()["candidates"]["u"] if training.parts == 1 else torch.empty(0)
+                self.result = gains, weights.clone()
+                if not self.watched:
+                    raise EnoughError
+        elif training.step == self.steps:
+            now = seconds(self.at)
+            if len(self.taken) == len(self.validation):
+                self.taken.append(0.0)
+            self.taken[-1] += now - self.last  # where memory was short, of all parts of the candidates
+            self.last = now
+
+    def _watch(self, step: int) -> None:
+        """First so many steps by the clock, then as many with the profiler."""
+        if step == 2:
+            self.last = seconds(self.at)
+        elif step == 2 + self.watched:
+            self.wall = seconds(self.at) - self.last
+            self.profile = profiler().__enter__()
+        elif step == 2 + 2 * self.watched:
+            seconds(self.at)
+            self.profile.__exit__(None, None, None)
+            self.kernels = kernels_of(self.profile, self.wall, self.watched)
+            raise EnoughError
+
+
+def profiler() -> Any:
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    return torch.profiler.profile(activities=activities)
+
+
+def kernels_of(profile: Any, wall: float, times: int) -> dict[str, float]:
+    """What the profiler saw in `times` steps, which take `wall` seconds without it.
+
+    Source of the names of launches: the CUDA runtime's and driver's API.
+    """
+    events = list(profile.events())
+    device = torch.autograd.DeviceType.CUDA
+    spans = sorted(
+        (e.time_range.start, e.time_range.end)
+        for e in events
+        if e.device_type == device and not getattr(e, "is_user_annotation", False)
+    )
+    busy, end = 0.0, -1.0
+    for first, last in spans:
+        busy += max(0.0, last - max(first, end))
+        end = max(end, last)
+    starts = ("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch", "cudaMemcpyAsync", "cudaMemsetAsync")
+    launches = sum(e.device_type != device and e.name.startswith(starts) for e in events)
+    return {
+        "kernels": len(spans) / times, "launches": launches / times, "busyMicroseconds": busy / times,
+        "microseconds": 1e6 * wall / times, "idle": max(0.0, 1 - busy / (1e6 * wall)),
+    }  # fmt: skip
+
+
+def run(
+    case: Case, arm: Arm, number: int, epochs: int, ground: "Ground", device: torch.device
+) -> tuple[dict[str, Any], tuple[Tensor, Tensor] | None]:
+    """One training of so many candidates; what it took, and its gains and weights."""
+    at, began = arm.place(device), ground.start
+    stream = ground.stream.on(at, resident=arm.resident)
+    clock = Clock(at, stream.steps("train", case.batchSize), epochs)
+    training = Training(
+        began.network.clone(), recipes(number), began.options, began.units, ground.original, began.stats
+    )
+    training.graphs = arm.graphs
+    training.move(at)
+    objective, metric = objectives(began.options, began.network, began.label)
+    data = Data(stream, {INPUT: "c0"}, rows=rows_at_once(began.network, stream))
+    with peak(at) as memory:
+        with suppress(EnoughError):
+            train(training, data, objective, metric, clock)
+        stream.leave()
+    taken, rows = statistics.median(clock.taken[1:]), stream.rows("train")
+    return {
+        "arm": arm.name, "candidates": number, "firstEpochSeconds": clock.taken[0], "stepSeconds": taken,
+        "rowsPerSecond": rows / taken, "validationSeconds": statistics.median(clock.validation[1:]), **memory,
+        **({"watched": clock.kernels} if clock.kernels else {}),
+        **({"fallbacks": training.fallbacks} if training.fallbacks else {}),
+    }, clock.result  # fmt: skip
+
+
+@contextmanager
+def peak(at: Place) -> Iterator[dict[str, int]]:
+    """The most memory of the device that is in use meanwhile, where the device counts it."""
+    out: dict[str, int] = {}
+    gc.collect()
+    module = None if at.on_cpu else module_of(at.device)
+    if module is not None:
+        module.empty_cache()
+    counts = hasattr(module, "max_memory_allocated")
+    if counts:
+        module.reset_peak_memory_stats(at.device)
+    yield out
+    if counts:
+        out["peakBytes"] = module.max_memory_allocated(at.device)
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What all trainings of a case share."""
+
+    start: Start
+    stream: Stream
+    original: Score
+
+
+def measure(case: Case, epochs: int, folder: Path, device: torch.device | None) -> Iterator[list[dict[str, Any]]]:
+    """All arms of a case, for each number of candidates."""
+    cache = folder / case.data
+    if not cache.exists():
+        cache.mkdir(parents=True)
+        write_cache(cache, case)
+    began = start(case, epochs + 1)
+    _, metric = objectives(began.options, began.network, began.label)
+    with Stream(cache, backend="arrow", seed=began.options.seed) as stream:
+        data = Data(stream, {INPUT: "c0"}, rows=rows_at_once(began.network, stream))
+        ground = Ground(began, stream, score(began.network, data, "validation", metric))
+        for number in case.candidates:
+            reference: tuple[Tensor, Tensor] | None = None
+            rows = []
+            for arm in ARMS:
+                if (arm.gpu and device is None) or not (arm.every or number > 1):
+                    continue
+                row, result = run(case, arm, number, epochs, ground, device or CPU.device)
+                if arm.gpu and result and reference:
+                    row["gainsDiffer"], row["weightsDiffer"] = map(apart, result, reference)
+                if arm is PLAIN:
+                    reference = result
+                elif arm is OWN:
+                    _, again = run(case, arm, number, epochs, ground, device or CPU.device)
+                    row["runsEqual"] = result is not None and again is not None and all(map(same, result, again))
+                rows.append(row)
+                print(f"{case.name}: {number} candidates, {arm.name}: {row['stepSeconds']:.3g} s an epoch", flush=True)
+            yield rows
+
+
+def apart(x: Tensor, y: Tensor) -> float | None:
+    """The largest difference over the largest entry; None where there is nothing to compare."""
+    return float((x - y).abs().max() / y.abs().max()) if x.shape == y.shape and len(y) else None
+
+
+def same(x: Tensor, y: Tensor) -> bool:
+    return x.shape == y.shape and bool((x == y).logical_or(x.isnan() & y.isnan()).all())
+
+
+# Trees ----------------------------------------------------------------------------------------------------------------
+
+
+def measure_trees(given: argparse.Namespace, device: torch.device | None) -> list[dict[str, Any]]:
+    trees, depth, rows = FEW if given.smoke else FOREST
+    fitted, some = forest(trees, depth)
+    module = RandomForestRegression(nodes_of(fitted), None, ("predictionCol",), "forest").requires_grad_(False)
+    x = torch.from_numpy(np.random.default_rng(1).standard_normal((rows, FEATURES)).astype(np.float32)).double()
+    expected = torch.from_numpy(fitted.predict(x[: len(some)].numpy().astype(np.float32)))
+    out = []
+    for name, at in (("CPU", CPU), *([("GPU", Place(device))] if device is not None else [])):
+        forward = partial(moved(module, at.device).margin, at.numbers(x))
+        with peak(at) as memory, torch.no_grad():
+            found = home(forward()[: len(some)])
+            assert (found - expected).abs().max() < 1e-12 * expected.abs().max()
+            taken = statistics.median(pass_seconds(forward, at) for _ in range(1 if given.smoke else 5))
+            row = {"arm": name, "stepSeconds": taken, "rowsPerSecond": rows / taken}
+            if at.device.type == "cuda":
+                with profiler() as profile:
+                    pass_seconds(forward, at)
+                row["watched"] = kernels_of(profile, taken, 1)
+        out.append(row | memory)
+    rival = hummingbird(given, trees, depth, rows)
+    if rival:
+        out += [{"arm": f"Hummingbird, {n}", "stepSeconds": t, "rowsPerSecond": rows / t} for n, t in rival.items()]
+    return out
+
+
+def pass_seconds(forward: Callable[[], object], at: Place) -> float:
+    began = seconds(at)
+    forward()
+    return seconds(at) - began
+
+
+def hummingbird(given: argparse.Namespace, trees: int, depth: int, rows: int) -> dict[str, float]:
+    """Seconds of a pass of each of Hummingbird's implementations on the GPU; none where there is no GPU or no Hummingbird."""
+    if given.device.partition(":")[0] != "cuda":
+        return {}
+    if given.hummingbird is None and importlib.util.find_spec("hummingbird") is None:
+        print("Hummingbird is left out: this interpreter has no hummingbird-ml, and no --hummingbird PYTHON was given.")
+        return {}
+    command = [
+        str(given.hummingbird or sys.executable),
+        "-W",
+        "ignore",
+        str(ROOT / "benchmarks" / "hummingbird_arm.py"),
+    ]
+    done = subprocess.run(
+        [*command, str(trees), str(depth), "--device", given.device, "--rows", str(rows)], stdout=subprocess.PIPE, text=True,
+        check=True,
+    )  # fmt: skip
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+# Results --------------------------------------------------------------------------------------------------------------
+
+Results = Mapping[str, Mapping[str, Any]]
+"""By case: the machine, and the rows."""
+
+
+def verdicts(results: Results) -> dict[str, tuple[float, bool]]:
+    """What is wanted, as it was measured on a GPU: the figure, and whether it is good enough."""
+    out: dict[str, tuple[float, bool]] = {}
+    for name, result in results.items():
+        found = {(r["arm"], r.get("candidates")): r for r in result["rows"]}
+        if name == TREES:
+            rivals = [r["rowsPerSecond"] for r in result["rows"] if r["arm"].startswith("Hummingbird")]
+            if rivals and ("GPU", None) in found:
+                ratio = found["GPU", None]["rowsPerSecond"] / max(rivals)
+                out["trees, rows a second over Hummingbird's best"] = ratio, ratio >= BOUNDS["trees over Hummingbird"]
+            continue
+        case = CASES[name]
+        if case.search and {("GPU", 1), ("GPU", 64)} <= set(found):
+            ratio = found["GPU", 64]["stepSeconds"] / found["GPU", 1]["stepSeconds"]
+            out[f"{name}, 64 candidates over one"] = ratio, ratio <= BOUNDS["64 candidates over one"]
+        for number in case.candidates if case.table else ():
+            if {("GPU", number), ("CPU", number)} <= set(found):
+                ratio = found["GPU", number]["rowsPerSecond"] / found["CPU", number]["rowsPerSecond"]
+                good = ratio >= BOUNDS["rows a second over the CPU's"]
+                out[f"{name}, candidates: {number}, rows a second over the CPU's"] = ratio, good
+    return out
+
+
+def figures(results: Results) -> dict[str, float]:
+    out = {}
+    for name, result in results.items():
+        for r in result["rows"]:
+            number = f", candidates: {r['candidates']}" if "candidates" in r else ""
+            out[f"{name}{number}, {r['arm']}, rows a second"] = r["rowsPerSecond"]
+    return out | {name: ratio for name, (ratio, _) in verdicts(results).items()}
+
+
+def number(x: float | None, form: str) -> str:
+    return "–" if x is None else format(x, form)
+
+
+def tables(results: Results) -> str:
+    """What each arm took, and what the profiler saw and the numbers are."""
+    speed, kernels = [], []
+    for name, result in results.items():
+        cpu = {r.get("candidates"): r["rowsPerSecond"] for r in result["rows"] if r["arm"] == "CPU"}
+        for r in result["rows"]:
+            row = [name, str(r.get("candidates", "")), r["arm"]]
+            gib = r["peakBytes"] / 2**30 if "peakBytes" in r else None
+            speed.append([
+                *row, f"{r['stepSeconds']:.3g}", f"{r['rowsPerSecond']:,.0f}",
+                f"{r['rowsPerSecond'] / cpu[r.get('candidates')]:.3g}" if r.get("candidates") in cpu else "–",
+                number(r.get("validationSeconds"), ".3g"), number(gib, ".2f"), "; ".join(r.get("fallbacks", [])),
+            ])  # fmt: skip
+            if "watched" not in r and "gainsDiffer" not in r:
+                continue
+            watched = r.get("watched", {})
+            kernels.append([
+                *row, *(number(watched.get(k), ".4g") for k in ("kernels", "launches", "busyMicroseconds", "microseconds")),
+                number(watched.get("idle"), ".0%"), number(r.get("gainsDiffer"), ".1e"), number(r.get("weightsDiffer"), ".1e"),
+                {True: "yes", False: "no"}.get(r.get("runsEqual"), ""),  # type: ignore[arg-type]
+            ])  # fmt: skip
+    first = ["case", "candidates", "arm"]
+    head = [
+        *first, "seconds of an epoch's steps, or of a pass", "rows a second", "over the CPU's", "validation, s",
+        "peak GPU memory, GiB", "where memory was short",
+    ]  # fmt: skip
+    second = [
+        *first, "kernels a step", "launches a step", "µs busy", "µs a step", "GPU idle", "gains differ from the CPU's",
+        "weights", "two runs equal",
+    ]  # fmt: skip
+    return markdown(head, speed) + ("\n\n" + markdown(second, kernels) if kernels else "")
+
+
+def section(results: Results) -> str:
+    """What stands in the page between its marks: machines and dates, the bounds, the tables, and what wasn't measured."""
+    where: dict[str, list[str]] = {}
+    for name, r in results.items():
+        machine, versions = r["machine"], r["versions"]
+        text = (
+            f"{r['date'][:10]}, {r['gpu']}, {machine['processor']} with {machine['cores']} cores, {machine['system']}, Python "
+            f"{versions['python']}, torch {versions['torch']}, commit {r['commit'] or 'unknown'}"
+        )
+        where.setdefault(text, []).append(name)
+    sizes = [f"- {n}: {CASES[n].text}" for n in results if n in CASES]
+    if TREES in results:
+        sizes.append(f"- {TREES}: {FOREST[0]} trees of depth {FOREST[1]}, {FOREST[2]:,} rows × {FEATURES}")
+    wanted = [[n, f"{v:.3g}", "yes" if good else "no"] for n, (v, good) in verdicts(results).items()]
+    absent = [n for n in (*CASES, TREES) if n not in results]
+    return "\n\n".join([
+        "\n".join(f"- Measured {text}: {', '.join(names)}" for text, names in where.items()),
+        "\n".join(sizes),
+        *([markdown(["wanted", "found", "good enough"], wanted)] if wanted else []),
+        tables(results),
+        *([f"Not measured: {', '.join(absent)}."] if absent else []),
+        *(["Hummingbird was not measured: it wasn't there."] if TREES in results and not rivals(results) else []),
+    ])  # fmt: skip
+
+
+def rivals(results: Results) -> bool:
+    return any(r["arm"].startswith("Hummingbird") for r in results[TREES]["rows"])
+
+
+def write_page(path: Path, results: Results) -> None:
+    """Put the figures between the page's marks."""
+    text = path.read_text(encoding="utf-8")
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise SystemExit(f"{path} lacks the lines {BEGIN} and {END}: write them where the figures are to stand")
+    path.write_text(f"{before}{BEGIN}\n\n{section(results)}\n\n{END}{after}", encoding="utf-8")
+
+
+def measured(
+    given: argparse.Namespace, name: str, folder: Path, device: torch.device | None
+) -> Iterator[list[dict[str, Any]]]:  # fmt: skip
+    """The rows of a case, some at a time."""
+    if name == TREES:
+        yield measure_trees(given, device)
+        return
+    case = CASES[name].small() if given.smoke else CASES[name]
+    chosen = [k for k in case.candidates if not given.candidates or k in given.candidates]
+    yield from measure(replace(case, candidates=tuple(chosen)), given.epochs, folder, device)
+
+
+def kept(
+    before: Mapping[str, Any] | None, about: Mapping[str, Any], rows: list[dict[str, Any]]
+) -> list[dict[str, Any]]:  # fmt: skip
+    """The rows of an earlier result on this machine that these do not replace."""
+    if before is None or any(before[k] != about[k] for k in ("gpu", "machine", "versions", "commit", "smoke")):
+        return []
+    new = {r.get("candidates") for r in rows}
+    return [r for r in before["rows"] if r.get("candidates") not in new]
+
+
+def measured_on_gpus(results: Results) -> dict[str, Any]:
+    return {name: dict(r) for name, r in results.items() if r["gpu"] and not r["smoke"]}
+
+
+def device_of(name: str) -> torch.device | None:
+    """The device that is measured beside the CPU; None for none."""
+    if name == "cpu":
+        return None
+    if name == "fakegpu":  # of the tests: what runs there is right, and slow
+        sys.path.insert(0, str(ROOT / "tests"))
+        importlib.import_module("fake_gpu")
+        return torch.device(name, 0)
+    return place(name, "float64").device
+
+
+def main() -> int:
+    p = parser(__doc__)
+    p.add_argument("--device", help="cuda, cuda:<number> or cpu; if not given, cuda where there is one")
+    p.add_argument(
+        "--case", nargs="+", choices=[*CASES, TREES], default=[*CASES, TREES], metavar="NAME", help="only these"
+    )
+    p.add_argument("--candidates", type=int, nargs="+", metavar="NUMBER", help="only these numbers of candidates")
+    p.add_argument("--epochs", type=int, default=3, help="epochs of each training; the first one does not count")
+    p.add_argument("--folder", type=Path, help="where the caches go; if not given, a folder that is deleted at the end")
+    p.add_argument("--hummingbird", type=Path, metavar="PYTHON", help="an interpreter that can import hummingbird")
+    p.add_argument(
+        "--read", nargs="+", default=[], metavar="FILE", help="measure nothing: take the results of these files"
+    )
+    p.add_argument("--page", type=Path, metavar="FILE", help="the page whose section of figures is replaced")
+    given = parse(p, epochs=2)
+    results: dict[str, Any] = {}
+    for file in given.read or ([given.out] if given.out and given.out.exists() else []):
+        results |= json.loads(Path(file).read_text())["results"]
+    if not given.read:
+        given.device = given.device or ("cuda" if torch.cuda.is_available() else "cpu" if given.smoke else "")
+        if not given.device:
+            if given.page:
+                raise SystemExit(
+                    f"--page needs figures of a GPU, and {why_no_gpu()}; or --read those of an earlier run"
+                )
+            print(f"Not run: {why_no_gpu()}. With --device cpu, the CPU alone is measured.")
+            return 0
+        device, folder = device_of(given.device), folder_of(given)
+        about = {**surroundings(), "smoke": given.smoke, "gpu": ""}
+        if device is not None and device.type == "cuda":
+            about["gpu"] = f"{module_of(device).get_device_name(device)} with CUDA {torch.version.cuda}"
+        for name in given.case:
+            for rows in measured(given, name, folder, device):
+                now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+                results[name] = {**about, "date": now, "rows": [*kept(results.get(name), about, rows), *rows]}
+                write(given, results, figures(results))  # at once: the rest may take too long
+    real = measured_on_gpus(results)
+    print("\n" + tables(results))
+    missed = [f"{name}: {ratio:.3g}" for name, (ratio, good) in verdicts(real).items() if not good]
+    for line in missed:
+        print(f"missed: {line}")
+    if given.page:
+        if not real:
+            raise SystemExit(f"--page needs figures of a GPU, and these are none of one: {given.page} stays as it is")
+        write_page(given.page, real)
+    return exit_code(given, missed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
