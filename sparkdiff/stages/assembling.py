@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sparkdiff.errors import InputError
-from sparkdiff.rows import Rows, SparseRows, offsets_of
+from sparkdiff.rows import Rows, SparseRows, known_any, offsets_of
 from sparkdiff.stages.affine import Affine, AffineForm, Parameters
 from sparkdiff.stages.base import register
 
@@ -34,7 +34,7 @@ class VectorAssembler(Affine):
         parts = [c[:, None] if isinstance(c, Tensor) and c.ndim == 1 else c for c in columns]
         if not self.keep:
             for name, column in zip(self.names, columns, strict=True):
-                if isinstance(column, Tensor) and column.ndim == 1 and bool(column.isnan().any()):
+                if isinstance(column, Tensor) and column.ndim == 1 and known_any(column.isnan()):
                     raise InputError(
                         f"{self.uid}: column {name!r} holds null or NaN, which handleInvalid='error' refuses; "
                         "impute the column, or set handleInvalid to 'keep'"
@@ -49,8 +49,9 @@ class VectorAssembler(Affine):
 
     def narrowed(self, columns: Sequence[Tensor | None], widths: Sequence[int]) -> tuple[Affine, Tensor | None]:
         parts, first = [], 0
+        device = next((c.device for c in columns if c is not None), None)
         for reached, width in zip(columns, widths, strict=True):
-            parts.append(torch.arange(first, first + width) if reached is None else reached + first)
+            parts.append(torch.arange(first, first + width, device=device) if reached is None else reached + first)
             first += width
         return self, torch.cat(parts)
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparkdiff.errors import InputError
-from sparkdiff.rows import Rows, SparseRows, dense, taken
+from sparkdiff.rows import Rows, SparseRows, dense, known_any, taken
 from sparkdiff.stages.affine import Affine, AffineForm, MatrixProduct, Parameters
 from sparkdiff.stages.base import parameter, register, tensor
 from sparkdiff.stages.constraints import Constraint, LogProbabilities, Positive
@@ -126,7 +126,7 @@ class Counting(NaiveBayes):
         """Raise InputError if an entry is outside the domain, as Spark does."""
         entries = x.values if isinstance(x, SparseRows) else x
         good = self.good(entries)
-        if not bool(good.all()):
+        if known_any(~good):
             raise InputError(
                 f"{self.uid}: column {self.column!r} holds {entries[~good][0].item()!r}, but must hold "
                 f"{self.rule}; scale or binarize the column first"
@@ -248,7 +248,7 @@ class Gaussian(NaiveBayes):
     def margin(self, x: Rows) -> Tensor:  # type: ignore[override]  # one input column; (n, k)
         logs = torch.log(self.sigma).sum(1)
         at_once = max(1, ENTRIES // max(1, self.theta.shape[1]))
-        parts = [taken(x, rows) for rows in torch.arange(len(x)).split(at_once)]
+        parts = [taken(x, rows) for rows in torch.arange(len(x), device=x.device).split(at_once)]
         squares = torch.cat([self._squares(dense(part)) for part in parts])
         return self.pi - (squares + logs) / 2
 

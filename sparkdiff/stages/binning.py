@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sparkdiff import jvm
 from sparkdiff.errors import InputError
 from sparkdiff.jvm import encoders as spark
-from sparkdiff.rows import Nulls, Rows, SparseRows, dense
+from sparkdiff.rows import Nulls, Rows, SparseRows, dense, known_any, on_gpu
 from sparkdiff.stages.base import StageModule, each_column, register, tensor
 from sparkdiff.stages.constraints import Constraint, Ordered
 from sparkdiff.stages.trainable import FeatureStats, LabelStats
@@ -120,7 +120,9 @@ class Binarizer(Comparing):
         if isinstance(x, SparseRows) and bool(threshold >= 0):
             return x.with_values(self.step(x.values, x.values > threshold, threshold, tau))
         x = dense(x)
-        above = ~(x <= threshold) if x.ndim == 2 and bool(threshold < 0) else x > threshold
+        above = x > threshold
+        if x.ndim == 2 and (on_gpu(x) or bool(threshold < 0)):
+            above = torch.where(threshold < 0, ~(x <= threshold), above)
         return self.step(x.flatten(), above.flatten(), threshold, tau).view_as(x)
 
     def step(self, x: Tensor, above: Tensor, threshold: Tensor, tau: Tensor) -> Tensor:
@@ -230,13 +232,13 @@ class Bucketizer(Comparing):
         empty = x.isnan()
         # Where nobody tells null from NaN, NaN is what the stage takes.
         null = (torch.zeros_like(empty) if self.keep else empty) if null is None else null
-        if not self.keep and bool((empty & ~null).any()):
+        if not self.keep and known_any(empty & ~null):
             raise InputError(
                 f"{self.uid}: column {name!r} holds NaN, which handleInvalid='error' refuses; impute the "
                 "column, or set handleInvalid to 'keep'"
             )
         outside = (x < splits[0]) | (x > splits[-1]) | ((x == splits[0]) & (ordered_bits(x) < ordered_bits(splits[:1])))
-        if bool((outside & ~null).any()):
+        if known_any(outside & ~null):
             raise InputError(
                 f"{self.uid}: column {name!r} holds {x[outside & ~null][0].item()!r}, outside the splits "
                 f"{splits[0].item()!r} to {splits[-1].item()!r}; clean the column, or use -inf and inf as the "
@@ -285,6 +287,6 @@ class Bucketizer(Comparing):
 
 
 def ordered_bits(x: Tensor) -> Tensor:
-    """Integers in the order of Java's Double.compare, in which -0.0 comes before 0.0; float64 -> int64."""
-    bits = x.contiguous().view(torch.int64)
-    return torch.where(bits < 0, bits ^ 0x7FFFFFFFFFFFFFFF, bits)
+    """Integers in the order of Java's Double.compare, in which -0.0 comes before 0.0; float64 -> int64, float32 -> int32."""
+    bits = x.contiguous().view(torch.int64 if x.dtype == torch.float64 else torch.int32)
+    return torch.where(bits < 0, bits ^ torch.iinfo(bits.dtype).max, bits)

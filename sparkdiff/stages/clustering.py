@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.jvm import mllib
-from sparkdiff.rows import Rows, SparseRows
+from sparkdiff.rows import Rows, SparseRows, known_any
 from sparkdiff.stages.base import parameter, register, tensor
 from sparkdiff.stages.constraints import Constraint, Covariance, Probabilities, UnitNorm
 from sparkdiff.stages.predictor import Predictor, first_largest, lead
@@ -64,12 +64,12 @@ class KMeans(Clusters):
 
     def margin(self, x: Rows) -> Tensor:  # type: ignore[override]  # (n, d) -> (n, k)
         centers, square = self.clusterCenters, squares(x)
-        if bool(square.isnan().any()):  # Spark: "Both norms should be greater or equal to 0.0"
+        if known_any(square.isnan()):  # Spark: "Both norms should be greater or equal to 0.0"
             raise InputError(
                 f"{self.uid}: the features of a row hold NaN or null, so the row has no distance; impute or drop it"
             )
         if self.cosine:
-            if not bool((square > 0).all()):
+            if known_any(~(square > 0)):
                 raise InputError(
                     f"{self.uid}: the features of a row are all 0, so the row has no cosine distance; drop such rows"
                 )
@@ -165,7 +165,7 @@ class GaussianMixture(Clusters):
     def roots(self) -> tuple[Tensor, Tensor]:
         """The root R (k, d, d) of each covariance's pseudo-inverse, R'R, and the density's constant (k,); no gradient."""
         values, vectors = torch.linalg.eigh(self.sigmas.detach())
-        kept = values > EPSILON * values.amax(1, keepdim=True) * values.shape[1]
+        kept = values > torch.finfo(values.dtype).eps * values.amax(1, keepdim=True) * values.shape[1]
         roots = torch.where(kept, (1 / torch.where(kept, values, 1.0)).sqrt(), 0.0)[:, :, None] * vectors.mT
         logarithms = torch.where(kept, torch.where(kept, values, 1.0).log(), 0.0).sum(1)
         return roots, -0.5 * (values.shape[1] * math.log(2 * math.pi) + logarithms)
@@ -200,7 +200,7 @@ class GaussianMixture(Clusters):
         return margin
 
     def cost(self, margin: Tensor) -> Tensor:
-        floor = margin.new_tensor(self.classes * EPSILON).log()
+        floor = margin.new_full((), self.classes * EPSILON).log()
         return -torch.logaddexp(margin.clamp_min(-1e6).logsumexp(1), floor)  # no NaN from a weight of 0
 
     def own_loss(self) -> tuple[str, dict[str, float]]:

@@ -5,6 +5,8 @@ stage.
 import torch
 from torch import Tensor
 
+from sparkdiff.rows import running_sum
+
 
 class Constraint:
     """A map from moves u, which optimizers and anchors act on, to parameters; u = 0 gives the start bit for bit.
@@ -84,7 +86,7 @@ class Ordered(Constraint):
         finite = start.isfinite()
         step, inner = self._steps(start)
         grown = torch.where(inner, step * torch.expm1(move), torch.where(finite, move, 0.0))
-        return torch.where(finite, start + grown.cumsum(-1), start)
+        return torch.where(finite, start + running_sum(grown), start)
 
     def moved(self, start: Tensor, value: Tensor) -> Tensor:
         (before, inner), (after, _) = self._steps(start), self._steps(value)
@@ -160,4 +162,4 @@ class Covariance(Constraint):
         """The lower root of each matrix and whether it has one, (...) -> (..., 1, 1); of one that has none the identity."""
         root, failed = torch.linalg.cholesky_ex(x)
         found = (failed == 0)[..., None, None]
-        return torch.where(found, root, torch.eye(x.shape[-1], dtype=x.dtype)), found
+        return torch.where(found, root, torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)), found

@@ -61,7 +61,7 @@ class Word2Vec(Prepared, MatrixProduct):
                 room["vectors"].add_(gradients[0] @ slope.mT)
             return vectors.mT @ gradients[0]
 
-        return AffineForm([vectors @ slope, torch.zeros(1, slope.shape[-1], dtype=slope.dtype)], 0.0, back)
+        return AffineForm([vectors @ slope, slope.new_zeros(1, slope.shape[-1])], 0.0, back)
 
     def original_inputs(self, x: Rows, length: Tensor) -> tuple[pa.Array]:  # type: ignore[override]
         if isinstance(x, SparseRows):

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparkdiff.errors import InputError
-from sparkdiff.rows import Nulls, Rows, SparseRows, offsets_of
+from sparkdiff.rows import Nulls, Rows, SparseRows, known_any, offsets_of, on_gpu
 from sparkdiff.stages.base import StageModule, each_column, register
 
 SPARSE_FROM = 1024
@@ -45,14 +45,14 @@ class OneHotEncoder(StageModule):
         return each_column(self.encode, columns, nulls, self.sizes, self.names)
 
     def encode(self, x: Tensor, null: Tensor | None, size: int, name: str) -> Rows:
-        if null is None or not bool(null.any()):
+        if null is None or not (on_gpu(null) or bool(null.any())):
             return self.hot(x, size, name)
         out = self.hot(torch.where(null, 0.0, x), size, name)
         return out.with_nan(null) if isinstance(out, SparseRows) else torch.where(null[:, None], torch.nan, out)
 
     def hot(self, x: Tensor, size: int, name: str) -> Rows:
         valid = (x >= 0) & (x < size)  # NaN is invalid
-        if not self.keep and not bool(valid.all()):
+        if not self.keep and known_any(~valid):
             raise InputError(
                 f"{self.uid}: column {name!r} holds the index {x[~valid][0].item()!r}, but the categories are 0 to {size - 1}; "
                 "set handleInvalid to 'keep', or clean the column"

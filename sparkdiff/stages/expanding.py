@@ -10,6 +10,8 @@ from torch import Tensor
 from sparkdiff.rows import Rows, SparseRows, offsets_of
 from sparkdiff.stages.base import StageModule, register
 
+CPU = torch.device("cpu")
+
 
 @register("pyspark.ml.feature.PolynomialExpansion")
 class PolynomialExpansion(StageModule):
@@ -35,7 +37,7 @@ class PolynomialExpansion(StageModule):
         return self.expanded_sparse(x) if isinstance(x, SparseRows) else self.expanded(x)
 
     def expanded(self, x: Tensor) -> Tensor:
-        levels, place = monomials(x.shape[1], self.degree)
+        levels, place = monomials(x.shape[1], self.degree, x.device)
         products = [x.new_ones(len(x), 1)]
         for shorter, feature in levels:
             products.append(times(products[-1][:, shorter], x[:, feature]))
@@ -44,15 +46,16 @@ class PolynomialExpansion(StageModule):
     def expanded_sparse(self, x: SparseRows) -> SparseRows:
         # A row's first entry, and the last that may be multiplied with next.
         begin, last = x.offsets[:-1], x.offsets[1:] - 1
-        of, product, place = torch.arange(len(x)), x.values.new_ones(len(x)), torch.full((len(x),), -1)
+        of, product = torch.arange(len(x), device=x.device), x.values.new_ones(len(x))
+        place = torch.full_like(of, -1)
         found = []
         for level in range(self.degree):
             number = last - begin[of] + 1
-            longer = torch.repeat_interleave(torch.arange(len(number)), number)
-            entry = begin[of][longer] + torch.arange(len(longer)) - (number.cumsum(0) - number)[longer]
+            longer = torch.repeat_interleave(torch.arange(len(number), device=x.device), number)
+            entry = begin[of][longer] + torch.arange(len(longer), device=x.device) - (number.cumsum(0) - number)[longer]
             of, last = of[longer], entry
             product = times(product[longer], x.values[entry])
-            place = place[longer] + skipped(x.width, self.degree - level)[x.indices[entry]]
+            place = place[longer] + skipped(x.width, self.degree - level, x.device)[x.indices[entry]]
             kept = product != 0
             of, last, product, place = of[kept], last[kept], product[kept], place[kept]
             found.append((of, place, product))
@@ -68,19 +71,23 @@ def times(product: Tensor, factor: Tensor) -> Tensor:
     return torch.where((product == 0) & ~factor.isfinite(), 0.0, product * factor)
 
 
-def skipped(width: int, degree: int) -> Tensor:
+@cache
+def skipped(width: int, degree: int, device: torch.device = CPU) -> Tensor:
     """Per feature (width,) the number of monomials, 1 among them, of the features before it up to this degree."""
-    return torch.tensor([math.comb(j + degree, degree) for j in range(width)], dtype=torch.int64)
+    return torch.tensor([math.comb(j + degree, degree) for j in range(width)], dtype=torch.int64, device=device)
 
 
 @cache
-def monomials(width: int, degree: int) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+def monomials(width: int, degree: int, device: torch.device = CPU) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
     """How to multiply them up, and where they go.
 
     Returns:
         per degree the monomial of one degree less, and the feature, no later than its others, that it is multiplied with;
         and for each place of the output the number of its monomial, counted degree by degree.
     """
+    if device != CPU:
+        levels, place = monomials(width, degree)
+        return [(shorter.to(device), last.to(device)) for shorter, last in levels], place.to(device)
     last, place = torch.tensor([width - 1]), torch.tensor([-1])
     levels, places = [], []
     for level in range(degree):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from sparkdiff.rows import Rows, SparseRows
+from sparkdiff.rows import Rows, SparseRows, on_gpu
 from sparkdiff.stages.base import parameter, register, tensor
 from sparkdiff.stages.linear import coefficient_units, product
 from sparkdiff.stages.predictor import LeastSquares, Predictor, ProbabilisticClassifier
@@ -35,13 +35,13 @@ class Factorized(Predictor):
 
     def margin(self, x: Rows) -> Tensor:  # type: ignore[override]  # (n, d) -> (n,)
         out = self.intercept + product(x, self.linear)
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or on_gpu(out):  # a GPU adds up in its own order anyway
             total, squares = product(x, self.factors.T), product(_squared(x), (self.factors * self.factors).T)
             return out + 0.5 * (total * total - squares).sum(1)
         # What is left of two large squares depends on each rounding: Spark's order of operations, factor by factor.
         for factor in self.factors.T:
             if isinstance(x, SparseRows):
-                entries, none = x.values * factor[x.indices], torch.zeros(len(x), dtype=x.values.dtype)
+                entries, none = x.values * factor[x.indices], x.values.new_zeros(len(x))
                 total, squares = (none.index_add(0, x.rows(), part) for part in (entries, entries * entries))
             else:
                 entries = x * factor

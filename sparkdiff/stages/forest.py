@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from sparkdiff.device import moved
 from sparkdiff.jvm import trees as spark
 from sparkdiff.jvm.nodes import Nodes
-from sparkdiff.rows import Rows, SparseRows
+from sparkdiff.rows import Rows, SparseRows, on_gpu
 from sparkdiff.stages.base import parameter, tensor
 from sparkdiff.stages.gates import SHARPNESS, Gates, StraightThrough
 from sparkdiff.stages.predictor import Predictor
@@ -73,7 +74,7 @@ class Trees(Predictor):
 
     def share(self) -> Tensor:
         """The factor of each tree's leaf in the margin, (T,)."""
-        return self.treeWeights * self.factor if self.boosted else torch.ones(self.nodes.trees, dtype=torch.float64)
+        return self.treeWeights * self.factor if self.boosted else self.leaves.new_ones(self.nodes.trees)
 
     def table(self) -> Tensor:
         """The contribution of each leaf to the margin, (L,) or (L, k)."""
@@ -88,7 +89,7 @@ class Trees(Predictor):
         if not (torch.is_grad_enabled() and (self.thresholds.requires_grad or _wants_gradient(x))):
             return self.gathered(self.route(x)) if table.requires_grad else self.router.total(x, self.thresholds, table)
         if self._gates is None:
-            self._gates = Gates(self.nodes)
+            self._gates = Gates(self.nodes) if not on_gpu(table) else moved(Gates(self.nodes), table.device)
         rows = self._gates.read(x)
         wide = table if table.ndim == 2 else table[:, None]
         parts = []
@@ -158,7 +159,7 @@ class Trees(Predictor):
         """
         for feature, values in self.values.items():
             at = self.feature == feature
-            now, was = self.thresholds[at], self.fitted_thresholds()[at]
+            now, was = self.thresholds[at], self.fitted_thresholds().to(at.device)[at]
             above, before = (torch.searchsorted(values, t, right=True) for t in (now, was))
             middle = (values[(above - 1).clamp_min(0)] + values[above.clamp_max(len(values) - 1)]) / 2
             outside = (above == 0) | (above == len(values))

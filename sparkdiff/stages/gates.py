@@ -13,13 +13,15 @@ import torch
 from torch import Tensor
 
 from sparkdiff.jvm.nodes import Nodes
-from sparkdiff.rows import Rows, SparseRows
+from sparkdiff.rows import Rows, SparseRows, on_gpu
 from sparkdiff.stages.routing import Subsets
 
 SHARPNESS = 0.3
 """tau in standard deviations of the feature."""
 ENTRIES = 1 << 24
 """Largest number of entries of one array (128 MiB of doubles)."""
+GPU_ENTRIES = 1 << 26
+"""The same on a GPU, where small arrays take as long as large ones."""
 
 
 class Gates:
@@ -61,7 +63,7 @@ class Gates:
         return list(zip(self.bounds[:-1], self.bounds[1:], strict=True))
 
     def rows_at_once(self, width: int) -> int:
-        return max(1, ENTRIES // (self.size * width))
+        return max(1, (GPU_ENTRIES if on_gpu(self.roots) else ENTRIES) // (self.size * width))
 
     def read(self, x: Rows) -> Tensor:
         """The columns that are read, (n, u), with derivatives; sparse rows are never made dense."""
@@ -71,18 +73,22 @@ class Gates:
         if not len(self.columns):
             return out
         at = torch.searchsorted(self.columns, x.indices).clamp_max_(len(self.columns) - 1)
+        if on_gpu(out):  # how many are read isn't waited for: the others go into a column of their own
+            at = torch.where(self.columns[at] == x.indices, at, len(self.columns))
+            wide = x.values.new_zeros(len(x), len(self.columns) + 1)
+            return wide.index_put((x.rows(), at), x.values)[:, :-1]
         read = (self.columns[at] == x.indices).nonzero()[:, 0]
         return out.index_put((x.rows()[read], at[read]), x.values[read])
 
     def goes(self, x: Tensor, thresholds: Tensor) -> Tensor:
         """The columns that are read (n, u), (C,) -> (N, n) bool, whether a row goes right; NaN does."""
-        out = torch.zeros(self.size, len(x), dtype=torch.bool)
+        out = torch.zeros(self.size, len(x), dtype=torch.bool, device=x.device)
         columns = x.detach().T
         out[self.continuous] = ~(columns[self.feature] <= thresholds.detach()[:, None])
         if len(self.categorical):
             value = columns[self.category]
             left = torch.empty_like(value, dtype=torch.bool)
-            subset = torch.arange(len(value))[:, None].expand(value.shape).reshape(-1)
+            subset = torch.arange(len(value), device=x.device)[:, None].expand(value.shape).reshape(-1)
             self.subsets.correct(left.view(-1), subset, value.view(-1))
             out[self.categorical] = ~left
         return out

@@ -52,7 +52,7 @@ class Imputer(FieldReader):
     def filled(self) -> list[Tensor]:
         """The replacement of missing values per column, ()."""
         parts = zip(self.surrogates.unbind(), self.whole, self.floats, strict=True)
-        return [s.trunc() if whole else s.float().double() if narrow else s for s, whole, narrow in parts]
+        return [s.trunc() if whole else s.float().to(s.dtype) if narrow else s for s, whole, narrow in parts]
 
     def forward(self, *columns: Tensor, nulls: Nulls | None = None) -> tuple[Tensor, ...]:  # (n,) each
         absent = self.absent(columns, nulls)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sparkdiff.errors import InputError
-from sparkdiff.rows import Rows, SparseRows, width
+from sparkdiff.rows import Rows, SparseRows, on_gpu, width
 from sparkdiff.stages.base import StageModule, register
 
 
@@ -29,6 +29,7 @@ class VectorIndexer(StageModule):
     def __init__(self, uid: str, size: int, maps: Mapping[int, Mapping[float, int]], keep: bool):
         super().__init__()
         self.uid, self.size, self.keep = uid, size, keep
+        self.most = max((len(categories) for categories in maps.values()), default=0)
         known = torch.zeros(size, dtype=torch.int64)
         for feature, categories in maps.items():
             known[feature] = len(categories)
@@ -54,23 +55,18 @@ class VectorIndexer(StageModule):
             )
         if isinstance(x, SparseRows):
             return x.with_values(self.indexed(x.values, x.indices))
-        features = torch.arange(self.size).expand(len(x), -1)
+        features = torch.arange(self.size, device=x.device).expand(len(x), -1)
         return self.indexed(x.reshape(-1), features.reshape(-1)).view_as(x)
 
     def indexed(self, x: Tensor, feature: Tensor) -> Tensor:
         """Values (m,) of these features (m,) as indices where the feature is a category."""
         begin, end = self.first[feature], self.first[feature + 1]
         nominal = begin < end
+        if on_gpu(x) and len(self.values):  # of all values: how many are categories isn't waited for
+            at, known = self.found(x.detach(), begin, end)
+            return torch.where(nominal, torch.where(known, self.numbers[at], (end - begin).to(x.dtype)), x)
         x_nominal, low, high = x[nominal].detach(), begin[nominal], end[nominal]
-        last = high - 1
-        for _ in range(
-            int(self.first.diff().max() if self.size else 0).bit_length()
-        ):  # the first category that isn't less
-            middle = (low + high) // 2
-            less = (low < high) & (self.values[torch.minimum(middle, last)] < x_nominal)
-            low, high = torch.where(less, middle + 1, low), torch.where(less, high, middle)
-        at = torch.minimum(low, last)
-        known = self.values[at] == x_nominal
+        at, known = self.found(x_nominal, low, high)
         if not self.keep and not bool(known.all()):
             k = int((~known).nonzero()[0])
             raise InputError(
@@ -79,3 +75,13 @@ class VectorIndexer(StageModule):
             )
         number = torch.where(known, self.numbers[at], (end - begin)[nominal].to(x.dtype))
         return x.masked_scatter(nominal, number)
+
+    def found(self, x: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """The place among the categories from `low` to `high` of the first one that isn't less, and whether it is x; all (m,)."""
+        last = (high - 1).clamp_min(0)
+        for _ in range(self.most.bit_length()):
+            middle = (low + high) // 2
+            less = (low < high) & (self.values[torch.minimum(middle, last)] < x)
+            low, high = torch.where(less, middle + 1, low), torch.where(less, high, middle)
+        at = torch.minimum(low, last)
+        return at, self.values[at] == x

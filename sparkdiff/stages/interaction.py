@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sparkdiff.errors import InputError
-from sparkdiff.rows import Rows, SparseRows, dense, offsets_of, width
+from sparkdiff.rows import Rows, SparseRows, dense, known_any, offsets_of, on_gpu, width
 from sparkdiff.stages.base import register
 from sparkdiff.stages.encoding import SPARSE_FROM
 from sparkdiff.stages.fields import UNDECIDED, Field, FieldReader, StaysInSparkError
@@ -69,15 +69,17 @@ class Interaction(FieldReader):
             self._encoded(dense(c), name, k) for c, name, k in zip(columns, self.names, self.values, strict=True)
         ]
         product = reduce(lambda fast, slow: (slow[:, :, None] * fast[:, None, :]).flatten(1), reversed(strided))
-        if all(bool(x.isfinite().all()) for x in strided):
+        if not on_gpu(product) and all(bool(x.isfinite().all()) for x in strided):
             return product
         counts = [_is_stored(x, k, s) for x, k, s in zip(strided, self.values, self.storage_of, strict=True)]
         stored = reduce(lambda fast, slow: (slow[:, :, None] & fast[:, None, :]).flatten(1), reversed(counts))
+        if on_gpu(product):  # not waited for
+            stored = stored | reduce(torch.logical_and, [x.isfinite().all() for x in strided])
         return torch.where(stored, product, 0.0)
 
     def _index(self, x: Tensor, name: str, values: int) -> Tensor:
         valid = (x >= 0) & (x < values) & (x == x.floor())  # NaN is invalid
-        if not bool(valid.all()):
+        if known_any(~valid):
             raise InputError(
                 f"{self.uid}: column {name!r} holds {x[~valid][0].item()!r}, but its categories are 0 to {values - 1}; "
                 "clean the column, or index it again"
@@ -95,9 +97,9 @@ class Interaction(FieldReader):
             return _compressed(column) if storage == "compressed" else column
         n = len(column)
         if column.ndim == 1:
-            index = self._index(column, name, values) if values > 1 else torch.zeros(n, dtype=torch.int64)
+            index = self._index(column, name, values) if values > 1 else torch.zeros_like(column, dtype=torch.int64)
             value = torch.ones_like(column) if values > 1 else column
-            return SparseRows(index, value, torch.arange(n + 1), values)
+            return SparseRows(index, value, torch.arange(n + 1, device=column.device), values)
         stored = _is_stored(column, 1, storage)
         return SparseRows(stored.nonzero()[:, 1], column[stored], offsets_of(stored.sum(1)), column.shape[1])
 
@@ -152,7 +154,7 @@ def _compressed(x: SparseRows) -> SparseRows:
     kept, full = (x.values != 0) & ~whole[row], whole.nonzero()[:, 0]
     rows = torch.cat([row[kept], full.repeat_interleave(x.width)])
     order = rows.argsort(stable=True)
-    indices = torch.cat([x.indices[kept], torch.arange(x.width).repeat(len(full))])[order]
+    indices = torch.cat([x.indices[kept], torch.arange(x.width, device=x.device).repeat(len(full))])[order]
     values = torch.cat([x.values[kept], x.take(full).to_dense().flatten()])[order]
     return SparseRows(indices, values, offsets_of(torch.bincount(rows, minlength=len(x))), x.width)
 
@@ -161,8 +163,8 @@ def _crossed(slow: SparseRows, fast: SparseRows) -> SparseRows:
     """Every stored entry of one times every stored entry of the other, row by row."""
     many, few = slow.lengths(), fast.lengths()
     offsets = offsets_of(many * few)
-    row = torch.repeat_interleave(torch.arange(len(slow)), many * few)
-    place = torch.arange(int(offsets[-1])) - offsets[row]
+    row = torch.repeat_interleave(torch.arange(len(slow), device=slow.device), many * few)
+    place = torch.arange(len(row), device=row.device) - offsets[row]
     i = slow.offsets[row] + place // few[row]
     j = fast.offsets[row] + place % few[row]
     index = slow.indices[i] * fast.width + fast.indices[j]

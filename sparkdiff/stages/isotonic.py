@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.jvm import mllib
-from sparkdiff.rows import Nulls, Rows, SparseRows
+from sparkdiff.rows import Nulls, Rows, SparseRows, on_gpu
 from sparkdiff.stages.base import parameter, register, tensor
 from sparkdiff.stages.constraints import Constraint, Ordered
 from sparkdiff.stages.predictor import LeastSquares
@@ -106,6 +106,8 @@ class IsotonicRegression(LeastSquares):
     def _feature(self, x: Rows) -> Tensor:
         if isinstance(x, SparseRows):
             here = x.indices == self.index
+            if on_gpu(here):  # how many there are isn't waited for
+                return x.values.new_zeros(len(x)).index_add(0, x.rows(), torch.where(here, x.values, 0.0))
             return x.values.new_zeros(len(x)).index_add(0, x.rows()[here], x.values[here])
         return x[:, self.index] if x.ndim == 2 else x
 

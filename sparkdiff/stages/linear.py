@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError
-from sparkdiff.rows import Rows, SparseRows
+from sparkdiff.rows import Rows, SparseRows, on_gpu
 from sparkdiff.stages.affine import AffineForm, MatrixProduct, Parameters
 from sparkdiff.stages.base import columns_of, parameter, register, tensor
 from sparkdiff.stages.constraints import Constraint, Odds
@@ -58,7 +58,7 @@ class LinearMargin(MatrixProduct, Predictor):
             if "intercept" in room:
                 room["intercept"].add_(constant[:, 0, 0])
 
-        more = [torch.ones(1, 1, dtype=torch.float64) for _ in widths[1:]]
+        more = [p["coefficients"].new_ones(1, 1) for _ in widths[1:]]
         return AffineForm([p["coefficients"][..., None], *more], p["intercept"][..., None, None], back)
 
     def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:
@@ -89,7 +89,7 @@ class LinearRegression(LinearMargin, LeastSquares):
 
 
 def power(eta: Tensor, exponent: float) -> Tensor:
-    return torch.pow(eta, eta.new_tensor(exponent))  # a plain 0.5 is a square root to torch, and -inf then NaN
+    return torch.pow(eta, eta.new_full((), exponent))  # a plain 0.5 is a square root to torch, and -inf then NaN
 
 
 LINKS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[float], float]]] = {
@@ -168,9 +168,10 @@ class GeneralizedLinearRegression(LinearMargin):
     def mean(self, margin: Tensor) -> Tensor:
         unlink = LINKS[self.link][0] if self.link != "power" else lambda eta: power(eta, 1 / self.link_power)
         mu = unlink(margin)
+        largest = min(LARGEST, torch.finfo(mu.dtype).max)
         if self.family == "gaussian":
-            return mu.clamp(-LARGEST, LARGEST)
-        return mu.clamp(EPSILON, 1 - EPSILON) if self.family == "binomial" else mu.clamp(EPSILON, LARGEST)
+            return mu.clamp(-largest, largest)
+        return mu.clamp(EPSILON, 1 - EPSILON) if self.family == "binomial" else mu.clamp(EPSILON, largest)
 
     def columns(self, margin: Tensor) -> tuple[Tensor, ...]:
         return (*((self.mean(margin),) if self.shows_mean else ()), *((margin,) if self.shows_link else ()))
@@ -257,7 +258,7 @@ class LogisticRegression(MatrixProduct, ProbabilisticClassifier):
 
     def moved(self, threshold: Tensor) -> Tensor:
         """How far thresholds' log-odds are from where they were; 0 at the start."""
-        return torch.logit(threshold) - torch.logit(threshold.new_tensor(self.decides_at))
+        return torch.logit(threshold) - torch.logit(threshold.new_full((), self.decides_at))
 
     def forward(self, x: Rows) -> tuple[Tensor, ...]:  # type: ignore[override]
         return super().columns(self.scores(x))
@@ -296,13 +297,14 @@ class LogisticRegression(MatrixProduct, ProbabilisticClassifier):
     def decision_margin(self, margin: Tensor) -> Tensor:
         return super().decision_margin(margin) if self.isMultinomial else margin - logit(self.decides_at)
 
-    def label(self, raw: Tensor, probability: Tensor, threshold: float | None = None) -> Tensor:
+    def label(self, raw: Tensor, probability: Tensor, threshold: Tensor | float | None = None) -> Tensor:
         """The class by the first column that Spark shows: they round differently, and NaN wins or loses differently."""
         if self.isMultinomial:
             return super().label(raw, probability)
-        threshold = self.weight("threshold") if threshold is None else threshold
+        if threshold is None:  # a GPU's isn't waited for
+            threshold = self.threshold.detach() if on_gpu(raw) else self.weight("threshold")
         if "rawPredictionCol" in self.shown:
-            return raw[:, 1] > logit(threshold)
+            return raw[:, 1] > (torch.logit(threshold) if isinstance(threshold, Tensor) else logit(threshold))
         return (probability[:, 1] if "probabilityCol" in self.shown else 1 / (1 + torch.exp(raw[:, 0]))) > threshold
 
     def units(self, x: FeatureStats, y: LabelStats) -> dict[str, Tensor]:

@@ -186,7 +186,7 @@ class ProbabilisticClassifier(Predictor):
     def label(self, raw: Tensor, probability: Tensor) -> Tensor:  # (n, k), (n, k) -> (n,)
         """The class by the first column that Spark shows: they round differently."""
         if self.cuts is not None:
-            return by_thresholds(probability, self.cuts)
+            return by_thresholds(probability, self.cuts.to(probability))
         only = "probabilityCol" in self.shown and "rawPredictionCol" not in self.shown
         return first_largest(probability if only else raw)
 
@@ -196,7 +196,7 @@ class ProbabilisticClassifier(Predictor):
     def decision_margin(self, margin: Tensor) -> Tensor:
         if self.cuts is None:
             return margin
-        logs = torch.log(self.cuts)
+        logs = torch.log(self.cuts.to(margin))
         return margin - (logs if self.wide else logs[1] - logs[0])
 
     def boundary(self, margin: Tensor) -> Tensor:

@@ -88,31 +88,32 @@ class DCT(Affine):
 
 def cosine_transform(x: Tensor) -> Tensor:
     """Orthonormal DCT-II along the last axis, (..., d) -> (..., d), by one FFT (Makhoul 1980)."""
-    d = x.shape[-1]
-    turned = torch.fft.fft(torch.cat([x[..., ::2], x[..., 1::2].flip(-1)], -1)) * _turn(d)
-    return turned.real * _weights(d)
+    turned = torch.fft.fft(torch.cat([x[..., ::2], x[..., 1::2].flip(-1)], -1)) * _turn(x)
+    return turned.real * _weights(x)
 
 
 def inverse_cosine_transform(x: Tensor) -> Tensor:
     """The inverse of `cosine_transform`, a DCT-III."""
     d = x.shape[-1]
-    real = x / _weights(d)
+    real = x / _weights(x)
     imaginary = torch.cat([torch.zeros_like(real[..., :1]), real[..., 1:].flip(-1)], -1)
-    mixed = torch.fft.ifft(torch.complex(real, -imaginary) * _turn(d).conj()).real
+    mixed = torch.fft.ifft(torch.complex(real, -imaginary) * _turn(x).conj()).real
     half = (d + 1) // 2
     out = torch.empty_like(mixed)
     out[..., ::2], out[..., 1::2] = mixed[..., :half], mixed[..., half:].flip(-1)
     return out
 
 
-def _turn(d: int) -> Tensor:
-    """exp(-i pi k / 2d), (d,)."""
-    angle = torch.arange(d, dtype=torch.float64) * (-math.pi / (2 * d))
+def _turn(x: Tensor) -> Tensor:
+    """exp(-i pi k / 2d), (d,), for rows like these (..., d)."""
+    d = x.shape[-1]
+    angle = torch.arange(d, dtype=x.dtype, device=x.device) * (-math.pi / (2 * d))
     return torch.polar(torch.ones_like(angle), angle)
 
 
-def _weights(d: int) -> Tensor:
-    """The factors that make the transform orthonormal, (d,)."""
-    weights = torch.full((d,), math.sqrt(2 / d), dtype=torch.float64)
+def _weights(x: Tensor) -> Tensor:
+    """The factors that make the transform of rows like these (..., d) orthonormal, (d,)."""
+    d = x.shape[-1]
+    weights = x.new_full((d,), math.sqrt(2 / d))
     weights[0] = math.sqrt(1 / d)
     return weights

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sparkdiff.errors import InputError
 from sparkdiff.jvm import als
+from sparkdiff.rows import known_any
 from sparkdiff.stages.base import columns_of, parameter, register
 from sparkdiff.stages.predictor import LeastSquares
 from sparkdiff.stages.trainable import SUPPORT, FeatureStats, LabelStats
@@ -25,7 +26,7 @@ class FloatProduct(torch.autograd.Function):
         total = torch.zeros_like(terms[0])
         for term in terms:
             total = total + term
-        return total.double()
+        return total.to(users.dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
@@ -91,7 +92,7 @@ class ALS(LeastSquares):
     def _places(self, known: Tensor, ids: Tensor, name: str) -> Tensor:
         """The position of each id in the table, -1 if missing, (m,), (n,) -> (n,) int64."""
         wrong = ~((ids == ids.round()) & (ids >= INTEGERS[0]) & (ids <= INTEGERS[1]))  # NaN too
-        if bool(wrong.any()):
+        if known_any(wrong):
             raise InputError(
                 f"{self.uid}: column {name!r} holds {ids[wrong][0].item()!r} (or null), but ids must be whole "
                 "numbers in the range of integers; drop such rows"

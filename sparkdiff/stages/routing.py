@@ -2,7 +2,8 @@
 
 As long as the trees are about full, a level's nodes lie side by side, tree by tree, and a node's children follow from its
 place; below that only the rows that are not in a leaf yet go on, from node to node, so that neither memory nor work grows
-with what isn't there: a chain of depth 30 costs its 61 nodes.
+with what isn't there: a chain of depth 30 costs its 61 nodes. On a GPU all rows go on as deep as the deepest tree, since how
+many are under way would have to be waited for.
 """
 
 from collections.abc import Iterator
@@ -13,12 +14,14 @@ import torch
 from torch import Tensor
 
 from sparkdiff.jvm.nodes import Array, Nodes
-from sparkdiff.rows import SparseRows
+from sparkdiff.rows import SparseRows, on_gpu
 
 PAIRS = 65_536
 """Rows times trees that are under way at a time: what a level reads and writes then stays in the processor's cache."""
 CELLS = 4_000_000
 """Values that are copied at a time, where columns are gathered or sparse rows made dense."""
+GPU_PAIRS, GPU_CELLS = 1 << 24, 1 << 26
+"""The same on a GPU, which is fast where there is much to do: about half a GiB each."""
 
 
 @dataclass
@@ -59,21 +62,29 @@ class Subsets:
 
     def correct(self, left: Tensor, subset: Tensor, x: Tensor) -> None:
         """Set `left` (p,) bool where `subset` (p,) names a set, given the values x (p,)."""
+        if on_gpu(left):  # of all of them: how many it is isn't waited for
+            left.copy_(torch.where(subset >= 0, self._left(subset.clamp_min(0), x), left))
+            return
         where = (subset >= 0).nonzero().view(-1)
-        subset, x = subset.index_select(0, where), x.index_select(0, where)
+        left[where] = self._left(subset.index_select(0, where), x.index_select(0, where))
+
+    def _left(self, subset: Tensor, x: Tensor) -> Tensor:
         size = self.sizes.index_select(0, subset)
         # NaN is no category, either: all its comparisons are false.
         category = torch.where((x >= 0) & (x < size) & (x == x.floor()), x, size).long()
-        left[where] = self.flags.index_select(0, category.add_(self.begins.index_select(0, subset)))
+        return self.flags.index_select(0, category.add_(self.begins.index_select(0, subset)))
 
 
 class Room:
     """Memory for a level of n pairs of row and tree, used again and again: the system's fresh pages cost more than the work."""
 
-    def __init__(self, n: int):
-        self.index, self.place = torch.empty(n, dtype=torch.int32), torch.empty(n, dtype=torch.int32)
-        self.value, self.threshold = torch.empty(n, dtype=torch.float64), torch.empty(n, dtype=torch.float64)
-        self.left = torch.empty(n, dtype=torch.bool)
+    def __init__(self, n: int, device: torch.device):
+        def memory(dtype: torch.dtype) -> Tensor:
+            return torch.empty(n, dtype=dtype, device=device)
+
+        self.index, self.place = memory(torch.int32), memory(torch.int32)
+        self.value, self.threshold = memory(torch.float64), memory(torch.float64)
+        self.left = memory(torch.bool)
 
     def first(self, n: int) -> "Room":
         """As much as n pairs need of it, the same memory."""
@@ -128,6 +139,7 @@ class Router:
         if inner[places].any():
             self.below = splits(np.flatnonzero(inner))
             self.children = torch.from_numpy(np.stack([number[right[inner]], number[left[inner]]], 1).reshape(-1))
+        self.deepest = max(0, int(nodes.depth().max()) - len(self.levels))  # steps from there to the last leaf
         self.seen: Tensor | None = None
 
     @torch.no_grad()
@@ -142,7 +154,7 @@ class Router:
             (n, T).
         """
         self._load(thresholds)
-        out = torch.empty(len(x), self.trees, dtype=torch.int32)
+        out = torch.empty(len(x), self.trees, dtype=torch.int32, device=x.device)
         room = self._room(x)
         for begin, part in self._parts(x):
             out[begin : begin + len(part)] = self._finish(part, self._places(part, room)).t()
@@ -176,22 +188,24 @@ class Router:
 
     def _load(self, thresholds: Tensor) -> None:
         thresholds = thresholds.detach()
-        if self.seen is not None and torch.equal(self.seen, thresholds):
-            return
-        self.seen = thresholds.clone()
+        if not on_gpu(thresholds):  # one isn't waited for
+            if self.seen is not None and torch.equal(self.seen, thresholds):
+                return
+            self.seen = thresholds.clone()
         padded = torch.cat([thresholds, thresholds.new_zeros(1)])
         for splits in [*self.levels, *([self.below] if self.below else [])]:
             splits.threshold = padded.index_select(0, splits.source)
 
     def _rows(self, x: Tensor | SparseRows) -> int:
         """Rows at a time."""
-        limit = CELLS // max(1, len(self.columns))
+        pairs, cells = (GPU_PAIRS, GPU_CELLS) if x.device.type != "cpu" else (PAIRS, CELLS)
+        limit = cells // max(1, len(self.columns))
         if self.prefix and not isinstance(x, SparseRows):
             limit = (2**31 - 1) // max(1, x.shape[1])  # an int32 has to find every value of the part
-        return max(1, min(PAIRS // self.trees, limit, len(x)))
+        return max(1, min(pairs // self.trees, limit, len(x)))
 
     def _room(self, x: Tensor | SparseRows) -> Room:
-        return Room(self._rows(x) * self.trees)
+        return Room(self._rows(x) * self.trees, x.device)
 
     def _parts(self, x: Tensor | SparseRows) -> Iterator[tuple[int, Tensor]]:
         """Each part's first row, and its rows as far as they are read, (m, u) or, of dense ones, maybe some columns more."""
@@ -209,9 +223,14 @@ class Router:
         out = x.values.new_zeros(end - begin, width)
         if not width:
             return out
-        entries = slice(int(offsets[0]), int(offsets[-1]))
+        entries = slice(None) if end - begin == len(x) else slice(int(offsets[0]), int(offsets[-1]))
         indices, values = x.indices[entries], x.values[entries].detach()
         column = torch.searchsorted(self.columns, indices).clamp_max_(width - 1)
+        if on_gpu(out):  # how many are read isn't waited for: the others go into a column of their own
+            wide = values.new_zeros(end - begin, width + 1)
+            column = torch.where(self.columns.index_select(0, column) == indices, column, width)
+            row = torch.arange(end - begin, device=x.device).repeat_interleave(offsets.diff(), output_size=len(indices))
+            return wide.index_put_((row, column), values)
         read = (self.columns.index_select(0, column) == indices).nonzero().view(-1)
         row = torch.repeat_interleave(torch.arange(end - begin), offsets.diff())
         out.view(-1)[(row * width + column).index_select(0, read)] = values.index_select(0, read)
@@ -221,9 +240,9 @@ class Router:
         """The place below the levels of each row in each tree, (T, m) int32, of the columns that are read (m, u)."""
         shape = (self.trees, len(x))
         room = room.first(self.trees * len(x))
-        flat, row = x.view(-1), torch.arange(len(x), dtype=torch.int32) * x.shape[1]
+        flat, row = x.view(-1), torch.arange(len(x), dtype=torch.int32, device=x.device) * x.shape[1]
         value, left, place = room.value.view(shape), room.left.view(shape), room.place.view(shape)
-        place.copy_(torch.arange(self.trees, dtype=torch.int32)[:, None])
+        place.copy_(torch.arange(self.trees, dtype=torch.int32, device=x.device)[:, None])
         for number, splits in enumerate(self.levels):
             assert splits.threshold is not None
             if number:
@@ -249,18 +268,28 @@ class Router:
 
     def _descend(self, x: Tensor, nodes: Tensor) -> None:
         """Move `nodes` (T * m,) from inner nodes down to leaves."""
-        splits, flat = self.below, x.view(-1)
-        assert splits is not None and splits.threshold is not None
-        row = (torch.arange(len(x), dtype=torch.int32) * x.shape[1]).repeat(self.trees)
+        flat = x.view(-1)
+        row = (torch.arange(len(x), dtype=torch.int32, device=x.device) * x.shape[1]).repeat(self.trees)
+        if on_gpu(x):
+            for _ in range(self.deepest):
+                node = nodes.clamp_max(self.inner - 1)
+                nodes.copy_(torch.where(nodes < self.inner, self._child(flat, node, row), nodes))
+            return
         pair = (nodes < self.inner).nonzero().view(-1)
         node, row = nodes.index_select(0, pair), row.index_select(0, pair)
         while len(pair):
-            value = flat.index_select(0, splits.column.index_select(0, node).add_(row))
-            left = value <= splits.threshold.index_select(0, node)
-            if splits.subset is not None:
-                self.subsets.correct(left, splits.subset.index_select(0, node), value)
-            node = self.children.index_select(0, torch.add(left, node, alpha=2))
+            node = self._child(flat, node, row)
             nodes.index_copy_(0, pair, node)
             under_way = (node < self.inner).nonzero().view(-1)
             if len(under_way) < len(pair):
                 pair, node, row = (t.index_select(0, under_way) for t in (pair, node, row))
+
+    def _child(self, flat: Tensor, node: Tensor, row: Tensor) -> Tensor:
+        """Where inner nodes (p,) send the rows whose values begin at `row` (p,)."""
+        splits = self.below
+        assert splits is not None and splits.threshold is not None
+        value = flat.index_select(0, splits.column.index_select(0, node).add_(row))
+        left = value <= splits.threshold.index_select(0, node)
+        if splits.subset is not None:
+            self.subsets.correct(left, splits.subset.index_select(0, node), value)
+        return self.children.index_select(0, torch.add(left, node, alpha=2))

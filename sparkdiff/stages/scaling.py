@@ -52,7 +52,7 @@ class Standardizer(Affine):
     def affine_form(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> AffineForm:
         # The slope in a constant column is 0, which keeps NaN and inf NaN, as in `forward`.
         divisor, shift = self.weights
-        factor = self.factor(p[divisor])[..., None] if self.divides else torch.ones(1, 1, dtype=torch.float64)
+        factor = self.factor(p[divisor])[..., None] if self.divides else p[shift].new_ones(1, 1)
         middle = p[shift][..., None]  # (K, d, 1)
         pulled = slope * factor if self.divides else slope
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sparkdiff.errors import InputError
-from sparkdiff.rows import Rows, SparseRows, width
+from sparkdiff.rows import Rows, SparseRows, on_gpu, width
 from sparkdiff.stages.affine import Affine, AffineForm, Parameters, Unchanged, with_buffers
 from sparkdiff.stages.base import register
 from sparkdiff.stages.fields import UNDECIDED, UNKNOWN_SLOT, Field, FieldReader, StaysInSparkError
@@ -24,7 +24,7 @@ class Selection(Affine):
         self.register_buffer("indices", torch.tensor(indices, dtype=torch.int64))  # (k,) distinct
 
     def forward(self, x: Rows) -> Rows:  # (n, d) -> (n, k)
-        if len(self.indices) and int(self.indices.max()) >= width(x):
+        if len(self.indices) and not on_gpu(self.indices) and int(self.indices.max()) >= width(x):
             raise InputError(
                 f"{self.uid}: its input has {width(x)} entries per row, but it selects entry "
                 f"{int(self.indices.max())}; pass vectors of the length that it was made for"
@@ -40,7 +40,8 @@ class Selection(Affine):
         [reached] = columns
         if reached is None:
             return self, None
-        place = torch.full((widths[0],), -1).index_copy_(0, reached, torch.arange(len(reached)))[self.indices]
+        number = torch.arange(len(reached), device=reached.device)
+        place = reached.new_full((widths[0],), -1).index_copy_(0, reached, number)[self.indices]
         kept = (place >= 0).nonzero()[:, 0]
         return with_buffers(self, indices=place.index_select(0, kept)), kept
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sparkdiff.errors import InputError
-from sparkdiff.rows import Rows
+from sparkdiff.rows import Rows, known_any
 from sparkdiff.stages.affine import AffineForm, Parameters
 from sparkdiff.stages.base import columns_of, parameter, register, tensor
 from sparkdiff.stages.linear import LinearMargin
@@ -54,7 +54,7 @@ class AFTSurvivalRegression(LinearMargin):
         eta = super().margin(x)
         if censor is None:
             censor = torch.ones_like(eta)
-        elif not bool(((censor == 0) | (censor == 1)).all()):
+        elif known_any((censor != 0) & (censor != 1)):
             wrong = censor[(censor != 0) & (censor != 1)][0].item()
             raise InputError(
                 f"{self.uid}: censorCol={self.censor!r} holds {wrong!r}, but must be 1 if the event was "
@@ -65,7 +65,7 @@ class AFTSurvivalRegression(LinearMargin):
     def affine_form(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> AffineForm:
         none = p["coefficients"].new_zeros(())
         slopes = torch.nn.functional.pad(p["coefficients"][..., None], (0, 2))
-        censor = torch.tensor([[[0.0, 0.0, 1.0]]], dtype=torch.float64)
+        censor = torch.nn.functional.pad(none.new_ones(1, 1, 1), (2, 0))
         constant = torch.stack(torch.broadcast_tensors(p["intercept"], torch.log(p["scale"]), none), -1)[..., None, :]
 
         def back(gradients: list[Tensor], constants: Tensor, room: Parameters) -> None:
@@ -81,7 +81,7 @@ class AFTSurvivalRegression(LinearMargin):
     def columns(self, margin: Tensor) -> tuple[Tensor, ...]:
         time = torch.exp(margin[:, 0])
         # By Spark's order of operations, whose shape k = 1 / scale divides the exponent.
-        exponents = torch.log(-torch.log(1 - self.quantiles)) / (1 / torch.exp(margin[:, 1:2]))
+        exponents = torch.log(-torch.log(1 - self.quantiles.to(margin))) / (1 / torch.exp(margin[:, 1:2]))
         return self.only_shown(time, time[:, None] * torch.exp(exponents))
 
     def mean(self, margin: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 from sparkdiff.errors import InputError
 from sparkdiff.jvm import encoders as spark
 from sparkdiff.jvm.encoders import Statistics
-from sparkdiff.rows import Nulls
+from sparkdiff.rows import Nulls, known_any
 from sparkdiff.stages.base import StageModule, parameter, register, tensor
 from sparkdiff.stages.trainable import SUPPORT, FeatureStats, LabelStats
 
@@ -88,7 +88,7 @@ class TargetEncoder(StageModule):
         missing = table.unseen if table.missing is None else table.missing
         found = torch.where(null, missing, found)
         refused = torch.where(null, table.missing is None, ~seen)
-        if not self.keep and bool(refused.any()):
+        if not self.keep and known_any(refused):
             value = "null" if bool(null[refused][0]) else repr(x[refused][0].item())
             raise InputError(
                 f"{self.uid}: column {name!r} holds {value}, which was not in the data that it was fitted on; "

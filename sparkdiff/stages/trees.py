@@ -53,7 +53,7 @@ class RegressionTrees(Affine, Trees, LeastSquares):
                 room["treeWeights"].add_(per_tree * self.factor)
             return (gradient * table).sum(1, keepdim=True) if slope.numel() else None
 
-        return AffineForm([slopes], 0.0 if slope.numel() else torch.zeros(1, 1, 1, dtype=torch.float64), back)
+        return AffineForm([slopes], 0.0 if slope.numel() else table.new_zeros(1, 1, 1), back)
 
     def share_of(self, p: Parameters) -> Tensor:
         """`share` of these parameters, (T,) or (K, T)."""
@@ -107,7 +107,7 @@ class DecisionTreeRegression(RegressionTrees):
 
     def variances(self) -> Tensor:
         """(L,), as org.apache.spark.mllib.tree.impurity.Variance.calculate."""
-        count, total, square = torch.from_numpy(self.nodes.impurityStats[self.nodes.leaf]).T
+        count, total, square = torch.from_numpy(self.nodes.impurityStats[self.nodes.leaf]).to(self.leaves.device).T
         return torch.where(count == 0, 0.0, (square - total * total / count) / count)
 
 
@@ -205,13 +205,13 @@ class VotingTrees(ClassifyingTrees):
         Only their shares count in a loss, so that a leaf's total would drift, and near 0 a step would turn it over.
         """
         self.leaves.clamp_(min=0)
-        fitted, total = self.fitted_leaves(), self.leaves.sum(1, keepdim=True)
+        fitted, total = self.fitted_leaves().to(self.leaves.device, non_blocking=True), self.leaves.sum(1, keepdim=True)
         size = fitted.sum(1, keepdim=True)
         kept = (total == size) | (total == 0) | (size == 0)  # bit for bit
         self.leaves.copy_(torch.where(kept, self.leaves, self.leaves / total * size))
         # Spark refuses rows without any weight: such a leaf starts again from what Spark fitted.
-        nothing = self.leaves.sum(1) == 0
-        self.leaves[nothing] = fitted[nothing]
+        nothing = self.leaves.sum(1, keepdim=True) == 0
+        self.leaves.copy_(torch.where(nothing, fitted, self.leaves))
 
     def fitted_leaves(self) -> Tensor:
         return torch.from_numpy(self.nodes.impurityStats[self.nodes.leaf])

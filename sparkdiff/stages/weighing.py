@@ -39,9 +39,11 @@ class Normalizer(StageModule):
             norm = largest(x)
             return torch.where(norm == 0, 1.0, norm)
         size = (x.values if isinstance(x, SparseRows) else x).abs()
-        total = row_sums(x, size if self.p == 1 else size * size if self.p == 2 else size**self.p)
+        # A power of many leaves float32's range.
+        powers = size if self.p == 1 else size * size if self.p == 2 else size.to(torch.float64) ** self.p
+        total = row_sums(x, powers)
         total = torch.where(total == 0, 1.0, total)  # before the root, whose derivative at 0 is infinite
-        return total if self.p == 1 else total.sqrt() if self.p == 2 else total ** (1 / self.p)
+        return total if self.p == 1 else total.sqrt() if self.p == 2 else (total ** (1 / self.p)).to(size.dtype)
 
 
 def row_sums(x: Rows, entries: Tensor) -> Tensor:

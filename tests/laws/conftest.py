@@ -1,6 +1,7 @@
 """Fitted stages to rebuild, and rows for them, made once per run."""
 
 import numpy as np
+import other_devices
 import pytest
 from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.feature import PCA, MinMaxScaler, StandardScaler
@@ -8,6 +9,8 @@ from pyspark.ml.linalg import Vectors
 from pyspark.ml.regression import GeneralizedLinearRegression, LinearRegression
 from pyspark.sql import DataFrame, SparkSession
 from stages_and_rows import COLUMNS, Features, Fitted, adversarial, sparse
+
+from sparkdiff import testing
 
 
 @pytest.fixture(scope="session")
@@ -46,3 +49,9 @@ def features(spark: SparkSession) -> Features:
         return made[width]
 
     return of_width
+
+
+@pytest.fixture(autouse=True)
+def _other_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a test gives to `check_stages` is checked on other devices, too."""
+    monkeypatch.setattr(testing, "_compare", other_devices.compare)
