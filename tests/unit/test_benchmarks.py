@@ -17,7 +17,7 @@ pytestmark = pytest.mark.once
 WITHOUT_SPARK = {
     "stream": [],
     "candidates": [],
-    "gpu": ["--device", "fakegpu", "--case", "small", "--candidates", "4"],
+    "gpu": ["--device", "fakegpu", "--case", "small", "trees", "--candidates", "4"],
     "guard_size": ["--cells", "500 rows"],
     "guard_size_metrics": ["--cells", "f1"],
 }
