@@ -107,7 +107,8 @@ class DecisionTreeRegression(RegressionTrees):
 
     def variances(self) -> Tensor:
         """(L,), as org.apache.spark.mllib.tree.impurity.Variance.calculate."""
-        count, total, square = torch.from_numpy(self.nodes.impurityStats[self.nodes.leaf]).to(self.leaves.device).T
+        stats = torch.from_numpy(self.nodes.impurityStats[self.nodes.leaf])
+        count, total, square = stats.to(self.leaves.device, non_blocking=True).T
         return torch.where(count == 0, 0.0, (square - total * total / count) / count)
 
 
@@ -205,7 +206,7 @@ class VotingTrees(ClassifyingTrees):
         Only their shares count in a loss, so that a leaf's total would drift, and near 0 a step would turn it over.
         """
         self.leaves.clamp_(min=0)
-        fitted, total = self.fitted_leaves().to(self.leaves.device, non_blocking=True), self.leaves.sum(1, keepdim=True)
+        fitted, total = self.fitted_leaves(), self.leaves.sum(1, keepdim=True)
         size = fitted.sum(1, keepdim=True)
         kept = (total == size) | (total == 0) | (size == 0)  # bit for bit
         self.leaves.copy_(torch.where(kept, self.leaves, self.leaves / total * size))
@@ -213,8 +214,14 @@ class VotingTrees(ClassifyingTrees):
         nothing = self.leaves.sum(1, keepdim=True) == 0
         self.leaves.copy_(torch.where(nothing, fitted, self.leaves))
 
+    _fitted: Tensor | None = None
+
     def fitted_leaves(self) -> Tensor:
-        return torch.from_numpy(self.nodes.impurityStats[self.nodes.leaf])
+        """What Spark fitted, (L, k), where the leaves are."""
+        if self._fitted is None or self._fitted.device != self.leaves.device:
+            fitted = torch.from_numpy(self.nodes.impurityStats[self.nodes.leaf])
+            self._fitted = fitted.to(self.leaves.device, non_blocking=True)
+        return self._fitted
 
     def check_domain(self, uid: str) -> None:
         super().check_domain(uid)

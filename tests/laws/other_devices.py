@@ -39,7 +39,7 @@ def outputs(module: StageModule, given: Given) -> tuple[Rows, ...]:
 
 
 def placed(given: Given, at: Place) -> Given:
-    return [at.rows(x) for x in given[0]], [None if x is None else at.number(x) for x in given[1]]
+    return [at.rows(x) for x in given[0]], [None if x is None else at.numbers(x) for x in given[1]]
 
 
 def same_on_a_gpu(module: StageModule, given: Given) -> None:

@@ -149,31 +149,31 @@ def test_sparse_rows_are_the_cpu_s() -> None:
     order, columns, weights = torch.tensor([3, 3, 0, 8]), torch.tensor([4, 1, 2]), normal(6, 2)
     which = torch.arange(9) % 4 == 1
     for one, other in (
-        (gpu.take(GPU.number(order)), cpu.take(order)),
-        (gpu.select(GPU.number(columns)), cpu.select(columns)),
+        (gpu.take(GPU.numbers(order)), cpu.take(order)),
+        (gpu.select(GPU.numbers(columns)), cpu.select(columns)),
         (gpu.compact()[1], cpu.compact()[1]),
-        (gpu.with_nan(GPU.number(which)), cpu.with_nan(which)),
+        (gpu.with_nan(GPU.numbers(which)), cpu.with_nan(which)),
         (SparseRows.cat([gpu, gpu]), SparseRows.cat([cpu, cpu])),
     ):
         for name in ("indices", "values", "offsets"):
             same(getattr(one, name), getattr(other, name))
-    there = GPU.number(order)
+    there = GPU.numbers(order)
     with fake_gpu.no_reads():
         made = gpu.to_dense(), gpu.rows(), gpu.take(there, len(cpu.take(order).indices))
     same(made[0], dense)
     same(made[1], cpu.rows())
     same(gpu.compact()[0], cpu.compact()[0])
-    same(gpu.matmul(GPU.number(weights)), cpu.matmul(weights))
+    same(gpu.matmul(GPU.numbers(weights)), cpu.matmul(weights))
 
 
 @pytest.mark.parametrize("n", [0, 1, 5, 256, 257, 70_000])
 def test_running_sums_on_a_gpu(n: int) -> None:
     x = normal(2, n, seed=7).requires_grad_()
-    there = GPU.number(x.detach()).requires_grad_()
+    there = GPU.numbers(x.detach()).requires_grad_()
     with fake_gpu.no_reads():
         found = running_sum(there)
     torch.testing.assert_close(found.cpu(), x.cumsum(-1), rtol=1e-12, atol=1e-10)
     factor = normal(2, n, seed=8)
-    [slope] = torch.autograd.grad((found * GPU.number(factor)).sum(), there)
+    [slope] = torch.autograd.grad((found * GPU.numbers(factor)).sum(), there)
     [wanted] = torch.autograd.grad((x.cumsum(-1) * factor).sum(), x)
     torch.testing.assert_close(slope.cpu(), wanted, rtol=1e-12, atol=1e-10)

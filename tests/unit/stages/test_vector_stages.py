@@ -11,6 +11,7 @@ from small_networks import logistic, network
 from torch import Tensor
 
 from sparkdiff.data.stream.manifest import Column
+from sparkdiff.device import CPU
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation.data import Data, rows_at_once
 from sparkdiff.rows import SparseRows, dense
@@ -186,7 +187,10 @@ def test_fewer_wide_rows_are_dense_at_a_time(with_mean: bool, width: int, kind: 
         return iter(())
 
     stream: Any = SimpleNamespace(
-        batches=batches, columns=[Column("x", "x", kind, width, F64)], together=lambda rows, world: rows * world
+        batches=batches,
+        columns=[Column("x", "x", kind, width, F64)],
+        together=lambda rows, world: rows * world,
+        place=CPU,
     )
     data = Data(stream, {}, rows=rows_at_once(net, stream))
     assert list(data.batches("validation")) == []
