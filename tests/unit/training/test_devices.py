@@ -1,0 +1,320 @@
+"""Training on a GPU finds what the CPU finds: on one that isn't there (fake_gpu.py), and on a real one where torch sees it."""
+
+import contextlib
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import fake_gpu
+import pytest
+import torch
+from small_networks import F64, logistic, network, normal, trees
+from torch import Tensor
+from train_in_processes import CASES, TREE_WIDTH, Case, assignment, write_cache
+
+from sparkdiff import device
+from sparkdiff.data.stream import Stream, placed
+from sparkdiff.device import CPU, Place
+from sparkdiff.errors import InputError
+from sparkdiff.evaluation.data import Data, rows_at_once
+from sparkdiff.stages.clustering import GaussianMixture, KMeans
+from sparkdiff.stages.perceptron import MultilayerPerceptron
+from sparkdiff.stages.trees import GBTRegression
+from sparkdiff.training.distributed.worker import Assignment, objectives
+from sparkdiff.training.loop import Training, train
+from sparkdiff.training.recipes import Recipe
+
+pytestmark = pytest.mark.once
+FAKE = Place(torch.device(fake_gpu.NAME, 0))
+REAL = [Place(torch.device("cuda", 0))] if device.gpus() else []
+ON = [pytest.param(place, id=place.name) for place in [FAKE, *REAL]]
+PLAIN, NOISY = Recipe(1e-2, 1e-3), Recipe(1e-2, 1e-3, noise=0.3)
+SHOWN = ("rawPredictionCol", "probabilityCol", "predictionCol")
+
+
+def perceptron() -> Any:
+    return network(
+        (MultilayerPerceptron(normal(6 * 4 + 4 + 4 * 2 + 2), [6, 4, 2], shown=SHOWN, thresholds=None), ["x"], "p")
+    )
+
+
+def bounded() -> Any:
+    bounds = {"lower coefficientMatrix": torch.full((1, 6), -0.1, dtype=F64)}
+    return network((logistic(6, bounds=bounds), ["x"], "p"))
+
+
+def mixture() -> Any:
+    sigmas = torch.eye(6, dtype=F64).repeat(2, 1, 1)
+    return network(
+        (
+            GaussianMixture(torch.tensor([0.4, 0.6], dtype=F64), normal(2, 6), sigmas, "m", ("predictionCol",)),
+            ["x"],
+            "p",
+        )
+    )
+
+
+def centres() -> Any:
+    return network((KMeans(normal(3, 6), False, "k", ("predictionCol",)), ["x"], "p"))
+
+
+MORE = {
+    "softmax": Case(lambda: network((logistic(6, 3), ["x"], "p")), 6, (PLAIN, NOISY), {"batchSize": 24}, classes=True),
+    "perceptron": Case(perceptron, 6, (PLAIN, NOISY), {"batchSize": 24, "ema": 0.9}, classes=True),
+    "bounds": Case(bounded, 6, (PLAIN, Recipe(1e-1, 0.0)), {"batchSize": 24}, classes=True),
+    "mixture of Gaussians": Case(mixture, 6, (PLAIN,), {"batchSize": 24}),
+    "clusters": Case(centres, 6, (PLAIN, NOISY), {"batchSize": 24}),
+    "trees whose thresholds train": Case(
+        lambda: network((thresholds(), ["x"], "p")), TREE_WIDTH, (PLAIN, NOISY), {"batchSize": 48}
+    ),
+}  # fmt: skip
+
+
+def thresholds() -> GBTRegression:
+    out = trees(GBTRegression, 5)
+    out.thresholds.requires_grad_()
+    return out
+
+
+EVERY = CASES | MORE
+
+
+class Watched(Training):
+    """A training that keeps the gradient of each epoch, and lets no step wait for the device once there were a few."""
+
+    strict = False
+
+    def fit(self, candidates: Any, *rest: Any) -> None:
+        steady = self.strict and self.epoch > 1
+        with fake_gpu.no_reads() if steady else contextlib.nullcontext():
+            super().fit(candidates, *rest)
+        if self.parts > 1:
+            return
+        sums = vars(self).setdefault("gradients", {})
+        own = candidates.updates.matrix.gradient.detach().cpu().clone()
+        sums[self.epoch] = sums[self.epoch] + own if self.epoch in sums and not candidates.lazy else own
+
+
+def begun(a: Assignment) -> Watched:
+    start = a.start
+    return Watched(a.network, start.recipes, a.options, start.units, a.original, start.stats, a.monotone)
+
+
+def fitted(
+    a: Assignment, place: Place, training: Watched | None = None, *, resident: bool = True, strict: bool = False,
+    on_step: Any = None,
+) -> Watched:  # fmt: skip
+    training = training or begun(a)
+    training.strict = strict
+    training.move(place)
+    objective, metric = objectives(a.options, training.here.network, a.label)
+    with Stream(a.cache, backend=a.backend, inMemory=a.inMemory, seed=a.options.seed) as stream:
+        data = Data(stream.on(place, resident=resident), a.columns, rows=rows_at_once(a.network, stream))
+        train(training, data, objective, metric, on_step or (lambda training: None))
+    return training
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Gives the assignment of a case, and what the CPU finds; each made once."""
+    known: dict[Any, tuple[Assignment, Watched]] = {}
+
+    def of(name: str, *, zeros: bool = False, **options: Any) -> tuple[Assignment, Watched]:
+        key = name, zeros, *options.items()
+        if key not in known:
+            case = EVERY[name]
+            case = dataclasses.replace(case, zeros=zeros, options={**case.options, **options})
+            folder = tmp_path_factory.mktemp("case")
+            write_cache(folder, case)
+            a = assignment(case, folder)
+            known[key] = a, fitted(a, CPU)
+        return known[key]
+
+    return of
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    """The largest difference over the largest value."""
+    return float((a - b).abs().max() / b.abs().max().clamp_min(1e-300))
+
+
+def vectors(training: Watched) -> Tensor:
+    assert training.candidates is not None
+    return training.candidates.u.cpu()
+
+
+def assert_same(found: Watched, wanted: Watched, gradients: float = 1e-9, weights: float = 1e-6) -> None:
+    assert [h["epoch"] for h in found.history] == [h["epoch"] for h in wanted.history]
+    for epoch, gradient in wanted.gradients.items():  # type: ignore[attr-defined]
+        assert distance(found.gradients[epoch], gradient) <= gradients  # type: ignore[attr-defined]
+    assert distance(vectors(found), vectors(wanted)) <= weights
+    assert distance(torch.stack(found.gains), torch.stack(wanted.gains)) <= weights
+    assert found.chosen.column == wanted.chosen.column
+
+
+@pytest.mark.parametrize("place", ON)
+@pytest.mark.parametrize("zeros", [True, False])
+@pytest.mark.parametrize("name", EVERY)
+def test_a_gpu_finds_what_the_cpu_finds_and_the_same_twice(made: Any, name: str, zeros: bool, place: Place) -> None:
+    """With rows of weight 0, where steps look at their weights, and without, where they are graphs."""
+    a, wanted = made(name, zeros=zeros)
+    found = fitted(a, place)
+    assert_same(found, wanted)
+    if name == "mixture of Gaussians" and not zeros:  # no graph can hold its eigenvalues
+        assert "start their kernels one by one" in found.fallbacks[0]
+    else:
+        assert found.fallbacks == []
+    if place in REAL:  # the kernels of the fake are the CPU's
+        again = fitted(a, place)
+        assert torch.equal(vectors(again), vectors(found))
+        assert torch.equal(torch.stack(again.gains), torch.stack(found.gains))
+
+
+GRAPHS = ["noise, masks and mixtures", "softmax", "perceptron", "trees", "clusters"]
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_no_step_waits_for_the_gpu(made: Any, name: str) -> None:
+    a, wanted = made(name, maxEpochs=3)
+    found = fitted(a, FAKE, strict=True)
+    assert_same(found, wanted)
+    assert found._graphs is not None
+    assert found._graphs.steps is not None
+    assert 0 < len(found._graphs.adds) <= 16
+
+
+# Less memory ----------------------------------------------------------------------------------------------------------
+
+ROWS, PARTS = "rows are copied there batch by batch", "one after the other"
+
+
+@pytest.mark.parametrize("name", ["noise, masks and mixtures", "perceptron"])
+def test_where_memory_is_short_rows_leave_and_then_candidates_take_turns(
+    made: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each way down is told, and nothing is lost: the result is that of all memory."""
+    monkeypatch.setattr(placed, "CHUNK_BYTES", 1 << 13)
+    monkeypatch.setattr(placed, "SPARE_BYTES", 0)
+    a, wanted = made(name, batchSize=40)
+    told: dict[str, int] = {}
+    size = 1 << 20
+    while size > 1 << 12:
+        try:
+            with fake_gpu.budget(size):
+                found = fitted(a, FAKE)
+        except InputError as e:
+            told["error"], message = size, str(e)
+            break
+        assert distance(torch.stack(found.gains), torch.stack(wanted.gains)) <= 1e-9
+        assert all(
+            torch.allclose(s.flat, t.flat, rtol=1e-9) for s, t in zip(found.standings, wanted.standings, strict=True)
+        )
+        assert [(h["epoch"], h["candidate"]) for h in found.history] == [
+            (h["epoch"], h["candidate"]) for h in wanted.history
+        ]
+        for key in (ROWS, PARTS):
+            if any(key in fallback for fallback in found.fallbacks):
+                told.setdefault(key, size)
+        size = int(size / 1.5)
+    assert "fakegpu:0" in message
+    assert "set device='cpu'" in message
+    assert told[ROWS] >= told[PARTS] > told["error"]
+
+
+def test_rows_that_are_copied_ahead_are_the_same(made: Any) -> None:
+    for name in ("noise, masks and mixtures", "from files", "sparse rows"):
+        a, wanted = made(name)
+        assert_same(fitted(a, FAKE, resident=False), wanted)
+
+
+# Interruptions --------------------------------------------------------------------------------------------------------
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize(("first", "then"), [(FAKE, CPU), (CPU, FAKE), (FAKE, FAKE)])
+@pytest.mark.parametrize("name", ["noise, masks and mixtures", "sparse rows", "trees"])
+def test_a_checkpoint_of_one_device_goes_on_on_another(
+    made: Any, name: str, first: Place, then: Place, tmp_path: Path
+) -> None:
+    a, wanted = made(name)
+    saved = tmp_path / "state.pt"
+
+    def stops(training: Training) -> None:
+        if (training.epoch, training.step) == (2, 2):
+            torch.save(training.state(), saved)
+            raise Killed
+
+    with pytest.raises(Killed):
+        fitted(a, first, on_step=stops)
+    training = begun(a)
+    training.load(torch.load(saved, weights_only=True))  # no tensor of a device is in it
+    found = fitted(a, then, training)
+    assert torch.equal(torch.stack(found.gains), torch.stack(wanted.gains))
+
+
+def test_a_checkpoint_of_candidates_that_take_turns(made: Any) -> None:
+    a, wanted = made("noise, masks and mixtures")
+    saved: dict[str, Any] = {}
+
+    def stops(training: Training) -> None:
+        if (training.epoch, training.step) == (2, 2):
+            saved.update(training.state())
+            raise Killed
+
+    whole = begun(a)
+    whole.parts = 3
+    with pytest.raises(Killed):
+        fitted(a, FAKE, whole, on_step=stops)
+    assert saved["step"] == 0
+    training = begun(a)
+    training.load(saved)
+    found = fitted(a, CPU, training)
+    assert distance(torch.stack(found.gains), torch.stack(wanted.gains)) <= 1e-9
+
+
+# Graphs that can't be, and float32 ------------------------------------------------------------------------------------
+
+
+def unsteady(outputs: Any, label: Tensor, weight: Tensor) -> Tensor:
+    """A loss that asks for a number of the CPU in each step, which no graph can hold."""
+    return (next(iter(outputs.values())) - label) ** 2 * (1.0 if float(label.sum()) >= 0 else 2.0)
+
+
+def test_a_step_that_no_graph_can_hold_is_started_kernel_by_kernel(made: Any) -> None:
+    a, wanted = made("from files", loss=unsteady)
+    found = fitted(a, FAKE)
+    assert_same(found, wanted)
+    [told] = found.fallbacks
+    assert "start their kernels one by one" in told
+    assert "capturing" in told
+
+
+@pytest.mark.parametrize("at", [FAKE.device, CPU.device])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "noise, masks and mixtures",
+        "sparse rows with noise",
+        "softmax",
+        "perceptron",
+        "clusters",
+        "mixture of Gaussians",
+    ],
+)
+def test_float32_rows_train_to_about_the_same(made: Any, name: str, at: torch.device) -> None:
+    a, wanted = made(name)
+    found = fitted(a, Place(at, torch.float32))
+    assert all(s.flat.dtype == torch.float64 for s in found.standings)
+    assert vectors(found).dtype == torch.float64
+    assert_same(found, wanted, 1e-4, 1e-3)
+    assert not torch.equal(vectors(found), vectors(wanted))
+
+
+def test_without_a_gpu_a_name_of_one_is_refused() -> None:
+    if REAL:
+        pytest.skip("torch sees a GPU")
+    with pytest.raises(InputError, match=r"^device='cuda:1', but .*; or set device='cpu'$"):
+        device.place("cuda:1", "float64")
