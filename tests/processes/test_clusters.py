@@ -116,6 +116,25 @@ def test_the_demo_on_local_cluster(runs: Path, local: Path, foreign: str) -> Non
 
 
 @pytest.mark.once
+@pytest.mark.nightly
+def test_gpus_that_spark_gives_and_torch_does_not_see(runs: Path, local: Path, foreign: str, tmp_path: Path) -> None:
+    """Each executor claims a GPU, which Spark schedules: `auto` takes the CPU, and `cuda` says what is missing."""
+    script = tmp_path / "gpus.sh"
+    script.write_text('#!/bin/sh\necho \'{"name": "gpu", "addresses": ["0"]}\'\n')
+    script.chmod(0o755)
+    amounts = {f"spark.{part}.resource.gpu.amount": "1" for part in ("worker", "executor", "task")}
+    scripts = {f"spark.{part}.resource.gpu.discoveryScript": str(script) for part in ("worker", "executor")}
+    options: dict[str, Any] = {"master": "local-cluster[2,1,1024]", "python": foreign}
+    demo(runs, "claimed", conf=amounts | scripts, **options)
+    same(runs / "claimed", local)
+    assert json.loads((runs / "claimed" / "summary.json").read_text())["device"] == "cpu"
+    said = demo(runs, "refused", "fineTuner.device=cuda", conf=amounts | scripts, expect=2, **options)
+    assert "error: device='cuda', but torch " in said
+    said = demo(runs, "refused", "fineTuner.device=cuda", expect=2, **options)
+    assert "spark.executor.resource.gpu.amount and spark.task.resource.gpu.amount are not set" in said
+
+
+@pytest.mark.once
 def test_the_demo_on_a_standalone_cluster(
     runs: Path, spark: SparkSession, foreign: str, standalone: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
