@@ -10,15 +10,15 @@ the final weights are compared with the CPU's, over the largest of them; and a s
 Trees: a forward pass over rows that lie on the device, against Hummingbird's three implementations there (float32, the best of
 batches of 10,000, 100,000 and all rows), if --hummingbird, or this interpreter, has the package.
 
-    python benchmarks/gpu.py --out gpu.json --page docs/gpu.md                   # all cases, about half an hour
-    python benchmarks/gpu.py --case "wide, large batches" --out gpu.json         # adds a case to gpu.json
-    python benchmarks/gpu.py --read gpu.json --page docs/gpu.md                  # the page of figures that were measured before
+    python benchmarks/gpu.py --out gpu.json --page docs/gpu.md            # all cases
+    python benchmarks/gpu.py --case wide --candidates 1 4 --out gpu.json  # adds some figures to gpu.json
+    python benchmarks/gpu.py --read gpu.json --page docs/gpu.md           # the page of figures that were measured before
 
 Neither Java nor a Spark session is needed, only Spark's Python files. A machine that has torch, numpy, pandas, pyarrow and
-scikit-learn, but no network, is given these, 8 MB, from one with sparkdiff installed:
+scikit-learn, but no network, is given these, 10 MB, from one with sparkdiff installed:
 
     cd "$(python -c 'import pathlib, pyspark; print(pathlib.Path(pyspark.__file__).parents[1])')"
-    tar -czf ~/pyspark.tgz --exclude=pyspark/jars --exclude=pyspark/pandas --exclude='*/tests' pyspark py4j     # here
+    tar -czf ~/pyspark.tgz --exclude=pyspark/{jars,pandas,examples} --exclude={tests,__pycache__} pyspark py4j     # here
     mkdir /tmp/spark && tar -xzf pyspark.tgz -C /tmp/spark && export PYTHONPATH=/tmp/spark:.                     # there
 """
 
@@ -397,21 +397,16 @@ def tables(results: Results) -> str:
 
 def section(results: Results) -> str:
     """What stands in the page between its marks: machines and dates, the bounds, the tables, and what wasn't measured."""
-    where: dict[str, list[str]] = {}
+    machines: dict[str, list[str]] = {}
     for name, r in results.items():
-        machine, versions = r["machine"], r["versions"]
-        text = (
-            f"{r['date'][:10]}, {r['gpu']}, {machine['processor']} with {machine['cores']} cores, {machine['system']}, Python "
-            f"{versions['python']}, torch {versions['torch']}, commit {r['commit'] or 'unknown'}"
-        )
-        where.setdefault(text, []).append(name)
+        machines.setdefault(f"{r['date'][:10]}, {where(r)}", []).append(name)
     sizes = [f"- {n}: {CASES[n].text}" for n in results if n in CASES]
     if TREES in results:
         sizes.append(f"- {TREES}: {FOREST[0]} trees of depth {FOREST[1]}, {FOREST[2]:,} rows × {FEATURES}")
     wanted = [[n, f"{v:.3g}", "yes" if good else "no"] for n, (v, good) in verdicts(results).items()]
     absent = [n for n in (*CASES, TREES) if n not in results]
     return "\n\n".join([
-        "\n".join(f"- Measured {text}: {', '.join(names)}" for text, names in where.items()),
+        "\n".join(f"- Measured {text}: {', '.join(names)}" for text, names in machines.items()),
         "\n".join(sizes),
         *([markdown(["wanted", "found", "good enough"], wanted)] if wanted else []),
         tables(results),
@@ -446,14 +441,27 @@ def measured(
     yield from measure(replace(case, candidates=tuple(chosen)), given.epochs, folder, device)
 
 
-def kept(
-    before: Mapping[str, Any] | None, about: Mapping[str, Any], rows: list[dict[str, Any]]
-) -> list[dict[str, Any]]:  # fmt: skip
-    """The rows of an earlier result on this machine that these do not replace."""
-    if before is None or any(before[k] != about[k] for k in ("gpu", "machine", "versions", "commit", "smoke")):
-        return []
-    new = {r.get("candidates") for r in rows}
-    return [r for r in before["rows"] if r.get("candidates") not in new]
+def added(results: dict[str, Any], name: str, new: Mapping[str, Any]) -> None:
+    """Put a case's result among the others. Rows that were there stay for other numbers of candidates, if they were measured on
+    the same machine.
+    """
+    before, numbers = results.get(name), {r.get("candidates") for r in new["rows"]}
+    rows = [r for r in before["rows"] if r.get("candidates") not in numbers] if before else []
+    if rows and where(before) != where(new):
+        print(f"{name}: earlier figures, of another machine, commit or version, are dropped: {where(before)}")
+        rows = []
+    rows = sorted([*rows, *new["rows"]], key=lambda r: r.get("candidates", 0))
+    results[name] = {**new, "rows": rows}
+
+
+def where(result: Mapping[str, Any]) -> str:
+    """What a case ran on, as the page says it."""
+    machine, versions = result["machine"], result["versions"]
+    return (
+        f"{result['gpu'] or 'no GPU'}, {machine['processor']} with {machine['cores']} cores, {machine['system']}, Python "
+        f"{versions['python']}, torch {versions['torch']}, commit {result['commit'] or 'unknown'}"
+        + (", a smoke run" if result["smoke"] else "")
+    )
 
 
 def measured_on_gpus(results: Results) -> dict[str, Any]:
@@ -488,7 +496,8 @@ def main() -> int:
     given = parse(p, epochs=2)
     results: dict[str, Any] = {}
     for file in given.read or ([given.out] if given.out and given.out.exists() else []):
-        results |= json.loads(Path(file).read_text())["results"]
+        for name, result in json.loads(Path(file).read_text())["results"].items():
+            added(results, name, result)
     if not given.read:
         given.device = given.device or ("cuda" if torch.cuda.is_available() else "cpu" if given.smoke else "")
         if not given.device:
@@ -505,7 +514,7 @@ def main() -> int:
         for name in given.case:
             for rows in measured(given, name, folder, device):
                 now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-                results[name] = {**about, "date": now, "rows": [*kept(results.get(name), about, rows), *rows]}
+                added(results, name, {**about, "date": now, "rows": rows})
                 write(given, results, figures(results))  # at once: the rest may take too long
     real = measured_on_gpus(results)
     print("\n" + tables(results))

@@ -92,6 +92,16 @@ def test_figures_of_a_gpu_replace_those_of_the_page_and_nothing_else(tmp_path: P
         gpu.write_page(page, results)
 
 
+def test_numbers_of_candidates_may_be_measured_one_by_one_on_one_machine() -> None:
+    results: dict[str, Any] = {}
+    gpu.added(results, "wide", result([arm("GPU", 64, 2.0)]))
+    gpu.added(results, "wide", result([arm("GPU", 1, 1.0)]))
+    assert [r["candidates"] for r in results["wide"]["rows"]] == [1, 64]
+    assert gpu.verdicts(results) == {"wide, 64 candidates over one": (2.0, False)}
+    gpu.added(results, "wide", result([arm("GPU", 64, 1.0)], gpu="another"))
+    assert [r["candidates"] for r in results["wide"]["rows"]] == [64]
+
+
 def test_kernels_that_overlap_are_busy_once() -> None:
     on, off = torch.autograd.DeviceType.CUDA, torch.autograd.DeviceType.CPU
 
