@@ -22,6 +22,7 @@ ROOMS = [
     ["evaluation"],
     ["training", "diagnostics"],
     ["finetune"],
+    ["tuning"],
     ["estimator", "job"],
     ["cli", "testing"],
     ["__main__"],
@@ -39,6 +40,7 @@ NO_SPARK = (
     "rows",
     "device",
     "team",
+    "tuning.solvers",
 )
 SPARK = (
     "training.distributed.launch", "training.distributed.preflight", "evaluation.cached_parity", "diagnostics.pipelines",
