@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sparkdiff.data.stream import Batch, Share
 from sparkdiff.device import Place, home, module_of, repeatable
-from sparkdiff.errors import InputError
+from sparkdiff.errors import InputError, SparkdiffError
 from sparkdiff.evaluation.data import Data, scalar
 from sparkdiff.evaluation.guard import total_gain
 from sparkdiff.evaluation.ledger import Ledger, Trial
@@ -49,6 +49,10 @@ ROUNDING = 1e-12
 IN_TURN = "one after the other"
 STATE = 2
 """Version of what `Training.state` holds; a run that was begun with another isn't gone on with."""
+
+
+class ShortOfMemoryError(SparkdiffError):
+    """One of several processes ran out of memory on its device."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,28 +206,32 @@ class Training:
         are copied there, then with fewer candidates at a time. Returns the data to go on with.
 
         Raises:
-            InputError: one candidate alone is too much, or other processes wait for this one.
+            InputError: one candidate alone is too much.
+            ShortOfMemoryError: other processes wait for this one, so that all have to begin again with less.
         """
-        device, rows = self.here.place, data.stream.resident
+        place, short = self.here.place, f"training ran out of memory on {self.here.place.name}"
         self.candidates = self._graphs = self._form = None
         if self._before:
             self.load({**self._before, "fallbacks": self.fallbacks, "unsaved": self.unsaved, "seconds": self.seconds})
-        if data.team.world > 1 or (not rows and self.parts >= len(self.active)):
-            alone = "with one candidate at a time" if data.team.world == 1 else f"in process {data.team.rank}"
+        if not data.stream.resident and self.parts >= len(self.active):
             raise InputError(
-                f"training ran out of memory on {device.name} {alone} ({why}): set device='cpu', a smaller batchSize, or "
-                "precision='float32'"
+                f"{short} with one candidate at a time ({why}): set device='cpu', a smaller batchSize, or precision='float32'"
             )
-        if rows:
-            told = _passing(device)
-        else:
-            self.parts = min(2 * self.parts, len(self.active))
-            told = f"the candidates do not fit into the memory of {device.name}: they train in {self.parts} parts, {IN_TURN}"
-        self.fallbacks = [*[f for f in self.fallbacks if IN_TURN not in f], told]
-        stream = data.stream.on(device, resident=False)
+        if data.team.world > 1:
+            raise ShortOfMemoryError(f"process {data.team.rank}: {short} ({why})")
+        self.reduce(1 if data.stream.resident else 1 + self.parts.bit_length())
+        stream = data.stream.on(place, resident=False)
         data.stream.leave()
-        module_of(device.device).empty_cache()
+        module_of(place.device).empty_cache()
         return dataclasses.replace(data, stream=stream)
+
+    def reduce(self, level: int) -> None:
+        """Keep less on the device: from level 1 on not the rows, from level 2 on 2, 4, ... parts of the candidates in turn."""
+        self.parts = max(1, min(2 ** (level - 1), len(self.active)))
+        name, told = self.here.place.name, _passing(self.here.place)
+        if self.parts > 1:
+            told = f"the candidates do not fit into the memory of {name}: they train in {self.parts} parts, {IN_TURN}"
+        self.fallbacks = [*[f for f in self.fallbacks if IN_TURN not in f and f != told], told]
 
     def state(self) -> dict[str, Any]:
         """All that is needed to go on; where the candidates train part by part, from the beginning of the epoch on."""

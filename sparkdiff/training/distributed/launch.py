@@ -39,7 +39,7 @@ from sparkdiff.store.run_folder import RunFolder
 from sparkdiff.team import ALONE
 from sparkdiff.training.distributed.preflight import check_cluster, gives_gpus
 from sparkdiff.training.distributed.worker import ROOM, Assignment, Checkpoints, work
-from sparkdiff.training.loop import Training
+from sparkdiff.training.loop import ShortOfMemoryError, Training
 
 ATTEMPTS = 3
 START = 300.0
@@ -129,10 +129,11 @@ def _in_processes(assignment: Assignment, folder: RunFolder, say: Say, epochs: E
     if local and o.device == "cuda":
         place(o.device, o.precision)  # else each process would tell that there is no GPU
     lost: list[str] = []
+    less = assignment.less
     while True:
         with files.room("the files that start the processes", folder.path, ROOM):
             here = folder.attempt()
-            _equip(here, assignment)
+            _equip(here, replace(assignment, less=less))
             if folder.lease is not None:
                 folder.lease.pass_on(here)
         if not local:
@@ -153,6 +154,10 @@ def _in_processes(assignment: Assignment, folder: RunFolder, say: Say, epochs: E
         epochs(training.history)
         if training.ended:
             return training, lost
+        if short := attempt.short_of_memory():
+            less += 1
+            say(f"{short}; all processes go on from the last checkpoint with less there")
+            continue
         attempt.raise_failure()
         lost.append(attempt.loss())
         if len(lost) == ATTEMPTS:
@@ -319,6 +324,11 @@ class Attempt:
     def ranks(self) -> list[dict[str, Any]]:
         """The reports of the processes about themselves."""
         return [json.loads(p.read_text()) for p in sorted(self.here.glob("rank-*.json"))]
+
+    def short_of_memory(self) -> str:
+        """What a process said of its device's memory; empty if none ran out of it."""
+        found = (r["message"] for r in self.ranks() if r.get("error") == ShortOfMemoryError.__name__ and r["ours"])
+        return next(found, "")
 
     def raise_failure(self) -> None:
         """Raise the exception of the process that failed first, if a process failed.

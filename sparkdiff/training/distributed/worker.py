@@ -65,6 +65,7 @@ class Assignment:
     options: Options
     metric: str  # as it is shown
     monotone: Monotone | None
+    less: int = 0  # see `Training.reduce`
 
     def training(self) -> Training:
         start = self.start
@@ -83,7 +84,7 @@ def work(
         folder: of the run, which keeps what is known about the device.
         say: called with a line about the device, if there is something to say.
     """
-    at = functools.cache(stream.on)
+    at = functools.cache(functools.partial(stream.on, resident=not assignment.less))
 
     def timed(place: Place, team: Team) -> float:
         try:
@@ -104,6 +105,8 @@ def _train_at(
 ) -> None:  # fmt: skip
     """Train at a place, where the batches of the stream lie, until the training has ended or `on_step` raises."""
     training.move(place)
+    if a.less and not place.on_cpu:
+        training.reduce(a.less)
     objective, metric = objectives(a.options, training.here.network, a.label)
     data = Data(stream, a.columns, team, tick, rows=rows_at_once(a.network, stream))
     current = contextlib.nullcontext() if place.on_cpu else module_of(place.device).device(place.device)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from sparkdiff.evaluation.data import Data, rows_at_once
 from sparkdiff.stages.clustering import GaussianMixture, KMeans
 from sparkdiff.stages.perceptron import MultilayerPerceptron
 from sparkdiff.stages.trees import GBTRegression
+from sparkdiff.team import Team
+from sparkdiff.training.distributed.launch import Attempt
 from sparkdiff.training.distributed.worker import Assignment, objectives
-from sparkdiff.training.loop import Training, train
+from sparkdiff.training.loop import ShortOfMemoryError, Training, train
 from sparkdiff.training.recipes import Recipe
 
 pytestmark = pytest.mark.once
@@ -219,6 +222,32 @@ def test_where_memory_is_short_rows_leave_and_then_candidates_take_turns(
     assert "fakegpu:0" in message
     assert "set device='cpu'" in message
     assert told[ROWS] >= told[PARTS] > told["error"]
+
+
+def test_several_processes_begin_again_with_less_on_their_devices(made: Any, tmp_path: Path) -> None:
+    """One that runs out of memory can't go on alone: it tells the driver, which starts all with less."""
+    a, wanted = made("noise, masks and mixtures")
+    training = begun(a)
+    training.move(FAKE)
+    with Stream(a.cache, backend=a.backend, inMemory=a.inMemory, seed=a.options.seed) as stream:
+        data = Data(stream.on(FAKE), a.columns, Team(1, 2))
+        with pytest.raises(
+            ShortOfMemoryError, match=r"^process 1: training ran out of memory on fakegpu:0 .too much.$"
+        ) as e:
+            training.with_less(data, "too much")
+    for rank, error in enumerate(("LostProcessError", type(e.value).__name__)):
+        told = {"error": error, "message": str(e.value), "ours": True}
+        (tmp_path / f"rank-{rank}.json").write_text(json.dumps(told))
+    attempt = Attempt.__new__(Attempt)
+    attempt.here = tmp_path
+    assert attempt.short_of_memory() == str(e.value)
+    for level, told in ((1, ROWS), (2, "2 parts"), (3, "4 parts")):
+        found = begun(a)
+        found.move(FAKE)
+        found.reduce(level)
+        found = fitted(a, FAKE, found, resident=False)
+        assert told in found.fallbacks[-1]
+        assert distance(torch.stack(found.gains), torch.stack(wanted.gains)) <= 1e-9
 
 
 def test_rows_that_are_copied_ahead_are_the_same(made: Any) -> None:
