@@ -153,7 +153,8 @@ def moved(value: T, device: torch.device, dtype: torch.dtype | None = None) -> T
         Taken(room, pickle.HIGHEST_PROTOCOL).dump(value)
     except (TypeError, pickle.PicklingError, AttributeError) as e:
         raise InputError(
-            f"the network can't be copied to {device} ({e}): use device='cpu', or stages that hold only numbers and tensors"
+            f"the network can't be copied to {device} ({e}): use device='cpu' and precision='float64', or stages that hold only "
+            "numbers and tensors"
         ) from e
     return Given(io.BytesIO(room.getvalue())).load()  # type: ignore[no-any-return]
 

@@ -20,7 +20,7 @@ def check(network: Network, data: Data) -> Parity:
     """Compare the head's margin in float32 with that in float64 on the validation rows.
 
     Raises:
-        InputError: they differ by more than `MOST`; names the column that loses most.
+        InputError: they differ by more than `MOST`; names the column that loses most. Or a stage can't compute in float32.
     """
     there = place("cpu", "float32")
     single = moved(network.without_spark(), there.device, there.dtype)
@@ -29,7 +29,12 @@ def check(network: Network, data: Data) -> Parity:
     for batch, _, weight, _ in data.batches(VALIDATION):
         values = data.values(batch)
         exact = network.margin(dict(values))
-        rounded = single.margin({v: there.rows(x) for v, x in values.items()}).to(exact.dtype)
+        try:
+            rounded = single.margin({v: there.rows(x) for v, x in values.items()}).to(exact.dtype)
+        except RuntimeError as e:  # a stage of the user's may name a dtype
+            raise InputError(
+                f"the network can't compute with precision='float32' ({str(e).splitlines()[0]}): set precision='float64'"
+            ) from e
         counts = weight > 0
         by, share = (x[counts] for x in differences(rounded, exact))
         rows += len(by)

@@ -25,6 +25,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sparkdiff.data.stream import Stream
 from sparkdiff.device import Place, module_of
 from sparkdiff.errors import FullDiskError, SparkdiffError
@@ -88,7 +90,8 @@ def work(
 
     def timed(place: Place, team: Team) -> float:
         try:
-            return _seconds_per_step(assignment, at(place), team, place, tick)
+            with torch.random.fork_rng(devices=[]):  # a loss of the user's may draw
+                return _seconds_per_step(assignment, at(place), team, place, tick)
         finally:
             at(place).leave()
 
@@ -191,9 +194,16 @@ def main(folder: str) -> None:
     except BaseException as e:
         _write(here, rank, me | {
             "error": type(e).__name__, "message": str(e), "ours": isinstance(e, SparkdiffError),
-            "lost": isinstance(e, LostProcessError), "traceback": traceback.format_exc(), "time": time.time(),
+            "lost": _lost(e), "traceback": traceback.format_exc(), "time": time.time(),
         })  # fmt: skip
         raise SystemExit(1) from e
+
+
+def _lost(error: BaseException) -> bool:
+    """Whether it tells of another process; NCCL's sums fail later than where they are asked for."""
+    import torch.distributed as dist  # only here, as in Team
+
+    return isinstance(error, (LostProcessError, dist.DistBackendError))
 
 
 def _train(assignment: Assignment, here: Path, team: Team, watchdog: "Watchdog") -> None:

@@ -55,6 +55,18 @@ def test_sparse_rows_and_numbers_beyond_float32() -> None:
         single_precision.check(network((logistic(6), ["x"], "p")), data(rows))
 
 
+class Doubles(StandardScaler):
+    def forward(self, x: Any) -> Any:
+        return x @ torch.eye(6, dtype=F64)
+
+
+def test_a_stage_that_names_its_dtype() -> None:
+    scaler = Doubles(torch.ones(6, dtype=F64), torch.zeros(6, dtype=F64), True, True)
+    net = network((scaler, ["x"], "s"), (logistic(6), ["s"], "p"))
+    with pytest.raises(InputError, match=r"can't compute with precision='float32' \(.*\): set precision='float64'$"):
+        single_precision.check(net, data(normal(5, 6, seed=3)))
+
+
 def test_trees_are_refused_in_float32() -> None:
     forest = network((trees(GBTRegression, 5), ["x"], "p"))
     single, live = Options.of({"precision": "float32"}), SimpleNamespace(live=forest.positions)
