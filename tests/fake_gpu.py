@@ -225,10 +225,11 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         k["device"] = torch.device("cpu")
     graph = _now.capturing
     if graph is not None:
-        a, k = graph.kept(a, k, written, fakes)
+        kept = graph.kept(a, k, written, fakes)
     out = func(*a, **k)
-    if graph is not None:
-        graph.calls.append((func, a, k, out, {x.elem.untyped_storage()._cdata for x in fakes}))
+    if graph is not None and torch.Tag.inplace_view not in func.tags:
+        seen = pytree.tree_map_only(Tensor, Tensor.detach, out)
+        graph.calls.append((func, *kept, seen, {x.elem.untyped_storage()._cdata for x in fakes}))
     if at.type != NAME or (written and not any(isinstance(x, FakeTensor) for x in written)):
         return out  # on the CPU
     same = {id(x.elem): x for x in fakes}
@@ -278,13 +279,13 @@ class CUDAGraph:
         self.before: dict[int, tuple[Any, Any]] = {}  # storages that it has written to, and what was in them
 
     def kept(self, a: Any, k: Any, written: list[Any], fakes: list[FakeTensor]) -> Any:
-        """The arguments with numbers of the CPU as they are now; remembers what is about to be written over."""
+        """The arguments as they are now, with their shapes and numbers of the CPU; remembers what is about to be written over."""
         for x in written:
             storage = x.elem.untyped_storage()
             if storage._cdata not in self.made and storage._cdata not in self.before:
                 self.before[storage._cdata] = storage, storage.clone()
         of_gpu = {id(x.elem) for x in fakes}
-        return pytree.tree_map_only(Tensor, lambda x: x if id(x) in of_gpu else x.clone(), (a, k))
+        return pytree.tree_map_only(Tensor, lambda x: x.detach() if id(x) in of_gpu else x.clone(), (a, k))
 
     def captured(self) -> None:
         """What a GPU leaves behind: nothing is done, and nothing of what the graph will write can be read."""

@@ -182,6 +182,7 @@ def computed(module: StageModule, columns: tuple[Rows, ...]) -> list[Any]:
 
 @pytest.mark.parametrize(("name", "sparse"), [*((n, False) for n in STAGES), *((n, True) for n in SPARSE)])
 def test_values_and_gradients(name: str, sparse: bool) -> None:
+    """At once, as a graph, and nearly so in float32."""
     make, columns = STAGES[name]
     cpu = make()
     given: tuple[Rows, ...] = columns
@@ -193,9 +194,13 @@ def test_values_and_gradients(name: str, sparse: bool) -> None:
     with fake_gpu.no_reads():
         found = computed(gpu, there)
     wanted = computed(cpu, given)
-    assert len(found) == len(wanted)
-    for one, other in zip(found, wanted, strict=True):
-        same(one, other)
+    graph = fake_gpu.CUDAGraph()
+    with fake_gpu.graph(graph):
+        captured = computed(gpu, there)
+    graph.replay()
+    for step in (found, captured):
+        for one, other in zip(step, wanted, strict=True):
+            same(one, other)
     single = moved(cpu, GPU.device, torch.float32)
     place = Place(GPU.device, torch.float32)
     for one, other in zip(computed(single, tuple(place.rows(x) for x in given)), wanted, strict=True):
