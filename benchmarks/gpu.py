@@ -3,9 +3,10 @@
 Each case trains with the real loop of one process, from a cache of rows of chance, in several arms: on the CPU with all its
 cores; on the GPU with steps as CUDA graphs; the same with kernels that are started one by one, with float32 rows, and with rows
 that stay in pinned memory and are copied ahead. Seconds are those of an epoch's steps and of its validation, the median over the
-epochs after the first one, in which rows are read, kernels are chosen and graphs are recorded. Kernels are counted by
-torch.profiler over some steps; the GPU's idle time is what they leave of as many steps without the profiler. Gains per epoch and
-the final weights are compared with the CPU's, over the largest of them; and a second run on the GPU with the first, bit by bit.
+epochs after the first one, in which rows are read, kernels are chosen and graphs are recorded. Kernels (copies are among them)
+are counted by torch.profiler over some steps of a training of their own; the GPU's idle time is what they leave of a step that is
+timed without it. Gains per epoch and the final weights are compared with the CPU's, over the largest of them; and a second run on
+the GPU with the first, bit by bit.
 
 Trees: a forward pass over rows that lie on the device, against Hummingbird's three implementations there (float32, the best of
 batches of 10,000, 100,000 and all rows), if --hummingbird, or this interpreter, has the package.
@@ -27,6 +28,7 @@ import datetime
 import gc
 import importlib.util
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -100,22 +102,17 @@ def seconds(at: Place) -> float:
 
 
 class Clock:
-    """Times the epochs of a training, and watches the kernels of some steps after them; called after each step and epoch."""
+    """Times the epochs of a training; called after each step and epoch."""
 
     def __init__(self, at: Place, steps: int, epochs: int):
         self.at, self.steps, self.epochs = at, steps, epochs
-        self.watched = max(1, min(PROFILED, (steps - 4) // 2)) if at.device.type == "cuda" else 0
         self.taken: list[float] = []  # seconds of an epoch's steps
         self.validation: list[float] = []
         self.result: tuple[Tensor, Tensor] | None = None  # gains (E * K,), weights (K, p)
-        self.kernels: dict[str, float] | None = None
-        self.profile: Any = None
-        self.last = seconds(self.at)
+        self.last = seconds(at)
 
     def __call__(self, training: Training) -> None:
-        if len(self.taken) == len(self.validation) == self.epochs:
-            self._watch(training.step)
-        elif training.step == 0:
+        if training.step == 0:
             now = seconds(self.at)
             self.validation.append(now - self.last)
             self.last = now
@@ -123,8 +120,7 @@ class Clock:
                 gains = torch.stack(training.gains).sum(1)
                 weights = training.state()["candidates"]["u"] if training.parts == 1 else torch.empty(0)
                 self.result = gains, weights.clone()
-                if not self.watched:
-                    raise EnoughError
+                raise EnoughError
         elif training.step == self.steps:
             now = seconds(self.at)
             if len(self.taken) == len(self.validation):
@@ -132,27 +128,36 @@ class Clock:
             self.taken[-1] += now - self.last  # where memory was short, of all parts of the candidates
             self.last = now
 
-    def _watch(self, step: int) -> None:
-        """First so many steps by the clock, then as many with the profiler."""
-        if step == 2:
-            self.last = seconds(self.at)
-        elif step == 2 + self.watched:
-            self.wall = seconds(self.at) - self.last
-            self.profile = profiler().__enter__()
-        elif step == 2 + 2 * self.watched:
+
+class Watch:
+    """Watches the kernels of some steps of an epoch, when all kinds of batches have been seen; called after each step."""
+
+    def __init__(self, at: Place, steps: int):
+        self.at, self.first = at, min(steps // 2, 1000)
+        self.last = self.first + max(1, min(PROFILED, steps - self.first))
+        self.kernels: dict[str, float] = {}
+
+    def __call__(self, training: Training) -> None:
+        if training.step == self.first:
+            seconds(self.at)
+            self.profile = profiler(self.at)
+            self.profile.__enter__()
+        elif training.step == self.last:
             seconds(self.at)
             self.profile.__exit__(None, None, None)
-            self.kernels = kernels_of(self.profile, self.wall, self.watched)
+            self.kernels = kernels_of(self.profile, self.last - self.first)
             raise EnoughError
 
 
-def profiler() -> Any:
-    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-    return torch.profiler.profile(activities=activities)
+def profiler(at: Place) -> Any:
+    # As torch does for its own graphs: a library that is torn down and started again breaks them.
+    os.environ.update(TEARDOWN_CUPTI="0", DISABLE_CUPTI_LAZY_REINIT="1")
+    kinds = torch.profiler.ProfilerActivity
+    return torch.profiler.profile(activities=[kinds.CPU, *([kinds.CUDA] if at.device.type == "cuda" else [])])
 
 
-def kernels_of(profile: Any, wall: float, times: int) -> dict[str, float]:
-    """What the profiler saw in `times` steps, which take `wall` seconds without it.
+def kernels_of(profile: Any, times: int) -> dict[str, float]:
+    """What the profiler saw in `times` steps; nothing where it saw no kernel.
 
     Source of the names of launches: the CUDA runtime's and driver's API.
     """
@@ -169,19 +174,16 @@ def kernels_of(profile: Any, wall: float, times: int) -> dict[str, float]:
         end = max(end, last)
     starts = ("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch", "cudaMemcpyAsync", "cudaMemsetAsync")
     launches = sum(e.device_type != device and e.name.startswith(starts) for e in events)
-    return {
-        "kernels": len(spans) / times, "launches": launches / times, "busyMicroseconds": busy / times,
-        "microseconds": 1e6 * wall / times, "idle": max(0.0, 1 - busy / (1e6 * wall)),
-    }  # fmt: skip
+    found = {"kernels": len(spans), "launches": launches, "busyMicroseconds": busy}
+    return {name: x / times for name, x in found.items()} if spans else {}
 
 
-def run(
-    case: Case, arm: Arm, number: int, epochs: int, ground: "Ground", device: torch.device
-) -> tuple[dict[str, Any], tuple[Tensor, Tensor] | None]:
-    """One training of so many candidates; what it took, and its gains and weights."""
+def training_of(
+    case: Case, arm: Arm, number: int, ground: "Ground", device: torch.device, on_step: Callable[[Training], None]
+) -> Training:  # fmt: skip
+    """Train so many candidates until `on_step` has enough."""
     at, began = arm.place(device), ground.start
     stream = ground.stream.on(at, resident=arm.resident)
-    clock = Clock(at, stream.steps("train", case.batchSize), epochs)
     training = Training(
         began.network.clone(), recipes(number), began.options, began.units, ground.original, began.stats
     )
@@ -189,16 +191,25 @@ def run(
     training.move(at)
     objective, metric = objectives(began.options, began.network, began.label)
     data = Data(stream, {INPUT: "c0"}, rows=rows_at_once(began.network, stream))
+    with suppress(EnoughError):
+        train(training, data, objective, metric, on_step)
+    stream.leave()
+    return training
+
+
+def run(
+    case: Case, arm: Arm, number: int, epochs: int, ground: "Ground", device: torch.device
+) -> tuple[dict[str, Any], tuple[Tensor, Tensor] | None]:
+    """What one training took, and its gains and weights."""
+    at = arm.place(device)
+    clock = Clock(at, ground.stream.steps("train", case.batchSize), epochs)
     with peak(at) as memory:
-        with suppress(EnoughError):
-            train(training, data, objective, metric, clock)
-        stream.leave()
-    taken, rows = statistics.median(clock.taken[1:]), stream.rows("train")
+        fallbacks = training_of(case, arm, number, ground, device, clock).fallbacks
+    taken, rows = statistics.median(clock.taken[1:]), ground.stream.rows("train")
     return {
-        "arm": arm.name, "candidates": number, "firstEpochSeconds": clock.taken[0], "stepSeconds": taken,
+        "arm": arm.name, "candidates": number, "steps": clock.steps, "firstEpochSeconds": clock.taken[0], "stepSeconds": taken,
         "rowsPerSecond": rows / taken, "validationSeconds": statistics.median(clock.validation[1:]), **memory,
-        **({"watched": clock.kernels} if clock.kernels else {}),
-        **({"fallbacks": training.fallbacks} if training.fallbacks else {}),
+        **({"fallbacks": fallbacks} if fallbacks else {}),
     }, clock.result  # fmt: skip
 
 
@@ -227,23 +238,31 @@ class Ground:
     original: Score
 
 
-def measure(case: Case, epochs: int, folder: Path, device: torch.device | None) -> Iterator[list[dict[str, Any]]]:
-    """All arms of a case, for each number of candidates."""
+@contextmanager
+def ground_of(case: Case, epochs: int, folder: Path) -> Iterator[Ground]:
+    """The case's rows, which are written where they are not there yet, and what its trainings start from."""
     cache = folder / case.data
-    if not cache.exists():
-        cache.mkdir(parents=True)
+    if not (cache / "manifest.json").exists():
+        cache.mkdir(parents=True, exist_ok=True)
         write_cache(cache, case)
     began = start(case, epochs + 1)
     _, metric = objectives(began.options, began.network, began.label)
     with Stream(cache, backend="arrow", seed=began.options.seed) as stream:
         data = Data(stream, {INPUT: "c0"}, rows=rows_at_once(began.network, stream))
-        ground = Ground(began, stream, score(began.network, data, "validation", metric))
+        yield Ground(began, stream, score(began.network, data, "validation", metric))
+
+
+def arms(number: int, device: torch.device | None) -> list[Arm]:
+    return [arm for arm in ARMS if not (arm.gpu and device is None) and (arm.every or number > 1)]
+
+
+def measure(case: Case, epochs: int, folder: Path, device: torch.device | None) -> Iterator[list[dict[str, Any]]]:
+    """All arms of a case, for each number of candidates."""
+    with ground_of(case, epochs, folder) as ground:
         for number in case.candidates:
             reference: tuple[Tensor, Tensor] | None = None
             rows = []
-            for arm in ARMS:
-                if (arm.gpu and device is None) or not (arm.every or number > 1):
-                    continue
+            for arm in arms(number, device):
                 row, result = run(case, arm, number, epochs, ground, device or CPU.device)
                 if arm.gpu and result and reference:
                     row["gainsDiffer"], row["weightsDiffer"] = map(apart, result, reference)
@@ -255,6 +274,24 @@ def measure(case: Case, epochs: int, folder: Path, device: torch.device | None) 
                 rows.append(row)
                 print(f"{case.name}: {number} candidates, {arm.name}: {row['stepSeconds']:.3g} s an epoch", flush=True)
             yield rows
+
+
+Watched = dict[tuple[str, int | None], dict[str, float]]
+"""By arm and number of candidates: what the profiler saw."""
+
+
+def watch(case: Case, folder: Path, device: torch.device) -> Watched:
+    """The kernels of each arm on the device."""
+    out: Watched = {}
+    with ground_of(case, 1, folder) as ground:
+        for number in case.candidates:
+            for arm in arms(number, device):
+                if arm.gpu:
+                    seen = Watch(arm.place(device), ground.stream.steps("train", case.batchSize))
+                    training_of(case, arm, number, ground, device, seen)
+                    out[arm.name, number] = seen.kernels
+                    gc.collect()
+    return out
 
 
 def apart(x: Tensor, y: Tensor) -> float | None:
@@ -269,29 +306,38 @@ def same(x: Tensor, y: Tensor) -> bool:
 # Trees ----------------------------------------------------------------------------------------------------------------
 
 
-def measure_trees(given: argparse.Namespace, device: torch.device | None) -> list[dict[str, Any]]:
+def forest_of(given: argparse.Namespace) -> tuple[RandomForestRegression, Tensor, Tensor]:
+    """Trees, rows for them, and what scikit-learn predicts for the first rows."""
     trees, depth, rows = FEW if given.smoke else FOREST
     fitted, some = forest(trees, depth)
     module = RandomForestRegression(nodes_of(fitted), None, ("predictionCol",), "forest").requires_grad_(False)
     x = torch.from_numpy(np.random.default_rng(1).standard_normal((rows, FEATURES)).astype(np.float32)).double()
-    expected = torch.from_numpy(fitted.predict(x[: len(some)].numpy().astype(np.float32)))
+    return module, x, torch.from_numpy(fitted.predict(x[: len(some)].numpy().astype(np.float32)))
+
+
+def measure_trees(given: argparse.Namespace, device: torch.device | None) -> list[dict[str, Any]]:
+    module, x, expected = forest_of(given)
     out = []
     for name, at in (("CPU", CPU), *([("GPU", Place(device))] if device is not None else [])):
         forward = partial(moved(module, at.device).margin, at.numbers(x))
         with peak(at) as memory, torch.no_grad():
-            found = home(forward()[: len(some)])
+            found = home(forward()[: len(expected)])
             assert (found - expected).abs().max() < 1e-12 * expected.abs().max()
             taken = statistics.median(pass_seconds(forward, at) for _ in range(1 if given.smoke else 5))
-            row = {"arm": name, "stepSeconds": taken, "rowsPerSecond": rows / taken}
-            if at.device.type == "cuda":
-                with profiler() as profile:
-                    pass_seconds(forward, at)
-                row["watched"] = kernels_of(profile, taken, 1)
-        out.append(row | memory)
-    rival = hummingbird(given, trees, depth, rows)
-    if rival:
-        out += [{"arm": f"Hummingbird, {n}", "stepSeconds": t, "rowsPerSecond": rows / t} for n, t in rival.items()]
-    return out
+        out.append({"arm": name, "stepSeconds": taken, "rowsPerSecond": len(x) / taken, **memory})
+    rival = hummingbird(given)
+    return out + [{"arm": f"Hummingbird, {n}", "stepSeconds": t, "rowsPerSecond": len(x) / t} for n, t in rival.items()]
+
+
+@torch.no_grad()
+def watch_trees(given: argparse.Namespace, device: torch.device) -> Watched:
+    module, x, _ = forest_of(given)
+    at = Place(device)
+    forward = partial(moved(module, at.device).margin, at.numbers(x))
+    forward()
+    with profiler(at) as profile:
+        pass_seconds(forward, at)
+    return {("GPU", None): kernels_of(profile, 1)}
 
 
 def pass_seconds(forward: Callable[[], object], at: Place) -> float:
@@ -300,23 +346,17 @@ def pass_seconds(forward: Callable[[], object], at: Place) -> float:
     return seconds(at) - began
 
 
-def hummingbird(given: argparse.Namespace, trees: int, depth: int, rows: int) -> dict[str, float]:
+def hummingbird(given: argparse.Namespace) -> dict[str, float]:
     """Seconds of a pass of each of Hummingbird's implementations on the GPU; none where there is no GPU or no Hummingbird."""
     if given.device.partition(":")[0] != "cuda":
         return {}
     if given.hummingbird is None and importlib.util.find_spec("hummingbird") is None:
         print("Hummingbird is left out: this interpreter has no hummingbird-ml, and no --hummingbird PYTHON was given.")
         return {}
-    command = [
-        str(given.hummingbird or sys.executable),
-        "-W",
-        "ignore",
-        str(ROOT / "benchmarks" / "hummingbird_arm.py"),
-    ]
-    done = subprocess.run(
-        [*command, str(trees), str(depth), "--device", given.device, "--rows", str(rows)], stdout=subprocess.PIPE, text=True,
-        check=True,
-    )  # fmt: skip
+    trees, depth, rows = FEW if given.smoke else FOREST
+    python, script = str(given.hummingbird or sys.executable), str(ROOT / "benchmarks" / "hummingbird_arm.py")
+    asked = [str(trees), str(depth), "--device", given.device, "--rows", str(rows)]
+    done = subprocess.run([python, "-W", "ignore", script, *asked], stdout=subprocess.PIPE, text=True, check=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
@@ -377,10 +417,11 @@ def tables(results: Results) -> str:
             ])  # fmt: skip
             if "watched" not in r and "gainsDiffer" not in r:
                 continue
-            watched = r.get("watched", {})
+            watched, step = r.get("watched", {}), 1e6 * r["stepSeconds"] / r.get("steps", 1)
+            idle = max(0.0, 1 - watched["busyMicroseconds"] / step) if watched else None
             kernels.append([
-                *row, *(number(watched.get(k), ".4g") for k in ("kernels", "launches", "busyMicroseconds", "microseconds")),
-                number(watched.get("idle"), ".0%"), number(r.get("gainsDiffer"), ".1e"), number(r.get("weightsDiffer"), ".1e"),
+                *row, *(number(watched.get(k), ".4g") for k in ("kernels", "launches", "busyMicroseconds")),
+                f"{step:.4g}", number(idle, ".0%"), number(r.get("gainsDiffer"), ".1e"), number(r.get("weightsDiffer"), ".1e"),
                 {True: "yes", False: "no"}.get(r.get("runsEqual"), ""),  # type: ignore[arg-type]
             ])  # fmt: skip
     first = ["case", "candidates", "arm"]
@@ -429,16 +470,9 @@ def write_page(path: Path, results: Results) -> None:
     path.write_text(f"{before}{BEGIN}\n\n{section(results)}\n\n{END}{after}", encoding="utf-8")
 
 
-def measured(
-    given: argparse.Namespace, name: str, folder: Path, device: torch.device | None
-) -> Iterator[list[dict[str, Any]]]:  # fmt: skip
-    """The rows of a case, some at a time."""
-    if name == TREES:
-        yield measure_trees(given, device)
-        return
+def case_of(given: argparse.Namespace, name: str) -> Case:
     case = CASES[name].small() if given.smoke else CASES[name]
-    chosen = [k for k in case.candidates if not given.candidates or k in given.candidates]
-    yield from measure(replace(case, candidates=tuple(chosen)), given.epochs, folder, device)
+    return replace(case, candidates=tuple(k for k in case.candidates if not given.candidates or k in given.candidates))
 
 
 def added(results: dict[str, Any], name: str, new: Mapping[str, Any]) -> None:
@@ -512,10 +546,21 @@ def main() -> int:
         if device is not None and device.type == "cuda":
             about["gpu"] = f"{module_of(device).get_device_name(device)} with CUDA {torch.version.cuda}"
         for name in given.case:
-            for rows in measured(given, name, folder, device):
+            every = (
+                iter([measure_trees(given, device)])
+                if name == TREES
+                else (measure(case_of(given, name), given.epochs, folder, device))
+            )
+            for rows in every:
                 now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
                 added(results, name, {**about, "date": now, "rows": rows})
                 write(given, results, figures(results))  # at once: the rest may take too long
+        # The profiler last: it stays in the process, and what is timed after it takes longer.
+        for name in given.case if device is not None else ():
+            seen = watch_trees(given, device) if name == TREES else watch(case_of(given, name), folder, device)
+            for row in results[name]["rows"]:
+                row |= {"watched": found} if (found := seen.get((row["arm"], row.get("candidates")))) else {}
+            write(given, results, figures(results))
     real = measured_on_gpus(results)
     print("\n" + tables(results))
     missed = [f"{name}: {ratio:.3g}" for name, (ratio, good) in verdicts(real).items() if not good]

@@ -85,7 +85,7 @@ def test_figures_of_a_gpu_replace_those_of_the_page_and_nothing_else(tmp_path: P
     assert text.endswith(f"{gpu.END}\n\nAfter.\n")
     assert "| wide, 64 candidates over one | 2 | no |" in text
     assert "| wide, candidates: 1, rows a second over the CPU's | 30 | yes |" in text
-    assert "| wide | 64 | GPU | – | – | – | – | – | 2.0e-12 | – | yes |" in text
+    assert "| wide | 64 | GPU | – | – | – | 6e+05 | – | 2.0e-12 | – | yes |" in text
     assert "Not measured: small, wide, large batches, softmax, text," in text
     page.write_text("No marks.")
     with pytest.raises(SystemExit, match="lacks the lines"):
@@ -115,14 +115,11 @@ def test_kernels_that_overlap_are_busy_once() -> None:
         event("cudaGraphLaunch", off, 0, 1),
     ]
     events += [event("cudaLaunchKernel", off, 1, 2), event("aten::add", off, 0, 3)]
-    found = gpu.kernels_of(SimpleNamespace(events=lambda: events), 20e-6, 2)
-    assert found == {
-        "kernels": 1.5,
-        "launches": 1,
-        "busyMicroseconds": 4,
-        "microseconds": pytest.approx(10),
-        "idle": 0.6,
-    }
+    found = gpu.kernels_of(SimpleNamespace(events=lambda: events), 2)
+    assert found == {"kernels": 1.5, "launches": 1, "busyMicroseconds": 4}
+    speed = arm("GPU", 4, 20e-6, watched=found, steps=2)
+    assert "| small | 4 | GPU | 1.5 | 1 | 4 | 10 | 60% | – | – |  |" in gpu.tables({"small": result([speed])})
+    assert gpu.kernels_of(SimpleNamespace(events=lambda: events[-1:]), 2) == {}  # not seen is not 0
 
 
 def test_without_a_gpu_its_benchmark_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
