@@ -171,7 +171,7 @@ def _product(x: Rows, slope: Tensor) -> Tensor:  # (n,) or (n, d), (K, d, m) -> 
     if isinstance(x, Tensor) and not x.is_floating_point():
         return _picked(x, slope)
     narrow = (x.values if isinstance(x, SparseRows) else x).dtype
-    return _product_of(x, slope.to(narrow)).to(slope.dtype)
+    return _product_of(x, slope) if narrow == slope.dtype else _product_of(x, slope.to(narrow)).to(slope.dtype)
 
 
 def _product_of(x: Rows, slope: Tensor) -> Tensor:
@@ -187,6 +187,8 @@ def _transposed_product(x: Rows, margin: Tensor, width: int) -> Tensor:  # (n,) 
     if isinstance(x, Tensor) and not x.is_floating_point():
         return _spread(x, margin, width)
     narrow = (x.values if isinstance(x, SparseRows) else x).dtype
+    if narrow == margin.dtype:
+        return _transposed_product_of(x, margin, width)
     return _transposed_product_of(x, margin.to(narrow), width).to(margin.dtype)
 
 

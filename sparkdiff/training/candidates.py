@@ -176,15 +176,16 @@ class Candidates:
         sums = [matrix.sums, self.total, self.total_weight, once.gradient, once.curvature]
         return [*self.vectors.values(), matrix.flat, *sums, *steps]
 
-    def set_rate(self, factor: float) -> None:
-        """Before the steps on a GPU, whose graphs hold no numbers of the CPU: the schedule's factor."""
+    def set_rate(self, factor: float) -> Tensor:
+        """The learning rate on a GPU, whose graphs read it there, at this factor of the schedule."""
         if factor != self._factor:
             self.rate.fill_(self.base * factor)
             self._factor = factor
+        return self.rate
 
     @torch.no_grad()
     def step(self, scale: float, factor: float = 1.0) -> None:
-        """One optimizer step by the sums; `scale` is the objective's, `factor` the schedule's (on a GPU see `set_rate`)."""
+        """One optimizer step by the sums; `scale` is the objective's, `factor` the schedule's."""
         updates, matrix = self.updates, self.updates.matrix
         self.total += matrix.losses
         self.total_weight += matrix.weight
@@ -203,7 +204,7 @@ class Candidates:
             gradient.mul_(
                 (self.options.gradientClip / gradient.norm(dim=1, keepdim=True).clamp_min(1e-300)).clamp_max(1)
             )
-        rate = self.base * factor if on_cpu else self.rate
+        rate = self.base * factor if on_cpu else self.set_rate(factor)
         self.optimizer.step(u, gradient, rate, (vectors["mean"], vectors["square"]), updates.at(self.optimizer.rate))
         updates.load(u)
         if self.ema_weight is not None:

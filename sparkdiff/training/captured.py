@@ -89,7 +89,7 @@ class CapturedSteps:
             return
 
         def run(inputs: list[Tensor]) -> None:
-            self.candidates.step(self.objective.scale)
+            self.candidates.step(self.objective.scale, factor)
 
         if self.failed:
             run([])

@@ -288,7 +288,7 @@ class Training:
                 draw = dataclasses.replace(draw, whole=(values, (label, weight)), own=own)
                 values, label, weight = {v: taken(x, own) for v, x in values.items()}, label[own], weight[own]
                 groups = {name: code[own] for name, code in groups.items()}
-        graphs = self._captured(candidates, objective, values)
+        graphs = None if candidates.u.is_cpu else self._captured(candidates, objective, values)
         if graphs is not None and len(weight):
             graphs.add(candidates.augmenter.views(values, (label, weight), draw), weight)
         else:
@@ -298,14 +298,13 @@ class Training:
         if graphs is not None:
             graphs.step(self._factor(data))
         elif bool(of_weight > 0):
-            candidates.set_rate(self._factor(data))
             candidates.step(objective.scale, self._factor(data))
 
     def _captured(
         self, candidates: Candidates, objective: Objective, values: Mapping[Version, Rows]
     ) -> CapturedSteps | None:
-        """The steps of these candidates as graphs of the GPU, where there is one and they can be."""
-        if not self.graphs or self.here.place.on_cpu or not CapturedSteps.possible(candidates, objective, values):
+        """The steps of these candidates as graphs of the GPU, where they can be."""
+        if not self.graphs or not CapturedSteps.possible(candidates, objective, values):
             return None
         if self._graphs is None or self._graphs.candidates is not candidates:
             self._graphs = CapturedSteps(candidates, objective)
