@@ -3,16 +3,12 @@ optimum (of `Setting`s on `Chunk`s), `unsolved` says which settings are left to 
 """
 
 from sparkdiff.tuning.solvers.limits import unsolved
+from sparkdiff.tuning.solvers.linear import linear
 from sparkdiff.tuning.solvers.problem import Chunk, Chunks, Facts, Setting, Solution
 
 __all__ = ["Chunk", "Chunks", "Facts", "Setting", "Solution", "generalized", "linear", "logistic", "unsolved"]
 
 MEMORY = 2**30
-
-
-def linear(chunks: Chunks, settings: list[Setting], folds: int) -> list[list[Solution]]:
-    """LinearRegression's models, [setting][fold]."""
-    raise NotImplementedError
 
 
 def logistic(

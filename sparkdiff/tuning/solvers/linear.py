@@ -1,0 +1,144 @@
+"""LinearRegression for all settings and folds, from one matrix of products per fold."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparkdiff.tuning.solvers import quadratic
+from sparkdiff.tuning.solvers.moments import Moments, gram, moments
+from sparkdiff.tuning.solvers.problem import Chunks, Setting, Solution
+
+NORMAL_COLUMNS = 4096
+"""With more columns than this Spark's solver `auto` is l-bfgs."""
+PIVOT = 1e-10
+"""A smaller pivot of a correlation matrix: columns depend on one another, and the model isn't determined."""
+
+
+def linear(chunks: Chunks, settings: list[Setting], folds: int) -> list[list[Solution]]:
+    """LinearRegression's models, [setting][fold]."""
+    found = moments(chunks, folds)
+    if not found.usable:
+        return [[failed(found) for _ in range(folds)] for _ in settings]
+    sums = gram(chunks, folds, found)
+    columns: list[list[Solution]] = [[] for _ in settings]
+    for fold in range(folds):
+        for place, solution in enumerate(of_fold(sums[fold], settings, found, fold)):
+            columns[place].append(solution)
+    return columns
+
+
+def failed(found: Moments) -> Solution:
+    nothing = torch.full_like(found.centre, torch.nan)
+    return Solution(nothing, nothing.new_tensor(torch.nan), torch.nan, False)
+
+
+@dataclass(frozen=True)
+class Products:
+    """Means of products over the rows that one fold trains on, with or without the means taken out."""
+
+    matrix: Tensor
+    """Of columns: (d, d)"""
+    vector: Tensor
+    """Of columns and the label: (d,)"""
+    label: Tensor
+    variance: Tensor
+    """The columns' variances: (d,)"""
+    spread: Tensor
+    """The label's variance"""
+    mean: Tensor
+    label_mean: Tensor
+
+
+def products(sums: Tensor, found: Moments, centred: bool) -> Products:
+    """From sums of moved and scaled columns; all in units of their scale."""
+    d = len(found.centre)
+    mean_of = sums / sums[-1, -1]
+    mean, label_mean = mean_of[:d, -1], mean_of[d, -1]
+    both = torch.cat([mean, label_mean.reshape(1)])
+    covariance = mean_of[:-1, :-1] - both[:, None] * both
+    shift = torch.cat([found.centre / found.scale, (found.label_centre / found.label_scale).reshape(1)]) + both
+    taken = covariance if centred else covariance + shift[:, None] * shift
+    spread = covariance.diagonal().clamp_min(0)
+    return Products(taken[:d, :d], taken[:d, d], taken[d, d], spread[:d], spread[d], shift[:d], shift[d])
+
+
+def of_fold(sums: Tensor, settings: list[Setting], found: Moments, fold: int) -> list[Solution]:
+    answers: dict[int, Solution] = {}
+    for intercept in (True, False):
+        chosen = [i for i, s in enumerate(settings) if s.fitIntercept is intercept]
+        if chosen:
+            given = products(sums, found, intercept)
+            solved = of_products(given, [settings[i] for i in chosen], found, fold)
+            answers.update(zip(chosen, solved, strict=True))
+    return [answers[i] for i in range(len(settings))]
+
+
+def of_products(given: Products, settings: list[Setting], found: Moments, fold: int) -> list[Solution]:
+    constant = found.constant[fold]
+    label_scale, intercept = found.label_scale, settings[0].fitIntercept
+    if bool(found.labels[fold, 0] == found.labels[fold, 1]):
+        flat = torch.zeros_like(found.centre)
+        return [Solution(flat, found.labels[fold, 0], 0.0, intercept) for _ in settings]
+    kept = ~constant
+    unit = torch.where(kept, given.matrix.diagonal().clamp_min(0).sqrt(), 0.0)  # columns are divided by this once more
+    inverse = torch.where(unit > 0, 1 / unit, 0.0)
+    h = given.matrix * inverse[:, None] * inverse
+    b = given.vector * inverse / given.label.sqrt()
+    penalties = [penalty(s, given, found, fold, inverse) for s in settings]
+    ridge = torch.stack([p[0] for p in penalties]) + (unit == 0).to(h.dtype)
+    lasso = torch.stack([p[1] for p in penalties])
+    x = torch.zeros_like(ridge)
+    good = torch.zeros(len(settings), dtype=torch.bool)
+    smooth = (lasso == 0).all(1)
+    for i in smooth.nonzero()[:, 0].tolist():
+        x[i], good[i] = solve(h, ridge[i], b)
+    if not bool(smooth.all()):
+        rough = ~smooth
+        x[rough], good[rough] = quadratic.minimise(h[None], ridge[rough], b.expand_as(ridge)[rough], lasso[rough])
+    value = 0.5 * (1 - 2 * (x @ b) + (x * (x @ h)).sum(1) + (ridge * x.square()).sum(1)) + (lasso * x.abs()).sum(1)
+    solutions = []
+    for i, setting in enumerate(settings):
+        scaled = x[i] * inverse * given.label.sqrt()
+        coefficients = scaled * label_scale / found.scale
+        offset = (given.label_mean - scaled @ given.mean) * label_scale if intercept else label_scale.new_zeros(())
+        # Without an intercept Spark's normal equations see a constant column or not as its sums round.
+        unclear = not intercept and normal(setting, len(constant)) and bool((constant & (found.low[fold] != 0)).any())
+        objective = value[i] * given.label / label_variance(setting, given, found, fold)
+        solutions.append(Solution(coefficients, offset, float(objective), bool(good[i]) and not unclear))
+    return solutions
+
+
+def normal(setting: Setting, columns: int) -> bool:
+    return setting.solver == "normal" or (setting.solver == "auto" and columns <= NORMAL_COLUMNS)
+
+
+def label_variance(setting: Setting, given: Products, found: Moments, fold: int) -> Tensor:
+    """The label's variance as Spark divides by it: the population's for normal equations, else the sample's."""
+    return given.spread if normal(setting, len(found.centre)) else given.spread * found.unbiased[fold]
+
+
+def penalty(setting: Setting, given: Products, found: Moments, fold: int, inverse: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights of x² / 2 and of |x|, where coefficient = x · inverse · (the label's root mean square), in units of the scales.
+
+    Spark minimises ½·mean squared error / σ² + regParam / σ · ((1 - α) / 2 · Σ b² + α·Σ |b|), where σ is the label's standard
+    deviation and b a coefficient times its column's standard deviation, over σ; without standardization, times 1.
+    """
+    factor = 1.0 if normal(setting, len(found.centre)) else float(found.unbiased[fold])
+    deviation = (given.variance * factor).sqrt() if setting.standardization else 1 / found.scale
+    sigma = label_variance(setting, given, found, fold).sqrt() * found.label_scale
+    root = given.label.sqrt()
+    unit = deviation * inverse
+    ridge = setting.regParam * (1 - setting.elasticNetParam) / sigma * unit.square()
+    lasso = setting.regParam * setting.elasticNetParam * unit / (root * found.label_scale)
+    return ridge, lasso
+
+
+def solve(h: Tensor, ridge: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    system = h + torch.diag(ridge)
+    factor, wrong = torch.linalg.cholesky_ex(system)
+    x = torch.cholesky_solve(b[:, None], factor)
+    x = x + torch.cholesky_solve(b[:, None] - system @ x, factor)
+    left = (system @ x - b[:, None]).abs().amax()
+    exact = (wrong == 0) & (factor.diagonal().amin().square() >= PIVOT) & (left <= 1e-12)
+    return x[:, 0], exact

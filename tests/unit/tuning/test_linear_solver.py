@@ -1,0 +1,71 @@
+"""LinearRegression's optimum: Spark's objective has no slope there, whatever the columns are like."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings as run, strategies as st
+from small_rows import Rows, kinds, penalty_weights, rows, seeds, subgradient
+
+from sparkdiff.tuning.solvers import Setting, Solution, linear
+
+
+def slope(of: Rows, setting: Setting, solution: Solution) -> float:
+    """Largest subgradient, each coordinate in units of its column, relative to that of the model 0."""
+    b, intercept = solution.coefficients.numpy(), float(solution.intercept)
+    w = of.weight / of.weight.sum()
+    unbiased = setting.solver == "l-bfgs"
+    deviation = of.deviations(unbiased)
+    freedom = 1 - (w**2).sum() if unbiased else 1.0
+    sigma = np.sqrt(w @ (of.label - w @ of.label) ** 2 / freedom)
+    ridge, lasso = penalty_weights(of, setting, unbiased)
+    left = of.x @ b + intercept - of.label
+    unit = np.where(deviation > 0, deviation, 1.0) * sigma
+    x = of.x - (w @ of.x if setting.fitIntercept else 0)
+    gradient = subgradient((w * left) @ x + ridge / sigma * b, lasso, b) / unit
+    reach = np.sqrt(w @ x**2) / unit * sigma
+    gradient = np.where(deviation > 0, gradient / np.maximum(reach, 1), 0)
+    assert (b[deviation == 0] == 0).all()
+    assert not setting.fitIntercept or abs(w @ left) <= 1e-9 * sigma
+    return float(np.abs(gradient).max())
+
+
+@run(max_examples=25, deadline=None)
+@given(
+    seeds, kinds, st.booleans(), st.booleans(), st.sampled_from(["normal", "l-bfgs"]),
+    st.sampled_from([1e-4, 1e-2, 0.3, 10.0]), st.sampled_from([0.0, 0.3, 1.0]),
+)  # fmt: skip
+def test_no_slope(
+    seed: int, kind: str, intercept: bool, standardization: bool, solver: str, strength: float, mix: float
+) -> None:
+    data = rows(seed, kind)
+    grid = [Setting(s, mix, intercept, standardization, solver) for s in (strength, 3 * strength)]
+    for setting, models in zip(grid, linear(data.chunks, grid, 3), strict=True):
+        for fold, solution in enumerate(models):
+            left_to_spark = not intercept and solver == "normal" and kind == "constant"
+            if not left_to_spark and not (kind == "constant in a fold" and not intercept and solver == "normal"):
+                assert solution.converged
+            if solution.converged:
+                assert slope(data.training(fold), setting, solution) < 1e-8
+
+
+def test_without_penalty() -> None:
+    data = rows(0, "plain")
+    [models] = linear(data.chunks, [Setting()], 3)
+    for fold, solution in enumerate(models):
+        own = data.training(fold)
+        root = np.sqrt(own.weight)[:, None]
+        design = np.c_[own.x, np.ones(len(own.x))]
+        expected = np.linalg.lstsq(design * root, own.label * root[:, 0], rcond=None)[0]
+        assert torch.cat([solution.coefficients, solution.intercept[None]]).numpy() == pytest.approx(expected, abs=1e-9)
+    [models] = linear(rows(0, "collinear").chunks, [Setting()], 3)
+    assert not any(m.converged for m in models)  # the model isn't determined: Spark's choice counts
+
+
+def test_what_is_left_to_spark() -> None:
+    data = rows(0, "plain")
+    flat = Rows(data.x, np.full_like(data.label, 7.0), data.weight, data.fold)
+    with_one, without = linear(flat.chunks, [Setting(0.1), Setting(0.1, fitIntercept=False)], 3)
+    assert all(m.converged and float(m.intercept) == 7 and not m.coefficients.any() for m in with_one)
+    assert not any(m.converged for m in without)
+    data.x[3, 1] = np.nan
+    assert not any(m.converged for m in linear(data.chunks, [Setting(0.1)], 3)[0])
