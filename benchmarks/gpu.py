@@ -50,6 +50,7 @@ from tree_forward import nodes_of
 
 from sparkdiff.data.stream import Stream
 from sparkdiff.device import CPU, Place, home, module_of, moved, place, why_no_gpu
+from sparkdiff.errors import InputError
 from sparkdiff.evaluation.data import Data, rows_at_once
 from sparkdiff.evaluation.scores import Score, score
 from sparkdiff.stages.trees import RandomForestRegression
@@ -510,7 +511,10 @@ def device_of(name: str) -> torch.device | None:
         sys.path.insert(0, str(ROOT / "tests"))
         importlib.import_module("fake_gpu")
         return torch.device(name, 0)
-    return place(name, "float64").device
+    try:
+        return place(name, "float64").device
+    except InputError as e:
+        raise SystemExit(f"--device: {e}") from e
 
 
 def main() -> int:
@@ -543,6 +547,7 @@ def main() -> int:
             return 0
         device, folder = device_of(given.device), folder_of(given)
         about = {**surroundings(), "smoke": given.smoke, "gpu": ""}
+        about["versions"]["torch"] = torch.__version__  # with what it was built for
         if device is not None and device.type == "cuda":
             about["gpu"] = f"{module_of(device).get_device_name(device)} with CUDA {torch.version.cuda}"
         for name in given.case:
