@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sparkdiff.report.progress import Events
     from sparkdiff.report.record import FineTuningSummary, RunRecord
     from sparkdiff.stages.base import StageModule, register
+    from sparkdiff.tuning.cross_validation import CrossValidator, TrainValidationSplit
 
 _HOME = {
     name: home
@@ -33,6 +34,7 @@ _HOME = {
         "report.progress": ["Events"],
         "report.record": ["FineTuningSummary", "RunRecord"],
         "stages.base": ["StageModule", "register"],
+        "tuning.cross_validation": ["CrossValidator", "TrainValidationSplit"],
     }.items()
     for name in names
 }
@@ -40,7 +42,8 @@ _HOME = {
 __version__ = "0.1.0"
 __all__ = [  # noqa: RUF022 - by what a reader meets first
     "plan", "translate", "write_back", "verify", "FineTuner", "FineTunerModel", "FineTuningSummary", "Events", "RunRecord",
-    "plain", "from_sklearn", "from_lightgbm", "from_xgboost", "Plan", "Network", "Parity", "StageModule", "register",
+    "CrossValidator", "TrainValidationSplit", "plain", "from_sklearn", "from_lightgbm", "from_xgboost", "Plan", "Network",
+    "Parity", "StageModule", "register",
     "SparkdiffError", "InputError", "ParityError",
 ]  # fmt: skip
 

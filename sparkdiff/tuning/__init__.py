@@ -1,3 +1,3 @@
-"""Many settings of a Pipeline compared at once, with Spark's own numbers."""
+"""Many settings of an estimator compared at once, with Spark's own numbers: `CrossValidator` and `TrainValidationSplit`."""
 
 __all__ = ["solvers"]

@@ -1,0 +1,231 @@
+"""`CrossValidator` and `TrainValidationSplit`: pyspark's, with fewer fits."""
+
+import math
+import warnings
+from collections.abc import Sequence
+from multiprocessing.pool import ThreadPool
+from typing import Any
+
+import numpy as np
+from pyspark.ml import tuning
+from pyspark.ml.param import Params
+from pyspark.ml.util import MLWriter
+from pyspark.ml.wrapper import JavaParams
+from pyspark.sql import DataFrame
+
+from sparkdiff import jvm
+from sparkdiff.errors import InputError, check_dataframe
+from sparkdiff.pipeline.names import refuse_stream
+from sparkdiff.tuning import folds
+from sparkdiff.tuning.explanation import Explanation, explained
+from sparkdiff.tuning.fits import Fold, Outcome, Task, inside
+from sparkdiff.tuning.folds import Folds
+
+
+class _Search(Params):
+    """What both classes share. Each is a subclass of pyspark's, is saved as pyspark's, and fits pyspark's model."""
+
+    def _plain(self) -> Any:
+        """The same search as an object of pyspark's class."""
+        raise NotImplementedError
+
+    def _folds(self, dataset: DataFrame) -> Folds:
+        raise NotImplementedError
+
+    def _numbers(self) -> None:
+        """Raise InputError if a number cannot be used."""
+        raise NotImplementedError
+
+    def explain(self, dataset: DataFrame) -> Explanation:
+        """How many fits Spark's own class would make, how many are made here, what is solved at once, and why something is
+        left to Spark. Runs no job.
+
+        Raises:
+            InputError: as `fit`.
+        """
+        return explained(self._task(dataset), self._number_of_folds(), dataset)
+
+    def _number_of_folds(self) -> int:
+        return 1
+
+    def _task(self, dataset: DataFrame) -> Task:
+        """What is searched, checked before anything runs.
+
+        Raises:
+            InputError: names the Param and its value.
+        """
+        name = type(self).__name__
+        check_dataframe("dataset", dataset)
+        refuse_stream(dataset)
+        for param in ("estimator", "estimatorParamMaps", "evaluator"):
+            if not self.isDefined(param) or self.getOrDefault(param) is None:
+                raise InputError(f"{name} has no {param}: set it with {name}({param}=...)")
+        self._numbers()
+        get = self.getOrDefault
+        task = Task.of(get("estimator"), get("estimatorParamMaps"), get("evaluator"))
+        _check_values(task)
+        _check_evaluator(task.evaluator)
+        return task
+
+    def _outcomes(self, dataset: DataFrame, keeps: bool) -> tuple[Task, list[Outcome]]:
+        """The metrics of all settings, fold by fold."""
+        task, out = self._task(dataset), []
+        with ThreadPool(min(self.getOrDefault("parallelism"), len(task.maps))) as threads:
+            for train, validation in self._folds(dataset).pairs:
+                out.append(Fold(task, threads, keeps).run(train, validation))
+        return task, out
+
+
+class CrossValidator(_Search, tuning.CrossValidator):
+    """pyspark.ml.tuning.CrossValidator: the same Params, folds and metrics, and the same winner, with fewer fits.
+
+    What several settings have in common is fitted once per fold. `fit` returns pyspark's CrossValidatorModel, whose bestModel
+    Spark has fitted; it is saved and loaded without sparkdiff. `explain(df)` says what a fit would do.
+    """
+
+    __module__ = "sparkdiff"
+
+    def _fit(self, dataset: DataFrame) -> Any:
+        if not jvm.in_process(dataset.sparkSession):
+            return super()._fit(dataset)
+        keeps = self.getCollectSubModels()
+        task, found = self._outcomes(dataset, keeps)
+        average, spread = tuning.CrossValidator._gen_avg_and_std_metrics([fold.metrics for fold in found])
+        best = task.estimator.fit(dataset, task.maps[best_of(average, task.evaluator.isLargerBetter())])
+        models = [fold.models for fold in found] if keeps else None
+        return self._copyValues(tuning.CrossValidatorModel(best, average, models, spread))  # type: ignore[arg-type]
+
+    def _folds(self, dataset: DataFrame) -> Folds:
+        count, column = self.getNumFolds(), self.getFoldCol()
+        if column:
+            return folds.given_folds(dataset, column, count)
+        return folds.random_folds(dataset, f"{self.uid}_rand", self.getSeed(), count, self._kFold)
+
+    def _task(self, dataset: DataFrame) -> Task:
+        task = super()._task(dataset)
+        if self.getFoldCol():
+            folds.check_column(dataset, self.getFoldCol())
+        return task
+
+    def _numbers(self) -> None:
+        if self.getNumFolds() < 2:
+            raise InputError(f"numFolds must be at least 2, but is {self.getNumFolds()}")
+
+    def _number_of_folds(self) -> int:
+        return int(self.getNumFolds())
+
+    def _plain(self) -> Any:
+        return _like(self, tuning.CrossValidator())
+
+    def write(self) -> MLWriter:
+        return self._plain().write()  # type: ignore[no-any-return]
+
+    @classmethod
+    def read(cls) -> Any:
+        return _Reader(cls, tuning.CrossValidator)
+
+
+class TrainValidationSplit(_Search, tuning.TrainValidationSplit):
+    """pyspark.ml.tuning.TrainValidationSplit: the same Params, rows and metrics, and the same winner, with fewer fits.
+
+    As `CrossValidator`; `fit` returns pyspark's TrainValidationSplitModel.
+    """
+
+    __module__ = "sparkdiff"
+
+    def _fit(self, dataset: DataFrame) -> Any:
+        if not jvm.in_process(dataset.sparkSession):
+            return super()._fit(dataset)
+        keeps = self.getCollectSubModels()
+        task, [found] = self._outcomes(dataset, keeps)
+        best = task.estimator.fit(dataset, task.maps[best_of(found.metrics, task.evaluator.isLargerBetter())])
+        return self._copyValues(tuning.TrainValidationSplitModel(best, found.metrics, found.models if keeps else None))
+
+    def _folds(self, dataset: DataFrame) -> Folds:
+        return folds.split_once(dataset, f"{self.uid}_rand", self.getSeed(), self.getTrainRatio())
+
+    def _numbers(self) -> None:
+        if not 0 < self.getTrainRatio() < 1:
+            raise InputError(f"trainRatio must lie between 0 and 1, but is {self.getTrainRatio()!r}")
+
+    def _plain(self) -> Any:
+        return _like(self, tuning.TrainValidationSplit())
+
+    def write(self) -> MLWriter:
+        return self._plain().write()  # type: ignore[no-any-return]
+
+    @classmethod
+    def read(cls) -> Any:
+        return _Reader(cls, tuning.TrainValidationSplit)
+
+
+class _Reader(jvm.Reader):
+    """Reads what pyspark's class reads, as an object of ours."""
+
+    def __init__(self, cls: Any, plain: Any):
+        super().__init__(cls)
+        self.plain = plain
+
+    def load(self, path: str) -> Any:
+        return _like(self.plain.load(path), self.cls())
+
+
+def _like(search: Any, new: Any) -> Any:
+    """`new` with the uid and the Params of another search."""
+    new._resetUid(search.uid)
+    return search._copyValues(new)
+
+
+def _check_values(task: Task) -> None:
+    """Refuse a value that a Param does not take, before the first fit.
+
+    Raises:
+        InputError: names the Param, and says what Spark says.
+    """
+    held, seen = inside(task.estimator), set()
+    for params in task.maps:
+        for param, value in params.items():
+            stage, known = held.get(param.parent), (param.parent, param.name, repr(value))
+            if known in seen or stage is None or not stage.hasParam(param.name):
+                continue
+            seen.add(known)
+            try:
+                converted = param.typeConverter(value)
+                if isinstance(stage, JavaParams) and converted is not None and not isinstance(converted, Params):
+                    stage._make_java_param_pair(param, converted)  # Java asks the Param's own validator
+            except (TypeError, ValueError, *jvm.SparkError) as e:
+                raise InputError(
+                    f"estimatorParamMaps gives {param.name} of {param.parent} the value {value!r}: {jvm.cause(e)}"
+                ) from e
+
+
+def _check_evaluator(evaluator: Any) -> None:
+    """Let Spark refuse an unknown metric before the first fit.
+
+    Raises:
+        InputError: says what Spark says.
+    """
+    if not isinstance(evaluator, JavaParams):
+        return
+    for param in evaluator.params:
+        if evaluator.isSet(param):
+            try:
+                evaluator._make_java_param_pair(param, evaluator.getOrDefault(param))
+            except jvm.SparkError as e:
+                raise InputError(
+                    f"{type(evaluator).__name__}({param.name}={evaluator.getOrDefault(param)!r}): {jvm.cause(e)}"
+                ) from e
+
+
+def best_of(metrics: Sequence[float], larger: bool) -> int:
+    """The setting that wins. One whose metric is NaN cannot; numpy's argmax, which Spark takes, would choose it."""
+    undefined = [i for i, metric in enumerate(metrics) if math.isnan(metric)]
+    if undefined:
+        warnings.warn(
+            f"the metric is NaN for {len(undefined)} of {len(metrics)} maps of the grid (the first is number {undefined[0]}); "
+            "they cannot win",
+            stacklevel=2,
+        )
+    if len(undefined) == len(metrics):
+        return 0
+    return int(np.nanargmax(metrics) if larger else np.nanargmin(metrics))

@@ -1,0 +1,224 @@
+"""The fits of a search by Spark: one for each distinct stage, Params and upstream of a fold, in threads."""
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from multiprocessing.pool import ThreadPool
+from typing import Any
+
+from pyspark import inheritable_thread_target
+from pyspark.ml import Estimator, Pipeline, PipelineModel, Transformer
+from pyspark.ml.param import Params
+from pyspark.sql import DataFrame
+
+from sparkdiff import jvm
+from sparkdiff.errors import InputError, kind_of
+from sparkdiff.tuning import trie
+from sparkdiff.tuning.trie import Fit
+
+TAKES_SESSION = inspect.signature(inheritable_thread_target).parameters["f"].default is None
+"""Whether PySpark's wrapper for threads is asked for with a session; 3.5 knows no sessions there."""
+
+
+def leaves_of(estimator: Any, whole: Callable[[Any], bool]) -> list[Any]:
+    """The stages of an estimator, those of pipelines in it instead of the pipeline; `whole` names pipelines to keep.
+
+    Raises:
+        InputError: a stage is neither an Estimator nor a Transformer.
+    """
+    if not isinstance(estimator, (Estimator, Transformer)):
+        raise InputError(
+            f"{kind_of(estimator)} is no stage of a pipeline: it is neither an Estimator nor a Transformer"
+        )
+    if not opened(estimator) or whole(estimator):
+        return [estimator]
+    return [leaf for stage in estimator.getOrDefault("stages") for leaf in leaves_of(stage, whole)]
+
+
+def opened(stage: Any) -> bool:
+    """Whether a stage is a Pipeline as Spark has it; one of a class of its own may do more than its stages."""
+    return type(stage) is Pipeline and stage.isDefined("stages")
+
+
+def inside(stage: Any) -> dict[str, Any]:
+    """By uid a stage and all stages that it holds, such as the classifier of a OneVsRest."""
+    found: dict[str, Any] = {}
+
+    def walk(thing: Any) -> None:
+        if isinstance(thing, Params):
+            if thing.uid in found:
+                return
+            found[thing.uid] = thing
+            walk(vars(thing))
+        elif isinstance(thing, dict):
+            walk([*thing.values()])
+        elif isinstance(thing, (list, tuple)):
+            for one in thing:
+                walk(one)
+
+    walk(stage)
+    return found
+
+
+def is_sparks(stage: Any) -> bool:
+    """Whether a class is one of pyspark.ml, which takes Params of its own and of the stages that it holds only."""
+    return type(stage).__module__.startswith("pyspark.ml.")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is searched: an estimator, its leaf stages, and the grid over them as a trie."""
+
+    estimator: Any
+    stages: tuple[Any, ...]
+    maps: Sequence[Mapping[Any, Any]]
+    evaluator: Any
+    root: Fit
+
+    @staticmethod
+    def of(estimator: Any, maps: Sequence[Mapping[Any, Any]], evaluator: Any) -> "Task":
+        """
+        Raises:
+            InputError: the grid is empty, or sets a Param of no stage.
+        """
+        parents = {param.parent for params in maps for param in params}
+        stages = leaves_of(estimator, lambda pipeline: pipeline.uid in parents) or [estimator]
+        held = inside(estimator)
+        foreign = [not all(map(is_sparks, inside(stage).values())) for stage in stages]
+        trie.check(maps, held, any(foreign))
+        unknown = frozenset(parents - held.keys())
+        uids = [
+            frozenset(inside(stage)) | (unknown if own else frozenset())
+            for stage, own in zip(stages, foreign, strict=True)
+        ]
+        return Task(estimator, tuple(stages), maps, evaluator, trie.grow(uids, maps))
+
+    def estimates(self, position: int) -> bool:
+        return isinstance(self.stages[position], Estimator)
+
+    @cached_property
+    def last(self) -> int:
+        """The position of the last stage that is fitted; -1 if none is."""
+        return max((i for i in range(len(self.stages)) if self.estimates(i)), default=-1)
+
+    @property
+    def fits(self) -> int:
+        """How many fits a fold takes."""
+        return sum(self.estimates(fit.position) for fit in self.root.below())
+
+    @property
+    def sparks_fits(self) -> int:
+        """How many fits of these stages Spark's own class makes in a fold."""
+        return len(self.maps) * sum(map(self.estimates, range(len(self.stages))))
+
+    def assembled(self, fitted: Sequence[Any]) -> Any:
+        """What the estimator's `fit` would return of these fitted leaf stages."""
+        rest = iter(fitted)
+
+        def of(stage: Any) -> Any:
+            whole = not opened(stage) or any(stage is leaf for leaf in self.stages)
+            return next(rest) if whole else PipelineModel([of(part) for part in stage.getOrDefault("stages")])
+
+        return of(self.estimator)
+
+
+@dataclass
+class Branch:
+    """How far a path of the trie has come in a fold: its rows, transformed so far, and its fitted stages."""
+
+    fit: Fit
+    train: DataFrame
+    validation: DataFrame
+    models: tuple[Any, ...] = ()
+
+
+@dataclass
+class Outcome:
+    """Per setting the metric of a fold, and the model if it is kept."""
+
+    metrics: list[float]
+    models: list[Any]
+
+
+@dataclass
+class Fold:
+    """The fits of one fold.
+
+    Attributes:
+        tails: takes the branches before the last stage instead of Spark's fits, and says (settings, metric, fitted stages) of
+            each path; None leaves them to Spark.
+    """
+
+    task: Task
+    threads: ThreadPool
+    keeps: bool
+    tails: Callable[[Branch], Iterable[tuple[Fit, float, Any]]] | None = None
+    held: list[DataFrame] = field(default_factory=list)
+
+    def run(self, train: DataFrame, validation: DataFrame) -> Outcome:
+        """All settings' metrics on rows that decide, of models fitted to other rows."""
+        out = Outcome([0.0] * len(self.task.maps), [None] * len(self.task.maps) if self.keeps else [])
+        try:
+            branches = [Branch(self.task.root, self.cached(train), self.cached(validation))]
+            for position in range(len(self.task.stages) - 1):
+                steps = [step for branch in branches for step in self.steps(branch, position)]
+                branches = [*self.at_once(steps)]
+            for fit, metric, model in self.ends(branches):
+                for setting in fit.settings:
+                    out.metrics[setting] = metric
+                    if self.keeps:
+                        out.models[setting] = model
+        finally:
+            for rows in self.held:
+                rows.unpersist()
+        return out
+
+    def ends(self, branches: Sequence[Branch]) -> Iterator[tuple[Fit, float, Any]]:
+        """The last stage of each path, and its metric."""
+        if self.tails is not None:
+            for branch in branches:
+                for fit, metric, stage in self.tails(branch):
+                    yield fit, metric, self.task.assembled([*branch.models, stage]) if self.keeps else None
+            return
+        position = len(self.task.stages) - 1
+
+        def ended(step: Callable[[], Branch]) -> tuple[Fit, float, Any]:
+            branch = step()
+            metric = self.task.evaluator.evaluate(branch.validation)
+            return branch.fit, metric, self.task.assembled(branch.models) if self.keeps else None
+
+        steps = [step for branch in branches for step in self.steps(branch, position)]
+        yield from self.at_once([lambda step=step: ended(step) for step in steps])  # type: ignore[misc]
+
+    def at_once(self, steps: Sequence[Callable[[], Any]]) -> Iterator[Any]:
+        inherit = inheritable_thread_target
+        if TAKES_SESSION:
+            inherit = inheritable_thread_target(jvm.session())
+        yield from self.threads.imap_unordered(lambda step: step(), [inherit(step) for step in steps])
+
+    def steps(self, branch: Branch, position: int) -> list[Callable[[], Branch]]:
+        """What leads from a branch to each of the next ones; to be called from any thread, once each."""
+        stage, children = self.task.stages[position], branch.fit.after
+        if not self.task.estimates(position):
+            return [lambda fit=fit: self.beyond(branch, fit, stage.copy(fit.params)) for fit in children]  # type: ignore[misc]
+        models = stage.fitMultiple(branch.train, [fit.params for fit in children])
+
+        def fitted() -> Branch:
+            index, model = next(models)
+            return self.beyond(branch, children[index], model)
+
+        return [fitted] * len(children)
+
+    def beyond(self, branch: Branch, fit: Fit, model: Any) -> Branch:
+        """The branch after a fitted stage. As in Spark only the rows that decide are transformed with the map's Params."""
+        train, validation = branch.train, model.transform(branch.validation, fit.params)
+        if fit.position < self.task.last:
+            train = model.transform(train)
+            if fit.readers(self.task.estimates) > 1:
+                train, validation = self.cached(train), self.cached(validation)
+        return Branch(fit, train, validation, (*branch.models, model))
+
+    def cached(self, rows: DataFrame) -> DataFrame:
+        self.held.append(rows.cache())
+        return self.held[-1]

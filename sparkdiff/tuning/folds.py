@@ -1,0 +1,64 @@
+"""Which rows a fold is trained on and which decide: those that pyspark's own classes take."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from pyspark.sql import Column, DataFrame, functions as F
+
+from sparkdiff.errors import InputError, did_you_mean
+from sparkdiff.jvm import SparkError
+
+Pairs = Sequence[tuple[DataFrame, DataFrame]]
+
+
+@dataclass(frozen=True)
+class Folds:
+    """All rows, the fold that each is held out of (-1: of none), and per fold the rows for training and for validation."""
+
+    rows: DataFrame
+    held_out: Column
+    pairs: Pairs
+
+
+def random_folds(dataset: DataFrame, column: str, seed: int, folds: int, split: Callable[[DataFrame], Pairs]) -> Folds:
+    """Those of `CrossValidator._kFold`, which is `split`."""
+    rows, width = dataset.select("*", F.rand(seed).alias(column)), 1.0 / folds
+    drawn, fold = rows[column], F.lit(-1)
+    for i in range(folds):  # the bounds of _kFold, to the bit
+        fold = F.when((drawn >= i * width) & (drawn < (i + 1) * width), F.lit(i)).otherwise(fold)
+    return Folds(rows, fold, split(dataset))
+
+
+def given_folds(dataset: DataFrame, column: str, folds: int) -> Folds:
+    """Those of a column. One job looks at its values first; Spark's own class checks them row by row, in Python."""
+    found = [row[0] for row in dataset.select(F.col(column)).distinct().limit(folds + 100).collect()]
+    if wrong := [value for value in found if value not in range(folds)]:
+        raise InputError(
+            f"foldCol={column!r} holds {', '.join(map(repr, wrong[:3]))}: with numFolds={folds} its values must be 0 to "
+            f"{folds - 1}"
+        )
+    if absent := sorted({*range(folds)} - {*found}):
+        raise InputError(
+            f"foldCol={column!r} has no row of fold {', '.join(map(str, absent))}: numFolds is {folds}, but the column "
+            f"holds {len(found)} folds"
+        )
+    fold = F.col(column)
+    pairs = [(dataset.filter(fold != F.lit(i)), dataset.filter(fold == F.lit(i))) for i in range(folds)]
+    return Folds(dataset, fold.cast("int"), pairs)
+
+
+def split_once(dataset: DataFrame, column: str, seed: int, ratio: float) -> Folds:
+    """The one of `TrainValidationSplit._fit`."""
+    rows = dataset.select("*", F.rand(seed).alias(column))
+    held = rows[column] >= ratio
+    return Folds(rows, F.when(held, F.lit(0)).otherwise(F.lit(-1)), [(rows.filter(~held), rows.filter(held))])
+
+
+def check_column(dataset: DataFrame, column: str) -> None:
+    """Raise InputError if there is no such column."""
+    try:
+        dataset.select(F.col(column))
+    except SparkError as e:
+        raise InputError(
+            f"foldCol={column!r} is not a column of the data. {did_you_mean(column, dataset.columns)}"
+        ) from e

@@ -1,0 +1,104 @@
+"""A grid over the stages of an estimator as a trie of fits: what several settings have in common is fitted once. No Spark."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sparkdiff.errors import InputError, did_you_mean
+
+
+@dataclass(eq=False)
+class Fit:
+    """A stage with values for Params of the grid, after what is upstream of it.
+
+    Attributes:
+        position: of the stage in the estimator's leaf stages; -1 for the root, which is no stage.
+        params: the part of the grid's maps that matters to the stage.
+        settings: indices of the maps that pass through it.
+        after: the fits of the next stage.
+    """
+
+    position: int = -1
+    params: dict[Any, Any] = field(default_factory=dict)
+    settings: list[int] = field(default_factory=list)
+    after: list["Fit"] = field(default_factory=list)
+
+    def below(self) -> Iterator["Fit"]:
+        """All fits after this one."""
+        for child in self.after:
+            yield child
+            yield from child.below()
+
+    def leaves(self) -> Iterator["Fit"]:
+        """The last ones of the paths through this one."""
+        if not self.after:
+            yield self
+        for child in self.after:
+            yield from child.leaves()
+
+    def readers(self, estimates: Callable[[int], bool]) -> int:
+        """How many fits read the rows that leave this one, through stages that aren't fitted."""
+        return sum(1 if estimates(child.position) else child.readers(estimates) for child in self.after)
+
+
+def grow(stages: Sequence[frozenset[str]], maps: Sequence[Mapping[Any, Any]]) -> Fit:
+    """The trie of these settings.
+
+    Args:
+        stages: per leaf stage the uids whose Params matter to it: its own, and those of stages that it holds.
+        maps: Param -> value; a Param has a `parent`, the uid of its stage, and a `name`.
+    """
+    root = Fit(settings=[*range(len(maps))])
+    for setting, params in enumerate(maps):
+        place = root
+        for position, uids in enumerate(stages):
+            own = {param: value for param, value in params.items() if param.parent in uids}
+            wanted = key(own)
+            child = next((c for c in place.after if key(c.params) == wanted), None)
+            if child is None:
+                child = Fit(position, own)
+                place.after.append(child)
+            child.settings.append(setting)
+            place = child
+    return root
+
+
+def key(params: Mapping[Any, Any]) -> tuple[Any, ...]:
+    """Equal for maps whose values are certainly equal."""
+    return tuple(sorted((p.parent, p.name, _plain(value)) for p, value in params.items()))
+
+
+def _plain(value: Any) -> str:
+    """A value as text that only an equal one has; of an object, its identity."""
+    if isinstance(value, (list, tuple)):
+        return f"{type(value).__name__}({','.join(map(_plain, value))})"
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return f"{type(value).__name__}:{value!r}"
+    return f"{type(value).__name__}@{id(value)}"
+
+
+def check(maps: Sequence[Mapping[Any, Any]], known: Mapping[str, Any], open_: bool) -> None:
+    """Refuse an empty grid, and a Param that no stage would take.
+
+    Args:
+        known: uid -> the stage or estimator of that uid.
+        open_: whether a stage that isn't Spark's own may take Params of any parent.
+
+    Raises:
+        InputError: names the Param.
+    """
+    if not maps:
+        raise InputError("estimatorParamMaps is empty: give at least one map; [{}] is the estimator as it is")
+    for params in maps:
+        for param in params:
+            if param.parent in known or open_:
+                continue
+            name = str(param.parent).rpartition("_")[0]
+            same = [s for s in known.values() if type(s).__name__ == name]
+            if same:
+                way = f"the {name} of the estimator is {same[0].uid}: take the Param from that object"
+            else:
+                way = did_you_mean(name, {type(s).__name__ for s in known.values()})
+            raise InputError(
+                f"estimatorParamMaps sets {param.name} of {param.parent}, which is no stage of the estimator; {way}"
+            )

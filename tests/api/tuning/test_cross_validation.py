@@ -1,0 +1,300 @@
+"""`CrossValidator` and `TrainValidationSplit` against pyspark's own: the same folds, metrics, winner and saved files."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pyspark.ml import Estimator, Model, Pipeline, tuning
+from pyspark.ml.classification import LogisticRegression, OneVsRest, RandomForestClassifier
+from pyspark.ml.clustering import KMeans
+from pyspark.ml.evaluation import (
+    BinaryClassificationEvaluator,
+    ClusteringEvaluator,
+    Evaluator,
+    RegressionEvaluator,
+)
+from pyspark.ml.feature import StandardScaler, StringIndexer, VectorAssembler
+from pyspark.ml.param import Param, Params, TypeConverters
+from pyspark.ml.regression import LinearRegression
+from pyspark.ml.tuning import ParamGridBuilder
+from pyspark.sql import DataFrame, SparkSession, functions as F
+from small_data import NUMBERS
+
+import sparkdiff
+from sparkdiff import InputError
+from sparkdiff.tuning.cross_validation import best_of
+from sparkdiff.tuning.fits import Task
+
+
+@pytest.fixture(scope="module")
+def rows(df: DataFrame) -> Iterator[DataFrame]:
+    """Numbers assembled, two labels, a fold: in memory, as users have it."""
+    data = VectorAssembler(inputCols=NUMBERS, outputCol="features").transform(
+        df.withColumn("fold", (F.col("number") % 3).cast("int"))
+    )
+    data = data.repartition(2).cache()
+    data.count()
+    yield data
+    data.unpersist()
+
+
+@pytest.fixture
+def jobs(spark: SparkSession) -> Callable[[], int]:
+    """Spark jobs since it was asked last, of all threads."""
+    scala, last = spark.sparkContext._jsc.sc(), 0
+
+    def count() -> int:
+        nonlocal last
+        scala.listenerBus().waitUntilEmpty()
+        found = scala.statusStore().jobsList(None)
+        newest = max((found.apply(i).jobId() for i in range(found.size())), default=-1) + 1
+        new, last = newest - last, newest
+        return new
+
+    count()
+    return count
+
+
+def both(rows: DataFrame, kind: str = "CrossValidator", **given: Any) -> tuple[Any, Any]:
+    """What pyspark's class and ours find."""
+    return getattr(tuning, kind)(**given).fit(rows), getattr(sparkdiff, kind)(**given).fit(rows)
+
+
+def found(model: Any) -> list[float]:
+    return list(model.avgMetrics if hasattr(model, "avgMetrics") else model.validationMetrics)
+
+
+class Mean(Estimator):  # type: ignore[type-arg]
+    """An estimator of one's own: it predicts the label's mean times a factor. Every fit is counted."""
+
+    factor: Param[float] = Param(Params._dummy(), "factor", "a factor", TypeConverters.toFloat)
+    fits = 0
+
+    def _fit(self, dataset: DataFrame) -> "MeanModel":
+        type(self).fits += 1
+        mean = dataset.agg(F.avg("riders")).head()[0]
+        return self._copyValues(MeanModel(mean * self.getOrDefault("factor")))
+
+
+class MeanModel(Model):
+    factor: Param[float] = Param(Params._dummy(), "factor", "a factor", TypeConverters.toFloat)
+
+    def __init__(self, mean: float = 0.0):
+        super().__init__()
+        self.mean = mean
+
+    def _transform(self, dataset: DataFrame) -> DataFrame:
+        return dataset.withColumn("prediction", F.lit(self.mean))
+
+
+# Whatever is fitted ---------------------------------------------------------------------------------------------------
+
+
+def searched(kind: str) -> dict[str, Any]:
+    """An estimator with a grid and an evaluator."""
+    if kind == "RandomForestClassifier":
+        forest = RandomForestClassifier(labelCol="rain", numTrees=2, seed=1)
+        grid = ParamGridBuilder().addGrid(forest.maxDepth, [1, 2]).build()
+        return {
+            "estimator": forest, "estimatorParamMaps": grid, "evaluator": BinaryClassificationEvaluator(labelCol="rain"),
+        }  # fmt: skip
+    if kind == "KMeans":
+        means = KMeans(seed=1, maxIter=3)
+        return {
+            "estimator": means, "estimatorParamMaps": ParamGridBuilder().addGrid(means.k, [2, 3]).build(),
+            "evaluator": ClusteringEvaluator(),
+        }  # fmt: skip
+    own = Mean()
+    return {
+        "estimator": own, "estimatorParamMaps": [{own.factor: 1.0}, {own.factor: 2.0}],
+        "evaluator": RegressionEvaluator(labelCol="riders"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["RandomForestClassifier", "KMeans", "Mean"])
+def test_any_estimator_takes_no_more_fits_and_jobs_than_sparks(
+    rows: DataFrame, jobs: Callable[[], int], kind: str
+) -> None:
+    given = {**searched(kind), "numFolds": 2, "seed": 3}
+    Mean.fits = 0
+    jobs()
+    theirs = tuning.CrossValidator(**given).fit(rows)
+    their_jobs, their_fits, Mean.fits = jobs(), Mean.fits, 0
+    ours = sparkdiff.CrossValidator(**given).fit(rows)
+    assert jobs() <= their_jobs
+    assert Mean.fits == their_fits == (5 if kind == "Mean" else 0)
+    assert found(ours) == found(theirs)
+    assert ours.stdMetrics == theirs.stdMetrics
+    assert type(ours) is tuning.CrossValidatorModel
+
+
+def test_a_prefix_is_fitted_once_per_fold_whatever_follows(
+    rows: DataFrame, monkeypatch: pytest.MonkeyPatch, jobs: Callable[[], int]
+) -> None:
+    fits: list[str] = []
+    original = Estimator.fit
+    monkeypatch.setattr(Estimator, "fit", lambda s, *a: fits.append(type(s).__name__) or original(s, *a))  # type: ignore[func-returns-value]
+    index = StringIndexer(inputCol="hour", outputCol="index")
+    inner = Pipeline(stages=[index, VectorAssembler(inputCols=["index", *NUMBERS], outputCol="assembled")])
+    scale = StandardScaler(inputCol="assembled", outputCol="x")
+    forest = RandomForestClassifier(featuresCol="x", labelCol="rain", numTrees=2, seed=1)
+    grid = ParamGridBuilder().addGrid(scale.withStd, [True, False]).addGrid(forest.maxDepth, [1, 2]).build()
+    given = {
+        "estimator": Pipeline(stages=[inner, scale, forest]), "estimatorParamMaps": grid, "numFolds": 2, "seed": 3,
+        "evaluator": BinaryClassificationEvaluator(labelCol="rain"), "collectSubModels": True, "parallelism": 2,
+    }  # fmt: skip
+    jobs()
+    theirs = tuning.CrossValidator(**given).fit(rows)
+    their_jobs = jobs()
+    fits.clear()
+    ours = sparkdiff.CrossValidator(**given).fit(rows)
+    counts = {name: fits.count(name) for name in set(fits)}
+    assert counts == {
+        "CrossValidator": 1, "Pipeline": 2, "StringIndexer": 2 + 1, "StandardScaler": 4 + 1, "RandomForestClassifier": 8 + 1,
+    }  # fmt: skip  # the last ones: the winner, by Spark itself
+    assert jobs() < their_jobs
+    assert found(ours) == found(theirs)
+    assert str(sparkdiff.CrossValidator(**given).explain(rows)).startswith(
+        "4 settings x 2 folds: Spark makes 24 fits, here"
+    )
+    for mine, other in zip(ours.subModels, theirs.subModels, strict=True):
+        for one, two in zip(mine, other, strict=True):
+            assert [type(s) for s in one.stages] == [type(s) for s in two.stages]
+            assert one.stages[0].stages[0].labels == two.stages[0].stages[0].labels
+            assert one.stages[2].toDebugString == two.stages[2].toDebugString
+
+
+def test_what_cannot_be_taken_apart_is_left_whole(rows: DataFrame) -> None:
+    one, two = (LinearRegression(labelCol="riders", regParam=r, solver="normal") for r in (0.0, 10.0))
+    pipeline = Pipeline(stages=[one])
+    judge = RegressionEvaluator(labelCol="riders")
+    given = {"estimator": pipeline, "evaluator": judge, "numFolds": 2}
+    theirs, ours = both(rows, estimatorParamMaps=[{pipeline.stages: [one]}, {pipeline.stages: [two]}], **given)
+    assert found(ours) == found(theirs)
+    classifier = LogisticRegression(labelCol="kind")
+    several = OneVsRest(classifier=classifier, labelCol="kind")
+    maps = [{classifier.regParam: r} for r in (0.0, 0.5)]
+    task = Task.of(Pipeline(stages=[several]), maps, judge)
+    assert task.fits == task.sparks_fits == 2
+
+
+# Folds ----------------------------------------------------------------------------------------------------------------
+
+
+class Fits(Estimator):  # type: ignore[type-arg]
+    """Keeps which rows it was fitted to."""
+
+    seen: list[list[float]] = []
+
+    def _fit(self, dataset: DataFrame) -> Any:
+        Fits.seen.append(sorted(row[0] for row in dataset.select("number").collect()))
+        return MeanModel(1.0)
+
+
+class Rows(Evaluator):
+    """Keeps which rows it judged, and finds nothing."""
+
+    def _evaluate(self, dataset: DataFrame) -> float:
+        Fits.seen.append(sorted(row[0] for row in dataset.select("number").collect()))
+        return 0.0
+
+
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [
+        ("CrossValidator", {"numFolds": 3, "seed": 5}),
+        ("CrossValidator", {"numFolds": 2}),  # the seed comes from the name of the class
+        ("TrainValidationSplit", {"trainRatio": 0.6, "seed": 5}),
+    ],
+)
+def test_the_rows_are_those_of_pyspark(rows: DataFrame, kind: str, given: dict[str, Any]) -> None:
+    found = []
+    for home in (tuning, sparkdiff):
+        Fits.seen = []
+        search = getattr(home, kind)(estimator=Fits(), estimatorParamMaps=[{}], evaluator=Rows(), **given)
+        search._resetUid("fixed")
+        search.fit(rows)
+        found.append(Fits.seen)
+    assert found[0] == found[1]
+    folds = search._folds(rows)
+    where = folds.rows.select("number", folds.held_out.alias("fold")).collect()
+    for fold, (_, validation) in enumerate(folds.pairs):
+        assert sorted(n for n, f in where if f == fold) == sorted(
+            row[0] for row in validation.select("number").collect()
+        )
+    assert {f for _, f in where} == ({0, -1} if kind == "TrainValidationSplit" else {*range(given["numFolds"])})
+
+
+# Saved ----------------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_saved_is_pysparks(rows: DataFrame, tmp_path: Path) -> None:
+    estimator = LinearRegression(labelCol="riders")
+    grid = ParamGridBuilder().addGrid(estimator.regParam, [0.1, 0.2]).build()
+    given = {
+        "estimator": estimator, "estimatorParamMaps": grid, "evaluator": RegressionEvaluator(labelCol="riders"), "seed": 9,
+    }  # fmt: skip
+    for kind, more in (("CrossValidator", {"numFolds": 2}), ("TrainValidationSplit", {"trainRatio": 0.7})):
+        search, where = getattr(sparkdiff, kind)(**given, **more), str(tmp_path / f"{kind}-{estimator.uid}")
+        search.save(where)
+        plain, own = getattr(tuning, kind).load(where), getattr(sparkdiff, kind).load(where)
+        assert type(plain) is getattr(tuning, kind)
+        assert type(own) is type(search) is type(search.copy())
+        for read in (plain, own):
+            assert (read.uid, read.getSeed(), read.getEstimatorParamMaps()) == (search.uid, 9, grid)
+        model = search.fit(rows)
+        model.save(f"{where}-model")
+        again = type(model).load(f"{where}-model")
+        assert found(again) == found(model)
+        assert again.bestModel.coefficients == model.bestModel.coefficients
+
+
+# Refused --------------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_wrong_is_named_before_anything_runs(rows: DataFrame, jobs: Callable[[], int]) -> None:
+    head, other = LogisticRegression(labelCol="rain"), LogisticRegression()
+    judge = BinaryClassificationEvaluator(labelCol="rain")
+    grid = [{head.regParam: 0.1}]
+    unknown = BinaryClassificationEvaluator(metricName="areaUnderRocks")  # type: ignore[arg-type]
+    for words, given in (
+        ("CrossValidator has no estimatorParamMaps: set it", {"estimator": head, "evaluator": judge}),
+        ("estimatorParamMaps is empty", {"estimatorParamMaps": []}),
+        (f"sets regParam of {other.uid}, which is no stage", {"estimatorParamMaps": [{other.regParam: 1.0}]}),
+        ("gives regParam of .* the value -1.0", {"estimatorParamMaps": [{}, {head.regParam: -1.0}]}),
+        ("gives maxIter of .* the value 'a'", {"estimatorParamMaps": [{head.maxIter: "a"}]}),
+        ("numFolds must be at least 2, but is 1", {"numFolds": 1}),
+        (r"foldCol='folt' is not a column of the data. Did you mean 'fold'\?", {"foldCol": "folt"}),
+    ):
+        whole = {
+            "estimator": head,
+            "evaluator": judge,
+            **({"estimatorParamMaps": grid} if len(given) < 2 else {}),
+            **given,
+        }
+        with pytest.raises(InputError, match=words):
+            sparkdiff.CrossValidator(**whole).fit(rows)
+        with pytest.raises(InputError, match=words):
+            sparkdiff.CrossValidator(**whole).explain(rows)
+    with pytest.raises(InputError, match=r"metricName='areaUnderRocks'\): .* invalid value"):
+        sparkdiff.CrossValidator(estimator=head, estimatorParamMaps=grid, evaluator=unknown).fit(rows)
+    with pytest.raises(InputError, match=r"trainRatio must lie between 0 and 1, but is 1.0"):
+        sparkdiff.TrainValidationSplit(estimator=head, estimatorParamMaps=grid, evaluator=judge, trainRatio=1.0).fit(
+            rows
+        )
+    assert jobs() == 0
+    for folds, words in ((2, "holds 2: with numFolds=2"), (4, "has no row of fold 3: numFolds is 4")):
+        search = sparkdiff.CrossValidator(
+            estimator=head, estimatorParamMaps=grid, evaluator=judge, foldCol="fold", numFolds=folds
+        )
+        with pytest.raises(InputError, match=words):
+            search.fit(rows)
+
+
+def test_a_metric_that_is_nan_cannot_win() -> None:
+    assert best_of([0.5, 0.7, 0.6], True) == 1
+    assert best_of([0.5, 0.7, 0.6], False) == 0
+    with pytest.warns(UserWarning, match="NaN for 1 of 3 maps of the grid"):
+        assert best_of([np.nan, 0.7, 0.6], True) == 1
