@@ -124,7 +124,10 @@ def _seconds(
         except (InputError, RuntimeError) as e:
             if p.on_cpu:
                 raise
-            seconds[i], failed = math.inf, f"training on {p.name} failed ({(str(e).splitlines() or [type(e).__name__])[0]})"
+            seconds[i], failed = (
+                math.inf,
+                f"training on {p.name} failed ({(str(e).splitlines() or [type(e).__name__])[0]})",
+            )
     team.sum_(seconds)
     found = (seconds / team.world).tolist()
     return found, failed or ("" if math.isfinite(sum(found)) else "training on another process's GPU failed")

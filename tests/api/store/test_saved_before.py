@@ -79,6 +79,10 @@ def class_of(saved: Path) -> str:
     return str(json.loads(part.read_text())["class"])
 
 
+LATER = {"device", "precision"}
+"""What a summary holds since then."""
+
+
 def versions() -> dict[str, str]:
     found = {m.__name__: str(m.__version__) for m in (torch, pyspark, np, pyarrow, sparkdiff)}
     return found | {"python": platform.python_version(), "cpu": torch.backends.cpu.get_cpu_capability()}
@@ -119,7 +123,7 @@ def test_a_tuned_model_is_loaded(rows: DataFrame, before: Path, tuned: FineTuner
     stored = json.loads(next((before / "tuned" / "metadata").glob("part-*")).read_text())
     assert stored["class"] == "sparkdiff.tuner.FineTunerModel"
     assert tuned.uid == stored["uid"]
-    assert dataclasses.asdict(tuned.summary).keys() == json.loads(stored["summary"]).keys()
+    assert dataclasses.asdict(tuned.summary).keys() - LATER == json.loads(stored["summary"]).keys()
     assert "decision: tuned" in str(tuned.summary)
     assert (tuned.getRecipe(), tuned.getMaxEpochs(), tuned.getRunId()) == ("thorough", 3, "whole")
     plain = PipelineModel.load((before / "tuned" / "pipelineModel").as_uri())
@@ -177,7 +181,7 @@ def test_a_jobs_folder_is_read(spark: SparkSession, before: Path, capsys: pytest
     summary = json.loads((run / "summary.json").read_text())
     assert hash_of_folder(run / "model") == summary["model"]["hash"] == summary["parent"]["hash"]
     known = {f.name for f in dataclasses.fields(FineTuningSummary)}
-    assert known - summary.keys() == {"records"}
+    assert known - summary.keys() - LATER == {"records"}
     records: Any = pd.read_csv(run / "history.csv").to_dict("records")
     assert "kept original" in str(
         FineTuningSummary(**{k: v for k, v in summary.items() if k in known}, records=records)
