@@ -22,6 +22,7 @@ from sparkdiff.objectives.formulas import (
     probabilities,
 )
 from sparkdiff.options import callable_name
+from sparkdiff.rows import on_gpu
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.stages.trainable import LabelStats
 
@@ -197,12 +198,21 @@ def _returned(
     """What a callable returns for these rows.
 
     Raises:
-        InputError: it changed what it was given in place, which other candidates and epochs are given too.
+        InputError: it changed what it was given in place, which other candidates and epochs are given too; or it computes on
+            the CPU while its inputs lie on a GPU.
     """
     outputs = dict(zip(columns, head.columns(margin), strict=True))
     given = (*outputs.items(), ("label", label), ("weight", weight))
     before = [x._version for _, x in given]
-    out = loss(outputs, label, weight)
+    try:
+        out = loss(outputs, label, weight)
+    except (RuntimeError, TypeError) as e:
+        if not on_gpu(margin) or not any(said in str(e) for said in ("on the same device", "to numpy")):
+            raise
+        raise InputError(
+            f"the loss {callable_name(loss)} can't compute on {margin.device} ({str(e).splitlines()[0]}): make tensors where its "
+            "inputs are, as label.new_tensor(...), without numpy; or set device='cpu'"
+        ) from e
     if changed := [name for (name, x), version in zip(given, before, strict=True) if x._version != version]:
         raise InputError(
             f"the loss {callable_name(loss)} changes {', '.join(map(repr, changed))} in place: use functions that return "

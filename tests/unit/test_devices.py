@@ -141,6 +141,23 @@ def test_scores_are_the_cpu_s(kind: str) -> None:
     assert tried
 
 
+def test_a_function_that_computes_on_the_cpu_is_named() -> None:
+    margin, y, w = (x.to(GPU.device) for x in rows_of(least_squares(3)))
+
+    def constant(outputs: dict[str, Tensor], label: Tensor, weight: Tensor) -> Tensor:
+        return (outputs["p"] - label).abs() * (torch.ones(N) if label.ndim and len(label) == N else 1.0)
+
+    def by_numpy(outputs: dict[str, Tensor], label: Tensor, weight: Tensor) -> Tensor:
+        return torch.from_numpy((outputs["p"] - label).detach().numpy())
+
+    stats = LabelStats(1.0, 0.8, 0.0, 2.0, torch.empty(0, dtype=torch.int64))
+    for loss in (constant, by_numpy):
+        objective = losses.resolve(loss, {}, least_squares(3), ("p",), stats)
+        assert objective.rows is not None
+        with pytest.raises(InputError, match=rf"the loss .*{loss.__name__} can't compute on fakegpu:0 .*device='cpu'"):
+            objective.rows(margin, y, w)
+
+
 def test_sparse_rows_are_the_cpu_s() -> None:
     dense = torch.where(normal(9, 6, seed=5) > 0.3, normal(9, 6, seed=6), 0.0)
     cpu = SparseRows.from_csr(dense.to_sparse_csr())
