@@ -3,7 +3,6 @@
 import math
 import warnings
 from collections.abc import Sequence
-from multiprocessing.pool import ThreadPool
 from typing import Any
 
 import numpy as np
@@ -18,8 +17,9 @@ from sparkdiff.errors import InputError, check_dataframe
 from sparkdiff.pipeline.names import refuse_stream
 from sparkdiff.tuning import folds
 from sparkdiff.tuning.explanation import Explanation, explained
-from sparkdiff.tuning.fits import Fold, Outcome, Task, inside
+from sparkdiff.tuning.fits import Outcome, Task, inside
 from sparkdiff.tuning.folds import Folds
+from sparkdiff.tuning.searching import outcomes
 
 
 class _Search(Params):
@@ -43,7 +43,7 @@ class _Search(Params):
         Raises:
             InputError: as `fit`.
         """
-        return explained(self._task(dataset), self._number_of_folds(), dataset)
+        return explained(self._task(dataset), self._number_of_folds())
 
     def _number_of_folds(self) -> int:
         return 1
@@ -67,13 +67,10 @@ class _Search(Params):
         _check_evaluator(task.evaluator)
         return task
 
-    def _outcomes(self, dataset: DataFrame, keeps: bool) -> tuple[Task, list[Outcome]]:
+    def _outcomes(self, dataset: DataFrame) -> tuple[Task, list[Outcome]]:
         """The metrics of all settings, fold by fold."""
-        task, out = self._task(dataset), []
-        with ThreadPool(min(self.getOrDefault("parallelism"), len(task.maps))) as threads:
-            for train, validation in self._folds(dataset).pairs:
-                out.append(Fold(task, threads, keeps).run(train, validation))
-        return task, out
+        task, get = self._task(dataset), self.getOrDefault
+        return task, outcomes(task, self._folds(dataset), get("parallelism"), get("collectSubModels"))
 
 
 class CrossValidator(_Search, tuning.CrossValidator):
@@ -89,7 +86,7 @@ class CrossValidator(_Search, tuning.CrossValidator):
         if not jvm.in_process(dataset.sparkSession):
             return super()._fit(dataset)
         keeps = self.getCollectSubModels()
-        task, found = self._outcomes(dataset, keeps)
+        task, found = self._outcomes(dataset)
         average, spread = tuning.CrossValidator._gen_avg_and_std_metrics([fold.metrics for fold in found])
         best = task.estimator.fit(dataset, task.maps[best_of(average, task.evaluator.isLargerBetter())])
         models = [fold.models for fold in found] if keeps else None
@@ -137,7 +134,7 @@ class TrainValidationSplit(_Search, tuning.TrainValidationSplit):
         if not jvm.in_process(dataset.sparkSession):
             return super()._fit(dataset)
         keeps = self.getCollectSubModels()
-        task, [found] = self._outcomes(dataset, keeps)
+        task, [found] = self._outcomes(dataset)
         best = task.estimator.fit(dataset, task.maps[best_of(found.metrics, task.evaluator.isLargerBetter())])
         return self._copyValues(tuning.TrainValidationSplitModel(best, found.metrics, found.models if keeps else None))
 

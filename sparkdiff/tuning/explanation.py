@@ -1,24 +1,26 @@
 """What a search would do, told before any job."""
 
+from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pyspark.sql import DataFrame
-
+from sparkdiff.tuning import tails
 from sparkdiff.tuning.fits import Task
+from sparkdiff.tuning.scores import judge_of
+from sparkdiff.tuning.searching import why_not_at_once
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What a search would do; `print` shows it as text.
+    """What a search would do; as text by `str` and `print`.
 
     Attributes:
-        settings, folds: how many maps the grid has, and how often each is judged.
-        sparkFits: how many fits Spark's own class makes before the last one.
-        fits: how many of them are made here.
-        solvedAtOnce: how many are solved at once instead.
-        stages: per leaf stage its class, uid, and the fits of Spark and ours in a fold.
-        reasons: why something is left to Spark.
+        settings, folds: how many maps the grid has, and on how many sets of rows each is judged.
+        sparkFits: how many fits Spark's own class makes before the last one, of the winner.
+        fits: how many are made here; what is solved at once is none of them.
+        solvedAtOnce: how many are solved at once.
+        stages: per leaf stage its class, its uid, and in a fold Spark's fits, ours, and those solved at once.
+        reasons: how, and why something is left to Spark.
     """
 
     __module__ = "sparkdiff"
@@ -35,25 +37,47 @@ class Explanation:
         return asdict(self)
 
     def __str__(self) -> str:
-        of = "1 split" if self.folds == 1 else f"{self.folds} folds"
-        lines = [f"{self.settings} settings x {of}: Spark makes {self.sparkFits:,} fits, here they are {self.fits:,}"]
-        if self.solvedAtOnce:
-            lines[0] += f", and {self.solvedAtOnce:,} are solved at once"
-        for s in self.stages:
-            if s["sparkFits"]:
-                lines.append(f"  {s['stage']}: {s['sparkFits']} fits a fold, here {s['how']}")
-        return "\n".join([*lines, *(f"  {reason}" for reason in self.reasons)])
+        on = "one split" if self.folds == 1 else f"{self.folds} folds"
+        head = f"{self.settings} settings x {on}: Spark makes {self.sparkFits:,} fits"
+        at_once = f", {self.solvedAtOnce:,} more are solved at once" if self.solvedAtOnce else ""
+        lines = [
+            f"  {s['stage']}: {s['sparkFits']} fits in a fold, here {s['fits']}"
+            + (f" and {s['solvedAtOnce']} solved at once" if s["solvedAtOnce"] else "")
+            for s in self.stages
+            if s["sparkFits"]
+        ]
+        return "\n".join([f"{head}, here they are {self.fits:,}{at_once}", *lines, *(f"  {r}" for r in self.reasons)])
 
 
-def explained(task: Task, folds: int, dataset: DataFrame) -> Explanation:
-    counts = dict.fromkeys(range(len(task.stages)), 0)
-    for fit in task.root.below():
-        counts[fit.position] += 1
-    stages = []
-    for i, stage in enumerate(task.stages):
-        estimates = task.estimates(i)
-        stages.append({
-            "stage": type(stage).__name__, "uid": stage.uid, "sparkFits": len(task.maps) if estimates else 0,
-            "fits": counts[i] if estimates else 0, "how": str(counts[i]),
-        })  # fmt: skip
-    return Explanation(len(task.maps), folds, task.sparks_fits * folds, task.fits * folds, 0, tuple(stages), ())
+def explained(task: Task, folds: int) -> Explanation:
+    """What a search of this task on so many folds would do."""
+    why, last = why_not_at_once(task), len(task.stages) - 1
+    reasons = Counter({why: task.fits}) if why else Counter(a.why for a in tails.asked(task).values())
+    solved = reasons.pop("", 0)
+    counts = Counter(fit.position for fit in task.root.below())
+    stages = tuple(
+        {
+            "stage": type(stage).__name__,
+            "uid": stage.uid,
+            "sparkFits": len(task.maps) if task.estimates(i) else 0,
+            "fits": (counts[i] - (solved if i == last else 0)) if task.estimates(i) else 0,
+            "solvedAtOnce": solved if i == last else 0,
+        }
+        for i, stage in enumerate(task.stages)
+    )
+    told = []
+    if solved:
+        where = "of all folds" if tails.one_for_all(task) else "of a fold"
+        told.append(
+            f"all settings {where} are solved at once, if no rows are invalid and no class is missing in a fold"
+        )
+        judged = judge_of(task.evaluator) is not None
+        told.append(
+            f"{type(task.evaluator).__name__} is computed here where that is exact, else by Spark"
+            if judged
+            else f"{type(task.evaluator).__name__} is computed by Spark"
+        )
+    fits = sum(s["fits"] for s in stages)
+    return Explanation(
+        len(task.maps), folds, task.sparks_fits * folds, fits * folds, solved * folds, stages, (*told, *reasons)
+    )

@@ -146,14 +146,13 @@ class Fold:
     """The fits of one fold.
 
     Attributes:
-        tails: takes the branches before the last stage instead of Spark's fits, and says (settings, metric, fitted stages) of
-            each path; None leaves them to Spark.
+        tails: of a branch before the last stage, (last fit, metric, fitted last stage or None) of each way on; None: Spark fits.
     """
 
     task: Task
     threads: ThreadPool
     keeps: bool
-    tails: Callable[[Branch], Iterable[tuple[Fit, float, Any]]] | None = None
+    tails: Callable[["Fold", Branch], Iterable[tuple[Fit, float, Any]]] | None = None
     held: list[DataFrame] = field(default_factory=list)
 
     def run(self, train: DataFrame, validation: DataFrame) -> Outcome:
@@ -178,7 +177,7 @@ class Fold:
         """The last stage of each path, and its metric."""
         if self.tails is not None:
             for branch in branches:
-                for fit, metric, stage in self.tails(branch):
+                for fit, metric, stage in self.tails(self, branch):
                     yield fit, metric, self.task.assembled([*branch.models, stage]) if self.keeps else None
             return
         position = len(self.task.stages) - 1
@@ -215,7 +214,8 @@ class Fold:
         train, validation = branch.train, model.transform(branch.validation, fit.params)
         if fit.position < self.task.last:
             train = model.transform(train)
-            if fit.readers(self.task.estimates) > 1:
+            written_once = self.tails is not None and fit.position == len(self.task.stages) - 2
+            if fit.readers(self.task.estimates) > 1 and not written_once:
                 train, validation = self.cached(train), self.cached(validation)
         return Branch(fit, train, validation, (*branch.models, model))
 

@@ -1,5 +1,6 @@
 """`CrossValidator` and `TrainValidationSplit` against pyspark's own: the same folds, metrics, winner and saved files."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from pyspark.ml.evaluation import (
     Evaluator,
     RegressionEvaluator,
 )
-from pyspark.ml.feature import StandardScaler, StringIndexer, VectorAssembler
+from pyspark.ml.feature import PCA, OneHotEncoder, StandardScaler, StringIndexer, VectorAssembler
 from pyspark.ml.param import Param, Params, TypeConverters
 from pyspark.ml.regression import LinearRegression
 from pyspark.ml.tuning import ParamGridBuilder
@@ -178,6 +179,83 @@ def test_what_cannot_be_taken_apart_is_left_whole(rows: DataFrame) -> None:
     maps = [{classifier.regParam: r} for r in (0.0, 0.5)]
     task = Task.of(Pipeline(stages=[several]), maps, judge)
     assert task.fits == task.sparks_fits == 2
+
+
+# Linear last stages ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fits(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The classes of all fits, in order; they do as ever."""
+    made: list[str] = []
+    original = Estimator.fit
+
+    def fit(self: Any, *arguments: Any) -> Any:
+        made.append(type(self).__name__)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(Estimator, "fit", fit)
+    return made
+
+
+def close(ours: Any, theirs: Any) -> None:
+    """The same metrics to 1e-5, and the same winner."""
+    mine, other = np.array(found(ours)), np.array(found(theirs))
+    assert np.abs(mine - other).max() <= 1e-5 * max(1.0, np.abs(other).max())
+    assert ours.bestModel.extractParamMap() == theirs.bestModel.extractParamMap()
+
+
+def test_least_squares_of_all_settings_and_folds_at_once(
+    rows: DataFrame, fits: list[str], jobs: Callable[[], int]
+) -> None:
+    head = LinearRegression(labelCol="riders", weightCol="weight", tol=1e-9, maxIter=1000)
+    grid = ParamGridBuilder().addGrid(head.regParam, [1e-4, 0.5]).addGrid(head.elasticNetParam, [0.0, 0.7]).build()
+    judge = RegressionEvaluator(labelCol="riders", weightCol="weight", metricName="r2")
+    given = {"estimator": head, "estimatorParamMaps": grid, "evaluator": judge, "seed": 4}
+    theirs = tuning.CrossValidator(**given, collectSubModels=True).fit(rows)
+    fits.clear()
+    jobs()
+    ours = sparkdiff.CrossValidator(**given).fit(rows)
+    assert fits == ["CrossValidator", "LinearRegression"]
+    assert jobs() < 10
+    close(ours, theirs)
+    np.testing.assert_allclose(ours.stdMetrics, theirs.stdMetrics, atol=1e-5)
+    assert ours.bestModel.coefficients == theirs.bestModel.coefficients
+    told = sparkdiff.CrossValidator(**given).explain(rows)
+    assert (told.sparkFits, told.fits, told.solvedAtOnce) == (12, 0, 12)
+    assert "LinearRegression: 4 fits in a fold, here 0 and 4 solved at once" in str(told)
+    kept = sparkdiff.CrossValidator(**given, collectSubModels=True).fit(rows)
+    for mine, other in zip(itertools.chain(*kept.subModels), itertools.chain(*theirs.subModels), strict=True):
+        np.testing.assert_allclose(mine.coefficients.toArray(), other.coefficients.toArray(), atol=1e-5)
+        assert mine.extractParamMap() == other.extractParamMap()
+    given |= {"estimatorParamMaps": [{head.maxIter: 1, head.solver: "l-bfgs"}, {head.regParam: 0.1}], "trainRatio": 0.6}
+    theirs, ours = both(rows, "TrainValidationSplit", **given)
+    close(ours, theirs)
+    told = sparkdiff.TrainValidationSplit(**given).explain(rows)
+    assert (told.fits, told.solvedAtOnce) == (1, 1)
+    assert "maxIter=1 stops LinearRegression early, so it is fitted by Spark" in told.reasons
+
+
+def test_each_fold_has_its_own_prefix(rows: DataFrame, fits: list[str]) -> None:
+    index = StringIndexer(inputCol="hour", outputCol="index")
+    encode = OneHotEncoder(inputCol="index", outputCol="hours")
+    assemble = VectorAssembler(inputCols=["hours", *NUMBERS], outputCol="assembled")
+    scale = StandardScaler(inputCol="assembled", outputCol="scaled")
+    pca = PCA(inputCol="scaled", outputCol="x", k=1)
+    head = LinearRegression(featuresCol="x", labelCol="riders", tol=1e-9)
+    grid = ParamGridBuilder().addGrid(pca.k, [2, 6]).addGrid(head.regParam, [0.01, 1.0]).build()
+    given = {
+        "estimator": Pipeline(stages=[Pipeline(stages=[index, encode, assemble]), scale, pca, head]),
+        "estimatorParamMaps": grid, "evaluator": RegressionEvaluator(labelCol="riders"), "numFolds": 2, "seed": 4,
+    }  # fmt: skip
+    theirs = tuning.CrossValidator(**given).fit(rows)
+    fits.clear()
+    ours = sparkdiff.CrossValidator(**given).fit(rows)
+    counts = {name: fits.count(name) for name in {*fits} - {"CrossValidator", "Pipeline"}}
+    assert counts == {"StringIndexer": 3, "OneHotEncoder": 3, "StandardScaler": 3, "PCA": 5, "LinearRegression": 1}
+    np.testing.assert_allclose(found(ours), found(theirs), rtol=1e-5)
+    best = [s.extractParamMap() for s in (ours.bestModel.stages[-1], theirs.bestModel.stages[-1])]
+    assert best[0] == best[1]
 
 
 # Folds ----------------------------------------------------------------------------------------------------------------

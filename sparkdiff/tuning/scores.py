@@ -1,0 +1,135 @@
+"""Metrics of Spark's evaluators on tensors, where they are Spark's exactly; NaN where Spark has to say."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyspark.ml.evaluation import (
+    BinaryClassificationEvaluator,
+    MulticlassClassificationEvaluator,
+    RegressionEvaluator,
+)
+from torch import Tensor
+
+from sparkdiff.objectives.metrics import BINARY, BY_CLASS, Counts
+
+Value = Callable[[Tensor, Tensor, Tensor], float]
+
+
+@dataclass(frozen=True)
+class Judge:
+    """An evaluator that is computed here.
+
+    Attributes:
+        label, weight: its columns of the rows; no weight: "".
+        column: the column of the model's that it reads.
+        value: (that column (n,) or (n, k), label (n,), weight (n,)) -> the metric; NaN where Spark has to compute it.
+    """
+
+    label: str
+    weight: str
+    column: str
+    value: Value
+
+
+def judge_of(evaluator: Any) -> Judge | None:
+    """How an evaluator is computed here; None if Spark has to compute it."""
+    get = evaluator.getOrDefault
+    if type(evaluator) is BinaryClassificationEvaluator:
+        column, value = get("rawPredictionCol"), _binary(get("metricName"), get("numBins"))
+    elif type(evaluator) is RegressionEvaluator:
+        column, value = get("predictionCol"), _regression(get("metricName"), get("throughOrigin"))
+    elif type(evaluator) is MulticlassClassificationEvaluator:
+        losses = get("metricName") == "logLoss"
+        column = get("probabilityCol" if losses else "predictionCol")
+        value = _log_loss(get("eps")) if losses else _classes(get("metricName"), get("metricLabel"), get("beta"))
+    else:
+        return None
+    weight = get("weightCol") if evaluator.isDefined("weightCol") else ""
+    return Judge(get("labelCol"), weight or "", column, _finite(value))
+
+
+def _finite(value: Value) -> Value:
+    """NaN for rows that Spark may treat or refuse in its own way."""
+
+    def of(found: Tensor, y: Tensor, w: Tensor) -> float:
+        usable = all(bool(part.isfinite().all()) for part in (found, y, w)) and bool((w >= 0).all())
+        kept = w > 0
+        return value(found[kept], y[kept], w[kept]) if usable and bool(kept.any()) else math.nan
+
+    return of
+
+
+def _binary(metric: str, bins: int) -> Value:
+    def of(found: Tensor, y: Tensor, w: Tensor) -> float:
+        score = found[:, 1] if found.ndim == 2 else found
+        # Equal rows have equal scores in Spark; a product of matrices may round them differently.
+        score = torch.round(score * (2.0**40 / max(float(score.abs().max()), 1e-300)))
+        if bins and len(score.unique()) >= 2 * bins:
+            return math.nan  # Spark then joins neighbouring scores, partition by partition
+        return float(BINARY[metric](score, y, w))
+
+    return of
+
+
+def _regression(metric: str, origin: bool) -> Value:
+    """Source: org.apache.spark.mllib.evaluation.RegressionMetrics."""
+
+    def of(prediction: Tensor, y: Tensor, w: Tensor) -> float:
+        total, error = w.sum(), prediction - y
+        mean = (w * y).sum() / total
+        if metric == "mae":
+            return float((w * error.abs()).sum() / total)
+        if metric == "var":
+            return float((w * (prediction - mean) ** 2).sum() / total)
+        squares = (w * error**2).sum()
+        if metric == "r2":
+            # The unbiased variance for reliability weights, times W - 1.
+            around = (w * (y - mean) ** 2).sum() / (total - (w * w).sum() / total) * (total - 1)
+            return float(1 - squares / ((w * y**2).sum() if origin else around))
+        return {"mse": float(squares / total), "rmse": math.sqrt(float(squares / total))}.get(metric, math.nan)
+
+    return of
+
+
+def _log_loss(eps: float) -> Value:
+    """Source: org.apache.spark.mllib.evaluation.MulticlassMetrics.logLoss."""
+
+    def of(probability: Tensor, y: Tensor, w: Tensor) -> float:
+        if probability.ndim != 2 or not _classes_of(y) or y.max() >= probability.shape[1]:
+            return math.nan
+        own = probability.gather(1, y.long()[:, None])[:, 0]
+        loss = torch.where(own < eps, -math.log(eps), torch.where(own > 1 - eps, -math.log1p(-eps), -own.log()))
+        return float((w * loss).sum() / w.sum())
+
+    return of
+
+
+def _classes(metric: str, label: float, beta: float) -> Value:
+    """Source: org.apache.spark.mllib.evaluation.MulticlassMetrics."""
+
+    def of(found: Tensor, y: Tensor, w: Tensor) -> float:
+        if not _classes_of(y) or not _classes_of(found):
+            return math.nan
+        counts = Counts.of(found, y, w, int(max(y.max(), found.max())) + 1)
+        total = w.sum()
+        if metric == "accuracy":
+            return float(counts.hits.sum() / total)
+        if metric == "hammingLoss":
+            return float((w * (found != y)).sum() / total)
+        if metric.endswith("ByLabel"):
+            seen = label in range(len(counts.label)) and counts.label[int(label)] > 0
+            by_class = BY_CLASS[metric.removesuffix("ByLabel")](counts, beta)
+            return float(by_class[int(label)]) if seen else math.nan
+        kind = {"f1": "weightedFMeasure"}.get(metric, metric).removeprefix("weighted")
+        of_class = BY_CLASS[kind[0].lower() + kind[1:]](counts, 1.0 if metric == "f1" else beta)
+        return float((counts.label * torch.where(counts.label > 0, of_class, 0.0)).sum() / total)
+
+    return of
+
+
+def _classes_of(values: Tensor) -> bool:
+    """Whether all are classes: whole numbers from 0 on."""
+    return values.ndim == 1 and bool(((values >= 0) & (values == values.floor()) & (values < 2**20)).all())

@@ -1,0 +1,84 @@
+"""The metrics of all settings in all folds: what can be solved at once is, Spark fits the rest."""
+
+import math
+from collections.abc import Iterator, Mapping
+from functools import partial
+from multiprocessing.pool import ThreadPool
+from typing import Any
+
+from sparkdiff import jvm
+from sparkdiff.errors import InputError
+from sparkdiff.tuning import tails
+from sparkdiff.tuning.fits import Branch, Fold, Outcome, Task
+from sparkdiff.tuning.folds import Folds
+from sparkdiff.tuning.tails import Asked, Result, Results
+from sparkdiff.tuning.trie import Fit
+
+
+def outcomes(task: Task, folds: Folds, parallelism: int, keeps: bool) -> list[Outcome]:
+    """Fold by fold the metric of each setting, and its model if models are kept."""
+    with ThreadPool(min(parallelism, len(task.maps))) as threads:
+        if why_not_at_once(task):
+            return [Fold(task, threads, keeps).run(*pair) for pair in folds.pairs]
+        if not tails.one_for_all(task):
+            wanted = tails.asked(task)
+            return [Fold(task, threads, keeps, partial(_after, wanted)).run(*pair) for pair in folds.pairs]
+        found = tails.across(task, folds.rows, folds.held_out, len(folds.pairs))
+        return [_outcome(task, threads, keeps, _of_fold(found, i), pair) for i, pair in enumerate(folds.pairs)]
+
+
+def why_not_at_once(task: Task) -> str:
+    """Why nothing is solved at once; empty if something is."""
+    kind = tails.kind_of(task)
+    if kind is None:
+        return f"{type(task.stages[-1]).__name__} is fitted by Spark"
+    reasons = [asked.why for asked in tails.asked(task).values()]
+    if all(reasons):
+        return reasons[0]
+    try:
+        jvm.scratch_folder()
+    except InputError as e:
+        return f"{kind} is fitted by Spark: {e}"
+    return ""
+
+
+def _of_fold(found: Results, fold: int) -> dict[Fit, Result]:
+    return {fit: result for (fit, number), result in found.items() if number == fold}
+
+
+def _outcome(task: Task, threads: ThreadPool, keeps: bool, found: Mapping[Fit, Result], pair: Any) -> Outcome:
+    if keeps or any(math.isnan(result.metric) for result in found.values()):
+        return Fold(task, threads, keeps, partial(_ends, found)).run(*pair)
+    out = Outcome([0.0] * len(task.maps), [])
+    for fit, result in found.items():
+        for setting in fit.settings:
+            out.metrics[setting] = result.metric
+    return out
+
+
+def _after(wanted: Mapping[Fit, Asked], fold: Fold, branch: Branch) -> Iterator[tuple[Fit, float, Any]]:
+    """Of a fold with fitted stages of its own."""
+    return _ends(_of_fold(tails.within(fold.task, wanted, branch), 0), fold, branch)
+
+
+def _ends(found: Mapping[Fit, Result], fold: Fold, branch: Branch) -> Iterator[tuple[Fit, float, Any]]:
+    """The last stage and the metric of each way on: by Spark, where a solution, a metric or a model is missing."""
+    task, steps = fold.task, []
+
+    def step(fit: Fit, result: Result) -> tuple[Fit, float, Any]:
+        stage = task.stages[-1]
+        if result.solution is None:
+            model = stage.copy(fit.params).fit(branch.train)
+        else:
+            model = tails.model_of(stage, fit, result.solution)
+        if math.isnan(result.metric):
+            return fit, task.evaluator.evaluate(model.transform(branch.validation, fit.params)), model
+        return fit, result.metric, model
+
+    for fit in branch.fit.after:
+        result = found[fit]
+        if fold.keeps or math.isnan(result.metric):
+            steps.append(partial(step, fit, result))
+        else:
+            yield fit, result.metric, None
+    yield from fold.at_once(steps)
