@@ -2,20 +2,19 @@
 
 from sparkdiff.tuning.solvers.problem import Facts, Setting
 
-WIDEST = {"LinearRegression": 2000}
-"""Columns from which on a matrix of all pairs of them costs more than Spark's own passes."""
+WIDEST = {"LinearRegression": 2000, "LogisticRegression": 2000}
+"""Columns (times classes, where there are several sets of coefficients) above which matrices of all pairs cost too much."""
 
 
 def unsolved(kind: str, setting: Setting, facts: Facts) -> str | None:
     """Why Spark has to fit this setting, in words; None if `kind` (the name of Spark's class) is solved here with it."""
     if kind not in WIDEST:
         return f"{kind} is fitted by Spark"
-    if facts.columns > WIDEST[kind]:
-        return f"{facts.columns} columns are more than {WIDEST[kind]}, so {kind} is fitted by Spark"
-    return linear_regression(setting)
-
-
-def linear_regression(setting: Setting) -> str | None:
-    if setting.loss != "squaredError":
-        return f"loss={setting.loss!r} is fitted by Spark, squaredError is not"
+    width = facts.columns * (facts.classes if facts.classes > 2 or setting.family == "multinomial" else 1)
+    if width > WIDEST[kind]:
+        return f"{width} coefficients are more than {WIDEST[kind]}, so Spark fits {kind}"
+    if kind == "LinearRegression" and setting.loss != "squaredError":
+        return f"Spark fits loss={setting.loss!r}; here it is squaredError only"
+    if setting.bounded:
+        return "Spark fits coefficients with bounds"
     return None

@@ -1,0 +1,196 @@
+"""LogisticRegression for all settings and folds at once, binomial and multinomial."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sparkdiff.tuning.solvers.descent import Minimum, Penalised, Slope, minimise
+from sparkdiff.tuning.solvers.moments import Moments, moments
+from sparkdiff.tuning.solvers.problem import Chunks, Setting, Solution
+from sparkdiff.tuning.solvers.rows import CACHE, Block, Products, Table, sample, table
+
+MEMORY = 2**30
+SAMPLED = 20
+"""Rows per column that a Hessian is made of where it only has to point the way."""
+CHEAP = 5e8
+"""Multiplications that are not worth saving."""
+
+
+def logistic(
+    chunks: Chunks, settings: list[Setting], folds: int, classes: int, memory: int = MEMORY
+) -> list[list[Solution]]:
+    """LogisticRegression's models, [setting][fold]; `classes` as Spark counts them (labels are 0 to classes - 1).
+
+    Rows stay in memory between passes if they need no more than `memory` bytes; else each pass reads `chunks` again.
+    """
+    found = moments(chunks, folds, classes)
+    answers: dict[tuple[int, int], Solution] = {}
+    fits = [f for f in range(folds) if found.usable and bool((found.classes[f] > 0).all()) and classes > 1]
+    for intercept in (True, False):
+        for sets in (1, classes):
+            chosen = [i for i, s in enumerate(settings) if s.fitIntercept is intercept and sets_of(s, classes) == sets]
+            if chosen and fits:
+                rows = table(chunks, folds, found, intercept=intercept, memory=memory)
+                problems = [(i, f) for i in chosen for f in fits]
+                for some in batches(problems, sets * rows.width, memory):
+                    solved = together(rows, found, [(settings[i], f) for i, f in some], sets)
+                    answers.update(zip(some, solved, strict=True))
+    return [
+        [answers.get((i, f)) or failed(found, sets_of(s, classes)) for f in range(folds)]
+        for i, s in enumerate(settings)
+    ]
+
+
+def sets_of(setting: Setting, classes: int) -> int:
+    """Rows of the matrix of coefficients."""
+    return classes if setting.family == "multinomial" or (setting.family == "auto" and classes > 2) else 1
+
+
+def failed(found: Moments, sets: int) -> Solution:
+    nothing = torch.full((sets, len(found.centre)), torch.nan, dtype=torch.float64)
+    return Solution(
+        nothing[0] if sets == 1 else nothing, nothing[0, 0] if sets == 1 else nothing[:, 0], torch.nan, False
+    )
+
+
+def batches(problems: list[tuple[int, int]], parameters: int, memory: int) -> list[list[tuple[int, int]]]:
+    """As many at once as have room for a few matrices each."""
+    size = max(int(memory / (8 * 4 * parameters**2)), 1)
+    return [problems[i : i + size] for i in range(0, len(problems), size)]
+
+
+@dataclass(frozen=True)
+class Functions:
+    """The mean loss of each problem over the rows of its fold, as a function of (problems, sets · width) parameters."""
+
+    rows: Table
+    sample: Block | None
+    """What Hessians are made of; None: of all rows."""
+    fold: Tensor
+    """Of each problem."""
+    weight: Tensor
+    """Of each problem's rows."""
+    sets: int
+    whole: bool
+    """Whether Hessians are whole, or one block for each set of coefficients."""
+
+    def slopes(self, which: Tensor, at: Tensor) -> Slope:
+        fold, weight = self.fold[which], self.weight[which]
+        value, gradient = torch.zeros(len(at), dtype=torch.float64), torch.zeros_like(at)
+        for block in self.rows.blocks():
+            for part in block.parts(self.size(len(at))):
+                losses = binomial if self.sets == 1 else multinomial
+                loss, left = losses(part, fold, at)
+                value += loss
+                gradient += (left.T @ part.z).reshape(at.shape)
+        return Slope(value / weight, gradient / weight[:, None])
+
+    def size(self, problems: int) -> int:
+        return max(CACHE // max(problems * self.sets, self.rows.width), 64)
+
+    def hessians(self, which: Tensor, at: Tensor) -> Tensor:
+        fold = self.fold[which]
+        pairs = [(k, m) for k in range(self.sets) for m in range(k, self.sets) if self.whole or k == m]
+        sums = Products(self.rows.width, len(at) * len(pairs))
+        weight = torch.zeros(len(at), dtype=torch.float64)
+        for block in iter([self.sample]) if self.sample else self.rows.blocks():
+            for part in block.parts(self.size(len(at) * (self.sets + 1) // 2)):
+                own = part.own[:, fold]
+                weight += own.sum(0)
+                p = probabilities(part, at, self.sets)
+                curve = (
+                    [p[:, :, k] * (float(k == m) - p[:, :, m]) for k, m in pairs] if self.sets > 1 else [p * (1 - p)]
+                )
+                sums.add(part.z, (torch.stack(curve, 2) * own[:, :, None]).reshape(len(own), -1))
+        found = (
+            sums.matrices().reshape(len(at), len(pairs), self.rows.width, self.rows.width) / weight[:, None, None, None]
+        )
+        if not self.whole or self.sets == 1:
+            return found
+        width = self.rows.width
+        h = found.new_empty(len(at), self.sets, width, self.sets, width)
+        for place, (k, m) in enumerate(pairs):
+            h[:, k, :, m] = h[:, m, :, k] = found[:, place]
+        return h.reshape(len(at), 1, self.sets * width, self.sets * width)
+
+
+def binomial(part: Block, fold: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums of the losses (problems,) and their derivatives by the margins (n, problems)."""
+    own, y = part.own[:, fold], part.label[:, None]
+    margin = part.z @ at.T
+    small = margin.abs().neg_().exp_()
+    loss = margin.clamp_min(0).sub_(y * margin).add_(small.log1p())
+    p = torch.where(margin >= 0, 1.0, small).div_(small + 1)
+    return (loss * own).sum(0), (p - y) * own
+
+
+def multinomial(part: Block, fold: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums of the losses (problems,) and their derivatives by the margins (n, problems · sets)."""
+    own, sets = part.own[:, fold], at.shape[1] // part.z.shape[1]
+    log = torch.log_softmax((part.z @ at.reshape(-1, part.z.shape[1]).T).reshape(len(own), -1, sets), 2)
+    true = functional.one_hot(part.label.long(), sets).to(log.dtype)[:, None]
+    return -((log * true).sum(2) * own).sum(0), ((log.exp() - true) * own[:, :, None]).reshape(len(own), -1)
+
+
+def probabilities(part: Block, at: Tensor, sets: int) -> Tensor:
+    margin = part.z @ at.reshape(-1, part.z.shape[1]).T
+    return margin.sigmoid() if sets == 1 else margin.reshape(len(margin), -1, sets).softmax(2)
+
+
+def together(rows: Table, found: Moments, problems: list[tuple[Setting, int]], sets: int) -> list[Solution]:
+    fold = torch.tensor([f for _, f in problems])
+    given = penalties(rows, found, problems, sets)
+    newton = by_newton(rows, problems, sets)
+    few = None if newton else sample(rows, SAMPLED * rows.width)
+    whole = newton or sets * rows.width <= 2000
+    functions = Functions(rows, few, fold, found.weight[fold], sets, whole)
+    start = torch.zeros(len(problems), sets, rows.width, dtype=torch.float64)
+    if rows.intercept:
+        log = found.classes[fold].log()
+        start[:, :, -1] = log[:, 1:] - log[:, :1] if sets == 1 else log - log.mean(1, keepdim=True)
+    start = start.reshape(len(problems), -1)
+    minimum = minimise(functions.slopes, functions.hessians, given, start, newton=newton)
+    return solutions(rows, problems, sets, minimum)
+
+
+def by_newton(rows: Table, problems: list[tuple[Setting, int]], sets: int) -> bool:
+    """Whether all Hessians are worth their time; where a coefficient can be zero or nothing is penalised they are needed."""
+    if any(s.regParam == 0 or s.elasticNetParam > 0 for s, _ in problems):
+        return True
+    width, every = rows.width, rows.rows * len(problems)
+    hessians = 8 * every * sets * (sets + 1) * width * (width + 1) / 2
+    return hessians < max(CHEAP, 1.5 * 25 * every * 4 * sets * width)
+
+
+def penalties(rows: Table, found: Moments, problems: list[tuple[Setting, int]], sets: int) -> Penalised:
+    """Spark's L2 is regParam·(1 - α)/2·Σ b², its L1 regParam·α·Σ |b|, where b is a coefficient, with standardization times its
+    column's standard deviation; here in units of the columns' scale."""
+    ridge = torch.zeros(len(problems), sets, rows.width, dtype=torch.float64)
+    lasso, free = torch.zeros_like(ridge), torch.ones_like(ridge)
+    d = len(rows.scale)
+    for i, (setting, fold) in enumerate(problems):
+        unit = (rows.variance[fold] * found.unbiased[fold]).sqrt() if setting.standardization else 1 / rows.scale
+        ridge[i, :, :d] = setting.regParam * (1 - setting.elasticNetParam) * unit.square()
+        lasso[i, :, :d] = setting.regParam * setting.elasticNetParam * unit
+        free[i, :, :d] = (~found.constant[fold]).to(free.dtype)
+    # The same number added to all classes' coefficients of a column changes no probability.
+    shift = ((lasso == 0).all(1) & (free > 0).all(1)).to(ridge.dtype) * (sets > 1)
+    m = len(problems)
+    return Penalised(ridge.reshape(m, -1), lasso.reshape(m, -1), free.reshape(m, -1), shift)
+
+
+def solutions(rows: Table, problems: list[tuple[Setting, int]], sets: int, minimum: Minimum) -> list[Solution]:
+    at = minimum.at.reshape(len(problems), sets, rows.width)
+    answers = []
+    for i, (setting, _) in enumerate(problems):
+        coefficients = at[i, :, : len(rows.scale)] / rows.scale
+        intercept = at[i, :, -1] - coefficients @ rows.centre if rows.intercept else at.new_zeros(sets)
+        if sets > 1:
+            intercept = intercept - intercept.mean()
+            if setting.regParam == 0:
+                coefficients = coefficients - coefficients.mean(0)
+        taken = (coefficients[0], intercept[0]) if sets == 1 else (coefficients, intercept)
+        answers.append(Solution(*taken, float(minimum.value[i]), bool(minimum.found[i])))
+    return answers

@@ -1,0 +1,204 @@
+"""Minima of many smooth convex functions with penalties at once, by Newton's method or by L-BFGS that starts from a Hessian."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparkdiff.tuning.solvers import quadratic
+
+TOLERANCE = 1e-10
+"""Largest subgradient of a minimum, where columns have a deviation of about 1 and the mean of a row's weight is 1."""
+NEWTON_STEPS, OTHER_STEPS, TRIALS = 100, 400, 40
+PAIRS = 12
+"""Steps that L-BFGS remembers."""
+RENEWED = (3, 8)
+"""Steps after which L-BFGS takes a new Hessian."""
+PIVOT = 1e-10
+
+
+@dataclass(frozen=True)
+class Penalised:
+    """Problems: a function's parameters, and their penalties ½·ridge·x² + lasso·|x|; (problems, parameters)."""
+
+    ridge: Tensor
+    lasso: Tensor
+    free: Tensor
+    """One, or zero for a parameter that stays zero."""
+    shift: Tensor
+    """One where a minimum's parameters of all sets sum to zero, so that a Hessian may grow along their sum: (problems, width)."""
+
+    def of(self, which: Tensor) -> "Penalised":
+        return Penalised(self.ridge[which], self.lasso[which], self.free[which], self.shift[which])
+
+    def __len__(self) -> int:
+        return len(self.ridge)
+
+
+@dataclass(frozen=True)
+class Slope:
+    """Value (problems,) and gradient (problems, parameters) of the functions, without penalties."""
+
+    value: Tensor
+    gradient: Tensor
+
+
+Slopes = Callable[[Tensor, Tensor], Slope]
+"""Of these problems (their numbers) at these parameters."""
+Hessians = Callable[[Tensor, Tensor], Tensor]
+"""Likewise: (problems, blocks, size, size), the blocks on the diagonal of a Hessian; a single one is the whole of it."""
+
+
+@dataclass(frozen=True)
+class Minimum:
+    at: Tensor
+    value: Tensor
+    """Penalties included."""
+    found: Tensor
+    """(problems,) bool"""
+
+
+def minimise(slopes: Slopes, hessians: Hessians, given: Penalised, start: Tensor, *, newton: bool) -> Minimum:
+    """`newton`: a Hessian at each step, which must be whole and exact; else some at the beginning, of a part of the rows."""
+    state = State(given, start, newton)
+    for step in range(NEWTON_STEPS if newton else OTHER_STEPS):
+        state.look(slopes(state.active, state.trial()), hessians)
+        if not len(state.active):
+            break
+        if not newton and step in RENEWED:
+            state.renew(hessians)
+    return Minimum(state.at, state.value, state.found)
+
+
+class State:
+    """Where each problem stands. What `active` names is still moving; tensors of the way are of those problems only."""
+
+    def __init__(self, given: Penalised, start: Tensor, newton: bool) -> None:
+        m = len(given)
+        self.given, self.newton = given, newton
+        self.at, self.gradient = start.clone(), torch.zeros_like(start)
+        self.value = torch.full((m,), torch.inf, dtype=torch.float64)
+        self.found = torch.zeros(m, dtype=torch.bool)
+        self.bound = torch.full((m,), TOLERANCE, dtype=torch.float64)
+        self.way, self.length = torch.zeros_like(start), torch.ones(m, dtype=torch.float64)
+        self.slope, self.trials = torch.zeros(m, dtype=torch.float64), torch.zeros(m, dtype=torch.long)
+        self.active = torch.arange(m)
+        self.factors: Tensor | None = None
+        self.memory: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def trial(self) -> Tensor:
+        a = self.active
+        return self.at[a] + self.length[a, None] * self.way[a]
+
+    def look(self, new: Slope, hessians: Hessians) -> None:
+        """Keep the trials that go down far enough, and choose the next way from there; shorten the others."""
+        a = self.active
+        own = self.given.of(a)
+        at = self.trial()
+        value = new.value + (0.5 * own.ridge * at.square() + own.lasso * at.abs()).sum(1)
+        gradient = (new.gradient + own.ridge * at) * own.free
+        first = torch.isinf(self.value[a])
+        limit = self.value[a] + 1e-4 * self.length[a] * self.slope[a] + 1e-13 * self.value[a].abs()
+        down = (value <= limit) | (first & torch.isfinite(value))
+        moved, turned = at - self.at[a], gradient - self.gradient[a]
+        self.at[a[down]], self.value[a[down]], self.gradient[a[down]] = at[down], value[down], gradient[down]
+        if not self.newton:
+            self.remember(moved, turned, down & ~first)
+        self.trials[a] = torch.where(down, 0, self.trials[a] + 1)
+        last = self.length[a].clone()
+        self.length[a] = torch.where(down, 1.0, last / 4)
+        left = quadratic.subgradient(gradient, own.lasso, at).abs().amax(1)
+        self.bound[a] = torch.where(first, (1e-9 * left).clamp(1e-13, TOLERANCE), self.bound[a])
+        # Where classes can be separated and nothing is penalised, gradients vanish on the way to infinity, steps don't.
+        held = ((own.ridge + own.lasso) > 0).any(1)
+        short = (last == 1) & (moved.abs().amax(1) <= 1e-6 * (1 + at.abs().amax(1))) & ~first
+        done = down & (left <= self.bound[a]) & (held | short)
+        self.found[a[done]] = True
+        self.turn(a[down & ~done], hessians)
+        broken = self.trials[a] > TRIALS
+        stuck = ~torch.isfinite(self.way[a]).all(1) | ~torch.isfinite(value) & first
+        self.keep(~(done | broken | stuck))
+
+    def keep(self, those: Tensor) -> None:
+        if bool(those.all()):
+            return
+        self.active = self.active[those]
+        self.memory = [(s[those], y[those], r[those]) for s, y, r in self.memory]
+        self.factors = None if self.factors is None else self.factors[those]
+
+    def turn(self, which: Tensor, hessians: Hessians) -> None:
+        """The next way of these problems."""
+        if not len(which):
+            return
+        own, at, gradient = self.given.of(which), self.at[which], self.gradient[which]
+        if self.newton:
+            h = regular(hessians(which, at), own)[:, 0]
+            way = towards(h, own, at, gradient)
+        else:
+            if self.factors is None:
+                self.renew(hessians)
+            way = self.quasi(which, gradient)
+        self.way[which] = way
+        jump = (own.lasso * ((at + way).abs() - at.abs())).sum(1)
+        self.slope[which] = (gradient * way).sum(1) + jump
+
+    def renew(self, hessians: Hessians) -> None:
+        """New Hessians for L-BFGS, which forgets its steps."""
+        own = self.given.of(self.active)
+        h = regular(hessians(self.active, self.at[self.active]), own)
+        blocks = h.shape[1]
+        h = h + torch.diag_embed(own.ridge.reshape(len(own), blocks, -1))
+        self.factors, wrong = torch.linalg.cholesky_ex(h)
+        self.factors[wrong > 0] = torch.nan
+        self.memory = []
+
+    def remember(self, moved: Tensor, turned: Tensor, down: Tensor) -> None:
+        product = (moved * turned).sum(1)
+        useful = down & (product > 1e-14 * moved.norm(dim=1) * turned.norm(dim=1))
+        inverse = torch.where(useful, 1 / product, 0.0)  # zero: a step of this problem that doesn't count
+        if bool(useful.any()):
+            self.memory = [*self.memory[-PAIRS + 1 :], (moved, turned, inverse)]
+
+    def quasi(self, which: Tensor, gradient: Tensor) -> Tensor:
+        """L-BFGS's two loops."""
+        assert self.factors is not None
+        place = torch.searchsorted(self.active, which)
+        pairs = [(s[place], y[place], r[place]) for s, y, r in self.memory]
+        q = gradient.clone()
+        steps = []
+        for s, y, r in reversed(pairs):
+            a = r * (s * q).sum(1)
+            q -= a[:, None] * y
+            steps.append(a)
+        factors = self.factors[place]
+        shaped = q.reshape(len(q), factors.shape[1], -1, 1)
+        q = torch.cholesky_solve(shaped, factors).reshape(q.shape) * self.given.free[which]
+        for (s, y, r), a in zip(pairs, reversed(steps), strict=True):
+            q += (a - r * (y * q).sum(1))[:, None] * s
+        return -q
+
+
+def regular(h: Tensor, own: Penalised) -> Tensor:
+    """Without rows and columns of parameters that stay zero, and with a slope where every set moves alike."""
+    m, blocks = h.shape[:2]
+    free = own.free.reshape(m, blocks, -1)
+    h = h * free[..., :, None] * free[..., None, :] + torch.diag_embed(1 - free)
+    if blocks == 1 and bool(own.shift.any()):
+        sets = h.shape[2] // own.shift.shape[1]
+        h = h + torch.diag_embed(own.shift).repeat(1, sets, sets)[:, None]
+    return h
+
+
+def towards(h: Tensor, own: Penalised, at: Tensor, gradient: Tensor) -> Tensor:
+    """Newton's way, NaN where there is none: (problems, parameters)."""
+    if not bool((own.lasso > 0).any()):
+        factor, wrong = torch.linalg.cholesky_ex(h + torch.diag_embed(own.ridge))
+        pivots = factor.diagonal(dim1=1, dim2=2).square() / h.diagonal(dim1=1, dim2=2)
+        way = -torch.cholesky_solve(gradient[:, :, None], factor)[:, :, 0] * own.free
+        return torch.where(((wrong == 0) & (pivots.amin(1) > PIVOT))[:, None], way, torch.nan)
+    smooth = gradient - own.ridge * at
+    b = quadratic.times(h, at) - smooth
+    left = quadratic.subgradient(gradient, own.lasso, at).abs().amax()
+    goal, _ = quadratic.minimise(h, own.ridge, b, own.lasso, at, tol=float((1e-3 * left).clamp(1e-14, 1e-6)))
+    return (goal - at) * own.free

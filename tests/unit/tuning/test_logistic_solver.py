@@ -1,0 +1,114 @@
+"""LogisticRegression's optimum: Spark's objective has no slope there, whatever the columns are like."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings as run, strategies as st
+from small_rows import Rows, kinds, penalty_weights, rows, seeds, subgradient
+
+from sparkdiff.tuning.solvers import Facts, Setting, Solution, classification, logistic, unsolved
+
+
+def labelled(seed: int, kind: str, classes: int, n: int = 160) -> Rows:
+    """Labels drawn from a model, classes of different frequency."""
+    data = rows(seed, kind, n)
+    draw = np.random.default_rng(seed + 1)
+    spread = np.where(data.x.std(0) > 0, data.x.std(0), 1)
+    margins = (data.x - data.x.mean(0)) / spread @ draw.normal(size=(data.x.shape[1], classes)) + np.arange(
+        classes
+    ) * 0.3
+    label = (margins + draw.gumbel(size=margins.shape)).argmax(1).astype(float)
+    label[: 12 * classes] = np.tile(np.arange(classes), 12)  # every fold has each class
+    data.fold[: 12 * classes], data.weight[: 12 * classes] = np.repeat([0, 1, 2, -1], 3 * classes), 1.0
+    return Rows(data.x, label, data.weight, data.fold)
+
+
+def slope(of: Rows, setting: Setting, solution: Solution) -> float:
+    """Largest subgradient, each coordinate in units of its column."""
+    b, intercept = np.atleast_2d(solution.coefficients.numpy()), np.atleast_1d(solution.intercept.numpy())
+    w = of.weight / of.weight.sum()
+    deviation = of.deviations(unbiased=True)
+    ridge, lasso = penalty_weights(of, setting, unbiased=True)
+    margin = of.x @ b.T + intercept
+    if len(b) == 1:
+        left = 1 / (1 + np.exp(-margin)) - of.label[:, None]
+    else:
+        p = np.exp(margin - margin.max(1, keepdims=True))
+        left = p / p.sum(1, keepdims=True) - np.eye(len(b))[of.label.astype(int)]
+        assert intercept.mean() == pytest.approx(0, abs=1e-9)
+    left = left * w[:, None]
+    assert not setting.fitIntercept or np.abs(left.sum(0)).max() < 1e-9
+    x = of.x - (w @ of.x if setting.fitIntercept else 0)
+    gradient = subgradient(left.T @ x + ridge * b, lasso, b)
+    assert (b[:, deviation == 0] == 0).all()
+    reach = np.maximum(np.sqrt(w @ x**2), deviation)
+    return float(np.abs(np.where(deviation > 0, gradient / np.where(reach > 0, reach, 1), 0)).max())
+
+
+@run(max_examples=20, deadline=None)
+@given(
+    seeds, kinds, st.booleans(), st.booleans(), st.sampled_from([(2, "auto"), (2, "multinomial"), (3, "auto")]),
+    st.sampled_from([1e-4, 1e-2, 0.3]), st.sampled_from([0.0, 0.3, 1.0]),
+)  # fmt: skip
+def test_no_slope(
+    seed: int, kind: str, intercept: bool, standardization: bool, classes: tuple[int, str], strength: float, mix: float
+) -> None:
+    data = labelled(seed, kind, classes[0])
+    grid = [Setting(s, mix, intercept, standardization, family=classes[1]) for s in (strength, 3 * strength)]
+    for setting, models in zip(grid, logistic(data.chunks, grid, 3, classes[0]), strict=True):
+        for fold, solution in enumerate(models):
+            assert solution.converged
+            assert slope(data.training(fold), setting, solution) < 1e-8
+
+
+def test_ways_to_the_optimum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows in memory or read for each pass, a Hessian at each step or L-BFGS from one of some rows: one optimum."""
+    for classes in (2, 4):
+        data = labelled(3, "scales", classes, n=900)
+        grid = [Setting(s, standardization=s > 0.01) for s in (1e-4, 1e-2, 0.3)]
+        expected = logistic(data.chunks, grid, 3, classes)
+        monkeypatch.setattr(classification, "by_newton", lambda *_: False)
+        monkeypatch.setattr(classification, "SAMPLED", 10 if classes == 4 else 60)
+        for memory in (0, 2**30):
+            for row, expected_row in zip(logistic(data.chunks, grid, 3, classes, memory), expected, strict=True):
+                for one, other in zip(row, expected_row, strict=True):
+                    assert one.converged and other.converged
+                    assert one.objective == pytest.approx(other.objective, rel=1e-12)
+                    unit = data.x.std(0)
+                    assert one.coefficients.numpy() * unit == pytest.approx(other.coefficients.numpy() * unit, abs=1e-5)
+        monkeypatch.undo()
+
+
+def test_without_penalty() -> None:
+    for classes in (2, 3):
+        data = labelled(1, "plain", classes)
+        [models] = logistic(data.chunks, [Setting()], 3, classes)
+        for fold, solution in enumerate(models):
+            assert solution.converged and slope(data.training(fold), Setting(), solution) < 1e-8
+            if classes == 3:
+                assert solution.coefficients.mean(0).numpy() == pytest.approx(0, abs=1e-9)
+
+
+def test_what_is_left_to_spark() -> None:
+    data = labelled(1, "plain", 2)
+    separable = Rows(data.x, (data.x[:, 0] > 0).astype(float), data.weight, data.fold)
+    for mix in (0.0, 0.5):
+        free, held = logistic(separable.chunks, [Setting(elasticNetParam=mix), Setting(1e-4, mix)], 3, 2)
+        assert all(m.converged for m in held) and not any(m.converged for m in free)
+    [models] = logistic(rows_with_one_class_in_a_fold(data).chunks, [Setting(0.1)], 3, 2)
+    assert [m.converged for m in models] == [True, False, True]
+    assert not any(m.converged for m in logistic(labelled(1, "collinear", 2).chunks, [Setting()], 3, 2)[0])
+    assert not any(m.converged for m in logistic(labelled(1, "plain", 3).chunks, [Setting(0.1)], 3, 2)[0])  # a label 2
+
+
+def rows_with_one_class_in_a_fold(data: Rows) -> Rows:
+    """Fold 1 holds out all rows of class 1."""
+    fold = np.where(data.label == 1, 1, np.where(data.fold == 1, 0, data.fold))
+    return Rows(data.x, data.label, data.weight, fold)
+
+
+def test_unsolved() -> None:
+    assert unsolved("LogisticRegression", Setting(0.1), Facts(200, 2)) is None
+    assert "3000 coefficients" in str(unsolved("LogisticRegression", Setting(0.1), Facts(300, 10)))
+    assert "bounds" in str(unsolved("LogisticRegression", Setting(0.1, bounded=True), Facts(3, 2)))
+    assert "huber" in str(unsolved("LinearRegression", Setting(0.1, loss="huber"), Facts(3)))
+    assert unsolved("LinearSVC", Setting(0.1), Facts(3)) == "LinearSVC is fitted by Spark"
