@@ -156,6 +156,10 @@ READS: dict[str, Callable[..., bool]] = {
     ),
     "repeat_interleave": lambda *a, output_size=None, **k: output_size is None,
     **dict.fromkeys(("index", "index_put", "index_put_", "_index_put_impl_"), lambda x, i, *a, **k: _masked(i)),
+    **dict.fromkeys(
+        ("scatter", "scatter_", "scatter_add", "scatter_add_"),
+        lambda x, d, i, s, *a, **k: x.ndim > 1 and isinstance(s, Tensor) and torch.are_deterministic_algorithms_enabled(),
+    ),  # deterministic kernels of some versions copy strides to the device
 }  # fmt: skip
 """Operations whose result, or its shape, the CPU has to know, so that it waits for the device."""
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sparkdiff.rows import on_gpu
 from sparkdiff.stages.predictor import Predictor
 
 Derivative = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -60,6 +61,9 @@ def _hinge(margin: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 def _softmax(margin: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     log = torch.log_softmax(margin, 2)
+    if on_gpu(margin):  # where gather and scatter_add_ are faster on the CPU, see `formulas.of_label`
+        own = y[:, None] == torch.arange(margin.shape[2], dtype=y.dtype, device=y.device)
+        return -torch.where(own, log, 0.0).sum(2), log.exp() - own.to(log.dtype)
     index = y.long().expand(len(margin), -1)[:, :, None]
     loss = -log.gather(2, index)[:, :, 0]
     return loss, log.exp_().scatter_add_(2, index, torch.full_like(index, -1, dtype=log.dtype))

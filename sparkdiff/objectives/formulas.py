@@ -55,11 +55,14 @@ def hinge(margin: Tensor, y: Tensor) -> Tensor:
         return (1 - (2 * y - 1) * margin).clamp_min(0)
     own = F.one_hot(y.long(), margin.shape[1]).bool()
     others = margin.masked_fill(own, -torch.inf).amax(1)
-    return (1 + others - _of_label(margin, y)).clamp_min(0)
+    return (1 + others - of_label(margin, y)).clamp_min(0)
 
 
-def _of_label(margin: Tensor, y: Tensor) -> Tensor:
+def of_label(margin: Tensor, y: Tensor) -> Tensor:
     """Each row's entry of its label's class, (n, k), (n,) -> (n,)"""
+    if on_gpu(margin):  # deterministic kernels of scatter_add_, which is gather's derivative, wait for the GPU
+        own = y[:, None] == torch.arange(margin.shape[1], dtype=y.dtype, device=y.device)
+        return torch.where(own, margin, 0.0).sum(1)
     return margin.gather(1, y.long()[:, None])[:, 0]
 
 
@@ -70,7 +73,7 @@ def focal(margin: Tensor, y: Tensor, gamma: float) -> Tensor:
         log_p, log_rest = F.logsigmoid(own), F.logsigmoid(-own)
     else:
         label, total = F.one_hot(y.long(), margin.shape[1]).bool(), margin.logsumexp(1)
-        log_p, log_rest = _of_label(margin, y) - total, margin.masked_fill(label, -torch.inf).logsumexp(1) - total
+        log_p, log_rest = of_label(margin, y) - total, margin.masked_fill(label, -torch.inf).logsumexp(1) - total
     return -torch.exp(gamma * log_rest) * log_p
 
 
@@ -107,8 +110,9 @@ def calibration_error(margin: Tensor, y: Tensor, weight: Tensor) -> Tensor:
     counted, total = weight > 0, weight.sum().clamp_min(TINY)
     if on_gpu(margin):
         margin = torch.where(counted if margin.ndim == 1 else counted[:, None], margin, 0.0)
-        confidence, found = probabilities(margin).max(1)
-        w = torch.where(counted, weight, 0.0) / total
+        every = probabilities(margin)
+        found = every.argmax(1)
+        confidence, w = of_label(every, found), torch.where(counted, weight, 0.0) / total
     else:
         confidence, found = probabilities(margin[counted]).max(1)
         w, y = weight[counted] / total, y[counted]

@@ -182,8 +182,11 @@ class SortedSplits(Ordered):
 
     def _ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The outer entries, (..., 1) each."""
-        last = self.outer.long().cumsum(-1).argmax(-1, keepdim=True).expand(*x.shape[:-1], 1)
-        return x[..., :1], x.gather(-1, last)
+        last = self.outer.long().cumsum(-1).argmax(-1, keepdim=True)
+        if on_gpu(x):  # deterministic kernels of scatter_add_, which is gather's derivative, wait for the GPU
+            at_last = torch.arange(x.shape[-1], device=x.device) == last
+            return x[..., :1], torch.where(at_last, x, 0.0).sum(-1, keepdim=True)
+        return x[..., :1], x.gather(-1, last.expand(*x.shape[:-1], 1))
 
 
 @register("pyspark.ml.feature.Bucketizer")
