@@ -16,6 +16,10 @@ from sparkdiff.errors import InputError
 from sparkdiff.rows import Rows, SparseRows
 
 T = TypeVar("T")
+# cuBLAS reads it when this process first uses it: results repeat only with a workspace of fixed size.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+ALONE = threading.RLock()
+"""Held by a thread that records a graph or gives memory back: no other may do the latter while one is recorded."""
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
 """The dtypes of rows in training; weights, sums and losses are float64 in any case."""
 
@@ -44,7 +48,7 @@ class Place:
         return str(self.device)
 
     def rows(self, x: Rows, *, wait: bool = True) -> Rows:
-        """Rows here, their floats in the dtype of rows.
+        """Rows here, their floats in the dtype of rows where that is narrower.
 
         Args:
             wait: False to copy rows of the CPU while this process goes on.
@@ -53,7 +57,8 @@ class Place:
             indices, offsets = self.numbers(x.indices, wait=wait), self.numbers(x.offsets, wait=wait)
             return SparseRows(indices, self.rows(x.values, wait=wait), offsets, x.width)  # type: ignore[arg-type]
         # The dtype first: a copy between devices that changes it waits for both.
-        return self.numbers(x.to(self.dtype) if x.is_floating_point() else x, wait=wait)
+        narrows = x.is_floating_point() and x.itemsize > self.dtype.itemsize
+        return self.numbers(x.to(self.dtype) if narrows else x, wait=wait)
 
     def numbers(self, x: Tensor, *, wait: bool = True) -> Tensor:
         """A tensor here, in its own dtype."""
@@ -65,8 +70,14 @@ class Place:
         """Bytes that can still be allocated, None on the CPU."""
         if self.on_cpu:
             return None
-        module_of(self.device).empty_cache()  # what torch keeps of freed memory counts as free
+        self.trim()
         return int(module_of(self.device).mem_get_info(self.device)[0])
+
+    def trim(self) -> None:
+        """Give back the freed memory that torch keeps for itself."""
+        if not self.on_cpu:
+            with ALONE, contextlib.suppress(RuntimeError):  # which torch raises after a recording that failed
+                module_of(self.device).empty_cache()
 
 
 CPU = Place()
@@ -163,17 +174,20 @@ class _Repeatable:
     """How many threads ask for repeatable results, and torch's settings before the first one did."""
 
     lock, asking = threading.Lock(), 0
-    before: tuple[bool, bool, bool] = (False, False, True)
+    before: tuple[bool, bool, bool, str] = (False, False, True, "highest")
 
 
 @contextlib.contextmanager
 def repeatable(at: Place) -> Iterator[None]:
-    """Results on a GPU that do not change from run to run: torch's kernels add up in a fixed order meanwhile."""
-    if at.on_cpu:
+    """Results that do not change from run to run: a GPU's kernels add up in a fixed order meanwhile, and products of float32 are
+    float32's, not TF32's.
+
+    Raises:
+        InputError: this process has used cuBLAS in another way before.
+    """
+    if at.plain:
         yield
         return
-    # cuBLAS reads it when it is first used: its results repeat only with a workspace of fixed size.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     settings: Any = torch.utils.deterministic  # a module with properties
     with _Repeatable.lock:
         if not _Repeatable.asking:
@@ -181,15 +195,56 @@ def repeatable(at: Place) -> Iterator[None]:
                 torch.are_deterministic_algorithms_enabled(),
                 torch.is_deterministic_algorithms_warn_only_enabled(),
             )
-            _Repeatable.before = strict, warns, settings.fill_uninitialized_memory
-            torch.use_deterministic_algorithms(True)
+            _Repeatable.before = strict, warns, settings.fill_uninitialized_memory, _matmul_precision()
+            torch.use_deterministic_algorithms(not at.on_cpu)
             settings.fill_uninitialized_memory = False  # all that is read was written before
+            torch.set_float32_matmul_precision("highest")
         _Repeatable.asking += 1
     try:
+        _try_product(at)
         yield
     finally:
         with _Repeatable.lock:
             _Repeatable.asking -= 1
             if not _Repeatable.asking:
-                strict, warns, settings.fill_uninitialized_memory = _Repeatable.before
+                strict, warns, settings.fill_uninitialized_memory, products = _Repeatable.before
                 torch.use_deterministic_algorithms(strict, warn_only=warns)
+                torch.set_float32_matmul_precision(products)
+
+
+def _matmul_precision() -> str:
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # set by torch's newer settings, which this one can't tell
+        return "highest"
+
+
+def _try_product(at: Place) -> None:
+    """cuBLAS is asked before the first step, so that what it refuses is one sentence."""
+    one = torch.ones(2, 2, dtype=at.dtype, device=at.device)
+    try:
+        one @ one
+    except RuntimeError as e:
+        if "CUBLAS_WORKSPACE_CONFIG" not in str(e):
+            raise
+        raise InputError(
+            f"device={at.name!r}: this process used cuBLAS before sparkdiff was imported, or with a CUBLAS_WORKSPACE_CONFIG of "
+            f"its own ({os.environ['CUBLAS_WORKSPACE_CONFIG']!r}), so its results would not repeat: set "
+            "CUBLAS_WORKSPACE_CONFIG=:4096:8 before Python starts"
+        ) from e
+
+
+def abandon(device: torch.device, pool: Any) -> None:
+    """After the recording of a graph has failed: tell the allocator that it is over, which older versions of torch forget."""
+    for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+        if device.type == "cuda" and (tell := getattr(torch._C, name, None)) is not None:
+            with contextlib.suppress(RuntimeError):
+                tell(device.index, pool)
+
+
+MEMORY = ("out of memory", "ALLOC_FAILED")
+
+
+def is_short_of_memory(e: RuntimeError) -> bool:
+    """Whether an error of torch says that a device has too little memory; libraries of CUDA have no class for it."""
+    return isinstance(e, torch.OutOfMemoryError) or any(text in str(e) for text in MEMORY)

@@ -29,7 +29,7 @@ class _Now:
     def __init__(self) -> None:
         self.reads = self.copies = self.bytes = self.device = 0
         self.limit: int = MEMORY
-        self.refuses = False
+        self.refuses = self.broken = False
         self.capturing: CUDAGraph | None = None
 
 
@@ -128,6 +128,7 @@ class FakeTensor(Tensor):
 
 def _waits(what: str) -> None:
     if _now.capturing is not None:
+        _now.capturing.spoiled = True
         raise RuntimeError(f"{NAME} error: operation not permitted when stream is capturing: {what}")
     if _now.refuses:
         raise RuntimeError(f"{what} waits for the device, where nothing may")
@@ -215,6 +216,10 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             _copy(f"a copy from {fakes[0].device} to {at}", True)
     else:
         _check(func, fakes, plain, written)
+    if name.startswith("_fused_adam"):
+        rate, steps = kwargs["lr"], args[5]
+        if any(isinstance(x, Tensor) and x.dtype != torch.float32 for x in [rate, *steps]):
+            raise RuntimeError("expected scalar type Float but found Double")
     if name in READS and READS[name](*args, **kwargs):
         _read(str(func))
     strict = torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled()
@@ -277,7 +282,21 @@ class CUDAGraph:
     def __init__(self, keep_graph: bool = False) -> None:
         self.reset()
 
+    def capture_begin(self, pool: Any = None, capture_error_mode: str = "global") -> None:
+        if _now.capturing is not None:
+            raise RuntimeError(f"{NAME} error: a capture inside of another")
+        self.reset()
+        _now.capturing = self
+
+    def capture_end(self) -> None:
+        _now.capturing = None
+        self.captured()
+        if self.spoiled:  # as in torch before 2.12, whose allocator believes in the capture from then on
+            _now.broken = True
+            raise RuntimeError(f"{NAME} error: operation failed due to a previous error during capture")
+
     def reset(self) -> None:
+        self.spoiled = False
         self.calls: list[tuple[Any, Any, Any, Any, set[int]]] = []
         self.made: dict[int, Tensor] = {}  # storages of the capture, which it keeps alive
         self.before: dict[int, tuple[Any, Any]] = {}  # storages that it has written to, and what was in them
@@ -324,14 +343,10 @@ class graph(contextlib.AbstractContextManager[None]):
         self.graph = cuda_graph
 
     def __enter__(self) -> None:
-        if _now.capturing is not None:
-            raise RuntimeError(f"{NAME} error: a capture inside of another")
-        self.graph.reset()
-        _now.capturing = self.graph
+        self.graph.capture_begin()
 
     def __exit__(self, *error: Any) -> None:
-        _now.capturing = None
-        self.graph.captured()
+        self.graph.capture_end()
 
 
 class Stream:
@@ -396,6 +411,20 @@ def _set_device(device: Any) -> None:
     _now.device = _index(device)
 
 
+def _set_sync_debug_mode(mode: int | str) -> None:
+    _now.refuses = mode in (2, "error")
+
+
+def restart() -> None:
+    """As in a new process: a recording that failed is forgotten."""
+    _now.broken = False
+
+
+def _empty_cache() -> None:
+    if _now.broken:
+        raise RuntimeError("captures_underway.empty() INTERNAL ASSERT FAILED")
+
+
 @contextlib.contextmanager
 def no_reads() -> Iterator[None]:
     """Inside, what waits for the device raises RuntimeError: reads, shapes that depend on data, and copies that wait."""
@@ -430,7 +459,8 @@ backend = types.ModuleType(f"torch.{NAME}")
 vars(backend).update(
     is_available=lambda: True, is_initialized=lambda: True, init=lambda: None, _is_in_bad_fork=lambda: False,
     manual_seed=lambda seed: None, manual_seed_all=lambda seed: None, device_count=lambda: DEVICES,
-    current_device=lambda: _now.device, set_device=_set_device, device=_device, empty_cache=lambda: None,
+    current_device=lambda: _now.device, set_device=_set_device, device=_device, empty_cache=_empty_cache,
+    set_sync_debug_mode=_set_sync_debug_mode, get_sync_debug_mode=lambda: 2 if _now.refuses else 0,
     get_device_name=lambda device=None: "a GPU that isn't there", synchronize=lambda device=None: _waits("synchronize"),
     mem_get_info=lambda device=None: (max(0, _now.limit - _now.bytes), _now.limit),
     memory_allocated=lambda device=None: _now.bytes, Stream=Stream, Event=Event, stream=_stream,

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparkdiff.device import module_of
+from sparkdiff.device import ALONE, abandon, is_short_of_memory, module_of
 from sparkdiff.objectives.losses import Objective
 from sparkdiff.pipeline.graph import Version
 from sparkdiff.rows import Rows
@@ -22,6 +22,8 @@ from sparkdiff.training.candidates import Candidates
 
 SHAPES = 16
 """Numbers of rows of a batch that graphs are kept for; batches of one training differ by a few rows."""
+INPUT_BYTES = 16 << 20
+"""Size of a batch from which its kernels take longer than their starts; a graph would keep a copy of it."""
 
 
 class Captured:
@@ -40,23 +42,21 @@ class CapturedSteps:
     """The steps of these candidates on batches of dense rows, as graphs.
 
     Attributes:
+        possible: whether the steps start the same kernels each time: not where rows are sparse, are compared with each other, or
+            may all have weight 0.
         failed: why steps are started kernel by kernel; empty as long as they are not.
     """
 
-    def __init__(self, candidates: Candidates, objective: Objective):
+    def __init__(self, candidates: Candidates, objective: Objective, values: Mapping[Version, Rows]):
         self.candidates, self.objective, self.failed = candidates, objective, ""
-        self.device = candidates.u.device
+        self.device, self.reads = candidates.u.device, candidates.updates.reads()
+        dense = all(isinstance(values[v], Tensor) for v in self.reads if v in values)
+        self.possible = candidates.counts and not candidates.lazy and objective.batch is None and dense
         self.module = module_of(self.device)
+        self.side = self.module.Stream(self.device)
         self.pool = self.module.graph_pool_handle()
         self.adds: dict[Any, Captured] = {}
         self.steps: Captured | None = None
-        self.reads = _read(candidates)
-
-    @staticmethod
-    def possible(candidates: Candidates, objective: Objective, values: Mapping[Version, Rows]) -> bool:
-        """Whether steps on these rows do the same kernels each time: not where they are sparse, or compared with each other."""
-        dense = all(isinstance(values[v], Tensor) for v in _read(candidates) if v in values)
-        return candidates.counts and not candidates.lazy and objective.batch is None and dense
 
     def add(self, views: Sequence[View], weight: Tensor) -> None:
         """Set the sums to those over these rows, of which `weight` (n,) are the weights; as `Candidates.add` does."""
@@ -76,7 +76,7 @@ class CapturedSteps:
             matrix.weight.add_(weight.sum())
             self.candidates.add_views(views, {}, self.objective)
 
-        if self.failed or len(self.adds) == SHAPES:
+        if self.failed or len(self.adds) == SHAPES or sum(x.nbytes for x in tensors) > INPUT_BYTES:
             run(tensors)
         elif (made := self._captured(run, tensors, [self.candidates.updates.matrix.sums])) is not None:
             self.adds[key] = made
@@ -104,40 +104,64 @@ class CapturedSteps:
         """
         before = [x.clone() for x in changes]
         own = [x.clone() for x in inputs]
-        now, side = self.module.current_stream(self.device), self.module.Stream(self.device)
-        side.wait_stream(now)
-        with self.module.stream(side):  # kernels choose their memory when they first run, which can't be captured
-            run(own)
-        now.wait_stream(side)
+        self._aside(run, own)  # kernels choose their memory when they first run, which can't be recorded
         found = [x.clone() for x in changes]
         _restore(changes, before)
         try:
-            graph = self.module.CUDAGraph()
-            # Other threads may use the device meanwhile, such as a search's other trainings.
-            with self.module.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
-                run(own)
-            captured = Captured(graph, own)
+            with ALONE:
+                self._aside(self._without_waiting, lambda: run(own))
+                _restore(changes, before)
+                captured = Captured(self._recorded(lambda: run(own)), own)
             _restore(changes, before)
             captured(inputs)
             if all(torch.equal(x.nan_to_num(), y.nan_to_num()) for x, y in zip(changes, found, strict=True)):
                 return captured
             self.failed = "a graph of the step found other numbers than the step"
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as e:  # what can't be captured has no class of its own
+        except RuntimeError as e:  # what can't be recorded has no class of its own
+            if is_short_of_memory(e):
+                raise
             self.failed = str(e).splitlines()[0]
+            abandon(self.device, self.pool)
         _restore(changes, found)
         return None
+
+    def _aside(self, run: Callable[[Any], None], argument: Any) -> None:
+        """Run on the stream that graphs are recorded on, which has memory of its own."""
+        now = self.module.current_stream(self.device)
+        self.side.wait_stream(now)
+        with self.module.stream(self.side):
+            run(argument)
+        now.wait_stream(self.side)
+
+    def _without_waiting(self, run: Callable[[], None]) -> None:
+        """Run where what waits for the device raises RuntimeError: a graph can't hold it, and in many versions of torch a
+        recording that fails leaves the allocator in a state that it does not come back from.
+        """
+        before = self.module.get_sync_debug_mode()
+        self.module.set_sync_debug_mode("error")
+        try:
+            run()
+        finally:
+            self.module.set_sync_debug_mode(before)
+
+    def _recorded(self, run: Callable[[], None]) -> Any:
+        graph = self.module.CUDAGraph()
+        self.module.synchronize(self.device)
+        with self.module.stream(
+            self.side
+        ):  # not torch.cuda.graph, which shares one stream and stays on it after an error
+            # Other threads may use the device meanwhile.
+            graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
+            try:
+                run()
+            finally:
+                graph.capture_end()
+        return graph
 
 
 def _restore(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     for x, value in zip(tensors, values, strict=True):
         x.copy_(value)
-
-
-def _read(candidates: Candidates) -> set[Version]:
-    """The versions that the margins are made of, if these are given."""
-    return candidates.updates.reads()
 
 
 def _flattened(views: Sequence[View], weight: Tensor) -> tuple[list[Tensor], tuple[int, ...]]:

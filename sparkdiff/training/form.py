@@ -76,7 +76,7 @@ class Form:
             tolerance = TOLERANCE[here.place.dtype]
             affine = affine if _agrees(affine, here.network, data, tolerance, here.of_rows) else None
         # On the CPU a step looks at its own weights, which costs nothing there.
-        counts = not here.place.on_cpu and all(bool((weight > 0).all()) for _, _, weight, _ in data.batches("train"))
+        counts = not here.place.on_cpu and _all_count(data)
         return Form(here, options, affine, _active_columns(here, affine, recipes, options, data), counts)
 
     def candidates(self, recipes: Sequence[Recipe], among: Sequence[Recipe] | None = None) -> Candidates:
@@ -89,6 +89,14 @@ class Form:
             else DenseUpdates(here.network, recipes, here.units, self.affine, rows)
         )
         return Candidates(recipes, self.options, updates, here.monotone, counts=self.counts, among=among)
+
+
+def _all_count(data: Data) -> bool:
+    """Whether no training row of any process has the weight 0; rows that are read from files are not looked at."""
+    zeros = data.stream.zero_weights("train", data.team.rank, data.team.world)
+    found = torch.tensor(1 if zeros is None else zeros, dtype=torch.float64)
+    data.team.sum_(found)
+    return not bool(found)
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sparkdiff.data.stream import Batch, Share
-from sparkdiff.device import Place, home, module_of, repeatable
+from sparkdiff.device import Place, home, is_short_of_memory, repeatable
 from sparkdiff.errors import InputError, SparkdiffError
 from sparkdiff.evaluation.data import Data, scalar
 from sparkdiff.evaluation.guard import total_gain
@@ -43,6 +43,8 @@ from sparkdiff.training.recipes import Recipe, by_newton
 
 SMALL_STEP = 10_000_000
 """Parameters times rows of a step below which one thread is faster."""
+SCORE_BYTES = 256 << 20
+"""Size of the margins of all candidates that a GPU computes at a time."""
 ROUNDING = 1e-12
 """Share of the original's loss below which two gains differ by the rounding of another order of additions, and are the same."""
 
@@ -171,11 +173,18 @@ class Training:
     def settled(self, data: Data) -> Data:
         """The data with their rows on the device, if all fit there beside what training needs."""
         stream, team, place = data.stream, data.team, self.here.place
-        # u, its moments and average; parameters, gradients and their forms by u; what a graph is compared with.
-        vectors = 12 * 8 * len(self.active) * len(self.units.unit)
-        if not stream.resident or stream.fits(("train", "validation"), vectors, team.rank, team.world):
+        if place.on_cpu:
             return data
-        self.fallbacks.append(_passing(place))
+        count, width = len(self.active), max(1, self.network.head.classes)
+        data = dataclasses.replace(data, rows=max(1024, min(data.rows, SCORE_BYTES // (8 * count * width))))
+        # u, its moments and average; parameters, gradients and their forms by u; what a graph is compared with.
+        vectors = 12 * 8 * count * len(self.units.unit)
+        kept = 32 * count * stream.rows("validation")  # of a metric that is no mean over rows
+        if not stream.resident or stream.fits(
+            ("train", "validation"), vectors + kept + SCORE_BYTES, team.rank, team.world
+        ):
+            return data
+        self.reduce(1)
         return dataclasses.replace(data, stream=stream.on(place, resident=False))
 
     def turns(self) -> Iterator[Candidates]:
@@ -199,6 +208,8 @@ class Training:
                 part.load(states.of(self._saved, rows, by_newton(every)))
             yield part
             parts.append(states.at_home(part.state()))
+            self._graphs = None
+            del part  # before there is another
         self._saved = states.joined(parts)
 
     def with_less(self, data: Data, why: str) -> Data:
@@ -222,7 +233,6 @@ class Training:
         self.reduce(1 if data.stream.resident else 1 + self.parts.bit_length())
         stream = data.stream.on(place, resident=False)
         data.stream.leave()
-        module_of(place.device).empty_cache()
         return dataclasses.replace(data, stream=stream)
 
     def reduce(self, level: int) -> None:
@@ -304,11 +314,9 @@ class Training:
         self, candidates: Candidates, objective: Objective, values: Mapping[Version, Rows]
     ) -> CapturedSteps | None:
         """The steps of these candidates as graphs of the GPU, where they can be."""
-        if not self.graphs or not CapturedSteps.possible(candidates, objective, values):
-            return None
         if self._graphs is None or self._graphs.candidates is not candidates:
-            self._graphs = CapturedSteps(candidates, objective)
-        return self._graphs
+            self._graphs = CapturedSteps(candidates, objective, values)
+        return self._graphs if self.graphs and self._graphs.possible else None
 
     def _factor(self, data: Data) -> float:
         """The schedule's factor of the learning rate at this step."""
@@ -412,8 +420,8 @@ def train(
                     ready = data.prepared(training.here.of_rows)
                     training.begin(ready)
                 _epoch(training, ready, objective, metric, on_step)
-            except torch.OutOfMemoryError as e:
-                if training.here.place.on_cpu:
+            except RuntimeError as e:
+                if training.here.place.on_cpu or not is_short_of_memory(e):
                     raise
                 short = str(e).splitlines()[0]
             if short:  # not in the handler, where the exception still holds the tensors of the step
@@ -442,6 +450,7 @@ def _epoch(
         own = active[done : done + len(candidates.recipes)]
         training.validate(candidates, data, objective, metric, own)
         done += len(own)
+        del candidates
     training.end_epoch(data, active)
     on_step(training)
 

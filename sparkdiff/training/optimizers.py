@@ -29,7 +29,9 @@ class FirstOrder:
     def __init__(self, kind: str, u: Tensor, rate: Tensor | None):
         self.kind, self.rate = kind, rate
         self.mean, self.square = torch.zeros_like(u), torch.zeros_like(u)
-        self.steps = torch.tensor(0.0, device=u.device)
+        self.steps = torch.tensor(
+            0.0, dtype=torch.float32, device=u.device
+        )  # which torch's kernels read, whatever the default
 
     def step(
         self, u: Tensor, gradient: Tensor, learningRate: float | Tensor, moments: tuple[Tensor, Tensor], rate: Tensor | None
@@ -50,10 +52,14 @@ class FirstOrder:
             if self.kind == "adamw":
                 u.mul_(1 - learningRate * DECAY)
             self.steps += 1
+            # CUDA's kernel takes a tensor of float32 only: a step of 1, and then the share of it.
+            start = u.clone() if isinstance(learningRate, Tensor) else None
             torch._fused_adam_(
                 [u], [gradient], [moments[0]], [moments[1]], [], [self.steps], amsgrad=False, maximize=False,
-                lr=learningRate, beta1=BETA1, beta2=BETA2, eps=EPSILON, weight_decay=0.0,
+                lr=learningRate if start is None else 1.0, beta1=BETA1, beta2=BETA2, eps=EPSILON, weight_decay=0.0,
             )  # fmt: skip
+            if start is not None:
+                torch.lerp(start, u, learningRate, out=u)
         if before is not None and rate is not None:
             # Outside of the kernel, so that it is a rate whatever the kernel does to the gradient.
             torch.lerp(before, u, rate, out=u)

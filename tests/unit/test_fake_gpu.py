@@ -115,8 +115,13 @@ def test_a_graph_is_recorded_and_replayed() -> None:
     assert total.tolist() == [2, 10, 26]
     assert doubled.tolist() == [4, 20, 52]
     for wrong in (x.tolist, x.cpu, lambda: torch.tensor([1.0], device=GPU), x.nonzero):
-        with pytest.raises(RuntimeError, match="not permitted when stream is capturing"), cuda.graph(cuda.CUDAGraph()):
+        with pytest.raises(RuntimeError, match="previous error during capture") as e, cuda.graph(cuda.CUDAGraph()):
             wrong()
+        assert "not permitted when stream is capturing" in str(e.value.__context__)
+    with pytest.raises(RuntimeError, match="captures_underway"):
+        cuda.empty_cache()
+    fake_gpu.restart()
+    cuda.empty_cache()
 
 
 def test_memory_is_limited() -> None:

@@ -17,6 +17,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,7 +45,7 @@ from sparkdiff.data.stream.order import (
     step_bounds,
     take,
 )
-from sparkdiff.device import CPU, Place
+from sparkdiff.device import CPU, Place, module_of
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.rows import SparseRows
 
@@ -98,6 +99,7 @@ class Stream:
         self.seed = seed
         self.place, self.resident = CPU, False
         self._origin = self
+        self._copies: Any = None  # the stream of the device that copies rows there
         self._tables: dict[str, tuple[int, int, Batch]] = {}  # per split: rank, world, all rows of the rank
         self._running: weakref.WeakSet[Generator[Batch]] = weakref.WeakSet()
 
@@ -112,6 +114,7 @@ class Stream:
             return self._origin
         out = copy.copy(self._origin)
         out.place, out.resident, out._tables = place, resident and self.inMemory and not place.on_cpu, {}
+        out._copies = None if place.on_cpu else module_of(place.device).Stream(place.device)
         return out
 
     def fits(self, splits: Sequence[str], spare: int, rank: int = 0, world: int = 1) -> bool:
@@ -120,11 +123,20 @@ class Stream:
         if free is None:
             return True
         needed = spare + placed.SPARE_BYTES + 2 * placed.CHUNK_BYTES
-        for name in splits:
-            shards = self._shards(name)
-            held = [shards[part.shard] for part in self._parts(rank, world)]
-            needed += placed.bytes_of(self._origin._table(name, held, (rank, world)), self.place)
-        return needed <= free
+        tables = (self._held(name, rank, world) for name in splits)
+        return needed + sum(placed.bytes_of(table, self.place) for table in tables) <= free
+
+    def _held(self, name: str, rank: int, world: int) -> Batch:
+        """All rows of the shards that a rank serves, in the memory of the CPU."""
+        shards = self._shards(name)
+        return self._origin._table(name, [shards[part.shard] for part in self._parts(rank, world)], (rank, world))
+
+    def zero_weights(self, split: str, rank: int = 0, world: int = 1) -> int | None:
+        """The number of a rank's rows that count nowhere; None where rows are not held in memory."""
+        if not self.inMemory:
+            return None
+        weight = self._divided(split, self._held(split, rank, world))["weight"]
+        return int((weight <= 0).sum()) if isinstance(weight, Tensor) else None
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -199,6 +211,7 @@ class Stream:
         """Free the memory that rows take at the place."""
         if self is not self._origin:
             self._tables.clear()
+            self.place.trim()
 
     def nothing(self) -> Batch:
         """A batch of no rows."""
@@ -243,10 +256,12 @@ class Stream:
                 name, source, ((first, bounds[:, first : first + chunk + 1]) for first in firsts), parts
             )
             if not (self.place.on_cpu or self.resident):
-                chunks = placed.copied_ahead(chunks, self.place)
+                chunks = placed.copied_ahead(chunks, self.place, self._copies)
             for gathered, (first, rows) in chunks:
                 batches = split(prepare.rows(gathered) if prepare else gathered, rows)
+                del gathered  # the next chunk takes its place
                 yield from itertools.islice(batches, max(start - first, 0), None)
+                del batches
 
     def _chunks(
         self, name: str, source: Source, pieces: Iterator[tuple[int, Rows]], parts: list[Part]

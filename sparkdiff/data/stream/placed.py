@@ -1,7 +1,7 @@
 """Batches on a device: rows that live there, or that are copied there a piece ahead of the training."""
 
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -49,13 +49,12 @@ def take(batch: Batch, rows: Rows, place: Place) -> Batch:
     return {name: taken(x, numbers) for name, x in batch.items()}
 
 
-def copied_ahead(chunks: Iterator[tuple[Batch, T]], place: Place) -> Iterator[tuple[Batch, T]]:
-    """The chunks on the device: each is copied on a stream of its own, while the one before it is computed with.
+def copied_ahead(chunks: Iterator[tuple[Batch, T]], place: Place, side: Any) -> Iterator[tuple[Batch, T]]:
+    """The chunks on the device: each is copied on the stream `side`, while the one before it is computed with.
 
     Source of the order of events: torch's notes on CUDA semantics (streams, `record_stream`).
     """
     module = module_of(place.device)
-    side = module.Stream(place.device)
     coming: tuple[Batch, T] | None = None
     for chunk, what in chunks:
         ready = coming
@@ -66,12 +65,13 @@ def copied_ahead(chunks: Iterator[tuple[Batch, T]], place: Place) -> Iterator[tu
             coming = here(chunk, place, wait=False), what
         if ready is not None:
             yield ready
+            del ready
     if coming is not None:
         arrived(coming[0], place, side)
         yield coming
 
 
-def arrived(batch: Batch, place: Place, side: object) -> None:
+def arrived(batch: Batch, place: Place, side: Any) -> None:
     """Let the work to come wait for the copies of a batch, and keep its memory until that work is done."""
     now = module_of(place.device).current_stream(place.device)
     now.wait_stream(side)

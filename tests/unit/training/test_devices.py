@@ -281,7 +281,7 @@ def test_a_checkpoint_of_one_device_goes_on_on_another(
     training = begun(a)
     training.load(torch.load(saved, weights_only=True))  # no tensor of a device is in it
     found = fitted(a, then, training)
-    assert torch.equal(torch.stack(found.gains), torch.stack(wanted.gains))
+    assert distance(torch.stack(found.gains), torch.stack(wanted.gains)) <= 1e-9
 
 
 def test_a_checkpoint_of_candidates_that_take_turns(made: Any) -> None:
@@ -313,12 +313,14 @@ def unsteady(outputs: Any, label: Tensor, weight: Tensor) -> Tensor:
 
 
 def test_a_step_that_no_graph_can_hold_is_started_kernel_by_kernel(made: Any) -> None:
-    a, wanted = made("from files", loss=unsteady)
+    a, wanted = made("noise, masks and mixtures", loss=unsteady)
     found = fitted(a, FAKE)
     assert_same(found, wanted)
     [told] = found.fallbacks
     assert "start their kernels one by one" in told
-    assert "capturing" in told
+    assert "aten._local_scalar_dense.default waits for the device" in told
+    FAKE.trim()  # which fails where a recording has failed
+    assert not fake_gpu.backend.get_sync_debug_mode()
 
 
 @pytest.mark.parametrize("at", [FAKE.device, CPU.device])
