@@ -8,6 +8,7 @@ torch's autograd goes backward on the first one alone.
 """
 
 import contextlib
+import gc
 import itertools
 import types
 import weakref
@@ -438,6 +439,7 @@ def no_reads() -> Iterator[None]:
 @contextlib.contextmanager
 def budget(size: int) -> Iterator[None]:
     """Inside, the device has this many bytes beside what lies there already."""
+    gc.collect()
     before, _now.limit = _now.limit, _now.bytes + size
     try:
         yield

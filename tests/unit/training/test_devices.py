@@ -18,12 +18,14 @@ from sparkdiff.data.stream import Stream, placed
 from sparkdiff.device import CPU, Place
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation.data import Data, rows_at_once
+from sparkdiff.rows import SparseRows
 from sparkdiff.stages.clustering import GaussianMixture, KMeans
 from sparkdiff.stages.perceptron import MultilayerPerceptron
 from sparkdiff.stages.trees import GBTRegression
 from sparkdiff.team import Team
 from sparkdiff.training.distributed.launch import Attempt
 from sparkdiff.training.distributed.worker import Assignment, objectives
+from sparkdiff.training.form import _all_count
 from sparkdiff.training.loop import ShortOfMemoryError, Training, train
 from sparkdiff.training.recipes import Recipe
 
@@ -254,6 +256,46 @@ def test_rows_that_are_copied_ahead_are_the_same(made: Any) -> None:
     for name in ("noise, masks and mixtures", "from files", "sparse rows"):
         a, wanted = made(name)
         assert_same(fitted(a, FAKE, resident=False), wanted)
+
+
+@pytest.mark.parametrize("others", [0, 3])
+def test_steps_look_at_their_weights_where_any_process_has_rows_that_count_nowhere(made: Any, others: int) -> None:
+    class Two(Team):
+        def sum_(self, *tensors: Tensor) -> None:
+            for tensor in tensors:
+                tensor += others
+
+    a, _ = made("softmax")
+    with Stream(a.cache, backend=a.backend) as stream:
+        assert _all_count(Data(stream.on(FAKE), a.columns, Two())) is (others == 0)
+        assert stream.zero_weights("train") == 0
+    a, _ = made("softmax", zeros=True)
+    with Stream(a.cache, backend=a.backend) as stream:
+        assert stream.zero_weights("train") == sum(
+            int((b["weight"] == 0).sum()) for b in stream.batches("train", batchSize=8)
+        )
+
+
+def test_the_estimate_of_memory_is_what_rows_take(made: Any) -> None:
+    for name in ("sparse rows", "softmax"):
+        a, _ = made(name)
+        for dtype in (torch.float64, torch.float32):
+            with Stream(a.cache, backend=a.backend) as stream:
+                place = Place(FAKE.device, dtype)
+                whole = placed.SPARE_BYTES + 2 * placed.CHUNK_BYTES
+                [b] = stream.batches("train", batchSize=10_000)
+                here = placed.here(b, place)
+                taken = sum(
+                    t.nbytes
+                    for x in here.values()
+                    for t in ((x.indices, x.values, x.offsets) if isinstance(x, SparseRows) else (x,))
+                )
+                assert placed.bytes_of(b, place) == taken
+                table = stream._held("train", 0, 1)
+                taken = placed.bytes_of(table, place)
+                for free, fits in ((taken, True), (taken - 1, False)):
+                    with fake_gpu.budget(whole + free):
+                        assert stream.on(place).fits(("train",), 0) is fits
 
 
 # Interruptions --------------------------------------------------------------------------------------------------------
