@@ -6,10 +6,6 @@ from sparkdiff.tuning.solvers.classification import logistic
 from sparkdiff.tuning.solvers.least_squares import linear
 from sparkdiff.tuning.solvers.limits import unsolved
 from sparkdiff.tuning.solvers.problem import Chunk, Chunks, Facts, Setting, Solution
+from sparkdiff.tuning.solvers.reweighting import generalized
 
 __all__ = ["Chunk", "Chunks", "Facts", "Setting", "Solution", "generalized", "linear", "logistic", "unsolved"]
-
-
-def generalized(chunks: Chunks, settings: list[Setting], folds: int, memory: int = 2**30) -> list[list[Solution]]:
-    """GeneralizedLinearRegression's models, [setting][fold]; `memory` as in `logistic`."""
-    raise NotImplementedError

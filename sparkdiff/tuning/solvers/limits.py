@@ -1,8 +1,9 @@
 """Which settings are not solved here and left to Spark."""
 
+from sparkdiff.tuning.solvers.families import FAMILIES
 from sparkdiff.tuning.solvers.problem import Facts, Setting
 
-WIDEST = {"LinearRegression": 2000, "LogisticRegression": 2000}
+WIDEST = {"LinearRegression": 2000, "LogisticRegression": 2000, "GeneralizedLinearRegression": 1000}
 """Columns (times classes, where there are several sets of coefficients) above which matrices of all pairs cost too much."""
 
 
@@ -15,6 +16,11 @@ def unsolved(kind: str, setting: Setting, facts: Facts) -> str | None:
         return f"{width} coefficients are more than {WIDEST[kind]}, so Spark fits {kind}"
     if kind == "LinearRegression" and setting.loss != "squaredError":
         return f"Spark fits loss={setting.loss!r}; here it is squaredError only"
+    if kind == "GeneralizedLinearRegression":
+        if setting.family not in FAMILIES:
+            return f"Spark fits family={setting.family!r}; here it is one of {', '.join(FAMILIES)}"
+        if setting.link is not None and setting.link not in FAMILIES[setting.family].links:
+            return f"Spark judges link={setting.link!r} of family={setting.family!r}"
     if setting.bounded:
         return "Spark fits coefficients with bounds"
     return None

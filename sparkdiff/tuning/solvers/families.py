@@ -1,0 +1,64 @@
+"""GeneralizedLinearRegression's families and links, with Spark's limits on means."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+TINY = 1e-16
+LARGEST = torch.finfo(torch.float64).max
+
+
+@dataclass(frozen=True)
+class Link:
+    of_mean: Callable[[Tensor], Tensor]
+    derivative: Callable[[Tensor], Tensor]
+    """By the mean."""
+    mean: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Family:
+    links: tuple[str, ...]
+    """The canonical one first."""
+    variance: Callable[[Tensor], Tensor]
+    bounds: tuple[float, float]
+    """Of means."""
+    labels: Callable[[float, float], bool]
+    """Whether labels may lie between these two."""
+    start: Callable[[Tensor, Tensor], Tensor]
+    """The first mean, from the label and the weight."""
+
+
+LINKS = {
+    "identity": Link(lambda m: m, torch.ones_like, lambda e: e),
+    "log": Link(torch.log, torch.reciprocal, torch.exp),
+    "inverse": Link(torch.reciprocal, lambda m: -1 / m.square(), torch.reciprocal),
+    "sqrt": Link(torch.sqrt, lambda m: 0.5 / m.sqrt(), torch.square),
+    "logit": Link(torch.logit, lambda m: 1 / (m * (1 - m)), torch.sigmoid),
+    "probit": Link(
+        torch.special.ndtri,
+        lambda m: (2 * torch.pi) ** 0.5 * (0.5 * torch.special.ndtri(m).square()).exp(),
+        torch.special.ndtr,
+    ),
+    "cloglog": Link(
+        lambda m: (-torch.log1p(-m)).log(), lambda m: 1 / ((m - 1) * torch.log1p(-m)), lambda e: -torch.expm1(-e.exp())
+    ),
+}
+FAMILIES = {
+    "gaussian": Family(
+        ("identity", "log", "inverse"), torch.ones_like, (-LARGEST, LARGEST), lambda a, b: True, lambda y, w: y
+    ),
+    "binomial": Family(
+        ("logit", "probit", "cloglog"),
+        lambda m: m * (1 - m),
+        (TINY, 1 - TINY),
+        lambda a, b: a >= 0 and b <= 1,
+        lambda y, w: (w * y + 0.5) / (w + 1),
+    ),
+    "poisson": Family(
+        ("log", "identity", "sqrt"), lambda m: m, (TINY, LARGEST), lambda a, b: a >= 0, lambda y, w: y.clamp_min(0.1)
+    ),
+    "gamma": Family(("inverse", "identity", "log"), torch.square, (TINY, LARGEST), lambda a, b: a > 0, lambda y, w: y),
+}

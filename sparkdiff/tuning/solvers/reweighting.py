@@ -1,0 +1,138 @@
+"""GeneralizedLinearRegression for all settings and folds at once, by Spark's iteratively reweighted least squares."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from sparkdiff.tuning.solvers.families import FAMILIES, LINKS, Family, Link
+from sparkdiff.tuning.solvers.least_squares import failed, linear
+from sparkdiff.tuning.solvers.moments import Moments, moments
+from sparkdiff.tuning.solvers.problem import Chunk, Chunks, Setting, Solution
+from sparkdiff.tuning.solvers.rows import CACHE, Products, Table, table
+
+STEPS = 100
+TOLERANCE = 1e-11
+PIVOT = 1e-10
+
+
+def generalized(chunks: Chunks, settings: list[Setting], folds: int, memory: int = 2**30) -> list[list[Solution]]:
+    """GeneralizedLinearRegression's models, [setting][fold].
+
+    Rows stay in memory between passes if they need no more than `memory` bytes; else each pass reads `chunks` again.
+    """
+    answers: list[list[Solution]] = [[] for _ in settings]
+    direct = [i for i, s in enumerate(settings) if kind_of(s) == ("gaussian", "identity")]
+    if direct:
+        plain = [replace(settings[i], elasticNetParam=0.0, standardization=True, solver="normal") for i in direct]
+        for i, models in zip(direct, linear(lambda: without_offset(chunks), plain, folds), strict=True):
+            answers[i] = models
+    found = moments(chunks, folds)
+    for kind in sorted({(*kind_of(s), s.fitIntercept) for s in settings}):
+        chosen = [i for i, s in enumerate(settings) if i not in direct and (*kind_of(s), s.fitIntercept) == kind]
+        if chosen:
+            some = [settings[i] for i in chosen]
+            for i, models in zip(chosen, of_kind(chunks, some, folds, found, memory), strict=True):
+                answers[i] = models
+    return answers
+
+
+def kind_of(setting: Setting) -> tuple[str, str]:
+    return setting.family, setting.link or FAMILIES[setting.family].links[0]
+
+
+def without_offset(chunks: Chunks) -> Iterator[Chunk]:
+    for chunk in chunks():
+        yield chunk if chunk.offset is None else replace(chunk, label=chunk.label - chunk.offset, offset=None)
+
+
+def of_kind(chunks: Chunks, settings: list[Setting], folds: int, found: Moments, memory: int) -> list[list[Solution]]:
+    """Of one family, one link, with or without an intercept."""
+    name, link = kind_of(settings[0])
+    family = FAMILIES[name]
+    nothing = [[failed(found) for _ in range(folds)] for _ in settings]
+    if not found.usable or not family.labels(float(found.labels.min()), float(found.labels.max())):
+        return nothing
+    rows = table(chunks, folds, found, intercept=settings[0].fitIntercept, memory=memory)
+    problems = [(s, f) for s in settings for f in range(folds)]
+    size = max(int(memory / (8 * 4 * rows.width**2)), 1)
+    solved = [
+        solution
+        for i in range(0, len(problems), size)
+        for solution in together(rows, found, problems[i : i + size], family, LINKS[link])
+    ]
+    return [solved[i : i + folds] for i in range(0, len(solved), folds)]
+
+
+def together(
+    rows: Table, found: Moments, problems: list[tuple[Setting, int]], family: Family, link: Link
+) -> list[Solution]:
+    """The same steps as Spark's, from almost the same start, until they stay where they are."""
+    m, d = len(problems), len(rows.scale)
+    fold = torch.tensor([f for _, f in problems])
+    ridge, free = torch.zeros(m, rows.width, dtype=torch.float64), torch.ones(m, rows.width, dtype=torch.float64)
+    strength = torch.tensor([s.regParam for s, _ in problems], dtype=torch.float64)
+    ridge[:, :d] = strength[:, None] / rows.scale.square()
+    free[:, :d] = (~found.constant[fold]).to(free.dtype)
+    at = torch.zeros_like(ridge)
+    residual = torch.full_like(ridge, torch.nan)
+    done = torch.zeros(m, dtype=torch.bool)
+    active = torch.arange(m)
+    for step in range(STEPS):
+        matrix, vector = system(rows, fold[active], None if step == 0 else at[active], family, link)
+        own = free[active]
+        matrix = matrix * own[:, :, None] * own[:, None, :] + torch.diag_embed(ridge[active] * own + 1 - own)
+        vector = vector * own
+        residual[active] = vector - (matrix @ at[active, :, None])[:, :, 0]
+        factor, wrong = torch.linalg.cholesky_ex(matrix)
+        pivots = (factor.diagonal(dim1=1, dim2=2).square() / matrix.diagonal(dim1=1, dim2=2)).amin(1)
+        clear = (wrong == 0) & (pivots > PIVOT)
+        still = residual[active].abs().amax(1) <= TOLERANCE * (1 + vector.abs().amax(1))
+        done[active] = clear & still & (step > 0)
+        new = torch.cholesky_solve(vector[:, :, None], factor)[:, :, 0]
+        going = clear & ~done[active] & torch.isfinite(new).all(1)
+        at[active[going]] = new[going]
+        active = active[going]
+        if not len(active):
+            break
+    return [solution(rows, found, problems[i], at[i], residual[i], bool(done[i])) for i in range(m)]
+
+
+def system(rows: Table, fold: Tensor, at: Tensor | None, family: Family, link: Link) -> tuple[Tensor, Tensor]:
+    """Mean products of columns, and of columns and the working labels, by the working weights: their sum divides, as in Spark."""
+    m = len(fold)
+    sums, vector = Products(rows.width, m), torch.zeros(m, rows.width, dtype=torch.float64)
+    total = torch.zeros(m, dtype=torch.float64)
+    for block in rows.blocks():
+        for part in block.parts(max(CACHE // max(m, rows.width), 64)):
+            own, y, offset = part.own[:, fold], part.label[:, None], part.offset[:, None]
+            if at is None:
+                weight, goal = own, link.of_mean(family.start(y, own)) - offset
+                goal = goal.expand_as(own)
+            else:
+                moved = part.z @ at.T
+                mean = link.mean(moved + offset).clamp(*family.bounds)
+                slope = link.derivative(mean)
+                weight = own / (slope.square() * family.variance(mean))
+                goal = moved + (y - mean) * slope
+            sums.add(part.z, weight)
+            vector += (weight * goal).T @ part.z
+            total += weight.sum(0)
+    return sums.matrices() / total[:, None, None], vector / total[:, None]
+
+
+def solution(
+    rows: Table, found: Moments, problem: tuple[Setting, int], at: Tensor, residual: Tensor, done: bool
+) -> Solution:
+    setting, fold = problem
+    d = len(rows.scale)
+    coefficients = at[:d] / rows.scale
+    left = residual[:d] * rows.scale
+    intercept = at.new_zeros(())
+    if setting.fitIntercept:
+        intercept = at[d] - coefficients @ rows.centre
+        left = torch.cat([left + rows.centre * residual[d], residual[d:]])
+    # Without an intercept Spark's normal equations see a constant column or not as its sums round.
+    unclear = not setting.fitIntercept and bool((found.constant[fold] & (found.low[fold] != 0)).any())
+    return Solution(coefficients, intercept, float(left.abs().max()), done and not unclear)
