@@ -75,3 +75,10 @@ class Team:
 
 
 ALONE = Team()
+
+
+def tells_of_another(error: BaseException) -> bool:
+    """Whether an error tells of another process; NCCL's sums fail later than where they are asked for."""
+    import torch.distributed as dist  # only here, as in Team
+
+    return isinstance(error, (LostProcessError, dist.DistBackendError))

@@ -19,15 +19,19 @@ from typing import Any
 import torch
 
 from sparkdiff.device import Place, gpus, module_of, place
-from sparkdiff.errors import InputError
+from sparkdiff.errors import InputError, SparkdiffError
 from sparkdiff.options import Options
 from sparkdiff.store import files
-from sparkdiff.team import Team
+from sparkdiff.team import Team, tells_of_another
 from sparkdiff.training.loop import Training
 
 FILE = "device.json"
 WARM, TIMED = 8, 32
 """Steps of a place that are not timed, as the first ones load and compile, and that are; fewer of a short training."""
+
+
+class TimingError(SparkdiffError):
+    """Training failed on this process's GPU while it was timed, and others wait for it: all have to begin again on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,7 @@ def chosen(
 
     Raises:
         InputError: the options name a device that torch doesn't see.
+        TimingError: training failed on this process's GPU, where there are several.
     """
     local = int(os.environ.get("LOCAL_RANK", "0")) if team.world > 1 else 0
     note = Note.read(folder)
@@ -84,7 +89,7 @@ def chosen(
     best, milliseconds = places[0], {} if note is None or options.device != "auto" else note.milliseconds
     if len(places) > 1:
         seconds, failed = _seconds(places, timed, team)
-        best = places[seconds.index(min(seconds))]
+        best = places[0] if failed else places[seconds.index(min(seconds))]
         milliseconds = {} if failed else {_kind(p): round(1000 * s, 4) for p, s in zip(places, seconds, strict=True)}
         took = [f"{1000 * s:.3g} ms on {p.name}" for p, s in zip(places, seconds, strict=True) if p != best]
         why = failed or f"a step takes {1000 * min(seconds):.3g} ms there, {', '.join(took)}"
@@ -116,21 +121,20 @@ def _seen(team: Team, note: Note | None) -> list[str]:
 def _seconds(
     places: Sequence[Place], timed: Callable[[Place, Team], float], team: Team
 ) -> tuple[list[float], str]:  # fmt: skip
-    """Seconds of a step at each place, all processes together; infinite where this training can't run, and why."""
-    seconds, failed = torch.zeros(len(places), dtype=torch.float64), ""
+    """Seconds of a step at each place, all processes together; and why they don't count, if so."""
+    seconds, failed = torch.full((len(places),), math.inf, dtype=torch.float64), ""
     for i, p in enumerate(places):
         try:
             seconds[i] = timed(p, team)
         except (InputError, RuntimeError) as e:
-            if p.on_cpu:
+            if p.on_cpu or tells_of_another(e):
                 raise
-            seconds[i], failed = (
-                math.inf,
-                f"training on {p.name} failed ({(str(e).splitlines() or [type(e).__name__])[0]})",
-            )
+            failed = f"training on {p.name} failed ({(str(e).splitlines() or [type(e).__name__])[0]})"
+            if team.world > 1:  # the others wait in the middle of a step
+                raise TimingError(f"process {team.rank}: {failed}") from e
     team.sum_(seconds)
     found = (seconds / team.world).tolist()
-    return found, failed or ("" if math.isfinite(sum(found)) else "training on another process's GPU failed")
+    return found, failed or ("" if math.isfinite(sum(found)) else "training ends before a step could be timed")
 
 
 def shown(at: Place, world: int = 1) -> str:
@@ -152,8 +156,10 @@ def _joined(team: Team, at: Place, timeout: float, say: Callable[[str], None]) -
     unnamed = socket.gethostname(), os.environ.get("CUDA_VISIBLE_DEVICES"), at.name  # by old versions of torch
     properties = getattr(module_of(at.device), "get_device_properties", lambda device: None)(at.device)
     dist.all_gather_object(every, str(getattr(properties, "uuid", unnamed)))
-    if len(set(every)) < team.world or not dist.is_nccl_available():  # NCCL refuses two processes on one GPU
-        say(f"{team.world} processes share {len(set(every))} GPUs: their sums go over the CPU, which takes longer")
+    shared = f"{team.world} processes share {len(set(every))} GPUs" if len(set(every)) < team.world else ""
+    if shared or not dist.is_nccl_available():  # NCCL refuses two processes on one GPU
+        why = shared or f"torch {torch.__version__} was built without NCCL"
+        say(f"{why}: sums of the processes go over the CPU, which takes longer")
         return team
     torch.cuda.set_device(at.device)
     return replace(team, gpus=dist.new_group(backend="nccl", timeout=timedelta(seconds=timeout)))
@@ -181,7 +187,7 @@ class Clock:
 
     def _read(self) -> float:
         """Seconds, once all that was begun at the place is done."""
-        module_of(self.at.device).synchronize()
+        module_of(self.at.device).synchronize(self.at.device)
         return time.perf_counter()
 
     def __call__(self, training: Training) -> None:
@@ -192,4 +198,6 @@ class Clock:
             raise Enough
 
     def seconds_per_step(self) -> float:
-        return (self._read() - self.since) / max(1, self.now - self.first)
+        """Infinite if training ended before a step was timed."""
+        done = self.now - self.first
+        return (self._read() - self.since) / done if done > 0 else math.inf

@@ -37,6 +37,7 @@ from sparkdiff.errors import FullDiskError, InputError, SparkdiffError
 from sparkdiff.store import files
 from sparkdiff.store.run_folder import RunFolder
 from sparkdiff.team import ALONE
+from sparkdiff.training.distributed.choice import Note, TimingError
 from sparkdiff.training.distributed.preflight import check_cluster, gives_gpus
 from sparkdiff.training.distributed.worker import ROOM, Assignment, Checkpoints, work
 from sparkdiff.training.loop import ShortOfMemoryError, Training
@@ -129,11 +130,11 @@ def _in_processes(assignment: Assignment, folder: RunFolder, say: Say, epochs: E
     if local and o.device == "cuda":
         place(o.device, o.precision)  # else each process would tell that there is no GPU
     lost: list[str] = []
-    less = assignment.less
+    assigned = assignment
     while True:
         with files.room("the files that start the processes", folder.path, ROOM):
             here = folder.attempt()
-            _equip(here, replace(assignment, less=less))
+            _equip(here, assigned)
             if folder.lease is not None:
                 folder.lease.pass_on(here)
         if not local:
@@ -154,9 +155,14 @@ def _in_processes(assignment: Assignment, folder: RunFolder, say: Say, epochs: E
         epochs(training.history)
         if training.ended:
             return training, lost
-        if short := attempt.short_of_memory():
-            less += 1
+        if short := attempt.told(ShortOfMemoryError):
+            assigned = replace(assigned, less=assigned.less + 1)
             say(f"{short}; all processes go on from the last checkpoint with less there")
+            continue
+        if untimed := attempt.told(TimingError):
+            Note().write(folder.path)
+            assigned = replace(assigned, options=replace(o, device="cpu"))
+            say(f"device='auto' takes cpu: {untimed}")
             continue
         attempt.raise_failure()
         lost.append(attempt.loss())
@@ -325,10 +331,9 @@ class Attempt:
         """The reports of the processes about themselves."""
         return [json.loads(p.read_text()) for p in sorted(self.here.glob("rank-*.json"))]
 
-    def short_of_memory(self) -> str:
-        """What a process said of its device's memory; empty if none ran out of it."""
-        found = (r["message"] for r in self.ranks() if r.get("error") == ShortOfMemoryError.__name__ and r["ours"])
-        return next(found, "")
+    def told(self, error: type[SparkdiffError]) -> str:
+        """The message of a process that failed by this error; empty if none did."""
+        return next((r["message"] for r in self.ranks() if r.get("error") == error.__name__ and r["ours"]), "")
 
     def raise_failure(self) -> None:
         """Raise the exception of the process that failed first, if a process failed.

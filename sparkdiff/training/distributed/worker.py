@@ -41,7 +41,7 @@ from sparkdiff.pipeline.network import Network
 from sparkdiff.stages.trainable import LabelStats
 from sparkdiff.store import files
 from sparkdiff.store.lease import check_passed_on
-from sparkdiff.team import LostProcessError, Team
+from sparkdiff.team import LostProcessError, Team, tells_of_another
 from sparkdiff.training.distributed import choice
 from sparkdiff.training.loop import Training, train
 from sparkdiff.training.monotone import Monotone
@@ -89,17 +89,24 @@ def work(
     at = functools.cache(functools.partial(stream.on, resident=not assignment.less))
 
     def timed(place: Place, team: Team) -> float:
+        with _current(place):
+            try:
+                with torch.random.fork_rng(devices=[]):  # a loss of the user's may draw
+                    return _seconds_per_step(assignment, at(place), team, place, tick)
+            finally:
+                at(place).leave()
+
+    place, team = choice.chosen(assignment.options, team, folder, timed, say)
+    with _current(place):
         try:
-            with torch.random.fork_rng(devices=[]):  # a loss of the user's may draw
-                return _seconds_per_step(assignment, at(place), team, place, tick)
+            _train_at(place, assignment, training, at(place), team, on_step, tick)
         finally:
             at(place).leave()
 
-    place, team = choice.chosen(assignment.options, team, folder, timed, say)
-    try:
-        _train_at(place, assignment, training, at(place), team, on_step, tick)
-    finally:
-        at(place).leave()
+
+def _current(place: Place) -> contextlib.AbstractContextManager[None]:
+    """Inside, the place's GPU is the current one: else torch would take memory of the first one too."""
+    return contextlib.nullcontext() if place.on_cpu else module_of(place.device).device(place.device)  # type: ignore[no-any-return]
 
 
 def _train_at(
@@ -112,14 +119,13 @@ def _train_at(
         training.reduce(a.less)
     objective, metric = objectives(a.options, training.here.network, a.label)
     data = Data(stream, a.columns, team, tick, rows=rows_at_once(a.network, stream))
-    current = contextlib.nullcontext() if place.on_cpu else module_of(place.device).device(place.device)
-    with current:
-        train(training, data, objective, metric, on_step)
+    train(training, data, objective, metric, on_step)
 
 
 def _seconds_per_step(a: Assignment, stream: Stream, team: Team, place: Place, tick: Callable[[], None]) -> float:
     """The time of a step of this training at a place, by a training of its own that ends after some steps."""
-    training = replace(a, network=a.network.clone()).training()
+    # A training that the clock ends, not maxSeconds.
+    training = replace(a, network=a.network.clone(), options=replace(a.options, maxSeconds=None)).training()
     clock = choice.Clock(place, stream.steps("train", a.options.batchSize), a.options.maxEpochs)
 
     def on_step(training: Training) -> None:
@@ -186,24 +192,27 @@ def main(folder: str) -> None:
     }  # fmt: skip
     _write(here, rank, me)
     _die_with_parents(me["parents"])
-    try:
+
+    @contextlib.contextmanager
+    def failures_told() -> Iterator[None]:
+        try:
+            yield
+        except BaseException as e:
+            if "error" not in me:
+                lost, text = tells_of_another(e), traceback.format_exc()
+                ours = isinstance(e, SparkdiffError)
+                me.update(
+                    error=type(e).__name__, message=str(e), ours=ours, lost=lost, traceback=text, time=time.time()
+                )
+                _write(here, rank, me)
+            raise SystemExit(1) from e
+
+    with failures_told():
         # Written by the driver into a folder that only its user may write to.
         assignment: Assignment = pickle.loads((here / "assignment.pickle").read_bytes())
-        with (here / f"rank-{rank}.stack").open("w") as stack, _group(assignment.options.timeout):
+        with (here / f"rank-{rank}.stack").open("w") as stack, _group(assignment.options.timeout), failures_told():
+            # Told before the group is left, which may wait for processes that wait for this one.
             _train(assignment, here, Team(rank, world), Watchdog(assignment.options.timeout, stack))
-    except BaseException as e:
-        _write(here, rank, me | {
-            "error": type(e).__name__, "message": str(e), "ours": isinstance(e, SparkdiffError),
-            "lost": _lost(e), "traceback": traceback.format_exc(), "time": time.time(),
-        })  # fmt: skip
-        raise SystemExit(1) from e
-
-
-def _lost(error: BaseException) -> bool:
-    """Whether it tells of another process; NCCL's sums fail later than where they are asked for."""
-    import torch.distributed as dist  # only here, as in Team
-
-    return isinstance(error, (LostProcessError, dist.DistBackendError))
 
 
 def _train(assignment: Assignment, here: Path, team: Team, watchdog: "Watchdog") -> None:

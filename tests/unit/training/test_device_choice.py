@@ -2,6 +2,11 @@
 
 import copy
 import json
+import math
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +26,7 @@ from sparkdiff.errors import InputError
 from sparkdiff.options import Options
 from sparkdiff.store.run_folder import RunFolder
 from sparkdiff.team import ALONE, Team
-from sparkdiff.training.distributed import choice, preflight
+from sparkdiff.training.distributed import choice, preflight, worker
 from sparkdiff.training.distributed.choice import Clock, Enough, Note, chosen
 from sparkdiff.training.distributed.worker import work
 
@@ -159,6 +164,78 @@ def test_the_clock_counts_steps_over_epochs_and_not_the_first_ones() -> None:
     assert Clock(FAKE, 2, 120).last - choice.WARM == 12
 
 
+@pytest.mark.usefixtures("one_gpu")
+def test_where_no_step_could_be_timed_the_cpu_is_taken(tmp_path: Path) -> None:
+    """As of a training that ends within the steps that are not timed; `maxSeconds` doesn't end the one that is timed."""
+    assert Clock(CPU, steps=10, epochs=100).seconds_per_step() == math.inf
+    said: list[str] = []
+    assert chosen(Options(), ALONE, tmp_path, takes(math.inf, 1e-3), said.append)[0] == CPU
+    assert said == ["device='auto' takes cpu: training ends before a step could be timed"]
+    case = replace(CASES["noise, masks and mixtures"], worlds=(1,))
+    write_cache(tmp_path / "cache", case)
+    a = assignment(case, tmp_path / "cache")
+    a = replace(a, options=replace(a.options, device="auto", maxSeconds=1e-9, maxEpochs=20))
+    with Stream(a.cache, backend="arrow", seed=a.options.seed) as stream:
+        work(a, a.training(), stream, ALONE, lambda training: None, folder=tmp_path, say=said.append)
+    assert "a step takes" in said[1]
+
+
+def test_the_clock_waits_for_the_device_that_it_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[Any] = []
+    monkeypatch.setattr(fake_gpu.backend, "synchronize", waited.append)
+    clock = Clock(Place(torch.device(fake_gpu.NAME, 1)), 10, 100)
+    clock(SimpleNamespace(epoch=1, step=1))  # type: ignore[arg-type]
+    assert waited == [torch.device(fake_gpu.NAME, 1)] * 2
+
+
+def test_another_gpu_is_current_while_it_is_timed_and_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second, current = Place(torch.device(fake_gpu.NAME, 1)), fake_gpu.backend.current_device
+    monkeypatch.setattr(choice, "gpus", lambda: 2)
+    monkeypatch.setattr(choice, "place", lambda kind, precision, local: CPU if kind == "cpu" else second)
+    seen: set[tuple[Place, int]] = set()
+
+    def trained(at: Place, *others: Any) -> None:
+        seen.add((at, current()))
+
+    monkeypatch.setattr(worker, "_train_at", trained)
+    monkeypatch.setattr(Clock, "seconds_per_step", lambda clock: 1.0 if clock.at.on_cpu else 0.5)
+    case = CASES["from files"]
+    write_cache(tmp_path, case)
+    a = assignment(case, tmp_path)
+    a = replace(a, options=replace(a.options, device="auto"))
+    with Stream(a.cache, backend="arrow", seed=a.options.seed) as stream:
+        on = stream.on
+        monkeypatch.setattr(stream, "on", lambda at, **how: seen.add((at, current())) or on(at, **how))
+        work(a, a.training(), stream, ALONE, lambda training: None)
+    assert seen == {(CPU, 0), (second, 1)}
+    assert current() == 0
+
+
+def test_all_processes_take_the_cpu_if_training_fails_on_the_gpu_of_one(tmp_path: Path) -> None:
+    """And with less memory if one runs out of it: the others, which wait in a sum, end, and all begin again."""
+    tests = Path(__file__).parents[2]
+    path = os.pathsep.join([str(tests.parent), str(tests), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, str(tests / "unit" / "auto_in_processes.py"), str(tmp_path)],
+        capture_output=True, text=True, timeout=200, env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    took, attempts = json.loads((tmp_path / "found.json").read_text()).values()
+    assert took[:2] == [
+        "process 1: training ran out of memory on fakegpu:0 (too much); "
+        "all processes go on from the last checkpoint with less there",
+        "device='auto' takes cpu: process 1: training on fakegpu:0 failed (no kernel)",
+    ]
+    assert [sorted(errors) for errors in attempts] == [
+        ["LostProcessError", "ShortOfMemoryError"], ["LostProcessError", "TimingError"], []
+    ]  # fmt: skip
+    assert json.loads(next(tmp_path.rglob(choice.FILE)).read_text()) == {
+        "device": "cpu", "trainedOn": "cpu", "millisecondsPerStep": {}
+    }  # fmt: skip
+
+
 @pytest.fixture
 def a_group(tmp_path: Path) -> Iterator[None]:
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
@@ -175,6 +252,18 @@ def test_sums_of_a_gpu_go_over_the_cpu_without_a_group_of_its_own(monkeypatch: p
     assert team.gather(x).device == FAKE.device
     # One of two processes sees no GPU: both take the CPU.
     assert chosen(Options(), team, None, refused, print)[0] == CPU
+
+
+@pytest.mark.parametrize(
+    ("ids", "nccl", "why"),
+    [(["a", "a"], True, "2 processes share 1 GPUs"), (["a", "b"], False, "torch .* was built without NCCL")],
+)
+def test_why_sums_go_over_the_cpu(ids: list[str], nccl: bool, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dist, "all_gather_object", lambda every, own: every.__setitem__(slice(None), ids))
+    monkeypatch.setattr(dist, "is_nccl_available", lambda: nccl)
+    said: list[str] = []
+    assert choice._joined(Team(0, 2), FAKE, 60.0, said.append).gpus is None
+    assert re.fullmatch(f"{why}: sums of the processes go over the CPU, which takes longer", said[0])
 
 
 # What is missing ------------------------------------------------------------------------------------------------------

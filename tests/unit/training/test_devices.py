@@ -242,7 +242,7 @@ def test_several_processes_begin_again_with_less_on_their_devices(made: Any, tmp
         (tmp_path / f"rank-{rank}.json").write_text(json.dumps(told))
     attempt = Attempt.__new__(Attempt)
     attempt.here = tmp_path
-    assert attempt.short_of_memory() == str(e.value)
+    assert attempt.told(ShortOfMemoryError) == str(e.value)
     for level, told in ((1, ROWS), (2, "2 parts"), (3, "4 parts")):
         found = begun(a)
         found.move(FAKE)

@@ -1,9 +1,15 @@
 """Any number of processes trains on the same batches, and finds the same: beyond the last bits nothing may depend on it."""
 
+import contextlib
+import json
 import os
+import pickle
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +18,8 @@ from hypothesis import given, settings, strategies as st
 from train_in_processes import CASES
 
 from sparkdiff.data.stream.order import by_step, copies, own_rows, parts_of, step_bounds
+from sparkdiff.errors import InputError
+from sparkdiff.training.distributed import worker
 
 TESTS = Path(__file__).parents[2]
 
@@ -89,3 +97,31 @@ def test_any_number_of_processes_finds_the_same(trained: tuple[Path, bool], case
             np.testing.assert_allclose(
                 found[name], alone[name], rtol=bound, atol=bound, err_msg=f"{name}, {world} processes"
             )
+
+
+def test_a_failure_is_told_before_the_group_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaving may wait for processes that wait for this one; what fails then does not replace what failed first."""
+    told: list[dict[str, Any]] = []
+
+    @contextlib.contextmanager
+    def group(timeout: float) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            told.append(json.loads((tmp_path / "rank-0.json").read_text()))
+            raise RuntimeError("the others are gone")
+
+    def fails(*given: Any) -> None:
+        raise InputError("the loss is wrong")
+
+    monkeypatch.setattr(worker, "_group", group)
+    monkeypatch.setattr(worker, "_train", fails)
+    monkeypatch.setattr(worker, "_die_with_parents", lambda parents: None)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    (tmp_path / "assignment.pickle").write_bytes(pickle.dumps(SimpleNamespace(options=SimpleNamespace(timeout=9.0))))
+    with pytest.raises(SystemExit):
+        worker.main(str(tmp_path))
+    assert [r["message"] for r in told] == ["the loss is wrong"]
+    assert (told[0]["error"], told[0]["ours"], told[0]["lost"]) == ("InputError", True, False)
+    assert json.loads((tmp_path / "rank-0.json").read_text()) == told[0]
