@@ -396,10 +396,13 @@ def _judge(run: Run, original: Measured, fitted: Fitted) -> Judged:
     found, metric, held_out = fitted.found, run.goal.metric, original.scores[VALIDATION]
     with run.phases.phase("judge"):
         tuned = score(found.network, run.data, VALIDATION, metric)
-        check_trained(run.task.model.uid, fitted.best, tuned, metric)
+        single, ledger = run.task.options.precision == "float32", found.ledger
+        check_trained(run.task.model.uid, fitted.best, tuned, metric, single=single)
+        if single:  # the guard decides on rows as Spark has them
+            ledger = ledger.measured_again(held_out.blocks - tuned.blocks)
         networks, reference = (run.network, found.network), bool(run.cache.rows(REFERENCE))
-        judged = judge(run.task.options, run.data, metric, networks, found.ledger, held_out, reference=reference)
-        warnings = datachecks.too_few_rows(found.ledger.gains, found.ledger.weights, judged.verdict, held_out.mean)
+        judged = judge(run.task.options, run.data, metric, networks, ledger, held_out, reference=reference)
+        warnings = datachecks.too_few_rows(ledger.gains, ledger.weights, judged.verdict, held_out.mean)
         if fitted.wishes is not None and judged.accepted:
             warnings = [*warnings, *fitted.wishes.broken(found.network)]
         return Judged(judged, tuned, warnings)

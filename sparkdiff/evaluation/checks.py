@@ -20,6 +20,8 @@ from sparkdiff.stages.trainable import LabelStats
 
 FOLDED = 1e-6
 """Relative difference allowed between a metric of the candidates in affine form and of the network itself."""
+ROUNDED = 1e-2
+"""The same where the candidates were measured on rows of float32."""
 Stats = Mapping[str, Mapping[str, Any]]
 """Statistics of the labels per split, from the manifest of a cache."""
 
@@ -132,13 +134,16 @@ def check_classes(metric: Metric, stats: Stats) -> None:
         )
 
 
-def check_trained(uid: str, best: float, tuned: Score, metric: Metric) -> None:
+def check_trained(uid: str, best: float, tuned: Score, metric: Metric, *, single: bool = False) -> None:
     """Raise ParityError where the network that would ship hasn't the metric that its candidate was chosen for.
 
     Candidates are measured in their affine form. What it rounds otherwise is far below a millionth; a stage whose `affine_form`
     isn't its `forward` would let gains decide that the network doesn't have.
+
+    Args:
+        single: whether the rows were float32 in training, as far as the check before training lets them be.
     """
-    if not abs(tuned.mean - best) <= FOLDED * max(abs(best), abs(tuned.mean), 1e-12):
+    if not abs(tuned.mean - best) <= (ROUNDED if single else FOLDED) * max(abs(best), abs(tuned.mean), 1e-12):
         raise ParityError(
             f"{uid}: the trained network has {metric.name} {tuned.value!r} on the validation rows, "
             f"but training measured {tuned.sign * best!r}, so nothing was changed: the `affine_form` of a "

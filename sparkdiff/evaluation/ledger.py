@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -31,6 +31,14 @@ class Ledger:
     weights: Tensor
     trials: Sequence[Trial]
     chosen: int
+
+    def measured_again(self, gains: Tensor) -> "Ledger":
+        """The ledger with other block sums (B,) for the chosen column, where it was first measured on rounded rows."""
+        if self.chosen < 0:
+            return self
+        every = self.gains.clone()
+        every[self.chosen] = gains
+        return replace(self, gains=every)
 
 
 def candidate_count(history: Sequence[Mapping[str, Any]]) -> int:

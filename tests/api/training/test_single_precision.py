@@ -44,6 +44,26 @@ def test_a_logistic_regression_in_float32(
     assert single.summary.parity["after"]["ok"]  # Spark has the weights that training found, in float64
 
 
+def test_what_decides_is_measured_in_float64(
+    df: DataFrame, assembled: list[StandardScaler], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """A metric by ranks moves by far more than a millionth where rounding swaps two rows."""
+    model = Pipeline(stages=[*assembled, LogisticRegression(labelCol="rain", regParam=0.3)]).fit(df)
+    tuned = tune(
+        model,
+        df,
+        tmp_path_factory.mktemp("caches"),
+        labelCol="rain",
+        maxEpochs=3,
+        precision="float32",
+        metric="areaUnderROC",
+    )
+    before, after = (tuned.summary.metrics["validation"][k] for k in ("before", "after"))
+    assert tuned.summary.gain == pytest.approx((after - before) / before, abs=1e-12)
+    shown = max(row["validationMetric"] for row in tuned.summary.records)
+    assert shown == pytest.approx(after, rel=1e-4)  # of float32 rows
+
+
 def test_trees_are_refused_before_anything_is_cached(
     df: DataFrame, assembled: list[StandardScaler], tmp_path_factory: pytest.TempPathFactory
 ) -> None:

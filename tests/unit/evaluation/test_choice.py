@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -17,7 +17,7 @@ from sparkdiff.errors import InputError
 from sparkdiff.evaluation import guard
 from sparkdiff.evaluation.acceptance import Judgement, divergence, reason
 from sparkdiff.evaluation.data import Data
-from sparkdiff.evaluation.ledger import diverged
+from sparkdiff.evaluation.ledger import Ledger, Trial, diverged
 from sparkdiff.evaluation.scores import Score, Tally
 from sparkdiff.objectives.losses import Objective, resolve
 from sparkdiff.objectives.metrics import Metric
@@ -333,3 +333,13 @@ def test_a_checkpoint_whose_columns_caught_up_is_refused() -> None:
     training.load(state | {"candidates": {"behind": None}})
     with pytest.raises(InputError, match=r"earlier version.*Choose another runId, or delete the folder of the run"):
         training.load(state | {"candidates": {"behind": {"steps": torch.zeros(3)}}})
+
+
+def test_the_chosen_column_can_be_measured_again() -> None:
+    gains = torch.arange(6, dtype=F64).view(2, 3)
+    ledger = Ledger(gains, torch.ones(3, dtype=F64), [Trial(0, 1), Trial(1, 1)], 1)
+    again = ledger.measured_again(torch.full((3,), 7.0, dtype=F64))
+    assert again.gains.tolist() == [[0, 1, 2], [7, 7, 7]]
+    assert ledger.gains.tolist() == [[0, 1, 2], [3, 4, 5]]
+    none = replace(ledger, chosen=-1)
+    assert none.measured_again(gains[0]) is none
