@@ -7,6 +7,7 @@ import pickle
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from types import FunctionType
 from typing import Any, TypeVar
 
 import torch
@@ -141,19 +142,22 @@ def moved(value: T, device: torch.device, dtype: torch.dtype | None = None) -> T
     Raises:
         InputError: the value holds what can't be copied.
     """
-    tensors: list[Tensor] = []
+    kept: list[Any] = []
     there: dict[int, Tensor] = {}
 
     class Taken(pickle.Pickler):
         def persistent_id(self, x: Any) -> int | None:
-            if not isinstance(x, Tensor):
+            # Classes and functions that came by value, as those of a notebook, have no name under which pickle finds them.
+            if not isinstance(x, (Tensor, type)) and not (isinstance(x, FunctionType) and x.__closure__ is None):
                 return None
-            tensors.append(x)
-            return len(tensors) - 1
+            kept.append(x)
+            return len(kept) - 1
 
     class Given(pickle.Unpickler):
-        def persistent_load(self, number: int) -> Tensor:
-            x = tensors[number]
+        def persistent_load(self, number: int) -> Any:
+            x = kept[number]
+            if not isinstance(x, Tensor):
+                return x
             if id(x) not in there:
                 new = x.detach().to(device, dtype if dtype and x.is_floating_point() else x.dtype, copy=True)
                 there[id(x)] = nn.Parameter(new, x.requires_grad) if isinstance(x, nn.Parameter) else new

@@ -23,6 +23,7 @@ from small_networks import (
 from torch import Tensor
 
 from sparkdiff.device import Place, moved, repeatable
+from sparkdiff.errors import InputError
 from sparkdiff.rows import Rows, SparseRows, dense
 from sparkdiff.stages.affine import Affine
 from sparkdiff.stages.base import StageModule
@@ -316,3 +317,23 @@ def test_covariances_and_gaussian_rows() -> None:
             cpu.sigma = torch.nn.Parameter(POSITIVE.expand(3, D).clone())
         for one, other in zip(computed(moved(cpu, GPU.device), (GPU.rows(X),)), computed(cpu, (X,)), strict=True):
             same(one, other)
+
+
+def test_a_stage_whose_class_no_module_names_is_copied() -> None:
+    """As a worker has it of a class from a notebook, which comes by value."""
+
+    class Own(StageModule):
+        def __init__(self, last: Callable[[Tensor], Tensor]) -> None:
+            super().__init__()
+            self.kind, self.last = Own, last
+            self.register_buffer("b", torch.ones(2, dtype=F64))
+            self.again = self.b
+
+    cpu = Own(lambda x: x + 1)
+    for gpu in (moved(cpu, GPU.device), moved(moved(cpu, GPU.device), GPU.device, torch.float32)):
+        assert (type(gpu), gpu.kind, gpu.last) == (Own, Own, cpu.last)
+        assert gpu.again is gpu.b
+        assert gpu.b.device == GPU.device
+    x = cpu.b
+    with pytest.raises(InputError, match=r"stages that hold only numbers and tensors$"):
+        moved(Own(lambda y: x + y), GPU.device)  # whose tensor would stay behind
