@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from hypothesis import given, settings as run, strategies as st
-from small_rows import Array, Rows, kinds, rows, seeds
+from linear_rows import Array, Rows, kinds, rows, seeds
 
 from sparkdiff.tuning.solvers import Facts, Setting, Solution, generalized, linear, unsolved
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings as run, strategies as st
-from small_rows import Rows, kinds, penalty_weights, rows, seeds, subgradient
+from linear_rows import Rows, kinds, penalty_weights, rows, seeds, subgradient
 
 from sparkdiff.tuning.solvers import Setting, Solution, linear
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from hypothesis import given, settings as run, strategies as st
-from small_rows import Rows, kinds, penalty_weights, rows, seeds, subgradient
+from linear_rows import Rows, kinds, penalty_weights, rows, seeds, subgradient
 
 from sparkdiff.tuning.solvers import Facts, Setting, Solution, classification, logistic, unsolved
 

@@ -1,0 +1,158 @@
+"""Our linear models against Spark's own fits with a small `tol`: the same predictions, no larger an objective."""
+
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from linear_rows import Array, Rows, penalty_weights, rows
+from pyspark.ml.classification import LogisticRegression
+from pyspark.ml.feature import VectorAssembler
+from pyspark.ml.regression import GeneralizedLinearRegression, LinearRegression
+from pyspark.sql import DataFrame, SparkSession
+
+from sparkdiff.tuning.solvers import Setting, Solution, generalized, linear, logistic
+
+TIGHT = {"tol": 1e-9, "maxIter": 500, "weightCol": "weight"}
+FOLD = 0
+
+
+def name(value: str | Setting) -> str:
+    """A setting by what differs from the defaults."""
+    if isinstance(value, str):
+        return value
+    own = {f.name: getattr(value, f.name) for f in fields(value)}
+    return ",".join(f"{k}={v}" for k, v in own.items() if v != getattr(Setting(), k))
+
+
+@pytest.fixture(scope="module")
+def data() -> Rows:
+    """Correlated columns, a constant one, a sum of two others and a sparse one."""
+    found = rows(5, "plain", 300)
+    x = np.c_[found.x, np.full(300, 2.0), found.x[:, 0] + found.x[:, 1], found.x[:, 2] * (found.label > 1)]
+    return Rows(x, found.label, found.weight, found.fold)
+
+
+@pytest.fixture(scope="module")
+def labels(data: Rows) -> dict[str, Array]:
+    draw = np.random.default_rng(0)
+    noisy = data.label / data.label.std() + draw.logistic(size=300)
+    return {
+        "number": noisy + 3.0,
+        "two": (noisy > 0.5) * 1.0,
+        "three": np.digitize(noisy, [-1.0, 1.0]) * 1.0,
+        "count": draw.poisson(np.exp(0.3 * noisy)) * 1.0,
+        "positive": np.exp(0.4 * noisy),
+        "offset": 0.2 * draw.normal(size=300),
+    }
+
+
+@pytest.fixture(scope="module")
+def df(
+    spark: SparkSession, data: Rows, labels: dict[str, Array], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[DataFrame]:
+    """What all folds but the first train on, in memory."""
+    names = [f"x{i}" for i in range(data.x.shape[1])]
+    columns = {**dict(zip(names, data.x.T, strict=True)), **labels, "weight": data.weight, "fold": data.fold}
+    path: Path = tmp_path_factory.mktemp("rows") / "rows.parquet"
+    pq.write_table(pa.table(columns), path)
+    read = spark.read.parquet(path.as_uri()).where(f"fold != {FOLD}").coalesce(1)
+    found = VectorAssembler(inputCols=names, outputCol="features").transform(read).cache()
+    yield found
+    found.unpersist()
+
+
+def check(
+    data: Rows, setting: Setting, ours: Solution, theirs: tuple[Array, Array], sigma: float | None = None
+) -> None:
+    """The margins agree, and ours has no larger an objective: `sigma`, the label's deviation, is LinearRegression's."""
+    assert ours.converged
+    b, intercept = np.atleast_2d(ours.coefficients.numpy()), np.atleast_1d(ours.intercept.numpy())
+    margins, expected = (data.x @ w.T + c for w, c in ((b, intercept), theirs))
+    if len(b) > 1:
+        margins, expected = (m - m.mean(1, keepdims=True) for m in (margins, expected))
+    assert margins == pytest.approx(expected, abs=1e-5 * np.abs(expected).max())
+
+    def objective(b: Array, intercept: Array) -> float:
+        of = data.training(FOLD)
+        w, margin = of.weight / of.weight.sum(), of.x @ b.T + intercept
+        ridge, lasso = penalty_weights(of, setting, unbiased=sigma is None or setting.solver == "l-bfgs")
+        penalty = float((0.5 * ridge * b**2).sum() / (sigma or 1) + (lasso * np.abs(b)).sum())
+        if sigma is not None:
+            return float(w @ (of.label - margin[:, 0]) ** 2 / 2 + penalty) / sigma**2
+        margin = np.c_[np.zeros(len(w)), margin] if len(b) == 1 else margin
+        return float(w @ (np.logaddexp.reduce(margin, 1) - margin[np.arange(len(w)), of.label.astype(int)])) + penalty
+
+    value = objective(b, intercept)
+    assert value <= objective(*theirs) * (1 + 1e-9)
+    assert value == pytest.approx(ours.objective, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("label", "setting"),
+    [
+        ("two", Setting(1e-3, 0.0, True, True)),
+        ("two", Setting(1e-2, 0.5, False, False)),
+        ("two", Setting(1e-2, 0.3, True, True, family="multinomial")),
+        ("three", Setting(1e-2, 0.0, True, False)),
+        ("three", Setting(3e-2, 0.5, True, True)),
+    ],
+    ids=name,
+)
+def test_logistic(df: DataFrame, data: Rows, labels: dict[str, Array], label: str, setting: Setting) -> None:
+    own = Rows(data.x, labels[label], data.weight, data.fold)
+    params = {
+        name: getattr(setting, name)
+        for name in ("regParam", "elasticNetParam", "fitIntercept", "standardization", "family")
+    }
+    model = LogisticRegression(labelCol=label, **params, **TIGHT).fit(df)
+    [[ours, *_]] = logistic(own.chunks, [setting], 3, 3 if label == "three" else 2)
+    check(own, setting, ours, (model.coefficientMatrix.toArray(), model.interceptVector.toArray()))
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        Setting(0.1, 0.0, True, False),
+        Setting(0.1, 0.4, True, True),
+        Setting(0.1, 0.0, False, True, solver="l-bfgs"),
+        Setting(0.1, 0.4, True, False, solver="l-bfgs"),
+    ],
+    ids=name,
+)
+def test_linear(df: DataFrame, data: Rows, labels: dict[str, Array], setting: Setting) -> None:
+    own = Rows(data.x, labels["number"], data.weight, data.fold)
+    params = {
+        name: getattr(setting, name)
+        for name in ("regParam", "elasticNetParam", "fitIntercept", "standardization", "solver")
+    }
+    model = LinearRegression(labelCol="number", **params, **TIGHT).fit(df)
+    [[ours, *_]] = linear(own.chunks, [setting], 3)
+    used = own.training(FOLD)
+    w = used.weight / used.weight.sum()
+    freedom = 1 - (w**2).sum() if setting.solver == "l-bfgs" else 1.0
+    sigma = float(np.sqrt(w @ (used.label - w @ used.label) ** 2 / freedom))
+    check(own, setting, ours, (model.coefficients.toArray()[None], np.array([model.intercept])), sigma)
+
+
+@pytest.mark.parametrize(
+    ("label", "setting"),
+    [
+        ("count", Setting(1e-2, family="poisson", link="log")),
+        ("positive", Setting(1e-2, family="gamma", link="log")),
+        ("two", Setting(1e-2, family="binomial")),
+        ("number", Setting(0.1, family="gaussian")),
+    ],
+    ids=name,
+)
+def test_generalized(df: DataFrame, data: Rows, labels: dict[str, Array], label: str, setting: Setting) -> None:
+    own = Rows(data.x, labels[label], data.weight, data.fold, labels["offset"])
+    params = {n: v for n in ("family", "link", "regParam") if (v := getattr(setting, n)) is not None}
+    model = GeneralizedLinearRegression(labelCol=label, offsetCol="offset", **params, **TIGHT).fit(df)
+    [[ours, *_]] = generalized(own.chunks, [setting], 3)
+    assert ours.converged and ours.objective < 1e-9
+    expected = own.x @ model.coefficients.toArray() + model.intercept
+    assert own.x @ ours.coefficients.numpy() + float(ours.intercept) == pytest.approx(expected, abs=1e-5)
