@@ -64,6 +64,6 @@ class Solution:
     """(), or (classes,) of a multinomial model; zero without an intercept."""
     objective: float
     """What Spark minimises, penalties included, at this model. For GeneralizedLinearRegression, whose iterations minimise no
-    fixed function, the largest residual of their fixed point."""
+    fixed function (but for gaussian with identity), the largest residual of their fixed point."""
     converged: bool
     """False: not to be used, Spark has to fit this one."""
