@@ -51,9 +51,9 @@ from sparkdiff.store.run_folder import UNTOLD, RunFolder, opened
 from sparkdiff.training import monotone
 from sparkdiff.training.distributed import choice, launch
 from sparkdiff.training.distributed.worker import Assignment, objectives
-from sparkdiff.training.loop import Trained
 from sparkdiff.training.preparation import computed_by, request_of, start_of
 from sparkdiff.training.recipes import Recipe
+from sparkdiff.training.results import Trained
 
 
 @dataclasses.dataclass(frozen=True)

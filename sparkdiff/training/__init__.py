@@ -1,8 +1,8 @@
 """Candidates, steps and the training loop.
 
 `preparation` gives what a training starts from, and what a run that is resumed must have in common with the one that was
-interrupted; `recipes` says which candidates train together, `loop` trains them (Training, Trained), and `distributed` runs the
-loop in one process or in many. `monotone` is a penalty.
+interrupted; `recipes` says which candidates train together, `loop` trains them (Training), on the CPU or a GPU, `results` holds
+what they found (Trained), and `distributed` runs the loop in one process or in many. `monotone` is a penalty.
 """
 
-__all__ = ["distributed", "loop", "monotone", "preparation", "recipes"]
+__all__ = ["distributed", "loop", "monotone", "preparation", "recipes", "results"]

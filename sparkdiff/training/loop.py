@@ -20,7 +20,6 @@ from sparkdiff.data.stream import Batch, Share
 from sparkdiff.device import Place, home, is_short_of_memory, repeatable
 from sparkdiff.errors import InputError, SparkdiffError
 from sparkdiff.evaluation.data import Data, scalar
-from sparkdiff.evaluation.guard import total_gain
 from sparkdiff.evaluation.ledger import Ledger, Trial
 from sparkdiff.evaluation.scores import Score
 from sparkdiff.machine import memory
@@ -40,14 +39,12 @@ from sparkdiff.training.form import Form, Here
 from sparkdiff.training.monotone import Monotone
 from sparkdiff.training.parameters import NaturalUnits, flattened, load
 from sparkdiff.training.recipes import Recipe, by_newton
+from sparkdiff.training.results import Results, Standing, Trained
 
 SMALL_STEP = 10_000_000
 """Parameters times rows of a step below which one thread is faster."""
 SCORE_BYTES = 256 << 20
 """Size of the margins of all candidates that a GPU computes at a time."""
-ROUNDING = 1e-12
-"""Share of the original's loss below which two gains differ by the rounding of another order of additions, and are the same."""
-
 IN_TURN = "one after the other"
 STATE = 2
 """Version of what `Training.state` holds; a run that was begun with another isn't gone on with."""
@@ -57,37 +54,7 @@ class ShortOfMemoryError(SparkdiffError):
     """One of several processes ran out of memory on its device."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Trained:
-    """The result of a training.
-
-    Attributes:
-        history: a row per epoch and candidate, the original as epoch 0.
-        ledger: the gains of all candidates after each epoch, and the column that was chosen.
-        network: the network at the chosen column (the original where none gains).
-        moved: per parameter how far it moved, in its natural units: {uid.parameter: (largest, root mean square)}.
-    """
-
-    history: list[dict[str, Any]]
-    ledger: Ledger
-    network: Network
-    moved: dict[str, tuple[float, float]]
-
-
-@dataclasses.dataclass
-class Standing:
-    """The state of a candidate: its best epoch, the parameters of that epoch, and the number of epochs since one that counted."""
-
-    metric: float
-    flat: Tensor  # (p,)
-    gain: float = 0.0  # the sum of its blocks
-    column: int = -1  # where its blocks are among all gains; -1: it is the original
-    counted: float = 0.0  # the gain of the last epoch that counted for patience
-    since: int = 0
-    active: bool = True
-
-
-class Training:
+class Training(Results):
     """A running training: its candidates, their results so far, and the position in the data.
 
     `state()` contains everything that `load()` needs to continue without a difference: bit for bit with the same
@@ -98,17 +65,10 @@ class Training:
         self, network: Network, recipes: Sequence[Recipe], options: Options, units: NaturalUnits, original: Score,
         stats: Mapping[Version, FeatureStats] | None = None, monotone: Monotone | None = None,
     ):  # fmt: skip
-        self.network, self.recipes, self.options, self.units = network, recipes, options, units
-        self.original = original
+        super().__init__(flattened(network), recipes, options, original)
+        self.network, self.units = network, units
         self.here = Here(network, units, stats or {}, monotone, network)
-        self.start = flattened(network)
-        self.standings = [Standing(original.mean, self.start) for _ in recipes]
-        self.rounding = ROUNDING * float(original.blocks.abs().sum())
-        self.least = max(self.rounding, options.minDelta * abs(float(original.blocks.sum())))
-        self.history = [_entry(0, k, r, math.nan, original.value) for k, r in enumerate(recipes)]
-        self.gains: list[Tensor] = []
-        self.columns: list[tuple[int, int]] = []
-        self.epoch, self.step, self.ended = 1, 0, False  # the next step of the current epoch
+        self.step, self.ended = 0, False  # the next step of the current epoch
         self.began, self.before = time.monotonic(), 0.0  # seconds of training until this process resumed it
         self.unsaved = ""  # the first checkpoint that couldn't be written, and why
         self.fallbacks: list[str] = []  # what was done where memory was short, and what else is slower than it could be
@@ -119,21 +79,6 @@ class Training:
         self._graphs: CapturedSteps | None = None
         self._saved: Mapping[str, Any] | None = None  # the candidates at the beginning of the epoch, or in a checkpoint
         self._before: dict[str, Any] = {}  # the state then, to return to where memory was short
-
-    @property
-    def active(self) -> list[int]:
-        return [k for k, s in enumerate(self.standings) if s.active]
-
-    @property
-    def chosen(self) -> Standing:
-        """The best epoch of the candidate with the largest gain; among equal gains the earliest epoch, then the first
-        candidate.
-        """
-        best = Standing(self.original.mean, self.start)
-        for standing in sorted(self.standings, key=lambda s: s.column):
-            if self._exceeds(standing.gain, best):
-                best = standing
-        return best
 
     @property
     def seconds(self) -> float:
@@ -338,15 +283,7 @@ class Training:
             memory.trim()  # its steps took blocks of ever other sizes, between which more and more is free
         scores, parameters = candidates.scores(data, "validation", metric)
         for j, (k, loss, now) in enumerate(zip(active, losses, scores, strict=True)):
-            self.history.append(_entry(self.epoch, k, self.recipes[k], loss, now.value))
-            gains = self.original.blocks - now.blocks
-            if not math.isfinite(loss):
-                gains = torch.full_like(gains, math.nan)  # it has diverged, whatever the metric makes of it
-            if gains.abs().sum() <= self.rounding:
-                gains = torch.zeros_like(gains)
-            self.gains.append(gains)
-            self.columns.append((k, self.epoch))
-            if self._improves(self.standings[k], now.mean if math.isfinite(loss) else math.nan):
+            if self.record(k, loss, now):
                 self.standings[k].flat = home(parameters(j))
         if candidates.lazy:
             memory.trim()
@@ -373,20 +310,6 @@ class Training:
         seconds = torch.tensor(0.0 if data.team.rank else self.seconds, dtype=torch.float64)
         data.team.sum_(seconds)
         return float(seconds) >= self.options.maxSeconds
-
-    def _improves(self, standing: Standing, metric: float) -> bool:
-        """Take note of the newest column; returns whether it is the candidate's best."""
-        gain = float(total_gain(self.gains[-1]))
-        better = self._exceeds(gain, standing)
-        counts = gain > standing.counted + self.least
-        standing.counted, standing.since = (gain, 0) if counts else (standing.counted, standing.since + 1)
-        if better:
-            standing.metric, standing.gain, standing.column = metric, gain, len(self.gains) - 1
-        standing.active = math.isfinite(metric) and standing.since < self.options.patience
-        return better
-
-    def _exceeds(self, gain: float, standing: Standing) -> bool:
-        return gain > standing.gain + self.rounding
 
     def found(self, network: Network) -> Trained:
         """The result of the training; `network` is the original."""
@@ -474,10 +397,3 @@ def one_thread_for_small_steps(work: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _entry(epoch: int, candidate: int, recipe: Recipe, train: float, validation: float) -> dict[str, Any]:
-    return {
-        "epoch": epoch, "candidate": candidate, "recipe": str(recipe), "learningRate": recipe.learningRate,
-        "regAnchor": recipe.regAnchor, "trainLoss": train, "validationMetric": validation,
-    }  # fmt: skip

@@ -271,7 +271,9 @@ class Stream:
             counts = ends[:, 1:] - ends[:, :-1]
             table, rows = source(ends[:, 0], ends[:, -1])
             rows = rows[by_step(counts, parts)]
-            gathered = self._widened(placed.take(table, rows, self.place) if self.resident else take(table, rows))
+            gathered = _widened(
+                placed.take(table, rows, self.place) if self.resident else take(table, rows), self.columns, self.place
+            )
             if not self.resident:
                 gathered = self._divided(name, gathered)
             if self.place.on_cpu and not self.place.plain:
@@ -311,12 +313,11 @@ class Stream:
             self._tables[name] = *team, self.files.load([piece for shard in shards for piece in shard])
         return self._tables[name][2]
 
-    def _widened(self, batch: Batch) -> Batch:
-        """The batch with the columns' own dtypes."""
-        own = {
-            column.name: column.dtype if column.dtype != torch.float64 else self.place.dtype for column in self.columns
-        }
-        return {n: x.with_values(x.values.to(own[n])) if isinstance(x, SparseRows) else x for n, x in batch.items()}
+
+def _widened(batch: Batch, columns: Sequence[Column], place: Place) -> Batch:
+    """The batch with the columns' own dtypes."""
+    own = {column.name: column.dtype if column.dtype != torch.float64 else place.dtype for column in columns}
+    return {n: x.with_values(x.values.to(own[n])) if isinstance(x, SparseRows) else x for n, x in batch.items()}
 
 
 def _resolve(backend: str, manifest: Manifest) -> str:

@@ -23,9 +23,10 @@ from sparkdiff.objectives.losses import Objective, resolve
 from sparkdiff.objectives.metrics import Metric
 from sparkdiff.options import Options
 from sparkdiff.team import Team
-from sparkdiff.training.loop import Trained, Training
+from sparkdiff.training.loop import Training
 from sparkdiff.training.parameters import flattened
 from sparkdiff.training.recipes import Recipe
+from sparkdiff.training.results import Trained
 
 pytestmark = pytest.mark.once  # torch alone, which all stacks have in one version
 

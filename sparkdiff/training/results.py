@@ -1,0 +1,115 @@
+"""What the epochs of a training have found: the history, the gains of all candidates, and which of them go on."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparkdiff.evaluation.guard import total_gain
+from sparkdiff.evaluation.ledger import Ledger
+from sparkdiff.evaluation.scores import Score
+from sparkdiff.options import Options
+from sparkdiff.pipeline.network import Network
+from sparkdiff.training.recipes import Recipe
+
+ROUNDING = 1e-12
+"""Share of the original's loss below which two gains differ by the rounding of another order of additions, and are the same."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """The result of a training.
+
+    Attributes:
+        history: a row per epoch and candidate, the original as epoch 0.
+        ledger: the gains of all candidates after each epoch, and the column that was chosen.
+        network: the network at the chosen column (the original where none gains).
+        moved: per parameter how far it moved, in its natural units: {uid.parameter: (largest, root mean square)}.
+    """
+
+    history: list[dict[str, Any]]
+    ledger: Ledger
+    network: Network
+    moved: dict[str, tuple[float, float]]
+
+
+@dataclasses.dataclass
+class Standing:
+    """The state of a candidate: its best epoch, the parameters of that epoch, and the number of epochs since one that counted."""
+
+    metric: float
+    flat: Tensor  # (p,)
+    gain: float = 0.0  # the sum of its blocks
+    column: int = -1  # where its blocks are among all gains; -1: it is the original
+    counted: float = 0.0  # the gain of the last epoch that counted for patience
+    since: int = 0
+    active: bool = True
+
+
+class Results:
+    """The history of all candidates, block sums of their gains, and where each stands; on the CPU.
+
+    Args:
+        start: the original's parameters, (p,).
+    """
+
+    def __init__(self, start: Tensor, recipes: Sequence[Recipe], options: Options, original: Score):
+        self.start, self.recipes, self.options, self.original = start, recipes, options, original
+        self.standings = [Standing(original.mean, start) for _ in recipes]
+        self.rounding = ROUNDING * float(original.blocks.abs().sum())
+        self.least = max(self.rounding, options.minDelta * abs(float(original.blocks.sum())))
+        self.history = [_entry(0, k, r, math.nan, original.value) for k, r in enumerate(recipes)]
+        self.gains: list[Tensor] = []
+        self.columns: list[tuple[int, int]] = []
+        self.epoch = 1
+
+    @property
+    def active(self) -> list[int]:
+        return [k for k, s in enumerate(self.standings) if s.active]
+
+    @property
+    def chosen(self) -> Standing:
+        """The best epoch of the candidate with the largest gain; among equal gains the earliest epoch, then the first
+        candidate.
+        """
+        best = Standing(self.original.mean, self.start)
+        for standing in sorted(self.standings, key=lambda s: s.column):
+            if self._exceeds(standing.gain, best):
+                best = standing
+        return best
+
+    def record(self, k: int, loss: float, now: Score) -> bool:
+        """Take note of a candidate after an epoch; returns whether it is the candidate's best."""
+        self.history.append(_entry(self.epoch, k, self.recipes[k], loss, now.value))
+        gains = self.original.blocks - now.blocks
+        if not math.isfinite(loss):
+            gains = torch.full_like(gains, math.nan)  # it has diverged, whatever the metric makes of it
+        if gains.abs().sum() <= self.rounding:
+            gains = torch.zeros_like(gains)
+        self.gains.append(gains)
+        self.columns.append((k, self.epoch))
+        return self._improves(self.standings[k], now.mean if math.isfinite(loss) else math.nan)
+
+    def _improves(self, standing: Standing, metric: float) -> bool:
+        """Take note of the newest column; returns whether it is the candidate's best."""
+        gain = float(total_gain(self.gains[-1]))
+        better = self._exceeds(gain, standing)
+        counts = gain > standing.counted + self.least
+        standing.counted, standing.since = (gain, 0) if counts else (standing.counted, standing.since + 1)
+        if better:
+            standing.metric, standing.gain, standing.column = metric, gain, len(self.gains) - 1
+        standing.active = math.isfinite(metric) and standing.since < self.options.patience
+        return better
+
+    def _exceeds(self, gain: float, standing: Standing) -> bool:
+        return gain > standing.gain + self.rounding
+
+
+def _entry(epoch: int, candidate: int, recipe: Recipe, train: float, validation: float) -> dict[str, Any]:
+    return {
+        "epoch": epoch, "candidate": candidate, "recipe": str(recipe), "learningRate": recipe.learningRate,
+        "regAnchor": recipe.regAnchor, "trainLoss": train, "validationMetric": validation,
+    }  # fmt: skip
