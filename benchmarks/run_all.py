@@ -44,6 +44,7 @@ BENCHMARKS = (
     Benchmark("tree_forward", "tree_forward", needs=("sklearn",)),
     Benchmark("gpu", "gpu", needs=("sklearn",), gpu=True),
     Benchmark("sparse", "sparse", needs=("scipy", "sklearn")),
+    Benchmark("search", "search"),
     Benchmark("poster_table", "poster_table"),
     Benchmark("tree_gains", "tree_gains", needs=("lightgbm", "sklearn")),
     Benchmark("drift", "drift"),
