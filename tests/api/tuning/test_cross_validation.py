@@ -14,6 +14,7 @@ from pyspark.ml.evaluation import (
     BinaryClassificationEvaluator,
     ClusteringEvaluator,
     Evaluator,
+    MulticlassClassificationEvaluator,
     RegressionEvaluator,
 )
 from pyspark.ml.feature import PCA, OneHotEncoder, StandardScaler, StringIndexer, VectorAssembler
@@ -256,6 +257,36 @@ def test_each_fold_has_its_own_prefix(rows: DataFrame, fits: list[str]) -> None:
     np.testing.assert_allclose(found(ours), found(theirs), rtol=1e-5)
     best = [s.extractParamMap() for s in (ours.bestModel.stages[-1], theirs.bestModel.stages[-1])]
     assert best[0] == best[1]
+
+
+@pytest.mark.parametrize("label", ["rain", "kind"])
+def test_logistic_regressions_of_all_settings_and_folds_at_once(rows: DataFrame, fits: list[str], label: str) -> None:
+    head = LogisticRegression(labelCol=label, weightCol="weight", tol=1e-9, maxIter=1000)
+    judge: Any = BinaryClassificationEvaluator(labelCol=label, numBins=0)
+    maps = [{head.regParam: 0.01}, {head.regParam: 0.05, head.elasticNetParam: 0.5}]
+    if label == "kind":
+        judge = MulticlassClassificationEvaluator(labelCol=label, metricName="logLoss", weightCol="weight")
+        maps += [{head.regParam: 0.01, head.standardization: False}]
+    given = {"estimator": head, "estimatorParamMaps": maps, "evaluator": judge, "numFolds": 2, "seed": 4}
+    theirs = tuning.CrossValidator(**given).fit(rows)
+    fits.clear()
+    ours = sparkdiff.CrossValidator(**given).fit(rows)
+    assert fits == ["CrossValidator", "LogisticRegression"]
+    close(ours, theirs)
+    if (
+        label == "rain"
+    ):  # what Spark joins in bins it computes itself, of models with our coefficients; decisions are ours
+        given |= {"evaluator": BinaryClassificationEvaluator(labelCol=label, numBins=100), "trainRatio": 0.5}
+        del given["numFolds"]
+        theirs, ours = both(rows, "TrainValidationSplit", **given)
+        np.testing.assert_allclose(
+            found(ours), found(theirs), atol=2e-3
+        )  # Spark joins them in a random order of partitions
+        decides = MulticlassClassificationEvaluator(labelCol=label, metricName="f1")
+        cuts = [{head.regParam: 0.01, head.threshold: t} for t in (0.3, 0.5)]
+        theirs, ours = both(rows, "TrainValidationSplit", **given | {"evaluator": decides, "estimatorParamMaps": cuts})
+        close(ours, theirs)
+        assert fits.count("LogisticRegression") == 1 + (2 + 1) + 1 + (2 + 1) + 1
 
 
 # Folds ----------------------------------------------------------------------------------------------------------------
