@@ -157,8 +157,6 @@ def _why(kind: str, estimator: Given, setting: Setting) -> str:
         value, usual = estimator.getOrDefault(name), stage._defaultParamMap[stage.getParam(name)]
         if value > usual if larger else value < usual:
             return f"{name}={value:g} stops {kind} early, so it is fitted by Spark"
-    if kind == "GeneralizedLinearRegression" and setting.family not in heads.CANONICAL:
-        return f"family={setting.family!r} is fitted by Spark"
     return solvers.unsolved(kind, setting, Facts(1, 2 if kind == "LogisticRegression" else 0)) or ""
 
 

@@ -19,7 +19,7 @@ from pyspark.ml.evaluation import (
 )
 from pyspark.ml.feature import PCA, OneHotEncoder, StandardScaler, StringIndexer, VectorAssembler
 from pyspark.ml.param import Param, Params, TypeConverters
-from pyspark.ml.regression import LinearRegression
+from pyspark.ml.regression import GeneralizedLinearRegression, LinearRegression
 from pyspark.ml.tuning import ParamGridBuilder
 from pyspark.sql import DataFrame, SparkSession, functions as F
 from small_data import NUMBERS
@@ -97,13 +97,13 @@ class MeanModel(Model):
 def searched(kind: str) -> dict[str, Any]:
     """An estimator with a grid and an evaluator."""
     if kind == "RandomForestClassifier":
-        forest = RandomForestClassifier(labelCol="rain", numTrees=2, seed=1)
+        forest = RandomForestClassifier(labelCol="rain", numTrees=1, seed=1)
         grid = ParamGridBuilder().addGrid(forest.maxDepth, [1, 2]).build()
         return {
             "estimator": forest, "estimatorParamMaps": grid, "evaluator": BinaryClassificationEvaluator(labelCol="rain"),
         }  # fmt: skip
     if kind == "KMeans":
-        means = KMeans(seed=1, maxIter=3)
+        means = KMeans(seed=1, maxIter=1)
         return {
             "estimator": means, "estimatorParamMaps": ParamGridBuilder().addGrid(means.k, [2, 3]).build(),
             "evaluator": ClusteringEvaluator(),
@@ -141,7 +141,7 @@ def test_a_prefix_is_fitted_once_per_fold_whatever_follows(
     index = StringIndexer(inputCol="hour", outputCol="index")
     inner = Pipeline(stages=[index, VectorAssembler(inputCols=["index", *NUMBERS], outputCol="assembled")])
     scale = StandardScaler(inputCol="assembled", outputCol="x")
-    forest = RandomForestClassifier(featuresCol="x", labelCol="rain", numTrees=2, seed=1)
+    forest = RandomForestClassifier(featuresCol="x", labelCol="rain", numTrees=1, seed=1)
     grid = ParamGridBuilder().addGrid(scale.withStd, [True, False]).addGrid(forest.maxDepth, [1, 2]).build()
     given = {
         "estimator": Pipeline(stages=[inner, scale, forest]), "estimatorParamMaps": grid, "numFolds": 2, "seed": 3,
@@ -287,6 +287,24 @@ def test_logistic_regressions_of_all_settings_and_folds_at_once(rows: DataFrame,
         theirs, ours = both(rows, "TrainValidationSplit", **given | {"evaluator": decides, "estimatorParamMaps": cuts})
         close(ours, theirs)
         assert fits.count("LogisticRegression") == 1 + (2 + 1) + 1 + (2 + 1) + 1
+
+
+def test_generalized_regressions_of_all_settings_and_folds_at_once(rows: DataFrame, fits: list[str]) -> None:
+    head = GeneralizedLinearRegression(
+        family="poisson", labelCol="riders", weightCol="weight", offsetCol="exposure", tol=1e-10, maxIter=100
+    )
+    maps = [
+        {head.regParam: 1e-3},
+        {head.regParam: 0.5, head.fitIntercept: False},
+        {head.link: "sqrt", head.regParam: 0.1},
+    ]
+    judge = RegressionEvaluator(labelCol="riders", metricName="rmse")
+    given = {"estimator": head, "estimatorParamMaps": maps, "evaluator": judge, "numFolds": 2, "seed": 4}
+    theirs = tuning.CrossValidator(**given).fit(rows)
+    fits.clear()
+    ours = sparkdiff.CrossValidator(**given).fit(rows)
+    assert fits == ["CrossValidator", "GeneralizedLinearRegression"]
+    close(ours, theirs)
 
 
 # Folds ----------------------------------------------------------------------------------------------------------------
