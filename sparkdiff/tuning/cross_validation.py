@@ -43,7 +43,8 @@ class _Search(Params):
         Raises:
             InputError: as `fit`.
         """
-        return explained(self._task(dataset), self._number_of_folds())
+        own = jvm.in_process(dataset.sparkSession)
+        return explained(self._task(dataset), self._number_of_folds(), own)
 
     def _number_of_folds(self) -> int:
         return 1
@@ -63,8 +64,9 @@ class _Search(Params):
         self._numbers()
         get = self.getOrDefault
         task = Task.of(get("estimator"), get("estimatorParamMaps"), get("evaluator"))
-        _check_values(task)
-        _check_evaluator(task.evaluator)
+        if jvm.in_process(dataset.sparkSession):
+            _check_values(task)
+            _check_evaluator(task.evaluator)
         return task
 
     def _outcomes(self, dataset: DataFrame) -> tuple[Task, list[Outcome]]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from pyspark.sql import Column, DataFrame, functions as F
 
@@ -13,11 +14,21 @@ Pairs = Sequence[tuple[DataFrame, DataFrame]]
 
 @dataclass(frozen=True)
 class Folds:
-    """All rows, the fold that each is held out of (-1: of none), and per fold the rows for training and for validation."""
+    """All rows, and how they are split.
+
+    Attributes:
+        held_out: the fold that a row is held out of; -1: of none.
+        split: per fold the rows for training and for validation, if they are asked for.
+    """
 
     rows: DataFrame
     held_out: Column
-    pairs: Pairs
+    count: int
+    split: Callable[[], Pairs]
+
+    @cached_property
+    def pairs(self) -> Pairs:
+        return self.split()
 
 
 def random_folds(dataset: DataFrame, column: str, seed: int, folds: int, split: Callable[[DataFrame], Pairs]) -> Folds:
@@ -26,7 +37,7 @@ def random_folds(dataset: DataFrame, column: str, seed: int, folds: int, split: 
     drawn, fold = rows[column], F.lit(-1)
     for i in range(folds):  # the bounds of _kFold, to the bit
         fold = F.when((drawn >= i * width) & (drawn < (i + 1) * width), F.lit(i)).otherwise(fold)
-    return Folds(rows, fold, split(dataset))
+    return Folds(rows, fold, folds, lambda: split(dataset))
 
 
 def given_folds(dataset: DataFrame, column: str, folds: int) -> Folds:
@@ -43,15 +54,19 @@ def given_folds(dataset: DataFrame, column: str, folds: int) -> Folds:
             f"holds {len(found)} folds"
         )
     fold = F.col(column)
-    pairs = [(dataset.filter(fold != F.lit(i)), dataset.filter(fold == F.lit(i))) for i in range(folds)]
-    return Folds(dataset, fold.cast("int"), pairs)
+
+    def pairs() -> Pairs:
+        return [(dataset.filter(fold != F.lit(i)), dataset.filter(fold == F.lit(i))) for i in range(folds)]
+
+    return Folds(dataset, fold.cast("int"), folds, pairs)
 
 
 def split_once(dataset: DataFrame, column: str, seed: int, ratio: float) -> Folds:
     """The one of `TrainValidationSplit._fit`."""
     rows = dataset.select("*", F.rand(seed).alias(column))
     held = rows[column] >= ratio
-    return Folds(rows, F.when(held, F.lit(0)).otherwise(F.lit(-1)), [(rows.filter(~held), rows.filter(held))])
+    fold = F.when(held, F.lit(0)).otherwise(F.lit(-1))
+    return Folds(rows, fold, 1, lambda: [(rows.filter(~held), rows.filter(held))])
 
 
 def check_column(dataset: DataFrame, column: str) -> None:

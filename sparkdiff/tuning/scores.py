@@ -64,6 +64,8 @@ def _finite(value: Value) -> Value:
 
 def _binary(metric: str, bins: int) -> Value:
     def of(found: Tensor, y: Tensor, w: Tensor) -> float:
+        if found.ndim == 2 and found.shape[1] != 2:
+            return math.nan
         score = found[:, 1] if found.ndim == 2 else found
         # Equal rows have equal scores in Spark; a product of matrices may round them differently.
         score = torch.round(score * (2.0**40 / max(float(score.abs().max()), 1e-300)))

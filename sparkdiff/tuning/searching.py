@@ -23,8 +23,8 @@ def outcomes(task: Task, folds: Folds, parallelism: int, keeps: bool) -> list[Ou
         if not tails.one_for_all(task):
             wanted = tails.asked(task)
             return [Fold(task, threads, keeps, partial(_after, wanted)).run(*pair) for pair in folds.pairs]
-        found = tails.across(task, folds.rows, folds.held_out, len(folds.pairs))
-        return [_outcome(task, threads, keeps, _of_fold(found, i), pair) for i, pair in enumerate(folds.pairs)]
+        found = tails.across(task, folds.rows, folds.held_out, folds.count)
+        return [_outcome(task, threads, keeps, _of_fold(found, i), folds, i) for i in range(folds.count)]
 
 
 def why_not_at_once(task: Task) -> str:
@@ -46,9 +46,11 @@ def _of_fold(found: Results, fold: int) -> dict[Fit, Result]:
     return {fit: result for (fit, number), result in found.items() if number == fold}
 
 
-def _outcome(task: Task, threads: ThreadPool, keeps: bool, found: Mapping[Fit, Result], pair: Any) -> Outcome:
+def _outcome(
+    task: Task, threads: ThreadPool, keeps: bool, found: Mapping[Fit, Result], folds: Folds, fold: int
+) -> Outcome:
     if keeps or any(math.isnan(result.metric) for result in found.values()):
-        return Fold(task, threads, keeps, partial(_ends, found)).run(*pair)
+        return Fold(task, threads, keeps, partial(_ends, found)).run(*folds.pairs[fold])
     out = Outcome([0.0] * len(task.maps), [])
     for fit, result in found.items():
         for setting in fit.settings:

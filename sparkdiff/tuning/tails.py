@@ -32,6 +32,7 @@ from sparkdiff.tuning.solvers import Chunk, Facts, Setting, Solution
 from sparkdiff.tuning.trie import Fit
 
 KINDS = (LinearRegression, LogisticRegression, GeneralizedLinearRegression)
+OUTPUTS = ("rawPredictionCol", "probabilityCol", "predictionCol", "linkPredictionCol")
 MEMORY = 2**30
 """Bytes of rows that stay in memory; more are read anew in each pass."""
 PIECE = 2**25
@@ -66,7 +67,7 @@ class Given:
         return name in self.values or self.stage.isSet(name)
 
     def isDefined(self, name: str) -> bool:
-        return name in self.values or self.stage.isDefined(name)
+        return name in self.values or (self.stage.hasParam(name) and self.stage.isDefined(name))
 
     def getOrDefault(self, name: str) -> Any:
         return self.values[name] if name in self.values else self.stage.getOrDefault(name)
@@ -223,9 +224,11 @@ def written(parts: Parts, reads: Reads, judge: Judge | None, folder: Path) -> Ca
     return Cache(folder, bool(reads.offset))
 
 
-def cannot_read(schema: StructType, reads: Reads) -> str:
+def cannot_read(schema: StructType, reads: Reads, outputs: Sequence[str] = ()) -> str:
     """Why these columns are left to Spark; empty if they are not."""
     fields = {field.name: field.dataType for field in schema.fields}
+    if taken := [name for name in outputs if name in fields]:
+        return f"{taken[0]} is there already, so Spark decides what to do with it"
     if not isinstance(fields.get(reads.features), VectorUDT):
         return f"{reads.features} is no column of vectors, so Spark decides what to do with it"
     for name in (reads.label, reads.weight, reads.offset):
@@ -300,7 +303,8 @@ def solve(task: Task, wanted: Mapping[Fit, Asked], fits: Sequence[Fit], parts: P
         else:
             groups.setdefault(wanted[fit].reads, []).append(fit)
     for reads, group in groups.items():
-        if why := cannot_read(schema, reads):
+        outputs = {name for fit in group for name in columns_of(wanted[fit].estimator, OUTPUTS)}
+        if why := cannot_read(schema, reads, sorted(outputs)):
             out |= left(group, folds, why)
             continue
         own = judge if judge and _column_exists(schema, judge) else None
@@ -328,7 +332,7 @@ def _solved(
     if seen.problem:
         return left([*group], folds, seen.problem)
     facts = Facts(cache.width, seen.classes)
-    why = {setting: solvers.unsolved(kind, setting, facts) or "" for setting in settings}
+    why = {setting: _unsolved(kind, setting, facts) for setting in settings}
     settings = [setting for setting in settings if not why[setting]]
     found: dict[Setting, list[Solution]] = {}
     if settings:
@@ -343,8 +347,11 @@ def _solved(
     for fold in range(folds):
         solved: dict[Fit, Solution] = {}
         for fit, one in group.items():
+            cuts = one.estimator.getOrDefault("thresholds") if one.estimator.isDefined("thresholds") else None
             if why[one.setting]:
                 out[fit, fold] = Result(None, math.nan, why[one.setting])
+            elif cuts is not None and len(cuts) != seen.classes:
+                out[fit, fold] = Result(None, math.nan, f"thresholds={cuts} don't fit {seen.classes} classes")
             elif not found[one.setting][fold].converged:
                 out[fit, fold] = Result(None, math.nan, "it did not converge here")
             else:
@@ -352,6 +359,12 @@ def _solved(
         metrics = _judged(solved, group, cache, fold, judge, kind) if judge else {}
         out |= {(fit, fold): Result(solution, metrics.get(fit, math.nan)) for fit, solution in solved.items()}
     return out
+
+
+def _unsolved(kind: str, setting: Setting, facts: Facts) -> str:
+    if kind == "LogisticRegression" and setting.family == "binomial" and facts.classes > 2:
+        return f"family='binomial' has two classes, the rows have {facts.classes}"
+    return solvers.unsolved(kind, setting, facts) or ""
 
 
 def _judged(

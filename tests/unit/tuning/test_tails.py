@@ -1,0 +1,102 @@
+"""Rows that reach a linear last stage: read as they were written, and left to Spark where it has a way of its own."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pyspark.ml.linalg import VectorUDT
+from pyspark.sql.types import DoubleType, StringType, StructField, StructType
+from torch import Tensor
+
+from sparkdiff.pipeline.columns import write_columns
+from sparkdiff.rows import SparseRows
+from sparkdiff.tuning import tails
+from sparkdiff.tuning.solvers import Setting
+from sparkdiff.tuning.tails import Cache, Reads, cannot_read, classes_told, look
+
+ROWS = 12
+FOLD = torch.arange(ROWS) % 3
+
+
+def cache(folder: Path, offset: bool = False, **changed: Any) -> Cache:
+    """Three features, two classes and three folds, in two files."""
+    columns: dict[str, Any] = {
+        "v0": torch.arange(3 * ROWS, dtype=torch.float64).view(ROWS, 3),
+        "v1": (torch.arange(ROWS) // 3 % 2).double(),
+        "v2": torch.ones(ROWS, dtype=torch.float64),
+        "v3": FOLD.double(),
+        "v4": torch.zeros(ROWS, dtype=torch.float64),
+        "v5": torch.ones(ROWS, dtype=torch.float64),
+        "v6": torch.full((ROWS,), 0.5, dtype=torch.float64),
+    } | changed
+    folder.mkdir(exist_ok=True)
+    for i, part in enumerate((slice(0, 5), slice(5, ROWS))):
+        rows = torch.arange(ROWS)[part]
+        taken = {n: c.take(rows) if isinstance(c, SparseRows) else c[part] for n, c in columns.items()}
+        write_columns(taken, folder / f"part-{i}.parquet")
+    return Cache(folder, offset)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_rows_come_back_in_order_from_memory_or_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_memory: bool
+) -> None:
+    if not in_memory:
+        monkeypatch.setattr(tails, "MEMORY", 0)
+        monkeypatch.setattr(tails, "PIECE", 3 * 8 * 2)
+    found = cache(tmp_path / "rows", offset=True)
+    assert (found.count, found.width, found.held is not None) == (ROWS, 3, in_memory)
+    for _ in range(2):
+        chunks = [*found.chunks()]
+        assert len(chunks) == (2 if in_memory else 7)
+        assert torch.equal(torch.cat([c.x for c in chunks])[:, 0], torch.arange(ROWS).double() * 3)
+        assert torch.equal(torch.cat([c.fold for c in chunks]), FOLD)
+        offsets: list[Tensor] = [c.offset for c in chunks if c.offset is not None]
+        assert torch.cat(offsets).eq(0.5).all()
+
+
+def test_sparse_rows_are_made_dense(tmp_path: Path) -> None:
+    entry = torch.arange(ROWS)
+    rows = SparseRows(entry % 3, torch.ones(ROWS, dtype=torch.float64), torch.arange(ROWS + 1), 3)
+    found = cache(tmp_path / "rows", v0=rows)
+    x = torch.cat([c.x for c in found.chunks()])
+    assert torch.equal(x, torch.nn.functional.one_hot(entry % 3).double())
+
+
+@pytest.mark.parametrize(
+    ("kind", "family", "changed", "problem"),
+    [
+        ("LogisticRegression", "auto", {}, ""),
+        ("LogisticRegression", "auto", {"v1": torch.arange(ROWS) / 2.0}, "labels are no classes"),
+        ("LogisticRegression", "auto", {"v1": (FOLD == 1).double()}, "a class is missing where a fold trains"),
+        ("LogisticRegression", "auto", {"v1": torch.zeros(ROWS).double()}, "a class is missing"),
+        ("LinearRegression", "", {"v0": torch.full((ROWS, 3), torch.nan).double()}, "rows hold nulls"),
+        ("LinearRegression", "", {"v2": -torch.ones(ROWS).double()}, "negative weights"),
+        ("LinearRegression", "", {"v3": torch.zeros(ROWS).double()}, "a fold has no rows"),
+        ("LinearRegression", "", {}, ""),
+        ("GeneralizedLinearRegression", "gamma", {}, "outside the family's range"),
+        ("GeneralizedLinearRegression", "poisson", {}, ""),
+        ("GeneralizedLinearRegression", "binomial", {"v1": 2.0 + FOLD}, "outside the family's range"),
+    ],
+)
+def test_what_a_first_look_leaves_to_spark(
+    tmp_path: Path, kind: str, family: str, changed: dict[str, Tensor], problem: str
+) -> None:
+    seen = look(cache(tmp_path / "rows", **changed), kind, [Setting(family=family)], 3, None)
+    assert problem in seen.problem and bool(problem) == bool(seen.problem)
+    assert seen.classes == (2 if kind == "LogisticRegression" and not problem else 0)
+
+
+def test_columns_that_are_left_to_spark() -> None:
+    schema = StructType([
+        StructField("x", VectorUDT()), StructField("y", DoubleType()), StructField("s", StringType()),
+        StructField("kind", DoubleType(), True, {"ml_attr": {"type": "nominal", "vals": ["a", "b", "c"]}}),
+    ])  # fmt: skip
+    assert cannot_read(schema, Reads("x", "y", "", "")) == ""
+    assert cannot_read(schema, Reads("y", "y", "", "")).startswith("y is no column of vectors")
+    assert cannot_read(schema, Reads("x", "s", "", "")).startswith("s is no column of numbers")
+    assert cannot_read(schema, Reads("x", "y", "w", "")).startswith("w is no column of numbers")
+    assert cannot_read(schema, Reads("x", "y", "", ""), ["prediction", "s"]).startswith("s is there already")
+    assert classes_told(schema, "kind") == 3
+    assert classes_told(schema, "y") is None
