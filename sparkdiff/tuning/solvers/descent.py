@@ -199,6 +199,8 @@ def towards(h: Tensor, own: Penalised, at: Tensor, gradient: Tensor) -> Tensor:
         return torch.where(((wrong == 0) & (pivots.amin(1) > PIVOT))[:, None], way, torch.nan)
     smooth = gradient - own.ridge * at
     b = quadratic.times(h, at) - smooth
-    left = quadratic.subgradient(gradient, own.lasso, at).abs().amax()
-    goal, _ = quadratic.minimise(h, own.ridge, b, own.lasso, at, tol=float((1e-3 * left).clamp(1e-14, 1e-6)))
+    left = quadratic.subgradient(gradient, own.lasso, at).abs().amax(1)
+    goal, _ = quadratic.minimise(
+        h, own.ridge, b, own.lasso, at, tol=(left * left.sqrt().clamp_max(0.1)).clamp_min(1e-14)
+    )
     return (goal - at) * own.free

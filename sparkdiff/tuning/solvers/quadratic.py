@@ -1,19 +1,23 @@
 """Quadratic functions with absolute values: minimise ½x'(H + diag(ridge))x - b'x + Σ lasso·|x|, for many problems at once."""
 
+import functools
+
 import numpy as np
 import torch
 from torch import Tensor
 
 SWEEPS = 3000
-FACES = 100
-"""Coordinates that may leave in one go."""
+FACES = 10
+"""Systems in one go."""
+SMALL = 40
+"""Systems of up to so many coordinates are solved for all problems at once."""
 NEAR = 1e-8
 """Weight of ½·(distance from the last x)², which is zero in the end: columns that depend on one another give a system with a
 solution all the same, and one that leads to where a sign changes."""
 
 
 def minimise(
-    h: Tensor, ridge: Tensor, b: Tensor, lasso: Tensor, start: Tensor | None = None, *, tol: float = 1e-12
+    h: Tensor, ridge: Tensor, b: Tensor, lasso: Tensor, start: Tensor | None = None, *, tol: float | Tensor = 1e-12
 ) -> tuple[Tensor, Tensor]:
     """(m or 1, d, d), (m, d), (m, d), (m, d) -> the minima (m, d), and which of them are exact to `tol` (m,).
 
@@ -21,17 +25,22 @@ def minimise(
     """
     x = (torch.zeros_like(b) if start is None else start).clone()
     done = torch.zeros(len(b), dtype=torch.bool)
-    budget, sweeps = 4, 0
+    enough = tol * (1 + b.abs().amax(1))
+    budget, sweeps = 8, 0
     while sweeps < SWEEPS and not bool(done.all()):
-        todo = (~done).nonzero()[:, 0]
-        part = h if len(h) == 1 else h[todo]
-        given = (part, ridge[todo], b[todo], lasso[todo])
-        x[todo] = descend(*given, x[todo], budget)
-        x[todo] = settle(*given, x[todo])
-        done[todo] = violation(*given, x[todo]) <= tol * (1 + b[todo].abs().amax(1))
+        for way in (functools.partial(descend, sweeps=budget), settle):
+            todo = (~done).nonzero()[:, 0]
+            if len(todo):
+                given = (h if len(h) == 1 else h[todo], ridge[todo], b[todo], lasso[todo])
+                x[todo] = way(*given, x[todo])
+                done[todo] = violation(*given, x[todo]) <= enough[todo]
         sweeps += budget
         budget *= 2
     return x, done
+
+
+def value(h: Tensor, ridge: Tensor, b: Tensor, lasso: Tensor, x: Tensor) -> Tensor:
+    return (x * (0.5 * times(h, x) + 0.5 * ridge * x - b) + lasso * x.abs()).sum(1)
 
 
 def violation(h: Tensor, ridge: Tensor, b: Tensor, lasso: Tensor, x: Tensor) -> Tensor:
@@ -50,18 +59,21 @@ def times(h: Tensor, x: Tensor) -> Tensor:
 
 
 def settle(h: Tensor, ridge: Tensor, b: Tensor, lasso: Tensor, x: Tensor) -> Tensor:
-    """Down to the minimum with the zeros and signs of x; where a sign would change on the way, that coordinate stays at zero."""
+    """Down to the minimum with the zeros and signs of x; coordinates whose signs would change on the way stay at zero."""
     x, moving = x.clone(), torch.ones(len(x), dtype=torch.bool)
-    for _ in range(min(x.shape[1], FACES)):
+    for _ in range(FACES):
         todo = moving.nonzero()[:, 0]
         now = x[todo]
-        goal = with_signs(h if len(h) == 1 else h[todo], ridge[todo], b[todo], lasso[todo], now)
+        given = (h if len(h) == 1 else h[todo], ridge[todo], b[todo], lasso[todo])
+        goal = with_signs(*given, now)
         known = torch.isfinite(goal).all(1)
-        crossing = (goal * now < 0) & (lasso[todo] > 0)
+        crossing = (goal * now < 0) & (given[3] > 0)
+        far = torch.where(crossing, 0.0, goal)
         way = torch.where(crossing, now / (now - goal), 1.0)
         first = way.amin(1, keepdim=True)
-        reached = torch.where(crossing & (way <= first), 0.0, now + first * (goal - now))
-        x[todo[known]] = reached[known]
+        near = torch.where(crossing & (way <= first), 0.0, now + first * (goal - now))
+        better = value(*given, far) <= value(*given, near)
+        x[todo[known]] = torch.where(better[:, None], far, near)[known]
         moving[todo] = known & crossing.any(1)
         if not bool(moving.any()):
             break
@@ -70,15 +82,28 @@ def settle(h: Tensor, ridge: Tensor, b: Tensor, lasso: Tensor, x: Tensor) -> Ten
 
 def with_signs(h: Tensor, ridge: Tensor, b: Tensor, lasso: Tensor, x: Tensor) -> Tensor:
     """The minimum over the coordinates that aren't zero in x (or have no |x|) as if signs stayed; NaN where none is found."""
-    used = ((x != 0) | (lasso == 0)).to(x.dtype)
-    system = h * used[:, :, None] * used[:, None, :] + torch.diag_embed((ridge + NEAR) * used + 1 - used)
+    used = (x != 0) | (lasso == 0)
+    right = b - lasso * x.sign() + NEAR * x
+    if x.shape[1] <= SMALL:
+        flat = used.to(x.dtype)
+        system = h * flat[:, :, None] * flat[:, None, :] + torch.diag_embed((ridge + NEAR) * flat + 1 - flat)
+        return solved(system, right * flat) * flat
+    found = torch.zeros_like(x)
+    for i in range(len(x)):
+        own = used[i].nonzero()[:, 0]
+        if len(own):
+            system = h[i % len(h)][own[:, None], own] + torch.diag(ridge[i, own] + NEAR)
+            found[i, own] = solved(system[None], right[i, own][None])[0]
+    return found
+
+
+def solved(system: Tensor, right: Tensor) -> Tensor:
     factor, wrong = torch.linalg.cholesky_ex(system)
-    right = ((b - lasso * x.sign() + NEAR * x) * used)[:, :, None]
-    found = torch.cholesky_solve(right, factor)
-    return torch.where((wrong == 0)[:, None, None], found, torch.nan)[:, :, 0] * used
+    found = torch.cholesky_solve(right[:, :, None], factor)[:, :, 0]
+    return torch.where((wrong == 0)[:, None], found, torch.nan)
 
 
-def descend(h: Tensor, ridge: Tensor, b: Tensor, lasso: Tensor, x: Tensor, sweeps: int) -> Tensor:
+def descend(h: Tensor, ridge: Tensor, b: Tensor, lasso: Tensor, x: Tensor, *, sweeps: int) -> Tensor:
     """Cyclic coordinate descent, every problem at the same coordinate; one sweep of four goes over all of them."""
     columns = np.ascontiguousarray(h.permute(1, 2, 0).numpy())  # (d, d, m or 1)
     stay, edge = ridge.T.numpy(), np.ascontiguousarray(lasso.T.numpy())
