@@ -17,7 +17,7 @@ from sparkdiff.errors import InputError, kind_of
 from sparkdiff.tuning import trie
 from sparkdiff.tuning.trie import Fit
 
-TAKES_SESSION = inspect.signature(inheritable_thread_target).parameters["f"].default is None
+TAKES_SESSION = "session" in str(inspect.signature(inheritable_thread_target)).lower()
 """Whether PySpark's wrapper for threads is asked for with a session; 3.5 knows no sessions there."""
 
 
