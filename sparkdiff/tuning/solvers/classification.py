@@ -9,7 +9,7 @@ from torch.nn import functional
 from sparkdiff.tuning.solvers.descent import Minimum, Penalised, Slope, minimise
 from sparkdiff.tuning.solvers.moments import Moments, moments
 from sparkdiff.tuning.solvers.problem import Chunks, Setting, Solution
-from sparkdiff.tuning.solvers.rows import CACHE, Block, Products, Table, sample, table
+from sparkdiff.tuning.solvers.rows import CACHE, Block, Products, Table, at_once, sample, table
 
 MEMORY = 2**30
 SAMPLED = 20
@@ -57,7 +57,7 @@ def failed(found: Moments, sets: int) -> Solution:
 
 def batches(problems: list[tuple[int, int]], parameters: int, memory: int) -> list[list[tuple[int, int]]]:
     """As many at once as have room for a few matrices each."""
-    size = max(int(memory / (8 * 4 * parameters**2)), 1)
+    size = at_once(parameters, memory)
     return [problems[i : i + size] for i in range(0, len(problems), size)]
 
 

@@ -10,7 +10,7 @@ from sparkdiff.tuning.solvers.families import FAMILIES, LINKS, Family, Link
 from sparkdiff.tuning.solvers.least_squares import failed, linear
 from sparkdiff.tuning.solvers.moments import Moments, moments
 from sparkdiff.tuning.solvers.problem import Chunk, Chunks, Setting, Solution
-from sparkdiff.tuning.solvers.rows import CACHE, Products, Table, table
+from sparkdiff.tuning.solvers.rows import CACHE, Products, Table, at_once, table
 
 STEPS = 100
 TOLERANCE = 1e-11
@@ -56,7 +56,7 @@ def of_kind(chunks: Chunks, settings: list[Setting], folds: int, found: Moments,
         return nothing
     rows = table(chunks, folds, found, intercept=settings[0].fitIntercept, memory=memory)
     problems = [(s, f) for s in settings for f in range(folds)]
-    size = max(int(memory / (8 * 4 * rows.width**2)), 1)
+    size = at_once(rows.width, memory)
     solved = [
         solution
         for i in range(0, len(problems), size)

@@ -13,6 +13,15 @@ CACHE = 2**18
 """Numbers that fit into a processor's cache beside others."""
 
 
+MATRICES = 2**28
+"""Bytes for matrices where rows may have less."""
+
+
+def at_once(parameters: int, memory: int) -> int:
+    """How many problems have room for a few matrices each."""
+    return max(int(max(memory, MATRICES) / (8 * 4 * parameters**2)), 1)
+
+
 @dataclass(frozen=True)
 class Block:
     z: Tensor
