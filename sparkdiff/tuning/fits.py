@@ -86,7 +86,7 @@ class Task:
         stages = leaves_of(estimator, lambda pipeline: pipeline.uid in parents) or [estimator]
         held = inside(estimator)
         foreign = [not all(map(is_sparks, inside(stage).values())) for stage in stages]
-        trie.check(maps, held, any(foreign))
+        trie.check(maps, {**held, **inside(evaluator)}, any(foreign))  # of an evaluator's Params Spark takes no notice
         unknown = frozenset(parents - held.keys())
         uids = [
             frozenset(inside(stage)) | (unknown if own else frozenset())

@@ -48,15 +48,24 @@ def judge_of(evaluator: Any) -> Judge | None:
     else:
         return None
     weight = get("weightCol") if evaluator.isDefined("weightCol") else ""
-    return Judge(get("labelCol"), weight or "", column, _finite(value))
+    # In Spark a row of weight 0 is a point of the curve of precision, and a score among those that bins are made of.
+    points = type(evaluator) is BinaryClassificationEvaluator and (
+        get("numBins") > 0 or get("metricName") == "areaUnderPR"
+    )
+    return Judge(get("labelCol"), weight or "", column, _finite(value, zeros=not points))
 
 
-def _finite(value: Value) -> Value:
-    """NaN for rows that Spark may treat or refuse in its own way."""
+def _finite(value: Value, *, zeros: bool) -> Value:
+    """NaN for rows that Spark may treat or refuse in its own way.
+
+    Args:
+        zeros: whether rows of weight 0 count nowhere.
+    """
 
     def of(found: Tensor, y: Tensor, w: Tensor) -> float:
         usable = all(bool(part.isfinite().all()) for part in (found, y, w)) and bool((w >= 0).all())
         kept = w > 0
+        usable = usable and (zeros or bool(kept.all()))
         return value(found[kept], y[kept], w[kept]) if usable and bool(kept.any()) else math.nan
 
     return of
@@ -68,7 +77,11 @@ def _binary(metric: str, bins: int) -> Value:
             return math.nan
         score = found[:, 1] if found.ndim == 2 else found
         # Equal rows have equal scores in Spark; a product of matrices may round them differently.
+        share, power = torch.frexp(score)
+        own = torch.ldexp(torch.round(share * 2.0**40), power)
         score = torch.round(score * (2.0**40 / max(float(score.abs().max()), 1e-300)))
+        if len(score.unique()) != len(own.unique()):
+            return math.nan  # beside the largest one, others are too small to tell whether they are equal
         if bins and len(score.unique()) >= 2 * bins:
             return math.nan  # Spark then joins neighbouring scores, partition by partition
         return float(BINARY[metric](score, y, w))

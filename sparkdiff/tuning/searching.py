@@ -23,7 +23,11 @@ def outcomes(task: Task, folds: Folds, parallelism: int, keeps: bool) -> list[Ou
         if not tails.one_for_all(task):
             wanted = tails.asked(task)
             return [Fold(task, threads, keeps, partial(_after, wanted)).run(*pair) for pair in folds.pairs]
-        found = tails.across(task, folds.rows, folds.held_out, folds.count)
+        rows = folds.rows.cache()  # as Spark caches a fold's; else another plan may draw other numbers for the rows
+        try:
+            found = tails.across(task, rows, folds.held_out, folds.count)
+        finally:
+            rows.unpersist()
         return [_outcome(task, threads, keeps, _of_fold(found, i), folds, i) for i in range(folds.count)]
 
 

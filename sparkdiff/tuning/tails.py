@@ -39,6 +39,8 @@ PIECE = 2**25
 """Bytes of features that one piece of a pass holds."""
 WIDEST = 20_000
 """Columns of dense features that are ever held."""
+NEAR = 1e-4
+"""Share of a column's range that every fold's training rows have to reach, for solutions with ten digits."""
 SCORES = 2**28
 """Bytes of scores that are held at the same time."""
 
@@ -158,7 +160,7 @@ def _why(kind: str, estimator: Given, setting: Setting) -> str:
         value, usual = estimator.getOrDefault(name), stage._defaultParamMap[stage.getParam(name)]
         if value > usual if larger else value < usual:
             return f"{name}={value:g} stops {kind} early, so it is fitted by Spark"
-    return solvers.unsolved(kind, setting, Facts(1, 2 if kind == "LogisticRegression" else 0)) or ""
+    return solvers.unsolved(kind, setting, Facts(1, 0)) or ""
 
 
 # The rows -------------------------------------------------------------------------------------------------------------
@@ -259,6 +261,8 @@ def look(cache: Cache, kind: str, settings: Sequence[Setting], folds: int, known
         held += torch.bincount(c.fold + 1, minlength=folds + 1)
     if bool((held[1:] == 0).any()) or bool((held.sum() - held[1:] == 0).any()):
         return Seen("a fold has no rows")
+    if far := _far(cache, folds, labels=kind != "LogisticRegression"):
+        return Seen(far)
     if kind == "GeneralizedLinearRegression":
         families = {setting.family for setting in settings}
         if ("poisson" in families and lowest < 0) or ("gamma" in families and lowest <= 0):
@@ -277,6 +281,30 @@ def look(cache: Cache, kind: str, settings: Sequence[Setting], folds: int, known
     if classes < 2 or bool((counts.sum(0) - counts[1:] == 0).any()):
         return Seen("a class is missing where a fold trains")
     return Seen("", classes)
+
+
+def _far(cache: Cache, folds: int, *, labels: bool) -> str:
+    """What makes sums over all folds useless for one of them: a number that is held out of it and far from all others.
+
+    All folds share one centre and one scale of a column; what such a number adds to their sums hides the others' digits.
+    """
+    low = torch.full((folds + 1, cache.width + 1), math.inf, dtype=torch.float64)
+    high = -low
+    for c in cache.chunks():
+        both = torch.cat([c.x, c.label[:, None] if labels else torch.zeros_like(c.label)[:, None]], 1)
+        for group in (c.fold + 1).unique().tolist():
+            part = both[c.fold + 1 == group]
+            low[group] = torch.minimum(low[group], part.amin(0))
+            high[group] = torch.maximum(high[group], part.amax(0))
+    whole = high.amax(0) - low.amin(0)
+    for fold in range(folds):
+        others = [group for group in range(folds + 1) if group != fold + 1]
+        own = high[others].amax(0) - low[others].amin(0)
+        if len(far := ((own > 0) & (own < NEAR * whole)).nonzero()):
+            j = int(far[0])
+            what = "the label" if j == cache.width else f"entry {j} of the features"
+            return f"{what} reaches {1 / NEAR:g} times as far in the rows that fold {fold} holds out as in all others"
+    return ""
 
 
 def classes_told(schema: StructType, label: str) -> int | None:
@@ -328,6 +356,11 @@ def _solved(
     kind: str, group: Mapping[Fit, Asked], cache: Cache, folds: int, judge: Judge | None, classes: int | None
 ) -> Results:
     settings = [*dict.fromkeys(a.setting for a in group.values())]
+    early = {setting: _unsolved(kind, setting, Facts(cache.width, 0)) for setting in settings}
+    if all(early.values()):  # as where rows are too wide: no pass over them
+        return {
+            key: found for fit, one in group.items() for key, found in left([fit], folds, early[one.setting]).items()
+        }
     seen = look(cache, kind, settings, folds, classes)
     if seen.problem:
         return left([*group], folds, seen.problem)

@@ -192,11 +192,23 @@ def regular(h: Tensor, own: Penalised) -> Tensor:
 
 def towards(h: Tensor, own: Penalised, at: Tensor, gradient: Tensor) -> Tensor:
     """Newton's way, NaN where there is none: (problems, parameters)."""
-    if not bool((own.lasso > 0).any()):
-        factor, wrong = torch.linalg.cholesky_ex(h + torch.diag_embed(own.ridge))
-        pivots = factor.diagonal(dim1=1, dim2=2).square() / h.diagonal(dim1=1, dim2=2)
-        way = -torch.cholesky_solve(gradient[:, :, None], factor)[:, :, 0] * own.free
-        return torch.where(((wrong == 0) & (pivots.amin(1) > PIVOT))[:, None], way, torch.nan)
+    way, bent = torch.empty_like(at), (own.lasso > 0).any(1)
+    for which, step in (((~bent).nonzero()[:, 0], _straight), (bent.nonzero()[:, 0], _bent)):
+        if len(which):
+            way[which] = step(h[which], own.of(which), at[which], gradient[which])
+    return way
+
+
+def _straight(h: Tensor, own: Penalised, at: Tensor, gradient: Tensor) -> Tensor:
+    """Of problems without absolute values."""
+    factor, wrong = torch.linalg.cholesky_ex(h + torch.diag_embed(own.ridge))
+    pivots = factor.diagonal(dim1=1, dim2=2).square() / h.diagonal(dim1=1, dim2=2)
+    way = -torch.cholesky_solve(gradient[:, :, None], factor)[:, :, 0] * own.free
+    return torch.where(((wrong == 0) & (pivots.amin(1) > PIVOT))[:, None], way, torch.nan)
+
+
+def _bent(h: Tensor, own: Penalised, at: Tensor, gradient: Tensor) -> Tensor:
+    """Of problems with them."""
     smooth = gradient - own.ridge * at
     b = quadratic.times(h, at) - smooth
     left = quadratic.subgradient(gradient, own.lasso, at).abs().amax(1)

@@ -7,6 +7,12 @@ WIDEST = {"LinearRegression": 2000, "LogisticRegression": 2000, "GeneralizedLine
 """Columns (times classes, where there are several sets of coefficients) above which matrices of all pairs cost too much."""
 
 
+def _undetermined(setting: Setting, facts: Facts) -> bool:
+    """Whether raw predictions of two classes depend on which of many solutions is taken."""
+    pure = setting.regParam > 0 and setting.elasticNetParam == 1
+    return pure and setting.family == "multinomial" and facts.classes == 2
+
+
 def unsolved(kind: str, setting: Setting, facts: Facts) -> str | None:
     """Why Spark has to fit this setting, in words; None if `kind` (the name of Spark's class) is solved here with it."""
     if kind not in WIDEST:
@@ -21,6 +27,10 @@ def unsolved(kind: str, setting: Setting, facts: Facts) -> str | None:
             return f"Spark fits family={setting.family!r}; here it is one of {', '.join(FAMILIES)}"
         if setting.link is not None and setting.link not in FAMILIES[setting.family].links:
             return f"Spark judges link={setting.link!r} of family={setting.family!r}"
+    if kind == "LogisticRegression" and _undetermined(setting, facts):
+        return (
+            "elasticNetParam=1 leaves open how two classes share their coefficients, so Spark fits family='multinomial'"
+        )
     if setting.bounded:
         return "Spark fits coefficients with bounds"
     return None

@@ -423,3 +423,49 @@ def test_a_metric_that_is_nan_cannot_win() -> None:
     assert best_of([0.5, 0.7, 0.6], False) == 0
     with pytest.warns(UserWarning, match="NaN for 1 of 3 maps of the grid"):
         assert best_of([np.nan, 0.7, 0.6], True) == 1
+
+
+def test_rows_that_are_not_in_memory_fall_into_the_same_folds(df: DataFrame) -> None:
+    """What is drawn for a row depends on its place, which another plan over the same rows would change."""
+    few = df.select("number", *(F.col(c).cast("double").alias(c) for c in NUMBERS), F.col("riders").cast("double"))
+    shuffled = (
+        few.groupBy("number").agg(*(F.first(c).alias(c) for c in [*NUMBERS, "riders"])).sortWithinPartitions("number")
+    )
+    regression = LinearRegression(labelCol="riders", tol=1e-9, maxIter=1000)
+    maps = [{regression.maxIter: 1000}, {regression.maxIter: 50}]  # one model; the second is Spark's
+    pipeline = Pipeline(stages=[VectorAssembler(inputCols=NUMBERS, outputCol="features"), regression])
+    spark, own = both(
+        shuffled, estimator=pipeline, estimatorParamMaps=maps, evaluator=RegressionEvaluator(labelCol="riders"), seed=3
+    )
+    np.testing.assert_allclose(found(own), found(spark), rtol=1e-6)
+    assert found(own)[0] == pytest.approx(found(own)[1], rel=1e-6)
+
+
+def test_a_number_far_from_all_others_is_left_to_spark(rows: DataFrame) -> None:
+    far = rows.withColumn("features", F.col("features"))
+    first = F.col("number") == F.lit(rows.agg(F.min("number")).head()[0])
+    assembled = VectorAssembler(inputCols=["far", *NUMBERS[1:]], outputCol="x")
+    far = assembled.transform(
+        far.withColumn("far", F.when(first, 9999999999.0).otherwise(F.col(NUMBERS[0]).cast("double")))
+    )
+    regression = LinearRegression(labelCol="riders", featuresCol="x", tol=1e-9, maxIter=1000)
+    evaluator = RegressionEvaluator(labelCol="riders", metricName="mae")
+    maps = [{regression.regParam: r} for r in (0.01, 0.1)]
+    given = {
+        "estimator": regression,
+        "estimatorParamMaps": maps,
+        "evaluator": evaluator,
+        "foldCol": "fold",
+        "numFolds": 3,
+    }
+    spark, own = both(far, **given)
+    np.testing.assert_allclose(found(own), found(spark), rtol=1e-9)
+
+
+def test_a_param_of_the_evaluator_changes_nothing_as_in_spark(rows: DataFrame) -> None:
+    regression, evaluator = LinearRegression(labelCol="riders"), RegressionEvaluator(labelCol="riders")
+    maps = [{regression.regParam: 0.1, evaluator.metricName: "mae"}, {regression.regParam: 0.1}]
+    own = sparkdiff.TrainValidationSplit(
+        estimator=regression, estimatorParamMaps=maps, evaluator=evaluator, seed=1
+    ).fit(rows)
+    assert found(own)[0] == found(own)[1]

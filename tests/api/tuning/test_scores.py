@@ -65,7 +65,8 @@ def of_two(name: str, **given: Any) -> BinaryClassificationEvaluator:
 def test_they_are_sparks(scored: DataFrame, columns: Columns) -> None:
     weighted = {"weightCol": "weight"}
     evaluators = [
-        *(of_two(name, **weighted) for name in ("areaUnderROC", "areaUnderPR")),
+        of_two("areaUnderROC", numBins=0, **weighted),
+        of_two("areaUnderPR"),
         *(of_numbers(name, **weighted) for name in ("rmse", "mse", "mae", "r2", "var")),
         of_numbers("r2", throughOrigin=True),
         *(by_class(name, beta=2.0, metricLabel=2.0, **weighted) for name in MULTICLASS),

@@ -1,0 +1,77 @@
+"""What is left to Spark: metrics that depend on its order of operations, and settings with more than one solution."""
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from sparkdiff.tuning.scores import _binary, _finite
+from sparkdiff.tuning.solvers import Facts, Setting, unsolved
+from sparkdiff.tuning.solvers.problem import Chunk
+from sparkdiff.tuning.tails import _far
+
+F64 = torch.float64
+Y = torch.tensor([1.0, 0, 1, 0, 1, 0], dtype=F64)
+SCORES = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.5, 0.4], dtype=F64)
+
+
+def value(scores: torch.Tensor, weight: torch.Tensor, metric: str = "areaUnderROC") -> float:
+    return _finite(_binary(metric, 0), zeros=False)(scores, Y, weight)
+
+
+def test_a_large_score_beside_small_ones_is_left_to_spark() -> None:
+    ones = torch.ones(6, dtype=F64)
+    assert value(SCORES, ones) == 6 / 9
+    for large in (1e12, 1e15):
+        assert math.isnan(value(torch.cat([torch.tensor([large], dtype=F64), SCORES[1:]]), ones))
+    rare = torch.cat([torch.tensor([0.9], dtype=F64), 1e-14 * SCORES[1:]])
+    assert math.isnan(value(rare, ones))
+    assert value(SCORES.round(decimals=0), ones) == 0.5  # equal scores are no reason
+
+
+def test_a_row_of_weight_0_is_a_point_of_spark_s_curves() -> None:
+    weight = torch.tensor([0.0, 1, 1, 1, 1, 1], dtype=F64)
+    assert math.isnan(value(SCORES, weight, "areaUnderPR"))
+
+
+def test_two_classes_of_a_multinomial_model_under_a_pure_l1_penalty() -> None:
+    def why(**given: Any) -> str | None:
+        base = {
+            "regParam": 0.1,
+            "elasticNetParam": 1.0,
+            "fitIntercept": True,
+            "standardization": True,
+            "family": "multinomial",
+        }
+        return unsolved("LogisticRegression", Setting(**{**base, **given}), Facts(4, 2))
+
+    assert "two classes share" in (why() or "")
+    assert why(elasticNetParam=0.5) is why(regParam=0.0) is why(family="binomial") is None
+
+
+def test_what_only_one_fold_holds_out_and_lies_far_away() -> None:
+    x = torch.randn(30, 2, generator=torch.Generator().manual_seed(0), dtype=F64)
+    fold, ones = torch.arange(30) % 3, torch.ones(30, dtype=F64)
+
+    def far(x: torch.Tensor, label: torch.Tensor, *, labels: bool = True) -> str:
+        chunks = [
+            Chunk(x[:17], label[:17], ones[:17], None, fold[:17]),
+            Chunk(x[17:], label[17:], ones[17:], None, fold[17:]),
+        ]
+        cache: Any = SimpleNamespace(chunks=lambda: iter(chunks), width=2)
+        return _far(cache, 3, labels=labels)
+
+    assert far(x, x[:, 0]) == ""
+    wrong = x.clone()
+    wrong[4, 1] = 1e9
+    assert far(wrong, x[:, 0]).startswith(
+        "entry 1 of the features reaches 10000 times as far in the rows that fold 1 holds out"
+    )
+    assert far(x, wrong[:, 1]).startswith("the label")
+    assert far(x, wrong[:, 1], labels=False) == ""
+    wrong[5:8, 1] = 1e9  # in every fold
+    assert far(wrong, x[:, 0]) == ""
+    rare = torch.zeros(30, 2, dtype=F64)
+    rare[3] = 1.0  # constant where fold 0 is held out
+    assert far(rare, x[:, 0]) == ""
