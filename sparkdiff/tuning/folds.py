@@ -17,6 +17,7 @@ class Folds:
     """All rows, and how they are split.
 
     Attributes:
+        drawn: whether random numbers decide, so that the rows have to be in memory to be read twice; else they are the caller's.
         held_out: the fold that a row is held out of; -1: of none.
         split: per fold the rows for training and for validation, if they are asked for.
     """
@@ -25,6 +26,7 @@ class Folds:
     held_out: Column
     count: int
     split: Callable[[], Pairs]
+    drawn: bool = True
 
     @cached_property
     def pairs(self) -> Pairs:
@@ -58,7 +60,7 @@ def given_folds(dataset: DataFrame, column: str, folds: int) -> Folds:
     def pairs() -> Pairs:
         return [(dataset.filter(fold != F.lit(i)), dataset.filter(fold == F.lit(i))) for i in range(folds)]
 
-    return Folds(dataset, fold.cast("int"), folds, pairs)
+    return Folds(dataset, fold.cast("int"), folds, pairs, drawn=False)
 
 
 def split_once(dataset: DataFrame, column: str, seed: int, ratio: float) -> Folds:

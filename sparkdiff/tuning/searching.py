@@ -23,11 +23,13 @@ def outcomes(task: Task, folds: Folds, parallelism: int, keeps: bool) -> list[Ou
         if not tails.one_for_all(task):
             wanted = tails.asked(task)
             return [Fold(task, threads, keeps, partial(_after, wanted)).run(*pair) for pair in folds.pairs]
-        rows = folds.rows.cache()  # as Spark caches a fold's; else another plan may draw other numbers for the rows
+        if folds.drawn:  # as Spark caches a fold's rows; else another plan may draw other numbers for them
+            folds.rows.cache()
         try:
-            found = tails.across(task, rows, folds.held_out, folds.count)
+            found = tails.across(task, folds.rows, folds.held_out, folds.count)
         finally:
-            rows.unpersist()
+            if folds.drawn:
+                folds.rows.unpersist()
         return [_outcome(task, threads, keeps, _of_fold(found, i), folds, i) for i in range(folds.count)]
 
 

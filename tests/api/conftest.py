@@ -1,7 +1,7 @@
 """Fixtures of the API tests: the data as a DataFrame, pipelines fitted on them once, folders for caches."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -87,3 +87,20 @@ def tuned(df: DataFrame, model: PipelineModel, shared: Path) -> FineTunerModel:
 @pytest.fixture(scope="session")
 def tuned_numeric(df: DataFrame, numeric: PipelineModel, shared: Path) -> FineTunerModel:
     return tune(numeric, df, shared)
+
+
+@pytest.fixture
+def jobs(spark: SparkSession) -> Callable[[], int]:
+    """Spark jobs since it was asked last, of all threads."""
+    scala, last = spark.sparkContext._jsc.sc(), 0
+
+    def count() -> int:
+        nonlocal last
+        scala.listenerBus().waitUntilEmpty()
+        found = scala.statusStore().jobsList(None)
+        newest = max((found.apply(i).jobId() for i in range(found.size())), default=-1) + 1
+        new, last = newest - last, newest
+        return new
+
+    count()
+    return count

@@ -59,24 +59,6 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     return calls
 
 
-@pytest.fixture
-def jobs(spark: SparkSession) -> Callable[[], int]:
-    """Spark jobs since it was asked last, of all threads."""
-    scala = spark.sparkContext._jsc.sc()
-    last = 0
-
-    def count() -> int:
-        nonlocal last
-        scala.listenerBus().waitUntilEmpty()
-        found = scala.statusStore().jobsList(None)
-        newest = max((found.apply(i).jobId() for i in range(found.size())), default=-1) + 1
-        new, last = newest - last, newest
-        return new
-
-    count()
-    return count
-
-
 @pytest.fixture(scope="module")
 def short(df: DataFrame) -> PipelineModel:
     """Assembler and Poisson regression: quick to fit, to cache, to save."""

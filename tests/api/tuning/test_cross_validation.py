@@ -21,7 +21,7 @@ from pyspark.ml.feature import PCA, OneHotEncoder, StandardScaler, StringIndexer
 from pyspark.ml.param import Param, Params, TypeConverters
 from pyspark.ml.regression import GeneralizedLinearRegression, LinearRegression
 from pyspark.ml.tuning import ParamGridBuilder
-from pyspark.sql import DataFrame, SparkSession, functions as F
+from pyspark.sql import DataFrame, functions as F
 from small_data import NUMBERS
 
 import sparkdiff
@@ -40,23 +40,6 @@ def rows(df: DataFrame) -> Iterator[DataFrame]:
     data.count()
     yield data
     data.unpersist()
-
-
-@pytest.fixture
-def jobs(spark: SparkSession) -> Callable[[], int]:
-    """Spark jobs since it was asked last, of all threads."""
-    scala, last = spark.sparkContext._jsc.sc(), 0
-
-    def count() -> int:
-        nonlocal last
-        scala.listenerBus().waitUntilEmpty()
-        found = scala.statusStore().jobsList(None)
-        newest = max((found.apply(i).jobId() for i in range(found.size())), default=-1) + 1
-        new, last = newest - last, newest
-        return new
-
-    count()
-    return count
 
 
 def both(rows: DataFrame, kind: str = "CrossValidator", **given: Any) -> tuple[Any, Any]:
@@ -460,6 +443,13 @@ def test_a_number_far_from_all_others_is_left_to_spark(rows: DataFrame) -> None:
     }
     spark, own = both(far, **given)
     np.testing.assert_allclose(found(own), found(spark), rtol=1e-9)
+
+
+def test_rows_that_the_caller_keeps_in_memory_stay_there(rows: DataFrame) -> None:
+    regression, evaluator = LinearRegression(labelCol="riders"), RegressionEvaluator(labelCol="riders")
+    given = {"estimator": regression, "estimatorParamMaps": [{regression.regParam: 0.1}], "evaluator": evaluator}
+    sparkdiff.CrossValidator(**given, foldCol="fold", numFolds=3).fit(rows)
+    assert rows.storageLevel.useMemory
 
 
 def test_a_param_of_the_evaluator_changes_nothing_as_in_spark(rows: DataFrame) -> None:

@@ -55,7 +55,10 @@ def test_params_of_a_stage_inside_another_matter_to_that() -> None:
 def test_who_reads_the_rows_of_a_fit() -> None:
     k, reg = param("PCA", "k"), param("LR", "regParam")
     root = grow(uids("Assembler", "PCA", "LR"), [{k: a, reg: b} for a in (1, 2, 3) for b in (1, 2)])
-    fitted = lambda position: position > 0  # noqa: E731
+
+    def fitted(position: int) -> bool:
+        return position > 0
+
     assembler = root.after[0]
     assert root.readers(fitted) == assembler.readers(fitted) == 3
     assert assembler.after[0].readers(fitted) == 2
