@@ -80,6 +80,7 @@ def decide(
     units: int | None = None,
     blockRows: float | None = None,
     correlationTime: float | None = None,
+    dependence: float = 1.0,
     seed: int = 0,
 ) -> Verdict:
     """Test whether the gain of the chosen column is true. Uses no global state.
@@ -96,6 +97,7 @@ def decide(
         unit: the content of a block: rows or groups by hash, or contiguous `blocks` of time.
         units: number of distinct rows, groups or blocks; default: the number of blocks with weight.
         blockRows: (mean) rows of a time block, correlationTime: of the loss differences, in rows; `blocks` only.
+        dependence: the variance of a sum over the blocks, as a multiple of that of independent blocks, from 1 on.
 
     Raises:
         InputError: with fewer than 30 units, or a weight that is negative or not finite.
@@ -121,10 +123,11 @@ def decide(
         return Verdict(False, -1, 0.0, 0.0, 1.0, level, warnings, joined=join)
     gain = float(totals[best] / weights.sum())
     residual = gains[best] - gain * weights
-    error = float(residual.norm()) * math.sqrt(len(weights) / max(len(weights) - 1, 1))
+    wider = math.sqrt(dependence)
+    error = wider * float(residual.norm()) * math.sqrt(len(weights) / max(len(weights) - 1, 1))
     z = float(totals[best]) / max(error, 1e-12 * float(totals[best]))  # finite even where all blocks gain the same
-    p = _p_value(gains[moved] / norm[moved, None], _score(gains[best]), level, seed)
-    ratios = None if loss is None else _interval(gains[moved], gains[best], loss, tail, seed)
+    p = _p_value(gains[moved] / norm[moved, None], _score(gains[best]) / wider, level, seed)
+    ratios = None if loss is None else _interval(gains[moved], gains[best], loss, tail, seed, wider)
     return Verdict(p < level or level >= 1, best, gain, z, p, level, warnings, ratios, join)
 
 
@@ -268,12 +271,15 @@ def _p_value(columns: Tensor, score: float, level: float, seed: int) -> float:
     return min((1 + hits) / (1 + drawn), bound)
 
 
-def _interval(gains: Tensor, best: Tensor, loss: Tensor, tail: float, seed: int) -> tuple[float, float] | None:
+def _interval(
+    gains: Tensor, best: Tensor, loss: Tensor, tail: float, seed: int, wider: float = 1.0
+) -> tuple[float, float] | None:  # fmt: skip
     """Bounds of the best column's true gain over the original's true loss, each exceeded with a chance of `tail` at most.
 
     Fieller (1954): a ratio r is true where gain - r * loss has mean zero, which needs no division by a noisy mean. The
     hypothesis is tested for all columns (C, B) as `decide` tests r = 0, with the same signs, so that the choice of the best
     is allowed for, and the lower bound is above 0 exactly where p < tail. None where the original's loss sums to 0.
+    Scores are divided by `wider`, as there.
     """
     if not bool(loss.isfinite().all()) or not (total := abs(float(loss.sum()))) > 0:
         return None
@@ -289,7 +295,7 @@ def _interval(gains: Tensor, best: Tensor, loss: Tensor, tail: float, seed: int)
         """The score minus the largest score that is not rejected."""
         norm = (squares - 2 * r * cross + r * r * own).clamp_min(1e-300).sqrt()
         largest = ((drawn[:, :-1] - r * drawn[:, -1:]) / norm).amax(1)
-        return _score(side * (best - r * loss)) - min(float(largest.topk(allowed + 1).values[-1]), certain)
+        return _score(side * (best - r * loss)) / wider - min(float(largest.topk(allowed + 1).values[-1]), certain)
 
     def bound(outside: float, side: int) -> float:
         """The last ratio between the estimate and `outside` (or beyond) that is not rejected."""

@@ -1,0 +1,84 @@
+"""The test by out-of-fold rows: what the folds share, and how often it accepts where nothing can be gained."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from sparkdiff.errors import InputError
+from sparkdiff.evaluation import guard, out_of_fold
+from sparkdiff.evaluation.out_of_fold import FoldSums
+
+FOLDS, ROWS = 5, 300
+
+
+def steps_along_chance(seed: int, columns: int = 30, shift: float = 0.0) -> list[FoldSums]:
+    """The gains of one small step of a logistic regression from the truth, or from what is `shift` away from it."""
+    random = torch.Generator().manual_seed(seed)
+    x = torch.randn(ROWS, columns, generator=random, dtype=torch.float64)
+    truth = torch.randn(columns, generator=random, dtype=torch.float64) / math.sqrt(columns)
+    y = (torch.rand(ROWS, generator=random, dtype=torch.float64) < torch.sigmoid(x @ truth)).double()
+    start = truth * (1 - shift)
+    fold = torch.arange(ROWS) % FOLDS
+
+    def loss(weights: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.softplus(x @ weights) - y * (x @ weights)
+
+    out = []
+    for k in range(FOLDS):
+        outside, before = fold != k, loss(start)
+        step = x[outside].T @ (y - torch.sigmoid(x @ start))[outside] / ROWS
+        gains, own = before - loss(start + 1e-3 * step), (~outside).double()
+        out.append(FoldSums(before * own, gains * own, own, int(own.sum()), gains * outside.double()))
+    return out
+
+
+def test_where_nothing_can_be_gained_it_accepts_no_more_often_than_its_level_though_the_folds_share_training_rows() -> (
+    None
+):
+    accepted = independent = 0
+    for seed in range(300):
+        folds = steps_along_chance(seed)
+        accepted += out_of_fold.decide(folds).accepted
+        gains, weights = (torch.stack([getattr(f, name) for f in folds]).sum(0) for name in ("gains", "weights"))
+        independent += guard.decide(gains[None], weights).accepted
+    assert accepted <= 13 < independent  # 2.5%, and two standard errors; a test of independent rows accepts too often
+
+
+def test_a_true_gain_is_found_and_the_interval_and_the_p_value_tell_of_the_same_test() -> None:
+    verdict = out_of_fold.decide(steps_along_chance(1, columns=3, shift=0.9))
+    assert verdict.accepted and verdict.z > 2 and verdict.interval is not None and verdict.interval[0] > 0
+
+
+def test_rows_on_which_all_folds_agree_count_as_independent_and_rows_on_which_they_disagree_count_half() -> None:
+    common = torch.randn(ROWS, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    fold = torch.arange(ROWS) % FOLDS
+    own = [(fold == k).double() for k in range(FOLDS)]
+    same = [FoldSums(w, common * w, w, 60, common * (1 - w)) for w in own]
+    assert out_of_fold.dependence(same) == 1.0
+    apart = [dataclasses.replace(f, elsewhere=(-1) ** k * 9 * f.elsewhere) for k, f in enumerate(same)]
+    assert out_of_fold.dependence(apart) == out_of_fold.MOST
+    unknown = [dataclasses.replace(f, elsewhere=None) for f in same]
+    assert out_of_fold.dependence(unknown) == out_of_fold.dependence(same[:2]) == out_of_fold.MOST
+    shared_blocks = [dataclasses.replace(f, weights=torch.ones(ROWS, dtype=torch.float64)) for f in same]
+    assert out_of_fold.dependence(shared_blocks) == out_of_fold.MOST
+    nothing = [dataclasses.replace(f, gains=0 * f.gains, elsewhere=0 * common) for f in same]
+    assert out_of_fold.dependence(nothing) == out_of_fold.MOST
+    assert not out_of_fold.decide(nothing).accepted and out_of_fold.decide(nothing).best == -1
+
+
+def test_a_known_dependence_widens_error_p_value_and_interval_alike() -> None:
+    gains = torch.randn(1, 400, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.15
+    weights = torch.ones(400, dtype=torch.float64)
+    plain, double = (guard.decide(gains, weights, original=5 * weights, dependence=d) for d in (1.0, 2.0))
+    assert plain.gain == double.gain and plain.z == pytest.approx(math.sqrt(2) * double.z)
+    assert plain.p < double.p and plain.interval is not None and double.interval is not None
+    widths = [high - low for low, high in (plain.interval, double.interval)]
+    assert widths[1] / widths[0] == pytest.approx(math.sqrt(2), rel=0.1)
+
+
+def test_too_few_rows_are_named() -> None:
+    few = [dataclasses.replace(f, units=5) for f in steps_along_chance(0)]
+    with pytest.raises(InputError, match="has 25 rows with weight"):
+        out_of_fold.decide(few)
