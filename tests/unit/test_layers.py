@@ -41,6 +41,7 @@ NO_SPARK = (
     "device",
     "team",
     "tuning.solvers",
+    "tuning.hypergradients",
 )
 SPARK = (
     "training.distributed.launch", "training.distributed.preflight", "evaluation.cached_parity", "diagnostics.pipelines",

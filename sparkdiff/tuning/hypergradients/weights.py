@@ -1,0 +1,229 @@
+"""The weights of a linear model as a function of its penalties, one per group of columns: solved, and followed as these move."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from sparkdiff.tuning.hypergradients.responses import Response, Squares, response_of
+from sparkdiff.tuning.solvers import classification, least_squares
+from sparkdiff.tuning.solvers.classification import logistic
+from sparkdiff.tuning.solvers.least_squares import linear
+from sparkdiff.tuning.solvers.moments import Moments, moments
+from sparkdiff.tuning.solvers.problem import Chunks, Setting, Solution
+from sparkdiff.tuning.solvers.reweighting import generalized
+from sparkdiff.tuning.solvers.rows import Table, table
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear model on rows of which each fold holds some out. Weights are (folds, sets, width), in units of the table's
+    columns, the intercept last.
+
+    Attributes:
+        setting: its Params; `regParam` is the penalty of all groups together, where it is asked for.
+        z, label, offset: the rows.
+        own, held: (n, folds), a row's weight where a fold trains on it, and where it holds it out.
+        unit: (folds, sets, width), the weight of ½·θ² at regParam 1.
+        free: (folds, width), one, or zero where a weight stays zero.
+        group: (d,), the group of each column.
+    """
+
+    kind: str
+    setting: Setting
+    chunks: Chunks
+    classes: int
+    response: Response
+    table: Table
+    found: Moments
+    z: Tensor
+    label: Tensor
+    offset: Tensor
+    own: Tensor
+    held: Tensor
+    unit: Tensor
+    free: Tensor
+    group: Tensor
+
+    @property
+    def groups(self) -> int:
+        return int(self.group.max()) + 1
+
+    @property
+    def folds(self) -> int:
+        return self.own.shape[1]
+
+    def ridge(self, logs: Tensor) -> Tensor:
+        """The weights of ½·θ² at these logarithms of the groups' penalties: (folds, sets, width)."""
+        each = logs.exp()[self.group]
+        return self.unit * torch.cat([each, each.new_zeros(int(self.table.intercept))])
+
+    def scale_of_columns(self, logs: Tensor, regParam: float) -> Tensor:
+        """Factors of the columns that make these penalties of one: with `regParam` and without standardization Spark's fit of
+        scaled columns has each fold's weights over these. (folds, d)"""
+        d = len(self.group)
+        plain = replace(self.setting, standardization=False)
+        one = units(self.kind, plain, self.found, self.table, self.response, self.label, self.own) * regParam
+        factor = (one / self.ridge(logs)[:, 0, :d]).sqrt()
+        return torch.where((self.free[:, :d] > 0) & factor.isfinite(), factor, 1.0)
+
+    def margin(self, weights: Tensor) -> Tensor:
+        flat = self.z @ weights.reshape(-1, weights.shape[2]).T
+        return flat.reshape(len(self.z), *weights.shape[:2]) + self.offset[:, None, None]
+
+    def slope(self, weights: Tensor, ridge: Tensor) -> Tensor:
+        """What is zero at the solution: (folds, sets, width)."""
+        margin = self.margin(weights)
+        slope = self.response.slope(margin, self.label, self.own)
+        mean = (slope.flatten(1).T @ self.z).reshape(weights.shape)
+        mean = mean / self.response.mass(margin, self.own)[:, None, None]
+        return torch.where(self.free[:, None] > 0, mean + ridge * weights, weights)
+
+    def size(self, weights: Tensor) -> Tensor:
+        """How large `slope` would be if no two rows pulled in opposite directions: ()."""
+        margin = self.margin(weights)
+        mass = self.response.mass(margin, self.own)
+        return (self.response.slope(margin, self.label, self.own).abs().sum((0, 2)) / mass).amax()
+
+    def loss(self, weights: Tensor) -> Tensor:
+        """The mean loss of the rows that are held out, each by its own fold's weights: ()."""
+        losses = self.response.loss(self.margin(weights), self.label)
+        return torch.where(self.held > 0, losses * self.held, 0.0).sum() / self.held.sum()
+
+    def jacobian(self, weights: Tensor, ridge: Tensor) -> Tensor:
+        """Of `slope` by the weights: (folds, sets · width, sets · width)."""
+        margin = self.margin(weights).detach().requires_grad_()
+        mass = self.response.mass(margin, self.own)
+        blocks = (
+            self._of_one_set(margin, mass) if self.response.sets == 1 else self._of_sets(margin.detach(), mass.detach())
+        )
+        free = self.free[:, None].expand_as(weights).flatten(1)
+        whole = blocks + torch.diag_embed(ridge.flatten(1))
+        whole = whole * free[:, :, None] * free[:, None, :] + torch.diag_embed(1 - free)
+        if self.response.sets > 1:  # one number added to all classes' weights of a column changes no probability
+            same = torch.eye(weights.shape[2]).to(whole).repeat(self.response.sets, self.response.sets)
+            whole = whole + same * free[:, :, None] * free[:, None, :]
+        return whole
+
+    def _of_one_set(self, margin: Tensor, mass: Tensor) -> Tensor:
+        slope = self.response.slope(margin, self.label, self.own)
+        (curve,) = torch.autograd.grad(slope.sum(), margin, retain_graph=True)
+        shifts = torch.autograd.grad(mass.sum(), margin)[0] if mass.requires_grad else None
+        blocks = []
+        for fold in range(self.folds):
+            block = (self.z * curve[:, fold]).T @ self.z / mass[fold].detach()
+            if shifts is not None:  # the mass moves with the weights
+                pull = self.z.T @ slope[:, fold, 0].detach()
+                block = block - torch.outer(pull, self.z.T @ shifts[:, fold, 0]) / mass[fold].detach().square()
+            blocks.append(block)
+        return torch.stack(blocks)
+
+    def _of_sets(self, margin: Tensor, mass: Tensor) -> Tensor:
+        p, sets, width = margin.softmax(2), self.response.sets, self.z.shape[1]
+        h = self.z.new_empty(self.folds, sets, width, sets, width)
+        for fold in range(self.folds):
+            for k in range(sets):
+                for m in range(k, sets):
+                    curve = p[:, fold, k] * (float(k == m) - p[:, fold, m]) * self.own[:, fold] / mass[fold]
+                    h[fold, k, :, m] = h[fold, m, :, k] = (self.z * curve[:, None]).T @ self.z
+        return h.reshape(self.folds, sets * width, sets * width)
+
+    def at_once(self, penalties: Sequence[float]) -> list[list[Solution]]:
+        """Spark's models with one penalty for all columns, [penalty][fold]."""
+        settings = [replace(self.setting, regParam=penalty) for penalty in penalties]
+        if self.kind == "LinearRegression":
+            return linear(self.chunks, settings, self.folds)
+        if self.kind == "LogisticRegression":
+            return logistic(self.chunks, settings, self.folds, self.classes)
+        return generalized(self.chunks, settings, self.folds)
+
+    def weights_of(self, solutions: Sequence[Solution]) -> Tensor:
+        """Models of all folds in units of the table."""
+        matrix = torch.stack([s.coefficients.reshape(self.response.sets, -1) for s in solutions])
+        shift = torch.stack([s.intercept.reshape(self.response.sets) for s in solutions])
+        if not self.table.intercept:
+            return matrix * self.table.scale
+        return torch.cat([matrix * self.table.scale, (shift + matrix @ self.table.centre)[:, :, None]], 2)
+
+    def solutions(self, weights: Tensor) -> list[Solution]:
+        """The folds' models as Spark holds them."""
+        d, several = len(self.table.scale), self.response.sets > 1
+        matrix = weights[:, :, :d] / self.table.scale
+        shift = (
+            weights[:, :, -1] - matrix @ self.table.centre
+            if self.table.intercept
+            else matrix.new_zeros(matrix.shape[:2])
+        )
+        shift = shift - shift.mean(1, keepdim=True) if several else shift
+        return [
+            Solution(m if several else m[0], s if several else s[0], torch.nan, True)
+            for m, s in zip(matrix, shift, strict=True)
+        ]
+
+
+def linear_model(
+    kind: str, chunks: Chunks, setting: Setting, folds: int, group: Tensor, classes: int = 0
+) -> Linear | None:
+    """A model with one penalty for each group of columns; None if the rows cannot be used.
+
+    Args:
+        kind: the name of Spark's estimator.
+        folds: how often the model is fitted, each time without the rows of one fold; 1 for one split.
+        group: (d,), numbers from 0 on.
+        classes: of a LogisticRegression.
+    """
+    found = moments(chunks, folds, classes)
+    if not found.usable or (classes and not bool((found.classes > 0).all())):
+        return None
+    # Rows stay in memory: they are read at each step.
+    rows = table(chunks, folds, found, intercept=setting.fitIntercept, memory=2**62)
+    (block,) = rows.blocks()
+    fold = torch.cat([chunk.fold for chunk in chunks()])
+    weight = torch.cat([chunk.weight for chunk in chunks()])
+    held = weight[:, None] * (fold[:, None] == torch.arange(folds))
+    response = response_of(kind, setting, classes)
+    label = block.label - block.offset if isinstance(response, Squares) else block.label
+    offset = torch.zeros_like(label) if isinstance(response, Squares) else block.offset
+    unit = torch.zeros(folds, response.sets, rows.width, dtype=torch.float64)
+    unit[:, :, : len(rows.scale)] = units(kind, setting, found, rows, response, label, block.own)[:, None]
+    free = torch.ones(folds, rows.width, dtype=torch.float64)
+    free[:, : len(rows.scale)] = (~found.constant).to(free.dtype)
+    return Linear(
+        kind,
+        setting,
+        chunks,
+        classes,
+        response,
+        rows,
+        found,
+        block.z,
+        label,
+        offset,
+        block.own,
+        held,
+        unit,
+        free,
+        group,
+    )
+
+
+def units(
+    kind: str, setting: Setting, found: Moments, rows: Table, response: Response, label: Tensor, own: Tensor
+) -> Tensor:
+    """The weight of ½·θ² of each column at regParam 1: (folds, d)."""
+    folds = len(found.weight)
+    unbiased = found.unbiased[:, None]
+    if kind == "LogisticRegression":
+        problems = [(replace(setting, regParam=1.0, elasticNetParam=0.0), fold) for fold in range(folds)]
+        return classification.penalties(rows, found, problems, 1).ridge[:, : len(rows.scale)]
+    plain = (1 / rows.scale.square()).expand(folds, -1)
+    if not isinstance(response, Squares):
+        return plain
+    normal = kind == "GeneralizedLinearRegression"  # gaussian with identity: as LinearRegression's normal equations
+    if normal or least_squares.normal(setting, len(rows.scale)):
+        unbiased = torch.ones_like(unbiased)
+    mean = (own * label[:, None]).sum(0) / own.sum(0)
+    variance = (own * (label[:, None] - mean).square()).sum(0) / own.sum(0) * unbiased[:, 0]
+    standard = normal or setting.standardization
+    return (rows.variance * unbiased if standard else plain) / variance.sqrt()[:, None]

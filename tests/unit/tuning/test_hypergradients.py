@@ -1,0 +1,122 @@
+"""Derivatives by penalties: the implicit ones equal finite differences and unrolled ones, for every family."""
+
+import dataclasses
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from linear_rows import Rows, rows
+
+from sparkdiff.tuning.hypergradients import Linear, linear_model, point, tuned, unrolled
+from sparkdiff.tuning.solvers import Setting
+
+GROUP = torch.tensor([0, 0, 1, 2, 1])
+FAMILIES = [
+    ("LinearRegression", "auto", None),
+    ("LogisticRegression", "auto", None),
+    ("LogisticRegression", "multinomial", None),
+    ("GeneralizedLinearRegression", "gaussian", None),
+    ("GeneralizedLinearRegression", "poisson", None),
+    ("GeneralizedLinearRegression", "binomial", None),
+    ("GeneralizedLinearRegression", "binomial", "probit"),
+    ("GeneralizedLinearRegression", "gamma", "log"),
+]
+
+
+def drawn(kind: str, family: str, n: int = 160) -> tuple[Rows, int]:
+    """Labels drawn from a model of the family, with weights and three folds; a Poisson one with an offset."""
+    data, draw = rows(1, "", n), np.random.default_rng(0)
+    margin = 0.3 * data.x @ np.linspace(-1, 1, 5) / data.x.std()
+    if kind == "LogisticRegression":
+        classes = 3 if family == "multinomial" else 2
+        label = (np.stack([margin * k for k in range(classes)], 1) + draw.gumbel(size=(n, classes))).argmax(1)
+        return dataclasses.replace(data, label=label.astype(float)), classes
+    label = {
+        "auto": lambda: 50 + 10 * margin + draw.normal(size=n),
+        "gaussian": lambda: 3 + margin + draw.normal(size=n),
+        "poisson": lambda: draw.poisson(np.exp(margin)).astype(float),
+        "binomial": lambda: (draw.random(n) < 1 / (1 + np.exp(-margin))).astype(float),
+        "gamma": lambda: draw.gamma(3, np.exp(margin) / 3) + 0.01,
+    }[family]()
+    return dataclasses.replace(data, label=label, offset=draw.normal(size=n) / 10 if family == "poisson" else None), 0
+
+
+def model_of(
+    kind: str, family: str, link: str | None = None, intercept: bool = True, standardization: bool = True
+) -> Linear:
+    data, classes = drawn(kind, family)
+    setting = Setting(0.1, 0.0, intercept, standardization, family=family, link=link)
+    model = linear_model(kind, data.chunks, setting, 3, GROUP, classes)
+    assert model is not None
+    return model
+
+
+@pytest.mark.parametrize(("kind", "family", "link"), FAMILIES)
+def test_implicit_equals_finite_differences_and_unrolled(kind: str, family: str, link: str | None) -> None:
+    for intercept, standardization in itertools.product((True, False), repeat=2):
+        model = model_of(kind, family, link, intercept, standardization)
+        start = model.weights_of(model.at_once([0.1])[0])
+        logs = torch.full((3,), math.log(0.1), dtype=torch.float64)
+        slope = model.slope(start, model.ridge(logs))  # with equal penalties the solution is Spark's
+        assert float(slope.abs().max() / model.size(start)) < 1e-9
+        logs += torch.tensor([0.5, -1.0, 2.0])
+        at = point(model, logs, start)
+        assert at is not None
+        differences = torch.zeros_like(logs)
+        for g in range(3):
+            step = torch.zeros_like(logs)
+            step[g] = 1e-4
+            above, below = point(model, logs + step, at), point(model, logs - step, at)
+            assert above is not None and below is not None
+            differences[g] = (above.loss - below.loss) / 2e-4
+        loss, through_steps = unrolled(model, logs, start, 40)
+        assert float(loss) == pytest.approx(at.loss, rel=1e-8)
+        scale = float(at.gradient.abs().max())
+        assert at.gradient.numpy() == pytest.approx(differences.numpy(), abs=1e-5 * scale)
+        assert at.gradient.numpy() == pytest.approx(through_steps.numpy(), abs=1e-4 * scale)
+
+
+@pytest.mark.parametrize(("kind", "family"), [("LinearRegression", "auto"), ("LogisticRegression", "multinomial")])
+def test_a_penalty_per_group_is_a_scale_of_columns(kind: str, family: str) -> None:
+    """What the estimator that is shipped relies on: Spark's own fit of scaled columns has these weights."""
+    model = model_of(kind, family)
+    logs = torch.tensor([-1.0, 0.5, -3.0], dtype=torch.float64)
+    at = point(model, logs, model.weights_of(model.at_once([0.1])[0]))
+    assert at is not None
+    scale = model.scale_of_columns(logs, 0.1)[0]
+    data, classes = drawn(kind, family)
+    setting = dataclasses.replace(model.setting, standardization=False)
+    scaled = dataclasses.replace(data, x=data.x * scale.numpy())
+    other = linear_model(kind, scaled.chunks, setting, 3, torch.zeros(5, dtype=torch.long), classes)
+    assert other is not None
+    expected = other.at_once([0.1])[0][0]
+    found = model.solutions(at.weights)[0]
+    assert found.coefficients.numpy() == pytest.approx((expected.coefficients * scale).numpy(), rel=1e-7, abs=1e-9)
+    assert found.intercept.numpy() == pytest.approx(expected.intercept.numpy(), rel=1e-7, abs=1e-9)
+
+
+def test_penalties_find_the_columns_that_matter() -> None:
+    """Of 40 columns 3 matter; one penalty for all of them is worse on new rows."""
+    draw = np.random.default_rng(0)
+    x = draw.normal(size=(600, 40))
+    x[:, 39] = 1.0  # a constant column has no weight
+    y = x[:, :3].sum(1) + draw.normal(size=600)
+    fold = np.arange(600) % 3 - 1
+    group = torch.tensor([0] * 3 + [1] * 37)
+    tuning = Rows(x[fold < 1], y[fold < 1], np.ones((fold < 1).sum()), fold[fold < 1])
+    model = linear_model("LinearRegression", tuning.chunks, Setting(), 1, group)
+    assert model is not None
+    found = tuned(model, [0.01, 0.1, 1.0], steps=30)
+    assert found is not None
+    kept, others = found.best.logs.tolist()
+    assert others > kept + 2
+    assert found.best.loss == min(found.losses) < found.single.loss
+
+    def error(weights: torch.Tensor) -> float:
+        solution, new = model.solutions(weights)[0], fold == 1
+        return float(((x[new] @ solution.coefficients.numpy() + float(solution.intercept) - y[new]) ** 2).mean())
+
+    assert error(found.best.weights) < error(found.single.weights)
+    assert model.solutions(found.best.weights)[0].coefficients[39] == 0
