@@ -21,6 +21,9 @@ from sparkdiff.tuning.fits import Outcome, Task, inside
 from sparkdiff.tuning.folds import Folds
 from sparkdiff.tuning.searching import outcomes
 
+TIE = 1e-12
+"""Metrics that are closer than this, relative to the best one, are equal: Spark's sums differ by that from run to run."""
+
 
 class _Search(Params):
     """What both classes share. Each is a subclass of pyspark's, is saved as pyspark's, and fits pyspark's model."""
@@ -217,7 +220,10 @@ def _check_evaluator(evaluator: Any) -> None:
 
 
 def best_of(metrics: Sequence[float], larger: bool) -> int:
-    """The setting that wins. One whose metric is NaN cannot; numpy's argmax, which Spark takes, would choose it."""
+    """The setting that wins, the first one of those with equal metrics.
+
+    One whose metric is NaN cannot; numpy's argmax, which Spark takes, would choose it.
+    """
     undefined = [i for i, metric in enumerate(metrics) if math.isnan(metric)]
     if undefined:
         warnings.warn(
@@ -227,4 +233,5 @@ def best_of(metrics: Sequence[float], larger: bool) -> int:
         )
     if len(undefined) == len(metrics):
         return 0
-    return int(np.nanargmax(metrics) if larger else np.nanargmin(metrics))
+    best = np.nanmax(metrics) if larger else np.nanmin(metrics)
+    return int(np.argmax(np.isclose(metrics, best, rtol=TIE, atol=0)))

@@ -80,6 +80,7 @@ def explained(task: Task, folds: int, own: bool = True) -> Explanation:
             if judged
             else f"{type(task.evaluator).__name__} is computed by Spark"
         )
+        told += tails.notes(task)
     fits = sum(s["fits"] for s in stages)
     return Explanation(
         len(task.maps), folds, task.sparks_fits * folds, fits * folds, solved * folds, stages, (*told, *reasons)

@@ -4,8 +4,21 @@ optimum (of `Setting`s on `Chunk`s), `unsolved` says which settings are left to 
 
 from sparkdiff.tuning.solvers.classification import logistic
 from sparkdiff.tuning.solvers.least_squares import linear
-from sparkdiff.tuning.solvers.limits import unsolved
+from sparkdiff.tuning.solvers.limits import WIDEST, unsolved
 from sparkdiff.tuning.solvers.problem import Chunk, Chunks, Facts, Setting, Solution
 from sparkdiff.tuning.solvers.reweighting import generalized
+from sparkdiff.tuning.solvers.threads import threads_for
 
-__all__ = ["Chunk", "Chunks", "Facts", "Setting", "Solution", "generalized", "linear", "logistic", "unsolved"]
+__all__ = [
+    "WIDEST",
+    "Chunk",
+    "Chunks",
+    "Facts",
+    "Setting",
+    "Solution",
+    "generalized",
+    "linear",
+    "logistic",
+    "threads_for",
+    "unsolved",
+]

@@ -34,7 +34,7 @@ def logistic(
             if chosen and fits:
                 rows = table(chunks, folds, found, intercept=intercept, memory=memory)
                 problems = [(i, f) for i in chosen for f in fits]
-                for some in batches(problems, sets * rows.width, memory):
+                for some in batches(problems, sets * rows.width):
                     solved = together(rows, found, [(settings[i], f) for i, f in some], sets)
                     answers.update(zip(some, solved, strict=True))
     return [
@@ -55,9 +55,9 @@ def failed(found: Moments, sets: int) -> Solution:
     )
 
 
-def batches(problems: list[tuple[int, int]], parameters: int, memory: int) -> list[list[tuple[int, int]]]:
+def batches(problems: list[tuple[int, int]], parameters: int) -> list[list[tuple[int, int]]]:
     """As many at once as have room for a few matrices each."""
-    size = at_once(parameters, memory)
+    size = at_once(parameters)
     return [problems[i : i + size] for i in range(0, len(problems), size)]
 
 

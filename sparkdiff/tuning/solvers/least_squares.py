@@ -8,6 +8,7 @@ from torch import Tensor
 from sparkdiff.tuning.solvers import quadratic
 from sparkdiff.tuning.solvers.moments import Moments, gram, moments
 from sparkdiff.tuning.solvers.problem import Chunks, Setting, Solution
+from sparkdiff.tuning.solvers.rows import MATRICES
 
 NORMAL_COLUMNS = 4096
 """With more columns than this Spark's solver `auto` is l-bfgs."""
@@ -20,11 +21,12 @@ def linear(chunks: Chunks, settings: list[Setting], folds: int) -> list[list[Sol
     found = moments(chunks, folds)
     if not found.usable:
         return [[failed(found) for _ in range(folds)] for _ in settings]
-    sums = gram(chunks, folds, found)
     columns: list[list[Solution]] = [[] for _ in settings]
-    for fold in range(folds):
-        for place, solution in enumerate(of_fold(sums[fold], settings, found, fold)):
-            columns[place].append(solution)
+    size = max(MATRICES // (8 * (len(found.centre) + 2) ** 2) - 1, 1)
+    for first in range(0, folds, size):
+        for fold, sums in gram(chunks, range(first, min(first + size, folds)), found):
+            for place, solution in enumerate(of_fold(sums, settings, found, fold)):
+                columns[place].append(solution)
     return columns
 
 

@@ -1,5 +1,6 @@
 """Sums over the rows that each fold trains on: weights, means, standard deviations, which columns are constant."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -116,19 +117,24 @@ def left_out(sums: Tensor) -> Tensor:
     return torch.stack([sums[[g for g in range(len(sums)) if g != f]].sum(0) for f in range(len(sums) - 1)])
 
 
-def gram(chunks: Chunks, folds: int, found: Moments) -> Tensor:
-    """Weighted sums of products of the columns, the label and one, each moved and scaled: (folds, d + 2, d + 2)."""
-    sums: Tensor | None = None
+def gram(chunks: Chunks, folds: range, found: Moments) -> Iterator[tuple[int, Tensor]]:
+    """For each of these folds the weighted sums of products of the columns, the label and one, each moved and scaled:
+    (d + 2, d + 2), over the rows that it trains on.
+    """
+    size = len(found.centre) + 2
+    sums = torch.zeros(len(folds) + 1, size, size, dtype=torch.float64)  # the last one: rows that all of them train on
     for chunk in chunks():
         z = augmented(chunk, found)
-        if sums is None:
-            sums = z.new_zeros(folds + 1, z.shape[1], z.shape[1])
-        for group in range(folds + 1):
-            rows = (chunk.fold == group) if group < folds else (chunk.fold < 0)
+        for place, group in enumerate([*folds, None]):
+            rows = (chunk.fold < folds.start) | (chunk.fold >= folds.stop) if group is None else chunk.fold == group
             own = z[rows]
-            sums[group].addmm_((own * chunk.weight[rows, None]).T, own)
-    assert sums is not None
-    return left_out(sums)
+            sums[place].addmm_((own * chunk.weight[rows, None]).T, own)
+    for place, fold in enumerate(folds):
+        total = torch.zeros(size, size, dtype=torch.float64)
+        for other in range(len(sums)):
+            if other != place:
+                total += sums[other]
+        yield fold, total
 
 
 def augmented(chunk: Chunk, found: Moments) -> Tensor:

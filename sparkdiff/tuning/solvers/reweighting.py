@@ -56,7 +56,7 @@ def of_kind(chunks: Chunks, settings: list[Setting], folds: int, found: Moments,
         return nothing
     rows = table(chunks, folds, found, intercept=settings[0].fitIntercept, memory=memory)
     problems = [(s, f) for s in settings for f in range(folds)]
-    size = at_once(rows.width, memory)
+    size = at_once(rows.width)
     solved = [
         solution
         for i in range(0, len(problems), size)

@@ -13,13 +13,15 @@ CACHE = 2**18
 """Numbers that fit into a processor's cache beside others."""
 
 
-MATRICES = 2**28
-"""Bytes for matrices where rows may have less."""
+MATRICES = 2**29
+"""Bytes for the matrices of problems that are solved together."""
+SAMPLE = 2**28
+"""Bytes for rows that are kept beside the others."""
 
 
-def at_once(parameters: int, memory: int) -> int:
+def at_once(parameters: int) -> int:
     """How many problems have room for a few matrices each."""
-    return max(int(max(memory, MATRICES) / (8 * 4 * parameters**2)), 1)
+    return max(int(MATRICES / (8 * 4 * parameters**2)), 1)
 
 
 @dataclass(frozen=True)
@@ -86,9 +88,10 @@ def table(chunks: Chunks, folds: int, found: Moments, *, intercept: bool, memory
             yield whole
 
     sums = [torch.zeros(folds, d, dtype=torch.float64) for _ in range(2)]
+    near = (found.centre - centre) / scale  # squares of numbers far from 0 would hide the variance
     for each in blocks():
         for part in each.parts(max(CACHE // d, 64)):
-            columns = part.z[:, :d]
+            columns = part.z[:, :d] if intercept else part.z - near
             sums[0] += part.own.T @ columns
             sums[1] += part.own.T @ columns.square()
     first, second = (s / found.weight[:, None] for s in sums)
@@ -111,8 +114,8 @@ def together(blocks: Iterator[Block], rows: int) -> Block:
 
 
 def sample(source: Table, rows: int) -> Block:
-    """About so many rows, the same ones at each call; all if there are few more."""
-    share = rows / source.rows
+    """About so many rows, if there is room, the same ones at each call; all if there are few more."""
+    share = min(rows, SAMPLE // (8 * source.width)) / source.rows
     draw = torch.Generator().manual_seed(0)
     taken = []
     for block in source.blocks():

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
+from sparkdiff.tuning.cached_rows import Piece, _far
+from sparkdiff.tuning.cross_validation import best_of
 from sparkdiff.tuning.scores import _binary, _finite
 from sparkdiff.tuning.solvers import Facts, Setting, unsolved
-from sparkdiff.tuning.solvers.problem import Chunk
-from sparkdiff.tuning.tails import _far
 
 F64 = torch.float64
 Y = torch.tensor([1.0, 0, 1, 0, 1, 0], dtype=F64)
@@ -28,6 +28,15 @@ def test_a_large_score_beside_small_ones_is_left_to_spark() -> None:
     rare = torch.cat([torch.tensor([0.9], dtype=F64), 1e-14 * SCORES[1:]])
     assert math.isnan(value(rare, ones))
     assert value(SCORES.round(decimals=0), ones) == 0.5  # equal scores are no reason
+
+
+def test_of_equal_metrics_the_first_wins() -> None:
+    assert best_of([0.7, 0.8, 0.8 * (1 + 1e-15), 0.1], True) == 1
+    assert best_of([0.7, 0.8, 0.8 * (1 + 1e-9), 0.1], True) == 2
+    assert best_of([0.3, 0.2 * (1 + 1e-15), 0.2], False) == 1
+    assert best_of([-1.0, 0.0, 1e-300], True) == 2
+    assert best_of([1.0, math.inf, math.inf], True) == 1
+    assert best_of([-math.inf, 1.0], True) == 1
 
 
 def test_a_row_of_weight_0_is_a_point_of_spark_s_curves() -> None:
@@ -55,11 +64,11 @@ def test_what_only_one_fold_holds_out_and_lies_far_away() -> None:
     fold, ones = torch.arange(30) % 3, torch.ones(30, dtype=F64)
 
     def far(x: torch.Tensor, label: torch.Tensor, *, labels: bool = True) -> str:
-        chunks = [
-            Chunk(x[:17], label[:17], ones[:17], None, fold[:17]),
-            Chunk(x[17:], label[17:], ones[17:], None, fold[17:]),
+        pieces = [
+            Piece(x[:17], label[:17], ones[:17], None, fold[:17], ones[:17], ones[:17]),
+            Piece(x[17:], label[17:], ones[17:], None, fold[17:], ones[17:], ones[17:]),
         ]
-        cache: Any = SimpleNamespace(chunks=lambda: iter(chunks), width=2)
+        cache: Any = SimpleNamespace(pieces=lambda: iter(pieces), width=2)
         return _far(cache, 3, labels=labels)
 
     assert far(x, x[:, 0]) == ""

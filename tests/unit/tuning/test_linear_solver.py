@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings as run, strategies as st
 from linear_rows import Rows, kinds, penalty_weights, rows, seeds, subgradient
 
-from sparkdiff.tuning.solvers import Setting, Solution, linear
+from sparkdiff.tuning.solvers import Setting, Solution, least_squares, linear
 
 
 def slope(of: Rows, setting: Setting, solution: Solution) -> float:
@@ -59,6 +59,15 @@ def test_without_penalty() -> None:
         assert torch.cat([solution.coefficients, solution.intercept[None]]).numpy() == pytest.approx(expected, abs=1e-9)
     [models] = linear(rows(0, "collinear").chunks, [Setting()], 3)
     assert not any(m.converged for m in models)  # the model isn't determined: Spark's choice counts
+
+
+def test_matrices_of_many_folds_come_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, grid = rows(0, "plain"), [Setting(0.1), Setting(0.1, 0.5)]
+    expected = linear(data.chunks, grid, 3)
+    monkeypatch.setattr(least_squares, "MATRICES", 0)
+    for some, others in zip(linear(data.chunks, grid, 3), expected, strict=True):
+        for one, other in zip(some, others, strict=True):
+            assert one.coefficients.numpy() == pytest.approx(other.coefficients.numpy(), abs=1e-12)
 
 
 def test_what_is_left_to_spark() -> None:

@@ -6,6 +6,8 @@ from hypothesis import given, settings as run, strategies as st
 from linear_rows import Rows, kinds, penalty_weights, rows, seeds, subgradient
 
 from sparkdiff.tuning.solvers import Facts, Setting, Solution, classification, logistic, unsolved
+from sparkdiff.tuning.solvers.moments import moments
+from sparkdiff.tuning.solvers.rows import table
 
 
 def labelled(seed: int, kind: str, classes: int, n: int = 160) -> Rows:
@@ -76,6 +78,18 @@ def test_ways_to_the_optimum(monkeypatch: pytest.MonkeyPatch) -> None:
                     unit = data.x.std(0)
                     assert one.coefficients.numpy() * unit == pytest.approx(other.coefficients.numpy() * unit, abs=1e-5)
         monkeypatch.undo()
+
+
+def test_deviations_of_numbers_far_from_zero() -> None:
+    """Without an intercept columns aren't moved, but their deviation is that of the moved ones."""
+    data = labelled(3, "plain", 2)
+    far = Rows(data.x * 1e-3 + 1e5, data.label, data.weight, data.fold)
+    for intercept in (True, False):
+        rows = table(far.chunks, 3, moments(far.chunks, 3, 2), intercept=intercept, memory=2**30)
+        for fold in range(3):
+            own = far.training(fold)
+            expected = own.deviations(unbiased=False)
+            assert (rows.variance[fold].sqrt() * rows.scale).numpy() == pytest.approx(expected, rel=1e-6)
 
 
 def test_without_penalty() -> None:

@@ -3,17 +3,19 @@
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from pyspark.ml.linalg import VectorUDT
 from pyspark.sql.types import DoubleType, StringType, StructField, StructType
 from torch import Tensor
 
-from sparkdiff.pipeline.columns import write_columns
+from sparkdiff.pipeline.columns import VECTOR, to_arrow, write_columns
 from sparkdiff.rows import SparseRows
-from sparkdiff.tuning import tails
+from sparkdiff.tuning import cached_rows
+from sparkdiff.tuning.cached_rows import Cache, Reads, Seen, cannot_read, classes_told, look, width_told
 from sparkdiff.tuning.solvers import Setting
-from sparkdiff.tuning.tails import Cache, Reads, cannot_read, classes_told, look
 
 ROWS = 12
 FOLD = torch.arange(ROWS) % 3
@@ -43,13 +45,14 @@ def test_rows_come_back_in_order_from_memory_or_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_memory: bool
 ) -> None:
     if not in_memory:
-        monkeypatch.setattr(tails, "MEMORY", 0)
-        monkeypatch.setattr(tails, "PIECE", 3 * 8 * 2)
+        monkeypatch.setattr(cached_rows, "HELD", 0)
+        monkeypatch.setattr(cached_rows, "PIECE", 3 * 8 * 2)
     found = cache(tmp_path / "rows", offset=True)
-    assert (found.count, found.width, found.held is not None) == (ROWS, 3, in_memory)
+    assert (found.count, found.width, found.stored) == (ROWS, 3, 3 * ROWS)
     for _ in range(2):
         chunks = [*found.chunks()]
         assert len(chunks) == (2 if in_memory else 7)
+        assert (found.held is not None) == in_memory
         assert torch.equal(torch.cat([c.x for c in chunks])[:, 0], torch.arange(ROWS).double() * 3)
         assert torch.equal(torch.cat([c.fold for c in chunks]), FOLD)
         offsets: list[Tensor] = [c.offset for c in chunks if c.offset is not None]
@@ -88,6 +91,35 @@ def test_what_a_first_look_leaves_to_spark(
     assert seen.classes == (2 if kind == "LogisticRegression" and not problem else 0)
 
 
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_vectors_that_are_null_or_of_different_widths_are_left_to_spark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_memory: bool
+) -> None:
+    if not in_memory:
+        monkeypatch.setattr(cached_rows, "HELD", 0)
+    two = to_arrow(torch.ones(5, 2, dtype=torch.float64))
+    for number, (file, last, problem) in enumerate(
+        (
+            (0, pa.nulls(5, VECTOR), "rows hold nulls"),
+            (1, pa.nulls(ROWS - 5, VECTOR), "rows hold nulls"),
+            (0, two, "a vector column holds vectors of 2 and of 3 entries, so Spark decides what to do"),
+        )
+    ):
+        folder = tmp_path / str(number)
+        cache(folder)
+        path = folder / f"part-{file}.parquet"
+        pq.write_table(pq.read_table(path).set_column(0, "v0", last), path)
+        seen = look(Cache(folder, False), "LogisticRegression", [Setting()], 3, None)
+        assert seen.problem.startswith(problem)
+
+
+def test_metadata_that_name_fewer_classes_than_there_are_leave_the_rows_to_spark(tmp_path: Path) -> None:
+    rows = cache(tmp_path / "rows")
+    assert look(rows, "LogisticRegression", [Setting()], 3, 2) == Seen("", 2)
+    assert look(rows, "LogisticRegression", [Setting()], 3, 1).problem.startswith("the label's metadata name 1 classes")
+    assert look(rows, "LogisticRegression", [Setting()], 3, 3).problem.startswith("a class is missing")
+
+
 def test_columns_that_are_left_to_spark() -> None:
     schema = StructType([
         StructField("x", VectorUDT()), StructField("y", DoubleType()), StructField("s", StringType()),
@@ -100,3 +132,12 @@ def test_columns_that_are_left_to_spark() -> None:
     assert cannot_read(schema, Reads("x", "y", "", ""), ["prediction", "s"]).startswith("s is there already")
     assert classes_told(schema, "kind") == 3
     assert classes_told(schema, "y") is None
+
+
+def test_the_width_is_told_by_metadata() -> None:
+    def told(metadata: dict[str, Any]) -> int | None:
+        return width_told(StructType([StructField("x", VectorUDT(), True, metadata)]), "x")
+
+    assert told({}) is None
+    assert told({"ml_attr": {"num_attrs": 262144}}) == 262144
+    assert told({"ml_attr": {"attrs": {"numeric": [{"idx": 0}, {"idx": 2}], "binary": [{"idx": 1}]}}}) == 3

@@ -1,0 +1,274 @@
+"""The rows that reach a linear last stage: written once, read from files or memory, and what a first pass finds in them."""
+
+import functools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+from pyspark.ml.linalg import VectorUDT
+from pyspark.sql import Column, DataFrame, functions as F
+from pyspark.sql.types import NumericType, StructField, StructType
+from torch import Tensor
+
+from sparkdiff.errors import InputError
+from sparkdiff.pipeline.columns import read_plain, write_plain
+from sparkdiff.pipeline.names import named
+from sparkdiff.rows import Rows, SparseRows, dense, width
+from sparkdiff.tuning.scores import Judge
+from sparkdiff.tuning.solvers import Chunk, Setting
+
+MEMORY = 2**30
+"""Bytes for rows, in whatever form they are in memory."""
+HELD = 2**29
+"""Bytes of rows that stay in memory as they were read; more are read anew in each pass."""
+PIECE = 2**25
+"""Bytes of features that one piece of a pass holds."""
+NARROW = 512
+"""Sparse rows of up to so many columns are made dense."""
+NEAR = 1e-4
+"""Share of a column's range that every fold's training rows have to reach, for solutions with ten digits."""
+
+Parts = Sequence[tuple[DataFrame, Column]]
+"""Rows, and the fold that each is held out of: -1 for rows of none."""
+
+
+@dataclass(frozen=True)
+class Reads:
+    """The columns of the rows that a fit and its evaluator read; "" where there is none."""
+
+    features: str
+    label: str
+    weight: str
+    offset: str
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some rows, and what the evaluator reads of them."""
+
+    x: Rows
+    label: Tensor
+    weight: Tensor
+    offset: Tensor | None
+    fold: Tensor
+    own_label: Tensor
+    own_weight: Tensor
+
+    @property
+    def chunk(self) -> Chunk:
+        return Chunk(dense(self.x), self.label, self.weight, self.offset, self.fold)
+
+
+@dataclass
+class Cache:
+    """The rows that reach a last stage, in files."""
+
+    folder: Path
+    offset: bool
+    held: list[Piece] | None = None
+
+    def __post_init__(self) -> None:
+        files = [pq.read_metadata(path) for path in sorted(self.folder.glob("part-*.parquet"))]
+        self.count = sum(file.num_rows for file in files)
+        groups = [file.row_group(i) for file in files for i in range(file.num_row_groups)]
+        columns = [group.column(i) for group in groups for i in range(group.num_columns)]
+        self.stored = sum(c.num_values for c in columns if c.path_in_schema.startswith("v0.values."))
+        """Numbers of the features that the files hold."""
+
+    @cached_property
+    def width(self) -> int:
+        """Of the first row that is no null."""
+        return next(filter(None, (width(found["v0"]) for found in read_plain(self.folder, 64))), 0)
+
+    @property
+    def sparse(self) -> bool:
+        """Whether rows are wide, and store few of their numbers."""
+        return self.width > NARROW and 4 * self.stored < self.count * self.width
+
+    @property
+    def size(self) -> int:
+        """Bytes of all rows in memory."""
+        return 16 * self.stored if self.sparse else 8 * self.count * (self.width + 6)
+
+    def pieces(self) -> Iterator[Piece]:
+        if self.held is None and self.size <= HELD:
+            self.held = [*self._read()]
+        yield from self._read() if self.held is None else self.held
+
+    def chunks(self) -> Iterator[Chunk]:
+        for piece in self.pieces():
+            yield piece.chunk
+
+    def _read(self) -> Iterator[Piece]:
+        """
+        Raises:
+            InputError: vectors have different widths.
+        """
+        each = 8 * (self.stored // max(self.count, 1) + 1 if self.sparse else max(self.width, 1))
+        for found in read_plain(self.folder, max(1, PIECE // each)):
+            x, label, weight, fold, own_label, own_weight, offset = (found[f"v{i}"] for i in range(7))
+            if width(x) != self.width:
+                if width(x):
+                    raise InputError(f"a vector column holds vectors of {self.width} and of {width(x)} entries")
+                x = torch.full((len(x), self.width), torch.nan, dtype=torch.float64)  # all of them null
+            if not self.sparse:
+                x = dense(x)
+            shift = dense(offset) if self.offset else None
+            yield Piece(
+                x, dense(label), dense(weight), shift, dense(fold).nan_to_num(-1).long(), dense(own_label), dense(own_weight)
+            )  # fmt: skip
+
+
+def written(parts: Parts, reads: Reads, judge: Judge | None, folder: Path) -> Cache:
+    """The rows, written by one job."""
+    one = F.lit(1.0)
+
+    def plain(rows: DataFrame, fold: Column) -> DataFrame:
+        return rows.select(
+            named(reads.features).alias("x"),
+            named(reads.label).cast("double").alias("label"),
+            (named(reads.weight).cast("double") if reads.weight else one).alias("weight"),
+            fold.cast("double").alias("fold"),
+            (named(judge.label).cast("double") if judge else one).alias("own_label"),
+            (named(judge.weight).cast("double") if judge and judge.weight else one).alias("own_weight"),
+            (named(reads.offset).cast("double") if reads.offset else F.lit(0.0)).alias("offset"),
+        )
+
+    rows = functools.reduce(DataFrame.union, [plain(*part) for part in parts])
+    write_plain(rows, rows.columns, folder)
+    return Cache(folder, bool(reads.offset))
+
+
+def cannot_read(schema: StructType, reads: Reads, outputs: Sequence[str] = ()) -> str:
+    """Why these columns are left to Spark; empty if they are not."""
+    fields = {field.name: field.dataType for field in schema.fields}
+    if taken := [name for name in outputs if name in fields]:
+        return f"{taken[0]} is there already, so Spark decides what to do with it"
+    if not isinstance(fields.get(reads.features), VectorUDT):
+        return f"{reads.features} is no column of vectors, so Spark decides what to do with it"
+    for name in (reads.label, reads.weight, reads.offset):
+        if name and not isinstance(fields.get(name), NumericType):
+            return f"{name} is no column of numbers, so Spark decides what to do with it"
+    return ""
+
+
+# What is told by metadata ---------------------------------------------------------------------------------------------
+
+
+def classes_told(schema: StructType, label: str) -> int | None:
+    """The number of classes in the label's metadata; None if they don't say."""
+    told = _told(schema, label)
+    if told.get("type") == "binary":
+        return 2
+    return told.get("num_vals") or (len(told["vals"]) if "vals" in told else None)
+
+
+def width_told(schema: StructType, features: str) -> int | None:
+    """The width of the vectors in a column's metadata; None if they don't say."""
+    told = _told(schema, features)
+    named_ones = sum(map(len, told.get("attrs", {}).values()))
+    return told.get("num_attrs") or named_ones or None
+
+
+def _told(schema: StructType, name: str) -> dict[str, Any]:
+    field: StructField = next(field for field in schema.fields if field.name == name)
+    return (field.metadata or {}).get("ml_attr", {})
+
+
+# A first pass ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a first pass finds in the rows."""
+
+    problem: str
+    classes: int = 0
+
+
+def look(cache: Cache, kind: str, settings: Sequence[Setting], folds: int, known_classes: int | None) -> Seen:
+    """A pass over the rows for what Spark refuses, or treats in a way of its own."""
+    try:
+        return _look(cache, kind, settings, folds, known_classes)
+    except InputError as e:  # vectors of different widths
+        return Seen(f"{e}, so Spark decides what to do")
+
+
+def _look(cache: Cache, kind: str, settings: Sequence[Setting], folds: int, known_classes: int | None) -> Seen:
+    if not cache.count:
+        return Seen("there are no rows")
+    tops, lowest, whole, held = -1.0, math.inf, True, torch.zeros(folds + 1, dtype=torch.long)
+    for p in cache.pieces():
+        x = p.x.values if isinstance(p.x, SparseRows) else p.x
+        parts = [x, p.label, p.weight, *([p.offset] if p.offset is not None else [])]
+        if not all(bool(part.isfinite().all()) for part in parts) or bool((p.weight < 0).any()):
+            return Seen("rows hold nulls, numbers that aren't finite or negative weights, so Spark decides what to do")
+        tops, lowest = max(tops, float(p.label.max())), min(lowest, float(p.label.min()))
+        whole = whole and bool((p.label == p.label.floor()).all())
+        held += torch.bincount(p.fold + 1, minlength=folds + 1)
+    if bool((held[1:] == 0).any()) or bool((held.sum() - held[1:] == 0).any()):
+        return Seen("a fold has no rows")
+    if far := _far(cache, folds, labels=kind != "LogisticRegression"):
+        return Seen(far)
+    if kind == "GeneralizedLinearRegression":
+        families = {setting.family for setting in settings}
+        if ("poisson" in families and lowest < 0) or ("gamma" in families and lowest <= 0):
+            return Seen("labels lie outside the family's range")
+        return Seen(
+            "labels lie outside the family's range" if "binomial" in families and not 0 <= lowest <= tops <= 1 else ""
+        )
+    if kind != "LogisticRegression":
+        return Seen("")
+    if not whole or lowest < 0 or tops > 1000:
+        return Seen("labels are no classes")
+    if known_classes is not None and tops >= known_classes:
+        return Seen(f"the label's metadata name {known_classes} classes, but there is a label {tops:g}: Spark decides")
+    classes = known_classes or int(tops) + 1
+    counts = torch.zeros(folds + 1, classes)
+    for p in cache.pieces():
+        counts.index_put_((p.fold + 1, p.label.long()), (p.weight > 0).to(counts.dtype), accumulate=True)
+    if classes < 2 or bool((counts.sum(0) - counts[1:] == 0).any()):
+        return Seen("a class is missing where a fold trains")
+    return Seen("", classes)
+
+
+def _far(cache: Cache, folds: int, *, labels: bool) -> str:
+    """What makes sums over all folds useless for one of them: a number that is held out of it and far from all others.
+
+    All folds share one centre and one scale of a column; what such a number adds to their sums hides the others' digits.
+    """
+    low = torch.full((folds + 1, cache.width + 1), math.inf, dtype=torch.float64)
+    high = -low
+    for p in cache.pieces():
+        for group in (p.fold + 1).unique().tolist():
+            rows = p.fold + 1 == group
+            y = p.label[rows] if labels else p.label.new_zeros(1)
+            least, most = _range(p.x, rows)
+            low[group] = torch.minimum(low[group], torch.cat([least, y.amin()[None]]))
+            high[group] = torch.maximum(high[group], torch.cat([most, y.amax()[None]]))
+    whole = high.amax(0) - low.amin(0)
+    for fold in range(folds):
+        others = [group for group in range(folds + 1) if group != fold + 1]
+        own = high[others].amax(0) - low[others].amin(0)
+        if len(far := ((own > 0) & (own < NEAR * whole)).nonzero()):
+            j = int(far[0])
+            what = "the label" if j == cache.width else f"entry {j} of the features"
+            return f"{what} reaches {1 / NEAR:g} times as far in the rows that fold {fold} holds out as in all others"
+    return ""
+
+
+def _range(x: Rows, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Smallest and largest number of each column in these rows, at least one."""
+    if not isinstance(x, SparseRows):
+        own = x[rows]
+        return own.amin(0), own.amax(0)
+    some = x.take(rows.nonzero()[:, 0])
+    zero = torch.bincount(some.indices, minlength=x.width) < len(some)  # not stored somewhere
+    least = torch.where(zero, 0.0, math.inf).to(x.dtype).scatter_reduce(0, some.indices, some.values, "amin")
+    most = torch.where(zero, 0.0, -math.inf).to(x.dtype).scatter_reduce(0, some.indices, some.values, "amax")
+    return least, most
