@@ -9,18 +9,24 @@ from pyspark.ml.linalg import DenseMatrix, Vectors
 from pyspark.mllib.linalg import Matrices as OldMatrices, Vectors as OldVectors
 
 from sparkdiff.jvm.files import read_rows, saved, table_of, write_rows
-from sparkdiff.jvm.objects import array, class_named, doubles, in_java, packages
+from sparkdiff.jvm.objects import array, class_named, doubles, in_java, longs, packages
 from sparkdiff.jvm.rebuilding import made_of, rebuild, rebuild_around, rebuilt
 from sparkdiff.jvm.sessions import model_at
 
 
-def idf(stage: Any, values: np.ndarray) -> Any:
-    """An IDFModel like `stage` with other inverse document frequencies (d,); docFreq and numDocs are kept."""
+def idf(stage: Any, values: np.ndarray, docFreq: np.ndarray | None = None) -> Any:
+    """An IDFModel like `stage` with other inverse document frequencies (d,); numDocs is kept.
+
+    Args:
+        docFreq: (d,) in how many documents each term is; None keeps the counts.
+    """
 
     def inner(java: Any) -> Any:
-        return _packages().feature.IDFModel(_vector(values), java.docFreq(), java.numDocs())
+        counts = java.docFreq() if docFreq is None else longs(docFreq)
+        return _packages().feature.IDFModel(_vector(values), counts, java.numDocs())
 
-    return rebuild_around(stage, {"idf": values}, inner)
+    counts = {} if docFreq is None else {"docFreq": docFreq.tolist()}
+    return rebuild_around(stage, {"idf": values, **counts}, inner)
 
 
 def isotonic(stage: Any, boundaries: np.ndarray, predictions: np.ndarray, rises: bool) -> Any:

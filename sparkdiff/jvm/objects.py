@@ -1,6 +1,7 @@
 """Java objects: classes by name, arrays, constructors, and the JVM's form of Python's values."""
 
 import functools
+import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -10,6 +11,8 @@ from pyspark.ml.linalg import Vectors
 
 from sparkdiff.errors import SparkdiffError
 from sparkdiff.jvm.sessions import session
+
+JACKSON = "com.fasterxml.jackson"
 
 
 def packages() -> Any:
@@ -68,6 +71,30 @@ def array(kind: Any, items: Sequence[Any]) -> Any:
 def doubles(values: Any) -> Any:
     """A double[], in one call whatever its length."""
     return in_java(Vectors.dense(np.asarray(values, np.float64))).toArray()
+
+
+def longs(values: Any) -> Any:
+    """A long[], in one call whatever its length."""
+    return mapper().readValue(json.dumps(np.asarray(values, np.int64).tolist()), class_named("[J"))
+
+
+def mapper() -> Any:
+    """Spark's own Jackson, set to look at fields: SplitData.getSplit asserts on leaves."""
+    return _set_up(packages())
+
+
+@functools.cache
+def _set_up(jvm: Any) -> Any:
+    mapper = class_named(f"{JACKSON}.databind.ObjectMapper").getConstructor(array(class_named("java.lang.Class"), []))
+    mapper = mapper.newInstance(array(class_named("java.lang.Object"), []))
+    mapper.registerModule(scala_object(f"{JACKSON}.module.scala.DefaultScalaModule"))
+
+    def constant(owner: str, name: str) -> Any:
+        return class_named(f"{JACKSON}.annotation.{owner}").getField(name).get(None)
+
+    for accessor, visibility in (("GETTER", "NONE"), ("IS_GETTER", "NONE"), ("FIELD", "ANY")):
+        mapper.setVisibility(constant("PropertyAccessor", accessor), constant("JsonAutoDetect$Visibility", visibility))
+    return mapper
 
 
 def constructor(

@@ -2,7 +2,6 @@
 JVM.
 """
 
-import functools
 import json
 import uuid
 from typing import Any
@@ -11,10 +10,18 @@ from pyspark.ml.wrapper import JavaParams
 
 from sparkdiff.jvm import files, rebuilding, sessions
 from sparkdiff.jvm.nodes import Array, Nodes
-from sparkdiff.jvm.objects import array, class_named, constructor, doubles, no_params, packages, scala_object
+from sparkdiff.jvm.objects import (
+    array,
+    class_named,
+    constructor,
+    doubles,
+    mapper,
+    no_params,
+    packages,
+    scala_object,
+)
 
 STORE = "org.apache.spark.ml.tree.DecisionTreeModelReadWrite"
-JACKSON = "com.fasterxml.jackson"
 
 
 def is_ensemble(stage: Any) -> bool:
@@ -35,7 +42,7 @@ def read(stage: Any) -> Nodes:
     trees = packages().java.util.ArrayList()
     for tree in java.trees() if is_ensemble(stage) else [java]:
         trees.add(build.build(tree.rootNode(), 0)._1())
-    return Nodes.of(json.loads(_mapper().writeValueAsString(trees), parse_constant=float))
+    return Nodes.of(json.loads(mapper().writeValueAsString(trees), parse_constant=float))
 
 
 def rebuild(stage: Any, nodes: Nodes, treeWeights: Array | None = None) -> Any:
@@ -98,37 +105,30 @@ def fitted(
     return rebuilding.made(estimator._java_obj, kind, [*made, numFeatures, *classes])
 
 
+def first(stage: Any, count: int) -> Any:
+    """A new model like a gradient-boosted one, of its first trees only; where constructors can be called."""
+    old = stage.copy()
+    java, lang = old._java_obj, packages().java.lang
+    trees = java.trees()
+    kept = lang.reflect.Array.newInstance(trees[0].getClass(), count)
+    lang.System.arraycopy(trees, 0, kept, 0, count)
+    weights = doubles(old.treeWeights[:count])
+    new = rebuilding.made_of(old, kept, weights, java.numFeatures(), *_classes(java))
+    return old._copyValues(new._resetUid(stage.uid))
+
+
 def roots(nodes: Nodes, impurity: str) -> list[Any]:
     """The root of each tree as a Java object, given the impurity of the nodes' statistics ("variance" for a
     regression).
     """
     kind = class_named(f"[[L{STORE}$NodeData;")
-    trees = _mapper().readValue(json.dumps(nodes.records()), kind)
+    trees = mapper().readValue(json.dumps(nodes.records()), kind)
     build = scala_object(STORE)
     return [build.buildTreeFromNodes(tree, impurity) for tree in trees]
 
 
 def _classes(java: Any) -> list[int]:
     return [java.numClasses()] if java.hasParam("probabilityCol") else []
-
-
-def _mapper() -> Any:
-    """Spark's own Jackson, set to look at fields: SplitData.getSplit asserts on leaves."""
-    return _set_up(packages())
-
-
-@functools.cache
-def _set_up(jvm: Any) -> Any:
-    mapper = class_named(f"{JACKSON}.databind.ObjectMapper").getConstructor(array(class_named("java.lang.Class"), []))
-    mapper = mapper.newInstance(array(class_named("java.lang.Object"), []))
-    mapper.registerModule(scala_object(f"{JACKSON}.module.scala.DefaultScalaModule"))
-
-    def constant(owner: str, name: str) -> Any:
-        return class_named(f"{JACKSON}.annotation.{owner}").getField(name).get(None)
-
-    for accessor, visibility in (("GETTER", "NONE"), ("IS_GETTER", "NONE"), ("FIELD", "ANY")):
-        mapper.setVisibility(constant("PropertyAccessor", accessor), constant("JsonAutoDetect$Visibility", visibility))
-    return mapper
 
 
 # Without a JVM ----------------------------------------------------------------------------------------------------------

@@ -4,10 +4,11 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sparkdiff.tuning import tails
+from sparkdiff.tuning import shared_fits, tails
 from sparkdiff.tuning.fits import Task
 from sparkdiff.tuning.scores import judge_of
 from sparkdiff.tuning.searching import why_not_at_once
+from sparkdiff.tuning.trie import Fit
 
 
 @dataclass(frozen=True)
@@ -55,15 +56,17 @@ def explained(task: Task, folds: int, own: bool = True) -> Explanation:
             len(task.maps), folds, fits, fits, 0, (), ("Spark Connect: pyspark's own class makes all fits",)
         )
     why, last = why_not_at_once(task), len(task.stages) - 1
-    reasons = Counter({why: task.fits}) if why else Counter(a.why for a in tails.asked(task).values())
-    solved = reasons.pop("", 0)
-    counts = Counter(fit.position for fit in task.root.below())
+    asked = {} if why else tails.asked(task)
+    reasons = [*dict.fromkeys(one.why for one in asked.values() if one.why)] if asked else [why]
+    at_once = {fit for fit, one in asked.items() if not one.why}
+    counts, shared = _fits(task, at_once)
+    solved = len(at_once)
     stages = tuple(
         {
             "stage": type(stage).__name__,
             "uid": stage.uid,
             "sparkFits": len(task.maps) if task.estimates(i) else 0,
-            "fits": (counts[i] - (solved if i == last else 0)) if task.estimates(i) else 0,
+            "fits": counts[i],
             "solvedAtOnce": solved if i == last else 0,
         }
         for i, stage in enumerate(task.stages)
@@ -83,5 +86,23 @@ def explained(task: Task, folds: int, own: bool = True) -> Explanation:
         told += tails.notes(task)
     fits = sum(s["fits"] for s in stages)
     return Explanation(
-        len(task.maps), folds, task.sparks_fits * folds, fits * folds, solved * folds, stages, (*told, *reasons)
+        len(task.maps),
+        folds,
+        task.sparks_fits * folds,
+        fits * folds,
+        solved * folds,
+        stages,
+        (*told, *shared, *reasons),
     )
+
+
+def _fits(task: Task, at_once: set[Fit]) -> tuple[Counter[int], list[str]]:
+    """How many fits a fold takes, by the stage's position, but for those solved at once; and what settings share."""
+    counts: Counter[int] = Counter()
+    shared: list[str] = []
+    for place in task.ways_to_fits():
+        stage = task.stages[place.after[0].position]
+        fits = [fit for fit in place.after if fit not in at_once]
+        counts[place.after[0].position] += len(shared_fits.groups(stage, fits))
+        shared += shared_fits.told(stage, fits)
+    return counts, [*dict.fromkeys(shared)]

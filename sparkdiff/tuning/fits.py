@@ -12,9 +12,8 @@ from pyspark.ml import Estimator, Pipeline, PipelineModel, Transformer
 from pyspark.ml.param import Params
 from pyspark.sql import DataFrame
 
-from sparkdiff import jvm
 from sparkdiff.errors import InputError, kind_of
-from sparkdiff.tuning import trie
+from sparkdiff.tuning import shared_fits, trie
 from sparkdiff.tuning.trie import Fit
 
 TAKES_SESSION = "session" in str(inspect.signature(inheritable_thread_target)).lower()
@@ -105,7 +104,15 @@ class Task:
     @property
     def fits(self) -> int:
         """How many fits a fold takes."""
-        return sum(self.estimates(fit.position) for fit in self.root.below())
+        return sum(
+            len(shared_fits.groups(self.stages[place.after[0].position], place.after)) for place in self.ways_to_fits()
+        )
+
+    def ways_to_fits(self) -> Iterator[Fit]:
+        """The places of the trie where the next stage is fitted."""
+        for place in (self.root, *self.root.below()):
+            if place.after and self.estimates(place.after[0].position):
+                yield place
 
     @property
     def sparks_fits(self) -> int:
@@ -162,7 +169,7 @@ class Fold:
             branches = [Branch(self.task.root, self.cached(train), self.cached(validation))]
             for position in range(len(self.task.stages) - 1):
                 steps = [step for branch in branches for step in self.steps(branch, position)]
-                branches = [*self.at_once(steps)]
+                branches = [*self.at_once(steps, train)]
             for fit, metric, model in self.ends(branches):
                 for setting in fit.settings:
                     out.metrics[setting] = metric
@@ -188,12 +195,14 @@ class Fold:
             return branch.fit, metric, self.task.assembled(branch.models) if self.keeps else None
 
         steps = [step for branch in branches for step in self.steps(branch, position)]
-        yield from self.at_once([lambda step=step: ended(step) for step in steps])  # type: ignore[misc]
+        ends = [lambda step=step: ended(step) for step in steps]  # type: ignore[misc]
+        yield from self.at_once(ends, branches[0].train)
 
-    def at_once(self, steps: Sequence[Callable[[], Any]]) -> Iterator[Any]:
+    def at_once(self, steps: Sequence[Callable[[], Any]], rows: DataFrame) -> Iterator[Any]:
+        """What the steps return, which read these rows."""
         inherit = inheritable_thread_target
         if TAKES_SESSION:
-            inherit = inheritable_thread_target(jvm.session())
+            inherit = inheritable_thread_target(rows.sparkSession)
         yield from self.threads.imap_unordered(lambda step: step(), [inherit(step) for step in steps])
 
     def steps(self, branch: Branch, position: int) -> list[Callable[[], Branch]]:
@@ -201,6 +210,9 @@ class Fold:
         stage, children = self.task.stages[position], branch.fit.after
         if not self.task.estimates(position):
             return [lambda fit=fit: self.beyond(branch, fit, stage.copy(fit.params)) for fit in children]  # type: ignore[misc]
+        if shared_fits.knows(stage):
+            found = shared_fits.models(stage, children, branch.train)
+            return [lambda fit=fit, model=model: self.beyond(branch, fit, model()) for fit, model in found]  # type: ignore[misc]
         models = stage.fitMultiple(branch.train, [fit.params for fit in children])
 
         def fitted() -> Branch:

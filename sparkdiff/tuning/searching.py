@@ -8,7 +8,7 @@ from typing import Any
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError
-from sparkdiff.tuning import tails
+from sparkdiff.tuning import shared_fits, tails
 from sparkdiff.tuning.fits import Branch, Fold, Outcome, Task
 from sparkdiff.tuning.folds import Folds
 from sparkdiff.tuning.tails import Asked, Result, Results
@@ -71,22 +71,20 @@ def _after(wanted: Mapping[Fit, Asked], fold: Fold, branch: Branch) -> Iterator[
 
 def _ends(found: Mapping[Fit, Result], fold: Fold, branch: Branch) -> Iterator[tuple[Fit, float, Any]]:
     """The last stage and the metric of each way on: by Spark, where a solution, a metric or a model is missing."""
-    task, steps = fold.task, []
+    task, stage, steps = fold.task, fold.task.stages[-1], []
+    unsolved = [fit for fit in branch.fit.after if found[fit].solution is None]
+    fitted = dict(shared_fits.models(stage, unsolved, branch.train))
 
     def step(fit: Fit, result: Result) -> tuple[Fit, float, Any]:
-        stage = task.stages[-1]
-        if result.solution is None:
-            model = stage.copy(fit.params).fit(branch.train)
-        else:
-            model = tails.model_of(stage, fit, result.solution)
+        model = fitted[fit]() if result.solution is None else tails.model_of(stage, fit, result.solution)
         if math.isnan(result.metric):
             return fit, task.evaluator.evaluate(model.transform(branch.validation, fit.params)), model
         return fit, result.metric, model
 
-    for fit in branch.fit.after:
+    for fit in dict.fromkeys([*fitted, *branch.fit.after]):
         result = found[fit]
         if fold.keeps or math.isnan(result.metric):
             steps.append(partial(step, fit, result))
         else:
             yield fit, result.metric, None
-    yield from fold.at_once(steps)
+    yield from fold.at_once(steps, branch.train)

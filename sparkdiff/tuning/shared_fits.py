@@ -1,0 +1,196 @@
+"""Fits that several settings share: these differ in Params that Spark's `fit` does not read, or in one that a single fit answers
+for all values of, such as the number of boosted trees.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from pyspark.ml import classification, feature
+from pyspark.ml.recommendation import ALS
+from pyspark.ml.regression import GBTRegressor
+from pyspark.sql import DataFrame
+
+from sparkdiff import jvm
+from sparkdiff.jvm import mllib, trees
+from sparkdiff.tuning import trie
+from sparkdiff.tuning.trie import Fit
+
+OUTPUTS = frozenset(
+    ("outputCol", "outputCols", "predictionCol", "rawPredictionCol", "probabilityCol", "leafCol")
+)  # fmt: skip
+Get = Callable[[str], Any]
+"""A Param's name -> its value in a setting."""
+
+
+@dataclass(frozen=True)
+class Derived:
+    """How a fit with one value of a Param answers for its other values.
+
+    Attributes:
+        best: the value that is fitted, of all that are asked for.
+        model: (the fitted model, another value) -> what Spark's fit with that value returns.
+        told: what that is, for `explain`.
+        able: whether it can be done for a setting.
+    """
+
+    param: str
+    best: Callable[[Iterable[Any]], Any]
+    model: Callable[[Any, Any], Any]
+    told: str
+    able: Callable[[Get], bool] = lambda get: True
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Of an estimator's class.
+
+    Attributes:
+        unread: Params that Spark's `fit` does not read: they act in the model's `transform` only.
+        derived: one more Param whose values share a fit.
+    """
+
+    unread: frozenset[str]
+    derived: Derived | None = None
+
+
+def _components(model: Any, k: int) -> Any:
+    """Spark decomposes the whole covariance, and keeps the first k components."""
+    weights = {"pc": model.pc.toArray()[:, :k], "explainedVariance": model.explainedVariance.toArray()[:k]}
+    return jvm.rebuild(model, weights)
+
+
+def _frequent(model: Any, least: int) -> Any:
+    """Terms of fewer documents have 0, which Spark takes for their number of documents too."""
+    counts = np.array(model.docFreq)
+    held = counts >= least
+    return mllib.idf(model, np.where(held, model.idf.toArray(), 0.0), np.where(held, counts, 0))
+
+
+def _boosts(get: Get) -> bool:
+    """Whether all trees are kept: rows for validation may stop a fit early, and let it drop its last trees."""
+    return not get("validationIndicatorCol") and get("maxIter") > 0 and jvm.has_constructors()
+
+
+TREES = Derived("maxIter", max, trees.first, "the first trees", _boosts)
+CUTS = OUTPUTS | {"thresholds"}
+SHARED: dict[Any, Shared] = {
+    classification.LogisticRegression: Shared(CUTS | {"threshold"}),
+    classification.LinearSVC: Shared(OUTPUTS | {"threshold"}),
+    classification.DecisionTreeClassifier: Shared(CUTS),
+    classification.RandomForestClassifier: Shared(CUTS),
+    classification.GBTClassifier: Shared(CUTS, TREES),
+    classification.NaiveBayes: Shared(CUTS),
+    classification.MultilayerPerceptronClassifier: Shared(CUTS),
+    classification.FMClassifier: Shared(CUTS),
+    GBTRegressor: Shared(OUTPUTS, TREES),
+    ALS: Shared(OUTPUTS | {"coldStartStrategy"}),
+    feature.StringIndexer: Shared(OUTPUTS | {"handleInvalid"}),
+    feature.OneHotEncoder: Shared(OUTPUTS | {"handleInvalid", "dropLast"}),
+    feature.VectorIndexer: Shared(OUTPUTS | {"handleInvalid"}),
+    feature.StandardScaler: Shared(OUTPUTS | {"withMean", "withStd"}),
+    feature.MinMaxScaler: Shared(OUTPUTS | {"min", "max"}),
+    feature.RobustScaler: Shared(OUTPUTS | {"withCentering", "withScaling"}),
+    feature.CountVectorizer: Shared(OUTPUTS | {"binary", "minTF"}),
+    feature.PCA: Shared(OUTPUTS, Derived("k", max, _components, "the first components")),
+    feature.IDF: Shared(OUTPUTS, Derived("minDocFreq", min, _frequent, "the same counts of documents")),
+}
+"""By class; an estimator of a subclass may do anything."""
+
+
+class Once:
+    """A function's value, which the first of all threads that ask computes."""
+
+    def __init__(self, make: Callable[[], Any]):
+        self.make, self.lock, self.made = make, Lock(), False
+
+    def __call__(self) -> Any:
+        with self.lock:
+            if not self.made:
+                self.value, self.made = self.make(), True
+            return self.value
+
+
+def knows(stage: Any) -> bool:
+    """Whether settings of this stage may share a fit."""
+    return type(stage) in SHARED
+
+
+def groups(stage: Any, fits: Sequence[Fit]) -> list[list[Fit]]:
+    """Settings of a stage on the same rows, those together that one fit answers for: that of the first."""
+    shared = SHARED.get(type(stage))
+    if shared is None:
+        return [[fit] for fit in fits]
+    found: dict[Any, list[Fit]] = {}
+    for fit in fits:
+        able = shared.derived is not None and shared.derived.able(_values(stage, fit))
+        names = shared.unread | ({shared.derived.param} if shared.derived and able else set())
+        rest = {param: value for param, value in fit.params.items() if param.name not in names}
+        found.setdefault((able, trie.key(rest)), []).append(fit)
+    return [_best_first(stage, shared.derived if able else None, group) for (able, _), group in found.items()]
+
+
+def _best_first(stage: Any, derived: Derived | None, group: list[Fit]) -> list[Fit]:
+    if derived is None:
+        return group
+    values = [_values(stage, fit)(derived.param) for fit in group]
+    first = values.index(derived.best(values))
+    return [group[first], *group[:first], *group[first + 1 :]]
+
+
+def models(stage: Any, fits: Sequence[Fit], rows: DataFrame) -> list[tuple[Fit, Callable[[], Any]]]:
+    """Each setting, and what returns its model: to be called once, from any thread, in this order."""
+    first, others = [], []
+    for one, *rest in groups(stage, fits):
+        fitted = Once(partial(stage.fit, rows, one.params))
+        first.append((one, fitted))
+        others += [(fit, partial(_answered, stage, one, fit, fitted)) for fit in rest]
+    return [*first, *others]
+
+
+def _answered(stage: Any, one: Fit, fit: Fit, fitted: Callable[[], Any]) -> Any:
+    """The model of a setting by the fit of another one."""
+    shared, model = SHARED[type(stage)], fitted()
+    names = shared.unread
+    if shared.derived:
+        names, value = names | {shared.derived.param}, _values(stage, fit)(shared.derived.param)
+        if value != _values(stage, one)(shared.derived.param):
+            model = shared.derived.model(model, value)
+    own = stage.copy(fit.params)
+    held = [name for name in names if model.hasParam(name)]
+    new = model.copy({model.getParam(name): own.getOrDefault(name) for name in held if own.isSet(name)})
+    for name in held:
+        if new.isSet(name) and not own.isSet(name):
+            new.clear(new.getParam(name))
+    return new
+
+
+def told(stage: Any, fits: Sequence[Fit]) -> list[str]:
+    """What settings of a stage on the same rows share, in words."""
+    out, kind = [], type(stage).__name__
+    for one, *rest in groups(stage, fits):
+        shared, both = SHARED.get(type(stage)), [one, *rest]
+        if shared is None or not rest:
+            continue
+        if shared.derived:
+            name = shared.derived.param
+            best, *others = dict.fromkeys(_values(stage, fit)(name) for fit in both)
+            if others:
+                has = f"{name}={' and '.join(map(str, others))} {'have' if len(others) > 1 else 'has'}"
+                out.append(f"{kind}: {has} {shared.derived.told} of the fit with {name}={best}")
+        if names := sorted({param.name for fit in both for param in fit.params} & shared.unread):
+            out.append(f"{kind}: settings that differ in {' and '.join(names)} only share a fit")
+    return out
+
+
+def _values(stage: Any, fit: Fit) -> Get:
+    """A setting's values; None where there is none."""
+    given = {param.name: param.typeConverter(value) for param, value in fit.params.items() if value is not None}
+
+    def get(name: str) -> Any:
+        return given.get(name, stage.getOrDefault(name) if stage.isDefined(name) else None)
+
+    return get
