@@ -100,6 +100,11 @@ def notes(task: Task) -> list[str]:
     return found
 
 
+def asked_of(stage: Any) -> Asked:
+    """What a linear estimator with its own Params asks of the solvers."""
+    return _asked(type(stage).__name__, Given(stage, {}))
+
+
 def _asked(kind: str, estimator: Given) -> Asked:
     def get(name: str, otherwise: Any = "") -> Any:
         return estimator.getOrDefault(name) if estimator.hasParam(name) and estimator.isDefined(name) else otherwise

@@ -18,6 +18,7 @@ WITHOUT_SPARK = {
     "stream": [],
     "candidates": [],
     "gpu": ["--device", "fakegpu", "--case", "small", "trees", "--candidates", "4"],
+    "hypergradients": [],
     "guard_size": ["--cells", "500 rows"],
     "guard_size_metrics": ["--cells", "f1"],
 }

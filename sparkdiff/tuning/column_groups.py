@@ -1,0 +1,128 @@
+"""Which column of the data each slot of a feature vector comes from, told by the fitted stages that made it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyspark.ml.feature import (
+    ElementwiseProduct,
+    MaxAbsScalerModel,
+    MinMaxScalerModel,
+    RobustScalerModel,
+    StandardScalerModel,
+    VectorAssembler,
+)
+from pyspark.ml.linalg import VectorUDT
+from pyspark.sql import DataFrame
+from torch import Tensor
+
+from sparkdiff.errors import InputError, did_you_mean
+from sparkdiff.pipeline.names import named
+from sparkdiff.tuning.cached_rows import width_told
+
+BY_SLOT = (ElementwiseProduct, MaxAbsScalerModel, MinMaxScalerModel, RobustScalerModel, StandardScalerModel)
+"""Each slot that they write comes from the same slot of what they read."""
+
+
+@dataclass(frozen=True)
+class Groups:
+    """A group of each slot.
+
+    Attributes:
+        names: of the groups.
+        of_slot: (d,), numbers of groups.
+    """
+
+    names: tuple[str, ...]
+    of_slot: Tensor
+
+
+def parts_of(column: str, stages: Sequence[Any]) -> list[str]:
+    """The columns that a vector is put together of, in their order."""
+    for place in reversed(range(len(stages))):
+        stage, before = stages[place], stages[:place]
+        if column not in written_by(stage):
+            continue
+        if type(stage) is VectorAssembler:
+            return [part for name in stage.getInputCols() for part in parts_of(name, before)]
+        if type(stage) in BY_SLOT:
+            return parts_of(stage.getInputCol(), before)
+        return [column]
+    return [column]
+
+
+def written_by(stage: Any) -> list[str]:
+    """The columns that a stage adds, as far as its Params name them."""
+    found = [stage.getOrDefault(p) for p in ("outputCol", "outputCols") if stage.hasParam(p) and stage.isDefined(p)]
+    return [name for one in found for name in ([one] if isinstance(one, str) else one)]
+
+
+def widths_of(columns: Sequence[str], rows: DataFrame) -> dict[str, int]:
+    """How many slots each column fills: as the schema says, else as in the first row."""
+    fields = {field.name: field for field in rows.schema.fields}
+    vectors = {name for name in columns if isinstance(fields[name].dataType, VectorUDT)}
+    found = {name: (width_told(rows.schema, name) or 0) if name in vectors else 1 for name in columns}
+    if unknown := [name for name, size in found.items() if not size]:
+        first = rows.select(*map(named, unknown)).dropna().head()
+        if first is None:
+            raise InputError(f"no row has a value in {' and '.join(unknown)}, so their number of slots is not known")
+        found |= {name: len(vector) for name, vector in zip(unknown, first, strict=True)}
+    return found
+
+
+def groups_of(asked: Any, column: str, stages: Sequence[Any], rows: DataFrame, width: int) -> Groups:
+    """The groups of a vector's slots.
+
+    Args:
+        asked: "columns", a group for each column that the vector is put together of; or name -> columns or numbers of slots,
+            where each column that no name has is a group of its own.
+        rows: with all columns that the stages write.
+
+    Raises:
+        InputError: names the group that can't be made.
+    """
+    parts = parts_of(column, stages)
+    if parts == [column] and asked == "columns":
+        raise InputError(
+            f"groups='columns': no VectorAssembler before the last stage makes {column!r}, so its slots' columns are not "
+            "known: give groups={name: [numbers of slots], ...}"
+        )
+    widths = widths_of(parts, rows)
+    slots = [part for part in parts for _ in range(widths[part])]
+    if len(slots) != width:
+        raise InputError(
+            f"{column!r} has {width} slots, its columns {', '.join(parts)} have {len(slots)} in all: give "
+            "groups={name: [numbers of slots], ...}"
+        )
+    if asked == "columns":
+        return _numbered(slots)
+    if not isinstance(asked, Mapping) or not asked:
+        raise InputError(f"groups must be 'columns' or a dict of name -> columns or numbers of slots, got {asked!r}")
+    names, taken = list(slots), dict[int, str]()
+    for name, members in asked.items():
+        for member in [members] if isinstance(members, (str, int)) else members:
+            for slot in _slots(name, member, slots):
+                if slot in taken:
+                    raise InputError(f"groups: {taken[slot]!r} and {name!r} both have {member!r}")
+                taken[slot], names[slot] = str(name), str(name)
+    return _numbered(names)
+
+
+def _slots(name: str, member: Any, slots: Sequence[str]) -> list[int]:
+    if isinstance(member, str):
+        found = [i for i, column in enumerate(slots) if column == member]
+        if not found:
+            raise InputError(
+                f"groups: {name!r} has the column {member!r}, which is no part of the features. "
+                f"{did_you_mean(member, {*slots})}"
+            )
+        return found
+    if isinstance(member, bool) or not isinstance(member, int) or not 0 <= member < len(slots):
+        raise InputError(f"groups: {name!r} has {member!r}; a slot is a number from 0 to {len(slots) - 1}")
+    return [member]
+
+
+def _numbered(names: Sequence[str]) -> Groups:
+    numbers = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    return Groups(tuple(numbers), torch.tensor([numbers[name] for name in names]))

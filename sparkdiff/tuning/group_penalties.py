@@ -1,0 +1,172 @@
+"""A penalty for each group of features of a linear last stage, found on validation rows; the result is fitted by Spark.
+
+MLlib's linear estimators have one `regParam`. A penalty for each group is the same as one for all on columns that are multiplied
+by a factor, so the result is an ordinary Pipeline: the stages before, an ElementwiseProduct, and the last stage with
+`standardization=False`. Its Params say all that its fit depends on.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from pyspark.ml import Pipeline, PipelineModel
+from pyspark.ml.feature import ElementwiseProduct
+from pyspark.ml.linalg import Vectors
+from pyspark.sql import DataFrame, functions as F
+
+from sparkdiff import jvm
+from sparkdiff.errors import InputError, check_dataframe
+from sparkdiff.pipeline.names import refuse_stream
+from sparkdiff.tuning import cached_rows, solvers, tails
+from sparkdiff.tuning.column_groups import Groups, groups_of
+from sparkdiff.tuning.fits import leaves_of
+from sparkdiff.tuning.hypergradients import Linear, Tuned, linear_model, tuned
+from sparkdiff.tuning.hypergradients.penalties import STEPS
+from sparkdiff.tuning.solvers import Facts, Setting
+
+SINGLES = tuple(float(p) for p in np.logspace(-6, 1, 15))
+"""Penalties for all features together, of which the best one is the start."""
+MOST = 2000
+"""Coefficients at most: their Hessian is factored at each step."""
+LARGEST = 2**28
+"""Numbers in memory at most."""
+
+
+@dataclass(frozen=True)
+class GroupPenalties:
+    """
+    Attributes:
+        estimator: an unfitted Pipeline of Spark's own stages: those before the last one as they were fitted to the training rows,
+            an ElementwiseProduct, and the last stage. `fit` fits the last stage to any rows with these penalties.
+        penalties: group -> what `regParam` would be for it.
+        regParam: the best penalty for all groups together.
+        validationLoss: the last stage's loss on the validation rows with this one, and with the penalties: log-loss, squared
+            error or half the deviance. The second has been chosen by these rows; on others it is worse.
+        losses: that loss after each step.
+    """
+
+    estimator: Pipeline
+    penalties: Mapping[str, float]
+    regParam: float
+    validationLoss: tuple[float, float]
+    losses: tuple[float, ...]
+
+
+def group_penalties(
+    estimator: Any,
+    train: DataFrame,
+    validation: DataFrame,
+    *,
+    groups: Any = "columns",
+    singles: Sequence[float] = SINGLES,
+    steps: int = STEPS,
+) -> GroupPenalties:
+    """Penalties for each group of features that make the loss on the validation rows small.
+
+    Args:
+        estimator: a Pipeline, or a linear estimator alone.
+        groups: "columns", a group for each column that VectorAssembler has put into the features, so that all categories of one
+            column share a penalty; or a dict of name -> columns or numbers of slots.
+        singles: penalties for all features together; the steps start at the best one.
+        steps: how many steps the penalties make.
+
+    Raises:
+        InputError: the last stage has no such penalties, or the rows can't be used; names the reason.
+    """
+    check_dataframe("train", train)
+    check_dataframe("validation", validation)
+    refuse_stream(train)
+    refuse_stream(validation)
+    *before, last = leaves_of(estimator, lambda pipeline: False)
+    asked = linear_estimator(last)
+    if not singles or min(singles) <= 0:
+        raise InputError(f"penalties must be larger than 0, got {list(singles)}")
+    fitted = Pipeline(stages=before).fit(train) if before else PipelineModel([])
+    parts = [fitted.transform(rows) for rows in (train, validation)]
+    if why := cached_rows.cannot_read(parts[0].schema, asked.reads):
+        raise InputError(f"method='hypergradient': {plain(why)}")
+    with TemporaryDirectory(prefix=".search-", dir=jvm.scratch_folder()) as folder:
+        rows = [(parts[0], F.lit(-1)), (parts[1], F.lit(0))]
+        cache = cached_rows.written(rows, asked.reads, None, Path(folder) / "rows")
+        chosen = groups_of(groups, asked.reads.features, fitted.stages, parts[0], cache.width)
+        model = model_on(cache, type(last).__name__, asked.setting, chosen, parts[0], asked.reads.label)
+        found = tuned(model, singles, steps)
+    if found is None:
+        raise InputError(f"no fit of {last.uid} converges for any regParam of {list(singles)}")
+    return outcome(model, found, chosen, fitted.stages, last)
+
+
+def linear_estimator(last: Any) -> tails.Asked:
+    """What the last stage asks of a solver.
+
+    Raises:
+        InputError: it has no L2 penalty on each coefficient.
+    """
+    if type(last) not in tails.KINDS:
+        kinds = ", ".join(kind.__name__ for kind in tails.KINDS)
+        raise InputError(
+            f"method='hypergradient' takes one of {kinds} as the last stage, but it is {type(last).__name__}"
+        )
+    given = tails.asked_of(last)
+    if given.setting.elasticNetParam:
+        raise InputError(
+            f"method='hypergradient' finds L2 penalties, but elasticNetParam of {last.uid} is {given.setting.elasticNetParam}: "
+            "set it to 0"
+        )
+    kind = type(last).__name__
+    why = solvers.unsolved(kind, given.setting, Facts(1, 0)) or ""
+    link = given.setting.link or "identity"
+    if kind == "GeneralizedLinearRegression" and (given.setting.family, link) == ("gaussian", "identity"):
+        why = "Spark standardises its features whatever they are multiplied by: take LinearRegression, which has the same fits"
+    if why:
+        raise InputError(f"method='hypergradient' can't be used with {last.uid}: {why}")
+    return given
+
+
+def model_on(
+    cache: cached_rows.Cache, kind: str, setting: Setting, groups: Groups, rows: DataFrame, label: str
+) -> Linear:
+    """
+    Raises:
+        InputError: the rows can't be used, or there are too many columns.
+    """
+    seen = cached_rows.look(cache, kind, [setting], 1, cached_rows.classes_told(rows.schema, label))
+    sets = seen.classes if seen.classes > 2 or setting.family == "multinomial" else 1
+    why = seen.problem
+    if sets * cache.width > MOST:
+        why = f"{sets * cache.width:,} coefficients are more than {MOST:,}: make fewer features, or set regParam alone"
+    elif cache.count * cache.width > LARGEST:
+        why = f"{cache.count:,} rows x {cache.width} features do not fit into memory: pass a sample of the rows"
+    model = None if why else linear_model(kind, cache.chunks, setting, 1, groups.of_slot, seen.classes)
+    if model is None:
+        raise InputError(f"method='hypergradient': {plain(why) or 'the rows hold numbers that are not finite'}")
+    return model
+
+
+def plain(why: str) -> str:
+    """A reason to leave something to Spark, without what follows from it in a CrossValidator."""
+    return why.partition(", so Spark")[0]
+
+
+def outcome(model: Linear, found: Tuned, groups: Groups, fitted: Sequence[Any], last: Any) -> GroupPenalties:
+    logs = found.best.logs
+    penalties = dict(zip(groups.names, logs.exp().tolist(), strict=True))
+    one = math.exp(float(logs.mean()))
+    scale = model.scale_of_columns(logs, one)[0]
+    product = ElementwiseProduct(
+        scalingVec=Vectors.dense(scale.numpy()), inputCol=last.getFeaturesCol(), outputCol=f"{last.uid}__scaled"
+    )
+    params = {last.regParam: one, last.featuresCol: product.getOutputCol()}
+    if last.hasParam("standardization"):
+        params[last.standardization] = False
+    return GroupPenalties(
+        Pipeline(stages=[*fitted, product, last.copy(params)]),
+        penalties,
+        math.exp(float(found.single.logs[0])),
+        (found.single.loss, found.best.loss),
+        found.losses,
+    )

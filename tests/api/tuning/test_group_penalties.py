@@ -1,0 +1,105 @@
+"""Penalties per group of features: what Spark fits from the result is what was found."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pyspark.ml import Pipeline, PipelineModel
+from pyspark.ml.classification import GBTClassifier, LogisticRegression
+from pyspark.ml.evaluation import MulticlassClassificationEvaluator
+from pyspark.ml.feature import OneHotEncoder, StandardScaler, StringIndexer, VectorAssembler
+from pyspark.ml.regression import GeneralizedLinearRegression, LinearRegression
+from pyspark.sql import DataFrame, SparkSession
+
+from sparkdiff.errors import InputError
+from sparkdiff.tuning.group_penalties import group_penalties
+
+TIGHT = {"tol": 1e-10, "maxIter": 500}
+
+
+@pytest.fixture(scope="module")
+def rows(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> tuple[DataFrame, DataFrame]:
+    """A category that matters, one that doesn't, three numbers; half of the rows for validation."""
+    draw, n = np.random.default_rng(0), 400
+    numbers = draw.normal(size=(n, 3)) * [1, 10, 0.1]
+    a, b = draw.integers(0, 4, n), draw.integers(0, 12, n)
+    margin = numbers[:, 0] + 0.8 * (a - 1.5)
+    columns = {
+        "a": np.char.add("a", a.astype(str)), "b": np.char.add("b", b.astype(str)),
+        **{f"x{i}": numbers[:, i] for i in range(3)}, "constant": np.ones(n), "count": draw.poisson(np.exp(0.4 * margin)) * 1.0,
+        "label": (draw.random(n) < 1 / (1 + np.exp(-margin))) * 1.0, "part": np.arange(n) % 2,
+    }  # fmt: skip
+    path: Path = tmp_path_factory.mktemp("rows") / "rows.parquet"
+    pq.write_table(pa.table(columns), path)
+    read = spark.read.parquet(path.as_uri()).coalesce(1)
+    return read.where("part = 0").cache(), read.where("part = 1").cache()
+
+
+def before() -> list[Any]:
+    names = ["a", "b"]
+    return [
+        StringIndexer(inputCols=names, outputCols=["a_index", "b_index"]),
+        OneHotEncoder(inputCols=["a_index", "b_index"], outputCols=["a_hot", "b_hot"]),
+        VectorAssembler(inputCols=["x0", "x1", "x2", "constant"], outputCol="numbers"),
+        StandardScaler(inputCol="numbers", outputCol="scaled", withMean=True),
+        VectorAssembler(inputCols=["a_hot", "b_hot", "scaled"], outputCol="features"),
+    ]
+
+
+def test_sparks_own_fit_has_what_was_found(rows: tuple[DataFrame, DataFrame], tmp_path: Path) -> None:
+    train, validation = rows
+    found = group_penalties(Pipeline(stages=[*before(), LogisticRegression(**TIGHT)]), train, validation, steps=8)
+    assert [*found.penalties] == ["a_hot", "b_hot", "x0", "x1", "x2", "constant"]
+    assert found.penalties["b_hot"] > found.penalties["a_hot"]
+    assert found.penalties["x1"] > found.penalties["x0"]
+    single, loss = found.validationLoss
+    assert loss == min(found.losses) < single
+    model = found.estimator.fit(train)
+    judge = MulticlassClassificationEvaluator(metricName="logLoss")
+    assert judge.evaluate(model.transform(validation)) == pytest.approx(loss, rel=1e-6)
+    model.write().save(str(tmp_path / "model"))
+    assert all(type(stage).__module__.startswith("pyspark.ml.") for stage in model.stages)
+    again = PipelineModel.load(str(tmp_path / "model"))
+    assert again.stages[-1].coefficients == model.stages[-1].coefficients
+
+
+@pytest.mark.parametrize("kind", [LinearRegression, GeneralizedLinearRegression])
+def test_regressions_on_groups_of_the_users(rows: tuple[DataFrame, DataFrame], kind: Any) -> None:
+    train, validation = rows
+    given = {"family": "poisson", **TIGHT} if kind is GeneralizedLinearRegression else {"solver": "normal"}
+    assembler = VectorAssembler(inputCols=["x0", "x1", "x2", "constant"], outputCol="features")
+    last = kind(labelCol="count", **given)
+    groups = {"noise": ["x1", 2], "signal": "x0"}
+    found = group_penalties(Pipeline(stages=[assembler, last]), train, validation, groups=groups, steps=3)
+    assert [*found.penalties] == ["signal", "noise", "constant"]
+    scored = found.estimator.fit(train).transform(validation).select("count", "prediction").toPandas()
+    y, mean = scored["count"], scored["prediction"]
+    squares = ((y - mean) ** 2).mean()
+    deviance = (
+        (y * np.log(np.where(y > 0, y, 1)) - y * np.log(mean) - (y - mean)).mean() if "family" in given else squares
+    )
+    assert found.validationLoss[1] == pytest.approx(deviance, rel=1e-6)
+
+
+def refused(rows: tuple[DataFrame, DataFrame], *stages: Any, **options: Any) -> str:
+    with pytest.raises(InputError) as raised:
+        group_penalties(Pipeline(stages=[*stages]), *rows, **options)
+    return str(raised.value)
+
+
+def test_what_cannot_be_done_is_named(rows: tuple[DataFrame, DataFrame]) -> None:
+    assembler = VectorAssembler(inputCols=["x0", "x1"], outputCol="features")
+    assert "but it is GBTClassifier" in refused(rows, assembler, GBTClassifier())
+    last = LogisticRegression(elasticNetParam=0.5, regParam=0.1)
+    assert f"elasticNetParam of {last.uid} is 0.5" in refused(rows, assembler, last)
+    assert "take LinearRegression" in refused(rows, assembler, GeneralizedLinearRegression())
+    assert "loss='huber'" in refused(rows, assembler, LinearRegression(loss="huber"))
+    last = LogisticRegression()
+    assert "'b_hott'" in refused(rows, assembler, last, groups={"b": ["b_hott"]})
+    assert "from 0 to 1" in refused(rows, assembler, last, groups={"b": [2]})
+    assert "both have 0" in refused(rows, assembler, last, groups={"a": ["x0"], "b": [0]})
+    assert "'columns' or a dict" in refused(rows, assembler, last, groups="slots")
+    assert "larger than 0" in refused(rows, assembler, last, singles=[0.0])
