@@ -38,23 +38,55 @@ class Groups:
     of_slot: Tensor
 
 
-def parts_of(column: str, stages: Sequence[Any]) -> list[str]:
-    """The columns that a vector is put together of, in their order."""
+@dataclass(frozen=True)
+class Part:
+    """A column that a vector is put together of.
+
+    Attributes:
+        stages: uids of all stages that had to do with its slots.
+    """
+
+    column: str
+    stages: frozenset[str]
+
+
+def parts_of(column: str, stages: Sequence[Any], behind: frozenset[str] = frozenset()) -> list[Part]:
+    """The columns that a vector is put together of, in their order; `behind` are stages that it has gone through since."""
     for place in reversed(range(len(stages))):
         stage, before = stages[place], stages[:place]
         if column not in written_by(stage):
             continue
         if type(stage) is VectorAssembler:
-            return [part for name in stage.getInputCols() for part in parts_of(name, before)]
+            return [part for name in stage.getInputCols() for part in parts_of(name, before, behind | {stage.uid})]
         if type(stage) in BY_SLOT:
-            return parts_of(stage.getInputCol(), before)
-        return [column]
-    return [column]
+            return parts_of(stage.getInputCol(), before, behind | {stage.uid})
+        break
+    return [Part(column, behind | upstream(column, stages))]
+
+
+def upstream(column: str, stages: Sequence[Any]) -> frozenset[str]:
+    """The uids of the stages that make a column, and of those that make what they read."""
+    for place in reversed(range(len(stages))):
+        stage = stages[place]
+        if column in written_by(stage):
+            found = frozenset({stage.uid})
+            return found.union(*(upstream(name, stages[:place]) for name in read_by(stage)))
+    return frozenset()
+
+
+def read_by(stage: Any) -> list[str]:
+    """The columns that a stage reads, as far as its Params name them."""
+    written = written_by(stage)
+    names = [p.name for p in stage.params if p.name.endswith(("Col", "Cols")) and stage.isDefined(p)]
+    found = [stage.getOrDefault(name) for name in names]
+    columns = [c for one in found for c in (one if isinstance(one, (list, tuple)) else [one])]
+    return [c for c in columns if c not in written]
 
 
 def written_by(stage: Any) -> list[str]:
     """The columns that a stage adds, as far as its Params name them."""
-    found = [stage.getOrDefault(p) for p in ("outputCol", "outputCols") if stage.hasParam(p) and stage.isDefined(p)]
+    names = ("outputCol", "outputCols", "predictionCol", "probabilityCol", "rawPredictionCol")
+    found = [stage.getOrDefault(p) for p in names if stage.hasParam(p) and stage.isDefined(p)]
     return [name for one in found for name in ([one] if isinstance(one, str) else one)]
 
 
@@ -82,7 +114,7 @@ def groups_of(asked: Any, column: str, stages: Sequence[Any], rows: DataFrame, w
     Raises:
         InputError: names the group that can't be made.
     """
-    parts = parts_of(column, stages)
+    parts = [part.column for part in parts_of(column, stages)]
     if parts == [column] and asked == "columns":
         raise InputError(
             f"groups='columns': no VectorAssembler before the last stage makes {column!r}, so its slots' columns are not "

@@ -1,4 +1,4 @@
-"""Penalties per group of features: what Spark fits from the result is what was found."""
+"""Penalties per group of features, stages chosen by a mixture: what Spark fits from the result is what was found."""
 
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,13 @@ import pytest
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import GBTClassifier, LogisticRegression
 from pyspark.ml.evaluation import MulticlassClassificationEvaluator
-from pyspark.ml.feature import OneHotEncoder, StandardScaler, StringIndexer, VectorAssembler
+from pyspark.ml.feature import Bucketizer, OneHotEncoder, RobustScaler, StandardScaler, StringIndexer, VectorAssembler
 from pyspark.ml.regression import GeneralizedLinearRegression, LinearRegression
 from pyspark.sql import DataFrame, SparkSession
 
 from sparkdiff.errors import InputError
 from sparkdiff.tuning.group_penalties import group_penalties
+from sparkdiff.tuning.soft_choice import soft_choice
 
 TIGHT = {"tol": 1e-10, "maxIter": 500}
 
@@ -82,6 +83,35 @@ def test_regressions_on_groups_of_the_users(rows: tuple[DataFrame, DataFrame], k
         (y * np.log(np.where(y > 0, y, 1)) - y * np.log(mean) - (y - mean)).mean() if "family" in given else squares
     )
     assert found.validationLoss[1] == pytest.approx(deviance, rel=1e-6)
+
+
+def test_a_mixture_chooses_stages(rows: tuple[DataFrame, DataFrame]) -> None:
+    """The levels of a category beside their number, a scaler of numbers beside another one and none."""
+    train, validation = rows
+    index = StringIndexer(inputCol="a", outputCol="a_index", stringOrderType="alphabetDesc")
+    numbers = VectorAssembler(inputCols=["x0", "x1", "x2"], outputCol="numbers")
+
+    assembler = VectorAssembler(outputCol="features")
+
+    def pipeline(level: Any, scaler: Any) -> Pipeline:
+        last = assembler.copy({assembler.inputCols: ["a_hot", "scaled" if scaler else "numbers"]})
+        return Pipeline(stages=[index, level, numbers, *([scaler] if scaler else []), last, LogisticRegression()])
+
+    hot = OneHotEncoder(inputCols=["a_index"], outputCols=["a_hot"])
+    parts = Bucketizer(inputCol="a_index", outputCol="a_hot", splits=[-1, 10, 11])  # all rows are in one: worthless
+    scalers = [cls(inputCol="numbers", outputCol="scaled") for cls in (StandardScaler, RobustScaler)]
+    variants = {
+        "level": [pipeline(hot, scalers[0]), pipeline(parts, scalers[0])],
+        "scaler": [pipeline(hot, scaler) for scaler in (*scalers, None)],
+    }
+    found = soft_choice(variants, train, validation, singles=[0.01, 0.1], steps=6)
+    assert found.positions[0] == 0 and [len(gate) for gate in found.gates] == [2, 3]
+    assert found.losses[-1] < found.losses[0]
+    both = {"one": variants["level"], "other": variants["level"]}
+    with pytest.raises(InputError, match="one and other both change 'a_hot'"):
+        soft_choice(both, train, validation)
+    with pytest.raises(InputError, match="same changes no features"):
+        soft_choice({"same": [variants["level"][0], variants["level"][0]]}, train, validation)
 
 
 def refused(rows: tuple[DataFrame, DataFrame], *stages: Any, **options: Any) -> str:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from linear_rows import Rows, rows
 
-from sparkdiff.tuning.hypergradients import Linear, linear_model, point, tuned, unrolled
+from sparkdiff.tuning.hypergradients import Linear, chosen, linear_model, point, tuned, unrolled
 from sparkdiff.tuning.solvers import Setting
 
 GROUP = torch.tensor([0, 0, 1, 2, 1])
@@ -120,3 +120,22 @@ def test_penalties_find_the_columns_that_matter() -> None:
 
     assert error(found.best.weights) < error(found.single.weights)
     assert model.solutions(found.best.weights)[0].coefficients[39] == 0
+
+
+def test_gates_choose_what_held_out_rows_prefer() -> None:
+    """A square that matters beside the number alone, a category that doesn't matter beside nothing."""
+    draw = np.random.default_rng(0)
+    number, noise = draw.normal(size=900), draw.normal(size=(900, 30))
+    y = draw.poisson(np.exp(0.5 * number**2 - 1)).astype(float)
+    x = np.c_[noise[:, 0], number, number**2, number, noise[:, 1:]]
+    group = torch.tensor([0, 1, 2, 2] + [3] * 29)
+    fold = np.arange(900) % 2 - 1
+    data = Rows(x, y, np.ones(900), fold)
+    setting = Setting(family="poisson")
+    model = linear_model("GeneralizedLinearRegression", data.chunks, setting, 1, group)
+    assert model is not None
+    found = chosen(model, [[[1], [2]], [[3], []]], [1e-3, 1e-2, 1e-1], steps=15)
+    assert found is not None
+    assert found.positions == (1, 1)
+    assert found.losses[-1] < found.losses[0]
+    assert [float(share.sum()) for share in found.gates] == pytest.approx([1, 1])

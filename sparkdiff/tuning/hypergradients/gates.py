@@ -1,0 +1,80 @@
+"""A soft choice between alternatives, trained with the penalties on held-out rows and hardened to one alternative per place.
+
+The columns of all alternatives of a place enter a linear model together, those of alternative a multiplied by softmax(gates)_a;
+each has weights of its own. On the weights of the columns as they are, that is a penalty over the square of the gate, so the
+derivatives are those by the penalties. Source: Liu, Simonyan, Yang, "DARTS: Differentiable architecture search" (2019).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparkdiff.tuning.hypergradients.implicit import Point
+from sparkdiff.tuning.hypergradients.penalties import best_single, towards
+from sparkdiff.tuning.hypergradients.weights import Linear
+
+STEPS, RATE = 30, 0.2
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """
+    Attributes:
+        positions: of the alternative with the largest gate, per place.
+        gates: per place the share of each alternative.
+        penalties: one per group of penalties.
+        losses: of the mixture on held-out rows, at each step.
+    """
+
+    positions: tuple[int, ...]
+    gates: tuple[Tensor, ...]
+    penalties: Tensor
+    losses: tuple[float, ...]
+
+
+def chosen(
+    model: Linear,
+    places: Sequence[Sequence[Sequence[int]]],
+    grid: Sequence[float],
+    steps: int = STEPS,
+    rate: float = RATE,
+) -> Chosen | None:
+    """The alternative that training prefers at each place; None if no penalty of the grid has a solution.
+
+    Args:
+        model: with the columns of all alternatives.
+        places: for each place and each alternative its groups of columns; none where the alternative is no stage. Groups of no
+            place are always there, with a penalty for each; a place has one.
+    """
+    single = best_single(model, grid)
+    if single is None:
+        return None
+    owner = {g: (p, a) for p, place in enumerate(places) for a, some in enumerate(place) for g in some}
+    fixed = [g for g in range(model.groups) if g not in owner]
+    penalty_of = torch.tensor(
+        [owner[g][0] if g in owner else len(places) + fixed.index(g) for g in range(model.groups)]
+    )
+    penalties = torch.full((len(places) + len(fixed),), float(single.logs[0]), dtype=torch.float64, requires_grad=True)
+    gates = [torch.zeros(len(place), dtype=torch.float64, requires_grad=True) for place in places]
+
+    def logs() -> Tensor:
+        shares = [torch.log_softmax(gate, 0) for gate in gates]
+        zero = penalties.new_zeros(())
+        own = [shares[owner[g][0]][owner[g][1]] if g in owner else zero for g in range(model.groups)]
+        return penalties[penalty_of] - 2 * torch.stack(own)
+
+    optimizer = torch.optim.Adam([penalties, *gates], lr=rate, betas=(0.9, 0.99))
+    now: Point | None = towards(model, single, logs().detach())
+    losses = []
+    for _ in range(steps):
+        if now is None:
+            break
+        losses.append(now.loss)
+        optimizer.zero_grad()
+        logs().backward(now.gradient)
+        optimizer.step()
+        now = towards(model, now, logs().detach())
+    shares = tuple(gate.detach().softmax(0) for gate in gates)
+    return Chosen(tuple(int(s.argmax()) for s in shares), shares, penalties.detach().exp(), tuple(losses))

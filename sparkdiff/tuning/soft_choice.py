@@ -1,0 +1,207 @@
+"""One of several stages at each place of a pipeline, chosen by training a mixture of what they make of the features.
+
+The features of every alternative are written once. A linear model reads all of them together, and the gates that train with its
+penalties on the validation rows say which alternative to take (`hypergradients.chosen`).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from pyspark.ml import Pipeline, PipelineModel
+from pyspark.sql import DataFrame, functions as F
+from torch import Tensor
+
+from sparkdiff import jvm
+from sparkdiff.errors import InputError
+from sparkdiff.pipeline.columns import read_plain, write_plain
+from sparkdiff.pipeline.names import named
+from sparkdiff.rows import dense
+from sparkdiff.tuning.cached_rows import Reads, classes_told
+from sparkdiff.tuning.column_groups import Part, parts_of, widths_of
+from sparkdiff.tuning.fits import leaves_of
+from sparkdiff.tuning.group_penalties import LARGEST, MOST, SINGLES, linear_estimator
+from sparkdiff.tuning.hypergradients import Chosen, chosen, linear_model
+from sparkdiff.tuning.hypergradients.gates import STEPS
+from sparkdiff.tuning.solvers import Chunk
+
+PIECE = 65536
+"""Rows that are read at a time."""
+HELD = "__sparkdiff_held"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A pipeline with one alternative per place.
+
+    Attributes:
+        column: of its features, among the rows that are written.
+        parts: what the features are put together of, with the number of slots.
+    """
+
+    column: int
+    parts: tuple[tuple[Part, int], ...]
+
+    def slots(self, which: Sequence[int]) -> list[int]:
+        """The numbers of the slots of these parts."""
+        starts = [0]
+        for _, width in self.parts:
+            starts.append(starts[-1] + width)
+        return [slot for i in which for slot in range(starts[i], starts[i + 1])]
+
+    def without(self, others: Sequence["Variant"]) -> list[int]:
+        """The parts that not all of these variants have."""
+        return [i for i, part in enumerate(self.parts) if not all(part in other.parts for other in others)]
+
+
+def soft_choice(
+    variants: Mapping[str, Sequence[Any]],
+    train: DataFrame,
+    validation: DataFrame,
+    *,
+    singles: Sequence[float] = SINGLES,
+    steps: int = STEPS,
+) -> Chosen:
+    """The alternative of each place that training prefers.
+
+    Args:
+        variants: name of a place -> the estimator with each of its alternatives in turn and the first one at all other places.
+
+    Raises:
+        InputError: the last stage isn't linear, or two places change the same features; names them.
+    """
+    names, some = [*variants], [*variants.values()]
+    made = [one for place in some for one in place[1:]]
+    estimators = [some[0][0], *made]
+    last = leaves_of(estimators[0], lambda pipeline: False)[-1]
+    asked = linear_estimator(last)
+    fitted = [_fitted(estimator, train) for estimator in estimators]
+    both = train.withColumn(HELD, F.lit(-1.0)).unionByName(validation.withColumn(HELD, F.lit(0.0)))
+    known = [_variant(k, model, asked.reads.features, train) for k, model in enumerate(fitted)]
+    rest = iter(known[1:])
+    places = [[known[0], *(next(rest) for _ in place[1:])] for place in some]
+    fixed, blocks = _blocks(known[0], names, places)
+    with TemporaryDirectory(prefix=".search-", dir=jvm.scratch_folder()) as folder:
+        path = Path(folder) / "rows"
+        classes = _write(both, fitted, asked.reads, path)
+        chunk, x = _read(path, len(fitted), bool(asked.reads.offset))
+    pieces, group, numbers = _columns(x, known[0], fixed, places, blocks)
+    features = torch.cat(pieces, 1)
+    _check(features)
+    chunk = Chunk(features, chunk.label, chunk.weight, chunk.offset, chunk.fold)
+    kind = type(last).__name__
+    if kind == "LogisticRegression":
+        classes = classes or int(chunk.label.max()) + 1
+    model = linear_model(kind, lambda: iter([chunk]), asked.setting, 1, group, classes if kind.startswith("Log") else 0)
+    found = chosen(model, numbers, singles, steps) if model is not None else None
+    if found is None:
+        raise InputError(
+            f"method='hypergradient': no fit of {last.uid} on the features of all alternatives converges; are all "
+            "features and labels finite?"
+        )
+    return found
+
+
+def _check(features: Tensor) -> None:
+    count, width = features.shape
+    if width > MOST:
+        raise InputError(f"method='hypergradient': the alternatives have {width:,} features in all, more than {MOST:,}")
+    if count * width > LARGEST:
+        raise InputError(
+            f"method='hypergradient': {count:,} rows x {width} features of all alternatives do not fit into memory: pass a "
+            "sample of the rows"
+        )
+
+
+def _fitted(estimator: Any, train: DataFrame) -> Any:
+    *before, _ = leaves_of(estimator, lambda pipeline: False)
+    return Pipeline(stages=before).fit(train) if before else PipelineModel([])
+
+
+def _variant(column: int, model: Any, features: str, train: DataFrame) -> Variant:
+    parts, rows = parts_of(features, model.stages), model.transform(train)
+    widths = widths_of([part.column for part in parts], rows)
+    return Variant(column, tuple((part, widths[part.column]) for part in parts))
+
+
+def _blocks(
+    base: Variant, names: Sequence[str], places: Sequence[Sequence[Variant]]
+) -> tuple[list[int], list[list[list[int]]]]:
+    """The parts that no place changes, and those that each alternative makes.
+
+    Raises:
+        InputError: a part of the features is changed at two places, or nothing is.
+    """
+    blocks = [[one.without(place) for one in place] for place in places]
+    taken: dict[int, str] = {}
+    for name, place in zip(names, blocks, strict=True):
+        if not any(place):
+            raise InputError(f"method='hypergradient': {name} changes no features of the last stage")
+        for part in place[0]:
+            if part in taken:
+                raise InputError(
+                    f"method='hypergradient': {taken[part]} and {name} both change {base.parts[part][0].column!r}, and a "
+                    "mixture of alternatives needs places that change different columns: take another method"
+                )
+            taken[part] = name
+    return [i for i in range(len(base.parts)) if i not in taken], blocks
+
+
+def _write(rows: DataFrame, fitted: Sequence[Any], reads: Reads, path: Path) -> int:
+    """All variants' features of each row beside one another, by one job; returns the number of classes that are told."""
+    base, kept, classes = rows.columns, ["__sd_label", "__sd_weight", "__sd_offset"], 0
+    for k, model in enumerate(fitted):
+        out = model.transform(rows)
+        new = [named(reads.features).alias(f"__sd_x{k}")]
+        if k == 0:
+            classes = classes_told(out.schema, reads.label) or 0
+            new += [
+                named(reads.label).cast("double").alias("__sd_label"),
+                (named(reads.weight).cast("double") if reads.weight else F.lit(1.0)).alias("__sd_weight"),
+                (named(reads.offset).cast("double") if reads.offset else F.lit(0.0)).alias("__sd_offset"),
+            ]
+        old = [*base, *(kept if k else []), *(f"__sd_x{j}" for j in range(k))]
+        rows = out.select(*map(named, old), *new)
+    names = [*kept, HELD, *(f"__sd_x{k}" for k in range(len(fitted)))]
+    write_plain(rows.select(*names), names, path)
+    return classes
+
+
+def _read(path: Path, count: int, offset: bool) -> tuple[Chunk, list[Tensor]]:
+    """The rows without features, and those of each variant."""
+    found = [*read_plain(path, PIECE)]
+    if not found:
+        raise InputError("method='hypergradient': there are no rows")
+    columns = [torch.cat([dense(part[f"v{i}"]) for part in found]) for i in range(4 + count)]
+    label, weight, shift, fold = columns[:4]
+    return Chunk(columns[4], label, weight, shift if offset else None, fold.long()), columns[4:]
+
+
+def _columns(
+    x: Sequence[Tensor],
+    base: Variant,
+    fixed: Sequence[int],
+    places: Sequence[Sequence[Variant]],
+    blocks: Sequence[Sequence[Sequence[int]]],
+) -> tuple[list[Tensor], Tensor, list[list[list[int]]]]:
+    """All columns side by side, the group of each, and for each place the groups of its alternatives."""
+    pieces: list[Tensor] = []
+    group: list[Tensor] = []
+    numbers: list[list[list[int]]] = []
+
+    def add(variant: Variant, parts: Sequence[int]) -> list[int]:
+        slots = variant.slots(parts)
+        if not slots:
+            return []
+        pieces.append(x[variant.column][:, slots])
+        group.append(torch.full((len(slots),), len(group)))
+        return [len(group) - 1]
+
+    for part in fixed:
+        add(base, [part])
+    for place, alternatives in zip(places, blocks, strict=True):
+        numbers.append([add(variant, parts) for variant, parts in zip(place, alternatives, strict=True)])
+    return pieces, torch.cat(group), numbers
