@@ -20,7 +20,7 @@ from sparkdiff.pipeline.columns import read_plain, write_plain
 from sparkdiff.pipeline.names import named
 from sparkdiff.rows import Rows, SparseRows, dense, width
 from sparkdiff.tuning.scores import Judge
-from sparkdiff.tuning.solvers import Chunk, Setting
+from sparkdiff.tuning.solvers import Chunk, Setting, Whole, gather
 
 MEMORY = 2**30
 """Bytes for rows, in whatever form they are in memory."""
@@ -94,6 +94,14 @@ class Cache:
     def size(self) -> int:
         """Bytes of all rows in memory."""
         return 16 * self.stored if self.sparse else 8 * self.count * (self.width + 6)
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is room for what wide rows need: sorted by rows and by columns, and on the way a copy of each."""
+        return (64 * self.stored if self.sparse else 16 * self.count * self.width) <= MEMORY
+
+    def whole(self) -> Whole:
+        return gather((Whole(p.x, p.label, p.weight, p.fold) for p in self.pieces()), self.count)
 
     def pieces(self) -> Iterator[Piece]:
         if self.held is None and self.size <= HELD:

@@ -191,13 +191,12 @@ def _solved(
     if seen.problem:
         return left([*group], folds, seen.problem)
     facts = Facts(cache.width, seen.classes)
-    why = {setting: _unsolved(kind, setting, facts) for setting in settings}
+    why = {setting: _unsolved(kind, setting, facts) or _no_room(kind, setting, cache, facts) for setting in settings}
     settings = [setting for setting in settings if not why[setting]]
     found: dict[Setting, list[Solution]] = {}
     if settings:
-        with solvers.threads_for(cache.count * cache.width * len(settings) * folds * max(seen.classes - 1, 1)):
-            solutions = _solutions(kind, settings, cache, folds, seen.classes)
-        found = dict(zip(settings, solutions, strict=True))
+        with solvers.threads_for(cache.stored * len(settings) * folds * max(seen.classes - 1, 1)):
+            found = _solutions(kind, settings, cache, folds, seen.classes)
     out: Results = {}
     solved: dict[tuple[Fit, int], Solution] = {}
     for fit, one in group.items():
@@ -216,13 +215,31 @@ def _solved(
     return out | {key: Result(solution, metrics.get(key, math.nan)) for key, solution in solved.items()}
 
 
-def _solutions(kind: str, settings: list[Setting], cache: Cache, folds: int, classes: int) -> list[list[Solution]]:
-    memory = cached_rows.MEMORY - (cache.size if cache.held is not None else 0)
-    if kind == "LinearRegression":
-        return solvers.linear(cache.chunks, settings, folds)
-    if kind == "LogisticRegression":
-        return solvers.logistic(cache.chunks, settings, folds, classes, memory)
-    return solvers.generalized(cache.chunks, settings, folds, memory)
+def _solutions(
+    kind: str, settings: list[Setting], cache: Cache, folds: int, classes: int
+) -> dict[Setting, list[Solution]]:
+    facts = Facts(cache.width, classes)
+    wide = [s for s in settings if solvers.is_wide(kind, s, facts, sparse=cache.sparse)]
+    rest = [s for s in settings if s not in wide]
+    found: dict[Setting, list[Solution]] = {}
+    if wide:
+        found |= dict(zip(wide, solvers.wide(cache.whole(), wide, folds, classes), strict=True))
+    if rest:
+        memory = cached_rows.MEMORY - (cache.size if cache.held is not None else 0)
+        if kind == "LinearRegression":
+            solved = solvers.linear(cache.chunks, rest, folds)
+        elif kind == "LogisticRegression":
+            solved = solvers.logistic(cache.chunks, rest, folds, classes, memory)
+        else:
+            solved = solvers.generalized(cache.chunks, rest, folds, memory)
+        found |= dict(zip(rest, solved, strict=True))
+    return found
+
+
+def _no_room(kind: str, setting: Setting, cache: Cache, facts: Facts) -> str:
+    if cache.fits or not solvers.is_wide(kind, setting, facts, sparse=cache.sparse):
+        return ""
+    return f"{cache.stored:,} numbers in rows of {cache.width:,} columns are more than there is room for, so Spark fits {kind}"
 
 
 def _unsolved(kind: str, setting: Setting, facts: Facts) -> str:

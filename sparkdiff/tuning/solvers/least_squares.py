@@ -6,12 +6,11 @@ import torch
 from torch import Tensor
 
 from sparkdiff.tuning.solvers import quadratic
+from sparkdiff.tuning.solvers.limits import NORMAL_COLUMNS
 from sparkdiff.tuning.solvers.moments import Moments, gram, moments
 from sparkdiff.tuning.solvers.problem import Chunks, Setting, Solution
 from sparkdiff.tuning.solvers.rows import MATRICES
 
-NORMAL_COLUMNS = 4096
-"""With more columns than this Spark's solver `auto` is l-bfgs."""
 PIVOT = 1e-10
 """A smaller pivot of a correlation matrix: columns depend on one another, and the model isn't determined."""
 

@@ -5,6 +5,20 @@ from sparkdiff.tuning.solvers.problem import Facts, Setting
 
 WIDEST = {"LinearRegression": 2000, "LogisticRegression": 2000, "GeneralizedLinearRegression": 1000}
 """Columns (times classes, where there are several sets of coefficients) above which matrices of all pairs cost too much."""
+NORMAL_COLUMNS = 4096
+"""With more columns than this Spark's solver `auto` of LinearRegression is l-bfgs, and it refuses `normal`."""
+
+
+def coefficients(setting: Setting, facts: Facts) -> int:
+    """How many a model has."""
+    return facts.columns * (facts.classes if facts.classes > 2 or setting.family == "multinomial" else 1)
+
+
+def is_wide(kind: str, setting: Setting, facts: Facts, *, sparse: bool) -> bool:
+    """Whether a setting is solved without matrices of all pairs of coefficients, on rows in memory."""
+    if kind == "GeneralizedLinearRegression" or setting.regParam == 0:
+        return False
+    return sparse or coefficients(setting, facts) > WIDEST[kind]
 
 
 def _undetermined(setting: Setting, facts: Facts) -> bool:
@@ -17,9 +31,12 @@ def unsolved(kind: str, setting: Setting, facts: Facts) -> str | None:
     """Why Spark has to fit this setting, in words; None if `kind` (the name of Spark's class) is solved here with it."""
     if kind not in WIDEST:
         return f"{kind} is fitted by Spark"
-    width = facts.columns * (facts.classes if facts.classes > 2 or setting.family == "multinomial" else 1)
-    if width > WIDEST[kind]:
-        return f"{width} coefficients are more than {WIDEST[kind]}, so Spark fits {kind}"
+    width = coefficients(setting, facts)
+    if width > WIDEST[kind] and not is_wide(kind, setting, facts, sparse=False):
+        without = " without a penalty" if setting.regParam == 0 else ""
+        return f"{width} coefficients{without} are more than {WIDEST[kind]}, so Spark fits {kind}"
+    if setting.solver == "normal" and facts.columns > NORMAL_COLUMNS:
+        return f"solver='normal' takes at most {NORMAL_COLUMNS} columns"
     if kind == "LinearRegression" and setting.loss != "squaredError":
         return f"Spark fits loss={setting.loss!r}; here it is squaredError only"
     if kind == "GeneralizedLinearRegression":

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from sparkdiff.pipeline.columns import VECTOR, to_arrow, write_columns
 from sparkdiff.rows import SparseRows
-from sparkdiff.tuning import cached_rows
+from sparkdiff.tuning import cached_rows, tails
 from sparkdiff.tuning.cached_rows import Cache, Reads, Seen, cannot_read, classes_told, look, width_told
+from sparkdiff.tuning.judging import _margins
 from sparkdiff.tuning.solvers import Setting
 
 ROWS = 12
@@ -65,6 +66,32 @@ def test_sparse_rows_are_made_dense(tmp_path: Path) -> None:
     found = cache(tmp_path / "rows", v0=rows)
     x = torch.cat([c.x for c in found.chunks()])
     assert torch.equal(x, torch.nn.functional.one_hot(entry % 3).double())
+
+
+def test_wide_sparse_rows_stay_sparse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the files to the margins."""
+    entry, values = torch.arange(2 * ROWS), torch.arange(2 * ROWS, dtype=torch.float64) - 3
+    rows = SparseRows(entry % 2 * 590 + entry // 8, values, 2 * torch.arange(ROWS + 1), 600)
+    label = (torch.arange(ROWS) // 3 % 2).double()
+    found = cache(tmp_path / "rows", v0=rows, v1=label)
+    assert found.sparse and found.fits and found.stored == 2 * ROWS
+    assert look(found, "LogisticRegression", [Setting(0.1)], 3, None) == Seen("", 2)
+    whole = found.whole().x
+    assert isinstance(whole, SparseRows) and torch.equal(whole.to_dense(), rows.to_dense())
+    [[*models]] = tails._solutions("LogisticRegression", [Setting(0.1)], found, 3, 2).values()
+    monkeypatch.setattr(cached_rows, "NARROW", 1000)
+    narrow = Cache(found.folder, False)
+    assert not narrow.sparse
+    [[*expected]] = tails._solutions("LogisticRegression", [Setting(0.1)], narrow, 3, 2).values()
+    for one, other in zip(models, expected, strict=True):
+        assert one.converged and other.converged
+        torch.testing.assert_close(one.coefficients, other.coefficients, rtol=0, atol=1e-7)
+    fits: Any = [object()]
+    solved = {(fits[0], fold): model for fold, model in enumerate(models)}
+    margins = [_margins(solved, dict.fromkeys(range(3), fits), rows) for rows in (found, narrow)]
+    for fold in range(3):
+        for one, other in zip(margins[0][fold], margins[1][fold], strict=True):
+            torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize(

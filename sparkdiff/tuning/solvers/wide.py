@@ -1,0 +1,214 @@
+"""LogisticRegression and LinearRegression with many coefficients, for all settings and folds at once, on rows in memory."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sparkdiff.tuning.solvers.classification import sets_of
+from sparkdiff.tuning.solvers.conjugate import Costs, Place, minimise
+from sparkdiff.tuning.solvers.descent import Minimum
+from sparkdiff.tuning.solvers.least_squares import normal
+from sparkdiff.tuning.solvers.problem import Setting, Solution
+from sparkdiff.tuning.solvers.rows import MATRICES
+from sparkdiff.tuning.solvers.wide_rows import Whole, WideRows, wide_rows
+
+Problems = list[tuple[Setting, int]]
+
+
+def wide(whole: Whole, settings: list[Setting], folds: int, classes: int = 0) -> list[list[Solution]]:
+    """Models, [setting][fold], each with a penalty; of LogisticRegression where there are `classes`, else LinearRegression."""
+    answers: dict[tuple[int, int], Solution] = {}
+    for intercept in (True, False):
+        rows: WideRows | None = None
+        for sets in sorted({1, classes or 1}):
+            chosen = [
+                i
+                for i, s in enumerate(settings)
+                if s.fitIntercept is intercept and (sets_of(s, classes) if classes else 1) == sets
+            ]
+            if not chosen:
+                continue
+            rows = rows or wide_rows(whole, folds, intercept=intercept)
+            pairs = [(i, f) for i in chosen for f in range(folds)]
+            n, d = len(rows.label), len(rows.columns)
+            size = max(MATRICES // (8 * sets * (8 * n + 16 * d)), 1)
+            for first in range(0, len(pairs), size):
+                some = pairs[first : first + size]
+                problems = [(settings[i], f) for i, f in some]
+                solved = (logistic if classes else linear)(rows, problems, sets)
+                answers.update(zip(some, solved, strict=True))
+    return [[answers[i, f] for f in range(folds)] for i in range(len(settings))]
+
+
+def folds_of(problems: Problems) -> Tensor:
+    return torch.tensor([f for _, f in problems])
+
+
+def costs(rows: WideRows, problems: Problems, sets: int, ridge: Tensor, lasso: Tensor) -> Costs:
+    """From penalties of the columns (d, problems); the intercept has none."""
+
+    def of(columns: Tensor, intercept: float) -> Tensor:
+        last = torch.full((1, len(problems)), intercept, dtype=torch.float64)
+        return torch.cat([columns, last])[:, :, None].expand(-1, -1, sets).contiguous()
+
+    free = (~rows.constant[:, folds_of(problems)]).to(torch.float64)
+    return Costs(of(ridge, 0.0), of(lasso, 0.0), of(free, float(problems[0][0].fitIntercept)))
+
+
+def units(rows: WideRows, problems: Problems, factor: Tensor) -> Tensor:
+    """What a scaled coefficient is multiplied by where it is penalised: (d, problems)."""
+    fold = folds_of(problems)
+    deviation = (rows.variance[:, fold] * factor).sqrt()
+    plain = torch.tensor([not s.standardization for s, _ in problems])
+    return torch.where(plain, 1 / rows.scale[:, None], deviation)
+
+
+def strengths(problems: Problems) -> tuple[Tensor, Tensor]:
+    """Of L2 and L1: (problems,) each."""
+    strength = torch.tensor([s.regParam for s, _ in problems], dtype=torch.float64)
+    share = torch.tensor([s.elasticNetParam for s, _ in problems], dtype=torch.float64)
+    return strength * (1 - share), strength * share
+
+
+def logistic(rows: WideRows, problems: Problems, sets: int) -> list[Solution]:
+    fold = folds_of(problems)
+    unit = units(rows, problems, rows.unbiased[fold])
+    ridge, lasso = strengths(problems)
+    given = costs(rows, problems, sets, ridge * unit.square(), lasso * unit)
+    start = torch.zeros_like(given.ridge)
+    if problems[0][0].fitIntercept:
+        kinds = functional.one_hot(rows.label.long(), max(sets, 2)).to(torch.float64)
+        log = (rows.own[:, fold].T @ kinds).log()
+        start[-1] = log[:, 1:] - log[:, :1] if sets == 1 else log - log.mean(1, keepdim=True)
+    loss = Logistic(rows, fold) if sets == 1 else Multinomial(rows, fold)
+    return solutions(rows, problems, minimise(loss, given, start))
+
+
+def linear(rows: WideRows, problems: Problems, sets: int) -> list[Solution]:
+    """With the label moved and scaled. Of its penalties see `least_squares.penalty`."""
+    fold, intercept = folds_of(problems), problems[0][0].fitIntercept
+    plain = torch.tensor([normal(s, rows.width) for s, _ in problems])
+    factor = torch.where(plain, 1.0, rows.unbiased[fold])
+    mean = rows.own.T @ rows.label
+    variance = (rows.own * (rows.label[:, None] - mean).square()).sum(0)
+    centre = mean.mean() if intercept else mean.new_zeros(())
+    scale = ((rows.label - centre).square().mean()).sqrt()
+    sigma = (variance[fold] * factor).sqrt()
+    unit = units(rows, problems, factor)
+    ridge, lasso = strengths(problems)
+    given = costs(rows, problems, sets, ridge / sigma * unit.square(), lasso / scale * unit)
+    start = torch.zeros_like(given.ridge)
+    if intercept:
+        start[-1, :, 0] = (mean[fold] - centre) / scale
+    minimum = minimise(Squares(rows, fold, (rows.label - centre) / scale), given, start)
+    answers = []
+    for (setting, f), found, spread in zip(problems, solutions(rows, problems, minimum), sigma.tolist(), strict=True):
+        # Without an intercept Spark's normal equations see a constant column or not as its sums round.
+        unclear = not intercept and normal(setting, rows.width) and bool(rows.lost[f])
+        usable = found.converged and spread > 0 and not unclear
+        objective = found.objective * float(scale) ** 2 / max(spread, 1e-300) ** 2
+        answers.append(Solution(found.coefficients * scale, found.intercept * scale + centre, objective, usable))
+    return answers
+
+
+def solutions(rows: WideRows, problems: Problems, minimum: Minimum) -> list[Solution]:
+    answers = []
+    for i, (setting, _) in enumerate(problems):
+        at = minimum.at[:, i]
+        coefficients = at.new_zeros(at.shape[1], rows.width)
+        coefficients[:, rows.columns] = at[:-1].T / rows.scale
+        intercept = at[-1] - rows.centre @ at[:-1] if setting.fitIntercept else at.new_zeros(at.shape[1])
+        several = at.shape[1] > 1
+        taken = (coefficients, intercept - intercept.mean()) if several else (coefficients[0], intercept[0])
+        answers.append(Solution(*taken, float(minimum.value[i]), bool(minimum.found[i])))
+    return answers
+
+
+# Losses ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Squares:
+    """½·(margin - label)²"""
+
+    rows: WideRows
+    fold: Tensor
+    label: Tensor
+
+    def of(self, which: Tensor) -> "Squares":
+        return Squares(self.rows, self.fold[which], self.label)
+
+    def look(self, at: Tensor) -> Place:
+        own = self.rows.own[:, self.fold]
+        error = self.rows.margins(at[:, :, 0]) - self.label[:, None]
+        left = own * error
+        return Place(
+            0.5 * (left * error).sum(0),
+            self.rows.sums(left)[:, :, None],
+            lambda which, way: curved(self.rows, some(own, which), way),
+            diagonal(self.rows, self.fold, torch.ones(1, len(self.fold), 1, dtype=torch.float64)),
+        )
+
+
+def some(columns: Tensor, which: Tensor) -> Tensor:
+    """Without a copy where it is all of them."""
+    return columns if len(which) == columns.shape[1] else columns[:, which]
+
+
+def curved(rows: WideRows, curve: Tensor, way: Tensor) -> Tensor:
+    return rows.sums(rows.margins(way[:, :, 0]) * curve)[:, :, None]
+
+
+def diagonal(rows: WideRows, fold: Tensor, curve: Tensor) -> Tensor:
+    """As if all rows of a problem had the same curvature: (1, problems, sets) -> (d + 1, problems, sets)."""
+    variance = rows.variance[:, fold]
+    return torch.cat([variance, torch.ones_like(variance[:1])])[:, :, None] * curve
+
+
+@dataclass(frozen=True)
+class Logistic:
+    rows: WideRows
+    fold: Tensor
+
+    def of(self, which: Tensor) -> "Logistic":
+        return Logistic(self.rows, self.fold[which])
+
+    def look(self, at: Tensor) -> Place:
+        own, y = self.rows.own[:, self.fold], self.rows.label[:, None]
+        margin = self.rows.margins(at[:, :, 0])
+        small = margin.abs().neg_().exp_()
+        loss = margin.clamp_min(0).sub_(y * margin).add_(small.log1p())
+        p = torch.where(margin >= 0, 1.0, small).div_(small + 1)
+        value, gradient = (loss * own).sum(0), self.rows.sums((p - y) * own)
+        curve = p * (1 - p) * own
+        return Place(
+            value, gradient[:, :, None], lambda which, way: curved(self.rows, some(curve, which), way),
+            diagonal(self.rows, self.fold, curve.sum(0)[None, :, None]),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Multinomial:
+    rows: WideRows
+    fold: Tensor
+
+    def of(self, which: Tensor) -> "Multinomial":
+        return Multinomial(self.rows, self.fold[which])
+
+    def look(self, at: Tensor) -> Place:
+        own, shape = self.rows.own[:, self.fold, None], (len(self.rows.own), *at.shape[1:])
+        log = torch.log_softmax(self.rows.margins(at.flatten(1)).view(shape), 2)
+        true = functional.one_hot(self.rows.label.long(), at.shape[2]).to(log.dtype)[:, None]
+        value, p = -((log * true).sum(2) * own[:, :, 0]).sum(0), log.exp()
+        gradient = self.rows.sums(((p - true) * own).flatten(1)).view(at.shape)
+
+        def times(which: Tensor, way: Tensor) -> Tensor:
+            mine = some(p, which)
+            turned = mine * self.rows.margins(way.flatten(1)).view(mine.shape)
+            turned -= mine * turned.sum(2, keepdim=True)
+            return self.rows.sums((turned * some(own, which)).flatten(1)).view(way.shape)
+
+        curve = (p * (1 - p) * own).sum(0)[None]
+        return Place(value, gradient, times, diagonal(self.rows, self.fold, curve))

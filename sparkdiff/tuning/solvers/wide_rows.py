@@ -1,0 +1,152 @@
+"""Rows with many columns, in memory: sparse ones stay sparse, as columns are scaled but moved only in what is computed."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparkdiff.rows import Rows, SparseRows, offsets_of
+from sparkdiff.tuning.solvers.rows import CACHE
+
+
+@dataclass(frozen=True)
+class Whole:
+    """All rows, or some of them."""
+
+    x: Rows
+    """(n, d)"""
+    label: Tensor
+    weight: Tensor
+    fold: Tensor
+
+
+@dataclass(frozen=True)
+class WideRows:
+    """Columns divided by their scale, without those that no row has a number in."""
+
+    x: Rows
+    """(n, d)"""
+    turned: Rows
+    """(d, n), the same numbers"""
+    columns: Tensor
+    """Their places among all columns: (d,)"""
+    width: int
+    centre: Tensor
+    """What is taken off the scaled columns, zero without an intercept: (d,)"""
+    scale: Tensor
+    label: Tensor
+    own: Tensor
+    """A row's share of the weight of each fold's training rows, zero where the fold holds it out: (n, folds)"""
+    variance: Tensor
+    """The population's variance of each scaled column over the rows that a fold trains on: (d, folds)"""
+    constant: Tensor
+    """Whether a column has a single value there: (d, folds) bool"""
+    lost: Tensor
+    """Whether some column has a single value there that is not zero: (folds,) bool"""
+    unbiased: Tensor
+    """By how much Spark's Summarizer multiplies the population's variance: (folds,)"""
+
+    def margins(self, at: Tensor) -> Tensor:
+        """(d + 1, k) parameters, the last one the intercept -> (n, k)."""
+        b = at[:-1].contiguous()
+        return product(self.x, b) + (at[-1] - self.centre @ b)
+
+    def sums(self, left: Tensor) -> Tensor:
+        """(n, k) -> (d + 1, k): its sums with the columns and with one."""
+        total = left.sum(0, keepdim=True)
+        return torch.cat([product(self.turned, left) - self.centre[:, None] * total, total])
+
+
+def product(x: Rows, matrix: Tensor) -> Tensor:
+    return x.matmul(matrix) if isinstance(x, SparseRows) else x @ matrix
+
+
+def gather(parts: Iterable[Whole], count: int) -> Whole:
+    """All parts in one; dense ones without a second copy of them all."""
+    found: list[Whole] = []
+    x: Tensor | None = None
+    place = 0
+    for part in parts:
+        if not isinstance(part.x, SparseRows):
+            x = part.x.new_empty(count, part.x.shape[1]) if x is None else x
+            x[place : place + len(part.label)] = part.x
+            place += len(part.label)
+        found.append(part)
+    label, weight, fold = (torch.cat([getattr(p, name) for p in found]) for name in ("label", "weight", "fold"))
+    sparse = [p.x for p in found if isinstance(p.x, SparseRows)]
+    return Whole(SparseRows.cat(sparse) if x is None else x, label, weight, fold)
+
+
+def wide_rows(whole: Whole, folds: int, *, intercept: bool) -> WideRows:
+    x, width = whole.x, whole.x.shape[1] if isinstance(whole.x, Tensor) else whole.x.width
+    columns = torch.arange(width)
+    if isinstance(x, SparseRows):
+        columns, x = x.compact()
+    own = whole.weight[:, None] * (whole.fold[:, None] != torch.arange(folds))
+    weight, squares = own.sum(0), own.square().sum(0)
+    own = own / weight
+    n, d = len(whole.label), len(columns)
+    even = torch.full((n, 1), 1 / n, dtype=torch.float64)
+    mean = transposed(x, even)[:, 0]
+    deviation = spread(x, even, mean)[:, 0].sqrt()
+    scale = deviation if intercept else torch.hypot(deviation, mean)
+    scale = torch.where(scale > 1e-12 * mean.abs(), scale, torch.where(mean != 0, mean.abs(), 1.0))
+    middle = mean / scale
+    x = x.with_values(x.values / scale[x.indices]) if isinstance(x, SparseRows) else x / scale
+    constant = torch.stack([single(x, own[:, f] > 0) for f in range(folds)], 1)
+    turned = turn(x)
+    return WideRows(
+        x=x, turned=turned, columns=columns, width=width, centre=middle if intercept else torch.zeros(d, dtype=torch.float64),
+        scale=scale, label=whole.label, own=own, variance=spread(x, own, middle), constant=constant,
+        lost=(constant & (product(turned, own) != 0)).any(0), unbiased=weight / (weight - squares / weight).clamp_min(1e-300),
+    )  # fmt: skip
+
+
+def turn(x: Rows) -> Rows:
+    if not isinstance(x, SparseRows):
+        return x.T
+    order = torch.argsort(x.indices, stable=True)
+    offsets = offsets_of(torch.bincount(x.indices, minlength=x.width))
+    return SparseRows(x.rows()[order], x.values[order], offsets, len(x))
+
+
+def transposed(x: Rows, left: Tensor) -> Tensor:
+    """(n, d), (n, k) -> (d, k), for a few k."""
+    if not isinstance(x, SparseRows):
+        return x.T @ left
+    out = left.new_zeros(x.width, left.shape[1])
+    return out.index_add_(0, x.indices, x.values[:, None] * left[x.rows()])
+
+
+def spread(x: Rows, shares: Tensor, near: Tensor) -> Tensor:
+    """Variances of the columns with these shares of the rows, (n, k) -> (d, k); `near` lies near their means, so that no digits
+    are lost.
+    """
+    if isinstance(x, SparseRows):
+        moved = x.values - near[x.indices]
+        stored = transposed(x.with_values(torch.ones_like(moved)), shares)
+        off = 1 - stored  # rows where the number is zero
+        first = transposed(x.with_values(moved), shares) - off * near[:, None]
+        second = transposed(x.with_values(moved.square()), shares) + off * near.square()[:, None]
+    else:
+        first, second = (shares.new_zeros(len(near), shares.shape[1]) for _ in range(2))
+        size = max(CACHE // len(near), 64)
+        for part, share in zip(x.split(size), shares.split(size), strict=True):
+            moved = part - near
+            first += moved.T @ share
+            second += moved.square_().T @ share
+    return (second - first.square()).clamp_min(0)
+
+
+def single(x: Rows, rows: Tensor) -> Tensor:
+    """Whether a column has one value in these rows: (d,) bool."""
+    if not isinstance(x, SparseRows):
+        own = x[rows]
+        return own.amin(0) == own.amax(0)
+    kept = rows[x.rows()]
+    index, values = x.indices[kept], x.values[kept]
+    some_zero = torch.bincount(index, minlength=x.width) < int(rows.sum())
+    low = torch.where(some_zero, 0.0, torch.inf).to(values.dtype).scatter_reduce(0, index, values, "amin")
+    high = torch.where(some_zero, 0.0, -torch.inf).to(values.dtype).scatter_reduce(0, index, values, "amax")
+    return low == high

@@ -1,0 +1,72 @@
+"""Models of many coefficients: Spark's objective has no slope there, on sparse rows and on dense ones."""
+
+import test_linear_solver
+import test_logistic_solver
+import torch
+from hypothesis import given, settings as run, strategies as st
+from linear_rows import Rows, kinds, rows, seeds
+
+from sparkdiff.rows import SparseRows, offsets_of
+from sparkdiff.tuning.solvers import Facts, Setting, Solution, Whole, gather, is_wide, linear, wide
+
+MIXES = st.sampled_from([0.0, 0.3])
+
+
+def whole(data: Rows, *, sparse: bool) -> Whole:
+    """In two parts, with a last column in which no row has a number."""
+    x = torch.nn.functional.pad(torch.from_numpy(data.x), (0, 1))
+    label, weight, fold = (torch.from_numpy(column) for column in (data.label, data.weight, data.fold))
+    stored = x != 0
+    packed = SparseRows(stored.nonzero()[:, 1], x[stored], offsets_of(stored.sum(1)), x.shape[1])
+    order = torch.arange(len(x))
+    parts = [
+        Whole(packed.take(some) if sparse else x[some], label[some], weight[some], fold[some])
+        for some in order.split(100)
+    ]
+    return gather(parts, len(x))
+
+
+@run(max_examples=12, deadline=None)
+@given(
+    seeds, kinds, st.booleans(), st.booleans(), st.sampled_from([(2, "auto"), (2, "multinomial"), (3, "auto")]), MIXES
+)
+def test_no_slope_of_logistic_regression(
+    seed: int, kind: str, intercept: bool, sparse: bool, classes: tuple[int, str], mix: float
+) -> None:
+    data = test_logistic_solver.labelled(seed, kind, classes[0])
+    grid = [Setting(s, mix, intercept, s > 1e-3, family=classes[1]) for s in (1e-4, 1e-2)]
+    for setting, models in zip(grid, wide(whole(data, sparse=sparse), grid, 3, classes[0]), strict=True):
+        for fold, solution in enumerate(models):
+            assert solution.converged or (mix and kind == "shifted" and not intercept)
+            if solution.converged:
+                assert not solution.coefficients[..., -1].any()
+                cut = Solution(solution.coefficients[..., :-1], solution.intercept, solution.objective, True)
+                assert test_logistic_solver.slope(data.training(fold), setting, cut) < 1e-8
+
+
+@run(max_examples=12, deadline=None)
+@given(seeds, kinds, st.booleans(), st.booleans(), st.booleans(), st.sampled_from(["auto", "l-bfgs"]), MIXES)
+def test_they_are_those_of_linear_regression(
+    seed: int, kind: str, intercept: bool, sparse: bool, standardization: bool, solver: str, mix: float
+) -> None:
+    data = rows(seed, kind)
+    grid = [Setting(s, mix, intercept, standardization, solver) for s in (1e-3, 0.3)]
+    for setting, some, others in zip(
+        grid, wide(whole(data, sparse=sparse), grid, 3), linear(data.chunks, grid, 3), strict=True
+    ):
+        for fold, (one, other) in enumerate(zip(some, others, strict=True)):
+            assert one.converged == other.converged or (mix and kind == "shifted" and not intercept)
+            if one.converged and other.converged:
+                assert abs(one.objective / other.objective - 1) < 1e-9
+                cut = Solution(one.coefficients[:-1], one.intercept, one.objective, True)
+                assert test_linear_solver.slope(data.training(fold), setting, cut) < 1e-8
+
+
+def test_which_are_wide() -> None:
+    few, many, text = Facts(200, 2), Facts(300, 10), Facts(2**18, 2)
+    assert not is_wide("LogisticRegression", Setting(0.1), few, sparse=False)
+    assert is_wide("LogisticRegression", Setting(0.1), few, sparse=True)
+    assert is_wide("LogisticRegression", Setting(0.1), many, sparse=False)
+    assert is_wide("LinearRegression", Setting(0.1), text, sparse=False)
+    assert not is_wide("LinearRegression", Setting(), text, sparse=True)
+    assert not is_wide("GeneralizedLinearRegression", Setting(0.1), text, sparse=True)
