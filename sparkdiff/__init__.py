@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from sparkdiff.report.record import FineTuningSummary, RunRecord
     from sparkdiff.stages.base import StageModule, register
     from sparkdiff.tuning.cross_validation import CrossValidator, TrainValidationSplit
+    from sparkdiff.tuning.search.alternatives import alternatives
+    from sparkdiff.tuning.search.estimator import Search, SearchModel
+    from sparkdiff.tuning.search.space import choice, integer, loguniform, uniform
+    from sparkdiff.tuning.search.summary import SearchSummary
 
 _HOME = {
     name: home
@@ -35,6 +39,10 @@ _HOME = {
         "report.record": ["FineTuningSummary", "RunRecord"],
         "stages.base": ["StageModule", "register"],
         "tuning.cross_validation": ["CrossValidator", "TrainValidationSplit"],
+        "tuning.search.alternatives": ["Alternatives", "alternatives"],
+        "tuning.search.estimator": ["Search", "SearchModel"],
+        "tuning.search.space": ["Choice", "Integer", "Uniform", "choice", "integer", "loguniform", "uniform"],
+        "tuning.search.summary": ["SearchSummary"],
     }.items()
     for name in names
 }
@@ -42,7 +50,8 @@ _HOME = {
 __version__ = "0.1.0"
 __all__ = [  # noqa: RUF022 - by what a reader meets first
     "plan", "translate", "write_back", "verify", "FineTuner", "FineTunerModel", "FineTuningSummary", "Events", "RunRecord",
-    "CrossValidator", "TrainValidationSplit", "plain", "from_sklearn", "from_lightgbm", "from_xgboost", "Plan", "Network",
+    "CrossValidator", "TrainValidationSplit", "Search", "SearchModel", "SearchSummary", "alternatives", "choice", "integer",
+    "loguniform", "uniform", "plain", "from_sklearn", "from_lightgbm", "from_xgboost", "Plan", "Network",
     "Parity", "StageModule", "register",
     "SparkdiffError", "InputError", "ParityError",
 ]  # fmt: skip

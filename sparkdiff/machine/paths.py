@@ -3,7 +3,7 @@
 import fnmatch
 import os
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 LOCAL = re.compile(r"file:(//)?(?=/)", re.IGNORECASE)
 URL = re.compile(r"[A-Za-z][\w+.-]*:(?=/)")
@@ -46,6 +46,11 @@ def joined(given: str, folder: Path) -> str:
     if os.path.exists(folder / path):
         return by_name(str((folder / path).resolve()))
     return str((Path(by_name(str(folder.absolute()))) / path).resolve())
+
+
+def inside(path: str, name: str) -> str:
+    """A file or folder in a folder, which a local path or a URL names."""
+    return str(PurePosixPath(path) / name) if "://" not in path else path.rstrip("/") + "/" + name
 
 
 def by_name(path: str) -> str:

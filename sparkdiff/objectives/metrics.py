@@ -185,6 +185,30 @@ def _named(name: str, params: Mapping[str, Any], head: Predictor, columns: tuple
     return replace(_of(_loss(name, params, head, columns, y)), name=name)
 
 
+@dataclass(frozen=True)
+class _Predictions:
+    """In place of a predictor, where the predictions (n,) are there already and are its margin."""
+
+    classes: int
+
+    def mean(self, margin: Tensor) -> Tensor:
+        return margin
+
+    decision = mean
+
+
+def of_predictions(name: str, params: Mapping[str, Any], classes: int = 0) -> Metric:
+    """A metric of REGRESSION or MULTICLASS on predictions (n,) that any model has written.
+
+    Args:
+        classes: how many there are, for a metric of MULTICLASS.
+    """
+    head: Any = _Predictions(classes)
+    if name in REGRESSION:
+        return REGRESSION[name](name, head)
+    return _classes(name, {**PARAMS.get(name, {}), **params}, head)
+
+
 def _loss(name: str, params: Mapping[str, Any], head: Predictor, columns: tuple[str, ...], y: LabelStats) -> Objective:
     try:
         return resolve_loss(name, params, head, columns, y)

@@ -1,3 +1,5 @@
-"""Many settings of an estimator compared at once, with Spark's own numbers: `CrossValidator` and `TrainValidationSplit`."""
+"""Many settings of an estimator compared at once, with Spark's own numbers: `CrossValidator` and `TrainValidationSplit`; and
+`search`, trials over a space of Params and stages.
+"""
 
-__all__ = ["solvers"]
+__all__ = ["search", "solvers"]

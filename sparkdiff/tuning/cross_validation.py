@@ -9,15 +9,15 @@ import numpy as np
 from pyspark.ml import tuning
 from pyspark.ml.param import Params
 from pyspark.ml.util import MLWriter
-from pyspark.ml.wrapper import JavaParams
 from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError, check_dataframe
 from sparkdiff.pipeline.names import refuse_stream
 from sparkdiff.tuning import folds
+from sparkdiff.tuning.checks import check_evaluator, check_values
 from sparkdiff.tuning.explanation import Explanation, explained
-from sparkdiff.tuning.fits import Outcome, Task, inside
+from sparkdiff.tuning.fits import Outcome, Task
 from sparkdiff.tuning.folds import Folds
 from sparkdiff.tuning.searching import outcomes
 
@@ -68,8 +68,8 @@ class _Search(Params):
         get = self.getOrDefault
         task = Task.of(get("estimator"), get("estimatorParamMaps"), get("evaluator"))
         if jvm.in_process(dataset.sparkSession):
-            _check_values(task)
-            _check_evaluator(task.evaluator)
+            check_values(task)
+            check_evaluator(task.evaluator)
         return task
 
     def _outcomes(self, dataset: DataFrame) -> tuple[Task, list[Outcome]]:
@@ -176,47 +176,6 @@ def _like(search: Any, new: Any) -> Any:
     """`new` with the uid and the Params of another search."""
     new._resetUid(search.uid)
     return search._copyValues(new)
-
-
-def _check_values(task: Task) -> None:
-    """Refuse a value that a Param does not take, before the first fit.
-
-    Raises:
-        InputError: names the Param, and says what Spark says.
-    """
-    held, seen = inside(task.estimator), set()
-    for params in task.maps:
-        for param, value in params.items():
-            stage, known = held.get(param.parent), (param.parent, param.name, repr(value))
-            if known in seen or stage is None or not stage.hasParam(param.name):
-                continue
-            seen.add(known)
-            try:
-                converted = param.typeConverter(value)
-                if isinstance(stage, JavaParams) and converted is not None and not isinstance(converted, Params):
-                    stage._make_java_param_pair(param, converted)  # Java asks the Param's own validator
-            except (TypeError, ValueError, *jvm.SparkError) as e:
-                raise InputError(
-                    f"estimatorParamMaps gives {param.name} of {param.parent} the value {value!r}: {jvm.cause(e)}"
-                ) from e
-
-
-def _check_evaluator(evaluator: Any) -> None:
-    """Let Spark refuse an unknown metric before the first fit.
-
-    Raises:
-        InputError: says what Spark says.
-    """
-    if not isinstance(evaluator, JavaParams):
-        return
-    for param in evaluator.params:
-        if evaluator.isSet(param):
-            try:
-                evaluator._make_java_param_pair(param, evaluator.getOrDefault(param))
-            except jvm.SparkError as e:
-                raise InputError(
-                    f"{type(evaluator).__name__}({param.name}={evaluator.getOrDefault(param)!r}): {jvm.cause(e)}"
-                ) from e
 
 
 def best_of(metrics: Sequence[float], larger: bool) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sparkdiff.objectives.metrics import BINARY, BY_CLASS, Counts
 
+CLASSIFIERS = (BinaryClassificationEvaluator, MulticlassClassificationEvaluator)
 Value = Callable[[Tensor, Tensor, Tensor], float]
 
 

@@ -1,0 +1,254 @@
+"""Alternative stages at one place of a pipeline, of which a search chooses one. A fitted pipeline never holds them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from pyspark.ml import Estimator, Pipeline, Transformer
+from pyspark.ml.param import Param, Params
+from pyspark.ml.util import DefaultParamsReader, MLReadable, MLReader, MLWritable, MLWriter
+
+from sparkdiff import jvm
+from sparkdiff.errors import InputError, kind_of
+from sparkdiff.machine import paths
+
+OUTPUTS = ("outputCol", "outputCols", "predictionCol")
+"""Where a stage names what it writes, the first that it has."""
+INPUTS = ("inputCol", "inputCols", "featuresCol")
+
+
+class Alternatives(Estimator, MLWritable, MLReadable):  # type: ignore[type-arg]
+    """Stages of which a search chooses one; see `alternatives`."""
+
+    __module__ = "sparkdiff"
+
+    stages: Param[Any] = Param(Params._dummy(), "stages", "the stages; None is no stage")  # type: ignore[no-untyped-call]
+
+    def __init__(self, stages: Sequence[Any] = ()):
+        super().__init__()
+        self._set(stages=[*stages])
+
+    def getStages(self) -> list[Any]:
+        """The stages; None is no stage."""
+        return self.getOrDefault("stages")  # type: ignore[no-any-return]
+
+    def names(self) -> list[str]:
+        """A name for each: its class, with its position where two have the same."""
+        kinds = [type(stage).__name__ for stage in self.getStages()]
+        kinds = ["None" if kind == "NoneType" else kind for kind in kinds]
+        return [f"{kind} {i}" if kinds.count(kind) > 1 else kind for i, kind in enumerate(kinds)]
+
+    def copy(self, extra: Any = None) -> "Alternatives":
+        new = super().copy()
+        stages = [stage if stage is None else stage.copy(extra) for stage in self.getStages()]
+        return new._set(stages=stages)  # type: ignore[no-any-return]
+
+    def _fit(self, dataset: Any) -> Any:
+        raise InputError(
+            f"{self.uid} holds alternatives ({', '.join(self.names())}), of which sparkdiff.Search chooses one: pass the "
+            "pipeline as its estimator"
+        )
+
+    def write(self) -> MLWriter:
+        return _Writer(self)
+
+    @classmethod
+    def read(cls) -> "MLReader[Alternatives]":
+        return _Reader(cls)
+
+
+def alternatives(*stages: Any) -> Alternatives:
+    """Stages of which `sparkdiff.Search` chooses one, at this place of a Pipeline.
+
+    Args:
+        *stages: Estimators, Transformers or Pipelines that write the same columns; the first is the default. None leaves the
+            place empty: the stages after it then read what the others would have read.
+
+    Raises:
+        InputError: there are fewer than two, one is no stage, or they write different columns; names them.
+    """
+    if len(stages) < 2:
+        raise InputError(f"alternatives() takes two stages or more, got {len(stages)}; None is no stage")
+    for stage in stages:
+        if stage is not None and not isinstance(stage, (Estimator, Transformer)):
+            raise InputError(f"alternatives(): {kind_of(stage)} is no stage of a pipeline")
+    given = [stage for stage in stages if stage is not None]
+    if len(given) < len(stages) - 1 or not given:
+        raise InputError("alternatives() has None twice, and once is enough")
+    if len({stage.uid for stage in given}) < len(given):
+        raise InputError("alternatives() has the same stage twice: make another one, a copy has the same uid")
+    wanted = [(type(stage).__name__, outputs(stage)) for stage in given]
+    for name, columns in wanted:
+        if columns != wanted[0][1]:
+            raise InputError(
+                f"alternatives() write different columns: {wanted[0][0]} writes {_told(wanted[0][1])}, {name} writes "
+                f"{_told(columns)}; set the same outputCol on each, as the stages after them read one"
+            )
+    if len(given) < len(stages):
+        _instead_of(given)
+    return Alternatives(stages)
+
+
+def outputs(stage: Any) -> list[str]:
+    """The columns that later stages read of this one; of a Pipeline, those of its last stage."""
+    if isinstance(stage, Pipeline):
+        inner = stage.getStages()
+        return outputs(inner[-1]) if inner else []
+    if isinstance(stage, Alternatives):
+        return outputs(next(s for s in stage.getStages() if s is not None))
+    return _columns(stage, OUTPUTS)
+
+
+def inputs(stage: Any) -> list[str]:
+    """The columns that a stage reads; of a Pipeline, those of its first stage."""
+    if isinstance(stage, Pipeline):
+        inner = stage.getStages()
+        return inputs(inner[0]) if inner else []
+    if isinstance(stage, Alternatives):
+        return inputs(next(s for s in stage.getStages() if s is not None))
+    return _columns(stage, INPUTS)
+
+
+def _columns(stage: Any, names: Iterable[str]) -> list[str]:
+    for name in names:
+        if stage.hasParam(name) and stage.isDefined(name):  # a default output bears the uid, so two stages' differ
+            found = stage.getOrDefault(name)
+            return [found] if isinstance(found, str) else [*found]
+    return []
+
+
+def _told(columns: Sequence[str]) -> str:
+    return ", ".join(map(repr, columns)) or "columns that no Param names"
+
+
+def _instead_of(given: Sequence[Any]) -> dict[str, str]:
+    """Where a place is left empty: output column -> the input column that is read instead.
+
+    Raises:
+        InputError: it can't be told.
+    """
+    read, write = inputs(given[0]), outputs(given[0])
+    for stage in given:
+        if inputs(stage) != read:
+            raise InputError(
+                f"alternatives() with None: {type(given[0]).__name__} reads {_told(read)}, {type(stage).__name__} reads "
+                f"{_told(inputs(stage))}, so it can't be told what stages read where there is none"
+            )
+    if not read or len(read) != len(write) or any(stage.hasParam("predictionCol") for stage in given):
+        raise InputError(
+            f"alternatives() with None: {type(given[0]).__name__} reads {_told(read)} and writes {_told(write)}, so it can't "
+            "be told what later stages read in place of each column"
+        )
+    return dict(zip(write, read, strict=True))
+
+
+# With one of them chosen ----------------------------------------------------------------------------------------------
+
+
+def places(estimator: Any) -> list[Alternatives]:
+    """All alternatives in an estimator, an outer one before those inside it."""
+    if isinstance(estimator, Alternatives):
+        return [estimator, *(found for stage in estimator.getStages() for found in places(stage))]
+    return [found for stage in _inner(estimator) for found in places(stage)]
+
+
+def _inner(stage: Any) -> list[Any]:
+    """The stages of a Pipeline; the Pipeline that a FineTuner tunes."""
+    if isinstance(stage, Pipeline):
+        return [*stage.getStages()] if stage.isDefined("stages") else []
+    given = stage.getOrDefault("pipeline") if _tunes(stage) else None
+    return [given] if isinstance(given, Pipeline) else []
+
+
+def _tunes(stage: Any) -> bool:
+    return isinstance(stage, Params) and stage.hasParam("pipeline") and stage.isDefined("pipeline")
+
+
+def chosen(estimator: Any, choices: Mapping[str, int]) -> Any:
+    """The estimator with one stage in place of each of its alternatives; the same object if it has none.
+
+    Args:
+        choices: uid of the alternatives -> position of the stage; by default the first.
+    """
+    if not places(estimator):
+        return estimator
+    if isinstance(estimator, Alternatives):
+        estimator = Pipeline(stages=[estimator])
+    new, _ = _chosen(estimator, choices, {})
+    return new
+
+
+def _chosen(stage: Any, choices: Mapping[str, int], names: dict[str, str]) -> tuple[Any, dict[str, str]]:
+    """A stage without alternatives that reads columns by their new `names`, and the names that hold after it."""
+    if stage is None:
+        return None, names
+    if isinstance(stage, Alternatives):
+        inner = stage.getStages()
+        one = inner[choices.get(stage.uid, 0)]
+        if one is None:
+            empty = _instead_of([s for s in inner if s is not None])
+            return None, {**names, **{column: names.get(read, read) for column, read in empty.items()}}
+        return _chosen(one, choices, names)
+    if isinstance(stage, Pipeline) and _inner(stage):
+        stages = []
+        for part in stage.getStages():
+            new, names = _chosen(part, choices, names)
+            if new is not None:
+                stages.append(new)
+        return Pipeline()._resetUid(stage.uid).setStages(stages), names
+    if _tunes(stage) and _inner(stage):
+        new, names = _chosen(stage.getOrDefault("pipeline"), choices, names)
+        return stage.copy({stage.getParam("pipeline"): new}), names
+    return _renamed(stage, names) if names else stage, names
+
+
+def _renamed(stage: Any, names: Mapping[str, str]) -> Any:
+    """A stage that reads other columns.
+
+    Raises:
+        InputError: it names a column in a text, where it can't be replaced.
+    """
+    new: dict[Any, Any] = {}
+    for param in stage.params:
+        if not stage.isDefined(param):
+            continue
+        value = stage.getOrDefault(param)
+        if param.name in ("statement", "formula") and any(name in str(value) for name in names):
+            raise InputError(
+                f"{stage.uid} names {', '.join(n for n in names if n in value)} in its {param.name}, which alternatives() "
+                "with None may leave out: write the stage for both, as two Pipelines in alternatives()"
+            )
+        if not param.name.endswith(("Col", "Cols")) or param.name.startswith(
+            ("output", "prediction", "probability", "raw")
+        ):
+            continue
+        if isinstance(value, str) and value in names:
+            new[param] = names[value]
+        elif isinstance(value, list) and any(name in names for name in value):
+            new[param] = [names.get(name, name) for name in value]
+    return stage.copy(new) if new else stage
+
+
+class _Writer(jvm.Writer):
+    instance: Alternatives
+
+    def saveImpl(self, path: str) -> None:
+        stages = self.instance.getStages()
+        self.saveMetadata(
+            self.instance, path, self.sc, {"empty": [i for i, s in enumerate(stages) if s is None], "count": len(stages)},
+            paramMap={},
+        )  # fmt: skip
+        for i, stage in enumerate(stages):
+            if stage is not None:
+                stage.write().save(paths.inside(path, f"stage-{i}"))
+
+
+class _Reader(jvm.Reader):
+    def load(self, path: str) -> Alternatives:
+        meta = DefaultParamsReader.loadMetadata(path, self.sc)
+        stages: list[Any] = [
+            None
+            if i in meta["empty"]
+            else DefaultParamsReader.loadParamsInstance(paths.inside(path, f"stage-{i}"), self.sc)
+            for i in range(meta["count"])
+        ]
+        return Alternatives(stages)._resetUid(meta["uid"])  # type: ignore[no-any-return]

@@ -1,0 +1,297 @@
+"""`Search` and `SearchModel`: a search over a space as a pyspark.ml Estimator and the Model that it returns."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pyspark.ml import Estimator, Model
+from pyspark.ml.evaluation import Evaluator
+from pyspark.ml.param import Param, Params
+from pyspark.ml.util import DefaultParamsReader, MLReadable, MLReader, MLWritable, MLWriter
+from pyspark.sql import DataFrame
+
+from sparkdiff import jvm
+from sparkdiff.errors import InputError, check_dataframe, kind_of
+from sparkdiff.machine import paths
+from sparkdiff.pipeline.names import refuse_stream
+from sparkdiff.pipeline.nesting import Holder, flatten
+from sparkdiff.report import Events, Phases
+from sparkdiff.tuning.search.procedure import Asked, Outcome, searched
+from sparkdiff.tuning.search.questions import Questions
+from sparkdiff.tuning.search.settings import FIELDS, OTHERS, Settings
+from sparkdiff.tuning.search.space import PLAIN, Distribution, as_distribution, from_dict
+from sparkdiff.tuning.search.summary import SearchSummary
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def _with_params(cls: type) -> type:
+    """Give the class a Param, a getter and a setter for everything that a search takes."""
+    for name, help in {**OTHERS, **{n: f.metadata["help"] for n, f in FIELDS.items()}}.items():
+        setattr(cls, name, Param(Params._dummy(), name, help))  # type: ignore[no-untyped-call]
+
+        def get(self: Any, name: str = name) -> Any:
+            return self.getOrDefault(name)
+
+        def set_(self: Any, value: Any, name: str = name) -> Any:
+            return self.setParams(**{name: value})
+
+        get.__doc__, set_.__doc__ = f"Value of {name} or its default.", f"Set {name}: {help}."
+        setattr(cls, f"get{name[0].upper()}{name[1:]}", get)
+        setattr(cls, f"set{name[0].upper()}{name[1:]}", set_)
+    return cls
+
+
+@_with_params
+class Search(Estimator, MLWritable, MLReadable):  # type: ignore[type-arg]
+    """Search settings of an estimator, and compare the winner with the default on rows that no trial has seen.
+
+    Args:
+        estimator: any Estimator: a stage, a Pipeline, a FineTuner; `sparkdiff.alternatives(...)` in a Pipeline is a choice
+            of stages.
+        space: {Param of a stage: `uniform`, `loguniform`, `integer`, `choice`, or a list of values}.
+        evaluator: the metric; a list of evaluators searches the Pareto front of several, and the first of them decides.
+        current: the fitted model that the winner is to replace; by default it is compared with the estimator as it is.
+        callbacks: instances of subclasses of `sparkdiff.Events`, which are told of each phase. They are not saved.
+        **params: see `sparkdiff.tuning.search.settings.Settings`, or `Search().explainParams()`.
+
+    `fit(df)` returns a `SearchModel` whose `bestModel` is plain Spark ML.
+
+    Raises:
+        InputError: an option is unknown, of a wrong type or out of bounds; names all of them.
+    """
+
+    __module__ = "sparkdiff"
+
+    def __init__(
+        self, estimator: Any = None, *others: Any, space: Mapping[Any, Any] | None = None, evaluator: Any = None,
+        current: Any = None, callbacks: Sequence[Events] = (), **params: Any,
+    ):  # fmt: skip
+        if others:
+            raise InputError(
+                f"Search takes only the estimator without a name, but got {', '.join(map(kind_of, others))} as well: "
+                "Search(pipeline, space={...}, evaluator=...)"
+            )
+        super().__init__()
+        self.callbacks = callbacks
+        self._setDefault(**{name: getattr(Settings(), name) for name in FIELDS}, space={})
+        self.setParams(estimator=estimator, space=space, evaluator=evaluator, current=current, **params)
+
+    def setParams(self, **params: Any) -> "Search":
+        """Set Params by name."""
+        return self._set(**{name: v for name, v in params.items() if v is not None or name in FIELDS})  # type: ignore[no-any-return]
+
+    def set(self, param: Param[Any], value: Any) -> None:
+        self._shouldOwn(param)  # type: ignore[no-untyped-call]
+        self._set(**{param.name: value})
+
+    def _set(self, **values: Any) -> Any:
+        options = {name: value for name, value in values.items() if name not in OTHERS}
+        found = Settings.of(options)
+        if "estimator" in values and not isinstance(values["estimator"], Estimator):
+            raise InputError(f"estimator must be an Estimator, got {kind_of(values['estimator'])}")
+        if "space" in values:
+            values["space"] = _space(values["space"])
+        if "evaluator" in values:
+            _evaluators(values["evaluator"])
+        if "current" in values:
+            flatten(values["current"])  # refuses what isn't fitted
+        return super()._set(**values | {name: getattr(found, name) for name in options})
+
+    def copy(self, extra: Any = None) -> "Search":
+        """A copy with the same uid. Params that are not this Search's own are set on its estimator and evaluators."""
+        new: Any = super().copy({p: v for p, v in (extra or {}).items() if p.parent == self.uid})
+        others = {p: v for p, v in (extra or {}).items() if p.parent != self.uid}
+        if new.isSet("estimator"):
+            new._set(estimator=new.getOrDefault("estimator").copy(others))
+        if new.isSet("evaluator"):
+            given = new.getOrDefault("evaluator")
+            copies = [e.copy(others) for e in _evaluators(given)]
+            new._set(evaluator=copies if isinstance(given, (list, tuple)) else copies[0])
+        return new  # type: ignore[no-any-return]
+
+    def settings(self) -> Settings:
+        """The resolved options."""
+        return Settings.of({p.name: v for p, v in self._paramMap.items() if p.name in FIELDS})
+
+    def _fit(self, dataset: DataFrame) -> "SearchModel":
+        asked = self.asked()
+        check_dataframe("the dataset of fit()", dataset)
+        refuse_stream(dataset)
+        if not jvm.in_process(dataset.sparkSession):
+            raise InputError("Search does not run over Spark Connect: it needs a session in this process")
+        phases = Phases(asked.settings.verbosity > 0, self.callbacks)
+        found = searched(asked, dataset, phases)
+        model = SearchModel(found.model, found)
+        return self._copyValues(model)  # type: ignore[no-any-return]
+
+    def asked(self) -> Asked:
+        """What is searched, checked before any job.
+
+        Raises:
+            InputError: names the Param, and its value.
+        """
+        for name in ("estimator", "evaluator"):
+            if not self.isSet(name):
+                raise InputError(f"Search has no {name}: set it with Search({name}=...)")
+        get = self.getOrDefault
+        questions = Questions.of(get("estimator"), get("space"))
+        current = get("current") if self.isSet("current") else None
+        return Asked.of(questions, _evaluators(get("evaluator")), self.settings(), current)
+
+    def write(self) -> MLWriter:
+        return _SearchWriter(self)
+
+    @classmethod
+    def read(cls) -> "MLReader[Search]":
+        return _SearchReader(cls)
+
+
+def _space(given: Any) -> dict[Any, Distribution]:
+    if not isinstance(given, Mapping):
+        raise InputError(
+            f"space must be a dict of Params, got {kind_of(given)}: space={{head.regParam: uniform(0, 1)}}"
+        )
+    return {
+        param: as_distribution(f"{getattr(param, 'name', param)} of {getattr(param, 'parent', '?')}", value)
+        for param, value in given.items()
+    }
+
+
+def _evaluators(given: Any) -> list[Any]:
+    found = [*given] if isinstance(given, (list, tuple)) else [given]
+    for evaluator in found:
+        if not isinstance(evaluator, Evaluator):
+            raise InputError(
+                f"evaluator must be an Evaluator of pyspark.ml.evaluation, or a list of them, got {kind_of(evaluator)}"
+            )
+    if not found:
+        raise InputError("evaluator is an empty list: give one Evaluator or more")
+    return found
+
+
+class SearchModel(Model, Holder, MLWritable, MLReadable):  # type: ignore[type-arg]
+    """The result of a search.
+
+    Attributes:
+        pipelineModel, bestModel: the plain model that ships: the winner, or the default or current one if that was kept.
+        summary: decision, reason, optimism.
+        records: a dict per trial; `trials` has them as a pandas DataFrame.
+        front: numbers of the trials that no other beats in all metrics.
+    """
+
+    __module__ = "sparkdiff"
+
+    def __init__(self, pipelineModel: Any, found: "Outcome | None" = None):
+        super().__init__()
+        self.pipelineModel = pipelineModel
+        if found is not None:
+            self.summary: SearchSummary = found.summary
+            self.records, self.front = found.records, found.front
+
+    @property
+    def bestModel(self) -> Any:
+        return self.pipelineModel
+
+    @property
+    def trials(self) -> "pd.DataFrame":
+        """A row per trial: number, state, metrics, seconds, and what it decided, by name."""
+        import pandas as pd
+
+        return pd.DataFrame(self.records)
+
+    @property
+    def paretoFront(self) -> "pd.DataFrame":
+        """The trials that no other beats in all metrics; with one metric the best ones."""
+        trials = self.trials
+        return trials[trials["trial"].isin(self.front)].reset_index(drop=True)
+
+    def _transform(self, dataset: DataFrame) -> DataFrame:
+        return self.pipelineModel.transform(dataset)  # type: ignore[no-any-return]
+
+    def copy(self, extra: Any = None) -> "SearchModel":
+        """A copy; Params of stages in `extra` are set on a copy of the model."""
+        new: Any = super().copy({p: v for p, v in (extra or {}).items() if p.parent == self.uid})
+        others = {p: v for p, v in (extra or {}).items() if p.parent != self.uid}
+        new.pipelineModel = self.pipelineModel.copy(others) if others else self.pipelineModel
+        return new  # type: ignore[no-any-return]
+
+    def write(self) -> MLWriter:
+        return _ModelWriter(self)
+
+    @classmethod
+    def read(cls) -> "MLReader[SearchModel]":
+        return _ModelReader(cls)
+
+
+# Saved ----------------------------------------------------------------------------------------------------------------
+
+
+class _SearchWriter(jvm.Writer):
+    instance: Search
+
+    def saveImpl(self, path: str) -> None:
+        search = self.instance
+        held: dict[str, Any] = {name: search.getOrDefault(name) for name in OTHERS if search.isSet(name)}
+        space = [[p.parent, p.name, _saved(p, d)] for p, d in held.pop("space", {}).items()]
+        several = isinstance(held.get("evaluator"), (list, tuple))
+        evaluators = _evaluators(held.pop("evaluator")) if "evaluator" in held else []
+        stages = {**held, **{f"evaluator-{i}": e for i, e in enumerate(evaluators)}}
+        params = {name: search.getOrDefault(name) for name in FIELDS if search.isSet(name)}
+        told = {"params": params, "space": space, "stages": sorted(stages), "several": several}
+        self.saveMetadata(search, path, self.sc, {"search": json.dumps(told)}, paramMap={})
+        for name, stage in stages.items():
+            stage.write().save(paths.inside(path, name))
+
+
+def _saved(param: Param[Any], distribution: Distribution) -> dict[str, Any]:
+    for value in distribution.ends():
+        inner = value if isinstance(value, (list, tuple)) else [value]
+        if not all(isinstance(one, PLAIN) for one in inner):
+            raise InputError(f"space of {param.name} of {param.parent} holds {kind_of(value)}, which cannot be saved")
+    return distribution.toDict()
+
+
+class _SearchReader(jvm.Reader):
+    def load(self, path: str) -> Search:
+        meta = DefaultParamsReader.loadMetadata(path, self.sc)
+        told = json.loads(meta["search"])
+
+        def stage(name: str) -> Any:
+            return DefaultParamsReader.loadParamsInstance(paths.inside(path, name), self.sc)
+
+        stages = {name: stage(name) for name in told["stages"]}
+        evaluators = [stages.pop(name) for name in sorted(n for n in stages if n.startswith("evaluator-"))]
+        new: Any = self.cls(**stages, **told["params"])._resetUid(meta["uid"])
+        if evaluators:
+            new._set(evaluator=evaluators if told["several"] else evaluators[0])
+        return new._set(space={_param(p, n): from_dict(d) for p, n, d in told["space"]})  # type: ignore[no-any-return]
+
+
+def _param(parent: str, name: str) -> Any:
+    """A Param by the uid of its stage; Params with the same uid and name are equal."""
+    found: Any = Param(Params._dummy(), name, "")  # type: ignore[no-untyped-call]
+    found.parent = parent
+    return found
+
+
+class _ModelWriter(jvm.Writer):
+    instance: SearchModel
+
+    def saveImpl(self, path: str) -> None:
+        model = self.instance
+        found = {"summary": model.summary.toDict(), "records": model.records, "front": model.front}
+        self.saveMetadata(model, path, self.sc, {"search": json.dumps(found)}, paramMap={})
+        model.pipelineModel.write().save(paths.inside(path, "pipelineModel"))
+
+
+class _ModelReader(jvm.Reader):
+    def load(self, path: str) -> SearchModel:
+        meta = DefaultParamsReader.loadMetadata(path, self.sc)
+        plain: Any = DefaultParamsReader.loadParamsInstance(paths.inside(path, "pipelineModel"), self.sc)
+        found = json.loads(meta["search"])
+        new: Any = self.cls(plain)._resetUid(meta["uid"])
+        new.summary = SearchSummary(**found["summary"])
+        new.records, new.front = found["records"], found["front"]
+        return new  # type: ignore[no-any-return]

@@ -1,0 +1,176 @@
+"""The winner against the model that it would replace, on rows that no fit and no trial has seen: row by row, by the guard."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import torch
+from pyspark.ml.evaluation import BinaryClassificationEvaluator, MulticlassClassificationEvaluator, RegressionEvaluator
+from pyspark.sql import Column, DataFrame, functions as F
+from torch import Tensor
+
+from sparkdiff import jvm
+from sparkdiff.data.blocks import MAX_BLOCKS
+from sparkdiff.data.splits import BLOCK, TIME
+from sparkdiff.evaluation import guard
+from sparkdiff.objectives.metrics import BINARY, Metric, influence, of_predictions
+from sparkdiff.pipeline.columns import read_plain, write_plain
+from sparkdiff.pipeline.names import named
+from sparkdiff.rows import dense
+from sparkdiff.tuning.scores import judge_of
+from sparkdiff.tuning.search.splitting import Split
+
+Losses = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(what the evaluator reads (n,) or (n, k), label (n,), weight (n,)) -> what each row adds to the metric, smaller is better."""
+PIECE = 65536
+"""Rows that are read at a time."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two models on fresh rows.
+
+    Attributes:
+        winner, default: their metrics.
+        verdict: of the test; None if there is none, and then `untested` says why.
+        rows: how many there are.
+    """
+
+    winner: float
+    default: float
+    verdict: guard.Verdict | None
+    untested: str = ""
+    rows: int = 0
+
+
+def losses_of(evaluator: Any) -> Losses | None:
+    """What each row adds to the metric of an evaluator; None if it can't be told."""
+    if type(evaluator) is BinaryClassificationEvaluator:
+        value = BINARY[evaluator.getMetricName()]
+        area = Metric(evaluator.getMetricName(), larger=True, value=value)
+        return lambda s, y, w: -influence(area, s[:, 1] if s.ndim == 2 else s, y, w)
+    if type(evaluator) is RegressionEvaluator:
+        if evaluator.getMetricName() == "r2" and evaluator.getThroughOrigin():
+            return None
+        return _added(lambda s, y: of_predictions(evaluator.getMetricName(), {}))
+    if type(evaluator) is MulticlassClassificationEvaluator:
+        name, eps = str(evaluator.getMetricName()), evaluator.getEps()
+        if name == "logLoss":
+            return lambda s, y, w: -s.gather(1, y.long()[:, None])[:, 0].clamp(eps, 1 - eps).log()
+        given = {"beta": evaluator.getBeta(), "metricLabel": evaluator.getMetricLabel()}
+        return _added(lambda s, y: of_predictions(name, given, int(max(s.max(), y.max())) + 1))
+    return None
+
+
+def _added(metric_of: Callable[[Tensor, Tensor], Metric]) -> Losses:
+    def of(score: Tensor, y: Tensor, w: Tensor) -> Tensor:
+        metric = metric_of(score, y)
+        found = metric.rows(score, y, w) if metric.rows is not None else influence(metric, score, y, w)
+        return metric.sign * found
+
+    return of
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What two models write on the same rows; each has labels of its own, as a pipeline may index them."""
+
+    winner: tuple[Tensor, Tensor]  # what the evaluator reads, label
+    default: tuple[Tensor, Tensor]
+    weight: Tensor
+    block: Tensor
+    unit: Tensor
+    time: Tensor
+
+
+def compare(
+    winner: Any, default: Any, fresh: DataFrame, split: Split, evaluator: Any, *, level: float, seed: int
+) -> Comparison:
+    """Both models on the fresh rows, and whether the winner is better than chance explains."""
+    judge, losses = judge_of(evaluator), losses_of(evaluator)
+    why = f"{type(evaluator).__name__} gives no value per row"
+    if judge is not None and losses is not None:
+        scored, why = _scored(winner, default, fresh, split, evaluator)
+        if scored is not None:
+            values = [judge.value(part, label, scored.weight) for part, label in (scored.winner, scored.default)]
+            one, other = (
+                evaluator.evaluate(model.transform(_data(fresh))) if math.isnan(value) else value
+                for value, model in zip(values, (winner, default), strict=True)
+            )
+            rows = int((scored.weight > 0).sum())
+            verdict, why = _tested(scored, losses, split, level, seed)
+            return Comparison(one, other, verdict, why, rows)
+    one, other = (evaluator.evaluate(model.transform(_data(fresh))) for model in (winner, default))
+    return Comparison(one, other, None, why)
+
+
+def _data(fresh: DataFrame) -> DataFrame:
+    return fresh.drop(BLOCK, TIME)
+
+
+def _scored(winner: Any, default: Any, fresh: DataFrame, split: Split, evaluator: Any) -> tuple[Scored | None, str]:
+    """Both models' columns on the same rows, written by one job; or why that can't be."""
+    judge = judge_of(evaluator)
+    assert judge is not None
+    block = F.pmod(F.col(BLOCK), F.lit(MAX_BLOCKS)) if split.groupCol else F.col(BLOCK)
+    kept = {
+        "__sd_block": block.cast("double"), "__sd_unit": F.col(BLOCK).cast("double"), "__sd_time": F.col(TIME).cast("double"),
+    }  # fmt: skip
+    base = [named(c) for c in _data(fresh).columns]
+    rows = fresh.select(*base, *(c.alias(name) for name, c in kept.items()))
+    names = [*kept]
+    for model, part in ((winner, "winner"), (default, "default")):
+        out = model.transform(rows)
+        missing = [
+            c
+            for c in (*names, *_data(fresh).columns, judge.label, judge.column, judge.weight)
+            if c and c not in out.columns
+        ]
+        if missing:
+            return None, f"the pipeline of the {part} drops or lacks the column {missing[0]!r}"
+        weight: Column = named(judge.weight).cast("double") if judge.weight else F.lit(1.0)
+        new = {
+            f"__sd_{part}": named(judge.column), f"__sd_{part}_label": named(judge.label).cast("double"),
+            f"__sd_{part}_weight": weight,
+        }  # fmt: skip
+        rows = out.select(*base, *names, *(c.alias(name) for name, c in new.items()))
+        names += [*new]
+    with TemporaryDirectory(prefix=".fresh-", dir=jvm.scratch_folder()) as folder:
+        path = Path(folder) / "rows"
+        write_plain(rows.select(*names), names, path)
+        parts = [*read_plain(path, PIECE)]
+    if not parts:
+        return None, "the pipelines leave no fresh row"
+    columns = {name: torch.cat([dense(part[f"v{i}"]) for part in parts]) for i, name in enumerate(names)}
+    found = Scored(
+        (columns["__sd_winner"], columns["__sd_winner_label"]), (columns["__sd_default"], columns["__sd_default_label"]),
+        columns["__sd_winner_weight"], columns["__sd_block"].long(), columns["__sd_unit"], columns["__sd_time"],
+    )  # fmt: skip
+    usable = [t for t in (*found.winner, *found.default, found.weight) if not bool(t.isfinite().all())]
+    return (None, "labels, weights or predictions are null or not finite") if usable else (found, "")
+
+
+def _tested(scored: Scored, losses: Losses, split: Split, level: float, seed: int) -> tuple[guard.Verdict | None, str]:
+    """The guard on the gains of the rows."""
+    counts = scored.weight > 0
+    weight, block = scored.weight[counts], scored.block[counts]
+    one, other = (losses(part[counts], label[counts], weight) for part, label in (scored.winner, scored.default))
+    if not bool((one.isfinite() & other.isfinite()).all()):
+        return None, "the metric is undefined on the fresh rows"
+    size = int(block.max()) + 1
+
+    def sums(x: Tensor) -> Tensor:
+        return torch.zeros(size, dtype=torch.float64).index_add(0, block, x)
+
+    unit: Literal["rows", "groups", "blocks"] = "groups" if split.groupCol else "blocks" if split.timeCol else "rows"
+    units = len(block) if unit == "rows" else len(scored.unit[counts].unique())
+    by_time = scored.time[counts].argsort(stable=True) if split.timeCol else None
+    verdict = guard.decide(
+        sums(weight * (other - one))[None], sums(weight), chosen=0, level=level, original=sums(weight * other), unit=unit,
+        units=units, blockRows=len(block) / max(units, 1), seed=seed,
+        correlationTime=None if by_time is None else guard.correlation_time((other - one)[by_time]),
+    )  # fmt: skip
+    return verdict, ""

@@ -1,0 +1,185 @@
+"""What a trial has to decide: a value per Param of the space, and one stage per place of alternatives. No Optuna."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sparkdiff.errors import InputError, did_you_mean
+from sparkdiff.tuning.checks import check_value
+from sparkdiff.tuning.fits import inside, is_sparks
+from sparkdiff.tuning.search.alternatives import Alternatives, chosen, outputs, places
+from sparkdiff.tuning.search.space import Choice, Distribution, as_distribution
+
+Answers = dict[str, Any]
+"""By name a value: of a Param, or the name of a stage."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """Something that a trial decides.
+
+    Attributes:
+        name: as trials and studies name it; the same in each process, unlike uids.
+        param: the Param that is set; None: which of some alternatives.
+        place: uid of those alternatives.
+        when: (name, value) of the alternatives under which it is asked at all.
+    """
+
+    name: str
+    distribution: Distribution
+    param: Any = None
+    place: str = ""
+    when: tuple[tuple[str, str], ...] = ()
+
+    def asked(self, answers: Mapping[str, Any]) -> bool:
+        return all(answers.get(name) == value for name, value in self.when)
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Everything that a trial of an estimator decides; an outer place of alternatives comes before what lies inside."""
+
+    estimator: Any
+    all: tuple[Question, ...]
+
+    @staticmethod
+    def of(estimator: Any, space: Mapping[Any, Any]) -> "Questions":
+        """
+        Raises:
+            InputError: a Param is no stage's, or refuses a value; there is nothing to decide. Names it.
+        """
+        held, names = inside(estimator), _stage_names(estimator)
+        where = _conditions(estimator)
+        found = [
+            Question(
+                _place_name(place, estimator), Choice(tuple(place.names())), place=place.uid, when=where[place.uid]
+            )
+            for place in places(estimator)
+        ]
+        for param, given in space.items():
+            if not hasattr(param, "parent"):
+                raise InputError(f"space has the key {param!r}: its keys are Params of stages, such as head.regParam")
+            stage = held.get(param.parent)
+            if stage is None or not stage.hasParam(param.name):
+                raise InputError(_unknown(param, held))
+            distribution = as_distribution(f"{param.name} of {param.parent}", given)
+            for value in distribution.ends():
+                check_value("space", stage, param, value)
+                _check_own(stage, param, value)
+            name = f"{names[param.parent]}.{param.name}"
+            found.append(Question(name, distribution, param, when=where.get(param.parent, ())))
+        if not found:
+            raise InputError(
+                "space is empty and the estimator has no alternatives, so there is nothing to search: "
+                "space={head.regParam: sparkdiff.loguniform(1e-5, 10)}"
+            )
+        return Questions(estimator, tuple(found))
+
+    def ask(self, answer: Callable[[Question], Any]) -> Answers:
+        """Ask what has to be asked, one after the other."""
+        answers: Answers = {}
+        for question in self.all:
+            if question.asked(answers):
+                answers[question.name] = answer(question)
+        return answers
+
+    def grid(self) -> list[Answers]:
+        """All answers.
+
+        Raises:
+            InputError: there are infinitely many.
+        """
+        endless = [q for q in self.all if q.distribution.listed() is None]
+        if endless:
+            raise InputError(
+                f"sampler='grid' needs a list of values, but space gives {endless[0].name} {endless[0].distribution}: use "
+                "choice(...), or another sampler"
+            )
+        grids: list[Answers] = [{}]
+        for question in self.all:
+            values = names_of(question.distribution)
+            grids = [
+                {**answers, **({question.name: value} if question.asked(answers) else {})}
+                for answers in grids
+                for value in (values if question.asked(answers) else [None])
+            ]
+        return grids
+
+    def setting(self, answers: Mapping[str, Any]) -> tuple[Any, dict[Any, Any]]:
+        """The estimator without alternatives, and the map of Params."""
+        choices, params = {}, {}
+        for question in self.all:
+            if question.name not in answers:
+                continue
+            answer = answers[question.name]
+            if question.param is None:
+                choices[question.place] = names_of(question.distribution).index(answer)
+            else:
+                params[question.param] = value_of(question.distribution, answer)
+        return chosen(self.estimator, choices), params
+
+    def structure(self, answers: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Equal for answers that choose the same stages."""
+        return tuple(answers.get(question.name) for question in self.all if question.param is None)
+
+
+def names_of(distribution: Distribution) -> list[Any]:
+    """The answers to a question that can be listed."""
+    return distribution.names() if isinstance(distribution, Choice) else distribution.listed() or []
+
+
+def value_of(distribution: Distribution, answer: Any) -> Any:
+    """The value of a Param that an answer means."""
+    if isinstance(distribution, Choice):
+        return distribution.values[distribution.names().index(answer)]
+    return answer
+
+
+def _check_own(stage: Any, param: Any, value: Any) -> None:
+    """Let a stage that isn't Spark's, such as a FineTuner, refuse a value."""
+    if is_sparks(stage):
+        return
+    try:
+        stage.copy({param: value})
+    except (InputError, TypeError, ValueError) as e:
+        raise InputError(f"space gives {param.name} of {param.parent} the value {value!r}: {e}") from e
+
+
+def _unknown(param: Any, held: Mapping[str, Any]) -> str:
+    name = str(param.parent).rpartition("_")[0]
+    same = [stage for stage in held.values() if type(stage).__name__ == name]
+    if same:
+        way = f"the {name} of the estimator is {same[0].uid}: take the Param from that object"
+    else:
+        way = did_you_mean(name, {type(stage).__name__ for stage in held.values()})
+    return f"space sets {param.name} of {param.parent}, which is no stage of the estimator; {way}"
+
+
+def _stage_names(estimator: Any) -> dict[str, str]:
+    """By uid the class of a stage, with a number where several have the same class."""
+    held = [stage for stage in inside(estimator).values() if not isinstance(stage, Alternatives)]
+    out = {}
+    for stage in held:
+        same = [other.uid for other in held if type(other) is type(stage)]
+        kind = type(stage).__name__
+        out[stage.uid] = f"{kind}{same.index(stage.uid) + 1}" if len(same) > 1 else kind
+    return out
+
+
+def _place_name(place: Alternatives, estimator: Any) -> str:
+    """As `stage of scaled`: by what it writes; with a number where several write the same."""
+    wrote = [outputs(other) for other in places(estimator)]
+    mine = outputs(place)
+    same = [other.uid for other in places(estimator) if outputs(other) == mine]
+    number = f" {same.index(place.uid) + 1}" if wrote.count(mine) > 1 else ""
+    return f"stage of {', '.join(mine) or 'alternatives'}{number}"
+
+
+def _conditions(estimator: Any) -> dict[str, tuple[tuple[str, str], ...]]:
+    """By uid under which choices a stage is a part of the estimator at all; stages outside of alternatives are not named."""
+    found: dict[str, tuple[tuple[str, str], ...]] = {}
+    for place in places(estimator):  # an outer one first
+        name, above = _place_name(place, estimator), found.setdefault(place.uid, ())
+        for option, stage in zip(place.names(), place.getStages(), strict=True):
+            found.update(dict.fromkeys(inside(stage), (*above, (name, option))))
+    return found

@@ -1,0 +1,258 @@
+"""Which settings are tried next: by Optuna's samplers, and by three of ours behind the same interface.
+
+A sampler is made anew for each trial, with a seed of the trial's number, and looks at nothing but the study: a study that is
+killed and started again goes on as if it had never stopped.
+"""
+
+import hashlib
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sparkdiff.errors import InputError, did_you_mean
+from sparkdiff.tuning.search.questions import Answers, Questions
+from sparkdiff.tuning.search.space import Choice, Distribution, Integer, Uniform
+
+try:
+    import optuna
+except ImportError:  # the extra `search`
+    optuna = None  # type: ignore[assignment]
+Base: Any = object if optuna is None else optuna.samplers.BaseSampler
+
+START = 10
+"""Random trials before a sampler learns from them; Optuna's own number for TPE and GP."""
+ONE_METRIC = ("annealing", "recursiveRandom", "cmaes")
+"""Samplers that cannot look at several metrics."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a search samples.
+
+    Attributes:
+        seed: of the whole study.
+        total: number of trials.
+        parallelism: trials that are evaluated at the same time, where each could learn from the one before.
+        chunk: trials that are evaluated together, where none learns from another.
+        larger: per metric whether larger is better.
+    """
+
+    name: str
+    questions: Questions
+    seed: int
+    total: int
+    parallelism: int
+    chunk: int
+    larger: tuple[bool, ...] = (False,)
+
+    def batch(self, first: int) -> int:
+        """How many trials are asked before any of them is told, from this number on."""
+        if self.name in ("grid", "random"):
+            return self.chunk
+        if self.name == "nsga2":
+            return self.population
+        if self.name == "cmaes":
+            return 4 + int(3 * math.log(max(len(self.questions.all), 1))) if first else 1
+        return min(START, self.total) if first == 0 else self.parallelism
+
+    @property
+    def population(self) -> int:
+        return max(4, min(50, self.total // 5))
+
+    def sampler(self, number: int) -> Any:
+        """The sampler of one trial."""
+        seed = seed_of(self.seed, number)
+        conditional = any(question.when for question in self.questions.all)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            if self.name == "grid":
+                return Listed(self.questions.grid())
+            if self.name == "random":
+                return optuna.samplers.RandomSampler(seed=seed)
+            if (
+                self.name == "tpe"
+            ):  # `group`: what is asked under a condition is modelled among the trials that were asked it
+                return optuna.samplers.TPESampler(
+                    seed=seed, n_startup_trials=START, multivariate=True, group=conditional
+                )
+            if self.name == "gp":
+                return optuna.samplers.GPSampler(seed=seed, n_startup_trials=START, warn_independent_sampling=False)
+            if self.name == "cmaes":
+                popsize = self.batch(1)
+                return optuna.samplers.CmaEsSampler(seed=seed, popsize=popsize, warn_independent_sampling=False)
+            if self.name == "nsga2":
+                return optuna.samplers.NSGAIISampler(seed=seed, population_size=self.population)
+        kind = {"annealing": Annealing, "recursiveRandom": RecursiveRandom}[self.name]
+        return kind(self, number)
+
+
+NAMES = ("grid", "random", "annealing", "recursiveRandom", "gp", "tpe", "cmaes", "nsga2")
+
+
+def check_sampler(name: str, metrics: int) -> None:
+    """
+    Raises:
+        InputError: there is no such sampler, it can't look at so many metrics, or Optuna is missing.
+    """
+    if name not in NAMES:
+        raise InputError(f"sampler={name!r} is none of {', '.join(NAMES)}. {did_you_mean(str(name), NAMES)}")
+    if metrics > 1 and name in ONE_METRIC:
+        raise InputError(f"sampler={name!r} looks at one metric, but there are {metrics} evaluators: use nsga2 or tpe")
+    if optuna is None:
+        raise InputError("sparkdiff.Search needs Optuna: pip install 'sparkdiff[search]'")
+
+
+def seed_of(seed: int, number: int, what: str = "") -> int:
+    """A seed of 32 bits."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {number} {what}".encode()).digest()[:4], "big")
+
+
+def suggested(trial: Any, name: str, given: Distribution) -> Any:
+    """The answer of a trial of Optuna."""
+    if isinstance(given, Uniform):
+        return trial.suggest_float(name, given.low, given.high, log=given.log)
+    if isinstance(given, Integer):
+        return trial.suggest_int(name, given.low, given.high, log=given.log)
+    assert isinstance(given, Choice)
+    return trial.suggest_categorical(name, given.names())
+
+
+# Ours -----------------------------------------------------------------------------------------------------------------
+
+
+class Independent(Base):  # type: ignore[misc]
+    """A sampler that answers each question alone."""
+
+    def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, Any]:
+        return {}
+
+    def sample_relative(self, study: Any, trial: Any, search_space: Mapping[str, Any]) -> dict[str, Any]:
+        return {}
+
+
+class Listed(Independent):
+    """The settings of a list. Optuna's GridSampler would repeat those in which a question isn't asked."""
+
+    def __init__(self, settings: Sequence[Answers]):
+        self.settings = settings
+
+    def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
+        return self.settings[trial.number][param_name]
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A finished trial: its number, its answers, and its metric, where smaller is better."""
+
+    number: int
+    answers: Mapping[str, Any]
+    value: float
+
+
+class Walking(Independent):
+    """Looks around a place that follows from the trials so far."""
+
+    def __init__(self, plan: Plan, number: int):
+        self.plan, self.random = plan, np.random.RandomState(seed_of(plan.seed, number))
+        self.place: tuple[Mapping[str, Any] | None, float] | None = None
+
+    def around(self, tried: Sequence[Tried]) -> tuple[Mapping[str, Any] | None, float]:
+        """The answers to stay near to, and how near, as a share of each range; None: anywhere."""
+        raise NotImplementedError
+
+    def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
+        if self.place is None:
+            self.place = self.around(finished(study))
+        answers, width = self.place
+        near = None if answers is None else answers.get(param_name)
+        return drawn(param_distribution, near, width, self.random, known=answers is not None and param_name in answers)
+
+
+def finished(study: Any) -> list[Tried]:
+    sign = -1.0 if study.direction == optuna.study.StudyDirection.MAXIMIZE else 1.0
+    complete = (optuna.trial.TrialState.COMPLETE,)
+    return [Tried(t.number, t.params, sign * t.value) for t in study.get_trials(deepcopy=False, states=complete)]
+
+
+def drawn(distribution: Any, near: Any, width: float, random: np.random.RandomState, *, known: bool) -> Any:
+    """A value of one of Optuna's distributions, within `width` of the whole range around `near` where that is known."""
+    if isinstance(distribution, optuna.distributions.CategoricalDistribution):
+        stays = known and random.random_sample() >= width
+        other = distribution.choices[random.randint(len(distribution.choices))]
+        return near if stays else other
+    whole = isinstance(distribution, optuna.distributions.IntDistribution)
+    low, high = distribution.low - 0.5 * whole, distribution.high + 0.5 * whole
+    if distribution.log:
+        low, high = math.log(low), math.log(high)
+    share = random.random_sample()
+    if known:
+        at = ((math.log(near) if distribution.log else near) - low) / (high - low) if high > low else 0.5
+        left = min(max(at - width / 2, 0.0), max(1 - width, 0.0))  # the whole width, also beside an end
+        share = left + share * min(width, 1.0)
+    value = low + share * (high - low)
+    value = math.exp(value) if distribution.log else value
+    if whole:
+        value = round(float(value))
+    return min(max(value, distribution.low), distribution.high)
+
+
+class Annealing(Walking):
+    """Simulated annealing: a step from the current place is taken if it is better, and at times if it is not.
+
+    A worse step of d is taken with the chance exp(-d / T). T falls from a half of the first trials' standard deviation to a
+    thousandth of that; the steps shrink from a half of each range to a twentieth. Source: Kirkpatrick et al. 1983.
+    """
+
+    def around(self, tried: Sequence[Tried]) -> tuple[Mapping[str, Any] | None, float]:
+        if len(tried) < START:
+            return None, 1.0
+        scale = float(np.std([t.value for t in tried[:START]])) or 1.0
+        place = min(tried[:START], key=lambda t: t.value)
+        for t in tried[START:]:
+            worse = t.value - place.value
+            chance = np.random.RandomState(seed_of(self.plan.seed, t.number, "accept")).random_sample()
+            if worse <= 0 or chance < math.exp(-worse / (0.5 * scale * 1e-3 ** self.share(t.number))):
+                place = t
+        return place.answers, 0.5 * 0.1 ** self.share(len(tried))
+
+    def share(self, number: int) -> float:
+        """How much of the search is over."""
+        return min(number / max(self.plan.total, 1), 1.0)
+
+
+class RecursiveRandom(Walking):
+    """Recursive random search (Ye and Kalyanaraman 2003): explore at random, then look around the best place in boxes that move
+    to what is better and shrink where nothing is, until they are small; then explore again.
+
+    With their names: r = 0.2 and p = 0.9, hence START trials of exploration, q = 0.99 and v = 0.8, hence 3 misses until a box
+    shrinks, c = 0.5, s = 0.01.
+    """
+
+    R, MISSES, SHRINK, LEAST = 0.2, 3, 0.5, 0.01
+
+    def around(self, tried: Sequence[Tried]) -> tuple[Mapping[str, Any] | None, float]:
+        explored: list[float] = []
+        centre, width, misses = None, 1.0, 0
+        first = self.R ** (1 / max(len(self.plan.questions.all), 1))
+        best: Tried | None = None
+        for t in tried:
+            if centre is None:
+                explored.append(t.value)
+                best = t if best is None or t.value < best.value else best
+                if len(explored) == START:
+                    centre, width, misses = best, first, 0
+                elif len(explored) > START and t.value <= float(np.quantile(explored, self.R)):
+                    centre, width, misses = t, first, 0
+            elif t.value < centre.value:
+                centre, misses = t, 0
+            else:
+                misses += 1
+                if misses == self.MISSES:
+                    width, misses = width * self.SHRINK, 0
+                if width < self.LEAST:
+                    centre = None
+        return (None, 1.0) if centre is None else (centre.answers, width)

@@ -1,0 +1,68 @@
+"""The options of a search, in one list: its Params, their checks and their help come from it."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from sparkdiff.errors import InputError, did_you_mean
+from sparkdiff.options import convert, option
+from sparkdiff.tuning.search.samplers import NAMES
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Options of one search. `Settings.of` creates them: it checks all values and raises one error for all problems."""
+
+    # fmt: off
+    sampler: str = option("tpe", "which settings are tried next: grid, random, annealing, recursiveRandom, gp, tpe, cmaes or nsga2", choices=NAMES)
+    numTrials: int = option(30, "number of trials; a grid is always searched as a whole", low=1)
+    maxSeconds: float | None = option(None, "seconds of trials after which no other batch begins, those before a kill included; if unset, no limit", kind=float, low=0, openLow=True)
+    validationFraction: float = option(0.2, "share of the rows that chooses among trials", low=0, high=1, openLow=True, openHigh=True)
+    testFraction: float = option(0.2, "share of the rows that no trial sees, on which the winner is compared with the default", low=0, high=1, openLow=True, openHigh=True)
+    groupCol: str | None = option(None, "group column: all rows of a group are in the same part, and the winner is tested by group", kind=str)
+    timeCol: str | None = option(None, "time column: the latest rows are the fresh ones, those before them choose among trials", kind=str)
+    parallelism: int = option(1, "trials that are fitted at the same time", low=1)
+    seed: int = option(0, "seed of the split, of the samplers and of the statistical test", low=0, high=2**62)
+    guard: float = option(0.025, "p-value needed to ship the winner instead of the default; 1 accepts any gain", low=0, high=1, openLow=True)
+    runDir: str | None = option(None, "folder of the study: a search that was killed goes on there; if unset, the study is in memory", kind=str, folder=True)
+    verbosity: int = option(0, "0 prints nothing, 1 prints the phases", low=0, high=1)
+    # fmt: on
+
+    @staticmethod
+    def of(given: Mapping[str, Any]) -> "Settings":
+        """Options from names and values.
+
+        Raises:
+            InputError: names every unknown key, and every value of a wrong type or out of bounds.
+        """
+        problems, values = [], {}
+        for name, value in given.items():
+            if name not in FIELDS:
+                problems.append(f"unknown option {name!r} of Search. {did_you_mean(name, [*FIELDS, *OTHERS])}")
+                continue
+            try:
+                values[name] = convert(FIELDS[name], value)
+            except (TypeError, ValueError) as e:
+                problems.append(str(e))
+        if values.get("groupCol") and values.get("timeCol"):
+            problems.append(f"groupCol={values['groupCol']!r} and timeCol={values['timeCol']!r} exclude each other")
+        if not problems:
+            found = Settings(**values)
+            if found.validationFraction + found.testFraction >= 1:
+                problems.append(
+                    f"validationFraction={found.validationFraction:g} and testFraction={found.testFraction:g} leave no rows "
+                    "to fit models to"
+                )
+        if problems:
+            raise InputError("; ".join(problems))
+        return found
+
+
+FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
+OTHERS = {
+    "estimator": "the estimator: a stage or a Pipeline, with sparkdiff.alternatives() where a stage is to be chosen",
+    "space": "{Param of a stage: sparkdiff.uniform, loguniform, integer or choice}",
+    "evaluator": "the Evaluator of the metric, or a list of them",
+    "current": "the fitted model that the winner is to replace; if unset, it is compared with the estimator as it is",
+}
+"""Params that are no options: objects, with their help."""

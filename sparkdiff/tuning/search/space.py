@@ -1,0 +1,170 @@
+"""What a Param may be in a search: distributions as small values. Neither Spark nor Optuna."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sparkdiff.errors import InputError, kind_of
+from sparkdiff.options import is_number
+
+PLAIN = (bool, int, float, str, type(None))
+"""Types of values that every study can hold as they are."""
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """The values that a Param may have."""
+
+    __module__ = "sparkdiff"
+
+    def ends(self) -> list[Any]:
+        """The values that a Param has to take for it to take all others."""
+        raise NotImplementedError
+
+    def listed(self) -> list[Any] | None:
+        """All values; None if there are too many to list."""
+        return None
+
+    def toDict(self) -> dict[str, Any]:
+        """As JSON, which `from_dict` reads."""
+        return {"kind": type(self).__name__, **vars(self)}
+
+
+@dataclass(frozen=True)
+class Uniform(Distribution):
+    """Any number from low to high; with `log`, any order of magnitude with the same chance."""
+
+    __module__ = "sparkdiff"
+
+    low: float
+    high: float
+    log: bool = False
+
+    def ends(self) -> list[Any]:
+        return [self.low, self.high]
+
+    def __str__(self) -> str:
+        return f"{'loguniform' if self.log else 'uniform'}({self.low:g}, {self.high:g})"
+
+
+@dataclass(frozen=True)
+class Integer(Distribution):
+    """A whole number from low to high, both included; with `log`, small ones as often as large ones."""
+
+    __module__ = "sparkdiff"
+
+    low: int
+    high: int
+    log: bool = False
+
+    def ends(self) -> list[Any]:
+        return [self.low, self.high]
+
+    def listed(self) -> list[Any]:
+        return [*range(self.low, self.high + 1)]
+
+    def __str__(self) -> str:
+        return f"integer({self.low}, {self.high}{', log=True' if self.log else ''})"
+
+
+@dataclass(frozen=True)
+class Choice(Distribution):
+    """One of some values of any kind."""
+
+    __module__ = "sparkdiff"
+
+    values: tuple[Any, ...]
+
+    def ends(self) -> list[Any]:
+        return [*self.values]
+
+    def listed(self) -> list[Any]:
+        return [*self.values]
+
+    def names(self) -> list[Any]:
+        """What a study calls the values: the values themselves where they are plain and differ, else numbered texts."""
+        plain = all(isinstance(value, PLAIN) for value in self.values)
+        if plain and len({*self.values}) == len(self.values) and not any(value != value for value in self.values):
+            return [*self.values]
+        return [f"{i}: {_short(value)}" for i, value in enumerate(self.values)]
+
+    def toDict(self) -> dict[str, Any]:
+        return {"kind": "Choice", "values": [*self.values]}
+
+    def __str__(self) -> str:
+        return f"choice({', '.join(map(_short, self.values))})"
+
+
+def _short(value: Any) -> str:
+    text = repr(value) if isinstance(value, (*PLAIN, list, tuple)) else kind_of(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def uniform(low: float, high: float) -> Uniform:
+    """Any number from low to high."""
+    return _range("uniform", low, high)
+
+
+def loguniform(low: float, high: float) -> Uniform:
+    """Any number from low to high whose logarithm is uniform: for penalties and step sizes."""
+    if is_number(low) and low <= 0:
+        raise InputError(f"loguniform({low!r}, {high!r}): low must be above 0, because 0 has no logarithm")
+    found = _range("loguniform", low, high)
+    return Uniform(found.low, found.high, log=True)
+
+
+def integer(low: int, high: int, *, log: bool = False) -> Integer:
+    """A whole number from low to high, both included.
+
+    Args:
+        log: draw small numbers as often as large ones, as for numbers of trees.
+    """
+    for value in (low, high):
+        if not is_number(value) or value != int(value):
+            raise InputError(f"integer({low!r}, {high!r}): {value!r} is no whole number")
+    if low > high:
+        raise InputError(f"integer({low!r}, {high!r}): low is above high")
+    if log and low < 1:
+        raise InputError(f"integer({low!r}, {high!r}, log=True): low must be at least 1")
+    return Integer(int(low), int(high), log)
+
+
+def choice(*values: Any) -> Choice:
+    """One of these values."""
+    if not values:
+        raise InputError("choice() has no values: choice('auto', 'multinomial')")
+    return Choice(values)
+
+
+def _range(name: str, low: float, high: float) -> Uniform:
+    for value in (low, high):
+        if not is_number(value) or not math.isfinite(value):
+            raise InputError(f"{name}({low!r}, {high!r}): {value!r} is no finite number")
+    if low > high:
+        raise InputError(f"{name}({low!r}, {high!r}): low is above high")
+    return Uniform(float(low), float(high))
+
+
+def as_distribution(name: str, given: Any) -> Distribution:
+    """What a space gives a Param: a distribution, or a list of values as in a grid.
+
+    Raises:
+        InputError: it is something else; names the Param.
+    """
+    if isinstance(given, Distribution):
+        return given
+    if isinstance(given, Sequence) and not isinstance(given, str):
+        return choice(*given)
+    raise InputError(
+        f"space gives {name} {given!r}: give sparkdiff.uniform, loguniform, integer or choice; "
+        f"for a single value set the Param on the stage"
+    )
+
+
+def from_dict(given: Mapping[str, Any]) -> Distribution:
+    """What `toDict` wrote."""
+    rest = {key: value for key, value in given.items() if key != "kind"}
+    if given["kind"] == "Choice":
+        return Choice(tuple(rest["values"]))
+    return {"Uniform": Uniform, "Integer": Integer}[given["kind"]](**rest)

@@ -1,0 +1,153 @@
+"""The rows of a search: those that fit, those that choose among trials, and fresh ones that no trial sees."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pyspark.sql import DataFrame, functions as F
+
+from sparkdiff import jvm
+from sparkdiff.data.blocks import MAX_BLOCKS
+from sparkdiff.data.splits import BLOCK, SPLIT, TIME, VALIDATION, Source, check_columns, with_splits
+from sparkdiff.errors import InputError
+from sparkdiff.evaluation.guard import MIN_UNITS
+from sparkdiff.options import Options
+from sparkdiff.pipeline.names import named
+from sparkdiff.tuning.scores import CLASSIFIERS
+from sparkdiff.tuning.search.samplers import seed_of
+
+MOST_CLASSES = 1000
+"""Values of a label that are looked at one by one."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """How the rows of a search are divided.
+
+    Attributes:
+        validation, test: shares of all rows that choose among trials, and that are fresh.
+    """
+
+    validation: float
+    test: float
+    groupCol: str | None = None
+    timeCol: str | None = None
+    seed: int = 0
+
+    def options(self, share: float, what: str) -> Options:
+        """Each division by a hash of its own, which no FineTuner has either: it would find rows of one side only."""
+        seed = 2**40 + seed_of(self.seed, 0, what)
+        return Options(validationFraction=share, groupCol=self.groupCol, timeCol=self.timeCol, seed=seed)
+
+
+@dataclass(frozen=True)
+class Divided:
+    """The rows of a search.
+
+    Attributes:
+        rows: all, with the columns SPLIT, BLOCK and TIME.
+        columns: those of the data.
+    """
+
+    rows: DataFrame
+    columns: tuple[str, ...]
+
+    def part(self, split: str) -> DataFrame:
+        """The rows of a part, with the columns of the data only."""
+        return self.rows.where(F.col(SPLIT) == split).select(*map(named, self.columns))
+
+    def fresh(self) -> DataFrame:
+        """The fresh rows, with BLOCK and TIME."""
+        return self.rows.where(F.col(SPLIT) == TEST).drop(SPLIT)
+
+
+TEST = "test"
+
+
+def divided(df: DataFrame, split: Split) -> Divided:
+    """Rows by a hash; whole groups where there are any; with times the latest ones are fresh, those before them choose.
+
+    Raises:
+        InputError: a column is missing or has a wrong type, or holds no time.
+    """
+    fresh = split.options(split.test, "fresh rows")
+    check_columns(df, fresh)
+    (first,) = with_splits([Source(df)], fresh)
+    held = F.coalesce(F.col(SPLIT) == VALIDATION, F.lit(False))
+    test = first.where(held).withColumn(SPLIT, F.lit(TEST))
+    chooses = split.options(split.validation / (1 - split.test), "rows that choose")
+    rest = first.where(~held).drop(SPLIT, BLOCK, TIME)
+    (second,) = with_splits([Source(rest)], chooses)
+    return Divided(second.unionByName(test), tuple(df.columns))
+
+
+def check_rows(rows: Divided, split: Split, evaluators: Sequence[Any]) -> dict[str, int]:
+    """Count the rows by one job, before the first fit.
+
+    Raises:
+        InputError: too few rows are fresh, a group or time is missing, or a class is where a model is fitted or judged.
+    """
+    label = _label(rows.rows, evaluators)
+    missing = F.lit(0)
+    if split.groupCol:
+        missing = F.sum(named(split.groupCol).isNull().cast("int"))
+    keys = [F.col(SPLIT), *([named(label).cast("double").alias("label")] if label else [])]
+    try:
+        found = rows.rows.groupBy(*keys).agg(F.count(F.lit(1)).alias("rows"), missing.alias("missing"))
+        counts = found.limit(3 * MOST_CLASSES).collect()
+    except jvm.SparkError as e:
+        raise InputError(f"Spark failed while reading the rows: {jvm.cause(e)}") from e
+    if any(row[0] is None for row in counts):
+        raise InputError(
+            f"timeCol={split.timeCol!r} holds nulls or NaN, so it can't be told to which part these rows belong"
+        )
+    if split.groupCol and any(row["missing"] for row in counts):
+        raise InputError(
+            f"groupCol={split.groupCol!r} holds nulls, so it can't be told to which group these rows belong"
+        )
+    totals = {s: sum(row["rows"] for row in counts if row[0] == s) for s in ("train", "validation", TEST)}
+    shares = {
+        "train": "",
+        "validation": f": validationFraction={split.validation:g}",
+        TEST: f": testFraction={split.test:g}",
+    }
+    for name, total in totals.items():
+        least = MIN_UNITS if name == TEST else 1
+        if total < least:
+            raise InputError(f"{total} rows are in the {name} part, and at least {least} are needed{shares[name]}")
+    if label and len(counts) < 3 * MOST_CLASSES:
+        _check_classes(label, {s: {r["label"] for r in counts if r[0] == s} for s in totals})
+    return totals
+
+
+def _label(df: DataFrame, evaluators: Sequence[Any]) -> str | None:
+    """The column of classes, if the data have it and models of classes are judged."""
+    names = {e.getLabelCol() for e in evaluators if type(e) in CLASSIFIERS}
+    kinds = dict(df.dtypes)
+    numeric = [
+        name for name in names if kinds.get(name, "").startswith(("double", "float", "int", "bigint", "boolean"))
+    ]
+    return numeric[0] if numeric else None
+
+
+def _check_classes(label: str, classes: dict[str, set[Any]]) -> None:
+    every = set().union(*classes.values())
+    if None in every or any(isinstance(c, float) and math.isnan(c) for c in every):
+        raise InputError(f"labelCol={label!r} holds nulls or NaN: leave these rows out")
+    if len(every) < 2:
+        raise InputError(f"labelCol={label!r} holds one class only, {min(every):g}: there is nothing to tell apart")
+    if len(every) > 2 and len(every) > MOST_CLASSES:
+        return
+    for part, seen in classes.items():
+        lacks = every - seen
+        if lacks and (part == "train" or len(every) == 2):
+            raise InputError(
+                f"the {part} part has no row of class {min(lacks):g} of {label!r}: use more rows, another seed, or another share"
+            )
+
+
+def blocks(test: DataFrame, split: Split) -> list[Any]:
+    """Columns of the fresh rows for the test: block, unit (row, group or stretch of time), time."""
+    block = F.pmod(F.col(BLOCK), F.lit(MAX_BLOCKS)) if split.groupCol else F.col(BLOCK)
+    return [block.cast("double").alias("block"), F.col(BLOCK).cast("double").alias("unit"), F.col(TIME).alias("time")]

@@ -1,0 +1,213 @@
+"""The trials of a search, in a file that a kill leaves whole: what is asked, what was found, what has to be repeated."""
+
+import contextlib
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sparkdiff.errors import InputError
+from sparkdiff.store.files import write_bytes
+from sparkdiff.store.lease import held, lease_of
+from sparkdiff.tuning.search.questions import Answers
+from sparkdiff.tuning.search.samplers import Plan, suggested
+
+try:
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+except ImportError:  # the extra `search`
+    pass
+
+JOURNAL, REQUEST = "study.journal", "search.json"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What came of a trial: its metrics, or why there are none.
+
+    Attributes:
+        steps: (resource, metric) of each rung that it took part in, the last one included.
+        pruned: whether it ended before the last rung.
+    """
+
+    values: tuple[float, ...] | None
+    why: str = ""
+    seconds: float = 0.0
+    steps: tuple[tuple[float, float], ...] = ()
+    pruned: bool = False
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A trial of a study, finished or not.
+
+    Attributes:
+        state: "complete", "pruned", "failed" or "running".
+    """
+
+    number: int
+    answers: Answers
+    state: str
+    values: tuple[float, ...] = ()
+    why: str = ""
+    seconds: float = 0.0
+    resource: float | None = None
+
+
+class Study:
+    """A study of Optuna, whose trials are asked in batches."""
+
+    def __init__(self, plan: Plan, folder: Path | None = None):
+        self.plan = plan
+        self.asked: dict[int, Any] = {}
+        with quiet():
+            self.study = optuna.create_study(
+                storage=None if folder is None else journal(folder), study_name="search", load_if_exists=True,
+                directions=["maximize" if larger else "minimize" for larger in plan.larger],
+            )  # fmt: skip
+
+    def next(self) -> list[Trial]:
+        """The trials of the next batch that have no result yet, in order of their numbers; none where all are done.
+
+        What was running when a process was killed comes again, with the same answers.
+        """
+        known, first = self.study.get_trials(deepcopy=False), 0
+        while first < self.plan.total:
+            last = min(first + max(self.plan.batch(first), 1), self.plan.total)
+            if open_ := [n for n in range(first, last) if n >= len(known) or not known[n].state.is_finished()]:
+                return [self._asked(n, known) for n in open_]
+            first = last
+        return []
+
+    def _asked(self, number: int, known: Sequence[Any]) -> Trial:
+        with quiet():
+            self.study.sampler = self.plan.sampler(number)
+            asked = number < len(known)  # before a kill: what it has been told already is told again
+            trial = optuna.trial.Trial(self.study, known[number]._trial_id) if asked else self.study.ask()
+            answers = self.plan.questions.ask(lambda q: suggested(trial, q.name, q.distribution))
+        self.asked[number] = trial
+        return Trial(number, answers, "running")
+
+    def tell(self, number: int, found: Found) -> None:
+        """Store what came of a trial."""
+        trial = self.asked.pop(number)
+        trial.set_user_attr("seconds", found.seconds)
+        if found.why:
+            trial.set_user_attr("why", found.why)
+        for resource, value in found.steps:
+            trial.report(value, int(resource))
+        states = optuna.trial.TrialState
+        with quiet():
+            if found.values is None:
+                self.study.tell(number, state=states.FAIL)
+            elif found.pruned:
+                self.study.tell(number, state=states.PRUNED)
+            else:
+                self.study.tell(number, list(found.values))
+
+    def trials(self) -> list[Trial]:
+        """All trials so far."""
+        return [_trial(t) for t in self.study.get_trials(deepcopy=False)]
+
+    def best(self) -> Trial | None:
+        """The trial with the best first metric, the first of several; None if none is complete."""
+        return best_of(self.trials(), self.plan.larger[0])
+
+    def front(self) -> list[Trial]:
+        """The trials that no other beats in all metrics."""
+        complete = [t for t in self.trials() if t.state == "complete"]
+        signs = [-1.0 if larger else 1.0 for larger in self.plan.larger]
+
+        def beaten(one: Trial) -> bool:
+            mine = [s * v for s, v in zip(signs, one.values, strict=True)]
+            others = ([s * v for s, v in zip(signs, t.values, strict=True)] for t in complete)
+            return any(all(a <= b for a, b in zip(o, mine, strict=True)) and o != mine for o in others)
+
+        return [t for t in complete if not beaten(t)]
+
+
+def best_of(trials: Sequence[Trial], larger: bool) -> Trial | None:
+    complete = [t for t in trials if t.state == "complete"]
+    return min(complete, key=lambda t: -t.values[0] if larger else t.values[0], default=None)
+
+
+def _trial(t: Any) -> Trial:
+    state = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}.get(t.state.name, "running")
+    steps = t.intermediate_values
+    values = tuple(t.values) if t.values is not None and state == "complete" else ()
+    if state == "pruned" and steps:
+        values = (steps[max(steps)],)
+    return Trial(
+        t.number, dict(t.params), state, values, t.user_attrs.get("why", ""), t.user_attrs.get("seconds", 0.0),
+        max(steps) if steps else None,
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Within this context Optuna logs errors only: that a study is new, or that a package is missing, is no news."""
+    logger = logging.getLogger("optuna")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+# In a folder ----------------------------------------------------------------------------------------------------------
+
+
+def journal(folder: Path) -> Any:
+    """The storage of a study. Of a line that a kill cut off nothing is left, else no other could ever be written after it."""
+    path = folder / JOURNAL
+    for lock in folder.glob(f"{JOURNAL}.lock*"):  # of a killed process: who works in the folder holds its lease
+        lock.unlink(missing_ok=True)
+    if path.exists():
+        with path.open("r+b") as file:
+            content = file.read()
+            file.truncate(content.rfind(b"\n") + 1)
+    return JournalStorage(JournalFileBackend(str(path)))
+
+
+@contextlib.contextmanager
+def opened(folder: Path, request: Mapping[str, Any]) -> Iterator[Path]:
+    """The folder of a search, which no other process uses meanwhile.
+
+    Args:
+        request: everything that decides the trials, by name.
+
+    Raises:
+        InputError: it holds another search, or cannot be written; names what differs.
+        HeldError: another process works in it.
+    """
+    asked = json.loads(json.dumps(request, sort_keys=True))
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(held(lease_of(folder), f"runDir={str(folder)!r}"))
+            _claim(folder, asked)
+        except OSError as e:
+            raise InputError(f"runDir={str(folder)!r} cannot be used: {e.strerror}; choose another folder") from e
+        yield folder
+
+
+def _claim(folder: Path, asked: Mapping[str, Any]) -> None:
+    """Write down what is searched in a folder, or compare it with what is written there."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path = folder / REQUEST
+    if not path.exists():
+        if (folder / JOURNAL).exists():
+            raise InputError(f"runDir={str(folder)!r} holds a {JOURNAL} of something else: choose another folder")
+        write_bytes(path, json.dumps(asked, sort_keys=True, indent=1).encode())
+        return
+    begun = json.loads(path.read_text(encoding="utf-8"))
+    if begun != asked:
+        names = sorted(k for k in {*begun, *asked} if begun.get(k) != asked.get(k))
+        told = "; ".join(f"{k}: {begun.get(k)!r}, now {asked.get(k)!r}" for k in names)
+        raise InputError(
+            f"runDir={str(folder)!r} holds a search with other {', '.join(names)} ({told}): choose another folder, or delete "
+            "this one to start again"
+        )

@@ -1,0 +1,120 @@
+"""What a search tells: the decision, its reason, and how much better the winner looked than it is. Plain values."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from sparkdiff.evaluation.guard import Verdict
+from sparkdiff.report import p_value
+from sparkdiff.tuning.search.judging import Comparison
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchSummary:
+    """What a search was asked, did and found; as text by `str` and `print`.
+
+    Attributes:
+        decision: "winner", "kept default" or "kept current".
+        reason: why.
+        metric, metricDirection: the metric, and which direction is better.
+        validation: metric of the winner on the rows that chose it.
+        fresh: {"winner", "default"} on rows that no fit and no trial has seen; "default" is the model that the winner was
+            compared with.
+        optimism: metric of the winner on the rows that chose it, minus its metric on fresh rows.
+        tested: whether a test decided; without one the metrics alone did.
+        p, level: of the test; accepted if p is below the level. None without a test.
+        gain: mean gain of the winner per row over its comparison, as a share of that one's metric; None without a test.
+        gainInterval: [low, high], 95%, of that. None in it: unbounded.
+        settings: what the winner's trial decided, by name; number: of that trial.
+        trials, failed, pruned: how many there were, and of these how many failed or were pruned.
+        rows: {"train", "validation", "test"}.
+        sampler, pruner: how settings were chosen.
+        seconds: of all trials.
+        warnings: reasons to doubt the figures.
+    """
+
+    __module__ = "sparkdiff"
+
+    decision: str
+    reason: str
+    metric: str
+    metricDirection: str
+    validation: float
+    fresh: dict[str, float]
+    optimism: float
+    tested: bool
+    p: float | None
+    level: float | None
+    gain: float | None
+    gainInterval: list[float | None] | None
+    settings: dict[str, Any]
+    number: int
+    trials: int
+    failed: int
+    pruned: int
+    rows: dict[str, int]
+    sampler: str
+    pruner: str | None
+    seconds: float
+    warnings: list[str]
+
+    def toDict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def __str__(self) -> str:
+        told = ", ".join(f"{name}={_short(value)}" for name, value in self.settings.items())
+        other = "current" if self.decision == "kept current" else "default"
+        lines = [
+            f"{self.decision}: {self.reason}",
+            f"  {self.metric} ({self.metricDirection} is better)   winner  {other}",
+            f"  {self.rows['test']:,} fresh rows   {self.fresh['winner']:.6g}  {self.fresh['default']:.6g}",
+            f"  {self.rows['validation']:,} validation rows   {self.validation:.6g} (optimism {self.optimism:+.3g})",
+            f"  winner: trial {self.number} of {self.trials} by {self.sampler}: {told}",
+        ]
+        return "\n".join([*lines, *(f"  warning: {w}" for w in self.warnings)])
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def decided(
+    compared: Comparison, *, metric: str, larger: bool, against: str, level: float
+) -> tuple[bool, str, dict[str, Any]]:
+    """Whether the winner is better, the reason in a sentence, and the figures of the test.
+
+    Args:
+        against: "default" or "current".
+    """
+    one, other, verdict = compared.winner, compared.default, compared.verdict
+    figures = f"{metric} {one:.6g} against {other:.6g} of the {against} model"
+    if verdict is None:
+        better = (one > other if larger else one < other) and not math.isnan(one)
+        says = "is better" if better else "is not better"
+        why = f"not tested, because {compared.untested}: on the fresh rows alone the winner {says} ({figures})"
+        return better, why, {"tested": False, "p": None, "level": None, "gain": None, "gainInterval": None}
+    return verdict.accepted, _reason(verdict, figures, level), _figures(verdict, other)
+
+
+def _reason(verdict: Verdict, figures: str, level: float) -> str:
+    needed = f"{p_value(verdict.p, verdict.level / 10)}, needed < {verdict.level:.3g}"
+    if verdict.best < 0:
+        return f"on the fresh rows the winner is not better ({figures})"
+    if not verdict.accepted:
+        return f"on the fresh rows the winner's gain is within what chance explains ({figures}; {needed})"
+    if level >= 1:
+        return f"the winner's gain on the fresh rows is accepted without a test, because guard is {level:g} ({figures})"
+    return f"on the fresh rows the winner is better than chance explains ({figures}; {needed})"
+
+
+def _figures(verdict: Verdict, other: float) -> dict[str, Any]:
+    interval = None
+    if verdict.interval is not None:
+        interval = [bound if math.isfinite(bound) else None for bound in verdict.interval]
+    gain = verdict.gain / max(abs(other), 1e-12)
+    return {"tested": True, "p": verdict.p, "level": verdict.level, "gain": gain, "gainInterval": interval}
+
+
+def from_dict(given: Mapping[str, Any]) -> SearchSummary:
+    return SearchSummary(**given)

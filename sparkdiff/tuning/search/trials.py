@@ -1,0 +1,137 @@
+"""Trials fitted and judged: those of a batch together, by the engine that compares settings; what none of them changes, once."""
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from pyspark.ml import Pipeline
+from pyspark.ml.evaluation import Evaluator
+from pyspark.sql import DataFrame, functions as F
+
+from sparkdiff import jvm
+from sparkdiff.errors import SparkdiffError
+from sparkdiff.tuning.fits import Task, inside, leaves_of
+from sparkdiff.tuning.folds import Folds
+from sparkdiff.tuning.search.alternatives import Alternatives, chosen
+from sparkdiff.tuning.search.questions import Questions
+from sparkdiff.tuning.search.splitting import Divided
+from sparkdiff.tuning.search.study import Found, Trial
+from sparkdiff.tuning.searching import outcomes, why_not_at_once
+
+FAILURES = (SparkdiffError, *jvm.SparkError, ValueError, ArithmeticError)
+"""What a setting that can't be fitted raises: such a trial has failed, and the search goes on."""
+HELD = "__sparkdiff_held"
+TOGETHER, FEW = 100, 8
+"""Trials of a batch: where a batch is solved at once, and where each is a fit of its own."""
+
+
+class Several(Evaluator):
+    """Some evaluators as one, whose metric is a tuple."""
+
+    def __init__(self, evaluators: Sequence[Any]):
+        super().__init__()
+        self.evaluators = evaluators
+
+    def _evaluate(self, dataset: DataFrame) -> Any:
+        rows = dataset.cache()
+        try:
+            return tuple(evaluator.evaluate(rows) for evaluator in self.evaluators)
+        finally:
+            rows.unpersist()
+
+
+@dataclass
+class Trials:
+    """Evaluates trials on the rows of a search."""
+
+    questions: Questions
+    rows: Divided
+    evaluators: Sequence[Any]
+    parallelism: int
+    held: list[DataFrame] = field(default_factory=list)
+
+    @property
+    def evaluator(self) -> Any:
+        return self.evaluators[0] if len(self.evaluators) == 1 else Several(self.evaluators)
+
+    def evaluate(self, trials: Sequence[Trial]) -> list[Found]:
+        """What comes of each trial, fitted to the training rows and judged on the validation rows."""
+        groups: dict[tuple[Any, ...], list[Trial]] = {}
+        for trial in trials:
+            groups.setdefault(self.questions.structure(trial.answers), []).append(trial)
+        found: dict[int, Found] = {}
+        for group in groups.values():
+            found |= self._group(group)
+        return [found[trial.number] for trial in trials]
+
+    def _group(self, trials: Sequence[Trial]) -> dict[int, Found]:
+        """Of trials with the same stages."""
+        start = time.perf_counter()
+        settings = [self.questions.setting(trial.answers) for trial in trials]
+        try:
+            metrics = self._metrics(settings[0][0], [params for _, params in settings])
+        except FAILURES as e:
+            if len(trials) > 1:  # one of them: each alone
+                return {number: found for trial in trials for number, found in self._group([trial]).items()}
+            return {trials[0].number: Found(None, jvm.cause(e), time.perf_counter() - start)}
+        seconds = (time.perf_counter() - start) / len(trials)
+        return {trial.number: _found(m, seconds) for trial, m in zip(trials, metrics, strict=True)}
+
+    def _metrics(self, estimator: Any, maps: Sequence[Mapping[Any, Any]]) -> list[Any]:
+        head = self._shared_stages
+        tail = Pipeline(stages=self._leaves(estimator)[head:]) if head else estimator
+        task = Task.of(tail, maps, self.evaluator)
+        return outcomes(task, self._folds, self.parallelism, keeps=False)[0].metrics
+
+    # What no trial changes --------------------------------------------------------------------------------------------
+
+    def _leaves(self, estimator: Any) -> list[Any]:
+        parents = {question.param.parent for question in self.questions.all if question.param is not None}
+        return leaves_of(estimator, lambda pipeline: pipeline.uid in parents)
+
+    @cached_property
+    def _shared_stages(self) -> int:
+        """How many stages come before the first that a trial decides about; the last stage is none of them."""
+        leaves = self._leaves(self.questions.estimator)
+        parents = {question.param.parent for question in self.questions.all if question.param is not None}
+        for i, leaf in enumerate(leaves[:-1]):
+            if isinstance(leaf, Alternatives) or parents & inside(leaf).keys():
+                return i
+        return len(leaves) - 1
+
+    @cached_property
+    def _folds(self) -> Folds:
+        """The training rows and the validation rows, as they leave the stages that no trial changes."""
+        train, validation = self.rows.part("train"), self.rows.part("validation")
+        if self._shared_stages:
+            shared = Pipeline(stages=self._leaves(self.questions.estimator)[: self._shared_stages])
+            model = shared.fit(train)
+            train, validation = model.transform(train).cache(), model.transform(validation).cache()
+            self.held += [train, validation]
+        both = train.withColumn(HELD, F.lit(-1)).unionByName(validation.withColumn(HELD, F.lit(0)))
+        return Folds(both, F.col(HELD), 1, lambda: [(train, validation)], drawn=False)
+
+    def release(self) -> None:
+        """Give memory back."""
+        for rows in self.held:
+            rows.unpersist()
+
+    def chunk(self) -> int:
+        """How many trials that learn nothing from each other are evaluated at a time."""
+        task = Task.of(chosen(self.questions.estimator, {}), [{}], self.evaluator)
+        return max(FEW if why_not_at_once(task) else TOGETHER, self.parallelism)
+
+
+def _found(metric: Any, seconds: float) -> Found:
+    values = metric if isinstance(metric, tuple) else (metric,)
+    if any(math.isnan(value) for value in values):
+        return Found(None, "the metric is NaN", seconds)
+    return Found(tuple(map(float, values)), "", seconds)
+
+
+def seconds_of(trials: Sequence[Trial]) -> Iterator[float]:
+    """How long each finished trial took."""
+    yield from (trial.seconds for trial in trials if trial.state != "running")

@@ -1,0 +1,266 @@
+"""`Search` on small data: plain Spark out, fresh rows decide, what cannot be is named before anything runs."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyspark.ml import Pipeline, PipelineModel
+from pyspark.ml.classification import LogisticRegression
+from pyspark.ml.evaluation import BinaryClassificationEvaluator, MulticlassClassificationEvaluator, RegressionEvaluator
+from pyspark.ml.feature import PCA, RobustScaler, StandardScaler, VectorAssembler
+from pyspark.ml.functions import vector_to_array
+from pyspark.ml.regression import LinearRegression
+from pyspark.sql import DataFrame, functions as F
+from small_data import NUMBERS, QUICK
+
+import sparkdiff
+from sparkdiff import InputError, Search, SearchModel, alternatives, choice, integer, loguniform, uniform
+from sparkdiff.tuning.search.judging import compare, losses_of
+from sparkdiff.tuning.search.splitting import Split, divided
+
+
+@pytest.fixture(scope="module")
+def rows(df: DataFrame) -> Iterator[DataFrame]:
+    data = df.coalesce(1).cache()
+    data.count()
+    yield data
+    data.unpersist()
+
+
+def parts(**head: Any) -> tuple[Pipeline, dict[str, Any]]:
+    """A pipeline whose default sees one component of four, and its stages."""
+    assembler = VectorAssembler(inputCols=NUMBERS, outputCol="f")
+    std, robust = StandardScaler(inputCol="f", outputCol="s"), RobustScaler(inputCol="f", outputCol="s")
+    pca = PCA(inputCol="s", outputCol="x", k=1)
+    last = LogisticRegression(featuresCol="x", labelCol="rain", **head)
+    pipeline = Pipeline(stages=[assembler, alternatives(std, robust, None), pca, last])
+    return pipeline, {"std": std, "robust": robust, "pca": pca, "head": last}
+
+
+@pytest.fixture(scope="module")
+def asked() -> Search:
+    pipeline, s = parts()
+    space = {
+        s["head"].regParam: loguniform(1e-5, 1), s["pca"].k: integer(2, 4), s["std"].withMean: choice(True, False),
+        s["head"].family: ["auto", "multinomial"],
+    }  # fmt: skip
+    return Search(
+        pipeline,
+        space=space,
+        evaluator=BinaryClassificationEvaluator(labelCol="rain"),
+        numTrials=6,
+        sampler="random",
+        seed=1,
+    )
+
+
+@pytest.fixture(scope="module")
+def found(asked: Search, rows: DataFrame) -> SearchModel:
+    return asked.fit(rows)
+
+
+def test_the_winner_is_plain_spark_and_was_compared_on_fresh_rows(found: SearchModel, rows: DataFrame) -> None:
+    assert type(found.bestModel) is PipelineModel is type(found.pipelineModel)
+    assert {type(stage).__module__.partition(".")[0] for stage in found.bestModel.stages} == {"pyspark"}
+    summary, trials = found.summary, found.trials
+    assert summary.decision == "winner" and summary.tested and summary.p is not None and summary.p < 0.025
+    assert summary.trials == len(trials) == 6 and sum(summary.rows.values()) == rows.count()
+    assert summary.validation == trials["areaUnderROC"].max() == trials["areaUnderROC"][summary.number]
+    assert summary.optimism == summary.validation - summary.fresh["winner"]
+    assert summary.fresh["winner"] > 0.8 > summary.fresh["default"] + 0.2
+    assert found.paretoFront["trial"].tolist() == [summary.number]
+    chose = trials["stage of s"] != "StandardScaler"
+    assert trials["StandardScaler.withMean"][chose].isna().all()  # asked only where the scaler is chosen
+    for text in ("winner: on the fresh rows the winner is better than chance explains", "areaUnderROC", "optimism"):
+        assert text in str(summary)
+
+
+def test_fresh_rows_are_no_ones_and_the_winner_is_fitted_to_training_rows(
+    asked: Search, found: SearchModel, rows: DataFrame
+) -> None:
+    divided_ = divided(rows, Split(0.2, 0.2, seed=1))
+    train, validation = divided_.part("train"), divided_.part("validation")
+    fresh = divided_.fresh().drop("__sparkdiff_block", "__sparkdiff_time")
+    numbers = [{row[0] for row in part.select("number").collect()} for part in (train, validation, fresh)]
+    assert sum(map(len, numbers)) == len(set.union(*numbers)) == rows.count()
+    assert found.summary.rows == dict(zip(("train", "validation", "test"), map(len, numbers), strict=True))
+    evaluator = asked.getEvaluator().setNumBins(0)
+    assert evaluator.evaluate(found.transform(fresh)) == pytest.approx(found.summary.fresh["winner"], abs=1e-12)
+    # The metric of the winner's trial is that of the model that ships, where Spark and the solver agree.
+    assert evaluator.evaluate(found.transform(validation)) == pytest.approx(found.summary.validation, abs=1e-4)
+
+
+def test_it_is_saved_and_loaded(asked: Search, found: SearchModel, rows: DataFrame, tmp_path: Path) -> None:
+    found.write().save(f"file://{tmp_path}/model")
+    loaded = SearchModel.load(f"file://{tmp_path}/model")
+    assert loaded.summary == found.summary and loaded.trials.equals(found.trials) and loaded.uid == found.uid
+    one, other = (m.transform(rows).agg(F.sum(vector_to_array("probability")[1])).first()[0] for m in (loaded, found))
+    assert one == other
+    assert PipelineModel.load(f"file://{tmp_path}/model/pipelineModel").stages[-1].uid == found.bestModel.stages[-1].uid
+    assert sparkdiff.plain(found) is found.bestModel
+    asked.write().save(f"file://{tmp_path}/search")
+    again = Search.load(f"file://{tmp_path}/search")
+    assert again.asked().questions.all == asked.asked().questions.all
+    assert again.settings() == asked.settings() and again.uid == asked.uid
+    assert again.getEstimator().getStages()[1].getStages()[2] is None
+    copied = asked.copy({asked.numTrials: 3, asked.getEstimator().getStages()[2].k: 2})
+    assert copied.getNumTrials() == 3 and copied.getEstimator().getStages()[2].getK() == 2
+    assert asked.getNumTrials() == 6 and asked.getEstimator().getStages()[2].getK() == 1
+
+
+@pytest.fixture(scope="module")
+def line(rows: DataFrame) -> Iterator[tuple[DataFrame, Search]]:
+    """A search that is solved at once, so that it takes a second, and its rows."""
+    data = VectorAssembler(inputCols=NUMBERS, outputCol="features").transform(rows).cache()
+    head = LinearRegression(labelCol="riders")
+    space = {head.regParam: loguniform(1e-4, 5), head.elasticNetParam: uniform(0, 1)}
+    yield (
+        data,
+        Search(head, space=space, evaluator=RegressionEvaluator(labelCol="riders"), numTrials=6, sampler="random"),
+    )
+    data.unpersist()
+
+
+def test_a_search_in_a_folder_repeats_nothing(line: tuple[DataFrame, Search], tmp_path: Path) -> None:
+    data, search = line
+    search = search.copy({search.runDir: str(tmp_path / "run"), search.numTrials: 4})
+    first = search.fit(data)
+    assert first.summary.decision == "kept default" and first.bestModel.getRegParam() == 0.0
+    assert "chance explains" in first.summary.reason or "is not better" in first.summary.reason
+    current = first.bestModel
+    again = search.copy({search.numTrials: 6, search.current: current}).fit(data)
+    assert len(again.trials) == 6 and again.trials.head(4).equals(first.trials)  # the seconds too: nothing was repeated
+    assert again.bestModel is current and again.summary.decision == "kept current"
+    assert "of the current model" in again.summary.reason
+    with pytest.raises(InputError, match=r"holds a search with other rows, seed"):
+        search.copy({search.seed: 2}).fit(data.limit(1400))
+
+
+def test_several_metrics_and_an_estimator_alone(line: tuple[DataFrame, Search]) -> None:
+    data, head = line[0], LinearRegression(labelCol="riders", elasticNetParam=1.0)
+    evaluators = [RegressionEvaluator(labelCol="riders", metricName=name) for name in ("rmse", "mae")]
+    search = Search(head, space={head.regParam: uniform(0.1, 4)}, evaluator=evaluators, sampler="nsga2", numTrials=5)
+    model = search.fit(data)
+    assert type(model.bestModel).__name__ == "LinearRegressionModel"
+    assert {"rmse", "mae"} < {*model.trials.columns}
+    assert model.summary.number in model.front
+    assert model.trials["rmse"].min() == model.summary.validation
+
+
+def test_every_metric_has_a_value_per_row(line: tuple[DataFrame, Search]) -> None:
+    """The mean of what the rows add is the metric itself."""
+    data, split = line[0], Split(0.2, 0.3)
+    fresh = divided(data, split).fresh().cache()
+    same = fresh.drop("__sparkdiff_block", "__sparkdiff_time")
+    for label, names, evaluator, one, other in [
+        ("kind", ["f1", "accuracy", "logLoss", "weightedPrecision", "hammingLoss"], MulticlassClassificationEvaluator,
+         LogisticRegression(labelCol="kind", maxIter=2), LogisticRegression(labelCol="kind", regParam=9.0)),
+        ("rain", ["areaUnderROC", "areaUnderPR"], BinaryClassificationEvaluator,
+         LogisticRegression(labelCol="rain", maxIter=2), LogisticRegression(labelCol="rain", regParam=9.0)),
+        ("riders", ["rmse", "mae", "r2"], RegressionEvaluator,
+         LinearRegression(labelCol="riders"), LinearRegression(labelCol="riders", regParam=9.0)),
+    ]:  # fmt: skip
+        good, bad = one.fit(data), other.fit(data)
+        for name in names:
+            judged = evaluator(labelCol=label, metricName=name, **({"weightCol": "weight"} if label != "rain" else {}))
+            assert losses_of(judged) is not None
+            found = compare(good, bad, fresh, split, judged, level=0.025, seed=0)
+            for value, model in ((found.winner, good), (found.default, bad)):
+                exact = judged.evaluate(model.transform(same))
+                assert value == pytest.approx(exact, abs=2e-3 if label == "rain" else 1e-9)
+            assert found.verdict is not None
+            sign = 1 if judged.isLargerBetter() else -1
+            gain = sign * (found.winner - found.default)
+            assert found.verdict.gain == pytest.approx(max(gain, 0.0), abs=2e-3 if label == "rain" else 1e-9), name
+
+
+def test_a_metric_of_ones_own_is_not_tested(line: tuple[DataFrame, Search]) -> None:
+    class Own(RegressionEvaluator):
+        pass
+
+    data, head = line[0], LinearRegression(labelCol="riders", regParam=50.0)
+    model = Search(head, space={head.regParam: [0.1]}, evaluator=Own(labelCol="riders"), sampler="grid").fit(data)
+    assert model.summary.decision == "winner" and not model.summary.tested and model.summary.p is None
+    assert "not tested, because Own gives no value per row" in model.summary.reason
+
+
+def test_a_fine_tuner_is_searched_and_plain_spark_ships(rows: DataFrame, shared: Path) -> None:
+    head = LinearRegression(labelCol="riders", regParam=3.0)
+    pipeline = Pipeline(stages=[VectorAssembler(inputCols=NUMBERS, outputCol="features"), head])
+    tuner = sparkdiff.FineTuner(pipeline, cacheDir=str(shared), **{**QUICK, "guard": 1.0})
+    search = Search(
+        tuner,
+        space={tuner.learningRate: [0.001, 0.1]},
+        sampler="grid",
+        evaluator=RegressionEvaluator(labelCol="riders"),
+    )
+    model = search.fit(rows)
+    assert type(model.bestModel) is PipelineModel
+    assert model.trials["rmse"].nunique() == 2
+
+
+def test_what_cannot_be_is_named_before_any_job(rows: DataFrame, jobs: Callable[[], int]) -> None:
+    pipeline, s = parts()
+    area, reg = BinaryClassificationEvaluator(labelCol="rain"), s["head"].regParam
+    good: dict[str, Any] = {"estimator": pipeline, "space": {reg: [0.1, 1.0]}, "evaluator": area}
+    stranger = LogisticRegression()
+    jobs()
+    for changed, message in [
+        ({"space": {stranger.regParam: [1.0]}}, "which is no stage of the estimator; the LogisticRegression of the"),
+        ({"space": {s["head"].elasticNetParam: uniform(0, 2)}}, "space gives elasticNetParam of .* the value 2.0: "),
+        ({"space": {s["pca"].k: integer(0, 3)}}, "space gives k of PCA_.* the value 0: "),
+        ({"space": {reg: 0.1}}, "give sparkdiff.uniform, loguniform, integer or choice"),
+        ({"space": {}, "estimator": LogisticRegression()}, "space is empty"),
+        ({"space": [1]}, "space must be a dict of Params, got list"),
+        ({"evaluator": BinaryClassificationEvaluator(metricName="area")}, r"metricName='area'"),
+        ({"evaluator": None}, "Search has no evaluator"),
+        ({"evaluator": "auc"}, "evaluator must be an Evaluator .* got str"),
+        ({"sampler": "bayes"}, "sampler"),
+        ({"sampler": "cmaes", "evaluator": [area, area]}, "looks at one metric"),
+        ({"sampler": "grid", "space": {reg: uniform(0, 1)}}, "sampler='grid' needs a list of values"),
+        ({"numTrials": 0}, r"'numTrials' option must be in \[1"),
+        ({"numTrial": 3}, "unknown option 'numTrial' of Search. Did you mean 'numTrials'"),
+        ({"validationFraction": 0.5, "testFraction": 0.5}, "leave no rows"),
+        ({"groupCol": "user", "timeCol": "when"}, "exclude each other"),
+        ({"groupCol": "usr"}, "groupCol='usr' is not a column of the data. Did you mean 'user'"),
+        ({"estimator": s["head"].getFamily()}, "estimator must be an Estimator, got str"),
+        ({"current": pipeline}, "isn't fitted"),
+    ]:
+        given = {name: value for name, value in {**good, **changed}.items() if value is not None}
+        with pytest.raises(InputError, match=message):
+            Search(**given).fit(rows)
+    assert jobs() == 0
+    with pytest.raises(InputError, match=r"of which sparkdiff.Search chooses one"):
+        pipeline.fit(rows)
+
+
+def test_rows_that_cannot_decide_are_named_before_any_fit(rows: DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline, s = parts()
+    search = Search(
+        pipeline, space={s["head"].regParam: [0.1]}, evaluator=BinaryClassificationEvaluator(labelCol="rain")
+    )
+    monkeypatch.setattr(Pipeline, "_fit", lambda *a: pytest.fail("a fit"))
+    for data, message in [
+        (rows.where("rain = 1"), "labelCol='rain' holds one class only, 1"),
+        (rows.where("rain = 1 or number < 5"), "part has no row of class 0 of 'rain'"),
+        (rows.limit(60), "rows are in the test part, and at least 30 are needed: testFraction=0.2"),
+        (rows.withColumn("rain", F.when(F.col("number") > 9, F.col("rain"))), "labelCol='rain' holds nulls"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            search.fit(data)
+    timed = search.copy({search.timeCol: "when"})
+    with pytest.raises(InputError, match="timeCol='when' holds nulls"):
+        timed.fit(rows.withColumn("when", F.when(F.col("number") > 9, F.col("when"))))
+
+
+def test_times_and_groups_are_respected(rows: DataFrame) -> None:
+    timed = divided(rows, Split(0.2, 0.25, timeCol="when"))
+    spans = [timed.part(p).agg(F.min("number"), F.max("number")).first() for p in ("train", "validation", "test")]
+    assert spans[0][1] < spans[1][0] and spans[1][1] < spans[2][0]
+    assert timed.fresh().select("__sparkdiff_block").distinct().count() == 50
+    grouped = divided(rows, Split(0.2, 0.25, groupCol="user"))
+    users = [
+        {r[0] for r in grouped.part(p).select("user").distinct().collect()} for p in ("train", "validation", "test")
+    ]
+    assert sum(map(len, users)) == len(set.union(*users)) == 150

@@ -1,0 +1,195 @@
+"""Samplers and studies on a function of three numbers, without Spark: every sampler finds, and a killed study goes on."""
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sparkdiff import InputError, choice, integer, loguniform, uniform
+from sparkdiff.tuning.search.questions import Question, Questions
+from sparkdiff.tuning.search.samplers import NAMES, Plan, check_sampler
+from sparkdiff.tuning.search.study import Found, Study, opened
+
+QUESTIONS = Questions(
+    None,
+    (
+        Question("x", loguniform(1e-5, 1), param=1),
+        Question("n", integer(1, 20), param=1),
+        Question("k", choice("a", "b"), param=1),
+        Question("only a", uniform(0, 1), param=1, when=(("k", "a"),)),
+    ),
+)  # fmt: skip
+CHOICES = Questions(None, tuple(Question(q.name, choice(1, 2, 3), param=1) for q in QUESTIONS.all[:2]))
+
+
+def loss(answers: Mapping[str, Any]) -> float:
+    assert ("only a" in answers) == (answers["k"] == "a")
+    return (
+        abs(math.log(answers["x"]) + 5)
+        + 0.3 * abs(answers["n"] - 13)
+        + (answers["k"] == "b")
+        + answers.get("only a", 0)
+    )
+
+
+def plan(name: str, total: int = 40, parallelism: int = 1, seed: int = 3) -> Plan:
+    return Plan(name, QUESTIONS, seed, total, parallelism, 8)
+
+
+def finish(study: Study, upto: int = 10**9) -> int:
+    """Evaluate trials until there are none, or so many have been; returns their number."""
+    done = 0
+    while batch := study.next():
+        for trial in batch:
+            if done == upto:
+                return done
+            study.tell(trial.number, Found((loss(trial.answers),), seconds=0.5))
+            done += 1
+    return done
+
+
+def told(study: Study) -> list[Any]:
+    return [(t.number, t.answers, t.values) for t in study.trials()]
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("grid", "gp")])
+def test_a_sampler_finds_and_repeats_itself(name: str) -> None:
+    one, other = Study(plan(name)), Study(plan(name))
+    assert finish(one) == finish(other) == 40
+    assert told(one) == told(other)
+    best = one.best()
+    assert best is not None and best.values[0] < 1.5
+    assert best.values[0] == min(t.values[0] for t in one.trials())
+
+
+@pytest.mark.parametrize("name", ["annealing", "recursiveRandom", "tpe"])
+def test_samplers_that_learn_come_nearer_than_chance(name: str) -> None:
+    def mean(kind: str) -> float:
+        bests = []
+        for seed in range(5):
+            study = Study(plan(kind, seed=seed))
+            finish(study)
+            bests.append(study.best().values[0])  # type: ignore[union-attr]
+        return sum(bests) / 5
+
+    assert mean(name) < mean("random")
+
+
+def test_a_gaussian_process_repeats_itself() -> None:
+    one, other = Study(plan("gp", total=12)), Study(plan("gp", total=12))
+    assert finish(one, 11) == 11 and finish(other) == 12
+    assert finish(one) == 1  # as after a kill
+    assert told(one) == told(other)
+
+
+def test_a_grid_is_searched_as_a_whole() -> None:
+    study = Study(Plan("grid", CHOICES, 0, 9, 1, 4))
+    while batch := study.next():
+        for trial in batch:
+            study.tell(trial.number, Found((float(trial.answers["x"]),)))
+    assert len({str(t.answers) for t in study.trials()}) == 9
+
+
+def test_failed_trials_are_told_and_cannot_win() -> None:
+    study = Study(plan("tpe", total=12))
+    while batch := study.next():
+        for t in batch:
+            study.tell(t.number, Found(None, "too wide") if t.number % 2 else Found((loss(t.answers),)))
+    assert [t.state for t in study.trials()] == ["complete", "failed"] * 6
+    assert study.trials()[1].why == "too wide"
+    assert study.best() is not None and study.best().number % 2 == 0  # type: ignore[union-attr]
+
+
+def test_several_metrics_have_a_front() -> None:
+    study = Study(Plan("nsga2", QUESTIONS, 0, 20, 1, 8, larger=(False, True)))
+    while batch := study.next():
+        for t in batch:
+            study.tell(t.number, Found((loss(t.answers), float(t.answers["n"]))))
+    front, every = study.front(), study.trials()
+    assert study.best() in front
+    for t in every:
+        beaten = any(o.values[0] <= t.values[0] and o.values[1] >= t.values[1] and o.values != t.values for o in every)
+        assert (t in front) != beaten
+
+
+REQUEST = {"seed": 3, "space": {"x": "loguniform"}}
+KILLED = ["tpe", "annealing", "nsga2", "cmaes"]
+CHILD = """
+import os, signal, sys
+sys.path[:0] = {path!r}
+from pathlib import Path
+from test_search_studies import KILLED, REQUEST, Found, Study, loss, opened, plan
+for name in KILLED:
+    if child := os.fork():
+        os.waitpid(child, 0)
+        continue
+    with opened(Path({folder!r}) / name, REQUEST) as folder:
+        study, done = Study(plan(name, total=24, parallelism=3), folder), 0
+        while batch := study.next():
+            for trial in batch:
+                if done == 11:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                study.tell(trial.number, Found((loss(trial.answers),), seconds=0.5))
+                done += 1
+"""
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Studies whose processes killed themselves after 11 trials."""
+    folder = tmp_path_factory.mktemp("killed")
+    code = CHILD.format(path=sys.path, folder=str(folder))
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    return folder
+
+
+@pytest.mark.parametrize("name", KILLED)
+def test_a_killed_study_goes_on_as_if_it_had_never_stopped(name: str, killed: Path) -> None:
+    undisturbed, folder = Study(plan(name, total=24, parallelism=3)), killed / name
+    finish(undisturbed)
+    with (folder / "study.journal").open("ab") as file:  # a line that was cut off
+        file.write(b'{"op_code": 6, "worker')
+    (folder / "study.journal.lock").symlink_to(folder / "study.journal")  # of a process that was killed while it wrote
+    with opened(folder, REQUEST):
+        study = Study(plan(name, total=24, parallelism=3), folder)
+        assert sum(t.state == "complete" for t in study.trials()) == 11
+        assert finish(study) == 13
+        assert told(study) == told(undisturbed)
+    with opened(folder, REQUEST):
+        assert told(Study(plan(name, total=24, parallelism=3), folder)) == told(undisturbed)
+
+
+def test_a_folder_of_another_search_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with opened(folder, REQUEST):
+        pass
+    with (
+        pytest.raises(InputError, match=r"holds a search with other seed \(seed: 3, now 4\)"),
+        opened(folder, {**REQUEST, "seed": 4}),
+    ):
+        pass
+    assert json.loads((folder / "search.json").read_text()) == REQUEST
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "study.journal").write_text("")
+    with (
+        pytest.raises(InputError, match=r"holds a study.journal of something else"),
+        opened(tmp_path / "other", REQUEST),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("name", "metrics", "message"),
+    [
+        ("tpee", 1, "sampler='tpee' is none of .* Did you mean 'tpe'"),
+        ("cmaes", 2, "looks at one metric, but there are 2"),
+    ],
+)
+def test_a_sampler_that_does_not_fit_is_refused(name: str, metrics: int, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check_sampler(name, metrics)
