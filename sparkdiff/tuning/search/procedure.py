@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from sparkdiff.tuning.checks import check_evaluator
 from sparkdiff.tuning.fits import inside
 from sparkdiff.tuning.search.alternatives import chosen
 from sparkdiff.tuning.search.judging import compare
+from sparkdiff.tuning.search.pruning import Pruning, check_pruner, find_resource, pruning_of
 from sparkdiff.tuning.search.questions import Questions
 from sparkdiff.tuning.search.samplers import Plan, check_sampler
 from sparkdiff.tuning.search.settings import Settings
@@ -49,6 +50,9 @@ class Asked:
             InputError: names what cannot be.
         """
         check_sampler(settings.sampler, len(evaluators))
+        if settings.pruner is not None:
+            check_pruner(settings.pruner, settings.sampler, len(evaluators))
+            find_resource(questions, settings.resource)
         for evaluator in evaluators:
             check_evaluator(evaluator)
         if settings.sampler == "grid":
@@ -68,8 +72,8 @@ class Asked:
     def request(self, dataset: DataFrame) -> dict[str, Any]:
         """Everything that decides the trials, by name."""
         s = self.settings
-        names = ["sampler", "validationFraction", "testFraction", "groupCol", "timeCol", "seed"]
-        names += ["numTrials"] * (s.sampler in BY_NUMBER)
+        names = ["sampler", "pruner", "resource", "validationFraction", "testFraction", "groupCol", "timeCol", "seed"]
+        names += ["numTrials"] * (s.sampler in BY_NUMBER or s.pruner is not None)
         return {
             **{name: getattr(s, name) for name in names},
             "space": {q.name: str(q.distribution) for q in self.questions.all},
@@ -124,9 +128,12 @@ def _in_folder(asked: Asked, dataset: DataFrame, phases: Phases, folder: Path | 
             phase(", ".join(f"{n:,} {name}" for name, n in counts.items()) + " rows")
         total = len(asked.questions.grid()) if s.sampler == "grid" else s.numTrials
         plan = Plan(s.sampler, asked.questions, s.seed, total, s.parallelism, trials.chunk(), asked.larger)
+        pruning = pruning_of(asked, trials, plan) if s.pruner else None
+        if pruning is not None:
+            plan = replace(plan, sizes=tuple(bracket.size for bracket in pruning.brackets))
         study = Study(plan, folder)
         with phases.phase("trials") as phase:
-            run(study, trials, s.maxSeconds, phase, asked.names[0])
+            run(study, trials, s.maxSeconds, phase, asked.names[0], pruning)
         trials.release()
         with phases.phase("winner"):
             return _decided(asked, study, rows, split, counts)
@@ -136,17 +143,23 @@ def _in_folder(asked: Asked, dataset: DataFrame, phases: Phases, folder: Path | 
         memory.trim()
 
 
-def run(study: Study, trials: Any, limit: float | None, phase: Phase, metric: str) -> None:
+def run(study: Study, trials: Any, limit: float | None, phase: Phase, metric: str, pruning: Pruning | None) -> None:
     """Ask, evaluate and tell, batch by batch, until all trials are done or the time is over."""
-    start, done = time.perf_counter(), 0
+    start, done, number = time.perf_counter(), 0, 0
     while batch := study.next():
-        known = study.trials()
-        if limit is not None and sum(t.seconds for t in known) >= limit:
+        if limit is not None and sum(t.seconds for t in study.trials()) >= limit:
             return
-        for trial, found in zip(batch, trials.evaluate(batch), strict=True):
-            study.tell(trial.number, found)
-            done += 1
-        phase.now(progress(study.trials(), study.plan, metric, (time.perf_counter() - start) / done))
+        if pruning is None:
+            left = [t for t in batch if t.state == "running"]
+            found = trials.evaluate(left)
+        else:
+            number = next(i for i, first in enumerate(pruning.firsts) if first == batch[0].number)
+            left, found = batch, pruning.evaluated(number, batch, study, trials.evaluate)
+        for trial, result in zip(left, found, strict=True):
+            if trial.state == "running":
+                study.tell(trial.number, result)
+                done += 1
+        phase.now(progress(study.trials(), study.plan, metric, (time.perf_counter() - start) / max(done, 1)))
 
 
 def progress(known: Sequence[Trial], plan: Plan, metric: str, each: float) -> str:
@@ -185,7 +198,7 @@ def _decided(asked: Asked, study: Study, rows: Divided, split: Split, counts: di
         metricDirection="larger" if asked.larger[0] else "smaller", validation=best.values[0],
         fresh={"winner": compared.winner, "default": compared.default}, optimism=best.values[0] - compared.winner,
         settings=best.answers, number=best.number, trials=len(known), failed=len(failed),
-        pruned=sum(t.state == "pruned" for t in known), rows=counts, sampler=s.sampler, pruner=None,
+        pruned=sum(t.state == "pruned" for t in known), rows=counts, sampler=s.sampler, pruner=s.pruner,
         seconds=sum(t.seconds for t in known), warnings=warnings, **figures,
     )  # fmt: skip
     model = winner if better else (asked.current if asked.current is not None else other)

@@ -9,6 +9,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,7 @@ class Plan:
         parallelism: trials that are evaluated at the same time, where each could learn from the one before.
         chunk: trials that are evaluated together, where none learns from another.
         larger: per metric whether larger is better.
+        sizes: of the batches, where a pruner says so.
     """
 
     name: str
@@ -48,9 +50,13 @@ class Plan:
     parallelism: int
     chunk: int
     larger: tuple[bool, ...] = (False,)
+    sizes: tuple[int, ...] = ()
 
     def batch(self, first: int) -> int:
         """How many trials are asked before any of them is told, from this number on."""
+        if self.sizes:
+            starts = [0, *accumulate(self.sizes)]
+            return self.sizes[starts.index(first)]
         if self.name in ("grid", "random"):
             return self.chunk
         if self.name == "nsga2":

@@ -6,6 +6,7 @@ from typing import Any
 
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.options import convert, option
+from sparkdiff.tuning.search.rungs import NAMES as PRUNERS
 from sparkdiff.tuning.search.samplers import NAMES
 
 
@@ -15,6 +16,8 @@ class Settings:
 
     # fmt: off
     sampler: str = option("tpe", "which settings are tried next: grid, random, annealing, recursiveRandom, gp, tpe, cmaes or nsga2", choices=NAMES)
+    pruner: str | None = option(None, "which trials end early: none if unset, or median, halving, hyperband, bohb (Hyperband with TPE)", kind=str, choices=PRUNERS)
+    resource: str = option("auto", "what a pruned trial has less of: rows, or a Param of the last stage, such as maxIter; auto takes epochs or trees where the last stage has them, else rows")
     numTrials: int = option(30, "number of trials; a grid is always searched as a whole", low=1)
     maxSeconds: float | None = option(None, "seconds of trials after which no other batch begins, those before a kill included; if unset, no limit", kind=float, low=0, openLow=True)
     validationFraction: float = option(0.2, "share of the rows that chooses among trials", low=0, high=1, openLow=True, openHigh=True)

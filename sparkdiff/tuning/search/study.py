@@ -3,7 +3,7 @@
 import contextlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ except ImportError:  # the extra `search`
     pass
 
 JOURNAL, REQUEST = "study.journal", "search.json"
+STEPS = 1000
+"""Optuna counts steps; a resource may be a share."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Found:
 
     Attributes:
         steps: (resource, metric) of each rung that it took part in, the last one included.
-        pruned: whether it ended before the last rung.
+        pruned: whether it ended before the last rung, `values` then being those of the one before.
     """
 
     values: tuple[float, ...] | None
@@ -46,6 +48,7 @@ class Trial:
 
     Attributes:
         state: "complete", "pruned", "failed" or "running".
+        steps: (resource, metric) of each rung.
     """
 
     number: int
@@ -54,7 +57,7 @@ class Trial:
     values: tuple[float, ...] = ()
     why: str = ""
     seconds: float = 0.0
-    resource: float | None = None
+    steps: tuple[tuple[float, float], ...] = ()
 
 
 class Study:
@@ -70,15 +73,19 @@ class Study:
             )  # fmt: skip
 
     def next(self) -> list[Trial]:
-        """The trials of the next batch that have no result yet, in order of their numbers; none where all are done.
+        """The trials of the next batch that isn't done, in order of their numbers, finished ones too; none where all are done.
 
         What was running when a process was killed comes again, with the same answers.
         """
         known, first = self.study.get_trials(deepcopy=False), 0
         while first < self.plan.total:
             last = min(first + max(self.plan.batch(first), 1), self.plan.total)
-            if open_ := [n for n in range(first, last) if n >= len(known) or not known[n].state.is_finished()]:
-                return [self._asked(n, known) for n in open_]
+            done = [n < len(known) and known[n].state.is_finished() for n in range(first, last)]
+            if not all(done):
+                return [
+                    _trial(known[n]) if is_done else self._asked(n, known)
+                    for n, is_done in zip(range(first, last), done, strict=True)
+                ]
             first = last
         return []
 
@@ -98,7 +105,7 @@ class Study:
         if found.why:
             trial.set_user_attr("why", found.why)
         for resource, value in found.steps:
-            trial.report(value, int(resource))
+            trial.report(value, round(STEPS * resource))
         states = optuna.trial.TrialState
         with quiet():
             if found.values is None:
@@ -107,6 +114,13 @@ class Study:
                 self.study.tell(number, state=states.PRUNED)
             else:
                 self.study.tell(number, list(found.values))
+
+    def once(self, name: str, find: Callable[[], Any]) -> Any:
+        """What `find` returns, in JSON's values; after a kill what it returned before."""
+        known = self.study.user_attrs
+        if name not in known:
+            self.study.set_user_attr(name, find())
+        return self.study.user_attrs[name]
 
     def trials(self) -> list[Trial]:
         """All trials so far."""
@@ -142,7 +156,7 @@ def _trial(t: Any) -> Trial:
         values = (steps[max(steps)],)
     return Trial(
         t.number, dict(t.params), state, values, t.user_attrs.get("why", ""), t.user_attrs.get("seconds", 0.0),
-        max(steps) if steps else None,
+        tuple((step / STEPS, value) for step, value in sorted(steps.items())),
     )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -12,6 +12,7 @@ from pyspark.ml.evaluation import Evaluator
 from pyspark.sql import DataFrame, functions as F
 
 from sparkdiff import jvm
+from sparkdiff.data.splits import row_hash
 from sparkdiff.errors import SparkdiffError
 from sparkdiff.tuning.fits import Task, inside, leaves_of
 from sparkdiff.tuning.folds import Folds
@@ -45,46 +46,60 @@ class Several(Evaluator):
 
 @dataclass
 class Trials:
-    """Evaluates trials on the rows of a search."""
+    """Evaluates trials on the rows of a search.
+
+    Attributes:
+        resource: the Param that a pruner gives more and more of; None: training rows.
+    """
 
     questions: Questions
     rows: Divided
     evaluators: Sequence[Any]
     parallelism: int
+    resource: Any = None
     held: list[DataFrame] = field(default_factory=list)
 
     @property
     def evaluator(self) -> Any:
         return self.evaluators[0] if len(self.evaluators) == 1 else Several(self.evaluators)
 
-    def evaluate(self, trials: Sequence[Trial]) -> list[Found]:
-        """What comes of each trial, fitted to the training rows and judged on the validation rows."""
+    def evaluate(self, trials: Sequence[Trial], resource: float | None = None) -> list[Found]:
+        """What comes of each trial, fitted to the training rows and judged on the validation rows.
+
+        Args:
+            resource: how much of the resource it may take: a share of the training rows, or the value of a Param.
+        """
         groups: dict[tuple[Any, ...], list[Trial]] = {}
         for trial in trials:
             groups.setdefault(self.questions.structure(trial.answers), []).append(trial)
         found: dict[int, Found] = {}
         for group in groups.values():
-            found |= self._group(group)
+            found |= self._group(group, resource)
         return [found[trial.number] for trial in trials]
 
-    def _group(self, trials: Sequence[Trial]) -> dict[int, Found]:
+    def _group(self, trials: Sequence[Trial], resource: float | None) -> dict[int, Found]:
         """Of trials with the same stages."""
         start = time.perf_counter()
         settings = [self.questions.setting(trial.answers) for trial in trials]
         try:
-            metrics = self._metrics(settings[0][0], [params for _, params in settings])
+            metrics = self._metrics(settings[0][0], [params for _, params in settings], resource)
         except FAILURES as e:
             if len(trials) > 1:  # one of them: each alone
-                return {number: found for trial in trials for number, found in self._group([trial]).items()}
+                return {number: f for trial in trials for number, f in self._group([trial], resource).items()}
             return {trials[0].number: Found(None, jvm.cause(e), time.perf_counter() - start)}
         seconds = (time.perf_counter() - start) / len(trials)
         return {trial.number: _found(m, seconds) for trial, m in zip(trials, metrics, strict=True)}
 
-    def _metrics(self, estimator: Any, maps: Sequence[Mapping[Any, Any]]) -> list[Any]:
+    def _metrics(self, estimator: Any, maps: Sequence[Mapping[Any, Any]], resource: float | None) -> list[Any]:
+        folds = self._folds
+        if resource is not None and self.resource is not None:
+            maps = [{**params, self.resource: round(resource)} for params in maps]
+        elif resource is not None and resource < 1:
+            folds = self._share(resource)
         head = self._shared_stages
         tail = Pipeline(stages=self._leaves(estimator)[head:]) if head else estimator
         task = Task.of(tail, maps, self.evaluator)
-        return outcomes(task, self._folds, self.parallelism, keeps=False)[0].metrics
+        return outcomes(task, folds, self.parallelism, keeps=False)[0].metrics
 
     # What no trial changes --------------------------------------------------------------------------------------------
 
@@ -111,8 +126,13 @@ class Trials:
             model = shared.fit(train)
             train, validation = model.transform(train).cache(), model.transform(validation).cache()
             self.held += [train, validation]
-        both = train.withColumn(HELD, F.lit(-1)).unionByName(validation.withColumn(HELD, F.lit(0)))
-        return Folds(both, F.col(HELD), 1, lambda: [(train, validation)], drawn=False)
+        return _one_fold(train, validation)
+
+    def _share(self, share: float) -> Folds:
+        """The same with a share of the training rows, by a hash: a larger share has all rows of a smaller one."""
+        ((train, validation),) = self._folds.pairs
+        part = F.pmod(F.xxhash64(row_hash(train), F.lit("share")), F.lit(1 << 30)) < int(share * (1 << 30))
+        return _one_fold(train.where(part), validation)
 
     def release(self) -> None:
         """Give memory back."""
@@ -125,13 +145,13 @@ class Trials:
         return max(FEW if why_not_at_once(task) else TOGETHER, self.parallelism)
 
 
+def _one_fold(train: DataFrame, validation: DataFrame) -> Folds:
+    both = train.withColumn(HELD, F.lit(-1)).unionByName(validation.withColumn(HELD, F.lit(0)))
+    return Folds(both, F.col(HELD), 1, lambda: [(train, validation)], drawn=False)
+
+
 def _found(metric: Any, seconds: float) -> Found:
     values = metric if isinstance(metric, tuple) else (metric,)
     if any(math.isnan(value) for value in values):
         return Found(None, "the metric is NaN", seconds)
     return Found(tuple(map(float, values)), "", seconds)
-
-
-def seconds_of(trials: Sequence[Trial]) -> Iterator[float]:
-    """How long each finished trial took."""
-    yield from (trial.seconds for trial in trials if trial.state != "running")

@@ -45,7 +45,7 @@ def finish(study: Study, upto: int = 10**9) -> int:
     """Evaluate trials until there are none, or so many have been; returns their number."""
     done = 0
     while batch := study.next():
-        for trial in batch:
+        for trial in (t for t in batch if t.state == "running"):
             if done == upto:
                 return done
             study.tell(trial.number, Found((loss(trial.answers),), seconds=0.5))
@@ -131,7 +131,7 @@ for name in KILLED:
     with opened(Path({folder!r}) / name, REQUEST) as folder:
         study, done = Study(plan(name, total=24, parallelism=3), folder), 0
         while batch := study.next():
-            for trial in batch:
+            for trial in batch:  # none is finished
                 if done == 11:
                     os.kill(os.getpid(), signal.SIGKILL)
                 study.tell(trial.number, Found((loss(trial.answers),), seconds=0.5))

@@ -1,0 +1,132 @@
+"""How the trials of a search are pruned: by which resource, and what is known of a rung after a kill."""
+
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any
+
+from pyspark.ml import Pipeline
+
+from sparkdiff.errors import InputError
+from sparkdiff.tuning.search import rungs
+from sparkdiff.tuning.search.alternatives import Alternatives, places
+from sparkdiff.tuning.search.questions import Questions
+from sparkdiff.tuning.search.rungs import Bracket
+from sparkdiff.tuning.search.samplers import Plan
+from sparkdiff.tuning.search.study import Found, Study, Trial
+
+AUTO = {
+    "FineTuner": "maxEpochs", "GBTClassifier": "maxIter", "GBTRegressor": "maxIter", "RandomForestClassifier": "numTrees",
+    "RandomForestRegressor": "numTrees",
+}  # fmt: skip
+"""What the fits of a last stage are made of; any other's of rows."""
+Evaluate = Callable[[Sequence[Trial], float], Sequence[Found]]
+
+
+def check_pruner(name: str, sampler: str, metrics: int) -> None:
+    """
+    Raises:
+        InputError: it can't compare by so many metrics, or needs another sampler.
+    """
+    if metrics > 1:
+        raise InputError(
+            f"pruner={name!r} compares trials by one metric, but there are {metrics} evaluators: a trial that is behind in one "
+            "may be ahead in another; leave the pruner out, or give one evaluator"
+        )
+    if name == "bohb" and sampler != "tpe":
+        raise InputError(
+            f"pruner='bohb' is Hyperband with TPE, but sampler={sampler!r}: set sampler='tpe', or pruner='hyperband'"
+        )
+
+
+def find_resource(questions: Questions, given: str) -> Any:
+    """The Param that a pruner gives more and more of; None: training rows.
+
+    Raises:
+        InputError: the last stage has no such Param, or it is searched.
+    """
+    last = _last(questions.estimator)
+    if given == "rows":
+        return None
+    name = AUTO.get(type(last).__name__) if given == "auto" else given
+    searched = {q.param for q in questions.all if q.param is not None}
+    if given == "auto" and (name is None or last.getParam(name) in searched):
+        return None
+    assert name is not None
+    kinds = "rows, auto, or a Param of the last stage, as maxIter"
+    if isinstance(last, Alternatives) or places(last):
+        raise InputError(
+            f"resource={given!r}: the last stage is one of alternatives, which have no Param in common: use rows"
+        )
+    if not last.hasParam(name) or not last.isDefined(name) or not isinstance(last.getOrDefault(name), int):
+        raise InputError(f"resource={given!r} is no Param of {last.uid} that holds a number of something: use {kinds}")
+    if last.getParam(name) in searched:
+        raise InputError(f"resource={given!r} is searched too: take {name} of {last.uid} out of the space, or use rows")
+    return last.getParam(name)
+
+
+def _last(estimator: Any) -> Any:
+    while isinstance(estimator, Pipeline) and estimator.getStages():
+        estimator = estimator.getStages()[-1]
+    return estimator
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """The brackets of a search, and how trials of one are compared.
+
+    Attributes:
+        larger: whether a larger metric is better.
+    """
+
+    name: str
+    brackets: tuple[Bracket, ...]
+    larger: bool
+
+    @property
+    def firsts(self) -> list[int]:
+        """The number of the first trial of each bracket."""
+        return [0, *accumulate(bracket.size for bracket in self.brackets)]
+
+    def evaluated(self, number: int, batch: Sequence[Trial], study: Study, evaluate: Evaluate) -> list[Found]:
+        """What comes of each trial of a bracket; a rung that was evaluated before a kill isn't evaluated again."""
+        bracket = replace(self.brackets[number], size=len(batch))
+        sign, seconds, why = -1.0 if self.larger else 1.0, [0.0] * len(batch), [""] * len(batch)
+
+        def rung(alive: Sequence[int], resource: float) -> list[float | None]:
+            def find() -> list[Any]:
+                start = time.perf_counter()
+                found = evaluate([batch[i] for i in alive], resource)
+                each = (time.perf_counter() - start) / len(alive)
+                return [[None if f.values is None else f.values[0], f.why, each] for f in found]
+
+            told = study.once(f"bracket {number} at {resource:g}", find)
+            for i, (_, reason, spent) in zip(alive, told, strict=True):
+                seconds[i], why[i] = seconds[i] + spent, reason
+            return [None if metric is None else sign * metric for metric, *_ in told]
+
+        earlier = [t.steps for t in study.trials() if t.number < batch[0].number] if self.name == "median" else []
+        signed = [[(r, sign * m) for r, m in steps] for steps in earlier]
+        out = []
+        for i, run in enumerate(rungs.run(bracket, self.name, rung, signed)):
+            steps = tuple((resource, sign * metric) for resource, metric in run.steps)
+            values = (steps[-1][1],) if steps and not why[i] else None
+            out.append(Found(values, why[i], seconds[i], steps, pruned=values is not None and not run.last))
+        return out
+
+
+def pruning_of(asked: Any, trials: Any, plan: Plan) -> Pruning:
+    """How the trials of a search are pruned; tells `trials` of which resource."""
+    s, param = asked.settings, find_resource(asked.questions, asked.settings.resource)
+    trials.resource = param
+    if param is None:
+        resources = rungs.rungs(1.0, rungs.LEAST, integer=False)
+    else:
+        whole = _last(asked.questions.estimator).getOrDefault(param.name)
+        resources = rungs.rungs(whole, max(whole * rungs.LEAST, 1.0), integer=True)
+    found = rungs.brackets(s.pruner, plan.total, resources, max(plan.parallelism, 1))
+    if told := rungs.warning(s.pruner, s.sampler, found):
+        warnings.warn(told, stacklevel=2)
+    return Pruning(s.pruner, tuple(found), plan.larger[0])

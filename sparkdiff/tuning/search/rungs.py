@@ -1,0 +1,123 @@
+"""Pruning: trials start with little of a resource, and the better ones are repeated with more of it. No Spark, no Optuna.
+
+All trials of a rung are evaluated together, so they share what settings of a grid share; that is the synchronous form of
+successive halving (Jamieson and Talwalkar 2016) and of Hyperband (Li et al. 2018).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+NAMES = ("median", "halving", "hyperband", "bohb")
+ETA = 3
+"""One of so many trials goes on to the next rung, with so many times the resource."""
+LEAST = 1 / 27
+"""The smallest share of the resource that a trial starts with."""
+ENOUGH = 10
+"""Trials after which TPE adapts."""
+
+
+@dataclass(frozen=True)
+class Bracket:
+    """Trials that start together.
+
+    Attributes:
+        size: their number.
+        rungs: the resources at which they are compared, the whole one last.
+    """
+
+    size: int
+    rungs: tuple[float, ...]
+
+    def survivors(self, rung: int, alive: int) -> int:
+        """How many go on after a rung."""
+        return max(alive // ETA, 1) if rung < len(self.rungs) - 1 else alive
+
+
+def rungs(whole: float, least: float, *, integer: bool) -> tuple[float, ...]:
+    """Resources from the whole one down by factors of ETA, as long as they are not below the least; ascending."""
+    out = [whole]
+    while out[-1] / ETA >= least * (1 - 1e-9):
+        out.append(out[-1] / ETA)
+    found = sorted({float(max(round(r), 1)) if integer else r for r in out})
+    return tuple(found)
+
+
+def brackets(pruner: str, total: int, resources: Sequence[float], batch: int) -> list[Bracket]:
+    """The brackets of a search of so many trials, in order.
+
+    Args:
+        batch: trials that are asked together where the pruner doesn't say how many.
+    """
+    top = tuple(resources)
+    if pruner == "median":
+        first = min(ENOUGH, total)
+        sizes = [first, *[batch] * ((total - first) // batch), *([rest] if (rest := (total - first) % batch) else [])]
+        return [Bracket(size, top) for size in sizes]
+    if pruner == "halving":
+        return [Bracket(total, top)]
+    out, left = [], total
+    while left:  # Hyperband: many trials with little first, few with much last, and again
+        for s in range(len(top) - 1, -1, -1):
+            size = math.ceil(len(top) / (s + 1) * ETA**s)
+            if size := min(size, left):
+                out.append(Bracket(size, top[len(top) - 1 - s :]))
+                left -= size
+    return out
+
+
+Evaluate = Callable[[Sequence[int], float], Sequence[float | None]]
+"""(trials, resource) -> the metric of each, smaller is better; None where there is none."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What came of a trial of a bracket: its (resource, metric) per rung, and whether it stayed to the end."""
+
+    steps: tuple[tuple[float, float], ...]
+    last: bool
+
+
+def run(
+    bracket: Bracket, pruner: str, evaluate: Evaluate, earlier: Sequence[Sequence[tuple[float, float]]] = ()
+) -> list[Run]:
+    """The trials 0 to size - 1 of a bracket.
+
+    Args:
+        earlier: steps of the trials before, which the median is taken over.
+    """
+    steps: list[list[tuple[float, float]]] = [[] for _ in range(bracket.size)]
+    alive = [*range(bracket.size)]
+    for number, resource in enumerate(bracket.rungs):
+        found = dict(zip(alive, evaluate(alive, resource), strict=True))
+        measured = {i: m for i, m in found.items() if m is not None and not math.isnan(m)}
+        for i, metric in measured.items():
+            steps[i].append((resource, metric))
+        if number == len(bracket.rungs) - 1:
+            return [Run(tuple(step), i in measured) for i, step in enumerate(steps)]
+        order = sorted(measured, key=lambda i: (measured[i], i))
+        if pruner == "median":
+            others = [m for past in earlier for r, m in past if r == resource]
+            alive = sorted(i for i in order if measured[i] <= _median([*others, *measured.values()]))
+        else:
+            alive = sorted(order[: bracket.survivors(number, len(alive))])
+        if not alive:
+            break
+    return [Run(tuple(step), False) for step in steps]
+
+
+def _median(values: Sequence[float]) -> float:
+    ordered = sorted(values)
+    middle = len(ordered) // 2
+    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+
+
+def warning(pruner: str, sampler: str, found: Sequence[Bracket]) -> str:
+    """Why a sampler learns little under a pruner; empty if it does."""
+    smallest = min(bracket.size for bracket in found)
+    if pruner in ("hyperband", "bohb") and sampler == "tpe" and smallest < ENOUGH:
+        return (
+            f"a bracket of {pruner} has {smallest} trials, fewer than the {ENOUGH} after which TPE adapts: it learns from the "
+            "brackets before it, and the first ones are random"
+        )
+    return ""
