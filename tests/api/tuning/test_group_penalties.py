@@ -52,7 +52,8 @@ def before() -> list[Any]:
 
 def test_sparks_own_fit_has_what_was_found(rows: tuple[DataFrame, DataFrame], tmp_path: Path) -> None:
     train, validation = rows
-    found = group_penalties(Pipeline(stages=[*before(), LogisticRegression(**TIGHT)]), train, validation, steps=8)
+    estimator = Pipeline(stages=[*before(), LogisticRegression(**TIGHT)])
+    found = group_penalties(estimator, train, validation, singles=[0.01, 0.03, 0.1], steps=8)
     assert [*found.penalties] == ["a_hot", "b_hot", "x0", "x1", "x2", "constant"]
     assert found.penalties["b_hot"] > found.penalties["a_hot"]
     assert found.penalties["x1"] > found.penalties["x0"]
