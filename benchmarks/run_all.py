@@ -55,6 +55,8 @@ BENCHMARKS = (
     Benchmark("guard_size", "guard_size"),
     Benchmark("guard_size_metrics", "guard_size", ("--metrics",)),
     Benchmark("guard_real", "guard_real"),
+    Benchmark("cross_fitting", "cross_fitting"),
+    Benchmark("cross_fitting_digits", "cross_fitting", ("--digits",)),
     Benchmark("faults", "faults"),
 )
 NO_BENCHMARK = ("common", "gpu_cases", "hummingbird_arm", "run_all")

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import threading
 from collections.abc import Collection, Iterator, Sequence
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -13,9 +14,10 @@ from pyspark.ml.util import DefaultParamsReader, MLReadable, MLReader, MLWritabl
 from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
+from sparkdiff.cross_fitting import cross_fit
 from sparkdiff.data.splits import REFERENCE, Source, find_boundaries, fit_on_training_rows, rule
 from sparkdiff.errors import InputError, check_dataframe, check_type, kind_of
-from sparkdiff.finetune import Shared, fine_tune, prepare
+from sparkdiff.finetune import Outcome, Shared, fine_tune, prepare
 from sparkdiff.options import FIELDS, Options, callable_name, named_callable
 from sparkdiff.pipeline.nesting import Holder, flatten, plain, replaced
 from sparkdiff.report import Events, FineTuningSummary, Phases
@@ -192,6 +194,13 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
             sources, boundaries = [Source(dataset)], None
             if self.isSet("referenceData"):
                 sources.append(Source(self.getReferenceData(), REFERENCE))
+            if isinstance(given, Estimator) and not isinstance(given, Pipeline):
+                raise InputError(f"{given.uid} isn't fitted: pass the result of its fit(), or put it into a Pipeline")
+            phases = Phases(options.verbosity > 0, self.callbacks)
+            if options.numFolds:
+                given = given if isinstance(given, Pipeline) else shared.once(("plain", given), lambda: plain(given))
+                fit = partial(_plain_fit, given, options)
+                return self._found(cross_fit(given, options, sources, phases, fit, shared=shared), options)
             if isinstance(given, Pipeline):
                 divided = ("boundaries", rule(options), *(s.df for s in sources[1:]))
                 boundaries = known = shared.once(divided, lambda: find_boundaries(sources, options))
@@ -199,13 +208,13 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
                     ("fitted", given, rule(options)),
                     lambda: plain(fit_on_training_rows(given, sources, options, known)),
                 )
-            elif isinstance(given, Estimator):
-                raise InputError(f"{given.uid} isn't fitted: pass the result of its fit(), or put it into a Pipeline")
             else:
                 model = shared.once(("plain", given), lambda: plain(given))
-            task, phases = prepare(model, options, dataset), Phases(options.verbosity > 0, self.callbacks)
-            outcome = fine_tune(task, sources, phases, shared=shared, boundaries=boundaries)
-        found = FineTunerModel(outcome.model, model, outcome.summary)
+            task = prepare(model, options, dataset)
+            return self._found(fine_tune(task, sources, phases, shared=shared, boundaries=boundaries), options)
+
+    def _found(self, outcome: Outcome, options: Options) -> "FineTunerModel":
+        found = FineTunerModel(outcome.model, outcome.original, outcome.summary)
         self.copy()._copyValues(found)  # whose lists are its own
         return found._set(loss=callable_name(options.loss)) if callable(options.loss) else found  # type: ignore[return-value]
 
@@ -215,6 +224,10 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
     @classmethod
     def read(cls) -> "MLReader[FineTuner]":
         return _TunerReader(cls)
+
+
+def _plain_fit(pipeline: Pipeline, options: Options, sources: Sequence[Source]) -> Any:
+    return plain(fit_on_training_rows(pipeline, sources, options))
 
 
 def _with_stage_params(given: Any, params: dict[Param[Any], Any]) -> Any:

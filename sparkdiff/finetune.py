@@ -1,7 +1,8 @@
 """The way of the data, once through: plan, cache, verify, train, guard, write back, verify."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sparkdiff import jvm
@@ -58,12 +59,18 @@ from sparkdiff.training.results import Trained
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """A run's result: `model` is the original object itself where the decision is to keep it."""
+    """A run's result: `model` is the original object itself where the decision is to keep it.
+
+    Attributes:
+        original: the pipeline that was fine-tuned.
+        folders: of the run's trainings.
+    """
 
     model: Any
+    original: Any
     plan: Plan
     summary: FineTuningSummary
-    folder: RunFolder
+    folders: tuple[RunFolder, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,6 +226,7 @@ class Fitted:
         lost: a sentence for every restart after lost processes.
         unsaved: why a checkpoint could not be written; empty if all were written.
         cut: that maxSeconds ended training while candidates were still active; empty if not.
+        recipes: the candidates.
         device: where it was trained, as text.
         fallbacks: what was done there where memory was short, and what else is slower than it could be.
         single: how far float32 moves the original's outputs; None in float64.
@@ -235,6 +243,7 @@ class Fitted:
     device: str
     fallbacks: list[str]
     single: Parity | None
+    recipes: tuple[Recipe, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,12 +274,36 @@ def fine_tune(
         InputError: the data or options can't be used (nothing has been written but, perhaps, a complete cache).
         ParityError: the network and Spark disagree.
     """
+    with begun(task, sources, phases, shared=shared, boundaries=boundaries) as run:
+        original = verified(run)
+        doubts = checked(run)
+        fitted = trained(run, original, recipes, replace=replace)
+        judged = _judge(run, original, fitted)
+        model, tuned = task.model, dataclasses.replace(original, parity=None)
+        if judged.judgement.accepted:
+            model, tuned = written(run, original, fitted.found.network, {VALIDATION: judged.tuned})
+        summary = _summary(run, original, fitted, judged, tuned, doubts)
+        phases.on_decision(summary)
+        return Outcome(model, task.model, task.plan, summary, (fitted.folder,))
+
+
+@contextlib.contextmanager
+def begun(
+    task: Task, sources: Sequence[Source], phases: Phases, *, shared: Shared | None = None, boundaries: Boundaries | None = None,
+    allTrain: bool = False,
+) -> Iterator[Run]:  # fmt: skip
+    """Write the cache or find it, and open it for the phases that follow, while the context lasts.
+
+    Args:
+        allTrain: see `Request`.
+    """
     # A batch takes as many rows from each virtual shard.
     o = dataclasses.replace(task.options, batchSize=-(-task.options.batchSize // SHARDS) * SHARDS)
     task, shared, key = dataclasses.replace(task, options=o), shared or Shared(), _key(task, sources)
     with phases.phase("cache") as say:
-        cache = shared.cache(key, Request(task.cut, list(sources), o, task.labelCol, task.weightCol, boundaries))
-        counts = ", ".join(f"{cache.rows(s):,} {s}" for s in cache.splits)
+        request = Request(task.cut, list(sources), o, task.labelCol, task.weightCol, boundaries, allTrain)
+        cache = shared.cache(key, request)
+        counts = ", ".join(f"{cache.rows(s):,} {s}" for s in cache.splits if not (allTrain and s == VALIDATION))
         say(f"{'reused' if cache.hit else 'written'}: {counts} rows, {len(task.plan.cacheCols)} columns")
     network = Network(task.cut.graph, task.cut.live)
     # Before the network sees a row, by which some stages remember how far it is spread.
@@ -280,15 +313,7 @@ def fine_tune(
     with Stream(cache.folder, backend=o.stream, inMemory=held, seed=o.seed) as stream:
         data = Data(stream, cache.columns(task.cut), rows=rows_at_once(network, stream))
         goal = _goal(task, cache, network, reference=any(s.split == REFERENCE for s in sources))
-        run = Run(task, phases, shared, key, cache, network, computed, data, goal)
-        original = _verify(run)
-        doubts = _check(run)
-        fitted = _train(run, original, recipes, replace=replace)
-        judged = _judge(run, original, fitted)
-        model, tuned = _write_back(run, original, fitted, judged)
-        summary = _summary(run, original, fitted, judged, tuned, doubts)
-        phases.on_decision(summary)
-        return Outcome(model, task.plan, summary, fitted.folder)
+        yield Run(task, phases, shared, key, cache, network, computed, data, goal)
 
 
 def _in_memory(options: Options, cache: caches.Cache) -> bool:
@@ -315,7 +340,7 @@ def _goal(task: Task, cache: caches.Cache, network: Network, *, reference: bool)
     )  # fmt: skip
 
 
-def _verify(run: Run) -> Measured:
+def verified(run: Run) -> Measured:
     """Measure the original, and compare its network with Spark."""
     task, cache, network, data = run.task, run.cache, run.network, run.data
     own = callable(task.options.loss) and task.options.metric is None
@@ -342,7 +367,7 @@ def _known(run: Run) -> dict[str, Any] | None:
     return run.computed if plain and not run.computed["pipeline"].startswith(UNTOLD) else None
 
 
-def _check(run: Run) -> list[str]:
+def checked(run: Run) -> list[str]:
     """Warnings about the rows."""
     cache, o, label = run.cache, run.task.options, run.goal.label
     with run.phases.phase("check") as say:
@@ -355,8 +380,14 @@ def _check(run: Run) -> list[str]:
         return doubts
 
 
-def _train(run: Run, original: Measured, recipes: Sequence[Recipe] | None, *, replace: bool) -> Fitted:
-    """Train all candidates, or resume the training of an earlier run with the same runId."""
+def trained(
+    run: Run, original: Measured, recipes: Sequence[Recipe] | None, *, replace: bool, epochs: int | None = None
+) -> Fitted:  # fmt: skip
+    """Train all candidates, or resume the training of an earlier run with the same runId.
+
+    Args:
+        epochs: train one candidate for so many epochs, and take the last one.
+    """
     o, cache, network, data, goal = run.task.options, run.cache, run.network, run.data, run.goal
     with run.phases.phase("train") as say:
         single = single_precision.check(network, data) if o.precision == "float32" else None
@@ -366,11 +397,11 @@ def _train(run: Run, original: Measured, recipes: Sequence[Recipe] | None, *, re
         penalty = None if wishes is None else wishes.penalty(start.stats, goal.label)
         assignment = Assignment(
             network, cache.folder, data.stream.backend, _in_memory(o, cache), data.columns, goal.label,
-            original.scores[VALIDATION], start, o, goal.metric.name, penalty,
+            original.scores[VALIDATION], start, o, goal.metric.name, penalty, epochs=epochs,
         )  # fmt: skip
         where = jvm.folder("checkpointDir", o.checkpointDir) if o.checkpointDir else cache.folder.parent / "checkpoints"
         computed = run.computed if o.runId is not None else {}
-        own, request = o.checkpointDir is None, request_of(o, cache.fingerprint, computed, recipes)
+        own, request = o.checkpointDir is None, request_of(o, cache.fingerprint, computed, recipes, epochs)
         with (
             opened(where, o.runId, request, replace=replace, own=own, wait=o.waitForRun) as folder,
             folder.kept(always=o.runId is not None),
@@ -380,7 +411,7 @@ def _train(run: Run, original: Measured, recipes: Sequence[Recipe] | None, *, re
             note = choice.Note.read(folder.path) or choice.Note()
         return Fitted(
             training.found(network), training.chosen.metric, start.frozen, lost, training.unsaved, training.cut, wishes,
-            folder, note.shown, training.fallbacks, single,
+            folder, note.shown, training.fallbacks, single, start.recipes,
         )  # fmt: skip
 
 
@@ -408,15 +439,15 @@ def _judge(run: Run, original: Measured, fitted: Fitted) -> Judged:
         return Judged(judged, tuned, warnings)
 
 
-def _write_back(run: Run, original: Measured, fitted: Fitted, judged: Judged) -> tuple[Any, Measured]:
-    """The pipeline to return and its metrics: the trained network as Spark stages if it is accepted, else the original."""
-    model, network, data, cache = run.task.model, fitted.found.network, run.data, run.cache
-    if not judged.judgement.accepted:
-        return model, dataclasses.replace(original, parity=None)
+def written(run: Run, original: Measured, network: Network, known: Mapping[str, Score]) -> tuple[Any, Measured]:
+    """The trained network as Spark stages, compared with Spark, and its metrics.
+
+    Args:
+        known: those of the metrics that were measured before.
+    """
+    model, data, cache = run.task.model, run.data, run.cache
     with run.phases.phase("write back") as say:
-        scores = {
-            s: judged.tuned if s == VALIDATION else score(network, data, s, run.goal.metric) for s in original.scores
-        }
+        scores = {s: known.get(s) or score(network, data, s, run.goal.metric) for s in original.scores}
         memory.trim()
         sample = cached_parity.sample_of(network, data)
         data.stream.close()  # the last that read the rows: room for Spark's

@@ -53,6 +53,8 @@ class Options:
     predictionCol: str | None = option(None, "prediction column of the predictor to train; needed if there are several predictors", kind=str)
     validationIndicatorCol: str | None = option(None, "boolean column that is true for validation rows", kind=str)
     validationFraction: float = option(0.2, "share of the rows that is held out for validation, chosen by a hash of the row", low=0, high=1, openLow=True, openHigh=True)
+    numFolds: int = option(0, "folds for cross-fitting, 2 to 20: all rows decide, each by a training that has not seen it, and all rows train what is returned; 0 holds out validation rows instead", low=0, high=20, later=True)
+    rowsAreNew: bool = option(False, "whether no stage of a fitted pipeline was fitted on these rows or was chosen by them, which numFolds needs to be told", later=True)
     groupCol: str | None = option(None, "group column: all rows of a group are either trained or held out, and the gain is tested by group", kind=str)
     timeCol: str | None = option(None, "time column: the latest rows are held out, and the gain is tested by blocks of consecutive rows", kind=str)
     loss: str | Callable[..., Any] | Mapping[str, float] = option("auto", "loss that training minimises: a name, a weighted sum {name: weight}, or a function loss(outputs, label, weight) or its module:qualname", choices="sparkdiff.objectives.losses", callable=True, sum=True)
@@ -118,6 +120,7 @@ class Options:
                 problems.append(
                     f"{one}={values[one]!r} and {other}={values[other]!r} exclude each other: set one of them"
                 )
+        problems += _folds(values)
         device, processes = values.get("device", ""), values.get("numProcesses", 1)
         if ":" in device and processes > 1:
             problems.append(
@@ -143,6 +146,26 @@ class Options:
         return {
             k: list(v) if isinstance(v, tuple) else dict(v) if isinstance(v, Mapping) else v for k, v in out.items()
         }
+
+
+def _folds(values: Mapping[str, Any]) -> list[str]:
+    """What is wrong with cross-fitting by these options."""
+    folds, problems = values.get("numFolds", 0), []
+    if folds == 1:
+        problems.append(
+            "The 'numFolds' option must be 0, or 2 to 20: one fold leaves no rows to train on. Got 1 instead."
+        )
+    if folds and (column := values.get("timeCol")):
+        problems.append(
+            f"numFolds={folds} and timeCol={column!r} exclude each other: later rows would train what earlier rows judge. "
+            "Set one of them"
+        )
+    if folds and (column := values.get("validationIndicatorCol")):
+        problems.append(
+            f"numFolds={folds} and validationIndicatorCol={column!r} exclude each other: with folds all rows decide. "
+            "Set one of them"
+        )
+    return problems
 
 
 FIELDS = {f.name: f for f in dataclasses.fields(Options)}

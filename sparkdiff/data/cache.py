@@ -208,6 +208,10 @@ def _build(request: Request, key: str, folder: Path, columns: list[dict[str, Any
     ranges = {s: weight_range(folder, shards[s], request) for s in SPLITS}
     manifest["weights"] = {s: exponent for s, (exponent, _) in ranges.items() if exponent is not None}
     manifest["stats"] = {s: label_stats(folder, shards[s], request, ranges[s][1]) for s in SPLITS}
+    if request.allTrain:
+        for content in (manifest["splits"], manifest["weights"], manifest["stats"]):
+            if splits.TRAIN in content:
+                content[splits.VALIDATION] = content[splits.TRAIN]
     (folder / "manifest.json").write_text(json.dumps(manifest | {"digest": _digest(manifest)}), encoding="utf-8")
 
 

@@ -55,6 +55,9 @@ class Request:
     labelCol: str | None
     weightCol: str | None
     boundaries: splits.Boundaries | None = None  # None: still to be found
+    allTrain: bool = (
+        False  # whether all rows train and none are held out: the split `validation` is the training rows then
+    )
 
 
 def fingerprint(request: Request, folder: Path) -> str:
@@ -73,6 +76,8 @@ def fingerprint(request: Request, folder: Path) -> str:
         parts["cuts"] = dataclasses.astuple(
             request.boundaries or splits.find_boundaries(request.sources, request.options)
         )
+    if request.allTrain:
+        parts["validation"] = splits.TRAIN
     cut = request.cut
     if nulls := cut.null_columns:
         parts["nulls"] = [c.name for c in nulls]

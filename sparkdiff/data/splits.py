@@ -151,6 +151,21 @@ def _is_hashed(kind: DataType) -> bool:
     return not isinstance(kind, MapType) and kind.typeName() != "variant"
 
 
+def unit_and_block(df: DataFrame, options: Options) -> tuple[Column, Column]:
+    """The hash of a row's group, or of the row, and the guard's block that it is dealt into (null where the group is)."""
+    row = row_hash(df, options.seed)
+    if options.groupCol:
+        unit = F.xxhash64(named(options.groupCol), F.lit(options.seed))
+        return unit, F.when(named(options.groupCol).isNotNull(), unit)
+    return row, F.pmod(F.xxhash64(row, F.lit("block")), F.lit(MAX_BLOCKS)).cast("long")
+
+
+def below(unit: Column, share: float, *salt: object) -> Column:
+    """Whether a row or group is among this share of all, by its hash."""
+    number = F.pmod(F.xxhash64(unit, *(F.lit(s) for s in salt)), F.lit(1 << 30))
+    return number < int(share * (1 << 30))
+
+
 def with_splits(sources: Sequence[Source], options: Options, boundaries: Boundaries | None = None) -> list[DataFrame]:
     """The sources with SPLIT, BLOCK and TIME columns, divided by time at the boundaries; without them these are computed
     first.
@@ -160,16 +175,11 @@ def with_splits(sources: Sequence[Source], options: Options, boundaries: Boundar
     out = []
     for source in sources:
         df = source.df
-        row = row_hash(df, options.seed)
         time = _seconds(df, options.timeCol) if options.timeCol else F.lit(None).cast("double")
-        unit = F.xxhash64(named(options.groupCol), F.lit(options.seed)) if options.groupCol else row
+        unit, block = unit_and_block(df, options)
         if options.timeCol:
             starts = (boundaries.reference if source.split == REFERENCE else boundaries.deciding)[1:]
             block = sum((F.when(time > c, 1).when(time <= c, 0) for c in starts), F.lit(0)).cast("long")
-        elif options.groupCol:
-            block = F.when(named(options.groupCol).isNotNull(), unit)
-        else:
-            block = F.pmod(F.xxhash64(row, F.lit("block")), F.lit(MAX_BLOCKS)).cast("long")
         if source.split is not None or given:
             split: Column = F.lit(source.split or TRAIN)
         elif options.validationIndicatorCol:
@@ -178,8 +188,7 @@ def with_splits(sources: Sequence[Source], options: Options, boundaries: Boundar
         elif options.timeCol:
             split = F.when(time > boundaries.deciding[0], VALIDATION).when(time <= boundaries.deciding[0], TRAIN)
         else:
-            share = F.pmod(F.xxhash64(unit, F.lit("split")), F.lit(1 << 30))
-            split = F.when(share < int(options.validationFraction * (1 << 30)), VALIDATION).otherwise(TRAIN)
+            split = F.when(below(unit, options.validationFraction, "split"), VALIDATION).otherwise(TRAIN)
         out.append(df.withColumn(SPLIT, split).withColumn(BLOCK, block).withColumn(TIME, time))
     return out
 

@@ -2,19 +2,23 @@
 
 `checks` says whether the labels allow training. `data.Data` gives rows in batches, `scores.score` a metric on
 them, `inputs` and `feature_names` facts about the inputs;
-`ledger` holds the gains of all candidates, on which `guard.decide` and `acceptance.judge` decide. `cached_parity` compares
-with Spark, `single_precision` float32 with float64.
+`ledger` holds the gains of all candidates, on which `guard.decide` and `acceptance.judge` decide, `out_of_fold.decide` on those
+of folds; `slices` and `compatibility` tell what changes beside the mean. `cached_parity` compares with Spark, `single_precision`
+float32 with float64.
 """
 
 __all__ = [
     "acceptance",
     "cached_parity",
     "checks",
+    "compatibility",
     "data",
     "feature_names",
     "guard",
     "inputs",
     "ledger",
+    "out_of_fold",
     "scores",
     "single_precision",
+    "slices",
 ]

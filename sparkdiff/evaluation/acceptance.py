@@ -100,14 +100,8 @@ def judge(
     """
     o, (network, tuned) = options, networks
     unit: Literal["rows", "groups", "blocks"] = "groups" if o.groupCol else "blocks" if o.timeCol else "rows"
-    rows, distinct = 0, torch.empty(0, dtype=torch.int64)
-    for batch, _, weight, _ in data.batches("validation"):
-        rows += int((weight > 0).sum())
-        if unit != "rows":  # groups before they are dealt into blocks, where some meet
-            distinct = torch.cat([distinct, scalar(batch, "block")[weight > 0]]).unique()
-    units = rows if unit == "rows" else len(distinct)
-    stricter = STRICTER if o.guard < 1 and moves_splits(network) else 1
-    level = o.guard / o.fleetSize / stricter if o.guard < 1 else o.guard
+    rows, units = counted(data, "validation", unit)
+    level, stricter = needed(o, network)
     correlation = guard.correlation_time(_differences(data, metric, network, tuned)) if o.timeCol else None
     verdict = guard.decide(
         ledger.gains, ledger.weights, chosen=ledger.chosen, level=level, original=original.blocks, unit=unit, units=units,
@@ -125,6 +119,22 @@ def judge(
         slices.changes(network, tuned, data, "reference", metric, (), **how)[0] if reference else None,
         compatibility.compare(network, tuned, data, "validation"), o.maxFlipRate, stricter,
     )  # fmt: skip
+
+
+def counted(data: Data, split: str, unit: str) -> tuple[int, int]:
+    """The rows of weight > 0 of a split, and the rows, groups or blocks that they are."""
+    rows, distinct = 0, torch.empty(0, dtype=torch.int64)
+    for batch, _, weight, _ in data.batches(split):
+        rows += int((weight > 0).sum())
+        if unit != "rows":  # groups before they are dealt into blocks, where some meet
+            distinct = torch.cat([distinct, scalar(batch, "block")[weight > 0]]).unique()
+    return rows, rows if unit == "rows" else len(distinct)
+
+
+def needed(options: Options, network: Network) -> tuple[float, int]:
+    """The p-value that a gain of this network needs, and what the guard was divided by beside fleetSize."""
+    stricter = STRICTER if options.guard < 1 and moves_splits(network) else 1
+    return options.guard / options.fleetSize / stricter if options.guard < 1 else options.guard, stricter
 
 
 @torch.no_grad()
@@ -158,13 +168,16 @@ def divergence(history: Sequence[Mapping[str, Any]], options: Options) -> str:
 
 
 def reason(
-    judgement: Judgement, options: Options, metric: Metric, original: float, history: Sequence[Mapping[str, Any]] = ()
+    judgement: Judgement, options: Options, metric: Metric, original: float, history: Sequence[Mapping[str, Any]] = (),
+    *, whose: str = "the best epoch's", where: str = "validation",
 ) -> str:  # fmt: skip
     """The reason of the decision, in one sentence with the figures.
 
     Args:
-        original: the original's metric on the validation rows.
+        original: the original's metric on the rows that decide.
         history: a row per epoch and candidate.
+        whose: whose gain decides.
+        where: the name of the rows that decide.
     """
     verdict, o = judgement.verdict, options
     if verdict.best < 0:
@@ -175,14 +188,14 @@ def reason(
         if lost:
             return f"no epoch of any other candidate {better}, and {lost}"
         return f"no epoch of any candidate {better}: nothing to gain from here"
-    gain = f"the best epoch's gain of {verdict.gain / max(abs(original), 1e-12):.2%} on the validation rows"
+    gain = f"{whose} gain of {verdict.gain / max(abs(original), 1e-12):.2%} on the {where} rows"
     parts = [f" / fleetSize {o.fleetSize:,}"] if o.fleetSize > 1 else []
     parts += [f" / {judgement.stricter} because thresholds train"] if judgement.stricter > 1 else []
     share = f" = guard {o.guard:g}{''.join(parts)}" if parts and o.guard < 1 else ""
     shrunk = ", shrunk" if share and verdict.level < 0.99 * o.guard / o.fleetSize / judgement.stricter else ""
     figures = f"({p_value(verdict.p, verdict.level / 10)}, needed < {verdict.level:.3g}{share}{shrunk})"
     if not verdict.accepted:
-        return f"{gain} is within what chance explains {figures}; more validation rows can show smaller gains"
+        return f"{gain} is within what chance explains {figures}; more {where} rows can show smaller gains"
     gain += (
         f" is larger than chance explains {figures}"
         if o.guard < 1

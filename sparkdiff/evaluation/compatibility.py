@@ -1,6 +1,7 @@
 """How the predictions change for users: changed labels, shift of the scores, calibration."""
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,6 +95,25 @@ def compare(old: Network, new: Network, data: Data, split: str) -> Compatibility
         rows, changed / rows, bool(classes), _psi(counts), _correlation(spread), _calibration(classes, probable, wrong, sums),
         _table(counts[0], sums) if classes <= 2 else None,
     )  # fmt: skip
+
+
+def mean(parts: Sequence[Compatibility]) -> Compatibility:
+    """The means of parts that share no row, by their rows; without the table by decile, as each part has deciles of its own."""
+    rows = sum(c.rows for c in parts)
+
+    def average(values: Sequence[float | None]) -> float | None:
+        known = [(c.rows, v) for c, v in zip(parts, values, strict=True) if v is not None]
+        return sum(n * v for n, v in known) / sum(n for n, _ in known) if known else None
+
+    known = [c.calibration for c in parts]
+    calibration = next((c for c in known if c is not None), None)
+    if calibration is not None:
+        sides = {k: average([None if c is None else c[k] for c in known]) for k in ("before", "after")}
+        calibration = {"measure": calibration["measure"], **sides}
+    changed, psi = (sum(c.rows * getattr(c, name) for c in parts) / rows for name in ("changed", "psi"))
+    return Compatibility(
+        rows, changed, parts[0].labels, psi, average([c.correlation for c in parts]), calibration, None
+    )
 
 
 @dataclass(frozen=True)

@@ -148,7 +148,7 @@ def _checked(
     return gains[:, held], weights[held], None if original is None else original.detach().to("cpu", torch.float64)[held]
 
 
-def worsening(gains: Tensor, *, level: float, joined: int = 1, seed: int = 0) -> Tensor:
+def worsening(gains: Tensor, *, level: float, joined: int = 1, dependence: float = 1.0, seed: int = 0) -> Tensor:
     """p-values, adjusted for their number, that the true gain is not negative. (S, B) -> (S,)
 
     Each of S sets of rows (slices, say, which may overlap) has a row of block sums as `decide` takes them, 0 in the blocks
@@ -159,11 +159,12 @@ def worsening(gains: Tensor, *, level: float, joined: int = 1, seed: int = 0) ->
     Args:
         level: the level that the p-values are compared with; it decides the number of draws.
         joined: how many neighbouring blocks count as one, from the verdict.
+        dependence: see `decide`.
     """
     losses = _join(-gains.detach().to("cpu", torch.float64), joined)
     norm = losses.square().sum(1).sqrt()
     moved = norm > 0
-    scores = torch.tensor([_score(x, adjusted=True) for x in losses], dtype=torch.float64)
+    scores = torch.tensor([_score(x, adjusted=True) for x in losses], dtype=torch.float64) / math.sqrt(dependence)
     columns = losses[moved] / norm[moved, None]
     draws = min(max(CHUNK, math.ceil(20 / level)), MAX_DRAWS)
     hits = torch.zeros(len(losses), dtype=torch.float64)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -51,23 +51,30 @@ def _shown(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-@torch.no_grad()
 def changes(
     old: Network, new: Network, data: Data, split: str, metric: Metric, columns: Sequence[Column], *,
     unit: str, level: float, joined: int = 1, seed: int = 0,
 ) -> list[Change]:  # fmt: skip
     """The metric of both networks on every slice by these columns, or on the whole split where there are none; one pass.
 
-    Kept are sums per slice and block of the guard, so that the split may be larger than memory; of a metric that is no mean
-    over rows, the numbers of each row that it needs.
-
     Args:
         unit: "rows", "groups" or "blocks": what was dealt into blocks.
-        level, joined: see `guard.worsening`. Slices of fewer than guard.MIN_UNITS units aren't tested and don't count.
+        level, joined: see `guard.worsening`.
+    """
+    return judged(sums(old, new, data, split, metric, columns, unit=unit), level=level, joined=joined, seed=seed)
+
+
+@torch.no_grad()
+def sums(
+    old: Network, new: Network, data: Data, split: str, metric: Metric, columns: Sequence[Column], *, unit: str
+) -> "SliceSums":  # fmt: skip
+    """Sums of both networks' metric per slice by these columns, and per block of the guard; one pass.
+
+    The split may be larger than memory; of a metric that is no mean over rows, the numbers of each row that it needs are kept.
     """
     sets: list[tuple[str | None, Any]] = [(c.column, value) for c in columns for value in c.values] or [(None, None)]
     starts = [sum(len(c.values) for c in columns[:k]) for k in range(len(columns))]
-    sums = _Sums(len(sets))
+    found = _Sums(len(sets))
     kept: list[tuple[Tensor, ...]] = []
     for batch, label, weight, block in data.batches(split):
         values = data.values(batch)
@@ -83,28 +90,67 @@ def changes(
             metric.sign * torch.where(weight > 0, metric.rows(m, label, weight), 0.0) * weight for m in margins
         )
         for place in places:
-            sums.add(place, first, first - second, weight, block)
-    units = sums.units(unit)
+            found.add(place, first, first - second, weight, block)
+    units = found.units(unit)
     if kept:
         one, other, label, weight, block, places = (torch.cat(parts) for parts in zip(*kept, strict=True))
         for k in range(len(sets)):
             rows = (places == k).any(1)
             y, w, where = label[rows], weight[rows], block[rows]
             first, second = (metric.sign * w * influence(metric, column[rows], y, w) for column in (one, other))
-            sums.add(torch.full_like(where, k), first, first - second, w, where)
+            found.add(torch.full_like(where, k), first, first - second, w, where)
             units[k] = min(_units(where[part], unit) for part in ((y > 0.5, y <= 0.5) if metric.ranks else (y == y,)))
-    defined, finite = sums.loss.isfinite().all(1), sums.gains.isfinite().all(1)
-    tested = defined & finite & (units >= guard.MIN_UNITS)
-    p = guard.worsening(sums.gains[tested], level=level, joined=joined, seed=seed)
-    adjusted = dict(zip(tested.nonzero()[:, 0].tolist(), p.tolist(), strict=True))
+    return SliceSums(tuple(sets), found.loss, found.gains, found.weights, found.rows.sum(1), units, metric.sign)
+
+
+def judged(
+    of: "SliceSums", *, level: float, joined: int = 1, dependence: float = 1.0, seed: int = 0
+) -> list[Change]:  # fmt: skip
+    """The change on each slice, with its p-value. Slices of fewer than guard.MIN_UNITS units aren't tested and don't count.
+
+    Args:
+        level, joined, dependence: see `guard.worsening`.
+    """
+    defined, finite = of.loss.isfinite().all(1), of.gains.isfinite().all(1)
+    looked_at = defined & finite & (of.units >= guard.MIN_UNITS)
+    p = guard.worsening(of.gains[looked_at], level=level, joined=joined, dependence=dependence, seed=seed)
+    adjusted = dict(zip(looked_at.nonzero()[:, 0].tolist(), p.tolist(), strict=True))
     adjusted |= dict.fromkeys((defined & ~finite).nonzero()[:, 0].tolist(), 0.0)
     return [
         _change(
-            *name, int(sums.rows[i].sum()), int(units[i]), sums.loss[i], sums.gains[i], sums.weights[i], adjusted.get(i),
-            metric.sign,
+            *name, int(of.rows[i]), int(of.units[i]), of.loss[i], of.gains[i], of.weights[i], adjusted.get(i), of.sign
         )
-        for i, name in enumerate(sets)
+        for i, name in enumerate(of.sets)
     ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SliceSums:
+    """Sums of a metric per slice, and per block of the guard.
+
+    Attributes:
+        sets: column and value of each of the S slices.
+        loss, gains, weights: (S, B) sums of weight * loss of the old network, of weight * gain, of the weights.
+        rows, units: (S,) of weight > 0, see `Change`.
+        sign: of the metric, -1 where larger is better.
+    """
+
+    sets: tuple[tuple[str | None, Any], ...]
+    loss: Tensor
+    gains: Tensor
+    weights: Tensor
+    rows: Tensor
+    units: Tensor
+    sign: float
+
+    def __add__(self, other: "SliceSums") -> "SliceSums":
+        """The sums over the rows of both, which share no row and no unit."""
+        names = ("loss", "gains", "weights", "rows", "units")
+        return replace(self, **{name: getattr(self, name) + getattr(other, name) for name in names})
+
+    def scaled(self, factor: float) -> "SliceSums":
+        """The sums for weights times this factor."""
+        return replace(self, loss=factor * self.loss, gains=factor * self.gains, weights=factor * self.weights)
 
 
 def _units(block: Tensor, unit: str) -> int:

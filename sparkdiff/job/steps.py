@@ -8,7 +8,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from pyspark.ml import Estimator, Pipeline
 from pyspark.sql import SparkSession
 
 from sparkdiff import jvm
+from sparkdiff.cross_fitting import cross_fit
 from sparkdiff.data.cache import ROOM as ROOM_OF_CACHES, root
 from sparkdiff.data.fingerprint import source_facts
 from sparkdiff.data.splits import (
@@ -37,6 +38,7 @@ from sparkdiff.job.loading import function, is_function, load_data, load_model, 
 from sparkdiff.job.output import check_replaceable
 from sparkdiff.options import Options
 from sparkdiff.pipeline.nesting import flatten
+from sparkdiff.pipeline.plan import Plan
 from sparkdiff.report import FineTuningSummary, Phases
 from sparkdiff.store import files
 from sparkdiff.store.digests import check_reads_its_input_only, hash_of, hash_of_folder, params_of
@@ -87,26 +89,37 @@ def run(config: Config, lease: Lease, spark: SparkSession, found: dict[str, Any]
             )
         check_replaceable(config.output)
     parent: dict[str, Any] = {"path": path and path.removeprefix("file://"), "hash": content}
-    # Once, for the fit and the cache.
-    boundaries = find_boundaries(sources, options) if isinstance(made, Estimator) else None
     if path is None:
         parent = {"path": None, "function": config.pipeline, "hash": content}
-        if isinstance(made, Estimator):
-            rows = [s for s in sources if s.split not in (TEST, REFERENCE)]
-            with files.room("the fitted pipeline", root(options), ROOM_OF_CACHES), phases.phase("fit") as say:
-                made, folder = fitted_on(made, rows, options, say, boundaries)
-                parent |= {"path": str(folder), "hash": hash_of_folder(folder)}
-    with phases.phase("plan"):
-        task = prepare(made, options, sources[0].df)
-    if options.verbosity:
-        print(task.plan, flush=True)
+    # Once, for the fit and the cache.
+    boundaries = find_boundaries(sources, options) if isinstance(made, Estimator) else None
+
+    def fit(sources: Sequence[Source]) -> Any:
+        rows = [s for s in sources if s.split not in (TEST, REFERENCE)]
+        with files.room("the fitted pipeline", root(options), ROOM_OF_CACHES), phases.phase("fit") as say:
+            model, folder = fitted_on(made, rows, options, say, boundaries)
+            parent.update(path=str(folder), hash=hash_of_folder(folder))
+        return model
+
+    def told(plan: Plan) -> None:
+        if options.verbosity:
+            print(plan, flush=True)
+
     mine = options.runId == own
-    outcome = fine_tune(task, sources, phases, replace=mine, boundaries=boundaries)
+    if options.numFolds:
+        outcome = cross_fit(made, options, sources, phases, fit, replace=mine, told=told)
+    else:
+        model = fit(sources) if isinstance(made, Estimator) else made
+        with phases.phase("plan"):
+            task = prepare(model, options, sources[0].df)
+        told(task.plan)
+        outcome = fine_tune(task, sources, phases, replace=mine, boundaries=boundaries)
     with phases.phase("save") as say:
         write_run(outcome, config, phases, parent, inputs, lease)
         say(str(config.output))
     if mine:
-        outcome.folder.remove()  # the same command, interrupted before this line, goes on; after it, it begins anew
+        for training in outcome.folders:
+            training.remove()  # the same command, interrupted before this line, goes on; after it, it begins anew
     return outcome.summary
 
 

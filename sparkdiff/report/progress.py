@@ -60,8 +60,9 @@ class Progress(Events):
 class Phase:
     """A running phase; call it with the text for its end."""
 
-    def __init__(self, name: str, listeners: Sequence[Events]):
+    def __init__(self, name: str, listeners: Sequence[Events], within: str = ""):
         self.name, self.listeners, self.text, self.start = name, listeners, "", time.perf_counter()
+        self.within = within
         self._tell(None)
 
     def __call__(self, text: str) -> None:
@@ -80,7 +81,7 @@ class Phase:
 
     def _tell(self, seconds: float | None) -> None:
         for listener in self.listeners:
-            listener.on_phase(self.name, seconds, self.text)
+            listener.on_phase(self.name, seconds, f"{self.within}{self.text}" if self.text else "")
 
 
 class Phases:
@@ -92,16 +93,19 @@ class Phases:
     Attributes:
         timings: seconds per phase.
         listeners: the listeners of the run, of its other events too.
+        fold: of several trainings, which one it is, from 1 on, and 0 for the one on all rows; None for a run of one training.
     """
 
     def __init__(self, shown: bool = True, listeners: Sequence[Events] = ()):
         self.listeners = [Progress()] * shown + [*listeners]
         self.timings: dict[str, float] = {}
+        self.fold: int | None = None
 
     @contextmanager
     def phase(self, name: str) -> Iterator[Phase]:
         """Measure a phase; call the yielded object with its text."""
-        phase = Phase(name, self.listeners)
+        within = "" if self.fold is None else f"fold {self.fold}: " if self.fold else "all rows: "
+        phase = Phase(name, self.listeners, within)
         try:
             yield phase
         finally:
@@ -110,7 +114,11 @@ class Phases:
 
     def on_epoch(self, row: Mapping[str, Any]) -> None:
         for listener in self.listeners:
-            listener.on_epoch(row)
+            listener.on_epoch(self.told(row))
+
+    def told(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """A row of the history of one training, as that of the run."""
+        return {**row} if self.fold is None else {"fold": self.fold, **row}
 
     def on_decision(self, record: RunRecord) -> None:
         for listener in self.listeners:

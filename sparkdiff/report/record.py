@@ -29,7 +29,8 @@ class RunRecord:
             stopped; None in summaries of earlier versions.
         device, precision: where the candidates were trained, such as "cpu" or "cuda:0 (NVIDIA H200)", and in which numbers;
             None in summaries of earlier versions.
-        records: the rows of the history, one per epoch and candidate; epoch 0 is the original.
+        records: the rows of the history, one per epoch and candidate; epoch 0 is the original. With numFolds they have the key
+            "fold", which is 0 for the training on all rows.
         parity: {"before", "after"} of write-back: rows, largest relative difference per column, label disagreements; with
             precision="float32" also {"float32"}: the same of the original's margin in float32 and in float64, on validation rows.
         stages: how far each parameter moved, in natural units: {"uid.parameter": {"largest", "rootMeanSquare"}}.
@@ -37,6 +38,9 @@ class RunRecord:
         stream: the reader of the cache.
         cache: {"hit", "fingerprint"}.
         warnings: reasons to doubt the figures.
+        folds: with numFolds an entry per fold, {"fold", "rows", "before", "after", "epochs", "recipe", "parity"}: the metric of
+            its original and its tuned pipeline on its own rows, and what its training chose (0 epochs: nothing gained).
+            `metrics["validation"]`, and all else that is told of validation rows, is then about the out-of-fold rows.
 
     The other attributes describe the best epoch of all candidates, accepted or not, on validation rows; None or empty
     if none gained:
@@ -75,6 +79,7 @@ class RunRecord:
     diverged: int | None = None
     device: str | None = None
     precision: str | None = None
+    folds: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     def asdict(self) -> dict[str, Any]:
         """As JSON-ready values without NaN, history left out."""

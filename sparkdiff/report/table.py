@@ -22,24 +22,42 @@ def before_after(summary: Mapping[str, Any]) -> str:
         if values is not None:
             before, after = values["before"], values["after"]
             change = (after - before) / max(abs(before), 1e-12)
-            rows.append((split, f"{before:.5g}", f"{after:.5g}", f"{change:+.1%}"))
+            shown = "out of fold" if split == "validation" and summary.get("folds") else split
+            rows.append((shown, f"{before:.5g}", f"{after:.5g}", f"{change:+.1%}"))
     lines = _aligned(rows)
     lines.insert(1, "-" * len(lines[0]))
     held = ""
     if summary["gainInterval"] is not None:
         low, high = ("unknown" if v is None else f"{v:+.2%}" for v in summary["gainInterval"])
-        held = f"95% interval {low} to {high} of the best epoch, "
+        held = f"95% interval {low} to {high} of {_whose(summary)}, "
     lines.append(
         f"decision: {summary['decision']} (gain {summary['gain']:+.2%}, {held}z {summary['z']:.1f}, "
         f"{p_value(summary['p'])})"
     )
     lines.append(summary["reason"])
+    lines += _folds(summary.get("folds") or [])
     lines += _place(summary)
-    lines += _changes(summary["slices"])
+    lines += _changes(summary["slices"], _whose(summary))
     if summary["compatibility"] is not None:
-        lines.append(_compatibility(summary["compatibility"]))
+        lines.append(_compatibility(summary["compatibility"], _whose(summary)))
     lines += [f"warning: {w}" for w in summary["warnings"]]
     return "\n".join(lines)
+
+
+def _whose(summary: Mapping[str, Any]) -> str:
+    """What the figures about the rows that decide are about."""
+    return "the folds' pipelines" if summary.get("folds") else "the best epoch"
+
+
+def _folds(folds: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """The metric on the rows of each fold, a line each."""
+    if folds:
+        rows = [("fold", "rows", "original", "tuned", "change", "epochs")]
+        for f in folds:
+            change = (f["after"] - f["before"]) / max(abs(f["before"]), 1e-12)
+            figures = (f"{f['before']:.5g}", f"{f['after']:.5g}", f"{change:+.1%}", str(f["epochs"]))
+            rows.append((str(f["fold"]), f"{f['rows']:,}", *figures))
+        yield from _aligned(rows)
 
 
 def _place(summary: Mapping[str, Any]) -> Iterator[str]:
@@ -52,13 +70,13 @@ def _place(summary: Mapping[str, Any]) -> Iterator[str]:
         yield f"trained on {device}"
 
 
-def _changes(slices: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _changes(slices: Sequence[Mapping[str, Any]], whose: str) -> Iterator[str]:
     """The slices that fared worst under the tuned network, a line each, and how many there are."""
     known = [s for s in slices if s["rows"]]
     if not known:
         return
     order = sorted(known, key=lambda s: (s["p"] is None, s["before"] is None, _gain(s)))
-    rows = [("slice under the best epoch", "rows", "original", "tuned", "change", "p worse")]
+    rows = [(f"slice under {whose}", "rows", "original", "tuned", "change", "p worse")]
     for s in order[:SHOWN]:
         value = "null" if s["value"] is None else s["value"]
         p = f"too few {'rows' if s['rows'] == s['units'] else 'units'}" if s["p"] is None else f"{s['p']:.3f}"
@@ -92,12 +110,12 @@ def _relative(change: Mapping[str, Any]) -> float:
     return (change["after"] - change["before"]) / max(abs(change["before"]), 1e-12)  # type: ignore[no-any-return]
 
 
-def _compatibility(c: Mapping[str, Any]) -> str:
+def _compatibility(c: Mapping[str, Any], whose: str) -> str:
     what = "of the labels change" if c["labels"] else "move by more than a tenth"
     size = next(
         word for word, most in (("stable", 0.1), ("moderate", 0.25), ("large", float("inf"))) if c["psi"] < most
     )
-    out = f"predictions of the best epoch: {c['changed']:.1%} {what}; PSI {c['psi']:.3f} ({size})"
+    out = f"predictions of {whose}: {c['changed']:.1%} {what}; PSI {c['psi']:.3f} ({size})"
     if c["correlation"] is not None:
         out += f", correlation {c['correlation']:.3f}"
     if (k := c["calibration"]) is not None:

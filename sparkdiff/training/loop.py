@@ -63,9 +63,9 @@ class Training(Results):
 
     def __init__(
         self, network: Network, recipes: Sequence[Recipe], options: Options, units: NaturalUnits, original: Score,
-        stats: Mapping[Version, FeatureStats] | None = None, monotone: Monotone | None = None,
+        stats: Mapping[Version, FeatureStats] | None = None, monotone: Monotone | None = None, epochs: int | None = None,
     ):  # fmt: skip
-        super().__init__(flattened(network), recipes, options, original)
+        super().__init__(flattened(network), recipes, options, original, epochs)
         self.network, self.units = network, units
         self.here = Here(network, units, stats or {}, monotone, network)
         self.step, self.ended = 0, False  # the next step of the current epoch
@@ -88,7 +88,7 @@ class Training(Results):
     @property
     def cut(self) -> str:
         """That maxSeconds ended the training, while candidates were active; empty if not."""
-        if not (self.ended and self.active and self.epoch <= self.options.maxEpochs):
+        if self.epochs is not None or not (self.ended and self.active and self.epoch <= self.options.maxEpochs):
             return ""
         return (
             f"maxSeconds={self.options.maxSeconds:g} ended training after epoch {self.epoch - 1}, when {len(self.active)} of "
@@ -294,7 +294,8 @@ class Training(Results):
             told = f"steps on {self.here.place.name} start their kernels one by one, which is slower: {self._graphs.failed}"
             self.fallbacks = list(dict.fromkeys([*self.fallbacks, told]))
         self.epoch, self.step = self.epoch + 1, 0
-        self.ended = self.epoch > self.options.maxEpochs or not self.active or self._over(data)
+        last = self.options.maxEpochs if self.epochs is None else self.epochs
+        self.ended = self.epoch > last or not self.active or self._over(data)
         rows = [j for j, k in enumerate(active) if self.standings[k].active]
         if rows and len(rows) < len(active):
             if self.candidates is not None:

@@ -111,18 +111,20 @@ def computed_by(network: Network) -> dict[str, Any]:
 
 
 def request_of(
-    options: Options, rows: str, computed: Mapping[str, Any], recipes: Sequence[Recipe] | None = None
+    options: Options, rows: str, computed: Mapping[str, Any], recipes: Sequence[Recipe] | None = None,
+    epochs: int | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Everything that decides the result of a training, by name.
 
     Args:
         rows: the cache's fingerprint.
         computed: see `computed_by`.
-        recipes: the candidates, if the caller chose them.
+        recipes: the candidates, if the caller chose them; and the number of epochs, if so.
     """
     o = options
     request: dict[str, Any] = {k: v for k, v in o.asdict().items() if k not in _OUTSIDE}
     if callable(o.loss) and o.runId is not None:
         request["loss"] = told(lambda: f"{callable_name(o.loss)} {identity(o.loss)[:16]}")  # type: ignore[arg-type]
-    handed_in = {} if recipes is None else {"recipes": [dataclasses.asdict(r) for r in recipes]}
+    handed_in: dict[str, Any] = {} if recipes is None else {"recipes": [dataclasses.asdict(r) for r in recipes]}
+    handed_in |= {} if epochs is None else {"epochs": epochs}
     return request | {"rows": rows, "stateVersion": STATE, **computed, **handed_in}

@@ -54,10 +54,14 @@ class Results:
 
     Args:
         start: the original's parameters, (p,).
+        epochs: how many epochs to train; the last one is the result. None: the measured rows choose the epoch.
     """
 
-    def __init__(self, start: Tensor, recipes: Sequence[Recipe], options: Options, original: Score):
+    def __init__(
+        self, start: Tensor, recipes: Sequence[Recipe], options: Options, original: Score, epochs: int | None = None
+    ):  # fmt: skip
         self.start, self.recipes, self.options, self.original = start, recipes, options, original
+        self.epochs = epochs
         self.standings = [Standing(original.mean, start) for _ in recipes]
         self.rounding = ROUNDING * float(original.blocks.abs().sum())
         self.least = max(self.rounding, options.minDelta * abs(float(original.blocks.sum())))
@@ -73,8 +77,11 @@ class Results:
     @property
     def chosen(self) -> Standing:
         """The best epoch of the candidate with the largest gain; among equal gains the earliest epoch, then the first
-        candidate.
+        candidate. The last epoch where their number is given.
         """
+        if self.epochs is not None:
+            [only] = self.standings
+            return only
         best = Standing(self.original.mean, self.start)
         for standing in sorted(self.standings, key=lambda s: s.column):
             if self._exceeds(standing.gain, best):
@@ -96,12 +103,13 @@ class Results:
     def _improves(self, standing: Standing, metric: float) -> bool:
         """Take note of the newest column; returns whether it is the candidate's best."""
         gain = float(total_gain(self.gains[-1]))
-        better = self._exceeds(gain, standing)
+        given = self.epochs is not None
+        better = math.isfinite(metric) if given else self._exceeds(gain, standing)
         counts = gain > standing.counted + self.least
         standing.counted, standing.since = (gain, 0) if counts else (standing.counted, standing.since + 1)
         if better:
             standing.metric, standing.gain, standing.column = metric, gain, len(self.gains) - 1
-        standing.active = math.isfinite(metric) and standing.since < self.options.patience
+        standing.active = math.isfinite(metric) and (given or standing.since < self.options.patience)
         return better
 
     def _exceeds(self, gain: float, standing: Standing) -> bool:

@@ -22,6 +22,7 @@ ROOMS = [
     ["evaluation"],
     ["training", "diagnostics"],
     ["finetune"],
+    ["cross_fitting"],
     ["tuning"],
     ["estimator", "job"],
     ["cli", "testing"],

@@ -115,7 +115,8 @@ def _resumed(assignment: Assignment, folder: RunFolder) -> Training:
 
 def _progress(assignment: Assignment, epoch: int, best: float) -> str:
     original = assignment.original
-    return f"epoch {epoch}: {assignment.metric} {original.value:.5g} -> {original.sign * best:.5g} on validation rows"
+    rows = "validation" if assignment.epochs is None else "training"
+    return f"epoch {epoch}: {assignment.metric} {original.value:.5g} -> {original.sign * best:.5g} on {rows} rows"
 
 
 # Several processes ----------------------------------------------------------------------------------------------------

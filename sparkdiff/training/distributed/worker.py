@@ -68,11 +68,19 @@ class Assignment:
     metric: str  # as it is shown
     monotone: Monotone | None
     less: int = 0  # see `Training.reduce`
+    epochs: int | None = None  # see `Results`
 
     def training(self) -> Training:
         start = self.start
         return Training(
-            self.network, start.recipes, self.options, start.units, self.original, start.stats, self.monotone
+            self.network,
+            start.recipes,
+            self.options,
+            start.units,
+            self.original,
+            start.stats,
+            self.monotone,
+            self.epochs,
         )
 
 

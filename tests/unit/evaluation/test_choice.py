@@ -190,13 +190,15 @@ def test_a_column_that_gains_here_what_it_loses_there_counts_as_tried() -> None:
 # Early ends ----------------------------------------------------------------------------------------------------------
 
 
-def training_of(*metrics: float, data: Any = None, begun: Mapping[str, Any] | None = None, **given: Any) -> Training:
+def training_of(
+    *metrics: float, data: Any = None, begun: Mapping[str, Any] | None = None, epochs: int | None = None, **given: Any
+) -> Training:  # fmt: skip
     """The ended training of a candidate with these metrics, of an original of 5, from a state if one is given."""
     ones = torch.ones(60, dtype=F64)
     options = Options.of({"maxEpochs": len(metrics), **given})
     net = network((linear(), ["x"], "prediction"))
     training = Training(
-        net, [Recipe(0.1, 0.0)], options, natural_units(net, {"x": 1}, options), Score(5 * ones, ones, 0)
+        net, [Recipe(0.1, 0.0)], options, natural_units(net, {"x": 1}, options), Score(5 * ones, ones, 0), epochs=epochs
     )
     if begun is not None:
         training.load(begun)
@@ -220,6 +222,14 @@ def test_small_improvements_do_not_extend_the_patience_unless_they_add_up() -> N
     assert end(*falling, minDelta=0.05) == (7, 5)  # 4.0 counts, and 3.7
     assert end(*falling, minDelta=1.0) == (3, 3)  # none counts
     assert training_of(5.5, 5.5, 4.0, 4.0, patience=2, minDelta=0.01).epoch == 3
+
+
+def test_a_given_number_of_epochs_is_trained_and_the_last_one_counts_whatever_the_rows_say() -> None:
+    training = training_of(4.0, 9.0, 8.0, 1.0, epochs=3, patience=1, data=Clock())
+    assert (training.epoch - 1, training.chosen.column, training.chosen.metric, training.cut) == (3, 2, 8.0, "")
+    assert bool((training.chosen.flat == 3).all())
+    diverged_at = training_of(4.0, math.nan, 3.0, epochs=3)
+    assert (diverged_at.epoch - 1, diverged_at.chosen.column, len(diverged(diverged_at.history))) == (2, 0, 1)
 
 
 def test_a_checkpoint_of_an_earlier_version_goes_on_with_the_patience_it_had() -> None:

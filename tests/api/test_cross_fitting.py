@@ -1,0 +1,280 @@
+"""Fine-tuning by folds: which rows fit, choose and judge, what ships, and why something is refused."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pyspark.ml import Pipeline, PipelineModel
+from pyspark.ml.classification import LogisticRegression
+from pyspark.ml.feature import PCA, StandardScaler, VectorAssembler
+from pyspark.ml.regression import GeneralizedLinearRegression
+from pyspark.sql import DataFrame, functions as F
+from small_data import NUMBERS, QUICK, half_deviance, predictions, tune
+
+from sparkdiff import Events, FineTuner, FineTunerModel, InputError, cross_fitting, job
+from sparkdiff.data.folds import all_sources, fold_sources
+from sparkdiff.data.splits import Source
+from sparkdiff.errors import ParityError
+from sparkdiff.options import Options
+from sparkdiff.training.recipes import Recipe
+
+pytestmark = pytest.mark.once
+FOLDS = 3
+BY_USER = {"numFolds": FOLDS, "groupCol": "user", "weightCol": "weight", "guardCols": ["held"], "seed": 2}
+
+
+def unfitted(train: Any = None) -> Pipeline:
+    """Without a category, so that caches are quick."""
+    return Pipeline(
+        stages=[
+            VectorAssembler(inputCols=NUMBERS, outputCol="assembled"),
+            StandardScaler(inputCol="assembled", outputCol="scaled", withMean=True),
+            PCA(inputCol="scaled", outputCol="components", k=2),
+            GeneralizedLinearRegression(featuresCol="components", labelCol="riders", family="poisson"),
+        ]
+    )
+
+
+class Told(Events):
+    def __init__(self) -> None:
+        self.details: list[str] = []
+        self.rows: list[Mapping[str, Any]] = []
+
+    def on_phase(self, name: str, seconds: float | None, detail: str) -> None:
+        self.details += [detail] if seconds is not None else []
+
+    def on_epoch(self, row: Mapping[str, Any]) -> None:
+        self.rows.append(row)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("folds")
+
+
+@pytest.fixture(scope="module")
+def told() -> Told:
+    return Told()
+
+
+@pytest.fixture(scope="module")
+def found(df: DataFrame, folder: Path, told: Told) -> FineTunerModel:
+    return FineTuner(
+        unfitted(), cacheDir=str(folder), runId="by-user", referenceData=df.limit(300), callbacks=[told], **BY_USER, **QUICK
+    ).fit(df)  # fmt: skip
+
+
+def deviance(model: Any, rows: DataFrame) -> tuple[float, float]:
+    """Weighted sum and weight, by numpy."""
+    predicted, label, weight = predictions(model, rows, "riders", "weight").T
+    return float((weight * half_deviance(label, predicted)).sum()), float(weight.sum())
+
+
+def test_each_fold_fits_and_trains_on_rows_outside_of_it_and_its_own_rows_judge(
+    df: DataFrame, found: FineTunerModel
+) -> None:
+    options, total = Options.of(BY_USER), np.zeros(2)
+    seen: dict[int, list[int]] = {}
+    for k, entry in enumerate(found.summary.folds):
+        parts = {s.split: s.df for s in fold_sources([Source(df)], options, k)}
+        users = {s: {r[0] for r in rows.select("user").distinct().collect()} for s, rows in parts.items()}
+        assert not users["train"] & users["test"] and not users["validation"] & users["test"]
+        assert not users["train"] & users["validation"]
+        assert len(users["validation"]) / len(users["train"] | users["validation"]) == pytest.approx(0.2, abs=0.1)
+        for user in users["test"]:
+            seen.setdefault(user, []).append(k)
+        fitted = unfitted().fit(parts["train"])
+        sums = deviance(fitted, parts["test"])
+        total += sums
+        assert entry["before"] == pytest.approx(sums[0] / sums[1], rel=1e-9)
+        assert entry["fold"] == k + 1 and entry["epochs"] == 4 and entry["after"] < entry["before"]
+        assert entry["rows"] == parts["test"].where("weight > 0").count()
+        assert all(max(side["maxRelDiff"].values()) < 1e-9 for side in entry["parity"].values())
+        assert entry["parity"].keys() == {"before", "after"}
+    assert sorted(seen) == list(range(150)) and all(len(folds) == 1 for folds in seen.values())
+    assert found.summary.metrics["validation"]["before"] == pytest.approx(total[0] / total[1], rel=1e-9)
+
+
+def test_what_ships_is_fitted_and_trained_on_all_rows(df: DataFrame, found: FineTunerModel, told: Told) -> None:
+    s = found.summary
+    assert s.decision == "tuned", s.reason
+    assert s.reason.startswith("the tuned pipelines' gain of") and "on the out-of-fold rows is larger" in s.reason
+    expected = unfitted().fit(df)
+    np.testing.assert_allclose(found.originalModel.stages[1].mean, expected.stages[1].mean, rtol=1e-12)
+    before, after = (deviance(m, df) for m in (found.originalModel, found.pipelineModel))
+    assert s.metrics["train"] == pytest.approx(
+        {"before": before[0] / before[1], "after": after[0] / after[1]}, rel=1e-9
+    )
+    assert 0 < s.gain < 1 and s.gainInterval[0] < s.gain < s.gainInterval[1]
+    assert {c["value"] for c in s.slices} == {False, True} and sum(c["rows"] for c in s.slices) == sum(
+        f["rows"] for f in s.folds
+    )
+    assert s.reference["rows"] > 150 and s.metrics["reference"]["after"] < s.metrics["reference"]["before"]
+    assert [*dict.fromkeys(row["fold"] for row in s.records)] == [1, 2, 3, 0]
+    assert told.rows == s.records
+    assert {d.partition(":")[0] for d in told.details if d} == {"fold 1", "fold 2", "fold 3", "all rows"}
+    assert (s.candidates, s.diverged, s.options["numFolds"]) == (1, 0, FOLDS)
+    assert "out of fold" in str(s) and "the folds' pipelines" in str(s)
+
+
+def test_a_second_run_of_the_same_name_reads_caches_and_trains_nothing_again(
+    df: DataFrame, found: FineTunerModel, folder: Path, tmp_path: Path
+) -> None:
+    tuner = FineTuner(cacheDir=str(folder), runId="by-user", **BY_USER, **QUICK)
+    tuner.write().save(str(tmp_path / "tuner"))
+    loaded, told = FineTuner.load(str(tmp_path / "tuner")), Told()
+    assert loaded.getNumFolds() == FOLDS
+    again = loaded.setPipeline(unfitted()).setReferenceData(df.limit(300))
+    again.callbacks = [told]
+    model = again.fit(df)
+    assert model.summary.cache["hit"]
+    assert sum("this run was already finished" in d for d in told.details) == FOLDS + 1
+    assert model.summary.metrics == found.summary.metrics and model.summary.folds == found.summary.folds
+    model.write().save(str(tmp_path / "model"))
+    assert FineTunerModel.load(str(tmp_path / "model")).summary.folds == model.summary.folds
+
+
+# What has been fitted -------------------------------------------------------------------------------------------------
+
+NEW = {"numFolds": 2, "rowsAreNew": True, "runId": "new-rows", "guard": 1.0}
+
+
+def test_a_fitted_pipeline_is_refused_unless_the_rows_are_new_to_it(df: DataFrame, numeric: PipelineModel) -> None:
+    with pytest.raises(InputError, match=rf"{numeric.uid} may have been fitted on these rows.*set rowsAreNew=True"):
+        FineTuner(numeric, numFolds=2).fit(df)
+
+
+@pytest.fixture(scope="module")
+def new_rows(df: DataFrame, numeric: PipelineModel, folder: Path) -> FineTunerModel:
+    return tune(numeric, df, folder, **NEW)
+
+
+def test_a_fitted_pipeline_stays_what_it_is_in_all_folds(numeric: PipelineModel, new_rows: FineTunerModel) -> None:
+    assert new_rows.summary.decision == "tuned"
+    assert new_rows.originalModel is numeric
+    assert new_rows.pipelineModel.uid == numeric.uid
+    assert [f["epochs"] for f in new_rows.summary.folds] == [4, 4]
+
+
+def too_far(chosen: Any) -> tuple[Recipe, int]:
+    return Recipe(1e6, 0.0), 2
+
+
+def not_spark(*arguments: Any) -> Any:
+    raise ParityError("Spark and the network disagree")
+
+
+@pytest.mark.parametrize(
+    ("name", "replacement", "why"),
+    [
+        ("for_all_rows", too_far, "but the training on all rows diverged in epoch"),
+        ("_measured", None, "but Spark and the network disagree"),
+    ],
+)
+def test_the_original_ships_where_the_training_on_all_rows_fails(
+    df: DataFrame, numeric: PipelineModel, new_rows: FineTunerModel, folder: Path, monkeypatch: pytest.MonkeyPatch, name: str,
+    replacement: Any, why: str,
+) -> None:  # fmt: skip
+    measured = cross_fitting._measured
+
+    def only_in_folds(run: Any, fitted: Any) -> Any:
+        return measured(run, fitted) if "fold" in run.task.options.runId else not_spark()
+
+    monkeypatch.setattr(cross_fitting, name, replacement or only_in_folds)
+    found = tune(numeric, df, folder, **NEW | ({"runId": "too-far"} if replacement else {}))
+    assert found.pipelineModel is numeric
+    assert found.summary.decision == "kept original" and why in found.summary.reason
+    assert found.summary.gain == 0.0 and all(
+        m is None or m["before"] == m["after"] for m in found.summary.metrics.values()
+    )
+    assert "after" not in found.summary.parity
+
+
+def test_reference_rows_judge_what_ships_and_labels_that_change_count_out_of_fold(
+    df: DataFrame, numeric: PipelineModel, new_rows: FineTunerModel, folder: Path
+) -> None:
+    shuffled = df.withColumn("riders", F.lit(30.0) / (1 + F.col("riders")))
+    found = FineTuner(
+        numeric, cacheDir=str(folder), referenceData=shuffled, **QUICK | NEW | {"guard": 0.025}
+    ).fit(df)  # fmt: skip
+    assert found.pipelineModel is numeric
+    assert "but poisson gets worse on the reference rows" in found.summary.reason
+
+
+def test_nothing_to_gain_out_of_fold_keeps_the_original_and_trains_nothing_on_all_rows(
+    df: DataFrame, numeric: PipelineModel, folder: Path
+) -> None:
+    found = tune(numeric, df, folder, **NEW | {"runId": None, "learningRate": 1e-9, "maxEpochs": 1, "guard": 1e-12})
+    assert found.pipelineModel is numeric
+    assert found.summary.decision == "kept original"
+    assert {row["fold"] for row in found.summary.records} == {1, 2}
+    assert found.summary.metrics["train"]["before"] > 0
+
+
+# Refused before anything is fitted ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def nothing_is_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*arguments: Any) -> None:
+        raise AssertionError("fitted")
+
+    monkeypatch.setattr(Pipeline, "fit", fails)
+
+
+def classifier(label: str) -> Pipeline:
+    assembler = VectorAssembler(inputCols=NUMBERS, outputCol="x")
+    return Pipeline(stages=[assembler, LogisticRegression(featuresCol="x", labelCol=label)])
+
+
+@pytest.mark.usefixtures("nothing_is_fitted")
+def test_folds_that_cannot_judge_are_named(df: DataFrame) -> None:
+    few = df.withColumn("team", F.col("user") % 8)
+    with pytest.raises(
+        InputError, match="groupCol='team' has 8 values, too few for numFolds=2: at least 30 are needed"
+    ):
+        FineTuner(unfitted(), numFolds=2, groupCol="team").fit(few)
+    with pytest.raises(InputError, match="groupCol='team' holds null; fill the column"):
+        FineTuner(unfitted(), numFolds=2, groupCol="team").fit(df.withColumn("team", F.nullif("user", F.lit(3))))
+    with pytest.raises(
+        InputError, match=r"fold 1 of numFolds=2 has \d+ rows, and \d+ of the others would choose its epoch"
+    ):
+        FineTuner(unfitted(), numFolds=2).fit(df.where("user < 10"))
+    rare = df.withColumn("rare", (F.col("user") == 7).cast("double") * (F.col("number") % 3 == 0).cast("double"))
+    with pytest.raises(
+        InputError, match=r"fold [\d, ]+ of numFolds=9 has no row of labelCol='rare' 1: set fewer folds"
+    ):
+        FineTuner(classifier("rare"), numFolds=9).fit(rare)
+    with pytest.raises(InputError, match=r"groupCol='usr' is not a column of the data\. Did you mean 'user'"):
+        FineTuner(unfitted(), numFolds=2, groupCol="usr").fit(df)
+    with pytest.raises(InputError, match="runId='no/name-fold2' may contain only"):
+        FineTuner(unfitted(), numFolds=2, runId="no/name").fit(df)
+
+
+# Jobs -----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_job_deals_its_training_rows_into_folds(df: DataFrame, tmp_path: Path) -> None:
+    df.write.parquet(f"file://{tmp_path}/rows")
+    told = [f"data.train={tmp_path}/rows", f"data.test={tmp_path}/rows", "pipeline=test_cross_fitting:unfitted"]
+    told += [f"output={tmp_path}/run", "fineTuner.numFolds=2", "fineTuner.verbosity=0"]
+    told += [f"fineTuner.{k}={v}" for k, v in QUICK.items()]
+    with pytest.raises(
+        InputError, match=r"fineTuner\.numFolds=2 lets all rows of data.train decide, but data.validation"
+    ):
+        job.load_config(None, [*told, f"data.validation={tmp_path}/rows"])
+    summary = job.run(job.load_config(None, told))
+    assert (summary.decision, len(summary.folds)) == ("tuned", 2)
+    assert summary.metrics["test"] == pytest.approx(summary.metrics["train"], rel=1e-9)  # the same rows
+    assert not [p for p in (tmp_path / ".cache").glob("checkpoints/*") if p.is_dir()]
+    stored = PipelineModel.load(f"file://{tmp_path}/run/model")
+    assert dataclasses.asdict(Options()).keys() >= {"numFolds", "rowsAreNew"} and len(stored.stages) == 4
+
+
+def test_all_rows_train_what_ships_and_test_rows_stay_test_rows() -> None:
+    one, two = object(), object()
+    parts = all_sources([Source(one), Source(two, "test"), Source(two, "reference")])  # type: ignore[arg-type]
+    assert [(s.df, s.split) for s in parts] == [(one, "train"), (two, "test"), (two, "reference")]
