@@ -488,7 +488,7 @@ def _summary(
         options=task.options.asdict(every=True) | {
             "labelCol": task.labelCol, "weightCol": task.weightCol, "metric": task.options.metric or metric.name,
         },
-        versions=versions(), warnings=_warnings(run, fitted, judged, now, doubts),
+        versions=versions(), warnings=warnings_of(run, fitted, judged, now, doubts),
         gainInterval=None if verdict.interval is None else list(verdict.interval),
         slices=[dataclasses.asdict(c) for c in judgement.slices],
         reference=None if judgement.reference is None else dataclasses.asdict(judgement.reference),
@@ -498,7 +498,7 @@ def _summary(
     )  # fmt: skip
 
 
-def _warnings(run: Run, fitted: Fitted, judged: Judged, tuned: Score, doubts: Sequence[str]) -> list[str]:
+def warnings_of(run: Run, fitted: Fitted, judged: Judged, tuned: Score, doubts: Sequence[str]) -> list[str]:
     """Reasons to doubt the figures."""
     task, o, goal, judgement = run.task, run.task.options, run.goal, judged.judgement
     warnings = [

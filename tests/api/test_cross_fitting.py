@@ -14,7 +14,8 @@ from pyspark.ml.regression import GeneralizedLinearRegression
 from pyspark.sql import DataFrame, functions as F
 from small_data import NUMBERS, QUICK, half_deviance, predictions, tune
 
-from sparkdiff import Events, FineTuner, FineTunerModel, InputError, cross_fitting, job
+from sparkdiff import Events, FineTuner, FineTunerModel, InputError, job
+from sparkdiff.cross_fitting import procedure
 from sparkdiff.data.folds import all_sources, fold_sources
 from sparkdiff.data.splits import Source
 from sparkdiff.errors import ParityError
@@ -178,12 +179,12 @@ def test_the_original_ships_where_the_training_on_all_rows_fails(
     df: DataFrame, numeric: PipelineModel, new_rows: FineTunerModel, folder: Path, monkeypatch: pytest.MonkeyPatch, name: str,
     replacement: Any, why: str,
 ) -> None:  # fmt: skip
-    measured = cross_fitting._measured
+    measured = procedure._measured
 
     def only_in_folds(run: Any, fitted: Any) -> Any:
         return measured(run, fitted) if "fold" in run.task.options.runId else not_spark()
 
-    monkeypatch.setattr(cross_fitting, name, replacement or only_in_folds)
+    monkeypatch.setattr(procedure, name, replacement or only_in_folds)
     found = tune(numeric, df, folder, **NEW | ({"runId": "too-far"} if replacement else {}))
     assert found.pipelineModel is numeric
     assert found.summary.decision == "kept original" and why in found.summary.reason

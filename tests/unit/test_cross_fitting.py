@@ -2,7 +2,7 @@
 
 import pytest
 
-from sparkdiff.cross_fitting import for_all_rows
+from sparkdiff.cross_fitting.procedure import for_all_rows
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation import compatibility
 from sparkdiff.evaluation.compatibility import Compatibility
