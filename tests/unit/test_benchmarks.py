@@ -21,6 +21,7 @@ WITHOUT_SPARK = {
     "hypergradients": [],
     "guard_size": ["--cells", "500 rows"],
     "guard_size_metrics": ["--cells", "f1"],
+    "cross_fitting": ["--runs", "1"],
 }
 
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from sparkdiff.errors import InputError
-from sparkdiff.evaluation import guard, out_of_fold
+from sparkdiff.evaluation import guard, out_of_fold, slices
 from sparkdiff.evaluation.out_of_fold import FoldSums
+from sparkdiff.evaluation.slices import SliceSums
 
 FOLDS, ROWS = 5, 300
 
@@ -76,6 +77,23 @@ def test_a_known_dependence_widens_error_p_value_and_interval_alike() -> None:
     assert plain.p < double.p and plain.interval is not None and double.interval is not None
     widths = [high - low for low, high in (plain.interval, double.interval)]
     assert widths[1] / widths[0] == pytest.approx(math.sqrt(2), rel=0.1)
+
+
+def test_slices_of_several_folds_are_one_and_their_losses_count_less_where_folds_share_rows() -> None:
+    random = torch.Generator().manual_seed(1)
+    loss, gains = (
+        torch.ones(1, 80, dtype=torch.float64),
+        torch.randn(1, 80, generator=random, dtype=torch.float64) - 0.3,
+    )
+    own = [(torch.arange(80) % 2 == k).double()[None] for k in (0, 1)]
+    parts = [
+        SliceSums((("hour", 3),), loss * w, gains * w, w, w.sum(1).long(), w.sum(1).long(), 1.0) for w in own
+    ]  # fmt: skip
+    every = parts[0].scaled(0.5) + parts[1].scaled(0.5)
+    assert [int(every.rows), int(every.units), float(every.weights.sum())] == [80, 80, 40.0]
+    [one], [double] = (slices.judged(every, level=0.025, dependence=d) for d in (1.0, 2.0))
+    assert one.before == double.before == 1.0 and one.gain == pytest.approx(float(gains.mean()))
+    assert one.p is not None and double.p is not None and one.p < double.p
 
 
 def test_too_few_rows_are_named() -> None:
