@@ -34,7 +34,7 @@ from pyspark.ml import Pipeline
 from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.feature import PCA, StandardScaler, VectorAssembler
 from pyspark.ml.functions import vector_to_array
-from pyspark.sql import DataFrame, SparkSession, functions as F
+from pyspark.sql import DataFrame, functions as F
 from torch import Tensor
 
 from sparkdiff import FineTuner
@@ -186,12 +186,11 @@ def digits(splits: int, cells: Path | None, smoke: bool) -> Iterator[dict[str, A
     lines = cells.read_text().splitlines() if cells is not None and cells.exists() else []
     done = {(c["pipeline"], c["split"], c["arm"]): c for c in map(json.loads, lines)}
     config = load_config(CONFIG.with_name("digits.yaml"), [])
-    spark: SparkSession | None = None
+    spark = start_session(config.spark)
     for split in range(splits):
         for name, pipeline in pipelines(config.folder).items():
             for arm in ("5 folds", "a 20% split"):
                 if (cell := done.get((name, split, arm))) is None:
-                    spark = spark or start_session(config.spark)
                     images = load_data(spark, {**config.data["train"], "where": "true"}, config.folder, "train")
                     images = images.withColumn("odd", (F.col("label") % 2).cast("double")).drop("label").cache()
                     cell = measured(name, pipeline, split, images.where("id < 600") if smoke else images, arm)
@@ -204,8 +203,7 @@ def digits(splits: int, cells: Path | None, smoke: bool) -> Iterator[dict[str, A
                     flush=True,
                 )  # fmt: skip
                 yield cell
-    if spark is not None:
-        spark.stop()
+    spark.stop()
 
 
 def table(found: list[dict[str, Any]]) -> list[str]:
