@@ -90,10 +90,12 @@ def test_each_fold_fits_and_trains_on_rows_outside_of_it_and_its_own_rows_judge(
         sums = deviance(fitted, parts["test"])
         total += sums
         assert entry["before"] == pytest.approx(sums[0] / sums[1], rel=1e-9)
-        assert entry["fold"] == k + 1 and 1 <= entry["epochs"] <= 4 and entry["after"] < entry["before"]
+        # A fold in which no epoch gained on its validation rows has two equal pipelines.
+        gained = entry["epochs"] > 0
+        assert entry["fold"] == k + 1 and entry["epochs"] <= 4 and (entry["after"] < entry["before"]) == gained
         assert entry["rows"] == parts["test"].where("weight > 0").count()
         assert all(max(side["maxRelDiff"].values()) < 1e-9 for side in entry["parity"].values())
-        assert entry["parity"].keys() == {"before", "after"}
+        assert entry["parity"].keys() == ({"before", "after"} if gained else {"before"})
     assert sorted(seen) == list(range(150)) and all(len(folds) == 1 for folds in seen.values())
     assert found.summary.metrics["validation"]["before"] == pytest.approx(total[0] / total[1], rel=1e-9)
 
