@@ -3,6 +3,8 @@
 VENV   ?= .venv
 CONFIG ?= conf/bikeshare.yaml
 ARGS   ?=
+# A job with a section `search` searches.
+JOB     = $(if $(shell grep -l '^search:' "$(CONFIG)" 2>/dev/null),search,finetune)
 
 # All targets use the Spark and the Python of the environment, on this machine, whatever the shell's variables say.
 unexport SPARK_HOME PYTHONPATH PYTHONHOME HADOOP_CONF_DIR YARN_CONF_DIR PYSPARK_SUBMIT_ARGS MASTER
@@ -24,9 +26,9 @@ FIND_SPARK = import importlib.util; print(importlib.util.find_spec('pyspark').su
 help:                   ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile
 
-demo:                   ## fine-tune the bike-sharing pipeline (CONFIG=conf/digits.yaml, ARGS="fineTuner.maxEpochs=50")
+demo:                   ## fine-tune the bike-sharing pipeline (CONFIG=conf/digits.yaml, ARGS="fineTuner.maxEpochs=50"), or search
 	@bash tools/setup.sh java demo
-	@SPARK_HOME="$$("$(VENV)/bin/python" -c "$(FIND_SPARK)")" "$(VENV)/bin/spark-submit" jobs/finetune.py --config "$(CONFIG)" $(ARGS)
+	@SPARK_HOME="$$("$(VENV)/bin/python" -c "$(FIND_SPARK)")" "$(VENV)/bin/spark-submit" jobs/$(JOB).py --config "$(CONFIG)" $(ARGS)
 
 test: lint              ## lint, then all tests but the nightly ones: about half an hour on two cores
 	@bash tools/setup.sh java dev

@@ -4,9 +4,11 @@ from typing import Any
 
 from pyspark.ml import Pipeline
 from pyspark.ml.classification import GBTClassifier, LogisticRegression
-from pyspark.ml.feature import PCA, OneHotEncoder, StandardScaler, StringIndexer, VectorAssembler
+from pyspark.ml.feature import PCA, MinMaxScaler, OneHotEncoder, StandardScaler, StringIndexer, VectorAssembler
 from pyspark.ml.regression import GBTRegressor, GeneralizedLinearRegression, LinearRegression
 from pyspark.sql import DataFrame
+
+import sparkdiff
 
 CALENDAR = ["season", "mnth", "hr", "holiday", "weekday", "workingday"]
 WEATHER = ["weathersit"]
@@ -83,6 +85,23 @@ def digits(train: DataFrame) -> Pipeline:
         stages=[
             VectorAssembler(inputCols=pixels, outputCol="assembled"),
             StandardScaler(inputCol="assembled", outputCol="scaled", withMean=True),
+            PCA(inputCol="scaled", outputCol="components", k=10),
+            LogisticRegression(featuresCol="components", labelCol="label", family="multinomial"),
+        ]
+    )
+
+
+def digits_choices(train: DataFrame) -> Pipeline:
+    """The digit on an 8x8 image: a scaler of two kinds or none, principal components, a softmax (conf/digits_search.yaml)."""
+    pixels = [column for column in train.columns if column not in ("id", "label")]
+    return Pipeline(
+        stages=[
+            VectorAssembler(inputCols=pixels, outputCol="assembled"),
+            sparkdiff.alternatives(
+                StandardScaler(inputCol="assembled", outputCol="scaled", withMean=True),
+                MinMaxScaler(inputCol="assembled", outputCol="scaled"),
+                None,
+            ),
             PCA(inputCol="scaled", outputCol="components", k=10),
             LogisticRegression(featuresCol="components", labelCol="label", family="multinomial"),
         ]

@@ -1,4 +1,4 @@
-"""The `sparkdiff` command: plan, finetune, verify, diff, prepare. Each imports what it needs, so that help comes at once."""
+"""The `sparkdiff` command. Each of its parts imports what it needs, so that help comes at once."""
 
 import dataclasses
 import json
@@ -73,17 +73,44 @@ def finetune(
     data: Data = None, label: Label = None, group: Group = None, time: Time = None, output: Output = None,
 ) -> None:  # fmt: skip
     """Fine-tune a pipeline with the settings of flags, overrides or a YAML file, and write a run folder."""
+    _run_job(config, overrides, searches=False, flags={
+        "data.train.path": data, "fineTuner.labelCol": label, "fineTuner.groupCol": group, "fineTuner.timeCol": time,
+        "output.path": output,
+    })  # fmt: skip
+
+
+@app.command()
+def search(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="section.key=value, such as search.numTrials=50; overrides the flags and the YAML file."),
+    ] = None,
+    config: Annotated[Text, typer.Option(help="YAML file of the job.")] = None,
+    data: Data = None,
+    output: Output = None,
+) -> None:
+    """Search settings of a pipeline as the section `search` of a YAML file says, and write a run folder.
+
+    A search that was killed goes on when the same command is given again.
+    """
+    _run_job(config, overrides, searches=True, flags={
+        "data.train.path": data, "output.path": output,
+    })  # fmt: skip
+
+
+def _run_job(
+    config: str | None, overrides: Sequence[str] | None, flags: dict[str, str | None], *, searches: bool
+) -> None:
     from sparkdiff import job
     from sparkdiff.machine.paths import local
 
     path = None if config is None else local(config)
     if config is not None and path is None:
         raise InputError(f"--config {config} must be a file on the file system of this machine")
-    flags = {
-        "data.train.path": data, "fineTuner.labelCol": label, "fineTuner.groupCol": group, "fineTuner.timeCol": time,
-        "output.path": output,
-    }  # fmt: skip
     settings = job.load_config(path, overrides or [], {key: text for key, text in flags.items() if text is not None})
+    if searches != (settings.search is not None):
+        right = "finetune" if searches else "search"
+        raise InputError(f"the job has {'no' if searches else 'a'} section 'search': run `sparkdiff {right}` instead")
     print(f"\n{job.run(settings)}\nsaved {settings.output / 'model'} (plain Spark ML)")
 
 

@@ -18,12 +18,17 @@ from sparkdiff.job.loading import function, is_function, named_source
 from sparkdiff.machine import paths
 from sparkdiff.options import FIELDS, Options
 
-SECTIONS = ("pipeline", "data", "fineTuner", "spark", "output")
+SECTIONS = ("pipeline", "data", "search", "fineTuner", "spark", "output")
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The YAML of a job with the overrides of the command line and absolute paths; modules in `folder` come first."""
+    """The YAML of a job with the overrides of the command line and absolute paths; modules in `folder` come first.
+
+    Attributes:
+        options: the section `fineTuner`.
+        search: the section `search`; None: the job fine-tunes.
+    """
 
     folder: Path
     pipeline: str
@@ -32,6 +37,7 @@ class Config:
     spark: Mapping[str, Any]
     output: Path
     overwrite: bool
+    search: Mapping[str, Any] | None = None
 
 
 def load_config(path: Path | None, overrides: Sequence[str], flags: Mapping[str, str] | None = None) -> Config:
@@ -72,7 +78,7 @@ def load_config(path: Path | None, overrides: Sequence[str], flags: Mapping[str,
         if split not in SPLITS:
             raise InputError(f"unknown data {split!r}. {did_you_mean(str(split), SPLITS)}")
         named_source(split, given)
-    for section in ("fineTuner", "spark"):
+    for section in ("search", "fineTuner", "spark"):
         if not isinstance(tree.get(section) or {}, dict):
             raise InputError(f"{section} must be a mapping of names to values. Got {tree[section]!r} instead")
     output = _output(output)
@@ -83,6 +89,11 @@ def load_config(path: Path | None, overrides: Sequence[str], flags: Mapping[str,
     if isinstance(options.get("loss"), str) and is_function(options["loss"]):
         options["loss"] = function(options["loss"], here)
     _check_options(options, data)
+    search = None if tree.get("search") is None else dict(tree["search"])
+    if search is not None:
+        from sparkdiff.job.search_section import check  # only here: it imports pyspark
+
+        check(search, data)
     return Config(
         here,
         pipeline,
@@ -91,6 +102,7 @@ def load_config(path: Path | None, overrides: Sequence[str], flags: Mapping[str,
         {str(key): value for key, value in spark.items() if value is not None},
         jvm.folder("output", output["path"]).resolve(),
         output.get("mode") == "overwrite",
+        search,
     )
 
 
@@ -151,7 +163,14 @@ Place = tuple[Any, ...]
 
 def _wants_text(place: Place) -> bool:
     match place:
-        case ("pipeline" | "output",) | ("output", _) | ("spark", _) | ("data", _) | ("data", _, "options", _):
+        case (
+            ("pipeline" | "output",)
+            | ("search", "current" | "runDir")
+            | ("output", _)
+            | ("spark", _)
+            | ("data", _)
+            | ("data", _, "options", _)
+        ):
             return True
         case ("data", _, key):
             return key != "options"
@@ -190,7 +209,12 @@ def _anchored(value: Any, folder: Path, place: Place = ()) -> Any:
         case ("pipeline",):
             where = paths.local(_name(value, place))
             return value if where is None else str(folder / where)
-        case ("output",) | ("output", "path") | ("fineTuner", "cacheDir" | "checkpointDir"):
+        case (
+            ("output",)
+            | ("output", "path")
+            | ("fineTuner", "cacheDir" | "checkpointDir")
+            | ("search", "runDir" | "current")
+        ):
             where = None if paths.not_local("", _name(value, place)) else paths.local(value)
             return value if where is None else str(folder / where)
     return value
@@ -246,4 +270,5 @@ def request_of(config: Config) -> str:
 
         named["loss"] = told(lambda: identity(options.loss))
     settings = [config.pipeline, config.data, named, str(config.output)]
+    settings += [] if config.search is None else [config.search]
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()

@@ -13,13 +13,12 @@ from sparkdiff.job.config import Config, request_of
 from sparkdiff.job.loading import check_there, is_function, model_path, size_of, start_session
 from sparkdiff.job.output import check_replaceable, summary_of
 from sparkdiff.options import Options
-from sparkdiff.report import FineTuningSummary
 from sparkdiff.store.lease import Lease, held
 
 
-def run(config: Config) -> FineTuningSummary:
-    """Run the job and write its folder. If the folder contains a finished run of the same runId, options, data and
-    pipeline, return it.
+def run(config: Config) -> Any:
+    """Run the job, write its folder, and return the summary. If the folder contains a finished run of the same runId,
+    options, data and pipeline, return that.
 
     Raises:
         InputError: wrong configuration or data; only caches are written in this case.
@@ -37,7 +36,8 @@ def _check_places(config: Config) -> None:
     for name in ("cacheDir", "checkpointDir"):
         if given := config.options.get(name):
             jvm.check_writable(name, given, jvm.folder(name, given))
-    models = [] if is_function(config.pipeline) else [model_path(config.pipeline, config.folder)]
+    named = [config.pipeline, *filter(None, [(config.search or {}).get("current")])]
+    models = [model_path(name, config.folder) for name in named if not is_function(name)]
     check_there(models, config.data, config.folder, config.spark)
 
 
@@ -60,13 +60,18 @@ def _alone(config: Config) -> Iterator[Lease]:
                 folder.rmdir()
 
 
-def _run(config: Config, lease: Lease) -> FineTuningSummary:
+def _run(config: Config, lease: Lease) -> Any:
     found = _finished(config)
     if found is None and config.output.exists() and not config.overwrite:
         raise InputError(f"output {config.output} exists: choose another folder, or set output.mode=overwrite")
     if found is None:
         check_replaceable(config.output)
-    spark = start_session(config.spark, "sparkdiff.job.steps", size_of(config.data, config.folder))
+    module = "sparkdiff.job.steps" if config.search is None else "sparkdiff.job.searching"
+    spark = start_session(config.spark, module, size_of(config.data, config.folder))
+    if config.search is not None:
+        from sparkdiff.job import searching
+
+        return searching.run(config, lease, spark)
     from sparkdiff.job import steps
 
     return steps.run(config, lease, spark, found)

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import os
 import re
 import shutil
 import time
@@ -14,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 from pyspark.ml import Estimator, Pipeline
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, SparkSession
 
 from sparkdiff import jvm
 from sparkdiff.cross_fitting import cross_fit
@@ -36,6 +35,7 @@ from sparkdiff.finetune import Outcome, fine_tune, prepare
 from sparkdiff.job.config import Config, request_of
 from sparkdiff.job.loading import function, is_function, load_data, load_model, model_path
 from sparkdiff.job.output import check_replaceable
+from sparkdiff.job.writing import written
 from sparkdiff.options import Options
 from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.pipeline.plan import Plan
@@ -46,11 +46,6 @@ from sparkdiff.store.files import moved
 from sparkdiff.store.identity import UntoldError, identity
 from sparkdiff.store.lease import Lease
 from sparkdiff.store.run_folder import UNTOLD, told
-
-ROOM = (
-    "free some space and repeat the command, which continues where it stopped, or set output to a folder on a disk "
-    "with more space"
-)
 
 
 def run(config: Config, lease: Lease, spark: SparkSession, found: dict[str, Any] | None) -> FineTuningSummary:
@@ -69,7 +64,7 @@ def run(config: Config, lease: Lease, spark: SparkSession, found: dict[str, Any]
             for s, d in config.data.items()
         ]
         say(f"data: {', '.join(config.data)}")
-        made, path = _made(spark, config, sources)
+        made, path = made_of(config, next(s for s in sources if s.split in (None, TRAIN)).df)
     with files.room("the fitted pipeline", root(options), ROOM_OF_CACHES):
         content = None if isinstance(made, Estimator) else hash_of(made, path, root(options))
     inputs = inputs_of(sources, made, content) if "runId" in config.options else {}
@@ -164,13 +159,12 @@ def _read_summary(found: Mapping[str, Any], config: Config) -> FineTuningSummary
     return FineTuningSummary(**{k: v for k, v in found.items() if k in known}, records=records)
 
 
-def _made(spark: SparkSession, config: Config, sources: list[Source]) -> tuple[Any, str | None]:
+def made_of(config: Config, train: DataFrame) -> tuple[Any, str | None]:
     """The pipeline of the job, fitted or not, and the path that it was loaded from."""
     if not is_function(config.pipeline):
         path = model_path(config.pipeline, config.folder)
         return load_model(path), path
-    train = next(s for s in sources if s.split in (None, TRAIN))
-    return function(config.pipeline, config.folder)(train.df), None
+    return function(config.pipeline, config.folder)(train), None
 
 
 def fitted_on(
@@ -209,37 +203,27 @@ def fitted_on(
 def write_run(
     outcome: Outcome, config: Config, phases: Phases, parent: Mapping[str, Any], inputs: Mapping[str, str], lease: Lease
 ) -> None:  # fmt: skip
-    """Write the run folder under a temporary name and rename it. An old run is deleted once the new one is complete."""
-    start, output, original = time.perf_counter(), config.output, Path(str(parent.get("path")))
-    temporary, old = (output.with_name(f".{output.name}-{uuid.uuid4().hex[:8]}{end}") for end in ("", ".old"))
+    """Write the run folder of a fine-tuning."""
+    start, original = time.perf_counter(), Path(str(parent.get("path")))
 
     def needed() -> str:
         return f"about {files.folder_size(original):,} bytes, like the original model" if original.is_dir() else ""
 
-    with files.room("the run", output, ROOM, needed):
-        output.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            outcome.model.write().save(f"file://{temporary}/model")
-            (temporary / "plan.json").write_text(outcome.plan.toJSON() + "\n")
-            pd.DataFrame(outcome.summary.records).to_csv(temporary / "history.csv", index=False)
-            summary = outcome.summary.asdict()
-            timings = {**phases.timings, "save": time.perf_counter() - start}
-            summary |= {
-                "timings": {k: round(v, 3) for k, v in timings.items()},
-                "fingerprints": {
-                    "cache": outcome.summary.cache["fingerprint"], "request": request_of(config),
-                    **({"inputs": inputs} if inputs else {}),
-                },
-                "parent": parent,
-                "model": {"path": "model", "hash": hash_of_folder(temporary / "model")},
-            }  # fmt: skip
-            (temporary / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
-            lease.check()
-            if output.exists():
-                os.rename(output, old)
-            os.rename(temporary, output)
-        finally:
-            if not output.exists() and old.exists():
-                os.rename(old, output)
-            shutil.rmtree(temporary, ignore_errors=True)
-            shutil.rmtree(old, ignore_errors=True)
+    def fill(folder: Path) -> None:
+        outcome.model.write().save(f"file://{folder}/model")
+        (folder / "plan.json").write_text(outcome.plan.toJSON() + "\n")
+        pd.DataFrame(outcome.summary.records).to_csv(folder / "history.csv", index=False)
+        summary = outcome.summary.asdict()
+        timings = {**phases.timings, "save": time.perf_counter() - start}
+        summary |= {
+            "timings": {k: round(v, 3) for k, v in timings.items()},
+            "fingerprints": {
+                "cache": outcome.summary.cache["fingerprint"], "request": request_of(config),
+                **({"inputs": inputs} if inputs else {}),
+            },
+            "parent": parent,
+            "model": {"path": "model", "hash": hash_of_folder(folder / "model")},
+        }  # fmt: skip
+        (folder / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
+
+    written(config.output, lease, fill, needed)

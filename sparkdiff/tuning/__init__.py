@@ -2,4 +2,4 @@
 `search`, trials over a space of Params and stages.
 """
 
-__all__ = ["search", "solvers"]
+__all__ = ["fits", "search", "solvers"]

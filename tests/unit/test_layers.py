@@ -24,7 +24,8 @@ ROOMS = [
     ["finetune"],
     ["cross_fitting"],
     ["tuning"],
-    ["estimator", "job"],
+    ["estimator"],
+    ["job"],
     ["cli", "testing"],
     ["__main__"],
 ]

@@ -1,0 +1,165 @@
+"""The section `search` of a job: what it may hold, checked without a session, and the `Search` that it describes."""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pyspark.ml.evaluation import (
+    BinaryClassificationEvaluator,
+    Evaluator,
+    MulticlassClassificationEvaluator,
+    RegressionEvaluator,
+)
+
+from sparkdiff.data.splits import TRAIN
+from sparkdiff.errors import InputError, did_you_mean, kind_of
+from sparkdiff.stages.base import columns_of
+from sparkdiff.tuning.fits import inside
+from sparkdiff.tuning.search.settings import FIELDS, Settings
+from sparkdiff.tuning.search.space import Distribution, as_distribution, integer, loguniform, uniform
+
+OWN = ("space", "metric", "current")
+"""Keys beside the options of `sparkdiff.Search`."""
+NUMBER = re.compile(r"[-+]?\d+e[-+]?\d+", re.IGNORECASE)
+RANGES: dict[str, Callable[[Any, Any], Distribution]] = {
+    "uniform": uniform,
+    "loguniform": loguniform,
+    "integer": integer,
+}
+EVALUATORS: dict[str, Any] = {
+    **dict.fromkeys(("areaUnderROC", "areaUnderPR"), BinaryClassificationEvaluator),
+    **dict.fromkeys(
+        ("f1", "accuracy", "weightedPrecision", "weightedRecall", "logLoss", "hammingLoss"),
+        MulticlassClassificationEvaluator,
+    ),
+    **dict.fromkeys(("rmse", "mse", "mae", "r2", "var"), RegressionEvaluator),
+}
+"""By metric the class of Spark's evaluators that has it."""
+
+
+def check(given: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        InputError: a key is unknown, a value is wrong, or the data are divided already.
+    """
+    known = [*OWN, *FIELDS]
+    for key in given:
+        if key not in known:
+            raise InputError(f"search: unknown key {key!r}. {did_you_mean(str(key), known)}")
+    Settings.of({key: value for key, value in given.items() if key in FIELDS})
+    metrics(given)
+    space(given)
+    if more := [split for split in data if split != TRAIN]:
+        raise InputError(
+            f"data.{more[0]} is not used by a search, which divides data.train itself (search.validationFraction, "
+            "search.testFraction): leave it out"
+        )
+
+
+def metrics(given: Mapping[str, Any]) -> list[str]:
+    """The names of the metrics."""
+    found = given.get("metric")
+    names: list[Any] = found if isinstance(found, list) and found else [found]
+    for name in names:
+        if name not in EVALUATORS:
+            raise InputError(
+                f"search.metric must name a metric, or a list of them. {did_you_mean(str(name), EVALUATORS)}"
+            )
+    return names
+
+
+def space(given: Mapping[str, Any]) -> dict[tuple[str, str], Distribution]:
+    """By stage and Param, as the job names them, the values to try."""
+    tree = given.get("space") or {}
+    if not isinstance(tree, Mapping) or not all(isinstance(params, Mapping) for params in tree.values()):
+        raise InputError(
+            "search.space must be a mapping of stages to mappings of Params, such as PCA: {k: {integer: [2, 40]}}. "
+            f"Got {tree!r} instead"
+        )
+    return {
+        (str(stage), str(name)): distribution(f"search.space.{stage}.{name}", value)
+        for stage, params in tree.items()
+        for name, value in params.items()
+    }
+
+
+def distribution(name: str, given: Any) -> Distribution:
+    """{uniform: [low, high]}, {loguniform: [low, high]}, {integer: [low, high]} or a list of values."""
+    if isinstance(given, list):
+        return as_distribution(name, [*map(_number, given)])
+    if isinstance(given, Mapping) and len(given) == 1:
+        [(kind, ends)] = given.items()
+        ends = [*map(_number, ends)] if isinstance(ends, list) else ends
+        if kind == "choice" and isinstance(ends, list):
+            return as_distribution(name, ends)
+        if kind in RANGES and isinstance(ends, list) and len(ends) == 2:
+            try:
+                return RANGES[kind](*ends)
+            except InputError as e:
+                raise InputError(f"{name}: {e}") from e
+    raise InputError(
+        f"{name} must be a list of values, or one of {{uniform: [low, high]}}, {{loguniform: [low, high]}}, "
+        f"{{integer: [low, high]}}. Got {given!r} instead"
+    )
+
+
+def _number(value: Any) -> Any:
+    """PyYAML reads 1e-5, a number without a point, as text."""
+    return float(value) if isinstance(value, str) and NUMBER.fullmatch(value) else value
+
+
+def params_of(given: Mapping[str, Any], estimator: Any) -> dict[Any, Distribution]:
+    """The space, by the Params of the estimator's stages.
+
+    Raises:
+        InputError: no stage, several stages, or no Param has this name.
+    """
+    stages, out = [*inside(estimator).values()], {}
+    for (stage, name), values in space(given).items():
+        found = [s for s in stages if stage in (s.uid, type(s).__name__, *_outputs(s))]
+        place = f"search.space.{stage}.{name}"
+        if len(found) != 1:
+            names = sorted({type(s).__name__ for s in stages})
+            why = (
+                f"{len(found)} stages have this name: use a uid or an output column"
+                if found
+                else did_you_mean(stage, names)
+            )
+            raise InputError(
+                f"{place}: {why if found else f'no stage has this uid, class name or output column. {why}'}"
+            )
+        [one] = found
+        if not one.hasParam(name):
+            raise InputError(
+                f"{place}: {one.uid} has no such Param. {did_you_mean(name, [p.name for p in one.params])}"
+            )
+        out[one.getParam(name)] = values
+    return out
+
+
+def _outputs(stage: Any) -> tuple[str, ...]:
+    return columns_of(stage, ("outputCol", "outputCols", "predictionCol"))
+
+
+def evaluators(given: Mapping[str, Any], estimator: Any) -> list[Evaluator]:
+    """Spark's evaluators of the metrics, on the columns of the last stage that has a label."""
+    last: Any = None
+    for stage in inside(estimator).values():
+        if not stage.hasParam("pipeline") and all(
+            stage.hasParam(n) for n in ("labelCol", "predictionCol")
+        ):  # no FineTuner
+            last = stage
+    found: list[Evaluator] = []
+    for name in metrics(given):
+        evaluator: Any = EVALUATORS[name](metricName=name)
+        for column in ("labelCol", "weightCol", "predictionCol", "probabilityCol", "rawPredictionCol"):
+            if last is not None and evaluator.hasParam(column) and last.hasParam(column) and last.isDefined(column):
+                evaluator._set(**{column: last.getOrDefault(column)})
+        if (
+            isinstance(evaluator, BinaryClassificationEvaluator)
+            and last is not None
+            and not last.hasParam("rawPredictionCol")
+        ):
+            raise InputError(f"search.metric={name} needs a classifier, but {kind_of(last)} is none")
+        found.append(evaluator)
+    return found

@@ -1,0 +1,76 @@
+"""The steps of a job that searches: load, search, and write the run folder."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from pyspark.ml import Estimator
+from pyspark.sql import SparkSession
+
+from sparkdiff.data.splits import TRAIN
+from sparkdiff.errors import InputError
+from sparkdiff.estimator import FineTuner
+from sparkdiff.job import search_section as section
+from sparkdiff.job.config import Config, request_of
+from sparkdiff.job.loading import load_data, load_model, model_path
+from sparkdiff.job.steps import made_of, own_id
+from sparkdiff.job.writing import written
+from sparkdiff.report.record import versions
+from sparkdiff.store.digests import hash_of_folder
+from sparkdiff.store.lease import Lease
+from sparkdiff.tuning.search.estimator import Search, SearchModel
+from sparkdiff.tuning.search.settings import FIELDS
+from sparkdiff.tuning.search.summary import SearchSummary
+
+
+def run(config: Config, lease: Lease, spark: SparkSession) -> SearchSummary:
+    """Run the job. The study lies beside the output until the run is written, so that a killed job continues.
+
+    Raises:
+        InputError: the pipeline is fitted already, or the space names no Param of it.
+    """
+    rows = load_data(spark, config.data[TRAIN], config.folder, TRAIN)
+    search, study = search_of(config, made_of(config, rows)[0])
+    model = search.fit(rows)
+
+    def fill(folder: Path) -> None:
+        model.pipelineModel.write().save(f"file://{folder}/model")
+        model.trials.to_csv(folder / "trials.csv", index=False)
+        (folder / "summary.json").write_text(json.dumps(_told(config, model, folder), indent=2) + "\n")
+
+    written(config.output, lease, fill)
+    if study is not None:
+        shutil.rmtree(study, ignore_errors=True)
+    return model.summary
+
+
+def search_of(config: Config, made: Any) -> tuple[Search, Path | None]:
+    """The `Search` that the job describes, and the folder of its study if the job has named none."""
+    given = config.search or {}
+    if config.options:
+        cache = str(config.output.parent / ".cache")
+        made = FineTuner(made, **{"cacheDir": cache, **config.options})
+    elif not isinstance(made, Estimator):
+        raise InputError(
+            f"pipeline={config.pipeline} is fitted, and a search fits it with other settings: name a function that returns an "
+            "unfitted Pipeline (module:function), or add a section fineTuner to search the options of its fine-tuning"
+        )
+    options = {name: value for name, value in given.items() if name in FIELDS}
+    study = None
+    if options.get("runDir") is None:
+        study = config.output.parent / ".cache" / f"{own_id(config.output)}-search-{request_of(config)[:16]}"
+        options["runDir"] = str(study)
+    current = load_model(model_path(given["current"], config.folder)) if given.get("current") else None
+    return Search(
+        made, space=section.params_of(given, made), evaluator=section.evaluators(given, made), current=current,
+        **{"verbosity": 1, **options},
+    ), study  # fmt: skip
+
+
+def _told(config: Config, model: SearchModel, folder: Path) -> dict[str, Any]:
+    return model.summary.toDict() | {
+        "search": dict(config.search or {}), "options": dict(config.options), "versions": versions(),
+        "fingerprints": {"request": request_of(config)},
+        "model": {"path": "model", "hash": hash_of_folder(folder / "model")},
+    }  # fmt: skip
