@@ -9,7 +9,7 @@ from pyspark.ml.linalg import DenseMatrix, Vectors
 from pyspark.mllib.linalg import Matrices as OldMatrices, Vectors as OldVectors
 
 from sparkdiff.jvm.files import read_rows, saved, table_of, write_rows
-from sparkdiff.jvm.objects import array, class_named, doubles, in_java, longs, packages
+from sparkdiff.jvm.objects import array, class_named, doubles, in_java, ints, longs, packages
 from sparkdiff.jvm.rebuilding import made_of, rebuild, rebuild_around, rebuilt
 from sparkdiff.jvm.sessions import model_at
 
@@ -27,6 +27,11 @@ def idf(stage: Any, values: np.ndarray, docFreq: np.ndarray | None = None) -> An
 
     counts = {} if docFreq is None else {"docFreq": docFreq.tolist()}
     return rebuild_around(stage, {"idf": values, **counts}, inner)
+
+
+def selector(stage: Any, indices: np.ndarray) -> Any:
+    """A model like `stage`, which selects features, of these ones (s,)."""
+    return rebuild_around(stage, {"selectedFeatures": indices.tolist()}, lambda java: ints(indices))
 
 
 def isotonic(stage: Any, boundaries: np.ndarray, predictions: np.ndarray, rises: bool) -> Any:

@@ -75,7 +75,16 @@ def doubles(values: Any) -> Any:
 
 def longs(values: Any) -> Any:
     """A long[], in one call whatever its length."""
-    return mapper().readValue(json.dumps(np.asarray(values, np.int64).tolist()), class_named("[J"))
+    return _whole(values, "[J")
+
+
+def ints(values: Any) -> Any:
+    """An int[], in one call whatever its length."""
+    return _whole(values, "[I")
+
+
+def _whole(values: Any, kind: str) -> Any:
+    return mapper().readValue(json.dumps(np.asarray(values, np.int64).tolist()), class_named(kind))
 
 
 def mapper() -> Any:

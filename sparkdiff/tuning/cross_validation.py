@@ -17,7 +17,7 @@ from sparkdiff.pipeline.names import refuse_stream
 from sparkdiff.tuning import folds
 from sparkdiff.tuning.checks import check_evaluator, check_values
 from sparkdiff.tuning.explanation import Explanation, explained
-from sparkdiff.tuning.fits import Outcome, Task
+from sparkdiff.tuning.fits import FoldMetrics, Task
 from sparkdiff.tuning.folds import Folds
 from sparkdiff.tuning.searching import outcomes
 
@@ -72,7 +72,7 @@ class _Search(Params):
             check_evaluator(task.evaluator)
         return task
 
-    def _outcomes(self, dataset: DataFrame) -> tuple[Task, list[Outcome]]:
+    def _outcomes(self, dataset: DataFrame) -> tuple[Task, list[FoldMetrics]]:
         """The metrics of all settings, fold by fold."""
         task, get = self._task(dataset), self.getOrDefault
         return task, outcomes(task, self._folds(dataset), get("parallelism"), get("collectSubModels"))

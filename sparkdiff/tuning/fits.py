@@ -141,7 +141,7 @@ class Branch:
 
 
 @dataclass
-class Outcome:
+class FoldMetrics:
     """Per setting the metric of a fold, and the model if it is kept."""
 
     metrics: list[float]
@@ -162,9 +162,9 @@ class Fold:
     tails: Callable[["Fold", Branch], Iterable[tuple[Fit, float, Any]]] | None = None
     held: list[DataFrame] = field(default_factory=list)
 
-    def run(self, train: DataFrame, validation: DataFrame) -> Outcome:
+    def run(self, train: DataFrame, validation: DataFrame) -> FoldMetrics:
         """All settings' metrics on rows that decide, of models fitted to other rows."""
-        out = Outcome([0.0] * len(self.task.maps), [None] * len(self.task.maps) if self.keeps else [])
+        out = FoldMetrics([0.0] * len(self.task.maps), [None] * len(self.task.maps) if self.keeps else [])
         try:
             branches = [Branch(self.task.root, self.cached(train), self.cached(validation))]
             for position in range(len(self.task.stages) - 1):

@@ -74,7 +74,7 @@ def split_once(dataset: DataFrame, column: str, seed: int, ratio: float) -> Fold
 def check_column(dataset: DataFrame, column: str) -> None:
     """Raise InputError if there is no such column."""
     try:
-        dataset.select(F.col(column))
+        _ = dataset.select(F.col(column)).schema  # which asks a server of Spark Connect
     except SparkError as e:
         raise InputError(
             f"foldCol={column!r} is not a column of the data. {did_you_mean(column, dataset.columns)}"

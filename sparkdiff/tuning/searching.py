@@ -9,13 +9,13 @@ from typing import Any
 from sparkdiff import jvm
 from sparkdiff.errors import InputError
 from sparkdiff.tuning import shared_fits, tails
-from sparkdiff.tuning.fits import Branch, Fold, Outcome, Task
+from sparkdiff.tuning.fits import Branch, Fold, FoldMetrics, Task
 from sparkdiff.tuning.folds import Folds
 from sparkdiff.tuning.tails import Asked, Result, Results
 from sparkdiff.tuning.trie import Fit
 
 
-def outcomes(task: Task, folds: Folds, parallelism: int, keeps: bool) -> list[Outcome]:
+def outcomes(task: Task, folds: Folds, parallelism: int, keeps: bool) -> list[FoldMetrics]:
     """Fold by fold the metric of each setting, and its model if models are kept."""
     with ThreadPool(min(parallelism, len(task.maps))) as threads:
         if why_not_at_once(task):
@@ -54,10 +54,10 @@ def _of_fold(found: Results, fold: int) -> dict[Fit, Result]:
 
 def _outcome(
     task: Task, threads: ThreadPool, keeps: bool, found: Mapping[Fit, Result], folds: Folds, fold: int
-) -> Outcome:
+) -> FoldMetrics:
     if keeps or any(math.isnan(result.metric) for result in found.values()):
         return Fold(task, threads, keeps, partial(_ends, found)).run(*folds.pairs[fold])
-    out = Outcome([0.0] * len(task.maps), [])
+    out = FoldMetrics([0.0] * len(task.maps), [])
     for fit, result in found.items():
         for setting in fit.settings:
             out.metrics[setting] = result.metric

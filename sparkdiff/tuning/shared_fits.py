@@ -5,18 +5,16 @@ for all values of, such as the number of boosted trees.
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from threading import Lock
 from typing import Any
 
-import numpy as np
 from pyspark.ml import classification, feature
 from pyspark.ml.recommendation import ALS
 from pyspark.ml.regression import GBTRegressor
 from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
-from sparkdiff.jvm import mllib, trees
-from sparkdiff.tuning import trie
+from sparkdiff.tuning import derived_models, trie
+from sparkdiff.tuning.derived_models import Once
 from sparkdiff.tuning.trie import Fit
 
 OUTPUTS = frozenset(
@@ -32,14 +30,14 @@ class Derived:
 
     Attributes:
         best: the value that is fitted, of all that are asked for.
-        model: (the fitted model, another value) -> what Spark's fit with that value returns.
+        models: (the fitted model, its rows) -> another value -> what Spark's fit with that value returns.
         told: what that is, for `explain`.
         able: whether it can be done for a setting.
     """
 
     param: str
     best: Callable[[Iterable[Any]], Any]
-    model: Callable[[Any, Any], Any]
+    models: Callable[[Any, DataFrame], Callable[[Any], Any]]
     told: str
     able: Callable[[Get], bool] = lambda get: True
 
@@ -57,25 +55,17 @@ class Shared:
     derived: Derived | None = None
 
 
-def _components(model: Any, k: int) -> Any:
-    """Spark decomposes the whole covariance, and keeps the first k components."""
-    weights = {"pc": model.pc.toArray()[:, :k], "explainedVariance": model.explainedVariance.toArray()[:k]}
-    return jvm.rebuild(model, weights)
-
-
-def _frequent(model: Any, least: int) -> Any:
-    """Terms of fewer documents have 0, which Spark takes for their number of documents too."""
-    counts = np.array(model.docFreq)
-    held = counts >= least
-    return mllib.idf(model, np.where(held, model.idf.toArray(), 0.0), np.where(held, counts, 0))
-
-
 def _boosts(get: Get) -> bool:
     """Whether all trees are kept: rows for validation may stop a fit early, and let it drop its last trees."""
     return not get("validationIndicatorCol") and get("maxIter") > 0 and jvm.has_constructors()
 
 
-TREES = Derived("maxIter", max, trees.first, "the first trees", _boosts)
+def _counts_features(get: Get) -> bool:
+    count = get("selectionThreshold")
+    return get("selectionMode") == "numTopFeatures" and count is not None and count >= 1 and count == int(count)
+
+
+TREES = Derived("maxIter", max, derived_models.first_trees, "the first trees", _boosts)
 CUTS = OUTPUTS | {"thresholds"}
 SHARED: dict[Any, Shared] = {
     classification.LogisticRegression: Shared(CUTS | {"threshold"}),
@@ -83,7 +73,7 @@ SHARED: dict[Any, Shared] = {
     classification.DecisionTreeClassifier: Shared(CUTS),
     classification.RandomForestClassifier: Shared(CUTS),
     classification.GBTClassifier: Shared(CUTS, TREES),
-    classification.NaiveBayes: Shared(CUTS),
+    classification.NaiveBayes: Shared(CUTS, Derived("smoothing", min, derived_models.smoothed, "the counts")),
     classification.MultilayerPerceptronClassifier: Shared(CUTS),
     classification.FMClassifier: Shared(CUTS),
     GBTRegressor: Shared(OUTPUTS, TREES),
@@ -95,23 +85,16 @@ SHARED: dict[Any, Shared] = {
     feature.MinMaxScaler: Shared(OUTPUTS | {"min", "max"}),
     feature.RobustScaler: Shared(OUTPUTS | {"withCentering", "withScaling"}),
     feature.CountVectorizer: Shared(OUTPUTS | {"binary", "minTF"}),
-    feature.PCA: Shared(OUTPUTS, Derived("k", max, _components, "the first components")),
-    feature.IDF: Shared(OUTPUTS, Derived("minDocFreq", min, _frequent, "the same counts of documents")),
+    feature.PCA: Shared(OUTPUTS, Derived("k", max, derived_models.components, "the first components")),
+    feature.IDF: Shared(OUTPUTS, Derived("minDocFreq", min, derived_models.frequent, "the counts")),
+    feature.UnivariateFeatureSelector: Shared(
+        OUTPUTS, Derived("selectionThreshold", max, derived_models.top_features, "the best features", _counts_features)
+    ),
+    feature.VarianceThresholdSelector: Shared(
+        OUTPUTS, Derived("varianceThreshold", min, derived_models.varying, "the variances")
+    ),
 }
 """By class; an estimator of a subclass may do anything."""
-
-
-class Once:
-    """A function's value, which the first of all threads that ask computes."""
-
-    def __init__(self, make: Callable[[], Any]):
-        self.make, self.lock, self.made = make, Lock(), False
-
-    def __call__(self) -> Any:
-        with self.lock:
-            if not self.made:
-                self.value, self.made = self.make(), True
-            return self.value
 
 
 def knows(stage: Any) -> bool:
@@ -143,27 +126,37 @@ def _best_first(stage: Any, derived: Derived | None, group: list[Fit]) -> list[F
 
 def models(stage: Any, fits: Sequence[Fit], rows: DataFrame) -> list[tuple[Fit, Callable[[], Any]]]:
     """Each setting, and what returns its model: to be called once, from any thread, in this order."""
-    first, others = [], []
-    for one, *rest in groups(stage, fits):
-        fitted = Once(partial(stage.fit, rows, one.params))
-        first.append((one, fitted))
-        others += [(fit, partial(_answered, stage, one, fit, fitted)) for fit in rest]
-    return [*first, *others]
+    found = [_answers(stage, group, rows) for group in groups(stage, fits)]
+    return [*(first for first, *_ in found), *(other for _, *rest in found for other in rest)]
 
 
-def _answered(stage: Any, one: Fit, fit: Fit, fitted: Callable[[], Any]) -> Any:
-    """The model of a setting by the fit of another one."""
-    shared, model = SHARED[type(stage)], fitted()
-    names = shared.unread
-    if shared.derived:
-        names, value = names | {shared.derived.param}, _values(stage, fit)(shared.derived.param)
-        if value != _values(stage, one)(shared.derived.param):
-            model = shared.derived.model(model, value)
-    own = stage.copy(fit.params)
+def _answers(stage: Any, group: Sequence[Fit], rows: DataFrame) -> list[tuple[Fit, Callable[[], Any]]]:
+    """The models of settings that the fit of the first one answers for."""
+    one, *rest = group
+    fitted = Once(partial(stage.fit, rows, one.params))
+    if not rest:
+        return [(one, fitted)]
+    shared, kept = SHARED[type(stage)], _values(stage, one)
+    derived = shared.derived
+    derive = Once(lambda: derived.models(fitted(), rows) if derived else None)
+
+    def answer(fit: Fit) -> Any:
+        model, names = fitted(), shared.unread
+        if derived:
+            names, value = names | {derived.param}, _values(stage, fit)(derived.param)
+            if value != kept(derived.param):
+                model = derive()(value)
+        return _with_params(model, stage.copy(fit.params), names)
+
+    return [(one, fitted), *((fit, partial(answer, fit)) for fit in rest)]
+
+
+def _with_params(model: Any, estimator: Any, names: Iterable[str]) -> Any:
+    """A model with these Params as they are set on an estimator."""
     held = [name for name in names if model.hasParam(name)]
-    new = model.copy({model.getParam(name): own.getOrDefault(name) for name in held if own.isSet(name)})
+    new = model.copy({model.getParam(name): estimator.getOrDefault(name) for name in held if estimator.isSet(name)})
     for name in held:
-        if new.isSet(name) and not own.isSet(name):
+        if new.isSet(name) and not estimator.isSet(name):
             new.clear(new.getParam(name))
     return new
 

@@ -18,6 +18,7 @@ import yaml
 from pyspark import SparkContext
 from pyspark.ml import PipelineModel
 from pyspark.ml.classification import RandomForestClassifier
+from pyspark.ml.evaluation import RegressionEvaluator
 from pyspark.ml.feature import (
     IDF,
     ElementwiseProduct,
@@ -172,6 +173,15 @@ def main(folder: Path) -> None:
     back = sparkdiff.write_back(unnamed, network)
     facts["unnamed"] = str(sparkdiff.verify(back, assembled, network=network))
     assert not sparkdiff.verify(unnamed, assembled, network=network).ok
+
+    # pyspark's own class searches; what can be told before is told.
+    head = LinearRegression(featuresCol="assembled", labelCol="bikers")
+    given = {"estimatorParamMaps": [{head.regParam: 0.1}, {head.regParam: 0.2}], "evaluator": RegressionEvaluator()}
+    facts["search"] = str(sparkdiff.CrossValidator(estimator=head, **given).explain(assembled))
+    try:
+        sparkdiff.CrossValidator(estimator=head, **given, foldCol="folt").explain(assembled)
+    except sparkdiff.InputError as e:
+        facts["foldCol"] = str(e)
     (folder / "facts.json").write_text(json.dumps(facts))
 
 

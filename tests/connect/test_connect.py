@@ -72,3 +72,9 @@ def test_the_result_is_served_without_torch_and_sparkdiff(run: tuple[Path, dict[
     (found,) = plain_spark.predictions([folder / "model"], folder / "rows")
     assert len(found) == 8645
     assert found == pytest.approx(facts["predictions"], rel=1e-12)
+
+
+def test_a_search_is_told_before_it_runs(run: tuple[Path, dict[str, Any]]) -> None:
+    assert run[1]["search"].startswith("2 settings x 3 folds: Spark makes 6 fits, here they are 6")
+    assert "Spark Connect: pyspark's own class makes all fits" in run[1]["search"]
+    assert run[1]["foldCol"].startswith("foldCol='folt' is not a column of the data.")
