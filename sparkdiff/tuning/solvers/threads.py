@@ -1,6 +1,8 @@
 """How many threads torch uses in a solver."""
 
 import contextlib
+import math
+import os
 from collections.abc import Iterator
 
 import torch
@@ -9,14 +11,22 @@ WORTH = 1e8
 """Multiplications of one pass from which on several threads are quicker than one, which waits for no other program."""
 
 
+def idle_cores() -> int:
+    """How many cores nobody used in the last minute, at least one."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    return max(math.ceil((os.cpu_count() or 1) - load), 1)
+
+
 @contextlib.contextmanager
 def threads_for(multiplications: float) -> Iterator[None]:
-    """As many threads as torch has for a pass of this size; a single one for small ones, which threads only hold up where
-    other programs use the cores too.
+    """For a pass of this size no more threads than cores are idle, and one for a small pass.
+
+    Threads wait for each other in each operation: where other programs use the cores too, two take several times as long as one.
     """
     before = torch.get_num_threads()
-    if multiplications < WORTH and before > 1:
-        torch.set_num_threads(1)
+    now = 1 if multiplications < WORTH else min(before, idle_cores())
+    if now != before:
+        torch.set_num_threads(now)
     try:
         yield
     finally:
