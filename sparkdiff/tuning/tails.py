@@ -194,8 +194,9 @@ def _solved(
     why = {setting: _unsolved(kind, setting, facts) or _no_room(kind, setting, cache, facts) for setting in settings}
     settings = [setting for setting in settings if not why[setting]]
     found: dict[Setting, list[Solution]] = {}
+    size = cache.stored * len(settings) * folds * max(seen.classes - 1, 1)
     if settings:
-        with solvers.threads_for(cache.stored * len(settings) * folds * max(seen.classes - 1, 1)):
+        with solvers.threads_for(size):
             found = _solutions(kind, settings, cache, folds, seen.classes)
     out: Results = {}
     solved: dict[tuple[Fit, int], Solution] = {}
@@ -211,7 +212,8 @@ def _solved(
             else:
                 solved[fit, fold] = found[one.setting][fold]
     estimators = {fit: one.estimator for fit, one in group.items()}
-    metrics = judged(solved, estimators, cache, folds, judge, kind) if judge else {}
+    with solvers.threads_for(size):
+        metrics = judged(solved, estimators, cache, folds, judge, kind) if judge else {}
     return out | {key: Result(solution, metrics.get(key, math.nan)) for key, solution in solved.items()}
 
 
