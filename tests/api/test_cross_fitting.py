@@ -122,6 +122,7 @@ def test_what_ships_is_fitted_and_trained_on_all_rows(df: DataFrame, found: Fine
     assert "out of fold" in str(s) and "the folds' pipelines" in str(s)
 
 
+@pytest.mark.nightly
 def test_a_second_run_of_the_same_name_reads_caches_and_trains_nothing_again(
     df: DataFrame, found: FineTunerModel, folder: Path
 ) -> None:
