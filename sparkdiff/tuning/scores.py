@@ -83,11 +83,22 @@ def _binary(metric: str, bins: int) -> Value:
         score = torch.round(score * (2.0**40 / max(float(score.abs().max()), 1e-300)))
         if len(score.unique()) != len(own.unique()):
             return math.nan  # beside the largest one, others are too small to tell whether they are equal
-        if bins and len(score.unique()) >= 2 * bins:
-            return math.nan  # Spark then joins neighbouring scores, partition by partition
+        if bins:
+            score = _joined(score, bins)
         return float(BINARY[metric](score, y, w))
 
     return of
+
+
+def _joined(score: Tensor, bins: int) -> Tensor:
+    """Equal numbers for neighbouring scores that Spark joins, where there are many.
+
+    As on rows in one partition; on several ones each is cut anew, at a random place: Spark's own value then changes from run to
+    run. Source: org.apache.spark.mllib.evaluation.BinaryClassificationMetrics.
+    """
+    distinct, place = score.unique(return_inverse=True)
+    size = len(distinct) // bins
+    return score if size < 2 else -((len(distinct) - 1 - place) // size).to(score.dtype)
 
 
 def _regression(metric: str, origin: bool) -> Value:

@@ -65,29 +65,32 @@ def df(
     found.unpersist()
 
 
+def objective(
+    data: Rows, setting: Setting, b: Array, intercept: Array, sigma: float | None = None, fold: int = FOLD
+) -> float:
+    """What Spark minimises, on all rows but a fold's; `sigma`, the label's deviation, is LinearRegression's."""
+    of = data.training(fold)
+    w, margin = of.weight / of.weight.sum(), of.x @ b.T + intercept
+    ridge, lasso = penalty_weights(of, setting, unbiased=sigma is None or setting.solver == "l-bfgs")
+    penalty = float((0.5 * ridge * b**2).sum() / (sigma or 1) + (lasso * np.abs(b)).sum())
+    if sigma is not None:
+        return float(w @ (of.label - margin[:, 0]) ** 2 / 2 + penalty) / sigma**2
+    margin = np.c_[np.zeros(len(w)), margin] if len(b) == 1 else margin
+    return float(w @ (np.logaddexp.reduce(margin, 1) - margin[np.arange(len(w)), of.label.astype(int)])) + penalty
+
+
 def check(
     data: Rows, setting: Setting, ours: Solution, theirs: tuple[Array, Array], sigma: float | None = None
 ) -> None:
-    """The margins agree, and ours has no larger an objective: `sigma`, the label's deviation, is LinearRegression's."""
+    """The margins agree, and ours has no larger an objective."""
     assert ours.converged
     b, intercept = np.atleast_2d(ours.coefficients.numpy()), np.atleast_1d(ours.intercept.numpy())
     margins, expected = (data.x @ w.T + c for w, c in ((b, intercept), theirs))
     if len(b) > 1:
         margins, expected = (m - m.mean(1, keepdims=True) for m in (margins, expected))
     assert margins == pytest.approx(expected, abs=1e-5 * np.abs(expected).max())
-
-    def objective(b: Array, intercept: Array) -> float:
-        of = data.training(FOLD)
-        w, margin = of.weight / of.weight.sum(), of.x @ b.T + intercept
-        ridge, lasso = penalty_weights(of, setting, unbiased=sigma is None or setting.solver == "l-bfgs")
-        penalty = float((0.5 * ridge * b**2).sum() / (sigma or 1) + (lasso * np.abs(b)).sum())
-        if sigma is not None:
-            return float(w @ (of.label - margin[:, 0]) ** 2 / 2 + penalty) / sigma**2
-        margin = np.c_[np.zeros(len(w)), margin] if len(b) == 1 else margin
-        return float(w @ (np.logaddexp.reduce(margin, 1) - margin[np.arange(len(w)), of.label.astype(int)])) + penalty
-
-    value = objective(b, intercept)
-    assert value <= objective(*theirs) * (1 + 1e-9)
+    value = objective(data, setting, b, intercept, sigma)
+    assert value <= objective(data, setting, *theirs, sigma) * (1 + 1e-9)
     assert value == pytest.approx(ours.objective, rel=1e-9)
 
 
@@ -113,6 +116,14 @@ def test_logistic(df: DataFrame, data: Rows, labels: dict[str, Array], label: st
     check(own, setting, ours, (model.coefficientMatrix.toArray(), model.interceptVector.toArray()))
 
 
+def deviation(data: Rows, setting: Setting, fold: int = FOLD) -> float:
+    """The label's standard deviation as LinearRegression's solver has it."""
+    used = data.training(fold)
+    w = used.weight / used.weight.sum()
+    freedom = 1 - (w**2).sum() if setting.solver == "l-bfgs" else 1.0
+    return float(np.sqrt(w @ (used.label - w @ used.label) ** 2 / freedom))
+
+
 @pytest.mark.parametrize(
     "setting",
     [
@@ -131,10 +142,7 @@ def test_linear(df: DataFrame, data: Rows, labels: dict[str, Array], setting: Se
     }
     model = LinearRegression(labelCol="number", **params, **TIGHT).fit(df)
     [[ours, *_]] = linear(own.chunks, [setting], 3)
-    used = own.training(FOLD)
-    w = used.weight / used.weight.sum()
-    freedom = 1 - (w**2).sum() if setting.solver == "l-bfgs" else 1.0
-    sigma = float(np.sqrt(w @ (used.label - w @ used.label) ** 2 / freedom))
+    sigma = deviation(own, setting)
     check(own, setting, ours, (model.coefficients.toArray()[None], np.array([model.intercept])), sigma)
 
 
@@ -156,3 +164,29 @@ def test_generalized(df: DataFrame, data: Rows, labels: dict[str, Array], label:
     assert ours.converged and (setting.family == "gaussian" or ours.objective < 1e-9)
     expected = own.x @ model.coefficients.toArray() + model.intercept
     assert own.x @ ours.coefficients.numpy() + float(ours.intercept) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("label", "setting"),
+    [
+        ("two", Setting(1e-3)),
+        ("three", Setting(3e-3, 0.5)),
+        ("number", Setting(0.1, 0.4, solver="l-bfgs")),
+    ],
+    ids=name,
+)
+def test_where_spark_stops_early_the_objective_is_smaller(
+    df: DataFrame, data: Rows, labels: dict[str, Array], label: str, setting: Setting
+) -> None:
+    """At Spark's default `tol` and `maxIter`."""
+    own = Rows(data.x, labels[label], data.weight, data.fold)
+    params = {"regParam": setting.regParam, "elasticNetParam": setting.elasticNetParam}
+    if label == "number":
+        model = LinearRegression(labelCol=label, weightCol="weight", solver="l-bfgs", **params).fit(df)
+        theirs, sigma = (model.coefficients.toArray()[None], np.array([model.intercept])), deviation(own, setting)
+        [[ours, *_]] = linear(own.chunks, [setting], 3)
+    else:
+        classifier = LogisticRegression(labelCol=label, weightCol="weight", **params).fit(df)
+        theirs, sigma = (classifier.coefficientMatrix.toArray(), classifier.interceptVector.toArray()), None
+        [[ours, *_]] = logistic(own.chunks, [setting], 3, 3 if label == "three" else 2)
+    assert ours.converged and 0 < ours.objective < objective(own, setting, *theirs, sigma)

@@ -80,6 +80,25 @@ def test_they_are_sparks(scored: DataFrame, columns: Columns) -> None:
         assert mine == pytest.approx(evaluator.evaluate(scored), abs=1e-12), evaluator.getMetricName()
 
 
+def test_neighbouring_scores_are_joined_as_in_spark(scored: DataFrame, columns: Columns) -> None:
+    """Spark sorts them into two partitions here, cut somewhere, and joins each one's; ours is what one partition gives."""
+    raw, label = columns["raw"], columns["label"]
+    distinct, place = raw[:, 1].unique(return_inverse=True)
+    above, one = len(distinct) - 1 - place, torch.ones(ROWS, dtype=torch.float64)
+    exact = judge_of(of_two("areaUnderROC", numBins=0))
+    for bins in (4, 9):
+        judge = judge_of(of_two("areaUnderROC", numBins=bins))
+        assert exact is not None and judge is not None
+        size = len(distinct) // bins
+        cuts = []
+        for cut in range(len(distinct)):
+            joined = torch.where(above < cut, above // size, cut + (above - cut) // size)
+            cuts.append(exact.value(-joined.double()[:, None] * torch.tensor([-1.0, 1.0]).double(), label, one))
+        assert judge.value(raw, label, one) == pytest.approx(cuts[0], abs=1e-12)
+        theirs = of_two("areaUnderROC", numBins=bins).evaluate(scored)
+        assert min(abs(theirs - value) for value in cuts) < 1e-12
+
+
 def test_what_spark_has_to_say(columns: Columns) -> None:
     one = torch.ones(ROWS, dtype=torch.float64)
     raw, label, kind, found = (columns[name] for name in ("raw", "label", "kind", "class"))
@@ -91,7 +110,7 @@ def test_what_spark_has_to_say(columns: Columns) -> None:
 
     distinct = len(raw[:, 1].unique())
     assert math.isfinite(value(of_two("areaUnderROC", numBins=distinct), raw, label, one))
-    assert math.isnan(value(of_two("areaUnderROC", numBins=distinct // 2), raw, label, one))
+    assert math.isnan(value(of_two("areaUnderROC", numBins=distinct // 2), raw, label, 0 * one))
     assert math.isfinite(value(of_two("areaUnderROC", numBins=0), raw, label, one))
     for wrong in (torch.nan, torch.inf):
         assert math.isnan(value(of_two("areaUnderROC"), raw.index_fill(0, torch.tensor([3]), wrong), label, one))

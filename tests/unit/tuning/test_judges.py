@@ -8,7 +8,7 @@ import torch
 
 from sparkdiff.tuning.cached_rows import Piece, _far
 from sparkdiff.tuning.cross_validation import best_of
-from sparkdiff.tuning.scores import _binary, _finite
+from sparkdiff.tuning.scores import _binary, _finite, _joined
 from sparkdiff.tuning.solvers import Facts, Setting, unsolved
 
 F64 = torch.float64
@@ -28,6 +28,13 @@ def test_a_large_score_beside_small_ones_is_left_to_spark() -> None:
     rare = torch.cat([torch.tensor([0.9], dtype=F64), 1e-14 * SCORES[1:]])
     assert math.isnan(value(rare, ones))
     assert value(SCORES.round(decimals=0), ones) == 0.5  # equal scores are no reason
+
+
+def test_neighbouring_scores_are_joined_from_the_top() -> None:
+    scores = torch.tensor([0.9, 0.1, 0.5, 0.5, 0.3, 0.7, 0.2], dtype=F64)  # six different ones
+    assert torch.equal(_joined(scores, 4), scores)
+    assert _joined(scores, 3).tolist() == [0, -2, -1, -1, -1, 0, -2]
+    assert _joined(scores, 2).tolist() == [0, -1, 0, 0, -1, 0, -1]
 
 
 def test_of_equal_metrics_the_first_wins() -> None:
