@@ -107,19 +107,14 @@ def groups_of(asked: Any, column: str, stages: Sequence[Any], rows: DataFrame, w
     """The groups of a vector's slots.
 
     Args:
-        asked: "columns", a group for each column that the vector is put together of; or name -> columns or numbers of slots,
-            where each column that no name has is a group of its own.
+        asked: "columns", a group for each column that the vector is put together of, or for each slot if no VectorAssembler
+            made it; or name -> columns or numbers of slots, where each column that no name has is a group of its own.
         rows: with all columns that the stages write.
 
     Raises:
         InputError: names the group that can't be made.
     """
     parts = [part.column for part in parts_of(column, stages)]
-    if parts == [column] and asked == "columns":
-        raise InputError(
-            f"groups='columns': no VectorAssembler before the last stage makes {column!r}, so its slots' columns are not "
-            "known: give groups={name: [numbers of slots], ...}"
-        )
     widths = widths_of(parts, rows)
     slots = [part for part in parts for _ in range(widths[part])]
     if len(slots) != width:
@@ -128,7 +123,7 @@ def groups_of(asked: Any, column: str, stages: Sequence[Any], rows: DataFrame, w
             "groups={name: [numbers of slots], ...}"
         )
     if asked == "columns":
-        return _numbered(slots)
+        return _numbered([f"{column}[{i}]" for i in range(width)] if len(parts) == 1 else slots)
     if not isinstance(asked, Mapping) or not asked:
         raise InputError(f"groups must be 'columns' or a dict of name -> columns or numbers of slots, got {asked!r}")
     names, taken = list(slots), dict[int, str]()

@@ -70,7 +70,8 @@ def group_penalties(
     Args:
         estimator: a Pipeline, or a linear estimator alone.
         groups: "columns", a group for each column that VectorAssembler has put into the features, so that all categories of one
-            column share a penalty; or a dict of name -> columns or numbers of slots.
+            column share a penalty, and each slot of features that no VectorAssembler has made is a group of its own; or a dict
+            of name -> columns or numbers of slots.
         singles: penalties for all features together; the steps start at the best one.
         steps: how many steps the penalties make.
 
@@ -112,10 +113,10 @@ def linear_estimator(last: Any) -> tails.Asked:
             f"method='hypergradient' takes one of {kinds} as the last stage, but it is {type(last).__name__}"
         )
     given = tails.asked_of(last)
-    if given.setting.elasticNetParam:
+    share = last.getElasticNetParam() if last.hasParam("elasticNetParam") else 0.0
+    if share > 0:
         raise InputError(
-            f"method='hypergradient' finds L2 penalties, but elasticNetParam of {last.uid} is {given.setting.elasticNetParam}: "
-            "set it to 0"
+            f"method='hypergradient' finds L2 penalties, but elasticNetParam of {last.uid} is {share}: set it to 0"
         )
     kind = type(last).__name__
     why = solvers.unsolved(kind, given.setting, Facts(1, 0)) or ""

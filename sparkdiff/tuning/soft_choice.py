@@ -93,9 +93,8 @@ def soft_choice(
     _check(features)
     chunk = Chunk(features, chunk.label, chunk.weight, chunk.offset, chunk.fold)
     kind = type(last).__name__
-    if kind == "LogisticRegression":
-        classes = classes or int(chunk.label.max()) + 1
-    model = linear_model(kind, lambda: iter([chunk]), asked.setting, 1, group, classes if kind.startswith("Log") else 0)
+    classes = _classes(chunk.label, classes, asked.reads.label) if kind == "LogisticRegression" else 0
+    model = linear_model(kind, lambda: iter([chunk]), asked.setting, 1, group, classes)
     found = chosen(model, numbers, singles, steps) if model is not None else None
     if found is None:
         raise InputError(
@@ -114,6 +113,18 @@ def _check(features: Tensor) -> None:
             f"method='hypergradient': {count:,} rows x {width} features of all alternatives do not fit into memory: pass a "
             "sample of the rows"
         )
+
+
+def _classes(label: Tensor, told: int, name: str) -> int:
+    """How many classes there are.
+
+    Raises:
+        InputError: labels are no classes; names one.
+    """
+    wrong = label[~((label >= 0) & (label == label.floor()) & (label <= MOST))]
+    if len(wrong):
+        raise InputError(f"labelCol={name!r} holds {float(wrong[0]):g}, which is no class")
+    return max(told, int(label.max()) + 1)
 
 
 def _fitted(estimator: Any, train: DataFrame) -> Any:

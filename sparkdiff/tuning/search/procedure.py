@@ -20,6 +20,7 @@ from sparkdiff.store.identity import UntoldError
 from sparkdiff.tuning.checks import check_evaluator
 from sparkdiff.tuning.fits import inside
 from sparkdiff.tuning.search.alternatives import chosen
+from sparkdiff.tuning.search.by_slope import by_slope, check_method
 from sparkdiff.tuning.search.judging import compare
 from sparkdiff.tuning.search.pruning import Pruning, check_pruner, find_resource, pruning_of
 from sparkdiff.tuning.search.questions import Questions
@@ -49,6 +50,8 @@ class Asked:
         Raises:
             InputError: names what cannot be.
         """
+        if settings.method == "hypergradient":
+            check_method(questions, settings, len(evaluators))
         check_sampler(settings.sampler, len(evaluators))
         if settings.pruner is not None:
             check_pruner(settings.pruner, settings.sampler, len(evaluators))
@@ -126,6 +129,11 @@ def _in_folder(asked: Asked, dataset: DataFrame, phases: Phases, folder: Path | 
         with phases.phase("split") as phase:
             counts = check_rows(rows, split, asked.evaluators)
             phase(", ".join(f"{n:,} {name}" for name, n in counts.items()) + " rows")
+        if s.method == "hypergradient":
+            with phases.phase("penalties"):
+                trial, winner = by_slope(asked.questions, rows, asked.evaluators)
+            with phases.phase("winner"):
+                return _decided(asked, [trial], trial, winner, [0], rows, split, counts)
         total = len(asked.questions.grid()) if s.sampler == "grid" else s.numTrials
         plan = Plan(s.sampler, asked.questions, s.seed, total, s.parallelism, trials.chunk(), asked.larger)
         pruning = pruning_of(asked, trials, plan) if s.pruner else None
@@ -136,7 +144,11 @@ def _in_folder(asked: Asked, dataset: DataFrame, phases: Phases, folder: Path | 
             run(study, trials, s.maxSeconds, phase, asked.names[0], pruning)
         trials.release()
         with phases.phase("winner"):
-            return _decided(asked, study, rows, split, counts)
+            best = _best(study)
+            estimator, params = asked.questions.setting(best.answers)
+            winner = plain(estimator.fit(rows.part("train"), params))
+            front = [t.number for t in study.front()]
+            return _decided(asked, study.trials(), best, winner, front, rows, split, counts)
     finally:
         trials.release()
         rows.rows.unpersist()
@@ -171,18 +183,23 @@ def progress(known: Sequence[Trial], plan: Plan, metric: str, each: float) -> st
     return f"{len(finished)} of {plan.total} trials{best}" + (f", {left:.0f} s to go" if left else "")
 
 
-def _decided(asked: Asked, study: Study, rows: Divided, split: Split, counts: dict[str, int]) -> Outcome:
-    """The winner and the model that it would replace, fitted to the training rows and compared on fresh ones."""
-    s, known, best = asked.settings, study.trials(), study.best()
-    failed = [t for t in known if t.state == "failed"]
+def _best(study: Study) -> Trial:
+    known, best = study.trials(), study.best()
     if best is None:
+        failed = [t for t in known if t.state == "failed"]
         raise InputError(
             f"none of {len(known)} trials has a metric; the first one: {failed[0].why}" if failed else "no trial was run: "
             "maxSeconds was over before"
         )  # fmt: skip
-    train, evaluator = rows.part("train"), asked.evaluators[0]
-    estimator, params = asked.questions.setting(best.answers)
-    winner = plain(estimator.fit(train, params))
+    return best
+
+
+def _decided(
+    asked: Asked, known: Sequence[Trial], best: Trial, winner: Any, front: list[int], rows: Divided, split: Split,
+    counts: dict[str, int],
+) -> Outcome:  # fmt: skip
+    """The winner and the model that it would replace, fitted to the training rows and compared on fresh ones."""
+    s, train, evaluator = asked.settings, rows.part("train"), asked.evaluators[0]
     against = "default" if asked.current is None else "current"
     other = (
         plain(asked.current) if asked.current is not None else plain(chosen(asked.questions.estimator, {}).fit(train))
@@ -197,12 +214,13 @@ def _decided(asked: Asked, study: Study, rows: Divided, split: Split, counts: di
         decision="winner" if better else kept, reason=reason, metric=asked.names[0],
         metricDirection="larger" if asked.larger[0] else "smaller", validation=best.values[0],
         fresh={"winner": compared.winner, "default": compared.default}, optimism=best.values[0] - compared.winner,
-        settings=best.answers, number=best.number, trials=len(known), failed=len(failed),
-        pruned=sum(t.state == "pruned" for t in known), rows=counts, sampler=s.sampler, pruner=s.pruner,
+        settings=best.answers, number=best.number, trials=len(known), failed=sum(t.state == "failed" for t in known),
+        pruned=sum(t.state == "pruned" for t in known), rows=counts,
+        sampler=s.sampler if s.method == "trials" else s.method, pruner=s.pruner,
         seconds=sum(t.seconds for t in known), warnings=warnings, **figures,
     )  # fmt: skip
     model = winner if better else (asked.current if asked.current is not None else other)
-    return Outcome(model, summary, records(known, asked), [t.number for t in study.front()])
+    return Outcome(model, summary, records(known, asked), front)
 
 
 def records(known: Sequence[Trial], asked: Asked) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ class Settings:
     """Options of one search. `Settings.of` creates them: it checks all values and raises one error for all problems."""
 
     # fmt: off
+    method: str = option("trials", "trials, or hypergradient: a linear last stage gets a penalty for each column of features, and alternatives are chosen, by the slope of its loss on validation rows", choices=("trials", "hypergradient"))
     sampler: str = option("tpe", "which settings are tried next: grid, random, annealing, recursiveRandom, gp, tpe, cmaes or nsga2", choices=NAMES)
     pruner: str | None = option(None, "which trials end early: none if unset, or median, halving, hyperband, bohb (Hyperband with TPE)", kind=str, choices=PRUNERS)
     resource: str = option("auto", "what a pruned trial has less of: rows, or a Param of the last stage, such as maxIter; auto takes epochs or trees where the last stage has them, else rows")

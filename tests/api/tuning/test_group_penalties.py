@@ -14,7 +14,7 @@ from pyspark.ml.feature import Bucketizer, OneHotEncoder, RobustScaler, Standard
 from pyspark.ml.regression import GeneralizedLinearRegression, LinearRegression
 from pyspark.sql import DataFrame, SparkSession
 
-from sparkdiff.errors import InputError
+from sparkdiff import InputError, Search, alternatives, integer, loguniform
 from sparkdiff.tuning.group_penalties import group_penalties
 from sparkdiff.tuning.soft_choice import soft_choice
 
@@ -115,6 +115,35 @@ def test_a_mixture_chooses_stages(rows: tuple[DataFrame, DataFrame]) -> None:
         soft_choice({"same": [variants["level"][0], variants["level"][0]]}, train, validation)
 
 
+def test_a_search_by_slope(rows: tuple[DataFrame, DataFrame]) -> None:
+    """Without trials: a scaler is chosen, each column gets a penalty, fresh rows decide, and Spark has fitted what ships."""
+    index, hot, *_ = before()
+    scalers = [cls(inputCol="numbers", outputCol="scaled") for cls in (StandardScaler, RobustScaler)]
+    numbers = VectorAssembler(inputCols=["x0", "x1", "x2"], outputCol="numbers")
+    assembler = VectorAssembler(inputCols=["a_hot", "b_hot", "scaled"], outputCol="features")
+    last = LogisticRegression(regParam=1.0)
+    pipeline = Pipeline(stages=[index, hot, numbers, alternatives(*scalers, None), assembler, last])
+    judge = MulticlassClassificationEvaluator(metricName="logLoss")
+    search = Search(
+        pipeline, space={last.regParam: loguniform(1e-3, 0.1)}, evaluator=judge, method="hypergradient", seed=2
+    )
+    found = search.fit(rows[0].unionByName(rows[1]))
+    assert {type(stage).__module__.partition(".")[0] for stage in found.bestModel.stages} == {"pyspark"}
+    summary = found.summary
+    assert summary.decision == "winner" and summary.trials == 1 and summary.sampler == "hypergradient"
+    penalties = {name.rpartition(" of ")[2]: v for name, v in summary.settings.items() if "regParam" in name}
+    assert [*penalties] == ["a_hot", "b_hot", "x0", "x1", "x2"]
+    assert summary.settings["stage of scaled"] in ("StandardScaler", "RobustScaler", "None")
+    for space, options, says in (
+        ({last.maxIter: integer(5, 9)}, {}, "can't find LogisticRegression.maxIter"),
+        ({last.regParam: [0.0, 1.0]}, {}, "penalties larger than 0"),
+        ({last.regParam: [0.1]}, {"runDir": "/tmp/x"}, "runDir='/tmp/x' has no meaning"),
+        ({last.regParam: [0.1], last.elasticNetParam: [0.5]}, {}, "can't find LogisticRegression.elasticNetParam"),
+    ):
+        with pytest.raises(InputError, match=says):
+            Search(pipeline, space=space, evaluator=judge, method="hypergradient", **options).fit(rows[0])
+
+
 def refused(rows: tuple[DataFrame, DataFrame], *stages: Any, **options: Any) -> str:
     with pytest.raises(InputError) as raised:
         group_penalties(Pipeline(stages=[*stages]), *rows, **options)
@@ -124,7 +153,7 @@ def refused(rows: tuple[DataFrame, DataFrame], *stages: Any, **options: Any) -> 
 def test_what_cannot_be_done_is_named(rows: tuple[DataFrame, DataFrame]) -> None:
     assembler = VectorAssembler(inputCols=["x0", "x1"], outputCol="features")
     assert "but it is GBTClassifier" in refused(rows, assembler, GBTClassifier())
-    last = LogisticRegression(elasticNetParam=0.5, regParam=0.1)
+    last = LogisticRegression(elasticNetParam=0.5)
     assert f"elasticNetParam of {last.uid} is 0.5" in refused(rows, assembler, last)
     assert "take LinearRegression" in refused(rows, assembler, GeneralizedLinearRegression())
     assert "loss='huber'" in refused(rows, assembler, LinearRegression(loss="huber"))

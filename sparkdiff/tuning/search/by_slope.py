@@ -1,0 +1,106 @@
+"""`method="hypergradient"`: stages chosen by training a mixture, and a penalty for each column of features, without trials."""
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from sparkdiff.errors import InputError
+from sparkdiff.pipeline.nesting import plain
+from sparkdiff.tuning.fits import leaves_of
+from sparkdiff.tuning.group_penalties import group_penalties, linear_estimator
+from sparkdiff.tuning.search.alternatives import chosen, places
+from sparkdiff.tuning.search.questions import Answers, Question, Questions
+from sparkdiff.tuning.search.settings import Settings
+from sparkdiff.tuning.search.space import Uniform
+from sparkdiff.tuning.search.splitting import Divided
+from sparkdiff.tuning.search.study import Trial
+from sparkdiff.tuning.soft_choice import soft_choice
+
+SINGLES = 15
+"""Penalties for all features together that the steps may start at."""
+
+
+def check_method(questions: Questions, settings: Settings, metrics: int) -> None:
+    """
+    Raises:
+        InputError: something is asked for that only trials find out; names it.
+    """
+    method = "method='hypergradient'"
+    last = _last(questions)
+    linear_estimator(last)
+    if metrics > 1:
+        raise InputError(f"{method} makes one loss small, that of {last.uid}: give one evaluator")
+    for name in ("pruner", "runDir"):
+        if getattr(settings, name) is not None:
+            raise InputError(
+                f"{method} runs no trials, so {name}={getattr(settings, name)!r} has no meaning: leave it out"
+            )
+    for question in questions.all:
+        if question.when:
+            raise InputError(f"{method} chooses no stages inside of alternatives, as {question.name} is")
+        if question.param is not None and (question.param.parent, question.param.name) != (last.uid, "regParam"):
+            raise InputError(
+                f"{method} finds regParam of {last.uid}, and stages of alternatives; of the space it can't find "
+                f"{question.name}: take that out, or method='trials'"
+            )
+        if question.param is not None:
+            _singles(question)
+
+
+def by_slope(questions: Questions, rows: Divided, evaluators: Sequence[Any]) -> tuple[Trial, Any]:
+    """The winner, as the only trial, and its model, which Spark has fitted to the training rows."""
+    start = time.perf_counter()
+    train, validation = rows.part("train"), rows.part("validation")
+    penalty = next((q for q in questions.all if q.param is not None), None)
+    singles = _singles(penalty) if penalty is not None else None
+    given: dict[str, Any] = {} if singles is None else {"singles": singles}
+    estimator, answers = questions.estimator, Answers()
+    asked = {q.place: q.name for q in questions.all if q.param is None}
+    if found := places(estimator):
+        variants = {
+            asked[place.uid]: [chosen(estimator, {place.uid: i}) for i in range(len(place.names()))] for place in found
+        }
+        positions = soft_choice(variants, train, validation, **given).positions
+        answers = {asked[place.uid]: place.names()[i] for place, i in zip(found, positions, strict=True)}
+        estimator = chosen(estimator, {place.uid: i for place, i in zip(found, positions, strict=True)})
+    if penalty is not None:
+        tuned = group_penalties(estimator, train, validation, **given)
+        estimator = tuned.estimator
+        answers |= {f"{penalty.name} of {group}": value for group, value in tuned.penalties.items()}
+    model = estimator.fit(train)
+    metric = evaluators[0].evaluate(model.transform(validation))
+    if math.isnan(metric):
+        raise InputError("the metric of the winner on the validation rows is NaN")
+    return Trial(0, answers, "complete", (metric,), seconds=time.perf_counter() - start), plain(model)
+
+
+def _last(questions: Questions) -> Any:
+    """The last stage, which is none of alternatives."""
+    estimator = questions.estimator
+    last = leaves_of(chosen(estimator, {}), lambda pipeline: False)[-1]
+    held = {stage.uid for place in places(estimator) for stage in place.getStages() if stage is not None}
+    if last.uid in held:
+        raise InputError(
+            f"method='hypergradient' needs a last stage that is given, but {last.uid} is one of alternatives"
+        )
+    return last
+
+
+def _singles(question: Question) -> list[float]:
+    """The penalties to start at."""
+    distribution, listed = question.distribution, question.distribution.listed()
+    if listed is not None:
+        values = [float(v) for v in listed]
+    elif isinstance(distribution, Uniform) and distribution.low > 0:
+        values = np.logspace(math.log10(distribution.low), math.log10(distribution.high), SINGLES).tolist()
+    else:
+        values = [0.0]
+    if min(values) <= 0:
+        raise InputError(
+            f"method='hypergradient' needs penalties larger than 0, but space gives {question.name} {distribution}: use "
+            "loguniform(1e-6, 10)"
+        )
+    return values
