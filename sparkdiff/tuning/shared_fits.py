@@ -43,7 +43,7 @@ class Derived:
 
 
 @dataclass(frozen=True)
-class Shared:
+class SharedParams:
     """Of an estimator's class.
 
     Attributes:
@@ -67,30 +67,30 @@ def _counts_features(get: Get) -> bool:
 
 TREES = Derived("maxIter", max, derived_models.first_trees, "the first trees", _boosts)
 CUTS = OUTPUTS | {"thresholds"}
-SHARED: dict[Any, Shared] = {
-    classification.LogisticRegression: Shared(CUTS | {"threshold"}),
-    classification.LinearSVC: Shared(OUTPUTS | {"threshold"}),
-    classification.DecisionTreeClassifier: Shared(CUTS),
-    classification.RandomForestClassifier: Shared(CUTS),
-    classification.GBTClassifier: Shared(CUTS, TREES),
-    classification.NaiveBayes: Shared(CUTS, Derived("smoothing", min, derived_models.smoothed, "the counts")),
-    classification.MultilayerPerceptronClassifier: Shared(CUTS),
-    classification.FMClassifier: Shared(CUTS),
-    GBTRegressor: Shared(OUTPUTS, TREES),
-    ALS: Shared(OUTPUTS | {"coldStartStrategy"}),
-    feature.StringIndexer: Shared(OUTPUTS | {"handleInvalid"}),
-    feature.OneHotEncoder: Shared(OUTPUTS | {"handleInvalid", "dropLast"}),
-    feature.VectorIndexer: Shared(OUTPUTS | {"handleInvalid"}),
-    feature.StandardScaler: Shared(OUTPUTS | {"withMean", "withStd"}),
-    feature.MinMaxScaler: Shared(OUTPUTS | {"min", "max"}),
-    feature.RobustScaler: Shared(OUTPUTS | {"withCentering", "withScaling"}),
-    feature.CountVectorizer: Shared(OUTPUTS | {"binary", "minTF"}),
-    feature.PCA: Shared(OUTPUTS, Derived("k", max, derived_models.components, "the first components")),
-    feature.IDF: Shared(OUTPUTS, Derived("minDocFreq", min, derived_models.frequent, "the counts")),
-    feature.UnivariateFeatureSelector: Shared(
+SHARED: dict[Any, SharedParams] = {
+    classification.LogisticRegression: SharedParams(CUTS | {"threshold"}),
+    classification.LinearSVC: SharedParams(OUTPUTS | {"threshold"}),
+    classification.DecisionTreeClassifier: SharedParams(CUTS),
+    classification.RandomForestClassifier: SharedParams(CUTS),
+    classification.GBTClassifier: SharedParams(CUTS, TREES),
+    classification.NaiveBayes: SharedParams(CUTS, Derived("smoothing", min, derived_models.smoothed, "the counts")),
+    classification.MultilayerPerceptronClassifier: SharedParams(CUTS),
+    classification.FMClassifier: SharedParams(CUTS),
+    GBTRegressor: SharedParams(OUTPUTS, TREES),
+    ALS: SharedParams(OUTPUTS | {"coldStartStrategy"}),
+    feature.StringIndexer: SharedParams(OUTPUTS | {"handleInvalid"}),
+    feature.OneHotEncoder: SharedParams(OUTPUTS | {"handleInvalid", "dropLast"}),
+    feature.VectorIndexer: SharedParams(OUTPUTS | {"handleInvalid"}),
+    feature.StandardScaler: SharedParams(OUTPUTS | {"withMean", "withStd"}),
+    feature.MinMaxScaler: SharedParams(OUTPUTS | {"min", "max"}),
+    feature.RobustScaler: SharedParams(OUTPUTS | {"withCentering", "withScaling"}),
+    feature.CountVectorizer: SharedParams(OUTPUTS | {"binary", "minTF"}),
+    feature.PCA: SharedParams(OUTPUTS, Derived("k", max, derived_models.components, "the first components")),
+    feature.IDF: SharedParams(OUTPUTS, Derived("minDocFreq", min, derived_models.frequent, "the counts")),
+    feature.UnivariateFeatureSelector: SharedParams(
         OUTPUTS, Derived("selectionThreshold", max, derived_models.top_features, "the best features", _counts_features)
     ),
-    feature.VarianceThresholdSelector: Shared(
+    feature.VarianceThresholdSelector: SharedParams(
         OUTPUTS, Derived("varianceThreshold", min, derived_models.varying, "the variances")
     ),
 }
@@ -153,12 +153,11 @@ def _answers(stage: Any, group: Sequence[Fit], rows: DataFrame) -> list[tuple[Fi
 
 def _with_params(model: Any, estimator: Any, names: Iterable[str]) -> Any:
     """A model with these Params as they are set on an estimator."""
-    held = [name for name in names if model.hasParam(name)]
-    new = model.copy({model.getParam(name): estimator.getOrDefault(name) for name in held if estimator.isSet(name)})
-    for name in held:
+    held, new = [name for name in names if model.hasParam(name)], model.copy()
+    for name in held:  # first: a model refuses a threshold beside other thresholds
         if new.isSet(name) and not estimator.isSet(name):
             new.clear(new.getParam(name))
-    return new
+    return new.copy({new.getParam(name): estimator.getOrDefault(name) for name in held if estimator.isSet(name)})
 
 
 def told(stage: Any, fits: Sequence[Fit]) -> list[str]:
