@@ -309,6 +309,8 @@ def test_generalized_regressions_of_all_settings_and_folds_at_once(rows: DataFra
     ours = sparkdiff.CrossValidator(**given).fit(rows)
     assert fits == ["CrossValidator", "GeneralizedLinearRegression"]
     close(ours, theirs)
+    told = sparkdiff.CrossValidator(**given).explain(rows).reasons
+    assert told[-1] == "features of more than 1,000 columns are left to Spark"
 
 
 # Folds ----------------------------------------------------------------------------------------------------------------
@@ -471,8 +473,11 @@ def test_a_number_far_from_all_others_is_left_to_spark(rows: DataFrame) -> None:
 def test_rows_that_the_caller_keeps_in_memory_stay_there(rows: DataFrame) -> None:
     regression, evaluator = LinearRegression(labelCol="riders"), RegressionEvaluator(labelCol="riders")
     given = {"estimator": regression, "estimatorParamMaps": [{regression.regParam: 0.1}], "evaluator": evaluator}
-    sparkdiff.CrossValidator(**given, foldCol="fold", numFolds=3).fit(rows)
+    search = sparkdiff.CrossValidator(**given, foldCol="fold", numFolds=3)
+    search.fit(rows)
     assert rows.storageLevel.useMemory
+    told = search.explain(rows).reasons
+    assert "solutions are the optimum; at tol=1e-06 Spark stops a little before it where it iterates" in told
 
 
 def test_a_param_of_the_evaluator_changes_nothing_as_in_spark(rows: DataFrame) -> None:
