@@ -233,6 +233,7 @@ def main() -> int:
     p = parser(__doc__)
     p.add_argument("--cases", nargs="+", choices=[*CASES], default=[*CASES], help="which questions")
     p.add_argument("--seeds", type=int, choices=[*STUDENT], default=10, help="how many splits; of choice 3 at most")
+    p.add_argument("--first-seed", type=int, default=0, metavar="N", help="the first of these splits")
     p.add_argument("--rows", type=int, help="take so many rows only")
     p.add_argument("--singles", type=int, default=15, help="how many single penalties are tried")
     p.add_argument("--steps", type=int, default=40, help="of Adam")
@@ -245,7 +246,7 @@ def main() -> int:
         data = make(hours(given.rows))
         print(f"{name}: {len(data.label):,} rows, {data.x.shape[1]} columns, {len(data.names)} groups\n", flush=True)
         seeds = given.seeds if name == "penalties" else min(given.seeds, 3)
-        results[name] = [measure(data, seed, given) for seed in range(seeds)]
+        results[name] = [measure(data, seed, given) for seed in range(given.first_seed, given.first_seed + seeds)]
         wrong, found = tell(results[name])
         missed, figures = missed or wrong, {**figures, **found}
     write(given, results, figures)
