@@ -215,7 +215,7 @@ def maps_like(head: Any, maps: Maps) -> Maps:
 @pytest.mark.parametrize("small", ["digits"], indirect=True)
 def test_pixels(small: DataFrame) -> None:
     head = LogisticRegression(labelCol="two", regParam=0.05, **TIGHT)
-    assert compare(small, head, [{head.elasticNetParam: 0.0}, {head.elasticNetParam: 0.3}], of_two()[1:3]) == []
+    assert compare(small, head, [{head.elasticNetParam: 0.0}], of_two()[1:3]) == []
 
 
 @pytest.mark.parametrize("small", ["bike"], indirect=True)
