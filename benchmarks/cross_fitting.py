@@ -13,7 +13,7 @@ About a minute of one core.
 With --digits: ten random splits of scikit-learn's digits (odd or even) hold out a fifth for the test. On the rest,
 `FineTuner` with numFolds=5 and with a 20% split tune two unfitted pipelines: 20 boosted trees, and PCA before a
 LogisticRegression. Counted is how often each accepts, and what that is worth on the test rows against the same pipeline
-fitted on all of the rest. Every cell is written to --cells as soon as it is measured and isn't run again. About half an
+fitted on all of the rest. Every cell is written to --cells as soon as it is measured and isn't run again. About an
 hour.
 
     SPARK_CONF_DIR=conf python benchmarks/cross_fitting.py --digits --cells cross_fitting.jsonl
