@@ -43,6 +43,7 @@ _HOME = {
         "tuning.search.estimator": ["Search", "SearchModel"],
         "tuning.search.space": ["Choice", "Integer", "Uniform", "choice", "integer", "loguniform", "uniform"],
         "tuning.search.summary": ["SearchSummary"],
+        "tuning.search.watching": ["SearchProgress"],
     }.items()
     for name in names
 }

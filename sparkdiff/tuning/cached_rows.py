@@ -2,10 +2,12 @@
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -26,6 +28,8 @@ MEMORY = 2**30
 """Bytes for rows, in whatever form they are in memory."""
 HELD = 2**29
 """Bytes of rows that stay in memory as they were read; more are read anew in each pass."""
+KEPT = 3
+"""Sets of rows that stay written for the next settings."""
 PIECE = 2**25
 """Bytes of features that one piece of a pass holds."""
 NARROW = 512
@@ -150,6 +154,26 @@ def written(parts: Parts, reads: Reads, judge: Judge | None, folder: Path) -> Ca
     rows = functools.reduce(DataFrame.union, [plain(*part) for part in parts])
     write_plain(rows, rows.columns, folder)
     return Cache(folder, bool(reads.offset))
+
+
+@dataclass
+class Kept:
+    """Written rows that stay in their files for the next settings of a search over the same rows.
+
+    Attributes:
+        caches: by what was done to the rows and which columns were written.
+    """
+
+    folder: Path
+    caches: dict[Any, Cache]
+
+    def once(self, key: Any, write: Callable[[Path], Cache]) -> Cache:
+        """The rows of this key, written if they aren't there; those that were written longest ago make room."""
+        if key not in self.caches:
+            while len(self.caches) >= KEPT:
+                shutil.rmtree(self.caches.pop(next(iter(self.caches))).folder)
+            self.caches[key] = write(Path(mkdtemp(prefix="kept-", dir=self.folder)) / "rows")
+        return self.caches[key]
 
 
 def cannot_read(schema: StructType, reads: Reads, outputs: Sequence[str] = ()) -> str:

@@ -8,6 +8,7 @@ from pyspark.sql import Column, DataFrame, functions as F
 
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.jvm import SparkError
+from sparkdiff.tuning.cached_rows import Kept
 
 Pairs = Sequence[tuple[DataFrame, DataFrame]]
 
@@ -20,6 +21,7 @@ class Folds:
         drawn: whether random numbers decide, so that the rows have to be in memory to be read twice; else they are the caller's.
         held_out: the fold that a row is held out of; -1: of none.
         split: per fold the rows for training and for validation, if they are asked for.
+        kept: where rows that are written stay, if other settings on these rows will follow.
     """
 
     rows: DataFrame
@@ -27,6 +29,7 @@ class Folds:
     count: int
     split: Callable[[], Pairs]
     drawn: bool = True
+    kept: Kept | None = None
 
     @cached_property
     def pairs(self) -> Pairs:

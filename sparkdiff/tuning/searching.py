@@ -26,7 +26,7 @@ def outcomes(task: Task, folds: Folds, parallelism: int, keeps: bool) -> list[Fo
         if folds.drawn:  # as Spark caches a fold's rows; else another plan may draw other numbers for them
             folds.rows.cache()
         try:
-            found = tails.across(task, folds.rows, folds.held_out, folds.count)
+            found = tails.across(task, folds.rows, folds.held_out, folds.count, folds.kept)
         finally:
             if folds.drawn:
                 folds.rows.unpersist()

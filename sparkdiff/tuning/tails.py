@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,8 +18,8 @@ from pyspark.sql.types import NumericType, StructType
 from sparkdiff import jvm
 from sparkdiff.pipeline.names import named
 from sparkdiff.stages.base import columns_of
-from sparkdiff.tuning import cached_rows, solvers
-from sparkdiff.tuning.cached_rows import Cache, Parts, Reads
+from sparkdiff.tuning import cached_rows, solvers, trie
+from sparkdiff.tuning.cached_rows import Cache, Kept, Parts, Reads
 from sparkdiff.tuning.fits import Branch, Task, is_sparks
 from sparkdiff.tuning.judging import Given, judged
 from sparkdiff.tuning.scores import Judge, judge_of
@@ -138,8 +139,15 @@ def _why(kind: str, estimator: Given, setting: Setting) -> str:
 # Solutions ------------------------------------------------------------------------------------------------------------
 
 
-def solve(task: Task, wanted: Mapping[Fit, Asked], fits: Sequence[Fit], parts: Parts, folds: int) -> Results:
-    """All settings of a last stage on the rows that reach it; `fits` are the last ones of the trie that read these."""
+def solve(
+    task: Task, wanted: Mapping[Fit, Asked], fits: Sequence[Fit], parts: Parts, folds: int, kept: Kept | None = None,
+    way: Sequence[Any] = (),
+) -> Results:  # fmt: skip
+    """All settings of a last stage on the rows that reach it; `fits` are the last ones of the trie that read these.
+
+    Args:
+        kept: where the written rows stay for the next settings; way: what was done to them before.
+    """
     kind, judge, schema = kind_of(task), judge_of(task.evaluator), parts[0][0].schema
     assert kind is not None
     out: Results = {}
@@ -158,7 +166,11 @@ def solve(task: Task, wanted: Mapping[Fit, Asked], fits: Sequence[Fit], parts: P
             continue
         own = judge if judge and _column_exists(schema, judge) else None
         with TemporaryDirectory(prefix=".search-", dir=jvm.scratch_folder()) as name:
-            cache = cached_rows.written(parts, reads, own, Path(name) / "rows")
+            if kept is None:
+                cache = cached_rows.written(parts, reads, own, Path(name) / "rows")
+            else:
+                columns = (reads, own and (own.label, own.weight))
+                cache = kept.once((*way, columns), partial(cached_rows.written, parts, reads, own))
             classes = cached_rows.classes_told(schema, reads.label)
             out |= _solved(kind, {fit: wanted[fit] for fit in group}, cache, folds, own, classes)
     return out
@@ -275,18 +287,19 @@ def model_of(stage: Any, fit: Fit, solution: Solution) -> Any:
 FOLD = "sparkdiff_fold"
 
 
-def across(task: Task, rows: DataFrame, fold: Column, folds: int) -> Results:
+def across(task: Task, rows: DataFrame, fold: Column, folds: int, kept: Kept | None = None) -> Results:
     """All settings and folds, where no stage before the last one is fitted: each distinct way to it is written once."""
     wanted, out = asked(task), {}
 
-    def follow(place: Fit, rows: DataFrame) -> None:
+    def follow(place: Fit, rows: DataFrame, way: tuple[Any, ...]) -> None:
         if place.position == len(task.stages) - 2:
-            out.update(solve(task, wanted, place.after, [(rows, F.col(FOLD))], folds))
+            out.update(solve(task, wanted, place.after, [(rows, F.col(FOLD))], folds, kept, way))
             return
         for child in place.after:
-            follow(child, task.stages[child.position].copy(child.params).transform(rows))
+            stage = task.stages[child.position]
+            follow(child, stage.copy(child.params).transform(rows), (*way, stage.uid, trie.key(child.params)))
 
-    follow(task.root, rows.withColumn(FOLD, fold))
+    follow(task.root, rows.withColumn(FOLD, fold), ())
     return out
 
 

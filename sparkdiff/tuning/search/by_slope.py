@@ -38,6 +38,8 @@ def check_method(questions: Questions, settings: Settings, metrics: int) -> None
             raise InputError(
                 f"{method} runs no trials, so {name}={getattr(settings, name)!r} has no meaning: leave it out"
             )
+    if settings.numFolds:
+        raise InputError(f"{method} is judged by fresh rows only: leave numFolds={settings.numFolds} out")
     for question in questions.all:
         if question.when:
             raise InputError(f"{method} chooses no stages inside of alternatives, as {question.name} is")

@@ -21,6 +21,7 @@ from sparkdiff.tuning.search.questions import Questions
 from sparkdiff.tuning.search.settings import FIELDS, OTHERS, Settings
 from sparkdiff.tuning.search.space import PLAIN, Distribution, as_distribution, from_dict
 from sparkdiff.tuning.search.summary import SearchSummary
+from sparkdiff.tuning.search.watching import SearchProgress, watch
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -139,6 +140,15 @@ class Search(Estimator, MLWritable, MLReadable):  # type: ignore[type-arg]
         questions = Questions.of(get("estimator"), get("space"))
         current = get("current") if self.isSet("current") else None
         return Asked.of(questions, _evaluators(get("evaluator")), self.settings(), current)
+
+    @staticmethod
+    def watch(runDir: str) -> SearchProgress:
+        """How far the search in this folder is, while it runs in any process: best so far, time to go.
+
+        Raises:
+            InputError: no search has begun there.
+        """
+        return watch(runDir)
 
     def write(self) -> MLWriter:
         return _SearchWriter(self)

@@ -25,6 +25,7 @@ from sparkdiff.tuning.search.splitting import Split
 
 Losses = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(what the evaluator reads (n,) or (n, k), label (n,), weight (n,)) -> what each row adds to the metric, smaller is better."""
+UNDEFINED = "the metric is undefined on the fresh rows"
 PIECE = 65536
 """Rows that are read at a time."""
 
@@ -59,10 +60,16 @@ def losses_of(evaluator: Any) -> Losses | None:
     if type(evaluator) is MulticlassClassificationEvaluator:
         name, eps = str(evaluator.getMetricName()), evaluator.getEps()
         if name == "logLoss":
-            return lambda s, y, w: -s.gather(1, y.long()[:, None])[:, 0].clamp(eps, 1 - eps).log()
+            return lambda s, y, w: _log_loss(s, y, eps)
         given = {"beta": evaluator.getBeta(), "metricLabel": evaluator.getMetricLabel()}
         return _added(lambda s, y: of_predictions(name, given, int(max(s.max(), y.max())) + 1))
     return None
+
+
+def _log_loss(probability: Tensor, y: Tensor, eps: float) -> Tensor:
+    if probability.ndim != 2 or not 0 <= y.min() <= y.max() < probability.shape[1]:
+        return torch.full_like(y, torch.nan)
+    return -probability.gather(1, y.long()[:, None])[:, 0].clamp(eps, 1 - eps).log()
 
 
 def _added(metric_of: Callable[[Tensor, Tensor], Metric]) -> Losses:
@@ -85,6 +92,11 @@ class Scored:
     unit: Tensor
     time: Tensor
 
+    def losses(self, losses: Losses, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """What some rows add to the metric of both; they alone are the rows of the metric."""
+        one, other = (losses(part[rows], label[rows], self.weight[rows]) for part, label in (self.winner, self.default))
+        return one, other
+
 
 def compare(
     winner: Any, default: Any, fresh: DataFrame, split: Split, evaluator: Any, *, level: float, seed: int
@@ -93,15 +105,15 @@ def compare(
     judge, losses = judge_of(evaluator), losses_of(evaluator)
     why = f"{type(evaluator).__name__} gives no value per row"
     if judge is not None and losses is not None:
-        scored, why = _scored(winner, default, fresh, split, evaluator)
-        if scored is not None:
-            values = [judge.value(part, label, scored.weight) for part, label in (scored.winner, scored.default)]
+        found, why = scored(winner, default, fresh, split, evaluator)
+        if found is not None:
+            values = [judge.value(part, label, found.weight) for part, label in (found.winner, found.default)]
             one, other = (
                 evaluator.evaluate(model.transform(_data(fresh))) if math.isnan(value) else value
                 for value, model in zip(values, (winner, default), strict=True)
             )
-            rows = int((scored.weight > 0).sum())
-            verdict, why = _tested(scored, losses, split, level, seed)
+            rows = int((found.weight > 0).sum())
+            verdict, why = _tested(found, losses, split, level, seed)
             return Comparison(one, other, verdict, why, rows)
     one, other = (evaluator.evaluate(model.transform(_data(fresh))) for model in (winner, default))
     return Comparison(one, other, None, why)
@@ -111,7 +123,7 @@ def _data(fresh: DataFrame) -> DataFrame:
     return fresh.drop(BLOCK, TIME)
 
 
-def _scored(winner: Any, default: Any, fresh: DataFrame, split: Split, evaluator: Any) -> tuple[Scored | None, str]:
+def scored(winner: Any, default: Any, fresh: DataFrame, split: Split, evaluator: Any) -> tuple[Scored | None, str]:
     """Both models' columns on the same rows, written by one job; or why that can't be."""
     judge = judge_of(evaluator)
     assert judge is not None
@@ -157,9 +169,9 @@ def _tested(scored: Scored, losses: Losses, split: Split, level: float, seed: in
     """The guard on the gains of the rows."""
     counts = scored.weight > 0
     weight, block = scored.weight[counts], scored.block[counts]
-    one, other = (losses(part[counts], label[counts], weight) for part, label in (scored.winner, scored.default))
+    one, other = scored.losses(losses, counts)
     if not bool((one.isfinite() & other.isfinite()).all()):
-        return None, "the metric is undefined on the fresh rows"
+        return None, UNDEFINED
     size = int(block.max()) + 1
 
     def sums(x: Tensor) -> Tensor:

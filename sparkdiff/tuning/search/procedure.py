@@ -1,6 +1,6 @@
 """The whole way of a search, once: split, trials, winner, fresh rows, decision."""
 
-import time
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,20 +19,26 @@ from sparkdiff.store.digests import params_of
 from sparkdiff.store.identity import UntoldError
 from sparkdiff.tuning.checks import check_evaluator
 from sparkdiff.tuning.fits import inside
+from sparkdiff.tuning.scores import judge_of
+from sparkdiff.tuning.search import folds
 from sparkdiff.tuning.search.alternatives import chosen
 from sparkdiff.tuning.search.by_slope import by_slope, check_method
-from sparkdiff.tuning.search.judging import compare
+from sparkdiff.tuning.search.judging import Comparison, compare, losses_of
 from sparkdiff.tuning.search.pruning import Pruning, check_pruner, find_resource, pruning_of
 from sparkdiff.tuning.search.questions import Questions
 from sparkdiff.tuning.search.samplers import Plan, check_sampler
 from sparkdiff.tuning.search.settings import Settings
-from sparkdiff.tuning.search.splitting import Divided, Split, check_rows, divided
+from sparkdiff.tuning.search.space import PLAIN
+from sparkdiff.tuning.search.splitting import Divided, Split, check_folds, check_rows, divided, in_folds
 from sparkdiff.tuning.search.study import Study, Trial, opened
 from sparkdiff.tuning.search.summary import SearchSummary, decided
-from sparkdiff.tuning.search.trials import Trials
+from sparkdiff.tuning.search.trials import FAILURES, Trials
+from sparkdiff.tuning.search.watching import progress
 
 BY_NUMBER = ("annealing", "nsga2")
 """Samplers whose trials depend on how many there will be."""
+ELSEWHERE = ("cacheDir", "checkpointDir", "verbosity")
+"""Params of a FineTuner that decide nothing."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,13 @@ class Asked:
             check_evaluator(evaluator)
         if settings.sampler == "grid":
             questions.grid()
+        for stage in inside(questions.estimator).values():
+            if stage.hasParam("runId") and stage.isSet("runId"):
+                raise InputError(
+                    f"runId of {stage.uid} names one training, but each trial is one: clear it, and set runDir of the Search"
+                )
+        if settings.numFolds:
+            _check_folds(settings, evaluators[0], current)
         return Asked(questions, tuple(evaluators), settings, current)
 
     @property
@@ -75,7 +88,17 @@ class Asked:
     def request(self, dataset: DataFrame) -> dict[str, Any]:
         """Everything that decides the trials, by name."""
         s = self.settings
-        names = ["sampler", "pruner", "resource", "validationFraction", "testFraction", "groupCol", "timeCol", "seed"]
+        names = [
+            "sampler",
+            "pruner",
+            "resource",
+            "numFolds",
+            "validationFraction",
+            "testFraction",
+            "groupCol",
+            "timeCol",
+            "seed",
+        ]
         names += ["numTrials"] * (s.sampler in BY_NUMBER or s.pruner is not None)
         return {
             **{name: getattr(s, name) for name in names},
@@ -86,11 +109,26 @@ class Asked:
         }
 
 
+def _check_folds(settings: Settings, evaluator: Any, current: Any) -> None:
+    if current is not None:
+        raise InputError(
+            f"numFolds={settings.numFolds} fits the model that the winner is compared with anew in each fold, but `current` is "
+            "fitted and may have seen the rows: leave one of them out"
+        )
+    if judge_of(evaluator) is None or losses_of(evaluator) is None:
+        raise InputError(
+            f"numFolds={settings.numFolds} needs a metric with a value per row, which {type(evaluator).__name__} lacks here: "
+            "use an evaluator of pyspark.ml.evaluation, or testFraction"
+        )
+
+
 def _described(stage: Any) -> str:
     try:
         return params_of(stage)
     except UntoldError:  # of a class that isn't Spark's, or of one that holds such a stage
-        return type(stage).__name__
+        told = {p.name: stage.getOrDefault(p) for p in stage.params if stage.isSet(p) and p.name not in ELSEWHERE}
+        plain_ = {name: value for name, value in sorted(told.items()) if isinstance(value, (*PLAIN, list, dict))}
+        return f"{type(stage).__name__} {json.dumps(plain_, default=lambda value: type(value).__name__)}"
 
 
 @dataclass(frozen=True)
@@ -122,105 +160,171 @@ def searched(asked: Asked, dataset: DataFrame, phases: Phases) -> Outcome:
 def _in_folder(asked: Asked, dataset: DataFrame, phases: Phases, folder: Path | None) -> Outcome:
     s = asked.settings
     split = Split(s.validationFraction, s.testFraction, s.groupCol, s.timeCol, s.seed)
+    if s.numFolds:
+        return _in_folds(asked, dataset, phases, folder, split)
     rows = divided(dataset, split)
     rows.rows.cache()
-    trials = Trials(asked.questions, rows, asked.evaluators, s.parallelism)
     try:
         with phases.phase("split") as phase:
             counts = check_rows(rows, split, asked.evaluators)
             phase(", ".join(f"{n:,} {name}" for name, n in counts.items()) + " rows")
+        train, fresh = rows.part("train"), rows.fresh()
+        with phases.phase("default"):
+            default = plain(asked.current) if asked.current is not None else _default(asked, train)
         if s.method == "hypergradient":
             with phases.phase("penalties"):
-                trial, winner = by_slope(asked.questions, rows, asked.evaluators)
+                best, winner = by_slope(asked.questions, rows, asked.evaluators)
+            known, front = [best], [best.number]
+        else:
+            study = studied(asked, rows, phases, folder, counts["train"])
+            best = best_of(study)
             with phases.phase("winner"):
-                return _decided(asked, [trial], trial, winner, [0], rows, split, counts)
-        total = len(asked.questions.grid()) if s.sampler == "grid" else s.numTrials
-        plan = Plan(s.sampler, asked.questions, s.seed, total, s.parallelism, trials.chunk(), asked.larger)
-        pruning = pruning_of(asked, trials, plan) if s.pruner else None
-        if pruning is not None:
-            plan = replace(plan, sizes=tuple(bracket.size for bracket in pruning.brackets))
-        study = Study(plan, folder)
-        with phases.phase("trials") as phase:
-            run(study, trials, s.maxSeconds, phase, asked.names[0], pruning)
-        trials.release()
-        with phases.phase("winner"):
-            best = _best(study)
-            estimator, params = asked.questions.setting(best.answers)
-            winner = plain(estimator.fit(rows.part("train"), params))
-            front = [t.number for t in study.front()]
-            return _decided(asked, study.trials(), best, winner, front, rows, split, counts)
+                winner = _fitted(asked, best, train)
+            known, front = study.trials(), [t.number for t in study.front()]
+        with phases.phase("fresh rows"):
+            compared = compare(winner, default, fresh, split, asked.evaluators[0], level=s.guard, seed=s.seed)
+        kept = default if asked.current is None else asked.current
+        return Outcome(*_told(asked, known, best, compared, counts, winner, kept), front)
     finally:
-        trials.release()
         rows.rows.unpersist()
         memory.trim()
 
 
-def run(study: Study, trials: Any, limit: float | None, phase: Phase, metric: str, pruning: Pruning | None) -> None:
+def _in_folds(asked: Asked, dataset: DataFrame, phases: Phases, folder: Path | None, split: Split) -> Outcome:
+    """The whole search once per fold, and once on all rows: out-of-fold rows decide, all rows fit what ships."""
+    s = asked.settings
+    parts = folds.Parts(in_folds(dataset, split, s.numFolds), tuple(dataset.columns))
+    parts.rows.cache()
+    try:
+        with phases.phase("split") as phase:
+            counts = check_folds(parts.rows, split, asked.evaluators, s.numFolds)
+            phase(f"{counts['test']:,} rows in {s.numFolds} folds")
+        found: list[folds.Fold] = []
+        trained = counts["train"] * (s.numFolds - 1) // s.numFolds
+        for fold in range(s.numFolds):
+            rows = parts.fitted(fold)
+            with phases.phase("default"):
+                default = _default(asked, rows)
+            study = studied(asked, parts.outside(fold), phases, folds.folder_of(folder, fold), trained)
+            with phases.phase("winner"):
+                winner = _fitted(asked, best_of(study), rows)
+                one = folds.judged(fold, winner, default, parts, split, asked.evaluators[0])
+            if isinstance(one, str):
+                raise InputError(f"numFolds={s.numFolds}: {one} (fold {fold})")
+            found.append(one)
+        compared = folds.decided(found, split, level=s.guard, seed=s.seed)
+        study = studied(asked, parts.outside(None), phases, folder, counts["train"])
+        best = best_of(study)
+        with phases.phase("winner"):
+            accepted = compared.verdict is not None and compared.verdict.accepted
+            model = _fitted(asked, best if accepted else None, parts.fitted(None))
+        front = [t.number for t in study.front()]
+        return Outcome(*_told(asked, study.trials(), best, compared, counts, model, model), front)
+    finally:
+        parts.rows.unpersist()
+        memory.trim()
+
+
+def studied(asked: Asked, rows: Divided, phases: Phases, folder: Path | None, trained: int) -> Study:
+    """The trials on some rows.
+
+    Args:
+        trained: how many of them fit the trials.
+    """
+    s = asked.settings
+    trials = Trials(asked.questions, rows, asked.evaluators, s.parallelism)
+    total = len(asked.questions.grid()) if s.sampler == "grid" else s.numTrials
+    plan = Plan(s.sampler, asked.questions, s.seed, total, s.parallelism, trials.chunk(), asked.larger)
+    pruning = pruning_of(asked, trials, plan, trained) if s.pruner else None
+    if pruning is not None:
+        plan = replace(plan, sizes=tuple(bracket.size for bracket in pruning.brackets))
+    study = Study(plan, folder)
+    try:
+        with phases.phase("trials") as phase:
+            run(study, trials, s.maxSeconds, phase, pruning)
+    finally:
+        trials.release()
+    return study
+
+
+def run(study: Study, trials: Any, limit: float | None, phase: Phase, pruning: Pruning | None) -> None:
     """Ask, evaluate and tell, batch by batch, until all trials are done or the time is over."""
-    start, done, number = time.perf_counter(), 0, 0
-    while batch := study.next():
-        if limit is not None and sum(t.seconds for t in study.trials()) >= limit:
+    while limit is None or sum(t.seconds for t in study.trials()) < limit:
+        batch = study.next()
+        if not batch:
             return
         if pruning is None:
             left = [t for t in batch if t.state == "running"]
             found = trials.evaluate(left)
         else:
-            number = next(i for i, first in enumerate(pruning.firsts) if first == batch[0].number)
+            number = pruning.firsts.index(batch[0].number)
             left, found = batch, pruning.evaluated(number, batch, study, trials.evaluate)
         for trial, result in zip(left, found, strict=True):
             if trial.state == "running":
                 study.tell(trial.number, result)
-                done += 1
-        phase.now(progress(study.trials(), study.plan, metric, (time.perf_counter() - start) / max(done, 1)))
+        phase.now(str(progress(study.trials(), study.plan.total, study.plan.larger[0])))
 
 
-def progress(known: Sequence[Trial], plan: Plan, metric: str, each: float) -> str:
-    """How far a study is: trials, best so far, time to go."""
-    finished = [t for t in known if t.state != "running"]
-    complete = [t.values[0] for t in finished if t.state == "complete"]
-    best = f", best {metric} {(max if plan.larger[0] else min)(complete):.5g}" if complete else ""
-    left = max(plan.total - len(finished), 0) * each
-    return f"{len(finished)} of {plan.total} trials{best}" + (f", {left:.0f} s to go" if left else "")
+def best_of(study: Study) -> Trial:
+    """The winner among the trials.
 
-
-def _best(study: Study) -> Trial:
-    known, best = study.trials(), study.best()
+    Raises:
+        InputError: none has a metric; says why.
+    """
+    best, known = study.best(), study.trials()
     if best is None:
-        failed = [t for t in known if t.state == "failed"]
+        why = next((f"; the first one: {t.why}" for t in known if t.why), "")
         raise InputError(
-            f"none of {len(known)} trials has a metric; the first one: {failed[0].why}" if failed else "no trial was run: "
-            "maxSeconds was over before"
-        )  # fmt: skip
+            f"none of {len(known)} trials has a metric{why}"
+            if known
+            else "no trial was run: maxSeconds was over before"
+        )
     return best
 
 
-def _decided(
-    asked: Asked, known: Sequence[Trial], best: Trial, winner: Any, front: list[int], rows: Divided, split: Split,
-    counts: dict[str, int],
-) -> Outcome:  # fmt: skip
-    """The winner and the model that it would replace, fitted to the training rows and compared on fresh ones."""
-    s, train, evaluator = asked.settings, rows.part("train"), asked.evaluators[0]
-    against = "default" if asked.current is None else "current"
-    other = (
-        plain(asked.current) if asked.current is not None else plain(chosen(asked.questions.estimator, {}).fit(train))
+def _default(asked: Asked, rows: DataFrame) -> Any:
+    """What Spark fits with the default settings, before any trial.
+
+    Raises:
+        InputError: Spark refuses them; says why.
+    """
+    try:
+        return _fitted(asked, None, rows)
+    except FAILURES as e:
+        raise InputError(
+            f"the estimator as it is, which the winner is compared with, can't be fitted ({jvm.cause(e)}): set on its stages "
+            "what only the space sets, or pass a fitted model as `current`"
+        ) from e
+
+
+def _fitted(asked: Asked, trial: Trial | None, rows: DataFrame) -> Any:
+    """What Spark fits with a trial's settings; None: with the default ones."""
+    estimator, params = (
+        (chosen(asked.questions.estimator, {}), {}) if trial is None else asked.questions.setting(trial.answers)
     )
-    compared = compare(winner, other, rows.fresh(), split, evaluator, level=s.guard, seed=s.seed)
+    return plain(estimator.fit(rows, params))
+
+
+def _told(
+    asked: Asked, known: Sequence[Trial], best: Trial, compared: Comparison, counts: dict[str, int], winner: Any, other: Any
+) -> tuple[Any, SearchSummary, list[dict[str, Any]]]:  # fmt: skip
+    """What ships, and what is told of it."""
+    s, against = asked.settings, "default" if asked.current is None else "current"
     better, reason, figures = decided(
-        compared, metric=asked.names[0], larger=asked.larger[0], against=against, level=s.guard
-    )
-    kept = f"kept {against}"
+        compared, metric=asked.names[0], larger=asked.larger[0], against=against, level=s.guard,
+        rows="out-of-fold" if s.numFolds else "fresh",
+    )  # fmt: skip
     warnings = list(compared.verdict.warnings) if compared.verdict else []
     summary = SearchSummary(
-        decision="winner" if better else kept, reason=reason, metric=asked.names[0],
+        decision="winner" if better else f"kept {against}", reason=reason, metric=asked.names[0],
         metricDirection="larger" if asked.larger[0] else "smaller", validation=best.values[0],
         fresh={"winner": compared.winner, "default": compared.default}, optimism=best.values[0] - compared.winner,
         settings=best.answers, number=best.number, trials=len(known), failed=sum(t.state == "failed" for t in known),
-        pruned=sum(t.state == "pruned" for t in known), rows=counts,
+        pruned=sum(t.state == "pruned" for t in known), rows=counts, folds=s.numFolds,
         sampler=s.sampler if s.method == "trials" else s.method, pruner=s.pruner,
         seconds=sum(t.seconds for t in known), warnings=warnings, **figures,
     )  # fmt: skip
-    model = winner if better else (asked.current if asked.current is not None else other)
-    return Outcome(model, summary, records(known, asked), front)
+    return winner if better else other, summary, records(known, asked)
 
 
 def records(known: Sequence[Trial], asked: Asked) -> list[dict[str, Any]]:

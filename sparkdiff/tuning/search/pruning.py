@@ -117,12 +117,20 @@ class Pruning:
         return out
 
 
-def pruning_of(asked: Any, trials: Any, plan: Plan) -> Pruning:
-    """How the trials of a search are pruned; tells `trials` of which resource."""
+FEWEST = 200
+"""Training rows that a trial has at least."""
+
+
+def pruning_of(asked: Any, trials: Any, plan: Plan, trained: int) -> Pruning:
+    """How the trials of a search are pruned; tells `trials` of which resource.
+
+    Args:
+        trained: number of training rows.
+    """
     s, param = asked.settings, find_resource(asked.questions, asked.settings.resource)
     trials.resource = param
     if param is None:
-        resources = rungs.rungs(1.0, rungs.LEAST, integer=False)
+        resources = rungs.rungs(1.0, max(rungs.LEAST, min(FEWEST / max(trained, 1), 1.0)), integer=False)
     else:
         whole = _last(asked.questions.estimator).getOrDefault(param.name)
         resources = rungs.rungs(whole, max(whole * rungs.LEAST, 1.0), integer=True)

@@ -8,7 +8,7 @@ from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.tuning.checks import check_value
 from sparkdiff.tuning.fits import inside, is_sparks
 from sparkdiff.tuning.search.alternatives import Alternatives, chosen, outputs, places
-from sparkdiff.tuning.search.space import Choice, Distribution, as_distribution
+from sparkdiff.tuning.search.space import MOST, Choice, Distribution, as_distribution
 
 Answers = dict[str, Any]
 """By name a value: of a Param, or the name of a stage."""
@@ -103,6 +103,10 @@ class Questions:
                 for answers in grids
                 for value in (values if question.asked(answers) else [None])
             ]
+            if len(grids) > MOST:
+                raise InputError(
+                    f"sampler='grid' would try more than {MOST:,} settings: use another sampler, or fewer values"
+                )
         return grids
 
     def setting(self, answers: Mapping[str, Any]) -> tuple[Any, dict[Any, Any]]:

@@ -20,8 +20,9 @@ class Settings:
     pruner: str | None = option(None, "which trials end early: none if unset, or median, halving, hyperband, bohb (Hyperband with TPE)", kind=str, choices=PRUNERS)
     resource: str = option("auto", "what a pruned trial has less of: rows, or a Param of the last stage, such as maxIter; auto takes epochs or trees where the last stage has them, else rows")
     numTrials: int = option(30, "number of trials; a grid is always searched as a whole", low=1)
-    maxSeconds: float | None = option(None, "seconds of trials after which no other batch begins, those before a kill included; if unset, no limit", kind=float, low=0, openLow=True)
+    maxSeconds: float | None = option(None, "seconds of trials after which no other batch begins, those before a kill included; with numFolds for each fold; if unset, no limit", kind=float, low=0, openLow=True)
     validationFraction: float = option(0.2, "share of the rows that chooses among trials", low=0, high=1, openLow=True, openHigh=True)
+    numFolds: int = option(0, "number of folds in which the whole search is repeated, so that all rows decide; 0 keeps testFraction of the rows fresh instead", low=0, high=100)
     testFraction: float = option(0.2, "share of the rows that no trial sees, on which the winner is compared with the default", low=0, high=1, openLow=True, openHigh=True)
     groupCol: str | None = option(None, "group column: all rows of a group are in the same part, and the winner is tested by group", kind=str)
     timeCol: str | None = option(None, "time column: the latest rows are the fresh ones, those before them choose among trials", kind=str)
@@ -52,6 +53,12 @@ class Settings:
             problems.append(f"groupCol={values['groupCol']!r} and timeCol={values['timeCol']!r} exclude each other")
         if not problems:
             found = Settings(**values)
+            if found.numFolds == 1:
+                problems.append("numFolds=1 holds no rows out: use 2 or more, or 0 for one split")
+            if found.numFolds and found.timeCol:
+                problems.append(
+                    f"numFolds={found.numFolds} and timeCol={found.timeCol!r} exclude each other: folds know no time"
+                )
             if found.validationFraction + found.testFraction >= 1:
                 problems.append(
                     f"validationFraction={found.validationFraction:g} and testFraction={found.testFraction:g} leave no rows "

@@ -10,6 +10,8 @@ from sparkdiff.options import is_number
 
 PLAIN = (bool, int, float, str, type(None))
 """Types of values that every study can hold as they are."""
+MOST = 10_000
+"""Values, or settings of a grid, that are ever listed."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,8 @@ class Integer(Distribution):
     def ends(self) -> list[Any]:
         return [self.low, self.high]
 
-    def listed(self) -> list[Any]:
-        return [*range(self.low, self.high + 1)]
+    def listed(self) -> list[Any] | None:
+        return [*range(self.low, self.high + 1)] if self.high - self.low < MOST else None
 
     def __str__(self) -> str:
         return f"integer({self.low}, {self.high}{', log=True' if self.log else ''})"

@@ -62,7 +62,7 @@ class Divided:
         return self.rows.where(F.col(SPLIT) == TEST).drop(SPLIT)
 
 
-TEST = "test"
+TEST, FOLD = "test", "__sparkdiff_fold"
 
 
 def divided(df: DataFrame, split: Split) -> Divided:
@@ -80,6 +80,59 @@ def divided(df: DataFrame, split: Split) -> Divided:
     rest = first.where(~held).drop(SPLIT, BLOCK, TIME)
     (second,) = with_splits([Source(rest)], chooses)
     return Divided(second.unionByName(test), tuple(df.columns))
+
+
+def in_folds(df: DataFrame, split: Split, folds: int) -> DataFrame:
+    """Rows with SPLIT (train or validation), BLOCK and FOLD; a block is in one fold as a whole.
+
+    Raises:
+        InputError: a column is missing or has a wrong type.
+    """
+    chooses = split.options(split.validation, "rows that choose")
+    check_columns(df, chooses)
+    (dealt,) = with_splits([Source(df)], chooses)
+    block = F.pmod(F.col(BLOCK), F.lit(MAX_BLOCKS))
+    return dealt.withColumn(FOLD, F.pmod(F.xxhash64(block, F.lit("fold")), F.lit(folds)).cast("double"))
+
+
+def check_folds(rows: DataFrame, split: Split, evaluators: Sequence[Any], folds: int) -> dict[str, int]:
+    """Count the rows of all folds by one job, before the first fit.
+
+    Raises:
+        InputError: a fold has no rows, a group is missing, or a class is where a model is fitted or judged.
+    """
+    label = _label(rows, evaluators)
+    keys = [F.col(FOLD).alias("fold"), F.col(SPLIT).alias("split")]
+    keys += [named(label).cast("double").alias("label")] if label else []
+    missing = F.sum(F.col(BLOCK).isNull().cast("int")).alias("missing")
+    try:
+        counts = (
+            rows.groupBy(*keys).agg(F.count(F.lit(1)).alias("rows"), missing).limit(2 * folds * MOST_CLASSES).collect()
+        )
+    except jvm.SparkError as e:
+        raise InputError(f"Spark failed while reading the rows: {jvm.cause(e)}") from e
+    if any(row["missing"] or row["fold"] is None for row in counts):
+        raise InputError(
+            f"groupCol={split.groupCol!r} holds nulls, so it can't be told to which group these rows belong"
+        )
+    if absent := {*range(folds)} - {int(row["fold"]) for row in counts}:
+        raise InputError(f"fold {min(absent)} of {folds} has no rows: use a smaller numFolds")
+    for part in ("train", "validation"):
+        if not any(row["split"] == part for row in counts):
+            raise InputError(f"0 rows are in the {part} part: validationFraction={split.validation:g}")
+    if label and len(counts) < 2 * folds * MOST_CLASSES:
+        for fold in range(folds):
+            inner = {
+                p: {r["label"] for r in counts if r["split"] == p and r["fold"] != fold}
+                for p in ("train", "validation")
+            }
+            _check_classes(
+                label, {**inner, f"held-out (fold {fold})": {r["label"] for r in counts if r["fold"] == fold}}
+            )
+    if split.groupCol:
+        _check_units(rows, split, "the data")
+    totals = {p: sum(r["rows"] for r in counts if r["split"] == p) for p in ("train", "validation")}
+    return {**totals, TEST: sum(totals.values())}
 
 
 def check_rows(rows: Divided, split: Split, evaluators: Sequence[Any]) -> dict[str, int]:
@@ -118,7 +171,20 @@ def check_rows(rows: Divided, split: Split, evaluators: Sequence[Any]) -> dict[s
             raise InputError(f"{total} rows are in the {name} part, and at least {least} are needed{shares[name]}")
     if label and len(counts) < 3 * MOST_CLASSES:
         _check_classes(label, {s: {r["label"] for r in counts if r[0] == s} for s in totals})
+    if split.groupCol or split.timeCol:
+        _check_units(rows.rows.where(F.col(SPLIT) == TEST), split, f"the {TEST} part", shares[TEST])
     return totals
+
+
+def _check_units(rows: DataFrame, split: Split, where: str, share: str = "") -> None:
+    units = rows.select(BLOCK).distinct().count()
+    if units < MIN_UNITS:
+        what = (
+            f"values of groupCol={split.groupCol!r}"
+            if split.groupCol
+            else f"distinct times of timeCol={split.timeCol!r}"
+        )
+        raise InputError(f"{where} has {units} {what}, and at least {MIN_UNITS} are needed{share}")
 
 
 def _label(df: DataFrame, evaluators: Sequence[Any]) -> str | None:

@@ -21,6 +21,7 @@ try:
 except ImportError:  # the extra `search`
     pass
 
+NAME, TOTAL = "search", "trials"
 JOURNAL, REQUEST = "study.journal", "search.json"
 STEPS = 1000
 """Optuna counts steps; a resource may be a share."""
@@ -68,9 +69,10 @@ class Study:
         self.asked: dict[int, Any] = {}
         with quiet():
             self.study = optuna.create_study(
-                storage=None if folder is None else journal(folder), study_name="search", load_if_exists=True,
+                storage=None if folder is None else journal(folder), study_name=NAME, load_if_exists=True,
                 directions=["maximize" if larger else "minimize" for larger in plan.larger],
             )  # fmt: skip
+        self.study.set_user_attr(TOTAL, plan.total)
 
     def next(self) -> list[Trial]:
         """The trials of the next batch that isn't done, in order of their numbers, finished ones too; none where all are done.
@@ -185,6 +187,25 @@ def journal(folder: Path) -> Any:
             content = file.read()
             file.truncate(content.rfind(b"\n") + 1)
     return JournalStorage(JournalFileBackend(str(path)))
+
+
+def stored(folder: Path) -> tuple[list[Trial], int, bool]:
+    """The trials of a study in a folder, how many there will be, and whether larger is better. Writes nothing.
+
+    Raises:
+        InputError: there is none.
+    """
+    path = folder / JOURNAL
+    if not path.exists():
+        raise InputError(f"{folder} has no {JOURNAL}: no search has begun there")
+    with quiet():
+        try:
+            study = optuna.load_study(study_name=NAME, storage=JournalStorage(JournalFileBackend(str(path))))
+        except KeyError as e:
+            raise InputError(f"{path} has no search yet") from e
+        larger = study.directions[0] == optuna.study.StudyDirection.MAXIMIZE
+        known = [_trial(t) for t in study.get_trials(deepcopy=False)]
+    return known, study.user_attrs.get(TOTAL, len(known)), larger
 
 
 @contextlib.contextmanager

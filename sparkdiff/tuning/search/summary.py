@@ -28,7 +28,8 @@ class SearchSummary:
         gainInterval: [low, high], 95%, of that. None in it: unbounded.
         settings: what the winner's trial decided, by name; number: of that trial.
         trials, failed, pruned: how many there were, and of these how many failed or were pruned.
-        rows: {"train", "validation", "test"}.
+        rows: {"train", "validation", "test"}; with folds "test" are all rows, each in its turn.
+        folds: in how many the search was repeated, so that out-of-fold rows decided and `fresh` is their mean; 0: none.
         sampler, pruner: how settings were chosen.
         seconds: of all trials.
         warnings: reasons to doubt the figures.
@@ -54,6 +55,7 @@ class SearchSummary:
     failed: int
     pruned: int
     rows: dict[str, int]
+    folds: int
     sampler: str
     pruner: str | None
     seconds: float
@@ -65,10 +67,11 @@ class SearchSummary:
     def __str__(self) -> str:
         told = ", ".join(f"{name}={_short(value)}" for name, value in self.settings.items())
         other = "current" if self.decision == "kept current" else "default"
+        fresh = "out-of-fold" if self.folds else "fresh"
         lines = [
             f"{self.decision}: {self.reason}",
             f"  {self.metric} ({self.metricDirection} is better)   winner  {other}",
-            f"  {self.rows['test']:,} fresh rows   {self.fresh['winner']:.6g}  {self.fresh['default']:.6g}",
+            f"  {self.rows['test']:,} {fresh} rows   {self.fresh['winner']:.6g}  {self.fresh['default']:.6g}",
             f"  {self.rows['validation']:,} validation rows   {self.validation:.6g} (optimism {self.optimism:+.3g})",
             f"  winner: trial {self.number} of {self.trials} by {self.sampler}: {told}",
         ]
@@ -80,12 +83,13 @@ def _short(value: Any) -> str:
 
 
 def decided(
-    compared: Comparison, *, metric: str, larger: bool, against: str, level: float
+    compared: Comparison, *, metric: str, larger: bool, against: str, level: float, rows: str = "fresh"
 ) -> tuple[bool, str, dict[str, Any]]:
     """Whether the winner is better, the reason in a sentence, and the figures of the test.
 
     Args:
         against: "default" or "current".
+        rows: "fresh" or "out-of-fold".
     """
     one, other, verdict = compared.winner, compared.default, compared.verdict
     figures = f"{metric} {one:.6g} against {other:.6g} of the {against} model"
@@ -94,18 +98,20 @@ def decided(
         says = "is better" if better else "is not better"
         why = f"not tested, because {compared.untested}: on the fresh rows alone the winner {says} ({figures})"
         return better, why, {"tested": False, "p": None, "level": None, "gain": None, "gainInterval": None}
-    return verdict.accepted, _reason(verdict, figures, level), _figures(verdict, other)
+    return verdict.accepted, _reason(verdict, figures, level, rows), _figures(verdict, other)
 
 
-def _reason(verdict: Verdict, figures: str, level: float) -> str:
+def _reason(verdict: Verdict, figures: str, level: float, rows: str) -> str:
     needed = f"{p_value(verdict.p, verdict.level / 10)}, needed < {verdict.level:.3g}"
     if verdict.best < 0:
-        return f"on the fresh rows the winner is not better ({figures})"
+        return f"on the {rows} rows the winner is not better ({figures})"
     if not verdict.accepted:
-        return f"on the fresh rows the winner's gain is within what chance explains ({figures}; {needed})"
+        return f"on the {rows} rows the winner's gain is within what chance explains ({figures}; {needed})"
     if level >= 1:
-        return f"the winner's gain on the fresh rows is accepted without a test, because guard is {level:g} ({figures})"
-    return f"on the fresh rows the winner is better than chance explains ({figures}; {needed})"
+        return (
+            f"the winner's gain on the {rows} rows is accepted without a test, because guard is {level:g} ({figures})"
+        )
+    return f"on the {rows} rows the winner is better than chance explains ({figures}; {needed})"
 
 
 def _figures(verdict: Verdict, other: float) -> dict[str, Any]:

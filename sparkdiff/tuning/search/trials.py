@@ -5,6 +5,8 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from pyspark.ml import Pipeline
@@ -14,6 +16,7 @@ from pyspark.sql import DataFrame, functions as F
 from sparkdiff import jvm
 from sparkdiff.data.splits import row_hash
 from sparkdiff.errors import SparkdiffError
+from sparkdiff.tuning.cached_rows import Kept
 from sparkdiff.tuning.fits import Task, inside, leaves_of
 from sparkdiff.tuning.folds import Folds
 from sparkdiff.tuning.search.alternatives import Alternatives, chosen
@@ -126,7 +129,12 @@ class Trials:
             model = shared.fit(train)
             train, validation = model.transform(train).cache(), model.transform(validation).cache()
             self.held += [train, validation]
-        return _one_fold(train, validation)
+        return _one_fold(train, validation, Kept(Path(self.scratch.name), {}))
+
+    @cached_property
+    def scratch(self) -> TemporaryDirectory[str]:
+        """Where rows of linear last stages stay written while trials go on."""
+        return TemporaryDirectory(prefix=".search-", dir=jvm.scratch_folder())
 
     def _share(self, share: float) -> Folds:
         """The same with a share of the training rows, by a hash: a larger share has all rows of a smaller one."""
@@ -138,6 +146,7 @@ class Trials:
         """Give memory back."""
         for rows in self.held:
             rows.unpersist()
+        self.scratch.cleanup()
 
     def chunk(self) -> int:
         """How many trials that learn nothing from each other are evaluated at a time."""
@@ -145,9 +154,9 @@ class Trials:
         return max(FEW if why_not_at_once(task) else TOGETHER, self.parallelism)
 
 
-def _one_fold(train: DataFrame, validation: DataFrame) -> Folds:
+def _one_fold(train: DataFrame, validation: DataFrame, kept: Kept | None = None) -> Folds:
     both = train.withColumn(HELD, F.lit(-1)).unionByName(validation.withColumn(HELD, F.lit(0)))
-    return Folds(both, F.col(HELD), 1, lambda: [(train, validation)], drawn=False)
+    return Folds(both, F.col(HELD), 1, lambda: [(train, validation)], drawn=False, kept=kept)
 
 
 def _found(metric: Any, seconds: float) -> Found:

@@ -13,6 +13,8 @@ from sparkdiff.tuning.search.rungs import Bracket, brackets, run, rungs, warning
 from sparkdiff.tuning.search.samplers import Plan
 from sparkdiff.tuning.search.study import Found, Study, Trial, opened
 
+pytestmark = pytest.mark.once  # no stack decides which settings are tried
+
 
 def test_resources_grow_by_the_same_factor_up_to_the_whole() -> None:
     assert rungs(1.0, 1 / 27, integer=False) == pytest.approx((1 / 27, 1 / 9, 1 / 3, 1.0))

@@ -14,6 +14,9 @@ from sparkdiff import InputError, choice, integer, loguniform, uniform
 from sparkdiff.tuning.search.questions import Question, Questions
 from sparkdiff.tuning.search.samplers import NAMES, Plan, check_sampler
 from sparkdiff.tuning.search.study import Found, Study, opened
+from sparkdiff.tuning.search.watching import watch
+
+pytestmark = pytest.mark.once  # no stack decides which settings are tried
 
 QUESTIONS = Questions(
     None,
@@ -162,6 +165,22 @@ def test_a_killed_study_goes_on_as_if_it_had_never_stopped(name: str, killed: Pa
         assert told(study) == told(undisturbed)
     with opened(folder, REQUEST):
         assert told(Study(plan(name, total=24, parallelism=3), folder)) == told(undisturbed)
+
+
+def test_a_study_can_be_watched_while_it_runs(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(InputError, match="is no folder of this machine"):
+        watch(folder)
+    with opened(folder, REQUEST):
+        with pytest.raises(InputError, match=r"has no study.journal: no search has begun there"):
+            watch(folder)
+        study = Study(plan("tpe", total=24), folder)
+        assert str(watch(str(folder))) == "0 of 24 trials"
+        finish(study, 5)
+        seen, best = watch(folder), study.best()
+        assert best is not None
+        assert (seen.finished, seen.running, seen.best, seen.number) == (5, 5, best.values[0], best.number)
+        assert seen.secondsLeft == pytest.approx(19 * 0.5) and "5 of 24 trials, best" in str(seen)
 
 
 def test_a_folder_of_another_search_is_refused(tmp_path: Path) -> None:

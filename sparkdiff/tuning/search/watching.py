@@ -1,0 +1,65 @@
+"""How far a search is, read from its folder by anyone while it runs: the best so far, and the time to go."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sparkdiff.errors import InputError
+from sparkdiff.machine import paths
+from sparkdiff.tuning.search.study import Trial, best_of, stored
+
+
+@dataclass(frozen=True)
+class SearchProgress:
+    """How far a search is; as text by `str` and `print`.
+
+    Attributes:
+        total, finished, failed, pruned, running: numbers of trials; `finished` has those that failed or were pruned, too.
+        best: the best value of the first metric so far, and number and settings of its trial; None before the first.
+        secondsLeft: at the pace so far; None before the first trial is done.
+    """
+
+    __module__ = "sparkdiff"
+
+    total: int
+    finished: int
+    failed: int
+    pruned: int
+    running: int
+    best: float | None
+    number: int | None
+    settings: dict[str, Any] | None
+    secondsLeft: float | None
+
+    def toDict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        best = "" if self.best is None else f", best {self.best:.6g} of trial {self.number}: {self.settings}"
+        left = "" if not self.secondsLeft else f", about {self.secondsLeft:.0f} s to go"
+        return f"{self.finished} of {self.total} trials{best}{left}"
+
+
+def progress(known: Sequence[Trial], total: int, larger: bool) -> SearchProgress:
+    """How far trials are."""
+    states = [t.state for t in known]
+    finished, best = sum(s != "running" for s in states), best_of(known, larger)
+    spent = sum(t.seconds for t in known)
+    return SearchProgress(
+        total, finished, states.count("failed"), states.count("pruned"), states.count("running"),
+        best.values[0] if best else None, best.number if best else None, best.answers if best else None,
+        spent / finished * max(total - finished, 0) if finished else None,
+    )  # fmt: skip
+
+
+def watch(runDir: str | Path) -> SearchProgress:
+    """How far the search in a folder is. It may run meanwhile, in any process.
+
+    Raises:
+        InputError: no search has begun there.
+    """
+    path = paths.local(str(runDir))
+    if path is None or not path.is_dir():
+        raise InputError(f"runDir={str(runDir)!r} is no folder of this machine")
+    return progress(*stored(path))
