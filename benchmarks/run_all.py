@@ -45,6 +45,7 @@ BENCHMARKS = (
     Benchmark("gpu", "gpu", needs=("sklearn",), gpu=True),
     Benchmark("sparse", "sparse", needs=("scipy", "sklearn")),
     Benchmark("search", "search"),
+    Benchmark("samplers", "samplers", needs=("optuna", "flaml")),
     Benchmark("hypergradients", "hypergradients"),
     Benchmark("poster_table", "poster_table"),
     Benchmark("tree_gains", "tree_gains", needs=("lightgbm", "sklearn")),

@@ -1,0 +1,388 @@
+"""How many trials, and how many seconds of CPU, does each sampler need? And how do Optuna and FLAML do on their own?
+
+Two shipped tables: digits (scaler or none, principal components, softmax with elastic net) and bike sharing (number of
+intervals of three numbers, principal components, generalised regression over family, link and penalty). Per sampler and seed a
+`sparkdiff.Search`; a trial's goal is 95% of the way from the default settings to the best validation value of any trial of any
+sampler. Prints the median trial that reaches it.
+
+`optuna` and `flaml` are what one would write without sparkdiff: Optuna's TPE and FLAML's CFO over the same space, rows and
+metric, each trial a `Pipeline.fit` and an `evaluate` of Spark's own, until they have used the CPU seconds that `tpe` took.
+`trees` compares Hyperband over boosted trees with the whole grid. All CPU seconds are those of this process and its JVM.
+
+Each cell's result is kept in --cells, so that a run that is stopped goes on there. FLAML must be on the path (pip install flaml).
+
+    SPARK_CONF_DIR=conf OMP_NUM_THREADS=1 python benchmarks/samplers.py --cells samplers.jsonl --out samplers.json
+"""
+
+import dataclasses
+import json
+import math
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+from common import CONFIG, exit_code, markdown, parse, parser, write
+from pyspark.ml import Pipeline
+from pyspark.ml.classification import LogisticRegression
+from pyspark.ml.evaluation import MulticlassClassificationEvaluator, RegressionEvaluator
+from pyspark.ml.feature import (
+    PCA,
+    MinMaxScaler,
+    OneHotEncoder,
+    QuantileDiscretizer,
+    StandardScaler,
+    StringIndexer,
+    VectorAssembler,
+)
+from pyspark.ml.regression import GBTRegressor, GeneralizedLinearRegression
+from pyspark.sql import DataFrame, SparkSession
+
+import sparkdiff
+from sparkdiff.job import load_config
+from sparkdiff.job.loading import load_data, start_session
+from sparkdiff.tuning.search.space import Choice, Integer, Uniform
+
+OURS = ("tpe", "gp", "random", "annealing", "recursiveRandom", "cmaes")
+RIVALS = ("optuna", "flaml")
+TRIALS = {"random": 120, "annealing": 60, "recursiveRandom": 60, "cmaes": 60}
+"""Of a search; of those that are not named here, 30."""
+WAY = 0.95
+"""From the default to the best known."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A table with what is searched on it."""
+
+    rows: DataFrame
+    pipeline: Pipeline
+    space: Mapping[Any, Any]
+    evaluator: Any
+
+    def search(self, seed: int, **options: Any) -> Any:
+        return sparkdiff.Search(
+            self.pipeline, space=self.space, evaluator=self.evaluator, seed=seed, guard=1.0, **options
+        ).fit(self.rows)
+
+
+def table(spark: SparkSession, config: Path) -> DataFrame:
+    given = load_config(config, [])
+    return load_data(spark, {**given.data["train"], "where": "true"}, given.folder, "train").repartition(2).cache()
+
+
+def digits(spark: SparkSession) -> Task:
+    rows = table(spark, CONFIG.with_name("digits.yaml"))
+    pixels = [c for c in rows.columns if c not in ("id", "label")]
+    standard = StandardScaler(inputCol="assembled", outputCol="scaled")
+    pca = PCA(inputCol="scaled", outputCol="components", k=10)
+    head = LogisticRegression(featuresCol="components", family="multinomial")
+    stages = [
+        VectorAssembler(inputCols=pixels, outputCol="assembled"),
+        sparkdiff.alternatives(standard, MinMaxScaler(inputCol="assembled", outputCol="scaled"), None),
+        pca,
+        head,
+    ]
+    space = {
+        pca.k: sparkdiff.integer(2, 60),
+        head.regParam: sparkdiff.loguniform(1e-6, 1e2),
+        head.elasticNetParam: sparkdiff.uniform(0, 1),
+        head.fitIntercept: sparkdiff.choice(True, False),
+        head.standardization: sparkdiff.choice(True, False),
+    }
+    return Task(rows, Pipeline(stages=stages), space, MulticlassClassificationEvaluator(metricName="logLoss"))
+
+
+def bikes(spark: SparkSession) -> Task:
+    rows = table(spark, CONFIG)
+    words, numbers = ["mnth", "hr", "weekday", "weathersit", "workingday"], ["temp", "hum", "windspeed"]
+    cut = [QuantileDiscretizer(inputCol=c, outputCol=f"{c}_index", numBuckets=4) for c in numbers]
+    index = StringIndexer(inputCols=words, outputCols=[f"{c}_index" for c in words], handleInvalid="keep")
+    names = [f"{c}_index" for c in (*words, *numbers)]
+    encode = OneHotEncoder(inputCols=names, outputCols=[f"{c}_hot" for c in names], handleInvalid="keep")
+    assemble = VectorAssembler(inputCols=[f"{c}_hot" for c in names], outputCol="assembled")
+    pca = PCA(inputCol="assembled", outputCol="components", k=10)
+    head = GeneralizedLinearRegression(
+        featuresCol="components", labelCol="bikers", family="poisson", link="log", maxIter=50
+    )
+    space = {
+        **{stage.numBuckets: sparkdiff.integer(2, 50, log=True) for stage in cut},
+        pca.k: sparkdiff.integer(2, 60),
+        head.regParam: sparkdiff.loguniform(1e-6, 1e2),
+        head.link: sparkdiff.choice("log", "identity", "sqrt"),
+    }
+    return Task(
+        rows, Pipeline(stages=[*cut, index, encode, assemble, pca, head]), space,
+        RegressionEvaluator(labelCol="bikers", metricName="rmse"),
+    )  # fmt: skip
+
+
+TASKS: dict[str, Callable[[SparkSession], Task]] = {"digits": digits, "bikes": bikes}
+
+
+def spent(spark: SparkSession) -> float:
+    """CPU seconds of this process and of its JVM."""
+    pid = spark.sparkContext._jvm.java.lang.ProcessHandle.current().pid()  # type: ignore[union-attr]
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return time.process_time() + (int(fields[11]) + int(fields[12])) / 100
+
+
+def default_value(task: Task) -> float:
+    """The validation metric of the settings that the pipeline has."""
+    [param] = [p for p in task.space if p.name == "regParam"]
+    stage = next(s for s in task.pipeline.getStages() if s.uid == param.parent)
+    same = dataclasses.replace(task, space={param: [stage.getOrDefault(param)]})
+    found = same.search(0, sampler="grid").trials
+    first = found[found[[c for c in found if c.startswith("stage")]].isin(["StandardScaler"]).any(axis=1)]
+    return float((first if len(first) else found).iloc[0][task.evaluator.getMetricName()])
+
+
+def ours(task: Task, sampler: str, seed: int) -> dict[str, Any]:
+    """Validation values in the order of the trials, the fresh value of the winner."""
+    model = task.search(seed, sampler=sampler, numTrials=TRIALS.get(sampler, 30))
+    return {
+        "values": [float(v) for v in model.trials[task.evaluator.getMetricName()]],
+        "fresh": model.summary.fresh["winner"],
+    }
+
+
+def naive(task: Task, spark: SparkSession, seed: int, budget: float, how: str) -> dict[str, Any]:
+    """A search without sparkdiff: rows divided once, a fit and an evaluation of Spark's for each trial."""
+    train, validation, fresh = (part.cache() for part in task.rows.randomSplit([0.6, 0.2, 0.2], seed))
+    values, start, best = [], spent(spark), (math.inf, None)
+    variants = plain_variants(task)
+
+    def evaluate(given: Mapping[str, Any]) -> float:
+        nonlocal best
+        pipeline = variants[given.get("stage", 0)]
+        params = {p: given[name_of(p)] for p in task.space}
+        model = pipeline.fit(train, params)
+        value = float(task.evaluator.evaluate(model.transform(validation)))
+        values.append(value)
+        if value < best[0]:
+            best = (value, model)
+        return value
+
+    if how == "optuna":
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))
+        while spent(spark) - start < budget:
+            study.optimize(lambda trial: evaluate(suggested(trial, task, len(variants))), n_trials=1)
+    else:
+        cfo(evaluate, task, len(variants), seed, lambda: spent(spark) - start >= budget)
+    after = float(task.evaluator.evaluate(best[1].transform(fresh))) if best[1] is not None else math.nan
+    for part in (train, validation, fresh):
+        part.unpersist()
+    return {"values": values, "fresh": after}
+
+
+def plain_variants(task: Task) -> list[Pipeline]:
+    """A Pipeline for each of the alternatives."""
+    from sparkdiff.tuning.search.alternatives import chosen, places
+
+    found = places(task.pipeline)
+    if not found:
+        return [task.pipeline]
+    return [chosen(task.pipeline, {found[0].uid: i}) for i in range(len(found[0].getStages()))]
+
+
+def name_of(param: Any) -> str:
+    return str(param.parent if param.name == "numBuckets" else param.name)
+
+
+def suggested(trial: Any, task: Task, variants: int) -> dict[str, Any]:
+    out: dict[str, Any] = {"stage": trial.suggest_int("stage", 0, variants - 1)}
+    for param, values in task.space.items():
+        name = name_of(param)
+        if isinstance(values, Uniform):
+            out[name] = trial.suggest_float(name, values.low, values.high, log=values.log)
+        elif isinstance(values, Integer):
+            out[name] = trial.suggest_int(name, values.low, values.high, log=values.log)
+        elif isinstance(values, Choice):
+            out[name] = trial.suggest_categorical(name, values.values)
+    return out
+
+
+def cfo(
+    evaluate: Callable[[Mapping[str, Any]], float], task: Task, variants: int, seed: int, over: Callable[[], bool]
+) -> None:
+    from flaml import tune
+
+    def domain(values: Any) -> Any:
+        if isinstance(values, Uniform):
+            return (tune.loguniform if values.log else tune.uniform)(values.low, values.high)
+        if isinstance(values, Integer):
+            return (tune.lograndint if values.log else tune.randint)(values.low, values.high + 1)
+        return tune.choice([*values.values])
+
+    def objective(given: Mapping[str, Any]) -> dict[str, float]:
+        if over():
+            raise StopIteration
+        return {"loss": evaluate(given)}
+
+    space = {"stage": tune.randint(0, variants)} | {name_of(p): domain(v) for p, v in task.space.items()}
+    try:
+        tune.run(
+            objective, config=space, metric="loss", mode="min", num_samples=10_000, use_ray=False, verbose=0,
+            search_alg=flaml_cfo(space, seed),
+        )  # fmt: skip
+    except StopIteration:
+        return
+
+
+def flaml_cfo(space: Mapping[str, Any], seed: int) -> Any:
+    from flaml import CFO
+
+    return CFO(metric="loss", mode="min", space=dict(space), seed=seed)
+
+
+def trees(spark: SparkSession, seed: int, sampler: str, pruner: str | None) -> dict[str, Any]:
+    """Boosted trees on bike sharing: the whole grid, or a search with a pruner."""
+    rows = table(spark, CONFIG)
+    words = ["mnth", "weathersit"]
+    names = [
+        "season",
+        "mnth_index",
+        "hr",
+        "holiday",
+        "weekday",
+        "workingday",
+        "weathersit_index",
+        "temp",
+        "hum",
+        "windspeed",
+    ]
+    head = GBTRegressor(featuresCol="features", labelCol="bikers", seed=0)
+    stages = [
+        StringIndexer(inputCols=words, outputCols=[f"{c}_index" for c in words], handleInvalid="keep"),
+        VectorAssembler(inputCols=names, outputCol="features"),
+        head,
+    ]
+    space = {
+        head.maxDepth: [2, 4, 6, 8],
+        head.maxIter: [20, 40, 80],
+        head.stepSize: [0.03, 0.1, 0.3],
+        head.subsamplingRate: [0.6, 1.0],
+    }
+    if pruner:
+        head.setMaxIter(80)
+        del space[head.maxIter]
+    task = Task(rows, Pipeline(stages=stages), space, RegressionEvaluator(labelCol="bikers", metricName="rmse"))
+    options = {"sampler": sampler} if pruner is None else {"sampler": sampler, "pruner": pruner, "resource": "maxIter"}
+    model = task.search(seed, numTrials=24, **options)
+    return {"values": [float(v) for v in model.trials["rmse"]], "fresh": model.summary.fresh["winner"]}
+
+
+# Cells ----------------------------------------------------------------------------------------------------------------
+
+
+def cells(seeds: int, names: list[str]) -> Iterator[tuple[str, str, int]]:
+    for seed in range(seeds):
+        for name in names:
+            yield from ((name, arm, seed) for arm in (*OURS, *RIVALS))
+        yield from (("trees", arm, seed) for arm in ("grid", "hyperband"))
+
+
+def measured(spark: SparkSession, name: str, arm: str, seed: int, budget: float) -> dict[str, Any]:
+    start, clock = spent(spark), time.perf_counter()
+    if name == "trees":
+        found = trees(spark, seed, *(("grid", None) if arm == "grid" else ("random", "hyperband")))
+    else:
+        task = TASKS[name](spark)
+        found = ours(task, arm, seed) if arm in OURS else naive(task, spark, seed, budget, arm)
+    return {
+        "name": name, "arm": arm, "seed": seed, **found, "cpu": spent(spark) - start, "seconds": time.perf_counter() - clock,
+    }  # fmt: skip
+
+
+def needed(values: list[float], goal: float) -> float:
+    return next((i + 1 for i, v in enumerate(values) if v <= goal), math.inf)
+
+
+def report(known: list[dict[str, Any]], defaults: Mapping[str, float]) -> tuple[str, dict[str, float]]:
+    """A table for each task, and the figures that bounds are for."""
+    lines, figures = [], {}
+    for name, default in defaults.items():
+        mine = [c for c in known if c["name"] == name]
+        searched = [c for c in mine if c["arm"] in OURS]
+        best = min(v for c in searched for v in c["values"] if v == v)
+        goal = default - WAY * (default - best)
+        lines.append(f"\n{name}: default {default:.5g}, best known {best:.5g}, goal {goal:.5g}\n")
+        rows = []
+        for arm in (*OURS, *RIVALS):
+            own = [c for c in mine if c["arm"] == arm]
+            if not own:
+                continue
+            trials = statistics.median(needed(c["values"], goal) for c in own)
+            figures[f"{name}, {arm}, trials"] = trials
+            rows.append([
+                arm, str(len(own)), f"{statistics.median(len(c['values']) for c in own):g}",
+                f"{trials:g}" if arm in OURS else "", f"{statistics.median(min(c['values'], default=math.nan) for c in own):.5g}",
+                f"{statistics.median(c['fresh'] for c in own):.5g}", f"{statistics.median(c['cpu'] for c in own):.0f}",
+            ])  # fmt: skip
+        lines.append(
+            markdown(
+                ["sampler", "seeds", "trials", "trials to the goal", "best, validation", "fresh rows", "CPU s"], rows
+            )
+        )
+    pairs = {arm: [c for c in known if c["name"] == "trees" and c["arm"] == arm] for arm in ("grid", "hyperband")}
+    if all(pairs.values()):
+        middle = {arm: statistics.median(c["cpu"] for c in own) for arm, own in pairs.items()}
+        worst = {arm: statistics.median(c["fresh"] for c in own) for arm, own in pairs.items()}
+        figures["hyperband, share of the grid's CPU"] = middle["hyperband"] / middle["grid"]
+        figures["hyperband, rmse over the grid's"] = worst["hyperband"] / worst["grid"]
+        lines.append(
+            f"\nboosted trees: the grid {middle['grid']:.0f} CPU s, rmse {worst['grid']:.4g} on fresh rows; Hyperband "
+            f"{middle['hyperband']:.0f} CPU s, {worst['hyperband']:.4g}"
+        )
+    return "\n".join(lines), figures
+
+
+def main() -> int:
+    p = parser(__doc__)
+    p.add_argument("--seeds", type=int, default=5)
+    p.add_argument("--tasks", nargs="+", choices=[*TASKS], default=[*TASKS])
+    p.add_argument("--cells", type=Path, metavar="FILE", help="results so far, a line each")
+    p.add_argument("--arms", nargs="+", metavar="ARM", help="only these samplers, optuna, flaml, grid, hyperband")
+    given = parse(p, seeds=1, arms=["random"], tasks=["digits"])
+    warnings.simplefilter("ignore")
+    spark = start_session({"spark.ui.enabled": "false", "spark.sql.shuffle.partitions": "2"})
+    spark.sparkContext.setLogLevel("ERROR")
+    known = (
+        [json.loads(line) for line in given.cells.read_text().splitlines()]
+        if given.cells and given.cells.exists()
+        else []
+    )
+    if given.smoke:
+        TRIALS.update(dict.fromkeys(OURS, 3))
+    done = {(c["name"], c["arm"], c["seed"]): c for c in known}
+    for cell in cells(given.seeds, given.tasks):
+        if cell in done or (given.arms and cell[1] not in given.arms):
+            continue
+        budget = done.get((cell[0], "tpe", cell[2]), {}).get("cpu", 60.0)
+        found = measured(spark, *cell, budget)
+        done[cell] = found
+        known.append(found)
+        print(f"{cell}: {len(found['values'])} trials, {found['cpu']:.0f} CPU s", file=sys.stderr)
+        if given.cells:
+            with given.cells.open("a") as file:
+                file.write(json.dumps(found) + "\n")
+        spark.catalog.clearCache()
+    defaults = {name: default_value(TASKS[name](spark)) for name in given.tasks}
+    text, figures = report(known, defaults)
+    spark.stop()
+    print(text)
+    write(given, {"cells": known, "defaults": defaults}, figures)
+    missed = [
+        *(figures.get(f"{n}, {a}, trials", 0) > 30 for n in given.tasks for a in ("tpe", "gp")),
+        figures.get("hyperband, share of the grid's CPU", 0) > 1 / 3, figures.get("hyperband, rmse over the grid's", 0) > 1.01,
+    ]  # fmt: skip
+    return exit_code(given, any(missed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
