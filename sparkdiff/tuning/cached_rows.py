@@ -20,7 +20,7 @@ from torch import Tensor
 from sparkdiff.errors import InputError
 from sparkdiff.pipeline.columns import read_plain, write_plain
 from sparkdiff.pipeline.names import named
-from sparkdiff.rows import Rows, SparseRows, dense, width
+from sparkdiff.rows import Rows, SparseRows, dense, taken, width
 from sparkdiff.tuning.scores import Judge
 from sparkdiff.tuning.solvers import Chunk, Setting, Whole, gather
 
@@ -63,9 +63,13 @@ class Piece:
     own_label: Tensor
     own_weight: Tensor
 
-    @property
-    def chunk(self) -> Chunk:
-        return Chunk(dense(self.x), self.label, self.weight, self.offset, self.fold)
+    def chunks(self, rows: int) -> Iterator[Chunk]:
+        """Dense, with so many rows at most: sparse ones take far more memory then."""
+        for first in range(0, len(self.label), rows):
+            part = slice(first, first + rows)
+            x = self.x[part] if isinstance(self.x, Tensor) else taken(self.x, torch.arange(len(self.label))[part])
+            offset = None if self.offset is None else self.offset[part]
+            yield Chunk(dense(x), self.label[part], self.weight[part], offset, self.fold[part])
 
 
 @dataclass
@@ -114,7 +118,7 @@ class Cache:
 
     def chunks(self) -> Iterator[Chunk]:
         for piece in self.pieces():
-            yield piece.chunk
+            yield from piece.chunks(max(1, PIECE // (8 * max(self.width, 1))))
 
     def _read(self) -> Iterator[Piece]:
         """

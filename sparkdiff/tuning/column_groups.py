@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from pyspark.ml.feature import (
     ElementwiseProduct,
@@ -14,11 +15,10 @@ from pyspark.ml.feature import (
     VectorAssembler,
 )
 from pyspark.ml.linalg import VectorUDT
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, functions as F
 from torch import Tensor
 
 from sparkdiff.errors import InputError, did_you_mean
-from sparkdiff.pipeline.names import named
 from sparkdiff.tuning.cached_rows import width_told
 
 BY_SLOT = (ElementwiseProduct, MaxAbsScalerModel, MinMaxScalerModel, RobustScalerModel, StandardScalerModel)
@@ -92,11 +92,13 @@ def written_by(stage: Any) -> list[str]:
 
 def widths_of(columns: Sequence[str], rows: DataFrame) -> dict[str, int]:
     """How many slots each column fills: as the schema says, else as in the first row."""
-    fields = {field.name: field for field in rows.schema.fields}
-    vectors = {name for name in columns if isinstance(fields[name].dataType, VectorUDT)}
-    found = {name: (width_told(rows.schema, name) or 0) if name in vectors else 1 for name in columns}
+    own = rows.select(*(F.col(name).alias(f"c{i}") for i, name in enumerate(columns))).schema  # as Spark finds them
+    found = {
+        name: (width_told(own, field.name) or 0) if isinstance(field.dataType, VectorUDT) else 1
+        for name, field in zip(columns, own.fields, strict=True)
+    }
     if unknown := [name for name, size in found.items() if not size]:
-        first = rows.select(*map(named, unknown)).dropna().head()
+        first = rows.select(*map(F.col, unknown)).dropna().head()
         if first is None:
             raise InputError(f"no row has a value in {' and '.join(unknown)}, so their number of slots is not known")
         found |= {name: len(vector) for name, vector in zip(unknown, first, strict=True)}
@@ -127,12 +129,19 @@ def groups_of(asked: Any, column: str, stages: Sequence[Any], rows: DataFrame, w
     if not isinstance(asked, Mapping) or not asked:
         raise InputError(f"groups must be 'columns' or a dict of name -> columns or numbers of slots, got {asked!r}")
     names, taken = list(slots), dict[int, str]()
-    for name, members in asked.items():
-        for member in [members] if isinstance(members, (str, int)) else members:
+    for name, members in ((str(name), members) for name, members in asked.items()):
+        for member in [members] if isinstance(members, (str, int, np.integer)) else members:
             for slot in _slots(name, member, slots):
-                if slot in taken:
+                if taken.get(slot, name) != name:
                     raise InputError(f"groups: {taken[slot]!r} and {name!r} both have {member!r}")
-                taken[slot], names[slot] = str(name), str(name)
+                taken[slot] = names[slot] = name
+    for name in {*taken.values()} & {*slots}:
+        if any(slots[i] == name and i not in taken for i in range(len(slots))):
+            raise InputError(
+                f"groups: {name!r} is a column of the features that its group does not have: choose another name"
+            )
+    if len({*map(str, asked)}) < len(asked):
+        raise InputError(f"groups: two names are the same text: {', '.join(map(repr, asked))}")
     return _numbered(names)
 
 
@@ -145,11 +154,11 @@ def _slots(name: str, member: Any, slots: Sequence[str]) -> list[int]:
                 f"{did_you_mean(member, {*slots})}"
             )
         return found
-    if isinstance(member, bool) or not isinstance(member, int) or not 0 <= member < len(slots):
+    if isinstance(member, bool) or not isinstance(member, (int, np.integer)) or not 0 <= member < len(slots):
         raise InputError(f"groups: {name!r} has {member!r}; a slot is a number from 0 to {len(slots) - 1}")
-    return [member]
+    return [int(member)]
 
 
 def _numbered(names: Sequence[str]) -> Groups:
-    numbers = {name: i for i, name in enumerate(dict.fromkeys(names))}
-    return Groups(tuple(numbers), torch.tensor([numbers[name] for name in names]))
+    order = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    return Groups(tuple(order), torch.tensor([order[name] for name in names]))

@@ -137,10 +137,10 @@ def model_on(
     """
     seen = cached_rows.look(cache, kind, [setting], 1, cached_rows.classes_told(rows.schema, label))
     sets = seen.classes if seen.classes > 2 or setting.family == "multinomial" else 1
-    why = seen.problem
-    if sets * cache.width > MOST:
+    why = seen.problem or tails.unsolved(kind, setting, Facts(1, seen.classes))
+    if not why and sets * cache.width > MOST:
         why = f"{sets * cache.width:,} coefficients are more than {MOST:,}: make fewer features, or set regParam alone"
-    elif cache.count * cache.width > LARGEST:
+    if not why and cache.count * cache.width > LARGEST:
         why = f"{cache.count:,} rows x {cache.width} features do not fit into memory: pass a sample of the rows"
     model = None if why else linear_model(kind, cache.chunks, setting, 1, groups.of_slot, seen.classes)
     if model is None:

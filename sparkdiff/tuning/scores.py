@@ -15,6 +15,8 @@ from torch import Tensor
 
 from sparkdiff.objectives.metrics import BINARY, BY_CLASS, Counts
 
+BY_RECALL = ("f1", "weightedRecall", "weightedTruePositiveRate", "weightedFMeasure")
+"""Metrics with the recall of each class in them."""
 CLASSIFIERS = (BinaryClassificationEvaluator, MulticlassClassificationEvaluator)
 Value = Callable[[Tensor, Tensor, Tensor], float]
 
@@ -53,7 +55,19 @@ def judge_of(evaluator: Any) -> Judge | None:
     points = type(evaluator) is BinaryClassificationEvaluator and (
         get("numBins") > 0 or get("metricName") == "areaUnderPR"
     )
-    return Judge(get("labelCol"), weight or "", column, _finite(value, zeros=not points))
+    found = _finite(value, zeros=not points)
+    if type(evaluator) is MulticlassClassificationEvaluator and get("metricName") in BY_RECALL:
+        found = _of_weighted_classes(found)
+    return Judge(get("labelCol"), weight or "", column, found)
+
+
+def _of_weighted_classes(value: Value) -> Value:
+    """NaN where a class has rows of weight 0 only: Spark divides by its weight."""
+
+    def of(found: Tensor, y: Tensor, w: Tensor) -> float:
+        return value(found, y, w) if bool(torch.isin(y[w == 0], y[w > 0]).all()) else math.nan
+
+    return of
 
 
 def _finite(value: Value, *, zeros: bool) -> Value:

@@ -85,7 +85,9 @@ SHARED: dict[Any, SharedParams] = {
     feature.MinMaxScaler: SharedParams(OUTPUTS | {"min", "max"}),
     feature.RobustScaler: SharedParams(OUTPUTS | {"withCentering", "withScaling"}),
     feature.CountVectorizer: SharedParams(OUTPUTS | {"binary", "minTF"}),
-    feature.PCA: SharedParams(OUTPUTS, Derived("k", max, derived_models.components, "the first components")),
+    feature.PCA: SharedParams(
+        OUTPUTS, Derived("k", max, derived_models.components, "the first components", lambda get: get("k") is not None)
+    ),
     feature.IDF: SharedParams(OUTPUTS, Derived("minDocFreq", min, derived_models.frequent, "the counts")),
     feature.UnivariateFeatureSelector: SharedParams(
         OUTPUTS, Derived("selectionThreshold", max, derived_models.top_features, "the best features", _counts_features)

@@ -182,7 +182,7 @@ def _too_wide(kind: str, settings: Sequence[Setting], rows: DataFrame, features:
     if width is None:
         first = rows.select(named(features)).head()
         width = len(first[0]) if first and first[0] is not None else 0
-    reasons = [_unsolved(kind, setting, Facts(width)) for setting in settings]
+    reasons = [unsolved(kind, setting, Facts(width)) for setting in settings]
     return reasons[0] if all(reasons) else ""
 
 
@@ -203,7 +203,7 @@ def _solved(
     if seen.problem:
         return left([*group], folds, seen.problem)
     facts = Facts(cache.width, seen.classes)
-    why = {setting: _unsolved(kind, setting, facts) or _no_room(kind, setting, cache, facts) for setting in settings}
+    why = {setting: unsolved(kind, setting, facts) or _no_room(kind, setting, cache, facts) for setting in settings}
     settings = [setting for setting in settings if not why[setting]]
     found: dict[Setting, list[Solution]] = {}
     size = cache.stored * len(settings) * folds * max(seen.classes - 1, 1)
@@ -256,7 +256,7 @@ def _no_room(kind: str, setting: Setting, cache: Cache, facts: Facts) -> str:
     return f"{cache.stored:,} numbers in rows of {cache.width:,} columns are more than there is room for, so Spark fits {kind}"
 
 
-def _unsolved(kind: str, setting: Setting, facts: Facts) -> str:
+def unsolved(kind: str, setting: Setting, facts: Facts) -> str:
     if kind == "LogisticRegression" and setting.family == "binomial" and facts.classes > 2:
         return f"family='binomial' has two classes, the rows have {facts.classes}"
     return solvers.unsolved(kind, setting, facts) or ""

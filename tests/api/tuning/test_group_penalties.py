@@ -72,11 +72,11 @@ def test_sparks_own_fit_has_what_was_found(rows: tuple[DataFrame, DataFrame], tm
 def test_regressions_on_groups_of_the_users(rows: tuple[DataFrame, DataFrame], kind: Any) -> None:
     train, validation = rows
     given = {"family": "poisson", **TIGHT} if kind is GeneralizedLinearRegression else {"solver": "normal"}
-    assembler = VectorAssembler(inputCols=["x0", "x1", "x2", "constant"], outputCol="features")
+    assembler = VectorAssembler(inputCols=["X0", "x1", "x2", "`constant`"], outputCol="features")  # as Spark finds them
     last = kind(labelCol="count", **given)
-    groups = {"noise": ["x1", 2], "signal": "x0"}
+    groups = {"noise": ["x1", np.int64(2), "x1"], "signal": "X0"}
     found = group_penalties(Pipeline(stages=[assembler, last]), train, validation, groups=groups, steps=3)
-    assert [*found.penalties] == ["signal", "noise", "constant"]
+    assert [*found.penalties] == ["signal", "noise", "`constant`"]
     scored = found.estimator.fit(train).transform(validation).select("count", "prediction").toPandas()
     y, mean = scored["count"], scored["prediction"]
     squares = ((y - mean) ** 2).mean()
@@ -161,5 +161,10 @@ def test_what_cannot_be_done_is_named(rows: tuple[DataFrame, DataFrame]) -> None
     assert "'b_hott'" in refused(rows, assembler, last, groups={"b": ["b_hott"]})
     assert "from 0 to 1" in refused(rows, assembler, last, groups={"b": [2]})
     assert "both have 0" in refused(rows, assembler, last, groups={"a": ["x0"], "b": [0]})
+    assert "'x1' is a column" in refused(rows, assembler, last, groups={"x1": ["x0"]})
+    assert "the same text" in refused(rows, assembler, last, groups={1: [0], "1": [1]})
+    three = LogisticRegression(labelCol="a_level", family="binomial")
+    levels = StringIndexer(inputCol="a", outputCol="a_level")
+    assert "binomial" in refused(rows, levels, assembler, three)
     assert "'columns' or a dict" in refused(rows, assembler, last, groups="slots")
     assert "larger than 0" in refused(rows, assembler, last, singles=[0.0])

@@ -4,11 +4,13 @@ import math
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
+from pyspark.ml.evaluation import MulticlassClassificationEvaluator
 
 from sparkdiff.tuning.cached_rows import Piece, _far
 from sparkdiff.tuning.cross_validation import best_of
-from sparkdiff.tuning.scores import _binary, _finite, _joined
+from sparkdiff.tuning.scores import _binary, _finite, _joined, judge_of
 from sparkdiff.tuning.solvers import Facts, Setting, unsolved
 
 F64 = torch.float64
@@ -49,6 +51,22 @@ def test_of_equal_metrics_the_first_wins() -> None:
 def test_a_row_of_weight_0_is_a_point_of_spark_s_curves() -> None:
     weight = torch.tensor([0.0, 1, 1, 1, 1, 1], dtype=F64)
     assert math.isnan(value(SCORES, weight, "areaUnderPR"))
+
+
+@pytest.mark.parametrize(("metric", "sparks"), [("f1", True), ("weightedRecall", True), ("accuracy", False)])
+def test_a_class_of_rows_of_weight_0_only_is_left_to_spark(metric: str, sparks: bool) -> None:
+    """Spark 4.0 gives NaN for the first two."""
+    evaluator = MulticlassClassificationEvaluator.__new__(MulticlassClassificationEvaluator)
+    given = {"metricName": metric, "labelCol": "label", "predictionCol": "prediction", "metricLabel": 0.0, "beta": 1.0}
+    evaluator.getOrDefault = {**given, "weightCol": "weight"}.__getitem__  # type: ignore[method-assign, assignment]
+    evaluator.isDefined = lambda name: True  # type: ignore[method-assign]
+    judge = judge_of(evaluator)
+    assert judge is not None
+    prediction, label, weight = (
+        torch.tensor(x, dtype=F64) for x in ([0, 1, 0, 1, 1], [0, 1, 1, 2, 0], [1, 1, 2, 0, 1])
+    )
+    assert math.isnan(judge.value(prediction, label, weight)) == sparks
+    assert not math.isnan(judge.value(prediction, label, weight + (label == 2)))
 
 
 def test_two_classes_of_a_multinomial_model_under_a_pure_l1_penalty() -> None:

@@ -75,6 +75,10 @@ def test_wide_sparse_rows_stay_sparse(tmp_path: Path, monkeypatch: pytest.Monkey
     label = (torch.arange(ROWS) // 3 % 2).double()
     found = cache(tmp_path / "rows", v0=rows, v1=label)
     assert found.sparse and found.fits and found.stored == 2 * ROWS
+    with monkeypatch.context() as small:  # what is made dense is made so a few rows at a time
+        small.setattr(cached_rows, "PIECE", 8 * 600 * 2)
+        chunks = [*found.chunks()]
+        assert max(len(c.x) for c in chunks) == 2 and torch.equal(torch.cat([c.x for c in chunks]), rows.to_dense())
     assert look(found, "LogisticRegression", [Setting(0.1)], 3, None) == Seen("", 2)
     whole = found.whole().x
     assert isinstance(whole, SparseRows) and torch.equal(whole.to_dense(), rows.to_dense())
