@@ -61,7 +61,7 @@ def metrics(given: Mapping[str, Any]) -> list[str]:
     found = given.get("metric")
     names: list[Any] = found if isinstance(found, list) and found else [found]
     for name in names:
-        if name not in EVALUATORS:
+        if not isinstance(name, str) or name not in EVALUATORS:
             raise InputError(
                 f"search.metric must name a metric, or a list of them. {did_you_mean(str(name), EVALUATORS)}"
             )
@@ -144,6 +144,7 @@ def _outputs(stage: Any) -> tuple[str, ...]:
 def evaluators(given: Mapping[str, Any], estimator: Any) -> list[Evaluator]:
     """Spark's evaluators of the metrics, on the columns of the last stage that has a label."""
     last: Any = None
+    tuner = estimator if estimator.hasParam("pipeline") else None  # a FineTuner, whose columns come first
     for stage in inside(estimator).values():
         if not stage.hasParam("pipeline") and all(
             stage.hasParam(n) for n in ("labelCol", "predictionCol")
@@ -153,8 +154,9 @@ def evaluators(given: Mapping[str, Any], estimator: Any) -> list[Evaluator]:
     for name in metrics(given):
         evaluator: Any = EVALUATORS[name](metricName=name)
         for column in ("labelCol", "weightCol", "predictionCol", "probabilityCol", "rawPredictionCol"):
-            if last is not None and evaluator.hasParam(column) and last.hasParam(column) and last.isDefined(column):
-                evaluator._set(**{column: last.getOrDefault(column)})
+            named = [n for stage in filter(None, (last, tuner)) for n in columns_of(stage, (column,))]
+            if named and evaluator.hasParam(column):
+                evaluator._set(**{column: named[-1]})
         if (
             isinstance(evaluator, BinaryClassificationEvaluator)
             and last is not None

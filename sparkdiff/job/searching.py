@@ -1,5 +1,6 @@
 """The steps of a job that searches: load, search, and write the run folder."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -16,6 +17,7 @@ from sparkdiff.job.config import Config, request_of
 from sparkdiff.job.loading import load_data, load_model, model_path
 from sparkdiff.job.steps import made_of, own_id
 from sparkdiff.job.writing import written
+from sparkdiff.options import Options
 from sparkdiff.report.record import versions
 from sparkdiff.store.digests import hash_of_folder
 from sparkdiff.store.lease import Lease
@@ -59,7 +61,7 @@ def search_of(config: Config, made: Any) -> tuple[Search, Path | None]:
     options = {name: value for name, value in given.items() if name in FIELDS}
     study = None
     if options.get("runDir") is None:
-        study = config.output.parent / ".cache" / f"{own_id(config.output)}-search-{request_of(config)[:16]}"
+        study = config.output.parent / ".cache" / f"{own_id(config.output)}-search-{_study_of(config)}"
         options["runDir"] = str(study)
     current = load_model(model_path(given["current"], config.folder)) if given.get("current") else None
     return Search(
@@ -68,9 +70,16 @@ def search_of(config: Config, made: Any) -> tuple[Search, Path | None]:
     ), study  # fmt: skip
 
 
+def _study_of(config: Config) -> str:
+    """The same for jobs whose trials are the same."""
+    later = ("numTrials", "maxSeconds", "guard", "verbosity", "parallelism", "current")
+    search = {name: value for name, value in (config.search or {}).items() if name not in later}
+    return request_of(dataclasses.replace(config, search=search))[:16]
+
+
 def _told(config: Config, model: SearchModel, folder: Path) -> dict[str, Any]:
     return model.summary.toDict() | {
-        "search": dict(config.search or {}), "options": dict(config.options), "versions": versions(),
+        "search": dict(config.search or {}), "options": Options.of(config.options).asdict(), "versions": versions(),
         "fingerprints": {"request": request_of(config)},
         "model": {"path": "model", "hash": hash_of_folder(folder / "model")},
     }  # fmt: skip

@@ -232,5 +232,8 @@ class Fold:
         return Branch(fit, train, validation, (*branch.models, model))
 
     def cached(self, rows: DataFrame) -> DataFrame:
+        """In memory until the fold's end; what its caller keeps there stays."""
+        if rows.storageLevel.useMemory or rows.storageLevel.useDisk:
+            return rows
         self.held.append(rows.cache())
         return self.held[-1]

@@ -28,6 +28,8 @@ Losses = Callable[[Tensor, Tensor, Tensor], Tensor]
 UNDEFINED = "the metric is undefined on the fresh rows"
 PIECE = 65536
 """Rows that are read at a time."""
+DATA = "__sd_data"
+"""The columns of the data, together."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class Comparison:
     Attributes:
         winner, default: their metrics.
         verdict: of the test; None if there is none, and then `untested` says why.
-        rows: how many there are.
+        rows: how many both predict.
+        refused: whether the winner can't ship, whatever its metric.
     """
 
     winner: float
@@ -45,6 +48,7 @@ class Comparison:
     verdict: guard.Verdict | None
     untested: str = ""
     rows: int = 0
+    refused: bool = False
 
 
 def losses_of(evaluator: Any) -> Losses | None:
@@ -61,7 +65,8 @@ def losses_of(evaluator: Any) -> Losses | None:
         name, eps = str(evaluator.getMetricName()), evaluator.getEps()
         if name == "logLoss":
             return lambda s, y, w: _log_loss(s, y, eps)
-        given = {"beta": evaluator.getBeta(), "metricLabel": evaluator.getMetricLabel()}
+        beta = 1.0 if name == "f1" else evaluator.getBeta()  # which Spark's f1 does not read
+        given = {"beta": beta, "metricLabel": evaluator.getMetricLabel()}
         return _added(lambda s, y: of_predictions(name, given, int(max(s.max(), y.max())) + 1))
     return None
 
@@ -113,10 +118,23 @@ def compare(
                 for value, model in zip(values, (winner, default), strict=True)
             )
             rows = int((found.weight > 0).sum())
+            if why := left_out(len(found.weight), default, fresh):
+                return Comparison(one, other, None, why, rows, refused=True)
             verdict, why = _tested(found, losses, split, level, seed)
             return Comparison(one, other, verdict, why, rows)
     one, other = (evaluator.evaluate(model.transform(_data(fresh))) for model in (winner, default))
     return Comparison(one, other, None, why)
+
+
+def left_out(both: int, default: Any, fresh: DataFrame) -> str:
+    """Why a winner can't ship that has no prediction where the other model has one; empty if it has all.
+
+    Args:
+        both: number of rows that both models predict.
+    """
+    if both == fresh.count() or (kept := default.transform(_data(fresh)).count()) == both:
+        return ""
+    return f"the winner leaves out {kept - both:,} of {kept:,} rows that the other model predicts"
 
 
 def _data(fresh: DataFrame) -> DataFrame:
@@ -131,24 +149,23 @@ def scored(winner: Any, default: Any, fresh: DataFrame, split: Split, evaluator:
     kept = {
         "__sd_block": block.cast("double"), "__sd_unit": F.col(BLOCK).cast("double"), "__sd_time": F.col(TIME).cast("double"),
     }  # fmt: skip
-    base = [named(c) for c in _data(fresh).columns]
-    rows = fresh.select(*base, *(c.alias(name) for name, c in kept.items()))
+    columns = _data(fresh).columns
+    # A stage may write over a column that it reads: each model gets the columns as they were.
+    data, base = F.struct(*map(named, columns)).alias(DATA), [F.col(DATA).getField(c).alias(c) for c in columns]
+    rows = fresh.select(*map(named, columns), data, *(c.alias(name) for name, c in kept.items()))
     names = [*kept]
-    for model, part in ((winner, "winner"), (default, "default")):
+    for model, part in ((default, "default"), (winner, "winner")):
         out = model.transform(rows)
-        missing = [
-            c
-            for c in (*names, *_data(fresh).columns, judge.label, judge.column, judge.weight)
-            if c and c not in out.columns
-        ]
+        missing = [c for c in (*names, DATA, judge.label, judge.column, judge.weight) if c and c not in out.columns]
         if missing:
-            return None, f"the pipeline of the {part} drops or lacks the column {missing[0]!r}"
+            what = "a column of its own" if missing[0].startswith("__sd_") else f"the column {missing[0]!r}"
+            return None, f"the pipeline of the {part} drops or lacks {what}"
         weight: Column = named(judge.weight).cast("double") if judge.weight else F.lit(1.0)
         new = {
             f"__sd_{part}": named(judge.column), f"__sd_{part}_label": named(judge.label).cast("double"),
             f"__sd_{part}_weight": weight,
         }  # fmt: skip
-        rows = out.select(*base, *names, *(c.alias(name) for name, c in new.items()))
+        rows = out.select(*base, DATA, *names, *(c.alias(name) for name, c in new.items()))
         names += [*new]
     with TemporaryDirectory(prefix=".fresh-", dir=jvm.scratch_folder()) as folder:
         path = Path(folder) / "rows"
@@ -156,10 +173,10 @@ def scored(winner: Any, default: Any, fresh: DataFrame, split: Split, evaluator:
         parts = [*read_plain(path, PIECE)]
     if not parts:
         return None, "the pipelines leave no fresh row"
-    columns = {name: torch.cat([dense(part[f"v{i}"]) for part in parts]) for i, name in enumerate(names)}
+    read = {name: torch.cat([dense(part[f"v{i}"]) for part in parts]) for i, name in enumerate(names)}
     found = Scored(
-        (columns["__sd_winner"], columns["__sd_winner_label"]), (columns["__sd_default"], columns["__sd_default_label"]),
-        columns["__sd_winner_weight"], columns["__sd_block"].long(), columns["__sd_unit"], columns["__sd_time"],
+        (read["__sd_winner"], read["__sd_winner_label"]), (read["__sd_default"], read["__sd_default_label"]),
+        read["__sd_winner_weight"], read["__sd_block"].long(), read["__sd_unit"], read["__sd_time"],
     )  # fmt: skip
     usable = [t for t in (*found.winner, *found.default, found.weight) if not bool(t.isfinite().all())]
     return (None, "labels, weights or predictions are null or not finite") if usable else (found, "")

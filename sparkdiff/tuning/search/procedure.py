@@ -1,11 +1,14 @@
 """The whole way of a search, once: split, trials, winner, fresh rows, decision."""
 
 import json
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pyspark.ml import Model
+from pyspark.ml.param import Params
 from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
@@ -15,7 +18,7 @@ from sparkdiff.machine import memory, paths
 from sparkdiff.pipeline.nesting import plain
 from sparkdiff.report import Phases
 from sparkdiff.report.progress import Phase
-from sparkdiff.store.digests import params_of
+from sparkdiff.store.digests import hash_of, params_of
 from sparkdiff.store.identity import UntoldError
 from sparkdiff.tuning.checks import check_evaluator
 from sparkdiff.tuning.fits import inside
@@ -25,10 +28,10 @@ from sparkdiff.tuning.search.alternatives import chosen
 from sparkdiff.tuning.search.by_slope import by_slope, check_method
 from sparkdiff.tuning.search.judging import Comparison, compare, losses_of
 from sparkdiff.tuning.search.pruning import Pruning, check_pruner, find_resource, pruning_of
-from sparkdiff.tuning.search.questions import Questions
+from sparkdiff.tuning.search.questions import Questions, names_of
 from sparkdiff.tuning.search.samplers import Plan, check_sampler
 from sparkdiff.tuning.search.settings import Settings
-from sparkdiff.tuning.search.space import PLAIN
+from sparkdiff.tuning.search.space import PLAIN, Choice, Distribution
 from sparkdiff.tuning.search.splitting import Divided, Split, check_folds, check_rows, divided, in_folds
 from sparkdiff.tuning.search.study import Study, Trial, opened
 from sparkdiff.tuning.search.summary import SearchSummary, decided
@@ -66,6 +69,12 @@ class Asked:
             check_evaluator(evaluator)
         if settings.sampler == "grid":
             questions.grid()
+        for (
+            question
+        ) in questions.all:  # each stage in its place: one may name a column that is not there without another
+            if question.param is None:
+                for answer in names_of(question.distribution):
+                    questions.setting({question.name: answer})
         for stage in inside(questions.estimator).values():
             if stage.hasParam("runId") and stage.isSet("runId"):
                 raise InputError(
@@ -100,11 +109,16 @@ class Asked:
             "seed",
         ]
         names += ["numTrials"] * (s.sampler in BY_NUMBER or s.pruner is not None)
+        names += ["parallelism"] * (s.pruner is not None)
+        stages = inside(self.questions.estimator)
+        told = [_described(stage) for stage in stages.values()]
+        for i, uid in enumerate(stages):  # a default column bears the uid of the stage that writes it
+            told = [text.replace(uid, f"stage{i}") for text in told]
         return {
             **{name: getattr(s, name) for name in names},
-            "space": {q.name: str(q.distribution) for q in self.questions.all},
+            "space": [[q.name, _values(q.distribution)] for q in self.questions.all],  # in the order of a grid
             "evaluator": [_described(e) for e in self.evaluators],
-            "estimator": [_described(stage) for stage in inside(self.questions.estimator).values()],
+            "estimator": told,
             "rows": content(dataset),
         }
 
@@ -122,7 +136,17 @@ def _check_folds(settings: Settings, evaluator: Any, current: Any) -> None:
         )
 
 
+def _values(distribution: Distribution) -> Any:
+    """All that a distribution says, however long its values are."""
+    if not isinstance(distribution, Choice):
+        return str(distribution)
+    return [_described(v) if isinstance(v, Params) else repr(v) for v in distribution.values]
+
+
 def _described(stage: Any) -> str:
+    if isinstance(stage, Model):  # what it has learned decides, too
+        found = hash_of(stage, None, jvm.scratch_folder() or Path(tempfile.gettempdir()))
+        return f"{type(stage).__name__} {found or stage.uid}"
     try:
         return params_of(stage)
     except UntoldError:  # of a class that isn't Spark's, or of one that holds such a stage
@@ -322,7 +346,7 @@ def _told(
         settings=best.answers, number=best.number, trials=len(known), failed=sum(t.state == "failed" for t in known),
         pruned=sum(t.state == "pruned" for t in known), rows=counts, folds=s.numFolds,
         sampler=s.sampler if s.method == "trials" else s.method, pruner=s.pruner,
-        seconds=sum(t.seconds for t in known), warnings=warnings, **figures,
+        seconds=sum(t.seconds for t in known), warnings=warnings, against=against, **figures,
     )  # fmt: skip
     return winner if better else other, summary, records(known, asked)
 

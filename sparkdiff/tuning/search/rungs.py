@@ -13,6 +13,8 @@ ETA = 3
 """One of so many trials goes on to the next rung, with so many times the resource."""
 LEAST = 1 / 27
 """The smallest share of the resource that a trial starts with."""
+CLOSE = 2e-3
+"""Between resources that are the same: a study keeps shares with three digits."""
 ENOUGH = 10
 """Trials after which TPE adapts."""
 
@@ -97,7 +99,7 @@ def run(
             return [Run(tuple(step), i in measured) for i, step in enumerate(steps)]
         order = sorted(measured, key=lambda i: (measured[i], i))
         if pruner == "median":
-            others = [m for past in earlier for r, m in past if r == resource]
+            others = [m for past in earlier for r, m in past if abs(r - resource) < CLOSE]
             alive = sorted(i for i in order if measured[i] <= _median([*others, *measured.values()]))
         else:
             alive = sorted(order[: bracket.survivors(number, len(alive))])

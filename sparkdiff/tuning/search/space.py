@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from sparkdiff.errors import InputError, kind_of
 from sparkdiff.options import is_number
 
@@ -44,7 +46,8 @@ class Uniform(Distribution):
     log: bool = False
 
     def ends(self) -> list[Any]:
-        return [self.low, self.high]
+        inner = self.low + 0.6180339887 * (self.high - self.low)  # no whole number, which is all that some Params take
+        return [self.low, self.high, inner]
 
     def __str__(self) -> str:
         return f"{'loguniform' if self.log else 'uniform'}({self.low:g}, {self.high:g})"
@@ -123,7 +126,7 @@ def integer(low: int, high: int, *, log: bool = False) -> Integer:
         log: draw small numbers as often as large ones, as for numbers of trees.
     """
     for value in (low, high):
-        if not is_number(value) or value != int(value):
+        if not is_number(value) or not math.isfinite(value) or value != int(value):
             raise InputError(f"integer({low!r}, {high!r}): {value!r} is no whole number")
     if low > high:
         raise InputError(f"integer({low!r}, {high!r}): low is above high")
@@ -136,7 +139,7 @@ def choice(*values: Any) -> Choice:
     """One of these values."""
     if not values:
         raise InputError("choice() has no values: choice('auto', 'multinomial')")
-    return Choice(values)
+    return Choice(tuple(v.item() if isinstance(v, np.generic) else v for v in values))
 
 
 def _range(name: str, low: float, high: float) -> Uniform:

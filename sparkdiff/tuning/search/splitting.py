@@ -75,11 +75,18 @@ def divided(df: DataFrame, split: Split) -> Divided:
     check_columns(df, fresh)
     (first,) = with_splits([Source(df)], fresh)
     held = F.coalesce(F.col(SPLIT) == VALIDATION, F.lit(False))
-    test = first.where(held).withColumn(SPLIT, F.lit(TEST))
     chooses = split.options(split.validation / (1 - split.test), "rows that choose")
-    rest = first.where(~held).drop(SPLIT, BLOCK, TIME)
-    (second,) = with_splits([Source(rest)], chooses)
-    return Divided(second.unionByName(test), tuple(df.columns))
+    if split.timeCol:  # which rows choose depends on the times of those that aren't fresh
+        test = first.where(held).withColumn(SPLIT, F.lit(TEST))
+        (second,) = with_splits([Source(first.where(~held).drop(SPLIT, BLOCK, TIME))], chooses)
+        return Divided(second.unionByName(test), tuple(df.columns))
+    # Each row once: a column that is another one at each reading would put rows into two parts, and others into none.
+    before = {SPLIT: f"{SPLIT}_fresh", BLOCK: f"{BLOCK}_fresh", TIME: f"{TIME}_fresh"}
+    marked = first.withColumn(SPLIT, held).withColumnsRenamed(before)
+    (second,) = with_splits([Source(marked)], chooses)
+    parts = {SPLIT: F.lit(TEST), BLOCK: F.col(before[BLOCK]), TIME: F.col(before[TIME])}
+    own = {name: F.when(F.col(before[SPLIT]), value).otherwise(F.col(name)) for name, value in parts.items()}
+    return Divided(second.withColumns(own).drop(*before.values()), tuple(df.columns))
 
 
 def in_folds(df: DataFrame, split: Split, folds: int) -> DataFrame:

@@ -33,6 +33,7 @@ class SearchSummary:
         sampler, pruner: how settings were chosen.
         seconds: of all trials.
         warnings: reasons to doubt the figures.
+        against: what the winner was compared with, "default" or "current".
     """
 
     __module__ = "sparkdiff"
@@ -60,13 +61,14 @@ class SearchSummary:
     pruner: str | None
     seconds: float
     warnings: list[str]
+    against: str = "default"
 
     def toDict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:
         told = ", ".join(f"{name}={_short(value)}" for name, value in self.settings.items())
-        other = "current" if self.decision == "kept current" else "default"
+        other = self.against
         fresh = "out-of-fold" if self.folds else "fresh"
         lines = [
             f"{self.decision}: {self.reason}",
@@ -93,11 +95,14 @@ def decided(
     """
     one, other, verdict = compared.winner, compared.default, compared.verdict
     figures = f"{metric} {one:.6g} against {other:.6g} of the {against} model"
+    untested = {"tested": False, "p": None, "level": None, "gain": None, "gainInterval": None}
+    if compared.refused:
+        return False, f"{compared.untested} ({figures})", untested
     if verdict is None:
         better = (one > other if larger else one < other) and not math.isnan(one)
         says = "is better" if better else "is not better"
         why = f"not tested, because {compared.untested}: on the fresh rows alone the winner {says} ({figures})"
-        return better, why, {"tested": False, "p": None, "level": None, "gain": None, "gainInterval": None}
+        return better, why, untested
     return verdict.accepted, _reason(verdict, figures, level, rows), _figures(verdict, other)
 
 

@@ -25,7 +25,7 @@ from sparkdiff.tuning.search.splitting import Divided
 from sparkdiff.tuning.search.study import Found, Trial
 from sparkdiff.tuning.searching import outcomes, why_not_at_once
 
-FAILURES = (SparkdiffError, *jvm.SparkError, ValueError, ArithmeticError)
+FAILURES = (SparkdiffError, *jvm.SparkError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError)
 """What a setting that can't be fitted raises: such a trial has failed, and the search goes on."""
 HELD = "__sparkdiff_held"
 TOGETHER, FEW = 100, 8

@@ -1,5 +1,6 @@
 """`Search` on small data: plain Spark out, fresh rows decide, what cannot be is named before anything runs."""
 
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,17 +9,19 @@ import pytest
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.evaluation import BinaryClassificationEvaluator, MulticlassClassificationEvaluator, RegressionEvaluator
-from pyspark.ml.feature import PCA, StandardScaler, VectorAssembler
-from pyspark.ml.functions import vector_to_array
+from pyspark.ml.feature import PCA, Imputer, StandardScaler, VectorAssembler
+from pyspark.ml.functions import array_to_vector, vector_to_array
 from pyspark.ml.regression import LinearRegression
 from pyspark.sql import DataFrame, functions as F
 from small_data import NUMBERS, QUICK
 
 import sparkdiff
 from sparkdiff import InputError, Search, SearchModel, alternatives, choice, integer, loguniform, uniform
+from sparkdiff.data.splits import SPLIT
 from sparkdiff.tuning import cached_rows
 from sparkdiff.tuning.search.judging import compare, losses_of
-from sparkdiff.tuning.search.splitting import Split, divided
+from sparkdiff.tuning.search.splitting import TEST, Split, divided
+from sparkdiff.tuning.search.summary import decided
 
 pytestmark = pytest.mark.once  # the engine below has its tests on each stack
 
@@ -216,6 +219,80 @@ def test_every_metric_has_a_value_per_row(line: tuple[DataFrame, Search]) -> Non
             sign = 1 if judged.isLargerBetter() else -1
             gain = sign * (found.winner - found.default)
             assert found.verdict.gain == pytest.approx(max(gain, 0.0), abs=2e-3 if label == "rain" else 1e-9), name
+
+
+def test_each_model_is_judged_on_the_rows_as_they_were(rows: DataFrame) -> None:
+    """A stage may write over its input, and leave out rows."""
+    gaps = (
+        rows.withColumn("temp", F.when(F.col("number") % 3 > 0, F.col("temp"))).select("temp", "wind", "riders").cache()
+    )
+    split = Split(0.2, 0.3)
+    fresh = divided(gaps, split).fresh().cache()
+    same = fresh.drop("__sparkdiff_block", "__sparkdiff_time")
+
+    def fitted(strategy: str) -> Any:
+        fill = Imputer(inputCols=["temp"], outputCols=["temp"], strategy=strategy)
+        return Pipeline(stages=[fill, assembler, LinearRegression(labelCol="riders")]).fit(gaps)
+
+    assembler = VectorAssembler(inputCols=["temp", "wind"], outputCol="features", handleInvalid="skip")
+    judge = RegressionEvaluator(labelCol="riders")
+    mean, median = fitted("mean"), fitted("median")
+    found = compare(mean, median, fresh, split, judge, level=1.0, seed=0)
+    assert found.winner == pytest.approx(judge.evaluate(mean.transform(same)), abs=1e-12)
+    assert found.default == pytest.approx(judge.evaluate(median.transform(same)), abs=1e-12)
+    few = Pipeline(stages=[assembler, LinearRegression(labelCol="riders")]).fit(gaps)
+    found = compare(few, mean, fresh, split, judge, level=1.0, seed=0)
+    assert found.refused and "the winner leaves out" in found.untested
+    better, reason, _ = decided(found, metric="rmse", larger=False, against="default", level=1.0)
+    assert not better and "rows that the other model predicts" in reason
+    assert compare(mean, few, fresh, split, judge, level=1.0, seed=0).verdict is not None
+    gaps.unpersist()
+    fresh.unpersist()
+
+
+def test_no_row_is_in_two_parts_though_a_column_is_new_at_each_reading(rows: DataFrame) -> None:
+    new = F.udf(lambda: str(uuid.uuid4())).asNondeterministic()
+    parts = divided(rows.select("number").withColumn("token", new()), Split(0.2, 0.2))
+    kept = parts.rows.cache()
+    found = {
+        s: [r[0] for r in kept.where(F.col(SPLIT) == s).select("number").collect()]
+        for s in ("train", "validation", TEST)
+    }
+    assert sorted(number for part in found.values() for number in part) == sorted(
+        r[0] for r in rows.select("number").collect()
+    )
+    assert all(0.1 * len(kept.collect()) < len(part) for part in found.values())
+    kept.unpersist()
+
+
+def test_a_request_says_all_that_decides_the_trials(rows: DataFrame) -> None:
+    head, data = LinearRegression(labelCol="riders"), rows.select("riders")
+    judge = RegressionEvaluator(labelCol="riders")
+
+    def request(estimator: Any, space: Any, **options: Any) -> Any:
+        return Search(estimator, space=space, evaluator=judge, **options).asked().request(data)
+
+    reg, net = {head.regParam: [0.1, 1.0]}, {head.elasticNetParam: [0.0, 1.0]}
+    base = request(head, {**reg, **net})
+    assert base == request(head, {**reg, **net})
+    assert base != request(head, {**net, **reg})  # a grid has an order
+    long = "x" * 60
+    assert request(head, {head.predictionCol: [f"{long}a"]}) != request(head, {head.predictionCol: [f"{long}b"]})
+    scalers = [
+        StandardScaler(inputCol="v", outputCol="s", withMean=m).fit(
+            rows.select(array_to_vector(F.array(F.col(c))).alias("v"))
+        )
+        for m, c in ((False, "temp"), (False, "wind"))
+    ]
+    one, other = (request(Pipeline(stages=[scaler, head]), reg) for scaler in scalers)
+    assert one != other and one == request(Pipeline(stages=[scalers[0], head]), reg)
+
+    def default_output() -> Any:
+        assembler = VectorAssembler(inputCols=["temp"])
+        last = LinearRegression(labelCol="riders", featuresCol=assembler.getOutputCol())
+        return request(Pipeline(stages=[assembler, last]), {last.regParam: [0.1]})
+
+    assert default_output() == default_output()
 
 
 def test_a_metric_of_ones_own_is_not_tested(line: tuple[DataFrame, Search]) -> None:

@@ -54,6 +54,9 @@ def test_what_is_worse_than_the_median_of_all_before_ends() -> None:
     assert [f.last for f in run(Bracket(5, (1, 3)), "median", evaluate)] == [True, True, True, False, False]
     earlier = [[(1.0, -1.0)], [(1.0, -2.0), (3.0, -2.0)], [(1.0, -3.0)], [(1.0, -3.0)]]
     assert not any(f.last for f in run(Bracket(2, (1, 3)), "median", evaluate, earlier))
+    # A study keeps three digits of a share.
+    shares = [[(0.037, -1.0)], [(0.037, -2.0)], [(0.037, -3.0)]]
+    assert not any(f.last for f in run(Bracket(2, (1 / 27, 1.0)), "median", evaluate, shares))
 
 
 class Evaluating:

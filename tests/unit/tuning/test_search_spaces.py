@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 from pyspark.ml import Estimator, Pipeline
 from pyspark.ml.param import Param, Params, TypeConverters
@@ -54,6 +55,8 @@ class Head(Estimator[Any]):
         (lambda: loguniform("a", 1), "'a' is no finite number"),
         (lambda: integer(1.5, 3), "1.5 is no whole number"),  # type: ignore[arg-type]
         (lambda: integer(0, 3, log=True), "low must be at least 1"),
+        (lambda: integer(1, float("inf")), "inf is no whole number"),  # type: ignore[arg-type]
+        (lambda: integer(float("nan"), 3), "nan is no whole number"),  # type: ignore[arg-type]
         (lambda: choice(), r"choice\(\) has no values"),
         (lambda: as_distribution("k of PCA_1", 3), "space gives k of PCA_1 3: give sparkdiff.uniform"),
         (lambda: alternatives(Scale()), "takes two stages or more, got 1"),
@@ -67,6 +70,10 @@ class Head(Estimator[Any]):
 def test_what_cannot_be_is_refused_where_it_is_written(make: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         make()
+
+
+def test_values_of_numpy_are_values() -> None:
+    assert choice(*np.arange(1, 3), np.float64(0.5)) == choice(1, 2, 0.5)
 
 
 def test_distributions_are_saved_and_told() -> None:
@@ -141,3 +148,5 @@ def test_a_value_that_a_param_refuses_is_refused_at_either_end() -> None:
     head = Head()
     with pytest.raises(InputError, match=r"space gives size of Head_\w+ the value 1.5"):
         Questions.of(head, {head.size: uniform(1, 1.5)})
+    with pytest.raises(InputError, match=r"space gives size of Head_\w+ the value 2.8"):
+        Questions.of(head, {head.size: loguniform(1, 4)})
