@@ -52,7 +52,7 @@ class Reads:
 
 
 @dataclass(frozen=True)
-class Piece:
+class RowsPiece:
     """Some rows, and what the evaluator reads of them."""
 
     x: Rows
@@ -73,12 +73,12 @@ class Piece:
 
 
 @dataclass
-class Cache:
+class CachedRows:
     """The rows that reach a last stage, in files."""
 
     folder: Path
     offset: bool
-    held: list[Piece] | None = None
+    held: list[RowsPiece] | None = None
 
     def __post_init__(self) -> None:
         files = [pq.read_metadata(path) for path in sorted(self.folder.glob("part-*.parquet"))]
@@ -111,7 +111,7 @@ class Cache:
     def whole(self) -> Whole:
         return gather((Whole(p.x, p.label, p.weight, p.fold) for p in self.pieces()), self.count)
 
-    def pieces(self) -> Iterator[Piece]:
+    def pieces(self) -> Iterator[RowsPiece]:
         if self.held is None and self.size <= HELD:
             self.held = [*self._read()]
         yield from self._read() if self.held is None else self.held
@@ -120,7 +120,7 @@ class Cache:
         for piece in self.pieces():
             yield from piece.chunks(max(1, PIECE // (8 * max(self.width, 1))))
 
-    def _read(self) -> Iterator[Piece]:
+    def _read(self) -> Iterator[RowsPiece]:
         """
         Raises:
             InputError: vectors have different widths.
@@ -135,12 +135,12 @@ class Cache:
             if not self.sparse:
                 x = dense(x)
             shift = dense(offset) if self.offset else None
-            yield Piece(
+            yield RowsPiece(
                 x, dense(label), dense(weight), shift, dense(fold).nan_to_num(-1).long(), dense(own_label), dense(own_weight)
             )  # fmt: skip
 
 
-def written(parts: Parts, reads: Reads, judge: Judge | None, folder: Path) -> Cache:
+def written(parts: Parts, reads: Reads, judge: Judge | None, folder: Path) -> CachedRows:
     """The rows, written by one job."""
     one = F.lit(1.0)
 
@@ -157,7 +157,7 @@ def written(parts: Parts, reads: Reads, judge: Judge | None, folder: Path) -> Ca
 
     rows = functools.reduce(DataFrame.union, [plain(*part) for part in parts])
     write_plain(rows, rows.columns, folder)
-    return Cache(folder, bool(reads.offset))
+    return CachedRows(folder, bool(reads.offset))
 
 
 @dataclass
@@ -169,9 +169,9 @@ class Kept:
     """
 
     folder: Path
-    caches: dict[Any, Cache]
+    caches: dict[Any, CachedRows]
 
-    def once(self, key: Any, write: Callable[[Path], Cache]) -> Cache:
+    def once(self, key: Any, write: Callable[[Path], CachedRows]) -> CachedRows:
         """The rows of this key, written if they aren't there; those that were written longest ago make room."""
         if key not in self.caches:
             while len(self.caches) >= KEPT:
@@ -227,7 +227,7 @@ class Seen:
     classes: int = 0
 
 
-def look(cache: Cache, kind: str, settings: Sequence[Setting], folds: int, known_classes: int | None) -> Seen:
+def look(cache: CachedRows, kind: str, settings: Sequence[Setting], folds: int, known_classes: int | None) -> Seen:
     """A pass over the rows for what Spark refuses, or treats in a way of its own."""
     try:
         return _look(cache, kind, settings, folds, known_classes)
@@ -235,7 +235,7 @@ def look(cache: Cache, kind: str, settings: Sequence[Setting], folds: int, known
         return Seen(f"{e}, so Spark decides what to do")
 
 
-def _look(cache: Cache, kind: str, settings: Sequence[Setting], folds: int, known_classes: int | None) -> Seen:
+def _look(cache: CachedRows, kind: str, settings: Sequence[Setting], folds: int, known_classes: int | None) -> Seen:
     if not cache.count:
         return Seen("there are no rows")
     tops, lowest, whole, held = -1.0, math.inf, True, torch.zeros(folds + 1, dtype=torch.long)
@@ -273,7 +273,7 @@ def _look(cache: Cache, kind: str, settings: Sequence[Setting], folds: int, know
     return Seen("", classes)
 
 
-def _far(cache: Cache, folds: int, *, labels: bool) -> str:
+def _far(cache: CachedRows, folds: int, *, labels: bool) -> str:
     """What makes sums over all folds useless for one of them: a number that is held out of it and far from all others.
 
     All folds share one centre and one scale of a column; what such a number adds to their sums hides the others' digits.

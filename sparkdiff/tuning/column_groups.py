@@ -39,7 +39,7 @@ class Groups:
 
 
 @dataclass(frozen=True)
-class Part:
+class ColumnPart:
     """A column that a vector is put together of.
 
     Attributes:
@@ -50,7 +50,7 @@ class Part:
     stages: frozenset[str]
 
 
-def parts_of(column: str, stages: Sequence[Any], behind: frozenset[str] = frozenset()) -> list[Part]:
+def parts_of(column: str, stages: Sequence[Any], behind: frozenset[str] = frozenset()) -> list[ColumnPart]:
     """The columns that a vector is put together of, in their order; `behind` are stages that it has gone through since."""
     for place in reversed(range(len(stages))):
         stage, before = stages[place], stages[:place]
@@ -61,7 +61,7 @@ def parts_of(column: str, stages: Sequence[Any], behind: frozenset[str] = frozen
         if type(stage) in BY_SLOT:
             return parts_of(stage.getInputCol(), before, behind | {stage.uid})
         break
-    return [Part(column, behind | upstream(column, stages))]
+    return [ColumnPart(column, behind | upstream(column, stages))]
 
 
 def upstream(column: str, stages: Sequence[Any]) -> frozenset[str]:

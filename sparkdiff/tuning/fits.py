@@ -149,7 +149,7 @@ class FoldMetrics:
 
 
 @dataclass
-class Fold:
+class FoldFits:
     """The fits of one fold.
 
     Attributes:
@@ -159,7 +159,7 @@ class Fold:
     task: Task
     threads: ThreadPool
     keeps: bool
-    tails: Callable[["Fold", Branch], Iterable[tuple[Fit, float, Any]]] | None = None
+    tails: Callable[["FoldFits", Branch], Iterable[tuple[Fit, float, Any]]] | None = None
     held: list[DataFrame] = field(default_factory=list)
 
     def run(self, train: DataFrame, validation: DataFrame) -> FoldMetrics:

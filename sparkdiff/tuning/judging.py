@@ -11,7 +11,7 @@ from torch import Tensor
 from sparkdiff.rows import Rows, SparseRows
 from sparkdiff.stages import linear as heads
 from sparkdiff.stages.base import columns_of
-from sparkdiff.tuning.cached_rows import Cache
+from sparkdiff.tuning.cached_rows import CachedRows
 from sparkdiff.tuning.scores import Judge
 from sparkdiff.tuning.solvers import Solution
 from sparkdiff.tuning.trie import Fit
@@ -20,7 +20,7 @@ SCORES = 2**27
 """Bytes of scores that are held at the same time."""
 
 
-class Given:
+class WithParams:
     """An estimator with other values for some Params, to be read only. A copy would take Java a while, for each setting."""
 
     def __init__(self, stage: Any, params: Mapping[Any, Any]):
@@ -45,7 +45,7 @@ Solved = Mapping[tuple[Fit, int], Solution]
 
 
 def judged(
-    solved: Solved, estimators: Mapping[Fit, Given], cache: Cache, folds: int, judge: Judge, kind: str
+    solved: Solved, estimators: Mapping[Fit, WithParams], cache: CachedRows, folds: int, judge: Judge, kind: str
 ) -> dict[tuple[Fit, int], float]:
     """The metric of each solution on the rows that its fold holds out; none where the model doesn't write what is judged."""
     outs = {
@@ -79,7 +79,7 @@ def _batches(fits: Sequence[Fit], outs: Mapping[Fit, int], room: int) -> Iterato
 
 
 def _margins(
-    solved: Solved, models: Mapping[int, Sequence[Fit]], cache: Cache
+    solved: Solved, models: Mapping[int, Sequence[Fit]], cache: CachedRows
 ) -> dict[int, tuple[Tensor, Tensor, Tensor]]:
     """Fold by fold the margins of its models, the labels and the weights, of the rows that it holds out; in one pass."""
     matrices, found = {}, defaultdict(list)
@@ -103,7 +103,7 @@ def _product(x: Rows, rows: Tensor, matrix: Tensor) -> Tensor:
     return x[rows] @ matrix
 
 
-def _columns(kind: str, estimator: Given, outs: int, features: int) -> tuple[tuple[str, ...], Any]:
+def _columns(kind: str, estimator: WithParams, outs: int, features: int) -> tuple[tuple[str, ...], Any]:
     """The names of the columns that a model writes, and the module that computes them from margins."""
     get, flat = estimator.getOrDefault, torch.zeros(features, dtype=torch.float64)
     zero, intercept = torch.tensor(0.0, dtype=torch.float64), get("fitIntercept")

@@ -9,9 +9,9 @@ from typing import Any
 from sparkdiff import jvm
 from sparkdiff.errors import InputError
 from sparkdiff.tuning import shared_fits, tails
-from sparkdiff.tuning.fits import Branch, Fold, FoldMetrics, Task
+from sparkdiff.tuning.fits import Branch, FoldFits, FoldMetrics, Task
 from sparkdiff.tuning.folds import Folds
-from sparkdiff.tuning.tails import Asked, Result, Results
+from sparkdiff.tuning.tails import AskedFit, Result, Results
 from sparkdiff.tuning.trie import Fit
 
 
@@ -19,10 +19,10 @@ def outcomes(task: Task, folds: Folds, parallelism: int, keeps: bool) -> list[Fo
     """Fold by fold the metric of each setting, and its model if models are kept."""
     with ThreadPool(min(parallelism, len(task.maps))) as threads:
         if why_not_at_once(task):
-            return [Fold(task, threads, keeps).run(*pair) for pair in folds.pairs]
+            return [FoldFits(task, threads, keeps).run(*pair) for pair in folds.pairs]
         if not tails.one_for_all(task):
             wanted = tails.asked(task)
-            return [Fold(task, threads, keeps, partial(_after, wanted)).run(*pair) for pair in folds.pairs]
+            return [FoldFits(task, threads, keeps, partial(_after, wanted)).run(*pair) for pair in folds.pairs]
         if folds.drawn:  # as Spark caches a fold's rows; else another plan may draw other numbers for them
             folds.rows.cache()
         try:
@@ -56,7 +56,7 @@ def _outcome(
     task: Task, threads: ThreadPool, keeps: bool, found: Mapping[Fit, Result], folds: Folds, fold: int
 ) -> FoldMetrics:
     if keeps or any(math.isnan(result.metric) for result in found.values()):
-        return Fold(task, threads, keeps, partial(_ends, found)).run(*folds.pairs[fold])
+        return FoldFits(task, threads, keeps, partial(_ends, found)).run(*folds.pairs[fold])
     out = FoldMetrics([0.0] * len(task.maps), [])
     for fit, result in found.items():
         for setting in fit.settings:
@@ -64,12 +64,12 @@ def _outcome(
     return out
 
 
-def _after(wanted: Mapping[Fit, Asked], fold: Fold, branch: Branch) -> Iterator[tuple[Fit, float, Any]]:
+def _after(wanted: Mapping[Fit, AskedFit], fold: FoldFits, branch: Branch) -> Iterator[tuple[Fit, float, Any]]:
     """Of a fold with fitted stages of its own."""
     return _ends(_of_fold(tails.within(fold.task, wanted, branch), 0), fold, branch)
 
 
-def _ends(found: Mapping[Fit, Result], fold: Fold, branch: Branch) -> Iterator[tuple[Fit, float, Any]]:
+def _ends(found: Mapping[Fit, Result], fold: FoldFits, branch: Branch) -> Iterator[tuple[Fit, float, Any]]:
     """The last stage and the metric of each way on: by Spark, where a solution, a metric or a model is missing."""
     task, stage, steps = fold.task, fold.task.stages[-1], []
     unsolved = [fit for fit in branch.fit.after if found[fit].solution is None]

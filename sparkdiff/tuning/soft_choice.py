@@ -21,7 +21,7 @@ from sparkdiff.pipeline.columns import read_plain, write_plain
 from sparkdiff.pipeline.names import named
 from sparkdiff.rows import dense
 from sparkdiff.tuning.cached_rows import Reads, classes_told
-from sparkdiff.tuning.column_groups import Part, parts_of, widths_of
+from sparkdiff.tuning.column_groups import ColumnPart, parts_of, widths_of
 from sparkdiff.tuning.fits import leaves_of
 from sparkdiff.tuning.group_penalties import LARGEST, MOST, SINGLES, linear_estimator
 from sparkdiff.tuning.hypergradients import Chosen, chosen, linear_model
@@ -43,7 +43,7 @@ class Variant:
     """
 
     column: int
-    parts: tuple[tuple[Part, int], ...]
+    parts: tuple[tuple[ColumnPart, int], ...]
 
     def slots(self, which: Sequence[int]) -> list[int]:
         """The numbers of the slots of these parts."""

@@ -19,11 +19,11 @@ from sparkdiff import jvm
 from sparkdiff.pipeline.names import named
 from sparkdiff.stages.base import columns_of
 from sparkdiff.tuning import cached_rows, solvers, trie
-from sparkdiff.tuning.cached_rows import Cache, Kept, Parts, Reads
+from sparkdiff.tuning.cached_rows import CachedRows, Kept, Parts, Reads
 from sparkdiff.tuning.fits import Branch, Task, is_sparks
-from sparkdiff.tuning.judging import Given, judged
+from sparkdiff.tuning.judging import WithParams, judged
 from sparkdiff.tuning.scores import Judge, judge_of
-from sparkdiff.tuning.solvers import Facts, Setting, Solution
+from sparkdiff.tuning.solvers import RowFacts, Setting, Solution
 from sparkdiff.tuning.trie import Fit
 
 KINDS = (LinearRegression, LogisticRegression, GeneralizedLinearRegression)
@@ -33,7 +33,7 @@ OUTPUTS = ("rawPredictionCol", "probabilityCol", "predictionCol", "linkPredictio
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedFit:
     """One setting of the last stage.
 
     Attributes:
@@ -41,7 +41,7 @@ class Asked:
         why: why Spark has to fit it, as far as is known before any job; empty if it is solved here.
     """
 
-    estimator: Given
+    estimator: WithParams
     setting: Setting
     reads: Reads
     why: str
@@ -81,11 +81,11 @@ def _by_row(stage: Any) -> bool:
     return isinstance(stage, Transformer) and is_sparks(stage) and not isinstance(stage, SQLTransformer)
 
 
-def asked(task: Task) -> dict[Fit, Asked]:
+def asked(task: Task) -> dict[Fit, AskedFit]:
     """What each last fit of the trie asks of the solvers."""
     kind = kind_of(task)
     assert kind is not None
-    return {fit: _asked(kind, Given(task.stages[-1], fit.params)) for fit in task.root.leaves()}
+    return {fit: _asked(kind, WithParams(task.stages[-1], fit.params)) for fit in task.root.leaves()}
 
 
 def notes(task: Task) -> list[str]:
@@ -101,12 +101,12 @@ def notes(task: Task) -> list[str]:
     return found
 
 
-def asked_of(stage: Any) -> Asked:
+def asked_of(stage: Any) -> AskedFit:
     """What a linear estimator with its own Params asks of the solvers."""
-    return _asked(type(stage).__name__, Given(stage, {}))
+    return _asked(type(stage).__name__, WithParams(stage, {}))
 
 
-def _asked(kind: str, estimator: Given) -> Asked:
+def _asked(kind: str, estimator: WithParams) -> AskedFit:
     def get(name: str, otherwise: Any = "") -> Any:
         return estimator.getOrDefault(name) if estimator.hasParam(name) and estimator.isDefined(name) else otherwise
 
@@ -123,24 +123,24 @@ def _asked(kind: str, estimator: Given) -> Asked:
     bounds = (f"{side}BoundsOn{what}" for side in ("lower", "upper") for what in ("Coefficients", "Intercepts"))
     setting = Setting(**given, bounded=any(get(bound, None) is not None for bound in bounds))
     reads = Reads(get("featuresCol"), get("labelCol"), get("weightCol"), get("offsetCol"))
-    return Asked(estimator, setting, reads, _why(kind, estimator, setting))
+    return AskedFit(estimator, setting, reads, _why(kind, estimator, setting))
 
 
-def _why(kind: str, estimator: Given, setting: Setting) -> str:
+def _why(kind: str, estimator: WithParams, setting: Setting) -> str:
     """Why Spark has to fit a setting, as far as is known before any job."""
     for name, larger in (("maxIter", False), ("tol", True)):
         stage = estimator.stage
         value, usual = estimator.getOrDefault(name), stage._defaultParamMap[stage.getParam(name)]
         if value > usual if larger else value < usual:
             return f"{name}={value:g} stops {kind} early, so it is fitted by Spark"
-    return solvers.unsolved(kind, setting, Facts(1, 0)) or ""
+    return solvers.unsolved(kind, setting, RowFacts(1, 0)) or ""
 
 
 # Solutions ------------------------------------------------------------------------------------------------------------
 
 
 def solve(
-    task: Task, wanted: Mapping[Fit, Asked], fits: Sequence[Fit], parts: Parts, folds: int, kept: Kept | None = None,
+    task: Task, wanted: Mapping[Fit, AskedFit], fits: Sequence[Fit], parts: Parts, folds: int, kept: Kept | None = None,
     way: Sequence[Any] = (),
 ) -> Results:  # fmt: skip
     """All settings of a last stage on the rows that reach it; `fits` are the last ones of the trie that read these.
@@ -182,7 +182,7 @@ def _too_wide(kind: str, settings: Sequence[Setting], rows: DataFrame, features:
     if width is None:
         first = rows.select(named(features)).head()
         width = len(first[0]) if first and first[0] is not None else 0
-    reasons = [unsolved(kind, setting, Facts(width)) for setting in settings]
+    reasons = [unsolved(kind, setting, RowFacts(width)) for setting in settings]
     return reasons[0] if all(reasons) else ""
 
 
@@ -196,13 +196,13 @@ def _column_exists(schema: StructType, judge: Judge) -> bool:
 
 
 def _solved(
-    kind: str, group: Mapping[Fit, Asked], cache: Cache, folds: int, judge: Judge | None, classes: int | None
+    kind: str, group: Mapping[Fit, AskedFit], cache: CachedRows, folds: int, judge: Judge | None, classes: int | None
 ) -> Results:
     settings = [*dict.fromkeys(a.setting for a in group.values())]
     seen = cached_rows.look(cache, kind, settings, folds, classes)
     if seen.problem:
         return left([*group], folds, seen.problem)
-    facts = Facts(cache.width, seen.classes)
+    facts = RowFacts(cache.width, seen.classes)
     why = {setting: unsolved(kind, setting, facts) or _no_room(kind, setting, cache, facts) for setting in settings}
     settings = [setting for setting in settings if not why[setting]]
     found: dict[Setting, list[Solution]] = {}
@@ -230,9 +230,9 @@ def _solved(
 
 
 def _solutions(
-    kind: str, settings: list[Setting], cache: Cache, folds: int, classes: int
+    kind: str, settings: list[Setting], cache: CachedRows, folds: int, classes: int
 ) -> dict[Setting, list[Solution]]:
-    facts = Facts(cache.width, classes)
+    facts = RowFacts(cache.width, classes)
     wide = [s for s in settings if solvers.is_wide(kind, s, facts, sparse=cache.sparse)]
     rest = [s for s in settings if s not in wide]
     found: dict[Setting, list[Solution]] = {}
@@ -250,13 +250,13 @@ def _solutions(
     return found
 
 
-def _no_room(kind: str, setting: Setting, cache: Cache, facts: Facts) -> str:
+def _no_room(kind: str, setting: Setting, cache: CachedRows, facts: RowFacts) -> str:
     if cache.fits or not solvers.is_wide(kind, setting, facts, sparse=cache.sparse):
         return ""
     return f"{cache.stored:,} numbers in rows of {cache.width:,} columns are more than there is room for, so Spark fits {kind}"
 
 
-def unsolved(kind: str, setting: Setting, facts: Facts) -> str:
+def unsolved(kind: str, setting: Setting, facts: RowFacts) -> str:
     if kind == "LogisticRegression" and setting.family == "binomial" and facts.classes > 2:
         return f"family='binomial' has two classes, the rows have {facts.classes}"
     return solvers.unsolved(kind, setting, facts) or ""
@@ -303,7 +303,7 @@ def across(task: Task, rows: DataFrame, fold: Column, folds: int, kept: Kept | N
     return out
 
 
-def within(task: Task, wanted: Mapping[Fit, Asked], branch: Branch) -> Results:
+def within(task: Task, wanted: Mapping[Fit, AskedFit], branch: Branch) -> Results:
     """All settings after the fitted stages of a fold, which is then number 0."""
     parts = [(branch.train, F.lit(-1)), (branch.validation, F.lit(0))]
     return solve(task, wanted, branch.fit.after, parts, 1)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sparkdiff.tuning.solvers.families import FAMILIES, LINKS, Family, Link
+from sparkdiff.tuning.solvers.families import FAMILIES, LINKS, Family, LinkFunction
 from sparkdiff.tuning.solvers.problem import Setting
 
 
@@ -28,7 +28,7 @@ class Response(Protocol):
         """Of each row: (n, folds)."""
 
 
-class Squares:
+class SquaresResponse:
     """Squared error."""
 
     sets = 1
@@ -59,7 +59,7 @@ class Binomial:
 
 
 @dataclass(frozen=True)
-class Multinomial:
+class MultinomialResponse:
     """Log-loss of several classes."""
 
     sets: int
@@ -82,7 +82,7 @@ class Generalized:
 
     name: str
     family: Family
-    link: Link
+    link: LinkFunction
     sets: int = 1
 
     def mean(self, margin: Tensor) -> Tensor:
@@ -115,11 +115,11 @@ class Generalized:
 def response_of(kind: str, setting: Setting, classes: int) -> Response:
     """Of the estimator that Spark's class of this name is with this setting."""
     if kind == "LinearRegression":
-        return Squares()
+        return SquaresResponse()
     if kind == "LogisticRegression":
         several = setting.family == "multinomial" or (setting.family == "auto" and classes > 2)
-        return Multinomial(classes) if several else Binomial()
+        return MultinomialResponse(classes) if several else Binomial()
     link = setting.link or FAMILIES[setting.family].links[0]
     if (setting.family, link) == ("gaussian", "identity"):
-        return Squares()
+        return SquaresResponse()
     return Generalized(setting.family, FAMILIES[setting.family], LINKS[link])

@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sparkdiff.tuning.hypergradients.responses import Response, Squares, response_of
+from sparkdiff.tuning.hypergradients.responses import Response, SquaresResponse, response_of
 from sparkdiff.tuning.solvers import classification, least_squares
 from sparkdiff.tuning.solvers.classification import logistic
 from sparkdiff.tuning.solvers.least_squares import linear
 from sparkdiff.tuning.solvers.moments import Moments, moments
 from sparkdiff.tuning.solvers.problem import Chunks, Setting, Solution
 from sparkdiff.tuning.solvers.reweighting import generalized
-from sparkdiff.tuning.solvers.rows import Table, table
+from sparkdiff.tuning.solvers.rows import RowTable, table
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Linear:
     chunks: Chunks
     classes: int
     response: Response
-    table: Table
+    table: RowTable
     found: Moments
     z: Tensor
     label: Tensor
@@ -183,8 +183,8 @@ def linear_model(
     weight = torch.cat([chunk.weight for chunk in chunks()])
     held = weight[:, None] * (fold[:, None] == torch.arange(folds))
     response = response_of(kind, setting, classes)
-    label = block.label - block.offset if isinstance(response, Squares) else block.label
-    offset = torch.zeros_like(label) if isinstance(response, Squares) else block.offset
+    label = block.label - block.offset if isinstance(response, SquaresResponse) else block.label
+    offset = torch.zeros_like(label) if isinstance(response, SquaresResponse) else block.offset
     unit = torch.zeros(folds, response.sets, rows.width, dtype=torch.float64)
     unit[:, :, : len(rows.scale)] = units(kind, setting, found, rows, response, label, block.own)[:, None]
     free = torch.ones(folds, rows.width, dtype=torch.float64)
@@ -209,7 +209,7 @@ def linear_model(
 
 
 def units(
-    kind: str, setting: Setting, found: Moments, rows: Table, response: Response, label: Tensor, own: Tensor
+    kind: str, setting: Setting, found: Moments, rows: RowTable, response: Response, label: Tensor, own: Tensor
 ) -> Tensor:
     """The weight of ½·θ² of each column at regParam 1: (folds, d)."""
     folds = len(found.weight)
@@ -218,7 +218,7 @@ def units(
         problems = [(replace(setting, regParam=1.0, elasticNetParam=0.0), fold) for fold in range(folds)]
         return classification.penalties(rows, found, problems, 1).ridge[:, : len(rows.scale)]
     plain = (1 / rows.scale.square()).expand(folds, -1)
-    if not isinstance(response, Squares):
+    if not isinstance(response, SquaresResponse):
         return plain
     normal = kind == "GeneralizedLinearRegression"  # gaussian with identity: as LinearRegression's normal equations
     if normal or least_squares.normal(setting, len(rows.scale)):

@@ -16,7 +16,7 @@ from sparkdiff.machine import paths
 from sparkdiff.pipeline.names import refuse_stream
 from sparkdiff.pipeline.nesting import Holder, flatten
 from sparkdiff.report import Events, Phases
-from sparkdiff.tuning.search.procedure import Asked, Outcome, searched
+from sparkdiff.tuning.search.procedure import Asked, SearchOutcome, searched
 from sparkdiff.tuning.search.questions import Questions
 from sparkdiff.tuning.search.settings import FIELDS, OTHERS, Settings
 from sparkdiff.tuning.search.space import PLAIN, Distribution, as_distribution, from_dict
@@ -193,7 +193,7 @@ class SearchModel(Model, Holder, MLWritable, MLReadable):  # type: ignore[type-a
 
     __module__ = "sparkdiff"
 
-    def __init__(self, pipelineModel: Any, found: "Outcome | None" = None):
+    def __init__(self, pipelineModel: Any, found: "SearchOutcome | None" = None):
         super().__init__()
         self.pipelineModel = pipelineModel
         if found is not None:

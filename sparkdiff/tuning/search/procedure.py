@@ -156,7 +156,7 @@ def _described(stage: Any) -> str:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SearchOutcome:
     """What a search found: the model that ships, its summary, a dict per trial, and the trials of the Pareto front."""
 
     model: Any
@@ -165,7 +165,7 @@ class Outcome:
     front: list[int]
 
 
-def searched(asked: Asked, dataset: DataFrame, phases: Phases) -> Outcome:
+def searched(asked: Asked, dataset: DataFrame, phases: Phases) -> SearchOutcome:
     """The search of `asked` on these rows.
 
     Raises:
@@ -181,7 +181,7 @@ def searched(asked: Asked, dataset: DataFrame, phases: Phases) -> Outcome:
         return _in_folder(asked, dataset, phases, folder)
 
 
-def _in_folder(asked: Asked, dataset: DataFrame, phases: Phases, folder: Path | None) -> Outcome:
+def _in_folder(asked: Asked, dataset: DataFrame, phases: Phases, folder: Path | None) -> SearchOutcome:
     s = asked.settings
     split = Split(s.validationFraction, s.testFraction, s.groupCol, s.timeCol, s.seed)
     if s.numFolds:
@@ -208,13 +208,13 @@ def _in_folder(asked: Asked, dataset: DataFrame, phases: Phases, folder: Path | 
         with phases.phase("fresh rows"):
             compared = compare(winner, default, fresh, split, asked.evaluators[0], level=s.guard, seed=s.seed)
         kept = default if asked.current is None else asked.current
-        return Outcome(*_told(asked, known, best, compared, counts, winner, kept), front)
+        return SearchOutcome(*_told(asked, known, best, compared, counts, winner, kept), front)
     finally:
         rows.rows.unpersist()
         memory.trim()
 
 
-def _in_folds(asked: Asked, dataset: DataFrame, phases: Phases, folder: Path | None, split: Split) -> Outcome:
+def _in_folds(asked: Asked, dataset: DataFrame, phases: Phases, folder: Path | None, split: Split) -> SearchOutcome:
     """The whole search once per fold, and once on all rows: out-of-fold rows decide, all rows fit what ships."""
     s = asked.settings
     parts = folds.Parts(in_folds(dataset, split, s.numFolds), tuple(dataset.columns))
@@ -243,7 +243,7 @@ def _in_folds(asked: Asked, dataset: DataFrame, phases: Phases, folder: Path | N
             accepted = compared.verdict is not None and compared.verdict.accepted
             model = _fitted(asked, best if accepted else None, parts.fitted(None))
         front = [t.number for t in study.front()]
-        return Outcome(*_told(asked, study.trials(), best, compared, counts, model, model), front)
+        return SearchOutcome(*_told(asked, study.trials(), best, compared, counts, model, model), front)
     finally:
         parts.rows.unpersist()
         memory.trim()

@@ -5,13 +5,13 @@ optimum (of `Setting`s on `Chunk`s), `unsolved` says which settings are left to 
 from sparkdiff.tuning.solvers.classification import logistic
 from sparkdiff.tuning.solvers.least_squares import linear
 from sparkdiff.tuning.solvers.limits import WIDEST, is_wide, unsolved
-from sparkdiff.tuning.solvers.problem import Chunk, Chunks, Facts, Setting, Solution
+from sparkdiff.tuning.solvers.problem import Chunk, Chunks, RowFacts, Setting, Solution
 from sparkdiff.tuning.solvers.reweighting import generalized
 from sparkdiff.tuning.solvers.threads import threads_for
 from sparkdiff.tuning.solvers.wide import wide
 from sparkdiff.tuning.solvers.wide_rows import Whole, gather
 
 __all__ = [
-    "WIDEST", "Chunk", "Chunks", "Facts", "Setting", "Solution", "Whole", "gather", "generalized", "is_wide", "linear",
+    "WIDEST", "Chunk", "Chunks", "RowFacts", "Setting", "Solution", "Whole", "gather", "generalized", "is_wide", "linear",
     "logistic", "threads_for", "unsolved", "wide",
 ]  # fmt: skip

@@ -9,7 +9,7 @@ from torch.nn import functional
 from sparkdiff.tuning.solvers.descent import Minimum, Penalised, Slope, minimise
 from sparkdiff.tuning.solvers.moments import Moments, moments
 from sparkdiff.tuning.solvers.problem import Chunks, Setting, Solution
-from sparkdiff.tuning.solvers.rows import CACHE, Block, Products, Table, at_once, sample, table
+from sparkdiff.tuning.solvers.rows import CACHE, Block, Products, RowTable, at_once, sample, table
 
 MEMORY = 2**30
 SAMPLED = 20
@@ -65,7 +65,7 @@ def batches(problems: list[tuple[int, int]], parameters: int) -> list[list[tuple
 class Functions:
     """The mean loss of each problem over the rows of its fold, as a function of (problems, sets · width) parameters."""
 
-    rows: Table
+    rows: RowTable
     sample: Block | None
     """What Hessians are made of; None: of all rows."""
     fold: Tensor
@@ -139,7 +139,7 @@ def probabilities(part: Block, at: Tensor, sets: int) -> Tensor:
     return margin.sigmoid() if sets == 1 else margin.reshape(len(margin), -1, sets).softmax(2)
 
 
-def together(rows: Table, found: Moments, problems: list[tuple[Setting, int]], sets: int) -> list[Solution]:
+def together(rows: RowTable, found: Moments, problems: list[tuple[Setting, int]], sets: int) -> list[Solution]:
     fold = torch.tensor([f for _, f in problems])
     given = penalties(rows, found, problems, sets)
     newton = by_newton(rows, problems, sets)
@@ -155,7 +155,7 @@ def together(rows: Table, found: Moments, problems: list[tuple[Setting, int]], s
     return solutions(rows, problems, sets, minimum)
 
 
-def by_newton(rows: Table, problems: list[tuple[Setting, int]], sets: int) -> bool:
+def by_newton(rows: RowTable, problems: list[tuple[Setting, int]], sets: int) -> bool:
     """Whether all Hessians are worth their time; where a coefficient can be zero or nothing is penalised they are needed."""
     if any(s.regParam == 0 or s.elasticNetParam > 0 for s, _ in problems):
         return True
@@ -164,7 +164,7 @@ def by_newton(rows: Table, problems: list[tuple[Setting, int]], sets: int) -> bo
     return hessians < max(CHEAP, 1.5 * 25 * every * 4 * sets * width)
 
 
-def penalties(rows: Table, found: Moments, problems: list[tuple[Setting, int]], sets: int) -> Penalised:
+def penalties(rows: RowTable, found: Moments, problems: list[tuple[Setting, int]], sets: int) -> Penalised:
     """Spark's L2 is regParam·(1 - α)/2·Σ b², its L1 regParam·α·Σ |b|, where b is a coefficient, with standardization times its
     column's standard deviation; here in units of the columns' scale."""
     ridge = torch.zeros(len(problems), sets, rows.width, dtype=torch.float64)
@@ -181,7 +181,7 @@ def penalties(rows: Table, found: Moments, problems: list[tuple[Setting, int]], 
     return Penalised(ridge.reshape(m, -1), lasso.reshape(m, -1), free.reshape(m, -1), shift)
 
 
-def solutions(rows: Table, problems: list[tuple[Setting, int]], sets: int, minimum: Minimum) -> list[Solution]:
+def solutions(rows: RowTable, problems: list[tuple[Setting, int]], sets: int, minimum: Minimum) -> list[Solution]:
     at = minimum.at.reshape(len(problems), sets, rows.width)
     answers = []
     for i, (setting, _) in enumerate(problems):

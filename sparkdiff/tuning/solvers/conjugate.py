@@ -34,11 +34,11 @@ class Function(Protocol):
 
     def of(self, which: Tensor) -> "Function": ...
 
-    def look(self, at: Tensor) -> "Place": ...
+    def look(self, at: Tensor) -> "Iterate": ...
 
 
 @dataclass(frozen=True)
-class Place:
+class Iterate:
     """What the losses are like at some parameters."""
 
     value: Tensor
@@ -97,7 +97,7 @@ def penalised(loss: Tensor, costs: Costs, at: Tensor) -> Tensor:
     return loss + (0.5 * costs.ridge * at.square() + costs.lasso * at.abs()).sum((0, 2))
 
 
-def towards(place: Place, costs: Costs, at: Tensor, slope: Tensor, goal: Tensor, which: Tensor) -> Tensor:
+def towards(place: Iterate, costs: Costs, at: Tensor, slope: Tensor, goal: Tensor, which: Tensor) -> Tensor:
     """Newton's steps of these problems, found until what is left of the slope is below the goal."""
     costs, at, slope, goal = costs.of(which), at[:, which], slope[:, which], goal[which]
     moving = ((at != 0) | (slope != 0) | (costs.lasso == 0)).to(at.dtype) * costs.free
@@ -131,7 +131,7 @@ def towards(place: Place, costs: Costs, at: Tensor, slope: Tensor, goal: Tensor,
 
 def along(
     own: Function, costs: Costs, at: Tensor, way: Tensor, slope: Tensor, total: Tensor
-) -> tuple[Tensor, Place, Tensor]:
+) -> tuple[Tensor, Iterate, Tensor]:
     """As far along each way as the function goes down enough; and which problems moved."""
     bent = costs.lasso > 0
     side = torch.where(at != 0, at.sign(), -slope.sign())

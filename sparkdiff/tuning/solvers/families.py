@@ -11,7 +11,7 @@ LARGEST = torch.finfo(torch.float64).max
 
 
 @dataclass(frozen=True)
-class Link:
+class LinkFunction:
     of_mean: Callable[[Tensor], Tensor]
     derivative: Callable[[Tensor], Tensor]
     """By the mean."""
@@ -32,17 +32,17 @@ class Family:
 
 
 LINKS = {
-    "identity": Link(lambda m: m, torch.ones_like, lambda e: e),
-    "log": Link(torch.log, torch.reciprocal, torch.exp),
-    "inverse": Link(torch.reciprocal, lambda m: -1 / m.square(), torch.reciprocal),
-    "sqrt": Link(torch.sqrt, lambda m: 0.5 / m.sqrt(), torch.square),
-    "logit": Link(torch.logit, lambda m: 1 / (m * (1 - m)), torch.sigmoid),
-    "probit": Link(
+    "identity": LinkFunction(lambda m: m, torch.ones_like, lambda e: e),
+    "log": LinkFunction(torch.log, torch.reciprocal, torch.exp),
+    "inverse": LinkFunction(torch.reciprocal, lambda m: -1 / m.square(), torch.reciprocal),
+    "sqrt": LinkFunction(torch.sqrt, lambda m: 0.5 / m.sqrt(), torch.square),
+    "logit": LinkFunction(torch.logit, lambda m: 1 / (m * (1 - m)), torch.sigmoid),
+    "probit": LinkFunction(
         torch.special.ndtri,
         lambda m: (2 * torch.pi) ** 0.5 * (0.5 * torch.special.ndtri(m).square()).exp(),
         torch.special.ndtr,
     ),
-    "cloglog": Link(
+    "cloglog": LinkFunction(
         lambda m: (-torch.log1p(-m)).log(), lambda m: 1 / ((m - 1) * torch.log1p(-m)), lambda e: -torch.expm1(-e.exp())
     ),
 }

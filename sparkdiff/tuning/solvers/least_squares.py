@@ -35,7 +35,7 @@ def failed(found: Moments) -> Solution:
 
 
 @dataclass(frozen=True)
-class Products:
+class NormalSums:
     """Means of products over the rows that one fold trains on, with or without the means taken out."""
 
     matrix: Tensor
@@ -51,7 +51,7 @@ class Products:
     label_mean: Tensor
 
 
-def products(sums: Tensor, found: Moments, centred: bool) -> Products:
+def products(sums: Tensor, found: Moments, centred: bool) -> NormalSums:
     """From sums of moved and scaled columns; all in units of their scale."""
     d = len(found.centre)
     mean_of = sums / sums[-1, -1]
@@ -61,7 +61,7 @@ def products(sums: Tensor, found: Moments, centred: bool) -> Products:
     shift = torch.cat([found.centre / found.scale, (found.label_centre / found.label_scale).reshape(1)]) + both
     taken = covariance if centred else covariance + shift[:, None] * shift
     spread = covariance.diagonal().clamp_min(0)
-    return Products(taken[:d, :d], taken[:d, d], taken[d, d], spread[:d], spread[d], shift[:d], shift[d])
+    return NormalSums(taken[:d, :d], taken[:d, d], taken[d, d], spread[:d], spread[d], shift[:d], shift[d])
 
 
 def of_fold(sums: Tensor, settings: list[Setting], found: Moments, fold: int) -> list[Solution]:
@@ -75,7 +75,7 @@ def of_fold(sums: Tensor, settings: list[Setting], found: Moments, fold: int) ->
     return [answers[i] for i in range(len(settings))]
 
 
-def of_products(given: Products, settings: list[Setting], found: Moments, fold: int) -> list[Solution]:
+def of_products(given: NormalSums, settings: list[Setting], found: Moments, fold: int) -> list[Solution]:
     constant = found.constant[fold]
     label_scale, intercept = found.label_scale, settings[0].fitIntercept
     if bool(found.labels[fold, 0] == found.labels[fold, 1]):
@@ -114,12 +114,12 @@ def normal(setting: Setting, columns: int) -> bool:
     return setting.solver == "normal" or (setting.solver == "auto" and columns <= NORMAL_COLUMNS)
 
 
-def label_variance(setting: Setting, given: Products, found: Moments, fold: int) -> Tensor:
+def label_variance(setting: Setting, given: NormalSums, found: Moments, fold: int) -> Tensor:
     """The label's variance as Spark divides by it: the population's for normal equations, else the sample's."""
     return given.spread if normal(setting, len(found.centre)) else given.spread * found.unbiased[fold]
 
 
-def penalty(setting: Setting, given: Products, found: Moments, fold: int, inverse: Tensor) -> tuple[Tensor, Tensor]:
+def penalty(setting: Setting, given: NormalSums, found: Moments, fold: int, inverse: Tensor) -> tuple[Tensor, Tensor]:
     """Weights of x² / 2 and of |x|, where coefficient = x · inverse · (the label's root mean square), in units of the scales.
 
     Spark minimises ½·mean squared error / σ² + regParam / σ · ((1 - α) / 2 · Σ b² + α·Σ |b|), where σ is the label's standard

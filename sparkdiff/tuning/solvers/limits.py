@@ -1,7 +1,7 @@
 """Which settings are not solved here and left to Spark."""
 
 from sparkdiff.tuning.solvers.families import FAMILIES
-from sparkdiff.tuning.solvers.problem import Facts, Setting
+from sparkdiff.tuning.solvers.problem import RowFacts, Setting
 
 WIDEST = {"LinearRegression": 2000, "LogisticRegression": 2000, "GeneralizedLinearRegression": 1000}
 """Columns (times classes, where there are several sets of coefficients) above which matrices of all pairs cost too much."""
@@ -9,25 +9,25 @@ NORMAL_COLUMNS = 4096
 """With more columns than this Spark's solver `auto` of LinearRegression is l-bfgs, and it refuses `normal`."""
 
 
-def coefficients(setting: Setting, facts: Facts) -> int:
+def coefficients(setting: Setting, facts: RowFacts) -> int:
     """How many a model has."""
     return facts.columns * (facts.classes if facts.classes > 2 or setting.family == "multinomial" else 1)
 
 
-def is_wide(kind: str, setting: Setting, facts: Facts, *, sparse: bool) -> bool:
+def is_wide(kind: str, setting: Setting, facts: RowFacts, *, sparse: bool) -> bool:
     """Whether a setting is solved without matrices of all pairs of coefficients, on rows in memory."""
     if kind == "GeneralizedLinearRegression" or setting.regParam == 0:
         return False
     return sparse or coefficients(setting, facts) > WIDEST[kind]
 
 
-def _undetermined(setting: Setting, facts: Facts) -> bool:
+def _undetermined(setting: Setting, facts: RowFacts) -> bool:
     """Whether raw predictions of two classes depend on which of many solutions is taken."""
     pure = setting.regParam > 0 and setting.elasticNetParam == 1
     return pure and setting.family == "multinomial" and facts.classes == 2
 
 
-def unsolved(kind: str, setting: Setting, facts: Facts) -> str | None:
+def unsolved(kind: str, setting: Setting, facts: RowFacts) -> str | None:
     """Why Spark has to fit this setting, in words; None if `kind` (the name of Spark's class) is solved here with it."""
     if kind not in WIDEST:
         return f"{kind} is fitted by Spark"

@@ -46,7 +46,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Facts:
+class RowFacts:
     """What is known of the rows before any fit."""
 
     columns: int

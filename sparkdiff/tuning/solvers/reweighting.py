@@ -6,11 +6,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from sparkdiff.tuning.solvers.families import FAMILIES, LINKS, Family, Link
+from sparkdiff.tuning.solvers.families import FAMILIES, LINKS, Family, LinkFunction
 from sparkdiff.tuning.solvers.least_squares import failed, linear
 from sparkdiff.tuning.solvers.moments import Moments, moments
 from sparkdiff.tuning.solvers.problem import Chunk, Chunks, Setting, Solution
-from sparkdiff.tuning.solvers.rows import CACHE, Products, Table, at_once, table
+from sparkdiff.tuning.solvers.rows import CACHE, Products, RowTable, at_once, table
 
 STEPS = 100
 TOLERANCE = 1e-11
@@ -66,7 +66,7 @@ def of_kind(chunks: Chunks, settings: list[Setting], folds: int, found: Moments,
 
 
 def together(
-    rows: Table, found: Moments, problems: list[tuple[Setting, int]], family: Family, link: Link
+    rows: RowTable, found: Moments, problems: list[tuple[Setting, int]], family: Family, link: LinkFunction
 ) -> list[Solution]:
     """The same steps as Spark's, from almost the same start, until they stay where they are."""
     m, d = len(problems), len(rows.scale)
@@ -99,7 +99,9 @@ def together(
     return [solution(rows, found, problems[i], at[i], residual[i], bool(done[i])) for i in range(m)]
 
 
-def system(rows: Table, fold: Tensor, at: Tensor | None, family: Family, link: Link) -> tuple[Tensor, Tensor]:
+def system(
+    rows: RowTable, fold: Tensor, at: Tensor | None, family: Family, link: LinkFunction
+) -> tuple[Tensor, Tensor]:
     """Mean products of columns, and of columns and the working labels, by the working weights: their sum divides, as in Spark."""
     m = len(fold)
     sums, vector = Products(rows.width, m), torch.zeros(m, rows.width, dtype=torch.float64)
@@ -123,7 +125,7 @@ def system(rows: Table, fold: Tensor, at: Tensor | None, family: Family, link: L
 
 
 def solution(
-    rows: Table, found: Moments, problem: tuple[Setting, int], at: Tensor, residual: Tensor, done: bool
+    rows: RowTable, found: Moments, problem: tuple[Setting, int], at: Tensor, residual: Tensor, done: bool
 ) -> Solution:
     setting, fold = problem
     d = len(rows.scale)

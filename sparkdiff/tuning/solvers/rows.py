@@ -45,7 +45,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Table:
+class RowTable:
     """All rows, and how their columns were moved and scaled."""
 
     blocks: Callable[[], Iterator[Block]]
@@ -61,7 +61,7 @@ class Table:
         return len(self.scale) + self.intercept
 
 
-def table(chunks: Chunks, folds: int, found: Moments, *, intercept: bool, memory: int) -> Table:
+def table(chunks: Chunks, folds: int, found: Moments, *, intercept: bool, memory: int) -> RowTable:
     """Kept in memory if that takes no more than so many bytes."""
     centre = found.centre if intercept else torch.zeros_like(found.centre)
     scale = found.scale if intercept else torch.hypot(found.scale, found.centre)
@@ -95,7 +95,7 @@ def table(chunks: Chunks, folds: int, found: Moments, *, intercept: bool, memory
             sums[0] += part.own.T @ columns
             sums[1] += part.own.T @ columns.square()
     first, second = (s / found.weight[:, None] for s in sums)
-    return Table(blocks, centre, scale, intercept, (second - first.square()).clamp_min(0), found.rows)
+    return RowTable(blocks, centre, scale, intercept, (second - first.square()).clamp_min(0), found.rows)
 
 
 def together(blocks: Iterator[Block], rows: int) -> Block:
@@ -113,7 +113,7 @@ def together(blocks: Iterator[Block], rows: int) -> Block:
     return whole
 
 
-def sample(source: Table, rows: int) -> Block:
+def sample(source: RowTable, rows: int) -> Block:
     """About so many rows, if there is room, the same ones at each call; all if there are few more."""
     share = min(rows, SAMPLE // (8 * source.width)) / source.rows
     draw = torch.Generator().manual_seed(0)

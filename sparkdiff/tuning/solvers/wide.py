@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sparkdiff.tuning.solvers.classification import sets_of
-from sparkdiff.tuning.solvers.conjugate import Costs, Place, minimise
+from sparkdiff.tuning.solvers.conjugate import Costs, Iterate, minimise
 from sparkdiff.tuning.solvers.descent import Minimum
 from sparkdiff.tuning.solvers.least_squares import normal
 from sparkdiff.tuning.solvers.problem import Setting, Solution
@@ -82,7 +82,7 @@ def logistic(rows: WideRows, problems: Problems, sets: int) -> list[Solution]:
         kinds = functional.one_hot(rows.label.long(), max(sets, 2)).to(torch.float64)
         log = (rows.own[:, fold].T @ kinds).log()
         start[-1] = log[:, 1:] - log[:, :1] if sets == 1 else log - log.mean(1, keepdim=True)
-    loss = Logistic(rows, fold) if sets == 1 else Multinomial(rows, fold)
+    loss = Logistic(rows, fold) if sets == 1 else MultinomialLoss(rows, fold)
     return solutions(rows, problems, minimise(loss, given, start))
 
 
@@ -102,7 +102,7 @@ def linear(rows: WideRows, problems: Problems, sets: int) -> list[Solution]:
     start = torch.zeros_like(given.ridge)
     if intercept:
         start[-1, :, 0] = (mean[fold] - centre) / scale
-    minimum = minimise(Squares(rows, fold, (rows.label - centre) / scale), given, start)
+    minimum = minimise(SquaresLoss(rows, fold, (rows.label - centre) / scale), given, start)
     answers = []
     for (setting, f), found, spread in zip(problems, solutions(rows, problems, minimum), sigma.tolist(), strict=True):
         # Without an intercept Spark's normal equations see a constant column or not as its sums round.
@@ -130,21 +130,21 @@ def solutions(rows: WideRows, problems: Problems, minimum: Minimum) -> list[Solu
 
 
 @dataclass(frozen=True)
-class Squares:
+class SquaresLoss:
     """½·(margin - label)²"""
 
     rows: WideRows
     fold: Tensor
     label: Tensor
 
-    def of(self, which: Tensor) -> "Squares":
-        return Squares(self.rows, self.fold[which], self.label)
+    def of(self, which: Tensor) -> "SquaresLoss":
+        return SquaresLoss(self.rows, self.fold[which], self.label)
 
-    def look(self, at: Tensor) -> Place:
+    def look(self, at: Tensor) -> Iterate:
         own = self.rows.own[:, self.fold]
         error = self.rows.margins(at[:, :, 0]) - self.label[:, None]
         left = own * error
-        return Place(
+        return Iterate(
             0.5 * (left * error).sum(0),
             self.rows.sums(left)[:, :, None],
             lambda which, way: curved(self.rows, some(own, which), way),
@@ -175,7 +175,7 @@ class Logistic:
     def of(self, which: Tensor) -> "Logistic":
         return Logistic(self.rows, self.fold[which])
 
-    def look(self, at: Tensor) -> Place:
+    def look(self, at: Tensor) -> Iterate:
         own, y = self.rows.own[:, self.fold], self.rows.label[:, None]
         margin = self.rows.margins(at[:, :, 0])
         small = margin.abs().neg_().exp_()
@@ -183,21 +183,21 @@ class Logistic:
         p = torch.where(margin >= 0, 1.0, small).div_(small + 1)
         value, gradient = (loss * own).sum(0), self.rows.sums((p - y) * own)
         curve = p * (1 - p) * own
-        return Place(
+        return Iterate(
             value, gradient[:, :, None], lambda which, way: curved(self.rows, some(curve, which), way),
             diagonal(self.rows, self.fold, curve.sum(0)[None, :, None]),
         )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Multinomial:
+class MultinomialLoss:
     rows: WideRows
     fold: Tensor
 
-    def of(self, which: Tensor) -> "Multinomial":
-        return Multinomial(self.rows, self.fold[which])
+    def of(self, which: Tensor) -> "MultinomialLoss":
+        return MultinomialLoss(self.rows, self.fold[which])
 
-    def look(self, at: Tensor) -> Place:
+    def look(self, at: Tensor) -> Iterate:
         own, shape = self.rows.own[:, self.fold, None], (len(self.rows.own), *at.shape[1:])
         log = torch.log_softmax(self.rows.margins(at.flatten(1)).view(shape), 2)
         true = functional.one_hot(self.rows.label.long(), at.shape[2]).to(log.dtype)[:, None]
@@ -211,4 +211,4 @@ class Multinomial:
             return self.rows.sums((turned * some(own, which)).flatten(1)).view(way.shape)
 
         curve = (p * (1 - p) * own).sum(0)[None]
-        return Place(value, gradient, times, diagonal(self.rows, self.fold, curve))
+        return Iterate(value, gradient, times, diagonal(self.rows, self.fold, curve))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings as run, strategies as st
 from linear_rows import Array, Rows, kinds, rows, seeds
 
-from sparkdiff.tuning.solvers import Facts, Setting, Solution, generalized, linear, unsolved
+from sparkdiff.tuning.solvers import RowFacts, Setting, Solution, generalized, linear, unsolved
 
 Function = Callable[[Array], Array]
 MODELS: dict[tuple[str, str], tuple[Function, Function, Function]] = {
@@ -77,8 +77,8 @@ def test_what_is_left_to_spark() -> None:
     data = labelled(0, "plain", "poisson", "log")
     gamma = generalized(data.chunks, [Setting(family="gamma")], 3)  # labels 0
     assert not any(m.converged for m in gamma[0])
-    assert unsolved("GeneralizedLinearRegression", Setting(family="poisson", link="sqrt"), Facts(3)) is None
-    assert "tweedie" in str(unsolved("GeneralizedLinearRegression", Setting(family="tweedie"), Facts(3)))
+    assert unsolved("GeneralizedLinearRegression", Setting(family="poisson", link="sqrt"), RowFacts(3)) is None
+    assert "tweedie" in str(unsolved("GeneralizedLinearRegression", Setting(family="tweedie"), RowFacts(3)))
     assert "'logit' of family='poisson'" in str(
-        unsolved("GeneralizedLinearRegression", Setting(family="poisson", link="logit"), Facts(3))
+        unsolved("GeneralizedLinearRegression", Setting(family="poisson", link="logit"), RowFacts(3))
     )

@@ -8,10 +8,10 @@ import pytest
 import torch
 from pyspark.ml.evaluation import MulticlassClassificationEvaluator
 
-from sparkdiff.tuning.cached_rows import Piece, _far
+from sparkdiff.tuning.cached_rows import RowsPiece, _far
 from sparkdiff.tuning.cross_validation import best_of
 from sparkdiff.tuning.scores import _binary, _finite, _joined, judge_of
-from sparkdiff.tuning.solvers import Facts, Setting, unsolved
+from sparkdiff.tuning.solvers import RowFacts, Setting, unsolved
 
 F64 = torch.float64
 Y = torch.tensor([1.0, 0, 1, 0, 1, 0], dtype=F64)
@@ -78,7 +78,7 @@ def test_two_classes_of_a_multinomial_model_under_a_pure_l1_penalty() -> None:
             "standardization": True,
             "family": "multinomial",
         }
-        return unsolved("LogisticRegression", Setting(**{**base, **given}), Facts(4, 2))
+        return unsolved("LogisticRegression", Setting(**{**base, **given}), RowFacts(4, 2))
 
     assert "two classes share" in (why() or "")
     assert why(elasticNetParam=0.5) is why(regParam=0.0) is why(family="binomial") is None
@@ -90,8 +90,8 @@ def test_what_only_one_fold_holds_out_and_lies_far_away() -> None:
 
     def far(x: torch.Tensor, label: torch.Tensor, *, labels: bool = True) -> str:
         pieces = [
-            Piece(x[:17], label[:17], ones[:17], None, fold[:17], ones[:17], ones[:17]),
-            Piece(x[17:], label[17:], ones[17:], None, fold[17:], ones[17:], ones[17:]),
+            RowsPiece(x[:17], label[:17], ones[:17], None, fold[:17], ones[:17], ones[:17]),
+            RowsPiece(x[17:], label[17:], ones[17:], None, fold[17:], ones[17:], ones[17:]),
         ]
         cache: Any = SimpleNamespace(pieces=lambda: iter(pieces), width=2)
         return _far(cache, 3, labels=labels)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings as run, strategies as st
 from linear_rows import Rows, kinds, penalty_weights, rows, seeds, subgradient
 
-from sparkdiff.tuning.solvers import Facts, Setting, Solution, classification, logistic, unsolved
+from sparkdiff.tuning.solvers import RowFacts, Setting, Solution, classification, logistic, unsolved
 from sparkdiff.tuning.solvers.moments import moments
 from sparkdiff.tuning.solvers.rows import table
 
@@ -121,13 +121,13 @@ def rows_with_one_class_in_a_fold(data: Rows) -> Rows:
 
 
 def test_unsolved() -> None:
-    assert unsolved("LogisticRegression", Setting(0.1), Facts(200, 2)) is None
-    assert "3000 coefficients without a penalty" in str(unsolved("LogisticRegression", Setting(), Facts(300, 10)))
-    assert unsolved("LogisticRegression", Setting(0.1), Facts(300, 10)) is None
+    assert unsolved("LogisticRegression", Setting(0.1), RowFacts(200, 2)) is None
+    assert "3000 coefficients without a penalty" in str(unsolved("LogisticRegression", Setting(), RowFacts(300, 10)))
+    assert unsolved("LogisticRegression", Setting(0.1), RowFacts(300, 10)) is None
     assert "1001 coefficients are more" in str(
-        unsolved("GeneralizedLinearRegression", Setting(0.1, family="poisson"), Facts(1001))
+        unsolved("GeneralizedLinearRegression", Setting(0.1, family="poisson"), RowFacts(1001))
     )
-    assert "at most 4096" in str(unsolved("LinearRegression", Setting(0.1, solver="normal"), Facts(4097)))
-    assert "bounds" in str(unsolved("LogisticRegression", Setting(0.1, bounded=True), Facts(3, 2)))
-    assert "huber" in str(unsolved("LinearRegression", Setting(0.1, loss="huber"), Facts(3)))
-    assert unsolved("LinearSVC", Setting(0.1), Facts(3)) == "LinearSVC is fitted by Spark"
+    assert "at most 4096" in str(unsolved("LinearRegression", Setting(0.1, solver="normal"), RowFacts(4097)))
+    assert "bounds" in str(unsolved("LogisticRegression", Setting(0.1, bounded=True), RowFacts(3, 2)))
+    assert "huber" in str(unsolved("LinearRegression", Setting(0.1, loss="huber"), RowFacts(3)))
+    assert unsolved("LinearSVC", Setting(0.1), RowFacts(3)) == "LinearSVC is fitted by Spark"

@@ -14,7 +14,7 @@ from torch import Tensor
 from sparkdiff.pipeline.columns import VECTOR, to_arrow, write_columns
 from sparkdiff.rows import SparseRows
 from sparkdiff.tuning import cached_rows, tails
-from sparkdiff.tuning.cached_rows import Cache, Reads, Seen, cannot_read, classes_told, look, width_told
+from sparkdiff.tuning.cached_rows import CachedRows, Reads, Seen, cannot_read, classes_told, look, width_told
 from sparkdiff.tuning.judging import _margins
 from sparkdiff.tuning.solvers import Setting
 
@@ -22,7 +22,7 @@ ROWS = 12
 FOLD = torch.arange(ROWS) % 3
 
 
-def cache(folder: Path, offset: bool = False, **changed: Any) -> Cache:
+def cache(folder: Path, offset: bool = False, **changed: Any) -> CachedRows:
     """Three features, two classes and three folds, in two files."""
     columns: dict[str, Any] = {
         "v0": torch.arange(3 * ROWS, dtype=torch.float64).view(ROWS, 3),
@@ -38,7 +38,7 @@ def cache(folder: Path, offset: bool = False, **changed: Any) -> Cache:
         rows = torch.arange(ROWS)[part]
         taken = {n: c.take(rows) if isinstance(c, SparseRows) else c[part] for n, c in columns.items()}
         write_columns(taken, folder / f"part-{i}.parquet")
-    return Cache(folder, offset)
+    return CachedRows(folder, offset)
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
@@ -84,7 +84,7 @@ def test_wide_sparse_rows_stay_sparse(tmp_path: Path, monkeypatch: pytest.Monkey
     assert isinstance(whole, SparseRows) and torch.equal(whole.to_dense(), rows.to_dense())
     [[*models]] = tails._solutions("LogisticRegression", [Setting(0.1)], found, 3, 2).values()
     monkeypatch.setattr(cached_rows, "NARROW", 1000)
-    narrow = Cache(found.folder, False)
+    narrow = CachedRows(found.folder, False)
     assert not narrow.sparse
     [[*expected]] = tails._solutions("LogisticRegression", [Setting(0.1)], narrow, 3, 2).values()
     for one, other in zip(models, expected, strict=True):
@@ -140,7 +140,7 @@ def test_vectors_that_are_null_or_of_different_widths_are_left_to_spark(
         cache(folder)
         path = folder / f"part-{file}.parquet"
         pq.write_table(pq.read_table(path).set_column(0, "v0", last), path)
-        seen = look(Cache(folder, False), "LogisticRegression", [Setting()], 3, None)
+        seen = look(CachedRows(folder, False), "LogisticRegression", [Setting()], 3, None)
         assert seen.problem.startswith(problem)
 
 

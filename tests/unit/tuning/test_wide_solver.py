@@ -7,7 +7,7 @@ from hypothesis import given, settings as run, strategies as st
 from linear_rows import Rows, kinds, rows, seeds
 
 from sparkdiff.rows import SparseRows, offsets_of
-from sparkdiff.tuning.solvers import Facts, Setting, Solution, Whole, gather, is_wide, linear, wide
+from sparkdiff.tuning.solvers import RowFacts, Setting, Solution, Whole, gather, is_wide, linear, wide
 
 MIXES = st.sampled_from([0.0, 0.3])
 
@@ -63,7 +63,7 @@ def test_they_are_those_of_linear_regression(
 
 
 def test_which_are_wide() -> None:
-    few, many, text = Facts(200, 2), Facts(300, 10), Facts(2**18, 2)
+    few, many, text = RowFacts(200, 2), RowFacts(300, 10), RowFacts(2**18, 2)
     assert not is_wide("LogisticRegression", Setting(0.1), few, sparse=False)
     assert is_wide("LogisticRegression", Setting(0.1), few, sparse=True)
     assert is_wide("LogisticRegression", Setting(0.1), many, sparse=False)
