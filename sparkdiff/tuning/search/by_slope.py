@@ -12,7 +12,7 @@ from sparkdiff.pipeline.nesting import plain
 from sparkdiff.tuning.fits import leaves_of
 from sparkdiff.tuning.group_penalties import group_penalties, linear_estimator
 from sparkdiff.tuning.search.alternatives import chosen, places
-from sparkdiff.tuning.search.questions import Answers, Question, Questions
+from sparkdiff.tuning.search.dimensions import Configuration, Dimension, SearchSpace
 from sparkdiff.tuning.search.settings import Settings
 from sparkdiff.tuning.search.space import Uniform
 from sparkdiff.tuning.search.splitting import Divided
@@ -23,13 +23,13 @@ SINGLES = 15
 """Penalties for all features together that the steps may start at."""
 
 
-def check_method(questions: Questions, settings: Settings, metrics: int) -> None:
+def check_method(space: SearchSpace, settings: Settings, metrics: int) -> None:
     """
     Raises:
-        InputError: something is asked for that only trials find out; names it.
+        InputError: something is names for that only trials find out; names it.
     """
     method = "method='hypergradient'"
-    last = _last(questions)
+    last = _last(space)
     linear_estimator(last)
     if metrics > 1:
         raise InputError(f"{method} makes one loss small, that of {last.uid}: give one evaluator")
@@ -40,48 +40,48 @@ def check_method(questions: Questions, settings: Settings, metrics: int) -> None
             )
     if settings.numFolds:
         raise InputError(f"{method} is judged by fresh rows only: leave numFolds={settings.numFolds} out")
-    for question in questions.all:
-        if question.when:
-            raise InputError(f"{method} chooses no stages inside of alternatives, as {question.name} is")
-        if question.param is not None and (question.param.parent, question.param.name) != (last.uid, "regParam"):
+    for dimension in space.dimensions:
+        if dimension.when:
+            raise InputError(f"{method} chooses no stages inside of alternatives, as {dimension.name} is")
+        if dimension.param is not None and (dimension.param.parent, dimension.param.name) != (last.uid, "regParam"):
             raise InputError(
                 f"{method} finds regParam of {last.uid}, and stages of alternatives; of the space it can't find "
-                f"{question.name}: take that out, or method='trials'"
+                f"{dimension.name}: take that out, or method='trials'"
             )
-        if question.param is not None:
-            _singles(question)
+        if dimension.param is not None:
+            _singles(dimension)
 
 
-def by_slope(questions: Questions, rows: Divided, evaluators: Sequence[Any]) -> tuple[Trial, Any]:
+def by_slope(space: SearchSpace, rows: Divided, evaluators: Sequence[Any]) -> tuple[Trial, Any]:
     """The winner, as the only trial, and its model, which Spark has fitted to the training rows."""
     start = time.perf_counter()
     train, validation = rows.part("train"), rows.part("validation")
-    penalty = next((q for q in questions.all if q.param is not None), None)
+    penalty = next((q for q in space.dimensions if q.param is not None), None)
     singles = _singles(penalty) if penalty is not None else None
     given: dict[str, Any] = {} if singles is None else {"singles": singles}
-    estimator, answers = questions.estimator, Answers()
-    asked = {q.place: q.name for q in questions.all if q.param is None}
+    estimator, configuration = space.estimator, Configuration()
+    names = {q.place: q.name for q in space.dimensions if q.param is None}
     if found := places(estimator):
         variants = {
-            asked[place.uid]: [chosen(estimator, {place.uid: i}) for i in range(len(place.names()))] for place in found
+            names[place.uid]: [chosen(estimator, {place.uid: i}) for i in range(len(place.names()))] for place in found
         }
         positions = soft_choice(variants, train, validation, **given).positions
-        answers = {asked[place.uid]: place.names()[i] for place, i in zip(found, positions, strict=True)}
+        configuration = {names[place.uid]: place.names()[i] for place, i in zip(found, positions, strict=True)}
         estimator = chosen(estimator, {place.uid: i for place, i in zip(found, positions, strict=True)})
     if penalty is not None:
         tuned = group_penalties(estimator, train, validation, **given)
         estimator = tuned.estimator
-        answers |= {f"{penalty.name} of {group}": value for group, value in tuned.penalties.items()}
+        configuration |= {f"{penalty.name} of {group}": value for group, value in tuned.penalties.items()}
     model = estimator.fit(train)
     metric = evaluators[0].evaluate(model.transform(validation))
     if math.isnan(metric):
         raise InputError("the metric of the winner on the validation rows is NaN")
-    return Trial(0, answers, "complete", (metric,), seconds=time.perf_counter() - start), plain(model)
+    return Trial(0, configuration, "complete", (metric,), seconds=time.perf_counter() - start), plain(model)
 
 
-def _last(questions: Questions) -> Any:
+def _last(space: SearchSpace) -> Any:
     """The last stage, which is none of alternatives."""
-    estimator = questions.estimator
+    estimator = space.estimator
     last = leaves_of(chosen(estimator, {}), lambda pipeline: False)[-1]
     held = {stage.uid for place in places(estimator) for stage in place.getStages() if stage is not None}
     if last.uid in held:
@@ -91,9 +91,9 @@ def _last(questions: Questions) -> Any:
     return last
 
 
-def _singles(question: Question) -> list[float]:
+def _singles(dimension: Dimension) -> list[float]:
     """The penalties to start at."""
-    distribution, listed = question.distribution, question.distribution.listed()
+    distribution, listed = dimension.distribution, dimension.distribution.listed()
     if listed is not None:
         values = [float(v) for v in listed]
     elif isinstance(distribution, Uniform) and distribution.low > 0:
@@ -102,7 +102,7 @@ def _singles(question: Question) -> list[float]:
         values = [0.0]
     if min(values) <= 0:
         raise InputError(
-            f"method='hypergradient' needs penalties larger than 0, but space gives {question.name} {distribution}: use "
+            f"method='hypergradient' needs penalties larger than 0, but space gives {dimension.name} {distribution}: use "
             "loguniform(1e-6, 10)"
         )
     return values

@@ -16,8 +16,8 @@ from sparkdiff.machine import paths
 from sparkdiff.pipeline.names import refuse_stream
 from sparkdiff.pipeline.nesting import Holder, flatten
 from sparkdiff.report import Events, Phases
-from sparkdiff.tuning.search.procedure import Asked, SearchOutcome, searched
-from sparkdiff.tuning.search.questions import Questions
+from sparkdiff.tuning.search.dimensions import SearchSpace
+from sparkdiff.tuning.search.procedure import SearchOutcome, SearchTask, searched
 from sparkdiff.tuning.search.settings import FIELDS, OTHERS, Settings
 from sparkdiff.tuning.search.space import PLAIN, Distribution, as_distribution, from_dict
 from sparkdiff.tuning.search.summary import SearchSummary
@@ -117,17 +117,17 @@ class Search(Estimator, MLWritable, MLReadable):  # type: ignore[type-arg]
         return Settings.of({p.name: v for p, v in self._paramMap.items() if p.name in FIELDS})
 
     def _fit(self, dataset: DataFrame) -> "SearchModel":
-        asked = self.asked()
+        task = self.task()
         check_dataframe("the dataset of fit()", dataset)
         refuse_stream(dataset)
         if not jvm.in_process(dataset.sparkSession):
             raise InputError("Search does not run over Spark Connect: it needs a session in this process")
-        phases = Phases(asked.settings.verbosity > 0, self.callbacks)
-        found = searched(asked, dataset, phases)
+        phases = Phases(task.settings.verbosity > 0, self.callbacks)
+        found = searched(task, dataset, phases)
         model = SearchModel(found.model, found)
         return self._copyValues(model)  # type: ignore[no-any-return]
 
-    def asked(self) -> Asked:
+    def task(self) -> SearchTask:
         """What is searched, checked before any job.
 
         Raises:
@@ -137,9 +137,9 @@ class Search(Estimator, MLWritable, MLReadable):  # type: ignore[type-arg]
             if not self.isSet(name):
                 raise InputError(f"Search has no {name}: set it with Search({name}=...)")
         get = self.getOrDefault
-        questions = Questions.of(get("estimator"), get("space"))
+        space = SearchSpace.of(get("estimator"), get("space"))
         current = get("current") if self.isSet("current") else None
-        return Asked.of(questions, _evaluators(get("evaluator")), self.settings(), current)
+        return SearchTask.of(space, _evaluators(get("evaluator")), self.settings(), current)
 
     @staticmethod
     def watch(runDir: str) -> SearchProgress:

@@ -26,9 +26,9 @@ from sparkdiff.tuning.scores import judge_of
 from sparkdiff.tuning.search import folds
 from sparkdiff.tuning.search.alternatives import chosen
 from sparkdiff.tuning.search.by_slope import by_slope, check_method
+from sparkdiff.tuning.search.dimensions import SearchSpace, names_of
 from sparkdiff.tuning.search.judging import Comparison, compare, losses_of
 from sparkdiff.tuning.search.pruning import Pruning, check_pruner, find_resource, pruning_of
-from sparkdiff.tuning.search.questions import Questions, names_of
 from sparkdiff.tuning.search.samplers import Plan, check_sampler
 from sparkdiff.tuning.search.settings import Settings
 from sparkdiff.tuning.search.space import PLAIN, Choice, Distribution
@@ -45,44 +45,44 @@ ELSEWHERE = ("cacheDir", "checkpointDir", "verbosity")
 
 
 @dataclass(frozen=True)
-class Asked:
+class SearchTask:
     """What is searched, checked."""
 
-    questions: Questions
+    space: SearchSpace
     evaluators: tuple[Any, ...]
     settings: Settings
     current: Any
 
     @staticmethod
-    def of(questions: Questions, evaluators: Sequence[Any], settings: Settings, current: Any) -> "Asked":
+    def of(space: SearchSpace, evaluators: Sequence[Any], settings: Settings, current: Any) -> "SearchTask":
         """
         Raises:
             InputError: names what cannot be.
         """
         if settings.method == "hypergradient":
-            check_method(questions, settings, len(evaluators))
+            check_method(space, settings, len(evaluators))
         check_sampler(settings.sampler, len(evaluators))
         if settings.pruner is not None:
             check_pruner(settings.pruner, settings.sampler, len(evaluators))
-            find_resource(questions, settings.resource)
+            find_resource(space, settings.resource)
         for evaluator in evaluators:
             check_evaluator(evaluator)
         if settings.sampler == "grid":
-            questions.grid()
+            space.grid()
         for (
-            question
-        ) in questions.all:  # each stage in its place: one may name a column that is not there without another
-            if question.param is None:
-                for answer in names_of(question.distribution):
-                    questions.setting({question.name: answer})
-        for stage in inside(questions.estimator).values():
+            dimension
+        ) in space.dimensions:  # each stage in its place: one may name a column that is not there without another
+            if dimension.param is None:
+                for value in names_of(dimension.distribution):
+                    space.setting({dimension.name: value})
+        for stage in inside(space.estimator).values():
             if stage.hasParam("runId") and stage.isSet("runId"):
                 raise InputError(
                     f"runId of {stage.uid} names one training, but each trial is one: clear it, and set runDir of the Search"
                 )
         if settings.numFolds:
             _check_folds(settings, evaluators[0], current)
-        return Asked(questions, tuple(evaluators), settings, current)
+        return SearchTask(space, tuple(evaluators), settings, current)
 
     @property
     def names(self) -> list[str]:
@@ -110,13 +110,13 @@ class Asked:
         ]
         names += ["numTrials"] * (s.sampler in BY_NUMBER or s.pruner is not None)
         names += ["parallelism"] * (s.pruner is not None)
-        stages = inside(self.questions.estimator)
+        stages = inside(self.space.estimator)
         told = [_described(stage) for stage in stages.values()]
         for i, uid in enumerate(stages):  # a default column bears the uid of the stage that writes it
             told = [text.replace(uid, f"stage{i}") for text in told]
         return {
             **{name: getattr(s, name) for name in names},
-            "space": [[q.name, _values(q.distribution)] for q in self.questions.all],  # in the order of a grid
+            "space": [[q.name, _values(q.distribution)] for q in self.space.dimensions],  # in the order of a grid
             "evaluator": [_described(e) for e in self.evaluators],
             "estimator": told,
             "rows": content(dataset),
@@ -165,101 +165,101 @@ class SearchOutcome:
     front: list[int]
 
 
-def searched(asked: Asked, dataset: DataFrame, phases: Phases) -> SearchOutcome:
-    """The search of `asked` on these rows.
+def searched(task: SearchTask, dataset: DataFrame, phases: Phases) -> SearchOutcome:
+    """The search of `task` on these rows.
 
     Raises:
         InputError: the rows can't be divided, or no trial could be fitted.
     """
-    s = asked.settings
+    s = task.settings
     jvm.scratch_folder()  # refuses a cluster without a shared folder before anything runs
     if s.runDir is None:
-        return _in_folder(asked, dataset, phases, None)
+        return _in_folder(task, dataset, phases, None)
     path = paths.local(s.runDir)
     assert path is not None
-    with opened(path.absolute(), asked.request(dataset)) as folder:
-        return _in_folder(asked, dataset, phases, folder)
+    with opened(path.absolute(), task.request(dataset)) as folder:
+        return _in_folder(task, dataset, phases, folder)
 
 
-def _in_folder(asked: Asked, dataset: DataFrame, phases: Phases, folder: Path | None) -> SearchOutcome:
-    s = asked.settings
+def _in_folder(task: SearchTask, dataset: DataFrame, phases: Phases, folder: Path | None) -> SearchOutcome:
+    s = task.settings
     split = Split(s.validationFraction, s.testFraction, s.groupCol, s.timeCol, s.seed)
     if s.numFolds:
-        return _in_folds(asked, dataset, phases, folder, split)
+        return _in_folds(task, dataset, phases, folder, split)
     rows = divided(dataset, split)
     rows.rows.cache()
     try:
         with phases.phase("split") as phase:
-            counts = check_rows(rows, split, asked.evaluators)
+            counts = check_rows(rows, split, task.evaluators)
             phase(", ".join(f"{n:,} {name}" for name, n in counts.items()) + " rows")
         train, fresh = rows.part("train"), rows.fresh()
         with phases.phase("default"):
-            default = plain(asked.current) if asked.current is not None else _default(asked, train)
+            default = plain(task.current) if task.current is not None else _default(task, train)
         if s.method == "hypergradient":
             with phases.phase("penalties"):
-                best, winner = by_slope(asked.questions, rows, asked.evaluators)
+                best, winner = by_slope(task.space, rows, task.evaluators)
             known, front = [best], [best.number]
         else:
-            study = studied(asked, rows, phases, folder, counts["train"])
+            study = studied(task, rows, phases, folder, counts["train"])
             best = best_of(study)
             with phases.phase("winner"):
-                winner = _fitted(asked, best, train)
+                winner = _fitted(task, best, train)
             known, front = study.trials(), [t.number for t in study.front()]
         with phases.phase("fresh rows"):
-            compared = compare(winner, default, fresh, split, asked.evaluators[0], level=s.guard, seed=s.seed)
-        kept = default if asked.current is None else asked.current
-        return SearchOutcome(*_told(asked, known, best, compared, counts, winner, kept), front)
+            compared = compare(winner, default, fresh, split, task.evaluators[0], level=s.guard, seed=s.seed)
+        kept = default if task.current is None else task.current
+        return SearchOutcome(*_told(task, known, best, compared, counts, winner, kept), front)
     finally:
         rows.rows.unpersist()
         memory.trim()
 
 
-def _in_folds(asked: Asked, dataset: DataFrame, phases: Phases, folder: Path | None, split: Split) -> SearchOutcome:
+def _in_folds(task: SearchTask, dataset: DataFrame, phases: Phases, folder: Path | None, split: Split) -> SearchOutcome:
     """The whole search once per fold, and once on all rows: out-of-fold rows decide, all rows fit what ships."""
-    s = asked.settings
+    s = task.settings
     parts = folds.Parts(in_folds(dataset, split, s.numFolds), tuple(dataset.columns))
     parts.rows.cache()
     try:
         with phases.phase("split") as phase:
-            counts = check_folds(parts.rows, split, asked.evaluators, s.numFolds)
+            counts = check_folds(parts.rows, split, task.evaluators, s.numFolds)
             phase(f"{counts['test']:,} rows in {s.numFolds} folds")
         found: list[folds.Fold] = []
         trained = counts["train"] * (s.numFolds - 1) // s.numFolds
         for fold in range(s.numFolds):
             rows = parts.fitted(fold)
             with phases.phase("default"):
-                default = _default(asked, rows)
-            study = studied(asked, parts.outside(fold), phases, folds.folder_of(folder, fold), trained)
+                default = _default(task, rows)
+            study = studied(task, parts.outside(fold), phases, folds.folder_of(folder, fold), trained)
             with phases.phase("winner"):
-                winner = _fitted(asked, best_of(study), rows)
-                one = folds.judged(fold, winner, default, parts, split, asked.evaluators[0])
+                winner = _fitted(task, best_of(study), rows)
+                one = folds.judged(fold, winner, default, parts, split, task.evaluators[0])
             if isinstance(one, str):
                 raise InputError(f"numFolds={s.numFolds}: {one} (fold {fold})")
             found.append(one)
         compared = folds.decided(found, split, level=s.guard, seed=s.seed)
-        study = studied(asked, parts.outside(None), phases, folder, counts["train"])
+        study = studied(task, parts.outside(None), phases, folder, counts["train"])
         best = best_of(study)
         with phases.phase("winner"):
             accepted = compared.verdict is not None and compared.verdict.accepted
-            model = _fitted(asked, best if accepted else None, parts.fitted(None))
+            model = _fitted(task, best if accepted else None, parts.fitted(None))
         front = [t.number for t in study.front()]
-        return SearchOutcome(*_told(asked, study.trials(), best, compared, counts, model, model), front)
+        return SearchOutcome(*_told(task, study.trials(), best, compared, counts, model, model), front)
     finally:
         parts.rows.unpersist()
         memory.trim()
 
 
-def studied(asked: Asked, rows: Divided, phases: Phases, folder: Path | None, trained: int) -> Study:
+def studied(task: SearchTask, rows: Divided, phases: Phases, folder: Path | None, trained: int) -> Study:
     """The trials on some rows.
 
     Args:
         trained: how many of them fit the trials.
     """
-    s = asked.settings
-    trials = Trials(asked.questions, rows, asked.evaluators, s.parallelism)
-    total = len(asked.questions.grid()) if s.sampler == "grid" else s.numTrials
-    plan = Plan(s.sampler, asked.questions, s.seed, total, s.parallelism, trials.chunk(), asked.larger)
-    pruning = pruning_of(asked, trials, plan, trained) if s.pruner else None
+    s = task.settings
+    trials = Trials(task.space, rows, task.evaluators, s.parallelism)
+    total = len(task.space.grid()) if s.sampler == "grid" else s.numTrials
+    plan = Plan(s.sampler, task.space, s.seed, total, s.parallelism, trials.chunk(), task.larger)
+    pruning = pruning_of(task, trials, plan, trained) if s.pruner else None
     if pruning is not None:
         plan = replace(plan, sizes=tuple(bracket.size for bracket in pruning.brackets))
     study = Study(plan, folder)
@@ -306,14 +306,14 @@ def best_of(study: Study) -> Trial:
     return best
 
 
-def _default(asked: Asked, rows: DataFrame) -> Any:
+def _default(task: SearchTask, rows: DataFrame) -> Any:
     """What Spark fits with the default settings, before any trial.
 
     Raises:
         InputError: Spark refuses them; says why.
     """
     try:
-        return _fitted(asked, None, rows)
+        return _fitted(task, None, rows)
     except FAILURES as e:
         raise InputError(
             f"the estimator as it is, which the winner is compared with, can't be fitted ({jvm.cause(e)}): set on its stages "
@@ -321,43 +321,43 @@ def _default(asked: Asked, rows: DataFrame) -> Any:
         ) from e
 
 
-def _fitted(asked: Asked, trial: Trial | None, rows: DataFrame) -> Any:
+def _fitted(task: SearchTask, trial: Trial | None, rows: DataFrame) -> Any:
     """What Spark fits with a trial's settings; None: with the default ones."""
     estimator, params = (
-        (chosen(asked.questions.estimator, {}), {}) if trial is None else asked.questions.setting(trial.answers)
+        (chosen(task.space.estimator, {}), {}) if trial is None else task.space.setting(trial.configuration)
     )
     return plain(estimator.fit(rows, params))
 
 
 def _told(
-    asked: Asked, known: Sequence[Trial], best: Trial, compared: Comparison, counts: dict[str, int], winner: Any, other: Any
+    task: SearchTask, known: Sequence[Trial], best: Trial, compared: Comparison, counts: dict[str, int], winner: Any, other: Any
 ) -> tuple[Any, SearchSummary, list[dict[str, Any]]]:  # fmt: skip
     """What ships, and what is told of it."""
-    s, against = asked.settings, "default" if asked.current is None else "current"
+    s, against = task.settings, "default" if task.current is None else "current"
     better, reason, figures = decided(
-        compared, metric=asked.names[0], larger=asked.larger[0], against=against, level=s.guard,
+        compared, metric=task.names[0], larger=task.larger[0], against=against, level=s.guard,
         rows="out-of-fold" if s.numFolds else "fresh",
     )  # fmt: skip
     warnings = list(compared.verdict.warnings) if compared.verdict else []
     summary = SearchSummary(
-        decision="winner" if better else f"kept {against}", reason=reason, metric=asked.names[0],
-        metricDirection="larger" if asked.larger[0] else "smaller", validation=best.values[0],
+        decision="winner" if better else f"kept {against}", reason=reason, metric=task.names[0],
+        metricDirection="larger" if task.larger[0] else "smaller", validation=best.values[0],
         fresh={"winner": compared.winner, "default": compared.default}, optimism=best.values[0] - compared.winner,
-        settings=best.answers, number=best.number, trials=len(known), failed=sum(t.state == "failed" for t in known),
+        settings=best.configuration, number=best.number, trials=len(known), failed=sum(t.state == "failed" for t in known),
         pruned=sum(t.state == "pruned" for t in known), rows=counts, folds=s.numFolds,
         sampler=s.sampler if s.method == "trials" else s.method, pruner=s.pruner,
         seconds=sum(t.seconds for t in known), warnings=warnings, against=against, **figures,
     )  # fmt: skip
-    return winner if better else other, summary, records(known, asked)
+    return winner if better else other, summary, records(known, task)
 
 
-def records(known: Sequence[Trial], asked: Asked) -> list[dict[str, Any]]:
+def records(known: Sequence[Trial], task: SearchTask) -> list[dict[str, Any]]:
     """A dict per trial."""
-    none = [None] * len(asked.names)
+    none = [None] * len(task.names)
     return [
         {
-            "trial": t.number, "state": t.state, **dict(zip(asked.names, t.values or none, strict=True)), "seconds": t.seconds,
-            **{q.name: t.answers.get(q.name) for q in asked.questions.all}, "why": t.why,
+            "trial": t.number, "state": t.state, **dict(zip(task.names, t.values or none, strict=True)), "seconds": t.seconds,
+            **{q.name: t.configuration.get(q.name) for q in task.space.dimensions}, "why": t.why,
         }
         for t in known
     ]  # fmt: skip

@@ -12,7 +12,7 @@ from pyspark.ml import Pipeline
 from sparkdiff.errors import InputError
 from sparkdiff.tuning.search import rungs
 from sparkdiff.tuning.search.alternatives import Alternatives, places
-from sparkdiff.tuning.search.questions import Questions
+from sparkdiff.tuning.search.dimensions import SearchSpace
 from sparkdiff.tuning.search.rungs import Bracket
 from sparkdiff.tuning.search.samplers import Plan
 from sparkdiff.tuning.search.study import Found, Study, Trial
@@ -41,17 +41,17 @@ def check_pruner(name: str, sampler: str, metrics: int) -> None:
         )
 
 
-def find_resource(questions: Questions, given: str) -> Any:
+def find_resource(space: SearchSpace, given: str) -> Any:
     """The Param that a pruner gives more and more of; None: training rows.
 
     Raises:
         InputError: the last stage has no such Param, or it is searched.
     """
-    last = _last(questions.estimator)
+    last = _last(space.estimator)
     if given == "rows":
         return None
     name = AUTO.get(type(last).__name__) if given == "auto" else given
-    searched = {q.param for q in questions.all if q.param is not None}
+    searched = {q.param for q in space.dimensions if q.param is not None}
     if given == "auto" and (name is None or last.getParam(name) in searched):
         return None
     assert name is not None
@@ -121,18 +121,18 @@ FEWEST = 200
 """Training rows that a trial has at least."""
 
 
-def pruning_of(asked: Any, trials: Any, plan: Plan, trained: int) -> Pruning:
+def pruning_of(task: Any, trials: Any, plan: Plan, trained: int) -> Pruning:
     """How the trials of a search are pruned; tells `trials` of which resource.
 
     Args:
         trained: number of training rows.
     """
-    s, param = asked.settings, find_resource(asked.questions, asked.settings.resource)
+    s, param = task.settings, find_resource(task.space, task.settings.resource)
     trials.resource = param
     if param is None:
         resources = rungs.rungs(1.0, max(rungs.LEAST, min(FEWEST / max(trained, 1), 1.0)), integer=False)
     else:
-        whole = _last(asked.questions.estimator).getOrDefault(param.name)
+        whole = _last(task.space.estimator).getOrDefault(param.name)
         resources = rungs.rungs(whole, max(whole * rungs.LEAST, 1.0), integer=True)
     found = rungs.brackets(s.pruner, plan.total, resources, max(plan.parallelism, 1))
     if told := rungs.warning(s.pruner, s.sampler, found):

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from sparkdiff.errors import InputError, did_you_mean
-from sparkdiff.tuning.search.questions import Answers, Questions
+from sparkdiff.tuning.search.dimensions import Configuration, SearchSpace
 from sparkdiff.tuning.search.space import Choice, Distribution, Integer, Uniform
 
 try:
@@ -44,7 +44,7 @@ class Plan:
     """
 
     name: str
-    questions: Questions
+    space: SearchSpace
     seed: int
     total: int
     parallelism: int
@@ -62,7 +62,7 @@ class Plan:
         if self.name == "nsga2":
             return self.population
         if self.name == "cmaes":
-            return 4 + int(3 * math.log(max(len(self.questions.all), 1))) if first else 1
+            return 4 + int(3 * math.log(max(len(self.space.dimensions), 1))) if first else 1
         return min(START, self.total) if first == 0 else self.parallelism
 
     @property
@@ -72,16 +72,16 @@ class Plan:
     def sampler(self, number: int) -> Any:
         """The sampler of one trial."""
         seed = seed_of(self.seed, number)
-        conditional = any(question.when for question in self.questions.all)
+        conditional = any(dimension.when for dimension in self.space.dimensions)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             if self.name == "grid":
-                return Listed(self.questions.grid())
+                return Listed(self.space.grid())
             if self.name == "random":
                 return optuna.samplers.RandomSampler(seed=seed)
             if (
                 self.name == "tpe"
-            ):  # `group`: what is asked under a condition is modelled among the trials that were asked it
+            ):  # `group`: what is searched under a condition is modelled among the trials that met it
                 return optuna.samplers.TPESampler(
                     seed=seed, n_startup_trials=START, multivariate=True, group=conditional
                 )
@@ -118,7 +118,7 @@ def seed_of(seed: int, number: int, what: str = "") -> int:
 
 
 def suggested(trial: Any, name: str, given: Distribution) -> Any:
-    """The answer of a trial of Optuna."""
+    """The value that a trial of Optuna takes."""
     if isinstance(given, Uniform):
         return trial.suggest_float(name, given.low, given.high, log=given.log)
     if isinstance(given, Integer):
@@ -131,7 +131,7 @@ def suggested(trial: Any, name: str, given: Distribution) -> Any:
 
 
 class Independent(Base):  # type: ignore[misc]
-    """A sampler that answers each question alone."""
+    """A sampler that configuration each dimension alone."""
 
     def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, Any]:
         return {}
@@ -141,9 +141,9 @@ class Independent(Base):  # type: ignore[misc]
 
 
 class Listed(Independent):
-    """The settings of a list. Optuna's GridSampler would repeat those in which a question isn't asked."""
+    """The settings of a list. Optuna's GridSampler would repeat those in which a dimension isn't active."""
 
-    def __init__(self, settings: Sequence[Answers]):
+    def __init__(self, settings: Sequence[Configuration]):
         self.settings = settings
 
     def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
@@ -152,10 +152,10 @@ class Listed(Independent):
 
 @dataclass(frozen=True)
 class Tried:
-    """A finished trial: its number, its answers, and its metric, where smaller is better."""
+    """A finished trial: its number, its configuration, and its metric, where smaller is better."""
 
     number: int
-    answers: Mapping[str, Any]
+    configuration: Mapping[str, Any]
     value: float
 
 
@@ -167,15 +167,21 @@ class Walking(Independent):
         self.place: tuple[Mapping[str, Any] | None, float] | None = None
 
     def around(self, tried: Sequence[Tried]) -> tuple[Mapping[str, Any] | None, float]:
-        """The answers to stay near to, and how near, as a share of each range; None: anywhere."""
+        """The configuration to stay near to, and how near, as a share of each range; None: anywhere."""
         raise NotImplementedError
 
     def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
         if self.place is None:
             self.place = self.around(finished(study))
-        answers, width = self.place
-        near = None if answers is None else answers.get(param_name)
-        return drawn(param_distribution, near, width, self.random, known=answers is not None and param_name in answers)
+        configuration, width = self.place
+        near = None if configuration is None else configuration.get(param_name)
+        return drawn(
+            param_distribution,
+            near,
+            width,
+            self.random,
+            known=configuration is not None and param_name in configuration,
+        )
 
 
 def finished(study: Any) -> list[Tried]:
@@ -223,7 +229,7 @@ class Annealing(Walking):
             chance = np.random.RandomState(seed_of(self.plan.seed, t.number, "accept")).random_sample()
             if worse <= 0 or chance < math.exp(-worse / (0.5 * scale * 1e-3 ** self.share(t.number))):
                 place = t
-        return place.answers, 0.5 * 0.1 ** self.share(len(tried))
+        return place.configuration, 0.5 * 0.1 ** self.share(len(tried))
 
     def share(self, number: int) -> float:
         """How much of the search is over."""
@@ -243,7 +249,7 @@ class RecursiveRandom(Walking):
     def around(self, tried: Sequence[Tried]) -> tuple[Mapping[str, Any] | None, float]:
         explored: list[float] = []
         centre, width, misses = None, 1.0, 0
-        first = self.R ** (1 / max(len(self.plan.questions.all), 1))
+        first = self.R ** (1 / max(len(self.plan.space.dimensions), 1))
         best: Tried | None = None
         for t in tried:
             if centre is None:
@@ -261,4 +267,4 @@ class RecursiveRandom(Walking):
                     width, misses = width * self.SHRINK, 0
                 if width < self.LEAST:
                     centre = None
-        return (None, 1.0) if centre is None else (centre.answers, width)
+        return (None, 1.0) if centre is None else (centre.configuration, width)

@@ -9,7 +9,18 @@ from pyspark.sql import DataFrame, functions as F
 
 from sparkdiff import jvm
 from sparkdiff.data.blocks import MAX_BLOCKS
-from sparkdiff.data.splits import BLOCK, SPLIT, TIME, VALIDATION, Source, check_columns, with_splits
+from sparkdiff.data.splits import (
+    BLOCK,
+    SPLIT,
+    TIME,
+    TRAIN,
+    VALIDATION,
+    Source,
+    below,
+    check_columns,
+    unit_and_block,
+    with_splits,
+)
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation.guard import MIN_UNITS
 from sparkdiff.options import Options
@@ -73,20 +84,20 @@ def divided(df: DataFrame, split: Split) -> Divided:
     """
     fresh = split.options(split.test, "fresh rows")
     check_columns(df, fresh)
-    (first,) = with_splits([Source(df)], fresh)
-    held = F.coalesce(F.col(SPLIT) == VALIDATION, F.lit(False))
     chooses = split.options(split.validation / (1 - split.test), "rows that choose")
     if split.timeCol:  # which rows choose depends on the times of those that aren't fresh
+        (first,) = with_splits([Source(df)], fresh)
+        held = F.coalesce(F.col(SPLIT) == VALIDATION, F.lit(False))
         test = first.where(held).withColumn(SPLIT, F.lit(TEST))
         (second,) = with_splits([Source(first.where(~held).drop(SPLIT, BLOCK, TIME))], chooses)
         return Divided(second.unionByName(test), tuple(df.columns))
     # Each row once: a column that is another one at each reading would put rows into two parts, and others into none.
-    before = {SPLIT: f"{SPLIT}_fresh", BLOCK: f"{BLOCK}_fresh", TIME: f"{TIME}_fresh"}
-    marked = first.withColumn(SPLIT, held).withColumnsRenamed(before)
-    (second,) = with_splits([Source(marked)], chooses)
-    parts = {SPLIT: F.lit(TEST), BLOCK: F.col(before[BLOCK]), TIME: F.col(before[TIME])}
-    own = {name: F.when(F.col(before[SPLIT]), value).otherwise(F.col(name)) for name, value in parts.items()}
-    return Divided(second.withColumns(own).drop(*before.values()), tuple(df.columns))
+    dealt = [(unit_and_block(df, options), options.validationFraction) for options in (fresh, chooses)]
+    tests, chosen = (below(unit, share, "split") for (unit, _), share in dealt)
+    part = F.when(tests, TEST).when(chosen, VALIDATION).otherwise(TRAIN)
+    [((_, block), _), ((_, other), _)] = dealt
+    own = {SPLIT: part, BLOCK: F.when(tests, block).otherwise(other), TIME: F.lit(None).cast("double")}
+    return Divided(df.withColumns(own), tuple(df.columns))
 
 
 def in_folds(df: DataFrame, split: Split, folds: int) -> DataFrame:

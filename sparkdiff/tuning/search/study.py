@@ -11,7 +11,7 @@ from typing import Any
 from sparkdiff.errors import InputError
 from sparkdiff.store.files import write_bytes
 from sparkdiff.store.lease import held, lease_of
-from sparkdiff.tuning.search.questions import Answers
+from sparkdiff.tuning.search.dimensions import Configuration
 from sparkdiff.tuning.search.samplers import Plan, suggested
 
 try:
@@ -53,7 +53,7 @@ class Trial:
     """
 
     number: int
-    answers: Answers
+    configuration: Configuration
     state: str
     values: tuple[float, ...] = ()
     why: str = ""
@@ -77,7 +77,7 @@ class Study:
     def next(self) -> list[Trial]:
         """The trials of the next batch that isn't done, in order of their numbers, finished ones too; none where all are done.
 
-        What was running when a process was killed comes again, with the same answers.
+        What was running when a process was killed comes again, with the same configuration.
         """
         known, first = self.study.get_trials(deepcopy=False), 0
         while first < self.plan.total:
@@ -96,9 +96,9 @@ class Study:
             self.study.sampler = self.plan.sampler(number)
             asked = number < len(known)  # before a kill: what it has been told already is told again
             trial = optuna.trial.Trial(self.study, known[number]._trial_id) if asked else self.study.ask()
-            answers = self.plan.questions.ask(lambda q: suggested(trial, q.name, q.distribution))
+            configuration = self.plan.space.sample(lambda q: suggested(trial, q.name, q.distribution))
         self.asked[number] = trial
-        return Trial(number, answers, "running")
+        return Trial(number, configuration, "running")
 
     def tell(self, number: int, found: Found) -> None:
         """Store what came of a trial."""

@@ -20,7 +20,7 @@ from sparkdiff.tuning.cached_rows import Kept
 from sparkdiff.tuning.fits import Task, inside, leaves_of
 from sparkdiff.tuning.folds import Folds
 from sparkdiff.tuning.search.alternatives import Alternatives, chosen
-from sparkdiff.tuning.search.questions import Questions
+from sparkdiff.tuning.search.dimensions import SearchSpace
 from sparkdiff.tuning.search.splitting import Divided
 from sparkdiff.tuning.search.study import Found, Trial
 from sparkdiff.tuning.searching import outcomes, why_not_at_once
@@ -55,7 +55,7 @@ class Trials:
         resource: the Param that a pruner gives more and more of; None: training rows.
     """
 
-    questions: Questions
+    space: SearchSpace
     rows: Divided
     evaluators: Sequence[Any]
     parallelism: int
@@ -74,7 +74,7 @@ class Trials:
         """
         groups: dict[tuple[Any, ...], list[Trial]] = {}
         for trial in trials:
-            groups.setdefault(self.questions.structure(trial.answers), []).append(trial)
+            groups.setdefault(self.space.structure(trial.configuration), []).append(trial)
         found: dict[int, Found] = {}
         for group in groups.values():
             found |= self._group(group, resource)
@@ -83,7 +83,7 @@ class Trials:
     def _group(self, trials: Sequence[Trial], resource: float | None) -> dict[int, Found]:
         """Of trials with the same stages."""
         start = time.perf_counter()
-        settings = [self.questions.setting(trial.answers) for trial in trials]
+        settings = [self.space.setting(trial.configuration) for trial in trials]
         try:
             metrics = self._metrics(settings[0][0], [params for _, params in settings], resource)
         except FAILURES as e:
@@ -107,14 +107,14 @@ class Trials:
     # What no trial changes --------------------------------------------------------------------------------------------
 
     def _leaves(self, estimator: Any) -> list[Any]:
-        parents = {question.param.parent for question in self.questions.all if question.param is not None}
+        parents = {dimension.param.parent for dimension in self.space.dimensions if dimension.param is not None}
         return leaves_of(estimator, lambda pipeline: pipeline.uid in parents)
 
     @cached_property
     def _shared_stages(self) -> int:
         """How many stages come before the first that a trial decides about; the last stage is none of them."""
-        leaves = self._leaves(self.questions.estimator)
-        parents = {question.param.parent for question in self.questions.all if question.param is not None}
+        leaves = self._leaves(self.space.estimator)
+        parents = {dimension.param.parent for dimension in self.space.dimensions if dimension.param is not None}
         for i, leaf in enumerate(leaves[:-1]):
             if isinstance(leaf, Alternatives) or parents & inside(leaf).keys():
                 return i
@@ -125,7 +125,7 @@ class Trials:
         """The training rows and the validation rows, as they leave the stages that no trial changes."""
         train, validation = self.rows.part("train"), self.rows.part("validation")
         if self._shared_stages:
-            shared = Pipeline(stages=self._leaves(self.questions.estimator)[: self._shared_stages])
+            shared = Pipeline(stages=self._leaves(self.space.estimator)[: self._shared_stages])
             model = shared.fit(train)
             train, validation = model.transform(train).cache(), model.transform(validation).cache()
             self.held += [train, validation]
@@ -150,7 +150,7 @@ class Trials:
 
     def chunk(self) -> int:
         """How many trials that learn nothing from each other are evaluated at a time."""
-        task = Task.of(chosen(self.questions.estimator, {}), [{}], self.evaluator)
+        task = Task.of(chosen(self.space.estimator, {}), [{}], self.evaluator)
         return max(FEW if why_not_at_once(task) else TOGETHER, self.parallelism)
 
 

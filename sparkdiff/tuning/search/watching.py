@@ -48,7 +48,7 @@ def progress(known: Sequence[Trial], total: int, larger: bool) -> SearchProgress
     spent = sum(t.seconds for t in known)
     return SearchProgress(
         total, finished, states.count("failed"), states.count("pruned"), states.count("running"),
-        best.values[0] if best else None, best.number if best else None, best.answers if best else None,
+        best.values[0] if best else None, best.number if best else None, best.configuration if best else None,
         spent / finished * max(total - finished, 0) if finished else None,
     )  # fmt: skip
 

@@ -45,7 +45,7 @@ def parts(**head: Any) -> tuple[Pipeline, dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def asked() -> Search:
+def task() -> Search:
     pipeline, s = parts()
     space = {
         s["head"].regParam: loguniform(1e-5, 1), s["pca"].k: integer(2, 4), s["std"].withMean: choice(True, False),
@@ -62,8 +62,8 @@ def asked() -> Search:
 
 
 @pytest.fixture(scope="module")
-def found(asked: Search, rows: DataFrame) -> SearchModel:
-    return asked.fit(rows)
+def found(task: Search, rows: DataFrame) -> SearchModel:
+    return task.fit(rows)
 
 
 def test_the_winner_is_plain_spark_and_was_compared_on_fresh_rows(found: SearchModel, rows: DataFrame) -> None:
@@ -83,7 +83,7 @@ def test_the_winner_is_plain_spark_and_was_compared_on_fresh_rows(found: SearchM
 
 
 def test_fresh_rows_are_no_ones_and_the_winner_is_fitted_to_training_rows(
-    asked: Search, found: SearchModel, rows: DataFrame
+    task: Search, found: SearchModel, rows: DataFrame
 ) -> None:
     divided_ = divided(rows, Split(0.2, 0.2, seed=1))
     train, validation = divided_.part("train"), divided_.part("validation")
@@ -91,13 +91,13 @@ def test_fresh_rows_are_no_ones_and_the_winner_is_fitted_to_training_rows(
     numbers = [{row[0] for row in part.select("number").collect()} for part in (train, validation, fresh)]
     assert sum(map(len, numbers)) == len(set.union(*numbers)) == rows.count()
     assert found.summary.rows == dict(zip(("train", "validation", "test"), map(len, numbers), strict=True))
-    evaluator = asked.getEvaluator().setNumBins(0)
+    evaluator = task.getEvaluator().setNumBins(0)
     assert evaluator.evaluate(found.transform(fresh)) == pytest.approx(found.summary.fresh["winner"], abs=1e-12)
     # The metric of the winner's trial is that of the model that ships, where Spark and the solver agree.
     assert evaluator.evaluate(found.transform(validation)) == pytest.approx(found.summary.validation, abs=1e-4)
 
 
-def test_it_is_saved_and_loaded(asked: Search, found: SearchModel, rows: DataFrame, tmp_path: Path) -> None:
+def test_it_is_saved_and_loaded(task: Search, found: SearchModel, rows: DataFrame, tmp_path: Path) -> None:
     found.write().save(f"file://{tmp_path}/model")
     loaded = SearchModel.load(f"file://{tmp_path}/model")
     assert loaded.summary == found.summary and loaded.trials.equals(found.trials) and loaded.uid == found.uid
@@ -105,14 +105,14 @@ def test_it_is_saved_and_loaded(asked: Search, found: SearchModel, rows: DataFra
     assert one == other
     assert PipelineModel.load(f"file://{tmp_path}/model/pipelineModel").stages[-1].uid == found.bestModel.stages[-1].uid
     assert sparkdiff.plain(found) is found.bestModel
-    asked.write().save(f"file://{tmp_path}/search")
+    task.write().save(f"file://{tmp_path}/search")
     again = Search.load(f"file://{tmp_path}/search")
-    assert again.asked().questions.all == asked.asked().questions.all
-    assert again.settings() == asked.settings() and again.uid == asked.uid
+    assert again.task().space.dimensions == task.task().space.dimensions
+    assert again.settings() == task.settings() and again.uid == task.uid
     assert again.getEstimator().getStages()[1].getStages()[1] is None
-    copied = asked.copy({asked.numTrials: 3, asked.getEstimator().getStages()[2].k: 2})
+    copied = task.copy({task.numTrials: 3, task.getEstimator().getStages()[2].k: 2})
     assert copied.getNumTrials() == 3 and copied.getEstimator().getStages()[2].getK() == 2
-    assert asked.getNumTrials() == 5 and asked.getEstimator().getStages()[2].getK() == 1
+    assert task.getNumTrials() == 5 and task.getEstimator().getStages()[2].getK() == 1
 
 
 @pytest.fixture(scope="module")
@@ -270,7 +270,7 @@ def test_a_request_says_all_that_decides_the_trials(rows: DataFrame) -> None:
     judge = RegressionEvaluator(labelCol="riders")
 
     def request(estimator: Any, space: Any, **options: Any) -> Any:
-        return Search(estimator, space=space, evaluator=judge, **options).asked().request(data)
+        return Search(estimator, space=space, evaluator=judge, **options).task().request(data)
 
     reg, net = {head.regParam: [0.1, 1.0]}, {head.elasticNetParam: [0.0, 1.0]}
     base = request(head, {**reg, **net})
@@ -310,7 +310,7 @@ def test_a_fine_tuner_is_searched_and_plain_spark_ships(rows: DataFrame, shared:
     pipeline = Pipeline(stages=[VectorAssembler(inputCols=NUMBERS, outputCol="features"), head])
     tuner = sparkdiff.FineTuner(pipeline, cacheDir=str(shared), **{**QUICK, "guard": 1.0})
     with pytest.raises(InputError, match=r"runId of FineTuner_.* names one training, but each trial is one"):
-        Search(tuner.copy({tuner.runId: "a"}), space={tuner.ema: [0.5]}, evaluator=RegressionEvaluator()).asked()
+        Search(tuner.copy({tuner.runId: "a"}), space={tuner.ema: [0.5]}, evaluator=RegressionEvaluator()).task()
     search = Search(
         tuner,
         space={tuner.learningRate: [0.1]},

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from test_search_studies import QUESTIONS, REQUEST, loss
+from test_search_studies import REQUEST, SPACE, loss
 
 from sparkdiff.tuning.search.pruning import Pruning
 from sparkdiff.tuning.search.rungs import Bracket, brackets, run, rungs, warning
@@ -70,12 +70,12 @@ class Evaluating:
         if self.calls < 0:
             raise KeyboardInterrupt
         self.spent += resource * len(trials)
-        return [Found((-loss(t.answers) - 1 / resource,)) for t in trials]
+        return [Found((-loss(t.configuration) - 1 / resource,)) for t in trials]
 
 
 def searched(folder: Path | None, evaluating: Evaluating, total: int = 30) -> list[Any]:
     found = brackets("bohb", total, (1, 3, 9), 1)
-    plan = Plan("tpe", QUESTIONS, 3, total, 1, 8, (True,), tuple(b.size for b in found))
+    plan = Plan("tpe", SPACE, 3, total, 1, 8, (True,), tuple(b.size for b in found))
     study, pruning = Study(plan, folder), Pruning("bohb", tuple(found), larger=True)
     while batch := study.next():
         number = pruning.firsts.index(batch[0].number)
@@ -84,7 +84,7 @@ def searched(folder: Path | None, evaluating: Evaluating, total: int = 30) -> li
                 study.tell(trial.number, result)
     best = study.best()
     assert best is not None and best.steps[-1][0] == 9
-    return [(t.number, t.answers, t.values, t.state, t.steps) for t in study.trials()]
+    return [(t.number, t.configuration, t.values, t.state, t.steps) for t in study.trials()]
 
 
 def test_a_killed_bracket_goes_on_after_its_last_rung(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pyspark.ml.param import Param, Params, TypeConverters
 
 from sparkdiff import InputError, alternatives, choice, integer, loguniform, uniform
 from sparkdiff.tuning.search.alternatives import chosen, places
-from sparkdiff.tuning.search.questions import Questions, value_of
+from sparkdiff.tuning.search.dimensions import SearchSpace, value_of
 from sparkdiff.tuning.search.space import as_distribution, from_dict
 
 
@@ -91,15 +91,15 @@ def test_a_stage_inside_alternatives_is_asked_about_only_if_it_is_chosen() -> No
     scale, shift, head = Scale(), Shift(), Head()
     pipeline = Pipeline(stages=[alternatives(scale, shift, None), head])
     space = {head.size: [1, 2], scale.factor: uniform(0, 1), shift.factor: choice(1.0, 2.0)}
-    questions = Questions.of(pipeline, space)
-    assert [q.name for q in questions.all] == ["stage of s", "Head.size", "Scale.factor", "Shift.factor"]
+    space = SearchSpace.of(pipeline, space)
+    assert [q.name for q in space.dimensions] == ["stage of s", "Head.size", "Scale.factor", "Shift.factor"]
     first = {"stage of s": "Scale", "Head.size": 2, "Scale.factor": 0.5}
-    assert questions.ask(lambda q: first[q.name]) == first
-    assert "Scale.factor" not in questions.ask(lambda q: {**first, "stage of s": "None"}[q.name])
-    estimator, params = questions.setting(first)
+    assert space.sample(lambda q: first[q.name]) == first
+    assert "Scale.factor" not in space.sample(lambda q: {**first, "stage of s": "None"}[q.name])
+    estimator, params = space.setting(first)
     assert [s.uid for s in estimator.getStages()] == [scale.uid, head.uid]
     assert params == {head.size: 2, scale.factor: 0.5}
-    empty, _ = questions.setting({"stage of s": "None", "Head.size": 1})
+    empty, _ = space.setting({"stage of s": "None", "Head.size": 1})
     assert [s.uid for s in empty.getStages()] == [head.uid]
     assert empty.getStages()[0].getOrDefault("featuresCol") == "x"  # what the others would have read
     assert head.getOrDefault("featuresCol") == "s" and len(places(pipeline)) == 1 and not places(empty)
@@ -108,13 +108,13 @@ def test_a_stage_inside_alternatives_is_asked_about_only_if_it_is_chosen() -> No
 def test_a_grid_lists_each_setting_once() -> None:
     scale, shift, head = Scale(), Shift(), Head()
     space = {head.size: integer(1, 2), shift.factor: choice(1.0, 2.0, 3.0)}
-    grid = Questions.of(Pipeline(stages=[alternatives(scale, shift), head]), space).grid()
+    grid = SearchSpace.of(Pipeline(stages=[alternatives(scale, shift), head]), space).grid()
     assert len(grid) == 2 + 2 * 3 == len({str(a) for a in grid})
     assert grid[0] == {"stage of s": "Scale", "Head.size": 1}
     with pytest.raises(
         InputError, match=r"sampler='grid' needs a list of values, but space gives Scale.factor uniform"
     ):
-        Questions.of(scale, {scale.factor: uniform(0, 1)}).grid()
+        SearchSpace.of(scale, {scale.factor: uniform(0, 1)}).grid()
 
 
 def test_columns_are_renamed_through_empty_places_one_after_the_other() -> None:
@@ -141,12 +141,12 @@ def test_columns_are_renamed_through_empty_places_one_after_the_other() -> None:
 )  # fmt: skip
 def test_a_space_that_fits_no_stage_is_refused(space: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        Questions.of(Pipeline(stages=[Scale(), Head()]), space)
+        SearchSpace.of(Pipeline(stages=[Scale(), Head()]), space)
 
 
 def test_a_value_that_a_param_refuses_is_refused_at_either_end() -> None:
     head = Head()
     with pytest.raises(InputError, match=r"space gives size of Head_\w+ the value 1.5"):
-        Questions.of(head, {head.size: uniform(1, 1.5)})
+        SearchSpace.of(head, {head.size: uniform(1, 1.5)})
     with pytest.raises(InputError, match=r"space gives size of Head_\w+ the value 2.8"):
-        Questions.of(head, {head.size: loguniform(1, 4)})
+        SearchSpace.of(head, {head.size: loguniform(1, 4)})

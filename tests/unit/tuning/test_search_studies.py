@@ -11,37 +11,37 @@ from typing import Any
 import pytest
 
 from sparkdiff import InputError, choice, integer, loguniform, uniform
-from sparkdiff.tuning.search.questions import Question, Questions
+from sparkdiff.tuning.search.dimensions import Dimension, SearchSpace
 from sparkdiff.tuning.search.samplers import NAMES, Plan, check_sampler
 from sparkdiff.tuning.search.study import Found, Study, opened
 from sparkdiff.tuning.search.watching import watch
 
 pytestmark = pytest.mark.once  # no stack decides which settings are tried
 
-QUESTIONS = Questions(
+SPACE = SearchSpace(
     None,
     (
-        Question("x", loguniform(1e-5, 1), param=1),
-        Question("n", integer(1, 20), param=1),
-        Question("k", choice("a", "b"), param=1),
-        Question("only a", uniform(0, 1), param=1, when=(("k", "a"),)),
+        Dimension("x", loguniform(1e-5, 1), param=1),
+        Dimension("n", integer(1, 20), param=1),
+        Dimension("k", choice("a", "b"), param=1),
+        Dimension("only a", uniform(0, 1), param=1, when=(("k", "a"),)),
     ),
 )  # fmt: skip
-CHOICES = Questions(None, tuple(Question(q.name, choice(1, 2, 3), param=1) for q in QUESTIONS.all[:2]))
+CHOICES = SearchSpace(None, tuple(Dimension(q.name, choice(1, 2, 3), param=1) for q in SPACE.dimensions[:2]))
 
 
-def loss(answers: Mapping[str, Any]) -> float:
-    assert ("only a" in answers) == (answers["k"] == "a")
+def loss(configuration: Mapping[str, Any]) -> float:
+    assert ("only a" in configuration) == (configuration["k"] == "a")
     return (
-        abs(math.log(answers["x"]) + 5)
-        + 0.3 * abs(answers["n"] - 13)
-        + (answers["k"] == "b")
-        + answers.get("only a", 0)
+        abs(math.log(configuration["x"]) + 5)
+        + 0.3 * abs(configuration["n"] - 13)
+        + (configuration["k"] == "b")
+        + configuration.get("only a", 0)
     )
 
 
 def plan(name: str, total: int = 40, parallelism: int = 1, seed: int = 3) -> Plan:
-    return Plan(name, QUESTIONS, seed, total, parallelism, 8)
+    return Plan(name, SPACE, seed, total, parallelism, 8)
 
 
 def finish(study: Study, upto: int = 10**9) -> int:
@@ -51,13 +51,13 @@ def finish(study: Study, upto: int = 10**9) -> int:
         for trial in (t for t in batch if t.state == "running"):
             if done == upto:
                 return done
-            study.tell(trial.number, Found((loss(trial.answers),), seconds=0.5))
+            study.tell(trial.number, Found((loss(trial.configuration),), seconds=0.5))
             done += 1
     return done
 
 
 def told(study: Study) -> list[Any]:
-    return [(t.number, t.answers, t.values) for t in study.trials()]
+    return [(t.number, t.configuration, t.values) for t in study.trials()]
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n not in ("grid", "gp")])
@@ -94,25 +94,25 @@ def test_a_grid_is_searched_as_a_whole() -> None:
     study = Study(Plan("grid", CHOICES, 0, 9, 1, 4))
     while batch := study.next():
         for trial in batch:
-            study.tell(trial.number, Found((float(trial.answers["x"]),)))
-    assert len({str(t.answers) for t in study.trials()}) == 9
+            study.tell(trial.number, Found((float(trial.configuration["x"]),)))
+    assert len({str(t.configuration) for t in study.trials()}) == 9
 
 
 def test_failed_trials_are_told_and_cannot_win() -> None:
     study = Study(plan("tpe", total=12))
     while batch := study.next():
         for t in batch:
-            study.tell(t.number, Found(None, "too wide") if t.number % 2 else Found((loss(t.answers),)))
+            study.tell(t.number, Found(None, "too wide") if t.number % 2 else Found((loss(t.configuration),)))
     assert [t.state for t in study.trials()] == ["complete", "failed"] * 6
     assert study.trials()[1].why == "too wide"
     assert study.best() is not None and study.best().number % 2 == 0  # type: ignore[union-attr]
 
 
 def test_several_metrics_have_a_front() -> None:
-    study = Study(Plan("nsga2", QUESTIONS, 0, 20, 1, 8, larger=(False, True)))
+    study = Study(Plan("nsga2", SPACE, 0, 20, 1, 8, larger=(False, True)))
     while batch := study.next():
         for t in batch:
-            study.tell(t.number, Found((loss(t.answers), float(t.answers["n"]))))
+            study.tell(t.number, Found((loss(t.configuration), float(t.configuration["n"]))))
     front, every = study.front(), study.trials()
     assert study.best() in front
     for t in every:
@@ -137,7 +137,7 @@ for name in KILLED:
             for trial in batch:  # none is finished
                 if done == 11:
                     os.kill(os.getpid(), signal.SIGKILL)
-                study.tell(trial.number, Found((loss(trial.answers),), seconds=0.5))
+                study.tell(trial.number, Found((loss(trial.configuration),), seconds=0.5))
                 done += 1
 """
 

@@ -10,19 +10,19 @@ from sparkdiff.tuning.fits import inside, is_sparks
 from sparkdiff.tuning.search.alternatives import Alternatives, chosen, outputs, places
 from sparkdiff.tuning.search.space import MOST, Choice, Distribution, as_distribution
 
-Answers = dict[str, Any]
+Configuration = dict[str, Any]
 """By name a value: of a Param, or the name of a stage."""
 
 
 @dataclass(frozen=True)
-class Question:
+class Dimension:
     """Something that a trial decides.
 
     Attributes:
         name: as trials and studies name it; the same in each process, unlike uids.
         param: the Param that is set; None: which of some alternatives.
         place: uid of those alternatives.
-        when: (name, value) of the alternatives under which it is asked at all.
+        when: (name, value) of the alternatives under which it is searched at all.
     """
 
     name: str
@@ -31,19 +31,19 @@ class Question:
     place: str = ""
     when: tuple[tuple[str, str], ...] = ()
 
-    def asked(self, answers: Mapping[str, Any]) -> bool:
-        return all(answers.get(name) == value for name, value in self.when)
+    def active(self, configuration: Mapping[str, Any]) -> bool:
+        return all(configuration.get(name) == value for name, value in self.when)
 
 
 @dataclass(frozen=True)
-class Questions:
+class SearchSpace:
     """Everything that a trial of an estimator decides; an outer place of alternatives comes before what lies inside."""
 
     estimator: Any
-    all: tuple[Question, ...]
+    dimensions: tuple[Dimension, ...]
 
     @staticmethod
-    def of(estimator: Any, space: Mapping[Any, Any]) -> "Questions":
+    def of(estimator: Any, space: Mapping[Any, Any]) -> "SearchSpace":
         """
         Raises:
             InputError: a Param is no stage's, or refuses a value; there is nothing to decide. Names it.
@@ -51,7 +51,7 @@ class Questions:
         held, names = inside(estimator), _stage_names(estimator)
         where = _conditions(estimator)
         found = [
-            Question(
+            Dimension(
                 _place_name(place, estimator), Choice(tuple(place.names())), place=place.uid, when=where[place.uid]
             )
             for place in places(estimator)
@@ -67,41 +67,41 @@ class Questions:
                 check_value("space", stage, param, value)
                 _check_own(stage, param, value)
             name = f"{names[param.parent]}.{param.name}"
-            found.append(Question(name, distribution, param, when=where.get(param.parent, ())))
+            found.append(Dimension(name, distribution, param, when=where.get(param.parent, ())))
         if not found:
             raise InputError(
                 "space is empty and the estimator has no alternatives, so there is nothing to search: "
                 "space={head.regParam: sparkdiff.loguniform(1e-5, 10)}"
             )
-        return Questions(estimator, tuple(found))
+        return SearchSpace(estimator, tuple(found))
 
-    def ask(self, answer: Callable[[Question], Any]) -> Answers:
-        """Ask what has to be asked, one after the other."""
-        answers: Answers = {}
-        for question in self.all:
-            if question.asked(answers):
-                answers[question.name] = answer(question)
-        return answers
+    def sample(self, draw: Callable[[Dimension], Any]) -> Configuration:
+        """A value for each active dimension, one after the other."""
+        configuration: Configuration = {}
+        for dimension in self.dimensions:
+            if dimension.active(configuration):
+                configuration[dimension.name] = draw(dimension)
+        return configuration
 
-    def grid(self) -> list[Answers]:
-        """All answers.
+    def grid(self) -> list[Configuration]:
+        """All configuration.
 
         Raises:
             InputError: there are infinitely many.
         """
-        endless = [q for q in self.all if q.distribution.listed() is None]
+        endless = [q for q in self.dimensions if q.distribution.listed() is None]
         if endless:
             raise InputError(
                 f"sampler='grid' needs a list of values, but space gives {endless[0].name} {endless[0].distribution}: use "
                 "choice(...), or another sampler"
             )
-        grids: list[Answers] = [{}]
-        for question in self.all:
-            values = names_of(question.distribution)
+        grids: list[Configuration] = [{}]
+        for dimension in self.dimensions:
+            values = names_of(dimension.distribution)
             grids = [
-                {**answers, **({question.name: value} if question.asked(answers) else {})}
-                for answers in grids
-                for value in (values if question.asked(answers) else [None])
+                {**configuration, **({dimension.name: value} if dimension.active(configuration) else {})}
+                for configuration in grids
+                for value in (values if dimension.active(configuration) else [None])
             ]
             if len(grids) > MOST:
                 raise InputError(
@@ -109,34 +109,34 @@ class Questions:
                 )
         return grids
 
-    def setting(self, answers: Mapping[str, Any]) -> tuple[Any, dict[Any, Any]]:
+    def setting(self, configuration: Mapping[str, Any]) -> tuple[Any, dict[Any, Any]]:
         """The estimator without alternatives, and the map of Params."""
         choices, params = {}, {}
-        for question in self.all:
-            if question.name not in answers:
+        for dimension in self.dimensions:
+            if dimension.name not in configuration:
                 continue
-            answer = answers[question.name]
-            if question.param is None:
-                choices[question.place] = names_of(question.distribution).index(answer)
+            value = configuration[dimension.name]
+            if dimension.param is None:
+                choices[dimension.place] = names_of(dimension.distribution).index(value)
             else:
-                params[question.param] = value_of(question.distribution, answer)
+                params[dimension.param] = value_of(dimension.distribution, value)
         return chosen(self.estimator, choices), params
 
-    def structure(self, answers: Mapping[str, Any]) -> tuple[Any, ...]:
-        """Equal for answers that choose the same stages."""
-        return tuple(answers.get(question.name) for question in self.all if question.param is None)
+    def structure(self, configuration: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Equal for configuration that choose the same stages."""
+        return tuple(configuration.get(dimension.name) for dimension in self.dimensions if dimension.param is None)
 
 
 def names_of(distribution: Distribution) -> list[Any]:
-    """The answers to a question that can be listed."""
+    """The configuration to a dimension that can be listed."""
     return distribution.names() if isinstance(distribution, Choice) else distribution.listed() or []
 
 
-def value_of(distribution: Distribution, answer: Any) -> Any:
-    """The value of a Param that an answer means."""
+def value_of(distribution: Distribution, value: Any) -> Any:
+    """The value of a Param that an value means."""
     if isinstance(distribution, Choice):
-        return distribution.values[distribution.names().index(answer)]
-    return answer
+        return distribution.values[distribution.names().index(value)]
+    return value
 
 
 def _check_own(stage: Any, param: Any, value: Any) -> None:
