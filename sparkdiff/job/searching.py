@@ -22,6 +22,7 @@ from sparkdiff.report.record import versions
 from sparkdiff.store.digests import hash_of_folder
 from sparkdiff.store.lease import Lease
 from sparkdiff.tuning.search.estimator import Search, SearchModel
+from sparkdiff.tuning.search.procedure import BY_NUMBER
 from sparkdiff.tuning.search.settings import FIELDS
 from sparkdiff.tuning.search.summary import SearchSummary
 
@@ -72,8 +73,10 @@ def search_of(config: Config, made: Any) -> tuple[Search, Path | None]:
 
 def _study_of(config: Config) -> str:
     """The same for jobs whose trials are the same."""
-    later = ("numTrials", "maxSeconds", "guard", "verbosity", "parallelism", "current")
-    search = {name: value for name, value in (config.search or {}).items() if name not in later}
+    given = config.search or {}
+    by_number = given.get("pruner") or given.get("sampler") in BY_NUMBER
+    later = ["maxSeconds", "guard", "verbosity", "current", *([] if by_number else ["numTrials", "parallelism"])]
+    search = {name: value for name, value in given.items() if name not in later}
     return request_of(dataclasses.replace(config, search=search))[:16]
 
 

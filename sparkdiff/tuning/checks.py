@@ -32,9 +32,8 @@ def check_value(where: str, stage: Any, param: Param[Any], value: Any) -> None:
     Raises:
         InputError: names the Param, and says what Spark, or the stage, says.
     """
-    param = (
-        stage.getParam(param.name) if stage.hasParam(param.name) else param
-    )  # one that was loaded has lost its converter
+    if stage.hasParam(param.name):
+        param = stage.getParam(param.name)  # one that was loaded has lost its converter
     try:
         converted = param.typeConverter(value)
         if isinstance(stage, JavaParams) and converted is not None and not isinstance(converted, Params):

@@ -69,12 +69,10 @@ class SearchTask:
             check_evaluator(evaluator)
         if settings.sampler == "grid":
             space.grid()
-        for (
-            dimension
-        ) in space.dimensions:  # each stage in its place: one may name a column that is not there without another
-            if dimension.param is None:
-                for value in names_of(dimension.distribution):
-                    space.setting({dimension.name: value})
+        # Each of the alternatives in its place: a later stage may name a column that is not there without another one.
+        for dimension in space.dimensions:
+            for value in names_of(dimension.distribution) if dimension.param is None else ():
+                space.setting({dimension.name: value})
         for stage in inside(space.estimator).values():
             if stage.hasParam("runId") and stage.isSet("runId"):
                 raise InputError(
@@ -139,7 +137,7 @@ def _check_folds(settings: Settings, evaluator: Any, current: Any) -> None:
 def _values(distribution: Distribution) -> Any:
     """All that a distribution says, however long its values are."""
     if not isinstance(distribution, Choice):
-        return str(distribution)
+        return distribution.toDict()
     return [_described(v) if isinstance(v, Params) else repr(v) for v in distribution.values]
 
 
