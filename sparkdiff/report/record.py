@@ -79,7 +79,7 @@ class RunRecord:
     diverged: int | None = None
     device: str | None = None
     precision: str | None = None
-    folds: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    folds: list[dict[str, Any]] | None = None
 
     def asdict(self) -> dict[str, Any]:
         """As JSON-ready values without NaN, history left out."""
