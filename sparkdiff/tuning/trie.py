@@ -93,12 +93,15 @@ def check(maps: Sequence[Mapping[Any, Any]], known: Mapping[str, Any], open_: bo
         for param in params:
             if param.parent in known or open_:
                 continue
-            name = str(param.parent).rpartition("_")[0]
-            same = [s for s in known.values() if type(s).__name__ == name]
-            if same:
-                way = f"the {name} of the estimator is {same[0].uid}: take the Param from that object"
-            else:
-                way = did_you_mean(name, {type(s).__name__ for s in known.values()})
-            raise InputError(
-                f"estimatorParamMaps sets {param.name} of {param.parent}, which is no stage of the estimator; {way}"
-            )
+            raise InputError(f"estimatorParamMaps {unknown(param, known)}")
+
+
+def unknown(param: Any, known: Mapping[str, Any]) -> str:
+    """That a Param belongs to no stage of the estimator, and what was meant."""
+    name = str(param.parent).rpartition("_")[0]
+    same = [stage for stage in known.values() if type(stage).__name__ == name]
+    if same:
+        way = f"the {name} of the estimator is {same[0].uid}: take the Param from that object"
+    else:
+        way = did_you_mean(name, {type(stage).__name__ for stage in known.values()})
+    return f"sets {param.name} of {param.parent}, which is no stage of the estimator; {way}"

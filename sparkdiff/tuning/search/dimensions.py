@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sparkdiff.errors import InputError, did_you_mean
+from sparkdiff.errors import InputError
+from sparkdiff.tuning import trie
 from sparkdiff.tuning.checks import check_value
 from sparkdiff.tuning.fits import inside, is_sparks
 from sparkdiff.tuning.search.alternatives import Alternatives, chosen, outputs, places
@@ -61,7 +62,7 @@ class SearchSpace:
                 raise InputError(f"space has the key {param!r}: its keys are Params of stages, such as head.regParam")
             stage = held.get(param.parent)
             if stage is None or not stage.hasParam(param.name):
-                raise InputError(_unknown(param, held))
+                raise InputError(f"space {trie.unknown(param, held)}")
             distribution = as_distribution(f"{param.name} of {param.parent}", given)
             for value in distribution.ends():
                 check_value("space", stage, param, value)
@@ -123,17 +124,17 @@ class SearchSpace:
         return chosen(self.estimator, choices), params
 
     def structure(self, configuration: Mapping[str, Any]) -> tuple[Any, ...]:
-        """Equal for configuration that choose the same stages."""
+        """Equal for configurations that choose the same stages."""
         return tuple(configuration.get(dimension.name) for dimension in self.dimensions if dimension.param is None)
 
 
 def names_of(distribution: Distribution) -> list[Any]:
-    """The configuration to a dimension that can be listed."""
+    """The names of a dimension's values, which can be listed."""
     return distribution.names() if isinstance(distribution, Choice) else distribution.listed() or []
 
 
 def value_of(distribution: Distribution, value: Any) -> Any:
-    """The value of a Param that an value means."""
+    """The value of a Param that a name in a trial means."""
     if isinstance(distribution, Choice):
         return distribution.values[distribution.names().index(value)]
     return value
@@ -147,16 +148,6 @@ def _check_own(stage: Any, param: Any, value: Any) -> None:
         stage.copy({param: value})
     except (InputError, TypeError, ValueError) as e:
         raise InputError(f"space gives {param.name} of {param.parent} the value {value!r}: {e}") from e
-
-
-def _unknown(param: Any, held: Mapping[str, Any]) -> str:
-    name = str(param.parent).rpartition("_")[0]
-    same = [stage for stage in held.values() if type(stage).__name__ == name]
-    if same:
-        way = f"the {name} of the estimator is {same[0].uid}: take the Param from that object"
-    else:
-        way = did_you_mean(name, {type(stage).__name__ for stage in held.values()})
-    return f"space sets {param.name} of {param.parent}, which is no stage of the estimator; {way}"
 
 
 def _stage_names(estimator: Any) -> dict[str, str]:

@@ -131,7 +131,7 @@ def suggested(trial: Any, name: str, given: Distribution) -> Any:
 
 
 class Independent(Base):  # type: ignore[misc]
-    """A sampler that configuration each dimension alone."""
+    """A sampler that draws for each dimension alone."""
 
     def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, Any]:
         return {}
