@@ -23,7 +23,7 @@ ROOMS = [
     ["training", "diagnostics"],
     ["finetune"],
     ["cross_fitting"],
-    ["tuning"],
+    ["tuning", "growth"],
     ["estimator"],
     ["job"],
     ["cli", "testing"],

@@ -1,0 +1,6 @@
+"""Growth: plain MLlib stages that learn, added beside the features of a fitted pipeline's last linear stage.
+
+`table` holds the rows as tensors, `criterion` the loss and the metric; a `part` is what may be added (`parts/`: one module for
+each kind), an `items.Item` is one training of one, `rounds` decides which parts join; `inputs` reads the rows from a cache,
+`assembly` makes the plain pipeline, `finishing` trains all of it together, drops parts, and asks the guard.
+"""

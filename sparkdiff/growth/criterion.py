@@ -1,0 +1,68 @@
+"""What growth minimises on training rows and what it measures on validation rows, as functions of a margin."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparkdiff.evaluation.scores import Score, Tally
+from sparkdiff.growth.table import Split
+from sparkdiff.objectives.losses import Objective
+from sparkdiff.objectives.metrics import Metric
+from sparkdiff.stages.predictor import Predictor
+from sparkdiff.team import ALONE
+
+LEAST = 1e-6
+"""Curvature at least, as a share of its mean, so that rows that are all but certain don't make steps endless."""
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """The loss and the metric of a head.
+
+    Attributes:
+        objective: a mean over rows.
+        unit: the natural unit of the margin, see `Predictor.margin_unit`.
+    """
+
+    head: Predictor
+    objective: Objective
+    metric: Metric
+    unit: float
+
+    def rows(self, margin: Tensor, split: Split) -> Tensor:
+        """The loss of each row, (n,), unweighted."""
+        assert self.objective.rows is not None
+        return self.objective.rows(margin, split.label, split.weight)
+
+    def loss(self, margin: Tensor, split: Split) -> Tensor:
+        """The weighted mean of the loss, ()."""
+        return split.mean(torch.where(split.weight > 0, self.rows(margin, split), 0.0))
+
+    def slopes(self, margin: Tensor, split: Split) -> tuple[Tensor, Tensor]:
+        """First and second derivative of each row's loss by its own margin, both shaped like the margin, unweighted.
+
+        Of k entries the second is the Hessian's diagonal. It is positive: where the loss bends down, it is a small number.
+        """
+        with torch.enable_grad():
+            m = margin.detach().clone().requires_grad_()
+            [slope] = torch.autograd.grad(self.rows(m, split).sum(), m, create_graph=True)
+            if not slope.requires_grad:  # of a loss that is linear in pieces
+                curve = torch.zeros_like(m)
+            elif m.ndim == 1:
+                [curve] = torch.autograd.grad(slope.sum(), m)
+            else:
+                each = [
+                    torch.autograd.grad(slope[:, k].sum(), m, retain_graph=True)[0][:, k] for k in range(m.shape[1])
+                ]
+                curve = torch.stack(each, 1)
+        curve = curve.detach().nan_to_num(0.0).clamp_min(0)
+        typical = float(split.mean(curve if curve.ndim == 1 else curve.mean(1)))
+        return slope.detach(), curve.clamp_min(LEAST * typical if typical > 0 else 1.0)
+
+    @torch.no_grad()
+    def score(self, margin: Tensor, split: Split) -> Score:
+        """The metric, in sums over the guard's blocks."""
+        tally = Tally(self.metric, self.head)
+        tally.add(margin, split.label, split.weight, split.block)
+        return tally.score(ALONE)

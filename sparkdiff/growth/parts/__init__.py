@@ -1,0 +1,27 @@
+"""The kinds of parts. Each module has `propose`, which makes the items of a round, and `trainer`, which begins one."""
+
+from collections.abc import Sequence
+from types import ModuleType
+
+from sparkdiff.growth.criterion import Criterion
+from sparkdiff.growth.items import Item
+from sparkdiff.growth.part import Trainer
+from sparkdiff.growth.table import Table
+
+KINDS: dict[str, ModuleType] = {}
+"""In the order in which they are proposed."""
+
+
+def propose(kinds: Sequence[str], table: Table, criterion: Criterion, seed: int) -> list[Item]:
+    """The items of a round, for the margin that the table has, in the order in which the chief decides on them.
+
+    Args:
+        seed: another one for each round.
+    """
+    return [item for kind in kinds for item in KINDS[kind].propose(table, criterion, seed)]
+
+
+def trainer(item: Item, table: Table) -> Trainer:
+    """What trains an item, before its first epoch."""
+    made: Trainer = KINDS[item.kind].trainer(item, table)
+    return made

@@ -1,0 +1,248 @@
+"""Growth in rounds, as in AdaNet: in each round several parts are trained from the margin so far, and one of them joins.
+
+Source: Cortes, Gonzalvo, Kuznetsov, Mohri and Yang, "AdaNet: Adaptive Structural Learning of Artificial Neural Networks", 2017:
+the part with the smallest loss plus penalty joins, where the penalty is the sum over all parts of (lambda * r_j + beta) * |w_j|,
+r_j a bound of the part's complexity and w_j its weight in the mixture. There the weights are fitted to training rows, and the
+penalty means something only if a part's scale is fixed: here w_j is the standard deviation of what the part adds to the margin.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparkdiff.evaluation.ledger import Trial
+from sparkdiff.growth import parts
+from sparkdiff.growth.criterion import Criterion
+from sparkdiff.growth.items import Found, Item
+from sparkdiff.growth.part import Part
+from sparkdiff.growth.table import Split, Table
+
+Run = Callable[[int, Sequence[Item], Table, Tensor], list[Found]]
+"""(round, items, table, the original's sums (B,)) -> what each item found, in the order of the items."""
+LEAST_GAIN = 1e-4
+"""Of the loss, which a part has to gain on validation rows beside its penalty to join."""
+STEPS = 25
+"""Newton's steps of the mixture's weights at most."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A part that has joined.
+
+    Attributes:
+        weight: what its output is multiplied by.
+        round: in which it joined, from 1 on.
+    """
+
+    part: Part
+    weight: float
+    round: int
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What a round shows about one item.
+
+    Attributes:
+        gain: of its best epoch on validation rows, as a share of the original's metric (of what was there before the round).
+        objective: metric plus penalty, which the choice is by; infinite where it can't join.
+        cost: of serving it.
+        why: it did not join; empty for the one that did.
+    """
+
+    round: int
+    kind: str
+    name: str
+    gain: float
+    objective: float
+    parameters: int
+    cost: float
+    seconds: float
+    epoch: int
+    why: str
+
+
+@dataclass(frozen=True)
+class Grown:
+    """What the rounds made.
+
+    Attributes:
+        table: at the margin of all members.
+        gains: (C, B) block sums of weight * (loss of the original - loss) of everything that was measured on validation rows.
+        trials: what these columns are.
+        stopped: why no other round was begun.
+    """
+
+    members: tuple[Member, ...]
+    table: Table
+    tried: tuple[Tried, ...]
+    gains: Tensor
+    trials: tuple[Trial, ...]
+    stopped: str
+
+
+@dataclass(frozen=True)
+class Limits:
+    """
+    Attributes:
+        kinds: of parts, in the order in which they are proposed.
+        complexity: lambda of the penalty; beta is a tenth of it.
+        room: serving cost that parts may add.
+    """
+
+    kinds: tuple[str, ...]
+    rounds: int
+    complexity: float
+    room: float
+    seed: int
+
+
+def grow(
+    table: Table, criterion: Criterion, limits: Limits, run: Run, on_round: Callable[[Sequence[Tried]], None]
+) -> Grown:
+    """Rounds until nothing gains, or as many as the limits allow.
+
+    Args:
+        table: at the original's margin.
+        on_round: told what each round tried.
+    """
+    original = criterion.score(table.validation.margin, table.validation)
+    state = Grown((), table, (), original.blocks.new_zeros(0, len(original.blocks)), (), "")
+    for number in range(1, limits.rounds + 1):
+        items = parts.propose(limits.kinds, state.table, criterion, limits.seed + 1000 * number)
+        if not items:
+            return dataclasses.replace(state, stopped="there is nothing to propose for these columns")
+        found = run(number, items, state.table, original.blocks)
+        state, tried = _joined(state, found, table, criterion, limits, number, original.mean)
+        on_round(tried)
+        if all(t.why for t in tried):
+            return dataclasses.replace(state, stopped=f"nothing that round {number} tried gains on the validation rows")
+    return dataclasses.replace(state, stopped=f"rounds={limits.rounds}")
+
+
+def _joined(
+    state: Grown, found: Sequence[Found], start: Table, criterion: Criterion, limits: Limits, number: int, original: float
+) -> tuple[Grown, list[Tried]]:  # fmt: skip
+    """The state after a round, and what the round shows."""
+    before = criterion.score(state.table.validation.margin, state.table.validation).mean
+    spent = sum(m.part.cost() for m in state.members)
+    judged = [_judged(f, state.table, criterion, limits, before, spent) for f in found]
+    chosen = min(range(len(found)), key=lambda i: judged[i][0])
+    joins = math.isfinite(judged[chosen][0])
+    tried = [
+        Tried(
+            number, f.item.kind, f.item.name, (before - f.value) / max(abs(original), 1e-12), objective,
+            f.part.parameters if f.part else 0, f.part.cost() if f.part else 0.0, f.seconds, f.epoch,
+            why or ("" if i == chosen else f"{found[chosen].item.name} has less loss plus penalty"),
+        )
+        for i, (f, (objective, why)) in enumerate(zip(found, judged, strict=True))
+    ]  # fmt: skip
+    gains, trials = [state.gains], list(state.trials)
+    for i, f in enumerate(found):
+        gains.append(f.gains)
+        trials += [Trial(i, e, f"round {number}: {f.item.name}") for e in range(1, len(f.gains) + 1)]
+    members, table = state.members, state.table
+    if joins:
+        part = found[chosen].part
+        assert part is not None
+        members = (*members, Member(part, 1.0, number))
+        members, table = mixed(members, start, criterion, limits)
+        now = criterion.score(table.validation.margin, table.validation)
+        first = criterion.score(start.validation.margin, start.validation)
+        gains.append((first.blocks - now.blocks)[None])
+        trials.append(Trial(len(found), 0, f"round {number}: mixture"))
+    grown = Grown(members, table, (*state.tried, *tried), torch.cat(gains), tuple(trials), "")
+    return grown, tried
+
+
+def _judged(
+    found: Found, table: Table, criterion: Criterion, limits: Limits, before: float, spent: float
+) -> tuple[float, str]:  # fmt: skip
+    """The metric plus the penalty, and why the part can't join; infinite where it can't."""
+    if found.part is None:
+        diverged = not bool(found.gains[-1].isfinite().all())
+        return math.inf, "it diverged" if diverged else "no epoch gains on the validation rows"
+    if spent + found.part.cost() > limits.room:
+        return math.inf, f"it would cost {found.part.cost():.3g} us per row, more than maxServingCost leaves"
+    objective = found.value + abs(before) * price(found.part, table.train, criterion, limits)
+    least = before - LEAST_GAIN * abs(before)
+    return (objective, "") if objective < least else (math.inf, "its gain is less than its penalty")
+
+
+def price(part: Part, train: Split, criterion: Criterion, limits: Limits) -> float:
+    """(lambda * r + beta) * w, as a share of the loss: w in units of the margin, r = sqrt(log(1 + parameters) / rows)."""
+    rate = limits.complexity * (math.sqrt(math.log1p(part.parameters) / len(train)) + 0.1 / math.sqrt(len(train)))
+    return rate * spread(part.output(train), train) / criterion.unit
+
+
+def spread(output: Tensor, split: Split) -> float:
+    """The standard deviation of a part's output over the rows; of several margins, the root of the mean variance."""
+    centred = output - split.mean(output)
+    return math.sqrt(float(split.mean(centred.square()).mean()))
+
+
+def mixed(
+    members: Sequence[Member], start: Table, criterion: Criterion, limits: Limits
+) -> tuple[tuple[Member, ...], Table]:  # fmt: skip
+    """The members with weights that make loss plus penalty on training rows small, and the table at their margin.
+
+    Proximal Newton in as many dimensions as there are members, from the weights that they have; no weight is negative.
+    """
+    train, validation = start.train, start.validation
+    outputs = torch.stack([m.part.output(train) for m in members])  # (J, n) or (J, n, k)
+    scale = float(criterion.loss(train.margin, train))
+    prices = torch.tensor([abs(scale) * price(m.part, train, criterion, limits) for m in members], dtype=torch.float64)
+    weights = torch.tensor([m.weight for m in members], dtype=torch.float64)
+
+    def margin(w: Tensor) -> Tensor:
+        return train.margin + torch.tensordot(w, outputs, dims=1)
+
+    def objective(w: Tensor) -> float:
+        return float(criterion.loss(margin(w), train) + (prices * w).sum())
+
+    value = objective(weights)
+    total = train.weight.sum()
+    each = (len(members), -1)
+    for _ in range(STEPS):
+        slope, curve = criterion.slopes(margin(weights), train)
+        row = train.weight / total
+        row = row if slope.ndim == 1 else row[:, None]
+        gradient = (outputs * (slope * row)).reshape(each).sum(1) + prices
+        hessian = (outputs * (curve * row)).reshape(each) @ outputs.reshape(each).T
+        step = _nonnegative(hessian, gradient, weights)
+        size = 1.0
+        while size > 1e-6 and not objective(weights + size * step) < value:
+            size /= 2
+        if size <= 1e-6:
+            break
+        weights = weights + size * step
+        was, value = value, objective(weights)
+        if was - value < 1e-10 * abs(was):
+            break
+    new = tuple(dataclasses.replace(m, weight=float(w)) for m, w in zip(members, weights, strict=True))
+    added = sum((m.weight * m.part.output(validation) for m in new), torch.zeros_like(validation.margin))
+    return new, start.at(margin(weights), validation.margin + added)
+
+
+def _nonnegative(hessian: Tensor, gradient: Tensor, weights: Tensor) -> Tensor:
+    """The step that makes the quadratic model small where no weight becomes negative, by coordinate descent."""
+    damped = hessian + 1e-9 * hessian.diagonal().mean() * torch.eye(len(weights), dtype=weights.dtype)
+    step = torch.zeros_like(weights)
+    for _ in range(100):
+        was = step.clone()
+        for j in range(len(weights)):
+            pull = gradient[j] + damped[j] @ step - damped[j, j] * step[j]
+            step[j] = torch.clamp_min(-pull / damped[j, j], -float(weights[j]))
+        if float((step - was).abs().max()) < 1e-10:
+            break
+    return step
+
+
+def summary_of(tried: Sequence[Tried]) -> list[dict[str, Any]]:
+    """Plain values, for a table."""
+    return [dataclasses.asdict(t) for t in tried]

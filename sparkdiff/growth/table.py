@@ -1,0 +1,89 @@
+"""The cached rows as tensors: the features of the last linear stage, and the single columns that parts are made of."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from sparkdiff.rows import Rows
+
+
+@dataclass(frozen=True)
+class Column:
+    """A scalar column that parts may read.
+
+    Attributes:
+        name: as the data call it, and as reports show it, such as "hr".
+        column: the column that Spark's stages read, such as "hr_index"; the same as the name where the data have it as numbers.
+        levels: of a category, how many values it has, 0 to levels - 1; 0 for a number.
+        labels: the names of a category's values; empty where nothing tells them.
+        indexes: whether `column` numbers the values of another column of numbers or strings, so that the order means nothing.
+        entity: whether it names a user, an item, a shop: something with an effect of its own.
+    """
+
+    name: str
+    column: str
+    levels: int = 0
+    labels: tuple[str, ...] = ()
+    indexes: bool = False
+    entity: bool = False
+
+
+@dataclass(frozen=True)
+class Split:
+    """The rows of one split.
+
+    Attributes:
+        features: (n, d), what the last linear stage reads.
+        values: (n, c) the columns of the table; NaN where a row has none.
+        label, weight: (n,).
+        block: (n,) int64, the guard's block of each row.
+        margin: (n,), or (n, k) of k classes: the margin of what has been grown so far; at first, the original's.
+    """
+
+    features: Rows
+    values: Tensor
+    label: Tensor
+    weight: Tensor
+    block: Tensor
+    margin: Tensor
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    def at(self, margin: Tensor) -> "Split":
+        """The same rows with another margin."""
+        return replace(self, margin=margin)
+
+    def mean(self, of: Tensor) -> Tensor:
+        """The weighted mean over the rows, (n, ...) -> (...)."""
+        return torch.tensordot(self.weight, of, dims=1) / self.weight.sum()
+
+
+@dataclass(frozen=True)
+class Table:
+    """
+    Attributes:
+        features: the name of the column of vectors that the last linear stage reads.
+        columns: c of them.
+        classes: 0 where a row's margin is a number, else how many numbers it is.
+    """
+
+    features: str
+    columns: tuple[Column, ...]
+    train: Split
+    validation: Split
+    classes: int = 0
+
+    @property
+    def width(self) -> int:
+        """The number of entries of a margin."""
+        return max(self.classes, 1)
+
+    def place(self, column: Column) -> int:
+        """Where `values` has this column."""
+        return self.columns.index(column)
+
+    def at(self, train: Tensor, validation: Tensor) -> "Table":
+        """The same rows with other margins."""
+        return replace(self, train=self.train.at(train), validation=self.validation.at(validation))
