@@ -12,16 +12,16 @@ from py4j.java_collections import JavaArray
 from py4j.java_gateway import JavaObject
 from pyspark.ml.linalg import DenseMatrix, Vectors
 from pyspark.ml.wrapper import JavaParams
-from pyspark.sql.types import BooleanType, DoubleType, IntegerType, StructField, StructType
+from pyspark.sql.types import ArrayType, BooleanType, DoubleType, IntegerType, StructField, StructType
 
 from sparkdiff.errors import InputError, SparkdiffError
 from sparkdiff.jvm import sessions
 from sparkdiff.jvm.files import _arrow, folder, read_rows, saved, write_rows, write_text
-from sparkdiff.jvm.objects import constructor, each, in_java, no_params
+from sparkdiff.jvm.objects import constructor, each, in_java, ints, no_params
 from sparkdiff.jvm.sessions import model_at
 
 ROW_MAJOR = SimpleNamespace(isTransposed=True)
-SQL_TYPES = {bool: BooleanType(), int: IntegerType(), float: DoubleType()}
+SQL_TYPES = {bool: BooleanType(), int: IntegerType(), float: DoubleType(), list: ArrayType(IntegerType(), False)}
 
 
 def rebuild(stage: Any, weights: Mapping[str, Any]) -> Any:
@@ -109,8 +109,19 @@ def _constructed(java: Any, kind: Any, weights: Mapping[str, Any], like: Mapping
         return types[0] == "java.lang.String" and all(_fits(value, kind) for value, kind in pairs)
 
     # A column-major coefficient matrix builds, and fails in LogisticRegressionModel.transform.
-    values = [in_java(ml_value(value, like.get(name))) for name, value in weights.items()]
+    values = [
+        ints(value) if isinstance(value, list) else in_java(ml_value(value, like.get(name)))
+        for name, value in weights.items()
+    ]
     return made(java, kind, values, fits, f"for {', '.join(weights)}")
+
+
+def named(stage: Any, uid: str) -> Any:
+    """An unfitted stage or a transformer that was just made, with another uid, in Java too: that one is in saved files."""
+    kind = type(stage)
+    java = f"{kind.__module__.replace('pyspark', 'org.apache.spark', 1)}.{kind.__name__}"
+    stage._java_obj = stage._new_java_obj(java, uid)
+    return stage._resetUid(uid)
 
 
 def model_class(estimator: Any) -> Any:
@@ -136,7 +147,7 @@ def fitted(estimator: Any, weights: Mapping[str, Any], beside: Mapping[str, Any]
     If constructors can be called, the constructor is used; otherwise the model's files are written, and it is loaded.
 
     Args:
-        weights: all of them, as of `rebuild`.
+        weights: all of them, as of `rebuild`; a list is one of whole numbers.
         beside: what the saved data hold that the constructor does not take, such as the numFeatures of a LogisticRegression.
 
     Raises:
@@ -218,7 +229,7 @@ def _fits(value: Any, java_type: str) -> bool:
         return java_type.rsplit(".", 1)[-1] in (
             ("Vector", "DenseVector") if value.ndim == 1 else ("Matrix", "DenseMatrix")
         )
-    return java_type == {bool: "boolean", int: "int", float: "double"}[type(value)]
+    return java_type == {bool: "boolean", int: "int", float: "double", list: "[I"}[type(value)]
 
 
 def defined_params(stage: Any) -> dict[str, dict[str, Any]]:

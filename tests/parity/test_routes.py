@@ -12,7 +12,7 @@ import torch
 from py4j.protocol import Py4JError
 from pyspark.ml import PipelineModel
 from pyspark.ml.classification import LinearSVC, LogisticRegression, MultilayerPerceptronClassifier, NaiveBayes
-from pyspark.ml.feature import PCA, StandardScaler
+from pyspark.ml.feature import PCA, OneHotEncoder, StandardScaler, VectorAssembler
 from pyspark.ml.regression import FMRegressor, LinearRegression, RandomForestRegressor
 from pyspark.sql import DataFrame, SparkSession, functions as F
 
@@ -90,6 +90,7 @@ def test_both_routes_make_the_same_stage_with_none_to_copy_from(
         (NaiveBayes(), {"pi": logs[:, 0], "theta": logs, "sigma": np.empty((0, 0))}, {}),
         (LinearSVC(threshold=math.inf), {"coefficients": vector, "intercept": 1.5}, {}),
         (MultilayerPerceptronClassifier(layers=[3, 2]), {"weights": random.normal(size=8)}, {}),
+        (OneHotEncoder(inputCols=["a", "b"], dropLast=False, handleInvalid="keep"), {"categorySizes": [3, 40]}, {}),
         (FMRegressor(), {"intercept": 1.0, "linear": vector, "factors": random.normal(size=(3, 8))}, {}),
     ]
     for estimator, weights, beside in cases:
@@ -111,6 +112,21 @@ def test_both_routes_make_the_same_stage_with_none_to_copy_from(
                     assert getattr(model, name).toArray().tobytes() == value.tobytes(), name
                 if value.ndim == 2:
                     assert getattr(one, name).isTransposed == getattr(other, name).isTransposed
+
+
+def test_a_stage_made_from_nothing_has_the_uid_that_it_is_given(
+    spark: SparkSession, tmp_path: Path, route: str
+) -> None:
+    hot = jvm.named(OneHotEncoder(inputCols=["id"], outputCols=["hot"]), "grown_hot")
+    stages = [
+        jvm.fitted(hot, {"categorySizes": [3]}),
+        jvm.named(VectorAssembler(inputCols=["hot"], outputCol="all"), "grown_assembler"),
+    ]
+    model = PipelineModel(stages)
+    model.save(str(tmp_path / "model"))
+    for same in (model, PipelineModel.load(str(tmp_path / "model"))):
+        assert [stage.uid for stage in same.stages] == ["grown_hot", "grown_assembler"]
+        assert [row["all"].toArray().tolist() for row in same.transform(spark.range(2)).collect()] == [[1, 0], [0, 1]]
 
 
 def test_a_weight_that_the_stage_does_not_have_is_named(fitted: dict[str, Any], route: str) -> None:
