@@ -42,7 +42,8 @@ class Criterion:
     def slopes(self, margin: Tensor, split: Split) -> tuple[Tensor, Tensor]:
         """First and second derivative of each row's loss by its own margin, both shaped like the margin, unweighted.
 
-        Of k entries the second is the Hessian's diagonal. It is positive: where the loss bends down, it is a small number.
+        Of k entries the second is the Hessian's diagonal. It is positive: where the loss bends down, it is a small number; of a
+        loss without any curvature, the number with which the step slope / curvature of a typical row is one unit of the margin.
         """
         with torch.enable_grad():
             m = margin.detach().clone().requires_grad_()
@@ -57,8 +58,11 @@ class Criterion:
                 ]
                 curve = torch.stack(each, 1)
         curve = curve.detach().nan_to_num(0.0).clamp_min(0)
-        typical = float(split.mean(curve if curve.ndim == 1 else curve.mean(1)))
-        return slope.detach(), curve.clamp_min(LEAST * typical if typical > 0 else 1.0)
+        slope, typical = slope.detach(), float(split.mean(curve if curve.ndim == 1 else curve.mean(1)))
+        if typical > 0:
+            return slope, curve.clamp_min(LEAST * typical)
+        steepness = float(split.mean(slope.abs() if slope.ndim == 1 else slope.abs().mean(1)))
+        return slope, torch.full_like(curve, steepness / self.unit if steepness > 0 else 1.0)
 
     @torch.no_grad()
     def score(self, margin: Tensor, split: Split) -> Score:

@@ -1,5 +1,7 @@
 """Rounds of growth on generated rows: criterion, choice of a part, weights of the mixture."""
 
+import dataclasses
+
 import pytest
 import torch
 from tables import HEADS, table_of
@@ -9,6 +11,8 @@ from sparkdiff.growth import rounds
 from sparkdiff.growth.part import Part, Place, Stages
 from sparkdiff.growth.rounds import Limits, Member
 from sparkdiff.growth.table import Split
+from sparkdiff.objectives import losses
+from sparkdiff.stages.trainable import LabelStats
 
 
 class Known(Part):
@@ -69,3 +73,12 @@ def test_a_penalty_makes_weights_smaller() -> None:
         rounds.mixed(members, table, criterion, Limits(("known",), 1, c, 1.0, 0))[0] for c in (0.0, 3.0)
     )
     assert 0 < priced.weight < 0.97 * free.weight
+
+
+def test_a_loss_without_curvature_has_newton_steps_of_one_unit() -> None:
+    table, criterion = table_of("linear", 60)
+    stats = LabelStats(0.0, 7.0, -9.0, 9.0, torch.empty(0, dtype=torch.int64))
+    objective = losses.resolve("absolute", {}, criterion.head, ("prediction",), stats)
+    flat = dataclasses.replace(criterion, objective=objective, unit=7.0)
+    slope, curve = flat.slopes(table.train.margin, table.train)
+    torch.testing.assert_close((slope / curve).abs(), torch.full_like(slope, 7.0))
