@@ -271,14 +271,3 @@ def with_uid(new: Any, old: Any) -> Any:
     """`new` with the uid and the Params of `old`; for stages that exist in Python only."""
     new._resetUid(old.uid)
     return old._copyValues(new)
-
-
-def named(uid: str, kind: type, **params: Any) -> Any:
-    """A new transformer or unfitted estimator of pyspark.ml with this uid, in Python and in the JVM.
-
-    Its own __init__ makes a uid and gives it to the Java object, so it has to find this one there.
-    """
-    told = type(kind.__name__, (kind,), {"_randomUID": classmethod(lambda cls: uid)})
-    stage = told(**params)
-    stage.__class__ = kind
-    return stage
