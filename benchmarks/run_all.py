@@ -58,6 +58,7 @@ BENCHMARKS = (
     Benchmark("guard_real", "guard_real"),
     Benchmark("cross_fitting", "cross_fitting"),
     Benchmark("cross_fitting_digits", "cross_fitting", ("--digits",)),
+    Benchmark("serving_costs", "serving_costs"),
     Benchmark("faults", "faults"),
 )
 NO_BENCHMARK = ("common", "gpu_cases", "hummingbird_arm", "run_all")
