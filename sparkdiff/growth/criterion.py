@@ -7,9 +7,12 @@ from torch import Tensor
 
 from sparkdiff.evaluation.scores import Score, Tally
 from sparkdiff.growth.table import Split
+from sparkdiff.objectives import losses, metrics
 from sparkdiff.objectives.losses import Objective
 from sparkdiff.objectives.metrics import Metric
+from sparkdiff.options import Options
 from sparkdiff.stages.predictor import Predictor
+from sparkdiff.stages.trainable import LabelStats
 from sparkdiff.team import ALONE
 
 LEAST = 1e-6
@@ -70,3 +73,29 @@ class Criterion:
         tally = Tally(self.metric, self.head)
         tally.add(margin, split.label, split.weight, split.block)
         return tally.score(ALONE)
+
+
+@dataclass(frozen=True)
+class Specification:
+    """What a criterion is made of. Unlike a criterion, it can be sent to another process.
+
+    Attributes:
+        head: the last linear stage.
+        columns: its output columns.
+        label: of the training rows.
+    """
+
+    head: Predictor
+    columns: tuple[str, ...]
+    options: Options
+    label: LabelStats
+
+    def criterion(self) -> Criterion:
+        """
+        Raises:
+            InputError: see `losses.resolve` and `metrics.resolve`.
+        """
+        o, head = self.options, self.head
+        objective = losses.resolve(o.loss, o.lossParams, head, self.columns, self.label)
+        metric = metrics.resolve(o, objective, head, self.columns, self.label)
+        return Criterion(head, objective, metric, head.margin_unit(self.label))

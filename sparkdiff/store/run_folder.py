@@ -18,7 +18,7 @@ from sparkdiff.store.lease import Lease, held, lease_of
 
 NAME = re.compile(r"[A-Za-z0-9_][\w.-]{0,99}", re.ASCII)
 OWN = re.compile(
-    r"attempt-\d+|(run|device)\.json|state\.pt(\.previous)?|\.((run|device)\.json|state\.pt)-[0-9a-f]{8}|\.(nfs|fuse_hidden)[0-9a-f]+"
+    r"(attempt|round)-\d+|(run|device)\.json|state\.pt(\.previous)?|\.((run|device)\.json|state\.pt)-[0-9a-f]{8}|\.(nfs|fuse_hidden)[0-9a-f]+"
 )
 """The entries of a run folder: also the temporary files of `files.written` that a crash leaves, and what a network's file
 system keeps of a removed file that is still open."""
@@ -163,7 +163,7 @@ class RunFolder:
         try:
             yield
         except BaseException:
-            if not (self.state.exists() or previous(self.state).exists()):
+            if not (self.state.exists() or previous(self.state).exists() or any(self.path.glob("round-*"))):
                 self.remove()
             raise
         if not always:

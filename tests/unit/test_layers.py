@@ -46,8 +46,8 @@ NO_SPARK = (
     "tuning.hypergradients",
 )
 SPARK = (
-    "training.distributed.launch", "training.distributed.preflight", "evaluation.cached_parity", "diagnostics.pipelines",
-    "diagnostics.predictions", "store.digests",
+    "training.distributed.launch", "training.distributed.preflight", "training.distributed.shipping",
+    "evaluation.cached_parity", "diagnostics.pipelines", "diagnostics.predictions", "store.digests",
 )  # fmt: skip
 NO_TORCH = (
     "jvm", "importers", "machine", "options", "errors", "data.splits", "data.quantiles", "pipeline.nesting",

@@ -6,27 +6,20 @@ failed training for a success, and reports a failed one without its traceback.
 """
 
 import contextlib
-import importlib.resources
 import json
 import logging
 import os
-import pickle
 import signal
 import socket
 import subprocess
-import sys
-import sysconfig
 import threading
 import time
 import uuid
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from pyspark import cloudpickle
 from pyspark.ml.torch.distributor import TorchDistributor
 from pyspark.sql import SparkSession
 
@@ -39,6 +32,7 @@ from sparkdiff.store.run_folder import RunFolder
 from sparkdiff.team import ALONE
 from sparkdiff.training.distributed.choice import Note, TimingError
 from sparkdiff.training.distributed.preflight import check_cluster, gives_gpus
+from sparkdiff.training.distributed.shipping import equip
 from sparkdiff.training.distributed.worker import ROOM, Assignment, Checkpoints, work
 from sparkdiff.training.loop import ShortOfMemoryError, Training
 
@@ -176,51 +170,9 @@ def _in_processes(assignment: Assignment, folder: RunFolder, say: Say, epochs: E
 
 
 def _equip(here: Path, assignment: Assignment) -> None:
-    """Write the files that the processes need to the folder of an attempt: sparkdiff's code, the assignment, and the
-    start script.
-    """
-    with zipfile.ZipFile(here / "sparkdiff.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        _add(archive, importlib.resources.files("sparkdiff"), "sparkdiff")
+    """Write the files that the processes need to the folder of an attempt."""
     sent = replace(assignment, network=assignment.network.without_spark())
-    module = _own_module(sent.options.loss)
-    try:
-        if module is not None:
-            cloudpickle.register_pickle_by_value(module)
-        content = cloudpickle.dumps(sent)
-    except (TypeError, pickle.PicklingError, AttributeError) as e:
-        raise InputError(
-            f"the network or its loss cannot be sent to other processes ({e}): use numProcesses=1, or a loss "
-            "and stages that contain only numbers and tensors"
-        ) from e
-    finally:
-        if module is not None:
-            cloudpickle.unregister_pickle_by_value(module)
-    files.write_bytes(here / "assignment.pickle", content)
-    paths = [str(Path(p).absolute()) for p in sys.path if p]
-    files.write_bytes(here / "start.py", f"""import sys
-sys.path[:1] = [{str(here / "sparkdiff.zip")!r}]  # in place of this script's own folder
-sys.path += [p for p in {paths!r} if p not in sys.path]
-from sparkdiff.training.distributed.worker import main
-main({str(here)!r})
-""".encode())  # fmt: skip
-
-
-def _own_module(loss: Any) -> ModuleType | None:
-    """The user's module that defines a loss. It is sent by value, because only the driver may have its file."""
-    module = sys.modules.get(getattr(loss, "__module__", "")) if callable(loss) else None
-    file = getattr(module, "__file__", None)
-    if module is None or file is None or module.__name__ == "__main__":  # which goes by value anyway
-        return None
-    installed = (sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
-    return None if any(Path(file).is_relative_to(path) for path in installed) else module
-
-
-def _add(archive: zipfile.ZipFile, folder: Any, name: str) -> None:
-    for entry in sorted(folder.iterdir(), key=lambda e: e.name):
-        if entry.is_dir():
-            _add(archive, entry, f"{name}/{entry.name}")
-        elif entry.name.endswith(".py"):
-            archive.writestr(f"{name}/{entry.name}", entry.read_bytes())
+    equip(here, sent, sent.options.loss, "sparkdiff.training.distributed.worker")
 
 
 def _command(pid: int) -> str:

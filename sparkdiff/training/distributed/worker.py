@@ -195,11 +195,11 @@ def main(folder: str) -> None:
     """The main function of every process of an attempt; `folder` is the folder of the attempt."""
     here, rank, world = Path(folder), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     me: dict[str, Any] = {
-        "rank": rank, "host": socket.gethostname(), "pid": os.getpid(), "parents": _parents(), "sparkdiff": __file__,
+        "rank": rank, "host": socket.gethostname(), "pid": os.getpid(), "parents": parents(), "sparkdiff": __file__,
         "python": sys.executable,
     }  # fmt: skip
     _write(here, rank, me)
-    _die_with_parents(me["parents"])
+    die_with_parents(me["parents"])
 
     @contextlib.contextmanager
     def failures_told() -> Iterator[None]:
@@ -303,7 +303,7 @@ def _write(folder: Path, rank: int, content: dict[str, Any]) -> None:
     files.write_bytes(folder / f"rank-{rank}.json", json.dumps(content).encode())
 
 
-def _parents() -> list[int]:
+def parents() -> list[int]:
     """This process's parent and, where /proc tells, the parent's parent: torchrun, and what started it."""
     parent = os.getppid()
     try:
@@ -313,15 +313,15 @@ def _parents() -> list[int]:
         return [parent]
 
 
-def _die_with_parents(parents: list[int]) -> None:
-    """End this process together with torchrun: an orphan would keep its pipe, its memory and a core."""
+def die_with_parents(known: list[int]) -> None:
+    """End this process together with its parents: an orphan would keep its pipe, its memory and a core."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
             # PR_SET_PDEATHSIG: the kernel does it even where this process is stopped.
             ctypes.CDLL(None).prctl(1, int(signal.SIGKILL), 0, 0, 0)
 
     def watch() -> None:
-        while _parents() == parents:
+        while parents() == known:
             time.sleep(1)
         os._exit(1)
 

@@ -1,14 +1,14 @@
 """Tables of generated rows for growth, without Spark: heads of each kind, numbers and categories, planted effects."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sparkdiff.data.blocks import MAX_BLOCKS
-from sparkdiff.growth.criterion import Criterion
+from sparkdiff.growth.criterion import Criterion, Specification
 from sparkdiff.growth.table import Column, Split, Table
-from sparkdiff.objectives import losses, metrics
 from sparkdiff.options import Options
 from sparkdiff.stages.linear import GeneralizedLinearRegression, LinearRegression, LogisticRegression
 from sparkdiff.stages.predictor import Predictor
@@ -76,11 +76,15 @@ def table_of(
         Column("user", "user_index", LEVELS[2], indexes=True, entity=True),
     )  # fmt: skip
     table = Table("features", columns, split(~held), split(held), 3 if kind == "softmax" else 0)
-    head = head_of(kind, features.shape[1])
+    return table, specification_of(kind, table, label).criterion()
+
+
+def specification_of(kind: str, table: Table, label: Tensor, **options: Any) -> Specification:
+    """What the criterion of such a table is made of."""
+    assert isinstance(table.train.features, Tensor)
+    head = head_of(kind, table.train.features.shape[1])
     classes = (
         torch.bincount(label.long(), minlength=head.classes) if head.classes else torch.empty(0, dtype=torch.int64)
     )
     stats = LabelStats(float(label.mean()), float(label.std()), float(label.min()), float(label.max()), classes)
-    objective = losses.resolve("auto", {}, head, ("prediction",), stats)
-    metric = metrics.resolve(Options(), objective, head, ("prediction",), stats)
-    return table, Criterion(head, objective, metric, head.margin_unit(stats))
+    return Specification(head, ("prediction",), Options.of(options), stats)

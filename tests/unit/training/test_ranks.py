@@ -116,7 +116,7 @@ def test_a_failure_is_told_before_the_group_is_left(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(worker, "_group", group)
     monkeypatch.setattr(worker, "_train", fails)
-    monkeypatch.setattr(worker, "_die_with_parents", lambda parents: None)
+    monkeypatch.setattr(worker, "die_with_parents", lambda parents: None)
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "1")
     (tmp_path / "assignment.pickle").write_bytes(pickle.dumps(SimpleNamespace(options=SimpleNamespace(timeout=9.0))))

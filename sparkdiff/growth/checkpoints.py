@@ -1,0 +1,160 @@
+"""What a round keeps on disk: the result of each item that has ended, and how far the others are.
+
+The folder `round-N` of a run. All files are written whole or not at all, and a training that goes on from one ends as if it had
+never been interrupted, so that it doesn't matter which process wrote it, and when.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import pickle
+import re
+import shutil
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparkdiff.errors import FullDiskError, SparkdiffError
+from sparkdiff.growth import parts
+from sparkdiff.growth.criterion import Criterion
+from sparkdiff.growth.items import Course, Found, Item
+from sparkdiff.growth.table import Table
+from sparkdiff.store import files
+from sparkdiff.training.distributed.worker import ROOM
+
+EVERY = 2.0
+"""Seconds between two checkpoints of an item."""
+
+
+class ItemError(SparkdiffError):
+    """The training of an item failed; the message names it, and contains the traceback. The command exits with code 1."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """The files of a round. Only the user of the run may write to its folder, so pickles can be trusted."""
+
+    path: Path
+
+    @staticmethod
+    def open(run: Path, number: int, items: Sequence[Item], table: Table, original: Tensor) -> "Kept":
+        """The files of round `number` of a run. If they are those of other items or of another margin, this round and later ones
+        begin again.
+        """
+        about = json.dumps([[dataclasses.asdict(i) for i in items], _digest(table, original)], sort_keys=True)
+        path = run / f"round-{number}"
+        with contextlib.suppress(OSError):
+            if (path / "round.json").read_text(encoding="utf-8") == about:
+                return Kept(path)
+        for old in run.glob("round-*"):
+            if int(old.name.partition("-")[2]) >= number:
+                shutil.rmtree(old, ignore_errors=True)
+        with files.room("the results of a round", path, ROOM):
+            path.mkdir(mode=0o700, parents=True)
+            files.write_bytes(path / "round.json", about.encode())
+        return Kept(path)
+
+    def ended(self) -> set[int]:
+        """The positions of the items that have ended."""
+        names = (re.fullmatch(r"found-(\d+)\.pickle", p.name) for p in self.path.iterdir())
+        return {int(name[1]) for name in names if name}
+
+    def found(self, position: int) -> Found:
+        found: Found = pickle.loads((self.path / f"found-{position}.pickle").read_bytes())
+        return found
+
+    def course(self, position: int) -> Course | None:
+        """An item's training as its checkpoint has it, None if there is no checkpoint."""
+        try:
+            course: Course = pickle.loads((self.path / f"course-{position}.pickle").read_bytes())
+        except FileNotFoundError:
+            return None
+        return course
+
+    def save(self, position: int, course: Course) -> None:
+        """Write a checkpoint. Where it can't be written, training goes on without it."""
+        try:
+            self._write(f"course-{position}.pickle", course, "a checkpoint")
+        except (FullDiskError, OSError) as e:
+            warnings.warn(f"{e}. Training continues without it; a crash would lose more", RuntimeWarning, stacklevel=2)
+
+    def keep(self, position: int, found: Found) -> None:
+        """Write a result, in place of the checkpoint."""
+        self._write(f"found-{position}.pickle", found, "the result of an item")
+        (self.path / f"course-{position}.pickle").unlink(missing_ok=True)
+
+    def _write(self, name: str, content: Any, what: str) -> None:
+        with files.room(what, self.path, ROOM):
+            files.write_bytes(self.path / name, pickle.dumps(content))
+
+
+def _digest(table: Table, original: Tensor) -> str:
+    """Of the margins that items start from."""
+    digest = hashlib.sha256()
+    for tensor in (table.train.margin, table.validation.margin, original):
+        digest.update(tensor.detach().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def train(
+    kept: Kept, position: int, item: Item, table: Table, criterion: Criterion, original: Tensor,
+    every: float = EVERY, tick: Callable[[], None] = lambda: None,
+) -> Found:  # fmt: skip
+    """Train an item to its end, from its beginning or from its checkpoint, and keep what it found.
+
+    Args:
+        original: (B,) the original's sums of weight * loss.
+        every: seconds between two checkpoints.
+        tick: called before each epoch.
+
+    Raises:
+        ItemError: names the item.
+    """
+    tick()
+    began, saved = time.process_time(), time.monotonic()
+    with _named(item):
+        course = kept.course(position)
+        if course is None:
+            before = criterion.score(table.validation.margin, table.validation).mean
+            course = Course(item, parts.trainer(item, table), before)
+    while not course.done:
+        tick()
+        with _named(item):
+            course.step(table, criterion, original)
+        now = time.process_time()
+        course.seconds, began = course.seconds + now - began, now
+        if not course.done and time.monotonic() - saved > every:
+            kept.save(position, course)
+            saved = time.monotonic()
+    found = course.found()
+    kept.keep(position, found)
+    return found
+
+
+@contextlib.contextmanager
+def _named(item: Item) -> Iterator[None]:
+    """Within this context, an error names the item."""
+    try:
+        yield
+    except SparkdiffError:
+        raise
+    except Exception as e:
+        raise ItemError(f"the item {item.name!r} ({item.kind}) failed:\n{traceback.format_exc().rstrip()}") from e
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Within this context, torch uses one thread: the order of its sums, and so their last bits, depends on the threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

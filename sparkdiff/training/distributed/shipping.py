@@ -1,0 +1,70 @@
+"""What a started process finds in its folder: sparkdiff's own code, an assignment, and the script that starts it."""
+
+import importlib.resources
+import pickle
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from pyspark import cloudpickle
+
+from sparkdiff.errors import InputError
+from sparkdiff.store import files
+
+
+def equip(here: Path, assignment: Any, loss: Any, module: str) -> None:
+    """Write to a folder `sparkdiff.zip`, `assignment.pickle`, and `start.py`, which calls `main(folder)` of a module of ours.
+
+    Args:
+        loss: the option, whose module is sent too if it is the user's.
+
+    Raises:
+        InputError: the assignment cannot be pickled.
+    """
+    with zipfile.ZipFile(here / "sparkdiff.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        _add(archive, importlib.resources.files("sparkdiff"), "sparkdiff")
+    files.write_bytes(here / "assignment.pickle", _pickled(assignment, _own_module(loss)))
+    paths = [str(Path(p).absolute()) for p in sys.path if p]
+    files.write_bytes(here / "start.py", f"""import sys
+sys.path[:1] = [{str(here / "sparkdiff.zip")!r}]  # in place of this script's own folder
+sys.path += [p for p in {paths!r} if p not in sys.path]
+from {module} import main
+main({str(here)!r})
+""".encode())  # fmt: skip
+
+
+def _pickled(value: Any, module: ModuleType | None) -> bytes:
+    try:
+        if module is not None:
+            cloudpickle.register_pickle_by_value(module)
+        content: bytes = cloudpickle.dumps(value)
+    except (TypeError, pickle.PicklingError, AttributeError) as e:
+        raise InputError(
+            f"the network or its loss cannot be sent to other processes ({e}): use numProcesses=1, or a loss "
+            "and stages that contain only numbers and tensors"
+        ) from e
+    finally:
+        if module is not None:
+            cloudpickle.unregister_pickle_by_value(module)
+    return content
+
+
+def _own_module(loss: Any) -> ModuleType | None:
+    """The user's module that defines a loss. It is sent by value, because only the driver may have its file."""
+    module = sys.modules.get(getattr(loss, "__module__", "")) if callable(loss) else None
+    file = getattr(module, "__file__", None)
+    if module is None or file is None or module.__name__ == "__main__":  # which goes by value anyway
+        return None
+    installed = (sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
+    return None if any(Path(file).is_relative_to(path) for path in installed) else module
+
+
+def _add(archive: zipfile.ZipFile, folder: Any, name: str) -> None:
+    for entry in sorted(folder.iterdir(), key=lambda e: e.name):
+        if entry.is_dir():
+            _add(archive, entry, f"{name}/{entry.name}")
+        elif entry.name.endswith(".py"):
+            archive.writestr(f"{name}/{entry.name}", entry.read_bytes())
