@@ -10,7 +10,7 @@ from pyspark.mllib.linalg import Matrices as OldMatrices, Vectors as OldVectors
 
 from sparkdiff.jvm.files import read_rows, saved, table_of, write_rows
 from sparkdiff.jvm.objects import array, class_named, doubles, in_java, ints, longs, packages
-from sparkdiff.jvm.rebuilding import made_of, rebuild, rebuild_around, rebuilt
+from sparkdiff.jvm.rebuilding import fitted_around, made_of, rebuild, rebuild_around, rebuilt
 from sparkdiff.jvm.sessions import model_at
 
 
@@ -37,11 +37,22 @@ def selector(stage: Any, indices: np.ndarray) -> Any:
 def isotonic(stage: Any, boundaries: np.ndarray, predictions: np.ndarray, rises: bool) -> Any:
     """An IsotonicRegressionModel like `stage` with these boundaries and predictions (m,)."""
 
-    def inner(java: Any) -> Any:
-        return _packages().regression.IsotonicRegressionModel(doubles(boundaries), doubles(predictions), rises)
+    weights = _of_curve(boundaries, predictions, rises)
+    return rebuild_around(stage, weights, lambda java: _curve(boundaries, predictions, rises))
 
-    lists = {"boundaries": boundaries.tolist(), "predictions": predictions.tolist(), "isotonic": rises}
-    return rebuild_around(stage, lists, inner)
+
+def fitted_isotonic(estimator: Any, boundaries: np.ndarray, predictions: np.ndarray, rises: bool) -> Any:
+    """The IsotonicRegressionModel that an unfitted IsotonicRegression would return with these boundaries and predictions (m,)."""
+    weights = _of_curve(boundaries, predictions, rises)
+    return fitted_around(estimator, weights, lambda: _curve(boundaries, predictions, rises))
+
+
+def _of_curve(boundaries: np.ndarray, predictions: np.ndarray, rises: bool) -> dict[str, Any]:
+    return {"boundaries": boundaries.tolist(), "predictions": predictions.tolist(), "isotonic": rises}
+
+
+def _curve(boundaries: np.ndarray, predictions: np.ndarray, rises: bool) -> Any:
+    return _packages().regression.IsotonicRegressionModel(doubles(boundaries), doubles(predictions), rises)
 
 
 def k_means(stage: Any, centers: np.ndarray) -> Any:

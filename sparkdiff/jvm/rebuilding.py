@@ -12,7 +12,7 @@ from py4j.java_collections import JavaArray
 from py4j.java_gateway import JavaObject
 from pyspark.ml.linalg import DenseMatrix, Vectors
 from pyspark.ml.wrapper import JavaParams
-from pyspark.sql.types import ArrayType, BooleanType, DoubleType, IntegerType, StructField, StructType
+from pyspark.sql.types import ArrayType, BooleanType, DataType, DoubleType, IntegerType, StructField, StructType
 
 from sparkdiff.errors import InputError, SparkdiffError
 from sparkdiff.jvm import sessions
@@ -21,7 +21,7 @@ from sparkdiff.jvm.objects import constructor, each, in_java, ints, no_params
 from sparkdiff.jvm.sessions import model_at
 
 ROW_MAJOR = SimpleNamespace(isTransposed=True)
-SQL_TYPES = {bool: BooleanType(), int: IntegerType(), float: DoubleType(), list: ArrayType(IntegerType(), False)}
+SQL_TYPES = {bool: BooleanType(), int: IntegerType(), float: DoubleType()}
 
 
 def rebuild(stage: Any, weights: Mapping[str, Any]) -> Any:
@@ -159,6 +159,18 @@ def fitted(estimator: Any, weights: Mapping[str, Any], beside: Mapping[str, Any]
     return _constructed(estimator._java_obj, model_class(estimator), weights, row_major)
 
 
+def fitted_around(estimator: Any, weights: Mapping[str, Any], inner: Callable[[], Any]) -> Any:
+    """`fitted` for a class of spark.ml whose constructor takes (String uid, a model of spark.mllib).
+
+    Args:
+        weights: as the saved data hold them; a list is one of numbers.
+        inner: makes the mllib model with these weights.
+    """
+    if not sessions.has_constructors():
+        return _loaded(estimator, weights)
+    return made(estimator._java_obj, model_class(estimator), [inner()])
+
+
 def _loaded(estimator: Any, weights: Mapping[str, Any]) -> Any:
     """Loaded from files as Spark's writer makes them: metadata, and a row of the weights."""
     kind = getattr(sys.modules[type(estimator).__module__], _model_name(type(estimator).__name__))
@@ -173,12 +185,17 @@ def _loaded(estimator: Any, weights: Mapping[str, Any]) -> Any:
         "defaultParamMap": defaults,
     }
     row = {name: ml_value(value, ROW_MAJOR) for name, value in weights.items()}
-    types = [SQL_TYPES.get(type(value)) or type(value).__UDT__ for value in row.values()]
-    schema = StructType([StructField(name, kind) for name, kind in zip(row, types, strict=True)])
+    schema = StructType([StructField(name, _sql_type(value)) for name, value in row.items()])
     with folder() as where:
         write_text(f"{where}/metadata", json.dumps(metadata))
         spark.createDataFrame([tuple(row.values())], schema).coalesce(1).write.parquet(f"{where}/data")
         return kind.load(model_at(where))
+
+
+def _sql_type(value: Any) -> DataType:
+    if isinstance(value, list):
+        return ArrayType(SQL_TYPES[type(value[0])], False)
+    return SQL_TYPES.get(type(value)) or type(value).__UDT__
 
 
 def _json(value: Any) -> Any:

@@ -1,0 +1,153 @@
+"""Parts that are sums of looked-up effects, one for each cell of some blocks, and their training."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from functools import reduce
+from typing import Any
+
+import torch
+from pyspark.ml.feature import Interaction
+from torch import Tensor
+
+from sparkdiff import jvm
+from sparkdiff.growth import costs
+from sparkdiff.growth.criterion import Criterion
+from sparkdiff.growth.part import Output, Part, Place, Stages, Trainer
+from sparkdiff.growth.parts import ridge
+from sparkdiff.growth.parts.coding import Coding, cost, one_hot
+from sparkdiff.growth.parts.ridge import Design, Entries, Ridge
+from sparkdiff.growth.table import Split, Table
+
+STRONGEST, EPOCHS = 1000.0, 8
+"""The ridge of the first epoch, in rows of mean curvature, and the number of epochs; each has a third of the ridge before."""
+
+Block = tuple[Coding, ...]
+"""A one-hot block, or the cells of two: the first coding's index is the slow one."""
+
+
+def width(block: Block) -> int:
+    return reduce(lambda size, c: size * c.width, block, 1)
+
+
+def index(block: Block, split: Split) -> Tensor:
+    """(n,) int64, each row's cell."""
+    return reduce(lambda i, c: i * c.width + c.index(split), block, torch.zeros(len(split), dtype=torch.int64))
+
+
+class Blocks(Part):
+    """One effect for each cell of each block; those of a row's cells are added to the margin."""
+
+    def __init__(self, name: str, blocks: Sequence[Block], effects: Sequence[Tensor]):
+        """
+        Args:
+            effects: (width,) of each block, or (width, k) of k classes.
+        """
+        self.name, self.blocks, self.effects = name, tuple(blocks), tuple(effects)
+
+    @property
+    def parameters(self) -> int:
+        return sum(int(torch.count_nonzero(e)) for e in self.effects)
+
+    def output(self, split: Split) -> Tensor:
+        found = [e[index(b, split)] for b, e in zip(self.blocks, self.effects, strict=True)]
+        return torch.stack(found).sum(0)
+
+    def cost(self) -> float:
+        return cost(self.codings()) + sum(costs.of("Interaction", 1) for b in self.blocks if len(b) > 1)
+
+    def codings(self) -> list[Coding]:
+        return list(dict.fromkeys(c for block in self.blocks for c in block))
+
+    def stages(self, place: Place) -> Stages:
+        stages, columns = one_hot(self.codings(), place)
+        outputs = []
+        for i, (block, effects) in enumerate(zip(self.blocks, self.effects, strict=True)):
+            column = columns[block[0]]
+            if len(block) > 1:
+                column = place.name(f"cross{i}")
+                cross = Interaction(inputCols=[columns[c] for c in block], outputCol=column)
+                stages.append(jvm.named(cross, column))
+            outputs.append(Output(column, effects.numpy().T.copy()))
+        return Stages(stages, outputs)
+
+    def shown(self) -> list[dict[str, Any]]:
+        return [row for b, e in zip(self.blocks, self.effects, strict=True) for row in table_rows(b, e)]
+
+
+def table_rows(block: Block, effects: Tensor) -> list[dict[str, Any]]:
+    """The cells that have an effect, by the names of the columns, for a table."""
+    several = effects.reshape(len(effects), -1)
+    out = []
+    for cell in several.any(1).nonzero()[:, 0].tolist():
+        row, rest = dict[str, Any](), cell
+        for c in reversed(block):
+            rest, i = divmod(rest, c.width)
+            row = {c.column.name: c.labels[i], **row}
+        values = several[cell].tolist()
+        out += (
+            [{**row, "effect": values[0]}]
+            if effects.ndim == 1
+            else [{**row, "class": k, "effect": v} for k, v in enumerate(values)]
+        )
+    return out
+
+
+class PathTrainer(Trainer):
+    """Trains effects along a path of falling ridge: each epoch has a third of the ridge of the epoch before, and begins at its
+    effects, so that the validation rows choose how strong it is."""
+
+    def __init__(self) -> None:
+        self.done = 0
+        self.unit: Tensor | None = None
+        self.effects: Tensor | None = None
+
+    @abstractmethod
+    def design(self, split: Split) -> Design: ...
+
+    @abstractmethod
+    def groups(self) -> list[int]:
+        """How many effects there are of each kind, in their order; each kind has a ridge of its own."""
+
+    def ridge(self, like: Tensor) -> Ridge:
+        """In rows of mean curvature, for a ridge of 1.
+
+        Args:
+            like: of its dtype and device.
+        """
+        return Ridge(like.new_ones(sum(self.groups())))
+
+    def penalty(self, table: Table, criterion: Criterion) -> Ridge:
+        """The ridge of the epoch that comes next."""
+        if self.unit is None:
+            factors = ridge.apart(self.design(table.train), self.groups(), table.train, criterion)
+            self.unit = factors * (ridge.mean_curvature(table.train, criterion) / len(table.train))
+        return self.ridge(table.train.margin).scaled(self.unit * STRONGEST * 10 ** (-self.done / 2))
+
+    def epoch(self, table: Table, criterion: Criterion) -> None:
+        penalty = self.penalty(table, criterion)
+        if self.effects is None:
+            self.effects = table.train.margin.new_zeros(sum(self.groups()), *table.train.margin.shape[1:])
+        self.effects = ridge.fit(self.design(table.train), penalty, self.effects, table.train, criterion)
+        self.done += 1
+
+
+class BlocksTrainer(PathTrainer):
+    """Trains a part of blocks, each effect drawn to zero."""
+
+    def __init__(self, make: type[Blocks], name: str, blocks: Sequence[Block]):
+        super().__init__()
+        self.make, self.name, self.blocks = make, name, tuple(blocks)
+
+    def design(self, split: Split) -> Entries:
+        cells, start = [], 0
+        for block in self.blocks:
+            cells.append(index(block, split) + start)
+            start += width(block)
+        return Entries(torch.stack(cells), start)
+
+    def groups(self) -> list[int]:
+        return [width(b) for b in self.blocks]
+
+    def part(self) -> Blocks:
+        assert self.effects is not None
+        return self.make(self.name, self.blocks, [e.clone() for e in self.effects.split(self.groups())])

@@ -1,0 +1,160 @@
+"""Codings: how a column becomes a one-hot block, as indices of tensors and as plain MLlib stages.
+
+A number is bucketized at quantiles of the training rows (few distinct values have a bucket each), a category is its own index.
+The last entry of a block is for rows that have no value, and for values of a category that are not among its levels.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from pyspark.ml.feature import Bucketizer, OneHotEncoder, VectorAssembler
+from pyspark.ml.regression import LinearRegression
+from torch import Tensor
+
+from sparkdiff import jvm
+from sparkdiff.growth import costs
+from sparkdiff.growth.part import Place
+from sparkdiff.growth.table import Column, Split, Table
+
+FEW = 32
+"""Up to so many distinct values of a number have a bucket each."""
+MOST_LEVELS = 1_000_000
+"""Of a category. A column of indices that has more of them is left alone."""
+
+
+@dataclass(frozen=True)
+class Coding:
+    """How a column becomes a one-hot block of `size` + 1 entries.
+
+    Attributes:
+        place: of the column in `Split.values`.
+        edges: of a number, ascending: bucket j has the values from edges[j - 1] up to, but not including, edges[j].
+        size: buckets or levels.
+        labels: what a reader calls the entries, (size + 1,).
+        gaps: whether rows without a value were seen.
+    """
+
+    column: Column
+    place: int
+    edges: tuple[float, ...]
+    size: int
+    labels: tuple[str, ...]
+    gaps: bool
+
+    @property
+    def width(self) -> int:
+        return self.size + 1
+
+    @property
+    def is_number(self) -> bool:
+        return bool(self.edges)
+
+    def index(self, split: Split) -> Tensor:
+        """(n,) int64, which entry is 1."""
+        x = split.values[:, self.place]
+        if self.is_number:
+            found = torch.searchsorted(x.new_tensor(self.edges), x.contiguous(), right=True)
+            return torch.where(x.isnan(), self.size, found)
+        return torch.where((x >= 0) & (x < self.size), x, float(self.size)).long()
+
+
+def coding(table: Table, place: int, bins: int) -> Coding | None:
+    """The coding of a column, a number in at most `bins` buckets; None for a column that has one value only or nothing but
+    values that can't be told apart, such as indices of unknown categories without an order."""
+    column = table.columns[place]
+    values = table.train.values[:, place].numpy()
+    known = values[np.isfinite(values)]
+    gaps = bool(table.train.values[:, place].isnan().any() or table.validation.values[:, place].isnan().any())
+    if not len(known) or known.min() == known.max():
+        return None
+    if column.levels:
+        return Coding(column, place, (), column.levels, _levels(column, column.levels), gaps)
+    distinct = np.unique(known)
+    if column.indexes:
+        if distinct[0] < 0 or distinct[-1] >= MOST_LEVELS or not (distinct == np.floor(distinct)).all():
+            return None
+        levels = int(distinct[-1]) + 1
+        return Coding(column, place, (), levels, _levels(column, levels), gaps)
+    if len(distinct) <= max(bins, FEW):
+        edges, labels = _between(distinct), [f"{value:g}" for value in distinct]
+    else:
+        edges = knots(known, bins)
+        ends = ["-inf", *(f"{edge:.4g}" for edge in edges), "inf"]
+        labels = [f"[{low}, {high})" for low, high in pairwise(ends)]
+    return Coding(column, place, tuple(edges), len(edges) + 1, (*labels, "missing"), gaps)
+
+
+def codings(table: Table, bins: int) -> list[Coding]:
+    """The codings of all columns that have one."""
+    found = (coding(table, place, bins) for place in range(len(table.columns)))
+    return [c for c in found if c is not None]
+
+
+def knots(known: np.ndarray[Any, Any], bins: int) -> list[float]:
+    """Quantiles that divide the values into at most `bins` groups; none is the smallest value.
+
+    Zero is -0.0, which Spark's Bucketizer has below 0.0: so both are in the bucket above.
+    """
+    quantiles = np.unique(np.quantile(known, np.arange(1, bins) / bins))
+    return [float(q) or -0.0 for q in quantiles if q > known.min()]
+
+
+def _between(distinct: np.ndarray[Any, Any]) -> list[float]:
+    """The middles of neighbours; where rounding leaves no middle, the upper one."""
+    middle = distinct[:-1] + np.diff(distinct) / 2
+    edges = np.where(middle > distinct[:-1], middle, distinct[1:])
+    return [float(edge) or -0.0 for edge in edges]
+
+
+def _levels(column: Column, levels: int) -> tuple[str, ...]:
+    named = column.labels[:levels]
+    return (*named, *(str(i) for i in range(len(named), levels)), "other")
+
+
+def one_hot(coded: Sequence[Coding], place: Place) -> tuple[list[Any], Mapping[Coding, str]]:
+    """Plain stages that make the one-hot blocks of different codings, and the column of each block.
+
+    Null in a column that had rows without a value becomes NaN first, as the entry of a vector that a linear model with the
+    coefficient 1 reads: Bucketizer and OneHotEncoder would pass null on, which no later stage takes.
+    """
+    stages, read = list[Any](), list[str]()
+    for i, c in enumerate(coded):
+        column, new = without_nulls(c, place, f"known{i}") if c.gaps else (c.column.column, [])
+        stages += new
+        read.append(column)
+    numbers = [i for i, c in enumerate(coded) if c.is_number]
+    if numbers:
+        binned = [place.name(f"bin{i}") for i in numbers]
+        splits = [[-math.inf, *coded[i].edges, math.inf] for i in numbers]
+        bins = Bucketizer(
+            splitsArray=splits, inputCols=[read[i] for i in numbers], outputCols=binned, handleInvalid="keep"
+        )
+        stages.append(jvm.named(bins, place.name("bins")))
+        for i, column in zip(numbers, binned, strict=True):
+            read[i] = column
+    blocks = {c: place.name(f"block{i}") for i, c in enumerate(coded)}
+    encoder = OneHotEncoder(inputCols=read, outputCols=[*blocks.values()], handleInvalid="keep", dropLast=False)
+    sizes = [c.size for c in coded]
+    return [*stages, jvm.fitted(jvm.named(encoder, place.name("blocks")), {"categorySizes": sizes})], blocks
+
+
+def cost(coded: Sequence[Coding]) -> float:
+    """Of the stages that make the one-hot blocks, see `costs`."""
+    gaps = costs.of("VectorAssembler", 1) + costs.of("LinearRegressionModel", 1)
+    numbers = sum(c.is_number for c in coded)
+    bins = costs.of("Bucketizer", numbers) if numbers else 0.0
+    return bins + costs.of("OneHotEncoderModel", len(coded)) + gaps * sum(c.gaps for c in coded)
+
+
+def without_nulls(c: Coding, place: Place, name: str) -> tuple[str, list[Any]]:
+    """A column with NaN in place of null, and the stages that make it."""
+    vector, known = place.name(f"{name}_vector"), place.name(name)
+    assembler = VectorAssembler(inputCols=[c.column.column], outputCol=vector, handleInvalid="keep")
+    identity = jvm.named(LinearRegression(featuresCol=vector, predictionCol=known), known)
+    one = {"coefficients": np.ones(1), "intercept": 0.0, "scale": 1.0}
+    return known, [jvm.named(assembler, vector), jvm.fitted(identity, one)]

@@ -1,0 +1,184 @@
+"""Effects of entities: an intercept for each user, item or shop, and slopes of its own by the features.
+
+These are the random effects of GLMix: the one-hot block of the entity, and MLlib's Interaction of it with the features. Entities
+with few rows are drawn to zero; the intercepts, and the slopes by each feature, have a ridge of their own.
+Source: Zhang et al., "GLMix: Generalized Linear Mixed Models for Large-Scale Response Prediction", 2016.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from pyspark.ml.feature import ElementwiseProduct, Interaction, VectorAssembler
+from pyspark.ml.linalg import Vectors
+from torch import Tensor
+
+from sparkdiff import jvm
+from sparkdiff.growth import costs
+from sparkdiff.growth.criterion import Criterion
+from sparkdiff.growth.items import Item
+from sparkdiff.growth.part import Output, Place, Stages
+from sparkdiff.growth.parts import score_test
+from sparkdiff.growth.parts.blocks import EPOCHS, Blocks, BlocksTrainer, PathTrainer
+from sparkdiff.growth.parts.coding import Coding, coding
+from sparkdiff.growth.table import Split, Table
+
+MANY = 20
+"""From so many values on a category is taken for an entity."""
+MOST_SLOPES = 1_000_000
+MOST_NUMBERS = 50_000_000
+"""Of rows * features * classes, which the training of slopes holds at once."""
+ENTITIES = 2
+"""Entities of a round at most."""
+
+
+class Intercepts(Blocks):
+    """One effect for each entity."""
+
+    kind = "effects"
+
+
+class Slopes(Intercepts):
+    """One effect for each entity, and slopes of its own by the features."""
+
+    def __init__(self, name: str, entity: Coding, scale: Tensor, intercepts: Tensor, slopes: Tensor):
+        """
+        Args:
+            scale: (d,), by which the features are multiplied first.
+            intercepts: (width,), or (width, k) of k classes.
+            slopes: (width, d), or (width, d, k).
+        """
+        super().__init__(name, [(entity,)], [intercepts])
+        self.entity, self.scale, self.slopes = entity, scale, slopes
+
+    @property
+    def parameters(self) -> int:
+        return super().parameters + int(torch.count_nonzero(self.slopes))
+
+    def output(self, split: Split) -> Tensor:
+        return super().output(split) + _product(_dense(split) * self.scale, self.slopes[self.entity.index(split)])
+
+    def cost(self) -> float:
+        count = len(self.scale)
+        kinds = ("ElementwiseProduct", "VectorAssembler", "Interaction")
+        return super().cost() + sum(costs.of(kind, count) for kind in kinds)
+
+    def stages(self, place: Place) -> Stages:
+        """Interaction wants a name for each feature, and makes a one-hot block of a feature that is marked as a category. So the
+        features lose their metadata in ElementwiseProduct, and VectorAssembler gives them new ones."""
+        made = super().stages(place)
+        [block] = made.outputs
+        scaled, named, slopes = (place.name(name) for name in ("scaled", "numbers", "slopes"))
+        vector = Vectors.dense(self.scale.numpy())
+        more = [
+            jvm.named(ElementwiseProduct(scalingVec=vector, inputCol=place.features, outputCol=scaled), scaled),
+            jvm.named(VectorAssembler(inputCols=[scaled], outputCol=named), named),
+            jvm.named(Interaction(inputCols=[block.column, named], outputCol=slopes), slopes),
+        ]
+        coefficients = self.slopes.flatten(0, 1).numpy().T.copy()
+        return Stages([*made.stages, *more], [block, Output(slopes, coefficients)])
+
+
+@dataclass(frozen=True)
+class SlopesDesign:
+    """The design of intercepts and slopes: the intercepts of all entities come first, then their slopes by each feature.
+
+    Attributes:
+        entity: (n,) int64.
+        features: (n, d).
+        width: of the entity's block.
+    """
+
+    entity: Tensor
+    features: Tensor
+    width: int
+
+    def margin(self, effects: Tensor) -> Tensor:
+        intercepts, slopes = _parts(effects, self.width)
+        return intercepts.index_select(0, self.entity) + _product(self.features, slopes.index_select(0, self.entity))
+
+    def sums(self, rows: Tensor) -> Tensor:
+        return self._summed(rows, self.features)
+
+    def squares(self, rows: Tensor) -> Tensor:
+        return self._summed(rows, self.features.square())
+
+    def _summed(self, rows: Tensor, features: Tensor) -> Tensor:
+        intercepts = rows.new_zeros(self.width, *rows.shape[1:]).index_add_(0, self.entity, rows)
+        each = rows[:, None] * (features if rows.ndim == 1 else features[:, :, None])
+        slopes = rows.new_zeros(self.width, *each.shape[1:]).index_add_(0, self.entity, each)
+        return torch.cat([intercepts, slopes.transpose(0, 1).flatten(0, 1)])
+
+
+def _parts(effects: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Intercepts (width, [k]) and slopes (width, d, [k])."""
+    return effects[:width], effects[width:].unflatten(0, (-1, width)).transpose(0, 1)
+
+
+class SlopesTrainer(PathTrainer):
+    """Trains intercepts and slopes together, by features that have a standard deviation of 1."""
+
+    def __init__(self, name: str, entity: Coding, scale: Tensor):
+        """
+        Args:
+            scale: (d,) by which features are multiplied; 0 for those that have one value only.
+        """
+        super().__init__()
+        self.name, self.entity, self.scale = name, entity, scale
+
+    def design(self, split: Split) -> SlopesDesign:
+        return SlopesDesign(self.entity.index(split), _dense(split) * self.scale, self.entity.width)
+
+    def groups(self) -> list[int]:
+        return [self.entity.width] * (1 + len(self.scale))
+
+    def part(self) -> Slopes:
+        assert self.effects is not None
+        intercepts, slopes = _parts(self.effects, self.entity.width)
+        return Slopes(self.name, self.entity, self.scale, intercepts.clone(), slopes.contiguous())
+
+
+def propose(table: Table, criterion: Criterion, seed: int) -> list[Item]:
+    """The intercepts of the entities with the largest scores, and with slopes where there is room for them."""
+    entities = [c for c in (coding(table, i, 2) for i in range(len(table.columns))) if c is not None and _is_entity(c)]
+    items = []
+    for _, c in score_test.columns(entities, table.train, criterion)[:ENTITIES]:
+        work = len(table.train) * table.width
+        items.append(
+            Item("effects", f"effect of {c.column.name}", EPOCHS, work, seed, {"entity": c.place, "slopes": False})
+        )
+        if _has_room(table, c):
+            name = f"effect of {c.column.name} on {table.features}"
+            work *= _dense(table.train).shape[1]
+            items.append(Item("effects", name, EPOCHS, work, seed, {"entity": c.place, "slopes": True}))
+    return items
+
+
+def trainer(item: Item, table: Table) -> PathTrainer:
+    entity = coding(table, item.settings["entity"], 2)
+    assert entity is not None
+    if not item.settings["slopes"]:
+        return BlocksTrainer(Intercepts, item.name, [(entity,)])
+    spread = _dense(table.train).std(0)
+    return SlopesTrainer(item.name, entity, torch.where(spread > 0, 1 / spread, 0.0))
+
+
+def _is_entity(c: Coding) -> bool:
+    return not c.is_number and (c.column.entity or c.size >= MANY)
+
+
+def _has_room(table: Table, c: Coding) -> bool:
+    features = table.train.features
+    if not isinstance(features, Tensor):
+        return False
+    count = features.shape[1]
+    return c.width * count <= MOST_SLOPES and len(features) * count * table.width <= MOST_NUMBERS
+
+
+def _dense(split: Split) -> Tensor:
+    assert isinstance(split.features, Tensor)
+    return split.features
+
+
+def _product(features: Tensor, slopes: Tensor) -> Tensor:
+    """(n, d) and (n, d) -> (n,), or (n, d) and (n, d, k) -> (n, k)."""
+    return (features * slopes).sum(1) if slopes.ndim == 2 else (features[:, :, None] * slopes).sum(1)

@@ -1,0 +1,234 @@
+"""Newton's method for effects that are looked up, with a ridge: what crosses, shapes and effects of entities are fitted by.
+
+Each step solves its equations by conjugate gradients, which see the design only through sums over rows: a block alone is
+diagonal, and takes one iteration. Source: Nocedal and Wright, "Numerical Optimization", 2006, algorithm 7.1.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from sparkdiff.growth.criterion import LEAST, Criterion
+from sparkdiff.growth.table import Split
+
+STEPS = 30
+"""Newton's steps at most."""
+INNER = 200
+"""Iterations of conjugate gradients at most."""
+PRECISE = 1e-3
+"""The share of a gradient that conjugate gradients leave."""
+LEAST_GAIN = 1e-9
+"""Of the loss, which a step of Newton has to gain so that another one follows."""
+APART = 100.0
+"""How many times as strong as on the group with the largest effects the ridge is on another group at most."""
+
+
+class Design(Protocol):
+    """A matrix (n, p) that is known by its products. Effects are (p,), or (p, k) of k margins; rows (n,), or (n, k)."""
+
+    def margin(self, effects: Tensor) -> Tensor:
+        """Its product with effects: rows."""
+        ...
+
+    def sums(self, rows: Tensor) -> Tensor:
+        """The product of its transpose with rows: effects."""
+        ...
+
+    def squares(self, rows: Tensor) -> Tensor:
+        """The product of the transpose of its squared entries with rows: effects."""
+        ...
+
+
+@dataclass(frozen=True)
+class Entries:
+    """A design of m entries in each row, such as m one-hot blocks side by side.
+
+    Attributes:
+        index: (m, n) the columns of the entries.
+        width: p.
+        value: (m, n); None where all are 1.
+    """
+
+    index: Tensor
+    width: int
+    value: Tensor | None = None
+
+    def margin(self, effects: Tensor) -> Tensor:
+        total: Tensor | None = None
+        for i, index in enumerate(self.index):
+            found = effects.index_select(0, index)
+            if self.value is not None:
+                found = _times(found, self.value[i])
+            total = found if total is None else total + found
+        assert total is not None
+        return total
+
+    def sums(self, rows: Tensor) -> Tensor:
+        return self._summed(rows, self.value)
+
+    def squares(self, rows: Tensor) -> Tensor:
+        return self._summed(rows, None if self.value is None else self.value.square())
+
+    def _summed(self, rows: Tensor, value: Tensor | None) -> Tensor:
+        total = rows.new_zeros(self.width, *rows.shape[1:])
+        for i, index in enumerate(self.index):
+            total.index_add_(0, index, rows if value is None else _times(rows, value[i]))
+        return total
+
+
+@dataclass(frozen=True)
+class Ridge:
+    """The penalty: half of the sum of own * effect ** 2 and of links * (difference of neighbours) ** 2.
+
+    Attributes:
+        own: (p,), positive.
+        links: (p - 1,), of entry j and the next; None where there are none.
+    """
+
+    own: Tensor
+    links: Tensor | None = None
+
+    def scaled(self, factor: Tensor) -> "Ridge":
+        """By one factor for each effect, (p,); the same for effects that have a link."""
+        return Ridge(factor * self.own, None if self.links is None else factor[1:] * self.links)
+
+    def times(self, effects: Tensor) -> Tensor:
+        """The gradient of the penalty."""
+        out = _times(effects, self.own)
+        if self.links is not None:
+            pull = _times(effects.diff(dim=0), self.links)
+            out[1:] += pull
+            out[:-1] -= pull
+        return out
+
+    def diagonal(self) -> Tensor:
+        """(p,)"""
+        out = self.own.clone()
+        if self.links is not None:
+            out[1:] += self.links
+            out[:-1] += self.links
+        return out
+
+
+def beside(ridges: Sequence[Ridge]) -> Ridge:
+    """Of designs side by side, with no link between them."""
+    links = []
+    for r in ridges:
+        links += [r.own.new_zeros(len(r.own) - 1) if r.links is None else r.links, r.own.new_zeros(1)]
+    return Ridge(torch.cat([r.own for r in ridges]), torch.cat(links)[:-1])
+
+
+def fit(design: Design, ridge: Ridge, effects: Tensor, split: Split, criterion: Criterion) -> Tensor:
+    """The effects that make the weighted mean of the loss, at the split's margin plus theirs, and the penalty smallest.
+
+    Args:
+        effects: to start from.
+    """
+    share = torch.where(split.weight > 0, split.weight, 0.0) / split.weight.sum()
+
+    def objective(e: Tensor) -> float:
+        return float(criterion.loss(split.margin + design.margin(e), split) + (e * ridge.times(e)).sum() / 2)
+
+    value = objective(effects)
+    for _ in range(STEPS):
+        slope, curve, bend = _derivatives(criterion, split.margin + design.margin(effects), split)
+        gradient = design.sums(_times(slope, share)) + ridge.times(effects)
+        own = design.squares(_times(curve, share))
+        scale = own + (ridge.diagonal() if own.ndim == 1 else ridge.diagonal()[:, None])
+
+        def hessian(v: Tensor, bend: Callable[[Tensor], Tensor] = bend) -> Tensor:
+            return design.sums(_times(bend(design.margin(v)), share)) + ridge.times(v)
+
+        step = _conjugate_gradients(hessian, -gradient, scale)
+        slant = float((gradient * step).sum())
+        size, new, reached = 1.0, effects, value
+        while size > 1e-6:
+            new = effects + size * step
+            reached = objective(new)
+            if reached <= value + 1e-4 * size * slant:
+                break
+            size /= 2
+        else:
+            break
+        effects, gain, value = new, value - reached, reached
+        if gain <= LEAST_GAIN * abs(value):
+            break
+    return effects
+
+
+def mean_curvature(split: Split, criterion: Criterion) -> float:
+    """Of a row's loss by its margin; of k margins, their mean."""
+    _, curve = criterion.slopes(split.margin, split)
+    return float(split.mean(curve if curve.ndim == 1 else curve.mean(1)))
+
+
+def apart(design: Design, groups: Sequence[int], split: Split, criterion: Criterion) -> Tensor:
+    """How much stronger the ridge is on each effect than on those of the group with the largest effects, (p,).
+
+    The ridge is the dispersion over the variance of a group's effects, which the slopes at the margin tell by their moments:
+    E[(sum of slopes)^2] = dispersion * curvature + variance * curvature^2 of a cell.
+
+    Args:
+        groups: how many effects are in each, in their order.
+    """
+    slope, curve = criterion.slopes(split.margin, split)
+    weight = torch.where(split.weight > 0, split.weight, 0.0)
+    pull, bend = _times(slope, weight), _times(curve, weight)
+    dispersion = pull.square().sum() / bend.sum()
+    pulls, own = design.sums(pull), design.squares(bend)
+    excess = (pulls.square() - dispersion * own).reshape(len(own), -1).sum(1)
+    square = own.square().reshape(len(own), -1).sum(1)
+    found = torch.stack([e.sum() / s.sum() for e, s in zip(excess.split(groups), square.split(groups), strict=True)])
+    found = found.nan_to_num(0.0, 0.0, 0.0)
+    largest = found.max()
+    factor = (largest / found.clamp_min(float(largest) / APART)).nan_to_num(1.0) if largest > 0 else found * 0 + 1
+    return factor.repeat_interleave(torch.tensor(groups))
+
+
+def _derivatives(
+    criterion: Criterion, margin: Tensor, split: Split
+) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+    """First and second derivative of each row's loss, and what multiplies rows by the Hessian of each row's loss."""
+    slope, curve = criterion.slopes(margin, split)
+    if margin.ndim == 1:
+        return slope, curve, lambda v: curve * v
+    with torch.enable_grad():
+        m = margin.detach().clone().requires_grad_()
+        [graph] = torch.autograd.grad(criterion.rows(m, split).sum(), m, create_graph=True)
+    if not graph.requires_grad:  # of a loss that is linear in pieces
+        return slope, curve, lambda v: curve * v
+
+    def bend(v: Tensor) -> Tensor:
+        [found] = torch.autograd.grad(graph, m, v, retain_graph=True)
+        return found.nan_to_num(0.0) + LEAST * curve * v
+
+    return slope, curve, bend
+
+
+def _conjugate_gradients(product: Callable[[Tensor], Tensor], right: Tensor, scale: Tensor) -> Tensor:
+    """Solve product(x) = right, preconditioned by `scale`; along a direction in which the loss bends down, only so far."""
+    x = torch.zeros_like(right)
+    rest = right.clone()
+    near = rest / scale
+    way, before = near.clone(), float((rest * near).sum())
+    first = before
+    for _ in range(INNER):
+        if before <= PRECISE**2 * first:
+            break
+        image = product(way)
+        bent = float((way * image).sum())
+        if bent <= 0:
+            return x if bool(x.any()) else near
+        x += before / bent * way
+        rest -= before / bent * image
+        near = rest / scale
+        now = float((rest * near).sum())
+        way, before = near + now / before * way, now
+    return x
+
+
+def _times(rows: Tensor, by: Tensor) -> Tensor:
+    return rows * (by if rows.ndim == 1 else by[:, None])

@@ -1,0 +1,118 @@
+"""Score tests: how much the loss would fall if an effect of a column, or of two together, were fitted, in one pass over the rows.
+
+One step of Newton from zero lowers a cell's loss by half of (sum of its slopes)^2 / (sum of its curvatures). Under no effect
+twice that is the rows' dispersion times a chi-square number; compared is how many standard deviations it is above its mean.
+Source: Rao, "Large sample tests of statistical hypotheses", 1948.
+"""
+
+import math
+from dataclasses import dataclass
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from sparkdiff.growth.criterion import Criterion
+from sparkdiff.growth.parts.coding import Coding
+from sparkdiff.growth.table import Split
+
+ENOUGH = 100_000
+"""Rows that a test looks at; of more, every second, third and so on."""
+ROUNDS = 20
+"""Of fitting two columns' own effects in turn."""
+
+
+@dataclass(frozen=True)
+class Derivatives:
+    """The derivatives of the loss at the margin.
+
+    Attributes:
+        pull: (k, n) weight * (-slope).
+        curve: (k, n) weight * curvature.
+        dispersion: the variance of the slopes over the curvature; 1 where the likelihood is right.
+        least: the curvature of a mean row, by which each cell is made larger.
+    """
+
+    pull: Tensor
+    curve: Tensor
+    dispersion: float
+    least: float
+
+
+def rows_of(split: Split) -> Split:
+    """The split, or some of its rows."""
+    step = -(-len(split) // ENOUGH)
+    if step <= 1:
+        return split
+    which = torch.arange(0, len(split), step)
+    features = split.features[:0] if isinstance(split.features, Tensor) else split.features
+    return Split(
+        features, *(t[which] for t in (split.values, split.label, split.weight, split.block, split.margin))
+    )  # fmt: skip
+
+
+def derivatives(split: Split, criterion: Criterion) -> Derivatives:
+    slope, curve = criterion.slopes(split.margin, split)
+    width = 1 if slope.ndim == 1 else slope.shape[1]
+    used = split.weight > 0
+    pull, bend = (
+        torch.where(used, t.reshape(-1, width).T * split.weight, 0.0).contiguous() for t in (-slope, curve)
+    )  # fmt: skip
+    total = float(bend.sum())
+    dispersion = float(pull.square().sum()) / total if total > 0 else 1.0
+    return Derivatives(pull, bend, dispersion or 1.0, total / max(width * int(used.sum()), 1))
+
+
+def of_column(index: Tensor, width: int, d: Derivatives) -> float:
+    """Of a one-hot block (n,), beside the intercept."""
+    pull, curve, there = _cells(index, width, d)
+    found = (pull.square() / (curve + d.least)).sum() - (pull.sum(1).square() / curve.sum(1)).sum()
+    return _standardised(float(found), (int(there.sum()) - 1) * len(pull), d)
+
+
+def of_pair(first: Tensor, second: Tensor, widths: tuple[int, int], d: Derivatives) -> float:
+    """Of the cells of two one-hot blocks (n,), beside the effects of both alone."""
+    cells = (t.view(-1, *widths) for t in _cells(first * widths[1] + second, widths[0] * widths[1], d))
+    pull, curve, there = cells
+    curve = curve + d.least * there
+    own, other = pull.new_zeros(len(pull), widths[0], 1), pull.new_zeros(len(pull), 1, widths[1])
+    rows, columns = curve.sum(2, keepdim=True), curve.sum(1, keepdim=True)
+    for _ in range(ROUNDS):
+        own = ((pull - curve * other).sum(2, keepdim=True) / rows).nan_to_num(0.0)
+        other = ((pull - curve * own).sum(1, keepdim=True) / columns).nan_to_num(0.0)
+    left = pull - curve * (own + other)
+    found = float((left.square() / curve).nan_to_num(0.0).sum())
+    free = int(there.sum()) - int(there.any(2).sum()) - int(there.any(1).sum()) + 1
+    return _standardised(found, free * len(pull), d)
+
+
+def pairs(coded: list[Coding], split: Split, criterion: Criterion, most: int) -> list[tuple[float, Coding, Coding]]:
+    """All pairs of columns of which neither is made of the other, with at most `most` cells; largest score first."""
+    split = rows_of(split)
+    d = derivatives(split, criterion)
+    index = {c: c.index(split) for c in coded}
+    found = [
+        (of_pair(index[a], index[b], (a.width, b.width), d), a, b)
+        for a, b in combinations(coded, 2)
+        if a.column.name != b.column.name and a.width * b.width <= most
+    ]
+    return sorted(found, key=lambda of: -of[0])
+
+
+def columns(coded: list[Coding], split: Split, criterion: Criterion) -> list[tuple[float, Coding]]:
+    """All columns, largest score first."""
+    split = rows_of(split)
+    d = derivatives(split, criterion)
+    return sorted(((of_column(c.index(split), c.width, d), c) for c in coded), key=lambda of: -of[0])
+
+
+def _cells(index: Tensor, width: int, d: Derivatives) -> tuple[Tensor, Tensor, Tensor]:
+    """The sums of pull and curvature in each cell, (k, width), and which cells have rows, (1, width)."""
+    pull, curve = (torch.stack([torch.bincount(index, row, width) for row in t]) for t in (d.pull, d.curve))
+    return pull, curve, (torch.bincount(index, minlength=width) > 0)[None]
+
+
+def _standardised(found: float, free: int, d: Derivatives) -> float:
+    if free <= 0:
+        return -math.inf
+    return (found / d.dispersion - free) / math.sqrt(2 * free)

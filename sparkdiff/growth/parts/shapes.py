@@ -1,0 +1,227 @@
+"""Shapes: the effect of one column as a curve or as steps, so that a linear model becomes a generalized additive model.
+
+A curve is linear between knots and constant outside: the sum of a rising and a falling IsotonicRegressionModel, as is every
+function of bounded variation. Steps are a one-hot block: of a category, and of a number in buckets. Neighbouring knots and
+buckets are drawn to each other. Source: Eilers and Marx, "Flexible smoothing with B-splines and penalties", 1996.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from pyspark.ml.feature import VectorAssembler
+from pyspark.ml.regression import IsotonicRegression
+from torch import Tensor
+
+from sparkdiff import jvm
+from sparkdiff.growth import costs
+from sparkdiff.growth.criterion import Criterion
+from sparkdiff.growth.items import Item
+from sparkdiff.growth.part import Output, Place, Stages
+from sparkdiff.growth.parts import score_test
+from sparkdiff.growth.parts.blocks import EPOCHS, Blocks, PathTrainer
+from sparkdiff.growth.parts.coding import Coding, coding, codings
+from sparkdiff.growth.parts.ridge import Entries, Ridge, beside
+from sparkdiff.growth.table import Column, Split, Table
+from sparkdiff.jvm import mllib
+
+FINE, COARSE = 32, 8
+"""Knots of a curve, and buckets of a number."""
+ALONE = 3
+LEVEL = 0.1
+"""The ridge on the values of a curve or of steps, as a share of that on the differences of neighbours."""
+
+
+@dataclass(frozen=True)
+class Knots:
+    """Where a curve of a number bends.
+
+    Attributes:
+        place: of the column in `Split.values`.
+        at: ascending, two at least.
+    """
+
+    column: Column
+    place: int
+    at: tuple[float, ...]
+
+    def entries(self, split: Split) -> tuple[Tensor, Tensor]:
+        """The knots below and above each row, (2, n) int64, and their shares in its value. NaN is above all numbers."""
+        x = split.values[:, self.place].contiguous()
+        at = x.new_tensor(self.at)
+        below = (torch.searchsorted(at, x, right=True) - 1).clamp(0, len(at) - 2)
+        share = ((x - at[below]) / (at[below + 1] - at[below])).clamp(0, 1).nan_to_num(1.0)
+        return torch.stack([below, below + 1]), torch.stack([1 - share, share])
+
+
+class Shapes(Blocks):
+    """Curves and steps of single columns, whose values are added to the margin."""
+
+    kind = "shapes"
+
+    def __init__(
+        self, name: str, steps: Sequence[Coding], effects: Sequence[Tensor], curves: Sequence[Knots],
+        values: Sequence[Tensor],
+    ):  # fmt: skip
+        """
+        Args:
+            effects: of each block of steps, see `Blocks`.
+            values: of each curve at its knots.
+        """
+        super().__init__(name, [(c,) for c in steps], effects)
+        self.curves, self.values = tuple(curves), tuple(values)
+
+    @property
+    def parameters(self) -> int:
+        return super().parameters + sum(map(len, self.values))
+
+    def output(self, split: Split) -> Tensor:
+        total = super().output(split) if self.blocks else torch.zeros_like(split.margin)
+        for knots, values in zip(self.curves, self.values, strict=True):
+            index, share = knots.entries(split)
+            total = total + (values[index] * share).sum(0)
+        return total
+
+    def cost(self) -> float:
+        parts = sum(len(self._monotone(v)) for v in self.values)
+        curves = costs.of("VectorAssembler", len(self.curves)) + parts * costs.of("IsotonicRegressionModel", 1)
+        return (super().cost() if self.blocks else 0.0) + (curves if self.curves else 0.0)
+
+    def stages(self, place: Place) -> Stages:
+        made = super().stages(place) if self.blocks else Stages([], [])
+        if not self.curves:
+            return made
+        stages, outputs = list(made.stages), list(made.outputs)
+        numbers = place.name("numbers")
+        columns = [knots.column.column for knots in self.curves]
+        assembler = VectorAssembler(inputCols=columns, outputCol=numbers, handleInvalid="keep")
+        stages.append(jvm.named(assembler, numbers))
+        for i, (knots, values) in enumerate(zip(self.curves, self.values, strict=True)):
+            for rises, predictions in self._monotone(values):
+                column = place.name(f"{'rise' if rises else 'fall'}{i}")
+                estimator = IsotonicRegression(
+                    featuresCol=numbers, featureIndex=i, predictionCol=column, isotonic=rises
+                )
+                stages.append(
+                    mllib.fitted_isotonic(jvm.named(estimator, column), np.array(knots.at), predictions, rises)
+                )
+                outputs.append(Output(column, np.ones(1)))
+        return Stages(stages, outputs)
+
+    @staticmethod
+    def _monotone(values: Tensor) -> list[tuple[bool, np.ndarray[Any, Any]]]:
+        """The rising and the falling curve whose sum is this one; one of them where that is enough."""
+        first, steps = values.numpy()[:1], np.diff(values.numpy())
+        rise, fall = (np.concatenate([[0.0], np.cumsum(part)]) for part in (steps.clip(min=0), steps.clip(max=0)))
+        if not fall.any():
+            return [(True, rise + first)]
+        return [(False, fall + first)] if not rise.any() else [(True, rise + first), (False, fall)]
+
+    def shown(self) -> list[dict[str, Any]]:
+        curves = [
+            {knots.column.name: at, "effect": value}
+            for knots, values in zip(self.curves, self.values, strict=True)
+            for at, value in zip(knots.at, values.tolist(), strict=True)
+        ]
+        return [*curves, *super().shown()]
+
+
+class ShapesTrainer(PathTrainer):
+    """Trains curves and steps together."""
+
+    def __init__(self, name: str, steps: Sequence[Coding], curves: Sequence[Knots]):
+        super().__init__()
+        self.name, self.steps, self.curves = name, tuple(steps), tuple(curves)
+
+    def groups(self) -> list[int]:
+        return [*(c.width for c in self.steps), *(len(knots.at) for knots in self.curves)]
+
+    def design(self, split: Split) -> Entries:
+        index, value, start = [], [], 0
+        for c in self.steps:
+            index.append(c.index(split)[None] + start)
+            value.append(split.label.new_ones(1, len(split)))
+            start += c.width
+        for knots in self.curves:
+            places, shares = knots.entries(split)
+            index.append(places + start)
+            value.append(shares)
+            start += len(knots.at)
+        return Entries(torch.cat(index), start, torch.cat(value) if self.curves else None)
+
+    def ridge(self, like: Tensor) -> Ridge:
+        steps = [_smooth(c.size, 1, like) if c.is_number else Ridge(like.new_ones(c.width)) for c in self.steps]
+        return beside([*steps, *(_smooth(len(knots.at), 0, like) for knots in self.curves)])
+
+    def part(self) -> Shapes:
+        assert self.effects is not None
+        effects = [e.clone() for e in self.effects.split(self.groups())]
+        several = len(self.steps)
+        return Shapes(self.name, self.steps, effects[:several], self.curves, effects[several:])
+
+
+def _smooth(neighbours: int, alone: int, like: Tensor) -> Ridge:
+    """Draws neighbours to each other, as a random walk whose spread does not depend on their number.
+
+    Args:
+        alone: how many entries after them have no neighbours.
+    """
+    own = like.new_ones(neighbours + alone)
+    own[:neighbours] = LEVEL
+    links = like.new_zeros(neighbours + alone - 1)
+    links[: neighbours - 1] = neighbours / COARSE
+    return Ridge(own, links)
+
+
+def propose(table: Table, criterion: Criterion, seed: int) -> list[Item]:
+    """Curves and steps of the columns with the largest scores, and shapes of all columns together, coarse and fine."""
+    ranked = [c for _, c in score_test.columns(codings(table, COARSE), table.train, criterion)]
+    items = []
+    for rank, c in enumerate(ranked[:ALONE]):
+        bent = _knots(table, c.place, COARSE) is not None
+        sizes = (COARSE, FINE) if bent or c.is_number else (COARSE,)
+        if bent:
+            items += [_item(table, [c], "curve", size, seed) for size in (sizes if rank == 0 else (FINE,))]
+        if not bent or rank == 0:
+            items.append(_item(table, [c], "steps", sizes[-1], seed))
+    if len(ranked) > 1:
+        items += [_item(table, ranked, "curves", size, seed) for size in (COARSE, FINE)]
+    return items
+
+
+def _item(table: Table, of: Sequence[Coding], form: str, size: int, seed: int) -> Item:
+    name = f"{form} of {of[0].column.name}" if len(of) == 1 else f"{form} of {len(of)} columns"
+    fine = ", fine" if size == FINE and any(c.is_number for c in of) else ""
+    settings = {"columns": [c.place for c in of], "form": form, "size": size}
+    return Item("shapes", name + fine, EPOCHS, len(of) * len(table.train) * table.width, seed, settings)
+
+
+def trainer(item: Item, table: Table) -> ShapesTrainer:
+    steps, curves = list[Coding](), list[Knots]()
+    for place in item.settings["columns"]:
+        knots = _knots(table, place, item.settings["size"])
+        if knots is not None and item.settings["form"] != "steps":
+            curves.append(knots)
+        else:
+            coded = coding(table, place, item.settings["size"])
+            assert coded is not None
+            steps.append(coded)
+    return ShapesTrainer(item.name, steps, curves)
+
+
+def _knots(table: Table, place: int, most: int) -> Knots | None:
+    """At quantiles of a number's values; None for what has no curve: categories, columns in which values are missing, columns of
+    less than three values, and any column where there are several margins, each of which would take two models."""
+    column = table.columns[place]
+    values = table.train.values[:, place]
+    gaps = bool(values.isnan().any() or table.validation.values[:, place].isnan().any())
+    if table.classes or column.levels or column.indexes or gaps:
+        return None
+    known = values[values.isfinite()].numpy()
+    distinct = np.unique(known)
+    if len(distinct) < 3:
+        return None
+    at = distinct if len(distinct) <= most else np.unique(np.quantile(known, np.linspace(0, 1, most)))
+    return Knots(column, place, tuple(at.tolist())) if len(at) > 1 else None

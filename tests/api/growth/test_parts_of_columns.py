@@ -1,0 +1,154 @@
+"""Crosses, shapes and effects as plain MLlib stages against their output on tensors, on rows with all that columns may hold."""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pyspark.ml import PipelineModel
+from pyspark.ml.feature import VectorAssembler
+from pyspark.ml.linalg import Vectors
+from pyspark.sql import DataFrame, SparkSession
+
+from sparkdiff.growth.part import Part, Place
+from sparkdiff.growth.parts import coding, shapes
+from sparkdiff.growth.parts.blocks import Block
+from sparkdiff.growth.parts.coding import Coding
+from sparkdiff.growth.parts.crosses import Crosses
+from sparkdiff.growth.parts.effects import Intercepts, Slopes
+from sparkdiff.growth.parts.shapes import Shapes
+from sparkdiff.growth.table import Column, Split, Table
+from sparkdiff.jvm import sessions
+
+COLUMNS = (
+    Column("x", "x"),
+    Column("number", "number"),
+    Column("a", "a_index", 3, ("p", "q", "r"), indexes=True),
+    Column("user", "user", indexes=True, entity=True),
+    Column("z", "z"),
+)
+NAN = math.nan
+SPECIAL = [
+    # x,     number, a_index, user, z
+    (None,   3,      0.0,     1.0,  0.5),
+    (NAN,    4,      3.0,     2.0,  NAN),
+    (-0.0,   0,      7.0,     99.0, -0.0),
+    (0.0,    11,     -1.0,    3.0,  0.0),
+    (math.inf, 1000, NAN,     NAN,  math.inf),
+    (-math.inf, -5,  1.0,     0.0,  -math.inf),
+]  # fmt: skip
+
+
+def split_of(values: np.ndarray, features: np.ndarray) -> Split:
+    n = len(values)
+    zero = torch.zeros(n, dtype=torch.float64)
+    block = torch.zeros(n, dtype=torch.int64)
+    return Split(torch.tensor(features), torch.tensor(values), zero, zero + 1, block, zero)
+
+
+@pytest.fixture(scope="module")
+def table() -> Table:
+    random = np.random.default_rng(3)
+    n = 400
+    x = np.where(random.random(n) < 0.1, NAN, random.normal(size=n).round(1))
+    values = np.stack(
+        [x, random.integers(0, 12, n), random.integers(0, 3, n), random.integers(0, 25, n), random.normal(size=n)], 1
+    )
+    split = split_of(values.astype(np.float64), random.normal(size=(n, 2)))
+    return Table("features", COLUMNS, split, split)
+
+
+@pytest.fixture(scope="module")
+def coded(table: Table) -> list[Coding]:
+    return coding.codings(table, 8)
+
+
+@pytest.fixture(scope="module")
+def rows(spark: SparkSession, table: Table, coded: list[Coding]) -> tuple[DataFrame, Split]:
+    """Special values, values on the edges of buckets and at knots, and some of the table's rows."""
+    edges = [(e, i, float(i % 3), float(i % 25), 0.1 * i) for i, e in enumerate(coded[0].edges)]
+    at = [(0.3, i, 0.0, 1.0, z) for i, z in enumerate(knots(table, 4, 8).at)]
+    old = [(x, int(k), a, u, z) for x, k, a, u, z in table.train.values[:40].tolist()]
+    data = [*SPECIAL, *edges, *at, *old]
+    features = np.random.default_rng(4).normal(size=(len(data), 2))
+    frame = spark.createDataFrame(
+        [(i, *row, Vectors.dense(f)) for i, (row, f) in enumerate(zip(data, features, strict=True))],
+        ["id", *(c.column for c in COLUMNS), "features"],
+    )
+    values = np.array([[NAN if v is None else v for v in row] for row in data], np.float64)
+    return frame.persist(), split_of(values, features)
+
+
+def knots(table: Table, place: int, most: int) -> shapes.Knots:
+    found = shapes._knots(table, place, most)
+    assert found is not None
+    return found
+
+
+def random_effects(widths: Sequence[tuple[int, ...]], classes: int) -> list[torch.Tensor]:
+    draws = torch.Generator().manual_seed(5)
+    more = (classes,) if classes else ()
+    return [torch.randn(*w, *more, generator=draws, dtype=torch.float64) for w in widths]
+
+
+def crosses(table: Table, coded: list[Coding], classes: int) -> Part:
+    x, number, a, user, z = coded
+    blocks: list[Block] = [(x, a), (number, x), (a, user), (z, a)]
+    return Crosses("", blocks, random_effects([(p.width * q.width,) for p, q in blocks], classes))
+
+
+def steps(table: Table, coded: list[Coding], classes: int) -> Part:
+    return Shapes("", coded, random_effects([(c.width,) for c in coded], classes), [], [])
+
+
+def curves(table: Table, coded: list[Coding], classes: int) -> Part:
+    bent = [knots(table, 4, 8), knots(table, 1, 32)]
+    some = [coded[0], coded[2]]
+    drawn = random_effects([(c.width,) for c in some] + [(len(k.at),) for k in bent], 0)
+    return Shapes("", some, drawn[:2], bent, drawn[2:])
+
+
+def intercepts(table: Table, coded: list[Coding], classes: int) -> Part:
+    return Intercepts("", [(coded[3],)], random_effects([(coded[3].width,)], classes))
+
+
+def slopes(table: Table, coded: list[Coding], classes: int) -> Part:
+    size = coded[3].width
+    return Slopes(
+        "", coded[3], torch.tensor([2.0, 0.3], dtype=torch.float64), *random_effects([(size,), (size, 2)], classes)
+    )
+
+
+CASES = [(crosses, 0), (crosses, 3), (steps, 0), (steps, 3), (curves, 0), (intercepts, 0), (slopes, 0), (slopes, 3)]
+
+
+@pytest.mark.parametrize(("make", "classes"), CASES)
+@pytest.mark.parametrize("constructors", [True, False])
+def test_stages_compute_what_the_part_computes(
+    make: Callable[[Table, list[Coding], int], Part], classes: int, constructors: bool, table: Table, coded: list[Coding],
+    rows: tuple[DataFrame, Split], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    frame, split = rows
+    if classes:
+        split = split.at(torch.zeros(len(split), classes, dtype=torch.float64))
+    part = make(table, coded, classes)
+    monkeypatch.setattr(sessions, "has_constructors", lambda: constructors)
+    made = part.stages(Place("features", 2, "grown1", classes))
+    assert all(stage.uid.startswith("grown1_") for stage in made.stages)
+    columns = [o.column for o in made.outputs]
+    assembler = VectorAssembler(inputCols=["features", *columns], outputCol="all")
+    model = PipelineModel([*made.stages, assembler])
+    built = [model]
+    if constructors:
+        model.save(str(tmp_path / "model"))
+        built.append(PipelineModel.load(str(tmp_path / "model")))
+    expected = part.output(split).reshape(len(split), -1).numpy()
+    coefficients = np.concatenate([np.atleast_2d(o.coefficients) for o in made.outputs], 1)
+    for pipeline in built:
+        assert [s.uid for s in pipeline.stages] == [s.uid for s in model.stages]
+        found = pipeline.transform(frame).orderBy("id").select("all").collect()
+        values = np.array([row["all"].toArray() for row in found])
+        assert values.shape[1] == 2 + coefficients.shape[1]
+        np.testing.assert_allclose(values[:, 2:] @ coefficients.T, expected, rtol=1e-9, atol=1e-9)
