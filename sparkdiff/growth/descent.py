@@ -1,0 +1,119 @@
+"""Training by Adam on small batches, of parts that are smooth functions of one vector of parameters.
+
+`Descent` is what such trainers share: batches, learning rates that fall along half a cosine, weight decay as in AdamW
+(Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019). A class of its own says what the parameters mean.
+"""
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparkdiff.growth.criterion import Criterion
+from sparkdiff.growth.part import Trainer
+from sparkdiff.growth.table import Split, Table
+from sparkdiff.rows import Rows, SparseRows
+from sparkdiff.training import optimizers
+
+SMALLEST, USUAL = 16, 128
+"""Rows of a batch at least, and where there are enough rows."""
+FEWEST, MOST = 40, 400
+"""Batches of an epoch: so many at least where that leaves a batch enough rows; never more than so many."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """
+    Attributes:
+        epochs: over which the learning rate falls to zero.
+        rate: the learning rate at the beginning.
+        decay: weight decay: each step also takes learning rate * decay of the parameters off.
+    """
+
+    epochs: int
+    rate: float
+    decay: float
+
+
+def batch_size(rows: int) -> int:
+    return max(min(rows // FEWEST, USUAL), rows // MOST, SMALLEST)
+
+
+def work(rows: int, parameters: int, epochs: int) -> float:
+    """About how many seconds a training takes on one core."""
+    batches = math.ceil(rows / batch_size(rows))
+    return epochs * (4e-4 * batches + 6e-10 * rows * parameters)
+
+
+class Descent(Trainer):
+    """
+    Args:
+        parameters: (p,), at the start.
+        seed: of the order of the rows.
+    """
+
+    def __init__(self, parameters: Tensor, pace: Pace, seed: int):
+        self.parameters, self.pace, self.epochs = parameters, pace, 0
+        self.optimizer = optimizers.FirstOrder("adam", parameters, None)
+        self.random = torch.Generator().manual_seed(seed).get_state()
+
+    @abstractmethod
+    def added(self, parameters: Tensor, split: Split, rows: Tensor) -> Tensor:
+        """What the part adds to the margin of the rows with these indices (m,): (m,) or (m, k), with gradients."""
+
+    def epoch(self, table: Table, criterion: Criterion) -> None:
+        train = table.train
+        known = (train.weight > 0).nonzero()[:, 0]
+        size = batch_size(len(known))
+        weight = train.weight / train.weight[known].mean()
+        batches = known[self._order(len(known))].split(size)
+        for i, rows in enumerate(batches):
+            done = (self.epochs + i / len(batches)) / self.pace.epochs
+            own = self.parameters.clone().requires_grad_()
+            margin = train.margin[rows] + self.added(own, train, rows)
+            assert criterion.objective.rows is not None
+            loss = criterion.objective.rows(margin, train.label[rows], train.weight[rows])
+            [gradient] = torch.autograd.grad((weight[rows] * loss).sum() / size, own)
+            self._step(gradient, self.pace.rate * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
+        self.epochs += 1
+
+    def _order(self, rows: int) -> Tensor:
+        random = torch.Generator()
+        random.set_state(self.random)
+        order = torch.randperm(rows, generator=random)
+        self.random = random.get_state()
+        return order
+
+    def _step(self, gradient: Tensor, rate: float) -> None:
+        self.parameters.mul_(1 - rate * self.pace.decay)
+        moments = self.optimizer.mean, self.optimizer.square
+        self.optimizer.step(self.parameters, gradient, rate, moments, None)
+
+
+def pieces(parameters: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    """A vector (p,) as tensors of these shapes, one after the other."""
+    split = parameters.split([math.prod(shape) for shape in shapes])
+    return [piece.view(shape) for piece, shape in zip(split, shapes, strict=True)]
+
+
+def standardisation(split: Split) -> tuple[Tensor, Tensor]:
+    """The weighted means of the features (d,), and 1 / their standard deviations (d,), 0 for a column that is constant."""
+    share = split.weight / split.weight.sum()
+    mean, square = _column_sums(split.features, share), _column_sums(_squared(split.features), share)
+    variance = square - mean.square()
+    varies = variance > 1e-12 * square  # else it is what rounding left
+    return mean, torch.where(varies, torch.where(varies, variance, 1.0).rsqrt(), 0.0)
+
+
+def _squared(features: Rows) -> Rows:
+    return features.with_values(features.values.square()) if isinstance(features, SparseRows) else features.square()
+
+
+def _column_sums(features: Rows, weight: Tensor) -> Tensor:
+    if not isinstance(features, SparseRows):
+        return weight @ features
+    sums = weight.new_zeros(features.width)
+    return sums.index_add_(0, features.indices.long(), weight[features.rows()] * features.values)

@@ -1,0 +1,141 @@
+"""Hidden units beside the features: a multilayer perceptron whose raw scores the last linear stage adds to its margin.
+
+In MLlib that is a MultilayerPerceptronClassificationModel: sigmoids in its hidden layers, and a linear last layer, whose outputs
+are its rawPrediction. It has at least two outputs; of one margin the second one is zero.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from pyspark.ml.classification import MultilayerPerceptronClassifier
+from torch import Tensor
+
+from sparkdiff import jvm
+from sparkdiff.growth import costs
+from sparkdiff.growth.criterion import Criterion
+from sparkdiff.growth.descent import Descent, Pace, pieces, standardisation, work
+from sparkdiff.growth.items import Item
+from sparkdiff.growth.part import Output, Part, Place, Stages
+from sparkdiff.growth.table import Split, Table
+from sparkdiff.rows import dense, taken, width
+from sparkdiff.stages.perceptron import MultilayerPerceptron
+
+SIZES: Sequence[tuple[tuple[int, ...], float, str]] = (
+    ((8,), 0.03, "8 units"),
+    ((32,), 0.1, "32 units"),
+    ((32, 32), 0.1, "2 layers of 32 units"),
+    ((32, 32), 0.3, "2 layers of 32 units, small weights"),
+)
+"""Hidden layers, weight decay, name."""
+EPOCHS, RATE = 50, 0.03
+WIDEST = 4096
+"""Features at most: Spark's perceptron makes each row dense."""
+
+
+def propose(table: Table, criterion: Criterion, seed: int) -> list[Item]:
+    """One item for each of SIZES; none where the features are too wide."""
+    rows, d = len(table.train), width(table.train.features)
+    if d > WIDEST:
+        return []
+    return [
+        Item(
+            "units", name, EPOCHS, work(rows, _count([d, *layers, table.width]), EPOCHS), seed + i,
+            {"layers": list(layers), "decay": decay, "unit": criterion.unit},
+        )
+        for i, (layers, decay, name) in enumerate(SIZES)
+    ]  # fmt: skip
+
+
+def trainer(item: Item, table: Table) -> "UnitsTrainer":
+    return UnitsTrainer(item, table)
+
+
+def _count(sizes: Sequence[int]) -> int:
+    """The weights of layers of these sizes."""
+    return sum((i + 1) * o for i, o in itertools.pairwise(sizes))
+
+
+class Units(Part):
+    """A perceptron of the features.
+
+    Args:
+        sizes: of the layers, inputs and outputs included.
+        weights: all of them, in Spark's order, see `MultilayerPerceptron`.
+        classes: of the margin, 0 for a number.
+    """
+
+    kind = "units"
+
+    def __init__(self, name: str, sizes: Sequence[int], weights: Tensor, classes: int):
+        self.name, self.sizes, self.weights, self.classes = name, tuple(sizes), weights, classes
+
+    @property
+    def parameters(self) -> int:
+        return _count([*self.sizes[:-1], max(self.classes, 1)])
+
+    @torch.no_grad()
+    def output(self, split: Split) -> Tensor:
+        net = MultilayerPerceptron(self.weights, self.sizes, shown=("rawPredictionCol",), thresholds=None)
+        raw = net.margin(split.features)
+        return raw if self.classes else raw[:, 0]
+
+    def cost(self) -> float:
+        return costs.of("MultilayerPerceptronClassificationModel", len(self.weights))
+
+    def stages(self, place: Place) -> Stages:
+        column = place.name("units")
+        estimator = MultilayerPerceptronClassifier(
+            featuresCol=place.features, layers=list(self.sizes), rawPredictionCol=column, probabilityCol="", predictionCol=""
+        )  # fmt: skip
+        model = jvm.fitted(jvm.named(estimator, place.name("perceptron")), {"weights": self.weights.numpy()})
+        return Stages([model], [Output(column, np.eye(self.classes) if self.classes else np.array([1.0, 0.0]))])
+
+
+class UnitsTrainer(Descent):
+    """Trains layers of tanh(z / 2) of standardised features, which have better conditioned gradients than the sigmoids.
+
+    Both are the same functions: tanh(z / 2) = 2 * sigmoid(z) - 1, and the standardisation is affine, so that `part` folds both
+    into the weights. The last layer begins at zero: what is trained begins at the margin that is there.
+    """
+
+    def __init__(self, item: Item, table: Table):
+        settings: Any = item.settings
+        self.name, self.unit, self.classes = item.name, float(settings["unit"]), table.classes
+        self.sizes = [width(table.train.features), *settings["layers"], table.width]
+        self.shapes = [shape for i, o in itertools.pairwise(self.sizes) for shape in ((i, o), (o,))]
+        self.mean, self.inverse = standardisation(table.train)
+        start = table.train.margin.new_zeros(_count(self.sizes))
+        random = torch.Generator().manual_seed(item.seed)
+        for matrix in pieces(start, self.shapes)[:-2:2]:
+            matrix.normal_(0, 2 / math.sqrt(len(matrix)), generator=random)
+        pace = Pace(item.epochs, float(settings.get("rate", RATE)), float(settings["decay"]))
+        super().__init__(start, pace, item.seed)
+
+    def added(self, parameters: Tensor, split: Split, rows: Tensor) -> Tensor:
+        out = (dense(taken(split.features, rows)) - self.mean) * self.inverse
+        *hidden, (matrix, bias) = self._layers(parameters)
+        for inner, offset in hidden:
+            out = torch.tanh(torch.addmm(offset, out, inner) / 2)
+        out = self.unit * torch.addmm(bias, out, matrix)
+        return out if self.classes else out[:, 0]
+
+    def part(self) -> Units:
+        (first, offset), *later = self._layers(self.parameters)
+        scaled = first * self.inverse[:, None]
+        layers = [scaled, offset - self.mean @ scaled]
+        for matrix, bias in later:
+            layers += [2 * matrix, bias - matrix.sum(0)]
+        last = [self.unit * layer for layer in layers[-2:]]
+        if not self.classes:
+            last = [torch.cat([t, torch.zeros_like(t)], -1) for t in last]
+        weights = torch.cat([layer.flatten() for layer in (*layers[:-2], *last)])
+        return Units(self.name, [*self.sizes[:-1], len(last[1])], weights, self.classes)
+
+    def _layers(self, parameters: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """The matrix (in, out) and the bias (out,) of each layer."""
+        both = pieces(parameters, self.shapes)
+        return list(zip(both[::2], both[1::2], strict=True))

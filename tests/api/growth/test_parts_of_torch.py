@@ -1,0 +1,86 @@
+"""Parts that torch trains as plain MLlib stages: what Spark computes is what the part computed, by both ways back."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pyspark.ml import PipelineModel
+from pyspark.ml.feature import VectorAssembler
+from pyspark.ml.linalg import Vectors, VectorUDT
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.types import DoubleType, StructField, StructType
+from tables import table_of
+from torch import Tensor
+
+from sparkdiff.growth import costs, parts
+from sparkdiff.growth.criterion import Criterion
+from sparkdiff.growth.items import Item
+from sparkdiff.growth.part import Part, Place
+from sparkdiff.growth.table import Split, Table
+from sparkdiff.rows import dense
+
+PREFIX = "glr_units1"
+
+
+def trained(item: Item, table: Table, criterion: Criterion) -> Part:
+    trainer = parts.trainer(item, table)
+    for _ in range(3):
+        trainer.epoch(table, criterion)
+    return trainer.part()
+
+
+def frame(spark: SparkSession, split: Split, table: Table, sparse: bool = False) -> DataFrame:
+    """The first rows with `features`, the columns of the table and a number of the row."""
+    x = dense(split.features).numpy()
+
+    def vector(row: Any) -> Any:
+        stored = np.flatnonzero(row).tolist()
+        return Vectors.sparse(len(row), stored, row[stored]) if sparse else Vectors.dense(row)
+
+    names = [c.column for c in table.columns]
+    schema = StructType(
+        [StructField("features", VectorUDT()), *(StructField(n, DoubleType()) for n in ("number", *names))]
+    )
+    rows = [(vector(x[i]), float(i), *split.values[i].tolist()) for i in range(80)]
+    return spark.createDataFrame(rows, schema).coalesce(1)
+
+
+def added(model: Any, outputs: Any, df: DataFrame) -> Tensor:
+    """What the last linear stage would add to its margin, (n,) or (n, k)."""
+    rows = model.transform(df).select("number", "assembled").orderBy("number").collect()
+    values = np.stack([row["assembled"].toArray() for row in rows])
+    return torch.tensor(values @ np.concatenate([o.coefficients for o in outputs], axis=-1).T)
+
+
+def check(spark: SparkSession, part: Part, table: Table, tmp_path: Path, sparse: bool = False) -> PipelineModel:
+    """Stages alone, saved and loaded, give the part's output and hidden columns only; returns the pipeline."""
+    df, place = frame(spark, table.validation, table, sparse), Place("features", 6, PREFIX, table.classes)
+    made = part.stages(place)
+    assert all(stage.uid.startswith(f"{PREFIX}_") for stage in made.stages)
+    assembler = VectorAssembler(inputCols=[o.column for o in made.outputs], outputCol="assembled")
+    model = PipelineModel([*made.stages, assembler])
+    model.write().overwrite().save(str(tmp_path / "model"))
+    expected = part.output(table.validation)[:80]
+    assert float(expected.std()) > 1e-3
+    for each in (model, PipelineModel.load(str(tmp_path / "model"))):
+        torch.testing.assert_close(added(each, made.outputs, df), expected, rtol=1e-9, atol=1e-9)
+        assert [s.uid for s in each.stages] == [s.uid for s in model.stages]
+    # An assembler after these stages knows its width before it has seen a row.
+    shown = model.transform(df.limit(0)).schema
+    assert all(n.startswith(f"{PREFIX}_") for n in set(shown.names) - {*df.columns, "assembled"})
+    attributes = shown["assembled"].metadata["ml_attr"]
+    assert attributes["num_attrs"] == np.concatenate([o.coefficients for o in made.outputs], axis=-1).shape[-1]
+    assert model.transform(df.limit(0)).collect() == []
+    return model
+
+
+@pytest.mark.parametrize("kind", ["poisson", "softmax"])
+def test_units(spark: SparkSession, tmp_path: Path, route: str, kind: str) -> None:
+    table, criterion = table_of(kind, 400, planted=lambda c: c["x"] * c["y"])
+    items = parts.propose(("units",), table, criterion, 3)
+    for item in (items[0], items[2]):
+        part = trained(item, table, criterion)
+        model = check(spark, part, table, tmp_path, sparse=item is items[2])
+        assert costs.of_stage(model.stages[0]) == pytest.approx(part.cost())
