@@ -69,22 +69,27 @@ class Climber(Trainer):
 
 
 def _suffer(item: Item, epoch: int) -> None:
-    """What is to happen before an epoch: nothing, an error, or the end of this process, once or each time."""
+    """What is to happen before an epoch: nothing, an error, or the end of a process, once (with a file as a mark) or always."""
     settings = item.settings
     if epoch == settings.get("fails"):
         raise ArithmeticError("this one can't")
     if epoch == settings.get("dies"):
-        mark = Path(settings["mark"]) if settings.get("mark") else None
-        if mark is None or not mark.exists():
-            if mark is not None:
-                mark.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
+        if "mark" in settings:
+            if (mark := Path(settings["mark"])).exists():
+                return
+            mark.touch()
+        os.kill(os.getppid() if settings.get("with its parent") else os.getpid(), signal.SIGKILL)
+        time.sleep(60)  # until the death of the parent ends this process too
+
+
+def items(seed: int) -> list[Item]:
+    """Six, of which the longest takes three times as long as the shortest."""
+    lengths = (2, 6, 3, 4, 5, 3)
+    return [Item("climbing", f"part {j}", n, float(n), seed + j, {"pause": 0.01}) for j, n in enumerate(lengths)]
 
 
 def propose(table: Table, criterion: Criterion, seed: int) -> list[Item]:
-    """Six items, of which the longest takes three times as long as the shortest."""
-    lengths = (2, 6, 3, 4, 5, 3)
-    return [Item("climbing", f"part {j}", n, float(n), seed + j, {"pause": 0.01}) for j, n in enumerate(lengths)]
+    return items(seed)
 
 
 def trainer(item: Item, table: Table) -> Climber:

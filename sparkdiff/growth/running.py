@@ -6,7 +6,7 @@ So what a round finds depends neither on the number of processes nor on who ends
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -15,6 +15,7 @@ from sparkdiff.growth import checkpoints
 from sparkdiff.growth.checkpoints import Kept, one_thread, train
 from sparkdiff.growth.criterion import Specification
 from sparkdiff.growth.items import Found, Item
+from sparkdiff.growth.processes import Chief
 from sparkdiff.growth.rounds import Run
 from sparkdiff.growth.table import Table
 from sparkdiff.store.run_folder import RunFolder
@@ -58,23 +59,29 @@ def runner(
     Raises:
         ItemError: an item failed, or was lost too often; names it.
     """
-    with one_thread():
-        yield _here(folder, specification, on_times)
+    with contextlib.ExitStack() as stack:
+        several = specification.options.numProcesses > 1
+        chief = stack.enter_context(Chief(folder, specification, say)) if several else None
+        stack.enter_context(one_thread())
+        criterion = specification.criterion()
 
+        def run(number: int, items: Sequence[Item], table: Table, original: Tensor) -> list[Found]:
+            folder.check()
+            kept = Kept.open(folder.path, number, items, table, original)
+            missing, begun = {*range(len(items))} - kept.ended(), time.monotonic()
+            seconds: Mapping[int, float] = {}
+            if chief is None:
+                seconds = {
+                    p: train(kept, p, items[p], table, criterion, original, checkpoints.EVERY, folder.check).seconds
+                    for p in sorted(missing)
+                }
+                busy = [time.monotonic() - begun]
+            else:
+                if missing:
+                    seconds = chief.run(number, items, missing, table, original)
+                busy = [member.busy for member in chief.members]
+            took = [(items[p].name, seconds[p]) for p in sorted(missing)]
+            on_times(Times(number, time.monotonic() - begun, tuple(busy), tuple(took)))
+            return [kept.found(p) for p in range(len(items))]
 
-def _here(folder: RunFolder, specification: Specification, on_times: Callable[[Times], None]) -> Run:
-    criterion = specification.criterion()
-
-    def run(number: int, items: Sequence[Item], table: Table, original: Tensor) -> list[Found]:
-        folder.check()
-        kept = Kept.open(folder.path, number, items, table, original)
-        ended, begun, took = kept.ended(), time.monotonic(), []
-        for position, item in enumerate(items):
-            if position not in ended:
-                found = train(kept, position, item, table, criterion, original, checkpoints.EVERY, folder.check)
-                took.append((item.name, found.seconds))
-        seconds = time.monotonic() - begun
-        on_times(Times(number, seconds, (seconds,), tuple(took)))
-        return [kept.found(position) for position in range(len(items))]
-
-    return run
+        yield run

@@ -75,19 +75,35 @@ def save(path: Path, state: dict[str, Any]) -> None:
     """
     with written(path) as file:
         file.write(_head(hashlib.sha256()))  # room for it
-        hashed = _Hashed(file)
-        try:
-            torch.save(state, hashed)  # type: ignore[arg-type]  # it asks for no more than it uses
-        except RuntimeError as e:
-            if hashed.failed is None:
-                raise
-            raise hashed.failed from e
+        hashed = _saved(state, file)
         file.seek(0)
         file.write(_head(hashed.digest))
         file.flush()
         os.fsync(file.fileno())  # a full disk may show only now, when the one before must still be there
         if path.exists():
             os.replace(path, previous(path))  # a crash between this and the end leaves the older one
+
+
+def save_mappable(path: Path, content: Any) -> None:
+    """Write tensors, and objects that hold some, so that `torch.load(path, mmap=True)` reads them.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with written(path) as file:
+        _saved(content, file)
+
+
+def _saved(content: Any, file: BinaryIO) -> _Hashed:
+    """torch.save, with the system's error instead of torch's."""
+    hashed = _Hashed(file)
+    try:
+        torch.save(content, hashed)  # type: ignore[arg-type]  # it asks for no more than it uses
+    except RuntimeError as e:
+        if hashed.failed is None:
+            raise
+        raise hashed.failed from e
+    return hashed
 
 
 def size(state: Any) -> int:

@@ -118,9 +118,7 @@ def _progress(assignment: Assignment, epoch: int, best: float) -> str:
 
 def _in_processes(assignment: Assignment, folder: RunFolder, say: Say, epochs: Epochs) -> tuple[Training, list[str]]:
     spark, o = jvm.session(), assignment.options
-    master = spark.conf.get("spark.master", "") or ""
-    in_driver = master == "local" or master.startswith("local[")  # local-cluster is not
-    local = in_driver if o.localMode == "auto" else o.localMode == "true"
+    local = on_this_machine(o.localMode)
     by_spark = gives_gpus(spark, o.device, o.numProcesses, local)
     if local and o.device == "cuda":
         place(o.device, o.precision)  # else each process would tell that there is no GPU
@@ -167,6 +165,14 @@ def _in_processes(assignment: Assignment, folder: RunFolder, say: Say, epochs: E
                 f"runId={folder.runId!r} continues from there"
             )
         say(f"{lost[-1]}; continuing from the last checkpoint")
+
+
+def on_this_machine(localMode: str) -> bool:
+    """Whether processes are started by this one, by the option; else they are tasks of Spark."""
+    if localMode != "auto":
+        return localMode == "true"
+    master = jvm.session().conf.get("spark.master", "") or ""
+    return master == "local" or master.startswith("local[")  # local-cluster is not
 
 
 def _equip(here: Path, assignment: Assignment) -> None:

@@ -6,20 +6,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import climbing
 import pytest
 import torch
 from climbing import bits
-from tables import specification_of, table_of
+from item_rounds import ITEMS, changed, planted, rounds_of
 
 from sparkdiff.growth import checkpoints, parts, running
 from sparkdiff.growth.checkpoints import ItemError, Kept
-from sparkdiff.growth.criterion import Specification
-from sparkdiff.growth.items import Found, Item
-from sparkdiff.growth.table import Table
-from sparkdiff.store.run_folder import RunFolder
+from sparkdiff.growth.items import Item
 
 
 @pytest.fixture(autouse=True)
@@ -27,55 +23,35 @@ def kind(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(parts.KINDS, "climbing", climbing)
 
 
-def planted() -> tuple[Table, Specification]:
-    table, _ = table_of("poisson", 900, planted=lambda c: 0.4 * c["y"])
-    return table, specification_of("poisson", table, table.train.label)
-
-
-def round_of(run: Path, items: list[Item], number: int = 1, **more: Any) -> list[Found]:
-    """What a round finds in the folder of a run."""
-    table, specification = planted()
-    criterion = specification.criterion()
-    original = criterion.score(table.validation.margin, table.validation).blocks
-    folder = RunFolder.open(run, "run", {}, replace=False)
-    with running.runner(folder, specification, **more) as rounds:
-        return rounds(number, items, table, original)
-
-
-def items() -> list[Item]:
-    return climbing.propose(*(None, None, 7))  # type: ignore[arg-type]
-
-
 def test_items_gain_and_results_are_in_the_order_of_the_list(tmp_path: Path) -> None:
     times: list[running.Times] = []
-    found = round_of(tmp_path, items(), on_times=times.append)
-    assert [f.item for f in found] == items()
+    found = rounds_of(tmp_path, [ITEMS], times=times)[0]
+    assert [f.item for f in found] == ITEMS
     assert all(f.part is not None and f.gains.shape[0] == f.item.epochs and f.seconds > 0 for f in found)
-    assert [name for name, _ in times[0].items] == [i.name for i in items()]
-    assert times[0].idle == pytest.approx(0, abs=1e-9)
+    assert [name for name, _ in times[0].items] == [i.name for i in ITEMS]
+    assert times[0].idle == pytest.approx(0, abs=0.01)
     assert torch.get_num_threads() >= 1
 
 
 def test_a_round_that_is_there_is_not_trained_again(tmp_path: Path) -> None:
     times: list[running.Times] = []
-    first, second = (round_of(tmp_path, items(), on_times=times.append) for _ in range(2))
+    first, second = (rounds_of(tmp_path, [ITEMS], times=times)[0] for _ in range(2))
     assert bits(first) == bits(second)
     assert times[1].items == ()
 
 
 def test_other_items_or_margins_begin_again(tmp_path: Path) -> None:
     times: list[running.Times] = []
-    round_of(tmp_path, items(), on_times=times.append)
-    round_of(tmp_path, items(), 2, on_times=times.append)
-    other = [dataclasses.replace(i, seed=99) for i in items()]
-    round_of(tmp_path, other, on_times=times.append)
+    rounds_of(tmp_path, [ITEMS, ITEMS], times=times)
+    other = [dataclasses.replace(i, seed=99) for i in ITEMS]
+    rounds_of(tmp_path, [other], times=times)
     assert [len(t.items) for t in times] == [6, 6, 6]
     assert not (tmp_path / "run" / "round-2").exists(), "later rounds followed from what is gone"
 
 
 def test_a_training_goes_on_from_its_checkpoint_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoints, "EVERY", 0.0)
-    whole = round_of(tmp_path / "whole", items())
+    whole = rounds_of(tmp_path / "whole", [ITEMS])[0]
     seen = []
     monkeypatch.setattr(climbing, "_suffer", lambda item, epoch: seen.append((item.name, epoch)))
     for stop in ("part 1", "part 4"):
@@ -87,9 +63,9 @@ def test_a_training_goes_on_from_its_checkpoint_bit_for_bit(tmp_path: Path, monk
 
         monkeypatch.setattr(climbing, "_suffer", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            round_of(tmp_path / "cut", items())
+            rounds_of(tmp_path / "cut", [ITEMS])[0]
     monkeypatch.setattr(climbing, "_suffer", lambda item, epoch: seen.append((item.name, epoch)))
-    assert bits(round_of(tmp_path / "cut", items())) == bits(whole)
+    assert bits(rounds_of(tmp_path / "cut", [ITEMS])[0]) == bits(whole)
     again = {s for s in seen if seen.count(s) > 1}
     assert again == {("part 1", 3), ("part 4", 3)}, "only the epochs that were cut short are trained twice"
     assert not list((tmp_path / "cut" / "run" / "round-1").glob("course-*"))
@@ -99,11 +75,11 @@ KILLED = """
 import sys
 sys.path[:0] = {paths!r}
 from pathlib import Path
-import climbing, test_running
+import climbing, item_rounds
 from sparkdiff.growth import checkpoints, parts
 parts.KINDS["climbing"] = climbing
 checkpoints.EVERY = 0.0
-test_running.round_of(Path({run!r}), test_running.items())
+item_rounds.rounds_of(Path({run!r}), [item_rounds.ITEMS])
 """
 
 
@@ -117,21 +93,21 @@ def test_a_driver_that_is_killed_goes_on_bit_for_bit(tmp_path: Path) -> None:
     assert child.wait() == -9
     before = {p: p.stat().st_mtime_ns for p in kept.glob("found-*")}
     assert {"found-0.pickle", "found-1.pickle", "found-2.pickle"} <= {p.name for p in before}
-    again = round_of(tmp_path / "killed", items())
+    again = rounds_of(tmp_path / "killed", [ITEMS])[0]
     assert all(p.stat().st_mtime_ns == then for p, then in before.items())
-    assert bits(again) == bits(round_of(tmp_path / "whole", items()))
+    assert bits(again) == bits(rounds_of(tmp_path / "whole", [ITEMS])[0])
 
 
 def test_an_item_that_fails_is_named(tmp_path: Path) -> None:
-    bad = dataclasses.replace(items()[2], settings={"fails": 2})
+    bad = changed(2, fails=2)[2]
     with pytest.raises(ItemError, match=r"(?s)the item 'part 2' \(climbing\) failed:\n.*this one can't"):
-        round_of(tmp_path, [*items()[:2], bad])
+        rounds_of(tmp_path, [[*ITEMS[:2], bad]])
 
 
 def test_a_half_written_checkpoint_is_never_read(tmp_path: Path) -> None:
     table, specification = planted()
     original = torch.zeros(3, dtype=torch.float64)
-    kept = Kept.open(tmp_path, 1, items(), table, original)
+    kept = Kept.open(tmp_path, 1, ITEMS, table, original)
     (kept.path / ".course-0.pickle-0123abcd").write_bytes(b"half")
     assert kept.course(0) is None
     assert kept.ended() == set()

@@ -1,0 +1,324 @@
+"""The chief of several processes: starts them, hands out the items of a round, longest first, and notices who dies.
+
+The processes live as long as the run. On the driver's machine a thread starts each of them and starts it again when it dies; on a
+cluster a Spark task does so. An item whose process died is handed out again and goes on from its checkpoint.
+"""
+
+import shutil
+import signal
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from subprocess import Popen
+from typing import Any
+
+from torch import Tensor
+
+from sparkdiff import jvm
+from sparkdiff.errors import FullDiskError, InputError
+from sparkdiff.growth import checkpoints, mail, parts
+from sparkdiff.growth.checkpoints import ItemError
+from sparkdiff.growth.criterion import Specification
+from sparkdiff.growth.items import Item
+from sparkdiff.growth.table import Table
+from sparkdiff.growth.worker import Assignment, Round, round_file, rows_file
+from sparkdiff.store import files
+from sparkdiff.store.lease import HeldError
+from sparkdiff.store.run_folder import RunFolder
+from sparkdiff.training.distributed.launch import GRACE, START, on_this_machine
+from sparkdiff.training.distributed.preflight import check_cluster
+from sparkdiff.training.distributed.shipping import equip
+from sparkdiff.training.distributed.worker import ROOM
+
+ATTEMPTS = 3
+"""How often the process of an item may die, a process may end before it has begun, or Spark may lose the tasks."""
+LEASE = 1.0
+"""Seconds between two looks whether the folder still belongs to this run."""
+OWN = {error.__name__: error for error in (InputError, FullDiskError, HeldError, ItemError)}
+"""Errors of a worker that are raised here as they are."""
+
+
+@dataclass
+class Member:
+    """A worker, as the chief knows it.
+
+    Attributes:
+        token: of its process; empty while there is none that takes orders.
+        item: the position of what it trains; None while it waits.
+        unstarted: how often in a row its process ended before it took orders.
+        busy: seconds of this round in which it trained.
+    """
+
+    number: int
+    orders: Path
+    lines: mail.Reader
+    token: str = ""
+    item: int | None = None
+    unstarted: int = 0
+    busy: float = 0.0
+
+
+@dataclass
+class Handing:
+    """A round while its items are handed out.
+
+    Attributes:
+        queue: positions of the items that wait, longest first.
+        left: positions of all that have not ended.
+        deaths: per position, why its process died.
+        seconds: of CPU, per position.
+    """
+
+    number: int
+    items: Sequence[Item]
+    queue: deque[int]
+    left: set[int]
+    deaths: dict[int, list[str]] = field(default_factory=dict)
+    seconds: dict[int, float] = field(default_factory=dict)
+
+    @staticmethod
+    def of(number: int, items: Sequence[Item], missing: Iterable[int]) -> "Handing":
+        order = sorted(missing, key=lambda position: -items[position].work)
+        return Handing(number, items, deque(order), set(order))
+
+
+class Chief:
+    """Within this context, processes wait for the items of one round after another."""
+
+    def __init__(self, folder: RunFolder, specification: Specification, say: Callable[[str], None]):
+        self.folder, self.specification, self.say = folder, specification, say
+        self.options = specification.options
+        self.local = on_this_machine(self.options.localMode)
+        self.tag = f"sparkdiff-{uuid.uuid4().hex}"
+        self.threads: list[threading.Thread] = []
+        self.children: dict[int, Popen[bytes]] = {}
+        self.members: list[Member] = []
+        self.lost: list[str] = []
+        self.error: BaseException | None = None
+        self.checked, self.heard = 0.0, 0.0
+
+    def __enter__(self) -> "Chief":
+        for old in self.folder.path.glob("attempt-*"):
+            if (old / "to-0.jsonl").exists():  # of a driver that was killed
+                shutil.rmtree(old, ignore_errors=True)
+        with files.room("the files that start the processes", self.folder.path, ROOM):
+            self.here = self.folder.attempt()
+            kinds = {kind: module.__name__ for kind, module in parts.KINDS.items()}
+            assignment = Assignment(self.specification, kinds, self.folder.path.absolute(), checkpoints.EVERY)
+            equip(self.here, assignment, self.options.loss, "sparkdiff.growth.worker")
+            if self.folder.lease is not None:
+                self.folder.lease.pass_on(self.here)
+            for number in range(self.options.numProcesses):
+                orders, answers = (self.here / f"{way}-{number}.jsonl" for way in ("to", "from"))
+                orders.touch()
+                answers.touch()
+                self.members.append(Member(number, orders, mail.Reader(answers)))
+        if not self.local:
+            check_cluster(jvm.session(), self.options.numProcesses, self.here, ("torch", "numpy", "pandas"))
+        self._start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        for member in self.members:
+            mail.add(member.orders, end=True)
+        end = time.monotonic() + (GRACE if kind is None else 0.0)
+        for thread in self.threads:
+            thread.join(max(0.0, end - time.monotonic()))
+        if not self.local and any(thread.is_alive() for thread in self.threads):
+            jvm.cancel(jvm.session(), self.tag)
+        for child in self.children.values():
+            child.kill()  # nothing where it has ended
+        for thread in self.threads:
+            thread.join(GRACE)
+        shutil.rmtree(self.here, ignore_errors=True)
+
+    def _start(self) -> None:
+        self.heard = time.monotonic()
+        if self.local:
+            numbers = range(len(self.members))
+            supervise = _supervisor(str(self.here))
+            starts: list[Callable[[], None]] = [lambda n=n: supervise(n, self.children) for n in numbers]  # type: ignore[misc]
+        else:
+            spark, task = jvm.session(), _task(str(self.here))
+            starts = [lambda: self._as_tasks(spark, task)]
+        self.threads = [threading.Thread(target=start, daemon=True) for start in starts]
+        for thread in self.threads:
+            thread.start()
+
+    def _as_tasks(self, spark: Any, task: Any) -> None:
+        try:
+            with jvm.cancellable(spark, self.tag):
+                count = len(self.members)
+                spark.range(0, count, 1, count).mapInArrow(task, "id long").collect()
+        except BaseException as e:
+            self.error = e
+
+    # A round ---------------------------------------------------------------------------------------------------------
+
+    def run(
+        self, number: int, items: Sequence[Item], missing: set[int], table: Table, original: Tensor
+    ) -> Mapping[int, float]:
+        """Have the items at these positions trained, and their results kept. Returns per position the seconds of CPU.
+
+        Raises:
+            ItemError, InputError, FullDiskError, HeldError: see `runner`.
+        """
+        with files.room("the rows of the items", self.here, ROOM):
+            if not rows_file(self.here).exists():
+                files.save_mappable(rows_file(self.here), table)
+            margins = (table.train.margin, table.validation.margin)
+            files.save_mappable(round_file(self.here, number), Round(number, tuple(items), margins, original))
+        handing = Handing.of(number, items, missing)
+        for member in self.members:
+            member.busy = 0.0
+        while handing.left:
+            for member in self.members:
+                for line in member.lines.new():
+                    self._hear(handing, member, line)
+                self._order(handing, member)
+            self._check(handing)
+            time.sleep(mail.PAUSE)
+        round_file(self.here, number).unlink(missing_ok=True)
+        return handing.seconds
+
+    def _order(self, handing: Handing, member: Member) -> None:
+        """Hand the next item to a worker that waits."""
+        if member.token and member.item is None and handing.queue:
+            member.item = handing.queue.popleft()
+            mail.add(member.orders, token=member.token, round=handing.number, position=member.item)
+
+    def _hear(self, handing: Handing, member: Member, line: Mapping[str, Any]) -> None:
+        """Take note of an answer."""
+        self.heard = time.monotonic()
+        if "ready" in line:
+            self._died(handing, member, "its task was lost")  # nothing, if that is known
+            member.token, member.unstarted = line["token"], 0
+        elif "died" in line and line["token"] == member.token:
+            self._died(handing, member, self._cause(member, line["died"]))
+        elif "died" in line:
+            member.unstarted += 1
+            if member.unstarted == ATTEMPTS:
+                raise ItemError(
+                    f"process {member.number} of {len(self.members)} could not be started {ATTEMPTS} times: "
+                    f"{self._cause(member, line['died'])}"
+                )
+        elif "failed" in line:
+            raise OWN.get(line["failed"], ItemError)(line["message"])
+        elif line["round"] == handing.number:
+            member.item = None if member.item == line["position"] else member.item
+            member.busy += line["busy"]
+            handing.seconds[line["position"]] = line["seconds"]
+            handing.left.discard(line["position"])
+
+    def _died(self, handing: Handing, member: Member, why: str) -> None:
+        """Hand out again what a worker trained when its process died.
+
+        Raises:
+            ItemError: this has happened too often.
+        """
+        position, member.item, member.token = member.item, None, ""
+        if position is None or position not in handing.left:
+            return
+        deaths = handing.deaths.setdefault(position, [])
+        deaths.append(why)
+        item = handing.items[position]
+        told = f"the process of the item {item.name!r} ({item.kind}) of round {handing.number} died"
+        if len(deaths) == ATTEMPTS:
+            raise ItemError(f"{told} {ATTEMPTS} times: {'; '.join(deaths)}. {self._way_on()}")
+        self.say(f"{told} ({why}); it goes on from its checkpoint")
+        handing.queue.appendleft(position)
+
+    def _cause(self, member: Member, code: int) -> str:
+        """Why a process ended, by its exit code and by what it left."""
+        if code < 0:
+            name = signal.Signals(-code).name
+            return f"killed by {name}" + (", out of memory?" if name == "SIGKILL" else "")
+        stack = _text(self.here / f"worker-{member.number}.stack").splitlines()
+        if stack:
+            where = next((line.strip() for line in stack if line.strip().startswith("File")), "")
+            return f"no progress for {self.options.timeout:g} s at {where}"
+        return f"exit code {code}: {_text(self.here / f'worker-{member.number}.txt')[-2000:].strip()}"
+
+    def _way_on(self) -> str:
+        return f"What has ended is kept: runId={self.folder.runId!r} goes on from there"
+
+    def _check(self, handing: Handing) -> None:
+        """Notice what no worker can tell."""
+        now = time.monotonic()
+        if now - self.checked > LEASE:
+            self.folder.check()
+            self.checked = now
+        if not any(member.token for member in self.members) and now - self.heard > START:
+            raise ItemError(f"none of {len(self.members)} processes started within {START:g} s")
+        if not any(thread.is_alive() for thread in self.threads):
+            self.lost.append(jvm.cause(self.error) if self.error is not None else "the tasks ended")
+            if len(self.lost) == ATTEMPTS:
+                why = "; ".join(self.lost)
+                raise ItemError(f"the Spark tasks that train were lost {ATTEMPTS} times: {why}. {self._way_on()}")
+            self.say(
+                f"the Spark tasks that train were lost ({self.lost[-1]}); their items go on from their checkpoints"
+            )
+            for member in self.members:
+                if member.item is not None and member.item in handing.left:
+                    handing.queue.appendleft(member.item)
+                member.item, member.token = None, ""
+            self._start()
+
+
+def _text(path: Path) -> str:
+    return path.read_text(errors="replace") if path.exists() else ""
+
+
+# Nested, so that they go by value: executors needn't know our package.
+
+
+def _supervisor(here: str) -> Callable[..., None]:
+    """What keeps a worker alive until the end, in a thread of the driver or in a task."""
+
+    def supervise(number: int, children: dict[int, Any]) -> None:
+        import json
+        import os
+        import subprocess
+        import sys
+        import time
+        import uuid
+
+        one = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+
+        def over() -> bool:
+            try:
+                with open(f"{here}/to-{number}.jsonl") as orders:
+                    return any('"end"' in line for line in orders)
+            except FileNotFoundError:
+                return True
+
+        while not over():
+            token = uuid.uuid4().hex
+            command = [sys.executable, f"{here}/start.py", str(number), token]
+            with open(f"{here}/worker-{number}.txt", "w") as said:
+                children[number] = child = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT, env={**os.environ, **one}
+                )
+            code = child.wait()
+            if not over():
+                with open(f"{here}/from-{number}.jsonl", "a") as answers:
+                    answers.write("\n" + json.dumps({"token": token, "died": code}) + "\n")
+                time.sleep(0.1)
+
+    return supervise
+
+
+def _task(here: str) -> Callable[[Iterable[Any]], Iterable[Any]]:
+    supervise = _supervisor(here)
+
+    def task(batches: Iterable[Any]) -> Iterable[Any]:
+        for batch in batches:
+            for number in batch.column(0).to_pylist():
+                supervise(number, {})
+            yield batch
+
+    return task

@@ -1,0 +1,149 @@
+"""A process that trains items, one after another, as the chief (`processes`) hands them out.
+
+Runs without a Spark session, on any machine that sees the run's folder. It reads orders from `to-K.jsonl` and answers in
+`from-K.jsonl`, of the folder that it was started from; checkpoints and results go into the folder of the round.
+"""
+
+import contextlib
+import importlib
+import os
+import pickle
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sparkdiff.errors import SparkdiffError
+from sparkdiff.growth import mail, parts
+from sparkdiff.growth.checkpoints import Kept, train
+from sparkdiff.growth.criterion import Specification
+from sparkdiff.growth.items import Item
+from sparkdiff.growth.table import Table
+from sparkdiff.store.lease import check_passed_on
+from sparkdiff.training.distributed.worker import Watchdog, die_with_parents
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What a worker knows before the first round.
+
+    Attributes:
+        kinds: of parts, with the names of their modules.
+        run: folder of the run.
+        every: seconds between two checkpoints of an item.
+    """
+
+    specification: Specification
+    kinds: Mapping[str, str]
+    run: Path
+    every: float
+
+
+@dataclass(frozen=True)
+class Round:
+    """What a worker knows of a round, as the chief writes it.
+
+    Attributes:
+        margins: of training and validation rows.
+        original: (B,) the original's sums of weight * loss.
+    """
+
+    number: int
+    items: tuple[Item, ...]
+    margins: tuple[torch.Tensor, torch.Tensor]
+    original: torch.Tensor
+
+
+def rows_file(here: Path) -> Path:
+    """Of the table, at any margin."""
+    return here / "rows.pt"
+
+
+def round_file(here: Path, number: int) -> Path:
+    return here / f"round-{number}.pt"
+
+
+def main(folder: str) -> None:
+    """The main function of `start.py` in a folder; its arguments are the worker's number and a token of this start."""
+    here, number, token = Path(folder), int(sys.argv[1]), sys.argv[2]
+    die_with_parents([os.getppid()])
+    torch.set_num_threads(1)
+    # Written by the chief into a folder that only its user may write to.
+    assignment: Assignment = pickle.loads((here / "assignment.pickle").read_bytes())
+    parts.KINDS.update({kind: importlib.import_module(module) for kind, module in assignment.kinds.items()})
+    with (here / f"worker-{number}.stack").open("w") as stack:
+        watchdog = Watchdog(assignment.specification.options.timeout, stack)
+        Worker(here, number, token, assignment, watchdog).work()
+
+
+class Worker:
+    """Takes orders until the end."""
+
+    def __init__(self, here: Path, number: int, token: str, assignment: Assignment, watchdog: Watchdog):
+        self.here, self.number, self.token, self.assignment, self.watchdog = here, number, token, assignment, watchdog
+        self.criterion = assignment.specification.criterion()
+        self.rows: Table | None = None  # read with the first order
+        self.round: Round | None = None
+        self.checked = 0.0
+
+    def work(self) -> None:
+        self._tell(ready=True, pid=os.getpid())
+        orders = mail.Reader(self.here / f"to-{self.number}.jsonl")
+        while True:
+            for order in orders.wait():
+                if "end" in order:
+                    return
+                if order["token"] == self.token:  # else it is for one that died
+                    self._obey(order["round"], order["position"])
+
+    def _obey(self, number: int, position: int) -> None:
+        begun = time.monotonic()
+        try:
+            seconds = self._train(number, position)
+        except Exception as e:
+            ours = isinstance(e, SparkdiffError)
+            message = str(e) if ours else traceback.format_exc().rstrip()
+            self._tell(failed=type(e).__name__ if ours else "", message=message, round=number, position=position)
+        else:
+            busy = time.monotonic() - begun
+            self._tell(ended=True, round=number, position=position, busy=busy, seconds=seconds)
+
+    def _train(self, number: int, position: int) -> float:
+        table, now = self._table(number)
+        kept = Kept(self.assignment.run / f"round-{number}")
+        every = self.assignment.every
+        item = now.items[position]
+        try:
+            found = train(kept, position, item, table, self.criterion, now.original, every, self._tick)
+        finally:
+            self.watchdog.rest()
+        return found.seconds
+
+    def _table(self, number: int) -> tuple[Table, Round]:
+        """The rows at the margin of a round; of dense rows only what is read lies in memory."""
+        if self.rows is None:
+            self.rows = _loaded(rows_file(self.here))
+        if self.round is None or self.round.number != number:
+            self.round = _loaded(round_file(self.here, number))
+        assert self.rows is not None
+        return self.rows.at(*self.round.margins), self.round
+
+    def _tick(self) -> None:
+        self.watchdog()
+        if time.monotonic() - self.checked > 1 and (self.here / "owner").exists():
+            check_passed_on(self.here)
+            self.checked = time.monotonic()
+
+    def _tell(self, **line: Any) -> None:
+        with contextlib.suppress(FileNotFoundError):  # the run is over
+            mail.add(self.here / f"from-{self.number}.jsonl", token=self.token, **line)
+
+
+def _loaded(path: Path) -> Any:
+    # Written by the chief, as the assignment.
+    return torch.load(path, map_location="cpu", mmap=True, weights_only=False)

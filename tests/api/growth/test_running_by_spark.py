@@ -1,0 +1,95 @@
+"""Items as tasks of Spark: the result of one process, bit for bit, whoever is killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import climbing
+import pytest
+from climbing import bits
+from item_rounds import ITEMS, changed, rounds_of
+from pyspark.sql import SparkSession
+
+from sparkdiff.growth import checkpoints, parts, processes, running
+from sparkdiff.growth.checkpoints import ItemError
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("spark")]
+TASKS = {"numProcesses": 2, "localMode": "false"}
+
+
+@pytest.fixture(autouse=True)
+def kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(parts.KINDS, "climbing", climbing)
+    monkeypatch.setattr(checkpoints, "EVERY", 0.0)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[object, ...]]:
+    """What one process finds."""
+    with pytest.MonkeyPatch.context() as m:
+        m.setitem(parts.KINDS, "climbing", climbing)
+        return bits(rounds_of(tmp_path_factory.mktemp("alone"), [ITEMS])[0])
+
+
+def test_tasks_find_what_one_process_finds(
+    tmp_path: Path, alone: list[tuple[object, ...]], spark: SparkSession
+) -> None:
+    """One of the items kills its process, which the task starts again."""
+    said, times = list[str](), list[running.Times]()
+    items = changed(1, dies=3, mark=str(tmp_path / "mark"))
+    first, second = rounds_of(tmp_path, [items, ITEMS], said, times, **TASKS)
+    assert bits(first) == bits(second) == alone
+    assert [s.partition("(killed")[0] for s in said] == ["the process of the item 'part 1' (climbing) of round 1 died "]
+    assert all(len(t.busy) == 2 and len(t.items) == 6 for t in times)
+    assert spark.sparkContext.statusTracker().getActiveStageIds() == []
+
+
+@pytest.mark.once
+def test_a_task_that_is_killed_begins_again(tmp_path: Path, alone: list[tuple[object, ...]]) -> None:
+    said: list[str] = []
+    items = changed(1, **{"dies": 3, "with its parent": True, "mark": str(tmp_path / "mark")})
+    [found] = rounds_of(tmp_path, [items], said, **TASKS)
+    assert bits(found) == alone
+    assert [s.partition(" (")[0] for s in said] == ["the Spark tasks that train were lost"]
+
+
+@pytest.mark.once
+def test_tasks_that_are_lost_too_often_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "ATTEMPTS", 2)
+    with pytest.raises(ItemError, match=r"the Spark tasks that train were lost 2 times: .*: runId='run' goes on"):
+        rounds_of(tmp_path, [changed(1, **{"dies": 3, "with its parent": True})], **TASKS)
+
+
+DRIVER = """
+import sys
+sys.path[:0] = {paths!r}
+from pathlib import Path
+import climbing, item_rounds
+from pyspark.sql import SparkSession
+from sparkdiff.growth import checkpoints, parts
+SparkSession.builder.master("local[2]").config("spark.ui.enabled", "false").getOrCreate()
+parts.KINDS["climbing"] = climbing
+checkpoints.EVERY = 0.0
+item_rounds.rounds_of(Path({run!r}), [item_rounds.ITEMS] * 2, numProcesses=2, localMode="false")
+"""
+
+
+@pytest.mark.once
+def test_a_driver_that_is_killed_goes_on(tmp_path: Path, alone: list[tuple[object, ...]]) -> None:
+    code = DRIVER.format(paths=sys.path, run=str(tmp_path))
+    driver = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.DEVNULL)
+    second = tmp_path / "run" / "round-2"
+    while driver.poll() is None and not list(second.glob("course-*")):
+        time.sleep(0.005)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").glob("round-1/found-*")}
+    assert len(kept) == 6, "the first round is there"
+    times: list[running.Times] = []
+    first, again = rounds_of(tmp_path, [ITEMS] * 2, times=times, **TASKS)
+    assert bits(first) == bits(again) == alone
+    assert all(p.stat().st_mtime_ns == then for p, then in kept.items())
+    assert times[0].items == ()

@@ -1,0 +1,48 @@
+"""Rounds of items for tests of how items are run: of the kind `climbing`, on generated rows."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import climbing
+from tables import specification_of, table_of
+
+from sparkdiff.growth import running
+from sparkdiff.growth.criterion import Specification
+from sparkdiff.growth.items import Found, Item
+from sparkdiff.growth.table import Table
+from sparkdiff.store.run_folder import RunFolder
+
+ITEMS = climbing.items(7)
+"""Six."""
+
+
+def planted(**options: Any) -> tuple[Table, Specification]:
+    """Rows on which the items gain."""
+    table, _ = table_of("poisson", 900, planted=lambda c: 0.4 * c["y"])
+    return table, specification_of("poisson", table, table.train.label, **options)
+
+
+def rounds_of(
+    run: Path, rounds: list[list[Item]], said: list[str] | None = None, times: list[running.Times] | None = None,
+    **options: Any,
+) -> list[list[Found]]:  # fmt: skip
+    """What rounds find, each from the same margin, in the run `run` of a folder.
+
+    Args:
+        said, times: lists to add to.
+    """
+    table, specification = planted(**options)
+    criterion = specification.criterion()
+    original = criterion.score(table.validation.margin, table.validation).blocks
+    folder = RunFolder.open(run, "run", {}, replace=False)
+    say, on_times = [] if said is None else said, [] if times is None else times
+    with running.runner(folder, specification, say.append, on_times.append) as of_round:
+        return [of_round(number, items, table, original) for number, items in enumerate(rounds, 1)]
+
+
+def changed(position: int, **settings: Any) -> list[Item]:
+    """The items, one of them with other settings."""
+    items = list(ITEMS)
+    items[position] = dataclasses.replace(items[position], settings={**items[position].settings, **settings})
+    return items

@@ -1,0 +1,110 @@
+"""Items in several processes of this machine: the result of one process, bit for bit, whoever is killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import climbing
+import pytest
+from climbing import bits
+from item_rounds import ITEMS, changed, rounds_of
+
+from sparkdiff.growth import checkpoints, mail, parts, processes, running
+from sparkdiff.growth.checkpoints import ItemError
+
+pytestmark = [pytest.mark.slow, pytest.mark.once]
+TWO = {"numProcesses": 2, "localMode": "true"}
+
+
+@pytest.fixture(autouse=True)
+def kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(parts.KINDS, "climbing", climbing)
+    monkeypatch.setattr(checkpoints, "EVERY", 0.0)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[object, ...]]:
+    """What one process finds."""
+    with pytest.MonkeyPatch.context() as m:
+        m.setitem(parts.KINDS, "climbing", climbing)
+        return bits(rounds_of(tmp_path_factory.mktemp("alone"), [ITEMS])[0])
+
+
+def test_two_processes_find_what_one_finds(tmp_path: Path, alone: list[tuple[object, ...]]) -> None:
+    times: list[running.Times] = []
+    first, second = rounds_of(tmp_path, [ITEMS, ITEMS], times=times, **TWO)
+    assert bits(first) == bits(second) == alone
+    assert all(len(t.busy) == 2 and min(t.busy) > 0 and len(t.items) == 6 for t in times)
+    assert [p.name for p in (tmp_path / "run").glob("attempt-*")] == []
+
+
+def test_long_items_are_handed_out_first() -> None:
+    handing = processes.Handing.of(1, ITEMS, {0, 2, 3, 4, 5})
+    assert list(handing.queue) == [4, 3, 2, 5, 0]
+
+
+def test_an_item_whose_process_is_killed_goes_on(tmp_path: Path, alone: list[tuple[object, ...]]) -> None:
+    said: list[str] = []
+    [found] = rounds_of(tmp_path, [changed(1, dies=3, mark=str(tmp_path / "mark"))], said, **TWO)
+    assert bits(found) == alone
+    told = "the process of the item 'part 1' (climbing) of round 1 died (killed by SIGKILL, out of memory?)"
+    assert [s.partition(";")[0] for s in said] == [told]
+
+
+def test_an_item_that_kills_each_process_is_named(tmp_path: Path) -> None:
+    said: list[str] = []
+    with pytest.raises(ItemError, match=r"the item 'part 1' \(climbing\) of round 1 died 3 times: killed by SIGKILL"):
+        rounds_of(tmp_path, [changed(1, dies=3)], said, **TWO)
+    assert len(said) == 2
+
+
+def test_an_item_that_fails_is_named_with_its_traceback(tmp_path: Path) -> None:
+    with pytest.raises(ItemError, match=r"(?s)the item 'part 2' \(climbing\) failed:\nTraceback.*this one can't"):
+        rounds_of(tmp_path, [changed(2, fails=2)[2:3]], **TWO)
+
+
+def test_a_process_that_cannot_start_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(parts.KINDS, "climbing", type(sys)("no_such_module"))
+    monkeypatch.setattr(processes, "ATTEMPTS", 2)
+    with pytest.raises(ItemError, match=r"(?s)could not be started 2 times: exit code 1: .*No module named 'no_such_"):
+        rounds_of(tmp_path, [ITEMS], **TWO)
+
+
+DRIVER = """
+import sys
+sys.path[:0] = {paths!r}
+from pathlib import Path
+import climbing, item_rounds
+from sparkdiff.growth import checkpoints, parts
+parts.KINDS["climbing"] = climbing
+checkpoints.EVERY = 0.0
+item_rounds.rounds_of(Path({run!r}), [item_rounds.ITEMS] * 2, numProcesses=2, localMode="true")
+"""
+
+
+def test_a_driver_that_is_killed_goes_on(tmp_path: Path, alone: list[tuple[object, ...]]) -> None:
+    code = DRIVER.format(paths=sys.path, run=str(tmp_path))
+    driver = subprocess.Popen([sys.executable, "-c", code])
+    second = tmp_path / "run" / "round-2"
+    while driver.poll() is None and not list(second.glob("course-*")):
+        time.sleep(0.005)
+    told = [line for p in (tmp_path / "run").glob("attempt-*/from-*") for line in mail.Reader(p).new()]
+    workers = [line["pid"] for line in told if "pid" in line]
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    assert 1 <= len(workers) <= 2  # one may still start
+    end = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers), "processes die with their driver"
+    kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").glob("round-*/found-*")}
+    assert len(kept) >= 6, "the first round is there"
+    times: list[running.Times] = []
+    first, again = rounds_of(tmp_path, [ITEMS] * 2, times=times, **TWO)
+    assert bits(first) == bits(again) == alone
+    assert all(p.stat().st_mtime_ns == then for p, then in kept.items())
+    assert times[0].items == ()
+    assert [p.name for p in (tmp_path / "run").glob("attempt-*")] == []
