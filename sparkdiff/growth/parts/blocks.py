@@ -18,8 +18,8 @@ from sparkdiff.growth.parts.coding import Coding, cost, one_hot
 from sparkdiff.growth.parts.ridge import Design, Entries, Ridge
 from sparkdiff.growth.table import Split, Table
 
-STRONGEST, EPOCHS = 1000.0, 8
-"""The ridge of the first epoch, in rows of mean curvature, and the number of epochs; each has a third of the ridge before."""
+STRONGEST, WEAKER, EPOCHS = 1000.0, 4.0, 8
+"""The ridge of the first epoch, in rows of mean curvature, how many times weaker the next one is, and the number of epochs."""
 
 Block = tuple[Coding, ...]
 """A one-hot block, or the cells of two: the first coding's index is the slow one."""
@@ -93,8 +93,8 @@ def table_rows(block: Block, effects: Tensor) -> list[dict[str, Any]]:
 
 
 class PathTrainer(Trainer):
-    """Trains effects along a path of falling ridge: each epoch has a third of the ridge of the epoch before, and begins at its
-    effects, so that the validation rows choose how strong it is."""
+    """Trains effects along a path of falling ridge, so that the validation rows choose how strong it is. Each epoch begins at the
+    effects of the epoch before."""
 
     def __init__(self) -> None:
         self.done = 0
@@ -121,7 +121,7 @@ class PathTrainer(Trainer):
         if self.unit is None:
             factors = ridge.apart(self.design(table.train), self.groups(), table.train, criterion)
             self.unit = factors * (ridge.mean_curvature(table.train, criterion) / len(table.train))
-        return self.ridge(table.train.margin).scaled(self.unit * STRONGEST * 10 ** (-self.done / 2))
+        return self.ridge(table.train.margin).scaled(self.unit * STRONGEST / WEAKER**self.done)
 
     def epoch(self, table: Table, criterion: Criterion) -> None:
         penalty = self.penalty(table, criterion)

@@ -3,12 +3,17 @@
 The pairs are found by a score test over all of them; numbers are bucketized.
 """
 
+from collections.abc import Sequence
+
 from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.items import Item
 from sparkdiff.growth.parts import score_test
-from sparkdiff.growth.parts.blocks import EPOCHS, Blocks, BlocksTrainer
+from sparkdiff.growth.parts.blocks import EPOCHS, Blocks, BlocksTrainer, index, width
 from sparkdiff.growth.parts.coding import Coding, coding, codings
-from sparkdiff.growth.table import Table
+from sparkdiff.growth.parts.ridge import Entries, Ridge, fit, mean_curvature
+from sparkdiff.growth.table import Split, Table
+
+Pair = tuple[Coding, Coding]
 
 BINS = 8
 """Buckets of a number."""
@@ -16,6 +21,10 @@ MOST_CELLS = 10_000
 """Of a cross: Spark's Interaction writes a name for each into the metadata of its column."""
 ALONE = 3
 TOGETHER = (3, 6)
+POOL = 20
+"""Pairs with the largest scores, from which those that are fitted together are taken."""
+RIDGE = 10.0
+"""In rows of mean curvature, of the cells of a pair before the next one is looked for."""
 
 
 class Crosses(Blocks):
@@ -25,16 +34,34 @@ class Crosses(Blocks):
 
 
 def propose(table: Table, criterion: Criterion, seed: int) -> list[Item]:
-    """The best pair, the next two, and the best three and six together."""
-    found = score_test.pairs(codings(table, BINS), table.train, criterion, MOST_CELLS)
+    """The best pair, the next two, and three and six together, each of which adds most to those before it."""
+    found = score_test.pairs(codings(table, BINS), score_test.rows_of(table.train), criterion, MOST_CELLS)
     best = found[:1] + [f for f in found[1:] if f[0] > 0]
-    pairs = [(a, b) for _, a, b in best]
-    items = [_item(table, [pair], seed) for pair in pairs[:ALONE]]
+    pool = [(a, b) for _, a, b in best[:POOL]]
+    items = [_item(table, [pair], seed) for pair in pool[:ALONE]]
+    pairs = _in_turn(pool, score_test.rows_of(table.train), criterion)
     sizes = sorted({min(size, len(pairs)) for size in TOGETHER if len(pairs) > 1})
     return items + [_item(table, pairs[:size], seed) for size in sizes]
 
 
-def _item(table: Table, pairs: list[tuple[Coding, Coding]], seed: int) -> Item:
+def _in_turn(pool: Sequence[Pair], split: Split, criterion: Criterion) -> list[Pair]:
+    """The first pair, then the one with the largest score once the first is fitted, and so on, while any score is positive."""
+    chosen = list(pool[:1])
+    while chosen and len(chosen) < max(TOGETHER):
+        cells = Entries(index(chosen[-1], split)[None], width(chosen[-1]))
+        penalty = Ridge(split.margin.new_full((cells.width,), RIDGE * mean_curvature(split, criterion) / len(split)))
+        start = split.margin.new_zeros(cells.width, *split.margin.shape[1:])
+        split = split.at(split.margin + cells.margin(fit(cells, penalty, start, split, criterion)))
+        d = score_test.derivatives(split, criterion)
+        scores = [(score_test.of_codings(*pair, split, d), pair) for pair in pool if pair not in chosen]
+        score, best = max(scores, key=lambda of: of[0], default=(0.0, None))
+        if best is None or score <= 0:
+            break
+        chosen.append(best)
+    return chosen
+
+
+def _item(table: Table, pairs: Sequence[Pair], seed: int) -> Item:
     name = ", ".join(f"{a.column.name} x {b.column.name}" for a, b in pairs)
     settings = {"pairs": [[a.place, b.place] for a, b in pairs], "bins": BINS}
     return Item("crosses", name, EPOCHS, len(pairs) * len(table.train) * table.width, seed, settings)

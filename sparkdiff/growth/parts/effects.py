@@ -141,7 +141,7 @@ def propose(table: Table, criterion: Criterion, seed: int) -> list[Item]:
     """The intercepts of the entities with the largest scores, and with slopes where there is room for them."""
     entities = [c for c in (coding(table, i, 2) for i in range(len(table.columns))) if c is not None and _is_entity(c)]
     items = []
-    for _, c in score_test.columns(entities, table.train, criterion)[:ENTITIES]:
+    for _, c in score_test.columns(entities, score_test.rows_of(table.train), criterion)[:ENTITIES]:
         work = len(table.train) * table.width
         items.append(
             Item("effects", f"effect of {c.column.name}", EPOCHS, work, seed, {"entity": c.place, "slopes": False})

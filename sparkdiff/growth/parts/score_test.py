@@ -86,9 +86,13 @@ def of_pair(first: Tensor, second: Tensor, widths: tuple[int, int], d: Derivativ
     return _standardised(found, free * len(pull), d)
 
 
+def of_codings(a: Coding, b: Coding, split: Split, d: Derivatives) -> float:
+    """`of_pair` of two columns."""
+    return of_pair(a.index(split), b.index(split), (a.width, b.width), d)
+
+
 def pairs(coded: list[Coding], split: Split, criterion: Criterion, most: int) -> list[tuple[float, Coding, Coding]]:
     """All pairs of columns of which neither is made of the other, with at most `most` cells; largest score first."""
-    split = rows_of(split)
     d = derivatives(split, criterion)
     index = {c: c.index(split) for c in coded}
     found = [
@@ -101,7 +105,6 @@ def pairs(coded: list[Coding], split: Split, criterion: Criterion, most: int) ->
 
 def columns(coded: list[Coding], split: Split, criterion: Criterion) -> list[tuple[float, Coding]]:
     """All columns, largest score first."""
-    split = rows_of(split)
     d = derivatives(split, criterion)
     return sorted(((of_column(c.index(split), c.width, d), c) for c in coded), key=lambda of: -of[0])
 

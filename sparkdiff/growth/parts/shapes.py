@@ -177,7 +177,7 @@ def _smooth(neighbours: int, alone: int, like: Tensor) -> Ridge:
 
 def propose(table: Table, criterion: Criterion, seed: int) -> list[Item]:
     """Curves and steps of the columns with the largest scores, and shapes of all columns together, coarse and fine."""
-    ranked = [c for _, c in score_test.columns(codings(table, COARSE), table.train, criterion)]
+    ranked = [c for _, c in score_test.columns(codings(table, COARSE), score_test.rows_of(table.train), criterion)]
     items = []
     for rank, c in enumerate(ranked[:ALONE]):
         bent = _knots(table, c.place, COARSE) is not None
