@@ -27,6 +27,8 @@ MANY = 20
 MOST_SLOPES = 1_000_000
 MOST_NUMBERS = 50_000_000
 """Of rows * features * classes, which the training of slopes holds at once."""
+SLOPE_EPOCHS = 6
+"""Weaker ridges than theirs take long, and don't gain where there are so many effects."""
 ENTITIES = 2
 """Entities of a round at most."""
 
@@ -149,7 +151,7 @@ def propose(table: Table, criterion: Criterion, seed: int) -> list[Item]:
         if _has_room(table, c):
             name = f"effect of {c.column.name} on {table.features}"
             work *= _dense(table.train).shape[1]
-            items.append(Item("effects", name, EPOCHS, work, seed, {"entity": c.place, "slopes": True}))
+            items.append(Item("effects", name, SLOPE_EPOCHS, work, seed, {"entity": c.place, "slopes": True}))
     return items
 
 

@@ -14,13 +14,13 @@ from torch import Tensor
 from sparkdiff.growth.criterion import LEAST, Criterion
 from sparkdiff.growth.table import Split
 
-STEPS = 30
+STEPS = 10
 """Newton's steps at most."""
-INNER = 200
+INNER = 30
 """Iterations of conjugate gradients at most."""
-PRECISE = 1e-3
+PRECISE = 1e-2
 """The share of a gradient that conjugate gradients leave."""
-LEAST_GAIN = 1e-9
+LEAST_GAIN = 1e-6
 """Of the loss, which a step of Newton has to gain so that another one follows."""
 APART = 100.0
 """How many times as strong as on the group with the largest effects the ridge is on another group at most."""

@@ -176,8 +176,9 @@ def _smooth(neighbours: int, alone: int, like: Tensor) -> Ridge:
 
 
 def propose(table: Table, criterion: Criterion, seed: int) -> list[Item]:
-    """Curves and steps of the columns with the largest scores, and shapes of all columns together, coarse and fine."""
-    ranked = [c for _, c in score_test.columns(codings(table, COARSE), score_test.rows_of(table.train), criterion)]
+    """Curves and steps of the columns with the largest scores, and shapes of all columns with a score together."""
+    scored = score_test.columns(codings(table, COARSE), score_test.rows_of(table.train), criterion)
+    ranked = [c for score, c in scored if score > 0] or [c for _, c in scored[:1]]
     items = []
     for rank, c in enumerate(ranked[:ALONE]):
         bent = _knots(table, c.place, COARSE) is not None
@@ -187,7 +188,8 @@ def propose(table: Table, criterion: Criterion, seed: int) -> list[Item]:
         if not bent or rank == 0:
             items.append(_item(table, [c], "steps", sizes[-1], seed))
     if len(ranked) > 1:
-        items += [_item(table, ranked, "curves", size, seed) for size in (COARSE, FINE)]
+        sizes = (COARSE, FINE) if any(c.is_number for c in ranked) else (COARSE,)
+        items += [_item(table, ranked, "curves", size, seed) for size in sizes]
     return items
 
 

@@ -9,7 +9,7 @@ from tables import HEADS, table_of
 from torch import Tensor
 
 from sparkdiff.growth.items import Item
-from sparkdiff.growth.parts import effects
+from sparkdiff.growth.parts import effects, ridge
 from sparkdiff.rows import SparseRows
 
 
@@ -46,18 +46,19 @@ def test_the_planted_effect_is_what_validation_rows_gain(kind: str, planted: obj
 
 @pytest.mark.parametrize("kind", HEADS)
 @pytest.mark.parametrize("slopes", [False, True])
-def test_at_the_optimum_loss_and_ridge_have_no_slope(kind: str, slopes: bool) -> None:
+def test_at_the_optimum_loss_and_ridge_have_no_slope(monkeypatch: pytest.MonkeyPatch, kind: str, slopes: bool) -> None:
+    monkeypatch.setattr(ridge, "LEAST_GAIN", 1e-12)
     table, criterion = table_of(kind, planted=own_slope)
     trainer = effects.trainer(Item("effects", "", 8, 1.0, 0, {"entity": 4, "slopes": slopes}), table)
     for _ in range(4):
-        ridge = trainer.penalty(table, criterion)
+        penalty = trainer.penalty(table, criterion)
         trainer.epoch(table, criterion)
     assert trainer.effects is not None
 
     def slope(at: Tensor) -> Tensor:
         e = at.clone().requires_grad_()
         loss = criterion.loss(table.train.margin + trainer.design(table.train).margin(e), table.train)
-        [found] = torch.autograd.grad(loss + (ridge.own @ e.square()).sum() / 2, e)
+        [found] = torch.autograd.grad(loss + (penalty.own @ e.square()).sum() / 2, e)
         return found
 
     assert float(slope(trainer.effects).norm()) < 1e-5 * float(slope(0 * trainer.effects).norm())
