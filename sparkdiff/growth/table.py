@@ -15,7 +15,8 @@ class Column:
     Attributes:
         name: as the data call it, and as reports show it, such as "hr".
         column: the column that Spark's stages read, such as "hr_index"; the same as the name where the data have it as numbers.
-        levels: of a category, how many values it has, 0 to levels - 1; 0 for a number.
+        levels: of a category, how many values it has, 0 to levels - 1; 0 for a number. As many as the metadata of `column` say,
+            if they do (of a StringIndexer that keeps unknown values, one more than its labels): Spark's OneHotEncoder compares.
         labels: the names of a category's values; empty where nothing tells them.
         indexes: whether `column` numbers the values of another column of numbers or strings, so that the order means nothing.
         entity: whether it names a user, an item, a shop: something with an effect of its own.

@@ -6,10 +6,16 @@ from types import ModuleType
 from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.items import Item
 from sparkdiff.growth.part import Trainer
-from sparkdiff.growth.parts import crosses, effects, shapes, units
+from sparkdiff.growth.parts import crosses, effects, embeddings, shapes, units
 from sparkdiff.growth.table import Table
 
-KINDS: dict[str, ModuleType] = {"units": units, "crosses": crosses, "shapes": shapes, "effects": effects}
+KINDS: dict[str, ModuleType] = {
+    "units": units,
+    "crosses": crosses,
+    "shapes": shapes,
+    "effects": effects,
+    "embeddings": embeddings,
+}
 """In the order in which they are proposed."""
 
 

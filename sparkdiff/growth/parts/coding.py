@@ -25,6 +25,8 @@ FEW = 32
 """Up to so many distinct values of a number have a bucket each."""
 MOST_LEVELS = 1_000_000
 """Of a category. A column of indices that has more of them is left alone."""
+MOST_EDGES = 10_000
+"""Levels at most of a category that some rows lack."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ class Coding:
 
     Attributes:
         place: of the column in `Split.values`.
-        edges: of a number, ascending: bucket j has the values from edges[j - 1] up to, but not including, edges[j].
+        edges: of what is bucketized, ascending: bucket j has the values from edges[j - 1] up to, but not including, edges[j].
+            That is a number, or a category with gaps.
         size: buckets or levels.
         labels: what a reader calls the entries, (size + 1,).
         gaps: whether rows without a value were seen.
@@ -52,12 +55,15 @@ class Coding:
 
     @property
     def is_number(self) -> bool:
-        return bool(self.edges)
+        return not (self.column.levels or self.column.indexes)
 
     def index(self, split: Split) -> Tensor:
         """(n,) int64, which entry is 1."""
-        x = split.values[:, self.place]
-        if self.is_number:
+        return self.entry(split.values[:, self.place])
+
+    def entry(self, x: Tensor) -> Tensor:
+        """Likewise, for values of the column (m,)."""
+        if self.edges:
             found = torch.searchsorted(x.new_tensor(self.edges), x.contiguous(), right=True)
             return torch.where(x.isnan(), self.size, found)
         return torch.where((x >= 0) & (x < self.size), x, float(self.size)).long()
@@ -65,25 +71,30 @@ class Coding:
 
 def coding(table: Table, place: int, bins: int) -> Coding | None:
     """The coding of a column, a number in at most `bins` buckets; None for a column that has one value only or nothing but
-    values that can't be told apart, such as indices of unknown categories without an order."""
+    values that can't be told apart, such as indices of unknown categories without an order.
+
+    A category with gaps is bucketized, too: what makes NaN of null calls the column a number, and OneHotEncoder takes no numbers.
+    """
     column = table.columns[place]
     values = table.train.values[:, place].numpy()
     known = values[np.isfinite(values)]
     gaps = bool(table.train.values[:, place].isnan().any() or table.validation.values[:, place].isnan().any())
     if not len(known) or known.min() == known.max():
         return None
-    if column.levels:
-        return Coding(column, place, (), column.levels, _levels(column, column.levels), gaps)
     distinct = np.unique(known)
-    if column.indexes:
-        if distinct[0] < 0 or distinct[-1] >= MOST_LEVELS or not (distinct == np.floor(distinct)).all():
+    if column.levels or column.indexes:
+        whole = distinct[0] >= 0 and distinct[-1] < MOST_LEVELS and bool((distinct == np.floor(distinct)).all())
+        if not column.levels and not whole:
             return None
-        levels = int(distinct[-1]) + 1
-        return Coding(column, place, (), levels, _levels(column, levels), gaps)
+        levels = column.levels or int(distinct[-1]) + 1
+        if gaps and levels > MOST_EDGES:
+            return None
+        edges = [i - 0.5 for i in range(1, levels)] if gaps else []
+        return Coding(column, place, tuple(edges), levels, _levels(column, levels), gaps)
     if len(distinct) <= max(bins, FEW):
         edges, labels = _between(distinct), [f"{value:g}" for value in distinct]
     else:
-        edges = knots(known, bins)
+        edges = knots(known, bins) or _between(distinct)[:1]  # where nearly all have the smallest value
         ends = ["-inf", *(f"{edge:.4g}" for edge in edges), "inf"]
         labels = [f"[{low}, {high})" for low, high in pairwise(ends)]
     return Coding(column, place, tuple(edges), len(edges) + 1, (*labels, "missing"), gaps)
@@ -127,15 +138,13 @@ def one_hot(coded: Sequence[Coding], place: Place) -> tuple[list[Any], Mapping[C
         column, new = without_nulls(c, place, f"known{i}") if c.gaps else (c.column.column, [])
         stages += new
         read.append(column)
-    numbers = [i for i, c in enumerate(coded) if c.is_number]
-    if numbers:
-        binned = [place.name(f"bin{i}") for i in numbers]
-        splits = [[-math.inf, *coded[i].edges, math.inf] for i in numbers]
-        bins = Bucketizer(
-            splitsArray=splits, inputCols=[read[i] for i in numbers], outputCols=binned, handleInvalid="keep"
-        )
+    cut = [i for i, c in enumerate(coded) if c.edges]
+    if cut:
+        binned = [place.name(f"bin{i}") for i in cut]
+        splits = [[-math.inf, *coded[i].edges, math.inf] for i in cut]
+        bins = Bucketizer(splitsArray=splits, inputCols=[read[i] for i in cut], outputCols=binned, handleInvalid="keep")
         stages.append(jvm.named(bins, place.name("bins")))
-        for i, column in zip(numbers, binned, strict=True):
+        for i, column in zip(cut, binned, strict=True):
             read[i] = column
     blocks = {c: place.name(f"block{i}") for i, c in enumerate(coded)}
     encoder = OneHotEncoder(inputCols=read, outputCols=[*blocks.values()], handleInvalid="keep", dropLast=False)
@@ -146,8 +155,8 @@ def one_hot(coded: Sequence[Coding], place: Place) -> tuple[list[Any], Mapping[C
 def cost(coded: Sequence[Coding]) -> float:
     """Of the stages that make the one-hot blocks, see `costs`."""
     gaps = costs.of("VectorAssembler", 1) + costs.of("LinearRegressionModel", 1)
-    numbers = sum(c.is_number for c in coded)
-    bins = costs.of("Bucketizer", numbers) if numbers else 0.0
+    cut = sum(bool(c.edges) for c in coded)
+    bins = costs.of("Bucketizer", cut) if cut else 0.0
     return bins + costs.of("OneHotEncoderModel", len(coded)) + gaps * sum(c.gaps for c in coded)
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -121,7 +122,26 @@ def slopes(table: Table, coded: list[Coding], classes: int) -> Part:
     )
 
 
-CASES = [(crosses, 0), (crosses, 3), (steps, 0), (steps, 3), (curves, 0), (intercepts, 0), (slopes, 0), (slopes, 3)]
+def gaps(table: Table, coded: list[Coding], classes: int) -> Part:
+    """Of a category that some rows lack, crossed with one that none lacks."""
+    values = table.train.values.clone()
+    values[:5, 2] = NAN
+    lacking = coding.coding(replace(table, train=replace(table.train, values=values)), 2, 8)
+    assert lacking is not None and lacking.gaps and not lacking.is_number
+    return Crosses("", [(lacking,), (coded[3], lacking)], random_effects([(4,), (coded[3].width * 4,)], classes))
+
+
+CASES = [
+    (gaps, 0),
+    (crosses, 0),
+    (crosses, 3),
+    (steps, 0),
+    (steps, 3),
+    (curves, 0),
+    (intercepts, 0),
+    (slopes, 0),
+    (slopes, 3),
+]
 
 
 @pytest.mark.parametrize(("make", "classes"), CASES)

@@ -1,5 +1,6 @@
 """Parts that torch trains as plain MLlib stages: what Spark computes is what the part computed, by both ways back."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from pyspark.ml import PipelineModel
-from pyspark.ml.feature import VectorAssembler
+from pyspark.ml.feature import StringIndexerModel, VectorAssembler
 from pyspark.ml.linalg import Vectors, VectorUDT
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import DoubleType, StructField, StructType
@@ -84,3 +85,42 @@ def test_units(spark: SparkSession, tmp_path: Path, route: str, kind: str) -> No
         part = trained(item, table, criterion)
         model = check(spark, part, table, tmp_path, sparse=item is items[2])
         assert costs.of_stage(model.stages[0]) == pytest.approx(part.cost())
+
+
+def embedding_of(column: int, size: int, table: Table, criterion: Criterion) -> Part:
+    return trained(
+        Item("embeddings", "embedding", 5, 1.0, 3, {"place": column, "size": size, "unit": 1.0}), table, criterion
+    )
+
+
+@pytest.mark.parametrize("kind", ["poisson", "softmax"])
+def test_embeddings(spark: SparkSession, tmp_path: Path, route: str, kind: str) -> None:
+    """Of a column with values that no training row has, and with some that are no values."""
+    table, criterion = table_of(kind, 400, planted=lambda c: c["user"] / 20 * (1 + c["y"]))
+    values = table.validation.values.clone()
+    values[:3, 4] = torch.tensor([-1.0, 40.0, torch.nan])
+    weight = torch.where(table.train.values[:, 4] < 3, 0.0, table.train.weight)
+    train, validation = replace(table.train, weight=weight), replace(table.validation, values=values)
+    table = replace(table, train=train, validation=validation)
+    for size in (0, 1, 4):
+        part = embedding_of(4, size, table, criterion)
+        assert part.output(validation)[:80].eq(0).reshape(80, -1).any(1).sum() > 3
+        check(spark, part, table, tmp_path, sparse=size == 4)
+
+
+@pytest.mark.parametrize("invalid", ["error", "keep"])
+def test_embeddings_of_what_an_indexer_writes(spark: SparkSession, invalid: str) -> None:
+    """An indexer's column says how many values it has, and Spark's encoder compares."""
+    table, criterion = table_of("poisson", 400, planted=lambda c: c["a"] / 4)
+    levels = 6 + (invalid == "keep")
+    columns = [replace(c, levels=levels) if c.name == "a" else c for c in table.columns]
+    part = embedding_of(2, 1, replace(table, columns=tuple(columns)), criterion)
+    df = frame(spark, table.validation, table).drop("a_index")
+    names = spark.createDataFrame(
+        [(float(i), f"v{int(v)}") for i, v in enumerate(table.validation.values[:80, 2])], ["number", "a"]
+    )
+    indexer = StringIndexerModel.from_labels([f"v{i}" for i in range(6)], "a", "a_index", handleInvalid=invalid)
+    made = part.stages(Place("features", 6, PREFIX, 0))
+    assembler = VectorAssembler(inputCols=[o.column for o in made.outputs], outputCol="assembled")
+    model = PipelineModel([indexer, *made.stages, assembler])
+    torch.testing.assert_close(added(model, made.outputs, df.join(names, "number")), part.output(table.validation)[:80])

@@ -1,0 +1,298 @@
+"""Embeddings: a learned point for each value of a category, such as a user or an hour, which the last linear stage reads.
+
+There are two forms. A *main effect* is one number for each value (k numbers for k classes). A *low-rank* embedding e(a) of r
+coordinates multiplies the features, too: it adds c.e(a) + the sum over i of e_i(a) * (P x)_i to the margin. So each value has
+coefficients of its own for all d features, by r * (values + d) parameters instead of values * d.
+
+In MLlib the points are the matrix of a PCAModel that reads a OneHotEncoderModel's vectors, P is the matrix of a PCAModel that
+reads the features, and an Interaction multiplies both. A value without training rows is at zero.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from pyspark.ml.feature import PCA, Interaction, VectorAssembler
+from torch import Tensor
+
+from sparkdiff import jvm
+from sparkdiff.growth import costs
+from sparkdiff.growth.criterion import Criterion
+from sparkdiff.growth.descent import Descent, Pace, pieces, standardisation, work
+from sparkdiff.growth.items import Item
+from sparkdiff.growth.part import Output, Part, Place, Stages, Trainer
+from sparkdiff.growth.parts import coding, score_test
+from sparkdiff.growth.parts.coding import Coding
+from sparkdiff.growth.table import Split, Table
+from sparkdiff.rows import Rows, width
+from sparkdiff.stages.linear import product
+
+MAIN, PRODUCTS = 3, 2
+"""Columns at most for which main effects and low-rank embeddings are proposed."""
+LEAST = 1.0
+"""Standard deviations that a score has to be above what chance makes of it."""
+SIZES = (1, 4)
+"""Coordinates of a low-rank embedding."""
+WIDEST, LARGEST = 200, 2**24
+"""Features, and values times features, at most for a low-rank embedding."""
+NEWTON, EPOCHS = 12, 30
+"""Epochs of a main effect and of a low-rank embedding."""
+RATE, DECAY = 0.01, 0.5
+FARTHEST = 2.0
+"""Units of the margin by which a step of Newton's method moves a value at most."""
+
+
+def propose(table: Table, criterion: Criterion, seed: int) -> list[Item]:
+    """The columns with the largest scores, by one test for main effects and another one for products."""
+    coded = [c for c in coding.codings(table, 2) if not c.is_number]
+    main = [c for score, c in score_test.columns(coded, table.train, criterion) if score > LEAST][:MAIN]
+    rows, d, items = len(table.train), width(table.train.features), list[Item]()
+    for c in main:
+        seconds, settings = 1e-7 * NEWTON * rows, _settings(c, 0, criterion)
+        items.append(Item("embeddings", f"embedding of {c.column.name}", NEWTON, seconds, seed, settings))
+    for c in _by_products(coded, table, criterion)[:PRODUCTS]:
+        for size in SIZES:
+            name = f"embedding of {c.column.name} x features" + (", 1 coordinate" if size == 1 else "")
+            seconds, settings = work(rows, size * (c.width + d), EPOCHS), _settings(c, size, criterion)
+            items.append(Item("embeddings", name, EPOCHS, seconds, seed + len(items), settings))
+    return items
+
+
+def _settings(c: Coding, size: int, criterion: Criterion) -> dict[str, Any]:
+    return {"place": c.place, "size": size, "unit": criterion.unit}
+
+
+def trainer(item: Item, table: Table) -> Trainer:
+    return LowRankTrainer(item, table) if item.settings["size"] else MainTrainer(item, table)
+
+
+def _by_products(coded: Sequence[Coding], table: Table, criterion: Criterion) -> list[Coding]:
+    """The columns whose values seem to have coefficients of their own, largest score first.
+
+    None where the features are sparse or too wide.
+    """
+    features = table.train.features
+    if not isinstance(features, Tensor) or features.shape[1] > WIDEST:
+        return []
+    step = -(-len(features) // score_test.ENOUGH)
+    some = score_test.rows_of(table.train)
+    mean, inverse = standardisation(table.train)
+    z = (features[::step] - mean) * inverse
+    d = score_test.derivatives(some, criterion)
+    found = [(product_score(c.index(some), c.width, z, d), c) for c in coded if c.width * z.shape[1] <= LARGEST]
+    return [c for score, c in sorted(found, key=lambda of: -of[0]) if score > LEAST]
+
+
+def product_score(index: Tensor, values: int, z: Tensor, d: score_test.Derivatives) -> float:
+    """The score test of coefficients for each value and feature, beside those of the features themselves.
+
+    Args:
+        index: (n,) each row's value.
+        z: (n, d) standardised features.
+    """
+    found, free = 0.0, 0
+    for pull, curve in zip(d.pull, d.curve, strict=True):
+        sums, bend = (
+            z.new_zeros(values, z.shape[1]).index_add_(0, index, of)
+            for of in (pull[:, None] * z, curve[:, None] * z.square())
+        )
+        found += float((sums.square() / (bend + d.least)).sum())
+        free += int((bend > 0).sum()) - z.shape[1]
+    return (found / d.dispersion - free) / (2 * free) ** 0.5 if free > 0 else -np.inf
+
+
+@dataclass(frozen=True)
+class Products:
+    """The second term of a low-rank embedding of r coordinates, of d features.
+
+    Attributes:
+        projection: (d, r).
+        coefficients: (r * r, m) of each product of a coordinate (the slow index) and an entry of the projection.
+    """
+
+    projection: Tensor
+    coefficients: Tensor
+
+    def of(self, points: Tensor, features: Rows) -> Tensor:
+        """(n, r), (n, d) -> (n, m)."""
+        projected = product(features, self.projection.T)
+        return (points[:, :, None] * projected[:, None, :]).flatten(1) @ self.coefficients
+
+
+class Embedding(Part):
+    """A point for each value, and what the last stage makes of it.
+
+    Args:
+        points: (values, r).
+        coefficients: (r, m) of the points.
+        classes: of the margin, 0 for a number.
+        parameters: how many were fitted.
+    """
+
+    kind = "embeddings"
+
+    def __init__(
+        self, name: str, values: Coding, points: Tensor, coefficients: Tensor, products: Products | None, classes: int,
+        parameters: int,
+    ):  # fmt: skip
+        self.name, self.values, self.classes, self.fitted = name, values, classes, parameters
+        self.points, self.coefficients, self.products = points, coefficients, products
+
+    @property
+    def parameters(self) -> int:
+        return self.fitted
+
+    def output(self, split: Split) -> Tensor:
+        points = self.points[self.values.index(split)]
+        out = points @ self.coefficients
+        if self.products is not None:
+            out = out + self.products.of(points, split.features)
+        return out if self.classes else out[:, 0]
+
+    def cost(self) -> float:
+        r = self.points.shape[1]
+        read = coding.cost([self.values]) + costs.of("PCAModel", r)  # of a vector that has one entry
+        if self.products is None:
+            return read
+        projected = costs.of("PCAModel", self.products.projection.numel())
+        return read + projected + 2 * costs.of("VectorAssembler", r) + costs.of("Interaction", r * r)
+
+    def stages(self, place: Place) -> Stages:
+        stages, blocks = coding.one_hot([self.values], place)
+        stages.append(_linear(place, "points", blocks[self.values], self.points))
+        outputs = [self._output(place.name("points"), self.coefficients)]
+        if self.products is not None:
+            stages.append(_linear(place, "projection", place.features, self.products.projection))
+            inputs = []
+            for what in (
+                "points",
+                "projection",
+            ):  # Interaction needs attributes of the entries, which PCAModel does not write
+                column = place.name(f"{what}_entries")
+                entries = VectorAssembler(inputCols=[place.name(what)], outputCol=column, handleInvalid="keep")
+                stages.append(jvm.named(entries, column))
+                inputs.append(column)
+            column = place.name("products")
+            stages.append(jvm.named(Interaction(inputCols=inputs, outputCol=column), column))
+            outputs.append(self._output(column, self.products.coefficients))
+        return Stages(stages, outputs)
+
+    def _output(self, column: str, coefficients: Tensor) -> Output:
+        by_margin = coefficients.T.contiguous().numpy()
+        return Output(column, by_margin if self.classes else by_margin[0])
+
+    def shown(self) -> list[dict[str, Any]]:
+        """The values and their coordinates; of a main effect, what it adds to the margin."""
+        r = self.points.shape[1]
+        if self.products is not None:
+            names = [f"coordinate {i + 1}" for i in range(r)]
+        else:
+            names = [f"effect on class {i}" for i in range(r)] if self.classes else ["effect"]
+        there = self.points.any(1).nonzero()[:, 0].tolist()
+        column, labels = self.values.column.name, self.values.labels
+        return [{column: labels[i], **dict(zip(names, self.points[i].tolist(), strict=True))} for i in there]
+
+
+def _linear(place: Place, what: str, column: str, matrix: Tensor) -> Any:
+    """The product of a vector and a matrix (d, r), as a PCAModel, which does not centre. It explains no variance."""
+    pca = PCA(inputCol=column, outputCol=place.name(what), k=matrix.shape[1])
+    weights = {"pc": matrix.numpy(), "explainedVariance": np.zeros(matrix.shape[1])}
+    return jvm.fitted(jvm.named(pca, place.name(what)), weights)
+
+
+class MainTrainer(Trainer):
+    """Newton's method for one number per value and margin, with a ridge that is fitted, too.
+
+    The numbers have a normal prior. Its variance is estimated from the training rows, at first by the gradients' moments, then by
+    a step of the EM algorithm after each step of Newton's method. So values of few rows stay near zero, the nearer the less the
+    others differ.
+    """
+
+    def __init__(self, item: Item, table: Table):
+        self.name, self.unit, self.classes = item.name, float(item.settings["unit"]), table.classes
+        self.values = _coding(item, table)
+        self.effects = table.train.margin.new_zeros(self.values.width, table.width)
+        self.variance: Tensor | None = None
+        self.seen = 0
+
+    def epoch(self, table: Table, criterion: Criterion) -> None:
+        split = table.train.at(table.train.margin + self.part().output(table.train))
+        d = score_test.derivatives(split, criterion)
+        index = self.values.index(split)
+        pull, curve = (torch.zeros_like(self.effects).index_add_(0, index, of.T) for of in (d.pull, d.curve))
+        known = curve > 0
+        self.seen = int(known[:, 0].sum())
+        if self.variance is None:
+            self.variance = (pull.square() - d.dispersion * curve).sum(0) / curve.square().sum(0)
+        self.variance = self.variance.clamp_min(1e-6 * self.unit**2)
+        ridge = d.dispersion / self.variance
+        # Softmax's Hessian is below twice its diagonal: each row adds up to zero, so its other entries add up to the diagonal's.
+        steep = 2 * curve if self.classes else curve
+        step = ((pull - ridge * self.effects) / (steep + ridge)).clamp(-FARTHEST * self.unit, FARTHEST * self.unit)
+        self.effects = torch.where(known, self.effects + step, 0.0)
+        square = self.effects.square() + d.dispersion / (curve + ridge)
+        self.variance = torch.where(known, square, 0.0).sum(0) / known.sum(0)
+
+    def part(self) -> Embedding:
+        same = torch.eye(self.effects.shape[1], dtype=self.effects.dtype)
+        fitted = self.seen * len(same)
+        return Embedding(self.name, self.values, self.effects.clone(), same, None, self.classes, fitted)
+
+
+class LowRankTrainer(Descent):
+    """Adam for the points, their coefficients, the projection of standardised features and, of classes, coefficients of products.
+
+    Coefficients and projection begin at zero: what is trained begins at the margin that is there. Of one margin, coordinate i is
+    multiplied by entry i of the projection, and by no other.
+    """
+
+    def __init__(self, item: Item, table: Table):
+        settings = item.settings
+        self.name, self.unit, self.classes = item.name, float(settings["unit"]), table.classes
+        self.values = _coding(item, table)
+        r, m, values, d = int(settings["size"]), table.width, self.values.width, width(table.train.features)
+        self.shapes = [(values, r), (r, m), (d, r), *([(r * r, m)] if table.classes else [])]
+        self.mean, self.inverse = standardisation(table.train)
+        index = self.values.index(table.train)[table.train.weight > 0]
+        self.known = (torch.bincount(index, minlength=values) > 0).to(self.mean.dtype)[:, None]
+        start = self.mean.new_zeros(sum(a * b for a, b in self.shapes))
+        random = torch.Generator().manual_seed(item.seed)
+        points, _, _, *products = pieces(start, self.shapes)
+        for tensor in (points, *products):
+            tensor.normal_(0, 0.3, generator=random)
+        super().__init__(start, Pace(item.epochs, float(settings.get("rate", RATE)), DECAY), item.seed)
+
+    def added(self, parameters: Tensor, split: Split, rows: Tensor) -> Tensor:
+        assert isinstance(split.features, Tensor)
+        points, coefficients, projection, *products = pieces(parameters, self.shapes)
+        own = (points * self.known)[self.values.entry(split.values[rows, self.values.place])]
+        z = (split.features[rows] - self.mean) * self.inverse
+        out = self.unit * (own @ coefficients + Products(projection, self._products(products)).of(own, z))
+        return out if self.classes else out[:, 0]
+
+    def _products(self, products: Sequence[Tensor]) -> Tensor:
+        """(r * r, m) the coefficients of the products."""
+        if products:
+            return products[0]
+        r = self.shapes[1][0]
+        return torch.eye(r, dtype=self.mean.dtype).view(r * r, 1)
+
+    def part(self) -> Embedding:
+        points, coefficients, projection, *products = pieces(self.parameters, self.shapes)
+        both = self.unit * self._products(products)
+        scaled = projection * self.inverse[:, None]
+        r, m = coefficients.shape
+        centre = torch.einsum("j,ijk->ik", self.mean @ scaled, both.view(r, r, m))
+        fitted = r * (int(self.known.sum()) + m + len(projection)) + sum(p.numel() for p in products)
+        return Embedding(
+            self.name, self.values, points * self.known, self.unit * coefficients - centre, Products(scaled, both),
+            self.classes, fitted,
+        )  # fmt: skip
+
+
+def _coding(item: Item, table: Table) -> Coding:
+    found = coding.coding(table, item.settings["place"], 2)
+    assert found is not None
+    return found
