@@ -35,15 +35,14 @@ def read(model: Any, *, whole: bool) -> Boosted:
     """
     booster = model if is_booster(model, "lightgbm", "LGBM", "model_to_string") else model.booster_
     text = booster.model_to_string()
-    head, *sections = re.split(r"\nTree=\d+\n", text.split("\nend of trees", 1)[0])
-    about = _fields(head)
+    about = _fields(_sections(text)[0])
     name, _, options = about.get("objective", "").partition(" ")
     if name not in KNOWN or "sqrt" in options.split():
         raise InputError(
             f"LightGBM's objective {about.get('objective', 'of your own')!r} has no known link in MLlib; known "
             f"objectives: {', '.join(KNOWN)}"
         )
-    trees = [_tree(_fields(section), whole=whole) for section in sections]
+    trees = trees_of(text, whole=whole)
     outputs = int(about["num_tree_per_iteration"])
     weights = np.full(len(trees), outputs / len(trees) if "average_output" in about else 1.0)
     classes = None
@@ -60,6 +59,20 @@ def read(model: Any, *, whole: bool) -> Boosted:
         link=_link(name, text),
         classes=classes,
     )
+
+
+def trees_of(text: str, *, whole: bool) -> list[TreeArrays]:
+    """The trees of a saved Booster, whatever their objective, in its order: of k margins, one after the other.
+
+    Raises:
+        InputError: as `read`.
+    """
+    return [_tree(_fields(section), whole=whole) for section in _sections(text)[1:]]
+
+
+def _sections(text: str) -> list[str]:
+    """What a saved Booster says of itself, and then of each tree."""
+    return re.split(r"\nTree=\d+\n", text.split("\nend of trees", 1)[0])
 
 
 def _link(name: str, text: str) -> Mapping[str, Any]:

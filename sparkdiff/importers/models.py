@@ -121,10 +121,8 @@ class Boosted:
 
     def _regression(self, output: int, columns: Columns, predictionCol: str, base: float) -> Any:
         nodes, weights = self._with_base(output, base, columns)
-        estimator = GBTRegressor(
-            featuresCol=columns.featuresCol, predictionCol=predictionCol, maxDepth=depth(nodes), maxIter=nodes.trees
-        )
-        return java_trees.fitted(estimator, nodes, self.numFeatures, treeWeights=weights)
+        estimator = GBTRegressor(featuresCol=columns.featuresCol, predictionCol=predictionCol)
+        return sum_of_trees(estimator, nodes, weights, self.numFeatures)
 
     def _classification(self, columns: Columns) -> Any:
         """Spark's probability is sigmoid(2 * margin)."""
@@ -171,6 +169,12 @@ class Averaged:
         estimator = classifier(impurity=self.impurity, **_classifier(columns), **params)
         model = java_trees.fitted(estimator, nodes, self.numFeatures, numClasses=len(self.classes))
         return labelled(model, self.classes, columns)
+
+
+def sum_of_trees(estimator: Any, nodes: Nodes, weights: Array, numFeatures: int) -> Any:
+    """The model of a GBTRegressor whose prediction is the sum of weights * trees."""
+    estimator.setMaxDepth(depth(nodes)).setMaxIter(nodes.trees)
+    return java_trees.fitted(estimator, nodes, numFeatures, treeWeights=weights)
 
 
 def _classifier(columns: Columns) -> dict[str, Any]:

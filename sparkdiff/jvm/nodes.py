@@ -139,6 +139,18 @@ class Nodes:
             for first, last in itertools.pairwise(self.offsets.tolist())
         ]  # fmt: skip
 
+    @staticmethod
+    def join(parts: "Sequence[Nodes]") -> "Nodes":
+        """The trees of all parts, one after the other."""
+        joined = {
+            field.name: np.concatenate([getattr(part, field.name) for part in parts])
+            for field in dataclasses.fields(Nodes)
+            if field.name not in ("offsets", "ends")
+        }
+        sizes = np.concatenate([np.diff(part.offsets) for part in parts])
+        lengths = np.concatenate([part.ends - part.starts for part in parts])
+        return Nodes(offsets=np.cumsum([0, *sizes]), ends=np.cumsum(lengths), **joined)
+
     def check(self, numFeatures: int, name: str) -> None:
         """Raise InputError if these are not valid trees on vectors of `numFeatures` entries, before Spark fails on
         rows.

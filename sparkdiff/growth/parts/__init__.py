@@ -6,7 +6,7 @@ from types import ModuleType
 from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.items import Item
 from sparkdiff.growth.part import Trainer
-from sparkdiff.growth.parts import crosses, effects, embeddings, shapes, units
+from sparkdiff.growth.parts import crosses, effects, embeddings, shapes, trees, units
 from sparkdiff.growth.table import Table
 
 KINDS: dict[str, ModuleType] = {
@@ -15,6 +15,7 @@ KINDS: dict[str, ModuleType] = {
     "shapes": shapes,
     "effects": effects,
     "embeddings": embeddings,
+    "trees": trees,
 }
 """In the order in which they are proposed."""
 

@@ -1,0 +1,227 @@
+"""Boosted trees on the single columns, fitted to the derivatives of the head's loss from the margin that is there.
+
+In Spark: VectorAssembler of the columns as they are, and one GBTRegressionModel for each entry of the margin, whose prediction
+the last linear stage multiplies by 1. What LightGBM, XGBoost or scikit-learn has found reaches Spark as `sparkdiff.importers`
+brings it there: every double falls into the same leaf.
+
+Source: Friedman, "Greedy function approximation: a gradient boosting machine", 2001; Chen and Guestrin, "XGBoost", 2016, for
+Newton's steps in the leaves.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from pyspark.ml.feature import VectorAssembler
+from pyspark.ml.regression import GBTRegressor
+from torch import Tensor
+
+from sparkdiff import jvm
+from sparkdiff.errors import InputError
+from sparkdiff.growth import boosters, costs
+from sparkdiff.growth.boosters import Booster, Rules, total
+from sparkdiff.growth.criterion import Criterion
+from sparkdiff.growth.items import Item
+from sparkdiff.growth.part import Output, Part, Place, Stages, Trainer
+from sparkdiff.growth.table import Column, Split, Table
+from sparkdiff.importers.models import sum_of_trees
+from sparkdiff.importers.trees import LARGEST_CATEGORY, TreeArrays
+from sparkdiff.jvm.nodes import Array, Nodes
+
+SIZES = {4: 300, 31: 200}
+"""Leaves of a tree -> how many rounds of boosting at most."""
+ROUNDS = 10
+"""Rounds of boosting in an epoch."""
+RATE = 0.1
+RIDGE = 1.0
+LEAST_ROWS = 20
+"""In a leaf, where there are many rows; of few, a fiftieth of them."""
+LONGEST = 4.0
+"""A leaf's Newton step at most, in natural units of the margin."""
+
+
+def propose(table: Table, criterion: Criterion, seed: int) -> list[Item]:
+    """Small trees, which see interactions of two or three columns, and larger ones.
+
+    Raises:
+        InputError: no library is installed that finds trees.
+    """
+    library = boosters.installed()
+    if library is None:
+        raise InputError(
+            "parts: 'trees' needs LightGBM, XGBoost or scikit-learn, and none of them is installed: "
+            "pip install 'sparkdiff[trees]', or leave 'trees' out of parts"
+        )
+    if not table.columns:
+        return []
+    return [
+        Item(
+            kind="trees",
+            name=f"trees of {leaves} leaves",
+            epochs=rounds // ROUNDS,
+            work=rounds * table.width * (1e-3 + 1e-7 * len(table.train) * math.log2(leaves)),  # seconds
+            seed=seed,
+            settings={"library": library, "leaves": leaves},
+        )
+        for leaves, rounds in SIZES.items()
+    ]
+
+
+def trainer(item: Item, table: Table) -> Trainer:
+    return Boosting(item, table)
+
+
+Block = tuple[Nodes, ...]
+"""The trees of an epoch for each entry of the margin; `featureIndex` counts the columns of the table."""
+
+
+class Sums:
+    """What blocks add to the margin, kept from epoch to epoch, so that each block is computed once for the rows of a split.
+
+    Sums are always made block after block: with what is kept and without it they are the same, bit for bit.
+    """
+
+    def __init__(self) -> None:
+        self.kept: dict[int, tuple[Tensor, int, Array]] = {}  # the rows, of how many blocks, the sum
+
+    def of(self, blocks: Sequence[Block], values: Tensor) -> Array:
+        """(n, k)."""
+        rows, count, sums = self.kept.get(id(values), (None, 0, None))
+        if rows is not values or count > len(blocks) or sums is None:
+            count, sums = 0, np.zeros((len(values), len(blocks[0]) if blocks else 1))
+        for block in blocks[count:]:
+            sums = sums + np.stack([total(nodes, values.numpy()) for nodes in block], 1)
+        self.kept[id(values)] = values, len(blocks), sums
+        return sums
+
+    def __reduce__(self) -> Any:
+        return Sums, ()
+
+
+class TreesPart(Part):
+    """Sums of trees, one for each entry of the margin.
+
+    Args:
+        columns: of the table.
+    """
+
+    kind = "trees"
+
+    def __init__(self, columns: Sequence[Column], blocks: Sequence[Block], sums: Sums):
+        self._blocks, self._sums = tuple(blocks), sums
+        joined = [Nodes.join(each) for each in zip(*blocks, strict=True)]
+        read = np.unique(np.concatenate([n.featureIndex[~n.leaf] for n in joined])).astype(np.int64)
+        places = read if len(read) else np.zeros(1, np.int64)
+        number = np.full(len(columns) + 1, -1, np.int32)  # the last one is what leaves have
+        number[places] = np.arange(len(places))
+        self.columns = tuple(columns[j] for j in places)
+        self.nodes = tuple(n.replace(featureIndex=number[n.featureIndex]) for n in joined)
+        self.name = f"{sum(n.trees for n in joined)} trees"
+
+    @property
+    def parameters(self) -> int:
+        """Thresholds (or sets of categories) and the values of leaves."""
+        return sum(len(nodes) for nodes in self.nodes)
+
+    def output(self, split: Split) -> Tensor:
+        sums = torch.from_numpy(self._sums.of(self._blocks, split.values))
+        return sums[:, 0] if split.margin.ndim == 1 else sums
+
+    def cost(self) -> float:
+        sums = sum(costs.of("GBTRegressionModel", costs.lookups(n.trees, len(n))) for n in self.nodes)
+        return costs.of("VectorAssembler", len(self.columns)) + sums
+
+    def stages(self, place: Place) -> Stages:
+        assembled = place.name("columns")
+        assembler = VectorAssembler(
+            inputCols=[column.column for column in self.columns], outputCol=assembled, handleInvalid="keep"
+        )
+        stages, outputs = [jvm.named(assembler, place.name("assembler"))], []
+        for k, nodes in enumerate(self.nodes):
+            name = place.name(f"margin{k}" if place.classes else "margin")
+            estimator = jvm.named(GBTRegressor(featuresCol=assembled, predictionCol=name), f"{name}_trees")
+            stages.append(sum_of_trees(estimator, nodes, np.ones(nodes.trees), len(self.columns)))
+            outputs.append(Output(name, np.eye(place.classes)[:, [k]] if place.classes else np.ones(1)))
+        return Stages(stages, outputs)
+
+    def shown(self) -> list[dict[str, Any]]:
+        """Columns by the share of the gain that their splits make."""
+        gains = np.zeros(len(self.columns))
+        for nodes in self.nodes:
+            inner = ~nodes.leaf
+            np.add.at(gains, nodes.featureIndex[inner], (nodes.gain * nodes.rawCount)[inner])
+        shares = gains / max(gains.sum(), 1e-300)
+        order = np.argsort(-shares, kind="stable")
+        return [{"column": self.columns[j].name, "gain": float(shares[j])} for j in order]
+
+
+class Boosting(Trainer):
+    """Blocks of rounds; the trees that it has are its whole state."""
+
+    def __init__(self, item: Item, table: Table):
+        self.item, self.columns, self.width = item, table.columns, table.width
+        self.blocks: list[Block] = []
+        self.sums = Sums()
+        self._booster: Booster | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_booster": None}
+
+    def epoch(self, table: Table, criterion: Criterion) -> None:
+        train = table.train
+        x, weight = train.values.numpy(), (train.weight / train.weight.mean())[:, None]
+        start = train.margin.numpy().reshape(-1, self.width)
+        if self.blocks:
+            start = start + self.sums.of(self.blocks, train.values)
+        if self._booster is None:
+            library, rules = self.item.settings["library"], self._rules(table, criterion)
+            self._booster = boosters.booster(library, x, self._nominal(), rules)
+
+        def slopes(margin: Array) -> tuple[Array, Array]:
+            at = torch.from_numpy(np.ascontiguousarray(margin)).reshape(train.margin.shape)
+            slope, curve = (d.reshape(margin.shape) for d in criterion.slopes(at, train))
+            weighted = weight / train.mean(curve).mean()
+            # What isn't finite, of rows without weight or once it has diverged, pulls nowhere.
+            slope, curve = ((weighted * d).nan_to_num(0.0, 0.0, 0.0) for d in (slope, curve))
+            return slope.numpy(), curve.numpy()
+
+        seed = (self.item.seed + 7919 * len(self.blocks)) % 2**31
+        trees = [_settled(tree, x) for tree in self._booster.block(start, slopes, ROUNDS, seed)]
+        self.blocks.append(tuple(_nodes(trees[k :: self.width]) for k in range(self.width)))
+
+    def part(self) -> Part:
+        return TreesPart(self.columns, self.blocks, self.sums)
+
+    def _nominal(self) -> Array:
+        return np.array([c.indexes and 0 < c.levels <= LARGEST_CATEGORY for c in self.columns], bool)
+
+    def _rules(self, table: Table, criterion: Criterion) -> Rules:
+        leaves = self.item.settings["leaves"]
+        rows = max(1, min(LEAST_ROWS, len(table.train) // 50))
+        return Rules(leaves, math.ceil(math.log2(leaves)) + 3, rows, RIDGE, RATE, LONGEST * criterion.unit)
+
+
+def _settled(tree: TreeArrays, x: Array) -> TreeArrays:
+    """A column that never lacks its value in training rows says nothing about NaN, which then goes where Spark sends it.
+
+    So it does where keeping its path would make the tree too large.
+    """
+    lacks = np.append(np.isnan(x).any(0), False)
+    plain = tree.without_missing()
+    kept = dataclasses.replace(tree, nanLeft=np.where(lacks[tree.feature], tree.nanLeft, plain.nanLeft))
+    if np.array_equal(kept.nanLeft, plain.nanLeft):
+        return plain
+    try:
+        kept.nodes()
+    except InputError:
+        return plain
+    return kept
+
+
+def _nodes(trees: Sequence[TreeArrays]) -> Nodes:
+    """In Spark's form, without those that add nothing."""
+    kept = [tree for tree in trees if len(tree.left) > 1 or tree.value[0] != 0]
+    return TreeArrays.join(kept or [TreeArrays.constant(0.0)]).nodes()
