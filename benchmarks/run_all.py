@@ -59,6 +59,7 @@ BENCHMARKS = (
     Benchmark("cross_fitting", "cross_fitting"),
     Benchmark("cross_fitting_digits", "cross_fitting", ("--digits",)),
     Benchmark("serving_costs", "serving_costs"),
+    Benchmark("growth_idle", "growth_idle"),
     Benchmark("faults", "faults"),
 )
 NO_BENCHMARK = ("common", "gpu_cases", "hummingbird_arm", "run_all")

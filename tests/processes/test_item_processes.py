@@ -1,5 +1,6 @@
 """Items in several processes of this machine: the result of one process, bit for bit, whoever is killed."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -9,13 +10,16 @@ from pathlib import Path
 
 import climbing
 import pytest
+import torch
 from climbing import bits
-from item_rounds import ITEMS, changed, rounds_of
+from item_rounds import ITEMS, changed, planted, rounds_of
 
 from sparkdiff.growth import checkpoints, mail, parts, processes, running
 from sparkdiff.growth.checkpoints import ItemError
 
 pytestmark = [pytest.mark.slow, pytest.mark.once]
+KINDS = tuple(parts.KINDS)
+"""Those of growth."""
 TWO = {"numProcesses": 2, "localMode": "true"}
 
 
@@ -39,6 +43,19 @@ def test_two_processes_find_what_one_finds(tmp_path: Path, alone: list[tuple[obj
     assert bits(first) == bits(second) == alone
     assert all(len(t.busy) == 2 and min(t.busy) > 0 and len(t.items) == 6 for t in times)
     assert [p.name for p in (tmp_path / "run").glob("attempt-*")] == []
+
+
+def test_each_kind_of_part_finds_the_same_bit_for_bit(tmp_path: Path) -> None:
+    table, specification = planted()
+    items = parts.propose([*KINDS], table, specification.criterion(), 0)
+    assert {item.kind for item in items} == {*KINDS}
+    few = [item for _, of_kind in itertools.groupby(items, lambda item: item.kind) for item in [*of_kind][-2:]]
+    one, two = (rounds_of(tmp_path / str(n), [few], numProcesses=n, localMode="true")[0] for n in (1, 2))
+    assert any(found.part is not None for found in one)
+    for a, b in zip(one, two, strict=True):
+        assert (a.item, a.epoch, a.value, a.gains.tolist()) == (b.item, b.epoch, b.value, b.gains.tolist())
+        if a.part is not None and b.part is not None:
+            assert torch.equal(a.part.output(table.validation), b.part.output(table.validation))
 
 
 def test_long_items_are_handed_out_first() -> None:

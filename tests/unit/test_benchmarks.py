@@ -22,6 +22,7 @@ WITHOUT_SPARK = {
     "guard_size": ["--cells", "500 rows"],
     "guard_size_metrics": ["--cells", "f1"],
     "cross_fitting": ["--runs", "1"],
+    "growth_idle": [],
 }
 
 
