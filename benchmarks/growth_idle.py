@@ -139,7 +139,7 @@ def main() -> int:
     print(f"\nThe processes had started after {start:.1f} s.")
     figures = {f"{arm}, {n}": r[n] for arm, r in results.items() for n in names if "idle" in n}
     missed = results["longest first"]["idle"] > BOUND
-    if missed:
+    if missed and not given.smoke:
         print(f"above the bound of {BOUND:.0%}: longest first")
     write(given, {"startSeconds": start, **results}, figures)
     return exit_code(given, missed)
