@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sparkdiff.errors import InputError, ParityError, SparkdiffError
     from sparkdiff.estimator import FineTuner, FineTunerModel
+    from sparkdiff.grower import Grower, GrowerModel
+    from sparkdiff.growth.summary import GrowthSummary
     from sparkdiff.importers import from_lightgbm, from_sklearn, from_xgboost
     from sparkdiff.pipeline.nesting import plain
     from sparkdiff.pipeline.network import Network, translate
@@ -28,6 +30,8 @@ _HOME = {
     for home, names in {
         "errors": ["InputError", "ParityError", "SparkdiffError"],
         "estimator": ["FineTuner", "FineTunerModel"],
+        "grower": ["Grower", "GrowerModel"],
+        "growth.summary": ["GrowthSummary"],
         "jvm.rformula": ["FormulaLabel"],
         "importers": ["from_lightgbm", "from_sklearn", "from_xgboost"],
         "pipeline.nesting": ["plain"],
@@ -51,6 +55,7 @@ _HOME = {
 __version__ = "0.1.0"
 __all__ = [  # noqa: RUF022 - by what a reader meets first
     "plan", "translate", "write_back", "verify", "FineTuner", "FineTunerModel", "FineTuningSummary", "Events", "RunRecord",
+    "Grower", "GrowerModel", "GrowthSummary",
     "CrossValidator", "TrainValidationSplit", "Search", "SearchModel", "SearchSummary", "alternatives", "choice", "integer",
     "loguniform", "uniform", "plain", "from_sklearn", "from_lightgbm", "from_xgboost", "Plan", "Network",
     "Parity", "StageModule", "register",

@@ -3,10 +3,10 @@
 import dataclasses
 import json
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, ClassVar
 
 from pyspark.ml import Estimator, Model, Pipeline, Transformer
 from pyspark.ml.param import Param, Params
@@ -22,46 +22,59 @@ from sparkdiff.options import FIELDS, Options, callable_name, named_callable
 from sparkdiff.pipeline.nesting import Holder, flatten, plain, replaced
 from sparkdiff.report import Events, FineTuningSummary, Phases
 
+OBJECTS = ("pipeline", "referenceData")
+"""Params that are no options."""
 ONE_AT_A_TIME = threading.RLock()
 """A fit holds this lock, because torch's number of threads, Python's warning filters and Spark's confs belong to the
 process.
 """
 
 
-def _with_params(cls: type) -> type:
-    """Give the class a Param and a getter for every option."""
-    for name, field in FIELDS.items():
-        setattr(cls, name, Param(Params._dummy(), name, field.metadata["help"]))  # type: ignore[no-untyped-call]
-
-        def get(self: Any, name: str = name) -> Any:
-            return self.getOrDefault(name)
-
-        get.__doc__ = f"Value of {name} or its default."
-        setattr(cls, "get" + name[0].upper() + name[1:], get)
-    return cls
+Fields = Mapping[str, dataclasses.Field[Any]]
 
 
-def _with_setters(cls: type) -> type:
-    """Give the class a setter for every option."""
-    for name, field in FIELDS.items():
+def with_params(fields: Fields) -> Callable[[type], type]:
+    """Give a class a Param and a getter for every option."""
 
-        def set_(self: Any, value: Any, name: str = name) -> Any:
-            return self.setParams(**{name: value})
+    def decorated(cls: type) -> type:
+        for name, field in fields.items():
+            setattr(cls, name, Param(Params._dummy(), name, field.metadata["help"]))  # type: ignore[no-untyped-call]
 
-        set_.__doc__ = f"Set {name}: {field.metadata['help']}."
-        setattr(cls, "set" + name[0].upper() + name[1:], set_)
-    return cls
+            def get(self: Any, name: str = name) -> Any:
+                return self.getOrDefault(name)
+
+            get.__doc__ = f"Value of {name} or its default."
+            setattr(cls, "get" + name[0].upper() + name[1:], get)
+        return cls
+
+    return decorated
 
 
-@_with_params
+def with_setters(fields: Fields) -> Callable[[type], type]:
+    """Give a class a setter for every option."""
+
+    def decorated(cls: type) -> type:
+        for name, field in fields.items():
+
+            def set_(self: Any, value: Any, name: str = name) -> Any:
+                return self.setParams(**{name: value})
+
+            set_.__doc__ = f"Set {name}: {field.metadata['help']}."
+            setattr(cls, "set" + name[0].upper() + name[1:], set_)
+        return cls
+
+    return decorated
+
+
+@with_params(FIELDS)
 class _TunerParams(Params):
     """The options as Params."""
 
     def _setDefaults(self) -> Any:
-        return self._setDefault(**{name: _listed(getattr(Options(), name)) for name in FIELDS})
+        return self._setDefault(**{name: listed(getattr(Options(), name)) for name in FIELDS})
 
 
-@_with_setters
+@with_setters(FIELDS)
 class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignore[type-arg]
     """Fine-tune a fitted Spark ML pipeline on a loss of your choice.
 
@@ -85,6 +98,9 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
 
     __module__ = "sparkdiff"
 
+    MODEL: ClassVar[type["FineTunerModel"]]
+    """What `fit` returns."""
+
     pipeline: Param[Any] = Param(
         Params._dummy(),
         "pipeline",
@@ -99,9 +115,10 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
         **params: Any,
     ):  # fmt: skip
         if others:
+            own = type(self).__name__
             raise InputError(
-                f"FineTuner takes only the pipeline without a name, but got {', '.join(map(kind_of, others))} "
-                'as well: FineTuner(model, labelCol="label")'
+                f"{own} takes only the pipeline without a name, but got {', '.join(map(kind_of, others))} "
+                f'as well: {own}(model, labelCol="label")'
             )
         wanted = "a list of instances of subclasses of sparkdiff.Events"
         check_type("callbacks", callbacks, Collection, wanted)
@@ -115,9 +132,18 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
 
     def setParams(self, *, pipeline: Any = None, referenceData: DataFrame | None = None, **params: Any) -> "FineTuner":
         """Set Params by name."""
-        Options.of(params)  # names too
+        self._checked(params)  # names too
         given = {"pipeline": pipeline, "referenceData": referenceData}
         return self._set(**params, **{name: value for name, value in given.items() if value is not None})  # type: ignore[no-any-return]
+
+    def _checked(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The values of these options, converted to their types.
+
+        Raises:
+            InputError: names every unknown name and every value that can't be.
+        """
+        found = Options.of(given)
+        return {name: getattr(found, name) for name in given}
 
     def setPipeline(self, value: Any) -> "FineTuner":
         """Set the pipeline to fine-tune."""
@@ -143,9 +169,8 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
         # Whatever sets a Param comes through here: the values of a grid too, which nobody has checked.
         if "referenceData" in values:
             check_dataframe("referenceData", values["referenceData"])
-        given = {name: v for name, v in values.items() if name in FIELDS}
-        resolved = Options.of(given)
-        return super()._set(**values | {name: _listed(getattr(resolved, name)) for name in given})
+        checked = self._checked({name: v for name, v in values.items() if name not in OBJECTS})
+        return super()._set(**values | {name: listed(value) for name, value in checked.items()})
 
     def copy(self, extra: Any = None) -> "FineTuner":
         """A copy with the same uid; mutable values such as lists are copied. Params that are not this FineTuner's own are
@@ -186,7 +211,8 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
 
     def _fit(self, dataset: DataFrame) -> "FineTunerModel":
         if not self.isSet("pipeline"):
-            raise InputError("FineTuner has no pipeline: pass one, FineTuner(pipeline=model)")
+            own = type(self).__name__
+            raise InputError(f"{own} has no pipeline: pass one, {own}(pipeline=model)")
         jvm.session()
         check_dataframe("the dataset of fit()", dataset)
         with ONE_AT_A_TIME:
@@ -214,9 +240,13 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
             return self._found(fine_tune(task, sources, phases, shared=shared, boundaries=boundaries), options)
 
     def _found(self, outcome: Outcome, options: Options) -> "FineTunerModel":
-        found = FineTunerModel(outcome.model, outcome.original, outcome.summary)
+        found = self.MODEL(outcome.model, outcome.original, outcome.summary)
         self.copy()._copyValues(found)  # whose lists are its own
         return found._set(loss=callable_name(options.loss)) if callable(options.loss) else found  # type: ignore[return-value]
+
+    def saved_params(self) -> dict[str, Any]:
+        """The options that are set, in values that JSON can hold."""
+        return {name: v for name, v in self.options().asdict(every=True).items() if self.isSet(name)}
 
     def write(self) -> MLWriter:
         return _TunerWriter(self)
@@ -241,7 +271,7 @@ def _with_stage_params(given: Any, params: dict[Param[Any], Any]) -> Any:
     return replaced(given, new) if new else given
 
 
-def _listed(value: Any) -> Any:
+def listed(value: Any) -> Any:
     """A tuple as a list, because pyspark's explainParams cannot show tuples."""
     return list(value) if isinstance(value, tuple) else value
 
@@ -258,6 +288,8 @@ class FineTunerModel(Model, Holder, _TunerParams, MLWritable, MLReadable):  # ty
 
     __module__ = "sparkdiff"
 
+    SUMMARY: ClassVar[type[FineTuningSummary]] = FineTuningSummary
+
     def __init__(self, pipelineModel: Any, originalModel: Any, summary: FineTuningSummary):
         super().__init__()
         self.pipelineModel, self.originalModel, self.summary = pipelineModel, originalModel, summary
@@ -268,10 +300,10 @@ class FineTunerModel(Model, Holder, _TunerParams, MLWritable, MLReadable):  # ty
 
     def copy(self, extra: Any = None) -> "FineTunerModel":
         """A copy that shares the pipelines, unless `extra` sets a Param of one of their stages."""
-        new = FineTunerModel(self.pipelineModel, self.originalModel, self.summary)._resetUid(self.uid)
+        new: Any = type(self)(self.pipelineModel, self.originalModel, self.summary)._resetUid(self.uid)
         self._copyValues(new, extra)
         new.pipelineModel = _with_stage_params(self.pipelineModel, extra or {})
-        return new  # type: ignore[return-value]
+        return new  # type: ignore[no-any-return]
 
     def write(self) -> MLWriter:
         return _ModelWriter(self)
@@ -293,12 +325,15 @@ def _has_name(loss: Any) -> bool:
         return False
 
 
+FineTuner.MODEL = FineTunerModel
+
+
 class _TunerWriter(jvm.Writer):
     instance: FineTuner
 
     def saveImpl(self, path: str) -> None:
         tuner, options = self.instance, self.instance.options()
-        params = {name: v for name, v in options.asdict(every=True).items() if tuner.isSet(name)}
+        params = tuner.saved_params()
         if callable(options.loss) and not _has_name(options.loss):
             name = callable_name(options.loss)
             raise InputError(f"loss={name} cannot be saved: define it as a function at the top level of a module")
@@ -336,8 +371,8 @@ class _ModelWriter(jvm.Writer):
 class _ModelReader(jvm.Reader):
     def load(self, path: str) -> FineTunerModel:
         meta = DefaultParamsReader.loadMetadata(path, self.sc)
-        summary = FineTuningSummary(**json.loads(meta["summary"]))
-        names = ("originalModel", "pipelineModel") if summary.decision == "tuned" else ("originalModel",)
+        summary = self.cls.SUMMARY(**json.loads(meta["summary"]))
+        names = ("originalModel",) if summary.decision == "kept original" else ("originalModel", "pipelineModel")
         models: list[Any] = [DefaultParamsReader.loadParamsInstance(_inside(path, n), self.sc) for n in names]
         model = self.cls(models[-1], models[0], summary)._resetUid(meta["uid"])
         DefaultParamsReader.getAndSetParams(model, meta)  # type: ignore[type-var]

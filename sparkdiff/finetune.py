@@ -399,13 +399,7 @@ def trained(
             network, cache.folder, data.stream.backend, _in_memory(o, cache), data.columns, goal.label,
             original.scores[VALIDATION], start, o, goal.metric.name, penalty, epochs=epochs,
         )  # fmt: skip
-        where = jvm.folder("checkpointDir", o.checkpointDir) if o.checkpointDir else cache.folder.parent / "checkpoints"
-        computed = run.computed if o.runId is not None else {}
-        own, request = o.checkpointDir is None, request_of(o, cache.fingerprint, computed, recipes, epochs)
-        with (
-            opened(where, o.runId, request, replace=replace, own=own, wait=o.waitForRun) as folder,
-            folder.kept(always=o.runId is not None),
-        ):
+        with run_folder(run, o.runId, recipes=recipes, epochs=epochs, replace=replace) as folder:
             training, lost = launch.run(assignment, data.stream, folder, say.now, run.phases.on_epoch)
             folder.check()
             note = choice.Note.read(folder.path) or choice.Note()
@@ -413,6 +407,28 @@ def trained(
             training.found(network), training.chosen.metric, start.frozen, lost, training.unsaved, training.cut, wishes,
             folder, note.shown, training.fallbacks, single, start.recipes,
         )  # fmt: skip
+
+
+@contextlib.contextmanager
+def run_folder(
+    run: Run, runId: str | None, *, replace: bool, recipes: Sequence[Recipe] | None = None, epochs: int | None = None,
+    beside: Mapping[str, Any] | None = None,
+) -> Iterator[RunFolder]:  # fmt: skip
+    """The folder of a training on these rows, which is removed at the end unless it has a runId.
+
+    Args:
+        beside: what else decides the result, by name.
+    """
+    o = run.task.options
+    where = jvm.folder("checkpointDir", o.checkpointDir) if o.checkpointDir else run.cache.folder.parent / "checkpoints"
+    computed = run.computed if runId is not None else {}
+    request = request_of(o, run.cache.fingerprint, computed, recipes, epochs) | dict(beside or {})
+    own = o.checkpointDir is None
+    with (
+        opened(where, runId, request, replace=replace, own=own, wait=o.waitForRun) as folder,
+        folder.kept(always=runId is not None),
+    ):
+        yield folder
 
 
 def _wishes(run: Run) -> monotone.Wishes:

@@ -12,6 +12,7 @@ from sparkdiff.jvm.rebuilding import (
     named,
     rebuild,
     rebuilt,
+    widened,
     with_params,
     with_uid,
 )
@@ -86,6 +87,7 @@ __all__ = [
     "shared_folder",
     "slots",
     "table_of",
+    "widened",
     "with_params",
     "with_uid",
     "write_archive",

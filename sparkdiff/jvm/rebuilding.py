@@ -35,6 +35,15 @@ def rebuild(stage: Any, weights: Mapping[str, Any]) -> Any:
         InputError: the stage is written in Python, and neither constructors nor saved data of Spark know it.
         SparkdiffError: no constructor takes these weights, or the saved data lack one.
     """
+    return widened(stage, weights, {})
+
+
+def widened(stage: Any, weights: Mapping[str, Any], beside: Mapping[str, Any]) -> Any:
+    """`rebuild` with weights of another width.
+
+    Args:
+        beside: what else the saved data hold about the width, which the constructor does not take.
+    """
     if not isinstance(stage, JavaParams):
         raise InputError(
             f"{stage.uid}: {type(stage).__name__} is written in Python, so it has no weights in saved data of Spark "
@@ -45,7 +54,7 @@ def rebuild(stage: Any, weights: Mapping[str, Any]) -> Any:
         matrices = {name: getattr(old, name, None) for name, value in weights.items() if np.ndim(value) == 2}
         return _constructed(old._java_obj, old._java_obj.getClass(), weights, matrices)
 
-    return rebuilt(stage, construct, lambda old: _rewritten(old, weights))
+    return rebuilt(stage, construct, lambda old: _rewritten(old, {**weights, **beside}))
 
 
 def rebuilt(stage: Any, construct: Callable[[Any], Any], rewrite: Callable[[Any], Any]) -> Any:

@@ -17,14 +17,14 @@ def p_value(p: float, least: float = 0.001) -> str:
 def before_after(summary: Mapping[str, Any]) -> str:
     """The table of a run's summary: the metric on train, validation and test rows, and the decision under it."""
     metric, direction = summary["metric"], summary["metricDirection"]
-    rows = [(f"{metric} ({direction} is better)", "original", "tuned", "change")]
+    rows = [(f"{metric} ({direction} is better)", "original", "grown" if "rounds" in summary else "tuned", "change")]
     for split, values in summary["metrics"].items():
         if values is not None:
             before, after = values["before"], values["after"]
             change = (after - before) / max(abs(before), 1e-12)
             shown = "out of fold" if split == "validation" and summary.get("folds") else split
             rows.append((shown, f"{before:.5g}", f"{after:.5g}", f"{change:+.1%}"))
-    lines = _aligned(rows)
+    lines = aligned(rows)
     lines.insert(1, "-" * len(lines[0]))
     held = ""
     if summary["gainInterval"] is not None:
@@ -57,7 +57,7 @@ def _folds(folds: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             change = (f["after"] - f["before"]) / max(abs(f["before"]), 1e-12)
             figures = (f"{f['before']:.5g}", f"{f['after']:.5g}", f"{change:+.1%}", str(f["epochs"]))
             rows.append((str(f["fold"]), f"{f['rows']:,}", *figures))
-        yield from _aligned(rows)
+        yield from aligned(rows)
 
 
 def _place(summary: Mapping[str, Any]) -> Iterator[str]:
@@ -85,7 +85,7 @@ def _changes(slices: Sequence[Mapping[str, Any]], whose: str) -> Iterator[str]:
         rows.append(
             (f"{s['column']} = {value}", f"{s['rows']:,}", before, after, change, "" if s["before"] is None else p)
         )
-    yield from _aligned(rows)
+    yield from aligned(rows)
     if len(order) > SHOWN:
         few = sum(s["p"] is None for s in order[SHOWN:])
         yield f"and {len(order) - SHOWN} slices with better results" + (
@@ -93,10 +93,15 @@ def _changes(slices: Sequence[Mapping[str, Any]], whose: str) -> Iterator[str]:
         )
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """A line per row: the first column begins at the left, the others end at the right."""
-    first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
-    return ["  ".join([r[0].ljust(first), *map(str.rjust, r[1:], others)]) for r in rows]
+def aligned(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> list[str]:
+    """A line per row: the columns `left` begin at the left, the others end at the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(r, widths, strict=True))
+        ).rstrip()
+        for r in rows
+    ]
 
 
 def _gain(change: Mapping[str, Any]) -> float:

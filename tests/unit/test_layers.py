@@ -25,6 +25,7 @@ ROOMS = [
     ["cross_fitting"],
     ["tuning", "growth"],
     ["estimator"],
+    ["grower"],
     ["job"],
     ["cli", "testing"],
     ["__main__"],

@@ -6,8 +6,10 @@ Source: Rao, "Large sample tests of statistical hypotheses", 1948.
 """
 
 import math
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ from sparkdiff.growth.table import Split
 
 ENOUGH = 100_000
 """Rows that a test looks at; of more, every second, third and so on."""
+Scored = TypeVar("Scored", bound=tuple[Any, ...])
 ROUNDS = 20
 """Of fitting two columns' own effects in turn."""
 
@@ -92,7 +95,10 @@ def of_codings(a: Coding, b: Coding, split: Split, d: Derivatives) -> float:
 
 
 def pairs(coded: list[Coding], split: Split, criterion: Criterion, most: int) -> list[tuple[float, Coding, Coding]]:
-    """All pairs of columns of which neither is made of the other, with at most `most` cells; largest score first."""
+    """All pairs of columns of which neither is made of the other, with at most `most` cells; largest score first.
+
+    Of a column that is there as numbers and as categories, each pair has the form with the larger score.
+    """
     d = derivatives(split, criterion)
     index = {c: c.index(split) for c in coded}
     found = [
@@ -100,13 +106,22 @@ def pairs(coded: list[Coding], split: Split, criterion: Criterion, most: int) ->
         for a, b in combinations(coded, 2)
         if a.column.name != b.column.name and a.width * b.width <= most
     ]
-    return sorted(found, key=lambda of: -of[0])
+    return _once(found, lambda of: frozenset((of[1].column.name, of[2].column.name)))
 
 
 def columns(coded: list[Coding], split: Split, criterion: Criterion) -> list[tuple[float, Coding]]:
-    """All columns, largest score first."""
+    """All columns, largest score first; one that is there as numbers and as categories in the form with the larger score."""
     d = derivatives(split, criterion)
-    return sorted(((of_column(c.index(split), c.width, d), c) for c in coded), key=lambda of: -of[0])
+    found = [(of_column(c.index(split), c.width, d), c) for c in coded]
+    return _once(found, lambda of: of[1].column.name)
+
+
+def _once(found: Sequence[Scored], name: Callable[[Scored], Hashable]) -> list[Scored]:
+    """Largest score first, the first of each name."""
+    first: dict[Hashable, Scored] = {}
+    for one in sorted(found, key=lambda of: -of[0]):
+        first.setdefault(name(one), one)
+    return [*first.values()]
 
 
 def _cells(index: Tensor, width: int, d: Derivatives) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,11 +5,9 @@ import pickle
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import climbing
-import numpy as np
 import pytest
 import torch
 from climbing import bits
@@ -17,9 +15,7 @@ from item_rounds import ITEMS, changed, planted, rounds_of
 
 from sparkdiff.growth import checkpoints, parts, running
 from sparkdiff.growth.checkpoints import ItemError, Kept
-from sparkdiff.growth.items import Course, Found, Item
-
-KINDS = tuple(parts.KINDS)
+from sparkdiff.growth.items import Item
 
 
 @pytest.fixture(autouse=True)
@@ -116,27 +112,3 @@ def test_a_half_written_checkpoint_is_never_read(tmp_path: Path) -> None:
     assert kept.course(0) is None
     assert kept.ended() == set()
     assert pickle.loads(pickle.dumps(specification)).criterion().metric.name == specification.criterion().metric.name
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_training_of_each_kind_goes_on_from_a_pickle_bit_for_bit(kind: str) -> None:
-    table, specification = planted()
-    criterion = specification.criterion()
-    original = criterion.score(table.validation.margin, table.validation)
-    item = parts.propose([kind], table, criterion, 0)[-1]
-    item = dataclasses.replace(item, epochs=min(item.epochs, 6))
-
-    def found(again: Callable[[Course], Course]) -> Found:
-        course = Course(item, parts.trainer(item, table), original.mean)
-        while not course.done:
-            course.step(table, criterion, original.blocks)
-            course = again(course)
-        return course.found()
-
-    with checkpoints.one_thread():
-        whole, pickled = found(lambda course: course), found(lambda course: pickle.loads(pickle.dumps(course)))
-    assert whole.epoch == pickled.epoch
-    np.testing.assert_array_equal((whole.value, whole.train), (pickled.value, pickled.train))  # NaN too
-    assert torch.equal(whole.gains, pickled.gains)
-    if whole.part is not None and pickled.part is not None:
-        assert torch.equal(whole.part.output(table.train), pickled.part.output(table.train))

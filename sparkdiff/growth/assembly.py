@@ -1,0 +1,88 @@
+"""The grown pipeline: plain MLlib stages between those of the user, and the user's last linear stage over all columns."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from pyspark.ml import PipelineModel
+from pyspark.ml.feature import VectorAssembler, VectorSizeHint
+from pyspark.ml.linalg import VectorUDT
+from pyspark.sql import DataFrame
+
+from sparkdiff import jvm
+from sparkdiff.growth.part import Output, Place
+from sparkdiff.growth.rounds import Member
+from sparkdiff.pipeline.graph import Vertex
+from sparkdiff.pipeline.nesting import replaced
+
+
+def grown_pipeline(model: Any, head: Vertex, members: Sequence[Member], before: Sequence[Any], data: DataFrame) -> Any:
+    """The pipeline with the members' stages in front of its last linear stage. Plain MLlib; the model itself stays as it is.
+
+    The last stage keeps its uid and Params, but for featuresCol: it reads a vector that begins with the features that it read.
+
+    Args:
+        before: other stages to put in front of the members', such as indexers of entities.
+        data: whose schema tells whether the features' width is known before a row is read.
+    """
+    stage, (features, *_) = head.stage, head.inputs
+    outputs: list[Output] = []
+    stages = [*before, *_sized(features, stage, data)]
+    for i, member in enumerate(members):
+        place = Place(features, width_of(stage), f"{stage.uid}_{member.part.kind}{i + 1}", _classes(stage))
+        made = member.part.stages(place)
+        stages += made.stages
+        outputs += [Output(o.column, member.weight * np.asarray(o.coefficients)) for o in made.outputs]
+    together = f"{stage.uid}_grown"
+    columns = [features, *(o.column for o in outputs)]
+    assembler = VectorAssembler(inputCols=columns, outputCol=together, handleInvalid="keep")
+    assembler = jvm.named(assembler, f"{stage.uid}_assembler")
+    last = widened(stage.copy({stage.getParam("featuresCol"): together}), outputs)
+    found = replaced(model, {head.path: [*stages, assembler, last]})
+    return PipelineModel(found) if isinstance(found, list) else found
+
+
+def _classes(stage: Any) -> int:
+    """The number of margins of a softmax; 0 for one margin."""
+    rows = stage.coefficientMatrix.numRows if hasattr(stage, "coefficientMatrix") else 1
+    return int(rows) if rows > 1 else 0
+
+
+def width_of(stage: Any) -> int:
+    return int(stage.numFeatures)
+
+
+def _sized(features: str, stage: Any, data: DataFrame) -> list[Any]:
+    """A VectorSizeHint where nothing else tells the assembler how many features there are."""
+    field = next((f for f in data.schema.fields if f.name == features), None)
+    if field is None or not isinstance(field.dataType, VectorUDT):
+        return []
+    attributes = (field.metadata or {}).get("ml_attr", {})
+    if attributes.get("num_attrs") or attributes.get("attrs"):
+        return []
+    hint = VectorSizeHint(inputCol=features, size=width_of(stage), handleInvalid="optimistic")
+    return [jvm.named(hint, f"{stage.uid}_size")]
+
+
+def widened(stage: Any, outputs: Sequence[Output]) -> Any:
+    """The last linear stage with the outputs' coefficients behind its own; same class, uid, intercept and Params."""
+    more = [np.atleast_2d(o.coefficients) for o in outputs]
+    return _with_matrix(stage, np.concatenate([_matrix(stage), *more], axis=1))
+
+
+def _matrix(stage: Any) -> np.ndarray[Any, Any]:
+    """The coefficients, (1, d) or (k, d)."""
+    if hasattr(stage, "coefficientMatrix"):
+        return stage.coefficientMatrix.toArray()  # type: ignore[no-any-return]
+    return np.atleast_2d(stage.coefficients.toArray())
+
+
+def _with_matrix(stage: Any, matrix: np.ndarray[Any, Any]) -> Any:
+    if hasattr(stage, "coefficientMatrix"):
+        weights = {
+            "coefficientMatrix": matrix, "interceptVector": stage.interceptVector.toArray(), "numClasses": stage.numClasses,
+            "isMultinomial": len(matrix) > 1,
+        }  # fmt: skip
+        return jvm.widened(stage, weights, {"numFeatures": matrix.shape[1]})
+    scale = {} if hasattr(stage, "getFamily") else {"scale": float(stage.scale)}  # of a LinearRegression
+    return jvm.widened(stage, {"coefficients": matrix[0], "intercept": float(stage.intercept), **scale}, {})

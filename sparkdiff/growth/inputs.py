@@ -1,0 +1,216 @@
+"""What growth reads of a pipeline: the last linear stage, the scalar columns upstream of it, and their rows from a cache."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import torch
+from pyspark.sql import DataFrame
+from pyspark.sql.types import BooleanType, NumericType, StructField
+from torch import Tensor
+
+from sparkdiff.data.splits import TRAIN, VALIDATION
+from sparkdiff.errors import InputError
+from sparkdiff.evaluation.data import Data
+from sparkdiff.finetune import Run, Task
+from sparkdiff.growth.criterion import Specification
+from sparkdiff.growth.table import Column, Split, Table
+from sparkdiff.pipeline.cut import Cut, CutColumn
+from sparkdiff.pipeline.graph import Graph, Version, Vertex
+from sparkdiff.pipeline.schema import known_fields
+from sparkdiff.rows import Rows, below
+from sparkdiff.stages.linear import GeneralizedLinearRegression, LinearRegression, LogisticRegression
+
+LINEAR = (GeneralizedLinearRegression, LinearRegression, LogisticRegression)
+"""Stages that a grown pipeline can end in."""
+UNKNOWN = "__unknown"
+"""The name that StringIndexer with handleInvalid=keep gives to the values that it does not know, as one more category."""
+INDEXER, ENCODER = "StringIndexerModel", "OneHotEncoderModel"
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """A column of a table, and its version in the graph."""
+
+    column: Column
+    version: Version
+
+
+def linear_head(graph: Graph) -> Vertex:
+    """The last linear stage, which the outputs of parts are added to.
+
+    Raises:
+        InputError: the pipeline ends in another stage; says what to do.
+    """
+    head = graph.head
+    if isinstance(head.module, LINEAR):
+        bounds = isinstance(head.module, LogisticRegression) and head.module.has_bounds()
+        if bounds:
+            raise InputError(
+                f"{head.uid} has bounds on its coefficients, one for each feature: clear them (lowerBoundsOnCoefficients, ...) "
+                "on the model to grow features beside them"
+            )
+        return head
+    kinds = "LinearRegression, GeneralizedLinearRegression or LogisticRegression"
+    what = f"{head.stageClass} {head.uid} is no linear stage, so nothing can be added to its margin"
+    advice = f"grow a pipeline that ends in {kinds}"
+    if "Tree" in head.stageClass or "Forest" in head.stageClass or "GBT" in head.stageClass:
+        advice = (
+            f"put its margin in front of a linear stage (VectorAssembler of its prediction or rawPrediction, then {kinds} with "
+            "coefficient 1), and grow that pipeline; or fine-tune the trees as they are with FineTuner"
+        )
+    raise InputError(f"{what}: {advice}")
+
+
+def upstream_columns(graph: Graph, data: DataFrame, entities: Mapping[str, tuple[str, tuple[str, ...]]]) -> list[Known]:
+    """The scalar columns that the head's features are made of, in the order in which stages read them, and the entities.
+
+    What a StringIndexer writes is a category; if it reads numbers, these are another column. What an Imputer or another stage
+    writes as a number stands for what it reads.
+
+    Args:
+        data: its schema tells what is a number.
+        entities: name -> (column of their numbers, their values): columns that were indexed for growth.
+    """
+    head = graph.head
+    every = {v for vertex in graph.vertices for v in vertex.sources} | {
+        (graph.casefold(c), vertex.position) for vertex in graph.vertices for c in vertex.outputs
+    }
+    fields = known_fields(graph, every, data)
+    found: dict[Version, Column] = {}
+    seen: set[Version] = set()
+    sizes = _encoded(graph)
+
+    def visit(version: Version) -> None:
+        if version in seen:
+            return
+        seen.add(version)
+        writer = version[1]
+        vertex = graph.vertices[writer] if writer >= 0 else None
+        if vertex is not None and vertex.stageClass == INDEXER:
+            found.update(_indexed(graph, vertex, version, fields))
+        elif (field := fields.get(version)) is not None and isinstance(field.dataType, (NumericType, BooleanType)):
+            levels, labels = _levels(field, sizes.get(version, 0))
+            name = graph.name(version)
+            found.setdefault(version, Column(name, name, levels, labels, indexes=levels > 0))
+        elif vertex is not None:
+            for source in vertex.sources:
+                visit(source)
+
+    for version in head.reads:
+        if version[1] >= 0:
+            visit(version)
+    out = [
+        Known(column, version) for version, column in found.items() if graph.writers.get(version[0], -1) == version[1]
+    ]
+    for name, (column, labels) in entities.items():
+        version = (graph.casefold(column), graph.writers[graph.casefold(column)])
+        out = [k for k in out if k.column.name != name or not k.column.levels]
+        out.append(Known(Column(name, column, len(labels), labels, indexes=True, entity=True), version))
+    return out
+
+
+def _encoded(graph: Graph) -> dict[Version, int]:
+    """The number of categories of each version that a OneHotEncoder reads."""
+    out: dict[Version, int] = {}
+    for vertex in graph.vertices:
+        if vertex.stageClass == ENCODER and vertex.stage is not None:
+            out.update(zip(vertex.sources, map(int, vertex.stage.categorySizes), strict=True))
+    return out
+
+
+def _indexed(
+    graph: Graph, vertex: Vertex, version: Version, fields: Mapping[Version, StructField]
+) -> dict[Version, Column]:
+    """The column that a StringIndexer writes, and the one that it reads if that holds numbers."""
+    names = [graph.casefold(c) for c in vertex.outputs]
+    place = names.index(version[0])
+    labels = tuple(vertex.stage.labelsArray[place])
+    if vertex.stage.getHandleInvalid() == "keep":
+        labels = (*labels, UNKNOWN)
+    source = vertex.sources[place]
+    name = graph.name(source)
+    out = {version: Column(name, graph.name(version), len(labels), labels, indexes=True)}
+    field = fields.get(source)
+    if source[1] < 0 and field is not None and isinstance(field.dataType, NumericType):
+        out[source] = Column(name, name)
+    return out
+
+
+def _levels(field: StructField, encoded: int) -> tuple[int, tuple[str, ...]]:
+    """Of a nominal attribute or of a column that is encoded, how many values it has, and their names."""
+    attribute = (field.metadata or {}).get("ml_attr", {})
+    if attribute.get("type") == "nominal":
+        labels = tuple(map(str, attribute.get("vals", ())))
+        if levels := len(labels) or int(attribute.get("num_vals", 0)):
+            return levels, labels
+    return encoded, ()
+
+
+def cut_for(task: Task, known: Sequence[Known]) -> Cut:
+    """The cut of which the cache has the head's features and these columns; all stages before the head run in Spark."""
+    graph = task.cut.graph
+    head = graph.head
+    read = dict.fromkeys(head.margin_reads)
+    extra = dict.fromkeys(k.version for k in known if k.version not in read)
+    cached = graph.ancestors([head.position]) | set(task.roles.makers)
+    for version in extra:
+        if version[1] >= 0:
+            cached |= {version[1]} | graph.ancestors([version[1]])
+    cached |= graph.ancestors(task.roles.makers)
+    loss = set(head.lossReads)
+    columns = tuple(CutColumn(v, graph.name(v), graph.in_struct(v), False, v in loss) for v in (*read, *extra))
+    return Cut(graph, tuple(sorted(cached - {head.position})), (head.position,), columns)
+
+
+def table_of(run: Run, known: Sequence[Known]) -> Table:
+    """The rows of a cache that was written by `cut_for`, at the margin of the original.
+
+    Raises:
+        InputError: the head's features are not vectors.
+    """
+    head = run.task.cut.graph.head
+    splits = {name: _split(run, run.data, name, head.reads[0], known) for name in (TRAIN, VALIDATION)}
+    width = run.network.head.margins
+    columns = tuple(k.column for k in known)
+    return Table(head.inputs[0], columns, splits[TRAIN], splits[VALIDATION], width)
+
+
+@torch.no_grad()
+def _split(run: Run, data: Data, name: str, features: Version, known: Sequence[Known]) -> Split:
+    parts: list[tuple[Rows, ...]] = []
+    for batch, label, weight, block in data.batches(name):
+        values = data.values(batch)
+        margin = run.network.margin(dict(values))
+        scalars = [values[k.version] for k in known]
+        stacked = torch.stack(scalars, 1) if scalars else label.new_zeros(len(label), 0)  # type: ignore[arg-type]
+        parts.append((_own(values[features]), stacked, label.clone(), weight.clone(), block.clone(), margin.clone()))
+    whole = [below([p[i] for p in parts]) for i in range(6)]
+    rows, *tensors = whole
+    made: list[Tensor] = [t for t in tensors if isinstance(t, Tensor)]
+    return Split(rows, *made)
+
+
+def _own(rows: Rows) -> Rows:
+    """The rows in memory of their own: a batch's belong to the stream."""
+    return (
+        rows.clone()
+        if isinstance(rows, Tensor)
+        else dataclasses.replace(
+            rows, indices=rows.indices.clone(), values=rows.values.clone(), offsets=rows.offsets.clone()
+        )
+    )
+
+
+def specification_of(run: Run) -> Specification:
+    """The loss and the metric of a run.
+
+    Raises:
+        InputError: the loss is not a mean over rows.
+    """
+    goal, head = run.goal, run.network.graph.head
+    if goal.objective.rows is None or goal.objective.batch is not None:
+        raise InputError(
+            f"loss={goal.objective.name!r} is not a mean over rows, which growth needs: name another loss, and this one as metric"
+        )
+    module = run.network.without_spark().head
+    return Specification(module, head.outputs, run.task.options, goal.label)

@@ -1,0 +1,48 @@
+"""The options of growth beside those of fine-tuning, in one list: its Params, their checks and their help come from it."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from sparkdiff.errors import InputError, did_you_mean
+from sparkdiff.growth.parts import KINDS
+from sparkdiff.options import convert, option
+
+
+@dataclasses.dataclass(frozen=True)
+class GrowthSettings:
+    """Options of one growth. `GrowthSettings.of` creates them, and raises one error for all problems."""
+
+    # fmt: off
+    parts: tuple[str, ...] = option(tuple(KINDS), f"kinds of parts to try: {', '.join(KINDS)}", items="kinds of parts")
+    rounds: int = option(6, "largest number of rounds; in each one part joins at most", low=1)
+    entityCols: tuple[str, ...] = option((), "columns that name users, items or shops, whose effects may be learned; the pipeline need not read them", items="column names")
+    maxServingCost: float | None = option(None, "largest cost of serving the result, as a multiple of what the pipeline costs now, by a table of costs per stage; if unset, no limit", kind=float, low=1)
+    complexity: float = option(0.1, "strength of the penalty on a part's complexity: a part joins if it gains more than this times sqrt(log(1 + its parameters) / training rows) times the size of what it adds", low=0)
+    maxLoss: float = option(0.005, "share of the metric that may be lost where a part is dropped at the end; 0 drops none", low=0, high=1)
+    # fmt: on
+
+    @staticmethod
+    def of(given: Mapping[str, Any]) -> "GrowthSettings":
+        """Options from names and values.
+
+        Raises:
+            InputError: names every value of a wrong type or out of bounds.
+        """
+        problems, values = [], {}
+        for name, value in given.items():
+            try:
+                values[name] = convert(FIELDS[name], value)
+            except (TypeError, ValueError) as e:
+                problems.append(str(e))
+        for kind in values.get("parts", ()):
+            if kind not in KINDS:
+                problems.append(f"parts names an unknown kind {kind!r}. {did_you_mean(kind, KINDS)}")
+        if "parts" in values and not values["parts"]:
+            problems.append(f"parts is empty: name one or more of {', '.join(KINDS)}")
+        if problems:
+            raise InputError("; ".join(problems))
+        return GrowthSettings(**values)
+
+
+FIELDS = {field.name: field for field in dataclasses.fields(GrowthSettings)}

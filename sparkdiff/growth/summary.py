@@ -1,0 +1,57 @@
+"""The summary of a growth: that of fine-tuning, with the rounds, the parts, and what serving costs."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sparkdiff.report import FineTuningSummary
+from sparkdiff.report.table import aligned
+
+
+@dataclasses.dataclass(frozen=True)
+class GrowthSummary(FineTuningSummary):
+    """The report of one growth. `print(summary)` shows the before/after table, the rounds and the parts.
+
+    Its other attributes are those of `FineTuningSummary`; the decision is "grown" or "kept original".
+
+    Attributes:
+        rounds: an entry for everything that a round tried: {"round", "kind", "name", "gain" (of validation rows, as a share of
+            the original's metric), "objective", "parameters", "cost", "seconds", "epoch", "why"}; `why` is empty for the part
+            that joined, else says why it did not.
+        parts: an entry for each part that joined: {"kind", "name", "round", "cost", "parameters", "stages" (uids), "dropped",
+            "shown" (what it learned, as rows of a table)}.
+        servingCost: {"before", "after", "limit"}: microseconds per row by the table of costs, the limit None without one.
+    """
+
+    __module__ = "sparkdiff"
+
+    rounds: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    parts: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    servingCost: dict[str, float | None] = dataclasses.field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return "\n".join([super().__str__(), *rounds_table(self.rounds), *parts_table(self.parts, self.servingCost)])
+
+
+def rounds_table(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What each round tried, the part that joined marked."""
+    if not rounds:
+        return []
+    rows = [("round", "part", "gain", "us/row", "s", "")]
+    for r in rounds:
+        told = "joined" if not r["why"] else r["why"]
+        rows.append((str(r["round"]), r["name"], f"{r['gain']:+.2%}", f"{r['cost']:.2f}", f"{r['seconds']:.1f}", told))
+    return aligned(rows, left=(0, 1, 5))
+
+
+def parts_table(parts: Sequence[Mapping[str, Any]], cost: Mapping[str, float | None]) -> list[str]:
+    """The parts of the grown pipeline, and what serving costs."""
+    out = []
+    for p in parts:
+        gone = ", dropped at the end: it is not missed" if p["dropped"] else ""
+        out.append(f"part {p['name']} ({p['kind']}, round {p['round']}, {p['parameters']:,} parameters{gone})")
+    before, after = cost.get("before"), cost.get("after")
+    if before and after and not math.isclose(before, after):
+        out.append(f"serving: {before:.2f} -> {after:.2f} us per row by the table of costs ({after / before:.1f}x)")
+    return out

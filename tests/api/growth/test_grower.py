@@ -1,0 +1,186 @@
+"""Growth through the public interface: plain stages beside those of the user, what is kept, what is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import plain_spark
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pyspark.ml import Pipeline, PipelineModel
+from pyspark.ml.classification import LogisticRegression
+from pyspark.ml.feature import OneHotEncoder, StandardScaler, StringIndexer, VectorAssembler
+from pyspark.ml.regression import GBTRegressor, GeneralizedLinearRegression, LinearRegression
+from pyspark.sql import DataFrame, SparkSession
+
+import sparkdiff
+from sparkdiff import Grower, GrowerModel, InputError
+
+ROWS = 3000
+QUICK: dict[str, Any] = {"maxEpochs": 4, "recipe": "fast"}
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Numbers x, y, z (with gaps in z), a category, a shop, and labels: `count` has kind x season in it, `many` is linear."""
+    random = np.random.default_rng(0)
+    x, y, z = random.normal(size=(3, ROWS))
+    kind, season, shop = (random.integers(0, k, ROWS) for k in (5, 4, 30))
+    cross = random.normal(scale=0.8, size=(5, 4))[kind, season]
+    bend, effect = np.where(np.abs(y) > 1, 1.0, 0.0), random.normal(scale=0.7, size=30)[shop]
+    margin = 0.4 * x + cross
+    chance = 1 / (1 + np.exp(-(x + 2 * bend - 0.5)))
+    path = tmp_path_factory.mktemp("rows") / "rows.parquet"
+    columns = {
+        "id": np.arange(ROWS), "x": x, "y": y, "z": np.where(random.random(ROWS) < 0.05, np.nan, z),
+        "kind": np.array([*"abcde"])[kind], "season": np.array(["spring", "summer", "autumn", "winter"])[season],
+        "shop": [f"s{s}" for s in shop], "count": random.poisson(np.exp(margin)).astype(float),
+        "busy": (random.random(ROWS) < chance).astype(float), "sales": x + effect + random.normal(scale=0.5, size=ROWS),
+        "grade": np.argmax(np.stack([0 * x, 2 * bend, x]) + random.gumbel(size=(3, ROWS)), 0).astype(float),
+        "noise": random.poisson(1.0, ROWS).astype(float),
+    }  # fmt: skip
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def rows(spark: SparkSession, file: Path) -> DataFrame:
+    return spark.read.parquet(file.as_uri())
+
+
+def fitted(rows: DataFrame, last: Any) -> PipelineModel:
+    words = ["kind", "season"]
+    stages = [
+        StringIndexer(inputCols=words, outputCols=[f"{w}_index" for w in words], handleInvalid="keep"),
+        OneHotEncoder(inputCols=[f"{w}_index" for w in words], outputCols=[f"{w}_hot" for w in words]),
+        VectorAssembler(inputCols=["kind_hot", "season_hot", "x", "y"], outputCol="assembled"),
+        StandardScaler(inputCol="assembled", outputCol="scaled", withMean=True),
+        last.setFeaturesCol("scaled"),
+    ]
+    return Pipeline(stages=stages).fit(rows)
+
+
+@pytest.fixture(scope="module")
+def poisson(rows: DataFrame) -> PipelineModel:
+    return fitted(rows, GeneralizedLinearRegression(labelCol="count", family="poisson", link="log", regParam=0.001))
+
+
+@pytest.fixture(scope="module")
+def grown(rows: DataFrame, poisson: PipelineModel, tmp_path_factory: pytest.TempPathFactory) -> GrowerModel:
+    cache = str(tmp_path_factory.mktemp("grown"))
+    return Grower(poisson, parts=("crosses", "shapes"), rounds=3, cacheDir=cache, **QUICK).fit(rows)
+
+
+def test_a_planted_cross_is_named_first_and_gained(grown: GrowerModel, poisson: PipelineModel) -> None:
+    summary = grown.summary
+    assert summary.decision == "grown"
+    assert summary.gain > 0.1
+    first = next(r for r in summary.rounds if not r["why"])
+    assert first["name"].startswith("kind x season")
+    assert summary.parts[0]["kind"] == "crosses"
+    assert summary.metrics["validation"]["after"] < summary.metrics["validation"]["before"]  # type: ignore[index]
+    assert summary.servingCost["after"] > summary.servingCost["before"]  # type: ignore[operator]
+    assert set(summary.parity) == {"before", "grown", "after"}
+    text = str(summary)
+    assert "kind x season" in text
+    assert "joined" in text
+
+
+def test_all_stages_are_plain_and_those_of_the_user_stay(grown: GrowerModel, poisson: PipelineModel) -> None:
+    new = grown.pipelineModel
+    assert type(new) is PipelineModel
+    assert new.uid == poisson.uid
+    assert all(type(s).__module__.startswith("pyspark.ml.") for s in new.stages)
+    uids = [s.uid for s in new.stages]
+    assert [uid for uid in uids if uid in {s.uid for s in poisson.stages}] == [s.uid for s in poisson.stages]
+    assert uids[-1] == poisson.stages[-1].uid
+    for old in poisson.stages:
+        now = next(s for s in new.stages if s.uid == old.uid)
+        assert type(now) is type(old)
+        assert now._defaultParamMap == old._defaultParamMap
+        params = {p.name: v for p, v in now._paramMap.items() if p.name != "featuresCol"}
+        assert params == {p.name: v for p, v in old._paramMap.items() if p.name != "featuresCol"}
+
+
+def test_it_is_served_without_torch_and_sparkdiff(
+    grown: GrowerModel, poisson: PipelineModel, rows: DataFrame, file: Path, tmp_path: Path
+) -> None:
+    grown.pipelineModel.write().save((tmp_path / "grown").as_uri())
+    [served] = plain_spark.predictions([tmp_path / "grown"], file)
+    here = [r.prediction for r in grown.transform(rows).orderBy("id").select("prediction").collect()]
+    np.testing.assert_allclose(served, here, rtol=1e-12)
+    before = [r.prediction for r in poisson.transform(rows).orderBy("id").select("prediction").collect()]
+    assert not np.allclose(served, before, rtol=0.01)
+
+
+def test_a_grower_and_its_model_can_be_saved(grown: GrowerModel, rows: DataFrame, tmp_path: Path) -> None:
+    grown.write().save(f"file://{tmp_path}/model")
+    again = GrowerModel.load(f"file://{tmp_path}/model")
+    assert again.summary.asdict() == grown.summary.asdict()
+    assert type(again.summary) is type(grown.summary)
+    assert again.uid == grown.uid
+    assert again.getParts() == ["crosses", "shapes"]
+    assert again.pipelineModel.stages[-1].coefficients == grown.pipelineModel.stages[-1].coefficients
+    grower = Grower(grown.originalModel, labelCol="count", rounds=2, parts=["units"], maxServingCost=3.0)
+    grower.write().save(f"file://{tmp_path}/grower")
+    loaded = Grower.load(f"file://{tmp_path}/grower")
+    assert loaded.growth_settings() == grower.growth_settings()
+    assert loaded.options() == grower.options()
+
+
+def test_without_a_gain_the_original_object_comes_back(rows: DataFrame, shared: Path) -> None:
+    model = fitted(rows, GeneralizedLinearRegression(labelCol="noise", family="poisson", link="log"))
+    found = Grower(
+        model, parts=("crosses", "effects"), entityCols=["shop"], rounds=2, cacheDir=str(shared), **QUICK
+    ).fit(rows)
+    assert found.summary.decision == "kept original"
+    assert found.pipelineModel is model
+    assert found.summary.reason
+
+
+CASES = {
+    "logistic": (lambda: LogisticRegression(labelCol="busy", regParam=1e-3), ("shapes",), "y"),
+    "softmax": (lambda: LogisticRegression(labelCol="grade", family="multinomial", regParam=1e-3), ("units",), "units"),
+    "least squares": (lambda: LinearRegression(labelCol="sales"), ("effects",), "shop"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_linear_stage_can_be_grown(name: str, rows: DataFrame, shared: Path) -> None:
+    make, parts, word = CASES[name]
+    model = fitted(rows, make())
+    found = Grower(model, parts=parts, entityCols=["shop"], rounds=1, cacheDir=str(shared), **QUICK).fit(rows)
+    assert found.summary.decision == "grown", str(found.summary)
+    assert word in found.summary.parts[0]["name"]
+    own = {s.uid for s in found.pipelineModel.stages}
+    assert any("shop" in uid for uid in own) == (name == "least squares"), (
+        "an indexer is there only where a part reads it"
+    )
+    assert found.transform(rows).select("prediction").distinct().count() > 1
+
+
+def test_wrong_use_is_named(rows: DataFrame, poisson: PipelineModel, shared: Path) -> None:
+    with pytest.raises(InputError, match=r"parts names an unknown kind 'unit'\. Did you mean 'units'"):
+        Grower(poisson, parts=["unit"])
+    with pytest.raises(
+        InputError, match=r"rounds.*Got 0 instead.*unknown option 'roundz'|unknown option 'roundz'.*rounds"
+    ):
+        Grower(poisson, rounds=0, roundz=3)
+    with pytest.raises(InputError, match="numFolds is no option of Grower"):
+        Grower(poisson, numFolds=5)
+    with pytest.raises(InputError, match=r"entityCols='shops' is not a column of the data\. Did you mean 'shop'"):
+        Grower(poisson, entityCols=["shops"], cacheDir=str(shared)).fit(rows)
+    trees = fitted(rows, GBTRegressor(labelCol="count", maxIter=2))
+    with pytest.raises(
+        InputError, match=r"GBTRegressionModel .* is no linear stage.*put its margin in front of a linear stage"
+    ):
+        Grower(trees, cacheDir=str(shared)).fit(rows)
+    with pytest.raises(InputError, match=r"maxServingCost=1\.01 leaves .* us per row"):
+        Grower(poisson, maxServingCost=1.01, cacheDir=str(shared)).fit(rows)
+    with pytest.raises(InputError, match="at least 30"):
+        Grower(poisson, cacheDir=str(shared)).fit(rows.limit(60))
+
+
+def test_names_are_public() -> None:
+    assert {"Grower", "GrowerModel", "GrowthSummary"} <= set(sparkdiff.__all__)
