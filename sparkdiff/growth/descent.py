@@ -45,7 +45,7 @@ def batch_size(rows: int) -> int:
 def work(rows: int, parameters: int, epochs: int) -> float:
     """About how many seconds a training takes on one core."""
     batches = math.ceil(rows / batch_size(rows))
-    return epochs * (4e-4 * batches + 6e-10 * rows * parameters)
+    return epochs * (6e-4 * batches + 6e-10 * rows * parameters)
 
 
 class Descent(Trainer):

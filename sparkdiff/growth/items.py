@@ -22,7 +22,7 @@ class Item:
         name: what a reader calls the part.
         settings: what the part's trainer takes, in values that JSON can hold.
         epochs: how many.
-        work: how long it takes, as a multiple of anything: long items are handed out first.
+        work: about how many seconds it takes on one core: long items are handed out first.
         seed: of all that it draws.
     """
 

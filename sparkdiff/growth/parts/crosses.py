@@ -64,7 +64,7 @@ def _in_turn(pool: Sequence[Pair], split: Split, criterion: Criterion) -> list[P
 def _item(table: Table, pairs: Sequence[Pair], seed: int) -> Item:
     name = ", ".join(f"{a.column.name} x {b.column.name}" for a, b in pairs)
     settings = {"pairs": [[a.place, b.place] for a, b in pairs], "bins": BINS}
-    return Item("crosses", name, EPOCHS, len(pairs) * len(table.train) * table.width, seed, settings)
+    return Item("crosses", name, EPOCHS, 8e-6 * len(pairs) * len(table.train) * table.width, seed, settings)
 
 
 def trainer(item: Item, table: Table) -> BlocksTrainer:

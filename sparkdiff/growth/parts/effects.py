@@ -144,13 +144,13 @@ def propose(table: Table, criterion: Criterion, seed: int) -> list[Item]:
     entities = [c for c in (coding(table, i, 2) for i in range(len(table.columns))) if c is not None and _is_entity(c)]
     items = []
     for _, c in score_test.columns(entities, score_test.rows_of(table.train), criterion)[:ENTITIES]:
-        work = len(table.train) * table.width
+        work = 6e-6 * len(table.train) * table.width
         items.append(
             Item("effects", f"effect of {c.column.name}", EPOCHS, work, seed, {"entity": c.place, "slopes": False})
         )
         if _has_room(table, c):
             name = f"effect of {c.column.name} on {table.features}"
-            work *= _dense(table.train).shape[1]
+            work *= 0.3 * _dense(table.train).shape[1]
             items.append(Item("effects", name, SLOPE_EPOCHS, work, seed, {"entity": c.place, "slopes": True}))
     return items
 

@@ -50,7 +50,7 @@ def propose(table: Table, criterion: Criterion, seed: int) -> list[Item]:
     main = [c for score, c in score_test.columns(coded, table.train, criterion) if score > LEAST][:MAIN]
     rows, d, items = len(table.train), width(table.train.features), list[Item]()
     for c in main:
-        seconds, settings = 1e-7 * NEWTON * rows, _settings(c, 0, criterion)
+        seconds, settings = 5e-7 * NEWTON * rows, _settings(c, 0, criterion)
         items.append(Item("embeddings", f"embedding of {c.column.name}", NEWTON, seconds, seed, settings))
     for c in _by_products(coded, table, criterion)[:PRODUCTS]:
         for size in SIZES:

@@ -197,7 +197,7 @@ def _item(table: Table, of: Sequence[Coding], form: str, size: int, seed: int) -
     name = f"{form} of {of[0].column.name}" if len(of) == 1 else f"{form} of {len(of)} columns"
     fine = ", fine" if size == FINE and any(c.is_number for c in of) else ""
     settings = {"columns": [c.place for c in of], "form": form, "size": size}
-    return Item("shapes", name + fine, EPOCHS, len(of) * len(table.train) * table.width, seed, settings)
+    return Item("shapes", name + fine, EPOCHS, 2e-5 * len(of) * len(table.train) * table.width, seed, settings)
 
 
 def trainer(item: Item, table: Table) -> ShapesTrainer:
