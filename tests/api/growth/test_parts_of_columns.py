@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from pyspark.ml import PipelineModel
-from pyspark.ml.feature import VectorAssembler
+from pyspark.ml.feature import VectorAssembler, VectorSizeHint
 from pyspark.ml.linalg import Vectors
 from pyspark.sql import DataFrame, SparkSession
 
@@ -158,8 +158,9 @@ def test_stages_compute_what_the_part_computes(
     made = part.stages(Place("features", 2, "grown1", classes))
     assert all(stage.uid.startswith("grown1_") for stage in made.stages)
     columns = [o.column for o in made.outputs]
-    assembler = VectorAssembler(inputCols=["features", *columns], outputCol="all")
-    model = PipelineModel([*made.stages, assembler])
+    # With 'keep' a column whose metadata lack its size is refused.
+    assembler = VectorAssembler(inputCols=["features", *columns], outputCol="all", handleInvalid="keep")
+    model = PipelineModel([*made.stages, VectorSizeHint(inputCol="features", size=2), assembler])
     built = [model]
     if constructors:
         model.save(str(tmp_path / "model"))
