@@ -21,8 +21,8 @@ from sparkdiff.growth import costs
 from sparkdiff.growth.part import Place
 from sparkdiff.growth.table import Column, Split, Table
 
-FEW = 32
-"""Up to so many distinct values of a number have a bucket each."""
+FEW, ROWS = 32, 100
+"""Up to so many distinct values of a number have a bucket each, if so many rows or more come upon each."""
 MOST_LEVELS = 1_000_000
 """Of a category. A column of indices that has more of them is left alone."""
 MOST_EDGES = 10_000
@@ -87,17 +87,20 @@ def coding(table: Table, place: int, bins: int) -> Coding | None:
         if not column.levels and not whole:
             return None
         levels = column.levels or int(distinct[-1]) + 1
-        if gaps and levels > MOST_EDGES:
+        labels = _levels(column, levels)
+        if not gaps:
+            return Coding(column, place, (), levels, labels, gaps)
+        if levels > MOST_EDGES:
             return None
-        edges = [i - 0.5 for i in range(1, levels)] if gaps else []
-        return Coding(column, place, tuple(edges), levels, _levels(column, levels), gaps)
-    if len(distinct) <= max(bins, FEW):
-        edges, labels = _between(distinct), [f"{value:g}" for value in distinct]
+        edges = tuple(i - 0.5 for i in range(1, levels + 1))
+        return Coding(column, place, edges, levels + 1, (*labels, "missing"), gaps)
+    if len(distinct) <= max(bins, min(FEW, len(known) // ROWS)):
+        cuts, labels = _between(distinct), tuple(f"{value:g}" for value in distinct)
     else:
-        edges = knots(known, bins) or _between(distinct)[:1]  # where nearly all have the smallest value
-        ends = ["-inf", *(f"{edge:.4g}" for edge in edges), "inf"]
-        labels = [f"[{low}, {high})" for low, high in pairwise(ends)]
-    return Coding(column, place, tuple(edges), len(edges) + 1, (*labels, "missing"), gaps)
+        cuts = knots(known, bins) or _between(distinct)[:1]  # where nearly all have the smallest value
+        ends = ["-inf", *(f"{edge:.4g}" for edge in cuts), "inf"]
+        labels = tuple(f"[{low}, {high})" for low, high in pairwise(ends))
+    return Coding(column, place, tuple(cuts), len(cuts) + 1, (*labels, "missing"), gaps)
 
 
 def codings(table: Table, bins: int) -> list[Coding]:

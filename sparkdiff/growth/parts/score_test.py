@@ -69,15 +69,16 @@ def derivatives(split: Split, criterion: Criterion) -> Derivatives:
 def of_column(index: Tensor, width: int, d: Derivatives) -> float:
     """Of a one-hot block (n,), beside the intercept."""
     pull, curve, there = _cells(index, width, d)
-    found = (pull.square() / (curve + d.least)).sum() - (pull.sum(1).square() / curve.sum(1)).sum()
-    return _standardised(float(found), (int(there.sum()) - 1) * len(pull), d)
+    damped = curve + d.least * there
+    found = (pull.square() / damped).nan_to_num(0.0).sum() - (pull.sum(1).square() / curve.sum(1)).sum()
+    return _standardised(float(found), (int(there.sum()) - 1) * len(pull), _kept(curve, damped), d)
 
 
 def of_pair(first: Tensor, second: Tensor, widths: tuple[int, int], d: Derivatives) -> float:
     """Of the cells of two one-hot blocks (n,), beside the effects of both alone."""
     cells = (t.view(-1, *widths) for t in _cells(first * widths[1] + second, widths[0] * widths[1], d))
-    pull, curve, there = cells
-    curve = curve + d.least * there
+    pull, bare, there = cells
+    curve = bare + d.least * there
     own, other = pull.new_zeros(len(pull), widths[0], 1), pull.new_zeros(len(pull), 1, widths[1])
     rows, columns = curve.sum(2, keepdim=True), curve.sum(1, keepdim=True)
     for _ in range(ROUNDS):
@@ -86,7 +87,7 @@ def of_pair(first: Tensor, second: Tensor, widths: tuple[int, int], d: Derivativ
     left = pull - curve * (own + other)
     found = float((left.square() / curve).nan_to_num(0.0).sum())
     free = int(there.sum()) - int(there.any(2).sum()) - int(there.any(1).sum()) + 1
-    return _standardised(found, free * len(pull), d)
+    return _standardised(found, free * len(pull), _kept(bare, curve), d)
 
 
 def of_codings(a: Coding, b: Coding, split: Split, d: Derivatives) -> float:
@@ -130,7 +131,17 @@ def _cells(index: Tensor, width: int, d: Derivatives) -> tuple[Tensor, Tensor, T
     return pull, curve, (torch.bincount(index, minlength=width) > 0)[None]
 
 
-def _standardised(found: float, free: int, d: Derivatives) -> float:
+def _kept(curve: Tensor, damped: Tensor) -> float:
+    """The mean share of the cells' scores that is left where their curvature is made larger."""
+    return float((curve / damped)[damped > 0].mean())
+
+
+def _standardised(found: float, free: int, kept: float, d: Derivatives) -> float:
+    """
+    Args:
+        free: degrees of freedom.
+        kept: the share of `found` that is left, see `_kept`.
+    """
     if free <= 0:
         return -math.inf
-    return (found / d.dispersion - free) / math.sqrt(2 * free)
+    return (found / (d.dispersion * kept) - free) / math.sqrt(2 * free)
