@@ -57,14 +57,10 @@ class Entries:
     value: Tensor | None = None
 
     def margin(self, effects: Tensor) -> Tensor:
-        total: Tensor | None = None
-        for i, index in enumerate(self.index):
-            found = effects.index_select(0, index)
-            if self.value is not None:
-                found = _times(found, self.value[i])
-            total = found if total is None else total + found
-        assert total is not None
-        return total
+        found = effects[self.index]
+        if self.value is not None:
+            found = found * (self.value if effects.ndim == 1 else self.value[:, :, None])
+        return found.sum(0)
 
     def sums(self, rows: Tensor) -> Tensor:
         return self._summed(rows, self.value)
@@ -73,10 +69,11 @@ class Entries:
         return self._summed(rows, None if self.value is None else self.value.square())
 
     def _summed(self, rows: Tensor, value: Tensor | None) -> Tensor:
+        each = rows.expand(len(self.index), *rows.shape)
+        if value is not None:
+            each = each * (value if rows.ndim == 1 else value[:, :, None])
         total = rows.new_zeros(self.width, *rows.shape[1:])
-        for i, index in enumerate(self.index):
-            total.index_add_(0, index, rows if value is None else _times(rows, value[i]))
-        return total
+        return total.index_add_(0, self.index.flatten(), each.flatten(0, 1))
 
 
 @dataclass(frozen=True)
