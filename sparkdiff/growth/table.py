@@ -20,6 +20,7 @@ class Column:
         labels: the names of a category's values; empty where nothing tells them.
         indexes: whether `column` numbers the values of another column of numbers or strings, so that the order means nothing.
         entity: whether it names a user, an item, a shop: something with an effect of its own.
+        boolean: whether Spark has it as true and false, which stages for numbers don't take.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Column:
     labels: tuple[str, ...] = ()
     indexes: bool = False
     entity: bool = False
+    boolean: bool = False
 
 
 @dataclass(frozen=True)

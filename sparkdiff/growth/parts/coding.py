@@ -57,6 +57,11 @@ class Coding:
     def is_number(self) -> bool:
         return not (self.column.levels or self.column.indexes)
 
+    @property
+    def indirect(self) -> bool:
+        """Whether stages read the column through a vector, see `one_hot`."""
+        return self.gaps or self.column.boolean
+
     def index(self, split: Split) -> Tensor:
         """(n,) int64, which entry is 1."""
         return self.entry(split.values[:, self.place])
@@ -134,11 +139,11 @@ def one_hot(coded: Sequence[Coding], place: Place) -> tuple[list[Any], Mapping[C
     """Plain stages that make the one-hot blocks of different codings, and the column of each block.
 
     Null in a column that had rows without a value becomes NaN first, as the entry of a vector that a linear model with the
-    coefficient 1 reads: Bucketizer and OneHotEncoder would pass null on, which no later stage takes.
+    coefficient 1 reads: Bucketizer and OneHotEncoder would pass null on, which no later stage takes. Nor do they take a boolean.
     """
     stages, read = list[Any](), list[str]()
     for i, c in enumerate(coded):
-        column, new = without_nulls(c, place, f"known{i}") if c.gaps else (c.column.column, [])
+        column, new = as_number(c, place, f"known{i}") if c.indirect else (c.column.column, [])
         stages += new
         read.append(column)
     cut = [i for i, c in enumerate(coded) if c.edges]
@@ -157,14 +162,14 @@ def one_hot(coded: Sequence[Coding], place: Place) -> tuple[list[Any], Mapping[C
 
 def cost(coded: Sequence[Coding]) -> float:
     """Of the stages that make the one-hot blocks, see `costs`."""
-    gaps = costs.of("VectorAssembler", 1) + costs.of("LinearRegressionModel", 1)
+    indirect = costs.of("VectorAssembler", 1) + costs.of("LinearRegressionModel", 1)
     cut = sum(bool(c.edges) for c in coded)
     bins = costs.of("Bucketizer", cut) if cut else 0.0
-    return bins + costs.of("OneHotEncoderModel", len(coded)) + gaps * sum(c.gaps for c in coded)
+    return bins + costs.of("OneHotEncoderModel", len(coded)) + indirect * sum(c.indirect for c in coded)
 
 
-def without_nulls(c: Coding, place: Place, name: str) -> tuple[str, list[Any]]:
-    """A column with NaN in place of null, and the stages that make it."""
+def as_number(c: Coding, place: Place, name: str) -> tuple[str, list[Any]]:
+    """A column with NaN in place of null and 0 and 1 in place of false and true, and the stages that make it."""
     vector, known = place.name(f"{name}_vector"), place.name(name)
     assembler = VectorAssembler(inputCols=[c.column.column], outputCol=vector, handleInvalid="keep")
     identity = jvm.named(LinearRegression(featuresCol=vector, predictionCol=known), known)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from pyspark.ml import PipelineModel
-from pyspark.ml.feature import VectorAssembler, VectorSizeHint
+from pyspark.ml.feature import StringIndexerModel, VectorAssembler, VectorSizeHint
 from pyspark.ml.linalg import Vectors
 from pyspark.sql import DataFrame, SparkSession
 
@@ -29,7 +29,11 @@ COLUMNS = (
     Column("a", "a_index", 3, ("p", "q", "r"), indexes=True),
     Column("user", "user", indexes=True, entity=True),
     Column("z", "z"),
+    Column("name", "name_index", 4, ("p", "q", "r", "__unknown"), indexes=True),
+    Column("flag", "flag", boolean=True),
 )
+NAMES = ("p", "q", "r", "new", None)
+"""The last two are unknown to the indexer, whose index for them is 3."""
 NAN = math.nan
 SPECIAL = [
     # x,     number, a_index, user, z
@@ -55,8 +59,11 @@ def table() -> Table:
     n = 400
     x = np.where(random.random(n) < 0.1, NAN, random.normal(size=n).round(1))
     values = np.stack(
-        [x, random.integers(0, 12, n), random.integers(0, 3, n), random.integers(0, 25, n), random.normal(size=n)], 1
-    )
+        [
+            x, random.integers(0, 12, n), random.integers(0, 3, n), random.integers(0, 25, n), random.normal(size=n),
+            random.integers(0, 3, n), random.integers(0, 2, n),
+        ], 1,
+    )  # fmt: skip
     split = split_of(values.astype(np.float64), random.normal(size=(n, 2)))
     return Table("features", COLUMNS, split, split)
 
@@ -71,15 +78,20 @@ def rows(spark: SparkSession, table: Table, coded: list[Coding]) -> tuple[DataFr
     """Special values, values on the edges of buckets and at knots, and some of the table's rows."""
     edges = [(e, i, float(i % 3), float(i % 25), 0.1 * i) for i, e in enumerate(coded[0].edges)]
     at = [(0.3, i, 0.0, 1.0, z) for i, z in enumerate(knots(table, 4, 8).at)]
-    old = [(x, int(k), a, u, z) for x, k, a, u, z in table.train.values[:40].tolist()]
+    old = [(x, int(k), a, u, z) for x, k, a, u, z, _, _ in table.train.values[:40].tolist()]
     data = [*SPECIAL, *edges, *at, *old]
+    more = [(NAMES[i % 5], i % 2 == 0) for i in range(len(data))]
     features = np.random.default_rng(4).normal(size=(len(data), 2))
     frame = spark.createDataFrame(
-        [(i, *row, Vectors.dense(f)) for i, (row, f) in enumerate(zip(data, features, strict=True))],
-        ["id", *(c.column for c in COLUMNS), "features"],
+        [(i, *row, *m, Vectors.dense(f)) for i, (row, m, f) in enumerate(zip(data, more, features, strict=True))],
+        ["id", *(c.column for c in COLUMNS[:5]), "name", "flag", "features"],
     )
-    values = np.array([[NAN if v is None else v for v in row] for row in data], np.float64)
-    return frame.persist(), split_of(values, features)
+    indexer = StringIndexerModel.from_labels(["p", "q", "r"], "name", outputCol="name_index", handleInvalid="keep")
+    index = [(min(NAMES.index(name), 3), flag) for name, flag in more]
+    values = np.array(
+        [[NAN if v is None else v for v in (*row, *i)] for row, i in zip(data, index, strict=True)], float
+    )
+    return indexer.transform(frame).persist(), split_of(values, features)
 
 
 def knots(table: Table, place: int, most: int) -> shapes.Knots:
@@ -95,8 +107,8 @@ def random_effects(widths: Sequence[tuple[int, ...]], classes: int) -> list[torc
 
 
 def crosses(table: Table, coded: list[Coding], classes: int) -> Part:
-    x, number, a, user, z = coded
-    blocks: list[Block] = [(x, a), (number, x), (a, user), (z, a)]
+    x, number, a, user, z, name, flag = coded
+    blocks: list[Block] = [(x, a), (number, x), (a, user), (z, a), (name, flag)]
     return Crosses("", blocks, random_effects([(p.width * q.width,) for p, q in blocks], classes))
 
 
@@ -128,7 +140,7 @@ def gaps(table: Table, coded: list[Coding], classes: int) -> Part:
     values[:5, 2] = NAN
     lacking = coding.coding(replace(table, train=replace(table.train, values=values)), 2, 8)
     assert lacking is not None and lacking.gaps and not lacking.is_number
-    return Crosses("", [(lacking,), (coded[3], lacking)], random_effects([(4,), (coded[3].width * 4,)], classes))
+    return Crosses("", [(lacking,), (coded[3], lacking)], random_effects([(5,), (coded[3].width * 5,)], classes))
 
 
 CASES = [

@@ -62,6 +62,13 @@ def test_categories_are_their_own_index() -> None:
     assert found.index(table_with(column, rows).train).tolist() == [0, 2, 3, 3, 3]
 
 
+def test_a_category_with_gaps_has_entries_for_other_values_and_for_none() -> None:
+    column = Column("a", "a_index", 2, ("p", "q"), indexes=True)
+    found = coded(column, torch.tensor([0.0, 1.0, math.nan], dtype=F64))
+    assert (found.labels, found.width) == (("p", "q", "other", "missing"), 4)
+    assert found.entry(torch.tensor([0.0, 1.0, 2.0, 9.0, math.nan], dtype=F64)).tolist() == [0, 1, 2, 2, 3]
+
+
 def test_indices_of_unknown_categories() -> None:
     column = Column("user", "user", indexes=True)
     assert coded(column, torch.tensor([5.0, 90.0], dtype=F64)).size == 91
