@@ -11,6 +11,7 @@ Prints the table, beside the one that is kept, and writes JSON.
 
 import dataclasses
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -129,8 +130,15 @@ class Clock:
         self.context.setJobGroup(group, group)
         data.write.format("noop").mode("overwrite").save()
         tracker, store = self.context.statusTracker(), self.context._jsc.sc().statusStore()
-        stages = {s for job in tracker.getJobIdsForGroup(group) for s in tracker.getJobInfo(job).stageIds}
-        return sum(store.lastStageAttempt(s).executorCpuTime() for s in stages) / 1e9
+        while not (stages := {s for j in tracker.getJobIdsForGroup(group) for s in tracker.getJobInfo(j).stageIds}):
+            time.sleep(0.01)  # Spark hears of a job later than the job runs
+        return sum(self._cpu_seconds(store, s) for s in stages)
+
+    def _cpu_seconds(self, store: Any, stage: int) -> float:
+        """Of a stage, once Spark has heard of its end."""
+        while (last := store.lastStageAttempt(stage)).status().toString() != "COMPLETE":
+            time.sleep(0.01)
+        return float(last.executorCpuTime()) / 1e9
 
 
 def measured(case: Case, data: DataFrame, rows: int, turns: int, clock: Clock) -> float:

@@ -67,6 +67,7 @@ def runner(
 
         def run(number: int, items: Sequence[Item], table: Table, original: Tensor) -> list[Found]:
             folder.check()
+            table = table.aligned()
             kept = Kept.open(folder.path, number, items, table, original)
             missing, begun = {*range(len(items))} - kept.ended(), time.monotonic()
             seconds: Mapping[int, float] = {}

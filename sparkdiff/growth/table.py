@@ -5,7 +5,20 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sparkdiff.rows import Rows
+from sparkdiff.rows import Rows, SparseRows
+
+LINE = 64
+"""Bytes of a line of memory, where torch's own tensors begin."""
+
+
+def aligned(tensor: Tensor) -> Tensor:
+    """The same tensor, contiguous and beginning with a line of memory; itself if it is so.
+
+    The last bits of a product depend on where the numbers lie: `matrix @ vector` differs if the matrix begins 8 bytes later.
+    """
+    if tensor.is_contiguous() and tensor.data_ptr() % LINE == 0:
+        return tensor
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 @dataclass(frozen=True)
@@ -58,6 +71,17 @@ class Split:
         """The same rows with another margin."""
         return replace(self, margin=margin)
 
+    def aligned(self) -> "Split":
+        """The same rows with all tensors in whole lines of memory, see `aligned`."""
+        x = self.features
+        features = (
+            SparseRows(aligned(x.indices), aligned(x.values), aligned(x.offsets), x.width)
+            if isinstance(x, SparseRows)
+            else aligned(x)
+        )
+        tensors = (self.values, self.label, self.weight, self.block, self.margin)
+        return Split(features, *(aligned(tensor) for tensor in tensors))
+
     def mean(self, of: Tensor) -> Tensor:
         """The weighted mean over the rows, (n, ...) -> (...)."""
         return torch.tensordot(self.weight, of, dims=1) / self.weight.sum()
@@ -86,6 +110,10 @@ class Table:
     def place(self, column: Column) -> int:
         """Where `values` has this column."""
         return self.columns.index(column)
+
+    def aligned(self) -> "Table":
+        """The same rows with all tensors in whole lines of memory, see `aligned`."""
+        return replace(self, train=self.train.aligned(), validation=self.validation.aligned())
 
     def at(self, train: Tensor, validation: Tensor) -> "Table":
         """The same rows with other margins."""

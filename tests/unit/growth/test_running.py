@@ -5,17 +5,26 @@ import pickle
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import climbing
+import numpy as np
 import pytest
 import torch
 from climbing import bits
+from full_disk import no_room
 from item_rounds import ITEMS, changed, planted, rounds_of
 
+from sparkdiff.errors import FullDiskError
 from sparkdiff.growth import checkpoints, parts, running
 from sparkdiff.growth.checkpoints import ItemError, Kept
-from sparkdiff.growth.items import Item
+from sparkdiff.growth.items import Course, Found, Item
+from sparkdiff.growth.table import LINE
+from sparkdiff.rows import SparseRows
+from sparkdiff.store import files
+
+KINDS = tuple(parts.KINDS)
 
 
 @pytest.fixture(autouse=True)
@@ -112,3 +121,65 @@ def test_a_half_written_checkpoint_is_never_read(tmp_path: Path) -> None:
     assert kept.course(0) is None
     assert kept.ended() == set()
     assert pickle.loads(pickle.dumps(specification)).criterion().metric.name == specification.criterion().metric.name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_training_of_each_kind_goes_on_from_a_pickle_bit_for_bit(kind: str) -> None:
+    table, specification = planted()
+    criterion = specification.criterion()
+    original = criterion.score(table.validation.margin, table.validation)
+    item = parts.propose([kind], table, criterion, 0)[-1]
+    item = dataclasses.replace(item, epochs=min(item.epochs, 6))
+
+    def found(again: Callable[[Course], Course]) -> Found:
+        course = Course(item, parts.trainer(item, table), original.mean)
+        while not course.done:
+            course.step(table, criterion, original.blocks)
+            course = again(course)
+        return course.found()
+
+    with checkpoints.one_thread():
+        whole, pickled = found(lambda course: course), found(lambda course: pickle.loads(pickle.dumps(course)))
+    assert whole.epoch == pickled.epoch
+    np.testing.assert_array_equal((whole.value, whole.train), (pickled.value, pickled.train))  # NaN too
+    assert torch.equal(whole.gains, pickled.gains)
+    if whole.part is not None and pickled.part is not None:
+        assert torch.equal(whole.part.output(table.train), pickled.part.output(table.train))
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_rows_are_read_from_a_file_as_they_lie_in_memory(sparse: bool, tmp_path: Path) -> None:
+    table, _ = planted()
+    x = table.train.features
+    assert isinstance(x, torch.Tensor)
+    shifted = torch.empty(x.numel() + 1, dtype=x.dtype)[1:].view(x.shape).copy_(x)
+    numbers = torch.arange(len(x) + 1)
+    rows = SparseRows(numbers[:-1] % 5, x[:, 0].contiguous(), numbers, 5)  # one entry in a row
+    table = dataclasses.replace(table, train=dataclasses.replace(table.train, features=rows if sparse else shifted))
+    assert sparse or shifted.data_ptr() % LINE
+    files.save_mappable(tmp_path / "rows.pt", table.aligned())
+    read = torch.load(tmp_path / "rows.pt", mmap=True, weights_only=False)
+    assert (read.columns, read.classes) == (table.columns, table.classes)
+    for split, was in ((read.train, table.train), (read.validation, table.validation)):
+        for name in ("features", "values", "label", "weight", "block", "margin"):
+            now, before = getattr(split, name), getattr(was, name)
+            pairs = (
+                [(getattr(now, part), getattr(before, part)) for part in ("indices", "values", "offsets")]
+                if isinstance(now, SparseRows)
+                else [(now, before)]
+            )
+            for a, b in pairs:
+                assert torch.equal(a, b)
+                assert a.is_contiguous()
+                assert a.data_ptr() % LINE == 0
+
+
+def test_a_full_disk_costs_a_checkpoint_and_names_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table, _ = planted()
+    kept = Kept.open(tmp_path, 1, ITEMS, table, torch.zeros(3))
+    course = Course(ITEMS[0], climbing.trainer(ITEMS[0], table), 1.0)
+    with no_room(100), pytest.warns(RuntimeWarning, match=r"a checkpoint cannot be written .* Training continues"):
+        kept.save(0, course)
+    with no_room(100), pytest.raises(FullDiskError, match=r"the result of an item cannot be written to .*free some"):
+        kept.keep(0, Found(ITEMS[0], None, 0, 1.0, 1.0, torch.zeros(2, 64), 0.1))
+    assert kept.ended() == set()
