@@ -38,8 +38,7 @@ def from_sklearn(
         A PipelineModel, or one fitted stage if one is sufficient.
 
     Raises:
-        InputError: MLlib cannot express the model (the message gives the reason), or constructors cannot be called
-            (Spark Connect).
+        InputError: MLlib cannot express the model; the message gives the reason.
     """
     columns = Columns(featuresCol, predictionCol, probabilityCol, rawPredictionCol, predictedLabelCol, missing)
     return sklearn.read(model).model(columns)

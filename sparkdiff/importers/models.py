@@ -104,20 +104,25 @@ class Boosted:
             return self._regression(0, columns, columns.predictionCol, float(self.base[0]))
         if self.classes is None:
             estimator = GeneralizedLinearRegression(predictionCol=columns.predictionCol, **self.link)
-            return self._linked(columns, estimator, {"coefficients": np.ones(1), "intercept": float(self.base[0])})
+            weights = {"coefficients": np.ones(1), "intercept": float(self.base[0])}
+            return self._linked(columns, jvm.fitted(self._of_margins(estimator), weights))
         if len(self.base) == 1:
             return labelled(self._classification(columns), self.classes, columns)
         k = len(self.base)
         softmax = LogisticRegression(family="multinomial", **_classifier(columns))
         weights = {"coefficientMatrix": np.eye(k), "interceptVector": self.base, "numClasses": k, "isMultinomial": True}
-        return labelled(self._linked(columns, softmax, weights), self.classes, columns)
+        last = jvm.fitted(self._of_margins(softmax), weights, {"numFeatures": k})
+        return labelled(self._linked(columns, last), self.classes, columns)
 
-    def _linked(self, columns: Columns, estimator: Any, weights: Mapping[str, Any]) -> PipelineModel:
-        margins = [f"{estimator.uid}__margin{i}" for i in range(len(self.base))]
-        estimator.setFeaturesCol(f"{estimator.uid}__margins")
-        assembler = VectorAssembler(inputCols=margins, outputCol=estimator.getFeaturesCol(), handleInvalid="keep")
+    @staticmethod
+    def _of_margins(estimator: Any) -> Any:
+        return estimator.setFeaturesCol(f"{estimator.uid}__margins")
+
+    def _linked(self, columns: Columns, last: Any) -> PipelineModel:
+        margins = [f"{last.uid}__margin{i}" for i in range(len(self.base))]
+        assembler = VectorAssembler(inputCols=margins, outputCol=last.getFeaturesCol(), handleInvalid="keep")
         trees = [self._regression(i, columns, margin, 0.0) for i, margin in enumerate(margins)]
-        return PipelineModel([*trees, assembler, jvm.fitted(estimator, weights)])
+        return PipelineModel([*trees, assembler, last])
 
     def _regression(self, output: int, columns: Columns, predictionCol: str, base: float) -> Any:
         nodes, weights = self._with_base(output, base, columns)

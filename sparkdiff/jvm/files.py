@@ -54,13 +54,14 @@ def read_rows(where: str) -> pa.Table:
 
 
 def write_rows(where: str, data: pa.Table) -> None:
-    """Replace such a folder by a table. Its schema has the metadata by which Spark recognises vectors.
+    """Write such a folder, or replace it. A schema that Spark has saved has the metadata by which it recognises vectors.
 
     Runs no job; rows that are sent through Spark take a Python process and a tenth of a second for each partition.
     """
     folder = Path(where.removeprefix("file://"))
-    shutil.rmtree(folder)  # with the checksums of the files that were there
-    folder.mkdir()
+    if folder.exists():
+        shutil.rmtree(folder)  # with the checksums of the files that were there
+    folder.mkdir(parents=True)
     pq.write_table(data, folder / "part-00000.parquet")
 
 

@@ -136,15 +136,8 @@ def named(stage: Any, uid: str) -> Any:
 def model_class(estimator: Any) -> Any:
     """The Java class of what an unfitted estimator of pyspark.ml fits; its Params are carried over to its Java object.
 
-    Raises:
-        InputError: no constructor can be called.
+    Where constructors can be called.
     """
-    if not sessions.has_constructors():
-        raise InputError(
-            f"{type(estimator).__name__}: a new model cannot be created here (Spark Connect, or a cluster that "
-            "denies constructors); create it in a classic session of the same Spark version, save it, and load "
-            "it here"
-        )
     estimator._transfer_params_to_java()
     kind = estimator._java_obj.getClass()
     return kind.getClassLoader().loadClass(_model_name(kind.getName()))
@@ -182,23 +175,35 @@ def fitted_around(estimator: Any, weights: Mapping[str, Any], inner: Callable[[]
 
 def _loaded(estimator: Any, weights: Mapping[str, Any]) -> Any:
     """Loaded from files as Spark's writer makes them: metadata, and a row of the weights."""
-    kind = getattr(sys.modules[type(estimator).__module__], _model_name(type(estimator).__name__))
-    own, spark, params = kind(), sessions.session(), (estimator._paramMap, estimator._defaultParamMap)
-    given, defaults = ({p.name: _json(v) for p, v in part.items() if own.hasParam(p.name)} for part in params)
-    metadata = {
-        "class": f"{kind.__module__.replace('pyspark', 'org.apache.spark', 1)}.{kind.__name__}",
-        "timestamp": 0,
-        "sparkVersion": spark.version,
-        "uid": estimator.uid,
-        "paramMap": given,
-        "defaultParamMap": defaults,
-    }
+    kind, metadata = model_metadata(estimator)
     row = {name: ml_value(value, ROW_MAJOR) for name, value in weights.items()}
     schema = StructType([StructField(name, _sql_type(value)) for name, value in row.items()])
     with folder() as where:
         write_text(f"{where}/metadata", json.dumps(metadata))
-        spark.createDataFrame([tuple(row.values())], schema).coalesce(1).write.parquet(f"{where}/data")
+        rows = sessions.session().createDataFrame([tuple(row.values())], schema)
+        rows.coalesce(1).write.parquet(f"{where}/data")
         return kind.load(model_at(where))
+
+
+def model_metadata(estimator: Any) -> tuple[Any, dict[str, Any]]:
+    """The class of what an unfitted estimator of pyspark.ml fits, and the metadata of such a model as Spark saves them."""
+    kind = getattr(sys.modules[type(estimator).__module__], _model_name(type(estimator).__name__))
+    own, params = kind(), (estimator._paramMap, estimator._defaultParamMap)
+    given, defaults = ({p.name: _json(v) for p, v in part.items() if own.hasParam(p.name)} for part in params)
+    name = f"{kind.__module__.replace('pyspark', 'org.apache.spark', 1)}.{kind.__name__}"
+    return kind, saved_metadata(name, estimator.uid, given, defaults)
+
+
+def saved_metadata(name: str, uid: str, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The metadata of a saved stage of this Java class, with Params that are set and defaults, in JSON's values."""
+    return {
+        "class": name,
+        "timestamp": 0,
+        "sparkVersion": sessions.session().version,
+        "uid": uid,
+        "paramMap": given,
+        "defaultParamMap": defaults,
+    }
 
 
 def _sql_type(value: Any) -> DataType:

@@ -6,6 +6,8 @@ import json
 import uuid
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 from pyspark.ml.wrapper import JavaParams
 
 from sparkdiff.jvm import files, rebuilding, sessions
@@ -22,6 +24,21 @@ from sparkdiff.jvm.objects import (
 )
 
 STORE = "org.apache.spark.ml.tree.DecisionTreeModelReadWrite"
+MEMBERS = (
+    ("org.apache.spark.ml.regression.DecisionTreeRegressionModel", "dtr"),
+    ("org.apache.spark.ml.classification.DecisionTreeClassificationModel", "dtc"),
+)
+"""The class of an ensemble's trees, and what Spark's uids of them begin with: of a regression, of a vote."""
+SPLIT = pa.struct(
+    {"featureIndex": pa.int32(), "leftCategoriesOrThreshold": pa.list_(pa.float64()), "numCategories": pa.int32()}
+)
+NODE = pa.struct(
+    {
+        "id": pa.int32(), "prediction": pa.float64(), "impurity": pa.float64(), "impurityStats": pa.list_(pa.float64()),
+        "rawCount": pa.int64(), "gain": pa.float64(), "leftChild": pa.int32(), "rightChild": pa.int32(), "split": SPLIT,
+    }
+)  # fmt: skip
+"""A node in saved data: of an ensemble a column beside the tree's number, of a single tree the whole row."""
 
 
 def is_ensemble(stage: Any) -> bool:
@@ -85,24 +102,23 @@ def fitted(
         numClasses: of a classifier.
 
     Raises:
-        InputError: no constructor can be called, or these are not valid trees on vectors of that many features.
+        InputError: these are not valid trees on vectors of that many features.
     """
-    kind = rebuilding.model_class(estimator)
-    classes = [numClasses] if estimator.hasParam("probabilityCol") else []
-    voting = [] if is_boosted(estimator) else classes
     nodes.check(numFeatures, estimator.uid)
+    classes = [numClasses] if estimator.hasParam("probabilityCol") else []
+    voting = [] if is_boosted(estimator) else classes  # a boosted classifier's trees are regressions
+    kind, prefix = MEMBERS[bool(voting)]
+    uids = [f"{prefix}_{uuid.uuid4().hex[-12:]}" for _ in range(nodes.trees)]
+    if not sessions.has_constructors():
+        return _written(estimator, nodes, numFeatures, classes, treeWeights, kind, uids)
+    model = rebuilding.model_class(estimator)
     made = roots(nodes, estimator.getImpurity() if voting else "variance")
     if is_ensemble(estimator):
-        tree, prefix = (
-            ("classification.DecisionTreeClassification", "dtc")
-            if voting
-            else ("regression.DecisionTreeRegression", "dtr")
-        )
-        member = class_named(f"org.apache.spark.ml.{tree}Model")
+        member = class_named(kind)
         make = constructor(member, 3 + len(voting))
-        members = [make(f"{prefix}_{uuid.uuid4().hex[-12:]}", root, numFeatures, *voting) for root in made]
+        members = [make(uid, root, numFeatures, *voting) for uid, root in zip(uids, made, strict=True)]
         made = [array(member, members), *([doubles(treeWeights)] if is_boosted(estimator) else [])]
-    return rebuilding.made(estimator._java_obj, kind, [*made, numFeatures, *classes])
+    return rebuilding.made(estimator._java_obj, model, [*made, numFeatures, *classes])
 
 
 def first(stage: Any, count: int) -> Any:
@@ -163,3 +179,34 @@ def _rewritten(old: Any, nodes: Nodes, treeWeights: Array | None) -> Any:
             new = [(*row[:2], treeWeights[row[0]]) for row in zip(*meta.to_pydict().values(), strict=True)]
             files.write_rows(f"{where}/treesMetadata", files.table_of(new, meta.schema))
         return type(old).load(sessions.model_at(where))
+
+
+def _written(
+    estimator: Any, nodes: Nodes, numFeatures: int, classes: list[int], treeWeights: Array | None, kind: str,
+    uids: list[str],
+) -> Any:  # fmt: skip
+    """The model of an estimator, loaded from files as Spark's writer makes them.
+
+    The columns of treesMetadata have the names that Spark 3.5 and 4.0 look for; later versions read them by place.
+
+    Args:
+        classes: the number of classes of a classifier.
+        kind, uids: of the trees of an ensemble. They have no Params of their own but the defaults, as those that are constructed.
+    """
+    model, metadata = rebuilding.model_metadata(estimator)
+    metadata |= {"numFeatures": numFeatures, **dict(zip(["numClasses"], classes, strict=False))}
+    records, schema = nodes.records(), pa.schema(list(NODE))
+    rows: list[tuple[Any, ...]] = [tuple(node[name] for name in schema.names) for tree in records for node in tree]
+    with files.folder() as where:
+        if is_ensemble(estimator):
+            metadata["numTrees"] = nodes.trees
+            rows = [(t, node) for t, tree in enumerate(records) for node in tree]
+            schema = pa.schema({"treeID": pa.int32(), "nodeData": NODE})
+            told = [json.dumps(rebuilding.saved_metadata(kind, uid, {}, {})) for uid in uids]
+            weights = np.ones(nodes.trees) if treeWeights is None else treeWeights
+            about = pa.schema({"treeID": pa.int32(), "metadata": pa.string(), "weights": pa.float64()})
+            each = zip(range(nodes.trees), told, weights.tolist(), strict=True)
+            files.write_rows(f"{where}/treesMetadata", files.table_of(each, about))
+        files.write_text(f"{where}/metadata", json.dumps(metadata))
+        files.write_rows(f"{where}/data", files.table_of(rows, schema))
+        return model.load(sessions.model_at(where))

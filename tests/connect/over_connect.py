@@ -31,6 +31,7 @@ from pyspark.ml.feature import (
 from pyspark.ml.linalg import Vectors
 from pyspark.ml.regression import GBTRegressor, GeneralizedLinearRegression, LinearRegression
 from pyspark.sql import DataFrame, SparkSession, functions as F
+from sklearn.ensemble import HistGradientBoostingRegressor
 
 import sparkdiff
 from sparkdiff import job as run, jvm
@@ -138,6 +139,12 @@ def main(folder: Path) -> None:
         LinearRegression(featuresCol="v"), {"coefficients": np.arange(2.0), "intercept": 1.0, "scale": 1.0}
     )
     assert predictions(plane, numbers)[:9] == [r.hum + 1 for r in numbers.orderBy("id").select("hum").head(9)]
+
+    # Trees of another library: all files of the model are written, of the trees and of their link.
+    known = numbers.orderBy("id").select("temp", "hum", "bikers").toPandas().to_numpy()
+    foreign = HistGradientBoostingRegressor(loss="poisson", max_iter=3).fit(known[:, :2], known[:, 2])
+    home = sparkdiff.from_sklearn(foreign, featuresCol="v", missing="absent")
+    np.testing.assert_allclose(predictions(home, numbers), foreign.predict(known[:, :2]), rtol=1e-12)
 
     job = run.load_config(
         ROOT / "conf" / "bikeshare.yaml",

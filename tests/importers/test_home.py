@@ -18,7 +18,7 @@ from sklearn.ensemble import (
     RandomForestRegressor,
 )
 from sklearn.linear_model import LinearRegression
-from sklearn.tree import DecisionTreeClassifier
+from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 from test_lightgbm import SMALL
 from test_sklearn import WIDTH, data
 
@@ -90,6 +90,65 @@ def test_columns_and_params(spark: Any) -> None:
     assert trees.getNumTrees == 6
 
 
+FOREIGN: dict[str, tuple[str, Any]] = {
+    "DecisionTreeRegressionModel": ("sklearn", lambda: DecisionTreeRegressor(max_depth=4).fit(X, Y)),
+    "DecisionTreeClassificationModel": ("sklearn", lambda: DecisionTreeClassifier(max_depth=4).fit(X, COUNTS)),
+    "RandomForestRegressionModel": ("sklearn", lambda: RandomForestRegressor(2, max_depth=4).fit(X, Y)),
+    "RandomForestClassificationModel": (
+        "sklearn", lambda: RandomForestClassifier(2, max_depth=4, criterion="entropy").fit(X, COUNTS)),
+    "GBTRegressionModel": ("lightgbm", lambda: lgb.LGBMRegressor(**SMALL | {"n_estimators": 3}).fit(X, Y)),
+    "GBTClassificationModel": ("xgboost", lambda: xgb.XGBClassifier(n_estimators=3, max_depth=4).fit(X, COUNTS > 1)),
+    "GeneralizedLinearRegressionModel": ("sklearn", poisson),
+    "LogisticRegressionModel": ("sklearn", lambda: HistGradientBoostingClassifier(max_iter=2).fit(X, COUNTS)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_without_constructors_it_is_the_same(
+    spark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Each class of trees, and the two links, by Spark's constructors and by files that Spark loads."""
+    library, fit = FOREIGN[name]
+    foreign, homes = fit(), []
+    for constructors in (True, False):
+        monkeypatch.setattr(sessions, "has_constructors", lambda constructors=constructors: constructors)
+        homes.append(getattr(sparkdiff, f"from_{library}")(foreign))
+    stages = [getattr(home, "stages", [home]) for home in homes]
+    assert [type(stage) for stage in stages[0]] == [type(stage) for stage in stages[1]]
+    assert type(stages[1][-1]).__name__ == name
+    monkeypatch.setattr(sessions, "has_constructors", lambda: True)
+    rows = rows_on_thresholds.rows(homes[0], WIDTH, inf=False)[::8]
+    columns = ["prediction", *(["probability", "rawPrediction"] if homes[0].hasParam("probabilityCol") else [])]
+    homes[1].write().save(str(tmp_path / "model"))
+    homes.append(type(homes[1]).load(str(tmp_path / "model")))
+    expected, *others = (rows_on_thresholds.served(spark, home, rows, *columns) for home in homes)
+    for found in others:
+        for one, other in zip(expected, found, strict=True):
+            np.testing.assert_array_equal(one, other)
+    for one, other in zip(*map(rows_on_thresholds.ensembles, homes[:2]), strict=True):
+        params, same = jvm.defined_params(one), jvm.defined_params(other)
+        if "__margin" in one.getPredictionCol():  # named after the uid of the link
+            assert params["set"].pop("predictionCol") != same["set"].pop("predictionCol")
+        assert params == same
+        assert trees_of(one) == trees_of(other)
+        np.testing.assert_array_equal(one.featureImportances.toArray(), other.featureImportances.toArray())
+        assert one.numFeatures == other.numFeatures == WIDTH
+        if hasattr(one, "numClasses"):
+            assert one.numClasses == other.numClasses
+
+
+def trees_of(stage: Any) -> list[Any]:
+    """The trees of a stage with their uids' beginnings, Params and weights, as Spark knows them."""
+    members = list(stage._java_obj.trees()) if hasattr(stage, "trees") else [stage._java_obj]
+    weights = stage.treeWeights if hasattr(stage, "trees") else [1.0]
+    text = []
+    for tree, weight in zip(members, weights, strict=True):
+        uid = tree.uid()
+        params = sorted(line.strip() for line in tree.extractParamMap().toString().replace(uid, "").splitlines())
+        text.append((uid.partition("_")[0], weight, tree.toDebugString().replace(uid, ""), params))
+    return text
+
+
 def test_missing_values_cost_splits_only_where_they_may_come(spark: Any) -> None:
     model = HistGradientBoostingRegressor(max_iter=5).fit(np.nan_to_num(X), Y)
     sizes = [len(rows_on_thresholds.trees.read(sparkdiff.from_sklearn(model, missing=m))) for m in ("absent", "keep")]
@@ -153,15 +212,12 @@ def test_refused_by_name(spark: Any, name: str) -> None:
         getattr(sparkdiff, f"from_{library}")(model())
 
 
-def test_wrong_options_and_no_constructors(spark: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_options(spark: Any) -> None:
     model = poisson()
     with pytest.raises(InputError, match=r"missing must be 'keep'.*got 'left'"):
         sparkdiff.from_sklearn(model, missing="left")
     with pytest.raises(InputError, match=r"categories must be 'any' or 'whole'.*got 'some'"):
         sparkdiff.from_xgboost(model, categories="some")
-    monkeypatch.setattr(sessions, "has_constructors", lambda: False)
-    with pytest.raises(InputError, match=r"GBTRegressor: a new model cannot be created here.*classic session"):
-        sparkdiff.from_sklearn(model)
 
 
 def test_the_example_of_the_docs(spark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

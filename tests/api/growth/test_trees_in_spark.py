@@ -67,7 +67,9 @@ def rows_of(spark: SparkSession, part: trees.TreesPart, table: Table) -> tuple[D
 
 
 @pytest.mark.parametrize(("library", "kind"), [("lightgbm", "softmax"), ("xgboost", "poisson"), ("sklearn", "binary")])
-def test_stages_compute_what_the_part_computes(library: str, kind: str, spark: SparkSession, tmp_path: Path) -> None:
+def test_stages_compute_what_the_part_computes(
+    library: str, kind: str, spark: SparkSession, tmp_path: Path, route: str
+) -> None:
     part, table = part_of(library, kind)
     assert isinstance(part, trees.TreesPart)
     frame, split = rows_of(spark, part, table)
