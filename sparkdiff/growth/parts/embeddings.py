@@ -32,7 +32,7 @@ from sparkdiff.stages.linear import product
 MAIN, PRODUCTS = 3, 2
 """Columns at most for which main effects and low-rank embeddings are proposed."""
 LEAST = 1.0
-"""Standard deviations that a score has to be above what chance makes of it."""
+"""Standard deviations that the score of a main effect has to be above what chance makes of it."""
 SIZES = (1, 4)
 """Coordinates of a low-rank embedding."""
 WIDEST, LARGEST = 200, 2**24
@@ -45,7 +45,7 @@ FARTHEST = 2.0
 
 
 def propose(table: Table, criterion: Criterion, seed: int) -> list[Item]:
-    """The columns with the largest scores, by one test for main effects and another one for products."""
+    """The columns with the largest scores, by one test for main effects and another one for low-rank embeddings."""
     coded = [c for c in coding.codings(table, 2) if not c.is_number]
     main = [c for score, c in score_test.columns(coded, table.train, criterion) if score > LEAST][:MAIN]
     rows, d, items = len(table.train), width(table.train.features), list[Item]()
@@ -76,31 +76,41 @@ def _by_products(coded: Sequence[Coding], table: Table, criterion: Criterion) ->
     features = table.train.features
     if not isinstance(features, Tensor) or features.shape[1] > WIDEST:
         return []
-    step = -(-len(features) // score_test.ENOUGH)
     some = score_test.rows_of(table.train)
     mean, inverse = standardisation(table.train)
-    z = (features[::step] - mean) * inverse
+    z = (features[:: -(-len(features) // score_test.ENOUGH)] - mean) * inverse
     d = score_test.derivatives(some, criterion)
-    found = [(product_score(c.index(some), c.width, z, d), c) for c in coded if c.width * z.shape[1] <= LARGEST]
-    return [c for score, c in sorted(found, key=lambda of: -of[0]) if score > LEAST]
+    found = [(low_rank_score(c.index(some), c.width, z, d), c) for c in coded if c.width * z.shape[1] <= LARGEST]
+    return [c for score, c in sorted(found, key=lambda of: -of[0]) if score > 0]
 
 
-def product_score(index: Tensor, values: int, z: Tensor, d: score_test.Derivatives) -> float:
-    """The score test of coefficients for each value and feature, beside those of the features themselves.
+def low_rank_score(index: Tensor, values: int, z: Tensor, d: score_test.Derivatives) -> float:
+    """How much a low-rank matrix of coefficients for each value and feature would gain, beyond what it gains by chance.
+
+    The gradient by that matrix, for features that are uncorrelated, in units of its standard deviation: its squared singular
+    values are twice the gains of one coordinate each. Of noise alone they are below (sqrt(values) + sqrt(d))^2, and little above.
+    Source: Johnstone, "On the distribution of the largest eigenvalue in principal components analysis", 2001.
 
     Args:
         index: (n,) each row's value.
         z: (n, d) standardised features.
+
+    Returns:
+        Of the margin that gains most, the sum of what the largest squared singular values have beyond that.
     """
-    found, free = 0.0, 0
+    best = 0.0
     for pull, curve in zip(d.pull, d.curve, strict=True):
-        sums, bend = (
-            z.new_zeros(values, z.shape[1]).index_add_(0, index, of)
-            for of in (pull[:, None] * z, curve[:, None] * z.square())
-        )
-        found += float((sums.square() / (bend + d.least)).sum())
-        free += int((bend > 0).sum()) - z.shape[1]
-    return (found / d.dispersion - free) / (2 * free) ** 0.5 if free > 0 else -np.inf
+        size, axes = torch.linalg.eigh(z.T @ (z * curve[:, None]) / curve.sum())
+        varies = size > 1e-9 * size[-1]
+        apart = z @ (axes[:, varies] / size[varies].sqrt())
+        slopes = z.new_zeros(values, apart.shape[1]).index_add_(0, index, pull[:, None] * apart)
+        curves = z.new_zeros(values).index_add_(0, index, curve)
+        scaled = slopes / (curves + d.least).sqrt()[:, None]
+        squares = torch.linalg.eigvalsh(scaled.T @ scaled).flip(0)[: SIZES[-1]] / d.dispersion
+        n, p = int((curves > 0).sum()), apart.shape[1]
+        edge, spread = (n**0.5 + p**0.5) ** 2, (n**0.5 + p**0.5) * (n**-0.5 + p**-0.5) ** (1 / 3)
+        best = max(best, float((squares - edge - 2 * spread).clamp_min(0).sum()))
+    return best
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from sparkdiff.growth import parts
 from sparkdiff.growth.criterion import Criterion
+from sparkdiff.growth.descent import standardisation
 from sparkdiff.growth.items import Item
-from sparkdiff.growth.parts import coding, embeddings
+from sparkdiff.growth.parts import coding, embeddings, score_test
 from sparkdiff.growth.parts.embeddings import LowRankTrainer, MainTrainer
 from sparkdiff.growth.table import Split, Table
 
@@ -76,10 +77,26 @@ def test_coefficients_of_each_value_are_proposed_and_found(kind: str) -> None:
 def test_only_columns_that_matter_are_proposed() -> None:
     """Three at most, and few by chance alone."""
     names = [[*items_of(*table_of("poisson", 1500, seed))] for seed in range(10)]
-    assert sum(len(n) for n in names) < 25
+    assert sum("features" in n for each in names for n in each) <= 2
+    assert sum(len(n) for n in names) < 15
     assert all(sum("features" not in n for n in each) <= embeddings.MAIN for each in names)
     table, criterion = table_of("poisson", 1500, planted=lambda c: mean_of_user(c) + 0.5 * (c["a"] == 2))
     assert [*items_of(table, criterion)][:2] == ["embedding of user", "embedding of a"]
+
+
+def test_low_rank_scores_tell_an_effect_from_noise() -> None:
+    """Many cells of nothing don't outweigh few that count, nor do features that say the same."""
+    for seed in range(3):
+        table, criterion = table_of("binary", 3000, seed, planted=lambda c: 0.9 * (c["b"] - 1.5) * c["y"])
+        twice = torch.cat([table.train.features] * 3, 1)  # type: ignore[list-item]
+        table = dataclasses.replace(table, train=dataclasses.replace(table.train, features=twice))
+        mean, inverse = standardisation(table.train)
+        d = score_test.derivatives(table.train, criterion)
+        a, b, user = (
+            embeddings.low_rank_score(table.train.values[:, i].long(), LEVELS[i - 2], (twice - mean) * inverse, d)
+            for i in (2, 3, 4)
+        )
+        assert b > 30 and a < 5 and user < 5
 
 
 def test_a_number_that_is_nearly_always_the_same_has_two_buckets() -> None:
