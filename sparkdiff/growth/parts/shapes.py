@@ -29,7 +29,8 @@ from sparkdiff.jvm import mllib
 
 FINE, COARSE = 32, 8
 """Knots of a curve, and buckets of a number."""
-ALONE = 3
+ALONE, TOGETHER = 3, 30
+"""Columns at most."""
 LEVEL = 0.1
 """The ridge on the values of a curve or of steps, as a share of that on the differences of neighbours."""
 
@@ -176,9 +177,9 @@ def _smooth(neighbours: int, alone: int, like: Tensor) -> Ridge:
 
 
 def propose(table: Table, criterion: Criterion, seed: int) -> list[Item]:
-    """Curves and steps of the columns with the largest scores, and shapes of all columns with a score together."""
+    """Curves and steps of the columns with the largest scores, and shapes of all columns together."""
     scored = score_test.columns(codings(table, COARSE), score_test.rows_of(table.train), criterion)
-    ranked = [c for score, c in scored if score > 0] or [c for _, c in scored[:1]]
+    ranked = [c for _, c in scored[:TOGETHER]]
     items = []
     for rank, c in enumerate(ranked[:ALONE]):
         bent = _knots(table, c.place, COARSE) is not None
