@@ -3,8 +3,9 @@
 VENV   ?= .venv
 CONFIG ?= conf/bikeshare.yaml
 ARGS   ?=
-# A job with a section `search` searches.
-JOB     = $(if $(shell grep -l '^search:' "$(CONFIG)" 2>/dev/null),search,finetune)
+# A job with a section `search` searches, one with a section `grower` grows.
+has     = $(shell grep -l '^$(1):' "$(CONFIG)" 2>/dev/null)
+JOB     = $(if $(call has,search),search,$(if $(call has,grower),grow,finetune))
 
 # All targets use the Spark and the Python of the environment, on this machine, whatever the shell's variables say.
 unexport SPARK_HOME PYTHONPATH PYTHONHOME HADOOP_CONF_DIR YARN_CONF_DIR PYSPARK_SUBMIT_ARGS MASTER
@@ -26,7 +27,7 @@ FIND_SPARK = import importlib.util; print(importlib.util.find_spec('pyspark').su
 help:                   ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile
 
-demo:                   ## fine-tune the bike-sharing pipeline (CONFIG=conf/digits.yaml, ARGS="fineTuner.maxEpochs=50"), or search
+demo:                   ## fine-tune the bike-sharing pipeline (CONFIG=conf/digits.yaml, ARGS="fineTuner.maxEpochs=50"), search or grow
 	@bash tools/setup.sh java demo
 	@SPARK_HOME="$$("$(VENV)/bin/python" -c "$(FIND_SPARK)")" "$(VENV)/bin/spark-submit" jobs/$(JOB).py --config "$(CONFIG)" $(ARGS)
 

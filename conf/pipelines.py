@@ -60,6 +60,14 @@ def bikeshare_ridge(train: DataFrame) -> Pipeline:
     return Pipeline(stages=[*_calendar_and_weather(), last])
 
 
+def bikeshare_glr(train: DataFrame) -> Pipeline:
+    """A Poisson regression on all columns, so weakly regularised that fine-tuning gains nothing (conf/bikeshare_grow.yaml)."""
+    last = GeneralizedLinearRegression(
+        featuresCol="scaled", labelCol="bikers", family="poisson", link="log", regParam=0.001
+    )
+    return Pipeline(stages=[*_calendar_and_weather(), last])
+
+
 def bikeshare_gbt(train: DataFrame) -> Pipeline:
     """Riders per hour by 20 boosted trees on 11 columns; month and weather are categories, all others numbers."""
     words = ["mnth", "weathersit"]

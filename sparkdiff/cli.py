@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 DONE, FAILED, WRONG_INPUT, NOT_STRICT = 0, 1, 2, 3
 
 app = typer.Typer(
-    help="Fine-tune fitted Spark ML pipelines. The result is a plain Spark ML pipeline.",
+    help="Fine-tune and grow fitted Spark ML pipelines. The result is a plain Spark ML pipeline.",
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -30,7 +30,7 @@ Names = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
-# The flags of all commands that take rows; `finetune` takes each also as section.key=value.
+# The flags of all commands that take rows; `finetune` and `grow` take each also as section.key=value.
 Data = Annotated[Text, typer.Option(help="Path of the rows.")]
 Format = Annotated[str, typer.Option(help="Format of the rows, such as parquet or csv.")]
 ReaderOptions = Annotated[
@@ -73,7 +73,7 @@ def finetune(
     data: Data = None, label: Label = None, group: Group = None, time: Time = None, output: Output = None,
 ) -> None:  # fmt: skip
     """Fine-tune a pipeline with the settings of flags, overrides or a YAML file, and write a run folder."""
-    _run_job(config, overrides, searches=False, flags={
+    _run_job("finetune", config, overrides, {
         "data.train.path": data, "fineTuner.labelCol": label, "fineTuner.groupCol": group, "fineTuner.timeCol": time,
         "output.path": output,
     })  # fmt: skip
@@ -93,13 +93,32 @@ def search(
 
     A search that was killed goes on when the same command is given again.
     """
-    _run_job(config, overrides, searches=True, flags={
+    _run_job("search", config, overrides, {
         "data.train.path": data, "output.path": output,
     })  # fmt: skip
 
 
+@app.command()
+def grow(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="section.key=value, such as grower.rounds=3; overrides the flags and the YAML file."),
+    ] = None,
+    config: Annotated[Text, typer.Option(help="YAML file of the job.")] = None,
+    data: Data = None, label: Label = None, group: Group = None, time: Time = None, output: Output = None,
+) -> None:  # fmt: skip
+    """Grow a pipeline that ends in a linear stage as the section `grower` of a YAML file says, and write a run folder.
+
+    A growth that was killed goes on when the same command is given again.
+    """
+    _run_job("grow", config, overrides, {
+        "data.train.path": data, "fineTuner.labelCol": label, "fineTuner.groupCol": group, "fineTuner.timeCol": time,
+        "output.path": output,
+    })  # fmt: skip
+
+
 def _run_job(
-    config: str | None, overrides: Sequence[str] | None, flags: dict[str, str | None], *, searches: bool
+    command: str, config: str | None, overrides: Sequence[str] | None, flags: Mapping[str, str | None]
 ) -> None:
     from sparkdiff import job
     from sparkdiff.machine.paths import local
@@ -108,9 +127,10 @@ def _run_job(
     if config is not None and path is None:
         raise InputError(f"--config {config} must be a file on the file system of this machine")
     settings = job.load_config(path, overrides or [], {key: text for key, text in flags.items() if text is not None})
-    if searches != (settings.search is not None):
-        right = "finetune" if searches else "search"
-        raise InputError(f"the job has {'no' if searches else 'a'} section 'search': run `sparkdiff {right}` instead")
+    if (right := settings.command) != command:
+        sections = {"search": "search", "grow": "grower"}
+        found = f"a section {sections[right]!r}" if right in sections else f"no section {sections[command]!r}"
+        raise InputError(f"the job has {found}: run `sparkdiff {right}` instead")
     print(f"\n{job.run(settings)}\nsaved {settings.output / 'model'} (plain Spark ML)")
 
 

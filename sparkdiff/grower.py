@@ -10,14 +10,12 @@ from sparkdiff import jvm
 from sparkdiff.data.splits import REFERENCE, Source, find_boundaries, fit_on_training_rows
 from sparkdiff.errors import InputError, check_dataframe
 from sparkdiff.estimator import ONE_AT_A_TIME, FineTuner, FineTunerModel, listed, with_params, with_setters
+from sparkdiff.growth.plan import described
 from sparkdiff.growth.procedure import grow_pipeline
-from sparkdiff.growth.settings import FIELDS, GrowthSettings
+from sparkdiff.growth.settings import FIELDS, REFUSED, GrowthSettings
 from sparkdiff.growth.summary import GrowthSummary
 from sparkdiff.pipeline.nesting import plain
 from sparkdiff.report import FineTuningSummary, Phases
-
-REFUSED = ("numFolds", "rowsAreNew")
-"""Options of fine-tuning that growth does not have."""
 
 
 @with_setters(FIELDS)
@@ -70,6 +68,24 @@ class Grower(FineTuner):
     def growth_settings(self) -> GrowthSettings:
         """The resolved options of growth."""
         return GrowthSettings.of({p.name: v for p, v in self._paramMap.items() if p.name in FIELDS})
+
+    def explain(self, dataset: DataFrame) -> str:
+        """What `fit` of these rows would try: the columns that parts may read, their kinds, and the stages that each adds.
+
+        Runs no Spark job, so that the values of entities are not counted.
+
+        Raises:
+            InputError: the pipeline is not fitted, ends in no linear stage, or an option does not fit the columns.
+        """
+        if not self.isSet("pipeline"):
+            raise InputError("Grower has no pipeline: pass one, Grower(pipeline=model)")
+        check_dataframe("the dataset of explain()", dataset)
+        given = self.getPipeline()
+        if isinstance(given, Estimator):
+            raise InputError(
+                f"{given.uid} isn't fitted, and its columns are not known before: explain a fitted pipeline"
+            )
+        return described(plain(given), self.options(), self.growth_settings(), dataset)
 
     def saved_params(self) -> dict[str, Any]:
         own = {name: listed(self.getOrDefault(name)) for name in FIELDS if self.isSet(name)}

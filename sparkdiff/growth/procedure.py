@@ -44,6 +44,7 @@ from sparkdiff.pipeline.nesting import flatten, replaced
 from sparkdiff.pipeline.parity import Parity
 from sparkdiff.report import Phases
 from sparkdiff.report.record import versions
+from sparkdiff.store.run_folder import RunFolder
 
 MOST_ENTITIES = 100_000
 """Values of an entityCol at most: each has a coefficient in the last stage, or more."""
@@ -87,15 +88,20 @@ def ground(
     return Ground(dataclasses.replace(task, cut=cut_for(task, known)), head, tuple(fitted.values()), tuple(known))
 
 
+def check_entity(data: DataFrame, name: str) -> None:
+    """Raise InputError if a column can't be an entity."""
+    kind = field(data, name, "entityCols").dataType
+    if not isinstance(kind, (StringType, NumericType)):
+        raise InputError(f"entityCols: column {name!r} is {kind.simpleString()}, but must hold strings or numbers")
+
+
 def _indexers(
     head: Vertex, names: Sequence[str], sources: Sequence[Source], options: Options, boundaries: Boundaries | None
 ) -> dict[str, Any]:  # fmt: skip
     """A StringIndexer for each entity, fitted to the training rows."""
     found: dict[str, Any] = {}
     for name in names:
-        kind = field(sources[0].df, name, "entityCols").dataType
-        if not isinstance(kind, (StringType, NumericType)):
-            raise InputError(f"entityCols: column {name!r} is {kind.simpleString()}, but must hold strings or numbers")
+        check_entity(sources[0].df, name)
         indexer = StringIndexer(
             inputCol=name, outputCol=f"{head.uid}_{name}_index", handleInvalid="keep", stringOrderType="alphabetAsc"
         )
@@ -126,18 +132,18 @@ def grow_pipeline(
     """
     start = ground(model, options, settings, sources, boundaries)
     before = costs.of_model(model)
-    _room(settings, before)
+    room_of(settings, before)
     with begun(start.task, sources, phases, boundaries=boundaries) as first:
         _check_rows(first)
         original = verified(first)
         doubts = checked(first)
-        grown, gone = _rounds(first, start, settings, before, replace=replace)
+        grown, gone, folder = _rounds(first, start, settings, before, replace=replace)
         data = start.task.cut.transform(sources[0].df)
     told = _Told(settings, grown, gone, before, doubts)
     if not grown.members:
         summary = _kept(first, original, told)
         phases.on_decision(summary)
-        return Outcome(model, model, start.task.plan, summary, ())
+        return Outcome(model, model, start.task.plan, summary, (folder,))
     task = prepare(_assembled(model, start, grown, data), options, sources[0].df)
     with begun(task, sources, phases, boundaries=boundaries) as second:
         done = finish(second, original.scores[VALIDATION], grown, width_of(start.head.stage), replace=replace)
@@ -146,15 +152,15 @@ def grow_pipeline(
             result, after = written(second, done.start, done.network, {VALIDATION: done.tuned})
         summary = _summary(done, original.parity, after, told, costs.of_model(result), result is not model)
     phases.on_decision(summary)
-    return Outcome(result, model, start.task.plan, summary, (done.fitted.folder,))
+    return Outcome(result, model, start.task.plan, summary, (folder, done.fitted.folder))
 
 
 def _rounds(
     run: Run, start: Ground, settings: GrowthSettings, cost: float, *, replace: bool
-) -> tuple[Grown, tuple[Member, ...]]:  # fmt: skip
-    """What the rounds made, without the parts that are not missed, and these."""
+) -> tuple[Grown, tuple[Member, ...], RunFolder]:  # fmt: skip
+    """What the rounds made, without the parts that are not missed, these, and the folder of the rounds."""
     o = run.task.options
-    room = _room(settings, cost)
+    room = room_of(settings, cost)
     limits = Limits(settings.parts, settings.rounds, settings.complexity, room, o.seed)
     runId = o.runId and f"{o.runId}-rounds"
     with run.phases.phase("grow") as say:
@@ -175,10 +181,10 @@ def _rounds(
         grown, gone = without_needless(grown, table, criterion, limits, o, settings.maxLoss)
         names = ", ".join(m.part.name for m in grown.members)
         say(f"{names}; {grown.stopped}" if names else grown.stopped)
-        return grown, gone
+        return grown, gone, folder
 
 
-def _room(settings: GrowthSettings, cost: float) -> float:
+def room_of(settings: GrowthSettings, cost: float) -> float:
     """Microseconds per row that parts may cost to serve.
 
     Raises:

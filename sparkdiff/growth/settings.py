@@ -5,8 +5,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from sparkdiff.errors import InputError, did_you_mean
-from sparkdiff.growth.parts import KINDS
+from sparkdiff.growth.kinds import KINDS
 from sparkdiff.options import convert, option
+
+REFUSED = ("numFolds", "rowsAreNew")
+"""Options of fine-tuning that growth does not have."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ from sparkdiff.job.loading import function, is_function, named_source
 from sparkdiff.machine import paths
 from sparkdiff.options import FIELDS, Options
 
-SECTIONS = ("pipeline", "data", "search", "fineTuner", "spark", "output")
+SECTIONS = ("pipeline", "data", "search", "grower", "fineTuner", "spark", "output")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Config:
 
     Attributes:
         options: the section `fineTuner`.
-        search: the section `search`; None: the job fine-tunes.
+        search, grower: the sections of these names; both None: the job fine-tunes.
     """
 
     folder: Path
@@ -38,6 +38,12 @@ class Config:
     output: Path
     overwrite: bool
     search: Mapping[str, Any] | None = None
+    grower: Mapping[str, Any] | None = None
+
+    @property
+    def command(self) -> str:
+        """The command of `sparkdiff` that runs this job."""
+        return "search" if self.search is not None else "grow" if self.grower is not None else "finetune"
 
 
 def load_config(path: Path | None, overrides: Sequence[str], flags: Mapping[str, str] | None = None) -> Config:
@@ -78,7 +84,7 @@ def load_config(path: Path | None, overrides: Sequence[str], flags: Mapping[str,
         if split not in SPLITS:
             raise InputError(f"unknown data {split!r}. {did_you_mean(str(split), SPLITS)}")
         named_source(split, given)
-    for section in ("search", "fineTuner", "spark"):
+    for section in ("search", "grower", "fineTuner", "spark"):
         if not isinstance(tree.get(section) or {}, dict):
             raise InputError(f"{section} must be a mapping of names to values. Got {tree[section]!r} instead")
     output = _output(output)
@@ -90,10 +96,17 @@ def load_config(path: Path | None, overrides: Sequence[str], flags: Mapping[str,
         options["loss"] = function(options["loss"], here)
     _check_options(options, data)
     search = None if tree.get("search") is None else dict(tree["search"])
+    grower = dict(tree["grower"] or {}) if "grower" in tree else None  # `grower:` with nothing below: all defaults
+    if search is not None and grower is not None:
+        raise InputError("the job has the sections 'search' and 'grower', which are two jobs: leave one of them out")
     if search is not None:
         from sparkdiff.job.search_section import check  # only here: it imports pyspark
 
         check(search, data)
+    if grower is not None:
+        from sparkdiff.job.grower_section import check as check_growth  # only here: most jobs don't grow
+
+        check_growth(grower, options)
     return Config(
         here,
         pipeline,
@@ -103,6 +116,7 @@ def load_config(path: Path | None, overrides: Sequence[str], flags: Mapping[str,
         jvm.folder("output", output["path"]).resolve(),
         output.get("mode") == "overwrite",
         search,
+        grower,
     )
 
 
@@ -271,4 +285,8 @@ def request_of(config: Config) -> str:
         named["loss"] = told(lambda: identity(options.loss))
     settings = [config.pipeline, config.data, named, str(config.output)]
     settings += [] if config.search is None else [config.search]
+    if config.grower is not None:
+        from sparkdiff.growth.settings import GrowthSettings  # only here: most jobs don't grow
+
+        settings.append({"grower": dataclasses.asdict(GrowthSettings.of(config.grower))})
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()

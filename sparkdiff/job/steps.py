@@ -1,4 +1,4 @@
-"""The steps of a job in its session: load, fit, fine-tune, and write the run folder."""
+"""The steps of a job in its session: load, fit, fine-tune or grow, and write the run folder."""
 
 import dataclasses
 import hashlib
@@ -32,7 +32,9 @@ from sparkdiff.data.splits import (
 )
 from sparkdiff.errors import InputError
 from sparkdiff.finetune import Outcome, fine_tune, prepare
+from sparkdiff.growth.summary import GrowthSummary
 from sparkdiff.job.config import Config, request_of
+from sparkdiff.job.growing import grow
 from sparkdiff.job.loading import function, is_function, load_data, load_model, model_path
 from sparkdiff.job.output import check_replaceable
 from sparkdiff.job.writing import written
@@ -105,10 +107,13 @@ def run(config: Config, lease: Lease, spark: SparkSession, found: dict[str, Any]
         outcome = cross_fit(made, options, sources, phases, fit, replace=mine, told=told)
     else:
         model = fit(sources) if isinstance(made, Estimator) else made
-        with phases.phase("plan"):
-            task = prepare(model, options, sources[0].df)
-        told(task.plan)
-        outcome = fine_tune(task, sources, phases, replace=mine, boundaries=boundaries)
+        if config.grower is not None:
+            outcome = grow(config, model, options, sources, phases, boundaries, replace=mine)
+        else:
+            with phases.phase("plan"):
+                task = prepare(model, options, sources[0].df)
+            told(task.plan)
+            outcome = fine_tune(task, sources, phases, replace=mine, boundaries=boundaries)
     with phases.phase("save") as say:
         write_run(outcome, config, phases, parent, inputs, lease)
         say(str(config.output))
@@ -154,9 +159,11 @@ def inputs_of(sources: list[Source], made: Any, content: str | None) -> dict[str
 
 
 def _read_summary(found: Mapping[str, Any], config: Config) -> FineTuningSummary:
-    records: Any = pd.read_csv(config.output / "history.csv").to_dict("records")
-    known = {f.name for f in dataclasses.fields(FineTuningSummary)}
-    return FineTuningSummary(**{k: v for k, v in found.items() if k in known}, records=records)
+    history, kind = config.output / "history.csv", FineTuningSummary if config.grower is None else GrowthSummary
+    # Where nothing joined, nothing trained together, and the history has no columns.
+    records: Any = pd.read_csv(history).to_dict("records") if history.read_text().strip() else []
+    known = {f.name for f in dataclasses.fields(kind)}
+    return kind(**{k: v for k, v in found.items() if k in known}, records=records)
 
 
 def made_of(config: Config, train: DataFrame) -> tuple[Any, str | None]:
@@ -203,7 +210,7 @@ def fitted_on(
 def write_run(
     outcome: Outcome, config: Config, phases: Phases, parent: Mapping[str, Any], inputs: Mapping[str, str], lease: Lease
 ) -> None:  # fmt: skip
-    """Write the run folder of a fine-tuning."""
+    """Write the run folder of a fine-tuning or a growth."""
     start, original = time.perf_counter(), Path(str(parent.get("path")))
 
     def needed() -> str:

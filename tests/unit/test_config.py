@@ -15,6 +15,7 @@ from sparkdiff import job as run, jvm
 from sparkdiff.cli import WRONG_INPUT, app, main
 from sparkdiff.errors import InputError
 from sparkdiff.job import loading, starting, steps
+from sparkdiff.job.config import request_of
 from sparkdiff.job.output import RUN
 from sparkdiff.jvm import sessions
 from sparkdiff.machine import paths as places
@@ -206,6 +207,26 @@ def test_the_flags_of_the_command(here: Path, monkeypatch: pytest.MonkeyPatch) -
     assert long.options == {"seed": 0, "cacheDir": str(here / "conf" / "caches"), "timeCol": "day", "maxEpochs": 5}
 
 
+def test_the_section_grower(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (load().grower, load().command) == (None, "finetune")
+    grown = load("grower.rounds=3", "grower.parts=[units, shapes]", "grower.maxServingCost=4")
+    assert grown.grower == {"rounds": 3, "parts": ["units", "shapes"], "maxServingCost": 4}
+    assert grown.command == "grow"
+    (here / "conf" / "job.yaml").write_text(JOB + "\ngrower:\n")  # all defaults
+    assert (load().grower, load().command) == ({}, "grow")
+    loaded: list[run.Config] = []
+    monkeypatch.setattr(run, "run", lambda config: loaded.append(config) or "")
+    assert main(["grow", "--config", "conf/job.yaml", "--label", "y", "grower.entityCols=shop"]) == 0
+    assert (loaded[0].options["labelCol"], loaded[0].grower) == ("y", {"entityCols": "shop"})
+
+
+def test_a_request_has_the_section_grower(here: Path) -> None:
+    base = load("grower.rounds=6")
+    assert request_of(base) != request_of(load())
+    assert request_of(base) != request_of(load("grower.rounds=3"))
+    assert request_of(base) == request_of(load("grower={}"))  # six is the default
+
+
 def test_commands_share_their_flags() -> None:
     commands: Any = typer.main.get_command(app)
     found = {
@@ -256,6 +277,19 @@ WRONG = [
     (["data.validation=v", "fineTuner.validationFraction=0.2"], "but data.validation holds the validation rows: leave"),
     (["outptu=x"], "unknown section 'outptu'. Did you mean 'output'"),
     (["fineTuner.loss=nowhere:loss"], "no module 'nowhere' in the folder of the YAML file"),
+    (["grower=5"], "grower must be a mapping of names to values. Got 5 instead"),
+    (["grower.roundz=3"], "grower: unknown key 'roundz'. Did you mean 'rounds'"),
+    (["grower.rounds=many"], "grower: The 'rounds' option must be a whole number"),
+    (["grower={rounds: 0, maxServingCost: 0.5}"], "maxServingCost"),
+    (["grower.parts=[unit]"], "grower: parts names an unknown kind 'unit'. Did you mean 'units'"),
+    (["grower.labelCol=y"], "grower: 'labelCol' is an option of the section fineTuner: fineTuner.labelCol=y"),
+    (["grower.rounds=2", "fineTuner.numFolds=5"], "fineTuner.numFolds=5 is not possible with a section grower"),
+    (
+        ["grower.rounds=2", "fineTuner.rowsAreNew=true"],
+        "fineTuner.rowsAreNew=True is not possible with a section grower",
+    ),
+    (["grower.rounds=2", "search.metric=rmse"], "the job has the sections 'search' and 'grower', which are two jobs"),
+    (["grower.rounds=2"], "the job has a section 'grower': run `sparkdiff grow` instead"),
     (['output="a\\0b"'], "cannot be a path"),
     (['data.train.path="a\\ud800b"'], "cannot be a path"),
 ]
@@ -289,6 +323,13 @@ def test_a_file_that_is_no_job(here: Path, content: bytes, said: str, capsys: An
     (here / "wrong.yaml").write_bytes(content)
     assert main(["finetune", "--config", "wrong.yaml"]) == WRONG_INPUT
     assert said in capsys.readouterr().err
+
+
+def test_a_job_without_the_section_of_its_command(here: Path, capsys: Any) -> None:
+    assert main(["grow", "--config", "conf/job.yaml"]) == WRONG_INPUT
+    assert capsys.readouterr().err == "error: the job has no section 'grower': run `sparkdiff finetune` instead\n"
+    assert main(["search", "--config", "conf/job.yaml", "grower.rounds=2"]) == WRONG_INPUT
+    assert capsys.readouterr().err == "error: the job has a section 'grower': run `sparkdiff grow` instead\n"
 
 
 def test_a_file_that_isnt_there(here: Path, capsys: Any) -> None:

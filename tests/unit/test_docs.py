@@ -17,6 +17,7 @@ import typer
 import sparkdiff
 from sparkdiff.cli import app
 from sparkdiff.data.splits import SPLITS
+from sparkdiff.growth.settings import REFUSED, GrowthSettings
 from sparkdiff.job import config, loading
 from sparkdiff.options import Options
 
@@ -25,6 +26,7 @@ pytestmark = pytest.mark.once
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 OPTIONS = {f.name for f in dataclasses.fields(Options)}
+GROWTH = {f.name for f in dataclasses.fields(GrowthSettings)}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # click's, which typer may bring along or import
 FOLDERS = ("jobs", "conf", "tools", "benchmarks", "tests", "docs", "constraints", "sparkdiff", ".ci")
@@ -111,6 +113,8 @@ def override(text: str) -> None:
     assert section in config.SECTIONS, text
     if section == "fineTuner":
         assert rest.partition(".")[0] in OPTIONS, text
+    elif section == "grower":
+        assert rest in GROWTH, text
     elif section == "data":
         split, _, entry = rest.partition(".")
         assert split in SPLITS, text
@@ -153,6 +157,8 @@ def test_every_file_option_and_name_exists(page: Path) -> None:
             assert (ROOT / span).exists(), span
         for name in re.findall(r"\bfineTuner\.(\w+)", span):
             assert name in OPTIONS, name
+        for name in re.findall(r"\bgrower\.(\w+)", span):
+            assert name in GROWTH | {"py"}, name
         for name in re.findall(r"\bsparkdiff\.(\w+)\(", span):
             assert hasattr(sparkdiff, name), name
     for language, block in FENCE.findall(text):
@@ -167,3 +173,7 @@ def test_every_file_option_and_name_exists(page: Path) -> None:
                 if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("FineTuner"):
                     given = {k.arg for k in node.keywords}
                     assert given <= OPTIONS | {"pipeline", "referenceData", "callbacks", None}, given
+                if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("Grower"):
+                    given = {k.arg for k in node.keywords}
+                    known = OPTIONS - {*REFUSED} | GROWTH
+                    assert given <= known | {"pipeline", "referenceData", "callbacks", None}, given

@@ -52,7 +52,7 @@ SPARK = (
 )  # fmt: skip
 NO_TORCH = (
     "jvm", "importers", "machine", "options", "errors", "data.splits", "data.quantiles", "pipeline.nesting",
-    "training.distributed.preflight",
+    "training.distributed.preflight", "growth.kinds", "growth.settings", "job.grower_section",
 )  # fmt: skip
 
 
@@ -265,6 +265,9 @@ def test_help_needs_nothing_and_a_job_no_torch_before_spark() -> None:
     assert in_a_new_process(f"import sys, sparkdiff.cli; {HEAVY}") == "[]\n"
     found = in_a_new_process(f"import sys, sparkdiff.job; {HEAVY}")
     assert "pyspark" in found and "torch" not in found and "pandas" not in found
+    job = "load_config(None, ['pipeline=m', 'data.train=x.csv', 'output=o', 'grower.rounds=3'])"
+    code = f"import sys; from sparkdiff.job.config import load_config, request_of; request_of({job}); {HEAVY}"
+    assert "torch" not in in_a_new_process(code)
 
 
 def test_the_jvm_seam_needs_no_torch() -> None:

@@ -182,5 +182,23 @@ def test_wrong_use_is_named(rows: DataFrame, poisson: PipelineModel, shared: Pat
         Grower(poisson, cacheDir=str(shared)).fit(rows.limit(60))
 
 
+def test_explain_tells_what_may_join_and_adds_no_other_stage(
+    grown: GrowerModel, poisson: PipelineModel, rows: DataFrame
+) -> None:
+    text = Grower(poisson, parts=("crosses", "shapes"), entityCols=["shop"], maxServingCost=3).explain(rows)
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert f"beside its {poisson.stages[-1].numFeatures} features in 'scaled'" in text
+    assert {"kind category with 6 values", "x number", "shop entity"} <= {*lines}
+    assert not [line for line in lines if line.startswith(("units", "trees", "z "))]
+    told = {name for line in text.splitlines() for name in line.replace(",", " ").split()}
+    own = {s.uid for s in poisson.stages}
+    assert {type(s).__name__ for s in grown.pipelineModel.stages if s.uid not in own} <= told
+    assert "limit" in lines[-1] and "no limit" not in lines[-1]
+    with pytest.raises(InputError, match=r"entityCols='shops' is not a column of the data\. Did you mean 'shop'"):
+        Grower(poisson, entityCols=["shops"]).explain(rows)
+    with pytest.raises(InputError, match=r"isn't fitted.*explain a fitted pipeline"):
+        Grower(Pipeline(stages=[])).explain(rows)
+
+
 def test_names_are_public() -> None:
     assert {"Grower", "GrowerModel", "GrowthSummary"} <= set(sparkdiff.__all__)

@@ -1,0 +1,61 @@
+"""The plan of a growth, as text: what may join where, before anything trains and without a Spark job."""
+
+from typing import Any
+
+from pyspark.sql import DataFrame
+
+from sparkdiff.finetune import prepare
+from sparkdiff.growth import costs
+from sparkdiff.growth.assembly import width_of
+from sparkdiff.growth.inputs import linear_head, upstream_columns
+from sparkdiff.growth.kinds import GAPS, KINDS
+from sparkdiff.growth.procedure import check_entity, room_of
+from sparkdiff.growth.settings import GrowthSettings
+from sparkdiff.growth.table import Column
+from sparkdiff.options import Options
+from sparkdiff.report.table import aligned
+
+
+def described(model: Any, options: Options, settings: GrowthSettings, data: DataFrame) -> str:
+    """What growth of this fitted pipeline would try on rows of this schema.
+
+    Raises:
+        InputError: the pipeline ends in no linear stage, an entityCol cannot be used, or the cost limit leaves no room.
+    """
+    graph = prepare(model, options, data).cut.graph
+    head = linear_head(graph)
+    for name in settings.entityCols:
+        check_entity(data, name)
+    columns = [k.column for k in upstream_columns(graph, data, {})]
+    before = costs.of_model(model)
+    room_of(settings, before)
+    limit = "no limit" if settings.maxServingCost is None else f"limit {settings.maxServingCost * before:.3g} us"
+    return "\n".join(
+        [
+            f"growth of {model.uid}: {settings.rounds} rounds at most, in each of which one part may join",
+            f"parts join {head.stageClass} {head.uid}, beside its {width_of(head.stage)} features in {head.inputs[0]!r}",
+            "columns that parts may read:",
+            *_columns(columns, settings),
+            "kinds of parts, and the stages that they add:",
+            *_kinds(settings),
+            f"serving costs {before:.3g} us per row by the table of costs; {limit}",
+        ]
+    )
+
+
+def _columns(columns: list[Column], settings: GrowthSettings) -> list[str]:
+    """A line for each name; a StringIndexer's input of numbers is both a category and a number."""
+    found: dict[str, list[str]] = {}
+    for c in columns:
+        if not (c.levels and c.name in settings.entityCols):
+            found.setdefault(c.name, []).append(f"category with {c.levels} values" if c.levels else "number")
+    for name in settings.entityCols:
+        found.setdefault(name, []).append("entity")
+    return aligned([(f"  {name}", " and ".join(sorted(kinds))) for name, kinds in found.items()], left=(0, 1))
+
+
+def _kinds(settings: GrowthSettings) -> list[str]:
+    rows = [(f"  {name}", KINDS[name].does, ", ".join(KINDS[name].stages)) for name in settings.parts]
+    gaps = ("  all", "where a column lacks values", ", ".join(GAPS))
+    joined = ("  all", "to join the features", "VectorSizeHint, VectorAssembler")
+    return aligned([*rows, *([gaps] if set(settings.parts) - {"units"} else []), joined], left=(0, 1, 2))

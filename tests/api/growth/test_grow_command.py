@@ -1,0 +1,110 @@
+"""`sparkdiff grow`: a job with a section `grower`, from its YAML to the run's folder, and read back from there."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pyspark.ml import PipelineModel
+
+from sparkdiff import GrowthSummary, job as run
+from sparkdiff.cli import DONE, WRONG_INPUT, main
+from sparkdiff.job.config import load_config
+
+JOB = """
+pipeline: grown_here:pipeline
+data: {train: rows.parquet}
+grower: {parts: [crosses], rounds: 1}
+fineTuner: {maxEpochs: 2, recipe: fast, runId: mine}
+output: out
+"""
+PIPELINE = """
+from pyspark.ml import Pipeline
+from pyspark.ml.feature import OneHotEncoder, StringIndexer, VectorAssembler
+from pyspark.ml.regression import LinearRegression
+
+def pipeline(train):
+    words = ["kind", "season"]
+    return Pipeline(stages=[
+        StringIndexer(inputCols=words, outputCols=[f"{w}_index" for w in words]),
+        OneHotEncoder(inputCols=[f"{w}_index" for w in words], outputCols=[f"{w}_hot" for w in words]),
+        VectorAssembler(inputCols=["kind_hot", "season_hot", "x"], outputCol="features"),
+        LinearRegression(labelCol="LABEL"),
+    ])
+"""
+
+
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A job in a folder: `sales` has kind x season in it, `noise` has nothing."""
+    random = np.random.default_rng(0)
+    kind, season = random.integers(0, 4, 1500), random.integers(0, 3, 1500)
+    x, noise = random.normal(size=(2, 1500))
+    rows = {
+        "x": x, "kind": np.array([*"abcd"])[kind], "season": np.array(["dry", "wet", "cold"])[season],
+        "sales": x + random.normal(size=(4, 3))[kind, season] + 0.3 * noise, "noise": noise,
+    }  # fmt: skip
+    pq.write_table(pa.table(rows), tmp_path / "rows.parquet")
+    (tmp_path / "grown_here.py").write_text(PIPELINE.replace("LABEL", "sales"))
+    (tmp_path / "job.yaml").write_text(JOB)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_from_a_file_to_a_folder_and_back(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["grow", "--config", "job.yaml"]) == DONE
+    out = capsys.readouterr().out
+    assert out.endswith(f"saved {job / 'out' / 'model'} (plain Spark ML)\n")
+    assert 0 < out.index("columns that parts may read") < out.index("decision: ")
+    assert sorted(p.name for p in (job / "out").iterdir()) == ["history.csv", "model", "plan.json", "summary.json"]
+    told: dict[str, Any] = json.loads((job / "out" / "summary.json").read_text())
+    assert told["decision"] == "grown"
+    assert [p["name"] for p in told["parts"]] == ["kind x season"]
+    assert {r["kind"] for r in told["rounds"]} == {"crosses"}
+    assert told["servingCost"]["after"] > told["servingCost"]["before"]
+    model = PipelineModel.load((job / "out" / "model").as_uri())
+    assert all(type(stage).__module__.startswith("pyspark.ml.") for stage in model.stages)
+    assert "Interaction" in {type(stage).__name__ for stage in model.stages}
+
+    written = (job / "out" / "summary.json").stat().st_mtime_ns
+    again = run.run(load_config(Path("job.yaml"), []))  # finished: read back
+    assert (job / "out" / "summary.json").stat().st_mtime_ns == written
+    assert isinstance(again, GrowthSummary)
+    assert {k: v for k, v in again.asdict().items() if k not in ("timings", "options")} == {
+        k: v for k, v in told.items() if k in again.asdict() and k not in ("timings", "options")
+    }
+    assert "kind x season" in str(again)
+    assert main(["grow", "--config", "job.yaml", "grower.rounds=2"]) == WRONG_INPUT
+    error = capsys.readouterr().err
+    assert "exists: choose another folder" in error and error.count("error: ") == 1
+
+
+def test_a_job_that_keeps_the_original_is_read_back_too(job: Path) -> None:
+    (job / "grown_here.py").write_text(PIPELINE.replace("LABEL", "noise"))
+    overrides = ["pipeline=noise_here:pipeline", "fineTuner.runId=noise", "grower.complexity=1000"]
+    (job / "grown_here.py").rename(job / "noise_here.py")
+    first, again = (run.run(load_config(Path("job.yaml"), overrides)) for _ in range(2))
+    assert first.decision == again.decision == "kept original"
+    assert again.reason == first.reason
+    assert "no part joined" in again.reason
+    assert (len(again.rounds), len(again.history)) == (len(first.rounds), 0)
+
+
+def test_a_run_without_a_name_leaves_no_checkpoints(job: Path) -> None:
+    config = load_config(Path("job.yaml"), ["fineTuner={maxEpochs: 2, recipe: fast}"])
+    run.run(config)
+    assert not [*(job / ".cache").glob("checkpoints/*")]
+
+
+def test_a_pipeline_without_a_linear_stage_is_one_line(job: Path, capsys: Any) -> None:
+    forest = PIPELINE.replace("LinearRegression", "RandomForestRegressor").replace("LABEL", "sales")
+    (job / "forest_here.py").write_text(forest)
+    assert (
+        main(["grow", "--config", "job.yaml", "pipeline=forest_here:pipeline", "fineTuner.verbosity=0"]) == WRONG_INPUT
+    )
+    error = capsys.readouterr().err
+    assert "is no linear stage" in error and error.startswith("error: ") and error.count("\n") == 1
+    assert not (job / "out").exists()
