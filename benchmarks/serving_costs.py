@@ -136,7 +136,7 @@ class Clock:
 
     def _cpu_seconds(self, store: Any, stage: int) -> float:
         """Of a stage, once Spark has heard of its end."""
-        while (last := store.lastStageAttempt(stage)).status().toString() != "COMPLETE":
+        while (last := store.lastStageAttempt(stage)).status().toString() not in ("COMPLETE", "SKIPPED"):
             time.sleep(0.01)
         return float(last.executorCpuTime()) / 1e9
 
