@@ -91,7 +91,8 @@ def upstream_columns(graph: Graph, data: DataFrame, entities: Mapping[str, tuple
         elif (field := fields.get(version)) is not None and isinstance(field.dataType, (NumericType, BooleanType)):
             levels, labels = _levels(field, sizes.get(version, 0))
             name = graph.name(version)
-            found.setdefault(version, Column(name, name, levels, labels, indexes=levels > 0))
+            boolean = isinstance(field.dataType, BooleanType)
+            found.setdefault(version, Column(name, name, levels, labels, indexes=levels > 0, boolean=boolean))
         elif vertex is not None:
             for source in vertex.sources:
                 visit(source)

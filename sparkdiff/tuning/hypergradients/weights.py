@@ -1,6 +1,6 @@
 """The weights of a linear model as a function of its penalties, one per group of columns: solved, and followed as these move."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,7 +11,7 @@ from sparkdiff.tuning.solvers import classification, least_squares
 from sparkdiff.tuning.solvers.classification import logistic
 from sparkdiff.tuning.solvers.least_squares import linear
 from sparkdiff.tuning.solvers.moments import Moments, moments
-from sparkdiff.tuning.solvers.problem import Chunks, Setting, Solution
+from sparkdiff.tuning.solvers.problem import Chunk, Chunks, Setting, Solution
 from sparkdiff.tuning.solvers.reweighting import generalized
 from sparkdiff.tuning.solvers.rows import RowTable, table
 
@@ -137,6 +137,17 @@ class Linear:
         if self.kind == "LogisticRegression":
             return logistic(self.chunks, settings, self.folds, self.classes)
         return generalized(self.chunks, settings, self.folds)
+
+    def without(self, groups: Collection[int]) -> "Linear | None":
+        """The same rows without the columns of these groups, in one group; None if nothing can be solved on them."""
+        kept = torch.tensor([int(g) not in groups for g in self.group])
+
+        def chunks() -> Iterator[Chunk]:
+            for chunk in self.chunks():
+                yield replace(chunk, x=chunk.x[:, kept])
+
+        group = torch.zeros(int(kept.sum()), dtype=torch.long)
+        return linear_model(self.kind, chunks, self.setting, self.folds, group, self.classes) if len(group) else None
 
     def weights_of(self, solutions: Sequence[Solution]) -> Tensor:
         """Models of all folds in units of the table."""

@@ -10,6 +10,7 @@ import torch
 from linear_rows import Rows, rows
 
 from sparkdiff.tuning.hypergradients import Linear, chosen, linear_model, point, tuned, unrolled
+from sparkdiff.tuning.hypergradients.gates import improved
 from sparkdiff.tuning.solvers import Setting
 
 GROUP = torch.tensor([0, 0, 1, 2, 1])
@@ -136,6 +137,8 @@ def test_gates_choose_what_held_out_rows_prefer() -> None:
     assert model is not None
     found = chosen(model, [[[1], [2]], [[3], []]], [1e-3, 1e-2, 1e-1], steps=15)
     assert found is not None
-    assert found.positions == (1, 1)
+    assert found.positions == found.hardened == (1, 1)
+    for start in ((0, 0), (0, 1), (1, 0)):
+        assert improved(model, [[[1], [2]], [[3], []]], start, [1e-3, 1e-2, 1e-1]) == (1, 1), "wherever gates may end"
     assert found.losses[-1] < found.losses[0]
     assert [float(share.sum()) for share in found.gates] == pytest.approx([1, 1])
