@@ -173,7 +173,7 @@ def table_of(run: Run, known: Sequence[Known]) -> Table:
     splits = {name: _split(run, run.data, name, head.reads[0], known) for name in (TRAIN, VALIDATION)}
     width = run.network.head.margins
     columns = tuple(k.column for k in known)
-    return Table(head.inputs[0], columns, splits[TRAIN], splits[VALIDATION], width)
+    return Table(head.inputs[0], columns, splits[TRAIN], splits[VALIDATION], width).aligned()
 
 
 @torch.no_grad()
