@@ -9,6 +9,7 @@ from sparkdiff.growth import costs
 from sparkdiff.growth.assembly import width_of
 from sparkdiff.growth.inputs import linear_head, upstream_columns
 from sparkdiff.growth.kinds import GAPS, KINDS
+from sparkdiff.growth.parts import trees
 from sparkdiff.growth.procedure import check_entity, room_of
 from sparkdiff.growth.settings import GrowthSettings
 from sparkdiff.growth.table import Column
@@ -20,7 +21,8 @@ def described(model: Any, options: Options, settings: GrowthSettings, data: Data
     """What growth of this fitted pipeline would try on rows of this schema.
 
     Raises:
-        InputError: the pipeline ends in no linear stage, an entityCol cannot be used, or the cost limit leaves no room.
+        InputError: the pipeline ends in no linear stage, an entityCol cannot be used, the cost limit leaves no room, or
+            no library finds trees.
     """
     graph = prepare(model, options, data).cut.graph
     head = linear_head(graph)
@@ -29,6 +31,8 @@ def described(model: Any, options: Options, settings: GrowthSettings, data: Data
     columns = [k.column for k in upstream_columns(graph, data, {})]
     before = costs.of_model(model)
     room_of(settings, before)
+    if "trees" in settings.parts:
+        trees.installed()  # an error now, not after the cache is written
     limit = "no limit" if settings.maxServingCost is None else f"limit {settings.maxServingCost * before:.3g} us"
     return "\n".join(
         [

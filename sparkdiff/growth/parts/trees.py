@@ -43,11 +43,11 @@ LONGEST = 4.0
 """A leaf's Newton step at most, in natural units of the margin."""
 
 
-def propose(table: Table, criterion: Criterion, seed: int) -> list[Item]:
-    """Small trees, which see interactions of two or three columns, and larger ones.
+def installed() -> str:
+    """The library that finds trees.
 
     Raises:
-        InputError: no library is installed that finds trees.
+        InputError: there is none.
     """
     library = boosters.installed()
     if library is None:
@@ -55,6 +55,16 @@ def propose(table: Table, criterion: Criterion, seed: int) -> list[Item]:
             "parts: 'trees' needs LightGBM, XGBoost or scikit-learn, and none of them is installed: "
             "pip install 'sparkdiff[trees]', or leave 'trees' out of parts"
         )
+    return library
+
+
+def propose(table: Table, criterion: Criterion, seed: int) -> list[Item]:
+    """Small trees, which see interactions of two or three columns, and larger ones.
+
+    Raises:
+        InputError: no library is installed that finds trees.
+    """
+    library = installed()
     if not table.columns:
         return []
     return [
