@@ -12,6 +12,7 @@ from pyspark.ml import PipelineModel
 
 from sparkdiff import GrowthSummary, job as run
 from sparkdiff.cli import DONE, WRONG_INPUT, main
+from sparkdiff.growth import procedure, running
 from sparkdiff.job.config import load_config
 
 JOB = """
@@ -97,6 +98,20 @@ def test_a_run_without_a_name_leaves_no_checkpoints(job: Path) -> None:
     config = load_config(Path("job.yaml"), ["fineTuner={maxEpochs: 2, recipe: fast}"])
     run.run(config)
     assert not [*(job / ".cache").glob("checkpoints/*")]
+
+
+def test_a_job_that_was_interrupted_goes_on(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*given: Any, **more: Any) -> Any:
+        raise KeyboardInterrupt
+
+    config = load_config(Path("job.yaml"), ["fineTuner={maxEpochs: 2, recipe: fast}"])
+    with monkeypatch.context() as m:
+        m.setattr(procedure, "finish", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run.run(config)
+    assert not (job / "out").exists()
+    monkeypatch.setattr(running, "train", stop)  # the rounds were over: no part trains again
+    assert run.run(config).decision == "grown"
 
 
 def test_a_pipeline_without_a_linear_stage_is_one_line(job: Path, capsys: Any) -> None:
