@@ -13,7 +13,7 @@ from sparkdiff import jvm
 from sparkdiff.growth.part import Output, Place
 from sparkdiff.growth.rounds import Member
 from sparkdiff.pipeline.graph import Vertex
-from sparkdiff.pipeline.nesting import replaced
+from sparkdiff.pipeline.nesting import flatten, replaced
 
 
 def grown_pipeline(model: Any, head: Vertex, members: Sequence[Member], before: Sequence[Any], data: DataFrame) -> Any:
@@ -26,20 +26,37 @@ def grown_pipeline(model: Any, head: Vertex, members: Sequence[Member], before: 
         data: whose schema tells whether the features' width is known before a row is read.
     """
     stage, (features, *_) = head.stage, head.inputs
+    mark = unused_mark(model, f"{stage.uid}_grown", data.columns)
     outputs: list[Output] = []
-    stages = [*before, *_sized(features, stage, data)]
+    stages = [*before, *_sized(features, stage, data, mark)]
     for i, member in enumerate(members):
-        place = Place(features, width_of(stage), f"{stage.uid}_{member.part.kind}{i + 1}", _classes(stage))
+        place = Place(features, width_of(stage), f"{mark}_{member.part.kind}{i + 1}", _classes(stage))
         made = member.part.stages(place)
         stages += made.stages
         outputs += [Output(o.column, member.weight * np.asarray(o.coefficients)) for o in made.outputs]
-    together = f"{stage.uid}_grown"
     columns = [features, *(o.column for o in outputs)]
-    assembler = VectorAssembler(inputCols=columns, outputCol=together, handleInvalid="keep")
-    assembler = jvm.named(assembler, f"{stage.uid}_assembler")
-    last = widened(stage.copy({stage.getParam("featuresCol"): together}), outputs)
+    assembler = VectorAssembler(inputCols=columns, outputCol=mark, handleInvalid="keep")
+    assembler = jvm.named(assembler, f"{mark}_assembler")
+    last = widened(stage.copy({stage.getParam("featuresCol"): mark}), outputs)
     found = replaced(model, {head.path: [*stages, assembler, last]})
     return PipelineModel(found) if isinstance(found, list) else found
+
+
+def unused_mark(model: Any, wanted: str, columns: Sequence[str]) -> str:
+    """A name that begins no uid and no column of the pipeline: a pipeline that was grown before can be grown again."""
+    uids = [stage.uid for _, stage in flatten(model)]
+    taken = [*uids, *columns, *(c for _, stage in flatten(model) for c in _written(stage))]
+    mark, number = wanted, 1
+    while any(name.startswith(mark) for name in taken):
+        number += 1
+        mark = f"{wanted}{number}"
+    return mark
+
+
+def _written(stage: Any) -> list[str]:
+    names = ("outputCol", "outputCols")
+    found = [stage.getOrDefault(p) for p in names if stage.hasParam(p) and stage.isDefined(p)]
+    return [name for one in found for name in ([one] if isinstance(one, str) else one)]
 
 
 def _classes(stage: Any) -> int:
@@ -52,7 +69,7 @@ def width_of(stage: Any) -> int:
     return int(stage.numFeatures)
 
 
-def _sized(features: str, stage: Any, data: DataFrame) -> list[Any]:
+def _sized(features: str, stage: Any, data: DataFrame, mark: str) -> list[Any]:
     """A VectorSizeHint where nothing else tells the assembler how many features there are."""
     field = next((f for f in data.schema.fields if f.name == features), None)
     if field is None or not isinstance(field.dataType, VectorUDT):
@@ -61,7 +78,7 @@ def _sized(features: str, stage: Any, data: DataFrame) -> list[Any]:
     if attributes.get("num_attrs") or attributes.get("attrs"):
         return []
     hint = VectorSizeHint(inputCol=features, size=width_of(stage), handleInvalid="optimistic")
-    return [jvm.named(hint, f"{stage.uid}_size")]
+    return [jvm.named(hint, f"{mark}_size")]
 
 
 def widened(stage: Any, outputs: Sequence[Output]) -> Any:

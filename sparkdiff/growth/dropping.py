@@ -8,11 +8,13 @@ from torch import Tensor
 
 from sparkdiff.evaluation import guard
 from sparkdiff.evaluation.ledger import Trial
-from sparkdiff.evaluation.scores import Score
 from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.rounds import Grown, Limits, Member, mixed
 from sparkdiff.growth.table import Table
 from sparkdiff.options import Options
+
+SHARE = 0.1
+"""Of the gain over the original, which may be lost with all parts that go."""
 
 
 def without_needless(
@@ -21,7 +23,8 @@ def without_needless(
     """Remove the parts that are not missed, one after another, the one that is missed least first.
 
     The weights of the others are fitted again. A part goes if the validation rows show, at the guard's level, that the metric is
-    worse by less than `maxLoss` of itself without it and without all that went before.
+    worse by less than `maxLoss` of itself without it and without all that went before, and by less than a tenth of what growth
+    has gained. With a timeCol none goes: what neighbouring rows show is not enough.
 
     Args:
         start: the table at the original's margin.
@@ -33,7 +36,8 @@ def without_needless(
     original = criterion.score(start.validation.margin, start.validation)
     whole = criterion.score(validation.margin, validation)
     gains, trials = [grown.gains], list(grown.trials)
-    while maxLoss > 0 and grown.members:
+    spared = min(maxLoss * abs(whole.mean), SHARE * (original.mean - whole.mean))
+    while spared > 0 and grown.members and options.timeCol is None:
         tries = []
         for i in range(len(grown.members)):
             rest = [m for j, m in enumerate(grown.members) if j != i]
@@ -42,21 +46,28 @@ def without_needless(
         gains += [(original.blocks - score.blocks)[None] for score, *_ in tries]
         trials += [Trial(i, 0, f"without {m.part.name}") for i, m in enumerate(grown.members)]
         least = min(range(len(tries)), key=lambda i: tries[i][0].mean)
-        score, members, table = tries[least]
-        if not not_worse(whole, score, maxLoss, options, int((validation.weight > 0).sum())):
+        _, members, table = tries[least]
+        losses = torch.stack([s.blocks - whole.blocks for s, *_ in tries])
+        if not not_worse(losses, whole.weights, least, spared, options, int((validation.weight > 0).sum())):
             break
         gone.append(grown.members[least])
         grown = dataclasses.replace(grown, members=members, table=table)
     return dataclasses.replace(grown, gains=torch.cat(gains), trials=tuple(trials)), tuple(gone)
 
 
-def not_worse(whole: Score, less: Score, maxLoss: float, options: Options, rows: int) -> bool:
-    """Whether the rows show that the second metric is worse than the first by less than this share of it."""
+def not_worse(
+    losses: Tensor, weights: Tensor, chosen: int, spared: float, options: Options, rows: int
+) -> bool:  # fmt: skip
+    """Whether the rows show that what was chosen is worse by less than this.
+
+    Args:
+        losses: (C, B) sums of weight * (metric - metric of the whole) of all C that could have been chosen.
+    """
     o = options
     level = o.guard / o.fleetSize if o.guard < 1 else 0.025
-    spared: Tensor = maxLoss * abs(whole.mean) * whole.weights - (less.blocks - whole.blocks)
-    unit: Literal["rows", "groups", "blocks"] = "groups" if o.groupCol else "blocks" if o.timeCol else "rows"
-    units = rows if unit == "rows" else None
-    if (units or int((whole.weights > 0).sum())) < guard.MIN_UNITS:
+    unit: Literal["rows", "groups"] = "groups" if o.groupCol else "rows"
+    units = int((weights > 0).sum()) if o.groupCol else rows
+    if units < guard.MIN_UNITS:
         return False
-    return guard.decide(spared[None], whole.weights, level=level, unit=unit, units=units, seed=o.seed).accepted
+    better = spared * weights - losses
+    return guard.decide(better, weights, chosen=chosen, level=level, unit=unit, units=units, seed=o.seed).accepted

@@ -65,7 +65,7 @@ def upstream_columns(graph: Graph, data: DataFrame, entities: Mapping[str, tuple
     """The scalar columns that the head's features are made of, in the order in which stages read them, and the entities.
 
     What a StringIndexer writes is a category; if it reads numbers, these are another column. What an Imputer or another stage
-    writes as a number stands for what it reads.
+    writes as a number stands for what it reads. A column whose name has a dot is left out: stages would need backticks for it.
 
     Args:
         data: its schema tells what is a number.
@@ -89,10 +89,13 @@ def upstream_columns(graph: Graph, data: DataFrame, entities: Mapping[str, tuple
         if vertex is not None and vertex.stageClass == INDEXER:
             found.update(_indexed(graph, vertex, version, fields))
         elif (field := fields.get(version)) is not None and isinstance(field.dataType, (NumericType, BooleanType)):
-            levels, labels = _levels(field, sizes.get(version, 0))
+            # What a TargetEncoder writes are numbers, although Spark's attribute calls them categories.
+            encoded = vertex is not None and vertex.stageClass == "TargetEncoderModel"
+            levels, labels = (0, ()) if encoded else _levels(field, sizes.get(version, 0))
             name = graph.name(version)
             boolean = isinstance(field.dataType, BooleanType)
-            found.setdefault(version, Column(name, name, levels, labels, indexes=levels > 0, boolean=boolean))
+            gaps = field.nullable and not _refuses_null(graph, version)
+            found.setdefault(version, Column(name, name, levels, labels, levels > 0, boolean=boolean, gaps=gaps))
         elif vertex is not None:
             for source in vertex.sources:
                 visit(source)
@@ -101,13 +104,26 @@ def upstream_columns(graph: Graph, data: DataFrame, entities: Mapping[str, tuple
         if version[1] >= 0:
             visit(version)
     out = [
-        Known(column, version) for version, column in found.items() if graph.writers.get(version[0], -1) == version[1]
+        Known(column, version)
+        for version, column in found.items()
+        if graph.writers.get(version[0], -1) == version[1] and not _quoted(column.column)
     ]
     for name, (column, labels) in entities.items():
         version = (graph.casefold(column), graph.writers[graph.casefold(column)])
         out = [k for k in out if k.column.name != name or not k.column.levels]
         out.append(Known(Column(name, column, len(labels), labels, indexes=True, entity=True), version))
     return out
+
+
+def _quoted(name: str) -> bool:
+    """Whether Spark reads a column of this name in backticks only."""
+    return "." in name or "`" in name
+
+
+def _refuses_null(graph: Graph, version: Version) -> bool:
+    """Whether a stage that reads a column fails, or drops the row, where it is null, so that no such row comes to the head."""
+    readers = [v for v in graph.vertices if version in v.sources and v.stageClass in ("VectorAssembler", INDEXER)]
+    return any(v.stage.getHandleInvalid() in ("error", "skip") for v in readers)
 
 
 def _encoded(graph: Graph) -> dict[Version, int]:
@@ -133,7 +149,8 @@ def _indexed(
     out = {version: Column(name, graph.name(version), len(labels), labels, indexes=True)}
     field = fields.get(source)
     if source[1] < 0 and field is not None and isinstance(field.dataType, NumericType):
-        out[source] = Column(name, name)
+        gaps = field.nullable and not _refuses_null(graph, source)
+        out[source] = Column(name, name, gaps=gaps)
     return out
 
 

@@ -10,7 +10,7 @@ from sparkdiff.growth.assembly import width_of
 from sparkdiff.growth.inputs import linear_head, upstream_columns
 from sparkdiff.growth.kinds import GAPS, KINDS
 from sparkdiff.growth.parts import trees
-from sparkdiff.growth.procedure import check_entity, room_of
+from sparkdiff.growth.procedure import check_entities, check_growth_options, room_of
 from sparkdiff.growth.settings import GrowthSettings
 from sparkdiff.growth.table import Column
 from sparkdiff.options import Options
@@ -24,15 +24,15 @@ def described(model: Any, options: Options, settings: GrowthSettings, data: Data
         InputError: the pipeline ends in no linear stage, an entityCol cannot be used, the cost limit leaves no room, or
             no library finds trees.
     """
-    graph = prepare(model, options, data).cut.graph
+    settings, _ = trees.without_trees(settings)
+    check_growth_options(options)
+    task = prepare(model, options, data)
+    graph = task.cut.graph
     head = linear_head(graph)
-    for name in settings.entityCols:
-        check_entity(data, name)
+    check_entities(settings.entityCols, task, data)
     columns = [k.column for k in upstream_columns(graph, data, {})]
     before = costs.of_model(model)
     room_of(settings, before)
-    if "trees" in settings.parts:
-        trees.installed()  # an error now, not after the cache is written
     limit = "no limit" if settings.maxServingCost is None else f"limit {settings.maxServingCost * before:.3g} us"
     return "\n".join(
         [

@@ -12,6 +12,7 @@ from pyspark.sql.types import NumericType, StringType
 
 from sparkdiff import jvm
 from sparkdiff.data.splits import SPLITS, VALIDATION, Boundaries, Source, field, fit_on_training_rows
+from sparkdiff.diagnostics import rows as datachecks
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation import guard
 from sparkdiff.evaluation.acceptance import reason
@@ -31,10 +32,11 @@ from sparkdiff.finetune import (
     written,
 )
 from sparkdiff.growth import costs, rounds, running
-from sparkdiff.growth.assembly import grown_pipeline, width_of
+from sparkdiff.growth.assembly import grown_pipeline, unused_mark, width_of
 from sparkdiff.growth.dropping import without_needless
 from sparkdiff.growth.finishing import Finished, finish
 from sparkdiff.growth.inputs import UNKNOWN, Known, cut_for, linear_head, specification_of, table_of, upstream_columns
+from sparkdiff.growth.parts import trees
 from sparkdiff.growth.rounds import Grown, Limits, Member, Tried
 from sparkdiff.growth.settings import GrowthSettings
 from sparkdiff.growth.summary import GrowthSummary
@@ -78,7 +80,8 @@ def ground(
     data = sources[0].df
     plain = prepare(model, options, data)
     head = linear_head(plain.cut.graph)
-    fitted = _indexers(head, settings.entityCols, sources, options, boundaries)
+    check_entities(settings.entityCols, plain, data)
+    fitted = _indexers(model, head, settings.entityCols, sources, options, boundaries)
     entities = {name: (stage.getOutputCol(), (*stage.labels, UNKNOWN)) for name, stage in fitted.items()}
     task = plain
     if fitted:
@@ -88,24 +91,49 @@ def ground(
     return Ground(dataclasses.replace(task, cut=cut_for(task, known)), head, tuple(fitted.values()), tuple(known))
 
 
-def check_entity(data: DataFrame, name: str) -> None:
-    """Raise InputError if a column can't be an entity."""
-    kind = field(data, name, "entityCols").dataType
-    if not isinstance(kind, (StringType, NumericType)):
-        raise InputError(f"entityCols: column {name!r} is {kind.simpleString()}, but must hold strings or numbers")
+def check_entities(names: Sequence[str], task: Task, data: DataFrame) -> None:
+    """Raise InputError if one of these columns can't be an entity: the label and what divides the rows would tell the label."""
+    o, casefold = task.options, task.cut.graph.casefold
+    used = {
+        "labelCol": task.labelCol, "weightCol": task.weightCol, "timeCol": o.timeCol,
+        "validationIndicatorCol": o.validationIndicatorCol,
+    }  # fmt: skip
+    for name in names:
+        kind = field(data, name, "entityCols").dataType
+        if not isinstance(kind, (StringType, NumericType)):
+            raise InputError(f"entityCols: column {name!r} is {kind.simpleString()}, but must hold strings or numbers")
+        for option, column in used.items():
+            if column is not None and casefold(column) == casefold(name):
+                raise InputError(f"entityCols: {name!r} is the {option}, so it can be no entity: leave it out")
+        if "." in name or "`" in name:
+            raise InputError(
+                f"entityCols: {name!r} has a dot or a backtick, which stages read as a field: rename the column"
+            )
+
+
+def check_growth_options(options: Options) -> None:
+    """Raise InputError for options of fine-tuning that a grown pipeline can't keep."""
+    if options.precision != "float64":
+        raise InputError(
+            f"precision={options.precision!r} is not possible with Grower: parts are trained in float64. Leave it out"
+        )
+    if "monotone" in options.penalties:
+        raise InputError(
+            "penalties: monotone is not possible with Grower, because parts are no linear functions of a feature: leave it out"
+        )
 
 
 def _indexers(
-    head: Vertex, names: Sequence[str], sources: Sequence[Source], options: Options, boundaries: Boundaries | None
+    model: Any, head: Vertex, names: Sequence[str], sources: Sequence[Source], options: Options, boundaries: Boundaries | None
 ) -> dict[str, Any]:  # fmt: skip
     """A StringIndexer for each entity, fitted to the training rows."""
     found: dict[str, Any] = {}
     for name in names:
-        check_entity(sources[0].df, name)
+        mark = unused_mark(model, f"{head.uid}_{name}", sources[0].df.columns)
         indexer = StringIndexer(
-            inputCol=name, outputCol=f"{head.uid}_{name}_index", handleInvalid="keep", stringOrderType="alphabetAsc"
+            inputCol=name, outputCol=f"{mark}_index", handleInvalid="keep", stringOrderType="alphabetAsc"
         )
-        indexer = jvm.named(indexer, f"{head.uid}_{name}_indexer")
+        indexer = jvm.named(indexer, f"{mark}_indexer")
         stage: Any = fit_on_training_rows(Pipeline(stages=[indexer]), sources, options, boundaries).stages[0]
         if len(stage.labels) > MOST_ENTITIES:
             raise InputError(
@@ -130,6 +158,8 @@ def grow_pipeline(
         InputError: the pipeline, the data or the options can't be used.
         ParityError: a network and Spark disagree.
     """
+    check_growth_options(options)
+    settings, missing = trees.without_trees(settings)
     start = ground(model, options, settings, sources, boundaries)
     before = costs.of_model(model)
     room_of(settings, before)
@@ -139,7 +169,7 @@ def grow_pipeline(
         doubts = checked(first)
         grown, gone, folder = _rounds(first, start, settings, before, replace=replace)
         data = start.task.cut.transform(sources[0].df)
-    told = _Told(settings, grown, gone, before, doubts)
+    told = _Told(settings, grown, gone, before, [*doubts, *missing])
     if not grown.members:
         summary = _kept(first, original, told)
         phases.on_decision(summary)
@@ -163,6 +193,11 @@ def _rounds(
     room = room_of(settings, cost)
     limits = Limits(settings.parts, settings.rounds, settings.complexity, room, o.seed)
     runId = o.runId and f"{o.runId}-rounds"
+    beside = {
+        "growth": _plain(settings),
+        "guard": o.guard,
+        "fleetSize": o.fleetSize,
+    }  # these two decide what is dropped
     with run.phases.phase("grow") as say:
         table, specification = table_of(run, start.known), specification_of(run)
         criterion = specification.criterion()
@@ -174,7 +209,12 @@ def _rounds(
             )
 
         with (
-            run_folder(run, runId, replace=replace, beside={"growth": _plain(settings)}) as folder,
+            run_folder(
+                run,
+                runId,
+                replace=replace,
+                beside=beside,
+            ) as folder,
             running.runner(folder, specification, say.now) as train,
         ):
             grown = rounds.grow(table, criterion, limits, train, on_round)
@@ -273,7 +313,7 @@ def _kept(run: Run, original: Measured, told: _Told) -> GrowthSummary:
     scores = original.scores
     metrics = {s: {"before": scores[s].value, "after": scores[s].value} if s in scores else None for s in SPLITS[:3]}
     return GrowthSummary(
-        decision="kept original", reason=f"no part joined: {told.grown.stopped}", metric=metric.name,
+        decision="kept original", reason=_why_none(told), metric=metric.name,
         metricDirection=metric.direction, metrics=metrics, gain=0.0, z=0.0, p=1.0, records=[],
         parity={} if original.parity is None else {"before": dataclasses.asdict(original.parity)}, stages={},
         timings={k: round(v, 3) for k, v in run.phases.timings.items()}, stream=run.data.stream.backend,
@@ -281,6 +321,12 @@ def _kept(run: Run, original: Measured, told: _Told) -> GrowthSummary:
         versions=versions(), warnings=[*told.doubts], precision=task.options.precision,
         **told.fields(told.before),
     )  # fmt: skip
+
+
+def _why_none(told: _Told) -> str:
+    if not told.gone:
+        return f"no part joined: {told.grown.stopped}"
+    return f"the parts that joined are not missed, so all of them were dropped (maxLoss={told.settings.maxLoss:g})"
 
 
 def _options(task: Task, told: _Told, metric: str) -> dict[str, Any]:
@@ -301,6 +347,7 @@ def _summary(
     }
     held, own = before[VALIDATION], now[VALIDATION]
     compared: Mapping[str, Parity | None] = {"before": parity, "grown": done.start.parity, "after": after.parity}
+    few = datachecks.too_few_rows(done.ledger.gains, done.ledger.weights, verdict, held.mean)
     why = reason(judgement, task.options, metric, held.value, fitted.found.history, whose="the grown pipeline's")
     if verdict.best < 0:
         why = "the grown pipeline does not gain on the validation rows"
@@ -311,7 +358,7 @@ def _summary(
         stages={k: {"largest": a, "rootMeanSquare": b} for k, (a, b) in fitted.found.moved.items()} if grown else {},
         timings={k: round(v, 3) for k, v in run.phases.timings.items()}, stream=run.data.stream.backend,
         cache={"hit": run.cache.hit, "fingerprint": run.cache.fingerprint}, options=_options(task, told, metric.name),
-        versions=versions(), warnings=warnings_of(run, fitted, Judged(judgement, done.tuned, []), own, told.doubts),
+        versions=versions(), warnings=warnings_of(run, fitted, Judged(judgement, done.tuned, few), own, told.doubts),
         gainInterval=None if verdict.interval is None else list(verdict.interval),
         slices=[dataclasses.asdict(c) for c in judgement.slices],
         reference=None if judgement.reference is None else dataclasses.asdict(judgement.reference),

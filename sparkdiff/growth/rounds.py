@@ -4,6 +4,7 @@ Source: Cortes, Gonzalvo, Kuznetsov, Mohri and Yang, "AdaNet: Adaptive Structura
 the part with the smallest loss plus penalty joins, where the penalty is the sum over all parts of (lambda * r_j + beta) * |w_j|,
 r_j a bound of the part's complexity and w_j its weight in the mixture. There the weights are fitted to training rows, and the
 penalty means something only if a part's scale is fixed: here w_j is the standard deviation of what the part adds to the margin.
+Unlike there, a simpler part joins in its place if it is as good as far as the validation rows tell (`simplest`).
 """
 
 import dataclasses
@@ -132,13 +133,13 @@ def _joined(
     before = criterion.score(state.table.validation.margin, state.table.validation).mean
     spent = sum(m.part.cost() for m in state.members)
     judged = [_judged(f, state.table, criterion, limits, before, spent) for f in found]
-    chosen = min(range(len(found)), key=lambda i: judged[i][0])
+    chosen = simplest(found, [objective for objective, _ in judged])
     joins = math.isfinite(judged[chosen][0])
     tried = [
         Tried(
             number, f.item.kind, f.item.name, (before - f.value) / max(abs(original), 1e-12), objective,
             f.part.parameters if f.part else 0, f.part.cost() if f.part else 0.0, f.seconds, f.epoch,
-            why or ("" if i == chosen else f"{found[chosen].item.name} has less loss plus penalty"),
+            why or ("" if i == chosen else _not_chosen(objective, judged[chosen][0], found[chosen].item.name)),
         )
         for i, (f, (objective, why)) in enumerate(zip(found, judged, strict=True))
     ]  # fmt: skip
@@ -158,6 +159,39 @@ def _joined(
         trials.append(Trial(len(found), 0, f"round {number}: mixture"))
     grown = Grown(members, table, (*state.tried, *tried), torch.cat(gains), tuple(trials), "")
     return grown, tried
+
+
+def simplest(found: Sequence[Found], objectives: Sequence[float]) -> int:
+    """The part with the fewest parameters among those whose gain lies within one standard error of the gain of the part with the
+    smallest objective.
+
+    Source: Breiman, Friedman, Olshen and Stone, "Classification and Regression Trees", 1984, the rule of one standard error; here
+    of the difference of both, block by block.
+    """
+    best = min(range(len(found)), key=lambda i: objectives[i])
+    if not math.isfinite(objectives[best]):
+        return best
+
+    def parameters(i: int) -> int:
+        part = found[i].part
+        return part.parameters if part is not None else 0
+
+    def near(i: int) -> bool:
+        apart = _gains(found[best]) - _gains(found[i])
+        return float(apart.sum()) <= float(apart.norm())
+
+    close = [i for i, objective in enumerate(objectives) if math.isfinite(objective) and near(i)]
+    return min(close, key=lambda i: (parameters(i), objectives[i]))
+
+
+def _gains(found: Found) -> Tensor:
+    """The block sums of the gain of an item's best epoch."""
+    return found.gains[found.epoch - 1]
+
+
+def _not_chosen(objective: float, best: float, name: str) -> str:
+    better = "less loss plus penalty" if best <= objective else "fewer parameters, and as much gain within the error"
+    return f"{name} has {better}"
 
 
 def _judged(

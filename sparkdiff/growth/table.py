@@ -33,6 +33,7 @@ class Column:
         labels: the names of a category's values; empty where nothing tells them.
         indexes: whether `column` numbers the values of another column of numbers or strings, so that the order means nothing.
         entity: whether it names a user, an item, a shop: something with an effect of its own.
+        gaps: whether rows to come may lack a value, even if none of these rows does: no stage of the pipeline refuses null in it.
         boolean: whether Spark has it as true and false, which stages for numbers don't take.
     """
 
@@ -43,6 +44,7 @@ class Column:
     indexes: bool = False
     entity: bool = False
     boolean: bool = False
+    gaps: bool = False
 
 
 @dataclass(frozen=True)

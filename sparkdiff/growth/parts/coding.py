@@ -83,7 +83,8 @@ def coding(table: Table, place: int, bins: int) -> Coding | None:
     column = table.columns[place]
     values = table.train.values[:, place].numpy()
     known = values[np.isfinite(values)]
-    gaps = bool(table.train.values[:, place].isnan().any() or table.validation.values[:, place].isnan().any())
+    held = (table.train.values[:, place], table.validation.values[:, place])
+    gaps = column.gaps or any(bool(values.isnan().any()) for values in held)
     if not len(known) or known.min() == known.max():
         return None
     distinct = np.unique(known)

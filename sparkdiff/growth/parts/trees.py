@@ -11,6 +11,7 @@ Newton's steps in the leaves.
 import dataclasses
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,9 @@ from sparkdiff.growth import boosters, costs
 from sparkdiff.growth.boosters import Booster, Rules, total
 from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.items import Item
+from sparkdiff.growth.kinds import KINDS
 from sparkdiff.growth.part import Output, Part, Place, Stages, Trainer
+from sparkdiff.growth.settings import GrowthSettings
 from sparkdiff.growth.table import Column, Split, Table
 from sparkdiff.importers.models import sum_of_trees
 from sparkdiff.importers.trees import LARGEST_CATEGORY, TreeArrays
@@ -56,6 +59,21 @@ def installed() -> str:
             "pip install 'sparkdiff[trees]', or leave 'trees' out of parts"
         )
     return library
+
+
+def without_trees(settings: GrowthSettings) -> tuple[GrowthSettings, list[str]]:
+    """The options without trees, and a warning, where all kinds are asked for and no library finds trees.
+
+    Raises:
+        InputError: trees are asked for among other kinds, and no library finds them.
+    """
+    if "trees" not in settings.parts or boosters.installed() is not None:
+        return settings, []
+    if set(settings.parts) != set(KINDS):
+        installed()
+    rest = tuple(kind for kind in settings.parts if kind != "trees")
+    why = "none of LightGBM, XGBoost and scikit-learn is installed: pip install 'sparkdiff[trees]'"
+    return replace(settings, parts=rest), [f"growth tried no trees, because {why}"]
 
 
 def propose(table: Table, criterion: Criterion, seed: int) -> list[Item]:

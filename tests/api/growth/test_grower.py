@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import LogisticRegression
-from pyspark.ml.feature import OneHotEncoder, StandardScaler, StringIndexer, VectorAssembler
+from pyspark.ml.feature import FeatureHasher, OneHotEncoder, StandardScaler, StringIndexer, VectorAssembler
 from pyspark.ml.regression import GBTRegressor, GeneralizedLinearRegression, LinearRegression
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import DataFrame, SparkSession, functions as F
 
 import sparkdiff
 from sparkdiff import Grower, GrowerModel, InputError
@@ -160,6 +160,28 @@ def test_every_linear_stage_can_be_grown(name: str, rows: DataFrame, shared: Pat
     assert found.transform(rows).select("prediction").distinct().count() > 1
 
 
+def test_a_grown_pipeline_can_be_grown_again(grown: GrowerModel, rows: DataFrame, shared: Path) -> None:
+    again = Grower(grown.pipelineModel, parts=("shapes",), rounds=1, guard=1, cacheDir=str(shared), **QUICK).fit(rows)
+    uids = [s.uid for s in again.pipelineModel.stages]
+    assert len(set(uids)) == len(uids)
+    assert again.transform(rows).count() == ROWS
+
+
+def test_a_row_that_the_pipeline_serves_is_served_when_grown(rows: DataFrame, shared: Path) -> None:
+    """FeatureHasher takes null, which no training row has."""
+    hasher = FeatureHasher(inputCols=["kind", "season", "x"], categoricalCols=["x"], outputCol="hashed", numFeatures=16)
+    numbers = VectorAssembler(inputCols=["y"], outputCol="numbers")
+    whole = VectorAssembler(inputCols=["hashed", "numbers"], outputCol="features")
+    model = Pipeline(stages=[hasher, numbers, whole, LinearRegression(labelCol="sales", regParam=0.01)]).fit(rows)
+    grower = Grower(model, parts=("crosses", "shapes"), rounds=2, maxLoss=0, guard=1, cacheDir=str(shared), **QUICK)
+    found = grower.fit(rows)
+    assert found.summary.decision == "grown", str(found.summary)
+    gap = rows.limit(1).withColumn("x", F.lit(None).cast("double"))
+    assert model.transform(gap).first().prediction is not None
+    [row] = found.transform(gap).select("prediction").collect()
+    assert np.isfinite(row.prediction)
+
+
 def test_wrong_use_is_named(rows: DataFrame, poisson: PipelineModel, shared: Path) -> None:
     with pytest.raises(InputError, match=r"parts names an unknown kind 'unit'\. Did you mean 'units'"):
         Grower(poisson, parts=["unit"])
@@ -171,6 +193,10 @@ def test_wrong_use_is_named(rows: DataFrame, poisson: PipelineModel, shared: Pat
         Grower(poisson, numFolds=5)
     with pytest.raises(InputError, match=r"entityCols='shops' is not a column of the data\. Did you mean 'shop'"):
         Grower(poisson, entityCols=["shops"], cacheDir=str(shared)).fit(rows)
+    with pytest.raises(InputError, match="entityCols: 'count' is the labelCol"):
+        Grower(poisson, entityCols=["count"], cacheDir=str(shared)).fit(rows)
+    with pytest.raises(InputError, match="penalties: monotone is not possible with Grower"):
+        Grower(poisson, penalties={"monotone": {"x": 1.0}}, cacheDir=str(shared)).fit(rows)
     trees = fitted(rows, GBTRegressor(labelCol="count", maxIter=2))
     with pytest.raises(
         InputError, match=r"GBTRegressionModel .* is no linear stage.*put its margin in front of a linear stage"

@@ -1,17 +1,22 @@
 """Rounds of growth on generated rows: criterion, choice of a part, weights of the mixture."""
 
 import dataclasses
+import math
+from collections.abc import Sequence
 
 import pytest
 import torch
 from tables import HEADS, table_of
 from torch import Tensor
 
-from sparkdiff.growth import rounds
+from sparkdiff.growth import parts, rounds
+from sparkdiff.growth.dropping import without_needless
+from sparkdiff.growth.items import Course, Found, Item
 from sparkdiff.growth.part import Part, Place, Stages
-from sparkdiff.growth.rounds import Limits, Member
-from sparkdiff.growth.table import Split
+from sparkdiff.growth.rounds import Grown, Limits, Member
+from sparkdiff.growth.table import Split, Table
 from sparkdiff.objectives import losses
+from sparkdiff.options import Options
 from sparkdiff.stages.trainable import LabelStats
 
 
@@ -82,3 +87,56 @@ def test_a_loss_without_curvature_has_newton_steps_of_one_unit() -> None:
     flat = dataclasses.replace(criterion, objective=objective, unit=7.0)
     slope, curve = flat.slopes(table.train.margin, table.train)
     torch.testing.assert_close((slope / curve).abs(), torch.full_like(slope, 7.0))
+
+
+def found(gains: list[float], parameters: int, epoch: int = 1) -> Found:
+    part = Known(1.0)
+    part.parameters = parameters  # type: ignore[misc]
+    blocks = torch.tensor([gains] * epoch, dtype=torch.float64)
+    return Found(Item("known", str(parameters), epoch, 1.0, 0), part, epoch, 0.0, 0.0, blocks, 0.0)
+
+
+def test_the_simplest_of_those_that_gain_as_much_joins() -> None:
+    best, as_good, worse = (
+        found([1.0, 1.2, 0.9, 1.1], 50),
+        found([1.2, 0.9, 1.1, 0.9], 20),
+        found([0.8, 1.0, 0.7, 0.9], 5),
+    )
+    assert rounds.simplest([best, as_good, worse], [0.1, 0.2, 0.3]) == 1, "0.2 less in every block is no chance"
+    assert rounds.simplest([best, as_good, worse], [0.1, math.inf, 0.3]) == 0, "it can't join"
+    assert rounds.simplest([best, worse], [math.inf, math.inf]) == 0
+
+
+def test_a_cross_is_named_before_units_that_learn_it_too() -> None:
+    effect = torch.randn(6, 4, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    table, criterion = table_of("poisson", 2400, planted=lambda c: effect[c["a"].long(), c["b"].long()])
+    original = criterion.score(table.validation.margin, table.validation)
+
+    def run(number: int, items: Sequence[Item], at: Table, blocks: Tensor) -> list[Found]:
+        done = []
+        for item in items:
+            course = Course(item, parts.trainer(item, at), criterion.score(at.validation.margin, at.validation).mean)
+            while not course.done:
+                course.step(at, criterion, blocks)
+            done.append(course.found())
+        return done
+
+    grown = rounds.grow(table, criterion, Limits(("units", "crosses"), 1, 0.1, 1e9, 0), run, lambda tried: None)
+    assert grown.members[0].part.name.startswith("a x b")
+    assert criterion.score(grown.table.validation.margin, table.validation).mean < original.mean
+
+
+def test_a_small_gain_that_is_proven_is_not_dropped() -> None:
+    """Less than maxLoss of the metric, but all that there is to gain."""
+    table, criterion = table_of("linear", 30_000, planted=lambda c: 0.03 * c["y"] + 3)
+    start = table.at(table.train.margin + 3, table.validation.margin + 3)
+    useful, useless = Member(Known(0.03), 1.0, 1), Member(Known(1e-5, 0), 1.0, 2)
+    members, mixed = rounds.mixed([useful, useless], start, criterion, LIMITS)
+    blocks = criterion.score(start.validation.margin, start.validation).blocks
+    grown = Grown(members, mixed, (), blocks.new_zeros(0, len(blocks)), (), "")
+    kept, gone = without_needless(grown, start, criterion, LIMITS, Options(), 0.005)
+    assert [m.part for m in kept.members] == [useful.part]
+    assert [m.part for m in gone] == [useless.part]
+    assert len(kept.gains) == len(kept.trials) == 3
+    timed = without_needless(grown, start, criterion, LIMITS, Options(timeCol="t"), 0.005)
+    assert timed[1] == ()

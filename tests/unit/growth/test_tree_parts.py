@@ -16,6 +16,7 @@ from sparkdiff.growth import boosters
 from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.items import Course, Item
 from sparkdiff.growth.parts import KINDS, trees
+from sparkdiff.growth.settings import GrowthSettings
 from sparkdiff.growth.table import Split, Table
 from sparkdiff.importers.trees import TreeArrays
 from sparkdiff.jvm.nodes import Nodes
@@ -155,7 +156,14 @@ def test_trees_need_a_library(monkeypatch: pytest.MonkeyPatch) -> None:
     assert KINDS["trees"] is trees
     assert boosters.installed() == "lightgbm"
     assert [i.settings["library"] for i in trees.propose(table, criterion, 0)] == ["lightgbm", "lightgbm"]
+    assert trees.without_trees(GrowthSettings()) == (GrowthSettings(), [])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    rest, [warning] = trees.without_trees(GrowthSettings())
+    assert rest == GrowthSettings(parts=tuple(k for k in KINDS if k != "trees"))
+    assert "growth tried no trees" in warning
+    assert trees.without_trees(rest) == (rest, [])
+    with pytest.raises(InputError, match="leave 'trees' out of parts"):
+        trees.without_trees(GrowthSettings(parts=("trees", "units")))
     with pytest.raises(InputError, match=r"none of them is installed: pip install 'sparkdiff\[trees\]'"):
         trees.propose(table, criterion, 0)
 
