@@ -10,7 +10,11 @@ from typing import Any
 
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.once]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.once,
+    pytest.mark.nightly,
+]  # its pieces: test_item_processes, test_running_by_spark
 SCRIPT = Path(__file__).with_name("growing.py")
 
 

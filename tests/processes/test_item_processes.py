@@ -45,6 +45,7 @@ def test_two_processes_find_what_one_finds(tmp_path: Path, alone: list[tuple[obj
     assert [p.name for p in (tmp_path / "run").glob("attempt-*")] == []
 
 
+@pytest.mark.nightly  # one kind is in the other tests
 def test_each_kind_of_part_finds_the_same_bit_for_bit(tmp_path: Path) -> None:
     table, specification = planted()
     items = parts.propose([*KINDS], table, specification.criterion(), 0)
