@@ -128,9 +128,9 @@ def test_a_cross_is_named_before_units_that_learn_it_too() -> None:
 
 def test_a_small_gain_that_is_proven_is_not_dropped() -> None:
     """Less than maxLoss of the metric, but all that there is to gain."""
-    table, criterion = table_of("linear", 30_000, planted=lambda c: 0.03 * c["y"] + 3)
+    table, criterion = table_of("linear", 30_000, planted=lambda c: 0.02 * c["y"] + 3)
     start = table.at(table.train.margin + 3, table.validation.margin + 3)
-    useful, useless = Member(Known(0.03), 1.0, 1), Member(Known(1e-5, 0), 1.0, 2)
+    useful, useless = Member(Known(0.02), 1.0, 1), Member(Known(1e-5, 0), 1.0, 2)
     members, mixed = rounds.mixed([useful, useless], start, criterion, LIMITS)
     blocks = criterion.score(start.validation.margin, start.validation).blocks
     grown = Grown(members, mixed, (), blocks.new_zeros(0, len(blocks)), (), "")
