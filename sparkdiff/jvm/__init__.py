@@ -4,6 +4,7 @@ from sparkdiff.jvm.archive import archive_option, write_archive
 from sparkdiff.jvm.files import read_rows, saved, table_of, write_rows
 from sparkdiff.jvm.rebuilding import (
     default_output,
+    defaults,
     defined_params,
     fitted,
     java_params,
@@ -59,6 +60,7 @@ __all__ = [
     "check_java",
     "check_writable",
     "default_output",
+    "defaults",
     "defined_params",
     "first_sentences",
     "fitted",

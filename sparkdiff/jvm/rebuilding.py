@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from py4j.java_collections import JavaArray
 from py4j.java_gateway import JavaObject
+from pyspark.ml.common import _java2py
 from pyspark.ml.linalg import DenseMatrix, Vectors
 from pyspark.ml.wrapper import JavaParams
 from pyspark.sql.types import ArrayType, BooleanType, DataType, DoubleType, IntegerType, StructField, StructType
@@ -269,6 +270,25 @@ def defined_params(stage: Any) -> dict[str, dict[str, Any]]:
         "set": {p.name: v for p, v in stage._paramMap.items()},
         "default": {p.name: v for p, v in stage._defaultParamMap.items()},
     }
+
+
+def defaults(stage: Any) -> dict[str, Any]:
+    """The defaults of a stage's Params by name, as its Java object has them.
+
+    The Python object of a loaded stage has the defaults of its own class instead, among them a seed that the name of the class
+    decides, differently in each process. Without a Java object they are all there is.
+    """
+    found = {p.name: v for p, v in stage._defaultParamMap.items()}
+    java = getattr(stage, "_java_obj", None)
+    if not isinstance(java, JavaObject):
+        return found
+    context = sessions.session().sparkContext
+    for param in stage.params:
+        if java.hasParam(param.name) and java.hasDefault(java.getParam(param.name)):
+            value = java.getDefault(java.getParam(param.name)).get()
+            listed = isinstance(value, JavaArray)
+            found[param.name] = [_java2py(context, v) for v in value] if listed else _java2py(context, value)
+    return found
 
 
 def java_params(stage: Any) -> str | None:

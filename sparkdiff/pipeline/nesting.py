@@ -83,7 +83,7 @@ def replaced(model: Any, new: Mapping[Path, Any], path: Path = ()) -> Any:
         return jvm.with_uid(PipelineModel(stages), model)
     if isinstance(model, (CrossValidatorModel, TrainValidationSplitModel)):
         best = replaced(model.bestModel, new, path)
-        return model if best is model.bestModel else _search(model, best, model.subModels)
+        return model if best is model.bestModel else with_best(model, best, model.subModels)
     if isinstance(model, Holder):
         return replaced(model.pipelineModel, new, path)
     return new.get(path, model)
@@ -98,12 +98,14 @@ def plain(model: Any) -> Any:
     new = replaced(model, {})
     if isinstance(new, (CrossValidatorModel, TrainValidationSplitModel)) and new.subModels is not None:
         models: list[Any] = [[plain(m) for m in f] if isinstance(f, list) else plain(f) for f in new.subModels]
-        return new if models == new.subModels else _search(new, new.bestModel, models)
+        return new if models == new.subModels else with_best(new, new.bestModel, models)
     return new
 
 
-def _search(old: Any, best: Any, subModels: Any) -> Any:
-    """Does not use copy(), which fails without sub-models on Spark 4.0 and copies every stage."""
+def with_best(old: Any, best: Any, subModels: Any) -> Any:
+    """The model of a search around another best model, with the uid, Params and metrics of `old`.
+
+    Does not use copy(), which fails without sub-models on Spark 4.0 and copies every stage."""
     if isinstance(old, CrossValidatorModel):
         new: Any = CrossValidatorModel(best, list(old.avgMetrics), subModels, list(old.stdMetrics))
     else:

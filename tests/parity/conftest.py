@@ -1,5 +1,8 @@
 """A small table and fitted stages over it, made once per run."""
 
+import importlib.util
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,3 +51,15 @@ def fitted(df: DataFrame) -> dict[str, Any]:
     ]:
         made[name] = named(name, estimator, **params).fit(data)
     return made
+
+
+@pytest.fixture(scope="session")
+def tool() -> Any:
+    """tools/stage_coverage.py, which makes one stage of each class."""
+    path = Path(__file__).parents[2] / "tools" / "stage_coverage.py"
+    spec = importlib.util.spec_from_file_location("stage_coverage", path)
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules["stage_coverage"] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,9 +1,6 @@
 """docs/stages.md is what tools/stage_coverage.py writes, of every class that this Spark has."""
 
-import importlib.util
 import re
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,18 +9,7 @@ from pyspark.sql import SparkSession
 from sparkdiff.stages.base import REGISTRY, StageModule
 from sparkdiff.stages.fields import FieldReader
 
-ROOT = Path(__file__).parents[2]
 KINDS = {name: kind for name, kind in REGISTRY.items() if name.startswith("pyspark.ml.")}
-
-
-@pytest.fixture(scope="module")
-def tool() -> Any:
-    spec = importlib.util.spec_from_file_location("stage_coverage", ROOT / "tools" / "stage_coverage.py")
-    assert spec is not None
-    assert spec.loader is not None
-    sys.modules["stage_coverage"] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_every_class_is_made(tool: Any, spark: SparkSession) -> None:

@@ -1,0 +1,260 @@
+"""The unfitted form of a fitted pipeline: the estimators that its stages came from, as far as the stages tell.
+
+The Params of a fitted stage are those of its estimator, so the estimator can be made again: its class follows from the name of
+the model's class, its uid is the model's. Stages that were never fitted stay as they are. Where a stage does not tell by which
+settings it was fitted, it stays as it is fitted, and `Unfitted.stages` says why.
+"""
+
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pyspark.ml import Estimator, Model, Pipeline, PipelineModel
+from pyspark.ml.param import Param
+from pyspark.ml.tuning import CrossValidatorModel, TrainValidationSplitModel
+from pyspark.ml.wrapper import JavaParams
+from pyspark.sql import DataFrame
+
+from sparkdiff import jvm
+from sparkdiff.errors import InputError
+from sparkdiff.pipeline.nesting import flatten, plain, with_best
+from sparkdiff.pipeline.tree_origin import is_trees, why_not_grown
+
+MODULES = tuple(
+    f"pyspark.ml.{m}" for m in ("feature", "classification", "regression", "clustering", "recommendation", "fpm")
+)
+NAMES = {"LocalLDAModel": "LDA", "DistributedLDAModel": "LDA"}
+"""Estimators whose names do not follow from those of their models."""
+WITHOUT_EFFECT = frozenset({"parallelism"})
+"""Params of an estimator that decide nothing about what it fits, so that its model may lack them."""
+ESTIMATOR, TRANSFORMER, AS_FITTED = "estimator", "transformer", "as fitted"
+
+
+@dataclass(frozen=True)
+class UnfittedStage:
+    """What became of a leaf stage.
+
+    Attributes:
+        model: the fitted stage.
+        stage: what stands in its place: its estimator, or the fitted stage itself.
+        role: "estimator", "transformer" (a stage that fits nothing), or "as fitted" (its settings can't be told).
+        reason: why it stays as fitted; of an estimator what is uncertain about its settings; else empty.
+    """
+
+    model: Any
+    stage: Any
+    role: str
+    reason: str = ""
+
+    @property
+    def uid(self) -> str:
+        return str(self.model.uid)
+
+    @property
+    def stageClass(self) -> str:
+        return type(self.model).__name__
+
+    def toDict(self) -> dict[str, str]:
+        return {"uid": self.uid, "stageClass": self.stageClass, "role": self.role, "reason": self.reason}
+
+
+@dataclass(frozen=True)
+class Unfitted:
+    """The unfitted form of a fitted pipeline.
+
+    Attributes:
+        model: the fitted pipeline, plain.
+        estimator: a Pipeline for a PipelineModel, nested as that is; the estimator of a single fitted stage.
+        stages: the leaf stages in order.
+        searches: uids of models of CrossValidator and TrainValidationSplit, of which `estimator` has the best setting only.
+    """
+
+    model: Any
+    estimator: Any
+    stages: tuple[UnfittedStage, ...]
+    searches: tuple[str, ...] = ()
+
+    @property
+    def learns(self) -> bool:
+        """Whether any stage is fitted anew."""
+        return any(stage.role == ESTIMATOR for stage in self.stages)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """A sentence for each stage whose settings aren't told, or not for certain, and for each search."""
+        told = [f"{s.uid} stays as it is fitted: {s.reason}" for s in self.stages if s.role == AS_FITTED]
+        unsure = [f"{s.uid}: {s.reason}" for s in self.stages if s.role == ESTIMATOR and s.reason]
+        return (*told, *unsure, *(f"{uid}: its best setting is kept, and not searched again" for uid in self.searches))
+
+
+def unfitted(model: Any) -> Unfitted:
+    """The estimators that a fitted pipeline came from.
+
+    Args:
+        model: a PipelineModel or a fitted stage; nested pipelines, a FineTunerModel and models of searches are opened.
+
+    Raises:
+        InputError: a stage is not fitted; names it.
+    """
+    flatten(model)  # refuses what isn't fitted
+    model = plain(model)
+    uids = [stage.uid for stage in _leaves(model)]
+    found = {stage.uid: _unfitted(stage, uids) for stage in _leaves(model)}
+    searches = tuple(m.uid for m in _holders(model) if not isinstance(m, PipelineModel))
+    return Unfitted(model, _form(model, found), tuple(found.values()), searches)
+
+
+def refit(form: Unfitted, rows: DataFrame, params: dict[Param[Any], Any] | None = None) -> Any:
+    """The pipeline fitted anew to these rows by Spark: plain, nested and named as the fitted one was.
+
+    Args:
+        params: {Param of a stage of `form.estimator`: value}, other than those of the stages.
+
+    Raises:
+        InputError: there is nothing to fit, or Spark can't fit it to these rows; says why.
+    """
+    if not form.learns:
+        why = "; ".join(form.notes) or "none of its stages is ever fitted"
+        raise InputError(f"{form.model.uid} can't be fitted anew: {why}")
+    try:
+        new = form.estimator.fit(rows, params or {})
+    except jvm.SparkError as e:
+        raise InputError(f"{form.model.uid} can't be fitted anew to these rows: {jvm.cause(e)}") from e
+    return with_uids_of(form.model, new)
+
+
+def with_uids_of(old: Any, new: Any) -> Any:
+    """A pipeline that was fitted anew, with the uids of the pipeline that it takes the place of.
+
+    Pipeline.fit gives a PipelineModel a uid of its own each time. The model of a search is put around its new best model.
+    """
+    if isinstance(old, (CrossValidatorModel, TrainValidationSplitModel)):
+        return with_best(old, with_uids_of(old.bestModel, new), None)
+    if isinstance(old, PipelineModel):
+        stages = [with_uids_of(before, after) for before, after in zip(old.stages, new.stages, strict=True)]
+        return PipelineModel(stages)._resetUid(old.uid)
+    return new if new.uid == old.uid else new._resetUid(old.uid)
+
+
+# The parts ------------------------------------------------------------------------------------------------------------
+
+
+def _holders(model: Any) -> Iterator[Any]:
+    """Pipelines and models of searches, outer ones first; no formulas, whose estimator is one stage."""
+    if isinstance(model, PipelineModel):
+        yield model
+        for stage in model.stages:
+            yield from _holders(stage)
+    elif isinstance(model, (CrossValidatorModel, TrainValidationSplitModel)):
+        yield model
+        yield from _holders(model.bestModel)
+
+
+def _leaves(model: Any) -> Iterator[Any]:
+    if isinstance(model, PipelineModel):
+        for stage in model.stages:
+            yield from _leaves(stage)
+    elif isinstance(model, (CrossValidatorModel, TrainValidationSplitModel)):
+        yield from _leaves(model.bestModel)
+    else:
+        yield model
+
+
+def _form(model: Any, found: dict[str, UnfittedStage]) -> Any:
+    """The same nesting with what stands in the place of each leaf stage."""
+    if isinstance(model, PipelineModel):
+        return Pipeline()._resetUid(model.uid).setStages([_form(stage, found) for stage in model.stages])
+    if isinstance(model, (CrossValidatorModel, TrainValidationSplitModel)):
+        return _form(model.bestModel, found)
+    return found[model.uid].stage
+
+
+def _unfitted(model: Any, uids: Sequence[str]) -> UnfittedStage:
+    """What stands in the place of a leaf stage.
+
+    Args:
+        uids: of all leaf stages.
+    """
+    if why := _why_as_fitted(model, uids):
+        return UnfittedStage(model, model, AS_FITTED, why)
+    if not isinstance(model, Model):
+        return UnfittedStage(model, model, TRANSFORMER)
+    estimator = estimator_of(model)
+    unsure = estimator.hasParam("seed") and not estimator.isSet("seed")
+    reason = "its seed isn't set, so that other random numbers may be drawn than for the fitted one" if unsure else ""
+    return UnfittedStage(model, estimator, ESTIMATOR, reason)
+
+
+def _why_as_fitted(model: Any, uids: Sequence[str]) -> str:
+    """Why a stage has to stay as it is fitted; empty if it need not."""
+    name = type(model).__name__
+    if any(_is_grown(model.uid, other) for other in uids):
+        return "sparkdiff grew it as a part of another stage, whose loss its weights were trained on"
+    if name == "Bucketizer" and _may_be_quantiles(model):
+        return "a Bucketizer may have been a QuantileDiscretizer, whose numBuckets and relativeError it doesn't tell"
+    if not isinstance(model, Model):
+        return ""
+    kind = estimator_class(type(model))
+    if kind is None:
+        return f"{type(model).__module__}.{name} has no estimator in pyspark.ml"
+    if missing := untold(kind, type(model)):
+        return f"{name} doesn't tell the settings {', '.join(missing)} of its {kind.__name__}"
+    if model.uid.startswith("cntVecModel"):
+        return "it was made from a vocabulary, and not fitted"
+    if model.hasParam("featuresCol") and model.getOrDefault("featuresCol") == f"{model.uid}__margins":
+        return "it is the link function of imported trees"
+    return (
+        f"Spark didn't grow its trees by its Params: {why}" if is_trees(model) and (why := why_not_grown(model)) else ""
+    )
+
+
+def _may_be_quantiles(bucketizer: Any) -> bool:
+    """Whether the splits may be those of a QuantileDiscretizer, whose outer ones are infinite."""
+    given = [bucketizer.getOrDefault(name) for name in ("splits", "splitsArray") if bucketizer.isSet(name)]
+    splits = given[0] if given and isinstance(given[0][0], list) else given
+    return bool(splits) and all(math.isinf(s[0]) and math.isinf(s[-1]) for s in splits)
+
+
+def _is_grown(uid: str, head: str) -> bool:
+    """Whether sparkdiff.Grower gave this uid to a stage that it added to the stage `head`: of a part, or of an entity."""
+    return uid.startswith(f"{head}_grown") or (uid.startswith(f"{head}_") and uid.endswith("_indexer"))
+
+
+def estimator_class(model: type) -> Any:
+    """The estimator's class of a model's class of pyspark.ml; None if there is none."""
+    if model.__module__ not in MODULES:
+        return None
+    module, base = sys.modules[model.__module__], model.__name__.removesuffix("Model")
+    names = [
+        NAMES.get(model.__name__, base),
+        base.replace("Classification", "Classifier"),
+        base.replace("Regression", "Regressor"),
+    ]
+    found = [vars(module)[name] for name in names if name in vars(module)]
+    return next((kind for kind in found if issubclass(kind, Estimator)), None)
+
+
+def untold(estimator: type, model: type) -> list[str]:
+    """The Params of an estimator's class that its model's class lacks, although they decide what is fitted."""
+    return sorted(_params(estimator) - _params(model) - WITHOUT_EFFECT)
+
+
+def _params(kind: type) -> set[str]:
+    return {name for name in dir(kind) if isinstance(getattr(kind, name, None), Param)}
+
+
+def estimator_of(model: Any) -> Any:
+    """The estimator with the uid and the Params, set and default, of a fitted stage whose class tells all of them."""
+    kind = estimator_class(type(model))
+    estimator = kind()
+    estimator = jvm.named(estimator, model.uid) if isinstance(estimator, JavaParams) else estimator._resetUid(model.uid)
+    given = {p.name: _own(v) for p, v in model._paramMap.items() if estimator.hasParam(p.name)}
+    estimator._setDefault(**{n: _own(v) for n, v in jvm.defaults(model).items() if estimator.hasParam(n)})
+    return estimator._set(**given)
+
+
+def _own(value: Any) -> Any:
+    """A stage in a Param, such as the classifier of a OneVsRest, is copied: its Params may be searched."""
+    return value.copy() if isinstance(value, Estimator) else value
