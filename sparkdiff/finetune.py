@@ -482,36 +482,73 @@ def written(run: Run, original: Measured, network: Network, known: Mapping[str, 
 def _summary(
     run: Run, original: Measured, fitted: Fitted, judged: Judged, tuned: Measured, doubts: Sequence[str]
 ) -> FineTuningSummary:  # fmt: skip
-    task, metric, found, judgement = run.task, run.goal.metric, fitted.found, judged.judgement
-    before, after, verdict = original.scores, tuned.scores, judgement.verdict
-    metrics = {
-        s: {"before": before[s].value, "after": after[s].value} if s in before else None
-        for s in SPLITS
-        if s in before or s != REFERENCE
-    }
-    held, now = before[VALIDATION], after[VALIDATION]
+    judgement, found = judged.judgement, fitted.found
+    held, now = original.scores[VALIDATION], tuned.scores[VALIDATION]
     compared = {"before": original.parity, "after": tuned.parity, "float32": fitted.single}
     return FineTuningSummary(
         decision="tuned" if judgement.accepted else "kept original",
-        reason=reason(judgement, task.options, metric, held.value, found.history),
-        metric=metric.name, metricDirection=metric.direction, metrics=metrics,
-        gain=held.sign * (held.value - now.value) / max(abs(held.value), 1e-12),
-        z=verdict.z, p=verdict.p, records=found.history,
-        parity={k: dataclasses.asdict(p) for k, p in compared.items() if p is not None},
-        stages={k: {"largest": a, "rootMeanSquare": b} for k, (a, b) in found.moved.items()} if judgement.accepted else {},
-        timings={k: round(v, 3) for k, v in run.phases.timings.items()}, stream=run.data.stream.backend,
-        cache={"hit": run.cache.hit, "fingerprint": run.cache.fingerprint},
-        options=task.options.asdict(every=True) | {
-            "labelCol": task.labelCol, "weightCol": task.weightCol, "metric": task.options.metric or metric.name,
-        },
-        versions=versions(), warnings=warnings_of(run, fitted, judged, now, doubts),
-        gainInterval=None if verdict.interval is None else list(verdict.interval),
-        slices=[dataclasses.asdict(c) for c in judgement.slices],
-        reference=None if judgement.reference is None else dataclasses.asdict(judgement.reference),
-        compatibility=None if judgement.compatibility is None else dataclasses.asdict(judgement.compatibility),
-        candidates=candidate_count(found.history), diverged=len(diverged(found.history)), device=fitted.device,
-        precision=task.options.precision,
+        reason=reason(judgement, run.task.options, run.goal.metric, held.value, found.history),
+        warnings=warnings_of(run, fitted, judged, now, doubts), options=shown_options(run.task, run.goal.metric),
+        **facts(run), **tested(judgement), **measured(original, tuned), **trained_facts(fitted, compared, judgement.accepted),
     )  # fmt: skip
+
+
+# Values of a summary by name, which the summaries of all verbs share.
+
+
+def facts(run: Run) -> dict[str, Any]:
+    """What is known without training."""
+    metric = run.goal.metric
+    return {
+        "metric": metric.name, "metricDirection": metric.direction, "versions": versions(),
+        "timings": {k: round(v, 3) for k, v in run.phases.timings.items()}, "stream": run.data.stream.backend,
+        "cache": {"hit": run.cache.hit, "fingerprint": run.cache.fingerprint}, "precision": run.task.options.precision,
+    }  # fmt: skip
+
+
+def shown_options(task: Task, metric: Metric, **more: Any) -> dict[str, Any]:
+    """All options, with the columns and the metric that were found where none was named."""
+    found = {"labelCol": task.labelCol, "weightCol": task.weightCol, "metric": task.options.metric or metric.name}
+    return task.options.asdict(every=True) | more | found
+
+
+def tested(judgement: Judgement) -> dict[str, Any]:
+    """What the guard found."""
+    verdict, reference, compatibility = judgement.verdict, judgement.reference, judgement.compatibility
+    return {
+        "z": verdict.z, "p": verdict.p, "gainInterval": None if verdict.interval is None else list(verdict.interval),
+        "slices": [dataclasses.asdict(c) for c in judgement.slices],
+        "reference": None if reference is None else dataclasses.asdict(reference),
+        "compatibility": None if compatibility is None else dataclasses.asdict(compatibility),
+    }  # fmt: skip
+
+
+def measured(original: Measured, after: Measured) -> dict[str, Any]:
+    """The metrics of both pipelines, and the gain on validation rows."""
+    before, now = original.scores, after.scores
+    held, own = before[VALIDATION], now[VALIDATION]
+    metrics = {
+        s: {"before": before[s].value, "after": now[s].value} if s in before else None
+        for s in SPLITS
+        if s in before or s != REFERENCE
+    }
+    return {"metrics": metrics, "gain": held.sign * (held.value - own.value) / max(abs(held.value), 1e-12)}
+
+
+def trained_facts(fitted: Fitted, compared: Mapping[str, Parity | None], changed: bool) -> dict[str, Any]:
+    """What training did.
+
+    Args:
+        compared: parities, None where nothing was compared.
+        changed: whether the result has the trained parameters.
+    """
+    found = fitted.found
+    moved = found.moved.items() if changed else ()
+    return {
+        "records": found.history, "candidates": candidate_count(found.history), "diverged": len(diverged(found.history)),
+        "parity": {k: dataclasses.asdict(p) for k, p in compared.items() if p is not None},
+        "stages": {k: {"largest": a, "rootMeanSquare": b} for k, (a, b) in moved}, "device": fitted.device,
+    }  # fmt: skip
 
 
 def warnings_of(run: Run, fitted: Fitted, judged: Judged, tuned: Score, doubts: Sequence[str]) -> list[str]:

@@ -87,7 +87,7 @@ def cross_fit(
         shipped = _shipped(ready, parts, phases, own, done, judgement, replace=replace)
     finally:
         phases.fold = None
-    summary = summary_of(done, shipped, o, phases)
+    summary = summary_of(done, shipped, o)
     phases.on_decision(summary)
     runs = [f.fitted for f in done] + [f for f in (shipped.fitted,) if f is not None]
     return Outcome(shipped.model, ready.model, ready.plan, summary, tuple(f.folder for f in runs))

@@ -8,13 +8,9 @@ from sparkdiff.data.splits import TEST, TRAIN, VALIDATION
 from sparkdiff.diagnostics.pipelines import unreadable_by_older_spark
 from sparkdiff.evaluation.acceptance import reason
 from sparkdiff.evaluation.ledger import candidate_count, diverged
-from sparkdiff.finetune import (
-    Judged,
-    warnings_of,
-)
+from sparkdiff.finetune import Judged, facts, shown_options, tested, warnings_of
 from sparkdiff.options import Options
-from sparkdiff.report import FineTuningSummary, Phases
-from sparkdiff.report.record import versions
+from sparkdiff.report import FineTuningSummary
 
 
 def _reason(done: Sequence[Fold], shipped: Shipped, options: Options, original: float) -> str:
@@ -45,9 +41,9 @@ def _metrics(shipped: Shipped, before: float, after: float) -> dict[str, dict[st
     return metrics
 
 
-def summary_of(done: Sequence[Fold], shipped: Shipped, options: Options, phases: Phases) -> FineTuningSummary:
+def summary_of(done: Sequence[Fold], shipped: Shipped, options: Options) -> FineTuningSummary:
     run, judgement, (sums, _) = shipped.run, shipped.judgement, sums_of(done)
-    task, metric, verdict = run.task, run.goal.metric, judgement.verdict
+    task, metric = run.task, run.goal.metric
     weights = sum(float(f.weights.sum()) for f in sums)
     before = metric.sign * sum(float(f.original.sum()) for f in sums) / weights
     gain = sum(float(f.gains.sum()) for f in sums) / weights if shipped.tuned else 0.0
@@ -56,25 +52,17 @@ def summary_of(done: Sequence[Fold], shipped: Shipped, options: Options, phases:
     moved = shipped.fitted.found.moved if shipped.fitted is not None and shipped.tuned else {}
     compared = {"before": shipped.before.parity, "after": shipped.after.parity if shipped.tuned else None}
     compared["float32"] = done[0].fitted.single
+    shared = facts(run)
+    shared["cache"] |= {"hit": run.cache.hit and all(f.run.cache.hit for f in done)}
     return FineTuningSummary(
         decision="tuned" if shipped.tuned else "kept original", reason=_reason(done, shipped, options, before),
-        metric=metric.name, metricDirection=metric.direction, metrics=_metrics(shipped, before, before - metric.sign * gain),
-        gain=gain / max(abs(before), 1e-12), z=verdict.z, p=verdict.p,
+        metrics=_metrics(shipped, before, before - metric.sign * gain), gain=gain / max(abs(before), 1e-12),
         records=[{"fold": n, **row} for (n, _), rows in zip(trainings, histories, strict=True) for row in rows],
         parity={k: dataclasses.asdict(p) for k, p in compared.items() if p is not None},
         stages={k: {"largest": a, "rootMeanSquare": b} for k, (a, b) in moved.items()},
-        timings={k: round(v, 3) for k, v in phases.timings.items()}, stream=run.data.stream.backend,
-        cache={"hit": run.cache.hit and all(f.run.cache.hit for f in done), "fingerprint": run.cache.fingerprint},
-        options=options.asdict(every=True) | {
-            "labelCol": task.labelCol, "weightCol": task.weightCol, "metric": options.metric or metric.name,
-        },
-        versions=versions(), warnings=_warnings(done, shipped),
-        gainInterval=None if verdict.interval is None else list(verdict.interval),
-        slices=[dataclasses.asdict(c) for c in judgement.slices],
-        reference=None if judgement.reference is None else dataclasses.asdict(judgement.reference),
-        compatibility=None if judgement.compatibility is None else dataclasses.asdict(judgement.compatibility),
+        options=shown_options(dataclasses.replace(task, options=options), metric), warnings=_warnings(done, shipped),
         candidates=max(map(candidate_count, histories)), diverged=sum(len(diverged(h)) for h in histories),
-        device=trainings[-1][1].device, precision=options.precision, folds=[f.entry() for f in done],
+        device=trainings[-1][1].device, folds=[f.entry() for f in done], **shared, **tested(judgement),
     )  # fmt: skip
 
 

@@ -22,18 +22,20 @@ def grown_pipeline(model: Any, head: Vertex, members: Sequence[Member], before: 
     The last stage keeps its uid and Params, but for featuresCol: it reads a vector that begins with the features that it read.
 
     Args:
-        before: other stages to put in front of the members', such as indexers of entities.
+        before: indexers of entities; those whose column a member reads are put in front of the members' stages.
         data: whose schema tells whether the features' width is known before a row is read.
     """
     stage, (features, *_) = head.stage, head.inputs
     mark = unused_mark(model, f"{stage.uid}_grown", data.columns)
     outputs: list[Output] = []
-    stages = [*before, *_sized(features, stage, data, mark)]
+    stages = _sized(features, stage, data, mark)
     for i, member in enumerate(members):
         place = Place(features, width_of(stage), f"{mark}_{member.part.kind}{i + 1}", _classes(stage))
         made = member.part.stages(place)
         stages += made.stages
         outputs += [Output(o.column, member.weight * np.asarray(o.coefficients)) for o in made.outputs]
+    read = {column for made in stages for column in _columns(made, "inputCol", "inputCols")}
+    stages = [*(indexer for indexer in before if indexer.getOutputCol() in read), *stages]
     columns = [features, *(o.column for o in outputs)]
     assembler = VectorAssembler(inputCols=columns, outputCol=mark, handleInvalid="keep")
     assembler = jvm.named(assembler, f"{mark}_assembler")
@@ -45,7 +47,7 @@ def grown_pipeline(model: Any, head: Vertex, members: Sequence[Member], before: 
 def unused_mark(model: Any, wanted: str, columns: Sequence[str]) -> str:
     """A name that begins no uid and no column of the pipeline: a pipeline that was grown before can be grown again."""
     uids = [stage.uid for _, stage in flatten(model)]
-    taken = [*uids, *columns, *(c for _, stage in flatten(model) for c in _written(stage))]
+    taken = [*uids, *columns, *(c for _, stage in flatten(model) for c in _columns(stage, "outputCol", "outputCols"))]
     mark, number = wanted, 1
     while any(name.startswith(mark) for name in taken):
         number += 1
@@ -53,8 +55,8 @@ def unused_mark(model: Any, wanted: str, columns: Sequence[str]) -> str:
     return mark
 
 
-def _written(stage: Any) -> list[str]:
-    names = ("outputCol", "outputCols")
+def _columns(stage: Any, *names: str) -> list[str]:
+    """The columns that these Params of a stage name."""
     found = [stage.getOrDefault(p) for p in names if stage.hasParam(p) and stage.isDefined(p)]
     return [name for one in found for name in ([one] if isinstance(one, str) else one)]
 

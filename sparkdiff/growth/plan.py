@@ -7,10 +7,10 @@ from pyspark.sql import DataFrame
 from sparkdiff.finetune import prepare
 from sparkdiff.growth import costs
 from sparkdiff.growth.assembly import width_of
+from sparkdiff.growth.checks import check_entities, check_options, room_of
 from sparkdiff.growth.inputs import linear_head, upstream_columns
 from sparkdiff.growth.kinds import GAPS, KINDS
 from sparkdiff.growth.parts import trees
-from sparkdiff.growth.procedure import check_entities, check_growth_options, room_of
 from sparkdiff.growth.settings import GrowthSettings
 from sparkdiff.growth.table import Column
 from sparkdiff.options import Options
@@ -25,7 +25,7 @@ def described(model: Any, options: Options, settings: GrowthSettings, data: Data
             no library finds trees.
     """
     settings, _ = trees.without_trees(settings)
-    check_growth_options(options)
+    check_options(options)
     task = prepare(model, options, data)
     graph = task.cut.graph
     head = linear_head(graph)

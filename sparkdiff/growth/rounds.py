@@ -11,7 +11,6 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -275,8 +274,3 @@ def _nonnegative(hessian: Tensor, gradient: Tensor, weights: Tensor) -> Tensor:
         if float((step - was).abs().max()) < 1e-10:
             break
     return step
-
-
-def summary_of(tried: Sequence[Tried]) -> list[dict[str, Any]]:
-    """Plain values, for a table."""
-    return [dataclasses.asdict(t) for t in tried]

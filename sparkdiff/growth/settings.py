@@ -47,5 +47,9 @@ class GrowthSettings:
             raise InputError("; ".join(problems))
         return GrowthSettings(**values)
 
+    def asdict(self) -> dict[str, Any]:
+        """In values that JSON can hold."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
 
 FIELDS = {field.name: field for field in dataclasses.fields(GrowthSettings)}

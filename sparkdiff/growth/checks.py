@@ -1,0 +1,78 @@
+"""What growth refuses before anything trains: options, columns, a limit on costs and rows that it can't work with."""
+
+import math
+from collections.abc import Sequence
+
+from pyspark.sql import DataFrame
+from pyspark.sql.types import NumericType, StringType
+
+from sparkdiff.data.splits import VALIDATION, field
+from sparkdiff.errors import InputError
+from sparkdiff.evaluation import guard
+from sparkdiff.finetune import Run, Task
+from sparkdiff.growth import costs
+from sparkdiff.growth.settings import GrowthSettings
+from sparkdiff.options import Options
+
+
+def check_options(options: Options) -> None:
+    """Raise InputError for options of fine-tuning that a grown pipeline can't keep."""
+    if options.precision != "float64":
+        raise InputError(
+            f"precision={options.precision!r} is not possible with Grower: parts are trained in float64. Leave it out"
+        )
+    if "monotone" in options.penalties:
+        raise InputError(
+            "penalties: monotone is not possible with Grower, because parts are no linear functions of a feature: leave it out"
+        )
+
+
+def check_entities(names: Sequence[str], task: Task, data: DataFrame) -> None:
+    """Raise InputError if one of these columns can't be an entity: the label and what divides the rows would tell the label."""
+    o, casefold = task.options, task.cut.graph.casefold
+    used = {
+        "labelCol": task.labelCol, "weightCol": task.weightCol, "timeCol": o.timeCol,
+        "validationIndicatorCol": o.validationIndicatorCol,
+    }  # fmt: skip
+    for name in names:
+        kind = field(data, name, "entityCols").dataType
+        if not isinstance(kind, (StringType, NumericType)):
+            raise InputError(f"entityCols: column {name!r} is {kind.simpleString()}, but must hold strings or numbers")
+        for option, column in used.items():
+            if column is not None and casefold(column) == casefold(name):
+                raise InputError(f"entityCols: {name!r} is the {option}, so it can be no entity: leave it out")
+        if "." in name or "`" in name:
+            raise InputError(
+                f"entityCols: {name!r} has a dot or a backtick, which stages read as a field: rename the column"
+            )
+
+
+def room_of(settings: GrowthSettings, cost: float) -> float:
+    """Microseconds per row that parts may cost to serve.
+
+    Raises:
+        InputError: no part is so cheap.
+    """
+    if settings.maxServingCost is None:
+        return math.inf
+    join = costs.of("VectorAssembler", 2)
+    cheapest = min(
+        costs.of(kind, 1) for kind in ("MultilayerPerceptronClassificationModel", "Bucketizer", "OneHotEncoderModel")
+    )
+    room = (settings.maxServingCost - 1) * cost - join
+    if room < cheapest:
+        raise InputError(
+            f"maxServingCost={settings.maxServingCost:g} leaves {(settings.maxServingCost - 1) * cost:.3g} us per row beside the "
+            f"{cost:.3g} us that the pipeline costs now, but the cheapest part costs {cheapest + join:.3g} us: set it to "
+            f"{1 + 1.5 * (cheapest + join) / cost:.2f} or more"
+        )
+    return room
+
+
+def check_rows(run: Run) -> None:
+    """Raise InputError where the held-out rows are too few to decide anything."""
+    if run.task.options.guard < 1 and (rows := run.cache.rows(VALIDATION)) < guard.MIN_UNITS:
+        raise InputError(
+            f"Validation has {rows} rows, too few to tell a gain from chance: at least {guard.MIN_UNITS} are needed. "
+            "Use more data, or a larger validationFraction"
+        )

@@ -1,0 +1,105 @@
+"""Makes the summary of a growth from what its phases found."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from sparkdiff.data.splits import VALIDATION
+from sparkdiff.diagnostics import rows as datachecks
+from sparkdiff.evaluation.acceptance import reason
+from sparkdiff.finetune import (
+    Judged,
+    Measured,
+    Run,
+    facts,
+    measured,
+    shown_options,
+    tested,
+    trained_facts,
+    warnings_of,
+)
+from sparkdiff.growth.finishing import Finished
+from sparkdiff.growth.rounds import Grown, Member
+from sparkdiff.growth.settings import GrowthSettings
+from sparkdiff.growth.summary import GrowthSummary
+from sparkdiff.pipeline.parity import Parity
+
+
+@dataclasses.dataclass(frozen=True)
+class Told:
+    """What the rounds tell the summary.
+
+    Attributes:
+        gone: members that were dropped.
+        before: what the original costs to serve, see `costs`.
+        doubts: warnings that came before the rounds.
+    """
+
+    settings: GrowthSettings
+    grown: Grown
+    gone: tuple[Member, ...]
+    before: float
+    doubts: Sequence[str]
+
+    def fields(self, after: float) -> dict[str, Any]:
+        """The fields of a summary that only growth has.
+
+        Args:
+            after: what the result costs to serve.
+        """
+        limit = self.settings.maxServingCost
+        parts = [
+            {
+                "kind": m.part.kind, "name": m.part.name, "round": m.round, "cost": m.part.cost(),
+                "parameters": m.part.parameters, "dropped": m in self.gone, "shown": m.part.shown(),
+            }
+            for m in sorted((*self.grown.members, *self.gone), key=lambda m: m.round)
+        ]  # fmt: skip
+        cost = {"before": self.before, "after": after, "limit": None if limit is None else limit * self.before}
+        return {"rounds": [dataclasses.asdict(t) for t in self.grown.tried], "parts": parts, "servingCost": cost}
+
+
+def without_parts(run: Run, original: Measured, told: Told) -> GrowthSummary:
+    """The summary where no part joined, or all were dropped."""
+    parity = {} if original.parity is None else {"before": dataclasses.asdict(original.parity)}
+    return GrowthSummary(
+        decision="kept original", reason=_why_none(told), z=0.0, p=1.0, records=[], parity=parity, stages={},
+        options=shown_options(run.task, run.goal.metric, **told.settings.asdict()), warnings=[*told.doubts],
+        **facts(run), **measured(original, original), **told.fields(told.before),
+    )  # fmt: skip
+
+
+def _why_none(told: Told) -> str:
+    if not told.gone:
+        return f"no part joined: {told.grown.stopped}"
+    return f"the parts that joined are not missed, so all of them were dropped (maxLoss={told.settings.maxLoss:g})"
+
+
+def with_parts(done: Finished, parity: Parity | None, after: Measured, told: Told, cost: float) -> GrowthSummary:
+    """The summary of what the guard decided.
+
+    Args:
+        parity: of the original.
+        after: the metrics of the result.
+        cost: what the result costs to serve.
+    """
+    run, judgement, fitted = done.run, done.judgement, done.fitted
+    compared = {"before": parity, "grown": done.start.parity, "after": after.parity}
+    few = datachecks.too_few_rows(
+        done.ledger.gains, done.ledger.weights, judgement.verdict, done.before.scores[VALIDATION].mean
+    )
+    judged, own = Judged(judgement, done.tuned, few), after.scores[VALIDATION]
+    return GrowthSummary(
+        decision="grown" if judgement.accepted else "kept original", reason=_why(done),
+        options=shown_options(run.task, run.goal.metric, **told.settings.asdict()),
+        warnings=warnings_of(run, fitted, judged, own, told.doubts), **facts(run), **tested(judgement),
+        **measured(done.before, after), **trained_facts(fitted, compared, judgement.accepted), **told.fields(cost),
+    )  # fmt: skip
+
+
+def _why(done: Finished) -> str:
+    run, judgement, held = done.run, done.judgement, done.before.scores[VALIDATION]
+    if judgement.verdict.best < 0:
+        return "the grown pipeline does not gain on the validation rows"
+    history = done.fitted.found.history
+    return reason(judgement, run.task.options, run.goal.metric, held.value, history, whose="the grown pipeline's")
