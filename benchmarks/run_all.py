@@ -59,7 +59,8 @@ BENCHMARKS = (
     Benchmark("cross_fitting", "cross_fitting"),
     Benchmark("cross_fitting_digits", "cross_fitting", ("--digits",)),
     Benchmark("serving_costs", "serving_costs"),
-    Benchmark("growth", "growth", needs=("sklearn",)),
+    Benchmark("growth", "growth", needs=("lightgbm", "optuna", "sklearn")),
+    Benchmark("growth_null", "growth_null", needs=("sklearn",)),
     Benchmark("growth_idle", "growth_idle"),
     Benchmark("faults", "faults"),
 )
