@@ -88,6 +88,12 @@ class Unfitted:
         unsure = [f"{s.uid}: {s.reason}" for s in self.stages if s.role == ESTIMATOR and s.reason]
         return (*told, *unsure, *(f"{uid}: its best setting is kept, and not searched again" for uid in self.searches))
 
+    def check(self) -> None:
+        """Raise InputError if no stage is fitted anew; says why."""
+        if not self.learns:
+            why = "; ".join(self.notes) or "none of its stages is ever fitted"
+            raise InputError(f"{self.model.uid} can't be fitted anew: {why}")
+
 
 def unfitted(model: Any) -> Unfitted:
     """The estimators that a fitted pipeline came from.
@@ -115,9 +121,7 @@ def refit(form: Unfitted, rows: DataFrame, params: dict[Param[Any], Any] | None 
     Raises:
         InputError: there is nothing to fit, or Spark can't fit it to these rows; says why.
     """
-    if not form.learns:
-        why = "; ".join(form.notes) or "none of its stages is ever fitted"
-        raise InputError(f"{form.model.uid} can't be fitted anew: {why}")
+    form.check()
     try:
         new = form.estimator.fit(rows, params or {})
     except jvm.SparkError as e:

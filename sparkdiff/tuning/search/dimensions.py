@@ -9,7 +9,7 @@ from sparkdiff.tuning import trie
 from sparkdiff.tuning.checks import check_value
 from sparkdiff.tuning.fits import inside, is_sparks
 from sparkdiff.tuning.search.alternatives import Alternatives, chosen, outputs, places
-from sparkdiff.tuning.search.space import MOST, Choice, Distribution, as_distribution
+from sparkdiff.tuning.search.space import MOST, Choice, Distribution, Integer, Uniform, as_distribution
 
 Configuration = dict[str, Any]
 """By name a value: of a Param, or the name of a stage."""
@@ -123,6 +123,22 @@ class SearchSpace:
                 params[dimension.param] = value_of(dimension.distribution, value)
         return chosen(self.estimator, choices), params
 
+    def current(self) -> Configuration:
+        """The configuration of the estimator as it is, but for values that the space does not contain."""
+        held = inside(self.estimator)
+        found: Configuration = {}
+        for q in self.dimensions:
+            if not q.active(found):
+                continue
+            if q.param is None:
+                found[q.name] = names_of(q.distribution)[0]
+                continue
+            stage = held[q.param.parent]
+            value = stage.getOrDefault(q.param.name) if stage.isDefined(q.param.name) else None
+            if (name := name_of(q.distribution, value)) is not None:
+                found[q.name] = name
+        return found
+
     def structure(self, configuration: Mapping[str, Any]) -> tuple[Any, ...]:
         """Equal for configurations that choose the same stages."""
         return tuple(configuration.get(dimension.name) for dimension in self.dimensions if dimension.param is None)
@@ -131,6 +147,14 @@ class SearchSpace:
 def names_of(distribution: Distribution) -> list[Any]:
     """The names of a dimension's values, which can be listed."""
     return distribution.names() if isinstance(distribution, Choice) else distribution.listed() or []
+
+
+def name_of(distribution: Distribution, value: Any) -> Any:
+    """The name of a value in a trial; None if the distribution does not contain it."""
+    if isinstance(distribution, Choice):
+        return next((n for n, v in zip(distribution.names(), distribution.values, strict=True) if v == value), None)
+    assert isinstance(distribution, (Uniform, Integer))
+    return value if value is not None and distribution.low <= value <= distribution.high else None
 
 
 def value_of(distribution: Distribution, value: Any) -> Any:

@@ -62,9 +62,13 @@ class Trial:
 
 
 class Study:
-    """A study of Optuna, whose trials are asked in batches."""
+    """A study of Optuna, whose trials are asked in batches.
 
-    def __init__(self, plan: Plan, folder: Path | None = None):
+    Args:
+        first: the configuration of the first trial; what it leaves out is sampled.
+    """
+
+    def __init__(self, plan: Plan, folder: Path | None = None, first: Configuration | None = None):
         self.plan = plan
         self.asked: dict[int, Any] = {}
         with quiet():
@@ -72,6 +76,8 @@ class Study:
                 storage=None if folder is None else journal(folder), study_name=NAME, load_if_exists=True,
                 directions=["maximize" if larger else "minimize" for larger in plan.larger],
             )  # fmt: skip
+            if first and not self.study.get_trials(deepcopy=False):
+                self.study.enqueue_trial(first)
         self.study.set_user_attr(TOTAL, plan.total)
 
     def next(self) -> list[Trial]:
@@ -94,8 +100,11 @@ class Study:
     def _asked(self, number: int, known: Sequence[Any]) -> Trial:
         with quiet():
             self.study.sampler = self.plan.sampler(number)
-            asked = number < len(known)  # before a kill: what it has been told already is told again
+            asked = (
+                number < len(known) and known[number].state.name != "WAITING"
+            )  # before a kill: what it has been told already is told again
             trial = optuna.trial.Trial(self.study, known[number]._trial_id) if asked else self.study.ask()
+            assert trial.number == number
             configuration = self.plan.space.sample(lambda q: suggested(trial, q.name, q.distribution))
         self.asked[number] = trial
         return Trial(number, configuration, "running")

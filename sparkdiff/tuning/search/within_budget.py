@@ -1,0 +1,189 @@
+"""The best settings of a pipeline within a budget, found on the training rows alone.
+
+Unlike `sparkdiff.Search` nothing is decided here: rows that decide whether a model ships are somebody else's, and no row of
+them is read. A part of the training rows, drawn by a hash, fits the trials, and the rest chooses among them; what is chosen is
+fitted to all of them.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pyspark.sql import DataFrame, functions as F
+
+from sparkdiff.data.splits import BLOCK, SPLIT, TIME, TRAIN, Source, with_splits
+from sparkdiff.pipeline.names import named
+from sparkdiff.pipeline.unfitted import Unfitted, refit
+from sparkdiff.tuning.search.dimensions import SearchSpace
+from sparkdiff.tuning.search.procedure import SearchTask, best_of, records
+from sparkdiff.tuning.search.samplers import Plan
+from sparkdiff.tuning.search.settings import Settings
+from sparkdiff.tuning.search.splitting import Divided, Split
+from sparkdiff.tuning.search.study import Study, Trial, opened
+from sparkdiff.tuning.search.trials import Trials
+
+SHARE = 4
+"""A batch is to take no more than one part in so many of the time that is left."""
+
+
+@dataclass(frozen=True)
+class TunedSetting:
+    """One of the best settings.
+
+    Attributes:
+        model: the pipeline that Spark fitted with it to all training rows, with the uids of the original; plain.
+        settings: {name as "PCA.k": value}.
+        number: of its trial; 0 is the setting as it was.
+        metric: of its trial, on rows that the trial was not fitted to.
+    """
+
+    model: Any
+    settings: Mapping[str, Any]
+    number: int
+    metric: float
+
+
+@dataclass(frozen=True)
+class TunedSettings:
+    """What a search within a budget found.
+
+    Attributes:
+        best: the best settings that differ, the best one first.
+        current: metric of the setting as it was, on the same rows; None if it could not be fitted.
+        trials, failed: how many there were, and how many of these could not be fitted.
+        seconds: of all trials, those before a kill included.
+        stopped: what ended the search: "trials", "seconds" or "caller".
+        records: a dict per trial, as `SearchModel.trials` has them.
+    """
+
+    best: tuple[TunedSetting, ...]
+    current: float | None
+    trials: int
+    failed: int
+    seconds: float
+    stopped: str
+    records: list[dict[str, Any]]
+
+
+def tuned(
+    form: Unfitted, space: Mapping[Any, Any], evaluator: Any, rows: DataFrame, *, splitCol: str | None = SPLIT,
+    validationFraction: float = 0.25, groupCol: str | None = None, timeCol: str | None = None, sampler: str = "tpe",
+    numTrials: int = 30, maxSeconds: float | None = None, seed: int = 0, keep: int = 1, folder: Path | None = None,
+    go_on: Callable[[Sequence[Trial]], bool] | None = None,
+) -> TunedSettings:  # fmt: skip
+    """The best settings of a pipeline within a budget; the first trial is the setting as it is.
+
+    The same seed finds the same settings, unless `maxSeconds` or `go_on` ends the search. Started again with the same folder,
+    rows and space, it repeats no finished trial and ends where the clock ended it; with more trials or seconds it goes on.
+
+    Args:
+        form: the unfitted form of a fitted pipeline.
+        space: {Param of a stage of form.estimator: distribution}, such as `settings_space(form)`.
+        evaluator: an Evaluator of Spark's, which chooses among trials.
+        rows: those whose `splitCol` is "train" fit and choose; no other row is read. None: all rows.
+        validationFraction: share of the training rows that chooses among trials; by group or time where there are such columns.
+        maxSeconds: no trial begins where those before it, and one more, would take longer.
+        keep: how many settings are fitted to all training rows and returned.
+        folder: of the study; None keeps it in memory.
+        go_on: is asked between batches with the trials so far, whether to go on.
+
+    Raises:
+        InputError: an argument can't be used, no trial could be fitted, or the winner can't be fitted to all training rows.
+    """
+    form.check()
+    settings = Settings.of({
+        "sampler": sampler, "numTrials": numTrials, "validationFraction": validationFraction, "groupCol": groupCol,
+        "timeCol": timeCol, "seed": seed, "maxSeconds": maxSeconds,
+    })  # fmt: skip
+    task = SearchTask.of(SearchSpace.of(form.estimator, space), [evaluator], settings, None)
+    data = _training_rows(rows, splitCol)
+    with ExitStack() as stack:
+        if folder is not None:
+            stack.enter_context(opened(folder, task.request(data)))
+        inner = _divided(data, settings)
+        inner.rows.cache()
+        stack.callback(inner.rows.unpersist)
+        study, stopped = _studied(task, inner, folder, go_on)
+    return _told(form, task, study, stopped, data, keep)
+
+
+def _training_rows(rows: DataFrame, splitCol: str | None) -> DataFrame:
+    """The training rows, with the columns of the data."""
+    chosen = rows if splitCol is None else rows.where(named(splitCol) == TRAIN)
+    return chosen.drop(*({SPLIT, BLOCK, TIME, splitCol} - {None}))  # type: ignore[arg-type]
+
+
+def _divided(data: DataFrame, s: Settings) -> Divided:
+    """By a hash of its own: other hashes divided the data before."""
+    split = Split(s.validationFraction, s.testFraction, s.groupCol, s.timeCol, s.seed)
+    (dealt,) = with_splits([Source(data)], split.options(s.validationFraction, "rows that choose"))
+    return Divided(dealt.where(F.col(SPLIT).isNotNull()), tuple(data.columns))
+
+
+def _studied(
+    task: SearchTask, rows: Divided, folder: Path | None, go_on: Callable[[Sequence[Trial]], bool] | None
+) -> tuple[Study, str]:
+    """The trials, and what ended them."""
+    s = task.settings
+    trials = Trials(task.space, rows, task.evaluators, s.parallelism)
+    total = len(task.space.grid()) if s.sampler == "grid" else s.numTrials
+    plan = Plan(s.sampler, task.space, s.seed, total, s.parallelism, trials.chunk(), task.larger)
+    first = None if s.sampler == "grid" else task.space.current()
+    study, start = Study(plan, folder, first), time.monotonic()
+    try:
+        while batch := [t for t in study.next() if t.state == "running"]:
+            known = [t for t in study.trials() if t.state != "running"]
+            if known and go_on is not None and not go_on(known):
+                return study, "caller"
+            if known and _is_over(study, known, s.maxSeconds, time.monotonic() - start):
+                return study, "seconds"
+            few = batch[: _size(known, s.maxSeconds)]
+            for trial, found in zip(few, trials.evaluate(few), strict=True):
+                study.tell(trial.number, found)
+        return study, "trials"
+    finally:
+        trials.release()
+
+
+def _is_over(study: Study, known: Sequence[Trial], limit: float | None, elapsed: float) -> bool:
+    """Whether another trial might not end in time. What the clock decided once is in the study: it decides the same again."""
+    if limit is None:
+        return False
+    name = f"trials in {limit:g} s"
+    if study.study.user_attrs.get(name) == len(known):
+        return True
+    over = max(sum(t.seconds for t in known), elapsed) + max(t.seconds for t in known) > limit
+    if over:
+        study.study.set_user_attr(name, len(known))
+    return over
+
+
+def _size(known: Sequence[Trial], limit: float | None) -> int | None:
+    """How many trials are evaluated together: the first one alone where there is a clock, to learn how long one takes."""
+    if limit is None:
+        return None
+    if not known:
+        return 1
+    spent, longest = sum(t.seconds for t in known), max(t.seconds for t in known)
+    return max(1, int((limit - spent) / SHARE / max(longest, 1e-9)))
+
+
+def _told(form: Unfitted, task: SearchTask, study: Study, stopped: str, data: DataFrame, keep: int) -> TunedSettings:
+    known = [t for t in study.trials() if t.state != "running"]
+    best_of(study)  # says why where there is none
+    sign = -1.0 if task.larger[0] else 1.0
+    order = sorted((t for t in known if t.state == "complete"), key=lambda t: (sign * t.values[0], t.number))
+    distinct = {repr(sorted(t.configuration.items())): t for t in reversed(order)}
+    chosen = sorted(distinct.values(), key=order.index)[:keep]
+    first = next((t for t in known if t.number == 0 and t.state == "complete"), None)
+    return TunedSettings(
+        best=tuple(
+            TunedSetting(refit(form, data, task.space.setting(t.configuration)[1]), t.configuration, t.number, t.values[0])
+            for t in chosen
+        ),
+        current=first.values[0] if first else None, trials=len(known), failed=sum(t.state == "failed" for t in known),
+        seconds=sum(t.seconds for t in known), stopped=stopped, records=records(known, task),
+    )  # fmt: skip

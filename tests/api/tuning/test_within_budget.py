@@ -1,0 +1,175 @@
+"""The best settings of a fitted pipeline within a budget, on its training rows alone."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyspark.ml import Pipeline, PipelineModel
+from pyspark.ml.classification import LogisticRegression, MultilayerPerceptronClassifier, OneVsRest
+from pyspark.ml.evaluation import RegressionEvaluator
+from pyspark.ml.feature import PCA, Normalizer, StandardScaler, VectorAssembler, VectorSizeHint
+from pyspark.sql import DataFrame, functions as F
+from small_data import NUMBERS
+
+from sparkdiff import InputError, choice, integer, loguniform
+from sparkdiff.data.splits import SPLIT, Source, with_splits
+from sparkdiff.options import Options
+from sparkdiff.pipeline.unfitted import unfitted
+from sparkdiff.tuning.search import within_budget
+from sparkdiff.tuning.search.dimensions import SearchSpace
+from sparkdiff.tuning.search.settings_space import settings_space
+from sparkdiff.tuning.search.trials import Trials
+from sparkdiff.tuning.search.within_budget import TunedSettings, tuned
+
+pytestmark = pytest.mark.once  # the engine below has its tests on each stack
+
+
+def judge() -> RegressionEvaluator:
+    return RegressionEvaluator(labelCol="riders", metricName="rmse")
+
+
+@pytest.fixture(scope="module")
+def rows(df: DataFrame) -> Iterator[DataFrame]:
+    (data,) = with_splits([Source(df)], Options(validationFraction=0.3))
+    data = data.coalesce(1).cache()
+    yield data
+    data.unpersist()
+
+
+@pytest.fixture(scope="module")
+def space(model: PipelineModel) -> dict[Any, Any]:
+    """Small enough for a few trials to find that the components are too few."""
+    whole = settings_space(unfitted(model))
+    return {p: d for p, d in whole.items() if p.name in ("k", "regParam")}
+
+
+@pytest.fixture(scope="module")
+def search(model: PipelineModel, rows: DataFrame, space: dict[Any, Any]) -> Callable[..., TunedSettings]:
+    return lambda **given: tuned(unfitted(model), space, judge(), rows, **{"numTrials": 6, "seed": 1, **given})
+
+
+@pytest.fixture(scope="module")
+def found(search: Callable[..., TunedSettings], tmp_path_factory: pytest.TempPathFactory) -> tuple[TunedSettings, Path]:
+    folder = tmp_path_factory.mktemp("tuned") / "study"
+    return search(folder=folder, keep=2), folder
+
+
+def test_the_winner_is_the_pipeline_fitted_to_all_training_rows(
+    found: tuple[TunedSettings, Path], model: PipelineModel, rows: DataFrame
+) -> None:
+    best, second = found[0].best
+    assert (best.model.uid, [s.uid for s in best.model.stages]) == (model.uid, [s.uid for s in model.stages])
+    assert best.model.stages[4].getK() == best.settings["PCA.k"] > 3 == model.stages[4].getK()
+    assert best.metric < second.metric and best.settings != second.settings
+    assert found[0].current == found[0].records[0]["rmse"] > best.metric
+    assert found[0].records[0]["PCA.k"] == 3 and found[0].records[0]["GeneralizedLinearRegression.regParam"] == 0.0
+    assert (found[0].trials, found[0].failed, found[0].stopped) == (6, 0, "trials")
+    train = rows.where(F.col(SPLIT) == "train").drop(SPLIT)
+    again = unfitted(best.model).estimator.fit(train)
+    assert again.stages[-1].coefficients == best.model.stages[-1].coefficients
+
+
+def test_rows_that_do_not_train_are_not_read(
+    found: tuple[TunedSettings, Path], model: PipelineModel, rows: DataFrame, space: dict[Any, Any]
+) -> None:
+    """Labels that would change everything stand in all others."""
+    other = rows.withColumn("riders", F.when(F.col(SPLIT) == "train", F.col("riders")).otherwise(1e6))
+    again = tuned(unfitted(model), space, judge(), other, numTrials=6, seed=1)
+    assert [{**r, "seconds": 0} for r in again.records] == [{**r, "seconds": 0} for r in found[0].records]
+
+
+def test_it_goes_on_where_it_was(
+    found: tuple[TunedSettings, Path],
+    search: Callable[..., TunedSettings],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    evaluated: list[int] = []
+    evaluate = Trials.evaluate
+
+    def counted(self: Trials, trials: Any, resource: float | None = None) -> Any:
+        evaluated.extend(t.number for t in trials)
+        return evaluate(self, trials, resource)
+
+    monkeypatch.setattr(Trials, "evaluate", counted)
+    one = search(folder=tmp_path / "s", numTrials=20, go_on=lambda known: False, maxSeconds=1000)
+    assert (one.stopped, one.trials, one.best[0].number) == ("caller", 1, 0)
+    monkeypatch.setattr(within_budget, "_size", lambda known, limit: 2)
+    two = search(folder=tmp_path / "s", go_on=lambda known: len(known) < 3)
+    assert (two.stopped, two.trials) == ("caller", 3)
+    whole = search(folder=tmp_path / "s")
+    assert evaluated == [*range(6)]
+    assert [{**r, "seconds": 0} for r in whole.records] == [{**r, "seconds": 0} for r in found[0].records]
+    assert whole.best[0].model.stages[-1].coefficients == found[0].best[0].model.stages[-1].coefficients
+    with pytest.raises(InputError, match="holds a search with other seed"):
+        search(folder=tmp_path / "s", seed=2)
+
+
+def test_what_the_clock_decided_is_decided_again(search: Callable[..., TunedSettings], tmp_path: Path) -> None:
+    short = search(folder=tmp_path / "s", maxSeconds=1e-3)
+    assert (short.stopped, short.trials, short.best[0].number) == ("seconds", 1, 0)
+    again = search(folder=tmp_path / "s", maxSeconds=1e-3)
+    assert [{**r} for r in again.records] == short.records and again.seconds == short.seconds
+    assert search(folder=tmp_path / "s", maxSeconds=1e6, numTrials=2).trials == 2
+
+
+def test_a_batch_takes_a_part_of_the_time_that_is_left() -> None:
+    from sparkdiff.tuning.search.study import Trial
+
+    known = [Trial(0, {}, "complete", (1.0,), seconds=2.0)]
+    assert within_budget._size([], None) is None and within_budget._size([], 60.0) == 1
+    assert within_budget._size(known, 42.0) == 5 and within_budget._size(known, 3.0) == 1
+
+
+# The space ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_current_setting_is_in_the_space(model: PipelineModel) -> None:
+    form = unfitted(model)
+    space = SearchSpace.of(form.estimator, settings_space(form))
+    now = space.current()
+    assert now.keys() == {q.name for q in space.dimensions}
+    assert now == {
+        "StandardScaler.withStd": True, "StandardScaler.withMean": True, "PCA.k": 3,
+        "GeneralizedLinearRegression.regParam": 0.0,
+    }  # fmt: skip
+    for q in space.dimensions:
+        if q.name == "PCA.k":
+            assert (q.distribution.low, q.distribution.high) == (1, 8)  # type: ignore[attr-defined]
+
+
+def test_a_width_that_a_later_stage_needs_is_not_searched(df: DataFrame) -> None:
+    before = [VectorAssembler(inputCols=NUMBERS, outputCol="a"), PCA(inputCol="a", outputCol="x", k=2)]
+    net = MultilayerPerceptronClassifier(featuresCol="x", labelCol="kind", layers=[2, 4, 3], maxIter=2, seed=1)
+    form = unfitted(Pipeline(stages=[*before, net]).fit(df))
+    space = settings_space(form)
+    assert {p.name for p in space} == {"layers", "maxIter"}
+    layers = next(d for p, d in space.items() if p.name == "layers").listed()
+    assert layers is not None and layers[0] == [2, 4, 3] and all((v[0], v[-1]) == (2, 3) for v in layers)
+    hint = VectorSizeHint(inputCol="x", size=2)
+    many = OneVsRest(classifier=LogisticRegression(maxIter=2, regParam=1e-9), featuresCol="x", labelCol="kind")
+    space = settings_space(
+        unfitted(Pipeline(stages=[*before, hint, Normalizer(inputCol="x", outputCol="n"), many]).fit(df))
+    )
+    assert {p.name: d for p, d in space.items()} == {
+        "p": choice(2.0, 1.0), "regParam": loguniform(1e-9, 10.0), "elasticNetParam": space_of(space, "elasticNetParam"),
+        "maxIter": choice(2, 100),
+    }  # fmt: skip
+    free = settings_space(unfitted(Pipeline(stages=[*before, many]).fit(df)))
+    assert space_of(free, "k") == integer(1, 4)
+
+
+def space_of(space: dict[Any, Any], name: str) -> Any:
+    return next(d for p, d in space.items() if p.name == name)
+
+
+def test_nothing_to_search(df: DataFrame) -> None:
+    data = VectorAssembler(inputCols=NUMBERS, outputCol="a").transform(df)
+    scaler = StandardScaler(inputCol="a", outputCol="s").fit(data)
+    form = unfitted(PipelineModel([VectorAssembler(inputCols=NUMBERS, outputCol="a")]))
+    assert settings_space(form) == {}
+    with pytest.raises(InputError, match="can't be fitted anew: none of its stages is ever fitted"):
+        tuned(form, {}, judge(), df, splitCol=None)
+    with pytest.raises(InputError, match="space is empty"):
+        tuned(unfitted(PipelineModel([scaler])), {}, judge(), df, splitCol=None)
