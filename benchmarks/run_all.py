@@ -59,6 +59,7 @@ BENCHMARKS = (
     Benchmark("cross_fitting", "cross_fitting"),
     Benchmark("cross_fitting_digits", "cross_fitting", ("--digits",)),
     Benchmark("serving_costs", "serving_costs"),
+    Benchmark("compact", "compact"),
     Benchmark("growth", "growth", needs=("lightgbm", "optuna", "sklearn")),
     Benchmark("growth_null", "growth_null", needs=("sklearn",)),
     Benchmark("growth_idle", "growth_idle"),

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sparkdiff.pipeline.write_back import write_back
     from sparkdiff.report.progress import Events
     from sparkdiff.report.record import FineTuningSummary, RunRecord
+    from sparkdiff.serving.compact import CompactPlan, compact, compact_plan
     from sparkdiff.stages.base import StageModule, register
     from sparkdiff.tuning.cross_validation import CrossValidator, TrainValidationSplit
     from sparkdiff.tuning.search.alternatives import alternatives
@@ -41,6 +42,7 @@ _HOME = {
         "pipeline.write_back": ["write_back"],
         "report.progress": ["Events"],
         "report.record": ["FineTuningSummary", "RunRecord"],
+        "serving.compact": ["CompactPlan", "StageCompaction", "compact", "compact_plan"],
         "stages.base": ["StageModule", "register"],
         "tuning.cross_validation": ["CrossValidator", "TrainValidationSplit"],
         "tuning.search.alternatives": ["Alternatives", "alternatives"],
@@ -57,8 +59,8 @@ __all__ = [  # noqa: RUF022 - by what a reader meets first
     "plan", "translate", "write_back", "verify", "FineTuner", "FineTunerModel", "FineTuningSummary", "Events", "RunRecord",
     "Grower", "GrowerModel", "GrowthSummary",
     "CrossValidator", "TrainValidationSplit", "Search", "SearchModel", "SearchSummary", "alternatives", "choice", "integer",
-    "loguniform", "uniform", "plain", "from_sklearn", "from_lightgbm", "from_xgboost", "Plan", "Network",
-    "Parity", "StageModule", "register",
+    "loguniform", "uniform", "plain", "compact", "compact_plan", "CompactPlan", "from_sklearn", "from_lightgbm", "from_xgboost",
+    "Plan", "Network", "Parity", "StageModule", "register",
     "SparkdiffError", "InputError", "ParityError",
 ]  # fmt: skip
 

@@ -135,6 +135,40 @@ def _run_job(
 
 
 @app.command()
+def compact(
+    model: Model,
+    output: Annotated[
+        Text, typer.Option(help="New folder for the smaller pipeline; without it, only the plan is shown.")
+    ] = None,
+    keepCols: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            "--keepCols",
+            help="Column that must stay; may be repeated. By default those that no later stage reads, and the last stage's.",
+        ),
+    ] = None,
+    schema: Annotated[
+        Text, typer.Option(help="Schema of the data, as DDL (`a double, b string`) or as JSON of a StructType.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fold a pipeline into fewer stages with the same outputs, and show what goes and why the rest stays."""
+    from sparkdiff.serving.saving import new_folder, save
+
+    folder = None if output is None else new_folder("--output", output)
+    [(_, fitted)], _ = _loaded([model], "sparkdiff.serving.compact")
+    from sparkdiff.serving.compact import compact as compacted, compact_plan
+
+    known = None if schema is None else _schema(schema)
+    found = compact_plan(fitted, keepCols, schema=known)
+    print(found.toJSON() if as_json else found)
+    if folder is not None:
+        save(compacted(fitted, keepCols, schema=known), folder)
+        if not as_json:
+            print(f"saved {folder} (plain Spark ML)")
+
+
+@app.command()
 def verify(model: Model, data: Data, format: Format = "parquet", options: ReaderOptions = "{}") -> None:
     """Compare the outputs of Spark and of the translated network, column by column. Exits with code 1 at a mismatch."""
     [(_, fitted)], rows = _loaded([model], "sparkdiff.pipeline.parity", "verify", data, format, options)

@@ -12,6 +12,7 @@ from pyspark.sql import DataFrame
 from sparkdiff import jvm
 from sparkdiff.growth.part import Output, Place
 from sparkdiff.growth.rounds import Member
+from sparkdiff.jvm.coefficients import matrix_of, with_coefficients
 from sparkdiff.pipeline.graph import Vertex
 from sparkdiff.pipeline.nesting import flatten, replaced
 
@@ -86,22 +87,4 @@ def _sized(features: str, stage: Any, data: DataFrame, mark: str) -> list[Any]:
 def widened(stage: Any, outputs: Sequence[Output]) -> Any:
     """The last linear stage with the outputs' coefficients behind its own; same class, uid, intercept and Params."""
     more = [np.atleast_2d(o.coefficients) for o in outputs]
-    return _with_matrix(stage, np.concatenate([_matrix(stage), *more], axis=1))
-
-
-def _matrix(stage: Any) -> np.ndarray[Any, Any]:
-    """The coefficients, (1, d) or (k, d)."""
-    if hasattr(stage, "coefficientMatrix"):
-        return stage.coefficientMatrix.toArray()  # type: ignore[no-any-return]
-    return np.atleast_2d(stage.coefficients.toArray())
-
-
-def _with_matrix(stage: Any, matrix: np.ndarray[Any, Any]) -> Any:
-    if hasattr(stage, "coefficientMatrix"):
-        weights = {
-            "coefficientMatrix": matrix, "interceptVector": stage.interceptVector.toArray(), "numClasses": stage.numClasses,
-            "isMultinomial": len(matrix) > 1,
-        }  # fmt: skip
-        return jvm.widened(stage, weights, {"numFeatures": matrix.shape[1]})
-    scale = {} if hasattr(stage, "getFamily") else {"scale": float(stage.scale)}  # of a LinearRegression
-    return jvm.widened(stage, {"coefficients": matrix[0], "intercept": float(stage.intercept), **scale}, {})
+    return with_coefficients(stage, np.concatenate([matrix_of(stage), *more], axis=1))

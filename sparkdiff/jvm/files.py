@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import json
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -42,6 +43,15 @@ def write_text(where: str, text: str) -> None:
     folder = Path(where.removeprefix("file://"))
     folder.mkdir(parents=True)
     (folder / "part-00000").write_text(f"{text}\n", encoding="utf-8")
+
+
+def change_metadata(where: str, **values: Any) -> None:
+    """Change entries of the metadata of a stage that was saved to an address of `saved`."""
+    folder = Path(f"{where.removeprefix('file://')}/metadata")
+    (part,) = folder.glob("part-*")
+    told = {**json.loads(part.read_text(encoding="utf-8")), **values}
+    shutil.rmtree(folder)  # with its checksums
+    write_text(f"{where}/metadata", json.dumps(told))
 
 
 def read_rows(where: str) -> pa.Table:

@@ -11,7 +11,7 @@ import numpy as np
 from py4j.java_collections import JavaArray
 from py4j.java_gateway import JavaObject
 from pyspark.ml.common import _java2py
-from pyspark.ml.linalg import DenseMatrix, Vectors
+from pyspark.ml.linalg import DenseMatrix, Matrix, Vector, Vectors
 from pyspark.ml.wrapper import JavaParams
 from pyspark.sql.types import ArrayType, BooleanType, DataType, DoubleType, IntegerType, StructField, StructType
 
@@ -52,7 +52,11 @@ def widened(stage: Any, weights: Mapping[str, Any], beside: Mapping[str, Any]) -
         )
 
     def construct(old: Any) -> Any:
-        matrices = {name: getattr(old, name, None) for name, value in weights.items() if np.ndim(value) == 2}
+        matrices = {
+            name: getattr(old, name, None)
+            for name, value in weights.items()
+            if isinstance(value, np.ndarray) and value.ndim == 2
+        }
         return _constructed(old._java_obj, old._java_obj.getClass(), weights, matrices)
 
     return rebuilt(stage, construct, lambda old: _rewritten(old, {**weights, **beside}))
@@ -246,7 +250,7 @@ def _rewritten(old: Any, weights: Mapping[str, Any]) -> Any:
 
 
 def ml_value(value: Any, like: Any) -> Any:
-    """A numpy vector or matrix as Spark's, a matrix in the storage order of another one; a number as it is."""
+    """A numpy vector or matrix as Spark's, a matrix in the storage order of another one; anything else as it is."""
     if not isinstance(value, np.ndarray):
         return value
     if value.ndim == 1:
@@ -261,6 +265,8 @@ def _fits(value: Any, java_type: str) -> bool:
         return java_type.rsplit(".", 1)[-1] in (
             ("Vector", "DenseVector") if value.ndim == 1 else ("Matrix", "DenseMatrix")
         )
+    if isinstance(value, (Vector, Matrix)):
+        return java_type.rsplit(".", 1)[-1] == ("Vector" if isinstance(value, Vector) else "Matrix")
     return java_type == {bool: "boolean", int: "int", float: "double", list: "[I"}[type(value)]
 
 

@@ -62,33 +62,37 @@ def read(stage: Any) -> Nodes:
     return Nodes.of(json.loads(mapper().writeValueAsString(trees), parse_constant=float))
 
 
-def rebuild(stage: Any, nodes: Nodes, treeWeights: Array | None = None) -> Any:
+def rebuild(stage: Any, nodes: Nodes, treeWeights: Array | None = None, numFeatures: int | None = None) -> Any:
     """A new fitted stage of the same class, uid and Params (set and default, also each tree's own) with these nodes.
 
     Args:
         nodes: the nodes of as many trees as the stage has, in any shape.
         treeWeights: (T,), of a gradient-boosted ensemble only.
+        numFeatures: of the vectors that it reads; None where that stays.
     """
     return rebuilding.rebuilt(
-        stage, lambda old: _constructed(old, nodes, treeWeights), lambda old: _rewritten(old, nodes, treeWeights)
+        stage,
+        lambda old: _constructed(old, nodes, treeWeights, numFeatures),
+        lambda old: _rewritten(old, nodes, treeWeights, numFeatures),
     )
 
 
-def _constructed(old: Any, nodes: Nodes, treeWeights: Array | None) -> Any:
+def _constructed(old: Any, nodes: Nodes, treeWeights: Array | None, numFeatures: int | None) -> Any:
     java = old._java_obj
+    features = java.numFeatures() if numFeatures is None else numFeatures
     trees = list(java.trees()) if is_ensemble(old) else [java]
     kind, classes, none = trees[0].getClass(), _classes(trees[0]), no_params()
     make = constructor(kind, 3 + len(classes))
     # An ensemble's trees are read with its own impurity, whatever theirs say (EnsembleModelReadWrite.loadImpl).
     made = roots(nodes, old.getOrDefault("impurity"))
     new = [
-        tree.copyValues(make(tree.uid(), root, tree.numFeatures(), *classes), none)
+        tree.copyValues(make(tree.uid(), root, features, *classes), none)
         for tree, root in zip(trees, made, strict=True)
     ]
     if not is_ensemble(old):
         return JavaParams._from_java(new[0])
     weights = [doubles(old.treeWeights if treeWeights is None else treeWeights)] if is_boosted(old) else []
-    return rebuilding.made_of(old, array(kind, new), *weights, java.numFeatures(), *_classes(java))
+    return rebuilding.made_of(old, array(kind, new), *weights, features, *_classes(java))
 
 
 def fitted(
@@ -165,9 +169,11 @@ def _nodes_in(where: str, *, ensemble: bool) -> Nodes:
     return Nodes.of(sorted(trees[t], key=lambda node: node["id"]) for t in sorted(trees))
 
 
-def _rewritten(old: Any, nodes: Nodes, treeWeights: Array | None) -> Any:
+def _rewritten(old: Any, nodes: Nodes, treeWeights: Array | None, numFeatures: int | None) -> Any:
     """Through files: save the stage, replace its data, and load it."""
     with files.saved(old) as where:
+        if numFeatures is not None:
+            files.change_metadata(where, numFeatures=numFeatures)
         schema = files.read_rows(f"{where}/data").schema
         if is_ensemble(old):
             rows = [(t, node) for t, tree in enumerate(nodes.records()) for node in tree]

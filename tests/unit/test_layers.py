@@ -20,7 +20,7 @@ ROOMS = [
     ["pipeline", "objectives"],
     ["data"],
     ["evaluation"],
-    ["training", "diagnostics"],
+    ["training", "diagnostics", "serving"],
     ["finetune"],
     ["cross_fitting"],
     ["tuning", "growth"],

@@ -1,0 +1,266 @@
+"""Stages that can take up what a stage in front of them does to their features."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from sparkdiff import jvm
+from sparkdiff.jvm import trees
+from sparkdiff.jvm.coefficients import intercepts_of, matrix_of, stored_of, with_coefficients
+from sparkdiff.jvm.nodes import Nodes
+from sparkdiff.serving.maps import Array, Chosen, Entries, Map, RefusedError
+from sparkdiff.stages.base import REGISTRY, class_name
+from sparkdiff.stages.forest import Trees
+from sparkdiff.stages.linear import LinearMargin, LogisticRegression
+from sparkdiff.stages.perceptron import MultilayerPerceptron
+from sparkdiff.stages.projection import PCA
+
+TOLERANCE = 1e-9
+"""Largest error of a margin that folding may add by rounding, relative to the margin's usual size."""
+ROUNDING = 2.0**-53
+"""Largest relative error of one operation."""
+STAGE = 2000
+"""Products that take about as long as one stage does beside its products: a microsecond or two
+(`benchmarks/serving_costs.py`).
+"""
+
+
+class Absorber:
+    """A stage whose features are about to change.
+
+    Attributes:
+        stage: the fitted stage.
+        width: how many features it reads.
+        checks_width: whether Spark refuses vectors of another width.
+    """
+
+    stage: Any
+    width: int
+    checks_width: bool = True
+
+    def absorbed(self, change: Map, start: int, width_in: int | None) -> "Absorber":
+        """The stage with features [start, start + change.width_out) in place of which it reads the change's input.
+
+        Args:
+            width_in: of the change's input; None where it isn't known.
+
+        Raises:
+            RefusedError: the outputs would not be the same.
+        """
+        raise NotImplementedError
+
+    def built(self) -> Any:
+        """The stage, of the same class, uid and Params."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear(Absorber):
+    """Margins = matrix @ x + intercepts, or the first layer of a network, or the products of a PCA.
+
+    Attributes:
+        matrix: (m, d).
+        intercepts: (m,); None where the stage has none.
+        stored: (m, d) which entries of the matrix are multiplied; None where always all of them.
+        constants: (m,) what folded stages add to the intercepts.
+    """
+
+    stage: Any
+    matrix: Array
+    intercepts: Array | None
+    stored: Array | None
+    constants: Array | float = 0.0
+
+    @property
+    def width(self) -> int:  # type: ignore[override]
+        return int(self.matrix.shape[1])
+
+    def absorbed(self, change: Map, start: int, width_in: int | None) -> "Linear":
+        block = slice(start, start + (self.width if change.width_out is None else change.width_out))
+        part = self.matrix[:, block]
+        width_in = part.shape[1] if change.width_out is None else width_in
+        if width_in is None:
+            raise RefusedError("the width of its input is unknown: pass the schema of the data (schema=df.schema)")
+        self._check_cost(change, part.shape[1], width_in)
+        new, constants = change.slopes(part, width_in)
+        self._check_numbers(change, part, new)
+        stored = self._stored(change, block, width_in)
+        if isinstance(change, Entries) and change.at_zero.any():
+            self._check_shift(change, part)
+        matrix = np.concatenate([self.matrix[:, : block.start], new, self.matrix[:, block.stop :]], 1)
+        return dataclasses.replace(self, matrix=matrix, stored=stored, constants=self.constants + constants)
+
+    def _check_cost(self, change: Map, width_out: int, width_in: int) -> None:
+        """A wide matrix in place of two narrow ones takes longer."""
+        m = len(self.matrix)
+        if width_in > width_out and not isinstance(change, Chosen):
+            before, after = width_in * width_out + width_out * m, width_in * m
+            if after > before + STAGE:
+                raise RefusedError(f"{after:,} products a row would take the place of {before:,}")
+
+    def _check_numbers(self, change: Map, part: Array, new: Array) -> None:
+        small = (np.abs(new) < 2.0**-960) & (new != 0)
+        if not np.isfinite(new).all() or small.any():
+            raise RefusedError("the products of its factors and the coefficients leave the range of doubles")
+        if isinstance(change, Entries) and ((new == 0) & (part != 0) & (change.factor != 0)).any():
+            raise RefusedError("the products of its factors and the coefficients leave the range of doubles")
+
+    def _stored(self, change: Map, block: slice, width_in: int) -> Array | None:
+        """Which entries of the new matrix are multiplied."""
+        was = np.ones(self.matrix.shape, np.bool_) if self.stored is None else self.stored
+        met = was[:, block]
+        if isinstance(change, Entries) and (met & change.fixed).any():
+            j = int(np.flatnonzero((met & change.fixed).any(0))[0])
+            raise RefusedError(
+                f"entry {j} was constant when it was fitted: it makes one number of every input, also of an infinite one, which "
+                "no coefficient does"
+            )
+        new = change.reaches(met, width_in)
+        if self.stored is None and not new.all():
+            raise RefusedError("it leaves out entries, and a product with every entry would let their NaN in")
+        if self.stored is None:
+            return None
+        return np.concatenate([was[:, : block.start], new, was[:, block.stop :]], 1)
+
+    def _check_shift(self, change: Entries, part: Array) -> None:
+        """The constants of large shifts cancel against large products, and leave their rounding.
+
+        The bound: a sum of n products has an error of at most n * ROUNDING * (sum of their sizes). At a usual row these are
+        those of the outputs' own products and, twice, the constants': once in the products, once in the intercept.
+        """
+        if self.intercepts is None:
+            raise RefusedError("it moves zero, and the products of a PCA have no constant that could do so")
+        sizes = np.abs(part)
+        moved, usual = sizes @ np.abs(change.at_zero), sizes @ change.size + np.abs(self.intercepts)
+        error = (self.width + 4) * ROUNDING * 2 * moved
+        if (error > TOLERANCE * usual).any():
+            worst = np.max(moved / np.maximum(usual, np.finfo(float).tiny))
+            raise RefusedError(
+                f"its shifts are up to {worst:.0e} times what its outputs vary by: folded, rounding could change the margin by "
+                f"more than {TOLERANCE:g} of its size"
+            )
+
+    def built(self) -> Any:
+        if self.intercepts is None:
+            weights = {"pc": self.matrix.T.copy(), "explainedVariance": self.stage.explainedVariance.toArray()}
+            return jvm.widened(self.stage, weights, {})
+        intercepts = np.asarray(self.intercepts + self.constants)
+        if isinstance(self.stage, _Layers):
+            return self.stage.built(self.matrix, intercepts)
+        return with_coefficients(self.stage, self.matrix, intercepts, self.stored)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layers:
+    """A multilayer perceptron of which the first layer changes."""
+
+    stage: Any
+    module: MultilayerPerceptron
+
+    def built(self, matrix: Array, bias: Array) -> Any:
+        rest = [p.detach().numpy() for i in range(1, self.module.depth) for p in self.module.layer(i)]
+        weights = np.concatenate([p.ravel("F") for p in (matrix, bias, *rest)])
+        stage, layers = self.stage, list(self.stage.getOrDefault("layers"))
+        if layers[0] != matrix.shape[1]:
+            stage = stage.copy({stage.getParam("layers"): [matrix.shape[1], *layers[1:]]})
+        return jvm.rebuild(stage, {"weights": weights})
+
+
+@dataclasses.dataclass(frozen=True)
+class Forest(Absorber):
+    """Trees, whose thresholds are compared with the features."""
+
+    stage: Any
+    nodes: Nodes
+    width: int
+    checks_width = False
+
+    def absorbed(self, change: Map, start: int, width_in: int | None) -> "Forest":
+        if isinstance(change, Entries):
+            return dataclasses.replace(self, nodes=self._moved(change, start))
+        if isinstance(change, Chosen):
+            return self._renumbered(change.places, start, width_in)
+        raise RefusedError("a tree compares single features, and it mixes them")
+
+    def _moved(self, change: Entries, start: int) -> Nodes:
+        """The nodes with the thresholds that the same inputs pass, bit for bit."""
+        feature = self.nodes.featureIndex - start
+        inside = ~self.nodes.leaf & (feature >= 0) & (feature < len(change.factor))
+        if (inside & self.nodes.categorical).any():
+            raise RefusedError("a tree splits one of its entries by categories")
+        at = np.flatnonzero(inside)
+        entry = feature[at]
+        wrong = ~(change.factor[entry] > 0) | change.fixed[entry] | ~np.isfinite(change.factor[entry])
+        if wrong.any():
+            raise RefusedError(
+                f"a tree splits its entry {entry[wrong][0]}, which it multiplies by {change.factor[entry[wrong][0]]:g}: "
+                "no threshold on the input decides likewise"
+            )
+        values = self.nodes.values.copy()
+        places = self.nodes.starts[at]
+        values[places] = last_left(change.shift[entry], change.factor[entry], change.plus[entry], values[places])
+        return self.nodes.replace(values=values)
+
+    def _renumbered(self, places: Array, start: int, width_in: int | None) -> "Forest":
+        feature, stop = self.nodes.featureIndex.copy(), start + len(places)
+        if width_in is None and self.width > stop:
+            raise RefusedError("the width of its input is unknown: pass the schema of the data (schema=df.schema)")
+        needed = int(places.max(initial=-1)) + 1
+        wide = needed if width_in is None else width_in
+        inside, behind = (feature >= start) & (feature < stop), feature >= stop
+        feature[behind] += wide - len(places)
+        feature[inside] = start + places[self.nodes.featureIndex[inside] - start]
+        return dataclasses.replace(
+            self, nodes=self.nodes.replace(featureIndex=feature), width=self.width + wide - len(places)
+        )
+
+    def built(self) -> Any:
+        return trees.rebuild(self.stage, self.nodes, numFeatures=self.width)
+
+
+def last_left(shift: Array, factor: Array, plus: Array, threshold: Array) -> Array:
+    """For each entry the largest double x with (x - shift) * factor + plus <= threshold, as doubles round; all (t,).
+
+    Rounding keeps the order: with a factor above 0 exactly the inputs up to x pass. Found by bisection over all doubles.
+    """
+    low, high = (np.full(len(threshold), order(np.array(end))) for end in (-np.inf, np.inf))
+    with np.errstate(over="ignore", invalid="ignore"):
+        while (low < high).any():
+            middle = (low >> 1) + (high >> 1) + ((low | high) & 1)  # rounded up; the sum itself could overflow
+            passes = (double(middle) - shift) * factor + plus <= threshold
+            low, high = np.where(passes, middle, low), np.where(passes, high, middle - 1)
+    return np.where(np.isnan(threshold), threshold, double(low))
+
+
+def order(x: Array) -> Array:
+    """The rank of doubles among all doubles, int64: a larger one has a larger rank; -0.0 and 0.0 have rank 0."""
+    bits = np.asarray(x + 0.0, np.float64).view(np.int64)
+    return np.where(bits < 0, np.int64(-(2**63)) - bits, bits)
+
+
+def double(rank: Array) -> Array:
+    """The double of a rank."""
+    return np.where(rank < 0, np.int64(-(2**63)) - rank, rank).view(np.float64)
+
+
+def absorber_of(stage: Any) -> Absorber:
+    """A fitted stage as absorber.
+
+    Raises:
+        RefusedError: it cannot take up anything.
+    """
+    cls = REGISTRY.get(class_name(stage))
+    if cls is None or cls.refuses(stage) is not None:
+        raise RefusedError(f"{stage.uid} ({type(stage).__name__}) cannot take it up")
+    if issubclass(cls, (LinearMargin, LogisticRegression)):
+        return Linear(stage, matrix_of(stage), intercepts_of(stage), stored_of(stage))
+    if issubclass(cls, PCA):
+        return Linear(stage, np.asarray(stage.pc.toArray()).T, None, None)
+    if issubclass(cls, MultilayerPerceptron):
+        module = cls.from_spark(stage)
+        matrix, bias = (p.detach().numpy() for p in module.layer(0))
+        return Linear(_Layers(stage, module), matrix, bias, None)
+    if issubclass(cls, Trees):
+        return Forest(stage, trees.read(stage), int(stage.numFeatures))
+    raise RefusedError(f"{stage.uid} ({type(stage).__name__}) cannot take it up")

@@ -1,0 +1,241 @@
+"""Who reads which version of a column while a pipeline is folded, and how wide columns are."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from pyspark.ml.linalg import VectorUDT
+from pyspark.sql.types import BooleanType, NumericType, StructField, StructType
+
+from sparkdiff.pipeline.graph import Graph, Version, Vertex
+from sparkdiff.pipeline.schema import fields_by_name, known_fields
+from sparkdiff.pipeline.translation import field_of
+from sparkdiff.serving.absorbers import Absorber, absorber_of
+from sparkdiff.serving.maps import Map, RefusedError, map_of
+from sparkdiff.stages.base import class_name, columns_of
+from sparkdiff.stages.fields import Field
+
+Found = TypeVar("Found")
+SCALARS = ("StringIndexerModel", "Bucketizer", "ImputerModel", "TargetEncoderModel")
+"""Classes of which every output is one number."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Read:
+    """A column that a stage reads: as its Param spells it, and which version."""
+
+    spelled: str
+    version: Version
+
+
+def is_assembler(stage: Any) -> bool:
+    return class_name(stage) == "pyspark.ml.feature.VectorAssembler"
+
+
+class Facts:
+    """What the stages of a pipeline are, as they were fitted; each is looked at once.
+
+    Attributes:
+        schema: of the data, if it is known.
+        fields: its fields by casefolded name.
+    """
+
+    def __init__(self, graph: Graph, schema: StructType | None):
+        self.graph, self.schema = graph, schema
+        self.fields = {} if schema is None else fields_by_name(schema, graph.casefold)
+        self._known: dict[tuple[Callable[[Any, int], Any], int], Any] = {}
+
+    def _once(self, find: Callable[["Facts", int], Found], i: int) -> Found:
+        """What is found about stage i. RefusedError, if `find` raises it."""
+        if (find, i) not in self._known:
+            try:
+                self._known[find, i] = find(self, i)
+            except RefusedError as e:
+                self._known[find, i] = e
+        found = self._known[find, i]
+        if isinstance(found, RefusedError):
+            raise RefusedError(str(found))
+        return found  # type: ignore[no-any-return]
+
+    def map_of(self, i: int) -> Map:
+        """What stage i does to its vector. RefusedError, as of `maps.map_of`."""
+        return self._once(_map_of, i)
+
+    def absorber(self, i: int) -> Absorber:
+        """Stage i as it takes something up. RefusedError, as of `absorbers.absorber_of`."""
+        return self._once(_absorber, i)
+
+    def width(self, version: Version) -> int | None:
+        """The number of entries of a column, 1 of a number; None where neither a stage nor the schema tells."""
+        name, writer = version
+        if writer < 0:
+            found = _width_in_data(self.fields.get(name))
+        else:
+            written = [(self.graph.casefold(c), writer) for c in self.graph.vertices[writer].outputs]
+            found = dict(zip(written, self._once(_widths, writer), strict=True)).get(version)
+        return self._width_read(version) if found is None else found
+
+    def _width_read(self, version: Version) -> int | None:
+        """The width for which a stage that reads the column was fitted."""
+        for vertex in self.graph.vertices:
+            if version in vertex.sources and len(vertex.sources) == 1:
+                try:
+                    if (width := self.map_of(vertex.position).width_in) is not None:
+                        return width
+                except RefusedError:
+                    pass
+        return None
+
+
+def _map_of(facts: Facts, i: int) -> Map:
+    vertex = facts.graph.vertices[i]
+    by_name = vertex.stage.hasParam("names") and vertex.stage.getOrDefault("names")
+    return map_of(vertex.stage, [_field(facts, v) for v in vertex.sources] if by_name else (None,))
+
+
+def _field(facts: Facts, version: Version) -> Field | None:
+    found = known_fields(facts.graph, {version}, facts.schema)
+    return field_of(found[version]) if version in found else None
+
+
+def _absorber(facts: Facts, i: int) -> Absorber:
+    return absorber_of(facts.graph.vertices[i].stage)
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """A pipeline on its way to fewer stages.
+
+    Attributes:
+        facts: what the stages are, as they were fitted.
+        keep: the versions that stay, whoever reads them.
+        pinned: stages that cannot change, with the reason.
+        reads: per stage that is left, by position, what it reads.
+        absorbers: stages that have taken others up.
+        gone: stages that are gone, with what became of them.
+        resized: assemblers whose output may have another width than it had.
+    """
+
+    facts: "Facts"
+    keep: frozenset[Version]
+    pinned: Mapping[int, str]
+    reads: Mapping[int, tuple[Read, ...]]
+    absorbers: Mapping[int, Absorber] = dataclasses.field(default_factory=dict)
+    gone: Mapping[int, str] = dataclasses.field(default_factory=dict)
+    resized: frozenset[int] = frozenset()
+
+    @property
+    def graph(self) -> Graph:
+        return self.facts.graph
+
+    def vertex(self, i: int) -> Vertex:
+        return self.graph.vertices[i]
+
+    def versions(self, i: int) -> tuple[Version, ...]:
+        """The versions that a stage writes."""
+        return tuple((self.graph.casefold(c), i) for c in self.vertex(i).outputs)
+
+    def readers(self, i: int) -> list[int]:
+        """The stages that read an output of stage i.
+
+        Raises:
+            RefusedError: a stage behind it may read any column.
+        """
+        for j in self.reads:
+            if j > i and not (self.vertex(j).declares_all and not self.vertex(j).opaque):
+                raise RefusedError(f"{self.vertex(j).uid} behind it may read any column")
+        return [j for j in self.reads if any(read.version[1] == i for read in self.reads[j])]
+
+    def check_visible(self, version: Version, at: int, without: int) -> None:
+        """Raise RefusedError if a stage between its writer and stage `at` overwrites it, once stage `without` is gone."""
+        first = version[0].partition(".")[0]
+        for j in self.reads:
+            if version[1] < j < at and j != without and self.graph.writes(j, [version[0], first]):
+                raise RefusedError(f"{self.vertex(j).uid} overwrites {self.graph.name(version)!r}, which it reads")
+
+    def absorber(self, j: int) -> Absorber:
+        """Stage j as it takes something up.
+
+        Raises:
+            RefusedError: it cannot.
+        """
+        if j in self.pinned:
+            raise RefusedError(f"{self.vertex(j).uid} reads its vector, and {self.pinned[j]}")
+        return self.absorbers.get(j) or self.facts.absorber(j)
+
+    def width(self, version: Version) -> int | None:
+        """The number of entries of a column as it is now; None where neither a stage nor the schema tells."""
+        writer = version[1]
+        if writer >= 0 and is_assembler(self.vertex(writer).stage):
+            widths = [self.width(read.version) for read in self.reads.get(writer, ())] or [None]
+            if None not in widths:
+                return sum(w for w in widths if w is not None)
+            if writer in self.resized:
+                return None
+        return self.facts.width(version)
+
+    def block(self, i: int, place: int, total: int | None) -> int:
+        """Where the vector that an assembler reads at this place begins in its output.
+
+        Args:
+            total: the width of the output, where Spark would refuse another one.
+
+        Raises:
+            RefusedError: the columns before it have unknown widths.
+        """
+        reads = self.reads[i]
+        widths = [self.width(read.version) for read in reads]
+        unknown = [k for k, w in enumerate(widths) if w is None]
+        if unknown and total is not None:
+            rest = total - sum(w for w in widths if w is not None)
+            if len(unknown) == 1 or rest == len(unknown):  # a column has at least one entry
+                widths = [w if w is not None else rest // len(unknown) for w in widths]
+        before = widths[:place]
+        if None in before:
+            names = ", ".join(reads[k].spelled for k in unknown if k < place)
+            raise RefusedError(
+                f"how many entries {names} have, in front of it in {self.vertex(i).uid}, is unknown: pass the schema of the data "
+                "(schema=df.schema)"
+            )
+        return sum(w for w in before if w is not None)
+
+
+def _width_in_data(field: StructField | None) -> int | None:
+    if field is None:
+        return None
+    if isinstance(field.dataType, (NumericType, BooleanType)):
+        return 1
+    told = (field.metadata or {}).get("ml_attr", {}).get("num_attrs")
+    return int(told) if isinstance(field.dataType, VectorUDT) and told is not None else None
+
+
+def _widths(facts: Facts, i: int) -> list[int | None]:
+    vertex = facts.graph.vertices[i]
+    stage, kind = vertex.stage, type(vertex.stage).__name__
+    unknown: list[int | None] = [None] * len(vertex.outputs)
+    if not vertex.declares_all or class_name(stage).partition(".")[0] != "pyspark":
+        return unknown
+    if kind == "OneHotEncoderModel":
+        more = (stage.getHandleInvalid() == "keep") - stage.getDropLast()
+        return [int(size) + more for size in stage.categorySizes]
+    if kind in SCALARS:
+        return [1] * len(unknown)
+    if kind == "HashingTF":
+        return [int(stage.getNumFeatures())]
+    if kind == "CountVectorizerModel":
+        return [len(stage.vocabulary)]
+    if kind == "VectorSizeHint":
+        return [int(stage.getSize())]
+    if stage.hasParam("predictionCol"):
+        return [_width_of_prediction(stage, column) for column in vertex.outputs]
+    try:
+        return [facts.map_of(i).width_out]
+    except RefusedError:
+        return unknown
+
+
+def _width_of_prediction(stage: Any, column: str) -> int | None:
+    if column in columns_of(stage, ("predictionCol",)):
+        return 1
+    wide = column in columns_of(stage, ("rawPredictionCol", "probabilityCol"))
+    return int(stage.numClasses) if wide and hasattr(stage, "numClasses") else None

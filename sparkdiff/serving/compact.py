@@ -1,0 +1,189 @@
+"""A fitted pipeline folded into fewer plain MLlib stages with the same outputs."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pyspark.ml import PipelineModel
+from pyspark.ml.feature import RFormulaModel
+from pyspark.ml.tuning import CrossValidatorModel, TrainValidationSplitModel
+from pyspark.sql.types import StructType
+
+from sparkdiff.errors import InputError, check_type, did_you_mean
+from sparkdiff.pipeline.graph import Graph, Version
+from sparkdiff.pipeline.nesting import Path, holders, plain, replaced
+from sparkdiff.pipeline.translation import linked
+from sparkdiff.serving.columns import Facts, Read, State
+from sparkdiff.serving.folding import folded
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclasses.dataclass(frozen=True)
+class StageCompaction:
+    """What becomes of one leaf stage.
+
+    Attributes:
+        path: position in the nested pipelines and formulas.
+        action: "gone"; "changed", where it takes others up or reads other columns; or "same".
+        reason: what happens to the stage, or why it stays, as text.
+    """
+
+    __module__ = "sparkdiff"
+
+    path: tuple[int, ...]
+    uid: str
+    stageClass: str
+    action: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class CompactPlan:
+    """One StageCompaction per leaf stage in the order of the pipeline, and the columns that stay."""
+
+    __module__ = "sparkdiff"
+
+    stages: tuple[StageCompaction, ...]
+    keepCols: tuple[str, ...]
+
+    def toJSON(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    def toPandas(self) -> "pd.DataFrame":
+        import pandas as pd
+
+        return pd.DataFrame([dataclasses.asdict(s) for s in self.stages])
+
+    def __str__(self) -> str:
+        rows = [(".".join(map(str, s.path)) or "0", s.stageClass, s.action, s.reason) for s in self.stages]
+        head = ("", "stage", "", "why")
+        widths = [max(len(row[k]) for row in [head, *rows]) for k in range(3)]
+        lines = [
+            "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]]) for row in [head, *rows]
+        ]
+        left = sum(s.action != "gone" for s in self.stages)
+        lines.append(f"{len(rows)} stages become {left}; these columns stay: {', '.join(self.keepCols) or 'none'}")
+        return "\n".join(lines)
+
+
+def compact(model: Any, keepCols: Sequence[str] | None = None, *, schema: StructType | None = None) -> Any:
+    """The pipeline with as few stages as possible: plain MLlib, with the same values in the columns that are kept.
+
+    Scalers, PCA, DCT, IDF and stages that select entries are folded into the linear model, the network or the trees that read
+    them; assemblers of assemblers become one. Stages that are left keep class, uid and Params, but for the names of the columns
+    that they read. A fold that could change an output is left out; `compact_plan` says which and why. Margins change by
+    rounding alone, and trees not at all. A NaN stays where it was. One exception: a row in which a PCA or a DCT meets an infinite
+    entry, which gives NaN there, may have an infinite margin. Rows that Spark refuses because a vector is null or too long may be
+    refused by a later stage, or by none. Runs no job where constructors can be called.
+
+    Args:
+        model: a fitted `PipelineModel`; it is never changed.
+        keepCols: the columns that must stay; those of the data always do. By default those that no later stage reads, and those
+            of the last stage.
+        schema: the schema of the data, which tells the widths of columns.
+
+    Returns:
+        The same object where nothing folds.
+
+    Raises:
+        InputError: the pipeline is not fitted, or no stage writes one of `keepCols`.
+    """
+    given = plain(model)
+    state, _ = folded(_start(given, keepCols, schema))
+    alone = {
+        path for path, holder in holders(given) if isinstance(holder, (CrossValidatorModel, TrainValidationSplitModel))
+    }
+    new: dict[Path, Any] = {}
+    for i in state.gone:  # of a search whose model is one stage there is no list to leave it out of
+        new[state.vertex(i).path] = PipelineModel([]) if state.vertex(i).path in alone else []
+    for i in state.reads:
+        vertex = state.vertex(i)
+        stage = state.absorbers[i].built() if i in state.absorbers else vertex.stage
+        spelled = tuple(read.spelled for read in state.reads[i])
+        new[vertex.path] = _reading(stage, vertex.spelled, spelled)
+    return replaced(given, new)
+
+
+def compact_plan(model: Any, keepCols: Sequence[str] | None = None, *, schema: StructType | None = None) -> CompactPlan:
+    """What `compact` does with the same arguments, stage by stage, and why stages stay.
+
+    Raises:
+        InputError: as of `compact`.
+    """
+    start = _start(plain(model), keepCols, schema)
+    state, why = folded(start)
+    return CompactPlan(
+        tuple(_told(state, start, why, i) for i in range(len(state.graph.vertices))),
+        tuple(
+            c for v in state.graph.vertices for c in v.outputs if (state.graph.casefold(c), v.position) in state.keep
+        ),
+    )
+
+
+def _told(state: State, start: State, why: Mapping[int, str], i: int) -> StageCompaction:
+    vertex = state.vertex(i)
+    changed = i in state.absorbers or (i in state.reads and state.reads[i] != start.reads[i])
+    action = "gone" if i in state.gone else "changed" if changed else "same"
+    return StageCompaction(vertex.path, vertex.uid, vertex.stageClass, action, state.gone.get(i) or f"stays: {why[i]}")
+
+
+def _start(model: Any, keepCols: Sequence[str] | None, schema: StructType | None) -> State:
+    if schema is not None:
+        check_type("schema", schema, StructType, "a StructType such as df.schema")
+    graph = linked(model)
+    reads = {v.position: tuple(map(Read, v.spelled, v.sources)) for v in graph.vertices}
+    keep = _unread(graph) if keepCols is None else _named(graph, keepCols)
+    return State(Facts(graph, schema), keep, _pinned(model, graph), reads)
+
+
+def _unread(graph: Graph) -> frozenset[Version]:
+    """The columns that no later stage reads or overwrites, and those of the last stage."""
+    last, read = len(graph.vertices) - 1, {version for v in graph.vertices for version in v.sources}
+    return frozenset(
+        (name, i)
+        for name, i in graph.writers.items()
+        if i == last or not ((name, i) in read or _in_struct(name, i, read))
+    )
+
+
+def _in_struct(name: str, i: int, read: set[Version]) -> bool:
+    """Whether a field of the column is read."""
+    return any(p == i and other.startswith(f"{name}.") for other, p in read)
+
+
+def _named(graph: Graph, keepCols: Sequence[str]) -> frozenset[Version]:
+    given = [keepCols] if isinstance(keepCols, str) else list(keepCols)
+    if not given:
+        raise InputError("keepCols is empty, so that no stage would be left: name the columns that must stay")
+    for name in given:
+        if graph.casefold(name) not in graph.writers:
+            known = {c for v in graph.vertices for c in v.outputs}
+            raise InputError(
+                f"keepCols={name!r} is no column that a stage writes; columns of the data always stay. "
+                f"{did_you_mean(name, known)}"
+            )
+    return frozenset((graph.casefold(name), graph.writers[graph.casefold(name)]) for name in given)
+
+
+def _pinned(model: Any, graph: Graph) -> dict[int, str]:
+    """The stages that cannot change, with the reason."""
+    out: dict[int, str] = {}
+    for path, holder in holders(model):
+        for vertex in graph.vertices:
+            if type(holder) is RFormulaModel and vertex.path[: len(path)] == path:
+                out[vertex.position] = f"it is a part of {holder.uid}, which cannot change"
+    return out
+
+
+def _reading(stage: Any, was: tuple[str, ...], now: tuple[str, ...]) -> Any:
+    """The stage with other input columns; the same object where they stay."""
+    if was == now:
+        return stage
+    name = next(p for p in ("inputCols", "inputCol", "featuresCol") if stage.hasParam(p) and stage.isDefined(p))
+    return stage.copy({stage.getParam(name): list(now) if name == "inputCols" else now[0]})
+
+
+__all__ = ["CompactPlan", "StageCompaction", "compact", "compact_plan"]

@@ -1,0 +1,203 @@
+"""The steps by which a pipeline loses stages. Each takes one stage away, and leaves every kept column as it was."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from sparkdiff.pipeline.schema import is_plain
+from sparkdiff.serving.absorbers import Absorber
+from sparkdiff.serving.columns import Read, State, is_assembler
+from sparkdiff.serving.maps import Map, RefusedError
+
+
+def folded(state: State) -> tuple[State, dict[int, str]]:
+    """The pipeline after all steps that are possible, and why each stage that is left cannot go."""
+    while True:
+        why: dict[int, str] = {}
+        for i in sorted(state.reads, reverse=True):
+            try:
+                state = without(state, i)
+                break
+            except RefusedError as e:
+                why[i] = str(e)
+        else:
+            return state, why
+
+
+def without(state: State, i: int) -> State:
+    """The pipeline without stage i.
+
+    Raises:
+        RefusedError: that would change a kept column, or which rows there are.
+    """
+    vertex = state.vertex(i)
+    if i in state.pinned:
+        raise RefusedError(state.pinned[i])
+    if vertex.opaque or not vertex.declares_all:
+        raise RefusedError("it may read and write any column")
+    if vertex.drops_rows or _drops(vertex.stage):
+        raise RefusedError("it drops rows")
+    kept = [c for c, v in zip(vertex.outputs, state.versions(i), strict=True) if v in state.keep]
+    if kept:
+        raise RefusedError(f"{', '.join(kept)} {'is' if len(kept) == 1 else 'are'} kept")
+    readers = state.readers(i)
+    if not readers:
+        return _deleted(state, i)
+    if is_assembler(vertex.stage):
+        return _merged(state, i, readers)
+    return _folded(state, i, readers)
+
+
+def _drops(stage: Any) -> bool:
+    return stage.hasParam("coldStartStrategy") and bool(stage.getOrDefault("coldStartStrategy") == "drop")
+
+
+def _deleted(state: State, i: int) -> State:
+    stage = state.vertex(i).stage
+    if stage.hasParam("handleInvalid") and stage.getOrDefault("handleInvalid") != "keep":
+        raise RefusedError("nobody reads its output, but it refuses rows with invalid values")
+    return _gone(state, i, "deleted: nobody reads its output", {}, {})
+
+
+def _gone(
+    state: State, i: int, how: str, reads: Mapping[int, tuple[Read, ...]], absorbers: Mapping[int, Absorber]
+) -> State:
+    left = {j: found for j, found in {**state.reads, **reads}.items() if j != i}
+    return dataclasses.replace(
+        state, reads=left, absorbers={**state.absorbers, **absorbers}, gone={**state.gone, i: how}
+    )
+
+
+# Assemblers -------------------------------------------------------------------------------------------------------------
+
+
+def _merged(state: State, i: int, readers: list[int]) -> State:
+    """Its columns are read by the assemblers that read its vector."""
+    mode = state.vertex(i).stage.getHandleInvalid()
+    reads = {}
+    for j in readers:
+        other = state.vertex(j)
+        if not is_assembler(other.stage):
+            raise RefusedError(f"{other.uid} ({other.stageClass}) reads its vector")
+        if j in state.pinned:
+            raise RefusedError(f"{other.uid} reads its vector, and {state.pinned[j]}")
+        if other.stage.getHandleInvalid() != mode:
+            theirs = other.stage.getHandleInvalid()
+            raise RefusedError(f"it has handleInvalid={mode!r}, and {other.uid}, which reads its vector, {theirs!r}")
+        _check_names(state, j)
+        for read in state.reads[i]:
+            state.check_visible(read.version, j, i)
+        inner = state.reads[i]
+        reads[j] = tuple(r for read in state.reads[j] for r in (inner if read.version[1] == i else (read,)))
+    return _gone(state, i, f"merged into {_uids(state, readers)}", reads, {})
+
+
+def _check_names(state: State, j: int) -> None:
+    """The names of the entries of an assembler's vector change with what it reads."""
+    if any(v in state.keep for v in state.versions(j)):
+        raise RefusedError(f"{', '.join(state.vertex(j).outputs)} is kept, with the names of its entries")
+    behind = [j]
+    for k in sorted(state.reads):
+        if k > j and any(read.version[1] in behind for read in state.reads[k]):
+            behind.append(k)
+            stage = state.vertex(k).stage
+            if stage.hasParam("names") and stage.getOrDefault("names"):
+                raise RefusedError(f"{stage.uid} selects entries by their names, which would change")
+
+
+# Affine stages ----------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A stage that would take a map up.
+
+    Attributes:
+        start: the first of its features that the map makes.
+        through: the assemblers between them.
+    """
+
+    position: int
+    start: int
+    through: tuple[int, ...] = ()
+
+
+def _folded(state: State, i: int, readers: list[int]) -> State:
+    """Its map is taken up by all stages that read its vector, or read it through assemblers."""
+    change = state.facts.map_of(i)
+    [read] = state.reads[i]
+    targets = [target for j in readers for target in _targets(state, i, j, change)]
+    width_in = change.width_in if change.width_in is not None else state.width(read.version)
+    reads, absorbers = dict[int, tuple[Read, ...]](), dict[int, Absorber]()
+    for target in targets:
+        j = target.position
+        state.check_visible(read.version, (target.through or (j,))[0], i)
+        found = absorbers.get(j) or state.absorber(j)
+        absorbers[j] = found.absorbed(change, target.start, width_in)
+        first = (target.through or (j,))[0]
+        reads[first] = tuple(read if r.version[1] == i else r for r in state.reads[first])
+    into = _uids(state, [t.position for t in targets])
+    resized = state.resized | {k for t in targets for k in t.through if change.width_in != change.width_out}
+    return _gone(dataclasses.replace(state, resized=resized), i, f"folded into {into}", reads, absorbers)
+
+
+def _targets(state: State, i: int, j: int, change: Map) -> Iterator[Target]:
+    """Where stage j, which reads stage i, takes the map of i up.
+
+    Raises:
+        RefusedError: it does not, or a reader behind it does not.
+    """
+    if not is_assembler(state.vertex(j).stage):
+        absorber = state.absorber(j)
+        if state.reads[j][0].version[1] != i:
+            raise RefusedError(f"{state.vertex(j).uid} reads it beside its features")
+        spelled = state.reads[i][0].spelled
+        if state.vertex(j).stage.hasParam("featuresCol") and "." in spelled:
+            raise RefusedError(f"{state.vertex(j).uid} cannot read a column of the name {spelled}")
+        if absorber.checks_width and change.width_out not in (None, absorber.width):
+            raise RefusedError(
+                f"{state.vertex(j).uid} reads {absorber.width} entries, and it writes {change.width_out}"
+            )
+        yield Target(j, 0)
+        return
+    _check_input(state, i)
+    yield from _behind(state, j, i, change)
+
+
+def _check_input(state: State, i: int) -> None:
+    """An assembler must be able to tell the width of what it reads instead by the column's metadata."""
+    version = state.reads[i][0].version
+    writer = version[1]
+    stage = None if writer < 0 else state.vertex(writer).stage
+    if stage is None or not (is_assembler(stage) or (is_plain(stage) and state.facts.width(version) is not None)):
+        raise RefusedError(
+            f"an assembler would read {state.graph.name(version)!r} instead, of which Spark may not know the width"
+        )
+
+
+def _behind(state: State, j: int, i: int, change: Map) -> Iterator[Target]:
+    """The targets behind assembler j, which reads the output of stage i."""
+    assembler = state.vertex(j)
+    if j in state.pinned:
+        raise RefusedError(f"{assembler.uid} reads its vector, and {state.pinned[j]}")
+    if any(v in state.keep for v in state.versions(j)):
+        raise RefusedError(f"{', '.join(assembler.outputs)}, which contains its vector, is kept")
+    places = [k for k, read in enumerate(state.reads[j]) if read.version[1] == i]
+    if len(places) != 1:
+        raise RefusedError(f"{assembler.uid} reads its vector {len(places)} times")
+    readers = state.readers(j)
+    if not readers:
+        raise RefusedError(f"{assembler.uid} reads its vector, and nobody reads {', '.join(assembler.outputs)}")
+    for k in readers:
+        if is_assembler(state.vertex(k).stage):
+            inner = state.block(j, places[0], None)
+            for target in _behind(state, k, j, change):
+                yield dataclasses.replace(target, start=target.start + inner, through=(j, *target.through))
+            continue
+        absorber = state.absorber(k)
+        start = state.block(j, places[0], absorber.width if absorber.checks_width else None)
+        yield Target(k, start, (j,))
+
+
+def _uids(state: State, positions: list[int]) -> str:
+    return ", ".join(state.vertex(j).uid for j in dict.fromkeys(positions))

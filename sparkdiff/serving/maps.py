@@ -1,0 +1,144 @@
+"""What a stage does to the vector that it reads, in a form that a later stage can take up."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from sparkdiff.stages.affine import Affine, Factors
+from sparkdiff.stages.base import REGISTRY, class_name
+from sparkdiff.stages.fields import Field, FieldReader, StaysInSparkError
+from sparkdiff.stages.projection import DCT, PCA
+from sparkdiff.stages.scaling import MaxAbsScaler, MinMaxScaler, Standardizer
+from sparkdiff.stages.selecting import Selection
+
+Array = np.ndarray[Any, Any]
+
+
+class RefusedError(Exception):
+    """Two stages do not fold, for the reason that its text gives; never leaves the package."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Map:
+    """An affine stage from vectors (d_in,) to vectors (d_out,).
+
+    Attributes:
+        width_in, width_out: None where the stage does not tell.
+    """
+
+    module: Affine
+    width_in: int | None
+    width_out: int | None
+
+    def slopes(self, matrix: Array, width_in: int) -> tuple[Array, Array]:
+        """Linear functions (m, d_out) of the output as functions (m, d_in) of the input, and their constants (m,)."""
+        parameters = dict(self.module.named_parameters())
+        with torch.no_grad():
+            form = self.module.affine_form(parameters, torch.from_numpy(matrix.T.copy()), [width_in])
+        constant = form.constant[0].numpy() if isinstance(form.constant, torch.Tensor) else np.zeros(len(matrix))
+        return form.slopes[0].numpy().T.copy(), constant
+
+    def reaches(self, stored: Array, width_in: int) -> Array:
+        """Which inputs (m, d_in) functions meet that meet these outputs (m, d_out); a NaN in one of them makes them NaN."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class Entries(Map):
+    """Each entry by itself: (x - shift) * factor + plus, in this order of rounding, as Spark computes it.
+
+    Attributes:
+        shift, factor, plus: (d,); 0, 1 and 0 change nothing, in any bit of a number.
+        fixed: (d,) bool, entries that give one number for every input but NaN.
+        size: (d,) what an output is in size, usually: 1 standard deviation, or the end of its range.
+    """
+
+    shift: Array
+    factor: Array
+    plus: Array
+    fixed: Array
+    size: Array
+
+    def reaches(self, stored: Array, width_in: int) -> Array:
+        return stored
+
+    @property
+    def at_zero(self) -> Array:
+        """The output of a row of zeros, (d,)."""
+        return np.asarray((0.0 - self.shift) * self.factor + self.plus)
+
+
+@dataclasses.dataclass(frozen=True)
+class Product(Map):
+    """Each output adds up all entries: x @ matrix."""
+
+    def reaches(self, stored: Array, width_in: int) -> Array:
+        return np.broadcast_to(stored.any(1, keepdims=True), (len(stored), width_in))
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen(Map):
+    """Entries of these places (d_out,), the others are not read."""
+
+    places: Array
+
+    def reaches(self, stored: Array, width_in: int) -> Array:
+        out = np.zeros((len(stored), width_in), np.bool_)
+        out[:, self.places] = stored
+        return out
+
+
+def map_of(stage: Any, fields: Sequence[Field | None] = (None,)) -> Map:
+    """The map of a fitted stage.
+
+    Args:
+        fields: what is known about its input, for stages that select entries by their names.
+
+    Raises:
+        RefusedError: it is not affine, or the names that it selects cannot be looked up.
+    """
+    cls = REGISTRY.get(class_name(stage))
+    if cls is None or not issubclass(cls, (Standardizer, MaxAbsScaler, MinMaxScaler, Factors, PCA, DCT, Selection)):
+        raise RefusedError("it is not an affine function of one vector")
+    if (why := cls.refuses(stage)) is not None:
+        raise RefusedError(why)
+    if issubclass(cls, FieldReader) and cls.wants_fields(stage):
+        try:
+            return of_module(cls.from_fields(stage, fields))
+        except StaysInSparkError as e:
+            raise RefusedError(str(e)) from e
+    return of_module(cls.from_spark(stage))
+
+
+def of_module(module: Any) -> Map:
+    """The map of a stage's module, of one of the classes that `map_of` takes."""
+    if isinstance(module, Selection):
+        return Chosen(module, None, len(module.indices), module.indices.numpy())
+    if isinstance(module, PCA):
+        return Product(module, *module.pc.shape)
+    if isinstance(module, DCT):
+        return Product(module, None, None)
+    return _entries(module)
+
+
+@torch.no_grad()
+def _entries(module: Any) -> Entries:
+    d = module.fitted_width()
+    zero, one, none = np.zeros(d), np.ones(d), np.zeros(d, np.bool_)
+    if isinstance(module, Standardizer):
+        divisor, shift = (module.weight(name) for name in module.weights)
+        factor = module.factor(torch.from_numpy(divisor)).numpy() if module.divides else one
+        size = one if module.divides else divisor
+        return Entries(module, d, d, shift if module.shifts else zero, factor, zero, none, size)
+    if isinstance(module, MinMaxScaler):
+        low, moves = module.weight("originalMin"), module.moves.numpy()
+        span = np.where(moves, module.weight("originalMax") - low, 1.0)
+        factor = np.where(moves, (module.high - module.low) / span, 0.0)
+        size = np.full(d, max(abs(module.low), abs(module.high)))
+        return Entries(module, d, d, low, factor, np.full(d, module.low), ~moves, size)
+    if isinstance(module, MaxAbsScaler):
+        return Entries(module, d, d, zero, module.factor(module.maxAbs).numpy(), zero, none, one)
+    return Entries(module, d, d, zero, module.weight(module.weights[0]), zero, none, one)
