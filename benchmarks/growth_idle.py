@@ -11,6 +11,7 @@ start of the processes doesn't: it is printed beside (in a fit, rows are read me
 Prints a table, writes JSON, and fails where more than 5% is idle.
 """
 
+import math
 import random
 import sys
 import tempfile
@@ -28,6 +29,7 @@ from sparkdiff.growth import rounds, running
 from sparkdiff.growth.criterion import Specification
 from sparkdiff.growth.items import Found, Item
 from sparkdiff.growth.rounds import Limits, Member, Run
+from sparkdiff.growth.serving import Serving
 from sparkdiff.growth.table import Split, Table
 from sparkdiff.options import Options
 from sparkdiff.stages.linear import LinearRegression
@@ -37,6 +39,7 @@ from sparkdiff.store.run_folder import RunFolder
 BOUND = 0.05
 WIDTH, PER_PROCESS, SPREAD = 40, 4, 3.0
 F64 = torch.float64
+LIMITS = Limits(("units",), 9, 0.01, 0, Serving(1.0, math.inf, "LinearRegressionModel", 1, WIDTH))
 
 
 def table_of(rows: int) -> tuple[Table, LabelStats]:
@@ -96,7 +99,7 @@ class Rounds:
             if best.part is not None:
                 members.append(Member(best.part, 1.0, number))
             if members:
-                new, table = rounds.mixed(members, self.start, self.criterion, Limits(("units",), 9, 0.01, 1e9, 0))
+                new, table = rounds.mixed(members, self.start, self.criterion, LIMITS)
                 members = list(new)
         whole = time.monotonic() - begun
         times = self.times[first:]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.items import Found, Item
-from sparkdiff.growth.part import Part, Place, Stages, Trainer
+from sparkdiff.growth.part import Part, Place, Served, Stages, Trainer
 from sparkdiff.growth.table import Split, Table
 
 
@@ -34,8 +34,8 @@ class Slope(Part):
         assert isinstance(split.features, Tensor)
         return split.features @ self.weights
 
-    def cost(self) -> float:
-        return 1.0
+    def served(self, features: float) -> Served:
+        return Served([], 0)
 
     def stages(self, place: Place) -> Stages:
         return Stages([], [])

@@ -1,5 +1,6 @@
 """The grown pipeline: plain MLlib stages between those of the user, and the user's last linear stage over all columns."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,8 +11,10 @@ from pyspark.ml.linalg import VectorUDT
 from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
+from sparkdiff.growth import costs
 from sparkdiff.growth.part import Output, Place
 from sparkdiff.growth.rounds import Member
+from sparkdiff.growth.serving import Serving
 from sparkdiff.jvm.coefficients import matrix_of, with_coefficients
 from sparkdiff.pipeline.graph import Vertex
 from sparkdiff.pipeline.nesting import flatten, replaced
@@ -45,6 +48,30 @@ def grown_pipeline(model: Any, head: Vertex, members: Sequence[Member], before: 
     return PipelineModel(found) if isinstance(found, list) else found
 
 
+def serving_of(
+    model: Any, head: Vertex, limit: float | None, data: DataFrame, indexers: Sequence[Any] = ()
+) -> Serving:  # fmt: skip
+    """What pipelines that `grown_pipeline` makes cost to serve.
+
+    Args:
+        limit: as a multiple of what the pipeline costs now; None for no limit.
+        indexers: see `grown_pipeline`.
+    """
+    stage, (features, *_) = head.stage, head.inputs
+    width = width_of(stage)
+    entries = costs.filled_by_model(model).get(features, float(width))
+    before = costs.of_model(model, {features: entries})
+    hint = width if _has_no_size(features, data) else 0
+    most = math.inf if limit is None else limit * before
+    indexed = frozenset(indexer.getOutputCol() for indexer in indexers)
+    return Serving(before, most, type(stage).__name__, max(_classes(stage), 1), entries, hint, indexed)
+
+
+def cost_of(made: Any, head: Vertex, serving: Serving) -> float:
+    """Microseconds per row of a grown pipeline, read from its stages."""
+    return costs.of_model(made, {head.inputs[0]: serving.features})
+
+
 def unused_mark(model: Any, wanted: str, columns: Sequence[str]) -> str:
     """A name that begins no uid and no column of the pipeline: a pipeline that was grown before can be grown again."""
     uids = [stage.uid for _, stage in flatten(model)]
@@ -74,14 +101,19 @@ def width_of(stage: Any) -> int:
 
 def _sized(features: str, stage: Any, data: DataFrame, mark: str) -> list[Any]:
     """A VectorSizeHint where nothing else tells the assembler how many features there are."""
-    field = next((f for f in data.schema.fields if f.name == features), None)
-    if field is None or not isinstance(field.dataType, VectorUDT):
-        return []
-    attributes = (field.metadata or {}).get("ml_attr", {})
-    if attributes.get("num_attrs") or attributes.get("attrs"):
+    if not _has_no_size(features, data):
         return []
     hint = VectorSizeHint(inputCol=features, size=width_of(stage), handleInvalid="optimistic")
     return [jvm.named(hint, f"{mark}_size")]
+
+
+def _has_no_size(features: str, data: DataFrame) -> bool:
+    """Whether these are vectors of the rows whose metadata don't tell how many entries they have."""
+    field = next((f for f in data.schema.fields if f.name == features), None)
+    if field is None or not isinstance(field.dataType, VectorUDT):
+        return False
+    attributes = (field.metadata or {}).get("ml_attr", {})
+    return not (attributes.get("num_attrs") or attributes.get("attrs"))
 
 
 def widened(stage: Any, outputs: Sequence[Output]) -> Any:

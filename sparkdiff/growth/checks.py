@@ -1,6 +1,5 @@
-"""What growth refuses before anything trains: options, columns, a limit on costs and rows that it can't work with."""
+"""What growth refuses before anything trains: options, columns and rows that it can't work with."""
 
-import math
 from collections.abc import Sequence
 
 from pyspark.sql import DataFrame
@@ -10,8 +9,6 @@ from sparkdiff.data.splits import VALIDATION, field
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation import guard
 from sparkdiff.finetune import Run, Task
-from sparkdiff.growth import costs
-from sparkdiff.growth.settings import GrowthSettings
 from sparkdiff.options import Options
 
 
@@ -45,28 +42,6 @@ def check_entities(names: Sequence[str], task: Task, data: DataFrame) -> None:
             raise InputError(
                 f"entityCols: {name!r} has a dot or a backtick, which stages read as a field: rename the column"
             )
-
-
-def room_of(settings: GrowthSettings, cost: float) -> float:
-    """Microseconds per row that parts may cost to serve.
-
-    Raises:
-        InputError: no part is so cheap.
-    """
-    if settings.maxServingCost is None:
-        return math.inf
-    join = costs.of("VectorAssembler", 2)
-    cheapest = min(
-        costs.of(kind, 1) for kind in ("MultilayerPerceptronClassificationModel", "Bucketizer", "OneHotEncoderModel")
-    )
-    room = (settings.maxServingCost - 1) * cost - join
-    if room < cheapest:
-        raise InputError(
-            f"maxServingCost={settings.maxServingCost:g} leaves {(settings.maxServingCost - 1) * cost:.3g} us per row beside the "
-            f"{cost:.3g} us that the pipeline costs now, but the cheapest part costs {cheapest + join:.3g} us: set it to "
-            f"{1 + 1.5 * (cheapest + join) / cost:.2f} or more"
-        )
-    return room
 
 
 def check_rows(run: Run) -> None:

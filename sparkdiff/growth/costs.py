@@ -5,10 +5,17 @@ decision is the same on every machine and whatever else runs there; a stopwatch 
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sparkdiff.pipeline.nesting import flatten
+
+Steps = Sequence[tuple[str, float]]
+"""Stages one after another: (class, entries as `COSTS` counts them)."""
+Filled = Mapping[str, float]
+"""Column of vectors -> how many entries of a row are not zero."""
+Entries = Callable[[Any, Filled], float]
+NOTHING: Filled = {}
 
 COSTS: Mapping[str, tuple[float, float]] = {
     "VectorAssembler": (1.65, 0.11),
@@ -40,10 +47,11 @@ COSTS: Mapping[str, tuple[float, float]] = {
 
 - VectorAssembler: a number that is assembled, and an entry that is not zero of a vector;
 - Interaction: a product that is not zero;
-- VectorSizeHint, scalers, ElementwiseProduct: an entry of the vector;
+- VectorSizeHint, MinMaxScalerModel, scalers that centre: an entry of the vector;
+- other scalers, ElementwiseProduct: an entry that is not zero;
 - StringIndexerModel, OneHotEncoderModel, Bucketizer: a column;
 - IsotonicRegressionModel: a step of the search among n boundaries, log2(n) of them;
-- PCAModel, linear and logistic models: a coefficient;
+- PCAModel, linear and logistic models: a coefficient of an entry that is not zero;
 - MultilayerPerceptronClassificationModel: a weight;
 - GaussianMixtureModel: an entry of a covariance;
 - trees: a node on the way of a row, which are log2(nodes + 1) in a tree whose branches are about as long. Those of regressions
@@ -59,28 +67,67 @@ def of(kind: str, entries: float) -> float:
     return fixed + each * entries
 
 
-def of_stage(stage: Any) -> float:
-    """Microseconds per row of a fitted stage.
-
-    Its size is read from the stage alone, without rows: an assembled column counts as one entry (a number, or a one-hot
-    vector), and an interaction as one product.
-    """
-    return of(type(stage).__name__, entries_of(stage))
+def of_steps(steps: Steps) -> float:
+    """Microseconds per row of stages one after another."""
+    return sum(of(kind, entries) for kind, entries in steps)
 
 
-def of_model(model: Any) -> float:
+def of_stage(stage: Any, filled: Filled = NOTHING) -> float:
+    """Microseconds per row of a fitted stage, see `entries_of`."""
+    return of(type(stage).__name__, entries_of(stage, filled))
+
+
+def of_model(model: Any, filled: Filled = NOTHING) -> float:
     """Microseconds per row of all leaf stages of a fitted pipeline.
+
+    Args:
+        filled: of columns that it is given.
 
     Raises:
         InputError: a stage is not fitted; names it.
     """
-    return sum(of_stage(stage) for _, stage in flatten(model))
+    known, total = dict(filled), 0.0
+    for _, stage in flatten(model):
+        total += of_stage(stage, known)
+        known |= filled_by(stage, known)
+    return total
 
 
-def entries_of(stage: Any) -> float:
-    """The entries of a fitted stage; 0 for a class that isn't in the table."""
+def filled_by_model(model: Any) -> dict[str, float]:
+    """How many entries of a row are not zero in the columns that a fitted pipeline writes, as far as its stages tell."""
+    known: dict[str, float] = {}
+    for _, stage in flatten(model):
+        known |= filled_by(stage, known)
+    return known
+
+
+def entries_of(stage: Any, filled: Filled = NOTHING) -> float:
+    """The entries of a fitted stage; 0 for a class that isn't in the table.
+
+    Args:
+        filled: a column that isn't in it counts as one number where it is assembled, and as all entries of the stage elsewhere.
+    """
     read = ENTRIES.get(type(stage).__name__)
-    return float(read(stage)) if read is not None else 0.0
+    return float(read(stage, filled)) if read is not None else 0.0
+
+
+def filled_by(stage: Any, filled: Filled) -> dict[str, float]:
+    """Of the columns of vectors that a fitted stage writes, how many entries of a row are not zero.
+
+    Not of a class of which this is not known, such as those that hash words.
+    """
+    kind = type(stage).__name__
+    if kind == "OneHotEncoderModel":
+        return dict.fromkeys(stage.getOutputCols() if stage.isSet("outputCols") else [stage.getOutputCol()], 1.0)
+    if kind == "MultilayerPerceptronClassificationModel":
+        return {stage.getRawPredictionCol(): float(stage.getLayers()[-1])}
+    if kind == "PCAModel":
+        return {stage.getOutputCol(): float(stage.pc.numCols)}
+    if kind == "VectorSizeHint":
+        return {stage.getInputCol(): filled.get(stage.getInputCol(), float(stage.getSize()))}
+    if kind in SAME_SHAPE:
+        return {stage.getOutputCol(): entries_of(stage, filled)}
+    return {}
 
 
 def lookups(trees: int, nodes: int) -> float:
@@ -88,49 +135,85 @@ def lookups(trees: int, nodes: int) -> float:
     return trees * math.log2(nodes / trees + 1)
 
 
-def _columns(stage: Any) -> int:
+def steps_among(boundaries: int) -> float:
+    """The steps of a search among the boundaries of an IsotonicRegressionModel."""
+    return math.log2(max(boundaries, 2))
+
+
+def _columns(stage: Any, filled: Filled) -> int:
     return len(stage.getInputCols()) if stage.isSet("inputCols") else 1
 
 
-def _covariances(stage: Any) -> int:
+def _assembled(stage: Any, filled: Filled) -> float:
+    return sum(filled.get(column, 1.0) for column in stage.getInputCols())
+
+
+def _products(stage: Any, filled: Filled) -> float:
+    return math.prod(filled.get(column, 1.0) for column in stage.getInputCols())
+
+
+def _scaled(size: Callable[[Any], int], centres: str = "") -> Entries:
+    """Of a scaler of vectors of this size; one that centres makes them dense."""
+
+    def entries(stage: Any, filled: Filled) -> float:
+        dense = centres and stage.getOrDefault(centres)
+        return size(stage) if dense else filled.get(stage.getInputCol(), float(size(stage)))
+
+    return entries
+
+
+def _projected(stage: Any, filled: Filled) -> float:
+    return filled.get(stage.getInputCol(), float(stage.pc.numRows)) * float(stage.pc.numCols)
+
+
+def _covariances(stage: Any, filled: Filled) -> int:
     return len(stage.weights) * int(stage.gaussiansDF.first()["mean"].size) ** 2
 
 
-def _ensemble(stage: Any) -> float:
+def _tree(stage: Any, filled: Filled) -> float:
+    return lookups(1, stage.numNodes)
+
+
+def _ensemble(stage: Any, filled: Filled) -> float:
     return lookups(stage.getNumTrees, stage.totalNumNodes)
 
 
-def _coefficients(stage: Any) -> int:
-    return int(stage.numFeatures)
+def _coefficients(stage: Any, filled: Filled) -> float:
+    return filled.get(stage.getFeaturesCol(), float(stage.numFeatures))
 
 
-def _logistic(stage: Any) -> int:
-    return int(stage.coefficientMatrix.numRows * stage.coefficientMatrix.numCols)
+def _logistic(stage: Any, filled: Filled) -> float:
+    return float(stage.coefficientMatrix.numRows) * _coefficients(stage, filled)
 
 
-ENTRIES: Mapping[str, Callable[[Any], float]] = {
-    "VectorAssembler": _columns,
-    "Interaction": lambda stage: 1,
-    "VectorSizeHint": lambda stage: stage.getSize(),
-    "ElementwiseProduct": lambda stage: stage.getScalingVec().size,
-    "StandardScalerModel": lambda stage: stage.std.size,
-    "MinMaxScalerModel": lambda stage: stage.originalMin.size,
-    "MaxAbsScalerModel": lambda stage: stage.maxAbs.size,
-    "RobustScalerModel": lambda stage: stage.range.size,
+ENTRIES: Mapping[str, Entries] = {
+    "VectorAssembler": _assembled,
+    "Interaction": _products,
+    "VectorSizeHint": lambda stage, filled: stage.getSize(),
+    "ElementwiseProduct": _scaled(lambda stage: stage.getScalingVec().size),
+    "StandardScalerModel": _scaled(lambda stage: stage.std.size, "withMean"),
+    "MinMaxScalerModel": lambda stage, filled: stage.originalMin.size,
+    "MaxAbsScalerModel": _scaled(lambda stage: stage.maxAbs.size),
+    "RobustScalerModel": _scaled(lambda stage: stage.range.size, "withCentering"),
     "StringIndexerModel": _columns,
     "OneHotEncoderModel": _columns,
     "Bucketizer": _columns,
-    "IsotonicRegressionModel": lambda stage: math.log2(max(stage.boundaries.size, 2)),
-    "PCAModel": lambda stage: stage.pc.numRows * stage.pc.numCols,
+    "IsotonicRegressionModel": lambda stage, filled: steps_among(stage.boundaries.size),
+    "PCAModel": _projected,
     "LinearRegressionModel": _coefficients,
     "GeneralizedLinearRegressionModel": _coefficients,
     "LogisticRegressionModel": _logistic,
-    "MultilayerPerceptronClassificationModel": lambda stage: stage.weights.size,
+    "MultilayerPerceptronClassificationModel": lambda stage, filled: stage.weights.size,
     "GaussianMixtureModel": _covariances,
-    "DecisionTreeRegressionModel": lambda stage: lookups(1, stage.numNodes),
-    "DecisionTreeClassificationModel": lambda stage: lookups(1, stage.numNodes),
+    "DecisionTreeRegressionModel": _tree,
+    "DecisionTreeClassificationModel": _tree,
     "RandomForestRegressionModel": _ensemble,
     "RandomForestClassificationModel": _ensemble,
     "GBTRegressionModel": _ensemble,
     "GBTClassificationModel": _ensemble,
 }
+SAME_SHAPE = frozenset(
+    {"VectorAssembler", "Interaction", "ElementwiseProduct", "StandardScalerModel", "MinMaxScalerModel", "MaxAbsScalerModel",
+     "RobustScalerModel"}
+)  # fmt: skip
+"""Classes that write as many entries as they count."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.feature import StringIndexer
+from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
 from sparkdiff.data.splits import Boundaries, Source, fit_on_training_rows
@@ -31,12 +32,14 @@ class Ground:
         head: the last linear stage, in the pipeline as it was given.
         indexers: the fitted StringIndexers of the entities.
         known: the columns that parts may read.
+        data: the rows as the head gets them.
     """
 
     task: Task
     head: Vertex
     indexers: tuple[Any, ...]
     known: tuple[Known, ...]
+    data: DataFrame
 
 
 def ground(
@@ -58,7 +61,8 @@ def ground(
         inserted = replaced(model, {head.path: [*fitted.values(), head.stage]})
         task = prepare(inserted if not isinstance(inserted, list) else PipelineModel(inserted), options, data)
     known = upstream_columns(task.cut.graph, data, indexed)
-    return Ground(dataclasses.replace(task, cut=cut_for(task, known)), head, tuple(fitted.values()), tuple(known))
+    task = dataclasses.replace(task, cut=cut_for(task, known))
+    return Ground(task, head, tuple(fitted.values()), tuple(known), task.cut.transform(data))
 
 
 def _indexers(

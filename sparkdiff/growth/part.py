@@ -1,13 +1,14 @@
 """A part: what growth may add to a pipeline, as tensors and as plain MLlib stages."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor
 
+from sparkdiff.growth.costs import Steps
 from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.table import Split, Table
 
@@ -52,6 +53,21 @@ class Stages:
     outputs: Sequence[Output]
 
 
+@dataclass(frozen=True)
+class Served:
+    """What serving a part takes.
+
+    Attributes:
+        steps: its stages, as the table of costs counts them.
+        entries: how many entries of its outputs are not zero in a row: each is assembled, and has a coefficient.
+        columns: that its stages read, beside the features.
+    """
+
+    steps: Steps
+    entries: float
+    columns: frozenset[str] = frozenset()
+
+
 class Part(ABC):
     """A trained part: a function of a row that is added to the margin. Holds plain values and tensors, and can be pickled.
 
@@ -72,8 +88,12 @@ class Part(ABC):
         """What it adds to the margin, (n,) or (n, k), exactly as its stages compute it in Spark."""
 
     @abstractmethod
-    def cost(self) -> float:
-        """What it costs to serve, in multiplications and look-ups per row (see `costs`)."""
+    def served(self, features: float) -> Served:
+        """What serving it takes, stage by stage as `stages` makes them.
+
+        Args:
+            features: how many entries of a row's features are not zero.
+        """
 
     @abstractmethod
     def stages(self, place: Place) -> Stages:
@@ -98,3 +118,11 @@ class Trainer(ABC):
     @abstractmethod
     def part(self) -> Part:
         """The part as it is now."""
+
+
+def unused(name: str, columns: Iterable[str]) -> str:
+    """A heading for a table beside these columns: the name, with underscores where a column has it."""
+    taken = set(columns)
+    while name in taken:
+        name += "_"
+    return name

@@ -5,12 +5,12 @@ from typing import Any
 from pyspark.sql import DataFrame
 
 from sparkdiff.finetune import prepare
-from sparkdiff.growth import costs
-from sparkdiff.growth.assembly import width_of
-from sparkdiff.growth.checks import check_entities, check_options, room_of
-from sparkdiff.growth.inputs import linear_head, upstream_columns
+from sparkdiff.growth.assembly import serving_of, width_of
+from sparkdiff.growth.checks import check_entities, check_options
+from sparkdiff.growth.inputs import cut_for, linear_head, upstream_columns
 from sparkdiff.growth.kinds import GAPS, KINDS
 from sparkdiff.growth.parts import trees
+from sparkdiff.growth.serving import check_room
 from sparkdiff.growth.settings import GrowthSettings
 from sparkdiff.growth.table import Column
 from sparkdiff.options import Options
@@ -30,19 +30,19 @@ def described(model: Any, options: Options, settings: GrowthSettings, data: Data
     graph = task.cut.graph
     head = linear_head(graph)
     check_entities(settings.entityCols, task, data)
-    columns = [k.column for k in upstream_columns(graph, data, {})]
-    before = costs.of_model(model)
-    room_of(settings, before)
-    limit = "no limit" if settings.maxServingCost is None else f"limit {settings.maxServingCost * before:.3g} us"
+    known = upstream_columns(graph, data, {})
+    serving = serving_of(model, head, settings.maxServingCost, cut_for(task, known).transform(data))
+    check_room(serving, settings.parts)
+    limit = "no limit" if settings.maxServingCost is None else f"limit {serving.limit:.3g} us"
     return "\n".join(
         [
             f"growth of {model.uid}: {settings.rounds} rounds at most, in each of which one part may join",
             f"parts join {head.stageClass} {head.uid}, beside its {width_of(head.stage)} features in {head.inputs[0]!r}",
             "columns that parts may read:",
-            *_columns(columns, settings),
+            *_columns([k.column for k in known], settings),
             "kinds of parts, and the stages that they add:",
             *_kinds(settings),
-            f"serving costs {before:.3g} us per row by the table of costs; {limit}",
+            f"serving costs {serving.before:.3g} us per row by the table of costs; {limit}",
         ]
     )
 

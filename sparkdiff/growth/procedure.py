@@ -5,10 +5,10 @@ from typing import Any
 
 from sparkdiff.data.splits import VALIDATION, Boundaries, Source
 from sparkdiff.finetune import Measured, Outcome, Run, begun, checked, prepare, run_folder, verified, written
-from sparkdiff.growth import costs, rounds, running
-from sparkdiff.growth.assembly import grown_pipeline, width_of
+from sparkdiff.growth import rounds, running
+from sparkdiff.growth.assembly import cost_of, grown_pipeline, serving_of, width_of
 from sparkdiff.growth.checkpoints import one_thread
-from sparkdiff.growth.checks import check_options, check_rows, room_of
+from sparkdiff.growth.checks import check_options, check_rows
 from sparkdiff.growth.dropping import without_needless
 from sparkdiff.growth.finishing import finish
 from sparkdiff.growth.ground import Ground, ground
@@ -16,6 +16,7 @@ from sparkdiff.growth.inputs import specification_of, table_of
 from sparkdiff.growth.parts import trees
 from sparkdiff.growth.reporting import Told, with_parts, without_parts
 from sparkdiff.growth.rounds import Grown, Limits, Member, Tried
+from sparkdiff.growth.serving import Serving, check_cost, check_room
 from sparkdiff.growth.settings import GrowthSettings
 from sparkdiff.options import Options
 from sparkdiff.report import Phases
@@ -39,19 +40,19 @@ def grow_pipeline(
     check_options(options)
     settings, missing = trees.without_trees(settings)
     start = ground(model, options, settings.entityCols, sources, boundaries)
-    before = costs.of_model(model)
-    room_of(settings, before)
+    serving = serving_of(model, start.head, settings.maxServingCost, start.data, start.indexers)
+    check_room(serving, settings.parts)
     with begun(start.task, sources, phases, boundaries=boundaries) as run:
         check_rows(run)
         original, doubts = verified(run), [*checked(run), *missing]
-        grown, gone, folder = _rounds(run, start, settings, before, replace=replace)
-        told = Told(settings, grown, gone, before, doubts)
+        grown, gone, folder = _rounds(run, start, settings, serving, replace=replace)
+        told = Told(settings, grown, gone, serving, doubts)
         if not grown.members:
             summary = without_parts(run, original, told)
             phases.on_decision(summary)
             return Outcome(model, model, start.task.plan, summary, (folder,))
-        data = start.task.cut.transform(sources[0].df)
-    made = grown_pipeline(model, start.head, grown.members, start.indexers, data)
+    made = grown_pipeline(model, start.head, grown.members, start.indexers, start.data)
+    check_cost(serving, [m.part for m in grown.members], cost_of(made, start.head, serving))
     task = prepare(made, options, sources[0].df)
     with begun(task, sources, phases, boundaries=boundaries) as run:
         return _decided(run, start, original, told, folder, model, replace=replace)
@@ -69,20 +70,21 @@ def _decided(
         model: the pipeline that was given.
     """
     done = finish(run, original.scores[VALIDATION], told.grown, width_of(start.head.stage), replace=replace)
-    result, after = model, done.before
+    result, after, cost = model, done.before, told.serving.before
     if done.judgement.accepted:
         result, after = written(run, done.start, done.network, {VALIDATION: done.tuned})
-    summary = with_parts(done, original.parity, after, told, costs.of_model(result))
+        cost = cost_of(result, start.head, told.serving)
+    summary = with_parts(done, original.parity, after, told, cost)
     run.phases.on_decision(summary)
     return Outcome(result, model, start.task.plan, summary, (folder, done.fitted.folder))
 
 
 def _rounds(
-    run: Run, start: Ground, settings: GrowthSettings, cost: float, *, replace: bool
+    run: Run, start: Ground, settings: GrowthSettings, serving: Serving, *, replace: bool
 ) -> tuple[Grown, tuple[Member, ...], RunFolder]:  # fmt: skip
     """What the rounds made without the parts that are not missed, these, and the folder of the rounds."""
     o = run.task.options
-    limits = Limits(settings.parts, settings.rounds, settings.complexity, room_of(settings, cost), o.seed)
+    limits = Limits(settings.parts, settings.rounds, settings.complexity, o.seed, serving)
     # The level of the guard and the size of the fleet decide what is dropped.
     beside = {"growth": settings.asdict(), "guard": o.guard, "fleetSize": o.fleetSize}
     with run.phases.phase("grow") as say:

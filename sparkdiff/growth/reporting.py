@@ -1,6 +1,7 @@
 """Makes the summary of a growth from what its phases found."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from sparkdiff.finetune import (
 )
 from sparkdiff.growth.finishing import Finished
 from sparkdiff.growth.rounds import Grown, Member
+from sparkdiff.growth.serving import Serving
 from sparkdiff.growth.settings import GrowthSettings
 from sparkdiff.growth.summary import GrowthSummary
 from sparkdiff.pipeline.parity import Parity
@@ -31,14 +33,14 @@ class Told:
 
     Attributes:
         gone: members that were dropped.
-        before: what the original costs to serve, see `costs`.
+        serving: what pipelines cost to serve.
         doubts: warnings that came before the rounds.
     """
 
     settings: GrowthSettings
     grown: Grown
     gone: tuple[Member, ...]
-    before: float
+    serving: Serving
     doubts: Sequence[str]
 
     def fields(self, after: float) -> dict[str, Any]:
@@ -47,15 +49,15 @@ class Told:
         Args:
             after: what the result costs to serve.
         """
-        limit = self.settings.maxServingCost
+        limit = None if math.isinf(self.serving.limit) else self.serving.limit
         parts = [
             {
-                "kind": m.part.kind, "name": m.part.name, "round": m.round, "cost": m.part.cost(),
+                "kind": m.part.kind, "name": m.part.name, "round": m.round, "cost": self.serving.share(m.part),
                 "parameters": m.part.parameters, "dropped": m in self.gone, "shown": m.part.shown(),
             }
             for m in sorted((*self.grown.members, *self.gone), key=lambda m: m.round)
         ]  # fmt: skip
-        cost = {"before": self.before, "after": after, "limit": None if limit is None else limit * self.before}
+        cost = {"before": self.serving.before, "after": after, "limit": limit}
         return {"rounds": [dataclasses.asdict(t) for t in self.grown.tried], "parts": parts, "servingCost": cost}
 
 
@@ -65,7 +67,7 @@ def without_parts(run: Run, original: Measured, told: Told) -> GrowthSummary:
     return GrowthSummary(
         decision="kept original", reason=_why_none(told), z=0.0, p=1.0, records=[], parity=parity, stages={},
         options=shown_options(run.task, run.goal.metric, **told.settings.asdict()), warnings=[*told.doubts],
-        **facts(run), **measured(original, original), **told.fields(told.before),
+        **facts(run), **measured(original, original), **told.fields(told.serving.before),
     )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from sparkdiff.growth import parts
 from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.items import Found, Item
 from sparkdiff.growth.part import Part
+from sparkdiff.growth.serving import Serving
 from sparkdiff.growth.table import Split, Table
 
 Run = Callable[[int, Sequence[Item], Table, Tensor], list[Found]]
@@ -51,7 +52,7 @@ class Tried:
     Attributes:
         gain: of its best epoch on validation rows, as a share of the original's metric (of what was there before the round).
         objective: metric plus penalty, which the choice is by; infinite where it can't join.
-        cost: of serving it.
+        cost: microseconds per row that serving it takes, see `Serving.share`.
         why: it did not join; empty for the one that did.
     """
 
@@ -92,14 +93,14 @@ class Limits:
     Attributes:
         kinds: of parts, in the order in which they are proposed.
         complexity: lambda of the penalty; beta is a tenth of it.
-        room: serving cost that parts may add.
+        serving: the cost of the pipeline with parts, and the limit on it.
     """
 
     kinds: tuple[str, ...]
     rounds: int
     complexity: float
-    room: float
     seed: int
+    serving: Serving
 
 
 def grow(
@@ -130,14 +131,13 @@ def _joined(
 ) -> tuple[Grown, list[Tried]]:  # fmt: skip
     """The state after a round, and what the round shows."""
     before = criterion.score(state.table.validation.margin, state.table.validation).mean
-    spent = sum(m.part.cost() for m in state.members)
-    judged = [_judged(f, state.table, criterion, limits, before, spent) for f in found]
+    judged = [_judged(f, state, criterion, limits, before) for f in found]
     chosen = simplest(found, [objective for objective, _ in judged])
     joins = math.isfinite(judged[chosen][0])
     tried = [
         Tried(
             number, f.item.kind, f.item.name, (before - f.value) / max(abs(original), 1e-12), objective,
-            f.part.parameters if f.part else 0, f.part.cost() if f.part else 0.0, f.seconds, f.epoch,
+            f.part.parameters if f.part else 0, limits.serving.share(f.part) if f.part else 0.0, f.seconds, f.epoch,
             why or ("" if i == chosen else _not_chosen(objective, judged[chosen][0], found[chosen].item.name)),
         )
         for i, (f, (objective, why)) in enumerate(zip(found, judged, strict=True))
@@ -193,16 +193,15 @@ def _not_chosen(objective: float, best: float, name: str) -> str:
     return f"{name} has {better}"
 
 
-def _judged(
-    found: Found, table: Table, criterion: Criterion, limits: Limits, before: float, spent: float
-) -> tuple[float, str]:  # fmt: skip
+def _judged(found: Found, state: Grown, criterion: Criterion, limits: Limits, before: float) -> tuple[float, str]:
     """The metric plus the penalty, and why the part can't join; infinite where it can't."""
     if found.part is None:
         diverged = not bool(found.gains[-1].isfinite().all())
         return math.inf, "it diverged" if diverged else "no epoch gains on the validation rows"
-    if spent + found.part.cost() > limits.room:
-        return math.inf, f"it would cost {found.part.cost():.3g} us per row, more than maxServingCost leaves"
-    objective = found.value + abs(before) * price(found.part, table.train, criterion, limits)
+    cost = limits.serving.cost([*(m.part for m in state.members), found.part])
+    if cost > limits.serving.limit:
+        return math.inf, f"serving would cost {cost:.3g} us per row, more than maxServingCost allows"
+    objective = found.value + abs(before) * price(found.part, state.table.train, criterion, limits)
     least = before - LEAST_GAIN * abs(before)
     return (objective, "") if objective < least else (math.inf, "its gain is less than its penalty")
 

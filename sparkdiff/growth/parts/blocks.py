@@ -10,11 +10,10 @@ from pyspark.ml.feature import Interaction
 from torch import Tensor
 
 from sparkdiff import jvm
-from sparkdiff.growth import costs
 from sparkdiff.growth.criterion import Criterion
-from sparkdiff.growth.part import Output, Part, Place, Stages, Trainer
+from sparkdiff.growth.part import Output, Part, Place, Served, Stages, Trainer, unused
 from sparkdiff.growth.parts import ridge
-from sparkdiff.growth.parts.coding import Coding, cost, one_hot
+from sparkdiff.growth.parts.coding import Coding, one_hot, steps
 from sparkdiff.growth.parts.ridge import Design, Entries, Ridge
 from sparkdiff.growth.table import Split, Table
 
@@ -52,8 +51,10 @@ class Blocks(Part):
         found = [e[index(b, split)] for b, e in zip(self.blocks, self.effects, strict=True)]
         return torch.stack(found).sum(0)
 
-    def cost(self) -> float:
-        return cost(self.codings()) + sum(costs.of("Interaction", 1) for b in self.blocks if len(b) > 1)
+    def served(self, features: float) -> Served:
+        crossed = [("Interaction", 1.0)] * sum(len(b) > 1 for b in self.blocks)
+        coded = self.codings()
+        return Served([*steps(coded), *crossed], float(len(self.blocks)), frozenset(c.column.column for c in coded))
 
     def codings(self) -> list[Coding]:
         return list(dict.fromkeys(c for block in self.blocks for c in block))
@@ -76,20 +77,27 @@ class Blocks(Part):
 
 def table_rows(block: Block, effects: Tensor) -> list[dict[str, Any]]:
     """The cells that have an effect, by the names of the columns, for a table."""
-    several = effects.reshape(len(effects), -1)
+    several, names = effects.reshape(len(effects), -1), _headings(block)
+    effect, label = unused("effect", names), unused("class", names)
     out = []
     for cell in several.any(1).nonzero()[:, 0].tolist():
         row, rest = dict[str, Any](), cell
-        for c in reversed(block):
+        for c, name in zip(reversed(block), reversed(names), strict=True):
             rest, i = divmod(rest, c.width)
-            row = {c.column.name: c.labels[i], **row}
+            row = {name: c.labels[i], **row}
         values = several[cell].tolist()
         out += (
-            [{**row, "effect": values[0]}]
+            [{**row, effect: values[0]}]
             if effects.ndim == 1
-            else [{**row, "class": k, "effect": v} for k, v in enumerate(values)]
+            else [{**row, label: k, effect: v} for k, v in enumerate(values)]
         )
     return out
+
+
+def _headings(block: Block) -> list[str]:
+    """The names of the columns; where a number and the category that was made of it meet, what Spark calls them."""
+    names = [c.column.name for c in block]
+    return names if len(set(names)) == len(names) else [c.column.column for c in block]
 
 
 class PathTrainer(Trainer):

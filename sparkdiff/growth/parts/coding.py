@@ -17,7 +17,6 @@ from pyspark.ml.regression import LinearRegression
 from torch import Tensor
 
 from sparkdiff import jvm
-from sparkdiff.growth import costs
 from sparkdiff.growth.part import Place
 from sparkdiff.growth.table import Column, Split, Table
 
@@ -161,12 +160,11 @@ def one_hot(coded: Sequence[Coding], place: Place) -> tuple[list[Any], Mapping[C
     return [*stages, jvm.fitted(jvm.named(encoder, place.name("blocks")), {"categorySizes": sizes})], blocks
 
 
-def cost(coded: Sequence[Coding]) -> float:
-    """Of the stages that make the one-hot blocks, see `costs`."""
-    indirect = costs.of("VectorAssembler", 1) + costs.of("LinearRegressionModel", 1)
+def steps(coded: Sequence[Coding]) -> list[tuple[str, float]]:
+    """The stages of `one_hot`, as the table of costs counts them."""
     cut = sum(bool(c.edges) for c in coded)
-    bins = costs.of("Bucketizer", cut) if cut else 0.0
-    return bins + costs.of("OneHotEncoderModel", len(coded)) + indirect * sum(c.indirect for c in coded)
+    numbers = [("VectorAssembler", 1.0), ("LinearRegressionModel", 1.0)] * sum(c.indirect for c in coded)
+    return [*numbers, *([("Bucketizer", float(cut))] if cut else []), ("OneHotEncoderModel", float(len(coded)))]
 
 
 def as_number(c: Coding, place: Place, name: str) -> tuple[str, list[Any]]:

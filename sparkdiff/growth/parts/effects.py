@@ -13,10 +13,9 @@ from pyspark.ml.linalg import Vectors
 from torch import Tensor
 
 from sparkdiff import jvm
-from sparkdiff.growth import costs
 from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.items import Item
-from sparkdiff.growth.part import Output, Place, Stages
+from sparkdiff.growth.part import Output, Place, Served, Stages
 from sparkdiff.growth.parts import score_test
 from sparkdiff.growth.parts.blocks import EPOCHS, Blocks, BlocksTrainer, PathTrainer
 from sparkdiff.growth.parts.coding import Coding, coding
@@ -59,10 +58,10 @@ class Slopes(Intercepts):
     def output(self, split: Split) -> Tensor:
         return super().output(split) + _product(_dense(split) * self.scale, self.slopes[self.entity.index(split)])
 
-    def cost(self) -> float:
-        count = len(self.scale)
-        kinds = ("ElementwiseProduct", "VectorAssembler", "Interaction")
-        return super().cost() + sum(costs.of(kind, count) for kind in kinds)
+    def served(self, features: float) -> Served:
+        own, count = super().served(features), min(features, float(len(self.scale)))
+        more = [(kind, count) for kind in ("ElementwiseProduct", "VectorAssembler", "Interaction")]
+        return Served([*own.steps, *more], own.entries + count, own.columns)
 
     def stages(self, place: Place) -> Stages:
         """Interaction wants a name for each feature, and makes a one-hot block of a feature that is marked as a category. So the

@@ -18,11 +18,10 @@ from pyspark.ml.feature import PCA, Interaction, VectorAssembler
 from torch import Tensor
 
 from sparkdiff import jvm
-from sparkdiff.growth import costs
 from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.descent import Descent, Pace, pieces, standardisation, work
 from sparkdiff.growth.items import Item
-from sparkdiff.growth.part import Output, Part, Place, Stages, Trainer
+from sparkdiff.growth.part import Output, Part, Place, Served, Stages, Trainer, unused
 from sparkdiff.growth.parts import coding, score_test
 from sparkdiff.growth.parts.coding import Coding
 from sparkdiff.growth.table import Split, Table
@@ -161,13 +160,14 @@ class Embedding(Part):
             out = out + self.products.of(points, split.features)
         return out if self.classes else out[:, 0]
 
-    def cost(self) -> float:
-        r = self.points.shape[1]
-        read = coding.cost([self.values]) + costs.of("PCAModel", r)  # of a vector that has one entry
+    def served(self, features: float) -> Served:
+        r = float(self.points.shape[1])
+        steps = [*coding.steps([self.values]), ("PCAModel", r)]  # of a vector that has one entry
+        columns = frozenset({self.values.column.column})
         if self.products is None:
-            return read
-        projected = costs.of("PCAModel", self.products.projection.numel())
-        return read + projected + 2 * costs.of("VectorAssembler", r) + costs.of("Interaction", r * r)
+            return Served(steps, r, columns)
+        steps += [("PCAModel", features * r), *[("VectorAssembler", r)] * 2, ("Interaction", r * r)]
+        return Served(steps, r + r * r, columns)
 
     def stages(self, place: Place) -> Stages:
         stages, blocks = coding.one_hot([self.values], place)
@@ -202,6 +202,7 @@ class Embedding(Part):
             names = [f"effect on class {i}" for i in range(r)] if self.classes else ["effect"]
         there = self.points.any(1).nonzero()[:, 0].tolist()
         column, labels = self.values.column.name, self.values.labels
+        names = [unused(name, [column]) for name in names]
         return [{column: labels[i], **dict(zip(names, self.points[i].tolist(), strict=True))} for i in there]
 
 

@@ -19,7 +19,7 @@ from sparkdiff import jvm
 from sparkdiff.growth import costs
 from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.items import Item
-from sparkdiff.growth.part import Output, Place, Stages
+from sparkdiff.growth.part import Output, Place, Served, Stages, unused
 from sparkdiff.growth.parts import score_test
 from sparkdiff.growth.parts.blocks import EPOCHS, Blocks, PathTrainer
 from sparkdiff.growth.parts.coding import Coding, coding, codings
@@ -85,10 +85,17 @@ class Shapes(Blocks):
             total = total + (values[index] * share).sum(0)
         return total
 
-    def cost(self) -> float:
-        parts = sum(len(self._monotone(v)) for v in self.values)
-        curves = costs.of("VectorAssembler", len(self.curves)) + parts * costs.of("IsotonicRegressionModel", 1)
-        return (super().cost() if self.blocks else 0.0) + (curves if self.curves else 0.0)
+    def served(self, features: float) -> Served:
+        own = super().served(features) if self.blocks else Served([], 0.0)
+        if not self.curves:
+            return own
+        searches = [
+            ("IsotonicRegressionModel", costs.steps_among(len(knots.at)))
+            for knots, values in zip(self.curves, self.values, strict=True)
+            for _ in self._monotone(values)
+        ]
+        made = [*own.steps, ("VectorAssembler", float(len(self.curves))), *searches]
+        return Served(made, own.entries + len(searches), own.columns | {k.column.column for k in self.curves})
 
     def stages(self, place: Place) -> Stages:
         made = super().stages(place) if self.blocks else Stages([], [])
@@ -122,7 +129,7 @@ class Shapes(Blocks):
 
     def shown(self) -> list[dict[str, Any]]:
         curves = [
-            {knots.column.name: at, "effect": value}
+            {knots.column.name: at, unused("effect", [knots.column.name]): value}
             for knots, values in zip(self.curves, self.values, strict=True)
             for at, value in zip(knots.at, values.tolist(), strict=True)
         ]

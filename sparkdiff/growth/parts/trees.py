@@ -27,7 +27,7 @@ from sparkdiff.growth.boosters import Booster, Rules, total
 from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.items import Item
 from sparkdiff.growth.kinds import KINDS
-from sparkdiff.growth.part import Output, Part, Place, Stages, Trainer
+from sparkdiff.growth.part import Output, Part, Place, Served, Stages, Trainer
 from sparkdiff.growth.settings import GrowthSettings
 from sparkdiff.growth.table import Column, Split, Table
 from sparkdiff.importers.models import sum_of_trees
@@ -158,9 +158,10 @@ class TreesPart(Part):
         sums = torch.from_numpy(self._sums.of(self._blocks, split.values))
         return sums[:, 0] if split.margin.ndim == 1 else sums
 
-    def cost(self) -> float:
-        sums = sum(costs.of("GBTRegressionModel", costs.lookups(n.trees, len(n))) for n in self.nodes)
-        return costs.of("VectorAssembler", len(self.columns)) + sums
+    def served(self, features: float) -> Served:
+        trees = [("GBTRegressionModel", costs.lookups(n.trees, len(n))) for n in self.nodes]
+        columns = frozenset(column.column for column in self.columns)
+        return Served([("VectorAssembler", float(len(columns))), *trees], float(len(trees)), columns)
 
     def stages(self, place: Place) -> Stages:
         assembled = place.name("columns")

@@ -15,11 +15,10 @@ from pyspark.ml.classification import MultilayerPerceptronClassifier
 from torch import Tensor
 
 from sparkdiff import jvm
-from sparkdiff.growth import costs
 from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.descent import Descent, Pace, pieces, standardisation, work
 from sparkdiff.growth.items import Item
-from sparkdiff.growth.part import Output, Part, Place, Stages
+from sparkdiff.growth.part import Output, Part, Place, Served, Stages
 from sparkdiff.growth.table import Split, Table
 from sparkdiff.rows import dense, taken, width
 from sparkdiff.stages.perceptron import MultilayerPerceptron
@@ -83,8 +82,9 @@ class Units(Part):
         raw = net.margin(split.features)
         return raw if self.classes else raw[:, 0]
 
-    def cost(self) -> float:
-        return costs.of("MultilayerPerceptronClassificationModel", len(self.weights))
+    def served(self, features: float) -> Served:
+        kind = "MultilayerPerceptronClassificationModel"
+        return Served([(kind, float(len(self.weights)))], float(self.sizes[-1]))
 
     def stages(self, place: Place) -> Stages:
         column = place.name("units")

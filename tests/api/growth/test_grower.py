@@ -69,7 +69,8 @@ def poisson(rows: DataFrame) -> PipelineModel:
 @pytest.fixture(scope="module")
 def grown(rows: DataFrame, poisson: PipelineModel, tmp_path_factory: pytest.TempPathFactory) -> GrowerModel:
     cache = str(tmp_path_factory.mktemp("grown"))
-    return Grower(poisson, parts=("crosses", "shapes"), rounds=3, cacheDir=cache, **QUICK).fit(rows)
+    limited = {"rounds": 3, "maxServingCost": 2.6, "maxLoss": 0}
+    return Grower(poisson, parts=("crosses", "shapes"), cacheDir=cache, **limited, **QUICK).fit(rows)
 
 
 def test_a_planted_cross_is_named_first_and_gained(grown: GrowerModel, poisson: PipelineModel) -> None:
@@ -80,7 +81,9 @@ def test_a_planted_cross_is_named_first_and_gained(grown: GrowerModel, poisson: 
     assert first["name"].startswith("kind x season")
     assert summary.parts[0]["kind"] == "crosses"
     assert summary.metrics["validation"]["after"] < summary.metrics["validation"]["before"]  # type: ignore[index]
-    assert summary.servingCost["after"] > summary.servingCost["before"]  # type: ignore[operator]
+    cost: Any = summary.servingCost
+    assert cost["before"] < cost["after"] <= cost["limit"] == pytest.approx(2.6 * cost["before"])
+    assert any(r["why"].startswith("serving would cost") for r in summary.rounds), str(summary)
     assert set(summary.parity) == {"before", "grown", "after"}
     text = str(summary)
     assert "kind x season" in text

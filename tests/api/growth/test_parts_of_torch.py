@@ -15,7 +15,7 @@ from pyspark.sql.types import DoubleType, StructField, StructType
 from tables import table_of
 from torch import Tensor
 
-from sparkdiff.growth import costs, parts
+from sparkdiff.growth import parts
 from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.items import Item
 from sparkdiff.growth.part import Part, Place
@@ -83,8 +83,7 @@ def test_units(spark: SparkSession, tmp_path: Path, route: str, kind: str) -> No
     items = parts.propose(("units",), table, criterion, 3)
     for item in (items[0], items[2]):
         part = trained(item, table, criterion)
-        model = check(spark, part, table, tmp_path, sparse=item is items[2])
-        assert costs.of_stage(model.stages[0]) == pytest.approx(part.cost())
+        check(spark, part, table, tmp_path, sparse=item is items[2])
 
 
 def embedding_of(column: int, size: int, table: Table, criterion: Criterion) -> Part:

@@ -87,4 +87,4 @@ def test_stages_compute_what_the_part_computes(
         assert [s.uid for s in pipeline.stages] == [s.uid for s in model.stages]
         found = np.array([r["all"].toArray() for r in pipeline.transform(frame).orderBy("id").select("all").collect()])
         np.testing.assert_allclose(found[:, 2:] @ coefficients.T, expected, rtol=1e-12, atol=1e-12)
-    assert part.cost() == pytest.approx(sum(map(costs.of_stage, made.stages)))
+    assert costs.of_steps(part.served(2.0).steps) == pytest.approx(sum(map(costs.of_stage, made.stages)))

@@ -9,11 +9,14 @@ import torch
 from tables import HEADS, table_of
 from torch import Tensor
 
-from sparkdiff.growth import parts, rounds
+from sparkdiff.growth import costs, parts, rounds
+from sparkdiff.growth.checkpoints import one_thread
 from sparkdiff.growth.dropping import without_needless
 from sparkdiff.growth.items import Course, Found, Item
-from sparkdiff.growth.part import Part, Place, Stages
+from sparkdiff.growth.part import Part, Place, Served, Stages
+from sparkdiff.growth.parts import units
 from sparkdiff.growth.rounds import Grown, Limits, Member
+from sparkdiff.growth.serving import Serving
 from sparkdiff.growth.table import Split, Table
 from sparkdiff.objectives import losses
 from sparkdiff.options import Options
@@ -32,14 +35,15 @@ class Known(Part):
         effect = self.factor * split.values[:, self.column]
         return effect if split.margin.ndim == 1 else torch.stack([0 * effect, effect, -effect], 1)
 
-    def cost(self) -> float:
-        return 1.0
+    def served(self, features: float) -> Served:
+        return Served([("Bucketizer", 1)], 1)
 
     def stages(self, place: Place) -> Stages:
         return Stages([], [])
 
 
-LIMITS = Limits(("known",), 1, 0.0, 100.0, 0)
+FREE = Serving(10.0, math.inf, "LinearRegressionModel", 1, 6)
+LIMITS = Limits(("known",), 1, 0.0, 0, FREE)
 
 
 @pytest.mark.parametrize("kind", HEADS)
@@ -75,7 +79,7 @@ def test_a_penalty_makes_weights_smaller() -> None:
     table, criterion = table_of("poisson", 4000, planted=lambda c: 0.6 * c["y"])
     members = [Member(Known(1.0), 1.0, 1)]
     [free], [priced] = (
-        rounds.mixed(members, table, criterion, Limits(("known",), 1, c, 1.0, 0))[0] for c in (0.0, 3.0)
+        rounds.mixed(members, table, criterion, Limits(("known",), 1, c, 0, FREE))[0] for c in (0.0, 3.0)
     )
     assert 0 < priced.weight < 0.97 * free.weight
 
@@ -107,7 +111,7 @@ def test_the_simplest_of_those_that_gain_as_much_joins() -> None:
     assert rounds.simplest([best, worse], [math.inf, math.inf]) == 0
 
 
-def test_a_cross_is_named_before_units_that_learn_it_too() -> None:
+def test_a_cross_is_named_before_units_that_learn_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
     effect = torch.randn(6, 4, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     table, criterion = table_of("poisson", 2400, planted=lambda c: effect[c["a"].long(), c["b"].long()])
     original = criterion.score(table.validation.margin, table.validation)
@@ -121,7 +125,9 @@ def test_a_cross_is_named_before_units_that_learn_it_too() -> None:
             done.append(course.found())
         return done
 
-    grown = rounds.grow(table, criterion, Limits(("units", "crosses"), 1, 0.1, 1e9, 0), run, lambda tried: None)
+    monkeypatch.setattr(units, "SIZES", units.SIZES[1:2])
+    with one_thread():
+        grown = rounds.grow(table, criterion, Limits(("units", "crosses"), 1, 0.1, 0, FREE), run, lambda tried: None)
     assert grown.members[0].part.name.startswith("a x b")
     assert criterion.score(grown.table.validation.margin, table.validation).mean < original.mean
 
@@ -140,3 +146,25 @@ def test_a_small_gain_that_is_proven_is_not_dropped() -> None:
     assert len(kept.gains) == len(kept.trials) == 3
     timed = without_needless(grown, start, criterion, LIMITS, Options(timeCol="t"), 0.005)
     assert timed[1] == ()
+
+
+def test_a_limit_holds_for_the_whole_pipeline() -> None:
+    """Each part alone is cheap: what joins it, and the entries of the features, count too."""
+    table, criterion = table_of("poisson", 600, planted=lambda c: 0.6 * c["y"])
+    blocks = criterion.score(table.validation.margin, table.validation).blocks
+    one = dataclasses.replace(found([1.0], 3), value=0.1, gains=blocks[None])
+
+    def joined(limit: float) -> Grown:
+        limits = dataclasses.replace(LIMITS, rounds=3, serving=dataclasses.replace(FREE, limit=limit))
+        with pytest.MonkeyPatch.context() as m:
+            m.setattr(parts, "propose", lambda *args: [one.item])
+            return rounds.grow(table, criterion, limits, lambda *args: [one], lambda tried: None)
+
+    part = Known(1.0)
+    apart, whole = FREE.before + FREE.share(part), FREE.cost([part])
+    assert whole == pytest.approx(apart + costs.of("VectorAssembler", 6))
+    assert not joined(limit=(apart + whole) / 2).members
+    [tried] = joined(limit=whole - 1e-9).tried
+    assert tried.why.startswith("serving would cost")
+    assert len(joined(limit=whole).members) == 1
+    assert len(joined(limit=FREE.cost([part, part])).members) == 2

@@ -12,7 +12,7 @@ from tables import HEADS, table_of
 from torch import Tensor
 
 from sparkdiff import InputError
-from sparkdiff.growth import boosters
+from sparkdiff.growth import boosters, costs
 from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.items import Course, Item
 from sparkdiff.growth.parts import KINDS, trees
@@ -78,7 +78,7 @@ def test_a_planted_interaction_is_gained(library: str, kind: str) -> None:
     assert sum(row["gain"] for row in part.shown()) == pytest.approx(1)
     count = 10 * course.chosen * table.width
     assert part.name == f"{count} trees"
-    assert part.cost() > 0.1 * count**0.5
+    assert costs.of_steps(part.served(2.0).steps) > 0.1 * count**0.5
     assert 0 < part.parameters <= count * 7
     assert course.train < float(criterion.loss(table.train.margin, table.train))
 

@@ -1,0 +1,100 @@
+"""What a grown pipeline costs to serve, by the table of costs, and the limit on it.
+
+Parts are judged in the rounds, before any of their stages is made. So each tells what its stages will have to do, and `Serving`
+adds what joining them takes: indexers, the assembler, and the coefficients of the last stage. `costs.of_model` reads the same
+from the stages of the pipeline that was made, and `check_cost` compares.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sparkdiff.errors import InputError, SparkdiffError
+from sparkdiff.growth import costs
+from sparkdiff.growth.part import Part, Served
+
+SAME = 1e-6
+"""Share by which both ways to add up may differ."""
+CHEAPEST: Mapping[str, Served] = {
+    "units": Served([("MultilayerPerceptronClassificationModel", 1)], 2),
+    "crosses": Served([("OneHotEncoderModel", 2), ("Interaction", 1)], 1),
+    "shapes": Served([("OneHotEncoderModel", 1)], 1),
+    "effects": Served([("OneHotEncoderModel", 1)], 1),
+    "embeddings": Served([("OneHotEncoderModel", 1), ("PCAModel", 1)], 1),
+    "trees": Served([("VectorAssembler", 1), ("GBTRegressionModel", 1)], 1),
+}
+"""Of each kind the least that a part can take."""
+
+
+@dataclass(frozen=True)
+class Serving:
+    """
+    Attributes:
+        before: microseconds per row of the pipeline without parts.
+        limit: microseconds per row that the grown pipeline may cost at most.
+        head: class of the last linear stage.
+        margins: how many margins it has.
+        features: how many entries of a row of its features are not zero.
+        hint: entries of the VectorSizeHint that the grown pipeline needs; 0 where it needs none.
+        indexed: columns of the indexers that are added where a part reads them.
+    """
+
+    before: float
+    limit: float
+    head: str
+    margins: int
+    features: float
+    hint: int = 0
+    indexed: frozenset[str] = frozenset()
+
+    def cost(self, parts: Sequence[Part]) -> float:
+        """Microseconds per row of the pipeline with these parts."""
+        return self.cost_of([part.served(self.features) for part in parts])
+
+    def cost_of(self, served: Sequence[Served]) -> float:
+        """Likewise, of parts that take this."""
+        if not served:
+            return self.before
+        entries = self.features + sum(s.entries for s in served)
+        read = {column for s in served for column in s.columns}
+        steps = [step for s in served for step in s.steps]
+        steps += [("StringIndexerModel", 1.0)] * len(self.indexed & read)
+        steps += [("VectorSizeHint", float(self.hint))] * (self.hint > 0)
+        wider = self._head(entries) - self._head(self.features)
+        return self.before + costs.of_steps(steps) + costs.of("VectorAssembler", entries) + wider
+
+    def share(self, part: Part) -> float:
+        """Microseconds per row that are this part's own: its stages, and what is assembled and multiplied of it."""
+        served = part.served(self.features)
+        assembled = costs.of("VectorAssembler", served.entries) - costs.of("VectorAssembler", 0)
+        return costs.of_steps(served.steps) + assembled + self._head(served.entries) - self._head(0)
+
+    def _head(self, entries: float) -> float:
+        return costs.of(self.head, self.margins * entries)
+
+    def allows(self, parts: Sequence[Part]) -> bool:
+        return self.cost(parts) <= self.limit
+
+
+def check_room(serving: Serving, kinds: Sequence[str]) -> None:
+    """Raise InputError if the limit leaves no room for any part of these kinds."""
+    least = min(serving.cost_of([CHEAPEST[kind]]) for kind in kinds)
+    if least > serving.limit:
+        before, more = serving.before, least - serving.before
+        wanted = math.ceil(100 * (1 + 1.5 * more / before)) / 100
+        raise InputError(
+            f"maxServingCost={serving.limit / before:g} leaves {serving.limit - before:.3g} us per row beside the "
+            f"{before:.3g} us that the pipeline costs now, but the cheapest part costs {more:.3g} us: set it to {wanted:g} or "
+            "more"
+        )
+
+
+def check_cost(serving: Serving, parts: Sequence[Part], cost: float) -> None:
+    """Raise SparkdiffError if the pipeline that was made costs more than what was counted for its parts, or than the limit."""
+    counted = serving.cost(parts)
+    if abs(cost - counted) > SAME * counted or cost > serving.limit * (1 + SAME):
+        names = ", ".join(part.name for part in parts)
+        raise SparkdiffError(
+            f"the grown pipeline costs {cost:.6g} us per row by the table of costs, but {counted:.6g} us were counted for its "
+            f"parts ({names}), with a limit of {serving.limit:.6g} us. Nothing was changed. Report this as a bug"
+        )
