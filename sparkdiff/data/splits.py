@@ -280,10 +280,8 @@ def _slice(df: DataFrame, name: str, kind: str) -> Column:
     return F.when(~F.isnan(value), value) if kind == "double" else value
 
 
-def fit_on_training_rows(
-    pipeline: Pipeline, sources: Sequence[Source], options: Options, boundaries: Boundaries | None = None
-) -> PipelineModel:
-    """Fit an unfitted pipeline on the training rows, never on the rows that decide.
+def training_rows(sources: Sequence[Source], options: Options, boundaries: Boundaries | None = None) -> DataFrame:
+    """The training rows of all sources, with the columns of the data; never a row that decides.
 
     Args:
         boundaries: the times that divide the rows, if already computed.
@@ -292,8 +290,17 @@ def fit_on_training_rows(
     for source in sources:
         check_columns(source.df, options)
     dealt = with_splits(sources, options, boundaries)
-    held = [df.where(df[SPLIT] == TRAIN).drop(SPLIT, BLOCK, TIME) for df in dealt]
+    return functools.reduce(
+        DataFrame.unionByName, (df.where(df[SPLIT] == TRAIN).drop(SPLIT, BLOCK, TIME) for df in dealt)
+    )
+
+
+def fit_on_training_rows(
+    pipeline: Pipeline, sources: Sequence[Source], options: Options, boundaries: Boundaries | None = None
+) -> PipelineModel:
+    """Fit an unfitted pipeline on the training rows, never on the rows that decide; see `training_rows`."""
+    rows = training_rows(sources, options, boundaries)
     try:
-        return pipeline.fit(functools.reduce(DataFrame.unionByName, held))
+        return pipeline.fit(rows)
     except jvm.SparkError as e:
         raise InputError(f"{pipeline.uid} cannot be fitted on the training rows: {jvm.cause(e)}") from e

@@ -14,6 +14,7 @@ from pyspark.ml.evaluation import (
 from torch import Tensor
 
 from sparkdiff.objectives.metrics import BINARY, BY_CLASS, Counts
+from sparkdiff.tuning.mean_loss import MeanLoss
 
 BY_RECALL = ("f1", "weightedRecall", "weightedTruePositiveRate", "weightedFMeasure")
 """Metrics with the recall of each class in them."""
@@ -40,6 +41,8 @@ class Judge:
 def judge_of(evaluator: Any) -> Judge | None:
     """How an evaluator is computed here; None if Spark has to compute it."""
     get = evaluator.getOrDefault
+    if isinstance(evaluator, MeanLoss):
+        return Judge(get("labelCol"), get("weightCol"), get("column"), evaluator.value)
     if type(evaluator) is BinaryClassificationEvaluator:
         column, value = get("rawPredictionCol"), _binary(get("metricName"), get("numBins"))
     elif type(evaluator) is RegressionEvaluator:

@@ -20,6 +20,7 @@ from sparkdiff.objectives.metrics import BINARY, Metric, influence, of_predictio
 from sparkdiff.pipeline.columns import read_plain, write_plain
 from sparkdiff.pipeline.names import named
 from sparkdiff.rows import dense
+from sparkdiff.tuning.mean_loss import MeanLoss
 from sparkdiff.tuning.scores import judge_of
 from sparkdiff.tuning.search.splitting import Split
 
@@ -53,6 +54,8 @@ class Comparison:
 
 def losses_of(evaluator: Any) -> Losses | None:
     """What each row adds to the metric of an evaluator; None if it can't be told."""
+    if isinstance(evaluator, MeanLoss):
+        return lambda s, y, w: evaluator.rows(s, y)
     if type(evaluator) is BinaryClassificationEvaluator:
         value = BINARY[evaluator.getMetricName()]
         area = Metric(evaluator.getMetricName(), larger=True, value=value)

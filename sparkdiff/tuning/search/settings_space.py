@@ -11,6 +11,7 @@ from typing import Any
 from pyspark.ml.param import Param
 
 from sparkdiff.pipeline.unfitted import AS_FITTED, ESTIMATOR, Unfitted, UnfittedStage
+from sparkdiff.tuning.search.alternatives import inputs, outputs
 from sparkdiff.tuning.search.space import Distribution, choice, integer, loguniform, uniform
 
 DENSE = 1_000
@@ -204,7 +205,7 @@ def settings_space(form: Unfitted) -> dict[Param[Any], Distribution]:
     for i, one in enumerate(form.stages):
         if one.role == AS_FITTED:
             continue
-        fixed = any(_takes_one_width(later) for later in form.stages[i + 1 :])
+        fixed = _feeds_one_width(one, form.stages[i + 1 :])
         for stage in _searched(one):
             name = type(stage.stage).__name__
             ranges = {**RANGES.get(name, {}), **({} if fixed else WIDTHS.get(name, {}))}
@@ -231,7 +232,20 @@ def _distributions(stage: Stage, ranges: Mapping[str, Range]) -> Iterator[tuple[
             yield stage.stage.getParam(name), found
 
 
-def _takes_one_width(later: UnfittedStage) -> bool:
-    if later.role == AS_FITTED or type(later.stage).__name__ in FIXED:
-        return True
-    return _has_bounds(Stage(later.stage, later.model))
+def _feeds_one_width(one: UnfittedStage, later: Sequence[UnfittedStage]) -> bool:
+    """Whether a stage that takes vectors of one width only reads what this one writes, or what is made of that."""
+    made = {*outputs(one.stage)}
+    for other in later:
+        text = " ".join(str(other.model.getOrDefault(n)) for n in ("statement", "formula") if other.model.hasParam(n))
+        if not made & {*inputs(other.model)} and not any(name in text for name in made):
+            continue
+        if _takes_one_width(other):
+            return True
+        if not other.model.hasParam("predictionCol"):  # the width of whose outputs does not follow from the features'
+            made |= {*outputs(other.model)}
+    return False
+
+
+def _takes_one_width(other: UnfittedStage) -> bool:
+    name = type(other.stage).__name__
+    return other.role == AS_FITTED or name in FIXED or _has_bounds(Stage(other.stage, other.model))

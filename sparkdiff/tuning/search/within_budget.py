@@ -76,8 +76,9 @@ def tuned(
 ) -> TunedSettings:  # fmt: skip
     """The best settings of a pipeline within a budget; the first trial is the setting as it is.
 
-    The same seed finds the same settings, unless `maxSeconds` or `go_on` ends the search. Started again with the same folder,
-    rows and space, it repeats no finished trial and ends where the clock ended it; with more trials or seconds it goes on.
+    The same seed finds the same settings, bit for bit where neither `maxSeconds` nor `go_on` is given. Started again
+    with the same folder, rows and space, it repeats no finished trial and ends where the clock ended it; with more trials or
+    seconds it goes on.
 
     Args:
         form: the unfitted form of a fitted pipeline.

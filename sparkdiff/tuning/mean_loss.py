@@ -1,0 +1,152 @@
+"""Losses of sparkdiff that no Evaluator of Spark has, measured on the columns that a plain pipeline writes."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from pyspark.ml.evaluation import (
+    BinaryClassificationEvaluator,
+    Evaluator,
+    MulticlassClassificationEvaluator,
+    RegressionEvaluator,
+)
+from pyspark.ml.param import Param, Params
+from pyspark.sql import DataFrame, functions as F
+from torch import Tensor
+
+from sparkdiff import jvm
+from sparkdiff.errors import InputError
+from sparkdiff.objectives.formulas import half_deviance, hinge, pinball
+from sparkdiff.objectives.losses import number
+from sparkdiff.objectives.metrics import BINARY, MULTICLASS, REGRESSION, Metric
+from sparkdiff.pipeline.columns import read_plain, write_plain
+from sparkdiff.pipeline.names import named
+from sparkdiff.rows import dense
+
+PIECE = 65536
+"""Rows that are read at a time."""
+DEVIANCES = ("poisson", "gamma", "tweedie")
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class MeanLoss(Evaluator):
+    """The mean of a loss over rows, by weight; smaller is better, NaN where a row has no prediction.
+
+    Args:
+        name: poisson, gamma, tweedie, poissonDeviance, huber, quantile or logLoss, of `column` as the mean or the probability of
+            class 1; hinge, of the last entry of a `column` of margins per class, of two.
+        column: what the pipeline writes.
+        params: power, delta, tau; and floor, a mean below which a deviance goes on as a parabola.
+    """
+
+    metricName: Param[Any] = Param(Params._dummy(), "metricName", "the loss")  # type: ignore[no-untyped-call]
+    column: Param[Any] = Param(Params._dummy(), "column", "the column that it is computed of")  # type: ignore[no-untyped-call]
+    labelCol: Param[Any] = Param(Params._dummy(), "labelCol", "the label")  # type: ignore[no-untyped-call]
+    weightCol: Param[Any] = Param(Params._dummy(), "weightCol", "the weight; empty: 1")  # type: ignore[no-untyped-call]
+    lossParams: Param[Any] = Param(Params._dummy(), "lossParams", "parameters of the loss")  # type: ignore[no-untyped-call]
+
+    def __init__(
+        self, name: str, column: str, labelCol: str, weightCol: str = "", params: Mapping[str, float] | None = None
+    ):
+        super().__init__()
+        given = {k: float(v) for k, v in (params or {}).items()}
+        _loss(name, given)  # refuses what is missing
+        self._set(metricName=name, column=column, labelCol=labelCol, weightCol=weightCol, lossParams=given)
+
+    def isLargerBetter(self) -> bool:
+        return False
+
+    def getMetricName(self) -> str:
+        return str(self.getOrDefault("metricName"))
+
+    def value(self, found: Tensor, y: Tensor, w: Tensor) -> float:
+        """(the column (n,) or (n, 2), label (n,), weight (n,)) -> the mean."""
+        kept = w > 0
+        return float((w[kept] * self.rows(found[kept], y[kept])).sum() / w[kept].sum())
+
+    def rows(self, found: Tensor, y: Tensor) -> Tensor:
+        """The loss of each row, (n,)."""
+        of = found[:, -1] if found.ndim == 2 else found
+        return _loss(self.getOrDefault("metricName"), self.getOrDefault("lossParams"))(of, y)
+
+    def _evaluate(self, dataset: DataFrame) -> float:
+        weight = named(self.getOrDefault("weightCol")) if self.getOrDefault("weightCol") else F.lit(1.0)
+        read = [
+            named(self.getOrDefault("column")),
+            named(self.getOrDefault("labelCol")).cast("double"),
+            weight.cast("double"),
+        ]
+        names = ["found", "label", "weight"]
+        rows = dataset.select(*(c.alias(name) for c, name in zip(read, names, strict=True)))
+        with TemporaryDirectory(prefix=".loss-", dir=jvm.scratch_folder()) as folder:
+            write_plain(rows, names, Path(folder) / "rows")
+            parts = [[dense(part[f"v{i}"]) for i in range(3)] for part in read_plain(Path(folder) / "rows", PIECE)]
+        if not parts:
+            return float("nan")
+        return self.value(*map(torch.cat, zip(*parts, strict=True)))
+
+
+def _loss(name: str, params: Mapping[str, float]) -> Loss:
+    """(mean, probability or margin (n,), label (n,)) -> (n,)."""
+    if name in (*DEVIANCES, "poissonDeviance"):
+        known = {"gamma": 2.0}.get(name, 1.0)
+        power = number(name, params, "power", ">= 1", lambda v: v >= 1) if name == "tweedie" else known
+        times = 2.0 if name == "poissonDeviance" else 1.0
+        return lambda mu, y: times * half_deviance(mu, y, power, params.get("floor"))
+    if name == "huber":
+        delta = number(name, params, "delta", "> 0", lambda v: v > 0)
+        return lambda mu, y: torch.nn.functional.huber_loss(mu, y, reduction="none", delta=delta)
+    if name == "quantile":
+        tau = number(name, params, "tau", "in (0, 1)", lambda v: 0 < v < 1)
+        return lambda mu, y: pinball(mu, y, tau)
+    if name == "logLoss":
+        return lambda p, y: -torch.special.xlogy(y, p) - torch.special.xlogy(1 - y, 1 - p)
+    if name == "hinge":
+        return hinge
+    raise InputError(
+        f"metric={name!r} can't be computed of the columns that a pipeline writes: set metric to one of "
+        f"{', '.join((*REGRESSION, *BINARY, 'logLoss', 'accuracy', *DEVIANCES, 'poissonDeviance', 'huber', 'quantile', 'hinge'))}"
+    )
+
+
+def evaluator_of(
+    metric: Metric, head: Any, *, labelCol: str, weightCol: str | None = None, params: Mapping[str, float] | None = None
+) -> Any:
+    """The Evaluator of a metric of sparkdiff for pipelines that end as a fitted one does: Spark's, where it has one.
+
+    Args:
+        metric: bound to the translation of `head`.
+        head: the fitted predictor, which names the columns.
+        params: of the metric: beta, metricLabel, delta, tau, power.
+
+    Raises:
+        InputError: the metric can't be computed of the columns that the predictor writes.
+    """
+    name: Any = metric.name
+    given = dict(params or {})
+    label: dict[str, Any] = {"labelCol": labelCol, **({"weightCol": weightCol} if weightCol else {})}
+    votes = head.hasParam("rawPredictionCol")
+    prediction = head.getOrDefault("predictionCol")
+    if name in BINARY:
+        column = head.getOrDefault("rawPredictionCol") if votes else prediction
+        return BinaryClassificationEvaluator(metricName=name, rawPredictionCol=column, numBins=0, **label)
+    if name in MULTICLASS:
+        known: dict[str, Any] = {k: float(v) for k, v in given.items() if k in ("beta", "metricLabel")}
+        return MulticlassClassificationEvaluator(metricName=name, predictionCol=prediction, **label, **known)
+    if name == "logLoss" and head.hasParam("probabilityCol"):
+        return MulticlassClassificationEvaluator(
+            metricName=name, predictionCol=prediction, probabilityCol=head.getOrDefault("probabilityCol"), **label
+        )
+    if name in REGRESSION or name in ("squared", "absolute"):
+        plain: Any = {"squared": "mse", "absolute": "mae"}.get(name, name)
+        return RegressionEvaluator(metricName=plain, predictionCol=prediction, **label)
+    if name == "hinge" and votes and getattr(head, "numClasses", 2) > 2:
+        raise InputError(
+            "metric='hinge' of more than two classes can't be computed of rawPrediction: set metric to accuracy"
+        )
+    floor = {} if metric.floor is None else {"floor": metric.floor}
+    power = {} if metric.power is None else {"power": metric.power}
+    column = head.getOrDefault("rawPredictionCol") if votes else prediction
+    return MeanLoss(name, column, labelCol, weightCol or "", {**given, **power, **floor})
