@@ -2,7 +2,7 @@
 
 `compact` folds stages into fewer plain MLlib stages with the same outputs: `maps` says what a stage does to its vector,
 `absorbers` which stages can take that up, `columns` knows who reads which column and how wide it is, and `folding` takes stages
-away one by one. `saving` writes a model to a folder.
+away one by one. `deletion` lists the single stages that a pipeline could do without. `saving` writes a model to a folder.
 """
 
-__all__ = ["compact", "saving"]
+__all__ = ["compact", "deletion", "saving"]

@@ -4,10 +4,14 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+from pyspark.ml import PipelineModel
+from pyspark.ml.feature import RFormulaModel
 from pyspark.ml.linalg import VectorUDT
+from pyspark.ml.tuning import CrossValidatorModel, TrainValidationSplitModel
 from pyspark.sql.types import BooleanType, NumericType, StructField, StructType
 
 from sparkdiff.pipeline.graph import Graph, Version, Vertex
+from sparkdiff.pipeline.nesting import Path, holders
 from sparkdiff.pipeline.schema import fields_by_name, known_fields
 from sparkdiff.pipeline.translation import field_of
 from sparkdiff.serving.absorbers import Absorber, absorber_of
@@ -26,6 +30,37 @@ class Read:
 
     spelled: str
     version: Version
+
+
+def reads_of(graph: Graph) -> dict[int, tuple[Read, ...]]:
+    """What each stage of a pipeline reads."""
+    return {v.position: tuple(map(Read, v.spelled, v.sources)) for v in graph.vertices}
+
+
+def pinned(model: Any, graph: Graph) -> dict[int, str]:
+    """The stages of a pipeline that cannot change, with the reason."""
+    out: dict[int, str] = {}
+    for path, holder in holders(model):
+        for vertex in graph.vertices:
+            if type(holder) is RFormulaModel and vertex.path[: len(path)] == path:
+                out[vertex.position] = f"it is a part of {holder.uid}, which cannot change"
+    return out
+
+
+def left_out(model: Any, path: Path) -> Any:
+    """What takes the place of a stage that is gone, for `nesting.replaced`: nothing, or no stages as the model of a search."""
+    searches = (CrossValidatorModel, TrainValidationSplitModel)
+    alone = any(place == path and isinstance(holder, searches) for place, holder in holders(model))
+    return PipelineModel([]) if alone else []
+
+
+def reading(stage: Any, vertex: Vertex, reads: tuple[Read, ...]) -> Any:
+    """The stage of a vertex, or a new one in its place, with other input columns; the same object where they stay."""
+    now = tuple(read.spelled for read in reads)
+    if vertex.spelled == now:
+        return stage
+    name = next(p for p in ("inputCols", "inputCol", "featuresCol") if stage.hasParam(p) and stage.isDefined(p))
+    return stage.copy({stage.getParam(name): list(now) if name == "inputCols" else now[0]})
 
 
 def is_assembler(stage: Any) -> bool:

@@ -5,16 +5,13 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pyspark.ml import PipelineModel
-from pyspark.ml.feature import RFormulaModel
-from pyspark.ml.tuning import CrossValidatorModel, TrainValidationSplitModel
 from pyspark.sql.types import StructType
 
 from sparkdiff.errors import InputError, check_type, did_you_mean
 from sparkdiff.pipeline.graph import Graph, Version
-from sparkdiff.pipeline.nesting import Path, holders, plain, replaced
+from sparkdiff.pipeline.nesting import Path, plain, replaced
 from sparkdiff.pipeline.translation import linked
-from sparkdiff.serving.columns import Facts, Read, State
+from sparkdiff.serving.columns import Facts, State, left_out, pinned, reading, reads_of
 from sparkdiff.serving.folding import folded
 
 if TYPE_CHECKING:
@@ -93,17 +90,10 @@ def compact(model: Any, keepCols: Sequence[str] | None = None, *, schema: Struct
     """
     given = plain(model)
     state, _ = folded(_start(given, keepCols, schema))
-    alone = {
-        path for path, holder in holders(given) if isinstance(holder, (CrossValidatorModel, TrainValidationSplitModel))
-    }
-    new: dict[Path, Any] = {}
-    for i in state.gone:  # of a search whose model is one stage there is no list to leave it out of
-        new[state.vertex(i).path] = PipelineModel([]) if state.vertex(i).path in alone else []
-    for i in state.reads:
+    new: dict[Path, Any] = {state.vertex(i).path: left_out(given, state.vertex(i).path) for i in state.gone}
+    for i, reads in state.reads.items():
         vertex = state.vertex(i)
-        stage = state.absorbers[i].built() if i in state.absorbers else vertex.stage
-        spelled = tuple(read.spelled for read in state.reads[i])
-        new[vertex.path] = _reading(stage, vertex.spelled, spelled)
+        new[vertex.path] = reading(state.absorbers[i].built() if i in state.absorbers else vertex.stage, vertex, reads)
     return replaced(given, new)
 
 
@@ -134,9 +124,8 @@ def _start(model: Any, keepCols: Sequence[str] | None, schema: StructType | None
     if schema is not None:
         check_type("schema", schema, StructType, "a StructType such as df.schema")
     graph = linked(model)
-    reads = {v.position: tuple(map(Read, v.spelled, v.sources)) for v in graph.vertices}
     keep = _unread(graph) if keepCols is None else _named(graph, keepCols)
-    return State(Facts(graph, schema), keep, _pinned(model, graph), reads)
+    return State(Facts(graph, schema), keep, pinned(model, graph), reads_of(graph))
 
 
 def _unread(graph: Graph) -> frozenset[Version]:
@@ -166,24 +155,6 @@ def _named(graph: Graph, keepCols: Sequence[str]) -> frozenset[Version]:
                 f"{did_you_mean(name, known)}"
             )
     return frozenset((graph.casefold(name), graph.writers[graph.casefold(name)]) for name in given)
-
-
-def _pinned(model: Any, graph: Graph) -> dict[int, str]:
-    """The stages that cannot change, with the reason."""
-    out: dict[int, str] = {}
-    for path, holder in holders(model):
-        for vertex in graph.vertices:
-            if type(holder) is RFormulaModel and vertex.path[: len(path)] == path:
-                out[vertex.position] = f"it is a part of {holder.uid}, which cannot change"
-    return out
-
-
-def _reading(stage: Any, was: tuple[str, ...], now: tuple[str, ...]) -> Any:
-    """The stage with other input columns; the same object where they stay."""
-    if was == now:
-        return stage
-    name = next(p for p in ("inputCols", "inputCol", "featuresCol") if stage.hasParam(p) and stage.isDefined(p))
-    return stage.copy({stage.getParam(name): list(now) if name == "inputCols" else now[0]})
 
 
 __all__ = ["CompactPlan", "StageCompaction", "compact", "compact_plan"]

@@ -160,11 +160,11 @@ def _targets(state: State, i: int, j: int, change: Map) -> Iterator[Target]:
             )
         yield Target(j, 0)
         return
-    _check_input(state, i)
+    check_input(state, i)
     yield from _behind(state, j, i, change)
 
 
-def _check_input(state: State, i: int) -> None:
+def check_input(state: State, i: int) -> None:
     """An assembler must be able to tell the width of what it reads instead by the column's metadata."""
     version = state.reads[i][0].version
     writer = version[1]

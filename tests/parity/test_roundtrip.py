@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from compacting import TOLERANCE, worst
 from pyspark.errors import PySparkException
 from pyspark.ml import Pipeline, PipelineModel, Transformer
 from pyspark.ml.classification import LogisticRegression
@@ -137,6 +138,9 @@ def test_there_and_back(df: DataFrame, tmp_path: Path, case: str, route: str) ->
     before, read = params(model), weights(model)
     assert sparkdiff.verify(model, df).ok
     assert sparkdiff.write_back(model, original) is model
+    if route == "constructor":
+        small = sparkdiff.compact(model)
+        assert small is model or worst(model, small, df, sparkdiff.compact_plan(model).keepCols) <= TOLERANCE
 
     network = moved(model)
     back = sparkdiff.write_back(model, network)

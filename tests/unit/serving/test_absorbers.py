@@ -54,7 +54,7 @@ def test_ranks_of_doubles(x: float) -> None:
             assert double(np.array([rank + 1]))[0] == np.nextafter(x, np.inf)
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(finite, positive, finite, doubles, doubles)
 def test_a_moved_threshold_decides_alike_for_every_double(
     shift: float, factor: float, plus: float, threshold: float, x: float
@@ -120,6 +120,7 @@ def changes(random: np.random.Generator, d: int) -> list[Map]:
     ]  # fmt: skip
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10**6), st.integers(2, 6), st.integers(1, 3), st.booleans())
 def test_folded_margins(seed: int, d: int, m: int, sparse: bool) -> None:
     """NaN everywhere, also where nothing is multiplied; blocks before and behind."""

@@ -1,0 +1,118 @@
+"""Which single stages a fitted pipeline could do without: its readers would read what the stage reads.
+
+Unlike folding this changes outputs; whoever deletes a stage judges the result.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from pyspark.ml import Model
+from pyspark.sql.types import StructType
+
+from sparkdiff.pipeline.nesting import Path, plain, replaced
+from sparkdiff.pipeline.translation import linked
+from sparkdiff.serving.columns import Facts, Read, State, is_assembler, left_out, pinned, reading, reads_of
+from sparkdiff.serving.folding import check_input
+from sparkdiff.serving.maps import RefusedError
+from sparkdiff.stages.base import class_name
+
+KINDS: Mapping[str, str] = {
+    "StandardScalerModel": "scaling", "RobustScalerModel": "scaling", "MinMaxScalerModel": "scaling",
+    "MaxAbsScalerModel": "scaling", "Normalizer": "scaling", "ElementwiseProduct": "weights", "IDFModel": "weights",
+    "PCAModel": "projection", "DCT": "projection", "PolynomialExpansion": "expansion", "VectorSlicer": "selection",
+    "ChiSqSelectorModel": "selection", "UnivariateFeatureSelectorModel": "selection",
+    "VarianceThresholdSelectorModel": "selection", "VectorIndexerModel": "categories",
+}  # fmt: skip
+"""Classes of `pyspark.ml.feature` that make one vector of one vector, and what they do to it."""
+SAME_WIDTH = frozenset({"scaling", "weights", "categories"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Deletion:
+    """A pipeline without one of its stages.
+
+    Attributes:
+        uid: the stage that is gone.
+        stageClass: its class.
+        kind: what it did, a value of `KINDS`.
+        fittedBehind: uids of the fitted stages that its output reaches, in the order of the pipeline: they were fitted to what it
+            made.
+        mustRefit: those of them that cannot stay as they are, because vectors have another width now; all of them or none.
+        pipeline: the pipeline without the stage, in which its readers read its input. Where `mustRefit` is not empty it has the
+            right columns, but needs these stages fitted anew.
+    """
+
+    uid: str
+    stageClass: str
+    kind: str
+    fittedBehind: tuple[str, ...]
+    mustRefit: tuple[str, ...]
+    pipeline: Any
+
+
+def deletions(model: Any, schema: StructType | None = None) -> tuple[Deletion, ...]:
+    """The possible deletions of one stage each, in the order of the pipeline. Runs no job.
+
+    A stage can be deleted if it makes one vector of one vector and is read, and if its input is still there for all readers. The
+    model itself is never changed.
+
+    Args:
+        model: a fitted `PipelineModel`.
+        schema: of the data, which may tell the widths of vectors.
+
+    Raises:
+        InputError: the pipeline is not fitted.
+    """
+    model = plain(model)
+    graph = linked(model)
+    state = State(Facts(graph, schema), frozenset(), pinned(model, graph), reads_of(graph))
+    found = []
+    for i in range(len(graph.vertices)):
+        try:
+            found.append(_without(model, state, i))
+        except RefusedError:
+            continue
+    return tuple(found)
+
+
+def _without(model: Any, state: State, i: int) -> Deletion:
+    """The pipeline without stage i.
+
+    Raises:
+        RefusedError: it cannot be deleted.
+    """
+    vertex = state.vertex(i)
+    module, _, kind = class_name(vertex.stage).rpartition(".")
+    if module != "pyspark.ml.feature" or kind not in KINDS or i in state.pinned or vertex.drops_rows:
+        raise RefusedError("it does not make one vector of one vector")
+    readers = state.readers(i)
+    if not readers:
+        raise RefusedError("nobody reads it")
+    [read] = state.reads[i]
+    new: dict[Path, Any] = {vertex.path: left_out(model, vertex.path)}
+    for j in readers:
+        if j in state.pinned or ("." in read.spelled and state.vertex(j).stage.hasParam("featuresCol")):
+            raise RefusedError("a reader cannot read its input")
+        state.check_visible(read.version, j, i)
+        if is_assembler(state.vertex(j).stage):
+            check_input(state, i)
+        reads = tuple(read if r.version[1] == i else r for r in state.reads[j])
+        new[state.vertex(j).path] = reading(state.vertex(j).stage, state.vertex(j), reads)
+    behind = tuple(state.vertex(j).uid for j in _behind(state, i) if isinstance(state.vertex(j).stage, Model))
+    must = () if KINDS[kind] in SAME_WIDTH or _same_width(state, i, read) else behind
+    return Deletion(vertex.uid, vertex.stageClass, KINDS[kind], behind, must, replaced(model, new))
+
+
+def _same_width(state: State, i: int, read: Read) -> bool:
+    widths = state.facts.width(read.version), state.facts.width(state.versions(i)[0])
+    return type(state.vertex(i).stage).__name__ == "DCT" or (None not in widths and widths[0] == widths[1])
+
+
+def _behind(state: State, i: int) -> list[int]:
+    """The stages that its output reaches."""
+    reached = [i]
+    for j in sorted(state.reads):
+        if any(read.version[1] in reached for read in state.reads[j]):
+            reached.append(j)
+    return reached[1:]

@@ -1,0 +1,82 @@
+"""Pipelines without one of their stages: what is left, and what must be fitted anew."""
+
+from typing import Any
+
+import pytest
+from pyspark.ml import Pipeline, PipelineModel
+from pyspark.ml.feature import PCA, Normalizer, SQLTransformer, VectorAssembler, VectorSlicer
+from pyspark.ml.regression import LinearRegression
+from pyspark.sql import DataFrame
+from readable_uids import named
+
+from sparkdiff.pipeline.nesting import flatten
+from sparkdiff.serving.deletion import deletions
+
+pytestmark = pytest.mark.once
+
+
+def told(model: Any, **options: Any) -> dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]]:
+    return {d.uid: (d.kind, d.fittedBehind, d.mustRefit) for d in deletions(model, **options)}
+
+
+def test_what_can_go_and_what_must_be_fitted_anew(df: DataFrame, fitted: dict[str, Any]) -> None:
+    pca = named("pca", PCA, inputCol="scaled", outputCol="p", k=2)
+    stages = [fitted["indexer"], fitted["encoder"], fitted["assembler"], fitted["scaler"], pca]
+    model = Pipeline(stages=[*stages, named("linear", LinearRegression, featuresCol="p", labelCol="count")]).fit(df)
+    assert told(model) == {
+        "scaler": ("scaling", ("pca", "linear"), ()), "pca": ("projection", ("linear",), ("linear",)),
+    }  # fmt: skip
+    scaler, projection = deletions(model)
+    assert [s.uid for s in scaler.pipeline.stages] == ["indexer", "encoder", "assembler", "pca", "linear"]
+    assert scaler.pipeline.uid == model.uid
+    assert scaler.pipeline.stages[3].getInputCol() == "vector"
+    by_hand = model.stages[5].transform(
+        model.stages[4].transform(fitted["assembler"].transform(df).withColumnRenamed("vector", "scaled"))
+    )
+    assert scaler.pipeline.transform(df).select("prediction").collect() == by_hand.select("prediction").collect()
+    assert projection.pipeline.stages[4].getFeaturesCol() == "scaled"
+    again = PipelineModel(projection.pipeline.stages[:4]).transform(df)
+    assert LinearRegression(featuresCol="scaled", labelCol="count").fit(again).numFeatures == 3
+    assert [s.uid for s in model.stages] == ["indexer", "encoder", "assembler", "scaler", "pca", "linear"]
+    assert model.stages[4].getInputCol() == "scaled"
+
+
+def test_what_cannot_go(df: DataFrame, fitted: dict[str, Any]) -> None:
+    linear = fitted["linear"].copy({fitted["linear"].featuresCol: "scaled"})
+    chain = [fitted["assembler"], fitted["scaler"], linear]
+    assert list(told(PipelineModel(chain))) == ["scaler"]
+    assert told(PipelineModel(chain[:2])) == {}  # nobody reads it
+    sql = SQLTransformer(statement="SELECT * FROM __THIS__")
+    assert told(PipelineModel([*chain[:2], sql, linear])) == {}  # who knows what it reads
+    again = named("again", VectorAssembler, inputCols=["weight", "index"], outputCol="vector")
+    assert told(PipelineModel([*chain[:2], again, linear])) == {}  # its input is not there any more
+    outside = VectorAssembler(inputCols=["scaled", "a"], outputCol="all", handleInvalid="keep")
+    behind = fitted["linear"].copy({fitted["linear"].featuresCol: "all"})
+    assert told(PipelineModel([fitted["scaler"], outside, behind])) == {}  # Spark would not know the width of `vector`
+    assert list(told(PipelineModel([fitted["assembler"], fitted["scaler"], outside, behind]))) == ["scaler"]
+
+
+def test_two_readers_in_nested_pipelines(df: DataFrame, fitted: dict[str, Any]) -> None:
+    norm = named("norm", Normalizer, inputCol="scaled", outputCol="n")
+    first, second = (
+        fitted[name].copy({fitted[name].featuresCol: column, fitted[name].predictionCol: f"by {name}"})
+        for name, column in (("linear", "scaled"), ("glr", "n"))
+    )
+    model = PipelineModel(
+        [PipelineModel([fitted["assembler"], fitted["scaler"]]), PipelineModel([norm, first, second])]
+    )
+    found = {d.uid: d for d in deletions(model)}
+    assert {uid: d.fittedBehind for uid, d in found.items()} == {"scaler": ("linear", "glr"), "norm": ("glr",)}
+    assert [s.uid for _, s in flatten(found["norm"].pipeline)] == ["assembler", "scaler", "linear", "glr"]
+    assert [len(s.stages) for s in found["scaler"].pipeline.stages] == [1, 3]
+    vectors = fitted["assembler"].transform(df)
+    expected = norm.copy({norm.inputCol: "vector"}).transform(vectors).select("n").collect()
+    assert found["scaler"].pipeline.transform(df).select("n").collect() == expected
+
+
+def test_a_selection_of_all_entries_keeps_the_width(df: DataFrame, fitted: dict[str, Any]) -> None:
+    linear = fitted["linear"].copy({fitted["linear"].featuresCol: "s"})
+    for indices, must in (([2, 0, 1], ()), ([0, 1], ("linear",))):
+        slicer = named("slicer", VectorSlicer, inputCol="scaled", outputCol="s", indices=indices)
+        found = told(PipelineModel([fitted["assembler"], fitted["scaler"], slicer, linear]))
+        assert found["slicer"] == ("selection", ("linear",), must)
