@@ -10,8 +10,9 @@ stage, the best of 12 settings of a MultilayerPerceptronClassifier by Spark's Cr
 
 Per cell: the metric on the test rows of Spark's own `transform` of the saved and loaded model, the CPU seconds of this process
 and its JVM until the model is there, and on bike sharing those that a transform takes per row. Each cell's result is kept in
---cells, so that a run that is stopped goes on there. Fails where a bound is missed (`BOUNDS`), or where a planted effect isn't
-found.
+--cells, so that a run that is stopped goes on there. With --models, the grown models of bike sharing stay in a folder, and at the
+end a process that can import neither torch nor sparkdiff serves them. Fails where a bound is missed (`BOUNDS`), or where a
+planted effect isn't found.
 
     SPARK_CONF_DIR=conf OMP_NUM_THREADS=1 python benchmarks/growth.py --cells growth.jsonl --tasks bikeshare
 """
@@ -19,8 +20,10 @@ found.
 import dataclasses
 import json
 import math
+import os
 import re
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -250,6 +253,10 @@ def value(task: Task, model: Any, rows: DataFrame) -> float:
     y, mean = found[task.label].to_numpy(), found["prediction"].to_numpy()
     if task.loss == "squared":
         return float(np.square(y - mean).mean())
+    return half_deviance(y, mean)
+
+
+def half_deviance(y: Any, mean: Any) -> float:
     mean = np.clip(mean, 1e-9, None)
     return float((xlogy(y, y / mean) - (y - mean)).mean())
 
@@ -379,7 +386,9 @@ def made(
     return rival(task, train, arm, seed, 2 if "maxEpochs" in more else TRIALS), {}
 
 
-def cell(spark: SparkSession, name: str, arm: str, seed: int, more: dict[str, Any]) -> dict[str, Any]:
+def cell(
+    spark: SparkSession, name: str, arm: str, seed: int, more: dict[str, Any], models: Path | None
+) -> dict[str, Any]:  # fmt: skip
     task = TASKS[name](spark, seed)
     train, test = (task.rows.where(c).drop("fold").cache() for c in ("fold < 8", "fold >= 8"))
     original = task.pipeline.fit(train)
@@ -388,8 +397,12 @@ def cell(spark: SparkSession, name: str, arm: str, seed: int, more: dict[str, An
     if model is None:
         return {}
     cpu, seconds = spent(spark) - start, time.perf_counter() - clock
-    with tempfile.TemporaryDirectory() as folder:
-        model.write().save(f"file://{folder}/model")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = temporary
+        if models and name == "bikeshare" and arm not in RIVALS:
+            folder = str((models / f"{arm}{seed}").resolve())
+            test.write.mode("overwrite").parquet(f"file://{folder}/rows")
+        model.write().overwrite().save(f"file://{folder}/model")
         model = (PipelineModel if isinstance(model, PipelineModel) else type(model)).load(f"file://{folder}/model")
         found = value(task, model, test)
         took = serving(model, test, spark) if name == "bikeshare" else None
@@ -400,6 +413,32 @@ def cell(spark: SparkSession, name: str, arm: str, seed: int, more: dict[str, An
     }  # fmt: skip
     spark.catalog.clearCache()
     return out
+
+
+SERVE = """
+import json, sys
+
+sys.modules.update(dict.fromkeys(("torch", "sparkdiff")))
+from pyspark.ml import PipelineModel
+from pyspark.sql import SparkSession
+
+spark = SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false").getOrCreate()
+for folder in sys.argv[2:]:
+    out = PipelineModel.load(f"file://{folder}/model").transform(spark.read.parquet(f"file://{folder}/rows"))
+    print("SERVED " + json.dumps([folder, out.select(sys.argv[1], "prediction").toPandas().astype(float).values.tolist()]))
+"""
+
+
+def served(models: Path) -> dict[str, float]:
+    """The half deviance of each kept model in a process that can import neither torch nor sparkdiff, by its folder's name."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"PYSPARK_PYTHON": sys.executable}
+    folders = sorted(str(f.resolve()) for f in models.iterdir())
+    done = subprocess.run(
+        [sys.executable, "-c", SERVE, "bikers", *folders], env=environment, capture_output=True, text=True, check=True,
+        cwd=models,
+    )  # fmt: skip
+    found = [json.loads(line[7:]) for line in done.stdout.splitlines() if line.startswith("SERVED ")]
+    return {Path(folder).name: half_deviance(*np.array(rows).T) for folder, rows in found}
 
 
 # The run --------------------------------------------------------------------------------------------------------------
@@ -478,6 +517,7 @@ def main() -> int:
     given.add_argument("--cells", type=Path, metavar="FILE", help="JSON lines of the cells that are done")
     given.add_argument("--tasks", nargs="+", default=[*TASKS], choices=[*TASKS])
     given.add_argument("--arms", nargs="+", help="default: all, the parts of the task alone, gbt, lightgbm, optuna")
+    given.add_argument("--models", type=Path, metavar="FOLDER", help="where the grown models of bike sharing stay")
     given.add_argument("--seeds", type=int, default=5)
     given.add_argument("--rounds", type=int, default=3)
     options = parse(given, tasks=["planted interaction"], arms=["crosses"], seeds=1, rounds=1)
@@ -495,7 +535,7 @@ def main() -> int:
             for arm in options.arms or [*alone, "all", "gbt", "lightgbm", "optuna"]:
                 if any((c["task"], c["arm"], c["seed"]) == (name, arm, seed) for c in done):
                     continue
-                found = cell(spark, name, arm, seed, more)
+                found = cell(spark, name, arm, seed, more, options.models)
                 if not found:
                     continue
                 done.append(found)
@@ -510,6 +550,9 @@ def main() -> int:
     wanted = [c for c in done if c["task"] in options.tasks]
     print(table(wanted))
     amiss = missed(wanted)
+    if options.models:
+        for model, found in served(options.models).items():
+            print(f"{model}: {found:.4f} in a process without torch and sparkdiff")
     if not options.smoke:
         print("\n".join(f"missed: {m}" for m in amiss))
     write(options, wanted, {f"{c['task']} {c['arm']} {c['seed']}": c["value"] for c in wanted})
