@@ -27,6 +27,8 @@ Run = Callable[[int, Sequence[Item], Table, Tensor], list[Found]]
 """(round, items, table, the original's sums (B,)) -> what each item found, in the order of the items."""
 LEAST_GAIN = 1e-4
 """Of the loss, which a part has to gain on validation rows beside its penalty to join."""
+LACKS = 0.01
+"""Of the gain of a round's best part, which a simpler part may lack and join in its place."""
 STEPS = 25
 """Newton's steps of the mixture's weights at most."""
 
@@ -132,7 +134,7 @@ def _joined(
     """The state after a round, and what the round shows."""
     before = criterion.score(state.table.validation.margin, state.table.validation).mean
     judged = [_judged(f, state, criterion, limits, before) for f in found]
-    chosen = simplest(found, [objective for objective, _ in judged])
+    chosen = simplest(found, [objective for objective, _ in judged], before)
     joins = math.isfinite(judged[chosen][0])
     tried = [
         Tried(
@@ -160,9 +162,13 @@ def _joined(
     return grown, tried
 
 
-def simplest(found: Sequence[Found], objectives: Sequence[float]) -> int:
-    """The part with the fewest parameters among those whose gain lies within one standard error of the gain of the part with the
-    smallest objective.
+def simplest(found: Sequence[Found], objectives: Sequence[float], before: float) -> int:
+    """The part with the fewest parameters among those that gain as much as the part with the smallest objective: within one
+    standard error, or all but a hundredth of its gain. So a curve of one column joins before curves of all columns, of which
+    the others only refine what the pipeline has.
+
+    Args:
+        before: the metric before the round.
 
     Source: Breiman, Friedman, Olshen and Stone, "Classification and Regression Trees", 1984, the rule of one standard error; here
     of the difference of both, block by block.
@@ -177,7 +183,8 @@ def simplest(found: Sequence[Found], objectives: Sequence[float]) -> int:
 
     def near(i: int) -> bool:
         apart = _gains(found[best]) - _gains(found[i])
-        return float(apart.sum()) <= float(apart.norm())
+        lacks = found[i].value - found[best].value
+        return float(apart.sum()) <= float(apart.norm()) or lacks <= LACKS * (before - found[best].value)
 
     close = [i for i, objective in enumerate(objectives) if math.isfinite(objective) and near(i)]
     return min(close, key=lambda i: (parameters(i), objectives[i]))
@@ -189,7 +196,8 @@ def _gains(found: Found) -> Tensor:
 
 
 def _not_chosen(objective: float, best: float, name: str) -> str:
-    better = "less loss plus penalty" if best <= objective else "fewer parameters, and as much gain within the error"
+    fewer = "fewer parameters, and as much gain within the error or a hundredth"
+    better = "less loss plus penalty" if best <= objective else fewer
     return f"{name} has {better}"
 
 

@@ -93,11 +93,15 @@ def test_a_loss_without_curvature_has_newton_steps_of_one_unit() -> None:
     torch.testing.assert_close((slope / curve).abs(), torch.full_like(slope, 7.0))
 
 
+BEFORE = 2.0
+
+
 def found(gains: list[float], parameters: int, epoch: int = 1) -> Found:
     part = Known(1.0)
     part.parameters = parameters  # type: ignore[misc]
     blocks = torch.tensor([gains] * epoch, dtype=torch.float64)
-    return Found(Item("known", str(parameters), epoch, 1.0, 0), part, epoch, 0.0, 0.0, blocks, 0.0)
+    value = BEFORE - sum(gains) / len(gains)
+    return Found(Item("known", str(parameters), epoch, 1.0, 0), part, epoch, value, 0.0, blocks, 0.0)
 
 
 def test_the_simplest_of_those_that_gain_as_much_joins() -> None:
@@ -106,9 +110,16 @@ def test_the_simplest_of_those_that_gain_as_much_joins() -> None:
         found([1.2, 0.9, 1.1, 0.9], 20),
         found([0.8, 1.0, 0.7, 0.9], 5),
     )
-    assert rounds.simplest([best, as_good, worse], [0.1, 0.2, 0.3]) == 1, "0.2 less in every block is no chance"
-    assert rounds.simplest([best, as_good, worse], [0.1, math.inf, 0.3]) == 0, "it can't join"
-    assert rounds.simplest([best, worse], [math.inf, math.inf]) == 0
+    assert rounds.simplest([best, as_good, worse], [0.1, 0.2, 0.3], BEFORE) == 1, "0.2 less in every block is no chance"
+    assert rounds.simplest([best, as_good, worse], [0.1, math.inf, 0.3], BEFORE) == 0, "it can't join"
+    assert rounds.simplest([best, worse], [math.inf, math.inf], BEFORE) == 0
+
+
+def test_a_simpler_part_joins_that_lacks_less_than_a_hundredth_of_the_rounds_gain() -> None:
+    best = found([1.0, 1.2, 0.9, 1.1], 50)
+    nearly = found([gain - 0.009 for gain in (1.0, 1.2, 0.9, 1.1)], 20)
+    assert rounds.simplest([best, nearly], [0.1, 0.2], BEFORE) == 1
+    assert rounds.simplest([best, nearly], [0.1, 0.2], BEFORE - 0.5) == 0, "of a smaller gain, 0.009 is more"
 
 
 def test_a_cross_is_named_before_units_that_learn_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
