@@ -12,7 +12,8 @@ from pyspark.ml.param import Param
 
 from sparkdiff.pipeline.unfitted import AS_FITTED, ESTIMATOR, Unfitted, UnfittedStage
 from sparkdiff.tuning.search.alternatives import inputs, outputs
-from sparkdiff.tuning.search.space import Distribution, choice, integer, loguniform, uniform
+from sparkdiff.tuning.search.dimensions import Configuration, SearchSpace
+from sparkdiff.tuning.search.space import Choice, Distribution, Integer, choice, integer, loguniform, uniform
 
 DENSE = 1_000
 """Features up to which scalers may be tried with centring, which makes sparse rows dense."""
@@ -212,6 +213,21 @@ def settings_space(form: Unfitted) -> dict[Param[Any], Distribution]:
             for param, found in _distributions(stage, ranges):
                 space[param] = found
     return space
+
+
+def first_settings(space: SearchSpace) -> list[Configuration]:
+    """What is tried first: the setting as it is; and that without what holds it back most often, too few components or features,
+    and a solver that was stopped early.
+    """
+    now = space.current()
+    freed = dict(now)
+    for q in space.dimensions:
+        stage, _, param = q.name.partition(".")
+        if param == "maxIter" and isinstance(q.distribution, Choice):
+            freed[q.name] = 100
+        elif param in WIDTHS.get(stage.rstrip("0123456789"), {}) and isinstance(q.distribution, Integer):
+            freed[q.name] = q.distribution.high
+    return [now] if freed == now else [now, freed]
 
 
 def _searched(one: UnfittedStage) -> Iterator[Stage]:

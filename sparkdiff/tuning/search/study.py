@@ -65,10 +65,10 @@ class Study:
     """A study of Optuna, whose trials are asked in batches.
 
     Args:
-        first: the configuration of the first trial; what it leaves out is sampled.
+        first: the configurations of the first trials; what they leave out is sampled.
     """
 
-    def __init__(self, plan: Plan, folder: Path | None = None, first: Configuration | None = None):
+    def __init__(self, plan: Plan, folder: Path | None = None, first: Sequence[Configuration] = ()):
         self.plan = plan
         self.asked: dict[int, Any] = {}
         with quiet():
@@ -76,8 +76,8 @@ class Study:
                 storage=None if folder is None else journal(folder), study_name=NAME, load_if_exists=True,
                 directions=["maximize" if larger else "minimize" for larger in plan.larger],
             )  # fmt: skip
-            if first and not self.study.get_trials(deepcopy=False):
-                self.study.enqueue_trial(first)
+            for configuration in first[len(self.study.get_trials(deepcopy=False)) :]:
+                self.study.enqueue_trial(configuration)
         self.study.set_user_attr(TOTAL, plan.total)
 
     def next(self) -> list[Trial]:

@@ -5,6 +5,7 @@ them is read. A part of the training rows, drawn by a hash, fits the trials, and
 fitted to all of them.
 """
 
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -21,6 +22,7 @@ from sparkdiff.tuning.search.dimensions import SearchSpace
 from sparkdiff.tuning.search.procedure import SearchTask, best_of, records
 from sparkdiff.tuning.search.samplers import Plan
 from sparkdiff.tuning.search.settings import Settings
+from sparkdiff.tuning.search.settings_space import first_settings
 from sparkdiff.tuning.search.splitting import Divided, Split
 from sparkdiff.tuning.search.study import Study, Trial, opened
 from sparkdiff.tuning.search.trials import Trials
@@ -74,7 +76,7 @@ def tuned(
     numTrials: int = 30, maxSeconds: float | None = None, seed: int = 0, keep: int = 1, folder: Path | None = None,
     go_on: Callable[[Sequence[Trial]], bool] | None = None,
 ) -> TunedSettings:  # fmt: skip
-    """The best settings of a pipeline within a budget; the first trial is the setting as it is.
+    """The best settings of a pipeline within a budget; the first trials are those of `first_settings`.
 
     The same seed finds the same settings, bit for bit where neither `maxSeconds` nor `go_on` is given. Started again
     with the same folder, rows and space, it repeats no finished trial and ends where the clock ended it; with more trials or
@@ -86,7 +88,7 @@ def tuned(
         evaluator: an Evaluator of Spark's, which chooses among trials.
         rows: those whose `splitCol` is "train" fit and choose; no other row is read. None: all rows.
         validationFraction: share of the training rows that chooses among trials; by group or time where there are such columns.
-        maxSeconds: no trial begins where those before it, and one more, would take longer.
+        maxSeconds: no trial begins where it, and the fit of the best setting to all training rows, might end later.
         keep: how many settings are fitted to all training rows and returned.
         folder: of the study; None keeps it in memory.
         go_on: is asked between batches with the trials so far, whether to go on.
@@ -94,6 +96,7 @@ def tuned(
     Raises:
         InputError: an argument can't be used, no trial could be fitted, or the winner can't be fitted to all training rows.
     """
+    begun = time.monotonic()
     form.check()
     settings = Settings.of({
         "sampler": sampler, "numTrials": numTrials, "validationFraction": validationFraction, "groupCol": groupCol,
@@ -107,7 +110,7 @@ def tuned(
         inner = _divided(data, settings)
         inner.rows.cache()
         stack.callback(inner.rows.unpersist)
-        study, stopped = _studied(task, inner, folder, go_on)
+        study, stopped = _studied(task, inner, folder, go_on, begun)
     return _told(form, task, study, stopped, data, keep)
 
 
@@ -125,21 +128,24 @@ def _divided(data: DataFrame, s: Settings) -> Divided:
 
 
 def _studied(
-    task: SearchTask, rows: Divided, folder: Path | None, go_on: Callable[[Sequence[Trial]], bool] | None
+    task: SearchTask, rows: Divided, folder: Path | None, go_on: Callable[[Sequence[Trial]], bool] | None, begun: float
 ) -> tuple[Study, str]:
-    """The trials, and what ended them."""
+    """The trials, and what ended them.
+
+    Args:
+        begun: when the clock was started.
+    """
     s = task.settings
     trials = Trials(task.space, rows, task.evaluators, s.parallelism)
     total = len(task.space.grid()) if s.sampler == "grid" else s.numTrials
     plan = Plan(s.sampler, task.space, s.seed, total, s.parallelism, trials.chunk(), task.larger)
-    first = None if s.sampler == "grid" else task.space.current()
-    study, start = Study(plan, folder, first), time.monotonic()
+    study = Study(plan, folder, [] if s.sampler == "grid" else first_settings(task.space))
     try:
         while batch := [t for t in study.next() if t.state == "running"]:
             known = [t for t in study.trials() if t.state != "running"]
             if known and go_on is not None and not go_on(known):
                 return study, "caller"
-            if known and _is_over(study, known, s.maxSeconds, time.monotonic() - start):
+            if known and _is_over(study, known, s.maxSeconds, time.monotonic() - begun):
                 return study, "seconds"
             few = batch[: _size(known, s.maxSeconds)]
             for trial, found in zip(few, trials.evaluate(few), strict=True):
@@ -150,13 +156,16 @@ def _studied(
 
 
 def _is_over(study: Study, known: Sequence[Trial], limit: float | None, elapsed: float) -> bool:
-    """Whether another trial might not end in time. What the clock decided once is in the study: it decides the same again."""
+    """Whether another trial and the fit to all training rows might not end in time.
+
+    What the clock decided once is in the study: it decides the same again.
+    """
     if limit is None:
         return False
     name = f"trials in {limit:g} s"
     if study.study.user_attrs.get(name) == len(known):
         return True
-    over = max(sum(t.seconds for t in known), elapsed) + max(t.seconds for t in known) > limit
+    over = max(sum(t.seconds for t in known), elapsed) + 2 * _usual(known) > limit
     if over:
         study.study.set_user_attr(name, len(known))
     return over
@@ -168,8 +177,12 @@ def _size(known: Sequence[Trial], limit: float | None) -> int | None:
         return None
     if not known:
         return 1
-    spent, longest = sum(t.seconds for t in known), max(t.seconds for t in known)
-    return max(1, int((limit - spent) / SHARE / max(longest, 1e-9)))
+    return max(1, int((limit - sum(t.seconds for t in known)) / SHARE / max(_usual(known), 1e-9)))
+
+
+def _usual(known: Sequence[Trial]) -> float:
+    """Seconds that a trial takes; the first one waits for much that the others find made."""
+    return statistics.median(t.seconds for t in known[1:] or known)
 
 
 def _told(form: Unfitted, task: SearchTask, study: Study, stopped: str, data: DataFrame, keep: int) -> TunedSettings:

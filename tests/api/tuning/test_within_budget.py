@@ -21,7 +21,7 @@ from sparkdiff.pipeline.unfitted import unfitted
 from sparkdiff.tuning.mean_loss import MeanLoss, evaluator_of
 from sparkdiff.tuning.search import within_budget
 from sparkdiff.tuning.search.dimensions import SearchSpace
-from sparkdiff.tuning.search.settings_space import settings_space
+from sparkdiff.tuning.search.settings_space import first_settings, settings_space
 from sparkdiff.tuning.search.trials import Trials
 from sparkdiff.tuning.search.within_budget import TunedSettings, tuned
 
@@ -64,6 +64,7 @@ def test_the_winner_is_the_pipeline_fitted_to_all_training_rows(
     best, second = found[0].best
     assert (best.model.uid, [s.uid for s in best.model.stages]) == (numeric.uid, [s.uid for s in numeric.stages])
     assert best.model.stages[2].getK() == best.settings["PCA.k"] > 2 == numeric.stages[2].getK()
+    assert {r["PCA.k"] for r in found[0].records[:2]} == {2, 4}  # as it is, and with all components
     assert best.metric < second.metric and best.settings != second.settings
     assert found[0].current == found[0].records[0]["rmse"] > best.metric
     assert found[0].records[0]["PCA.k"] == 2 and found[0].records[0]["GeneralizedLinearRegression.regParam"] == 0.0
@@ -121,6 +122,8 @@ def test_a_batch_takes_a_part_of_the_time_that_is_left() -> None:
     from sparkdiff.tuning.search.study import Trial
 
     known = [Trial(0, {}, "complete", (1.0,), seconds=2.0)]
+    later = [*known, *(Trial(n, {}, "complete", (1.0,), seconds=1.0) for n in (1, 2))]
+    assert within_budget._usual(known) == 2.0 and within_budget._usual(later) == 1.0
     assert within_budget._size([], None) is None and within_budget._size([], 60.0) == 1
     assert within_budget._size(known, 42.0) == 5 and within_budget._size(known, 3.0) == 1
 
@@ -193,6 +196,7 @@ def test_the_current_setting_is_in_the_space(numeric: PipelineModel) -> None:
         "StandardScaler.withStd": True, "StandardScaler.withMean": True, "PCA.k": 2,
         "GeneralizedLinearRegression.regParam": 0.0,
     }  # fmt: skip
+    assert first_settings(space) == [now, {**now, "PCA.k": 4}]
     for q in space.dimensions:
         if q.name == "PCA.k":
             assert (q.distribution.low, q.distribution.high) == (1, 4)  # type: ignore[attr-defined]
