@@ -3,9 +3,9 @@
 VENV   ?= .venv
 CONFIG ?= conf/bikeshare.yaml
 ARGS   ?=
-# A job with a section `search` searches, one with a section `grower` grows.
+# A job with a section `search` searches, one with a section `grower` grows, one with a section `improver` improves.
 has     = $(shell grep -l '^$(1):' "$(CONFIG)" 2>/dev/null)
-JOB     = $(if $(call has,search),search,$(if $(call has,grower),grow,finetune))
+JOB     = $(if $(call has,search),search,$(if $(call has,grower),grow,$(if $(call has,improver),improve,finetune)))
 
 # All targets use the Spark and the Python of the environment, on this machine, whatever the shell's variables say.
 unexport SPARK_HOME PYTHONPATH PYTHONHOME HADOOP_CONF_DIR YARN_CONF_DIR PYSPARK_SUBMIT_ARGS MASTER

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from sparkdiff.grower import Grower, GrowerModel
     from sparkdiff.growth.summary import GrowthSummary
     from sparkdiff.importers import from_lightgbm, from_sklearn, from_xgboost
+    from sparkdiff.improvement.summary import ImprovementSummary
+    from sparkdiff.improver import Improver, ImproverModel
     from sparkdiff.pipeline.nesting import plain
     from sparkdiff.pipeline.network import Network, translate
     from sparkdiff.pipeline.parity import Parity, verify
@@ -33,6 +35,8 @@ _HOME = {
         "estimator": ["FineTuner", "FineTunerModel"],
         "grower": ["Grower", "GrowerModel"],
         "growth.summary": ["GrowthSummary"],
+        "improvement.summary": ["ImprovementSummary"],
+        "improver": ["Improver", "ImproverModel"],
         "jvm.rformula": ["FormulaLabel"],
         "importers": ["from_lightgbm", "from_sklearn", "from_xgboost"],
         "pipeline.nesting": ["plain"],
@@ -57,7 +61,7 @@ _HOME = {
 __version__ = "0.1.0"
 __all__ = [  # noqa: RUF022 - by what a reader meets first
     "plan", "translate", "write_back", "verify", "FineTuner", "FineTunerModel", "FineTuningSummary", "Events", "RunRecord",
-    "Grower", "GrowerModel", "GrowthSummary",
+    "Grower", "GrowerModel", "GrowthSummary", "Improver", "ImproverModel", "ImprovementSummary",
     "CrossValidator", "TrainValidationSplit", "Search", "SearchModel", "SearchSummary", "alternatives", "choice", "integer",
     "loguniform", "uniform", "plain", "compact", "compact_plan", "CompactPlan", "from_sklearn", "from_lightgbm", "from_xgboost",
     "Plan", "Network", "Parity", "StageModule", "register",

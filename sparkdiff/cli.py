@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 DONE, FAILED, WRONG_INPUT, NOT_STRICT = 0, 1, 2, 3
 
 app = typer.Typer(
-    help="Fine-tune and grow fitted Spark ML pipelines. The result is a plain Spark ML pipeline.",
+    help="Improve, fine-tune and grow fitted Spark ML pipelines. The result is a plain Spark ML pipeline.",
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -117,6 +117,33 @@ def grow(
     })  # fmt: skip
 
 
+@app.command()
+def improve(
+    model: Annotated[
+        Text, typer.Argument(help="Folder of a saved PipelineModel; or the first section.key=value of a job's file.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="section.key=value, such as improver.keepForm=true; overrides the flags and the YAML file."),
+    ] = None,
+    config: Annotated[Text, typer.Option(help="YAML file of the job.")] = None,
+    data: Data = None, label: Label = None, group: Group = None, time: Time = None, output: Output = None,
+    budget: Annotated[
+        Text, typer.Option(help="Time for all that is tried: 90s, 30m, 2h; or passes over the rows: '300 passes'.")
+    ] = None,
+) -> None:  # fmt: skip
+    """Improve a pipeline within a budget in every way there is, and write a run folder with the best and other offers.
+
+    An improvement that was killed goes on when the same command is given again. Ctrl-C ends it with the best so far.
+    """
+    given = [*([model] if model is not None else []), *(overrides or [])]
+    path = given.pop(0) if given and "=" not in given[0] else None
+    _run_job("improve", config, given, {
+        "pipeline": path, "data.train.path": data, "fineTuner.labelCol": label, "fineTuner.groupCol": group,
+        "fineTuner.timeCol": time, "output.path": output, "improver.budget": budget or (None if config else "30m"),
+    })  # fmt: skip
+
+
 def _run_job(
     command: str, config: str | None, overrides: Sequence[str] | None, flags: Mapping[str, str | None]
 ) -> None:
@@ -128,7 +155,7 @@ def _run_job(
         raise InputError(f"--config {config} must be a file on the file system of this machine")
     settings = job.load_config(path, overrides or [], {key: text for key, text in flags.items() if text is not None})
     if (right := settings.command) != command:
-        sections = {"search": "search", "grow": "grower"}
+        sections = {name: section for section, name in job.COMMANDS.items()}
         found = f"a section {sections[right]!r}" if right in sections else f"no section {sections[command]!r}"
         raise InputError(f"the job has {found}: run `sparkdiff {right}` instead")
     print(f"\n{job.run(settings)}\nsaved {settings.output / 'model'} (plain Spark ML)")

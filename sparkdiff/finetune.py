@@ -290,18 +290,18 @@ def fine_tune(
 @contextlib.contextmanager
 def begun(
     task: Task, sources: Sequence[Source], phases: Phases, *, shared: Shared | None = None, boundaries: Boundaries | None = None,
-    allTrain: bool = False,
+    allTrain: bool = False, keyed: bool = False,
 ) -> Iterator[Run]:  # fmt: skip
     """Write the cache or find it, and open it for the phases that follow, while the context lasts.
 
     Args:
-        allTrain: see `Request`.
+        allTrain, keyed: see `Request`.
     """
     # A batch takes as many rows from each virtual shard.
     o = dataclasses.replace(task.options, batchSize=-(-task.options.batchSize // SHARDS) * SHARDS)
-    task, shared, key = dataclasses.replace(task, options=o), shared or Shared(), _key(task, sources)
+    task, shared, key = dataclasses.replace(task, options=o), shared or Shared(), (*_key(task, sources), keyed)
     with phases.phase("cache") as say:
-        request = Request(task.cut, list(sources), o, task.labelCol, task.weightCol, boundaries, allTrain)
+        request = Request(task.cut, list(sources), o, task.labelCol, task.weightCol, boundaries, allTrain, keyed)
         cache = shared.cache(key, request)
         counts = ", ".join(f"{cache.rows(s):,} {s}" for s in cache.splits if not (allTrain and s == VALIDATION))
         say(f"{'reused' if cache.hit else 'written'}: {counts} rows, {len(task.plan.cacheCols)} columns")

@@ -193,6 +193,9 @@ def _build(request: Request, key: str, folder: Path, columns: list[dict[str, Any
     by = [f"{n}={v!r}" for n in ("validationIndicatorCol", "groupCol", "timeCol", "guardCols") if (v := getattr(o, n))]
     with _blamed(f"split the rows ({', '.join(by) or 'by a hash of all columns'})"):
         dealt, values = splits.with_slices(splits.with_splits(request.sources, o, request.boundaries), o)
+        if request.keyed:
+            keys = [splits.row_hash(s.df, o.seed) for s in request.sources]
+            dealt = [df.withColumn(splits.ROW, key) for df, key in zip(dealt, keys, strict=True)]
         for df in dealt:
             df.schema  # noqa: B018  # Spark Connect analyses nothing before
     ran = ", ".join(["reading the data", *(v.uid for v in request.cut.stages)])

@@ -58,6 +58,9 @@ class Request:
     allTrain: bool = (
         False  # whether all rows train and none are held out: the split `validation` is the training rows then
     )
+    keyed: bool = (
+        False  # whether each row keeps its hash, so that caches of other pipelines can be read beside this one
+    )
 
 
 def fingerprint(request: Request, folder: Path) -> str:
@@ -78,6 +81,8 @@ def fingerprint(request: Request, folder: Path) -> str:
         )
     if request.allTrain:
         parts["validation"] = splits.TRAIN
+    if request.keyed:
+        parts["keyed"] = True
     cut = request.cut
     if nulls := cut.null_columns:
         parts["nulls"] = [c.name for c in nulls]

@@ -18,7 +18,7 @@ from pyspark.sql.types import ArrayType, BooleanType, DataType, NumericType
 
 from sparkdiff.data import splits
 from sparkdiff.data.fingerprint import SHARDS, Request
-from sparkdiff.data.splits import BLOCK, SLICE, SPLIT, TIME
+from sparkdiff.data.splits import BLOCK, ROW, SLICE, SPLIT, TIME
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.pipeline.graph import Graph
 from sparkdiff.pipeline.names import named
@@ -68,7 +68,8 @@ def columns_of(request: Request, df: DataFrame, slices: dict[str, tuple[Any, ...
         if read.nulls and fields[read.version[0]].nullable and out[i]["kind"] == "scalar":
             column = {"name": f"null{i}", "column": read.name + NULL, "kind": "scalar", "width": 1}
             out.append(column | {"dtype": "bool"})
-    for name, dtype in (("label", "float64"), ("weight", "float64"), ("block", "int64"), ("time", "float64")):
+    whole = {"label": "float64", "weight": "float64", "block": "int64", "time": "float64"}
+    for name, dtype in (whole | ({"row": "int64"} if request.keyed else {})).items():
         out.append({"name": name, "column": name, "kind": "scalar", "width": 1, "dtype": dtype})
     codes = {"kind": "scalar", "width": 1, "dtype": "int64"}
     return out + [{"name": f"slice{i}", "column": c, **codes, "values": v} for i, (c, v) in enumerate(slices.items())]
@@ -130,9 +131,10 @@ def write_files(request: Request, frames: list[DataFrame], columns: list[dict[st
     union = functools.reduce(DataFrame.unionByName, (_as_stored(request, df, columns) for df in frames))
     # Equal rows are dealt by their occurrence number too, so that the files depend on the rows alone, not on partitions.
     # The slices don't count: naming another guardCol changes no order of rows, and so no training.
-    # Nor do the flags of nulls: a null that is hashed isn't NaN.
-    hashed = union.withColumn("hash", splits.row_hash(union.drop(*slices, *nulls)))
-    occurrence = F.row_number().over(Window.partitionBy("hash").orderBy("hash", *slices))
+    # Nor do the flags of nulls: a null that is hashed isn't NaN. Nor the hash of the row.
+    hashed = union.withColumn("hash", splits.row_hash(union.drop(*slices, *nulls, "row")))
+    keys = ["row"] if request.keyed else []
+    occurrence = F.row_number().over(Window.partitionBy("hash").orderBy("hash", *slices, *keys))
     keyed = hashed.withColumn("key", F.xxhash64("hash", occurrence)).withColumn(
         "shard", F.pmod(F.col("key"), F.lit(SHARDS))
     )
@@ -154,7 +156,8 @@ def _as_stored(request: Request, df: DataFrame, columns: list[dict[str, Any]]) -
     """The rows of weight other than 0 with the columns that the files hold."""
     graph, casefold = request.cut.graph, request.cut.graph.casefold
     slices = [f"{SLICE}{i}" for i in range(len(request.options.guardCols))]
-    fields, own = fields_by_name(df.schema, casefold), (SPLIT, BLOCK, TIME, *slices)
+    fields, keyed = fields_by_name(df.schema, casefold), (ROW,) if request.keyed else ()
+    own = (SPLIT, BLOCK, TIME, *keyed, *slices)
     for lost in (request.labelCol, request.weightCol, *own):
         if lost is not None and casefold(lost) not in fields:
             whose = ", ".join(request.cut.opaque) or "a stage"
@@ -181,6 +184,7 @@ def _as_stored(request: Request, df: DataFrame, columns: list[dict[str, Any]]) -
     weight = named(request.weightCol).cast("double") if request.weightCol else F.lit(1.0)
     selected += [label.alias("label"), weight.alias("weight")]
     selected += [F.col(BLOCK).alias("block"), F.col(TIME).alias("time"), F.col(SPLIT).alias("split")]
+    selected += [F.col(name).alias("row") for name in keyed]
     selected += [F.col(name).alias(f"slice{i}") for i, name in enumerate(slices)]
     return df.select(*selected).where("weight <> 0 OR weight IS NULL")  # weight 0 counts nowhere
 

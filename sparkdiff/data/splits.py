@@ -33,6 +33,8 @@ from sparkdiff.pipeline.names import casefolding, named, read_by_name, refuse_st
 
 TRAIN, VALIDATION, TEST, REFERENCE = SPLITS = ("train", "validation", "test", "reference")
 SPLIT, BLOCK, TIME = "__sparkdiff_split", "__sparkdiff_block", "__sparkdiff_time"
+ROW = "__sparkdiff_row"
+"""The hash of a row, by which caches of different pipelines find the same row."""
 SLICE = "__sparkdiff_slice"  # and the position in guardCols
 MAX_SLICES = 50  # values of a guardCol
 
@@ -103,7 +105,7 @@ def check_names(names: Iterable[str]) -> None:
     """
     casefold = casefolding()
     for name in names:
-        if casefold(name) in (SPLIT, BLOCK, TIME) or re.fullmatch(rf"{SLICE}\d+", casefold(name)):
+        if casefold(name) in (SPLIT, BLOCK, TIME, ROW) or re.fullmatch(rf"{SLICE}\d+", casefold(name)):
             raise InputError(
                 f"the data or a stage have a column {name!r}, a name that sparkdiff reserves for its own "
                 "columns: rename it"

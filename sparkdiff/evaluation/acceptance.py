@@ -14,6 +14,7 @@ from sparkdiff.evaluation import compatibility, guard, slices
 from sparkdiff.evaluation.compatibility import Compatibility
 from sparkdiff.evaluation.data import Data, scalar
 from sparkdiff.evaluation.ledger import Ledger, candidate_count, diverged
+from sparkdiff.evaluation.recorded import Predicts
 from sparkdiff.evaluation.scores import Score, contributions
 from sparkdiff.evaluation.slices import Change
 from sparkdiff.objectives.metrics import Metric
@@ -85,7 +86,7 @@ def judge(
     options: Options,
     data: Data,
     metric: Metric,
-    networks: tuple[Network, Network],
+    networks: tuple[Network, Predicts],
     ledger: Ledger,
     original: Score,
     *,
@@ -94,7 +95,7 @@ def judge(
     """Test the gain of the best epoch, overall and by slice, in passes over the validation and the reference rows.
 
     Args:
-        networks: the original network and the network of the best epoch.
+        networks: the original network and the network of the best epoch, or what was recorded of another pipeline.
         original: the original's validation metric.
         reference: whether there are reference rows.
     """
@@ -138,7 +139,7 @@ def needed(options: Options, network: Network) -> tuple[float, int]:
 
 
 @torch.no_grad()
-def _differences(data: Data, metric: Metric, one: Network, other: Network) -> Tensor:
+def _differences(data: Data, metric: Metric, one: Network, other: Predicts) -> Tensor:
     """Loss of `one` minus loss of `other` per validation row, in time order."""
     times = torch.cat([scalar(batch, "time") for batch, *_ in data.batches("validation")])
     first, second = (contributions(n, data, "validation", metric) for n in (one, other))

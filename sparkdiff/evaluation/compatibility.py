@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sparkdiff.evaluation.data import Data
-from sparkdiff.pipeline.network import Network
+from sparkdiff.evaluation.recorded import Predicts
 from sparkdiff.stages.base import columns_of
 
 EDGE_ROWS = 65_536
@@ -54,7 +54,7 @@ class Compatibility:
 
 
 @torch.no_grad()
-def compare(old: Network, new: Network, data: Data, split: str) -> Compatibility:
+def compare(old: Predicts, new: Predicts, data: Data, split: str) -> Compatibility:
     """Compare the predictions of both networks on the rows of weight > 0 of a split, in one pass over all rows and
     one over the first.
     """
@@ -125,7 +125,7 @@ class _Shown:
     probability: Tensor | None  # (n, k)
 
 
-def _shown(network: Network, data: Data, batch: Any, used: Tensor) -> _Shown:
+def _shown(network: Predicts, data: Data, batch: Any, used: Tensor) -> _Shown:
     head, vertex = network.head, network.graph.head
     margin = network.margin(data.values(batch))[used]
     if not head.classes:
@@ -144,7 +144,7 @@ def _shown(network: Network, data: Data, batch: Any, used: Tensor) -> _Shown:
     )
 
 
-def _edges(network: Network, data: Data, split: str) -> Tensor:
+def _edges(network: Predicts, data: Data, split: str) -> Tensor:
     """The distinct inner deciles of the scores of the first rows: (at most 9,)"""
     first: list[Tensor] = []
     for batch, _, weight, _ in itertools.takewhile(lambda _: sum(map(len, first)) < EDGE_ROWS, data.batches(split)):

@@ -11,6 +11,7 @@ from sparkdiff.data.blocks import MAX_BLOCKS
 from sparkdiff.data.stream import Batch
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation.data import Data
+from sparkdiff.evaluation.recorded import Predicts
 from sparkdiff.objectives.losses import zero_margin
 from sparkdiff.objectives.metrics import Metric, influence
 from sparkdiff.pipeline.network import Network
@@ -142,7 +143,7 @@ def score(network: Network, data: Data, split: str, metric: Metric) -> Score:
 
 
 @torch.no_grad()
-def contributions(network: Network, data: Data, split: str, metric: Metric) -> Tensor:
+def contributions(network: Predicts, data: Data, split: str, metric: Metric) -> Tensor:
     """w * loss, or w * influence, of each row of a split (n,) in stream order, for one process; its sum is the sum of
     the Score.
     """

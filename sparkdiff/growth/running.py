@@ -13,8 +13,7 @@ from torch import Tensor
 
 from sparkdiff.growth import checkpoints
 from sparkdiff.growth.checkpoints import Kept, one_thread, train
-from sparkdiff.growth.clock import Clock
-from sparkdiff.growth.criterion import Criterion, Specification
+from sparkdiff.growth.criterion import Specification
 from sparkdiff.growth.items import Found, Item
 from sparkdiff.growth.processes import Chief
 from sparkdiff.growth.rounds import Run
@@ -46,7 +45,7 @@ class Times:
 @contextlib.contextmanager
 def runner(
     folder: RunFolder, specification: Specification, say: Callable[[str], None] = lambda text: None,
-    on_times: Callable[[Times], None] = lambda times: None, clock: Clock | None = None,
+    on_times: Callable[[Times], None] = lambda times: None,
 ) -> Iterator[Run]:  # fmt: skip
     """Runs rounds, in `numProcesses` of the specification's options. Processes are started at once, and end with the context.
 
@@ -56,12 +55,10 @@ def runner(
         folder: of the run; all processes must see it.
         say: called with a line about what went wrong and is made good.
         on_times: told how long each round took.
-        clock: when it is over no further item begins; without it, all are trained.
 
     Raises:
         ItemError: an item failed, or was lost too often; names it.
     """
-    watch = Clock() if clock is None else clock
     with contextlib.ExitStack() as stack:
         several = specification.options.numProcesses > 1
         chief = stack.enter_context(Chief(folder, specification, say)) if several else None
@@ -72,39 +69,20 @@ def runner(
             folder.check()
             table = table.aligned()
             kept = Kept.open(folder.path, number, items, table, original)
-            late = watch.resume(kept.path)
-            missing, begun = {*range(len(items))} - kept.ended() - late, time.monotonic()
-            seconds: Mapping[int, float]
+            missing, begun = {*range(len(items))} - kept.ended(), time.monotonic()
+            seconds: Mapping[int, float] = {}
             if chief is None:
-                seconds = _alone(folder, kept, items, missing, table, criterion, original, watch)
+                seconds = {
+                    p: train(kept, p, items[p], table, criterion, original, checkpoints.EVERY, folder.check).seconds
+                    for p in sorted(missing)
+                }
                 busy = [time.monotonic() - begun]
             else:
-                seconds = chief.run(number, items, missing, table, original, kept, watch) if missing else {}
+                if missing:
+                    seconds = chief.run(number, items, missing, table, original)
                 busy = [member.busy for member in chief.members]
-            if missing:
-                late = frozenset(late | (missing - seconds.keys()))
-                watch.note(kept.path, late)
-            took = [(items[p].name, seconds[p]) for p in sorted(seconds)]
+            took = [(items[p].name, seconds[p]) for p in sorted(missing)]
             on_times(Times(number, time.monotonic() - begun, tuple(busy), tuple(took)))
-            before = criterion.score(table.validation.margin, table.validation).mean if late else 0.0
-            return [Found.late(item, before, original) if p in late else kept.found(p) for p, item in enumerate(items)]
+            return [kept.found(p) for p in range(len(items))]
 
         yield run
-
-
-def _alone(
-    folder: RunFolder, kept: Kept, items: Sequence[Item], missing: set[int], table: Table, criterion: Criterion,
-    original: Tensor, clock: Clock,
-) -> dict[int, float]:  # fmt: skip
-    """Train items in this process, one after another while there is time; returns per position the seconds of CPU."""
-
-    def tick() -> None:
-        folder.check()
-        clock.tick(kept.path)
-
-    seconds = dict[int, float]()
-    for p in sorted(missing):
-        if clock.over:
-            break
-        seconds[p] = train(kept, p, items[p], table, criterion, original, checkpoints.EVERY, tick).seconds
-    return seconds

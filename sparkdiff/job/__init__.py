@@ -4,7 +4,7 @@
 rest.
 """
 
-from sparkdiff.job.config import Config, load_config
+from sparkdiff.job.config import COMMANDS, Config, load_config
 from sparkdiff.job.starting import run
 
-__all__ = ["Config", "load_config", "run"]
+__all__ = ["COMMANDS", "Config", "load_config", "run"]

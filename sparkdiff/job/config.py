@@ -18,7 +18,9 @@ from sparkdiff.job.loading import function, is_function, named_source
 from sparkdiff.machine import paths
 from sparkdiff.options import FIELDS, Options
 
-SECTIONS = ("pipeline", "data", "search", "grower", "fineTuner", "spark", "output")
+SECTIONS = ("pipeline", "data", "search", "grower", "improver", "fineTuner", "spark", "output")
+COMMANDS = {"search": "search", "grower": "grow", "improver": "improve"}
+"""Sections that make a job one of another command than `finetune`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Config:
 
     Attributes:
         options: the section `fineTuner`.
-        search, grower: the sections of these names; both None: the job fine-tunes.
+        search, grower, improver: the sections of these names; all None: the job fine-tunes.
     """
 
     folder: Path
@@ -39,11 +41,12 @@ class Config:
     overwrite: bool
     search: Mapping[str, Any] | None = None
     grower: Mapping[str, Any] | None = None
+    improver: Mapping[str, Any] | None = None
 
     @property
     def command(self) -> str:
         """The command of `sparkdiff` that runs this job."""
-        return "search" if self.search is not None else "grow" if self.grower is not None else "finetune"
+        return next((name for section, name in COMMANDS.items() if getattr(self, section) is not None), "finetune")
 
 
 def load_config(path: Path | None, overrides: Sequence[str], flags: Mapping[str, str] | None = None) -> Config:
@@ -84,7 +87,7 @@ def load_config(path: Path | None, overrides: Sequence[str], flags: Mapping[str,
         if split not in SPLITS:
             raise InputError(f"unknown data {split!r}. {did_you_mean(str(split), SPLITS)}")
         named_source(split, given)
-    for section in ("search", "grower", "fineTuner", "spark"):
+    for section in (*COMMANDS, "fineTuner", "spark"):
         if not isinstance(tree.get(section) or {}, dict):
             raise InputError(f"{section} must be a mapping of names to values. Got {tree[section]!r} instead")
     output = _output(output)
@@ -95,18 +98,7 @@ def load_config(path: Path | None, overrides: Sequence[str], flags: Mapping[str,
     if isinstance(options.get("loss"), str) and is_function(options["loss"]):
         options["loss"] = function(options["loss"], here)
     _check_options(options, data)
-    search = None if tree.get("search") is None else dict(tree["search"])
-    grower = dict(tree["grower"] or {}) if "grower" in tree else None  # `grower:` with nothing below: all defaults
-    if search is not None and grower is not None:
-        raise InputError("the job has the sections 'search' and 'grower', which are two jobs: leave one of them out")
-    if search is not None:
-        from sparkdiff.job.search_section import check  # only here: it imports pyspark
-
-        check(search, data)
-    if grower is not None:
-        from sparkdiff.job.grower_section import check as check_growth  # only here: most jobs don't grow
-
-        check_growth(grower, options)
+    verbs = _verbs(tree, options, data)
     return Config(
         here,
         pipeline,
@@ -115,9 +107,36 @@ def load_config(path: Path | None, overrides: Sequence[str], flags: Mapping[str,
         {str(key): value for key, value in spark.items() if value is not None},
         jvm.folder("output", output["path"]).resolve(),
         output.get("mode") == "overwrite",
-        search,
-        grower,
+        **verbs,
     )
+
+
+def _verbs(tree: Mapping[str, Any], options: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The section that makes the job one of another command, checked; a section with nothing below it has all defaults.
+
+    Raises:
+        InputError: there are several, or one holds what it can't.
+    """
+    found = {name: dict(tree[name] or {}) for name in COMMANDS if name in tree}
+    if tree.get("search") is None:
+        found.pop("search", None)  # it has no defaults
+    if len(found) > 1:
+        names = " and ".join(map(repr, found))
+        raise InputError(f"the job has the sections {names}, which are {len(found)} jobs: leave all but one out")
+    # Imported here only: most jobs have none of them.
+    if "search" in found:
+        from sparkdiff.job.search_section import check
+
+        check(found["search"], data)
+    if "grower" in found:
+        from sparkdiff.job.grower_section import check as check_growth
+
+        check_growth(found["grower"], options)
+    if "improver" in found:
+        from sparkdiff.job.improver_section import check as check_improvement
+
+        check_improvement(found["improver"], options)
+    return found
 
 
 def _output(given: Any) -> dict[str, str]:
@@ -289,4 +308,8 @@ def request_of(config: Config) -> str:
         from sparkdiff.growth.settings import GrowthSettings  # only here: most jobs don't grow
 
         settings.append({"grower": dataclasses.asdict(GrowthSettings.of(config.grower))})
+    if config.improver is not None:
+        from sparkdiff.improvement.settings import ImprovementSettings
+
+        settings.append({"improver": dataclasses.asdict(ImprovementSettings.of(config.improver))})
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()

@@ -33,8 +33,11 @@ from sparkdiff.data.splits import (
 from sparkdiff.errors import InputError
 from sparkdiff.finetune import Outcome, fine_tune, prepare
 from sparkdiff.growth.summary import GrowthSummary
+from sparkdiff.improvement.procedure import Improved
+from sparkdiff.improvement.summary import ImprovementSummary
 from sparkdiff.job.config import Config, request_of
 from sparkdiff.job.growing import grow
+from sparkdiff.job.improving import improve
 from sparkdiff.job.loading import function, is_function, load_data, load_model, model_path
 from sparkdiff.job.output import check_replaceable
 from sparkdiff.job.writing import written
@@ -48,6 +51,10 @@ from sparkdiff.store.files import moved
 from sparkdiff.store.identity import UntoldError, identity
 from sparkdiff.store.lease import Lease
 from sparkdiff.store.run_folder import UNTOLD, told
+
+SUMMARIES = {"grow": GrowthSummary, "improve": ImprovementSummary}
+OFFERS = "offers"
+"""The folder of a run with the pipelines that an improvement offers beside the best."""
 
 
 def run(config: Config, lease: Lease, spark: SparkSession, found: dict[str, Any] | None) -> FineTuningSummary:
@@ -109,6 +116,8 @@ def run(config: Config, lease: Lease, spark: SparkSession, found: dict[str, Any]
         model = fit(sources) if isinstance(made, Estimator) else made
         if config.grower is not None:
             outcome = grow(config, model, options, sources, phases, boundaries, replace=mine)
+        elif config.improver is not None:
+            outcome = improve(config, model, options, sources, phases, boundaries, replace=mine)
         else:
             with phases.phase("plan"):
                 task = prepare(model, options, sources[0].df)
@@ -159,7 +168,7 @@ def inputs_of(sources: list[Source], made: Any, content: str | None) -> dict[str
 
 
 def _read_summary(found: Mapping[str, Any], config: Config) -> FineTuningSummary:
-    history, kind = config.output / "history.csv", FineTuningSummary if config.grower is None else GrowthSummary
+    history, kind = config.output / "history.csv", SUMMARIES.get(config.command, FineTuningSummary)
     # Where nothing joined, nothing trained together, and the history has no columns.
     records: Any = pd.read_csv(history).to_dict("records") if history.read_text().strip() else []
     known = {f.name for f in dataclasses.fields(kind)}
@@ -210,7 +219,7 @@ def fitted_on(
 def write_run(
     outcome: Outcome, config: Config, phases: Phases, parent: Mapping[str, Any], inputs: Mapping[str, str], lease: Lease
 ) -> None:  # fmt: skip
-    """Write the run folder of a fine-tuning or a growth."""
+    """Write the run folder of a fine-tuning, a growth or an improvement."""
     start, original = time.perf_counter(), Path(str(parent.get("path")))
 
     def needed() -> str:
@@ -218,6 +227,10 @@ def write_run(
 
     def fill(folder: Path) -> None:
         outcome.model.write().save(f"file://{folder}/model")
+        offers = outcome.offers if isinstance(outcome, Improved) else {}
+        for name, model in offers.items():
+            if model is not outcome.model:
+                model.write().save(f"file://{folder}/{OFFERS}/{name}")
         (folder / "plan.json").write_text(outcome.plan.toJSON() + "\n")
         pd.DataFrame(outcome.summary.records).to_csv(folder / "history.csv", index=False)
         summary = outcome.summary.asdict()

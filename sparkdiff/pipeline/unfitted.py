@@ -7,7 +7,7 @@ settings it was fitted, it stays as it is fitted, and `Unfitted.stages` says why
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,10 +95,11 @@ class Unfitted:
             raise InputError(f"{self.model.uid} can't be fitted anew: {why}")
 
 
-def unfitted(model: Any) -> Unfitted:
+def unfitted(model: Any, keep: Collection[str] = ()) -> Unfitted:
     """The estimators that a fitted pipeline came from.
 
     Args:
+        keep: uids of stages that are to stay as they are fitted.
         model: a PipelineModel or a fitted stage; nested pipelines, a FineTunerModel and models of searches are opened.
 
     Raises:
@@ -107,7 +108,7 @@ def unfitted(model: Any) -> Unfitted:
     flatten(model)  # refuses what isn't fitted
     model = plain(model)
     uids = [stage.uid for stage in _leaves(model)]
-    found = {stage.uid: _unfitted(stage, uids) for stage in _leaves(model)}
+    found = {stage.uid: _unfitted(stage, uids, keep) for stage in _leaves(model)}
     searches = tuple(m.uid for m in _holders(model) if not isinstance(m, PipelineModel))
     return Unfitted(model, _form(model, found), tuple(found.values()), searches)
 
@@ -175,12 +176,15 @@ def _form(model: Any, found: dict[str, UnfittedStage]) -> Any:
     return found[model.uid].stage
 
 
-def _unfitted(model: Any, uids: Sequence[str]) -> UnfittedStage:
+def _unfitted(model: Any, uids: Sequence[str], keep: Collection[str]) -> UnfittedStage:
     """What stands in the place of a leaf stage.
 
     Args:
         uids: of all leaf stages.
+        keep: uids of those that stay.
     """
+    if model.uid in keep:
+        return UnfittedStage(model, model, AS_FITTED, "it is to be kept")
     if why := _why_as_fitted(model, uids):
         return UnfittedStage(model, model, AS_FITTED, why)
     if not isinstance(model, Model):

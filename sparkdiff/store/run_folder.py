@@ -16,11 +16,10 @@ from sparkdiff.store.files import not_writable, previous, write_bytes
 from sparkdiff.store.identity import UntoldError
 from sparkdiff.store.lease import Lease, held, lease_of
 
-LONGEST = 100
-"""Characters of a run's id at most."""
-NAME = re.compile(rf"[A-Za-z0-9_][\w.-]{{0,{LONGEST - 1}}}", re.ASCII)
+NAME = re.compile(r"[A-Za-z0-9_][\w.-]{0,99}", re.ASCII)
 OWN = re.compile(
-    r"(attempt|round)-\d+|(run|device)\.json|state\.pt(\.previous)?|\.((run|device)\.json|state\.pt)-[0-9a-f]{8}|\.(nfs|fuse_hidden)[0-9a-f]+"
+    r"(attempt|round)-\d+|study|\.?step-\d+-[a-z]+(-[0-9a-f]{8})?|(run|device|decisions)\.json|state\.pt(\.previous)?"
+    r"|\.((run|device|decisions)\.json|state\.pt)-[0-9a-f]{8}|\.(nfs|fuse_hidden)[0-9a-f]+"
 )
 """The entries of a run folder: also the temporary files of `files.written` that a crash leaves, and what a network's file
 system keeps of a removed file that is still open."""
@@ -159,13 +158,14 @@ class RunFolder:
 
     @contextlib.contextmanager
     def kept(self, *, always: bool) -> Iterator[None]:
-        """Within this context, training runs. The folder is removed if training fails without a checkpoint, and at
-        the end unless `always`.
+        """Within this context, training runs. The folder is removed if training fails without a checkpoint or a finished
+        step, and at the end unless `always`.
         """
         try:
             yield
         except BaseException:
-            if not (self.state.exists() or previous(self.state).exists() or any(self.path.glob("round-*"))):
+            steps = any(self.path.glob("round-*")) or any(self.path.glob("step-*"))
+            if not (self.state.exists() or previous(self.state).exists() or steps):
                 self.remove()
             raise
         if not always:

@@ -24,8 +24,9 @@ ROOMS = [
     ["finetune"],
     ["cross_fitting"],
     ["tuning", "growth"],
+    ["improvement"],
     ["estimator"],
-    ["grower"],
+    ["grower", "improver"],
     ["job"],
     ["cli", "testing"],
     ["__main__"],
@@ -52,7 +53,8 @@ SPARK = (
 )  # fmt: skip
 NO_TORCH = (
     "jvm", "importers", "machine", "options", "errors", "data.splits", "data.quantiles", "pipeline.nesting",
-    "training.distributed.preflight", "growth.kinds", "growth.settings", "job.grower_section",
+    "training.distributed.preflight", "growth.kinds", "growth.settings",
+    "improvement.settings", "improvement.budget", "job.grower_section", "job.improver_section",
 )  # fmt: skip
 
 

@@ -1,0 +1,84 @@
+"""Margins of one pipeline, kept by row, so that it can be compared row by row with another pipeline that reads other columns."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from sparkdiff.data.splits import ROW
+from sparkdiff.errors import InputError
+from sparkdiff.evaluation.data import Data, scalar
+from sparkdiff.pipeline.graph import Graph, Version
+from sparkdiff.pipeline.network import Network
+from sparkdiff.rows import Rows
+from sparkdiff.stages.predictor import Predictor
+
+ROW_VERSION: Version = (ROW, -1)
+"""The hash of the row among the columns of a cache that has it (`Request.keyed`)."""
+
+
+class Predicts(Protocol):
+    """What a judgement needs of a network: `margin(values)`, (n,) or (n, k), and the stage that turns it into columns."""
+
+    @property
+    def head(self) -> Predictor: ...
+
+    @property
+    def graph(self) -> Graph: ...
+
+    def margin(self, values: dict[Version, Rows]) -> Tensor: ...
+
+
+def keyed(data: Data) -> Data:
+    """The same data, whose values include the hash of the row."""
+    return Data(data.stream, {**data.columns, ROW_VERSION: "row"}, data.team, data.tick, data.prepare, data.rows)
+
+
+class Recorded:
+    """The margins of a network on the rows of some splits, found by the hash of the row.
+
+    Attributes:
+        network: whose margins they are.
+        keys: (n,) hashes of the rows, sorted.
+        margins: (n,) or (n, k). Rows with the same hash are the same row, and have the same margin.
+        labels: (n,) as the pipeline sees them: a stage may index them.
+    """
+
+    def __init__(self, network: Network, keys: Tensor, margins: Tensor, labels: Tensor):
+        self.network, order = network, keys.argsort(stable=True)
+        self.keys, self.margins, self.labels = keys[order], margins[order], labels[order]
+
+    @property
+    def head(self) -> Predictor:
+        return self.network.head
+
+    @property
+    def graph(self) -> Graph:
+        return self.network.graph
+
+    def margin(self, values: Mapping[Version, Rows]) -> Tensor:
+        """
+        Raises:
+            InputError: a row was not recorded.
+        """
+        wanted = values[ROW_VERSION]
+        assert isinstance(wanted, Tensor)
+        at = torch.searchsorted(self.keys, wanted).clamp_max(max(len(self.keys) - 1, 0))
+        lost = len(wanted) if not len(self.keys) else int((self.keys[at] != wanted).sum())
+        if lost:
+            raise InputError(
+                f"{self.graph.head.uid}: {lost:,} rows are missing that the original pipeline predicts: a stage drops them, or "
+                "the rows were others when they were read again; write the rows to a table, and pass the table"
+            )
+        return self.margins[at]
+
+
+@torch.no_grad()
+def recorded(network: Network, data: Data, splits: tuple[str, ...]) -> Recorded:
+    """The margins of a network on all rows of these splits; 8 bytes per row and margin, 16 for the hash and the label."""
+    rows: list[tuple[Tensor, Tensor, Tensor]] = []
+    for split in splits:
+        for batch, label, *_ in data.batches(split):
+            rows.append((scalar(batch, "row").long(), network.margin(data.values(batch)), label.clone()))
+    return Recorded(network, *map(torch.cat, zip(*rows, strict=True)))

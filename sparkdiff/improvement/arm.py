@@ -1,0 +1,27 @@
+"""What an arm is: a way to a better pipeline, in steps of rising cost."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from sparkdiff.improvement.budget import Limit
+from sparkdiff.improvement.candidate import Step
+from sparkdiff.improvement.ground import Ground
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way to a better pipeline.
+
+    Attributes:
+        name: a key of `settings.ARMS`.
+        steps: how many there are.
+        share: of the budget, relative to the others.
+        refused: why it can't be tried on this ground; empty if it can.
+        run: (ground, number of the step, limit, all steps of all arms before) -> the step.
+    """
+
+    name: str
+    steps: int
+    share: float
+    refused: Callable[[Ground], str]
+    run: Callable[[Ground, int, Limit, Sequence[Step]], Step]

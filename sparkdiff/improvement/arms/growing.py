@@ -1,0 +1,135 @@
+"""The arms that add stages: `grow`, parts that learn beside the pipeline's features, and `import`, boosted trees."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+
+from sparkdiff.data.splits import VALIDATION
+from sparkdiff.errors import InputError
+from sparkdiff.evaluation.recorded import recorded
+from sparkdiff.finetune import verified, written
+from sparkdiff.growth import costs
+from sparkdiff.growth.assembly import cost_of, grown_pipeline, serving_of, width_of
+from sparkdiff.growth.checks import check_entities, check_options
+from sparkdiff.growth.finishing import Finished, finish
+from sparkdiff.growth.ground import ground as growth_ground
+from sparkdiff.growth.inputs import linear_head
+from sparkdiff.growth.parts import trees
+from sparkdiff.growth.procedure import grow_rounds
+from sparkdiff.growth.serving import check_cost, check_room
+from sparkdiff.growth.settings import GrowthSettings
+from sparkdiff.improvement.arm import Arm
+from sparkdiff.improvement.budget import Limit
+from sparkdiff.improvement.candidate import Candidate, Step, rounded
+from sparkdiff.improvement.ground import HELD_OUT, Ground, Measurement
+
+FEW, MANY = 1, 6
+"""Rounds of the first step and of the second."""
+PASSES = 40
+"""Passes over the training rows that a round is taken for, where the budget is in passes: its items train at the same time."""
+NEXT_ROUND = 0.5
+"""Share of the first round's gain that all later rounds are expected to add."""
+
+
+def _settings(ground: Ground, parts: tuple[str, ...], rounds: int) -> GrowthSettings:
+    s = ground.settings
+    return GrowthSettings(
+        parts=parts, rounds=rounds, entityCols=s.entityCols, maxServingCost=s.maxServingCost, maxLoss=s.maxLoss
+    )
+
+
+def _refused(parts: Callable[[Ground], tuple[str, ...]]) -> Callable[[Ground], str]:
+    """Why no part can join."""
+
+    def refused(ground: Ground) -> str:
+        try:
+            check_options(ground.options)
+            head = linear_head(ground.plan.cut.graph)
+            if head.uid in ground.keeps:
+                return f"{head.uid} is to be kept, and what joins changes it"
+            check_entities(ground.settings.entityCols, ground.plan, ground.sources[0].df)
+            data = ground.plan.cut.transform(ground.sources[0].df)
+            check_room(serving_of(ground.model, head, ground.settings.maxServingCost, data, ()), parts(ground))
+            if parts(ground) == ("trees",):
+                trees.without_trees(_settings(ground, ("trees",), 1))
+        except InputError as e:
+            return str(e)
+        return ""
+
+    return refused
+
+
+def _step(
+    name: str, parts: Callable[[Ground], tuple[str, ...]]
+) -> Callable[[Ground, int, Limit, Sequence[Step]], Step]:
+    def run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> Step:
+        rounds = (FEW, MANY)[number]
+        if limit.passes is not None:
+            rounds = max(1, min(rounds, int(limit.passes / PASSES)))
+        return grown(ground, limit, _settings(ground, parts(ground), rounds), name, number)
+
+    return run
+
+
+def grown(ground: Ground, limit: Limit, settings: GrowthSettings, arm: str, number: int) -> Step:
+    """Grow the original, and write the result back, whether or not it would be accepted."""
+    runId = ground.options.runId and f"{ground.options.runId}-{arm}-{number}"
+    epochs = limit.epochs(4)
+    options = replace(
+        ground.options, freeze=ground.keeps, maxSeconds=limit.seconds, runId=runId,
+        maxEpochs=ground.options.maxEpochs if epochs is None else min(ground.options.maxEpochs, epochs),
+    )  # fmt: skip
+    start = growth_ground(ground.model, options, settings.entityCols, ground.sources, ground.boundaries)
+    serving = serving_of(ground.model, start.head, settings.maxServingCost, start.data, start.indexers)
+    with ground.begun(start.task) as run:
+        first = verified(run).scores[VALIDATION]
+        found, gone, _ = grow_rounds(run, start, settings, serving, replace=True)
+    told = {"rounds": [asdict(t) for t in found.tried]}
+    if not found.members:
+        return Step(
+            arm,
+            number,
+            rounded(ground, found.gains),
+            found.trials,
+            (),
+            0.0,
+            f"no part joined: {found.stopped}",
+            learned=told,
+        )
+    made = grown_pipeline(ground.model, start.head, found.members, start.indexers, start.data)
+    check_cost(serving, [m.part for m in found.members], cost_of(made, start.head, serving))
+    with ground.begun(replace(ground.task(made), options=options)) as run:
+        done = finish(run, first, found, width_of(start.head.stage), replace=True)
+        margins = recorded(done.network, run.data, tuple(s for s in HELD_OUT if s in run.cache.splits))
+        model, after = written(run, done.start, done.network, {VALIDATION: done.tuned})
+    names = ", ".join(m.part.name for m in found.members)
+    measured = Measurement(ground.task(model), after.scores, margins, after.parity, costs.of_model(model))
+    candidate = Candidate(arm, f"+ {names}", measured, _column(done), names)
+    says = f"{found.members[-1].round} rounds{f', {len(gone)} dropped' if gone else ''}; {found.stopped}"
+    return Step(
+        arm, number, rounded(ground, done.ledger.gains), done.ledger.trials, (candidate,), _hope(ground, done, number), says,
+        learned=told,
+    )  # fmt: skip
+
+
+def _column(done: Finished) -> int:
+    """The column of what would ship, whether or not it gains."""
+    return done.ledger.chosen if done.ledger.chosen >= 0 else len(done.ledger.gains) - 1
+
+
+def _hope(ground: Ground, done: Finished, number: int) -> float:
+    gained = (done.before.scores[VALIDATION].mean - done.tuned.mean) / max(
+        abs(done.before.scores[VALIDATION].mean), 1e-12
+    )
+    return NEXT_ROUND * max(gained, 0.0) if number == 0 else 0.0
+
+
+def _parts(ground: Ground) -> tuple[str, ...]:
+    return ground.settings.parts
+
+
+def _trees(ground: Ground) -> tuple[str, ...]:
+    return ("trees",)
+
+
+GROW = Arm("grow", 2, 2.0, _refused(_parts), _step("grow", _parts))
+IMPORT = Arm("import", 2, 1.0, _refused(_trees), _step("import", _trees))

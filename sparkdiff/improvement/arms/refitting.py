@@ -1,0 +1,74 @@
+"""The arm that fits the stages anew on the training rows, and then trains them together."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from pyspark.ml import Pipeline
+
+from sparkdiff.data.splits import fit_on_training_rows
+from sparkdiff.evaluation.ledger import Trial
+from sparkdiff.improvement.arm import Arm
+from sparkdiff.improvement.arms.fine_tuning import fine_tuned
+from sparkdiff.improvement.budget import Limit
+from sparkdiff.improvement.candidate import Candidate, Step, one_column, share
+from sparkdiff.improvement.ground import Ground, measure
+from sparkdiff.pipeline.unfitted import Unfitted, unfitted, with_uids_of
+
+WEIGHTS = 0.1
+"""Share of the metric that training all weights together is expected to gain, before it was tried on the original."""
+
+
+def form_of(ground: Ground) -> Unfitted:
+    """The unfitted form of the original. Stages that make the label stay as they are: a row keeps its label."""
+    return unfitted(ground.model, keep=(*ground.keeps, *label_stages(ground)))
+
+
+def label_stages(ground: Ground) -> tuple[str, ...]:
+    """The uids of the stages that the label or the weight comes from."""
+    graph, task = ground.plan.cut.graph, ground.plan
+    wanted = {graph.casefold(c) for c in (task.labelCol, task.weightCol) if c is not None}
+    found = []
+    for vertex in reversed(graph.vertices):
+        if wanted & {graph.casefold(c) for c in vertex.outputs}:
+            found.append(vertex.uid)
+            wanted |= {name for name, _ in vertex.reads}
+    return tuple(found)
+
+
+def refitted(ground: Ground, estimator: Any) -> Any:
+    """The pipeline that an estimator of the original's form fits on the training rows, with the original's uids."""
+    whole = estimator if isinstance(estimator, Pipeline) else Pipeline(stages=[estimator])
+    model: Any = fit_on_training_rows(whole, ground.sources, ground.options, ground.boundaries)
+    return with_uids_of(ground.model, model if isinstance(estimator, Pipeline) else model.stages[0])
+
+
+def _refused(ground: Ground) -> str:
+    form = form_of(ground)
+    return "" if form.learns else f"nothing can be fitted anew: {'; '.join(form.notes) or 'no stage is ever fitted'}"
+
+
+def _run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> Step:
+    if number:
+        [first] = [s for s in steps if s.arm == "refit" and s.number == 0]
+        base = first.candidates[0].found
+        return fine_tuned(
+            ground, base, limit, recipe="default", arm="refit", number=number, name="refitted, fine-tuned"
+        )
+    form = form_of(ground)
+    found = measure(ground, refitted(ground, form.estimator))
+    kept = [s.uid for s in form.stages if s.role == "as fitted"]
+    says = "; ".join([f"fitted anew on {ground.rows['train']:,} rows", *(f"{uid} stays as it is" for uid in kept)])
+    candidate = Candidate("refit", "refitted", found, 0)
+    notes = {"notes": list(form.notes)}
+    return Step(
+        "refit", 0, one_column(ground, found), [Trial(0, 0)], (candidate,), expected(ground, steps), says, learned=notes
+    )
+
+
+def expected(ground: Ground, steps: Sequence[Step]) -> float:
+    """What training a new pipeline's weights may gain: as much as it gained on the original, where that was tried."""
+    tuned = [c for s in steps if s.arm == "finetune" for c in s.candidates]
+    return max((share(ground, c) for c in tuned), default=WEIGHTS)
+
+
+ARM = Arm("refit", 2, 0.5, _refused, _run)

@@ -1,0 +1,84 @@
+"""The arm that searches the settings of the stages, on the training rows alone, and then trains the winner's weights."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sparkdiff.data.splits import training_rows
+from sparkdiff.evaluation.ledger import Trial
+from sparkdiff.improvement.arm import Arm
+from sparkdiff.improvement.arms.fine_tuning import fine_tuned
+from sparkdiff.improvement.arms.refitting import expected, form_of
+from sparkdiff.improvement.budget import Limit
+from sparkdiff.improvement.candidate import Candidate, Step, nothing, one_column
+from sparkdiff.improvement.ground import Ground, measure
+from sparkdiff.tuning.mean_loss import evaluator_of
+from sparkdiff.tuning.search.settings_space import settings_space
+from sparkdiff.tuning.search.within_budget import TunedSetting, TunedSettings, tuned
+
+FEW, MANY = 6, 40
+"""Trials of the first step, and of all."""
+PASSES = 10
+"""Passes over the training rows that a trial is taken for, where the budget is in passes."""
+STUDY = "study"
+"""The folder of the trials in the run's folder."""
+MORE = 0.05
+"""Share of the metric that more trials are expected to gain."""
+
+
+def _refused(ground: Ground) -> str:
+    form = form_of(ground)
+    if not form.learns:
+        return f"nothing can be fitted anew: {'; '.join(form.notes) or 'no stage is ever fitted'}"
+    if ground.plan.labelCol is None:
+        return "there is no label by which a trial could be judged"
+    return "" if settings_space(form) else "none of its stages has a setting that is worth searching"
+
+
+def _run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> Step:
+    if number == 2:
+        [winner] = [c for s in steps if s.arm == "search" for c in s.candidates][-1:]
+        name = f"{winner.name}, fine-tuned"
+        return fine_tuned(ground, winner.found, limit, recipe="default", arm="search", number=number, name=name)
+    found = _searched(ground, limit, MANY if number else FEW)
+    [best] = found.best
+    says = f"{found.trials} settings tried{f', {found.failed} could not be fitted' if found.failed else ''}"
+    hope = expected(ground, steps) + (MORE if number == 0 else 0.0)
+    if not (words := _words(found, best)):
+        return nothing(ground, "search", number, f"{says}, none better than its own", hope if number == 0 else 0.0)
+    measured = measure(ground, best.model)
+    candidate = Candidate("search", f"refitted with {words}", measured, 0)
+    return Step(
+        "search", number, one_column(ground, measured), [Trial(best.number, 0)], (candidate,), hope, says,
+        learned={"trials": found.records},
+    )  # fmt: skip
+
+
+def _searched(ground: Ground, limit: Limit, trials: int) -> TunedSettings:
+    o, form = ground.options, form_of(ground)
+    if limit.passes is not None:
+        trials = max(2, min(trials, int(limit.passes / PASSES)))
+    rows = training_rows(ground.sources, o, ground.boundaries)
+    return tuned(
+        form, settings_space(form), _evaluator(ground), rows, splitCol=None, groupCol=o.groupCol, timeCol=o.timeCol,
+        numTrials=trials, maxSeconds=limit.seconds, seed=o.seed, folder=ground.folder / STUDY,
+    )  # fmt: skip
+
+
+def _evaluator(ground: Ground) -> Any:
+    """The evaluator that chooses among trials: for the metric that decides."""
+    task, o = ground.plan, ground.options
+    return evaluator_of(
+        ground.metric, task.cut.graph.head.stage, labelCol=str(task.labelCol), weightCol=task.weightCol,
+        params={**o.lossParams, **o.metricParams},
+    )  # fmt: skip
+
+
+def _words(found: TunedSettings, best: TunedSetting) -> str:
+    """The settings that differ from those of the original; empty if none does."""
+    now = next((r for r in found.records if r["trial"] == 0), {})
+    changed = {k: v for k, v in best.settings.items() if now.get(k) != v}
+    shown = [f"{k.rpartition('.')[2]} {f'{v:.3g}' if isinstance(v, float) else v}" for k, v in changed.items()]
+    return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")
+
+
+ARM = Arm("search", 3, 1.5, _refused, _run)

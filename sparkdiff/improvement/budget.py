@@ -1,0 +1,83 @@
+"""The budget of an improvement, and the account of what each arm has spent of it."""
+
+import dataclasses
+import re
+import time
+from collections.abc import Callable, Mapping
+
+from sparkdiff.errors import InputError
+
+UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+FORM = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(s|m|h|passes)\s*")
+LEAST_SECONDS, LEAST_PASSES = 10.0, 20.0
+"""The smallest budgets: about what it takes to write one cache and to train for some epochs."""
+RESERVE = 0.05
+"""The share of the time that is kept for the decision."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """Seconds, or passes over the training rows; one of them is None."""
+
+    seconds: float | None
+    passes: float | None
+
+    @staticmethod
+    def of(text: str) -> "Budget":
+        """
+        Raises:
+            InputError: it is no budget, or nothing fits in.
+        """
+        found = FORM.fullmatch(text)
+        if not found:
+            raise InputError(f"budget={text!r} must be a time such as 90s, 30m or 2h, or passes such as '300 passes'")
+        number, unit = float(found[1]), found[2]
+        if unit == "passes":
+            if number < LEAST_PASSES:
+                raise InputError(f"budget={text!r} is too small for anything: at least {LEAST_PASSES:g} passes")
+            return Budget(None, number)
+        if number * UNITS[unit] < LEAST_SECONDS:
+            raise InputError(f"budget={text!r} is too small for anything: at least {LEAST_SECONDS:g}s")
+        return Budget(number * UNITS[unit], None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Limit:
+    """What one step of an arm may use: seconds or passes over the training rows; None where the other one counts."""
+
+    seconds: float | None
+    passes: float | None
+
+    def epochs(self, candidates: int) -> int | None:
+        """Epochs for as many candidates that train together; None without a limit of passes."""
+        return None if self.passes is None else max(1, int(self.passes / max(candidates, 1)))
+
+
+class Account:
+    """What is left of a budget, and what was spent on what.
+
+    Args:
+        spent: seconds per name of an earlier run that is resumed.
+        clock: seconds that only rise.
+    """
+
+    def __init__(
+        self, budget: Budget, spent: Mapping[str, float] | None = None, clock: Callable[[], float] = time.monotonic
+    ):
+        self.budget, self.clock = budget, clock
+        self.spent: dict[str, float] = dict(spent or {})
+
+    def left(self) -> float:
+        """Seconds that are left for arms; infinite where the budget is in passes."""
+        if self.budget.seconds is None:
+            return float("inf")
+        return (1 - RESERVE) * self.budget.seconds - sum(self.spent.values())
+
+    def limit(self, share: float) -> Limit:
+        """A share of what is left, or of all passes."""
+        if self.budget.passes is not None:
+            return Limit(None, share * self.budget.passes)
+        return Limit(max(share * self.left(), 1.0), None)
+
+    def add(self, name: str, seconds: float) -> None:
+        self.spent[name] = self.spent.get(name, 0.0) + seconds

@@ -1,0 +1,180 @@
+"""What all arms start from: the original, the rows and how they split, and the original's own figures."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from pyspark.ml import PipelineModel
+
+from sparkdiff.data.splits import REFERENCE, TEST, VALIDATION, Boundaries, Source
+from sparkdiff.errors import InputError
+from sparkdiff.evaluation.recorded import Recorded, recorded
+from sparkdiff.evaluation.scores import Score
+from sparkdiff.finetune import Goal, Measured, Run, Shared, Task, begun, checked, prepare, verified
+from sparkdiff.growth import costs
+from sparkdiff.growth.checks import check_rows
+from sparkdiff.improvement.settings import ImprovementSettings
+from sparkdiff.objectives.metrics import Metric
+from sparkdiff.options import Options
+from sparkdiff.pipeline.nesting import flatten
+from sparkdiff.pipeline.parity import Parity
+from sparkdiff.report import Phases
+
+HELD_OUT = (VALIDATION, TEST, REFERENCE)
+"""Splits whose margins are kept row by row."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """A pipeline on the rows.
+
+    Attributes:
+        task: its plan.
+        scores: the metric per split that has rows.
+        recorded: its margins on held-out rows.
+        parity: of its network with Spark.
+        cost: microseconds per row to serve it, by the table of costs.
+    """
+
+    task: Task
+    scores: Mapping[str, Score]
+    recorded: Recorded
+    parity: Parity | None
+    cost: float
+
+    @property
+    def model(self) -> Any:
+        return self.task.model
+
+
+@dataclasses.dataclass(frozen=True)
+class Ground:
+    """The original, the rows, and what is asked.
+
+    Attributes:
+        original: None until it is measured.
+        goal: the loss and the metric, None until then.
+        rows: per split.
+        doubts: warnings about the rows.
+        folder: of the run, which its trials are written to.
+    """
+
+    model: Any
+    options: Options
+    settings: ImprovementSettings
+    sources: Sequence[Source]
+    boundaries: Boundaries | None
+    phases: Phases
+    shared: Shared
+    original: Measurement | None = None
+    goal: Goal | None = None
+    rows: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    doubts: tuple[str, ...] = ()
+    folder: Path = Path()
+
+    @property
+    def start(self) -> Measurement:
+        """The original's figures."""
+        assert self.original is not None
+        return self.original
+
+    @property
+    def metric(self) -> Metric:
+        assert self.goal is not None
+        return self.goal.metric
+
+    @functools.cached_property
+    def keeps(self) -> tuple[str, ...]:
+        """The uids of the stages that stay as they are, by uid or class name in `keepStages` and `freeze`."""
+        wanted = {*self.options.freeze, *self.settings.keepStages}
+        return tuple(s.uid for s in stages_of(self.model) if {s.uid, type(s).__name__} & wanted)
+
+    @functools.cached_property
+    def plan(self) -> Task:
+        """The plan of the original."""
+        return self.task(self.model)
+
+    def task(self, model: Any, **changes: Any) -> Task:
+        """The plan of a pipeline on these rows; stages that are to stay as they are do not train.
+
+        Args:
+            changes: of the options.
+        """
+        if model is self.model:  # where a name that no stage has is an error
+            freeze = tuple(dict.fromkeys((*self.options.freeze, *self.settings.keepStages)))
+        else:
+            freeze = tuple(s.uid for s in stages_of(model) if s.uid in self.keeps)
+        o = dataclasses.replace(self.options, freeze=freeze, **changes)
+        return prepare(model, o, self.sources[0].df)
+
+    @contextmanager
+    def begun(self, task: Task) -> Iterator[Run]:
+        with begun(task, self.sources, self.phases, shared=self.shared, boundaries=self.boundaries, keyed=True) as run:
+            yield run
+
+
+def stages_of(model: Any) -> list[Any]:
+    return [stage for _, stage in flatten(model)]
+
+
+def prepared(ground: Ground) -> Ground:
+    """Measure the original, and check that the rows can decide.
+
+    Raises:
+        InputError: the pipeline, the data or the options can't be used; too few rows are held out.
+        ParityError: the network and Spark disagree.
+    """
+    with ground.begun(ground.plan) as run:
+        check_rows(run)
+        measured = verified(run)
+        doubts = checked(run)
+        found = _measurement(run, measured)
+        goal = run.goal
+        rows = {s: run.cache.rows(s) for s in run.cache.splits}
+    return dataclasses.replace(ground, original=found, goal=goal, rows=rows, doubts=tuple(doubts))
+
+
+def measure(ground: Ground, model: Any) -> Measurement:
+    """A pipeline on the same rows as the original.
+
+    Raises:
+        InputError: it cannot be compared: it leaves out rows, or indexes the labels otherwise.
+        ParityError: its network and Spark disagree.
+    """
+    with ground.begun(ground.task(model)) as run:
+        found = _measurement(run, verified(run))
+    check_same_rows(ground.start, found)
+    return found
+
+
+def _measurement(run: Run, measured: Measured) -> Measurement:
+    splits = tuple(s for s in HELD_OUT if s in run.cache.splits)
+    return Measurement(
+        run.task, measured.scores, recorded(run.network, run.data, splits), measured.parity, costs.of_model(run.task.model)
+    )  # fmt: skip
+
+
+def check_same_rows(original: Measurement, other: Measurement) -> None:
+    """
+    Raises:
+        InputError: the other pipeline has other rows, labels or weights.
+    """
+    one, two = original.recorded, other.recorded
+    head = other.task.cut.graph.head.uid
+    if not torch.equal(one.keys, two.keys):
+        raise InputError(
+            f"{head}: the pipeline predicts {len(two.keys):,} of the {len(one.keys):,} held-out rows that the original predicts"
+        )
+    if not torch.equal(one.labels, two.labels):
+        changed = int((one.labels != two.labels).sum())
+        raise InputError(f"{head}: {changed:,} rows have another label than in the original pipeline")
+    if not torch.equal(original.scores[VALIDATION].weights, other.scores[VALIDATION].weights):
+        raise InputError(f"{head}: rows have other weights than in the original pipeline")
+
+
+def as_pipeline(model: Any) -> PipelineModel:
+    return model if isinstance(model, PipelineModel) else PipelineModel([model])

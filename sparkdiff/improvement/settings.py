@@ -1,0 +1,89 @@
+"""The options of an improvement beside those of fine-tuning, in one list: its Params, their checks and their help come from it."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from sparkdiff.errors import InputError, did_you_mean
+from sparkdiff.growth.kinds import KINDS
+from sparkdiff.improvement.budget import Budget
+from sparkdiff.options import convert, option
+
+WHY_REFUSED = {
+    "numFolds": "it holds validation rows out, and decides once",
+    "rowsAreNew": "it holds validation rows out, and decides once",
+    "maxSeconds": "its time is `budget`",
+}
+"""Options of fine-tuning that an improvement does not have, and why."""
+REFUSED = tuple(WHY_REFUSED)
+ARMS = {
+    "refit": "fits the stages anew on the training rows",
+    "finetune": "trains the weights of the stages together",
+    "simplify": "deletes a stage, and fits those after it anew",
+    "search": "searches the settings of the stages, and fits them anew",
+    "import": "adds boosted trees, fitted from the pipeline's own predictions",
+    "grow": "adds stages that learn: hidden units, crosses, curves, effects",
+}
+"""What can be tried -> what it does, the cheap ones first."""
+CHANGES_FORM = ("simplify", "import", "grow")
+"""Arms whose result has other stages than the original."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ImprovementSettings:
+    """Options of one improvement. `ImprovementSettings.of` creates them, and raises one error for all problems."""
+
+    # fmt: off
+    budget: str = option("30m", "time for all that is tried, such as 90s, 30m or 2h; or passes over the training rows, such as '300 passes', with which two runs give the same bits")
+    arms: tuple[str, ...] = option(tuple(ARMS), f"what to try: {', '.join(ARMS)}", items="arms")
+    keepForm: bool = option(False, "whether the result must have the same stages: nothing is added or deleted")
+    keepStages: tuple[str, ...] = option((), "stages that stay as they are: neither trained nor fitted anew nor deleted")
+    maxServingCost: float | None = option(None, "largest cost of serving the result, as a multiple of what the pipeline costs now, by a table of costs per stage; if unset, no limit", kind=float, low=1)
+    maxLoss: float = option(0.005, "share of the metric that a simpler pipeline may lose; 0 offers none", low=0, high=1)
+    parts: tuple[str, ...] = option(tuple(k for k in KINDS if k != "trees"), f"kinds of parts that the arm grow tries: {', '.join(k for k in KINDS if k != 'trees')}", items="kinds of parts")
+    entityCols: tuple[str, ...] = option((), "columns that name users, items or shops, whose effects may be learned; the pipeline need not read them", items="column names")
+    # fmt: on
+
+    @staticmethod
+    def of(given: Mapping[str, Any]) -> "ImprovementSettings":
+        """Options from names and values.
+
+        Raises:
+            InputError: names every value of a wrong type or out of bounds.
+        """
+        problems, values = [], {}
+        for name, value in given.items():
+            try:
+                values[name] = convert(FIELDS[name], value)
+            except (TypeError, ValueError) as e:
+                problems.append(str(e))
+        if "budget" in values:
+            try:
+                Budget.of(values["budget"])
+            except InputError as e:
+                problems.append(str(e))
+        problems += _unknown("arms", values.get("arms"), tuple(ARMS))
+        problems += _unknown("parts", values.get("parts"), tuple(k for k in KINDS if k != "trees"))
+        if not problems and values.get("keepForm") and not set(values.get("arms", ARMS)) - set(CHANGES_FORM):
+            problems.append(
+                f"keepForm=true forbids all of arms={list(values['arms'])}, which add or delete stages: add refit, finetune or "
+                "search, or leave keepForm out"
+            )
+        if problems:
+            raise InputError("; ".join(problems))
+        return ImprovementSettings(**values)
+
+    def tried(self) -> tuple[str, ...]:
+        """The arms that are not forbidden, the cheap ones first."""
+        return tuple(a for a in ARMS if a in self.arms and not (self.keepForm and a in CHANGES_FORM))
+
+
+def _unknown(name: str, given: tuple[str, ...] | None, known: tuple[str, ...]) -> list[str]:
+    if given is None:
+        return []
+    if not given:
+        return [f"{name} is empty: name one or more of {', '.join(known)}"]
+    return [f"{name} names an unknown one, {x!r}. {did_you_mean(x, known)}" for x in given if x not in known]
+
+
+FIELDS = {field.name: field for field in dataclasses.fields(ImprovementSettings)}

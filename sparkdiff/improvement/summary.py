@@ -1,0 +1,85 @@
+"""The summary of an improvement: that of fine-tuning, with the arms, one table of all results, and why."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sparkdiff.report import FineTuningSummary
+from sparkdiff.report.table import aligned, p_value
+
+NAMES = {
+    "best": "best",
+    "asCheap": "best that serves as cheaply",
+    "sameForm": "best with the same stages",
+    "simpler": "simpler, and no worse",
+}
+"""Offers, in words."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ImprovementSummary(FineTuningSummary):
+    """The report of one improvement. `print(summary)` shows the table of all results.
+
+    Its other attributes are those of `FineTuningSummary`, about the pipeline that is returned (or the best one, where the
+    original is kept); the decision is "improved" or "kept original".
+
+    Attributes:
+        arms: an entry for each arm: {"arm", "state", "why", "seconds"}; `state` is "done", "stopped", "failed", "not tried" or
+            "interrupted".
+        table: a row for the original and for the best pipeline of each arm, the best first: {"arm", "name", "value" (of
+            validation rows), "test" (None without test rows), "change", "changed" (share of rows whose label changes, or whose
+            prediction moves by more than a tenth), "serving" (cost relative to the original), "seconds", "p", "accepted",
+            "offers" (names), "why" (it was not accepted)}.
+        offers: {name: row of the table}; see `sparkdiff.improvement.judging`.
+        budget: {"given", "spent"}: as it was asked, and seconds per arm.
+        measured: how many results on validation rows the p-values allow for.
+        explanation: where the loss was, and what would help next, in words.
+    """
+
+    __module__ = "sparkdiff"
+
+    arms: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    table: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    offers: dict[str, int] = dataclasses.field(default_factory=dict)
+    budget: dict[str, Any] = dataclasses.field(default_factory=dict)
+    measured: int = 0
+    explanation: str = ""
+
+    def __str__(self) -> str:
+        return "\n".join([
+            *table_of(self), *ends_of(self.arms), f"decision: {self.decision}", self.reason, self.explanation,
+            *(f"warning: {w}" for w in self.warnings),
+        ])  # fmt: skip
+
+
+def table_of(summary: ImprovementSummary) -> list[str]:
+    """The results side by side, on the rows that decide."""
+    tested = any(r["test"] is not None for r in summary.table)
+    head = [f"{summary.metric} ({summary.metricDirection} is better)", "validation", *(["test"] if tested else [])]
+    rows = [(*head, "change", "flips", "serving", "cost", "")]
+    for r in summary.table:
+        shown = [f"{r['value']:.5g}", *([f"{r['test']:.5g}"] if tested else [])]
+        if r["arm"] is None:
+            rows.append((r["name"], *shown, "", "", "1.0x", "", ""))
+            continue
+        flips = "" if r["changed"] is None else f"{r['changed']:.1%}"
+        told = _verdict(r)
+        rows.append(
+            (r["name"], *shown, f"{r['change']:+.1%}", flips, f"{r['serving']:.1f}x", f"{r['seconds']:.0f} s", told)
+        )
+    lines = aligned(rows, left=(0, len(rows[0]) - 1))
+    return [lines[0], "-" * len(lines[0]), *lines[1:]]
+
+
+def _verdict(row: Mapping[str, Any]) -> str:
+    offered = [NAMES[name] for name in row["offers"]]
+    mark = f"<- {', '.join(offered)}, " if offered else ""
+    if row["p"] is None:
+        return mark.rstrip(", ")
+    why = "" if row["accepted"] or not row["why"] else f", {row['why']}"
+    return f"{mark}{p_value(row['p'])}{why}"
+
+
+def ends_of(arms: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The arms that did not run to their end, a line each."""
+    return [f"{a['arm']}: {a['state']}, {a['why']}" for a in arms if a["state"] != "done"]

@@ -1,0 +1,82 @@
+"""Where the loss was, and what would help next: a paragraph from the figures that the run itself measured."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sparkdiff.improvement.settings import CHANGES_FORM
+
+NOTHING = 0.005
+"""Share of the metric below which a gain is not worth a sentence."""
+ALIKE = 0.9
+"""Two gains are about the same where the smaller one is at least this share of the larger."""
+SETTINGS = ("refit", "search")
+
+
+def explanation(
+    table: Sequence[Mapping[str, Any]], *, metric: str, level: float, rows: int, z: float, timed: bool
+) -> str:  # fmt: skip
+    """
+    Args:
+        table: see `ImprovementSummary.table`.
+        level: the p-value that is needed.
+        rows: of validation.
+        z: score of the best result.
+        timed: whether the rows have times.
+    """
+    gains: dict[str, float] = {}
+    for row in table:
+        if row["arm"] is not None:
+            gains[row["arm"]] = max(gains.get(row["arm"], 0.0), row["gain"])
+    best = max(gains, key=lambda a: gains[a], default=None)
+    if best is None or gains[best] < NOTHING:
+        return _nothing(gains, metric)
+    parts = [_where(gains, best, metric, timed)]
+    accepted = any(row["accepted"] for row in table)
+    if not accepted:
+        parts.append(_rows_needed(rows, z, level))
+    return " ".join(filter(None, parts))
+
+
+def _nothing(gains: Mapping[str, float], metric: str) -> str:
+    tried = ", ".join(gains)
+    if not tried:
+        return "Nothing could be tried."
+    return (
+        f"Nothing that was tried ({tried}) lowers the loss by more than {NOTHING:.1%} on the validation rows: weights, settings "
+        "and form are as good as these columns allow. Other columns would help next, not more compute."
+    )
+
+
+def _where(gains: Mapping[str, float], best: str, metric: str, timed: bool) -> str:
+    """Which of weights, settings and form held the pipeline back."""
+    top = gains[best]
+    weights = gains.get("finetune", 0.0)
+    settings = max((gains[a] for a in SETTINGS if a in gains), default=0.0)
+    form = max((gains[a] for a in CHANGES_FORM if a in gains), default=0.0)
+    found = {"weights": weights, "settings": settings, "form": form}
+    figures = ", ".join(f"{name} {gain:+.1%}" for name, gain in found.items() if gain > 0)
+    if weights >= ALIKE * top:
+        return f"The loss was in the weights: training them together gains about all that was found ({figures} of {metric})."
+    if gains.get("refit", 0.0) >= ALIKE * top:
+        old = ", as under drift" if timed else ""
+        return (
+            f"The loss was in old weights: a plain refit on these training rows gains about all that was found ({figures} of "
+            f"{metric}){old}. Fit this pipeline more often."
+        )
+    if settings >= ALIKE * top:
+        return f"The loss was in the settings: other ones, fitted anew, gain about all that was found ({figures} of {metric})."
+    more = "; its weights and settings have little left" if max(weights, settings) < NOTHING else ""
+    return f"The loss was in the form: stages that it lacks, or that stand in its way, gain most ({figures} of {metric}){more}."
+
+
+def _rows_needed(rows: int, z: float, level: float) -> str:
+    """How many validation rows would show a gain like this: scores grow with the root of their number."""
+    from statistics import NormalDist
+
+    needed = NormalDist().inv_cdf(1 - min(max(level, 1e-12), 0.5)) + 1.0
+    if not z > 0 or z >= needed:
+        return ""
+    return (
+        f"The {rows:,} validation rows are too few to tell it from chance; if the gain is true, about "
+        f"{round(rows * (needed / z) ** 2, -2):,.0f} would show it."
+    )

@@ -1,0 +1,222 @@
+"""Improver through the public interface: what races, what is offered, what is kept, how a run goes on."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from pyspark.ml import Pipeline, PipelineModel
+from pyspark.ml.classification import LogisticRegression
+from pyspark.ml.feature import StringIndexer, VectorAssembler
+from pyspark.ml.regression import LinearRegression
+from pyspark.sql import DataFrame, SparkSession, functions as F
+from small_data import riders, same, sides, unfitted
+
+from sparkdiff import Events, ImprovementSummary, Improver, ImproverModel, InputError
+
+QUICK: dict[str, Any] = {"budget": "160 passes", "recipe": "fast", "maxEpochs": 6, "learningRate": 0.01}
+
+
+@pytest.fixture(scope="module")
+def rows(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> DataFrame:
+    path = tmp_path_factory.mktemp("rows") / "rows.parquet"
+    pq.write_table(riders(), path)
+    return spark.read.parquet(path.as_uri())
+
+
+@pytest.fixture(scope="module")
+def model(rows: DataFrame) -> PipelineModel:
+    return unfitted().fit(rows)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def improved(model: PipelineModel, rows: DataFrame, cache: str) -> ImproverModel:
+    """All cheap arms and one that grows; the PCA stands in the way of two columns that matter."""
+    arms = ["refit", "finetune", "simplify", "search", "grow"]
+    improver = Improver(model, arms=arms, parts=["crosses"], cacheDir=cache, guardCols=["hour"], **QUICK)
+    return improver.fit(rows)  # type: ignore[return-value]
+
+
+def test_the_best_of_all_arms_is_plain_spark_and_named_with_its_evidence(
+    improved: ImproverModel, rows: DataFrame, tmp_path: Path
+) -> None:
+    summary = improved.summary
+    assert isinstance(summary, ImprovementSummary)
+    assert summary.decision == "improved"
+    assert summary.p < 0.025
+    assert summary.gain > 0.1
+    own, *others = summary.table
+    assert own["name"] == "your pipeline"
+    assert [r["value"] for r in others] == sorted(r["value"] for r in others)
+    assert {r["arm"] for r in others} == {"refit", "finetune", "simplify", "search", "grow"} - {
+        a["arm"] for a in summary.arms if a["state"] in ("failed", "not tried")
+    }
+    assert others[0]["accepted"]
+    assert "best" in others[0]["offers"]
+    assert improved.offers["best"] is improved.pipelineModel
+    assert summary.measured > len(others)
+    assert summary.slices
+    improved.pipelineModel.save(str(tmp_path / "best"))
+    again = PipelineModel.load(str(tmp_path / "best"))
+    assert {type(s).__module__.rpartition(".")[0] for s in again.stages} == {"pyspark.ml"}
+    ours, theirs = (m.transform(rows).select("prediction").toPandas() for m in (improved.pipelineModel, again))
+    assert ours.equals(theirs)
+
+
+def test_the_table_is_what_spark_measures(improved: ImproverModel, rows: DataFrame, model: PipelineModel) -> None:
+    """The deviance of the validation rows by Spark's own transform, of the original and of the best."""
+    held = sides(rows)["validation"]
+    for row, pipeline in ((improved.summary.table[0], model), (improved.summary.table[1], improved.pipelineModel)):
+        y, mu = F.col("riders"), F.col("prediction")
+        loss = F.when(y > 0, y * F.log(y / mu)).otherwise(0.0) - (y - mu)
+        found = pipeline.transform(held).select(F.avg(loss)).first()
+        assert found is not None
+        assert row["value"] == pytest.approx(found[0], rel=1e-9)
+
+
+def test_a_needless_stage_is_found_to_stand_in_the_way(improved: ImproverModel) -> None:
+    row = next(r for r in improved.summary.table if r["arm"] == "simplify")
+    assert "without PCA" in row["name"]
+    assert row["gain"] > 0.1
+
+
+def test_it_prints_one_table_and_says_why(improved: ImproverModel) -> None:
+    text = str(improved.summary)
+    assert text.count("your pipeline") == 1
+    assert "<- best" in text
+    assert "The loss was in" in text
+    assert "decision: improved" in text
+
+
+def test_it_is_saved_and_loaded(improved: ImproverModel, rows: DataFrame, tmp_path: Path) -> None:
+    improved.save(str(tmp_path / "improved"))
+    found = ImproverModel.load(str(tmp_path / "improved"))
+    assert str(found.summary) == str(improved.summary)
+    assert same(found.pipelineModel, improved.pipelineModel)
+    assert found.getArms() == improved.getArms()
+
+
+def test_what_is_to_be_kept_is_kept(model: PipelineModel, rows: DataFrame, cache: str) -> None:
+    """With keepForm no stage comes or goes; with keepStages the scaler keeps its numbers in every offer."""
+    scaler = model.stages[3]
+    improver = Improver(
+        model, keepForm=True, arms=["refit", "finetune", "grow"], keepStages=[scaler.uid], cacheDir=cache, **QUICK
+    )
+    plan = improver.explain(rows)
+    assert "grow" in plan
+    assert "keepForm forbids it" in plan
+    assert scaler.uid in plan
+    found = improver.fit(rows)
+    assert {a["arm"] for a in found.summary.arms} == {"refit", "finetune"}
+    for pipeline in (found.pipelineModel, *found.offers.values()):
+        assert [type(s) for s in pipeline.stages] == [type(s) for s in model.stages]
+        assert [s.uid for s in pipeline.stages] == [s.uid for s in model.stages]
+        assert same(pipeline.stages[3], scaler)
+
+
+class Stop(Events):
+    """Raises an exception when the training of a network has begun."""
+
+    def __init__(self, error: BaseException):
+        self.error, self.epochs = error, 0
+
+    def on_epoch(self, row: Any) -> None:
+        self.epochs += 1
+        if row["epoch"] == 2:
+            raise self.error
+
+
+def test_a_killed_run_goes_on_and_ends_in_the_same_bits(model: PipelineModel, rows: DataFrame, tmp_path: Path) -> None:
+    given = {"arms": ["refit", "finetune"], "cacheDir": str(tmp_path), "runId": "one", **QUICK}
+    with pytest.raises(ValueError, match="the machine is gone"):
+        Improver(model, callbacks=[Stop(ValueError("the machine is gone"))], **given).fit(rows)
+    steps = sorted(p.name for p in tmp_path.rglob("step-*"))
+    assert steps == ["step-0-refit"]
+    written = next(tmp_path.rglob("step-0-refit")).stat().st_mtime_ns
+    found = Improver(model, **given).fit(rows)
+    assert next(tmp_path.rglob("step-0-refit")).stat().st_mtime_ns == written
+    whole = Improver(model, **{**given, "runId": "other"}).fit(rows)
+    assert same(found.pipelineModel, whole.pipelineModel)
+    drop = ("seconds",)
+    tables = [[{k: v for k, v in r.items() if k not in drop} for r in m.summary.table] for m in (found, whole)]
+    assert tables[0] == tables[1]
+    again = Improver(model, **given).fit(rows)  # all steps are read
+    assert same(again.pipelineModel, found.pipelineModel)
+    with pytest.raises(InputError, match="runId='one-improve' was started with other"):
+        Improver(model, **{**given, "budget": "170 passes"}).fit(rows)
+
+
+def test_ctrl_c_ends_with_the_best_so_far(model: PipelineModel, rows: DataFrame, cache: str) -> None:
+    arms = ["finetune", "simplify", "refit"]
+    stop = Stop(KeyboardInterrupt())
+    found = Improver(model, arms=arms, cacheDir=cache, callbacks=[stop], **QUICK).fit(rows)
+    states = {a["arm"]: a["state"] for a in found.summary.arms}
+    assert states["finetune"] == states["simplify"] == "interrupted"
+    assert [r["arm"] for r in found.summary.table] == [None, "refit"]
+
+
+def test_where_nothing_is_better_the_original_itself_comes_back(rows: DataFrame, cache: str) -> None:
+    """A regression at its optimum on labels that depend on nothing."""
+    data = rows.withColumn("label", F.randn(7)).localCheckpoint()
+    pipeline = Pipeline(
+        stages=[
+            VectorAssembler(inputCols=["temp", "hum"], outputCol="features"),
+            LinearRegression(labelCol="label"),
+        ]
+    ).fit(data)
+    found = Improver(pipeline, arms=["refit", "finetune", "grow"], parts=["crosses"], cacheDir=cache, **QUICK).fit(data)
+    assert found.summary.decision == "kept original"
+    assert found.pipelineModel is pipeline
+    assert found.offers == {}
+    assert "refit" in str(found.summary)
+
+
+def test_the_label_of_a_row_is_the_same_in_every_arm(rows: DataFrame, cache: str) -> None:
+    """A StringIndexer makes the label: a refit on other rows could index it otherwise, so it stays."""
+    data = rows.withColumn("word", F.when(F.col("rain") > 0.5, "wet").otherwise("dry"))
+    pipeline = Pipeline(
+        stages=[
+            StringIndexer(inputCol="word", outputCol="wet"),
+            VectorAssembler(inputCols=["wind", "noise"], outputCol="features"),
+            LogisticRegression(labelCol="wet", regParam=1.0),
+        ]
+    ).fit(data)
+    found = Improver(pipeline, arms=["refit", "search"], cacheDir=cache, **QUICK).fit(data)
+    assert {a["arm"]: a["state"] for a in found.summary.arms}["refit"] != "failed"
+    refit = next(r for r in found.summary.table if r["arm"] == "refit")
+    assert refit["value"] == pytest.approx(found.summary.table[0]["value"], rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({}, "at least 30 are needed"),
+        ({"keepStages": ["NoSuchStage"]}, "NoSuchStage"),
+        ({"entityCols": ["riders"], "arms": ["grow"]}, "nothing can be tried"),
+    ],
+)
+def test_hopeless_input_ends_in_one_sentence(
+    given: dict[str, Any], says: str, model: PipelineModel, rows: DataFrame, cache: str
+) -> None:
+    data = rows if given else rows.where("number < 60")
+    with pytest.raises(InputError, match=says):
+        Improver(model, cacheDir=cache, **{**QUICK, **given}).fit(data)
+
+
+def test_a_constant_label_is_named(model: PipelineModel, rows: DataFrame, cache: str) -> None:
+    with pytest.raises(InputError, match="label"):
+        Improver(model, cacheDir=cache, **QUICK).fit(rows.withColumn("riders", F.lit(3.0)))
+
+
+def test_options_that_make_no_sense_are_named(model: PipelineModel) -> None:
+    with pytest.raises(InputError, match="numFolds is no option of Improver"):
+        Improver(model, numFolds=5)
+    with pytest.raises(InputError, match="must be a time"):
+        Improver(model, budget="tomorrow")
+    with pytest.raises(InputError, match="has no pipeline"):
+        Improver().explain(None)  # type: ignore[arg-type]

@@ -1,0 +1,84 @@
+"""Budgets and the options of an improvement: what they accept, and what they say where they don't."""
+
+import pytest
+
+from sparkdiff.errors import InputError
+from sparkdiff.improvement.budget import Account, Budget
+from sparkdiff.improvement.settings import ImprovementSettings
+from sparkdiff.job.improver_section import check
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds", "passes"),
+    [("90s", 90, None), ("30m", 1800, None), ("1.5 h", 5400, None), ("300 passes", None, 300)],
+)
+def test_a_budget_is_a_time_or_a_number_of_passes(text: str, seconds: float | None, passes: float | None) -> None:
+    assert Budget.of(text) == Budget(seconds, passes)
+
+
+@pytest.mark.parametrize("text", ["", "30", "30 minutes", "-5m", "m", "1e3s", "300passes please"])
+def test_what_is_no_budget_is_named(text: str) -> None:
+    with pytest.raises(InputError, match="must be a time such as 90s"):
+        Budget.of(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "least"), [("5s", "at least 10s"), ("0h", "at least 10s"), ("3 passes", "at least 20 passes")]
+)
+def test_a_budget_that_nothing_fits_in_is_refused(text: str, least: str) -> None:
+    with pytest.raises(InputError, match=least):
+        Budget.of(text)
+
+
+def test_an_account_keeps_a_reserve_for_the_decision() -> None:
+    account = Account(Budget.of("100s"))
+    assert account.left() == pytest.approx(95)
+    account.add("refit", 45)
+    account.add("refit", 10)
+    assert account.left() == pytest.approx(40)
+    assert account.limit(0.25).seconds == pytest.approx(10)
+    assert account.limit(0.25).passes is None
+
+
+def test_passes_are_shared_whatever_the_clock_says() -> None:
+    account = Account(Budget.of("400 passes"))
+    account.add("refit", 1e9)
+    limit = account.limit(0.25)
+    assert (limit.seconds, limit.passes) == (None, 100)
+    assert limit.epochs(4) == 25
+    assert limit.epochs(1000) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"budget": "soon"}, "must be a time"),
+        ({"arms": ["growth"]}, "Did you mean 'grow'"),
+        ({"arms": []}, "arms is empty"),
+        ({"parts": ["trees"]}, "parts names an unknown one, 'trees'"),
+        ({"maxServingCost": 0.5}, "maxServingCost"),
+        ({"keepForm": True, "arms": ["grow", "simplify"]}, "keepForm=true forbids all of arms"),
+    ],
+)
+def test_wrong_settings_are_named(given: dict[str, object], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        ImprovementSettings.of(given)
+
+
+def test_what_the_user_forbids_is_not_tried() -> None:
+    assert ImprovementSettings.of({"keepForm": True}).tried() == ("refit", "finetune", "search")
+    assert ImprovementSettings.of({"arms": ["grow", "refit"]}).tried() == ("refit", "grow")
+
+
+@pytest.mark.parametrize(
+    ("given", "others", "says"),
+    [
+        ({"maxEpochs": 3}, {}, "an option of the section fineTuner: fineTuner.maxEpochs=3"),
+        ({"budgets": "3m"}, {}, "unknown key 'budgets'. Did you mean 'budget'"),
+        ({}, {"numFolds": 5}, "fineTuner.numFolds=5 is not possible with a section improver"),
+        ({}, {"maxSeconds": 5}, "its time is `budget`"),
+    ],
+)
+def test_a_jobs_section_is_checked(given: dict[str, object], others: dict[str, object], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        check(given, others)
