@@ -26,6 +26,10 @@ KINDS: Mapping[str, str] = {
 }  # fmt: skip
 """Classes of `pyspark.ml.feature` that make one vector of one vector, and what they do to it."""
 SAME_WIDTH = frozenset({"scaling", "weights", "categories"})
+BY_ENTRY = (
+    "scalingVec", "indices", "names", "size", "lowerBoundsOnCoefficients", "upperBoundsOnCoefficients", "initialWeights",
+)  # fmt: skip
+"""Params that hold something for each entry of a vector."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +105,8 @@ def _without(model: Any, state: State, i: int) -> Deletion:
         new[state.vertex(j).path] = reading(state.vertex(j).stage, state.vertex(j), reads)
     behind = tuple(state.vertex(j).uid for j in _behind(state, i) if isinstance(state.vertex(j).stage, Model))
     must = () if KINDS[kind] in SAME_WIDTH or _same_width(state, i, read) else behind
+    if must:
+        new |= _resized(state, i, read, new)
     return Deletion(vertex.uid, vertex.stageClass, KINDS[kind], behind, must, replaced(model, new))
 
 
@@ -109,10 +115,35 @@ def _same_width(state: State, i: int, read: Read) -> bool:
     return type(state.vertex(i).stage).__name__ == "DCT" or (None not in widths and widths[0] == widths[1])
 
 
-def _behind(state: State, i: int) -> list[int]:
-    """The stages that its output reaches."""
-    reached = [i]
+def _resized(state: State, i: int, read: Read, new: Mapping[Path, Any]) -> dict[Path, Any]:
+    """The stages whose Params hold the width of the vector, with the new one.
+
+    Raises:
+        RefusedError: a Param holds one number for each entry; or the new width, which a Param has to hold, is unknown.
+    """
+    was, now = state.facts.width(state.versions(i)[0]), state.facts.width(read.version)
+    out: dict[Path, Any] = {}
+    for j in _behind(state, i, only_assemblers=True):
+        stage = new.get(state.vertex(j).path, state.vertex(j).stage)
+        if any(stage.hasParam(name) and stage.isSet(name) for name in BY_ENTRY):
+            raise RefusedError(f"{stage.uid} has a setting for each entry")
+        if stage.hasParam("layers") or class_name(stage) == "pyspark.ml.feature.PCAModel":
+            if was is None or now is None:
+                raise RefusedError(f"{stage.uid} has to know how wide its vectors are")
+            if stage.hasParam("layers"):
+                first, *rest = stage.getOrDefault("layers")
+                out[state.vertex(j).path] = stage.copy({stage.getParam("layers"): [first - was + now, *rest]})
+            elif stage.getK() > stage.pc.numRows - was + now:
+                raise RefusedError(f"{stage.uid} would make more components than its vectors have entries")
+    return out
+
+
+def _behind(state: State, i: int, *, only_assemblers: bool = False) -> list[int]:
+    """The stages that its output reaches; or those that it reaches as a vector, itself or as a part of an assembled one."""
+    reached, passes = [], {i}
     for j in sorted(state.reads):
-        if any(read.version[1] in reached for read in state.reads[j]):
+        if any(read.version[1] in passes for read in state.reads[j]):
             reached.append(j)
-    return reached[1:]
+            if not only_assemblers or is_assembler(state.vertex(j).stage):
+                passes.add(j)
+    return reached

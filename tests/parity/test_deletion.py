@@ -4,12 +4,23 @@ from typing import Any
 
 import pytest
 from pyspark.ml import Pipeline, PipelineModel
-from pyspark.ml.feature import PCA, Normalizer, SQLTransformer, VectorAssembler, VectorSlicer
+from pyspark.ml.classification import MultilayerPerceptronClassifier
+from pyspark.ml.feature import (
+    PCA,
+    ElementwiseProduct,
+    Normalizer,
+    PolynomialExpansion,
+    SQLTransformer,
+    VectorAssembler,
+    VectorSlicer,
+)
+from pyspark.ml.linalg import Vectors
 from pyspark.ml.regression import LinearRegression
 from pyspark.sql import DataFrame
 from readable_uids import named
 
 from sparkdiff.pipeline.nesting import flatten
+from sparkdiff.pipeline.unfitted import refit, unfitted
 from sparkdiff.serving.deletion import deletions
 
 pytestmark = pytest.mark.once
@@ -35,8 +46,9 @@ def test_what_can_go_and_what_must_be_fitted_anew(df: DataFrame, fitted: dict[st
     )
     assert scaler.pipeline.transform(df).select("prediction").collect() == by_hand.select("prediction").collect()
     assert projection.pipeline.stages[4].getFeaturesCol() == "scaled"
-    again = PipelineModel(projection.pipeline.stages[:4]).transform(df)
-    assert LinearRegression(featuresCol="scaled", labelCol="count").fit(again).numFeatures == 3
+    again = refit(unfitted(projection.pipeline), df)
+    assert again.stages[4].numFeatures == 3
+    assert "prediction" in again.transform(df).columns
     assert [s.uid for s in model.stages] == ["indexer", "encoder", "assembler", "scaler", "pca", "linear"]
     assert model.stages[4].getInputCol() == "scaled"
 
@@ -80,3 +92,21 @@ def test_a_selection_of_all_entries_keeps_the_width(df: DataFrame, fitted: dict[
         slicer = named("slicer", VectorSlicer, inputCol="scaled", outputCol="s", indices=indices)
         found = told(PipelineModel([fitted["assembler"], fitted["scaler"], slicer, linear]))
         assert found["slicer"] == ("selection", ("linear",), must)
+
+
+def test_settings_of_stages_that_are_fitted_anew(df: DataFrame, fitted: dict[str, Any]) -> None:
+    """Where vectors get another width, Params that hold it change too; Params of single entries forbid it."""
+    pca, join = fitted["pca"], named("join", VectorAssembler, inputCols=["components", "a"], outputCol="all")
+    network = named("network", MultilayerPerceptronClassifier, featuresCol="all", layers=[3, 2, 2], maxIter=1)
+    model = Pipeline(stages=[fitted["assembler"], pca, join, network]).fit(df)
+    (only,) = deletions(model)
+    assert (only.uid, only.mustRefit) == ("pca", ("network",))
+    assert only.pipeline.stages[2].getOrDefault("layers") == [4, 2, 2]
+    assert model.stages[3].getOrDefault("layers") == [3, 2, 2]
+    assert refit(unfitted(only.pipeline), df).stages[2].numFeatures == 4
+    product = ElementwiseProduct(inputCol="components", outputCol="e", scalingVec=Vectors.dense(1.0, 2.0))
+    linear = fitted["linear"].copy({fitted["linear"].featuresCol: "e"})
+    assert list(told(PipelineModel([fitted["assembler"], pca, product, linear]))) == [product.uid]
+    wide = named("wide", PolynomialExpansion, inputCol="vector", outputCol="powers", degree=2)
+    after = PCA(inputCol="powers", outputCol="p", k=4).fit(wide.transform(fitted["assembler"].transform(df)))
+    assert told(PipelineModel([fitted["assembler"], wide, after])) == {}  # three entries have no four components
