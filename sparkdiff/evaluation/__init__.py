@@ -3,8 +3,8 @@
 `checks` says whether the labels allow training. `data.Data` gives rows in batches, `scores.score` a metric on
 them, `inputs` and `feature_names` facts about the inputs;
 `ledger` holds the gains of all candidates, on which `guard.decide` and `acceptance.judge` decide, `out_of_fold.decide` on those
-of folds; `slices` and `compatibility` tell what changes beside the mean, and `recorded` keeps margins by row, so that pipelines that
-read other columns can be compared. `cached_parity` compares with Spark, `single_precision` float32 with float64.
+of folds; `slices` and `compatibility` tell what changes beside the mean, and `recorded` keeps margins by row, so that pipelines
+that read other columns can be compared. `cached_parity` compares with Spark, `single_precision` float32 with float64.
 """
 
 __all__ = [
