@@ -124,7 +124,10 @@ class Chief:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         for member in self.members:
-            mail.add(member.orders, end=True)
+            try:
+                mail.add(member.orders, end=True)
+            except OSError:  # a full disk; that there are no orders ends a worker, too
+                member.orders.unlink(missing_ok=True)
         end = time.monotonic() + (GRACE if kind is None else 0.0)
         for thread in self.threads:
             thread.join(max(0.0, end - time.monotonic()))
@@ -145,17 +148,21 @@ class Chief:
         else:
             spark, task = jvm.session(), _task(str(self.here))
             starts = [lambda: self._as_tasks(spark, task)]
-        self.threads = [threading.Thread(target=start, daemon=True) for start in starts]
+        self.threads = [threading.Thread(target=self._caught, args=(start,), daemon=True) for start in starts]
         for thread in self.threads:
             thread.start()
 
-    def _as_tasks(self, spark: Any, task: Any) -> None:
+    def _caught(self, start: Callable[[], None]) -> None:
+        """Keep the error that ends a thread, for the thread that waits."""
         try:
-            with jvm.cancellable(spark, self.tag):
-                count = len(self.members)
-                spark.range(0, count, 1, count).mapInArrow(task, "id long").collect()
+            start()
         except BaseException as e:
             self.error = e
+
+    def _as_tasks(self, spark: Any, task: Any) -> None:
+        with jvm.cancellable(spark, self.tag):
+            count = len(self.members)
+            spark.range(0, count, 1, count).mapInArrow(task, "id long").collect()
 
     # A round ---------------------------------------------------------------------------------------------------------
 
@@ -189,7 +196,8 @@ class Chief:
         """Hand the next item to a worker that waits."""
         if member.token and member.item is None and handing.queue:
             member.item = handing.queue.popleft()
-            mail.add(member.orders, token=member.token, round=handing.number, position=member.item)
+            with files.room("an order", self.here, ROOM):
+                mail.add(member.orders, token=member.token, round=handing.number, position=member.item)
 
     def _hear(self, handing: Handing, member: Member, line: Mapping[str, Any]) -> None:
         """Take note of an answer."""
@@ -252,6 +260,12 @@ class Chief:
         if now - self.checked > LEASE:
             self.folder.check()
             self.checked = now
+        if self.local and self.error is not None:
+            with files.room("the answers of the processes that train", self.here, ROOM):
+                if isinstance(self.error, OSError) and files.full(self.error):
+                    raise self.error
+            why = f"{type(self.error).__name__}: {self.error}"
+            raise ItemError(f"a process that trains can be watched no longer ({why}). {self._way_on()}") from self.error
         if not any(member.token for member in self.members) and now - self.heard > START:
             raise ItemError(f"none of {len(self.members)} processes started within {START:g} s")
         if not any(thread.is_alive() for thread in self.threads):

@@ -1,11 +1,13 @@
 """Items in several processes of this machine: the result of one process, bit for bit, whoever is killed."""
 
+import errno
 import itertools
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import climbing
@@ -14,6 +16,7 @@ import torch
 from climbing import bits
 from item_rounds import ITEMS, changed, planted, rounds_of
 
+from sparkdiff.errors import FullDiskError
 from sparkdiff.growth import checkpoints, mail, parts, processes, running
 from sparkdiff.growth.checkpoints import ItemError
 
@@ -89,6 +92,47 @@ def test_a_process_that_cannot_start_is_told(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(processes, "ATTEMPTS", 2)
     with pytest.raises(ItemError, match=r"(?s)could not be started 2 times: exit code 1: .*No module named 'no_such_"):
         rounds_of(tmp_path, [ITEMS], **TWO)
+
+
+def test_a_process_that_cannot_be_watched_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where its thread can't write, as on a full disk; nobody would tell that the process is gone."""
+    begin = processes.Chief._start
+
+    def denied(chief: processes.Chief) -> None:
+        (chief.here / "worker-1.txt").mkdir()
+        begin(chief)
+
+    monkeypatch.setattr(processes.Chief, "_start", denied)
+    with pytest.raises(
+        ItemError, match=r"can be watched no longer \(IsADirectoryError.*runId='run' goes on from there"
+    ):
+        rounds_of(tmp_path, [ITEMS], **TWO)
+
+    def full(here: str) -> Callable[..., None]:
+        def supervise(number: int, children: dict[int, object]) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        return supervise
+
+    monkeypatch.setattr(processes.Chief, "_start", begin)
+    monkeypatch.setattr(processes, "_supervisor", full)
+    with pytest.raises(FullDiskError, match="the answers of the processes that train cannot be written"):
+        rounds_of(tmp_path, [ITEMS], **TWO)
+
+
+def test_processes_end_where_orders_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, **line: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    chiefs: list[processes.Chief] = []
+    begin = processes.Chief._start
+    monkeypatch.setattr(processes.Chief, "_start", lambda chief: (chiefs.append(chief), begin(chief)))
+    monkeypatch.setattr(mail, "add", full)
+    with pytest.raises(FullDiskError, match="an order cannot be written"):
+        rounds_of(tmp_path, [ITEMS], **TWO)
+    [chief] = chiefs
+    assert not any(thread.is_alive() for thread in chief.threads)
+    assert all(child.poll() is not None for child in chief.children.values())
 
 
 DRIVER = """
