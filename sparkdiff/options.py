@@ -6,7 +6,7 @@ import importlib
 import math
 import numbers
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from sparkdiff.errors import InputError, did_you_mean
@@ -106,15 +106,7 @@ class Options:
             InputError: names every unknown key (with the nearest known key), every value of a wrong type or out of
                 bounds, and every pair of options that exclude each other.
         """
-        problems, values = [], {}
-        for name, value in given.items():
-            if name not in FIELDS:
-                problems.append(f"unknown option {name!r}. {did_you_mean(str(name), FIELDS)}")
-                continue
-            try:
-                values[name] = convert(FIELDS[name], value)
-            except (TypeError, ValueError) as e:
-                problems.append(str(e))
+        values, problems = converted(given, FIELDS)
         for one, other in (("validationIndicatorCol", "validationFraction"), ("groupCol", "timeCol")):
             if values.get(one) and values.get(other):
                 problems.append(
@@ -191,6 +183,27 @@ def named_callable(name: str) -> Callable[..., Any]:
     if not callable(found):
         raise ValueError(f"loss={name} is {found!r}, which can't be called")
     return found  # type: ignore[no-any-return]
+
+
+def converted(
+    given: Mapping[str, Any], fields: Mapping[str, dataclasses.Field[Any]], owner: str = "", others: Iterable[str] = ()
+) -> tuple[dict[str, Any], list[str]]:  # fmt: skip
+    """The values converted to the types of their fields, and a sentence for each unknown name and each wrong value.
+
+    Args:
+        owner: whose options these are.
+        others: more names that an unknown one may have been meant for.
+    """
+    values, problems, known = dict[str, Any](), list[str](), [*fields, *others]
+    for name, value in given.items():
+        if name not in fields:
+            problems.append(f"unknown option {name!r}{owner and f' of {owner}'}. {did_you_mean(str(name), known)}")
+            continue
+        try:
+            values[name] = convert(fields[name], value)
+        except (TypeError, ValueError) as e:
+            problems.append(str(e))
+    return values, problems
 
 
 def convert(field: dataclasses.Field[Any], value: Any) -> Any:

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import climbing
+import pytest
 from tables import specification_of, table_of
 
-from sparkdiff.growth import running
+from sparkdiff.growth import checkpoints, parts, running
 from sparkdiff.growth.criterion import Specification
 from sparkdiff.growth.items import Found, Item
 from sparkdiff.growth.table import Table
@@ -46,3 +47,18 @@ def changed(position: int, **settings: Any) -> list[Item]:
     items = list(ITEMS)
     items[position] = dataclasses.replace(items[position], settings={**items[position].settings, **settings})
     return items
+
+
+@pytest.fixture
+def climbing_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kind of parts that is cheap, whose checkpoints are written after each epoch."""
+    monkeypatch.setitem(parts.KINDS, "climbing", climbing)
+    monkeypatch.setattr(checkpoints, "EVERY", 0.0)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[object, ...]]:
+    """What one process finds."""
+    with pytest.MonkeyPatch.context() as m:
+        m.setitem(parts.KINDS, "climbing", climbing)
+        return climbing.bits(rounds_of(tmp_path_factory.mktemp("alone"), [ITEMS])[0])

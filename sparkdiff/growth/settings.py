@@ -6,7 +6,7 @@ from typing import Any
 
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.growth.kinds import KINDS
-from sparkdiff.options import convert, option
+from sparkdiff.options import converted, option
 
 REFUSED = ("numFolds", "rowsAreNew")
 """Options of fine-tuning that growth does not have."""
@@ -30,14 +30,9 @@ class GrowthSettings:
         """Options from names and values.
 
         Raises:
-            InputError: names every value of a wrong type or out of bounds.
+            InputError: names every unknown key, and every value of a wrong type or out of bounds.
         """
-        problems, values = [], {}
-        for name, value in given.items():
-            try:
-                values[name] = convert(FIELDS[name], value)
-            except (TypeError, ValueError) as e:
-                problems.append(str(e))
+        values, problems = converted(given, FIELDS, "Grower")
         for kind in values.get("parts", ()):
             if kind not in KINDS:
                 problems.append(f"parts names an unknown kind {kind!r}. {did_you_mean(kind, KINDS)}")

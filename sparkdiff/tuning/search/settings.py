@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from sparkdiff.errors import InputError, did_you_mean
-from sparkdiff.options import convert, option
+from sparkdiff.errors import InputError
+from sparkdiff.options import converted, option
 from sparkdiff.tuning.search.rungs import NAMES as PRUNERS
 from sparkdiff.tuning.search.samplers import NAMES
 
@@ -40,15 +40,7 @@ class Settings:
         Raises:
             InputError: names every unknown key, and every value of a wrong type or out of bounds.
         """
-        problems, values = [], {}
-        for name, value in given.items():
-            if name not in FIELDS:
-                problems.append(f"unknown option {name!r} of Search. {did_you_mean(name, [*FIELDS, *OTHERS])}")
-                continue
-            try:
-                values[name] = convert(FIELDS[name], value)
-            except (TypeError, ValueError) as e:
-                problems.append(str(e))
+        values, problems = converted(given, FIELDS, "Search", OTHERS)
         if values.get("groupCol") and values.get("timeCol"):
             problems.append(f"groupCol={values['groupCol']!r} and timeCol={values['timeCol']!r} exclude each other")
         if not problems:

@@ -7,31 +7,18 @@ import sys
 import time
 from pathlib import Path
 
-import climbing
+import item_rounds
 import pytest
 from climbing import bits
 from item_rounds import ITEMS, changed, rounds_of
 from pyspark.sql import SparkSession
 
-from sparkdiff.growth import checkpoints, parts, processes, running
+from sparkdiff.growth import processes, running
 from sparkdiff.growth.checkpoints import ItemError
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("spark")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("spark", "climbing_kind")]
+alone, climbing_kind = item_rounds.alone, item_rounds.climbing_kind
 TASKS = {"numProcesses": 2, "localMode": "false"}
-
-
-@pytest.fixture(autouse=True)
-def kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(parts.KINDS, "climbing", climbing)
-    monkeypatch.setattr(checkpoints, "EVERY", 0.0)
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[object, ...]]:
-    """What one process finds."""
-    with pytest.MonkeyPatch.context() as m:
-        m.setitem(parts.KINDS, "climbing", climbing)
-        return bits(rounds_of(tmp_path_factory.mktemp("alone"), [ITEMS])[0])
 
 
 def test_tasks_find_what_one_process_finds(

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sparkdiff.data.blocks import MAX_BLOCKS
 from sparkdiff.growth.criterion import Criterion, Specification
+from sparkdiff.growth.part import Trainer
 from sparkdiff.growth.table import Column, Split, Table
 from sparkdiff.options import Options
 from sparkdiff.stages.linear import GeneralizedLinearRegression, LinearRegression, LogisticRegression
@@ -15,6 +16,7 @@ from sparkdiff.stages.predictor import Predictor
 from sparkdiff.stages.trainable import LabelStats
 
 F64 = torch.float64
+Planted = Callable[[dict[str, Tensor]], Tensor]
 HEADS = ("linear", "poisson", "binary", "softmax")
 LEVELS = (6, 4, 40)
 """Values of the categories a, b and user; x and y are numbers."""
@@ -37,7 +39,7 @@ def head_of(kind: str, width: int) -> Predictor:
 
 
 def table_of(
-    kind: str = "poisson", rows: int = 3000, seed: int = 0, planted: Callable[[dict[str, Tensor]], Tensor] | None = None
+    kind: str = "poisson", rows: int = 3000, seed: int = 0, planted: Planted | None = None
 ) -> tuple[Table, Criterion]:
     """Rows of which a third is held out, and the criterion of a head of this kind.
 
@@ -88,3 +90,16 @@ def specification_of(kind: str, table: Table, label: Tensor, **options: Any) -> 
     )
     stats = LabelStats(float(label.mean()), float(label.std()), float(label.min()), float(label.max()), classes)
     return Specification(head, ("prediction",), Options.of(options), stats)
+
+
+def share_gained(trainer: Trainer, epochs: int, table: Table, criterion: Criterion, planted: Planted) -> float:
+    """Of what is planted, the share that the best epoch of a training gains on validation rows."""
+    held, found = table.validation, list[float]()
+    for _ in range(epochs):
+        trainer.epoch(table, criterion)
+        found.append(criterion.score(held.margin + trainer.part().output(held), held).mean)
+    truth = planted(dict(zip(("x", "y", "a", "b", "user"), held.values.T, strict=True)))
+    if table.classes:
+        truth = torch.stack([0 * truth, truth, -truth], 1)
+    before, best = (criterion.score(m, held).mean for m in (held.margin, held.margin + truth))
+    return (before - min(found)) / (before - best)
