@@ -9,6 +9,7 @@ import pytest
 from tables import specification_of, table_of
 
 from sparkdiff.growth import checkpoints, parts, running
+from sparkdiff.growth.clock import Clock
 from sparkdiff.growth.criterion import Specification
 from sparkdiff.growth.items import Found, Item
 from sparkdiff.growth.table import Table
@@ -26,7 +27,7 @@ def planted(**options: Any) -> tuple[Table, Specification]:
 
 def rounds_of(
     run: Path, rounds: list[list[Item]], said: list[str] | None = None, times: list[running.Times] | None = None,
-    **options: Any,
+    clock: Clock | None = None, **options: Any,
 ) -> list[list[Found]]:  # fmt: skip
     """What rounds find, each from the same margin, in the run `run` of a folder.
 
@@ -38,7 +39,7 @@ def rounds_of(
     original = criterion.score(table.validation.margin, table.validation).blocks
     folder = RunFolder.open(run, "run", {}, replace=False)
     say, on_times = [] if said is None else said, [] if times is None else times
-    with running.runner(folder, specification, say.append, on_times.append) as of_round:
+    with running.runner(folder, specification, say.append, on_times.append, clock) as of_round:
         return [of_round(number, items, table, original) for number, items in enumerate(rounds, 1)]
 
 

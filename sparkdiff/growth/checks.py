@@ -8,6 +8,7 @@ from pyspark.sql.types import NumericType, StringType
 from sparkdiff.data.splits import VALIDATION, field
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation import guard
+from sparkdiff.evaluation.acceptance import counted
 from sparkdiff.finetune import Run, Task
 from sparkdiff.options import Options
 
@@ -44,10 +45,15 @@ def check_entities(names: Sequence[str], task: Task, data: DataFrame) -> None:
             )
 
 
-def check_rows(run: Run) -> None:
-    """Raise InputError where the held-out rows are too few to decide anything."""
-    if run.task.options.guard < 1 and (rows := run.cache.rows(VALIDATION)) < guard.MIN_UNITS:
+def check_units(run: Run) -> None:
+    """Raise InputError where the held-out groups or blocks of time are too few to decide anything; rows are checked before."""
+    o = run.task.options
+    if o.guard >= 1 or not (o.groupCol or o.timeCol):
+        return
+    unit, column = ("groups", f"groupCol={o.groupCol!r}") if o.groupCol else ("blocks", f"timeCol={o.timeCol!r}")
+    rows, units = counted(run.data, VALIDATION, unit)
+    if units < guard.MIN_UNITS:
         raise InputError(
-            f"Validation has {rows} rows, too few to tell a gain from chance: at least {guard.MIN_UNITS} are needed. "
-            "Use more data, or a larger validationFraction"
+            f"{rows} validation rows in {units} {unit} ({column}), too few to tell a gain from chance: at least "
+            f"{guard.MIN_UNITS} {unit} are needed. Use more data, or a larger validationFraction"
         )

@@ -68,6 +68,28 @@ class Criterion:
         return slope, torch.full_like(curve, steepness / self.unit if steepness > 0 else 1.0)
 
     @torch.no_grad()
+    def size(self, margin: Tensor, split: Split) -> float:
+        """The size of the metric, of which a penalty is a share. It does not vanish where the metric is near zero.
+
+        The larger of the metric and of what single rows are apart from it: their mean absolute deviation, which of a loss that
+        is never negative is at most twice the loss. A metric that is no mean over rows is 1 at best: what is lacking to that.
+        """
+        value = self.score(margin, split)
+        if self.metric.rows is not None:
+            rows = torch.where(split.weight > 0, self.metric.rows(margin, split.label, split.weight), 0.0)
+            apart = float(split.mean((rows - value.value).abs()))
+        else:
+            apart = abs(1 - value.value) if self.metric.larger else 0.0
+        return max(abs(value.mean), apart)
+
+    @torch.no_grad()
+    def loss_size(self, margin: Tensor, split: Split) -> float:
+        """Likewise, of the loss."""
+        rows = torch.where(split.weight > 0, self.rows(margin, split), 0.0)
+        mean = split.mean(rows)
+        return max(abs(float(mean)), float(split.mean((rows - mean).abs())))
+
+    @torch.no_grad()
     def score(self, margin: Tensor, split: Split) -> Score:
         """The metric, in sums over the guard's blocks."""
         tally = Tally(self.metric, self.head)

@@ -42,13 +42,14 @@ class Finished:
     tuned: Score
 
 
-def finish(run: Run, first: Score, grown: Grown, width: int, *, replace: bool) -> Finished:
+def finish(run: Run, first: Score, grown: Grown, width: int, seconds: float | None, *, replace: bool) -> Finished:
     """Train the grown pipeline, and decide.
 
     Args:
         run: of the grown pipeline, whose cache is written.
         first: the original's validation metric, as growth measured it.
         width: the number of features that the head read before growth.
+        seconds: that training may take; None without a limit.
         replace: see `fine_tune`.
 
     Raises:
@@ -58,7 +59,9 @@ def finish(run: Run, first: Score, grown: Grown, width: int, *, replace: bool) -
     plain = original_network(run, width)
     own = {split: score(plain, run.data, split, run.goal.metric) for split in start.scores}
     _check_same(run, first, own[VALIDATION])
-    fitted = trained(run, start, None, replace=replace)
+    options = dataclasses.replace(run.task.options, maxSeconds=seconds)
+    timed = dataclasses.replace(run, task=dataclasses.replace(run.task, options=options))
+    fitted = trained(timed, start, None, replace=replace)
     network = fitted.found.network
     tuned = score(network, run.data, VALIDATION, run.goal.metric)
     ledger = whole_ledger(grown, own[VALIDATION], start.scores[VALIDATION], fitted)

@@ -28,6 +28,7 @@ class Ground:
     """What growth starts from.
 
     Attributes:
+        model: the pipeline as it was given.
         task: of the pipeline with indexers of the entities in front of its head; the cut has the growth's columns.
         head: the last linear stage, in the pipeline as it was given.
         indexers: the fitted StringIndexers of the entities.
@@ -35,6 +36,7 @@ class Ground:
         data: the rows as the head gets them.
     """
 
+    model: Any
     task: Task
     head: Vertex
     indexers: tuple[Any, ...]
@@ -62,7 +64,7 @@ def ground(
         task = prepare(inserted if not isinstance(inserted, list) else PipelineModel(inserted), options, data)
     known = upstream_columns(task.cut.graph, data, indexed)
     task = dataclasses.replace(task, cut=cut_for(task, known))
-    return Ground(task, head, tuple(fitted.values()), tuple(known), task.cut.transform(data))
+    return Ground(model, task, head, tuple(fitted.values()), tuple(known), task.cut.transform(data))
 
 
 def _indexers(

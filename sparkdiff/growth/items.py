@@ -43,7 +43,8 @@ class Found:
         epoch: the best one, from 1 on; 0 where none gained.
         value: the metric as a loss after that epoch; of what was there before, where none gained.
         train: the loss of the training rows after that epoch; NaN where none gained.
-        gains: (E, B) per epoch the block sums of weight * (loss of the original - loss); NaN once it has diverged.
+        gains: (E, B) per epoch the block sums of weight * (loss of the original - loss); NaN once it has diverged. No epoch where
+            there was no time to train it.
         seconds: of this process's CPU.
     """
 
@@ -54,6 +55,20 @@ class Found:
     train: float
     gains: Tensor
     seconds: float
+
+    @staticmethod
+    def late(item: Item, before: float, original: Tensor) -> "Found":
+        """Of an item that there was no time for.
+
+        Args:
+            before: the metric as a loss of what is there.
+            original: (B,) the original's sums of weight * loss.
+        """
+        return Found(item, None, 0, before, math.nan, original.new_zeros(0, len(original)), 0.0)
+
+    @property
+    def is_late(self) -> bool:
+        return not len(self.gains)
 
 
 class Course:

@@ -1,5 +1,6 @@
 """The way of a growth, once through: columns and cache, rounds, the grown pipeline, all of it together, the decision."""
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,26 +9,28 @@ from sparkdiff.finetune import Measured, Outcome, Run, begun, checked, prepare, 
 from sparkdiff.growth import rounds, running
 from sparkdiff.growth.assembly import cost_of, grown_pipeline, serving_of, width_of
 from sparkdiff.growth.checkpoints import one_thread
-from sparkdiff.growth.checks import check_options, check_rows
+from sparkdiff.growth.checks import check_units
+from sparkdiff.growth.clock import Clock
 from sparkdiff.growth.dropping import without_needless
 from sparkdiff.growth.finishing import finish
 from sparkdiff.growth.ground import Ground, ground
 from sparkdiff.growth.inputs import specification_of, table_of
 from sparkdiff.growth.parts import trees
+from sparkdiff.growth.plan import described
 from sparkdiff.growth.reporting import Told, with_parts, without_parts
 from sparkdiff.growth.rounds import Grown, Limits, Member, Tried
-from sparkdiff.growth.serving import Serving, check_cost, check_room
+from sparkdiff.growth.serving import Serving, check_cost
 from sparkdiff.growth.settings import GrowthSettings
 from sparkdiff.options import Options
 from sparkdiff.report import Phases
-from sparkdiff.store.run_folder import RunFolder
+from sparkdiff.store.run_folder import LONGEST, RunFolder, folder_name
 
 
 def grow_pipeline(
     model: Any, options: Options, settings: GrowthSettings, sources: Sequence[Source], phases: Phases,
     *, boundaries: Boundaries | None = None, replace: bool = False,
 ) -> Outcome:  # fmt: skip
-    """Grow a fitted pipeline on these rows, and return the pipeline that held-out rows decide for.
+    """Print the plan, grow a fitted pipeline on these rows, and return the pipeline that held-out rows decide for.
 
     Args:
         boundaries: where time divides the rows, if that is known already.
@@ -37,15 +40,18 @@ def grow_pipeline(
         InputError: the pipeline, the data or the options can't be used.
         ParityError: a network and Spark disagree.
     """
-    check_options(options)
+    with phases.phase("plan"):
+        text = described(model, options, settings, sources[0].df)
+    if options.verbosity:
+        print(text, flush=True)
     settings, missing = trees.without_trees(settings)
     start = ground(model, options, settings.entityCols, sources, boundaries)
     serving = serving_of(model, start.head, settings.maxServingCost, start.data, start.indexers)
-    check_room(serving, settings.parts)
     with begun(start.task, sources, phases, boundaries=boundaries) as run:
-        check_rows(run)
+        check_units(run)
         original, doubts = verified(run), [*checked(run), *missing]
-        grown, gone, folder = grow_rounds(run, start, settings, serving, replace=replace)
+        clock = Clock.of(options.maxSeconds)
+        grown, gone, folder = grow_rounds(run, start, settings, serving, clock, replace=replace)
         told = Told(settings, grown, gone, serving, doubts)
         if not grown.members:
             summary = without_parts(run, original, told)
@@ -55,11 +61,11 @@ def grow_pipeline(
     check_cost(serving, [m.part for m in grown.members], cost_of(made, start.head, serving))
     task = prepare(made, options, sources[0].df)
     with begun(task, sources, phases, boundaries=boundaries) as run:
-        return _decided(run, start, original, told, folder, model, replace=replace)
+        return _decided(run, start, original, told, folder, clock.left(options.maxSeconds), replace=replace)
 
 
 def _decided(
-    run: Run, start: Ground, original: Measured, told: Told, folder: RunFolder, model: Any, *, replace: bool
+    run: Run, start: Ground, original: Measured, told: Told, folder: RunFolder, seconds: float | None, *, replace: bool
 ) -> Outcome:
     """Train the grown pipeline, and return it if held-out rows decide for it.
 
@@ -67,9 +73,10 @@ def _decided(
         run: of the grown pipeline.
         original: as the rounds measured it.
         folder: of the rounds.
-        model: the pipeline that was given.
+        seconds: that training may take; None without a limit.
     """
-    done = finish(run, original.scores[VALIDATION], told.grown, width_of(start.head.stage), replace=replace)
+    width, first, model = width_of(start.head.stage), original.scores[VALIDATION], start.model
+    done = finish(run, first, told.grown, width, seconds, replace=replace)
     result, after, cost = model, done.before, told.serving.before
     if done.judgement.accepted:
         result, after = written(run, done.start, done.network, {VALIDATION: done.tuned})
@@ -80,7 +87,7 @@ def _decided(
 
 
 def grow_rounds(
-    run: Run, start: Ground, settings: GrowthSettings, serving: Serving, *, replace: bool
+    run: Run, start: Ground, settings: GrowthSettings, serving: Serving, clock: Clock, *, replace: bool
 ) -> tuple[Grown, tuple[Member, ...], RunFolder]:  # fmt: skip
     """What the rounds made without the parts that are not missed, these, and the folder of the rounds."""
     o = run.task.options
@@ -91,8 +98,8 @@ def grow_rounds(
         table, specification = table_of(run, start.known), specification_of(run)
         criterion = specification.criterion()
         with (
-            run_folder(run, o.runId and f"{o.runId}-rounds", replace=replace, beside=beside) as folder,
-            running.runner(folder, specification, say.now) as train,
+            run_folder(run, o.runId and rounds_id(o.runId), replace=replace, beside=beside) as folder,
+            running.runner(folder, specification, say.now, clock=clock) as train,
         ):
             grown = rounds.grow(table, criterion, limits, train, lambda tried: say.now(_told(tried)))
         with one_thread():
@@ -100,6 +107,15 @@ def grow_rounds(
         names = ", ".join(m.part.name for m in grown.members)
         say(f"{names}; {grown.stopped}" if names else grown.stopped)
         return grown, gone, folder
+
+
+def rounds_id(runId: str) -> str:
+    """The id of a run's rounds: with its name as far as there is room, and a hash of it where there is not."""
+    name, rest = folder_name(runId), "-rounds"
+    if len(name) + len(rest) <= LONGEST:
+        return name + rest
+    rest = f"-{hashlib.sha256(name.encode()).hexdigest()[:12]}{rest}"
+    return name[: LONGEST - len(rest)] + rest
 
 
 def _told(tried: Sequence[Tried]) -> str:

@@ -21,7 +21,8 @@ from torch import Tensor
 from sparkdiff import jvm
 from sparkdiff.errors import FullDiskError, InputError
 from sparkdiff.growth import checkpoints, mail, parts
-from sparkdiff.growth.checkpoints import ItemError
+from sparkdiff.growth.checkpoints import ItemError, Kept
+from sparkdiff.growth.clock import Clock
 from sparkdiff.growth.criterion import Specification
 from sparkdiff.growth.items import Item
 from sparkdiff.growth.table import Table
@@ -84,6 +85,11 @@ class Handing:
     def of(number: int, items: Sequence[Item], missing: Iterable[int]) -> "Handing":
         order = sorted(missing, key=lambda position: -items[position].work)
         return Handing(number, items, deque(order), set(order))
+
+    def end(self) -> None:
+        """Hand out no more."""
+        self.left -= {*self.queue}
+        self.queue.clear()
 
 
 class Chief:
@@ -167,9 +173,12 @@ class Chief:
     # A round ---------------------------------------------------------------------------------------------------------
 
     def run(
-        self, number: int, items: Sequence[Item], missing: set[int], table: Table, original: Tensor
-    ) -> Mapping[int, float]:
-        """Have the items at these positions trained, and their results kept. Returns per position the seconds of CPU.
+        self, number: int, items: Sequence[Item], missing: set[int], table: Table, original: Tensor, kept: Kept, clock: Clock,
+    ) -> Mapping[int, float]:  # fmt: skip
+        """Have the items at these positions trained while there is time, and their results kept.
+
+        Returns:
+            Per position of those that were trained, the seconds of CPU.
 
         Raises:
             ItemError, InputError, FullDiskError, HeldError: see `runner`.
@@ -188,6 +197,9 @@ class Chief:
                     self._hear(handing, member, line)
                 self._order(handing, member)
             self._check(handing)
+            clock.tick(kept.path)
+            if clock.over:
+                handing.end()
             time.sleep(mail.PAUSE)
         round_file(self.here, number).unlink(missing_ok=True)
         return handing.seconds

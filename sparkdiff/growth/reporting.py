@@ -43,6 +43,11 @@ class Told:
     serving: Serving
     doubts: Sequence[str]
 
+    @property
+    def warnings(self) -> list[str]:
+        """Those that came before the grown pipeline was trained."""
+        return [*self.doubts, *([f"growth stopped early: {self.grown.stopped}"] if self.grown.late else [])]
+
     def fields(self, after: float) -> dict[str, Any]:
         """The fields of a summary that only growth has.
 
@@ -66,7 +71,7 @@ def without_parts(run: Run, original: Measured, told: Told) -> GrowthSummary:
     parity = {} if original.parity is None else {"before": dataclasses.asdict(original.parity)}
     return GrowthSummary(
         decision="kept original", reason=_why_none(told), z=0.0, p=1.0, records=[], parity=parity, stages={},
-        options=shown_options(run.task, run.goal.metric, **told.settings.asdict()), warnings=[*told.doubts],
+        options=shown_options(run.task, run.goal.metric, **told.settings.asdict()), warnings=told.warnings,
         **facts(run), **measured(original, original), **told.fields(told.serving.before),
     )  # fmt: skip
 
@@ -94,7 +99,7 @@ def with_parts(done: Finished, parity: Parity | None, after: Measured, told: Tol
     return GrowthSummary(
         decision="grown" if judgement.accepted else "kept original", reason=_why(done),
         options=shown_options(run.task, run.goal.metric, **told.settings.asdict()),
-        warnings=warnings_of(run, fitted, judged, own, told.doubts), **facts(run), **tested(judgement),
+        warnings=warnings_of(run, fitted, judged, own, told.warnings), **facts(run), **tested(judgement),
         **measured(done.before, after), **trained_facts(fitted, compared, judgement.accepted), **told.fields(cost),
     )  # fmt: skip
 

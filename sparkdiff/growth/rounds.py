@@ -26,7 +26,7 @@ from sparkdiff.growth.table import Split, Table
 Run = Callable[[int, Sequence[Item], Table, Tensor], list[Found]]
 """(round, items, table, the original's sums (B,)) -> what each item found, in the order of the items."""
 LEAST_GAIN = 1e-4
-"""Of the loss, which a part has to gain on validation rows beside its penalty to join."""
+"""Of the metric's size, which a part has to gain on validation rows beside its penalty to join."""
 LACKS = 0.01
 """Of the gain of a round's best part, which a simpler part may lack and join in its place."""
 STEPS = 25
@@ -79,6 +79,7 @@ class Grown:
         gains: (C, B) block sums of weight * (loss of the original - loss) of everything that was measured on validation rows.
         trials: what these columns are.
         stopped: why no other round was begun.
+        late: whether the clock stopped them.
     """
 
     members: tuple[Member, ...]
@@ -87,6 +88,7 @@ class Grown:
     gains: Tensor
     trials: tuple[Trial, ...]
     stopped: str
+    late: bool = False
 
 
 @dataclass(frozen=True)
@@ -121,8 +123,14 @@ def grow(
         if not items:
             return dataclasses.replace(state, stopped="there is nothing to propose for these columns")
         found = run(number, items, state.table, original.blocks)
+        if all(f.is_late for f in found):
+            when = f"after round {number - 1}" if number > 1 else "before the first part was trained"
+            return dataclasses.replace(state, stopped=f"maxSeconds was over {when}", late=True)
         state, tried = _joined(state, found, table, criterion, limits, number, original.mean)
         on_round(tried)
+        if late := sum(f.is_late for f in found):
+            stopped = f"maxSeconds was over in round {number}, before {late} of its {len(found)} parts were trained"
+            return dataclasses.replace(state, stopped=stopped, late=True)
         if all(t.why for t in tried):
             return dataclasses.replace(state, stopped=f"nothing that round {number} tried gains on the validation rows")
     return dataclasses.replace(state, stopped=f"rounds={limits.rounds}")
@@ -133,7 +141,8 @@ def _joined(
 ) -> tuple[Grown, list[Tried]]:  # fmt: skip
     """The state after a round, and what the round shows."""
     before = criterion.score(state.table.validation.margin, state.table.validation).mean
-    judged = [_judged(f, state, criterion, limits, before) for f in found]
+    size = criterion.size(state.table.validation.margin, state.table.validation)
+    judged = [_judged(f, state, criterion, limits, before, size) for f in found]
     chosen = simplest(found, [objective for objective, _ in judged], before)
     joins = math.isfinite(judged[chosen][0])
     tried = [
@@ -201,21 +210,30 @@ def _not_chosen(objective: float, best: float, name: str) -> str:
     return f"{name} has {better}"
 
 
-def _judged(found: Found, state: Grown, criterion: Criterion, limits: Limits, before: float) -> tuple[float, str]:
-    """The metric plus the penalty, and why the part can't join; infinite where it can't."""
+def _judged(
+    found: Found, state: Grown, criterion: Criterion, limits: Limits, before: float, size: float
+) -> tuple[float, str]:  # fmt: skip
+    """The metric plus the penalty, and why the part can't join; infinite where it can't.
+
+    Args:
+        before: the metric as a loss of what is there.
+        size: of the metric, see `Criterion.size`.
+    """
+    if found.is_late:
+        return math.inf, "maxSeconds was over"
     if found.part is None:
         diverged = not bool(found.gains[-1].isfinite().all())
         return math.inf, "it diverged" if diverged else "no epoch gains on the validation rows"
     cost = limits.serving.cost([*(m.part for m in state.members), found.part])
     if cost > limits.serving.limit:
         return math.inf, f"serving would cost {cost:.3g} us per row, more than maxServingCost allows"
-    objective = found.value + abs(before) * price(found.part, state.table.train, criterion, limits)
-    least = before - LEAST_GAIN * abs(before)
+    objective = found.value + size * price(found.part, state.table.train, criterion, limits)
+    least = before - LEAST_GAIN * size
     return (objective, "") if objective < least else (math.inf, "its gain is less than its penalty")
 
 
 def price(part: Part, train: Split, criterion: Criterion, limits: Limits) -> float:
-    """(lambda * r + beta) * w, as a share of the loss: w in units of the margin, r = sqrt(log(1 + parameters) / rows)."""
+    """(lambda * r + beta) * w, as a share of the loss's size: w in units of the margin, r = sqrt(log(1 + parameters) / rows)."""
     rate = limits.complexity * (math.sqrt(math.log1p(part.parameters) / len(train)) + 0.1 / math.sqrt(len(train)))
     return rate * spread(part.output(train), train) / criterion.unit
 
@@ -235,8 +253,8 @@ def mixed(
     """
     train, validation = start.train, start.validation
     outputs = torch.stack([m.part.output(train) for m in members])  # (J, n) or (J, n, k)
-    scale = float(criterion.loss(train.margin, train))
-    prices = torch.tensor([abs(scale) * price(m.part, train, criterion, limits) for m in members], dtype=torch.float64)
+    size = criterion.loss_size(train.margin, train)
+    prices = torch.tensor([size * price(m.part, train, criterion, limits) for m in members], dtype=torch.float64)
     weights = torch.tensor([m.weight for m in members], dtype=torch.float64)
 
     def margin(w: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from sparkdiff.growth import checkpoints
 from sparkdiff.growth.checkpoints import Kept, one_thread, train
-from sparkdiff.growth.criterion import Specification
+from sparkdiff.growth.clock import Clock
+from sparkdiff.growth.criterion import Criterion, Specification
 from sparkdiff.growth.items import Found, Item
 from sparkdiff.growth.processes import Chief
 from sparkdiff.growth.rounds import Run
@@ -45,7 +46,7 @@ class Times:
 @contextlib.contextmanager
 def runner(
     folder: RunFolder, specification: Specification, say: Callable[[str], None] = lambda text: None,
-    on_times: Callable[[Times], None] = lambda times: None,
+    on_times: Callable[[Times], None] = lambda times: None, clock: Clock | None = None,
 ) -> Iterator[Run]:  # fmt: skip
     """Runs rounds, in `numProcesses` of the specification's options. Processes are started at once, and end with the context.
 
@@ -55,10 +56,12 @@ def runner(
         folder: of the run; all processes must see it.
         say: called with a line about what went wrong and is made good.
         on_times: told how long each round took.
+        clock: when it is over no further item begins; without it, all are trained.
 
     Raises:
         ItemError: an item failed, or was lost too often; names it.
     """
+    watch = Clock() if clock is None else clock
     with contextlib.ExitStack() as stack:
         several = specification.options.numProcesses > 1
         chief = stack.enter_context(Chief(folder, specification, say)) if several else None
@@ -69,20 +72,39 @@ def runner(
             folder.check()
             table = table.aligned()
             kept = Kept.open(folder.path, number, items, table, original)
-            missing, begun = {*range(len(items))} - kept.ended(), time.monotonic()
-            seconds: Mapping[int, float] = {}
+            late = watch.resume(kept.path)
+            missing, begun = {*range(len(items))} - kept.ended() - late, time.monotonic()
+            seconds: Mapping[int, float]
             if chief is None:
-                seconds = {
-                    p: train(kept, p, items[p], table, criterion, original, checkpoints.EVERY, folder.check).seconds
-                    for p in sorted(missing)
-                }
+                seconds = _alone(folder, kept, items, missing, table, criterion, original, watch)
                 busy = [time.monotonic() - begun]
             else:
-                if missing:
-                    seconds = chief.run(number, items, missing, table, original)
+                seconds = chief.run(number, items, missing, table, original, kept, watch) if missing else {}
                 busy = [member.busy for member in chief.members]
-            took = [(items[p].name, seconds[p]) for p in sorted(missing)]
+            if missing:
+                late = frozenset(late | (missing - seconds.keys()))
+                watch.note(kept.path, late)
+            took = [(items[p].name, seconds[p]) for p in sorted(seconds)]
             on_times(Times(number, time.monotonic() - begun, tuple(busy), tuple(took)))
-            return [kept.found(p) for p in range(len(items))]
+            before = criterion.score(table.validation.margin, table.validation).mean if late else 0.0
+            return [Found.late(item, before, original) if p in late else kept.found(p) for p, item in enumerate(items)]
 
         yield run
+
+
+def _alone(
+    folder: RunFolder, kept: Kept, items: Sequence[Item], missing: set[int], table: Table, criterion: Criterion,
+    original: Tensor, clock: Clock,
+) -> dict[int, float]:  # fmt: skip
+    """Train items in this process, one after another while there is time; returns per position the seconds of CPU."""
+
+    def tick() -> None:
+        folder.check()
+        clock.tick(kept.path)
+
+    seconds = dict[int, float]()
+    for p in sorted(missing):
+        if clock.over:
+            break
+        seconds[p] = train(kept, p, items[p], table, criterion, original, checkpoints.EVERY, tick).seconds
+    return seconds

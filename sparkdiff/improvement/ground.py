@@ -16,7 +16,7 @@ from sparkdiff.evaluation.recorded import Recorded, recorded
 from sparkdiff.evaluation.scores import Score
 from sparkdiff.finetune import Goal, Measured, Run, Shared, Task, begun, checked, prepare, verified
 from sparkdiff.growth import costs
-from sparkdiff.growth.checks import check_rows
+from sparkdiff.growth.checks import check_units
 from sparkdiff.improvement.settings import ImprovementSettings
 from sparkdiff.objectives.metrics import Metric
 from sparkdiff.options import Options
@@ -129,7 +129,7 @@ def prepared(ground: Ground) -> Ground:
         ParityError: the network and Spark disagree.
     """
     with ground.begun(ground.plan) as run:
-        check_rows(run)
+        check_units(run)
         measured = verified(run)
         doubts = checked(run)
         found = _measurement(run, measured)

@@ -5,7 +5,6 @@ from typing import Any
 
 from sparkdiff.data.splits import Boundaries, Source
 from sparkdiff.finetune import Outcome
-from sparkdiff.growth.plan import described
 from sparkdiff.growth.procedure import grow_pipeline
 from sparkdiff.growth.settings import GrowthSettings
 from sparkdiff.job.config import Config
@@ -18,14 +17,10 @@ def grow(
     config: Config, model: Any, options: Options, sources: Sequence[Source], phases: Phases,
     boundaries: Boundaries | None, *, replace: bool,
 ) -> Outcome:  # fmt: skip
-    """Print the plan of growth, and grow.
+    """Grow by the settings of a job.
 
     Args:
         replace: see `fine_tune`.
     """
-    settings, model = GrowthSettings.of(config.grower or {}), plain(model)
-    with phases.phase("plan"):
-        text = described(model, options, settings, sources[0].df)
-    if options.verbosity:
-        print(text, flush=True)
-    return grow_pipeline(model, options, settings, sources, phases, boundaries=boundaries, replace=replace)
+    settings = GrowthSettings.of(config.grower or {})
+    return grow_pipeline(plain(model), options, settings, sources, phases, boundaries=boundaries, replace=replace)

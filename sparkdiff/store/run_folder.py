@@ -16,7 +16,9 @@ from sparkdiff.store.files import not_writable, previous, write_bytes
 from sparkdiff.store.identity import UntoldError
 from sparkdiff.store.lease import Lease, held, lease_of
 
-NAME = re.compile(r"[A-Za-z0-9_][\w.-]{0,99}", re.ASCII)
+LONGEST = 100
+"""Characters of a run's id at most."""
+NAME = re.compile(rf"[A-Za-z0-9_][\w.-]{{0,{LONGEST - 1}}}", re.ASCII)
 OWN = re.compile(
     r"(attempt|round)-\d+|study|\.?step-\d+-[a-z]+(-[0-9a-f]{8})?|(run|device|decisions)\.json|state\.pt(\.previous)?"
     r"|\.((run|device|decisions)\.json|state\.pt)-[0-9a-f]{8}|\.(nfs|fuse_hidden)[0-9a-f]+"

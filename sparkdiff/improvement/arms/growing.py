@@ -10,6 +10,7 @@ from sparkdiff.finetune import verified, written
 from sparkdiff.growth import costs
 from sparkdiff.growth.assembly import cost_of, grown_pipeline, serving_of, width_of
 from sparkdiff.growth.checks import check_entities, check_options
+from sparkdiff.growth.clock import Clock
 from sparkdiff.growth.finishing import Finished, finish
 from sparkdiff.growth.ground import ground as growth_ground
 from sparkdiff.growth.inputs import linear_head
@@ -80,9 +81,10 @@ def grown(ground: Ground, limit: Limit, settings: GrowthSettings, arm: str, numb
     )  # fmt: skip
     start = growth_ground(ground.model, options, settings.entityCols, ground.sources, ground.boundaries)
     serving = serving_of(ground.model, start.head, settings.maxServingCost, start.data, start.indexers)
+    clock = Clock.of(limit.seconds)
     with ground.begun(start.task) as run:
         first = verified(run).scores[VALIDATION]
-        found, gone, _ = grow_rounds(run, start, settings, serving, replace=True)
+        found, gone, _ = grow_rounds(run, start, settings, serving, clock, replace=True)
     told = {"rounds": [asdict(t) for t in found.tried]}
     if not found.members:
         return Step(
@@ -98,7 +100,7 @@ def grown(ground: Ground, limit: Limit, settings: GrowthSettings, arm: str, numb
     made = grown_pipeline(ground.model, start.head, found.members, start.indexers, start.data)
     check_cost(serving, [m.part for m in found.members], cost_of(made, start.head, serving))
     with ground.begun(replace(ground.task(made), options=options)) as run:
-        done = finish(run, first, found, width_of(start.head.stage), replace=True)
+        done = finish(run, first, found, width_of(start.head.stage), clock.left(limit.seconds), replace=True)
         margins = recorded(done.network, run.data, tuple(s for s in HELD_OUT if s in run.cache.splits))
         model, after = written(run, done.start, done.network, {VALIDATION: done.tuned})
     names = ", ".join(m.part.name for m in found.members)

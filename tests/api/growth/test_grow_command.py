@@ -104,7 +104,7 @@ def test_a_job_that_was_interrupted_goes_on(job: Path, monkeypatch: pytest.Monke
     def stop(*given: Any, **more: Any) -> Any:
         raise KeyboardInterrupt
 
-    config = load_config(Path("job.yaml"), ["fineTuner={maxEpochs: 2, recipe: fast}"])
+    config = load_config(Path("job.yaml"), ["fineTuner={maxEpochs: 2, recipe: fast, maxSeconds: 3000}"])
     with monkeypatch.context() as m:
         m.setattr(procedure, "finish", stop)
         with pytest.raises(KeyboardInterrupt):
@@ -112,6 +112,13 @@ def test_a_job_that_was_interrupted_goes_on(job: Path, monkeypatch: pytest.Monke
     assert not (job / "out").exists()
     monkeypatch.setattr(running, "train", stop)  # the rounds were over: no part trains again
     assert run.run(config).decision == "grown"
+
+
+def test_a_job_without_time_says_so(job: Path) -> None:
+    summary = run.run(load_config(Path("job.yaml"), ["fineTuner={maxEpochs: 2, recipe: fast, maxSeconds: 0.001}"]))
+    assert summary.decision == "kept original"
+    assert summary.reason == "no part joined: maxSeconds was over before the first part was trained"
+    assert any(w.startswith("growth stopped early: maxSeconds") for w in summary.warnings)
 
 
 def test_a_pipeline_without_a_linear_stage_is_one_line(job: Path, capsys: Any) -> None:

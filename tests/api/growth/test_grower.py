@@ -69,7 +69,7 @@ def poisson(rows: DataFrame) -> PipelineModel:
 @pytest.fixture(scope="module")
 def grown(rows: DataFrame, poisson: PipelineModel, tmp_path_factory: pytest.TempPathFactory) -> GrowerModel:
     cache = str(tmp_path_factory.mktemp("grown"))
-    limited = {"rounds": 3, "maxServingCost": 2.6, "maxLoss": 0}
+    limited = {"rounds": 3, "maxServingCost": 2.6, "maxLoss": 0, "maxSeconds": 3000.0}
     return Grower(poisson, parts=("crosses", "shapes"), cacheDir=cache, **limited, **QUICK).fit(rows)
 
 
@@ -132,14 +132,17 @@ def test_a_grower_and_its_model_can_be_saved(grown: GrowerModel, rows: DataFrame
     assert loaded.options() == grower.options()
 
 
-def test_without_a_gain_the_original_object_comes_back(rows: DataFrame, shared: Path) -> None:
+def test_without_a_gain_the_original_object_comes_back(
+    rows: DataFrame, shared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = fitted(rows, GeneralizedLinearRegression(labelCol="noise", family="poisson", link="log"))
-    found = Grower(
-        model, parts=("crosses", "effects"), entityCols=["shop"], rounds=2, cacheDir=str(shared), **QUICK
-    ).fit(rows)
+    options = QUICK | {"entityCols": ["shop"], "rounds": 2, "verbosity": 1}
+    found = Grower(model, parts=("crosses", "effects"), cacheDir=str(shared), **options).fit(rows)
     assert found.summary.decision == "kept original"
     assert found.pipelineModel is model
     assert found.summary.reason
+    assert "columns that parts may read" in capsys.readouterr().out
+    assert next(iter(found.summary.timings)) == "plan"
 
 
 CASES = {
@@ -209,6 +212,8 @@ def test_wrong_use_is_named(rows: DataFrame, poisson: PipelineModel, shared: Pat
         Grower(poisson, maxServingCost=1.01, cacheDir=str(shared)).fit(rows)
     with pytest.raises(InputError, match="at least 30"):
         Grower(poisson, cacheDir=str(shared)).fit(rows.limit(60))
+    with pytest.raises(InputError, match=r"rows in \d groups \(groupCol='shop'\), too few .* at least 30 groups"):
+        Grower(poisson, groupCol="shop", cacheDir=str(shared)).fit(rows)
 
 
 def test_explain_tells_what_may_join_and_adds_no_other_stage(

@@ -18,7 +18,7 @@ from sparkdiff.growth.parts import units
 from sparkdiff.growth.rounds import Grown, Limits, Member
 from sparkdiff.growth.serving import Serving
 from sparkdiff.growth.table import Split, Table
-from sparkdiff.objectives import losses
+from sparkdiff.objectives import losses, metrics
 from sparkdiff.options import Options
 from sparkdiff.stages.trainable import LabelStats
 
@@ -179,3 +179,58 @@ def test_a_limit_holds_for_the_whole_pipeline() -> None:
     assert tried.why.startswith("serving would cost")
     assert len(joined(limit=whole).members) == 1
     assert len(joined(limit=FREE.cost([part, part])).members) == 2
+
+
+def test_rounds_end_when_time_is_over_with_what_has_joined() -> None:
+    table, criterion = table_of("poisson", 600, planted=lambda c: 0.6 * c["y"])
+    original = criterion.score(table.validation.margin, table.validation)
+    one = dataclasses.replace(found([1.0], 3), value=0.1, gains=original.blocks[None])
+    late = Found.late(one.item, original.mean, original.blocks)
+
+    def grown(*each: list[Found]) -> Grown:
+        done = iter(each)
+        with pytest.MonkeyPatch.context() as m:
+            m.setattr(parts, "propose", lambda *args: [one.item] * 2)
+            limits = dataclasses.replace(LIMITS, rounds=3)
+            return rounds.grow(table, criterion, limits, lambda *args: next(done), lambda tried: None)
+
+    half = grown([one, late])
+    assert half.late and "before 1 of its 2 parts were trained" in half.stopped
+    assert len(half.members) == 1
+    assert [t.why for t in half.tried] == ["", "maxSeconds was over"]
+    assert len(half.gains) == len(half.trials) == 2
+    whole = grown([one, one], [late, late])
+    assert whole.late and whole.stopped == "maxSeconds was over after round 1"
+    assert len(whole.tried) == 2 and len(whole.members) == 1
+    none = grown([late, late])
+    assert none.late and not none.members and len(none.gains) == 0
+
+
+@pytest.mark.parametrize("metric", ["r2", "likelihood"])
+def test_the_penalty_does_not_vanish_where_the_metric_is_near_zero(metric: str) -> None:
+    """Of r2 where the original predicts the mean, and of a loss that can be negative."""
+    table, criterion = table_of("linear", 900)
+    validation = table.validation
+    if metric == "r2":
+        named = Options.of({"metric": "r2"})
+        stats = LabelStats(0.0, 1.0, -9.0, 9.0, torch.empty(0, dtype=torch.int64))
+        own = metrics.resolve(named, criterion.objective, criterion.head, ("prediction",), stats)
+        validation = validation.at(torch.full_like(validation.margin, float(validation.label.mean())))
+        criterion = dataclasses.replace(criterion, metric=own)
+    else:
+        mean = float(criterion.loss(validation.margin, validation))
+        loss = lambda margin, y, w: (margin - y).square() - mean  # noqa: E731
+        objective = dataclasses.replace(criterion.objective, rows=loss)
+        metric_rows = dataclasses.replace(criterion.metric, rows=loss)
+        criterion = dataclasses.replace(criterion, objective=objective, metric=metric_rows)
+        assert criterion.loss_size(validation.margin, validation) > mean / 3
+    table = dataclasses.replace(table, validation=validation)
+    before = criterion.score(validation.margin, validation)
+    assert abs(before.mean) < 0.01
+    assert criterion.size(validation.margin, validation) > 0.1
+    tiny = dataclasses.replace(found([1.0], 500), value=before.mean - 1e-4, gains=before.blocks[None])
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(parts, "propose", lambda *args: [tiny.item])
+        limits = dataclasses.replace(LIMITS, complexity=0.1)
+        grown = rounds.grow(table, criterion, limits, lambda *args: [tiny], lambda tried: None)
+    assert [t.why for t in grown.tried] == ["its gain is less than its penalty"]

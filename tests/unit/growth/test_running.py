@@ -1,6 +1,7 @@
 """Items in this process: what is kept, and a training that is interrupted ends as if it hadn't been."""
 
 import dataclasses
+import math
 import pickle
 import subprocess
 import sys
@@ -17,12 +18,14 @@ from full_disk import no_room
 from item_rounds import ITEMS, changed, planted, rounds_of
 
 from sparkdiff.errors import FullDiskError
-from sparkdiff.growth import checkpoints, parts, running
+from sparkdiff.growth import checkpoints, parts, procedure, running
 from sparkdiff.growth.checkpoints import ItemError, Kept
+from sparkdiff.growth.clock import Clock
 from sparkdiff.growth.items import Course, Found, Item
 from sparkdiff.growth.table import LINE
 from sparkdiff.rows import SparseRows
 from sparkdiff.store import files
+from sparkdiff.store.run_folder import folder_name
 
 KINDS = tuple(parts.KINDS)
 
@@ -105,6 +108,54 @@ def test_a_driver_that_is_killed_goes_on_bit_for_bit(tmp_path: Path) -> None:
     again = rounds_of(tmp_path / "killed", [ITEMS])[0]
     assert all(p.stat().st_mtime_ns == then for p, then in before.items())
     assert bits(again) == bits(rounds_of(tmp_path / "whole", [ITEMS])[0])
+
+
+def test_no_item_begins_when_time_is_over_and_a_resumed_run_says_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(limit=1e6)
+
+    def slow(item: Item, epoch: int) -> None:
+        if (item.name, epoch) == ("part 2", 2):
+            clock.begun -= 2e6
+
+    monkeypatch.setattr(climbing, "_suffer", slow)
+    first = rounds_of(tmp_path, [ITEMS, ITEMS], clock=clock)
+    assert [f.is_late for f in first[0]] == [False] * 3 + [True] * 3, "the item that runs when time is over ends"
+    assert all(f.is_late for f in first[1])
+    late = first[0][-1]
+    assert late.part is None and len(late.gains) == 0 and math.isfinite(late.value)
+    monkeypatch.setattr(climbing, "_suffer", lambda item, epoch: pytest.fail("nothing trains again"))
+    again = Clock(limit=1e6)
+    assert bits(rounds_of(tmp_path, [ITEMS, ITEMS], clock=again)[0]) == bits(first[0])
+    assert again.noted == clock.noted > 2e6
+    assert again.left(3e6) == 3e6 - clock.noted
+
+
+def test_the_clock_goes_on_after_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(limit=1e6)
+
+    def stop(item: Item, epoch: int) -> None:
+        if item.name == "part 1":
+            clock.begun -= 5000
+        if item.name == "part 2":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(climbing, "_suffer", stop)
+    with pytest.raises(KeyboardInterrupt):
+        rounds_of(tmp_path, [ITEMS], clock=clock)
+    monkeypatch.setattr(climbing, "_suffer", lambda item, epoch: None)
+    again = Clock(limit=1e6)
+    assert not any(f.is_late for f in rounds_of(tmp_path, [ITEMS], clock=again)[0])
+    assert again.noted > 5000
+
+
+def test_every_id_of_a_run_has_one_for_its_rounds() -> None:
+    assert procedure.rounds_id("mine") == "mine-rounds"
+    ids = ["a" * n for n in range(90, 101)] + ["a" * 99 + "b"]
+    names = [procedure.rounds_id(run) for run in ids]
+    assert len({*names, *ids}) == len(names) + len(ids)
+    assert all(folder_name(name).endswith("-rounds") for name in names)
 
 
 def test_an_item_that_fails_is_named(tmp_path: Path) -> None:

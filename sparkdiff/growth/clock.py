@@ -1,0 +1,72 @@
+"""The clock of the rounds. What it decides is written to the folder of a round and read again, so that a run that goes on after a
+crash ends as it would have ended."""
+
+import dataclasses
+import json
+import math
+import time
+from pathlib import Path
+
+from sparkdiff.store import files
+from sparkdiff.training.distributed.worker import ROOM
+
+EVERY = 1.0
+"""Seconds between two notes of the time."""
+SHARE = 2 / 3
+"""Of maxSeconds, which rounds may take; the training of all stages together has what is left."""
+
+
+@dataclasses.dataclass
+class Clock:
+    """The seconds that rounds have taken, those before an interruption included.
+
+    Attributes:
+        limit: after so many seconds no further item begins.
+        noted: as a folder has it.
+    """
+
+    limit: float = math.inf
+    noted: float = 0.0
+    begun: float = dataclasses.field(default_factory=time.monotonic)
+
+    @staticmethod
+    def of(maxSeconds: float | None) -> "Clock":
+        return Clock(math.inf if maxSeconds is None else SHARE * maxSeconds)
+
+    @property
+    def seconds(self) -> float:
+        return self.noted + time.monotonic() - self.begun
+
+    @property
+    def over(self) -> bool:
+        return self.seconds >= self.limit
+
+    def left(self, maxSeconds: float | None) -> float | None:
+        """What is left of maxSeconds after what was noted; a moment at least, in which one epoch begins."""
+        return None if maxSeconds is None else max(maxSeconds - self.noted, 1e-3)
+
+    def resume(self, round: Path) -> frozenset[int]:
+        """Set the clock to what the folder of a round says, and return the positions of its items that time was over for."""
+        if math.isinf(self.limit):
+            return frozenset()
+        try:
+            told = json.loads((round / "clock.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            self.note(round)
+            return frozenset()
+        self.noted, self.begun = float(told["seconds"]), time.monotonic()
+        return frozenset(told["late"])
+
+    def tick(self, round: Path) -> None:
+        """Note the time now and then."""
+        if self.seconds - self.noted > EVERY:
+            self.note(round)
+
+    def note(self, round: Path, late: frozenset[int] = frozenset()) -> None:
+        """Write the time, and for which items it is over."""
+        if math.isinf(self.limit):
+            return
+        self.noted, self.begun = self.seconds, time.monotonic()
+        told = {"seconds": self.noted, "late": sorted(late)}
+        with files.room("the time of a round", round, ROOM):
+            files.write_bytes(round / "clock.json", json.dumps(told).encode())
