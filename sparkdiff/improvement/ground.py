@@ -14,7 +14,7 @@ from sparkdiff.data.splits import REFERENCE, TEST, VALIDATION, Boundaries, Sourc
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation.recorded import Recorded, recorded
 from sparkdiff.evaluation.scores import Score
-from sparkdiff.finetune import Goal, Measured, Run, Shared, Task, begun, checked, prepare, verified
+from sparkdiff.finetune import Goal, Measured, Run, Shared, Task, begun, checked, facts, prepare, verified
 from sparkdiff.growth import costs
 from sparkdiff.growth.checks import check_units
 from sparkdiff.improvement.settings import ImprovementSettings
@@ -58,6 +58,7 @@ class Ground:
     Attributes:
         original: None until it is measured.
         goal: the loss and the metric, None until then.
+        facts: what a summary tells of the original's cache, stream and versions.
         rows: per split.
         doubts: warnings about the rows.
         folder: of the run, which its trials are written to.
@@ -72,6 +73,7 @@ class Ground:
     shared: Shared
     original: Measurement | None = None
     goal: Goal | None = None
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     rows: Mapping[str, int] = dataclasses.field(default_factory=dict)
     doubts: tuple[str, ...] = ()
     folder: Path = Path()
@@ -134,8 +136,9 @@ def prepared(ground: Ground) -> Ground:
         doubts = checked(run)
         found = _measurement(run, measured)
         goal = run.goal
+        known = facts(run)
         rows = {s: run.cache.rows(s) for s in run.cache.splits}
-    return dataclasses.replace(ground, original=found, goal=goal, rows=rows, doubts=tuple(doubts))
+    return dataclasses.replace(ground, original=found, goal=goal, facts=known, rows=rows, doubts=tuple(doubts))
 
 
 def measure(ground: Ground, model: Any) -> Measurement:

@@ -122,7 +122,8 @@ def _verbs(tree: Mapping[str, Any], options: Mapping[str, Any], data: Mapping[st
         found.pop("search", None)  # it has no defaults
     if len(found) > 1:
         names = " and ".join(map(repr, found))
-        raise InputError(f"the job has the sections {names}, which are {len(found)} jobs: leave all but one out")
+        count = {2: "two", 3: "three"}[len(found)]
+        raise InputError(f"the job has the sections {names}, which are {count} jobs: leave all but one out")
     # Imported here only: most jobs have none of them.
     if "search" in found:
         from sparkdiff.job.search_section import check

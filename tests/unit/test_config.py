@@ -235,7 +235,7 @@ def test_commands_share_their_flags() -> None:
     }
     shared = {"--data", "--label", "--group", "--time", "--output"}
     assert shared <= found["finetune"].keys()
-    for flags in found.values():
+    for flags in (found[name] for name in ("finetune", "search", "grow", "improve")):
         assert {k: v for k, v in flags.items() if k in shared} == {
             k: found["finetune"][k] for k in shared & flags.keys()
         }

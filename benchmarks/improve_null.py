@@ -1,0 +1,109 @@
+"""How often does an improvement replace a pipeline that nothing beats?
+
+As in growth_null.py, labels are drawn from the original's own predictive distribution, so that what is better is so by chance.
+All arms race in each draw, within a budget of passes over the 1,500 rows, so that no clock decides. Counted is how often
+`Improver` decides "improved". Fails where more than 9 of 200 are. Each draw is kept in --cells as soon as it is decided, so
+that a run that is stopped goes on there.
+
+    SPARK_CONF_DIR=conf OMP_NUM_THREADS=1 python benchmarks/improve_null.py --cells improve_null.jsonl
+"""
+
+import json
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import exit_code, markdown, parse, parser, write
+from growth import spent
+from growth_null import ENTITY, FAMILIES, MOST, ROWS, Original
+from pyspark.sql import SparkSession
+
+import sparkdiff
+from sparkdiff.growth.kinds import KINDS
+from sparkdiff.job.loading import start_session
+
+PARTS = tuple(kind for kind in KINDS if kind != "trees")
+
+
+def draw(spark: SparkSession, original: Original, number: int, budget: str) -> dict[str, Any]:
+    """One improvement on labels of its own; the arm that grows tries one kind of parts, in turn."""
+    table = original.table.assign(label=original.labels(np.random.default_rng([3, number])))
+    before = spent(spark)
+    with tempfile.TemporaryDirectory() as folder:
+        data = spark.createDataFrame(table.drop(columns="id")).coalesce(1)
+        improver = sparkdiff.Improver(
+            original.model, labelCol="label", entityCols=[ENTITY], parts=[PARTS[number // len(FAMILIES) % len(PARTS)]],
+            budget=budget, seed=number, maxEpochs=3, patience=3, cacheDir=folder,
+        )  # fmt: skip
+        s = improver.fit(data).summary
+    best = next((r for r in s.table if r["arm"] is not None), {"arm": None, "gain": 0.0})
+    return {
+        "draw": number, "family": original.family, "improved": s.decision == "improved", "p": s.p, "best": best["arm"],
+        "gain": best["gain"], "offers": sorted(s.offers), "states": {a["arm"]: a["state"] for a in s.arms},
+        "measured": s.measured, "cpu": spent(spark) - before,
+    }  # fmt: skip
+
+
+def table(found: Sequence[dict[str, Any]]) -> str:
+    """A line per family, and one of all."""
+    lines = []
+    for family in (*dict.fromkeys(c["family"] for c in found), "all"):
+        own = [c for c in found if family in ("all", c["family"])]
+        gains = sum(c["gain"] > 0 for c in own)
+        improved, simpler = sum(c["improved"] for c in own), sum("simpler" in c["offers"] for c in own)
+        cpu = sum(c["cpu"] for c in own) / len(own)
+        lines.append([family, str(len(own)), str(gains), str(improved), str(simpler), f"{cpu:.1f}"])
+    head = [
+        "family",
+        "draws",
+        "some arm is better on validation",
+        "improved",
+        "a simpler one offered",
+        "CPU s per draw",
+    ]
+    arms = Counter(c["best"] for c in found)
+    return f"{markdown(head, lines)}\n\nbest arm: {', '.join(f'{k} {v}' for k, v in arms.most_common())}"
+
+
+def main() -> int:
+    flags = parser(__doc__)
+    flags.add_argument("--cells", type=Path, metavar="FILE", help="JSON lines of the draws that are done")
+    flags.add_argument("--draws", type=int, default=200)
+    flags.add_argument("--budget", default="120 passes")
+    given = parse(flags, draws=1)
+    found: list[dict[str, Any]] = []
+    if given.cells and given.cells.exists():
+        found = [json.loads(line) for line in given.cells.read_text().splitlines()]
+    done = {c["draw"] for c in found}
+    conf = {"spark.master": "local[1]", "spark.sql.shuffle.partitions": "1", "spark.ui.enabled": "false"}
+    spark = start_session(conf, "sparkdiff.improver", 0)
+    originals: dict[str, Original] = {}
+    for number in range(given.draws):
+        if number in done:
+            continue
+        family = FAMILIES[number % len(FAMILIES)]
+        if family not in originals:
+            originals[family] = Original(spark, family, ROWS)
+        one = draw(spark, originals[family], number, given.budget)
+        found.append(one)
+        told = f"draw {number}: {'improved' if one['improved'] else 'kept'}, p {one['p']:.3g}, {one['cpu']:.1f} CPU s"
+        print(told, file=sys.stderr, flush=True)
+        if given.cells:
+            with given.cells.open("a") as file:
+                file.write(json.dumps(one) + "\n")
+    found = [c for c in found if c["draw"] < given.draws]
+    print(table(found))
+    improved = sum(c["improved"] for c in found)
+    missed = improved > MOST * len(found)
+    if missed and not given.smoke:
+        print(f"{improved} of {len(found)} are improved, more than {MOST:.1%}")
+    write(given, found, {"improvement without a gain, improved": improved / len(found)})
+    return exit_code(given, missed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+"""Makes the summary of an improvement from what its race and its decision found."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from sparkdiff.data.splits import TEST, VALIDATION
+from sparkdiff.evaluation import guard
+from sparkdiff.evaluation.acceptance import Judgement, reason
+from sparkdiff.finetune import Measured, measured, shown_options, tested
+from sparkdiff.improvement import why
+from sparkdiff.improvement.candidate import Step, share
+from sparkdiff.improvement.ground import Ground, Measurement
+from sparkdiff.improvement.judging import Decision, Judged
+from sparkdiff.improvement.race import Raced
+from sparkdiff.improvement.summary import ImprovementSummary
+
+
+def summary_of(ground: Ground, raced: Raced, decision: Decision, timings: dict[str, float]) -> ImprovementSummary:
+    """
+    Args:
+        timings: seconds per phase.
+    """
+    best, start = decision.best, ground.start
+    shown = best or next(iter(decision.judged), None)
+    after = start if best is None else best.candidate.found
+    judgement = Judgement(NOTHING, None) if shown is None else shown.judgement
+    table = _table(ground, raced, decision)
+    parity = {k: dataclasses.asdict(p) for k, p in (("before", start.parity), ("after", after.parity)) if p is not None}
+    told = dataclasses.asdict(ground.settings)
+    said = {k: list(v) if isinstance(v, tuple) else v for k, v in told.items()}
+    facts = {**ground.facts, "timings": timings, **tested(judgement), **measured(_plain(start), _plain(after))}
+    facts |= {"gain": 0.0 if shown is None else share(ground, shown.candidate), "p": 1.0 if shown is None else shown.p}
+    return ImprovementSummary(
+        decision="kept original" if best is None else "improved", reason=_reason(ground, shown),
+        records=_history(raced.steps, shown), parity=parity, stages={},
+        options=shown_options(start.task, ground.metric, **said), warnings=_warnings(ground, decision, judgement.verdict),
+        arms=[dataclasses.asdict(s) for s in raced.standings], table=table,
+        offers={n: next(i for i, r in enumerate(table) if n in r["offers"]) for n in decision.offers},
+        budget={"given": ground.settings.budget, "spent": {s.arm: round(s.seconds, 3) for s in raced.standings}},
+        measured=decision.measured,
+        explanation=why.explanation(
+            table, metric=ground.metric.name, level=judgement.verdict.level, rows=ground.rows[VALIDATION], z=judgement.verdict.z,
+            timed=ground.options.timeCol is not None,
+        ),
+        **facts,
+    )  # fmt: skip
+
+
+NOTHING = guard.Verdict(False, -1, 0.0, 0.0, 1.0, 0.025)
+"""Where there was nothing to test."""
+
+
+def _plain(found: Measurement) -> Measured:
+    return Measured(dict(found.scores), found.parity)
+
+
+def _history(steps: Sequence[Step], shown: Judged | None) -> list[dict[str, Any]]:
+    """The epochs of the training that made the candidate, if one did."""
+    if shown is None:
+        return []
+    return next((s.learned.get("history", []) for s in steps if shown.candidate in s.candidates), [])
+
+
+def _reason(ground: Ground, shown: Judged | None) -> str:
+    if shown is None or shown.judgement.verdict.best < 0:
+        return "nothing that was tried is better on the validation rows"
+    held = ground.start.scores[VALIDATION].value
+    whose = f"the gain of {shown.candidate.name!r}"
+    return reason(shown.judgement, ground.options, ground.metric, held, whose=whose).replace(f"{whose} gain", whose)
+
+
+def _warnings(ground: Ground, decision: Decision, verdict: guard.Verdict) -> list[str]:
+    return [*verdict.warnings, *ground.doubts, *decision.warnings]
+
+
+def _table(ground: Ground, raced: Raced, decision: Decision) -> list[dict[str, Any]]:
+    """The rows of the table: the original, and the judged candidates, the best first."""
+    start, held = ground.start, ground.start.scores[VALIDATION].value
+    test = start.scores.get(TEST)
+    rows: list[dict[str, Any]] = [{
+        "arm": None, "name": "your pipeline", "value": held, "test": None if test is None else test.value, "change": 0.0,
+        "gain": 0.0, "changed": None, "serving": 1.0, "seconds": 0.0, "p": None, "accepted": False, "offers": [], "why": "",
+    }]  # fmt: skip
+    spent = {s.arm: s.seconds for s in raced.standings}
+    for j in decision.judged:
+        found, compared = j.candidate.found, j.judgement.compatibility
+        value = found.scores[VALIDATION].value
+        tested = found.scores.get(TEST)
+        rows.append({
+            "arm": j.candidate.arm, "name": j.candidate.name, "value": value, "test": None if tested is None else tested.value,
+            "change": (value - held) / max(abs(held), 1e-12), "gain": share(ground, j.candidate),
+            "changed": None if compared is None else compared.changed, "serving": found.cost / start.cost,
+            "seconds": spent[j.candidate.arm], "p": None if j.judgement.verdict.best < 0 else j.p, "accepted": j.accepted,
+            "offers": [n for n, o in decision.offers.items() if o is j], "why": _against(j.judgement),
+        })  # fmt: skip
+    return rows
+
+
+def _against(judgement: Judgement) -> str:
+    """What speaks against a gain that is larger than chance."""
+    if judgement.accepted or not judgement.verdict.accepted:
+        return ""
+    sets = [f"worse on {c.name}" for c in judgement.worse[:1]]
+    return ", ".join([*sets, *(["too many labels change"] if judgement.flips else [])])

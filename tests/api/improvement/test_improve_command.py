@@ -1,0 +1,65 @@
+"""`sparkdiff improve`: from a saved pipeline and a table to a folder with the offers, and what it refuses."""
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from pyspark.ml import PipelineModel
+from pyspark.sql import SparkSession
+from small_data import riders, same, unfitted
+
+from sparkdiff.cli import DONE, WRONG_INPUT, main
+
+
+@pytest.fixture
+def folder(spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    pq.write_table(riders().drop_columns(["when"]), tmp_path / "rows.parquet")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_from_a_saved_model_and_a_table_to_offers(
+    spark: SparkSession, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unfitted().fit(spark.read.parquet((folder / "rows.parquet").as_uri())).save((folder / "rides").as_uri())
+    command = [
+        "improve", "rides", "--data", "rows.parquet", "--label", "riders", "--output", "out", "--budget", "160 passes",
+        "improver.arms=[finetune,simplify]", "fineTuner.recipe=fast", "fineTuner.maxEpochs=5", "fineTuner.runId=mine",
+    ]  # fmt: skip
+    assert main(command) == DONE
+    out = capsys.readouterr().out
+    assert out.index("improvement of PipelineModel") < out.index("your pipeline") < out.index("decision: improved")
+    assert out.endswith(f"saved {folder / 'out' / 'model'} (plain Spark ML)\n")
+    told = json.loads((folder / "out" / "summary.json").read_text())
+    others = [name for name in told["offers"] if name != "best"]
+    assert (folder / "out" / "offers").exists() == any(
+        told["offers"][name] != told["offers"]["best"] for name in others
+    )
+    best = PipelineModel.load((folder / "out" / "model").as_uri())
+    for path in (folder / "out").glob("offers/*"):
+        assert not same(PipelineModel.load(path.as_uri()), best)
+    written = (folder / "out" / "summary.json").stat().st_mtime_ns
+    assert main(command) == DONE  # finished: read back
+    assert (folder / "out" / "summary.json").stat().st_mtime_ns == written
+    assert "your pipeline" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--budget", "never"], "improver: budget='never' must be a time"),
+        (["improver.arms=[grwo]"], "Did you mean 'grow'"),
+        (["grower.rounds=2"], "sections 'grower' and 'improver', which are two jobs"),
+        (["fineTuner.numFolds=5"], "not possible with a section improver"),
+    ],
+)
+def test_wrong_flags_are_one_line(
+    flags: list[str], says: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["improve", "rides", "--data", "rows.parquet", "--label", "riders", "--output", "out", *flags]
+    assert main(command) == WRONG_INPUT
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("error: ") == 1
+    assert not (folder / "out").exists()
