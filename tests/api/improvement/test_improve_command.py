@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyspark.ml import PipelineModel
 from pyspark.sql import SparkSession
-from small_data import riders, same, unfitted
+from small_data import riders, same, unfitted, weights
 
 from sparkdiff.cli import DONE, WRONG_INPUT, main
 
@@ -38,7 +38,8 @@ def test_from_a_saved_model_and_a_table_to_offers(
     )
     best = PipelineModel.load((folder / "out" / "model").as_uri())
     for path in (folder / "out").glob("offers/*"):
-        assert not same(PipelineModel.load(path.as_uri()), best)
+        other = PipelineModel.load(path.as_uri())
+        assert weights(other).keys() != weights(best).keys() or not same(other, best)
     written = (folder / "out" / "summary.json").stat().st_mtime_ns
     assert main(command) == DONE  # finished: read back
     assert (folder / "out" / "summary.json").stat().st_mtime_ns == written
