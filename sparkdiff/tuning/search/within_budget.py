@@ -172,17 +172,17 @@ def _is_over(study: Study, known: Sequence[Trial], limit: float | None, elapsed:
 
 
 def _size(known: Sequence[Trial], limit: float | None) -> int | None:
-    """How many trials are evaluated together: the first one alone where there is a clock, to learn how long one takes."""
+    """How many trials are evaluated together: the first two alone where there is a clock, to learn how long one takes."""
     if limit is None:
         return None
-    if not known:
+    if len(known) < 2:
         return 1
     return max(1, int((limit - sum(t.seconds for t in known)) / SHARE / max(_usual(known), 1e-9)))
 
 
 def _usual(known: Sequence[Trial]) -> float:
-    """Seconds that a trial takes; the first one waits for much that the others find made."""
-    return statistics.median(t.seconds for t in known[1:] or known)
+    """Seconds that a trial takes; 0 before the second, as the first one waits for much that the others find made."""
+    return statistics.median(t.seconds for t in known[1:]) if known[1:] else 0.0
 
 
 def _told(form: Unfitted, task: SearchTask, study: Study, stopped: str, data: DataFrame, keep: int) -> TunedSettings:

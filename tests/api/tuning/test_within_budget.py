@@ -121,11 +121,15 @@ def test_what_the_clock_decided_is_decided_again(search: Callable[..., TunedSett
 def test_a_batch_takes_a_part_of_the_time_that_is_left() -> None:
     from sparkdiff.tuning.search.study import Trial
 
-    known = [Trial(0, {}, "complete", (1.0,), seconds=2.0)]
+    known = [Trial(0, {}, "complete", (1.0,), seconds=9.0)]
     later = [*known, *(Trial(n, {}, "complete", (1.0,), seconds=1.0) for n in (1, 2))]
-    assert within_budget._usual(known) == 2.0 and within_budget._usual(later) == 1.0
+    assert within_budget._usual(known) == 0.0 and within_budget._usual(later) == 1.0  # the first one makes caches
     assert within_budget._size([], None) is None and within_budget._size([], 60.0) == 1
-    assert within_budget._size(known, 42.0) == 5 and within_budget._size(known, 3.0) == 1
+    assert (
+        within_budget._size(known, 60.0) == 1
+        and within_budget._size(later, 31.0) == 5
+        and within_budget._size(later, 12.0) == 1
+    )
 
 
 def assert_same_trials(one: TunedSettings, other: TunedSettings) -> None:
