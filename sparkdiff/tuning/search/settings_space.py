@@ -218,6 +218,9 @@ def settings_space(form: Unfitted) -> dict[Param[Any], Distribution]:
 def first_settings(space: SearchSpace) -> list[Configuration]:
     """What is tried first: the setting as it is; and that without what holds it back most often, too few components or features,
     and a solver that was stopped early.
+
+    Where no component is left out, features may depend on one another: Spark's solvers are slow without any penalty then, so
+    that the smallest one takes the place of none.
     """
     now = space.current()
     freed = dict(now)
@@ -227,6 +230,10 @@ def first_settings(space: SearchSpace) -> list[Configuration]:
             freed[q.name] = 100
         elif param in WIDTHS.get(stage.rstrip("0123456789"), {}) and isinstance(q.distribution, Integer):
             freed[q.name] = q.distribution.high
+    if freed != now:
+        for q in space.dimensions:
+            if q.name.endswith(".regParam") and now.get(q.name) == 0 and isinstance(q.distribution, Choice):
+                freed[q.name] = min(v for v in q.distribution.values if v > 0)
     return [now] if freed == now else [now, freed]
 
 

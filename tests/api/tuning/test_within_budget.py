@@ -200,7 +200,7 @@ def test_the_current_setting_is_in_the_space(numeric: PipelineModel) -> None:
         "StandardScaler.withStd": True, "StandardScaler.withMean": True, "PCA.k": 2,
         "GeneralizedLinearRegression.regParam": 0.0,
     }  # fmt: skip
-    assert first_settings(space) == [now, {**now, "PCA.k": 4}]
+    assert first_settings(space) == [now, {**now, "PCA.k": 4, "GeneralizedLinearRegression.regParam": 1e-6}]
     for q in space.dimensions:
         if q.name == "PCA.k":
             assert (q.distribution.low, q.distribution.high) == (1, 4)  # type: ignore[attr-defined]
