@@ -17,7 +17,7 @@ from typing import Any
 
 from sparkdiff import jvm
 from sparkdiff.data import splits
-from sparkdiff.data.fingerprint import SHARDS, Request, fingerprint
+from sparkdiff.data.fingerprint import SHARDS, Request, fingerprint, row_hashes
 from sparkdiff.data.label_stats import label_stats, weight_range
 from sparkdiff.data.layout import check_number, columns_of, holds_true, shards_in, write_files
 from sparkdiff.data.splits import SPLITS
@@ -194,7 +194,8 @@ def _build(request: Request, key: str, folder: Path, columns: list[dict[str, Any
     with _blamed(f"split the rows ({', '.join(by) or 'by a hash of all columns'})"):
         dealt, values = splits.with_slices(splits.with_splits(request.sources, o, request.boundaries), o)
         if request.keyed:
-            keys = [splits.row_hash(s.df, o.seed) for s in request.sources]
+            # Not the hash that splits, which skips nulls: rows that differ in where a null is would be the same row.
+            keys = [row_hashes(s.df)[0] for s in request.sources]
             dealt = [df.withColumn(splits.ROW, key) for df, key in zip(dealt, keys, strict=True)]
         for df in dealt:
             df.schema  # noqa: B018  # Spark Connect analyses nothing before

@@ -82,7 +82,7 @@ def fingerprint(request: Request, folder: Path) -> str:
     if request.allTrain:
         parts["validation"] = splits.TRAIN
     if request.keyed:
-        parts["keyed"] = True
+        parts["keyed"] = "by content"
     cut = request.cut
     if nulls := cut.null_columns:
         parts["nulls"] = [c.name for c in nulls]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sparkdiff.data.splits import VALIDATION
 from sparkdiff.evaluation.ledger import Ledger, Trial
-from sparkdiff.improvement.ground import Ground, Measurement
+from sparkdiff.improvement.ground import Ground, Measurement, allowed
 
 ROUNDING = 1e-9
 """Share of the original's loss below which two pipelines differ by the order of additions only."""
@@ -98,7 +98,7 @@ def share(ground: Ground, candidate: Candidate) -> float:
 
 
 def best_of(ground: Ground, steps: Sequence[Step]) -> Candidate | None:
-    """The candidate with the largest gain; None where none gains."""
-    found = [c for step in steps for c in step.candidates]
+    """The candidate with the largest gain, of those that are not too costly to serve; None where none gains."""
+    found = [c for step in steps for c in step.candidates if allowed(ground, c.found.cost)]
     best = max(found, key=lambda c: share(ground, c), default=None)
     return best if best is not None and share(ground, best) > 0 else None

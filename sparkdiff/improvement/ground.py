@@ -17,6 +17,7 @@ from sparkdiff.evaluation.scores import Score
 from sparkdiff.finetune import Goal, Measured, Run, Shared, Task, begun, checked, facts, prepare, verified
 from sparkdiff.growth import costs
 from sparkdiff.growth.checks import check_units
+from sparkdiff.growth.serving import SAME
 from sparkdiff.improvement.settings import ImprovementSettings
 from sparkdiff.objectives.metrics import Metric
 from sparkdiff.options import Options
@@ -121,6 +122,12 @@ class Ground:
 
 def stages_of(model: Any) -> list[Any]:
     return [stage for _, stage in flatten(model)]
+
+
+def allowed(ground: Ground, cost: float) -> bool:
+    """Whether `maxServingCost` allows a pipeline that takes so many microseconds per row."""
+    limit = ground.settings.maxServingCost
+    return limit is None or cost <= limit * ground.start.cost * (1 + SAME)
 
 
 def prepared(ground: Ground) -> Ground:

@@ -13,7 +13,7 @@ from sparkdiff.evaluation.acceptance import Judgement, judge
 from sparkdiff.evaluation.ledger import Ledger
 from sparkdiff.evaluation.recorded import keyed
 from sparkdiff.improvement.candidate import Candidate, Step, share, whole_ledger
-from sparkdiff.improvement.ground import Ground
+from sparkdiff.improvement.ground import Ground, allowed
 from sparkdiff.improvement.settings import CHANGES_FORM
 
 BEST, AS_CHEAP, SAME_FORM, SIMPLER = "best", "asCheap", "sameForm", "simpler"
@@ -64,7 +64,7 @@ def decide(ground: Ground, steps: Sequence[Step]) -> Decision:
     """Judge the best candidate of each arm, and the best of those that serve as cheaply as the original."""
     ledger, candidates = whole_ledger(ground, steps)
     order = sorted(candidates, key=lambda k: (-share(ground, candidates[k]), k))
-    worth = _finalists(ground, [(k, candidates[k]) for k in order])
+    worth = _finalists(ground, [(k, candidates[k]) for k in order if allowed(ground, candidates[k].found.cost)])
     with ground.begun(ground.start.task) as run:
         data, reference = keyed(run.data), bool(run.cache.rows(REFERENCE))
         held = ground.start.scores[VALIDATION]

@@ -5,12 +5,13 @@ from typing import Any
 
 from sparkdiff.data.splits import training_rows
 from sparkdiff.evaluation.ledger import Trial
+from sparkdiff.growth import costs
 from sparkdiff.improvement.arm import Arm
 from sparkdiff.improvement.arms.fine_tuning import fine_tuned
 from sparkdiff.improvement.arms.refitting import expected, form_of
 from sparkdiff.improvement.budget import Limit
 from sparkdiff.improvement.candidate import Candidate, Step, nothing, one_column
-from sparkdiff.improvement.ground import Ground, measure
+from sparkdiff.improvement.ground import Ground, allowed, measure
 from sparkdiff.tuning.mean_loss import evaluator_of
 from sparkdiff.tuning.search.settings_space import settings_space
 from sparkdiff.tuning.search.within_budget import TunedSetting, TunedSettings, tuned
@@ -19,6 +20,8 @@ FEW, MANY = 6, 40
 """Trials of the first step, and of all."""
 PASSES = 10
 """Passes over the training rows that a trial is taken for, where the budget is in passes."""
+SEVERAL = 5
+"""Settings that are fitted to all training rows where the best one may cost too much to serve."""
 STUDY = "study"
 """The folder of the trials in the run's folder."""
 MORE = 0.05
@@ -36,13 +39,20 @@ def _refused(ground: Ground) -> str:
 
 def _run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> Step:
     if number == 2:
-        [winner] = [c for s in steps if s.arm == "search" for c in s.candidates][-1:]
+        found_before = [c for s in steps if s.arm == "search" for c in s.candidates]
+        if not found_before:
+            return nothing(ground, "search", number, "no settings but its own to train from")
+        winner = found_before[-1]
         name = f"{winner.name}, fine-tuned"
         return fine_tuned(ground, winner.found, limit, recipe="default", arm="search", number=number, name=name)
     found = _searched(ground, limit, MANY if number else FEW)
-    [best] = found.best
+    best = next((b for b in found.best if allowed(ground, costs.of_model(b.model))), None)
     says = f"{found.trials} settings tried{f', {found.failed} could not be fitted' if found.failed else ''}"
     hope = expected(ground, steps) + (MORE if number == 0 else 0.0)
+    if best is None:
+        return nothing(
+            ground, "search", number, f"{says}, the best ones cost more to serve than maxServingCost allows", hope
+        )
     if not (words := _words(found, best)):
         return nothing(ground, "search", number, f"{says}, none better than its own", hope if number == 0 else 0.0)
     measured = measure(ground, best.model)
@@ -61,6 +71,7 @@ def _searched(ground: Ground, limit: Limit, trials: int) -> TunedSettings:
     return tuned(
         form, settings_space(form), _evaluator(ground), rows, splitCol=None, groupCol=o.groupCol, timeCol=o.timeCol,
         numTrials=trials, maxSeconds=limit.seconds, seed=o.seed, folder=ground.folder / STUDY,
+        keep=1 if ground.settings.maxServingCost is None else SEVERAL,
     )  # fmt: skip
 
 

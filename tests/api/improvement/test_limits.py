@@ -1,0 +1,57 @@
+"""What an improvement may not do: cost more to serve than is allowed, or take one row for another."""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from pyspark.ml import Pipeline
+from pyspark.ml.classification import LogisticRegression
+from pyspark.ml.feature import Imputer, VectorAssembler
+from pyspark.sql import DataFrame, SparkSession
+from small_data import riders, unfitted
+
+from sparkdiff import Improver
+from sparkdiff.data.splits import Source
+from sparkdiff.evaluation.recorded import keyed
+from sparkdiff.finetune import Shared
+from sparkdiff.improvement.ground import Ground, prepared
+from sparkdiff.improvement.settings import ImprovementSettings
+from sparkdiff.options import Options
+from sparkdiff.report import Phases
+
+
+@pytest.fixture(scope="module")
+def rows(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> DataFrame:
+    path = tmp_path_factory.mktemp("rows") / "rows.parquet"
+    pq.write_table(riders(), path)
+    return spark.read.parquet(path.as_uri())
+
+
+def test_no_arm_makes_what_costs_more_to_serve_than_is_allowed(rows: DataFrame, tmp_path: Path) -> None:
+    """More components of the PCA are better, and cost more."""
+    model = unfitted(components=2).fit(rows)
+    given = {"arms": ["search"], "budget": "60 passes", "maxEpochs": 2, "cacheDir": str(tmp_path)}
+    held = Improver(model, maxServingCost=1.01, **given).fit(rows)
+    assert [a["state"] for a in held.summary.arms] != ["failed"]
+    assert all(row["serving"] <= 1.01 for row in held.summary.table)
+
+
+def test_rows_that_differ_in_where_a_null_is_are_different_rows(spark: SparkSession, tmp_path: Path) -> None:
+    values = [(None, 1.0), (1.0, None), (2.0, 2.0), (3.0, 1.0)]
+    df = spark.createDataFrame(
+        [(i, a, b, float(i % 3 == k % 2)) for i in range(200) for k, (a, b) in enumerate(values)],
+        "number int, a double, b double, label double",
+    )  # fmt: skip
+    made = [
+        Imputer(inputCols=["a", "b"], outputCols=["c", "d"]),
+        VectorAssembler(inputCols=["c", "d"], outputCol="features"),
+    ]
+    model = Pipeline(stages=[*made, LogisticRegression()]).fit(df.unionAll(df.where("a > 2")))
+    options = Options.of({"groupCol": "number", "cacheDir": str(tmp_path)})
+    ground = prepared(Ground(model, options, ImprovementSettings(), [Source(df)], None, Phases(False), Shared()))
+    with ground.begun(ground.plan) as run:
+        data = keyed(run.data)
+        for batch, *_ in data.batches("validation"):
+            values_ = data.values(batch)
+            assert torch.equal(run.network.margin(values_), ground.start.recorded.margin(values_))
