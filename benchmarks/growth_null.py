@@ -5,7 +5,7 @@ regression from its mean, of a LinearRegression its prediction plus a resampled,
 chance. The original is fitted once, on other labels. Each draw has its own labels for the same 1,500 rows, its own split and a
 fixed number of epochs; its round tries one of the six kinds of parts, in turn. Counted is how often `Grower` decides "grown".
 Fails where more than 9 of 200 are. Each draw is kept in --cells as soon as it is decided, so that a run that is stopped goes on
-there. About twenty minutes of one core.
+there. About half an hour of one core.
 
     SPARK_CONF_DIR=conf OMP_NUM_THREADS=1 python benchmarks/growth_null.py --cells growth_null.jsonl
 """
