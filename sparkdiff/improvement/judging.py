@@ -101,7 +101,6 @@ def _stepped(candidate: Candidate, found: Judgement, column: int, ledger: Ledger
         return Judged(candidate, found, verdict.p)
     held = ledger.weights > 0
     p = float(guard.step_down(ledger.gains[:, held], level=verdict.level, joined=verdict.joined, seed=seed)[column])
-    p = min(p, verdict.p)  # both are valid; they differ where a column scores higher than the one with the largest gain
     verdict = dataclasses.replace(verdict, p=p, accepted=p < verdict.level)
     return Judged(candidate, dataclasses.replace(found, verdict=verdict), p)
 

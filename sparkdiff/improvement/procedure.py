@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -53,22 +54,26 @@ def improve_pipeline(
         ParityError: the original's network and Spark disagree.
     """
     quiet = Phases(False, [x for x in phases.listeners if not isinstance(x, Progress)])
+    ground = Ground(model, options, settings, sources, boundaries, quiet, Shared())
+    arms = arms_of(settings)
+    refusals = {arm.name: arm.refused(ground) for arm in arms}
+    if all(refusals.values()):
+        raise InputError(f"nothing can be tried on {model.uid}: {'; '.join(f'{k}: {v}' for k, v in refusals.items())}")
+    account, begun = Account(Budget.of(settings.budget)), time.monotonic()
     with phases.phase("original") as say:
-        ground = prepared(Ground(model, options, settings, sources, boundaries, quiet, Shared()))
+        ground = prepared(ground)
         held = ground.start.scores[VALIDATION].value
         say(f"{ground.metric.name} {held:.5g} on {ground.rows[VALIDATION]:,} validation rows; {ground.start.parity}")
-    arms = arms_of(settings)
-    if not any(not arm.refused(ground) for arm in arms):
-        told = "; ".join(f"{arm.name}: {arm.refused(ground)}" for arm in arms)
-        raise InputError(f"nothing can be tried on {model.uid}: {told}")
-    account = Account(Budget.of(settings.budget))
+    account.add("original", time.monotonic() - begun)
     with _folder(ground, replace=replace) as (folder, log):
         ground = dataclasses.replace(ground, folder=folder.path)
         raced = race.race(ground, arms, account, log, phases)
+        begun = time.monotonic()
         with phases.phase("judge"):
             decision = judging.decide(ground, raced.steps)
+        account.add("judge", time.monotonic() - begun)
         timings = {k: round(v, 3) for k, v in phases.timings.items()}
-        summary = summary_of(ground, raced, decision, timings)
+        summary = summary_of(ground, raced, decision, timings, account.spent)
     offers = {name: j.candidate.model for name, j in decision.offers.items()}
     result = model if decision.best is None else decision.best.candidate.model
     phases.on_decision(summary)

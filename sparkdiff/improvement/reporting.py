@@ -1,7 +1,7 @@
 """Makes the summary of an improvement from what its race and its decision found."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sparkdiff.data.splits import TEST, VALIDATION
@@ -16,10 +16,13 @@ from sparkdiff.improvement.race import Raced
 from sparkdiff.improvement.summary import ImprovementSummary
 
 
-def summary_of(ground: Ground, raced: Raced, decision: Decision, timings: dict[str, float]) -> ImprovementSummary:
+def summary_of(
+    ground: Ground, raced: Raced, decision: Decision, timings: Mapping[str, float], spent: Mapping[str, float]
+) -> ImprovementSummary:  # fmt: skip
     """
     Args:
         timings: seconds per phase.
+        spent: seconds per arm, of measuring the original, and of the decision.
     """
     best, start = decision.best, ground.start
     shown = best or next(iter(decision.judged), None)
@@ -37,7 +40,7 @@ def summary_of(ground: Ground, raced: Raced, decision: Decision, timings: dict[s
         options=shown_options(start.task, ground.metric, **said), warnings=_warnings(ground, decision, judgement.verdict),
         arms=[dataclasses.asdict(s) for s in raced.standings], table=table,
         offers={n: next(i for i, r in enumerate(table) if n in r["offers"]) for n in decision.offers},
-        budget={"given": ground.settings.budget, "spent": {s.arm: round(s.seconds, 3) for s in raced.standings}},
+        budget={"given": ground.settings.budget, "spent": {k: round(v, 3) for k, v in spent.items()}},
         measured=decision.measured,
         explanation=why.explanation(
             table, metric=ground.metric.name, level=judgement.verdict.level, rows=ground.rows[VALIDATION], z=judgement.verdict.z,

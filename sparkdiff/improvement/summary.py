@@ -31,7 +31,7 @@ class ImprovementSummary(FineTuningSummary):
             prediction moves by more than a tenth), "serving" (cost relative to the original), "seconds", "p", "accepted",
             "offers" (names), "why" (it was not accepted)}.
         offers: {name: row of the table}; see `sparkdiff.improvement.judging`.
-        budget: {"given", "spent"}: as it was asked, and seconds per arm.
+        budget: {"given", "spent"}: as it was asked, and seconds per arm, of measuring the original, and of the decision.
         measured: how many results on validation rows the p-values allow for.
         explanation: where the loss was, and what would help next, in words.
     """
