@@ -16,6 +16,7 @@ from pyspark.sql import DataFrame, SparkSession, functions as F
 
 import sparkdiff
 from sparkdiff import Grower, GrowerModel, InputError
+from sparkdiff.growth.parts import units
 
 ROWS = 3000
 QUICK: dict[str, Any] = {"maxEpochs": 4, "recipe": "fast"}
@@ -153,8 +154,11 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_every_linear_stage_can_be_grown(name: str, rows: DataFrame, shared: Path) -> None:
+def test_every_linear_stage_can_be_grown(
+    name: str, rows: DataFrame, shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make, parts, word = CASES[name]
+    monkeypatch.setattr(units, "SIZES", units.SIZES[:1])
     model = fitted(rows, make())
     found = Grower(model, parts=parts, entityCols=["shop"], rounds=1, cacheDir=str(shared), **QUICK).fit(rows)
     assert found.summary.decision == "grown", str(found.summary)
