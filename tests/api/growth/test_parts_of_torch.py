@@ -1,5 +1,6 @@
 """Parts that torch trains as plain MLlib stages: what Spark computes is what the part computed, by both ways back."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from torch import Tensor
 from sparkdiff.growth import parts
 from sparkdiff.growth.criterion import Criterion
 from sparkdiff.growth.items import Item
-from sparkdiff.growth.part import Part, Place
+from sparkdiff.growth.part import Part, Place, Stages
 from sparkdiff.growth.table import Split, Table
 from sparkdiff.rows import dense
 
@@ -48,42 +49,46 @@ def frame(spark: SparkSession, split: Split, table: Table, sparse: bool = False)
     return spark.createDataFrame(rows, schema).coalesce(1)
 
 
-def added(model: Any, outputs: Any, df: DataFrame) -> Tensor:
-    """What the last linear stage would add to its margin, (n,) or (n, k)."""
-    rows = model.transform(df).select("number", "assembled").orderBy("number").collect()
-    values = np.stack([row["assembled"].toArray() for row in rows])
-    return torch.tensor(values @ np.concatenate([o.coefficients for o in outputs], axis=-1).T)
-
-
-def check(spark: SparkSession, part: Part, table: Table, tmp_path: Path, sparse: bool = False) -> PipelineModel:
-    """Stages alone, saved and loaded, give the part's output and hidden columns only; returns the pipeline."""
-    df, place = frame(spark, table.validation, table, sparse), Place("features", 6, PREFIX, table.classes)
-    made = part.stages(place)
-    assert all(stage.uid.startswith(f"{PREFIX}_") for stage in made.stages)
-    assembler = VectorAssembler(inputCols=[o.column for o in made.outputs], outputCol="assembled")
-    model = PipelineModel([*made.stages, assembler])
+def check(spark: SparkSession, parts: Sequence[Part], table: Table, tmp_path: Path, sparse: bool) -> None:
+    """The stages of these parts, as they are and saved and loaded, give the parts' outputs and hidden columns only."""
+    df = frame(spark, table.validation, table, sparse)
+    places = [Place("features", 6, f"{PREFIX}{i}", table.classes) for i in range(len(parts))]
+    made = [part.stages(place) for part, place in zip(parts, places, strict=True)]
+    assert all(s.uid.startswith(f"{p.prefix}_") for p, one in zip(places, made, strict=True) for s in one.stages)
+    stages = [stage for one in made for stage in one.stages]
+    model = PipelineModel([*stages, *(assembler(one, i) for i, one in enumerate(made))])
     model.write().overwrite().save(str(tmp_path / "model"))
-    expected = part.output(table.validation)[:80]
-    assert float(expected.std()) > 1e-3
-    for each in (model, PipelineModel.load(str(tmp_path / "model"))):
-        torch.testing.assert_close(added(each, made.outputs, df), expected, rtol=1e-9, atol=1e-9)
-        assert [s.uid for s in each.stages] == [s.uid for s in model.stages]
+    loaded = PipelineModel.load(str(tmp_path / "model"))
+    assert [s.uid for s in loaded.stages] == [s.uid for s in model.stages]
+    for each in (model, loaded):
+        rows = each.transform(df).orderBy("number").collect()
+        for i, (part, one) in enumerate(zip(parts, made, strict=True)):
+            expected = part.output(table.validation)[:80]
+            assert float(expected.std()) > 1e-3
+            torch.testing.assert_close(added(rows, one, i), expected, rtol=1e-9, atol=1e-9)
     # An assembler after these stages knows its width before it has seen a row.
     shown = model.transform(df.limit(0)).schema
-    assert all(n.startswith(f"{PREFIX}_") for n in set(shown.names) - {*df.columns, "assembled"})
-    attributes = shown["assembled"].metadata["ml_attr"]
-    assert attributes["num_attrs"] == np.concatenate([o.coefficients for o in made.outputs], axis=-1).shape[-1]
-    assert model.transform(df.limit(0)).collect() == []
-    return model
+    assert all(name.startswith((PREFIX, "assembled")) for name in set(shown.names) - set(df.columns))
+    for i, one in enumerate(made):
+        width = np.concatenate([o.coefficients for o in one.outputs], axis=-1).shape[-1]
+        assert shown[f"assembled{i}"].metadata["ml_attr"]["num_attrs"] == width
+
+
+def assembler(made: Stages, i: int) -> VectorAssembler:
+    return VectorAssembler(inputCols=[o.column for o in made.outputs], outputCol=f"assembled{i}")
+
+
+def added(rows: Sequence[Any], made: Stages, i: int) -> Tensor:
+    """What the last linear stage would add to its margin, (n,) or (n, k)."""
+    values = np.stack([row[f"assembled{i}"].toArray() for row in rows])
+    return torch.tensor(values @ np.concatenate([o.coefficients for o in made.outputs], axis=-1).T)
 
 
 @pytest.mark.parametrize("kind", ["poisson", "softmax"])
 def test_units(spark: SparkSession, tmp_path: Path, route: str, kind: str) -> None:
     table, criterion = table_of(kind, 400, planted=lambda c: c["x"] * c["y"])
     items = parts.propose(("units",), table, criterion, 3)
-    for item in (items[0], items[2]):
-        part = trained(item, table, criterion)
-        check(spark, part, table, tmp_path, sparse=item is items[2])
+    check(spark, [trained(items[i], table, criterion) for i in (0, 2)], table, tmp_path, sparse=kind == "poisson")
 
 
 def embedding_of(column: int, size: int, table: Table, criterion: Criterion) -> Part:
@@ -101,10 +106,10 @@ def test_embeddings(spark: SparkSession, tmp_path: Path, route: str, kind: str) 
     weight = torch.where(table.train.values[:, 4] < 3, 0.0, table.train.weight)
     train, validation = replace(table.train, weight=weight), replace(table.validation, values=values)
     table = replace(table, train=train, validation=validation)
-    for size in (0, 1, 4):
-        part = embedding_of(4, size, table, criterion)
+    made = [embedding_of(4, size, table, criterion) for size in (0, 1, 4)]
+    for part in made:
         assert part.output(validation)[:80].eq(0).reshape(80, -1).any(1).sum() > 3
-        check(spark, part, table, tmp_path, sparse=size == 4)
+    check(spark, made, table, tmp_path, sparse=kind == "softmax")
 
 
 @pytest.mark.parametrize("invalid", ["error", "keep"])
@@ -120,6 +125,6 @@ def test_embeddings_of_what_an_indexer_writes(spark: SparkSession, invalid: str)
     )
     indexer = StringIndexerModel.from_labels([f"v{i}" for i in range(6)], "a", "a_index", handleInvalid=invalid)
     made = part.stages(Place("features", 6, PREFIX, 0))
-    assembler = VectorAssembler(inputCols=[o.column for o in made.outputs], outputCol="assembled")
-    model = PipelineModel([indexer, *made.stages, assembler])
-    torch.testing.assert_close(added(model, made.outputs, df.join(names, "number")), part.output(table.validation)[:80])
+    model = PipelineModel([indexer, *made.stages, assembler(made, 0)])
+    rows = model.transform(df.join(names, "number")).orderBy("number").collect()
+    torch.testing.assert_close(added(rows, made, 0), part.output(table.validation)[:80])
