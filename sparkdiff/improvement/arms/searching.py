@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sparkdiff.data.splits import training_rows
+from sparkdiff.errors import InputError
 from sparkdiff.evaluation.ledger import Trial
 from sparkdiff.growth import costs
 from sparkdiff.improvement.arm import Arm
@@ -13,6 +14,7 @@ from sparkdiff.improvement.budget import Limit
 from sparkdiff.improvement.candidate import Candidate, Step, nothing, one_column
 from sparkdiff.improvement.ground import Ground, allowed, measure
 from sparkdiff.tuning.mean_loss import evaluator_of
+from sparkdiff.tuning.search.samplers import check_sampler
 from sparkdiff.tuning.search.settings_space import settings_space
 from sparkdiff.tuning.search.within_budget import TunedSetting, TunedSettings, tuned
 
@@ -29,6 +31,10 @@ MORE = 0.05
 
 
 def _refused(ground: Ground) -> str:
+    try:
+        check_sampler("tpe", 1)
+    except InputError as e:
+        return str(e)
     form = form_of(ground)
     if not form.learns:
         return f"nothing can be fitted anew: {'; '.join(form.notes) or 'no stage is ever fitted'}"
