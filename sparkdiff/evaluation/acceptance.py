@@ -30,7 +30,7 @@ STRICTER = 10
 
 @dataclass(frozen=True)
 class Judgement:
-    """The decision and all figures behind it; if no epoch gains, only the verdict.
+    """The decision and all figures behind it; if no epoch gains, only the verdict, unless `judge` was asked for all.
 
     Attributes:
         level: p-value below which a set of rows counts as worse, shrunk as in the verdict; None if the guard accepts
@@ -91,6 +91,7 @@ def judge(
     original: Score,
     *,
     reference: bool,
+    always: bool = False,
 ) -> Judgement:
     """Test the gain of the best epoch, overall and by slice, in passes over the validation and the reference rows.
 
@@ -98,6 +99,7 @@ def judge(
         networks: the original network and the network of the best epoch, or what was recorded of another pipeline.
         original: the original's validation metric.
         reference: whether there are reference rows.
+        always: whether slices, reference rows and labels are compared even where nothing gains.
     """
     o, (network, tuned) = options, networks
     unit: Literal["rows", "groups", "blocks"] = "groups" if o.groupCol else "blocks" if o.timeCol else "rows"
@@ -110,7 +112,7 @@ def judge(
     )  # fmt: skip
     # A fleet's budget is one of false accepts: a false veto costs a gain, never a model, and so keeps the level of one run.
     worse = o.guard * verdict.level / level if o.guard < 1 else None
-    if verdict.best < 0:
+    if verdict.best < 0 and not always:
         return Judgement(verdict, worse, stricter=stricter)
     how: dict[str, Any] = {"unit": unit, "level": worse or 0.025, "joined": verdict.joined, "seed": o.seed}
     columns = list(data.stream.slices.values())

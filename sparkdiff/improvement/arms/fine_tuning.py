@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from sparkdiff.data.splits import VALIDATION
+from sparkdiff.evaluation.checks import check_trained
 from sparkdiff.evaluation.ledger import Trial
 from sparkdiff.evaluation.recorded import recorded
 from sparkdiff.evaluation.scores import score
@@ -45,11 +46,15 @@ def fine_tuned(
         fitted = trained(run, before, None, replace=True)
         ledger, network = fitted.found.ledger, fitted.found.network
         shift = ground.start.scores[VALIDATION].blocks - before.scores[VALIDATION].blocks
-        gains = rounded(ground, ledger.gains + shift)
         trials = [Trial(t.candidate, t.epoch, t.arm) for t in ledger.trials]
         if ledger.chosen < 0:
-            return Step(arm, number, gains, trials, (), 0.0, "no epoch gains")
+            return Step(arm, number, rounded(ground, ledger.gains + shift), trials, (), 0.0, "no epoch gains")
         tuned = score(network, run.data, VALIDATION, run.goal.metric)
+        single = o.precision == "float32"
+        check_trained(run.task.model.uid, fitted.best, tuned, run.goal.metric, single=single)
+        if single:  # the guard decides on rows as Spark has them
+            ledger = ledger.measured_again(before.scores[VALIDATION].blocks - tuned.blocks)
+        gains = rounded(ground, ledger.gains + shift)
         margins = recorded(network, run.data, tuple(s for s in HELD_OUT if s in run.cache.splits))
         model, after = written(run, before, network, {VALIDATION: tuned})
     found = Measurement(ground.task(model), after.scores, margins, after.parity, costs.of_model(model))

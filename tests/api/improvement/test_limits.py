@@ -7,14 +7,16 @@ import pytest
 import torch
 from pyspark.ml import Pipeline
 from pyspark.ml.classification import LogisticRegression
-from pyspark.ml.feature import Imputer, VectorAssembler
-from pyspark.sql import DataFrame, SparkSession
-from small_data import riders, unfitted
+from pyspark.ml.feature import Imputer, StandardScaler, VectorAssembler
+from pyspark.sql import DataFrame, SparkSession, functions as F
+from small_data import NUMBERS, riders, unfitted
 
 from sparkdiff import Improver
 from sparkdiff.data.splits import Source
 from sparkdiff.evaluation.recorded import keyed
 from sparkdiff.finetune import Shared
+from sparkdiff.improvement.arms import fine_tuning
+from sparkdiff.improvement.budget import Limit
 from sparkdiff.improvement.ground import Ground, prepared
 from sparkdiff.improvement.settings import ImprovementSettings
 from sparkdiff.options import Options
@@ -55,3 +57,30 @@ def test_rows_that_differ_in_where_a_null_is_are_different_rows(spark: SparkSess
         for batch, *_ in data.batches("validation"):
             values_ = data.values(batch)
             assert torch.equal(run.network.margin(values_), ground.start.recorded.margin(values_))
+
+
+def test_what_changes_more_labels_than_allowed_is_no_simpler_pipeline(rows: DataFrame, tmp_path: Path) -> None:
+    """Labels that depend on nothing: a refit loses nothing, and decides otherwise on many rows."""
+    data = rows.withColumn("label", (F.rand(3) > 0.5).cast("double")).localCheckpoint()
+    made = [
+        VectorAssembler(inputCols=NUMBERS, outputCol="assembled"),
+        StandardScaler(inputCol="assembled", outputCol="features"),
+    ]
+    model = Pipeline(stages=[*made, LogisticRegression(elasticNetParam=0.1, regParam=1e-3)]).fit(data)
+    given = {"arms": ["simplify"], "maxLoss": 0.1, "budget": "60 passes", "maxEpochs": 2, "cacheDir": str(tmp_path)}
+    free = Improver(model, **given).fit(data)
+    row = free.summary.table[1]
+    assert set(free.offers) == {"simpler"}
+    assert row["changed"] > 0.001
+    held = Improver(model, maxFlipRate=row["changed"] / 2, **given).fit(data)
+    assert held.offers == {}
+
+
+def test_gains_of_rounded_rows_are_measured_again(rows: DataFrame, tmp_path: Path) -> None:
+    model = unfitted().fit(rows)
+    options = Options.of({"precision": "float32", "recipe": "fast", "maxEpochs": 2, "cacheDir": str(tmp_path)})
+    ground = prepared(Ground(model, options, ImprovementSettings(), [Source(rows)], None, Phases(False), Shared()))
+    step = fine_tuning.ARM.run(ground, 0, Limit(None, 8), ())
+    [candidate] = step.candidates
+    own = ground.start.scores["validation"].blocks - candidate.found.scores["validation"].blocks
+    assert float((step.gains[candidate.column] - own).abs().max()) < 1e-11
