@@ -97,6 +97,16 @@ class Ground:
         return tuple(s.uid for s in stages_of(self.model) if {s.uid, type(s).__name__} & wanted)
 
     @functools.cached_property
+    def lossParams(self) -> dict[str, Any]:
+        """The parameters of the loss: those that the original was fitted with count for every pipeline, as Huber's delta does,
+        which another fit would choose anew.
+        """
+        name, fitted = self.plan.cut.graph.head.module.own_loss()  # type: ignore[union-attr, operator]
+        loss = self.options.loss
+        own = not callable(loss) and bool({"auto", name} & ({loss} if isinstance(loss, str) else set(loss)))
+        return {**({k: float(v) for k, v in fitted.items()} if own else {}), **self.options.lossParams}
+
+    @functools.cached_property
     def plan(self) -> Task:
         """The plan of the original."""
         return self.task(self.model)
@@ -111,6 +121,7 @@ class Ground:
             freeze = tuple(dict.fromkeys((*self.options.freeze, *self.settings.keepStages)))
         else:
             freeze = tuple(s.uid for s in stages_of(model) if s.uid in self.keeps)
+            changes = {"lossParams": self.lossParams, **changes}
         o = dataclasses.replace(self.options, freeze=freeze, **changes)
         return prepare(model, o, self.sources[0].df)
 

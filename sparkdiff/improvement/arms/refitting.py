@@ -19,8 +19,13 @@ WEIGHTS = 0.1
 
 
 def form_of(ground: Ground) -> Unfitted:
-    """The unfitted form of the original. Stages that make the label stay as they are: a row keeps its label."""
-    return unfitted(ground.model, keep=(*ground.keeps, *label_stages(ground)))
+    """The unfitted form of the original. Stages that make the label stay as they are: a row keeps its label.
+
+    So do all stages before a predictor without a label: the space in which its distances are measured stays the same.
+    """
+    graph = ground.plan.cut.graph
+    space = [v.uid for v in graph.vertices if v.uid != graph.head.uid] if ground.plan.labelCol is None else ()
+    return unfitted(ground.model, keep=(*ground.keeps, *label_stages(ground), *space))
 
 
 def label_stages(ground: Ground) -> tuple[str, ...]:

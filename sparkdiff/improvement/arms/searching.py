@@ -86,7 +86,7 @@ def _evaluator(ground: Ground) -> Any:
     task, o = ground.plan, ground.options
     return evaluator_of(
         ground.metric, task.cut.graph.head.stage, labelCol=str(task.labelCol), weightCol=task.weightCol,
-        params={**o.lossParams, **o.metricParams},
+        params={**ground.lossParams, **o.metricParams},
     )  # fmt: skip
 
 

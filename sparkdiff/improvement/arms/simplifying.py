@@ -32,6 +32,8 @@ def possible(ground: Ground) -> list[tuple[Deletion, Unfitted]]:
 
 
 def _refused(ground: Ground) -> str:
+    if ground.plan.labelCol is None:
+        return "clusters are measured by distances, which another stage before them would change"
     return "" if possible(ground) else "there is no stage that the others could do without"
 
 

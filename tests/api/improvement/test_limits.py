@@ -7,17 +7,19 @@ import pytest
 import torch
 from pyspark.ml import Pipeline
 from pyspark.ml.classification import LogisticRegression
+from pyspark.ml.clustering import KMeans
 from pyspark.ml.feature import Imputer, StandardScaler, VectorAssembler
+from pyspark.ml.regression import LinearRegression
 from pyspark.sql import DataFrame, SparkSession, functions as F
-from small_data import NUMBERS, riders, unfitted
+from small_data import NUMBERS, riders, sides, unfitted
 
 from sparkdiff import Improver
 from sparkdiff.data.splits import Source
 from sparkdiff.evaluation.recorded import keyed
 from sparkdiff.finetune import Shared
-from sparkdiff.improvement.arms import fine_tuning
+from sparkdiff.improvement.arms import fine_tuning, refitting, simplifying
 from sparkdiff.improvement.budget import Limit
-from sparkdiff.improvement.ground import Ground, prepared
+from sparkdiff.improvement.ground import Ground, measure, prepared
 from sparkdiff.improvement.settings import ImprovementSettings
 from sparkdiff.options import Options
 from sparkdiff.report import Phases
@@ -84,3 +86,35 @@ def test_gains_of_rounded_rows_are_measured_again(rows: DataFrame, tmp_path: Pat
     [candidate] = step.candidates
     own = ground.start.scores["validation"].blocks - candidate.found.scores["validation"].blocks
     assert float((step.gains[candidate.column] - own).abs().max()) < 1e-11
+
+
+def test_clusters_are_compared_in_one_space(rows: DataFrame, tmp_path: Path) -> None:
+    """Without its scaler a k-means measures shorter distances, and is no better."""
+    small = rows.select(*((F.col(c) / 100).alias(c) for c in NUMBERS)).localCheckpoint()
+    made = [
+        VectorAssembler(inputCols=NUMBERS, outputCol="assembled"),
+        StandardScaler(inputCol="assembled", outputCol="features"),
+    ]
+    model = Pipeline(stages=[*made, KMeans(k=3, seed=1)]).fit(small)
+    options = Options.of({"cacheDir": str(tmp_path)})
+    ground = Ground(model, options, ImprovementSettings(), [Source(small)], None, Phases(False), Shared())
+    assert "distances" in simplifying.ARM.refused(ground)
+    assert [s.role for s in refitting.form_of(ground).stages] == ["as fitted", "as fitted", "estimator"]
+
+
+def test_every_pipeline_is_measured_by_the_delta_of_the_original(rows: DataFrame, tmp_path: Path) -> None:
+    """Huber's delta is a multiple of a scale that is fitted: with a smaller one the same errors cost less."""
+    head = LinearRegression(labelCol="riders", loss="huber", regParam=0.1)
+    whole = Pipeline(stages=[VectorAssembler(inputCols=NUMBERS, outputCol="features"), head])
+    model, other = whole.fit(rows), whole.fit(rows.where("riders < 4"))
+    scales = [m.stages[1].scale for m in (model, other)]
+    assert scales[1] < 0.8 * scales[0]
+    options = Options.of({"cacheDir": str(tmp_path)})
+    ground = Ground(model, options, ImprovementSettings(), [Source(rows)], None, Phases(False), Shared())
+    ground = prepared(ground)
+    errors = F.abs(F.col("riders") - F.col("prediction"))
+    delta = 1.35 * scales[0]
+    loss = F.when(errors < delta, errors**2 / 2).otherwise(delta * (errors - delta / 2))
+    found = other.transform(sides(rows)["validation"]).select(F.avg(loss)).first()
+    assert found is not None
+    assert measure(ground, other).scores["validation"].value == pytest.approx(found[0], rel=1e-9)
