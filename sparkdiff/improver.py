@@ -103,10 +103,11 @@ class Improver(FineTuner):
             boundaries = find_boundaries(sources, options)
             if isinstance(given, Pipeline):
                 given = fit_on_training_rows(given, sources, options, boundaries)
+            model, settings = plain(given), self.improvement_settings()
+            if options.verbosity:
+                print(described(model, options, settings, dataset), flush=True)
             phases = Phases(options.verbosity > 0, self.callbacks)
-            outcome = improve_pipeline(
-                plain(given), options, self.improvement_settings(), sources, phases, boundaries=boundaries
-            )
+            outcome = improve_pipeline(model, options, settings, sources, phases, boundaries=boundaries)
             found: Any = self._found(outcome, options)
             found.offers = dict(outcome.offers)
             return found  # type: ignore[no-any-return]

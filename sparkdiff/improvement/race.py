@@ -61,8 +61,7 @@ def race(ground: Ground, arms: Sequence[Arm], account: Account, log: Log, phases
         while alive:
             going = list[Arm]()
             for arm in alive:
-                # of what is left to those that are still to run in this step or later
-                limit = account.limit(_portion(arm, alive, going, number))
+                limit = account.limit(_portion(arm, alive, number))
                 if why := log.skipped(arm.name, number, lambda: _too_late(account)):
                     ends[arm.name] = ("stopped", why)
                     continue
@@ -83,12 +82,12 @@ def race(ground: Ground, arms: Sequence[Arm], account: Account, log: Log, phases
     return Raced(tuple(steps), tuple(Standing(a.name, *ends[a.name], account.spent.get(a.name, 0.0)) for a in arms))
 
 
-def _portion(arm: Arm, alive: Sequence[Arm], ran: Sequence[Arm], number: int) -> float:
-    """The part of what is left that a step may use."""
+def _portion(arm: Arm, alive: Sequence[Arm], number: int) -> float:
+    """The part of what is left that a step may use: of a first step a tenth of the arm's share, later all of it."""
     if number == 0:
         return FIRST * arm.share / sum(a.share for a in alive)
-    after = alive[[a.name for a in alive].index(arm.name) :]
-    return arm.share / sum(a.share for a in after)
+    waiting = alive[[a.name for a in alive].index(arm.name) :]
+    return arm.share / sum(a.share for a in waiting)
 
 
 def _at_least(limit: Limit, account: Account) -> Limit:
