@@ -2,8 +2,6 @@
 
 import dataclasses
 import re
-import time
-from collections.abc import Callable, Mapping
 
 from sparkdiff.errors import InputError
 
@@ -54,30 +52,28 @@ class Limit:
 
 
 class Account:
-    """What is left of a budget, and what was spent on what.
+    """What is left of a budget, and what was spent on what."""
 
-    Args:
-        spent: seconds per name of an earlier run that is resumed.
-        clock: seconds that only rise.
-    """
-
-    def __init__(
-        self, budget: Budget, spent: Mapping[str, float] | None = None, clock: Callable[[], float] = time.monotonic
-    ):
-        self.budget, self.clock = budget, clock
-        self.spent: dict[str, float] = dict(spent or {})
+    def __init__(self, budget: Budget):
+        self.budget = budget
+        self.spent: dict[str, float] = {}
+        self._granted = 0.0
 
     def left(self) -> float:
-        """Seconds that are left for arms; infinite where the budget is in passes."""
-        if self.budget.seconds is None:
-            return float("inf")
-        return (1 - RESERVE) * self.budget.seconds - sum(self.spent.values())
+        """Seconds, or passes, that are left for arms."""
+        if self.budget.seconds is not None:
+            return (1 - RESERVE) * self.budget.seconds - sum(self.spent.values())
+        assert self.budget.passes is not None
+        return self.budget.passes - self._granted
 
     def limit(self, share: float) -> Limit:
-        """A share of what is left, or of all passes."""
-        if self.budget.passes is not None:
-            return Limit(None, share * self.budget.passes)
-        return Limit(max(share * self.left(), 1.0), None)
+        """A share of what is left. Passes count as spent once they are granted, whatever a step makes of them."""
+        if self.budget.seconds is not None:
+            return Limit(max(share * self.left(), 1.0), None)
+        granted = share * self.left()
+        self._granted += granted
+        return Limit(None, granted)
 
     def add(self, name: str, seconds: float) -> None:
+        """Add seconds to what was spent on this."""
         self.spent[name] = self.spent.get(name, 0.0) + seconds

@@ -9,6 +9,7 @@ from typing import Any
 from sparkdiff.data.splits import VALIDATION, Boundaries, Source
 from sparkdiff.errors import InputError
 from sparkdiff.finetune import Outcome, Shared, run_folder
+from sparkdiff.growth.checks import check_entities
 from sparkdiff.improvement import judging, race
 from sparkdiff.improvement.arm import Arm
 from sparkdiff.improvement.arms import ARMS
@@ -55,6 +56,7 @@ def improve_pipeline(
     """
     quiet = Phases(False, [x for x in phases.listeners if not isinstance(x, Progress)])
     ground = Ground(model, options, settings, sources, boundaries, quiet, Shared())
+    check_entities(settings.entityCols, ground.plan, sources[0].df)
     arms = arms_of(settings)
     refusals = {arm.name: arm.refused(ground) for arm in arms}
     if all(refusals.values()):

@@ -6,13 +6,14 @@ import time
 from collections.abc import Sequence
 
 from sparkdiff import jvm
-from sparkdiff.errors import InputError, ParityError
+from sparkdiff.errors import FullDiskError, SparkdiffError
 from sparkdiff.improvement.arm import Arm
 from sparkdiff.improvement.budget import Account, Limit
 from sparkdiff.improvement.candidate import Step, best_of, nothing, share
 from sparkdiff.improvement.ground import Ground
 from sparkdiff.improvement.log import Log
 from sparkdiff.report import Phases
+from sparkdiff.store.lease import HeldError
 
 FIRST = 0.1
 """The part of its share that an arm's first step may use."""
@@ -61,10 +62,10 @@ def race(ground: Ground, arms: Sequence[Arm], account: Account, log: Log, phases
         while alive:
             going = list[Arm]()
             for arm in alive:
-                limit = account.limit(_portion(arm, alive, number))
                 if why := log.skipped(arm.name, number, lambda: _too_late(account)):
                     ends[arm.name] = ("stopped", why)
                     continue
+                limit = account.limit(_portion(arm, alive, number))
                 with phases.phase(arm.name) as say:
                     step = _run(ground, arm, number, _at_least(limit, account), steps, account, log)
                     say(_told(ground, step))
@@ -97,7 +98,8 @@ def _at_least(limit: Limit, account: Account) -> Limit:
 
 
 def _too_late(account: Account) -> str:
-    return "no time is left" if account.left() <= 1 else ""
+    what = "time is" if account.budget.passes is None else "passes are"
+    return f"no {what} left" if account.left() <= 1 else ""
 
 
 def _run(
@@ -109,9 +111,14 @@ def _run(
         begun = time.monotonic()
         try:
             done = arm.run(ground, number, limit, steps)
-        except (InputError, ParityError, *jvm.SparkError) as e:
-            why = jvm.cause(e) if isinstance(e, jvm.SparkError) else str(e)
-            done = nothing(ground, arm.name, number, why, failed=True)
+        except (FullDiskError, HeldError):
+            raise  # these end the run: no other arm could do better
+        except SparkdiffError as e:
+            done = nothing(ground, arm.name, number, str(e), failed=True)
+        except jvm.SparkError as e:
+            failed = nothing(ground, arm.name, number, jvm.cause(e), failed=True)
+            account.add(arm.name, time.monotonic() - begun)
+            return failed  # and not in the log: Spark may do it when the run goes on
         done = dataclasses.replace(done, seconds=time.monotonic() - begun)
         log.write(done)
     account.add(arm.name, done.seconds)

@@ -14,7 +14,7 @@ from sparkdiff.growth import costs
 from sparkdiff.improvement.arm import Arm
 from sparkdiff.improvement.budget import Limit
 from sparkdiff.improvement.candidate import Candidate, Step, rounded
-from sparkdiff.improvement.ground import HELD_OUT, Ground, Measurement
+from sparkdiff.improvement.ground import HELD_OUT, Ground, Measurement, check_same_rows
 from sparkdiff.training.recipes import recipes_for
 
 STEPS = ("default", "thorough")
@@ -58,6 +58,7 @@ def fine_tuned(
         margins = recorded(network, run.data, tuple(s for s in HELD_OUT if s in run.cache.splits))
         model, after = written(run, before, network, {VALIDATION: tuned})
     found = Measurement(ground.task(model), after.scores, margins, after.parity, costs.of_model(model))
+    check_same_rows(ground.start, found)
     gained = (before.scores[VALIDATION].mean - tuned.mean) / max(abs(ground.start.scores[VALIDATION].mean), 1e-12)
     hope = gained * (TIMED_OUT if fitted.cut else ANOTHER_RECIPE if recipe == "default" else 0.0)
     last = max(row["epoch"] for row in fitted.found.history)

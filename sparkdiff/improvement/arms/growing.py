@@ -9,7 +9,7 @@ from sparkdiff.evaluation.recorded import recorded
 from sparkdiff.finetune import verified, written
 from sparkdiff.growth import costs
 from sparkdiff.growth.assembly import cost_of, grown_pipeline, serving_of, width_of
-from sparkdiff.growth.checks import check_entities, check_options
+from sparkdiff.growth.checks import check_options
 from sparkdiff.growth.clock import Clock
 from sparkdiff.growth.finishing import Finished, finish
 from sparkdiff.growth.ground import ground as growth_ground
@@ -21,7 +21,7 @@ from sparkdiff.growth.settings import GrowthSettings
 from sparkdiff.improvement.arm import Arm
 from sparkdiff.improvement.budget import Limit
 from sparkdiff.improvement.candidate import Candidate, Step, rounded
-from sparkdiff.improvement.ground import HELD_OUT, Ground, Measurement
+from sparkdiff.improvement.ground import HELD_OUT, Ground, Measurement, check_same_rows
 
 FEW, MANY = 1, 6
 """Rounds of the first step and of the second."""
@@ -47,7 +47,6 @@ def _refused(parts: Callable[[Ground], tuple[str, ...]]) -> Callable[[Ground], s
             head = linear_head(ground.plan.cut.graph)
             if head.uid in ground.keeps:
                 return f"{head.uid} is to be kept, and what joins changes it"
-            check_entities(ground.settings.entityCols, ground.plan, ground.sources[0].df)
             data = ground.plan.cut.transform(ground.sources[0].df)
             check_room(serving_of(ground.model, head, ground.settings.maxServingCost, data, ()), parts(ground))
             if parts(ground) == ("trees",):
@@ -105,6 +104,7 @@ def grown(ground: Ground, limit: Limit, settings: GrowthSettings, arm: str, numb
         model, after = written(run, done.start, done.network, {VALIDATION: done.tuned})
     names = ", ".join(m.part.name for m in found.members)
     measured = Measurement(ground.task(model), after.scores, margins, after.parity, costs.of_model(model))
+    check_same_rows(ground.start, measured)
     candidate = Candidate(arm, f"+ {names}", measured, _column(done), names)
     says = f"{found.members[-1].round} rounds{f', {len(gone)} dropped' if gone else ''}; {found.stopped}"
     return Step(

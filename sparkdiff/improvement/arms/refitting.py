@@ -29,9 +29,9 @@ def form_of(ground: Ground) -> Unfitted:
 
 
 def label_stages(ground: Ground) -> tuple[str, ...]:
-    """The uids of the stages that the label or the weight comes from."""
+    """The uids of the stages that the label, the weight or another column of the loss (as `censorCol`) comes from."""
     graph, task = ground.plan.cut.graph, ground.plan
-    wanted = {graph.casefold(c) for c in (task.labelCol, task.weightCol) if c is not None}
+    wanted = {graph.casefold(c) for c in (task.labelCol, task.weightCol, *graph.head.lossInputs) if c is not None}
     found = []
     for vertex in reversed(graph.vertices):
         if wanted & {graph.casefold(c) for c in vertex.outputs}:

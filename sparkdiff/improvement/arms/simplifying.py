@@ -1,5 +1,6 @@
 """The arm that deletes a stage, fits the others anew on the training rows, and then trains the best of these together."""
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,7 +48,11 @@ def _run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> St
             ground, best.found, limit, recipe="default", arm="simplify", number=number, name=name, changes=changes
         )
     columns, trials, candidates, failed = list[torch.Tensor](), list[Trial](), list[Candidate](), list[str]()
-    for one, form in possible(ground):
+    tried, begun = possible(ground), time.monotonic()
+    for one, form in tried:
+        if candidates and limit.seconds is not None and time.monotonic() - begun > limit.seconds:
+            failed.append("out of time")
+            break
         try:
             found = measure(ground, _fitted(ground, one, form))
         except (InputError, ParityError, *jvm.SparkError) as e:
@@ -59,7 +64,7 @@ def _run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> St
         columns.append(one_column(ground, found))
     if not candidates:
         return nothing(ground, "simplify", 0, "; ".join(failed), failed=True)
-    says = f"{len(candidates)} deletions tried" + "".join(f"; {why}" for why in failed)
+    says = f"{len(candidates)} of {len(tried)} deletions tried" + "".join(f"; {why}" for why in failed)
     return Step("simplify", 0, torch.cat(columns), trials, tuple(candidates), expected(ground, steps), says)
 
 

@@ -47,6 +47,8 @@ def test_passes_are_shared_whatever_the_clock_says() -> None:
     assert (limit.seconds, limit.passes) == (None, 100)
     assert limit.epochs(4) == 25
     assert limit.epochs(1000) == 1
+    assert account.limit(0.5).passes == 150  # what was granted is spent
+    assert account.left() == 150
 
 
 @pytest.mark.parametrize(
