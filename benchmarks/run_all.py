@@ -62,6 +62,7 @@ BENCHMARKS = (
     Benchmark("compact", "compact"),
     Benchmark("growth", "growth", needs=("lightgbm", "optuna", "sklearn")),
     Benchmark("growth_null", "growth_null", needs=("sklearn",)),
+    Benchmark("improve_null", "improve_null", needs=("sklearn",)),
     Benchmark("growth_idle", "growth_idle"),
     Benchmark("faults", "faults"),
 )

@@ -14,6 +14,9 @@ from pyspark import cloudpickle
 from sparkdiff.errors import InputError
 from sparkdiff.store import files
 
+STAY = tuple(f"sparkdiff/{room}" for room in ("improvement", "job", "serving", "tuning"))
+"""Rooms that no process needs that trains: they import it, and not the other way round."""
+
 
 def equip(here: Path, assignment: Any, loss: Any, module: str) -> None:
     """Write to a folder `sparkdiff.zip`, `assignment.pickle`, and `start.py`, which calls `main(folder)` of a module of ours.
@@ -64,6 +67,8 @@ def _own_module(loss: Any) -> ModuleType | None:
 
 def _add(archive: zipfile.ZipFile, folder: Any, name: str) -> None:
     for entry in sorted(folder.iterdir(), key=lambda e: e.name):
+        if f"{name}/{entry.name}" in STAY:
+            continue
         if entry.is_dir():
             _add(archive, entry, f"{name}/{entry.name}")
         elif entry.name.endswith(".py"):
