@@ -316,8 +316,15 @@ def rival(task: Task, train: DataFrame, arm: str, seed: int, trials: int) -> Any
     return PipelineModel([*before.stages, *(trees.stages if isinstance(trees, PipelineModel) else [trees])])
 
 
-def boosted(task: Task, table: pd.DataFrame, columns: Sequence[str], seed: int, trials: int) -> Any:
-    """LightGBM's trees, as many as a fifth of the rows wants; with `trials`, of the settings that are best on this fifth."""
+def boosted(
+    task: Task, table: pd.DataFrame, columns: Sequence[str], seed: int, trials: int,
+    over: Callable[[], bool] = lambda: False,
+) -> Any:  # fmt: skip
+    """LightGBM's trees, as many as a fifth of the rows wants; with `trials`, of the settings that are best on this fifth.
+
+    Args:
+        over: whether no further trial may begin.
+    """
     import lightgbm
 
     held = np.random.default_rng(seed).random(len(table)) < 0.2
@@ -353,7 +360,7 @@ def boosted(task: Task, table: pd.DataFrame, columns: Sequence[str], seed: int, 
         return float(value)
 
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))
-    study.optimize(trial, n_trials=trials)
+    study.optimize(trial, n_trials=trials, callbacks=[lambda study, _: study.stop() if over() else None])
     return best[1]
 
 

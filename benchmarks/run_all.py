@@ -63,6 +63,7 @@ BENCHMARKS = (
     Benchmark("growth", "growth", needs=("lightgbm", "optuna", "sklearn")),
     Benchmark("growth_null", "growth_null", needs=("sklearn",)),
     Benchmark("improve_null", "improve_null", needs=("sklearn",)),
+    Benchmark("gap", "gap", needs=("flaml", "lightgbm", "optuna", "sklearn", "statsmodels")),
     Benchmark("growth_idle", "growth_idle"),
     Benchmark("faults", "faults"),
 )

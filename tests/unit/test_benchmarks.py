@@ -7,7 +7,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import gap
 import gpu
+import numpy as np
 import pytest
 import run_all
 import torch
@@ -129,6 +131,38 @@ def test_without_a_gpu_its_benchmark_is_not_run(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(run_all, "gpus", lambda: 0)
     [benchmark] = (b for b in run_all.BENCHMARKS if b.gpu)
     assert run_all.run(benchmark, tmp_path, []).how.startswith("not run: torch")
+
+
+def cell_of_gap(value: float, name: str = "a", worse: float = 1.0, **rivals: float) -> list[dict[str, Any]]:
+    shared = {"set": name, "seed": 0, "loss": "squared", "real": True}
+    own = {"arm": "improve", "kind": "pca", "original": 2.0, "value": value, "worse": worse, "why": ""}
+    kinds = {r: "squared" if r in gap.SHARED else "pca" for r in rivals}
+    return [shared | own, *(shared | {"arm": r, "kind": kinds[r], "value": v} for r, v in rivals.items())]
+
+
+def test_the_gap_is_that_to_the_best_rival_of_the_same_original() -> None:
+    strangers = [{"set": "a", "seed": 0, "kind": k, "arm": "optuna", "value": 0.1} for k in ("poisson", "logLoss")]
+    [cell] = gap.cells_of([*cell_of_gap(1.25, refit=1.5, optuna=1.0), *strangers])
+    assert (cell.best, cell.gained, cell.closed) == ("optuna", 0.5, 0.75)
+    assert [c.closed for value in (0.1, 9.0) for c in gap.cells_of(cell_of_gap(value, refit=1.5))] == [1.2, -1.0]
+
+
+def test_a_bound_of_the_gap_is_missed_by_the_median_by_a_loss_without_a_gap_and_by_a_significant_loss() -> None:
+    done = [*cell_of_gap(1.25, refit=1.0), *cell_of_gap(1.9, "b", refit=1.0), *cell_of_gap(2.0, "c", refit=2.0)]
+    told, missed, figures = gap.summed(gap.cells_of(done))
+    assert figures == {"gap closed, median, real sets": pytest.approx(0.425)} and len(missed) == 1
+    assert "real sets: 1 cells without a gap, 0 accepted losses in them" in told
+    _, missed, _ = gap.summed(gap.cells_of([*cell_of_gap(1.0, refit=1.0), *cell_of_gap(2.1, "b", 0.01, refit=2.0)]))
+    assert missed == ["b, pca, 0: an accepted loss without a gap", "b: a significant loss, p 0.02"]
+
+
+def test_losses_of_the_gap_are_those_of_scipy_and_of_the_definition() -> None:
+    assert gap.holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "c": 0.06, "b": 0.06})
+    y, mean = np.array([0.0, 1.0, 3.0]), np.array([1.0, 1.0, 2.0])
+    assert gap.losses("poisson", y, mean) == pytest.approx([1.0, 0.0, 3 * np.log(1.5) - 1])
+    assert gap.losses("squared", y, mean).tolist() == [1.0, 0.0, 1.0]
+    p = np.array([[0.25, 0.75], [0.25, 0.75], [0.5, 0.5]])
+    assert np.exp(-gap.losses("logLoss", np.array([0.0, 1.0, 1.0]), p)) == pytest.approx([0.25, 0.75, 0.5])
 
 
 @pytest.mark.nightly
