@@ -257,7 +257,7 @@ def test_gradients_reach_predictors_in_front(df: DataFrame, shared: Path) -> Non
     stages = [
         VectorAssembler(inputCols=NUMBERS, outputCol="raw"), scaler(), *front.values(),
         VectorAssembler(inputCols=[*read, "scaled"], outputCol="x"),
-        LinearRegression(featuresCol="x", labelCol="riders", regParam=100.0),  # far from the optimum: training gains on any machine
+        LinearRegression(featuresCol="x", labelCol="riders", regParam=100.0),  # far from the optimum: training gains anywhere
     ]  # fmt: skip
     data = df.withColumn("one", F.lit(1.0))
     model = Pipeline(stages=stages).fit(data)
