@@ -104,6 +104,34 @@ def without_clusters(folder: Path) -> str:
     return str(folder)
 
 
+LOCAL = """
+import org.apache.hadoop.fs.*;
+
+public class Local extends LocalFileSystem {
+    public static class Raw extends RawLocalFileSystem {
+        public void setPermission(Path path, org.apache.hadoop.fs.permission.FsPermission permission) {}
+    }
+
+    public Local() { super(new Raw()); }
+}
+"""
+
+
+def without_chmod(session: Any) -> None:
+    """Hadoop starts a process, `chmod`, for each file and folder that it makes, and sets what these have anyway.
+
+    Where it looks first, among the file systems that it has open, it finds one of ours; Spark brings the compiler.
+    """
+    java = session._jvm
+    compiler, hadoop = java.org.codehaus.janino.SimpleCompiler(), java.org.apache.hadoop
+    compiler.cook(LOCAL)
+    settings = hadoop.conf.Configuration(session._jsc.hadoopConfiguration())
+    settings.setClassLoader(compiler.getClassLoader())
+    settings.set("fs.file.impl", "Local")
+    hadoop.fs.FileSystem.closeAll()
+    assert hadoop.fs.FileSystem.get(java.java.net.URI("file:///"), settings).getClass().getName() == "Local"
+
+
 @pytest.fixture(scope="session")
 def spark(prompt: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
     os.environ["PYSPARK_PYTHON"] = sys.executable
@@ -132,6 +160,7 @@ def spark(prompt: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ob
         .getOrCreate()
     )
     session.sparkContext.setLogLevel("ERROR")
+    without_chmod(session)
     yield session
     session.stop()
 
