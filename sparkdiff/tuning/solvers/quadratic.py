@@ -9,6 +9,8 @@ from torch import Tensor
 SWEEPS = 3000
 FACES = 10
 """Systems in one go."""
+EXCHANGES = 20
+"""Exchanges of active sets in one go."""
 SMALL = 40
 """Systems of up to so many coordinates are solved for all problems at once."""
 NEAR = 1e-8
@@ -21,14 +23,15 @@ def minimise(
 ) -> tuple[Tensor, Tensor]:
     """(m or 1, d, d), (m, d), (m, d), (m, d) -> the minima (m, d), and which of them are exact to `tol` (m,).
 
-    Coordinate descent finds out which coordinates are zero and the others' signs; a linear system then gives the values.
+    Exchanges of active sets, or else coordinate descent, find out which coordinates are zero and the others' signs; a linear
+    system gives the values.
     """
     x = (torch.zeros_like(b) if start is None else start).clone()
     done = torch.zeros(len(b), dtype=torch.bool)
     enough = tol * (1 + b.abs().amax(1))
     budget, sweeps = 8, 0
     while sweeps < SWEEPS and not bool(done.all()):
-        for way in (functools.partial(descend, sweeps=budget), settle):
+        for way in (exchange, settle, exchange, settle, functools.partial(descend, sweeps=budget), settle):
             todo = (~done).nonzero()[:, 0]
             if len(todo):
                 given = (h if len(h) == 1 else h[todo], ridge[todo], b[todo], lasso[todo])
@@ -80,10 +83,37 @@ def settle(h: Tensor, ridge: Tensor, b: Tensor, lasso: Tensor, x: Tensor) -> Ten
     return x
 
 
-def with_signs(h: Tensor, ridge: Tensor, b: Tensor, lasso: Tensor, x: Tensor) -> Tensor:
-    """The minimum over the coordinates that aren't zero in x (or have no |x|) as if signs stayed; NaN where none is found."""
-    used = (x != 0) | (lasso == 0)
-    right = b - lasso * x.sign() + NEAR * x
+def exchange(h: Tensor, ridge: Tensor, b: Tensor, lasso: Tensor, x: Tensor) -> Tensor:
+    """Primal-dual active sets (Hintermüller, Ito and Kunisch 2003): all coordinates that a step along the gradient would move
+    across zero change sides at once, and a linear system gives the values.
+
+    The sets come to rest after a few exchanges, or go round in circles: the lowest x on the way is returned.
+    """
+    best, least = x.clone(), value(h, ridge, b, lasso, x)
+    now, curvature = x.clone(), h.diagonal(dim1=1, dim2=2) + ridge
+    moving = torch.ones(len(x), dtype=torch.bool)
+    for _ in range(EXCHANGES):
+        todo = moving.nonzero()[:, 0]
+        at, given = now[todo], (h if len(h) == 1 else h[todo], ridge[todo], b[todo], lasso[todo])
+        pull = curvature[todo] * at - (times(given[0], at) + given[1] * at - given[2])
+        signs = torch.where(pull.abs() > given[3], pull.sign(), 0.0)
+        goal = with_signs(*given, at, signs)
+        reached, known = value(*given, goal), torch.isfinite(goal).all(1)
+        better = known & (reached < least[todo])
+        best[todo[better]], least[todo[better]] = goal[better], reached[better]
+        now[todo[known]] = goal[known]
+        moving[todo] = known & (goal.sign() != at.sign()).any(1)
+        if not bool(moving.any()):
+            break
+    return best
+
+
+def with_signs(h: Tensor, ridge: Tensor, b: Tensor, lasso: Tensor, x: Tensor, signs: Tensor | None = None) -> Tensor:
+    """The minimum over the coordinates of these signs, x's by default, that aren't zero (or have no |x|), as if signs stayed; NaN
+    where none is found."""
+    signs = x.sign() if signs is None else signs
+    used = (signs != 0) | (lasso == 0)
+    right = b - lasso * signs + NEAR * x
     if x.shape[1] <= SMALL:
         flat = used.to(x.dtype)
         system = h * flat[:, :, None] * flat[:, None, :] + torch.diag_embed((ridge + NEAR) * flat + 1 - flat)

@@ -26,3 +26,18 @@ def test_no_slope(seed: int, rank: int, strength: float, ridge: bool, small: boo
             assert done.all()
             slope = quadratic.subgradient(at @ h + lasso * ridge * at - b, lasso, at)
             assert float(slope.abs().max()) < 1e-11
+
+
+def test_many_correlated_columns_need_no_descent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The quadratic of a softmax regression on 30 principal components: coordinate descent takes thousands of sweeps for it."""
+    r = torch.Generator().manual_seed(0)
+    rows = torch.randn(400, 30, generator=r).double() * torch.linspace(3, 0.05, 30)
+    p = torch.softmax(rows[:, :5] @ torch.randn(5, 5, generator=r).double(), 1)
+    weights = torch.diag_embed(p) - p[:, :, None] * p[:, None]
+    h = torch.einsum("nac,ni,nj->aicj", weights, rows, rows).reshape(1, 150, 150) / 400
+    b, lasso = torch.randn(1, 150, generator=r).double() * 0.02, torch.full((1, 150), 5e-3).double()
+    ridge = lasso.clone()
+    monkeypatch.setattr(quadratic, "descend", lambda *_, sweeps: pytest.fail("descended"))
+    x, done = quadratic.minimise(h, ridge, b, lasso, tol=1e-10)
+    assert done.all() and 0 < int((x != 0).sum()) < 150
+    assert float(quadratic.violation(h, ridge, b, lasso, x)) < 1e-9
