@@ -1,26 +1,25 @@
 """Grower and GrowerModel: growth as a pyspark.ml Estimator and the Model that it returns."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from pyspark.ml import Estimator, Pipeline
 from pyspark.sql import DataFrame
 
-from sparkdiff import jvm
-from sparkdiff.data.splits import REFERENCE, Source, find_boundaries, fit_on_training_rows
-from sparkdiff.errors import InputError, check_dataframe
-from sparkdiff.estimator import ONE_AT_A_TIME, FineTuner, FineTunerModel, listed, with_params, with_setters
+from sparkdiff.data.splits import Boundaries, Source
+from sparkdiff.estimator import with_params, with_setters
+from sparkdiff.extended import ExtendedModel, ExtendedTuner
+from sparkdiff.finetune import Outcome
 from sparkdiff.growth.plan import described
 from sparkdiff.growth.procedure import grow_pipeline
-from sparkdiff.growth.settings import FIELDS, REFUSED, GrowthSettings
+from sparkdiff.growth.settings import FIELDS, WHY_REFUSED, GrowthSettings
 from sparkdiff.growth.summary import GrowthSummary
-from sparkdiff.pipeline.nesting import plain
+from sparkdiff.options import Options
 from sparkdiff.report import FineTuningSummary, Phases
 
 
 @with_setters(FIELDS)
 @with_params(FIELDS)
-class Grower(FineTuner):
+class Grower(ExtendedTuner):
     """Grow a fitted Spark ML pipeline that ends in a linear stage: add plain MLlib stages that learn what its form cannot say.
 
     Parts of several kinds (hidden units, crosses of columns, curves, effects of entities, boosted trees) are trained in rounds;
@@ -43,88 +42,24 @@ class Grower(FineTuner):
 
     __module__ = "sparkdiff"
 
-    def _setDefaults(self) -> Any:
-        super()._setDefaults()
-        return self._setDefault(**{name: listed(getattr(GrowthSettings(), name)) for name in FIELDS})
-
-    def _checked(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        for name in REFUSED:
-            if given.get(name):
-                raise InputError(f"{name} is no option of Grower: it holds validation rows out, and fits once")
-        own = {name: value for name, value in given.items() if name in FIELDS}
-        problems, found = [], dict[str, Any]()
-        for read, part in (
-            (super()._checked, {n: v for n, v in given.items() if n not in own}),
-            (_growth_values, own),
-        ):
-            try:
-                found |= read(part)
-            except InputError as e:
-                problems.append(str(e))
-        if problems:
-            raise InputError("; ".join(problems))
-        return found
+    SETTINGS = GrowthSettings
+    WHY_REFUSED = WHY_REFUSED
 
     def growth_settings(self) -> GrowthSettings:
         """The resolved options of growth."""
-        return GrowthSettings.of({p.name: v for p, v in self._paramMap.items() if p.name in FIELDS})
+        return self._settings()  # type: ignore[no-any-return]
 
-    def explain(self, dataset: DataFrame) -> str:
-        """What `fit` of these rows would try: the columns that parts may read, their kinds, and the stages that each adds.
+    def _described(self, model: Any, options: Options, dataset: DataFrame) -> str:
+        return described(model, options, self.growth_settings(), dataset)
 
-        Runs no Spark job, so that the values of entities are not counted.
-
-        Raises:
-            InputError: the pipeline is not fitted, ends in no linear stage, or an option does not fit the columns.
-        """
-        if not self.isSet("pipeline"):
-            raise InputError("Grower has no pipeline: pass one, Grower(pipeline=model)")
-        check_dataframe("the dataset of explain()", dataset)
-        given = self.getPipeline()
-        if isinstance(given, Estimator):
-            raise InputError(
-                f"{given.uid} isn't fitted, and its columns are not known before: explain a fitted pipeline"
-            )
-        return described(plain(given), self.options(), self.growth_settings(), dataset)
-
-    def saved_params(self) -> dict[str, Any]:
-        own = {name: listed(self.getOrDefault(name)) for name in FIELDS if self.isSet(name)}
-        return super().saved_params() | own
-
-    def _fit(self, dataset: DataFrame) -> "GrowerModel":
-        if not self.isSet("pipeline"):
-            raise InputError("Grower has no pipeline: pass one, Grower(pipeline=model)")
-        jvm.session()
-        check_dataframe("the dataset of fit()", dataset)
-        with ONE_AT_A_TIME:
-            options, given = self.options(), self.getPipeline()
-            sources = [Source(dataset)]
-            if self.isSet("referenceData"):
-                sources.append(Source(self.getReferenceData(), REFERENCE))
-            if isinstance(given, Estimator) and not isinstance(given, Pipeline):
-                raise InputError(f"{given.uid} isn't fitted: pass the result of its fit(), or put it into a Pipeline")
-            boundaries = find_boundaries(sources, options)
-            if isinstance(given, Pipeline):
-                given = fit_on_training_rows(given, sources, options, boundaries)
-            phases = Phases(options.verbosity > 0, self.callbacks)
-            outcome = grow_pipeline(
-                plain(given),
-                options,
-                self.growth_settings(),
-                sources,
-                phases,
-                boundaries=boundaries,
-            )
-            return self._found(outcome, options)  # type: ignore[return-value]
-
-
-def _growth_values(given: Mapping[str, Any]) -> dict[str, Any]:
-    found = GrowthSettings.of(given)
-    return {name: getattr(found, name) for name in given}
+    def _run(
+        self, model: Any, options: Options, sources: Sequence[Source], phases: Phases, boundaries: Boundaries | None
+    ) -> Outcome:
+        return grow_pipeline(model, options, self.growth_settings(), sources, phases, boundaries=boundaries)
 
 
 @with_params(FIELDS)
-class GrowerModel(FineTunerModel):
+class GrowerModel(ExtendedModel):
     """The result of a growth, with the members of `FineTunerModel` and the Params of the Grower.
 
     Attributes:
@@ -135,11 +70,8 @@ class GrowerModel(FineTunerModel):
 
     __module__ = "sparkdiff"
 
+    SETTINGS = GrowthSettings
     SUMMARY: ClassVar[type[FineTuningSummary]] = GrowthSummary
-
-    def _setDefaults(self) -> Any:
-        super()._setDefaults()
-        return self._setDefault(**{name: listed(getattr(GrowthSettings(), name)) for name in FIELDS})
 
 
 Grower.MODEL = GrowerModel

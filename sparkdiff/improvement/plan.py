@@ -7,9 +7,9 @@ from pyspark.sql import DataFrame
 from sparkdiff.data.splits import Source
 from sparkdiff.finetune import Shared
 from sparkdiff.growth import costs
+from sparkdiff.improvement.arms import arms_of
 from sparkdiff.improvement.budget import Budget
 from sparkdiff.improvement.ground import Ground
-from sparkdiff.improvement.procedure import arms_of
 from sparkdiff.improvement.settings import ARMS, ImprovementSettings
 from sparkdiff.options import Options
 from sparkdiff.report import Phases

@@ -11,11 +11,11 @@ from sparkdiff.errors import InputError
 from sparkdiff.finetune import Outcome, Shared, run_folder
 from sparkdiff.growth.checks import check_entities
 from sparkdiff.improvement import judging, race
-from sparkdiff.improvement.arm import Arm
-from sparkdiff.improvement.arms import ARMS
+from sparkdiff.improvement.arms import arms_of
 from sparkdiff.improvement.budget import Account, Budget
 from sparkdiff.improvement.ground import Ground, prepared
 from sparkdiff.improvement.log import Log
+from sparkdiff.improvement.plan import described
 from sparkdiff.improvement.reporting import summary_of
 from sparkdiff.improvement.settings import ImprovementSettings
 from sparkdiff.options import Options
@@ -35,16 +35,11 @@ class Improved(Outcome):
     offers: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def arms_of(settings: ImprovementSettings) -> list[Arm]:
-    """The arms that may be tried, the cheap ones first."""
-    return [arm for arm in ARMS if arm.name in settings.tried()]
-
-
 def improve_pipeline(
     model: Any, options: Options, settings: ImprovementSettings, sources: Sequence[Source], phases: Phases,
     *, boundaries: Boundaries | None = None, replace: bool = False,
 ) -> Improved:  # fmt: skip
-    """Improve a fitted pipeline by all arms within the budget, and return what held-out rows decide for.
+    """Print the plan, improve a fitted pipeline by all arms within the budget, and return what held-out rows decide for.
 
     Args:
         boundaries: where time divides the rows, if that is known already.
@@ -54,6 +49,10 @@ def improve_pipeline(
         InputError: the pipeline, the data or the options can't be used.
         ParityError: the original's network and Spark disagree.
     """
+    with phases.phase("plan"):
+        text = described(model, options, settings, sources[0].df)
+    if options.verbosity:
+        print(text, flush=True)
     quiet = Phases(False, [x for x in phases.listeners if not isinstance(x, Progress)])
     ground = Ground(model, options, settings, sources, boundaries, quiet, Shared())
     check_entities(settings.entityCols, ground.plan, sources[0].df)

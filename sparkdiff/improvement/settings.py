@@ -15,7 +15,6 @@ WHY_REFUSED = {
     "maxSeconds": "its time is `budget`",
 }
 """Options of fine-tuning that an improvement does not have, and why."""
-REFUSED = tuple(WHY_REFUSED)
 ARMS = {
     "refit": "fits the stages anew on the training rows",
     "finetune": "trains the weights of the stages together",

@@ -129,14 +129,10 @@ def _verbs(tree: Mapping[str, Any], options: Mapping[str, Any], data: Mapping[st
         from sparkdiff.job.search_section import check
 
         check(found["search"], data)
-    if "grower" in found:
-        from sparkdiff.job.grower_section import check as check_growth
+    for section in found.keys() & {"grower", "improver"}:
+        from sparkdiff.job.settings_section import check as check_settings
 
-        check_growth(found["grower"], options)
-    if "improver" in found:
-        from sparkdiff.job.improver_section import check as check_improvement
-
-        check_improvement(found["improver"], options)
+        check_settings(section, found[section], options)
     return found
 
 
@@ -305,12 +301,9 @@ def request_of(config: Config) -> str:
         named["loss"] = told(lambda: identity(options.loss))
     settings = [config.pipeline, config.data, named, str(config.output)]
     settings += [] if config.search is None else [config.search]
-    if config.grower is not None:
-        from sparkdiff.growth.settings import GrowthSettings  # only here: most jobs don't grow
+    for section, given in (("grower", config.grower), ("improver", config.improver)):
+        if given is not None:
+            from sparkdiff.job.settings_section import SETTINGS  # only here: most jobs have neither
 
-        settings.append({"grower": dataclasses.asdict(GrowthSettings.of(config.grower))})
-    if config.improver is not None:
-        from sparkdiff.improvement.settings import ImprovementSettings
-
-        settings.append({"improver": dataclasses.asdict(ImprovementSettings.of(config.improver))})
+            settings.append({section: dataclasses.asdict(SETTINGS[section].of(given))})
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()

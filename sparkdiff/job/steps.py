@@ -32,17 +32,17 @@ from sparkdiff.data.splits import (
 )
 from sparkdiff.errors import InputError
 from sparkdiff.finetune import Outcome, fine_tune, prepare
+from sparkdiff.growth.procedure import grow_pipeline
 from sparkdiff.growth.summary import GrowthSummary
-from sparkdiff.improvement.procedure import Improved
+from sparkdiff.improvement.procedure import Improved, improve_pipeline
 from sparkdiff.improvement.summary import ImprovementSummary
 from sparkdiff.job.config import Config, request_of
-from sparkdiff.job.growing import grow
-from sparkdiff.job.improving import improve
 from sparkdiff.job.loading import function, is_function, load_data, load_model, model_path
 from sparkdiff.job.output import check_replaceable
+from sparkdiff.job.settings_section import SETTINGS
 from sparkdiff.job.writing import written
 from sparkdiff.options import Options
-from sparkdiff.pipeline.nesting import flatten
+from sparkdiff.pipeline.nesting import flatten, plain
 from sparkdiff.pipeline.plan import Plan
 from sparkdiff.report import FineTuningSummary, Phases
 from sparkdiff.store import files
@@ -52,6 +52,7 @@ from sparkdiff.store.identity import UntoldError, identity
 from sparkdiff.store.lease import Lease
 from sparkdiff.store.run_folder import UNTOLD, told
 
+PROCEDURES: Mapping[str, Any] = {"grower": grow_pipeline, "improver": improve_pipeline}
 SUMMARIES = {"grow": GrowthSummary, "improve": ImprovementSummary}
 OFFERS = "offers"
 """The folder of a run with the pipelines that an improvement offers beside the best."""
@@ -114,10 +115,10 @@ def run(config: Config, lease: Lease, spark: SparkSession, found: dict[str, Any]
         outcome = cross_fit(made, options, sources, phases, fit, replace=mine, told=told)
     else:
         model = fit(sources) if isinstance(made, Estimator) else made
-        if config.grower is not None:
-            outcome = grow(config, model, options, sources, phases, boundaries, replace=mine)
-        elif config.improver is not None:
-            outcome = improve(config, model, options, sources, phases, boundaries, replace=mine)
+        section = next((name for name in PROCEDURES if getattr(config, name) is not None), None)
+        if section is not None:
+            settings, procedure = SETTINGS[section].of(getattr(config, section)), PROCEDURES[section]
+            outcome = procedure(plain(model), options, settings, sources, phases, boundaries=boundaries, replace=mine)
         else:
             with phases.phase("plan"):
                 task = prepare(model, options, sources[0].df)

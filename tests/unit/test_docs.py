@@ -17,7 +17,7 @@ import typer
 import sparkdiff
 from sparkdiff.cli import app
 from sparkdiff.data.splits import SPLITS
-from sparkdiff.growth.settings import REFUSED, GrowthSettings
+from sparkdiff.growth.settings import WHY_REFUSED, GrowthSettings
 from sparkdiff.job import config, loading
 from sparkdiff.options import Options
 
@@ -175,5 +175,5 @@ def test_every_file_option_and_name_exists(page: Path) -> None:
                     assert given <= OPTIONS | {"pipeline", "referenceData", "callbacks", None}, given
                 if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("Grower"):
                     given = {k.arg for k in node.keywords}
-                    known = OPTIONS - {*REFUSED} | GROWTH
+                    known = OPTIONS - {*WHY_REFUSED} | GROWTH
                     assert given <= known | {"pipeline", "referenceData", "callbacks", None}, given

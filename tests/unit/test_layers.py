@@ -26,6 +26,7 @@ ROOMS = [
     ["tuning", "growth"],
     ["improvement"],
     ["estimator"],
+    ["extended"],
     ["grower", "improver"],
     ["job"],
     ["cli", "testing"],
@@ -54,7 +55,7 @@ SPARK = (
 NO_TORCH = (
     "jvm", "importers", "machine", "options", "errors", "data.splits", "data.quantiles", "pipeline.nesting",
     "training.distributed.preflight", "growth.kinds", "growth.settings",
-    "improvement.settings", "improvement.budget", "job.grower_section", "job.improver_section",
+    "improvement.settings", "improvement.budget", "job.settings_section",
 )  # fmt: skip
 
 

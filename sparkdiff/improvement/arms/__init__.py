@@ -2,8 +2,14 @@
 
 from sparkdiff.improvement.arm import Arm
 from sparkdiff.improvement.arms import fine_tuning, growing, refitting, searching, simplifying
+from sparkdiff.improvement.settings import ImprovementSettings
 
 ARMS: tuple[Arm, ...] = (
     refitting.ARM, fine_tuning.ARM, simplifying.ARM, searching.ARM, growing.IMPORT, growing.GROW,
 )  # fmt: skip
 """The cheap ones first."""
+
+
+def arms_of(settings: ImprovementSettings) -> list[Arm]:
+    """The arms that may be tried, the cheap ones first."""
+    return [arm for arm in ARMS if arm.name in settings.tried()]

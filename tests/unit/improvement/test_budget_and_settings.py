@@ -5,7 +5,7 @@ import pytest
 from sparkdiff.errors import InputError
 from sparkdiff.improvement.budget import Account, Budget
 from sparkdiff.improvement.settings import ImprovementSettings
-from sparkdiff.job.improver_section import check
+from sparkdiff.job.settings_section import check
 
 
 @pytest.mark.parametrize(
@@ -83,4 +83,4 @@ def test_what_the_user_forbids_is_not_tried() -> None:
 )
 def test_a_jobs_section_is_checked(given: dict[str, object], others: dict[str, object], says: str) -> None:
     with pytest.raises(InputError, match=says):
-        check(given, others)
+        check("improver", given, others)

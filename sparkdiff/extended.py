@@ -1,0 +1,124 @@
+"""ExtendedTuner and ExtendedModel: what estimators share that have settings of their own beside the options of FineTuner."""
+
+import dataclasses
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from pyspark.ml import Estimator, Pipeline
+from pyspark.sql import DataFrame
+
+from sparkdiff import jvm
+from sparkdiff.data.splits import REFERENCE, Boundaries, Source, find_boundaries, fit_on_training_rows
+from sparkdiff.errors import InputError, check_dataframe
+from sparkdiff.estimator import ONE_AT_A_TIME, FineTuner, FineTunerModel, listed
+from sparkdiff.finetune import Outcome
+from sparkdiff.options import Options
+from sparkdiff.pipeline.nesting import plain
+from sparkdiff.report import Phases
+
+
+def _names(settings: type) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(settings))
+
+
+def _defaults(settings: type) -> dict[str, Any]:
+    made = settings()
+    return {name: listed(getattr(made, name)) for name in _names(settings)}
+
+
+class ExtendedTuner(FineTuner):
+    """A FineTuner with settings of its own, and another procedure."""
+
+    SETTINGS: ClassVar[Any]
+    """A frozen dataclass of options; `SETTINGS.of` checks their values."""
+    WHY_REFUSED: ClassVar[Mapping[str, str]]
+    """Options of fine-tuning that it does not have, and why."""
+
+    @abstractmethod
+    def _described(self, model: Any, options: Options, dataset: DataFrame) -> str:
+        """The plan of a fitted pipeline, as text."""
+
+    @abstractmethod
+    def _run(
+        self, model: Any, options: Options, sources: Sequence[Source], phases: Phases, boundaries: Boundaries | None
+    ) -> Outcome:
+        """The procedure, on a fitted pipeline."""
+
+    def _setDefaults(self) -> Any:
+        super()._setDefaults()
+        return self._setDefault(**_defaults(self.SETTINGS))
+
+    def _checked(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        for name, why in self.WHY_REFUSED.items():
+            if given.get(name):
+                raise InputError(f"{name} is no option of {type(self).__name__}: {why}")
+        own = {name: value for name, value in given.items() if name in _names(self.SETTINGS)}
+        others = {name: value for name, value in given.items() if name not in own}
+        problems, found = [], dict[str, Any]()
+        for read, part in ((super()._checked, others), (self._checked_settings, own)):
+            try:
+                found |= read(part)
+            except InputError as e:
+                problems.append(str(e))
+        if problems:
+            raise InputError("; ".join(problems))
+        return found
+
+    def _checked_settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        found = self.SETTINGS.of(given)
+        return {name: getattr(found, name) for name in given}
+
+    def _settings(self) -> Any:
+        names = _names(self.SETTINGS)
+        return self.SETTINGS.of({p.name: v for p, v in self._paramMap.items() if p.name in names})
+
+    def _given(self) -> Any:
+        if not self.isSet("pipeline"):
+            own = type(self).__name__
+            raise InputError(f"{own} has no pipeline: pass one, {own}(pipeline=model)")
+        return self.getPipeline()
+
+    def explain(self, dataset: DataFrame) -> str:
+        """The plan of `fit` of these rows, as text: what would be tried, what not, and why. Runs no Spark job.
+
+        Raises:
+            InputError: the pipeline is not fitted, or it or an option does not fit.
+        """
+        given = self._given()
+        check_dataframe("the dataset of explain()", dataset)
+        if isinstance(given, Estimator):
+            raise InputError(
+                f"{given.uid} isn't fitted, and its columns are not known before: explain a fitted pipeline"
+            )
+        return self._described(plain(given), self.options(), dataset)
+
+    def saved_params(self) -> dict[str, Any]:
+        own = {name: listed(self.getOrDefault(name)) for name in _names(self.SETTINGS) if self.isSet(name)}
+        return super().saved_params() | own
+
+    def _fit(self, dataset: DataFrame) -> Any:
+        given = self._given()
+        jvm.session()
+        check_dataframe("the dataset of fit()", dataset)
+        if isinstance(given, Estimator) and not isinstance(given, Pipeline):
+            raise InputError(f"{given.uid} isn't fitted: pass the result of its fit(), or put it into a Pipeline")
+        with ONE_AT_A_TIME:
+            options, sources = self.options(), [Source(dataset)]
+            if self.isSet("referenceData"):
+                sources.append(Source(self.getReferenceData(), REFERENCE))
+            boundaries = find_boundaries(sources, options)
+            if isinstance(given, Pipeline):
+                given = fit_on_training_rows(given, sources, options, boundaries)
+            phases = Phases(options.verbosity > 0, self.callbacks)
+            return self._found(self._run(plain(given), options, sources, phases, boundaries), options)
+
+
+class ExtendedModel(FineTunerModel):
+    """The result of an ExtendedTuner, with its Params."""
+
+    SETTINGS: ClassVar[Any]
+
+    def _setDefaults(self) -> Any:
+        super()._setDefaults()
+        return self._setDefault(**_defaults(self.SETTINGS))

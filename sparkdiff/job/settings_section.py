@@ -1,0 +1,38 @@
+"""The sections `grower` and `improver` of a job: what they may hold, checked without a session and without torch."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from sparkdiff import options
+from sparkdiff.errors import InputError, did_you_mean
+from sparkdiff.growth.settings import WHY_REFUSED as NOT_GROWN, GrowthSettings
+from sparkdiff.improvement.settings import WHY_REFUSED as NOT_IMPROVED, ImprovementSettings
+
+SETTINGS: Mapping[str, Any] = {"grower": GrowthSettings, "improver": ImprovementSettings}
+WHY_REFUSED: Mapping[str, Mapping[str, str]] = {"grower": NOT_GROWN, "improver": NOT_IMPROVED}
+
+
+def check(section: str, given: Mapping[str, Any], others: Mapping[str, Any]) -> None:
+    """
+    Args:
+        others: the section `fineTuner`.
+
+    Raises:
+        InputError: a key is unknown, a value is wrong, or the command of this section has no such option.
+    """
+    known = [field.name for field in dataclasses.fields(SETTINGS[section])]
+    for key in given:
+        if key in options.FIELDS:
+            raise InputError(f"{section}: {key!r} is an option of the section fineTuner: fineTuner.{key}={given[key]}")
+        if key not in known:
+            raise InputError(f"{section}: unknown key {key!r}. {did_you_mean(str(key), known)}")
+    try:
+        SETTINGS[section].of(given)
+    except InputError as e:
+        raise InputError(f"{section}: {e}") from e
+    for name, why in WHY_REFUSED[section].items():
+        if others.get(name):
+            raise InputError(
+                f"fineTuner.{name}={others[name]!r} is not possible with a section {section}: {why}. Leave it out"
+            )
