@@ -1,6 +1,5 @@
 """The way of a growth, once through: columns and cache, rounds, the grown pipeline, all of it together, the decision."""
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,7 +22,7 @@ from sparkdiff.growth.serving import Serving, check_cost
 from sparkdiff.growth.settings import GrowthSettings
 from sparkdiff.options import Options
 from sparkdiff.report import Phases
-from sparkdiff.store.run_folder import LONGEST, RunFolder, folder_name
+from sparkdiff.store.run_folder import RunFolder, name_beside
 
 
 def grow_pipeline(
@@ -98,7 +97,7 @@ def grow_rounds(
         table, specification = table_of(run, start.known), specification_of(run)
         criterion = specification.criterion()
         with (
-            run_folder(run, o.runId and rounds_id(o.runId), replace=replace, beside=beside) as folder,
+            run_folder(run, o.runId and name_beside(o.runId, "-rounds"), replace=replace, beside=beside) as folder,
             running.runner(folder, specification, say.now, clock=clock) as train,
         ):
             grown = rounds.grow(table, criterion, limits, train, lambda tried: say.now(_told(tried)))
@@ -107,15 +106,6 @@ def grow_rounds(
         names = ", ".join(m.part.name for m in grown.members)
         say(f"{names}; {grown.stopped}" if names else grown.stopped)
         return grown, gone, folder
-
-
-def rounds_id(runId: str) -> str:
-    """The id of a run's rounds: with its name as far as there is room, and a hash of it where there is not."""
-    name, rest = folder_name(runId), "-rounds"
-    if len(name) + len(rest) <= LONGEST:
-        return name + rest
-    rest = f"-{hashlib.sha256(name.encode()).hexdigest()[:12]}{rest}"
-    return name[: LONGEST - len(rest)] + rest
 
 
 def _told(tried: Sequence[Tried]) -> str:

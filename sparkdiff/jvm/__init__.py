@@ -44,6 +44,7 @@ from sparkdiff.jvm.sessions import (
     session,
     shared_folder,
     slots,
+    within,
 )
 
 __all__ = [
@@ -90,6 +91,7 @@ __all__ = [
     "widened",
     "with_params",
     "with_uid",
+    "within",
     "write_archive",
     "write_rows",
 ]

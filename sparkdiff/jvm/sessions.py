@@ -6,6 +6,8 @@ import os
 import re
 import subprocess
 import tempfile
+import threading
+import uuid
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +29,8 @@ from sparkdiff.machine import paths
 
 SparkError = (Py4JError, PySparkException)
 """The exceptions that Spark raises in Python."""
+AGAIN = 0.2
+"""Seconds between two tries to end what runs too long."""
 VERSION = VersionUtils.majorMinorVersion(pyspark.__version__)
 
 
@@ -365,6 +369,53 @@ def cancellable(spark: SparkSession, tag: str) -> Iterator[None]:
     else:
         spark.addTag(tag)
     yield
+
+
+@contextlib.contextmanager
+def within(seconds: float | None) -> Iterator[None]:
+    """Within this context, the jobs of this thread are ended after so many seconds; None: no limit.
+
+    Raises:
+        TimeoutError: they were.
+    """
+    if seconds is None:
+        yield
+        return
+    spark, tag, over, late = session(), f"sparkdiff-{uuid.uuid4().hex}", threading.Event(), threading.Event()
+
+    def watch() -> None:
+        if not over.wait(seconds):
+            late.set()
+            while not over.wait(AGAIN):  # the work may be between two jobs
+                with contextlib.suppress(*SparkError):
+                    cancel(spark, tag)
+
+    watcher = threading.Thread(target=watch, name="sparkdiff-within", daemon=True)
+    watcher.start()
+    try:
+        with _own_group(spark), cancellable(spark, tag):
+            yield
+    except SparkError as e:
+        if late.is_set():
+            raise TimeoutError(f"Spark took longer than {seconds:.0f} s") from e
+        raise
+    finally:
+        over.set()
+        watcher.join()
+        if not in_process(spark):
+            spark.removeTag(tag)
+
+
+@contextlib.contextmanager
+def _own_group(spark: SparkSession) -> Iterator[None]:
+    """After this context, the jobs of this thread belong to the group that they belonged to before."""
+    names = ("spark.jobGroup.id", "spark.job.description", "spark.job.interruptOnCancel") if in_process(spark) else ()
+    before: Any = {name: spark.sparkContext.getLocalProperty(name) for name in names}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            spark.sparkContext.setLocalProperty(name, value)
 
 
 def cancel(spark: SparkSession, tag: str) -> None:

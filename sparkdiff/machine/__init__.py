@@ -1,3 +1,5 @@
-"""The machine that a process runs on: `memory` gives freed memory back, `paths` reads paths as users write them."""
+"""The machine that a process runs on: `memory` gives freed memory back, `paths` reads paths as users write them, `interrupts`
+decides what Ctrl-C does.
+"""
 
-__all__ = ["memory", "paths"]
+__all__ = ["interrupts", "memory", "paths"]

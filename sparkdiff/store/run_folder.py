@@ -1,6 +1,7 @@
 """The folder of a training: its checkpoint, and the settings that it depends on."""
 
 import contextlib
+import hashlib
 import json
 import re
 import shutil
@@ -19,8 +20,10 @@ from sparkdiff.store.lease import Lease, held, lease_of
 LONGEST = 100
 """Characters of a run's id at most."""
 NAME = re.compile(rf"[A-Za-z0-9_][\w.-]{{0,{LONGEST - 1}}}", re.ASCII)
+TRAININGS = "trainings"
+"""The folder, in the folder of a run, of the trainings that it consists of."""
 OWN = re.compile(
-    r"(attempt|round)-\d+|study|\.?step-\d+-[a-z]+(-[0-9a-f]{8})?|(run|device|decisions)\.json|state\.pt(\.previous)?"
+    rf"(attempt|round)-\d+|study|{TRAININGS}|\.?step-\d+-[a-z]+(-[0-9a-f]{{8}})?|(run|device|decisions)\.json|state\.pt(\.previous)?"
     r"|\.((run|device|decisions)\.json|state\.pt)-[0-9a-f]{8}|\.(nfs|fuse_hidden)[0-9a-f]+"
 )
 """The entries of a run folder: also the temporary files of `files.written` that a crash leaves, and what a network's file
@@ -72,6 +75,15 @@ def folder_name(runId: str) -> str:
     if not NAME.fullmatch(runId):
         raise InputError(f"runId={runId!r} may contain only letters, digits, '.', '-' and '_'")
     return runId
+
+
+def name_beside(runId: str, rest: str) -> str:
+    """The name of a folder that belongs to a run: its id, cut short and with a hash where there is no room, and the rest."""
+    name = folder_name(runId)
+    if len(name) + len(rest) <= LONGEST:
+        return name + rest
+    rest = f"-{hashlib.sha256(name.encode()).hexdigest()[:12]}{rest}"
+    return name[: LONGEST - len(rest)] + rest
 
 
 def _clear(path: Path, runId: str) -> None:

@@ -18,14 +18,14 @@ from full_disk import no_room
 from item_rounds import ITEMS, changed, planted, rounds_of
 
 from sparkdiff.errors import FullDiskError
-from sparkdiff.growth import checkpoints, parts, procedure, running
+from sparkdiff.growth import checkpoints, parts, running
 from sparkdiff.growth.checkpoints import ItemError, Kept
 from sparkdiff.growth.clock import Clock
 from sparkdiff.growth.items import Course, Found, Item
 from sparkdiff.growth.table import LINE
 from sparkdiff.rows import SparseRows
 from sparkdiff.store import files
-from sparkdiff.store.run_folder import folder_name
+from sparkdiff.store.run_folder import folder_name, name_beside
 
 KINDS = tuple(parts.KINDS)
 
@@ -151,9 +151,9 @@ def test_the_clock_goes_on_after_an_interruption(tmp_path: Path, monkeypatch: py
 
 
 def test_every_id_of_a_run_has_one_for_its_rounds() -> None:
-    assert procedure.rounds_id("mine") == "mine-rounds"
+    assert name_beside("mine", "-rounds") == "mine-rounds"
     ids = ["a" * n for n in range(90, 101)] + ["a" * 99 + "b"]
-    names = [procedure.rounds_id(run) for run in ids]
+    names = [name_beside(run, "-rounds") for run in ids]
     assert len({*names, *ids}) == len(names) + len(ids)
     assert all(folder_name(name).endswith("-rounds") for name in names)
 

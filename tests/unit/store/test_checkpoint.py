@@ -110,6 +110,7 @@ def test_a_folder_of_the_user_is_not_replaced(tmp_path: Path, foreign: str) -> N
 def test_what_a_crashed_run_leaves_is_replaced(tmp_path: Path) -> None:
     left = tmp_path / "run"
     (left / "attempt-1").mkdir(parents=True)
+    (left / "trainings").mkdir()
     for name in ("attempt-1/start.py", "state.pt", "state.pt.previous"):
         (left / name).write_text("torn")
     for name in ("run.json", "state.pt"):
