@@ -72,8 +72,9 @@ class ImproverModel(ExtendedModel):
         originalModel: the pipeline that was to be improved.
         summary: an `ImprovementSummary`: the table of all results, the arms, why.
         offers: {name: plain PipelineModel}: "best", and where they exist "asCheap" (the best that serves as cheaply as the
-            original), "sameForm" (the best with the original's stages), "simpler" (a stage less, and no worse). They are not
-            saved with the model: save those that you want, each is a plain PipelineModel. Empty after loading.
+            original), "sameForm" (the best with the original's stages), "simpler" (fewer stages, cheaper to serve, and no
+            worse). They are not saved with the model: save those that you want, each is a plain PipelineModel. Empty after
+            loading.
     """
 
     __module__ = "sparkdiff"

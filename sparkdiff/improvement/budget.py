@@ -41,10 +41,16 @@ class Budget:
 
 @dataclasses.dataclass(frozen=True)
 class Limit:
-    """What one step of an arm may use: seconds or passes over the training rows; None where the other one counts."""
+    """What one step of an arm may use: seconds or passes over the training rows; None where the other one counts.
+
+    Attributes:
+        most: seconds after which Spark is stopped at work that cannot be done in parts, as one fit: the arm's share of all that
+            is left.
+    """
 
     seconds: float | None
     passes: float | None
+    most: float | None = None
 
     def epochs(self, candidates: int) -> int | None:
         """Epochs for as many candidates that train together; None without a limit of passes."""
@@ -66,10 +72,14 @@ class Account:
         assert self.budget.passes is not None
         return self.budget.passes - self._granted
 
-    def limit(self, share: float) -> Limit:
-        """A share of what is left. Passes count as spent once they are granted, whatever a step makes of them."""
+    def limit(self, share: float, most: float = 1.0) -> Limit:
+        """A share of what is left. Passes count as spent once they are granted, whatever a step makes of them.
+
+        Args:
+            most: the share of work that cannot be done in parts.
+        """
         if self.budget.seconds is not None:
-            return Limit(max(share * self.left(), 1.0), None)
+            return Limit(max(share * self.left(), 1.0), None, max(most * self.left(), LEAST_SECONDS))
         granted = share * self.left()
         self._granted += granted
         return Limit(None, granted)

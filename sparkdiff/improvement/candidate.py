@@ -24,6 +24,7 @@ class Candidate:
         found: its figures; `found.model` is the pipeline.
         column: of its validation gains, among those of the arm's step.
         changes: what was added or deleted, in words; empty where it has the original's stages.
+        exact: whether it has the outputs of the pipeline that it was made of, but for rounding.
     """
 
     arm: str
@@ -31,6 +32,7 @@ class Candidate:
     found: Measurement
     column: int
     changes: str = ""
+    exact: bool = False
 
     @property
     def model(self) -> Any:
@@ -59,10 +61,14 @@ class Step:
     learned: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def nothing(ground: Ground, arm: str, number: int, says: str, hope: float = 0.0, *, failed: bool = False) -> Step:
-    """A step without a candidate, that measured nothing on validation rows."""
+def nothing(ground: Ground, arm: str, number: int, says: str, hope: float = 0.0, *, ended: str = "") -> Step:
+    """A step without a candidate, that measured nothing on validation rows.
+
+    Args:
+        ended: "failed" or "stopped" where the arm cannot go on.
+    """
     none = torch.zeros((0, len(ground.start.scores[VALIDATION].weights)), dtype=torch.float64)
-    return Step(arm, number, none, (), (), hope, says, learned={"failed": True} if failed else {})
+    return Step(arm, number, none, (), (), hope, says, learned={ended: True} if ended else {})
 
 
 def one_column(ground: Ground, found: Measurement) -> Tensor:
@@ -92,7 +98,9 @@ def whole_ledger(ground: Ground, steps: Sequence[Step]) -> tuple[Ledger, dict[in
 
 
 def share(ground: Ground, candidate: Candidate) -> float:
-    """The gain of a candidate on validation rows as a share of the original's metric."""
+    """The gain of a candidate on validation rows as a share of the original's metric; 0 where they differ by rounding only."""
+    if not bool(one_column(ground, candidate.found).any()):
+        return 0.0
     before, after = ground.start.scores[VALIDATION], candidate.found.scores[VALIDATION]
     return (before.mean - after.mean) / max(abs(before.mean), 1e-12)
 

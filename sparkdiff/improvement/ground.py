@@ -24,6 +24,7 @@ from sparkdiff.options import Options
 from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.pipeline.parity import Parity
 from sparkdiff.report import Phases
+from sparkdiff.store.run_folder import TRAININGS
 
 HELD_OUT = (VALIDATION, TEST, REFERENCE)
 """Splits whose margins are kept row by row."""
@@ -62,7 +63,7 @@ class Ground:
         facts: what a summary tells of the original's cache, stream and versions.
         rows: per split.
         doubts: warnings about the rows.
-        folder: of the run, which its trials are written to.
+        folder: of the run, which its trials and trainings are written to.
     """
 
     model: Any
@@ -124,6 +125,15 @@ class Ground:
             changes = {"lossParams": self.lossParams, **changes}
         o = dataclasses.replace(self.options, freeze=freeze, **changes)
         return prepare(model, o, self.sources[0].df)
+
+    def kept(self, arm: str, number: int) -> dict[str, Any]:
+        """The options by which a training of an arm is kept in the run's own folder, where it replaces no run of the user's."""
+        if self.folder == Path():
+            return {}
+        return {
+            "checkpointDir": str(self.folder / TRAININGS),
+            "runId": self.options.runId and f"{arm}-{number}",
+        }
 
     @contextmanager
     def begun(self, task: Task) -> Iterator[Run]:

@@ -2,23 +2,27 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import torch
 
+from sparkdiff import jvm
 from sparkdiff.data.splits import REFERENCE, VALIDATION
 from sparkdiff.diagnostics import rows as datachecks
+from sparkdiff.errors import InputError, ParityError
 from sparkdiff.evaluation import guard
 from sparkdiff.evaluation.acceptance import Judgement, judge
 from sparkdiff.evaluation.ledger import Ledger
 from sparkdiff.evaluation.recorded import keyed
-from sparkdiff.improvement.candidate import Candidate, Step, share, whole_ledger
-from sparkdiff.improvement.ground import Ground, allowed
+from sparkdiff.improvement.candidate import ROUNDING, Candidate, Step, share, whole_ledger
+from sparkdiff.improvement.folding import folded
+from sparkdiff.improvement.ground import Ground, allowed, measure
 from sparkdiff.improvement.settings import CHANGES_FORM
 
 BEST, AS_CHEAP, SAME_FORM, SIMPLER = "best", "asCheap", "sameForm", "simpler"
 """The names of offers: the largest gain; of those that cost no more to serve than the original; of those with the original's
-stages; one with a stage less that loses nothing."""
+stages; one with fewer stages that serves cheaper and loses nothing."""
+ACCEPT = 0.025
+"""The p-value that a simpler pipeline needs where any gain is accepted."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,12 +31,14 @@ class Judged:
 
     Attributes:
         p: adjusted for everything that all arms measured, and for several offers (`guard.step_down`).
+        column: of the family of tests.
         accepted: whether its gain is larger than chance explains, and nothing speaks against it.
     """
 
     candidate: Candidate
     judgement: Judgement
     p: float
+    column: int
 
     @property
     def accepted(self) -> bool:
@@ -60,11 +66,36 @@ class Decision:
         return self.offers.get(BEST)
 
 
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """All that one test covers: that anything gains, and that anything simpler loses no more than `maxLoss`.
+
+    Attributes:
+        gains: (C, B) of everything that the arms measured, then, for everything that the arm `simplify` measured, the gain over
+            the original and the allowed loss, and likewise over the leader.
+        weights: (B,).
+        leader: the column with the largest gain; -1 where none gains.
+        spared: (column, what it is compared with: -1 the original) -> the row of `gains`.
+    """
+
+    gains: torch.Tensor
+    weights: torch.Tensor
+    leader: int
+    spared: Mapping[tuple[int, int], int]
+
+    def p(self, row: int, verdict: guard.Verdict, seed: int) -> float:
+        """The p-value of a row, adjusted for all others: `guard.step_down`."""
+        held = self.weights > 0
+        found = guard.step_down(self.gains[:, held], level=verdict.level, joined=verdict.joined, seed=seed)
+        return float(found[row])
+
+
 def decide(ground: Ground, steps: Sequence[Step]) -> Decision:
     """Judge the best candidate of each arm, and the best of those that serve as cheaply as the original."""
     ledger, candidates = whole_ledger(ground, steps)
     order = sorted(candidates, key=lambda k: (-share(ground, candidates[k]), k))
     worth = _finalists(ground, [(k, candidates[k]) for k in order if allowed(ground, candidates[k].found.cost)])
+    family = family_of(ground, steps, ledger, worth[0][0] if worth else -1)
     with ground.begun(ground.start.task) as run:
         data, reference = keyed(run.data), bool(run.cache.rows(REFERENCE))
         held = ground.start.scores[VALIDATION]
@@ -76,18 +107,43 @@ def decide(ground: Ground, steps: Sequence[Step]) -> Decision:
             found = judge(
                 run.task.options, data, run.goal.metric, networks, own, held, reference=reference, always=True
             )
-            return _stepped(candidate, found, column, own, ground.options.seed)
+            return _stepped(candidate, found, column, family, ground.options.seed)
 
         all_judged = tuple(judged(k, c) for k, c in worth)
         first = next((j for j in all_judged if j.judgement.verdict.best >= 0), None)
         warnings = () if first is None else _few(ledger, first, held.mean)
-    return Decision(all_judged, _offers(ground, all_judged, steps), warnings, len(ledger.gains))
+    return with_folded(ground, Decision(all_judged, _offers(ground, all_judged, family), warnings, len(ledger.gains)))
+
+
+def family_of(ground: Ground, steps: Sequence[Step], ledger: Ledger, leader: int) -> Family:
+    """All that is tested.
+
+    Args:
+        leader: the column of the best candidate that may be offered.
+    """
+    gains = ledger.gains
+    leader = leader if leader >= 0 and float(gains[leader].sum()) > 0 else -1
+    rows, spared, first, allowance = [gains], dict[tuple[int, int], int](), 0, ground.settings.maxLoss
+    before = ground.start.scores[VALIDATION]
+    for step in steps:
+        exact = {c.column for c in step.candidates if c.exact}
+        simpler = [k for k in range(len(step.gains)) if k not in exact] if step.arm == "simplify" else []
+        for beside in (-1, leader) if allowance and simpler and leader >= 0 else (-1,) if allowance and simpler else ():
+            over = torch.zeros_like(before.blocks) if beside < 0 else gains[beside]
+            mean = (before.blocks - over).sum() / before.weights.sum()
+            spared |= {(first + k, beside): sum(map(len, rows)) + i for i, k in enumerate(simpler)}
+            rows.append(step.gains[simpler] - over + allowance * mean.abs() * before.weights)
+        first += len(step.gains)
+    return Family(torch.cat(rows), ledger.weights, leader, spared)
 
 
 def _finalists(ground: Ground, ordered: Sequence[tuple[int, Candidate]]) -> list[tuple[int, Candidate]]:
-    """The best of each arm and the best that is as cheap to serve, in the order of their gains."""
+    """The best of each arm, the best that is as cheap to serve, and what is exact, in the order of their gains."""
     arms, found, cheap = set[str](), list[tuple[int, Candidate]](), False
     for column, candidate in ordered:
+        if candidate.exact:  # not a gain, so that it takes no other's place
+            found.append((column, candidate))
+            continue
         is_cheap = candidate.found.cost <= ground.start.cost
         if candidate.arm not in arms or (is_cheap and not cheap):
             found.append((column, candidate))
@@ -96,22 +152,21 @@ def _finalists(ground: Ground, ordered: Sequence[tuple[int, Candidate]]) -> list
     return found
 
 
-def _stepped(candidate: Candidate, found: Judgement, column: int, ledger: Ledger, seed: int) -> Judged:
+def _stepped(candidate: Candidate, found: Judgement, column: int, family: Family, seed: int) -> Judged:
     """The judgement with a p-value that allows for several offers."""
     verdict = found.verdict
     if verdict.best < 0 or verdict.level >= 1:
-        return Judged(candidate, found, verdict.p)
-    held = ledger.weights > 0
-    p = float(guard.step_down(ledger.gains[:, held], level=verdict.level, joined=verdict.joined, seed=seed)[column])
+        return Judged(candidate, found, verdict.p, column)
+    p = family.p(column, verdict, seed)
     verdict = dataclasses.replace(verdict, p=p, accepted=p < verdict.level)
-    return Judged(candidate, dataclasses.replace(found, verdict=verdict), p)
+    return Judged(candidate, dataclasses.replace(found, verdict=verdict), p, column)
 
 
 def _few(ledger: Ledger, first: Judged, original: float) -> tuple[str, ...]:
     return tuple(datachecks.too_few_rows(ledger.gains, ledger.weights, first.judgement.verdict, original))
 
 
-def _offers(ground: Ground, judged: Sequence[Judged], steps: Sequence[Step]) -> dict[str, Judged]:
+def _offers(ground: Ground, judged: Sequence[Judged], family: Family) -> dict[str, Judged]:
     accepted = [j for j in judged if j.accepted]
     found: dict[str, Judged] = {}
     if accepted:
@@ -121,43 +176,57 @@ def _offers(ground: Ground, judged: Sequence[Judged], steps: Sequence[Step]) -> 
         found |= {
             name: j for name, j in ((AS_CHEAP, cheap), (SAME_FORM, same)) if j is not None and j is not accepted[0]
         }
-    simpler = _simpler(ground, judged, found.get(BEST), steps)
+    simpler = _simpler(ground, judged, found.get(BEST), family)
     return found if simpler is None else found | {SIMPLER: simpler}
 
 
-def _simpler(
-    ground: Ground, judged: Sequence[Judged], best: Judged | None, steps: Sequence[Step]
-) -> Judged | None:  # fmt: skip
-    """The pipeline with a stage less that serves cheaper than the best and is not worse by more than `maxLoss`.
+def _simpler(ground: Ground, judged: Sequence[Judged], best: Judged | None, family: Family) -> Judged | None:
+    """The cheapest pipeline that serves cheaper than the best, or than the original where nothing is better, and is not worse.
 
-    A test of non-inferiority at the guard's level, which covers all that the arm measured: the best of many deletions looks
-    better than it is. With a timeCol there is none: neighbouring rows depend on each other.
+    Not worse is what is exact, and a deletion that loses no more than `maxLoss`: non-inferiority, one more hypothesis of the same
+    test. With a timeCol no deletion is offered: neighbouring rows depend on each other.
     """
-    o, spared = ground.options, ground.settings.maxLoss
     reference = ground.start if best is None else best.candidate.found
-    tried = [j for j in judged if j.candidate.arm == "simplify" and j.candidate.found.cost < reference.cost]
-    if not tried or not spared or o.timeCol is not None or (best is not None and best in tried):
-        return None
-    whole = reference.scores[VALIDATION]
-    least = min(tried, key=lambda j: j.candidate.found.scores[VALIDATION].mean)
-    gains, column = _simplified(steps, least.candidate)
-    gains = gains - (ground.start.scores[VALIDATION].blocks - whole.blocks)
-    unit: Literal["rows", "groups"] = "groups" if o.groupCol else "rows"
-    units = int((whole.weights > 0).sum()) if o.groupCol else ground.rows[VALIDATION]
-    level = o.guard / o.fleetSize if o.guard < 1 else 0.025
-    if units < guard.MIN_UNITS:
-        return None
-    better = gains + spared * abs(whole.mean) * whole.weights
-    verdict = guard.decide(better, whole.weights, chosen=column, level=level, unit=unit, units=units, seed=o.seed)
-    against = least.judgement
-    return least if verdict.accepted and not against.worse and not against.flips else None
+    cheaper = [j for j in judged if j.candidate.arm == "simplify" and j.candidate.found.cost < reference.cost]
+    exact = [j for j in cheaper if j.candidate.exact and best is None]
+    deleted = [j for j in cheaper if not j.candidate.exact]
+    if deleted and (best is None or best not in deleted) and ground.options.timeCol is None:
+        least = min(deleted, key=lambda j: j.candidate.found.scores[VALIDATION].mean)
+        exact += [least] if _no_worse(ground, least, best, family) else []
+    return min(exact, key=lambda j: j.candidate.found.cost, default=None)
 
 
-def _simplified(steps: Sequence[Step], candidate: Candidate) -> tuple[torch.Tensor, int]:
-    """The gains (C, B) of all that the arm of a candidate measured, and which of these columns is the candidate's."""
-    own, column, first = [s for s in steps if s.arm == candidate.arm], -1, 0
-    for step in own:
-        if any(c is candidate for c in step.candidates):
-            column = first + candidate.column
-        first += len(step.gains)
-    return torch.cat([s.gains for s in own]), column
+def _no_worse(ground: Ground, simpler: Judged, best: Judged | None, family: Family) -> bool:
+    row = family.spared.get((simpler.column, -1 if best is None else best.column))
+    against, verdict = simpler.judgement, simpler.judgement.verdict
+    if (
+        row is None or against.worse or against.flips
+    ):  # None: the best is another one than the leader, or nothing may be lost
+        return False
+    if verdict.level >= 1:  # whoever accepts any gain still wants to know what it loses
+        verdict = dataclasses.replace(verdict, level=ACCEPT)
+    return family.p(row, verdict, ground.options.seed) < verdict.level
+
+
+def with_folded(ground: Ground, decision: Decision) -> Decision:
+    """The decision with the best pipeline folded as the simpler one, where that is cheaper to serve than what is offered."""
+    best, offered = decision.best, decision.offers.get(SIMPLER)
+    model = None if best is None else folded(ground, best.candidate.model)
+    if best is None or model is None:
+        return decision
+    name = f"{best.candidate.name}, compacted"
+    try:
+        found = measure(ground, model)
+    except (InputError, ParityError, *jvm.SparkError) as e:
+        why = jvm.cause(e) if isinstance(e, jvm.SparkError) else str(e)
+        return dataclasses.replace(decision, warnings=(*decision.warnings, f"{name}: {why}"))
+    before = best.candidate.found.scores[VALIDATION].blocks
+    apart = float((found.scores[VALIDATION].blocks - before).abs().sum())
+    if apart > ROUNDING * float(before.abs().sum()) or (offered and offered.candidate.found.cost <= found.cost):
+        return decision
+    simpler = dataclasses.replace(
+        best, candidate=dataclasses.replace(best.candidate, name=name, found=found, exact=True)
+    )
+    at = decision.judged.index(best) + 1
+    judged = (*decision.judged[:at], simpler, *decision.judged[at:])
+    return dataclasses.replace(decision, judged=judged, offers={**decision.offers, SIMPLER: simpler})

@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pyspark.ml import PipelineModel
+from pyspark.ml.util import DefaultParamsReader
 
+from sparkdiff import jvm
 from sparkdiff.evaluation.ledger import Trial
 from sparkdiff.evaluation.recorded import Recorded
 from sparkdiff.evaluation.scores import Score
 from sparkdiff.growth import costs
 from sparkdiff.improvement.candidate import Candidate, Step
-from sparkdiff.improvement.ground import Ground, Measurement, as_pipeline
+from sparkdiff.improvement.ground import Ground, Measurement
 from sparkdiff.pipeline.network import Network
 from sparkdiff.pipeline.parity import Parity
 from sparkdiff.store import files
@@ -70,8 +71,10 @@ class Log:
             for i, c in enumerate(step.candidates):
                 found = c.found
                 parity = None if found.parity is None else dataclasses.asdict(found.parity)
-                told["candidates"].append({"name": c.name, "column": c.column, "changes": c.changes, "parity": parity})
-                as_pipeline(c.model).write().save(f"file://{temporary}/model-{i}")
+                told["candidates"].append(
+                    {"name": c.name, "column": c.column, "changes": c.changes, "exact": c.exact, "parity": parity}
+                )
+                c.model.write().save(f"file://{temporary}/model-{i}")
                 files.save_mappable(temporary / f"figures-{i}.pt", _figures(found))
             files.save_mappable(temporary / "gains.pt", step.gains)
             files.write_bytes(temporary / "step.json", json.dumps(told).encode())
@@ -85,7 +88,9 @@ class Log:
             return None
         told = json.loads((place / "step.json").read_text(encoding="utf-8"))
         candidates = tuple(
-            Candidate(arm, c["name"], _measurement(ground, place, i, c["parity"]), c["column"], c["changes"])
+            Candidate(
+                arm, c["name"], _measurement(ground, place, i, c["parity"]), c["column"], c["changes"], c["exact"]
+            )
             for i, c in enumerate(told["candidates"])
         )
         return Step(
@@ -100,7 +105,7 @@ def _figures(found: Measurement) -> dict[str, Any]:
 
 
 def _measurement(ground: Ground, place: Path, i: int, parity: dict[str, Any] | None) -> Measurement:
-    model = PipelineModel.load(f"file://{place}/model-{i}")
+    model: Any = DefaultParamsReader.loadParamsInstance(f"file://{place}/model-{i}", jvm.ml_context(jvm.session()))
     figures = torch.load(place / f"figures-{i}.pt", weights_only=True)
     task = ground.task(model)
     network = Network(task.cut.graph, task.cut.live)

@@ -18,10 +18,12 @@ from sparkdiff.improvement.log import Log
 from sparkdiff.improvement.plan import described
 from sparkdiff.improvement.reporting import summary_of
 from sparkdiff.improvement.settings import ImprovementSettings
+from sparkdiff.machine.interrupts import undisturbed
 from sparkdiff.options import Options
 from sparkdiff.report import Phases
 from sparkdiff.report.progress import Progress
-from sparkdiff.store.run_folder import RunFolder
+from sparkdiff.report.record import versions
+from sparkdiff.store.run_folder import RunFolder, name_beside
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +72,7 @@ def improve_pipeline(
         ground = dataclasses.replace(ground, folder=folder.path)
         raced = race.race(ground, arms, account, log, phases)
         begun = time.monotonic()
-        with phases.phase("judge"):
+        with undisturbed(_deciding(options.runId)), phases.phase("judge"):
             decision = judging.decide(ground, raced.steps)
         account.add("judge", time.monotonic() - begun)
         timings = {k: round(v, 3) for k, v in phases.timings.items()}
@@ -81,16 +83,21 @@ def improve_pipeline(
     return Improved(result, model, ground.start.task.plan, summary, (folder,), offers)
 
 
+def _deciding(runId: str | None) -> str:
+    later = "" if runId is None else f"; everything that was tried is kept, and runId={runId!r} decides later"
+    return f"deciding about everything that was tried so far; Ctrl-C again ends without a decision{later}"
+
+
 @contextlib.contextmanager
 def _folder(ground: Ground, *, replace: bool) -> Iterator[tuple[RunFolder, Log]]:
     """The run's folder, and the log in it; only a run with a name keeps one."""
-    runId = ground.options.runId
+    o, runId, known = ground.options, ground.options.runId, versions()
+    # What was measured may differ between versions, and the level of the guard decides what growth drops.
     beside = {
-        "improvement": {
-            k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(ground.settings).items()
-        }
-    }
+        "improvement": dataclasses.asdict(ground.settings), "guard": o.guard, "fleetSize": o.fleetSize,
+        "versions": {name: known[name] for name in ("sparkdiff", "pyspark") if name in known},
+    }  # fmt: skip
     with ground.begun(ground.start.task) as run:
         pass
-    with run_folder(run, runId and f"{runId}-improve", replace=replace, beside=beside) as folder:
+    with run_folder(run, runId and name_beside(runId, "-improve"), replace=replace, beside=beside) as folder:
         yield folder, Log(folder.path if runId is not None else None)

@@ -65,13 +65,13 @@ def race(ground: Ground, arms: Sequence[Arm], account: Account, log: Log, phases
                 if why := log.skipped(arm.name, number, lambda: _too_late(account)):
                     ends[arm.name] = ("stopped", why)
                     continue
-                limit = account.limit(_portion(arm, alive, number))
+                limit = account.limit(_portion(arm, alive, number), _portion(arm, alive, number, whole=True))
                 with phases.phase(arm.name) as say:
                     step = _run(ground, arm, number, _at_least(limit, account), steps, account, log)
                     say(_told(ground, step))
                 steps.append(step)
-                if step.learned.get("failed"):
-                    ends[arm.name] = ("failed", step.says)
+                if state := next((s for s in ("failed", "stopped") if step.learned.get(s)), None):
+                    ends[arm.name] = (state, step.says)
                 elif number + 1 < arm.steps:
                     going.append(arm)
                 else:
@@ -83,10 +83,14 @@ def race(ground: Ground, arms: Sequence[Arm], account: Account, log: Log, phases
     return Raced(tuple(steps), tuple(Standing(a.name, *ends[a.name], account.spent.get(a.name, 0.0)) for a in arms))
 
 
-def _portion(arm: Arm, alive: Sequence[Arm], number: int) -> float:
-    """The part of what is left that a step may use: of a first step a tenth of the arm's share, later all of it."""
+def _portion(arm: Arm, alive: Sequence[Arm], number: int, *, whole: bool = False) -> float:
+    """The part of what is left that a step may use: of a first step a tenth of the arm's share, later all of it.
+
+    Args:
+        whole: all of it in a first step, too.
+    """
     if number == 0:
-        return FIRST * arm.share / sum(a.share for a in alive)
+        return (1.0 if whole else FIRST) * arm.share / sum(a.share for a in alive)
     waiting = alive[[a.name for a in alive].index(arm.name) :]
     return arm.share / sum(a.share for a in waiting)
 
@@ -111,12 +115,14 @@ def _run(
         begun = time.monotonic()
         try:
             done = arm.run(ground, number, limit, steps)
+        except TimeoutError as e:
+            done = nothing(ground, arm.name, number, f"{e}, its share of the budget: set a larger one", ended="stopped")
         except (FullDiskError, HeldError):
             raise  # these end the run: no other arm could do better
         except SparkdiffError as e:
-            done = nothing(ground, arm.name, number, str(e), failed=True)
+            done = nothing(ground, arm.name, number, str(e), ended="failed")
         except jvm.SparkError as e:
-            failed = nothing(ground, arm.name, number, jvm.cause(e), failed=True)
+            failed = nothing(ground, arm.name, number, jvm.cause(e), ended="failed")
             account.add(arm.name, time.monotonic() - begun)
             return failed  # and not in the log: Spark may do it when the run goes on
         done = dataclasses.replace(done, seconds=time.monotonic() - begun)

@@ -8,8 +8,10 @@ from sparkdiff.data.splits import TEST, VALIDATION
 from sparkdiff.evaluation import guard
 from sparkdiff.evaluation.acceptance import Judgement, reason
 from sparkdiff.finetune import Measured, measured, shown_options, tested
+from sparkdiff.growth import costs
 from sparkdiff.improvement import why
 from sparkdiff.improvement.candidate import Step, share
+from sparkdiff.improvement.folding import folded
 from sparkdiff.improvement.ground import Ground, Measurement
 from sparkdiff.improvement.judging import Decision, Judged
 from sparkdiff.improvement.race import Raced
@@ -83,7 +85,8 @@ def _table(ground: Ground, raced: Raced, decision: Decision) -> list[dict[str, A
     test = start.scores.get(TEST)
     rows: list[dict[str, Any]] = [{
         "arm": None, "name": "your pipeline", "value": held, "test": None if test is None else test.value, "change": 0.0,
-        "gain": 0.0, "changed": None, "serving": 1.0, "seconds": 0.0, "p": None, "accepted": False, "offers": [], "why": "",
+        "gain": 0.0, "changed": None, "serving": 1.0, "compacted": None,
+        "seconds": 0.0, "p": None, "accepted": False, "offers": [], "why": "",
     }]  # fmt: skip
     spent = {s.arm: s.seconds for s in raced.standings}
     for j in decision.judged:
@@ -94,10 +97,17 @@ def _table(ground: Ground, raced: Raced, decision: Decision) -> list[dict[str, A
             "arm": j.candidate.arm, "name": j.candidate.name, "value": value, "test": None if tested is None else tested.value,
             "change": (value - held) / max(abs(held), 1e-12), "gain": share(ground, j.candidate),
             "changed": None if compared is None else compared.changed, "serving": found.cost / start.cost,
+            "compacted": _compacted(ground, j) if j in decision.offers.values() else None,
             "seconds": spent[j.candidate.arm], "p": None if j.judgement.verdict.best < 0 else j.p, "accepted": j.accepted,
             "offers": [n for n, o in decision.offers.items() if o is j], "why": _against(j.judgement),
         })  # fmt: skip
     return rows
+
+
+def _compacted(ground: Ground, offered: Judged) -> float | None:
+    """What an offer costs to serve once it is folded (`sparkdiff.compact`), by what the original costs; None if nothing folds."""
+    model = folded(ground, offered.candidate.model)
+    return None if model is None else costs.of_model(model) / ground.start.cost
 
 
 def _against(judgement: Judgement) -> str:

@@ -18,7 +18,7 @@ WHY_REFUSED = {
 ARMS = {
     "refit": "fits the stages anew on the training rows",
     "finetune": "trains the weights of the stages together",
-    "simplify": "deletes a stage, and fits those after it anew",
+    "simplify": "folds stages that fold exactly; deletes a stage, and fits those after it anew",
     "search": "searches the settings of the stages, and fits them anew",
     "import": "adds boosted trees, fitted from the pipeline's own predictions",
     "grow": "adds stages that learn: hidden units, crosses, curves, effects",
@@ -38,7 +38,7 @@ class ImprovementSettings:
     keepForm: bool = option(False, "whether the result must have the same stages: nothing is added or deleted")
     keepStages: tuple[str, ...] = option((), "stages that stay as they are: neither trained nor fitted anew nor deleted")
     maxServingCost: float | None = option(None, "largest cost of serving the result, as a multiple of what the pipeline costs now, by a table of costs per stage; if unset, no limit", kind=float, low=1)
-    maxLoss: float = option(0.005, "share of the metric that a simpler pipeline may lose; 0 offers none", low=0, high=1)
+    maxLoss: float = option(0.005, "share of the metric that a simpler pipeline may lose; 0 offers what is exact only", low=0, high=1)
     parts: tuple[str, ...] = option(tuple(k for k in KINDS if k != "trees"), f"kinds of parts that the arm grow tries: {', '.join(k for k in KINDS if k != 'trees')}", items="kinds of parts")
     entityCols: tuple[str, ...] = option((), "columns that name users, items or shops, whose effects may be learned; the pipeline need not read them", items="column names")
     # fmt: on

@@ -28,8 +28,9 @@ class ImprovementSummary(FineTuningSummary):
             "interrupted".
         table: a row for the original and for the best pipeline of each arm, the best first: {"arm", "name", "value" (of
             validation rows), "test" (None without test rows), "change", "changed" (share of rows whose label changes, or whose
-            prediction moves by more than a tenth), "serving" (cost relative to the original), "seconds", "p", "accepted",
-            "offers" (names), "why" (it was not accepted)}.
+            prediction moves by more than a tenth), "serving" (cost relative to the original), "compacted" (of an offer: the same
+            once `sparkdiff.compact` has folded it; None where that saves nothing), "seconds", "p", "accepted", "offers" (names),
+            "why" (it was not accepted)}.
         offers: {name: row of the table}; see `sparkdiff.improvement.judging`.
         budget: {"given", "spent"}: as it was asked, and seconds per arm, of measuring the original, and of the decision.
         measured: how many results on validation rows the p-values allow for.
@@ -73,7 +74,8 @@ def table_of(summary: ImprovementSummary) -> list[str]:
 
 def _verdict(row: Mapping[str, Any]) -> str:
     offered = [NAMES[name] for name in row["offers"]]
-    mark = f"<- {', '.join(offered)}, " if offered else ""
+    smaller = "" if row["compacted"] is None else f" ({row['compacted']:.1f}x compacted)"
+    mark = f"<- {', '.join(offered)}{smaller}, " if offered else ""
     if row["p"] is None:
         return mark.rstrip(", ")
     why = "" if row["accepted"] or not row["why"] else f", {row['why']}"

@@ -395,7 +395,7 @@ def within(seconds: float | None) -> Iterator[None]:
     try:
         with _own_group(spark), cancellable(spark, tag):
             yield
-    except SparkError as e:
+    except Exception as e:  # Spark's own, or one of ours that tells of it
         if late.is_set():
             raise TimeoutError(f"Spark took longer than {seconds:.0f} s") from e
         raise

@@ -40,7 +40,7 @@ def fine_tuned(
     changed: dict[str, Any] = {"recipe": recipe, "maxSeconds": limit.seconds}
     epochs = limit.epochs(len(recipes_for(replace(o, recipe=recipe), ground.rows[VALIDATION])))
     changed["maxEpochs"] = o.maxEpochs if epochs is None else min(o.maxEpochs, epochs)
-    changed["runId"] = o.runId and f"{o.runId}-{arm}-{number}"
+    changed |= ground.kept(arm, number)
     with ground.begun(ground.task(base.model, **changed)) as run:
         before = verified(run)
         fitted = trained(run, before, None, replace=True)

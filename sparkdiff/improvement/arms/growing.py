@@ -72,10 +72,9 @@ def _step(
 
 def grown(ground: Ground, limit: Limit, settings: GrowthSettings, arm: str, number: int) -> Step:
     """Grow the original, and write the result back, whether or not it would be accepted."""
-    runId = ground.options.runId and f"{ground.options.runId}-{arm}-{number}"
     epochs = limit.epochs(4)
     options = replace(
-        ground.options, freeze=ground.keeps, maxSeconds=limit.seconds, runId=runId,
+        ground.options, freeze=ground.keeps, maxSeconds=limit.seconds, **ground.kept(arm, number),
         maxEpochs=ground.options.maxEpochs if epochs is None else min(ground.options.maxEpochs, epochs),
     )  # fmt: skip
     start = growth_ground(ground.model, options, settings.entityCols, ground.sources, ground.boundaries)

@@ -5,6 +5,7 @@ from typing import Any
 
 from pyspark.ml import Pipeline
 
+from sparkdiff import jvm
 from sparkdiff.data.splits import fit_on_training_rows
 from sparkdiff.evaluation.ledger import Trial
 from sparkdiff.improvement.arm import Arm
@@ -60,7 +61,9 @@ def _run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> St
             ground, base, limit, recipe="default", arm="refit", number=number, name="refitted, fine-tuned"
         )
     form = form_of(ground)
-    found = measure(ground, refitted(ground, form.estimator))
+    with jvm.within(limit.most):
+        model = refitted(ground, form.estimator)
+    found = measure(ground, model)
     kept = [s.uid for s in form.stages if s.role == "as fitted"]
     says = "; ".join([f"fitted anew on {ground.rows['train']:,} rows", *(f"{uid} stays as it is" for uid in kept)])
     candidate = Candidate("refit", "refitted", found, 0)

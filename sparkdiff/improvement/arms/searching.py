@@ -13,6 +13,8 @@ from sparkdiff.improvement.arms.refitting import expected, form_of
 from sparkdiff.improvement.budget import Limit
 from sparkdiff.improvement.candidate import Candidate, Step, nothing, one_column
 from sparkdiff.improvement.ground import Ground, allowed, measure
+from sparkdiff.objectives.metrics import DEFAULTS, Metric
+from sparkdiff.options import callable_name
 from sparkdiff.tuning.mean_loss import evaluator_of
 from sparkdiff.tuning.search.samplers import check_sampler
 from sparkdiff.tuning.search.settings_space import settings_space
@@ -40,6 +42,8 @@ def _refused(ground: Ground) -> str:
         return f"nothing can be fitted anew: {'; '.join(form.notes) or 'no stage is ever fitted'}"
     if ground.plan.labelCol is None:
         return "there is no label by which a trial could be judged"
+    if why := _unmeasurable(ground):
+        return why
     return "" if settings_space(form) else "none of its stages has a setting that is worth searching"
 
 
@@ -88,6 +92,23 @@ def _evaluator(ground: Ground) -> Any:
         ground.metric, task.cut.graph.head.stage, labelCol=str(task.labelCol), weightCol=task.weightCol,
         params={**ground.lossParams, **o.metricParams},
     )  # fmt: skip
+
+
+def _unmeasurable(ground: Ground) -> str:
+    """Why no evaluator has the metric that decides; empty if one has. It is known by its name alone before the rows are."""
+    o, head = ground.options, ground.plan.cut.graph.head
+    try:
+        if ground.goal is not None:
+            _evaluator(ground)
+            return ""
+        loss = o.loss if isinstance(o.loss, str) else callable_name(o.loss) if callable(o.loss) else " + ".join(o.loss)
+        loss = head.module.own_loss()[0] if loss == "auto" else loss  # type: ignore[union-attr, operator]
+        name = o.metric or DEFAULTS.get(loss, loss)
+        known = {"delta": 1.0, "tau": 0.5, "power": 1.5, **ground.lossParams, **o.metricParams}
+        evaluator_of(Metric(name), head.stage, labelCol=str(ground.plan.labelCol), params=known)
+    except InputError as e:
+        return str(e)
+    return ""
 
 
 def _words(found: TunedSettings, best: TunedSetting) -> str:

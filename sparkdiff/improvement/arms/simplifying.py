@@ -1,8 +1,13 @@
-"""The arm that deletes a stage, fits the others anew on the training rows, and then trains the best of these together."""
+"""The arm that takes stages away.
+
+What folds exactly goes without a change of the outputs. Then each single stage is deleted in turn and those after it are fitted
+anew on the training rows; the best of these is trained together.
+"""
 
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -15,6 +20,7 @@ from sparkdiff.improvement.arms.fine_tuning import fine_tuned
 from sparkdiff.improvement.arms.refitting import expected, label_stages
 from sparkdiff.improvement.budget import Limit
 from sparkdiff.improvement.candidate import Candidate, Step, best_of, nothing, one_column
+from sparkdiff.improvement.folding import folded, folding, gone
 from sparkdiff.improvement.ground import Ground, measure
 from sparkdiff.pipeline.unfitted import AS_FITTED, Unfitted, unfitted, with_uids_of
 from sparkdiff.serving.deletion import Deletion, deletions
@@ -33,9 +39,15 @@ def possible(ground: Ground) -> list[tuple[Deletion, Unfitted]]:
 
 
 def _refused(ground: Ground) -> str:
+    if folding(ground, ground.model) is not None:
+        return ""
     if ground.plan.labelCol is None:
         return "clusters are measured by distances, which another stage before them would change"
-    return "" if possible(ground) else "there is no stage that the others could do without"
+    return (
+        ""
+        if possible(ground)
+        else "no stage folds into another one, and there is none that the others could do without"
+    )
 
 
 def _run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> Step:
@@ -47,30 +59,52 @@ def _run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> St
         return fine_tuned(
             ground, best.found, limit, recipe="default", arm="simplify", number=number, name=name, changes=changes
         )
-    columns, trials, candidates, failed = list[torch.Tensor](), list[Trial](), list[Candidate](), list[str]()
-    tried, begun = possible(ground), time.monotonic()
-    for one, form in tried:
-        if candidates and limit.seconds is not None and time.monotonic() - begun > limit.seconds:
+    begun, found, failed = time.monotonic(), list[Candidate](), list[str]()
+    ways: list[Callable[[], Candidate | None]] = [lambda: _compacted(ground)]
+    if ground.plan.labelCol is not None:
+        ways += [partial(_without, ground, one, form, limit) for one, form in possible(ground)]
+    for way in ways:
+        if found and limit.seconds is not None and time.monotonic() - begun > limit.seconds:
             failed.append("out of time")
             break
         try:
-            found = measure(ground, _fitted(ground, one, form))
+            candidate = way()
+        except TimeoutError:
+            failed.append("out of time")
+            break
         except (InputError, ParityError, *jvm.SparkError) as e:
-            failed.append(f"without {one.uid}: {jvm.cause(e) if isinstance(e, jvm.SparkError) else e}")
+            failed.append(jvm.cause(e) if isinstance(e, jvm.SparkError) else str(e))
             continue
-        name = f"refitted without {one.stageClass.removesuffix('Model')}"
-        candidates.append(Candidate("simplify", name, found, len(columns), f"without {one.uid}"))
-        trials.append(Trial(len(columns), 0, one.uid))
-        columns.append(one_column(ground, found))
-    if not candidates:
-        return nothing(ground, "simplify", 0, "; ".join(failed), failed=True)
-    says = f"{len(candidates)} of {len(tried)} deletions tried" + "".join(f"; {why}" for why in failed)
-    return Step("simplify", 0, torch.cat(columns), trials, tuple(candidates), expected(ground, steps), says)
+        found += [] if candidate is None else [replace(candidate, column=len(found))]
+    says = "; ".join([*(c.name for c in found), *failed])
+    if not found:
+        return nothing(
+            ground, "simplify", 0, says or "nothing folds that would serve cheaper", ended="failed" if failed else ""
+        )
+    columns = torch.cat([one_column(ground, c.found) for c in found])
+    trials = [Trial(c.column, 0, c.changes) for c in found]
+    hope = 0.0 if all(c.exact for c in found) else expected(ground, steps)
+    return Step("simplify", 0, columns, trials, tuple(found), hope, says)
 
 
-def _fitted(ground: Ground, one: Deletion, form: Unfitted) -> Any:
-    model = fit_on_training_rows(form.estimator, ground.sources, ground.options, ground.boundaries)
-    return with_uids_of(one.pipeline, model)
+def _compacted(ground: Ground) -> Candidate | None:
+    """The original with fewer stages and the same outputs; None where nothing folds."""
+    plan, model = folding(ground, ground.model), folded(ground, ground.model)
+    if plan is None or model is None:
+        return None
+    found = measure(ground, model)
+    if bool(one_column(ground, found).any()):
+        raise ParityError(f"{ground.model.uid}: its compacted form has another {ground.metric.name}")
+    return Candidate("simplify", "compacted", found, 0, f"without {', '.join(gone(plan))}", exact=True)
+
+
+def _without(ground: Ground, one: Deletion, form: Unfitted, limit: Limit) -> Candidate:
+    """The pipeline that is fitted without this stage."""
+    with jvm.within(limit.most):
+        model = fit_on_training_rows(form.estimator, ground.sources, ground.options, ground.boundaries)
+    name = f"refitted without {one.stageClass.removesuffix('Model')}"
+    found = measure(ground, with_uids_of(one.pipeline, model))
+    return Candidate("simplify", name, found, 0, f"without {one.uid}")
 
 
 ARM = Arm("simplify", 2, 0.5, _refused, _run)

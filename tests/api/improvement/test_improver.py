@@ -52,7 +52,7 @@ def test_the_best_of_all_arms_is_plain_spark_and_named_with_its_evidence(
     assert summary.gain > 0.1
     own, *others = summary.table
     assert own["name"] == "your pipeline"
-    assert [r["value"] for r in others] == sorted(r["value"] for r in others)
+    assert [r["value"] for r in others] == pytest.approx(sorted(r["value"] for r in others), rel=1e-9)
     assert {r["arm"] for r in others} == {"refit", "finetune", "simplify", "search", "grow"} - {
         a["arm"] for a in summary.arms if a["state"] in ("failed", "not tried")
     }
@@ -83,6 +83,19 @@ def test_a_needless_stage_is_found_to_stand_in_the_way(improved: ImproverModel) 
     row = next(r for r in improved.summary.table if r["arm"] == "simplify")
     assert "without PCA" in row["name"]
     assert row["gain"] > 0.1
+
+
+def test_the_simpler_offer_is_the_best_with_fewer_stages(improved: ImproverModel, rows: DataFrame) -> None:
+    """The scaler folds into the regression: the same predictions, and the table says what that saves."""
+    best, simpler = improved.pipelineModel, improved.offers["simpler"]
+    assert {s.uid for s in simpler.stages} < {s.uid for s in best.stages}
+    ours, theirs = (m.transform(rows).select("prediction").toPandas()["prediction"] for m in (simpler, best))
+    assert ours.to_numpy() == pytest.approx(theirs.to_numpy(), rel=1e-9)
+    first, second = improved.summary.table[1:3]
+    assert second["offers"] == ["simpler"]
+    assert second["value"] == pytest.approx(first["value"], rel=1e-9)
+    assert second["serving"] == first["compacted"] < first["serving"]
+    assert "x compacted)" in str(improved.summary)
 
 
 def test_it_prints_one_table_and_says_why(improved: ImproverModel) -> None:
@@ -132,11 +145,13 @@ class Stop(Events):
 
 
 def test_a_killed_run_goes_on_and_ends_in_the_same_bits(model: PipelineModel, rows: DataFrame, tmp_path: Path) -> None:
-    given = {"arms": ["refit", "finetune"], "cacheDir": str(tmp_path), "runId": "one", **QUICK}
+    longest = "x" * 100
+    given = {"arms": ["refit", "finetune"], "cacheDir": str(tmp_path), "runId": longest, **QUICK}
     with pytest.raises(ValueError, match="the machine is gone"):
         Improver(model, callbacks=[Stop(ValueError("the machine is gone"))], **given).fit(rows)
     steps = sorted(p.name for p in tmp_path.rglob("step-*"))
     assert steps == ["step-0-refit"]
+    assert [p.name for p in tmp_path.rglob("trainings/*") if p.is_dir()] == ["finetune-0"]
     written = next(tmp_path.rglob("step-0-refit")).stat().st_mtime_ns
     found = Improver(model, **given).fit(rows)
     assert next(tmp_path.rglob("step-0-refit")).stat().st_mtime_ns == written
@@ -147,8 +162,9 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bits(model: PipelineModel, ro
     assert tables[0] == tables[1]
     again = Improver(model, **given).fit(rows)  # all steps are read
     assert same(again.pipelineModel, found.pipelineModel)
-    with pytest.raises(InputError, match="runId='one-improve' was started with other"):
-        Improver(model, **{**given, "budget": "170 passes"}).fit(rows)
+    for changed in ({"budget": "170 passes"}, {"guard": 0.01}):
+        with pytest.raises(InputError, match=f"-improve' was started with other .*{next(iter(changed))}"):
+            Improver(model, **{**given, **changed}).fit(rows)
 
 
 def test_ctrl_c_ends_with_the_best_so_far(model: PipelineModel, rows: DataFrame, cache: str) -> None:

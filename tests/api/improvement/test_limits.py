@@ -8,18 +8,21 @@ import torch
 from pyspark.ml import Pipeline
 from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.clustering import KMeans
-from pyspark.ml.feature import Imputer, StandardScaler, VectorAssembler
+from pyspark.ml.feature import Imputer, Normalizer, StandardScaler, VectorAssembler
 from pyspark.ml.regression import LinearRegression
 from pyspark.sql import DataFrame, SparkSession, functions as F
 from small_data import NUMBERS, riders, sides, unfitted
 
-from sparkdiff import Improver
+from sparkdiff import Improver, jvm
 from sparkdiff.data.splits import Source
 from sparkdiff.evaluation.recorded import keyed
 from sparkdiff.finetune import Shared
-from sparkdiff.improvement.arms import fine_tuning, refitting, simplifying
+from sparkdiff.improvement.arms import fine_tuning, refitting, searching, simplifying
 from sparkdiff.improvement.budget import Limit
+from sparkdiff.improvement.candidate import Candidate, Step
+from sparkdiff.improvement.folding import folded
 from sparkdiff.improvement.ground import Ground, measure, prepared
+from sparkdiff.improvement.log import Log
 from sparkdiff.improvement.settings import ImprovementSettings
 from sparkdiff.options import Options
 from sparkdiff.report import Phases
@@ -39,6 +42,24 @@ def test_no_arm_makes_what_costs_more_to_serve_than_is_allowed(rows: DataFrame, 
     held = Improver(model, maxServingCost=1.01, **given).fit(rows)
     assert [a["state"] for a in held.summary.arms] != ["failed"]
     assert all(row["serving"] <= 1.01 for row in held.summary.table)
+
+
+def test_what_is_to_be_kept_is_not_folded(rows: DataFrame) -> None:
+    model = unfitted().fit(rows)
+    scaler, pca = model.stages[3:5]
+
+    def left(**settings: object) -> list[str] | None:
+        ground = Ground(
+            model, Options(), ImprovementSettings.of(settings), [Source(rows)], None, Phases(False), Shared()
+        )
+        found = folded(ground, model)
+        return None if found is None else [s.uid for s in found.stages]
+
+    assert left() == [s.uid for s in model.stages if s.uid not in (scaler.uid, pca.uid)]
+    assert left(keepStages=[scaler.uid]) == [s.uid for s in model.stages if s.uid != pca.uid]
+    assert left(keepStages=["GeneralizedLinearRegressionModel"]) is None  # which would take the others up
+    assert left(keepForm=True) is None
+    assert left(arms=["refit"]) is None
 
 
 def test_rows_that_differ_in_where_a_null_is_are_different_rows(spark: SparkSession, tmp_path: Path) -> None:
@@ -66,7 +87,7 @@ def test_what_changes_more_labels_than_allowed_is_no_simpler_pipeline(rows: Data
     data = rows.withColumn("label", (F.rand(3) > 0.5).cast("double")).localCheckpoint()
     made = [
         VectorAssembler(inputCols=NUMBERS, outputCol="assembled"),
-        StandardScaler(inputCol="assembled", outputCol="features"),
+        Normalizer(inputCol="assembled", outputCol="features"),  # which folds into nothing
     ]
     model = Pipeline(stages=[*made, LogisticRegression(elasticNetParam=0.1, regParam=1e-3)]).fit(data)
     given = {"arms": ["simplify"], "maxLoss": 0.1, "budget": "60 passes", "maxEpochs": 2, "cacheDir": str(tmp_path)}
@@ -76,6 +97,48 @@ def test_what_changes_more_labels_than_allowed_is_no_simpler_pipeline(rows: Data
     assert row["changed"] > 0.001
     held = Improver(model, maxFlipRate=row["changed"] / 2, **given).fit(data)
     assert held.offers == {}
+
+
+def test_a_single_stage_is_read_back_as_one(rows: DataFrame, tmp_path: Path) -> None:
+    data = VectorAssembler(inputCols=NUMBERS, outputCol="features").transform(rows)
+    model = LinearRegression(labelCol="riders", solver="normal").fit(data)
+    options = Options.of({"cacheDir": str(tmp_path)})
+    ground = prepared(Ground(model, options, ImprovementSettings(), [Source(data)], None, Phases(False), Shared()))
+    step = Step("refit", 0, torch.zeros(1, 3), [], (Candidate("refit", "refitted", ground.start, 0),), 0.0, "")
+    Log(tmp_path).write(step)
+    found = Log(tmp_path).read(ground, "refit", 0)
+    assert found is not None
+    [candidate] = found.candidates
+    assert type(candidate.model) is type(model)
+    assert candidate.model.uid == model.uid
+
+
+def test_a_metric_that_no_trial_could_be_judged_by_is_named_before_work(rows: DataFrame) -> None:
+    made = [VectorAssembler(inputCols=NUMBERS, outputCol="features"), LogisticRegression(labelCol="rain")]
+    model = Pipeline(stages=made).fit(rows)
+
+    def refused(**given: object) -> str:
+        options = Options.of(given)
+        return searching.ARM.refused(
+            Ground(model, options, ImprovementSettings(), [Source(rows)], None, Phases(False), Shared())
+        )
+
+    assert "metric='focal' can't be computed" in refused(loss="focal")
+    assert "can't be computed" in refused(loss={"auto": 1.0, "focal": 1.0})
+    assert refused() == refused(loss="focal", metric="areaUnderROC") == refused(loss="auc") == ""
+
+
+def test_a_fit_that_takes_too_long_is_ended(spark: SparkSession) -> None:
+    def group() -> object:
+        return spark.sparkContext.getLocalProperty("spark.jobGroup.id")
+
+    spark.sparkContext.setJobGroup("mine", "of the user")
+    with pytest.raises(TimeoutError, match="longer than 1 s"), jvm.within(1):
+        spark.sql("select sum(sqrt(id)) from range(1000000000000)").collect()
+    assert group() == "mine"
+    with jvm.within(60):
+        assert spark.range(3).count() == 3
+    assert group() == "mine"
 
 
 def test_gains_of_rounded_rows_are_measured_again(rows: DataFrame, tmp_path: Path) -> None:

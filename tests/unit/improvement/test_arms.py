@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from sparkdiff.evaluation import guard
+from sparkdiff.evaluation.ledger import Ledger
 from sparkdiff.evaluation.scores import Score
 from sparkdiff.improvement import judging
 from sparkdiff.improvement.arms import searching
@@ -31,21 +33,54 @@ def test_the_best_of_many_losses_is_not_taken_for_no_loss() -> None:
     weights = torch.full((200,), 10.0, dtype=torch.float64)
     whole = Score(blocks, weights, 0)
     gains = 1.2 * noise - 0.06
-    kept = SimpleNamespace(worse=[], flips=False)
-    candidates = [
+    verdict = guard.Verdict(False, -1, 0.0, 0.0, 1.0, 0.025)
+    kept: Any = SimpleNamespace(worse=[], flips=False, verdict=verdict)
+    candidates: list[Any] = [
         Candidate(
             "simplify", str(i), SimpleNamespace(cost=0.5, scores={"validation": Score(blocks - g, weights, 0)}), i
         )
         for i, g in enumerate(gains)
     ]  # type: ignore[arg-type]
     ground: Any = SimpleNamespace(
-        options=Options.of({}), settings=ImprovementSettings(), rows={"validation": 2000},
+        options=Options.of({}), settings=ImprovementSettings(),
         start=SimpleNamespace(cost=1.0, scores={"validation": whole}),
     )  # fmt: skip
     best = max(candidates, key=lambda c: float(gains[c.column].sum()))
-    judged: Any = [judging.Judged(best, kept, 1.0)]  # type: ignore[arg-type]
-    alone = Step("simplify", 0, gains[best.column][None], [], (dataclasses.replace(best, column=0),), 0.0, "")
-    only: Any = [judging.Judged(alone.candidates[0], kept, 1.0)]  # type: ignore[arg-type]
-    assert judging._simpler(ground, only, None, [alone]) is only[0]
-    step = Step("simplify", 0, gains, [], tuple(candidates), 0.0, "")
-    assert judging._simpler(ground, judged, None, [step]) is None
+
+    def simpler(gains: torch.Tensor, candidate: Candidate) -> Any:
+        step = Step("simplify", 0, gains, [], (candidate,), 0.0, "")
+        family = judging.family_of(ground, [step], Ledger(gains, weights, [], -1), -1)
+        return judging._simpler(ground, [judging.Judged(candidate, kept, 1.0, candidate.column)], None, family)
+
+    assert simpler(gains[best.column][None], dataclasses.replace(best, column=0)) is not None
+    assert simpler(gains, best) is None
+
+
+def test_a_simpler_pipeline_has_to_be_no_worse_than_the_best() -> None:
+    """A deletion that is as good as the original is worse than what gains 10%; the allowance is one of the best's loss."""
+    noise = 0.1 * torch.randn((2, 200), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    blocks, weights = torch.full((2, 200), 10.0, dtype=torch.float64), torch.full((200,), 10.0, dtype=torch.float64)
+    gains = noise + torch.tensor([[1.0], [0.0]], dtype=torch.float64)
+    found: list[Any] = [
+        SimpleNamespace(cost=cost, scores={"validation": Score(b - g, weights, 0)})
+        for cost, b, g in zip((1.0, 0.5), blocks, gains, strict=True)
+    ]
+    ground: Any = SimpleNamespace(
+        options=Options.of({}), settings=ImprovementSettings(),
+        start=SimpleNamespace(cost=1.0, scores={"validation": Score(blocks[0], weights, 0)}),
+    )  # fmt: skip
+    kept: Any = SimpleNamespace(
+        worse=[], flips=False, accepted=True, verdict=guard.Verdict(True, 0, 1, 9, 0.001, 0.025)
+    )
+
+    def offers(gains: torch.Tensor, tuned: Any, deleted: Any) -> Any:
+        candidates = Candidate("finetune", "tuned", tuned, 0), Candidate("simplify", "deleted", deleted, 0)
+        steps = [Step(c.arm, 0, g[None], [], (c,), 0.0, "") for c, g in zip(candidates, gains, strict=True)]
+        family = judging.family_of(ground, steps, Ledger(gains, weights, [], 0), 0)
+        one, other = (judging.Judged(c, kept, 0.001, i) for i, c in enumerate(candidates))
+        return judging._simpler(ground, [one, other], one, family), judging._simpler(ground, [other], None, family)
+
+    assert [x is None for x in offers(gains, *found)] == [True, False]
+    alike = gains[0] - 0.01 + noise[1] / 10  # 0.1% of the best's loss of 9, of which 0.5% are allowed
+    also = SimpleNamespace(cost=0.5, scores={"validation": Score(blocks[0] - alike, weights, 0)})
+    assert [x is None for x in offers(torch.stack([gains[0], alike]), found[0], also)] == [False, False]
