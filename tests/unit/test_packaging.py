@@ -1,0 +1,192 @@
+"""What a release is made of fits together: versions, pins, hashes, workflows, and what SECURITY.md says about the code."""
+
+import ast
+import importlib.util
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+import sparkdiff
+
+pytestmark = pytest.mark.once
+
+ROOT = Path(__file__).parents[2]
+STACKS = ("petastorm", "modern", "spark35")
+SOURCES = sorted((ROOT / "sparkdiff").rglob("*.py"))
+
+
+def tool(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def workflow(name: str) -> dict[str, Any]:
+    text = (ROOT / ".github" / "workflows" / f"{name}.yml").read_text("utf-8")
+    found: dict[str, Any] = yaml.safe_load(text)
+    return found
+
+
+def commands(found: dict[str, Any]) -> Iterator[str]:
+    """All that a workflow's steps run, with each value of its matrix."""
+    for job in found["jobs"].values():
+        for step in job["steps"]:
+            if "run" not in step:
+                continue
+            for entry in job.get("strategy", {}).get("matrix", {}).get("include", [{}]):
+                run = step["run"]
+                for key, value in entry.items():
+                    run = run.replace(f"${{{{ matrix.{key} }}}}", value)
+                yield run
+
+
+def requirements(path: Path) -> list[Requirement]:
+    lines = path.read_text("utf-8").replace("\\\n", " ").splitlines()
+    return [Requirement(line.partition(" --hash")[0]) for line in lines if line and line[0] not in "# "]
+
+
+def pins(path: Path, python: str) -> dict[str, str]:
+    """The version of each package, on a version of Python."""
+    environment = {"python_version": python, "python_full_version": f"{python}.1"}
+    return {
+        r.name.lower().replace("_", "-"): str(r.specifier)
+        for r in requirements(path)
+        if r.marker is None or r.marker.evaluate(environment)
+    }
+
+
+def test_the_page_of_versions_is_what_its_tool_writes() -> None:
+    versions = tool("versions")
+    assert versions.PAGE.read_text("utf-8") == versions.page()
+    assert {p.stem for p in (ROOT / "constraints").glob("*.txt")} == set(versions.CI) == set(STACKS)
+
+
+@pytest.mark.parametrize("stack", STACKS)
+def test_each_pin_but_that_of_torch_has_hashes(stack: str) -> None:
+    constraints, hashes = ROOT / "constraints" / f"{stack}.txt", ROOT / "constraints" / "hashes" / f"{stack}.txt"
+    for python in ("3.10", "3.11"):
+        wanted = pins(constraints, python)
+        assert wanted.pop("torch")
+        assert pins(hashes, python) == wanted
+    for entry in hashes.read_text("utf-8").replace("\\\n", " ").splitlines():
+        assert re.search(r"--hash=sha256:[0-9a-f]{64}\b", entry), entry
+
+
+def test_a_tag_becomes_a_release_only_if_all_versions_agree() -> None:
+    release = tool("release")
+    project, package = (ROOT / name for name in ("pyproject.toml", "sparkdiff/__init__.py"))
+    texts = project.read_text("utf-8"), package.read_text("utf-8")
+    version = sparkdiff.__version__
+    dated = f"# Changelog\n\n## [Unreleased]\n\n## [{version}] - 2026-01-31\n"
+    assert release.faults(f"v{version}", *texts, dated) == []
+    assert len(release.faults("v9.9.9", *texts, dated)) == 3
+    assert len(release.faults(version, *texts, dated)) == 1
+    assert len(release.faults(f"v{version}", texts[0], '__version__ = "0"\n', "## [Unreleased]\n")) == 2
+
+
+@pytest.mark.parametrize("name", ["ci", "release"])
+def test_the_commands_of_a_workflow_exist(name: str) -> None:
+    found = list(commands(workflow(name)))
+    assert found
+    for command in found:
+        words = shlex.split(command)
+        if words[0] == "make":
+            subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, check=True, capture_output=True)
+        for word in words:
+            if re.match(r"(tools|constraints|tests)/[\w./]+$", word):
+                assert (ROOT / word).exists(), command
+
+
+def test_ci_runs_the_parts_of_the_script() -> None:
+    """Each `part ... tests` of .ci/run is in the matrix, with the same folders and marks, on the same stack."""
+    wanted, stack = set(), ""
+    for line in (ROOT / ".ci" / "run").read_text("utf-8").splitlines():
+        if found := re.match(r"stack (\w+) ", line):
+            stack = found[1]
+        if found := re.match(r'part "[^"]*" tests\b(.*)', line):
+            echoed = subprocess.run(
+                ["bash", "-c", f"printf '%s\\n' {found[1]}"], capture_output=True, text=True, check=True
+            )
+            wanted.add((stack, frozenset(word.strip("'") for word in echoed.stdout.splitlines() if word)))
+    assert {stack for stack, _ in wanted} == set(STACKS)
+    matrix = workflow("ci")["jobs"]["test"]["strategy"]["matrix"]["include"]
+    ours = set()
+    for entry in matrix:
+        if found := re.fullmatch(r'make pytest ARGS="-n 3 --dist loadfile(.*)"', entry["command"]):
+            ours.add((entry["stack"], frozenset(shlex.split(found[1]))))
+    assert ours == wanted
+    assert {"part": "lint", "stack": "petastorm", "python": "3.11", "command": "make lint"} in matrix
+
+
+def test_the_sdist_has_what_the_tests_read() -> None:
+    project = (ROOT / "pyproject.toml").read_text("utf-8")
+    (listed,) = re.findall(
+        r"\[tool\.hatch\.build\.targets\.sdist\]\ninclude = \[(.*?)^\]", project, re.DOTALL | re.MULTILINE
+    )
+    included = re.findall(r'"/([^"]+)"', listed)
+    assert all(any(ROOT.glob(name)) for name in included), included
+    tracked = {p.name for p in ROOT.iterdir() if p.is_dir()} - {"runs", "dist", "build", "site"}
+    assert {name for name in tracked if not name.startswith(".")} | {".ci", ".github"} <= set(included)
+
+
+def test_security_lists_all_that_can_run_code_from_a_file() -> None:
+    """pickle, `torch.load` that isn't limited to weights, and whatever else turns bytes into code."""
+    found = {path.relative_to(ROOT).as_posix() for path in SOURCES if any(unsafe(ast.parse(path.read_text("utf-8"))))}
+    stated = set(re.findall(r"`(sparkdiff/[\w/]+\.py)`", (ROOT / "SECURITY.md").read_text("utf-8")))
+    assert found == stated
+
+
+def unsafe(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef) and any("Unpickler" in ast.unparse(base) for base in node.bases):
+            yield node.name
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        given = {k.arg: ast.unparse(k.value) for k in node.keywords}
+        if name == "torch.load" and given.get("weights_only") != "True":
+            yield name
+        if name in ("np.load", "numpy.load") and "allow_pickle" in given:
+            yield name
+        if re.fullmatch(r"(pickle|cloudpickle|dill|joblib|marshal|shelve)\.(loads?|open|Unpickler)|eval|exec", name):
+            yield name
+        if re.fullmatch(r"yaml\.(load|full_load|unsafe_load)(_all)?", name):
+            yield name
+
+
+@pytest.mark.parametrize(
+    ("code", "safe"),
+    [
+        ("torch.load(f, weights_only=True)", True), ("torch.load(f)", False), ("pickle.loads(b)", False),
+        ("pickle.dumps(b)", True),
+        ("yaml.safe_load(t)", True), ("yaml.load(t)", False), ("network.eval()", True), ("eval(t)", False),
+        ("class A(pickle.Unpickler): pass", False),
+    ],
+)  # fmt: skip
+def test_what_is_unsafe(code: str, safe: bool) -> None:
+    assert (not list(unsafe(ast.parse(code)))) == safe
+
+
+def test_nothing_is_sent_anywhere() -> None:
+    """No module that opens connections is imported; of `socket` only this machine's name is asked."""
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for name in names:
+                assert not re.match(
+                    r"(urllib\.request|http|requests|httpx|aiohttp|ftplib|smtplib|websocket)\b", name
+                ), path
+                assert not (isinstance(node, ast.ImportFrom) and name == "socket"), path
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "socket":
+                assert node.attr == "gethostname", path
