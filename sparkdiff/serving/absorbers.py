@@ -43,7 +43,7 @@ class Absorber:
         """The stage with features [start, start + change.width_out) in place of which it reads the change's input.
 
         Args:
-            width_in: of the change's input; None where it isn't known.
+            width_in: of the change's input; None where it isn't known. A change that doesn't tell its width_out keeps it.
 
         Raises:
             RefusedError: the outputs would not be the same.
@@ -77,11 +77,10 @@ class Linear(Absorber):
         return int(self.matrix.shape[1])
 
     def absorbed(self, change: Map, start: int, width_in: int | None) -> "Linear":
-        block = slice(start, start + (self.width if change.width_out is None else change.width_out))
-        part = self.matrix[:, block]
-        width_in = part.shape[1] if change.width_out is None else width_in
         if width_in is None:
             raise RefusedError("the width of its input is unknown: pass the schema of the data (schema=df.schema)")
+        block = slice(start, start + (width_in if change.width_out is None else change.width_out))
+        part = self.matrix[:, block]
         self._check_cost(change, part.shape[1], width_in)
         new, constants = change.slopes(part, width_in)
         self._check_numbers(change, part, new)

@@ -216,14 +216,18 @@ class State:
             total: the width of the output, where Spark would refuse another one.
 
         Raises:
-            RefusedError: the columns before it have unknown widths.
+            RefusedError: the columns before it have unknown widths, or the known ones contradict `total`.
         """
         reads = self.reads[i]
         widths = [self.width(read.version) for read in reads]
         unknown = [k for k, w in enumerate(widths) if w is None]
-        if unknown and total is not None:
+        if total is not None:
             rest = total - sum(w for w in widths if w is not None)
-            if len(unknown) == 1 or rest == len(unknown):  # a column has at least one entry
+            if rest < len(unknown) or (not unknown and rest):  # a column has at least one entry
+                raise RefusedError(
+                    f"{self.vertex(i).uid} writes {total} entries, but its columns seem to have another number"
+                )
+            if len(unknown) == 1 or rest == len(unknown):
                 widths = [w if w is not None else rest // len(unknown) for w in widths]
         before = widths[:place]
         if None in before:
@@ -260,7 +264,7 @@ def _widths(facts: Facts, i: int) -> list[int | None]:
     if kind == "CountVectorizerModel":
         return [len(stage.vocabulary)]
     if kind == "VectorSizeHint":
-        return [int(stage.getSize())]
+        return [None if stage.getHandleInvalid() == "optimistic" else int(stage.getSize())]  # which nothing checks
     if stage.hasParam("predictionCol"):
         return [_width_of_prediction(stage, column) for column in vertex.outputs]
     try:

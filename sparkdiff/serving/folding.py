@@ -9,6 +9,14 @@ from sparkdiff.serving.absorbers import Absorber
 from sparkdiff.serving.columns import Read, State, is_assembler
 from sparkdiff.serving.maps import Map, RefusedError
 
+UNSIZED = frozenset({"Binarizer", "DCT", "Normalizer", "OneVsRestModel", "PolynomialExpansion"})
+"""Classes of Spark that may write vectors without their width in the column's metadata."""
+NAMING = frozenset({
+    "ChiSqSelectorModel", "Interaction", "UnivariateFeatureSelectorModel", "VarianceThresholdSelectorModel", "VectorAssembler",
+    "VectorIndexerModel", "VectorSlicer",
+})  # fmt: skip
+"""Classes that name the entries of their vectors after those that they read, in the column's metadata."""
+
 
 def folded(state: State) -> tuple[State, dict[int, str]]:
     """The pipeline after all steps that are possible, and why each stage that is left cannot go."""
@@ -94,15 +102,15 @@ def _merged(state: State, i: int, readers: list[int]) -> State:
 
 def _check_names(state: State, j: int) -> None:
     """The names of the entries of an assembler's vector change with what it reads."""
-    if any(v in state.keep for v in state.versions(j)):
-        raise RefusedError(f"{', '.join(state.vertex(j).outputs)} is kept, with the names of its entries")
-    behind = [j]
+    behind: list[int] = []
     for k in sorted(state.reads):
-        if k > j and any(read.version[1] in behind for read in state.reads[k]):
+        if k == j or any(read.version[1] in behind for read in state.reads[k]):
             behind.append(k)
             stage = state.vertex(k).stage
             if stage.hasParam("names") and stage.getOrDefault("names"):
                 raise RefusedError(f"{stage.uid} selects entries by their names, which would change")
+            if type(stage).__name__ in NAMING and any(v in state.keep for v in state.versions(k)):
+                raise RefusedError(f"{', '.join(state.vertex(k).outputs)} is kept, with the names of its entries")
 
 
 # Affine stages ----------------------------------------------------------------------------------------------------------
@@ -129,11 +137,13 @@ def _folded(state: State, i: int, readers: list[int]) -> State:
     targets = [target for j in readers for target in _targets(state, i, j, change)]
     width_in = change.width_in if change.width_in is not None else state.width(read.version)
     reads, absorbers = dict[int, tuple[Read, ...]](), dict[int, Absorber]()
-    for target in targets:
+    # Where a stage takes the map up several times, the last entries come first: those in front keep their places.
+    for target in sorted(targets, key=lambda target: -target.start):
         j = target.position
         state.check_visible(read.version, (target.through or (j,))[0], i)
         found = absorbers.get(j) or state.absorber(j)
-        absorbers[j] = found.absorbed(change, target.start, width_in)
+        alone = change.width_out is None and not target.through  # it writes as many entries as it reads
+        absorbers[j] = found.absorbed(change, target.start, found.width if alone and width_in is None else width_in)
         first = (target.through or (j,))[0]
         reads[first] = tuple(read if r.version[1] == i else r for r in state.reads[first])
     into = _uids(state, [t.position for t in targets])
@@ -154,10 +164,9 @@ def _targets(state: State, i: int, j: int, change: Map) -> Iterator[Target]:
         spelled = state.reads[i][0].spelled
         if state.vertex(j).stage.hasParam("featuresCol") and "." in spelled:
             raise RefusedError(f"{state.vertex(j).uid} cannot read a column of the name {spelled}")
-        if absorber.checks_width and change.width_out not in (None, absorber.width):
-            raise RefusedError(
-                f"{state.vertex(j).uid} reads {absorber.width} entries, and it writes {change.width_out}"
-            )
+        width_out = state.width(state.versions(i)[0]) if change.width_out is None else change.width_out
+        if absorber.checks_width and width_out not in (None, absorber.width):
+            raise RefusedError(f"{state.vertex(j).uid} reads {absorber.width} entries, and it writes {width_out}")
         yield Target(j, 0)
         return
     check_input(state, i)
@@ -169,7 +178,8 @@ def check_input(state: State, i: int) -> None:
     version = state.reads[i][0].version
     writer = version[1]
     stage = None if writer < 0 else state.vertex(writer).stage
-    if stage is None or not (is_assembler(stage) or (is_plain(stage) and state.facts.width(version) is not None)):
+    sized = stage is not None and is_plain(stage) and type(stage).__name__ not in UNSIZED
+    if not (is_assembler(stage) or (sized and state.facts.width(version) is not None)):
         raise RefusedError(
             f"an assembler would read {state.graph.name(version)!r} instead, of which Spark may not know the width"
         )

@@ -35,6 +35,7 @@ from pyspark.ml.feature import (
     StandardScaler,
     StringIndexer,
     VectorAssembler,
+    VectorSizeHint,
     VectorSlicer,
 )
 from pyspark.ml.linalg import Vectors
@@ -52,6 +53,7 @@ from readable_uids import named
 from sparkdiff import InputError, compact, compact_plan
 from sparkdiff.cli import main
 from sparkdiff.jvm import sessions, trees
+from sparkdiff.jvm.coefficients import with_coefficients
 from sparkdiff.pipeline.nesting import flatten
 
 pytestmark = pytest.mark.once
@@ -332,6 +334,49 @@ def test_unknown_widths(train: DataFrame, odd: DataFrame) -> None:
     assert "how many entries c, dense have" in why(linear, "standard")
     few = [*numbers(), standard(), joined("c", "weight", "z", mode="error"), head(LinearRegression, "all", "count")]
     assert "folded into head" in why(Pipeline(stages=few).fit(train), "standard")  # two columns, two features left
+
+
+def test_one_block_between_other_columns(train: DataFrame, odd: DataFrame) -> None:
+    """A DCT does not tell its width; nor need it be that of the stage that takes it up."""
+    stages = [*numbers(), DCT(inputCol="v", outputCol="d"), joined("c", "d", "weight", mode="error")]
+    model = Pipeline(stages=[*stages, head(LinearRegression, "all", "count")]).fit(train)
+    new = compact(model, schema=train.schema)
+    assert uids(new) == "numbers joined head"
+    assert worst(model, new, odd, ["prediction"]) <= TOLERANCE
+    assert "unknown" in why(model, model.stages[1].uid)
+
+
+def test_one_stage_that_reads_a_selection_twice(train: DataFrame, odd: DataFrame) -> None:
+    """The second block moves by what the first one grows by."""
+    one, two = (
+        named(uid, VectorAssembler, inputCols=columns, outputCol=uid, handleInvalid="error")
+        for uid, columns in (("one", ["c", "s"]), ("two", ["s", "weight"]))
+    )
+    stages = [*numbers(), VectorSlicer(inputCol="v", outputCol="s", indices=[1]), one, two, joined("one", "two")]
+    model = Pipeline(stages=[*stages, head(DecisionTreeRegressor, "all", "count", maxDepth=3)]).fit(train)
+    new = compact(model, schema=train.schema)
+    assert uids(new) == "numbers one two joined head"
+    assert worst(model, new, odd, ["prediction"]) == 0.0
+
+
+def test_what_metadata_says(train: DataFrame, fitted: dict[str, Any]) -> None:
+    """Assemblers need widths of columns, `names` of kept vectors are kept, and nothing checks an optimistic VectorSizeHint."""
+    scaler, join = standard("n"), joined("z", "a")
+    tree = fitted["linear"].copy({fitted["linear"].featuresCol: "all"})
+    normed = named("norm", Normalizer, inputCol="dense", outputCol="n")
+    model = PipelineModel([normed, scaler.fit(normed.transform(train)), join, tree])
+    assert "of which Spark may not know the width" in why(model, "standard")
+    inner = named("inner", VectorAssembler, inputCols=["a", "b"], outputCol="in", handleInvalid="keep")
+    slicer = named("slicer", VectorSlicer, inputCol="all", outputCol="s", indices=[0])
+    behind = PipelineModel([inner, joined("in", "c"), slicer])
+    assert why(behind, "inner") == "stays: s is kept, with the names of its entries"
+    hint = named("hint", VectorSizeHint, inputCol="dense", size=2, handleInvalid="optimistic")  # it has 3 entries
+    six = with_coefficients(tree, np.ones((1, 6)))
+    wrong = PipelineModel([hint, inner, standard("in").fit(inner.transform(train)), joined("dense", "c", "z"), six])
+    assert why(wrong, "standard", schema=train.schema) == "folded into linear"
+    short = PipelineModel([hint.copy({hint.handleInvalid: "error"}), *wrong.stages[1:]])
+    found = why(short, "standard", schema=train.schema)
+    assert found == "stays: joined writes 6 entries, but its columns seem to have another number"
 
 
 def test_pipelines_in_pipelines_and_searches(train: DataFrame, odd: DataFrame) -> None:
