@@ -42,7 +42,7 @@ _HOME = {
         "pipeline.nesting": ["plain"],
         "pipeline.network": ["Network", "translate"],
         "pipeline.parity": ["Parity", "verify"],
-        "pipeline.plan": ["Plan", "StagePlan", "plan"],
+        "pipeline.plan": ["Plan", "PlanEdge", "StagePlan", "plan"],
         "pipeline.write_back": ["write_back"],
         "report.progress": ["Events"],
         "report.record": ["FineTuningSummary", "RunRecord"],
@@ -77,6 +77,10 @@ def __getattr__(name: str) -> Any:
     value = getattr(importlib.import_module(f"sparkdiff.{_HOME[name]}"), name)
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
 
 
 # What an earlier version saved or pickled names its class by these modules: their public names are found here. What is saved

@@ -50,6 +50,7 @@ def plan(
     ] = None,
     as_json: AsJson = False,
     strict: Annotated[bool, typer.Option(help="Exit with code 3 if a stage stays in Spark.")] = False,
+    draw: Annotated[Text, typer.Option(help="File to write a picture of the plan to, as SVG.")] = None,
 ) -> None:  # fmt: skip
     """Show which stages would train, and why the others would not. Runs no Spark job."""
     [(_, fitted)], _ = _loaded([model], "sparkdiff.pipeline.plan")
@@ -58,6 +59,8 @@ def plan(
     known = None if schema is None else _schema(schema)
     wishes = {"freeze": freeze, "reference": reference, "target": target, "unfreeze": unfreeze}
     found = plan_of(fitted, schema=known, **{option: names or () for option, names in wishes.items()})
+    if draw is not None:
+        found.draw().save(draw)
     print(found.toJSON() if as_json else found)
     if strict and any(s.role == "referenced" for s in found.stages):
         raise typer.Exit(NOT_STRICT)

@@ -13,7 +13,7 @@ import numpy as np
 from sparkdiff import jvm
 from sparkdiff.diagnostics.predictions import PredictionDifference, finite_or_none
 from sparkdiff.pipeline.nesting import flatten
-from sparkdiff.report import difference_table
+from sparkdiff.report import Section, Shown, difference_headline, difference_sections
 from sparkdiff.stages.base import REGISTRY, class_name
 from sparkdiff.store.digests import digest_of_folder, hash_of, saved
 
@@ -72,8 +72,8 @@ class StageDifference:
     content: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
-class Difference:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Difference(Shown):
     """The differences between two fitted pipelines.
 
     Attributes:
@@ -99,8 +99,11 @@ class Difference:
     def toJSON(self) -> str:
         return json.dumps(self.asdict(), indent=2, allow_nan=False)
 
-    def __str__(self) -> str:
-        return difference_table(self.asdict())
+    def _headline(self) -> str:
+        return difference_headline(self.asdict())
+
+    def _sections(self) -> Iterator[Section]:
+        yield from difference_sections(self.asdict())
 
 
 def between(old: Any, new: Any, folder: Path, *, paths: tuple[str | None, str | None] = (None, None)) -> Difference:

@@ -14,7 +14,7 @@ from sparkdiff.growth.serving import check_room
 from sparkdiff.growth.settings import GrowthSettings
 from sparkdiff.growth.table import Column
 from sparkdiff.options import Options
-from sparkdiff.report.table import aligned
+from sparkdiff.report import aligned
 
 
 def described(model: Any, options: Options, settings: GrowthSettings, data: DataFrame) -> str:

@@ -2,14 +2,13 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sparkdiff.report import FineTuningSummary
-from sparkdiff.report.table import aligned
+from sparkdiff.report import FineTuningSummary, Section, Table
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class GrowthSummary(FineTuningSummary):
     """The report of one growth. `print(summary)` shows the before/after table, the rounds and the parts.
 
@@ -30,22 +29,27 @@ class GrowthSummary(FineTuningSummary):
     parts: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     servingCost: dict[str, float | None] = dataclasses.field(default_factory=dict)
 
-    def __str__(self) -> str:
-        return "\n".join([super().__str__(), *rounds_table(self.rounds), *parts_table(self.parts, self.servingCost)])
+    def _headline(self) -> str:
+        joined = [p["name"] for p in self.parts if not p["dropped"]]
+        return f"{super()._headline()}" + (f"; parts: {', '.join(joined)}" if joined else "")
+
+    def _sections(self) -> Iterator[Section]:
+        yield from super()._sections()
+        if self.rounds:
+            yield rounds_table(self.rounds)
+        yield from parts_lines(self.parts, self.servingCost)
 
 
-def rounds_table(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
+def rounds_table(rounds: Sequence[Mapping[str, Any]]) -> Table:
     """What each round tried, the part that joined marked."""
-    if not rounds:
-        return []
     rows = [("round", "part", "gain", "us/row", "s", "")]
     for r in rounds:
         told = "joined" if not r["why"] else r["why"]
         rows.append((str(r["round"]), r["name"], f"{r['gain']:+.2%}", f"{r['cost']:.2f}", f"{r['seconds']:.1f}", told))
-    return aligned(rows, left=(0, 1, 5))
+    return Table(rows, left=(0, 1, 5))
 
 
-def parts_table(parts: Sequence[Mapping[str, Any]], cost: Mapping[str, float | None]) -> list[str]:
+def parts_lines(parts: Sequence[Mapping[str, Any]], cost: Mapping[str, float | None]) -> list[str]:
     """The parts of the grown pipeline, and what serving costs."""
     out = []
     for p in parts:

@@ -12,8 +12,7 @@ from sparkdiff.improvement.budget import Budget
 from sparkdiff.improvement.ground import Ground
 from sparkdiff.improvement.settings import ARMS, ImprovementSettings
 from sparkdiff.options import Options
-from sparkdiff.report import Phases
-from sparkdiff.report.table import aligned
+from sparkdiff.report import Phases, aligned
 
 
 def described(model: Any, options: Options, settings: ImprovementSettings, data: DataFrame) -> str:

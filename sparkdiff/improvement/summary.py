@@ -1,11 +1,10 @@
 """The summary of an improvement: that of fine-tuning, with the arms, one table of all results, and why."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sparkdiff.report import FineTuningSummary
-from sparkdiff.report.table import aligned, p_value
+from sparkdiff.report import FineTuningSummary, Section, Strong, Table, p_value
 
 NAMES = {
     "best": "best",
@@ -16,7 +15,7 @@ NAMES = {
 """Offers, in words."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class ImprovementSummary(FineTuningSummary):
     """The report of one improvement. `print(summary)` shows the table of all results.
 
@@ -46,14 +45,14 @@ class ImprovementSummary(FineTuningSummary):
     measured: int = 0
     explanation: str = ""
 
-    def __str__(self) -> str:
-        return "\n".join([
-            *table_of(self), *ends_of(self.arms), f"decision: {self.decision}", self.reason, self.explanation,
-            *(f"warning: {w}" for w in self.warnings),
-        ])  # fmt: skip
+    def _sections(self) -> Iterator[Section]:
+        yield table_of(self)
+        yield from ends_of(self.arms)
+        yield Strong(f"decision: {self.decision}")
+        yield from (self.reason, self.explanation, *(f"warning: {w}" for w in self.warnings))
 
 
-def table_of(summary: ImprovementSummary) -> list[str]:
+def table_of(summary: ImprovementSummary) -> Table:
     """The results side by side, on the rows that decide."""
     tested = any(r["test"] is not None for r in summary.table)
     head = [f"{summary.metric} ({summary.metricDirection} is better)", "validation", *(["test"] if tested else [])]
@@ -68,8 +67,7 @@ def table_of(summary: ImprovementSummary) -> list[str]:
         rows.append(
             (r["name"], *shown, f"{r['change']:+.1%}", flips, f"{r['serving']:.1f}x", f"{r['seconds']:.0f} s", told)
         )
-    lines = aligned(rows, left=(0, len(rows[0]) - 1))
-    return [lines[0], "-" * len(lines[0]), *lines[1:]]
+    return Table(rows, left=(0, len(rows[0]) - 1), ruled=True)
 
 
 def _verdict(row: Mapping[str, Any]) -> str:

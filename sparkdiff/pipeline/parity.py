@@ -5,7 +5,7 @@ reference.
 import dataclasses
 import itertools
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from sparkdiff.pipeline.names import named, refuse_stream, unused
 from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.pipeline.network import Network, seeing, translate
 from sparkdiff.pipeline.schema import check_columns
+from sparkdiff.report import Section, Shown, Strong, Table, as_html
 from sparkdiff.rows import Rows, SparseRows, dense, width
 from sparkdiff.stages.base import NULL, columns_of
 from sparkdiff.stages.predictor import Predictor
@@ -35,8 +36,8 @@ PROBE = 16
 """Rows that are read to find the widths of the columns."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Parity:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Parity(Shown):
     """How far the network's outputs are from Spark's.
 
     Attributes:
@@ -57,12 +58,20 @@ class Parity:
     rows: int
     ok: bool
 
-    def __str__(self) -> str:
+    def _headline(self) -> str:
         worst = max(self.maxRelDiff, key=lambda c: self.maxRelDiff[c], default="")
         return (
             f"{'ok' if self.ok else 'MISMATCH'}: {self.rows:,} rows, {len(self.maxRelDiff)} columns, largest relative difference "
             f"{max(self.maxRelDiff.values(), default=0.0):.1e} ({worst}), {self.labelDisagreements} labels differ"
         )
+
+    def _sections(self) -> Iterator[Section]:
+        yield self._headline()
+
+    def _repr_html_(self) -> str:
+        rows = [(c, f"{a:.1e}", f"{self.maxRelDiff[c]:.1e}") for c, a in self.maxAbsDiff.items()]
+        head = ("column", "largest difference", "relative")
+        return as_html([Strong(self._headline()), *([Table([head, *rows])] if rows else [])])
 
 
 def verify(model: Any, df: DataFrame, network: Network | None = None) -> Parity:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pyspark.sql.types import StructType
@@ -10,8 +10,9 @@ from pyspark.sql.types import StructType
 from sparkdiff.errors import check_type
 from sparkdiff.options import Options
 from sparkdiff.pipeline.cut import Analysis, analyse
-from sparkdiff.pipeline.graph import Graph
+from sparkdiff.pipeline.graph import Graph, Version
 from sparkdiff.pipeline.schema import check_columns
+from sparkdiff.report import Drawing, Section, Shown, Strong, Table, drawn
 from sparkdiff.stages.base import StageModule
 
 if TYPE_CHECKING:
@@ -50,25 +51,57 @@ class StagePlan:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """One StagePlan per leaf stage in the order of the pipeline, and the columns of the cache."""
+class PlanEdge:
+    """A column on its way from the stage that writes it to a stage that reads it.
+
+    Attributes:
+        source, target: positions in `Plan.stages`; the source -1 is the data.
+        gradients: whether gradients of the loss flow back along it, to parameters that train.
+    """
+
+    __module__ = "sparkdiff"
+
+    column: str
+    source: int
+    target: int
+    gradients: bool
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Plan(Shown):
+    """One StagePlan per leaf stage in the order of the pipeline, and the columns of the cache.
+
+    Attributes:
+        edges: the columns between the stages, as far as the stages declare what they read.
+        head: the position of the stage whose outputs enter the loss; None if there is none.
+    """
 
     __module__ = "sparkdiff"
 
     stages: tuple[StagePlan, ...]
     cacheCols: tuple[str, ...]
+    edges: tuple[PlanEdge, ...] = ()
+    head: int | None = None
 
     def toJSON(self) -> str:
-        return json.dumps(
-            {"stages": [dataclasses.asdict(s) for s in self.stages], "cacheCols": self.cacheCols}, indent=2
-        )
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    def draw(self) -> Drawing:
+        """The stages and their columns as a picture: which run in Spark and in torch, which train, how far gradients go back.
+
+        A notebook shows it; `plan.draw().save("plan.svg")` writes it.
+        """
+        return Drawing(drawn(dataclasses.asdict(self), self._total()))
 
     def toPandas(self) -> "pd.DataFrame":
         import pandas as pd
 
         return pd.DataFrame([dataclasses.asdict(s) for s in self.stages])
 
-    def __str__(self) -> str:
+    def _headline(self) -> str:
+        return self._trains()
+
+    def _sections(self) -> Iterator[Section]:
         head = ("stage", "where", "trains", "what for")
         rows = [
             (
@@ -79,16 +112,18 @@ class Plan:
             )
             for s in self.stages
         ]
-        widths = [max(len(r[i]) for r in [head, *rows]) for i in range(3)]
-        lines = ["  ".join([*(c.ljust(w) for c, w in zip(r, widths, strict=False)), r[3]]) for r in [head, *rows]]
+        yield Table([head, *rows], left=range(4))
+        yield Strong(self._total())
+
+    def _trains(self) -> str:
+        trained = [s for s in self.stages if s.trainable]
+        number = sum(s.numParameters for s in trained)
+        return f"trains {number:,} parameters in {len(trained)} of {len(self.stages)} stages"
+
+    def _total(self) -> str:
         more = len(self.cacheCols) - SHOWN
         held = [*self.cacheCols[:SHOWN], f"{more} more"] if more > 1 else self.cacheCols
-        trained = [s for s in self.stages if s.trainable]
-        lines.append(
-            f"trains {sum(s.numParameters for s in trained):,} parameters in {len(trained)} of {len(self.stages)} stages; "
-            f"the cache holds {', '.join(held) or 'nothing'}"
-        )
-        return "\n".join(lines)
+        return f"{self._trains()}; the cache holds {', '.join(held) or 'nothing'}"
 
 
 def plan(
@@ -165,4 +200,19 @@ def plan_of(analysis: Analysis, frozen: Mapping[int, str]) -> Plan:
         )
         for i, v in enumerate(graph.vertices)
     )  # fmt: skip
-    return Plan(stages, tuple(c.name for c in cut.columns) if roles.trainable else ())
+    cached = tuple(c.name for c in cut.columns) if roles.trainable else ()
+    trained = [s.trainable for s in stages]
+    return Plan(stages, cached, tuple(_edges(graph, roles.gradients, trained)), graph.head_position)
+
+
+def _edges(graph: Graph, gradients: Collection[tuple[Version, int]], trained: Sequence[bool]) -> Iterator[PlanEdge]:
+    """The columns between the stages; gradients flow along those that they can flow along, if a stage trains there."""
+    waits = [*trained]  # whether the stage or, along gradients, one in front of it trains
+    for v in graph.vertices:
+        flows = {version for version, reader in gradients if reader == v.position and waits[version[1]]}
+        waits[v.position] |= bool(flows)
+        read = {version: graph.name(version) for version in v.sources}
+        if v.position == graph.head_position:
+            read |= {version: graph.name(version) for version in v.lossReads if version[1] >= 0}
+        for version, name in read.items():
+            yield PlanEdge(name, max(version[1], -1), v.position, version in flows)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.options import Options
-from sparkdiff.pipeline.graph import Graph
+from sparkdiff.pipeline.graph import Graph, Version
 from sparkdiff.pipeline.translation import not_on_request
 from sparkdiff.stages.base import columns_of
 from sparkdiff.stages.predictor import Predictor
@@ -77,6 +77,7 @@ class Roles:
         trainable: the stages that train.
         named: the only parameters that train, for the stages of which not all do.
         on_request: the parameters that would train if `unfreeze` named them.
+        gradients: the versions, each with a stage that reads it, along which gradients of the loss can flow back.
     """
 
     graph: Graph
@@ -88,6 +89,7 @@ class Roles:
     trainable: frozenset[int]
     named: Mapping[int, set[str]]
     on_request: Mapping[int, list[str]]
+    gradients: frozenset[tuple[Version, int]]
 
     def apply(self) -> None:
         """Set `requires_grad` of all modules: True only for parameters that train."""
@@ -152,14 +154,15 @@ def roles_of(graph: Graph, options: Options) -> Roles:
     module = None if head is None else graph.modules[head]
     clusters = isinstance(module, Predictor) and not module.labelled and options.labelCol is None
     makers, outside = _makers(graph, (options.labelCol, options.weightCol)), _outside(graph, upstream)
-    named, path = _named(graph, outside, asked), _on_path(graph, clusters)
+    named, gradients = _named(graph, outside, asked), _gradients(graph, clusters)
+    path = {p for (_, p), _ in gradients} | ({head} if head is not None else set())
     anyway = _blocked(graph, upstream, makers)  # whatever the stages outside of the loss read
     shared = {i: _why_shared(outside, i) for i in sorted(path - targets - set(named) - {head}) if outside.columns([i])}
     blocked = shared | anyway
     trainable = frozenset(i for i in path - set(blocked) if graph.vertices[i].parametric)
     on_request = {i: names for i in path - set(anyway) if (names := _on_request(graph, i))}
     only = {i: names for i, names in named.items() if i in trainable - targets}  # a target trains whole
-    roles = Roles(graph, upstream, makers, clusters, outside, blocked, trainable, only, on_request)
+    roles = Roles(graph, upstream, makers, clusters, outside, blocked, trainable, only, on_request, gradients)
     for name, found in asked.items():
         if not found & trainable:
             i = min(found)
@@ -200,21 +203,24 @@ def _predicts(graph: Graph, i: int) -> bool:
     return isinstance(module, Predictor) if module is not None else "predictionCol" in [p.name for p in stage.params]
 
 
-def _on_path(graph: Graph, clusters: bool) -> set[int]:
-    """The stages from which a differentiable path leads to the loss."""
-    if graph.head_position is None:
-        return set()
-    out, stack = {graph.head_position}, [] if clusters else [graph.head_position]
+def _gradients(graph: Graph, clusters: bool) -> frozenset[tuple[Version, int]]:
+    """The versions, each with a stage that reads it, along which gradients of the loss can flow back."""
+    if graph.head_position is None or clusters:
+        return frozenset()
+    out: set[tuple[Version, int]] = set()
+    seen, stack = {graph.head_position}, [graph.head_position]
     while stack:
         i = stack.pop()
         for name, p in graph.vertices[i].reads if graph.modules[i].differentiable else ():
             parent = graph.modules.get(p)
-            if parent is None or p in out:
+            if parent is None:
                 continue
             if parent.passes_gradient() or name not in map(graph.casefold, parent.labels(graph.vertices[p].stage)):
-                out.add(p)
-                stack.append(p)
-    return out
+                out.add(((name, p), i))
+                if p not in seen:
+                    seen.add(p)
+                    stack.append(p)
+    return frozenset(out)
 
 
 def _on_request(graph: Graph, i: int) -> list[str]:

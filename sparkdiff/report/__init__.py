@@ -1,8 +1,13 @@
-"""Reports of a run: its events and its record, a live line per phase, the before/after table, the table of differences."""
+"""Reports of a run: its events and its record, a live line per phase, and what people see of results, as text and as HTML."""
 
-from sparkdiff.report.difference_table import difference_table
+from sparkdiff.report.difference_table import difference_headline, difference_sections
+from sparkdiff.report.drawing import Drawing, drawn
 from sparkdiff.report.progress import Events, Phases
 from sparkdiff.report.record import FineTuningSummary, RunRecord
+from sparkdiff.report.sections import Section, Shown, Strong, Table, aligned, as_html
 from sparkdiff.report.table import before_after, p_value
 
-__all__ = ["Events", "FineTuningSummary", "Phases", "RunRecord", "before_after", "difference_table", "p_value"]
+__all__ = [
+    "Drawing", "Events", "FineTuningSummary", "Phases", "RunRecord", "Section", "Shown", "Strong", "Table", "aligned", "as_html",
+    "before_after", "difference_headline", "difference_sections", "drawn", "p_value",
+]  # fmt: skip

@@ -1,8 +1,10 @@
-"""The differences between two pipelines, as text."""
+"""The differences between two pipelines, for people."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+from sparkdiff.report.sections import Section, Strong, Table
 
 HEAD = ("stage", "what", "shape", "differ", "largest", "relative")
 BLANK = ("",) * 4
@@ -10,23 +12,30 @@ SHOWN = 60
 """Characters of a Param's value."""
 
 
-def difference_table(difference: Mapping[str, Any]) -> str:
-    """One line per weight, Param or stage that differs, the content hashes, and the differences of the predictions."""
-    return "\n".join(_lines(difference))
-
-
-def _lines(d: Mapping[str, Any]) -> Iterator[str]:
+def difference_sections(d: Mapping[str, Any]) -> Iterator[Section]:
+    """A row per weight, Param or stage that differs; the content hashes; and the differences of the predictions."""
     rows = [row for stage in d["stages"] for row in _rows(stage)]
     if rows:
-        widths = [max(len(r[i]) for r in (HEAD, *rows)) for i in range(len(HEAD))]
-        for r in (HEAD, *rows):
-            yield "  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip()
-    changed = sum(stage["what"] != "same" or stage["path"] != stage["newPath"] for stage in d["stages"])
-    yield f"the same: {len(d['stages'])} stages" if d["same"] else f"{changed} of {len(d['stages'])} stages differ"
+        yield Table([HEAD, *rows], left=range(len(HEAD)))
+    yield Strong(how_many(d))
     yield f"old {d['oldHash'] or 'cannot be saved'}"
     yield f"new {d['newHash'] or 'cannot be saved'}"
     if d["predictions"] is not None:
         yield from _predictions(d["predictions"])
+
+
+def how_many(d: Mapping[str, Any]) -> str:
+    """How many stages differ."""
+    changed = sum(stage["what"] != "same" or stage["path"] != stage["newPath"] for stage in d["stages"])
+    return f"the same: {len(d['stages'])} stages" if d["same"] else f"{changed} of {len(d['stages'])} stages differ"
+
+
+def difference_headline(d: Mapping[str, Any]) -> str:
+    """How many stages differ, and how many predictions."""
+    p = d["predictions"]
+    flips = [f"{f['column']}: {f['share']:.2%} of {p['rows']:,} rows flip" for f in p["labels"]] if p else []
+    moves = [f"{n['column']} changes in {n['changed']:,} of {p['rows']:,} rows" for n in p["numbers"]] if p else []
+    return "; ".join([how_many(d), *(flips or moves)[:1]])
 
 
 def _rows(s: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:

@@ -4,16 +4,18 @@ import dataclasses
 import importlib.metadata
 import math
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from sparkdiff.report.table import before_after
+from sparkdiff.report.sections import Section, Shown
+from sparkdiff.report.table import headline, sections_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclasses.dataclass(frozen=True)
-class RunRecord:
+@dataclasses.dataclass(frozen=True, repr=False)
+class RunRecord(Shown):
     """What a run was asked, did and found: numbers, strings, lists and dicts of them, never a tensor or a stage.
 
     Attributes:
@@ -85,9 +87,15 @@ class RunRecord:
         """As JSON-ready values without NaN, history left out."""
         return {f.name: _finite(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name != "records"}
 
+    def _headline(self) -> str:
+        return headline(self.asdict())
+
+    def _sections(self) -> Iterator[Section]:
+        yield from sections_of(self.asdict())
+
 
 class FineTuningSummary(RunRecord):
-    """The report of one run. `print(summary)` shows the before/after table; `history` is a pandas DataFrame.
+    """The report of one run. `print(summary)` and a notebook show the before/after table; `history` is a pandas DataFrame.
 
     Its other attributes are those of `sparkdiff.report.RunRecord`: decision, reason, metrics, gain, warnings and so on.
     """
@@ -99,9 +107,6 @@ class FineTuningSummary(RunRecord):
         import pandas as pd
 
         return pd.DataFrame(self.records)
-
-    def __str__(self) -> str:
-        return before_after(self.asdict())
 
 
 def versions() -> dict[str, str]:

@@ -1,8 +1,10 @@
-"""The before/after table as text."""
+"""The before/after table of a run, and what stands under it."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+from sparkdiff.report.sections import Section, Strong, Table, as_text
 
 SHOWN = 8
 """Slices in the report; the summary has all."""
@@ -16,6 +18,30 @@ def p_value(p: float, least: float = 0.001) -> str:
 
 def before_after(summary: Mapping[str, Any]) -> str:
     """The table of a run's summary: the metric on train, validation and test rows, and the decision under it."""
+    return as_text(sections_of(summary))
+
+
+def sections_of(summary: Mapping[str, Any]) -> Iterator[Section]:
+    """The same, for a notebook too."""
+    yield Table(_metrics(summary), ruled=True)
+    held = ""
+    if summary["gainInterval"] is not None:
+        low, high = ("unknown" if v is None else f"{v:+.2%}" for v in summary["gainInterval"])
+        held = f"95% interval {low} to {high} of {_whose(summary)}, "
+    yield Strong(
+        f"decision: {summary['decision']} (gain {summary['gain']:+.2%}, {held}z {summary['z']:.1f}, "
+        f"{p_value(summary['p'])})"
+    )
+    yield summary["reason"]
+    yield from _folds(summary.get("folds") or [])
+    yield from _place(summary)
+    yield from _changes(summary["slices"], _whose(summary))
+    if summary["compatibility"] is not None:
+        yield _compatibility(summary["compatibility"], _whose(summary))
+    yield from (f"warning: {w}" for w in summary["warnings"])
+
+
+def _metrics(summary: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     metric, direction = summary["metric"], summary["metricDirection"]
     rows = [(f"{metric} ({direction} is better)", "original", "grown" if "rounds" in summary else "tuned", "change")]
     for split, values in summary["metrics"].items():
@@ -24,24 +50,19 @@ def before_after(summary: Mapping[str, Any]) -> str:
             change = (after - before) / max(abs(before), 1e-12)
             shown = "out of fold" if split == "validation" and summary.get("folds") else split
             rows.append((shown, f"{before:.5g}", f"{after:.5g}", f"{change:+.1%}"))
-    lines = aligned(rows)
-    lines.insert(1, "-" * len(lines[0]))
-    held = ""
-    if summary["gainInterval"] is not None:
-        low, high = ("unknown" if v is None else f"{v:+.2%}" for v in summary["gainInterval"])
-        held = f"95% interval {low} to {high} of {_whose(summary)}, "
-    lines.append(
-        f"decision: {summary['decision']} (gain {summary['gain']:+.2%}, {held}z {summary['z']:.1f}, "
-        f"{p_value(summary['p'])})"
+    return rows
+
+
+def headline(summary: Mapping[str, Any]) -> str:
+    """A run in a line: the decision, and the metric on the rows that decided."""
+    held = (summary["metrics"] or {}).get("validation")
+    if held is None:
+        return f"{summary['decision']}, {summary['metric']}"
+    rows = "out-of-fold" if summary.get("folds") else "validation"
+    return (
+        f"{summary['decision']}, {summary['metric']} {held['before']:.5g} -> {held['after']:.5g} on {rows} rows "
+        f"(gain {summary['gain']:+.2%}, {p_value(summary['p'])})"
     )
-    lines.append(summary["reason"])
-    lines += _folds(summary.get("folds") or [])
-    lines += _place(summary)
-    lines += _changes(summary["slices"], _whose(summary))
-    if summary["compatibility"] is not None:
-        lines.append(_compatibility(summary["compatibility"], _whose(summary)))
-    lines += [f"warning: {w}" for w in summary["warnings"]]
-    return "\n".join(lines)
 
 
 def _whose(summary: Mapping[str, Any]) -> str:
@@ -49,7 +70,7 @@ def _whose(summary: Mapping[str, Any]) -> str:
     return "the folds' pipelines" if summary.get("folds") else "the best epoch"
 
 
-def _folds(folds: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _folds(folds: Sequence[Mapping[str, Any]]) -> Iterator[Section]:
     """The metric on the rows of each fold, a line each."""
     if folds:
         rows = [("fold", "rows", "original", "tuned", "change", "epochs")]
@@ -57,7 +78,7 @@ def _folds(folds: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             change = (f["after"] - f["before"]) / max(abs(f["before"]), 1e-12)
             figures = (f"{f['before']:.5g}", f"{f['after']:.5g}", f"{change:+.1%}", str(f["epochs"]))
             rows.append((str(f["fold"]), f"{f['rows']:,}", *figures))
-        yield from aligned(rows)
+        yield Table(rows)
 
 
 def _place(summary: Mapping[str, Any]) -> Iterator[str]:
@@ -70,7 +91,7 @@ def _place(summary: Mapping[str, Any]) -> Iterator[str]:
         yield f"trained on {device}"
 
 
-def _changes(slices: Sequence[Mapping[str, Any]], whose: str) -> Iterator[str]:
+def _changes(slices: Sequence[Mapping[str, Any]], whose: str) -> Iterator[Section]:
     """The slices that fared worst under the tuned network, a line each, and how many there are."""
     known = [s for s in slices if s["rows"]]
     if not known:
@@ -85,23 +106,12 @@ def _changes(slices: Sequence[Mapping[str, Any]], whose: str) -> Iterator[str]:
         rows.append(
             (f"{s['column']} = {value}", f"{s['rows']:,}", before, after, change, "" if s["before"] is None else p)
         )
-    yield from aligned(rows)
+    yield Table(rows)
     if len(order) > SHOWN:
         few = sum(s["p"] is None for s in order[SHOWN:])
         yield f"and {len(order) - SHOWN} slices with better results" + (
             f", or with too few rows ({few})" if few else ""
         )
-
-
-def aligned(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> list[str]:
-    """A line per row: the columns `left` begin at the left, the others end at the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(r, widths, strict=True))
-        ).rstrip()
-        for r in rows
-    ]
 
 
 def _gain(change: Mapping[str, Any]) -> float:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pyspark.sql.types import StructType
@@ -11,6 +11,7 @@ from sparkdiff.errors import InputError, check_type, did_you_mean
 from sparkdiff.pipeline.graph import Graph, Version
 from sparkdiff.pipeline.nesting import Path, plain, replaced
 from sparkdiff.pipeline.translation import linked
+from sparkdiff.report import Section, Shown, Strong, Table
 from sparkdiff.serving.columns import Facts, State, left_out, pinned, reading, reads_of
 from sparkdiff.serving.folding import folded
 
@@ -37,8 +38,8 @@ class StageCompaction:
     reason: str
 
 
-@dataclasses.dataclass(frozen=True)
-class CompactPlan:
+@dataclasses.dataclass(frozen=True, repr=False)
+class CompactPlan(Shown):
     """One StageCompaction per leaf stage in the order of the pipeline, and the columns that stay."""
 
     __module__ = "sparkdiff"
@@ -54,16 +55,14 @@ class CompactPlan:
 
         return pd.DataFrame([dataclasses.asdict(s) for s in self.stages])
 
-    def __str__(self) -> str:
-        rows = [(".".join(map(str, s.path)) or "0", s.stageClass, s.action, s.reason) for s in self.stages]
-        head = ("", "stage", "", "why")
-        widths = [max(len(row[k]) for row in [head, *rows]) for k in range(3)]
-        lines = [
-            "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]]) for row in [head, *rows]
-        ]
+    def _headline(self) -> str:
         left = sum(s.action != "gone" for s in self.stages)
-        lines.append(f"{len(rows)} stages become {left}; these columns stay: {', '.join(self.keepCols) or 'none'}")
-        return "\n".join(lines)
+        return f"{len(self.stages)} stages become {left}"
+
+    def _sections(self) -> Iterator[Section]:
+        rows = [(".".join(map(str, s.path)) or "0", s.stageClass, s.action, s.reason) for s in self.stages]
+        yield Table([("", "stage", "", "why"), *rows], left=range(4))
+        yield Strong(f"{self._headline()}; these columns stay: {', '.join(self.keepCols) or 'none'}")
 
 
 def compact(model: Any, keepCols: Sequence[str] | None = None, *, schema: StructType | None = None) -> Any:

@@ -1,9 +1,11 @@
 """What a search would do, told before any job."""
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from sparkdiff.report import Section, Shown, Strong
 from sparkdiff.tuning import shared_fits, tails
 from sparkdiff.tuning.fits import Task
 from sparkdiff.tuning.scores import judge_of
@@ -11,8 +13,8 @@ from sparkdiff.tuning.searching import why_not_at_once
 from sparkdiff.tuning.trie import Fit
 
 
-@dataclass(frozen=True)
-class Explanation:
+@dataclass(frozen=True, repr=False)
+class Explanation(Shown):
     """What a search would do; as text by `str` and `print`.
 
     Attributes:
@@ -35,17 +37,18 @@ class Explanation:
     def toDict(self) -> dict[str, Any]:
         return asdict(self)
 
-    def __str__(self) -> str:
+    def _headline(self) -> str:
         on = "one split" if self.folds == 1 else f"{self.folds} folds"
-        head = f"{self.settings} settings x {on}: Spark makes {self.sparkFits:,} fits"
         at_once = f", {self.solvedAtOnce:,} more are solved at once" if self.solvedAtOnce else ""
-        lines = [
-            f"  {s['stage']}: {s['sparkFits']} fits in a fold, here {s['fits']}"
-            + (f" and {s['solvedAtOnce']} solved at once" if s["solvedAtOnce"] else "")
-            for s in self.stages
-            if s["sparkFits"]
-        ]
-        return "\n".join([f"{head}, here they are {self.fits:,}{at_once}", *lines, *(f"  {r}" for r in self.reasons)])
+        return f"{self.settings} settings x {on}: Spark makes {self.sparkFits:,} fits, here they are {self.fits:,}{at_once}"
+
+    def _sections(self) -> Iterator[Section]:
+        yield Strong(self._headline())
+        for s in self.stages:
+            if s["sparkFits"]:
+                solved = f" and {s['solvedAtOnce']} solved at once" if s["solvedAtOnce"] else ""
+                yield f"  {s['stage']}: {s['sparkFits']} fits in a fold, here {s['fits']}{solved}"
+        yield from (f"  {r}" for r in self.reasons)
 
 
 def explained(task: Task, folds: int, own: bool = True) -> Explanation:

@@ -59,6 +59,12 @@ def cached(found: Plan) -> list[str]:
     return [s.uid for s in found.stages if s.cached]
 
 
+def lines(found: Plan) -> set[tuple[str, str, str, bool]]:
+    """The edges, with uids in place of positions."""
+    uids = [*(s.uid for s in found.stages), "data"]
+    return {(e.column, uids[e.source], uids[e.target], e.gradients) for e in found.edges}
+
+
 def test_a_chain(stage: Stage) -> None:
     found = plan(PipelineModel([
         stage("indexer"), stage("encoder", inputCols=["kindIndex"]), stage("assembler", inputCols=["hot", "a", "b"]),
@@ -76,6 +82,14 @@ def test_a_chain(stage: Stage) -> None:
     assert of(found, "glr").reason == "the loss"
     assert (of(found, "scaler").inputCols, of(found, "scaler").outputCols) == (("vector",), ("scaled",))
     assert of(found, "scaler").stageClass == "StandardScalerModel"
+    assert lines(found) == {
+        ("kind", "data", "indexer", False), ("kindIndex", "indexer", "encoder", False), ("hot", "encoder", "assembler", False),
+        ("a", "data", "assembler", False), ("b", "data", "assembler", False), ("vector", "assembler", "scaler", False),
+        ("scaled", "scaler", "pca", True), ("components", "pca", "glr", True),
+    }  # fmt: skip
+    assert found.head == 5
+    assert repr(found) == "<Plan: trains 16 parameters in 3 of 6 stages>"
+    assert found.draw()._repr_svg_().count('class="gradient"') == 3  # two columns, and the legend
 
 
 def test_what_has_nothing_to_train_and_grows_nothing_is_cached(stage: Stage) -> None:
@@ -99,12 +113,18 @@ def test_a_stage_that_stays_in_spark_cuts_off_what_feeds_it(stage: Stage) -> Non
 
 
 def test_branches_that_join_again(stage: Stage) -> None:
-    found = plan(PipelineModel([
+    model = PipelineModel([
         stage("assembler"), stage("scaler"), stage("minmax"), assembler("joined", ["scaled", "squeezed", "c"]),
         stage("linear", featuresCol="all"),
-    ]))  # fmt: skip
+    ])  # fmt: skip
+    found = plan(model)
     assert trained(found) == ["scaler", "minmax", "linear"]
     assert found.cacheCols == ("vector", "c")
+    assert {line[:3] for line in lines(found) if line[3]} == {
+        ("scaled", "scaler", "joined"), ("squeezed", "minmax", "joined"), ("all", "joined", "linear"),
+    }  # fmt: skip
+    only = plan(model, freeze=["minmax", "scaler"])
+    assert not [line for line in lines(only) if line[3]]  # nothing trains there
 
 
 def test_a_scaler_that_feeds_both_sides_must_not_move(stage: Stage) -> None:
@@ -136,6 +156,7 @@ def test_columns_have_versions(fitted: dict[str, Any], stage: Stage, df: DataFra
     whole = plan(model)
     assert trained(whole) == ["imputer", "scaler", "linear"]
     assert whole.cacheCols == ("a", "b", "c", "raw")
+    assert {("a", "data", "early", False), ("a", "imputer", "late", True)} <= lines(whole)
     found = plan(model, reference=["imputer"])
     assert of(found, "early").role == "referenced"
     assert of(found, "early").reason == "reads 'a' before imputer, which stays in Spark, rewrites it"

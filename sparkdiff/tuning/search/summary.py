@@ -2,16 +2,16 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sparkdiff.evaluation.guard import Verdict
-from sparkdiff.report import p_value
+from sparkdiff.report import Section, Shown, Strong, Table, p_value
 from sparkdiff.tuning.search.judging import Comparison
 
 
-@dataclasses.dataclass(frozen=True)
-class SearchSummary:
+@dataclasses.dataclass(frozen=True, repr=False)
+class SearchSummary(Shown):
     """What a search was asked, did and found; as text by `str` and `print`.
 
     Attributes:
@@ -66,18 +66,26 @@ class SearchSummary:
     def toDict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
-    def __str__(self) -> str:
+    def _headline(self) -> str:
+        one, other = self.fresh["winner"], self.fresh["default"]
+        tested = "" if self.p is None else f" ({p_value(self.p)})"
+        rows = f"{self.rows['test']:,} {self._fresh()} rows"
+        return f"{self.decision}, {self.metric} {one:.6g} against {other:.6g} of the {self.against} on {rows}{tested}"
+
+    def _fresh(self) -> str:
+        return "out-of-fold" if self.folds else "fresh"
+
+    def _sections(self) -> Iterator[Section]:
+        yield Strong(f"{self.decision}: {self.reason}")
+        validation = f"{self.validation:.6g} (optimism {self.optimism:+.3g})"
+        yield Table([
+            (f"  {self.metric} ({self.metricDirection} is better)", "winner", self.against),
+            (f"  {self.rows['test']:,} {self._fresh()} rows", f"{self.fresh['winner']:.6g}", f"{self.fresh['default']:.6g}"),
+            (f"  {self.rows['validation']:,} validation rows", validation, ""),
+        ], left=range(3))  # fmt: skip
         told = ", ".join(f"{name}={_short(value)}" for name, value in self.settings.items())
-        other = self.against
-        fresh = "out-of-fold" if self.folds else "fresh"
-        lines = [
-            f"{self.decision}: {self.reason}",
-            f"  {self.metric} ({self.metricDirection} is better)   winner  {other}",
-            f"  {self.rows['test']:,} {fresh} rows   {self.fresh['winner']:.6g}  {self.fresh['default']:.6g}",
-            f"  {self.rows['validation']:,} validation rows   {self.validation:.6g} (optimism {self.optimism:+.3g})",
-            f"  winner: trial {self.number} of {self.trials} by {self.sampler}: {told}",
-        ]
-        return "\n".join([*lines, *(f"  warning: {w}" for w in self.warnings)])
+        yield f"  winner: trial {self.number} of {self.trials} by {self.sampler}: {told}"
+        yield from (f"  warning: {w}" for w in self.warnings)
 
 
 def _short(value: Any) -> str:

@@ -1,17 +1,18 @@
 """How far a search is, read from its folder by anyone while it runs: the best so far, and the time to go."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from sparkdiff.errors import InputError
 from sparkdiff.machine import paths
+from sparkdiff.report import Section, Shown
 from sparkdiff.tuning.search.study import Trial, best_of, stored
 
 
-@dataclass(frozen=True)
-class SearchProgress:
+@dataclass(frozen=True, repr=False)
+class SearchProgress(Shown):
     """How far a search is; as text by `str` and `print`.
 
     Attributes:
@@ -35,7 +36,10 @@ class SearchProgress:
     def toDict(self) -> dict[str, Any]:
         return asdict(self)
 
-    def __str__(self) -> str:
+    def _sections(self) -> Iterator[Section]:
+        yield self._headline()
+
+    def _headline(self) -> str:
         best = "" if self.best is None else f", best {self.best:.6g} of trial {self.number}: {self.settings}"
         left = "" if not self.secondsLeft else f", about {self.secondsLeft:.0f} s to go"
         return f"{self.finished} of {self.total} trials{best}{left}"

@@ -143,6 +143,8 @@ def test_stages_that_are_missing_moved_or_others(numeric: PipelineModel, df: Dat
     assert what(swapped) == ["same"] * 4
     assert not swapped.same
     assert "2 of 4 stages differ" in str(swapped)
+    assert repr(swapped).startswith("<Difference: 2 of 4 stages differ")
+    assert "<td" in swapped._repr_html_()
     # Fitted again without the PCA: no uid is known, the classes tell who is who.
     stages = [
         VectorAssembler(inputCols=NUMBERS, outputCol="assembled"),

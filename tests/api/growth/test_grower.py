@@ -89,6 +89,8 @@ def test_a_planted_cross_is_named_first_and_gained(grown: GrowerModel, poisson: 
     text = str(summary)
     assert "kind x season" in text
     assert "joined" in text
+    assert repr(summary).startswith("<GrowthSummary: grown, ") and "; parts: " in repr(summary)
+    assert "kind x season" in summary._repr_html_()
 
 
 def test_all_stages_are_plain_and_those_of_the_user_stay(grown: GrowerModel, poisson: PipelineModel) -> None:

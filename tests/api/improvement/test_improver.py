@@ -104,6 +104,8 @@ def test_it_prints_one_table_and_says_why(improved: ImproverModel) -> None:
     assert "<- best" in text
     assert "The loss was in" in text
     assert "decision: improved" in text
+    assert repr(improved.summary).startswith("<ImprovementSummary: improved, ")
+    assert "&lt;- best" in improved.summary._repr_html_()
 
 
 def test_it_is_saved_and_loaded(improved: ImproverModel, rows: DataFrame, tmp_path: Path) -> None:

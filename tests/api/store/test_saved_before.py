@@ -187,7 +187,8 @@ def test_a_jobs_folder_is_read(spark: SparkSession, before: Path, capsys: pytest
         FineTuningSummary(**{k: v for k, v in summary.items() if k in known}, records=records)
     )
     assert main(["plan", "--json", str(run)]) == DONE
-    assert json.loads(capsys.readouterr().out) == json.loads((run / "plan.json").read_text())
+    found, saved = json.loads(capsys.readouterr().out), json.loads((run / "plan.json").read_text())
+    assert saved == {key: found[key] for key in saved}  # keys may be added
 
 
 def test_pickles_are_read(spark: SparkSession, before: Path, tuned: FineTunerModel) -> None:

@@ -80,6 +80,8 @@ def test_the_winner_is_plain_spark_and_was_compared_on_fresh_rows(found: SearchM
     assert trials["StandardScaler.withMean"][chose].isna().all()  # asked only where the scaler is chosen
     for text in ("winner: on the fresh rows the winner is better than chance explains", "areaUnderROC", "optimism"):
         assert text in str(summary)
+    assert repr(summary).startswith("<SearchSummary: winner, areaUnderROC 0.") and len(repr(summary)) < 200
+    assert "<strong>winner: on the fresh rows" in summary._repr_html_()
 
 
 def test_fresh_rows_are_no_ones_and_the_winner_is_fitted_to_training_rows(

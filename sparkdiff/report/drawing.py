@@ -1,0 +1,366 @@
+"""A plan as a picture: a row per stage in the order of the pipeline, its box, what happens to it, and its columns as lines.
+
+Columns run beside the boxes, each from the stage that writes it down to those that read it, so that text never meets a line
+and a pipeline of any length or width stays legible. Colours are translucent over the page's own, light or dark.
+"""
+
+import itertools
+import textwrap
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from xml.etree import ElementTree
+
+from sparkdiff.errors import InputError
+
+BOX, TEXT, HEIGHT, GAP, LINE, LANE, MARGIN, FRAME = 345, 450, 44, 24, 16, 9, 12, 7
+"""Pixels: width of a box and of the text beside it, height of a box, between rows, of a line, of a lane, around, of a frame."""
+WIDTH_OF = {"title": 8.2, "columns": 6.7, "strong": 7.1, "note": 6.4}
+"""Pixels that a character takes on average, at most, in the widest of the fonts."""
+LOSS = 42
+"""Pixels of the mark of the stage whose outputs enter the loss."""
+NOTES = 3
+"""Lines of a reason; the rest of it is in the tooltip."""
+
+STYLE = """
+.sparkdiff-plan {color: inherit; font: 12px system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', sans-serif;
+  max-width: 100%; height: auto}
+.sparkdiff-plan text {fill: currentColor; stroke: none}
+.sparkdiff-plan .title {font-size: 13px; font-weight: 600}
+.sparkdiff-plan .columns {font: 11px ui-monospace, 'DejaVu Sans Mono', Menlo, Consolas, monospace; opacity: .75}
+.sparkdiff-plan .strong {font-weight: 600}
+.sparkdiff-plan .note {opacity: .85}
+.sparkdiff-plan .spark {fill: #848d97; fill-opacity: .18; stroke: #848d97; stroke-dasharray: 4 3}
+.sparkdiff-plan .torch {fill: #2f81f7; fill-opacity: .04; stroke: #2f81f7; stroke-opacity: .6}
+.sparkdiff-plan .trains {fill: #2f81f7; fill-opacity: .22; stroke: #2f81f7; stroke-width: 2}
+.sparkdiff-plan .line {fill: none; stroke: #848d97; stroke-width: 1.3}
+.sparkdiff-plan .gradient {fill: none; stroke: #2f81f7; stroke-width: 2.6}
+.sparkdiff-plan .head {fill: #848d97; stroke: none}
+.sparkdiff-plan .head.flows {fill: #2f81f7}
+.sparkdiff-plan .data {fill: none; stroke: #848d97; stroke-width: 1.3}
+.sparkdiff-plan .cut {stroke: #d4600a; stroke-width: 2.4; fill: none}
+.sparkdiff-plan .loss {fill: #2f81f7; fill-opacity: .35; stroke: #2f81f7}
+.sparkdiff-plan .frame {fill: none; stroke: #848d97; stroke-opacity: .6}
+"""
+ON_WHITE = ".sparkdiff-plan {color: #1f2328; background: #ffffff}"
+"""A file of its own, and a notebook that shows pictures apart from its page, know no colours of a page."""
+
+
+class Drawing:
+    """A picture that a notebook shows, and that `save` writes as a file."""
+
+    def __init__(self, root: ElementTree.Element):
+        self._root = root
+
+    def __repr__(self) -> str:
+        return f"<Drawing of a plan, {self._root.get('width')} x {self._root.get('height')} pixels; save(path) writes it as SVG>"
+
+    def _repr_svg_(self) -> str:
+        return self._text(STYLE + ON_WHITE)
+
+    def _repr_html_(self) -> str:
+        return self._text(STYLE)
+
+    def save(self, path: str | Path) -> None:
+        """Write it as SVG, in dark on white.
+
+        Raises:
+            InputError: the folder does not exist, or cannot be written.
+        """
+        try:
+            Path(path).write_text(self._repr_svg_(), encoding="utf-8")
+        except OSError as e:
+            raise InputError(f"the picture cannot be written to {str(path)!r}: {e.strerror}") from e
+
+    def _text(self, style: str) -> str:
+        whole = ElementTree.Element("svg", self._root.attrib)
+        ElementTree.SubElement(whole, "style").text = style
+        whole.extend(self._root)
+        return ElementTree.tostring(whole, encoding="unicode")
+
+
+class Row(NamedTuple):
+    """A stage with its place: its box begins at `left` and `top`, the row ends at `bottom`."""
+
+    stage: Mapping[str, Any]
+    left: float
+    top: float
+    bottom: float
+    notes: Sequence[str]
+
+
+def drawn(plan: Mapping[str, Any], total: str) -> ElementTree.Element:
+    """The picture of a plan, given as plain values.
+
+    Args:
+        total: a line about all of it.
+    """
+    buses, cuts = _buses(plan), _cuts(plan)
+    lanes = _lanes(buses)
+    depth = max((len(s["path"]) for s in plan["stages"]), default=1)
+    left = MARGIN + 26 + LANE * (max(lanes, default=-1) + 1) + FRAME * depth
+    rows = _rows(plan, left, cuts)
+    bottom = (rows[-1].bottom if rows else MARGIN + 2 * GAP) + GAP
+    width = left + BOX + FRAME * depth + TEXT + MARGIN
+    told = _wrapped(total, "strong", width - 2 * MARGIN)
+    root = _root(width, bottom + LINE * (len(told) + 1), f"plan: {total}")
+    _legend(root)
+    for frame in _frames(rows, depth):
+        _add(root, "rect", "frame", rx=10, **frame)
+    for flows in (False, True):  # gradients above the other lines
+        for bus, lane in zip(buses, lanes, strict=True):
+            if bus.gradients == flows:
+                _bus(root, bus, rows, left - FRAME * depth - 14 - LANE * lane)
+    for i, row in enumerate(rows):
+        beside, reads_data = left + BOX + FRAME * depth + 10, any(e["source"] < 0 for e in _into(plan, i))
+        _box(root, row, beside, title=BOX - 20 - LOSS * (i == plan["head"]), reads_data=reads_data)
+    for i in sorted(cuts):
+        _cut(root, rows[i])
+    if plan["head"] is not None:
+        _loss(root, rows[plan["head"]])
+    for k, line in enumerate(told):
+        _write(root, line, MARGIN, bottom + LINE * (k + 1), "strong")
+    return root
+
+
+# Lines ----------------------------------------------------------------------------------------------------------------
+
+
+class Bus(NamedTuple):
+    """Columns that the same stages read: one line from the stages that write them to those that read them."""
+
+    sources: tuple[int, ...]
+    targets: tuple[int, ...]
+    gradients: bool
+    columns: tuple[str, ...]
+
+    @property
+    def straight(self) -> bool:
+        """Whether it only leads from one row to the next."""
+        return len(self.sources) == len(self.targets) == 1 and self.targets[0] == self.sources[0] + 1
+
+
+def _into(plan: Mapping[str, Any], target: int) -> list[Mapping[str, Any]]:
+    return [e for e in plan["edges"] if e["target"] == target]
+
+
+def _buses(plan: Mapping[str, Any]) -> list[Bus]:
+    """The columns between stages; those with the same readers share a line, except from a row to the next."""
+    columns: dict[tuple[int, bool], dict[int, list[str]]] = {}
+    for e in plan["edges"]:
+        if e["source"] >= 0:
+            columns.setdefault((e["source"], e["gradients"]), {}).setdefault(e["target"], []).append(e["column"])
+    shared: dict[tuple[bool, tuple[int, ...]], list[int]] = {}
+    buses = []
+    for (source, gradients), readers in columns.items():
+        targets = tuple(sorted(readers))
+        if targets == (source + 1,):
+            buses.append(Bus((source,), targets, gradients, tuple(readers[targets[0]])))
+        else:
+            shared.setdefault((gradients, targets), []).append(source)
+    for (gradients, targets), sources in shared.items():
+        names = (c for s in sources for read in columns[s, gradients].values() for c in read)
+        buses.append(Bus(tuple(sources), targets, gradients, tuple(dict.fromkeys(names))))
+    return buses
+
+
+def _lanes(buses: Sequence[Bus]) -> list[int]:
+    """The lane of each bus, -1 for a straight one: the shorter, the nearer to the boxes, and no two over one another."""
+    taken: list[list[tuple[int, int]]] = []
+    found = [-1] * len(buses)
+    spans = {k: (min(b.sources), max(b.targets)) for k, b in enumerate(buses) if not b.straight}
+    for k, (start, end) in sorted(spans.items(), key=lambda item: (item[1][1] - item[1][0], item[1])):
+        free = (n for n, lane in enumerate(taken) if all(end < a or b < start for a, b in lane))
+        found[k] = next(free, len(taken))
+        if found[k] == len(taken):
+            taken.append([])
+        taken[found[k]].append((start, end))
+    return found
+
+
+def _bus(root: ElementTree.Element, bus: Bus, rows: Sequence[Row], lane: float) -> None:
+    group = ElementTree.SubElement(root, "g")
+    ElementTree.SubElement(group, "title").text = ", ".join(bus.columns)
+    style = "gradient" if bus.gradients else "line"
+    if bus.straight:
+        above, below = rows[bus.sources[0]], rows[bus.targets[0]]
+        x = max(above.left, below.left) + 24
+        _add(group, "path", style, d=f"M{x} {above.top + HEIGHT}V{below.top - 6}")
+        _add(group, "path", _head(bus), d=f"M{x - 4} {below.top - 7}h8l-4 7z")
+        return
+    for source in bus.sources:
+        row = rows[source]
+        _add(group, "path", style, d=f"M{row.left} {row.top + HEIGHT - 10}H{lane + 5}q-5 0 -5 5")
+    first, last = min(bus.sources), max(bus.targets)
+    _add(group, "path", style, d=f"M{lane} {rows[first].top + HEIGHT - 5}V{rows[last].top + 7}")
+    for target in bus.targets:
+        row = rows[target]
+        _add(group, "path", style, d=f"M{lane} {row.top + 7}q0 5 5 5H{row.left - 6}")
+        _add(group, "path", _head(bus), d=f"M{row.left - 7} {row.top + 8}v8l7 -4z")
+
+
+def _head(bus: Bus) -> str:
+    return "head flows" if bus.gradients else "head"
+
+
+def _cuts(plan: Mapping[str, Any]) -> set[int]:
+    """The stages where gradients stop: those nearest to the loss that stay in Spark, or have parameters that do not train."""
+    out: set[int] = set()
+    stack, seen = [plan["head"]] if plan["head"] is not None else [], set()
+    while stack:
+        for e in _into(plan, stack.pop()):
+            i = e["source"]
+            if i < 0 or i in seen:
+                continue
+            seen.add(i)
+            s = plan["stages"][i]
+            stops = s["role"] != "translated" or (s["numParameters"] and not s["trainable"])
+            if stops and not e["gradients"]:
+                out.add(i)
+            else:
+                stack.append(i)
+    return out
+
+
+# Rows -----------------------------------------------------------------------------------------------------------------
+
+
+def _rows(plan: Mapping[str, Any], left: float, cuts: set[int]) -> list[Row]:
+    out, top = [], MARGIN + 2.0 * GAP
+    for i, stage in enumerate(plan["stages"]):
+        notes = [_status(stage, i in cuts), *_shortened(_wrapped(stage["reason"], "note", TEXT))]
+        height = max(HEIGHT, LINE * len(notes) + 4)
+        out.append(Row(stage, left, top, top + height, notes))
+        top += height + GAP
+    return out
+
+
+def _status(stage: Mapping[str, Any], cut: bool) -> str:
+    where = "in torch" if stage["role"] == "translated" else "in Spark"
+    where = "in Spark, before the cache" if stage["cached"] else where
+    number = stage["numParameters"]
+    if stage["trainable"]:
+        return f"trains {number:,} parameter{'s' * (number != 1)}"
+    return f"{where}; gradients stop here" if cut else where
+
+
+def _frames(rows: Sequence[Row], depth: int) -> Iterator[dict[str, Any]]:
+    """A frame around the stages of each nested pipeline."""
+    for level in range(1, depth):
+        pad = FRAME * (depth - level)
+        for held in _together(rows, level):
+            top, end = held[0].top - pad, held[-1].top + HEIGHT + pad
+            yield {"x": held[0].left - pad, "y": top, "width": BOX + 2 * pad, "height": end - top}
+
+
+def _together(rows: Sequence[Row], level: int) -> Iterator[list[Row]]:
+    """The rows of each pipeline that is nested so deep."""
+    for prefix, inside in itertools.groupby(rows, lambda row: tuple(row.stage["path"][:level])):
+        held = [*inside]
+        if len(prefix) == level < len(held[0].stage["path"]):
+            yield held
+
+
+def _box(root: ElementTree.Element, row: Row, beside: float, *, title: float, reads_data: bool) -> None:
+    s = row.stage
+    group = ElementTree.SubElement(root, "g")
+    names = f"{', '.join(s['inputCols'])} → {', '.join(s['outputCols'])}"
+    ElementTree.SubElement(group, "title").text = f"{s['uid']}\n{names}\n{s['reason']}"
+    kind = "trains" if s["trainable"] else "spark" if s["cached"] or s["role"] != "translated" else "torch"
+    _add(group, "rect", kind, x=row.left, y=row.top, width=BOX, height=HEIGHT, rx=6)
+    number = ".".join(map(str, s["path"])) or "0"
+    _write(group, _cropped(f"{number} {s['stageClass']}", "title", title), row.left + 10, row.top + 18, "title")
+    _write(group, _flow(s["inputCols"], s["outputCols"], BOX - 20), row.left + 10, row.top + 35, "columns")
+    for k, line in enumerate(row.notes):
+        _write(group, line, beside, row.top + 14 + LINE * k, "note" if k else "strong")
+    if reads_data:
+        _add(group, "circle", "data", cx=row.left - 9, cy=row.top + HEIGHT / 2, r=3)
+        _add(group, "path", "data", d=f"M{row.left - 6} {row.top + HEIGHT / 2}h6")
+
+
+def _cut(root: ElementTree.Element, row: Row) -> None:
+    x, y = row.left - 1, row.top + HEIGHT
+    _add(root, "path", "cut", d=f"M{x - 4} {y - 14}l8 8m0 -8l-8 8")
+
+
+def _loss(root: ElementTree.Element, row: Row) -> None:
+    x, y = row.left + BOX - LOSS - 6, row.top + 6
+    _add(root, "rect", "loss", x=x, y=y, width=LOSS, height=16, rx=8)
+    _write(root, "loss", x + 8, y + 12, "note")
+
+
+def _legend(root: ElementTree.Element) -> None:
+    x = float(MARGIN)
+    for kind, words in (("spark", "in Spark"), ("torch", "in torch"), ("trains", "trains")):
+        _add(root, "rect", kind, x=x, y=MARGIN, width=22, height=14, rx=3)
+        x = _told(root, words, x + 28)
+    for kind, words in (("line", "column"), ("gradient", "column, gradients flow back")):
+        _add(root, "path", kind, d=f"M{x} {MARGIN + 7}h22")
+        x = _told(root, words, x + 28)
+    _add(root, "path", "cut", d=f"M{x} {MARGIN + 3}l8 8m0 -8l-8 8")
+    x = _told(root, "gradients stop", x + 14)
+    _add(root, "circle", "data", cx=x + 4, cy=MARGIN + 7, r=3)
+    _told(root, "reads the data", x + 13)
+
+
+def _told(root: ElementTree.Element, words: str, x: float) -> float:
+    _write(root, words, x, MARGIN + 11, "note")
+    return x + _length(words, "note") + 14
+
+
+# Text and elements ----------------------------------------------------------------------------------------------------
+
+
+def _length(text: str, style: str) -> float:
+    """Pixels of a text; a wide character of East Asia counts twice."""
+    return WIDTH_OF[style] * sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def _cropped(text: str, style: str, width: float) -> str:
+    while text and _length(text, style) > width:
+        text = text[:-2].rstrip() + "…" if text.endswith("…") else text[:-1] + "…"
+    return text
+
+
+def _flow(inputs: Sequence[str], outputs: Sequence[str], width: float) -> str:
+    """The columns that a stage declares to read and to write, in a line."""
+    half = (width - _length(" → ", "columns")) / 2
+    written = f"→ {_listed(outputs, half)}" if outputs else ""
+    read = _listed(inputs, width - _length(f" {written}", "columns")) if inputs else ""
+    return f"{read} {written}".strip()
+
+
+def _listed(names: Sequence[str], width: float) -> str:
+    """As many names as fit, and how many there are if not all do."""
+    text = ", ".join(names)
+    if _length(text, "columns") <= width:
+        return text
+    return _cropped(names[0], "columns", width) if len(names) == 1 else f"{len(names)} columns"
+
+
+def _wrapped(text: str, style: str, width: float) -> list[str]:
+    wide = _length(text, style) / max(WIDTH_OF[style] * len(text), 1)
+    return textwrap.wrap(text, max(int(width / WIDTH_OF[style] / max(wide, 1)), 10))
+
+
+def _shortened(lines: Sequence[str]) -> list[str]:
+    return [*lines] if len(lines) <= NOTES else [*lines[: NOTES - 1], f"{lines[NOTES - 1]} …"]
+
+
+def _root(width: float, height: float, title: str) -> ElementTree.Element:
+    root = ElementTree.Element("svg", {
+        "xmlns": "http://www.w3.org/2000/svg", "class": "sparkdiff-plan", "role": "img",
+        "width": f"{width:g}", "height": f"{height:g}", "viewBox": f"0 0 {width:g} {height:g}",
+    })  # fmt: skip
+    ElementTree.SubElement(root, "title").text = title
+    return root
+
+
+def _write(parent: ElementTree.Element, text: str, x: float, y: float, style: str) -> None:
+    ElementTree.SubElement(parent, "text", {"class": style, "x": f"{x:g}", "y": f"{y:g}"}).text = text
+
+
+def _add(parent: ElementTree.Element, tag: str, style: str, **attributes: Any) -> None:
+    given = {k: v if isinstance(v, str) else f"{v:g}" for k, v in attributes.items()}
+    ElementTree.SubElement(parent, tag, {"class": style, **given})
