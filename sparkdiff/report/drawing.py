@@ -20,6 +20,8 @@ WIDTH_OF = {"title": 8.2, "columns": 6.7, "strong": 7.1, "note": 6.4}
 """Pixels that a character takes on average, at most, in the widest of the fonts."""
 LOSS = 42
 """Pixels of the mark of the stage whose outputs enter the loss."""
+BESIDE = 10
+"""Pixels between a box and the text beside it."""
 NOTES = 3
 """Lines of a reason; the rest of it is in the tooltip."""
 
@@ -102,7 +104,7 @@ def drawn(plan: Mapping[str, Any], total: str) -> ElementTree.Element:
     left = MARGIN + 26 + LANE * (max(lanes, default=-1) + 1) + FRAME * depth
     rows = _rows(plan, left, cuts)
     bottom = (rows[-1].bottom if rows else MARGIN + 2 * GAP) + GAP
-    width = left + BOX + FRAME * depth + TEXT + MARGIN
+    width = left + BOX + FRAME * depth + BESIDE + TEXT + MARGIN
     told = _wrapped(total, "strong", width - 2 * MARGIN)
     root = _root(width, bottom + LINE * (len(told) + 1), f"plan: {total}")
     _legend(root)
@@ -113,7 +115,7 @@ def drawn(plan: Mapping[str, Any], total: str) -> ElementTree.Element:
             if bus.gradients == flows:
                 _bus(root, bus, rows, left - FRAME * depth - 14 - LANE * lane)
     for i, row in enumerate(rows):
-        beside, reads_data = left + BOX + FRAME * depth + 10, any(e["source"] < 0 for e in _into(plan, i))
+        beside, reads_data = left + BOX + FRAME * depth + BESIDE, any(e["source"] < 0 for e in _into(plan, i))
         _box(root, row, beside, title=BOX - 20 - LOSS * (i == plan["head"]), reads_data=reads_data)
     for i in sorted(cuts):
         _cut(root, rows[i])
@@ -345,7 +347,7 @@ def _wrapped(text: str, style: str, width: float) -> list[str]:
 
 
 def _shortened(lines: Sequence[str]) -> list[str]:
-    return [*lines] if len(lines) <= NOTES else [*lines[: NOTES - 1], f"{lines[NOTES - 1]} …"]
+    return [*lines] if len(lines) <= NOTES else [*lines[: NOTES - 1], _cropped(f"{lines[NOTES - 1]} …", "note", TEXT)]
 
 
 def _root(width: float, height: float, title: str) -> ElementTree.Element:
