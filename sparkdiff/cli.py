@@ -14,7 +14,7 @@ from sparkdiff.errors import InputError, SparkdiffError
 if TYPE_CHECKING:
     from pyspark.sql.types import StructType
 
-DONE, FAILED, WRONG_INPUT, NOT_STRICT = 0, 1, 2, 3
+DONE, FAILED, WRONG_INPUT, NOT_STRICT, INTERRUPTED = 0, 1, 2, 3, 130
 
 app = typer.Typer(
     help="Improve, fine-tune and grow fitted Spark ML pipelines. The result is a plain Spark ML pipeline.",
@@ -161,7 +161,12 @@ def _run_job(
         sections = {name: section for section, name in job.COMMANDS.items()}
         found = f"a section {sections[right]!r}" if right in sections else f"no section {sections[command]!r}"
         raise InputError(f"the job has {found}: run `sparkdiff {right}` instead")
-    print(f"\n{job.run(settings)}\nsaved {settings.output / 'model'} (plain Spark ML)")
+    try:
+        found = job.run(settings)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on with what is cached and from the last checkpoint", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+    print(f"\n{found}\nsaved {settings.output / 'model'} (plain Spark ML)")
 
 
 @app.command()
@@ -300,7 +305,8 @@ def _source(path: str, format: str, options: str) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 0 success, 1 failure while running, 2 wrong usage or input, 3 `plan --strict`."""
+    """Run the command and return its exit code: 0 success, 1 failure while running, 2 wrong usage or input, 3 `plan --strict`,
+    130 Ctrl-C."""
     try:
         app(list(sys.argv[1:] if argv is None else argv))
     except SystemExit as e:  # typer ends every command this way; wrong usage is 2

@@ -20,7 +20,7 @@ from sparkdiff.errors import InputError, check_dataframe, check_type, kind_of
 from sparkdiff.finetune import Outcome, Shared, fine_tune, prepare
 from sparkdiff.options import FIELDS, Options, callable_name, named_callable
 from sparkdiff.pipeline.nesting import Holder, flatten, plain, replaced
-from sparkdiff.report import Events, FineTuningSummary, Phases
+from sparkdiff.report import Events, FineTuningSummary, Phases, shown
 
 OBJECTS = ("pipeline", "referenceData")
 """Params that are no options."""
@@ -222,7 +222,7 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
                 sources.append(Source(self.getReferenceData(), REFERENCE))
             if isinstance(given, Estimator) and not isinstance(given, Pipeline):
                 raise InputError(f"{given.uid} isn't fitted: pass the result of its fit(), or put it into a Pipeline")
-            phases = Phases(options.verbosity > 0, self.callbacks)
+            phases = Phases(shown(options.verbosity), self.callbacks)
             if options.numFolds:
                 given = given if isinstance(given, Pipeline) else shared.once(("plain", given), lambda: plain(given))
                 fit = partial(_plain_fit, given, options)

@@ -15,7 +15,7 @@ from sparkdiff.estimator import ONE_AT_A_TIME, FineTuner, FineTunerModel, listed
 from sparkdiff.finetune import Outcome
 from sparkdiff.options import Options
 from sparkdiff.pipeline.nesting import plain
-from sparkdiff.report import Phases
+from sparkdiff.report import Phases, shown
 
 
 def _names(settings: type) -> tuple[str, ...]:
@@ -110,7 +110,7 @@ class ExtendedTuner(FineTuner):
             boundaries = find_boundaries(sources, options)
             if isinstance(given, Pipeline):
                 given = fit_on_training_rows(given, sources, options, boundaries)
-            phases = Phases(options.verbosity > 0, self.callbacks)
+            phases = Phases(shown(options.verbosity), self.callbacks)
             return self._found(self._run(plain(given), options, sources, phases, boundaries), options)
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from sparkdiff import jvm
@@ -47,7 +48,7 @@ from sparkdiff.stages.base import columns_of
 from sparkdiff.stages.forest import Trees
 from sparkdiff.stages.predictor import Predictor
 from sparkdiff.stages.trainable import SUPPORT, LabelStats
-from sparkdiff.store.files import room
+from sparkdiff.store.files import folder_size, room
 from sparkdiff.store.run_folder import UNTOLD, RunFolder, opened
 from sparkdiff.training import monotone
 from sparkdiff.training.distributed import choice, launch
@@ -148,9 +149,9 @@ class Shared:
             self._found[key] = make()
         return self._found[key]
 
-    def cache(self, key: tuple[Any, ...], request: Request) -> caches.Cache:
+    def cache(self, key: tuple[Any, ...], request: Request, watch: caches.Watch) -> caches.Cache:
         known = ("cache", key) in self._found
-        cache: caches.Cache = self.once(("cache", key), lambda: caches.open_cache(request))
+        cache: caches.Cache = self.once(("cache", key), lambda: caches.open_cache(request, watch))
         return dataclasses.replace(cache, hit=True) if known else cache
 
 
@@ -302,9 +303,11 @@ def begun(
     task, shared, key = dataclasses.replace(task, options=o), shared or Shared(), (*_key(task, sources), keyed)
     with phases.phase("cache") as say:
         request = Request(task.cut, list(sources), o, task.labelCol, task.weightCol, boundaries, allTrain, keyed)
-        cache = shared.cache(key, request)
+        cache = shared.cache(key, request, lambda folder: say.watched(lambda: _size(folder)))
         counts = ", ".join(f"{cache.rows(s):,} {s}" for s in cache.splits if not (allTrain and s == VALIDATION))
-        say(f"{'reused' if cache.hit else 'written'}: {counts} rows, {len(task.plan.cacheCols)} columns")
+        say(
+            f"{'reused' if cache.hit else 'written'}: {counts} rows, {len(task.plan.cacheCols)} columns, {_size(cache.folder)}"
+        )
     network = Network(task.cut.graph, task.cut.live)
     # Before the network sees a row, by which some stages remember how far it is spread.
     computed = computed_by(network)
@@ -399,7 +402,10 @@ def trained(
             network, cache.folder, data.stream.backend, _in_memory(o, cache), data.columns, goal.label,
             original.scores[VALIDATION], start, o, goal.metric.name, penalty, epochs=epochs,
         )  # fmt: skip
-        with run_folder(run, o.runId, recipes=recipes, epochs=epochs, replace=replace) as folder:
+        with (
+            run_folder(run, o.runId, recipes=recipes, epochs=epochs, replace=replace) as folder,
+            _interruption_told(o.runId, say),
+        ):
             training, lost = launch.run(assignment, data.stream, folder, say.now, run.phases.on_epoch)
             folder.check()
             note = choice.Note.read(folder.path) or choice.Note()
@@ -407,6 +413,28 @@ def trained(
             training.found(network), training.chosen.metric, start.frozen, lost, training.unsaved, training.cut, wishes,
             folder, note.shown, training.fallbacks, single, start.recipes,
         )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _interruption_told(runId: str | None, say: Callable[[str], None]) -> Iterator[None]:
+    """Tell a user who interrupts the training how it goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        later = (
+            "with a runId, the same fit would go on from here"
+            if runId is None
+            else f"runId={runId!r} goes on from here"
+        )
+        say(f"interrupted; {later}")
+        raise
+
+
+def _size(folder: Path) -> str:
+    """The bytes in a folder, as text; empty if files in it are renamed meanwhile."""
+    with contextlib.suppress(OSError):
+        return f"{folder_size(folder) / 1e6:,.1f} MB"
+    return ""
 
 
 @contextlib.contextmanager

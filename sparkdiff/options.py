@@ -95,7 +95,7 @@ class Options:
     runId: str | None = option(None, "name of this training: an interrupted training of this name continues, a finished one is returned; if unset, a new name", kind=str)
     waitForRun: float = option(0.0, "seconds to wait while another process uses this runId or output; 0 fails at once", low=0)
     seed: int = option(0, "seed of the split, of the order of the rows and of the statistical test", low=0, high=2**63 - 1)
-    verbosity: int = option(0, "0 prints nothing, 1 prints the phases", low=0, high=1)
+    verbosity: int | None = option(None, "0 shows nothing, 1 shows the phases and their progress; if unset, 1 in a terminal and in a notebook, else 0", kind=int, low=0, high=1)
     # fmt: on
 
     @staticmethod

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +104,15 @@ def _temporary() -> Path:
     return folder
 
 
-def open_cache(request: Request) -> Cache:
+Watch = Callable[[Path], contextlib.AbstractContextManager[object]]
+"""Watches a folder while files are written into it."""
+
+
+def open_cache(request: Request, watch: Watch = contextlib.nullcontext) -> Cache:
     """The cache of a request: the one on disk if its fingerprint exists and its files are complete, else a new one.
+
+    Args:
+        watch: entered with the folder while a new one is written.
 
     Raises:
         InputError: a column is missing, a label, weight, time or group is null or NaN, or Spark failed on the rows.
@@ -117,10 +124,10 @@ def open_cache(request: Request) -> Cache:
     where = root(request.options)
     columns: list[dict[str, Any]] = []
     with room("the cache", where, ROOM, lambda: _needed(request, columns)):
-        return _opened(request, where, columns)
+        return _opened(request, where, columns, watch)
 
 
-def _opened(request: Request, where: Path, columns: list[dict[str, Any]]) -> Cache:
+def _opened(request: Request, where: Path, columns: list[dict[str, Any]], watch: Watch) -> Cache:
     key = fingerprint(request, where)
     folder = where / key[:16]
     if folder.exists():
@@ -132,7 +139,8 @@ def _opened(request: Request, where: Path, columns: list[dict[str, Any]]) -> Cac
     temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
     temporary.mkdir(mode=0o700)  # before there is anything in it
     try:
-        _build(request, key, temporary, columns)
+        with watch(temporary):
+            _build(request, key, temporary, columns)
         moved(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -21,7 +21,7 @@ from sparkdiff.growth.rounds import Grown, Limits, Member, Tried
 from sparkdiff.growth.serving import Serving, check_cost
 from sparkdiff.growth.settings import GrowthSettings
 from sparkdiff.options import Options
-from sparkdiff.report import Phases
+from sparkdiff.report import Phases, shown
 from sparkdiff.store.run_folder import RunFolder, name_beside
 
 
@@ -41,7 +41,7 @@ def grow_pipeline(
     """
     with phases.phase("plan"):
         text = described(model, options, settings, sources[0].df)
-    if options.verbosity:
+    if shown(options.verbosity):
         print(text, flush=True)
     settings, missing = trees.without_trees(settings)
     start = ground(model, options, settings.entityCols, sources, boundaries)

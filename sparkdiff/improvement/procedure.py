@@ -20,8 +20,7 @@ from sparkdiff.improvement.reporting import summary_of
 from sparkdiff.improvement.settings import ImprovementSettings
 from sparkdiff.machine.interrupts import undisturbed
 from sparkdiff.options import Options
-from sparkdiff.report import Phases
-from sparkdiff.report.progress import Progress
+from sparkdiff.report import Phases, shown
 from sparkdiff.report.record import versions
 from sparkdiff.store.run_folder import RunFolder, name_beside
 
@@ -53,10 +52,9 @@ def improve_pipeline(
     """
     with phases.phase("plan"):
         text = described(model, options, settings, sources[0].df)
-    if options.verbosity:
+    if shown(options.verbosity):
         print(text, flush=True)
-    quiet = Phases(False, [x for x in phases.listeners if not isinstance(x, Progress)])
-    ground = Ground(model, options, settings, sources, boundaries, quiet, Shared())
+    ground = Ground(model, options, settings, sources, boundaries, phases.within(), Shared())
     check_entities(settings.entityCols, ground.plan, sources[0].df)
     arms = arms_of(settings)
     refusals = {arm.name: arm.refused(ground) for arm in arms}

@@ -44,7 +44,7 @@ from sparkdiff.job.writing import written
 from sparkdiff.options import Options
 from sparkdiff.pipeline.nesting import flatten, plain
 from sparkdiff.pipeline.plan import Plan
-from sparkdiff.report import FineTuningSummary, Phases
+from sparkdiff.report import FineTuningSummary, Phases, shown
 from sparkdiff.store import files
 from sparkdiff.store.digests import check_reads_its_input_only, hash_of, hash_of_folder, params_of
 from sparkdiff.store.files import moved
@@ -67,7 +67,7 @@ def run(config: Config, lease: Lease, spark: SparkSession, found: dict[str, Any]
     own = own_id(config.output)
     cache = str(config.output.parent / ".cache")
     options = Options.of({"cacheDir": cache, "verbosity": 1, "runId": own, **config.options})
-    phases = Phases(options.verbosity > 0)
+    phases = Phases(shown(options.verbosity))
     with phases.phase("load") as say:
         sources = [
             Source(load_data(spark, d, config.folder, s), None if s == TRAIN and VALIDATION not in config.data else s)

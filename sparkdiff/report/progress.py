@@ -1,20 +1,22 @@
-"""The events of a run, and their first listener: a live line per phase on stderr.
+"""The events of a run, and their first listener, which shows the phases to people."""
 
-The line is updated in place on a terminal; otherwise there is one line every ten seconds and one at the end. spark-submit
-passes the output of a job through a pipe, so a job never has a terminal.
-"""
-
-import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from sparkdiff.machine import memory
 from sparkdiff.report.record import RunRecord
+from sparkdiff.report.screens import Screen, screen_here, someone_watches
 
-EVERY = 10.0
-"""Seconds between two lines about the same phase without a terminal."""
+PROBE = 1.0
+"""Seconds between two looks at something that cannot tell how far it is."""
+
+
+def shown(verbosity: int | None) -> bool:
+    """Whether progress is shown; where the option is unset, in a terminal and in a notebook."""
+    return someone_watches() if verbosity is None else verbosity > 0
 
 
 class Events:
@@ -37,24 +39,17 @@ class Events:
 
 
 class Progress(Events):
-    """Shows the phases on stderr."""
+    """Shows the phases where a person reads them. Made for one run; its screen is chosen when the first phase begins."""
 
-    def __init__(self) -> None:
-        self.last = 0.0
+    def __init__(self, screen: Screen | None = None) -> None:
+        self.screen = screen
 
     def on_phase(self, name: str, seconds: float | None, detail: str) -> None:
-        now, live = time.perf_counter(), sys.stderr.isatty()
-        if seconds is not None:
-            line = f"{name:<10} {seconds:6.1f} s  {detail}".rstrip() + "\n"
-        elif live:
-            line = f"{name:<10} {detail or '...'}"
-        elif detail and now - self.last > EVERY:
-            self.last, line = now, f"{name:<10}    ...     {detail}\n"
+        self.screen = self.screen or screen_here()
+        if seconds is None:
+            self.screen.runs(name, detail)
         else:
-            self.last = self.last if detail else now
-            return
-        sys.stderr.write("\r\x1b[2K" * live + line)
-        sys.stderr.flush()
+            self.screen.ended(name, seconds, detail)
 
 
 class Phase:
@@ -72,6 +67,32 @@ class Phase:
         """Tell the progress of the phase; also the text at its end."""
         self.text = text
         self._tell(None)
+
+    def shows(self, text: str) -> None:
+        """Show something that only a person who waits wants to know; no other listener hears it."""
+        for listener in self.listeners:
+            if isinstance(listener, Progress):
+                listener.on_phase(self.name, None, f"{self.within}{text}")
+
+    @contextmanager
+    def watched(self, probe: Callable[[], str]) -> Iterator[None]:
+        """Within this context, show what `probe` says, once a second; nothing where nobody looks."""
+        if not any(isinstance(listener, Progress) for listener in self.listeners):
+            yield
+            return
+        ended = threading.Event()
+
+        def watch() -> None:
+            while not ended.wait(PROBE):
+                self.shows(probe())
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
     def end(self) -> float:
         """Tell the end of the phase; returns its seconds."""
@@ -94,21 +115,29 @@ class Phases:
         timings: seconds per phase.
         listeners: the listeners of the run, of its other events too.
         fold: of several trainings, which one it is, from 1 on, and 0 for the one on all rows; None for a run of one training.
+        running: the innermost phase that has begun and not ended.
     """
 
     def __init__(self, shown: bool = True, listeners: Sequence[Events] = ()):
         self.listeners = [Progress()] * shown + [*listeners]
         self.timings: dict[str, float] = {}
         self.fold: int | None = None
+        self.running: Phase | None = None
+
+    def within(self) -> "Phases":
+        """Phases of a part of this run: other listeners hear them too, people see them inside the phase that runs here."""
+        return Phases(False, [Inside(self), *(x for x in self.listeners if not isinstance(x, Progress))])
 
     @contextmanager
     def phase(self, name: str) -> Iterator[Phase]:
         """Measure a phase; call the yielded object with its text."""
         within = "" if self.fold is None else f"fold {self.fold}: " if self.fold else "all rows: "
-        phase = Phase(name, self.listeners, within)
+        around, phase = self.running, Phase(name, self.listeners, within)
+        self.running = phase
         try:
             yield phase
         finally:
+            self.running = around
             self.timings[name] = self.timings.get(name, 0.0) + phase.end()
             memory.trim()
 
@@ -123,3 +152,14 @@ class Phases:
     def on_decision(self, record: RunRecord) -> None:
         for listener in self.listeners:
             listener.on_decision(record)
+
+
+class Inside(Events):
+    """Shows the phases of a part of a run as the progress of the phase that it is part of."""
+
+    def __init__(self, phases: Phases):
+        self.phases = phases
+
+    def on_phase(self, name: str, seconds: float | None, detail: str) -> None:
+        if self.phases.running is not None and seconds is None:
+            self.phases.running.shows(f"{name}: {detail}" if detail else name)

@@ -12,7 +12,7 @@ import yaml
 from hypothesis import example, given, settings, strategies as st
 
 from sparkdiff import job as run, jvm
-from sparkdiff.cli import WRONG_INPUT, app, main
+from sparkdiff.cli import INTERRUPTED, WRONG_INPUT, app, main
 from sparkdiff.errors import InputError
 from sparkdiff.job import loading, starting, steps
 from sparkdiff.job.config import request_of
@@ -193,6 +193,17 @@ def test_a_flag_is_text_for_its_key(here: Path) -> None:
         InputError, match=r"^data\.train\.path=x\.csv: 'train' is 'rows:load', not a mapping with keys$"
     ):
         run.load_config(Path("conf/job.yaml"), [], {"data.train.path": "x.csv"})
+
+
+def test_ctrl_c_says_how_the_job_goes_on(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(config: run.Config) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "run", interrupted)
+    assert main(["finetune", "pipeline=models/churn", "--data", "x.csv", "--output", "runs/x"]) == INTERRUPTED
+    assert "the same command goes on" in capsys.readouterr().err
 
 
 def test_the_flags_of_the_command(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

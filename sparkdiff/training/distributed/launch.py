@@ -87,6 +87,7 @@ def run(
     if assignment.options.numProcesses > 1:
         return _in_processes(assignment, folder, say, epochs)
     saves, shown = Checkpoints(folder.state, assignment.options.timeout, folder.check), 0
+    forecast = Forecast(assignment)
 
     def on_step(training: Training) -> None:
         nonlocal shown
@@ -94,7 +95,7 @@ def run(
         if training.epoch > shown:
             shown = training.epoch
             epochs(training.history)
-            say(_progress(assignment, shown, training.chosen.metric))
+            say(forecast.line(shown, training.chosen.metric, len(training.active), ended=training.ended))
 
     work(assignment, training, stream, ALONE, on_step, folder=folder.path, say=say)
     return training, []
@@ -107,10 +108,53 @@ def _resumed(assignment: Assignment, folder: RunFolder) -> Training:
     return training
 
 
-def _progress(assignment: Assignment, epoch: int, best: float) -> str:
-    original = assignment.original
-    rows = "validation" if assignment.epochs is None else "training"
-    return f"epoch {epoch}: {assignment.metric} {original.value:.5g} -> {original.sign * best:.5g} on {rows} rows"
+class Forecast:
+    """Lines about a training: how far it is, how good, and how long it may still take at the pace so far."""
+
+    def __init__(self, assignment: Assignment, clock: Callable[[], float] = time.monotonic):
+        self.original, self.metric = assignment.original, assignment.metric
+        self.rows = "validation" if assignment.epochs is None else "training"
+        self.last = assignment.epochs or assignment.options.maxEpochs
+        self.seconds, self.clock = assignment.options.maxSeconds, clock
+        self.first: tuple[int, float] | None = None  # the epoch that was told first, and when
+
+    def line(self, epoch: int, best: float, active: int, *, ended: bool = False) -> str:
+        """How far it is.
+
+        Args:
+            epoch: the one that trains, from 1 on; after the end, one more than were trained.
+            best: the chosen metric so far, where smaller is better.
+            active: candidates that still train.
+        """
+        value, original = self.original.sign * best, self.original.value
+        change = (value - original) / max(abs(original), 1e-12)
+        figures = f"{self.metric} {original:.5g} -> {value:.5g} ({change:+.1%}) on {self.rows} rows"
+        if ended:
+            return f"{epoch - 1} of at most {self.last} epochs: {figures}"
+        count = f"{active} candidate{'s' * (active != 1)} left"
+        return ", ".join([f"epoch {epoch} of at most {self.last}: {figures}", count, *self._left(epoch)])
+
+    def _left(self, epoch: int) -> list[str]:
+        now = self.clock()
+        if self.first is None:
+            self.first = epoch, now
+        begun, since = self.first
+        if epoch <= begun:
+            return []
+        left = (now - since) / (epoch - begun) * (self.last + 1 - epoch)
+        limit = left if self.seconds is None else max(self.seconds - (now - since), 0.0)
+        return [f"at most {duration(min(left, limit))}"]
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 100
+        else f"{seconds / 60:.0f} min"
+        if seconds < 6000
+        else f"{seconds / 3600:.1f} h"
+    )
 
 
 # Several processes ----------------------------------------------------------------------------------------------------
@@ -123,7 +167,7 @@ def _in_processes(assignment: Assignment, folder: RunFolder, say: Say, epochs: E
     if local and o.device == "cuda":
         place(o.device, o.precision)  # else each process would tell that there is no GPU
     lost: list[str] = []
-    assigned = assignment
+    assigned, forecast = assignment, Forecast(assignment)
     while True:
         with files.room("the files that start the processes", folder.path, ROOM):
             here = folder.attempt()
@@ -141,7 +185,7 @@ def _in_processes(assignment: Assignment, folder: RunFolder, say: Say, epochs: E
             epochs(line["rows"], line["first"])
             for text in line["said"]:
                 say(text)
-            say(_progress(assignment, line["epoch"], line["best"]))
+            say(forecast.line(line["epoch"], line["best"], line["left"], ended=line["ended"]))
 
         attempt.run(on_line)
         training = _resumed(assignment, folder)

@@ -244,6 +244,7 @@ def _train(assignment: Assignment, here: Path, team: Team, watchdog: "Watchdog")
                 "epoch": training.epoch,
                 "step": training.step,
                 "best": training.chosen.metric,
+                "left": len(training.active),
                 "ended": training.ended,
             }
             _tell(here / "progress.jsonl", line | {"first": told, "rows": training.history[told:], "said": said[:]})

@@ -15,7 +15,7 @@ from sparkdiff.errors import InputError, check_dataframe, kind_of
 from sparkdiff.machine import paths
 from sparkdiff.pipeline.names import refuse_stream
 from sparkdiff.pipeline.nesting import Holder, flatten
-from sparkdiff.report import Events, Phases
+from sparkdiff.report import Events, Phases, shown
 from sparkdiff.tuning.search.dimensions import SearchSpace
 from sparkdiff.tuning.search.procedure import SearchOutcome, SearchTask, searched
 from sparkdiff.tuning.search.settings import FIELDS, OTHERS, Settings
@@ -122,7 +122,7 @@ class Search(Estimator, MLWritable, MLReadable):  # type: ignore[type-arg]
         refuse_stream(dataset)
         if not jvm.in_process(dataset.sparkSession):
             raise InputError("Search does not run over Spark Connect: it needs a session in this process")
-        phases = Phases(task.settings.verbosity > 0, self.callbacks)
+        phases = Phases(shown(task.settings.verbosity), self.callbacks)
         found = searched(task, dataset, phases)
         model = SearchModel(found.model, found)
         return self._copyValues(model)  # type: ignore[no-any-return]

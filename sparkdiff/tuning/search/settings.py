@@ -30,7 +30,7 @@ class Settings:
     seed: int = option(0, "seed of the split, of the samplers and of the statistical test", low=0, high=2**62)
     guard: float = option(0.025, "p-value needed to ship the winner instead of the default; 1 accepts any gain", low=0, high=1, openLow=True)
     runDir: str | None = option(None, "folder of the study: a search that was killed goes on there; if unset, the study is in memory", kind=str, folder=True)
-    verbosity: int = option(0, "0 prints nothing, 1 prints the phases", low=0, high=1)
+    verbosity: int | None = option(None, "0 shows nothing, 1 shows the phases and their progress; if unset, 1 in a terminal and in a notebook, else 0", kind=int, low=0, high=1)
     # fmt: on
 
     @staticmethod

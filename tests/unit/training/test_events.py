@@ -1,13 +1,15 @@
 """Who listens to a run: each phase, each epoch once and in order, and the decision; what a listener raises isn't swallowed."""
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from sparkdiff import FineTuner, InputError
+from sparkdiff.options import Options
 from sparkdiff.report import Events, Phases
-from sparkdiff.training.distributed.launch import Attempt, Epochs
+from sparkdiff.training.distributed.launch import Attempt, Epochs, Forecast, duration
 
 
 class Heard(Events):
@@ -70,3 +72,22 @@ def test_progress_is_read_line_by_line_and_a_broken_one_left_out() -> None:
     assert attempt._lines(first + "\n" + second[:3]) == [{"rows": [1]}]
     assert attempt._lines(first + "\n" + second[:3] + second + "\n" + second + "\n") == [{"rows": [2]}]
     assert attempt._lines("") == []
+
+
+def test_how_far_a_training_is_and_how_long_it_may_still_take() -> None:
+    now = 0.0
+    options = Options(maxEpochs=120, maxSeconds=100.0)
+    assignment: Any = SimpleNamespace(
+        original=SimpleNamespace(value=38.7, sign=1), metric="poisson", epochs=None, options=options
+    )
+    forecast = Forecast(assignment, clock=lambda: now)
+    figures = "poisson 38.7 -> 12.4 (-68.0%) on validation rows"
+    assert forecast.line(1, 12.4, 4) == f"epoch 1 of at most 120: {figures}, 4 candidates left"
+    now = 10.0
+    assert forecast.line(101, 12.4, 1) == f"epoch 101 of at most 120: {figures}, 1 candidate left, at most 2 s"
+    now = 99.0
+    assert forecast.line(102, 12.4, 1).endswith("at most 1 s")  # maxSeconds ends it
+    assert forecast.line(110, 12.4, 2, ended=True) == f"109 of at most 120 epochs: {figures}"
+    larger = SimpleNamespace(**{**vars(assignment), "original": SimpleNamespace(value=0.5, sign=-1), "epochs": 7})
+    assert "epoch 2 of at most 7: poisson 0.5 -> 0.6 (+20.0%) on training rows" in Forecast(larger).line(2, -0.6, 2)
+    assert [duration(s) for s in (40.2, 720, 9000)] == ["40 s", "12 min", "2.5 h"]
