@@ -22,7 +22,7 @@ TESTS = $(RUN) pytest -n $(PROCESSES) --dist loadfile
 # Spark's own search for its home fails if the path contains a space.
 FIND_SPARK = import importlib.util; print(importlib.util.find_spec('pyspark').submodule_search_locations[0])
 
-.PHONY: help demo test unit quick pytest faults bench lint format setup clean distclean
+.PHONY: help demo test unit quick pytest faults bench lint format site setup clean distclean
 
 help:                   ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile
@@ -64,11 +64,15 @@ format: setup           ## format the code with ruff, and apply its fixes
 	$(RUN) ruff check --fix --exit-zero --quiet .
 	$(RUN) ruff format .
 
+site:                   ## build the documentation as a site in site/; warnings are errors
+	@bash tools/setup.sh dev
+	@bash tools/site.sh
+
 setup:                  ## install the environment for developers
 	@bash tools/setup.sh dev
 
 clean:                  ## delete caches and Spark's temporary files; runs/ holds models and stays
-	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist *.egg-info spark-warehouse metastore_db derby.log
+	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist site *.egg-info spark-warehouse metastore_db derby.log
 	find . -name __pycache__ -type d -not -path "./.venv*" -prune -exec rm -rf {} +
 
 distclean: clean        ## delete the environment too

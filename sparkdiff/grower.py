@@ -29,7 +29,8 @@ class Grower(ExtendedTuner):
     Args:
         pipeline: a fitted PipelineModel, or an unfitted Pipeline, which is fitted on the training rows first. It ends in
             LinearRegression, GeneralizedLinearRegression or LogisticRegression.
-        referenceData, callbacks: see `FineTuner`.
+        referenceData: see `FineTuner`.
+        callbacks: see `FineTuner`.
         **params: see `sparkdiff.growth.settings.GrowthSettings` and `sparkdiff.options.Options` (all but numFolds and
             rowsAreNew), or `Grower().explainParams()`.
 

@@ -28,7 +28,8 @@ class Improver(ExtendedTuner):
 
     Args:
         pipeline: a fitted PipelineModel, or an unfitted Pipeline, which is fitted on the training rows first.
-        referenceData, callbacks: see `FineTuner`.
+        referenceData: see `FineTuner`.
+        callbacks: see `FineTuner`.
         **params: see `sparkdiff.improvement.settings.ImprovementSettings` and `sparkdiff.options.Options` (all but numFolds,
             rowsAreNew and maxSeconds), or `Improver().explainParams()`.
 

@@ -29,7 +29,8 @@ def from_sklearn(
         model: a fitted estimator of exactly one of these classes.
         featuresCol: column of vectors with the features in the order of the training.
         predictionCol: for a classifier, the index of the class in `classes_`.
-        probabilityCol, rawPredictionCol: for classifiers.
+        probabilityCol: for classifiers.
+        rawPredictionCol: for classifiers.
         predictedLabelCol: output column for the classes as text; needed unless they are 0 to k - 1.
         missing: "keep": NaN takes the same path as in the library, which can need more splits; "absent": no row has
             NaN.

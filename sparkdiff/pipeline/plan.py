@@ -136,8 +136,9 @@ def plan(
     Args:
         model: a fitted `PipelineModel` or one fitted stage.
         schema: the schema of the data; a missing column is then an error.
-        freeze, reference, target: stages that do not change, that stay in Spark, that are the only ones to train;
-            each a uid, stage, class name or output column.
+        freeze: stages that do not change; each a uid, stage, class name or output column, as in the next two.
+        reference: stages that stay in Spark.
+        target: stages that are the only ones to train.
         unfreeze: parameters to train that train on request only, `<uid, class name or output column>.<parameter>`;
             this includes all parameters of a stage that also feeds stages outside the loss.
 

@@ -3,6 +3,7 @@
 import argparse
 import ast
 import dataclasses
+import importlib.util
 import os
 import re
 import shlex
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import typer
+import yaml
 
 import sparkdiff
 from sparkdiff.cli import app
@@ -177,3 +179,44 @@ def test_every_file_option_and_name_exists(page: Path) -> None:
                     given = {k.arg for k in node.keywords}
                     known = OPTIONS - {*WHY_REFUSED} | GROWTH
                     assert given <= known | {"pipeline", "referenceData", "callbacks", None}, given
+
+
+def test_the_site_has_every_page_and_every_public_name() -> None:
+    """`mkdocs build --strict` checks the links; that a new page or name has its place is said at once."""
+    pages = site_pages()
+    known = {p.name for p in (ROOT / "docs").glob("*.md")} - {"README.md"} | {*pages.FROM_ROOT.values(), *pages.MADE}
+
+    def files(entry: Any) -> Iterator[str]:
+        if isinstance(entry, str):
+            yield entry
+        else:
+            for part in entry.values() if isinstance(entry, dict) else entry:
+                yield from files(part)
+
+    nav = list(files(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]))
+    assert sorted(nav) == sorted(known), "mkdocs.yml: `nav` names each page of docs/ once"
+    grouped = [name for names in pages.GROUPS.values() for name in names]
+    assert sorted(grouped) == sorted(sparkdiff.__all__), "tools/site_pages.py: GROUPS has each public name once"
+    assert set(grouped) >= pages.MEMBERS
+
+
+def site_pages() -> Any:
+    spec = importlib.util.spec_from_file_location("site_pages", ROOT / "tools" / "site_pages.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_links_of_the_repository_become_links_of_the_site() -> None:
+    linked = site_pages().linked
+    for source, text, found in (
+        ("README.md", "[docs/cache.md](docs/cache.md)", "[When a cache is reused](cache.md)"),
+        ("README.md", "[small data](docs/guard.md#small)", "[small data](guard.md#small)"),
+        ("README.md", "[NOTICE](NOTICE)", "NOTICE"),
+        ("docs/glossary.md", "[rules](../CONTRIBUTING.md)", "[rules](contributing.md)"),
+        ("docs/weekly.md", "[conf/weekly.yaml](../conf/weekly.yaml)", "conf/weekly.yaml"),
+        ("docs/README.md", "[jobs](jobs.md) and [here](#below)", "[jobs](jobs.md) and [here](#below)"),
+        ("docs/gains.md", "[elsewhere](https://example.org/a.md)", "[elsewhere](https://example.org/a.md)"),
+    ):
+        assert linked(text, source) == found
