@@ -34,8 +34,13 @@ def pytest_configure(config: pytest.Config) -> None:
     )  # torch's threads would wait for each other, and take the other process's core
 
 
+FIRST = ("tests/jobs/", "tests/processes/", "tests/unit/training/", "tests/unit/test_benchmarks.py")
+"""Long files: the last to be begun are short ones, so that all processes end at about the same time."""
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tests marked `nightly` run only if `-m` names the mark."""
+    items.sort(key=lambda item: not item.nodeid.startswith(FIRST))
     if "nightly" in config.option.markexpr:
         return
     nightly = [item for item in items if item.get_closest_marker("nightly")]
@@ -94,14 +99,27 @@ def prompt() -> Iterator[None]:
         yield
 
 
-def without_clusters(folder: Path) -> str:
-    """A folder for the head of Java's class path: no defaults of HDFS, MapReduce and YARN, which no test uses.
+def class_path(folder: Path) -> str:
+    """What Java's class path begins with: no defaults of HDFS, MapReduce and YARN, which no test uses, and Spark's own jars.
 
-    Each task of Spark reads all of them anew, a thousand, if it reads or writes a file.
+    Each task of Spark reads all of them anew, a thousand, if it reads or writes a file. And Spark reads the code of each function
+    that it sends to a task from its jar, of which there are three hundred: Java looks into one after the other.
     """
+    import pyspark
+
     for name in ("hdfs", "mapred", "yarn"):
         (folder / f"{name}-default.xml").write_text("<configuration/>")
-    return str(folder)
+    jars = Path(pyspark.__file__).parent / "jars"
+    first = (
+        "spark-catalyst",
+        "spark-sql_",
+        "spark-sql-api",
+        "spark-core",
+        "spark-mllib_",
+        "scala-library",
+        "scala-reflect",
+    )
+    return os.pathsep.join([str(folder), *(str(jar) for name in first for jar in jars.glob(f"{name}*.jar"))])
 
 
 LOCAL = """
@@ -132,6 +150,13 @@ def without_chmod(session: Any) -> None:
     assert hadoop.fs.FileSystem.get(java.java.net.URI("file:///"), settings).getClass().getName() == "Local"
 
 
+def with_mirror(session: Any) -> Any:
+    """What Scala knows of all classes; unless someone holds it, it is made anew after each collection of garbage."""
+    java = session._jvm
+    universe = java.scala.reflect.runtime.package.universe()
+    return universe.runtimeMirror(java.java.lang.Thread.currentThread().getContextClassLoader())
+
+
 @pytest.fixture(scope="session")
 def spark(prompt: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
     os.environ["PYSPARK_PYTHON"] = sys.executable
@@ -146,7 +171,7 @@ def spark(prompt: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ob
         .config("spark.default.parallelism", "2")
         .config("spark.sql.warehouse.dir", str(tmp_path_factory.mktemp("warehouse")))
         .config("spark.driver.memory", "3g")
-        .config("spark.driver.extraClassPath", without_clusters(tmp_path_factory.mktemp("hadoop")))
+        .config("spark.driver.extraClassPath", class_path(tmp_path_factory.mktemp("hadoop")))
         # Tests ask what a stage has read; thousands of stages later Spark would have forgotten it.
         .config("spark.ui.retainedStages", "100000")
         .config("spark.ui.retainedJobs", "100000")
@@ -161,7 +186,9 @@ def spark(prompt: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ob
     )
     session.sparkContext.setLogLevel("ERROR")
     without_chmod(session)
+    mirror = with_mirror(session)
     yield session
+    del mirror
     session.stop()
 
 

@@ -359,7 +359,7 @@ def test_another_seed_gives_another_result(
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param({"stream": "petastorm"}, marks=needs_petastorm),
+        pytest.param({"stream": "petastorm"}, marks=[needs_petastorm, pytest.mark.nightly]),  # the default, where it is
         pytest.param({"stream": "petastorm", "cacheInMemory": False}, marks=needs_petastorm),
         {"stream": "arrow"},
         {"stream": "arrow", "cacheInMemory": False},

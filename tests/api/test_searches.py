@@ -449,7 +449,7 @@ def _leaves(model: Any) -> list[Any]:
 
 
 @pytest.mark.once
-@pytest.mark.slow
+@pytest.mark.nightly  # each of them is saved and loaded in one session by other tests
 def test_all_of_it_can_be_loaded_in_a_new_session(
     df: DataFrame, whole: Pipeline, split: tuple[Any, TrainValidationSplitModel], tmp_path: Path
 ) -> None:

@@ -50,7 +50,7 @@ def homes() -> dict[str, Any]:
 
 
 @pytest.mark.once
-@pytest.mark.slow
+@pytest.mark.nightly  # test_without_constructors_it_is_the_same saves and loads too
 def test_saved_and_loaded_it_is_the_same(spark: Any, tmp_path: Path) -> None:
     for name, home in homes().items():
         kind = [type(stage).__name__ for stage in getattr(home, "stages", [home])]
@@ -103,7 +103,12 @@ FOREIGN: dict[str, tuple[str, Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", FOREIGN)
+LIKE_A_FOREST = {"DecisionTreeRegressionModel", "DecisionTreeClassificationModel", "RandomForestRegressionModel"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.nightly if n in LIKE_A_FOREST else ()) for n in FOREIGN]
+)
 def test_without_constructors_it_is_the_same(
     spark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

@@ -34,9 +34,18 @@ REGRESSIONS: dict[str, dict[str, Any]] = {
 }
 
 
+ALIKE = {"absolute", "huber", "fair", "mape", "goss"}
+"""Only what they are fitted by differs from `squared` and `quantile`."""
+
+
 @pytest.mark.parametrize(
     ("name", "nan"),
-    [*((name, True) for name in REGRESSIONS), *((name, False) for name in ("squared", "forest", "no missing", "goss"))],
+    [
+        *(pytest.param(name, True, marks=pytest.mark.nightly if name in ALIKE else ()) for name in REGRESSIONS),
+        ("squared", False),
+        ("no missing", False),
+        *(pytest.param(name, False, marks=pytest.mark.nightly) for name in ("forest", "goss")),
+    ],
 )
 def test_regressions(spark: Any, name: str, nan: bool) -> None:
     X, y = data(nan=nan)

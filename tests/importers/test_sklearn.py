@@ -51,12 +51,19 @@ REGRESSORS: dict[str, tuple[Any, bool]] = {
 }  # fmt: skip
 
 
+ALIKE = {"tree by absolute error", "extra trees", "hist quantile"}
+"""Only what they are fitted by differs from others; their trees are the same."""
+
+
 @pytest.mark.parametrize(
     ("name", "nan"),
     [
-        *((name, takes_nan) for name, (_, takes_nan) in REGRESSORS.items()),
+        *(
+            pytest.param(name, takes_nan, marks=pytest.mark.nightly if name in ALIKE else ())
+            for name, (_, takes_nan) in REGRESSORS.items()
+        ),
         ("tree", False),
-        ("forest", False),
+        pytest.param("forest", False, marks=pytest.mark.nightly),
         ("hist", False),
     ],
 )
@@ -84,8 +91,15 @@ CLASSIFIERS: dict[str, tuple[Any, bool]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("classes", [2, 3])
-@pytest.mark.parametrize("name", CLASSIFIERS)
+@pytest.mark.parametrize(
+    ("name", "classes"),
+    [
+        # Two classes are one more for trees of probabilities, and another form for boosted ones.
+        pytest.param(n, k, marks=pytest.mark.nightly if k == 2 and n not in ("tree", "boosting", "hist") else ())
+        for n in CLASSIFIERS
+        for k in (2, 3)
+    ],
+)
 def test_classifiers(spark: Any, name: str, classes: int) -> None:
     model, takes_nan = CLASSIFIERS[name]
     X, y = data(nan=takes_nan)

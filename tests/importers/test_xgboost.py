@@ -31,9 +31,17 @@ REGRESSIONS: dict[str, dict[str, Any]] = {
 }
 
 
+ALIKE = {"absolute", "huber"}
+"""Only what they are fitted by differs from `squared` and `quantile`."""
+
+
 @pytest.mark.parametrize(
     ("name", "nan"),
-    [*((name, True) for name in REGRESSIONS), ("squared", False), ("dart", False), ("best first", False)],
+    [
+        *(pytest.param(name, True, marks=pytest.mark.nightly if name in ALIKE else ()) for name in REGRESSIONS),
+        ("squared", False),
+        *(pytest.param(name, False, marks=pytest.mark.nightly) for name in ("dart", "best first")),
+    ],
 )
 def test_regressions(spark: Any, name: str, nan: bool) -> None:
     X, y = data(nan=nan)

@@ -325,6 +325,7 @@ def test_the_command_plans_verifies_and_compares_saved_models(demo: Any, ran: tu
 
 
 @pytest.mark.once
+@pytest.mark.nightly  # the same words and code, by the command: test_wrong_input_ends_with_2_and_leaves_nothing
 def test_a_wrong_job_ends_with_2(tmp_path: Path, data: Path) -> None:
     done = job(data, f"output.path={tmp_path / 'out'}", "fineTuner.maxEpoch=5", expect=2)
     assert "Did you mean 'maxEpochs'" in done.stdout + done.stderr

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-pytestmark = [pytest.mark.slow, pytest.mark.once]
+pytestmark = [pytest.mark.nightly, pytest.mark.once]  # test_held_memory looks at what a stream holds, for each commit
 
 RUN = """
 import json, os, sys
@@ -66,7 +66,7 @@ print("SEEN " + json.dumps({"seen": seen, "stream": summary.stream, "epochs": in
 """
 
 
-@pytest.mark.parametrize("where", ["files", pytest.param("memory", marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("where", ["files", "memory"])
 def test_peak_memory_does_not_grow_with_the_epochs(where: str, tmp_path: Path) -> None:
     pytest.importorskip("petastorm") if where == "memory" else None
     backend = "petastorm" if where == "memory" else "arrow"

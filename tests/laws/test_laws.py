@@ -21,8 +21,8 @@ from sparkdiff.jvm import sessions
 from sparkdiff.stages.base import StageModule
 from sparkdiff.testing import check_stages, perturbed
 
-# The same examples in every run; `SPARKDIFF_EXAMPLES=50 pytest tests/laws` looks for new ones, and CI takes 1 of them on its
-# second and third stack.
+# The same examples in every run; `SPARKDIFF_EXAMPLES=50 pytest tests/laws` looks for new ones. CI takes 1 of them for each
+# commit, and all of them nightly.
 EXAMPLES = os.environ.get("SPARKDIFF_EXAMPLES")
 
 
@@ -131,20 +131,29 @@ FAMILIES: list[dict[str, Any]] = [
     {"family": "tweedie", "variancePower": power, "linkPower": link}
     for power in (0.0, 1.0, 1.5, 2.0, 3.0) for link in (None, 0.0, 1.0, -1.0, 0.5, 2.0, -0.5, 1 / 3)
 ]  # fmt: skip
+POWERS = [f for f in FAMILIES if f["family"] == "tweedie"]
+ONE_OF_EACH = [f for f in FAMILIES if f not in POWERS] + POWERS[::5]
+"""Each family with each link of its own; each power of tweedie and each link to a power, but not each pair of them."""
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "families", [ONE_OF_EACH, pytest.param(FAMILIES, marks=pytest.mark.nightly)], ids=["one of each", "all"]
+)
 @generated(1)
-@given(many(lambda d: st.tuples(vector(d), numbers, columns, st.booleans(), st.booleans()), len(FAMILIES)))
-def test_generalized_linear_regression(features: Features, fitted: Fitted, drawn: Any) -> None:
-    width, several = drawn
+@given(data=st.data())
+def test_generalized_linear_regression(
+    features: Features, fitted: Fitted, families: list[dict[str, Any]], data: st.DataObject
+) -> None:
+    drawn = many(lambda d: st.tuples(vector(d), numbers, columns, st.booleans(), st.booleans()), len(families))
+    width, several = data.draw(drawn)
     base = fitted("GeneralizedLinearRegression")
     check([
         built(
             base, {"coefficients": w, "intercept": b}, featuresCol=column, fitIntercept=bool(b),
             offsetCol="offset" if offset else None, linkPredictionCol="link" if shows_link else None, **family,
         )
-        for (w, b, column, offset, shows_link), family in zip(several, FAMILIES, strict=True)
+        for (w, b, column, offset, shows_link), family in zip(several, families, strict=True)
     ], features(width))  # fmt: skip
 
 

@@ -26,6 +26,7 @@ CLASSES = {"DecisionTreeClassifier": (2, 3), "RandomForestClassifier": (2, 3), "
 MANY = 11
 AT_ONCE = 8  # their plans are larger than others'
 IN_A_JOB = AT_ONCE // 2
+FEW = 4
 Base = Callable[..., Any]
 
 
@@ -116,12 +117,15 @@ NAMES = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("count", [FEW, pytest.param(AT_ONCE, marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("name", NAMES)
 @generated(1)
-@given(seeds)
-def test_trees(table: DataFrame, base: Base, name: str, drawn: list[int]) -> None:
+@given(drawn=seeds)
+def test_trees(table: DataFrame, base: Base, name: str, count: int, drawn: list[int]) -> None:
+    """As many of each number of classes."""
     kinds = CLASSES.get(name, (0,))
-    check([stage(base, np.random.default_rng(s), name, kinds[s % len(kinds)]) for s in drawn], table)
+    stages = [stage(base, np.random.default_rng(s), name, kinds[i % len(kinds)]) for i, s in enumerate(drawn[:count])]
+    check(stages, table)
 
 
 def test_many_classes_and_a_single_leaf(table: DataFrame, base: Base) -> None:
@@ -143,7 +147,7 @@ def grown_leaf() -> list[dict[str, Any]]:
     }]  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # test_both_routes_build_the_same_stage compares them node by node, for each class
 def test_trees_without_constructors(table: DataFrame, base: Base) -> None:
     random = np.random.default_rng(6)
     kinds = {"GBTClassifier": 2, "DecisionTreeClassifier": 3}

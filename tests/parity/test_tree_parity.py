@@ -207,7 +207,7 @@ def compiled(spark: SparkSession) -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [30_000, pytest.param(1_000_000, marks=pytest.mark.nightly)])
-@pytest.mark.parametrize("name", ["rfc", "gbtc", "dtc"])
+@pytest.mark.parametrize("name", ["rfc", "gbtc", pytest.param("dtc", marks=pytest.mark.nightly)])  # a forest of one
 def test_no_label_differs_on_many_rows(
     spark: SparkSession, stages: Callable[[str], Any], name: str, number: int, compiled: None
 ) -> None:

@@ -1,4 +1,4 @@
-"""Every benchmark still runs: those without Spark for each commit, all of them nightly; none is held against a bound."""
+"""Every benchmark still runs: some of those without Spark for each commit, all of them nightly; none is held against a bound."""
 
 import json
 import subprocess
@@ -33,8 +33,14 @@ def test_the_list_has_every_script() -> None:
     assert scripts == {b.script for b in run_all.BENCHMARKS}
 
 
+EACH_COMMIT = {"gpu", "guard_size", "growth_idle"}
+"""Each of another kind; all of them are nightly, by themselves and in `test_all_benchmarks_run`."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", WITHOUT_SPARK)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in EACH_COMMIT else pytest.mark.nightly) for n in WITHOUT_SPARK]
+)
 def test_a_benchmark_runs_and_writes_what_it_found(name: str, tmp_path: Path) -> None:
     (benchmark,) = (b for b in run_all.BENCHMARKS if b.name == name)
     outcome = run_all.run(benchmark, tmp_path, ["--smoke", *WITHOUT_SPARK[name]])

@@ -12,8 +12,8 @@ import yaml
 from hypothesis import example, given, settings, strategies as st
 
 from sparkdiff import job as run, jvm
-from sparkdiff.cli import INTERRUPTED, WRONG_INPUT, app, main
-from sparkdiff.errors import InputError
+from sparkdiff.cli import FAILED, INTERRUPTED, WRONG_INPUT, app, main
+from sparkdiff.errors import InputError, SparkdiffError
 from sparkdiff.job import loading, starting, steps
 from sparkdiff.job.config import request_of
 from sparkdiff.job.output import RUN
@@ -216,6 +216,18 @@ def test_the_flags_of_the_command(here: Path, monkeypatch: pytest.MonkeyPatch) -
     assert (short.data, short.output) == ({"train": {"path": f"{here}/x.csv"}}, here / "runs" / "x")
     assert short.options == {"labelCol": "null", "groupCol": "user"}
     assert long.options == {"seed": 0, "cacheDir": str(here / "conf" / "caches"), "timeCol": "day", "maxEpochs": 5}
+
+
+@pytest.mark.parametrize(("error", "code"), [(SparkdiffError, FAILED), (InputError, WRONG_INPUT)])
+def test_an_error_of_ours_ends_the_command_with_its_text(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: type[Exception], code: int
+) -> None:
+    def fails(config: run.Config) -> None:
+        raise error("process 1 of 2 failed:\nTraceback ...\nKeyError: 'predictions'")
+
+    monkeypatch.setattr(run, "run", fails)
+    assert main(["finetune", "--config", "conf/job.yaml"]) == code
+    assert capsys.readouterr().err == "error: process 1 of 2 failed:\nTraceback ...\nKeyError: 'predictions'\n"
 
 
 def test_the_section_grower(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

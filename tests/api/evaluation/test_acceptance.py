@@ -335,7 +335,11 @@ def weighed(
     return found
 
 
-@pytest.mark.parametrize("metric", ["f1", "accuracy", "rmse", "r2"])
+OTHERS = [pytest.param(metric, marks=pytest.mark.nightly) for metric in ("accuracy", "rmse")]
+"""Means over rows, which the other tests' metrics are too."""
+
+
+@pytest.mark.parametrize("metric", ["f1", "r2", *OTHERS])
 def test_slices_by_sparks_evaluators_with_weights(weighed: dict[str, Any], metric: str) -> None:
     model, held, each = weighed["kind" if metric in ("f1", "accuracy") else "riders"]
     tuned, label = each[metric], model.stages[-1].getLabelCol()

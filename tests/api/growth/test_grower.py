@@ -109,6 +109,7 @@ def test_all_stages_are_plain_and_those_of_the_user_stay(grown: GrowerModel, poi
         assert params == {p.name: v for p, v in old._paramMap.items() if p.name != "featuresCol"}
 
 
+@pytest.mark.nightly  # its stages are of pyspark.ml alone, and other tests serve each kind of them saved and loaded
 def test_it_is_served_without_torch_and_sparkdiff(
     grown: GrowerModel, poisson: PipelineModel, rows: DataFrame, file: Path, tmp_path: Path
 ) -> None:

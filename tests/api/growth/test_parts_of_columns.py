@@ -147,8 +147,15 @@ CASES = {0: (gaps, crosses, steps, curves, intercepts, slopes), 3: (crosses, ste
 """By the number of classes."""
 
 
-@pytest.mark.parametrize("classes", CASES)
-@pytest.mark.parametrize("constructors", [True, False])
+@pytest.mark.parametrize(
+    ("classes", "constructors"),
+    [
+        (0, True),
+        (3, False),
+        pytest.param(0, False, marks=pytest.mark.nightly),
+        pytest.param(3, True, marks=pytest.mark.nightly),
+    ],
+)
 def test_stages_compute_what_the_parts_compute(
     classes: int, constructors: bool, table: Table, coded: list[Coding], rows: tuple[DataFrame, Split], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -84,7 +84,20 @@ def added(rows: Sequence[Any], made: Stages, i: int) -> Tensor:
     return torch.tensor(values @ np.concatenate([o.coefficients for o in made.outputs], axis=-1).T)
 
 
-@pytest.mark.parametrize("kind", ["poisson", "softmax"])
+EACH_WAY = pytest.mark.parametrize(
+    ("route", "kind"),
+    [
+        ("constructor", "softmax"),
+        ("saved data", "poisson"),
+        pytest.param("constructor", "poisson", marks=pytest.mark.nightly),
+        pytest.param("saved data", "softmax", marks=pytest.mark.nightly),
+    ],
+    indirect=["route"],
+)
+"""One output and several, by either way back; how a stage comes back doesn't depend on their number."""
+
+
+@EACH_WAY
 def test_units(spark: SparkSession, tmp_path: Path, route: str, kind: str) -> None:
     table, criterion = table_of(kind, 400, planted=lambda c: c["x"] * c["y"])
     items = parts.propose(("units",), table, criterion, 3)
@@ -97,7 +110,7 @@ def embedding_of(column: int, size: int, table: Table, criterion: Criterion) -> 
     )
 
 
-@pytest.mark.parametrize("kind", ["poisson", "softmax"])
+@EACH_WAY
 def test_embeddings(spark: SparkSession, tmp_path: Path, route: str, kind: str) -> None:
     """Of a column with values that no training row has, and with some that are no values."""
     table, criterion = table_of(kind, 400, planted=lambda c: c["user"] / 20 * (1 + c["y"]))

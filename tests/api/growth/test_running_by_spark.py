@@ -65,6 +65,7 @@ item_rounds.rounds_of(Path({run!r}), [item_rounds.ITEMS] * 2, numProcesses=2, lo
 
 
 @pytest.mark.once
+@pytest.mark.nightly  # test_item_processes kills one whose processes are not Spark's
 def test_a_driver_that_is_killed_goes_on(tmp_path: Path, alone: list[tuple[object, ...]]) -> None:
     code = DRIVER.format(paths=sys.path, run=str(tmp_path))
     driver = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.DEVNULL)

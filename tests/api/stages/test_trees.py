@@ -341,7 +341,8 @@ def test_wide_sparse_features_stay_sparse(df: DataFrame, shared: Path, monkeypat
     assert moved(found.pipelineModel, model) >= {"impurityStats"}
 
 
-@pytest.mark.parametrize("name", ["gbtr", pytest.param("rfc", marks=pytest.mark.nightly)])
+@pytest.mark.nightly  # trees in processes: test_ranks
+@pytest.mark.parametrize("name", ["gbtr", "rfc"])
 def test_processes_change_nothing(
     df: DataFrame, fitted: Callable[[str], PipelineModel], shared: Path, name: str
 ) -> None:
