@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from sparkdiff import __version__
 from sparkdiff.errors import InputError, SparkdiffError
 
 if TYPE_CHECKING:
@@ -18,10 +19,26 @@ DONE, FAILED, WRONG_INPUT, NOT_STRICT, INTERRUPTED = 0, 1, 2, 3, 130
 
 app = typer.Typer(
     help="Improve, fine-tune and grow fitted Spark ML pipelines. The result is a plain Spark ML pipeline.",
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"sparkdiff {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _command(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
 Text = Optional[str]  # noqa: UP045 - typer reads it at run time
 Model = Annotated[str, typer.Argument(help="Folder of a saved PipelineModel, of a saved stage, or of a run.")]
 Names = Annotated[
@@ -247,6 +264,59 @@ def diff(
 
         found = dataclasses.replace(found, predictions=predictions(before, after, rows, sample))
     print(found.toJSON() if as_json else found)
+
+
+@app.command()
+def init(
+    model: Model,
+    data: Data = None,
+    label: Annotated[Text, typer.Option(help="Label column; by default that of the pipeline.")] = None,
+    output: Annotated[str, typer.Option(help="File to write; it must not exist.")] = "sparkdiff.yaml",
+) -> None:
+    """Write a commented YAML file for `sparkdiff finetune`, from the columns of a saved pipeline and of the rows."""
+    from sparkdiff.job import loading
+    from sparkdiff.machine import paths
+
+    file = Path(output).absolute()
+    if file.exists():
+        raise InputError(f"--output {output} exists: choose another name")
+    if not file.parent.is_dir():
+        raise InputError(f"--output {output}: there is no folder {file.parent}")
+    path = paths.local(loading.model_path(model, Path.cwd()))
+    if path is None:
+        raise InputError(f"{model} must be a folder on the file system of this machine")
+    form = "" if data is None else loading.format_of(data)
+    options = json.dumps(loading.CSV if form == "csv" else {})
+    [(_, fitted)], rows = _loaded([model], "sparkdiff.job.first_config", "init", data, form, options)
+    from sparkdiff.job.first_config import first_config
+
+    place = data if data is None or paths.local(data) is None else str(Path(str(paths.local(data))).absolute())
+    text = first_config(fitted, path, place, file, label, rows.schema if rows is not None else None)
+    with file.open("x", encoding="utf-8") as new:
+        new.write(text)
+    print(f"wrote {output}; next: sparkdiff finetune --config {output}")
+
+
+@app.command()
+def doctor(
+    path: Annotated[
+        Text, typer.Option(help="Folder of caches and outputs, which Spark and this process must see.")
+    ] = None,
+    start: Annotated[bool, typer.Option("--start/--no-start", help="Start Spark and let it write a file.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Check Python, packages, Java, Spark, torch, GPUs, Petastorm, disk and paths. Exits with code 1 if something is wrong."""
+    from sparkdiff.job.doctor import PROBLEM, examined
+
+    found = []
+    for finding in examined(None if path is None else Path(path).absolute(), start=start):
+        found.append(finding)
+        if not as_json:
+            print(finding, flush=True)
+    if as_json:
+        print(json.dumps([dataclasses.asdict(f) for f in found], indent=2))
+    if any(f.state == PROBLEM for f in found):
+        raise typer.Exit(FAILED)
 
 
 @app.command()

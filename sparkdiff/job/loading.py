@@ -24,6 +24,10 @@ SOURCE_KEYS = ("path", "format", "options", "schema", "table", "where")
 
 OWN = {"spark.python.sql.dataFrameDebugging.enabled": "false"}
 """Settings of a job, unless it has others. PySpark 4 tells Java of each column where it was made: a third of all calls."""
+FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".orc": "orc"}
+"""Formats of files by the ends of their names."""
+CSV = {"header": True, "inferSchema": True}
+"""Options of the reader of a CSV file of which nothing else is known."""
 SMALL = 1 << 26
 """Bytes of all files of a job up to which Spark's JVM starts for short work."""
 
@@ -130,6 +134,11 @@ def named_source(split: str, given: Any) -> str | dict[str, Any]:
             f"data.{split}.options must be a mapping of names to texts or numbers. Got {options!r} instead"
         )
     return given
+
+
+def format_of(path: str) -> str:
+    """The format of a file or of a folder of files, by its name."""
+    return FORMATS.get(Path(path.rstrip("/")).suffix.lower(), "parquet")
 
 
 def load_data(spark: SparkSession, given: Any, folder: Path, split: str) -> DataFrame:

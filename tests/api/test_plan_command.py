@@ -43,7 +43,7 @@ def test_as_json(saved: dict[str, str], spark: SparkSession, capsys: pytest.Capt
     schema = spark.createDataFrame([], SCHEMA).schema
     assert main(["plan", saved["all"], "--json", "--schema", schema.json()]) == DONE
     found = json.loads(capsys.readouterr().out)
-    assert set(found) == {"stages", "cacheCols"}
+    assert set(found) == {"stages", "cacheCols", "edges", "head"}
     assert [set(s) for s in found["stages"]] == [{
         "path", "uid", "stageClass", "role", "cached", "trainable", "numParameters", "inputCols", "outputCols", "reason",
     }] * 3  # fmt: skip

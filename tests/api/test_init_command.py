@@ -1,0 +1,90 @@
+"""`sparkdiff init`: a YAML file from a saved pipeline and its rows, which runs as it is."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from pyspark.ml import Pipeline, PipelineModel
+from pyspark.ml.classification import LogisticRegression
+from pyspark.ml.feature import StringIndexer, VectorAssembler
+from pyspark.sql import SparkSession
+
+from sparkdiff.cli import DONE, WRONG_INPUT, main
+
+pytestmark = pytest.mark.once
+
+
+@pytest.fixture(scope="module")
+def here(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a saved pipeline, its rows, and a pipeline in which nothing trains."""
+    folder = tmp_path_factory.mktemp("init")
+    rows = [(float(i % 7), float(i % 3), f"u{i % 40}", i, float(i % 7 > 3)) for i in range(400)]
+    df = spark.createDataFrame(rows, "a double, `b: #1` double, user_id string, number int, churned double")
+    df.write.parquet(str(folder / "rows.parquet"))
+    df.toPandas().to_csv(folder / "rows.csv", index=False)
+    stages = [
+        VectorAssembler(inputCols=["a", "b: #1"], outputCol="features"),
+        LogisticRegression(labelCol="churned", maxIter=1, regParam=1.0),
+    ]
+    Pipeline(stages=stages).fit(df).save(str(folder / "churn"))
+    index = StringIndexer(inputCol="user_id", outputCol="index").fit(df)
+    PipelineModel([index]).save(str(folder / "index"))
+    return folder
+
+
+def test_the_file_runs_as_it_is(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(here)
+    assert main(["init", "churn", "--data", "rows.parquet", "--output", "churn.yaml"]) == DONE
+    assert "next: sparkdiff finetune --config churn.yaml" in capsys.readouterr().out
+    text = (here / "churn.yaml").read_text()
+    assert yaml.safe_load(text) == {
+        "pipeline": "churn", "data": {"train": {"path": "rows.parquet", "format": "parquet"}},
+        "fineTuner": {"labelCol": "churned", "seed": 0}, "output": "runs/churn",
+    }  # fmt: skip
+    assert "LogisticRegressionModel would train, 3 parameters." in text
+    assert "# groupCol: user_id " in text
+    assert "reads the columns a, b: #1." in text
+    quick = ["fineTuner.maxEpochs=1", "fineTuner.recipe=fast", "fineTuner.verbosity=0"]
+    assert main(["finetune", "--config", "churn.yaml", *quick]) == DONE
+    assert (here / "runs" / "churn" / "summary.json").is_file()
+
+
+def test_rows_in_a_csv_file_and_comments_that_are_settings(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(here)
+    assert (
+        main(["init", str(here / "churn"), "--data", "rows.csv", "--label", "number", "--output", "csv.yaml"]) == DONE
+    )
+    text = (here / "csv.yaml").read_text()
+    found = yaml.safe_load(text)
+    assert found["data"]["train"] == {
+        "path": "rows.csv",
+        "format": "csv",
+        "options": {"header": True, "inferSchema": True},
+    }
+    assert found["fineTuner"]["labelCol"] == "number"
+    every = yaml.safe_load(text.replace("\n  # ", "\n  "))  # whoever takes a comment's mark away has a setting
+    assert {"groupCol", "timeCol", "metric", "maxEpochs"} <= every["fineTuner"].keys()
+    assert {"train", "validation"} == every["data"].keys()
+
+
+def test_what_cannot_be_configured(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(here)
+    (here / "there.yaml").write_text("mine")
+    for told, message in (
+        (["churn", "--output", "there.yaml"], "exists: choose another name"),
+        (["churn", "--output", "no/folder.yaml"], "there is no folder"),
+        (["index", "--output", "index.yaml"], "nothing in "),
+        (
+            ["churn", "--data", "rows.parquet", "--label", "left", "--output", "left.yaml"],
+            "the label column 'left' is not in the data",
+        ),
+        (["nothing"], "no Spark ML model can be loaded"),
+    ):
+        assert main(["init", *told]) == WRONG_INPUT
+        assert message in capsys.readouterr().err
+    assert (here / "there.yaml").read_text() == "mine"
+    assert not (here / "left.yaml").exists()
