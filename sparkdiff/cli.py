@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from sparkdiff import __version__
+import sparkdiff
 from sparkdiff.errors import InputError, SparkdiffError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        print(f"sparkdiff {__version__}")
+        print(f"sparkdiff {sparkdiff.__version__}")
         raise typer.Exit
 
 

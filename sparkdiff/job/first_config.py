@@ -92,7 +92,7 @@ def _data(graph: Graph, data: str | None, here: Path) -> list[str]:
     return [
         *lines,
         "  # validation: {path: other.parquet}     # else a part of `train` is held out",
-        "  # test: {path: ...}",
+        "  # test: {path: other.parquet}",
     ]
 
 

@@ -66,7 +66,7 @@ def test_rows_in_a_csv_file_and_comments_that_are_settings(here: Path, monkeypat
     assert found["fineTuner"]["labelCol"] == "number"
     every = yaml.safe_load(text.replace("\n  # ", "\n  "))  # whoever takes a comment's mark away has a setting
     assert {"groupCol", "timeCol", "metric", "maxEpochs"} <= every["fineTuner"].keys()
-    assert {"train", "validation"} == every["data"].keys()
+    assert {"train", "validation", "test"} == every["data"].keys()
 
 
 def test_what_cannot_be_configured(
