@@ -99,6 +99,9 @@ def quiet() -> dict[str, str]:
 def parse(words: list[str]) -> None:
     """Parse a command of ours as the command line would, without running it; its name alone is a mention of it."""
     command: Any = typer.main.get_command(app)
+    if words[0].startswith("-"):
+        assert words == [words[0]] and any(words[0] in p.opts for p in command.params), words
+        return
     found = command.commands[words[0]]
     if len(words) > 1:
         context = found.make_context(words[0], words[1:])
@@ -140,6 +143,7 @@ def test_the_pages_are_read_and_wrong_commands_are_found() -> None:
         assert sum(w[0] == start for w in found) >= least, start
     for wrong in (
         "make venv", "make demo CONFIGS=x", "sparkdiff plot models/churn", "sparkdiff plan models/churn --jsn",
+        "sparkdiff --vrsion",
         "python -m sparkdiff verify m --dat x", "spark-submit jobs/tune.py", "spark-submit jobs/finetune.py fineTuner.epochs=1",
         "spark-submit jobs/finetune.py data.tran.path=x", "spark-submit jobs/finetune.py --confg x",
         "python benchmarks/tree_io.py --sedes 1", "python benchmarks/none.py", "pip install sparkdiff[conect]",
