@@ -64,6 +64,8 @@ LEAST = {"real": 0.6, "generated": 0.8}
 NOTHING, SPARED = 0.01, 0.005
 """A best rival that gains less leaves no gap; a loss on test rows that "never worse" spares, as a share."""
 LEVEL, TIME_BLOCKS, ROWS, GROUPS = 0.05, 50, 4000, 250
+RARE = 30
+"""Rows of a level, below which it may be missing among those that fit."""
 BY_THE_CLOCK = (
     "sparkdiff.improvement",
     "sparkdiff.tuning",
@@ -213,16 +215,33 @@ def original(s: Set, kind: str) -> Pipeline:
     if kind == "linear":
         return task.pipeline
     if kind == "pca":
-        *before, last = task.pipeline.getStages()
-        k = min(10, max(2, len(task.numbers) // 2))
-        projected = PCA(inputCol="scaled", outputCol="components", k=k)
-        return Pipeline(stages=[*before, projected, last.copy().setFeaturesCol("components")])
+        return projected(task)
     words = [f"{w}_index" for w in task.words]
     stages: list[Any] = [
         StringIndexer(inputCols=[*task.words], outputCols=words, handleInvalid="keep")
     ] if words else []  # fmt: skip
     stages.append(VectorAssembler(inputCols=[*task.numbers, *words], outputCol="features"))
     return Pipeline(stages=[*stages, trees(task)])
+
+
+def projected(task: Task) -> Pipeline:
+    """The linear pipeline on principal components.
+
+    Only words with a rare level keep a column for every level that was seen: these columns add up to 1, and where several
+    words do so, the covariance is so singular that Spark's PCA fails (conf/pipelines.py).
+    """
+    last = task.pipeline.getStages()[-1]
+    rare = [w for w in task.words if min(r["count"] for r in task.rows.groupBy(w).count().collect()) < RARE]
+    often = [w for w in task.words if w not in rare]
+    indexers = [
+        StringIndexer(inputCols=words, outputCols=[f"{w}_index" for w in words], handleInvalid=invalid)
+        for words, invalid in ((often, "error"), (rare, "keep"))
+        if words
+    ]
+    *_, scaler = rest = [s for s in task.pipeline.getStages()[:-1] if not isinstance(s, StringIndexer)]
+    k = min(10, max(2, len(task.numbers) // 2))
+    components = PCA(inputCol=scaler.getOutputCol(), outputCol="components", k=k)
+    return Pipeline(stages=[*indexers, *rest, components, last.copy().setFeaturesCol("components")])
 
 
 def trees(task: Task) -> Any:
