@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from pyspark.ml import Estimator, Pipeline
 
 from sparkdiff.cross_fitting.results import Fold, Shipped, factor, sums_of, unit_of
@@ -19,6 +20,7 @@ from sparkdiff.evaluation.acceptance import Judgement, counted, divergence, need
 from sparkdiff.evaluation.checks import check_trained
 from sparkdiff.evaluation.ledger import diverged
 from sparkdiff.evaluation.scores import Score, score
+from sparkdiff.evaluation.unseen_errors import costs, unseen
 from sparkdiff.finetune import (
     Fitted,
     Outcome,
@@ -148,6 +150,7 @@ def _fold(task: Task, parts: Sequence[Source], phases: Phases, shared: Shared, n
             networks, columns = (run.network, found.network), list(run.data.stream.slices.values())
             sliced = slices.sums(*networks, run.data, TEST, metric, columns, unit=unit_of(o)) if columns else None
             compared = compatibility.compare(*networks, run.data, TEST)
+            further = costs(*networks, run.data, TEST, metric)
             units = counted(run.data, TEST, unit_of(o))[1]
         chosen = None
         if found.ledger.chosen >= 0:
@@ -157,8 +160,8 @@ def _fold(task: Task, parts: Sequence[Source], phases: Phases, shared: Shared, n
         troubles = [*_troubles(fitted), *filter(None, [divergence(found.history, o)])]
         warnings = [*doubts, *(f"fold {number}: {w}" for w in troubles)]
         return Fold(
-            number, run, before, after, fitted, units, sliced, compared, chosen, *needed(o, run.network), warnings
-        )
+            number, run, before, after, fitted, units, sliced, compared, further, chosen, *needed(o, run.network), warnings
+        )  # fmt: skip
 
 
 def _measured(run: Run, fitted: Fitted) -> Score:
@@ -190,7 +193,11 @@ def _judgement(done: Sequence[Fold], options: Options) -> Judgement:
     how: dict[str, Any] = {"level": worse or 0.025, "dependence": out_of_fold.dependence(sums), "seed": o.seed}
     changes = slices.judged(sum(sliced[1:], start=sliced[0]), **how) if sliced else []
     compared = compatibility.mean([f.compatibility for f in done])
-    return Judgement(verdict, worse, tuple(changes), None, compared, o.maxFlipRate, stricter)
+    further = None
+    if worse is not None:
+        every = torch.cat([f.costs * factor(f, TEST, top) for f in done])
+        further = unseen(float(sum(s.gains.sum() for s in sums)), every)
+    return Judgement(verdict, worse, tuple(changes), None, compared, o.maxFlipRate, stricter, further)
 
 
 def for_all_rows(chosen: Sequence[tuple[Recipe, int]]) -> tuple[Recipe, int]:

@@ -31,6 +31,7 @@ class Fold:
         units: rows or groups of the fold.
         weights: per split the exponent of the power of two that divides the weights.
         slices: None without guardCols.
+        costs: see `unseen_errors.costs`.
         chosen: the candidate and its epoch; None where no epoch gained on the validation rows of this training.
         level, stricter: see `acceptance.needed`.
         warnings: about the rows, only of the first fold, and about the training.
@@ -44,6 +45,7 @@ class Fold:
     units: int
     slices: SliceSums | None
     compatibility: Compatibility
+    costs: Tensor
     chosen: tuple[Recipe, int] | None
     level: float
     stricter: int

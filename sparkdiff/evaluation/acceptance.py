@@ -1,5 +1,5 @@
-"""The decision whether the tuned network replaces the original: its gain, slices, changed labels, and reference
-rows.
+"""The decision whether the tuned network replaces the original: its gain, slices, changed labels, reference rows, and errors
+that were not seen.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,6 +17,7 @@ from sparkdiff.evaluation.ledger import Ledger, candidate_count, diverged
 from sparkdiff.evaluation.recorded import Predicts
 from sparkdiff.evaluation.scores import Score, contributions
 from sparkdiff.evaluation.slices import Change
+from sparkdiff.evaluation.unseen_errors import Unseen, costs, unseen
 from sparkdiff.objectives.metrics import Metric
 from sparkdiff.options import Options
 from sparkdiff.pipeline.network import Network
@@ -35,6 +36,7 @@ class Judgement:
     Attributes:
         level: p-value below which a set of rows counts as worse, shrunk as in the verdict; None if the guard accepts
             anything.
+        unseen: one more row that is predicted wrongly; None if the guard accepts anything, and of a regression.
     """
 
     verdict: guard.Verdict
@@ -44,6 +46,7 @@ class Judgement:
     compatibility: Compatibility | None = None
     maxFlipRate: float = 1.0
     stricter: int = 1  # what the guard was divided by beside fleetSize
+    unseen: Unseen | None = None
 
     @property
     def worse(self) -> list[Change]:
@@ -62,8 +65,13 @@ class Judgement:
         )
 
     @property
+    def fragile(self) -> bool:
+        """Whether one more row that is predicted wrongly would undo the gain."""
+        return self.unseen is not None and self.unseen.undoes
+
+    @property
     def accepted(self) -> bool:
-        return self.verdict.accepted and not self.worse and not self.flips
+        return self.verdict.accepted and not self.worse and not self.flips and not self.fragile
 
 
 def moves_splits(network: Network) -> bool:
@@ -116,11 +124,14 @@ def judge(
         return Judgement(verdict, worse, stricter=stricter)
     how: dict[str, Any] = {"unit": unit, "level": worse or 0.025, "joined": verdict.joined, "seed": o.seed}
     columns = list(data.stream.slices.values())
+    further = None
+    if worse is not None and verdict.best >= 0:
+        further = unseen(float(ledger.gains[ledger.chosen].sum()), costs(network, tuned, data, "validation", metric))
     return Judgement(
         verdict, worse,
         tuple(slices.changes(network, tuned, data, "validation", metric, columns, **how)) if columns else (),
         slices.changes(network, tuned, data, "reference", metric, (), **how)[0] if reference else None,
-        compatibility.compare(network, tuned, data, "validation"), o.maxFlipRate, stricter,
+        compatibility.compare(network, tuned, data, "validation"), o.maxFlipRate, stricter, further,
     )  # fmt: skip
 
 
@@ -215,4 +226,11 @@ def reason(
         assert judgement.compatibility is not None
         changed = judgement.compatibility.changed
         against.append(f"{changed:.2%} of the labels change, more than maxFlipRate {o.maxFlipRate:g} allows")
+    if judgement.fragile:
+        assert judgement.unseen is not None
+        against.append(
+            f"one more row that is predicted as surely, and wrongly, would undo it: its {metric.name} would be larger by "
+            f"{judgement.unseen.cost:.3g}, and all {where} rows together gain {judgement.unseen.gain:.3g}; more {where} rows "
+            "can tell"
+        )
     return f"{gain}, but {'; and '.join(against)}"
