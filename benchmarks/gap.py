@@ -323,13 +323,10 @@ def improved(s: Set, rows: Rows, kind: str, fitted: Any, seconds: float, seed: i
         try:
             found = improver.fit(given)
         except sparkdiff.InputError as e:
-            return fitted, {"decision": "refused", "why": str(e)}
-    best = found.summary.table[0]
-    named = "original" if best["arm"] is None else best["name"]
-    table = [
-        {k: r[k] for k in ("arm", "name", "value", "p", "accepted", "seconds")} for r in found.summary.table
-    ]  # fmt: skip
-    return found.pipelineModel, {"decision": found.summary.decision, "why": named, "p": found.summary.p, "table": table}
+            return fitted, {"decision": "refused", "why": str(e), "table": []}
+    keep = ("arm", "name", "value", "p", "accepted", "seconds")
+    table = [{k: r[k] for k in keep} for r in found.summary.table]
+    return found.pipelineModel, {"decision": found.summary.decision, "p": found.summary.p, "table": table}
 
 
 def settings_of(pipeline: Pipeline) -> list[dict[Any, Any]]:
@@ -517,6 +514,12 @@ class Cell:
         return float(np.clip((before - after) / (before - self.rivals[self.best]), -1, 1.2))
 
     @property
+    def won(self) -> str:
+        """What the improvement returned."""
+        accepted = [r["name"] for r in self.ours["table"] if r["accepted"]]
+        return str(accepted[0] if accepted else "the original")[:60].replace("|", "/")
+
+    @property
     def lost(self) -> bool:
         """Whether a loss was accepted."""
         return bool(self.ours["value"] > (1 + SPARED) * self.ours["original"])
@@ -543,7 +546,7 @@ def shown(cells: Sequence[Cell]) -> str:
         rivals = [f"{c.rivals[r]:.4g}{'*' if r == c.best else ''}" if r in c.rivals else "" for r in RIVALS]
         lines.append([
             f"{c.name}, {c.kind}, {c.seed}", c.ours["loss"], f"{c.ours['original']:.4g}", f"{c.ours['value']:.4g}", *rivals,
-            gap, f"{c.ours['worse']:.2g}", c.ours["why"].replace("|", "/")[:60],
+            gap, f"{c.ours['worse']:.2g}", c.won,
         ])  # fmt: skip
     head = ["set, original, seed", "loss", "original", "improved", *RIVALS, "gap closed", "p of a loss", "what won"]
     return markdown(head, lines)

@@ -141,7 +141,7 @@ def test_without_a_gpu_its_benchmark_is_not_run(tmp_path: Path, monkeypatch: pyt
 
 def cell_of_gap(value: float, name: str = "a", worse: float = 1.0, **rivals: float) -> list[dict[str, Any]]:
     shared = {"set": name, "seed": 0, "loss": "squared", "real": True}
-    own = {"arm": "improve", "kind": "pca", "original": 2.0, "value": value, "worse": worse, "why": ""}
+    own = {"arm": "improve", "kind": "pca", "original": 2.0, "value": value, "worse": worse, "table": []}
     kinds = {r: "squared" if r in gap.SHARED else "pca" for r in rivals}
     return [shared | own, *(shared | {"arm": r, "kind": kinds[r], "value": v} for r, v in rivals.items())]
 
