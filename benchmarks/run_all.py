@@ -56,6 +56,7 @@ BENCHMARKS = (
     Benchmark("guard_size", "guard_size"),
     Benchmark("guard_size_metrics", "guard_size", ("--metrics",)),
     Benchmark("guard_real", "guard_real"),
+    Benchmark("unseen_errors", "unseen_errors", needs=("sklearn",)),
     Benchmark("cross_fitting", "cross_fitting"),
     Benchmark("cross_fitting_digits", "cross_fitting", ("--digits",)),
     Benchmark("serving_costs", "serving_costs"),

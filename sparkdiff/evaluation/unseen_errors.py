@@ -71,7 +71,8 @@ def costs(old: Predicts, new: Predicts, data: Data, split: str, metric: Metric) 
             first, second = (network.margin(dict(values)) for network in (old, new))
             label = wrong_label(old.head.class_scores(first), new.head.class_scores(second))
             lost = metric.rows(second, label, weight) - metric.rows(first, label, weight)
-            parts.append((metric.sign * lost * weight)[used].to("cpu", torch.float64))
+            known = lost.nan_to_num(nan=0.0)  # where both are infinite neither is worse
+            parts.append((metric.sign * known * weight)[used].to("cpu", torch.float64))
     return torch.cat(parts)
 
 

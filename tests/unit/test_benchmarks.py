@@ -23,6 +23,7 @@ WITHOUT_SPARK = {
     "hypergradients": [],
     "guard_size": ["--cells", "500 rows"],
     "guard_size_metrics": ["--cells", "f1"],
+    "unseen_errors": [],
     "cross_fitting": ["--runs", "1"],
     "growth_idle": [],
 }
