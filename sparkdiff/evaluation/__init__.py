@@ -4,7 +4,8 @@
 them, `inputs` and `feature_names` facts about the inputs;
 `ledger` holds the gains of all candidates, on which `guard.decide` and `acceptance.judge` decide, `out_of_fold.decide` on those
 of folds; `slices` and `compatibility` tell what changes beside the mean, and `recorded` keeps margins by row, so that pipelines
-that read other columns can be compared. `cached_parity` compares with Spark, `single_precision` float32 with float64.
+that read other columns can be compared; `unseen_errors` asks whether one more wrong prediction would undo a gain.
+`cached_parity` compares with Spark, `single_precision` float32 with float64.
 """
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "scores",
     "single_precision",
     "slices",
+    "unseen_errors",
 ]
