@@ -320,6 +320,44 @@ def doctor(
 
 
 @app.command()
+def report(
+    run: Annotated[str, typer.Argument(help="Output folder of a run.")],
+    output: Annotated[Text, typer.Option(help="File to write; by default report.html in the run's folder.")] = None,
+) -> None:
+    """Write the report of a run again: one page of HTML, which needs no other file. Runs no Spark."""
+    from sparkdiff.report.run_report import REPORT, report_of
+
+    _written(report_of(Path(run)), Path(run) / REPORT if output is None else Path(output))
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(help="Output folders of two or more runs.")],
+    output: Annotated[Text, typer.Option(help="File to write as HTML; without it a table is printed.")] = None,
+) -> None:
+    """Show runs side by side: decisions, metrics, gains, and the options in which they differ. Runs no Spark."""
+    from sparkdiff.report.run_report import compared, comparison_of
+
+    if len(runs) < 2:
+        raise InputError(f"compare needs two or more runs. Got {runs[0]} only")
+    folders = [Path(r) for r in runs]
+    if output is None:
+        print(compared(folders))
+    else:
+        _written(comparison_of(folders), Path(output))
+
+
+def _written(text: str, path: Path) -> None:
+    from sparkdiff.report.writing import write
+
+    try:
+        write(path, text)
+    except OSError as e:
+        raise InputError(f"{path} cannot be written: {e.strerror or e}") from e
+    print(f"wrote {path}")
+
+
+@app.command()
 def prepare() -> None:
     """Make Spark start in half of the time on this machine: write its classes to one file that Java maps. Once, a minute.
 

@@ -1,8 +1,9 @@
-"""How the predictions change for users: changed labels, shift of the scores, calibration."""
+"""How the predictions change for users: changed labels, shift of the scores, calibration, metrics that do not decide."""
 
 import itertools
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from sparkdiff.evaluation.data import Data
 from sparkdiff.evaluation.recorded import Predicts
+from sparkdiff.evaluation.side_metrics import SideMetrics
 from sparkdiff.stages.base import columns_of
 
 EDGE_ROWS = 65_536
@@ -17,6 +19,10 @@ EDGE_ROWS = 65_536
 are a sample.
 """
 BINS = 10
+CHANGES = 30
+"""Bins of the histogram of changes."""
+TAIL = 0.005
+"""Share of the changes beyond either end of that histogram: its first and last bin hold them too."""
 SHOWN = ("predictionCol", "probabilityCol", "rawPredictionCol")
 MOVED = 0.1
 """The prediction of a regression counts as changed if it moves by more than this share."""
@@ -42,6 +48,9 @@ class Compatibility:
             prediction over mean label. None without probabilities, or where the labels' mean is 0.
         bins: per decile of the original's score {"rows", "label", "before", "after"}, the last three weighted means: a
             reliability table; None with more than two classes.
+        changes: {"edges", "counts"}: a histogram of new score - old score over the first rows, at most 65,536; the first and
+            the last bin also hold what is beyond. None where no score changes.
+        others: {metric: {"before", "after"}}: metrics that do not decide, see `sparkdiff.evaluation.side_metrics`.
     """
 
     rows: int
@@ -51,6 +60,8 @@ class Compatibility:
     correlation: float | None
     calibration: dict[str, Any] | None
     bins: list[dict[str, Any]] | None
+    changes: dict[str, list[float]] | None = None
+    others: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -58,7 +69,8 @@ def compare(old: Predicts, new: Predicts, data: Data, split: str) -> Compatibili
     """Compare the predictions of both networks on the rows of weight > 0 of a split, in one pass over all rows and
     one over the first.
     """
-    edges = _edges(old, data, split)
+    edges, changes = _edges(old, data, split), _Changes()
+    others = SideMetrics(old.head.classes, labelled=old.head.labelled)
     counts = torch.zeros((2, len(edges) + 1), dtype=torch.int64)
     sums = torch.zeros((len(edges) + 1, 4), dtype=torch.float64)  # weight, weight * (label, old score, new score)
     wrong = torch.zeros((2, BINS), dtype=torch.float64)  # weight * (probability - how it came)
@@ -73,6 +85,8 @@ def compare(old: Predicts, new: Predicts, data: Data, split: str) -> Compatibili
         shown = [_shown(n, data, batch, used) for n in (old, new)]
         scores = torch.stack([s.score for s in shown])  # (2, n)
         one, other = (s.prediction for s in shown)
+        changes.add(scores[1] - scores[0])
+        others.add(label, weight, [(s.score, s.prediction, s.probability) for s in shown])
         differs = one != other if classes else (other - one).abs() > MOVED * one.abs()
         rows, changed = rows + len(label), changed + int(differs.sum())
         bins = torch.bucketize(scores, edges)
@@ -93,12 +107,13 @@ def compare(old: Predicts, new: Predicts, data: Data, split: str) -> Compatibili
                 wrong[k].index_add_(0, (p * BINS).long().clamp_max(BINS - 1), (p - came.double()) * weight)
     return Compatibility(
         rows, changed / rows, bool(classes), _psi(counts), _correlation(spread), _calibration(classes, probable, wrong, sums),
-        _table(counts[0], sums) if classes <= 2 else None,
+        _table(counts[0], sums) if classes <= 2 else None, changes.histogram(), others.values(),
     )  # fmt: skip
 
 
 def mean(parts: Sequence[Compatibility]) -> Compatibility:
-    """The means of parts that share no row, by their rows; without the table by decile, as each part has deciles of its own."""
+    """The means of parts that share no row, by their rows; without the tables by decile and of changes, as each part has bins of
+    its own."""
     rows = sum(c.rows for c in parts)
 
     def average(values: Sequence[float | None]) -> float | None:
@@ -111,9 +126,14 @@ def mean(parts: Sequence[Compatibility]) -> Compatibility:
         sides = {k: average([None if c is None else c[k] for c in known]) for k in ("before", "after")}
         calibration = {"measure": calibration["measure"], **sides}
     changed, psi = (sum(c.rows * getattr(c, name) for c in parts) / rows for name in ("changed", "psi"))
+    others = {
+        name: {k: average([c.others[name][k] for c in parts]) or 0.0 for k in ("before", "after")}
+        for name in parts[0].others
+        if all(name in c.others for c in parts)
+    }
     return Compatibility(
-        rows, changed, parts[0].labels, psi, average([c.correlation for c in parts]), calibration, None
-    )
+        rows, changed, parts[0].labels, psi, average([c.correlation for c in parts]), calibration, None, None, others
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -142,6 +162,32 @@ def _shown(network: Predicts, data: Data, batch: Any, used: Tensor) -> _Shown:
         sure.argmax(1).to(sure.dtype) if label is None else label,
         probability if head.labelled else None,
     )
+
+
+class _Changes:
+    """Changes of the scores of the first rows, for their histogram."""
+
+    def __init__(self) -> None:
+        self.kept: list[Tensor] = []
+
+    def add(self, change: Tensor) -> None:
+        """Keep what there is still room for: (n,)"""
+        if room := EDGE_ROWS - sum(map(len, self.kept)):
+            self.kept.append(change[:room])
+
+    def histogram(self) -> dict[str, list[float]] | None:
+        values = torch.cat(self.kept) if self.kept else torch.empty(0)
+        values = values[values.isfinite()].double()
+        if not len(values) or not values.any():
+            return None
+        low, high = torch.quantile(values, torch.tensor([TAIL, 1 - TAIL], dtype=torch.float64)).tolist()
+        if low == high:
+            low, high = float(values.min()), float(values.max())
+        if low == high or not math.isfinite((high - low) / CHANGES):
+            return None
+        edges = torch.linspace(low, high, CHANGES + 1, dtype=torch.float64)
+        counts = torch.bincount(torch.bucketize(values, edges[1:-1]), minlength=CHANGES)
+        return {"edges": edges.tolist(), "counts": counts.tolist()}
 
 
 def _edges(network: Predicts, data: Data, split: str) -> Tensor:

@@ -5,14 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sparkdiff.report import FineTuningSummary, Section, Strong, Table, p_value
-
-NAMES = {
-    "best": "best",
-    "asCheap": "best that serves as cheaply",
-    "sameForm": "best with the same stages",
-    "simpler": "simpler, and no worse",
-}
-"""Offers, in words."""
+from sparkdiff.report.page import OFFERS
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -71,7 +64,7 @@ def table_of(summary: ImprovementSummary) -> Table:
 
 
 def _verdict(row: Mapping[str, Any]) -> str:
-    offered = [NAMES[name] for name in row["offers"]]
+    offered = [OFFERS[name] for name in row["offers"]]
     smaller = "" if row["compacted"] is None else f" ({row['compacted']:.1f}x compacted)"
     mark = f"<- {', '.join(offered)}{smaller}, " if offered else ""
     if row["p"] is None:

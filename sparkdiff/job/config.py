@@ -5,6 +5,8 @@ import datetime
 import hashlib
 import json
 import os
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from sparkdiff.machine import paths
 from sparkdiff.options import FIELDS, Options
 
 SECTIONS = ("pipeline", "data", "search", "grower", "improver", "fineTuner", "spark", "output")
+SECRET = re.compile(r"secret|password|token|access[.]?key", re.IGNORECASE)
+"""Names of settings whose values are not told, as by Spark's `spark.redaction.regex`."""
 COMMANDS = {"search": "search", "grower": "grow", "improver": "improve"}
 """Sections that make a job one of another command than `finetune`."""
 
@@ -30,6 +34,7 @@ class Config:
     Attributes:
         options: the section `fineTuner`.
         search, grower, improver: the sections of these names; all None: the job fine-tunes.
+        given: the words of the command line that give this job, secrets left out.
     """
 
     folder: Path
@@ -42,6 +47,7 @@ class Config:
     search: Mapping[str, Any] | None = None
     grower: Mapping[str, Any] | None = None
     improver: Mapping[str, Any] | None = None
+    given: tuple[str, ...] = ()
 
     @property
     def command(self) -> str:
@@ -108,6 +114,7 @@ def load_config(path: Path | None, overrides: Sequence[str], flags: Mapping[str,
         jvm.folder("output", output["path"]).resolve(),
         output.get("mode") == "overwrite",
         **verbs,
+        given=_told(path, overrides, flags or {}),
     )
 
 
@@ -284,6 +291,17 @@ def _put(tree: dict[str, Any], place: Place, value: Any, given: str) -> None:
         tree[part] = below
         tree = below
     tree[place[-1]] = _anchored(value, Path.cwd(), place)
+
+
+def _told(path: Path | None, overrides: Sequence[str], flags: Mapping[str, str]) -> tuple[str, ...]:
+    words = [*(f"{key}={value}" for key, value in flags.items()), *overrides]
+    shown = [f"{w.partition('=')[0]}=..." if SECRET.search(w.partition("=")[0]) else w for w in words]
+    return (*(() if path is None else ("--config", str(path))), *shown)
+
+
+def command_of(config: Config) -> str:
+    """What runs the job again, in a shell in the same folder."""
+    return shlex.join(["sparkdiff", config.command, *config.given])
 
 
 def request_of(config: Config) -> str:

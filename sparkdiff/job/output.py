@@ -7,8 +7,9 @@ from typing import Any
 
 from sparkdiff.errors import InputError
 
-RUN = ("history.csv", "model", "plan.json", "summary.json", "trials.csv")
-"""The entries of a run's folder; `trials.csv` is that of a search, `history.csv` and `plan.json` those of a fine-tuning."""
+RUN = ("history.csv", "model", "offers", "plan.json", "report.html", "summary.json", "trials.csv")
+"""The entries of a run's folder; `trials.csv` is that of a search, `history.csv` and `plan.json` those of a fine-tuning, `offers`
+that of an improvement."""
 
 
 def summary_of(output: Path) -> dict[str, Any] | None:

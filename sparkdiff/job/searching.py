@@ -13,12 +13,13 @@ from sparkdiff.data.splits import TRAIN
 from sparkdiff.errors import InputError
 from sparkdiff.estimator import FineTuner
 from sparkdiff.job import search_section as section
-from sparkdiff.job.config import Config, request_of
+from sparkdiff.job.config import Config, command_of, request_of
 from sparkdiff.job.loading import load_data, load_model, model_path
 from sparkdiff.job.steps import made_of, own_id
 from sparkdiff.job.writing import written
 from sparkdiff.options import Options
 from sparkdiff.report.record import versions
+from sparkdiff.report.run_report import write_report
 from sparkdiff.store.digests import hash_of_folder
 from sparkdiff.store.lease import Lease
 from sparkdiff.tuning.search.estimator import Search, SearchModel
@@ -41,6 +42,7 @@ def run(config: Config, lease: Lease, spark: SparkSession) -> SearchSummary:
         model.pipelineModel.write().save(f"file://{folder}/model")
         model.trials.to_csv(folder / "trials.csv", index=False)
         (folder / "summary.json").write_text(json.dumps(_told(config, model, folder), indent=2) + "\n")
+        write_report(folder)
 
     written(config.output, lease, fill)
     if study is not None:
@@ -84,5 +86,5 @@ def _told(config: Config, model: SearchModel, folder: Path) -> dict[str, Any]:
     return model.summary.toDict() | {
         "search": dict(config.search or {}), "options": Options.of(config.options).asdict(), "versions": versions(),
         "fingerprints": {"request": request_of(config)},
-        "model": {"path": "model", "hash": hash_of_folder(folder / "model")},
+        "model": {"path": "model", "hash": hash_of_folder(folder / "model")}, "command": command_of(config),
     }  # fmt: skip

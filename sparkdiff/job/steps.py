@@ -36,7 +36,7 @@ from sparkdiff.growth.procedure import grow_pipeline
 from sparkdiff.growth.summary import GrowthSummary
 from sparkdiff.improvement.procedure import Improved, improve_pipeline
 from sparkdiff.improvement.summary import ImprovementSummary
-from sparkdiff.job.config import Config, request_of
+from sparkdiff.job.config import Config, command_of, request_of
 from sparkdiff.job.loading import function, is_function, load_data, load_model, model_path
 from sparkdiff.job.output import check_replaceable
 from sparkdiff.job.settings_section import SETTINGS
@@ -45,6 +45,7 @@ from sparkdiff.options import Options
 from sparkdiff.pipeline.nesting import flatten, plain
 from sparkdiff.pipeline.plan import Plan
 from sparkdiff.report import FineTuningSummary, Phases, shown
+from sparkdiff.report.run_report import write_report
 from sparkdiff.store import files
 from sparkdiff.store.digests import check_reads_its_input_only, hash_of, hash_of_folder, params_of
 from sparkdiff.store.files import moved
@@ -244,7 +245,9 @@ def write_run(
             },
             "parent": parent,
             "model": {"path": "model", "hash": hash_of_folder(folder / "model")},
+            "command": command_of(config),
         }  # fmt: skip
         (folder / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
+        write_report(folder)
 
     written(config.output, lease, fill, needed)

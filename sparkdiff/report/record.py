@@ -5,10 +5,13 @@ import importlib.metadata
 import math
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparkdiff.report.page import page
 from sparkdiff.report.sections import Section, Shown
 from sparkdiff.report.table import headline, sections_of
+from sparkdiff.report.writing import write
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -82,6 +85,14 @@ class RunRecord(Shown):
     device: str | None = None
     precision: str | None = None
     folds: list[dict[str, Any]] | None = None
+
+    def toHTML(self, path: str | Path) -> None:
+        """Write the report of the run as one page that needs no other file and no network.
+
+        Raises:
+            OSError: the file can't be written.
+        """
+        write(Path(path), page(self.asdict(), self.records))
 
     def asdict(self) -> dict[str, Any]:
         """As JSON-ready values without NaN, history left out."""

@@ -169,7 +169,7 @@ def test_the_demo_tunes_and_says_so(demo: tuple[Path, subprocess.CompletedProces
     assert found["p"] < 0.025 < 2 < found["z"]
     assert all(p["ok"] and p["rows"] > 5000 for p in found["parity"].values())
     assert set(found["parity"]) == {"before", "after"}
-    assert sorted(p.name for p in run.iterdir()) == ["history.csv", "model", "plan.json", "summary.json"]
+    assert sorted(p.name for p in run.iterdir()) == ["history.csv", "model", "plan.json", "report.html", "summary.json"]
 
 
 def test_the_summary_names_the_parent_by_path_and_hash(demo: tuple[Path, subprocess.CompletedProcess[str]]) -> None:

@@ -3,10 +3,13 @@
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from sparkdiff.evaluation.guard import Verdict
 from sparkdiff.report import Section, Shown, Strong, Table, p_value
+from sparkdiff.report.page import page
+from sparkdiff.report.writing import write
 from sparkdiff.tuning.search.judging import Comparison
 
 
@@ -62,6 +65,14 @@ class SearchSummary(Shown):
     seconds: float
     warnings: list[str]
     against: str = "default"
+
+    def toHTML(self, path: str | Path) -> None:
+        """Write the report of the search as one page that needs no other file and no network.
+
+        Raises:
+            OSError: the file can't be written.
+        """
+        write(Path(path), page(self.toDict()))
 
     def toDict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

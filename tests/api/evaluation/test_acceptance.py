@@ -483,6 +483,11 @@ def test_compatibility_of_a_classifier(
     assert c["bins"][-1] == pytest.approx(
         {"rows": top.sum(), "label": y[top].mean(), "before": p[top].mean(), "after": q[top].mean()}
     )
+    assert sum(c["changes"]["counts"]) == len(y)
+    for when, r in (("before", old), ("after", new)):
+        own = np.stack([v.toArray() for v in r["probability"]])
+        assert c["others"]["accuracy"][when] == pytest.approx((r["prediction"] == y).mean())
+        assert c["others"]["logLoss"][when] == pytest.approx(-np.log(own[np.arange(len(y)), y.astype(int)]).mean())
     assert f"{c['changed']:.1%} of the labels change" in str(relabelled.summary)
 
 
@@ -519,6 +524,7 @@ def test_compatibility_of_a_regression(weighed: dict[str, Any]) -> None:
     assert c["calibration"]["measure"] == "meanPrediction / meanLabel"
     for when, mean in (("before", p), ("after", q)):
         assert c["calibration"][when] == pytest.approx(np.average(mean, weights=w) / np.average(y, weights=w), rel=1e-9)
+        assert c["others"]["mae"][when] == pytest.approx(np.average(np.abs(mean - y), weights=w), rel=1e-9)
 
 
 @pytest.fixture(scope="module")

@@ -60,7 +60,13 @@ def test_from_a_file_to_a_folder_and_back(job: Path, capsys: pytest.CaptureFixtu
     out = capsys.readouterr().out
     assert out.endswith(f"saved {job / 'out' / 'model'} (plain Spark ML)\n")
     assert 0 < out.index("columns that parts may read") < out.index("decision: ")
-    assert sorted(p.name for p in (job / "out").iterdir()) == ["history.csv", "model", "plan.json", "summary.json"]
+    assert sorted(p.name for p in (job / "out").iterdir()) == [
+        "history.csv",
+        "model",
+        "plan.json",
+        "report.html",
+        "summary.json",
+    ]
     told: dict[str, Any] = json.loads((job / "out" / "summary.json").read_text())
     assert told["decision"] == "grown"
     assert [p["name"] for p in told["parts"]] == ["kind x season"]

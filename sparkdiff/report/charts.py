@@ -1,0 +1,193 @@
+"""Charts of a report, as SVG that takes its colours from the page: curves of training, changes, reliability, slices.
+
+Each takes plain values and returns the markup of one picture, which needs no script and no other file.
+"""
+
+import html
+import io
+import itertools
+import math
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+INK, LINE, BEFORE, AFTER, FAINT = "#010101", "#020202", "#030303", "#040404", "#050505"
+"""Colours that stand for the page's: text, lines, the original, the new pipeline, what is in the background."""
+VARIABLES = {
+    INK: "var(--ink)",
+    LINE: "var(--line)",
+    BEFORE: "var(--before)",
+    AFTER: "var(--after)",
+    FAINT: "var(--faint)",
+}
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none", "font.size": 10, "font.family": "sans-serif", "text.color": INK, "text.parse_math": False,
+    "axes.edgecolor": LINE, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "grid.color": LINE,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.linewidth": 0.6,
+    "axes.axisbelow": True, "legend.frameon": False, "legend.fontsize": 9,
+}  # fmt: skip
+"""One style for all charts, as matplotlib's settings."""
+CURVES = 12
+"""Curves that are drawn; of more candidates those that came furthest."""
+SLICES = 30
+
+Records = Sequence[Mapping[str, Any]]
+
+
+@contextmanager
+def _figure(title: str, width: float = 6.4, height: float = 3.2) -> Iterator[tuple["Axes", list[str]]]:
+    """Axes in the report's style; the list receives the SVG at the end."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    made: list[str] = []
+    with rc_context({**STYLE, "svg.hashsalt": title}):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        figure.patch.set_alpha(0)
+        axes = figure.subplots()
+        axes.patch.set_alpha(0)
+        yield axes, made
+        text = io.StringIO()
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", "Glyph .* missing"
+            )  # the text stays text, and the browser has fonts of its own
+            figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    made.append(_for_page(text.getvalue(), title))
+
+
+def _for_page(svg: str, title: str) -> str:
+    """The picture without prolog, with a title for readers of screens, and with the page's colours and font."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", svg)  # several pictures on a page would share them
+    svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font: \1px var(--font)", svg)
+    for colour, variable in VARIABLES.items():
+        svg = svg.replace(colour, variable)
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(title)}" class="chart" ', 1)
+
+
+def curves(records: Records, metric: str, direction: str, *, whose: str = "validation rows") -> str:
+    """The metric over the epochs of all candidates, the original's as a line, the best epoch marked; "" without epochs."""
+    lines: dict[tuple[Any, ...], list[tuple[float, float]]] = {}
+    for row in records:
+        value = row.get("validationMetric")
+        if value is not None and math.isfinite(value):
+            key = (row.get("fold"), row.get("candidate", 0), row.get("recipe", ""))
+            lines.setdefault(key, []).append((row["epoch"], value))
+    lines = {k: sorted(v) for k, v in lines.items() if len(v) > 1}
+    if not lines:
+        return ""
+    sign = -1 if direction == "larger" else 1
+    order = sorted(lines, key=lambda k: min(sign * v for _, v in lines[k]))
+    several = len({k[0] for k in lines}) > 1
+    with _figure(f"{metric} by epoch") as (axes, made):
+        for place, key in reversed([*enumerate(order[:CURVES])]):
+            fold, _, recipe = key
+            name = f"fold {fold}" if several else str(recipe)
+            best = place == 0
+            axes.plot(
+                *zip(*lines[key], strict=True), color=AFTER if best else FAINT, linewidth=2 if best else 1,
+                label=f"{name} (best)" if best else None, zorder=3 if best else 2,
+            )  # fmt: skip
+        top = min(lines[order[0]], key=lambda p: sign * p[1])
+        axes.plot(*top, "o", color=AFTER, markersize=6, zorder=4)
+        side = "right" if top[0] > lines[order[0]][-1][0] / 2 else "left"
+        axes.annotate(
+            f"epoch {top[0]:g}: {top[1]:.5g}", top, xytext=(6, 8), textcoords="offset points", color=INK, ha=side
+        )
+        start = [v[0][1] for v in lines.values()]
+        if not several:
+            axes.axhline(start[0], color=BEFORE, linewidth=1.2, linestyle="--", label="original")
+        axes.margins(y=0.15)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(f"{metric}, {whose}")
+        axes.legend(loc="best")
+    return made[0]
+
+
+def changes(histogram: Mapping[str, Sequence[float]] | None, what: str = "prediction") -> str:
+    """How far predictions move, as bars; "" where none does."""
+    if not histogram:
+        return ""
+    edges, counts = histogram["edges"], histogram["counts"]
+    total = sum(counts) or 1
+    with _figure("distribution of changes", height=2.6) as (axes, made):
+        widths = [b - a for a, b in itertools.pairwise(edges)]
+        axes.bar(edges[:-1], [100 * c / total for c in counts], widths, align="edge", color=AFTER, linewidth=0)
+        axes.axvline(0, color=INK, linewidth=0.8)
+        axes.set_xlabel(f"new {what} - original {what}")
+        axes.set_ylabel("% of rows")
+        axes.grid(axis="x", visible=False)
+    return made[0]
+
+
+def reliability(bins: Sequence[Mapping[str, float]] | None, what: str = "prediction") -> str:
+    """Mean label by mean score, per decile of the original's score, for both pipelines; "" without a table."""
+    known = [b for b in bins or [] if all(math.isfinite(b[k]) for k in ("label", "before", "after"))]
+    if len(known) < 2:
+        return ""
+    with _figure("reliability", width=4.2, height=3.4) as (axes, made):
+        ends = [v for b in known for v in (b["label"], b["before"], b["after"])]
+        axes.plot([min(ends), max(ends)], [min(ends), max(ends)], color=LINE, linewidth=1, linestyle="--")
+        for side, colour, name, mark in (("before", BEFORE, "original", "o--"), ("after", AFTER, "new", "s-")):
+            points = sorted((b[side], b["label"]) for b in known)
+            axes.plot(*zip(*points, strict=True), mark, color=colour, markersize=5, linewidth=1.2, label=name)
+        axes.set_xlabel(f"mean {what}")
+        axes.set_ylabel("mean label")
+        axes.legend(loc="upper left")
+    return made[0]
+
+
+def slices(found: Sequence[Mapping[str, Any]]) -> str:
+    """The change of the metric by slice, worst first, with 95% intervals by the normal law where the errors are known."""
+    rows = [s for s in found if s.get("before") and s.get("gain") is not None]
+    if not rows:
+        return ""
+    shares = sorted(
+        ((s["gain"] / abs(s["before"]), (s["error"] or 0) / abs(s["before"]), s) for s in rows), key=lambda r: r[0]
+    )
+    shown = shares[:SLICES]
+    with _figure("gain by slice", height=0.9 + 0.24 * len(shown)) as (axes, made):
+        for place, (gain, error, _) in enumerate(shown):
+            colour = BEFORE if gain < 0 else AFTER
+            axes.plot(
+                [100 * (gain - 1.96 * error), 100 * (gain + 1.96 * error)], [place, place], color=colour, linewidth=1.5
+            )
+            axes.plot(100 * gain, place, "o", color=colour, markersize=5)
+        axes.axvline(0, color=INK, linewidth=0.8)
+        axes.set_yticks(range(len(shown)), [_short(slice_name(s)) for _, _, s in shown])
+        axes.invert_yaxis()
+        axes.set_xlabel("gain in % of the original's metric")
+        axes.grid(axis="y", visible=False)
+    return made[0]
+
+
+def best_so_far(values: Sequence[float | None], metric: str, direction: str) -> str:
+    """The metric of each trial of a search, and the best until then; "" with fewer than two trials."""
+    points = [(i, v) for i, v in enumerate(values) if v is not None and math.isfinite(v)]
+    if len(points) < 2:
+        return ""
+    better = max if direction == "larger" else min
+    with _figure("best so far", height=2.8) as (axes, made):
+        axes.plot(*zip(*points, strict=True), "o", color=FAINT, markersize=4, label="trial")
+        best = [better(v for _, v in points[: k + 1]) for k in range(len(points))]
+        axes.step([i for i, _ in points], best, where="post", color=AFTER, linewidth=2, label="best so far")
+        axes.set_xlabel("trial")
+        axes.set_ylabel(metric)
+        axes.legend(loc="best")
+    return made[0]
+
+
+def slice_name(s: Mapping[str, Any]) -> str:
+    """A slice in words."""
+    return f"{s['column']} = {'null' if s['value'] is None else s['value']}"
+
+
+def _short(text: str, most: int = 36) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"

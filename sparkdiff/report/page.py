@@ -1,0 +1,250 @@
+"""The report of a run as one page: a file of HTML that needs no other file, no script and no network.
+
+It takes the plain values of a run folder (`summary.json`, `history.csv`, `plan.json`, `trials.csv`), so that old runs can be
+shown without Spark. The first screen has the decision, its evidence, who is affected, and how to go back.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sparkdiff.report import charts
+from sparkdiff.report.drawing import Drawing, drawn
+from sparkdiff.report.table import p_value
+
+TEMPLATES = Path(__file__).parent / "templates"
+ACCEPTED = {"tuned", "grown", "improved", "winner"}
+WORDS = {
+    "tuned": "Fine-tuned", "grown": "Grown", "improved": "Improved", "winner": "Winner of the search",
+    "kept original": "Original kept", "kept default": "Default kept", "kept current": "Current model kept",
+}  # fmt: skip
+OFFERS = {
+    "best": "best", "asCheap": "best that serves as cheaply", "sameForm": "best with the same stages",
+    "simpler": "simpler, and no worse",
+}  # fmt: skip
+"""Offers of an improvement, in words."""
+SIDES = {"train": "training rows", "validation": "validation rows", "test": "test rows", "reference": "reference rows"}
+MOVED = 60
+"""Parameters in the table of what moved; the summary has all."""
+
+Values = Mapping[str, Any]
+
+
+def page(
+    summary: Values, records: Sequence[Values] = (), *, plan: Values | None = None, trials: Sequence[Values] = (),
+    command: str | None = None,
+) -> str:  # fmt: skip
+    """The report as HTML.
+
+    Args:
+        summary: what `summary.json` holds, or a summary's `asdict()`.
+        records: rows of the history, one per epoch and candidate.
+        plan: what `plan.json` holds.
+        trials: rows of `trials.csv` of a search.
+        command: what runs the job again.
+    """
+    charts_of = _charts(summary, records, trials)
+    tables = {
+        "metrics": _metrics(summary), "others": _others(summary), "affected": affected(summary), "moved": _moved(summary),
+        "stages": [] if plan is None else plan["stages"], "slices": _slices(summary), "timings": _timings(summary),
+        "options": _listed(summary.get("options")), "asked": _listed(summary.get("search")), "parity": _parity(summary),
+        "settings": _listed(summary.get("settings")), "trials": _trials(trials, summary),
+    }  # fmt: skip
+    return _rendered(
+        "report.html", s=summary, accepted=summary["decision"] in ACCEPTED, word=word(summary), headline=headline(summary),
+        offers=OFFERS, moved_count=len(summary.get("stages") or {}), drawing=_drawing(plan), command=command,
+        **charts_of, **tables,
+    )  # fmt: skip
+
+
+def comparison(runs: Mapping[str, Values]) -> str:
+    """Runs side by side, by name, as HTML: their decisions, metrics, gains, and the options in which they differ."""
+    options = {name: dict(_listed(s.get("options"))) for name, s in runs.items()}
+    keys = list(dict.fromkeys(k for o in options.values() for k in o))
+    differ = [k for k in keys if len({o.get(k) for o in options.values()}) > 1]
+    shown = {
+        name: {"s": s, "headline": headline(s), "metrics": dict(by_side(s)), "word": word(s)}
+        for name, s in runs.items()
+    }
+    sides = [side for side in SIDES if any(side in r["metrics"] for r in shown.values())]
+    listed = [(k, [o.get(k, "") for o in options.values()]) for k in differ]
+    return _rendered("compare.html", runs=shown, sides=sides, options=listed)
+
+
+def _rendered(name: str, **values: Any) -> str:
+    from jinja2 import Environment, FileSystemLoader
+
+    found = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    found.filters |= {"number": number, "share": share, "p": p_value}
+    css = (TEMPLATES / "report.css").read_text(encoding="utf-8")
+    return found.get_template(f"{name}.j2").render(css=css, **values)
+
+
+# Words ----------------------------------------------------------------------------------------------------------------
+
+
+def word(summary: Values) -> str:
+    """The decision, as a title."""
+    decision = str(summary["decision"])
+    return WORDS.get(decision, decision)
+
+
+def number(value: Any) -> str:
+    """A number with five digits; a dash for none."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "–"
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.5g}" if abs(value) < 1e5 else f"{value:.5g}"
+
+
+def share(value: float | None) -> str:
+    """A share as percentage with its sign; "unbounded" for None."""
+    return "unbounded" if value is None else f"{value:+.2%}"
+
+
+def headline(summary: Values) -> str:
+    """The gain with its interval and p-value."""
+    gain = summary.get("gain")
+    if gain is None:
+        return ""
+    interval = summary.get("gainInterval")
+    said = f"{gain:+.2%}"
+    if interval is not None:
+        said += f" (95% interval {share(interval[0])} to {share(interval[1])})"
+    p = summary.get("p")
+    return said if p is None else f"{said}, {p_value(p)}"
+
+
+def affected(summary: Values) -> list[str]:
+    """Whose predictions change, in sentences."""
+    out = []
+    if (c := summary.get("compatibility")) is not None:
+        what = "of the predicted labels change" if c["labels"] else "of the predictions move by more than a tenth"
+        out.append(f"{c['changed']:.1%} {what} ({c['rows']:,} rows).")
+        size = "little" if c["psi"] < 0.1 else "moderately" if c["psi"] < 0.25 else "much"
+        out.append(f"The scores' distribution shifts {size} (PSI {c['psi']:.3f}).")
+    known = [s for s in summary.get("slices") or [] if s.get("before") and s.get("gain") is not None]
+    if known:
+        worst = min(known, key=lambda s: s["gain"] / abs(s["before"]))
+        gain, name = worst["gain"] / abs(worst["before"]), charts.slice_name(worst)
+        how = f"gains least: {gain:+.1%}" if gain >= 0 else f"loses most: {gain:+.1%}"
+        out.append(f"Of {len(known)} slices, {name} {how} ({worst['rows']:,} rows).")
+    return out
+
+
+# Tables ---------------------------------------------------------------------------------------------------------------
+
+
+def _compared(summary: Values, key: str) -> Any:
+    return (summary.get("compatibility") or {}).get(key)
+
+
+def by_side(summary: Values) -> Iterator[tuple[str, Values]]:
+    """The metric before and after, by kind of rows."""
+    if "fresh" in summary:
+        fresh = summary["fresh"]
+        yield "test", {"before": fresh["default"], "after": fresh["winner"]}
+        return
+    for side, values in summary["metrics"].items():
+        if values is not None:
+            yield side, values
+
+
+def _metrics(summary: Values) -> list[dict[str, Any]]:
+    folds = summary.get("folds")
+    names = {**SIDES, "validation": "out-of-fold rows" if folds else SIDES["validation"]}
+    if "fresh" in summary:
+        names["test"] = "out-of-fold rows" if folds else "rows that no trial has seen"
+    return [
+        {"name": names.get(side, side), "before": v["before"], "after": v["after"], "change": _change(v)}
+        for side, v in by_side(summary)
+    ]
+
+
+def _change(values: Values) -> float | None:
+    before, after = values["before"], values["after"]
+    if before is None or after is None:
+        return None
+    return float((after - before) / max(abs(before), 1e-12))
+
+
+def _others(summary: Values) -> list[tuple[str, Any, Any]]:
+    found = dict(_compared(summary, "others") or {})
+    found.pop(summary["metric"], None)
+    if (c := _compared(summary, "calibration")) is not None:
+        found[c["measure"]] = c
+    return [(name, v["before"], v["after"]) for name, v in found.items()]
+
+
+def _moved(summary: Values) -> list[tuple[str, str, float, float]]:
+    """Stage, parameter, largest change and root mean square, the most moved first."""
+    found = summary.get("stages") or {}
+    rows = [(*k.rsplit(".", 1), v["largest"], v["rootMeanSquare"]) for k, v in found.items()]
+    return sorted(rows, key=lambda r: -r[3])[:MOVED]
+
+
+def _drawing(plan: Values | None) -> str:
+    """The plan as SVG; "" without one, or where an earlier version wrote it without its columns."""
+    if plan is None or "edges" not in plan:
+        return ""
+    trained = [t for t in plan["stages"] if t["trainable"]]
+    total = f"trains {sum(t['numParameters'] for t in trained):,} parameters in {len(trained)} of {len(plan['stages'])} stages"
+    return Drawing(drawn(plan, total))._repr_html_()
+
+
+def _slices(summary: Values) -> list[dict[str, Any]]:
+    rows = [s for s in summary.get("slices") or [] if s["rows"]]
+    rows.sort(key=lambda s: math.inf if not s.get("before") or s.get("gain") is None else s["gain"] / abs(s["before"]))
+    return [{**s, "name": charts.slice_name(s), "change": _change(s)} for s in rows]
+
+
+def _charts(summary: Values, records: Sequence[Values], trials: Sequence[Values]) -> dict[str, str]:
+    metric, direction = summary["metric"], summary["metricDirection"]
+    compared = summary.get("compatibility") or {}
+    what = "score" if compared.get("labels") else "prediction"
+    if trials:
+        curves = charts.best_so_far([t.get("value") for t in trials], metric, direction)
+    else:
+        whose = "held-out rows" if summary.get("folds") else "validation rows"
+        curves = charts.curves(records, metric, direction, whose=whose)
+    return {
+        "curves": curves, "changes": charts.changes(compared.get("changes"), what),
+        "reliability": charts.reliability(compared.get("bins"), what),
+        "slice_chart": charts.slices(summary.get("slices") or []),
+    }  # fmt: skip
+
+
+def _trials(trials: Sequence[Values], summary: Values) -> dict[str, Any]:
+    if not trials:
+        return {}
+    head = [k for k in trials[0] if any(t.get(k) is not None and t.get(k) == t.get(k) for t in trials)]
+    best = summary.get("number")
+    return {
+        "head": head,
+        "rows": [[_text(t.get(k)) for k in head] for t in trials[:200]],
+        "all": len(trials),
+        "best": best,
+    }
+
+
+def _listed(values: Values | None) -> list[tuple[str, str]]:
+    return [(k, _text(v)) for k, v in (values or {}).items() if v is not None and v != [] and v != {}]
+
+
+def _timings(summary: Values) -> list[tuple[str, float]]:
+    spent = (summary.get("budget") or {}).get("spent") or summary.get("timings") or {}
+    return list(spent.items())
+
+
+def _parity(summary: Values) -> list[tuple[str, Values]]:
+    found = summary.get("parity") or {}
+    return [(side, found[side]) for side in ("before", "after") if found.get(side)]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool) or value is None:
+        return json.dumps(value)
+    return number(value) if isinstance(value, (int, float)) else json.dumps(value, ensure_ascii=False)

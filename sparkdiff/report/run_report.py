@@ -1,0 +1,108 @@
+"""The report of a run folder: reads what the run wrote there, and nothing else."""
+
+import csv
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sparkdiff.errors import InputError
+from sparkdiff.report.page import by_side, comparison, headline, number, page
+from sparkdiff.report.sections import aligned
+
+REPORT = "report.html"
+
+
+def report_of(folder: Path) -> str:
+    """The report of a run as HTML.
+
+    Raises:
+        InputError: the folder holds no summary.json of a run.
+    """
+    plan = folder / "plan.json"
+    summary = read_summary(folder)
+    return page(
+        summary, _rows(folder / "history.csv"), plan=json.loads(plan.read_text(encoding="utf-8")) if plan.exists() else None,
+        trials=_rows(folder / "trials.csv"), command=summary.get("command"),
+    )  # fmt: skip
+
+
+def write_report(folder: Path) -> None:
+    """Write the report into a run folder. A chart that can't be drawn costs no run: then there is a warning and no report."""
+    try:
+        text = report_of(folder)
+    except Exception as e:
+        warnings.warn(f"the run has no {REPORT}, as it could not be drawn: {e!r}", stacklevel=2)
+        return
+    (folder / REPORT).write_text(text, encoding="utf-8")
+
+
+def comparison_of(folders: Sequence[Path]) -> str:
+    """Runs side by side as HTML.
+
+    Raises:
+        InputError: a folder holds no summary.json of a run.
+    """
+    return comparison(_named(folders))
+
+
+def compared(folders: Sequence[Path]) -> str:
+    """Runs side by side as text.
+
+    Raises:
+        InputError: a folder holds no summary.json of a run.
+    """
+    rows = [("run", "decision", "metric", "rows", "original", "new", "gain")]
+    for name, s in _named(folders).items():
+        side, values = [*by_side(s)][-1]
+        rows.append(
+            (name, s["decision"], s["metric"], side, number(values["before"]), number(values["after"]), headline(s))
+        )
+    lines = aligned(rows, left=(0, 1, 2, 3))
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+def _named(folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    """The summaries of runs by the names of their folders, or by their paths where two have the same name."""
+    names = [f.resolve().name for f in folders]
+    shown = names if len(set(names)) == len(names) else [str(f) for f in folders]
+    return {name: read_summary(folder) for name, folder in zip(shown, folders, strict=True)}
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """What summary.json holds.
+
+    Raises:
+        InputError: it is not there, or is not of a run.
+    """
+    file = folder / "summary.json"
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        there = "a folder without summary.json" if folder.is_dir() else "no folder"
+        raise InputError(f"{folder} is {there}: name the output folder of a run") from None
+    except (OSError, ValueError) as e:
+        raise InputError(f"{file} cannot be read: {e}") from e
+    if not isinstance(found, dict) or not {"decision", "metric", "reason"} <= found.keys():
+        raise InputError(f"{file} is not the summary of a run of sparkdiff: it has no decision, metric and reason")
+    return found
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
+    """Rows of a table, numbers as numbers, what is empty as None; [] without the file."""
+    if not file.exists():
+        return []
+    with file.open(newline="", encoding="utf-8") as lines:
+        return [{k: _value(v) for k, v in row.items()} for row in csv.DictReader(lines) if row]
+
+
+def _value(text: str | None) -> Any:
+    if not text:
+        return None
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

@@ -1,0 +1,365 @@
+"""The report of a run as one page: what it shows for each kind of run, that values stay text, that no other file is needed."""
+
+import html.parser
+import json
+import math
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sparkdiff.cli import main
+from sparkdiff.report.page import page
+from sparkdiff.report.record import FineTuningSummary, versions
+from sparkdiff.report.run_report import report_of, write_report
+
+EVIL = '<script>alert("&")</script>'
+
+
+def history(candidates: int, epochs: int, **more: Any) -> list[dict[str, Any]]:
+    return [
+        {
+            "epoch": e,
+            "candidate": c,
+            "recipe": f"adam {10.0**-c:g}",
+            "validationMetric": 2 - e / (c + 1) / epochs,
+            **more,
+        }
+        for c in range(candidates)
+        for e in range(epochs + 1)
+    ]
+
+
+def summary(**changes: Any) -> dict[str, Any]:
+    compared = {
+        "rows": 500,
+        "changed": 0.25,
+        "labels": False,
+        "psi": 0.3,
+        "correlation": 0.9,
+        "calibration": {"measure": "meanPrediction / meanLabel", "before": 0.9, "after": 1.0},
+        "bins": [{"rows": 50, "label": float(k), "before": k + 0.5, "after": k + 0.1} for k in range(10)],
+        "changes": {"edges": [float(k) for k in range(-15, 16)], "counts": [*range(30)]},
+        "others": {"rmse": {"before": 3.0, "after": 2.0}, "poisson": {"before": 1.0, "after": 1.0}},
+    }
+    made = FineTuningSummary(
+        decision="tuned",
+        reason="the best epoch's gain is larger than chance explains",
+        metric="poisson",
+        metricDirection="smaller",
+        metrics={"train": {"before": 2.0, "after": 1.0}, "validation": {"before": 2.0, "after": 1.5}, "test": None},
+        gain=0.25,
+        z=9.0,
+        p=1e-9,
+        records=[],
+        parity={"before": parity(), "after": parity()},
+        stages={
+            "scaler.std": {"largest": 0.5, "rootMeanSquare": 0.1},
+            "glr.coefficients": {"largest": 1.0, "rootMeanSquare": 0.4},
+        },
+        timings={"train": 3.0},
+        stream="arrow",
+        cache={"hit": True, "fingerprint": "f"},
+        options={"labelCol": "y"},
+        versions=versions(),
+        warnings=[],
+        gainInterval=[0.2, None],
+        compatibility=compared,
+        candidates=2,
+        diverged=0,
+    )
+    return {**made.asdict(), **changes}
+
+
+def parity() -> dict[str, Any]:
+    return {"rows": 100, "maxRelDiff": {"x": 1e-15}, "labelDisagreements": 0}
+
+
+def slices_of(count: int, name: str = "value") -> list[dict[str, Any]]:
+    return [
+        {
+            "column": "region",
+            "value": f"{name} {k}",
+            "rows": 10 + k,
+            "units": 10,
+            "before": 2.0,
+            "after": 1.9 + k / 100,
+            "gain": 0.1 - k / 100,
+            "error": 0.02,
+            "p": 0.5 if k else None,
+        }
+        for k in range(count)
+    ]
+
+
+def row(name: str, arm: str | None, **more: Any) -> dict[str, Any]:
+    return {
+        "arm": arm,
+        "name": name,
+        "value": 1.0,
+        "test": None,
+        "change": -0.5,
+        "changed": 0.1,
+        "serving": 1.3,
+        "seconds": 9.0,
+        "p": 1e-4,
+        "accepted": True,
+        "offers": [],
+        "why": "",
+        **more,
+    }
+
+
+KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "tuned": (summary(), {"records": history(3, 20)}),
+    "kept": (
+        summary(decision="kept original", gain=-0.01, p=0.4, gainInterval=None, stages={}),
+        {"records": history(1, 5)},
+    ),
+    "multiclass": (
+        summary(
+            metric="accuracy",
+            metricDirection="larger",
+            compatibility={
+                **summary()["compatibility"],
+                "labels": True,
+                "bins": None,
+                "calibration": None,
+                "others": {"logLoss": {"before": 1.0, "after": 0.5}},
+            },
+        ),
+        {"records": history(1, 5)},
+    ),
+    "quantile": (summary(metric="quantile"), {"records": history(2, 3)}),
+    "clusters": (summary(compatibility=None, metric="kMeans"), {"records": history(1, 3)}),
+    "one epoch": (summary(), {"records": history(1, 1)}),
+    "no epoch": (summary(compatibility={**summary()["compatibility"], "changes": None, "bins": [], "others": {}}), {}),
+    "failed candidate": (
+        summary(diverged=1),
+        {"records": [*history(1, 5), *({**r, "candidate": 1, "validationMetric": None} for r in history(1, 5))]},
+    ),
+    "slices": (summary(slices=slices_of(31)), {"records": history(1, 5)}),
+    "unicode": (summary(slices=slices_of(3, "Zürich 東京 🚲")), {}),
+    "many rows": (summary(compatibility={**summary()["compatibility"], "rows": 10**6}), {"records": history(12, 120)}),
+    "folds": (
+        summary(folds=[{"fold": 1, "rows": 50, "before": 2.0, "after": 1.0, "epochs": 3}]),
+        {"records": [*history(1, 4, fold=1), *history(1, 4, fold=2)]},
+    ),
+    "grown": (
+        summary(
+            decision="grown",
+            rounds=[{"round": 1, "name": "a x b", "gain": 0.2, "cost": 1.0, "seconds": 2.0, "why": ""}],
+            parts=[{"name": "a x b", "dropped": False, "shown": [{"a": "low", "effect": 0.3}]}],
+        ),
+        {},
+    ),
+    "improved": (
+        summary(
+            decision="improved",
+            table=[row("your pipeline", None), row("+ 16 units", "grow", offers=["best"])],
+            arms=[{"arm": "grow", "state": "done", "why": "", "seconds": 9.0}],
+            offers={"best": 1},
+            measured=40,
+            budget={"given": "1m", "spent": {"grow": 9.0}},
+            explanation="The loss was in the form.",
+        ),
+        {},
+    ),
+    "search": (
+        {
+            "decision": "winner",
+            "reason": "better",
+            "metric": "rmse",
+            "metricDirection": "smaller",
+            "validation": 1.0,
+            "fresh": {"winner": 1.1, "default": 2.0},
+            "optimism": -0.1,
+            "p": 0.001,
+            "gain": 0.4,
+            "gainInterval": [0.1, 0.6],
+            "settings": {"regParam": 0.1},
+            "number": 1,
+            "trials": 3,
+            "rows": {"test": 50},
+            "folds": 0,
+            "warnings": [],
+            "versions": {},
+        },
+        {"trials": [{"number": k, "value": v, "regParam": 0.1 * k} for k, v in enumerate((2.0, 1.0, math.nan))]},
+    ),
+}
+
+
+class Words(html.parser.HTMLParser):
+    """The text of a page, and the names of its elements."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.text, self.names, self.open = "", list[str](), list[str]()
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.names.append(tag)
+        self.text += " "
+        self.open.append(tag)
+        assert not {"src", "href"} & {k for k, v in attrs if not (v or "").startswith(("#", "data:"))}, (tag, attrs)
+
+    def handle_endtag(self, tag: str) -> None:
+        while self.open and self.open.pop() != tag:
+            pass
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.text += data
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_of_run(kind: str) -> None:
+    given, more = KINDS[kind]
+    text = page(given, **more)
+    shown = Words(text)
+    assert "script" not in shown.names and "http" not in re.sub(r'xmlns(:xlink)?="[^"]*"', "", text)
+    assert len(text) < 2_000_000
+    assert given["reason"] in shown.text
+    for missing in ("None", "nan", "Undefined", "{{"):
+        assert missing not in shown.text.replace("None.", ""), missing
+    assert ("How to go back" in shown.text) and ("How good" in shown.text)
+
+
+def test_the_first_screen_tells_decision_gain_and_whom_it_touches() -> None:
+    given, more = KINDS["slices"]
+    shown = " ".join(Words(page(given, **more)).text.split())
+    first = shown[: shown.index("Training")]
+    assert (
+        "Fine-tuned 25.0% better poisson on held-out rows, 95% interval +20.00% to unbounded; p < 0.001; smaller is better"
+        in first
+    )
+    assert "2 → 1.5 (-25.00%) poisson on validation rows" in first
+    assert "25.0% of the predictions move by more than a tenth (500 rows)." in first
+    assert "Of 31 slices, region = value 30 loses most: -10.0% (40 rows)." in first
+    assert "2 parameters of 2 stages moved; classes, uids, Params and columns are the same." in first
+    kept = Words(page(KINDS["kept"][0])).text
+    assert "Original kept" in kept and "Nothing: the original is returned." in kept
+
+
+def test_values_stay_text() -> None:
+    given = summary(
+        reason=EVIL,
+        warnings=[EVIL],
+        slices=[{**slices_of(1)[0], "value": EVIL}],
+        options={"labelCol": EVIL},
+        command=EVIL,
+        stages={f"{EVIL}.std": {"largest": 1.0, "rootMeanSquare": 1.0}},
+        parent={"path": EVIL, "hash": "h"},
+    )
+    stage = {
+        "stageClass": EVIL,
+        "outputCols": [EVIL],
+        "role": "translated",
+        "trainable": True,
+        "numParameters": 3,
+        "reason": EVIL,
+    }
+    text = page(given, [{**r, "recipe": EVIL} for r in history(2, 3)], plan={"stages": [stage]}, command=EVIL)
+    assert "<script" not in text and "script" not in Words(text).names
+    assert Words(text).text.count("alert") >= 8
+
+
+def test_metrics_that_do_not_decide_leave_out_the_one_that_does() -> None:
+    text = Words(page(summary())).text
+    beside = text[text.index("Metrics that did not decide") :]
+    assert "rmse" in beside[:300] and "poisson" not in beside[:300]
+
+
+def written(folder: Path, **changes: Any) -> Path:
+    folder.mkdir()
+    (folder / "summary.json").write_text(json.dumps(summary(command="sparkdiff finetune --config a.yaml", **changes)))
+    (folder / "history.csv").write_text(
+        "epoch,candidate,recipe,validationMetric\n0,0,adam,2.0\n1,0,adam,1.5\n2,0,adam,\n"
+    )
+    (folder / "plan.json").write_text('{"stages": []}')
+    return folder
+
+
+def test_a_report_of_a_folder_and_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, two = written(tmp_path / "one"), written(tmp_path / "two", options={"labelCol": "y", "seed": 3}, gain=0.5)
+    assert main(["report", str(one)]) == 0
+    assert "sparkdiff finetune --config a.yaml" in (one / "report.html").read_text()
+    assert (one / "report.html").read_text() == report_of(one)  # the same again
+    assert main(["compare", str(one), str(two)]) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"two +tuned +poisson +validation +2 +1.5 +\+50.00% \(95% interval \+20.00% to unbounded\)", told)
+    assert main(["compare", str(one), str(two), "--output", str(tmp_path / "both.html")]) == 0
+    text = " ".join(Words((tmp_path / "both.html").read_text()).text.split())
+    assert "Options that differ option one two seed 3" in text and "labelCol" not in text
+
+
+def test_wrong_folders_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(tmp_path / "none")]) == 2
+    assert main(["report", str(tmp_path)]) == 2
+    run = written(tmp_path / "run")
+    assert main(["report", str(run), "--output", str(tmp_path / "no" / "a.html")]) == 2
+    assert main(["compare", str(run)]) == 2
+    (run / "summary.json").write_text("[1]")
+    assert main(["report", str(run)]) == 2
+    (run / "summary.json").write_text('{"decision"')
+    assert main(["report", str(run)]) == 2
+    told = capsys.readouterr().err
+    for sentence in (
+        "none is no folder: name the output folder of a run",
+        "is a folder without summary.json",
+        "a.html cannot be written: No such file",
+        "compare needs two or more runs",
+        "is not the summary of a run",
+        "cannot be read",
+    ):
+        assert sentence in told, sentence
+    assert "Traceback" not in told
+
+
+def test_a_chart_that_fails_costs_no_run(tmp_path: Path) -> None:
+    run = written(tmp_path / "run", compatibility={"labels": False, "bins": 3})
+    with pytest.warns(UserWarning, match="the run has no report.html"):
+        write_report(run)
+    assert not (run / "report.html").exists()
+
+
+def test_a_summary_writes_its_page(tmp_path: Path) -> None:
+    known = {k: v for k, v in summary().items() if k != "records"}
+    FineTuningSummary(**known, records=history(1, 3)).toHTML(tmp_path / "a.html")
+    assert "Training" in Words((tmp_path / "a.html").read_text()).text
+    with pytest.raises(FileNotFoundError):
+        FineTuningSummary(**known, records=[]).toHTML(tmp_path / "no" / "a.html")
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_browser_finds_no_fault(tmp_path: Path, width: int) -> None:
+    """Chromium of Debian: nothing on its console, and no page wider than the window."""
+    browser = shutil.which("chromium")
+    if browser is None:
+        pytest.skip("needs chromium (apt-get install chromium)")
+    for kind, (given, more) in KINDS.items():
+        file = tmp_path / f"{kind.replace(' ', '_')}.html"
+        script = "<script>document.title = document.documentElement.scrollWidth > innerWidth ? 'wide' : 'fits'</script></html>"
+        file.write_text(page(given, **more).replace("</html>", script))
+        ran = subprocess.run(
+            [
+                browser,
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--enable-logging=stderr",
+                f"--window-size={width},900",
+                "--dump-dom",
+                f"file://{file}",
+            ],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert "CONSOLE" not in ran.stderr, (kind, ran.stderr[-500:])
+        assert "<title>fits</title>" in ran.stdout, kind
