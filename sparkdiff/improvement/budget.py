@@ -58,19 +58,28 @@ class Limit:
 
 
 class Account:
-    """What is left of a budget, and what was spent on what."""
+    """What is left of a budget, and what was spent on what.
 
-    def __init__(self, budget: Budget):
-        self.budget = budget
+    Args:
+        kept: seconds, or passes, that the arms leave.
+    """
+
+    def __init__(self, budget: Budget, kept: float = 0.0):
+        self.budget, self.kept = budget, kept
         self.spent: dict[str, float] = {}
         self._granted = 0.0
 
-    def left(self) -> float:
-        """Seconds, or passes, that are left for arms."""
+    def left(self, *, whole: bool = False) -> float:
+        """Seconds, or passes, that are left for arms.
+
+        Args:
+            whole: with what the arms leave.
+        """
+        kept = 0.0 if whole else self.kept
         if self.budget.seconds is not None:
-            return (1 - RESERVE) * self.budget.seconds - sum(self.spent.values())
+            return (1 - RESERVE) * self.budget.seconds - kept - sum(self.spent.values())
         assert self.budget.passes is not None
-        return self.budget.passes - self._granted
+        return self.budget.passes - kept - self._granted
 
     def limit(self, share: float, most: float = 1.0) -> Limit:
         """A share of what is left. Passes count as spent once they are granted, whatever a step makes of them.

@@ -47,6 +47,8 @@ class Step:
         gains: (C, B) block sums of w * (loss of the original - loss) of everything that was measured on validation rows.
         hope: the share of the original's metric that a next step may still gain beside it, as the arm expects.
         says: how it went, in a few words.
+        seconds: that it took.
+        ended: seconds after the begin of the improvement.
         learned: what else the summary tells of it, in values that JSON can hold.
     """
 
@@ -58,6 +60,7 @@ class Step:
     hope: float
     says: str
     seconds: float = 0.0
+    ended: float = 0.0
     learned: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 

@@ -17,6 +17,7 @@ from sparkdiff.evaluation.ledger import Trial
 from sparkdiff.evaluation.recorded import Recorded
 from sparkdiff.evaluation.scores import Score
 from sparkdiff.growth import costs
+from sparkdiff.improvement.baseline import Baseline
 from sparkdiff.improvement.candidate import Candidate, Step
 from sparkdiff.improvement.ground import Ground, Measurement
 from sparkdiff.pipeline.network import Network
@@ -24,6 +25,7 @@ from sparkdiff.pipeline.parity import Parity
 from sparkdiff.store import files
 
 DECISIONS = "decisions.json"
+BASELINE = "baseline.json"
 
 
 class Log:
@@ -49,6 +51,17 @@ class Log:
             known[name] = found
             files.write_bytes(path, json.dumps(known, sort_keys=True).encode())
         return known.get(name, "")
+
+    def baseline(self, find: Callable[[], Baseline]) -> Baseline:
+        """The comparison that `find` makes, or what it found before an interruption."""
+        if self.folder is None:
+            return find()
+        path = self.folder / BASELINE
+        if path.exists():
+            return Baseline(**json.loads(path.read_text(encoding="utf-8")))
+        found = find()
+        files.write_bytes(path, json.dumps(dataclasses.asdict(found)).encode())
+        return found
 
     def _place(self, arm: str, number: int) -> Path:
         assert self.folder is not None
@@ -95,7 +108,7 @@ class Log:
         )
         return Step(
             arm, number, torch.load(place / "gains.pt", weights_only=True), [Trial(*t) for t in told["trials"]], candidates,
-            told["hope"], told["says"], told["seconds"], told["learned"],
+            told["hope"], told["says"], told["seconds"], told["ended"], told["learned"],
         )  # fmt: skip
 
 

@@ -10,8 +10,9 @@ from sparkdiff.data.splits import VALIDATION, Boundaries, Source
 from sparkdiff.errors import InputError
 from sparkdiff.finetune import Outcome, Shared, run_folder
 from sparkdiff.growth.checks import check_entities
-from sparkdiff.improvement import judging, race
+from sparkdiff.improvement import baseline, judging, race
 from sparkdiff.improvement.arms import arms_of
+from sparkdiff.improvement.baseline import Baseline
 from sparkdiff.improvement.budget import Account, Budget
 from sparkdiff.improvement.ground import Ground, prepared
 from sparkdiff.improvement.log import Log
@@ -60,7 +61,8 @@ def improve_pipeline(
     refusals = {arm.name: arm.refused(ground) for arm in arms}
     if all(refusals.values()):
         raise InputError(f"nothing can be tried on {model.uid}: {'; '.join(f'{k}: {v}' for k, v in refusals.items())}")
-    account, begun = Account(Budget.of(settings.budget)), time.monotonic()
+    budget, begun = Budget.of(settings.budget), time.monotonic()
+    account = Account(budget, baseline.kept(budget) if settings.baseline else 0.0)
     with phases.phase("original") as say:
         ground = prepared(ground)
         held = ground.start.scores[VALIDATION].value
@@ -73,12 +75,31 @@ def improve_pipeline(
         with undisturbed(_deciding(options.runId)), phases.phase("judge"):
             decision = judging.decide(ground, raced.steps)
         account.add("judge", time.monotonic() - begun)
+        rival = _rival(ground, raced, account, log, phases)
         timings = {k: round(v, 3) for k, v in phases.timings.items()}
-        summary = summary_of(ground, raced, decision, timings, account.spent)
+        summary = summary_of(ground, raced, decision, rival, timings, account.spent)
     offers = {name: j.candidate.model for name, j in decision.offers.items()}
     result = model if decision.best is None else decision.best.candidate.model
     phases.on_decision(summary)
     return Improved(result, model, ground.start.task.plan, summary, (folder,), offers)
+
+
+def _rival(ground: Ground, raced: race.Raced, account: Account, log: Log, phases: Phases) -> Baseline | None:
+    """Spark's own trees on the same rows, for comparison; None where they are not asked for."""
+    if not ground.settings.baseline or any(s.state == "interrupted" for s in raced.standings):
+        return None
+
+    def find() -> Baseline:
+        if not baseline.has_room(account):
+            return Baseline(baseline.name_of(ground), why="nothing of the budget is left")
+        seconds = account.left(whole=True) if account.budget.seconds is not None else None
+        return baseline.compared(ground, seconds)
+
+    with phases.phase("baseline") as say:
+        found = log.baseline(find)
+        say(found.why or f"{found.name}: {found.value:.5g}")
+    account.add("baseline", found.seconds)
+    return found
 
 
 def _deciding(runId: str | None) -> str:

@@ -125,7 +125,8 @@ def _run(
             failed = nothing(ground, arm.name, number, jvm.cause(e), ended="failed")
             account.add(arm.name, time.monotonic() - begun)
             return failed  # and not in the log: Spark may do it when the run goes on
-        done = dataclasses.replace(done, seconds=time.monotonic() - begun)
+        seconds = time.monotonic() - begun
+        done = dataclasses.replace(done, seconds=seconds, ended=sum(account.spent.values()) + seconds)
         log.write(done)
     account.add(arm.name, done.seconds)
     return done

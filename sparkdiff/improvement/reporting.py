@@ -10,6 +10,7 @@ from sparkdiff.evaluation.acceptance import Judgement, reason
 from sparkdiff.finetune import Measured, measured, shown_options, tested
 from sparkdiff.growth import costs
 from sparkdiff.improvement import why
+from sparkdiff.improvement.baseline import Baseline
 from sparkdiff.improvement.candidate import Step, share
 from sparkdiff.improvement.folding import folded
 from sparkdiff.improvement.ground import Ground, Measurement
@@ -19,10 +20,12 @@ from sparkdiff.improvement.summary import ImprovementSummary
 
 
 def summary_of(
-    ground: Ground, raced: Raced, decision: Decision, timings: Mapping[str, float], spent: Mapping[str, float]
+    ground: Ground, raced: Raced, decision: Decision, rival: Baseline | None, timings: Mapping[str, float],
+    spent: Mapping[str, float],
 ) -> ImprovementSummary:  # fmt: skip
     """
     Args:
+        rival: what is shown for comparison.
         timings: seconds per phase.
         spent: seconds per arm, of measuring the original, and of the decision.
     """
@@ -43,7 +46,7 @@ def summary_of(
         arms=[dataclasses.asdict(s) for s in raced.standings], table=table,
         offers={n: next(i for i, r in enumerate(table) if n in r["offers"]) for n in decision.offers},
         budget={"given": ground.settings.budget, "spent": {k: round(v, 3) for k, v in spent.items()}},
-        measured=decision.measured,
+        measured=decision.measured, foundAt=_found_at(raced.steps, best), baseline=_beside(ground, rival),
         explanation=why.explanation(
             table, metric=ground.metric.name, level=judgement.verdict.level, rows=ground.rows[VALIDATION], z=judgement.verdict.z,
             timed=ground.options.timeCol is not None,
@@ -67,6 +70,12 @@ def _history(steps: Sequence[Step], shown: Judged | None) -> list[dict[str, Any]
     return next((s.learned.get("history", []) for s in steps if shown.candidate in s.candidates), [])
 
 
+def _found_at(steps: Sequence[Step], best: Judged | None) -> float | None:
+    """The second at which the step ended that found the best."""
+    found = [] if best is None else [s.ended for s in steps if best.candidate in s.candidates]
+    return round(found[0], 3) if found else None
+
+
 def _reason(ground: Ground, shown: Judged | None) -> str:
     if shown is None or shown.judgement.verdict.best < 0:
         return "nothing that was tried is better on the validation rows"
@@ -86,7 +95,8 @@ def _table(ground: Ground, raced: Raced, decision: Decision) -> list[dict[str, A
     rows: list[dict[str, Any]] = [{
         "arm": None, "name": "your pipeline", "value": held, "test": None if test is None else test.value, "change": 0.0,
         "gain": 0.0, "changed": None, "serving": 1.0, "compacted": None,
-        "seconds": 0.0, "p": None, "accepted": False, "offers": [], "why": "",
+        "seconds": 0.0, "p": None, "interval": None, "accepted": False,
+        "offers": [], "why": "",
     }]  # fmt: skip
     spent = {s.arm: s.seconds for s in raced.standings}
     for j in decision.judged:
@@ -98,7 +108,9 @@ def _table(ground: Ground, raced: Raced, decision: Decision) -> list[dict[str, A
             "change": (value - held) / max(abs(held), 1e-12), "gain": share(ground, j.candidate),
             "changed": None if compared is None else compared.changed, "serving": found.cost / start.cost,
             "compacted": _compacted(ground, j) if j in decision.offers.values() else None,
-            "seconds": spent[j.candidate.arm], "p": None if j.judgement.verdict.best < 0 else j.p, "accepted": j.accepted,
+            "seconds": spent[j.candidate.arm], "p": None if j.judgement.verdict.best < 0 else j.p,
+            "interval": None if j.judgement.verdict.interval is None else list(j.judgement.verdict.interval),
+            "accepted": j.accepted,
             "offers": [n for n, o in decision.offers.items() if o is j], "why": _against(j.judgement),
         })  # fmt: skip
     return rows
@@ -108,6 +120,15 @@ def _compacted(ground: Ground, offered: Judged) -> float | None:
     """What an offer costs to serve once it is folded (`sparkdiff.compact`), by what the original costs; None if nothing folds."""
     model = folded(ground, offered.candidate.model)
     return None if model is None else costs.of_model(model) / ground.start.cost
+
+
+def _beside(ground: Ground, rival: Baseline | None) -> dict[str, Any] | None:
+    """The last row of the table: what is shown for comparison."""
+    if rival is None:
+        return None
+    held = ground.start.scores[VALIDATION].value
+    change = None if rival.value is None else (rival.value - held) / max(abs(held), 1e-12)
+    return dataclasses.asdict(rival) | {"change": change}
 
 
 def _against(judgement: Judgement) -> str:

@@ -39,6 +39,7 @@ class ImprovementSettings:
     keepStages: tuple[str, ...] = option((), "stages that stay as they are: neither trained nor fitted anew nor deleted")
     maxServingCost: float | None = option(None, "largest cost of serving the result, as a multiple of what the pipeline costs now, by a table of costs per stage; if unset, no limit", kind=float, low=1)
     maxLoss: float = option(0.005, "share of the metric that a simpler pipeline may lose; 0 offers what is exact only", low=0, high=1)
+    baseline: bool = option(True, "whether the table ends with Spark's own boosted trees (100, with defaults) on the same features, for comparison only")
     parts: tuple[str, ...] = option(tuple(k for k in KINDS if k != "trees"), f"kinds of parts that the arm grow tries: {', '.join(k for k in KINDS if k != 'trees')}", items="kinds of parts")
     entityCols: tuple[str, ...] = option((), "columns that name users, items or shops, whose effects may be learned; the pipeline need not read them", items="column names")
     # fmt: on

@@ -21,10 +21,14 @@ class ImprovementSummary(FineTuningSummary):
         table: a row for the original and for the best pipeline of each arm, the best first: {"arm", "name", "value" (of
             validation rows), "test" (None without test rows), "change", "changed" (share of rows whose label changes, or whose
             prediction moves by more than a tenth), "serving" (cost relative to the original), "compacted" (of an offer: the same
-            once `sparkdiff.compact` has folded it; None where that saves nothing), "seconds", "p", "accepted", "offers" (names),
-            "why" (it was not accepted)}.
+            once `sparkdiff.compact` has folded it; None where that saves nothing), "seconds" (of its arm), "p", "interval"
+            (95%, of the gain as a share of the metric; None where nothing gains), "accepted", "offers" (names), "why" (it was
+            not accepted)}.
         offers: {name: row of the table}; see `sparkdiff.improvement.judging`.
         budget: {"given", "spent"}: as it was asked, and seconds per arm, of measuring the original, and of the decision.
+        foundAt: seconds after which the best was found; None where the original is kept.
+        baseline: Spark's own trees on the same features and rows, for comparison: {"name", "value", "test", "change", "serving",
+            "seconds", "why" (there is no value)}; None where `baseline=False`. No test counts it.
         measured: how many results on validation rows the p-values allow for.
         explanation: where the loss was, and what would help next, in words.
     """
@@ -36,31 +40,51 @@ class ImprovementSummary(FineTuningSummary):
     offers: dict[str, int] = dataclasses.field(default_factory=dict)
     budget: dict[str, Any] = dataclasses.field(default_factory=dict)
     measured: int = 0
+    foundAt: float | None = None
+    baseline: dict[str, Any] | None = None
     explanation: str = ""
 
     def _sections(self) -> Iterator[Section]:
         yield table_of(self)
         yield from ends_of(self.arms)
         yield Strong(f"decision: {self.decision}")
-        yield from (self.reason, self.explanation, *(f"warning: {w}" for w in self.warnings))
+        yield from (self.reason, *_when(self), self.explanation, *(f"warning: {w}" for w in self.warnings))
+
+
+def _when(summary: ImprovementSummary) -> list[str]:
+    if summary.foundAt is None:
+        return []
+    spent = sum(summary.budget["spent"].values())
+    return [f"the best was found after {summary.foundAt:.0f} s of {spent:.0f} s"]
 
 
 def table_of(summary: ImprovementSummary) -> Table:
     """The results side by side, on the rows that decide."""
     tested = any(r["test"] is not None for r in summary.table)
     head = [f"{summary.metric} ({summary.metricDirection} is better)", "validation", *(["test"] if tested else [])]
-    rows = [(*head, "change", "flips", "serving", "cost", "")]
+    rows = [(*head, "change", "flips", "95% interval", "serving", "cost", "")]
     for r in summary.table:
         shown = [f"{r['value']:.5g}", *([f"{r['test']:.5g}"] if tested else [])]
         if r["arm"] is None:
-            rows.append((r["name"], *shown, "", "", "1.0x", "", ""))
+            rows.append((r["name"], *shown, "", "", "", "1.0x", "", ""))
             continue
         flips = "" if r["changed"] is None else f"{r['changed']:.1%}"
-        told = _verdict(r)
-        rows.append(
-            (r["name"], *shown, f"{r['change']:+.1%}", flips, f"{r['serving']:.1f}x", f"{r['seconds']:.0f} s", told)
-        )
+        interval = "" if r["interval"] is None else "{:+.1%} to {:+.1%}".format(*r["interval"])
+        cost = f"{r['serving']:.1f}x", f"{r['seconds']:.0f} s"
+        rows.append((r["name"], *shown, f"{r['change']:+.1%}", flips, interval, *cost, _verdict(r)))
+    rows += _comparison(summary.baseline, tested=tested)
     return Table(rows, left=(0, len(rows[0]) - 1), ruled=True)
+
+
+def _comparison(found: Mapping[str, Any] | None, *, tested: bool) -> list[tuple[str, ...]]:
+    """The last line of the table."""
+    if found is None:
+        return []
+    if found["value"] is None:
+        return [(found["name"], *[""] * (6 + tested), f"not compared: {found['why']}")]
+    shown = [f"{found['value']:.5g}", *([f"{found['test']:.5g}"] if tested else [])]
+    figures = (f"{found['change']:+.1%}", "", "", f"{found['serving']:.1f}x", f"{found['seconds']:.0f} s")
+    return [(found["name"], *shown, *figures, "for comparison")]
 
 
 def _verdict(row: Mapping[str, Any]) -> str:
@@ -75,4 +99,4 @@ def _verdict(row: Mapping[str, Any]) -> str:
 
 def ends_of(arms: Sequence[Mapping[str, Any]]) -> list[str]:
     """The arms that did not run to their end, a line each."""
-    return [f"{a['arm']}: {a['state']}, {a['why']}" for a in arms if a["state"] != "done"]
+    return [f"{a['arm']}: {a['state']} after {a['seconds']:.0f} s, {a['why']}" for a in arms if a["state"] != "done"]

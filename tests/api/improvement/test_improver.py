@@ -1,5 +1,6 @@
 """Improver through the public interface: what races, what is offered, what is kept, how a run goes on."""
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,14 @@ def test_the_simpler_offer_is_the_best_with_fewer_stages(improved: ImproverModel
 def test_it_prints_one_table_and_says_why(improved: ImproverModel) -> None:
     text = str(improved.summary)
     assert text.count("your pipeline") == 1
+    best = improved.summary.table[1]
+    assert "{:+.1%} to {:+.1%}".format(*best["interval"]) in text
+    assert best["interval"][0] < best["gain"] < best["interval"][1]
+    spent = improved.summary.budget["spent"]
+    assert best["seconds"] == pytest.approx(spent[best["arm"]], abs=1e-3)
+    assert spent["original"] + min(s for a, s in spent.items() if a != "judge") < improved.summary.foundAt
+    assert improved.summary.foundAt <= sum(spent.values()) - spent["judge"]
+    assert f"the best was found after {improved.summary.foundAt:.0f} s of {sum(spent.values()):.0f} s" in text
     assert "<- best" in text
     assert "The loss was in" in text
     assert "decision: improved" in text
@@ -146,6 +155,14 @@ class Stop(Events):
             raise self.error
 
 
+class Impatient(Events):
+    """Presses Ctrl-C once more while the run decides."""
+
+    def on_phase(self, name: str, seconds: float | None, detail: str) -> None:
+        if name == "judge" and seconds is None:
+            signal.raise_signal(signal.SIGINT)
+
+
 def test_a_killed_run_goes_on_and_ends_in_the_same_bits(model: PipelineModel, rows: DataFrame, tmp_path: Path) -> None:
     longest = "x" * 100
     given = {"arms": ["refit", "finetune"], "cacheDir": str(tmp_path), "runId": longest, **QUICK}
@@ -171,8 +188,8 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bits(model: PipelineModel, ro
 
 def test_ctrl_c_ends_with_the_best_so_far(model: PipelineModel, rows: DataFrame, cache: str) -> None:
     arms = ["finetune", "simplify", "refit"]
-    stop = Stop(KeyboardInterrupt())
-    found = Improver(model, arms=arms, cacheDir=cache, callbacks=[stop], **QUICK).fit(rows)
+    listeners = [Stop(KeyboardInterrupt()), Impatient()]
+    found = Improver(model, arms=arms, cacheDir=cache, callbacks=listeners, **QUICK).fit(rows)
     states = {a["arm"]: a["state"] for a in found.summary.arms}
     assert states["finetune"] == states["simplify"] == "interrupted"
     assert [r["arm"] for r in found.summary.table] == [None, "refit"]

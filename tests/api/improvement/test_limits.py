@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -9,14 +10,15 @@ from pyspark.ml import Pipeline
 from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.clustering import KMeans
 from pyspark.ml.feature import Imputer, Normalizer, StandardScaler, VectorAssembler
-from pyspark.ml.regression import LinearRegression
+from pyspark.ml.regression import GBTRegressor, LinearRegression
 from pyspark.sql import DataFrame, SparkSession, functions as F
-from small_data import NUMBERS, riders, sides, unfitted
+from small_data import NUMBERS, half_deviance, riders, sides, unfitted
 
 from sparkdiff import Improver, jvm
 from sparkdiff.data.splits import Source
 from sparkdiff.evaluation.recorded import keyed
 from sparkdiff.finetune import Shared
+from sparkdiff.improvement import baseline
 from sparkdiff.improvement.arms import fine_tuning, refitting, searching, simplifying
 from sparkdiff.improvement.budget import Limit
 from sparkdiff.improvement.candidate import Candidate, Step
@@ -80,6 +82,30 @@ def test_rows_that_differ_in_where_a_null_is_are_different_rows(spark: SparkSess
         for batch, *_ in data.batches("validation"):
             values_ = data.values(batch)
             assert torch.equal(run.network.margin(values_), ground.start.recorded.margin(values_))
+
+
+def test_the_last_row_is_what_sparks_own_trees_reach(
+    rows: DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fitted here once more; the test counts what it would count without them."""
+    monkeypatch.setattr(baseline, "TREES", 2)
+    model = unfitted().fit(rows)
+    given = {"arms": ["refit"], "budget": "60 passes", "maxEpochs": 1, "recipe": "fast", "cacheDir": str(tmp_path)}
+    found = Improver(model, **given).fit(rows).summary
+    made = {k: model.transform(v).selectExpr("components features", "riders") for k, v in sides(rows).items()}
+    trees = GBTRegressor(labelCol="riders", maxIter=2, seed=0).fit(made["train"])
+    y, mu = trees.transform(made["validation"]).select("riders", "prediction").toPandas().to_numpy().T
+    assert found.baseline is not None
+    assert found.baseline["value"] == pytest.approx(half_deviance(y, np.maximum(mu, 0.5)).mean(), rel=1e-9)
+    assert found.baseline["name"] == "Spark's GBTRegressor, 2 trees"
+    assert found.baseline["seconds"] == pytest.approx(found.budget["spent"]["baseline"], abs=1e-3)
+    assert any(line.endswith("for comparison") for line in str(found).splitlines())
+    assert {row["arm"] for row in found.table} == {None, "refit"}
+    assert found.measured == sum(1 for _ in found.table[1:]) + len(
+        {(r["candidate"], r["epoch"]) for r in found.records}
+    )
+    without = Improver(model, baseline=False, **given)
+    assert "GBTRegressor" not in without.explain(rows)
 
 
 def test_what_changes_more_labels_than_allowed_is_no_simpler_pipeline(rows: DataFrame, tmp_path: Path) -> None:

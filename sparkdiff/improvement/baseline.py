@@ -1,0 +1,154 @@
+"""Boosted trees of Spark's beside the pipeline, for comparison only: they are never offered, and no test counts them.
+
+They are fitted by Spark on the training rows, on the features that the last stage reads, with their defaults and 100 trees, and
+measured on the held-out rows by Spark's own columns: GBTRegressor for numbers, GBTClassifier for two classes, and
+RandomForestClassifier for more, for which Spark boosts no trees.
+"""
+
+import dataclasses
+import time
+from typing import Any
+
+from pyspark.ml.classification import GBTClassifier, RandomForestClassifier
+from pyspark.ml.regression import GBTRegressor
+from pyspark.sql import DataFrame, functions as F
+
+from sparkdiff import jvm
+from sparkdiff.data.splits import BLOCK, SPLIT, TEST, TIME, VALIDATION, training_rows, with_splits
+from sparkdiff.errors import InputError
+from sparkdiff.growth import costs
+from sparkdiff.improvement.budget import LEAST_SECONDS, Account, Budget
+from sparkdiff.improvement.ground import Ground
+from sparkdiff.pipeline.names import named
+from sparkdiff.tuning.mean_loss import evaluator_of
+
+TREES = 100
+SHARE = 0.05
+"""The part of a budget of time that is kept for it; beside what the arms leave."""
+POSITIVE = 0.5
+"""A regression of trees may predict what no mean of a deviance can be: such predictions count as this share of the smallest
+label above 0 of the training rows."""
+FEATURES, LABEL, WEIGHT = "features", "label", "weight"
+
+
+@dataclasses.dataclass(frozen=True)
+class Baseline:
+    """What trees of Spark's reach on the same rows.
+
+    Attributes:
+        name: in words.
+        value, test: the metric on validation and test rows; None where there is none.
+        serving: the cost of serving, relative to the original.
+        why: there is no value; empty if there is one.
+    """
+
+    name: str
+    value: float | None = None
+    test: float | None = None
+    serving: float | None = None
+    seconds: float = 0.0
+    why: str = ""
+
+
+def kept(budget: Budget) -> float:
+    """What the arms leave for the trees, in the unit of the budget: each tree is a pass over the rows."""
+    if budget.seconds is not None:
+        return SHARE * budget.seconds
+    assert budget.passes is not None
+    return TREES if SHARE * budget.passes >= TREES else 0.0
+
+
+def has_room(account: Account) -> bool:
+    """Whether what is left of the budget is enough to begin."""
+    least = LEAST_SECONDS if account.budget.seconds is not None else TREES
+    return account.left(whole=True) >= least
+
+
+def name_of(ground: Ground) -> str:
+    return f"Spark's {type(_estimator(ground)).__name__}, {TREES} trees"
+
+
+def compared(ground: Ground, seconds: float | None) -> Baseline:
+    """Fit the trees, and measure them.
+
+    Args:
+        seconds: that this may take; None without a limit.
+    """
+    begun, name = time.monotonic(), name_of(ground)
+    found = Baseline(name, why="interrupted by the user")
+    try:
+        with jvm.within(seconds):
+            found = _measured(ground, name)
+    except KeyboardInterrupt:
+        pass  # the decision stands already
+    except TimeoutError:
+        found = Baseline(name, why="out of time")
+    except (InputError, *jvm.SparkError) as e:
+        found = Baseline(name, why=jvm.cause(e) if isinstance(e, jvm.SparkError) else str(e))
+    return dataclasses.replace(found, seconds=time.monotonic() - begun)
+
+
+def _estimator(ground: Ground) -> Any:
+    head: Any = ground.plan.cut.graph.head.module
+    classes, seed = head.classes, ground.options.seed
+    columns: dict[str, Any] = {"featuresCol": FEATURES, "labelCol": LABEL, "seed": seed}
+    if classes > 2:
+        return RandomForestClassifier(numTrees=TREES, **columns)
+    return (GBTClassifier if classes else GBTRegressor)(maxIter=TREES, **columns)
+
+
+def _measured(ground: Ground, name: str) -> Baseline:
+    """
+    Raises:
+        InputError: there are no features or labels, or the metric can't be computed of what trees write.
+    """
+    estimator, weight = _estimator(ground), ground.plan.weightCol
+    if weight is not None:
+        estimator.setWeightCol(WEIGHT)
+    rows = _columns(ground, training_rows(ground.sources, ground.options, ground.boundaries)).persist()
+    try:
+        model = estimator.fit(rows)
+        evaluator = evaluator_of(
+            ground.metric, model, labelCol=LABEL, weightCol=None if weight is None else WEIGHT,
+            params={**ground.lossParams, **ground.options.metricParams},
+        )  # fmt: skip
+        least = None if ground.metric.power is None else _least(rows)
+        values = {}
+        for split in (VALIDATION, TEST):
+            if split in ground.start.scores:
+                found = model.transform(_columns(ground, _held_out(ground, split)))
+                column = model.getPredictionCol()
+                found = found if least is None else found.withColumn(column, F.greatest(column, F.lit(least)))
+                values[split] = float(evaluator.evaluate(found))
+    finally:
+        rows.unpersist()
+    last = costs.of_stage(ground.plan.cut.graph.head.stage, costs.filled_by_model(ground.model))
+    serving = 1 + (costs.of_stage(model) - last) / ground.start.cost
+    return Baseline(name, values[VALIDATION], values.get(TEST), serving)
+
+
+def _columns(ground: Ground, rows: DataFrame) -> DataFrame:
+    """The features that the last stage reads, the label and the weight of rows that have a label."""
+    task = ground.plan
+    head = task.cut.graph.head.stage
+    if not head.hasParam("featuresCol") or task.labelCol is None:
+        raise InputError(f"{head.uid} reads no vector of features" if task.labelCol else "there is no label")
+    chosen = {FEATURES: head.getOrDefault("featuresCol"), LABEL: task.labelCol, WEIGHT: task.weightCol}
+    made = ground.model.transform(rows)
+    return made.select(*(named(c).alias(new) for new, c in chosen.items() if c is not None)).where(
+        F.col(LABEL).isNotNull()
+    )
+
+
+def _held_out(ground: Ground, split: str) -> DataFrame:
+    """The rows of a split, with the columns of the data."""
+    frames = [df.where(df[SPLIT] == split) for df in with_splits(ground.sources, ground.options, ground.boundaries)]
+    found = frames[0]
+    for more in frames[1:]:
+        found = found.unionByName(more, allowMissingColumns=True)
+    return found.drop(SPLIT, BLOCK, TIME)
+
+
+def _least(rows: DataFrame) -> float:
+    found = rows.select(F.min(F.when(F.col(LABEL) > 0, F.col(LABEL)))).first()
+    return POSITIVE * float(found[0]) if found is not None and found[0] is not None else POSITIVE

@@ -1,0 +1,36 @@
+"""The table of an improvement as text."""
+
+from types import SimpleNamespace
+from typing import Any
+
+from sparkdiff.improvement.summary import table_of
+
+ROW: dict[str, Any] = {
+    "arm": None, "name": "your pipeline", "value": 38.7, "test": None, "change": 0.0, "gain": 0.0, "changed": None, "serving": 1.0,
+    "compacted": None, "seconds": 0.0, "p": None, "interval": None, "accepted": False, "offers": [], "why": "",
+}  # fmt: skip
+BEST = ROW | {
+    "arm": "finetune", "name": "fine-tuned", "value": 12.4, "change": -0.68, "changed": 0.86, "seconds": 3.2, "p": 0.0002,
+    "interval": [0.634, 0.72], "accepted": True, "offers": ["best"], "compacted": 0.5,
+}  # fmt: skip
+TREES = {
+    "name": "Spark's GBTRegressor, 100 trees", "value": 9.9, "test": None, "serving": 1.3, "seconds": 12.0, "why": "", "change": -0.744,
+}  # fmt: skip
+
+
+def table(baseline: dict[str, Any] | None) -> list[str]:
+    found: Any = SimpleNamespace(table=[ROW, BEST], baseline=baseline, metric="poisson", metricDirection="smaller")
+    return [" ".join(line.split()) for line in table_of(found)]
+
+
+def test_a_line_has_gain_interval_cost_and_evidence() -> None:
+    assert table(None)[2:] == [
+        "your pipeline 38.7 1.0x",
+        "fine-tuned 12.4 -68.0% 86.0% +63.4% to +72.0% 1.0x 3 s <- best (0.5x compacted), p < 0.001",
+    ]
+
+
+def test_the_last_line_is_for_comparison() -> None:
+    assert table(TREES)[-1] == "Spark's GBTRegressor, 100 trees 9.9 -74.4% 1.3x 12 s for comparison"
+    late = TREES | {"value": None, "serving": None, "change": None, "why": "out of time"}
+    assert table(late)[-1] == "Spark's GBTRegressor, 100 trees not compared: out of time"
