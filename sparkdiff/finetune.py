@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -142,12 +143,16 @@ class Shared:
 
     def __init__(self) -> None:
         self._found: dict[tuple[Any, ...], Any] = {}
+        self._lock, self._making = threading.Lock(), dict[tuple[Any, ...], threading.RLock]()
 
     def once(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
         """What was made for this key, which holds every object that decides it."""
-        if key not in self._found:
-            self._found[key] = make()
-        return self._found[key]
+        with self._lock:
+            making = self._making.setdefault(key, threading.RLock())
+        with making:  # two threads don't make the same
+            if key not in self._found:
+                self._found[key] = make()
+            return self._found[key]
 
     def cache(self, key: tuple[Any, ...], request: Request, watch: caches.Watch) -> caches.Cache:
         known = ("cache", key) in self._found

@@ -2,6 +2,8 @@
 
 import dataclasses
 import re
+import time
+from collections.abc import Callable
 
 from sparkdiff.errors import InputError
 
@@ -62,12 +64,18 @@ class Account:
 
     Args:
         kept: seconds, or passes, that the arms leave.
+        clock: seconds since any moment.
     """
 
-    def __init__(self, budget: Budget, kept: float = 0.0):
-        self.budget, self.kept = budget, kept
+    def __init__(self, budget: Budget, kept: float = 0.0, clock: Callable[[], float] = time.monotonic):
+        self.budget, self.kept, self._clock = budget, kept, clock
+        self._begun = clock()
         self.spent: dict[str, float] = {}
         self._granted = 0.0
+
+    def now(self) -> float:
+        """Seconds since the improvement began, with those before an interruption."""
+        return self._clock() - self._begun
 
     def left(self, *, whole: bool = False) -> float:
         """Seconds, or passes, that are left for arms.
@@ -77,22 +85,29 @@ class Account:
         """
         kept = 0.0 if whole else self.kept
         if self.budget.seconds is not None:
-            return (1 - RESERVE) * self.budget.seconds - kept - sum(self.spent.values())
+            return (1 - RESERVE) * self.budget.seconds - kept - self.now()
         assert self.budget.passes is not None
         return self.budget.passes - kept - self._granted
 
-    def limit(self, share: float, most: float = 1.0) -> Limit:
+    def limit(self, share: float, most: float = 1.0, lanes: int = 1) -> Limit:
         """A share of what is left. Passes count as spent once they are granted, whatever a step makes of them.
 
         Args:
             most: the share of work that cannot be done in parts.
+            lanes: how many arms run at the same time; all of them together have so many times the seconds.
         """
         if self.budget.seconds is not None:
-            return Limit(max(share * self.left(), 1.0), None, max(most * self.left(), LEAST_SECONDS))
+            left, share, most = self.left(), min(lanes * share, 1.0), min(lanes * most, 1.0)
+            return Limit(max(share * left, 1.0), None, max(most * left, LEAST_SECONDS))
         granted = share * self.left()
         self._granted += granted
         return Limit(None, granted)
 
-    def add(self, name: str, seconds: float) -> None:
-        """Add seconds to what was spent on this."""
+    def add(self, name: str, seconds: float, until: float = 0.0) -> None:
+        """Add seconds to what was spent on this.
+
+        Args:
+            until: it ended at this second, perhaps in a run that was interrupted then: it is no earlier now.
+        """
         self.spent[name] = self.spent.get(name, 0.0) + seconds
+        self._begun -= max(until - self.now(), 0.0)

@@ -47,6 +47,7 @@ class Step:
         gains: (C, B) block sums of w * (loss of the original - loss) of everything that was measured on validation rows.
         hope: the share of the original's metric that a next step may still gain beside it, as the arm expects.
         says: how it went, in a few words.
+        trains: whether a next step trains what was found, which may gain about what training gained on the original.
         seconds: that it took.
         ended: seconds after the begin of the improvement.
         learned: what else the summary tells of it, in values that JSON can hold.
@@ -59,19 +60,22 @@ class Step:
     candidates: tuple[Candidate, ...]
     hope: float
     says: str
+    trains: bool = False
     seconds: float = 0.0
     ended: float = 0.0
     learned: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def nothing(ground: Ground, arm: str, number: int, says: str, hope: float = 0.0, *, ended: str = "") -> Step:
+def nothing(
+    ground: Ground, arm: str, number: int, says: str, hope: float = 0.0, *, ended: str = "", trains: bool = False
+) -> Step:
     """A step without a candidate, that measured nothing on validation rows.
 
     Args:
         ended: "failed" or "stopped" where the arm cannot go on.
     """
     none = torch.zeros((0, len(ground.start.scores[VALIDATION].weights)), dtype=torch.float64)
-    return Step(arm, number, none, (), (), hope, says, learned={ended: True} if ended else {})
+    return Step(arm, number, none, (), (), hope, says, trains, learned={ended: True} if ended else {})
 
 
 def one_column(ground: Ground, found: Measurement) -> Tensor:

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from pyspark.ml import PipelineModel
 
+from sparkdiff import jvm
 from sparkdiff.data.splits import REFERENCE, TEST, VALIDATION, Boundaries, Source
+from sparkdiff.device import gpus
 from sparkdiff.errors import InputError
 from sparkdiff.evaluation.recorded import Recorded, recorded
 from sparkdiff.evaluation.scores import Score
@@ -18,6 +20,7 @@ from sparkdiff.finetune import Goal, Measured, Run, Shared, Task, begun, checked
 from sparkdiff.growth import costs
 from sparkdiff.growth.checks import check_units
 from sparkdiff.growth.serving import SAME
+from sparkdiff.improvement.lanes import Brake
 from sparkdiff.improvement.settings import ImprovementSettings
 from sparkdiff.objectives.metrics import Metric
 from sparkdiff.options import Options
@@ -25,7 +28,10 @@ from sparkdiff.pipeline.nesting import flatten
 from sparkdiff.pipeline.parity import Parity
 from sparkdiff.report import Phases
 from sparkdiff.store.run_folder import TRAININGS
+from sparkdiff.tuning.solvers.threads import idle_cores
 
+CORES = 2
+"""What an arm can use: one core of Spark's or of torch's, and one for the process that tells them what to do."""
 HELD_OUT = (VALIDATION, TEST, REFERENCE)
 """Splits whose margins are kept row by row."""
 
@@ -63,6 +69,7 @@ class Ground:
         facts: what a summary tells of the original's cache, stream and versions.
         rows: per split.
         doubts: warnings about the rows.
+        brake: tells the listeners, and ends what runs side by side.
         folder: of the run, which its trials and trainings are written to.
     """
 
@@ -79,6 +86,15 @@ class Ground:
     rows: Mapping[str, int] = dataclasses.field(default_factory=dict)
     doubts: tuple[str, ...] = ()
     folder: Path = Path()
+    brake: Brake = dataclasses.field(default_factory=lambda: Brake(()))
+
+    @functools.cached_property
+    def side_by_side(self) -> int:
+        """How many arms run at the same time; one where each of them uses all that there is."""
+        o = self.options
+        if o.numProcesses > 1 or (o.device != "cpu" and gpus()) or not jvm.threads_share_session():
+            return 1
+        return self.settings.parallelism or max(idle_cores() // CORES, 1)
 
     @property
     def start(self) -> Measurement:

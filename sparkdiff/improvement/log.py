@@ -108,7 +108,7 @@ class Log:
         )
         return Step(
             arm, number, torch.load(place / "gains.pt", weights_only=True), [Trial(*t) for t in told["trials"]], candidates,
-            told["hope"], told["says"], told["seconds"], told["ended"], told["learned"],
+            told["hope"], told["says"], told["trains"], told["seconds"], told["ended"], told["learned"],
         )  # fmt: skip
 
 

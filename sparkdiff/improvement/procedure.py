@@ -15,6 +15,7 @@ from sparkdiff.improvement.arms import arms_of
 from sparkdiff.improvement.baseline import Baseline
 from sparkdiff.improvement.budget import Account, Budget
 from sparkdiff.improvement.ground import Ground, prepared
+from sparkdiff.improvement.lanes import Brake
 from sparkdiff.improvement.log import Log
 from sparkdiff.improvement.plan import described
 from sparkdiff.improvement.reporting import summary_of
@@ -55,7 +56,8 @@ def improve_pipeline(
         text = described(model, options, settings, sources[0].df)
     if shown(options.verbosity):
         print(text, flush=True)
-    ground = Ground(model, options, settings, sources, boundaries, phases.within(), Shared())
+    brake = Brake(phases.within().listeners)
+    ground = Ground(model, options, settings, sources, boundaries, Phases(False, [brake]), Shared(), brake=brake)
     check_entities(settings.entityCols, ground.plan, sources[0].df)
     arms = arms_of(settings)
     refusals = {arm.name: arm.refused(ground) for arm in arms}
@@ -77,7 +79,7 @@ def improve_pipeline(
         account.add("judge", time.monotonic() - begun)
         rival = _rival(ground, raced, account, log, phases)
         timings = {k: round(v, 3) for k, v in phases.timings.items()}
-        summary = summary_of(ground, raced, decision, rival, timings, account.spent)
+        summary = summary_of(ground, raced, decision, rival, timings, account)
     offers = {name: j.candidate.model for name, j in decision.offers.items()}
     result = model if decision.best is None else decision.best.candidate.model
     phases.on_decision(summary)
@@ -112,8 +114,10 @@ def _folder(ground: Ground, *, replace: bool) -> Iterator[tuple[RunFolder, Log]]
     """The run's folder, and the log in it; only a run with a name keeps one."""
     o, runId, known = ground.options, ground.options.runId, versions()
     # What was measured may differ between versions, and the level of the guard decides what growth drops.
+    settings = dataclasses.asdict(ground.settings)
+    del settings["parallelism"]  # it decides nothing
     beside = {
-        "improvement": dataclasses.asdict(ground.settings), "guard": o.guard, "fleetSize": o.fleetSize,
+        "improvement": settings, "guard": o.guard, "fleetSize": o.fleetSize,
         "versions": {name: known[name] for name in ("sparkdiff", "pyspark") if name in known},
     }  # fmt: skip
     with ground.begun(ground.start.task) as run:

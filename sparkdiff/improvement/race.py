@@ -2,11 +2,11 @@
 
 import dataclasses
 import math
-import time
 from collections.abc import Sequence
 
 from sparkdiff import jvm
 from sparkdiff.errors import FullDiskError, SparkdiffError
+from sparkdiff.improvement import lanes
 from sparkdiff.improvement.arm import Arm
 from sparkdiff.improvement.budget import Account, Limit
 from sparkdiff.improvement.candidate import Step, best_of, nothing, share
@@ -17,6 +17,8 @@ from sparkdiff.store.lease import HeldError
 
 FIRST = 0.1
 """The part of its share that an arm's first step may use."""
+WEIGHTS = 0.1
+"""Share of the metric that training all weights together is expected to gain, before it was tried on the original."""
 LEAST = 10.0
 """Seconds that a step gets where so many are left: a cache is written, and some epochs train."""
 
@@ -47,8 +49,9 @@ class Raced:
 def race(ground: Ground, arms: Sequence[Arm], account: Account, log: Log, phases: Phases) -> Raced:
     """Run the arms within the budget: successive halving (Jamieson and Talwalkar 2016) over arms.
 
-    After each step an arm tells what it has gained and what it may still gain; at most half of the arms go on, and none
-    whose sum of the two is less than what the best has already. What the clock decided is in the log, and is read again.
+    After each round of steps an arm tells what it has gained and what it may still gain; at most half of the arms go on, and none
+    whose sum of the two is less than what the best has already. What the clock decided is in the log, and is read again. Steps
+    of a round may run side by side (`Ground.side_by_side`): none of them sees another one of the same round.
     """
     steps, ends = list[Step](), dict[str, tuple[str, str]]()
     alive = list[Arm]()
@@ -60,45 +63,72 @@ def race(ground: Ground, arms: Sequence[Arm], account: Account, log: Log, phases
     number = 0
     try:
         while alive:
-            going = list[Arm]()
-            for arm in alive:
-                if why := log.skipped(arm.name, number, lambda: _too_late(account)):
-                    ends[arm.name] = ("stopped", why)
-                    continue
-                limit = account.limit(_portion(arm, alive, number), _portion(arm, alive, number, whole=True))
-                with phases.phase(arm.name) as say:
-                    step = _run(ground, arm, number, _at_least(limit, account), steps, account, log)
-                    say(_told(ground, step))
-                steps.append(step)
-                if state := next((s for s in ("failed", "stopped") if step.learned.get(s)), None):
-                    ends[arm.name] = (state, step.says)
-                elif number + 1 < arm.steps:
-                    going.append(arm)
-                else:
-                    ends[arm.name] = ("done", step.says)
-            alive = _better_half(ground, going, steps, ends)
+            found = Round(ground, alive, number, tuple(steps), account, log)
+            try:
+                lanes.run(found.tasks(), ground.side_by_side, phases, ground.brake)
+            finally:
+                steps += found.steps()
+                ends |= found.ends
+            alive = _better_half(ground, found.going(), steps, ends)
             number += 1
     except KeyboardInterrupt:
         ends |= {a.name: ("interrupted", "by the user") for a in arms if a.name not in ends}
     return Raced(tuple(steps), tuple(Standing(a.name, *ends[a.name], account.spent.get(a.name, 0.0)) for a in arms))
 
 
-def _portion(arm: Arm, alive: Sequence[Arm], number: int, *, whole: bool = False) -> float:
-    """The part of what is left that a step may use: of a first step a tenth of the arm's share, later all of it.
+class Round:
+    """One step of each arm that is still in the race.
 
     Args:
-        whole: all of it in a first step, too.
+        before: the steps of the rounds before.
     """
-    if number == 0:
-        return (1.0 if whole else FIRST) * arm.share / sum(a.share for a in alive)
-    waiting = alive[[a.name for a in alive].index(arm.name) :]
-    return arm.share / sum(a.share for a in waiting)
 
+    def __init__(
+        self, ground: Ground, alive: Sequence[Arm], number: int, before: Sequence[Step], account: Account, log: Log
+    ):
+        self.ground, self.alive, self.number, self.before = ground, alive, number, before
+        self.account, self.log = account, log
+        self.found: dict[str, Step] = {}
+        self.ends: dict[str, tuple[str, str]] = {}
 
-def _at_least(limit: Limit, account: Account) -> Limit:
-    if limit.seconds is None:
-        return limit
-    return dataclasses.replace(limit, seconds=max(limit.seconds, min(LEAST, account.left())))
+    def tasks(self) -> lanes.Tasks:
+        """The steps that are to run, in the order of the arms; what each may use is decided when it is its turn."""
+        for arm in self.alive:
+            if why := self.log.skipped(arm.name, self.number, lambda: _too_late(self.account)):
+                self.ends[arm.name] = ("stopped", why)
+                continue
+            yield arm.name, self._task(arm, self._limit(arm))
+
+    def steps(self) -> list[Step]:
+        """What was found, in the order of the arms."""
+        return [self.found[a.name] for a in self.alive if a.name in self.found]
+
+    def going(self) -> list[Arm]:
+        """The arms that have another step."""
+        return [a for a in self.alive if a.name in self.found and a.name not in self.ends]
+
+    def _limit(self, arm: Arm) -> Limit:
+        waiting = self.alive[[a.name for a in self.alive].index(arm.name) :]
+        among = self.alive if self.number == 0 else waiting
+        portion = arm.share / sum(a.share for a in among)
+        limit = self.account.limit(
+            FIRST * portion if self.number == 0 else portion, portion, lanes=self.ground.side_by_side
+        )
+        if limit.seconds is None:
+            return limit
+        return dataclasses.replace(limit, seconds=max(limit.seconds, min(LEAST, self.account.left())))
+
+    def _task(self, arm: Arm, limit: Limit) -> lanes.Task:
+        def run() -> str:
+            step = _run(self.ground, arm, self.number, limit, self.before, self.account, self.log)
+            self.found[arm.name] = step
+            if state := next((s for s in ("failed", "stopped") if step.learned.get(s)), None):
+                self.ends[arm.name] = (state, step.says)
+            elif self.number + 1 == arm.steps:
+                self.ends[arm.name] = ("done", step.says)
+            return _told(self.ground, step)
+
+        return run
 
 
 def _too_late(account: Account) -> str:
@@ -112,7 +142,7 @@ def _run(
     """One step, or the result of the same step before an interruption."""
     done = log.read(ground, arm.name, number)
     if done is None:
-        begun = time.monotonic()
+        begun, kept = account.now(), True
         try:
             done = arm.run(ground, number, limit, steps)
         except TimeoutError as e:
@@ -122,13 +152,12 @@ def _run(
         except SparkdiffError as e:
             done = nothing(ground, arm.name, number, str(e), ended="failed")
         except jvm.SparkError as e:
-            failed = nothing(ground, arm.name, number, jvm.cause(e), ended="failed")
-            account.add(arm.name, time.monotonic() - begun)
-            return failed  # and not in the log: Spark may do it when the run goes on
-        seconds = time.monotonic() - begun
-        done = dataclasses.replace(done, seconds=seconds, ended=sum(account.spent.values()) + seconds)
-        log.write(done)
-    account.add(arm.name, done.seconds)
+            done = nothing(ground, arm.name, number, jvm.cause(e), ended="failed")
+            kept = False  # Spark may do it when the run goes on
+        done = dataclasses.replace(done, seconds=account.now() - begun, ended=account.now())
+        if kept:
+            log.write(done)
+    account.add(arm.name, done.seconds, until=done.ended)
     return done
 
 
@@ -154,8 +183,17 @@ def _better_half(
     return [a for a in going if a in chosen and a.name not in ends]
 
 
+def expected(ground: Ground, steps: Sequence[Step]) -> float:
+    """What training a new pipeline's weights may gain: as much as it gained on the original, where that was tried."""
+    tuned = [c for s in steps if s.arm == "finetune" for c in s.candidates]
+    return max((share(ground, c) for c in tuned), default=WEIGHTS)
+
+
 def _may_reach(ground: Ground, name: str, steps: Sequence[Step]) -> float:
     """The gain of an arm so far, and what it expects to gain still, as a share of the original's metric."""
     own = [s for s in steps if s.arm == name]
-    best = best_of(ground, own)
-    return (0.0 if best is None else share(ground, best)) + (own[-1].hope if own else math.inf)
+    if not own:
+        return math.inf
+    best, last = best_of(ground, own), own[-1]
+    hope = last.hope + (expected(ground, steps) if last.trains else 0.0)
+    return (0.0 if best is None else share(ground, best)) + hope

@@ -11,6 +11,7 @@ from sparkdiff.finetune import Measured, measured, shown_options, tested
 from sparkdiff.growth import costs
 from sparkdiff.improvement import why
 from sparkdiff.improvement.baseline import Baseline
+from sparkdiff.improvement.budget import Account
 from sparkdiff.improvement.candidate import Step, share
 from sparkdiff.improvement.folding import folded
 from sparkdiff.improvement.ground import Ground, Measurement
@@ -21,13 +22,13 @@ from sparkdiff.improvement.summary import ImprovementSummary
 
 def summary_of(
     ground: Ground, raced: Raced, decision: Decision, rival: Baseline | None, timings: Mapping[str, float],
-    spent: Mapping[str, float],
+    account: Account,
 ) -> ImprovementSummary:  # fmt: skip
     """
     Args:
         rival: what is shown for comparison.
         timings: seconds per phase.
-        spent: seconds per arm, of measuring the original, and of the decision.
+        account: seconds per arm, of measuring the original, and of the decision.
     """
     best, start = decision.best, ground.start
     shown = best or next(iter(decision.judged), None)
@@ -45,7 +46,10 @@ def summary_of(
         options=shown_options(start.task, ground.metric, **said), warnings=_warnings(ground, decision, judgement.verdict),
         arms=[dataclasses.asdict(s) for s in raced.standings], table=table,
         offers={n: next(i for i, r in enumerate(table) if n in r["offers"]) for n in decision.offers},
-        budget={"given": ground.settings.budget, "spent": {k: round(v, 3) for k, v in spent.items()}},
+        budget={
+            "given": ground.settings.budget, "spent": {k: round(v, 3) for k, v in account.spent.items()},
+            "seconds": round(account.now(), 3),
+        },
         measured=decision.measured, foundAt=_found_at(raced.steps, best), baseline=_beside(ground, rival),
         explanation=why.explanation(
             table, metric=ground.metric.name, level=judgement.verdict.level, rows=ground.rows[VALIDATION], z=judgement.verdict.z,

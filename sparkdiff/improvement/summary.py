@@ -25,7 +25,8 @@ class ImprovementSummary(FineTuningSummary):
             (95%, of the gain as a share of the metric; None where nothing gains), "accepted", "offers" (names), "why" (it was
             not accepted)}.
         offers: {name: row of the table}; see `sparkdiff.improvement.judging`.
-        budget: {"given", "spent"}: as it was asked, and seconds per arm, of measuring the original, and of the decision.
+        budget: {"given", "spent", "seconds"}: as it was asked; seconds per arm, of measuring the original, and of the decision;
+            and of the whole improvement, which is less where arms ran side by side.
         foundAt: seconds after which the best was found; None where the original is kept.
         baseline: Spark's own trees on the same features and rows, for comparison: {"name", "value", "test", "change", "serving",
             "seconds", "why" (there is no value)}; None where `baseline=False`. No test counts it.
@@ -54,8 +55,7 @@ class ImprovementSummary(FineTuningSummary):
 def _when(summary: ImprovementSummary) -> list[str]:
     if summary.foundAt is None:
         return []
-    spent = sum(summary.budget["spent"].values())
-    return [f"the best was found after {summary.foundAt:.0f} s of {spent:.0f} s"]
+    return [f"the best was found after {summary.foundAt:.0f} s of {summary.budget['seconds']:.0f} s"]
 
 
 def table_of(summary: ImprovementSummary) -> Table:

@@ -44,6 +44,7 @@ from sparkdiff.jvm.sessions import (
     session,
     shared_folder,
     slots,
+    threads_share_session,
     within,
 )
 
@@ -88,6 +89,7 @@ __all__ = [
     "shared_folder",
     "slots",
     "table_of",
+    "threads_share_session",
     "widened",
     "with_params",
     "with_uid",

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pyspark
+from py4j.clientserver import ClientServer
 from py4j.java_gateway import JavaObject
 from py4j.protocol import Py4JError, Py4JJavaError
 from pyspark import SparkConf, SparkContext
@@ -369,6 +370,24 @@ def cancellable(spark: SparkSession, tag: str) -> Iterator[None]:
     else:
         spark.addTag(tag)
     yield
+
+
+def threads_share_session() -> bool:
+    """Whether a new thread of this process works in the session of this one, with jobs of its own."""
+    spark, seen = session(), list[Any]()
+    if in_process(spark) and not isinstance(SparkContext._gateway, ClientServer):  # PYSPARK_PIN_THREAD=false
+        return False
+
+    def look() -> None:
+        with contextlib.suppress(InputError):
+            seen.append(session())
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    if not seen or not in_process(spark):
+        return bool(seen) and seen[0] is spark
+    return bool(seen[0]._jsparkSession == spark._jsparkSession)
 
 
 @contextlib.contextmanager

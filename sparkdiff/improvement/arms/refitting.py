@@ -11,12 +11,9 @@ from sparkdiff.evaluation.ledger import Trial
 from sparkdiff.improvement.arm import Arm
 from sparkdiff.improvement.arms.fine_tuning import fine_tuned
 from sparkdiff.improvement.budget import Limit
-from sparkdiff.improvement.candidate import Candidate, Step, one_column, share
+from sparkdiff.improvement.candidate import Candidate, Step, one_column
 from sparkdiff.improvement.ground import Ground, measure
 from sparkdiff.pipeline.unfitted import Unfitted, unfitted, with_uids_of
-
-WEIGHTS = 0.1
-"""Share of the metric that training all weights together is expected to gain, before it was tried on the original."""
 
 
 def form_of(ground: Ground) -> Unfitted:
@@ -69,14 +66,8 @@ def _run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> St
     candidate = Candidate("refit", "refitted", found, 0)
     notes = {"notes": list(form.notes)}
     return Step(
-        "refit", 0, one_column(ground, found), [Trial(0, 0)], (candidate,), expected(ground, steps), says, learned=notes
+        "refit", 0, one_column(ground, found), [Trial(0, 0)], (candidate,), 0.0, says, trains=True, learned=notes
     )
-
-
-def expected(ground: Ground, steps: Sequence[Step]) -> float:
-    """What training a new pipeline's weights may gain: as much as it gained on the original, where that was tried."""
-    tuned = [c for s in steps if s.arm == "finetune" for c in s.candidates]
-    return max((share(ground, c) for c in tuned), default=WEIGHTS)
 
 
 ARM = Arm("refit", 2, 0.5, _refused, _run)

@@ -9,7 +9,7 @@ from sparkdiff.evaluation.ledger import Trial
 from sparkdiff.growth import costs
 from sparkdiff.improvement.arm import Arm
 from sparkdiff.improvement.arms.fine_tuning import fine_tuned
-from sparkdiff.improvement.arms.refitting import expected, form_of
+from sparkdiff.improvement.arms.refitting import form_of
 from sparkdiff.improvement.budget import Limit
 from sparkdiff.improvement.candidate import Candidate, Step, nothing, one_column
 from sparkdiff.improvement.ground import Ground, allowed, measure
@@ -58,17 +58,16 @@ def _run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> St
     found = _searched(ground, limit, MANY if number else FEW)
     best = next((b for b in found.best if allowed(ground, costs.of_model(b.model))), None)
     says = f"{found.trials} settings tried{f', {found.failed} could not be fitted' if found.failed else ''}"
-    hope = expected(ground, steps) + (MORE if number == 0 else 0.0)
+    hope = MORE if number == 0 else 0.0
     if best is None:
-        return nothing(
-            ground, "search", number, f"{says}, the best ones cost more to serve than maxServingCost allows", hope
-        )
+        why = f"{says}, the best ones cost more to serve than maxServingCost allows"
+        return nothing(ground, "search", number, why, hope, trains=True)
     if not (words := _words(found, best)):
-        return nothing(ground, "search", number, f"{says}, none better than its own", hope if number == 0 else 0.0)
+        return nothing(ground, "search", number, f"{says}, none better than its own", hope, trains=number == 0)
     measured = measure(ground, best.model)
     candidate = Candidate("search", f"refitted with {words}", measured, 0)
     return Step(
-        "search", number, one_column(ground, measured), [Trial(best.number, 0)], (candidate,), hope, says,
+        "search", number, one_column(ground, measured), [Trial(best.number, 0)], (candidate,), hope, says, trains=True,
         learned={"trials": found.records},
     )  # fmt: skip
 

@@ -17,7 +17,7 @@ from sparkdiff.errors import InputError, ParityError
 from sparkdiff.evaluation.ledger import Trial
 from sparkdiff.improvement.arm import Arm
 from sparkdiff.improvement.arms.fine_tuning import fine_tuned
-from sparkdiff.improvement.arms.refitting import expected, label_stages
+from sparkdiff.improvement.arms.refitting import label_stages
 from sparkdiff.improvement.budget import Limit
 from sparkdiff.improvement.candidate import Candidate, Step, best_of, nothing, one_column
 from sparkdiff.improvement.folding import folded, folding, gone
@@ -83,8 +83,8 @@ def _run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> St
         )
     columns = torch.cat([one_column(ground, c.found) for c in found])
     trials = [Trial(c.column, 0, c.changes) for c in found]
-    hope = 0.0 if all(c.exact for c in found) else expected(ground, steps)
-    return Step("simplify", 0, columns, trials, tuple(found), hope, says)
+    trains = not all(c.exact for c in found)
+    return Step("simplify", 0, columns, trials, tuple(found), 0.0, says, trains=trains)
 
 
 def _compacted(ground: Ground) -> Candidate | None:

@@ -107,9 +107,11 @@ def test_it_prints_one_table_and_says_why(improved: ImproverModel) -> None:
     assert best["interval"][0] < best["gain"] < best["interval"][1]
     spent = improved.summary.budget["spent"]
     assert best["seconds"] == pytest.approx(spent[best["arm"]], abs=1e-3)
-    assert spent["original"] + min(s for a, s in spent.items() if a != "judge") < improved.summary.foundAt
-    assert improved.summary.foundAt <= sum(spent.values()) - spent["judge"]
-    assert f"the best was found after {improved.summary.foundAt:.0f} s of {sum(spent.values()):.0f} s" in text
+    found, whole = improved.summary.foundAt, improved.summary.budget["seconds"]
+    assert found is not None
+    assert spent["original"] + best["seconds"] / 2 < found < whole - spent["judge"] + 0.01
+    assert sum(spent.values()) < whole
+    assert f"the best was found after {found:.0f} s of {whole:.0f} s" in text
     assert "<- best" in text
     assert "The loss was in" in text
     assert "decision: improved" in text
@@ -170,11 +172,12 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bits(model: PipelineModel, ro
         Improver(model, callbacks=[Stop(ValueError("the machine is gone"))], **given).fit(rows)
     steps = sorted(p.name for p in tmp_path.rglob("step-*"))
     assert steps == ["step-0-refit"]
-    assert [p.name for p in tmp_path.rglob("trainings/*") if p.is_dir()] == ["finetune-0"]
     written = next(tmp_path.rglob("step-0-refit")).stat().st_mtime_ns
     found = Improver(model, **given).fit(rows)
     assert next(tmp_path.rglob("step-0-refit")).stat().st_mtime_ns == written
-    whole = Improver(model, **{**given, "runId": "other"}).fit(rows)
+    [folder] = [p for p in (tmp_path / "checkpoints").iterdir() if p.is_dir()]  # none of a training beside it
+    assert (folder / "trainings" / "finetune-0").is_dir()
+    whole = Improver(model, **{**given, "runId": "other", "parallelism": 2}).fit(rows)  # side by side
     assert same(found.pipelineModel, whole.pipelineModel)
     drop = ("seconds",)
     tables = [[{k: v for k, v in r.items() if k not in drop} for r in m.summary.table] for m in (found, whole)]

@@ -1,5 +1,7 @@
 """What an improvement may not do: cost more to serve than is allowed, or take one row for another."""
 
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ from sparkdiff import Improver, jvm
 from sparkdiff.data.splits import Source
 from sparkdiff.evaluation.recorded import keyed
 from sparkdiff.finetune import Shared
-from sparkdiff.improvement import baseline
+from sparkdiff.improvement import baseline, lanes
 from sparkdiff.improvement.arms import fine_tuning, refitting, searching, simplifying
 from sparkdiff.improvement.budget import Limit
 from sparkdiff.improvement.candidate import Candidate, Step
@@ -101,9 +103,7 @@ def test_the_last_row_is_what_sparks_own_trees_reach(
     assert found.baseline["seconds"] == pytest.approx(found.budget["spent"]["baseline"], abs=1e-3)
     assert any(line.endswith("for comparison") for line in str(found).splitlines())
     assert {row["arm"] for row in found.table} == {None, "refit"}
-    assert found.measured == sum(1 for _ in found.table[1:]) + len(
-        {(r["candidate"], r["epoch"]) for r in found.records}
-    )
+    assert found.measured == 2  # the refit, and an epoch of its training
     without = Improver(model, baseline=False, **given)
     assert "GBTRegressor" not in without.explain(rows)
 
@@ -165,6 +165,32 @@ def test_a_fit_that_takes_too_long_is_ended(spark: SparkSession) -> None:
     with jvm.within(60):
         assert spark.range(3).count() == 3
     assert group() == "mine"
+
+
+def test_tasks_run_side_by_side_and_end_together(spark: SparkSession) -> None:
+    both, said, brake = threading.Barrier(2, timeout=30), list[str](), lanes.Brake(())
+
+    def meets() -> str:
+        both.wait()
+        said.append(f"{spark.range(3).count()} rows, {torch.get_num_threads()} threads")
+        return ""
+
+    def fails() -> str:
+        both.wait()
+        raise ValueError("the disk is full")
+
+    def waits() -> str:
+        both.wait()
+        while True:
+            brake.on_epoch({})
+            time.sleep(0.01)
+
+    lanes.run(iter([("a", meets), ("b", meets)]), 2, Phases(False), brake)
+    assert said == [f"3 rows, {torch.get_num_threads()} threads"] * 2
+    with pytest.raises(ValueError, match="the disk is full"):
+        lanes.run(iter([("a", waits), ("b", fails), ("c", meets)]), 2, Phases(False), brake)
+    assert len(said) == 2
+    assert not brake.pulled
 
 
 def test_gains_of_rounded_rows_are_measured_again(rows: DataFrame, tmp_path: Path) -> None:

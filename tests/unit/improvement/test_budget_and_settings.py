@@ -31,13 +31,25 @@ def test_a_budget_that_nothing_fits_in_is_refused(text: str, least: str) -> None
 
 
 def test_an_account_keeps_a_reserve_for_the_decision() -> None:
-    account = Account(Budget.of("100s"))
+    now = [1000.0]
+    account = Account(Budget.of("100s"), clock=lambda: now[0])
     assert account.left() == pytest.approx(95)
-    account.add("refit", 45)
-    account.add("refit", 10)
+    account.add("refit", 45, until=45)  # as a run that was interrupted then has it in its log
+    assert account.left() == pytest.approx(50)
+    now[0] += 10
+    account.add("refit", 10, until=55)
+    assert account.spent == {"refit": 55}
     assert account.left() == pytest.approx(40)
     assert account.limit(0.25).seconds == pytest.approx(10)
     assert account.limit(0.25).passes is None
+    assert account.limit(0.25, lanes=2).seconds == pytest.approx(20)  # two arms at the same time
+    assert account.limit(0.75, lanes=2).seconds == pytest.approx(40)  # but no more than there is
+
+
+def test_an_account_keeps_something_for_the_comparison() -> None:
+    account = Account(Budget.of("100s"), kept=5.0, clock=lambda: 0.0)
+    assert account.left() == pytest.approx(90)
+    assert account.left(whole=True) == pytest.approx(95)
 
 
 def test_passes_are_shared_whatever_the_clock_says() -> None:

@@ -13,6 +13,7 @@ from sparkdiff.improvement.arm import Arm
 from sparkdiff.improvement.budget import Account, Budget, Limit
 from sparkdiff.improvement.candidate import Step, nothing
 from sparkdiff.improvement.ground import Ground
+from sparkdiff.improvement.lanes import Brake
 from sparkdiff.improvement.log import Log
 from sparkdiff.improvement.race import race
 from sparkdiff.improvement.settings import ImprovementSettings
@@ -22,8 +23,8 @@ from sparkdiff.report import Phases
 
 GROUND: Any = SimpleNamespace(
     start=SimpleNamespace(scores={"validation": SimpleNamespace(weights=torch.ones(3))}),
-    settings=ImprovementSettings(),
-)
+    settings=ImprovementSettings(), side_by_side=1, brake=Brake(()),
+)  # fmt: skip
 
 
 def arm(name: str, does: Callable[[Limit], None]) -> Arm:
@@ -41,17 +42,29 @@ def test_what_spark_cannot_end_in_time_is_stopped_and_the_others_go_on() -> None
         given.append(limit)
         raise TimeoutError("Spark took longer than 47 s")
 
-    found = race(
-        GROUND,
-        [arm("refit", late), arm("finetune", given.append)],
-        Account(Budget.of("100s")),
-        Log(None),
-        Phases(False),
-    )
+    account = Account(Budget.of("100s"), clock=lambda: 0.0)
+    arms = [arm("refit", late), arm("finetune", given.append)]
+    found = race(GROUND, arms, account, Log(None), Phases(False))
     assert [(s.arm, s.state) for s in found.standings] == [("refit", "stopped"), ("finetune", "done")]
     assert "set a larger one" in found.standings[0].why
     assert given[0].most == pytest.approx(47.5)  # its share of what is left; a first step is to take a tenth of it
     assert given[0].seconds == pytest.approx(10)
+
+
+def test_no_arm_sees_another_one_of_its_round() -> None:
+    """So that what runs beside what decides nothing."""
+    seen: list[tuple[str, int, list[str]]] = []
+
+    def looks(name: str) -> Arm:
+        def run(ground: Any, number: int, limit: Limit, steps: Sequence[Step]) -> Step:
+            seen.append((name, number, [f"{s.arm} {s.number}" for s in steps]))
+            return nothing(ground, name, number, "", hope=1.0)
+
+        return Arm(name, 2, 1.0, lambda ground: "", run)
+
+    race(GROUND, [looks("refit"), looks("finetune")], Account(Budget.of("100 passes")), Log(None), Phases(False))
+    first = ["refit 0", "finetune 0"]
+    assert seen == [("refit", 0, []), ("finetune", 0, []), ("refit", 1, first)]
 
 
 def test_the_first_ctrl_c_does_not_end_a_decision(capsys: pytest.CaptureFixture[str]) -> None:

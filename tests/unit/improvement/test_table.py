@@ -6,15 +6,16 @@ from typing import Any
 from sparkdiff.improvement.summary import table_of
 
 ROW: dict[str, Any] = {
-    "arm": None, "name": "your pipeline", "value": 38.7, "test": None, "change": 0.0, "gain": 0.0, "changed": None, "serving": 1.0,
-    "compacted": None, "seconds": 0.0, "p": None, "interval": None, "accepted": False, "offers": [], "why": "",
+    "arm": None, "name": "your pipeline", "value": 38.7, "test": None, "change": 0.0, "gain": 0.0, "changed": None,
+    "serving": 1.0, "compacted": None, "seconds": 0.0, "p": None, "interval": None, "accepted": False, "offers": [], "why": "",
 }  # fmt: skip
 BEST = ROW | {
     "arm": "finetune", "name": "fine-tuned", "value": 12.4, "change": -0.68, "changed": 0.86, "seconds": 3.2, "p": 0.0002,
     "interval": [0.634, 0.72], "accepted": True, "offers": ["best"], "compacted": 0.5,
 }  # fmt: skip
 TREES = {
-    "name": "Spark's GBTRegressor, 100 trees", "value": 9.9, "test": None, "serving": 1.3, "seconds": 12.0, "why": "", "change": -0.744,
+    "name": "Spark's GBTRegressor, 100 trees", "value": 9.9, "test": None, "serving": 1.3, "seconds": 12.0, "why": "",
+    "change": -0.744,
 }  # fmt: skip
 
 

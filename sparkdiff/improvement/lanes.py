@@ -1,0 +1,101 @@
+"""Tasks one after another, or several side by side in threads, with the same results."""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from pyspark import inheritable_thread_target
+
+from sparkdiff import jvm
+from sparkdiff.report import Events, Phases
+from sparkdiff.report.record import RunRecord
+from sparkdiff.tuning.fits import TAKES_SESSION
+
+Task = Callable[[], str]
+"""Returns how it went, in a few words."""
+Tasks = Iterator[tuple[str, Task]]
+"""Names and tasks; each is taken when its turn has come."""
+LOOK = 0.1
+"""Seconds between two looks at Ctrl-C."""
+
+
+class Brake(Events):
+    """Tells listeners one event at a time, whatever thread it comes from; and ends the work of all threads once it is pulled."""
+
+    def __init__(self, listeners: Sequence[Events], lock: Any = None):
+        self.listeners, self.lock, self.pulled = listeners, lock or threading.RLock(), False
+
+    def _tell(self, name: str, *what: Any) -> None:
+        with self.lock:
+            if self.pulled:
+                raise KeyboardInterrupt
+            for listener in self.listeners:
+                getattr(listener, name)(*what)
+
+    def on_phase(self, name: str, seconds: float | None, detail: str) -> None:
+        self._tell("on_phase", name, seconds, detail)
+
+    def on_epoch(self, row: Mapping[str, Any]) -> None:
+        self._tell("on_epoch", row)
+
+    def on_decision(self, record: RunRecord) -> None:
+        self._tell("on_decision", record)
+
+
+def run(tasks: Tasks, lanes: int, phases: Phases, brake: Brake) -> None:
+    """Run the tasks, each in a phase of its name.
+
+    In each thread torch uses as many threads as here: the order of its sums, and so their last bits, depends on them.
+
+    Args:
+        lanes: how many may run at the same time.
+        brake: of all that the tasks do; it is released again in the end.
+
+    Raises:
+        BaseException: what a task raised; the others are ended first.
+    """
+    if lanes == 1:
+        for name, task in tasks:
+            with phases.phase(name) as say:
+                say(task())
+        return
+    lock, errors, spark, own = threading.Lock(), list[BaseException](), jvm.session(), torch.get_num_threads()
+    shown = Phases(False, [Brake(phases.listeners, brake.lock)])
+
+    def lane() -> None:
+        torch.set_num_threads(own)
+        try:
+            while not brake.pulled:
+                with lock:
+                    name, task = next(tasks, ("", None))
+                if task is None:
+                    return
+                with shown.phase(name) as say:
+                    say(task())
+        except BaseException as e:
+            errors.append(e)
+            brake.pulled = True
+
+    inherits: Any = inheritable_thread_target(spark) if TAKES_SESSION else inheritable_thread_target
+    threads = [threading.Thread(target=inherits(lane), name=f"sparkdiff-arm-{i}", daemon=True) for i in range(lanes)]
+    for thread in threads:
+        thread.start()
+    try:
+        _wait(threads)
+    except KeyboardInterrupt:
+        brake.pulled = True
+        _wait(threads)  # a second Ctrl-C ends this, too
+        raise
+    finally:
+        brake.pulled = any(thread.is_alive() for thread in threads)
+        for name, seconds in shown.timings.items():
+            phases.timings[name] = phases.timings.get(name, 0.0) + seconds
+    if errors:
+        raise errors[0]
+
+
+def _wait(threads: Sequence[threading.Thread]) -> None:
+    for thread in threads:
+        while thread.is_alive():
+            thread.join(LOOK)
