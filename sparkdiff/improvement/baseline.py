@@ -50,6 +50,12 @@ class Baseline:
     why: str = ""
 
 
+def wanted(ground: Ground) -> bool:
+    """Whether the trees are asked for, and there are features and labels to fit them to."""
+    task = ground.plan
+    return ground.settings.baseline and task.labelCol is not None and task.cut.graph.head.stage.hasParam("featuresCol")
+
+
 def kept(budget: Budget) -> float:
     """What the arms leave for the trees, in the unit of the budget: each tree is a pass over the rows."""
     if budget.seconds is not None:
@@ -75,12 +81,9 @@ def compared(ground: Ground, seconds: float | None) -> Baseline:
         seconds: that this may take; None without a limit.
     """
     begun, name = time.monotonic(), name_of(ground)
-    found = Baseline(name, why="interrupted by the user")
     try:
         with jvm.within(seconds):
             found = _measured(ground, name)
-    except KeyboardInterrupt:
-        pass  # the decision stands already
     except TimeoutError:
         found = Baseline(name, why="out of time")
     except (InputError, *jvm.SparkError) as e:
@@ -100,18 +103,18 @@ def _estimator(ground: Ground) -> Any:
 def _measured(ground: Ground, name: str) -> Baseline:
     """
     Raises:
-        InputError: there are no features or labels, or the metric can't be computed of what trees write.
+        InputError: the metric can't be computed of what trees write.
     """
     estimator, weight = _estimator(ground), ground.plan.weightCol
     if weight is not None:
         estimator.setWeightCol(WEIGHT)
+    evaluator = evaluator_of(
+        ground.metric, estimator, labelCol=LABEL, weightCol=None if weight is None else WEIGHT,
+        params={**ground.lossParams, **ground.options.metricParams},
+    )  # fmt: skip
     rows = _columns(ground, training_rows(ground.sources, ground.options, ground.boundaries)).persist()
     try:
         model = estimator.fit(rows)
-        evaluator = evaluator_of(
-            ground.metric, model, labelCol=LABEL, weightCol=None if weight is None else WEIGHT,
-            params={**ground.lossParams, **ground.options.metricParams},
-        )  # fmt: skip
         least = None if ground.metric.power is None else _least(rows)
         values = {}
         for split in (VALIDATION, TEST):
@@ -131,8 +134,6 @@ def _columns(ground: Ground, rows: DataFrame) -> DataFrame:
     """The features that the last stage reads, the label and the weight of rows that have a label."""
     task = ground.plan
     head = task.cut.graph.head.stage
-    if not head.hasParam("featuresCol") or task.labelCol is None:
-        raise InputError(f"{head.uid} reads no vector of features" if task.labelCol else "there is no label")
     chosen = {FEATURES: head.getOrDefault("featuresCol"), LABEL: task.labelCol, WEIGHT: task.weightCol}
     made = ground.model.transform(rows)
     return made.select(*(named(c).alias(new) for new, c in chosen.items() if c is not None)).where(

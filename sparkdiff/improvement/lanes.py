@@ -1,7 +1,9 @@
 """Tasks one after another, or several side by side in threads, with the same results."""
 
+import contextvars
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -78,7 +80,8 @@ def run(tasks: Tasks, lanes: int, phases: Phases, brake: Brake) -> None:
             brake.pulled = True
 
     inherits: Any = inheritable_thread_target(spark) if TAKES_SESSION else inheritable_thread_target
-    threads = [threading.Thread(target=inherits(lane), name=f"sparkdiff-arm-{i}", daemon=True) for i in range(lanes)]
+    copies = [partial(contextvars.copy_context().run, lane) for _ in range(lanes)]
+    threads = [threading.Thread(target=inherits(copy), name="sparkdiff-arm", daemon=True) for copy in copies]
     for thread in threads:
         thread.start()
     try:

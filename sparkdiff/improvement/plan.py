@@ -8,7 +8,7 @@ from sparkdiff.data.splits import Source
 from sparkdiff.finetune import Shared
 from sparkdiff.growth import costs
 from sparkdiff.improvement.arms import arms_of
-from sparkdiff.improvement.baseline import name_of
+from sparkdiff.improvement.baseline import name_of, wanted
 from sparkdiff.improvement.budget import Budget
 from sparkdiff.improvement.ground import Ground
 from sparkdiff.improvement.settings import ARMS, ImprovementSettings
@@ -40,6 +40,6 @@ def described(model: Any, options: Options, settings: ImprovementSettings, data:
     keeps = f"stages that stay as they are: {', '.join(ground.keeps)}" if ground.keeps else ""
     return "\n".join(filter(None, [
         f"improvement of {model.uid} within {settings.budget}, judged by {options.metric or f'the loss of {head}'}",
-        *aligned(rows, left=(0, 1, 2)), keeps, f"for comparison only: {name_of(ground)}" if settings.baseline else "",
+        *aligned(rows, left=(0, 1, 2)), keeps, f"for comparison only: {name_of(ground)}" if wanted(ground) else "",
         f"serving costs {costs.of_model(model):.3g} us per row by the table of costs",
     ]))  # fmt: skip

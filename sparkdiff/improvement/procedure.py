@@ -64,7 +64,7 @@ def improve_pipeline(
     if all(refusals.values()):
         raise InputError(f"nothing can be tried on {model.uid}: {'; '.join(f'{k}: {v}' for k, v in refusals.items())}")
     budget, begun = Budget.of(settings.budget), time.monotonic()
-    account = Account(budget, baseline.kept(budget) if settings.baseline else 0.0)
+    account = Account(budget, baseline.kept(budget) if baseline.wanted(ground) else 0.0)
     with phases.phase("original") as say:
         ground = prepared(ground)
         held = ground.start.scores[VALIDATION].value
@@ -88,7 +88,7 @@ def improve_pipeline(
 
 def _rival(ground: Ground, raced: race.Raced, account: Account, log: Log, phases: Phases) -> Baseline | None:
     """Spark's own trees on the same rows, for comparison; None where they are not asked for."""
-    if not ground.settings.baseline or any(s.state == "interrupted" for s in raced.standings):
+    if not baseline.wanted(ground) or any(s.state == "interrupted" for s in raced.standings):
         return None
 
     def find() -> Baseline:
@@ -98,7 +98,10 @@ def _rival(ground: Ground, raced: race.Raced, account: Account, log: Log, phases
         return baseline.compared(ground, seconds)
 
     with phases.phase("baseline") as say:
-        found = log.baseline(find)
+        try:
+            found = log.baseline(find)
+        except KeyboardInterrupt:  # the decision stands already
+            found = Baseline(baseline.name_of(ground), why="interrupted by the user")
         say(found.why or f"{found.name}: {found.value:.5g}")
     account.add("baseline", found.seconds)
     return found

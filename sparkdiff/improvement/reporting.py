@@ -51,10 +51,7 @@ def summary_of(
             "seconds": round(account.now(), 3),
         },
         measured=decision.measured, foundAt=_found_at(raced.steps, best), baseline=_beside(ground, rival),
-        explanation=why.explanation(
-            table, metric=ground.metric.name, level=judgement.verdict.level, rows=ground.rows[VALIDATION], z=judgement.verdict.z,
-            timed=ground.options.timeCol is not None,
-        ),
+        explanation=_explained(ground, table, judgement, rival, after),
         **facts,
     )  # fmt: skip
 
@@ -72,6 +69,18 @@ def _history(steps: Sequence[Step], shown: Judged | None) -> list[dict[str, Any]
     if shown is None:
         return []
     return next((s.learned.get("history", []) for s in steps if shown.candidate in s.candidates), [])
+
+
+def _explained(
+    ground: Ground, table: Sequence[Mapping[str, Any]], judgement: Judgement, rival: Baseline | None, after: Measurement
+) -> str:
+    verdict, timed = judgement.verdict, ground.options.timeCol is not None
+    name, rows = ground.metric.name, ground.rows[VALIDATION]
+    text = why.explanation(table, metric=name, level=verdict.level, rows=rows, z=verdict.z, timed=timed)
+    if rival is None:
+        return text
+    value = after.scores[VALIDATION].value
+    return f"{text} {why.beside(rival.name, rival.value, value, ground.metric.sign)}".strip()
 
 
 def _found_at(steps: Sequence[Step], best: Judged | None) -> float | None:
@@ -139,5 +148,7 @@ def _against(judgement: Judgement) -> str:
     """What speaks against a gain that is larger than chance."""
     if judgement.accepted or not judgement.verdict.accepted:
         return ""
-    sets = [f"worse on {c.name}" for c in judgement.worse[:1]]
-    return ", ".join([*sets, *(["too many labels change"] if judgement.flips else [])])
+    against = [f"worse on {c.name}" for c in judgement.worse[:1]]
+    against += ["too many labels change"] if judgement.flips else []
+    against += ["one more wrong prediction would undo it"] if judgement.fragile else []
+    return ", ".join(against)

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 from typing import Any
 
+from sparkdiff.improvement import why
 from sparkdiff.improvement.summary import table_of
 
 ROW: dict[str, Any] = {
@@ -21,11 +22,11 @@ TREES = {
 
 def table(baseline: dict[str, Any] | None) -> list[str]:
     found: Any = SimpleNamespace(table=[ROW, BEST], baseline=baseline, metric="poisson", metricDirection="smaller")
-    return [" ".join(line.split()) for line in table_of(found)]
+    return [" ".join(" ".join(row).split()) for row in table_of(found).rows]
 
 
 def test_a_line_has_gain_interval_cost_and_evidence() -> None:
-    assert table(None)[2:] == [
+    assert table(None)[1:] == [
         "your pipeline 38.7 1.0x",
         "fine-tuned 12.4 -68.0% 86.0% +63.4% to +72.0% 1.0x 3 s <- best (0.5x compacted), p < 0.001",
     ]
@@ -35,3 +36,11 @@ def test_the_last_line_is_for_comparison() -> None:
     assert table(TREES)[-1] == "Spark's GBTRegressor, 100 trees 9.9 -74.4% 1.3x 12 s for comparison"
     late = TREES | {"value": None, "serving": None, "change": None, "why": "out of time"}
     assert table(late)[-1] == "Spark's GBTRegressor, 100 trees not compared: out of time"
+
+
+def test_a_rival_that_is_better_is_said() -> None:
+    assert "reach 9, 25.0% better than what is returned" in why.beside("Trees", 9.0, 12.0, 1.0)
+    assert "reach 0.9, 12.5% better" in why.beside("Trees", 0.9, 0.8, -1.0)
+    assert (
+        why.beside("Trees", 13.0, 12.0, 1.0) == why.beside("Trees", 0.7, 0.8, -1.0) == why.beside("", None, 1, 1) == ""
+    )
