@@ -11,6 +11,8 @@ FACES = 10
 """Systems in one go."""
 EXCHANGES = 20
 """Exchanges of active sets in one go."""
+IDLE = 3
+"""Exchanges without a lower value after which they are given up."""
 SMALL = 40
 """Systems of up to so many coordinates are solved for all problems at once."""
 NEAR = 1e-8
@@ -91,7 +93,7 @@ def exchange(h: Tensor, ridge: Tensor, b: Tensor, lasso: Tensor, x: Tensor) -> T
     """
     best, least = x.clone(), value(h, ridge, b, lasso, x)
     now, curvature = x.clone(), h.diagonal(dim1=1, dim2=2) + ridge
-    moving = torch.ones(len(x), dtype=torch.bool)
+    moving, idle = torch.ones(len(x), dtype=torch.bool), torch.zeros(len(x))
     for _ in range(EXCHANGES):
         todo = moving.nonzero()[:, 0]
         at, given = now[todo], (h if len(h) == 1 else h[todo], ridge[todo], b[todo], lasso[todo])
@@ -102,7 +104,8 @@ def exchange(h: Tensor, ridge: Tensor, b: Tensor, lasso: Tensor, x: Tensor) -> T
         better = known & (reached < least[todo])
         best[todo[better]], least[todo[better]] = goal[better], reached[better]
         now[todo[known]] = goal[known]
-        moving[todo] = known & (goal.sign() != at.sign()).any(1)
+        idle[todo] = torch.where(better, 0.0, idle[todo] + 1)
+        moving[todo] = known & (goal.sign() != at.sign()).any(1) & (idle[todo] < IDLE)
         if not bool(moving.any()):
             break
     return best
