@@ -1,5 +1,6 @@
 """A model written to a new folder, which is there whole or not at all."""
 
+import contextlib
 import os
 import shutil
 import uuid
@@ -7,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from sparkdiff import jvm
-from sparkdiff.errors import InputError
+from sparkdiff.errors import InputError, SparkdiffError
 from sparkdiff.machine import paths
+from sparkdiff.store import files
 
 
 def new_folder(option: str, given: str) -> Path:
@@ -27,15 +29,24 @@ def new_folder(option: str, given: str) -> Path:
 
 
 def save(model: Any, folder: Path) -> None:
-    """Save a fitted pipeline under a temporary name beside the folder, and rename it.
+    """Save a fitted pipeline under a temporary name beside the folder, and rename it; where that fails, nothing is left.
 
     Raises:
-        OSError, SparkError: it cannot be written.
+        SparkdiffError: it cannot be written; says why.
     """
     temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    missing = [parent for parent in folder.parents if not parent.exists()]
     try:
-        model.write().save(f"file://{temporary}")
-        os.rename(temporary, folder)
+        with files.room("the pipeline", folder, "free some space, or choose a folder on a disk with more space"):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            model.write().save(f"file://{temporary}")
+            os.rename(temporary, folder)
+    except (OSError, *jvm.SparkError) as e:
+        raise SparkdiffError(
+            f"the pipeline cannot be written to {folder}: {jvm.cause(e)}; choose another folder"
+        ) from e
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        for parent in missing:
+            with contextlib.suppress(OSError):  # something is in it
+                parent.rmdir()

@@ -50,11 +50,12 @@ from pyspark.ml.tuning import CrossValidatorModel
 from pyspark.sql import DataFrame, SparkSession
 from readable_uids import named
 
-from sparkdiff import InputError, compact, compact_plan
+from sparkdiff import InputError, SparkdiffError, compact, compact_plan
 from sparkdiff.cli import main
 from sparkdiff.jvm import sessions, trees
 from sparkdiff.jvm.coefficients import with_coefficients
 from sparkdiff.pipeline.nesting import flatten
+from sparkdiff.serving import saving
 
 pytestmark = pytest.mark.once
 ROOT = Path(__file__).parents[2]
@@ -424,6 +425,19 @@ def test_the_command(made: Callable[[str], PipelineModel], odd: DataFrame, tmp_p
     assert "exists already" in capsys.readouterr().err
     assert main(["compact", str(model), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["keepCols"] == ["one", "two"]
+
+
+def test_a_pipeline_that_cannot_be_written(
+    made: Callable[[str], PipelineModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*paths: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(saving.os, "rename", refused)
+        with pytest.raises(SparkdiffError, match=r"cannot be written to .*small: .*Permission denied; choose another"):
+            saving.save(made("two readers"), tmp_path / "new" / "small")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.nightly

@@ -10,6 +10,7 @@ from pyspark.sql import SparkSession
 from small_data import riders, same, unfitted, weights
 
 from sparkdiff.cli import DONE, WRONG_INPUT, main
+from sparkdiff.job.output import RUN
 
 
 @pytest.fixture
@@ -36,6 +37,7 @@ def test_from_a_saved_model_and_a_table_to_offers(
     assert (folder / "out" / "offers").exists() == any(
         told["offers"][name] != told["offers"]["best"] for name in others
     )
+    assert {path.name for path in (folder / "out").iterdir()} <= {*RUN}  # what a later run may replace
     best = PipelineModel.load((folder / "out" / "model").as_uri())
     for path in (folder / "out").glob("offers/*"):
         other = PipelineModel.load(path.as_uri())
