@@ -31,6 +31,8 @@ Petastorm is optional: without it, sparkdiff reads its cache with Arrow. It need
 
 ## Install a tested stack
 
+<!-- not run: it installs from the package index; tests/jobs/test_wheel.py installs the wheel -->
+
 ```bash
 pip install -c constraints/modern.txt .                      # in a checkout
 pip install -c constraints/petastorm.txt ".[petastorm]"      # with Petastorm
@@ -38,12 +40,16 @@ pip install -c constraints/petastorm.txt ".[petastorm]"      # with Petastorm
 
 On Linux, `pip install torch` brings several gigabytes of CUDA. Without a GPU, take torch from the index that has it without CUDA:
 
+<!-- not run: it installs from that index -->
+
 ```bash
 pip install -c constraints/modern.txt . --extra-index-url https://download.pytorch.org/whl/cpu
 ```
 
 `constraints/hashes/` holds the same pins with the sha256 of their files, for installations that accept no other file. torch is
 missing there, because its file depends on the index:
+
+<!-- not run: it installs from both indexes -->
 
 ```bash
 pip install --require-hashes --no-deps -r constraints/hashes/modern.txt

@@ -10,7 +10,7 @@ import shlex
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import typer
@@ -19,6 +19,7 @@ import yaml
 import sparkdiff
 from sparkdiff.cli import app
 from sparkdiff.data.splits import SPLITS
+from sparkdiff.errors import InputError
 from sparkdiff.growth.settings import WHY_REFUSED, GrowthSettings
 from sparkdiff.job import config, loading
 from sparkdiff.options import Options
@@ -26,15 +27,49 @@ from sparkdiff.options import Options
 pytestmark = pytest.mark.once
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 OPTIONS = {f.name for f in dataclasses.fields(Options)}
 GROWTH = {f.name for f in dataclasses.fields(GrowthSettings)}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+BLOCK = re.compile(r"(?:<!-- (not run: [^>]+?) -->\n+)?^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+ELSEWHERE = {
+    "foreign.md": "tests/importers/test_home.py", "own_stages.md": "tests/api/stages/test_own_stages.py",
+    "weekly.md": "tests/jobs/test_weekly.py",
+}  # fmt: skip
+"""A page whose blocks are run by a test of their own."""
+LINES = {
+    "pip install .": "tests/jobs/test_wheel.py", "sparkdiff prepare": "tests/jobs/test_prepare.py",
+    "make demo": "tests/jobs/test_demo.py", "make test": ".ci/run",
+}  # fmt: skip
+"""How a command begins that is run elsewhere, and where."""
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # click's, which typer may bring along or import
 FOLDERS = ("jobs", "conf", "tools", "benchmarks", "tests", "docs", "constraints", "sparkdiff", ".ci")
 SUBMIT = argparse.ArgumentParser(prog="spark-submit", exit_on_error=False, allow_abbrev=False)
 SUBMIT.add_argument("--master")
 SUBMIT.add_argument("--conf", action="append")
+
+
+class Block(NamedTuple):
+    """A block of code of a page; `mark` is its comment "not run: why"."""
+
+    page: Path
+    line: int
+    mark: str | None
+    language: str
+    text: str
+
+
+def blocks() -> list[Block]:
+    found = []
+    for page in PAGES:
+        text = page.read_text()
+        for match in BLOCK.finditer(text):
+            line = text.count("\n", 0, match.start(2)) + 1
+            found.append(Block(page, line, match[1], match[2], match[3]))
+    return found
 
 
 def spans(page: Path) -> Iterator[str]:
@@ -45,7 +80,7 @@ def spans(page: Path) -> Iterator[str]:
 def lines(page: Path) -> Iterator[str]:
     """The lines of blocks that aren't Python or YAML, continued ones joined."""
     for language, block in FENCE.findall(page.read_text()):
-        if language in ("", "bash"):
+        if language == "bash":
             yield from block.replace("\\\n", " ").splitlines()
 
 
@@ -183,6 +218,34 @@ def test_every_file_option_and_name_exists(page: Path) -> None:
                     given = {k.arg for k in node.keywords}
                     known = OPTIONS - {*WHY_REFUSED} | GROWTH
                     assert given <= known | {"pipeline", "referenceData", "callbacks", None}, given
+
+
+def test_each_block_is_run_or_says_why_not() -> None:
+    """tests/jobs/test_pages.py runs what has no mark. `text` is what a command prints."""
+    for block in blocks():
+        where = f"{block.page.name}:{block.line}"
+        assert block.language in ("bash", "python", "text", "yaml"), f"{where}: which language?"
+        assert block.mark is None or len(block.mark) > len("not run: why"), where
+    assert len(blocks()) == sum(len(FENCE.findall(page.read_text())) for page in PAGES)
+    for page, test in ELSEWHERE.items():
+        assert page in (ROOT / test).read_text(), test
+    for command, test in LINES.items():
+        assert any(line.startswith(command) for block in blocks() for line in block.text.splitlines()), command
+        assert (ROOT / test).is_file(), test
+
+
+def test_each_yaml_is_a_job(tmp_path: Path) -> None:
+    """A block that shows one section only gets the others."""
+    found = [block for block in blocks() if block.language == "yaml"]
+    assert found
+    (tmp_path / "pipelines.py").write_text("def digits_choices(): ...\n")
+    for block in found:
+        job = {"pipeline": "m", "data": {"train": "rows.parquet"}, "output": "runs/m", **yaml.safe_load(block.text)}
+        (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
+        try:
+            config.load_config(tmp_path / "job.yaml", [])
+        except InputError as e:
+            raise AssertionError(f"{block.page.name}:{block.line}: {e}") from e
 
 
 def test_the_site_has_every_page_and_every_public_name() -> None:
