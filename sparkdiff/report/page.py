@@ -204,7 +204,7 @@ def _charts(summary: Values, records: Sequence[Values], trials: Sequence[Values]
     compared = summary.get("compatibility") or {}
     what = "score" if compared.get("labels") else "prediction"
     if trials:
-        curves = charts.best_so_far([t.get("value") for t in trials], metric, direction)
+        curves = charts.best_so_far([t.get(metric) for t in trials], metric, direction)
     else:
         whose = "held-out rows" if summary.get("folds") else "validation rows"
         curves = charts.curves(records, metric, direction, whose=whose)
@@ -234,7 +234,7 @@ def _listed(values: Values | None) -> list[tuple[str, str]]:
 
 def _timings(summary: Values) -> list[tuple[str, float]]:
     spent = (summary.get("budget") or {}).get("spent") or summary.get("timings") or {}
-    return list(spent.items())
+    return list(spent.items()) or ([("all trials", summary["seconds"])] if "seconds" in summary else [])
 
 
 def _parity(summary: Values) -> list[tuple[str, Values]]:

@@ -188,7 +188,12 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "warnings": [],
             "versions": {},
         },
-        {"trials": [{"number": k, "value": v, "regParam": 0.1 * k} for k, v in enumerate((2.0, 1.0, math.nan))]},
+        {
+            "trials": [
+                {"trial": k, "state": "complete", "rmse": v, "regParam": 0.1 * k}
+                for k, v in enumerate((2.0, 1.0, math.nan))
+            ]
+        },
     ),
 }
 
@@ -243,6 +248,12 @@ def test_the_first_screen_tells_decision_gain_and_whom_it_touches() -> None:
     assert "2 parameters of 2 stages moved; classes, uids, Params and columns are the same." in first
     kept = Words(page(KINDS["kept"][0])).text
     assert "Original kept" in kept and "Nothing: the original is returned." in kept
+
+
+def test_a_search_shows_its_trials_and_the_best_so_far() -> None:
+    text = page(KINDS["search"][0], **KINDS["search"][1])
+    assert 'aria-label="best so far"' in text and "3 trials; on the rows that choose." in Words(text).text
+    assert text.count('<tr class="chosen">') == 1
 
 
 def test_values_stay_text() -> None:
