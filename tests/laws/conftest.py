@@ -54,4 +54,5 @@ def features(spark: SparkSession) -> Features:
 @pytest.fixture(autouse=True)
 def _other_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever a test gives to `check_stages` is checked on other devices, too."""
+    other_devices.checked.clear()
     monkeypatch.setattr(testing, "_compare", other_devices.compare)

@@ -214,7 +214,8 @@ def submission(
     quick = "-XX:TieredStopAtLevel=1"  # short jobs: the JVM's second compiler takes more time than it gives back
     settings = {
         "spark.ui.enabled": "false", "spark.executor.memory": "1g", "spark.driver.memory": "2g",
-        "spark.driver.extraJavaOptions": quick, "spark.executor.extraJavaOptions": quick, **(conf or {}),
+        "spark.driver.extraJavaOptions": quick, "spark.executor.extraJavaOptions": quick,
+        "spark.sql.codegen.wholeStage": "false", "spark.sql.codegen.factoryMode": "NO_CODEGEN", **(conf or {}),
     }  # fmt: skip
     command = [str(Path(spark_home()) / "bin" / "spark-submit"), "--master", master, "--py-files", str(package)]
     command += [part for key, value in settings.items() for part in ("--conf", f"{key}={value}")]

@@ -99,7 +99,7 @@ def test_regression_evaluator(rows: DataFrame, shared: Path, head: Any, weight: 
 
 @pytest.mark.parametrize(
     ("columns", "weight"),
-    [(NUMBERS, None), (["coarse"], None), (["coarse"], "weight")],
+    [(NUMBERS, None), pytest.param(["coarse"], None, marks=pytest.mark.nightly), (["coarse"], "weight")],
     ids=["few ties", "ties", "weights"],
 )
 def test_binary_evaluator(rows: DataFrame, shared: Path, columns: list[str], weight: str | None) -> None:
@@ -130,8 +130,9 @@ def test_binary_evaluator_on_probabilities(rows: DataFrame, shared: Path) -> Non
 @pytest.mark.parametrize(
     ("kind", "weight"),
     [
-        ("three classes", None), ("three classes", "weight"), ("one of them missing", "weight"), ("never predicted", "weight"),
-        ("thresholds", "weight"),
+        ("three classes", None), pytest.param("three classes", "weight", marks=pytest.mark.nightly),
+        ("one of them missing", "weight"), ("never predicted", "weight"),
+        pytest.param("thresholds", "weight", marks=pytest.mark.nightly),
     ],
 )  # fmt: skip
 def test_multiclass_evaluator(rows: DataFrame, shared: Path, kind: str, weight: str | None) -> None:
