@@ -101,8 +101,8 @@ TEMPLATE = """\
   padding: 0.2em 0.8em; text-align: right; vertical-align: top; white-space: nowrap; color: inherit; background: none;
   border: 0 solid rgba(128, 128, 128, 0.3); border-bottom-width: 1px}
 .sparkdiff th {font-weight: 600; border-bottom-color: currentColor}
-.sparkdiff .left {text-align: left}
-.sparkdiff .long {white-space: normal; min-width: 20em}
+.sparkdiff table tr td.left, .sparkdiff table tr th.left {text-align: left}
+.sparkdiff table tr td.long {white-space: normal; min-width: 20em}
 </style>
 {% for section in sections %}
 {% if section.rows is defined %}
