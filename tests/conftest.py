@@ -34,7 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
     )  # torch's threads would wait for each other, and take the other process's core
 
 
-FIRST = ("tests/jobs/", "tests/processes/", "tests/unit/training/", "tests/unit/test_benchmarks.py")
+FIRST = ("tests/jobs/", "tests/unit/training/", "tests/unit/test_benchmarks.py")
 """Long files: the last to be begun are short ones, so that all processes end at about the same time."""
 
 
