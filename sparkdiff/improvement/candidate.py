@@ -15,6 +15,10 @@ ROUNDING = 1e-9
 """Share of the original's loss below which two pipelines differ by the order of additions only."""
 
 
+NAME = 40
+"""Characters of a candidate's name in a table."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Candidate:
     """A pipeline that could ship.
@@ -117,3 +121,13 @@ def best_of(ground: Ground, steps: Sequence[Step]) -> Candidate | None:
     found = [c for step in steps for c in step.candidates if allowed(ground, c.found.cost)]
     best = max(found, key=lambda c: share(ground, c), default=None)
     return best if best is not None and share(ground, best) > 0 else None
+
+
+def shortened(names: str, most: int = NAME) -> str:
+    """The first of some names, separated by commas, that fit in a line of a table, and how many more there are."""
+    each = names.split(", ")
+    shown = each[:1]
+    while len(", ".join(each[: len(shown) + 1])) <= most and len(shown) < len(each):
+        shown = each[: len(shown) + 1]
+    more = len(each) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")

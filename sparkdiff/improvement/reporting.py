@@ -109,7 +109,7 @@ def _table(ground: Ground, raced: Raced, decision: Decision) -> list[dict[str, A
         "arm": None, "name": "your pipeline", "value": held, "test": None if test is None else test.value, "change": 0.0,
         "gain": 0.0, "changed": None, "serving": 1.0, "compacted": None,
         "seconds": 0.0, "p": None, "interval": None, "accepted": False,
-        "offers": [], "why": "",
+        "offers": [], "why": "", "changes": "",
     }]  # fmt: skip
     spent = {s.arm: s.seconds for s in raced.standings}
     for j in decision.judged:
@@ -125,6 +125,7 @@ def _table(ground: Ground, raced: Raced, decision: Decision) -> list[dict[str, A
             "interval": None if j.judgement.verdict.interval is None else list(j.judgement.verdict.interval),
             "accepted": j.accepted,
             "offers": [n for n, o in decision.offers.items() if o is j], "why": _against(j.judgement),
+            "changes": j.candidate.changes,
         })  # fmt: skip
     return rows
 

@@ -1,11 +1,15 @@
 """The summary of an improvement: that of fine-tuning, with the arms, one table of all results, and why."""
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sparkdiff.report import FineTuningSummary, Section, Strong, Table, p_value
 from sparkdiff.report.page import OFFERS
+
+MORE = re.compile(r" and \d+ more\b")
+"""In the name of a pipeline that is shortened in a table."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -23,7 +27,7 @@ class ImprovementSummary(FineTuningSummary):
             prediction moves by more than a tenth), "serving" (cost relative to the original), "compacted" (of an offer: the same
             once `sparkdiff.compact` has folded it; None where that saves nothing), "seconds" (of its arm), "p", "interval"
             (95%, of the gain as a share of the metric; None where nothing gains), "accepted", "offers" (names), "why" (it was
-            not accepted)}.
+            not accepted), "changes" (what was added or deleted, in full)}.
         offers: {name: row of the table}; see `sparkdiff.improvement.judging`.
         budget: {"given", "spent", "seconds"}: as it was asked; seconds per arm, of measuring the original, and of the decision;
             and of the whole improvement, which is less where arms ran side by side.
@@ -47,9 +51,15 @@ class ImprovementSummary(FineTuningSummary):
 
     def _sections(self) -> Iterator[Section]:
         yield table_of(self)
+        yield from _in_full(self.table)
         yield from ends_of(self.arms)
         yield Strong(f"decision: {self.decision}")
         yield from (self.reason, *_when(self), self.explanation, *(f"warning: {w}" for w in self.warnings))
+
+
+def _in_full(table: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the offers add, where their names in the table are shortened."""
+    return [f"'{r['name']}': {r['changes']}" for r in table if r["offers"] and MORE.search(r["name"])]
 
 
 def _when(summary: ImprovementSummary) -> list[str]:

@@ -20,7 +20,7 @@ from sparkdiff.growth.serving import check_cost, check_room
 from sparkdiff.growth.settings import GrowthSettings
 from sparkdiff.improvement.arm import Arm
 from sparkdiff.improvement.budget import Limit
-from sparkdiff.improvement.candidate import Candidate, Step, rounded
+from sparkdiff.improvement.candidate import Candidate, Step, rounded, shortened
 from sparkdiff.improvement.ground import HELD_OUT, Ground, Measurement, check_same_rows
 
 FEW, MANY = 1, 6
@@ -104,7 +104,7 @@ def grown(ground: Ground, limit: Limit, settings: GrowthSettings, arm: str, numb
     names = ", ".join(m.part.name for m in found.members)
     measured = Measurement(ground.task(model), after.scores, margins, after.parity, costs.of_model(model))
     check_same_rows(ground.start, measured)
-    candidate = Candidate(arm, f"+ {names}", measured, _column(done), names)
+    candidate = Candidate(arm, f"+ {shortened(names)}", measured, _column(done), names)
     says = f"{found.members[-1].round} rounds{f', {len(gone)} dropped' if gone else ''}; {found.stopped}"
     return Step(
         arm, number, rounded(ground, done.ledger.gains), done.ledger.trials, (candidate,), _hope(ground, done, number), says,

@@ -4,7 +4,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from sparkdiff.improvement import why
-from sparkdiff.improvement.summary import table_of
+from sparkdiff.improvement.candidate import shortened
+from sparkdiff.improvement.summary import _in_full, table_of
 
 ROW: dict[str, Any] = {
     "arm": None, "name": "your pipeline", "value": 38.7, "test": None, "change": 0.0, "gain": 0.0, "changed": None,
@@ -36,6 +37,16 @@ def test_the_last_line_is_for_comparison() -> None:
     assert table(TREES)[-1] == "Spark's GBTRegressor, 100 trees 9.9 -74.4% 1.3x 12 s for comparison"
     late = TREES | {"value": None, "serving": None, "change": None, "why": "out of time"}
     assert table(late)[-1] == "Spark's GBTRegressor, 100 trees not compared: out of time"
+
+
+def test_a_long_name_is_shortened_and_told_in_full_below() -> None:
+    parts = "hr x workingday, workingday x temp, season x temp, mnth x holiday"
+    assert shortened(parts) == "hr x workingday, workingday x temp and 2 more"
+    assert shortened("16 units") == "16 units"
+    assert shortened("a" * 50 + ", b") == "a" * 50 + " and 1 more"
+    row = BEST | {"name": f"+ {shortened(parts)}", "changes": parts}
+    assert _in_full([ROW, row]) == [f"'+ hr x workingday, workingday x temp and 2 more': {parts}"]
+    assert _in_full([ROW, BEST | {"changes": "x"}, row | {"offers": []}]) == []
 
 
 def test_a_rival_that_is_better_is_said() -> None:
