@@ -220,8 +220,8 @@ def test_every_file_option_and_name_exists(page: Path) -> None:
                     assert given <= known | {"pipeline", "referenceData", "callbacks", None}, given
 
 
-def test_each_block_is_run_or_says_why_not() -> None:
-    """tests/jobs/test_pages.py runs what has no mark. `text` is what a command prints."""
+def test_each_block_can_be_run_or_says_why_not() -> None:
+    """What has no mark needs no more than this machine, a model and its rows. `text` is what a command prints."""
     for block in blocks():
         where = f"{block.page.name}:{block.line}"
         assert block.language in ("bash", "python", "text", "yaml"), f"{where}: which language?"
