@@ -15,7 +15,9 @@ from small_data import riders, same, sides, unfitted
 
 from sparkdiff import Events, ImprovementSummary, Improver, ImproverModel, InputError
 
-QUICK: dict[str, Any] = {"budget": "160 passes", "recipe": "fast", "maxEpochs": 6, "learningRate": 0.01}
+QUICK: dict[str, Any] = {
+    "budget": "160 passes", "recipe": "fast", "maxEpochs": 6, "learningRate": 0.01, "parallelism": 1,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """The race over arms that take no time: what a clock ends, what Ctrl-C ends, and where trainings are kept."""
 
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -67,6 +67,15 @@ def test_no_arm_sees_another_one_of_its_round() -> None:
     assert seen == [("refit", 0, []), ("finetune", 0, []), ("refit", 1, first)]
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C as in a shell: tests that run in the background ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_the_first_ctrl_c_does_not_end_a_decision(capsys: pytest.CaptureFixture[str]) -> None:
     with undisturbed("deciding"):
         signal.raise_signal(signal.SIGINT)
