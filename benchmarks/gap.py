@@ -317,7 +317,7 @@ def improved(s: Set, rows: Rows, kind: str, fitted: Any, seconds: float, seed: i
     with tempfile.TemporaryDirectory() as folder:
         improver = sparkdiff.Improver(
             fitted, labelCol=s.task.label, budget=f"{seconds:g}s", seed=seed, cacheDir=folder,
-            entityCols=[*s.task.entities], **split, **group,
+            entityCols=[*s.task.entities], baseline=False, **split, **group,
         )  # fmt: skip
         given = rows.given.drop("held", "known") if s.time else rows.given.drop("known")
         try:
