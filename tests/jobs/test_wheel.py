@@ -13,6 +13,8 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
+KINDS = (".py", ".typed", ".j2", ".css")
+"""What files of the package are."""
 pytestmark = [pytest.mark.slow, pytest.mark.once]
 
 
@@ -62,8 +64,8 @@ def test_it_holds_the_package_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     info = next(name.partition("/")[0] for name in names if ".dist-info/" in name)
-    sources = {p.relative_to(ROOT).as_posix() for p in (ROOT / "sparkdiff").rglob("*") if p.suffix in (".py", ".typed")}
-    assert "sparkdiff/py.typed" in sources
+    sources = {p.relative_to(ROOT).as_posix() for p in (ROOT / "sparkdiff").rglob("*") if p.suffix in KINDS}
+    assert {"sparkdiff/py.typed", "sparkdiff/report/templates/report.html.j2"} <= sources
     assert {name for name in names if not name.startswith(f"{info}/")} == sources
     assert {f"{info}/licenses/LICENSE", f"{info}/licenses/NOTICE", f"{info}/entry_points.txt"} <= names
 
@@ -80,8 +82,11 @@ def test_it_asks_for_petastorm_by_the_extra_only(wheel: Path) -> None:
         "numpy",
         "pandas",
         "pyarrow",
+        "jinja2",
+        "matplotlib",
         "packaging",
         "pyyaml",
+        "rich",
         "typer",
         "typing-extensions",
     }
