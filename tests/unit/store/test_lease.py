@@ -180,9 +180,18 @@ def test_a_job_that_lost_its_output_leaves_it_as_it_is(tmp_path: Path) -> None:
         (Path(path.removeprefix("file://")) / "metadata").mkdir(parents=True)
 
     writer = SimpleNamespace(save=save)
-    summary = SimpleNamespace(records=[{"epoch": 0}], asdict=dict, cache={"fingerprint": "c"})
+    told = {
+        "decision": "kept original",
+        "reason": "no gain",
+        "metric": "rmse",
+        "metricDirection": "smaller",
+        "metrics": {},
+    }
+    summary = SimpleNamespace(records=[{"epoch": 0}], asdict=lambda: dict(told), cache={"fingerprint": "c"})
     outcome: Any = SimpleNamespace(
-        model=SimpleNamespace(write=lambda: writer), plan=SimpleNamespace(toJSON=str), summary=summary
+        model=SimpleNamespace(write=lambda: writer),
+        plan=SimpleNamespace(toJSON=lambda: '{"stages": []}'),
+        summary=summary,
     )
     output, path = tmp_path / "run", tmp_path / ".run.lease"
     output.mkdir()
