@@ -55,7 +55,9 @@ def compared(folders: Sequence[Path]) -> str:
     """
     rows = [("run", "decision", "metric", "rows", "original", "new", "gain")]
     for name, s in _named(folders).items():
-        side, values = [*by_side(s)][-1]
+        sides = dict(by_side(s))
+        side = next((k for k in ("test", "validation", "train") if k in sides), "")
+        values = sides.get(side, {"before": None, "after": None})
         rows.append(
             (name, s["decision"], s["metric"], side, number(values["before"]), number(values["after"]), headline(s))
         )

@@ -14,7 +14,7 @@ import pytest
 from sparkdiff.cli import main
 from sparkdiff.report.page import page
 from sparkdiff.report.record import FineTuningSummary, versions
-from sparkdiff.report.run_report import report_of, write_report
+from sparkdiff.report.run_report import compared, report_of, write_report
 
 EVIL = '<script>alert("&")</script>'
 
@@ -306,6 +306,15 @@ def test_a_report_of_a_folder_and_runs_side_by_side(tmp_path: Path, capsys: pyte
     assert main(["compare", str(one), str(two), "--output", str(tmp_path / "both.html")]) == 0
     text = " ".join(Words((tmp_path / "both.html").read_text()).text.split())
     assert "Options that differ option one two seed 3" in text and "labelCol" not in text
+
+
+def test_runs_are_compared_by_test_rows_else_by_validation_rows(tmp_path: Path) -> None:
+    """Never by reference rows, which stand last; and a run without any metric is no fault."""
+    held, old = {"before": 2.0, "after": 1.5}, {"before": 7.0, "after": 7.5}
+    one = written(tmp_path / "one", metrics={"validation": held, "test": None, "reference": old})
+    told = compared([one, written(tmp_path / "two", metrics={})]).splitlines()
+    assert told[2].split()[:6] == ["one", "tuned", "poisson", "validation", "2", "1.5"]
+    assert told[3].split()[:5] == ["two", "tuned", "poisson", "–", "–"]
 
 
 def test_wrong_folders_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
