@@ -5,7 +5,6 @@ import datetime
 import hashlib
 import json
 import os
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,12 +16,10 @@ from sparkdiff import jvm
 from sparkdiff.data.splits import SPLITS, VALIDATION
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.job.loading import function, is_function, named_source
-from sparkdiff.machine import paths
+from sparkdiff.machine import paths, secrets
 from sparkdiff.options import FIELDS, Options
 
 SECTIONS = ("pipeline", "data", "search", "grower", "improver", "fineTuner", "spark", "output")
-SECRET = re.compile(r"secret|password|token|access[.]?key", re.IGNORECASE)
-"""Names of settings whose values are not told, as by Spark's `spark.redaction.regex`."""
 COMMANDS = {"search": "search", "grower": "grow", "improver": "improve"}
 """Sections that make a job one of another command than `finetune`."""
 
@@ -295,7 +292,8 @@ def _put(tree: dict[str, Any], place: Place, value: Any, given: str) -> None:
 
 def _told(path: Path | None, overrides: Sequence[str], flags: Mapping[str, str]) -> tuple[str, ...]:
     words = [*(f"{key}={value}" for key, value in flags.items()), *overrides]
-    shown = [f"{w.partition('=')[0]}=..." if SECRET.search(w.partition("=")[0]) else w for w in words]
+    named = {word: word.partition("=")[0] for word in words}
+    shown = [f"{named[w]}={secrets.HIDDEN}" if secrets.NAME.search(named[w]) else secrets.redacted(w) for w in words]
     return (*(() if path is None else ("--config", str(path))), *shown)
 
 

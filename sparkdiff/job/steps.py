@@ -41,6 +41,7 @@ from sparkdiff.job.loading import function, is_function, load_data, load_model, 
 from sparkdiff.job.output import check_replaceable
 from sparkdiff.job.settings_section import SETTINGS
 from sparkdiff.job.writing import written
+from sparkdiff.machine import secrets
 from sparkdiff.options import Options
 from sparkdiff.pipeline.nesting import flatten, plain
 from sparkdiff.pipeline.plan import Plan
@@ -243,7 +244,7 @@ def write_run(
                 "cache": outcome.summary.cache["fingerprint"], "request": request_of(config),
                 **({"inputs": inputs} if inputs else {}),
             },
-            "parent": parent,
+            "parent": {**parent, "path": parent.get("path") and secrets.redacted(str(parent["path"]))},
             "model": {"path": "model", "hash": hash_of_folder(folder / "model")},
             "command": command_of(config),
         }  # fmt: skip
