@@ -17,14 +17,14 @@ from sparkdiff import jvm
 from sparkdiff.data.splits import BLOCK, SPLIT, TEST, TIME, VALIDATION, training_rows, with_splits
 from sparkdiff.errors import InputError
 from sparkdiff.growth import costs
-from sparkdiff.improvement.budget import LEAST_SECONDS, Account, Budget
+from sparkdiff.improvement.budget import Budget
 from sparkdiff.improvement.ground import Ground
 from sparkdiff.pipeline.names import named
 from sparkdiff.tuning.mean_loss import evaluator_of
 
 TREES = 100
-SHARE = 0.05
-"""The part of a budget of time that is kept for it; beside what the arms leave."""
+SHARE, LEAST_SECONDS = 0.2, 5.0
+"""The part of a budget that the trees may use, before any arm; below so many seconds they are left out."""
 POSITIVE = 0.5
 """A regression of trees may predict what no mean of a deviance can be: such predictions count as this share of the smallest
 label above 0 of the training rows."""
@@ -56,36 +56,29 @@ def wanted(ground: Ground) -> bool:
     return ground.settings.baseline and task.labelCol is not None and task.cut.graph.head.stage.hasParam("featuresCol")
 
 
-def kept(budget: Budget) -> float:
-    """What the arms leave for the trees, in the unit of the budget: each tree is a pass over the rows."""
+def limit(budget: Budget) -> float:
+    """What the trees may use of a budget, in its unit: each tree is a pass over the rows. 0 where they do not fit in."""
     if budget.seconds is not None:
-        return SHARE * budget.seconds
+        return SHARE * budget.seconds if SHARE * budget.seconds >= LEAST_SECONDS else 0.0
     assert budget.passes is not None
     return TREES if SHARE * budget.passes >= TREES else 0.0
-
-
-def has_room(account: Account) -> bool:
-    """Whether what is left of the budget is enough to begin."""
-    least = LEAST_SECONDS if account.budget.seconds is not None else TREES
-    return account.left(whole=True) >= least
 
 
 def name_of(ground: Ground) -> str:
     return f"Spark's {type(_estimator(ground)).__name__}, {TREES} trees"
 
 
-def compared(ground: Ground, seconds: float | None) -> Baseline:
-    """Fit the trees, and measure them.
-
-    Args:
-        seconds: that this may take; None without a limit.
-    """
-    begun, name = time.monotonic(), name_of(ground)
+def compared(ground: Ground, budget: Budget) -> Baseline:
+    """Fit the trees, and measure them, within their share of the budget."""
+    begun, name, most = time.monotonic(), name_of(ground), limit(budget)
+    if not most:
+        return Baseline(name, why=f"{SHARE:.0%} of the budget, which they may use, is too little")
+    seconds = None if budget.seconds is None else most
     try:
         with jvm.within(seconds):
             found = _measured(ground, name)
     except TimeoutError:
-        found = Baseline(name, why="out of time")
+        found = Baseline(name, why=f"not fitted within {most:.3g} s, their share of the budget")
     except (InputError, *jvm.SparkError) as e:
         found = Baseline(name, why=jvm.cause(e) if isinstance(e, jvm.SparkError) else str(e))
     return dataclasses.replace(found, seconds=time.monotonic() - begun)

@@ -63,12 +63,11 @@ class Account:
     """What is left of a budget, and what was spent on what.
 
     Args:
-        kept: seconds, or passes, that the arms leave.
         clock: seconds since any moment.
     """
 
-    def __init__(self, budget: Budget, kept: float = 0.0, clock: Callable[[], float] = time.monotonic):
-        self.budget, self.kept, self._clock = budget, kept, clock
+    def __init__(self, budget: Budget, clock: Callable[[], float] = time.monotonic):
+        self.budget, self._clock = budget, clock
         self._begun = clock()
         self.spent: dict[str, float] = {}
         self._granted = 0.0
@@ -77,17 +76,17 @@ class Account:
         """Seconds since the improvement began, with those before an interruption."""
         return self._clock() - self._begun
 
-    def left(self, *, whole: bool = False) -> float:
-        """Seconds, or passes, that are left for arms.
-
-        Args:
-            whole: with what the arms leave.
-        """
-        kept = 0.0 if whole else self.kept
+    def left(self) -> float:
+        """Seconds, or passes, that are left for arms."""
         if self.budget.seconds is not None:
-            return (1 - RESERVE) * self.budget.seconds - kept - self.now()
+            return (1 - RESERVE) * self.budget.seconds - self.now()
         assert self.budget.passes is not None
-        return self.budget.passes - kept - self._granted
+        return self.budget.passes - self._granted
+
+    def grant(self, passes: float) -> None:
+        """Count passes as spent; where time is the budget, the clock does."""
+        if self.budget.passes is not None:
+            self._granted += passes
 
     def limit(self, share: float, most: float = 1.0, lanes: int = 1) -> Limit:
         """A share of what is left. Passes count as spent once they are granted, whatever a step makes of them.

@@ -63,8 +63,7 @@ def improve_pipeline(
     refusals = {arm.name: arm.refused(ground) for arm in arms}
     if all(refusals.values()):
         raise InputError(f"nothing can be tried on {model.uid}: {'; '.join(f'{k}: {v}' for k, v in refusals.items())}")
-    budget, begun = Budget.of(settings.budget), time.monotonic()
-    account = Account(budget, baseline.kept(budget) if baseline.wanted(ground) else 0.0)
+    account, begun = Account(Budget.of(settings.budget)), time.monotonic()
     with phases.phase("original") as say:
         ground = prepared(ground)
         held = ground.start.scores[VALIDATION].value
@@ -72,12 +71,12 @@ def improve_pipeline(
     account.add("original", time.monotonic() - begun)
     with _folder(ground, replace=replace) as (folder, log):
         ground = dataclasses.replace(ground, folder=folder.path)
+        rival = _rival(ground, account, log, phases)
         raced = race.race(ground, arms, account, log, phases)
         begun = time.monotonic()
         with undisturbed(_deciding(options.runId)), phases.phase("judge"):
             decision = judging.decide(ground, raced.steps)
         account.add("judge", time.monotonic() - begun)
-        rival = _rival(ground, raced, account, log, phases)
         timings = {k: round(v, 3) for k, v in phases.timings.items()}
         summary = summary_of(ground, raced, decision, rival, timings, account)
     offers = {name: j.candidate.model for name, j in decision.offers.items()}
@@ -86,24 +85,19 @@ def improve_pipeline(
     return Improved(result, model, ground.start.task.plan, summary, (folder,), offers)
 
 
-def _rival(ground: Ground, raced: race.Raced, account: Account, log: Log, phases: Phases) -> Baseline | None:
-    """Spark's own trees on the same rows, for comparison; None where they are not asked for."""
-    if not baseline.wanted(ground) or any(s.state == "interrupted" for s in raced.standings):
+def _rival(ground: Ground, account: Account, log: Log, phases: Phases) -> Baseline | None:
+    """Spark's own trees on the same rows, for comparison; None where they are not asked for.
+
+    They come before the arms: in the end nothing of the time may be left for them, and an honest table has this row.
+    """
+    if not baseline.wanted(ground):
         return None
-
-    def find() -> Baseline:
-        if not baseline.has_room(account):
-            return Baseline(baseline.name_of(ground), why="nothing of the budget is left")
-        seconds = account.left(whole=True) if account.budget.seconds is not None else None
-        return baseline.compared(ground, seconds)
-
+    begun = account.now()
     with phases.phase("baseline") as say:
-        try:
-            found = log.baseline(find)
-        except KeyboardInterrupt:  # the decision stands already
-            found = Baseline(baseline.name_of(ground), why="interrupted by the user")
+        found = log.baseline(lambda: baseline.compared(ground, account.budget))
         say(found.why or f"{found.name}: {found.value:.5g}")
-    account.add("baseline", found.seconds)
+    account.grant(baseline.limit(account.budget))
+    account.add("baseline", found.seconds, until=begun + found.seconds)
     return found
 
 

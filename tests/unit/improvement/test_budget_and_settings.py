@@ -3,6 +3,7 @@
 import pytest
 
 from sparkdiff.errors import InputError
+from sparkdiff.improvement import baseline
 from sparkdiff.improvement.budget import Account, Budget
 from sparkdiff.improvement.settings import ImprovementSettings
 from sparkdiff.job.settings_section import check
@@ -46,10 +47,20 @@ def test_an_account_keeps_a_reserve_for_the_decision() -> None:
     assert account.limit(0.75, lanes=2).seconds == pytest.approx(40)  # but no more than there is
 
 
-def test_an_account_keeps_something_for_the_comparison() -> None:
-    account = Account(Budget.of("100s"), kept=5.0, clock=lambda: 0.0)
-    assert account.left() == pytest.approx(90)
-    assert account.left(whole=True) == pytest.approx(95)
+@pytest.mark.parametrize(
+    ("text", "most"), [("20s", 0), ("25s", 5), ("30m", 360), ("499 passes", 0), ("500 passes", 100)]
+)
+def test_the_comparison_may_use_a_fifth_of_the_budget(text: str, most: float) -> None:
+    assert baseline.limit(Budget.of(text)) == pytest.approx(most)
+
+
+def test_what_is_granted_is_spent() -> None:
+    account = Account(Budget.of("400 passes"))
+    account.grant(100)
+    assert account.left() == 300
+    timed = Account(Budget.of("100s"), clock=lambda: 0.0)
+    timed.grant(100)  # here the clock counts
+    assert timed.left() == pytest.approx(95)
 
 
 def test_passes_are_shared_whatever_the_clock_says() -> None:
