@@ -71,18 +71,19 @@ def holders(model: Any, path: Path = ()) -> list[tuple[Path, Any]]:
 def replaced(model: Any, new: Mapping[Path, Any], path: Path = ()) -> Any:
     """The same structure with `new` leaf stages at their positions. Parts without a new leaf stay the same objects.
 
-    A list of stages takes the place of a leaf in the pipeline around it. A `Holder` is replaced by its model. The model of a
-    search keeps its class, uid, Params, metrics and sub-models. An RFormulaModel stays the same object: none of its parts has
-    anything to train.
+    A list of stages takes the place of a leaf in the pipeline around it, and is the pipeline of a search around it. A `Holder`
+    is replaced by its model. The model of a search keeps its class, uid, Params, metrics and sub-models. An RFormulaModel stays
+    the same object: none of its parts has anything to train.
     """
     if isinstance(model, PipelineModel):
-        found = [replaced(s, new, (*path, i)) for i, s in enumerate(model.stages)]
-        if all(a is b for a, b in zip(found, model.stages, strict=True)):
+        made = [replaced(s, new, (*path, i)) for i, s in enumerate(model.stages)]
+        if all(a is b for a, b in zip(made, model.stages, strict=True)):
             return model
-        stages = [s for one in found for s in (one if isinstance(one, list) else [one])]
+        stages = [s for one in made for s in (one if isinstance(one, list) else [one])]
         return jvm.with_uid(PipelineModel(stages), model)
     if isinstance(model, (CrossValidatorModel, TrainValidationSplitModel)):
-        best = replaced(model.bestModel, new, path)
+        found = replaced(model.bestModel, new, path)
+        best = PipelineModel(found) if isinstance(found, list) else found
         return model if best is model.bestModel else with_best(model, best, model.subModels)
     if isinstance(model, Holder):
         return replaced(model.pipelineModel, new, path)

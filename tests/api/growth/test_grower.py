@@ -12,6 +12,7 @@ from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.feature import FeatureHasher, OneHotEncoder, StandardScaler, StringIndexer, VectorAssembler
 from pyspark.ml.regression import GBTRegressor, GeneralizedLinearRegression, LinearRegression
+from pyspark.ml.tuning import CrossValidatorModel
 from pyspark.sql import DataFrame, SparkSession, functions as F
 
 import sparkdiff
@@ -178,6 +179,20 @@ def test_a_grown_pipeline_can_be_grown_again(grown: GrowerModel, rows: DataFrame
     uids = [s.uid for s in again.pipelineModel.stages]
     assert len(set(uids)) == len(uids)
     assert again.transform(rows).count() == ROWS
+
+
+def test_a_last_stage_that_a_search_has_chosen_grows_within_it(
+    rows: DataFrame, poisson: PipelineModel, shared: Path
+) -> None:
+    searched = PipelineModel([*poisson.stages[:-1], CrossValidatorModel(poisson.stages[-1], [1.0])])
+    given: Any = {"parts": ("crosses",), "rounds": 1, "guard": 1, "cacheDir": str(shared)}
+    found = Grower(searched, **given, **QUICK).fit(rows)
+    assert found.summary.decision == "grown", str(found.summary)
+    last: Any = found.pipelineModel.stages[-1]
+    assert type(last) is CrossValidatorModel
+    assert (last.uid, last.avgMetrics) == (searched.stages[-1].uid, [1.0])
+    assert last.bestModel.stages[-1].uid == poisson.stages[-1].uid
+    assert found.transform(rows).select("prediction").distinct().count() > 100
 
 
 def test_a_row_that_the_pipeline_serves_is_served_when_grown(rows: DataFrame, shared: Path) -> None:
