@@ -71,15 +71,19 @@ class Step:
 
 
 def nothing(
-    ground: Ground, arm: str, number: int, says: str, hope: float = 0.0, *, ended: str = "", trains: bool = False
-) -> Step:
+    ground: Ground, arm: str, number: int, says: str, hope: float = 0.0, *, ended: str = "", trains: bool = False,
+    late: bool = False,
+) -> Step:  # fmt: skip
     """A step without a candidate, that measured nothing on validation rows.
 
     Args:
         ended: "failed" or "stopped" where the arm cannot go on.
+        late: the step's time was over.
     """
     none = torch.zeros((0, len(ground.start.scores[VALIDATION].weights)), dtype=torch.float64)
-    return Step(arm, number, none, (), (), hope, says, trains, learned={ended: True} if ended else {})
+    return Step(
+        arm, number, none, (), (), hope, says, trains, learned={"late": late} | ({ended: True} if ended else {})
+    )
 
 
 def one_column(ground: Ground, found: Measurement) -> Tensor:

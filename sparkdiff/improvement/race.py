@@ -30,12 +30,14 @@ class Standing:
     Attributes:
         state: "done", "stopped" (clearly behind, or no time left), "failed", "not tried" or "interrupted".
         why: in a few words.
+        cut: its last step ended because its time was over, or no time was left for the next one.
     """
 
     arm: str
     state: str
     why: str
     seconds: float
+    cut: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +55,7 @@ def race(ground: Ground, arms: Sequence[Arm], account: Account, log: Log, phases
     whose sum of the two is less than what the best has already. What the clock decided is in the log, and is read again. Steps
     of a round may run side by side (`Ground.side_by_side`): none of them sees another one of the same round.
     """
-    steps, ends = list[Step](), dict[str, tuple[str, str]]()
+    steps, ends, cut = list[Step](), dict[str, tuple[str, str]](), set[str]()
     alive = list[Arm]()
     for arm in arms:
         if why := arm.refused(ground):
@@ -69,11 +71,15 @@ def race(ground: Ground, arms: Sequence[Arm], account: Account, log: Log, phases
             finally:
                 steps += found.steps()
                 ends |= found.ends
+                cut |= found.cut
             alive = _better_half(ground, found.going(), steps, ends)
             number += 1
     except KeyboardInterrupt:
         ends |= {a.name: ("interrupted", "by the user") for a in arms if a.name not in ends}
-    return Raced(tuple(steps), tuple(Standing(a.name, *ends[a.name], account.spent.get(a.name, 0.0)) for a in arms))
+    last = {s.arm: s for s in steps}
+    cut |= {arm for arm, step in last.items() if step.learned.get("late")}
+    standings = (Standing(a.name, *ends[a.name], account.spent.get(a.name, 0.0), a.name in cut) for a in arms)
+    return Raced(tuple(steps), tuple(standings))
 
 
 class Round:
@@ -90,12 +96,14 @@ class Round:
         self.account, self.log = account, log
         self.found: dict[str, Step] = {}
         self.ends: dict[str, tuple[str, str]] = {}
+        self.cut: set[str] = set()
 
     def tasks(self) -> lanes.Tasks:
         """The steps that are to run, in the order of the arms; what each may use is decided when it is its turn."""
         for arm in self.alive:
             if why := self.log.skipped(arm.name, self.number, lambda: _too_late(self.account)):
                 self.ends[arm.name] = ("stopped", why)
+                self.cut.add(arm.name)
                 continue
             yield arm.name, self._task(arm, self._limit(arm))
 
@@ -146,7 +154,9 @@ def _run(
         try:
             done = arm.run(ground, number, limit, steps)
         except TimeoutError as e:
-            done = nothing(ground, arm.name, number, f"{e}, its share of the budget: set a larger one", ended="stopped")
+            done = nothing(
+                ground, arm.name, number, f"{e}, its share of the budget: set a larger one", ended="stopped", late=True
+            )
         except (FullDiskError, HeldError):
             raise  # these end the run: no other arm could do better
         except SparkdiffError as e:

@@ -34,7 +34,7 @@ def summary_of(
     shown = best or next(iter(decision.judged), None)
     after = start if best is None else best.candidate.found
     judgement = Judgement(NOTHING, None) if shown is None else shown.judgement
-    table = _table(ground, raced, decision)
+    table, arms = _table(ground, raced, decision), [dataclasses.asdict(s) for s in raced.standings]
     parity = {k: dataclasses.asdict(p) for k, p in (("before", start.parity), ("after", after.parity)) if p is not None}
     told = dataclasses.asdict(ground.settings)
     said = {k: list(v) if isinstance(v, tuple) else v for k, v in told.items()}
@@ -44,14 +44,14 @@ def summary_of(
         decision="kept original" if best is None else "improved", reason=_reason(ground, shown),
         records=_history(raced.steps, shown), parity=parity, stages={},
         options=shown_options(start.task, ground.metric, **said), warnings=_warnings(ground, decision, judgement.verdict),
-        arms=[dataclasses.asdict(s) for s in raced.standings], table=table,
+        arms=arms, table=table,
         offers={n: next(i for i, r in enumerate(table) if n in r["offers"]) for n in decision.offers},
         budget={
             "given": ground.settings.budget, "spent": {k: round(v, 3) for k, v in account.spent.items()},
             "seconds": round(account.now(), 3),
         },
         measured=decision.measured, foundAt=_found_at(raced.steps, best), baseline=_beside(ground, rival),
-        explanation=_explained(ground, table, judgement, rival, after),
+        explanation=_explained(ground, table, arms, judgement, rival, after),
         **facts,
     )  # fmt: skip
 
@@ -72,11 +72,12 @@ def _history(steps: Sequence[Step], shown: Judged | None) -> list[dict[str, Any]
 
 
 def _explained(
-    ground: Ground, table: Sequence[Mapping[str, Any]], judgement: Judgement, rival: Baseline | None, after: Measurement
-) -> str:
+    ground: Ground, table: Sequence[Mapping[str, Any]], arms: Sequence[Mapping[str, Any]], judgement: Judgement,
+    rival: Baseline | None, after: Measurement,
+) -> str:  # fmt: skip
     verdict, timed = judgement.verdict, ground.options.timeCol is not None
     name, rows = ground.metric.name, ground.rows[VALIDATION]
-    text = why.explanation(table, metric=name, level=verdict.level, rows=rows, z=verdict.z, timed=timed)
+    text = why.explanation(table, arms, metric=name, level=verdict.level, rows=rows, z=verdict.z, timed=timed)
     if rival is None:
         return text
     value = after.scores[VALIDATION].value

@@ -20,8 +20,8 @@ class ImprovementSummary(FineTuningSummary):
     original is kept); the decision is "improved" or "kept original".
 
     Attributes:
-        arms: an entry for each arm: {"arm", "state", "why", "seconds"}; `state` is "done", "stopped", "failed", "not tried" or
-            "interrupted".
+        arms: an entry for each arm: {"arm", "state", "why", "seconds", "cut" (the budget was over before it was done)}; `state`
+            is "done", "stopped", "failed", "not tried" or "interrupted".
         table: a row for the original and for the best pipeline of each arm, the best first: {"arm", "name", "value" (of
             validation rows), "test" (None without test rows), "change", "changed" (share of rows whose label changes, or whose
             prediction moves by more than a tenth), "serving" (cost relative to the original), "compacted" (of an offer: the same

@@ -10,14 +10,17 @@ NOTHING = 0.005
 ALIKE = 0.9
 """Two gains are about the same where the smaller one is at least this share of the larger."""
 SETTINGS = ("refit", "search")
+HELD_BACK_BY = {"weights": ("finetune",), "settings": SETTINGS, "form": ("import", "grow")}
+"""What can hold a pipeline back -> the arms that show it."""
 
 
 def explanation(
-    table: Sequence[Mapping[str, Any]], *, metric: str, level: float, rows: int, z: float, timed: bool
+    table: Sequence[Mapping[str, Any]], arms: Sequence[Mapping[str, Any]],
+    *, metric: str, level: float, rows: int, z: float, timed: bool,
 ) -> str:  # fmt: skip
     """
     Args:
-        table: see `ImprovementSummary.table`.
+        table, arms: see `ImprovementSummary`.
         level: the p-value that is needed.
         rows: of validation.
         z: score of the best result.
@@ -29,25 +32,46 @@ def explanation(
             gains[row["arm"]] = max(gains.get(row["arm"], 0.0), row["gain"])
     best = max(gains, key=lambda a: gains[a], default=None)
     if best is None or gains[best] < NOTHING:
-        return _nothing(gains, metric)
-    parts = [_where(gains, best, metric, timed)]
+        return _nothing(arms)
+    parts = [_where(gains, best, metric, timed, settled(arms))]
     accepted = any(row["accepted"] for row in table)
     if not accepted:
         parts.append(_rows_needed(rows, z, level))
     return " ".join(filter(None, parts))
 
 
-def _nothing(gains: Mapping[str, float], metric: str) -> str:
-    tried = ", ".join(gains)
-    if not tried:
+def settled(arms: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Of weights, settings and form what an arm has looked at for as long as it wanted."""
+    had = {a["arm"] for a in arms if a["state"] in ("done", "stopped") and not a["cut"]}
+    return [name for name, each in HELD_BACK_BY.items() if had & set(each)]
+
+
+def _nothing(arms: Sequence[Mapping[str, Any]]) -> str:
+    ran = [a["arm"] for a in arms if a["state"] in ("done", "stopped")]
+    if not ran:
         return "Nothing could be tried."
-    return (
-        f"Nothing that was tried ({tried}) lowers the loss by more than {NOTHING:.1%} on the validation rows: weights, settings "
-        "and form are as good as these columns allow. Other columns would help next, not more compute."
-    )
+    known, cut = settled(arms), [a["arm"] for a in arms if a["cut"]]
+    parts = [
+        f"Nothing that was tried ({', '.join(ran)}) lowers the loss by more than {NOTHING:.1%} on the validation rows."
+    ]
+    if known:
+        parts.append(
+            f"As far as this shows, {_listed(known)} {'is' if known == ['form'] else 'are'} as good as these columns allow."
+        )
+    if cut:
+        parts.append(
+            f"The budget was over before {_listed(cut)} {'was' if len(cut) == 1 else 'were'} done: a larger one may show more."
+        )
+    elif len(known) == len(HELD_BACK_BY):
+        parts.append("Other columns would help next, not more compute.")
+    return " ".join(parts)
 
 
-def _where(gains: Mapping[str, float], best: str, metric: str, timed: bool) -> str:
+def _listed(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+def _where(gains: Mapping[str, float], best: str, metric: str, timed: bool, known: Sequence[str]) -> str:
     """Which of weights, settings and form held the pipeline back."""
     top = gains[best]
     weights = gains.get("finetune", 0.0)
@@ -65,7 +89,8 @@ def _where(gains: Mapping[str, float], best: str, metric: str, timed: bool) -> s
         )
     if settings >= ALIKE * top:
         return f"The loss was in the settings: other ones, fitted anew, gain about all that was found ({figures} of {metric})."
-    more = "; its weights and settings have little left" if max(weights, settings) < NOTHING else ""
+    both = max(weights, settings) < NOTHING and {"weights", "settings"} <= set(known)
+    more = "; its weights and settings have little left" if both else ""
     return f"The loss was in the form: stages that it lacks, or that stand in its way, gain most ({figures} of {metric}){more}."
 
 

@@ -48,7 +48,8 @@ def fine_tuned(
         shift = ground.start.scores[VALIDATION].blocks - before.scores[VALIDATION].blocks
         trials = [Trial(t.candidate, t.epoch, t.arm) for t in ledger.trials]
         if ledger.chosen < 0:
-            return Step(arm, number, rounded(ground, ledger.gains + shift), trials, (), 0.0, "no epoch gains")
+            none = rounded(ground, ledger.gains + shift)
+            return Step(arm, number, none, trials, (), 0.0, "no epoch gains", learned={"late": bool(fitted.cut)})
         tuned = score(network, run.data, VALIDATION, run.goal.metric)
         single = o.precision == "float32"
         check_trained(run.task.model.uid, fitted.best, tuned, run.goal.metric, single=single)
@@ -64,7 +65,8 @@ def fine_tuned(
     last = max(row["epoch"] for row in fitted.found.history)
     says = f"{last} epochs of {len(fitted.recipes)} candidates{', out of time' if fitted.cut else ''}"
     candidate = Candidate(arm, name, found, ledger.chosen, changes)
-    return Step(arm, number, gains, trials, (candidate,), hope, says, learned={"history": fitted.found.history})
+    told = {"history": fitted.found.history, "late": bool(fitted.cut)}
+    return Step(arm, number, gains, trials, (candidate,), hope, says, learned=told)
 
 
 def _run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> Step:

@@ -83,7 +83,7 @@ def grown(ground: Ground, limit: Limit, settings: GrowthSettings, arm: str, numb
     with ground.begun(start.task) as run:
         first = verified(run).scores[VALIDATION]
         found, gone, _ = grow_rounds(run, start, settings, serving, clock, replace=True)
-    told = {"rounds": [asdict(t) for t in found.tried]}
+    told = {"rounds": [asdict(t) for t in found.tried], "late": found.late}
     if not found.members:
         return Step(
             arm,

@@ -59,32 +59,31 @@ def _run(ground: Ground, number: int, limit: Limit, steps: Sequence[Step]) -> St
         return fine_tuned(
             ground, best.found, limit, recipe="default", arm="simplify", number=number, name=name, changes=changes
         )
-    begun, found, failed = time.monotonic(), list[Candidate](), list[str]()
+    begun, found, failed, late = time.monotonic(), list[Candidate](), list[str](), False
     ways: list[Callable[[], Candidate | None]] = [lambda: _compacted(ground)]
     if ground.plan.labelCol is not None:
         ways += [partial(_without, ground, one, form, limit) for one, form in possible(ground)]
     for way in ways:
         if found and limit.seconds is not None and time.monotonic() - begun > limit.seconds:
-            failed.append("out of time")
+            late = True
             break
         try:
             candidate = way()
         except TimeoutError:
-            failed.append("out of time")
+            late = True
             break
         except (InputError, ParityError, *jvm.SparkError) as e:
             failed.append(jvm.cause(e) if isinstance(e, jvm.SparkError) else str(e))
             continue
         found += [] if candidate is None else [replace(candidate, column=len(found))]
-    says = "; ".join([*(c.name for c in found), *failed])
+    says = "; ".join([*(c.name for c in found), *failed, *(["out of time"] if late else [])])
     if not found:
-        return nothing(
-            ground, "simplify", 0, says or "nothing folds that would serve cheaper", ended="failed" if failed else ""
-        )
+        ended = "stopped" if late else "failed" if failed else ""
+        return nothing(ground, "simplify", 0, says or "nothing folds that would serve cheaper", ended=ended, late=late)
     columns = torch.cat([one_column(ground, c.found) for c in found])
     trials = [Trial(c.column, 0, c.changes) for c in found]
     trains = not all(c.exact for c in found)
-    return Step("simplify", 0, columns, trials, tuple(found), 0.0, says, trains=trains)
+    return Step("simplify", 0, columns, trials, tuple(found), 0.0, says, trains=trains, learned={"late": late})
 
 
 def _compacted(ground: Ground) -> Candidate | None:

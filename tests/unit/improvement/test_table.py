@@ -55,3 +55,33 @@ def test_a_rival_that_is_better_is_said() -> None:
     assert (
         why.beside("Trees", 13.0, 12.0, 1.0) == why.beside("Trees", 0.7, 0.8, -1.0) == why.beside("", None, 1, 1) == ""
     )
+
+
+def why_nothing(**states: str) -> str:
+    arms = [{"arm": a, "state": s.removesuffix(", cut"), "cut": s.endswith("cut")} for a, s in states.items()]
+    return why.explanation([ROW], arms, metric="poisson", level=0.025, rows=1000, z=0.0, timed=False)
+
+
+def test_nothing_is_said_of_what_was_not_looked_at() -> None:
+    """The budget was over, or an arm refused: neither shows that this form is as good as these columns allow."""
+    all_of_it = why_nothing(refit="done", finetune="done", search="stopped", grow="done")
+    assert all_of_it == (
+        "Nothing that was tried (refit, finetune, search, grow) lowers the loss by more than 0.5% on the validation rows. As far "
+        "as this shows, weights, settings and form are as good as these columns allow. Other columns would help next, not more "
+        "compute."
+    )
+    short = why_nothing(refit="stopped, cut", finetune="done", search="stopped, cut", grow="stopped, cut")
+    assert "As far as this shows, weights are as good" in short
+    assert "The budget was over before refit, search and grow were done: a larger one may show more." in short
+    assert "compute" not in short
+    refused = why_nothing(refit="done", finetune="done", simplify="done", grow="not tried")
+    assert "weights and settings are as good" in refused
+    assert "form" not in refused
+    assert "compute" not in refused
+    assert why_nothing(refit="not tried", grow="failed") == "Nothing could be tried."
+    gained = why.explanation(
+        [ROW, BEST | {"arm": "grow", "gain": 0.5}], [{"arm": "grow", "state": "done", "cut": False}],
+        metric="poisson", level=0.025, rows=1000, z=5.0, timed=False,
+    )  # fmt: skip
+    assert gained.startswith("The loss was in the form")
+    assert "have little left" not in gained  # as nobody looked
