@@ -27,7 +27,7 @@ def planted(**options: Any) -> tuple[Table, Specification]:
 
 def rounds_of(
     run: Path, rounds: list[list[Item]], said: list[str] | None = None, times: list[running.Times] | None = None,
-    clock: Clock | None = None, **options: Any,
+    clock: Clock | None = None, memory: running.Memory | None = None, **options: Any,
 ) -> list[list[Found]]:  # fmt: skip
     """What rounds find, each from the same margin, in the run `run` of a folder.
 
@@ -39,7 +39,7 @@ def rounds_of(
     original = criterion.score(table.validation.margin, table.validation).blocks
     folder = RunFolder.open(run, "run", {}, replace=False)
     say, on_times = [] if said is None else said, [] if times is None else times
-    with running.runner(folder, specification, say.append, on_times.append, clock) as of_round:
+    with running.runner(folder, specification, say.append, on_times.append, clock, memory) as of_round:
         return [of_round(number, items, table, original) for number, items in enumerate(rounds, 1)]
 
 

@@ -48,7 +48,7 @@ class Kept:
         """The files of round `number` of a run. If they are those of other items or of another margin, this round and later ones
         begin again.
         """
-        about = json.dumps([[dataclasses.asdict(i) for i in items], _digest(table, original)], sort_keys=True)
+        about = json.dumps([[dataclasses.asdict(i) for i in items], digest(table, original)], sort_keys=True)
         path = run / f"round-{number}"
         with contextlib.suppress(OSError):
             if (path / "round.json").read_text(encoding="utf-8") == about:
@@ -95,12 +95,12 @@ class Kept:
             files.write_bytes(self.path / name, pickle.dumps(content))
 
 
-def _digest(table: Table, original: Tensor) -> str:
+def digest(table: Table, original: Tensor) -> str:
     """Of the margins that items start from."""
-    digest = hashlib.sha256()
+    found = hashlib.sha256()
     for tensor in (table.train.margin, table.validation.margin, original):
-        digest.update(tensor.detach().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+        found.update(tensor.detach().contiguous().numpy().tobytes())
+    return found.hexdigest()
 
 
 def train(

@@ -18,6 +18,7 @@ from sparkdiff.growth.parts import trees
 from sparkdiff.growth.plan import described
 from sparkdiff.growth.reporting import Told, with_parts, without_parts
 from sparkdiff.growth.rounds import Grown, Limits, Member, Tried
+from sparkdiff.growth.running import Memory
 from sparkdiff.growth.serving import Serving, check_cost
 from sparkdiff.growth.settings import GrowthSettings
 from sparkdiff.options import Options
@@ -86,9 +87,14 @@ def _decided(
 
 
 def grow_rounds(
-    run: Run, start: Ground, settings: GrowthSettings, serving: Serving, clock: Clock, *, replace: bool
+    run: Run, start: Ground, settings: GrowthSettings, serving: Serving, clock: Clock,
+    *, replace: bool, memory: Memory | None = None,
 ) -> tuple[Grown, tuple[Member, ...], RunFolder]:  # fmt: skip
-    """What the rounds made without the parts that are not missed, these, and the folder of the rounds."""
+    """What the rounds made without the parts that are not missed, these, and the folder of the rounds.
+
+    Args:
+        memory: of earlier growths of the same pipeline on the same rows.
+    """
     o = run.task.options
     limits = Limits(settings.parts, settings.rounds, settings.complexity, o.seed, serving)
     # The level of the guard and the size of the fleet decide what is dropped.
@@ -98,7 +104,7 @@ def grow_rounds(
         criterion = specification.criterion()
         with (
             run_folder(run, o.runId and name_beside(o.runId, "-rounds"), replace=replace, beside=beside) as folder,
-            running.runner(folder, specification, say.now, clock=clock) as train,
+            running.runner(folder, specification, say.now, clock=clock, memory=memory) as train,
         ):
             grown = rounds.grow(table, criterion, limits, train, lambda tried: say.now(_told(tried)))
         with one_thread():

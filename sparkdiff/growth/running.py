@@ -22,6 +22,25 @@ from sparkdiff.growth.table import Table
 from sparkdiff.store.run_folder import RunFolder
 
 
+class Memory:
+    """What items found, for another growth of the same pipeline on the same rows: it does not train them again."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, str], Found] = {}
+
+    def recall(self, kept: Kept, items: Sequence[Item], table: Table, original: Tensor) -> None:
+        """Put what is known into the files of a round."""
+        start, ended = checkpoints.digest(table, original), kept.ended()
+        for p, item in enumerate(items):
+            found = self._found.get((start, repr(item)))
+            if found is not None and p not in ended:
+                kept.keep(p, found)
+
+    def learn(self, found: Sequence[Found], table: Table, original: Tensor) -> None:
+        start = checkpoints.digest(table, original)
+        self._found |= {(start, repr(f.item)): f for f in found if not f.is_late}
+
+
 @dataclass(frozen=True)
 class Times:
     """How long a round took.
@@ -46,7 +65,7 @@ class Times:
 @contextlib.contextmanager
 def runner(
     folder: RunFolder, specification: Specification, say: Callable[[str], None] = lambda text: None,
-    on_times: Callable[[Times], None] = lambda times: None, clock: Clock | None = None,
+    on_times: Callable[[Times], None] = lambda times: None, clock: Clock | None = None, memory: Memory | None = None,
 ) -> Iterator[Run]:  # fmt: skip
     """Runs rounds, in `numProcesses` of the specification's options. Processes are started at once, and end with the context.
 
@@ -57,6 +76,7 @@ def runner(
         say: called with a line about what went wrong and is made good.
         on_times: told how long each round took.
         clock: when it is over no further item begins; without it, all are trained.
+        memory: of earlier growths.
 
     Raises:
         ItemError: an item failed, or was lost too often; names it.
@@ -72,6 +92,8 @@ def runner(
             folder.check()
             table = table.aligned()
             kept = Kept.open(folder.path, number, items, table, original)
+            if memory is not None:
+                memory.recall(kept, items, table, original)
             late = watch.resume(kept.path)
             missing, begun = {*range(len(items))} - kept.ended() - late, time.monotonic()
             seconds: Mapping[int, float]
@@ -87,7 +109,12 @@ def runner(
             took = [(items[p].name, seconds[p]) for p in sorted(seconds)]
             on_times(Times(number, time.monotonic() - begun, tuple(busy), tuple(took)))
             before = criterion.score(table.validation.margin, table.validation).mean if late else 0.0
-            return [Found.late(item, before, original) if p in late else kept.found(p) for p, item in enumerate(items)]
+            results = [
+                Found.late(item, before, original) if p in late else kept.found(p) for p, item in enumerate(items)
+            ]
+            if memory is not None:
+                memory.learn(results, table, original)
+            return results
 
         yield run
 

@@ -19,6 +19,7 @@ from sparkdiff.evaluation.scores import Score
 from sparkdiff.finetune import Goal, Measured, Run, Shared, Task, begun, checked, facts, prepare, verified
 from sparkdiff.growth import costs
 from sparkdiff.growth.checks import check_units
+from sparkdiff.growth.running import Memory
 from sparkdiff.growth.serving import SAME
 from sparkdiff.improvement.lanes import Brake
 from sparkdiff.improvement.settings import ImprovementSettings
@@ -70,6 +71,7 @@ class Ground:
         rows: per split.
         doubts: warnings about the rows.
         brake: tells the listeners, and ends what runs side by side.
+        trained: the parts that growth has trained: a later step of an arm, or another arm, goes on from there.
         folder: of the run, which its trials and trainings are written to.
     """
 
@@ -87,6 +89,7 @@ class Ground:
     doubts: tuple[str, ...] = ()
     folder: Path = Path()
     brake: Brake = dataclasses.field(default_factory=lambda: Brake(()))
+    trained: Memory = dataclasses.field(default_factory=Memory)
 
     @functools.cached_property
     def side_by_side(self) -> int:

@@ -82,7 +82,7 @@ def grown(ground: Ground, limit: Limit, settings: GrowthSettings, arm: str, numb
     clock = Clock.of(limit.seconds)
     with ground.begun(start.task) as run:
         first = verified(run).scores[VALIDATION]
-        found, gone, _ = grow_rounds(run, start, settings, serving, clock, replace=True)
+        found, gone, _ = grow_rounds(run, start, settings, serving, clock, replace=True, memory=ground.trained)
     told = {"rounds": [asdict(t) for t in found.tried], "late": found.late}
     if not found.members:
         return Step(

@@ -25,7 +25,7 @@ from sparkdiff.growth.items import Course, Found, Item
 from sparkdiff.growth.table import LINE
 from sparkdiff.rows import SparseRows
 from sparkdiff.store import files
-from sparkdiff.store.run_folder import folder_name, name_beside
+from sparkdiff.store.run_folder import RunFolder, folder_name, name_beside
 
 KINDS = tuple(parts.KINDS)
 
@@ -50,6 +50,28 @@ def test_a_round_that_is_there_is_not_trained_again(tmp_path: Path) -> None:
     first, second = (rounds_of(tmp_path, [ITEMS], times=times)[0] for _ in range(2))
     assert bits(first) == bits(second)
     assert times[1].items == ()
+
+
+def test_a_growth_trains_only_what_an_earlier_one_has_not(tmp_path: Path) -> None:
+    """Also where time was over for some items; another item, and the same one from another margin, are trained."""
+    alone = rounds_of(tmp_path / "alone", [ITEMS])[0]
+    memory, times = running.Memory(), list[running.Times]()
+    first = rounds_of(tmp_path / "first", [ITEMS[:2]], times=times, memory=memory)[0]
+    late = rounds_of(tmp_path / "late", [ITEMS], times=times, clock=Clock(0.0), memory=memory)[0]
+    second = rounds_of(tmp_path / "second", [ITEMS], times=times, memory=memory)[0]
+    assert [len(t.items) for t in times] == [2, 0, 4]
+    assert [f.is_late for f in late] == [False] * 2 + [True] * 4
+    assert bits(second) == bits(alone)
+    assert bits(first) == bits(alone[:2])
+    rounds_of(tmp_path / "other", [[dataclasses.replace(i, seed=99) for i in ITEMS]], times=times, memory=memory)
+    assert len(times[-1].items) == 6
+    table, specification = planted()
+    moved = table.at(table.train.margin + 0.1, table.validation.margin)
+    original = specification.criterion().score(table.validation.margin, table.validation).blocks
+    folder = RunFolder.open(tmp_path / "moved", "run", {}, replace=False)
+    with running.runner(folder, specification, on_times=times.append, memory=memory) as train:
+        train(1, ITEMS, moved, original)
+    assert len(times[-1].items) == 6
 
 
 def test_other_items_or_margins_begin_again(tmp_path: Path) -> None:
