@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 import uuid
@@ -24,6 +23,7 @@ from sparkdiff.data.splits import SPLITS
 from sparkdiff.data.stream import DamagedCacheError, Manifest
 from sparkdiff.data.stream.manifest import FORMAT
 from sparkdiff.errors import InputError, did_you_mean
+from sparkdiff.machine import memory
 from sparkdiff.options import Options
 from sparkdiff.pipeline.cut import Cut
 from sparkdiff.pipeline.graph import Version, null_of
@@ -71,13 +71,13 @@ class Cache:
         return sum(p["rows"] for shard in self.manifest["splits"][split] for p in shard)
 
     def fits_in_memory(self, copies: float = 1) -> bool:
-        """Whether that many copies of all rows as tensors need less than half of the memory of this machine."""
+        """Whether that many copies of all rows as tensors need less than half of the memory that there is (`memory.total`)."""
         dense = 8 * sum(c["width"] for c in self.manifest["columns"] if c["kind"] != "sparse")
         files = sum(p["bytes"] for shards in self.manifest["splits"].values() for shard in shards for p in shard)
         sparse = any(c["kind"] == "sparse" for c in self.manifest["columns"])
         # Sparse entries take up to 12 bytes in memory; in the files they are compressed, here taken to be to less than a quarter.
         needed = dense * sum(map(self.rows, SPLITS)) + (4 * files if sparse else 0)
-        return copies * needed < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+        return copies * needed < memory.total() // 2
 
 
 def root(options: Options) -> Path:
