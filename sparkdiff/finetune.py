@@ -52,7 +52,7 @@ from sparkdiff.stages.trainable import SUPPORT, LabelStats
 from sparkdiff.store.files import folder_size, room
 from sparkdiff.store.run_folder import UNTOLD, RunFolder, opened
 from sparkdiff.training import monotone
-from sparkdiff.training.distributed import choice, launch
+from sparkdiff.training.distributed import choice, launch, number
 from sparkdiff.training.distributed.worker import Assignment, objectives
 from sparkdiff.training.preparation import computed_by, request_of, start_of
 from sparkdiff.training.recipes import Recipe
@@ -128,7 +128,7 @@ def prepare(model: Any, options: Options, data: SchemaOrRows = None) -> Task:
 
 def _check_place(options: Options, graph: Graph, cut: Cut) -> None:
     """Raise InputError for a device that this process lacks, and for a precision that a stage can't train in."""
-    if options.device.startswith("cuda") and options.numProcesses == 1:
+    if options.device.startswith("cuda") and options.processes == 1:
         place(options.device, options.precision)
     trees = [graph.vertices[i].uid for i in cut.live if isinstance(graph.modules[i], Trees)]
     if trees and options.precision == "float32":
@@ -236,6 +236,7 @@ class Fitted:
         device: where it was trained, as text.
         fallbacks: what was done there where memory was short, and what else is slower than it could be.
         single: how far float32 moves the original's outputs; None in float64.
+        processes: how many trained, where they were to be chosen; else None.
     """
 
     found: Trained
@@ -250,6 +251,7 @@ class Fitted:
     fallbacks: list[str]
     single: Parity | None
     recipes: tuple[Recipe, ...]
+    processes: number.Choice | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -317,7 +319,7 @@ def begun(
     # Before the network sees a row, by which some stages remember how far it is spread.
     computed = computed_by(network)
     # Where others train, this process only measures, once before and once after.
-    held = _in_memory(o, cache) and o.numProcesses == 1
+    held = _in_memory(o, cache) and o.processes == 1
     with Stream(cache.folder, backend=o.stream, inMemory=held, seed=o.seed) as stream:
         data = Data(stream, cache.columns(task.cut), rows=rows_at_once(network, stream))
         goal = _goal(task, cache, network, reference=any(s.split == REFERENCE for s in sources))
@@ -325,7 +327,8 @@ def begun(
 
 
 def _in_memory(options: Options, cache: caches.Cache) -> bool:
-    return options.cacheInMemory and cache.fits_in_memory(copies(SHARDS, options.numProcesses))
+    several = options.numProcesses == number.AUTO  # then this process has read the rows, too
+    return options.cacheInMemory and cache.fits_in_memory(copies(SHARDS, options.processes) + several)
 
 
 def _goal(task: Task, cache: caches.Cache, network: Network, *, reference: bool) -> Goal:
@@ -413,10 +416,10 @@ def trained(
         ):
             training, lost = launch.run(assignment, data.stream, folder, say.now, run.phases.on_epoch)
             folder.check()
-            note = choice.Note.read(folder.path) or choice.Note()
+            note, several = choice.Note.read(folder.path) or choice.Note(), number.Choice.read(folder.path)
         return Fitted(
             training.found(network), training.chosen.metric, start.frozen, lost, training.unsaved, training.cut, wishes,
-            folder, note.shown, training.fallbacks, single, start.recipes,
+            folder, note.shown, training.fallbacks, single, start.recipes, several,
         )  # fmt: skip
 
 
@@ -581,6 +584,7 @@ def trained_facts(fitted: Fitted, compared: Mapping[str, Parity | None], changed
         "records": found.history, "candidates": candidate_count(found.history), "diverged": len(diverged(found.history)),
         "parity": {k: dataclasses.asdict(p) for k, p in compared.items() if p is not None},
         "stages": {k: {"largest": a, "rootMeanSquare": b} for k, (a, b) in moved}, "device": fitted.device,
+        "processes": None if fitted.processes is None else dataclasses.asdict(fitted.processes),
     }  # fmt: skip
 
 

@@ -37,7 +37,7 @@ ELSEWHERE = {
 
 
 def option(default: Any, help: str, **rules: Any) -> Any:
-    """A field with its help text and its rules: kind, low, high, openLow, openHigh, choices, pattern, refused, callable, sum, lists, nested, folder, later."""
+    """A field with its help text and its rules: kind, words, low, high, openLow, openHigh, choices, pattern, refused, callable, sum, lists, nested, folder, later."""
     if isinstance(default, dict):
         return dataclasses.field(default_factory=lambda: dict(default), metadata={"help": help, "kind": dict, **rules})
     return dataclasses.field(default=default, metadata={"help": help, "kind": type(default), **rules})
@@ -83,7 +83,7 @@ class Options:
     guardCols: tuple[str, ...] = option((), "columns whose values define slices of the validation rows; if a slice gets worse, the original is kept", items="column names")
     maxFlipRate: float = option(1.0, "largest share of validation rows whose predicted label may change (classifiers only)", low=0, high=1)
     fleetSize: int = option(1, "number of decisions (pipelines times runs) that share one false-accept rate: the p-value needed is guard / fleetSize", low=1)
-    numProcesses: int = option(1, "number of training processes, which does not change the result; 1 trains in the driver's process", low=1, high=4096)
+    numProcesses: int | str = option(1, "number of training processes, which does not change the result; 1 trains in the driver's process; auto times a step in one process and in several, and takes what ends sooner (docs/processes.md)", low=1, high=4096, words=("auto",))
     localMode: str = option("auto", "where to start the processes: on the driver's machine (true) or as tasks of a barrier stage (false); auto is true if the master is local", choices=("auto", "true", "false"))
     device: str = option("auto", "where training computes, which does not change the result beyond rounding: cpu, cuda (a GPU per process) or cuda:<number>; auto takes a GPU if torch sees one and some steps take less time there", pattern=DEVICE, later=True)
     precision: str = option("float64", "numbers of the rows in training and of their products with weights; float32 needs half of the memory and changes the result, and the summary says how far its predictions differ. Weights and sums are float64 in any case", choices=("float64", "float32"), later=True)
@@ -114,13 +114,20 @@ class Options:
                 )
         problems += _folds(values)
         device, processes = values.get("device", ""), values.get("numProcesses", 1)
-        if ":" in device and processes > 1:
+        if device.startswith("cuda") and processes == "auto":
+            problems.append(f"numProcesses='auto' is for trainings on the CPU, but device={device!r}: set a number")
+        elif ":" in device and processes > 1:
             problems.append(
                 f"device={device!r} is one GPU, but numProcesses={processes} need one each: set device='cuda'"
             )
         if problems:
             raise InputError("; ".join(problems))
         return Options(**values)
+
+    @property
+    def processes(self) -> int:
+        """`numProcesses`; 1 while `auto` has not decided."""
+        return self.numProcesses if isinstance(self.numProcesses, int) else 1
 
     def asdict(self, *, every: bool = False) -> dict[str, Any]:
         """Values that JSON can hold.
@@ -217,6 +224,8 @@ def convert(field: dataclasses.Field[Any], value: Any) -> Any:
         return value
     if rules.get("callable") and callable(value):
         return value
+    if isinstance(value, str) and value in rules.get("words", ()):
+        return value
     if rules.get("callable") and isinstance(value, str) and ":" in value:
         return named_callable(value)
     if rules.get("sum") and isinstance(value, Mapping):
@@ -233,7 +242,7 @@ def convert(field: dataclasses.Field[Any], value: Any) -> Any:
         return _parameters(name, value, rules)
     if isinstance(value, bool) and str(value).lower() in _choices(rules):
         return str(value).lower()  # localMode: true in YAML
-    return _checked(name, _scalar(name, value, rules["kind"]), rules)
+    return _checked(name, _scalar(name, value, rules["kind"], rules.get("words", ())), rules)
 
 
 def _choices(rules: Mapping[str, Any]) -> tuple[str, ...]:
@@ -266,7 +275,7 @@ def _parameters(name: str, value: Any, rules: Mapping[str, Any]) -> dict[str, fl
 _KINDS = {str: "a non-empty string", bool: "true or false", int: "a whole number", float: "a finite number"}
 
 
-def _scalar(name: str, value: Any, kind: type) -> Any:
+def _scalar(name: str, value: Any, kind: type, words: Iterable[str] = ()) -> Any:
     """A text, boolean or number of this kind."""
     whole = (isinstance(value, numbers.Integral) and is_number(value)) or (
         isinstance(value, float) and value.is_integer()
@@ -276,7 +285,8 @@ def _scalar(name: str, value: Any, kind: type) -> Any:
         float: is_number(value) and math.isfinite(value),
     }  # fmt: skip
     if not good[kind]:
-        raise TypeError(f"The {name!r} option must be {_KINDS[kind]}. Got {value!r} instead.")
+        kinds = " or ".join((_KINDS[kind], *words))
+        raise TypeError(f"The {name!r} option must be {kinds}. Got {value!r} instead.")
     return kind(value)
 
 

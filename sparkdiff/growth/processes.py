@@ -118,13 +118,13 @@ class Chief:
             equip(self.here, assignment, self.options.loss, "sparkdiff.growth.worker")
             if self.folder.lease is not None:
                 self.folder.lease.pass_on(self.here)
-            for number in range(self.options.numProcesses):
+            for number in range(self.options.processes):
                 orders, answers = (self.here / f"{way}-{number}.jsonl" for way in ("to", "from"))
                 orders.touch()
                 answers.touch()
                 self.members.append(Member(number, orders, mail.Reader(answers)))
         if not self.local:
-            check_cluster(jvm.session(), self.options.numProcesses, self.here, ("torch", "numpy", "pandas"))
+            check_cluster(jvm.session(), self.options.processes, self.here, ("torch", "numpy", "pandas"))
         self._start()
         return self
 

@@ -83,7 +83,7 @@ def runner(
     """
     watch = Clock() if clock is None else clock
     with contextlib.ExitStack() as stack:
-        several = specification.options.numProcesses > 1
+        several = specification.options.processes > 1
         chief = stack.enter_context(Chief(folder, specification, say)) if several else None
         stack.enter_context(one_thread())
         criterion = specification.criterion()

@@ -34,6 +34,7 @@ class RunRecord(Shown):
             stopped; None in summaries of earlier versions.
         device, precision: where the candidates were trained, such as "cpu" or "cuda:0 (NVIDIA H200)", and in which numbers;
             None in summaries of earlier versions.
+        processes: with numProcesses="auto" {"number", "why", "milliseconds" (of a step, by the number of processes)}; else None.
         records: the rows of the history, one per epoch and candidate; epoch 0 is the original. With numFolds they have the key
             "fold", which is 0 for the training on all rows.
         parity: {"before", "after"} of write-back: rows, largest relative difference per column, label disagreements; with
@@ -85,6 +86,7 @@ class RunRecord(Shown):
     device: str | None = None
     precision: str | None = None
     folds: list[dict[str, Any]] | None = None
+    processes: dict[str, Any] | None = None
 
     def toHTML(self, path: str | Path) -> None:
         """Write the report of the run as one page that needs no other file and no network.

@@ -89,6 +89,8 @@ def _place(summary: Mapping[str, Any]) -> Iterator[str]:
         yield f"trained on {device} in float32, which moves the original's outputs by up to {most:.1e} of their size"
     elif device != "cpu":
         yield f"trained on {device}"
+    if auto := summary.get("processes"):
+        yield f"trained in {auto['number']} process{'es' * (auto['number'] > 1)}: {auto['why']}"
 
 
 def _changes(slices: Sequence[Mapping[str, Any]], whose: str) -> Iterator[Section]:

@@ -31,7 +31,7 @@ from sparkdiff.report import Phases
 from sparkdiff.store import files
 from sparkdiff.store.lease import held
 from sparkdiff.store.run_folder import RunFolder
-from sparkdiff.training.distributed import launch, preflight
+from sparkdiff.training.distributed import launch, number, preflight
 from sparkdiff.training.distributed.launch import TrainingError
 
 pytestmark = pytest.mark.slow
@@ -84,6 +84,48 @@ def test_the_number_of_processes_changes_neither_weights_nor_decision(
     np.testing.assert_allclose(several["weights"], thorough["weights"], rtol=0, atol=1e-12)
     np.testing.assert_allclose(several["history"], thorough["history"], rtol=1e-12)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.once
+def test_auto_takes_what_ends_sooner_and_a_run_that_goes_on_takes_the_same(
+    fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A short training starts no process to find out; a run that goes on asks no clock."""
+    options: dict[str, Any] = {"maxEpochs": 2, "batchSize": 64, "checkpointDir": str(tmp_path), "runId": "auto"}
+    monkeypatch.setattr(launch, "_together", lambda *given: pytest.fail("processes were started"))
+    monkeypatch.setattr(number, "most", lambda shards, slots: 2)
+    first = fit(numProcesses="auto", **options)
+    chosen = first.summary.processes
+    assert chosen is not None
+    assert chosen["number"] == 1
+    assert chosen["why"].startswith("training takes at most ")
+    assert list(chosen["milliseconds"]) == ["1"]
+    assert f"trained in 1 process: {chosen['why']}" in str(first.summary)
+    plain = fit(**(options | {"runId": "plain"}))
+    assert outcome(first) == outcome(plain)
+    assert plain.summary.processes is None
+    for folder in tmp_path.glob("*/state.pt"):
+        folder.unlink()
+    monkeypatch.setattr(launch, "seconds_per_step", lambda *given: pytest.fail("the clock was asked again"))
+    again = fit(numProcesses="auto", **options)
+    assert again.summary.processes == chosen
+    assert outcome(again) == outcome(first)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("localMode", ["true", pytest.param("false", marks=pytest.mark.nightly)])
+def test_auto_times_a_step_of_several_processes(fit: Fit, monkeypatch: pytest.MonkeyPatch, localMode: str) -> None:
+    """Where starting them costs nothing, two are started; whichever number is taken, the result is that of one."""
+    options: dict[str, Any] = {"maxEpochs": 2, "batchSize": 64}
+    monkeypatch.setattr(number, "STARTING", 0.0)
+    monkeypatch.setattr(number, "most", lambda shards, slots: 2)
+    found = fit(numProcesses="auto", localMode=localMode, **options)
+    chosen = found.summary.processes
+    assert chosen is not None
+    assert set(chosen["milliseconds"]) == {"1", "2"}
+    assert all(v > 0 for v in chosen["milliseconds"].values())
+    one = outcome(fit(**options))
+    np.testing.assert_allclose(outcome(found)["weights"], one["weights"], rtol=0, atol=1e-12)
 
 
 def test_processes_as_tasks_of_a_barrier_stage(fit: Fit) -> None:

@@ -44,7 +44,7 @@ def process(rank: int, here: Path, port: int) -> None:
 
 class Forked(launch.Attempt):
     def __init__(self, spark: Any, here: Path, processes: int, *others: Any):
-        self.here, self.processes = here, processes
+        self.here, self.processes, self.gpus = here, processes, False
 
     def run(self, on_line: launch.OnEpoch) -> None:
         with socket.socket() as free:

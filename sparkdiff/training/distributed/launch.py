@@ -8,6 +8,7 @@ failed training for a success, and reports a failed one without its traceback.
 import contextlib
 import json
 import logging
+import math
 import os
 import signal
 import socket
@@ -25,15 +26,16 @@ from pyspark.sql import SparkSession
 
 from sparkdiff import jvm
 from sparkdiff.data.stream import Stream
-from sparkdiff.device import place
+from sparkdiff.device import gpus, place
 from sparkdiff.errors import FullDiskError, InputError, SparkdiffError
 from sparkdiff.store import files
 from sparkdiff.store.run_folder import RunFolder
 from sparkdiff.team import ALONE
+from sparkdiff.training.distributed import number
 from sparkdiff.training.distributed.choice import Note, TimingError
 from sparkdiff.training.distributed.preflight import check_cluster, gives_gpus
 from sparkdiff.training.distributed.shipping import equip
-from sparkdiff.training.distributed.worker import ROOM, Assignment, Checkpoints, work
+from sparkdiff.training.distributed.worker import ROOM, SECONDS, Assignment, Checkpoints, seconds_per_step, work
 from sparkdiff.training.loop import ShortOfMemoryError, Training
 
 ATTEMPTS = 3
@@ -84,7 +86,9 @@ def run(
     if training.ended:
         say("this run was already finished; its result is returned")
         return training, []
-    if assignment.options.numProcesses > 1:
+    if assignment.options.numProcesses == number.AUTO:
+        assignment = _numbered(assignment, stream, folder, say)
+    if assignment.options.processes > 1:
         return _in_processes(assignment, folder, say, epochs)
     saves, shown = Checkpoints(folder.state, assignment.options.timeout, folder.check), 0
     forecast = Forecast(assignment)
@@ -99,6 +103,51 @@ def run(
 
     work(assignment, training, stream, ALONE, on_step, folder=folder.path, say=say)
     return training, []
+
+
+def _numbered(assignment: Assignment, stream: Stream, folder: RunFolder, say: Say) -> Assignment:
+    """The assignment with the number of processes that `auto` takes, or took when this run began."""
+    o = assignment.options
+    chosen = number.Choice.read(folder.path)
+    if chosen is None:
+        if o.device != "cpu" and gpus():
+            chosen = number.Choice(1, "there is a GPU, which trains in one process", {})
+        else:
+            steps = stream.steps("train", o.batchSize) * (assignment.epochs or o.maxEpochs)
+            limit = number.most(stream.manifest.virtualShards, _slots(o.localMode))
+            cpu = place("cpu", o.precision)
+            chosen = number.choose(
+                limit, steps, math.inf if o.maxSeconds is None else o.maxSeconds,
+                lambda: seconds_per_step(assignment, stream.on(cpu), ALONE, cpu), lambda n: _together(assignment, folder, n),
+            )  # fmt: skip
+        chosen.write(folder.path)
+    say(f"numProcesses='auto' takes {chosen.number}: {chosen.why}")
+    return replace(assignment, options=replace(o, numProcesses=chosen.number))
+
+
+def _slots(localMode: str) -> int | None:
+    """How many processes can run at a time on the executors; None where this machine starts them."""
+    if on_this_machine(localMode):
+        return None
+    spark = jvm.session()
+    if spark.conf.get("spark.dynamicAllocation.enabled", "false") == "true":  # which refuses barrier stages
+        return 1
+    return jvm.slots(spark) or 1
+
+
+def _together(assignment: Assignment, folder: RunFolder, processes: int) -> float:
+    """Seconds of a step in so many processes, which are started to find out; infinite if they were lost.
+
+    Raises:
+        InputError: they can't run here.
+    """
+    o = replace(assignment.options, numProcesses=processes)
+    attempt = _attempt(replace(assignment, options=o, timing=True), folder, gpus=False)
+    attempt.run(lambda line: None)
+    try:
+        return float(json.loads((attempt.here / SECONDS).read_text()))
+    except (OSError, ValueError):
+        return math.inf
 
 
 def _resumed(assignment: Assignment, folder: RunFolder) -> Training:
@@ -163,23 +212,14 @@ def duration(seconds: float) -> str:
 def _in_processes(assignment: Assignment, folder: RunFolder, say: Say, epochs: Epochs) -> tuple[Training, list[str]]:
     spark, o = jvm.session(), assignment.options
     local = on_this_machine(o.localMode)
-    by_spark = gives_gpus(spark, o.device, o.numProcesses, local)
+    by_spark = gives_gpus(spark, o.device, o.processes, local)
     if local and o.device == "cuda":
         place(o.device, o.precision)  # else each process would tell that there is no GPU
     lost: list[str] = []
     assigned, forecast = assignment, Forecast(assignment)
     while True:
-        with files.room("the files that start the processes", folder.path, ROOM):
-            here = folder.attempt()
-            _equip(here, assigned)
-            if folder.lease is not None:
-                folder.lease.pass_on(here)
-        if not local:
-            own = ("petastorm",) if assignment.backend == "petastorm" else ()
-            device = o.device if by_spark else "cpu"
-            named = check_cluster(spark, o.numProcesses, here, ("torch", "numpy", "pandas", *own), device)
-            by_spark = by_spark and named
-        attempt = Attempt(spark, here, o.numProcesses, local, o.timeout, by_spark)
+        attempt = _attempt(assigned, folder, gpus=by_spark)
+        by_spark = attempt.gpus
 
         def on_line(line: Mapping[str, Any]) -> None:
             epochs(line["rows"], line["first"])
@@ -247,6 +287,30 @@ def _threads(processes: int) -> Iterator[None]:
             os.environ.pop(name, None)
 
 
+def _attempt(assignment: Assignment, folder: RunFolder, *, gpus: bool) -> "Attempt":
+    """An attempt that can be started: its files are written, and the cluster was looked at.
+
+    Args:
+        gpus: whether Spark gives each process a GPU.
+
+    Raises:
+        InputError: see `check_cluster`.
+    """
+    spark, o = jvm.session(), assignment.options
+    local = on_this_machine(o.localMode)
+    with files.room("the files that start the processes", folder.path, ROOM):
+        here = folder.attempt()
+        _equip(here, assignment)
+        if folder.lease is not None:
+            folder.lease.pass_on(here)
+    if not local:
+        own = ("petastorm",) if assignment.backend == "petastorm" else ()
+        device = o.device if gpus else "cpu"
+        named = check_cluster(spark, o.processes, here, ("torch", "numpy", "pandas", *own), device)
+        gpus = gpus and named
+    return Attempt(spark, here, o.processes, local, o.timeout, gpus)
+
+
 class Attempt:
     """One start of all processes, until they end or are stopped.
 
@@ -258,6 +322,7 @@ class Attempt:
         self, spark: SparkSession, here: Path, processes: int, local: bool, timeout: float, gpus: bool = False
     ):  # fmt: skip
         self.spark, self.here, self.processes, self.local, self.timeout = spark, here, processes, local, timeout
+        self.gpus = gpus
         logger = logging.getLogger("TorchDistributor")
         if not logger.handlers:
             logger.addHandler(logging.NullHandler())  # else it writes its progress to stderr

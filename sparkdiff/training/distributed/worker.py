@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 from sparkdiff.data.stream import Stream
-from sparkdiff.device import Place, module_of
+from sparkdiff.device import Place, module_of, place
 from sparkdiff.errors import FullDiskError, SparkdiffError
 from sparkdiff.evaluation.data import Data, rows_at_once
 from sparkdiff.evaluation.scores import Score
@@ -48,6 +48,8 @@ from sparkdiff.training.monotone import Monotone
 from sparkdiff.training.preparation import Start
 
 ROOM = "free some space, or set checkpointDir to a folder on a disk with more space"
+SECONDS = "seconds.json"
+"""Of a step of all processes, which an attempt that only times one leaves."""
 PROGRESS = 0.5
 """Seconds between two lines of progress."""
 
@@ -69,6 +71,7 @@ class Assignment:
     monotone: Monotone | None
     less: int = 0  # see `Training.reduce`
     epochs: int | None = None  # see `Results`
+    timing: bool = False  # only time a step
 
     def training(self) -> Training:
         start = self.start
@@ -97,19 +100,14 @@ def work(
     at = functools.cache(functools.partial(stream.on, resident=not assignment.less))
 
     def timed(place: Place, team: Team) -> float:
-        with _current(place):
-            try:
-                with torch.random.fork_rng(devices=[]):  # a loss of the user's may draw
-                    return _seconds_per_step(assignment, at(place), team, place, tick)
-            finally:
-                at(place).leave()
+        return seconds_per_step(assignment, at(place), team, place, tick)
 
-    place, team = choice.chosen(assignment.options, team, folder, timed, say)
-    with _current(place):
+    here, team = choice.chosen(assignment.options, team, folder, timed, say)
+    with _current(here):
         try:
-            _train_at(place, assignment, training, at(place), team, on_step, tick)
+            _train_at(here, assignment, training, at(here), team, on_step, tick)
         finally:
-            at(place).leave()
+            at(here).leave()
 
 
 def _current(place: Place) -> contextlib.AbstractContextManager[None]:
@@ -130,8 +128,23 @@ def _train_at(
     train(training, data, objective, metric, on_step)
 
 
-def _seconds_per_step(a: Assignment, stream: Stream, team: Team, place: Place, tick: Callable[[], None]) -> float:
-    """The time of a step of this training at a place, by a training of its own that ends after some steps."""
+def seconds_per_step(
+    a: Assignment, stream: Stream, team: Team, place: Place, tick: Callable[[], None] = lambda: None
+) -> float:
+    """The time of a step of this training at a place, by a training of its own that ends after some steps.
+
+    Args:
+        stream: at that place, which it leaves afterwards.
+    """
+    with _current(place):
+        try:
+            with torch.random.fork_rng(devices=[]):  # a loss of the user's may draw
+                return _timed(a, stream, team, place, tick)
+        finally:
+            stream.leave()
+
+
+def _timed(a: Assignment, stream: Stream, team: Team, place: Place, tick: Callable[[], None]) -> float:
     # A training that the clock ends, not maxSeconds.
     training = replace(a, network=a.network.clone(), options=replace(a.options, maxSeconds=None)).training()
     clock = choice.Clock(place, stream.steps("train", a.options.batchSize), a.options.maxEpochs)
@@ -254,8 +267,19 @@ def _train(assignment: Assignment, here: Path, team: Team, watchdog: "Watchdog")
     watchdog()
     a = assignment
     with Stream(a.cache, backend=a.backend, inMemory=a.inMemory, seed=a.options.seed) as stream:
-        work(assignment, training, stream, team, on_step, watchdog, here.parent, said.append)
+        if a.timing:
+            _tell_seconds(a, here, team, stream, watchdog)
+        else:
+            work(assignment, training, stream, team, on_step, watchdog, here.parent, said.append)
     watchdog.rest()
+
+
+def _tell_seconds(a: Assignment, here: Path, team: Team, stream: Stream, tick: Callable[[], None]) -> None:
+    cpu = place("cpu", a.options.precision)
+    seconds = seconds_per_step(a, stream.on(cpu), team, cpu, tick)
+    if team.rank == 0:
+        files.write_bytes(here / SECONDS, json.dumps(seconds).encode())
+        _tell(here / "progress.jsonl", {"ended": True})
 
 
 def _tell(path: Path, line: dict[str, Any]) -> None:
