@@ -287,7 +287,8 @@ def main() -> int:
         figures = {"time": max(per_row) / min(per_row) - 1, "memory": max(beside) / min(beside) - 1}
         missed += [name for name, bound in (("time", TIME), ("memory", MEMORY)) if figures[name] > bound]
         print(
-            f"\ntime of a row in an epoch: {figures['time']:+.0%} from least to most; memory beside kept rows {figures['memory']:+.0%}"
+            f"\ntime of a row in an epoch: {figures['time']:+.0%} from least to most; "
+            f"memory beside kept rows {figures['memory']:+.0%}"
         )
     for name in ("before", "epoch") if "fitted" in found else ():
         known = fitted(found["fitted"], name)
