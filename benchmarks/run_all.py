@@ -37,6 +37,8 @@ class Benchmark:
 
 BENCHMARKS = (
     Benchmark("stream", "stream"),
+    Benchmark("scale", "scale", needs=("scipy",)),
+    Benchmark("processes", "processes"),
     Benchmark("candidates", "candidates"),
     Benchmark("decision", "decision"),
     Benchmark("time_cuts", "time_cuts"),

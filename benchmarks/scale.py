@@ -279,12 +279,15 @@ def main() -> int:
     print(
         f"\nmemory that sparkdiff sees: {every[0]['limit'] / 2**30:.1f} GiB; heap of the JVM {HEAP}\n\n{report(every)}"
     )
-    missed, figures = [], {}
+    missed = list[str]()
+    figures = {
+        f"epoch of {r['rows']:,} x {r['columns']}, us per row": 1e6 * phase(r, "epoch") / r["rows"] for r in every
+    }
     same = [r for r in found.get("fitted", []) if r["columns"] == 50]
     if same:
         per_row = [phase(r, "epoch") / r["rows"] for r in same]
         beside = [r["phases"]["train"]["bytes"] - kept(r) for r in same]
-        figures = {"time": max(per_row) / min(per_row) - 1, "memory": max(beside) / min(beside) - 1}
+        figures |= {"time": max(per_row) / min(per_row) - 1, "memory": max(beside) / min(beside) - 1}
         missed += [name for name, bound in (("time", TIME), ("memory", MEMORY)) if figures[name] > bound]
         print(
             f"\ntime of a row in an epoch: {figures['time']:+.0%} from least to most; "

@@ -84,6 +84,8 @@ class Options:
     maxFlipRate: float = option(1.0, "largest share of validation rows whose predicted label may change (classifiers only)", low=0, high=1)
     fleetSize: int = option(1, "number of decisions (pipelines times runs) that share one false-accept rate: the p-value needed is guard / fleetSize", low=1)
     numProcesses: int | str = option(1, "number of training processes, which does not change the result; 1 trains in the driver's process; auto times a step in one process and in several, and takes what ends sooner (docs/processes.md)", low=1, high=4096, words=("auto",))
+    localSteps: int = option(1, "steps that each of several processes takes alone before they meet (SlowMo; docs/processes.md); from 2 on the result depends on numProcesses", low=1, later=True)
+    slowMomentum: float = option(0.5, "decay of the slow momentum with which the processes go on where they meet (localSteps only); 0 takes their mean", low=0, high=1, openHigh=True, later=True)
     localMode: str = option("auto", "where to start the processes: on the driver's machine (true) or as tasks of a barrier stage (false); auto is true if the master is local", choices=("auto", "true", "false"))
     device: str = option("auto", "where training computes, which does not change the result beyond rounding: cpu, cuda (a GPU per process) or cuda:<number>; auto takes a GPU if torch sees one and some steps take less time there", pattern=DEVICE, later=True)
     precision: str = option("float64", "numbers of the rows in training and of their products with weights; float32 needs half of the memory and changes the result, and the summary says how far its predictions differ. Weights and sums are float64 in any case", choices=("float64", "float32"), later=True)
@@ -116,6 +118,10 @@ class Options:
         device, processes = values.get("device", ""), values.get("numProcesses", 1)
         if device.startswith("cuda") and processes == "auto":
             problems.append(f"numProcesses='auto' is for trainings on the CPU, but device={device!r}: set a number")
+        elif processes == "auto" and values.get("localSteps", 1) > 1:
+            problems.append(
+                f"numProcesses='auto', but with localSteps={values['localSteps']} the result depends on their number: set it"
+            )
         elif ":" in device and processes > 1:
             problems.append(
                 f"device={device!r} is one GPU, but numProcesses={processes} need one each: set device='cuda'"

@@ -20,6 +20,7 @@ from sparkdiff.team import ALONE, Team
 from sparkdiff.training import states
 from sparkdiff.training.affine import Slopes, places
 from sparkdiff.training.augmentation import Augmenter, Draw, Target, View
+from sparkdiff.training.local_steps import LocalSteps
 from sparkdiff.training.monotone import Monotone
 from sparkdiff.training.optimizers import EpochSteps, FirstOrder
 from sparkdiff.training.recipes import ONCE_AN_EPOCH, Recipe
@@ -71,6 +72,8 @@ class Candidates:
         if self.ema_weight is not None:
             self.vectors["average"] = self.average
         self.total, self.total_weight = torch.zeros_like(updates.matrix.losses), torch.zeros_like(updates.matrix.weight)
+        apart = options.localSteps > 1 and options.processes > 1
+        self.local = LocalSteps(options.localSteps, options.slowMomentum, self.u) if apart else None
 
     # A step ---------------------------------------------------------------------------------------------------------
 
@@ -210,6 +213,33 @@ class Candidates:
         if self.ema_weight is not None:
             vectors["average"].lerp_(u, self.ema_weight)
 
+    @torch.no_grad()
+    def step_apart(self, team: Team, scale: float, factor: float, *, last: bool) -> None:
+        """One step by the sums of this process's rows alone, of which there may be none; then the processes meet, if it is time.
+
+        Args:
+            last: whether this is the last step of the epoch, after which they meet in any case.
+        """
+        local, matrix = self.local, self.updates.matrix
+        assert local is not None
+        if (
+            not local.begun and team.rank
+        ):  # a checkpoint has the sums of all processes, which the first one goes on with
+            self.total.zero_()
+            self.total_weight.zero_()
+        local.begun = True
+        if bool(matrix.weight > 0):
+            self.step(scale, factor)
+        local.alone += 1
+        if local.alone < local.every and not last:
+            return
+        moments = [*self.optimizer.state().values()] if self.optimizer else []
+        local.meet(team, [*moments, *([self.average] if self.ema_weight is not None else [])], factor)
+        self.updates.load(self.u)
+        local.met()
+        team.sum_(self.total, self.total_weight)
+        local.begun = last  # else the first process goes on with the sums, and the others from 0
+
     def _penalise(self, monotone: Monotone, factor: float | Tensor) -> None:
         """Add the penalty's gradient, times a factor, to the sums; every process does the same."""
         slopes = self.updates.slopes()
@@ -257,6 +287,7 @@ class Candidates:
             "flat": None if self.lazy else self.updates.matrix.flat, "u": self.u, "average": self.average,
             "total": self.total, "totalWeight": self.total_weight,
             "optimizer": self.optimizer.state() if self.optimizer else None, **self.epoch_steps.state(),
+            **({"momentum": self.local.momentum} if self.local is not None else {}),
         }  # fmt: skip
 
     @torch.no_grad()
@@ -271,6 +302,8 @@ class Candidates:
         if self.optimizer:
             self.optimizer.load(state["optimizer"])
         self.epoch_steps.load(state)
+        if self.local is not None and "momentum" in state:
+            self.local.load(state["momentum"])
 
     def kept(self, rows: list[int]) -> "Candidates":
         """These candidates alone, as they are now."""
@@ -285,9 +318,11 @@ class Candidates:
 def can_be_lazy(
     modules: Iterable[StageModule], recipes: Iterable[Recipe], options: Options, monotone: Monotone | None
 ) -> bool:  # fmt: skip
-    """Whether no step needs all parameters: a clipped norm, bounds, a penalty and Newton's curvature do."""
+    """Whether no step needs all parameters: a clipped norm, bounds, a penalty, Newton's curvature and steps of
+    processes apart do."""
     return (
         options.gradientClip is None
+        and options.localSteps == 1
         and monotone is None
         and not any(m.has_bounds() or (isinstance(m, Trees) and m.settles()) for m in modules)
         and not any(r.optimizer == "newton" for r in recipes)

@@ -132,6 +132,12 @@ class Training(Results):
         self.reduce(1)
         return dataclasses.replace(data, stream=stream.on(place, resident=False))
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all processes have the same state, which one of them can save for all."""
+        local = self.candidates.local if self.candidates is not None else None
+        return local is None or not local.alone
+
     def turns(self) -> Iterator[Candidates]:
         """The active candidates for the steps of an epoch: all together, or part by part where memory is short."""
         assert self._form is not None
@@ -249,6 +255,10 @@ class Training(Results):
         else:
             sums.zero_()
             candidates.add(values, (label, weight), objective, draw, groups=groups, team=team)
+        if candidates.local is not None:
+            last = self.step + 1 == data.stream.steps("train", o.batchSize)
+            candidates.step_apart(team, objective.scale, self._factor(data), last=last)
+            return
         team.sum_(sums)
         if graphs is not None:
             graphs.step(self._factor(data))

@@ -123,6 +123,8 @@ def request_of(
     """
     o = options
     request: dict[str, Any] = {k: v for k, v in o.asdict().items() if k not in _OUTSIDE}
+    if o.localSteps > 1:
+        request["numProcesses"] = o.numProcesses
     if callable(o.loss) and o.runId is not None:
         request["loss"] = told(lambda: f"{callable_name(o.loss)} {identity(o.loss)[:16]}")  # type: ignore[arg-type]
     handed_in: dict[str, Any] = {} if recipes is None else {"recipes": [dataclasses.asdict(r) for r in recipes]}

@@ -33,6 +33,8 @@ def of(state: State, rows: Sequence[int], newton: Sequence[int]) -> dict[str, An
         out[name] = state[name][at] if state[name] is not None else None
     if state["optimizer"]:
         out["optimizer"] = {n: x[at] if x.shape == state["u"].shape else x for n, x in state["optimizer"].items()}
+    if "momentum" in state:
+        out["momentum"] = state["momentum"][at]
     out["whole"] = state["whole"][at] if len(state["whole"]) else state["whole"]
     out["bent"] = state["bent"][[j for j, k in enumerate(newton) if k in rows]]
     out["slow"] = {new: state["slow"][k] for new, k in enumerate(rows) if k in state["slow"]}

@@ -128,6 +128,20 @@ def test_auto_times_a_step_of_several_processes(fit: Fit, monkeypatch: pytest.Mo
     np.testing.assert_allclose(outcome(found)["weights"], one["weights"], rtol=0, atol=1e-12)
 
 
+@pytest.mark.nightly  # what the processes do alone: test_local_steps
+def test_processes_that_step_apart_gain_as_well_and_say_that_their_number_counts(fit: Fit) -> None:
+    options: dict[str, Any] = {"maxEpochs": 5, "batchSize": 64, "numProcesses": 2, "localSteps": 4}
+    first = fit(**options)
+    assert first.summary.decision == "tuned"
+    said = "with localSteps=4 another number of processes than 2 gives another result"
+    assert said in first.summary.warnings
+    assert outcome(fit(**options)) == outcome(first)
+    assert outcome(fit(**(options | {"localSteps": 1}))) != outcome(first)
+    alone = fit(**(options | {"numProcesses": 1}))
+    assert "localSteps=4 has no effect in one process" in alone.summary.warnings
+    assert first.summary.gain == pytest.approx(alone.summary.gain, rel=0.1)
+
+
 def test_processes_as_tasks_of_a_barrier_stage(fit: Fit) -> None:
     options = {"maxEpochs": 2, "batchSize": 64}
     tasks = outcome(fit(numProcesses=2, localMode="false", **options))

@@ -42,6 +42,7 @@ from sparkdiff.stages.trainable import LabelStats
 from sparkdiff.store import files
 from sparkdiff.store.lease import check_passed_on
 from sparkdiff.team import LostProcessError, Team, tells_of_another
+from sparkdiff.training import local_steps
 from sparkdiff.training.distributed import choice
 from sparkdiff.training.loop import Training, train
 from sparkdiff.training.monotone import Monotone
@@ -124,6 +125,8 @@ def _train_at(
     if a.less and not place.on_cpu:
         training.reduce(a.less)
     objective, metric = objectives(a.options, training.here.network, a.label)
+    if a.options.localSteps > 1 and team.world > 1:
+        local_steps.check(a.options, a.start.recipes, objective, place)
     data = Data(stream, a.columns, team, tick, rows=rows_at_once(a.network, stream))
     train(training, data, objective, metric, on_step)
 
@@ -187,7 +190,7 @@ class Checkpoints:
         self.check, self.awaited = check, awaited
 
     def __call__(self, training: Training) -> None:
-        if training.ended or time.monotonic() - self.last > self.every:
+        if training.ended or (training.is_whole and time.monotonic() - self.last > self.every):
             self.check()
             state = training.state()
             try:

@@ -1,0 +1,90 @@
+"""Steps that the processes of a training take apart: they meet after so many, and go on from their mean with a slow momentum.
+
+Synchronous steps are one sum over the processes each. Where a sum takes longer than a step, steps apart save most of them, at a
+price: the processes train on batches of their own rows, so the result depends on their number.
+
+Source: Wang, Tantia, Ballas and Rabbat, "SlowMo: Improving Communication-Efficient Distributed SGD with Slow Momentum", 2020,
+with a slow learning rate of 1. With a momentum of 0 it is local SGD (Stich, "Local SGD Converges Fast and Communicates Little",
+2019). The moments of Adam are averaged, too (there: the strategy "average").
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sparkdiff.device import Place
+from sparkdiff.errors import InputError
+from sparkdiff.objectives.losses import Objective
+from sparkdiff.options import Options
+from sparkdiff.team import Team
+from sparkdiff.training.recipes import ONCE_AN_EPOCH, Recipe
+
+SLOWEST = 1e-12
+"""The least factor of the schedule that a step is divided by."""
+
+
+class LocalSteps:
+    """When the processes meet, and where they go on.
+
+    Args:
+        every: steps that each takes alone.
+        decay: of the slow momentum.
+        u: (K, p) what the steps change, the same in all processes.
+
+    Attributes:
+        alone: steps since they met.
+        momentum: (K, p).
+    """
+
+    def __init__(self, every: int, decay: float, u: Tensor):
+        self.every, self.decay, self.u, self.alone = every, decay, u, 0
+        self.start, self.momentum = u.clone(), torch.zeros_like(u)
+        self.begun = False
+
+    def load(self, momentum: Tensor) -> None:
+        """Go on from a meeting: u is what it was then."""
+        self.momentum.copy_(momentum)
+        self.start.copy_(self.u)
+
+    @torch.no_grad()
+    def meet(self, team: Team, others: Sequence[Tensor], factor: float) -> None:
+        """Replace u, in place, by where all processes go on: from their mean, and on along the slow momentum.
+
+        Args:
+            others: tensors that are replaced by their means.
+            factor: the schedule's, of the learning rate.
+        """
+        team.sum_(self.u, *others)
+        for tensor in (self.u, *others):
+            tensor /= team.world
+        factor = max(factor, SLOWEST)
+        self.momentum.mul_(self.decay).add_(self.start - self.u, alpha=1 / factor)
+        torch.sub(self.start, self.momentum, alpha=factor, out=self.u)
+
+    def met(self) -> None:
+        """Take note of u, once it is within its bounds."""
+        self.start.copy_(self.u)
+        self.alone = 0
+
+
+def check(options: Options, recipes: Sequence[Recipe], objective: Objective, place: Place) -> None:
+    """
+    Raises:
+        InputError: these candidates need all rows of a batch in each step.
+    """
+    told = f"localSteps={options.localSteps}"
+    once = next((r.optimizer for r in recipes if r.optimizer in ONCE_AN_EPOCH), None)
+    if once is not None:
+        raise InputError(
+            f"{told}, but a candidate steps by {once}, once an epoch along the gradient of all rows: set localSteps=1, or "
+            "recipe='default' with optimizer='adam'"
+        )
+    if objective.batch is not None:
+        raise InputError(
+            f"{told}, but {objective.name} is a function of all rows of a batch, which no process has: set localSteps=1"
+        )
+    if not place.on_cpu:
+        raise InputError(
+            f"{told} is for trainings on the CPU, but {place.name} trains: set device='cpu' or localSteps=1"
+        )
