@@ -27,7 +27,7 @@ class Clock:
 
     limit: float = math.inf
     noted: float = 0.0
-    begun: float = dataclasses.field(default_factory=time.monotonic)
+    begun: float = dataclasses.field(default_factory=lambda: time.monotonic())  # benchmarks replace this module's clock
 
     @staticmethod
     def of(maxSeconds: float | None) -> "Clock":
