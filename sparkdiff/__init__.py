@@ -6,6 +6,7 @@ import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sparkdiff.costs import Cost
     from sparkdiff.errors import InputError, ParityError, SparkdiffError
     from sparkdiff.estimator import FineTuner, FineTunerModel
     from sparkdiff.grower import Grower, GrowerModel
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 _HOME = {
     name: home
     for home, names in {
+        "costs": ["Cost"],
         "errors": ["InputError", "ParityError", "SparkdiffError"],
         "estimator": ["FineTuner", "FineTunerModel"],
         "grower": ["Grower", "GrowerModel"],
@@ -61,6 +63,7 @@ _HOME = {
 __version__ = "0.1.0"
 __all__ = [  # noqa: RUF022 - by what a reader meets first
     "plan", "translate", "write_back", "verify", "FineTuner", "FineTunerModel", "FineTuningSummary", "Events", "RunRecord",
+    "Cost",
     "Grower", "GrowerModel", "GrowthSummary", "Improver", "ImproverModel", "ImprovementSummary",
     "CrossValidator", "TrainValidationSplit", "Search", "SearchModel", "SearchSummary", "alternatives", "choice", "integer",
     "loguniform", "uniform", "plain", "compact", "compact_plan", "CompactPlan", "from_sklearn", "from_lightgbm", "from_xgboost",

@@ -11,6 +11,7 @@ import typer
 
 import sparkdiff
 from sparkdiff.errors import InputError, SparkdiffError
+from sparkdiff.machine.secrets import HIDDEN
 
 if TYPE_CHECKING:
     from pyspark.sql.types import StructType
@@ -61,16 +62,30 @@ Output = Annotated[Text, typer.Option(help="Folder to write (output.path).")]
 
 @app.command()
 def plan(
-    model: Model, freeze: Names = None, reference: Names = None, target: Names = None, unfreeze: Names = None,
+    model: Model,
+    overrides: Annotated[
+        Optional[list[str]],  # noqa: UP045 - typer reads it at run time
+        typer.Argument(help="With --cost: fineTuner.option=value, such as fineTuner.maxEpochs=50."),
+    ] = None,
+    freeze: Names = None, reference: Names = None, target: Names = None, unfreeze: Names = None,
     schema: Annotated[
         Text, typer.Option(help="Schema of the data, as DDL (`a double, b string`) or as JSON of a StructType.")
     ] = None,
     as_json: AsJson = False,
     strict: Annotated[bool, typer.Option(help="Exit with code 3 if a stage stays in Spark.")] = False,
     draw: Annotated[Text, typer.Option(help="File to write a picture of the plan to, as SVG.")] = None,
+    cost: Annotated[
+        bool, typer.Option("--cost", help="Also tell Spark jobs, cache size and time of a fine-tuning of --data. Writes nothing.")
+    ] = False,
+    data: Data = None, format: Format = "", options: ReaderOptions = "{}", label: Label = None, group: Group = None,
+    time: Time = None,
 ) -> None:  # fmt: skip
-    """Show which stages would train, and why the others would not. Runs no Spark job."""
-    [(_, fitted)], _ = _loaded([model], "sparkdiff.pipeline.plan")
+    """Show which stages would train, and why the others would not. Runs no Spark job, unless --cost asks for it."""
+    _check_cost(cost, data, {"--label": label, "--group": group, "--time": time, "fineTuner": overrides})
+    given = None if data is None else (data, *_read_as(data, format, options))
+    [(_, fitted)], rows = _loaded(
+        [model], "sparkdiff.costs" if cost else "sparkdiff.pipeline.plan", "plan", *given or ()
+    )
     from sparkdiff.pipeline.plan import plan as plan_of
 
     known = None if schema is None else _schema(schema)
@@ -78,9 +93,41 @@ def plan(
     found = plan_of(fitted, schema=known, **{option: names or () for option, names in wishes.items()})
     if draw is not None:
         found.draw().save(draw)
-    print(found.toJSON() if as_json else found)
+    if cost:
+        told = _cost(fitted, rows, wishes, {"labelCol": label, "groupCol": group, "timeCol": time}, overrides or ())
+        plan_ = json.loads(found.toJSON())
+        print(json.dumps({**plan_, "cost": json.loads(told.toJSON())}, indent=2) if as_json else f"{found}\n\n{told}")
+    else:
+        print(found.toJSON() if as_json else found)
     if strict and any(s.role == "referenced" for s in found.stages):
         raise typer.Exit(NOT_STRICT)
+
+
+def _check_cost(cost: bool, data: str | None, given: Mapping[str, Any]) -> None:
+    if cost and data is None:
+        raise InputError("--cost needs the rows that would train: --data rows.parquet")
+    if not cost and (data is not None or any(given.values())):
+        name = next((name for name, value in given.items() if value), "--data")
+        raise InputError(f"{name} is for the cost of a fine-tuning: add --cost")
+
+
+def _read_as(path: str, format: str, options: str) -> tuple[str, str]:
+    """The format and the reader's options of rows; those that the name of the file tells, if none are given."""
+    from sparkdiff.job import loading
+
+    form = format or loading.format_of(path)
+    return form, json.dumps(loading.CSV) if form == "csv" and options == "{}" else options
+
+
+def _cost(
+    model: Any, rows: Any, wishes: Mapping[str, Any], columns: Mapping[str, str | None], overrides: Sequence[str]
+) -> Any:
+    """The cost of a fine-tuning with these options."""
+    from sparkdiff.estimator import FineTuner
+    from sparkdiff.job.config import options_of
+
+    named = {name: value for name, value in {**wishes, **columns}.items() if value}
+    return FineTuner(model, **named, **options_of(overrides)).cost(rows)
 
 
 @app.command()
@@ -181,9 +228,15 @@ def _run_job(
     try:
         found = job.run(settings)
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on with what is cached and from the last checkpoint", file=sys.stderr)
+        print(f"interrupted. {_way_on(job.command_of(settings))}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
     print(f"\n{found}\nsaved {settings.output / 'model'} (plain Spark ML)")
+
+
+def _way_on(command: str) -> str:
+    """How an interrupted job goes on."""
+    on = "goes on with what is cached and from the last checkpoint"
+    return f"The same command {on}." if HIDDEN in command else f"In the same folder, this {on}:\n  {command}"
 
 
 @app.command()

@@ -14,6 +14,7 @@ from pyspark.ml.util import DefaultParamsReader, MLReadable, MLReader, MLWritabl
 from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
+from sparkdiff.costs import Cost, cost_of
 from sparkdiff.cross_fitting import cross_fit
 from sparkdiff.data.splits import REFERENCE, Source, find_boundaries, fit_on_training_rows, rule
 from sparkdiff.errors import InputError, check_dataframe, check_type, kind_of
@@ -238,6 +239,23 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
                 model = shared.once(("plain", given), lambda: plain(given))
             task = prepare(model, options, dataset)
             return self._found(fine_tune(task, sources, phases, shared=shared, boundaries=boundaries), options)
+
+    def cost(self, dataset: DataFrame) -> Cost:
+        """What `fit` of these rows would cost: Spark jobs, bytes of the cache, expected seconds. Writes nothing.
+
+        It counts the rows, runs Spark on up to 40,000 of them and trains on the first 2,000 for two epochs.
+
+        Raises:
+            InputError: the pipeline is not fitted, or it, the rows or an option do not fit.
+        """
+        own = type(self).__name__
+        if not self.isSet("pipeline"):
+            raise InputError(f"{own} has no pipeline: pass one, {own}(pipeline=model)")
+        check_dataframe("the dataset of cost()", dataset)
+        if isinstance(given := self.getPipeline(), Estimator):
+            raise InputError(f"{given.uid} isn't fitted, and its columns are not known before: pass a fitted pipeline")
+        with ONE_AT_A_TIME:
+            return cost_of(prepare(plain(given), self.options(), dataset), dataset)
 
     def _found(self, outcome: Outcome, options: Options) -> "FineTunerModel":
         found = self.MODEL(outcome.model, outcome.original, outcome.summary)

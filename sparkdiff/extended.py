@@ -9,6 +9,7 @@ from pyspark.ml import Estimator, Pipeline
 from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
+from sparkdiff.costs import Cost
 from sparkdiff.data.splits import REFERENCE, Boundaries, Source, find_boundaries, fit_on_training_rows
 from sparkdiff.errors import InputError, check_dataframe
 from sparkdiff.estimator import ONE_AT_A_TIME, FineTuner, FineTunerModel, listed
@@ -92,6 +93,18 @@ class ExtendedTuner(FineTuner):
                 f"{given.uid} isn't fitted, and its columns are not known before: explain a fitted pipeline"
             )
         return self._described(plain(given), self.options(), dataset)
+
+    def cost(self, dataset: DataFrame) -> Cost:
+        """Not known: what is tried depends on what is found.
+
+        Raises:
+            InputError: always.
+        """
+        own = type(self).__name__
+        raise InputError(
+            f"the cost of {own} is not known before: what it tries depends on what it finds. explain(df) tells what it may try, "
+            "and FineTuner's cost(df) what one training takes"
+        )
 
     def saved_params(self) -> dict[str, Any]:
         own = {name: listed(self.getOrDefault(name)) for name in _names(self.SETTINGS) if self.isSet(name)}

@@ -310,7 +310,7 @@ def begun(
     task, shared, key = dataclasses.replace(task, options=o), shared or Shared(), (*_key(task, sources), keyed)
     with phases.phase("cache") as say:
         request = Request(task.cut, list(sources), o, task.labelCol, task.weightCol, boundaries, allTrain, keyed)
-        cache = shared.cache(key, request, lambda folder: say.watched(lambda: f"{_size(folder)} so far"))
+        cache = shared.cache(key, request, lambda folder: say.watched(caches.Growing(folder).told))
         counts = ", ".join(f"{cache.rows(s):,} {s}" for s in cache.splits if not (allTrain and s == VALIDATION))
         say(
             f"{'reused' if cache.hit else 'written'}: {counts} rows, {len(task.plan.cacheCols)} columns, {_size(cache.folder)}"

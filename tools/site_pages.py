@@ -26,7 +26,7 @@ MADE = ("demo.md", "api.md", "options.md", "commands.md")
 FENCE = re.compile(r"(^```.*?^```$)", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])*)\]\((?![a-z]+:)([^)\s]+)\)")
 GROUPS = {
-    "Fine-tuning": ["FineTuner", "FineTunerModel", "FineTuningSummary", "RunRecord", "Events"],
+    "Fine-tuning": ["FineTuner", "FineTunerModel", "FineTuningSummary", "RunRecord", "Events", "Cost"],
     "Pipelines and torch": ["plan", "Plan", "translate", "Network", "write_back", "verify", "Parity", "plain"],
     "Search": [
         "CrossValidator", "TrainValidationSplit", "Search", "SearchModel", "SearchSummary", "alternatives", "choice", "integer",
@@ -41,7 +41,7 @@ GROUPS = {
 }  # fmt: skip
 """The public names, as the page of the API shows them."""
 MEMBERS = {
-    "Events", "FineTuningSummary", "RunRecord", "Plan", "Parity", "SearchSummary", "GrowthSummary", "ImprovementSummary",
+    "Cost", "Events", "FineTuningSummary", "RunRecord", "Plan", "Parity", "SearchSummary", "GrowthSummary", "ImprovementSummary",
     "CompactPlan", "StageModule",
 }  # fmt: skip
 """Classes whose members a user reads or overrides; the other ones have what pyspark's classes of their kind have."""

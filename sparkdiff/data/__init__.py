@@ -2,7 +2,7 @@
 
 `splits` says which rows are for what (Source, Boundaries), `fingerprint` which cache they need (Request), `cache` opens it
 (open_cache, Cache), and `stream` (Stream, Batch) reads its files without Spark. `blocks` says into how many blocks rows are
-dealt, `folds` which rows judge which training of a cross-fitting.
+dealt, `folds` which rows judge which training of a cross-fitting, `rehearsal` what a cache would cost.
 """
 
-__all__ = ["blocks", "cache", "fingerprint", "folds", "splits", "stream"]
+__all__ = ["blocks", "cache", "fingerprint", "folds", "rehearsal", "splits", "stream"]

@@ -14,6 +14,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyspark.sql import DataFrame
+
 from sparkdiff import jvm
 from sparkdiff.data import splits
 from sparkdiff.data.fingerprint import SHARDS, Request, fingerprint, row_hashes
@@ -28,7 +32,7 @@ from sparkdiff.options import Options
 from sparkdiff.pipeline.cut import Cut
 from sparkdiff.pipeline.graph import Version, null_of
 from sparkdiff.pipeline.schema import check_columns as check_stage_columns
-from sparkdiff.store.files import moved, room
+from sparkdiff.store.files import folder_size, moved, room
 
 ROOM = (
     "free some space, or set cacheDir (and conf spark.local.dir, Spark's folder for sorting) to a disk with more space"
@@ -108,6 +112,25 @@ Watch = Callable[[Path], contextlib.AbstractContextManager[object]]
 """Watches a folder while files are written into it."""
 
 
+class Growing:
+    """How much of a cache is written while Spark writes it."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.known: dict[str, int] = {}  # rows of the files that are complete, by name
+
+    def told(self) -> str:
+        """Rows and bytes so far; empty if files in it are renamed meanwhile."""
+        with contextlib.suppress(OSError):
+            size = folder_size(self.folder)
+            for path in self.folder.rglob("part-*.parquet"):
+                if path.name not in self.known:
+                    with contextlib.suppress(pa.ArrowException, OSError):  # it has no footer yet
+                        self.known[path.name] = pq.read_metadata(path).num_rows
+            return f"{sum(self.known.values()):,} rows, {size / 1e6:,.1f} MB so far"
+        return ""
+
+
 def open_cache(request: Request, watch: Watch = contextlib.nullcontext) -> Cache:
     """The cache of a request: the one on disk if its fingerprint exists and its files are complete, else a new one.
 
@@ -118,7 +141,7 @@ def open_cache(request: Request, watch: Watch = contextlib.nullcontext) -> Cache
         InputError: a column is missing, a label, weight, time or group is null or NaN, or Spark failed on the rows.
         FullDiskError: the disk has no space for it; no partial cache stays.
     """
-    _check(request)
+    check_request(request)
     if request.boundaries is None:
         request = dataclasses.replace(request, boundaries=splits.find_boundaries(request.sources, request.options))
     where = root(request.options)
@@ -165,7 +188,7 @@ def _digest(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _check(request: Request) -> None:
+def check_request(request: Request) -> None:
     cut, graph = request.cut, request.cut.graph
     for source in request.sources:
         splits.check_columns(source.df, request.options)
@@ -187,7 +210,7 @@ def _check(request: Request) -> None:
 
 
 @contextlib.contextmanager
-def _blamed(what: str) -> Iterator[None]:
+def blamed(what: str) -> Iterator[None]:
     """Within this context, an error of Spark becomes an InputError that names the operation."""
     try:
         yield
@@ -195,11 +218,15 @@ def _blamed(what: str) -> Iterator[None]:
         raise InputError(f"Spark failed while it {what}: {jvm.cause(e)}") from e
 
 
-def _build(request: Request, key: str, folder: Path, columns: list[dict[str, Any]]) -> None:
-    """Write a cache into an empty folder. `columns` receives the description of its columns as soon as it is known."""
+def frames_of(request: Request) -> tuple[list[DataFrame], dict[str, tuple[Any, ...]]]:
+    """The rows of each source, divided into splits and slices, after the stages in Spark; and the values of the slices.
+
+    Raises:
+        InputError: Spark failed on the rows.
+    """
     o = request.options
     by = [f"{n}={v!r}" for n in ("validationIndicatorCol", "groupCol", "timeCol", "guardCols") if (v := getattr(o, n))]
-    with _blamed(f"split the rows ({', '.join(by) or 'by a hash of all columns'})"):
+    with blamed(f"split the rows ({', '.join(by) or 'by a hash of all columns'})"):
         dealt, values = splits.with_slices(splits.with_splits(request.sources, o, request.boundaries), o)
         if request.keyed:
             # Not the hash that splits, which skips nulls: rows that differ in where a null is would be the same row.
@@ -207,9 +234,19 @@ def _build(request: Request, key: str, folder: Path, columns: list[dict[str, Any
             dealt = [df.withColumn(splits.ROW, key) for df, key in zip(dealt, keys, strict=True)]
         for df in dealt:
             df.schema  # noqa: B018  # Spark Connect analyses nothing before
-    ran = ", ".join(["reading the data", *(v.uid for v in request.cut.stages)])
-    with _blamed(f"ran the stages before training ({ran})"):
-        frames = [request.cut.transform(df) for df in dealt]
+    with blamed(ran_by(request)):
+        return [request.cut.transform(df) for df in dealt], values
+
+
+def ran_by(request: Request) -> str:
+    """What Spark does with the rows, for an error message."""
+    return f"ran the stages before training ({', '.join(['reading the data', *(v.uid for v in request.cut.stages)])})"
+
+
+def _build(request: Request, key: str, folder: Path, columns: list[dict[str, Any]]) -> None:
+    """Write a cache into an empty folder. `columns` receives the description of its columns as soon as it is known."""
+    frames, values = frames_of(request)
+    with blamed(ran_by(request)):
         columns += columns_of(request, frames[0], values)
         write_files(request, frames, columns, folder)
     shards = {s: shards_in(folder, s, SHARDS) for s in SPLITS}

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def label_stats(
 ) -> dict[str, Any]:
     """Label statistics of one split; raises InputError for rows that cannot be used."""
     o = request.options
-    null_group, no_time = f"groupCol={o.groupCol!r} holds null", f"timeCol={o.timeCol!r} holds {NO_TIME}"
+    no_time = f"timeCol={o.timeCol!r} holds {NO_TIME}"
     if (nowhere := folder / "split=__HIVE_DEFAULT_PARTITION__").exists():
         rows = sum(pq.read_metadata(path).num_rows for path in nowhere.rglob("*.parquet"))
         null_indicator = f"validationIndicatorCol={o.validationIndicatorCol!r} holds null"
@@ -56,13 +57,24 @@ def label_stats(
             f"{null_indicator if o.validationIndicatorCol else no_time} in {rows} rows, which therefore belong to "
             "neither side; fill the column or drop these rows"
         )
+    return stats_of(tables(folder, shards, ["label", "weight", "block", *_beside(request)]), request, negligible)
+
+
+def _beside(request: Request) -> dict[str, str]:
+    """The cached columns that only the loss reads, and their names."""
+    return {f"c{i}": c.name for i, c in enumerate(request.cut.columns) if c.loss}
+
+
+def stats_of(rows: Iterable[pa.Table], request: Request, negligible: float = 0.0) -> dict[str, Any]:
+    """The statistics of rows that are at hand; raises InputError for rows that cannot be used."""
+    o, beside = request.options, _beside(request)
+    null_group, no_time = f"groupCol={o.groupCol!r} holds null", f"timeCol={o.timeCol!r} holds {NO_TIME}"
     n = mean = m2 = 0.0
     low, high = float("inf"), float("-inf")
     counts: Counter[float] = Counter()
     fractional = None
-    beside = {f"c{i}": c.name for i, c in enumerate(request.cut.columns) if c.loss}
     ranges: dict[str, list[float]] = {}
-    for table in tables(folder, shards, ["label", "weight", "block", *beside]):
+    for table in rows:
         label, weight = table["label"], table["weight"]
         _refuse(label, "labelCol", request.labelCol, "label", lambda c: pc.is_finite(c), "a finite number")
         if table["block"].null_count:

@@ -126,6 +126,24 @@ def _physical(column: dict[str, Any], field_type: DataType, c: Column) -> list[C
 
 
 def write_files(request: Request, frames: list[DataFrame], columns: list[dict[str, Any]], folder: Path) -> None:
+    nulls = [c["name"] for c in columns if c.get("dtype") == "bool"]
+    width = sum(c["width"] if c["kind"] == "dense" else 1 for c in columns if c["name"] not in nulls)
+    piece = max(1024, min(65536, PIECE_BYTES // (8 * width)))
+    # Without dictionaries the stream reads the values as they lie (data/stream/pages.py). Words and their counts, of which
+    # there are few, are smaller with them.
+    dictionaries = {f"parquet.enable.dictionary#{name}.list.element": "true" for name in sparse_fields(columns)}
+    stored(request, frames, columns).write.mode("append").options(
+        maxRecordsPerFile=piece, **{"parquet.enable.dictionary": "false", **dictionaries}
+    ).partitionBy("split", "shard").parquet(f"file://{folder}")
+
+
+def sparse_fields(columns: list[dict[str, Any]]) -> list[str]:
+    """The columns of the files that hold sparse vectors."""
+    return [f"{c['name']}_{part}" for c in columns if c["kind"] == "sparse" for part in "iv"]
+
+
+def stored(request: Request, frames: list[DataFrame], columns: list[dict[str, Any]]) -> DataFrame:
+    """The rows as the files hold them, dealt into virtual shards and in their order, with the columns `split` and `shard`."""
     slices = [f"slice{i}" for i in range(len(request.options.guardCols))]
     nulls = [c["name"] for c in columns if c.get("dtype") == "bool"]
     union = functools.reduce(DataFrame.unionByName, (_as_stored(request, df, columns) for df in frames))
@@ -138,18 +156,7 @@ def write_files(request: Request, frames: list[DataFrame], columns: list[dict[st
     keyed = hashed.withColumn("key", F.xxhash64("hash", occurrence)).withColumn(
         "shard", F.pmod(F.col("key"), F.lit(SHARDS))
     )
-    dealt = (
-        keyed.repartition(SHARDS, "split", "shard").sortWithinPartitions("split", "shard", "key").drop("hash", "key")
-    )
-    width = sum(c["width"] if c["kind"] == "dense" else 1 for c in columns if c["name"] not in nulls)
-    piece = max(1024, min(65536, PIECE_BYTES // (8 * width)))
-    # Without dictionaries the stream reads the values as they lie (data/stream/pages.py). Words and their counts, of which
-    # there are few, are smaller with them.
-    sparse = [f"{c['name']}_{part}" for c in columns if c["kind"] == "sparse" for part in "iv"]
-    dictionaries = {f"parquet.enable.dictionary#{name}.list.element": "true" for name in sparse}
-    dealt.write.mode("append").options(
-        maxRecordsPerFile=piece, **{"parquet.enable.dictionary": "false", **dictionaries}
-    ).partitionBy("split", "shard").parquet(f"file://{folder}")
+    return keyed.repartition(SHARDS, "split", "shard").sortWithinPartitions("split", "shard", "key").drop("hash", "key")
 
 
 def _as_stored(request: Request, df: DataFrame, columns: list[dict[str, Any]]) -> DataFrame:

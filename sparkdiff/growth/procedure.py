@@ -16,8 +16,8 @@ from sparkdiff.growth.ground import Ground, ground
 from sparkdiff.growth.inputs import specification_of, table_of
 from sparkdiff.growth.parts import trees
 from sparkdiff.growth.plan import described
-from sparkdiff.growth.reporting import Told, with_parts, without_parts
-from sparkdiff.growth.rounds import Grown, Limits, Member, Tried
+from sparkdiff.growth.reporting import Forecast, Told, with_parts, without_parts
+from sparkdiff.growth.rounds import Grown, Limits, Member
 from sparkdiff.growth.running import Memory
 from sparkdiff.growth.serving import Serving, check_cost
 from sparkdiff.growth.settings import GrowthSettings
@@ -101,20 +101,17 @@ def grow_rounds(
     beside = {"growth": settings.asdict(), "guard": o.guard, "fleetSize": o.fleetSize}
     with run.phases.phase("grow") as say:
         table, specification = table_of(run, start.known), specification_of(run)
-        criterion = specification.criterion()
+        criterion, forecast = specification.criterion(), Forecast(settings.rounds)
         with (
             run_folder(run, o.runId and name_beside(o.runId, "-rounds"), replace=replace, beside=beside) as folder,
-            running.runner(folder, specification, say.now, clock=clock, memory=memory) as train,
-        ):
-            grown = rounds.grow(table, criterion, limits, train, lambda tried: say.now(_told(tried)))
+            running.runner(
+                folder, specification, say.now, clock=clock, memory=memory,
+                on_item=lambda *item: say.now(forecast.item(*item)),
+            ) as train,
+        ):  # fmt: skip
+            grown = rounds.grow(table, criterion, limits, train, lambda tried: say.now(forecast.joined(tried)))
         with one_thread():
             grown, gone = without_needless(grown, table, criterion, limits, o, settings.maxLoss)
         names = ", ".join(m.part.name for m in grown.members)
         say(f"{names}; {grown.stopped}" if names else grown.stopped)
         return grown, gone, folder
-
-
-def _told(tried: Sequence[Tried]) -> str:
-    """A round in one line."""
-    joined = next((t for t in tried if not t.why), None)
-    return f"round {tried[0].round}: {f'{joined.name} joins, {joined.gain:+.1%}' if joined else 'nothing gains'}"

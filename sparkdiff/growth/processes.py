@@ -174,8 +174,12 @@ class Chief:
 
     def run(
         self, number: int, items: Sequence[Item], missing: set[int], table: Table, original: Tensor, kept: Kept, clock: Clock,
+        ended: Callable[[int], None],
     ) -> Mapping[int, float]:  # fmt: skip
         """Have the items at these positions trained while there is time, and their results kept.
+
+        Args:
+            ended: told how many have been trained, whenever one is.
 
         Returns:
             Per position of those that were trained, the seconds of CPU.
@@ -191,11 +195,14 @@ class Chief:
         handing = Handing.of(number, items, missing)
         for member in self.members:
             member.busy = 0.0
+        told = 0
         while handing.left:
             for member in self.members:
                 for line in member.lines.new():
                     self._hear(handing, member, line)
                 self._order(handing, member)
+            if len(handing.seconds) > told:
+                ended(told := len(handing.seconds))
             self._check(handing)
             clock.tick(kept.path)
             if clock.over:

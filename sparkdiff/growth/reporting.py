@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sparkdiff.data.splits import VALIDATION
@@ -20,11 +21,35 @@ from sparkdiff.finetune import (
     warnings_of,
 )
 from sparkdiff.growth.finishing import Finished
-from sparkdiff.growth.rounds import Grown, Member
+from sparkdiff.growth.rounds import Grown, Member, Tried
 from sparkdiff.growth.serving import Serving
 from sparkdiff.growth.settings import GrowthSettings
 from sparkdiff.growth.summary import GrowthSummary
 from sparkdiff.pipeline.parity import Parity
+from sparkdiff.report import Pace, advance
+
+
+class Forecast:
+    """Lines about the rounds: how far they are, what they have gained, and how long the one that runs may still take."""
+
+    def __init__(self, rounds: int, clock: Callable[[], float] = time.monotonic):
+        self.rounds, self.clock, self.gain, self.number, self.pace = rounds, clock, 0.0, 0, Pace(clock)
+
+    def item(self, number: int, done: int, most: int) -> str:
+        """So many of the parts that a round tries are trained."""
+        if number != self.number:
+            self.number, self.pace = number, Pace(self.clock)
+        gained = f"{self.gain:+.1%}" if self.gain else ""
+        return advance(
+            "round", number, self.rounds, gained, f"{done} of {most} parts trained", seconds=self.pace.left(done, most)
+        )
+
+    def joined(self, tried: Sequence[Tried]) -> str:
+        """What a round has come to."""
+        best = next((t for t in tried if not t.why), None)
+        self.gain += best.gain if best else 0.0
+        what = f"{best.name} joins, {self.gain:+.1%}" if best else "nothing gains"
+        return advance("round", tried[0].round, self.rounds, what)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -66,6 +66,7 @@ class Times:
 def runner(
     folder: RunFolder, specification: Specification, say: Callable[[str], None] = lambda text: None,
     on_times: Callable[[Times], None] = lambda times: None, clock: Clock | None = None, memory: Memory | None = None,
+    on_item: Callable[[int, int, int], None] = lambda number, done, most: None,
 ) -> Iterator[Run]:  # fmt: skip
     """Runs rounds, in `numProcesses` of the specification's options. Processes are started at once, and end with the context.
 
@@ -77,6 +78,7 @@ def runner(
         on_times: told how long each round took.
         clock: when it is over no further item begins; without it, all are trained.
         memory: of earlier growths.
+        on_item: told a round's number, how many of its items have ended, and how many there are.
 
     Raises:
         ItemError: an item failed, or was lost too often; names it.
@@ -97,11 +99,17 @@ def runner(
             late = watch.resume(kept.path)
             missing, begun = {*range(len(items))} - kept.ended() - late, time.monotonic()
             seconds: Mapping[int, float]
+            known = len(items) - len(missing)
+
+            def ended(now: int) -> None:
+                on_item(number, known + now, len(items))
+
+            ended(0)
             if chief is None:
-                seconds = _alone(folder, kept, items, missing, table, criterion, original, watch)
+                seconds = _alone(folder, kept, items, missing, table, criterion, original, watch, ended)
                 busy = [time.monotonic() - begun]
             else:
-                seconds = chief.run(number, items, missing, table, original, kept, watch) if missing else {}
+                seconds = chief.run(number, items, missing, table, original, kept, watch, ended) if missing else {}
                 busy = [member.busy for member in chief.members]
             if missing:
                 late = frozenset(late | (missing - seconds.keys()))
@@ -121,7 +129,7 @@ def runner(
 
 def _alone(
     folder: RunFolder, kept: Kept, items: Sequence[Item], missing: set[int], table: Table, criterion: Criterion,
-    original: Tensor, clock: Clock,
+    original: Tensor, clock: Clock, ended: Callable[[int], None],
 ) -> dict[int, float]:  # fmt: skip
     """Train items in this process, one after another while there is time; returns per position the seconds of CPU."""
 
@@ -134,4 +142,5 @@ def _alone(
         if clock.over:
             break
         seconds[p] = train(kept, p, items[p], table, criterion, original, checkpoints.EVERY, tick).seconds
+        ended(len(seconds))
     return seconds

@@ -4,7 +4,7 @@
 rest.
 """
 
-from sparkdiff.job.config import COMMANDS, Config, load_config
+from sparkdiff.job.config import COMMANDS, Config, command_of, load_config
 from sparkdiff.job.starting import run
 
-__all__ = ["COMMANDS", "Config", "load_config", "run"]
+__all__ = ["COMMANDS", "Config", "command_of", "load_config", "run"]

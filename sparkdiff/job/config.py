@@ -277,6 +277,21 @@ def _parsed(override: str) -> tuple[Place, Any]:
     return place, _value(text, place)
 
 
+def options_of(overrides: Sequence[str]) -> dict[str, Any]:
+    """The options of overrides `fineTuner.option=value`.
+
+    Raises:
+        InputError: one is of another section.
+    """
+    tree: dict[str, Any] = {}
+    for override in overrides:
+        place, value = _parsed(override)
+        if place[0] != "fineTuner" or len(place) < 2:
+            raise InputError(f"{override!r} must be fineTuner.option=value, such as fineTuner.maxEpochs=50")
+        _put(tree, place, value, f"override {override!r}")
+    return dict(tree.get("fineTuner", {}))
+
+
 def _put(tree: dict[str, Any], place: Place, value: Any, given: str) -> None:
     """Put a value into the tree; `given` names it in errors."""
     for i, part in enumerate(place[:-1]):

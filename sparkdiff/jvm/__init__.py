@@ -1,6 +1,7 @@
 """The only place that knows py4j: the session, and fitted stages rebuilt with a JVM handle or by their saved files."""
 
 from sparkdiff.jvm.archive import archive_option, write_archive
+from sparkdiff.jvm.counting import counted
 from sparkdiff.jvm.files import read_rows, saved, table_of, write_rows
 from sparkdiff.jvm.rebuilding import (
     default_output,
@@ -61,6 +62,7 @@ __all__ = [
     "check_alive",
     "check_java",
     "check_writable",
+    "counted",
     "default_output",
     "defaults",
     "defined_params",

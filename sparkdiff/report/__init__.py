@@ -2,12 +2,13 @@
 
 from sparkdiff.report.difference_table import difference_headline, difference_sections
 from sparkdiff.report.drawing import Drawing, drawn
-from sparkdiff.report.progress import Events, Phases, Progress, shown
+from sparkdiff.report.progress import Events, Pace, Phases, Progress, advance, change, duration, shown
 from sparkdiff.report.record import FineTuningSummary, RunRecord
 from sparkdiff.report.sections import Section, Shown, Strong, Table, aligned, as_html
 from sparkdiff.report.table import before_after, p_value
 
 __all__ = [
-    "Drawing", "Events", "FineTuningSummary", "Phases", "Progress", "RunRecord", "Section", "Shown", "Strong", "Table", "aligned",
-    "as_html", "before_after", "difference_headline", "difference_sections", "drawn", "p_value", "shown",
+    "Drawing", "Events", "FineTuningSummary", "Pace", "Phases", "Progress", "RunRecord", "Section", "Shown", "Strong", "Table",
+    "advance", "aligned", "as_html", "before_after", "change", "difference_headline", "difference_sections", "drawn", "duration",
+    "p_value", "shown",
 ]  # fmt: skip

@@ -19,6 +19,48 @@ def shown(verbosity: int | None) -> bool:
     return someone_watches() if verbosity is None else verbosity > 0
 
 
+def advance(
+    what: str, number: int, most: int, *figures: str, seconds: float | None = None, about: str = "about"
+) -> str:
+    """How far something is, in the words of all phases: `epoch 18 of at most 120: poisson 38.7 -> 12.4 (-67.9%), about 40 s`.
+
+    Args:
+        what: is counted; `number` of `most` are under way.
+        figures: how good it is, and what else there is to say; empty ones are left out.
+        seconds: that it may still take; None if unknown.
+    """
+    left = [] if seconds is None else [f"{about} {duration(seconds)}"]
+    return f"{what} {number} of at most {most}: {', '.join([*filter(None, figures), *left])}".rstrip(": ")
+
+
+def change(metric: str, before: float, now: float) -> str:
+    """A metric before and now, and by how much it differs."""
+    return f"{metric} {before:.5g} -> {now:.5g} ({(now - before) / max(abs(before), 1e-12):+.1%})"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+class Pace:
+    """How long something may still take, at the pace since it was first looked at."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self.clock, self.first = clock, (0, 0.0)
+        self.begun = False
+
+    def left(self, done: int, most: int) -> float | None:
+        """Seconds until `most` are done; None at the first look, before anything is done since, and at the end."""
+        now = self.clock()
+        if not self.begun:
+            self.first, self.begun = (done, now), True
+        before, since = self.first
+        return (now - since) / (done - before) * (most - done) if before < done < most else None
+
+
 class Events:
     """The events of a run. A listener overrides the methods that it needs; an exception that it raises ends the run.
 

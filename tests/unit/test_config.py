@@ -14,7 +14,7 @@ from hypothesis import example, given, settings, strategies as st
 from sparkdiff import job as run, jvm
 from sparkdiff.cli import FAILED, INTERRUPTED, WRONG_INPUT, app, main
 from sparkdiff.errors import InputError, SparkdiffError
-from sparkdiff.job import loading, starting, steps
+from sparkdiff.job import config, loading, starting, steps
 from sparkdiff.job.config import request_of
 from sparkdiff.job.output import RUN
 from sparkdiff.jvm import sessions
@@ -203,7 +203,22 @@ def test_ctrl_c_says_how_the_job_goes_on(
 
     monkeypatch.setattr(run, "run", interrupted)
     assert main(["finetune", "pipeline=models/churn", "--data", "x.csv", "--output", "runs/x"]) == INTERRUPTED
-    assert "the same command goes on" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert told.endswith(":\n  sparkdiff finetune data.train.path=x.csv output.path=runs/x pipeline=models/churn\n")
+    secret = ["pipeline=s3a://user:secret@bucket/model", "spark.remote=sc://host"]
+    assert main(["finetune", *secret, "--data", "x.csv", "--output", "runs/x"]) == INTERRUPTED
+    assert "interrupted. The same command goes on" in capsys.readouterr().err
+
+
+def test_options_of_the_cost_of_a_plan(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert config.options_of(["fineTuner.maxEpochs=5", "fineTuner.loss=squared"]) == {"maxEpochs": 5, "loss": "squared"}
+    for words, why in (
+        (["--cost"], "--cost needs the rows"), (["--data", "x.parquet"], "add --cost"), (["--label", "y"], "--label is for"),
+    ):  # fmt: skip
+        assert main(["plan", "models/churn", *words]) == 2
+        assert why in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"must be fineTuner\.option=value"):
+        config.options_of(["output.path=x"])
 
 
 def test_the_flags_of_the_command(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

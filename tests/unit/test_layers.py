@@ -22,7 +22,7 @@ ROOMS = [
     ["evaluation"],
     ["training", "diagnostics", "serving"],
     ["finetune"],
-    ["cross_fitting"],
+    ["cross_fitting", "costs"],
     ["tuning", "growth"],
     ["improvement"],
     ["estimator"],

@@ -92,9 +92,19 @@ class Stream:
     """
 
     def __init__(self, folder: Path, *, backend: str = "auto", inMemory: bool = True, seed: int = 0):
-        self.manifest = Manifest.load(folder)
-        self.backend = _resolve(backend, self.manifest)
-        self.files = Files(self.manifest, self.backend)
+        manifest = Manifest.load(folder)
+        self._begin(manifest, _resolve(backend, manifest), inMemory, seed)
+
+    @classmethod
+    def of_tables(cls, manifest: Manifest, tables: dict[str, Batch], *, seed: int = 0) -> "Stream":
+        """The batches of rows that are at hand, the shards of a split one after another; no file is read."""
+        out = cls.__new__(cls)
+        out._begin(manifest, "arrow", True, seed)
+        out._tables = {split: (0, 1, table) for split, table in tables.items()}
+        return out
+
+    def _begin(self, manifest: Manifest, backend: str, inMemory: bool, seed: int) -> None:
+        self.manifest, self.backend, self.files = manifest, backend, Files(manifest, backend)
         self.inMemory = inMemory
         self.seed = seed
         self.place, self.resident = CPU, False

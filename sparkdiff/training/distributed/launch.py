@@ -28,6 +28,7 @@ from sparkdiff import jvm
 from sparkdiff.data.stream import Stream
 from sparkdiff.device import gpus, place
 from sparkdiff.errors import FullDiskError, InputError, SparkdiffError
+from sparkdiff.report import Pace, advance, change
 from sparkdiff.store import files
 from sparkdiff.store.run_folder import RunFolder
 from sparkdiff.team import ALONE
@@ -164,8 +165,8 @@ class Forecast:
         self.original, self.metric = assignment.original, assignment.metric
         self.rows = "validation" if assignment.epochs is None else "training"
         self.last = assignment.epochs or assignment.options.maxEpochs
-        self.seconds, self.clock = assignment.options.maxSeconds, clock
-        self.first: tuple[int, float] | None = None  # the epoch that was told first, and when
+        self.limit, self.clock, self.pace = assignment.options.maxSeconds, clock, Pace(clock)
+        self.begun: float | None = None  # when the first line was told
 
     def line(self, epoch: int, best: float, active: int, *, ended: bool = False) -> str:
         """How far it is.
@@ -175,35 +176,18 @@ class Forecast:
             best: the chosen metric so far, where smaller is better.
             active: candidates that still train.
         """
-        value, original = self.original.sign * best, self.original.value
-        change = (value - original) / max(abs(original), 1e-12)
-        figures = f"{self.metric} {original:.5g} -> {value:.5g} ({change:+.1%}) on {self.rows} rows"
+        figures = f"{change(self.metric, self.original.value, self.original.sign * best)} on {self.rows} rows"
         if ended:
             return f"{epoch - 1} of at most {self.last} epochs: {figures}"
         count = f"{active} candidate{'s' * (active != 1)} left"
-        return ", ".join([f"epoch {epoch} of at most {self.last}: {figures}", count, *self._left(epoch)])
+        return advance("epoch", epoch, self.last, figures, count, seconds=self._left(epoch), about="at most")
 
-    def _left(self, epoch: int) -> list[str]:
-        now = self.clock()
-        if self.first is None:
-            self.first = epoch, now
-        begun, since = self.first
-        if epoch <= begun:
-            return []
-        left = (now - since) / (epoch - begun) * (self.last + 1 - epoch)
-        limit = left if self.seconds is None else max(self.seconds - (now - since), 0.0)
-        return [f"at most {duration(min(left, limit))}"]
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 100
-        else f"{seconds / 60:.0f} min"
-        if seconds < 6000
-        else f"{seconds / 3600:.1f} h"
-    )
+    def _left(self, epoch: int) -> float | None:
+        self.begun = self.clock() if self.begun is None else self.begun
+        left = self.pace.left(epoch, self.last + 1)
+        if left is None or self.limit is None:
+            return left
+        return min(left, max(self.limit - (self.clock() - self.begun), 0.0))
 
 
 # Several processes ----------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Any
 
 from sparkdiff.errors import InputError
 from sparkdiff.machine import paths
-from sparkdiff.report import Section, Shown
+from sparkdiff.report import Section, Shown, advance
 from sparkdiff.tuning.search.study import Trial, best_of, stored
 
 
@@ -40,9 +40,9 @@ class SearchProgress(Shown):
         yield self._headline()
 
     def _headline(self) -> str:
-        best = "" if self.best is None else f", best {self.best:.6g} of trial {self.number}: {self.settings}"
-        left = "" if not self.secondsLeft else f", about {self.secondsLeft:.0f} s to go"
-        return f"{self.finished} of {self.total} trials{best}{left}"
+        best = "" if self.best is None else f"best {self.best:.6g} of trial {self.number} with {self.settings}"
+        lost = ", ".join(f"{n} {how}" for n, how in ((self.failed, "failed"), (self.pruned, "pruned")) if n)
+        return advance("trial", self.finished, self.total, best, lost, seconds=self.secondsLeft or None)
 
 
 def progress(known: Sequence[Trial], total: int, larger: bool) -> SearchProgress:

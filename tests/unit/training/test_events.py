@@ -8,8 +8,8 @@ import pytest
 
 from sparkdiff import FineTuner, InputError
 from sparkdiff.options import Options
-from sparkdiff.report import Events, Phases
-from sparkdiff.training.distributed.launch import Attempt, Epochs, Forecast, duration
+from sparkdiff.report import Events, Phases, duration
+from sparkdiff.training.distributed.launch import Attempt, Epochs, Forecast
 
 
 class Heard(Events):

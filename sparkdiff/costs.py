@@ -1,0 +1,176 @@
+"""What a fine-tuning would cost, before it runs: Spark jobs, bytes of the cache, seconds of each phase. Reads only."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Iterator, Mapping
+
+from pyspark.sql import DataFrame
+
+from sparkdiff.data.fingerprint import Request
+from sparkdiff.data.rehearsal import Range, Rehearsal, rehearsed
+from sparkdiff.data.splits import TRAIN, VALIDATION, Source
+from sparkdiff.errors import InputError
+from sparkdiff.evaluation.checks import training_labels
+from sparkdiff.evaluation.data import Data, rows_at_once
+from sparkdiff.evaluation.scores import score
+from sparkdiff.finetune import Task
+from sparkdiff.pipeline.network import Network
+from sparkdiff.report import Section, Shown, Strong, Table
+from sparkdiff.training.distributed.worker import objectives
+from sparkdiff.training.loop import Training, train
+from sparkdiff.training.preparation import start_of
+
+EPOCHS = 2
+"""Epochs of the sample: the first one also prepares, the last one is timed."""
+BYTES = 1.3
+"""The bytes of the cache lie within this factor of what is told."""
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Cost(Shown):
+    """What a fine-tuning would cost; as text by `str` and `print`. Each range is the least and the most that is expected.
+
+    Attributes:
+        rows: of the data.
+        jobs: Spark jobs of each phase; None over Spark Connect, which does not tell them.
+        cacheBytes: of the files of the cache; right within a factor of 1.3 where the first rows are like the others.
+        seconds: of each phase.
+        candidates, maxEpochs: what trains, and for how long at most.
+        notes: what the figures rest on, and what they leave out.
+    """
+
+    __module__ = "sparkdiff"
+
+    rows: int
+    jobs: Mapping[str, Range] | None
+    cacheBytes: int
+    seconds: Mapping[str, Range]
+    candidates: int
+    maxEpochs: int
+    notes: tuple[str, ...]
+
+    @property
+    def totalJobs(self) -> Range | None:
+        """Spark jobs of all phases."""
+        return None if self.jobs is None else _sum(self.jobs)
+
+    @property
+    def totalSeconds(self) -> Range:
+        """Seconds of all phases."""
+        return _sum(self.seconds)
+
+    def toJSON(self) -> str:
+        """All of it, for programs."""
+        told = dataclasses.asdict(self) | {"totalJobs": self.totalJobs, "totalSeconds": self.totalSeconds}
+        return json.dumps(told, indent=2)
+
+    def _headline(self) -> str:
+        jobs = "" if self.jobs is None else f"{_count(_sum(self.jobs))} Spark jobs, "
+        return f"{jobs}a cache of {_size(self.cacheBytes)}, {_duration(self.totalSeconds)}"
+
+    def _sections(self) -> Iterator[Section]:
+        rows = [("phase", "Spark jobs", "expected time")]
+        for phase, seconds in self.seconds.items():
+            rows.append((phase, "?" if self.jobs is None else _count(self.jobs.get(phase, (0, 0))), _duration(seconds)))
+        yield Table(rows)
+        yield Strong(f"{self.rows:,} rows: {self._headline()}")
+        yield from self.notes
+
+
+def cost_of(task: Task, df: DataFrame) -> Cost:
+    """What fine-tuning on these rows would cost. Counts the rows, runs Spark on some of them, and trains on the first ones.
+
+    Raises:
+        InputError: the rows or the options can't be used.
+    """
+    if task.options.numFolds:
+        raise InputError("the cost is that of one training: leave numFolds out, and multiply the time by numFolds + 1")
+    found = rehearsed(Request(task.cut, [Source(df)], task.options, task.labelCol, task.weightCol))
+    share = {s: n / found.sample * found.rows for s, n in found.splits.items()}
+    notes = [
+        f"bytes and training rest on the first {found.sample:,} rows, Spark's time on two of its runs: right where these rows "
+        "are like the others and nothing else uses this machine",
+        "a cache of the same rows and stages is used again: then there is nothing to write",
+        "loading the model and saving the result are not in it",
+    ]
+    measured, candidates = _Pace(0.0, 0.0, 0.0), 1
+    try:
+        measured, candidates = _trained(task, found, int(share[VALIDATION]))
+    except InputError as e:
+        notes.append(f"training could not be timed on the first rows: {e}")
+    return Cost(
+        found.rows, _jobs(found), found.bytes, _seconds(task, found, share, measured), candidates, task.options.maxEpochs,
+        tuple(notes),
+    )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pace:
+    """Seconds of all candidates per training row and epoch, and per validation row and epoch; and of the network per row."""
+
+    train: float
+    validate: float
+    forward: float
+
+
+def _jobs(found: Rehearsal) -> dict[str, Range] | None:
+    if found.jobs is None:
+        return None
+    return {"cache": found.jobs, "verify": (1, 1), "train": (0, 0), "write back": (0, 1)}
+
+
+def _seconds(task: Task, found: Rehearsal, share: Mapping[str, float], pace: _Pace) -> dict[str, Range]:
+    """Seconds of each phase: the least if the training stops as soon as it may, the most if it takes all epochs."""
+    o, passed = task.options, found.rows * pace.forward
+    epoch = share[TRAIN] * pace.train + share[VALIDATION] * pace.validate
+    limit = float("inf") if o.maxSeconds is None else o.maxSeconds
+    least, most = (min(n * epoch, limit) for n in (min(o.patience + 1, o.maxEpochs), o.maxEpochs))
+    job = found.jobSeconds
+    return {
+        "cache": found.seconds, "verify": (0.3 * job + passed, 4 * job + 3 * passed), "train": (0.5 * least, 1.5 * most + 1),
+        "write back": (0.1 * job, 4 * job + 3 * passed),
+    }  # fmt: skip
+
+
+def _trained(task: Task, found: Rehearsal, validation: int) -> tuple[_Pace, int]:
+    """The pace of a training on the sample, and the number of its candidates, which depends on the validation rows of all."""
+    o = dataclasses.replace(task.options, maxEpochs=EPOCHS, maxSeconds=None)
+    network = Network(task.cut.graph, task.cut.live)
+    with found.stream as stream:
+        data = Data(stream, found.columns, rows=rows_at_once(network, stream))
+        label = training_labels(found.stats)
+        objective, metric = objectives(o, network, label)
+        begun = time.perf_counter()
+        original = score(network, data, VALIDATION, metric)
+        forward = (time.perf_counter() - begun) / found.splits[VALIDATION]
+        start = start_of(network, data, label, o, validation)
+        training = Training(network, start.recipes, o, start.units, original, start.stats)
+        times: dict[int, list[float]] = {}
+        train(training, data, objective, metric, lambda t: times.setdefault(t.epoch, []).append(time.perf_counter()))
+    # The last time of an epoch is told with the number of the next one.
+    steps, end = times[EPOCHS], times[EPOCHS + 1][-1]
+    validate = (end - steps[-1]) / found.splits[VALIDATION]
+    return _Pace((steps[-1] - steps[0]) / found.splits[TRAIN], validate, forward), len(start.recipes)
+
+
+def _sum(ranges: Mapping[str, Range]) -> Range:
+    return sum(low for low, _ in ranges.values()), sum(high for _, high in ranges.values())
+
+
+def _count(found: Range) -> str:
+    low, high = map(int, found)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def _size(number: int) -> str:
+    return f"about {number / 1e9:,.1f} GB" if number >= 1e9 else f"about {number / 1e6:,.1f} MB"
+
+
+def _duration(found: Range) -> str:
+    """A range of seconds as a person says it."""
+    low, high = found
+    for unit, size in (("h", 3600), ("min", 60)):
+        if low >= 2 * size:
+            return f"{low / size:.1f} to {high / size:.1f} {unit}"
+    return f"{low:.0f} to {high:.0f} s"

@@ -1,0 +1,250 @@
+"""A rehearsal of a cache: what Spark would do to write it, done with a few rows, which stay in memory. Writes nothing."""
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from pyspark.ml import Model, PipelineModel
+from pyspark.ml.tree import _TreeEnsembleModel
+from pyspark.sql import DataFrame, SparkSession
+from torch import Tensor
+
+from sparkdiff import jvm
+from sparkdiff.data.cache import blamed, check_request, frames_of, ran_by
+from sparkdiff.data.fingerprint import SHARDS, Request, content
+from sparkdiff.data.label_stats import stats_of
+from sparkdiff.data.layout import columns_of, sparse_fields, stored
+from sparkdiff.data.splits import SPLITS, find_boundaries
+from sparkdiff.data.stream import Batch, CachedFile, Column, Manifest, Stream
+from sparkdiff.errors import InputError
+from sparkdiff.jvm.plans import plan_facts
+from sparkdiff.jvm.sessions import VERSION
+from sparkdiff.pipeline.graph import Version, null_of
+from sparkdiff.pipeline.schema import is_plain
+from sparkdiff.rows import SparseRows, offsets_of
+
+SAMPLE, TIMED = 2_000, 40_000
+"""Rows that are collected, and rows that Spark is timed on."""
+_TYPES = {"int64": torch.int64, "bool": torch.bool}
+
+Range = tuple[float, float]
+"""The least and the most."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rehearsal:
+    """What a rehearsal found.
+
+    Attributes:
+        rows: of all sources that have a weight, as far as the sample tells; `sample` of them were cached in memory.
+        jobs: that the cache takes; None where Spark does not tell.
+        bytes: of the files with the rows.
+        seconds: that Spark takes for all rows.
+        jobSeconds: what a small job takes in this session.
+        splits: rows of each split among the sample.
+        stats: of the labels of each split, as a manifest has them.
+    """
+
+    rows: int
+    sample: int
+    jobs: Range | None
+    bytes: int
+    seconds: Range
+    jobSeconds: float
+    splits: Mapping[str, int]
+    stats: dict[str, Any]
+    stream: Stream
+    columns: Mapping[Version, str]
+
+
+def rehearsed(request: Request) -> Rehearsal:
+    """Do for a few rows what a cache of all rows takes, without its files. Counts the rows, and collects some of them.
+
+    Raises:
+        InputError: a column is missing, there are no rows, or Spark failed on them.
+    """
+    check_request(request)
+    spark = request.sources[0].df.sparkSession
+    with blamed("counted the rows"):
+        rows = sum(source.df.count() for source in request.sources)
+        few = [dataclasses.replace(s, df=_first(spark, s.df)) for s in request.sources]
+    if not rows:
+        raise InputError("the data have no rows")
+    sample = dataclasses.replace(request, sources=few, boundaries=None)
+    with jvm.counted(spark) as count:
+        columns, found = _cached(sample, request)
+        counted = count()
+    jobs = None if counted is None else _with_saving(counted, request)
+    table = _table(found, columns)
+    size = len(table)
+    if not size:
+        raise InputError(
+            f"none of the first {SAMPLE:,} rows has a weight other than 0, so nothing can be told of the rest"
+        )
+    quick, seconds = _timed(request, columns, rows)
+    kept = rows * size // sum(min(SAMPLE, source.df.count()) for source in few)  # rows of weight 0 are not cached
+    return Rehearsal(
+        kept, size, jobs, _bytes(table, columns, kept), seconds, quick, {s: table["split"].to_pylist().count(s) for s in SPLITS},
+        {s: stats_of([_of(table, s)], sample) for s in SPLITS}, _stream(table, columns, request.options.seed),
+        _names(request, columns),
+    )  # fmt: skip
+
+
+def _first(spark: SparkSession, df: DataFrame) -> DataFrame:
+    """The first rows, apart from where they come from."""
+    return spark.createDataFrame(df.limit(SAMPLE).collect(), df.schema)
+
+
+def _cached(sample: Request, request: Request) -> tuple[list[dict[str, Any]], list[Any]]:
+    """The steps of `open_cache` for the sample: the columns of the cache, and its rows."""
+    for few, whole in zip(sample.sources, request.sources, strict=True):
+        if plan_facts(whole.df) is None:  # else its plan and files tell it
+            content(few.df)
+    boundaries = request.boundaries or find_boundaries(sample.sources, sample.options)
+    sample = dataclasses.replace(sample, boundaries=boundaries)
+    if request.cut.stages and not all(is_plain(stage) for stage in _ran(request)):
+        content(request.cut.transform(sample.sources[0].df))
+    frames, values = frames_of(sample)
+    with blamed(ran_by(request)):
+        columns = columns_of(sample, frames[0], values)
+        return columns, stored(sample, frames, columns).collect()
+
+
+def _ran(request: Request) -> list[Any]:
+    """The stages whose content decides that of the cache."""
+    cut = request.cut
+    return [*(v.stage for v in cut.stages), *(s for i in cut.live for s in cut.graph.vertices[i].preparation())]
+
+
+def _with_saving(jobs: int, request: Request) -> Range:
+    """And the jobs that save these stages, for their digest; and those of a third pass for quantiles of `timeCol`."""
+    stages = _ran(request)
+    known = stages and all(is_plain(stage) for stage in stages)
+    low, high = saving_jobs(stages) if known else (0.0, 0.0)
+    return jobs + low, jobs + high + 2 * (request.options.timeCol is not None and request.boundaries is None)
+
+
+def saving_jobs(stages: Sequence[Any]) -> Range:
+    """Spark jobs that save a pipeline of these stages, at least and at most: one for the metadata of the pipeline and of each
+    stage, and for the data of each model one, or two where Spark sorts it first, as in 3.5. The trees of an ensemble have a list,
+    too, and both are sorted in most versions.
+    """
+    low = high = 1
+    for stage in stages:
+        inner = getattr(stage, "models", None) if isinstance(stage, Model) else None
+        if isinstance(stage, PipelineModel) or isinstance(inner, list):
+            least, most = saving_jobs(list(stage.stages if isinstance(stage, PipelineModel) else inner or ()))
+            low, high = low + int(least), high + int(most)
+            continue
+        trees = isinstance(stage, _TreeEnsembleModel)
+        data = isinstance(stage, Model) + trees
+        low, high = low + 1 + data, high + 1 + data * (1 if VERSION >= (4, 0) and not trees else 2)
+    return low, high
+
+
+def _timed(request: Request, columns: list[dict[str, Any]], rows: int) -> tuple[float, Range]:
+    """Seconds of a small job, and of all that the cache does with all rows, from two runs of its query on some of them.
+
+    The reading of a part may use one core; all rows use all cores, but are sorted and written, too: between a share of a core
+    and one and a half times what one core takes.
+    """
+
+    def run(number: int) -> float:
+        parts = [dataclasses.replace(s, df=s.df.limit(number)) for s in request.sources]
+        one = dataclasses.replace(request, sources=parts)
+        if one.boundaries is None:
+            one = dataclasses.replace(one, boundaries=find_boundaries(one.sources, one.options))
+        frames, _ = frames_of(one)
+        query, begun = stored(one, frames, columns), time.perf_counter()
+        query.write.format("noop").mode("overwrite").save()  # computes all rows and keeps none
+        return time.perf_counter() - begun
+
+    with blamed(ran_by(request)):
+        small, least = run(1), min(SAMPLE, rows)
+        if rows <= SAMPLE:
+            return small, (0.5 * small, 2 * small)
+        first, second = run(least), run(most := min(TIMED, rows))
+    each = max(second - min(first, small), 1e-3) / (most - least)
+    cores = jvm.slots(request.sources[0].df.sparkSession) or 1
+    return small, (small / 2 + each * rows / cores, 2 * small + 1.5 * each * rows)
+
+
+def _table(rows: Sequence[Any], columns: list[dict[str, Any]]) -> pa.Table:
+    """The rows of the cache, with the types of its files."""
+    kinds: dict[str, Any] = {"split": pa.string(), "shard": pa.int64()}
+    for c in columns:
+        if c["kind"] == "sparse":
+            kinds |= {f"{c['name']}_i": pa.list_(pa.int32()), f"{c['name']}_v": pa.list_(pa.float64())}
+        else:
+            of = {"int64": pa.int64(), "bool": pa.bool_()}.get(c.get("dtype", ""), pa.float64())
+            kinds[c["name"]] = pa.list_(of) if c["kind"] == "dense" else of
+    names = list(kinds)
+    values = list(zip(*(tuple(row[n] for n in names) for row in rows), strict=True)) or [()] * len(names)
+    return pa.table([pa.array(list(v), kinds[n]) for n, v in zip(names, values, strict=True)], names=names)
+
+
+def _bytes(table: pa.Table, columns: list[dict[str, Any]], rows: int) -> int:
+    """Bytes of the files of so many rows: those of files in memory, whose rows and whose footers are told apart."""
+    held = table.drop_columns(["split", "shard"])
+
+    def size(some: pa.Table) -> int:
+        out = pa.BufferOutputStream()
+        pq.write_table(
+            some, out, compression="snappy", use_dictionary=[f"{n}.list.element" for n in sparse_fields(columns)]
+        )
+        return int(out.getvalue().size)
+
+    footer, few = size(held.slice(0, 1)), len(held)
+    each = (size(held) - footer) / max(1, few - 1)
+    files = SHARDS * len(set(table["split"].to_pylist()))
+    return int(files * footer + each * rows)
+
+
+def _of(table: pa.Table, split: str) -> pa.Table:
+    return table.filter(pc.equal(table["split"], split))
+
+
+def _stream(table: pa.Table, columns: list[dict[str, Any]], seed: int) -> Stream:
+    """The batches of the sample, as a cache would give them."""
+    dtypes = [_TYPES.get(c.get("dtype", ""), torch.float64) for c in columns]
+    kinds = tuple(
+        Column(c["name"], c["column"], c["kind"], c["width"], dtype, tuple(c.get("values", ())))
+        for c, dtype in zip(columns, dtypes, strict=True)
+    )
+    held, pieces = dict[str, Batch](), dict[str, tuple[tuple[CachedFile, ...], ...]]()
+    for split in SPLITS:
+        own = _of(table, split).sort_by("shard")
+        counts = [own["shard"].to_pylist().count(shard) for shard in range(SHARDS)]
+        pieces[split] = tuple((CachedFile(f"{split}-{i}", n, 0, ""),) for i, n in enumerate(counts))
+        held[split] = {c.name: _tensor(own, c) for c in kinds}
+    return Stream.of_tables(Manifest(Path(), "", SHARDS, kinds, pieces), held, seed=seed)
+
+
+def _tensor(table: pa.Table, column: Column) -> Tensor | SparseRows:
+    values = [table[name].to_pylist() for name in column.fields]
+    if column.kind == "sparse":
+        indices, entries = ([x for row in part for x in row] for part in values)
+        lengths = torch.tensor([len(row) for row in values[0]], dtype=torch.int64)
+        return SparseRows(
+            torch.tensor(indices, dtype=torch.int32),
+            torch.tensor(entries, dtype=column.dtype),
+            offsets_of(lengths),
+            column.width,
+        )
+    nothing = float("nan") if column.dtype == torch.float64 else 0
+    flat = [nothing if x is None else x for x in values[0]]
+    shape = (len(flat), column.width) if column.kind == "dense" else (len(flat),)
+    return torch.tensor(flat, dtype=column.dtype).reshape(shape)
+
+
+def _names(request: Request, columns: list[dict[str, Any]]) -> dict[Version, str]:
+    """See `Cache.columns`."""
+    held = {c["name"] for c in columns}
+    nulls = {null_of(c.version): f"null{i}" for i, c in enumerate(request.cut.columns) if f"null{i}" in held}
+    return {c.version: f"c{i}" for i, c in enumerate(request.cut.columns)} | nulls
