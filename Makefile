@@ -22,7 +22,7 @@ TESTS = $(RUN) pytest -n $(PROCESSES) --dist loadfile
 # Spark's own search for its home fails if the path contains a space.
 FIND_SPARK = import importlib.util; print(importlib.util.find_spec('pyspark').submodule_search_locations[0])
 
-.PHONY: help demo test unit quick pytest faults bench lint format site setup clean distclean
+.PHONY: help demo test unit quick pytest faults bench lint format site picture setup clean distclean
 
 help:                   ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile
@@ -67,6 +67,9 @@ format: setup           ## format the code with ruff, and apply its fixes
 site:                   ## build the documentation as a site in site/; warnings are errors
 	@bash tools/setup.sh dev
 	@bash tools/site.sh
+
+picture: demo           ## draw docs/report.png, the picture of the demo's report in README, by Chromium
+	"$(VENV)/bin/python" tools/picture.py runs/bikeshare docs/report.png
 
 setup:                  ## install the environment for developers
 	@bash tools/setup.sh dev

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 
 from sparkdiff.errors import InputError
 
-BOX, TEXT, HEIGHT, GAP, LINE, LANE, MARGIN, FRAME = 345, 450, 44, 24, 16, 9, 12, 7
+BOX, TEXT, HEIGHT, GAP, LINE, LANE, MARGIN, FRAME = 365, 450, 44, 24, 16, 9, 12, 7
 """Pixels: width of a box and of the text beside it, height of a box, between rows, of a line, of a lane, around, of a frame."""
 WIDTH_OF = {"title": 8.2, "columns": 6.7, "strong": 7.1, "note": 6.4}
 """Pixels that a character takes on average, at most, in the widest of the fonts."""
@@ -116,7 +116,7 @@ def drawn(plan: Mapping[str, Any], total: str) -> ElementTree.Element:
                 _bus(root, bus, rows, left - FRAME * depth - 14 - LANE * lane)
     for i, row in enumerate(rows):
         beside, reads_data = left + BOX + FRAME * depth + BESIDE, any(e["source"] < 0 for e in _into(plan, i))
-        _box(root, row, beside, title=BOX - 20 - LOSS * (i == plan["head"]), reads_data=reads_data)
+        _box(root, row, beside, columns=BOX - 20 - LOSS * (i == plan["head"]), reads_data=reads_data)
     for i in sorted(cuts):
         _cut(root, rows[i])
     if plan["head"] is not None:
@@ -264,7 +264,7 @@ def _together(rows: Sequence[Row], level: int) -> Iterator[list[Row]]:
             yield held
 
 
-def _box(root: ElementTree.Element, row: Row, beside: float, *, title: float, reads_data: bool) -> None:
+def _box(root: ElementTree.Element, row: Row, beside: float, *, columns: float, reads_data: bool) -> None:
     s = row.stage
     group = ElementTree.SubElement(root, "g")
     names = f"{', '.join(s['inputCols'])} → {', '.join(s['outputCols'])}"
@@ -272,8 +272,9 @@ def _box(root: ElementTree.Element, row: Row, beside: float, *, title: float, re
     kind = "trains" if s["trainable"] else "spark" if s["cached"] or s["role"] != "translated" else "torch"
     _add(group, "rect", kind, x=row.left, y=row.top, width=BOX, height=HEIGHT, rx=6)
     number = ".".join(map(str, s["path"])) or "0"
-    _write(group, _cropped(f"{number} {s['stageClass']}", "title", title), row.left + 10, row.top + 18, "title")
-    _write(group, _flow(s["inputCols"], s["outputCols"], BOX - 20), row.left + 10, row.top + 35, "columns")
+    title = _cropped(f"{number} {s['stageClass']}", "title", BOX - 20)  # the longest of Spark's names fits
+    _write(group, title, row.left + 10, row.top + 18, "title")
+    _write(group, _flow(s["inputCols"], s["outputCols"], columns), row.left + 10, row.top + 35, "columns")
     for k, line in enumerate(row.notes):
         _write(group, line, beside, row.top + 14 + LINE * k, "note" if k else "strong")
     if reads_data:
@@ -287,7 +288,7 @@ def _cut(root: ElementTree.Element, row: Row) -> None:
 
 
 def _loss(root: ElementTree.Element, row: Row) -> None:
-    x, y = row.left + BOX - LOSS - 6, row.top + 6
+    x, y = row.left + BOX - LOSS - 6, row.top + HEIGHT - 21
     _add(root, "rect", "loss", x=x, y=y, width=LOSS, height=16, rx=8)
     _write(root, "loss", x + 8, y + 12, "note")
 

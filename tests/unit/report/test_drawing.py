@@ -114,3 +114,9 @@ def test_it_is_saved_in_dark_on_white_and_shown_in_the_colours_of_the_page(tmp_p
     assert saved == drawing._repr_svg_() and "background: #ffffff" in saved and "名前" in saved
     assert "background" not in drawing._repr_html_() and "color: inherit" in drawing._repr_html_()
     assert "save(path)" in repr(drawing)
+
+
+def test_the_names_of_sparks_stages_are_whole_beside_the_mark_of_the_loss() -> None:
+    for name in ("MultilayerPerceptronClassificationModel", "GeneralizedLinearRegressionModel"):
+        root = drawn(plan([stage(0, path=(12,), stageClass=name)], [edge(-1, 0)], head=0), "all")
+        assert f"12 {name}" in [text.text for text in root.iter("text")]
