@@ -13,7 +13,7 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,22 +48,31 @@ def stored(notebook: nbformat.NotebookNode, folder: Path) -> nbformat.NotebookNo
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
     }
+    uids: dict[str, str] = {}
     for number, cell in enumerate(notebook.cells):
         cell.id, cell.metadata = f"cell-{number}", {}
         if cell.cell_type == "code":
-            cell.outputs = [portable(output, folder) for output in cell.outputs if output.get("name") != "stderr"]
+            shown = [output for output in cell.outputs if output.get("name") != "stderr"]
+            cell.outputs = [portable(output, lambda text: cleaned(text, folder, uids)) for output in shown]
     return notebook
 
 
-def portable(value: Any, folder: Path) -> Any:
-    """The same output without the paths of this machine and the numbers of displays."""
+def portable(value: Any, change: Callable[[str], str]) -> Any:
+    """An output with a change in all of its texts, and without the numbers of displays."""
     if isinstance(value, str):
-        return re.sub(r"0x[0-9a-f]{8,}", "0x0", value.replace(str(folder), "/tmp").replace(f"{ROOT}/", ""))
+        return change(value)
     if isinstance(value, list):
-        return [portable(part, folder) for part in value]
+        return [portable(part, change) for part in value]
     if isinstance(value, dict):
-        return nbformat.from_dict({k: portable(v, folder) for k, v in value.items() if k != "transient"})
+        return nbformat.from_dict({k: portable(v, change) for k, v in value.items() if k != "transient"})
     return value
+
+
+def cleaned(text: str, folder: Path, uids: dict[str, str]) -> str:
+    """A text without the paths of this machine. The random ends of Spark's uids are numbered in the order of their appearance."""
+    text = text.replace(str(folder), "/tmp").replace(f"{ROOT}/", "")
+    text = re.sub(r"\b0x[0-9a-f]{8,}", "0x0", text)
+    return re.sub(r"(?<=_)[0-9a-f]{12}\b", lambda found: uids.setdefault(found[0], f"{len(uids) + 1:012x}"), text)
 
 
 def written(path: Path, notebook: nbformat.NotebookNode) -> None:

@@ -4,6 +4,8 @@ mkdocs.yml names this file as a hook; `make site` runs it.
 """
 
 import dataclasses
+import html
+import json
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -23,6 +25,8 @@ FROM_ROOT = {
 """A file of the repository, and its page."""
 MADE = ("demo.md", "api.md", "options.md", "commands.md")
 """Pages that are written here."""
+NOTEBOOKS = {f"{path.stem}.md": path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
+"""A page for each notebook, with the outputs that are stored in it."""
 FENCE = re.compile(r"(^```.*?^```$)", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])*)\]\((?![a-z]+:)([^)\s]+)\)")
 GROUPS = {
@@ -58,6 +62,13 @@ STYLE = """
 @media (min-width: 45em) {
   .md-typeset td:first-child code { white-space: nowrap; }
 }
+.output { margin: 0.4em 0 1.4em; overflow-x: auto; font-size: 0.7rem; }
+.md-typeset .output table:not([class]), .md-typeset .output .dataframe { display: table; font-size: inherit; border: 0; }
+.output td, .output th { padding: 0.2em 0.8em !important; min-width: 0 !important; text-align: right; }
+.output .dataframe { border-collapse: collapse; }
+.output .dataframe td, .output .dataframe th { border: 0; border-bottom: 1px solid var(--md-default-fg-color--lightest); }
+.output pre { margin: 0; white-space: pre-wrap; }
+.output svg { width: 100%; max-width: 900px; min-width: 34rem; height: auto; }
 .md-typeset h1 { color: var(--md-default-fg-color); font-weight: 400; }
 """
 """Where there is room, names in the first column of a table are not broken. Titles are as dark as text."""
@@ -77,8 +88,12 @@ def on_files(files: "Files", config: "MkDocsConfig") -> "Files":
 def on_page_markdown(markdown: str, page: "Page", **_: Any) -> str:
     path = page.file.src_uri
     sources = {new: old for old, new in FROM_ROOT.items()} | {"demo.md": "README.md"}
-    source = sources.get(path, f"docs/{path}")
-    return outside_code(markdown, lambda text: linked(text, source)) if source.endswith(".md") else markdown
+    source = f"notebooks/{NOTEBOOKS[path].name}" if path in NOTEBOOKS else sources.get(path, f"docs/{path}")
+    return (
+        outside_code(markdown, lambda text: linked(text, source))
+        if Path(source).suffix in (".md", ".ipynb")
+        else markdown
+    )
 
 
 def pages() -> dict[str, str]:
@@ -90,6 +105,7 @@ def pages() -> dict[str, str]:
         found["demo.md"] = demo.replace("## Try the demo", "# The demo", 1)
         found["index.md"] = found["index.md"].replace("](docs/report.png)", "](report.png)")  # an image is no link
         found["index.md"] = landing(found["index.md"].replace(demo, ""))
+        found |= {page: notebook(path) for page, path in NOTEBOOKS.items()}
         return found | {"api.md": api(), "options.md": options(), "commands.md": commands()}
     finally:
         sys.path.remove(str(ROOT))
@@ -127,14 +143,44 @@ def linked(text: str, source: str) -> str:
         if not path:
             return match[0]
         found = (ROOT / source).parent.joinpath(path).resolve().relative_to(ROOT).as_posix()
-        new = FROM_ROOT.get(found) or (found.removeprefix("docs/") if re.fullmatch(r"docs/[\w-]+\.md", found) else None)
+        new = FROM_ROOT.get(found) or page_of(found)
         if new is None:
             return name
-        if name in (path, found):
+        if name in (path, found) and found.endswith(".md"):
             name = (ROOT / found).read_text("utf-8").partition("\n")[0].lstrip("# ")
         return f"[{name}]({new}{hash_}{anchor})"
 
     return LINK.sub(moved, text)
+
+
+def page_of(path: str) -> str | None:
+    """The place in the site of a file that has one: a page of docs/, a report of the gallery, a notebook."""
+    if re.fullmatch(r"docs/[\w-]+\.md|docs/gallery/\w+\.html", path):
+        return path.removeprefix("docs/")
+    return next((page for page, notebook in NOTEBOOKS.items() if path == f"notebooks/{notebook.name}"), None)
+
+
+def notebook(path: Path) -> str:
+    """A notebook as Markdown: its texts, its code, and what is stored of its outputs."""
+    parts = []
+    for cell in json.loads(path.read_text("utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(source)
+            continue
+        parts.append(f"```python\n{source}\n```")
+        shown = "\n".join(output_of(output) for output in cell["outputs"])
+        if shown:
+            parts.append(f'<div class="output">\n{shown}\n</div>')
+    return "\n\n".join([*parts, ""])
+
+
+def output_of(output: dict[str, Any]) -> str:
+    """An output of a cell as HTML; no line of it is empty, where Markdown would begin anew."""
+    data = output.get("data", {})
+    rich = "".join(data.get("text/html", []))
+    found = rich or f"<pre>{html.escape(''.join(output.get('text') or data.get('text/plain', [])))}</pre>"
+    return "\n".join(line for line in found.splitlines() if line.strip())
 
 
 def api() -> str:

@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-INK, LINE, BEFORE, AFTER, FAINT = "#010101", "#020202", "#030303", "#040404", "#050505"
-"""Colours that stand for the page's: text, lines, the original, the new pipeline, what is in the background."""
+INK, LINE, BEFORE, AFTER, FAINT, PAPER = "#010101", "#020202", "#030303", "#040404", "#050505", "#060606"
+"""Colours that stand for the page's: text, lines, the original, the new pipeline, what is in the background, the background."""
 VARIABLES = {
     INK: "var(--ink)",
     LINE: "var(--line)",
     BEFORE: "var(--before)",
     AFTER: "var(--after)",
     FAINT: "var(--faint)",
+    PAPER: "var(--paper)",
 }
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none", "font.size": 10, "font.family": "sans-serif", "text.color": INK, "text.parse_math": False,
@@ -99,8 +100,9 @@ def curves(records: Records, metric: str, direction: str, *, whose: str = "valid
         axes.plot(*top, "o", color=AFTER, markersize=6, zorder=4)
         side = "right" if top[0] > lines[order[0]][-1][0] / 2 else "left"
         axes.annotate(
-            f"epoch {top[0]:g}: {top[1]:.5g}", top, xytext=(6, 8), textcoords="offset points", color=INK, ha=side
-        )
+            f"epoch {top[0]:g}: {top[1]:.5g}", top, xytext=(6, 8), textcoords="offset points", color=INK, ha=side, zorder=5,
+            bbox={"facecolor": PAPER, "edgecolor": "none", "alpha": 0.8, "pad": 1},
+        )  # fmt: skip
         start = [v[0][1] for v in lines.values()]
         if not several:
             axes.axhline(start[0], color=BEFORE, linewidth=1.2, linestyle="--", label="original")
@@ -140,7 +142,7 @@ def reliability(bins: Sequence[Mapping[str, float]] | None, what: str = "predict
             axes.plot(*zip(*points, strict=True), mark, color=colour, markersize=5, linewidth=1.2, label=name)
         axes.set_xlabel(f"mean {what}")
         axes.set_ylabel("mean label")
-        axes.legend(loc="upper left")
+        axes.legend(loc="best")
     return made[0]
 
 

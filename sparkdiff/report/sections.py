@@ -94,6 +94,7 @@ TEMPLATE = """\
 <style>
 .sparkdiff {color: inherit; line-height: 1.45; overflow-x: auto}
 .sparkdiff p {margin: 0.15em 0; white-space: pre-line; overflow-wrap: anywhere}
+.sparkdiff p.warning {border-left: 3px solid rgba(201, 130, 43, 0.9); padding-left: 0.6em; margin: 0.4em 0}
 .sparkdiff table {border-collapse: collapse; margin: 0.4em 0; color: inherit; background: none}
 .sparkdiff tr {background: none}
 .sparkdiff th, .sparkdiff td {
@@ -116,7 +117,8 @@ TEMPLATE = """\
 {% endfor %}
 </table>
 {% else %}
-<p>{% if section.strong is defined %}<strong>{{ section }}</strong>{% else %}{{ section }}{% endif %}</p>
+{% set kind = "warning" if section.startswith("warning: ") else "said" %}
+<p class="{{ kind }}">{% if section.strong is defined %}<strong>{{ section }}</strong>{% else %}{{ section }}{% endif %}</p>
 {% endif %}
 {% endfor %}
 </div>"""

@@ -46,7 +46,7 @@ LINES = {
 }  # fmt: skip
 """How a command begins that is run elsewhere, and where."""
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # click's, which typer may bring along or import
-FOLDERS = ("jobs", "conf", "tools", "benchmarks", "tests", "docs", "constraints", "sparkdiff", ".ci")
+FOLDERS = ("jobs", "conf", "examples", "tools", "benchmarks", "tests", "docs", "constraints", "sparkdiff", ".ci")
 SUBMIT = argparse.ArgumentParser(prog="spark-submit", exit_on_error=False, allow_abbrev=False)
 SUBMIT.add_argument("--master")
 SUBMIT.add_argument("--conf", action="append")
@@ -251,7 +251,11 @@ def test_each_yaml_is_a_job(tmp_path: Path) -> None:
 def test_the_site_has_every_page_and_every_public_name() -> None:
     """`mkdocs build --strict` checks the links; that a new page or name has its place is said at once."""
     pages = site_pages()
-    known = {p.name for p in (ROOT / "docs").glob("*.md")} - {"README.md"} | {*pages.FROM_ROOT.values(), *pages.MADE}
+    known = {p.name for p in (ROOT / "docs").glob("*.md")} - {"README.md"} | {
+        *pages.FROM_ROOT.values(),
+        *pages.MADE,
+        *pages.NOTEBOOKS,
+    }
 
     def files(entry: Any) -> Iterator[str]:
         if isinstance(entry, str):
@@ -284,6 +288,8 @@ def test_links_of_the_repository_become_links_of_the_site() -> None:
         ("docs/glossary.md", "[rules](../CONTRIBUTING.md)", "[rules](contributing.md)"),
         ("docs/weekly.md", "[conf/weekly.yaml](../conf/weekly.yaml)", "conf/weekly.yaml"),
         ("docs/README.md", "[jobs](jobs.md) and [here](#below)", "[jobs](jobs.md) and [here](#below)"),
+        ("docs/README.md", "[notebook](../notebooks/1_first_steps.ipynb)", "[notebook](1_first_steps.md)"),
+        ("notebooks/1_first_steps.ipynb", "[Grow](../docs/growing.md)", "[Grow](growing.md)"),
         ("docs/gains.md", "[elsewhere](https://example.org/a.md)", "[elsewhere](https://example.org/a.md)"),
     ):
         assert linked(text, source) == found
