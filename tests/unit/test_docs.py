@@ -46,7 +46,7 @@ LINES = {
 }  # fmt: skip
 """How a command begins that is run elsewhere, and where."""
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # click's, which typer may bring along or import
-FOLDERS = ("jobs", "conf", "examples", "tools", "benchmarks", "tests", "docs", "constraints", "sparkdiff", ".ci")
+FOLDERS = ("jobs", "conf", "tools", "benchmarks", "tests", "docs", "constraints", "sparkdiff", ".ci")
 SUBMIT = argparse.ArgumentParser(prog="spark-submit", exit_on_error=False, allow_abbrev=False)
 SUBMIT.add_argument("--master")
 SUBMIT.add_argument("--conf", action="append")
