@@ -22,7 +22,7 @@ TESTS = $(RUN) pytest -n $(PROCESSES) --dist loadfile
 # Spark's own search for its home fails if the path contains a space.
 FIND_SPARK = import importlib.util; print(importlib.util.find_spec('pyspark').submodule_search_locations[0])
 
-.PHONY: help demo test unit quick pytest faults bench lint format site picture setup clean distclean
+.PHONY: help demo test unit quick pytest faults bench gallery lint format site picture setup clean distclean
 
 help:                   ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile
@@ -63,6 +63,10 @@ lint: setup             ## ruff (rules and format) and mypy
 format: setup           ## format the code with ruff, and apply its fixes
 	$(RUN) ruff check --fix --exit-zero --quiet .
 	$(RUN) ruff format .
+
+gallery:                ## run the five jobs of examples/, and write docs/gallery.md with their reports: a quarter of an hour (ARGS=digits: one)
+	@bash tools/setup.sh java dev
+	"$(VENV)/bin/python" examples/run.py $(ARGS)
 
 site:                   ## build the documentation as a site in site/; warnings are errors
 	@bash tools/setup.sh dev
