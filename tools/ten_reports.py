@@ -131,9 +131,9 @@ def failed_candidate(spark: SparkSession) -> tuple[dict[str, Any], DataFrame]:
     return {
         "pipeline": pipeline,
         "labelCol": "bikers",
-        "learningRate": 0.3,
+        "learningRate": 0.03,
         "optimizer": "sgd",
-        "maxEpochs": 30,
+        "maxEpochs": 15,
     }, hours(spark)
 
 

@@ -107,6 +107,7 @@ def curves(records: Records, metric: str, direction: str, *, whose: str = "valid
         if not several:
             axes.axhline(start[0], color=BEFORE, linewidth=1.2, linestyle="--", label="original")
         axes.margins(y=0.15)
+        axes.locator_params(axis="x", integer=True)
         axes.set_xlabel("epoch")
         axes.set_ylabel(f"{metric}, {whose}")
         axes.legend(loc="best")
@@ -114,8 +115,8 @@ def curves(records: Records, metric: str, direction: str, *, whose: str = "valid
 
 
 def changes(histogram: Mapping[str, Sequence[float]] | None, what: str = "prediction") -> str:
-    """How far predictions move, as bars; "" where none does."""
-    if not histogram:
+    """How far predictions move, as bars; "" where none does, or where there is no more to see than two bars, as of clusters."""
+    if not histogram or sum(c > 0 for c in histogram["counts"]) < 3:
         return ""
     edges, counts = histogram["edges"], histogram["counts"]
     total = sum(counts) or 1

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from sparkdiff.cli import main
+from sparkdiff.report import charts
 from sparkdiff.report.page import page
 from sparkdiff.report.record import FineTuningSummary, versions
 from sparkdiff.report.run_report import compared, report_of, write_report
@@ -248,6 +249,19 @@ def test_the_first_screen_tells_decision_gain_and_whom_it_touches() -> None:
     assert "2 parameters of 2 stages moved; classes, uids, Params and columns are the same." in first
     kept = Words(page(KINDS["kept"][0])).text
     assert "Original kept" in kept and "Nothing: the original is returned." in kept
+
+
+@pytest.mark.parametrize(("gain", "said"), [(0.0, "No gain"), (0.02, "2.0% better, not accepted")])
+def test_what_was_kept_does_not_read_as_a_gain(gain: float, said: str) -> None:
+    shown = " ".join(Words(page(summary(decision="kept original", gain=gain))).text.split())
+    assert f"Original kept {said} poisson on held-out rows" in shown
+
+
+def test_one_of_a_kind_and_two_bars() -> None:
+    one = {"scaler.std": {"largest": 0.5, "rootMeanSquare": 0.1}}
+    assert "1 parameter of 1 stage moved;" in Words(page(summary(stages=one))).text
+    assert charts.changes({"edges": [0.0, 1.0, 2.0, 3.0], "counts": [5, 0, 1]}) == ""  # clusters: another one or not
+    assert charts.changes({"edges": [0.0, 1.0, 2.0, 3.0], "counts": [5, 1, 1]}).startswith("<svg")
 
 
 def test_a_search_shows_its_trials_and_the_best_so_far() -> None:
