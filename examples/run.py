@@ -28,8 +28,7 @@ Other programs used the cores too while these ran, and not all arms had their tu
 sharing.
 
 `change` is that of the loss on validation rows, which decide; nothing was chosen by test rows. `flips` is the share of rows whose
-label changes, or whose prediction moves by more than a tenth. `serving` is the cost of a row relative to the original's, `cost`
-the seconds that led to this pipeline.
+label changes, or whose prediction moves by more than a tenth. `serving` is the cost of a row relative to the original's.
 """
 OFFERS = {"best": "**best**", "sameForm": "same stages", "asCheap": "as cheap", "simpler": "simpler, and no worse"}
 SHOWN = 6
@@ -54,7 +53,7 @@ def section(name: str, summary: dict[str, Any]) -> str:
     text = (HERE / f"{name}.yaml").read_text()
     title, *about = [line[2:] for line in text.split("\n\n")[0].splitlines()]
     budget = yaml.safe_load(text)["improver"]["budget"]
-    head = ["", "validation", "test", "change", "flips", "serving", "cost", "p", "offered as"]
+    head = ["", "validation", "test", "change", "flips", "serving", "p"]
     rows = [head, *(row_of(row) for row in chosen(summary["table"])), *baseline_of(summary["baseline"])]
     table = [f"| {' | '.join(cells)} |" for cells in rows]
     return "\n".join([
@@ -76,20 +75,12 @@ def row_of(row: dict[str, Any]) -> list[str]:
     """The cells of one row of a summary's table."""
     values = [f"{row['value']:.4g}", number(row["test"])]
     if row["arm"] is None:
-        return [row["name"], *values, "", "", "1.0x", "", "", ""]
+        return [row["name"], *values, "", "", "1.0x", ""]
     flips = "" if row["changed"] is None else f"{row['changed']:.1%}"
     p = "" if row["p"] is None else "< 0.001" if row["p"] < 0.001 else f"{row['p']:.3f}"
     name, offers = row["name"].replace("|", "\\|"), ", ".join(OFFERS.get(offer, offer) for offer in row["offers"])
-    return [
-        name,
-        *values,
-        f"{row['change']:+.1%}",
-        flips,
-        f"{row['serving']:.1f}x",
-        f"{row['seconds']:.0f} s",
-        p,
-        offers,
-    ]
+    shown = f"{name} ({offers})" if offers else name
+    return [shown, *values, f"{row['change']:+.1%}", flips, f"{row['serving']:.1f}x", p]
 
 
 def baseline_of(row: dict[str, Any] | None) -> list[list[str]]:
@@ -97,8 +88,7 @@ def baseline_of(row: dict[str, Any] | None) -> list[list[str]]:
     if row is None or row["value"] is None:
         return []
     change, serving = f"{row['change']:+.1%}", f"{row['serving']:.1f}x"
-    cost = f"{row['seconds']:.0f} s"
-    return [[row["name"], number(row["value"]), number(row["test"]), change, "", serving, cost, "", "for comparison"]]
+    return [[f"{row['name']} (for comparison)", number(row["value"]), number(row["test"]), change, "", serving, ""]]
 
 
 def number(value: float | None) -> str:

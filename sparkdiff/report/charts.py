@@ -165,7 +165,7 @@ def slices(found: Sequence[Mapping[str, Any]]) -> str:
             axes.plot(100 * gain, place, "o", color=colour, markersize=5)
         axes.axvline(0, color=INK, linewidth=0.8)
         axes.set_yticks(range(len(shown)), [_short(slice_name(s)) for _, _, s in shown])
-        axes.invert_yaxis()
+        axes.set_ylim(len(shown) - 0.5, -0.5)
         axes.set_xlabel("gain in % of the original's metric")
         axes.grid(axis="y", visible=False)
     return made[0]
