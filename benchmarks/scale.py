@@ -10,7 +10,9 @@ It is checked on runs that it was not fitted to, within 25%.
 
 Limit the memory around it, as `docker run --memory=4g` does, to see that it holds; the limit that sparkdiff sees is printed.
 
-    SPARK_CONF_DIR=conf python benchmarks/scale.py --cells scale.jsonl --folder /tmp/scale
+    python benchmarks/scale.py --cells scale.jsonl --folder /tmp/scale
+
+Not with this repository's conf, whose JVM starts quickly and never compiles well: it takes twice as long here.
 """
 
 import argparse
