@@ -37,6 +37,7 @@ def explanation(
     accepted = any(row["accepted"] for row in table)
     if not accepted:
         parts.append(_rows_needed(rows, z, level))
+    parts.append(_unfinished(arms))
     return " ".join(filter(None, parts))
 
 
@@ -50,7 +51,7 @@ def _nothing(arms: Sequence[Mapping[str, Any]]) -> str:
     ran = [a["arm"] for a in arms if a["state"] in ("done", "stopped")]
     if not ran:
         return "Nothing could be tried."
-    known, cut = settled(arms), [a["arm"] for a in arms if a["cut"]]
+    known = settled(arms)
     parts = [
         f"Nothing that was tried ({', '.join(ran)}) lowers the loss by more than {NOTHING:.1%} on the validation rows."
     ]
@@ -58,13 +59,19 @@ def _nothing(arms: Sequence[Mapping[str, Any]]) -> str:
         parts.append(
             f"As far as this shows, {_listed(known)} {'is' if known == ['form'] else 'are'} as good as these columns allow."
         )
-    if cut:
-        parts.append(
-            f"The budget was over before {_listed(cut)} {'was' if len(cut) == 1 else 'were'} done: a larger one may show more."
-        )
+    if cut := _unfinished(arms):
+        parts.append(cut)
     elif len(known) == len(HELD_BACK_BY):
         parts.append("Other columns would help next, not more compute.")
     return " ".join(parts)
+
+
+def _unfinished(arms: Sequence[Mapping[str, Any]]) -> str:
+    """A sentence about the arms that the end of the budget stopped; empty where there is none."""
+    cut = [a["arm"] for a in arms if a["cut"]]
+    if not cut:
+        return ""
+    return f"The budget was over before {_listed(cut)} {'was' if len(cut) == 1 else 'were'} done: a larger one may show more."
 
 
 def _listed(words: Sequence[str]) -> str:

@@ -85,3 +85,10 @@ def test_nothing_is_said_of_what_was_not_looked_at() -> None:
     )  # fmt: skip
     assert gained.startswith("The loss was in the form")
     assert "have little left" not in gained  # as nobody looked
+    assert "budget" not in gained
+    late = why.explanation(
+        [ROW, BEST | {"arm": "grow", "gain": 0.5}],
+        [{"arm": "grow", "state": "done", "cut": False}, {"arm": "import", "state": "stopped", "cut": True}],
+        metric="poisson", level=0.025, rows=1000, z=5.0, timed=False,
+    )  # fmt: skip
+    assert late == f"{gained} The budget was over before import was done: a larger one may show more."
