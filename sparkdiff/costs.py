@@ -36,7 +36,7 @@ class Cost(Shown):
         jobs: Spark jobs of each phase; None over Spark Connect, which does not tell them.
         cacheBytes: of the files of the cache; right within a factor of 1.3 where the first rows are like the others.
         seconds: of each phase.
-        candidates, maxEpochs: what trains, and for how long at most.
+        candidates, maxEpochs: what trains, and for how long at most; 0 candidates where the first rows do not train.
         notes: what the figures rest on, and what they leave out.
     """
 
@@ -94,13 +94,15 @@ def cost_of(task: Task, df: DataFrame) -> Cost:
         "a cache of the same rows and stages is used again: then there is nothing to write",
         "loading the model and saving the result are not in it",
     ]
-    measured, candidates = _Pace(0.0, 0.0, 0.0), 1
+    pace, candidates = None, 0
     try:
-        measured, candidates = _trained(task, found, int(share[VALIDATION]))
+        pace, candidates = _trained(task, found, int(share[VALIDATION]))
     except InputError as e:
-        notes.append(f"training could not be timed on the first rows: {e}")
+        notes.append(
+            f"the time of training, and of the network in other phases, is missing, as the first rows do not train: {e}"
+        )
     return Cost(
-        found.rows, _jobs(found), found.bytes, _seconds(task, found, share, measured), candidates, task.options.maxEpochs,
+        found.rows, _jobs(found), found.bytes, _seconds(task, found, share, pace), candidates, task.options.maxEpochs,
         tuple(notes),
     )  # fmt: skip
 
@@ -120,13 +122,15 @@ def _jobs(found: Rehearsal) -> dict[str, Range] | None:
     return {"cache": found.jobs, "verify": (1, 1), "train": (0, 0), "write back": (0, 1)}
 
 
-def _seconds(task: Task, found: Rehearsal, share: Mapping[str, float], pace: _Pace) -> dict[str, Range]:
+def _seconds(task: Task, found: Rehearsal, share: Mapping[str, float], pace: _Pace | None) -> dict[str, Range]:
     """Seconds of each phase: the least if the training stops as soon as it may, the most if it takes all epochs."""
-    o, passed = task.options, found.rows * pace.forward
+    o, job = task.options, found.jobSeconds
+    if pace is None:
+        return {"cache": found.seconds, "verify": (0.3 * job, 4 * job), "write back": (0.1 * job, 4 * job)}
+    passed = found.rows * pace.forward
     epoch = share[TRAIN] * pace.train + share[VALIDATION] * pace.validate
     limit = float("inf") if o.maxSeconds is None else o.maxSeconds
     least, most = (min(n * epoch, limit) for n in (min(o.patience + 1, o.maxEpochs), o.maxEpochs))
-    job = found.jobSeconds
     return {
         "cache": found.seconds, "verify": (0.3 * job + passed, 4 * job + 3 * passed), "train": (0.5 * least, 1.5 * most + 1),
         "write back": (0.1 * job, 4 * job + 3 * passed),
