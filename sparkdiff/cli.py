@@ -230,7 +230,7 @@ def _run_job(
     except KeyboardInterrupt:
         print(f"interrupted. {_way_on(job.command_of(settings))}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
-    print(f"\n{found}\nsaved {settings.output / 'model'} (plain Spark ML)")
+    print(f"\n{found}\nsaved {settings.where}/model (plain Spark ML)")
 
 
 def _way_on(command: str) -> str:

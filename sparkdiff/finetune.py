@@ -31,6 +31,7 @@ from sparkdiff.evaluation.data import Data, rows_at_once
 from sparkdiff.evaluation.feature_names import FeatureNames
 from sparkdiff.evaluation.ledger import candidate_count, diverged
 from sparkdiff.evaluation.scores import Score, score
+from sparkdiff.jvm import stores
 from sparkdiff.machine import memory
 from sparkdiff.objectives.losses import Objective, check_label
 from sparkdiff.objectives.metrics import Metric
@@ -308,6 +309,8 @@ def begun(
     # A batch takes as many rows from each virtual shard.
     o = dataclasses.replace(task.options, batchSize=-(-task.options.batchSize // SHARDS) * SHARDS)
     task, shared, key = dataclasses.replace(task, options=o), shared or Shared(), (*_key(task, sources), keyed)
+    if o.checkpointDir is not None and stores.url_of(where := jvm.folder("checkpointDir", o.checkpointDir)) is not None:
+        jvm.check_writable("checkpointDir", o.checkpointDir, where)  # before anything runs
     with phases.phase("cache") as say:
         request = Request(task.cut, list(sources), o, task.labelCol, task.weightCol, boundaries, allTrain, keyed)
         cache = shared.cache(key, request, lambda folder: say.watched(caches.Growing(folder).told))
@@ -417,8 +420,9 @@ def trained(
             training, lost = launch.run(assignment, data.stream, folder, say.now, run.phases.on_epoch)
             folder.check()
             note, several = choice.Note.read(folder.path) or choice.Note(), number.Choice.read(folder.path)
+        unsaved = training.unsaved or folder.unsaved
         return Fitted(
-            training.found(network), training.chosen.metric, start.frozen, lost, training.unsaved, training.cut, wishes,
+            training.found(network), training.chosen.metric, start.frozen, lost, unsaved, training.cut, wishes,
             folder, note.shown, training.fallbacks, single, start.recipes, several,
         )  # fmt: skip
 

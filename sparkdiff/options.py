@@ -91,9 +91,10 @@ class Options:
     precision: str = option("float64", "numbers of the rows in training and of their products with weights; float32 needs half of the memory and changes the result, and the summary says how far its predictions differ. Weights and sums are float64 in any case", choices=("float64", "float32"), later=True)
     timeout: float = option(300.0, "seconds without progress after which the processes are restarted (several processes only)", low=1)
     stream: str = option("auto", "reader of the cache; auto uses petastorm if it is installed, else arrow", choices=("auto", "petastorm", "arrow"))
-    cacheDir: str | None = option(None, "folder of the caches; Spark and this process must see the same files in it", kind=str, folder=True)
+    cacheDir: str | None = option(None, "folder of the caches: one in which Spark and this process see the same files, or one on any file system that Spark knows (hdfs://, s3a://, ...)", kind=str, folder="any")
+    localCacheLimit: int | None = option(None, "bytes of local disk that cached rows may take, per process, where cacheDir is not on this machine; if unset, all that is free", kind=int, low=1, later=True)
     cacheInMemory: bool = option(True, "whether to keep the cached rows in memory during training; false reads the files in every epoch")
-    checkpointDir: str | None = option(None, "folder of the checkpoints; if unset, `checkpoints` in the folder of the caches", kind=str, folder=True)
+    checkpointDir: str | None = option(None, "folder of the checkpoints; if unset, `checkpoints` in the folder of the caches", kind=str, folder="any")
     runId: str | None = option(None, "name of this training: an interrupted training of this name continues, a finished one is returned; if unset, a new name", kind=str)
     waitForRun: float = option(0.0, "seconds to wait while another process uses this runId or output; 0 fails at once", low=0)
     seed: int = option(0, "seed of the split, of the order of the rows and of the statistical test", low=0, high=2**63 - 1)
@@ -297,10 +298,12 @@ def _scalar(name: str, value: Any, kind: type, words: Iterable[str] = ()) -> Any
 
 
 def _checked(name: str, value: Any, rules: Mapping[str, Any]) -> Any:
-    """A scalar that is a folder of this machine, one of the choices, or within its bounds, as the rules ask."""
+    """A scalar that is a folder, one of the choices, or within its bounds, as the rules ask."""
     if value in rules.get("refused", ()):
         raise ValueError(rules["refused"][value])
-    if rules.get("folder") and (refused := paths.not_local(name, value)):
+    if (where := rules.get("folder")) and (
+        refused := (paths.unusable if where == "any" else paths.not_local)(name, value)
+    ):
         raise ValueError(refused)
     if (choices := _choices(rules)) and value not in choices:
         plain = re.sub(r"^neg(?=_)|[_-]", "", value.lower())

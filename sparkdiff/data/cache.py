@@ -26,17 +26,21 @@ from sparkdiff.data.layout import check_number, columns_of, holds_true, shards_i
 from sparkdiff.data.splits import SPLITS
 from sparkdiff.data.stream import DamagedCacheError, Manifest
 from sparkdiff.data.stream.manifest import FORMAT
-from sparkdiff.errors import InputError, did_you_mean
+from sparkdiff.errors import FullDiskError, InputError, did_you_mean
+from sparkdiff.jvm import stores
 from sparkdiff.machine import memory
 from sparkdiff.options import Options
 from sparkdiff.pipeline.cut import Cut
 from sparkdiff.pipeline.graph import Version, null_of
 from sparkdiff.pipeline.schema import check_columns as check_stage_columns
-from sparkdiff.store.files import folder_size, moved, room
+from sparkdiff.store.files import folder_size, free, moved, room
 
 ROOM = (
     "free some space, or set cacheDir (and conf spark.local.dir, Spark's folder for sorting) to a disk with more space"
 )
+
+
+MANIFEST = "manifest.json"
 
 
 class DamagedCache(UserWarning):
@@ -92,7 +96,7 @@ def root(options: Options) -> Path:
             or a remote Spark Connect server cannot see the folder.
     """
     folder = jvm.shared_folder(options.cacheDir) or _temporary()
-    if not jvm.sees(jvm.session(), folder):
+    if stores.url_of(folder) is None and not jvm.sees(jvm.session(), folder):
         raise InputError(
             f"Spark cannot read {folder}: set cacheDir (or conf spark.sparkdiff.cacheDir) to a folder in which "
             "Spark and this process see the same files"
@@ -153,6 +157,8 @@ def open_cache(request: Request, watch: Watch = contextlib.nullcontext) -> Cache
 def _opened(request: Request, where: Path, columns: list[dict[str, Any]], watch: Watch) -> Cache:
     key = fingerprint(request, where)
     folder = where / key[:16]
+    if stores.url_of(folder) is not None:
+        return _opened_in_store(request, folder, key, columns)
     if folder.exists():
         try:
             return Cache(folder, _whole(folder, key), hit=True)
@@ -163,11 +169,83 @@ def _opened(request: Request, where: Path, columns: list[dict[str, Any]], watch:
     temporary.mkdir(mode=0o700)  # before there is anything in it
     try:
         with watch(temporary):
-            _build(request, key, temporary, columns)
+            _build(request, key, temporary, temporary, columns)
         moved(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return Cache(folder, _whole(folder, key), hit=False)
+
+
+def _opened_in_store(request: Request, folder: Path, key: str, columns: list[dict[str, Any]]) -> Cache:
+    """The same in a store, of which `folder` is the working copy. Files are never renamed there; the manifest, written last, says
+    which of them belong to the cache.
+    """
+    limit = request.options.localCacheLimit
+    with contextlib.suppress(DamagedCacheError):
+        return Cache(folder, _whole(folder, key), hit=True)  # the copy that an earlier fit of this process has used
+    if stores.exists(folder / MANIFEST):
+        try:
+            return Cache(folder, _fetched(folder, key, limit), hit=True)
+        except DamagedCacheError as e:
+            warnings.warn(
+                f"the cache {stores.url_of(folder)} is damaged and is written again: {e}", DamagedCache, stacklevel=2
+            )
+            stores.remove(folder)
+    stores.make(folder)
+    data = folder / f"rows-{uuid.uuid4().hex[:8]}"
+    try:
+        with blamed("wrote the cache"):
+            _build(request, key, folder, data, columns)
+            stores.send(folder / MANIFEST)
+    except BaseException:
+        stores.remove(data)
+        (folder / MANIFEST).unlink(missing_ok=True)
+        raise
+    return Cache(folder, _whole(folder, key), hit=False)
+
+
+def _fetched(folder: Path, key: str, limit: int | None) -> dict[str, Any]:
+    """The manifest of a cache in a store, whose files are copied to this machine.
+
+    Raises:
+        DamagedCacheError: a file is missing or changed.
+        FullDiskError, InputError: see `make_room`.
+    """
+    stores.fetch(folder / MANIFEST)
+    manifest = Manifest.load(folder)
+    pieces = {piece.path: piece for shards in manifest.splits.values() for shard in shards for piece in shard}
+    make_room(folder, sum(piece.bytes for piece in pieces.values()), limit)
+    for name in pieces:
+        try:
+            stores.fetch(folder / name)
+        except FileNotFoundError as e:
+            raise DamagedCacheError(folder, name, "there is no such file") from e
+    return _whole(folder, key)
+
+
+def make_room(folder: Path, needed: int, limit: int | None) -> None:
+    """Remove the copies of other caches beside `folder` that this process no longer needs, where the limit asks for it.
+
+    Raises:
+        InputError: the cache takes more than `localCacheLimit` allows.
+        FullDiskError: it takes more than what is free.
+    """
+    if limit is not None and needed > limit:
+        raise InputError(
+            f"the cache in {stores.url_of(folder)} takes {needed:,} bytes on the local disk of the driver, and "
+            f"localCacheLimit={limit:,}: raise it, or set cacheDir to a folder that all machines see"
+        )
+    others = [p for p in folder.parent.iterdir() if p != folder and (p / MANIFEST).exists()] if limit else []
+    for other in sorted(others, key=lambda p: p.stat().st_mtime):
+        if needed + sum(map(folder_size, others)) <= (limit or 0):
+            break
+        others.remove(other)
+        shutil.rmtree(other, ignore_errors=True)
+    if needed > (there := free(folder)):
+        raise FullDiskError(
+            f"the cache in {stores.url_of(folder)} takes {needed:,} bytes on the local disk of the driver, and {there:,} are "
+            f"free in {folder}: set spark.local.dir to a disk with more space, or cacheDir to a folder that all machines see"
+        )
 
 
 def _whole(folder: Path, key: str) -> dict[str, Any]:
@@ -177,9 +255,9 @@ def _whole(folder: Path, key: str) -> dict[str, Any]:
         DamagedCacheError: a file is missing or changed.
     """
     Manifest.load(folder).check()
-    manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     if manifest["fingerprint"] != key or manifest.get("digest") != _digest(manifest):
-        raise DamagedCacheError(folder, "manifest.json", "its content differs from what was written")
+        raise DamagedCacheError(folder, MANIFEST, "its content differs from what was written")
     return manifest
 
 
@@ -243,13 +321,21 @@ def ran_by(request: Request) -> str:
     return f"ran the stages before training ({', '.join(['reading the data', *(v.uid for v in request.cut.stages)])})"
 
 
-def _build(request: Request, key: str, folder: Path, columns: list[dict[str, Any]]) -> None:
-    """Write a cache into an empty folder. `columns` receives the description of its columns as soon as it is known."""
+def _build(request: Request, key: str, folder: Path, data: Path, columns: list[dict[str, Any]]) -> None:
+    """Write a cache.
+
+    Args:
+        data: the folder into which Spark writes: that of the cache, or one in it.
+        columns: receives the description of its columns as soon as it is known.
+    """
     frames, values = frames_of(request)
     with blamed(ran_by(request)):
         columns += columns_of(request, frames[0], values)
-        write_files(request, frames, columns, folder)
-    shards = {s: shards_in(folder, s, SHARDS) for s in SPLITS}
+        write_files(request, frames, columns, data)
+    if stores.url_of(data) is not None:
+        make_room(folder, stores.size(data), request.options.localCacheLimit)
+        stores.fetch(data)
+    shards = {s: shards_in(folder, data, s, SHARDS) for s in SPLITS}
     manifest: dict[str, Any] = {
         "format": FORMAT, "fingerprint": key, "virtualShards": SHARDS, "splits": shards,
         "columns": [c for c in columns if c.get("dtype") != "bool" or holds_true(folder, shards, c["name"])],
@@ -261,7 +347,7 @@ def _build(request: Request, key: str, folder: Path, columns: list[dict[str, Any
         for content in (manifest["splits"], manifest["weights"], manifest["stats"]):
             if splits.TRAIN in content:
                 content[splits.VALIDATION] = content[splits.TRAIN]
-    (folder / "manifest.json").write_text(json.dumps(manifest | {"digest": _digest(manifest)}), encoding="utf-8")
+    (folder / MANIFEST).write_text(json.dumps(manifest | {"digest": _digest(manifest)}), encoding="utf-8")
 
 
 def _needed(request: Request, columns: list[dict[str, Any]]) -> str:

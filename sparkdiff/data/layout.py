@@ -20,6 +20,7 @@ from sparkdiff.data import splits
 from sparkdiff.data.fingerprint import SHARDS, Request
 from sparkdiff.data.splits import BLOCK, ROW, SLICE, SPLIT, TIME
 from sparkdiff.errors import InputError, did_you_mean
+from sparkdiff.jvm import stores
 from sparkdiff.pipeline.graph import Graph
 from sparkdiff.pipeline.names import named
 from sparkdiff.pipeline.schema import fields_by_name
@@ -134,7 +135,7 @@ def write_files(request: Request, frames: list[DataFrame], columns: list[dict[st
     dictionaries = {f"parquet.enable.dictionary#{name}.list.element": "true" for name in sparse_fields(columns)}
     stored(request, frames, columns).write.mode("append").options(
         maxRecordsPerFile=piece, **{"parquet.enable.dictionary": "false", **dictionaries}
-    ).partitionBy("split", "shard").parquet(f"file://{folder}")
+    ).partitionBy("split", "shard").parquet(stores.address(folder))
 
 
 def sparse_fields(columns: list[dict[str, Any]]) -> list[str]:
@@ -196,23 +197,29 @@ def _as_stored(request: Request, df: DataFrame, columns: list[dict[str, Any]]) -
     return df.select(*selected).where("weight <> 0 OR weight IS NULL")  # weight 0 counts nowhere
 
 
-def shards_in(folder: Path, split: str, number: int) -> list[list[dict[str, Any]]]:
-    """Rename Spark's files of one split and describe them."""
+def shards_in(folder: Path, data: Path, split: str, number: int) -> list[list[dict[str, Any]]]:
+    """Describe the files of one split that Spark wrote to `data`. On this machine, where `data` is the folder of the cache, they
+    are renamed; in a store, where that would copy them, they keep the names that Spark gave them.
+    """
     out = []
     for shard in range(number):
         pieces: list[dict[str, Any]] = []
-        written = folder / f"split={split}" / f"shard={shard}"
+        written = data / f"split={split}" / f"shard={shard}"
         for i, path in enumerate(sorted(written.glob("part-*.parquet"), key=lambda p: p.name.rsplit("-c", 1)[-1])):
             name = f"{split}/shard-{shard:03d}-{i:03d}.parquet"
-            (folder / split).mkdir(exist_ok=True)
-            os.rename(path, folder / name)
+            if data == folder:
+                (folder / split).mkdir(exist_ok=True)
+                os.rename(path, folder / name)
+            else:
+                name = path.relative_to(folder).as_posix()
             content = (folder / name).read_bytes()
             rows = pq.read_metadata(folder / name).num_rows
             pieces.append(
                 {"path": name, "rows": rows, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
             )
         out.append(pieces)
-    shutil.rmtree(folder / f"split={split}", ignore_errors=True)
+    if data == folder:
+        shutil.rmtree(folder / f"split={split}", ignore_errors=True)
     return out
 
 

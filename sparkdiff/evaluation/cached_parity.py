@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ from sparkdiff.data.splits import TRAIN, VALIDATION
 from sparkdiff.errors import InputError, ParityError
 from sparkdiff.evaluation.data import Data
 from sparkdiff.machine import memory
-from sparkdiff.machine.paths import address
 from sparkdiff.pipeline.columns import into_structs, schema_of, write_columns
 from sparkdiff.pipeline.graph import Version, null_of
 from sparkdiff.pipeline.names import named, unused
@@ -58,8 +56,7 @@ def check(
         ParityError: they differ.
     """
     where = cache.folder.parent
-    with room("the rows to compare", where, ROOM), tempfile.TemporaryDirectory(prefix=".parity-", dir=where) as name:
-        folder = Path(name)
+    with room("the rows to compare", where, ROOM), jvm.temporary(".parity-", where) as folder:
         file = _written(network, dict(sample), cache, folder)
         sample.clear()
         memory.trim()
@@ -156,7 +153,7 @@ class _File:
 
     def read(self, network: Network) -> DataFrame:
         graph, metadata = network.graph, self.metadata
-        df = jvm.session().read.schema(self.schema).parquet(address(self.path))
+        df = jvm.session().read.schema(self.schema).parquet(jvm.stores.readable(self.path))
         if self.narrow:
             df = df.withColumns({n: named(n).cast(k).alias(n, metadata=metadata[n]) for n, k in self.narrow.items()})
         return into_structs(df, [graph.name(v) for v in self.versions if graph.in_struct(v)])
@@ -181,6 +178,7 @@ def _written(network: Network, sample: dict[Version, Rows], cache: Cache, folder
             nulls[name] = x.isnan()
             columns[name] = x.nan_to_num(0.0).trunc().clamp(-(2.0**power), 2.0**power - 1)
     write_columns(columns, folder / SAMPLE, nulls, spoken)
+    jvm.stores.send(folder / SAMPLE)
     return _File(folder / SAMPLE, schema_of(columns, metadata, spoken), metadata, narrow, list(sample), recovered)
 
 

@@ -87,7 +87,8 @@ class Log:
                 told["candidates"].append(
                     {"name": c.name, "column": c.column, "changes": c.changes, "exact": c.exact, "parity": parity}
                 )
-                c.model.write().save(f"file://{temporary}/model-{i}")
+                c.model.write().save(jvm.stores.address(temporary / f"model-{i}"))
+                jvm.stores.take(temporary / f"model-{i}")
                 files.save_mappable(temporary / f"figures-{i}.pt", _figures(found))
             files.save_mappable(temporary / "gains.pt", step.gains)
             files.write_bytes(temporary / "step.json", json.dumps(told).encode())
@@ -97,7 +98,7 @@ class Log:
 
     def read(self, ground: Ground, arm: str, number: int) -> Step | None:
         """A step of an earlier run of the same request; None if it did not end."""
-        if self.folder is None or not (place := self._place(arm, number)).exists():
+        if self.folder is None or not ((place := self._place(arm, number)) / "step.json").exists():
             return None
         told = json.loads((place / "step.json").read_text(encoding="utf-8"))
         candidates = tuple(
@@ -118,7 +119,8 @@ def _figures(found: Measurement) -> dict[str, Any]:
 
 
 def _measurement(ground: Ground, place: Path, i: int, parity: dict[str, Any] | None) -> Measurement:
-    model: Any = DefaultParamsReader.loadParamsInstance(f"file://{place}/model-{i}", jvm.ml_context(jvm.session()))
+    where = jvm.stores.address(place / f"model-{i}")
+    model: Any = DefaultParamsReader.loadParamsInstance(where, jvm.ml_context(jvm.session()))
     figures = torch.load(place / f"figures-{i}.pt", weights_only=True)
     task = ground.task(model)
     network = Network(task.cut.graph, task.cut.live)

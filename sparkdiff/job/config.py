@@ -31,6 +31,7 @@ class Config:
     Attributes:
         options: the section `fineTuner`.
         search, grower, improver: the sections of these names; all None: the job fine-tunes.
+        url: of the output, where it is not on this machine; `output` is then nothing before Spark has started.
         given: the words of the command line that give this job, secrets left out.
     """
 
@@ -45,6 +46,12 @@ class Config:
     grower: Mapping[str, Any] | None = None
     improver: Mapping[str, Any] | None = None
     given: tuple[str, ...] = ()
+    url: str | None = None
+
+    @property
+    def where(self) -> str:
+        """The output as the user named it."""
+        return self.url or str(self.output)
 
     @property
     def command(self) -> str:
@@ -94,6 +101,7 @@ def load_config(path: Path | None, overrides: Sequence[str], flags: Mapping[str,
         if not isinstance(tree.get(section) or {}, dict):
             raise InputError(f"{section} must be a mapping of names to values. Got {tree[section]!r} instead")
     output = _output(output)
+    remote = paths.local(output["path"]) is None
     options, spark = dict(tree.get("fineTuner") or {}), tree.get("spark") or {}
     for key, value in spark.items():
         if isinstance(value, (dict, list)):
@@ -108,10 +116,11 @@ def load_config(path: Path | None, overrides: Sequence[str], flags: Mapping[str,
         data,
         options,
         {str(key): value for key, value in spark.items() if value is not None},
-        jvm.folder("output", output["path"]).resolve(),
+        Path() if remote else jvm.folder("output", output["path"]).resolve(),
         output.get("mode") == "overwrite",
         **verbs,
         given=_told(path, overrides, flags or {}),
+        url=output["path"].rstrip("/") if remote else None,
     )
 
 
@@ -249,7 +258,7 @@ def _anchored(value: Any, folder: Path, place: Place = ()) -> Any:
             | ("fineTuner", "cacheDir" | "checkpointDir")
             | ("search", "runDir" | "current")
         ):
-            where = None if paths.not_local("", _name(value, place)) else paths.local(value)
+            where = None if paths.unusable("", _name(value, place)) else paths.local(value)
             return value if where is None else str(folder / where)
     return value
 
@@ -323,14 +332,14 @@ def request_of(config: Config) -> str:
     named = {
         k: v
         for k, v in options.asdict().items()
-        if k not in ("verbosity", "waitForRun", "timeout", "localMode", "device")
+        if k not in ("verbosity", "waitForRun", "timeout", "localMode", "device", "localCacheLimit")
     }
     if callable(options.loss):
         from sparkdiff.store.identity import identity  # only here: they import torch
         from sparkdiff.store.run_folder import told
 
         named["loss"] = told(lambda: identity(options.loss))
-    settings = [config.pipeline, config.data, named, str(config.output)]
+    settings = [config.pipeline, config.data, named, config.where]
     settings += [] if config.search is None else [config.search]
     for section, given in (("grower", config.grower), ("improver", config.improver)):
         if given is not None:

@@ -17,6 +17,7 @@ from sparkdiff.job.config import Config, command_of, request_of
 from sparkdiff.job.loading import load_data, load_model, model_path
 from sparkdiff.job.steps import made_of, own_id
 from sparkdiff.job.writing import written
+from sparkdiff.jvm import stores
 from sparkdiff.options import Options
 from sparkdiff.report.record import versions
 from sparkdiff.report.run_report import write_report
@@ -39,7 +40,8 @@ def run(config: Config, lease: Lease, spark: SparkSession) -> SearchSummary:
     model = search.fit(rows)
 
     def fill(folder: Path) -> None:
-        model.pipelineModel.write().save(f"file://{folder}/model")
+        model.pipelineModel.write().save(stores.address(folder / "model"))
+        stores.fetch(folder / "model")
         model.trials.to_csv(folder / "trials.csv", index=False)
         (folder / "summary.json").write_text(json.dumps(_told(config, model, folder), indent=2) + "\n")
         write_report(folder)
@@ -54,7 +56,7 @@ def search_of(config: Config, made: Any) -> tuple[Search, Path | None]:
     """The `Search` that the job describes, and the folder of its study if the job has named none."""
     given = config.search or {}
     if config.options:
-        cache = str(config.output.parent / ".cache")
+        cache = stores.named(config.output.parent / ".cache")
         made = FineTuner(made, **{"cacheDir": cache, **config.options})
     elif not isinstance(made, Estimator):
         raise InputError(

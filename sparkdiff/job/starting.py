@@ -4,6 +4,7 @@ Spark takes seconds to start and torch to import, so they do it at the same time
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,9 +12,14 @@ from sparkdiff import jvm
 from sparkdiff.errors import InputError
 from sparkdiff.job.config import Config, request_of
 from sparkdiff.job.loading import check_there, is_function, model_path, size_of, start_session
-from sparkdiff.job.output import check_replaceable, summary_of
+from sparkdiff.job.output import check_replaceable, is_unfinished, summary_of
+from sparkdiff.jvm import stores
+from sparkdiff.machine import paths
 from sparkdiff.options import Options
 from sparkdiff.store.lease import Lease, held
+
+FOLDERS = ("cacheDir", "checkpointDir")
+"""Options that name folders."""
 
 
 def run(config: Config) -> Any:
@@ -25,17 +31,32 @@ def run(config: Config) -> Any:
         HeldError: another process is writing this output.
         SparkdiffError: it failed while running.
     """
+    config = _placed(config)
     _check_places(config)
     with _alone(config) as lease:
         return _run(config, lease)
 
 
+def _placed(config: Config) -> Config:
+    """The job with the place of its output, for which Spark is started unless all folders are on this machine."""
+    given = [config.url, *(config.options.get(name) for name in FOLDERS)]
+    if all(where is None or paths.local(where) is not None for where in given):
+        return config
+    _check_inputs(config)
+    start_session(config.spark, size=size_of(config.data, config.folder))
+    return config if config.url is None else dataclasses.replace(config, output=jvm.folder("output", config.url))
+
+
 def _check_places(config: Config) -> None:
     """Raise InputError if an input of the job does not exist or its output cannot be written. Does not start Spark."""
-    jvm.check_writable("output", config.output, config.output.parent)
-    for name in ("cacheDir", "checkpointDir"):
+    jvm.check_writable("output", config.where, config.output.parent)
+    for name in FOLDERS:
         if given := config.options.get(name):
             jvm.check_writable(name, given, jvm.folder(name, given))
+    _check_inputs(config)
+
+
+def _check_inputs(config: Config) -> None:
     named = [config.pipeline, *filter(None, [(config.search or {}).get("current")])]
     models = [model_path(name, config.folder) for name in named if not is_function(name)]
     check_there(models, config.data, config.folder, config.spark)
@@ -50,9 +71,11 @@ def _alone(config: Config) -> Iterator[Lease]:
     try:
         with contextlib.ExitStack() as stack:
             try:
-                lease = stack.enter_context(held(where, f"output {output}", wait=wait))
+                lease = stack.enter_context(held(where, f"output {config.where}", wait=wait))
             except OSError as e:
-                raise InputError(f"output {output} cannot be written ({e.strerror}): choose another folder") from e
+                raise InputError(
+                    f"output {config.where} cannot be written ({e.strerror}): choose another folder"
+                ) from e
             yield lease
     finally:
         for folder in missing:
@@ -62,8 +85,9 @@ def _alone(config: Config) -> Iterator[Lease]:
 
 def _run(config: Config, lease: Lease) -> Any:
     found = _finished(config)
-    if found is None and config.output.exists() and not config.overwrite:
-        raise InputError(f"output {config.output} exists: choose another folder, or set output.mode=overwrite")
+    there = stores.exists(config.output) and not is_unfinished(config.output)
+    if found is None and there and not config.overwrite:
+        raise InputError(f"output {config.where} exists: choose another folder, or set output.mode=overwrite")
     if found is None:
         check_replaceable(config.output)
     module = "sparkdiff.job.steps" if config.search is None else "sparkdiff.job.searching"

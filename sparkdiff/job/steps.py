@@ -41,6 +41,7 @@ from sparkdiff.job.loading import function, is_function, load_data, load_model, 
 from sparkdiff.job.output import check_replaceable
 from sparkdiff.job.settings_section import SETTINGS
 from sparkdiff.job.writing import written
+from sparkdiff.jvm import stores
 from sparkdiff.machine import secrets
 from sparkdiff.options import Options
 from sparkdiff.pipeline.nesting import flatten, plain
@@ -56,6 +57,8 @@ from sparkdiff.store.run_folder import UNTOLD, told
 
 PROCEDURES: Mapping[str, Any] = {"grower": grow_pipeline, "improver": improve_pipeline}
 SUMMARIES = {"grow": GrowthSummary, "improve": ImprovementSummary}
+COMPLETE = "complete"
+"""The file that names the fitted pipeline in its folder of a store."""
 OFFERS = "offers"
 """The folder of a run with the pipelines that an improvement offers beside the best."""
 
@@ -67,7 +70,7 @@ def run(config: Config, lease: Lease, spark: SparkSession, found: dict[str, Any]
         found: the summary of a finished run of the same settings in the output folder, if there is one.
     """
     own = own_id(config.output)
-    cache = str(config.output.parent / ".cache")
+    cache = stores.named(config.output.parent / ".cache")
     options = Options.of({"cacheDir": cache, "verbosity": 1, "runId": own, **config.options})
     phases = Phases(shown(options.verbosity))
     with phases.phase("load") as say:
@@ -90,7 +93,7 @@ def run(config: Config, lease: Lease, spark: SparkSession, found: dict[str, Any]
                 f"{k} {inputs[k].rpartition(' ')[0]}" for k in changed if str(inputs.get(k)).startswith(UNTOLD)
             )
             raise InputError(
-                f"output {config.output} contains the finished run of runId={options.runId!r}, but its "
+                f"output {config.where} contains the finished run of runId={options.runId!r}, but its "
                 f"{', '.join(changed)} changed since{f' ({why})' if why else ''}: choose another folder and "
                 "runId, or set output.mode=overwrite and another runId"
             )
@@ -128,7 +131,7 @@ def run(config: Config, lease: Lease, spark: SparkSession, found: dict[str, Any]
             outcome = fine_tune(task, sources, phases, replace=mine, boundaries=boundaries)
     with phases.phase("save") as say:
         write_run(outcome, config, phases, parent, inputs, lease)
-        say(str(config.output))
+        say(config.where)
     if mine:
         for training in outcome.folders:
             training.remove()  # the same command, interrupted before this line, goes on; after it, it begins anew
@@ -138,7 +141,7 @@ def run(config: Config, lease: Lease, spark: SparkSession, found: dict[str, Any]
 def own_id(output: Path) -> str:
     """The runId of a job that names none. The name of its folder may hold characters that a runId may not."""
     name = re.sub(r"[^\w.-]", "_", output.name, flags=re.ASCII)[:80].lstrip(".-") or "run"
-    return f"{name}-{hashlib.sha256(str(output).encode()).hexdigest()[:8]}"
+    return f"{name}-{hashlib.sha256(stores.named(output).encode()).hexdigest()[:8]}"
 
 
 def inputs_of(sources: list[Source], made: Any, content: str | None) -> dict[str, str]:
@@ -171,7 +174,7 @@ def inputs_of(sources: list[Source], made: Any, content: str | None) -> dict[str
 
 
 def _read_summary(found: Mapping[str, Any], config: Config) -> FineTuningSummary:
-    history, kind = config.output / "history.csv", SUMMARIES.get(config.command, FineTuningSummary)
+    history, kind = stores.fetch(config.output / "history.csv"), SUMMARIES.get(config.command, FineTuningSummary)
     # Where nothing joined, nothing trained together, and the history has no columns.
     records: Any = pd.read_csv(history).to_dict("records") if history.read_text().strip() else []
     known = {f.name for f in dataclasses.fields(kind)}
@@ -203,10 +206,14 @@ def fitted_on(
         folder = root(options) / f"fitted-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     except UntoldError as e:
         folder, why = root(options) / f"fitted-{uuid.uuid4().hex[:16]}", f"; not reused by other jobs: {e}"
-    if folder.exists():
+    if (found := _kept(folder)) is not None:
         say("reused: the same pipeline was fitted on the same rows before")
-        return jvm.loaded(folder), folder
+        return jvm.loaded(found), found
     fitted = fit_on_training_rows(pipeline, sources, options, boundaries)
+    if stores.url_of(folder) is not None:
+        found = _keep_in_store(fitted, folder)
+        say(f"fitted {len(fitted.stages)} stages on the training rows{why}")
+        return fitted, found
     temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
     try:
         fitted.write().save(f"file://{temporary}")
@@ -219,6 +226,22 @@ def fitted_on(
     return fitted, folder
 
 
+def _kept(folder: Path) -> Path | None:
+    """Where the pipeline of a folder of `fitted_on` lies; None if it isn't there, or not whole."""
+    if stores.url_of(folder) is None:
+        return folder if folder.exists() else None
+    name = stores.read(folder / COMPLETE)
+    return None if name is None else folder / name.decode()
+
+
+def _keep_in_store(fitted: Any, folder: Path) -> Path:
+    """Save a pipeline to a store, where nothing is renamed: a file that is written last names it."""
+    where = folder / f"model-{uuid.uuid4().hex[:8]}"
+    fitted.write().save(stores.address(where))
+    stores.write(folder / COMPLETE, where.name.encode())
+    return stores.fetch(where)
+
+
 def write_run(
     outcome: Outcome, config: Config, phases: Phases, parent: Mapping[str, Any], inputs: Mapping[str, str], lease: Lease
 ) -> None:  # fmt: skip
@@ -229,11 +252,12 @@ def write_run(
         return f"about {files.folder_size(original):,} bytes, like the original model" if original.is_dir() else ""
 
     def fill(folder: Path) -> None:
-        outcome.model.write().save(f"file://{folder}/model")
+        outcome.model.write().save(stores.address(folder / "model"))
+        stores.fetch(folder / "model")
         offers = outcome.offers if isinstance(outcome, Improved) else {}
         for name, model in offers.items():
             if model is not outcome.model:
-                model.write().save(f"file://{folder}/{OFFERS}/{name}")
+                model.write().save(stores.address(folder / OFFERS / name))
         (folder / "plan.json").write_text(outcome.plan.toJSON() + "\n")
         pd.DataFrame(outcome.summary.records).to_csv(folder / "history.csv", index=False)
         summary = outcome.summary.asdict()

@@ -1,8 +1,19 @@
 """The only place that knows py4j: the session, and fitted stages rebuilt with a JVM handle or by their saved files."""
 
+from sparkdiff.jvm import stores
 from sparkdiff.jvm.archive import archive_option, write_archive
 from sparkdiff.jvm.counting import counted
 from sparkdiff.jvm.files import read_rows, saved, table_of, write_rows
+from sparkdiff.jvm.places import (
+    check_writable,
+    folder,
+    model_at,
+    scratch,
+    scratch_folder,
+    sees,
+    shared_folder,
+    temporary,
+)
 from sparkdiff.jvm.rebuilding import (
     default_output,
     defaults,
@@ -29,21 +40,14 @@ from sparkdiff.jvm.sessions import (
     cause,
     check_alive,
     check_java,
-    check_writable,
     first_sentences,
-    folder,
     has_constructors,
     in_process,
     is_running,
     java_options,
     join_submit,
     ml_context,
-    model_at,
-    scratch,
-    scratch_folder,
-    sees,
     session,
-    shared_folder,
     slots,
     threads_share_session,
     within,
@@ -90,7 +94,9 @@ __all__ = [
     "session",
     "shared_folder",
     "slots",
+    "stores",
     "table_of",
+    "temporary",
     "threads_share_session",
     "widened",
     "with_params",

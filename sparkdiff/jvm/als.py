@@ -9,8 +9,9 @@ import numpy as np
 from pyspark.sql import DataFrame
 
 from sparkdiff.jvm.files import kept
+from sparkdiff.jvm.places import model_at
 from sparkdiff.jvm.rebuilding import made_of, rebuilt
-from sparkdiff.jvm.sessions import by_arrow, model_at, session
+from sparkdiff.jvm.sessions import by_arrow, session
 
 Table = tuple[np.ndarray, np.ndarray]
 """ids (n,) int64, ascending, and factors (n, rank) float32."""

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from pyspark.sql import DataFrame
 
 from sparkdiff.errors import SparkdiffError
-from sparkdiff.jvm import files, sessions
+from sparkdiff.jvm import files, places, sessions
 from sparkdiff.jvm.objects import array, class_named, doubles, packages
 from sparkdiff.jvm.rebuilding import made_of, rebuilt
 
@@ -39,7 +39,7 @@ def with_surrogates(stage: Any, values: Mapping[str, float]) -> Any:
     def rewrite(old: Any) -> Any:
         where = files.kept(old)  # Spark 3.5 and 4.0 read them when the model is used
         _one_row(row).coalesce(1).write.mode("overwrite").parquet(f"{where}/data")
-        return type(old).load(sessions.model_at(where))
+        return type(old).load(places.model_at(where))
 
     return rebuilt(stage, construct, rewrite)
 
@@ -114,4 +114,4 @@ def _with_files(old: Any, columns: Sequence[Statistics]) -> Any:
             raise SparkdiffError(f"{old.uid}: its saved data contain {', '.join(schema.names)}, an unknown format")
         rows = [(i, *(values.tolist() for values in column)) for i, column in enumerate(columns)]
         files.write_rows(f"{where}/data", files.table_of(rows, schema))
-        return type(old).load(sessions.model_at(where))
+        return type(old).load(places.model_at(where))

@@ -12,14 +12,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sparkdiff.jvm.sessions import scratch_folder
+from sparkdiff.jvm import stores
+from sparkdiff.jvm.places import scratch_folder, temporary
 
 
 @contextlib.contextmanager
 def folder() -> Iterator[str]:
-    """The address of a folder for a stage that is saved for a moment, which Spark and this process both see."""
-    with tempfile.TemporaryDirectory(prefix=".stage-", dir=scratch_folder()) as name:
-        yield f"file://{name}/stage"
+    """The address of a folder for a stage that is saved for a moment."""
+    with temporary(".stage-", scratch_folder()) as path:
+        yield stores.address(path / "stage")
 
 
 @contextlib.contextmanager
@@ -32,22 +33,24 @@ def saved(stage: Any) -> Iterator[str]:
 
 def kept(stage: Any) -> str:
     """Likewise, in a folder that stays until this process ends, for models that read their files whenever they are used."""
-    folder = tempfile.mkdtemp(prefix=".stage-", dir=scratch_folder())
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    stage.write().save(f"file://{folder}/stage")
-    return f"file://{folder}/stage"
+    folder = Path(tempfile.mkdtemp(prefix=".stage-", dir=scratch_folder()))
+    atexit.register(stores.remove, folder)
+    where = stores.address(folder / "stage")
+    stage.write().save(where)
+    return where
 
 
 def write_text(where: str, text: str) -> None:
     """Write a line of text as Spark does."""
-    folder = Path(where.removeprefix("file://"))
+    folder = stores.local_of(where)
     folder.mkdir(parents=True)
     (folder / "part-00000").write_text(f"{text}\n", encoding="utf-8")
+    stores.send(folder)
 
 
 def change_metadata(where: str, **values: Any) -> None:
     """Change entries of the metadata of a stage that was saved to an address of `saved`."""
-    folder = Path(f"{where.removeprefix('file://')}/metadata")
+    folder = stores.fetch(stores.local_of(f"{where}/metadata"))
     (part,) = folder.glob("part-*")
     told = {**json.loads(part.read_text(encoding="utf-8")), **values}
     shutil.rmtree(folder)  # with its checksums
@@ -57,7 +60,7 @@ def change_metadata(where: str, **values: Any) -> None:
 def read_rows(where: str) -> pa.Table:
     """The rows of a folder of Parquet that Spark saved to an address of `saved`. Runs no job."""
     tables = []
-    for path in sorted(Path(where.removeprefix("file://")).glob("part-*.parquet")):
+    for path in sorted(stores.fetch(stores.local_of(where)).glob("part-*.parquet")):
         with pq.ParquetFile(path) as file:
             tables.append(file.read())
     return pa.concat_tables(tables)
@@ -68,11 +71,12 @@ def write_rows(where: str, data: pa.Table) -> None:
 
     Runs no job; rows that are sent through Spark take a Python process and a tenth of a second for each partition.
     """
-    folder = Path(where.removeprefix("file://"))
+    folder = stores.local_of(where)
     if folder.exists():
         shutil.rmtree(folder)  # with the checksums of the files that were there
     folder.mkdir(parents=True)
     pq.write_table(data, folder / "part-00000.parquet")
+    stores.send(folder)
 
 
 def table_of(rows: Iterable[Sequence[Any]], schema: pa.Schema) -> pa.Table:

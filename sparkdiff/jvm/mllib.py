@@ -10,8 +10,8 @@ from pyspark.mllib.linalg import Matrices as OldMatrices, Vectors as OldVectors
 
 from sparkdiff.jvm.files import read_rows, saved, table_of, write_rows
 from sparkdiff.jvm.objects import array, class_named, doubles, in_java, ints, longs, packages
+from sparkdiff.jvm.places import model_at
 from sparkdiff.jvm.rebuilding import fitted_around, made_of, rebuild, rebuild_around, rebuilt
-from sparkdiff.jvm.sessions import model_at
 
 
 def idf(stage: Any, values: np.ndarray, docFreq: np.ndarray | None = None) -> Any:

@@ -19,7 +19,7 @@ from sparkdiff.errors import InputError, SparkdiffError
 from sparkdiff.jvm import sessions
 from sparkdiff.jvm.files import _arrow, folder, read_rows, saved, write_rows, write_text
 from sparkdiff.jvm.objects import constructor, each, in_java, ints, no_params
-from sparkdiff.jvm.sessions import model_at
+from sparkdiff.jvm.places import model_at
 
 ROW_MAJOR = SimpleNamespace(isTransposed=True)
 SQL_TYPES = {bool: BooleanType(), int: IntegerType(), float: DoubleType()}

@@ -9,7 +9,7 @@ from typing import Any
 from pyspark.ml import PipelineModel
 from pyspark.ml.util import DefaultParamsReader
 
-from sparkdiff.jvm import sessions
+from sparkdiff.jvm import places, sessions, stores
 from sparkdiff.machine import paths
 
 AT_ONCE = 2
@@ -22,12 +22,14 @@ def loaded(path: str | Path) -> Any:
         SparkError, ValueError, AttributeError, ImportError: Spark's own, where it cannot be loaded.
     """
     spark = sessions.session()
+    if (copy := stores.brought(str(path))) is not None and stores.url_of(copy) is not None:
+        path = copy  # whose stages are found by their files
     stages = _stages(path) if sessions.in_process(spark) else None
     if not stages:
-        return DefaultParamsReader.loadParamsInstance(sessions.model_at(path), sessions.ml_context(spark))
+        return DefaultParamsReader.loadParamsInstance(places.model_at(path), sessions.ml_context(spark))
     uid, parts = stages
     with ThreadPoolExecutor(AT_ONCE) as threads:
-        model = PipelineModel(list(threads.map(lambda part: part[0].load(sessions.model_at(part[1])), parts)))
+        model = PipelineModel(list(threads.map(lambda part: part[0].load(places.model_at(part[1])), parts)))
     return model._resetUid(uid)
 
 

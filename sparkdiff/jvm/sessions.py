@@ -1,11 +1,9 @@
-"""The Spark session: which one runs, what it supports, which files it sees, and the causes of its errors."""
+"""The Spark session: which one runs, what it supports, and the causes of its errors."""
 
 import contextlib
-import contextvars
 import os
 import re
 import subprocess
-import tempfile
 import threading
 import uuid
 import warnings
@@ -26,7 +24,6 @@ from pyspark.sql import SparkSession
 from pyspark.util import VersionUtils
 
 from sparkdiff.errors import InputError
-from sparkdiff.machine import paths
 
 SparkError = (Py4JError, PySparkException)
 """The exceptions that Spark raises in Python."""
@@ -140,13 +137,6 @@ def ml_context(spark: SparkSession) -> Any:
     return spark.sparkContext if in_process(spark) else spark
 
 
-def model_at(path: str | Path) -> str:
-    """The URL by which this Spark loads the model saved at a path, whatever its name."""
-    where = paths.address(path)
-    # Spark 3.5 reads metadata through Hadoop's text files, for which a path ends at a comma outside of braces.
-    return where.replace(",", "{\\,}") if VERSION < (4, 0) else where
-
-
 class Writer(DefaultParamsWriter):
     """An MLWriter for classes that exist in Python only, also through Spark Connect."""
 
@@ -213,89 +203,6 @@ def _ask(stage: Any) -> None:
     except PySparkException as e:
         if "NoSuchElementException" not in str(e):  # a generalized linear model's own, where no link was set
             raise
-
-
-def folder(option: str, given: str) -> Path:
-    """The absolute path of a folder that an option names.
-
-    Raises:
-        InputError: it is not on the file system of this machine.
-    """
-    if refused := paths.not_local(option, given):
-        raise InputError(refused)
-    path = paths.local(given)
-    assert path is not None
-    return path.absolute()
-
-
-def check_writable(option: str, given: str | Path, path: Path) -> None:
-    """Raise InputError if a folder cannot be created or written to. It is not created, and no file stays in its
-    parent.
-    """
-    above = next(p for p in (path, *path.parents) if os.path.lexists(p))
-    try:
-        os.rmdir(tempfile.mkdtemp(prefix=".sparkdiff-", dir=above))
-    except OSError as e:
-        raise InputError(
-            f"{option}={str(given)!r} cannot be used: {e.strerror}; choose a folder that can be written"
-        ) from e
-
-
-def shared_folder(cacheDir: str | None = None) -> Path | None:
-    """The folder of the option or, by default, of the conf `spark.sparkdiff.cacheDir`; created if missing.
-
-    None if neither is set and a temporary folder is sufficient, because Spark runs on one machine.
-
-    Raises:
-        InputError: a temporary folder is not sufficient; or the folder is not on the file system of this machine, or
-            cannot be written.
-    """
-    spark = session()
-    given = cacheDir or spark.conf.get("spark.sparkdiff.cacheDir", None)
-    if given is None:
-        master = spark.conf.get("spark.master", None) or ""
-        if not master.startswith("local"):
-            raise InputError(
-                f"cacheDir is unset and the master is {master}: set cacheDir (or conf "
-                "spark.sparkdiff.cacheDir) to a folder in which Spark and this process see the same files"
-            )
-        return None
-    path = folder("cacheDir", given)
-    try:
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as e:
-        raise InputError(f"cacheDir={given!r} cannot be used: {e.strerror}; choose a folder that can be written") from e
-    check_writable("cacheDir", given, path)
-    return path
-
-
-def sees(spark: SparkSession, folder: Path) -> bool:
-    """Whether Spark sees a file that this process writes to a folder. Runs no job."""
-    if in_process(spark):
-        return True
-    with tempfile.NamedTemporaryFile(prefix="seen-by-spark-", dir=folder) as file:
-        try:
-            return bool(spark.read.text(paths.address(file.name)).columns)
-        except PySparkException:
-            return False
-
-
-_scratch: contextvars.ContextVar[Path | None] = contextvars.ContextVar("scratch", default=None)
-
-
-@contextlib.contextmanager
-def scratch(folder: Path) -> Iterator[None]:
-    """Within this context, `rebuild` writes temporary files below a folder that Spark sees too."""
-    token = _scratch.set(folder)
-    try:
-        yield
-    finally:
-        _scratch.reset(token)
-
-
-def scratch_folder() -> Path | None:
-    """That folder; None if a temporary folder is sufficient."""
-    return _scratch.get() or shared_folder()
 
 
 @contextlib.contextmanager

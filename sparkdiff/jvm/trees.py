@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from pyspark.ml.wrapper import JavaParams
 
-from sparkdiff.jvm import files, rebuilding, sessions
+from sparkdiff.jvm import files, places, rebuilding, sessions
 from sparkdiff.jvm.nodes import Array, Nodes
 from sparkdiff.jvm.objects import (
     array,
@@ -184,7 +184,7 @@ def _rewritten(old: Any, nodes: Nodes, treeWeights: Array | None, numFeatures: i
             meta = files.read_rows(f"{where}/treesMetadata")
             new = [(*row[:2], treeWeights[row[0]]) for row in zip(*meta.to_pydict().values(), strict=True)]
             files.write_rows(f"{where}/treesMetadata", files.table_of(new, meta.schema))
-        return type(old).load(sessions.model_at(where))
+        return type(old).load(places.model_at(where))
 
 
 def _written(
@@ -215,4 +215,4 @@ def _written(
             files.write_rows(f"{where}/treesMetadata", files.table_of(each, about))
         files.write_text(f"{where}/metadata", json.dumps(metadata))
         files.write_rows(f"{where}/data", files.table_of(rows, schema))
-        return model.load(sessions.model_at(where))
+        return model.load(places.model_at(where))

@@ -18,8 +18,9 @@ from pyspark.sql import functions as F
 from sparkdiff.jvm import sessions
 from sparkdiff.jvm.files import saved
 from sparkdiff.jvm.objects import packages
+from sparkdiff.jvm.places import model_at
 from sparkdiff.jvm.rebuilding import made_of, rebuilt
-from sparkdiff.jvm.sessions import by_arrow, model_at, session
+from sparkdiff.jvm.sessions import by_arrow, session
 
 Vocabulary = tuple[tuple[str, ...], np.ndarray]
 """Words, sorted, and their vectors (v, d) float32."""

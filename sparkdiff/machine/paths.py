@@ -17,22 +17,30 @@ def local(given: str) -> Path | None:
     return None if URL.match(path) else Path(os.path.expanduser(path))
 
 
+def unusable(option: str, given: str) -> str | None:
+    """The message for a folder that is neither a path nor a URL, or that Spark cannot find; None otherwise. Whether Spark has a
+    file system for a URL, a session knows (`jvm.folder`).
+    """
+    path = local(given)
+    if path is None:
+        return None
+    if re.match(r"\w[\w+.-]*:", str(path)):
+        return f"{option}={given!r} is neither a path nor a URL (scheme://...): choose another folder"
+    if ":" in str(path) and SPECIAL.search(str(path)):
+        return (
+            f"{option}={given!r} holds ':' together with one of {{}}[]*?\\, and Spark cannot find such a "
+            "folder: choose another name"
+        )
+    return None
+
+
 def not_local(option: str, given: str) -> str | None:
     """The message for a folder that is not on the file system of this machine or that Spark cannot find; None
     otherwise.
     """
-    path = local(given)
-    if path is not None and not re.match(r"\w[\w+.-]*:", str(path)):
-        if ":" in str(path) and SPECIAL.search(str(path)):
-            return (
-                f"{option}={given!r} holds ':' together with one of {{}}[]*?\\, and Spark cannot find such a "
-                "folder: choose another name"
-            )
-        return None
-    return (
-        f"{option}={given!r} must be a folder on the file system of this machine (local, NFS or a FUSE mount "
-        "such as /dbfs), in which Spark and torch see the same files"
-    )
+    if local(given) is not None:
+        return unusable(option, given)
+    return f"{option}={given!r} must be a folder on the file system of this machine (local, NFS or a FUSE mount such as /dbfs)"
 
 
 def joined(given: str, folder: Path) -> str:

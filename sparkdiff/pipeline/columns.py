@@ -13,6 +13,7 @@ from pyspark.sql import Column, DataFrame, functions as F
 from pyspark.sql.types import ArrayType, DoubleType, StringType, StructField, StructType
 
 from sparkdiff.errors import InputError
+from sparkdiff.jvm import stores
 from sparkdiff.pipeline.names import named
 from sparkdiff.rows import Rows, SparseRows, offsets_of
 from sparkdiff.stages.base import NULL
@@ -54,8 +55,9 @@ def write_plain(df: DataFrame, names: Sequence[str], folder: Path) -> None:
     """Write these columns of a DataFrame to Parquet, in plain types, under the names v0, v1, ..."""
     fields = {f.name: f for f in df.schema.fields}
     df.select(*(physical(fields[n], F.col(n)).alias(f"v{i}") for i, n in enumerate(names))).write.parquet(
-        f"file://{folder}"  # not as_uri(): Spark takes %20 for a part of the name
+        stores.address(folder)  # not as_uri(): Spark takes %20 for a part of the name
     )
+    stores.take(folder)
 
 
 def read_plain(folder: Path, rows: int) -> Iterator[dict[str, Rows]]:

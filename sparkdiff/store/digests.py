@@ -4,8 +4,6 @@ import contextlib
 import hashlib
 import json
 import re
-import shutil
-import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -147,24 +145,22 @@ def _held(values: Any) -> Iterator[Any]:
 @contextlib.contextmanager
 def saved(model: Any, folder: Path) -> Iterator[Path | None]:
     """A folder below `folder` with the saved model, within this context; None if it cannot be saved."""
-    path = Path(tempfile.mkdtemp(prefix=".stages-", dir=folder))
-    try:
+    with jvm.temporary(".stages-", folder) as path:
         try:
-            model.write().overwrite().save(f"file://{path}")
+            model.write().overwrite().save(jvm.stores.address(path))
+            jvm.stores.take(path)
         except (*jvm.SparkError, AttributeError, ValueError, TypeError, NotImplementedError):
             yield None
         else:
             yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def hash_of(model: Any, path: str | None, folder: Path) -> str | None:
     """`hash_of_folder` of a model that was loaded from `path`, or not loaded; None if it cannot be saved.
 
-    If the path is not on this machine, the model is saved temporarily below `folder`.
+    If the path is neither on this machine nor in a store, the model is saved temporarily below `folder`.
     """
-    if path is not None and (local := Path(path.removeprefix("file://"))).is_dir():
+    if path is not None and (local := jvm.stores.brought(path)) is not None:
         return hash_of_folder(local)
     with saved(model, folder) as copy:
         return None if copy is None else hash_of_folder(copy)

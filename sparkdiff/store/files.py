@@ -84,6 +84,16 @@ def save(path: Path, state: dict[str, Any]) -> None:
             os.replace(path, previous(path))  # a crash between this and the end leaves the older one
 
 
+def replace(path: Path, content: bytes) -> None:
+    """Write a checkpoint that was saved elsewhere; the one before it is kept, as by `save`."""
+    with written(path) as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+        if path.exists():
+            os.replace(path, previous(path))
+
+
 def save_mappable(path: Path, content: Any) -> None:
     """Write tensors, and objects that hold some, so that `torch.load(path, mmap=True)` reads them.
 

@@ -2,6 +2,9 @@
 
 Clocks of two machines are never compared: a waiting process watches whether the time of the file changes, and uses
 the clock of the file system. On the same machine, a dead owner is recognised immediately.
+
+A lease in a store (`jvm.stores`) is the same file there. Where the store itself lets two processes create one file, as some
+object stores do, the last of them has the lease, and the other one notices before it writes.
 """
 
 import contextlib
@@ -17,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from sparkdiff.errors import SparkdiffError
+from sparkdiff.jvm import stores
 
 BEAT, LASTS = 5.0, 60.0
 """Seconds between two renewals, and seconds without a renewal after which the lease expires."""
@@ -40,7 +44,7 @@ class Lease:
     path: Path
     what: str
     owner: str
-    file: int  # renewing it can't touch the lease of who has moved this one away
+    file: int | None  # renewing it can't touch the lease of who has moved this one away; None in a store
     lasts: float
     ended: threading.Event = field(default_factory=threading.Event)
 
@@ -70,7 +74,10 @@ class Lease:
 
     def _renew(self) -> None:
         with contextlib.suppress(OSError):  # of a network's file system: the next one may succeed
-            os.utime(self.file)
+            if self.file is not None:
+                os.utime(self.file)
+            elif (seen := _look(self.path)) is not None and seen.owner == self.owner:
+                stores.write(self.path, json.dumps(seen.content).encode())
 
     def _beat(self, seconds: float) -> None:
         while not self.ended.wait(seconds):
@@ -145,25 +152,21 @@ def held(path: Path, what: str, *, wait: float = 0.0, beat: float = BEAT, lasts:
         lease.ended.set()
         thread.join()
         _remove(path, lease.owner)
-        os.close(lease.file)
+        if lease.file is not None:
+            os.close(lease.file)
 
 
 def _taken(path: Path, what: str, wait: float, beat: float, lasts: float) -> Lease:
     owner, end = uuid.uuid4().hex, time.monotonic() + wait
     watched, since = None, 0.0  # the lease that is watched, and since when it hasn't changed
     while True:
-        if (file := _begun(path)) is not None:
-            content = {
-                "owner": owner, "what": what, "host": socket.gethostname(), "pid": os.getpid(), "machine": machine(),
-                "started": started(os.getpid()), "begun": time.strftime("%Y-%m-%d %H:%M:%S %z"), "beat": beat, "lasts": lasts,
-            }  # fmt: skip
-            try:
-                os.write(file, json.dumps(content).encode())
-            except OSError:  # a full disk
-                os.close(file)
-                path.unlink(missing_ok=True)
-                raise
-            return Lease(path, what, owner, file, lasts)
+        content = {
+            "owner": owner, "what": what, "host": socket.gethostname(), "pid": os.getpid(), "machine": machine(),
+            "started": started(os.getpid()), "begun": time.strftime("%Y-%m-%d %H:%M:%S %z"), "beat": beat, "lasts": lasts,
+        }  # fmt: skip
+        begin = _begun if stores.url_of(path) is None else _begun_in_store
+        if (found := begin(path, json.dumps(content).encode())) is not None:
+            return Lease(path, what, owner, found.file, lasts)
         seen, now = _look(path), time.monotonic()
         if seen is None:
             continue
@@ -183,21 +186,42 @@ def _taken(path: Path, what: str, wait: float, beat: float, lasts: float) -> Lea
         time.sleep(min(its_beat / 2, max(end - now, its_beat / 10)))
 
 
-def _begun(path: Path) -> int | None:
+@dataclass(frozen=True)
+class _Begun:
+    """A lease file that was just made, open where it is one of this machine."""
+
+    file: int | None
+
+
+def _begun(path: Path, content: bytes) -> _Begun | None:
     """The file of a new lease; None if there is already one."""
     for _ in range(100):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            return os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+            file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
         except FileExistsError:
             return None
         except FileNotFoundError:  # another process has removed the folder, which was empty
             continue
+        try:
+            os.write(file, content)
+        except OSError:  # a full disk
+            os.close(file)
+            path.unlink(missing_ok=True)
+            raise
+        return _Begun(file)
     raise FileNotFoundError(f"{path.parent} is removed repeatedly")
+
+
+def _begun_in_store(path: Path, content: bytes) -> _Begun | None:
+    stores.make(path.parent)
+    return _Begun(None) if stores.create(path, content) else None
 
 
 def _look(path: Path) -> _Seen | None:
     """The lease at this path, or None."""
+    if stores.url_of(path) is not None:
+        return _look_in_store(path)
     try:
         with path.open("rb") as file:
             stat, content = os.fstat(file.fileno()), file.read()
@@ -210,9 +234,25 @@ def _look(path: Path) -> _Seen | None:
     return _Seen(told if isinstance(told, dict) else {}, stat.st_ino, stat.st_mtime_ns)
 
 
+def _look_in_store(path: Path) -> _Seen | None:
+    time, content = stores.modified(path), stores.read(path)
+    if time is None or content is None:
+        return None
+    try:
+        told = json.loads(content)
+    except ValueError:
+        told = None
+    return _Seen(told if isinstance(told, dict) else {}, 0, time * 1_000_000)
+
+
 def _age(path: Path, seen: _Seen) -> float:
     """Seconds since a lease was renewed, by the clock of the file system."""
     probe = path.with_name(f"{path.name}-{uuid.uuid4().hex[:8]}")
+    if stores.url_of(path) is not None:
+        stores.write(probe, b"")
+        now = stores.modified(probe)
+        stores.remove(probe)
+        return 0.0 if now is None else now / 1e3 - seen.time / 1e9
     try:
         probe.touch()
         return (probe.stat().st_mtime_ns - seen.time) / 1e9
@@ -225,6 +265,9 @@ def _remove(path: Path, owner: str | None) -> None:
     aside = path.with_name(f"{path.name}-{uuid.uuid4().hex[:8]}")
     seen = _look(path)
     if seen is None or seen.owner != owner:
+        return
+    if stores.url_of(path) is not None:
+        stores.remove(path)
         return
     try:
         os.rename(path, aside)

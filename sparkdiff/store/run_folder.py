@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from sparkdiff.errors import InputError
+from sparkdiff.jvm import stores
 from sparkdiff.store.files import not_writable, previous, write_bytes
 from sparkdiff.store.identity import UntoldError
 from sparkdiff.store.lease import Lease, held, lease_of
+from sparkdiff.store.mirror import Mirror
 
 LONGEST = 100
 """Characters of a run's id at most."""
@@ -111,10 +113,12 @@ class RunFolder:
     runId: str
     own: bool = False
     lease: Lease | None = None
+    mirror: Mirror | None = None
 
     @staticmethod
     def open(
-        where: Path, runId: str, request: dict[str, Any], *, replace: bool, own: bool = False, lease: Lease | None = None
+        where: Path, runId: str, request: dict[str, Any], *, replace: bool, own: bool = False, lease: Lease | None = None,
+        mirror: Mirror | None = None,
     ) -> "RunFolder":  # fmt: skip
         """The folder of a run, created if missing.
 
@@ -150,14 +154,21 @@ class RunFolder:
                 _clear(path, runId)
                 path.mkdir(parents=True, exist_ok=True, mode=0o700)
                 write_bytes(path / "run.json", json.dumps(request, sort_keys=True).encode())
+            if mirror is not None:
+                mirror.begin()
         except OSError as e:
             raise not_writable(path, e) from e
-        return RunFolder(path, runId, own, lease)
+        return RunFolder(path, runId, own, lease, mirror)
 
     def check(self) -> None:
         """Raise HeldError if another process has taken over this folder."""
         if self.lease is not None:
             self.lease.check()
+
+    @property
+    def unsaved(self) -> str:
+        """Why the store has not all that was written to its working copy; empty if it has."""
+        return "" if self.mirror is None else self.mirror.failed
 
     @property
     def state(self) -> Path:
@@ -188,10 +199,11 @@ class RunFolder:
     def remove(self) -> None:
         if self.lease is not None and self.lease.lost():
             return
-        shutil.rmtree(self.path, ignore_errors=True)
+        stores.remove(self.path)
         if self.own:
             with contextlib.suppress(OSError):  # it isn't empty
                 self.path.parent.rmdir()
+                stores.remove_empty(self.path.parent)
 
 
 @contextlib.contextmanager
@@ -213,8 +225,25 @@ def opened(
                     lease = stack.enter_context(held(lease_of(where / name), f"runId={name!r}", wait=wait))
             except OSError as e:
                 raise not_writable(where / name, e) from e
-            yield RunFolder.open(where, name, request, replace=replace, own=own, lease=lease)
+            mirror = None
+            if stores.url_of(where) is not None:
+                try:
+                    mirror = stack.enter_context(_mirrored(where / name, lease))
+                except OSError as e:
+                    raise not_writable(where / name, e) from e
+            yield RunFolder.open(where, name, request, replace=replace, own=own, lease=lease, mirror=mirror)
     finally:
         if own:
             with contextlib.suppress(OSError):  # there are other runs in it
                 where.rmdir()
+                stores.remove_empty(where)
+
+
+def _mirrored(path: Path, lease: Lease | None) -> Mirror:
+    """The mirror of a run folder in a store, whose working copy has what is there."""
+    stores.make(path.parent)
+    if stores.exists(path):
+        stores.fetch(path)
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+    return Mirror(path, lambda: lease is not None and lease.lost())

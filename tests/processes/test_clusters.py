@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from faults import CLUSTER, JOB, ROOT, kill_driver, pipeline, spark_home, submit, table
 from pyspark.sql import SparkSession
+from remote import TARGETS as REMOTE_FAULTS
 
 from sparkdiff import FineTuner, InputError
 from sparkdiff.cli import main
@@ -190,6 +191,37 @@ def test_the_faults_of_a_cluster_change_nothing(tmp_path: Path, foreign: str) ->
     told = json.loads((tmp_path / "told.json").read_text())
     assert [t["fault"] for t in told] == [*CLUSTER]
     assert all(t["identical"] and t["resumed"] and not t["orphans"] and t["seconds"] < 300 for t in told), told
+
+
+@pytest.mark.nightly
+@pytest.mark.faults
+def test_executors_that_share_no_folder(tmp_path: Path) -> None:
+    """The same weights as with files that all see, also after a killed process, task and executor; nothing stays on local disks.
+
+    The executors' Python can open neither the store nor the driver's working copy.
+    """
+    for name in ("store", "local", "shared"):
+        (tmp_path / name).mkdir()
+    blind = tmp_path / "python"
+    hidden = f'for d in {tmp_path}/store {tmp_path}/local/*/pyspark-*; do mount -t tmpfs none "$d"; done'
+    blind.write_text(f'#!/bin/sh\nexec unshare -m sh -c \'{hidden}; exec {sys.executable} "$@"\' sh "$@"\n')
+    blind.chmod(0o755)
+    if subprocess.run([str(blind), "-c", ""], capture_output=True).returncode:
+        pytest.skip("this machine lets no process have file systems of its own")
+    conf = {
+        "spark.hadoop.fs.viewfs.mounttable.t.link./d": f"file://{tmp_path}/store",
+        "spark.local.dir": str(tmp_path / "local"), "spark.pyspark.driver.python": sys.executable,
+    }  # fmt: skip
+    submit(
+        Path(__file__).with_name("remote.py"), str(tmp_path / "shared"), "viewfs://t/d", *REMOTE_FAULTS,
+        master="local-cluster[2,1,1024]", python=str(blind), conf=conf, timeout=1500,
+    )  # fmt: skip
+    told = json.loads((tmp_path / "shared" / "told.json").read_text())
+    assert list(told) == ["in the store", *REMOTE_FAULTS]
+    assert all(t["identical"] for t in told.values()), told
+    assert all(told[name]["resumed"] and not told[name]["left"] for name in REMOTE_FAULTS), told
+    assert not list((tmp_path / "local").rglob("*sparkdiff*"))
+    assert not list((tmp_path / "local").rglob("stores"))
 
 
 # What a cluster may lack ----------------------------------------------------------------------------------------------

@@ -23,10 +23,11 @@ from pyspark.ml.feature import VectorAssembler
 from pyspark.sql import DataFrame, SparkSession
 
 import sparkdiff
-from sparkdiff import Events, FineTuner, FineTunerModel, InputError
+from sparkdiff import Events, FineTuner, FineTunerModel, InputError, jvm
 from sparkdiff.errors import FullDiskError
 from sparkdiff.finetune import Outcome
 from sparkdiff.job import Config, steps
+from sparkdiff.jvm import stores
 from sparkdiff.report import Phases
 from sparkdiff.store import files
 from sparkdiff.store.lease import held
@@ -51,7 +52,7 @@ def fit(rows: DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Fit:
     model, caches = pipeline(rows), str(tmp_path_factory.mktemp("caches"))
 
     def fitted(df: DataFrame = rows, **options: Any) -> FineTunerModel:
-        return FineTuner(pipeline=model, cacheDir=caches, **options).fit(df)
+        return FineTuner(pipeline=model, **{"cacheDir": caches, **options}).fit(df)
 
     return fitted
 
@@ -146,6 +147,35 @@ def test_processes_as_tasks_of_a_barrier_stage(fit: Fit) -> None:
     options = {"maxEpochs": 2, "batchSize": 64}
     tasks = outcome(fit(numProcesses=2, localMode="false", **options))
     np.testing.assert_allclose(tasks["weights"], outcome(fit(**options))["weights"], rtol=0, atol=1e-12)
+
+
+@pytest.fixture(scope="module")
+def store(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The URL of a store that Python can't open."""
+    settings: Any = spark.sparkContext._jsc.hadoopConfiguration()
+    settings.set("fs.viewfs.mounttable.processes.link./d", f"file://{tmp_path_factory.mktemp('store')}")
+    settings.set("fs.viewfs.enable.inner.cache", "false")  # below it is the local file system of the other tests
+    return "viewfs://processes/d"
+
+
+@pytest.mark.once
+def test_processes_that_see_no_folder(rows: DataFrame, fit: Fit, store: str) -> None:
+    """Their rows come through Spark, all else through a connection: the same weights, and nothing stays but the cache."""
+    options: dict[str, Any] = {"maxEpochs": 2, "batchSize": 64, "numProcesses": 2, "localMode": "false"}
+    told: list[Any] = []
+    heard = Events()
+    heard.on_epoch = told.append  # type: ignore[method-assign]
+    fitted = fit(**{**options, "cacheDir": store}, callbacks=[heard])
+    assert outcome(fitted) == outcome(fit(**options))
+    pd.testing.assert_frame_equal(pd.DataFrame(told), fitted.summary.history)
+    assert stores.names(jvm.folder("cacheDir", store)) == [fitted.summary.cache["fingerprint"][:16]]
+    bad = {**options, "cacheDir": store, "loss": broken_loss, "metric": "poisson"}
+    with pytest.raises(TrainingError, match=r"(?s)process \d of 2 .*KeyError: 'predictions'"):
+        fit(**bad)
+
+
+def broken_loss(outputs: dict[str, torch.Tensor], label: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return outputs["predictions" if os.environ.get("RANK") == "1" else "prediction"] - label
 
 
 @pytest.mark.once

@@ -144,11 +144,11 @@ def test_a_folder_of_any_name_holds_data(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("url", ["s3a://bucket/x", "hdfs://host/x", "dbfs:/x", "abfss://c@a.net/x"])
-def test_folders_elsewhere_are_refused_and_data_elsewhere_are_not(here: Path, url: str) -> None:
-    for place in ("output", "output.path", "fineTuner.cacheDir", "fineTuner.checkpointDir"):
-        name = place.split(".")[-1].replace("path", "output")
-        with pytest.raises(InputError, match=f"{name}='{url}' must be a folder on the file system of this machine"):
-            load(f"{place}={url}")
+def test_paths_elsewhere_stay_as_they_are(here: Path, url: str) -> None:
+    for place in ("output", "output.path"):
+        assert load(f"{place}={url}").where == url
+    config = load(f"fineTuner.cacheDir={url}", f"fineTuner.checkpointDir={url}")
+    assert config.options["cacheDir"] == config.options["checkpointDir"] == url
     config = load(f"pipeline={url}", f"data.train.path={url}", f"data.test={url}")
     assert (config.pipeline, config.data["train"]["path"], config.data["test"]) == (url, url, url)
     assert loading.located(url, here) == places.joined(url, here) == places.address(url) == url
@@ -166,7 +166,7 @@ def test_local_urls_are_local(here: Path, prefix: str) -> None:
     }
     assert paths(config)["data.train"] == f"{here}/x y"
     assert loading.located(url, Path("/")) == f"file://{here}/x y"
-    assert sessions.folder("cacheDir", url) == here / "x y"
+    assert jvm.folder("cacheDir", url) == here / "x y"
 
 
 def test_a_home_is_a_home(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

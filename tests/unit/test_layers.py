@@ -50,6 +50,7 @@ NO_SPARK = (
 )
 SPARK = (
     "training.distributed.launch", "training.distributed.preflight", "training.distributed.shipping",
+    "training.distributed.remote", "training.distributed.remote_task",
     "evaluation.cached_parity", "diagnostics.pipelines", "diagnostics.predictions", "store.digests",
 )  # fmt: skip
 NO_TORCH = (

@@ -25,9 +25,10 @@ from pyspark.ml.torch.distributor import TorchDistributor
 from pyspark.sql import SparkSession
 
 from sparkdiff import jvm
-from sparkdiff.data.stream import Stream
+from sparkdiff.data.stream import Manifest, Stream
 from sparkdiff.device import gpus, place
 from sparkdiff.errors import FullDiskError, InputError, SparkdiffError
+from sparkdiff.jvm import stores
 from sparkdiff.report import Pace, advance, change
 from sparkdiff.store import files
 from sparkdiff.store.run_folder import RunFolder
@@ -35,6 +36,7 @@ from sparkdiff.team import ALONE
 from sparkdiff.training.distributed import number
 from sparkdiff.training.distributed.choice import Note, TimingError
 from sparkdiff.training.distributed.preflight import check_cluster, gives_gpus
+from sparkdiff.training.distributed.remote import CACHE, Post, check_limit, train as train_remotely
 from sparkdiff.training.distributed.shipping import equip
 from sparkdiff.training.distributed.worker import ROOM, SECONDS, Assignment, Checkpoints, seconds_per_step, work
 from sparkdiff.training.loop import ShortOfMemoryError, Training
@@ -282,16 +284,22 @@ def _attempt(assignment: Assignment, folder: RunFolder, *, gpus: bool) -> "Attem
     """
     spark, o = jvm.session(), assignment.options
     local = on_this_machine(o.localMode)
+    remote = not local and stores.url_of(assignment.cache) is not None
+    if remote:
+        manifest = Manifest.load(assignment.cache)
+        needed = check_limit(manifest, o.processes, o.localCacheLimit, assignment.cache)
     with files.room("the files that start the processes", folder.path, ROOM):
         here = folder.attempt()
-        _equip(here, assignment)
+        _equip(here, replace(assignment, cache=CACHE) if remote else assignment)
         if folder.lease is not None:
             folder.lease.pass_on(here)
     if not local:
         own = ("petastorm",) if assignment.backend == "petastorm" else ()
         device = o.device if gpus else "cpu"
-        named = check_cluster(spark, o.processes, here, ("torch", "numpy", "pandas", *own), device)
+        named = check_cluster(spark, o.processes, None if remote else here, ("torch", "numpy", "pandas", *own), device)
         gpus = gpus and named
+    if remote:
+        return RemoteAttempt(spark, Post(folder, here, assignment.cache), manifest, needed, o.timeout, gpus)
     return Attempt(spark, here, o.processes, local, o.timeout, gpus)
 
 
@@ -328,16 +336,26 @@ class Attempt:
     def _start(self) -> None:
         try:
             with jvm.cancellable(self.spark, self.tag), _threads(self.processes if self.local else 1):
-                self.distributor.run(str(self.here / "start.py"))
+                self._distribute()
         except BaseException as e:
             self.error = e
 
+    def _distribute(self) -> None:
+        """Run the processes until they have ended."""
+        self.distributor.run(str(self.here / "start.py"))
+
+    def _signs(self) -> Any:
+        """What changes while something happens before the first progress."""
+        return None
+
     def _watch(self, thread: threading.Thread, on_line: OnEpoch) -> None:
         heard, seen, budget, over = time.monotonic(), (0, 0), START, False
-        progress = self.here / "progress.jsonl"
+        progress, signs = self.here / "progress.jsonl", self._signs()
         while thread.is_alive() and time.monotonic() - heard <= budget:
             thread.join(0.2)
             lines = []
+            if (sign := self._signs()) != signs:
+                heard, signs = time.monotonic(), sign
             with contextlib.suppress(FileNotFoundError):  # not there yet
                 state = progress.stat()
                 if (now := (state.st_size, state.st_mtime_ns)) != seen:
@@ -421,3 +439,36 @@ class Attempt:
             return f"process {', '.join(silent)} of {self.processes} died without a message (killed, or out of memory?)"
         first = min(ranks, key=lambda r: r["time"])
         return f"the processes lost each other: {first['message']}"
+
+
+class RemoteAttempt(Attempt):
+    """An attempt whose processes see none of the driver's files."""
+
+    def __init__(
+        self, spark: SparkSession, post: Post, manifest: Manifest, needed: list[int], timeout: float, gpus: bool
+    ):  # fmt: skip
+        super().__init__(spark, post.here, len(needed), False, timeout)
+        self.post, self.manifest, self.needed, self.gpus = (
+            post,
+            manifest,
+            needed,
+            gpus,
+        )
+
+    def _distribute(self) -> None:
+        train_remotely(self.spark, self.post, self.manifest, self.processes, self.needed, gpus=self.gpus)
+
+    def _signs(self) -> Any:
+        """Spark takes as long as it takes to read the rows for the processes; then each file that comes is a sign."""
+        return time.monotonic() if len(self.post.joined) < self.processes else self.post.signs
+
+    def _stop(self, thread: threading.Thread) -> None:
+        try:
+            super()._stop(thread)
+        finally:
+            self.post.close(GRACE if self.error or thread.is_alive() else START)
+
+    def raise_failure(self) -> None:
+        super().raise_failure()
+        if self.post.failed is not None:
+            raise self.post.failed

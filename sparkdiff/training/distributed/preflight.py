@@ -65,11 +65,12 @@ def gives_gpus(spark: SparkSession, device: str, processes: int, local: bool) ->
 
 
 def check_cluster(
-    spark: SparkSession, processes: int, folder: Path, modules: Sequence[str], device: str = "cpu"
+    spark: SparkSession, processes: int, folder: Path | None, modules: Sequence[str], device: str = "cpu"
 ) -> bool:  # fmt: skip
     """Check that a cluster can run that many tasks at the same time with these modules, and sees `folder`.
 
     Args:
+        folder: None if its files are sent.
         device: the option, if Spark gives each process a GPU.
 
     Returns:
@@ -98,7 +99,8 @@ def check_cluster(
         if not found["sees"]:
             raise InputError(
                 f"the run's folder {folder} can't be read on {found['host']}: set cacheDir (and checkpointDir) "
-                "to a folder in which the driver and all executors see the same files"
+                "to a folder in which the driver and all executors see the same files, or cacheDir to one on a file system that "
+                "Spark knows (hdfs://..., s3a://...)"
             )
         if gpu and (why := _why_no_gpu(found)):
             raise InputError(f"device={device!r}, but {why}; or set device='cpu'")
@@ -152,14 +154,14 @@ def _check_slots(spark: SparkSession, processes: int, master: str, each: str) ->
 
 
 def _probed(
-    spark: SparkSession, processes: int, folder: Path, modules: list[str], look: str
+    spark: SparkSession, processes: int, folder: Path | None, modules: list[str], look: str
 ) -> list[dict[str, Any]]:  # fmt: skip
     """The findings of one task per process on its executor.
 
     Args:
         look: Python code whose printed words are found too; empty for none.
     """
-    seen = str(folder / "start.py")
+    seen = "" if folder is None else str(folder / "start.py")
 
     # Nested, so that it goes by value: the executors needn't know our package.
     def probe(batches: Iterable[Any]) -> Iterable[Any]:
@@ -177,7 +179,7 @@ def _probed(
             pass
         gpus = BarrierTaskContext.get().resources().get("gpu")
         found = {
-            "host": socket.gethostname(), "python": sys.executable, "sees": os.access(seen, os.R_OK),
+            "host": socket.gethostname(), "python": sys.executable, "sees": not seen or os.access(seen, os.R_OK),
             "lacks": [m for m in modules if importlib.util.find_spec(m) is None],
             "given": list(gpus.addresses) if gpus else [], "shown": os.environ.get("CUDA_VISIBLE_DEVICES"),
         }  # fmt: skip

@@ -31,11 +31,12 @@ def equip(here: Path, assignment: Any, loss: Any, module: str) -> None:
         _add(archive, importlib.resources.files("sparkdiff"), "sparkdiff")
     files.write_bytes(here / "assignment.pickle", _pickled(assignment, _own_module(loss)))
     paths = [str(Path(p).absolute()) for p in sys.path if p]
-    files.write_bytes(here / "start.py", f"""import sys
-sys.path[:1] = [{str(here / "sparkdiff.zip")!r}]  # in place of this script's own folder
+    files.write_bytes(here / "start.py", f"""import os, sys
+here = os.path.dirname(os.path.abspath(__file__))
+sys.path[:1] = [os.path.join(here, "sparkdiff.zip")]  # in place of this script's own folder
 sys.path += [p for p in {paths!r} if p not in sys.path]
 from {module} import main
-main({str(here)!r})
+main(here)
 """.encode())  # fmt: skip
 
 

@@ -60,7 +60,7 @@ class Assignment:
     """Everything that a process needs for training, derived from the pipeline, the options and the rows."""
 
     network: Network
-    cache: Path
+    cache: Path  # a relative one is in the folder of the attempt
     backend: str
     inMemory: bool
     columns: Mapping[Version, str]
@@ -269,7 +269,7 @@ def _train(assignment: Assignment, here: Path, team: Team, watchdog: "Watchdog")
 
     watchdog()
     a = assignment
-    with Stream(a.cache, backend=a.backend, inMemory=a.inMemory, seed=a.options.seed) as stream:
+    with Stream(here / a.cache, backend=a.backend, inMemory=a.inMemory, seed=a.options.seed) as stream:
         if a.timing:
             _tell_seconds(a, here, team, stream, watchdog)
         else:

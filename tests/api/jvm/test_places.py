@@ -42,16 +42,13 @@ def test_a_folder_of_any_name_holds_a_job(
 
 def test_folders_that_cannot_be_used(df: DataFrame, numeric: PipelineModel, spark: SparkSession) -> None:
     for option in ("cacheDir", "checkpointDir"):
-        for url in ("s3a://bucket/x", "dbfs:/x", "gs:x"):
-            with pytest.raises(
-                InputError, match=f"{option}='{url}' must be a folder on the file system of this machine"
-            ):
-                FineTuner(pipeline=numeric, **{option: url})
+        with pytest.raises(InputError, match=f"{option}='gs:x' is neither a path nor a URL"):
+            FineTuner(pipeline=numeric, **{option: "gs:x"})
     with pytest.raises(InputError, match=r"cacheDir='/proc' cannot be used: .*; choose a folder that can be written"):
         FineTuner(pipeline=numeric, cacheDir="/proc").fit(df)  # it is there, and nobody can write to it
     spark.conf.set("spark.sparkdiff.cacheDir", "s3a://bucket/x")
     try:
-        with pytest.raises(InputError, match="cacheDir='s3a://bucket/x' must be a folder"):
+        with pytest.raises(InputError, match="cacheDir='s3a://bucket/x' can't be used, as Spark has no file"):
             FineTuner(pipeline=numeric).fit(df)
     finally:
         spark.conf.unset("spark.sparkdiff.cacheDir")

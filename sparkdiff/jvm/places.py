@@ -1,0 +1,125 @@
+"""Folders that options name, on this machine or on any file system that Spark knows, and where Spark finds what is in them."""
+
+import contextlib
+import contextvars
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from pyspark.errors import PySparkException
+from pyspark.sql import SparkSession
+
+from sparkdiff.errors import InputError
+from sparkdiff.jvm import stores
+from sparkdiff.jvm.sessions import VERSION, in_process, session
+from sparkdiff.machine import paths
+
+
+def model_at(path: str | Path) -> str:
+    """The URL by which this Spark loads the model saved at a path or URL, whatever its name."""
+    where = stores.readable(path)
+    # Spark 3.5 reads metadata through Hadoop's text files, for which a path ends at a comma outside of braces.
+    return where.replace(",", "{\\,}") if VERSION < (4, 0) else where
+
+
+def folder(option: str, given: str) -> Path:
+    """The absolute path of a folder that an option names; of one that is not on this machine, its working copy (`stores`).
+
+    Raises:
+        InputError: Spark has no file system for it.
+    """
+    if refused := paths.unusable(option, given):
+        raise InputError(refused)
+    if (url := stores.located(option, given)) is not None:
+        return stores.working(url)
+    path = paths.local(given)
+    assert path is not None
+    return path.absolute()
+
+
+def check_writable(option: str, given: str | Path, path: Path) -> None:
+    """Raise InputError if a folder cannot be created or written to. It is not created, and no file stays in its
+    parent.
+    """
+    if (url := stores.url_of(path)) is not None:
+        stores.check_writable(option, str(given), url)
+        return
+    above = next(p for p in (path, *path.parents) if os.path.lexists(p))
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".sparkdiff-", dir=above))
+    except OSError as e:
+        raise InputError(
+            f"{option}={str(given)!r} cannot be used: {e.strerror}; choose a folder that can be written"
+        ) from e
+
+
+def shared_folder(cacheDir: str | None = None) -> Path | None:
+    """The folder of the option or, by default, of the conf `spark.sparkdiff.cacheDir`; created if missing.
+
+    None if neither is set and a temporary folder is sufficient, because Spark runs on one machine.
+
+    Raises:
+        InputError: a temporary folder is not sufficient; or Spark has no file system for the folder, or it cannot be written.
+    """
+    spark = session()
+    given = cacheDir or spark.conf.get("spark.sparkdiff.cacheDir", None)
+    if given is None:
+        master = spark.conf.get("spark.master", None) or ""
+        if not master.startswith("local"):
+            raise InputError(
+                f"cacheDir is unset and the master is {master}: set cacheDir (or conf spark.sparkdiff.cacheDir) to a folder in "
+                "which Spark and this process see the same files, or to one on a file system that Spark knows (s3a://..., hdfs://...)"
+            )
+        return None
+    path = folder("cacheDir", given)
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as e:
+        raise InputError(f"cacheDir={given!r} cannot be used: {e.strerror}; choose a folder that can be written") from e
+    check_writable("cacheDir", given, path)
+    return path
+
+
+def sees(spark: SparkSession, folder: Path) -> bool:
+    """Whether Spark sees a file that this process writes to a folder. Runs no job."""
+    if in_process(spark):
+        return True
+    with tempfile.NamedTemporaryFile(prefix="seen-by-spark-", dir=folder) as file:
+        try:
+            return bool(spark.read.text(paths.address(file.name)).columns)
+        except PySparkException:
+            return False
+
+
+_scratch: contextvars.ContextVar[Path | None] = contextvars.ContextVar("scratch", default=None)
+
+
+@contextlib.contextmanager
+def scratch(folder: Path) -> Iterator[None]:
+    """Within this context, `rebuild` writes temporary files below a folder that Spark sees too."""
+    token = _scratch.set(folder)
+    try:
+        yield
+    finally:
+        _scratch.reset(token)
+
+
+def scratch_folder() -> Path | None:
+    """That folder; None if a temporary folder is sufficient."""
+    return _scratch.get() or shared_folder()
+
+
+@contextlib.contextmanager
+def temporary(prefix: str, inside: Path | None) -> Iterator[Path]:
+    """A new folder that is removed at the end of this context, from the store too if it is a working copy.
+
+    Args:
+        inside: None for the system's temporary folder.
+    """
+    path = Path(tempfile.mkdtemp(prefix=prefix, dir=inside))
+    try:
+        yield path
+    finally:
+        stores.remove(path) if stores.url_of(path) else shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,213 @@
+"""A training whose processes see none of the driver's files: its cache, checkpoints and results lie on a file system of Spark.
+
+The tasks of one barrier stage take their virtual shards through Spark (`remote_task`), whole files by Arrow, and connect to the
+driver for all else: it sends them the files that start the processes and the newest checkpoint, and writes what comes back into
+the run's folder, as the processes themselves do where they see it.
+"""
+
+import contextlib
+import os
+import secrets
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Client, Connection, Listener, answer_challenge, deliver_challenge
+from pathlib import Path
+from typing import Any
+
+from pyspark import cloudpickle
+from pyspark.sql import DataFrame, SparkSession, functions as F
+
+from sparkdiff.data.stream import Manifest
+from sparkdiff.data.stream.order import parts_of
+from sparkdiff.errors import InputError, SparkdiffError
+from sparkdiff.jvm import stores
+from sparkdiff.store import files
+from sparkdiff.store.run_folder import RunFolder
+from sparkdiff.training.distributed import remote_task
+from sparkdiff.training.distributed.remote_task import BACK, receive, send
+from sparkdiff.training.distributed.worker import ROOM
+
+SPLITS = ("train", "validation")
+"""The splits that a process reads."""
+CACHE = Path("cache")
+"""The folder of the cache, in that of the attempt."""
+KEYS = 64
+"""Numbers per process among which one is looked for whose hash is that process's partition."""
+
+
+@dataclass
+class Post:
+    """The driver's end of the connections.
+
+    Attributes:
+        joined: ranks that have connected.
+        failed: why something could not be written here; None if all was.
+        signs: of life, a number that grows.
+    """
+
+    folder: RunFolder
+    here: Path
+    cache: Path
+    secret: bytes = field(default_factory=lambda: secrets.token_bytes(32))
+    joined: set[int] = field(default_factory=set)
+    failed: SparkdiffError | None = None
+    signs: int = 0
+
+    def __post_init__(self) -> None:
+        self.listener = Listener(("", 0), backlog=128)
+        self.connections: list[Connection] = []
+        self.threads: list[threading.Thread] = []
+        self.closed = False
+        self._begin(self._accept)
+
+    @property
+    def port(self) -> int:
+        return int(self.listener.address[1])
+
+    def _begin(self, work: Any, *arguments: Any) -> None:
+        thread = threading.Thread(target=work, args=arguments, daemon=True, name="sparkdiff-remote")
+        self.threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        while not self.closed:
+            try:
+                connection = self.listener.accept()
+            except OSError:  # closed
+                return
+            self.connections.append(connection)
+            self._begin(self._serve, connection)
+
+    def _serve(self, connection: Connection) -> None:
+        """Send a task what its process needs, and write down what it sends."""
+        with contextlib.suppress(EOFError, OSError, AuthenticationError), connection:
+            deliver_challenge(connection, self.secret)  # here, so that nobody else can make the others wait
+            answer_challenge(connection, self.secret)
+            rank = int(receive(connection)[0]["rank"])
+            if rank in self.joined:  # Spark tries again by itself: this attempt is over
+                return
+            self.joined.add(rank)
+            self.signs += 1
+            for name, path in self._sent().items():
+                send(connection, {"name": name}, path.read_bytes())
+            send(connection, {})
+            while True:
+                head, content = receive(connection)
+                self.signs += 1
+                if BACK.fullmatch(name := str(head.get("name", ""))):
+                    self._write(name, content, add=bool(head.get("add")))
+
+    def _sent(self) -> dict[str, Path]:
+        """The files that a task gets, by their names in its folder."""
+        given = {f"attempt/{name}": self.here / name for name in ("sparkdiff.zip", "assignment.pickle", "start.py")}
+        given[f"attempt/{CACHE}/manifest.json"] = self.cache / "manifest.json"
+        kept = {name: self.folder.path / name for name in ("state.pt", "device.json")}
+        return given | {name: path for name, path in kept.items() if path.exists()}
+
+    def _write(self, name: str, content: bytes, *, add: bool) -> None:
+        path = self.here / name.removeprefix("attempt/") if name.startswith("attempt/") else self.folder.path / name
+        try:
+            with files.room("a checkpoint" if name == "state.pt" else "what a process tells", path, ROOM):
+                if add:
+                    with path.open("ab") as file:
+                        file.write(content)
+                    os.utime(path)
+                elif name != "state.pt":
+                    files.write_bytes(path, content)
+                else:
+                    self.folder.check()
+                    files.replace(path, content)
+        except (SparkdiffError, OSError) as e:
+            self.failed = e if isinstance(e, SparkdiffError) else files.not_writable(path, e)
+
+    def close(self, patience: float) -> None:
+        """End all connections; those of tasks that have ended after what came by them is written, within so many seconds."""
+        self.closed = True
+        with contextlib.suppress(OSError):
+            Client(("127.0.0.1", self.port)).close()  # wakes the thread that waits for one
+            self.listener.close()
+        end = time.monotonic() + patience
+        for thread in self.threads[1:]:
+            thread.join(max(0.0, end - time.monotonic()))
+        for connection in self.connections:
+            with contextlib.suppress(OSError):
+                connection.close()
+
+
+def ranks_of(manifest: Manifest, world: int) -> dict[str, list[int]]:
+    """The ranks that read each file of the splits that train."""
+    readers: dict[int, list[int]] = {}
+    for rank in range(world):
+        for part in parts_of(manifest.virtualShards, rank, world):
+            readers.setdefault(part.shard, []).append(rank)
+    return {
+        piece.path: readers[shard]
+        for split in SPLITS for shard, pieces in enumerate(manifest.splits.get(split, ())) for piece in pieces
+    }  # fmt: skip
+
+
+def check_limit(manifest: Manifest, world: int, limit: int | None, where: Path) -> list[int]:
+    """The bytes that each process keeps on its local disk.
+
+    Raises:
+        InputError: more than `localCacheLimit` allows.
+    """
+    ranks, sizes = ranks_of(manifest, world), _pieces(manifest)
+    needed = [sum(sizes[name].bytes for name, of in ranks.items() if rank in of) for rank in range(world)]
+    if limit is not None and max(needed) > limit:
+        raise InputError(
+            f"the cache in {stores.named(where)} takes up to {max(needed):,} bytes on the local disk of each process ({world}), "
+            f"and localCacheLimit={limit:,}: raise it, or use more processes"
+        )
+    return needed
+
+
+def _pieces(manifest: Manifest) -> dict[str, Any]:
+    return {piece.path: piece for shards in manifest.splits.values() for shard in shards for piece in shard}
+
+
+def train(spark: SparkSession, post: Post, manifest: Manifest, world: int, needed: list[int], *, gpus: bool) -> None:
+    """Run the barrier stage until its processes have ended.
+
+    Raises:
+        SparkError: Spark lost a task.
+    """
+    ranks = ranks_of(manifest, world)
+    root = next(iter(ranks)).partition("/")[0]
+    facts = {
+        "host": spark.sparkContext.getConf().get("spark.driver.host"), "port": post.port, "secret": post.secret,
+        "world": world, "gpus": gpus, "root": root, "ranks": ranks, "needed": needed,
+        "files": {name: piece.sha256 for name, piece in _pieces(manifest).items()},
+    }  # fmt: skip
+    own = spark.newSession()  # whose settings are nobody else's
+    own.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", 1)  # a record is a file
+    own.conf.set("spark.sql.adaptive.enabled", "false")
+    cloudpickle.register_pickle_by_value(remote_task)
+    try:
+        dealt = _dealt(own, post.cache / root, ranks, world).mapInArrow(_task(facts), "rank long", barrier=True)
+    finally:
+        cloudpickle.unregister_pickle_by_value(remote_task)
+    dealt.collect()
+
+
+def _task(facts: Mapping[str, Any]) -> Any:
+    run = remote_task.run
+    return lambda batches: run(batches, facts)
+
+
+def _dealt(spark: SparkSession, root: Path, ranks: Mapping[str, list[int]], world: int) -> DataFrame:
+    """The files of the cache, one per row, a partition for each rank in their order."""
+    numbers = spark.range(KEYS * world).selectExpr("id", f"pmod(hash(id), {world}) AS rank")
+    keys = {row["rank"]: row["id"] for row in numbers.groupBy("rank").agg(F.min("id").alias("id")).collect()}
+    readers = {int(name.split("shard=")[1].split("/")[0]): of for name, of in ranks.items()}
+    entries = [
+        F.struct(F.lit(s).alias("shard"), F.array(*(F.lit(keys[r]).cast("long") for r in of)).alias("k"))
+        for s, of in readers.items()
+    ]
+    ranks_by_shard = F.map_from_entries(F.array(*entries))
+    rows = spark.read.format("binaryFile").load(stores.readable(root)).where(F.col("split").isin(*SPLITS))
+    keyed = rows.select("path", "content", F.explode(ranks_by_shard[F.col("shard").cast("int")]).alias("key"))
+    return keyed.repartition(world, "key").select("path", "content")

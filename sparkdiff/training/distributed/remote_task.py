@@ -1,0 +1,228 @@
+"""A task of a barrier stage on a machine that sees none of the driver's files, and the training process that it starts.
+
+Spark hands it the files of the cache that its process reads; they lie on the executor's local disk, in a folder that the executor
+deletes when it ends, and the task before. All else comes from the driver through a connection that a secret opens, and what the
+process writes goes back by it. Sent by value: the executors know nothing of our package until the driver has sent it, so this
+module imports none of it.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
+from multiprocessing.connection import Client, Connection, Listener
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pyspark import BarrierTaskContext
+
+PAUSE = 0.1
+"""Seconds between two looks at what the process has written."""
+FOLDER = re.compile(r"sparkdiff-rows-(\d+)-.*", re.ASCII)
+"""The name of the folder of a task, with the id of its process."""
+BACK = re.compile(r"state\.pt|device\.json|attempt/(rank-\d+\.(json|stack)|progress\.jsonl|seconds\.json)", re.ASCII)
+"""What goes back, by its path in the run's folder."""
+ADDED = ".jsonl"
+"""Files to which lines are added: of them only what is new goes back."""
+
+
+def run(batches: Iterable[pa.RecordBatch], facts: Mapping[str, Any]) -> Iterator[pa.RecordBatch]:
+    """Train as one of `facts["world"]` processes, with the rows that come as files: their paths and contents.
+
+    Args:
+        facts: of the attempt, see `remote.facts_of`.
+    """
+    context: Any = BarrierTaskContext.get()
+    rank = context.partitionId()
+    with Client((facts["host"], facts["port"]), authkey=facts["secret"]) as driver, _folder() as folder:
+        send(driver, {"rank": rank})
+        attempt = folder / "attempt"
+        try:
+            receive_files(driver, folder)
+            _keep(batches, attempt / "cache", facts, rank, lambda: send(driver, {"alive": True}))
+        except Exception as e:
+            send(driver, {"name": f"attempt/rank-{rank}.json"}, json.dumps(_told(e, rank)).encode())
+            context.allGather("")  # the others begin, and notice
+        else:
+            addresses = context.allGather(_address(context) if rank == 0 else "-")
+            if all(addresses):
+                _train(driver, folder, _environment(context, facts, rank, addresses[0]))
+    yield pa.RecordBatch.from_arrays([pa.array([rank])], ["rank"])
+
+
+def _told(error: Exception, rank: int) -> dict[str, Any]:
+    """What a process would tell of an error before it began."""
+    full = isinstance(error, _FullError)
+    return {
+        "rank": rank, "host": socket.gethostname(), "pid": os.getpid(), "parents": [], "time": time.time(), "ours": full,
+        "error": "FullDiskError" if full else type(error).__name__, "message": str(error), "lost": False,
+        "traceback": "".join(traceback.format_exception(error)),
+    }  # fmt: skip
+
+
+class _FullError(Exception):
+    """There is no space for the rows."""
+
+
+# The rows --------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _folder() -> Iterator[Path]:
+    """A new folder on the disk of this executor that has most space, removed at the end; so are those of killed tasks."""
+    # What Spark's own Python takes for its files: folders of this executor alone.
+    own = [place for place in os.environ.get("SPARK_LOCAL_DIRS", "").split(",") if place and os.access(place, os.W_OK)]
+    for old in (old for place in own for old in Path(place).glob("sparkdiff-rows-*")):
+        if (named := FOLDER.fullmatch(old.name)) and not _lives(int(named[1])):
+            shutil.rmtree(old, ignore_errors=True)
+    given = own or os.environ.get("SPARK_EXECUTOR_DIRS", "").split(os.pathsep)
+    places = [place for place in given if place and os.access(place, os.W_OK)] or [tempfile.gettempdir()]
+    place = max(places, key=lambda place: shutil.disk_usage(place).free)
+    folder = tempfile.mkdtemp(prefix=f"sparkdiff-rows-{os.getpid()}-", dir=place)
+    try:
+        yield Path(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _keep(batches: Iterable[pa.RecordBatch], cache: Path, facts: Mapping[str, Any], rank: int, alive: Any) -> None:
+    """Write the files that come from Spark, each checked against the manifest."""
+    wanted, needed = facts["files"], facts["needed"][rank]
+    there = shutil.disk_usage(cache.parent).free
+    full = (
+        f"process {rank} keeps {needed:,} bytes of cached rows in {cache.parent} on {socket.gethostname()}, and {there:,} are "
+        "free: give the executors more local disk (spark.local.dir), or use more processes"
+    )
+    if needed > there:
+        raise _FullError(full)
+    left = {name for name, ranks in facts["ranks"].items() if rank in ranks}
+    for batch in batches:
+        for path, content in zip(batch.column("path").to_pylist(), batch.column("content"), strict=True):
+            name = facts["root"] + path.rpartition(f"/{facts['root']}")[2]
+            if name not in left:
+                continue
+            data = content.as_buffer()
+            if hashlib.sha256(data).hexdigest() != wanted[name]:
+                raise ValueError(
+                    f"the file {path} of the cache is not what was written: delete the cache and run again"
+                )
+            try:
+                (cache / name).parent.mkdir(parents=True, exist_ok=True)
+                (cache / name).write_bytes(data)
+            except OSError as e:
+                raise _FullError(f"{full} ({e.strerror})") from e
+            left.discard(name)
+            alive()
+    if left:
+        raise ValueError(
+            f"{len(left)} files of the cache did not arrive, such as {min(left)}: delete the cache and run again"
+        )
+
+
+# The process -----------------------------------------------------------------------------------------------------------
+
+
+def _address(context: Any) -> str:
+    """Where the processes meet: at the first of them."""
+    with Listener(("", 0)) as free:
+        port = free.address[1]
+    return f"{context.getTaskInfos()[0].address.rpartition(':')[0] or context.getTaskInfos()[0].address} {port}"
+
+
+def _environment(context: Any, facts: Mapping[str, Any], rank: int, address: str) -> dict[str, str]:
+    """torchrun's variables, and the GPUs that Spark gave to this task."""
+    host, port = address.split()
+    environment = {
+        **os.environ, "RANK": str(rank), "WORLD_SIZE": str(facts["world"]), "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1",
+        "MASTER_ADDR": host, "MASTER_PORT": port,
+    }  # fmt: skip
+    if facts["gpus"]:
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(context.resources()["gpu"].addresses)
+    return environment
+
+
+def _train(driver: Connection, folder: Path, environment: dict[str, str]) -> None:
+    """Run the training process, and tell the driver what it writes, until it ends or the driver leaves."""
+    sent = dict(_states(folder))  # what has just come
+    with (folder / "said.txt").open("wb") as said:
+        process = subprocess.Popen(
+            [sys.executable, str(folder / "attempt" / "start.py")], env=environment, stdin=subprocess.DEVNULL, stdout=said,
+            stderr=subprocess.STDOUT,
+        )  # fmt: skip
+    try:
+        while process.poll() is None:
+            send_back(driver, folder, sent)
+            if driver.poll(PAUSE):  # it says nothing more, so it has left
+                return
+        send_back(driver, folder, sent)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def send_back(driver: Connection, folder: Path, sent: dict[str, tuple[int, int]]) -> None:
+    """Send what has changed since the last call; `sent` holds times and sizes."""
+    for name, now in _states(folder):
+        if now == sent.get(name):
+            continue
+        added = name.endswith(ADDED)
+        first = sent[name][1] if name in sent and added else 0
+        with (folder / name).open("rb") as file:
+            file.seek(first)
+            content = file.read()
+        sent[name] = now[0], first + len(content) if added else now[1]
+        send(driver, {"name": name, "add": added}, content)
+
+
+def _states(folder: Path) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Time and size of each file that goes back."""
+    for path in [*folder.glob("*.*"), *folder.glob("attempt/*.*")]:
+        if BACK.fullmatch(name := path.relative_to(folder).as_posix()):
+            state = path.stat()
+            yield name, (state.st_mtime_ns, state.st_size)
+
+
+# The connection --------------------------------------------------------------------------------------------------------
+
+
+def send(connection: Connection, head: Mapping[str, Any], content: bytes = b"") -> None:
+    """A message: what it is, and bytes. Nothing is pickled."""
+    connection.send_bytes(json.dumps(head).encode())
+    connection.send_bytes(content)
+
+
+def receive(connection: Connection) -> tuple[dict[str, Any], bytes]:
+    """The next message.
+
+    Raises:
+        EOFError: the other side has left.
+    """
+    return json.loads(connection.recv_bytes()), connection.recv_bytes()
+
+
+def receive_files(driver: Connection, folder: Path) -> None:
+    """The files that the process finds when it starts."""
+    while "name" in (message := receive(driver))[0]:
+        path = folder / message[0]["name"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(message[1])

@@ -1,0 +1,141 @@
+"""Jobs whose folders lie on a file system that Spark knows and Python doesn't: `viewfs://` over a local folder."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pyspark.ml import PipelineModel
+from pyspark.sql import SparkSession
+
+from sparkdiff import FineTuner, InputError, job, jvm
+from sparkdiff.cli import main
+from sparkdiff.job.output import UNFINISHED, is_unfinished, summary_of
+from sparkdiff.jvm import stores
+from sparkdiff.store import run_folder
+from sparkdiff.store.lease import HeldError, held
+
+pytestmark = pytest.mark.once  # paths and messages of our own
+
+QUICK = ["fineTuner.maxEpochs=2", "fineTuner.recipe=fast", "fineTuner.guard=1.0", "fineTuner.verbosity=0"]
+
+
+@pytest.fixture(scope="module")
+def store(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """The URL of a store, and the local folder that is behind it."""
+    folder = tmp_path_factory.mktemp("store")
+    settings: Any = spark.sparkContext._jsc.hadoopConfiguration()
+    settings.set("fs.viewfs.mounttable.tests.link./d", f"file://{folder}")
+    settings.set("fs.viewfs.enable.inner.cache", "false")  # below it is the local file system of the other tests
+    yield "viewfs://tests/d", folder
+    if (root := stores.tree()) is not None:
+        shutil.rmtree(root / "viewfs", ignore_errors=True)
+
+
+def test_a_job_in_a_store_ends_as_on_local_files(
+    spark: SparkSession, table: pa.Table, numeric: PipelineModel, tmp_path: Path, store: tuple[str, Path]
+) -> None:
+    """The same weights; the summary names URLs, the model is plain, and nothing but caches and results is left."""
+    url, behind = store
+    pq.write_table(table, tmp_path / "rows.parquet", coerce_timestamps="us")
+    found = {}
+    for where in (str(tmp_path), url):
+        address = where if "://" in where else f"file://{where}"
+        spark.read.parquet(f"file://{tmp_path}/rows.parquet").write.parquet(f"{address}/rows")
+        numeric.write().save(f"{address}/model")
+        given = [f"pipeline={where}/model", f"data.train.path={where}/rows", f"output.path={where}/runs/x", *QUICK]
+        assert main(["finetune", *given, f"fineTuner.checkpointDir={where}/checkpoints"]) == 0
+    for where, folder in ((str(tmp_path), tmp_path), (url, behind)):
+        found[where] = json.loads((folder / "runs" / "x" / "summary.json").read_text())
+        assert found[where]["parent"]["path"] == f"{where}/model"
+        assert sorted(p.name for p in (folder / "runs").glob("[!.]*")) == ["x"]
+        assert not list((folder / "checkpoints").glob("[!.]*"))
+    local, there = found.values()
+    for part in ("model", "decision", "metrics"):
+        assert local[part] == there[part]
+    assert local["model"]["hash"] != local["parent"]["hash"]
+    assert PipelineModel.load(f"{url}/runs/x/model").stages
+    # What an earlier run has written is replaced, and so is what one that was killed has left.
+    again = [f"pipeline={url}/runs/x", f"data.train.path={url}/rows", f"output.path={url}/runs/x", *QUICK]
+    output = jvm.folder("output", f"{url}/runs/x")
+    with pytest.raises(InputError, match=f"output {url}/runs/x exists"):
+        job.run(job.load_config(None, again))
+    stores.write(output / UNFINISHED, b"")
+    assert summary_of(output) is None
+    job.run(job.load_config(None, again))
+    assert summary_of(output) is not None and not is_unfinished(output)
+    stores.write(output / "mine.txt", b"")
+    with pytest.raises(InputError, match=r"contains mine\.txt, which is not of a run"):
+        job.run(job.load_config(None, [*again, "output.mode=overwrite"]))
+
+
+def test_what_a_killed_driver_has_written_is_there_for_the_next(store: tuple[str, Path]) -> None:
+    """On another machine, where there is no working copy. A file that is gone is gone there, too."""
+    url, behind = store
+    where = jvm.folder("checkpointDir", f"{url}/kept")
+
+    def opened(rows: int = 1) -> Any:
+        return run_folder.opened(where, "r", {"rows": rows}, replace=False, own=False, wait=0.0)
+
+    with opened() as folder:
+        (folder.path / "round-1").mkdir()
+        (folder.path / "round-1" / "a.pt").write_bytes(b"a")
+        folder.state.write_bytes(b"state")
+        folder.mirror.sync()
+        assert (behind / "kept" / "r" / "state.pt").read_bytes() == b"state"
+        with pytest.raises(HeldError, match="runId='r' is in use by process"), opened():
+            pass
+    assert not list((behind / "kept").glob(".r.lease"))
+    shutil.rmtree(where)
+    with opened() as folder:
+        assert folder.state.read_bytes() == b"state"
+        assert (folder.path / "round-1" / "a.pt").read_bytes() == b"a"
+        shutil.rmtree(folder.path / "round-1")
+    assert sorted(p.name for p in (behind / "kept" / "r").glob("[!.]*")) == ["run.json", "state.pt"]
+    with pytest.raises(InputError, match="runId='r' was started with other rows"), opened(rows=2):
+        pass
+    folder.remove()
+    assert not (behind / "kept" / "r").exists()
+
+
+def test_a_store_that_cannot_be_used_is_named_before_any_job(
+    spark: SparkSession, df: Any, numeric: PipelineModel, tmp_path: Path, store: tuple[str, Path]
+) -> None:
+    settings: Any = spark.sparkContext._jsc.hadoopConfiguration()
+    settings.set("fs.viewfs.mounttable.denied.link./d", "file:///proc")
+    for option in ("cacheDir", "checkpointDir"):
+        beside = {"cacheDir": str(tmp_path)} if option == "checkpointDir" else {}
+        for url, sentence in (
+            ("nowhere://x/y", "can't be used, as Spark has no file system for it .No FileSystem for scheme"),
+            ("viewfs://tests/other", "cannot be used: .* choose a folder that can be written"),
+            ("viewfs://denied/d/x", "cannot be used: .* choose a folder that can be written"),
+        ):
+            with pytest.raises(InputError, match=f"{option}='{url}' {sentence}"):
+                FineTuner(pipeline=numeric, **{**beside, option: url}).fit(df)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_limit_of_local_copies_is_named(df: Any, numeric: PipelineModel, store: tuple[str, Path]) -> None:
+    url, behind = store
+    tuner = FineTuner(pipeline=numeric, cacheDir=f"{url}/small", maxEpochs=1, localCacheLimit=1000)
+    with pytest.raises(
+        InputError, match=rf"the cache in {url}/small/\w+ takes [\d,]+ bytes .* localCacheLimit=1,000: raise it"
+    ):
+        tuner.fit(df)
+    assert not list((behind / "small").rglob("*.parquet"))
+
+
+def test_a_lease_in_a_store_of_a_dead_process_is_taken_over(store: tuple[str, Path]) -> None:
+    where = jvm.folder("output", f"{store[0]}/x.lease")
+    with held(where, "x", beat=0.05, lasts=0.2) as lease:
+        lease.ended.set()  # it no longer renews it
+        content = json.loads((store[1] / "x.lease").read_text())
+        stores.write(where, json.dumps({**content, "machine": None}).encode())
+        with held(where, "x", wait=5, beat=0.05, lasts=0.2) as other:
+            assert not other.lost()
+            lease.ended.clear()
+            assert lease.lost()
