@@ -75,3 +75,7 @@ def test_outputs_are_stored_and_name_no_machine(path: Path) -> None:
     assert len(shown) >= 4, "results show themselves"
     assert not re.search(r"/(tmp/\w|work|home|root|Users)/|\bWARN\b|\b20[2-9]\d-\d\d-\d\d", text)
     assert len(text) < 200_000
+
+
+def test_there_are_four() -> None:
+    assert [path.stem[0] for path in NOTEBOOKS] == ["1", "2", "3", "4"]
