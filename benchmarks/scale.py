@@ -196,8 +196,8 @@ def term(run: dict[str, Any]) -> list[float]:
 
 
 def phase(run: dict[str, Any], name: str) -> float:
-    """CPU seconds; `before` is all but the training, of which `epoch` is one epoch."""
-    if name == "before":
+    """CPU seconds; `beside` is all but the training, of which `epoch` is one epoch."""
+    if name == "beside":
         return float(run["phases"]["whole"]["cpu"] - run["phases"]["train"]["cpu"])
     return float(run["phases"][name]["cpu"])
 
@@ -250,7 +250,7 @@ def report(runs: list[dict[str, Any]]) -> str:
     head = [
         "rows",
         "processes",
-        "before training, s",
+        "all but training, s",
         "us per row",
         "epoch, s",
         "us per row",
@@ -295,7 +295,7 @@ def main() -> int:
             f"\ntime of a row in an epoch: {figures['time']:+.0%} from least to most; "
             f"memory beside kept rows {figures['memory']:+.0%}"
         )
-    for name in ("before", "epoch") if "fitted" in found else ():
+    for name in ("beside", "epoch") if "fitted" in found else ():
         known = fitted(found["fitted"], name)
         print(f"\n{name}: {known[0]:.2f} s + {1e6 * known[1]:.3f} us per row + {1e9 * known[2]:.2f} ns per number")
         for r in found.get("checked", []):
