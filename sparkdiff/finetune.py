@@ -157,6 +157,8 @@ class Shared:
 
     def cache(self, key: tuple[Any, ...], request: Request, watch: caches.Watch) -> caches.Cache:
         known = ("cache", key) in self._found
+        if known and not self._found["cache", key].is_there:  # `localCacheLimit` gave its place to another one
+            del self._found["cache", key]
         cache: caches.Cache = self.once(("cache", key), lambda: caches.open_cache(request, watch))
         return dataclasses.replace(cache, hit=True) if known else cache
 
@@ -419,7 +421,8 @@ def trained(
         ):
             training, lost = launch.run(assignment, data.stream, folder, say.now, run.phases.on_epoch)
             folder.check()
-            note, several = choice.Note.read(folder.path) or choice.Note(), number.Choice.read(folder.path)
+            note = choice.Note.read(folder.path) or choice.Note()
+            several = number.Choice.read(folder.path) if o.numProcesses == number.AUTO else None
         unsaved = training.unsaved or folder.unsaved
         return Fitted(
             training.found(network), training.chosen.metric, start.frozen, lost, unsaved, training.cut, wishes,

@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import dataclasses
+import errno
 import functools
 import hashlib
 import json
@@ -74,6 +75,11 @@ class Cache:
     def splits(self) -> list[str]:
         """The splits that have rows."""
         return [s for s in SPLITS if self.rows(s)]
+
+    @property
+    def is_there(self) -> bool:
+        """Whether its files are still on this machine."""
+        return (self.folder / MANIFEST).exists()
 
     def rows(self, split: str) -> int:
         return sum(p["rows"] for shard in self.manifest["splits"][split] for p in shard)
@@ -218,7 +224,9 @@ def _fetched(folder: Path, key: str, limit: int | None) -> dict[str, Any]:
     for name in pieces:
         try:
             stores.fetch(folder / name)
-        except FileNotFoundError as e:
+        except OSError as e:
+            if e.errno != errno.ENOENT:
+                raise
             raise DamagedCacheError(folder, name, "there is no such file") from e
     return _whole(folder, key)
 

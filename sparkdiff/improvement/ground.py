@@ -95,7 +95,7 @@ class Ground:
     def side_by_side(self) -> int:
         """How many arms run at the same time; one where each of them uses all that there is."""
         o = self.options
-        if o.processes > 1 or (o.device != "cpu" and gpus()) or not jvm.threads_share_session():
+        if o.numProcesses != 1 or (o.device != "cpu" and gpus()) or not jvm.threads_share_session():
             return 1
         return self.settings.parallelism or max(idle_cores() // CORES, 1)
 

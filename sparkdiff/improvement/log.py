@@ -42,7 +42,7 @@ class Log:
         """Why a step does not run, empty if it does: as the log says, or as `why` decides now."""
         if self.folder is None:
             return why()
-        if self._place(arm, number).exists():
+        if (self._place(arm, number) / "step.json").exists():
             return ""
         path = self.folder / DECISIONS
         known: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -92,6 +92,7 @@ class Log:
                 files.save_mappable(temporary / f"figures-{i}.pt", _figures(found))
             files.save_mappable(temporary / "gains.pt", step.gains)
             files.write_bytes(temporary / "step.json", json.dumps(told).encode())
+            shutil.rmtree(place, ignore_errors=True)  # of a store, which had only a part of it
             os.rename(temporary, place)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from sparkdiff.job.output import SUMMARY, UNFINISHED
+from sparkdiff.job.output import SUMMARY, UNFINISHED, check_replaceable, is_unfinished
 from sparkdiff.jvm import stores
 from sparkdiff.store import files
 from sparkdiff.store.lease import Lease
@@ -47,19 +47,38 @@ def _written_in_store(output: Path, temporary: Path, lease: Lease, fill: Callabl
     """The same where a folder that is renamed may be seen half done: `summary.json`, which tells that a run is whole, is removed
     first and written last, and a file says meanwhile that the rest may be replaced.
     """
+    aside, began = temporary.with_name(f"{temporary.name}.old"), is_unfinished(output)
     try:
         temporary.mkdir(parents=True)
         fill(temporary)
         lease.check()
-        old = stores.names(output)
+        check_replaceable(output)  # once more: a file may have come meanwhile
         stores.write(output / UNFINISHED, b"")
-        for name in sorted(old, key=lambda name: name != SUMMARY):
-            stores.remove(output / name)
-        for name in stores.names(temporary):
-            stores.rename(temporary / name, output / name)
-        small = [p.name for p in temporary.iterdir() if p.is_file()]
-        for name in sorted(small, key=lambda name: name == SUMMARY):
-            stores.write(output / name, (temporary / name).read_bytes())
-        stores.remove(output / UNFINISHED)
+        moved, made = list[str](), list[str]()
+        try:
+            for name in sorted(_entries(output), key=lambda name: name != SUMMARY):
+                stores.rename(output / name, aside / name)
+                moved.append(name)
+            for name in stores.names(temporary):
+                stores.rename(temporary / name, output / name)
+                made.append(name)
+            small = sorted((p.name for p in temporary.iterdir() if p.is_file()), key=lambda name: name == SUMMARY)
+            for name in small:
+                stores.write(output / name, (temporary / name).read_bytes())
+                made.append(name)
+            stores.delete(output / UNFINISHED)
+        except BaseException:
+            for name in made:
+                stores.forget(output / name)
+            for name in reversed(moved):  # the summary last
+                stores.rename(aside / name, output / name)
+            if not began:
+                stores.forget(output / UNFINISHED)
+            raise
+        stores.remove(aside)
     finally:
         stores.remove(temporary)
+
+
+def _entries(output: Path) -> list[str]:
+    return [name for name in stores.names(output) if name != UNFINISHED]

@@ -75,7 +75,7 @@ def shared_folder(cacheDir: str | None = None) -> Path | None:
         return None
     path = folder("cacheDir", given)
     try:
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        stores.make(path)
     except OSError as e:
         raise InputError(f"cacheDir={given!r} cannot be used: {e.strerror}; choose a folder that can be written") from e
     check_writable("cacheDir", given, path)
@@ -119,6 +119,7 @@ def temporary(prefix: str, inside: Path | None) -> Iterator[Path]:
         inside: None for the system's temporary folder.
     """
     path = Path(tempfile.mkdtemp(prefix=prefix, dir=inside))
+    stores.make(path)
     try:
         yield path
     finally:

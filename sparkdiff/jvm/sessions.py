@@ -260,6 +260,12 @@ def first_sentences(message: str) -> str:
     return " ".join(out).strip()
 
 
+def cloned(spark: SparkSession) -> SparkSession:
+    """A session with the settings of this one, where they can be changed without changing them here."""
+    own: Any = spark
+    return type(spark)(own.sparkContext, own._jsparkSession.cloneSession())
+
+
 def slots(spark: SparkSession) -> int | None:
     """How many tasks can run at the same time on the current executors; None if unknown."""
     try:

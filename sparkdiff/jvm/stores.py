@@ -28,7 +28,7 @@ NO_HOST = "-"
 """In the tree of working copies, the name of the host of a URL that has none."""
 CODES = (
     (errno.ENOSPC, r"No space left|[Qq]uota|not enough space"),
-    (errno.EEXIST, r"AlreadyExists"),
+    (errno.EEXIST, r"AlreadyExists|AlreadyBeingCreated"),
     (errno.ENOENT, r"FileNotFound|NoSuchFile|does not exist"),
     (errno.EROFS, r"[Rr]ead-?only"),
     (errno.EACCES, r"AccessControl|AccessDenied|[Pp]ermission|denied|[Ff]orbidden|\b403\b"),
@@ -108,16 +108,19 @@ def located(option: str, given: str) -> str | None:
 
 
 def check_writable(option: str, given: str, url: str) -> None:
-    """Raise InputError if nothing can be written to a folder, or to the next one above that exists. It is not created."""
+    """Raise InputError if nothing can be written to a folder. It is looked at itself, as those above may forbid what it allows; a
+    folder that is created for it is removed again."""
     try:
         system, path, _ = _open(url)
         with _told(url):
-            while not system.exists(path) and path.getParent() is not None:
-                path = path.getParent()
-            probe = _beside(path, f".sparkdiff-{uuid.uuid4().hex[:8]}")
-            if not system.mkdirs(probe):
+            made, above = [_beside(path, f".sparkdiff-{uuid.uuid4().hex[:8]}")], path
+            while above is not None and not system.exists(above):
+                made, above = [*made, above], above.getParent()
+            if not system.mkdirs(made[0]):
                 raise StoreError(errno.EACCES, f"nothing can be created in {path.toString()}", url)
-            system.delete(probe, True)
+            for folder in made:  # none that another process has written to meanwhile
+                if not len(system.listStatus(folder)):
+                    system.delete(folder, False)
     except StoreError as e:
         raise InputError(f"{option}={given!r} cannot be used: {e.strerror}; choose a folder that can be written") from e
 
@@ -154,7 +157,10 @@ def url_of(path: str | Path) -> str | None:
     """The URL of which a path is the working copy; None for any other path."""
     if "stores" not in Path(path).parts or (root := tree()) is None or not Path(path).is_relative_to(root):
         return None
-    scheme, host, *rest = Path(path).relative_to(root).parts
+    scheme, host, *rest = *Path(path).relative_to(root).parts, "", ""
+    rest = [part for part in rest if part]
+    if not host:
+        raise InputError(f"{path} is above all folders of a store: choose a folder below the root of the store")
     return f"{scheme}://{'' if host == NO_HOST else host}/{'/'.join(rest)}"
 
 
@@ -188,18 +194,22 @@ def fetch(path: Path) -> Path:
     """
     if (url := url_of(path)) is not None:
         system, there, _ = _open(url)
-        _remove_here(path)
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with _told(url):
-            here = _hadoop().Path(f"file://{path}")
-            system.copyToLocalFile(False, there, here, True)
+        part = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")  # whoever finds the copy takes it for whole
+        try:
+            with _told(url):
+                system.copyToLocalFile(False, there, _hadoop().Path(f"file://{part}"), True)
+            _remove_here(path)
+            os.rename(part, path)
+        finally:
+            _remove_here(part)
     return path
 
 
 def take(path: Path) -> Path:
     """`fetch` what Spark has written for this process alone, and remove it from the store."""
     fetch(path)
-    _remove_there(path)
+    delete(path)
     return path
 
 
@@ -319,6 +329,21 @@ def create(path: Path, content: bytes) -> bool:
     return True
 
 
+def overwrite(path: Path, content: bytes) -> None:
+    """Write a small file that may be empty for a moment, but is never gone.
+
+    Raises:
+        StoreError: the store refuses it.
+    """
+    system, there, _ = _open(str(url_of(path)))
+    with _told(str(there)):
+        stream = system.create(there, True)
+        try:
+            stream.write(bytearray(content))
+        finally:
+            stream.close()
+
+
 def modified(path: Path) -> int | None:
     """When a file of the store was written, in milliseconds of the store's clock; None if there is none."""
     system, there, _ = _open(str(url_of(path)))
@@ -326,8 +351,11 @@ def modified(path: Path) -> int | None:
         return int(system.getFileStatus(there).getModificationTime()) if system.exists(there) else None
 
 
-def make(path: Path) -> None:
-    """Make a folder, in the store too, which only its user may read where the store has permissions.
+def make(path: Path, *, private: bool = True) -> None:
+    """Make a folder, in the store too.
+
+    Args:
+        private: only its user may read it, where the store has permissions.
 
     Raises:
         OSError: it cannot be made.
@@ -336,8 +364,8 @@ def make(path: Path) -> None:
     if (url := url_of(path)) is not None:
         system, there, _ = _open(url)
         with _told(url):
-            private = _hadoop().permission.FsPermission("700")
-            if not system.exists(there) and not system.mkdirs(there, private):
+            mode = [_hadoop().permission.FsPermission("700")] if private else []
+            if not system.exists(there) and not system.mkdirs(there, *mode):
                 raise StoreError(errno.EACCES, "the folder cannot be created", url)
 
 
@@ -353,8 +381,10 @@ def rename(path: Path, other: Path) -> None:
         return
     system, there, _ = _open(url)
     with _told(url):
-        system.mkdirs(_open(target)[1].getParent())
-        if not system.rename(there, _open(target)[1]):
+        goal = _open(target)[1]
+        system.mkdirs(goal.getParent())
+        # Into a folder that is there, it would be moved.
+        if system.exists(goal) or not system.rename(there, goal):
             raise StoreError(errno.EIO, f"it cannot be renamed to {target}", url)
 
 
@@ -367,9 +397,27 @@ def write(path: Path, content: bytes) -> None:
 
 def remove(path: Path) -> None:
     """Remove a file or a folder, in the store too; an error is passed over."""
-    with contextlib.suppress(StoreError, InputError, *SparkError):  # where the session has ended, its tree ends with it
-        _remove_there(path)
+    forget(path)
     _remove_here(path)
+
+
+def forget(path: Path) -> None:
+    """Remove a file or a folder from the store alone; an error is passed over."""
+    with contextlib.suppress(StoreError, InputError, *SparkError):  # where the session has ended, its tree ends with it
+        delete(path)
+
+
+def delete(path: Path) -> None:
+    """Remove a file or a folder from the store alone.
+
+    Raises:
+        StoreError: the store refuses it.
+    """
+    if (url := url_of(path)) is not None:
+        system, there, _ = _open(url)
+        with _told(url):
+            if system.exists(there) and not system.delete(there, True):
+                raise StoreError(errno.EIO, "it cannot be deleted", url)
 
 
 def remove_empty(path: Path) -> None:
@@ -385,10 +433,3 @@ def _remove_here(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
-
-
-def _remove_there(path: Path) -> None:
-    if (url := url_of(path)) is not None:
-        system, there, _ = _open(url)
-        with _told(url):
-            system.delete(there, True)

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import torch
 
 from sparkdiff.errors import FullDiskError, InputError, SparkdiffError
-from sparkdiff.jvm import SparkError, cause
+from sparkdiff.jvm import SparkError, cause, stores
 
 HEAD = b"sparkdiff checkpoint 1 "
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -154,7 +154,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def not_writable(path: Path, error: OSError) -> InputError:
     return InputError(
-        f"checkpointDir: {path} cannot be written ({error.strerror}); choose a folder that can be written"
+        f"checkpointDir: {stores.named(path)} cannot be written ({error.strerror}); choose a folder that can be written"
     )
 
 
@@ -210,6 +210,7 @@ def room(what: str, path: Path, way_out: str, needed: Callable[[], str] = lambda
         if not why:
             raise
         size = f"it needs {amount}, and " if (amount := needed()) else ""
+        said = why[0].lower() + why[1:]
         raise FullDiskError(
-            f"{what} cannot be written to {path}: {why[0].lower() + why[1:]} ({size}{free(path):,} bytes are free); {way_out}"
+            f"{what} cannot be written to {stores.named(path)}: {said} ({size}{free(path):,} bytes are free); {way_out}"
         ) from e

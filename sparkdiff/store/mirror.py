@@ -5,18 +5,27 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sparkdiff.jvm import stores
+from sparkdiff.store.files import previous
 
 PERIOD = 1.0
 """Seconds between two looks for changed files."""
 
 
 def _lasting(path: Path, folder: Path) -> bool:
-    """Whether a file is of use to a later process: no temporary file, no file that starts a process, and no older checkpoint, as
-    a store replaces a file whole.
+    """Whether a file is of use to a later process: no temporary file, and none that starts a process. An older checkpoint is, as
+    some stores replace a file by deleting it first.
     """
     parts = path.relative_to(folder).parts
     own = any(part.startswith(".") for part in parts) or parts[0].startswith("attempt-")
-    return path.is_file() and not own and path.suffix != ".previous"
+    return path.is_file() and not own
+
+
+_ROOTS: set[Path] = set()
+
+
+def is_mirrored(path: Path) -> bool:
+    """Whether a folder around this one is mirrored by this process, so that what is written here is sent anyway."""
+    return any(path.is_relative_to(root) for root in _ROOTS)
 
 
 class Mirror:
@@ -36,13 +45,19 @@ class Mirror:
 
     def __enter__(self) -> "Mirror":
         self._sent = self._found()  # they have just come from there
+        _ROOTS.add(self.folder)
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.stop()
+        self._try()
+        _ROOTS.discard(self.folder)
+
+    def stop(self) -> None:
+        """Send nothing more by itself."""
         self._ended.set()
         if self._thread.is_alive():
             self._thread.join()
-        self._try()
 
     def begin(self) -> None:
         """Send what has changed, and go on to do so.
@@ -82,10 +97,12 @@ class Mirror:
                     if path.exists():
                         stores.send(path)
                         self._sent[path] = found[path]
+                # A checkpoint is not there for a moment while it is replaced.
+                gone = [path for path in gone if not path.exists() and not previous(path).exists()]
                 for path in gone:
                     del self._sent[path]
                 for path in {self._highest_gone(path) for path in gone}:
-                    stores.remove(path)
+                    stores.forget(path)
 
     def _highest_gone(self, path: Path) -> Path:
         """The highest folder above a file that is gone with it."""

@@ -17,7 +17,7 @@ from sparkdiff.jvm import stores
 from sparkdiff.store.files import not_writable, previous, write_bytes
 from sparkdiff.store.identity import UntoldError
 from sparkdiff.store.lease import Lease, held, lease_of
-from sparkdiff.store.mirror import Mirror
+from sparkdiff.store.mirror import Mirror, is_mirrored
 
 LONGEST = 100
 """Characters of a run's id at most."""
@@ -25,8 +25,8 @@ NAME = re.compile(rf"[A-Za-z0-9_][\w.-]{{0,{LONGEST - 1}}}", re.ASCII)
 TRAININGS = "trainings"
 """The folder, in the folder of a run, of the trainings that it consists of."""
 OWN = re.compile(
-    rf"(attempt|round)-\d+|study|{TRAININGS}|\.?step-\d+-[a-z]+(-[0-9a-f]{{8}})?|(run|device|decisions|baseline)\.json|state\.pt(\.previous)?"
-    r"|\.((run|device|decisions|baseline)\.json|state\.pt)-[0-9a-f]{8}|\.(nfs|fuse_hidden)[0-9a-f]+"
+    rf"(attempt|round)-\d+|study|{TRAININGS}|\.?step-\d+-[a-z]+(-[0-9a-f]{{8}})?|(run|device|processes|decisions|baseline)\.json|state\.pt(\.previous)?"
+    r"|\.((run|device|processes|decisions|baseline)\.json|state\.pt)-[0-9a-f]{8}|\.(nfs|fuse_hidden)[0-9a-f]+"
 )
 """The entries of a run folder: also the temporary files of `files.written` that a crash leaves, and what a network's file
 system keeps of a removed file that is still open."""
@@ -97,8 +97,8 @@ def _clear(path: Path, runId: str) -> None:
     names = sorted(e.name for e in path.iterdir()) if path.is_dir() else []
     if foreign := next((name for name in names if not OWN.fullmatch(name)), None):
         raise InputError(
-            f"runId={runId!r} would replace the folder {path}, which is not the folder of a run: it holds {foreign!r}. "
-            "Choose another runId or checkpointDir"
+            f"runId={runId!r} would replace the folder {stores.named(path)}, which is not the folder of a run: it holds "
+            f"{foreign!r}. Choose another runId or checkpointDir"
         )
     shutil.rmtree(path, ignore_errors=True)
 
@@ -144,7 +144,7 @@ class RunFolder:
                 raise InputError(
                     f"runId={runId!r} was started with other {', '.join(changed)} "
                     f"({'; '.join(f'{k}: {was!r}, now {now!r}' for k, (was, now) in changed.items())}); choose "
-                    f"another runId, or delete {path} to start again"
+                    f"another runId, or delete {stores.named(path)} to start again"
                 )
             begun = None
         if not replace and (why := [f"its {k} {v.rpartition(' ')[0]}" for k, v in request.items() if _untold(v)]):
@@ -199,6 +199,8 @@ class RunFolder:
     def remove(self) -> None:
         if self.lease is not None and self.lease.lost():
             return
+        if self.mirror is not None:
+            self.mirror.stop()  # else it may send what is removed here
         stores.remove(self.path)
         if self.own:
             with contextlib.suppress(OSError):  # it isn't empty
@@ -226,7 +228,7 @@ def opened(
             except OSError as e:
                 raise not_writable(where / name, e) from e
             mirror = None
-            if stores.url_of(where) is not None:
+            if stores.url_of(where) is not None and not is_mirrored(where):
                 try:
                     mirror = stack.enter_context(_mirrored(where / name, lease))
                 except OSError as e:
@@ -246,4 +248,5 @@ def _mirrored(path: Path, lease: Lease | None) -> Mirror:
         stores.fetch(path)
     else:
         shutil.rmtree(path, ignore_errors=True)
+        stores.make(path)
     return Mirror(path, lambda: lease is not None and lease.lost())

@@ -112,12 +112,16 @@ def _numbered(assignment: Assignment, stream: Stream, folder: RunFolder, say: Sa
     """The assignment with the number of processes that `auto` takes, or took when this run began."""
     o = assignment.options
     chosen = number.Choice.read(folder.path)
+    limit = number.most(stream.manifest.virtualShards, _slots(o.localMode))
+    if chosen is not None and chosen.number > limit:  # it goes on elsewhere
+        chosen = replace(
+            chosen, number=max(limit, 1), why=f"there is room for no more, but it began in {chosen.number}"
+        )
     if chosen is None:
         if o.device != "cpu" and gpus():
             chosen = number.Choice(1, "there is a GPU, which trains in one process", {})
         else:
             steps = stream.steps("train", o.batchSize) * (assignment.epochs or o.maxEpochs)
-            limit = number.most(stream.manifest.virtualShards, _slots(o.localMode))
             cpu = place("cpu", o.precision)
             chosen = number.choose(
                 limit, steps, math.inf if o.maxSeconds is None else o.maxSeconds,
@@ -150,6 +154,8 @@ def _together(assignment: Assignment, folder: RunFolder, processes: int) -> floa
     try:
         return float(json.loads((attempt.here / SECONDS).read_text()))
     except (OSError, ValueError):
+        with contextlib.suppress(TrainingError):
+            attempt.raise_failure()
         return math.inf
 
 
@@ -459,8 +465,8 @@ class RemoteAttempt(Attempt):
         train_remotely(self.spark, self.post, self.manifest, self.processes, self.needed, gpus=self.gpus)
 
     def _signs(self) -> Any:
-        """Spark takes as long as it takes to read the rows for the processes; then each file that comes is a sign."""
-        return time.monotonic() if len(self.post.joined) < self.processes else self.post.signs
+        """Spark takes as long as it takes until it starts all tasks at once; then each file that comes is a sign."""
+        return self.post.signs if self.post.joined else time.monotonic()
 
     def _stop(self, thread: threading.Thread) -> None:
         try:

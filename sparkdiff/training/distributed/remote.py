@@ -6,8 +6,11 @@ the run's folder, as the processes themselves do where they see it.
 """
 
 import contextlib
+import mmap
 import os
 import secrets
+import socket
+import struct
 import threading
 import time
 from collections.abc import Mapping
@@ -20,6 +23,7 @@ from typing import Any
 from pyspark import cloudpickle
 from pyspark.sql import DataFrame, SparkSession, functions as F
 
+from sparkdiff import jvm
 from sparkdiff.data.stream import Manifest
 from sparkdiff.data.stream.order import parts_of
 from sparkdiff.errors import InputError, SparkdiffError
@@ -34,6 +38,8 @@ SPLITS = ("train", "validation")
 """The splits that a process reads."""
 CACHE = Path("cache")
 """The folder of the cache, in that of the attempt."""
+ANSWER = 10
+"""Seconds in which who connects must show that he knows the secret."""
 KEYS = 64
 """Numbers per process among which one is looked for whose hash is that process's partition."""
 
@@ -84,15 +90,20 @@ class Post:
     def _serve(self, connection: Connection) -> None:
         """Send a task what its process needs, and write down what it sends."""
         with contextlib.suppress(EOFError, OSError, AuthenticationError), connection:
+            _patience(connection, ANSWER)
             deliver_challenge(connection, self.secret)  # here, so that nobody else can make the others wait
             answer_challenge(connection, self.secret)
+            _patience(connection, 0)
             rank = int(receive(connection)[0]["rank"])
             if rank in self.joined:  # Spark tries again by itself: this attempt is over
                 return
             self.joined.add(rank)
             self.signs += 1
             for name, path in self._sent().items():
-                send(connection, {"name": name}, path.read_bytes())
+                with contextlib.ExitStack() as stack:  # not a copy for each of these threads
+                    file = stack.enter_context(path.open("rb"))
+                    there = stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+                    send(connection, {"name": name}, stack.enter_context(memoryview(there)))
             send(connection, {})
             while True:
                 head, content = receive(connection)
@@ -120,6 +131,7 @@ class Post:
                 else:
                     self.folder.check()
                     files.replace(path, content)
+                    self.failed = None  # what could not be written before no longer matters
         except (SparkdiffError, OSError) as e:
             self.failed = e if isinstance(e, SparkdiffError) else files.not_writable(path, e)
 
@@ -134,7 +146,24 @@ class Post:
             thread.join(max(0.0, end - time.monotonic()))
         for connection in self.connections:
             with contextlib.suppress(OSError):
+                _hang_up(connection)
                 connection.close()
+
+
+def _socket(connection: Connection) -> socket.socket:
+    return socket.socket(fileno=os.dup(connection.fileno()))
+
+
+def _patience(connection: Connection, seconds: int) -> None:
+    """How long a read waits; 0 for ever."""
+    with _socket(connection) as own:
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", seconds, 0))
+
+
+def _hang_up(connection: Connection) -> None:
+    """Wake the thread that reads from it."""
+    with _socket(connection) as own:
+        own.shutdown(socket.SHUT_RDWR)
 
 
 def ranks_of(manifest: Manifest, world: int) -> dict[str, list[int]]:
@@ -182,7 +211,7 @@ def train(spark: SparkSession, post: Post, manifest: Manifest, world: int, neede
         "world": world, "gpus": gpus, "root": root, "ranks": ranks, "needed": needed,
         "files": {name: piece.sha256 for name, piece in _pieces(manifest).items()},
     }  # fmt: skip
-    own = spark.newSession()  # whose settings are nobody else's
+    own = jvm.cloned(spark)  # with the user's settings, such as the keys of a store, and some that are nobody else's
     own.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", 1)  # a record is a file
     own.conf.set("spark.sql.adaptive.enabled", "false")
     cloudpickle.register_pickle_by_value(remote_task)

@@ -187,9 +187,12 @@ def send_back(driver: Connection, folder: Path, sent: dict[str, tuple[int, int]]
             continue
         added = name.endswith(ADDED)
         first = sent[name][1] if name in sent and added else 0
-        with (folder / name).open("rb") as file:
-            file.seek(first)
-            content = file.read()
+        try:
+            with (folder / name).open("rb") as file:
+                file.seek(first)
+                content = file.read()
+        except FileNotFoundError:  # it is being replaced
+            continue
         sent[name] = now[0], first + len(content) if added else now[1]
         send(driver, {"name": name, "add": added}, content)
 
@@ -198,14 +201,17 @@ def _states(folder: Path) -> Iterator[tuple[str, tuple[int, int]]]:
     """Time and size of each file that goes back."""
     for path in [*folder.glob("*.*"), *folder.glob("attempt/*.*")]:
         if BACK.fullmatch(name := path.relative_to(folder).as_posix()):
-            state = path.stat()
+            try:
+                state = path.stat()
+            except FileNotFoundError:  # it is being replaced
+                continue
             yield name, (state.st_mtime_ns, state.st_size)
 
 
 # The connection --------------------------------------------------------------------------------------------------------
 
 
-def send(connection: Connection, head: Mapping[str, Any], content: bytes = b"") -> None:
+def send(connection: Connection, head: Mapping[str, Any], content: bytes | memoryview = b"") -> None:
     """A message: what it is, and bytes. Nothing is pickled."""
     connection.send_bytes(json.dumps(head).encode())
     connection.send_bytes(content)

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -14,9 +15,11 @@ from pyspark.sql import SparkSession
 
 from sparkdiff import FineTuner, InputError, job, jvm
 from sparkdiff.cli import main
+from sparkdiff.data.cache import DamagedCache
 from sparkdiff.job.output import UNFINISHED, is_unfinished, summary_of
+from sparkdiff.job.writing import written
 from sparkdiff.jvm import stores
-from sparkdiff.store import run_folder
+from sparkdiff.store import files, run_folder
 from sparkdiff.store.lease import HeldError, held
 
 pytestmark = pytest.mark.once  # paths and messages of our own
@@ -100,6 +103,81 @@ def test_what_a_killed_driver_has_written_is_there_for_the_next(store: tuple[str
         pass
     folder.remove()
     assert not (behind / "kept" / "r").exists()
+
+
+def test_a_checkpoint_that_is_being_replaced_stays_in_the_store(store: tuple[str, Path]) -> None:
+    """The mirror may look in the moment in which the old one has another name already and the new one none."""
+    where = jvm.folder("checkpointDir", f"{store[0]}/replaced")
+    there = store[1] / "replaced" / "r"
+    with run_folder.opened(where, "r", {"rows": 1}, replace=False, own=False, wait=0.0) as folder:
+        files.save(folder.state, {"epoch": 1})
+        folder.mirror.sync()
+        first = (there / "state.pt").read_bytes()
+        folder.state.rename(files.previous(folder.state))
+        folder.mirror.sync()
+        assert (there / "state.pt").read_bytes() == first
+        assert files.load(folder.state) == {"epoch": 1}
+        files.save(folder.state, {"epoch": 2})
+        folder.mirror.sync()
+        # A training that is part of this run is sent with it, and nothing is fetched over it.
+        inside = folder.path / run_folder.TRAININGS
+        with run_folder.opened(inside, "a", {"rows": 2}, replace=False, own=False, wait=0.0) as part:
+            assert part.mirror is None
+            files.save(part.state, {"epoch": 3})
+            folder.mirror.sync()
+        folder.remove()
+    assert not there.exists()
+
+
+def test_a_run_that_a_store_refuses_leaves_the_one_before(
+    store: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = jvm.folder("output", f"{store[0]}/refused/x")
+    there = store[1] / "refused" / "x"
+    said = {"summary.json": json.dumps({"fingerprints": {}}), "plan.json": "old"}
+    for name, text in said.items():
+        stores.write(output / name, text.encode())
+    rename, lease = stores.rename, SimpleNamespace(check=lambda: None)
+
+    def fill(folder: Path) -> None:
+        for name in said:
+            stores.write(folder / name, json.dumps({"fingerprints": {}, "new": 1}).encode())
+
+    def refused(path: Path, other: Path) -> None:
+        if other == output / "summary.json" and ".old" not in path.parent.name:
+            raise stores.StoreError(13, "denied", str(path))
+        rename(path, other)
+
+    with monkeypatch.context() as m:
+        m.setattr(stores, "rename", refused)
+        with pytest.raises(OSError, match="denied"):
+            written(output, lease, fill)
+    assert {p.name: p.read_text() for p in there.glob("[!.]*")} == said
+    assert [p.name for p in there.parent.glob("[!.]*")] == ["x"]
+    # One that was killed twice while it was written is replaced, too; a file of the user never.
+    for _ in range(2):
+        stores.write(output / UNFINISHED, b"")
+    written(output, lease, fill)
+    assert "new" in json.loads((there / "summary.json").read_text())
+    assert not (there / UNFINISHED).exists()
+    stores.write(output / "mine.txt", b"")
+    with pytest.raises(InputError, match=r"contains mine\.txt"):
+        written(output, lease, fill)
+
+
+def test_a_cache_of_which_a_file_is_gone_is_written_again(
+    df: Any, numeric: PipelineModel, store: tuple[str, Path]
+) -> None:
+    def fitted() -> Any:
+        return FineTuner(numeric, cacheDir=f"{store[0]}/gone", maxEpochs=1, recipe="fast", verbosity=0).fit(df).summary
+
+    first = fitted()
+    [gone, *_] = sorted((store[1] / "gone").rglob("*.parquet"))
+    gone.unlink()
+    shutil.rmtree(jvm.folder("cacheDir", f"{store[0]}/gone"))  # as on another machine
+    with pytest.warns(DamagedCache, match="is damaged and is written again: .*there is no such file"):
+        again = fitted()
+    assert (again.metrics, again.cache["hit"]) == (first.metrics, False)
 
 
 def test_a_store_that_cannot_be_used_is_named_before_any_job(

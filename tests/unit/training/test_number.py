@@ -8,6 +8,7 @@ import pytest
 
 from sparkdiff.errors import InputError
 from sparkdiff.options import Options
+from sparkdiff.store.run_folder import RunFolder
 from sparkdiff.training.distributed.number import Choice, choose, most
 
 
@@ -66,6 +67,13 @@ def test_a_choice_is_read_again(tmp_path: Path) -> None:
     assert Choice.read(tmp_path) == chosen
     (tmp_path / "processes.json").write_text("{")
     assert Choice.read(tmp_path) is None
+
+
+def test_the_folder_of_a_run_that_has_chosen_can_be_replaced(tmp_path: Path) -> None:
+    folder = RunFolder.open(tmp_path, "r", {"rows": 1}, replace=True)
+    Choice(2, "why", {}).write(folder.path)
+    again = RunFolder.open(tmp_path, "r", {"rows": 2}, replace=True)
+    assert Choice.read(again.path) is None
 
 
 def test_the_option_is_a_number_or_auto() -> None:
