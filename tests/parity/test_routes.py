@@ -18,7 +18,7 @@ from pyspark.sql import DataFrame, SparkSession, functions as F
 
 import sparkdiff
 from sparkdiff import InputError, SparkdiffError, jvm
-from sparkdiff.jvm import sessions
+from sparkdiff.jvm import places, sessions
 
 
 @pytest.mark.slow
@@ -140,13 +140,13 @@ def test_where_the_saved_data_lie_for_a_moment(
     spark: SparkSession, fitted: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
 ) -> None:
     used = []
-    make = sessions.tempfile.mkdtemp
+    make = places.tempfile.mkdtemp
 
     def watched(suffix: Any = None, prefix: Any = None, dir: Any = None) -> str:
         used.append(dir)
         return str(make(suffix, prefix, dir))
 
-    monkeypatch.setattr(sessions.tempfile, "mkdtemp", watched)
+    monkeypatch.setattr(places.tempfile, "mkdtemp", watched)
     monkeypatch.setattr(sessions, "has_constructors", lambda: False)
     weights = {"std": np.ones(3), "mean": np.zeros(3)}
     try:
@@ -166,7 +166,8 @@ def test_where_the_saved_data_lie_for_a_moment(
 def test_a_cluster_needs_a_folder_that_all_see(fitted: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     conf = {"spark.master": "yarn"}
     cluster = SimpleNamespace(conf=SimpleNamespace(get=lambda key, default=None: conf.get(key, default)))
-    monkeypatch.setattr(sessions, "session", lambda: cluster)
+    for module in (places, sessions):
+        monkeypatch.setattr(module, "session", lambda: cluster)
     with pytest.raises(InputError, match="cacheDir is unset and the master is yarn"):
         jvm.rebuild(fitted["scaler"], {"std": np.ones(3), "mean": np.zeros(3)})
 

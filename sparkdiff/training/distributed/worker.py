@@ -101,7 +101,8 @@ def work(
     at = functools.cache(functools.partial(stream.on, resident=not assignment.less))
 
     def timed(place: Place, team: Team) -> float:
-        return seconds_per_step(assignment, at(place), team, place, tick)
+        with _current(place):
+            return seconds_per_step(assignment, at(place), team, place, tick)
 
     here, team = choice.chosen(assignment.options, team, folder, timed, say)
     with _current(here):

@@ -410,7 +410,7 @@ def test_a_damaged_cache_is_built_again(
     """What is built, another test compares; here it is copied."""
     copied: list[Path] = []
 
-    def copy(request: Any, told: str, to: Path, columns: list[Any]) -> None:
+    def copy(request: Any, told: str, to: Path, data: Path, columns: list[Any]) -> None:
         copied.append(shutil.copytree(whole.folder, to, dirs_exist_ok=True))
 
     monkeypatch.setattr(caches, "fingerprint", lambda request, folder: whole.fingerprint)

@@ -175,12 +175,12 @@ def test_a_study_can_be_watched_while_it_runs(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"has no study.journal: no search has begun there"):
             watch(folder)
         study = Study(plan("tpe", total=24), folder)
-        assert str(watch(str(folder))) == "0 of 24 trials"
+        assert str(watch(str(folder))) == "trial 0 of at most 24"
         finish(study, 5)
         seen, best = watch(folder), study.best()
         assert best is not None
         assert (seen.finished, seen.running, seen.best, seen.number) == (5, 5, best.values[0], best.number)
-        assert seen.secondsLeft == pytest.approx(19 * 0.5) and "5 of 24 trials, best" in str(seen)
+        assert seen.secondsLeft == pytest.approx(19 * 0.5) and "trial 5 of at most 24" in str(seen)
 
 
 def test_a_folder_of_another_search_is_refused(tmp_path: Path) -> None:
