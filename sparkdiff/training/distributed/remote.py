@@ -73,19 +73,23 @@ class Post:
     def port(self) -> int:
         return int(self.listener.address[1])
 
-    def _begin(self, work: Any, *arguments: Any) -> None:
+    @staticmethod
+    def _begin(work: Any, *arguments: Any) -> threading.Thread:
         thread = threading.Thread(target=work, args=arguments, daemon=True, name="sparkdiff-remote")
-        self.threads.append(thread)
         thread.start()
+        return thread
 
     def _accept(self) -> None:
-        while not self.closed:
+        while True:
             try:
                 connection = self.listener.accept()
             except OSError:  # closed
                 return
+            if self.closed:  # it only wakes this thread
+                connection.close()
+                return
             self.connections.append(connection)
-            self._begin(self._serve, connection)
+            self.threads.append(self._begin(self._serve, connection))
 
     def _serve(self, connection: Connection) -> None:
         """Send a task what its process needs, and write down what it sends."""
@@ -142,7 +146,7 @@ class Post:
             Client(("127.0.0.1", self.port)).close()  # wakes the thread that waits for one
             self.listener.close()
         end = time.monotonic() + patience
-        for thread in self.threads[1:]:
+        for thread in [*self.threads]:
             thread.join(max(0.0, end - time.monotonic()))
         for connection in self.connections:
             with contextlib.suppress(OSError):
