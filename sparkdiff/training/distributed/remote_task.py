@@ -40,7 +40,7 @@ def run(batches: Iterable[pa.RecordBatch], facts: Mapping[str, Any]) -> Iterator
     """Train as one of `facts["world"]` processes, with the rows that come as files: their paths and contents.
 
     Args:
-        facts: of the attempt, see `remote.facts_of`.
+        facts: of the attempt, see `remote.train`.
     """
     context: Any = BarrierTaskContext.get()
     rank = context.partitionId()
