@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Any, ClassVar
@@ -17,11 +17,11 @@ from sparkdiff import jvm
 from sparkdiff.costs import Cost, cost_of
 from sparkdiff.cross_fitting import cross_fit
 from sparkdiff.data.splits import REFERENCE, Source, find_boundaries, fit_on_training_rows, rule
-from sparkdiff.errors import InputError, check_dataframe, check_type, kind_of
+from sparkdiff.errors import InputError, check_dataframe, kind_of
 from sparkdiff.finetune import Outcome, Shared, fine_tune, prepare
 from sparkdiff.options import FIELDS, Options, callable_name, named_callable
 from sparkdiff.pipeline.nesting import Holder, flatten, plain, replaced
-from sparkdiff.report import Events, FineTuningSummary, Phases, shown
+from sparkdiff.report import Events, FineTuningSummary, Phases, check_callbacks, shown
 
 OBJECTS = ("pipeline", "referenceData")
 """Params that are no options."""
@@ -85,8 +85,8 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
         referenceData: a DataFrame of rows that may not get worse, for example of the weeks before. A tuned pipeline
             that is significantly worse on them is not returned. Training never reads them, and they are not saved
             with the FineTuner.
-        callbacks: instances of subclasses of `sparkdiff.Events`, which are told of each phase, each epoch and the decision.
-            They are not a Param: they are not saved with the FineTuner.
+        callbacks: instances of subclasses of `sparkdiff.Events`, which are told of each phase, each epoch and the decision;
+            what one of them raises is a warning. They are not a Param: they are not saved with the FineTuner.
         **params: see `sparkdiff.options.Options`, or `FineTuner().explainParams()`.
 
     `fit(df)` returns a `FineTunerModel` whose `pipelineModel` is plain Spark ML. `fit(df, [map, ...])`, and therefore
@@ -121,10 +121,7 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
                 f"{own} takes only the pipeline without a name, but got {', '.join(map(kind_of, others))} "
                 f'as well: {own}(model, labelCol="label")'
             )
-        wanted = "a list of instances of subclasses of sparkdiff.Events"
-        check_type("callbacks", callbacks, Collection, wanted)
-        for listener in callbacks:
-            check_type("callbacks", listener, Events, wanted)
+        check_callbacks(callbacks)
         super().__init__()
         self.callbacks = callbacks
         self._shared: Shared | None = None  # set on the copy that the fits of one fitMultiple start from

@@ -10,14 +10,15 @@ import torch
 from pyspark import inheritable_thread_target
 
 from sparkdiff import jvm
-from sparkdiff.report import Events, Phases
-from sparkdiff.report.record import RunRecord
+from sparkdiff.report import Events, Phases, tell
 from sparkdiff.tuning.fits import TAKES_SESSION
 
 Task = Callable[[], str]
 """Returns how it went, in a few words."""
 Tasks = Iterator[tuple[str, Task]]
 """Names and tasks; each is taken when its turn has come."""
+STEP: contextvars.ContextVar[Mapping[str, Any]] = contextvars.ContextVar("STEP")
+"""What the rows of a training's history are told with: whose step it is part of."""
 LOOK = 0.1
 """Seconds between two looks at Ctrl-C."""
 
@@ -32,16 +33,15 @@ class Brake(Events):
         with self.lock:
             if self.pulled:
                 raise KeyboardInterrupt
-            for listener in self.listeners:
-                getattr(listener, name)(*what)
+            tell(self.listeners, name, *what)
 
     def on_phase(self, name: str, seconds: float | None, detail: str) -> None:
         self._tell("on_phase", name, seconds, detail)
 
     def on_epoch(self, row: Mapping[str, Any]) -> None:
-        self._tell("on_epoch", row)
+        self._tell("on_epoch", {**STEP.get({}), **row})
 
-    def on_decision(self, record: RunRecord) -> None:
+    def on_decision(self, record: Any) -> None:
         self._tell("on_decision", record)
 
 

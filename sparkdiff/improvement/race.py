@@ -128,6 +128,7 @@ class Round:
 
     def _task(self, arm: Arm, limit: Limit) -> lanes.Task:
         def run() -> str:
+            lanes.STEP.set({"arm": arm.name, "round": self.number})
             step = _run(self.ground, arm, self.number, limit, self.before, self.account, self.log)
             self.found[arm.name] = step
             if state := next((s for s in ("failed", "stopped") if step.learned.get(s)), None):

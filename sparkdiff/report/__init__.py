@@ -2,13 +2,24 @@
 
 from sparkdiff.report.difference_table import difference_headline, difference_sections
 from sparkdiff.report.drawing import Drawing, drawn
-from sparkdiff.report.progress import Events, Pace, Phases, Progress, advance, change, duration, shown
+from sparkdiff.report.progress import (
+    Events,
+    Pace,
+    Phases,
+    Progress,
+    advance,
+    change,
+    check_callbacks,
+    duration,
+    shown,
+    tell,
+)
 from sparkdiff.report.record import FineTuningSummary, RunRecord
 from sparkdiff.report.sections import Section, Shown, Strong, Table, aligned, as_html
 from sparkdiff.report.table import before_after, p_value
 
 __all__ = [
     "Drawing", "Events", "FineTuningSummary", "Pace", "Phases", "Progress", "RunRecord", "Section", "Shown", "Strong", "Table",
-    "advance", "aligned", "as_html", "before_after", "change", "difference_headline", "difference_sections", "drawn", "duration",
-    "p_value", "shown",
+    "advance", "aligned", "as_html", "before_after", "change", "check_callbacks", "difference_headline", "difference_sections",
+    "drawn", "duration", "p_value", "shown", "tell",
 ]  # fmt: skip

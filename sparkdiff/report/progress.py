@@ -2,12 +2,13 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from sparkdiff.machine import memory
-from sparkdiff.report.record import RunRecord
+from sparkdiff.errors import check_type
+from sparkdiff.machine import memory, secrets
 from sparkdiff.report.screens import Screen, screen_here, someone_watches
 
 PROBE = 1.0
@@ -62,9 +63,11 @@ class Pace:
 
 
 class Events:
-    """The events of a run. A listener overrides the methods that it needs; an exception that it raises ends the run.
+    """The events of a run. A listener overrides the methods that it needs.
 
-    All methods are called in the driver's process, in the thread of the fit.
+    All methods are called in the driver's process, one at a time, in the thread of the fit or in one of its own. An exception
+    that a method raises becomes a warning, which names the class, the method and the exception; the run goes on, and the listener
+    hears the next event. KeyboardInterrupt and SystemExit, which are no `Exception`, end the run as Ctrl-C does.
     """
 
     __module__ = "sparkdiff"
@@ -74,10 +77,38 @@ class Events:
 
     def on_epoch(self, row: Mapping[str, Any]) -> None:
         """A row of the summary's history. Every row is told once, in order, also epoch 0 (the original) and the rows from
-        before an interruption. With several processes the rows come about a second late."""
+        before an interruption. With several processes the rows come about a second late.
 
-    def on_decision(self, record: RunRecord) -> None:
-        """The run has decided, and its result is complete."""
+        Fine-tuning and growth tell {"epoch", "candidate", "recipe", "learningRate", ..., "validationMetric"}, with numFolds also
+        "fold". An improvement tells the rows of all its trainings, as they come, each with "arm" and "round". A search tells a
+        row per trial, {"trial", "state", the metrics, "seconds", the settings, "why"}, with numFolds also "fold"; 0 is the study
+        on all rows.
+        """
+
+    def on_decision(self, record: Any) -> None:
+        """The run has decided, and its result is complete.
+
+        Args:
+            record: the summary: a `RunRecord`, and of a search a `SearchSummary`.
+        """
+
+
+def check_callbacks(given: Any) -> None:
+    """Raise InputError unless this is a list of listeners."""
+    wanted = "a list of instances of subclasses of sparkdiff.Events"
+    check_type("callbacks", given, Collection, wanted)
+    for listener in given:
+        check_type("callbacks", listener, Events, wanted)
+
+
+def tell(listeners: Sequence[Events], method: str, *what: Any) -> None:
+    """Call a method of each listener, each with a row of its own; an exception becomes a warning."""
+    for listener in listeners:
+        try:
+            getattr(listener, method)(*({**w} if isinstance(w, dict) else w for w in what))
+        except Exception as e:
+            who, why = f"{type(listener).__name__}.{method}", secrets.redacted(repr(e))
+            warnings.warn(f"the callback {who} failed, and the run goes on: {why}", RuntimeWarning, stacklevel=2)
 
 
 class Progress(Events):
@@ -143,8 +174,7 @@ class Phase:
         return seconds
 
     def _tell(self, seconds: float | None) -> None:
-        for listener in self.listeners:
-            listener.on_phase(self.name, seconds, f"{self.within}{self.text}" if self.text else "")
+        tell(self.listeners, "on_phase", self.name, seconds, f"{self.within}{self.text}" if self.text else "")
 
 
 class Phases:
@@ -184,16 +214,14 @@ class Phases:
             memory.trim()
 
     def on_epoch(self, row: Mapping[str, Any]) -> None:
-        for listener in self.listeners:
-            listener.on_epoch(self.told(row))
+        tell(self.listeners, "on_epoch", self.told(row))
 
     def told(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """A row of the history of one training, as that of the run."""
         return {**row} if self.fold is None else {"fold": self.fold, **row}
 
-    def on_decision(self, record: RunRecord) -> None:
-        for listener in self.listeners:
-            listener.on_decision(record)
+    def on_decision(self, record: Any) -> None:
+        tell(self.listeners, "on_decision", record)
 
 
 class Inside(Events):

@@ -15,7 +15,7 @@ from sparkdiff.errors import InputError, check_dataframe, kind_of
 from sparkdiff.machine import paths
 from sparkdiff.pipeline.names import refuse_stream
 from sparkdiff.pipeline.nesting import Holder, flatten
-from sparkdiff.report import Events, Phases, shown
+from sparkdiff.report import Events, Phases, check_callbacks, shown
 from sparkdiff.tuning.search.dimensions import SearchSpace
 from sparkdiff.tuning.search.procedure import SearchOutcome, SearchTask, searched
 from sparkdiff.tuning.search.settings import FIELDS, OTHERS, Settings
@@ -54,7 +54,8 @@ class Search(Estimator, MLWritable, MLReadable):  # type: ignore[type-arg]
         space: {Param of a stage: `uniform`, `loguniform`, `integer`, `choice`, or a list of values}.
         evaluator: the metric; a list of evaluators searches the Pareto front of several, and the first of them decides.
         current: the fitted model that the winner is to replace; by default it is compared with the estimator as it is.
-        callbacks: instances of subclasses of `sparkdiff.Events`, which are told of each phase. They are not saved.
+        callbacks: instances of subclasses of `sparkdiff.Events`, which are told of each phase, each trial and the decision. They
+            are not saved.
         **params: see `sparkdiff.tuning.search.settings.Settings`, or `Search().explainParams()`.
 
     `fit(df)` returns a `SearchModel` whose `bestModel` is plain Spark ML.
@@ -74,6 +75,7 @@ class Search(Estimator, MLWritable, MLReadable):  # type: ignore[type-arg]
                 f"Search takes only the estimator without a name, but got {', '.join(map(kind_of, others))} as well: "
                 "Search(pipeline, space={...}, evaluator=...)"
             )
+        check_callbacks(callbacks)
         super().__init__()
         self.callbacks = callbacks
         self._setDefault(**{name: getattr(Settings(), name) for name in FIELDS}, space={})
@@ -124,6 +126,7 @@ class Search(Estimator, MLWritable, MLReadable):  # type: ignore[type-arg]
             raise InputError("Search does not run over Spark Connect: it needs a session in this process")
         phases = Phases(shown(task.settings.verbosity), self.callbacks)
         found = searched(task, dataset, phases)
+        phases.on_decision(found.summary)
         model = SearchModel(found.model, found)
         return self._copyValues(model)  # type: ignore[no-any-return]
 

@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -227,7 +227,9 @@ def _in_folds(task: SearchTask, dataset: DataFrame, phases: Phases, folder: Path
             rows = parts.fitted(fold)
             with phases.phase("default"):
                 default = _default(task, rows)
-            study = studied(task, parts.outside(fold), phases, folds.folder_of(folder, fold), trained)
+            study = studied(
+                task, parts.outside(fold), phases, folds.folder_of(folder, fold), trained, {"fold": fold + 1}
+            )
             with phases.phase("winner"):
                 winner = _fitted(task, best_of(study), rows)
                 one = folds.judged(fold, winner, default, parts, split, task.evaluators[0])
@@ -235,7 +237,7 @@ def _in_folds(task: SearchTask, dataset: DataFrame, phases: Phases, folder: Path
                 raise InputError(f"numFolds={s.numFolds}: {one} (fold {fold})")
             found.append(one)
         compared = folds.decided(found, split, level=s.guard, seed=s.seed)
-        study = studied(task, parts.outside(None), phases, folder, counts["train"])
+        study = studied(task, parts.outside(None), phases, folder, counts["train"], {"fold": 0})
         best = best_of(study)
         with phases.phase("winner"):
             accepted = compared.verdict is not None and compared.verdict.accepted
@@ -247,12 +249,20 @@ def _in_folds(task: SearchTask, dataset: DataFrame, phases: Phases, folder: Path
         memory.trim()
 
 
-def studied(task: SearchTask, rows: Divided, phases: Phases, folder: Path | None, trained: int) -> Study:
+def studied(
+    task: SearchTask, rows: Divided, phases: Phases, folder: Path | None, trained: int, within: Mapping[str, Any] | None = None
+) -> Study:  # fmt: skip
     """The trials on some rows.
 
     Args:
         trained: how many of them fit the trials.
+        within: what listeners are told of the rows, beside each trial.
     """
+
+    def tell(known: Sequence[Trial]) -> None:
+        for record in records(known, task):
+            phases.on_epoch({**(within or {}), **record})
+
     s = task.settings
     trials = Trials(task.space, rows, task.evaluators, s.parallelism)
     total = len(task.space.grid()) if s.sampler == "grid" else s.numTrials
@@ -263,14 +273,22 @@ def studied(task: SearchTask, rows: Divided, phases: Phases, folder: Path | None
     study = Study(plan, folder)
     try:
         with phases.phase("trials") as phase:
-            run(study, trials, s.maxSeconds, phase, pruning)
+            tell([t for t in study.trials() if t.state != "running"])
+            run(study, trials, s.maxSeconds, phase, pruning, tell)
     finally:
         trials.release()
     return study
 
 
-def run(study: Study, trials: Any, limit: float | None, phase: Phase, pruning: Pruning | None) -> None:
-    """Ask, evaluate and tell, batch by batch, until all trials are done or the time is over."""
+def run(
+    study: Study, trials: Any, limit: float | None, phase: Phase, pruning: Pruning | None,
+    tell: Callable[[Sequence[Trial]], None] = lambda known: None,
+) -> None:  # fmt: skip
+    """Ask, evaluate and tell, batch by batch, until all trials are done or the time is over.
+
+    Args:
+        tell: called with the trials of each batch.
+    """
     while limit is None or sum(t.seconds for t in study.trials()) < limit:
         batch = study.next()
         if not batch:
@@ -284,6 +302,8 @@ def run(study: Study, trials: Any, limit: float | None, phase: Phase, pruning: P
         for trial, result in zip(left, found, strict=True):
             if trial.state == "running":
                 study.tell(trial.number, result)
+        numbers = {t.number for t in left}
+        tell([t for t in study.trials() if t.number in numbers])
         phase.now(str(progress(study.trials(), study.plan.total, study.plan.larger[0])))
 
 

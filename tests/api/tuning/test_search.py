@@ -16,7 +16,7 @@ from pyspark.sql import DataFrame, functions as F
 from small_data import NUMBERS, QUICK
 
 import sparkdiff
-from sparkdiff import InputError, Search, SearchModel, alternatives, choice, integer, loguniform, uniform
+from sparkdiff import Events, InputError, Search, SearchModel, alternatives, choice, integer, loguniform, uniform
 from sparkdiff.data.splits import SPLIT
 from sparkdiff.tuning import cached_rows
 from sparkdiff.tuning.search.judging import compare, losses_of
@@ -130,14 +130,27 @@ def line(rows: DataFrame) -> Iterator[tuple[DataFrame, Search]]:
     data.unpersist()
 
 
+class Heard(Events):
+    def __init__(self) -> None:
+        self.rows, self.decided = list[Any](), list[Any]()
+
+    def on_epoch(self, row: Any) -> None:
+        self.rows.append(row)
+
+    def on_decision(self, record: Any) -> None:
+        self.decided.append(record)
+
+
 def test_a_search_in_a_folder_repeats_nothing(line: tuple[DataFrame, Search], tmp_path: Path) -> None:
     data, search = line
     search = search.copy({search.runDir: str(tmp_path / "run"), search.numTrials: 4})
     first = search.fit(data)
     assert first.summary.decision == "kept default" and first.bestModel.getRegParam() == 0.0
     assert "chance explains" in first.summary.reason or "is not better" in first.summary.reason
-    current = first.bestModel
+    current, heard = first.bestModel, Heard()
+    search.callbacks = [heard]
     again = search.copy({search.numTrials: 6, search.current: current}).fit(data)
+    assert heard.rows == again.records and heard.decided == [again.summary]  # the trials of the first one, too
     assert len(again.trials) == 6 and again.trials.head(4).equals(first.trials)  # the seconds too: nothing was repeated
     assert again.bestModel is current and again.summary.decision == "kept current"
     assert "of the current model" in again.summary.reason

@@ -1,4 +1,4 @@
-"""Who listens to a run: each phase, each epoch once and in order, and the decision; what a listener raises isn't swallowed."""
+"""Who listens to a run: each phase, each epoch once and in order, and the decision; what a listener raises costs no run."""
 
 import json
 from types import SimpleNamespace
@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from sparkdiff import FineTuner, InputError
+from sparkdiff import FineTuner, Grower, Improver, InputError, Search
+from sparkdiff.improvement.lanes import Brake
 from sparkdiff.options import Options
 from sparkdiff.report import Events, Phases, duration
 from sparkdiff.training.distributed.launch import Attempt, Epochs, Forecast
@@ -34,13 +35,55 @@ def test_a_phase_begins_says_how_far_it_is_and_ends(capfd: pytest.CaptureFixture
     assert [line.split()[0] for line in capfd.readouterr().err.splitlines()] == ["train", "judge"]
 
 
-def test_a_listener_that_raises_ends_the_run() -> None:
-    class Stop(Events):
-        def on_epoch(self, row: Any) -> None:
-            raise KeyError(row["epoch"])
+class Broken(Events):
+    def __init__(self, error: BaseException):
+        self.error = error
 
-    with pytest.raises(KeyError, match="7"):
-        Phases(False, [Events(), Stop()]).on_epoch({"epoch": 7})
+    def on_phase(self, name: str, seconds: float | None, detail: str) -> None:
+        raise self.error
+
+    def on_epoch(self, row: Any) -> None:
+        row.clear()
+        raise self.error
+
+    def on_decision(self, record: Any) -> None:
+        raise self.error
+
+
+def events(phases: Phases) -> list[tuple[str, Any]]:
+    def phase() -> None:
+        with phases.phase("train"):
+            pass
+
+    return [
+        ("on_phase", phase),
+        ("on_epoch", lambda: phases.on_epoch({"epoch": 7})),
+        ("on_decision", lambda: phases.on_decision("x")),
+    ]
+
+
+def test_what_a_listener_raises_is_a_warning_and_the_others_hear_everything() -> None:
+    heard, told = Heard(), list[Any]()
+    heard.on_epoch = told.append  # type: ignore[method-assign]
+    heard.on_decision = told.append  # type: ignore[method-assign]
+    for brake in (False, True):
+        listeners = [Broken(OSError("s3a://user:secret@bucket is gone")), heard]
+        phases = Phases(False, [Brake(listeners)] if brake else listeners)
+        for method, event in events(phases):
+            with pytest.warns(
+                RuntimeWarning, match=rf"callback Broken\.{method} failed, .*OSError.*s3a://\.\.\.@bucket"
+            ):
+                event()
+    assert told == [{"epoch": 7}, "x"] * 2
+    assert len(heard.phases) == 4
+
+
+def test_ctrl_c_in_a_listener_ends_the_run() -> None:
+    for end in (KeyboardInterrupt, SystemExit):
+        phases = Phases(False, [Broken(end())])
+        for _, event in events(phases):
+            with pytest.raises(end):
+                event()
 
 
 @pytest.mark.parametrize(
@@ -48,8 +91,11 @@ def test_a_listener_that_raises_ends_the_run() -> None:
     [([Events], "the class Events itself"), (Heard(), "Heard"), (None, "NoneType"), (["x"], "str")],
 )
 def test_listeners_are_a_list_of_instances(callbacks: Any, got: str) -> None:
-    with pytest.raises(InputError, match=rf"callbacks must be a list of instances of .*sparkdiff.Events, got .*{got}$"):
-        FineTuner(callbacks=callbacks)
+    for estimator in (FineTuner, Grower, Improver, Search):
+        with pytest.raises(
+            InputError, match=rf"callbacks must be a list of instances of .*sparkdiff.Events, got .*{got}$"
+        ):
+            estimator(callbacks=callbacks)
 
 
 def test_rows_are_told_once_and_in_order_wherever_they_come_from() -> None:
