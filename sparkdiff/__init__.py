@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sparkdiff.report.progress import Events
     from sparkdiff.report.record import FineTuningSummary, RunRecord
     from sparkdiff.serving.compact import CompactPlan, compact, compact_plan
+    from sparkdiff.serving.onnx_export import ExportedModel, export
     from sparkdiff.stages.base import StageModule, register
     from sparkdiff.tuning.cross_validation import CrossValidator, TrainValidationSplit
     from sparkdiff.tuning.search.alternatives import alternatives
@@ -49,6 +50,7 @@ _HOME = {
         "report.progress": ["Events"],
         "report.record": ["FineTuningSummary", "RunRecord"],
         "serving.compact": ["CompactPlan", "StageCompaction", "compact", "compact_plan"],
+        "serving.onnx_export": ["ExportedColumn", "ExportedModel", "export"],
         "stages.base": ["StageModule", "register"],
         "tuning.cross_validation": ["CrossValidator", "TrainValidationSplit"],
         "tuning.search.alternatives": ["Alternatives", "alternatives"],
@@ -66,7 +68,8 @@ __all__ = [  # noqa: RUF022 - by what a reader meets first
     "Cost",
     "Grower", "GrowerModel", "GrowthSummary", "Improver", "ImproverModel", "ImprovementSummary",
     "CrossValidator", "TrainValidationSplit", "Search", "SearchModel", "SearchSummary", "alternatives", "choice", "integer",
-    "loguniform", "uniform", "plain", "compact", "compact_plan", "CompactPlan", "from_sklearn", "from_lightgbm", "from_xgboost",
+    "loguniform", "uniform", "plain", "compact", "compact_plan", "CompactPlan", "export", "ExportedModel",
+    "from_sklearn", "from_lightgbm", "from_xgboost",
     "Plan", "Network", "Parity", "StageModule", "register",
     "SparkdiffError", "InputError", "ParityError",
 ]  # fmt: skip

@@ -1,0 +1,405 @@
+"""The translated stages of a fitted pipeline as one ONNX file, in double."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pyspark.ml.linalg import VectorUDT
+from pyspark.sql import DataFrame
+from pyspark.sql.types import ArrayType, StructField
+
+import sparkdiff
+from sparkdiff import jvm
+from sparkdiff.errors import InputError, did_you_mean
+from sparkdiff.machine import paths
+from sparkdiff.pipeline.graph import Version, null_of
+from sparkdiff.pipeline.names import named
+from sparkdiff.pipeline.network import Network, translate
+from sparkdiff.pipeline.schema import SchemaOrRows, known_fields
+from sparkdiff.report import Section, Shown, Strong, Table
+from sparkdiff.serving import onnx_predictors  # noqa: F401  # the writers of its stages, and of trees
+from sparkdiff.serving.onnx_graph import IR_VERSION, ML_OPSET, OPSET, GraphWriter, NotExportableError, Value
+from sparkdiff.serving.onnx_stages import WRITERS
+from sparkdiff.stages.base import NULL, StageModule
+from sparkdiff.stages.embedding import Word2Vec
+from sparkdiff.stages.fields import UNKNOWN_SLOT
+from sparkdiff.stages.indexing import VectorIndexer
+from sparkdiff.store import files
+
+RUNTIME = "onnxruntime>=1.20"
+"""Its versions that know OPSET and the trees of ML_OPSET in double."""
+LIMITS = {
+    "GeneralizedLinearRegressionModel": "`link` probit",
+    "OneVsRestModel": "models that are MultilayerPerceptrons",
+}
+"""Per class the settings with which it has no form in ONNX, in words."""
+REFUSED = "refused by Spark"
+"""The name of the output that marks rows on which Spark would fail."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportedColumn:
+    """An input or output of the file.
+
+    Attributes:
+        kind: "number" (n,), "vector" (n, width), or "flag" (n,), which is boolean.
+        width: entries per row.
+    """
+
+    __module__ = "sparkdiff"
+
+    name: str
+    kind: str
+    width: int
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class ExportedModel(Shown):
+    """What an exported file needs and gives; the same stands in its metadata, as JSON under the key `sparkdiff`.
+
+    Attributes:
+        path: the file.
+        inputs: what it reads; null is NaN, unless a flag `"<name> is null"` says so.
+        outputs: what it computes, all in double.
+        stages: uids of the stages that it computes.
+        sparkStages: uids of the stages that Spark must run before it to make its inputs from the data.
+        refuses: why Spark would fail on rows that the boolean output `"refused by Spark"` marks; without reasons there is none.
+        opset, mlOpset: versions of the operators, and of those of ai.onnx.ml.
+        runtime: what runs it.
+    """
+
+    __module__ = "sparkdiff"
+
+    path: str
+    inputs: tuple[ExportedColumn, ...]
+    outputs: tuple[ExportedColumn, ...]
+    stages: tuple[str, ...]
+    sparkStages: tuple[str, ...]
+    refuses: tuple[str, ...]
+    opset: int = OPSET
+    mlOpset: int = ML_OPSET
+    runtime: str = RUNTIME
+
+    def toJSON(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    def _sections(self) -> Iterator[Section]:
+        every = (*(("input", c) for c in self.inputs), *(("output", c) for c in self.outputs))
+        yield Table(
+            [("", "column", "kind", "entries"), *((k, c.name, c.kind, str(c.width)) for k, c in every)], left=[0, 1, 2]
+        )
+        before = f"; Spark runs before: {', '.join(self.sparkStages)}" if self.sparkStages else ""
+        yield Strong(f"{self.path}: {', '.join(self.stages)} for {self.runtime} (opset {self.opset}){before}")
+
+
+def export(
+    model: Any,
+    path: str | os.PathLike[str],
+    *,
+    outputCols: Sequence[str] | None = None,
+    schema: SchemaOrRows = None,
+    widths: Mapping[str, int] | None = None,
+) -> ExportedModel:
+    """Write the translated stages of a fitted pipeline to an ONNX file.
+
+    All numbers are doubles. The inputs are the columns that the translated stages read from the data or from stages that stay in
+    Spark; vectors are dense. Every number of rows is allowed. ONNX cannot fail on a row: a boolean output `"refused by Spark"`
+    marks the rows on which Spark's transform would fail.
+
+    Args:
+        model: a fitted `PipelineModel` or stage.
+        path: of the file, on this machine; one that is there is replaced.
+        outputCols: the columns to compute; by default those that no later translated stage reads.
+        schema: the schema of the data, or the data themselves, which tell how many entries vectors have.
+        widths: entries per row of vectors, by column, where neither the stages nor the schema tell.
+
+    Raises:
+        InputError: no stage is translated, a stage has no form in ONNX (named, with what to do), no stage writes one of
+            `outputCols`, the width of a vector is unknown, or the extra `onnx` is not installed.
+    """
+    place = local_file(path)
+    network = translate(model, schema=schema)
+    if not network.outputCols:
+        raise InputError("no stage of this pipeline is translated: see sparkdiff.plan(model) for the reasons")
+    written = written_graph(network, wanted_of(network, outputCols), schema, dict(widths or {}))
+    described = dataclasses.replace(written.described, path=str(path))
+    with files.room("the ONNX file", place, "free some space, or choose another folder"):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        files.write_bytes(place, written.file(described))
+    return described
+
+
+def local_file(path: str | os.PathLike[str]) -> Path:
+    given = os.fspath(path)
+    if (why := paths.not_local("path", given)) is not None:
+        raise InputError(why)
+    return Path(os.path.abspath(str(paths.local(given))))
+
+
+def wanted_of(network: Network, outputCols: Sequence[str] | None) -> list[Version]:
+    """The versions of the columns to compute."""
+    if outputCols is None:
+        read = {v for i in network.positions for v in network.graph.vertices[i].reads}
+        return [v for v in network.writes.values() if v not in read]
+    wanted = []
+    for name in [outputCols] if isinstance(outputCols, str) else outputCols:
+        if (folded := network.graph.casefold(name)) not in network.writes:
+            raise InputError(
+                f"outputCols: no translated stage writes column {name!r}. {did_you_mean(name, network.outputCols)}"
+            )
+        wanted.append(network.writes[folded])
+    return wanted
+
+
+# The graph --------------------------------------------------------------------------------------------------------------
+
+
+class Written:
+    """The graph of some columns of a network.
+
+    Attributes:
+        shown: the names that its inputs and outputs have in the file.
+        described: what it needs and gives, without a path.
+    """
+
+    def __init__(self, network: Network, wanted: Sequence[Version], widths: Mapping[Version, int | None]):
+        self.network, self.wanted, self.widths = network, list(wanted), widths
+        self.writer = writer()
+        self.infos: dict[str, list[Any]] = {"input": [], "output": []}
+        self.columns: dict[str, list[ExportedColumn]] = {"input": [], "output": []}
+        self.values: dict[Version, Value] = {}
+        self.shown: dict[Version, str] = {}
+        self.positions = needed(network, self.wanted)
+        for i in self.positions:
+            self._add(i)
+        for version in self.wanted:
+            self.shown[version] = self._show(self._unused(version), self.values[version])
+        if self.writer.refused:
+            marks = [value for value, _ in self.writer.refused]
+            self._show(REFUSED, self.writer.beside(marks).any().number())
+
+    def _unused(self, version: Version) -> str:
+        """The column's name; where another version of the column has it already, with the stage that writes this one."""
+        graph, name = self.network.graph, self.network.graph.name(version)
+        taken = {column.name for columns in self.columns.values() for column in columns}
+        if name not in taken:
+            return name
+        writer = version[1] if version[1] >= -1 else -2 - version[1]
+        return f"{name} of {graph.vertices[writer].uid}" if writer >= 0 else f"{name} of the data"
+
+    @property
+    def described(self) -> ExportedModel:
+        graph = self.network.graph
+        reference = () if self.network.reference is None else tuple(s.uid for s in self.network.reference.stages)
+        made = {i for i in graph.ancestors(self.positions)} | set(self.positions)
+        before = tuple(uid for uid in reference if self._is_before(uid, made))
+        return ExportedModel(
+            "", tuple(self.columns["input"]), tuple(self.columns["output"]),
+            tuple(graph.vertices[i].uid for i in self.positions), before,
+            tuple(dict.fromkeys(why for _, why in self.writer.refused)),
+        )  # fmt: skip
+
+    def _is_before(self, uid: str, made: Collection[int]) -> bool:
+        """Whether a stage in Spark makes an input of these stages; plain stages that prepare one are no vertices."""
+        vertices = [v for v in self.network.graph.vertices if v.uid == uid]
+        return not vertices or any(v.position in made for v in vertices)
+
+    def file(self, described: ExportedModel) -> bytes:
+        """The file, checked."""
+        onnx = self.writer.onnx
+        graph = onnx.helper.make_graph(
+            self.writer.nodes, "sparkdiff", self.infos["input"], self.infos["output"], self.writer.constants
+        )
+        opsets = [onnx.helper.make_opsetid("", OPSET), onnx.helper.make_opsetid("ai.onnx.ml", ML_OPSET)]
+        made = onnx.helper.make_model(
+            graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="sparkdiff",
+            producer_version=sparkdiff.__version__,
+        )  # fmt: skip
+        onnx.helper.set_model_props(made, {"sparkdiff": described.toJSON()})
+        onnx.checker.check_model(made)
+        return bytes(made.SerializeToString())
+
+    def _add(self, i: int) -> None:
+        """Write the nodes of a stage."""
+        vertex, module = self.network.graph.vertices[i], self.network.module(i)
+        xs = [self._read(v) for v in vertex.reads]
+        nulls = [self._null(v) if module.takes_nulls else None for v in vertex.reads]
+        write = WRITERS.get(type(module))
+        try:
+            if write is None:
+                raise NotExportableError(f"{type(module).__name__} has no form in ONNX")
+            out = write(self.writer, module, xs, nulls)
+        except NotExportableError as e:
+            columns = ", ".join(map(repr, vertex.outputs))
+            raise InputError(
+                f"{vertex.uid} ({vertex.stageClass}) cannot be exported: {e}. Export what does not need {columns} "
+                "(outputCols), or predict with Spark"
+            ) from e
+        names = ((self.network.graph.casefold(c), i) for c in vertex.outputs)
+        self.values.update(zip(names, out, strict=True))
+
+    def _read(self, version: Version) -> Value:
+        if version not in self.values:
+            name, width = self._unused(version), self.widths[version]
+            self.shown[version] = name
+            self.values[version] = self._input(name, "vector" if width is not None else "number", width or 1)
+        return self.values[version]
+
+    def _null(self, version: Version) -> Value | None:
+        """Which rows of an input are null."""
+        if version[1] in self.network.positions:
+            module, value = self.network.module(version[1]), self.values[version]
+            return value.isnan() if module.writes_null and value.scalar else None
+        flag = null_of(version)
+        if flag not in self.values:
+            if not self.values[version].scalar:
+                return None
+            self.shown[flag] = self.shown[version] + NULL
+            self.values[flag] = self._input(self.shown[flag], "flag", 1)
+        return self.values[flag]
+
+    def _input(self, name: str, kind: str, width: int) -> Value:
+        g = self.writer
+        numpy = "bool" if kind == "flag" else "float64"
+        shape = ["rows", width] if kind == "vector" else ["rows"]
+        self.infos["input"].append(g.onnx.helper.make_tensor_value_info(name, g.type_of(numpy), shape))
+        self.columns["input"].append(ExportedColumn(name, kind, width))
+        value = Value(g, name, width, numpy)
+        return value if kind == "vector" else g.node("Unsqueeze", [value, g.whole([1])], 1, numpy).number()
+
+    def _show(self, name: str, value: Value) -> str:
+        g = self.writer
+        kind = "flag" if value.kind == "bool" else "number" if value.scalar else "vector"
+        inputs = [value.name, g.whole([1]).name] if value.scalar else [value.name]
+        g.nodes.append(g.onnx.helper.make_node("Squeeze" if value.scalar else "Identity", inputs, [name]))
+        shape = ["rows"] if value.scalar else ["rows", value.width]
+        self.infos["output"].append(g.onnx.helper.make_tensor_value_info(name, g.type_of(value.kind), shape))
+        self.columns["output"].append(ExportedColumn(name, kind, value.width))
+        return name
+
+
+def written_graph(network: Network, wanted: Sequence[Version], data: SchemaOrRows, widths: dict[str, int]) -> Written:
+    """The graph of these columns.
+
+    Raises:
+        InputError: as of `export`.
+    """
+    positions = set(needed(network, wanted))
+    reads = [v for v in network.reads if any(v in network.graph.vertices[i].reads for i in positions)]
+    return Written(network, wanted, widths_of(network, reads, data, widths))
+
+
+def needed(network: Network, wanted: Sequence[Version]) -> list[int]:
+    """The positions of the translated stages that these versions depend on, in order."""
+    found: set[int] = set()
+    stack = [i for _, i in wanted]
+    while stack:
+        i = stack.pop()
+        if i in network.positions and i not in found:
+            found.add(i)
+            stack += [p for _, p in network.graph.vertices[i].reads]
+    return sorted(found)
+
+
+def is_written(module: type[StageModule]) -> bool:
+    """Whether the stages of a registered module have a form in ONNX; one with kinds, such as NaiveBayes, if all of them have."""
+    kinds = [kind for kind in WRITERS if issubclass(kind, module)]
+    return bool(kinds)
+
+
+def writer() -> GraphWriter:
+    try:
+        return GraphWriter()
+    except ImportError as e:
+        raise InputError(f"writing ONNX needs a package that is not there ({e}): pip install 'sparkdiff[onnx]'") from e
+
+
+# Widths of vectors ------------------------------------------------------------------------------------------------------
+
+
+def widths_of(
+    network: Network, reads: Sequence[Version], data: SchemaOrRows, given: Mapping[str, int]
+) -> dict[Version, int | None]:
+    """Per input the entries of its vectors; None where it holds numbers.
+
+    Raises:
+        InputError: nothing tells the width of a vector.
+    """
+    casefold = network.graph.casefold
+    told = {casefold(name): width for name, width in given.items()}
+    fields = known_fields(network.graph, {v for v in reads if v[1] >= -1}, data)
+    out: dict[Version, int | None] = {}
+    for version in reads:
+        if version[1] < -1:
+            out[version] = prepared_width(network, version)
+        elif is_vector(fields.get(version)) or (version not in fields and version[0] in told):
+            out[version] = told.get(version[0]) or fitted_width(network, version) or width_in(fields.get(version))
+            if out[version] is None:
+                out[version] = seen_width(network, version, data)
+        else:
+            out[version] = None
+    return out
+
+
+def is_vector(field: StructField | None) -> bool:
+    return field is not None and isinstance(field.dataType, (VectorUDT, ArrayType))
+
+
+def width_in(field: StructField | None) -> int | None:
+    """The entries that a column's metadata tell."""
+    attributes = ((field.metadata if field else None) or {}).get("ml_attr") or {}
+    names = [a.get("name", "") for kind in (attributes.get("attrs") or {}).values() for a in kind]
+    if any(name.endswith(UNKNOWN_SLOT) for name in names) or "num_attrs" not in attributes:
+        return None
+    return int(attributes["num_attrs"])
+
+
+def fitted_width(network: Network, version: Version) -> int | None:
+    """The entries for which a stage that reads the column alone was fitted."""
+    for i in network.positions:
+        vertex, module = network.graph.vertices[i], network.module(i)
+        if version not in vertex.reads or vertex.reads[0] != version:
+            continue
+        if isinstance(module, VectorIndexer):
+            return module.size
+        if len(vertex.reads) == 1 or type(module).__name__ in ("GeneralizedLinearRegression",):
+            for name, axis in module.feature_axis.items():
+                held: Any = module
+                for part in name.split("."):
+                    held = getattr(held, part)
+                return int(held.shape[axis])
+        if vertex.stage is not None and hasattr(vertex.stage, "numFeatures"):
+            return int(vertex.stage.numFeatures)
+    return None
+
+
+def prepared_width(network: Network, version: Version) -> int | None:
+    """The entries of a column that plain stages prepare in Spark: the words of a vocabulary, or a number."""
+    i = -2 - version[1]
+    module, vertex = network.module(i), network.graph.vertices[i]
+    first = network.graph.casefold(vertex.prepared[0]) == version[0]
+    return len(module.words) if isinstance(module, Word2Vec) and first else None
+
+
+def seen_width(network: Network, version: Version, data: SchemaOrRows) -> int:
+    """The entries of a vector in the first row of the data."""
+    name = network.graph.name(version)
+    if isinstance(data, DataFrame):
+        frame = data if network.reference is None or version[1] == -1 else network.reference.transform(data)
+        column = named(name, in_struct=network.graph.in_struct(version))
+        try:
+            row = frame.select(column).where(column.isNotNull()).head()
+        except jvm.SparkError as e:
+            raise InputError(f"Spark failed while reading column {name!r}: {jvm.cause(e)}") from e
+        if row is not None:
+            return len(np.asarray(row[0].toArray() if hasattr(row[0], "toArray") else row[0]))
+    raise InputError(
+        f"how many entries the vectors in column {name!r} have is unknown: pass the data (schema=df), or widths={{{name!r}: ...}}"
+    )
+
+
+__all__ = ["ExportedColumn", "ExportedModel", "export"]

@@ -1,0 +1,260 @@
+"""An ONNX graph written by arithmetic on its values, each of n rows and a fixed number of columns."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+OPSET, ML_OPSET, IR_VERSION = 21, 5, 10
+"""The versions of the operators, of those of ai.onnx.ml, and of the file format; onnxruntime knows them from 1.20 on."""
+Array = np.ndarray[Any, Any]
+Number = float | int | bool | Array | torch.Tensor
+
+
+class NotExportableError(Exception):
+    """A stage has no form in ONNX, for the reason given; never leaves the package."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Value:
+    """A value of the graph, (n, width); arithmetic adds nodes to the graph.
+
+    A column of numbers has width 1. Constants are broadcast along the rows.
+
+    Attributes:
+        kind: numpy's name of the type: "float64", "float32", "int64" or "bool".
+        scalar: whether it is a column of numbers, not of vectors.
+    """
+
+    graph: "GraphWriter"
+    name: str
+    width: int
+    kind: str = "float64"
+    scalar: bool = False
+
+    def number(self) -> "Value":
+        """The same as a column of numbers, not of vectors of one entry."""
+        return dataclasses.replace(self, scalar=True)
+
+    def vector(self) -> "Value":
+        return dataclasses.replace(self, scalar=False)
+
+    def __add__(self, other: "Value | Number") -> "Value":
+        return self.graph.paired("Add", self, other)
+
+    def __sub__(self, other: "Value | Number") -> "Value":
+        return self.graph.paired("Sub", self, other)
+
+    def __rsub__(self, other: Number) -> "Value":
+        return self.graph.paired("Sub", other, self)
+
+    def __mul__(self, other: "Value | Number") -> "Value":
+        return self.graph.paired("Mul", self, other)
+
+    def __truediv__(self, other: "Value | Number") -> "Value":
+        return self.graph.paired("Div", self, other)
+
+    def __rtruediv__(self, other: Number) -> "Value":
+        return self.graph.paired("Div", other, self)
+
+    def __neg__(self) -> "Value":
+        return self.graph.node("Neg", [self], self.width, self.kind)
+
+    def __gt__(self, other: "Value | Number") -> "Value":
+        return self.graph.paired("Greater", self, other, "bool")
+
+    def __ge__(self, other: "Value | Number") -> "Value":
+        return self.graph.paired("GreaterOrEqual", self, other, "bool")
+
+    def __lt__(self, other: "Value | Number") -> "Value":
+        return self.graph.paired("Less", self, other, "bool")
+
+    def __le__(self, other: "Value | Number") -> "Value":
+        return self.graph.paired("LessOrEqual", self, other, "bool")
+
+    def equals(self, other: "Value | Number") -> "Value":
+        return self.graph.paired("Equal", self, other, "bool")
+
+    def __and__(self, other: "Value | Number") -> "Value":
+        return self.graph.paired("And", self, other, "bool")
+
+    def __or__(self, other: "Value | Number") -> "Value":
+        return self.graph.paired("Or", self, other, "bool")
+
+    def __invert__(self) -> "Value":
+        return self.graph.node("Not", [self], self.width, "bool")
+
+    def _each(self, operator: str) -> "Value":
+        return self.graph.node(operator, [self], self.width, self.kind)
+
+    def abs(self) -> "Value":
+        return self._each("Abs")
+
+    def exp(self) -> "Value":
+        return self._each("Exp")
+
+    def log(self) -> "Value":
+        return self._each("Log")
+
+    def sqrt(self) -> "Value":
+        return self._each("Sqrt")
+
+    def floor(self) -> "Value":
+        return self._each("Floor")
+
+    def isnan(self) -> "Value":
+        return self.graph.node("IsNaN", [self], self.width, "bool")
+
+    def isinf(self) -> "Value":
+        return self.graph.node("IsInf", [self], self.width, "bool")
+
+    def isfinite(self) -> "Value":
+        return ~(self.isnan() | self.isinf())
+
+    def is_negative_zero(self) -> "Value":
+        return self.equals(0.0) & (1.0 / self < 0.0)
+
+    def to(self, kind: str) -> "Value":
+        """The same in another type."""
+        if kind == self.kind:
+            return self
+        return self.graph.node("Cast", [self], self.width, kind, to=self.graph.type_of(kind))
+
+    def double(self) -> "Value":
+        return self.to("float64")
+
+    def power(self, exponent: float) -> "Value":
+        return self.graph.paired("Pow", self, exponent)
+
+    def sum(self) -> "Value":
+        """(n, 1)"""
+        return self.reduced("ReduceSum")
+
+    def max(self) -> "Value":
+        """(n, 1)"""
+        return self.reduced("ReduceMax")
+
+    def any(self) -> "Value":
+        """Whether any entry of a row is True, (n, 1)."""
+        return self.double().max() > 0.5
+
+    def all(self) -> "Value":
+        return ~(~self).any()
+
+    def reduced(self, operator: str) -> "Value":
+        return self.graph.node(operator, [self, self.graph.whole([1])], 1, self.kind, keepdims=1)
+
+    def running_sum(self) -> "Value":
+        """The sums of each row's first entries, one after the other."""
+        return self.graph.node("CumSum", [self, self.graph.constant(np.int64(1))], self.width, self.kind)
+
+    def first_largest(self) -> "Value":
+        """The index of the first largest entry of each row, (n, 1), where none is NaN."""
+        return self.graph.node("ArgMax", [self], 1, "int64", axis=1, keepdims=1).double()
+
+    def matmul(self, matrix: Number) -> "Value":
+        """(n, d) @ (d, k) -> (n, k)"""
+        held = as_array(matrix)
+        return self.graph.node("MatMul", [self, self.graph.constant(held)], held.shape[1], self.kind)
+
+    def columns(self, indices: Number) -> "Value":
+        """The columns of these indices (k,)."""
+        held = as_array(indices).astype(np.int64).reshape(-1)
+        return self.graph.node("Gather", [self, self.graph.constant(held)], len(held), self.kind, axis=1)
+
+    def column(self, index: int) -> "Value":
+        return self.columns(np.array([index]))
+
+    def found_in(self, table: Number, width: int) -> "Value":
+        """The rows of a constant table (m, width) that the numbers (n, 1) in this value name."""
+        held, at = self.graph.constant(as_array(table).reshape(-1, width)), self.to("int64")
+        flat = self.graph.node("Squeeze", [at, self.graph.whole([1])], 0, "int64")
+        return self.graph.node("Gather", [held, flat], width, str(as_array(table).dtype), axis=0)
+
+    def mapped(self, keys: Number, values: Number, default: float) -> "Value":
+        """For each entry the value of the key that it equals, or the default."""
+        if not len(as_array(keys)):
+            return self.graph.where(self.isnan(), default, self * 0.0 + default)
+        tensors = {"keys_tensor": keys, "values_tensor": values, "default_tensor": np.array([default])}
+        held = {name: self.graph.tensor("", as_array(given).astype(np.float64)) for name, given in tensors.items()}
+        return self.graph.node("LabelEncoder", [self], self.width, domain="ai.onnx.ml", **held)
+
+
+class GraphWriter:
+    """The nodes and constants of a graph.
+
+    Attributes:
+        refused: the rows that a stage refuses in Spark, with the reasons.
+    """
+
+    def __init__(self) -> None:
+        import onnx
+
+        self.onnx = onnx
+        self.nodes: list[Any] = []
+        self.constants: list[Any] = []
+        self.refused: list[tuple[Value, str]] = []
+        self._made = 0
+
+    def _name(self) -> str:
+        self._made += 1
+        return f"sparkdiff/{self._made}"  # which no column is called
+
+    def type_of(self, kind: str) -> int:
+        return int(self.onnx.helper.np_dtype_to_tensor_dtype(np.dtype(kind)))
+
+    def tensor(self, name: str, value: Array) -> Any:
+        return self.onnx.numpy_helper.from_array(np.ascontiguousarray(value), name)
+
+    def constant(self, value: Any) -> Value:
+        """A constant of any shape; doubles stay doubles."""
+        held = np.asarray(value)
+        name = self._name()
+        self.constants.append(self.onnx.numpy_helper.from_array(held.copy(), name))
+        return Value(self, name, held.shape[-1] if held.ndim else 1, str(held.dtype))
+
+    def whole(self, numbers: Sequence[int]) -> Value:
+        return self.constant(np.array(numbers, np.int64))
+
+    def node(
+        self, operator: str, inputs: Sequence[Value], width: int, kind: str = "float64", *, domain: str = "", **settings: Any
+    ) -> Value:  # fmt: skip
+        """The output of an operator, of this width."""
+        name = self._name()
+        names = [value.name for value in inputs]
+        self.nodes.append(self.onnx.helper.make_node(operator, names, [name], domain=domain, **settings))
+        return Value(self, name, width, kind)
+
+    def paired(self, operator: str, a: "Value | Number", b: "Value | Number", kind: str = "") -> Value:
+        """An operator between two values, or a value and a constant."""
+        like = a if isinstance(a, Value) else b
+        assert isinstance(like, Value)
+        x, y = (self.held(v, like.kind) for v in (a, b))
+        return self.node(operator, [x, y], max(x.width, y.width), kind or like.kind)
+
+    def held(self, value: "Value | Number", kind: str = "float64") -> Value:
+        return value if isinstance(value, Value) else self.constant(as_array(value).astype(kind))
+
+    def where(self, condition: Value | Array, yes: "Value | Number", no: "Value | Number") -> Value:
+        kind = next((v.kind for v in (yes, no) if isinstance(v, Value)), "float64")
+        parts = [self.held(condition, "bool"), self.held(yes, kind), self.held(no, kind)]
+        return self.node("Where", parts, max(p.width for p in parts), kind)
+
+    def beside(self, parts: Sequence[Value]) -> Value:
+        """The columns of all parts, one part after the other."""
+        if len(parts) == 1:
+            return parts[0].vector()
+        return self.node("Concat", parts, sum(p.width for p in parts), parts[0].kind, axis=1)
+
+    def refuse(self, rows: Value, why: str) -> None:
+        """Note rows (n, w) bool that Spark would refuse if any entry is True."""
+        self.refused.append((rows.any(), why))
+
+
+def as_array(value: Any) -> Array:
+    """A parameter, a constant or a number as numpy array."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu().numpy()
+    return np.asarray(value)

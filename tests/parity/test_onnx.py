@@ -1,0 +1,175 @@
+"""`sparkdiff.export`: the file's outputs are Spark's, its description is right, and what it cannot say is refused by name."""
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import onnx_parity
+import onnxruntime
+import pytest
+from pyspark.ml import Pipeline
+from pyspark.ml.classification import LogisticRegression, RandomForestClassifier
+from pyspark.ml.feature import Bucketizer, Imputer, OneHotEncoder, StringIndexer, VectorAssembler, VectorIndexer
+from pyspark.ml.regression import DecisionTreeRegressor, GBTRegressor, GeneralizedLinearRegression
+from pyspark.sql import DataFrame, functions as F
+
+import sparkdiff
+from sparkdiff import InputError
+from sparkdiff.pipeline import parity
+
+pytestmark = pytest.mark.once  # what is Spark's in it the laws check on every version
+
+ROOT = Path(__file__).parents[2]
+
+
+def vector(*columns: str, keep: bool = True) -> VectorAssembler:
+    return VectorAssembler(inputCols=[*columns], outputCol="vector", handleInvalid="keep" if keep else "error")
+
+
+PIPELINES: dict[str, Callable[[], list[Any]]] = {
+    "strings in front": lambda: [
+        StringIndexer(inputCol="kind", outputCol="kindIndex", handleInvalid="keep"),
+        OneHotEncoder(inputCols=["kindIndex", "index"], outputCols=["hot", "indexHot"], handleInvalid="keep"),
+        vector("hot", "indexHot", "a"), LogisticRegression(featuresCol="vector", maxIter=3, threshold=0.4),
+    ],
+    "bins and gaps": lambda: [
+        Imputer(inputCols=["a", "b"], outputCols=["a", "filled"], missingValue=7.0),
+        Bucketizer(splits=[-np.inf, 0.0, 2.0, np.inf], inputCol="a", outputCol="bin", handleInvalid="keep"),
+        vector("bin", "filled", "a"),
+        GeneralizedLinearRegression(featuresCol="vector", labelCol="count", family="poisson", linkPredictionCol="eta", maxIter=2),
+    ],
+    "trees of categories": lambda: [
+        vector("index", "a", "b"), VectorIndexer(inputCol="vector", outputCol="indexed", maxCategories=4, handleInvalid="keep"),
+        RandomForestClassifier(featuresCol="indexed", labelCol="grade", numTrees=5, maxDepth=4, seed=1, leafCol="leaf"),
+    ],
+    "boosted trees": lambda: [
+        vector("index", "a", "b"), GBTRegressor(featuresCol="vector", labelCol="count", maxIter=4, maxDepth=3, leafCol="leaf"),
+    ],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def hostile(df: DataFrame) -> DataFrame:
+    """Rows with NaN, infinities, both zeros and nulls in `a` and `b`, beside usual ones."""
+    odd = [float("nan"), float("inf"), float("-inf"), 0.0, -0.0, 7.0, 1e300, None]
+    rows = [("abcz"[i % 4], float(i % 3), a, b) for i, (a, b) in enumerate((a, b) for a in odd for b in odd)]
+    return df.sparkSession.createDataFrame(rows, "kind string, index double, a double, b double").coalesce(1).cache()
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_outputs_are_those_of_spark(
+    name: str, df: DataFrame, hostile: DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Pipeline(stages=PIPELINES[name]()).fit(df)
+    monkeypatch.setattr(parity, "compare", onnx_parity.compared)
+    for rows in (df, hostile.where("not isnan(a)") if name == "bins and gaps" else hostile):
+        found = sparkdiff.verify(model, rows)
+        assert found.ok, found
+
+
+def test_the_file_runs_alone_and_tells_what_it_needs(df: DataFrame, tmp_path: Path) -> None:
+    model = Pipeline(stages=PIPELINES["strings in front"]()).fit(df)
+    described = sparkdiff.export(model, tmp_path / "new" / "model.onnx", schema=df.schema)
+    session = onnxruntime.InferenceSession(str(tmp_path / "new" / "model.onnx"))
+    told = json.loads(session.get_modelmeta().custom_metadata_map["sparkdiff"])
+    assert told == json.loads(described.toJSON())
+    assert [i.name for i in session.get_inputs()] == [c.name for c in described.inputs]
+    assert described.sparkStages == (model.stages[0].uid,)
+    assert {c.name: c.width for c in described.outputs} == {"rawPrediction": 2, "probability": 2, "prediction": 1}
+    rows = model.transform(df).select("kindIndex", "index", "a", "prediction", "probability").toPandas()
+    given = {n: rows[n].to_numpy() for n in ("kindIndex", "index", "a")}
+    flags = {c.name: np.zeros(len(rows), bool) for c in described.inputs if c.kind == "flag"}
+    probability, prediction = session.run(["probability", "prediction"], given | flags)
+    assert (prediction == rows["prediction"]).all()
+    np.testing.assert_allclose(probability, np.stack([p.toArray() for p in rows["probability"]]), rtol=1e-12)
+    assert "Spark runs before" in str(described)
+
+
+def test_rows_that_spark_refuses_are_marked(df: DataFrame, tmp_path: Path) -> None:
+    model = Pipeline(
+        stages=[vector("a", "b", keep=False), DecisionTreeRegressor(featuresCol="vector", labelCol="count")]
+    ).fit(df)
+    described = sparkdiff.export(model, str(tmp_path / "m.onnx"), outputCols=["prediction"])
+    session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"))
+    given = {"a": np.array([1.0, np.nan, 2.0]), "b": np.array([1.0, 1.0, np.inf])}
+    assert session.run(["refused by Spark"], given)[0].tolist() == [False, True, False]
+    assert "null or NaN in 'a'" in described.refuses[0]
+
+
+def test_refusals_name_the_stage_and_the_way_out(df: DataFrame, fitted: dict[str, Any], tmp_path: Path) -> None:
+    rows = df.withColumn("share", F.col("label"))
+    probit = GeneralizedLinearRegression(
+        featuresCol="vector", labelCol="share", family="binomial", link="probit", maxIter=1
+    )
+    model = Pipeline(stages=[vector("a"), probit]).fit(rows)
+    for given, settings, what in (
+        (model, {}, rf"{model.stages[1].uid} .*probit.*outputCols"),
+        (
+            fitted["linear"],
+            {"outputCols": ["predicted"]},
+            "no translated stage writes column 'predicted'. Did you mean",
+        ),
+        (fitted["indexer"], {}, r"no stage of this pipeline is translated: see sparkdiff.plan"),
+        (fitted["linear"], {"path": "hdfs://host/m.onnx"}, "hdfs"),
+    ):
+        with pytest.raises(InputError, match=what):
+            sparkdiff.export(given, **{"path": str(tmp_path / "m.onnx"), **settings})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_width_of_a_vector_comes_from_the_data(df: DataFrame, fitted: dict[str, Any], tmp_path: Path) -> None:
+    bare = F.udf(lambda v: v, fitted["assembler"].transform(df).schema["vector"].dataType)
+    rows = fitted["assembler"].transform(df).select(bare("vector").alias("v"), "a")
+    model = VectorAssembler(inputCols=["v", "a"], outputCol="o")
+    with pytest.raises(
+        InputError, match=r"vectors in column 'v' have is unknown: pass the data \(schema=df\), or widths="
+    ):
+        sparkdiff.export(model, tmp_path / "m.onnx", schema=rows.schema)
+    for settings in ({"schema": rows}, {"schema": rows.schema, "widths": {"v": 3}}):
+        assert [c.width for c in sparkdiff.export(model, tmp_path / "m.onnx", **settings).inputs] == [3, 1]
+
+
+def table() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("export_table", ROOT / "tools" / "export_table.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_table_of_classes_is_what_its_tool_writes() -> None:
+    tool = table()
+    text = tool.PAGE.read_text("utf-8")
+    assert tool.page(text) == text, "run tools/export_table.py; a class that is no longer exported is a loss"
+    assert all(tool.classes().values())
+
+
+@pytest.mark.nightly
+def test_all_pipelines_of_these_tests() -> None:
+    """Whatever the tests beside this one give to `verify` is exported too (`onnx_sweep.py`)."""
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "onnx_sweep",
+        "-p",
+        "no:cacheprovider",
+        str(Path(__file__).parent),
+    ]
+    path = os.pathsep.join([str(Path(__file__).parent), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=3600, check=False)
+    assert done.returncode == 0, done.stdout
+    counts = [int(n) for n in re.findall(r"^ *(\d+) \S", done.stdout.partition("exported networks:")[2], re.M)]
+    exported = int(re.search(r"(\d+) exported", done.stdout)[1])  # type: ignore[index]
+    assert exported >= 0.9 * sum(counts)

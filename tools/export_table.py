@@ -1,0 +1,46 @@
+"""Writes the table in docs/export.md: which translated classes `sparkdiff.export` can write.
+
+    python tools/export_table.py          # writes the file
+    python tools/export_table.py --check  # exit code 1 where the file isn't what this would write
+
+The table is read from the registry of translated stages and from the writers of their nodes; nothing is fitted.
+"""
+
+import sys
+from pathlib import Path
+
+from sparkdiff.serving.onnx_export import LIMITS, is_written
+from sparkdiff.stages.base import REGISTRY
+
+PAGE = Path(__file__).parents[1] / "docs" / "export.md"
+BEGIN, END = "<!-- written by tools/export_table.py -->\n", "<!-- end -->\n"
+
+
+def classes() -> dict[str, bool]:
+    """Per translated class of MLlib whether it can be exported."""
+    mllib = {name: kind for name, kind in REGISTRY.items() if name.startswith("pyspark.ml.")}
+    return {name.rpartition(".")[2]: is_written(kind) for name, kind in sorted(mllib.items())}
+
+
+def table() -> str:
+    rows = [f"| {name} | {'yes' if ok else 'no'} | {LIMITS.get(name, '')} |" for name, ok in classes().items()]
+    return "\n".join(["| class | exported | not with |", "|---|---|---|", *rows]) + "\n"
+
+
+def page(text: str) -> str:
+    """The page with today's table."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
+
+
+def main() -> int:
+    text = PAGE.read_text("utf-8")
+    if "--check" in sys.argv:
+        return int(page(text) != text)
+    PAGE.write_text(page(text), "utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
