@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sparkdiff.serving.compact import CompactPlan, compact, compact_plan
     from sparkdiff.serving.onnx_export import ExportedModel, export
     from sparkdiff.stages.base import StageModule, register
+    from sparkdiff.tracking import JSONLines, TensorBoard
     from sparkdiff.tuning.cross_validation import CrossValidator, TrainValidationSplit
     from sparkdiff.tuning.search.alternatives import alternatives
     from sparkdiff.tuning.search.estimator import Search, SearchModel
@@ -52,6 +53,7 @@ _HOME = {
         "serving.compact": ["CompactPlan", "StageCompaction", "compact", "compact_plan"],
         "serving.onnx_export": ["ExportedColumn", "ExportedModel", "export"],
         "stages.base": ["StageModule", "register"],
+        "tracking": ["JSONLines", "TensorBoard"],
         "tuning.cross_validation": ["CrossValidator", "TrainValidationSplit"],
         "tuning.search.alternatives": ["Alternatives", "alternatives"],
         "tuning.search.estimator": ["Search", "SearchModel"],
@@ -65,7 +67,7 @@ _HOME = {
 __version__ = "0.1.0"
 __all__ = [  # noqa: RUF022 - by what a reader meets first
     "plan", "translate", "write_back", "verify", "FineTuner", "FineTunerModel", "FineTuningSummary", "Events", "RunRecord",
-    "Cost",
+    "JSONLines", "TensorBoard", "Cost",
     "Grower", "GrowerModel", "GrowthSummary", "Improver", "ImproverModel", "ImprovementSummary",
     "CrossValidator", "TrainValidationSplit", "Search", "SearchModel", "SearchSummary", "alternatives", "choice", "integer",
     "loguniform", "uniform", "plain", "compact", "compact_plan", "CompactPlan", "export", "ExportedModel",
@@ -78,6 +80,8 @@ __all__ = [  # noqa: RUF022 - by what a reader meets first
 def __getattr__(name: str) -> Any:
     # Lazily (PEP 562), so that importing sparkdiff is cheap and needs neither torch nor Spark. No module may bear a
     # public name: importing it would put the module in the name's place.
+    if name == "mlflow":  # a module: `sparkdiff.mlflow.log(tuned)` without another import
+        return importlib.import_module("sparkdiff.mlflow")
     if name not in _HOME:
         raise AttributeError(f"module 'sparkdiff' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"sparkdiff.{_HOME[name]}"), name)

@@ -1,5 +1,6 @@
 """The `sparkdiff` command. Each of its parts imports what it needs, so that help comes at once."""
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -138,12 +139,13 @@ def finetune(
     ] = None,
     config: Annotated[Text, typer.Option(help="YAML file of the job.")] = None,
     data: Data = None, label: Label = None, group: Group = None, time: Time = None, output: Output = None,
+    as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Fine-tune a pipeline with the settings of flags, overrides or a YAML file, and write a run folder."""
     _run_job("finetune", config, overrides, {
         "data.train.path": data, "fineTuner.labelCol": label, "fineTuner.groupCol": group, "fineTuner.timeCol": time,
         "output.path": output,
-    })  # fmt: skip
+    }, as_json=as_json)  # fmt: skip
 
 
 @app.command()
@@ -155,6 +157,7 @@ def search(
     config: Annotated[Text, typer.Option(help="YAML file of the job.")] = None,
     data: Data = None,
     output: Output = None,
+    as_json: AsJson = False,
 ) -> None:
     """Search settings of a pipeline as the section `search` of a YAML file says, and write a run folder.
 
@@ -162,7 +165,7 @@ def search(
     """
     _run_job("search", config, overrides, {
         "data.train.path": data, "output.path": output,
-    })  # fmt: skip
+    }, as_json=as_json)  # fmt: skip
 
 
 @app.command()
@@ -173,6 +176,7 @@ def grow(
     ] = None,
     config: Annotated[Text, typer.Option(help="YAML file of the job.")] = None,
     data: Data = None, label: Label = None, group: Group = None, time: Time = None, output: Output = None,
+    as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Grow a pipeline that ends in a linear stage as the section `grower` of a YAML file says, and write a run folder.
 
@@ -181,7 +185,7 @@ def grow(
     _run_job("grow", config, overrides, {
         "data.train.path": data, "fineTuner.labelCol": label, "fineTuner.groupCol": group, "fineTuner.timeCol": time,
         "output.path": output,
-    })  # fmt: skip
+    }, as_json=as_json)  # fmt: skip
 
 
 @app.command()
@@ -198,6 +202,7 @@ def improve(
     budget: Annotated[
         Text, typer.Option(help="Time for all that is tried: 90s, 30m, 2h; or passes over the rows: '300 passes'.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Improve a pipeline within a budget in every way there is, and write a run folder with the best and other offers.
 
@@ -208,12 +213,16 @@ def improve(
     _run_job("improve", config, given, {
         "pipeline": path, "data.train.path": data, "fineTuner.labelCol": label, "fineTuner.groupCol": group,
         "fineTuner.timeCol": time, "output.path": output, "improver.budget": budget or (None if config else "30m"),
-    })  # fmt: skip
+    }, as_json=as_json)  # fmt: skip
 
 
 def _run_job(
-    command: str, config: str | None, overrides: Sequence[str] | None, flags: Mapping[str, str | None]
+    command: str, config: str | None, overrides: Sequence[str] | None, flags: Mapping[str, str | None], *, as_json: bool
 ) -> None:
+    """
+    Args:
+        as_json: print the result alone on stdout, as one object of JSON, and all else on stderr.
+    """
     from sparkdiff import job
     from sparkdiff.machine.paths import local
 
@@ -226,11 +235,39 @@ def _run_job(
         found = f"a section {sections[right]!r}" if right in sections else f"no section {sections[command]!r}"
         raise InputError(f"the job has {found}: run `sparkdiff {right}` instead")
     try:
-        found = job.run(settings)
+        with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+            found = job.run(settings)
     except KeyboardInterrupt:
         print(f"interrupted. {_way_on(job.command_of(settings))}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
-    print(f"\n{found}\nsaved {settings.where}/model (plain Spark ML)")
+    if as_json:
+        print(json.dumps(_result(found, settings.where), indent=2))
+    else:
+        print(f"\n{found}\nsaved {settings.where}/model (plain Spark ML)")
+
+
+def _result(found: Any, where: str) -> dict[str, Any]:
+    """What a program wants to know of a job; the rest is in summary.json."""
+    told = found.asdict() if hasattr(found, "asdict") else found.toDict()
+    names = (
+        "decision",
+        "reason",
+        "metric",
+        "metricDirection",
+        "metrics",
+        "fresh",
+        "gain",
+        "gainInterval",
+        "p",
+        "warnings",
+    )
+    accepted = not told["decision"].startswith("kept")
+    return {
+        "output": where,
+        "model": f"{where}/model",
+        "accepted": accepted,
+        **{n: told[n] for n in names if n in told},
+    }
 
 
 def _way_on(command: str) -> str:

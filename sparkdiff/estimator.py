@@ -22,6 +22,7 @@ from sparkdiff.finetune import Outcome, Shared, fine_tune, prepare
 from sparkdiff.options import FIELDS, Options, callable_name, named_callable
 from sparkdiff.pipeline.nesting import Holder, flatten, plain, replaced
 from sparkdiff.report import Events, FineTuningSummary, Phases, check_callbacks, shown
+from sparkdiff.report.observing import observed
 
 OBJECTS = ("pipeline", "referenceData")
 """Params that are no options."""
@@ -208,6 +209,11 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
         return super(FineTuner, tuner).fitMultiple(dataset, paramMaps)
 
     def _fit(self, dataset: DataFrame) -> "FineTunerModel":
+        found = observed(self, lambda more: self._fitted(dataset, [*self.callbacks, *more]), alone=self._shared is None)
+        found.dataset = dataset
+        return found
+
+    def _fitted(self, dataset: DataFrame, callbacks: Sequence[Events]) -> "FineTunerModel":
         if not self.isSet("pipeline"):
             own = type(self).__name__
             raise InputError(f"{own} has no pipeline: pass one, {own}(pipeline=model)")
@@ -220,7 +226,7 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
                 sources.append(Source(self.getReferenceData(), REFERENCE))
             if isinstance(given, Estimator) and not isinstance(given, Pipeline):
                 raise InputError(f"{given.uid} isn't fitted: pass the result of its fit(), or put it into a Pipeline")
-            phases = Phases(shown(options.verbosity), self.callbacks)
+            phases = Phases(shown(options.verbosity), callbacks)
             if options.numFolds:
                 given = given if isinstance(given, Pipeline) else shared.once(("plain", given), lambda: plain(given))
                 fit = partial(_plain_fit, given, options)
@@ -299,10 +305,12 @@ class FineTunerModel(Model, Holder, _TunerParams, MLWritable, MLReadable):  # ty
         pipelineModel: the plain Spark ML pipeline; the original object itself if the original was kept.
         originalModel: the pipeline that was fine-tuned.
         summary: metrics before and after, decision, history.
+        dataset: the rows of the fit; None of a model that was loaded or copied.
     """
 
     __module__ = "sparkdiff"
 
+    dataset: DataFrame | None = None
     SUMMARY: ClassVar[type[FineTuningSummary]] = FineTuningSummary
 
     def __init__(self, pipelineModel: Any, originalModel: Any, summary: FineTuningSummary):

@@ -16,7 +16,7 @@ from sparkdiff.estimator import ONE_AT_A_TIME, FineTuner, FineTunerModel, listed
 from sparkdiff.finetune import Outcome
 from sparkdiff.options import Options
 from sparkdiff.pipeline.nesting import plain
-from sparkdiff.report import Phases, shown
+from sparkdiff.report import Events, Phases, shown
 
 
 def _names(settings: type) -> tuple[str, ...]:
@@ -110,7 +110,7 @@ class ExtendedTuner(FineTuner):
         own = {name: listed(self.getOrDefault(name)) for name in _names(self.SETTINGS) if self.isSet(name)}
         return super().saved_params() | own
 
-    def _fit(self, dataset: DataFrame) -> Any:
+    def _fitted(self, dataset: DataFrame, callbacks: Sequence[Events]) -> Any:
         given = self._given()
         jvm.session()
         check_dataframe("the dataset of fit()", dataset)
@@ -123,7 +123,7 @@ class ExtendedTuner(FineTuner):
             boundaries = find_boundaries(sources, options)
             if isinstance(given, Pipeline):
                 given = fit_on_training_rows(given, sources, options, boundaries)
-            phases = Phases(shown(options.verbosity), self.callbacks)
+            phases = Phases(shown(options.verbosity), callbacks)
             return self._found(self._run(plain(given), options, sources, phases, boundaries), options)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from sparkdiff import jvm
 from sparkdiff.data import cache as caches
-from sparkdiff.data.fingerprint import SHARDS, Request
+from sparkdiff.data.fingerprint import SHARDS, Request, versions_of
 from sparkdiff.data.splits import REFERENCE, SPLITS, VALIDATION, Boundaries, Source, rule
 from sparkdiff.data.stream import Stream, copies
 from sparkdiff.device import place
@@ -201,6 +201,7 @@ class Run:
         shared, key: give the results that other fits on the same rows can use, too.
         network: the network of the original.
         computed: identifies the network before it sees a row.
+        versions: of the tables that the rows come from, as far as their plans show them.
     """
 
     task: Task
@@ -212,6 +213,7 @@ class Run:
     computed: dict[str, Any]
     data: Data
     goal: Goal
+    versions: list[dict[str, str]] = dataclasses.field(default_factory=list)
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
         return self.shared.once((name, self.key), make)
@@ -328,7 +330,7 @@ def begun(
     with Stream(cache.folder, backend=o.stream, inMemory=held, seed=o.seed) as stream:
         data = Data(stream, cache.columns(task.cut), rows=rows_at_once(network, stream))
         goal = _goal(task, cache, network, reference=any(s.split == REFERENCE for s in sources))
-        yield Run(task, phases, shared, key, cache, network, computed, data, goal)
+        yield Run(task, phases, shared, key, cache, network, computed, data, goal, versions_of(sources))
 
 
 def _in_memory(options: Options, cache: caches.Cache) -> bool:
@@ -541,11 +543,11 @@ def _summary(
 
 def facts(run: Run) -> dict[str, Any]:
     """What is known without training."""
-    metric = run.goal.metric
+    metric, known = run.goal.metric, {"hit": run.cache.hit, "fingerprint": run.cache.fingerprint}
     return {
         "metric": metric.name, "metricDirection": metric.direction, "versions": versions(),
         "timings": {k: round(v, 3) for k, v in run.phases.timings.items()}, "stream": run.data.stream.backend,
-        "cache": {"hit": run.cache.hit, "fingerprint": run.cache.fingerprint}, "precision": run.task.options.precision,
+        "cache": known | ({"versions": run.versions} if run.versions else {}), "precision": run.task.options.precision,
     }  # fmt: skip
 
 

@@ -105,6 +105,7 @@ setup() {
 
     if [ "$level" = demo ]; then extras=""; fi
     if [ "$STACK" = modern ] && [ "$level" = dev ]; then extras=connect,$extras; fi
+    if [ "$STACK" = petastorm ] && [ "$level" = dev ]; then extras=mlflow,tensorboard,$extras; fi
     if [ "$STACK" != spark35 ] && [ "$level" = dev ]; then extras=notebooks,$extras; fi
     if [ "$STACK" != modern ]; then extras=petastorm${extras:+,$extras}; fi
     say "installing sparkdiff${extras:+[$extras]}: this takes some minutes, once"

@@ -38,6 +38,7 @@ GROUPS = {
     ],
     "Improvement": ["Improver", "ImproverModel", "ImprovementSummary"],
     "Growth": ["Grower", "GrowerModel", "GrowthSummary"],
+    "Tracking": ["JSONLines", "TensorBoard"],
     "Serving": ["compact", "compact_plan", "CompactPlan", "export", "ExportedModel"],
     "Trees of other libraries": ["from_sklearn", "from_lightgbm", "from_xgboost"],
     "Stages of your own": ["StageModule", "register"],

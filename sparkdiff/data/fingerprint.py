@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from sparkdiff.data import splits
 from sparkdiff.data.splits import Source
 from sparkdiff.data.stream.manifest import FORMAT
 from sparkdiff.errors import InputError
-from sparkdiff.jvm.plans import plan_facts
+from sparkdiff.jvm.plans import plan_facts, table_versions
 from sparkdiff.jvm.settings import settings
 from sparkdiff.options import Options
 from sparkdiff.pipeline.cut import Cut
@@ -99,8 +100,17 @@ def fingerprint(request: Request, folder: Path) -> str:
 
 
 def source_facts(df: DataFrame) -> dict[str, Any]:
-    """Everything that decides the rows of a DataFrame: its plan and files if they are sufficient, else its content."""
-    return {**(plan_facts(df) or {"content": content(df)}), "settings": settings(df.sparkSession)}
+    """Everything that decides the rows of a DataFrame: its plan and files if they are sufficient, else its content; and the
+    versions of tables that its plan shows.
+    """
+    versions = table_versions(df)
+    named_ = {"versions": versions} if versions else {}
+    return {**(plan_facts(df) or {"content": content(df)}), **named_, "settings": settings(df.sparkSession)}
+
+
+def versions_of(sources: Iterable[Source]) -> list[dict[str, str]]:
+    """The versions of tables that the plans of sources show, with the split that reads them."""
+    return [{"split": s.split or splits.TRAIN, **entry} for s in sources for entry in table_versions(s.df)]
 
 
 def _anonymous(facts: Any, uids: list[str]) -> str:

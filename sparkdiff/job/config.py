@@ -16,10 +16,11 @@ from sparkdiff import jvm
 from sparkdiff.data.splits import SPLITS, VALIDATION
 from sparkdiff.errors import InputError, did_you_mean
 from sparkdiff.job.loading import function, is_function, named_source
+from sparkdiff.job.tracking_section import FILES, check as check_tracking
 from sparkdiff.machine import paths, secrets
 from sparkdiff.options import FIELDS, Options
 
-SECTIONS = ("pipeline", "data", "search", "grower", "improver", "fineTuner", "spark", "output")
+SECTIONS = ("pipeline", "data", "search", "grower", "improver", "fineTuner", "spark", "tracking", "output")
 COMMANDS = {"search": "search", "grower": "grow", "improver": "improve"}
 """Sections that make a job one of another command than `finetune`."""
 
@@ -31,6 +32,7 @@ class Config:
     Attributes:
         options: the section `fineTuner`.
         search, grower, improver: the sections of these names; all None: the job fine-tunes.
+        tracking: the section of this name; it decides nothing, so a finished run is found whatever it says.
         url: of the output, where it is not on this machine; `output` is then nothing before Spark has started.
         given: the words of the command line that give this job, secrets left out.
     """
@@ -45,6 +47,7 @@ class Config:
     search: Mapping[str, Any] | None = None
     grower: Mapping[str, Any] | None = None
     improver: Mapping[str, Any] | None = None
+    tracking: Mapping[str, Any] | None = None
     given: tuple[str, ...] = ()
     url: str | None = None
 
@@ -97,7 +100,7 @@ def load_config(path: Path | None, overrides: Sequence[str], flags: Mapping[str,
         if split not in SPLITS:
             raise InputError(f"unknown data {split!r}. {did_you_mean(str(split), SPLITS)}")
         named_source(split, given)
-    for section in (*COMMANDS, "fineTuner", "spark"):
+    for section in (*COMMANDS, "fineTuner", "spark", "tracking"):
         if not isinstance(tree.get(section) or {}, dict):
             raise InputError(f"{section} must be a mapping of names to values. Got {tree[section]!r} instead")
     output = _output(output)
@@ -119,6 +122,7 @@ def load_config(path: Path | None, overrides: Sequence[str], flags: Mapping[str,
         Path() if remote else jvm.folder("output", output["path"]).resolve(),
         output.get("mode") == "overwrite",
         **verbs,
+        tracking=check_tracking(tree.get("tracking") or {}),
         given=_told(path, overrides, flags or {}),
         url=output["path"].rstrip("/") if remote else None,
     )
@@ -210,13 +214,15 @@ def _wants_text(place: Place) -> bool:
             ("pipeline" | "output",)
             | ("search", "current" | "runDir")
             | ("output", _)
-            | ("spark", _)
+            | ("spark" | "tracking", _)
             | ("data", _)
             | ("data", _, "options", _)
         ):
             return True
         case ("data", _, key):
             return key != "options"
+        case ("tracking", "mlflow", key):
+            return key != "registerOriginal"
         case ("fineTuner", name):
             rules = FIELDS[name].metadata if name in FIELDS else {}
             return rules.get("kind") is str and "choices" not in rules
@@ -258,6 +264,9 @@ def _anchored(value: Any, folder: Path, place: Place = ()) -> Any:
             | ("fineTuner", "cacheDir" | "checkpointDir")
             | ("search", "runDir" | "current")
         ):
+            where = None if paths.unusable("", _name(value, place)) else paths.local(value)
+            return value if where is None else str(folder / where)
+        case ("tracking", key) if key in FILES:
             where = None if paths.unusable("", _name(value, place)) else paths.local(value)
             return value if where is None else str(folder / where)
     return value

@@ -16,6 +16,7 @@ from sparkdiff.job import search_section as section
 from sparkdiff.job.config import Config, command_of, request_of
 from sparkdiff.job.loading import load_data, load_model, model_path
 from sparkdiff.job.steps import made_of, own_id
+from sparkdiff.job.tracking import Tracking, tracked
 from sparkdiff.job.writing import written
 from sparkdiff.jvm import stores
 from sparkdiff.options import Options
@@ -35,8 +36,14 @@ def run(config: Config, lease: Lease, spark: SparkSession) -> SearchSummary:
     Raises:
         InputError: the pipeline is fitted already, or the space names no Param of it.
     """
+    with tracked(config.tracking) as tracking:
+        return _run(config, lease, spark, tracking)
+
+
+def _run(config: Config, lease: Lease, spark: SparkSession, tracking: Tracking) -> SearchSummary:
     rows = load_data(spark, config.data[TRAIN], config.folder, TRAIN)
     search, study = search_of(config, made_of(config, rows)[0])
+    search.callbacks = tracking.listeners
     model = search.fit(rows)
 
     def fill(folder: Path) -> None:
@@ -49,6 +56,7 @@ def run(config: Config, lease: Lease, spark: SparkSession) -> SearchSummary:
     written(config.output, lease, fill)
     if study is not None:
         shutil.rmtree(study, ignore_errors=True)
+    tracking.log(model)
     return model.summary
 
 

@@ -15,6 +15,7 @@ from sparkdiff.job.loading import check_there, is_function, model_path, size_of,
 from sparkdiff.job.output import check_replaceable, is_unfinished, summary_of
 from sparkdiff.jvm import stores
 from sparkdiff.machine import paths
+from sparkdiff.machine.autologging import paused
 from sparkdiff.options import Options
 from sparkdiff.store.lease import Lease, held
 
@@ -33,7 +34,7 @@ def run(config: Config) -> Any:
     """
     config = _placed(config)
     _check_places(config)
-    with _alone(config) as lease:
+    with _alone(config) as lease, paused():
         return _run(config, lease)
 
 

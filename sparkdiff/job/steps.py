@@ -40,6 +40,7 @@ from sparkdiff.job.config import Config, command_of, request_of
 from sparkdiff.job.loading import function, is_function, load_data, load_model, model_path
 from sparkdiff.job.output import check_replaceable
 from sparkdiff.job.settings_section import SETTINGS
+from sparkdiff.job.tracking import Result, Tracking, tracked
 from sparkdiff.job.writing import written
 from sparkdiff.jvm import stores
 from sparkdiff.machine import secrets
@@ -69,10 +70,17 @@ def run(config: Config, lease: Lease, spark: SparkSession, found: dict[str, Any]
     Args:
         found: the summary of a finished run of the same settings in the output folder, if there is one.
     """
+    with tracked(config.tracking) as tracking:
+        return _run(config, lease, spark, found, tracking)
+
+
+def _run(
+    config: Config, lease: Lease, spark: SparkSession, found: dict[str, Any] | None, tracking: Tracking
+) -> FineTuningSummary:
     own = own_id(config.output)
     cache = stores.named(config.output.parent / ".cache")
     options = Options.of({"cacheDir": cache, "verbosity": 1, "runId": own, **config.options})
-    phases = Phases(shown(options.verbosity))
+    phases = Phases(shown(options.verbosity), tracking.listeners)
     with phases.phase("load") as say:
         sources = [
             Source(load_data(spark, d, config.folder, s), None if s == TRAIN and VALIDATION not in config.data else s)
@@ -135,6 +143,7 @@ def run(config: Config, lease: Lease, spark: SparkSession, found: dict[str, Any]
     if mine:
         for training in outcome.folders:
             training.remove()  # the same command, interrupted before this line, goes on; after it, it begins anew
+    tracking.log(Result(outcome.model, outcome.original, outcome.summary, sources[0].df))
     return outcome.summary
 
 

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -15,6 +15,7 @@ from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 
 from sparkdiff.jvm.objects import each
+from sparkdiff.machine import secrets
 
 SPARK_FORMATS = re.compile(
     r"org\.apache\.spark\.(sql\.execution\.datasources|sql\.avro|sql\.hive\.orc|ml\.source)\.[\w.$]+"
@@ -190,6 +191,58 @@ def _relation(spark: SparkSession, leaf: Any) -> list[Any] | None:
     files = file_facts(spark, relation.location().inputFiles())
     schemas = [relation.dataSchema().json(), relation.partitionSchema().json()]
     return [relation.fileFormat().getClass().getName(), *schemas, options, files]
+
+
+# Versions of tables ---------------------------------------------------------------------------------------------------
+
+DELTA = re.compile(r"^Delta\[version=(\d+), ")
+"""How the files of a Delta table print themselves in an analysed plan: with the version that is read, asked for or not.
+
+Source: delta-io/delta, TahoeFileIndex.toString.
+"""
+AS_OF = {
+    "versionasof": "versionAsOf",
+    "timestampasof": "timestampAsOf",
+    "snapshot-id": "snapshotId",
+    "as-of-timestamp": "asOf",
+}
+"""Options of readers that name a version: of Delta, of Iceberg."""
+
+
+def table_versions(df: DataFrame) -> list[dict[str, str]]:
+    """The tables whose version the plan of a DataFrame shows: {"table", "versionAsOf" or another of `AS_OF`}.
+
+    In the order of the plan, each once. Runs no job. Over Spark Connect, whose plans cannot be looked into, there are none.
+    """
+    try:
+        found = [_version_of(leaf) for leaf in each(df._jdf.queryExecution().analyzed().collectLeaves())]
+    except (Py4JError, PySparkException, AttributeError, TypeError):
+        return []
+    return [entry for i, entry in enumerate(found) if entry is not None and entry not in found[:i]]
+
+
+def _version_of(leaf: Any) -> dict[str, str] | None:
+    kind = leaf.getClass().getName().rpartition(".")[2]
+    if kind.startswith("DataSourceV2"):  # a relation, or its scan
+        relation = leaf if kind == "DataSourceV2Relation" else leaf.relation()
+        options = {pair.getKey(): pair.getValue() for pair in relation.options().entrySet()}
+        return version_entry(str(relation.table().name()), options)
+    if kind != "LogicalRelation" or not leaf.relation().getClass().getName().endswith(".HadoopFsRelation"):
+        return None
+    location = leaf.relation().location()
+    paths = [path.toString() for path in each(location.rootPaths())]
+    table = leaf.catalogTable()
+    name = table.get().identifier().unquotedString() if table.isDefined() else ", ".join(paths)
+    options = {pair._1(): pair._2() for pair in each(leaf.relation().options())}
+    return version_entry(name, options, location.toString())
+
+
+def version_entry(table: str, options: Mapping[str, str], location: str = "") -> dict[str, str] | None:
+    """A table with the versions that its reader's options and the text of its files name; None if they name none."""
+    found = {AS_OF[name.lower()]: value for name, value in options.items() if name.lower() in AS_OF}
+    if delta := DELTA.match(location):
+        found["versionAsOf"] = delta[1]
+    return {"table": secrets.redacted(table), **found} if found else None
 
 
 # Files ----------------------------------------------------------------------------------------------------------------

@@ -1,5 +1,5 @@
 """The machine that a process runs on: `memory` gives freed memory back, `paths` reads paths as users write them, `interrupts`
-decides what Ctrl-C does, `secrets` leaves passwords out of texts.
+decides what Ctrl-C does, `secrets` leaves passwords out of texts, `autologging` pauses what other libraries log of themselves.
 """
 
-__all__ = ["interrupts", "memory", "paths", "secrets"]
+__all__ = ["autologging", "interrupts", "memory", "paths", "secrets"]

@@ -13,6 +13,7 @@ from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError, check_dataframe
+from sparkdiff.machine.autologging import paused
 from sparkdiff.pipeline.names import refuse_stream
 from sparkdiff.tuning import folds
 from sparkdiff.tuning.checks import check_evaluator, check_values
@@ -87,6 +88,7 @@ class CrossValidator(_Search, tuning.CrossValidator):
 
     __module__ = "sparkdiff"
 
+    @paused()
     def _fit(self, dataset: DataFrame) -> Any:
         if not jvm.in_process(dataset.sparkSession):
             return super()._fit(dataset)
@@ -135,6 +137,7 @@ class TrainValidationSplit(_Search, tuning.TrainValidationSplit):
 
     __module__ = "sparkdiff"
 
+    @paused()
     def _fit(self, dataset: DataFrame) -> Any:
         if not jvm.in_process(dataset.sparkSession):
             return super()._fit(dataset)

@@ -1,6 +1,7 @@
 """A job's YAML and overrides: what is taken, from where its paths count, and that all else is refused in one line."""
 
 import hashlib
+import json
 import math
 import os
 from pathlib import Path
@@ -14,7 +15,7 @@ from hypothesis import example, given, settings, strategies as st
 from sparkdiff import job as run, jvm
 from sparkdiff.cli import FAILED, INTERRUPTED, WRONG_INPUT, app, main
 from sparkdiff.errors import InputError, SparkdiffError
-from sparkdiff.job import config, loading, starting, steps
+from sparkdiff.job import config, loading, starting, steps, tracking_section
 from sparkdiff.job.config import request_of
 from sparkdiff.job.output import RUN
 from sparkdiff.jvm import sessions
@@ -622,3 +623,53 @@ def test_a_small_job_starts_spark_for_short_work(here: Path, monkeypatch: pytest
     with pytest.raises(ZeroDivisionError), jvm.java_options(jvm.QUICK):
         raise ZeroDivisionError
     assert "SPARK_SUBMIT_OPTS" not in os.environ
+
+
+def test_tracking_is_checked_before_anything_runs(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking_section, "NEEDS", {})
+    found = load(
+        "tracking.jsonLines=events.jsonl", "tracking.mlflow.experiment=7", "tracking.mlflow.registerOriginal=true"
+    )
+    assert found.tracking == {
+        "jsonLines": str(here / "events.jsonl"),
+        "mlflow": {"experiment": "7", "registerOriginal": True},
+    }
+    (here / "conf" / "job.yaml").write_text(JOB + "tracking: {tensorboard: ../tb, mlflow: }\n")
+    assert load().tracking == {"tensorboard": str(here / "conf" / ".." / "tb"), "mlflow": {}}
+    assert request_of(load()) == request_of(load("tracking.mlflow.experiment=other"))
+    for override, message in (
+        ("tracking.wandb=x", "unknown key 'wandb'"),
+        ("tracking.jsonLines=s3a://bucket/x", r"tracking\.jsonLines must be a path on the file system of this machine"),
+        (f"tracking.jsonLines={here}", "is a folder"),
+        ("tracking.mlflow=here", r"tracking\.mlflow must be a mapping"),
+        ("tracking.mlflow.url=x", "unknown key 'url'. Did you mean 'uri'"),
+        ("tracking.mlflow.registerOriginal=x", "must be true or false"),
+        ("tracking.mlflow.alias=champion", "move the alias yourself"),
+        ("tracking=3", "tracking must be a mapping"),
+    ):
+        with pytest.raises(InputError, match=message):
+            load(override)
+    monkeypatch.setattr(tracking_section, "NEEDS", {"mlflow": "no_such_package"})
+    with pytest.raises(InputError, match=r"sparkdiff\[mlflow\]"):
+        load()
+
+
+def test_json_is_all_of_stdout(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    class Summary:
+        def asdict(self) -> dict[str, Any]:
+            return {"decision": "kept original", "reason": "r", "metric": "mae", "p": 1.0, "options": {}, "records": []}
+
+    def ran(settings: run.Config) -> Any:
+        print("the plan")
+        return Summary()
+
+    monkeypatch.setattr(run, "run", ran)
+    assert main(["finetune", "--config", "conf/job.yaml", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {
+        "output": str(here / "runs/churn"), "model": str(here / "runs/churn/model"), "accepted": False,
+        "decision": "kept original", "reason": "r", "metric": "mae", "p": 1.0,
+    }  # fmt: skip
+    assert err == "the plan\n"
+    assert main(["finetune", "--config", "conf/job.yaml"]) == 0
+    assert capsys.readouterr().out.startswith("the plan\n")

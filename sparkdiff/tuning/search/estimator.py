@@ -16,6 +16,7 @@ from sparkdiff.machine import paths
 from sparkdiff.pipeline.names import refuse_stream
 from sparkdiff.pipeline.nesting import Holder, flatten
 from sparkdiff.report import Events, Phases, check_callbacks, shown
+from sparkdiff.report.observing import observed
 from sparkdiff.tuning.search.dimensions import SearchSpace
 from sparkdiff.tuning.search.procedure import SearchOutcome, SearchTask, searched
 from sparkdiff.tuning.search.settings import FIELDS, OTHERS, Settings
@@ -119,12 +120,17 @@ class Search(Estimator, MLWritable, MLReadable):  # type: ignore[type-arg]
         return Settings.of({p.name: v for p, v in self._paramMap.items() if p.name in FIELDS})
 
     def _fit(self, dataset: DataFrame) -> "SearchModel":
+        found = observed(self, lambda more: self._searched(dataset, [*self.callbacks, *more]))
+        found.dataset = dataset
+        return found
+
+    def _searched(self, dataset: DataFrame, callbacks: Sequence[Events]) -> "SearchModel":
         task = self.task()
         check_dataframe("the dataset of fit()", dataset)
         refuse_stream(dataset)
         if not jvm.in_process(dataset.sparkSession):
             raise InputError("Search does not run over Spark Connect: it needs a session in this process")
-        phases = Phases(shown(task.settings.verbosity), self.callbacks)
+        phases = Phases(shown(task.settings.verbosity), callbacks)
         found = searched(task, dataset, phases)
         phases.on_decision(found.summary)
         model = SearchModel(found.model, found)
@@ -192,9 +198,12 @@ class SearchModel(Model, Holder, MLWritable, MLReadable):  # type: ignore[type-a
         summary: decision, reason, optimism.
         records: a dict per trial; `trials` has them as a pandas DataFrame.
         front: numbers of the trials that no other beats in all metrics.
+        dataset: the rows of the fit; None of a model that was loaded.
     """
 
     __module__ = "sparkdiff"
+
+    dataset: DataFrame | None = None
 
     def __init__(self, pipelineModel: Any, found: "SearchOutcome | None" = None):
         super().__init__()

@@ -28,7 +28,7 @@ from pyspark.sql import DataFrame, SparkSession, functions as F
 from small_data import NUMBERS, Write, fingerprint_of, tune
 
 from sparkdiff.data.fingerprint import row_hashes, source_facts
-from sparkdiff.jvm.plans import plan_facts, remote_facts
+from sparkdiff.jvm.plans import plan_facts, remote_facts, table_versions
 from sparkdiff.store import digests
 
 Query = Callable[[SparkSession], DataFrame]
@@ -437,3 +437,27 @@ def test_stages_within_a_stage_count_as_they_are_now(spark: SparkSession, tmp_pa
     assert digests.digest_of([stage], tmp_path) == before
     stage.models[0] = other
     assert digests.digest_of([stage], tmp_path) != before
+
+
+@pytest.mark.parametrize("v2", [False, True], ids=["files", "a table of another kind"])
+def test_a_version_that_the_plan_shows_is_named(spark: SparkSession, df: DataFrame, v2: bool) -> None:
+    """Spark's own readers pass on options that they do not know, in the places where Delta and Iceberg have theirs."""
+    known = spark.conf.get("spark.sql.sources.useV1SourceList")
+    path = df.inputFiles()[0]
+    try:
+        if v2:
+            spark.conf.set("spark.sql.sources.useV1SourceList", "")
+        new, old, now = (
+            reader.parquet(path).filter("temp > 0")
+            for reader in (
+                spark.read.option("versionAsOf", 12), spark.read.option("versionasof", 11), spark.read.option("other", 11),
+            )
+        )  # fmt: skip
+        (entry,) = table_versions(new)
+        assert entry["versionAsOf"] == "12" and (v2 or entry["table"].endswith(path.removeprefix("file://")))
+        assert table_versions(new.union(old).union(new)) == [entry, {**entry, "versionAsOf": "11"}]
+        assert table_versions(now) == []
+        facts = [source_facts(frame) for frame in (new, old, now)]
+        assert [f.get("versions") for f in facts] == [[entry], [{**entry, "versionAsOf": "11"}], None]
+    finally:
+        spark.conf.set("spark.sql.sources.useV1SourceList", known)

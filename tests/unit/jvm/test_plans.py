@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from py4j.protocol import Py4JError
 
-from sparkdiff.jvm.plans import END, described, file_facts, files_of, local_facts
+from sparkdiff.jvm.plans import END, described, file_facts, files_of, local_facts, version_entry
 from sparkdiff.jvm.settings import NO_EFFECT, counts
 
 CATALYST = "org.apache.spark.sql.catalyst.expressions."
@@ -151,3 +151,24 @@ def test_a_hadoop_without_etags_tells_files_by_their_ids(has_etags: bool) -> Non
     uris = ["hdfs://a/b", "hdfs://a/c"]
     assert file_facts(spark, uris) == [[uri, 7, 9, "5"] for uri in uris]
     assert spark.confs == 1  # building one takes a while
+
+
+@pytest.mark.parametrize(
+    ("options", "location", "found"),
+    [
+        # How the files of Delta tables print: delta-io/delta, TahoeFileIndex.toString; the end of a long path only.
+        ({}, "Delta[version=42, file:/path/to/table]", {"versionAsOf": "42"}),
+        ({}, "Delta[version=0, ...logs/entity_storage/tables/11111111-2222]", {"versionAsOf": "0"}),
+        (
+            {"timestampAsOf": "2026-01-01"},
+            "Delta[version=7, s3a://b/t]",
+            {"timestampAsOf": "2026-01-01", "versionAsOf": "7"},
+        ),
+        ({"VERSIONASOF": "3", "path": "x"}, "org.apache.spark.InMemoryFileIndex(file:/x)", {"versionAsOf": "3"}),
+        ({"snapshot-id": "8744", "as-of-timestamp": "17"}, "", {"snapshotId": "8744", "asOf": "17"}),
+        ({"path": "/Delta[version=1, x"}, "file:/Delta[version=1, x]", None),
+    ],
+)
+def test_versions_of_tables(options: dict[str, str], location: str, found: dict[str, str] | None) -> None:
+    entry = version_entry("s3a://user:secret@b/t", options, location)
+    assert entry == (None if found is None else {"table": "s3a://...@b/t", **found})

@@ -1,0 +1,57 @@
+"""The section `tracking` of a job: what it may hold, checked without a session and without torch."""
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sparkdiff.errors import InputError, did_you_mean
+from sparkdiff.machine import paths
+
+FILES = ("jsonLines", "tensorboard")
+"""Keys whose values are paths: of a file, and of a folder."""
+MLFLOW = {
+    "uri": str, "experiment": str, "runName": str, "registeredModelName": str, "alias": str, "registerOriginal": bool,
+    "dfsTmpdir": str,
+}  # fmt: skip
+"""The keys below `mlflow`, with their types."""
+NEEDS = {"mlflow": "mlflow", "tensorboard": "tensorboard"}
+"""Keys, and the packages that they need, which the extras of these names install."""
+
+
+def check(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The section with a mapping below `mlflow`.
+
+    Raises:
+        InputError: a key is unknown, a value is wrong, or a package is missing.
+    """
+    for key, value in given.items():
+        if key not in (*FILES, "mlflow"):
+            raise InputError(f"tracking: unknown key {key!r}. {did_you_mean(str(key), (*FILES, 'mlflow'))}")
+        if key in FILES and (not isinstance(value, str) or not value or paths.local(value) is None):
+            raise InputError(f"tracking.{key} must be a path on the file system of this machine. Got {value!r} instead")
+        if key in NEEDS and importlib.util.find_spec(NEEDS[key]) is None:
+            raise InputError(f'tracking.{key} needs a package: pip install "sparkdiff[{key}]"')
+    if (lines := given.get("jsonLines")) is not None and Path(lines).is_dir():
+        raise InputError(f"tracking.jsonLines={lines} is a folder: name a file")
+    found = dict(given)
+    if "mlflow" in given:
+        found["mlflow"] = _mlflow(given["mlflow"])
+    return found
+
+
+def _mlflow(given: Any) -> dict[str, Any]:
+    given = {} if given is None else given
+    if not isinstance(given, dict):
+        raise InputError(f"tracking.mlflow must be a mapping of names to values. Got {given!r} instead")
+    for key, value in given.items():
+        if key not in MLFLOW:
+            raise InputError(f"tracking.mlflow: unknown key {key!r}. {did_you_mean(str(key), tuple(MLFLOW))}")
+        if not isinstance(value, MLFLOW[key]) or value == "":
+            kind = "true or false" if MLFLOW[key] is bool else "text"
+            raise InputError(f"tracking.mlflow.{key} must be {kind}. Got {value!r} instead")
+    if given.get("alias") == "champion":
+        raise InputError(
+            "tracking.mlflow.alias=champion is not set here: compare the challenger, and move the alias yourself"
+        )
+    return given

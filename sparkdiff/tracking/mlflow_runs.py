@@ -1,0 +1,400 @@
+"""Runs of MLflow: curves while a fit runs, and its figures, report, plan and plain model when it has ended.
+
+MLflow is imported only when something is to be logged.
+"""
+
+import contextlib
+import hashlib
+import importlib
+import json
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pyspark.ml.functions import vector_to_array
+from pyspark.ml.linalg import VectorUDT
+from pyspark.sql import DataFrame
+
+from sparkdiff import jvm
+from sparkdiff.errors import InputError, check_dataframe, kind_of
+from sparkdiff.pipeline.names import named
+from sparkdiff.pipeline.nesting import flatten
+from sparkdiff.pipeline.plan import plan as plan_of
+from sparkdiff.pipeline.translation import translated
+from sparkdiff.report import Events
+from sparkdiff.report.observing import Observer, observe
+from sparkdiff.report.page import page
+from sparkdiff.store.digests import hash_of
+from sparkdiff.tracking.values import Point, hidden, metrics, params, plain, points, text
+
+ARTIFACT = "model"
+"""The folder of the model among the artifacts of a run."""
+ALIAS, NEVER = "challenger", "champion"
+"""The alias of a version that is registered here, and one that only its users give."""
+TOGETHER = {"metrics": 1000, "params": 100, "tags": 100}
+"""How many values MLflow's server takes at once."""
+OFTEN = 5.0
+"""Seconds between two requests while a fit runs."""
+ROWS, WIDEST = 5, 1000
+"""Rows of an input example, and the length of vectors above which there is none."""
+TOLD = "sparkdiff.summary"
+"""A tag of runs with the digest of the summary whose curves and figures they have, which are not logged again."""
+
+
+def mlflow() -> Any:
+    """The package.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        importlib.import_module("mlflow.spark")
+        return importlib.import_module("mlflow")
+    except ImportError as e:
+        raise InputError(f'this needs MLflow ({e}): pip install "sparkdiff[mlflow]"') from e
+
+
+# Values ---------------------------------------------------------------------------------------------------------------
+
+
+def _log(client: Any, run_id: str, **values: Sequence[Any]) -> None:
+    """Log metrics, params or tags, as many at a time as the server takes."""
+    for kind, entities in values.items():
+        for i in range(0, len(entities), TOGETHER[kind]):
+            client.log_batch(run_id, **{kind: entities[i : i + TOGETHER[kind]]})
+
+
+def _measured(entities: Any, found: Iterable[Point]) -> list[Any]:
+    now = round(time.time() * 1000)
+    return [entities.Metric(p.name, p.value, now, p.step) for p in found]
+
+
+def _tags(entities: Any, values: Mapping[str, Any]) -> list[Any]:
+    return [entities.RunTag(f"sparkdiff.{name}", text(value)) for name, value in values.items() if value is not None]
+
+
+def _digest(summary: Any) -> str:
+    return hashlib.sha256(json.dumps(plain(summary), sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def _log_figures(client: Any, run_id: str, summary: Any) -> None:
+    """Log what was asked, the figures of the decision, and the dataset."""
+    entities, told = importlib.import_module("mlflow.entities"), plain(summary)
+    tags = {name: told[name] for name in ("decision", "reason")}
+    tags |= {f"version.{name}": version for name, version in told.get("versions", {}).items()}
+    # MLflow's own logging of `fit` may have named some as they were given.
+    known, asked = client.get_run(run_id).data.params, params(summary)
+    asked = {k if known.get(k, v) == v else f"sparkdiff.{k}": v for k, v in asked.items()}
+    _log(
+        client, run_id, params=[entities.Param(k, v) for k, v in asked.items()],
+        metrics=_measured(entities, (Point(k, v, 0) for k, v in metrics(summary).items())), tags=_tags(entities, tags),
+    )  # fmt: skip
+    _log_dataset(client, run_id, told)
+    client.set_tag(run_id, TOLD, _digest(summary))
+
+
+def _log_pages(
+    client: Any, run_id: str, summary: Any, plan: Any = None, trials: Sequence[Mapping[str, Any]] = ()
+) -> None:  # fmt: skip
+    """Log summary.json, the report and the plan."""
+    told, history = plain(summary), getattr(summary, "records", [])
+    client.log_text(run_id, json.dumps(told, indent=2), "summary.json")
+    drawn = None if plan is None else json.loads(plan.toJSON())
+    client.log_text(run_id, page(told, history, plan=drawn, trials=hidden(trials)), "report.html")
+    if plan is not None:
+        client.log_text(run_id, str(plan), "plan.txt")
+        client.log_text(run_id, plan.draw()._repr_svg_(), "plan.svg")
+
+
+def _log_dataset(client: Any, run_id: str, told: Mapping[str, Any]) -> None:
+    """The rows as a dataset of the run, known by the fingerprint of their cache."""
+    known = told.get("cache") or {}
+    if not known.get("fingerprint"):
+        return
+    entities = importlib.import_module("mlflow.entities")
+    source = json.dumps({"fingerprint": known["fingerprint"], "versions": known.get("versions", [])})
+    rows = entities.Dataset("rows", known["fingerprint"][:36], "sparkdiff", source)
+    client.log_inputs(run_id, [entities.DatasetInput(rows)])
+    client.set_tag(run_id, "sparkdiff.fingerprint", known["fingerprint"])
+
+
+# While a fit runs -----------------------------------------------------------------------------------------------------
+
+
+class Callback(Events):
+    """Logs the curves of one fit to MLflow while it runs, and at its end all that its summary tells, without the model.
+
+    It logs to the active run, or else to one of its own, which it ends. A server that fails costs a warning: the curves are then
+    left until the end of the fit, where it is tried once more.
+
+    Args:
+        runId: the run to log to.
+        runName: of a run of its own.
+
+    Attributes:
+        runId: the run; `sparkdiff.mlflow.log(tuned, runId=callback.runId)` adds the model.
+
+    Raises:
+        InputError: MLflow is not installed.
+    """
+
+    __module__ = "sparkdiff.mlflow"
+
+    def __init__(self, runId: str | None = None, runName: str | None = None):
+        self._mlflow, self.runId, self.runName = mlflow(), runId, runName
+        self._own, self._silent, self._ended, self._sent = False, False, False, 0.0
+        self._waiting: list[Point] = []
+
+    def on_phase(self, name: str, seconds: float | None, detail: str) -> None:
+        if self.runId is None and not self._silent:  # here and not in a thread of an arm, which has no active run
+            self._silent = True  # until it has succeeded
+            self._run()
+            self._silent = False
+
+    def on_epoch(self, row: Mapping[str, Any]) -> None:
+        self._check_new()
+        self._waiting += points(row)
+        if not self._silent and time.monotonic() - self._sent > OFTEN:
+            self._silent = True
+            self._send()
+            self._silent = False
+
+    def on_decision(self, record: Any) -> None:
+        self._check_new()
+        self._ended = True
+        self._send()
+        client, run_id = self._mlflow.MlflowClient(), self._run()
+        _log_figures(client, run_id, record)
+        _log_pages(client, run_id, record)
+        self.end("FINISHED")
+
+    def _check_new(self) -> None:
+        if self._ended:
+            raise InputError("a Callback logs one fit: make another one for the next fit")
+
+    def end(self, status: str) -> None:
+        """End the run with this status, if it is this callback's own."""
+        if self._own and self.runId is not None:
+            self._mlflow.MlflowClient().set_terminated(self.runId, status)
+
+    def _send(self) -> None:
+        entities = importlib.import_module("mlflow.entities")
+        _log(self._mlflow.MlflowClient(), self._run(), metrics=_measured(entities, self._waiting))
+        self._waiting, self._sent = [], time.monotonic()
+
+    def _run(self) -> str:
+        if self.runId is None:
+            active = self._mlflow.active_run()
+            self.runId = _new_run(self._mlflow, self.runName) if active is None else active.info.run_id
+            self._own = active is None
+        return str(self.runId)
+
+
+def _new_run(package: Any, name: str | None) -> str:
+    """A run in the current experiment with the tags that MLflow gives its own."""
+    tags = importlib.import_module("mlflow.tracking.context.registry").resolve_tags()
+    experiment = importlib.import_module("mlflow.tracking.fluent")._get_experiment_id()
+    return str(package.MlflowClient().create_run(experiment, tags=tags, run_name=name).info.run_id)
+
+
+# Afterwards -----------------------------------------------------------------------------------------------------------
+
+
+def log(
+    tuned: Any, data: DataFrame | None = None, *, runId: str | None = None, registeredModelName: str | None = None,
+    alias: str = ALIAS, registerOriginal: bool = False, dfsTmpdir: str | None = None, parentRunId: str | None = None,
+) -> str:  # fmt: skip
+    """Log the result of a fit to MLflow: parameters, curves, figures, report, plan, and the plain model in the flavour `spark`.
+
+    It logs to the active run, or else to one of its own. The model is loaded by `mlflow.spark.load_model`, without sparkdiff.
+    Where the original was kept, the model is the original: the run says so by its tag `sparkdiff.decision`, and no version is
+    registered unless `registerOriginal` asks for it.
+
+    Args:
+        tuned: what `fit` of FineTuner, Grower, Improver or Search has returned.
+        data: rows whose schema and first rows become the signature and the input example; by default those of the fit.
+        runId: the run to log to, such as a `Callback`'s.
+        registeredModelName: registers the model under this name, as a new version with the alias.
+        alias: of that version. "champion" is refused: what serves is decided elsewhere.
+        registerOriginal: also register a version where the original was kept.
+        dfsTmpdir: where Spark and this process meet: a folder of a Volume (/Volumes/...) on Databricks in standard mode, a folder
+            of HDFS on other clusters; by default MLFLOW_DFS_TMP.
+        parentRunId: the run that logged the original; by default the latest run of the experiment that logged the same content.
+
+    Returns:
+        The id of the run.
+
+    Raises:
+        InputError: MLflow is not installed, this is no such result, or a version is asked for without rows.
+        mlflow.exceptions.MlflowException: the server refused, or was not reached.
+    """
+    package = mlflow()
+    _check(tuned, data, alias)
+    rows = getattr(tuned, "dataset", None) if data is None else data
+    wanted = registeredModelName is not None and (registerOriginal or not _kept(tuned.summary))
+    if wanted and rows is None:
+        raise InputError("a registered model needs a signature: log(tuned, df) takes it from the rows of df")
+    with _active(package, runId) as run_id:
+        client = package.MlflowClient()
+        _log_result(client, run_id, tuned)
+        lineage = _log_lineage(client, run_id, tuned, parentRunId)
+        info = _log_model(
+            package, tuned.pipelineModel, rows, dfsTmpdir, registeredModelName if wanted else None, lineage
+        )
+        if wanted:
+            version = str(info.registered_model_version)
+            client.set_registered_model_alias(registeredModelName, alias, version)
+            for name, value in {"decision": tuned.summary.decision, **lineage}.items():
+                client.set_model_version_tag(registeredModelName, version, f"sparkdiff.{name}", text(value))
+    return run_id
+
+
+def _check(tuned: Any, data: DataFrame | None, alias: str) -> None:
+    if not hasattr(tuned, "pipelineModel") or not hasattr(tuned, "summary"):
+        raise InputError(f"log takes what fit() of FineTuner, Grower, Improver or Search returns, got {kind_of(tuned)}")
+    if alias == NEVER:
+        raise InputError(f"alias={NEVER!r} is not set here: compare the {ALIAS}, and move the alias yourself")
+    if data is not None:
+        check_dataframe("data", data)
+
+
+def _kept(summary: Any) -> bool:
+    return str(summary.decision).startswith("kept")
+
+
+@contextlib.contextmanager
+def _active(package: Any, run_id: str | None) -> Iterator[str]:
+    """Within this context a run is active: this one, the active one, or a new one."""
+    active = package.active_run()
+    if active is not None and run_id in (None, active.info.run_id):
+        yield active.info.run_id
+    else:
+        with package.start_run(run_id=run_id, nested=active is not None) as run:
+            yield run.info.run_id
+
+
+def _log_result(client: Any, run_id: str, tuned: Any) -> None:
+    """All of a result but its model; curves and figures only where they have not been logged while it ran."""
+    entities = importlib.import_module("mlflow.entities")
+    trials = getattr(tuned, "records", ())
+    if client.get_run(run_id).data.tags.get(TOLD) != _digest(tuned.summary):
+        rows = trials or getattr(tuned.summary, "records", [])
+        _log(client, run_id, metrics=_measured(entities, (p for row in rows for p in points(row))))
+        _log_figures(client, run_id, tuned.summary)
+    stages = ", ".join(type(stage).__name__ for _, stage in flatten(tuned.pipelineModel))
+    client.log_param(run_id, "stages", text(stages))
+    _log_pages(client, run_id, tuned.summary, _plan(tuned), trials)
+
+
+def _plan(tuned: Any) -> Any:
+    """The plan of the fine-tuning; of a search that of its model."""
+    given = getattr(tuned.summary, "options", {})
+    wishes: dict[str, Any] = {name: given.get(name) or () for name in ("freeze", "reference", "target", "unfreeze")}
+    return plan_of(getattr(tuned, "originalModel", tuned.pipelineModel), **wishes)
+
+
+def _log_lineage(client: Any, run_id: str, tuned: Any, parent: str | None) -> dict[str, str]:
+    """Tags with the content of the model and of the one that it comes from, and the run that logged that one."""
+    folder = jvm.scratch_folder() or Path(tempfile.gettempdir())
+    original = getattr(tuned, "originalModel", None)
+    told = {"modelHash": hash_of(tuned.pipelineModel, None, folder)}
+    if original is not None:
+        told["parentHash"] = told["modelHash"] if original is tuned.pipelineModel else hash_of(original, None, folder)
+    told["parentRunId"] = parent or _run_of(client, run_id, told.get("parentHash"))
+    found = {name: value for name, value in told.items() if value is not None}
+    _log(client, run_id, tags=_tags(importlib.import_module("mlflow.entities"), found))
+    return found
+
+
+def _run_of(client: Any, run_id: str, content: str | None) -> str | None:
+    """The latest other run of the experiment that logged a model of this content."""
+    if content is None:
+        return None
+    experiment = client.get_run(run_id).info.experiment_id
+    wanted, order = f"tags.`sparkdiff.modelHash` = '{content}'", ["attributes.start_time DESC"]
+    known = client.search_runs([experiment], wanted, order_by=order, max_results=2)
+    return next((run.info.run_id for run in known if run.info.run_id != run_id), None)
+
+
+def _log_model(
+    package: Any, model: Any, rows: DataFrame | None, tmpdir: str | None, name: str | None, metadata: Mapping[str, str]
+) -> Any:
+    signature, example = (None, None) if rows is None else _signature(model, rows)
+    return package.spark.log_model(
+        model, ARTIFACT, signature=signature, input_example=example, dfs_tmpdir=tmpdir, registered_model_name=name,
+        # Known; to infer them MLflow would start another Spark.
+        pip_requirements=package.spark.get_default_pip_requirements(),
+        metadata={f"sparkdiff.{key}": value for key, value in metadata.items()},
+    )  # fmt: skip
+
+
+def _signature(model: Any, rows: DataFrame) -> tuple[Any, Any]:
+    """The columns that a model reads and its prediction, as MLflow's signature; and a few rows, None where vectors are wide."""
+    inputs = rows.select(*map(named, _inputs(model, rows))).limit(ROWS)
+    last = next((s for _, s in reversed(flatten(model)) if s.hasParam("predictionCol")), None)
+    outputs = model.transform(inputs)
+    outputs = outputs.select(named(last.getPredictionCol())) if last is not None else outputs
+    signature = importlib.import_module("mlflow.models").infer_signature(inputs, outputs)
+    vectors = [f.name for f in inputs.schema if isinstance(f.dataType, VectorUDT)]
+    shown = inputs.select(*[vector_to_array(named(c)).alias(c) if c in vectors else named(c) for c in inputs.columns])
+    found = shown.toPandas()
+    wide = any(len(value) > WIDEST for c in vectors for value in found[c] if value is not None)
+    return signature, None if wide or found.empty else found
+
+
+def _inputs(model: Any, rows: DataFrame) -> list[str]:
+    """The columns of the rows that a model reads; all of them where a stage may read any."""
+    graph = translated(model, rows)
+    if any(v.opaque for v in graph.vertices):
+        return rows.columns
+    read = {name for v in graph.vertices for name, _ in v.sources}
+    needed = {
+        name for v in graph.vertices for name, writer in v.sources
+        if writer == -1 and not (v.passed_over and not graph.writes(v.position, read))
+    }  # fmt: skip
+    return [column for column in rows.columns if graph.casefold(column) in needed]
+
+
+# Of its own accord ----------------------------------------------------------------------------------------------------
+
+
+class _Autolog(Observer):
+    def __init__(self, options: Mapping[str, Any]):
+        self.options = options
+
+    def begun(self, estimator: Any) -> Events:
+        return Callback(runName=type(estimator).__name__)
+
+    def ended(self, listener: Any, model: Any) -> None:
+        if isinstance(model, BaseException):
+            listener.end("KILLED" if isinstance(model, KeyboardInterrupt) else "FAILED")
+        else:
+            log(model, runId=listener.runId, **self.options)
+
+
+def autolog(
+    disable: bool = False, *, registeredModelName: str | None = None, alias: str = ALIAS, registerOriginal: bool = False,
+    dfsTmpdir: str | None = None,
+) -> None:  # fmt: skip
+    """Log each later fit of FineTuner, Grower, Improver and Search in this process, as `Callback` and `log` do.
+
+    Of fits inside one another, or at the same time, only the first is logged, and none of those that a CrossValidator or
+    `fit(df, [map, ...])` makes for its settings. What fails, such as a server that is not there, is a warning.
+
+    Args:
+        disable: log no later fit.
+        registeredModelName, alias, registerOriginal, dfsTmpdir: see `log`.
+
+    Raises:
+        InputError: MLflow is not installed.
+    """
+    options = {
+        "registeredModelName": registeredModelName, "alias": alias, "registerOriginal": registerOriginal, "dfsTmpdir": dfsTmpdir,
+    }  # fmt: skip
+    if not disable:
+        mlflow()
+        if alias == NEVER:
+            raise InputError(f"alias={NEVER!r} is not set here: compare the {ALIAS}, and move the alias yourself")
+    observe(None if disable else _Autolog(options))

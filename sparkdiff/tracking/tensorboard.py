@@ -1,0 +1,52 @@
+"""Curves of a run for TensorBoard."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sparkdiff.errors import InputError
+from sparkdiff.report import Events
+from sparkdiff.tracking.values import metrics, params, plain, points
+
+
+class TensorBoard(Events):
+    """Writes the curves of a run, and at its end the decision, its figures and what was asked, into a folder for TensorBoard.
+
+    Needs the package `tensorboard`: `pip install "sparkdiff[tensorboard]"`.
+
+    Args:
+        folder: of the run; `tensorboard --logdir` takes it, or a folder above it.
+
+    Raises:
+        InputError: the package is not installed.
+    """
+
+    __module__ = "sparkdiff"
+
+    def __init__(self, folder: str | Path):
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as e:
+            raise InputError(
+                f'TensorBoard needs the package tensorboard ({e}): pip install "sparkdiff[tensorboard]"'
+            ) from e
+        self._writer: Any = SummaryWriter
+        self.folder, self._open = str(folder), None
+
+    @property
+    def writer(self) -> Any:
+        self._open = self._open or self._writer(self.folder)
+        return self._open
+
+    def on_epoch(self, row: Mapping[str, Any]) -> None:
+        for point in points(row):
+            self.writer.add_scalar(*point)
+
+    def on_decision(self, record: Any) -> None:
+        self.writer.add_text("decision", f"{record.decision}: {plain(record)['reason']}")
+        self.writer.add_text("asked", f"```\n{json.dumps(params(record), indent=2)}\n```")
+        for name, value in metrics(record).items():
+            self.writer.add_scalar(f"decision/{name}", value)
+        self.writer.close()
+        self._open = None

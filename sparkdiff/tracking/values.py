@@ -1,0 +1,99 @@
+"""What of a run is told to others: parameters, metrics and points of curves, in plain values without secrets."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from sparkdiff.growth.settings import GrowthSettings
+from sparkdiff.improvement.settings import ImprovementSettings
+from sparkdiff.machine import secrets
+from sparkdiff.options import Options
+
+WHOSE = ("epoch", "candidate", "fold", "arm", "round", "trial", "learningRate", "regAnchor")
+"""Of a row of a history: what it is of, and what is the same in all rows of a curve."""
+LONGEST = 500
+"""Characters of a parameter or a tag, which every version of MLflow's server takes."""
+
+
+class Point(NamedTuple):
+    """A point of a curve."""
+
+    name: str
+    value: float
+    step: int
+
+
+def hidden(value: Any, name: str = "") -> Any:
+    """A copy of plain values as JSON has them, in which secrets are left out, by their names and by their form in text."""
+    if isinstance(value, Mapping):
+        return {str(key): hidden(inner, str(key)) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [hidden(inner, name) for inner in value]
+    if value is None or isinstance(value, (bool, float)):
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+    if secrets.NAME.fullmatch(name):
+        return secrets.HIDDEN
+    return secrets.redacted(value) if isinstance(value, str) else value
+
+
+def plain(summary: Any) -> dict[str, Any]:
+    """A summary in values that JSON can hold, without secrets."""
+    found: dict[str, Any] = hidden(summary.asdict() if hasattr(summary, "asdict") else summary.toDict())
+    return found
+
+
+def params(summary: Any) -> dict[str, str]:
+    """What a run was asked that differs from the defaults, as text by name."""
+    if hasattr(summary, "options"):
+        given, known = summary.options, _defaults()
+        asked = {k: v for k, v in given.items() if k not in known or v != known[k]}
+    else:
+        own = {name: getattr(summary, name) for name in ("sampler", "pruner", "folds", "trials")}
+        asked = own | {f"winner.{name}": value for name, value in summary.settings.items()}
+    return {name: text(value) for name, value in hidden(asked).items() if value is not None}
+
+
+def text(value: Any) -> str:
+    """A value as text of bounded length."""
+    found = value if isinstance(value, str) else json.dumps(value, default=str)
+    return found if len(found) <= LONGEST else found[: LONGEST - 3] + "..."
+
+
+def _defaults() -> dict[str, Any]:
+    settings = [dataclasses.asdict(made) for made in (GrowthSettings(), ImprovementSettings())]
+    own = {k: list(v) if isinstance(v, tuple) else v for s in settings for k, v in s.items()}
+    return own | Options().asdict(every=True)
+
+
+def metrics(summary: Any) -> dict[str, float]:
+    """The figures of a decision by name; what is not known or not finite is left out."""
+    name, found = summary.metric, dict[str, Any]()
+    if hasattr(summary, "fresh"):
+        found = {f"fresh.{name}.{who}": value for who, value in summary.fresh.items()}
+        found |= {f"validation.{name}": summary.validation, "optimism": summary.optimism}
+    else:
+        for split, sides in summary.metrics.items():
+            found |= {f"{split}.{name}.{side}": value for side, value in (sides or {}).items()}
+        found |= {f"seconds.{phase}": value for phase, value in summary.timings.items()}
+        found["z"] = summary.z
+    low, high = summary.gainInterval or (None, None)
+    found |= {"gain": summary.gain, "p": summary.p, "gainInterval.low": low, "gainInterval.high": high}
+    found["warnings"] = len(summary.warnings)
+    return {key: float(value) for key, value in found.items() if _finite(value)}
+
+
+def points(row: Mapping[str, Any]) -> Iterator[Point]:
+    """The points that a row of a history adds to curves: `fold1/candidate0/validationMetric` at the step of its epoch."""
+    trial = "trial" in row
+    parts = [f"{row['arm']}{row['round']}"] if "arm" in row else []
+    parts += [f"fold{row['fold']}"] if row.get("fold") is not None else []
+    parts += ["trials"] if trial else [f"candidate{row.get('candidate', 0)}"]
+    for name, value in row.items():
+        if name not in WHOSE and _finite(value):
+            yield Point("/".join([*parts, name]), float(value), int(row["trial" if trial else "epoch"]))
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
