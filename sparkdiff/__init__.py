@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sparkdiff.report.record import FineTuningSummary, RunRecord
     from sparkdiff.serving.compact import CompactPlan, compact, compact_plan
     from sparkdiff.serving.onnx_export import ExportedModel, export
+    from sparkdiff.serving.scorer import Scorer
     from sparkdiff.stages.base import StageModule, register
     from sparkdiff.tracking import JSONLines, TensorBoard
     from sparkdiff.tuning.cross_validation import CrossValidator, TrainValidationSplit
@@ -52,6 +53,7 @@ _HOME = {
         "report.record": ["FineTuningSummary", "RunRecord"],
         "serving.compact": ["CompactPlan", "StageCompaction", "compact", "compact_plan"],
         "serving.onnx_export": ["ExportedColumn", "ExportedModel", "export"],
+        "serving.scorer": ["Scorer"],
         "stages.base": ["StageModule", "register"],
         "tracking": ["JSONLines", "TensorBoard"],
         "tuning.cross_validation": ["CrossValidator", "TrainValidationSplit"],
@@ -72,7 +74,7 @@ __all__ = [  # noqa: RUF022 - by what a reader meets first
     "CrossValidator", "TrainValidationSplit", "Search", "SearchModel", "SearchSummary", "alternatives", "choice", "integer",
     "loguniform", "uniform", "plain", "compact", "compact_plan", "CompactPlan", "export", "ExportedModel",
     "from_sklearn", "from_lightgbm", "from_xgboost",
-    "Plan", "Network", "Parity", "StageModule", "register",
+    "Scorer", "Plan", "Network", "Parity", "StageModule", "register",
     "SparkdiffError", "InputError", "ParityError",
 ]  # fmt: skip
 

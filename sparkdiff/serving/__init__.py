@@ -6,6 +6,10 @@ away one by one. `deletion` lists the single stages that a pipeline could do wit
 
 `onnx_export` writes the translated stages as one ONNX file: `onnx_graph` makes nodes of arithmetic, and `onnx_stages`,
 `onnx_predictors` and `onnx_trees` say each stage in it.
+
+`scorer` answers requests without Spark: `compiling` finds the steps that the wanted columns need, `schedule` runs them,
+`requests` turns rows from outside into columns and back, `text_stages` has the stages that read text, `java_text` what text is to
+Java, and `stored` writes and reads a scorer without pickle.
 """
 
-__all__ = ["compact", "deletion", "onnx_export", "saving"]
+__all__ = ["compact", "deletion", "onnx_export", "saving", "scorer"]

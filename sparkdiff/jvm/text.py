@@ -1,0 +1,53 @@
+"""How the running JVM treats text: its lower case, its language, and the hash of a HashingTF."""
+
+import functools
+import sys
+import unicodedata
+from typing import Any
+
+from py4j.protocol import Py4JError
+from pyspark.errors import PySparkException
+
+from sparkdiff.jvm import sessions
+from sparkdiff.jvm.objects import packages
+
+BETWEEN = "\0"
+
+
+def lower_case() -> dict[str, str]:
+    """The characters that this JVM lowers otherwise than Python, whose Unicode may be newer or older.
+
+    Empty where the JVM cannot be asked (Spark Connect).
+    """
+    return dict(_lower_case(packages())) if sessions.has_constructors() else {}
+
+
+@functools.lru_cache(maxsize=1)
+def _lower_case(jvm: Any) -> tuple[tuple[str, str], ...]:
+    # Unassigned characters too: Java may know more than Python.
+    asked = [
+        c
+        for c in map(chr, range(sys.maxunicode + 1))
+        if unicodedata.category(c) in ("Lu", "Lt", "So", "Nl") or c != c.lower() or _recent(c)
+    ]
+    text = BETWEEN.join(asked)
+    found = jvm.org.apache.commons.lang3.StringUtils.lowerCase(text, jvm.java.util.Locale.ROOT).split(BETWEEN)
+    return tuple((c, low) for c, low in zip(asked, found, strict=True) if c != "\u03a3" and low != c.lower())
+
+
+def _recent(c: str) -> bool:
+    """Whether a later version of Unicode may have assigned it."""
+    return unicodedata.category(c) == "Cn" and ord(c) < 0x20000
+
+
+def language() -> str:
+    """The language of the JVM's locale; empty where it cannot be asked."""
+    return str(packages().java.util.Locale.getDefault().getLanguage()) if sessions.has_constructors() else ""
+
+
+def hashes_as_spark_2(stage: Any) -> bool:
+    """Whether a HashingTF was saved by Spark 2, and keeps its hash."""
+    try:
+        return bool(stage._java_obj.hashFuncVersion() == 1)
+    except (Py4JError, PySparkException, AttributeError, TypeError):
+        return False

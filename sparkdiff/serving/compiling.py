@@ -1,0 +1,291 @@
+"""From a fitted pipeline to its schedule: which steps the wanted columns need, and in which form each column is read."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from pyspark.sql import DataFrame
+from pyspark.sql.types import StructType
+
+from sparkdiff.errors import InputError, check_dataframe, did_you_mean
+from sparkdiff.pipeline.graph import Graph, Version, Vertex
+from sparkdiff.pipeline.schema import SchemaOrRows, fields_by_name, known_fields
+from sparkdiff.pipeline.translation import linked, with_modules
+from sparkdiff.serving.java_text import NotServedError
+from sparkdiff.serving.requests import Source
+from sparkdiff.serving.schedule import (
+    NOWHERE,
+    Entry,
+    ObjectsStep,
+    Output,
+    Schedule,
+    Step,
+    TextStep,
+    TorchStep,
+    width_wanted,
+)
+from sparkdiff.serving.text_stages import SERVED, SKIPS, Facts, Part, WordShares
+from sparkdiff.stages.base import class_name
+from sparkdiff.stages.clustering import Clusters
+from sparkdiff.stages.embedding import Word2Vec
+from sparkdiff.stages.forest import Trees
+from sparkdiff.stages.imputing import Imputer
+from sparkdiff.stages.prepared import Prepared
+from sparkdiff.stages.recommendation import ALS
+
+WAYS = {
+    "SQLTransformer": "compute its columns before, and leave it out of the pipeline",
+    "RFormulaModel": "build the Scorer where sparkdiff has access to the JVM, and save it",
+}
+OTHER_WAY = (
+    "leave it out of the pipeline, name only columns that don't need it (outputCols=), or let Spark transform the rows"
+)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What can be computed alone: a translated stage, or a part of a stage in Python."""
+
+    vertex: Vertex
+    reads: tuple[Version, ...]
+    writes: tuple[Version, ...]
+    part: Part | None = None
+
+
+def refused(vertex: Vertex, why: str) -> InputError:
+    way = WAYS.get(vertex.stageClass, OTHER_WAY)
+    return InputError(f"{vertex.uid} ({vertex.stageClass}) cannot be computed without Spark: {why}; {way}")
+
+
+def scheduled(model: Any, schema: SchemaOrRows, outputCols: Iterable[str] | None) -> Schedule:
+    """The schedule of a fitted pipeline.
+
+    Raises:
+        InputError: it isn't fitted, a column isn't written, or a stage on the way to a wanted column cannot be computed without
+            Spark; names stage, class, reason and way out.
+    """
+    if schema is not None and not isinstance(schema, StructType):
+        check_dataframe("schema, if not a StructType,", schema)
+    graph = with_modules(linked(model), schema)
+    for vertex in graph.vertices:
+        if vertex.drops_rows and not vertex.opaque:
+            raise refused(vertex, SKIPS)
+        if vertex.opaque:
+            raise refused(vertex, vertex.why)
+    wanted = _wanted(graph, outputCols)
+    return _Compiler(graph, schema).compiled(wanted)
+
+
+def _wanted(graph: Graph, outputCols: Iterable[str] | None) -> list[Version]:
+    names = {graph.casefold(c): i for c, i in graph.writers.items()}
+    if outputCols is None:
+        return _default(graph)
+    wanted = []
+    for c in [outputCols] if isinstance(outputCols, str) else outputCols:
+        if not isinstance(c, str) or graph.casefold(c) not in names:
+            raise InputError(f"no stage writes column {c!r}. {did_you_mean(str(c), _spelled(graph))}")
+        wanted.append((graph.casefold(c), names[graph.casefold(c)]))
+    if not wanted:
+        raise InputError(f"outputCols is empty. Known: {', '.join(_spelled(graph))}.")
+    return wanted
+
+
+def _spelled(graph: Graph) -> list[str]:
+    return [graph.name(version) for version in graph.writers.items()]
+
+
+def _default(graph: Graph) -> list[Version]:
+    """The columns of the predictors and of what comes behind them; without a predictor those that no stage reads."""
+    last = list(graph.writers.items())
+    predictors = set(graph.predictors())
+    behind = {v.position for v in graph.vertices if predictors & graph.ancestors([v.position])}
+    found = [version for version in last if version[1] in predictors | behind]
+    if not found:
+        read = {v for vertex in graph.vertices for v in vertex.sources}
+        found = [v for v in last if v not in read and not graph.vertices[v[1]].passed_over] or last
+    if not found:
+        raise InputError("the pipeline writes no column")
+    return found
+
+
+@dataclass
+class _Compiler:
+    """Gives each value its place, and collects the steps."""
+
+    graph: Graph
+    schema: SchemaOrRows
+    places: dict[tuple[Version, str], int] = field(default_factory=dict)
+    entries: dict[Version, dict[str, int]] = field(default_factory=dict)
+    steps: list[Step] = field(default_factory=list)
+    kinds: dict[Version, str] = field(default_factory=dict)
+
+    def compiled(self, wanted: Sequence[Version]) -> Schedule:
+        units = self._needed(wanted)
+        for unit in units:
+            self._add(unit)
+        outputs = tuple(self._output(v) for v in wanted)
+        entries = tuple(Entry(self._source(v), **places) for v, places in self.entries.items())
+        notes = dict.fromkeys(unit.vertex.note for unit in units if unit.vertex.note)
+        sensitive = self.graph.casefold is str
+        return Schedule(entries, tuple(self.steps), outputs, len(self.places), sensitive, tuple(notes))
+
+    # Which ones -----------------------------------------------------------------------------------------------------
+
+    def _needed(self, wanted: Sequence[Version]) -> list[Unit]:
+        """The units that these columns need, in order."""
+        made: dict[int, dict[Version, Unit]] = {}
+        found: dict[Version, Unit] = {}
+        stack = list(wanted)
+        while stack:
+            version = stack.pop()
+            if version[1] == -1 or version in found:
+                continue
+            position = version[1] if version[1] >= 0 else -2 - version[1]
+            if position not in made:
+                made[position] = {w: u for u in self._units(self.graph.vertices[position]) for w in u.writes}
+            unit = made[position][version]
+            found.update(dict.fromkeys(unit.writes, unit))
+            stack += unit.reads
+        unique = {id(u): u for u in found.values()}.values()
+        # In front of a Word2VecModel its words are counted.
+        return sorted(unique, key=lambda u: (u.vertex.position, u.writes[0][1] >= 0, u.reads))
+
+    def _units(self, vertex: Vertex) -> list[Unit]:
+        graph = self.graph
+        writes = tuple((graph.casefold(c), vertex.position) for c in vertex.outputs)
+        if isinstance(vertex.module, Prepared):
+            if not isinstance(vertex.module, Word2Vec):
+                raise refused(vertex, f"Spark prepares its input ({vertex.module.preparation_note})")
+            counting = Part(WordShares(vertex.module.words), (0,), (0, 1))
+            return [Unit(vertex, vertex.sources, vertex.reads, counting), Unit(vertex, vertex.reads, writes)]
+        if vertex.module is not None:
+            return [Unit(vertex, vertex.reads, writes)]
+        kind = SERVED.get(class_name(vertex.stage))
+        if kind is None:
+            raise refused(vertex, vertex.why)
+        try:
+            parts = kind.of(vertex.stage, self._facts(vertex))
+        except NotServedError as e:
+            raise refused(vertex, str(e)) from e
+        return [
+            Unit(vertex, tuple(vertex.sources[i] for i in p.inputs), tuple(writes[i] for i in p.outputs), p)
+            for p in parts
+        ]
+
+    def _facts(self, vertex: Vertex) -> Facts:
+        return Facts(
+            vertex.inputs, tuple(map(self._labels, vertex.sources)) if vertex.stageClass == "IndexToString" else ()
+        )
+
+    def _labels(self, version: Version) -> Sequence[str] | None:
+        """The labels that a column's attributes tell."""
+        writer = self.graph.vertices[version[1]] if version[1] >= 0 else None
+        if writer is not None and writer.stageClass == "StringIndexerModel":
+            at = list(map(self.graph.casefold, writer.outputs)).index(version[0])
+            unknown = ["__unknown"] if writer.stage.getHandleInvalid() == "keep" else []
+            return [*writer.stage.labelsArray[at], *unknown]
+        known = known_fields(self.graph, {version}, self.schema).get(version)
+        attributes = ((known.metadata if known is not None else None) or {}).get("ml_attr", {})
+        return attributes.get("vals")
+
+    # Where to -------------------------------------------------------------------------------------------------------
+
+    def _place(self, version: Version, form: str) -> int:
+        return self.places.setdefault((version, form), len(self.places))
+
+    def _add(self, unit: Unit) -> None:
+        vertex = unit.vertex
+        if unit.part is None:
+            self._add_module(unit)
+            return
+        named = {v: self.graph.name(v) for v in unit.reads}
+        reads = tuple(self._objects(v, vertex) for v in unit.reads)
+        form = "objects" if unit.part.stage.writes_objects else "numbers"
+        writes = tuple(self._place(v, form) for v in unit.writes)
+        columns = tuple(named[v] for v in unit.reads)
+        self.steps.append(TextStep(vertex.uid, vertex.stageClass, unit.part.stage, columns, reads, writes))
+
+    def _add_module(self, unit: Unit) -> None:
+        vertex, module = unit.vertex, unit.vertex.module
+        assert module is not None
+        reads = tuple(self._numbers(v, vertex) for v in unit.reads)
+        nulls = tuple(map(self._null, unit.reads)) if module.takes_nulls else None
+        writes = tuple(self._place(v, "numbers") for v in unit.writes)
+        flags = tuple(self._place(v, "null") for v in unit.writes) if module.writes_null else ()
+        self.kinds.update(zip(unit.writes, _kinds(vertex), strict=False))
+        trees = isinstance(module, Trees)
+        least = int(module.nodes.featureIndex.max(initial=-1)) + 1 if isinstance(module, Trees) else 0
+        wanted = least if trees else width_wanted(module) if len(unit.reads) == 1 else 0
+        columns = tuple(map(self.graph.name, unit.reads))
+        module.requires_grad_(False).eval()
+        self.steps.append(
+            TorchStep(vertex.uid, vertex.stageClass, module, columns, reads, writes, nulls, flags, wanted, trees)
+        )
+
+    def _numbers(self, version: Version, reader: Vertex) -> int:
+        """The place of a column's numbers."""
+        if version[1] == -1:
+            return self._entry(version, "numbers")
+        if (version, "numbers") not in self.places:
+            raise refused(reader, f"column {self.graph.name(version)!r}, which it reads, holds text")
+        return self._place(version, "numbers")
+
+    def _null(self, version: Version) -> int:
+        if version[1] == -1:
+            return self._entry(version, "null")
+        return self.places.get((version, "null"), NOWHERE)
+
+    def _objects(self, version: Version, reader: Vertex) -> int:
+        """The place of a column's objects; numbers become objects first."""
+        if version[1] == -1:
+            return self._entry(version, "objects")
+        if (version, "objects") not in self.places:
+            place, null, kind = self._numbers(version, reader), self._null(version), self.kinds.get(version, "double")
+            to = self._place(version, "objects")
+            columns = (self.graph.name(version),)
+            self.steps.append(ObjectsStep(reader.uid, reader.stageClass, columns, (place,), null, (to,), kind))
+        return self._place(version, "objects")
+
+    def _entry(self, version: Version, form: str) -> int:
+        """The place of a source column in this form."""
+        places = self.entries.setdefault(version, {})
+        if form == "null":
+            self._entry(version, "numbers")
+        if form not in places:
+            places[form] = self._place(version, form)
+        return places[form]
+
+    def _source(self, version: Version) -> Source:
+        name = self.graph.name(version)
+        path = tuple(name.split(".")) if self.graph.in_struct(version) else (name,)
+        schema = self.schema.schema if isinstance(self.schema, DataFrame) else self.schema
+        field = fields_by_name(schema, self.graph.casefold).get(version[0]) if isinstance(schema, StructType) else None
+        return Source(name, path, "" if field is None else field.dataType.simpleString())
+
+    def _output(self, version: Version) -> Output:
+        form = "numbers" if (version, "numbers") in self.places else "objects"
+        name = self.graph.name(version)
+        return Output(name, self._place(version, form), self._null(version), self.kinds.get(version, "double"))
+
+
+def _kinds(vertex: Vertex) -> tuple[str, ...]:
+    """The types in Spark of a translated stage's numbers."""
+    module = vertex.module
+    if isinstance(module, Clusters):
+        return tuple("int" if c == "predictionCol" else "double" for c in module.shown)
+    if isinstance(module, ALS):
+        return ("float",)
+    if isinstance(module, Imputer):
+        return tuple(
+            "int" if w else "float" if f else "double" for w, f in zip(module.whole, module.floats, strict=True)
+        )
+    return tuple("double" for _ in vertex.outputs)
+
+
+def warm(schedule: Schedule) -> None:
+    """Compute what modules compute at their first call, before threads call them at once."""
+    with torch.no_grad():
+        for step in schedule.steps:
+            if isinstance(step, TorchStep) and isinstance(step.module, Trees):
+                step.module.route(torch.zeros(1, max(1, step.wanted), dtype=torch.float64))

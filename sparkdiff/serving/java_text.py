@@ -1,0 +1,323 @@
+"""Text as Java and Spark treat it: lower case, split, numbers as text, hashes, and regular expressions.
+
+Python does most of it alike. Where it doesn't, the functions here do as Java does, or refuse.
+"""
+
+import functools
+import itertools
+import math
+import re
+import struct
+import unicodedata
+from collections.abc import Mapping
+from decimal import Decimal
+
+import numpy as np
+
+SEED = 42
+"""The seed of HashingTF and FeatureHasher."""
+_MASK = 0xFFFFFFFF
+
+
+class NotServedError(Exception):
+    """A stage cannot be computed without Spark, for the reason that its text gives; never leaves the package."""
+
+
+# Hashes -----------------------------------------------------------------------------------------------------------------
+
+
+def _mixed(h: int, k: int) -> int:
+    k = (k * 0xCC9E2D51) & _MASK
+    k = ((k << 15) | (k >> 17)) & _MASK
+    h ^= (k * 0x1B873593) & _MASK
+    h = ((h << 13) | (h >> 19)) & _MASK
+    return (h * 5 + 0xE6546B64) & _MASK
+
+
+def _finished(h: int, length: int) -> int:
+    """The hash as a signed number of 32 bits."""
+    h ^= length
+    h = ((h ^ (h >> 16)) * 0x85EBCA6B) & _MASK
+    h = ((h ^ (h >> 13)) * 0xC2B2AE35) & _MASK
+    h ^= h >> 16
+    return h - (1 << 32) if h >> 31 else h
+
+
+def hashed_bytes(content: bytes, spark2: bool = False) -> int:
+    """Murmur3 (x86, 32 bits) of these bytes with the seed of HashingTF.
+
+    Args:
+        spark2: as models hash that were saved by Spark 2: each byte after the last whole word counts as a word.
+
+    Source: org.apache.spark.unsafe.hash.Murmur3_x86_32.hashUnsafeBytes2, and hashUnsafeBytes.
+    """
+    h, whole = SEED, len(content) // 4
+    for k in struct.unpack_from(f"<{whole}I", content):
+        h = _mixed(h, k)
+    rest = content[4 * whole :]
+    if spark2:
+        for byte in rest:
+            h = _mixed(h, byte if byte < 128 else byte - 256 + (1 << 32))
+    elif rest:
+        k = int.from_bytes(rest, "little")
+        k = (k * 0xCC9E2D51) & _MASK
+        k = ((k << 15) | (k >> 17)) & _MASK
+        h ^= (k * 0x1B873593) & _MASK
+    return _finished(h, len(content))
+
+
+def hashed_words(content: int, words: int) -> int:
+    """Murmur3 of a number of one or two words of 32 bits, the lower word first.
+
+    Source: Murmur3_x86_32.hashInt and hashLong.
+    """
+    h = SEED
+    for i in range(words):
+        h = _mixed(h, (content >> 32 * i) & _MASK)
+    return _finished(h, 4 * words)
+
+
+def hashed_double(x: float) -> int:
+    bits = 0x7FF8000000000000 if math.isnan(x) else struct.unpack("<Q", struct.pack("<d", x))[0]
+    return hashed_words(bits, 2)
+
+
+def hashed_float(x: float) -> int:
+    bits = 0x7FC00000 if math.isnan(x) else struct.unpack("<I", struct.pack("<f", x))[0]
+    return hashed_words(bits, 1)
+
+
+# Numbers as text --------------------------------------------------------------------------------------------------------
+
+
+def layout(number: Decimal) -> str:
+    """The digits of a finite number as Java's Double.toString arranges them: 0.001, 12.5, 1.0E7, 1.25E-4."""
+    sign, digits, exponent = number.as_tuple()
+    assert isinstance(exponent, int)
+    text = "".join(map(str, digits)).lstrip("0")
+    minus = "-" if sign else ""
+    if not text:
+        return f"{minus}0.0"
+    point = len(text) + exponent  # the number is 0.text * 10^point
+    text = text.rstrip("0")
+    if -3 < point <= 7:
+        whole = text[:point].ljust(point, "0") if point > 0 else "0"
+        return f"{minus}{whole}.{text[point:] if point > 0 else '0' * -point + text}".ljust(len(minus + whole) + 2, "0")
+    return f"{minus}{text[0]}.{text[1:] or '0'}E{point - 1}"
+
+
+def _not_finite(x: float) -> str:
+    return "NaN" if math.isnan(x) else "Infinity" if x > 0 else "-Infinity"
+
+
+def double_text(x: float) -> str:
+    """Double.toString: the fewest digits that tell it from other doubles (Java before 19 sometimes has one more)."""
+    return layout(Decimal(repr(x))) if math.isfinite(x) else _not_finite(x)
+
+
+def float_text(x: float) -> str:
+    """Float.toString."""
+    return layout(Decimal(str(np.float32(x)))) if math.isfinite(x) else _not_finite(x)
+
+
+def double_of(text: str) -> float | None:
+    """The double that Java, of whichever version, prints so; None of other texts."""
+    if text in ("NaN", "Infinity", "-Infinity"):
+        return float(text)
+    if not re.fullmatch(r"-?\d+\.\d+(E-?\d+)?", text, re.ASCII) or layout(Decimal(text)) != text:
+        return None
+    return float(text)
+
+
+# Case and words ---------------------------------------------------------------------------------------------------------
+
+_SIGMA = "\u03a3"
+_BETWEEN = re.compile("[\u00ad\u2027\"'.]")
+"""What, beside dashes, may stand between two letters of one word."""
+
+
+def lower(text: str, others: Mapping[str, str]) -> str:
+    """String.toLowerCase(Locale.ROOT).
+
+    Args:
+        others: characters that this Java lowers otherwise than this Python, as their versions of Unicode differ.
+    """
+    if not others or not (found := others.keys() & set(text)):
+        return _lower(text)
+    parts = re.split(f"([{re.escape(''.join(sorted(found)))}])", text)
+    return "".join(others[p] if p in others else _lower(p) for p in parts)
+
+
+def _lower(text: str) -> str:
+    if _SIGMA not in text:
+        return text.lower()
+    parts = text.split(_SIGMA)
+    out, at = [parts[0].lower()], 0
+    for before, after in itertools.pairwise(parts):
+        at += len(before)
+        out += ["\u03c2" if _ends_word(text, at) else "\u03c3", after.lower()]
+        at += 1
+    return "".join(out)
+
+
+def _ends_word(text: str, at: int) -> bool:
+    """Whether a cased letter stands before this place, and none behind it, in the same word as Java cuts words.
+
+    Source: java.lang.ConditionalSpecialCasing.isFinalCased.
+    """
+    return _cased(text, at, -1) and not _cased(text, at, 1)
+
+
+def _cased(text: str, at: int, step: int) -> bool:
+    """Whether the word has a cased letter on this side of the letter at `at`."""
+    i = at + step
+    while 0 <= i < len(text):
+        c = text[i]
+        if _is_cased(c):
+            return True
+        if _is_between(c):
+            near, beyond = _skip_marks(text, i - step, -step), _skip_marks(text, i + step, step)
+            if not (_is_letter(text, near) and _is_letter(text, beyond)):
+                return False
+            i = beyond
+            continue
+        if unicodedata.category(c)[0] not in "LN" and unicodedata.category(c) not in ("Mn", "Me", "Cf", "Mc"):
+            return False
+        i += step
+    return False
+
+
+def _skip_marks(text: str, i: int, step: int) -> int:
+    while 0 <= i < len(text) and unicodedata.category(text[i]) in ("Mn", "Me", "Cf"):
+        i += step
+    return i
+
+
+def _is_letter(text: str, i: int) -> bool:
+    return 0 <= i < len(text) and unicodedata.category(text[i])[0] == "L"
+
+
+def _is_between(c: str) -> bool:
+    return unicodedata.category(c) == "Pd" or _BETWEEN.match(c) is not None
+
+
+def _is_cased(c: str) -> bool:
+    return c != c.lower() or c != c.upper() or unicodedata.category(c) in ("Lu", "Ll", "Lt")
+
+
+def split(pattern: "re.Pattern[str]", text: str) -> list[str]:
+    """Pattern.split: no empty texts at the end, and none at the begin if the match there is empty."""
+    out, start = [], 0
+    for match in pattern.finditer(text):
+        if match.end() == 0:
+            continue
+        out.append(text[start : match.start()])
+        start = match.end()
+    if not out:
+        return [text]
+    out.append(text[start:])
+    while out and not out[-1]:
+        out.pop()
+    return out
+
+
+def units(text: str) -> int:
+    """String.length: characters beyond the first 65,536 count twice."""
+    return len(text) + sum(c > "\uffff" for c in text) if not text.isascii() else len(text)
+
+
+# Regular expressions ----------------------------------------------------------------------------------------------------
+
+_ENDS = "\\n\\r\\u0085\\u2028\\u2029"
+_DOLLAR = "(?=(?:\\r\\n|(?<!\\r)\\n|[\\r\\u0085\\u2028\\u2029])?\\Z)"
+_ESCAPES = {**{c: f"\\{c}" for c in "sSdDwWtnrfaA"}, "z": "\\Z", "e": "\\x1b"}
+_POSIX = {
+    "Lower": "a-z", "Upper": "A-Z", "Alpha": "a-zA-Z", "Digit": "0-9", "Alnum": "a-zA-Z0-9", "Punct": r"!-/:-@\[-`{-~",
+    "Graph": "!-~", "Print": " -~", "Blank": r" \t", "Cntrl": r"\x00-\x1f\x7f", "XDigit": "0-9a-fA-F", "ASCII": r"\x00-\x7f",
+    "Space": r" \t\n\x0b\f\r",
+}  # fmt: skip
+
+
+class _Pattern:
+    """A Java pattern read from left to right, and Python's for the same texts."""
+
+    def __init__(self, java: str):
+        self.java, self.at, self.out = java, 0, [""]
+
+    def refuse(self, what: str) -> NotServedError:
+        return NotServedError(f"Python's regular expressions have no equal of {what} in the pattern {self.java!r}")
+
+    def next(self) -> str:
+        c = self.java[self.at]
+        self.at += 1
+        return c
+
+    def starts(self, text: str) -> bool:
+        return self.java.startswith(text, self.at)
+
+    def translated(self) -> str:
+        while self.at < len(self.java):
+            c = self.next()
+            if c == "\\":
+                self.out.append(self.escape(False))
+            elif c == "[":
+                self.out.append(self.set())
+            elif c == ".":
+                self.out.append(f"[^{_ENDS}]")
+            elif c == "$":
+                self.out.append(_DOLLAR)
+            else:
+                self.out.append(self.plain(c))
+        return "".join(self.out)
+
+    def plain(self, c: str) -> str:
+        if c == "(" and self.starts("?") and not self.starts(("?:", "?=", "?!", "?<=", "?<!")):  # type: ignore[arg-type]
+            raise self.refuse(repr(self.java[self.at - 1 : self.at + 3]))
+        if c in "*+?}" and self.starts("+"):
+            raise self.refuse(f"the possessive {c}+")
+        return re.escape(c) if c in "#&~" else c
+
+    def escape(self, inside: bool) -> str:
+        if self.at >= len(self.java):
+            raise self.refuse("a lone backslash")
+        c = self.next()
+        if c in "pP":
+            return self.posix(c == "P", inside)
+        if c in "xu" and re.match("[0-9a-fA-F]{2}" * (1 if c == "x" else 2), self.java[self.at :]):
+            return f"\\{c}"
+        if c.isalnum() and (c not in _ESCAPES or (inside and c in "Az")):
+            raise self.refuse(f"\\{c}")
+        return _ESCAPES.get(c) or re.escape(c)
+
+    def posix(self, negated: bool, inside: bool) -> str:
+        found = re.compile(r"\{(\w+)\}").match(self.java, self.at)
+        if not found or found[1] not in _POSIX or (negated and inside):
+            raise self.refuse(f"\\{'P' if negated else 'p'}{found[0] if found else ''}")
+        self.at = found.end()
+        return _POSIX[found[1]] if inside else f"[{'^' * negated}{_POSIX[found[1]]}]"
+
+    def set(self) -> str:
+        out = "[^" if self.starts("^") else "["
+        self.at += len(out) - 1
+        first = self.at
+        while self.at < len(self.java):
+            c = self.next()
+            if c == "]" and self.at > first + 1:
+                return out + "]"
+            if c in "[]" or (c == "&" and self.starts("&")):
+                raise self.refuse("a set within a set")
+            out += self.escape(True) if c == "\\" else c if c == "-" else re.escape(c)
+        raise self.refuse("an open bracket")
+
+
+@functools.lru_cache(maxsize=256)
+def pattern(java: str) -> "re.Pattern[str]":
+    """The pattern that finds in every text what this one finds in Java.
+
+    Raises:
+        NotServedError: it uses what Python has no equal of.
+    """
+    try:
+        return re.compile(_Pattern(java).translated(), re.ASCII)
+    except (re.error, OverflowError) as e:
+        raise NotServedError(f"Python cannot read the pattern {java!r}: {e}") from e

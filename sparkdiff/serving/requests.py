@@ -1,0 +1,367 @@
+"""Rows from outside (a dict, dicts, pandas, Arrow) as columns of numbers and of Python's objects, and results back."""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from pyspark.ml.linalg import DenseVector, SparseVector
+from torch import Tensor
+
+from sparkdiff.errors import InputError, did_you_mean, kind_of
+from sparkdiff.pipeline.columns import from_arrow, to_arrow
+from sparkdiff.rows import Rows, SparseRows, offsets_of
+
+WHOLE = ("tinyint", "smallint", "int", "bigint")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A column that a scorer reads from outside.
+
+    Attributes:
+        name: as the pipeline spells it.
+        path: the column, then the fields of the structs on the way to it.
+        kind: its type in Spark, as `simpleString`; empty where no schema was given.
+    """
+
+    name: str
+    path: tuple[str, ...]
+    kind: str = ""
+
+    def bad(self, value: Any, why: str) -> InputError:
+        return InputError(f"column {self.name!r} holds {shown(value)}, {why}")
+
+
+def shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+# Objects ----------------------------------------------------------------------------------------------------------------
+
+
+def plain(v: Any) -> Any:
+    """A value of numpy or pandas as Python's; a float32 stays one, as its text is another."""
+    if v is None or isinstance(v, (str, bool, int, np.float32, np.int32)):
+        return v
+    if isinstance(v, float):
+        return float(v)
+    if isinstance(v, np.generic):
+        return v.item()
+    if isinstance(v, (list, tuple, np.ndarray)):
+        return [plain(x) for x in v]
+    return None if type(v).__name__ in ("NAType", "NaTType") else v
+
+
+def typed(v: Any, source: Source, kind: str) -> Any:
+    """A plain value as the type that the schema gives its column."""
+    if v is None:
+        return None
+    if kind.startswith("array<"):
+        if not isinstance(v, list):
+            raise source.bad(v, f"but the schema has {kind}")
+        return [typed(x, source, kind[6:-1]) for x in v]
+    is_number = isinstance(v, (int, float, np.number, Decimal)) and not isinstance(v, bool)
+    if kind in ("double", "float") and is_number:
+        return float(v) if kind == "double" else np.float32(v)
+    if kind in WHOLE and is_number:
+        if v != v or v != int(v):
+            raise source.bad(v, f"but the schema has {kind}")
+        return np.int32(v) if kind == "int" and -(2**31) <= v < 2**31 else int(v)
+    if kind in ("double", "float", *WHOLE) or (kind == "string") != isinstance(v, str):
+        raise source.bad(v, f"but the schema has {kind}")
+    return v
+
+
+def objects(column: "Column", source: Source) -> list[Any]:
+    """The values of a column as Python's, null as None."""
+    values = column.values if isinstance(column, Listed) else column.listed()
+    kind = source.kind
+    if not kind or kind.startswith(("vector", "decimal")):
+        return [v if type(v) is str else plain(v) for v in values]
+    if kind == "string":
+        return [v if type(v) is str else typed(plain(v), source, kind) for v in values]
+    return [typed(plain(v), source, kind) for v in values]
+
+
+# Numbers ----------------------------------------------------------------------------------------------------------------
+
+
+def numbers(column: "Column", source: Source) -> tuple[Rows, Tensor]:
+    """A column as tensor, and which rows (n,) bool are null: these are NaN."""
+    if isinstance(column, Listed):
+        return listed_numbers(column.values, source)
+    return column.numbers(source)
+
+
+def listed_numbers(values: Sequence[Any], source: Source) -> tuple[Rows, Tensor]:
+    for v in values:
+        if v is not None and not isinstance(v, (float, int)):
+            break
+    else:
+        return _scalars(values, source)
+    if isinstance(v, (np.generic, Decimal)) or plain(v) is None:
+        return _scalars([float(x) if isinstance(x, Decimal) else plain(x) for x in values], source)
+    if isinstance(v, (list, tuple, np.ndarray, DenseVector, SparseVector)):
+        return _vectors(values, source), torch.zeros(len(values), dtype=torch.bool)
+    raise source.bad(v, f"which is no number but {kind_of(v)}")
+
+
+def _scalars(values: Sequence[Any], source: Source) -> tuple[Tensor, Tensor]:
+    try:
+        out = torch.tensor([np.nan if v is None else float(v) for v in values], dtype=torch.float64)
+    except (TypeError, ValueError, OverflowError):
+        bad = next(v for v in values if v is not None and not isinstance(v, (float, int)))
+        raise source.bad(bad, f"which is no number but {kind_of(bad)}") from None
+    null = torch.tensor([v is None for v in values], dtype=torch.bool)
+    return rounded(out, source), null
+
+
+def rounded(x: Tensor, source: Source) -> Tensor:
+    """Numbers as the column's type has them."""
+    return x.float().double() if source.kind == "float" else x
+
+
+def _vectors(values: Sequence[Any], source: Source) -> Rows:
+    sizes = [_size(v, source) for v in values]
+    if min(sizes) != max(sizes):
+        raise InputError(f"column {source.name!r} holds vectors of {min(sizes)} and of {max(sizes)} entries")
+    if all(isinstance(v, SparseVector) for v in values):
+        lengths = torch.tensor([len(v.indices) for v in values])
+        indices = np.concatenate([v.indices for v in values]).astype(np.int64)
+        stored = np.concatenate([v.values for v in values]).astype(np.float64)
+        return SparseRows(torch.from_numpy(indices), torch.from_numpy(stored), offsets_of(lengths), sizes[0])
+    try:
+        rows = [v.toArray() if isinstance(v, (DenseVector, SparseVector)) else np.array(v, np.float64) for v in values]
+        return torch.from_numpy(np.stack(rows).reshape(len(rows), sizes[0]))
+    except (TypeError, ValueError):
+        raise source.bad(values[0], "which is no vector of numbers") from None
+
+
+def _size(v: Any, source: Source) -> int:
+    if v is None:
+        raise source.bad(None, "and a vector may not be null: fill it, or leave the row out")
+    if isinstance(v, (DenseVector, SparseVector)):
+        return int(v.size) if isinstance(v, SparseVector) else len(v.array)
+    if not isinstance(v, (list, tuple, np.ndarray)):
+        raise source.bad(v, "beside vectors")
+    if any(x is None for x in v):
+        raise source.bad(v, "and an entry of an array may not be null")
+    return len(v)
+
+
+# Columns ----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A column as a list of objects."""
+
+    values: Sequence[Any]
+
+
+@dataclass(frozen=True)
+class Numpy:
+    """A column of plain numbers, which have no null."""
+
+    array: "np.ndarray[Any, Any]"
+
+    def listed(self) -> list[Any]:
+        if self.array.dtype in (np.float32, np.int32):
+            return list(self.array)
+        return list(self.array.tolist())
+
+    def numbers(self, source: Source) -> tuple[Rows, Tensor]:
+        out = torch.from_numpy(self.array.astype(np.float64))
+        return rounded(out, source), torch.zeros(len(out), dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class Arrow:
+    """A column of Arrow."""
+
+    array: pa.Array
+
+    def listed(self) -> list[Any]:
+        values: list[Any] = self.array.to_pylist()
+        if narrow := _NARROW.get(_element(self.array.type)):
+            return [_narrowed(v, narrow) for v in values]
+        return values
+
+    def numbers(self, source: Source) -> tuple[Rows, Tensor]:
+        kind = self.array.type
+        if pa.types.is_struct(kind) or pa.types.is_nested(kind):
+            if self.array.null_count:
+                raise source.bad(None, "and a vector may not be null: fill it, or leave the row out")
+            array = self.array.cast(pa.list_(kind.value_type)) if not pa.types.is_struct(kind) else self.array
+            return from_arrow(array), torch.zeros(len(array), dtype=torch.bool)
+        is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+        if not (is_number or pa.types.is_boolean(kind) or pa.types.is_null(kind)):
+            raise InputError(f"column {source.name!r} is {kind}, and the pipeline reads numbers from it")
+        null = torch.from_numpy(np.array(self.array.is_null()))
+        found = from_arrow(self.array)
+        assert isinstance(found, Tensor)
+        return rounded(found, source), null
+
+
+_NARROW: dict[Any, Callable[[Any], Any]] = {pa.float32(): np.float32, pa.int32(): np.int32}
+Column = Listed | Numpy | Arrow
+
+
+def _element(kind: pa.DataType) -> pa.DataType:
+    return _element(kind.value_type) if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
+
+
+def _narrowed(v: Any, narrow: Callable[[Any], Any]) -> Any:
+    return [_narrowed(x, narrow) for x in v] if isinstance(v, list) else None if v is None else narrow(v)
+
+
+class Table:
+    """Rows given as a table: its columns by name."""
+
+    def __init__(self, names: Sequence[str], column: Callable[[str], Column], rows: int):
+        self.names, self.column, self.rows = list(names), column, rows
+
+    def read(self, source: Source, casefold: Callable[[str], str]) -> Column:
+        column = self.column(spelled(source.path[0], self.names, casefold))
+        for field in source.path[1:]:
+            values = column.values if isinstance(column, Listed) else column.listed()
+            column = Listed([None if v is None else field_of(v, field, source, casefold) for v in values])
+        return column
+
+
+def spelled(name: str, names: Sequence[str], casefold: Callable[[str], str]) -> str:
+    """The name among these that means the same column.
+
+    Raises:
+        InputError: there is none, or there are several.
+    """
+    found = [n for n in names if isinstance(n, str) and casefold(n) == casefold(name)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise InputError(f"the rows have {len(found)} columns that match {name!r}, {found}: leave out all but one")
+    hint = did_you_mean(name, [n for n in names if isinstance(n, str)])
+    raise InputError(f"the rows have no column {name!r}, which the pipeline reads; null is None. {hint}")
+
+
+def field_of(value: Any, field: str, source: Source, casefold: Callable[[str], str]) -> Any:
+    if not isinstance(value, Mapping):
+        raise source.bad(value, f"which has no field {field!r}")
+    return value[field] if field in value else value[spelled(field, list(value), casefold)]
+
+
+def value_of(row: Mapping[str, Any], source: Source, casefold: Callable[[str], str]) -> Any:
+    """The value of a column in a dict."""
+    value: Any = row
+    for name in source.path:
+        if value is None:
+            return None
+        value = field_of(value, name, source, casefold)
+    return value
+
+
+def table_of_dicts(rows: Sequence[Mapping[str, Any]], casefold: Callable[[str], str]) -> "DictRows":
+    for row in rows:
+        if not isinstance(row, Mapping):
+            raise InputError(f"a list of rows must hold dicts, got {kind_of(row)}")
+    return DictRows(rows, casefold)
+
+
+class DictRows(Table):
+    """Rows given as dicts."""
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]], casefold: Callable[[str], str]):
+        super().__init__((), lambda name: Listed(()), len(rows))
+        self.dicts, self.casefold = rows, casefold
+
+    def read(self, source: Source, casefold: Callable[[str], str]) -> Column:
+        name = source.path[0]
+        if len(source.path) == 1:
+            try:
+                return Listed([row[name] for row in self.dicts])
+            except KeyError:
+                pass
+        return Listed([value_of(row, source, casefold) for row in self.dicts])
+
+
+def table_of_pandas(frame: Any) -> Table:
+    def column(name: str) -> Column:
+        series = frame[name]
+        if isinstance(series.dtype, np.dtype) and series.dtype.kind in "fiub":
+            return Numpy(series.to_numpy())
+        values = series.astype(object).tolist()
+        return Listed([None if v is None or v is not v or _is_missing(v) else v for v in values])
+
+    return Table([c for c in frame.columns if isinstance(c, str)], column, len(frame))
+
+
+def _is_missing(v: Any) -> bool:
+    """In a column that is not of plain numbers, NaN stands for what is missing."""
+    return (isinstance(v, float) and v != v) or type(v).__name__ in ("NAType", "NaTType")
+
+
+def table_of_arrow(table: "pa.Table | pa.RecordBatch") -> Table:
+    def column(name: str) -> Column:
+        found = table.column(table.schema.get_field_index(name))
+        found = found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
+        return Arrow(found.dictionary_decode() if pa.types.is_dictionary(found.type) else found)
+
+    return Table(table.schema.names, column, table.num_rows)
+
+
+def table_of(rows: Any, casefold: Callable[[str], str]) -> Table:
+    """Rows of any accepted kind.
+
+    Raises:
+        InputError: they are of another kind.
+    """
+    if isinstance(rows, (pa.Table, pa.RecordBatch)):
+        return table_of_arrow(rows)
+    if hasattr(rows, "iloc") and hasattr(rows, "columns"):
+        return table_of_pandas(rows)
+    if isinstance(rows, Sequence) and not isinstance(rows, (str, bytes)):
+        return table_of_dicts(rows, casefold)
+    way = ": df.toPandas() or df.toArrow() returns rows, and model.transform(df) scores them in Spark"
+    raise InputError(
+        f"predict() takes a dict, a list of dicts, a pandas DataFrame or an Arrow table, got {kind_of(rows)}"
+        f"{way if hasattr(rows, 'isStreaming') else ''}"
+    )
+
+
+# Results ----------------------------------------------------------------------------------------------------------------
+
+
+def result_objects(column: Any, null: Tensor | None, kind: str) -> list[Any]:
+    """A computed column as Python's objects: numbers, numpy arrays (d,), sparse vectors, text."""
+    if isinstance(column, list):
+        return column
+    if isinstance(column, SparseRows):
+        ends = itertools.pairwise(column.offsets.tolist())
+        indices, stored = column.indices.numpy(), column.values.numpy()
+        return [SparseVector(column.width, indices[a:b], stored[a:b]) for a, b in ends]
+    if column.ndim == 2:
+        return list(column.numpy())
+    values: list[Any] = column.tolist()
+    if kind == "int":
+        values = [int(v) if v == v else v for v in values]
+    if null is not None:
+        values = [None if absent else v for v, absent in zip(values, null.tolist(), strict=True)]
+    return values
+
+
+def result_arrow(column: Any, null: Tensor | None, kind: str) -> pa.Array:
+    """A computed column as Arrow: numbers, lists of doubles, Spark's own form of sparse vectors, text."""
+    if isinstance(column, list):
+        return pa.array(column)
+    if isinstance(column, SparseRows):
+        return to_arrow(column)
+    if column.ndim == 2:
+        return pa.FixedSizeListArray.from_arrays(pa.array(column.reshape(-1).numpy()), column.shape[1])
+    target = {"int": pa.int32(), "float": pa.float32()}.get(kind, pa.float64())
+    return pa.array(column.numpy(), mask=None if null is None else null.numpy()).cast(target)

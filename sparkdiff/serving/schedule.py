@@ -1,0 +1,229 @@
+"""The steps from a row's columns to a pipeline's outputs, found once, so that a request only runs them."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparkdiff.errors import InputError
+from sparkdiff.rows import Rows, SparseRows, width
+from sparkdiff.serving.requests import DictRows, Source, Table, numbers, objects, shown, value_of
+from sparkdiff.serving.text_stages import BadValueError, TextStage, as_objects
+from sparkdiff.stages.base import StageModule
+
+NOWHERE = -1
+"""The place of a value that nobody reads."""
+Values = list[Any]
+"""What is computed, by place: tensors, sparse rows, null flags (n,), lists."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A source column and the places of its numbers, of the flags of its nulls, and of its objects."""
+
+    source: Source
+    numbers: int = NOWHERE
+    null: int = NOWHERE
+    objects: int = NOWHERE
+
+    def put(self, column: Any, values: Values) -> None:
+        if self.numbers != NOWHERE:
+            values[self.numbers], null = numbers(column, self.source)
+            if self.null != NOWHERE:
+                values[self.null] = null
+        if self.objects != NOWHERE:
+            values[self.objects] = objects(column, self.source)
+
+
+@dataclass(frozen=True)
+class TorchStep:
+    """A translated stage.
+
+    Attributes:
+        nulls: of each input the place of its null flags; None where the stage doesn't ask.
+        flags: of each output the place of its null flags, where NaN is null.
+        wanted: entries that a row of the first input must have, and whether it may have more; 0 where the stage has no such rule.
+    """
+
+    uid: str
+    stage_class: str
+    module: StageModule
+    columns: tuple[str, ...]
+    reads: tuple[int, ...]
+    writes: tuple[int, ...]
+    nulls: tuple[int, ...] | None = None
+    flags: tuple[int, ...] = ()
+    wanted: int = 0
+    or_more: bool = False
+
+    def run(self, values: Values) -> None:
+        given = [values[i] for i in self.reads]
+        if self.wanted:
+            self.check(given[0])
+        if self.nulls is None:
+            out = self.module.forward(*given)
+        else:
+            nulls = [None if i == NOWHERE else values[i] for i in self.nulls]
+            out = self.module.forward(*given, nulls=nulls)
+        if not isinstance(out, tuple):
+            out = (out,)
+        for i, column in zip(self.writes, out, strict=True):
+            values[i] = column
+        for i, column in zip(self.flags, out, strict=False):
+            if i != NOWHERE:
+                values[i] = column.isnan()
+
+    def check(self, x: Rows) -> None:
+        found = width(x)
+        if found != self.wanted and not (self.or_more and found > self.wanted):
+            least = "at least " if self.or_more else ""
+            raise InputError(
+                f"{self.uid} needs {least}{self.wanted} entries per row in column {self.columns[0]!r}, got {found}"
+            )
+
+
+@dataclass(frozen=True)
+class TextStep:
+    """A part of a stage in Python."""
+
+    uid: str
+    stage_class: str
+    stage: TextStage
+    columns: tuple[str, ...]
+    reads: tuple[int, ...]
+    writes: tuple[int, ...]
+
+    def run(self, values: Values) -> None:
+        given = [values[i] for i in self.reads]
+        try:
+            out = self.stage.run(*given)
+        except BadValueError as e:
+            named = [c for c, column in zip(self.columns, given, strict=True) if any(v is e.value for v in column)]
+            columns = " or ".join(map(repr, named or self.columns))
+            raise InputError(f"{self.uid}: column {columns} holds {shown(e.value)}, {e}") from None
+        for i, column in zip(self.writes, out, strict=True):
+            values[i] = column
+
+
+@dataclass(frozen=True)
+class ObjectsStep:
+    """Computed numbers as Python's, for a stage in Python; `kind` is their type in Spark."""
+
+    uid: str
+    stage_class: str
+    columns: tuple[str, ...]
+    reads: tuple[int, ...]
+    null: int
+    writes: tuple[int, ...]
+    kind: str
+
+    def run(self, values: Values) -> None:
+        null = None if self.null == NOWHERE else values[self.null]
+        column = values[self.reads[0]]
+        if not isinstance(column, Tensor) or column.ndim != 1:
+            raise InputError(f"{self.uid} reads numbers or text, and column {self.columns[0]!r} holds vectors")
+        values[self.writes[0]] = as_objects(column, null, self.kind)
+
+
+Step = TorchStep | TextStep | ObjectsStep
+
+
+@dataclass(frozen=True)
+class Output:
+    """A column that is returned: its name, its place and that of its null flags, and its type in Spark."""
+
+    name: str
+    place: int
+    null: int
+    kind: str
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Everything that a request needs.
+
+    Attributes:
+        places: how many values there are.
+        sensitive: whether the case of letters tells names of columns apart.
+        assumptions: what was taken for granted about the data, because no schema was given.
+    """
+
+    entries: tuple[Entry, ...]
+    steps: tuple[Step, ...]
+    outputs: tuple[Output, ...]
+    places: int
+    sensitive: bool
+    assumptions: tuple[str, ...]
+
+    @property
+    def casefold(self) -> Callable[[str], str]:
+        return str if self.sensitive else str.lower
+
+    def of_table(self, table: Table) -> Values:
+        values: Values = [None] * self.places
+        casefold = self.casefold
+        for entry in self.entries:
+            entry.put(table.read(entry.source, casefold), values)
+        return self.run(values)
+
+    def of_row(self, row: Mapping[str, Any]) -> Values:
+        """The values of one row; what `of_table` does, with one tensor for all plain numbers."""
+        values: Values = [None] * self.places
+        found: list[float] = []
+        places: list[int] = []
+        for entry in self.entries:
+            source = entry.source
+            try:
+                v = row[source.name]
+            except KeyError:
+                v = value_of(row, source, self.casefold)
+            kind = type(v)
+            plain = kind is float or kind is int or v is None
+            if (not plain and kind is not str) or (source.kind and entry.objects != NOWHERE):
+                entry.put(DictRows([row], self.casefold).read(source, self.casefold), values)
+                continue
+            if entry.objects != NOWHERE:
+                values[entry.objects] = [v]
+            if entry.numbers != NOWHERE:
+                if not plain:
+                    raise source.bad(v, "which is no number but str")
+                found.append(math.nan if v is None else v)
+                places.append(entry.numbers)
+                if entry.null != NOWHERE:
+                    values[entry.null] = NULL if v is None else THERE
+        if found:
+            columns = torch.tensor(list(map(float, found)), dtype=torch.float64).unsqueeze(1).unbind()
+            for place, column in zip(places, columns, strict=True):
+                values[place] = column
+        return self.run(values)
+
+    def run(self, values: Values) -> Values:
+        for step in self.steps:
+            try:
+                step.run(values)
+            except InputError:
+                raise
+            except (RuntimeError, IndexError, ValueError, TypeError, AttributeError, AssertionError) as e:
+                if isinstance(e, torch.OutOfMemoryError):
+                    raise
+                shapes = ", ".join(f"{c!r} {_shape(values[i])}" for c, i in zip(step.columns, step.reads, strict=False))
+                raise InputError(f"{step.uid} can't compute on columns of these shapes: {shapes} ({e})") from e
+        return values
+
+
+NULL, THERE = torch.tensor([True]), torch.tensor([False])
+
+
+def _shape(column: Any) -> tuple[int, ...]:
+    if isinstance(column, SparseRows):
+        return len(column), column.width
+    return tuple(column.shape) if isinstance(column, Tensor) else (len(column),)
+
+
+def width_wanted(module: StageModule) -> int:
+    """Entries that a row of the first input must have; 0 where the module has no such rule."""
+    return next((int(attrgetter(name)(module).shape[axis]) for name, axis in module.feature_axis.items()), 0)

@@ -1,0 +1,140 @@
+"""A fitted pipeline that answers single requests, and batches, without Spark and without a JVM."""
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+import sparkdiff
+from sparkdiff.errors import InputError
+from sparkdiff.pipeline.schema import SchemaOrRows
+from sparkdiff.serving import stored
+from sparkdiff.serving.compiling import scheduled, warm
+from sparkdiff.serving.requests import result_arrow, result_objects, table_of
+from sparkdiff.serving.schedule import NOWHERE, Output, Schedule, Values
+
+ROWS = 8192
+"""Rows that are computed at a time."""
+
+
+class Scorer:
+    """Computes the outputs of a fitted pipeline from rows outside Spark: no session, no JVM, no job.
+
+    What it takes, and what it refuses by name, is listed in docs/serving.md. Its outputs are Spark's: also for null, NaN, unseen
+    categories and text of any language. A row on which Spark fails raises InputError with stage, column and value.
+
+    It holds no state of a request, so any number of threads may call one scorer. torch computes in the threads that
+    `torch.set_num_threads` says; with many threads of a server's own, 1 is best.
+
+    Args:
+        model: a fitted pipeline or stage.
+        schema: the schema of the data, or the data themselves. Without it numbers have the type of the value: an `int` is a
+            bigint, a `float` a double. That matters only where text is made of numbers (StringIndexer and FeatureHasher over
+            numbers), and for the stages that `assumptions` names.
+        outputCols: columns to return; by default those of the predictors and of the stages behind them.
+
+    Attributes:
+        inputCols: columns that a row must have; null is None.
+        outputCols: columns that are returned.
+        assumptions: what was taken for granted about the data without a schema.
+
+    Raises:
+        InputError: a stage cannot be computed without Spark; names it, with the reason and what to do.
+    """
+
+    __module__ = "sparkdiff"
+
+    def __init__(self, model: Any, schema: SchemaOrRows = None, outputCols: Iterable[str] | None = None):
+        self._take(scheduled(model, schema, outputCols))
+
+    def _take(self, schedule: Schedule) -> None:
+        self._schedule = schedule
+        self.inputCols = tuple(entry.source.name for entry in schedule.entries)
+        self.outputCols = tuple(output.name for output in schedule.outputs)
+        self.assumptions = schedule.assumptions
+        warm(schedule)
+
+    def predict(self, rows: Any) -> Any:
+        """The output columns of these rows.
+
+        Args:
+            rows: a dict (one row), a list of dicts, a pandas DataFrame, or a table or batch of Arrow. A vector is a list, a numpy
+                array (d,) or a vector of pyspark; the field of a struct is a dict in a dict. In pandas, what is missing in a
+                column of objects is null, and NaN in a column of floats is NaN.
+
+        Returns:
+            The same kind: a dict, a list of dicts, a DataFrame with the index of the rows, a table or batch. Vectors are numpy
+            arrays (d,) of doubles, or pyspark's SparseVector where Spark's are sparse; in Arrow fixed-size lists, or Spark's
+            own structs.
+
+        Raises:
+            InputError: a column is missing, or Spark would fail on a row; names stage, column and value.
+        """
+        with torch.inference_mode():
+            if isinstance(rows, Mapping):
+                values = self._schedule.of_row(rows)
+                return {o.name: _objects(o, values)[0] for o in self._schedule.outputs}
+            return self._predicted(rows)
+
+    def _predicted(self, rows: Any) -> Any:
+        schedule = self._schedule
+        n = table_of(rows, schedule.casefold).rows
+        in_arrow, in_pandas = isinstance(rows, (pa.Table, pa.RecordBatch)), hasattr(rows, "iloc")
+        columns: dict[str, list[Any]] = {o.name: [] for o in schedule.outputs}
+        for begin in range(0, n, ROWS):
+            part = rows.slice(begin, ROWS) if in_arrow else (rows.iloc if in_pandas else rows)[begin : begin + ROWS]
+            values = schedule.of_table(table_of(part, schedule.casefold))
+            for o in schedule.outputs:
+                columns[o.name] += [_arrow(o, values)] if in_arrow else _objects(o, values)
+        if in_arrow:
+            return _as_arrow(rows, columns)
+        if in_pandas:
+            import pandas as pd
+
+            return pd.DataFrame(columns, index=rows.index)
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the scorer to a new folder, from which `load` makes it without Spark: JSON and arrays, nothing that runs code.
+
+        Raises:
+            InputError: the folder exists.
+            SparkdiffError: it cannot be written, or a registered stage of your own holds what cannot be stored.
+        """
+        stored.save(self._schedule, sparkdiff.__version__, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Scorer":
+        """The scorer in a folder that `save` wrote. Starts no JVM.
+
+        Raises:
+            InputError: there is none, it is damaged, or another version of sparkdiff wrote it.
+        """
+        schedule = stored.load(sparkdiff.__version__, path)
+        if not isinstance(schedule, Schedule):
+            raise InputError(f"there is no scorer in {os.fspath(path)}")
+        made = cls.__new__(cls)
+        made._take(schedule)
+        return made
+
+    def __repr__(self) -> str:
+        return f"Scorer({', '.join(self.inputCols)} -> {', '.join(self.outputCols)}: {len(self._schedule.steps)} steps)"
+
+
+def _objects(output: Output, values: Values) -> list[Any]:
+    return result_objects(values[output.place], _null(output, values), output.kind)
+
+
+def _arrow(output: Output, values: Values) -> pa.Array:
+    return result_arrow(values[output.place], _null(output, values), output.kind)
+
+
+def _null(output: Output, values: Values) -> Any:
+    return None if output.null == NOWHERE else values[output.null]
+
+
+def _as_arrow(rows: Any, columns: Mapping[str, list[Any]]) -> Any:
+    arrays = {name: pa.concat_arrays(parts) if parts else pa.nulls(0) for name, parts in columns.items()}
+    return type(rows).from_arrays(list(arrays.values()), names=list(arrays))

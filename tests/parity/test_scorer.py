@@ -1,0 +1,317 @@
+"""What a Scorer computes without Spark is what Spark computes: every class of MLlib, text of any language, and rows that fail."""
+
+import math
+import random
+import struct
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings, strategies as st
+from pyspark.ml import Pipeline, PipelineModel
+from pyspark.ml.classification import GBTClassifier, LogisticRegression
+from pyspark.ml.feature import (
+    CountVectorizer,
+    FeatureHasher,
+    HashingTF,
+    IndexToString,
+    NGram,
+    OneHotEncoder,
+    RegexTokenizer,
+    SQLTransformer,
+    StopWordsRemover,
+    StringIndexer,
+    Tokenizer,
+    VectorAssembler,
+)
+from pyspark.sql import DataFrame, SparkSession
+from scoring import differences, fails, refuses
+
+from sparkdiff import InputError, Scorer
+
+REFUSED = {
+    "BisectingKMeansModel", "BucketedRandomProjectionLSHModel", "DistributedLDAModel", "FPGrowthModel", "LocalLDAModel",
+    "MinHashLSHModel", "SQLTransformer",
+}  # fmt: skip
+"""Classes that a Scorer refuses by name. Another one here is an acceptance lost."""
+ANOTHER_INPUT = {"Interaction"}
+"""Classes that the rows of the coverage tool don't suit."""
+SINGLE = {"ALSModel", "Word2VecModel"}
+
+
+@pytest.fixture(scope="module")
+def rows(tool: Any, spark: SparkSession) -> DataFrame:
+    found: DataFrame = tool.rows(spark)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.once
+def test_each_class_is_taken_or_refused_by_name(tool: Any, rows: DataFrame, tmp_path: Path) -> None:
+    wrong = []
+    for name in tool.stages():
+        stage = tool.one_of(name, rows)
+        if name in REFUSED:
+            with pytest.raises(InputError, match=rf"{stage.uid} \({name}\) cannot be computed without Spark"):
+                Scorer(stage, schema=rows.schema)
+            continue
+        scorer = Scorer(stage, schema=rows.schema)
+        scorer.save(tmp_path / name)
+        again = Scorer.load(tmp_path / name)
+        if name not in ANOTHER_INPUT:
+            wrong += [f"{name}: {d}" for d in differences(again, stage, rows, 1e-6 if name in SINGLE else 1e-9)]
+    assert not wrong, "\n".join(wrong[:20])
+
+
+# Text -------------------------------------------------------------------------------------------------------------------
+
+LETTERS = "aAbBzZßẞİıIiÀàçÇΣσςΑαΆάЖжДд字かカ한ǅǄﬁ" + "\u0301\u0345\u200d" + "\U0001f600\U00010400" + "ᲐᏣꟀ"
+SPACES = " \t\n\x0b\f\r\u00a0\u2003\u3000\u0085\u2028\x1c"
+MARKS = "-_.,;:!?'\"’()[]{}/\\|@#$%&*+=<>~`^\u2010\u00ad\u2027"
+text = st.text(
+    alphabet=st.one_of(st.sampled_from(LETTERS + SPACES + MARKS + "0123456789"), st.characters(codec="utf-8"))
+)
+
+
+def drawn(strategy: Any, n: int, seed: int) -> list[Any]:
+    """Many examples at once: a Spark job for each would take too long."""
+    found: list[Any] = []
+
+    @settings(max_examples=n, database=None, derandomize=True, deadline=None)
+    @given(strategy)
+    def collect(value: Any) -> None:
+        found.append(value)
+
+    collect()
+    random.Random(seed).shuffle(found)
+    return found
+
+
+@pytest.fixture(scope="module")
+def texts(spark: SparkSession) -> DataFrame:
+    found = drawn(text, 400, 0)
+    # Java's rule for a final sigma looks at words as Java cuts them; blanks, letters and common marks are cut alike.
+    some = random.Random(1)
+    found += [
+        "".join(some.choices("Σσα Α.,-'1!\u0301/", k=some.randint(1, 7))) + "Σ" * some.randint(0, 1) for _ in range(400)
+    ]
+    return spark.createDataFrame([(t,) for t in found], "x string").coalesce(1).cache()
+
+
+WORDS = {
+    "Tokenizer": Tokenizer,
+    "gaps": RegexTokenizer,
+    "words": lambda: RegexTokenizer(pattern=r"\w+", gaps=False, toLowercase=False),
+    "letters": lambda: RegexTokenizer(pattern=r"[^\p{Alnum}'\]-]+|x?", minTokenLength=0),
+    "dots": lambda: RegexTokenizer(pattern="(?:a|.)b*?$", minTokenLength=0, toLowercase=False),
+    "long": lambda: RegexTokenizer(pattern=r"[\s\p{Punct}]", minTokenLength=2),
+}
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_words_of_text(texts: DataFrame, name: str) -> None:
+    stage = WORDS[name]().setInputCol("x").setOutputCol("o")
+    assert not differences(Scorer(stage), stage, texts)
+
+
+def test_a_character_that_java_cuts_in_two_is_refused() -> None:
+    scorer = Scorer(RegexTokenizer(inputCol="x", outputCol="o", pattern="", minTokenLength=0))
+    assert scorer.predict({"x": "Ab"}) == {"o": ["a", "b"]}
+    with pytest.raises(InputError, match=r"column 'x' holds .*, in which the pattern finds nothing"):
+        scorer.predict({"x": "\U0001f600"})
+
+
+def test_a_text_of_many_stages(texts: DataFrame) -> None:
+    model = Pipeline(
+        stages=[
+            Tokenizer(inputCol="x", outputCol="w"),
+            StopWordsRemover(inputCol="w", outputCol="v", stopWords=["a", "ΑΣ", "İ", "б", ""]),
+            NGram(inputCol="v", outputCol="g", n=2),
+            HashingTF(inputCol="v", outputCol="h", numFeatures=50),
+            HashingTF(inputCol="g", outputCol="b", binary=True),
+            CountVectorizer(inputCol="v", outputCol="c", minTF=0.4),
+            FeatureHasher(inputCols=["x"], outputCol="f"),
+            StringIndexer(inputCol="x", outputCol="i", handleInvalid="keep"),
+            IndexToString(inputCol="i", outputCol="s"),
+        ]
+    ).fit(texts.limit(200))
+    outputs = ["g", "h", "b", "c", "f", "i", "s"]
+    assert not differences(Scorer(model, outputCols=outputs), model, texts)
+
+
+# Numbers ----------------------------------------------------------------------------------------------------------------
+
+DOUBLES = [
+    0.0,
+    -0.0,
+    1.0,
+    0.1,
+    1e7,
+    9999999.0,
+    0.001,
+    0.00099,
+    1e-5,
+    1e21,
+    123456.789,
+    math.inf,
+    -math.inf,
+    5e-324,
+    1e100,
+]
+
+
+@pytest.mark.parametrize("kind", ["double", "float", "int", "bigint", "smallint"])
+def test_an_index_of_numbers(spark: SparkSession, kind: str) -> None:
+    some = random.Random(0)
+    values: list[Any] = [*DOUBLES, *(struct.unpack("<d", some.randbytes(8))[0] for _ in range(200)), math.nan]
+    if kind not in ("double", "float"):
+        values = [some.randrange(-30000, 30000) for _ in range(100)]
+    df = spark.createDataFrame([(v,) for v in values], f"x {kind}").coalesce(1)
+    model = StringIndexer(inputCol="x", outputCol="o", handleInvalid="keep").fit(df.limit(150).dropna())
+    assert not differences(Scorer(model, schema=df.schema), model, df)
+    plain = df.toPandas()
+    ours = Scorer(model).predict(plain)["o"].tolist()  # its columns know their type
+    assert ours == [row["o"] for row in Scorer(model, schema=df.schema).predict([r.asDict() for r in df.collect()])]
+
+
+def test_a_hash_of_numbers(spark: SparkSession) -> None:
+    some = random.Random(1)
+    data = [
+        (
+            float(some.randrange(100)) / 4,
+            some.randrange(-5, 10**10),
+            some.random() < 0.5,
+            some.choice(DOUBLES[:10]),
+            "é",
+        )
+        for _ in range(50)
+    ]
+    df = spark.createDataFrame([*data, (None,) * 5], "a double, b bigint, c boolean, d double, e string").coalesce(1)
+    hasher = FeatureHasher(inputCols=list("abcde"), outputCol="o", categoricalCols=["a", "b"])
+    assert not differences(Scorer(hasher, schema=df.schema), hasher, df)
+    for kind, values in {
+        "double": DOUBLES,
+        "float": DOUBLES,
+        "int": [1, -3],
+        "bigint": [1, 2**40],
+        "boolean": [True, False],
+    }.items():
+        lists = spark.createDataFrame([([*values, None],)], f"x array<{kind}>").coalesce(1)
+        stage = HashingTF(inputCol="x", outputCol="o")
+        assert not differences(Scorer(stage, schema=lists.schema), stage, lists), kind
+
+
+# A pipeline -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def usual(df: DataFrame) -> PipelineModel:
+    stages = [
+        StringIndexer(inputCols=["kind", "grade"], outputCols=["kindIndex", "gradeIndex"], handleInvalid="keep"),
+        OneHotEncoder(inputCols=["kindIndex"], outputCols=["hot"], handleInvalid="keep"),
+        VectorAssembler(inputCols=["hot", "a", "b", "c"], outputCol="features", handleInvalid="keep"),
+        LogisticRegression(maxIter=3),
+        IndexToString(inputCol="prediction", outputCol="said", labels=["no", "yes"]),
+    ]
+    return Pipeline(stages=stages).fit(df)
+
+
+ADVERSARIAL = [
+    ("a", 1.0, 2.0, 3.0), (None, 0.0, -0.0, 0.0), ("unseen", 1e300, -1e300, 5e-324), ("A", math.nan, 0.0, 1.0),
+    ("a ", None, 1.0, None), ("\U0001f600", math.inf, 1.0, 0.0), ("", -math.inf, 2.0, 1.0), ("b", math.inf, math.inf, 1.0),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def adversarial(spark: SparkSession) -> DataFrame:
+    return spark.createDataFrame(ADVERSARIAL, "kind string, a double, b double, c double").coalesce(1).cache()
+
+
+def test_adversarial_rows(usual: PipelineModel, adversarial: DataFrame) -> None:
+    scorer = Scorer(usual)
+    assert scorer.inputCols == ("kind", "a", "b", "c")  # not the grade, which no prediction needs
+    assert scorer.outputCols == ("rawPrediction", "probability", "prediction", "said")
+    assert not differences(scorer, usual, adversarial)
+
+
+def test_every_kind_of_rows_has_the_same_answers(usual: PipelineModel, adversarial: DataFrame) -> None:
+    scorer, rows = Scorer(usual), [r.asDict() for r in adversarial.collect()]
+    frame = pd.DataFrame(rows, index=list("stuvwxyz"))
+    table = pa.Table.from_pylist(rows)
+    dicts, by_pandas, by_arrow = scorer.predict(rows), scorer.predict(frame), scorer.predict(table)
+    batch = scorer.predict(table.to_batches()[0])
+    assert isinstance(batch, pa.RecordBatch)
+    assert str(batch.to_pydict()) == str(by_arrow.to_pydict())
+    assert list(by_pandas.index) == list(frame.index)
+    for i, row in enumerate(dicts):
+        for name, value in row.items():
+            for other in (by_pandas[name].iloc[i], by_arrow[name][i].as_py()):
+                np.testing.assert_array_equal(np.asarray(other), np.asarray(value))
+    assert scorer.predict([]) == []
+    assert len(scorer.predict(frame.iloc[:0])) == 0
+    assert scorer.predict(table.slice(0, 0)).num_rows == 0
+    upper = {k.upper(): v for k, v in rows[0].items()}
+    assert scorer.predict(upper)["prediction"] == dicts[0]["prediction"]
+
+
+def test_rows_that_fail_in_spark_fail_here(df: DataFrame, spark: SparkSession) -> None:
+    strict = Pipeline(
+        stages=[
+            StringIndexer(inputCol="kind", outputCol="kindIndex"),
+            VectorAssembler(inputCols=["kindIndex", "a"], outputCol="features"),
+            LogisticRegression(maxIter=1),
+        ]
+    ).fit(df)
+    scorer = Scorer(strict)
+    for kind, a in [("a", 1.0), ("unseen", 1.0), (None, 1.0), ("a", None), ("a", math.nan), ("b", math.inf)]:
+        row = spark.createDataFrame([(kind, a)], "kind string, a double")
+        assert fails(strict, row, ["prediction"]) == refuses(scorer, {"kind": kind, "a": a}), (kind, a)
+    with pytest.raises(
+        InputError, match=r"StringIndexer_\w+: column 'kind' holds 'unseen', which is not among the labels"
+    ):
+        scorer.predict([{"kind": "a", "a": 1.0}, {"kind": "unseen", "a": 1.0}])
+    with pytest.raises(
+        InputError, match=r"no column 'kind', which the pipeline reads; null is None\. Did you mean 'kynd'"
+    ):
+        scorer.predict({"kynd": "a", "a": 1.0})
+    with pytest.raises(InputError, match="column 'a' holds 'x', which is no number"):
+        scorer.predict({"kind": "a", "a": "x"})
+
+
+def test_what_cannot_be_served_is_refused_by_name(usual: PipelineModel, df: DataFrame) -> None:
+    sql = SQLTransformer(statement="SELECT *, a + b AS s FROM __THIS__")
+    why = rf"{sql.uid} \(SQLTransformer\) cannot be computed without Spark: .*; compute its columns before"
+    with pytest.raises(InputError, match=why):
+        Scorer(PipelineModel([sql, *usual.stages]))
+    skips = StringIndexer(inputCol="kind", outputCol="o", handleInvalid="skip").fit(df)
+    with pytest.raises(InputError, match="drops rows"):
+        Scorer(skips)
+    for pattern in (r"\bx", "(?i)a", "a++", r"\p{L}+", "[a&&b]", r"(a)\1"):
+        with pytest.raises(InputError, match="Python's regular expressions have no equal"):
+            Scorer(RegexTokenizer(inputCol="x", outputCol="o", pattern=pattern))
+    with pytest.raises(InputError, match="locale 'tr'"):
+        Scorer(StopWordsRemover(inputCol="x", outputCol="o", locale="tr"))
+    with pytest.raises(InputError, match=r"no stage writes column 'predction'\. Did you mean 'prediction'"):
+        Scorer(usual, outputCols=["predction"])
+
+
+def answers_differ(scorer: Scorer, rows: list[dict[str, Any]], seed: int, wished: list[Any]) -> list[int]:
+    """Which rows, asked in another order, get another answer than before."""
+    order = [*range(len(rows))] * 5
+    random.Random(seed).shuffle(order)
+    return [i for i in order if scorer.predict(rows[i])["probability"].tolist() != wished[i]]
+
+
+def test_eight_threads_get_right_answers(usual: PipelineModel, df: DataFrame) -> None:
+    trees = Pipeline(stages=[*usual.stages[:3], GBTClassifier(maxIter=8, maxDepth=4, seed=1)]).fit(df)
+    rows = [{"kind": "abcx"[i % 4], "a": i / 7, "b": -i / 3, "c": 7.0} for i in range(40)]
+    for model in (usual, trees):
+        wished = [Scorer(model).predict(row)["probability"].tolist() for row in rows]
+        asked = Scorer(model)  # a new one: several threads ask it for the first time
+        with ThreadPoolExecutor(8) as threads:
+            wrong = list(threads.map(lambda seed, s=asked, w=wished: answers_differ(s, rows, seed, w), range(8)))
+        assert wrong == [[]] * 8
