@@ -54,17 +54,14 @@ class Tracking:
 
 @contextlib.contextmanager
 def tracked(given: Mapping[str, Any] | None) -> Iterator[Tracking]:
-    """Within this context the callbacks of the section `tracking` listen.
-
-    MLflow's server and experiment are those of the section until the context is left, and then those of before.
-    """
+    """Within this context the callbacks of the section `tracking` listen, and MLflow's server is that of the section."""
     tracking = Tracking(given or {}, tuple(_listeners(given or {})))
-    try:
-        with _server(tracking.given.get("mlflow")):
+    with _server(tracking.given.get("mlflow")):
+        try:
             yield tracking
-    except BaseException as e:
-        tracking.failed(e)
-        raise
+        except BaseException as e:
+            tracking.failed(e)
+            raise
 
 
 def _listeners(given: Mapping[str, Any]) -> Iterator[Events]:

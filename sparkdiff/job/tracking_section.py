@@ -50,7 +50,7 @@ def _mlflow(given: Any) -> dict[str, Any]:
         if not isinstance(value, MLFLOW[key]) or value == "":
             kind = "true or false" if MLFLOW[key] is bool else "text"
             raise InputError(f"tracking.mlflow.{key} must be {kind}. Got {value!r} instead")
-    if given.get("alias") == "champion":
+    if str(given.get("alias")).strip().lower() == "champion":
         raise InputError(
             "tracking.mlflow.alias=champion is not set here: compare the challenger, and move the alias yourself"
         )

@@ -9,6 +9,7 @@ import importlib
 import json
 import tempfile
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -254,10 +255,14 @@ def log(
 def _check(tuned: Any, data: DataFrame | None, alias: str) -> None:
     if not hasattr(tuned, "pipelineModel") or not hasattr(tuned, "summary"):
         raise InputError(f"log takes what fit() of FineTuner, Grower, Improver or Search returns, got {kind_of(tuned)}")
-    if alias == NEVER:
-        raise InputError(f"alias={NEVER!r} is not set here: compare the {ALIAS}, and move the alias yourself")
+    _check_alias(alias)
     if data is not None:
         check_dataframe("data", data)
+
+
+def _check_alias(alias: str) -> None:
+    if alias.strip().lower() == NEVER:
+        raise InputError(f"alias={alias!r} is not set here: compare the {ALIAS}, and move the alias yourself")
 
 
 def _kept(summary: Any) -> bool:
@@ -321,7 +326,14 @@ def _run_of(client: Any, run_id: str, content: str | None) -> str | None:
 def _log_model(
     package: Any, model: Any, rows: DataFrame | None, tmpdir: str | None, name: str | None, metadata: Mapping[str, str]
 ) -> Any:
-    signature, example = (None, None) if rows is None else _signature(model, rows)
+    signature, example = None, None
+    if rows is not None:
+        try:
+            signature, example = _signature(model, rows)
+        except package.exceptions.MlflowException as e:  # a type of columns that it has no name for
+            if name is not None:
+                raise
+            warnings.warn(f"the model has no signature in MLflow: {e}", RuntimeWarning, stacklevel=3)
     return package.spark.log_model(
         model, ARTIFACT, signature=signature, input_example=example, dfs_tmpdir=tmpdir, registered_model_name=name,
         # Known; to infer them MLflow would start another Spark.
@@ -395,6 +407,5 @@ def autolog(
     }  # fmt: skip
     if not disable:
         mlflow()
-        if alias == NEVER:
-            raise InputError(f"alias={NEVER!r} is not set here: compare the {ALIAS}, and move the alias yourself")
+        _check_alias(alias)
     observe(None if disable else _Autolog(options))

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -13,6 +14,10 @@ from sparkdiff.options import Options
 
 WHOSE = ("epoch", "candidate", "fold", "arm", "round", "trial", "learningRate", "regAnchor")
 """Of a row of a history: what it is of, and what is the same in all rows of a curve."""
+TOKENIZER = re.compile(r"tokenizer|(?<=min)TokenLength", re.IGNORECASE)
+"""Words that read like the name of a secret, and are of Spark's stages."""
+UNNAMED = re.compile(r"[^\w./: -]", re.ASCII)
+"""Characters that the name of a parameter or a metric cannot have in MLflow."""
 LONGEST = 500
 """Characters of a parameter or a tag, which every version of MLflow's server takes."""
 
@@ -33,7 +38,7 @@ def hidden(value: Any, name: str = "") -> Any:
         return [hidden(inner, name) for inner in value]
     if value is None or isinstance(value, (bool, float)):
         return None if isinstance(value, float) and not math.isfinite(value) else value
-    if secrets.NAME.fullmatch(name):
+    if secrets.NAME.fullmatch(TOKENIZER.sub("", name)):
         return secrets.HIDDEN
     return secrets.redacted(value) if isinstance(value, str) else value
 
@@ -52,7 +57,12 @@ def params(summary: Any) -> dict[str, str]:
     else:
         own = {name: getattr(summary, name) for name in ("sampler", "pruner", "folds", "trials")}
         asked = own | {f"winner.{name}": value for name, value in summary.settings.items()}
-    return {name: text(value) for name, value in hidden(asked).items() if value is not None}
+    return {named(name): text(value) for name, value in hidden(asked).items() if value is not None}
+
+
+def named(name: str) -> str:
+    """A name as every tracker takes it: columns may have any characters."""
+    return UNNAMED.sub("_", name)
 
 
 def text(value: Any) -> str:
@@ -81,7 +91,7 @@ def metrics(summary: Any) -> dict[str, float]:
     low, high = summary.gainInterval or (None, None)
     found |= {"gain": summary.gain, "p": summary.p, "gainInterval.low": low, "gainInterval.high": high}
     found["warnings"] = len(summary.warnings)
-    return {key: float(value) for key, value in found.items() if _finite(value)}
+    return {named(key): float(value) for key, value in found.items() if _finite(value)}
 
 
 def points(row: Mapping[str, Any]) -> Iterator[Point]:
@@ -92,7 +102,7 @@ def points(row: Mapping[str, Any]) -> Iterator[Point]:
     parts += ["trials"] if trial else [f"candidate{row.get('candidate', 0)}"]
     for name, value in row.items():
         if name not in WHOSE and _finite(value):
-            yield Point("/".join([*parts, name]), float(value), int(row["trial" if trial else "epoch"]))
+            yield Point(named("/".join([*parts, name])), float(value), int(row["trial" if trial else "epoch"]))
 
 
 def _finite(value: Any) -> bool:

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 from pyspark.ml import Pipeline, PipelineModel
+from pyspark.ml.evaluation import RegressionEvaluator
 from pyspark.ml.regression import GeneralizedLinearRegression
 from pyspark.sql import DataFrame
 from small_data import NUMBERS, QUICK
 
 import sparkdiff
-from sparkdiff import FineTuner, FineTunerModel, InputError
+from sparkdiff import FineTuner, FineTunerModel, Improver, InputError, Search
 from sparkdiff.machine.autologging import paused
 
 mlflow = pytest.importorskip("mlflow", reason="needs the extra mlflow")
@@ -140,6 +141,36 @@ def test_a_fit_is_one_run_whatever_else_logs_by_itself(
     assert ours.info.status == "FINISHED" and ours.info.run_name == "FineTuner" and ours.data.tags["sparkdiff.decision"]
 
 
+@pytest.mark.nightly
+@pytest.mark.parametrize("kind", ["search", "improver"])
+def test_a_search_and_an_improvement_are_one_run_each(
+    autologging: None, numeric: PipelineModel, shared: Path, df: DataFrame, runs: Any, client: Any, kind: str
+) -> None:
+    """Both fit dozens of Spark's estimators, some of them in threads."""
+    head = GeneralizedLinearRegression(featuresCol="assembled", labelCol="riders", family="poisson", maxIter=3)
+    pipeline = Pipeline(stages=[numeric.stages[0], head])
+    if kind == "search":
+        space = {head.regParam: [0.0, 0.1, 1.0], head.fitIntercept: [True, False]}
+        estimator: Any = Search(
+            pipeline, space=space, evaluator=RegressionEvaluator(labelCol="riders"), sampler="grid", parallelism=2
+        )
+        curve = "trials/rmse"
+    else:
+        estimator = Improver(
+            numeric, arms=["refit", "finetune"], budget="60 passes", parallelism=2, baseline=False, cacheDir=str(shared),
+            recipe="fast", maxEpochs=2, stream="arrow",
+        )  # fmt: skip
+        curve = "finetune0/candidate0/validationMetric"
+    estimator.fit(df)
+    assert len(runs()) == 1  # MLflow's own
+    sparkdiff.mlflow.autolog()
+    found = estimator.fit(df)
+    [_, run] = runs()
+    assert run.data.tags["sparkdiff.decision"] == found.summary.decision
+    assert client.get_metric_history(run.info.run_id, curve)
+    assert {"report.html", "summary.json", "plan.svg"} <= {f.path for f in client.list_artifacts(run.info.run_id)}
+
+
 def test_a_server_that_is_gone_costs_a_warning_and_log_raises(
     client: Any, tuned_numeric: FineTunerModel, numeric: PipelineModel, shared: Path, df: DataFrame, monkeypatch: Any
 ) -> None:
@@ -173,7 +204,7 @@ def test_what_cannot_be_logged_is_said_before_anything_is(
 ) -> None:
     for given, options, message in (
         (tuned_numeric.pipelineModel, {}, "log takes what fit"),
-        (tuned_numeric, {"alias": "champion"}, "is not set here"),
+        (tuned_numeric, {"alias": "Champion"}, "is not set here"),
         (tuned_numeric, {"data": 3}, "data"),
         (tuned_numeric.copy(), {"registeredModelName": "x"}, "needs a signature"),
     ):

@@ -52,8 +52,10 @@ def test_what_is_told_of_a_record_is_what_differs_and_has_no_secrets() -> None:
         "tokens": 0.5,
         "x": float("inf"),
     }
+    held |= {"RegexTokenizer.pattern": "a", "minTokenLength": 3, "accessToken": SECRET}
     assert values.hidden(held) == {
         "password": "...", "list": [{"sig": "...", "sigmas": "kept"}], "apiKey": ["..."], "tokens": 0.5, "x": None,
+        "RegexTokenizer.pattern": "a", "minTokenLength": 3, "accessToken": "...",
     }  # fmt: skip
     assert len(values.text("x" * 9999)) == values.LONGEST
 
@@ -66,6 +68,7 @@ def test_what_is_told_of_a_record_is_what_differs_and_has_no_secrets() -> None:
         ({"arm": "grow", "round": 1, "epoch": 0, "candidate": 0, "trainLoss": 2.0}, "grow1/candidate0/trainLoss", 0),
         ({"trial": 5, "state": "complete", "mae": 2.0, "why": "", "k": None, "on": True}, "trials/mae", 5),
         ({"fold": 2, "trial": 5, "mae": 2.0, "rmse": float("nan")}, "fold2/trials/mae", 5),
+        ({"trial": 5, "regParam of price (€)": 2.0}, "trials/regParam of price ___", 5),
     ],
 )
 def test_a_row_is_a_point_of_a_curve(row: dict[str, Any], name: str, step: int) -> None:
