@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sparkdiff.serving.compact import CompactPlan, compact, compact_plan
     from sparkdiff.serving.onnx_export import ExportedModel, export
     from sparkdiff.serving.scorer import Scorer
+    from sparkdiff.serving.torch_transformer import TorchTransformer
     from sparkdiff.stages.base import StageModule, register
     from sparkdiff.tracking import JSONLines, TensorBoard
     from sparkdiff.tuning.cross_validation import CrossValidator, TrainValidationSplit
@@ -54,6 +55,7 @@ _HOME = {
         "serving.compact": ["CompactPlan", "StageCompaction", "compact", "compact_plan"],
         "serving.onnx_export": ["ExportedColumn", "ExportedModel", "export"],
         "serving.scorer": ["Scorer"],
+        "serving.torch_transformer": ["DeviceChoice", "TorchTransformer"],
         "stages.base": ["StageModule", "register"],
         "tracking": ["JSONLines", "TensorBoard"],
         "tuning.cross_validation": ["CrossValidator", "TrainValidationSplit"],
@@ -72,7 +74,7 @@ __all__ = [  # noqa: RUF022 - by what a reader meets first
     "JSONLines", "TensorBoard", "Cost",
     "Grower", "GrowerModel", "GrowthSummary", "Improver", "ImproverModel", "ImprovementSummary",
     "CrossValidator", "TrainValidationSplit", "Search", "SearchModel", "SearchSummary", "alternatives", "choice", "integer",
-    "loguniform", "uniform", "plain", "compact", "compact_plan", "CompactPlan", "export", "ExportedModel",
+    "loguniform", "uniform", "plain", "compact", "compact_plan", "CompactPlan", "export", "ExportedModel", "TorchTransformer",
     "from_sklearn", "from_lightgbm", "from_xgboost",
     "Scorer", "Plan", "Network", "Parity", "StageModule", "register",
     "SparkdiffError", "InputError", "ParityError",

@@ -39,7 +39,7 @@ GROUPS = {
     "Improvement": ["Improver", "ImproverModel", "ImprovementSummary"],
     "Growth": ["Grower", "GrowerModel", "GrowthSummary"],
     "Tracking": ["JSONLines", "TensorBoard"],
-    "Serving": ["compact", "compact_plan", "CompactPlan", "export", "ExportedModel", "Scorer"],
+    "Serving": ["compact", "compact_plan", "CompactPlan", "export", "ExportedModel", "Scorer", "TorchTransformer"],
     "Trees of other libraries": ["from_sklearn", "from_lightgbm", "from_xgboost"],
     "Stages of your own": ["StageModule", "register"],
     "Errors": ["SparkdiffError", "InputError", "ParityError"],

@@ -4,10 +4,11 @@
 `unfitted` finds the estimators that a fitted pipeline came from, and fits them anew; `tree_origin` tells which trees Spark grew.
 `plan` is the plan, `network` the torch module, and `write_back` makes MLlib stages of it again. `nesting` flattens pipelines
 within pipelines, `schema` and `names` know the columns before a row is seen, `columns` turns Spark's columns into tensors and
-back, and `parity` compares the outputs of Spark and torch.
+back, and `parity` compares the outputs of Spark and torch. `batches` computes columns in Spark's tasks.
 """
 
 __all__ = [
+    "batches",
     "columns",
     "cut",
     "graph",

@@ -1,10 +1,8 @@
 """What a started process finds in its folder: sparkdiff's own code, an assignment, and the script that starts it."""
 
-import importlib.resources
 import pickle
 import sys
 import sysconfig
-import zipfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 from pyspark import cloudpickle
 
 from sparkdiff.errors import InputError
+from sparkdiff.machine import package
 from sparkdiff.store import files
 
 STAY = tuple(f"sparkdiff/{room}" for room in ("improvement", "job", "serving", "tuning"))
@@ -27,8 +26,7 @@ def equip(here: Path, assignment: Any, loss: Any, module: str) -> None:
     Raises:
         InputError: the assignment cannot be pickled.
     """
-    with zipfile.ZipFile(here / "sparkdiff.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        _add(archive, importlib.resources.files("sparkdiff"), "sparkdiff")
+    package.write_zip(here / "sparkdiff.zip", STAY)
     files.write_bytes(here / "assignment.pickle", _pickled(assignment, _own_module(loss)))
     paths = [str(Path(p).absolute()) for p in sys.path if p]
     files.write_bytes(here / "start.py", f"""import os, sys
@@ -64,13 +62,3 @@ def _own_module(loss: Any) -> ModuleType | None:
         return None
     installed = (sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
     return None if any(Path(file).is_relative_to(path) for path in installed) else module
-
-
-def _add(archive: zipfile.ZipFile, folder: Any, name: str) -> None:
-    for entry in sorted(folder.iterdir(), key=lambda e: e.name):
-        if f"{name}/{entry.name}" in STAY:
-            continue
-        if entry.is_dir():
-            _add(archive, entry, f"{name}/{entry.name}")
-        elif entry.name.endswith(".py"):
-            archive.writestr(f"{name}/{entry.name}", entry.read_bytes())

@@ -1,0 +1,144 @@
+"""Spark's record batches through a network, in a task: the columns that the translated stages write are computed by torch."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from sparkdiff.device import Place, moved
+from sparkdiff.errors import InputError
+from sparkdiff.pipeline.columns import VECTOR, from_arrow, is_scalar, to_arrow
+from sparkdiff.pipeline.graph import Version, null_of
+from sparkdiff.pipeline.network import Network
+from sparkdiff.rows import Rows
+from sparkdiff.stages.assembling import VectorAssembler
+from sparkdiff.stages.encoding import OneHotEncoder
+from sparkdiff.stages.factorization_machine import FMClassification, FMRegression
+from sparkdiff.stages.forest import Trees
+from sparkdiff.stages.linear import GeneralizedLinearRegression, LinearMargin, LogisticRegression
+from sparkdiff.stages.perceptron import MultilayerPerceptron
+from sparkdiff.stages.projection import DCT, PCA
+from sparkdiff.stages.scaling import MaxAbsScaler, MinMaxScaler, Standardizer
+from sparkdiff.stages.weighing import ElementwiseProduct, Normalizer
+
+TAKE_ALL = (
+    Trees, LinearMargin, LogisticRegression, MultilayerPerceptron, FMRegression, FMClassification, Standardizer, MaxAbsScaler,
+    MinMaxScaler, PCA, DCT, ElementwiseProduct, Normalizer,
+)  # fmt: skip
+"""Stages that refuse no row: only these compute on a GPU, where other stages do not look at their rows."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ByTorch:
+    """What `mapInArrow` runs: record batches in, the same rows with other columns out.
+
+    Attributes:
+        network: without Spark stages.
+        reads: the place of each column version that it reads in a batch.
+        kept: places of the columns that stay, in their order.
+        computed: the versions whose columns come after them.
+        kinds: per such version the type of a column of numbers, as pyarrow writes it.
+        names: of all columns.
+        device: of torch, in the task.
+    """
+
+    network: Network
+    reads: Mapping[Version, int]
+    kept: Sequence[int]
+    computed: Sequence[Version]
+    kinds: Mapping[Version, str]
+    names: Sequence[str]
+    device: str = "cpu"
+
+    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        there = torch.device(self.device)
+        network = self.network if there.type == "cpu" else moved(self.network, there)
+        for batch in batches:
+            if len(batch):
+                yield self.batch(batch, network, there)
+
+    @torch.no_grad()
+    def batch(self, batch: pa.RecordBatch, elsewhere: Network, device: torch.device) -> pa.RecordBatch:
+        values, nulls = self.inputs(batch)
+        if device.type == "cpu":
+            self.network.run(values, self.computed, explain=True)
+        else:
+            self._on(elsewhere, device, values)
+        made = [self._column(v, values, nulls) for v in self.computed]
+        return pa.RecordBatch.from_arrays([*(batch.column(i) for i in self.kept), *made], names=list(self.names))
+
+    def inputs(self, batch: pa.RecordBatch) -> tuple[dict[Version, Rows], dict[Version, Tensor]]:
+        """The columns that the network reads and their null flags; and which rows of columns of numbers are null."""
+        values: dict[Version, Rows] = {}
+        nulls: dict[Version, Tensor] = {}
+        for version, place in self.reads.items():
+            column = batch.column(place)
+            values[version] = from_arrow(column)
+            if column.null_count and is_scalar(values[version]):
+                nulls[version] = torch.from_numpy(np.array(column.is_null()))
+            elif column.null_count:
+                self._check_no_null(version)
+        flags = {null_of(v): flag for v, flag in nulls.items() if null_of(v) in self.network.flags}
+        return values | flags, nulls
+
+    def _check_no_null(self, version: Version) -> None:
+        """Raise InputError if a stage that Spark fails in reads vectors of which one is null."""
+        graph = self.network.graph
+        for i in self.network.positions:
+            module = self.network.module(i)
+            if version in graph.vertices[i].reads and not (isinstance(module, VectorAssembler) and module.keep):
+                raise InputError(
+                    f"{graph.vertices[i].uid}: column {graph.name(version)!r} holds null in place of a vector, which Spark "
+                    "refuses; drop such rows"
+                )
+
+    def _on(self, network: Network, device: torch.device, values: dict[Version, Rows]) -> None:
+        """Compute on the CPU what may refuse rows, and everything before it, and the rest on another device."""
+        graph, last = self.network.graph, first_free(self.network)
+        late = [v for v in self.computed if v[1] >= last]
+        read = {v for i in self.network.positions if i >= last for v in graph.vertices[i].reads}
+        early = [v for v in {*self.computed, *read} if v[1] < last and v not in values]
+        self.network.run(values, early, explain=True)
+        place = Place(device)
+        there = {v: place.rows(x) for v, x in values.items()}
+        network.run(there, late, explain=True)
+        values.update({v: Place().rows(there[v]) for v in late})
+
+    def _column(self, version: Version, values: Mapping[Version, Rows], nulls: Mapping[Version, Tensor]) -> pa.Array:
+        """A computed column as Spark has it: NaN is null where the stage writes null."""
+        x, null = values[version], self._null(version, values, nulls)
+        if not is_scalar(x):
+            return _vectors(x, null)
+        column = to_arrow(x, null)
+        kind = self.kinds[version]
+        return column if kind == "double" else column.cast(pa.type_for_alias(kind))
+
+    def _null(self, version: Version, values: Mapping[Version, Rows], nulls: Mapping[Version, Tensor]) -> Tensor | None:
+        """Which rows (n,) of a computed column are null."""
+        graph, module, x = self.network.graph, self.network.module(version[1]), values[version]
+        vertex = graph.vertices[version[1]]
+        if isinstance(module, OneHotEncoder):
+            number = [graph.casefold(c) for c in vertex.outputs].index(version[0])
+            flags = self.network.null_flags(module, vertex.reads, values)["nulls"]
+            return flags[number]  # type: ignore[no-any-return]
+        if isinstance(module, GeneralizedLinearRegression) and len(vertex.reads) > 1:
+            return nulls.get(vertex.reads[1])  # an offset that is null
+        return x.isnan() if module.writes_null and isinstance(x, Tensor) and x.ndim == 1 else None
+
+
+def first_free(network: Network) -> int:
+    """The position from which on no stage refuses rows."""
+    checking = [i for i in network.positions if not isinstance(network.module(i), TAKE_ALL)]
+    return max(checking, default=-1) + 1
+
+
+def _vectors(x: Rows, null: Tensor | None) -> pa.Array:
+    column: Any = to_arrow(x)
+    if null is None or not bool(null.any()):
+        return column
+    parts = [column.field(i) for i in range(len(VECTOR))]
+    return pa.StructArray.from_arrays(parts, fields=list(VECTOR), mask=pa.array(null.numpy()))

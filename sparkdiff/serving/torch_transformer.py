@@ -1,0 +1,346 @@
+"""A Transformer that computes the translated stages of a fitted pipeline by torch, in Arrow batches on the executors."""
+
+import atexit
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Sequence
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import torch
+from pyspark.ml import Transformer
+from pyspark.ml.linalg import VectorUDT
+from pyspark.ml.param import Param, Params, TypeConverters
+from pyspark.ml.util import DefaultParamsReader, MLReadable, MLReader, MLWritable, MLWriter
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.types import DoubleType, StructField, StructType
+
+from sparkdiff import jvm
+from sparkdiff.errors import InputError, check_dataframe
+from sparkdiff.machine import package, paths
+from sparkdiff.pipeline.batches import ByTorch
+from sparkdiff.pipeline.columns import physical
+from sparkdiff.pipeline.graph import Version, in_front_of
+from sparkdiff.pipeline.names import named, unused
+from sparkdiff.pipeline.nesting import Holder, plain
+from sparkdiff.pipeline.network import Network, translate
+from sparkdiff.pipeline.schema import check_columns, fields_by_name
+
+LOG = logging.getLogger("sparkdiff.serving")
+DEVICES = ("auto", "cpu", "cuda", "spark")
+SAMPLE, COPIES, TURNS = 4096, 8, 3
+"""Rows that are measured, how many times they are taken in one measurement, and how many of these there are."""
+
+
+# The DataFrame ------------------------------------------------------------------------------------------------------------
+
+
+def by_torch(model: Any, df: DataFrame, device: str) -> DataFrame:
+    """The rows with the columns of the pipeline's transform; translated stages are computed by torch. Lazy.
+
+    Raises:
+        InputError: nothing is translated, a column is missing, or a stage in Spark needs a version of a column that is gone.
+    """
+    network = translate(model, schema=df.schema)
+    if not network.outputCols:
+        raise InputError("no stage of this pipeline is translated to torch: see sparkdiff.plan(model) for the reasons")
+    check_columns(network.graph, df.schema)
+    expected = fields_by_name(model.transform(df).schema, network.graph.casefold)
+    before = network.graph.reference()
+    after = [
+        v.position for v in network.graph.vertices if v.position not in before and v.position not in network.positions
+    ]
+    check_order(network, before, after)
+    frame, held = in_front(df, network, before)
+    out = computed(frame, network, before, held, expected, device)
+    for i in after:
+        out = network.graph.vertices[i].stage.transform(out)
+    return out.select(*(named(name) for name in model.transform(df).columns))
+
+
+def check_order(network: Network, before: Sequence[int], after: Sequence[int]) -> None:
+    """Raise InputError if a stage that Spark runs last would meet a column that a stage behind it has overwritten."""
+    graph = network.graph
+    for i in after:
+        vertex = graph.vertices[i]
+        names = [*(name for name, _ in vertex.sources), *map(graph.casefold, vertex.outputs)]
+        for j in sorted({*before, *network.positions}):
+            if j > i and (not vertex.declares_all or graph.writes(j, names)):
+                raise InputError(
+                    f"{vertex.uid} stays in Spark, and {graph.vertices[j].uid} behind it writes a column that it reads or "
+                    "writes: give that one an output column of its own, or set device='spark'"
+                )
+
+
+def in_front(df: DataFrame, network: Network, before: Sequence[int]) -> tuple[DataFrame, dict[Version, str]]:
+    """The rows after the stages that Spark runs first, and the columns in which they hold what the network reads.
+
+    A version is in a hidden column of its own where a later stage overwrites it, or where it is neither doubles nor vectors.
+    """
+    graph = network.graph
+    hidden = unused("__sparkdiff_v", (*df.columns, *(o for vertex in graph.vertices for o in vertex.outputs)))
+    held: dict[Version, str] = {}
+
+    def hold(frame: DataFrame, producer: int) -> DataFrame:
+        fields = fields_by_name(frame.schema, graph.casefold)
+        for version in (v for v in network.reads if v[1] == producer and v not in held):
+            name, inside = graph.name(version), graph.in_struct(version)
+            field = fields[version[0]]
+            overwritten = any(j > producer and graph.writes(j, [version[0]]) for j in before)
+            if isinstance(field.dataType, (DoubleType, VectorUDT)) and not inside and not overwritten:
+                held[version] = field.name
+            else:
+                held[version] = f"{hidden}{len(held)}"
+                column = physical(field, named(name, in_struct=inside))
+                frame = frame.withColumn(held[version], column)
+        return frame
+
+    frame = hold(df, -1)
+    for i in sorted({*before, *network.positions}):
+        if i in network.positions and (stages := graph.vertices[i].preparation()):
+            for stage in stages:
+                frame = stage.transform(frame)
+            frame = hold(frame, in_front_of(i))
+        if i in before:
+            frame = hold(graph.vertices[i].stage.transform(frame), i)
+    return frame, held
+
+
+def computed(
+    frame: DataFrame, network: Network, before: Sequence[int], held: dict[Version, str],
+    expected: dict[str, StructField], device: str,
+) -> DataFrame:  # fmt: skip
+    """The rows with the columns that torch computes, in Spark's types and with its metadata."""
+    graph = network.graph
+    made = [
+        v for v in network.writes.values()
+        if v[0] in expected and not any(j > v[1] and graph.writes(j, [v[0]]) for j in before)
+    ]  # fmt: skip
+    new = {v[0] for v in made}
+    hidden = {name for name in held.values() if graph.casefold(name) not in expected}
+    fields = frame.schema.fields
+    kept = [i for i, f in enumerate(fields) if graph.casefold(f.name) not in new and f.name not in hidden]
+    types = [StructField(graph.name(v), expected[v[0]].dataType, True, expected[v[0]].metadata) for v in made]
+    schema = StructType([*(fields[i] for i in kept), *types])
+    task = ByTorch(
+        network.without_spark(), {v: frame.columns.index(name) for v, name in held.items()}, kept, made,
+        {v: arrow_name(expected[v[0]]) for v in made}, schema.names, device,
+    )  # fmt: skip
+    ship(frame.sparkSession)
+    out = frame.mapInArrow(task, schema)
+    return out.select(*(named(f.name).alias(f.name, metadata=f.metadata or {}) for f in schema.fields))
+
+
+def arrow_name(field: StructField) -> str:
+    """The name that pyarrow has for the type of a column of numbers."""
+    names = {"bigint": "int64", "int": "int32", "smallint": "int16", "tinyint": "int8", "float": "float"}
+    return names.get(field.dataType.simpleString(), "double")
+
+
+_SHIPPED: set[str] = set()
+
+
+def ship(spark: SparkSession) -> None:
+    """Give the executors our package, once per application; a local Spark imports the driver's."""
+    local = jvm.in_process(spark)
+    if local and str(spark.sparkContext.master).startswith("local["):
+        return
+    key = spark.sparkContext.applicationId if local else str(getattr(spark, "session_id", id(spark)))
+    if key in _SHIPPED:
+        return
+    folder = Path(tempfile.mkdtemp(prefix="sparkdiff-package-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    first = folder / "package.zip"
+    package.write_zip(first)
+    file = first.rename(folder / f"sparkdiff-{hashlib.sha256(first.read_bytes()).hexdigest()[:12]}.zip")
+    if local:
+        spark.sparkContext.addPyFile(str(file))
+    else:
+        spark.addArtifacts(str(file), pyfile=True)
+    _SHIPPED.add(key)
+
+
+# Which is faster ----------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceChoice:
+    """What was measured, and what is used since.
+
+    Attributes:
+        device: "cpu" or "cuda", by torch; "spark", by MLlib's own transform.
+        seconds: per device the shortest of several measurements.
+        rows: rows of each measurement; 0 where nothing was measured.
+        reason: in words.
+    """
+
+    __module__ = "sparkdiff"
+
+    device: str
+    seconds: dict[str, float]
+    rows: int
+    reason: str
+
+
+def chosen(model: Any, df: DataFrame) -> DeviceChoice:
+    """What is fastest on some rows of the data, taken several times; runs jobs."""
+    rows = df.limit(SAMPLE).cache()
+    try:
+        many = reduce(DataFrame.unionAll, [rows] * COPIES)
+        try:
+            frames = {"spark": model.transform(many), "cpu": by_torch(model, many, "cpu")}
+        except InputError as e:
+            return DeviceChoice("spark", {}, 0, f"MLlib computes all stages: {e}")
+        if torch.cuda.is_available():
+            frames["cuda"] = by_torch(model, many, "cuda")
+        seconds = measured(frames)
+        best = min(seconds, key=lambda device: seconds[device])
+        told = ", ".join(f"{device} {took:.3g} s" for device, took in seconds.items())
+        who = "MLlib's own transform is fastest and is used" if best == "spark" else f"torch on {best} is fastest"
+        return DeviceChoice(best, seconds, COPIES * rows.count(), f"{who} ({told})")
+    finally:
+        rows.unpersist()
+
+
+def measured(frames: dict[str, DataFrame]) -> dict[str, float]:
+    """The shortest time of each, measured in turns after a first round."""
+    seconds: dict[str, float] = {}
+    for turn in range(TURNS + 1):
+        for device, frame in frames.items():
+            start = time.perf_counter()
+            frame.write.format("noop").mode("overwrite").save()
+            if turn:
+                seconds[device] = min(seconds.get(device, float("inf")), time.perf_counter() - start)
+    return seconds
+
+
+# The Transformer ----------------------------------------------------------------------------------------------------------
+
+
+class TorchTransformer(Transformer, Holder, MLWritable, MLReadable):  # type: ignore[type-arg]
+    """A fitted pipeline whose translated stages are computed by torch, on the executors, in Arrow batches.
+
+    `transform` gives the columns of the pipeline's own transform, with the same types and metadata; stages that stay in Spark run
+    there. Vectors are equal, but may be stored dense where Spark's are sparse, or the other way round. The executors need torch;
+    sparkdiff need not be installed there.
+
+    Attributes:
+        pipelineModel: the plain pipeline.
+        choice: what `device="auto"` has measured and chosen; None before.
+    """
+
+    __module__ = "sparkdiff"
+
+    device: Param[str] = Param(
+        Params._dummy(), "device",
+        "auto: the fastest, measured on a few thousand rows of the first DataFrame; cpu or cuda: torch there; "
+        "spark: MLlib's own transform",
+        typeConverter=TypeConverters.toString,
+    )  # fmt: skip
+
+    def __init__(self, model: Any, *, device: str = "auto"):
+        """
+        Args:
+            model: a fitted `PipelineModel`; it is never changed.
+            device: "auto", "cpu", "cuda" or "spark".
+
+        Raises:
+            InputError: the pipeline is not fitted, or there is no such device.
+        """
+        super().__init__()
+        self.pipelineModel = plain(model)
+        self.choice: DeviceChoice | None = None
+        self._setDefault(device="auto")
+        self.setDevice(device)
+
+    def setDevice(self, value: str) -> "TorchTransformer":
+        if value not in DEVICES:
+            raise InputError(f"device={value!r} must be one of {', '.join(map(repr, DEVICES))}")
+        self._set(device=value)
+        return self
+
+    def getDevice(self) -> str:
+        return self.getOrDefault(self.device)
+
+    def measure(self, dataset: DataFrame) -> DeviceChoice:
+        """Measure what is fastest on rows of this DataFrame, and use it from now on where device="auto"."""
+        check_dataframe("the rows of measure()", dataset)
+        self.choice = chosen(self.pipelineModel, dataset)
+        LOG.info("TorchTransformer: %s", self.choice.reason)
+        return self.choice
+
+    def _transform(self, dataset: DataFrame) -> DataFrame:
+        device = self.getDevice()
+        if device not in DEVICES:  # a Param of transform(df, params)
+            raise InputError(f"device={device!r} must be one of {', '.join(map(repr, DEVICES))}")
+        if device == "auto":
+            device = (self.choice or self.measure(dataset)).device
+        if device == "spark":
+            return self.pipelineModel.transform(dataset)  # type: ignore[no-any-return]
+        return by_torch(self.pipelineModel, dataset, device)
+
+    def copy(self, extra: Any = None) -> "TorchTransformer":
+        """A copy that shares the pipeline, unless `extra` sets a Param of one of its stages."""
+        own = {p: v for p, v in (extra or {}).items() if p.parent == self.uid}
+        others = {p: v for p, v in (extra or {}).items() if p.parent != self.uid}
+        new: Any = TorchTransformer(self.pipelineModel.copy(others) if others else self.pipelineModel)
+        new._resetUid(self.uid)
+        self._copyValues(new, own)
+        new.choice = self.choice
+        return new  # type: ignore[no-any-return]
+
+    def write(self) -> MLWriter:
+        return _Writer(self)
+
+    @classmethod
+    def read(cls) -> "MLReader[TorchTransformer]":
+        return _Reader(cls)
+
+
+class _Writer(jvm.Writer):
+    instance: TorchTransformer
+
+    def save(self, path: str) -> None:
+        """On this machine's file system: written under another name and renamed, so that it is there whole or not at all."""
+        place = paths.local(path) if jvm.in_process(self.sparkSession) else None
+        if place is None:
+            super().save(path)
+            return
+        final = Path(os.path.abspath(str(place)))
+        if final.exists() and not self.shouldOverwrite:
+            raise InputError(f"{path!r} exists already: use write().overwrite(), or choose another folder")
+        part = final.with_name(f".{final.name}-{uuid.uuid4().hex[:8]}")
+        try:
+            self.saveImpl(f"file://{part}")
+            if final.exists():
+                shutil.rmtree(final)
+            os.rename(part, final)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+    def saveImpl(self, path: str) -> None:
+        choice = self.instance.choice
+        told = None if choice is None else json.dumps(dataclasses.asdict(choice))
+        self.saveMetadata(self.instance, path, self.sc, {"choice": told})
+        self.instance.pipelineModel.write().save(paths.inside(path, "pipelineModel"))
+
+
+class _Reader(jvm.Reader):
+    def load(self, path: str) -> TorchTransformer:
+        meta = DefaultParamsReader.loadMetadata(path, self.sc)
+        model: Any = DefaultParamsReader.loadParamsInstance(paths.inside(path, "pipelineModel"), self.sc)
+        new = self.cls(model)._resetUid(meta["uid"])
+        DefaultParamsReader.getAndSetParams(new, meta)
+        new.choice = None if meta["choice"] is None else DeviceChoice(**json.loads(meta["choice"]))
+        return new  # type: ignore[no-any-return]
+
+
+__all__ = ["DeviceChoice", "TorchTransformer"]

@@ -1,0 +1,213 @@
+"""`sparkdiff.TorchTransformer`: the columns of the pipeline's own transform, values, types and metadata, computed by torch."""
+
+import importlib
+import logging
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from compacting import TOLERANCE, difference, values
+from pyspark.ml import Pipeline, PipelineModel
+from pyspark.ml.classification import LogisticRegression, RandomForestClassifier
+from pyspark.ml.feature import (
+    IDF,
+    Bucketizer,
+    HashingTF,
+    Imputer,
+    IndexToString,
+    OneHotEncoder,
+    RFormula,
+    StandardScaler,
+    StringIndexer,
+    Tokenizer,
+    VectorAssembler,
+    Word2Vec,
+)  # fmt: skip
+from pyspark.ml.regression import GBTRegressor, GeneralizedLinearRegression, LinearRegression
+from pyspark.sql import DataFrame, functions as F
+
+import sparkdiff
+from sparkdiff import InputError, TorchTransformer, jvm
+from sparkdiff.machine import package
+
+pytestmark = pytest.mark.once  # what is Spark's in it the laws check on every version
+SERVING = importlib.import_module("sparkdiff.serving.torch_transformer")
+
+
+def vector(*columns: str, keep: bool = True) -> VectorAssembler:
+    return VectorAssembler(inputCols=[*columns], outputCol="vector", handleInvalid="keep" if keep else "error")
+
+
+PIPELINES: dict[str, Callable[[], list[Any]]] = {
+    "strings on both sides": lambda: [
+        StringIndexer(inputCol="kind", outputCol="kindIndex", handleInvalid="keep"),
+        OneHotEncoder(inputCols=["kindIndex", "index"], outputCols=["hot", "indexHot"], handleInvalid="keep"),
+        vector("hot", "indexHot", "a", "whole"), LogisticRegression(featuresCol="vector", labelCol="label", maxIter=3),
+        IndexToString(inputCol="prediction", outputCol="said", labels=["no", "yes"]),
+    ],
+    "overwritten columns and nulls": lambda: [
+        Imputer(inputCols=["a", "whole"], outputCols=["a", "whole"], missingValue=7.0),
+        Bucketizer(splits=[-9e9, 0.0, 2.0, 9e9], inputCol="a", outputCol="bin", handleInvalid="keep"),
+        OneHotEncoder(inputCols=["bin"], outputCols=["binHot"], handleInvalid="keep"),
+        vector("bin", "b", "whole"), StandardScaler(inputCol="vector", outputCol="scaled"),
+    ],
+    "trees of several outputs": lambda: [
+        vector("index", "a", "b"),
+        RandomForestClassifier(featuresCol="vector", labelCol="grade", numTrees=3, maxDepth=3, seed=1, leafCol="leaf"),
+        GBTRegressor(featuresCol="vector", labelCol="count", maxIter=2, maxDepth=2, predictionCol="mean"),
+    ],
+    "wide sparse": lambda: [
+        Tokenizer(inputCol="text", outputCol="words"), HashingTF(inputCol="words", outputCol="counts", numFeatures=1 << 14),
+        IDF(inputCol="counts", outputCol="weighed"), LogisticRegression(featuresCol="weighed", labelCol="label", maxIter=2),
+    ],
+    "words": lambda: [
+        Tokenizer(inputCol="text", outputCol="words"),
+        Word2Vec(inputCol="words", outputCol="mean", vectorSize=2, minCount=1, maxIter=1, seed=1),
+        LinearRegression(featuresCol="mean", labelCol="count"),
+    ],
+    "formula and offset": lambda: [
+        RFormula(formula="count ~ a + kind", featuresCol="vector", labelCol="made"),
+        GeneralizedLinearRegression(featuresCol="vector", labelCol="count", family="poisson", offsetCol="offset", maxIter=2),
+    ],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def rows(df: DataFrame) -> DataFrame:
+    return df.select(
+        "*", F.col("count").cast("int").alias("whole"), F.col("a").alias("offset"),
+        F.concat_ws(" ", "kind", F.col("grade").cast("string"), F.lit("the"), "kind").alias("text"),
+    ).cache()  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def hostile(rows: DataFrame) -> DataFrame:
+    """Rows with NaN, infinities, zeros of both signs, nulls and an unseen category, beside usual ones."""
+    odd = [F.lit(v).cast("double") for v in (float("nan"), float("inf"), -0.0, 7.0, None)]
+    made = [
+        rows.limit(2).withColumns({"a": value, "b": other, "kind": F.lit("unseen"), "whole": F.lit(None).cast("int")})
+        for value in odd for other in odd
+    ]  # fmt: skip
+    out = rows.limit(5)
+    for part in made:
+        out = out.unionByName(part)
+    return out.coalesce(1).cache()
+
+
+def check_same(model: Any, data: DataFrame) -> None:
+    expected, found = model.transform(data), TorchTransformer(model, device="cpu").transform(data)
+    assert found.columns == expected.columns
+    for a, b in zip(expected.schema, found.schema, strict=True):
+        assert (a.dataType, a.metadata) == (b.dataType, b.metadata), a.name
+    pair = (_Given(expected), _Given(found))
+    theirs, ours = (values(side, data, expected.columns) for side in pair)
+    for name, old, new in zip(expected.columns, theirs, ours, strict=True):
+        assert difference(old, new) <= TOLERANCE, (name, [p for p in zip(old, new, strict=True) if p[0] != p[1]][:3])
+
+
+class _Given:
+    """Stands in for a model whose transform is known."""
+
+    def __init__(self, frame: DataFrame):
+        self.frame = frame
+
+    def transform(self, data: DataFrame) -> DataFrame:
+        return self.frame
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_columns_are_those_of_spark(name: str, rows: DataFrame, hostile: DataFrame) -> None:
+    model = Pipeline(stages=PIPELINES[name]()).fit(rows)
+    check_same(model, rows.limit(40))
+    if name in ("strings on both sides", "trees of several outputs"):
+        check_same(model, hostile)
+    if name == "overwritten columns and nulls":
+        check_same(model, hostile.where("a is null or abs(a) < 1e9"))
+
+
+def test_what_spark_refuses_names_stage_column_and_value(rows: DataFrame, hostile: DataFrame) -> None:
+    model = Pipeline(
+        stages=[vector("a", "b", keep=False), LinearRegression(featuresCol="vector", labelCol="count")]
+    ).fit(rows)
+    frame = TorchTransformer(model, device="cpu").transform(hostile)
+    with pytest.raises(jvm.SparkError, match=rf"{model.stages[0].uid}: column 'a' holds null or NaN"):
+        frame.collect()
+    made = TorchTransformer(model.stages[1], device="cpu")
+    empty = model.stages[0].transform(rows).withColumn("vector", F.when(F.col("a") > 0, F.col("vector")))
+    with pytest.raises(jvm.SparkError, match="column 'vector' holds null in place of a vector"):
+        made.transform(empty).collect()
+
+
+def test_it_is_lazy_saved_and_copied(rows: DataFrame, tmp_path: Path) -> None:
+    model = Pipeline(stages=[vector("a", "b"), LinearRegression(featuresCol="vector", labelCol="count")]).fit(rows)
+    made = TorchTransformer(model, device="cpu")
+    broken = rows.withColumn("a", F.raise_error(F.lit("it was run")).cast("double"))
+    assert made.transform(broken).columns == model.transform(rows).columns  # no row is read
+    made.save(str(tmp_path / "new" / "t"))
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["t"]
+    loaded = TorchTransformer.load(str(tmp_path / "new" / "t"))
+    assert (loaded.uid, loaded.getDevice(), loaded.choice) == (made.uid, "cpu", None)
+    assert type(PipelineModel.load(str(tmp_path / "new" / "t" / "pipelineModel"))) is PipelineModel
+    with pytest.raises(InputError, match="exists already"):
+        made.save(str(tmp_path / "new" / "t"))
+    made.write().overwrite().save(str(tmp_path / "new" / "t"))
+    renamed = loaded.transform(rows, {model.stages[1].getParam("predictionCol"): "other"})
+    assert "other" in renamed.columns and "prediction" in loaded.transform(rows).columns
+    assert PipelineModel([made]).transform(rows).columns == model.transform(rows).columns
+
+
+def test_the_fastest_is_chosen_and_told(
+    rows: DataFrame, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = Pipeline(stages=[vector("a", "b"), LinearRegression(featuresCol="vector", labelCol="count")]).fit(rows)
+    took = {"spark": 1.0, "cpu": 2.0}
+    monkeypatch.setattr(SERVING, "measured", lambda frames: {device: took[device] for device in frames})
+    made = TorchTransformer(model)
+    with caplog.at_level(logging.INFO, "sparkdiff.serving"):
+        assert "python" not in str(made.transform(rows)._jdf.queryExecution()).lower()
+    assert "MLlib's own transform is fastest" in caplog.text and made.choice.device == "spark"
+    took["cpu"] = 0.5
+    assert made.measure(rows).device == "cpu"
+    assert "mapinarrow" in str(made.transform(rows)._jdf.queryExecution()).lower()
+    strings = StringIndexer(inputCol="kind", outputCol="k").fit(rows)
+    alone = TorchTransformer(strings)
+    assert alone.transform(rows).columns[-1] == "k" and "no stage of this pipeline is translated" in alone.choice.reason
+    with pytest.raises(InputError, match="no stage of this pipeline is translated"):
+        TorchTransformer(strings, device="cpu").transform(rows)
+    with pytest.raises(InputError, match="device='tpu' must be one of 'auto'"):
+        TorchTransformer(model, device="tpu")
+
+
+def test_measuring_takes_every_device(rows: DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SERVING, "TURNS", 1)
+    monkeypatch.setattr(SERVING, "COPIES", 2)
+    model = Pipeline(stages=[vector("a", "b"), LinearRegression(featuresCol="vector", labelCol="count")]).fit(rows)
+    choice = TorchTransformer(model).measure(rows)
+    assert choice.rows == 240 and set(choice.seconds) == {"spark", "cpu"} and min(choice.seconds.values()) > 0
+
+
+def test_a_stage_in_spark_needs_its_own_version_of_a_column(rows: DataFrame) -> None:
+    model = PipelineModel([
+        IndexToString(inputCol="index", outputCol="said", labels=["x", "y", "z"]),
+        Bucketizer(splits=[-1.0, 1.0, 9.0], inputCol="index", outputCol="bin"),
+        Imputer(inputCols=["index"], outputCols=["index"]).fit(rows),
+    ])  # fmt: skip
+    with pytest.raises(
+        InputError, match=r"stays in Spark, and Imputer_\w+ behind it writes a column .* device='spark'"
+    ):
+        TorchTransformer(model, device="cpu").transform(rows)
+
+
+def test_the_package_that_executors_get_is_whole_and_the_same_each_time(tmp_path: Path) -> None:
+    for name in ("a.zip", "b.zip"):
+        package.write_zip(tmp_path / name, ["sparkdiff/job"])
+    assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
+    found = set(zipfile.ZipFile(tmp_path / "a.zip").namelist())
+    assert {"sparkdiff/__init__.py", "sparkdiff/pipeline/batches.py"} <= found
+    assert not any(n.startswith("sparkdiff/job") for n in found)
+
+
+def test_it_is_public() -> None:
+    assert sparkdiff.TorchTransformer is SERVING.TorchTransformer
