@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from sparkdiff.estimator import FineTuner, FineTunerModel
     from sparkdiff.grower import Grower, GrowerModel
     from sparkdiff.growth.summary import GrowthSummary
+    from sparkdiff.history.lineage import Lineage, why
+    from sparkdiff.history.store import runs
     from sparkdiff.importers import from_lightgbm, from_sklearn, from_xgboost
     from sparkdiff.improvement.summary import ImprovementSummary
     from sparkdiff.improver import Improver, ImproverModel
@@ -41,6 +43,8 @@ _HOME = {
         "estimator": ["FineTuner", "FineTunerModel"],
         "grower": ["Grower", "GrowerModel"],
         "growth.summary": ["GrowthSummary"],
+        "history.lineage": ["Lineage", "why"],
+        "history.store": ["runs"],
         "improvement.summary": ["ImprovementSummary"],
         "improver": ["Improver", "ImproverModel"],
         "jvm.rformula": ["FormulaLabel"],
@@ -76,7 +80,7 @@ __all__ = [  # noqa: RUF022 - by what a reader meets first
     "CrossValidator", "TrainValidationSplit", "Search", "SearchModel", "SearchSummary", "alternatives", "choice", "integer",
     "loguniform", "uniform", "plain", "compact", "compact_plan", "CompactPlan", "export", "ExportedModel", "TorchTransformer",
     "from_sklearn", "from_lightgbm", "from_xgboost",
-    "Scorer", "Plan", "Network", "Parity", "StageModule", "register",
+    "Scorer", "runs", "why", "Lineage", "Plan", "Network", "Parity", "StageModule", "register",
     "SparkdiffError", "InputError", "ParityError",
 ]  # fmt: skip
 

@@ -447,6 +447,45 @@ def _written(text: str, path: Path) -> None:
     print(f"wrote {path}")
 
 
+Store = Annotated[str, typer.Argument(help="Folder of the store of runs, as the option storeDir names it.")]
+
+
+@app.command()
+def runs(
+    store: Store,
+    where: Annotated[Text, typer.Option(help="Condition in SQL, such as \"verb = 'improve' and gain > 0.1\".")] = None,
+    sort: Annotated[str, typer.Option(help="Column to sort by, the largest first.")] = "finished",
+    limit: Annotated[int, typer.Option(help="Rows to show at most.", min=1)] = 50,
+    compact: Annotated[
+        bool, typer.Option("--compact", help="First put all runs into one file, which is read faster.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all columns, a run per line, as JSON.")] = False,
+) -> None:
+    """Show the runs of a store: what was tried, decided and gained."""
+    from sparkdiff.history import listing
+    from sparkdiff.job import loading
+
+    loading.start_session({}, "sparkdiff.history.listing")
+    lines = listing.listed(store, where, sort, limit, compact=compact, as_json=as_json)
+    print("\n".join(lines))
+
+
+@app.command()
+def why(
+    model: Model,
+    store: Annotated[
+        str, typer.Option("--store", help="Folder of the store of runs, as the option storeDir names it.")
+    ],
+    as_json: AsJson = False,
+    reproduce: Annotated[bool, typer.Option("--reproduce", help="Print the command that made the model.")] = False,
+) -> None:
+    """Show where a model comes from: the runs that led to it, what they considered, and what decided."""
+    from sparkdiff.history.lineage import why as lineage_of
+
+    found = lineage_of(model, store)
+    print(found.command() if reproduce else found.toJSON() if as_json else found)
+
+
 @app.command()
 def prepare() -> None:
     """Make Spark start in half of the time on this machine: write its classes to one file that Java maps. Once, a minute.

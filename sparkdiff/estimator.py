@@ -4,6 +4,7 @@ import dataclasses
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Any, ClassVar
@@ -16,9 +17,11 @@ from pyspark.sql import DataFrame
 from sparkdiff import jvm
 from sparkdiff.costs import Cost, cost_of
 from sparkdiff.cross_fitting import cross_fit
+from sparkdiff.data.cache import root
 from sparkdiff.data.splits import REFERENCE, Source, find_boundaries, fit_on_training_rows, rule
 from sparkdiff.errors import InputError, check_dataframe, kind_of
 from sparkdiff.finetune import Outcome, Shared, fine_tune, prepare
+from sparkdiff.history.keeping import Keep, keeping
 from sparkdiff.options import FIELDS, Options, callable_name, named_callable
 from sparkdiff.pipeline.nesting import Holder, flatten, plain, replaced
 from sparkdiff.report import Events, FineTuningSummary, Phases, check_callbacks, shown
@@ -219,8 +222,9 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
             raise InputError(f"{own} has no pipeline: pass one, {own}(pipeline=model)")
         jvm.session()
         check_dataframe("the dataset of fit()", dataset)
-        with ONE_AT_A_TIME:
-            options, given, shared = self.options(), self.getPipeline(), self._shared or Shared()
+        options = self.options()
+        with ONE_AT_A_TIME, kept(options) as keep:
+            given, shared = self.getPipeline(), self._shared or Shared()
             sources, boundaries = [Source(dataset)], None
             if self.isSet("referenceData"):
                 sources.append(Source(self.getReferenceData(), REFERENCE))
@@ -230,7 +234,7 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
             if options.numFolds:
                 given = given if isinstance(given, Pipeline) else shared.once(("plain", given), lambda: plain(given))
                 fit = partial(_plain_fit, given, options)
-                return self._found(cross_fit(given, options, sources, phases, fit, shared=shared), options)
+                return self._found(cross_fit(given, options, sources, phases, fit, shared=shared), options, keep)
             if isinstance(given, Pipeline):
                 divided = ("boundaries", rule(options), *(s.df for s in sources[1:]))
                 boundaries = known = shared.once(divided, lambda: find_boundaries(sources, options))
@@ -241,7 +245,7 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
             else:
                 model = shared.once(("plain", given), lambda: plain(given))
             task = prepare(model, options, dataset)
-            return self._found(fine_tune(task, sources, phases, shared=shared, boundaries=boundaries), options)
+            return self._found(fine_tune(task, sources, phases, shared=shared, boundaries=boundaries), options, keep)
 
     def cost(self, dataset: DataFrame) -> Cost:
         """What `fit` of these rows would cost: Spark jobs, bytes of the cache, expected seconds. Writes nothing.
@@ -260,7 +264,8 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
         with ONE_AT_A_TIME:
             return cost_of(prepare(plain(given), self.options(), dataset), dataset)
 
-    def _found(self, outcome: Outcome, options: Options) -> "FineTunerModel":
+    def _found(self, outcome: Outcome, options: Options, keep: Keep) -> "FineTunerModel":
+        keep(outcome.summary, outcome.model, outcome.original, outcome.summary.options, outcome.plan)
         found = self.MODEL(outcome.model, outcome.original, outcome.summary)
         self.copy()._copyValues(found)  # whose lists are its own
         return found._set(loss=callable_name(options.loss)) if callable(options.loss) else found  # type: ignore[return-value]
@@ -275,6 +280,11 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
     @classmethod
     def read(cls) -> "MLReader[FineTuner]":
         return _TunerReader(cls)
+
+
+def kept(options: Options) -> AbstractContextManager[Keep]:
+    """`keeping` as the options ask for it."""
+    return keeping(options.storeDir, options.tags, options.redact, lambda: root(options))
 
 
 def _plain_fit(pipeline: Pipeline, options: Options, sources: Sequence[Source]) -> Any:

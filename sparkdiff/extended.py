@@ -12,7 +12,7 @@ from sparkdiff import jvm
 from sparkdiff.costs import Cost
 from sparkdiff.data.splits import REFERENCE, Boundaries, Source, find_boundaries, fit_on_training_rows
 from sparkdiff.errors import InputError, check_dataframe
-from sparkdiff.estimator import ONE_AT_A_TIME, FineTuner, FineTunerModel, listed
+from sparkdiff.estimator import ONE_AT_A_TIME, FineTuner, FineTunerModel, kept, listed
 from sparkdiff.finetune import Outcome
 from sparkdiff.options import Options
 from sparkdiff.pipeline.nesting import plain
@@ -116,15 +116,15 @@ class ExtendedTuner(FineTuner):
         check_dataframe("the dataset of fit()", dataset)
         if isinstance(given, Estimator) and not isinstance(given, Pipeline):
             raise InputError(f"{given.uid} isn't fitted: pass the result of its fit(), or put it into a Pipeline")
-        with ONE_AT_A_TIME:
-            options, sources = self.options(), [Source(dataset)]
+        options, sources = self.options(), [Source(dataset)]
+        with ONE_AT_A_TIME, kept(options) as keep:
             if self.isSet("referenceData"):
                 sources.append(Source(self.getReferenceData(), REFERENCE))
             boundaries = find_boundaries(sources, options)
             if isinstance(given, Pipeline):
                 given = fit_on_training_rows(given, sources, options, boundaries)
             phases = Phases(shown(options.verbosity), callbacks)
-            return self._found(self._run(plain(given), options, sources, phases, boundaries), options)
+            return self._found(self._run(plain(given), options, sources, phases, boundaries), options, keep)
 
 
 class ExtendedModel(FineTunerModel):

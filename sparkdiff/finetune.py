@@ -543,7 +543,8 @@ def _summary(
 
 def facts(run: Run) -> dict[str, Any]:
     """What is known without training."""
-    metric, known = run.goal.metric, {"hit": run.cache.hit, "fingerprint": run.cache.fingerprint}
+    metric, cache = run.goal.metric, run.cache
+    known = {"hit": cache.hit, "fingerprint": cache.fingerprint, "rows": {s: cache.rows(s) for s in cache.splits}}
     return {
         "metric": metric.name, "metricDirection": metric.direction, "versions": versions(),
         "timings": {k: round(v, 3) for k, v in run.phases.timings.items()}, "stream": run.data.stream.backend,

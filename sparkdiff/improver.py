@@ -9,6 +9,7 @@ from sparkdiff.data.splits import Boundaries, Source
 from sparkdiff.estimator import with_params, with_setters
 from sparkdiff.extended import ExtendedModel, ExtendedTuner
 from sparkdiff.finetune import Outcome
+from sparkdiff.history.keeping import Keep
 from sparkdiff.improvement.plan import described
 from sparkdiff.improvement.procedure import improve_pipeline
 from sparkdiff.improvement.settings import FIELDS, WHY_REFUSED, ImprovementSettings
@@ -58,8 +59,8 @@ class Improver(ExtendedTuner):
         settings = self.improvement_settings()
         return improve_pipeline(model, options, settings, sources, phases, boundaries=boundaries)
 
-    def _found(self, outcome: Outcome, options: Options) -> "ImproverModel":
-        found: Any = super()._found(outcome, options)
+    def _found(self, outcome: Outcome, options: Options, keep: Keep) -> "ImproverModel":
+        found: Any = super()._found(outcome, options, keep)
         found.offers = dict(outcome.offers)  # type: ignore[attr-defined]
         return found  # type: ignore[no-any-return]
 

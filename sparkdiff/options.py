@@ -37,7 +37,7 @@ ELSEWHERE = {
 
 
 def option(default: Any, help: str, **rules: Any) -> Any:
-    """A field with its help text and its rules: kind, words, low, high, openLow, openHigh, choices, pattern, refused, callable, sum, lists, nested, folder, later."""
+    """A field with its help text and its rules: kind, words, low, high, openLow, openHigh, choices, pattern, refused, callable, sum, lists, texts, nested, folder, later."""
     if isinstance(default, dict):
         return dataclasses.field(default_factory=lambda: dict(default), metadata={"help": help, "kind": dict, **rules})
     return dataclasses.field(default=default, metadata={"help": help, "kind": type(default), **rules})
@@ -97,6 +97,9 @@ class Options:
     checkpointDir: str | None = option(None, "folder of the checkpoints; if unset, `checkpoints` in the folder of the caches", kind=str, folder="any")
     runId: str | None = option(None, "name of this training: an interrupted training of this name continues, a finished one is returned; if unset, a new name", kind=str)
     waitForRun: float = option(0.0, "seconds to wait while another process uses this runId or output; 0 fails at once", low=0)
+    storeDir: str | None = option(None, "folder of a store of runs, on any file system that Spark knows, to which each finished run is added; nothing of the rows is in it", kind=str, folder="any", later=True)
+    tags: Mapping[str, str] = option({}, "texts by name that are kept with the run in storeDir, such as {'team': 'risk'}", texts=True, later=True)
+    redact: bool = option(True, "whether storeDir gets no values of guardCols, no folders, no command and no texts of warnings", later=True)
     seed: int = option(0, "seed of the split, of the order of the rows and of the statistical test", low=0, high=2**63 - 1)
     verbosity: int | None = option(None, "0 shows nothing, 1 shows the phases and their progress; if unset, 1 in a terminal and in a notebook, else 0", kind=int, low=0, high=1)
     # fmt: on
@@ -243,6 +246,8 @@ def convert(field: dataclasses.Field[Any], value: Any) -> Any:
         if not isinstance(value, Mapping):
             raise TypeError(f"The {name!r} option must be a mapping of names to {_LISTS}. Got {value!r} instead.")
         return {str(k): _numbers(name, v) for k, v in value.items()}
+    if rules.get("texts"):
+        return _texts(name, value)
     if rules["kind"] is tuple:
         return _names(name, value, rules)
     if rules["kind"] is dict:
@@ -268,6 +273,14 @@ def _names(name: str, value: Any, rules: Mapping[str, Any]) -> tuple[str, ...]:
         items = rules.get("items", "stages or their names")
         raise TypeError(f"The {name!r} option must be a list of {items}. Got {value!r} instead.")
     return tuple(sorted(names) if isinstance(given, (set, frozenset)) else names)
+
+
+def _texts(name: str, value: Any) -> dict[str, str]:
+    """A mapping of names to texts; numbers become texts."""
+    kinds = (str, int, float, bool)
+    if not isinstance(value, Mapping) or not all(isinstance(x, kinds) for pair in value.items() for x in pair):
+        raise TypeError(f"The {name!r} option must be a mapping of names to texts. Got {value!r} instead.")
+    return {str(k): str(v) for k, v in value.items()}
 
 
 def _parameters(name: str, value: Any, rules: Mapping[str, Any]) -> dict[str, float]:

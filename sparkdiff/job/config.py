@@ -21,6 +21,9 @@ from sparkdiff.machine import paths, secrets
 from sparkdiff.options import FIELDS, Options
 
 SECTIONS = ("pipeline", "data", "search", "grower", "improver", "fineTuner", "spark", "tracking", "output")
+KEEPING = ("storeDir", "tags", "redact")
+OUTSIDE = ("verbosity", "waitForRun", "timeout", "localMode", "device", "localCacheLimit", *KEEPING)
+"""Options that do not decide the result of a job."""
 COMMANDS = {"search": "search", "grower": "grow", "improver": "improve"}
 """Sections that make a job one of another command than `finetune`."""
 
@@ -338,18 +341,15 @@ def command_of(config: Config) -> str:
 def request_of(config: Config) -> str:
     """Hash of all settings of a job."""
     options = Options.of(config.options)
-    named = {
-        k: v
-        for k, v in options.asdict().items()
-        if k not in ("verbosity", "waitForRun", "timeout", "localMode", "device", "localCacheLimit")
-    }
+    named = {k: v for k, v in options.asdict().items() if k not in OUTSIDE}
     if callable(options.loss):
         from sparkdiff.store.identity import identity  # only here: they import torch
         from sparkdiff.store.run_folder import told
 
         named["loss"] = told(lambda: identity(options.loss))
     settings = [config.pipeline, config.data, named, config.where]
-    settings += [] if config.search is None else [config.search]
+    search = None if config.search is None else {k: v for k, v in config.search.items() if k not in KEEPING}
+    settings += [] if search is None else [search]
     for section, given in (("grower", config.grower), ("improver", config.improver)):
         if given is not None:
             from sparkdiff.job.settings_section import SETTINGS  # only here: most jobs have neither

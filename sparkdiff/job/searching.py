@@ -13,7 +13,7 @@ from sparkdiff.data.splits import TRAIN
 from sparkdiff.errors import InputError
 from sparkdiff.estimator import FineTuner
 from sparkdiff.job import search_section as section
-from sparkdiff.job.config import Config, command_of, request_of
+from sparkdiff.job.config import KEEPING, Config, command_of, request_of
 from sparkdiff.job.loading import load_data, load_model, model_path
 from sparkdiff.job.steps import made_of, own_id
 from sparkdiff.job.tracking import Tracking, tracked
@@ -87,7 +87,14 @@ def _study_of(config: Config) -> str:
     """The same for jobs whose trials are the same."""
     given = config.search or {}
     by_number = given.get("pruner") or given.get("sampler") in BY_NUMBER
-    later = ["maxSeconds", "guard", "verbosity", "current", *([] if by_number else ["numTrials", "parallelism"])]
+    later = [
+        "maxSeconds",
+        "guard",
+        "verbosity",
+        "current",
+        *KEEPING,
+        *([] if by_number else ["numTrials", "parallelism"]),
+    ]
     search = {name: value for name, value in given.items() if name not in later}
     return request_of(dataclasses.replace(config, search=search))[:16]
 

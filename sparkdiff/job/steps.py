@@ -31,9 +31,11 @@ from sparkdiff.data.splits import (
     rule,
 )
 from sparkdiff.errors import InputError
+from sparkdiff.estimator import kept
 from sparkdiff.finetune import Outcome, fine_tune, prepare
 from sparkdiff.growth.procedure import grow_pipeline
 from sparkdiff.growth.summary import GrowthSummary
+from sparkdiff.history.keeping import Keep
 from sparkdiff.improvement.procedure import Improved, improve_pipeline
 from sparkdiff.improvement.summary import ImprovementSummary
 from sparkdiff.job.config import Config, command_of, request_of
@@ -70,17 +72,17 @@ def run(config: Config, lease: Lease, spark: SparkSession, found: dict[str, Any]
     Args:
         found: the summary of a finished run of the same settings in the output folder, if there is one.
     """
-    with tracked(config.tracking) as tracking:
-        return _run(config, lease, spark, found, tracking)
+    cache = stores.named(config.output.parent / ".cache")
+    options = Options.of({"cacheDir": cache, "verbosity": 1, "runId": own_id(config.output), **config.options})
+    with tracked(config.tracking) as tracking, kept(options) as keep:
+        return _run(config, options, lease, spark, found, tracking, keep)
 
 
 def _run(
-    config: Config, lease: Lease, spark: SparkSession, found: dict[str, Any] | None, tracking: Tracking
-) -> FineTuningSummary:
-    own = own_id(config.output)
-    cache = stores.named(config.output.parent / ".cache")
-    options = Options.of({"cacheDir": cache, "verbosity": 1, "runId": own, **config.options})
-    phases = Phases(shown(options.verbosity), tracking.listeners)
+    config: Config, options: Options, lease: Lease, spark: SparkSession, found: dict[str, Any] | None, tracking: Tracking,
+    keep: Keep,
+) -> FineTuningSummary:  # fmt: skip
+    own, phases = own_id(config.output), Phases(shown(options.verbosity), tracking.listeners)
     with phases.phase("load") as say:
         sources = [
             Source(load_data(spark, d, config.folder, s), None if s == TRAIN and VALIDATION not in config.data else s)
@@ -138,8 +140,12 @@ def _run(
             told(task.plan)
             outcome = fine_tune(task, sources, phases, replace=mine, boundaries=boundaries)
     with phases.phase("save") as say:
-        write_run(outcome, config, phases, parent, inputs, lease)
+        shipped = write_run(outcome, config, phases, parent, inputs, lease)
         say(config.where)
+    keep(
+        outcome.summary, outcome.model, outcome.original, outcome.summary.options, outcome.plan, hashes=(shipped, parent["hash"]),
+        command=command_of(config), output=config.where,
+    )  # fmt: skip
     if mine:
         for training in outcome.folders:
             training.remove()  # the same command, interrupted before this line, goes on; after it, it begins anew
@@ -253,9 +259,9 @@ def _keep_in_store(fitted: Any, folder: Path) -> Path:
 
 def write_run(
     outcome: Outcome, config: Config, phases: Phases, parent: Mapping[str, Any], inputs: Mapping[str, str], lease: Lease
-) -> None:  # fmt: skip
-    """Write the run folder of a fine-tuning, a growth or an improvement."""
-    start, original = time.perf_counter(), Path(str(parent.get("path")))
+) -> str:  # fmt: skip
+    """Write the run folder of a fine-tuning, a growth or an improvement; returns the content hash of its model."""
+    start, original, found = time.perf_counter(), Path(str(parent.get("path"))), list[str]()
 
     def needed() -> str:
         return f"about {files.folder_size(original):,} bytes, like the original model" if original.is_dir() else ""
@@ -263,6 +269,7 @@ def write_run(
     def fill(folder: Path) -> None:
         outcome.model.write().save(stores.address(folder / "model"))
         stores.fetch(folder / "model")
+        found[:] = [hash_of_folder(folder / "model")]
         offers = outcome.offers if isinstance(outcome, Improved) else {}
         for name, model in offers.items():
             if model is not outcome.model:
@@ -278,10 +285,10 @@ def write_run(
                 **({"inputs": inputs} if inputs else {}),
             },
             "parent": {**parent, "path": parent.get("path") and secrets.redacted(str(parent["path"]))},
-            "model": {"path": "model", "hash": hash_of_folder(folder / "model")},
-            "command": command_of(config),
+            "model": {"path": "model", "hash": found[0]}, "command": command_of(config),
         }  # fmt: skip
         (folder / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
         write_report(folder)
 
     written(config.output, lease, fill, needed)
+    return found[0]

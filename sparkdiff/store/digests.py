@@ -143,8 +143,10 @@ def _held(values: Any) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def saved(model: Any, folder: Path) -> Iterator[Path | None]:
-    """A folder below `folder` with the saved model, within this context; None if it cannot be saved."""
+def saved(model: Any, folder: Path | None) -> Iterator[Path | None]:
+    """A folder below `folder` (None: the system's temporary one) with the saved model, within this context; None if it cannot be
+    saved.
+    """
     with jvm.temporary(".stages-", folder) as path:
         try:
             model.write().overwrite().save(jvm.stores.address(path))
@@ -155,7 +157,7 @@ def saved(model: Any, folder: Path) -> Iterator[Path | None]:
             yield path
 
 
-def hash_of(model: Any, path: str | None, folder: Path) -> str | None:
+def hash_of(model: Any, path: str | None, folder: Path | None) -> str | None:
     """`hash_of_folder` of a model that was loaded from `path`, or not loaded; None if it cannot be saved.
 
     If the path is neither on this machine nor in a store, the model is saved temporarily below `folder`.

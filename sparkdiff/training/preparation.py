@@ -27,7 +27,7 @@ from sparkdiff.training.recipes import Recipe, recipes_for
 # Options that decide where and how training runs, but not its result.
 _OUTSIDE = (
     "verbosity", "numProcesses", "localMode", "timeout", "stream", "cacheInMemory", "cacheDir", "checkpointDir", "runId", "guard",
-    "maxFlipRate", "fleetSize", "waitForRun", "device", "localCacheLimit",
+    "maxFlipRate", "fleetSize", "waitForRun", "device", "localCacheLimit", "storeDir", "tags", "redact",
 )  # fmt: skip
 
 

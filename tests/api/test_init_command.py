@@ -1,5 +1,7 @@
 """`sparkdiff init`: a YAML file from a saved pipeline and its rows, which runs as it is."""
 
+import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -47,8 +49,20 @@ def test_the_file_runs_as_it_is(
     assert "# groupCol: user_id " in text
     assert "reads the columns a, b: #1." in text
     quick = ["fineTuner.maxEpochs=1", "fineTuner.recipe=fast", "fineTuner.verbosity=0"]
-    assert main(["finetune", "--config", "churn.yaml", *quick]) == DONE
-    assert (here / "runs" / "churn" / "summary.json").is_file()
+    kept = ["fineTuner.storeDir=kept", "fineTuner.redact=false"]
+    assert main(["finetune", "--config", "churn.yaml", *quick, *kept]) == DONE
+    first = json.loads((here / "runs" / "churn" / "summary.json").read_text())
+    capsys.readouterr()
+    # The store knows the model by the folder of the run, and the command that it tells makes the same model.
+    assert main(["why", "runs/churn", "--store", "kept", "--json"]) == DONE
+    made = json.loads(capsys.readouterr().out)["steps"][0]["run"]
+    assert (made["model"], made["parent"]) == (first["model"]["hash"], first["parent"]["hash"])
+    assert made["verb"] == "finetune" and made["output"].endswith("runs/churn") and made["decision"] == "tuned"
+    assert main(["why", "runs/churn", "--store", "kept", "--reproduce"]) == DONE
+    command = shlex.split(capsys.readouterr().out)
+    assert command[0] == "sparkdiff" and main([*command[1:], "output.path=runs/again"]) == DONE
+    again = json.loads((here / "runs" / "again" / "summary.json").read_text())
+    assert again["model"]["hash"] == first["model"]["hash"]
 
 
 def test_rows_in_a_csv_file_and_comments_that_are_settings(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

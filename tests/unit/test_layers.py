@@ -22,7 +22,7 @@ ROOMS = [
     ["evaluation"],
     ["training", "diagnostics", "serving"],
     ["finetune"],
-    ["cross_fitting", "costs"],
+    ["cross_fitting", "costs", "history"],
     ["tuning", "growth"],
     ["improvement"],
     ["estimator"],

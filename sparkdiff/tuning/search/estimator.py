@@ -1,5 +1,6 @@
 """`Search` and `SearchModel`: a search over a space as a pyspark.ml Estimator and the Model that it returns."""
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from pyspark.sql import DataFrame
 
 from sparkdiff import jvm
 from sparkdiff.errors import InputError, check_dataframe, kind_of
+from sparkdiff.history.keeping import keeping
 from sparkdiff.machine import paths
 from sparkdiff.pipeline.names import refuse_stream
 from sparkdiff.pipeline.nesting import Holder, flatten
@@ -130,8 +132,10 @@ class Search(Estimator, MLWritable, MLReadable):  # type: ignore[type-arg]
         refuse_stream(dataset)
         if not jvm.in_process(dataset.sparkSession):
             raise InputError("Search does not run over Spark Connect: it needs a session in this process")
-        phases = Phases(shown(task.settings.verbosity), callbacks)
-        found = searched(task, dataset, phases)
+        phases, s = Phases(shown(task.settings.verbosity), callbacks), task.settings
+        with keeping(s.storeDir, s.tags, s.redact, jvm.scratch_folder) as keep:
+            found = searched(task, dataset, phases)
+            keep(found.summary, found.model, task.current, dataclasses.asdict(s), None, records=found.records)
         phases.on_decision(found.summary)
         model = SearchModel(found.model, found)
         return self._copyValues(model)  # type: ignore[no-any-return]

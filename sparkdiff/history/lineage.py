@@ -1,0 +1,246 @@
+"""Why this model: the runs that led to it, back to the first ancestor, and what each of them considered."""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sparkdiff import jvm
+from sparkdiff.errors import InputError
+from sparkdiff.history import store
+from sparkdiff.jvm import stores
+from sparkdiff.machine import paths
+from sparkdiff.options import Options
+from sparkdiff.report import Section, Shown, Strong, Table
+from sparkdiff.report.progress import change, duration
+from sparkdiff.report.table import p_value
+from sparkdiff.store.digests import hash_of
+
+SHORT = 12
+"""Characters of a hash that are shown."""
+MOST = 5
+"""Of the settings that a run considered, so many are shown, the best first."""
+HELD = ("model", "pipelineModel")
+"""The folder of the pipeline in the folder of a run, and in that of a saved FineTunerModel or SearchModel."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A run that made a model, or tried to.
+
+    Attributes:
+        run: its row in the store of runs.
+        cacheOf: id of the earlier run whose cache it used; None if it wrote its own, or that run is not in the store.
+        beside: later runs from the same parent, or earlier ones, that made another model or kept the parent: (run, kept).
+    """
+
+    run: Mapping[str, Any]
+    cacheOf: str | None
+    beside: tuple[Mapping[str, Any], ...]
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Lineage(Shown):
+    """Where a model comes from. `print` shows it, `toJSON` holds all of it.
+
+    Attributes:
+        name: of the model, as it was given.
+        model: its content hash, which copies and renamed folders share.
+        steps: the runs that led to it, the latest first.
+        origin: content hash of the first ancestor; the model itself, if no run in the store made it.
+        attempts: runs that started from this model, the oldest first.
+    """
+
+    __module__ = "sparkdiff"
+
+    name: str
+    model: str
+    steps: tuple[Step, ...]
+    origin: str | None
+    attempts: tuple[Mapping[str, Any], ...]
+
+    def toJSON(self) -> str:
+        """All of it; times in ISO 8601, UTC."""
+        return json.dumps(dataclasses.asdict(self), indent=2, default=lambda value: value.isoformat())
+
+    def command(self) -> str:
+        """The command that made this model; the same version of sparkdiff, model and rows give the same weights.
+
+        Raises:
+            InputError: the store does not hold it; says what to do.
+        """
+        if not self.steps:
+            raise InputError(f"no run in this store made {self.name}, so there is no command")
+        run = self.steps[0].run
+        if run["command"] is None:
+            why = "the store holds no commands (redact=true)" if run["redacted"] else "the run was started from Python"
+            parent, rows = _short_hash(run["parent"]), _short_hash(run["data"])
+            raise InputError(
+                f"the command that made {self.name} is missing: {why}. It was {run['verb']} of the pipeline {parent} "
+                f"on the rows with cache {rows}, with {_told_options(run)}"
+            )
+        return str(run["command"])
+
+    def _headline(self) -> str:
+        return f"{self.name}, content {self.model[:SHORT]}: {len(self.steps)} runs led to it"
+
+    def _sections(self) -> Iterator[Section]:
+        yield Strong(f"{self.name}, content {self.model[:SHORT]}")
+        if not self.steps:
+            yield "no run in this store made it"
+        for step in self.steps:
+            yield from _told(step)
+        if self.steps:
+            yield f"the first ancestor is {_short_hash(self.origin)}, which no run in this store made"
+        if self.attempts:
+            yield Strong("tried from this model since:")
+            yield Table(
+                [("finished", "by", "decision", "metric", "gain", "p"), *map(_short, self.attempts)], left=(0, 1, 2, 3)
+            )
+
+
+def why(model: Any, storeDir: str) -> Lineage:
+    """Where a model comes from, as far as the runs in a store tell.
+
+    Args:
+        model: a fitted pipeline, or the path of a saved one, of the folder of a run or of a saved FineTunerModel. Its content
+            counts, not its name or uids: a copy is known again.
+        storeDir: the folder of the store.
+
+    Raises:
+        InputError: there is no such model, or no store; or the model cannot be saved, which hashing needs.
+    """
+    name = str(model) if isinstance(model, (str, Path)) else model.uid
+    return lineage(name, _hash(model), jvm.folder("storeDir", storeDir))
+
+
+def _hash(model: Any) -> str:
+    if not isinstance(model, (str, Path)):
+        found = hash_of(model, None, None)
+        if found is None:
+            raise InputError(
+                f"{model.uid} cannot be saved, so its content is not known: pass a pipeline of Spark's own stages"
+            )
+        return found
+    where = next((w for name in HELD if _is_model(w := paths.inside(str(model), name))), str(model))
+    found = hash_of(None, where, None) if _is_model(where) else None
+    if found is None:
+        raise InputError(f"there is no saved model in {str(model)!r}: pass the folder of a saved pipeline, or of a run")
+    return found
+
+
+def _told_options(run: Mapping[str, Any]) -> str:
+    """The options of a run that are not at their default, as a command takes them."""
+    usual = Options().asdict(every=True)
+    given = {k: v for k, v in json.loads(run["options"]).items() if k not in usual or v != usual[k]}
+    return " ".join(f"{k}={json.dumps(v)}" for k, v in given.items()) or "all options at their defaults"
+
+
+def _is_model(where: str) -> bool:
+    path = jvm.folder("model", where)
+    return bool(stores.exists(path / "metadata"))
+
+
+def lineage(name: str, model: str, folder: Path) -> Lineage:
+    """The lineage of a model by its content hash, from the store in a folder.
+
+    Raises:
+        InputError: there is no store in this folder.
+    """
+    links = store.rows(folder, ("model", "parent"))
+    made = {run["model"]: run["parent"] for run in links if run["model"] != run["parent"]}
+    line = [model]
+    while (parent := made.get(line[-1])) is not None and parent not in line:
+        line.append(parent)
+    on = {run["id"] for run in links if run["model"] in line or run["parent"] in line}
+    return _lineage(name, model, store.rows(folder, ids=on), _writers(folder))
+
+
+def _writers(folder: Path) -> dict[str, str]:
+    """The id of the first run that used each cache, by its fingerprint."""
+    first = dict[str, str]()
+    for run in store.rows(folder, ("data",)):
+        if run["data"] is not None:
+            first.setdefault(run["data"], run["id"])
+    return first
+
+
+def _lineage(name: str, model: str, found: Sequence[Mapping[str, Any]], first: Mapping[str, str]) -> Lineage:
+    """The lineage of a model.
+
+    Args:
+        found: the runs that made its ancestors or itself, and those that started from them; the oldest first.
+        first: see `_writers`.
+    """
+    made = {run["model"]: run for run in found if run["model"] not in (None, run["parent"])}  # the latest of each
+    steps, seen, node = list[Step](), set[str](), model
+    while node in made and node not in seen:
+        seen.add(node)
+        run = made[node]
+        beside = [r for r in found if r["parent"] == run["parent"] and r["id"] != run["id"] and r["parent"] is not None]
+        source = first.get(run["data"]) if run["cacheHit"] else None
+        steps.append(Step(run, None if source == run["id"] else source, tuple(beside)))
+        node = run["parent"]
+    attempts = tuple(run for run in found if run["parent"] == model)
+    return Lineage(name, model, tuple(steps), node, attempts)
+
+
+# Text ---------------------------------------------------------------------------------------------------------------------
+
+
+def _told(step: Step) -> Iterator[Section]:
+    run = step.run
+    parent = "an unfitted pipeline" if run["parent"] is None else _short_hash(run["parent"])
+    yield Strong(f"made by {run['verb']} on {_when(run)} from {parent}: {run['decision']}")
+    yield f"  {_metric(run)}, {p_value(run['p'])}" if run["p"] is not None else f"  {_metric(run)}"
+    yield f"  {run['reason']}"
+    if run["stages"]:
+        trained = [s["stageClass"] for s in run["stages"] if s["trained"]]
+        left = [s["stageClass"] for s in run["stages"] if s["role"] == "referenced"]
+        in_spark = f"; in Spark: {', '.join(left)}" if left else ""
+        yield f"  {len(run['stages'])} stages; trained: {', '.join(trained) or 'none'}{in_spark}"
+    if run["data"] is not None:
+        rows = ", ".join(f"{n:,} {split}" for split, n in dict(run["rows"] or ()).items())
+        reused = "reused" if run["cacheHit"] else "written"
+        reused += f", of run {step.cacheOf[:SHORT]}" if step.cacheOf else ""
+        yield f"  rows: {rows or 'unknown'}; cache {run['data'][:SHORT]}, {reused}"
+    yield f"  cost: {duration(run['seconds'])}, {run['coreSeconds']:.0f} core-seconds"
+    yield from _considered(run)
+    if step.beside:
+        kept = sum(r["kept"] for r in step.beside)
+        yield f"  from the same parent {len(step.beside)} other runs, of which {kept} kept it"
+
+
+def _considered(run: Mapping[str, Any]) -> Iterator[Section]:
+    tried = run["tried"] or []
+    if not tried:
+        return
+    sign = 1 if run["metricDirection"] == "smaller" else -1
+    best = sorted(tried, key=lambda t: (t["value"] is None, sign * (t["value"] or 0.0)))[:MOST]
+    more = f", the best {len(best)}" if len(tried) > len(best) else ""
+    yield f"  considered {len(tried)}{more}:"
+    for t in best:
+        value = "" if t["value"] is None else f" {t['value']:.5g}"
+        name = f" {t['name']}" if t["name"] else ""
+        outcome = f": {t['outcome']}" if t["outcome"] else ""
+        yield f"    {t['kind']}{name}{value}{outcome}"
+
+
+def _short_hash(found: str | None) -> str:
+    return (found or "unknown")[:SHORT]
+
+
+def _when(run: Mapping[str, Any]) -> str:
+    return f"{run['finished']:%Y-%m-%d %H:%M}"
+
+
+def _metric(run: Mapping[str, Any]) -> str:
+    before, after = run["before"], run["after"]
+    return run["metric"] if before is None or after is None else change(run["metric"], before, after)
+
+
+def _short(run: Mapping[str, Any]) -> tuple[str, ...]:
+    gain = "" if run["gain"] is None else f"{run['gain']:+.2%}"
+    p = "" if run["p"] is None else p_value(run["p"])
+    return _when(run), run["verb"], run["decision"], run["metric"], gain, p

@@ -1,0 +1,61 @@
+"""The runs of a store as lines of text."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from pyspark.sql import DataFrame, functions as F
+
+from sparkdiff import jvm
+from sparkdiff.errors import InputError, did_you_mean
+from sparkdiff.history import store
+from sparkdiff.report.sections import aligned
+from sparkdiff.report.table import p_value
+
+COLUMNS = ("finished", "verb", "decision", "metric", "before", "after", "gain", "p", "coreSeconds", "model", "parent")
+HEAD = ("finished", "by", "decision", "metric", "before", "after", "gain", "p", "core-s", "model", "parent")
+SHORT = 12
+
+
+def listed(storeDir: str, where: str | None, sort: str, limit: int, *, compact: bool, as_json: bool) -> list[str]:
+    """The runs that meet a condition in SQL, as a table or as JSON.
+
+    Raises:
+        InputError: there is no store, the condition is no SQL, or there is no such column.
+    """
+    logging.getLogger("SQLQueryContextLogger").setLevel(logging.CRITICAL)  # Spark logs what the InputError says
+    if compact:
+        store.compact(jvm.folder("storeDir", storeDir))
+    found = store.runs(storeDir)
+    if sort not in found.columns:
+        raise InputError(f"--sort {sort} is no column of a run. {did_you_mean(sort, found.columns)}")
+    try:
+        chosen = found if where is None else found.where(where)
+        if as_json:
+            lines = chosen.sort(F.desc(sort)).limit(limit).select(F.to_json(F.struct("*")).alias("line"))
+            return [row["line"] for row in lines.collect()]
+        return _table(chosen, sort, limit)
+    except jvm.SparkError as e:
+        raise InputError(f"--where {where} is no condition on the runs: {jvm.cause(e)}") from e
+
+
+def _table(chosen: DataFrame, sort: str, limit: int) -> list[str]:
+    rows = [
+        row.asDict()
+        for row in chosen.select(*dict.fromkeys((*COLUMNS, sort))).sort(F.desc(sort)).limit(limit + 1).collect()
+    ]
+    if not rows:
+        return ["no runs"]
+    lines = aligned([HEAD, *map(_cells, rows[:limit])], left=(0, 1, 2, 3, 9, 10))
+    return [*lines, "and more: --limit shows them, --where and --sort choose"] if len(rows) > limit else lines
+
+
+def _cells(run: dict[str, Any]) -> Sequence[str]:
+    def number(value: float | None, form: str) -> str:
+        return "" if value is None else format(value, form)
+
+    return (
+        f"{run['finished']:%Y-%m-%d %H:%M}", run["verb"], run["decision"], run["metric"], number(run["before"], ".5g"),
+        number(run["after"], ".5g"), number(run["gain"], "+.1%"), "" if run["p"] is None else p_value(run["p"]),
+        number(run["coreSeconds"], ".0f"), (run["model"] or "")[:SHORT], (run["parent"] or "")[:SHORT],
+    )  # fmt: skip

@@ -1,0 +1,156 @@
+"""A finished run as a row of the store of runs: numbers, names of columns and classes; nothing of the rows."""
+
+import datetime
+import json
+import math
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from sparkdiff.history.store import VERSION
+from sparkdiff.pipeline.plan import StagePlan
+
+PLACES = ("cacheDir", "checkpointDir", "storeDir", "runDir")
+"""Options that name folders."""
+KEEPING = ("storeDir", "tags", "redact")
+"""Options of the store itself, which a record does not repeat."""
+VERBS = {"GrowthSummary": "grow", "ImprovementSummary": "improve", "SearchSummary": "search"}
+UNSAID = "..."
+"""In place of what `redact` leaves out."""
+
+
+def record_of(
+    summary: Any, records: Sequence[Mapping[str, Any]], *, model: str | None, parent: str | None, options: Mapping[str, Any],
+    stages: Sequence[StagePlan],
+    coreSeconds: float, seconds: float, tags: Mapping[str, str], redact: bool, command: str | None = None,
+    output: str | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """The row of a run.
+
+    Args:
+        summary: of the run; `records` is its history, or the trials of a search.
+        model, parent: content hashes of the pipeline that was returned, and of the one that it was made from; None if unknown.
+        options: of the run, by name.
+        stages: of the plan.
+        redact: leave out the values of slices, folders, the command, texts of warnings, and all text in options but names that
+            sparkdiff itself gives.
+        command, output: that made the run, and where it was written.
+    """
+    found = summary.toDict() if hasattr(summary, "toDict") else summary.asdict()
+    searched = "fresh" in found
+    row = {
+        "id": uuid.uuid4().hex, "schemaVersion": VERSION, "finished": datetime.datetime.now(datetime.timezone.utc),
+        "verb": VERBS.get(type(summary).__name__, "finetune"), "runId": options.get("runId"), "model": model, "parent": parent,
+        "decision": found["decision"], "kept": found["decision"].startswith("kept"), "reason": reason(found, redact=redact),
+        "metric": found["metric"], "metricDirection": found["metricDirection"], "gain": found["gain"], "p": found["p"],
+        "gainInterval": found["gainInterval"], "warnings": len(found["warnings"]), "redacted": redact, "seconds": seconds,
+        "coreSeconds": coreSeconds, "tags": {**tags}, "options": json.dumps(_options(options, redact=redact), sort_keys=True),
+        "stages": [_stage(s) for s in stages], "versions": found.get("versions") or {},
+        "command": None if redact else command, "output": None if redact else output,
+    }  # fmt: skip
+    return row | (_of_search(found, records) if searched else _of_training(found, records, redact=redact))
+
+
+def _of_training(found: Mapping[str, Any], records: Sequence[Mapping[str, Any]], *, redact: bool) -> dict[str, Any]:
+    metrics = found["metrics"]
+    held, test = metrics.get("validation") or {}, metrics.get("test") or {}
+    tables = [{k: v for k, v in t.items() if not redact or k != "table"} for t in found["cache"].get("versions") or ()]
+    return {
+        "dataVersions": json.dumps(tables, default=str) if tables else None,
+        "before": held.get("before"), "after": held.get("after"),
+        "testBefore": test.get("before"), "testAfter": test.get("after"),
+        "data": found["cache"]["fingerprint"], "cacheHit": found["cache"]["hit"], "rows": found["cache"].get("rows") or {},
+        "timings": found["timings"], "tried": [*_arms(found), *_rounds(found), *_candidates(found, records)],
+        "curves": [_point(r) for r in records if r.get("validationMetric") is not None and "candidate" in r],
+        "evidence": json.dumps(_evidence(found, redact=redact), sort_keys=True),
+    }  # fmt: skip
+
+
+def _of_search(found: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    fresh, metric = found["fresh"], found["metric"]
+    tried = [_tried("trial", str(r["trial"]), r.get(metric), r.get("seconds"), str(r["state"])) for r in records]
+    return {
+        "before": fresh["default"], "after": fresh["winner"], "rows": found["rows"], "timings": {"search": found["seconds"]},
+        "tried": tried, "curves": [], "data": None, "dataVersions": None,
+        "cacheHit": None, "evidence": json.dumps({k: found[k] for k in ("optimism", "trials", "failed", "pruned")}),
+    }  # fmt: skip
+
+
+def _stage(stage: StagePlan) -> dict[str, Any]:
+    return {"stageClass": stage.stageClass, "role": stage.role, "trained": stage.trainable}
+
+
+def reason(found: Mapping[str, Any], *, redact: bool) -> str:
+    """Why a run decided so; without the values of slices if they are not to be told."""
+    text = str(found["reason"])
+    if redact:
+        for told in sorted(
+            {str(s["value"]) for s in found.get("slices") or () if s["value"] is not None}, key=len, reverse=True
+        ):
+            text = text.replace(repr(told), UNSAID).replace(told, UNSAID)
+    return text
+
+
+def _options(options: Mapping[str, Any], *, redact: bool) -> dict[str, Any]:
+    """The options without those of the store; folders and what is nested in text are left out if they are not to be told."""
+    kept = {k: v for k, v in options.items() if k not in KEEPING and (not redact or k not in PLACES)}
+    if redact and isinstance(nested := kept.get("penalties"), Mapping):  # of features, whose names may hold a category
+        kept["penalties"] = {name: [*strengths.values()] for name, strengths in nested.items()}
+    return kept
+
+
+def _evidence(found: Mapping[str, Any], *, redact: bool) -> dict[str, Any]:
+    """What else was measured for the decision."""
+    left_out = {"value"} if redact else set()
+    slices = [{k: v for k, v in s.items() if k not in left_out} for s in found["slices"]]
+    compatibility = {k: v for k, v in (found["compatibility"] or {}).items() if k != "bins"}
+    told = {} if redact else {"warnings": found["warnings"]}
+    return {"z": found["z"], "slices": slices, "reference": found["reference"], "compatibility": compatibility, **told}
+
+
+def _tried(kind: str, name: str, value: Any, seconds: Any, outcome: str) -> dict[str, Any]:
+    return {"kind": kind, "name": name, "value": value, "seconds": seconds, "outcome": outcome}
+
+
+def _arms(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Results of an improvement, and the arms that have none."""
+    rows = [r for r in found.get("table") or () if r["arm"] is not None]
+    out = [
+        _tried(
+            r["arm"], r["name"], r["value"], r["seconds"], "accepted" if r["accepted"] else r["why"] or "not accepted"
+        )
+        for r in rows
+    ]
+    named = {r["arm"] for r in rows}
+    rest = [a for a in found.get("arms") or () if a["arm"] not in named]
+    return out + [_tried(a["arm"], "", None, a["seconds"], f"{a['state']}: {a['why']}") for a in rest]
+
+
+def _rounds(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    rounds = found.get("rounds") or ()
+    return [_tried(r["kind"], r["name"], r["gain"], r["seconds"], r["why"] or "joined") for r in rounds]
+
+
+def _candidates(found: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The candidates of a training, each with its best epoch; none of a run whose history is of something else."""
+    if found.get("arms") or found.get("rounds"):
+        return []
+    better = min if found["metricDirection"] == "smaller" else max
+    values: dict[str, list[float]] = {}
+    for row in records:
+        if row.get("recipe") and row["epoch"]:
+            values.setdefault(row["recipe"], []).append(_number(row["validationMetric"]))
+    return [_best(name, v, better) for name, v in values.items()]
+
+
+def _best(name: str, values: Iterable[float], better: Any) -> dict[str, Any]:
+    finite = [v for v in values if math.isfinite(v)]
+    return _tried("candidate", name, better(finite) if finite else None, None, "" if finite else "diverged")
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _point(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {"candidate": row["candidate"], "epoch": row["epoch"], "value": _number(row["validationMetric"])}
