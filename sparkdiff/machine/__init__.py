@@ -1,6 +1,6 @@
-"""The machine that a process runs on: `memory` gives freed memory back, `paths` reads paths as users write them, `interrupts`
-decides what Ctrl-C does, `secrets` leaves passwords out of texts, `autologging` pauses what other libraries log of themselves,
-and `package` writes our own code to a file for other machines.
+"""The machine that a process runs on: `memory` gives freed memory back, `cpu` tells processor seconds, `paths` reads paths as
+users write them, `interrupts` decides what Ctrl-C does, `secrets` leaves passwords out of texts, `autologging` pauses what other
+libraries log of themselves, `package` makes an archive of this one.
 """
 
-__all__ = ["autologging", "interrupts", "memory", "package", "paths", "secrets"]
+__all__ = ["autologging", "cpu", "interrupts", "memory", "package", "paths", "secrets"]

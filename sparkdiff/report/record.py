@@ -42,8 +42,9 @@ class RunRecord(Shown):
         stages: how far each parameter moved, in natural units: {"uid.parameter": {"largest", "rootMeanSquare"}}.
         timings: seconds per phase.
         stream: the reader of the cache.
-        cache: {"hit", "fingerprint", "rows" (by split; not in summaries of earlier versions)}, and "versions" where the plan of the rows shows versions of tables: [{"split", "table",
-            "versionAsOf" (of Delta; "timestampAsOf", "snapshotId", "asOf" where a reader's option names these)}].
+        cache: {"hit", "fingerprint", "rows" (by split; not in summaries of earlier versions)}, and "versions" where the
+            plan of the rows shows versions of tables: [{"split", "table", "versionAsOf" (of Delta; "timestampAsOf",
+            "snapshotId", "asOf" where a reader's option names these)}].
         warnings: reasons to doubt the figures.
         folds: with numFolds an entry per fold, {"fold", "rows", "before", "after", "epochs", "recipe", "parity"}: the metric of
             its original and its tuned pipeline on its own rows, and what its training chose (0 epochs: nothing gained).
