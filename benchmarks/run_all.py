@@ -63,6 +63,7 @@ BENCHMARKS = (
     Benchmark("cross_fitting_digits", "cross_fitting", ("--digits",)),
     Benchmark("serving_costs", "serving_costs"),
     Benchmark("compact", "compact"),
+    Benchmark("torch_transformer", "torch_transformer", needs=("onnxruntime",)),
     Benchmark("growth", "growth", needs=("lightgbm", "optuna", "sklearn")),
     Benchmark("growth_null", "growth_null", needs=("sklearn",)),
     Benchmark("improve_null", "improve_null", needs=("sklearn",)),

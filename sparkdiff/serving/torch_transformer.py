@@ -273,6 +273,10 @@ class TorchTransformer(Transformer, Holder, MLWritable, MLReadable):  # type: ig
     def measure(self, dataset: DataFrame) -> DeviceChoice:
         """Measure what is fastest on rows of this DataFrame, and use it from now on where device="auto"."""
         check_dataframe("the rows of measure()", dataset)
+        if dataset.isStreaming:
+            raise InputError(
+                "a stream cannot be measured: set device to 'cpu', 'cuda' or 'spark', or call measure() on a table"
+            )
         self.choice = chosen(self.pipelineModel, dataset)
         LOG.info("TorchTransformer: %s", self.choice.reason)
         return self.choice
