@@ -64,6 +64,7 @@ BENCHMARKS = (
     Benchmark("serving_costs", "serving_costs"),
     Benchmark("compact", "compact"),
     Benchmark("torch_transformer", "torch_transformer", needs=("onnxruntime",)),
+    Benchmark("serving", "serving"),
     Benchmark("growth", "growth", needs=("lightgbm", "optuna", "sklearn")),
     Benchmark("growth_null", "growth_null", needs=("sklearn",)),
     Benchmark("improve_null", "improve_null", needs=("sklearn",)),

@@ -53,8 +53,20 @@ class Unit:
     part: Part | None = None
 
 
+NOT_SERVED = {
+    "BisectingKMeansModel": "Spark does not show the tree of centres that it descends",
+    "BucketedRandomProjectionLSHModel": "its hash values serve joins of whole tables, which stay in Spark",
+    "DistributedLDAModel": "its topics are stored in a distributed graph",
+    "FPGrowthModel": "it compares the sets of a row with all association rules, which only Spark can read",
+    "LocalLDAModel": "it infers the topics of a row by iterations from random numbers of Java",
+    "MinHashLSHModel": "its hash values serve joins of whole tables, which stay in Spark",
+    "SQLTransformer": "its statement is SQL",
+}
+"""The classes of MLlib that are refused with any settings, and why; all others are taken."""
+
+
 def refused(vertex: Vertex, why: str) -> InputError:
-    way = WAYS.get(vertex.stageClass, OTHER_WAY)
+    way, why = WAYS.get(vertex.stageClass, OTHER_WAY), NOT_SERVED.get(vertex.stageClass, why)
     return InputError(f"{vertex.uid} ({vertex.stageClass}) cannot be computed without Spark: {why}; {way}")
 
 
@@ -69,12 +81,14 @@ def scheduled(model: Any, schema: SchemaOrRows, outputCols: Iterable[str] | None
         check_dataframe("schema, if not a StructType,", schema)
     graph = with_modules(linked(model), schema)
     for vertex in graph.vertices:
-        if vertex.drops_rows and not vertex.opaque:
-            raise refused(vertex, SKIPS)
-        if vertex.opaque:
-            raise refused(vertex, vertex.why)
+        if vertex.opaque or vertex.drops_rows:
+            raise refused(vertex, SKIPS if _skips(vertex.stage) else vertex.why)
     wanted = _wanted(graph, outputCols)
     return _Compiler(graph, schema).compiled(wanted)
+
+
+def _skips(stage: Any) -> bool:
+    return bool(stage.hasParam("handleInvalid") and stage.getOrDefault("handleInvalid") == "skip")
 
 
 def _wanted(graph: Graph, outputCols: Iterable[str] | None) -> list[Version]:

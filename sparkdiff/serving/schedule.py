@@ -1,7 +1,7 @@
 """The steps from a row's columns to a pipeline's outputs, found once, so that a request only runs them."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -163,14 +163,15 @@ class Schedule:
     def casefold(self) -> Callable[[str], str]:
         return str if self.sensitive else str.lower
 
-    def of_table(self, table: Table) -> Values:
+    def of_table(self, table: Table, steps: Iterable[Any]) -> Values:
+        """Everything that the steps compute of these rows."""
         values: Values = [None] * self.places
         casefold = self.casefold
         for entry in self.entries:
             entry.put(table.read(entry.source, casefold), values)
-        return self.run(values)
+        return run(steps, values)
 
-    def of_row(self, row: Mapping[str, Any]) -> Values:
+    def of_row(self, row: Mapping[str, Any], steps: Iterable[Any]) -> Values:
         """The values of one row; what `of_table` does, with one tensor for all plain numbers."""
         values: Values = [None] * self.places
         found: list[float] = []
@@ -199,20 +200,26 @@ class Schedule:
             columns = torch.tensor(list(map(float, found)), dtype=torch.float64).unsqueeze(1).unbind()
             for place, column in zip(places, columns, strict=True):
                 values[place] = column
-        return self.run(values)
+        return run(steps, values)
 
-    def run(self, values: Values) -> Values:
-        for step in self.steps:
-            try:
-                step.run(values)
-            except InputError:
+
+def run(steps: Iterable[Any], values: Values) -> Values:
+    """Run the steps one after the other.
+
+    Raises:
+        InputError: a stage fails on these values; names it, with the shapes where torch fails.
+    """
+    for step in steps:
+        try:
+            step.run(values)
+        except InputError:
+            raise
+        except (RuntimeError, IndexError, ValueError, TypeError, AttributeError, AssertionError) as e:
+            if isinstance(e, torch.OutOfMemoryError):
                 raise
-            except (RuntimeError, IndexError, ValueError, TypeError, AttributeError, AssertionError) as e:
-                if isinstance(e, torch.OutOfMemoryError):
-                    raise
-                shapes = ", ".join(f"{c!r} {_shape(values[i])}" for c, i in zip(step.columns, step.reads, strict=False))
-                raise InputError(f"{step.uid} can't compute on columns of these shapes: {shapes} ({e})") from e
-        return values
+            shapes = ", ".join(f"{c!r} {_shape(values[i])}" for c, i in zip(step.columns, step.reads, strict=False))
+            raise InputError(f"{step.uid} can't compute on columns of these shapes: {shapes} ({e})") from e
+    return values
 
 
 NULL, THERE = torch.tensor([True]), torch.tensor([False])

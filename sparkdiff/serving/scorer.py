@@ -12,6 +12,7 @@ from sparkdiff.errors import InputError
 from sparkdiff.pipeline.schema import SchemaOrRows
 from sparkdiff.serving import stored
 from sparkdiff.serving.compiling import scheduled, warm
+from sparkdiff.serving.few_rows import steps
 from sparkdiff.serving.requests import result_arrow, result_objects, table_of
 from sparkdiff.serving.schedule import NOWHERE, Output, Schedule, Values
 
@@ -55,6 +56,7 @@ class Scorer:
         self.outputCols = tuple(output.name for output in schedule.outputs)
         self.assumptions = schedule.assumptions
         warm(schedule)
+        self._steps = steps(schedule)
 
     def predict(self, rows: Any) -> Any:
         """The output columns of these rows.
@@ -74,7 +76,7 @@ class Scorer:
         """
         with torch.inference_mode():
             if isinstance(rows, Mapping):
-                values = self._schedule.of_row(rows)
+                values = self._schedule.of_row(rows, self._steps)
                 return {o.name: _objects(o, values)[0] for o in self._schedule.outputs}
             return self._predicted(rows)
 
@@ -85,7 +87,7 @@ class Scorer:
         columns: dict[str, list[Any]] = {o.name: [] for o in schedule.outputs}
         for begin in range(0, n, ROWS):
             part = rows.slice(begin, ROWS) if in_arrow else (rows.iloc if in_pandas else rows)[begin : begin + ROWS]
-            values = schedule.of_table(table_of(part, schedule.casefold))
+            values = schedule.of_table(table_of(part, schedule.casefold), self._steps)
             for o in schedule.outputs:
                 columns[o.name] += [_arrow(o, values)] if in_arrow else _objects(o, values)
         if in_arrow:

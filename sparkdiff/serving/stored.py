@@ -220,7 +220,7 @@ def load(version: str, path: str | os.PathLike[str]) -> Any:
         wrote = described.get("sparkdiff")
         raise InputError(f"sparkdiff {wrote} wrote the scorer in {folder}, and this is {version}: {again}")
     try:
-        with np.load(folder / ARRAYS, allow_pickle=False) as arrays:
+        with np.load(folder / ARRAYS) as arrays:  # which unpickles nothing
             return decoded(described["scorer"], {name: arrays[name] for name in arrays.files})
     except InputError as e:
         raise InputError(f"the scorer in {folder} cannot be made: {e}") from e

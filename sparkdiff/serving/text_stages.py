@@ -41,6 +41,8 @@ class TextStage:
 
     writes_objects: ClassVar[bool] = False
     """Whether it writes lists of text, or words, instead of numbers."""
+    refusals: ClassVar[tuple[str, ...]] = ()
+    """The settings that `of` refuses, in words."""
 
     @classmethod
     def of(cls, stage: Any, facts: "Facts") -> "list[Part]":
@@ -101,6 +103,7 @@ class StringIndexer(TextStage):
     Source: org.apache.spark.ml.feature.StringIndexerModel.getIndexer, after a cast to string.
     """
 
+    refusals = ("handleInvalid='skip'",)
     labels: tuple[str, ...]
     keep: bool
 
@@ -162,6 +165,7 @@ class IndexToString(TextStage):
     """
 
     writes_objects = True
+    refusals = ("labels that nothing tells",)
     labels: tuple[str, ...]
 
     @classmethod
@@ -241,6 +245,7 @@ class RegexTokenizer(TextStage):
     """
 
     writes_objects = True
+    refusals = ("patterns that Python cannot say (`\\b`, `\\p{L}`, flags, possessive quantifiers, sets within sets)",)
     pattern: str
     gaps: bool
     lowers: bool
@@ -285,6 +290,7 @@ class StopWordsRemover(TextStage):
     """
 
     writes_objects = True
+    refusals = ("the locales az, lt and tr",)
     stops: tuple[str, ...]
     exact: bool
     others: Mapping[str, str]

@@ -11,6 +11,9 @@ from sparkdiff.rows import Rows, SparseRows, known_any, offsets_of
 from sparkdiff.stages.affine import Affine, AffineForm, Parameters
 from sparkdiff.stages.base import register
 
+FEW = 16
+"""Rows that are looked at all at once."""
+
 
 @register("pyspark.ml.feature.VectorAssembler")
 class VectorAssembler(Affine):
@@ -32,15 +35,21 @@ class VectorAssembler(Affine):
 
     def forward(self, *columns: Rows) -> Rows:  # scalars (n,) and vectors (n, d_i) -> (n, sum of d_i)
         parts = [c[:, None] if isinstance(c, Tensor) and c.ndim == 1 else c for c in columns]
-        if not self.keep:
-            for name, column in zip(self.names, columns, strict=True):
-                if isinstance(column, Tensor) and column.ndim == 1 and known_any(column.isnan()):
-                    raise InputError(
-                        f"{self.uid}: column {name!r} holds null or NaN, which handleInvalid='error' refuses; "
-                        "impute the column, or set handleInvalid to 'keep'"
-                    )
         strided = [p for p in parts if isinstance(p, Tensor)]
-        return torch.cat(strided, 1) if len(strided) == len(parts) else beside(parts)
+        out = torch.cat(strided, 1) if len(strided) == len(parts) else None
+        # One look at a few whole rows takes less time than one at each column.
+        if not self.keep and (out is None or len(out) > FEW or known_any(out.isnan())):
+            self.check(columns)
+        return beside(parts) if out is None else out
+
+    def check(self, columns: Sequence[Rows]) -> None:
+        """Raise InputError if a scalar is null or NaN."""
+        for name, column in zip(self.names, columns, strict=True):
+            if isinstance(column, Tensor) and column.ndim == 1 and known_any(column.isnan()):
+                raise InputError(
+                    f"{self.uid}: column {name!r} holds null or NaN, which handleInvalid='error' refuses; "
+                    "impute the column, or set handleInvalid to 'keep'"
+                )
 
     def affine_form(self, p: Parameters, slope: Tensor, widths: Sequence[int]) -> AffineForm:
         return AffineForm(

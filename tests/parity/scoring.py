@@ -43,7 +43,7 @@ def in_spark(model: Any, df: DataFrame, columns: Sequence[str]) -> list[dict[str
 
 def differences(scorer: Scorer, model: Any, df: DataFrame, tolerance: float = 1e-9) -> list[str]:
     """What differs between Spark and the scorer, asked for all rows and for each of the first rows alone."""
-    rows = [row.asDict() for row in df.coalesce(1).collect()]
+    rows = [row.asDict(recursive=True) for row in df.coalesce(1).collect()]
     theirs = in_spark(model, df, scorer.outputCols)
     asked = [("together", scorer.predict(rows), theirs), ("alone", [scorer.predict(r) for r in rows[:20]], theirs[:20])]
     assert len(rows) == len(theirs)

@@ -1,8 +1,15 @@
 """What a Scorer computes without Spark is what Spark computes: every class of MLlib, text of any language, and rows that fail."""
 
+import importlib.util
+import json
 import math
+import os
 import random
+import re
+import shutil
 import struct
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -32,7 +39,9 @@ from pyspark.sql import DataFrame, SparkSession
 from scoring import differences, fails, refuses
 
 from sparkdiff import InputError, Scorer
+from sparkdiff.serving.compiling import NOT_SERVED
 
+ROOT = Path(__file__).parents[2]
 REFUSED = {
     "BisectingKMeansModel", "BucketedRandomProjectionLSHModel", "DistributedLDAModel", "FPGrowthModel", "LocalLDAModel",
     "MinHashLSHModel", "SQLTransformer",
@@ -299,6 +308,42 @@ def test_what_cannot_be_served_is_refused_by_name(usual: PipelineModel, df: Data
         Scorer(usual, outputCols=["predction"])
 
 
+def load_test(scorer: Scorer, folder: Path, seconds: float) -> dict[str, Any]:
+    """What `serving_load.py` finds, in a process that finds no java."""
+    scorer.save(folder)
+    environment = {k: v for k, v in os.environ.items() if k not in ("JAVA_HOME", "SPARK_HOME")}
+    environment["PATH"] = str(Path(sys.executable).parent)
+    assert shutil.which("java", path=environment["PATH"]) is None
+    command = [sys.executable, str(Path(__file__).parent / "serving_load.py"), str(folder), str(seconds)]
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def test_eight_threads_without_spark(usual: PipelineModel, tmp_path: Path) -> None:
+    found = load_test(Scorer(usual), tmp_path / "scorer", 1.5)
+    assert found["requests"] > 100
+    assert (found["wrong"], found["children"], found["spark"]) == (0, 0, False)
+    assert found["grown"] < 24
+
+
+@pytest.mark.nightly
+def test_eight_threads_for_minutes(df: DataFrame, usual: PipelineModel, tmp_path: Path) -> None:
+    """Text that is hashed is remembered, up to a bound."""
+    hashed = [
+        *usual.stages[:3],
+        Tokenizer(inputCol="kind", outputCol="words"),
+        HashingTF(inputCol="words", outputCol="hashed"),
+        VectorAssembler(inputCols=["features", "hashed"], outputCol="all", handleInvalid="keep"),
+        LogisticRegression(featuresCol="all", maxIter=2),
+    ]
+    found = load_test(Scorer(Pipeline(stages=hashed).fit(df)), tmp_path / "scorer", 100)
+    assert (found["wrong"], found["children"]) == (0, 0)
+    assert found["grown"] < 64
+
+
 def answers_differ(scorer: Scorer, rows: list[dict[str, Any]], seed: int, wished: list[Any]) -> list[int]:
     """Which rows, asked in another order, get another answer than before."""
     order = [*range(len(rows))] * 5
@@ -315,3 +360,46 @@ def test_eight_threads_get_right_answers(usual: PipelineModel, df: DataFrame) ->
         with ThreadPoolExecutor(8) as threads:
             wrong = list(threads.map(lambda seed, s=asked, w=wished: answers_differ(s, rows, seed, w), range(8)))
         assert wrong == [[]] * 8
+
+
+# What is recorded ------------------------------------------------------------------------------------------------------
+
+
+def test_the_table_is_up_to_date() -> None:
+    """`python tools/serving_table.py` brings it up to date."""
+    path = ROOT / "tools" / "serving_table.py"
+    spec = importlib.util.spec_from_file_location("serving_table", path)
+    assert spec is not None and spec.loader is not None
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    text = tool.PAGE.read_text("utf-8")
+    assert tool.page(text) == text
+    assert {r.name for r in tool.rows() if not r.where} == REFUSED == set(NOT_SERVED)
+
+
+@pytest.mark.nightly
+def test_all_pipelines_of_these_tests() -> None:
+    """Whatever the tests beside this one give to `verify` is scored too (`scorer_sweep.py`); ninety of a hundred at least."""
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "scorer_sweep",
+        "-p",
+        "no:cacheprovider",
+        str(Path(__file__).parent),
+    ]
+    path = os.pathsep.join([str(Path(__file__).parent), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=3600, check=False)
+    assert done.returncode == 0, done.stdout
+    told = done.stdout.partition("scorers:")[2]
+    counts = {why: int(n) for n, why in re.findall(r"^ *(\d+) (\S.*)$", told, re.M)}
+    own = sum(n for why, n in counts.items() if not why.startswith(CUSTOM))
+    assert counts["accepted"] >= 0.9 * own, told
+
+
+CUSTOM = ("(BoosterModel)", "(Clipped)", "(Plus)")
+"""Stages of these tests that are not MLlib's, and that only Spark can run."""

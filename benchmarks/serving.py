@@ -1,0 +1,147 @@
+"""How long does a request take, with Spark and with a Scorer, and how many rows does each score in a second of CPU time?
+
+Two pipelines over the same generated rows: a linear one (StringIndexer, OneHotEncoder, VectorAssembler, StandardScaler,
+LogisticRegression) and one with boosted trees in its last place. A request is one row: a dict for the Scorer, and for Spark a
+DataFrame of this row, `transform` and `collect`. Both are asked in one run; torch has one thread. The CPU time of a request is
+that of the thread that asks. Throughput: the scorer over one Arrow table, Spark over the same rows, cached in one partition, by
+the CPU time of the process, and of Spark's tasks.
+
+    SPARK_CONF_DIR=conf python benchmarks/serving.py --out serving.json
+
+Exits with code 1 where the median request of a Scorer takes a millisecond of CPU time or more.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from common import exit_code, markdown, parse, parser, write
+from pyspark.ml import Pipeline, classification, feature
+from pyspark.sql import DataFrame, SparkSession, functions as F
+from serving_costs import Clock
+
+import sparkdiff
+
+MOST = 1000.0
+"""Microseconds of CPU time that the median request may take."""
+NUMBERS = 12
+LEVELS = 8
+WARM = 0.1
+"""The part of the requests that don't count, in which Java compiles and caches fill."""
+OUTPUTS = ["probability", "prediction"]
+
+
+def rows_of(spark: SparkSession, rows: int) -> DataFrame:
+    """Numbers n0.., two columns of text, and a label."""
+    numbers = [F.rand(j).alias(f"n{j}") for j in range(NUMBERS)]
+    data = spark.range(rows).repartition(1).select(*numbers)
+    words = [F.concat(F.lit("level "), F.floor(F.col(f"n{j}") * LEVELS).cast("string")).alias(f"s{j}") for j in (0, 1)]
+    return data.select("*", *words, (F.col("n0") + F.col("n2") * F.col("n1") > 0.7).cast("double").alias("label"))
+
+
+def pipelines(trees: int) -> dict[str, list[Any]]:
+    texts, hot = ["s0", "s1"], ["h0", "h1"]
+    front = [
+        feature.StringIndexer(inputCols=texts, outputCols=["i0", "i1"], handleInvalid="keep"),
+        feature.OneHotEncoder(inputCols=["i0", "i1"], outputCols=hot),
+        feature.VectorAssembler(inputCols=[*hot, *(f"n{j}" for j in range(NUMBERS))], outputCol="features"),
+    ]
+    scaled = feature.StandardScaler(inputCol="features", outputCol="scaled", withMean=True)
+    return {
+        "scaler, logistic regression": [
+            *front,
+            scaled,
+            classification.LogisticRegression(featuresCol="scaled", maxIter=5),
+        ],
+        f"{trees} boosted trees": [*front, classification.GBTClassifier(maxIter=trees, maxDepth=5, seed=1)],
+    }
+
+
+def asked(
+    ask: Callable[[Any], Any], rows: Sequence[Any], clock: Callable[[], float] = time.perf_counter
+) -> list[float]:
+    """Microseconds of each request, without the first ones."""
+    times = []
+    for row in rows:
+        begin = clock()
+        ask(row)
+        times.append(1e6 * (clock() - begin))
+    return times[int(WARM * len(times)) :]
+
+
+def quantiles(times: Sequence[float]) -> dict[str, float]:
+    return {"p50": float(np.quantile(times, 0.5)), "p99": float(np.quantile(times, 0.99))}
+
+
+def measured(spark: SparkSession, data: DataFrame, model: Any, given: Any) -> dict[str, Any]:
+    scorer = sparkdiff.Scorer(model, schema=data.schema, outputCols=OUTPUTS)
+    schema = data.drop("label").schema
+    rows = [row.asDict() for row in data.drop("label").limit(1000).collect()]
+    many = [rows[i % len(rows)] for i in range(given.requests)]
+
+    def in_spark(row: Any) -> Any:
+        return model.transform(spark.createDataFrame([tuple(row.values())], schema)).select(*OUTPUTS).collect()
+
+    out: dict[str, Any] = {
+        "scorer, wall": quantiles(asked(scorer.predict, many)),
+        "scorer, CPU": quantiles(asked(scorer.predict, many, time.thread_time)),
+        "Spark, wall": quantiles(asked(in_spark, many[: given.sparkRequests])),
+    }
+    table, clock = data.drop("label").toArrow(), Clock(spark)
+    scorer.predict(table.slice(0, 1000))
+    took = []
+    for _ in range(3):
+        begin = time.process_time()
+        scorer.predict(table)
+        took.append(time.process_time() - begin)
+    frame = model.transform(data).select(*OUTPUTS)
+    seconds = [clock.seconds(frame) for _ in range(6)]
+    out["rows a second"] = {"scorer": table.num_rows / min(took), "Spark": table.num_rows / min(seconds)}
+    return out
+
+
+def _cells(name: str, r: dict[str, Any]) -> list[str]:
+    def both(what: str, unit: float) -> str:
+        return f"{r[what]['p50'] / unit:,.2f} / {r[what]['p99'] / unit:,.2f}"
+
+    ratio = r["Spark, wall"]["p50"] / r["scorer, wall"]["p50"]
+    many = r["rows a second"]
+    throughput = f"{many['scorer']:,.0f} | {many['Spark']:,.0f}"
+    wall = both("scorer, wall", 1e3)
+    return [name, both("scorer, CPU", 1e3), wall, both("Spark, wall", 1e3), f"{ratio:,.0f}", *throughput.split(" | ")]
+
+
+def main() -> int:
+    p = parser(__doc__)
+    p.add_argument("--rows", type=int, default=100_000)
+    p.add_argument("--requests", type=int, default=5000)
+    p.add_argument("--sparkRequests", type=int, default=60)
+    p.add_argument("--trees", type=int, default=100)
+    given = parse(p, rows=300, requests=20, sparkRequests=3, trees=2)
+    torch.set_num_threads(1)
+    builder: Any = SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false")
+    spark = builder.config("spark.driver.memory", "3g").getOrCreate()
+    spark.sparkContext.setLogLevel("ERROR")
+    data = rows_of(spark, given.rows).cache()
+    data.count()
+    few = data.limit(5000).coalesce(1).cache()
+    found = {
+        name: measured(spark, data, Pipeline(stages=stages).fit(few), given)
+        for name, stages in pipelines(given.trees).items()
+    }
+    spark.stop()
+    head = ["pipeline", "scorer, CPU ms", "scorer, ms", "Spark, ms", "ratio", "scorer, rows/s", "Spark, rows/s"]
+    print("Each request p50 / p99; the ratio is that of the medians of wall-clock time.\n")
+    print(markdown(head, [_cells(name, r) for name, r in found.items()]))
+    figures = {f"{name}, CPU of a request (µs)": r["scorer, CPU"]["p50"] for name, r in found.items()}
+    write(given, found, figures)
+    missed = [name for name, p50 in figures.items() if p50 >= MOST]
+    print(f"\nless than {MOST:,.0f} µs of CPU time: {'missed by ' + ', '.join(missed) if missed else 'met'}")
+    return exit_code(given, missed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

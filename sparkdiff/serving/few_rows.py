@@ -1,0 +1,102 @@
+"""Trees for a few rows at a time, by numpy: what torch does once per operation costs more there than the work itself."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparkdiff.rows import Rows
+from sparkdiff.serving.schedule import Schedule, Step, TorchStep, Values
+from sparkdiff.stages.forest import Trees
+
+PAIRS = 4096
+"""Rows times trees up to which this is faster."""
+Array = np.ndarray[Any, Any]
+
+
+class FewRows:
+    """The leaves that rows fall into, and the sums of what the leaves say: the same decisions as `stages.routing.Router`."""
+
+    def __init__(self, module: Trees):
+        nodes = module.nodes
+        leaf, number = nodes.leaf, np.arange(len(nodes))
+        children = [np.where(leaf, number, child + nodes.roots()) for child in (nodes.rightChild, nodes.leftChild)]
+        self.child = np.stack(children, 1).reshape(-1)  # (2 N,): a leaf leads to itself
+        self.feature = np.maximum(nodes.featureIndex, 0).astype(np.intp)  # (N,)
+        self.threshold = np.full(len(nodes), np.inf)
+        self.threshold[nodes.continuous] = module.thresholds.detach().numpy()
+        categorical = ~leaf & (nodes.numCategories >= 0)
+        self.subset = np.where(categorical, np.cumsum(categorical) - 1, -1)  # (N,) among the sets of categories
+        self.sets = bool(categorical.any())
+        subsets = module.router.subsets
+        self.begins, self.sizes, self.flags = (t.numpy() for t in (subsets.begins, subsets.sizes, subsets.flags))
+        self.roots, self.depth = nodes.offsets[:-1].astype(np.intp), int(nodes.depth().max())
+        self.number = np.cumsum(leaf) - 1  # (N,) of a leaf
+        self.table = module.table().detach().numpy()  # (L,) or (L, k)
+        self.module, self.trees = module, nodes.trees
+        self.shows_leaves = not {"leafCol", "varianceCol"}.isdisjoint(module.shown)
+
+    def leaves(self, x: Array) -> Array:
+        """(n, d) -> (n, T)."""
+        n, width = x.shape
+        flat, node = x.reshape(-1), np.tile(self.roots, n)
+        first = np.repeat(np.arange(n) * width, self.trees)
+        for _ in range(self.depth):
+            value = flat[first + self.feature[node]]
+            left = value <= self.threshold[node]
+            if self.sets:
+                self._correct(left, self.subset[node], value)
+            node = self.child[2 * node + left]
+        return self.number[node].reshape(n, self.trees)
+
+    def _correct(self, left: Array, subset: Array, value: Array) -> None:
+        """Set `left` (p,) where a set of categories decides."""
+        where = np.flatnonzero(subset >= 0)
+        subset, value = subset[where], value[where]
+        size = self.sizes[subset]
+        category = np.where((value >= 0) & (value < size) & (value == np.floor(value)), value, size)
+        left[where] = self.flags[self.begins[subset] + category.astype(np.intp)]
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
+        leaves = self.leaves(x.numpy())
+        total = torch.from_numpy(np.asarray(self.table[leaves].sum(1)))
+        return self.module.shows(total, torch.from_numpy(leaves) if self.shows_leaves else None)
+
+
+@dataclass(frozen=True)
+class TreesStep:
+    """A step with trees: many rows by torch, few by numpy."""
+
+    step: TorchStep
+    few: FewRows
+
+    @property
+    def uid(self) -> str:
+        return self.step.uid
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return self.step.columns
+
+    @property
+    def reads(self) -> tuple[int, ...]:
+        return self.step.reads
+
+    def run(self, values: Values) -> None:
+        x: Rows = values[self.step.reads[0]]
+        if not isinstance(x, Tensor) or x.ndim != 2 or len(x) * self.few.trees > PAIRS:
+            self.step.run(values)
+            return
+        self.step.check(x)
+        for i, column in zip(self.step.writes, self.few(x), strict=True):
+            values[i] = column
+
+
+def steps(schedule: Schedule) -> "tuple[Step | TreesStep, ...]":
+    """The steps of a schedule, those with trees with a way for few rows."""
+    return tuple(
+        TreesStep(s, FewRows(s.module)) if isinstance(s, TorchStep) and isinstance(s.module, Trees) else s
+        for s in schedule.steps
+    )
