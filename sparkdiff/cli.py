@@ -486,6 +486,59 @@ def why(
     print(found.command() if reproduce else found.toJSON() if as_json else found)
 
 
+caches_app = typer.Typer(no_args_is_help=True, help="Show and remove caches on this machine. Runs no Spark.")
+app.add_typer(caches_app, name="cache")
+Folder = Annotated[str, typer.Argument(help="Folder of the caches: cacheDir, or .cache beside the output of jobs.")]
+
+
+@caches_app.command("list")
+def list_caches(folder: Folder, as_json: AsJson = False) -> None:
+    """Show what lies in a folder of caches: size, last use, what it cost, and which stages of Spark made it."""
+    from sparkdiff.history import caches
+
+    found = caches.entries(Path(folder))
+    if as_json:
+        print(json.dumps([dataclasses.asdict(e) | {"path": str(e.path)} for e in found], indent=2))
+    else:
+        print("\n".join(caches.table(found)))
+
+
+@caches_app.command("prune")
+def prune_caches(
+    folder: Folder,
+    max_mb: Annotated[Optional[float], typer.Option(help="Megabytes that may stay.", min=0)] = None,  # noqa: UP045
+    max_days: Annotated[float | None, typer.Option(help="Days without a use after which a cache goes.", min=0)] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be removed.")] = False,
+) -> None:
+    """Remove old caches, and then those that save the least time per byte. What is read, or was used within an hour, stays."""
+    from sparkdiff.history import caches
+
+    if max_mb is None and max_days is None:
+        raise InputError("prune needs a limit: --max-mb 2000, --max-days 30, or both; clear removes all")
+    found = caches.entries(Path(folder))
+    chosen = caches.to_remove(found, most=None if max_mb is None else int(max_mb * 1e6), days=max_days)
+    _removed(chosen, dry_run)
+
+
+@caches_app.command("clear")
+def clear_caches(
+    folder: Folder, dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be removed.")] = False
+) -> None:
+    """Remove all caches and fitted pipelines of jobs that no process reads. Checkpoints and all other files stay."""
+    from sparkdiff.history import caches
+
+    _removed([entry for entry in caches.entries(Path(folder)) if not entry.read], dry_run)
+
+
+def _removed(chosen: Sequence[Any], dry_run: bool) -> None:
+    from sparkdiff.history import caches
+
+    gone = chosen if dry_run else caches.remove(chosen)
+    print("\n".join(caches.table(gone)) if gone else "nothing to remove")
+    if gone and not dry_run:
+        print("removed")
+
+
 @app.command()
 def prepare() -> None:
     """Make Spark start in half of the time on this machine: write its classes to one file that Java maps. Once, a minute.

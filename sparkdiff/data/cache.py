@@ -9,6 +9,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +26,7 @@ from sparkdiff.data.fingerprint import SHARDS, Request, fingerprint, row_hashes
 from sparkdiff.data.label_stats import label_stats, weight_range
 from sparkdiff.data.layout import check_number, columns_of, holds_true, shards_in, write_files
 from sparkdiff.data.splits import SPLITS
-from sparkdiff.data.stream import DamagedCacheError, Manifest
+from sparkdiff.data.stream import DamagedCacheError, Manifest, usage
 from sparkdiff.data.stream.manifest import FORMAT
 from sparkdiff.errors import FullDiskError, InputError, did_you_mean
 from sparkdiff.jvm import stores
@@ -167,15 +168,19 @@ def _opened(request: Request, where: Path, columns: list[dict[str, Any]], watch:
         return _opened_in_store(request, folder, key, columns)
     if folder.exists():
         try:
-            return Cache(folder, _whole(folder, key), hit=True)
+            whole = _whole(folder, key)
+            usage.used(folder)
+            return Cache(folder, whole, hit=True)
         except DamagedCacheError as e:
             warnings.warn(f"the cache {folder} is damaged and is written again: {e}", DamagedCache, stacklevel=2)
         shutil.rmtree(folder, ignore_errors=True)
     temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
     temporary.mkdir(mode=0o700)  # before there is anything in it
     try:
+        began = time.monotonic()
         with watch(temporary):
             _build(request, key, temporary, temporary, columns)
+        usage.begin(temporary, [type(v.stage).__name__ for v in request.cut.stages], time.monotonic() - began)
         moved(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparkdiff.data.stream import petastorm, placed
+from sparkdiff.data.stream import petastorm, placed, usage
 from sparkdiff.data.stream.ahead import ahead
 from sparkdiff.data.stream.files import BACKENDS, Files
 from sparkdiff.data.stream.manifest import Batch, CachedFile, Column, DamagedCacheError, Manifest
@@ -93,7 +93,7 @@ class Stream:
 
     def __init__(self, folder: Path, *, backend: str = "auto", inMemory: bool = True, seed: int = 0):
         manifest = Manifest.load(folder)
-        self._begin(manifest, _resolve(backend, manifest), inMemory, seed)
+        self._begin(manifest, _resolve(backend, manifest), inMemory, seed, usage.held(folder))
 
     @classmethod
     def of_tables(cls, manifest: Manifest, tables: dict[str, Batch], *, seed: int = 0) -> "Stream":
@@ -103,12 +103,13 @@ class Stream:
         out._tables = {split: (0, 1, table) for split, table in tables.items()}
         return out
 
-    def _begin(self, manifest: Manifest, backend: str, inMemory: bool, seed: int) -> None:
+    def _begin(self, manifest: Manifest, backend: str, inMemory: bool, seed: int, lock: Any = None) -> None:
         self.manifest, self.backend, self.files = manifest, backend, Files(manifest, backend)
         self.inMemory = inMemory
         self.seed = seed
         self.place, self.resident = CPU, False
         self._origin = self
+        self._lock = lock  # held while it is read: `sparkdiff cache prune` leaves it
         self._copies: Any = None  # the stream of the device that copies rows there
         self._tables: dict[str, tuple[int, int, Batch]] = {}  # per split: rank, world, all rows of the rank
         self._running: weakref.WeakSet[Generator[Batch]] = weakref.WeakSet()
@@ -234,6 +235,8 @@ class Stream:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+        if self._lock is not None:
+            self._lock.close()
 
     def _shards(self, name: str) -> list[list[CachedFile]]:
         if name not in self.manifest.splits:

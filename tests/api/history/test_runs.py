@@ -15,7 +15,8 @@ from small_data import tune
 import sparkdiff
 from sparkdiff import InputError
 from sparkdiff.cli import DONE, WRONG_INPUT, main
-from sparkdiff.history import store
+from sparkdiff.data.stream import Stream
+from sparkdiff.history import caches, store
 
 
 @pytest.fixture(scope="module")
@@ -139,3 +140,19 @@ def test_a_store_that_cannot_be_written_is_named_first(numeric: PipelineModel, d
     with pytest.raises(InputError, match=r"storeDir='.*file' cannot be used"):
         tune(numeric, df, tmp_path / "caches", storeDir=str(tmp_path / "file"))
     assert not (tmp_path / "caches").exists()
+
+
+def test_a_cache_knows_its_uses_and_its_readers(numeric: PipelineModel, df: DataFrame, tmp_path: Path) -> None:
+    for _ in range(2):
+        tune(numeric, df, tmp_path, maxEpochs=1)
+    (found,) = [e for e in caches.entries(tmp_path) if e.kind == "cache"]
+    assert (found.uses, found.rows, found.read, found.madeBy) == (
+        2,
+        df.count(),
+        False,
+        ["VectorAssembler"],
+    ) and found.seconds > 0
+    with Stream(found.path):
+        assert caches.entries(tmp_path)[0].read and not caches.remove([found])
+    assert caches.remove([found]) == [found]
+    assert tune(numeric, df, tmp_path, maxEpochs=1).summary.cache["hit"] is False

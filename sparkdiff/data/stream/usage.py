@@ -1,0 +1,93 @@
+"""Who made a cache, what it cost, how often and when it was last used, and whether a training reads it now."""
+
+import contextlib
+import datetime
+import fcntl
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from sparkdiff.store.files import write_bytes
+
+NAME = "usage.json"
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Usage:
+    """
+    Attributes:
+        madeBy: classes of the stages that Spark ran for it.
+        seconds: that writing it took.
+        uses: by how many fits, the one that wrote it among them; a few fewer where several began at once.
+        last: the last of them, ISO 8601 in UTC.
+    """
+
+    madeBy: Sequence[str]
+    seconds: float
+    uses: int
+    last: str
+
+    @property
+    def age(self) -> float:
+        """Seconds since it was last used."""
+        return (_now() - datetime.datetime.fromisoformat(self.last)).total_seconds()
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.timezone.utc)
+
+
+def begin(folder: Path, madeBy: Sequence[str], seconds: float) -> None:
+    """Write down that a cache was made."""
+    _write(folder, Usage([*madeBy], round(seconds, 3), 1, _now().isoformat()))
+
+
+def used(folder: Path) -> None:
+    """Write down that a cache is used once more; a folder that cannot be written stays as it is."""
+    known = of(folder)
+    with contextlib.suppress(OSError):
+        _write(folder, Usage(known.madeBy, known.seconds, known.uses + 1, _now().isoformat()))
+
+
+def of(folder: Path) -> Usage:
+    """What is known of a cache. One of an earlier version was made, at no known cost, when its manifest was written."""
+    try:
+        found = Usage(**json.loads((folder / NAME).read_text(encoding="utf-8")))
+        datetime.datetime.fromisoformat(found.last)
+        return found
+    except (OSError, ValueError, TypeError):
+        made = datetime.datetime.fromtimestamp((folder / MANIFEST).stat().st_mtime, datetime.timezone.utc)
+        return Usage([], 0.0, 1, made.isoformat())
+
+
+def _write(folder: Path, usage: Usage) -> None:
+    write_bytes(folder / NAME, json.dumps(asdict(usage)).encode())
+
+
+def held(folder: Path) -> IO[Any] | None:
+    """A file that is open, and locked with others who read, while a cache is read; None where its file system has no locks."""
+    try:
+        file = (folder / MANIFEST).open("rb")
+    except OSError:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        return None
+    return file
+
+
+def is_read(folder: Path) -> bool:
+    """Whether a process on this machine, or another one where the file system tells it, reads a cache now."""
+    with (folder / MANIFEST).open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # no locks here
+            return False
+        return False

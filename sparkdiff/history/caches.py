@@ -1,0 +1,143 @@
+"""Caches as assets: what lies in a folder of caches, what it cost, and which of it to give up for room."""
+
+import dataclasses
+import datetime
+import json
+import re
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from sparkdiff.data.stream import usage
+from sparkdiff.errors import InputError
+from sparkdiff.report.progress import duration
+from sparkdiff.report.sections import aligned
+from sparkdiff.store.files import folder_size
+
+CACHE, FITTED, LEFT = "cache", "fitted pipeline", "left behind"
+NAMES = {re.compile(r"[0-9a-f]{16}"): CACHE, re.compile(r"fitted-[0-9a-f]{16}"): FITTED}
+UNFINISHED = re.compile(r"\.(fitted-)?[0-9a-f]{16}-[0-9a-f]{8}")
+"""A cache or a fitted pipeline that is being written, or whose writer was killed."""
+RECENT = 3600.0
+"""Seconds after its last use in which nothing is removed: a fit that has found it may not have opened it yet."""
+DAY = 86400.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A cache, a fitted pipeline of a job, or what a killed writer has left.
+
+    Attributes:
+        seconds: that making it took; 0 if unknown.
+        age: seconds since its last use.
+        read: whether a process reads it now.
+    """
+
+    path: Path
+    kind: str
+    bytes: int
+    rows: int | None
+    seconds: float
+    uses: int
+    age: float
+    madeBy: Sequence[str]
+    read: bool
+
+    @property
+    def worth(self) -> float:
+        """Seconds that a byte of it saves, if it is used as often again: of Greedy-Dual-Size (Cao and Irani 1997)."""
+        return self.seconds * self.uses / max(self.bytes, 1)
+
+    @property
+    def free(self) -> bool:
+        """Whether nobody needs it at this moment."""
+        return not self.read and self.age >= RECENT
+
+
+def entries(folder: Path) -> list[Entry]:
+    """What lies in a folder of caches, the largest first; other files in it are passed over.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise InputError(
+            f"{folder} is no folder: pass the folder that cacheDir names, or .cache beside the output of jobs"
+        )
+    found = [entry for path in folder.iterdir() for entry in _entry(path)]
+    return sorted(found, key=lambda entry: (-entry.bytes, entry.path.name))
+
+
+def _entry(path: Path) -> Iterator[Entry]:
+    kind = next((kind for name, kind in NAMES.items() if name.fullmatch(path.name)), None)
+    if not path.is_dir():
+        return
+    try:
+        if kind is None:
+            if UNFINISHED.fullmatch(path.name):
+                yield Entry(path, LEFT, folder_size(path), None, 0.0, 0, _since(path), [], False)
+        elif kind == FITTED:
+            yield Entry(path, kind, folder_size(path), None, 0.0, 1, _since(path), [], False)
+        elif (path / usage.MANIFEST).exists():
+            known, rows = usage.of(path), _rows(path)
+            size, read = folder_size(path), usage.is_read(path)
+            yield Entry(path, kind, size, rows, known.seconds, known.uses, max(known.age, 0.0), known.madeBy, read)
+    except FileNotFoundError:  # another process has just removed it
+        return
+
+
+def _since(path: Path) -> float:
+    """Seconds since anything in a folder was last written."""
+    last = max(p.stat().st_mtime for p in (path, *path.rglob("*")))
+    return max(datetime.datetime.now().timestamp() - last, 0.0)
+
+
+def _rows(path: Path) -> int | None:
+    try:
+        splits = json.loads((path / usage.MANIFEST).read_text(encoding="utf-8"))["splits"]
+        return sum(piece["rows"] for shards in splits.values() for shard in shards for piece in shard)
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def to_remove(found: Sequence[Entry], *, most: int | None, days: float | None) -> list[Entry]:
+    """Those to give up: all that nobody has used for so many days, and then, while the rest takes more bytes than `most`,
+    those that save the least time per byte.
+    """
+    old = [e for e in found if e.free and (e.kind == LEFT or (days is not None and e.age > days * DAY))]
+    rest = [e for e in found if e not in old]
+    total = sum(e.bytes for e in rest)
+    for entry in sorted((e for e in rest if e.free), key=lambda e: (e.worth, -e.age)):
+        if most is None or total <= most:
+            break
+        old.append(entry)
+        total -= entry.bytes
+    return old
+
+
+def remove(found: Sequence[Entry]) -> list[Entry]:
+    """Remove entries, except those that a process has begun to read; returns the removed ones. Nobody finds half of one."""
+    gone = []
+    for entry in found:
+        if entry.kind == CACHE and usage.is_read(entry.path):
+            continue
+        hidden = entry.path.with_name(f".removed-{uuid.uuid4().hex[:8]}")
+        try:
+            entry.path.rename(hidden)
+        except FileNotFoundError:
+            continue
+        shutil.rmtree(hidden, ignore_errors=True)
+        gone.append(entry)
+    return gone
+
+
+def table(found: Sequence[Entry]) -> list[str]:
+    """The entries as lines of text, and their sum."""
+    rows = [("name", "kind", "MB", "rows", "last used", "uses", "made in", "by")]
+    for e in found:
+        last = "now" if e.read else f"{duration(e.age)} ago" if e.age < DAY else f"{e.age / DAY:.0f} days ago"
+        made = duration(e.seconds) if e.seconds else ""
+        size, counted = f"{e.bytes / 1e6:,.1f}", "" if e.rows is None else f"{e.rows:,}"
+        rows.append((e.path.name, e.kind, size, counted, last, str(e.uses or ""), made, ", ".join(e.madeBy)))
+    return [*aligned(rows, left=(0, 1, 4, 7)), f"{len(found)} entries, {sum(e.bytes for e in found) / 1e6:,.1f} MB"]

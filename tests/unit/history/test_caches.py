@@ -1,0 +1,99 @@
+"""Which caches are given up for room, and that nothing else is touched."""
+
+import datetime
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from sparkdiff.cli import DONE, WRONG_INPUT, main
+from sparkdiff.data.stream import usage
+from sparkdiff.history import caches
+
+pytestmark = pytest.mark.once
+
+HOUR, DAY = 3600.0, 86400.0
+
+
+def cache(folder: Path, name: str, *, size: int, seconds: float = 1.0, uses: int = 1, age: float = 2 * HOUR) -> Path:
+    path = folder / (name * 16)[:16]
+    path.mkdir()
+    (path / "part.parquet").write_bytes(b"x" * size)
+    (path / "manifest.json").write_text(json.dumps({"splits": {"train": [[{"rows": 7}, {"rows": 1}], []]}}))
+    last = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(seconds=age)
+    told = {"madeBy": ["StringIndexerModel"], "seconds": seconds, "uses": uses, "last": last.isoformat()}
+    (path / "usage.json").write_text(json.dumps(told))
+    return path
+
+
+def names(found: list[caches.Entry]) -> list[str]:
+    return [e.path.name[0] for e in found]
+
+
+def test_what_saves_least_per_byte_goes_first(tmp_path: Path) -> None:
+    cache(tmp_path, "a", size=30_000, seconds=1)  # a second for 30,000 bytes
+    cache(tmp_path, "b", size=30_000, seconds=1, uses=9)
+    cache(tmp_path, "c", size=10_000, seconds=9)
+    cache(tmp_path, "d", size=30_000, seconds=1, age=3 * HOUR)  # as a, but longer ago
+    found = caches.entries(tmp_path)
+    assert [(e.rows, e.kind, e.madeBy) for e in found] == [(8, "cache", ["StringIndexerModel"])] * 4
+    assert names(caches.to_remove(found, most=80_000, days=None)) == ["d"]
+    assert names(caches.to_remove(found, most=50_000, days=None)) == ["d", "a"]
+    assert names(caches.to_remove(found, most=0, days=None)) == ["d", "a", "b", "c"]
+    assert names(caches.to_remove(found, most=None, days=2.5 / 24)) == ["d"]
+    assert not caches.to_remove(found, most=200_000, days=1)
+
+
+def test_what_is_read_or_was_just_used_stays(tmp_path: Path) -> None:
+    cache(tmp_path, "a", size=10, age=10.0)
+    read = cache(tmp_path, "b", size=10)
+    cache(tmp_path, "c", size=10)
+    reading = usage.held(read)
+    found = caches.entries(tmp_path)
+    assert {e.path.name[0]: e.read for e in found} == {"a": False, "b": True, "c": False}
+    assert names(caches.to_remove(found, most=0, days=0)) == ["c"]
+    assert names(caches.remove(found)) == ["a", "c"] and [p.name for p in tmp_path.iterdir()] == [read.name]
+    assert reading is not None
+    reading.close()
+    assert names(caches.remove(caches.entries(tmp_path))) == ["b"] and not list(tmp_path.iterdir())
+
+
+def test_a_cache_of_an_earlier_version_has_no_usage(tmp_path: Path) -> None:
+    path = cache(tmp_path, "e", size=10)
+    (path / "usage.json").unlink()
+    os.utime(path / "manifest.json", (time.time() - 5 * DAY, time.time() - 5 * DAY))
+    (old,) = caches.entries(tmp_path)
+    assert (old.seconds, old.uses, round(old.age / DAY)) == (0.0, 1, 5)
+    usage.used(path)
+    (now,) = caches.entries(tmp_path)
+    assert now.uses == 2 and now.age < HOUR
+    (path / "usage.json").write_text("{")
+    assert caches.entries(tmp_path)[0].uses == 1
+
+
+def test_only_what_sparkdiff_wrote_is_touched(tmp_path: Path) -> None:
+    cache(tmp_path, "a", size=10)
+    for name in ("checkpoints/run", "mine", "fitted-0123456789abcdef", ".0123456789abcdef-deadbeef"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "0123456789abcdef").write_text("a file of a user")
+    assert main(["cache", "clear", str(tmp_path)]) == DONE
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["0123456789abcdef", "checkpoints", "mine"]
+
+
+def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cache(tmp_path, "a", size=2_000_000, seconds=3.0)
+    cache(tmp_path, "b", size=1_000_000, seconds=3.0, age=3 * DAY)
+    assert main(["cache", "list", str(tmp_path)]) == DONE
+    out = capsys.readouterr().out
+    assert "2.0 h ago" in out and "3 days ago" in out and "StringIndexerModel" in out and "2 entries, 3.0 MB" in out
+    assert main(["cache", "list", str(tmp_path), "--json"]) == DONE
+    assert json.loads(capsys.readouterr().out)[0]["bytes"] > 2_000_000
+    assert main(["cache", "prune", str(tmp_path), "--max-days", "2", "--dry-run"]) == DONE
+    assert "bbbb" in capsys.readouterr().out and len(list(tmp_path.iterdir())) == 2
+    assert main(["cache", "prune", str(tmp_path), "--max-mb", "1.5"]) == DONE
+    assert "aaaa" in capsys.readouterr().out and [p.name for p in tmp_path.iterdir()] == ["b" * 16]
+    for wrong in (["prune", str(tmp_path)], ["list", str(tmp_path / "absent")]):
+        assert main(["cache", *wrong]) == WRONG_INPUT
+    assert "prune needs a limit" in capsys.readouterr().err
