@@ -93,7 +93,7 @@ class Stream:
 
     def __init__(self, folder: Path, *, backend: str = "auto", inMemory: bool = True, seed: int = 0):
         manifest = Manifest.load(folder)
-        self._begin(manifest, _resolve(backend, manifest), inMemory, seed, usage.held(folder))
+        self._begin(manifest, _resolve(backend, manifest), inMemory, seed, usage.Lock(folder))
 
     @classmethod
     def of_tables(cls, manifest: Manifest, tables: dict[str, Batch], *, seed: int = 0) -> "Stream":

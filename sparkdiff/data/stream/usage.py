@@ -4,10 +4,10 @@ import contextlib
 import datetime
 import fcntl
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
 
 from sparkdiff.store.files import write_bytes
 
@@ -67,18 +67,24 @@ def _write(folder: Path, usage: Usage) -> None:
     write_bytes(folder / NAME, json.dumps(asdict(usage)).encode())
 
 
-def held(folder: Path) -> IO[Any] | None:
-    """A file that is open, and locked with others who read, while a cache is read; None where its file system has no locks."""
-    try:
-        file = (folder / MANIFEST).open("rb")
-    except OSError:
-        return None
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        return None
-    return file
+class Lock:
+    """Says that a cache is read, to those who would remove it, until it is closed or this process ends; nothing where the file
+    system has no locks.
+    """
+
+    def __init__(self, folder: Path):
+        self._file: int | None = None
+        with contextlib.suppress(OSError):
+            self._file = os.open(folder / MANIFEST, os.O_RDONLY)
+            fcntl.flock(self._file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+    def close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def __del__(self) -> None:  # of a stream that nobody has closed
+        self.close()
 
 
 def is_read(folder: Path) -> bool:

@@ -50,12 +50,11 @@ def test_what_is_read_or_was_just_used_stays(tmp_path: Path) -> None:
     cache(tmp_path, "a", size=10, age=10.0)
     read = cache(tmp_path, "b", size=10)
     cache(tmp_path, "c", size=10)
-    reading = usage.held(read)
+    reading = usage.Lock(read)
     found = caches.entries(tmp_path)
     assert {e.path.name[0]: e.read for e in found} == {"a": False, "b": True, "c": False}
     assert names(caches.to_remove(found, most=0, days=0)) == ["c"]
     assert names(caches.remove(found)) == ["a", "c"] and [p.name for p in tmp_path.iterdir()] == [read.name]
-    assert reading is not None
     reading.close()
     assert names(caches.remove(caches.entries(tmp_path))) == ["b"] and not list(tmp_path.iterdir())
 
