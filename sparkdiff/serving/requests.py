@@ -1,6 +1,7 @@
 """Rows from outside (a dict, dicts, pandas, Arrow) as columns of numbers and of Python's objects, and results back."""
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -13,7 +14,7 @@ from pyspark.ml.linalg import DenseVector, SparseVector
 from torch import Tensor
 
 from sparkdiff.errors import InputError, did_you_mean, kind_of
-from sparkdiff.pipeline.columns import from_arrow, to_arrow
+from sparkdiff.pipeline.columns import WIDE, from_arrow, to_arrow
 from sparkdiff.rows import Rows, SparseRows, offsets_of
 
 WHOLE = ("tinyint", "smallint", "int", "bigint")
@@ -68,11 +69,12 @@ def typed(v: Any, source: Source, kind: str) -> Any:
         return [typed(x, source, kind[6:-1]) for x in v]
     is_number = isinstance(v, (int, float, np.number, Decimal)) and not isinstance(v, bool)
     if kind in ("double", "float") and is_number:
-        return float(v) if kind == "double" else np.float32(v)
+        with np.errstate(over="ignore"):
+            return float(v) if kind == "double" else np.float32(v)
     if kind in WHOLE and is_number:
-        if v != v or v != int(v):
+        if not math.isfinite(v) or v != int(v):
             raise source.bad(v, f"but the schema has {kind}")
-        return np.int32(v) if kind == "int" and -(2**31) <= v < 2**31 else int(v)
+        return int(v) if kind == "bigint" or not -(2**31) <= v < 2**31 else np.int32(v)
     if kind in ("double", "float", *WHOLE) or (kind == "string") != isinstance(v, str):
         raise source.bad(v, f"but the schema has {kind}")
     return v
@@ -209,7 +211,10 @@ class Arrow:
         return rounded(found, source), null
 
 
-_NARROW: dict[Any, Callable[[Any], Any]] = {pa.float32(): np.float32, pa.int32(): np.int32}
+_NARROW: dict[Any, Callable[[Any], Any]] = {
+    pa.float32(): np.float32, pa.int32(): np.int32, pa.int16(): np.int32, pa.int8(): np.int32,
+}  # fmt: skip
+"""Types whose text or hash is not that of Python's numbers."""
 Column = Listed | Numpy | Arrow
 
 
@@ -356,11 +361,13 @@ def result_objects(column: Any, null: Tensor | None, kind: str) -> list[Any]:
 
 
 def result_arrow(column: Any, null: Tensor | None, kind: str) -> pa.Array:
-    """A computed column as Arrow: numbers, lists of doubles, Spark's own form of sparse vectors, text."""
+    """A computed column as Arrow: numbers, lists of doubles, Spark's own form of wide sparse vectors, text."""
     if isinstance(column, list):
         return pa.array(column)
     if isinstance(column, SparseRows):
-        return to_arrow(column)
+        if column.width > WIDE:
+            return to_arrow(column)
+        column = column.to_dense()
     if column.ndim == 2:
         return pa.FixedSizeListArray.from_arrays(pa.array(column.reshape(-1).numpy()), column.shape[1])
     target = {"int": pa.int32(), "float": pa.float32()}.get(kind, pa.float64())

@@ -78,6 +78,8 @@ class TorchStep:
                 values[i] = column.isnan()
 
     def check(self, x: Rows) -> None:
+        if isinstance(x, Tensor) and x.ndim == 1:
+            raise InputError(f"{self.uid}: column {self.columns[0]!r} holds null or a number, and it reads vectors")
         found = width(x)
         if found != self.wanted and not (self.or_more and found > self.wanted):
             least = "at least " if self.or_more else ""

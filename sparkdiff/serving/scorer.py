@@ -68,8 +68,8 @@ class Scorer:
 
         Returns:
             The same kind: a dict, a list of dicts, a DataFrame with the index of the rows, a table or batch. Vectors are numpy
-            arrays (d,) of doubles, or pyspark's SparseVector where Spark's are sparse; in Arrow fixed-size lists, or Spark's
-            own structs.
+            arrays (d,) of doubles, or pyspark's SparseVector where they are wide and sparse; in Arrow fixed-size lists, or
+            Spark's own structs.
 
         Raises:
             InputError: a column is missing, or Spark would fail on a row; names stage, column and value.

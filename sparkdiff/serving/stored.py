@@ -103,7 +103,7 @@ class _Reader:
                 f"it needs the class {value['object']}, which is not registered here: import the module that registers it first"
             )
         if "fields" in value:
-            return kind(*map(self.decode, value["fields"]))
+            return tuple.__new__(kind, map(self.decode, value["fields"]))
         made: Any = object.__new__(kind)
         if isinstance(made, nn.Module):
             nn.Module.__init__(made)

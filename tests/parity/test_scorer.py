@@ -35,6 +35,7 @@ from pyspark.ml.feature import (
     Tokenizer,
     VectorAssembler,
 )
+from pyspark.ml.linalg import Vectors, VectorUDT
 from pyspark.sql import DataFrame, SparkSession
 from scoring import differences, fails, refuses
 
@@ -212,6 +213,18 @@ def test_a_hash_of_numbers(spark: SparkSession) -> None:
         lists = spark.createDataFrame([([*values, None],)], f"x array<{kind}>").coalesce(1)
         stage = HashingTF(inputCol="x", outputCol="o")
         assert not differences(Scorer(stage, schema=lists.schema), stage, lists), kind
+        width = {
+            "double": pa.float64(),
+            "float": pa.float32(),
+            "int": pa.int32(),
+            "smallint": pa.int16(),
+            "tinyint": pa.int8(),
+        }
+        if kind in width:  # Arrow knows the type
+            table = pa.table({"x": pa.array([[*values, None]], pa.list_(width[kind]))})
+            [there] = Scorer(stage, schema=lists.schema).predict([{"x": [*values, None]}])
+            found = Scorer(stage).predict(table)["o"][0].as_py()
+            assert found["indices"] == there["o"].indices.tolist()
 
 
 # A pipeline -------------------------------------------------------------------------------------------------------------
@@ -265,6 +278,61 @@ def test_every_kind_of_rows_has_the_same_answers(usual: PipelineModel, adversari
     assert scorer.predict(table.slice(0, 0)).num_rows == 0
     upper = {k.upper(): v for k, v in rows[0].items()}
     assert scorer.predict(upper)["prediction"] == dicts[0]["prediction"]
+
+
+def test_many_vectors_in_arrow(fitted: dict[str, Any], spark: SparkSession) -> None:
+    """More rows than are computed at a time, vectors as Spark stores them, dense and sparse."""
+    scorer, rows = Scorer(fitted["logistic"]), 20_001
+    vectors = [Vectors.dense(i % 7, -i % 5, 1.0) if i % 3 else Vectors.sparse(3, [1], [i / 1000]) for i in range(rows)]
+    kind = pa.struct(
+        [
+            ("type", pa.int8()),
+            ("size", pa.int32()),
+            ("indices", pa.list_(pa.int32())),
+            ("values", pa.list_(pa.float64())),
+        ]
+    )
+    names = [field.name for field in kind]
+    table = pa.table(
+        {"vector": pa.array([dict(zip(names, VectorUDT().serialize(v), strict=True)) for v in vectors], kind)}
+    )
+    found = scorer.predict(table)
+    wished = scorer.predict([{"vector": v} for v in vectors[::1000]])
+    np.testing.assert_allclose(
+        np.stack(found["probability"].to_pylist()[::1000]), np.stack([w["probability"] for w in wished]), 1e-12
+    )
+    assert found.num_rows == rows
+    with pytest.raises(InputError, match=r"logistic needs 3 entries per row in column 'vector', got 2"):
+        scorer.predict({"vector": [1.0, 2.0]})
+    with pytest.raises(InputError, match="column 'vector' holds null or a number"):
+        scorer.predict({"vector": None})
+
+
+def test_a_folder_that_is_none_is_refused(usual: PipelineModel, tmp_path: Path) -> None:
+    folder = tmp_path / "scorer"
+    Scorer(usual).save(folder)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["scorer"]
+    with pytest.raises(InputError, match="exists already"):
+        Scorer(usual).save(folder)
+    with pytest.raises(InputError, match="there is no scorer in"):
+        Scorer.load(tmp_path)
+    described = (folder / "scorer.json").read_text()
+    for changed, why in [
+        (described.replace('"format": 1', '"format": 2', 1), "has format 2, and this version reads format 1"),
+        (described.replace('"sparkdiff": "0.', '"sparkdiff": "99.', 1), "sparkdiff 99.* wrote the scorer"),
+        (described.replace("sparkdiff.stages.linear.LogisticRegression", "os.system"), "needs the class os.system"),
+        (described[:-100], "cannot be read"),
+        ("[]", "has format None"),
+        (described.replace('"tensor": "a0"', '"tensor": "zz"', 1), "is damaged"),
+    ]:
+        assert changed != described
+        (folder / "scorer.json").write_text(changed)
+        with pytest.raises(InputError, match=why):
+            Scorer.load(folder)
+    (folder / "scorer.json").write_text(described)
+    (folder / "arrays.npz").write_bytes(b"PK")
+    with pytest.raises(InputError, match="is damaged"):
+        Scorer.load(folder)
 
 
 def test_rows_that_fail_in_spark_fail_here(df: DataFrame, spark: SparkSession) -> None:
