@@ -1,0 +1,71 @@
+"""Spark's record batches through a network, on the CPU and on a GPU that isn't there: without Spark."""
+
+import fake_gpu
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from small_networks import F64, network, trees
+
+from sparkdiff.errors import InputError
+from sparkdiff.pipeline.batches import ByTorch, first_free
+from sparkdiff.pipeline.columns import to_arrow
+from sparkdiff.stages.assembling import VectorAssembler
+from sparkdiff.stages.binning import Bucketizer
+from sparkdiff.stages.scaling import MaxAbsScaler
+from sparkdiff.stages.trees import GBTRegression
+
+pytestmark = pytest.mark.once
+DEVICES = ["cpu", f"{fake_gpu.NAME}:0"]
+
+
+def task(device: str, keep: bool = True) -> ByTorch:
+    """a and v side by side, scaled, into trees: `bin` keeps null."""
+    forest = trees(GBTRegression, 1)
+    d = int(forest.feature.max()) + 1
+    splits = Bucketizer("splits", [torch.tensor([-9.0, 0.0, 9.0], dtype=F64)], True, "bins", ("a",))
+    net = network(
+        (splits, ["a"], "bin"), (VectorAssembler("beside", ("a", "v"), keep), ["a", "v"], "all"),
+        (MaxAbsScaler(torch.full((d,), 2.0, dtype=F64)), ["all"], "scaled"), (forest, ["scaled"], "prediction"),
+    )  # fmt: skip
+    made = [("bin", 0), ("prediction", 3), ("scaled", 2)]
+    kinds = dict.fromkeys(made, "double") | {("prediction", 3): "float"}
+    names = ("id", "bin", "prediction", "scaled")
+    return ByTorch(net, {("a", -1): 1, ("v", -1): 2}, [0], made, kinds, names, device)
+
+
+def batch(task: ByTorch, null_vector: bool = False) -> pa.RecordBatch:
+    width = len(task.network.module(2).maxAbs) - 1
+    vectors = to_arrow(torch.from_numpy(np.random.default_rng(0).normal(size=(4, width))))
+    if null_vector:
+        vectors = pa.array([None, *vectors.to_pylist()[1:]], vectors.type)
+    numbers = pa.array([-1.0, None, float("nan"), 3.0])
+    return pa.RecordBatch.from_arrays([pa.array(["w", "x", "y", "z"]), numbers, vectors], ["id", "a", "v"])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_columns_are_those_of_the_network(device: str) -> None:
+    run = task(device)
+    given = batch(run)
+    assert first_free(run.network) == 2
+    [out] = run([given.slice(0, 0), given])
+    assert out.schema.names == ["id", "bin", "prediction", "scaled"]
+    assert out.column(0).to_pylist() == ["w", "x", "y", "z"]
+    assert out.column(1).to_pylist() == [0.0, None, 2.0, 1.0]
+    assert out.column(2).type == pa.float32()
+    values, _ = run.inputs(given)
+    run.network.run(values, run.computed)
+    expected = values["prediction", 3].detach().float().numpy()
+    np.testing.assert_array_equal(out.column(2).to_numpy(), expected)
+    scaled = out.column(3).field(3).flatten().to_numpy()
+    np.testing.assert_array_equal(scaled, values["scaled", 2].detach().numpy().ravel())
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_rows_that_spark_refuses_are_refused_on_every_device(device: str) -> None:
+    strict = task(device, keep=False)
+    with pytest.raises(InputError, match="beside: column 'a' holds null or NaN"):
+        list(strict([batch(strict)]))
+    with pytest.raises(InputError, match="stage1: column 'v' holds null in place of a vector"):
+        list(strict([batch(strict, null_vector=True)]))
+    assert len(next(task(device)([batch(task(device), null_vector=True)]))) == 4
