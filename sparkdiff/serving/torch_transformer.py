@@ -128,15 +128,22 @@ def computed(
     hidden = {name for name in held.values() if graph.casefold(name) not in expected}
     fields = frame.schema.fields
     kept = [i for i, f in enumerate(fields) if graph.casefold(f.name) not in new and f.name not in hidden]
-    types = [StructField(graph.name(v), expected[v[0]].dataType, True, expected[v[0]].metadata) for v in made]
-    schema = StructType([*(fields[i] for i in kept), *types])
+    stays, comes = [fields[i] for i in kept], [(graph.name(v), expected[v[0]]) for v in made]
+    # Under plain names: mapInArrow finds no column whose name has dots or backticks.
+    schema = StructType([
+        *(StructField(f"c{i}", f.dataType) for i, f in zip(kept, stays, strict=True)),
+        *(StructField(f"made{k}", field.dataType) for k, (_, field) in enumerate(comes)),
+    ])  # fmt: skip
     task = ByTorch(
         network.without_spark(), {v: frame.columns.index(name) for v, name in held.items()}, kept, made,
         {v: arrow_name(expected[v[0]]) for v in made}, schema.names, device,
     )  # fmt: skip
     ship(frame.sparkSession)
-    out = frame.mapInArrow(task, schema)
-    return out.select(*(named(f.name).alias(f.name, metadata=f.metadata or {}) for f in schema.fields))
+    out = frame.toDF(*(f"c{i}" for i in range(len(fields)))).mapInArrow(task, schema)
+    names = [*((f.name, f.metadata) for f in stays), *((name, field.metadata) for name, field in comes)]
+    return out.select(*(
+        named(safe).alias(name, metadata=metadata or {}) for safe, (name, metadata) in zip(schema.names, names, strict=True)
+    ))  # fmt: skip
 
 
 def arrow_name(field: StructField) -> str:

@@ -80,6 +80,7 @@ def rows(df: DataFrame) -> DataFrame:
     return df.select(
         "*", F.col("count").cast("int").alias("whole"), F.col("a").alias("offset"),
         F.concat_ws(" ", "kind", F.col("grade").cast("string"), F.lit("the"), "kind").alias("text"),
+        F.struct("a", "b").alias("pair"), F.lit(1.5).alias("odd.na`me"),
     ).cache()  # fmt: skip
 
 
