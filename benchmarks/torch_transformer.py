@@ -43,6 +43,7 @@ def pipelines(trees: int) -> dict[str, list[Any]]:
     scaler = feature.StandardScaler(inputCol="v", outputCol="z", withMean=True)
     labelled: dict[str, Any] = {"featuresCol": "v", "seed": 1}
     return {
+        "linear regression": [numbers, regression.LinearRegression(featuresCol="v", labelCol="count")],
         "scaler, PCA(10), Poisson": [
             numbers, scaler, feature.PCA(inputCol="z", outputCol="p", k=10),
             regression.GeneralizedLinearRegression(featuresCol="p", labelCol="count", family="poisson", maxIter=3),

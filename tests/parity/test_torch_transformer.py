@@ -80,7 +80,7 @@ def rows(df: DataFrame) -> DataFrame:
     return df.select(
         "*", F.col("count").cast("int").alias("whole"), F.col("a").alias("offset"),
         F.concat_ws(" ", "kind", F.col("grade").cast("string"), F.lit("the"), "kind").alias("text"),
-        F.struct("a", "b").alias("pair"), F.lit(1.5).alias("odd.na`me"),
+        F.struct("a", "b").alias("pair"),
     ).cache()  # fmt: skip
 
 
@@ -122,7 +122,8 @@ class _Given:
 @pytest.mark.parametrize("name", PIPELINES)
 def test_columns_are_those_of_spark(name: str, rows: DataFrame, hostile: DataFrame) -> None:
     model = Pipeline(stages=PIPELINES[name]()).fit(rows)
-    check_same(model, rows.limit(40))
+    odd = {} if name == "formula and offset" else {"odd.na`me": F.lit(1.5)}  # which Spark's own RFormulaModel fails on
+    check_same(model, rows.limit(40).withColumns(odd))
     if name in ("strings on both sides", "trees of several outputs"):
         check_same(model, hostile)
     if name == "overwritten columns and nulls":
