@@ -26,12 +26,14 @@ pytestmark = [pytest.mark.once, pytest.mark.filterwarnings("default")]
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     folder = tmp_path_factory.mktemp("mlflow")
     before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-    mlflow.create_experiment("tests", artifact_location=f"file://{folder}/artifacts")
-    mlflow.set_experiment("tests")
-    yield mlflow.MlflowClient()
-    sparkdiff.mlflow.autolog(disable=True)
-    mlflow.set_tracking_uri(before)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)  # MLflow makes a folder `mlruns` where it is
+        mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+        mlflow.create_experiment("tests", artifact_location=f"file://{folder}/artifacts")
+        mlflow.set_experiment("tests")
+        yield mlflow.MlflowClient()
+        sparkdiff.mlflow.autolog(disable=True)
+        mlflow.set_tracking_uri(before)
 
 
 @pytest.fixture
