@@ -307,8 +307,13 @@ def needed(network: Network, wanted: Sequence[Version]) -> list[int]:
 
 def is_written(module: type[StageModule]) -> bool:
     """Whether the stages of a registered module have a form in ONNX; one with kinds, such as NaiveBayes, if all of them have."""
-    kinds = [kind for kind in WRITERS if issubclass(kind, module)]
-    return bool(kinds)
+    kinds, last = [module], []
+    while kinds:
+        kind = kinds.pop()
+        below = [sub for sub in kind.__subclasses__() if sub.__module__.startswith("sparkdiff.")]
+        kinds += below
+        last += [] if below else [kind]
+    return all(kind in WRITERS for kind in last)
 
 
 def writer() -> GraphWriter:

@@ -321,8 +321,8 @@ class _Writer(jvm.Writer):
 
     def save(self, path: str) -> None:
         """On this machine's file system: written under another name and renamed, so that it is there whole or not at all."""
-        place = paths.local(path) if jvm.in_process(self.sparkSession) else None
-        if place is None:
+        place = paths.local(path)
+        if place is None or not (jvm.in_process(self.sparkSession) and _on_this_machine(path)):
             super().save(path)
             return
         final = Path(os.path.abspath(str(place)))
@@ -342,6 +342,11 @@ class _Writer(jvm.Writer):
         told = None if choice is None else json.dumps(dataclasses.asdict(choice))
         self.saveMetadata(self.instance, path, self.sc, {"choice": told})
         self.instance.pipelineModel.write().save(paths.inside(path, "pipelineModel"))
+
+
+def _on_this_machine(path: str) -> bool:
+    """Whether Spark writes a path here: it names files, or the file system that Spark takes without a name is the local one."""
+    return path.lower().startswith("file:") or jvm.stores.located("path", "model") is None
 
 
 class _Reader(jvm.Reader):
