@@ -76,21 +76,23 @@ def quantiles(times: Sequence[float]) -> dict[str, float]:
     return {"p50": float(np.quantile(times, 0.5)), "p99": float(np.quantile(times, 0.99))}
 
 
-def measured(spark: SparkSession, data: DataFrame, model: Any, given: Any) -> dict[str, Any]:
+def measured(clock: Clock, data: DataFrame, model: Any, given: Any) -> dict[str, Any]:
     scorer = sparkdiff.Scorer(model, schema=data.schema, outputCols=OUTPUTS)
     schema = data.drop("label").schema
     rows = [row.asDict() for row in data.drop("label").limit(1000).collect()]
     many = [rows[i % len(rows)] for i in range(given.requests)]
 
     def in_spark(row: Any) -> Any:
-        return model.transform(spark.createDataFrame([tuple(row.values())], schema)).select(*OUTPUTS).collect()
+        return (
+            model.transform(data.sparkSession.createDataFrame([tuple(row.values())], schema)).select(*OUTPUTS).collect()
+        )
 
     out: dict[str, Any] = {
         "scorer, wall": quantiles(asked(scorer.predict, many)),
         "scorer, CPU": quantiles(asked(scorer.predict, many, time.thread_time)),
         "Spark, wall": quantiles(asked(in_spark, many[: given.sparkRequests])),
     }
-    table, clock = data.drop("label").toArrow(), Clock(spark)
+    table = data.drop("label").toArrow()
     scorer.predict(table.slice(0, 1000))
     took = []
     for _ in range(3):
@@ -127,9 +129,9 @@ def main() -> int:
     spark.sparkContext.setLogLevel("ERROR")
     data = rows_of(spark, given.rows).cache()
     data.count()
-    few = data.limit(5000).coalesce(1).cache()
+    few, clock = data.limit(5000).coalesce(1).cache(), Clock(spark)
     found = {
-        name: measured(spark, data, Pipeline(stages=stages).fit(few), given)
+        name: measured(clock, data, Pipeline(stages=stages).fit(few), given)
         for name, stages in pipelines(given.trees).items()
     }
     spark.stop()

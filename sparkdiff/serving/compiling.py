@@ -88,7 +88,8 @@ def scheduled(model: Any, schema: SchemaOrRows, outputCols: Iterable[str] | None
 
 
 def _skips(stage: Any) -> bool:
-    return bool(stage.hasParam("handleInvalid") and stage.getOrDefault("handleInvalid") == "skip")
+    given = stage.hasParam("handleInvalid") and stage.isDefined("handleInvalid")
+    return bool(given and stage.getOrDefault("handleInvalid") == "skip")
 
 
 def _wanted(graph: Graph, outputCols: Iterable[str] | None) -> list[Version]:

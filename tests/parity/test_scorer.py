@@ -20,9 +20,9 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings, strategies as st
 from pyspark.ml import Pipeline, PipelineModel
-from pyspark.ml.classification import GBTClassifier, LogisticRegression
+from pyspark.ml.classification import LogisticRegression, RandomForestClassifier
 from pyspark.ml.feature import (
-    CountVectorizer,
+    CountVectorizerModel,
     FeatureHasher,
     HashingTF,
     IndexToString,
@@ -32,6 +32,7 @@ from pyspark.ml.feature import (
     SQLTransformer,
     StopWordsRemover,
     StringIndexer,
+    StringIndexerModel,
     Tokenizer,
     VectorAssembler,
 )
@@ -136,19 +137,20 @@ def test_a_character_that_java_cuts_in_two_is_refused() -> None:
 
 
 def test_a_text_of_many_stages(texts: DataFrame) -> None:
-    model = Pipeline(
-        stages=[
+    labels = list(dict.fromkeys(row["x"] for row in texts.limit(200).collect()))
+    model = PipelineModel(
+        [
             Tokenizer(inputCol="x", outputCol="w"),
             StopWordsRemover(inputCol="w", outputCol="v", stopWords=["a", "ΑΣ", "İ", "б", ""]),
             NGram(inputCol="v", outputCol="g", n=2),
             HashingTF(inputCol="v", outputCol="h", numFeatures=50),
-            HashingTF(inputCol="g", outputCol="b", binary=True),
-            CountVectorizer(inputCol="v", outputCol="c", minTF=0.4),
-            FeatureHasher(inputCols=["x"], outputCol="f"),
-            StringIndexer(inputCol="x", outputCol="i", handleInvalid="keep"),
+            HashingTF(inputCol="g", outputCol="b", binary=True, numFeatures=3000),
+            CountVectorizerModel.from_vocabulary(["α", "a", "σ"], "v", "c", minTF=0.4),
+            FeatureHasher(inputCols=["x"], outputCol="f", numFeatures=3000),
+            StringIndexerModel.from_labels(labels, "x", "i", "keep"),
             IndexToString(inputCol="i", outputCol="s"),
         ]
-    ).fit(texts.limit(200))
+    )
     outputs = ["g", "h", "b", "c", "f", "i", "s"]
     assert not differences(Scorer(model, outputCols=outputs), model, texts)
 
@@ -420,7 +422,7 @@ def answers_differ(scorer: Scorer, rows: list[dict[str, Any]], seed: int, wished
 
 
 def test_eight_threads_get_right_answers(usual: PipelineModel, df: DataFrame) -> None:
-    trees = Pipeline(stages=[*usual.stages[:3], GBTClassifier(maxIter=8, maxDepth=4, seed=1)]).fit(df)
+    trees = Pipeline(stages=[*usual.stages[:3], RandomForestClassifier(numTrees=20, maxDepth=3, seed=1)]).fit(df)
     rows = [{"kind": "abcx"[i % 4], "a": i / 7, "b": -i / 3, "c": 7.0} for i in range(40)]
     for model in (usual, trees):
         wished = [Scorer(model).predict(row)["probability"].tolist() for row in rows]
