@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from common import exit_code, markdown, parse, parser, write
 from pyspark.ml import Pipeline, classification, feature
@@ -92,7 +93,7 @@ def measured(clock: Clock, data: DataFrame, model: Any, given: Any) -> dict[str,
         "scorer, CPU": quantiles(asked(scorer.predict, many, time.thread_time)),
         "Spark, wall": quantiles(asked(in_spark, many[: given.sparkRequests])),
     }
-    table = data.drop("label").toArrow()
+    table = pa.Table.from_pandas(data.drop("label").toPandas())
     scorer.predict(table.slice(0, 1000))
     took = []
     for _ in range(3):
