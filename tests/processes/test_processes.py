@@ -399,7 +399,7 @@ def test_without_room_for_the_cache_or_the_run(spark: SparkSession, rows: DataFr
 
 @pytest.mark.faults
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.nightly) if n == "torchrun killed" else n for n in LOCAL]
+    "name", [n if n == "rank killed" else pytest.param(n, marks=pytest.mark.nightly) for n in LOCAL]
 )
 def test_a_fault_changes_nothing(fit: Fit, calm: dict[str, Any], tmp_path: Path, name: str) -> None:
     target, number = LOCAL[name]

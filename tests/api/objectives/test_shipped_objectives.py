@@ -97,6 +97,7 @@ def test_expected_cost_of_a_logistic_regression(made: Tune, test_rows: DataFrame
     assert after < 0.8 * before, (before, after)
 
 
+@pytest.mark.nightly  # its formula and its slope: tests/unit/objectives
 def test_auc_of_a_logistic_regression(made: Tune, test_rows: DataFrame) -> None:
     models = made("bikeshare_busy", loss="auc")
     evaluator = BinaryClassificationEvaluator(labelCol="busy", numBins=0)

@@ -203,7 +203,7 @@ def test_no_step_waits_for_the_gpu(made: Any, name: str) -> None:
 ROWS, PARTS = "rows are copied there batch by batch", "one after the other"
 
 
-@pytest.mark.parametrize("name", ["noise, masks and mixtures", "perceptron"])
+@pytest.mark.parametrize("name", [pytest.param("noise, masks and mixtures", marks=pytest.mark.nightly), "perceptron"])
 def test_where_memory_is_short_rows_leave_and_then_candidates_take_turns(
     made: Any, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
