@@ -535,10 +535,14 @@ def java_text(v: Any) -> str:
         return v
     if isinstance(v, (bool, np.bool_)):
         return "true" if v else "false"
-    if isinstance(v, np.float32):
-        return java.float_text(float(v))
-    if isinstance(v, float):
-        return java.double_text(v)
+    if isinstance(v, (np.float32, float)):
+        single = isinstance(v, np.float32)
+        x = float(v)
+        text = java.float_text(x) if single else java.double_text(x)
+        digits = sum(c.isdigit() for c in text.partition("E")[0].lstrip("-0."))
+        if digits > (6 if single else 15) or 0 < abs(x) < 1e-30:
+            raise BadValueError(v, "of which versions of Java print different digits: round it, or make text of it")
+        return text
     if isinstance(v, (int, np.integer, Decimal)):
         return str(v)
     raise BadValueError(v, "which is neither text nor a number")

@@ -205,6 +205,10 @@ def test_a_hash_of_numbers(spark: SparkSession) -> None:
     df = spark.createDataFrame([*data, (None,) * 5], "a double, b bigint, c boolean, d double, e string").coalesce(1)
     hasher = FeatureHasher(inputCols=list("abcde"), outputCol="o", categoricalCols=["a", "b"])
     assert not differences(Scorer(hasher, schema=df.schema), hasher, df)
+    with pytest.raises(
+        InputError, match=r"column 'a' holds 0.123456789012345.*, of which versions of Java print different digits"
+    ):
+        Scorer(hasher).predict(dict.fromkeys("bcde") | {"a": 0.12345678901234567})
     for kind, values in {
         "double": DOUBLES,
         "float": DOUBLES,
