@@ -65,6 +65,7 @@ BENCHMARKS = (
     Benchmark("compact", "compact"),
     Benchmark("torch_transformer", "torch_transformer", needs=("onnxruntime",)),
     Benchmark("serving", "serving"),
+    Benchmark("run_store", "run_store"),
     Benchmark("growth", "growth", needs=("lightgbm", "optuna", "sklearn")),
     Benchmark("growth_null", "growth_null", needs=("sklearn",)),
     Benchmark("improve_null", "improve_null", needs=("sklearn",)),

@@ -63,7 +63,7 @@ def main() -> int:
         one, _ = timed(lambda: [store.add(folder, run_of(given.runs - FILES + i, noon)) for i in range(FILES)])
         conf = {"spark.ui.enabled": "false", "spark.log.level": "ERROR", "spark.sql.shuffle.partitions": "4"}
         start, _ = timed(SparkSession.builder.master("local[2]").config(map=conf).getOrCreate)
-        where = "gain > 0.9 and tags['team'] = 't7'"
+        where = "gain > 0.25 and tags['team'] = 't7'"
         ask = lambda: listing.listed(name, where, "gain", 50, compact=False, as_json=False)  # noqa: E731
         first, lines = timed(ask)
         again, _ = timed(ask)
