@@ -464,9 +464,13 @@ def runs(
     """Show the runs of a store: what was tried, decided and gained."""
     from sparkdiff.history import listing
     from sparkdiff.job import loading
+    from sparkdiff.machine import paths
 
     loading.start_session({}, "sparkdiff.history.listing")
-    lines = listing.listed(store, where, sort, limit, compact=compact, as_json=as_json)
+    here = paths.local(store)
+    lines = listing.listed(
+        store if here is None else str(here.absolute()), where, sort, limit, compact=compact, as_json=as_json
+    )
     print("\n".join(lines))
 
 
@@ -481,8 +485,13 @@ def why(
 ) -> None:
     """Show where a model comes from: the runs that led to it, what they considered, and what decided."""
     from sparkdiff.history.lineage import why as lineage_of
+    from sparkdiff.job import loading
+    from sparkdiff.machine import paths
 
-    found = lineage_of(model, store)
+    where = [given if (path := paths.local(given)) is None else str(path.absolute()) for given in (model, store)]
+    if not all(paths.local(given) for given in where):
+        loading.start_session({}, "sparkdiff.history.lineage")
+    found = lineage_of(*where)
     print(found.command() if reproduce else found.toJSON() if as_json else found)
 
 
@@ -522,12 +531,17 @@ def prune_caches(
 
 @caches_app.command("clear")
 def clear_caches(
-    folder: Folder, dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be removed.")] = False
+    folder: Folder,
+    recent: Annotated[bool, typer.Option("--recent", help="Also those that were used within the last hour.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be removed.")] = False,
 ) -> None:
     """Remove all caches and fitted pipelines of jobs that no process reads. Checkpoints and all other files stay."""
     from sparkdiff.history import caches
 
-    _removed([entry for entry in caches.entries(Path(folder)) if not entry.read], dry_run)
+    _removed(
+        [e for e in caches.entries(Path(folder)) if e.free or (recent and e.kind in caches.WHOLE and not e.read)],
+        dry_run,
+    )
 
 
 def _removed(chosen: Sequence[Any], dry_run: bool) -> None:

@@ -44,10 +44,10 @@ class Change:
 
     @property
     def name(self) -> str:
-        return "the reference rows" if self.column is None else f"{self.column} = {_shown(self.value)}"
+        return "the reference rows" if self.column is None else f"{self.column} = {shown(self.value)}"
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 

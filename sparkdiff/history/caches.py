@@ -1,5 +1,6 @@
 """Caches as assets: what lies in a folder of caches, what it cost, and which of it to give up for room."""
 
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -15,10 +16,11 @@ from sparkdiff.report.progress import duration
 from sparkdiff.report.sections import aligned
 from sparkdiff.store.files import folder_size
 
-CACHE, FITTED, LEFT = "cache", "fitted pipeline", "left behind"
+CACHE, FITTED, LEFT, FOREIGN = "cache", "fitted pipeline", "left behind", "of another user"
+WHOLE = (CACHE, FITTED)
 NAMES = {re.compile(r"[0-9a-f]{16}"): CACHE, re.compile(r"fitted-[0-9a-f]{16}"): FITTED}
-UNFINISHED = re.compile(r"\.(fitted-)?[0-9a-f]{16}-[0-9a-f]{8}")
-"""A cache or a fitted pipeline that is being written, or whose writer was killed."""
+UNFINISHED = re.compile(r"\.(fitted-)?[0-9a-f]{16}-[0-9a-f]{8}|\.removed-[0-9a-f]{8}")
+"""A cache or a fitted pipeline that is being written, or whose writer or remover was killed."""
 RECENT = 3600.0
 """Seconds after its last use in which nothing is removed: a fit that has found it may not have opened it yet."""
 DAY = 86400.0
@@ -51,8 +53,8 @@ class Entry:
 
     @property
     def free(self) -> bool:
-        """Whether nobody needs it at this moment."""
-        return not self.read and self.age >= RECENT
+        """Whether nobody needs it at this moment; what is written changes within a day."""
+        return not self.read and self.age >= (DAY if self.kind == LEFT else RECENT)
 
 
 def entries(folder: Path) -> list[Entry]:
@@ -80,11 +82,14 @@ def _entry(path: Path) -> Iterator[Entry]:
         elif kind == FITTED:
             yield Entry(path, kind, folder_size(path), None, 0.0, 1, _since(path), [], False)
         elif (path / usage.MANIFEST).exists():
-            known, rows = usage.of(path), _rows(path)
-            size, read = folder_size(path), usage.is_read(path)
+            known, rows, size = usage.of(path), _rows(path), folder_size(path)
+            with usage.alone(path) as unread:
+                read = not unread
             yield Entry(path, kind, size, rows, known.seconds, known.uses, max(known.age, 0.0), known.madeBy, read)
     except FileNotFoundError:  # another process has just removed it
         return
+    except PermissionError:
+        yield Entry(path, FOREIGN, 0, None, 0.0, 0, 0.0, [], read=True)
 
 
 def _since(path: Path) -> float:
@@ -108,7 +113,7 @@ def to_remove(found: Sequence[Entry], *, most: int | None, days: float | None) -
     old = [e for e in found if e.free and (e.kind == LEFT or (days is not None and e.age > days * DAY))]
     rest = [e for e in found if e not in old]
     total = sum(e.bytes for e in rest)
-    for entry in sorted((e for e in rest if e.free), key=lambda e: (e.worth, -e.age)):
+    for entry in sorted((e for e in rest if e.free and e.kind == CACHE), key=lambda e: (e.worth, -e.age)):
         if most is None or total <= most:
             break
         old.append(entry)
@@ -118,18 +123,20 @@ def to_remove(found: Sequence[Entry], *, most: int | None, days: float | None) -
 
 def remove(found: Sequence[Entry]) -> list[Entry]:
     """Remove entries, except those that a process has begun to read; returns the removed ones. Nobody finds half of one."""
-    gone = []
-    for entry in found:
-        if entry.kind == CACHE and usage.is_read(entry.path):
-            continue
-        hidden = entry.path.with_name(f".removed-{uuid.uuid4().hex[:8]}")
-        try:
+    return [entry for entry in found if _removed(entry)]
+
+
+def _removed(entry: Entry) -> bool:
+    hidden = entry.path.with_name(f".removed-{uuid.uuid4().hex[:8]}")
+    try:
+        with usage.alone(entry.path) if entry.kind == CACHE else contextlib.nullcontext(True) as unread:
+            if not unread:
+                return False
             entry.path.rename(hidden)
-        except FileNotFoundError:
-            continue
-        shutil.rmtree(hidden, ignore_errors=True)
-        gone.append(entry)
-    return gone
+    except OSError:  # another process was faster, or it belongs to another user
+        return False
+    shutil.rmtree(hidden, ignore_errors=True)
+    return True
 
 
 def table(found: Sequence[Entry]) -> list[str]:

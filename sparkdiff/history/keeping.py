@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from sparkdiff import jvm
-from sparkdiff.errors import InputError
 from sparkdiff.history import store
 from sparkdiff.history.record import record_of
 from sparkdiff.machine import cpu
@@ -47,17 +46,26 @@ def keeping(
         summary: Any, model: Any, original: Any, options: Mapping[str, Any], plan: Plan | None,
         hashes: tuple[str | None, str | None] | None = None, records: Sequence[Mapping[str, Any]] | None = None, **more: Any,
     ) -> None:  # fmt: skip
+        try:
+            _keep(summary, model, original, options, plan, hashes, records, more)
+        except Exception as e:  # whatever it is: the run is finished, and its result is not lost for this
+            why = jvm.cause(e) if isinstance(e, jvm.SparkError) else f"{type(e).__name__}: {e}"
+            warnings.warn(f"this run is not in the store of runs: {why}", NotKept, stacklevel=3)
+
+    def _keep(
+        summary: Any, model: Any, original: Any, options: Mapping[str, Any], plan: Plan | None, hashes: Any, records: Any,
+        more: Mapping[str, Any],
+    ) -> None:  # fmt: skip
         if hashes is None:
             parent = None if original is None else hash_of(original, None, folder())
-            hashes = (parent if model is original else hash_of(model, None, folder())), parent
+            hashes = (None if model is original else hash_of(model, None, folder())), parent
+        if model is original:
+            hashes = hashes[1], hashes[1]  # which saving it again may change
         row = record_of(
             summary, summary.records if records is None else records, model=hashes[0], parent=hashes[1], options=options,
             stages=() if plan is None else plan.stages, tags=tags, redact=redact,
             seconds=time.monotonic() - began, coreSeconds=cpu.seconds() - used, **more,
         )  # fmt: skip
-        try:
-            store.add(where, row)
-        except InputError as e:  # the run is finished: its result is not lost for this
-            warnings.warn(f"this run is not in the store of runs: {e}", NotKept, stacklevel=2)
+        store.add(where, row)
 
     yield keep

@@ -91,7 +91,7 @@ class Lineage(Shown):
             yield "no run in this store made it"
         for step in self.steps:
             yield from _told(step)
-        if self.steps:
+        if self.steps and self.origin is not None:
             yield f"the first ancestor is {_short_hash(self.origin)}, which no run in this store made"
         if self.attempts:
             yield Strong("tried from this model since:")
@@ -148,13 +148,19 @@ def lineage(name: str, model: str, folder: Path) -> Lineage:
     Raises:
         InputError: there is no store in this folder.
     """
-    links = store.rows(folder, ("model", "parent"))
-    made = {run["model"]: run["parent"] for run in links if run["model"] != run["parent"]}
+    links = store.rows(folder, ("model", "parent", "offers"))
+    made = {made: run["parent"] for run in links for made in _made_by(run)}
     line = [model]
     while (parent := made.get(line[-1])) is not None and parent not in line:
         line.append(parent)
-    on = {run["id"] for run in links if run["model"] in line or run["parent"] in line}
+    on = {run["id"] for run in links if run["parent"] in line or any(made in line for made in _made_by(run))}
     return _lineage(name, model, store.rows(folder, ids=on), _writers(folder))
+
+
+def _made_by(run: Mapping[str, Any]) -> list[str]:
+    """Content hashes of the models that a run has made."""
+    made = [run["model"], *(run["offers"] or {}).values()]
+    return [model for model in made if model not in (None, run["parent"])]
 
 
 def _writers(folder: Path) -> dict[str, str]:
@@ -173,7 +179,7 @@ def _lineage(name: str, model: str, found: Sequence[Mapping[str, Any]], first: M
         found: the runs that made its ancestors or itself, and those that started from them; the oldest first.
         first: see `_writers`.
     """
-    made = {run["model"]: run for run in found if run["model"] not in (None, run["parent"])}  # the latest of each
+    made = {made: run for run in found for made in _made_by(run)}  # the latest of each
     steps, seen, node = list[Step](), set[str](), model
     while node in made and node not in seen:
         seen.add(node)
@@ -191,7 +197,7 @@ def _lineage(name: str, model: str, found: Sequence[Mapping[str, Any]], first: M
 
 def _told(step: Step) -> Iterator[Section]:
     run = step.run
-    parent = "an unfitted pipeline" if run["parent"] is None else _short_hash(run["parent"])
+    parent = "a pipeline that was not fitted, or is not known" if run["parent"] is None else _short_hash(run["parent"])
     yield Strong(f"made by {run['verb']} on {_when(run)} from {parent}: {run['decision']}")
     yield f"  {_metric(run)}, {p_value(run['p'])}" if run["p"] is not None else f"  {_metric(run)}"
     yield f"  {run['reason']}"

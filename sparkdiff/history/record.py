@@ -7,7 +7,9 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from sparkdiff.evaluation.slices import shown
 from sparkdiff.history.store import VERSION
+from sparkdiff.machine import secrets
 from sparkdiff.pipeline.plan import StagePlan
 
 PLACES = ("cacheDir", "checkpointDir", "storeDir", "runDir")
@@ -23,7 +25,7 @@ def record_of(
     summary: Any, records: Sequence[Mapping[str, Any]], *, model: str | None, parent: str | None, options: Mapping[str, Any],
     stages: Sequence[StagePlan],
     coreSeconds: float, seconds: float, tags: Mapping[str, str], redact: bool, command: str | None = None,
-    output: str | None = None,
+    output: str | None = None, offers: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The row of a run.
 
@@ -32,9 +34,10 @@ def record_of(
         model, parent: content hashes of the pipeline that was returned, and of the one that it was made from; None if unknown.
         options: of the run, by name.
         stages: of the plan.
-        redact: leave out the values of slices, folders, the command, texts of warnings, and all text in options but names that
-            sparkdiff itself gives.
+        redact: leave out the values of slices, folders, the command, texts of warnings and of errors, and names of features.
+            Secrets are left out in any case.
         command, output: that made the run, and where it was written.
+        offers: content hashes of what an improvement offers beside its result, by name.
     """
     found = summary.toDict() if hasattr(summary, "toDict") else summary.asdict()
     searched = "fresh" in found
@@ -46,9 +49,31 @@ def record_of(
         "gainInterval": found["gainInterval"], "warnings": len(found["warnings"]), "redacted": redact, "seconds": seconds,
         "coreSeconds": coreSeconds, "tags": {**tags}, "options": json.dumps(_options(options, redact=redact), sort_keys=True),
         "stages": [_stage(s) for s in stages], "versions": found.get("versions") or {},
-        "command": None if redact else command, "output": None if redact else output,
+        "offers": dict(offers or {}), "command": None if redact else command, "output": None if redact else output,
     }  # fmt: skip
-    return row | (_of_search(found, records) if searched else _of_training(found, records, redact=redact))
+    row |= _of_search(found, records) if searched else _of_training(found, records, redact=redact)
+    return {name: _without_secrets(value) for name, value in row.items()}
+
+
+def _without_secrets(value: Any) -> Any:
+    """Text as it may be kept; JSON stays JSON."""
+    if not isinstance(value, str):
+        return value
+    try:
+        inner = json.loads(value)
+    except ValueError:
+        return secrets.redacted(value)
+    return json.dumps(_hidden(inner), sort_keys=True) if isinstance(inner, (dict, list)) else value
+
+
+def _hidden(value: Any, name: str = "") -> Any:
+    if isinstance(value, Mapping):
+        return {key: _hidden(inner, key) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_hidden(inner, name) for inner in value]
+    if not isinstance(value, str):
+        return value
+    return secrets.HIDDEN if secrets.NAME.fullmatch(name) else secrets.redacted(value)
 
 
 def _of_training(found: Mapping[str, Any], records: Sequence[Mapping[str, Any]], *, redact: bool) -> dict[str, Any]:
@@ -60,7 +85,7 @@ def _of_training(found: Mapping[str, Any], records: Sequence[Mapping[str, Any]],
         "before": held.get("before"), "after": held.get("after"),
         "testBefore": test.get("before"), "testAfter": test.get("after"),
         "data": found["cache"]["fingerprint"], "cacheHit": found["cache"]["hit"], "rows": found["cache"].get("rows") or {},
-        "timings": found["timings"], "tried": [*_arms(found), *_rounds(found), *_candidates(found, records)],
+        "timings": found["timings"], "tried": [*_arms(found, redact=redact), *_rounds(found), *_candidates(found, records)],
         "curves": [_point(r) for r in records if r.get("validationMetric") is not None and "candidate" in r],
         "evidence": json.dumps(_evidence(found, redact=redact), sort_keys=True),
     }  # fmt: skip
@@ -84,10 +109,9 @@ def reason(found: Mapping[str, Any], *, redact: bool) -> str:
     """Why a run decided so; without the values of slices if they are not to be told."""
     text = str(found["reason"])
     if redact:
-        for told in sorted(
-            {str(s["value"]) for s in found.get("slices") or () if s["value"] is not None}, key=len, reverse=True
-        ):
-            text = text.replace(repr(told), UNSAID).replace(told, UNSAID)
+        told = {(s["column"], shown(s["value"])) for s in found.get("slices") or ()}
+        for name, value in sorted(told, key=lambda slice_: -len(slice_[1])):  # a value may begin another one
+            text = text.replace(f"{name} = {value}", f"{name} = {UNSAID}")
     return text
 
 
@@ -112,8 +136,8 @@ def _tried(kind: str, name: str, value: Any, seconds: Any, outcome: str) -> dict
     return {"kind": kind, "name": name, "value": value, "seconds": seconds, "outcome": outcome}
 
 
-def _arms(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Results of an improvement, and the arms that have none."""
+def _arms(found: Mapping[str, Any], *, redact: bool) -> list[dict[str, Any]]:
+    """Results of an improvement, and the arms that have none. What an error says may hold values of the rows."""
     rows = [r for r in found.get("table") or () if r["arm"] is not None]
     out = [
         _tried(
@@ -123,7 +147,9 @@ def _arms(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
     named = {r["arm"] for r in rows}
     rest = [a for a in found.get("arms") or () if a["arm"] not in named]
-    return out + [_tried(a["arm"], "", None, a["seconds"], f"{a['state']}: {a['why']}") for a in rest]
+    unsaid = {"failed"} if redact else set()
+    why = {a["arm"]: a["state"] if a["state"] in unsaid else f"{a['state']}: {a['why']}" for a in rest}
+    return out + [_tried(a["arm"], "", None, a["seconds"], why[a["arm"]]) for a in rest]
 
 
 def _rounds(found: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -4,7 +4,9 @@ A file is written beside its place and renamed, so a writer that is killed leave
 into one and then removes them; who reads in between sees some runs twice and keeps one of each id.
 """
 
+import errno
 import io
+import itertools
 import uuid
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +23,8 @@ from sparkdiff.errors import InputError
 from sparkdiff.jvm import stores
 from sparkdiff.store.files import write_bytes
 
+MOST = 100
+"""Times that a reader begins again, as the store is compacted."""
 VERSION = 1
 """Of the schema. A later one adds columns; a column never changes its meaning or its type."""
 _NAMES, _NUMBERS = pa.map_(pa.string(), pa.string()), pa.map_(pa.string(), pa.float64())
@@ -42,7 +46,8 @@ def _structs(fields: Mapping[str, pa.DataType]) -> pa.DataType:
 SCHEMA = pa.schema(
     {
         "id": pa.string(), "schemaVersion": pa.int32(), "finished": pa.timestamp("us", tz="UTC"), "verb": pa.string(),
-        "runId": pa.string(), "model": pa.string(), "parent": pa.string(), "data": pa.string(), "dataVersions": pa.string(),
+        "runId": pa.string(), "model": pa.string(), "parent": pa.string(), "offers": _NAMES,
+        "data": pa.string(), "dataVersions": pa.string(),
         "decision": pa.string(),
         "kept": pa.bool_(), "reason": pa.string(), "metric": pa.string(), "metricDirection": pa.string(), "before": pa.float64(),
         "after": pa.float64(), "testBefore": pa.float64(), "testAfter": pa.float64(), "gain": pa.float64(), "p": pa.float64(),
@@ -69,7 +74,10 @@ def add(folder: Path, run: Mapping[str, Any]) -> None:
 
 def _write(folder: Path, name: str, content: bytes) -> None:
     try:
-        stores.make(folder)
+        if stores.url_of(folder) is None:
+            folder.mkdir(parents=True, exist_ok=True)
+        else:
+            stores.make(folder, private=False)  # whoever may read the runs is up to the folder
         write_bytes(folder / name, content)
         stores.send(folder / name)
     except OSError as e:
@@ -91,7 +99,7 @@ def rows(
         InputError: there is no store in this folder.
     """
     wanted = None if ids is None else ds.field("id").isin(pa.array([*ids], pa.string()))
-    table = _table(_files(_brought(folder)), [*{*(columns or SCHEMA.names), "id", "finished"}], wanted)
+    _, table = _read(folder, [*{*(columns or SCHEMA.names), "id", "finished"}], wanted)
     found = {row["id"]: {name: _plain(value) for name, value in row.items()} for row in table.to_pylist()}
     return sorted(found.values(), key=lambda row: (row["finished"], row["id"]))
 
@@ -101,20 +109,24 @@ def _plain(value: Any) -> Any:
     return dict(value) if isinstance(value, list) and value and isinstance(value[0], tuple) else value
 
 
-def _brought(folder: Path) -> Path:
-    if stores.url_of(folder) is None:
-        return folder
-    try:
-        return stores.fetch(folder)
-    except OSError as e:
-        raise _missing(folder) from e
+def _read(folder: Path, columns: Sequence[str], wanted: Any = None) -> tuple[list[Path], pa.Table]:
+    """The files of a store and their rows, from the beginning again where another process has compacted it meanwhile.
 
-
-def _files(folder: Path) -> list[Path]:
-    found = sorted(folder.glob("run*.parquet")) if folder.is_dir() else []
-    if not found:
-        raise _missing(folder)
-    return found
+    Raises:
+        InputError: there is no store in this folder.
+    """
+    for attempt in itertools.count():
+        try:
+            files = [folder / name for name in stores.names(folder) if _is_run(name)]
+            if not files:
+                raise _missing(folder)
+            for file in files:
+                stores.fetch(file)
+            return files, _table(files, columns, wanted)
+        except OSError as e:
+            if e.errno != errno.ENOENT or attempt == MOST:
+                raise
+    raise AssertionError
 
 
 def _missing(folder: Path) -> InputError:
@@ -158,21 +170,20 @@ def compact(folder: Path) -> int:
     """Put all runs into one file; returns their number. Other processes may write meanwhile.
 
     Raises:
-        InputError: there is no store in this folder, or it cannot be written.
+        InputError: there is no store in this folder, or it cannot be written; or a newer version has written to it.
     """
-    here = _brought(folder)
-    while True:
-        files = _files(here)
-        try:
-            table = _table(files, SCHEMA.names)
-            break
-        except FileNotFoundError:  # another process compacts it, too
-            here = _brought(folder)
+    files, table = _read(folder, SCHEMA.names)
+    newest = max(filter(None, table["schemaVersion"].to_pylist()), default=VERSION)
+    if newest > VERSION:
+        raise InputError(
+            f"{stores.named(folder)} holds runs of a newer sparkdiff (schema {newest}, here {VERSION}), whose columns would be "
+            "lost: compact it with that version"
+        )
     found = {id_.as_py(): i for i, id_ in enumerate(table["id"])}
     if len(files) > 1:
         content = io.BytesIO()
         pq.write_table(table.take(sorted(found.values())), content)
         _write(folder, f"runs-{uuid.uuid4().hex[:12]}.parquet", content.getvalue())
         for file in files:
-            stores.remove(folder / file.name)
+            stores.remove(file)
     return len(found)

@@ -215,7 +215,7 @@ def _wants_text(place: Place) -> bool:
     match place:
         case (
             ("pipeline" | "output",)
-            | ("search", "current" | "runDir")
+            | ("search", "current" | "runDir" | "storeDir")
             | ("output", _)
             | ("spark" | "tracking", _)
             | ("data", _)
@@ -264,8 +264,8 @@ def _anchored(value: Any, folder: Path, place: Place = ()) -> Any:
         case (
             ("output",)
             | ("output", "path")
-            | ("fineTuner", "cacheDir" | "checkpointDir")
-            | ("search", "runDir" | "current")
+            | ("fineTuner", "cacheDir" | "checkpointDir" | "storeDir")
+            | ("search", "runDir" | "current" | "storeDir")
         ):
             where = None if paths.unusable("", _name(value, place)) else paths.local(value)
             return value if where is None else str(folder / where)

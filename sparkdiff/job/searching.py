@@ -44,6 +44,7 @@ def _run(config: Config, lease: Lease, spark: SparkSession, tracking: Tracking) 
     rows = load_data(spark, config.data[TRAIN], config.folder, TRAIN)
     search, study = search_of(config, made_of(config, rows)[0])
     search.callbacks = tracking.listeners
+    search.job = {"command": command_of(config), "output": config.where}
     model = search.fit(rows)
 
     def fill(folder: Path) -> None:

@@ -19,7 +19,7 @@ from sparkdiff.machine.autologging import paused
 from sparkdiff.options import Options
 from sparkdiff.store.lease import Lease, held
 
-FOLDERS = ("cacheDir", "checkpointDir")
+FOLDERS = ("cacheDir", "checkpointDir", "storeDir")
 """Options that name folders."""
 
 

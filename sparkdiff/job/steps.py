@@ -1,8 +1,10 @@
 """The steps of a job in its session: load, fit, fine-tune or grow, and write the run folder."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import re
 import shutil
 import time
@@ -142,15 +144,25 @@ def _run(
     with phases.phase("save") as say:
         shipped = write_run(outcome, config, phases, parent, inputs, lease)
         say(config.where)
+    shown_options = {
+        **outcome.summary.options,
+        **({"runId": None} if mine else {}),
+    }  # the name of the output's folder is in it
     keep(
-        outcome.summary, outcome.model, outcome.original, outcome.summary.options, outcome.plan, hashes=(shipped, parent["hash"]),
-        command=command_of(config), output=config.where,
+        outcome.summary, outcome.model, outcome.original, shown_options, outcome.plan, hashes=(shipped, parent["hash"]),
+        offers=_offered(config.output), command=command_of(config), output=config.where,
     )  # fmt: skip
     if mine:
         for training in outcome.folders:
             training.remove()  # the same command, interrupted before this line, goes on; after it, it begins anew
     tracking.log(Result(outcome.model, outcome.original, outcome.summary, sources[0].df))
     return outcome.summary
+
+
+def _offered(output: Path) -> dict[str, str]:
+    """Content hashes of the pipelines that an improvement offers beside the best, by name."""
+    folder = output / OFFERS
+    return {name: hash_of_folder(stores.fetch(folder / name)) for name in stores.names(folder)}
 
 
 def own_id(output: Path) -> str:
@@ -223,6 +235,8 @@ def fitted_on(
         folder, why = root(options) / f"fitted-{uuid.uuid4().hex[:16]}", f"; not reused by other jobs: {e}"
     if (found := _kept(folder)) is not None:
         say("reused: the same pipeline was fitted on the same rows before")
+        with contextlib.suppress(OSError):
+            os.utime(found)  # its last use, for `sparkdiff cache`
         return jvm.loaded(found), found
     fitted = fit_on_training_rows(pipeline, sources, options, boundaries)
     if stores.url_of(folder) is not None:

@@ -2,10 +2,11 @@
 
 import contextlib
 import datetime
+import errno
 import fcntl
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from sparkdiff.store.files import write_bytes
 
 NAME = "usage.json"
 MANIFEST = "manifest.json"
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+"""What a file system without locks says."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,8 @@ def begin(folder: Path, madeBy: Sequence[str], seconds: float) -> None:
 
 def used(folder: Path) -> None:
     """Write down that a cache is used once more; a folder that cannot be written stays as it is."""
-    known = of(folder)
     with contextlib.suppress(OSError):
+        known = of(folder)
         _write(folder, Usage(known.madeBy, known.seconds, known.uses + 1, _now().isoformat()))
 
 
@@ -76,7 +79,7 @@ class Lock:
         self._file: int | None = None
         with contextlib.suppress(OSError):
             self._file = os.open(folder / MANIFEST, os.O_RDONLY)
-            fcntl.flock(self._file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            fcntl.flock(self._file, fcntl.LOCK_SH)  # who removes it holds the other lock for a moment only
 
     def close(self) -> None:
         if self._file is not None:
@@ -87,13 +90,22 @@ class Lock:
         self.close()
 
 
-def is_read(folder: Path) -> bool:
-    """Whether a process on this machine, or another one where the file system tells it, reads a cache now."""
-    with (folder / MANIFEST).open("rb") as file:
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[bool]:
+    """Whether no process on this machine, or another one where the file system tells it, reads a cache; while this context lasts
+    none begins to.
+
+    Raises:
+        FileNotFoundError: another process has removed it.
+        PermissionError: it belongs to another user.
+    """
+    file = os.open(folder / MANIFEST, os.O_RDWR)  # an exclusive lock on NFS needs a file to write to
+    try:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:  # no locks here
-            return False
-        return False
+            free = True
+        except OSError as e:
+            free = e.errno in NO_LOCKS
+        yield free
+    finally:
+        os.close(file)

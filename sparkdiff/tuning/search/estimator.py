@@ -81,6 +81,7 @@ class Search(Estimator, MLWritable, MLReadable):  # type: ignore[type-arg]
         check_callbacks(callbacks)
         super().__init__()
         self.callbacks = callbacks
+        self.job: dict[str, str] = {}  # the command and the output of a job, which the store of runs keeps
         self._setDefault(**{name: getattr(Settings(), name) for name in FIELDS}, space={})
         self.setParams(estimator=estimator, space=space, evaluator=evaluator, current=current, **params)
 
@@ -135,7 +136,9 @@ class Search(Estimator, MLWritable, MLReadable):  # type: ignore[type-arg]
         phases, s = Phases(shown(task.settings.verbosity), callbacks), task.settings
         with keeping(s.storeDir, s.tags, s.redact, jvm.scratch_folder) as keep:
             found = searched(task, dataset, phases)
-            keep(found.summary, found.model, task.current, dataclasses.asdict(s), None, records=found.records)
+            keep(
+                found.summary, found.model, task.current, dataclasses.asdict(s), None, records=found.records, **self.job
+            )
         phases.on_decision(found.summary)
         model = SearchModel(found.model, found)
         return self._copyValues(model)  # type: ignore[no-any-return]

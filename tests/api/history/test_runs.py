@@ -1,7 +1,10 @@
 """Runs that are kept: what the store holds and what not, and where a model comes from."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +99,21 @@ def test_a_copied_and_renamed_model_names_all_ancestors(kept: tuple[Path, Any, A
     assert text.count("made by finetune") == 3 and "GeneralizedLinearRegressionModel" in text and "considered 1" in text
     assert json.loads(found.toJSON())["steps"][0]["run"]["model"] == found.model
     assert sparkdiff.why(models[1], str(where)).model == rows[0]["model"]
+
+
+def test_why_from_a_shell_by_relative_paths_and_without_spark(kept: tuple[Path, Any, Any], tmp_path: Path) -> None:
+    where, _, models = kept
+    models[-1].write().save(f"file://{tmp_path / 'churn'}")
+    shutil.copytree(where, tmp_path / "runs")
+    command = [sys.executable, "-m", "sparkdiff", "why", "churn", "--store", "runs"]
+    nowhere = {
+        **os.environ,
+        "JAVA_HOME": str(tmp_path / "no java"),
+        "PYTHONPATH": str(Path(sparkdiff.__file__).parents[1]),
+    }
+    done = subprocess.run(command, cwd=tmp_path, env=nowhere, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("made by finetune") == 3
 
 
 def test_a_foreign_model_is_told_what_is_known(

@@ -3,6 +3,7 @@
 import datetime
 import json
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -28,6 +29,12 @@ def cache(folder: Path, name: str, *, size: int, seconds: float = 1.0, uses: int
     return path
 
 
+def fitted(folder: Path) -> None:
+    path = folder / "fitted-0123456789abcdef"
+    path.mkdir()
+    os.utime(path, (time.time() - 5 * DAY, time.time() - 5 * DAY))
+
+
 def names(found: list[caches.Entry]) -> list[str]:
     return [e.path.name[0] for e in found]
 
@@ -42,6 +49,9 @@ def test_what_saves_least_per_byte_goes_first(tmp_path: Path) -> None:
     assert names(caches.to_remove(found, most=80_000, days=None)) == ["d"]
     assert names(caches.to_remove(found, most=50_000, days=None)) == ["d", "a"]
     assert names(caches.to_remove(found, most=0, days=None)) == ["d", "a", "b", "c"]
+    fitted(tmp_path)  # small, and of no known cost: only its age counts
+    assert "f" not in names(caches.to_remove(caches.entries(tmp_path), most=0, days=None))
+    assert names(caches.to_remove(caches.entries(tmp_path), most=None, days=3)) == ["f"]
     assert names(caches.to_remove(found, most=None, days=2.5 / 24)) == ["d"]
     assert not caches.to_remove(found, most=200_000, days=1)
 
@@ -54,6 +64,8 @@ def test_what_is_read_or_was_just_used_stays(tmp_path: Path) -> None:
     found = caches.entries(tmp_path)
     assert {e.path.name[0]: e.read for e in found} == {"a": False, "b": True, "c": False}
     assert names(caches.to_remove(found, most=0, days=0)) == ["c"]
+    with usage.alone(read) as unread:
+        assert not unread
     assert names(caches.remove(found)) == ["a", "c"] and [p.name for p in tmp_path.iterdir()] == [read.name]
     reading.close()
     assert names(caches.remove(caches.entries(tmp_path))) == ["b"] and not list(tmp_path.iterdir())
@@ -74,11 +86,37 @@ def test_a_cache_of_an_earlier_version_has_no_usage(tmp_path: Path) -> None:
 
 def test_only_what_sparkdiff_wrote_is_touched(tmp_path: Path) -> None:
     cache(tmp_path, "a", size=10)
-    for name in ("checkpoints/run", "mine", "fitted-0123456789abcdef", ".0123456789abcdef-deadbeef"):
+    now, killed, removed = ".0123456789abcdef-deadbeef", ".0123456789abcdee-deadbeef", ".removed-deadbeef"
+    for name in ("checkpoints/run", "mine", "fitted-0123456789abcdef", now, killed, removed):
         (tmp_path / name).mkdir(parents=True)
+    for name in (killed, removed):
+        os.utime(tmp_path / name, (time.time() - 2 * DAY, time.time() - 2 * DAY))
     (tmp_path / "0123456789abcdef").write_text("a file of a user")
     assert main(["cache", "clear", str(tmp_path)]) == DONE
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["0123456789abcdef", "checkpoints", "mine"]
+    rest = [now, "0123456789abcdef", "checkpoints", "fitted-0123456789abcdef", "mine"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == rest
+    assert main(["cache", "clear", str(tmp_path), "--recent"]) == DONE
+    assert sorted(p.name for p in tmp_path.iterdir()) == [now, "0123456789abcdef", "checkpoints", "mine"]
+
+
+def test_who_removes_waits_for_no_reader_and_a_reader_waits_for_a_moment(tmp_path: Path) -> None:
+    path = cache(tmp_path, "a", size=10)
+    done = threading.Event()
+
+    def read() -> None:
+        lock = usage.Lock(path)
+        done.wait(60)
+        lock.close()
+
+    with usage.alone(path) as unread:
+        assert unread
+        reader = threading.Thread(target=read)
+        reader.start()
+    while not caches.entries(tmp_path)[0].read:  # it got its lock as soon as nobody was alone with it
+        time.sleep(0.01)
+    done.set()
+    reader.join()
+    assert not caches.entries(tmp_path)[0].read
 
 
 def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

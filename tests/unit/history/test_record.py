@@ -1,12 +1,14 @@
 """A finished run as a row of the store: what each kind of run considered, and what is left out."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
 from sparkdiff.growth.summary import GrowthSummary
+from sparkdiff.history.keeping import NotKept, keeping
 from sparkdiff.history.record import record_of
 from sparkdiff.history.store import SCHEMA
 from sparkdiff.improvement.summary import ImprovementSummary
@@ -19,7 +21,7 @@ SLICE = {
     "p": 0.01,
 }  # fmt: skip
 FOUND: dict[str, Any] = {
-    "decision": "kept original", "reason": "the slice region = 'north' gets worse",
+    "decision": "kept original", "reason": "the slice region = north gets worse",
     "metric": "poisson", "metricDirection": "smaller",
     "metrics": {"validation": {"before": 2.0, "after": 1.5}, "test": None}, "gain": 0.25, "z": 4.0, "p": 0.01, "records": [],
     "parity": {}, "stages": {}, "timings": {"train": 1.5}, "stream": "arrow", "cache": {"hit": True, "fingerprint": "f00d"},
@@ -47,6 +49,35 @@ def test_values_of_slices_folders_and_texts_are_left_out() -> None:
     allowed = json.dumps(row(redact=False), default=str)
     for secret in ("north", "/caches", "color=red", "/rows", "/out", "/data"):
         assert secret in allowed
+
+
+@pytest.mark.parametrize("value", ["1", "a", True, 3.0, None])
+def test_only_the_value_of_a_slice_is_left_out_of_the_reason(value: Any) -> None:
+    told = {"1": "1", "a": "a", True: "true", 3.0: "3.0", None: "null"}[value]
+    reason = f"slices get worse: active = {told} (0.31 to 0.35, p 0.011)"
+    found = row(reason=reason, slices=[SLICE | {"column": "active", "value": value}])
+    assert found["reason"] == "slices get worse: active = ... (0.31 to 0.35, p 0.011)"
+
+
+def test_errors_and_secrets_are_left_out() -> None:
+    arms = [{"arm": "search", "state": "failed", "why": "The value 'Smith' of the type", "seconds": 1.0}]
+    assert "Smith" not in json.dumps(row(ImprovementSummary, table=[], arms=arms), default=str)
+    assert "Smith" in json.dumps(row(ImprovementSummary, redact=False, table=[], arms=arms), default=str)
+    told = row(redact=False, warnings=["s3a://me:hidden@bucket/rows is slow"])
+    assert "hidden@" not in json.dumps(told, default=str) and json.loads(told["evidence"])["warnings"]
+
+
+def test_whatever_fails_while_a_run_is_kept_costs_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("sparkdiff.history.keeping.hash_of", full)
+    with (
+        keeping(str(tmp_path), {}, True, lambda: tmp_path) as keep,
+        pytest.warns(NotKept, match="not in the store of runs: OSError: .*No space left"),
+    ):
+        keep(FineTuningSummary(**FOUND), object(), object(), {}, None)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_candidate_has_its_best_epoch() -> None:
@@ -80,7 +111,7 @@ def test_an_improvement_has_its_arms() -> None:
     assert found["verb"] == "improve"
     assert [(t["kind"], t["name"], t["value"], t["outcome"]) for t in found["tried"]] == [
         ("refit", "refitted", 1.9, "accepted"), ("refit", "refitted without PCA", 1.95, "chance"),
-        ("grow", "", None, "failed: x"),
+        ("grow", "", None, "failed"),
     ]  # fmt: skip
 
 

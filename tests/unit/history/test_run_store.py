@@ -41,6 +41,11 @@ def write_some(folder: Path, first: int, many: int) -> None:
         store.add(folder, run_of(number))
 
 
+def compact_all(folder: Path) -> None:
+    while not (folder / "end").exists():
+        store.compact(folder)
+
+
 def write_forever(folder: Path) -> None:
     number = 1000
     while True:
@@ -53,9 +58,21 @@ def test_ten_writers_at_once_and_a_compaction_lose_nothing(tmp_path: Path) -> No
     writers = [fork.Process(target=write_some, args=(tmp_path, 20 * i, 20)) for i in range(10)]
     for writer in writers:
         writer.start()
+    others = [fork.Process(target=compact_all, args=(tmp_path,)), fork.Process(target=compact_all, args=(tmp_path,))]
+    seen = 0
     while any(w.is_alive() for w in writers):
         if any(tmp_path.glob("run*.parquet")):
-            store.compact(tmp_path)
+            for other in others:
+                if other.pid is None:
+                    other.start()
+            read = len(ids(tmp_path))  # never fewer than before, and no file that is missing
+            assert read >= seen
+            seen = read
+    (tmp_path / "end").touch()
+    for other in others:
+        other.join()
+    (tmp_path / "end").unlink()
+    assert [o.exitcode for o in others] == [0, 0]
     assert [w.exitcode for w in writers] == [0] * 10
     assert ids(tmp_path) == [f"{i:08d}" for i in range(200)]
     assert store.compact(tmp_path) == 200 and len(list(tmp_path.iterdir())) == 1
@@ -94,6 +111,14 @@ def test_a_store_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     assert (old["gain"], old["tags"], old["tried"]) == (0.1, None, None)
     assert new["tags"] == {"team": "risk"}
     assert store.compact(tmp_path) == 2
+
+
+def test_a_newer_store_is_not_compacted_by_an_older_version(tmp_path: Path) -> None:
+    write_some(tmp_path, 0, 2)
+    store.add(tmp_path, run_of(3, schemaVersion=store.VERSION + 1))
+    with pytest.raises(InputError, match=f"schema {store.VERSION + 1}, here {store.VERSION}"):
+        store.compact(tmp_path)
+    assert len(ids(tmp_path)) == 3
 
 
 def test_what_is_no_store_is_named(tmp_path: Path) -> None:
