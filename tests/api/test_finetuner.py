@@ -110,7 +110,7 @@ def test_what_the_summary_says(df: DataFrame, tuned: FineTunerModel) -> None:
     assert s.z > 2
     assert f"{s.gain:.2%}" in s.reason
     assert s.stream == ("petastorm" if HAS_PETASTORM else "arrow")
-    assert set(s.cache) == {"hit", "fingerprint"}
+    assert set(s.cache) == {"hit", "fingerprint", "rows"}
     assert len(s.cache["fingerprint"]) == 64
     assert set(s.timings) >= {"cache", "verify", "train", "write back"}
     assert all(t >= 0 for t in s.timings.values())
