@@ -1,10 +1,12 @@
 """The `sparkdiff` command. Each of its parts imports what it needs, so that help comes at once."""
 
 import contextlib
+import ctypes
 import dataclasses
 import json
+import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -235,7 +237,7 @@ def _run_job(
         found = f"a section {sections[right]!r}" if right in sections else f"no section {sections[command]!r}"
         raise InputError(f"the job has {found}: run `sparkdiff {right}` instead")
     try:
-        with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        with _all_on_stderr() if as_json else contextlib.nullcontext():
             found = job.run(settings)
     except KeyboardInterrupt:
         print(f"interrupted. {_way_on(job.command_of(settings))}", file=sys.stderr)
@@ -244,6 +246,21 @@ def _run_job(
         print(json.dumps(_result(found, settings.where), indent=2))
     else:
         print(f"\n{found}\nsaved {settings.where}/model (plain Spark ML)")
+
+
+@contextlib.contextmanager
+def _all_on_stderr() -> Iterator[None]:
+    """Within this context stdout is stderr, also that of native code, and of Java and other processes that start in it."""
+    sys.stdout.flush()
+    stdout = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        ctypes.CDLL(None).fflush(None)  # what native code has written, and the buffers of C still hold
+        os.dup2(stdout, 1)
+        os.close(stdout)
 
 
 def _result(found: Any, where: str) -> dict[str, Any]:

@@ -212,9 +212,12 @@ class FineTuner(Estimator, _TunerParams, MLWritable, MLReadable):  # type: ignor
         return super(FineTuner, tuner).fitMultiple(dataset, paramMaps)
 
     def _fit(self, dataset: DataFrame) -> "FineTunerModel":
-        found = observed(self, lambda more: self._fitted(dataset, [*self.callbacks, *more]), alone=self._shared is None)
-        found.dataset = dataset
-        return found
+        def fit(more: Sequence[Events]) -> "FineTunerModel":
+            found = self._fitted(dataset, [*self.callbacks, *more])
+            found.dataset = dataset  # before the observer hears of it, who takes the signature from these rows
+            return found
+
+        return observed(self, fit, alone=self._shared is None)
 
     def _fitted(self, dataset: DataFrame, callbacks: Sequence[Events]) -> "FineTunerModel":
         if not self.isSet("pipeline"):

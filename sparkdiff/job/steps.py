@@ -99,7 +99,7 @@ def _run(
         before = found["fingerprints"].get("inputs", {})
         changed = [name for name in sorted({*before, *inputs}) if before.get(name) != inputs.get(name)]
         if not changed:
-            return _read_summary(found, config)
+            return _told_again(found, config, phases, tracking, made, sources[0].df)
         if not config.overwrite:
             why = "; ".join(
                 f"{k} {inputs[k].rpartition(' ')[0]}" for k in changed if str(inputs.get(k)).startswith(UNTOLD)
@@ -163,6 +163,26 @@ def _offered(output: Path) -> dict[str, str]:
     """Content hashes of the pipelines that an improvement offers beside the best, by name."""
     folder = output / OFFERS
     return {name: hash_of_folder(stores.fetch(folder / name)) for name in stores.names(folder)}
+
+
+def _told_again(
+    found: Mapping[str, Any], config: Config, phases: Phases, tracking: Tracking, made: Any, rows: DataFrame
+) -> FineTuningSummary:
+    """The summary of a run that is finished already, which the listeners of this process hear like one of its own."""
+    summary = _read_summary(found, config)
+    for row in summary.records:
+        phases.on_epoch(row)
+    phases.on_decision(summary)
+
+    def load() -> Result:
+        parent = found["parent"]["path"]
+        original = None if isinstance(made, Estimator) else made
+        if original is None and parent is not None and Path(parent).exists():
+            original = jvm.loaded(parent)
+        return Result(jvm.loaded(config.output / "model"), original, summary, rows)
+
+    tracking.log_again(str(config.options["runId"]), found["model"]["hash"], load)
+    return summary
 
 
 def own_id(output: Path) -> str:

@@ -2,26 +2,34 @@
 
 import contextlib
 import dataclasses
+import importlib
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pyspark.sql import DataFrame
 
 from sparkdiff.machine import paths, secrets
 from sparkdiff.report import Events
 from sparkdiff.tracking import JSONLines, TensorBoard
-from sparkdiff.tracking.mlflow_runs import Callback, log, mlflow
+from sparkdiff.tracking.mlflow_runs import Callback, is_logged, log, mlflow
 
+Made = TypeVar("Made")
 TOLD_ONCE = ("uri", "experiment", "runName")
 """Keys of the section that `log` does not take."""
+MISSING = "the result is not in MLflow"
+URI, EXPERIMENT = "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_ID"
+"""Variables of the environment that MLflow sets, too, when it is told a server or an experiment."""
+CURRENT = "_active_experiment_id"
+"""Where MLflow keeps the experiment that `set_experiment` chose, which no function of it takes back."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a job has made, as `sparkdiff.mlflow.log` takes it."""
+    """What a job has made, as `sparkdiff.mlflow.log` takes it; the original is None where it is no longer there."""
 
     pipelineModel: Any
     originalModel: Any
@@ -38,17 +46,42 @@ class Tracking:
 
     def log(self, result: Any) -> None:
         """Log the result, if the job asks for it."""
+        for one in self.callbacks():
+            _or_warning(MISSING, partial(self._log, one, lambda: result))
+
+    def log_again(self, job: str, content: str | None, load: Callable[[], Any]) -> None:
+        """Log the result of a job that an earlier process finished, unless MLflow has it.
+
+        Args:
+            job: its runId.
+            content: the content hash of its model.
+            load: loads the result.
+        """
+
+        def again(one: Callback) -> None:
+            if not is_logged(one.run(), job, content):
+                self._log(one, load)
+
+        for one in self.callbacks():
+            _or_warning(MISSING, partial(again, one))
+
+    def _log(self, one: Callback, load: Callable[[], Any]) -> None:
         options = {k: v for k, v in self.given.get("mlflow", {}).items() if k not in TOLD_ONCE}
-        for one in self._callbacks():
-            _or_warning("the result is not in MLflow", partial(log, result, runId=one.runId, **options))
+        log(load(), runId=one.run(), **options)
 
     def failed(self, error: BaseException) -> None:
         """The job ends without a result."""
         status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
-        for one in self._callbacks():
+        for one in self.callbacks():
             _or_warning("the run in MLflow goes on", partial(one.end, status))
 
-    def _callbacks(self) -> list[Callback]:
+    def ended(self) -> None:
+        """The job ends with a result: no run stays open, such as one that a server could not end before."""
+        for one in self.callbacks():
+            if one.running:
+                _or_warning("the run in MLflow goes on", partial(one.end, "FINISHED"))
+
+    def callbacks(self) -> list[Callback]:
         return [x for x in self.listeners if isinstance(x, Callback)]
 
 
@@ -56,44 +89,61 @@ class Tracking:
 def tracked(given: Mapping[str, Any] | None) -> Iterator[Tracking]:
     """Within this context the callbacks of the section `tracking` listen, and MLflow's server is that of the section."""
     tracking = Tracking(given or {}, tuple(_listeners(given or {})))
-    with _server(tracking.given.get("mlflow")):
+    with _server(tracking.given["mlflow"]) if tracking.callbacks() else contextlib.nullcontext():
         try:
             yield tracking
         except BaseException as e:
             tracking.failed(e)
             raise
+        tracking.ended()
 
 
 def _listeners(given: Mapping[str, Any]) -> Iterator[Events]:
-    if "jsonLines" in given:
-        file = Path(str(paths.local(given["jsonLines"])))
-        file.parent.mkdir(parents=True, exist_ok=True)
-        yield JSONLines(file)
-    if "tensorboard" in given:
-        yield TensorBoard(str(paths.local(given["tensorboard"])))
-    if "mlflow" in given:
-        yield Callback(runName=given["mlflow"].get("runName"))
+    makers: dict[str, Callable[[Any], Events]] = {
+        "jsonLines": _json_lines, "tensorboard": _tensorboard, "mlflow": _callback,
+    }  # fmt: skip
+    for key, make in makers.items():
+        if key in given:
+            made = _or_warning(f"tracking.{key} hears nothing", partial(make, given[key]))
+            if made is not None:
+                yield made
+
+
+def _json_lines(path: str) -> Events:
+    file = Path(str(paths.local(path)))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return JSONLines(file)
+
+
+def _tensorboard(path: str) -> Events:
+    return TensorBoard(str(paths.local(path)))
+
+
+def _callback(given: Mapping[str, Any]) -> Events:
+    return Callback(runName=given.get("runName"), experiment=given.get("experiment"))
 
 
 @contextlib.contextmanager
-def _server(given: Mapping[str, Any] | None) -> Iterator[None]:
-    if not given:
-        yield
-        return
-    package = mlflow()
-    before = package.get_tracking_uri()
+def _server(given: Mapping[str, Any]) -> Iterator[None]:
+    """Within this context MLflow's server is that of the section; afterwards server and experiment are as before."""
+    package, fluent = mlflow(), importlib.import_module("mlflow.tracking.fluent")
+    known = {name: os.environ.get(name) for name in (URI, EXPERIMENT)}
+    experiment = getattr(fluent, CURRENT, None)
     if uri := given.get("uri"):
         package.set_tracking_uri(uri)
-    if name := given.get("experiment"):
-        _or_warning(f"the experiment {name} of MLflow", lambda: package.set_experiment(name))
     try:
         yield
     finally:
-        package.set_tracking_uri(before)
+        if uri:
+            package.set_tracking_uri(None)  # then the environment counts, which a call before this job has set, too
+        setattr(fluent, CURRENT, experiment)
+        for name, value in known.items():
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
-def _or_warning(what: str, do: Callable[[], Any]) -> None:
+def _or_warning(what: str, do: Callable[[], Made]) -> Made | None:
     try:
-        do()
+        return do()
     except Exception as e:
         warnings.warn(f"{what}: {secrets.redacted(repr(e))}", RuntimeWarning, stacklevel=3)
+        return None

@@ -80,18 +80,21 @@ def _digest(summary: Any) -> str:
     return hashlib.sha256(json.dumps(plain(summary), sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
+def _log_params(client: Any, run_id: str, asked: Mapping[str, str]) -> None:
+    """Log params; MLflow's own logging of `fit` may have named some as they were given."""
+    entities, known = importlib.import_module("mlflow.entities"), client.get_run(run_id).data.params
+    renamed = {k if known.get(k, v) == v else f"sparkdiff.{k}": v for k, v in asked.items()}
+    _log(client, run_id, params=[entities.Param(k, v) for k, v in renamed.items()])
+
+
 def _log_figures(client: Any, run_id: str, summary: Any) -> None:
     """Log what was asked, the figures of the decision, and the dataset."""
     entities, told = importlib.import_module("mlflow.entities"), plain(summary)
     tags = {name: told[name] for name in ("decision", "reason")}
     tags |= {f"version.{name}": version for name, version in told.get("versions", {}).items()}
-    # MLflow's own logging of `fit` may have named some as they were given.
-    known, asked = client.get_run(run_id).data.params, params(summary)
-    asked = {k if known.get(k, v) == v else f"sparkdiff.{k}": v for k, v in asked.items()}
-    _log(
-        client, run_id, params=[entities.Param(k, v) for k, v in asked.items()],
-        metrics=_measured(entities, (Point(k, v, 0) for k, v in metrics(summary).items())), tags=_tags(entities, tags),
-    )  # fmt: skip
+    _log_params(client, run_id, params(summary))
+    measured = _measured(entities, (Point(k, v, 0) for k, v in metrics(summary).items()))
+    _log(client, run_id, metrics=measured, tags=_tags(entities, tags))
     _log_dataset(client, run_id, told)
     client.set_tag(run_id, TOLD, _digest(summary))
 
@@ -127,12 +130,14 @@ def _log_dataset(client: Any, run_id: str, told: Mapping[str, Any]) -> None:
 class Callback(Events):
     """Logs the curves of one fit to MLflow while it runs, and at its end all that its summary tells, without the model.
 
-    It logs to the active run, or else to one of its own, which it ends. A server that fails costs a warning: the curves are then
-    left until the end of the fit, where it is tried once more.
+    It logs to the active run, or else to one of its own, which it ends. Where that run tells another result already, it makes
+    one of its own below it. A server that fails costs a warning: the curves are then left until the end of the fit, where it is
+    tried once more.
 
     Args:
         runId: the run to log to.
         runName: of a run of its own.
+        experiment: name of the experiment of a run of its own, which becomes the current one; by default the current one.
 
     Attributes:
         runId: the run; `sparkdiff.mlflow.log(tuned, runId=callback.runId)` adds the model.
@@ -143,15 +148,16 @@ class Callback(Events):
 
     __module__ = "sparkdiff.mlflow"
 
-    def __init__(self, runId: str | None = None, runName: str | None = None):
-        self._mlflow, self.runId, self.runName = mlflow(), runId, runName
-        self._own, self._silent, self._ended, self._sent = False, False, False, 0.0
+    def __init__(self, runId: str | None = None, runName: str | None = None, experiment: str | None = None):
+        self._mlflow, self.runId, self.runName, self.experiment = mlflow(), runId, runName, experiment
+        self._chosen, self._own, self._silent, self._ended, self._sent = False, False, False, False, 0.0
+        self.running = False
         self._waiting: list[Point] = []
 
     def on_phase(self, name: str, seconds: float | None, detail: str) -> None:
-        if self.runId is None and not self._silent:  # here and not in a thread of an arm, which has no active run
+        if not self._chosen and not self._silent:  # here and not in a thread of an arm, which has no active run
             self._silent = True  # until it has succeeded
-            self._run()
+            self.run()
             self._silent = False
 
     def on_epoch(self, row: Mapping[str, Any]) -> None:
@@ -165,11 +171,13 @@ class Callback(Events):
     def on_decision(self, record: Any) -> None:
         self._check_new()
         self._ended = True
-        self._send()
-        client, run_id = self._mlflow.MlflowClient(), self._run()
-        _log_figures(client, run_id, record)
-        _log_pages(client, run_id, record)
-        self.end("FINISHED")
+        try:
+            self._send()
+            client, run_id = self._mlflow.MlflowClient(), self.run()
+            _log_figures(client, run_id, record)
+            _log_pages(client, run_id, record)
+        finally:
+            self.end("FINISHED")
 
     def _check_new(self) -> None:
         if self._ended:
@@ -179,23 +187,40 @@ class Callback(Events):
         """End the run with this status, if it is this callback's own."""
         if self._own and self.runId is not None:
             self._mlflow.MlflowClient().set_terminated(self.runId, status)
+            self.running = False
 
     def _send(self) -> None:
         entities = importlib.import_module("mlflow.entities")
-        _log(self._mlflow.MlflowClient(), self._run(), metrics=_measured(entities, self._waiting))
+        _log(self._mlflow.MlflowClient(), self.run(), metrics=_measured(entities, self._waiting))
         self._waiting, self._sent = [], time.monotonic()
 
-    def _run(self) -> str:
-        if self.runId is None:
-            active = self._mlflow.active_run()
-            self.runId = _new_run(self._mlflow, self.runName) if active is None else active.info.run_id
-            self._own = active is None
+    def run(self) -> str:
+        """The id of the run, which is made unless it is there."""
+        if not self._chosen:
+            wanted = self.runId or _active_id(self._mlflow)
+            if wanted is None or _tells_another(self._mlflow, wanted):
+                if self.experiment is not None:
+                    self._mlflow.set_experiment(self.experiment)
+                wanted, self._own = _new_run(self._mlflow, self.runName, parent=wanted), True
+            self.runId, self._chosen, self.running = wanted, True, self._own
         return str(self.runId)
 
 
-def _new_run(package: Any, name: str | None) -> str:
-    """A run in the current experiment with the tags that MLflow gives its own."""
-    tags = importlib.import_module("mlflow.tracking.context.registry").resolve_tags()
+def _active_id(package: Any) -> str | None:
+    active = package.active_run()
+    return None if active is None else str(active.info.run_id)
+
+
+def _tells_another(package: Any, run_id: str, digest: str | None = None) -> bool:
+    """Whether a run has the figures of another summary than that of this digest: it cannot hold those of both."""
+    return package.MlflowClient().get_run(run_id).data.tags.get(TOLD) not in (None, digest)
+
+
+def _new_run(package: Any, name: str | None, parent: str | None = None) -> str:
+    """A run in the current experiment, below its parent, with the tags that MLflow gives its own."""
+    tags = dict(importlib.import_module("mlflow.tracking.context.registry").resolve_tags())
+    if parent is not None:
+        tags["mlflow.parentRunId"] = parent
     experiment = importlib.import_module("mlflow.tracking.fluent")._get_experiment_id()
     return str(package.MlflowClient().create_run(experiment, tags=tags, run_name=name).info.run_id)
 
@@ -209,7 +234,8 @@ def log(
 ) -> str:  # fmt: skip
     """Log the result of a fit to MLflow: parameters, curves, figures, report, plan, and the plain model in the flavour `spark`.
 
-    It logs to the active run, or else to one of its own. The model is loaded by `mlflow.spark.load_model`, without sparkdiff.
+    It logs to the active run, or else to one of its own, which lies below the active run where that tells another result
+    already. The model is loaded by `mlflow.spark.load_model`, without sparkdiff.
     Where the original was kept, the model is the original: the run says so by its tag `sparkdiff.decision`, and no version is
     registered unless `registerOriginal` asks for it.
 
@@ -237,7 +263,7 @@ def log(
     wanted = registeredModelName is not None and (registerOriginal or not _kept(tuned.summary))
     if wanted and rows is None:
         raise InputError("a registered model needs a signature: log(tuned, df) takes it from the rows of df")
-    with _active(package, runId) as run_id:
+    with _active(package, runId, _digest(tuned.summary)) as run_id:
         client = package.MlflowClient()
         _log_result(client, run_id, tuned)
         lineage = _log_lineage(client, run_id, tuned, parentRunId)
@@ -270,13 +296,16 @@ def _kept(summary: Any) -> bool:
 
 
 @contextlib.contextmanager
-def _active(package: Any, run_id: str | None) -> Iterator[str]:
-    """Within this context a run is active: this one, the active one, or a new one."""
-    active = package.active_run()
-    if active is not None and run_id in (None, active.info.run_id):
-        yield active.info.run_id
+def _active(package: Any, run_id: str | None, digest: str) -> Iterator[str]:
+    """Within this context a run is active: this one, the active one, or a new one, as where it tells another result."""
+    active = _active_id(package)
+    wanted = run_id or active
+    if wanted is not None and _tells_another(package, wanted, digest):
+        wanted = _new_run(package, None, parent=wanted)
+    if wanted is not None and wanted == active:
+        yield wanted
     else:
-        with package.start_run(run_id=run_id, nested=active is not None) as run:
+        with package.start_run(run_id=wanted, nested=active is not None) as run:
             yield run.info.run_id
 
 
@@ -289,7 +318,7 @@ def _log_result(client: Any, run_id: str, tuned: Any) -> None:
         _log(client, run_id, metrics=_measured(entities, (p for row in rows for p in points(row))))
         _log_figures(client, run_id, tuned.summary)
     stages = ", ".join(type(stage).__name__ for _, stage in flatten(tuned.pipelineModel))
-    client.log_param(run_id, "stages", text(stages))
+    _log_params(client, run_id, {"stages": text(stages)})
     _log_pages(client, run_id, tuned.summary, _plan(tuned), trials)
 
 
@@ -297,7 +326,7 @@ def _plan(tuned: Any) -> Any:
     """The plan of the fine-tuning; of a search that of its model."""
     given = getattr(tuned.summary, "options", {})
     wishes: dict[str, Any] = {name: given.get(name) or () for name in ("freeze", "reference", "target", "unfreeze")}
-    return plan_of(getattr(tuned, "originalModel", tuned.pipelineModel), **wishes)
+    return plan_of(getattr(tuned, "originalModel", None) or tuned.pipelineModel, **wishes)
 
 
 def _log_lineage(client: Any, run_id: str, tuned: Any, parent: str | None) -> dict[str, str]:
@@ -313,12 +342,18 @@ def _log_lineage(client: Any, run_id: str, tuned: Any, parent: str | None) -> di
     return found
 
 
-def _run_of(client: Any, run_id: str, content: str | None) -> str | None:
-    """The latest other run of the experiment that logged a model of this content."""
+def is_logged(run_id: str, job: str, content: str | None) -> bool:
+    """Whether another run of the experiment, which has finished, logged a model of this content for the job of this runId."""
+    finished = f" AND params.runId = '{job}' AND attributes.status = 'FINISHED'"
+    return _run_of(mlflow().MlflowClient(), run_id, content, finished) is not None
+
+
+def _run_of(client: Any, run_id: str, content: str | None, condition: str = "") -> str | None:
+    """The latest other run of the experiment that logged a model of this content, and fulfils a condition."""
     if content is None:
         return None
     experiment = client.get_run(run_id).info.experiment_id
-    wanted, order = f"tags.`sparkdiff.modelHash` = '{content}'", ["attributes.start_time DESC"]
+    wanted, order = f"tags.`sparkdiff.modelHash` = '{content}'{condition}", ["attributes.start_time DESC"]
     known = client.search_runs([experiment], wanted, order_by=order, max_results=2)
     return next((run.info.run_id for run in known if run.info.run_id != run_id), None)
 

@@ -123,9 +123,12 @@ class Search(Estimator, MLWritable, MLReadable):  # type: ignore[type-arg]
         return Settings.of({p.name: v for p, v in self._paramMap.items() if p.name in FIELDS})
 
     def _fit(self, dataset: DataFrame) -> "SearchModel":
-        found = observed(self, lambda more: self._searched(dataset, [*self.callbacks, *more]))
-        found.dataset = dataset
-        return found
+        def fit(more: Sequence[Events]) -> "SearchModel":
+            found = self._searched(dataset, [*self.callbacks, *more])
+            found.dataset = dataset  # before the observer hears of it, who takes the signature from these rows
+            return found
+
+        return observed(self, fit)
 
     def _searched(self, dataset: DataFrame, callbacks: Sequence[Events]) -> "SearchModel":
         task = self.task()

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import json
 import os
 import subprocess
 import sys
@@ -283,7 +284,9 @@ def test_a_finished_job_is_returned_for_the_same_data_and_pipeline_only(
     trained: list[Any] = []
     fine_tune = steps.fine_tune
     monkeypatch.setattr(steps, "fine_tune", lambda *a, **k: trained.append(a) or fine_tune(*a, **k))
-    assert job().metrics == first.metrics
+    assert job(f"tracking.jsonLines={tmp_path}/events.jsonl").metrics == first.metrics
+    told = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert [e["event"] for e in told] == ["phase", "phase", *["epoch"] * len(first.records), "decision"]
     assert job("fineTuner.waitForRun=1").metrics == first.metrics  # how it runs is no part of what it does
     (tmp_path / "run" / "README").touch()  # nothing is replaced, so what else is there doesn't matter
     assert job().metrics == first.metrics

@@ -116,7 +116,7 @@ def autologging(client: Any) -> Iterator[None]:
 
 
 def test_a_fit_is_one_run_whatever_else_logs_by_itself(
-    autologging: None, numeric: PipelineModel, shared: Path, df: DataFrame, runs: Any
+    autologging: None, numeric: PipelineModel, shared: Path, df: DataFrame, runs: Any, client: Any
 ) -> None:
     head = GeneralizedLinearRegression(featuresCol="assembled", labelCol="riders", family="poisson", maxIter=2)
     pipeline = Pipeline(stages=[numeric.stages[0], head])
@@ -132,11 +132,14 @@ def test_a_fit_is_one_run_whatever_else_logs_by_itself(
     tuner.fit(df)  # which fits the pipeline
     [_, own] = runs()
     assert own.data.tags["estimator_name"] == "FineTuner" and "sparkdiff.decision" not in own.data.tags
-    sparkdiff.mlflow.autolog()
+    sparkdiff.mlflow.autolog(registeredModelName="each fit", registerOriginal=True)
     tuner.fit(df)
     [_, _, both] = runs()
     assert both.data.tags["estimator_name"] == "FineTuner" and both.data.tags["sparkdiff.decision"]
     assert "candidate0/validationMetric" in both.data.metrics
+    assert client.get_model_version_by_alias("each fit", "challenger").run_id == both.info.run_id
+    info = mlflow.models.get_model_info("models:/each fit@challenger")
+    assert set(info.signature.inputs.input_names()) == {*NUMBERS} and info.saved_input_example_info is not None
     mlflow.pyspark.ml.autolog(disable=True)
     FineTuner(tuner.getPipeline(), cacheDir=str(shared), **{**QUICK, "maxEpochs": 1}).fit(df)
     [_, _, _, ours] = runs()
